@@ -1,0 +1,60 @@
+// Package agent holds the value types that the components share: who an agent
+// is, and what it said. It imports nothing of ours and does no I/O.
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// ID is the UUID of an agent, a workspace, a build or an app.
+type ID = uuid.UUID
+
+// ErrRejected is wrapped by errors of a store that writing again cannot cure:
+// the database refuses the data itself. The caller isolates the row.
+var ErrRejected = errors.New("rejected by the database")
+
+// Identity is what an agent's series are labelled by and kept under. It comes
+// from the agent's registration, never from the agent.
+type Identity struct {
+	Username      string
+	WorkspaceName string
+	AgentName     string
+	TemplateName  string
+	// CreatedAt decides between two agents with equal labels: the newer is
+	// served.
+	CreatedAt time.Time
+}
+
+// Instance is one process of an agent, chosen at random by it.
+type Instance [16]byte
+
+// Order tells which of two statements of one agent is newer. Times do not.
+type Order struct {
+	// Epoch of the agent's session, in nanoseconds since 1970 when it opened,
+	// but always above the epochs before it.
+	Epoch int64
+	// Sequence of the request within the agent's instance, from 1; 0 outside
+	// a stream.
+	Sequence int64
+}
+
+// Compare returns -1, 0 or 1 as o is older than, equal to or newer than p.
+func (o Order) Compare(p Order) int {
+	return cmp.Or(cmp.Compare(o.Epoch, p.Epoch), cmp.Compare(o.Sequence, p.Sequence))
+}
+
+// Metadata is the value of one metadata key of one agent.
+type Metadata struct {
+	Agent ID
+	Key   string
+	Value string
+	// Error is why there is no value; empty if there is one.
+	Error string
+	// CollectedAt is when the service received the value.
+	CollectedAt time.Time
+	Order       Order
+}

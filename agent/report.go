@@ -1,0 +1,120 @@
+package agent
+
+import "iter"
+
+// Stats are the scalar values of one report.
+type Stats struct {
+	// RxBytes and TxBytes were moved since the last report that was taken in.
+	RxBytes, TxBytes int64
+	// ConnectionCount is the number of distinct flows in the period.
+	ConnectionCount int64
+	// MedianLatencyMS is in milliseconds; 0 or less: unknown.
+	MedianLatencyMS float64
+	// Sessions are those open now, by family of app.
+	Sessions Sessions
+}
+
+// Sessions are open sessions by family of app.
+type Sessions struct {
+	VSCode, JetBrains, ReconnectingPTY, SSH int64
+}
+
+// Report is one report of an agent. It is valid only during the call that it
+// is passed to: whoever keeps a string of it keeps a copy.
+type Report interface {
+	Stats() Stats
+	// Samples yields the forwarded samples in the order of the wire. The same
+	// Sample is yielded each time, overwritten.
+	Samples() iter.Seq[*Sample]
+}
+
+// Sample is one forwarded sample.
+type Sample struct {
+	Name   string
+	Type   SampleType
+	Value  float64
+	Labels []Label
+}
+
+// Label is one label of a sample.
+type Label struct {
+	Name, Value string
+}
+
+// SampleType is the type that an agent gives a forwarded family.
+type SampleType uint8
+
+// The types of forwarded families.
+const (
+	Untyped SampleType = iota
+	Counter
+	Gauge
+)
+
+// Refusal is what was refused of one request for one reason; the rest of the
+// request was taken in.
+type Refusal struct {
+	Kind RefusalKind
+	// Reason as the refusing component's counter labels it, like
+	// "invalid_name".
+	Reason string
+	// Message is for a person: it names the field, the limit and the value.
+	Message string
+	// Names are sample names or metadata keys, the first MaxRefusalNames.
+	Names []string
+	// Count is how many were refused, those beyond Names included.
+	Count int
+}
+
+// MaxRefusalNames bounds Refusal.Names, so that an answer to garbage stays
+// small: 16 names of 200 bytes are 3 KB.
+const MaxRefusalNames = 16
+
+// RefusalKind tells whether sending again can help.
+type RefusalKind uint8
+
+// The kinds of refusals.
+const (
+	// RefusedInvalid is malformed: it will be refused again.
+	RefusedInvalid RefusalKind = iota
+	// RefusedNotAllowed is not the agent's to send: reserved or undeclared.
+	RefusedNotAllowed
+	// RefusedLimit is over a limit: it may be accepted later.
+	RefusedLimit
+	// RefusedStore is refused by the database.
+	RefusedStore
+)
+
+// MetadataReport is the metadata of one request.
+type MetadataReport struct {
+	Agent ID
+	Order Order
+	// Entries in the order of the wire; of equal keys the last one counts.
+	Entries []MetadataEntry
+	// Tracker is told what becomes of the entries; nil: nobody is.
+	Tracker Tracker
+}
+
+// MetadataEntry is one key of a metadata report.
+type MetadataEntry struct {
+	Key, Value, Error string
+}
+
+// Tracker follows the requests of one instance until they are settled. Both
+// methods return at once and call nothing back.
+type Tracker interface {
+	// Hold says that something of the request is pending. Of one key only the
+	// oldest pending sequence is held: newer values of the key ride on it.
+	Hold(sequence int64)
+	// Settle ends holds, one for each element, after each flush at most once.
+	Settle([]Settled)
+}
+
+// Settled is the end of one hold.
+type Settled struct {
+	// Sequence that was held.
+	Sequence int64
+	// Refusal is nil if the entry, or a newer value of its key, is in the
+	// database.
+	Refusal *Refusal
+}

@@ -1,0 +1,13 @@
+package agent
+
+// Session is one connection of an agent to this service, or a run of unary
+// calls.
+type Session struct {
+	// Epoch is above that of every earlier session of the agent.
+	Epoch int64
+	// Instance is the agent's process; zero for unary calls.
+	Instance Instance
+	// First is true if this is the instance's first session anywhere: nothing
+	// that it reports was counted before.
+	First bool
+}

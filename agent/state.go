@@ -1,0 +1,67 @@
+package agent
+
+import "time"
+
+// State is the newest that an agent said of itself, beside stats and metadata.
+// Each part carries its own order; a part with the zero order was never said.
+type State struct {
+	Agent          ID
+	Lifecycle      Lifecycle
+	LifecycleOrder Order
+	// AppHealth is the newest health of each app that the agent reported.
+	AppHealth      map[ID]AppHealth
+	AppHealthOrder Order
+	Network        Network
+	NetworkOrder   Order
+}
+
+// Lifecycle is the state of an agent's life and when it was reached.
+type Lifecycle struct {
+	// State as upstream writes it, like "start_timeout".
+	State     LifecycleState
+	ChangedAt time.Time
+}
+
+// LifecycleState is a state of an agent's life.
+type LifecycleState string
+
+// The states of an agent's life, named as in the label lifecycle_state.
+const (
+	LifecycleCreated         LifecycleState = "created"
+	LifecycleStarting        LifecycleState = "starting"
+	LifecycleStartTimeout    LifecycleState = "start_timeout"
+	LifecycleStartError      LifecycleState = "start_error"
+	LifecycleReady           LifecycleState = "ready"
+	LifecycleShuttingDown    LifecycleState = "shutting_down"
+	LifecycleShutdownTimeout LifecycleState = "shutdown_timeout"
+	LifecycleShutdownError   LifecycleState = "shutdown_error"
+	LifecycleOff             LifecycleState = "off"
+)
+
+// AppHealth is the health of an app, named as in the label health.
+type AppHealth string
+
+// The healths of an app.
+const (
+	AppHealthDisabled     AppHealth = "disabled"
+	AppHealthInitializing AppHealth = "initializing"
+	AppHealthHealthy      AppHealth = "healthy"
+	AppHealthUnhealthy    AppHealth = "unhealthy"
+)
+
+// Network is an agent's view of the tailnet.
+type Network struct {
+	// NodeID is the agent's tailnet node; 0: unknown.
+	NodeID uint64
+	// PreferredRegion is a region's id; 0: none.
+	PreferredRegion int64
+	Regions         []Region
+}
+
+// Region is one DERP region.
+type Region struct {
+	ID   int64
+	Name string
+	// Latency is the round trip to it; negative: not measured.
+	Latency time.Duration
+}
