@@ -1,0 +1,319 @@
+package store
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+// childEnv makes the test binary write to the database that it names until it
+// is killed.
+const childEnv = "STORE_TEST_WRITE_UNTIL_KILLED"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childEnv); path != "" {
+		fmt.Fprintln(os.Stderr, writeUntilKilled(path))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestSQLite(t *testing.T) {
+	testContract(t, func(t testing.TB) *Store { return openTemp(t) })
+}
+
+func openTemp(t testing.TB) *Store {
+	return openPath(t, filepath.Join(t.TempDir(), "agentstatsd.db"))
+}
+
+func openPath(t testing.TB, path string) *Store {
+	s, err := Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	return s
+}
+
+func TestOptions(t *testing.T) {
+	for want, opts := range map[string]Options{
+		"no path":          {},
+		"read connections": {Path: "x", ReadConns: -1},
+		"busy timeout":     {Path: "x", BusyTimeout: -1},
+	} {
+		_, err := Open(t.Context(), opts, slog.New(slog.DiscardHandler))
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// The pragmas are those of every connection, not of the first one.
+func TestSQLitePragmas(t *testing.T) {
+	s := openTemp(t)
+	for name, want := range map[string]string{
+		"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1",
+		"busy_timeout": "5000", "journal_size_limit": "67108864",
+	} {
+		for pool, db := range map[string]*sql.DB{"writer": s.writer, "reader": s.reader} {
+			for _, value := range pragmaOfAll(t, db, name) {
+				require.Equal(t, want, value, "%s of a %s", name, pool)
+			}
+		}
+	}
+	require.Equal(t, []string{"0"}, pragmaOfAll(t, s.writer, "query_only"))
+	require.Equal(t, []string{"1", "1", "1", "1"}, pragmaOfAll(t, s.reader, "query_only"))
+}
+
+// pragmaOfAll opens all connections of a pool at once and asks each.
+func pragmaOfAll(t *testing.T, db *sql.DB, name string) []string {
+	var values []string
+	for range db.Stats().MaxOpenConnections {
+		conn, err := db.Conn(t.Context())
+		require.NoError(t, err)
+		defer func() { require.NoError(t, conn.Close()) }()
+		var value string
+		require.NoError(t, conn.QueryRowContext(t.Context(), "PRAGMA "+name).Scan(&value))
+		values = append(values, value)
+	}
+	return values
+}
+
+// Only the owner reads the files, whatever the umask.
+func TestSQLiteFileModes(t *testing.T) {
+	for _, umask := range []int{0o000, 0o077, 0o277} {
+		path := filepath.Join(t.TempDir(), "a.db")
+		s := openWithUmask(t, path, umask)
+		register(t, s, id(1))
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			require.Equal(t, os.FileMode(0o600), mode(t, path+suffix), "%s with umask %o", suffix, umask)
+		}
+	}
+
+	dir := filepath.Join(t.TempDir(), "new", "data")
+	openWithUmask(t, filepath.Join(dir, "a.db"), 0)
+	require.Equal(t, os.FileMode(0o700), mode(t, dir))
+	require.Equal(t, os.FileMode(0o700), mode(t, filepath.Dir(dir)))
+
+	// A file that others could read is made private.
+	path := filepath.Join(t.TempDir(), "a.db")
+	require.NoError(t, openPath(t, path).Close())
+	require.NoError(t, os.Chmod(path, 0o644))
+	openPath(t, path)
+	require.Equal(t, os.FileMode(0o600), mode(t, path))
+}
+
+func openWithUmask(t *testing.T, path string, umask int) *Store {
+	old := syscall.Umask(umask)
+	defer syscall.Umask(old)
+	return openPath(t, path)
+}
+
+func mode(t *testing.T, path string) os.FileMode {
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	return info.Mode().Perm()
+}
+
+func TestSQLitePathIsEscaped(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a b?mode=memory&_pragma=foreign_keys(0)#%41.db")
+	s := openPath(t, path)
+	register(t, s, id(1))
+	require.ErrorIs(t, s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(2), "a", "", 1, 1)}), agent.ErrRejected)
+	require.FileExists(t, path)
+}
+
+func TestSQLiteReopened(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	s := openPath(t, path)
+	register(t, s, id(1))
+	want := []agent.Metadata{row(id(1), "a", "1", 1, 1)}
+	require.NoError(t, s.UpsertMetadata(t.Context(), want))
+	require.NoError(t, s.Close())
+	_, err := os.Stat(path + "-wal")
+	require.ErrorIs(t, err, os.ErrNotExist, "checkpointed")
+
+	found, err := openPath(t, path).Metadata(t.Context(), []agent.ID{id(1)})
+	require.NoError(t, err)
+	require.Equal(t, want, found)
+}
+
+func TestSQLiteNewerSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	s := openPath(t, path)
+	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (7, 1)`)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	_, err = Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	require.EqualError(t, err, "open database "+path+": its schema version 7 is newer than 1, the newest that this program knows:"+
+		" use the program that wrote it, or a later one")
+}
+
+func TestSQLiteNotADatabase(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	require.NoError(t, os.WriteFile(path, bytes.Repeat([]byte("not a database\n"), 100), 0o600))
+	_, err := Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "file is not a database")
+	_, err = Open(t.Context(), Options{Path: filepath.Join(path, "b.db")}, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "make data directory: ")
+}
+
+// A database that another process has locked is not a refusal of the data, and
+// the wait for it ends with the context.
+func TestSQLiteBusy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	s := openPath(t, path)
+	register(t, s, id(1))
+	other, err := sql.Open("sqlite", path)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close()) }()
+	conn, err := other.Conn(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	_, err = conn.ExecContext(t.Context(), `BEGIN IMMEDIATE`)
+	require.NoError(t, err)
+
+	rows := []agent.Metadata{row(id(1), "a", "1", 1, 1)}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	err = s.UpsertMetadata(ctx, rows)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NotErrorIs(t, err, agent.ErrRejected)
+
+	impatient, err := Open(t.Context(), Options{Path: path, BusyTimeout: time.Millisecond}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	err = impatient.UpsertMetadata(t.Context(), rows)
+	require.ErrorContains(t, err, "upsert metadata: begin: database is locked")
+	require.NotErrorIs(t, err, agent.ErrRejected)
+	// Reads do not wait for a writer.
+	_, err = impatient.Metadata(t.Context(), []agent.ID{id(1)})
+	require.NoError(t, err)
+
+	_, err = conn.ExecContext(t.Context(), `ROLLBACK`)
+	require.NoError(t, err)
+	require.NoError(t, impatient.UpsertMetadata(t.Context(), rows))
+	require.NoError(t, impatient.Close())
+}
+
+func TestSQLiteClosed(t *testing.T) {
+	s := openTemp(t)
+	require.NoError(t, s.Ping(t.Context()))
+	require.NoError(t, s.Close())
+	require.NoError(t, s.Close())
+	require.ErrorContains(t, s.Ping(t.Context()), "ping database: ")
+	err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "a", "", 1, 1)})
+	require.ErrorContains(t, err, "upsert metadata: begin: ")
+	require.NotErrorIs(t, err, agent.ErrRejected)
+}
+
+const (
+	killBatches = 20
+	killRows    = 50
+)
+
+// writeUntilKilled upserts batches of killRows rows and prints the number of
+// each when it is committed.
+func writeUntilKilled(path string) error {
+	ctx := context.Background()
+	s, err := Open(ctx, Options{Path: path}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	for n := int64(1); ; n++ {
+		rows := make([]agent.Metadata, killRows)
+		for i := range rows {
+			rows[i] = row(id(1), fmt.Sprint(i), fmt.Sprint(n), 1, n)
+		}
+		if err := s.UpsertMetadata(ctx, rows); err != nil {
+			return err
+		}
+		fmt.Println(n)
+	}
+}
+
+// What was acknowledged is there after kill -9, and a batch is there as a whole.
+func TestSQLiteKilled(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	s := openPath(t, path)
+	register(t, s, id(1))
+	require.NoError(t, s.Close())
+
+	for range 3 {
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
+		cmd.Env = append(os.Environ(), childEnv+"="+path)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		stdout, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		lines := bufio.NewScanner(stdout)
+		acked, printed := "", 0
+		for lines.Scan() {
+			acked = lines.Text()
+			if printed++; printed == killBatches {
+				require.NoError(t, cmd.Process.Kill())
+			}
+		}
+		require.Error(t, cmd.Wait())
+		require.Empty(t, stderr.String())
+
+		s := openPath(t, path)
+		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		require.NoError(t, err)
+		require.Len(t, found, killRows)
+		for _, m := range found {
+			require.Equal(t, found[0].Value, m.Value, "one transaction")
+			require.GreaterOrEqual(t, len(m.Value), len(acked))
+			if len(m.Value) == len(acked) {
+				require.GreaterOrEqual(t, m.Value, acked)
+			}
+		}
+		var check string
+		require.NoError(t, s.reader.QueryRowContext(t.Context(), `PRAGMA integrity_check`).Scan(&check))
+		require.Equal(t, "ok", check)
+		// The next child starts again from 1, as a new agent.
+		require.NoError(t, s.ApplyChange(t.Context(), agent.Change{RemovedAgents: []agent.ID{id(1)}}))
+		register(t, s, id(1))
+		require.NoError(t, s.Close())
+	}
+}
+
+// Flushes of 500 rows in turn over 2,000 agents with 10 keys each, all known,
+// as in the steady state of a fleet.
+func BenchmarkUpsertMetadata500(b *testing.B) {
+	const size = 500
+	s := openTemp(b)
+	agents := make([]agent.ID, 2000)
+	var rows []agent.Metadata
+	for i := range agents {
+		agents[i] = uuid.New()
+		for k := range 10 {
+			rows = append(rows, row(agents[i], fmt.Sprintf("%d_metadata_key", k), strings.Repeat("v", 40), 1, 1))
+		}
+	}
+	register(b, s, agents...)
+	require.NoError(b, s.UpsertMetadata(b.Context(), rows))
+	from := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		batch := rows[from : from+size]
+		from = (from + size) % len(rows)
+		for i := range batch {
+			batch[i].Order.Sequence++
+		}
+		require.NoError(b, s.UpsertMetadata(b.Context(), batch))
+	}
+	b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "rows/s")
+}
