@@ -1,0 +1,210 @@
+package pubsub
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+)
+
+// testContract is what every engine must do. open returns one without
+// subscribers.
+func testContract(t *testing.T, open func(testing.TB) PubSub) {
+	t.Run("Delivery", func(t *testing.T) { testDelivery(t, open(t)) })
+	t.Run("Limits", func(t *testing.T) { testLimits(t, open(t)) })
+	t.Run("Cancel", func(t *testing.T) { testCancel(t, open(t)) })
+	t.Run("SlowSubscriber", func(t *testing.T) { testSlowSubscriber(t, open(t)) })
+	t.Run("Concurrent", func(t *testing.T) { testConcurrent(t, open(t)) })
+	t.Run("Metadata", func(t *testing.T) { testMetadata(t, NewMetadata(open(t))) })
+}
+
+// received collects messages and lets a test wait for them.
+type received struct {
+	mu       sync.Mutex
+	changed  sync.Cond
+	messages []string // "nil" for a resynchronisation
+}
+
+func newReceived() *received {
+	r := &received{}
+	r.changed.L = &r.mu
+	return r
+}
+
+func (r *received) add(payload []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if payload == nil {
+		r.messages = append(r.messages, "nil")
+	} else {
+		r.messages = append(r.messages, string(payload))
+	}
+	r.changed.Broadcast()
+}
+
+// waitFor blocks until the last message is last and returns all.
+func (r *received) waitFor(last string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.messages) == 0 || r.messages[len(r.messages)-1] != last {
+		r.changed.Wait()
+	}
+	return r.messages
+}
+
+func subscribe(t *testing.T, ps PubSub, channel string) *received {
+	r := newReceived()
+	cancel, err := ps.Subscribe(channel, r.add)
+	require.NoError(t, err)
+	t.Cleanup(cancel)
+	return r
+}
+
+func publish(t *testing.T, ps PubSub, channel, payload string) {
+	t.Helper()
+	require.NoError(t, ps.Publish(t.Context(), channel, []byte(payload)))
+}
+
+func testDelivery(t *testing.T, ps PubSub) {
+	publish(t, ps, "a", "nobody listens")
+	first, second := subscribe(t, ps, "a"), subscribe(t, ps, "a")
+	other := subscribe(t, ps, "b")
+	var want []string
+	reused := make([]byte, 2)
+	for i := range 20 {
+		copy(reused, fmt.Sprintf("%02d", i))
+		require.NoError(t, ps.Publish(t.Context(), "a", reused))
+		want = append(want, string(reused))
+	}
+	publish(t, ps, "b", "b")
+	require.Equal(t, want, first.waitFor("19"))
+	require.Equal(t, want, second.waitFor("19"))
+	require.Equal(t, []string{"b"}, other.waitFor("b"))
+}
+
+func testLimits(t *testing.T, ps PubSub) {
+	long := strings.Repeat("c", MaxChannel)
+	_, err := ps.Subscribe("", func([]byte) {})
+	require.ErrorContains(t, err, `subscribe: channel name "" has 0 bytes, not 1 to 63`)
+	_, err = ps.Subscribe(long+"c", func([]byte) {})
+	require.ErrorContains(t, err, "has 64 bytes, not 1 to 63")
+	require.ErrorContains(t, ps.Publish(t.Context(), "", []byte("x")), "publish: channel name")
+	require.ErrorContains(t, ps.Publish(t.Context(), "a", nil), `publish to "a": payload has 0 bytes, not 1 to 7999`)
+	require.ErrorContains(t, ps.Publish(t.Context(), "a", make([]byte, MaxPayload+1)), "payload has 8000 bytes")
+
+	largest := subscribe(t, ps, long)
+	payload := strings.Repeat("p", MaxPayload)
+	publish(t, ps, long, payload)
+	require.Equal(t, []string{payload}, largest.waitFor(payload))
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, ps.Publish(ended, "a", []byte("x")), context.Canceled)
+}
+
+func testCancel(t *testing.T, ps PubSub) {
+	gone := newReceived()
+	cancel, err := ps.Subscribe("a", gone.add)
+	require.NoError(t, err)
+	stays := subscribe(t, ps, "a")
+	publish(t, ps, "a", "1")
+	gone.waitFor("1")
+	cancel()
+	cancel()
+	publish(t, ps, "a", "2")
+	stays.waitFor("2")
+	require.Equal(t, []string{"1"}, gone.waitFor("1"))
+
+	// Cancelling waits for the call under way.
+	entered, leave := make(chan struct{}), make(chan struct{})
+	left := false
+	cancel, err = ps.Subscribe("b", func([]byte) {
+		close(entered)
+		<-leave
+		left = true
+	})
+	require.NoError(t, err)
+	publish(t, ps, "b", "1")
+	publish(t, ps, "b", "never delivered, or entered would be closed twice")
+	<-entered
+	go close(leave)
+	cancel()
+	require.True(t, left)
+}
+
+// A subscriber that stands still holds nobody up, and is told that it missed
+// something.
+func testSlowSubscriber(t *testing.T, ps PubSub) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	slow := newReceived()
+	cancel, err := ps.Subscribe("a", func(payload []byte) {
+		if slow.add(payload); string(payload) == "first" {
+			close(entered)
+			<-leave
+		}
+	})
+	require.NoError(t, err)
+	t.Cleanup(cancel)
+	publish(t, ps, "a", "first")
+	<-entered
+	for i := range 100_000 {
+		publish(t, ps, "a", fmt.Sprint(i))
+	}
+	close(leave)
+	publish(t, ps, "a", "last")
+	messages := slow.waitFor("last")
+	require.Contains(t, messages, "nil")
+	require.Less(t, len(messages), 10_000, "what waits is bounded")
+	require.Equal(t, "first", messages[0])
+}
+
+// Publishers and subscribers come and go; each subscriber gets the messages of
+// each publisher in order, without a gap unless it is told.
+func testConcurrent(t *testing.T, ps PubSub) {
+	const publishers, messages = 4, 500
+	var group errgroup.Group
+	for range 4 {
+		group.Go(func() error {
+			for range 20 {
+				next := make(map[uint32]uint32)
+				var wrong error
+				cancel, err := ps.Subscribe("a", func(payload []byte) {
+					if payload == nil {
+						clear(next)
+						return
+					}
+					from, n := binary.BigEndian.Uint32(payload), binary.BigEndian.Uint32(payload[4:])
+					if want, known := next[from]; known && n != want {
+						wrong = fmt.Errorf("publisher %d: message %d, want %d", from, n, want)
+					}
+					next[from] = n + 1
+				})
+				if err != nil {
+					return err
+				}
+				cancel()
+				if wrong != nil {
+					return wrong
+				}
+			}
+			return nil
+		})
+	}
+	for from := range uint32(publishers) {
+		group.Go(func() error {
+			for n := range uint32(messages) {
+				payload := binary.BigEndian.AppendUint32(nil, from)
+				if err := ps.Publish(t.Context(), "a", binary.BigEndian.AppendUint32(payload, n)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+}
