@@ -120,8 +120,7 @@ func (s *Store) Ping(ctx context.Context) error {
 // Close waits for the calls under way and closes the database. It is safe to
 // repeat.
 func (s *Store) Close() error {
-	// The last connection that closes moves SQLite's write-ahead log into the
-	// file; it must not be one that may only read.
+	// The last connection to close moves SQLite's write-ahead log into the file.
 	if err := errors.Join(s.reader.Close(), s.writer.Close()); err != nil {
 		return fmt.Errorf("close database: %w", err)
 	}
