@@ -1,0 +1,367 @@
+// Package fleet knows which agents exist, which of them is connected, and what
+// each last said of its state. It gives every agent at most one live session,
+// turns a token into an agent, and follows the requests of each instance until
+// they are durable.
+//
+// Registrations are durable before they take effect. What agents say is kept in
+// memory and written behind, so that a database that is down stops no stream.
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrUnavailable is returned while the registrations are not loaded or the
+	// agent is being removed: nothing can be said of a token or an agent now.
+	ErrUnavailable = errors.New("the registrations are not available")
+	// ErrUnknownToken is returned for a token of no registered agent.
+	ErrUnknownToken = errors.New("unknown token")
+	// ErrUnknownAgent is returned for an id of no registered agent.
+	ErrUnknownAgent = errors.New("unknown agent")
+	// ErrSessionLive is returned for a call without a session while the agent
+	// has one.
+	ErrSessionLive = errors.New("the agent has a session")
+	// ErrSessionOver is returned for a request of a session that has ended.
+	ErrSessionOver = errors.New("the session is over")
+)
+
+// Store keeps what must survive the process. Its methods may be called
+// concurrently; each is one transaction.
+type Store interface {
+	RegistrationStore
+	StateStore
+	EpochStore
+}
+
+// RegistrationStore keeps the registrations. MetadataKeys are read at start to
+// count the keys of agents that declare none.
+type RegistrationStore interface {
+	Registrations(ctx context.Context) ([]agent.Registration, []agent.Workspace, error)
+	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
+	ApplyChange(ctx context.Context, c agent.Change) error
+}
+
+// StateStore keeps the newest state of each agent. SaveStates skips agents that
+// it does not know; errors.Is(err, agent.ErrRejected) tells that it refuses the
+// data itself.
+type StateStore interface {
+	States(ctx context.Context) ([]agent.State, error)
+	SaveStates(ctx context.Context, states []agent.State) error
+}
+
+// EpochStore keeps the last epoch of each agent.
+type EpochStore interface {
+	Epochs(ctx context.Context) (map[agent.ID]int64, error)
+	SaveEpochs(ctx context.Context, epochs map[agent.ID]int64) error
+}
+
+// Series are the live series of agents. The methods touch memory only and call
+// nothing of this package.
+type Series interface {
+	// Open begins a session of an agent, or takes over from an older one.
+	Open(id agent.ID, ident agent.Identity, s agent.Session)
+	// Close ends the session with this epoch; another epoch's is left alone.
+	// With goodbye the series go at once.
+	Close(id agent.ID, epoch int64, goodbye bool)
+	SeriesRoster
+}
+
+// SeriesRoster follows changes of the registrations.
+type SeriesRoster interface {
+	Relabel(id agent.ID, ident agent.Identity)
+	Remove(id agent.ID)
+}
+
+// Pending is the metadata that waits to be written. Remove forgets that of one
+// agent; it touches memory only.
+type Pending interface {
+	Remove(id agent.ID)
+}
+
+// Options are the limits and intervals of a Fleet. A zero field takes its
+// default, except where zero has a meaning of its own.
+type Options struct {
+	// MaxAgents bounds the registered agents, and the workspaces too; default
+	// 200000.
+	MaxAgents int
+	// MaxMetadataKeys bounds the metadata keys of an agent whose template
+	// declares none; default 128.
+	MaxMetadataKeys int
+	// SessionAge is how long a session lasts before the agent is asked to
+	// connect again, plus or minus a tenth at random; 0: for ever.
+	SessionAge time.Duration
+	// SessionGrace is how long an agent has to follow that; default 30 s.
+	SessionGrace time.Duration
+	// UnaryIdle after the last call without a session, the run of such calls is
+	// over and its series are left to their TTL; default 2 min.
+	UnaryIdle time.Duration
+	// InstanceRetention is how long the sequences of an instance are remembered
+	// after its session; default 1 h.
+	InstanceRetention time.Duration
+	// WriteInterval is how long the first change waits for others before states
+	// and epochs are written; default 500 ms.
+	WriteInterval time.Duration
+	// WriteTimeout bounds one write; default 10 s.
+	WriteTimeout time.Duration
+	// RefusedPerSecond items of an agent are tolerated for ever, and
+	// RefusedBurst at once; defaults 100 and 5000.
+	RefusedPerSecond, RefusedBurst int
+}
+
+func (o Options) withDefaults() Options {
+	set(&o.MaxAgents, 200_000)
+	set(&o.MaxMetadataKeys, 128)
+	set(&o.SessionGrace, 30*time.Second)
+	set(&o.UnaryIdle, 2*time.Minute)
+	set(&o.InstanceRetention, time.Hour)
+	set(&o.WriteInterval, 500*time.Millisecond)
+	set(&o.WriteTimeout, 10*time.Second)
+	set(&o.RefusedPerSecond, 100)
+	set(&o.RefusedBurst, 5000)
+	return o
+}
+
+func set[T comparable](field *T, to T) {
+	var zero T
+	if *field == zero {
+		*field = to
+	}
+}
+
+func (o Options) validate() error {
+	for _, c := range []struct {
+		name  string
+		value int64
+	}{
+		{"max agents", int64(o.MaxAgents)},
+		{"max metadata keys", int64(o.MaxMetadataKeys)},
+		{"session age", int64(o.SessionAge)},
+		{"session grace", int64(o.SessionGrace)},
+		{"unary idle", int64(o.UnaryIdle)},
+		{"instance retention", int64(o.InstanceRetention)},
+		{"write interval", int64(o.WriteInterval)},
+		{"write timeout", int64(o.WriteTimeout)},
+		{"refused per second", int64(o.RefusedPerSecond)},
+		{"refused burst", int64(o.RefusedBurst)},
+	} {
+		if c.value < 0 {
+			return fmt.Errorf("%s: want at least 0, got %d", c.name, c.value)
+		}
+	}
+	// A scan notices age once a second.
+	if o.SessionAge != 0 && o.SessionAge < 10*time.Second {
+		return fmt.Errorf("session age: want 0 or at least 10s, got %v", o.SessionAge)
+	}
+	return nil
+}
+
+// Fleet holds the agents. All methods may be called concurrently.
+//
+// Locks are taken in this order: changing, entry.turn, mu, entry.mu, then the
+// leaves (writes.mu, tracker.mu, and those of Series and Pending).
+type Fleet struct {
+	store   Store
+	series  Series
+	pending Pending
+	opts    Options
+	metrics *metrics
+	log     *slog.Logger
+
+	// changing is held, with one element, while the registrations change: the
+	// database and memory take the changes in one order. No stream waits for
+	// it.
+	changing chan struct{}
+
+	mu sync.RWMutex
+	// Guarded by mu.
+	loaded bool
+	roster roster
+
+	writes writes
+}
+
+// entry is one registered agent.
+type entry struct {
+	id agent.ID
+	// reg is replaced, never changed in place.
+	reg atomic.Pointer[agent.Registration]
+	// revision of the roster at which coderd last named the agent; guarded by
+	// Fleet.mu.
+	revision uint64
+
+	// turn is held while a request of the agent is taken in, and while its
+	// session begins or the agent is removed: a request is taken in wholly
+	// before or not at all.
+	turn sync.Mutex
+
+	mu sync.Mutex
+	// Guarded by mu.
+	leaving, gone bool
+	session       *Session
+	unary         unaryRun
+	epoch         int64
+	lastSeen      time.Time
+	instances     []*tracker // those without a session first, oldest first
+	keys          []string   // sorted; of an agent that declares none
+	refused       refusals
+	state         agent.State
+	dirty         bool // state is to be written
+	holds         []hold
+}
+
+// New returns a Fleet that knows nobody until Load.
+func New(store Store, series Series, pending Pending, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Fleet, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("fleet options: %w", err)
+	}
+	return &Fleet{
+		store:    store,
+		series:   series,
+		pending:  pending,
+		opts:     opts,
+		metrics:  newMetrics(reg),
+		log:      log,
+		changing: make(chan struct{}, 1),
+		roster:   newRoster(),
+		writes:   newWrites(),
+	}, nil
+}
+
+// SessionAge returns Options.SessionAge.
+func (f *Fleet) SessionAge() time.Duration { return f.opts.SessionAge }
+
+// MaxAgents returns Options.MaxAgents with its default.
+func (f *Fleet) MaxAgents() int { return f.opts.MaxAgents }
+
+// MaxMetadataKeys returns Options.MaxMetadataKeys with its default.
+func (f *Fleet) MaxMetadataKeys() int { return f.opts.MaxMetadataKeys }
+
+// Ready returns nil when the registrations are loaded, else ErrUnavailable.
+func (f *Fleet) Ready() error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if !f.loaded {
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// Healthy returns nil, or why the fleet does not do all of its work now: it is
+// not Ready, or states and epochs cannot be written.
+func (f *Fleet) Healthy() error {
+	if err := f.Ready(); err != nil {
+		return err
+	}
+	return f.writes.failing()
+}
+
+// Authenticate returns the agent that the token belongs to. The token's SHA-256
+// is looked up, never the token compared: what the time of a lookup can tell is
+// about the hash, which its sender cannot choose byte by byte. Errors:
+// ErrUnknownToken; ErrUnavailable while the registrations are not loaded.
+func (f *Fleet) Authenticate(token string) (agent.ID, error) {
+	hash := sha256.Sum256([]byte(token))
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if !f.loaded {
+		return agent.ID{}, ErrUnavailable
+	}
+	e := f.roster.tokens[hash]
+	if e == nil {
+		return agent.ID{}, ErrUnknownToken
+	}
+	return e.id, nil
+}
+
+// entry returns the agent; ErrUnknownAgent, or ErrUnavailable while the
+// registrations are not loaded.
+func (f *Fleet) entry(id agent.ID) (*entry, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if !f.loaded {
+		return nil, ErrUnavailable
+	}
+	if e := f.roster.agents[id]; e != nil {
+		return e, nil
+	}
+	return nil, ErrUnknownAgent
+}
+
+// availableLocked tells whether the agent can have sessions and calls now.
+func (e *entry) availableLocked() error {
+	switch {
+	case e.gone:
+		return ErrUnknownAgent
+	case e.leaving:
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// Info is an agent as the fleet sees it.
+type Info struct {
+	// Registration is shared: it is not to be changed.
+	Registration *agent.Registration
+	Connected    bool
+	// LastSeen is zero if the agent was not heard of since the start.
+	LastSeen time.Time
+	// State is the newest, durable or not. Its map is a copy.
+	State agent.State
+}
+
+// List returns at most limit agents with ids above after, in the order of their
+// ids; the zero ID is before all.
+func (f *Fleet) List(after agent.ID, limit int) []Info {
+	f.mu.RLock()
+	order := f.roster.order
+	f.mu.RUnlock()
+	from, found := slices.BinarySearchFunc(order, after, compareEntry)
+	if found {
+		from++
+	}
+	page := order[from:min(len(order), from+limit)]
+	infos := make([]Info, len(page))
+	for i, e := range page {
+		infos[i] = e.info()
+	}
+	return infos
+}
+
+// Agent returns one agent; ErrUnknownAgent, or ErrUnavailable while the
+// registrations are not loaded.
+func (f *Fleet) Agent(id agent.ID) (Info, error) {
+	e, err := f.entry(id)
+	if err != nil {
+		return Info{}, err
+	}
+	return e.info(), nil
+}
+
+func (e *entry) info() Info {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Info{
+		Registration: e.reg.Load(),
+		Connected:    e.session != nil,
+		LastSeen:     e.lastSeen,
+		State:        cloneState(e.state),
+	}
+}
+
+func compareEntry(e *entry, id agent.ID) int { return bytes.Compare(e.id[:], id[:]) }

@@ -1,0 +1,108 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Load reads what the store knows. Until it has succeeded once, every method
+// that needs the registrations returns ErrUnavailable; after that it does
+// nothing. Run repeats it until then.
+func (f *Fleet) Load(ctx context.Context) error {
+	if err := f.lockChanges(ctx); err != nil {
+		return err
+	}
+	defer f.unlockChanges()
+	if f.Ready() == nil {
+		return nil
+	}
+	r, err := f.load(ctx)
+	if err != nil {
+		f.metrics.loadErrors.Inc()
+		return fmt.Errorf("load the registrations: %w", err)
+	}
+	f.mu.Lock()
+	f.roster, f.loaded = r, true
+	f.mu.Unlock()
+	f.setSizes()
+	return nil
+}
+
+func (f *Fleet) load(ctx context.Context) (roster, error) {
+	r := newRoster()
+	agents, workspaces, err := f.store.Registrations(ctx)
+	if err != nil {
+		return r, fmt.Errorf("read registrations: %w", err)
+	}
+	states, err := f.store.States(ctx)
+	if err != nil {
+		return r, fmt.Errorf("read states: %w", err)
+	}
+	epochs, err := f.store.Epochs(ctx)
+	if err != nil {
+		return r, fmt.Errorf("read epochs: %w", err)
+	}
+	keys, err := f.store.MetadataKeys(ctx)
+	if err != nil {
+		return r, fmt.Errorf("read metadata keys: %w", err)
+	}
+	for _, w := range workspaces {
+		r.workspaces[w.ID] = &workspace{Workspace: w}
+	}
+	entries := make([]*entry, 0, len(agents))
+	for i := range agents {
+		reg := &agents[i]
+		slices.Sort(reg.MetadataKeys)
+		e := newEntry(reg)
+		e.epoch = epochs[e.id]
+		if len(reg.MetadataKeys) == 0 {
+			e.keys = keys[e.id]
+			slices.Sort(e.keys)
+		}
+		entries = append(entries, e)
+	}
+	r.add(entries)
+	for _, s := range states {
+		e := r.agents[s.Agent]
+		if e == nil {
+			continue
+		}
+		e.state = s
+		e.dropForeignApps()
+		// Epochs are written behind: the state may know of a later one.
+		e.epoch = max(e.epoch, s.LifecycleOrder.Epoch, s.AppHealthOrder.Epoch, s.NetworkOrder.Epoch)
+	}
+	return r, nil
+}
+
+func newEntry(reg *agent.Registration) *entry {
+	e := &entry{id: reg.ID, state: agent.State{Agent: reg.ID}}
+	e.reg.Store(reg)
+	return e
+}
+
+// dropForeignApps forgets the health of apps that the registration does not
+// have (any more). The caller holds e.mu, or is the only one who knows e.
+func (e *entry) dropForeignApps() {
+	apps := e.reg.Load().Apps
+	for id := range e.state.AppHealth {
+		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id }) {
+			delete(e.state.AppHealth, id)
+		}
+	}
+}
+
+// lockChanges waits for the turn to change the registrations.
+func (f *Fleet) lockChanges(ctx context.Context) error {
+	select {
+	case f.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for another change of the registrations: %w", ctx.Err())
+	}
+}
+
+func (f *Fleet) unlockChanges() { <-f.changing }

@@ -1,0 +1,65 @@
+package fleet
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	agents           prometheus.Gauge
+	workspaces       prometheus.Gauge
+	registrations    *prometheus.CounterVec
+	refused          *prometheus.CounterVec
+	sessions         prometheus.Gauge
+	sessionsEnded    *prometheus.CounterVec
+	duplicates       prometheus.Counter
+	refusedKeys      *prometheus.CounterVec
+	refusalsDropped  prometheus.Counter
+	instancesDropped prometheus.Counter
+	statesPending    prometheus.Gauge
+	statesWritten    prometheus.Counter
+	statesRejected   prometheus.Counter
+	writeErrors      *prometheus.CounterVec
+	loadErrors       prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		reg.MustRegister(g)
+		return g
+	}
+	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+		for _, value := range values {
+			v.WithLabelValues(value)
+		}
+		reg.MustRegister(v)
+		return v
+	}
+	ends := make([]string, 0, len(allEnds))
+	for _, end := range allEnds {
+		ends = append(ends, string(end))
+	}
+	return &metrics{
+		agents:           gauge("agentstatsd_agents_registered", "Agents that are registered."),
+		workspaces:       gauge("agentstatsd_workspaces_registered", "Workspaces that are registered, with or without agents."),
+		registrations:    vec("agentstatsd_registrations_total", "Registrations of agents by what they did.", "outcome", outcomeNew, outcomeChanged, outcomeUnchanged, outcomeSuperseded, outcomeStale, outcomeDeregistered),
+		refused:          vec("agentstatsd_registration_changes_refused_total", "Changes of the registrations that were refused as a whole.", "reason", refusedInvalid, refusedMaxAgents, refusedNeedsForce, refusedStore),
+		sessions:         gauge("agentstatsd_sessions", "Live sessions of agents."),
+		sessionsEnded:    vec("agentstatsd_sessions_total", "Sessions of agents that ended, by how.", "end", ends...),
+		duplicates:       counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),
+		refusedKeys:      vec("agentstatsd_metadata_refused_keys_total", "Metadata entries refused because of their key.", "reason", ReasonUndeclaredKey, ReasonTooManyKeys),
+		refusalsDropped:  counter("agentstatsd_late_refusals_dropped_total", "Refusals that came after the request was taken in and were not told, as too many waited."),
+		instancesDropped: counter("agentstatsd_instances_dropped_total", "Instances of agents forgotten early, as an agent had too many."),
+		statesPending:    gauge("agentstatsd_states_pending", "Agents whose state waits to be written."),
+		statesWritten:    counter("agentstatsd_states_written_total", "States of agents that were written."),
+		statesRejected:   counter("agentstatsd_states_rejected_total", "States of agents that the database refused."),
+		writeErrors:      vec("agentstatsd_fleet_write_errors_total", "Writes that failed and are tried again.", "what", "states", "epochs"),
+		loadErrors:       counter("agentstatsd_registrations_load_errors_total", "Attempts to load the registrations that failed."),
+	}
+}

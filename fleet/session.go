@@ -1,0 +1,335 @@
+package fleet
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// End is how a session ended.
+type End string
+
+// The ends of sessions. Those of the first group are the stream's to name, the
+// others are the fleet's.
+const (
+	EndGoodbye    End = "goodbye"    // the agent goes away for good
+	EndDisconnect End = "disconnect" // its stream ended or broke
+	EndDrain      End = "drain"      // the service stops
+	EndRefused    End = "refused"    // the agent broke the contract
+
+	EndTakeover     End = "takeover"     // a newer session of the agent
+	EndDeregistered End = "deregistered" // coderd removed the agent
+	EndSuperseded   End = "superseded"   // the agent of a newer build took its place
+	EndRevoked      End = "revoked"      // the agent has another token now
+	EndAged         End = "aged"         // the agent did not follow the request to connect again
+)
+
+var allEnds = []End{
+	EndGoodbye, EndDisconnect, EndDrain, EndRefused,
+	EndTakeover, EndDeregistered, EndSuperseded, EndRevoked, EndAged,
+}
+
+// Session is the live session of an agent. One goroutine uses it; the channels
+// are the fleet's way to reach that.
+type Session struct {
+	fleet   *Fleet
+	entry   *entry
+	info    agent.Session
+	tracker *tracker
+	resume  Progress
+	token   [32]byte // hash of the agent's token when the session opened
+
+	done   chan struct{}
+	notify chan struct{}
+	aged   atomic.Bool
+
+	end End // written before done is closed
+
+	// Guarded by entry.mu.
+	ageAt   time.Time // zero: never
+	closeAt time.Time // zero: not asked to connect again yet
+}
+
+// unaryRun is a run of calls without a session.
+type unaryRun struct {
+	epoch    int64 // 0: no run
+	sequence int64
+	last     time.Time
+}
+
+// Connect opens a session of the agent and ends an older one with EndTakeover.
+// The ordinal of the session counts from 1 in the life of the instance; 0 is
+// taken as above 1. It does not wait for the database. Errors: ErrUnknownAgent,
+// ErrUnavailable.
+func (f *Fleet) Connect(id agent.ID, instance agent.Instance, ordinal int64) (*Session, error) {
+	e, err := f.entry(id)
+	if err != nil {
+		return nil, err
+	}
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.availableLocked(); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	e.lastSeen = now
+	e.unary = unaryRun{}
+	if e.session != nil {
+		f.endLocked(e.session, EndTakeover)
+	}
+	t, known := e.instanceLocked(instance, f.metrics)
+	reg := e.reg.Load()
+	s := &Session{
+		fleet:   f,
+		token:   reg.TokenHash,
+		entry:   e,
+		tracker: t,
+		resume:  t.progress(),
+		info: agent.Session{
+			Epoch:    f.nextEpochLocked(e, now),
+			Instance: instance,
+			First:    ordinal == 1 && !known,
+		},
+		done:   make(chan struct{}),
+		notify: make(chan struct{}, 1),
+	}
+	if age := f.opts.SessionAge; age > 0 {
+		s.ageAt = now.Add(age - age/10 + rand.N(age/5))
+	}
+	e.session = s
+	t.detached = time.Time{}
+	t.attach(s.notify)
+	f.metrics.sessions.Inc()
+	f.series.Open(id, reg.Identity(), s.info)
+	return s, nil
+}
+
+// instanceLocked returns the tracker of the instance, and whether the instance
+// was known before.
+func (e *entry) instanceLocked(instance agent.Instance, m *metrics) (_ *tracker, known bool) {
+	i := slices.IndexFunc(e.instances, func(t *tracker) bool { return t.instance == instance })
+	if i >= 0 {
+		// The newest stands last: the first one goes when there are too many.
+		t := e.instances[i]
+		e.instances = append(slices.Delete(e.instances, i, i+1), t)
+		return t, true
+	}
+	if len(e.instances) >= maxInstances {
+		m.instancesDropped.Inc()
+		e.dropInstanceLocked(0)
+	}
+	t := newTracker(instance, m.refusalsDropped)
+	e.instances = append(e.instances, t)
+	return t, false
+}
+
+func (e *entry) dropInstanceLocked(i int) {
+	t := e.instances[i]
+	e.instances = slices.Delete(e.instances, i, i+1)
+	e.holds = slices.DeleteFunc(e.holds, func(h hold) bool { return h.tracker == t })
+}
+
+// nextEpochLocked returns an epoch for a session or a run of calls, and has it
+// persisted in a while.
+func (f *Fleet) nextEpochLocked(e *entry, now time.Time) int64 {
+	e.epoch = nextEpoch(now, e.epoch)
+	f.writes.addEpoch(e.id, e.epoch)
+	return e.epoch
+}
+
+// nextEpoch rises although the clock may not. If the clock is set back and the
+// process dies before the last epoch is written, an epoch can come again; its
+// values then lose against the older ones until the clock has caught up.
+func nextEpoch(now time.Time, last int64) int64 { return max(now.UnixNano(), last+1) }
+
+// endLocked ends a live session; the caller tells Series what becomes of the
+// series.
+func (f *Fleet) endLocked(s *Session, end End) {
+	s.entry.session = nil
+	s.end = end
+	close(s.done)
+	s.tracker.detached = time.Now()
+	if end != EndGoodbye {
+		s.tracker.detach(s.notify)
+	}
+	f.metrics.sessions.Dec()
+	f.metrics.sessionsEnded.WithLabelValues(string(end)).Inc()
+}
+
+// Agent returns the id of the session's agent.
+func (s *Session) Agent() agent.ID { return s.entry.id }
+
+// Info returns the session's epoch and instance.
+func (s *Session) Info() agent.Session { return s.info }
+
+// Resume returns what was known of the instance when the session opened.
+func (s *Session) Resume() Progress { return s.resume }
+
+// Done is closed when the session is over, by whomever.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// End returns how the session ended. It is valid once Done is closed.
+func (s *Session) End() End { return s.end }
+
+// Notify yields when Progress, LateRefusals or Aged may have news. After
+// Close(EndGoodbye) it goes on for Progress, until the instance connects again.
+func (s *Session) Notify() <-chan struct{} { return s.notify }
+
+// Aged returns true once the agent should be asked to connect again.
+func (s *Session) Aged() bool { return s.aged.Load() }
+
+// Progress returns how far the requests of the instance have come.
+func (s *Session) Progress() Progress { return s.tracker.progress() }
+
+// LateRefusals returns what was refused after it had been taken in, each once.
+// They are of the instance: some may have come between its sessions.
+func (s *Session) LateRefusals() []LateRefusal { return s.tracker.takeLate() }
+
+// Close ends the session, unless it is over already. EndGoodbye has the series
+// go at once; otherwise they wait for a reconnect until their TTL.
+func (s *Session) Close(end End) {
+	e := s.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.session != s {
+		s.tracker.detach(s.notify)
+		return
+	}
+	s.fleet.endLocked(s, end)
+	s.fleet.series.Close(e.id, s.info.Epoch, end == EndGoodbye)
+}
+
+// Receive has take take in the request with the sequence, which is at least 1,
+// and records it as received. A sequence that is not above all received ones is
+// a duplicate: it is ignored without an error. The error is ErrSessionOver if
+// the session has ended. The agent's other requests, and its removal, wait
+// meanwhile.
+func (s *Session) Receive(sequence int64, take func(Request)) error {
+	e := s.entry
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	now := time.Now()
+	e.mu.Lock()
+	live := e.session == s
+	if live {
+		e.lastSeen = now
+	}
+	e.mu.Unlock()
+	if !live {
+		return ErrSessionOver
+	}
+	if !s.tracker.fresh(sequence) {
+		s.fleet.metrics.duplicates.Inc()
+		return nil
+	}
+	take(Request{
+		fleet:   s.fleet,
+		entry:   e,
+		session: s.info,
+		order:   agent.Order{Epoch: s.info.Epoch, Sequence: sequence},
+		tracker: s.tracker,
+		now:     now,
+	})
+	s.tracker.receive(sequence)
+	return nil
+}
+
+// Refused counts n refused items of the agent, over its sessions. It returns
+// how long the agent should stay away; 0: it may go on.
+func (s *Session) Refused(n int) time.Duration {
+	e := s.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.refused.take(time.Now(), n, s.fleet.opts.RefusedPerSecond, s.fleet.opts.RefusedBurst)
+}
+
+// Call has take take in a request without a session. Such calls of an agent
+// form a run: one epoch, from the first call until a session or until none came
+// for Options.UnaryIdle. Errors: ErrSessionLive, ErrUnknownAgent,
+// ErrUnavailable.
+func (f *Fleet) Call(id agent.ID, take func(Request)) error {
+	e, err := f.entry(id)
+	if err != nil {
+		return err
+	}
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	now := time.Now()
+	order, err := f.beginCall(e, now)
+	if err != nil {
+		return err
+	}
+	take(Request{
+		fleet:   f,
+		entry:   e,
+		session: agent.Session{Epoch: order.Epoch},
+		order:   order,
+		now:     now,
+	})
+	return nil
+}
+
+func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.availableLocked(); err != nil {
+		return agent.Order{}, err
+	}
+	if e.session != nil {
+		return agent.Order{}, ErrSessionLive
+	}
+	if e.unary.epoch == 0 {
+		e.unary.epoch = f.nextEpochLocked(e, now)
+		f.series.Open(e.id, e.reg.Load().Identity(), agent.Session{Epoch: e.unary.epoch})
+	}
+	e.lastSeen, e.unary.last = now, now
+	e.unary.sequence++
+	return agent.Order{Epoch: e.unary.epoch, Sequence: e.unary.sequence}, nil
+}
+
+// scan does what is due: it asks aged sessions to leave, ends those that did
+// not, ends idle runs of calls and forgets old instances.
+func (f *Fleet) scan(now time.Time) {
+	f.mu.RLock()
+	order := f.roster.order
+	f.mu.RUnlock()
+	for _, e := range order {
+		e.mu.Lock()
+		f.scanLocked(e, now)
+		e.mu.Unlock()
+	}
+}
+
+func (f *Fleet) scanLocked(e *entry, now time.Time) {
+	if s := e.session; s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
+		switch {
+		case s.closeAt.IsZero():
+			s.closeAt = now.Add(f.opts.SessionGrace)
+			s.aged.Store(true)
+			select {
+			case s.notify <- struct{}{}:
+			default:
+			}
+		case !now.Before(s.closeAt):
+			f.endLocked(s, EndAged)
+			f.series.Close(e.id, s.info.Epoch, false)
+		}
+	}
+	if u := e.unary; u.epoch != 0 && now.Sub(u.last) >= f.opts.UnaryIdle {
+		e.unary = unaryRun{}
+		f.series.Close(e.id, u.epoch, false)
+	}
+	for i := 0; i < len(e.instances); {
+		t := e.instances[i]
+		if t.detached.IsZero() || now.Sub(t.detached) < f.opts.InstanceRetention {
+			i++
+			continue
+		}
+		e.dropInstanceLocked(i)
+	}
+}

@@ -1,0 +1,385 @@
+package fleet
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+func TestTakeover(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	first, err := p.Connect(nid(1), instance(1), 1)
+	require.NoError(t, err)
+	require.NoError(t, first.Receive(3, func(Request) {}))
+
+	second, err := p.Connect(nid(1), instance(1), 2)
+	require.NoError(t, err)
+	require.True(t, closed(first.Done()))
+	require.Equal(t, EndTakeover, first.End())
+	require.Greater(t, second.Info().Epoch, first.Info().Epoch)
+	require.True(t, first.Info().First)
+	require.False(t, second.Info().First)
+	require.Equal(t, Progress{3, 3}, second.Resume())
+	require.ErrorIs(t, first.Receive(4, func(Request) { t.Error("taken in") }), ErrSessionOver)
+	first.Close(EndDisconnect) // does not touch the second
+	require.False(t, closed(second.Done()))
+
+	second.Close(EndDisconnect)
+	require.True(t, closed(second.Done()))
+	second.Close(EndDisconnect)
+	require.Equal(t, []string{
+		"open 1 ws1 first=true", "open 1 ws1 first=false", "close 1 goodbye=false",
+	}, p.journal.take())
+	require.Equal(t, []string{"disconnect 1", "takeover 1"}, metric(t, p, "agentstatsd_sessions_total"))
+	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
+}
+
+// TestTakeoverWaitsForTheRequestInHand shows that a request is not lost between
+// two sessions: it is taken in before the second one learns where to resume.
+func TestTakeoverWaitsForTheRequestInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{}, registration(1, 1, 1))
+		first, err := p.Connect(nid(1), instance(1), 1)
+		require.NoError(t, err)
+		var wg sync.WaitGroup
+		taking, goOn := make(chan struct{}), make(chan struct{})
+		wg.Go(func() {
+			err := first.Receive(1, func(Request) { close(taking); <-goOn })
+			require.NoError(t, err)
+		})
+		<-taking
+		wg.Go(func() {
+			second, err := p.Connect(nid(1), instance(1), 2)
+			require.NoError(t, err)
+			require.Equal(t, Progress{1, 1}, second.Resume())
+		})
+		wg.Go(func() { goOn <- struct{}{} })
+		wg.Wait()
+	})
+}
+
+func TestDuplicatesAndGaps(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s, err := p.Connect(nid(1), instance(1), 1)
+	require.NoError(t, err)
+	var taken []int64
+	for _, seq := range []int64{1, 1, 5, 4, 3, 100, 100, 101} {
+		require.NoError(t, s.Receive(seq, func(r Request) { taken = append(taken, r.Order().Sequence) }))
+	}
+	require.Equal(t, []int64{1, 5, 100, 101}, taken)
+	require.Equal(t, []string{"4"}, metric(t, p, "agentstatsd_duplicate_requests_total"))
+	require.Equal(t, Progress{101, 101}, s.Progress())
+}
+
+func TestGoodbye(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s, err := p.Connect(nid(1), instance(1), 1)
+	require.NoError(t, err)
+	require.NoError(t, s.Receive(1, func(r Request) { r.Tracker().Hold(1) }))
+	p.journal.take()
+	s.Close(EndGoodbye)
+	require.Equal(t, []string{"close 1 goodbye=true"}, p.journal.take())
+	require.Equal(t, Progress{1, 0}, s.Progress())
+
+	s.tracker.Settle([]agent.Settled{{Sequence: 1}})
+	require.True(t, closed(s.Notify()), "its last ack is still told")
+	require.Equal(t, Progress{1, 1}, s.Progress())
+	s.Close(EndGoodbye)
+	require.Empty(t, p.journal.take())
+}
+
+func TestInstancesAreBounded(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	for n := range byte(6) {
+		s, err := p.Connect(nid(1), instance(n), 1)
+		require.NoError(t, err)
+		require.NoError(t, s.Receive(int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}) }))
+	}
+	e := p.roster.agents[nid(1)]
+	require.Len(t, e.instances, maxInstances)
+	require.Len(t, e.holds, maxInstances)
+	require.Equal(t, []string{"2"}, metric(t, p, "agentstatsd_instances_dropped_total"))
+	s, err := p.Connect(nid(1), instance(3), 2)
+	require.NoError(t, err)
+	require.Equal(t, Progress{4, 3}, s.Resume())
+	s, err = p.Connect(nid(1), instance(0), 2)
+	require.NoError(t, err)
+	require.Equal(t, Progress{}, s.Resume())
+	require.False(t, s.Info().First, "the agent says that it is not the first")
+}
+
+func TestCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{}, registration(1, 1, 1))
+		var orders []agent.Order
+		call := func() error {
+			return p.Call(nid(1), func(r Request) {
+				require.Nil(t, r.Tracker())
+				require.Equal(t, r.Order().Epoch, r.Epoch())
+				orders = append(orders, r.Order())
+			})
+		}
+		require.NoError(t, call())
+		require.NoError(t, call())
+		require.Equal(t, orders[0].Epoch, orders[1].Epoch)
+		require.Equal(t, 1, orders[1].Compare(orders[0]))
+
+		s, err := p.Connect(nid(1), instance(1), 1)
+		require.NoError(t, err)
+		require.ErrorIs(t, call(), ErrSessionLive)
+		require.Greater(t, s.Info().Epoch, orders[0].Epoch)
+		s.Close(EndDisconnect)
+		require.NoError(t, call())
+		require.Greater(t, orders[2].Epoch, s.Info().Epoch)
+
+		time.Sleep(2*time.Minute - 1)
+		p.scan(time.Now())
+		require.Equal(t, []string{"open 1 ws1 first=false", "open 1 ws1 first=true", "close 1 goodbye=false", "open 1 ws1 first=false"}, p.journal.take())
+		time.Sleep(1)
+		p.scan(time.Now())
+		require.Equal(t, []string{"close 1 goodbye=false"}, p.journal.take())
+		require.NoError(t, call())
+		require.Greater(t, orders[3].Epoch, orders[2].Epoch)
+
+		_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {
+			r.TokenHash = sha256.Sum256([]byte("new"))
+		})}})
+		require.NoError(t, err)
+		require.Equal(t, []string{"open 1 ws1 first=false", "store change", "close 1 goodbye=true"}, p.journal.take())
+	})
+}
+
+func TestSessionAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{SessionAge: time.Hour}, registration(1, 1, 1), registration(2, 2, 1))
+		defer running(t, p)()
+		start := time.Now()
+		stays, err := p.Connect(nid(1), instance(1), 1)
+		require.NoError(t, err)
+		goes, err := p.Connect(nid(2), instance(2), 1)
+		require.NoError(t, err)
+		go func() {
+			<-goes.Notify()
+			goes.Close(EndDisconnect)
+		}()
+
+		<-stays.Notify()
+		require.True(t, stays.Aged())
+		asked := time.Since(start)
+		require.GreaterOrEqual(t, asked, 54*time.Minute)
+		require.LessOrEqual(t, asked, 66*time.Minute+scanInterval)
+
+		<-stays.Done()
+		require.Equal(t, EndAged, stays.End())
+		require.Equal(t, 30*time.Second, time.Since(start)-asked)
+		<-goes.Done()
+		require.True(t, goes.Aged())
+		require.Equal(t, EndDisconnect, goes.End())
+	})
+}
+
+func TestInstanceRetention(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{InstanceRetention: time.Minute}, registration(1, 1, 1))
+		s, err := p.Connect(nid(1), instance(1), 1)
+		require.NoError(t, err)
+		require.NoError(t, s.Receive(7, func(Request) {}))
+		time.Sleep(time.Hour)
+		p.scan(time.Now())
+		s.Close(EndDisconnect)
+		time.Sleep(time.Minute - 1)
+		p.scan(time.Now())
+		s, err = p.Connect(nid(1), instance(1), 2)
+		require.NoError(t, err)
+		require.Equal(t, Progress{7, 7}, s.Resume())
+		s.Close(EndDisconnect)
+		time.Sleep(time.Minute)
+		p.scan(time.Now())
+		s, err = p.Connect(nid(1), instance(1), 3)
+		require.NoError(t, err)
+		require.Equal(t, Progress{}, s.Resume())
+	})
+}
+
+func TestMetadataKeys(t *testing.T) {
+	entries := func(keys ...string) []agent.MetadataEntry {
+		var out []agent.MetadataEntry
+		for _, k := range keys {
+			out = append(out, agent.MetadataEntry{Key: k})
+		}
+		return out
+	}
+	p := loaded(t, Options{MaxMetadataKeys: 3},
+		registration(1, 1, 1),
+		with(registration(2, 2, 1), func(r *agent.Registration) { r.MetadataKeys = []string{"mem", "cpu"} }))
+	admit := func(n int, keys ...string) (kept []agent.MetadataEntry, refused []agent.Refusal) {
+		require.NoError(t, p.Call(nid(n), func(r Request) { kept, refused = r.AdmitMetadata(entries(keys...)) }))
+		return kept, refused
+	}
+
+	kept, refused := admit(1, "a", "b", "a", "", "x\x00", "c", "d", "e")
+	require.Equal(t, entries("a", "b", "a", "", "x\x00", "c"), kept)
+	require.Equal(t, []agent.Refusal{{
+		Kind: agent.RefusedLimit, Reason: "too_many_keys", Count: 2, Names: []string{"d", "e"},
+		Message: "metadata keys: want at most 3 of an agent whose template declares none",
+	}}, refused)
+	kept, refused = admit(1, "c", "a")
+	require.Equal(t, entries("c", "a"), kept)
+	require.Empty(t, refused)
+
+	many := make([]string, 40)
+	for i := range many {
+		many[i] = fmt.Sprint("k", i)
+	}
+	kept, refused = admit(2, append(many, "cpu", "mem")...)
+	require.Equal(t, entries("cpu", "mem"), kept)
+	require.Equal(t, 40, refused[0].Count)
+	require.Equal(t, many[:agent.MaxRefusalNames], refused[0].Names)
+	require.Equal(t, "undeclared_key", refused[0].Reason)
+	require.Equal(t, agent.RefusedNotAllowed, refused[0].Kind)
+	require.Equal(t, []string{"too_many_keys 2", "undeclared_key 40"}, metric(t, p, "agentstatsd_metadata_refused_keys_total"))
+
+	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 2, 1)}})
+	require.NoError(t, err)
+	kept, _ = admit(2, "x", "y", "cpu")
+	require.Equal(t, entries("x", "cpu"), kept, "what the template declared before counts")
+}
+
+// TestSessionsRace has agents connect, report, say things and go while they are
+// registered and removed.
+func TestSessionsRace(t *testing.T) {
+	p := loaded(t, Options{WriteInterval: time.Millisecond}, registration(1, 1, 1), registration(2, 2, 1))
+	ctx, cancel := context.WithCancel(t.Context())
+	var run, agents sync.WaitGroup
+	run.Go(func() { require.NoError(t, p.Run(ctx)) })
+	for n := range 8 {
+		agents.Go(func() {
+			id := nid(n%2 + 1)
+			for i := range 200 {
+				s, err := p.Connect(id, instance(byte(n)), int64(i+1))
+				if err != nil {
+					continue
+				}
+				for seq := s.Resume().Received + 1; ; seq++ {
+					err := s.Receive(seq, func(r Request) {
+						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+						r.AdmitMetadata([]agent.MetadataEntry{{Key: fmt.Sprint(seq)}})
+					})
+					if err != nil || seq%7 == 0 {
+						break
+					}
+				}
+				_ = p.Call(id, func(r Request) { r.SetNetwork(agent.Network{}) })
+				s.Close(EndGoodbye)
+			}
+		})
+	}
+	agents.Go(func() {
+		for i := range 100 {
+			_, _ = p.Deregister(ctx, ids(1), nil)
+			_, _ = p.Register(ctx, Set{Agents: []agent.Registration{registration(1, 1, 1), with(registration(2, 2, 1), func(r *agent.Registration) {
+				r.Workspace.Name = fmt.Sprint("ws", i)
+			})}})
+			p.List(uuid.Nil, 10)
+			p.scan(time.Now())
+		}
+	})
+	agents.Wait()
+	cancel()
+	run.Wait()
+	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
+	requireConsistent(t, p)
+}
+
+func benchFleet(b *testing.B) *Fleet {
+	b.Helper()
+	j := &quiet{}
+	f, err := New(newMemStore(&journal{}), j, j, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(b, err)
+	require.NoError(b, f.Load(b.Context()))
+	_, err = f.Register(b.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+	require.NoError(b, err)
+	return f
+}
+
+type quiet struct{}
+
+func (quiet) Open(agent.ID, agent.Identity, agent.Session) {}
+func (quiet) Close(agent.ID, int64, bool)                  {}
+func (quiet) Relabel(agent.ID, agent.Identity)             {}
+func (quiet) Remove(agent.ID)                              {}
+
+func BenchmarkConnect(b *testing.B) {
+	f := benchFleet(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		s, err := f.Connect(nid(1), instance(1), 2)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Close(EndDisconnect)
+	}
+}
+
+func BenchmarkAuthenticate(b *testing.B) {
+	f := benchFleet(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := f.Authenticate(token(1)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRegisterOne registers a rename of one agent among 100,000.
+func BenchmarkRegisterOne(b *testing.B) {
+	f := benchFleet(b)
+	var set Set
+	for n := range 100_000 {
+		r := registration(1, 1, 1)
+		r.ID = uuid.New()
+		r.Workspace.ID = uuid.New()
+		r.TokenHash = sha256.Sum256(fmt.Append(nil, n))
+		set.Agents = append(set.Agents, r)
+	}
+	one := set.Agents[500]
+	_, err := f.Register(b.Context(), set)
+	require.NoError(b, err)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		one.Workspace.Name = fmt.Sprint(i)
+		if _, err := f.Register(b.Context(), Set{Agents: []agent.Registration{one}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkScan looks at 100,000 agents.
+func BenchmarkScan(b *testing.B) {
+	f := benchFleet(b)
+	var set Set
+	for n := range 100_000 {
+		r := registration(1, 1, 1)
+		r.ID = uuid.New()
+		r.Workspace.ID = uuid.New()
+		r.TokenHash = sha256.Sum256(fmt.Append(nil, n))
+		set.Agents = append(set.Agents, r)
+	}
+	_, err := f.Register(b.Context(), set)
+	require.NoError(b, err)
+	now := time.Now()
+	for b.Loop() {
+		f.scan(now)
+	}
+}

@@ -1,0 +1,254 @@
+package fleet
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// running starts Run and returns how to stop it.
+func running(t *testing.T, p parts) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	return func() {
+		cancel()
+		require.NoError(t, <-done)
+	}
+}
+
+func connect(t *testing.T, p parts, n int) *Session {
+	t.Helper()
+	s, err := p.Connect(nid(n), instance(byte(n)), 1)
+	require.NoError(t, err)
+	return s
+}
+
+func receive(t *testing.T, s *Session, seq int64, take func(Request)) {
+	t.Helper()
+	require.NoError(t, s.Receive(seq, take))
+}
+
+func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{}, registration(1, 1, 1))
+		defer running(t, p)()
+		s := connect(t, p, 1)
+		now := time.Now()
+		receive(t, s, 1, func(r Request) {
+			got := r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting})
+			require.Equal(t, now, got.ChangedAt, "no time is taken as the time of receipt")
+		})
+		receive(t, s, 2, func(r Request) {
+			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day})
+		})
+		receive(t, s, 3, func(r Request) {
+			require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}))
+		})
+		receive(t, s, 4, func(r Request) {
+			r.SetNetwork(agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}})
+		})
+		receive(t, s, 5, func(Request) {})
+		require.Equal(t, Progress{5, 0}, s.Progress())
+
+		<-s.Notify()
+		require.Equal(t, Progress{5, 5}, s.Progress())
+		order := func(seq int64) agent.Order { return agent.Order{Epoch: s.Info().Epoch, Sequence: seq} }
+		want := agent.State{
+			Agent:          nid(1),
+			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day},
+			LifecycleOrder: order(2),
+			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
+			AppHealthOrder: order(3),
+			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},
+			NetworkOrder:   order(4),
+		}
+		require.Equal(t, want, p.store.state(nid(1)))
+		i, err := p.Agent(nid(1))
+		require.NoError(t, err)
+		require.Equal(t, want, i.State)
+		require.True(t, i.Connected)
+		require.Equal(t, now, i.LastSeen)
+	})
+}
+
+func TestUnknownAppsAreRefusedByName(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s := connect(t, p, 1)
+	receive(t, s, 1, func(r Request) {
+		require.Equal(t, []agent.Refusal{{
+			Kind: agent.RefusedInvalid, Reason: "unknown_app", Count: 2,
+			Message: "app_health.updates.id: want one of the 1 apps of the agent's registration",
+			Names:   []string{nid(7).String(), nid(8).String()},
+		}}, r.SetAppHealth(map[agent.ID]agent.AppHealth{
+			nid(8): agent.AppHealthHealthy, nid(5001): agent.AppHealthUnhealthy, nid(7): agent.AppHealthHealthy,
+		}))
+	})
+	i, err := p.Agent(nid(1))
+	require.NoError(t, err)
+	require.Equal(t, map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthUnhealthy}, i.State.AppHealth)
+	receive(t, s, 2, func(r Request) {
+		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}), 1)
+	})
+	require.Equal(t, Progress{2, 0}, s.Progress(), "what was refused wholly is not waited for")
+	require.Len(t, s.tracker.held, 1)
+}
+
+func TestStateWaitsForTheDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1))
+		p.store.fail(errDown)
+		stop := running(t, p)
+		s := connect(t, p, 1)
+		for seq := range int64(50) {
+			receive(t, s, seq+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(seq)}) })
+			time.Sleep(time.Second)
+		}
+		require.Equal(t, Progress{50, 0}, s.Progress())
+		require.Len(t, s.tracker.held, 1, "what waits is bounded")
+		require.ErrorIs(t, p.Healthy(), errDown)
+		require.NoError(t, p.Ready(), "agents are served")
+		require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_pending"))
+
+		p.store.fail(nil)
+		<-s.Notify()
+		synctest.Wait()
+		require.Equal(t, Progress{50, 50}, s.Progress())
+		require.Equal(t, uint64(49), p.store.state(nid(1)).Network.NodeID)
+		require.NoError(t, p.Healthy())
+		require.Equal(t, map[agent.ID]int64{nid(1): s.Info().Epoch}, p.store.epochs)
+		stop()
+	})
+}
+
+// TestStateChangesWhileItIsWritten shows that a write settles only what it wrote.
+func TestStateChangesWhileItIsWritten(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s := connect(t, p, 1)
+	receive(t, s, 1, func(r Request) { r.SetNetwork(agent.Network{NodeID: 1}) })
+	once := false
+	p.store.before = func() {
+		if once {
+			return
+		}
+		once = true
+		receive(t, s, 2, func(r Request) { r.SetNetwork(agent.Network{NodeID: 2}) })
+	}
+	batch := func() (w []stateWrite) {
+		for _, e := range p.writes.takeStates(10) {
+			one, ok := e.beginWrite()
+			require.True(t, ok)
+			w = append(w, one)
+		}
+		return w
+	}
+	require.NoError(t, p.saveStates(t.Context(), batch()))
+	require.Equal(t, Progress{2, 1}, s.Progress())
+	require.Equal(t, uint64(1), p.store.state(nid(1)).Network.NodeID)
+	require.NoError(t, p.write(t.Context()))
+	require.Equal(t, Progress{2, 2}, s.Progress())
+
+	// The same when the write fails: both wait.
+	receive(t, s, 3, func(r Request) { r.SetNetwork(agent.Network{NodeID: 3}) })
+	once = false
+	p.store.before = func() {
+		if !once {
+			once = true
+			receive(t, s, 4, func(r Request) { r.SetNetwork(agent.Network{NodeID: 4}) })
+		}
+	}
+	p.store.fail(errDown)
+	require.ErrorIs(t, p.write(t.Context()), errDown)
+	require.Equal(t, Progress{4, 2}, s.Progress())
+	require.Len(t, s.tracker.held, 1)
+	p.store.fail(nil)
+	require.NoError(t, p.write(t.Context()))
+	require.Equal(t, Progress{4, 4}, s.Progress())
+	require.Equal(t, uint64(4), p.store.state(nid(1)).Network.NodeID)
+}
+
+func TestRejectedStateIsIsolated(t *testing.T) {
+	var regs []agent.Registration
+	for n := 1; n <= 9; n++ {
+		regs = append(regs, registration(n, n, 1))
+	}
+	p := loaded(t, Options{}, regs...)
+	p.store.reject = nid(5)
+	sessions := map[int]*Session{}
+	for n := 1; n <= 9; n++ {
+		sessions[n] = connect(t, p, n)
+		receive(t, sessions[n], 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+	}
+	require.NoError(t, p.write(t.Context()))
+	for n := 1; n <= 9; n++ {
+		require.Equal(t, Progress{1, 1}, sessions[n].Progress())
+		require.Equal(t, n != 5, p.store.state(nid(n)).Agent != uuid.Nil)
+	}
+	require.Equal(t, []LateRefusal{{1, agent.Refusal{
+		Kind: agent.RefusedStore, Reason: "store", Message: "the database refused the agent's state", Count: 1,
+	}}}, sessions[5].LateRefusals())
+	require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_rejected_total"))
+}
+
+func TestLastWriteAtShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{WriteInterval: time.Hour}, registration(1, 1, 1))
+		stop := running(t, p)
+		s := connect(t, p, 1)
+		time.Sleep(time.Second)
+		receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleOff}) })
+		stop()
+		require.Equal(t, agent.LifecycleOff, p.store.state(nid(1)).Lifecycle.State)
+		require.Equal(t, Progress{1, 1}, s.Progress())
+	})
+}
+
+func TestRunLoadsWhatWasDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		s := newMemStore(j)
+		s.regs[nid(1)] = registration(1, 1, 1)
+		s.spaces[nid(1001)] = registration(1, 1, 1).Workspace
+		s.fail(errDown)
+		p := newPartsOn(t, Options{}, s, j)
+		require.ErrorIs(t, p.Load(t.Context()), errDown)
+		stop := running(t, p)
+		time.Sleep(time.Minute)
+		_, err := p.Authenticate(token(1))
+		require.ErrorIs(t, err, ErrUnavailable)
+		require.ErrorIs(t, p.Healthy(), ErrUnavailable)
+		s.fail(nil)
+		time.Sleep(maxBackoff)
+		synctest.Wait()
+		_, err = p.Authenticate(token(1))
+		require.NoError(t, err)
+		stop()
+
+		s.fail(errDown)
+		stop = running(t, newPartsOn(t, Options{}, s, j))
+		time.Sleep(time.Minute)
+		stop() // before it was loaded
+	})
+}
+
+func TestNothingIsWrittenOfARemovedAgent(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s := connect(t, p, 1)
+	receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+	taken := p.writes.takeStates(10)
+	p.writes.addState(taken[0])
+	_, err := p.Deregister(t.Context(), ids(1), nil)
+	require.NoError(t, err)
+	require.NoError(t, p.write(t.Context()))
+	_, ok := taken[0].beginWrite()
+	require.False(t, ok)
+	require.Empty(t, p.store.states)
+	require.Empty(t, p.store.epochs)
+}
