@@ -1,0 +1,398 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/google/uuid"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// AgentOptions are the knobs of an Agent. The zero value works on a connection
+// that carries the agent's token.
+//
+// The functions are called by goroutines of Run, also at the same time, never
+// under a lock. They must not block for long and must not call Close or Flush.
+type AgentOptions struct {
+	// Collect returns the agent's stats, with counts since the last call and the
+	// whole set of samples; nil: no report this time. It is called when a
+	// session opens, once each report interval, and before a goodbye. The
+	// message is the Agent's to read and change until the next call. Absent:
+	// reports come by Report.
+	Collect func(context.Context) *agentstatsv1.Stats
+	// ReportInterval between two calls of Collect; 0: what the service says,
+	// which is what agents should do.
+	ReportInterval time.Duration
+	// InstanceID tells this process of the agent from others; zero: random.
+	InstanceID uuid.UUID
+	// Credentials of the agent, if the connection does not carry them: see
+	// Token and TokenFile.
+	Credentials credentials.PerRPCCredentials
+	// Backoff bounds the waits between two sessions.
+	Backoff Backoff
+	// Logger is told of sessions that open and end; nil: nobody is.
+	Logger *slog.Logger
+	// OnState is told when the state changes.
+	OnState func(State)
+	// OnAck is told of each ack.
+	OnAck func(Ack)
+	// OnDurable is told of metadata values that are in the database now: the
+	// newest of each key that an ack covers. A value that was refused is not
+	// among them, unless the refusal was lost with a broken stream.
+	OnDurable func([]Metadata)
+	// OnRefusal is told of what the service refused, and, with sequence 0, of
+	// what the Agent itself refused to send.
+	OnRefusal func(*agentstatsv1.Refusal)
+}
+
+func (o *AgentOptions) validate() error {
+	if o.ReportInterval < 0 {
+		return errors.New("report interval: is negative")
+	}
+	return o.Backoff.validate()
+}
+
+// Ack is one ack of the service.
+type Ack struct {
+	// Received and Durable sequences, as the service names them.
+	Received, Durable int64
+	// RoundTrip is the time since the newest report that this ack covers was
+	// sent; 0: it covers none that was not acked before.
+	RoundTrip time.Duration
+}
+
+// Connection is how an Agent stands to the service.
+type Connection int
+
+// The ways in which an Agent stands to the service.
+const (
+	// Stopped means that Run is not running.
+	Stopped Connection = iota
+	// Connecting means that a session is being opened.
+	Connecting
+	// Connected means that a session is open.
+	Connected
+	// Waiting means that Run waits before it connects again.
+	Waiting
+)
+
+// String returns the name in lower case.
+func (c Connection) String() string {
+	switch c {
+	case Stopped:
+		return "stopped"
+	case Connecting:
+		return "connecting"
+	case Connected:
+		return "connected"
+	case Waiting:
+		return "waiting"
+	}
+	return fmt.Sprintf("connection(%d)", int(c))
+}
+
+// State is where an Agent stands.
+type State struct {
+	Connection Connection
+	// Err is why the last session ended or did not open; nil once one is open.
+	Err error
+	// Wait is the time until the next attempt, while Waiting.
+	Wait time.Duration
+}
+
+// Status is a snapshot of an Agent.
+type Status struct {
+	State
+	// ReportInterval is what the service asks for; 0: no session was open yet.
+	ReportInterval time.Duration
+	Counts         Counts
+}
+
+// Counts are totals of an Agent since it was made.
+type Counts struct {
+	// Sessions that were opened.
+	Sessions int64
+	// Reports that were handed over or collected, and of them those whose
+	// content the service has taken in, also as a part of a later report.
+	Reports, ReportsReceived int64
+	// Samples in the reports that were sent.
+	Samples int64
+	// Metadata values that were handed over. Of them MetadataDurable are in the
+	// database, themselves or by a newer value of their key, and
+	// MetadataRefused were refused.
+	Metadata, MetadataDurable, MetadataRefused int64
+	// Refused is the sum of the counts of all refusals: samples, values, states.
+	Refused int64
+}
+
+// Agent is an agent's side of the service: what is handed over to it is sent as
+// soon as there is a session, and kept until the service has it. It keeps the
+// newest metadata value of a key, the newest lifecycle, app health and network,
+// and one report with the counts of all that were not received; so its memory
+// is bounded while the service is away.
+//
+// All methods may be called at any time by any goroutine.
+type Agent struct {
+	service     agentstatsv1.AgentServiceClient
+	opts        AgentOptions
+	header      metadata.MD
+	callOptions []grpc.CallOption
+	log         *slog.Logger
+	// wake tells Run that there is something to do.
+	wake chan struct{}
+
+	mu     sync.Mutex
+	outbox outbox
+	limits limits
+	status Status
+	// stopped is closed when Run returns; nil: it is not running.
+	stopped chan struct{}
+	cancel  context.CancelFunc
+	closing bool
+	// idle is closed when all is settled; nil: nobody waits.
+	idle chan struct{}
+}
+
+// NewAgent makes an Agent that talks over conn, which it does not close. It
+// does nothing before Run.
+func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) {
+	return newAgent(conn, nil, opts)
+}
+
+func newAgent(conn grpc.ClientConnInterface, header metadata.MD, opts AgentOptions) (*Agent, error) {
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("agent options: %w", err)
+	}
+	opts.Backoff = opts.Backoff.withDefaults()
+	if opts.InstanceID == uuid.Nil {
+		// Read never fails.
+		_, _ = rand.Read(opts.InstanceID[:])
+	}
+	a := &Agent{
+		service: agentstatsv1.NewAgentServiceClient(conn),
+		opts:    opts,
+		header:  header,
+		log:     opts.Logger,
+		wake:    make(chan struct{}, 1),
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Credentials != nil {
+		a.callOptions = append(a.callOptions, grpc.PerRPCCredentials(opts.Credentials))
+	}
+	return a, nil
+}
+
+// Report hands over one report: counts since the last one, and the whole set of
+// samples. It is the Agent's from then on. If an older one was not sent yet, it
+// takes its place and adds up their counts. It does not block.
+func (a *Agent) Report(stats *agentstatsv1.Stats) {
+	a.mu.Lock()
+	a.outbox.putStats(stats)
+	a.mu.Unlock()
+	a.signal()
+}
+
+// UpdateMetadata hands over the newest values of metadata keys. It does not
+// block. An error names the first entry that was refused: its key is malformed,
+// or more than 1024 keys wait to become durable. The others are taken in.
+func (a *Agent) UpdateMetadata(entries ...Metadata) error {
+	var first error
+	a.mu.Lock()
+	for _, m := range entries {
+		if err := a.outbox.putMetadata(m); err != nil && first == nil {
+			first = err
+		}
+	}
+	a.mu.Unlock()
+	a.signal()
+	return first
+}
+
+// SetLifecycle says in which state the agent is, and since when; the zero time:
+// since the service receives it. It does not block.
+func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
+	a.mu.Lock()
+	a.outbox.lifecycle.make(lifecycle{state: state, changedAt: changedAt})
+	a.mu.Unlock()
+	a.signal()
+}
+
+// SetAppHealth says how an app of the agent is. It does not block. It returns an
+// error if it is the 257th app.
+func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
+	a.mu.Lock()
+	err := a.outbox.putAppHealth(appID, health)
+	a.mu.Unlock()
+	a.signal()
+	return err
+}
+
+// SetNetwork says how the agent sees the network; network is copied. It does not
+// block. It returns an error if there are more than 128 regions.
+func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
+	if n := len(network.GetRegions()); n > maxRegions {
+		return fmt.Errorf("network: has %d regions, at most %d are allowed", n, maxRegions)
+	}
+	network = proto.CloneOf(network)
+	for _, region := range network.GetRegions() {
+		region.Name = strings.ToValidUTF8(region.GetName(), "\uFFFD")
+	}
+	a.mu.Lock()
+	a.outbox.network.make(network)
+	a.mu.Unlock()
+	a.signal()
+	return nil
+}
+
+// Status returns where the Agent stands.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	status := a.status
+	sessions := status.Counts.Sessions
+	status.Counts = a.outbox.counts
+	status.Counts.Sessions = sessions
+	return status
+}
+
+// Flush waits until all that was handed over is settled: reports received,
+// metadata and states in the database or refused. It does not hurry the service,
+// which writes metadata every few seconds. It returns an error if ctx ends
+// first.
+func (a *Agent) Flush(ctx context.Context) error {
+	for {
+		a.mu.Lock()
+		if a.outbox.idle() {
+			a.mu.Unlock()
+			return nil
+		}
+		if a.idle == nil {
+			a.idle = make(chan struct{})
+		}
+		idle := a.idle
+		a.mu.Unlock()
+		select {
+		case <-idle:
+		case <-ctx.Done():
+			return a.notSettled(ctx.Err())
+		}
+	}
+}
+
+// Close ends the agent's presence for good: it sends what is left and a goodbye,
+// waits until all is settled, and ends Run. If ctx ends first, it ends Run. It
+// returns an error if something is not settled, which it names. Run does not
+// start again after it.
+func (a *Agent) Close(ctx context.Context) error {
+	a.mu.Lock()
+	a.closing = true
+	stopped, cancel := a.stopped, a.cancel
+	a.mu.Unlock()
+	if stopped == nil {
+		return a.notSettled(errors.New("run agent: is not running"))
+	}
+	a.signal()
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+		cancel()
+		<-stopped
+	}
+	return a.notSettled(cmp.Or(ctx.Err(), context.Canceled))
+}
+
+// notSettled returns nil if all is settled, otherwise an error that names what
+// is not and wraps err.
+func (a *Agent) notSettled(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.outbox.idle() {
+		return nil
+	}
+	return fmt.Errorf("wait for acks of %s: %w", a.outbox.unsettled(), err)
+}
+
+// Run keeps a session with the service until ctx is cancelled, which ends it
+// without a goodbye, or until Close. Then it returns nil. It retries whatever
+// goes wrong, also a refused token: the service may not know the agent yet. It
+// returns an error only if it is running already. After a cancelled Run it may
+// be called again: the instance lives on.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.mu.Lock()
+	if a.stopped != nil {
+		a.mu.Unlock()
+		return errors.New("run agent: is running already")
+	}
+	if a.closing {
+		a.mu.Unlock()
+		return nil
+	}
+	stopped := make(chan struct{})
+	a.stopped, a.cancel = stopped, cancel
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		a.stopped, a.cancel = nil, nil
+		a.mu.Unlock()
+		a.setState(State{Connection: Stopped})
+		close(stopped)
+	}()
+
+	for attempt := 0; ; attempt++ {
+		end := a.session(ctx)
+		if end.closed || ctx.Err() != nil {
+			return nil
+		}
+		if end.lived {
+			attempt = 0
+		}
+		wait := end.delay + a.opts.Backoff.wait(attempt)
+		a.setState(State{Connection: Waiting, Err: end.err, Wait: wait})
+		level := slog.LevelWarn
+		if errors.Is(end.err, errReconnect) {
+			level = slog.LevelInfo
+		}
+		a.log.Log(ctx, level, "session ended", "error", end.err, "retry_in", wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+func (a *Agent) setState(s State) {
+	a.mu.Lock()
+	a.status.State = s
+	a.mu.Unlock()
+	if a.opts.OnState != nil {
+		a.opts.OnState(s)
+	}
+}
+
+// signal wakes Run.
+func (a *Agent) signal() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}

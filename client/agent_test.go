@@ -1,0 +1,465 @@
+package client_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/coder/agentstatsd/client"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+func TestAgentSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		var bytes int64
+		agent, err := client.NewAgent(conn, client.AgentOptions{
+			Collect: func(context.Context) *agentstatsv1.Stats {
+				bytes++
+				return &agentstatsv1.Stats{RxBytes: bytes, Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}}}
+			},
+			Credentials: client.Token("secret", true),
+		})
+		require.NoError(t, err)
+		require.Equal(t, client.Stopped, agent.Status().Connection)
+
+		app := uuid.UUID{7}
+		changed := time.Unix(1000, 0)
+		agent.SetLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, changed)
+		require.NoError(t, agent.SetAppHealth(app, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		require.NoError(t, agent.SetNetwork(&agentstatsv1.Network{NodeId: 3, Regions: []*agentstatsv1.Network_Region{{Id: 1, Name: "bad\xff"}}}))
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "cpu", Value: "1%"}, client.Metadata{Key: "cpu", Value: "2%"}))
+		stop := run(t.Context(), agent.Run)
+		synctest.Wait()
+
+		fake.locked(func() {
+			require.Equal(t, "Bearer secret", fake.headers[0].Get("authorization")[0])
+			require.Equal(t, []int64{1}, fake.ordinals)
+			require.Equal(t, agentstatsv1.Lifecycle_STATE_STARTING, fake.lifecycle.GetState())
+			require.Equal(t, changed.UTC(), fake.lifecycle.GetChangedAt().AsTime())
+			require.Equal(t, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY, fake.apps[string(app[:])])
+			require.Equal(t, "bad\uFFFD", fake.network.GetRegions()[0].GetName())
+			require.Equal(t, [][]int64{{1}}, fake.lives)
+		})
+		status := agent.Status()
+		require.Equal(t, client.Connected, status.Connection)
+		require.Equal(t, 30*time.Second, status.ReportInterval)
+		require.Equal(t, client.Counts{Sessions: 1, Reports: 1, ReportsReceived: 1, Samples: 1, Metadata: 2}, status.Counts)
+
+		fake.flush()
+		require.NoError(t, agent.Flush(t.Context()))
+		require.Equal(t, int64(2), agent.Status().Counts.MetadataDurable)
+
+		// The second report comes after a part of the interval, the others
+		// an interval apart.
+		time.Sleep(10 * 30 * time.Second)
+		synctest.Wait()
+		fake.locked(func() { require.Contains(t, []int{11, 12}, len(fake.lives[0])) })
+
+		require.NoError(t, stop())
+		require.Equal(t, client.Stopped, agent.Status().Connection)
+		fake.locked(func() { require.Zero(t, fake.goodbyes) })
+	})
+}
+
+func TestAgentClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		var durable []client.Metadata
+		agent, err := client.NewAgent(conn, client.AgentOptions{
+			Collect:   func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{RxBytes: 1} },
+			OnDurable: func(m []client.Metadata) { durable = append(durable, m...) },
+		})
+		require.NoError(t, err)
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Error: "none"}))
+		stop := run(t.Context(), agent.Run)
+		synctest.Wait()
+		require.Error(t, agent.Run(t.Context()), "a second Run")
+
+		closed := run(t.Context(), agent.Close)
+		synctest.Wait()
+		fake.locked(func() {
+			require.Equal(t, 1, fake.goodbyes)
+			require.Equal(t, [][]int64{{1, 1}}, fake.lives, "one report before the goodbye")
+		})
+		require.Equal(t, client.Connected, agent.Status().Connection, "waits for the flush")
+		fake.flush()
+		synctest.Wait()
+		require.NoError(t, closed())
+		require.NoError(t, stop())
+		require.Equal(t, []client.Metadata{{Key: "k", Error: "none"}}, durable)
+		require.NoError(t, agent.Run(t.Context()), "does not start again")
+	})
+}
+
+func TestAgentCloseTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "v"}))
+		require.ErrorContains(t, agent.Close(t.Context()), "not running")
+
+		agent, err = client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		agent.Report(&agentstatsv1.Stats{RxBytes: 5})
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "v"}))
+		stop := run(t.Context(), agent.Run)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.EqualError(t, agent.Flush(ctx), "wait for acks of 1 metadata keys: context deadline exceeded")
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err = agent.Close(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.EqualError(t, err, "wait for acks of 1 metadata keys, the goodbye: context deadline exceeded")
+		require.NoError(t, stop())
+		fake.locked(func() { require.Equal(t, 1, fake.goodbyes) })
+	})
+}
+
+// A report that was not received is sent again with the counts of those after
+// it; one that was is not, also if its ack was lost.
+func TestAgentCarriesOver(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		fault fault
+		want  []int64
+	}{
+		{"lost before it was taken in", beforeTaking, []int64{1, 6, 8}},
+		{"taken in without an ack", beforeAck, []int64{1, 2, 4, 8}},
+		{"acked", afterAck, []int64{1, 2, 4, 8}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake, _, conn := startFake(t)
+				agent, err := client.NewAgent(conn, client.AgentOptions{})
+				require.NoError(t, err)
+				stop := run(t.Context(), agent.Run)
+				agent.Report(&agentstatsv1.Stats{RxBytes: 1, TxBytes: 10})
+				synctest.Wait()
+				fake.locked(func() { fake.fault, fake.faultCode = test.fault, codes.Unavailable })
+				agent.Report(&agentstatsv1.Stats{RxBytes: 2, TxBytes: 20})
+				synctest.Wait()
+				require.Equal(t, client.Waiting, agent.Status().Connection)
+				require.Equal(t, codes.Unavailable, status.Code(agent.Status().Err))
+				agent.Report(&agentstatsv1.Stats{RxBytes: 4, TxBytes: 40})
+				time.Sleep(time.Minute)
+				agent.Report(&agentstatsv1.Stats{RxBytes: 8, TxBytes: 80})
+				synctest.Wait()
+				require.NoError(t, agent.Flush(t.Context()))
+				require.NoError(t, stop())
+				fake.locked(func() {
+					require.Equal(t, [][]int64{test.want}, fake.lives)
+					require.Equal(t, []int64{1, 2}, fake.ordinals)
+					for _, req := range fake.requests {
+						require.Equal(t, 10*req.GetStats().GetRxBytes(), req.GetStats().GetTxBytes())
+					}
+				})
+			})
+		})
+	}
+}
+
+// While acks do not come, reports merge instead of piling up.
+func TestAgentMergesUnackedReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		fake.mute = true
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		for range 50 {
+			agent.Report(&agentstatsv1.Stats{RxBytes: 1})
+			synctest.Wait()
+		}
+		fake.locked(func() {
+			require.Len(t, fake.lives[0], 16)
+			fake.mute = false
+		})
+		fake.flush()
+		require.NoError(t, agent.Flush(t.Context()))
+		fake.locked(func() {
+			require.Len(t, fake.lives[0], 17)
+			require.Equal(t, int64(34), fake.lives[0][16])
+		})
+		require.Equal(t, int64(50), agent.Status().Counts.ReportsReceived)
+		require.NoError(t, stop())
+	})
+}
+
+func TestAgentReplaysStates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, n, conn := startFake(t)
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		agent.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Time{})
+		require.NoError(t, agent.SetAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		require.NoError(t, agent.SetAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY))
+		require.NoError(t, agent.SetNetwork(&agentstatsv1.Network{NodeId: 9}))
+		require.NoError(t, agent.Flush(t.Context()))
+		fake.locked(func() {
+			fake.lifecycle, fake.network = nil, nil
+			clear(fake.apps)
+		})
+		n.cut()
+		time.Sleep(time.Minute)
+		require.NoError(t, agent.Flush(t.Context()))
+		fake.locked(func() {
+			require.Equal(t, agentstatsv1.Lifecycle_STATE_READY, fake.lifecycle.GetState())
+			require.Nil(t, fake.lifecycle.GetChangedAt())
+			require.Len(t, fake.apps, 2)
+			require.Equal(t, uint64(9), fake.network.GetNodeId())
+		})
+		require.NoError(t, stop())
+	})
+}
+
+func TestAgentReconnectsWhenAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		var states []client.State
+		agent, err := client.NewAgent(conn, client.AgentOptions{OnState: func(s client.State) { states = append(states, s) }})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		synctest.Wait()
+		asked := time.Now()
+		fake.tell(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{
+			Reconnect: &agentstatsv1.Reconnect{Delay: durationpb.New(20 * time.Second), Reason: "draining"},
+		}})
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		fake.locked(func() {
+			require.Len(t, fake.openedAt, 2)
+			waited := fake.openedAt[1].Sub(asked)
+			require.GreaterOrEqual(t, waited, 20*time.Second)
+			require.LessOrEqual(t, waited, 21*time.Second)
+		})
+		var connections []client.Connection
+		for _, s := range states {
+			connections = append(connections, s.Connection)
+		}
+		require.Equal(t, []client.Connection{
+			client.Connecting, client.Connected, client.Waiting, client.Connecting, client.Connected, client.Stopped,
+		}, connections)
+	})
+}
+
+// Every error is tried again, ever more seldom, and a delay that the service
+// asks for is kept.
+func TestAgentBacksOff(t *testing.T) {
+	exhausted, err := status.New(codes.ResourceExhausted, "too much").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(100 * time.Second)})
+	require.NoError(t, err)
+	for _, test := range []struct {
+		name     string
+		err      error
+		min, max time.Duration
+	}{
+		{"unauthenticated", status.Error(codes.Unauthenticated, ""), 0, 30 * time.Second},
+		{"unavailable", status.Error(codes.Unavailable, ""), 0, 30 * time.Second},
+		{"unimplemented", status.Error(codes.Unimplemented, ""), 0, 30 * time.Second},
+		{"asked to wait", exhausted.Err(), 100 * time.Second, 130 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake, _, conn := startFake(t)
+				fake.openError = test.err
+				agent, err := client.NewAgent(conn, client.AgentOptions{})
+				require.NoError(t, err)
+				stop := run(t.Context(), agent.Run)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				fake.locked(func() {
+					fake.openError = nil
+					attempts := fake.openedAt
+					require.Greater(t, len(attempts), 20)
+					for i := 1; i < len(attempts); i++ {
+						require.GreaterOrEqual(t, attempts[i].Sub(attempts[i-1]), test.min)
+						require.LessOrEqual(t, attempts[i].Sub(attempts[i-1]), test.max)
+					}
+					require.Less(t, len(attempts), 500, "an average of 15 s")
+				})
+				require.Equal(t, client.Waiting, agent.Status().Connection)
+				time.Sleep(3 * time.Minute)
+				require.Equal(t, client.Connected, agent.Status().Connection)
+				require.NoError(t, stop())
+			})
+		})
+	}
+}
+
+// Two processes with one agent's token do not chase each other in a tight loop.
+func TestAgentBacksOffWhenSuperseded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		var stops []func() error
+		for range 2 {
+			agent, err := client.NewAgent(conn, client.AgentOptions{
+				Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{} },
+			})
+			require.NoError(t, err)
+			stops = append(stops, run(t.Context(), agent.Run))
+		}
+		time.Sleep(30 * time.Minute)
+		for _, stop := range stops {
+			require.NoError(t, stop())
+		}
+		fake.locked(func() { require.Less(t, len(fake.openedAt), 300) })
+	})
+}
+
+func TestAgentHandshakeTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		fake.locked(func() { fake.hang = true })
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		time.Sleep(30*time.Second + time.Millisecond)
+		require.EqualError(t, agent.Status().Err, "open session: no settings within 30s")
+		fake.locked(func() { fake.hang = false })
+		time.Sleep(3 * time.Second)
+		require.Equal(t, client.Connected, agent.Status().Connection)
+		require.NoError(t, stop())
+	})
+}
+
+func TestAgentFollowsSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		agent, err := client.NewAgent(conn, client.AgentOptions{
+			Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{} },
+		})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		synctest.Wait()
+		fake.tell(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{
+			Settings: &agentstatsv1.Settings{ReportInterval: durationpb.New(2 * time.Second)},
+		}})
+		time.Sleep(20*time.Second + time.Millisecond)
+		synctest.Wait()
+		require.Equal(t, 2*time.Second, agent.Status().ReportInterval)
+		require.NoError(t, stop())
+		fake.locked(func() { require.Contains(t, []int{11, 12}, len(fake.lives[0])) })
+	})
+}
+
+// What the service refused is neither durable nor sent again, and does not hold
+// up Flush; the rest of the request is.
+func TestAgentRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		fake.refuse = func(req *agentstatsv1.ConnectRequest) *agentstatsv1.Refusal {
+			if req.GetMetadata() == nil {
+				return nil
+			}
+			return &agentstatsv1.Refusal{
+				Sequence: req.GetSequence(), Code: agentstatsv1.RefusalCode_REFUSAL_CODE_NOT_ALLOWED,
+				Reason: "undeclared", Names: []string{"bad"}, Count: 1,
+			}
+		}
+		var mu sync.Mutex
+		var durable []client.Metadata
+		var reasons []string
+		agent, err := client.NewAgent(conn, client.AgentOptions{
+			OnDurable: func(m []client.Metadata) {
+				mu.Lock()
+				defer mu.Unlock()
+				durable = append(durable, m...)
+			},
+			OnRefusal: func(r *agentstatsv1.Refusal) {
+				mu.Lock()
+				defer mu.Unlock()
+				reasons = append(reasons, fmt.Sprintf("%s:%s", r.GetReason(), strings.Join(r.GetNames(), ",")))
+			},
+		})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "good", Value: "1"}, client.Metadata{Key: "bad", Value: "2"}))
+		synctest.Wait()
+		fake.flush()
+		require.NoError(t, agent.Flush(t.Context()))
+
+		// What cannot be sent is refused on the way, and the rest is sent.
+		agent.Report(&agentstatsv1.Stats{
+			RxBytes:       -5,
+			TxBytes:       7,
+			SessionCounts: map[string]int64{"\xff": 1, "ssh": 2},
+			Metrics: []*agentstatsv1.Stats_Metric{
+				{Name: "a"}, {Name: "bad\xff"},
+				{Name: "b", Labels: []*agentstatsv1.Stats_Metric_Label{{Name: "l", Value: "\xff"}}},
+				{Name: "c"},
+			},
+		})
+		require.NoError(t, agent.Flush(t.Context()))
+		big := &agentstatsv1.Stats{ConnectionsByProto: map[string]int64{strings.Repeat("x", 70<<10): 1}, RxBytes: 9}
+		for i := range 2000 {
+			big.Metrics = append(big.Metrics, &agentstatsv1.Stats_Metric{Name: fmt.Sprintf("metric_%d_%s", i, strings.Repeat("y", 60))})
+		}
+		agent.Report(big)
+		require.NoError(t, agent.Flush(t.Context()))
+		require.NoError(t, stop())
+
+		require.Equal(t, []client.Metadata{{Key: "good", Value: "1"}}, durable)
+		require.Len(t, reasons, 4)
+		require.Equal(t, []string{"undeclared:bad", "negative_delta:rx_bytes", "invalid_utf8:bad\uFFFD,b,\uFFFD"}, reasons[:3])
+		require.True(t, strings.HasPrefix(reasons[3], "message_size:metric_1999_"), reasons[3][:30])
+		fake.locked(func() {
+			require.Equal(t, [][]int64{{0, 9}}, fake.lives)
+			var stats []*agentstatsv1.Stats
+			for _, req := range fake.requests {
+				if req.GetStats() != nil {
+					stats = append(stats, req.GetStats())
+				}
+			}
+			require.Len(t, stats[0].GetMetrics(), 2)
+			require.Equal(t, map[string]int64{"ssh": 2}, stats[0].GetSessionCounts())
+			require.Empty(t, stats[1].GetMetrics(), "the map alone is too large")
+		})
+		counts := agent.Status().Counts
+		require.Equal(t, int64(1), counts.MetadataDurable)
+		require.Equal(t, int64(1), counts.MetadataRefused)
+		require.Equal(t, int64(1+1+3+2002), counts.Refused)
+	})
+}
+
+func TestAgentRefusesAtOnce(t *testing.T) {
+	_, _, conn := startFake(t)
+	_, err := client.NewAgent(conn, client.AgentOptions{ReportInterval: -1})
+	require.Error(t, err)
+	_, err = client.NewAgent(conn, client.AgentOptions{Backoff: client.Backoff{Min: -1}})
+	require.Error(t, err)
+
+	agent, err := client.NewAgent(conn, client.AgentOptions{})
+	require.NoError(t, err)
+	for key, want := range map[string]string{
+		"":                        "is empty",
+		"\xff":                    "is not UTF-8",
+		strings.Repeat("k", 6145): "has 6145 bytes, at most 6144 are allowed",
+	} {
+		require.ErrorContains(t, agent.UpdateMetadata(client.Metadata{Key: key}), want)
+	}
+	for i := range 1024 {
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: strconv.Itoa(i)}))
+	}
+	require.ErrorContains(t, agent.UpdateMetadata(client.Metadata{Key: "one more"}, client.Metadata{Key: "5"}), "1024 keys are pending")
+	require.Equal(t, int64(1025), agent.Status().Counts.Metadata, "a known key is taken in")
+	for i := range 256 {
+		require.NoError(t, agent.SetAppHealth(uuid.UUID{byte(i), 1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+	}
+	require.Error(t, agent.SetAppHealth(uuid.UUID{0, 2}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+	require.Error(t, agent.SetNetwork(&agentstatsv1.Network{Regions: make([]*agentstatsv1.Network_Region, 129)}))
+}

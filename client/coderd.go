@@ -1,0 +1,262 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/google/uuid"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	// agentIDHeader is the request metadata that names the agent that coderd
+	// relays for.
+	agentIDHeader = "agentstats-agent-id"
+	// maxPartAgents bounds the agents or workspaces in one request; the service
+	// allows 10000.
+	maxPartAgents = 1000
+	// maxPartBytes bounds the encoded size of one request, below the message
+	// limit of any service: a thousand plain registrations have about 250 KB.
+	maxPartBytes = 256 << 10
+	// maxReadAgents is read in one request: 100 agents with 128 keys of at most
+	// 4 KB have about 50 MB.
+	maxReadAgents = 100
+	// maxReadBytes bounds one response.
+	maxReadBytes = 64 << 20
+)
+
+// CoderdOptions are the knobs of a Coderd. The zero value works.
+type CoderdOptions struct {
+	// Backoff bounds the waits before a watch connects again.
+	Backoff Backoff
+	// Logger is told of watches that break; nil: nobody is.
+	Logger *slog.Logger
+}
+
+// Coderd is coderd's side of the service. All methods may be called at any time
+// by any goroutine; those with a context block until the service has answered.
+// Errors wrap gRPC's, so that status.Code tells their kind.
+type Coderd struct {
+	conn    grpc.ClientConnInterface
+	service agentstatsv1.CoderdServiceClient
+	backoff Backoff
+	log     *slog.Logger
+}
+
+// NewCoderd makes a Coderd that talks over conn, which carries coderd's
+// credential and which it does not close.
+func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, error) {
+	if err := opts.Backoff.validate(); err != nil {
+		return nil, fmt.Errorf("coderd options: %w", err)
+	}
+	c := &Coderd{
+		conn:    conn,
+		service: agentstatsv1.NewCoderdServiceClient(conn),
+		backoff: opts.Backoff.withDefaults(),
+		log:     opts.Logger,
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// Registered is what registering did.
+type Registered struct {
+	// Superseded agents are known no more: the request has newer ones under the
+	// same identity.
+	Superseded []uuid.UUID
+	// Stale agents of the request were ignored: newer ones are known.
+	Stale []uuid.UUID
+}
+
+// Register makes agents known, and workspaces without agents. It returns when
+// that is durable. A large set is sent in parts, each of which takes effect as a
+// whole; after an error the parts before it have.
+func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (Registered, error) {
+	var done Registered
+	for agents, workspaces := range parts(agents, workspaces) {
+		resp, err := c.service.RegisterAgents(ctx, &agentstatsv1.RegisterAgentsRequest{Agents: agents, Workspaces: workspaces})
+		if err != nil {
+			return done, fmt.Errorf("register agents: %w", err)
+		}
+		done.Superseded = appendIDs(done.Superseded, resp.GetSupersededIds())
+		done.Stale = appendIDs(done.Stale, resp.GetStaleIds())
+	}
+	return done, nil
+}
+
+// Deregister forgets agents, and workspaces with all their agents. It returns
+// when that is durable, and how many agents were known. A large set is sent in
+// parts.
+func (c *Coderd) Deregister(ctx context.Context, agentIDs, workspaceIDs []uuid.UUID) (int64, error) {
+	var deregistered int64
+	deregister := func(req *agentstatsv1.DeregisterAgentsRequest) error {
+		resp, err := c.service.DeregisterAgents(ctx, req)
+		if err != nil {
+			return fmt.Errorf("deregister agents: %w", err)
+		}
+		deregistered += resp.GetDeregistered()
+		return nil
+	}
+	for ids := range slices.Chunk(agentIDs, maxPartAgents) {
+		if err := deregister(&agentstatsv1.DeregisterAgentsRequest{AgentIds: idBytes(ids)}); err != nil {
+			return deregistered, err
+		}
+	}
+	for ids := range slices.Chunk(workspaceIDs, maxPartAgents) {
+		if err := deregister(&agentstatsv1.DeregisterAgentsRequest{WorkspaceIds: idBytes(ids)}); err != nil {
+			return deregistered, err
+		}
+	}
+	return deregistered, nil
+}
+
+// SyncOptions are the knobs of a sync.
+type SyncOptions struct {
+	// Force applies the set even if more than half of all agents go.
+	Force bool
+}
+
+// Sync replaces the whole set of registrations by this one, at once and only if
+// all of it was sent. It is FAILED_PRECONDITION if more than half of all agents
+// would go, unless it is forced.
+func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace, opts SyncOptions) (*agentstatsv1.SyncAgentsResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.service.SyncAgents(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("sync agents: %w", err)
+	}
+	send := func(req *agentstatsv1.SyncAgentsRequest) error {
+		// After EOF the reason comes from CloseAndRecv.
+		if err := stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("sync agents: %w", err)
+		}
+		return nil
+	}
+	for agents, workspaces := range parts(agents, workspaces) {
+		if err := send(&agentstatsv1.SyncAgentsRequest{Agents: agents, Workspaces: workspaces}); err != nil {
+			return nil, err
+		}
+	}
+	if err := send(&agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force}); err != nil {
+		return nil, err
+	}
+	resp, err := stream.CloseAndRecv()
+	if err != nil {
+		return nil, fmt.Errorf("sync agents: %w", err)
+	}
+	return resp, nil
+}
+
+// Relay makes an Agent for an agent that cannot dial the service itself: its
+// sessions run over coderd's connection, with coderd's credential. There is one
+// at a time for each agent; a second one supersedes the first.
+func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
+	return newAgent(c.conn, metadata.Pairs(agentIDHeader, agentID.String()), opts)
+}
+
+// Metadata reads the stored metadata of agents. Those without any, and unknown
+// ones, are left out.
+func (c *Coderd) Metadata(ctx context.Context, agentIDs ...uuid.UUID) ([]*agentstatsv1.AgentMetadata, error) {
+	var agents []*agentstatsv1.AgentMetadata
+	for ids := range slices.Chunk(agentIDs, maxReadAgents) {
+		resp, err := c.service.GetMetadata(ctx, &agentstatsv1.GetMetadataRequest{AgentIds: idBytes(ids)}, grpc.MaxCallRecvMsgSize(maxReadBytes))
+		if err != nil {
+			return nil, fmt.Errorf("get metadata: %w", err)
+		}
+		agents = append(agents, resp.GetAgents()...)
+	}
+	return agents, nil
+}
+
+// Agents yields the registered agents in the order of their ids, read page by
+// page. After an error, which comes with a nil agent, it ends.
+func (c *Coderd) Agents(ctx context.Context) iter.Seq2[*agentstatsv1.Agent, error] {
+	return func(yield func(*agentstatsv1.Agent, error) bool) {
+		req := &agentstatsv1.ListAgentsRequest{PageSize: maxPartAgents}
+		for {
+			resp, err := c.service.ListAgents(ctx, req, grpc.MaxCallRecvMsgSize(maxReadBytes))
+			if err != nil {
+				yield(nil, fmt.Errorf("list agents: %w", err))
+				return
+			}
+			for _, agent := range resp.GetAgents() {
+				if !yield(agent, nil) {
+					return
+				}
+			}
+			if resp.GetNextPageToken() == "" {
+				return
+			}
+			req.PageToken = resp.GetNextPageToken()
+		}
+	}
+}
+
+// parts yields agents, then workspaces, in parts that fit into a request.
+func parts(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) iter.Seq2[[]*agentstatsv1.AgentRegistration, []*agentstatsv1.Workspace] {
+	return func(yield func([]*agentstatsv1.AgentRegistration, []*agentstatsv1.Workspace) bool) {
+		for part := range sized(agents) {
+			if !yield(part, nil) {
+				return
+			}
+		}
+		for part := range sized(workspaces) {
+			if !yield(nil, part) {
+				return
+			}
+		}
+	}
+}
+
+// sized yields parts of messages that fit into a request; a message that does
+// not fit comes alone.
+func sized[M proto.Message](messages []M) iter.Seq[[]M] {
+	return func(yield func([]M) bool) {
+		start, bytes := 0, 0
+		for i, m := range messages {
+			// 8 bytes are more than the tag and length of an element.
+			size := proto.Size(m) + 8
+			if i > start && (i-start == maxPartAgents || bytes+size > maxPartBytes) {
+				if !yield(messages[start:i]) {
+					return
+				}
+				start, bytes = i, 0
+			}
+			bytes += size
+		}
+		if start < len(messages) {
+			yield(messages[start:])
+		}
+	}
+}
+
+func idBytes(ids []uuid.UUID) [][]byte {
+	out := make([][]byte, len(ids))
+	for i := range ids {
+		out[i] = ids[i][:]
+	}
+	return out
+}
+
+// appendIDs appends ids of the service; those that are none are left out.
+func appendIDs(ids []uuid.UUID, raw [][]byte) []uuid.UUID {
+	for _, b := range raw {
+		if id, err := uuid.FromBytes(b); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

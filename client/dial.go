@@ -1,0 +1,166 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+)
+
+// DialOptions say how to reach the service and with which credentials.
+type DialOptions struct {
+	// TLS of the connection; nil: the system's roots, unless Plaintext. See
+	// TLSFiles.
+	TLS *tls.Config
+	// Plaintext sends everything, the token too, without TLS: for loopback and
+	// for networks that encrypt by themselves.
+	Plaintext bool
+	// Token that each call carries; empty: none.
+	Token string
+	// TokenFile is read anew for each call, so that the token can be changed;
+	// empty: none. At most one of Token and TokenFile is set.
+	TokenFile string
+}
+
+// Dial makes a connection to target, like "stats.example.com:2113". It connects
+// when it is first used. extra options come last and win.
+//
+// It pings a silent server each minute while a stream is open. Whoever makes a
+// connection otherwise must not ping more often than each 30 s: the service
+// ends connections that do.
+func Dial(target string, opts DialOptions, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
+	if opts.Plaintext && opts.TLS != nil {
+		return nil, fmt.Errorf("dial %s: both plaintext and TLS are set", target)
+	}
+	if opts.Token != "" && opts.TokenFile != "" {
+		return nil, fmt.Errorf("dial %s: both a token and a token file are set", target)
+	}
+	transport := insecure.NewCredentials()
+	if !opts.Plaintext {
+		config := opts.TLS
+		if config == nil {
+			config = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		transport = credentials.NewTLS(config)
+	}
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		// An Agent waits between its attempts by itself. The connection's own
+		// wait bounds only how late it notices that the service is back.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 500 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 5 * time.Second},
+			MinConnectTimeout: 10 * time.Second,
+		}),
+	}
+	if opts.Token != "" {
+		dial = append(dial, grpc.WithPerRPCCredentials(Token(opts.Token, opts.Plaintext)))
+	}
+	if opts.TokenFile != "" {
+		dial = append(dial, grpc.WithPerRPCCredentials(TokenFile(opts.TokenFile, opts.Plaintext)))
+	}
+	conn, err := grpc.NewClient(target, append(dial, extra...)...)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", target, err)
+	}
+	return conn, nil
+}
+
+// Token makes credentials of a bearer token. Unless plaintext is allowed, a call
+// without TLS fails rather than show the token.
+func Token(token string, plaintext bool) credentials.PerRPCCredentials {
+	return bearer{token: func() (string, error) { return token, nil }, plaintext: plaintext}
+}
+
+// TokenFile makes credentials of the bearer token in a file, without the white
+// space around it. The file is read for each call.
+func TokenFile(path string, plaintext bool) credentials.PerRPCCredentials {
+	return bearer{
+		token: func() (string, error) {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return "", fmt.Errorf("read token: %w", err)
+			}
+			token := strings.TrimSpace(string(text))
+			if token == "" {
+				return "", fmt.Errorf("read token: %s is empty", path)
+			}
+			return token, nil
+		},
+		plaintext: plaintext,
+	}
+}
+
+type bearer struct {
+	token     func() (string, error)
+	plaintext bool
+}
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := b.token()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"authorization": "Bearer " + token}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (b bearer) RequireTransportSecurity() bool {
+	return !b.plaintext
+}
+
+// TLSFiles names the files of a TLS client, in PEM.
+type TLSFiles struct {
+	// CA holds the certificates that the service's is signed by; empty: the
+	// system's.
+	CA string
+	// Cert and Key identify the client; empty: it has no certificate. They are
+	// read anew for each connection, so that they can be renewed.
+	Cert, Key string
+	// ServerName that the service's certificate is for; empty: the host of the
+	// target.
+	ServerName string
+}
+
+// Config reads the files.
+func (f TLSFiles) Config() (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: f.ServerName}
+	if f.CA != "" {
+		pem, err := os.ReadFile(f.CA)
+		if err != nil {
+			return nil, fmt.Errorf("read CA certificates: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read CA certificates: %s holds none", f.CA)
+		}
+	}
+	if (f.Cert == "") != (f.Key == "") {
+		return nil, errors.New("client certificate: both the certificate and the key are needed")
+	}
+	if f.Cert != "" {
+		load := func() (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+			if err != nil {
+				return nil, fmt.Errorf("read client certificate: %w", err)
+			}
+			return &cert, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return config, nil
+}

@@ -1,0 +1,11 @@
+// Package client is the Go SDK of agentstatsd: an agent's stream of telemetry,
+// and coderd's side of the service.
+//
+// An [Agent] keeps one session with the service, for as long as its Run lasts:
+// it reconnects with full jitter, adds what a broken stream lost to what it
+// sends next, and keeps no more than the newest value of each thing. A [Coderd]
+// registers agents, relays for those that cannot dial themselves, and reads and
+// watches what they said.
+//
+// Neither logs by itself: see the Logger of their options.
+package client

@@ -1,0 +1,444 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// fault is a point at which the fake service breaks a stream.
+type fault int
+
+const (
+	noFault fault = iota
+	beforeTaking
+	beforeAck
+	afterAck
+)
+
+// fakeService is a service with one agent, by the comments of the contract. What
+// it counts and what is pending is gone after a restart without memory; its
+// database stays.
+type fakeService struct {
+	agentstatsv1.UnimplementedAgentServiceServer
+
+	mu       sync.Mutex
+	settings *agentstatsv1.Settings
+	memory   map[string]*fakeInstance
+	stream   *fakeStream
+	// lives are the received bytes of each report, by life of the memory.
+	lives [][]int64
+	// violations of the contract by the client.
+	violations []string
+	requests   []*agentstatsv1.ConnectRequest
+	headers    []metadata.MD
+	ordinals   []int64
+	openedAt   []time.Time
+	refuse     func(*agentstatsv1.ConnectRequest) *agentstatsv1.Refusal
+	openError  error
+	fault      fault
+	faultCode  codes.Code
+	// hang keeps the settings back.
+	hang bool
+	// mute keeps acks back.
+	mute bool
+
+	database  map[string]string
+	lifecycle *agentstatsv1.Lifecycle
+	apps      map[string]agentstatsv1.AppHealth
+	network   *agentstatsv1.Network
+	goodbyes  int
+}
+
+type fakeInstance struct {
+	received int64
+	// pending values by key, with the sequence that holds durable back.
+	pending map[string]fakePending
+}
+
+type fakePending struct {
+	value string
+	hold  int64
+}
+
+type fakeStream struct {
+	events chan *agentstatsv1.ConnectResponse
+	end    chan error
+	gone   chan struct{}
+}
+
+func newFakeService() *fakeService {
+	return &fakeService{
+		settings: &agentstatsv1.Settings{
+			ReportInterval: durationpb.New(30 * time.Second),
+			Limits:         &agentstatsv1.Limits{MessageBytes: 64 << 10, MetadataReportKeyBytes: 6144},
+		},
+		memory:   map[string]*fakeInstance{},
+		lives:    [][]int64{nil},
+		database: map[string]string{},
+		apps:     map[string]agentstatsv1.AppHealth{},
+	}
+}
+
+func (i *fakeInstance) durable() int64 {
+	durable := i.received
+	for _, p := range i.pending {
+		durable = min(durable, p.hold-1)
+	}
+	return durable
+}
+
+func (f *fakeService) Connect(server agentstatsv1.AgentService_ConnectServer) error {
+	first, err := server.Recv()
+	if err != nil {
+		return err
+	}
+	var hang bool
+	f.locked(func() { hang = f.hang })
+	if hang {
+		<-server.Context().Done()
+		return server.Context().Err()
+	}
+	stream := &fakeStream{
+		events: make(chan *agentstatsv1.ConnectResponse, 100),
+		end:    make(chan error, 1),
+		gone:   make(chan struct{}),
+	}
+	instance, resume, err := f.open(server.Context(), stream, first)
+	if err != nil {
+		return err
+	}
+	defer f.close(stream)
+	if err := server.Send(resume); err != nil {
+		return err
+	}
+
+	requests := make(chan *agentstatsv1.ConnectRequest)
+	go func() {
+		defer close(requests)
+		for {
+			req, err := server.Recv()
+			if err != nil {
+				return
+			}
+			select {
+			case requests <- req:
+			case <-stream.gone:
+				return
+			}
+		}
+	}()
+	halfClosed := requests
+	for {
+		select {
+		case req, ok := <-halfClosed:
+			if !ok {
+				if server.Context().Err() != nil {
+					return server.Context().Err()
+				}
+				if f.settled(instance) {
+					return nil
+				}
+				halfClosed = nil
+				continue
+			}
+			responses, err := f.take(instance, req)
+			if err != nil {
+				return err
+			}
+			for _, resp := range responses {
+				if err := server.Send(resp); err != nil {
+					return err
+				}
+			}
+			if err := f.hit(afterAck); err != nil {
+				return err
+			}
+		case resp := <-stream.events:
+			if err := server.Send(resp); err != nil {
+				return err
+			}
+			if halfClosed == nil && f.settled(instance) {
+				return nil
+			}
+		case err := <-stream.end:
+			return err
+		case <-server.Context().Done():
+			return server.Context().Err()
+		}
+	}
+}
+
+func (f *fakeService) open(ctx context.Context, stream *fakeStream, first *agentstatsv1.ConnectRequest) (*fakeInstance, *agentstatsv1.ConnectResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.openedAt = append(f.openedAt, time.Now())
+	md, _ := metadata.FromIncomingContext(ctx)
+	f.headers = append(f.headers, md)
+	if f.openError != nil {
+		return nil, nil, f.openError
+	}
+	hello := first.GetHello()
+	if hello == nil || first.GetSequence() != 0 || len(hello.GetInstanceId()) != 16 || hello.GetProtocolVersion() != 1 {
+		f.violations = append(f.violations, fmt.Sprintf("bad hello: %v", first))
+	}
+	f.ordinals = append(f.ordinals, hello.GetSession())
+	if f.stream != nil {
+		f.stream.end <- status.Error(codes.Aborted, "superseded")
+	}
+	f.stream = stream
+	instance := f.memory[string(hello.GetInstanceId())]
+	if instance == nil {
+		instance = &fakeInstance{pending: map[string]fakePending{}}
+		f.memory[string(hello.GetInstanceId())] = instance
+	}
+	settings := proto.CloneOf(f.settings)
+	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: instance.received, DurableSequence: instance.durable()}
+	return instance, &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: settings}}, nil
+}
+
+func (f *fakeService) close(stream *fakeStream) {
+	close(stream.gone)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stream == stream {
+		f.stream = nil
+	}
+}
+
+func (f *fakeService) hit(point fault) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fault != point {
+		return nil
+	}
+	f.fault = noFault
+	return status.Error(f.faultCode, "fault")
+}
+
+func (f *fakeService) settled(i *fakeInstance) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(i.pending) == 0
+}
+
+func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequest) ([]*agentstatsv1.ConnectResponse, error) {
+	if err := f.hit(beforeTaking); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.requests = append(f.requests, req)
+	if req.GetSequence() <= instance.received {
+		f.violations = append(f.violations, fmt.Sprintf("sequence %d after %d", req.GetSequence(), instance.received))
+		f.mu.Unlock()
+		return nil, nil
+	}
+	instance.received = req.GetSequence()
+	var responses []*agentstatsv1.ConnectResponse
+	var refused []string
+	if f.refuse != nil {
+		if r := f.refuse(req); r != nil {
+			refused = r.GetNames()
+			responses = append(responses, &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}})
+		}
+	}
+	switch message := req.GetMessage().(type) {
+	case *agentstatsv1.ConnectRequest_Stats:
+		life := len(f.lives) - 1
+		f.lives[life] = append(f.lives[life], message.Stats.GetRxBytes())
+	case *agentstatsv1.ConnectRequest_Metadata:
+		if n := len(message.Metadata.GetMetadata()); n > 16 {
+			f.violations = append(f.violations, fmt.Sprintf("%d keys in a report", n))
+		}
+		for _, m := range message.Metadata.GetMetadata() {
+			if len(refused) > 0 && refused[0] == m.GetKey() {
+				continue
+			}
+			hold := req.GetSequence()
+			if p, ok := instance.pending[m.GetKey()]; ok {
+				hold = p.hold
+			}
+			instance.pending[m.GetKey()] = fakePending{value: m.GetResult().GetValue(), hold: hold}
+		}
+	case *agentstatsv1.ConnectRequest_Lifecycle:
+		f.lifecycle = message.Lifecycle
+	case *agentstatsv1.ConnectRequest_AppHealth:
+		for _, u := range message.AppHealth.GetUpdates() {
+			f.apps[string(u.GetId())] = u.GetHealth()
+		}
+	case *agentstatsv1.ConnectRequest_Network:
+		f.network = message.Network
+	case *agentstatsv1.ConnectRequest_Goodbye:
+		f.goodbyes++
+	default:
+		f.violations = append(f.violations, fmt.Sprintf("unexpected %T", message))
+	}
+	if !f.mute {
+		responses = append(responses, ackOf(instance))
+	}
+	f.mu.Unlock()
+	return responses, f.hit(beforeAck)
+}
+
+func ackOf(i *fakeInstance) *agentstatsv1.ConnectResponse {
+	return &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Ack{Ack: &agentstatsv1.Ack{
+		ReceivedSequence: i.received, DurableSequence: i.durable(),
+	}}}
+}
+
+// flush writes what is pending to the database and acks it.
+func (f *fakeService) flush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, instance := range f.memory {
+		for key, p := range instance.pending {
+			f.database[key] = p.value
+		}
+		clear(instance.pending)
+		if f.stream != nil && !f.mute {
+			f.stream.events <- ackOf(instance)
+		}
+	}
+}
+
+// tell sends a response to the agent that is connected.
+func (f *fakeService) tell(resp *agentstatsv1.ConnectResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stream != nil {
+		f.stream.events <- resp
+	}
+}
+
+// kill ends the stream of the agent that is connected.
+func (f *fakeService) kill(code codes.Code) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stream != nil {
+		select {
+		case f.stream.end <- status.Error(code, "killed"):
+		default:
+		}
+	}
+}
+
+func (f *fakeService) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.memory = map[string]*fakeInstance{}
+	f.lives = append(f.lives, nil)
+}
+
+func (f *fakeService) locked(read func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	read()
+}
+
+// network connects clients with a server in memory; both ends can be broken.
+type network struct {
+	register func(*grpc.Server)
+
+	mu       sync.Mutex
+	listener *bufconn.Listener
+	server   *grpc.Server
+	conns    []net.Conn
+}
+
+func newNetwork(register func(*grpc.Server)) *network {
+	n := &network{register: register}
+	n.start()
+	return n
+}
+
+func (n *network) start() {
+	listener := bufconn.Listen(64 << 10)
+	server := grpc.NewServer()
+	n.register(server)
+	n.mu.Lock()
+	n.listener, n.server = listener, server
+	n.mu.Unlock()
+	go func() { _ = server.Serve(listener) }()
+}
+
+func (n *network) stop() {
+	n.mu.Lock()
+	server := n.server
+	n.mu.Unlock()
+	server.Stop()
+}
+
+// cut breaks all connections: what is on the way is lost.
+func (n *network) cut() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.conns {
+		_ = c.Close()
+	}
+	n.conns = nil
+}
+
+func (n *network) dial(ctx context.Context, _ string) (net.Conn, error) {
+	n.mu.Lock()
+	listener := n.listener
+	n.mu.Unlock()
+	conn, err := listener.DialContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.conns = append(n.conns, conn)
+	n.mu.Unlock()
+	return conn, nil
+}
+
+func (n *network) options() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithContextDialer(n.dial), grpc.WithTransportCredentials(insecure.NewCredentials())}
+}
+
+// startFake starts a fake service and a connection to it, which end with t.
+func startFake(t *testing.T) (*fakeService, *network, *grpc.ClientConn) {
+	t.Helper()
+	fake := newFakeService()
+	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterAgentServiceServer(s, fake) })
+	conn, err := grpc.NewClient("passthrough:///fake", n.options()...)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, conn.Close())
+		n.stop()
+		fake.locked(func() { require.Empty(t, fake.violations) })
+	})
+	return fake, n, conn
+}
+
+// run runs f in the background; the returned function waits for its end.
+func run(ctx context.Context, f func(context.Context) error) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	return func() error {
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(time.Minute):
+			return errors.New("does not end")
+		}
+	}
+}

@@ -1,0 +1,217 @@
+package client
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	// maxPendingKeys bounds the keys that wait to become durable: as many as a
+	// template may declare.
+	maxPendingKeys = 1024
+	// maxKeyBytes is the most that the keys of one report may have in sum: a
+	// longer key is refused by every service.
+	maxKeyBytes = 6144
+	// maxTextBytes is kept of a value or an error text. The contract allows
+	// 2048; what is longer stays longer after the cut, so that the service still
+	// sees, cuts and counts it.
+	maxTextBytes = 2048 + utf8.UTFMax
+	// maxReportKeys is sent in one request. A refusal names at most 16, so that
+	// of a request's keys it is always known which were refused.
+	maxReportKeys = 16
+)
+
+// Metadata is the value of one metadata key.
+type Metadata struct {
+	// Key is the name of the entry, at most 6144 bytes of UTF-8.
+	Key string
+	// Value is at most 2048 bytes; the service cuts a longer one.
+	Value string
+	// Error is why there is no value, at most 2048 bytes; empty: there is one.
+	Error string
+}
+
+// metadataValue is one value of a key on its way into the database.
+type metadataValue struct {
+	metadata Metadata
+	// sequence of the request that carried it; 0: not sent, or lost.
+	sequence int64
+	// entries is how many updates it stands for: itself and the older ones
+	// that it replaced.
+	entries int64
+}
+
+// metadataQueue holds what is not known to be durable, at most two values a
+// key: one that was sent, and a newer one. So what is acked is told even if
+// values change faster than the service writes them.
+type metadataQueue struct {
+	keys map[string][]metadataValue
+	// unsent are the keys whose last value is to be sent, oldest first.
+	unsent []string
+}
+
+// put takes in the newest value of a key.
+func (q *metadataQueue) put(m Metadata) error {
+	if err := checkKey(m.Key); err != nil {
+		return err
+	}
+	values := q.keys[m.Key]
+	if len(values) == 0 && len(q.keys) >= maxPendingKeys {
+		return fmt.Errorf("metadata key %.64q: %d keys are pending, at most %d may be", m.Key, len(q.keys), maxPendingKeys)
+	}
+	m.Value = cleanText(m.Value)
+	m.Error = cleanText(m.Error)
+
+	newest := metadataValue{metadata: m, entries: 1}
+	last := len(values) - 1
+	switch {
+	case last < 0 || last == 0 && values[0].sequence > 0:
+		values = append(values, newest)
+		q.unsent = append(q.unsent, m.Key)
+	default:
+		if values[last].sequence > 0 {
+			q.unsent = append(q.unsent, m.Key)
+		}
+		newest.entries += values[last].entries
+		values[last] = newest
+	}
+	if q.keys == nil {
+		q.keys = make(map[string][]metadataValue)
+	}
+	q.keys[m.Key] = values
+	return nil
+}
+
+// next takes the next values to send with the given sequence, within limits of
+// the service in bytes. It returns nil if there are none.
+func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64) *agentstatsv1.MetadataReport {
+	if len(q.unsent) == 0 {
+		return nil
+	}
+	report := &agentstatsv1.MetadataReport{}
+	var taken int
+	for _, key := range q.unsent {
+		values := q.keys[key]
+		newest := &values[len(values)-1]
+		m := newest.metadata
+		keyBytes -= int64(len(m.Key))
+		// 32 bytes are more than the tags and lengths of an entry.
+		messageBytes -= int64(len(m.Key) + len(m.Value) + len(m.Error) + 32)
+		if taken == maxReportKeys || taken > 0 && (keyBytes < 0 || messageBytes < 0) {
+			break
+		}
+		taken++
+		newest.sequence = sequence
+		report.Metadata = append(report.Metadata, &agentstatsv1.Metadata{
+			Key:    m.Key,
+			Result: &agentstatsv1.Metadata_Result{Value: m.Value, Error: m.Error},
+		})
+	}
+	q.unsent = slices.Delete(q.unsent, 0, taken)
+	return report
+}
+
+// durable removes what was settled by the service, up to a sequence. It returns
+// the newest settled value of each key and how many updates they stand for.
+func (q *metadataQueue) durable(sequence int64) (settled []Metadata, entries int64) {
+	for key, values := range q.keys {
+		n := 0
+		for n < len(values) && values[n].sequence > 0 && values[n].sequence <= sequence {
+			entries += values[n].entries
+			n++
+		}
+		if n == 0 {
+			continue
+		}
+		settled = append(settled, values[n-1].metadata)
+		q.keep(key, values[n:])
+	}
+	return settled, entries
+}
+
+// refused removes what the service refused of the request with the given
+// sequence. Of a key that the database refused all sent values go: the service
+// may have put newer ones in the place of the one that it names. It returns how
+// many updates these stand for.
+func (q *metadataQueue) refused(sequence int64, byStore bool, keys []string) (entries int64) {
+	for _, key := range keys {
+		values, ok := q.keys[key]
+		if !ok {
+			continue
+		}
+		named := slices.ContainsFunc(values, func(v metadataValue) bool { return v.sequence == sequence })
+		if !named {
+			continue
+		}
+		kept := slices.DeleteFunc(values, func(v metadataValue) bool {
+			gone := v.sequence == sequence || byStore && v.sequence > 0
+			if gone {
+				entries += v.entries
+			}
+			return gone
+		})
+		q.keep(key, kept)
+	}
+	return entries
+}
+
+// resume makes what the service does not have, above the sequence that it has
+// received, unsent again: of each key the newest value.
+func (q *metadataQueue) resume(received int64) {
+	lost := make(map[string]int64)
+	for key, values := range q.keys {
+		last := len(values) - 1
+		if values[last].sequence > received {
+			lost[key] = values[last].sequence
+			values[last].sequence = 0
+		}
+		if last > 0 && values[0].sequence > received {
+			values[1].entries += values[0].entries
+			q.keys[key] = values[1:]
+		}
+	}
+	resent := slices.SortedFunc(maps.Keys(lost), func(a, b string) int {
+		return cmp.Or(cmp.Compare(lost[a], lost[b]), cmp.Compare(a, b))
+	})
+	q.unsent = append(resent, q.unsent...)
+}
+
+func (q *metadataQueue) keep(key string, values []metadataValue) {
+	if len(values) == 0 {
+		delete(q.keys, key)
+		return
+	}
+	q.keys[key] = values
+}
+
+func checkKey(key string) error {
+	switch {
+	case key == "":
+		return errors.New("metadata key: is empty")
+	case len(key) > maxKeyBytes:
+		return fmt.Errorf("metadata key %.64q: has %d bytes, at most %d are allowed", key, len(key), maxKeyBytes)
+	case !utf8.ValidString(key):
+		return fmt.Errorf("metadata key %.64q: is not UTF-8", key)
+	}
+	return nil
+}
+
+// cleanText makes s fit to be sent: bytes that are not UTF-8 would make the
+// whole message unsendable.
+func cleanText(s string) string {
+	if len(s) > maxTextBytes {
+		n := maxTextBytes
+		for n > maxTextBytes-utf8.UTFMax+1 && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}

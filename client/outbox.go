@@ -1,0 +1,274 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/google/uuid"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	// maxApps bounds the apps whose health is kept: as many as a registration
+	// may have.
+	maxApps = 256
+	// maxRegions is how many regions a view of the network may have.
+	maxRegions = 128
+)
+
+// statement is the newest that was said of one thing. It is said again in each
+// session.
+type statement[T any] struct {
+	value T
+	made  bool
+	// sequence of the request that carried it in this session; 0: none.
+	sequence int64
+	settled  bool
+}
+
+func (s *statement[T]) make(v T) {
+	*s = statement[T]{value: v, made: true}
+}
+
+func (s *statement[T]) unsent() bool {
+	return s.made && s.sequence == 0
+}
+
+func (s *statement[T]) durable(sequence int64) {
+	if s.sequence > 0 && s.sequence <= sequence {
+		s.settled = true
+	}
+}
+
+func (s *statement[T]) resume() {
+	s.sequence, s.settled = 0, false
+}
+
+func (s *statement[T]) idle() bool {
+	return !s.made || s.settled
+}
+
+type lifecycle struct {
+	state     agentstatsv1.Lifecycle_State
+	changedAt time.Time
+}
+
+// app is the health of one app.
+type app struct {
+	id     uuid.UUID
+	health statement[agentstatsv1.AppHealth]
+}
+
+// outbox holds what an agent has to say until the service has it: what to send
+// next, what a new session has to repeat, what is settled. It does no I/O and
+// has no lock.
+type outbox struct {
+	// sequence of the last request.
+	sequence  int64
+	stats     statsQueue
+	metadata  metadataQueue
+	lifecycle statement[lifecycle]
+	apps      []app
+	network   statement[*agentstatsv1.Network]
+	// goodbye is made when nothing follows.
+	goodbye statement[struct{}]
+	counts  Counts
+	// refusals are the client's own that nobody was told of yet.
+	refusals []*agentstatsv1.Refusal
+}
+
+func (o *outbox) putStats(stats *agentstatsv1.Stats) {
+	o.counts.Reports++
+	o.refuse(o.stats.put(stats)...)
+}
+
+func (o *outbox) putMetadata(m Metadata) error {
+	if err := o.metadata.put(m); err != nil {
+		o.counts.Refused++
+		return err
+	}
+	o.counts.Metadata++
+	return nil
+}
+
+func (o *outbox) putAppHealth(id uuid.UUID, health agentstatsv1.AppHealth) error {
+	i := slices.IndexFunc(o.apps, func(a app) bool { return a.id == id })
+	if i < 0 {
+		if len(o.apps) >= maxApps {
+			o.counts.Refused++
+			return fmt.Errorf("health of app %s: there are %d apps, at most %d may be", id, len(o.apps), maxApps)
+		}
+		i = len(o.apps)
+		o.apps = append(o.apps, app{id: id})
+	}
+	o.apps[i].health.make(health)
+	return nil
+}
+
+func (o *outbox) refuse(refusals ...*agentstatsv1.Refusal) {
+	for _, r := range refusals {
+		o.counts.Refused += r.GetCount()
+	}
+	o.refusals = append(o.refusals, refusals...)
+}
+
+// takeRefusals returns the client's own refusals since the last call.
+func (o *outbox) takeRefusals() []*agentstatsv1.Refusal {
+	refusals := o.refusals
+	o.refusals = nil
+	return refusals
+}
+
+// limits of the service that bind what is sent, in bytes.
+type limits struct {
+	message, reportKeys int64
+}
+
+// newLimits takes limits from the service. Those that it does not name are what
+// the contract allows.
+func newLimits(l *agentstatsv1.Limits) limits {
+	n := limits{message: l.GetMessageBytes(), reportKeys: l.GetMetadataReportKeyBytes()}
+	if n.message <= 0 {
+		n.message = 1 << 20
+	}
+	if n.reportKeys <= 0 {
+		n.reportKeys = maxKeyBytes
+	}
+	return n
+}
+
+// next returns the next request to send; nil: there is none now.
+func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
+	req := &agentstatsv1.ConnectRequest{Sequence: o.sequence + 1}
+	switch {
+	case o.lifecycle.unsent():
+		message := &agentstatsv1.Lifecycle{State: o.lifecycle.value.state}
+		if !o.lifecycle.value.changedAt.IsZero() {
+			message.ChangedAt = timestamppb.New(o.lifecycle.value.changedAt)
+		}
+		o.lifecycle.sequence = req.GetSequence()
+		req.Message = &agentstatsv1.ConnectRequest_Lifecycle{Lifecycle: message}
+	case slices.ContainsFunc(o.apps, func(a app) bool { return a.health.unsent() }):
+		req.Message = &agentstatsv1.ConnectRequest_AppHealth{AppHealth: o.nextAppHealth(req.GetSequence())}
+	case o.network.unsent():
+		o.network.sequence = req.GetSequence()
+		req.Message = &agentstatsv1.ConnectRequest_Network{Network: o.network.value}
+	case o.stats.ready():
+		stats := o.stats.next(req.GetSequence(), now)
+		req.Message = &agentstatsv1.ConnectRequest_Stats{Stats: stats}
+		if refusal := fitRequest(req, l.message); refusal != nil {
+			o.refuse(refusal)
+		}
+		o.counts.Samples += int64(len(stats.GetMetrics()))
+	default:
+		if report := o.metadata.next(req.GetSequence(), l.reportKeys, l.message); report != nil {
+			req.Message = &agentstatsv1.ConnectRequest_Metadata{Metadata: report}
+			break
+		}
+		if !o.goodbye.unsent() || o.stats.unsent {
+			return nil
+		}
+		o.goodbye.sequence = req.GetSequence()
+		req.Message = &agentstatsv1.ConnectRequest_Goodbye{Goodbye: &agentstatsv1.Goodbye{}}
+	}
+	o.sequence++
+	return req
+}
+
+func (o *outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
+	report := &agentstatsv1.AppHealthReport{}
+	for i := range o.apps {
+		a := &o.apps[i]
+		if a.health.unsent() {
+			a.health.sequence = sequence
+			report.Updates = append(report.Updates, &agentstatsv1.AppHealthUpdate{Id: a.id[:], Health: a.health.value})
+		}
+	}
+	return report
+}
+
+// ack takes in what the service has received and settled, in this session. It
+// returns the values that are durable now, and when the newest of the reports
+// that were received now was sent; zero: none was.
+func (o *outbox) ack(received, durable int64) (settled []Metadata, sent time.Time) {
+	reports, sent := o.stats.received(received)
+	o.counts.ReportsReceived += reports
+	settled, entries := o.metadata.durable(durable)
+	o.counts.MetadataDurable += entries
+	o.lifecycle.durable(durable)
+	for i := range o.apps {
+		o.apps[i].health.durable(durable)
+	}
+	o.network.durable(durable)
+	o.goodbye.durable(durable)
+	return settled, sent
+}
+
+// refusal takes in what the service refused.
+func (o *outbox) refusal(r *agentstatsv1.Refusal) {
+	o.counts.Refused += r.GetCount()
+	byStore := r.GetCode() == agentstatsv1.RefusalCode_REFUSAL_CODE_STORE
+	o.counts.MetadataRefused += o.metadata.refused(r.GetSequence(), byStore, r.GetNames())
+}
+
+// resume begins a session with a service that knows this much of the instance:
+// what it does not have is to be sent again, under new sequences.
+func (o *outbox) resume(r *agentstatsv1.Resume) (settled []Metadata) {
+	settled, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
+	o.stats.resume()
+	o.metadata.resume(r.GetReceivedSequence())
+	o.lifecycle.resume()
+	for i := range o.apps {
+		o.apps[i].health.resume()
+	}
+	o.network.resume()
+	o.goodbye.resume()
+	o.sequence = max(o.sequence, r.GetReceivedSequence())
+	return settled
+}
+
+// idle tells whether all that was handed over is settled.
+func (o *outbox) idle() bool {
+	return o.stats.idle() && len(o.metadata.keys) == 0 && o.unsettledStates() == 0 && o.goodbye.idle()
+}
+
+func (o *outbox) unsettledStates() int {
+	n := 0
+	for _, idle := range []bool{o.lifecycle.idle(), o.network.idle()} {
+		if !idle {
+			n++
+		}
+	}
+	for i := range o.apps {
+		if !o.apps[i].health.idle() {
+			n++
+		}
+	}
+	return n
+}
+
+// unsettled says for a person what is not settled.
+func (o *outbox) unsettled() string {
+	var parts []string
+	for _, part := range []struct {
+		n    int
+		what string
+	}{
+		{int(o.counts.Reports - o.counts.ReportsReceived), "reports"},
+		{len(o.metadata.keys), "metadata keys"},
+		{o.unsettledStates(), "states"},
+	} {
+		if part.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", part.n, part.what))
+		}
+	}
+	if !o.goodbye.idle() {
+		parts = append(parts, "the goodbye")
+	}
+	return strings.Join(parts, ", ")
+}

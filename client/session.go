@@ -1,0 +1,372 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	protocolVersion = 1
+	// handshakeTimeout bounds the time from the connect to the settings.
+	handshakeTimeout = 30 * time.Second
+	// partingTimeout bounds the wait for the last acks of a stream that the
+	// service asked to end: what they would cover is sent again otherwise.
+	partingTimeout = 5 * time.Second
+	// minReportInterval is the least that the contract allows.
+	minReportInterval = time.Second
+)
+
+// errReconnect is why a session ended that the service asked to end.
+var errReconnect = errors.New("the service asked to reconnect")
+
+// sessionEnd is how a session ended.
+type sessionEnd struct {
+	err error
+	// delay that the service asked for.
+	delay time.Duration
+	// lived is true if the session was of use, so that the backoff begins anew.
+	lived bool
+	// closed is true if the goodbye was said and all is settled.
+	closed bool
+}
+
+// session is one stream.
+type session struct {
+	agent  *Agent
+	stream agentstatsv1.AgentService_ConnectClient
+	opened time.Time
+	// reconnect holds the delay of a please-reconnect.
+	reconnect chan time.Duration
+	// retimed tells that the report interval changed.
+	retimed chan struct{}
+
+	// done is closed when receive has ended. Then the fields below may be read.
+	done chan struct{}
+	err  error
+	// ended is true if the service ended the stream without an error.
+	ended bool
+	// acked is true if there was an ack.
+	acked bool
+}
+
+// session opens a session and serves it until it ends.
+func (a *Agent) session(ctx context.Context) (end sessionEnd) {
+	a.setState(State{Connection: Connecting})
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	s := &session{
+		agent:     a,
+		reconnect: make(chan time.Duration, 1),
+		retimed:   make(chan struct{}, 1),
+		done:      make(chan struct{}),
+	}
+	if err := s.open(ctx, cancel); err != nil {
+		return sessionEnd{err: err, delay: retryDelay(err)}
+	}
+	s.opened = time.Now()
+	a.setState(State{Connection: Connected})
+	a.log.InfoContext(ctx, "session opened")
+
+	go s.receive()
+	end = s.send(ctx)
+	cancel(nil)
+	<-s.done
+	if end.err == nil {
+		end.err = s.err
+	}
+	end.delay = max(end.delay, retryDelay(end.err))
+	lived := time.Since(s.opened) >= a.opts.Backoff.Max
+	end.lived = lived || s.acked && status.Code(end.err) != codes.Aborted
+	return end
+}
+
+// open says hello and takes in the settings.
+func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc) error {
+	a := s.agent
+	guard := time.AfterFunc(handshakeTimeout, func() {
+		cancel(fmt.Errorf("open session: no settings within %s", handshakeTimeout))
+	})
+	defer guard.Stop()
+	for key, values := range a.header {
+		for _, value := range values {
+			ctx = metadata.AppendToOutgoingContext(ctx, key, value)
+		}
+	}
+	resp, err := s.hello(ctx)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+		return fmt.Errorf("open session: %w", err)
+	}
+	settings := resp.GetSettings()
+	if settings.GetResume() == nil {
+		return errors.New("open session: the first response is not settings with resume")
+	}
+
+	a.mu.Lock()
+	// From here on the service may count what this instance reports, so that
+	// the next session is not its first.
+	a.status.Counts.Sessions++
+	settled := a.outbox.resume(settings.GetResume())
+	a.mu.Unlock()
+	s.applySettings(settings)
+	if len(settled) > 0 && a.opts.OnDurable != nil {
+		a.opts.OnDurable(settled)
+	}
+	a.settle()
+	return nil
+}
+
+func (s *session) hello(ctx context.Context) (*agentstatsv1.ConnectResponse, error) {
+	a := s.agent
+	stream, err := a.service.Connect(ctx, a.callOptions...)
+	if err != nil {
+		return nil, err
+	}
+	s.stream = stream
+	a.mu.Lock()
+	ordinal := a.status.Counts.Sessions + 1
+	a.mu.Unlock()
+	err = stream.Send(&agentstatsv1.ConnectRequest{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{
+		InstanceId:      a.opts.InstanceID[:],
+		ProtocolVersion: protocolVersion,
+		Session:         ordinal,
+	}}})
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return stream.Recv()
+}
+
+// applySettings takes in settings and tells whether the report interval is new.
+func (s *session) applySettings(settings *agentstatsv1.Settings) (retimed bool) {
+	a := s.agent
+	interval := max(settings.GetReportInterval().AsDuration(), minReportInterval)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	retimed = a.status.ReportInterval != interval
+	a.status.ReportInterval = interval
+	a.limits = newLimits(settings.GetLimits())
+	return retimed
+}
+
+// send sends what the outbox has until the session is to end. Then no Send is
+// under way, and the caller ends the stream.
+func (s *session) send(ctx context.Context) sessionEnd {
+	a := s.agent
+	// The first report is sent at once, the second after a random part of the
+	// interval: agents that connect together do not report together for ever.
+	s.collect(ctx)
+	timer := time.NewTimer(jitter(s.interval()))
+	defer timer.Stop()
+	collected, halfClosed := false, false
+
+	for {
+		req, closing, settled := s.next()
+		a.tellRefusals()
+		switch {
+		case req != nil:
+			if err := s.stream.Send(req); errors.Is(err, io.EOF) {
+				<-s.done
+				return sessionEnd{err: s.err}
+			} else if err != nil {
+				return sessionEnd{err: fmt.Errorf("send: %w", err)}
+			}
+			continue
+		case closing && !collected:
+			collected = true
+			s.collect(ctx)
+			a.mu.Lock()
+			a.outbox.goodbye.make(struct{}{})
+			a.mu.Unlock()
+			continue
+		case closing && settled:
+			return sessionEnd{closed: true}
+		case closing && !halfClosed && s.saidGoodbye():
+			halfClosed = true
+			if err := s.stream.CloseSend(); err != nil {
+				return sessionEnd{err: fmt.Errorf("close send: %w", err)}
+			}
+		}
+
+		select {
+		case <-a.wake:
+		case <-timer.C:
+			timer.Reset(s.interval())
+			if !collected {
+				s.collect(ctx)
+			}
+		case <-s.retimed:
+			timer.Reset(jitter(s.interval()))
+		case delay := <-s.reconnect:
+			return s.part(ctx, delay)
+		case <-s.done:
+			return sessionEnd{err: s.err, closed: s.parted()}
+		}
+	}
+}
+
+// next returns the next request, whether Close was called, and whether all is
+// settled, the goodbye included.
+func (s *session) next() (req *agentstatsv1.ConnectRequest, closing, settled bool) {
+	a := s.agent
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.outbox.next(a.limits, time.Now()), a.closing, a.outbox.idle()
+}
+
+func (s *session) saidGoodbye() bool {
+	s.agent.mu.Lock()
+	defer s.agent.mu.Unlock()
+	return s.agent.outbox.goodbye.sequence > 0
+}
+
+// parted tells whether a stream that ended was ended by the service for the
+// goodbye, when all else was settled. That settles the goodbye too.
+func (s *session) parted() bool {
+	s.agent.mu.Lock()
+	defer s.agent.mu.Unlock()
+	o := &s.agent.outbox
+	if s.ended && o.goodbye.sequence > 0 {
+		o.goodbye.settled = true
+		return o.idle()
+	}
+	return false
+}
+
+// part ends the stream as the service asked, after its last acks.
+func (s *session) part(ctx context.Context, delay time.Duration) sessionEnd {
+	asked := time.Now()
+	end := sessionEnd{err: errReconnect}
+	if err := s.stream.CloseSend(); err == nil {
+		timer := time.NewTimer(partingTimeout)
+		defer timer.Stop()
+		select {
+		case <-s.done:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	end.delay = max(0, min(delay, maxRetryDelay)-time.Since(asked))
+	return end
+}
+
+// collect takes in a report of the agent's function.
+func (s *session) collect(ctx context.Context) {
+	a := s.agent
+	if a.opts.Collect == nil {
+		return
+	}
+	if stats := a.opts.Collect(ctx); stats != nil {
+		a.mu.Lock()
+		a.outbox.putStats(stats)
+		a.mu.Unlock()
+	}
+}
+
+func (s *session) interval() time.Duration {
+	if own := s.agent.opts.ReportInterval; own > 0 {
+		return own
+	}
+	s.agent.mu.Lock()
+	defer s.agent.mu.Unlock()
+	return s.agent.status.ReportInterval
+}
+
+// receive takes in responses until the stream ends.
+func (s *session) receive() {
+	defer close(s.done)
+	for {
+		resp, err := s.stream.Recv()
+		if err != nil {
+			s.err = err
+			if errors.Is(err, io.EOF) {
+				s.ended = true
+				s.err = errors.New("the service ended the stream")
+			}
+			return
+		}
+		switch message := resp.GetMessage().(type) {
+		case *agentstatsv1.ConnectResponse_Ack:
+			s.acked = true
+			s.agent.ack(message.Ack)
+		case *agentstatsv1.ConnectResponse_Refusal:
+			s.agent.refusal(message.Refusal)
+		case *agentstatsv1.ConnectResponse_Settings:
+			if s.applySettings(message.Settings) {
+				select {
+				case s.retimed <- struct{}{}:
+				default:
+				}
+			}
+		case *agentstatsv1.ConnectResponse_Reconnect:
+			select {
+			case s.reconnect <- message.Reconnect.GetDelay().AsDuration():
+			default:
+			}
+		}
+	}
+}
+
+func (a *Agent) ack(ack *agentstatsv1.Ack) {
+	a.mu.Lock()
+	settled, sent := a.outbox.ack(ack.GetReceivedSequence(), ack.GetDurableSequence())
+	a.mu.Unlock()
+	if a.opts.OnDurable != nil && len(settled) > 0 {
+		a.opts.OnDurable(settled)
+	}
+	if a.opts.OnAck != nil {
+		told := Ack{Received: ack.GetReceivedSequence(), Durable: ack.GetDurableSequence()}
+		if !sent.IsZero() {
+			told.RoundTrip = time.Since(sent)
+		}
+		a.opts.OnAck(told)
+	}
+	a.settle()
+}
+
+func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
+	a.mu.Lock()
+	a.outbox.refusal(refusal)
+	a.mu.Unlock()
+	if a.opts.OnRefusal != nil {
+		a.opts.OnRefusal(refusal)
+	}
+	a.settle()
+}
+
+// tellRefusals tells of what the Agent itself refused to send.
+func (a *Agent) tellRefusals() {
+	a.mu.Lock()
+	refusals := a.outbox.takeRefusals()
+	a.mu.Unlock()
+	if a.opts.OnRefusal == nil {
+		return
+	}
+	for _, r := range refusals {
+		a.opts.OnRefusal(r)
+	}
+}
+
+// settle wakes Run, for which there may be more to send now, and those that
+// wait until all is settled.
+func (a *Agent) settle() {
+	a.mu.Lock()
+	if a.idle != nil && a.outbox.idle() {
+		close(a.idle)
+		a.idle = nil
+	}
+	a.mu.Unlock()
+	a.signal()
+}
