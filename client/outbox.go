@@ -142,8 +142,12 @@ func newLimits(l *agentstatsv1.Limits) limits {
 	return n
 }
 
-// next returns the next request to send; nil: there is none now.
+// next returns the next request to send; nil: there is none now. Nothing follows
+// a goodbye in its session.
 func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
+	if o.goodbye.sequence > 0 {
+		return nil
+	}
 	req := &agentstatsv1.ConnectRequest{Sequence: o.sequence + 1}
 	switch {
 	case o.lifecycle.unsent():

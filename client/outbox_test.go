@@ -199,9 +199,13 @@ func TestOutboxGoodbyeComesLast(t *testing.T) {
 	require.NotNil(t, sent[0].GetStats())
 	require.NotNil(t, sent[1].GetGoodbye())
 	require.Equal(t, "16 reports, the goodbye", o.unsettled())
+	put(t, &o, "late", "1")
+	require.Empty(t, sendAll(&o), "nothing follows")
 
 	o.resume(resume(0, 0))
-	require.NotNil(t, sendAll(&o)[1].GetGoodbye(), "it is said again in a new session")
+	sent = sendAll(&o)
+	require.Len(t, sent, 3)
+	require.NotNil(t, sent[2].GetGoodbye(), "it is said again in a new session")
 }
 
 // The newest report is kept only as long as it may have to be sent again.

@@ -1,0 +1,173 @@
+package simulate
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"math/rand/v2"
+
+	"github.com/coder/agentstatsd/client"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// agent is one simulated agent. Its client's goroutines call collect; everything
+// else is called by the one goroutine that drives the fleet.
+type agent struct {
+	planned   plannedAgent
+	client    *client.Agent
+	generator *generator
+	// stopped is true when the agent produces no more.
+	stopped atomic.Bool
+
+	random  *rand.Rand
+	node    uint64
+	keys    int
+	values  int64
+	started time.Time
+	state   agentstatsv1.Lifecycle_State
+}
+
+// observer is told what the clients of all agents see.
+type observer struct {
+	journal *journal
+	acks    *latencies
+	// unknown is signalled when the service does not know an agent.
+	unknown    chan struct{}
+	unexpected atomic.Int64
+	refusals   counts
+	log        *slog.Logger
+}
+
+func newAgent(i int, planned plannedAgent, conn grpc.ClientConnInterface, all []series, o Options, obs *observer) (*agent, error) {
+	a := &agent{
+		planned:   planned,
+		generator: newGenerator(all, o.Seed, i),
+		random:    rand.New(rand.NewPCG(o.Seed+1, uint64(i))),
+		node:      uint64(i + 1),
+		keys:      o.MetadataKeys,
+	}
+	opts := client.AgentOptions{
+		Collect:        a.collect,
+		ReportInterval: o.ReportInterval,
+		Credentials:    client.Token(planned.token, o.Dial.Plaintext),
+		Backoff:        o.Backoff,
+		OnAck:          func(ack client.Ack) { obs.acks.add(ack.RoundTrip) },
+		OnState:        obs.onState,
+		OnRefusal:      obs.onRefusal,
+	}
+	if obs.journal != nil {
+		opts.OnDurable = func(entries []client.Metadata) { obs.journal.write(planned.id, entries) }
+	}
+	var err error
+	a.client, err = client.NewAgent(conn, opts)
+	return a, err
+}
+
+func (obs *observer) onState(s client.State) {
+	if s.Connection == client.Waiting && status.Code(s.Err) == codes.Unauthenticated {
+		select {
+		case obs.unknown <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (obs *observer) onRefusal(r *agentstatsv1.Refusal) {
+	// More series than a limit allows may be what is to be tried.
+	if r.GetCode() != agentstatsv1.RefusalCode_REFUSAL_CODE_LIMIT {
+		obs.unexpected.Add(r.GetCount())
+	}
+	if first := obs.refusals.add(r.GetReason(), r.GetCount()); first {
+		obs.log.Warn("refused for a new reason", "reason", r.GetReason(), "message", r.GetMessage(), "names", r.GetNames())
+	}
+}
+
+func (a *agent) collect(context.Context) *agentstatsv1.Stats {
+	if a.stopped.Load() {
+		return nil
+	}
+	return a.generator.next()
+}
+
+// start makes the agent's first statements.
+func (a *agent) start(now time.Time) {
+	a.started = now
+	a.setLifecycle(agentstatsv1.Lifecycle_STATE_CREATED, now)
+	a.setNetwork()
+}
+
+// live moves the agent's life on and returns the time until it is to be called
+// again.
+func (a *agent) live(now time.Time) time.Duration {
+	switch a.state {
+	case agentstatsv1.Lifecycle_STATE_CREATED:
+		a.setLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, now)
+		return time.Duration((1 + 7*a.random.Float64()) * float64(time.Second))
+	case agentstatsv1.Lifecycle_STATE_STARTING:
+		state := agentstatsv1.Lifecycle_STATE_READY
+		switch n := a.random.IntN(200); {
+		case n == 0:
+			state = agentstatsv1.Lifecycle_STATE_START_TIMEOUT
+		case n < 3:
+			state = agentstatsv1.Lifecycle_STATE_START_ERROR
+		}
+		a.setLifecycle(state, now)
+		a.setApps(agentstatsv1.AppHealth_APP_HEALTH_HEALTHY)
+	default:
+		// Now and then an app fails or recovers, or the network changes.
+		switch a.random.IntN(10) {
+		case 0:
+			a.setApps(agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY)
+		case 1, 2:
+			a.setApps(agentstatsv1.AppHealth_APP_HEALTH_HEALTHY)
+		case 3:
+			a.setNetwork()
+		}
+	}
+	return time.Duration((20 + 20*a.random.Float64()) * float64(time.Second))
+}
+
+func (a *agent) setLifecycle(state agentstatsv1.Lifecycle_State, now time.Time) {
+	a.state = state
+	a.client.SetLifecycle(state, now)
+}
+
+// setApps says how the first app is; the others are healthy.
+func (a *agent) setApps(first agentstatsv1.AppHealth) {
+	for i, app := range a.planned.apps {
+		health := agentstatsv1.AppHealth_APP_HEALTH_HEALTHY
+		if i == 0 {
+			health = first
+		}
+		// There are fewer apps than the client's limit.
+		_ = a.client.SetAppHealth(app, health)
+	}
+}
+
+func (a *agent) setNetwork() {
+	// There are fewer regions than the client's limit.
+	_ = a.client.SetNetwork(network(a.random, a.node))
+}
+
+// updateMetadata hands over a new value of each key.
+func (a *agent) updateMetadata(now time.Time) {
+	a.values++
+	entries := make([]client.Metadata, a.keys)
+	for i := range entries {
+		entries[i].Key = metadataKey(i)
+		entries[i].Value, entries[i].Error = metadataValue(a.random, i, a.values, now.Sub(a.started))
+	}
+	// The keys are well formed and fewer than the client's limit.
+	_ = a.client.UpdateMetadata(entries...)
+}
+
+func durationOfMS(ms float64) *durationpb.Duration {
+	return durationpb.New(time.Duration(ms * float64(time.Millisecond)))
+}

@@ -1,0 +1,132 @@
+package simulate
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/coder/agentstatsd/client"
+)
+
+const (
+	defaultAgents           = 25
+	defaultMetricsPerAgent  = 30
+	defaultMetadataKeys     = 10
+	defaultMetadataInterval = 10 * time.Second
+	defaultDrainTimeout     = 30 * time.Second
+	// maxDefaultRamp bounds the default time over which the agents start: 400
+	// agents connect in a second.
+	maxDefaultRamp = 30 * time.Second
+	rampPerAgent   = time.Second / 400
+	// maxMetadataKeys is how many keys a template may declare.
+	maxMetadataKeys = 1024
+	// maxUndeclaredKeys is how many keys an agent may have whose template
+	// declares none.
+	maxUndeclaredKeys = 128
+)
+
+// Options are the knobs of a simulation. A zero field takes its default.
+type Options struct {
+	// Target is the address of the service.
+	Target string
+	// Dial says how to reach it. Its token, or a client certificate, is
+	// coderd's; agents have tokens of their own.
+	Dial client.DialOptions
+	// GRPC are further options of all connections.
+	GRPC []grpc.DialOption
+
+	// Fleet names the fleet; default "sim". Its workspaces are the same ones in
+	// each run, so that a run supersedes agents that an earlier one kept; fleets
+	// of other names are apart.
+	Fleet string
+	// Agents is the size of the fleet; default 25.
+	Agents int
+	// MetricsPerAgent is the number of forwarded samples in a report; default
+	// 30, negative: none.
+	MetricsPerAgent int
+	// MetadataKeys of each agent; default 10, negative: none, at most 1024.
+	MetadataKeys int
+	// ReportInterval of each agent; default: what the service says.
+	ReportInterval time.Duration
+	// MetadataInterval between two values of a key; default 10 s.
+	MetadataInterval time.Duration
+	// Duration until the fleet stops producing; 0: until the context ends.
+	Duration time.Duration
+	// Ramp is the time over which the agents start; default 2.5 ms for each, at
+	// most 30 s; negative: none.
+	Ramp time.Duration
+	// DrainTimeout bounds the wait for the last acks; default 30 s.
+	DrainTimeout time.Duration
+	// Keep leaves the agents registered at the end, and leaves without a
+	// goodbye: their series and metadata can be looked at.
+	Keep bool
+	// Connections that the agents share; default: one for each agent, as real
+	// agents have, as far as the limit of open files allows.
+	Connections int
+	// Backoff of the agents' reconnects.
+	Backoff client.Backoff
+	// Seed of the values that agents report, and nothing else; any number.
+	Seed uint64
+
+	// Progress is where to show what goes on: a line that is drawn again each
+	// second on a terminal, else a line each 10 s; nil: nowhere.
+	Progress io.Writer
+	// Journal is where to write what is durable, as a Record in JSON on a line
+	// of its own, each line whole in one Write; nil: nowhere.
+	Journal io.Writer
+}
+
+func (o Options) withDefaults() Options {
+	setDefault(&o.Fleet, "sim")
+	setDefault(&o.Agents, defaultAgents)
+	setDefault(&o.MetricsPerAgent, defaultMetricsPerAgent)
+	setDefault(&o.MetadataKeys, defaultMetadataKeys)
+	setDefault(&o.MetadataInterval, defaultMetadataInterval)
+	setDefault(&o.Ramp, min(maxDefaultRamp, time.Duration(o.Agents)*rampPerAgent))
+	setDefault(&o.DrainTimeout, defaultDrainTimeout)
+	o.MetricsPerAgent = max(o.MetricsPerAgent, 0)
+	o.MetadataKeys = max(o.MetadataKeys, 0)
+	o.Ramp = max(o.Ramp, 0)
+	return o
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// validate returns what is wrong with options that have their defaults.
+func (o Options) validate() error {
+	switch {
+	case o.Target == "":
+		return errors.New("target: is empty")
+	case o.Agents < 1 || o.Agents > math.MaxInt32:
+		return fmt.Errorf("agents: want at least 1, got %d", o.Agents)
+	case o.MetadataKeys > maxMetadataKeys:
+		return fmt.Errorf("metadata keys: want at most %d, got %d", maxMetadataKeys, o.MetadataKeys)
+	case len(o.Fleet) > 64:
+		return fmt.Errorf("fleet: want a name of at most 64 bytes, got %d", len(o.Fleet))
+	case o.Connections < 0:
+		return fmt.Errorf("connections: want at least 0, got %d", o.Connections)
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"report interval", o.ReportInterval},
+		{"metadata interval", o.MetadataInterval},
+		{"duration", o.Duration},
+		{"drain timeout", o.DrainTimeout},
+	} {
+		if d.value < 0 {
+			return fmt.Errorf("%s: want at least 0, got %s", d.name, d.value)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package simulate
+
+import (
+	"container/heap"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/coder/agentstatsd/client"
+)
+
+// maxClosing is how many agents leave at the same time.
+const maxClosing = 64
+
+// Run registers a fleet, lets it live, and returns what it did. When the
+// duration is over or ctx is cancelled, the fleet stops producing and waits for
+// its last acks; then it is deregistered, unless it is kept.
+//
+// The error is about the simulation itself: bad options, a service that cannot
+// be reached at the start, a fleet that cannot be deregistered. What went wrong
+// on the way is in the summary.
+func Run(ctx context.Context, opts Options, log *slog.Logger) (Summary, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return Summary{}, fmt.Errorf("simulate: %w", err)
+	}
+	conns, err := connect(opts, log)
+	if err != nil {
+		return Summary{}, fmt.Errorf("simulate: %w", err)
+	}
+	summary, err := run(ctx, opts, conns, log)
+	if err = errors.Join(err, conns.close()); err != nil {
+		return summary, fmt.Errorf("simulate: %w", err)
+	}
+	return summary, nil
+}
+
+func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger) (Summary, error) {
+	secret := make([]byte, 32)
+	// Read never fails.
+	_, _ = rand.Read(secret)
+	f, err := newFleet(opts, newPlan(opts, secret, time.Now()), conns.agents, log)
+	if err != nil {
+		return Summary{}, err
+	}
+	c := &coderd{plan: f.plan, log: log}
+	if c.client, err = client.NewCoderd(conns.coderd, client.CoderdOptions{Logger: log}); err != nil {
+		return Summary{}, err
+	}
+	started := time.Now()
+	if err := retry(ctx, firstRegisterTimeout, c.register); err != nil {
+		return Summary{}, err
+	}
+	log.InfoContext(ctx, "agents are registered", "agents", len(f.agents), "run", shortID(secret))
+
+	// The fleet outlives ctx until its last acks.
+	living, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var running sync.WaitGroup
+	running.Go(func() { c.run(living, f.observer.unknown) })
+	if opts.Progress != nil {
+		running.Go(func() { f.showProgress(living, opts.Progress) })
+	}
+	f.live(ctx, living, &running)
+
+	errs := f.drain(living)
+	duration := time.Since(started)
+	end()
+	running.Wait()
+	summary := f.summary(errs, duration)
+	err = f.observer.journal.failed()
+	if !opts.Keep {
+		err = errors.Join(err, c.deregister(context.WithoutCancel(ctx)))
+	}
+	return summary, err
+}
+
+// fleet is a simulated fleet.
+type fleet struct {
+	opts     Options
+	plan     plan
+	agents   []*agent
+	observer *observer
+}
+
+func newFleet(opts Options, p plan, conns []*grpc.ClientConn, log *slog.Logger) (*fleet, error) {
+	f := &fleet{
+		opts: opts,
+		plan: p,
+		observer: &observer{
+			acks:    &latencies{},
+			unknown: make(chan struct{}, 1),
+			log:     log,
+		},
+	}
+	if opts.Journal != nil {
+		f.observer.journal = &journal{w: opts.Journal}
+	}
+	all := seriesOfAgents(opts.MetricsPerAgent)
+	for i, planned := range p.agents {
+		a, err := newAgent(i, planned, conns[i%len(conns)], all, opts, f.observer)
+		if err != nil {
+			return nil, err
+		}
+		f.agents = append(f.agents, a)
+	}
+	return f, nil
+}
+
+// event is something that an agent does at a time.
+type event struct {
+	at time.Time
+	do func(now time.Time) (again time.Duration)
+}
+
+// events are a heap by time.
+type events []event
+
+func (e events) Len() int           { return len(e) }
+func (e events) Less(i, j int) bool { return e[i].at.Before(e[j].at) }
+func (e events) Swap(i, j int)      { e[i], e[j] = e[j], e[i] }
+
+// Push implements heap.Interface.
+func (e *events) Push(x any) { *e = append(*e, x.(event)) }
+
+// Pop implements heap.Interface.
+func (e *events) Pop() any {
+	old := *e
+	last := old[len(old)-1]
+	*e = old[:len(old)-1]
+	return last
+}
+
+// live starts the agents one after the other and drives them until the duration
+// is over or ctx is cancelled. Their clients run until living is cancelled.
+func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
+	if f.opts.Duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.opts.Duration)
+		defer cancel()
+	}
+	var queue events
+	began := time.Now()
+	for i, a := range f.agents {
+		part := float64(i) / float64(len(f.agents))
+		start := began.Add(time.Duration(part * float64(f.opts.Ramp)))
+		queue = append(queue, event{at: start, do: func(now time.Time) time.Duration {
+			a.start(now)
+			running.Go(func() { _ = a.client.Run(living) })
+			heap.Push(&queue, event{at: now.Add(time.Second), do: a.live})
+			if a.keys > 0 {
+				a.updateMetadata(now)
+				// Spread over the interval, whatever the ramp was.
+				first := time.Duration((1 - part) * float64(f.opts.MetadataInterval))
+				heap.Push(&queue, event{at: now.Add(first), do: func(now time.Time) time.Duration {
+					a.updateMetadata(now)
+					return f.opts.MetadataInterval
+				}})
+			}
+			return 0
+		}})
+	}
+	heap.Init(&queue)
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		now := time.Now()
+		for len(queue) > 0 && !queue[0].at.After(now) {
+			e := heap.Pop(&queue).(event)
+			if again := e.do(now); again > 0 {
+				// From its own time, so that a late one does not shift the next.
+				heap.Push(&queue, event{at: e.at.Add(again), do: e.do})
+			}
+		}
+		// There is always an event: each agent lives on.
+		timer.Reset(queue[0].at.Sub(now))
+	}
+}
+
+// drain stops the agents, waits for their last acks, and lets them leave. It
+// returns how many have something left that is neither a report nor metadata.
+func (f *fleet) drain(living context.Context) (unsettled int64) {
+	ctx, cancel := context.WithTimeout(living, f.opts.DrainTimeout)
+	defer cancel()
+	for _, a := range f.agents {
+		a.stopped.Store(true)
+	}
+	for _, a := range f.agents {
+		if a.state == 0 {
+			// It was not started.
+			continue
+		}
+		if a.client.Flush(ctx) != nil {
+			c := a.client.Status().Counts
+			if c.Reports == c.ReportsReceived && c.Metadata == c.MetadataDurable+c.MetadataRefused {
+				unsettled++
+			}
+		}
+	}
+	if f.opts.Keep {
+		return unsettled
+	}
+	var leaving sync.WaitGroup
+	slots := make(chan struct{}, maxClosing)
+	for _, a := range f.agents {
+		slots <- struct{}{}
+		leaving.Go(func() {
+			defer func() { <-slots }()
+			// What is not settled is counted above; a goodbye that is lost is
+			// no loss, as the agents are deregistered next.
+			_ = a.client.Close(ctx)
+		})
+	}
+	leaving.Wait()
+	return unsettled
+}
+
+// summary sums up after all clients have ended.
+func (f *fleet) summary(unsettled int64, duration time.Duration) Summary {
+	t := f.tally()
+	lost := t.counts.Reports - t.counts.ReportsReceived + t.counts.Metadata - t.counts.MetadataDurable - t.counts.MetadataRefused
+	acks := f.observer.acks
+	return Summary{
+		Agents:          t.agents,
+		ReportsSent:     t.counts.Reports,
+		ReportsAcked:    t.counts.ReportsReceived,
+		SamplesSent:     t.counts.Samples,
+		MetadataSent:    t.counts.Metadata,
+		MetadataAcked:   t.counts.MetadataDurable,
+		Refused:         t.counts.Refused,
+		Errors:          lost + unsettled + t.unexpected,
+		Reconnects:      t.reconnects,
+		DurationSeconds: duration.Seconds(),
+		Refusals:        f.observer.refusals.snapshot(),
+		ReportAckSeconds: Quantiles{
+			P50: acks.quantile(0.5).Seconds(),
+			P95: acks.quantile(0.95).Seconds(),
+			P99: acks.quantile(0.99).Seconds(),
+		},
+	}
+}

@@ -1,0 +1,87 @@
+package simulate
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// Summary is what a simulation did.
+type Summary struct {
+	// Agents in the fleet.
+	Agents int `json:"agents"`
+	// ReportsSent were handed to the client; ReportsAcked are those of them
+	// whose content the service has received, maybe as a part of a later one.
+	ReportsSent  int64 `json:"reports_sent"`
+	ReportsAcked int64 `json:"reports_acked"`
+	// SamplesSent in the reports.
+	SamplesSent int64 `json:"samples_sent"`
+	// MetadataSent values were handed to the client; MetadataAcked are those of
+	// them that are durable, themselves or by a newer value of their key.
+	MetadataSent  int64 `json:"metadata_sent"`
+	MetadataAcked int64 `json:"metadata_acked"`
+	// Refused samples, values and states, for any reason.
+	Refused int64 `json:"refused"`
+	// Errors are things lost or wrong: not acked at the end, or refused for
+	// another reason than a limit.
+	Errors int64 `json:"errors"`
+	// Reconnects are sessions after an agent's first.
+	Reconnects int64 `json:"reconnects"`
+	// DurationSeconds from the first registration to the last ack.
+	DurationSeconds float64 `json:"duration_seconds"`
+
+	// Refusals by reason.
+	Refusals map[string]int64 `json:"refusals,omitempty"`
+	// ReportAckSeconds are quantiles of the time from a report to its ack.
+	ReportAckSeconds Quantiles `json:"report_ack_seconds"`
+}
+
+// Quantiles of a distribution, right within 10 %.
+type Quantiles struct {
+	P50 float64 `json:"p50"`
+	P95 float64 `json:"p95"`
+	P99 float64 `json:"p99"`
+}
+
+// Complete tells whether all that was sent was acked and nothing went wrong.
+func (s Summary) Complete() bool {
+	return s.Errors == 0 && s.ReportsSent == s.ReportsAcked && s.MetadataSent == s.MetadataAcked
+}
+
+// WriteJSON writes s as one JSON object on a line.
+func (s Summary) WriteJSON(w io.Writer) error {
+	if err := json.NewEncoder(w).Encode(s); err != nil {
+		return fmt.Errorf("write summary: %w", err)
+	}
+	return nil
+}
+
+// WriteText writes s for a person.
+func (s Summary) WriteText(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("agents", "%d", s.Agents)
+	row("duration", "%.1f s", s.DurationSeconds)
+	row("reports", "%d sent, %d acked", s.ReportsSent, s.ReportsAcked)
+	row("samples", "%d sent", s.SamplesSent)
+	row("metadata", "%d sent, %d durable", s.MetadataSent, s.MetadataAcked)
+	q := s.ReportAckSeconds
+	row("acks of reports", "%.1f ms median, %.1f ms p95, %.1f ms p99", 1e3*q.P50, 1e3*q.P95, 1e3*q.P99)
+	row("reconnects", "%d", s.Reconnects)
+	var reasons []string
+	for _, reason := range slices.Sorted(maps.Keys(s.Refusals)) {
+		reasons = append(reasons, fmt.Sprintf(" (%s: %d)", reason, s.Refusals[reason]))
+	}
+	row("refused", "%d%s", s.Refused, strings.Join(reasons, ""))
+	row("errors", "%d", s.Errors)
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("write summary: %w", err)
+	}
+	return nil
+}
