@@ -1,0 +1,238 @@
+package agentapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// agentIDKey is the request metadata by which coderd names the agent that it
+// relays for.
+const agentIDKey = "agentstats-agent-id"
+
+// maxTokenBytes bounds what is hashed for a stranger.
+const maxTokenBytes = 1024
+
+// caller is who calls a method.
+type caller struct {
+	// agent that the call is of; zero for coderd's own calls.
+	agent agent.ID
+	// token of the agent; empty if coderd relays.
+	token string
+}
+
+type callerKey struct{}
+
+// callerFrom returns who calls; auth has put it there.
+func callerFrom(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+// authenticator tells who calls, and whether they may.
+type authenticator struct {
+	fleet     *fleet.Fleet
+	tokenHash [32]byte
+	clientSAN string
+	metrics   *metrics
+	log       *slog.Logger
+	logged    logLimit
+}
+
+func (a *authenticator) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	ctx, err := a.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	return handler(ctx, req)
+}
+
+func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, err := a.admit(stream.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return handler(srv, &streamWithContext{ServerStream: stream, ctx: ctx})
+}
+
+type streamWithContext struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *streamWithContext) Context() context.Context { return s.ctx }
+
+// authError is a call that is not let in.
+type authError struct {
+	reason string
+	code   codes.Code
+	text   string
+}
+
+func (e *authError) Error() string { return e.text }
+
+// admit returns the context of the handler, or the status for the peer.
+func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.Context, error) {
+	c, err := a.authenticate(ctx, serviceOf(fullMethod))
+	if err == nil {
+		return context.WithValue(ctx, callerKey{}, c), nil
+	}
+	a.metrics.authFailures.WithLabelValues(err.reason).Inc()
+	host := peerHost(ctx)
+	if suppressed, ok := a.logged.allow(host, time.Now()); ok {
+		a.log.Warn("a gRPC call was not let in", "peer", host, "method", fullMethod, "reason", err.reason, "suppressed", suppressed)
+	}
+	return nil, status.Error(err.code, err.text)
+}
+
+func (a *authenticator) authenticate(ctx context.Context, service string) (caller, *authError) {
+	switch service {
+	case agentstatsv1.AgentService_ServiceDesc.ServiceName, agentstatsv1.CoderdService_ServiceDesc.ServiceName:
+	default:
+		return caller{}, nil // health and reflection are open
+	}
+	token, err := bearerToken(ctx)
+	if err != nil {
+		return caller{}, err
+	}
+	forCoderd := service == agentstatsv1.CoderdService_ServiceDesc.ServiceName
+	relayed := metadata.ValueFromIncomingContext(ctx, agentIDKey)
+	if a.isCoderd(ctx, token) {
+		if forCoderd {
+			return caller{}, nil
+		}
+		return relayedAgent(relayed)
+	}
+	if token == "" {
+		return caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
+	}
+	id, lookupErr := a.fleet.Authenticate(token)
+	switch {
+	case errors.Is(lookupErr, fleet.ErrUnavailable):
+		return caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
+	case lookupErr != nil:
+		return caller{}, &authError{authUnknown, codes.Unauthenticated, "unknown token"}
+	case forCoderd:
+		return caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for coderd, not for agents"}
+	case len(relayed) > 0:
+		return caller{}, &authError{authForbidden, codes.PermissionDenied, "only coderd may name an agent by " + agentIDKey}
+	}
+	return caller{agent: id, token: token}, nil
+}
+
+// relayedAgent returns the agent that coderd relays for. Whether it is
+// registered is for the handler to find out.
+func relayedAgent(values []string) (caller, *authError) {
+	if len(values) != 1 {
+		return caller{}, &authError{authMalformed, codes.InvalidArgument, "coderd's credential needs the request metadata " + agentIDKey + " once, to name the agent"}
+	}
+	id, err := uuid.Parse(values[0])
+	if err != nil || id == uuid.Nil {
+		return caller{}, &authError{authMalformed, codes.InvalidArgument, agentIDKey + ": want a UUID"}
+	}
+	return caller{agent: id}, nil
+}
+
+// bearerToken returns the token of the call; empty: there is none.
+func bearerToken(ctx context.Context) (string, *authError) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) == 0 {
+		return "", nil
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if len(values) > 1 || !strings.EqualFold(scheme, "bearer") || token == "" || len(token) > maxTokenBytes {
+		return "", &authError{authMalformed, codes.Unauthenticated, "authorization: want one bearer token"}
+	}
+	return token, nil
+}
+
+// isCoderd tells whether the peer has coderd's credential: its token, or without
+// any token a client certificate with its name.
+func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
+	if token != "" {
+		hash := sha256.Sum256([]byte(token))
+		return a.tokenHash != [32]byte{} && subtle.ConstantTimeCompare(hash[:], a.tokenHash[:]) == 1
+	}
+	if a.clientSAN == "" {
+		return false
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return false
+	}
+	leaf := info.State.VerifiedChains[0][0]
+	return slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, a.clientSAN) })
+}
+
+// recheck tells whether the caller's token is still the agent's, after its
+// session was opened: from then on a revoked token ends the session.
+func (a *authenticator) recheck(c caller) bool {
+	if c.token == "" {
+		return true
+	}
+	id, err := a.fleet.Authenticate(c.token)
+	return err == nil && id == c.agent
+}
+
+func peerHost(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(p.Addr.String())
+	if err != nil {
+		return p.Addr.String()
+	}
+	return host
+}
+
+// logLimit bounds log lines about strangers: one a minute for a host, and for
+// at most maxLoggedHosts hosts.
+type logLimit struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	since      time.Time
+	hosts      map[string]struct{}
+	suppressed int
+}
+
+const maxLoggedHosts = 16
+
+// allow tells whether to log, and how many lines were not since the last one.
+func (l *logLimit) allow(host string, now time.Time) (suppressed int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts == nil || now.Sub(l.since) >= time.Minute {
+		l.since, l.hosts = now, make(map[string]struct{})
+	}
+	if _, seen := l.hosts[host]; seen || len(l.hosts) >= maxLoggedHosts {
+		l.suppressed++
+		return 0, false
+	}
+	l.hosts[host] = struct{}{}
+	suppressed, l.suppressed = l.suppressed, 0
+	return suppressed, true
+}

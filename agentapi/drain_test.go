@@ -1,0 +1,101 @@
+package agentapi_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{HelloTimeout: time.Minute}})
+		s.register(1, 2)
+		follows, ignores := s.connect(1, 1, 1), s.connect(2, 2, 1)
+		silent := s.open(as(t.Context(), token(1)))
+		watch, err := s.coderd().WatchMetadata(s.asCoderd(), &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})
+		require.NoError(t, err)
+		synced, err := watch.Recv()
+		require.NoError(t, err)
+		require.True(t, synced.GetSynced())
+		sync, err := s.coderd().SyncAgents(s.asCoderd())
+		require.NoError(t, err)
+		require.NoError(t, sync.Send(&pb.SyncAgentsRequest{}))
+		synctest.Wait()
+
+		began := time.Now()
+		stopped := make(chan time.Duration, 1)
+		go func() { s.stop(); stopped <- time.Since(began) }()
+		for _, c := range []*stream{follows, ignores} {
+			reconnect := c.recv().GetReconnect()
+			require.Equal(t, "draining", reconnect.GetReason())
+			require.GreaterOrEqual(t, reconnect.GetDelay().AsDuration(), time.Duration(0))
+			require.Less(t, reconnect.GetDelay().AsDuration(), 10*time.Second)
+		}
+		_, err = watch.Recv()
+		require.Equal(t, codes.Unavailable, status.Code(err))
+		_, err = sync.CloseAndRecv()
+		require.Equal(t, codes.Unavailable, status.Code(err))
+		require.Zero(t, time.Since(began), "watches and syncs end at once")
+
+		s.open(as(t.Context(), token(1))).requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		health, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		require.NoError(t, err)
+		require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, health.GetStatus())
+
+		// What it has it may still send.
+		follows.send(meta("k", "v"))
+		follows.requireAck(1, 1)
+		require.NoError(t, follows.CloseSend())
+		follows.requireEnd(codes.OK, "")
+		ignores.requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		silent.requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		require.Equal(t, 10*time.Second, time.Since(began))
+		require.Less(t, <-stopped, 12*time.Second)
+		require.Equal(t, 2.0, s.counter("agentstatsd_sessions_total", "drain"))
+	})
+}
+
+func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{DrainTimeout: time.Hour}})
+		s.register(1)
+		c := s.connect(1, 1, 1)
+		began := time.Now()
+		stopped := make(chan time.Duration, 1)
+		go func() { s.stop(); stopped <- time.Since(began) }()
+		require.NotNil(t, c.recv().GetReconnect())
+		time.Sleep(time.Minute)
+		require.NoError(t, c.CloseSend())
+		c.requireEnd(codes.OK, "")
+		require.Less(t, <-stopped, time.Minute+3*time.Second)
+	})
+}
+
+func TestHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{down: true})
+		check := func(service string) healthpb.HealthCheckResponse_ServingStatus {
+			t.Helper()
+			synctest.Wait()
+			resp, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
+			require.NoError(t, err)
+			return resp.GetStatus()
+		}
+		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {
+			require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, check(service))
+		}
+		s.store.set(false)
+		time.Sleep(time.Minute)
+		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {
+			require.Equal(t, healthpb.HealthCheckResponse_SERVING, check(service))
+		}
+	})
+}

@@ -1,0 +1,116 @@
+package agentapi
+
+import (
+	"context"
+	"runtime/debug"
+	"strings"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// errInternal is all that a peer learns of an error that is ours.
+var errInternal = status.Error(codes.Internal, "internal error")
+
+// recovered turns a panic of a handler into an error of its call.
+func (s *Server) recovered(_ context.Context, p any) error {
+	s.metrics.panics.Inc()
+	s.log.Error("a gRPC handler panicked", "panic", p, "stack", string(debug.Stack()))
+	return errInternal
+}
+
+func (s *Server) recoverUnary() grpc.UnaryServerInterceptor {
+	return recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
+}
+
+func (s *Server) recoverStream() grpc.StreamServerInterceptor {
+	return recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
+}
+
+// guard lets only errors out that were made for the peer.
+func (s *Server) guard(ctx context.Context, method string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	if ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	s.log.Error("a gRPC handler failed", "method", method, "error", err)
+	return errInternal
+}
+
+func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	return resp, s.guard(ctx, info.FullMethod, err)
+}
+
+func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return s.guard(stream.Context(), info.FullMethod, handler(srv, stream))
+}
+
+// limitUnary holds agents' calls to their own message size; the server's limit
+// is coderd's.
+func (s *Server) limitUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if serviceOf(info.FullMethod) == agentstatsv1.AgentService_ServiceDesc.ServiceName {
+		if m, ok := req.(proto.Message); ok {
+			if size := proto.Size(m); size > s.opts.MaxAgentMessageBytes {
+				return nil, tooLarge(size, s.opts.MaxAgentMessageBytes)
+			}
+		}
+	}
+	return handler(ctx, req)
+}
+
+func tooLarge(size, limit int) error {
+	return status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes, got %d", limit, size)
+}
+
+// serviceOf returns the service of a full method "/service/method".
+func serviceOf(fullMethod string) string {
+	service, _, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
+	return service
+}
+
+// frame is one message of an agent's stream.
+type frame struct {
+	// request is nil if the message was too large or did not decode.
+	request *agentstatsv1.ConnectRequest
+	// refused is the status that such a message ends the stream with. gRPC
+	// would end it with one of its own.
+	refused error
+}
+
+// codec decodes a frame within the limit of agents, and all else as usual.
+type codec struct {
+	encoding.CodecV2
+	limit int
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	f, ok := v.(*frame)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	if size := data.Len(); size > c.limit {
+		f.refused = tooLarge(size, c.limit)
+		return nil
+	}
+	request := &agentstatsv1.ConnectRequest{}
+	if err := c.CodecV2.Unmarshal(data, request); err != nil {
+		f.refused = errMalformed
+		return nil
+	}
+	f.request = request
+	return nil
+}

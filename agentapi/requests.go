@@ -1,0 +1,262 @@
+package agentapi
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	maxRegions    = 128
+	maxRegionName = 128
+	// maxNameBytes bounds a name in a refusal, maxRefusalText its message.
+	maxNameBytes   = 200
+	maxRefusalText = 1024
+)
+
+// takeRequest takes in one request of a stream and returns what it refused.
+func (s *Server) takeRequest(r fleet.Request, req *agentstatsv1.ConnectRequest) []agent.Refusal {
+	switch m := req.GetMessage().(type) {
+	case *agentstatsv1.ConnectRequest_Stats:
+		return s.takeStats(r, m.Stats)
+	case *agentstatsv1.ConnectRequest_Metadata:
+		return s.takeMetadata(r, m.Metadata.GetMetadata())
+	case *agentstatsv1.ConnectRequest_Lifecycle:
+		_, refused := s.takeLifecycle(r, m.Lifecycle)
+		return refused
+	case *agentstatsv1.ConnectRequest_AppHealth:
+		return s.takeAppHealth(r, m.AppHealth.GetUpdates())
+	case *agentstatsv1.ConnectRequest_Network:
+		return s.takeNetwork(r, m.Network)
+	case *agentstatsv1.ConnectRequest_Goodbye:
+		s.count("goodbye")
+	}
+	return nil
+}
+
+func (s *Server) count(kind string) { s.metrics.requests.WithLabelValues(kind).Inc() }
+
+func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
+	s.count("stats")
+	report := newReport(stats)
+	defer report.release()
+	s.metrics.sessionNames.Add(float64(report.overflow))
+	return s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
+}
+
+func (s *Server) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
+	s.count("metadata")
+	entries := make([]agent.MetadataEntry, len(metadata))
+	for i, m := range metadata {
+		entries[i] = agent.MetadataEntry{Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError()}
+	}
+	entries, refused := r.AdmitMetadata(entries)
+	if len(entries) == 0 {
+		return refused
+	}
+	return append(refused, s.Metadata.Add(r.Now(), agent.MetadataReport{
+		Agent:   r.Agent(),
+		Order:   r.Order(),
+		Entries: entries,
+		Tracker: r.Tracker(),
+	})...)
+}
+
+// lifecycleStates are named as the label lifecycle_state.
+var lifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
+	agentstatsv1.Lifecycle_STATE_CREATED:          agent.LifecycleCreated,
+	agentstatsv1.Lifecycle_STATE_STARTING:         agent.LifecycleStarting,
+	agentstatsv1.Lifecycle_STATE_START_TIMEOUT:    agent.LifecycleStartTimeout,
+	agentstatsv1.Lifecycle_STATE_START_ERROR:      agent.LifecycleStartError,
+	agentstatsv1.Lifecycle_STATE_READY:            agent.LifecycleReady,
+	agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN:    agent.LifecycleShuttingDown,
+	agentstatsv1.Lifecycle_STATE_SHUTDOWN_TIMEOUT: agent.LifecycleShutdownTimeout,
+	agentstatsv1.Lifecycle_STATE_SHUTDOWN_ERROR:   agent.LifecycleShutdownError,
+	agentstatsv1.Lifecycle_STATE_OFF:              agent.LifecycleOff,
+}
+
+func (s *Server) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) (agent.Lifecycle, []agent.Refusal) {
+	s.count("lifecycle")
+	state, known := lifecycleStates[l.GetState()]
+	if !known {
+		return agent.Lifecycle{}, s.refuseState(reasonUnknownState, "lifecycle.state: unknown lifecycle state %d", l.GetState())
+	}
+	changedAt, err := timeOf(l.GetChangedAt())
+	if err != nil {
+		return agent.Lifecycle{}, s.refuseState(reasonInvalidField, "lifecycle.changed_at: %v", err)
+	}
+	return r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: changedAt}), nil
+}
+
+// Times are kept in nanoseconds since 1970.
+var minTime, maxTime = time.Unix(0, 0), time.Unix(0, 1<<63-1)
+
+// timeOf returns the time; the zero time for one that is absent or zero, be that
+// of protobuf (1970) or that of Go (the year 1).
+func timeOf(t *timestamppb.Timestamp) (time.Time, error) {
+	if t == nil || (t.GetSeconds() == 0 && t.GetNanos() == 0) || t.AsTime().IsZero() {
+		return time.Time{}, nil
+	}
+	at := t.AsTime()
+	if t.CheckValid() != nil || at.Before(minTime) || at.After(maxTime) {
+		return time.Time{}, fmt.Errorf("want a time from 1970 to 2262, got %d s and %d ns since 1970", t.GetSeconds(), t.GetNanos())
+	}
+	return at, nil
+}
+
+// appHealths are named as the label health.
+var appHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
+	agentstatsv1.AppHealth_APP_HEALTH_DISABLED:     agent.AppHealthDisabled,
+	agentstatsv1.AppHealth_APP_HEALTH_INITIALIZING: agent.AppHealthInitializing,
+	agentstatsv1.AppHealth_APP_HEALTH_HEALTHY:      agent.AppHealthHealthy,
+	agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY:    agent.AppHealthUnhealthy,
+}
+
+func (s *Server) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
+	s.count("app_health")
+	var refused []agent.Refusal
+	refuse := func(i int, field, format string, args ...any) {
+		refusal := s.refuseState(reasonInvalidField, "app_health.updates[%d].%s: %s", i, field, fmt.Sprintf(format, args...))
+		if len(refused) < agent.MaxRefusalNames {
+			refused = append(refused, refusal...)
+			return
+		}
+		refused[len(refused)-1].Count++
+	}
+	health := make(map[agent.ID]agent.AppHealth, min(len(updates), 256))
+	for i, u := range updates {
+		id, err := uuid.FromBytes(u.GetId())
+		if err != nil {
+			refuse(i, "id", "want 16 bytes, got %d", len(u.GetId()))
+			continue
+		}
+		state, known := appHealths[u.GetHealth()]
+		if !known {
+			refuse(i, "health", "unknown health %d", u.GetHealth())
+			continue
+		}
+		if _, twice := health[id]; twice {
+			refuse(i, "id", "want each app once, got %s again", id)
+			continue
+		}
+		health[id] = state
+	}
+	if len(health) == 0 {
+		return refused
+	}
+	return append(refused, r.SetAppHealth(health)...)
+}
+
+func (s *Server) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
+	s.count("network")
+	network, err := networkOf(n)
+	if err != nil {
+		return s.refuseState(reasonInvalidField, "%v", err)
+	}
+	r.SetNetwork(network)
+	return nil
+}
+
+// networkOf converts the agent's view, which is good or bad as a whole.
+func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
+	network := agent.Network{NodeID: n.GetNodeId(), PreferredRegion: n.GetPreferredRegionId()}
+	if network.PreferredRegion < 0 {
+		return network, fmt.Errorf("network.preferred_region_id: want at least 0, got %d", network.PreferredRegion)
+	}
+	regions := n.GetRegions()
+	if len(regions) > maxRegions {
+		return network, fmt.Errorf("network.regions: want at most %d, got %d", maxRegions, len(regions))
+	}
+	seen := make(map[int64]struct{}, len(regions))
+	for i, pb := range regions {
+		region := agent.Region{ID: pb.GetId(), Name: strings.Clone(pb.GetName()), Latency: -1}
+		if region.ID < 1 {
+			return network, fmt.Errorf("network.regions[%d].id: want at least 1, got %d", i, region.ID)
+		}
+		if _, twice := seen[region.ID]; twice {
+			return network, fmt.Errorf("network.regions[%d].id: want each region once, got %d again", i, region.ID)
+		}
+		seen[region.ID] = struct{}{}
+		if problem := textProblem(region.Name, 0, maxRegionName); problem != "" {
+			return network, fmt.Errorf("network.regions[%d].name: %s", i, problem)
+		}
+		if region.Name == "" {
+			region.Name = fmt.Sprintf("Unnamed %d", region.ID)
+		}
+		if latency := pb.GetLatency(); latency != nil {
+			if latency.CheckValid() != nil || latency.AsDuration() < 0 {
+				return network, fmt.Errorf("network.regions[%d].latency: want at least 0 s, got %d s and %d ns", i, latency.GetSeconds(), latency.GetNanos())
+			}
+			region.Latency = latency.AsDuration()
+		}
+		network.Regions = append(network.Regions, region)
+	}
+	return network, nil
+}
+
+// textProblem returns what is wrong with a text of lo to hi bytes; empty:
+// nothing. Databases cannot hold a NUL.
+func textProblem(text string, lo, hi int) string {
+	switch {
+	case len(text) < lo || len(text) > hi:
+		if lo == 0 {
+			return fmt.Sprintf("want at most %d bytes, got %d", hi, len(text))
+		}
+		return fmt.Sprintf("want %d to %d bytes, got %d", lo, hi, len(text))
+	case strings.IndexByte(text, 0) >= 0:
+		return "want no NUL in it"
+	}
+	return ""
+}
+
+func (s *Server) refuseState(reason, format string, args ...any) []agent.Refusal {
+	s.metrics.refusedStates.WithLabelValues(reason).Inc()
+	return []agent.Refusal{{
+		Kind:    agent.RefusedInvalid,
+		Reason:  reason,
+		Message: fmt.Sprintf(format, args...),
+		Count:   1,
+	}}
+}
+
+var refusalCodes = map[agent.RefusalKind]agentstatsv1.RefusalCode{
+	agent.RefusedInvalid:    agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID,
+	agent.RefusedNotAllowed: agentstatsv1.RefusalCode_REFUSAL_CODE_NOT_ALLOWED,
+	agent.RefusedLimit:      agentstatsv1.RefusalCode_REFUSAL_CODE_LIMIT,
+	agent.RefusedStore:      agentstatsv1.RefusalCode_REFUSAL_CODE_STORE,
+}
+
+// refusalMessage keeps copies only of what it needs of a request.
+func refusalMessage(sequence int64, r agent.Refusal) *agentstatsv1.Refusal {
+	names := make([]string, min(len(r.Names), agent.MaxRefusalNames))
+	for i := range names {
+		names[i] = strings.Clone(cut(r.Names[i], maxNameBytes))
+	}
+	return &agentstatsv1.Refusal{
+		Sequence: sequence,
+		Code:     refusalCodes[r.Kind],
+		Reason:   r.Reason,
+		Message:  cut(r.Message, maxRefusalText),
+		Names:    names,
+		Count:    int64(r.Count),
+	}
+}
+
+// cut returns the valid start of a text, of at most limit bytes.
+func cut(text string, limit int) string {
+	if len(text) > limit {
+		text = text[:limit]
+		for len(text) > 0 && !utf8.ValidString(text[max(0, len(text)-utf8.UTFMax):]) {
+			text = text[:len(text)-1]
+		}
+	}
+	return strings.ToValidUTF8(text, "\uFFFD")
+}
