@@ -1,0 +1,243 @@
+// Package batcher holds agents' metadata until it is in the database: the
+// newest value of each key, written in batches, then published.
+package batcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Options of a Batcher.
+type Options struct {
+	// BatchSize is how many entries one flush writes; a flush begins when so
+	// many wait. 0: 500.
+	BatchSize int
+	// FlushInterval is the time between flushes of whatever waits. 0: 5 s.
+	FlushInterval time.Duration
+	// MaxPending bounds the entries that wait or are being written; a new key
+	// beyond it is refused. 0: 250,000, the keys of 25,000 agents with 10
+	// each; with short values that is about 100 MB, at most 1 GB.
+	MaxPending int
+	// FlushTimeout bounds one call of the store. 0: 10 s.
+	FlushTimeout time.Duration
+	// PublishTimeout bounds one call of the publisher. 0: 5 s.
+	PublishTimeout time.Duration
+	// ShutdownTimeout bounds the last flush. 0: 15 s.
+	ShutdownTimeout time.Duration
+}
+
+func (o *Options) validate() error {
+	if o.BatchSize == 0 {
+		o.BatchSize = 500
+	}
+	if o.MaxPending == 0 {
+		o.MaxPending = 250_000
+	}
+	switch {
+	case o.BatchSize < 1 || o.BatchSize > 10_000:
+		return fmt.Errorf("batcher: batch size %d is not within 1 and 10000", o.BatchSize)
+	case o.MaxPending < o.BatchSize:
+		return fmt.Errorf("batcher: at most %d pending entries, but batches of %d", o.MaxPending, o.BatchSize)
+	}
+	for _, d := range []struct {
+		name     string
+		value    *time.Duration
+		standard time.Duration
+	}{
+		{"flush interval", &o.FlushInterval, 5 * time.Second},
+		{"flush timeout", &o.FlushTimeout, 10 * time.Second},
+		{"publish timeout", &o.PublishTimeout, 5 * time.Second},
+		{"shutdown timeout", &o.ShutdownTimeout, 15 * time.Second},
+	} {
+		if *d.value == 0 {
+			*d.value = d.standard
+		}
+		if *d.value < 0 {
+			return fmt.Errorf("batcher: %s %v is negative", d.name, *d.value)
+		}
+	}
+	return nil
+}
+
+// Store is the database. store.Store is one.
+type Store interface {
+	// UpsertMetadata writes all rows or none: of each key the newer by
+	// agent.Order stays. An error that wraps agent.ErrRejected is about the
+	// rows themselves. It must not keep rows.
+	UpsertMetadata(ctx context.Context, rows []agent.Metadata) error
+}
+
+// changeCounter is a Store that also tells how many of the rows were newer
+// than what it had. With any other Store, all count as flushed.
+type changeCounter interface {
+	UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata) (changed int, err error)
+}
+
+// Publisher tells watchers whose metadata has changed. pubsub.Metadata is one.
+type Publisher interface {
+	// PublishMetadata gets each agent once. It must not keep agents.
+	PublishMetadata(ctx context.Context, agents []agent.ID) error
+}
+
+// Batcher is the pending metadata of all agents. Its methods are safe for
+// concurrent use, and none but Run waits for the database.
+type Batcher struct {
+	store     Store
+	publisher Publisher
+	opts      Options
+	log       *slog.Logger
+	metrics   *metrics
+	wake      chan struct{} // a batch is full
+	kept      sync.Pool     // of *[]agent.MetadataEntry
+
+	mu      sync.Mutex
+	pending *pending
+	failing failing
+
+	// Only Run uses what follows.
+	batch     batch
+	ends      settlements
+	published []agent.ID
+}
+
+// failing describes the flushes that failed since the last good one.
+type failing struct {
+	attempts int
+	since    time.Time
+	err      error
+}
+
+// New returns a Batcher that holds nothing. Its metrics are registered with
+// reg, once.
+func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Batcher, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	b := &Batcher{
+		store:     store,
+		publisher: pub,
+		opts:      opts,
+		log:       log,
+		wake:      make(chan struct{}, 1),
+		kept:      sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
+		pending:   newPending(opts.MaxPending),
+	}
+	var err error
+	if b.metrics, err = newMetrics(reg, b.snapshot); err != nil {
+		return nil, fmt.Errorf("batcher: %w", err)
+	}
+	return b, nil
+}
+
+// Add takes in a report, received at now, and returns what it refused of it:
+// entries over the limits of a report, and new keys when MaxPending is
+// reached. It keeps the strings of r, not the slice. r.Tracker, whose type
+// must be comparable, is told to hold r's sequence before Add returns; the
+// slice that it later gets to settle is valid only during that call.
+func (b *Batcher) Add(now time.Time, r agent.MetadataReport) []agent.Refusal {
+	var refused refusals
+	var ends settlements
+	kept := b.kept.Get().(*[]agent.MetadataEntry)
+	*kept = limitReport((*kept)[:0], r.Entries, &refused)
+
+	b.mu.Lock()
+	b.pending.add(now, &r, *kept, &refused, &ends)
+	full := b.pending.waiting >= b.opts.BatchSize
+	b.mu.Unlock()
+
+	clear(*kept)
+	b.kept.Put(kept)
+	if n := refused.count(dropCapacity); n > 0 {
+		b.metrics.droppedKeys.Add(float64(n))
+	}
+	if full {
+		select {
+		case b.wake <- struct{}{}:
+		default:
+		}
+	}
+	ends.tell()
+	return refused.list
+}
+
+// Remove drops what is pending of an agent that is known no more. A write that
+// is under way is not stopped, but not repeated either.
+func (b *Batcher) Remove(id agent.ID) {
+	var ends settlements
+	b.mu.Lock()
+	b.pending.remove(id, &ends)
+	b.mu.Unlock()
+	ends.tell()
+}
+
+// Healthy returns nil if the newest flush was good, or why it was not.
+func (b *Batcher) Healthy() error {
+	b.mu.Lock()
+	f := b.failing
+	b.mu.Unlock()
+	if f.attempts == 0 {
+		return nil
+	}
+	return fmt.Errorf("metadata is not written since %s (%d attempts): %w",
+		f.since.UTC().Format(time.RFC3339), f.attempts, f.err)
+}
+
+// snapshot returns the ledger and the number of pending entries.
+func (b *Batcher) snapshot() (ledger, int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pending.ledger, b.pending.len()
+}
+
+// upsert writes rows and returns how many were older than what was stored.
+func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (unchanged int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, b.opts.FlushTimeout)
+	defer cancel()
+	if s, ok := b.store.(changeCounter); ok {
+		changed, err := s.UpsertMetadataChanged(ctx, rows)
+		return len(rows) - changed, err
+	}
+	return 0, b.store.UpsertMetadata(ctx, rows)
+}
+
+// write upserts rows from to to of the batch and notes what became of each. If
+// the database refuses the data, halves are tried, until the refused rows
+// stand alone: about 2 log2(500) = 18 calls for one row of a batch. It returns
+// the first error that may pass; rows not yet tried stay failed.
+func (b *Batcher) write(ctx context.Context, from, to int) (refused error, err error) {
+	unchanged, err := b.upsert(ctx, b.batch.rows[from:to])
+	switch {
+	case err == nil:
+		b.batch.unchanged += unchanged
+		b.batch.note(from, to, written)
+		return nil, nil
+	case !errors.Is(err, agent.ErrRejected):
+		return nil, err
+	case to-from == 1:
+		b.batch.note(from, to, rejected)
+		return err, nil
+	}
+	middle := from + (to-from)/2
+	left, err := b.write(ctx, from, middle)
+	if err != nil {
+		return left, err
+	}
+	right, err := b.write(ctx, middle, to)
+	if left != nil {
+		return left, err
+	}
+	return right, err
+}
+
+func (b *batch) note(from, to int, f fate) {
+	for i := from; i < to; i++ {
+		b.fates[i] = f
+	}
+}

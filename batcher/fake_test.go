@@ -1,0 +1,207 @@
+package batcher
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+var (
+	errDown = errors.New("database is down")
+	quiet   = slog.New(slog.DiscardHandler)
+)
+
+type rowKey struct {
+	agent agent.ID
+	key   string
+}
+
+// fakeStore is for what a real database does not do on demand.
+type fakeStore struct {
+	mu    sync.Mutex
+	rows  map[rowKey]agent.Metadata
+	calls []storeCall
+	// before is called first, with mu unlocked; its error is returned.
+	before func(ctx context.Context, rows []agent.Metadata) error
+	// rejects are the rows that the database refuses.
+	rejects func(agent.Metadata) bool
+}
+
+type storeCall struct {
+	at   time.Time
+	rows []agent.Metadata
+}
+
+func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) error {
+	_, err := s.UpsertMetadataChanged(ctx, rows)
+	return err
+}
+
+func (s *fakeStore) UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata) (int, error) {
+	s.mu.Lock()
+	s.calls = append(s.calls, storeCall{time.Now(), slices.Clone(rows)})
+	before := s.before
+	s.mu.Unlock()
+	if before != nil {
+		if err := before(ctx, rows); err != nil {
+			return 0, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rejects != nil && slices.ContainsFunc(rows, s.rejects) {
+		return 0, errors.Join(errors.New("constraint failed"), agent.ErrRejected)
+	}
+	if s.rows == nil {
+		s.rows = make(map[rowKey]agent.Metadata)
+	}
+	changed := 0
+	for _, r := range rows {
+		k := rowKey{r.Agent, r.Key}
+		if old, ok := s.rows[k]; !ok || r.Order.Compare(old.Order) > 0 {
+			s.rows[k] = r
+			changed++
+		}
+	}
+	return changed, nil
+}
+
+// plainStore hides that the store counts changes.
+type plainStore struct{ Store }
+
+// fakePublisher keeps what was published.
+type fakePublisher struct {
+	mu     sync.Mutex
+	agents [][]agent.ID
+	err    error
+}
+
+func (p *fakePublisher) PublishMetadata(_ context.Context, agents []agent.ID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.agents = append(p.agents, slices.Clone(agents))
+	return p.err
+}
+
+// fakeTracker checks that each hold ends once.
+type fakeTracker struct {
+	mu      sync.Mutex
+	held    map[int64]int
+	settled []agent.Settled
+	calls   int
+	wrong   []agent.Settled // settled without being held
+}
+
+func (f *fakeTracker) Hold(sequence int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.held == nil {
+		f.held = make(map[int64]int)
+	}
+	f.held[sequence]++
+}
+
+func (f *fakeTracker) Settle(settled []agent.Settled) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	f.settled = append(f.settled, settled...)
+	for _, s := range settled {
+		switch f.held[s.Sequence] {
+		case 0:
+			f.wrong = append(f.wrong, s)
+		case 1:
+			delete(f.held, s.Sequence)
+		default:
+			f.held[s.Sequence]--
+		}
+	}
+}
+
+// sequences returns those held, each as often as it is.
+func (f *fakeTracker) sequences() []int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []int64
+	for _, s := range slices.Sorted(maps.Keys(f.held)) {
+		all = append(all, slices.Repeat([]int64{s}, f.held[s])...)
+	}
+	return all
+}
+
+func newBatcher(t require.TestingT, store Store, opts Options) *Batcher {
+	b, err := New(store, &fakePublisher{}, opts, prometheus.NewRegistry(), quiet)
+	require.NoError(t, err)
+	return b
+}
+
+func id(n byte) agent.ID { return agent.ID{0: 0xa, 15: n} }
+
+// report makes a report of entries written as "key=value".
+func report(a agent.ID, epoch, sequence int64, tracker agent.Tracker, entries ...string) agent.MetadataReport {
+	r := agent.MetadataReport{Agent: a, Order: agent.Order{Epoch: epoch, Sequence: sequence}, Tracker: tracker}
+	for _, text := range entries {
+		key, value, _ := strings.Cut(text, "=")
+		r.Entries = append(r.Entries, agent.MetadataEntry{Key: key, Value: value})
+	}
+	return r
+}
+
+// texts writes rows as "key=value".
+func texts(rows []agent.Metadata) []string {
+	var out []string
+	for _, r := range rows {
+		out = append(out, r.Key+"="+r.Value)
+	}
+	return out
+}
+
+// requireLaw checks the sums, and that the entries are linked as they are
+// counted.
+func requireLaw(t require.TestingT, b *Batcher) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.pending
+	dropped := int64(0)
+	for _, n := range p.ledger.dropped {
+		dropped += n
+	}
+	require.Equal(t, p.ledger.received,
+		p.ledger.flushed+p.ledger.coalesced+p.ledger.unchanged+dropped+int64(p.len()), "%+v, pending %d", p.ledger, p.len())
+	queued, writing, keys := 0, 0, 0
+	for e := p.queue.next; e != &p.queue; e = e.next {
+		queued++
+		require.True(t, e.waiting)
+		require.Same(t, e, e.agent.keys[e.value.Key])
+		require.Same(t, e.agent, p.agents[e.value.Agent])
+		require.Same(t, e, e.next.prev)
+	}
+	for _, a := range p.agents {
+		require.NotEmpty(t, a.keys)
+		for _, e := range a.keys {
+			keys++
+			require.True(t, e.waiting || e.writing)
+			if e.writing {
+				writing++
+			}
+		}
+	}
+	require.Equal(t, p.waiting, queued)
+	require.LessOrEqual(t, writing, p.writing, "entries of removed agents are written too")
+	require.LessOrEqual(t, p.len(), p.limit+b.opts.BatchSize)
+}

@@ -1,0 +1,152 @@
+package batcher
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Why a batch was flushed: the label reason of Coder's families.
+const (
+	flushCapacity  = "capacity"
+	flushScheduled = "scheduled"
+	flushShutdown  = "shutdown"
+)
+
+// dropReason is why an entry did not get into the database.
+type dropReason int
+
+const (
+	dropKeyBytes dropReason = iota
+	dropEmptyKey
+	dropInvalidKey
+	dropCapacity
+	dropRejected
+	dropDeregistered
+	numDropReasons
+)
+
+// String is the label reason.
+func (r dropReason) String() string {
+	return [numDropReasons]string{
+		"key_bytes", "empty_key", "invalid_key", "capacity", "rejected", "deregistered",
+	}[r]
+}
+
+// ledger counts entries by what became of them. At any moment received is the
+// sum of the others and of what is pending.
+type ledger struct {
+	received, flushed, coalesced, unchanged int64
+	dropped                                 [numDropReasons]int64
+}
+
+// metrics are those of the flushes. Names, help and buckets of the first seven
+// are Coder's.
+type metrics struct {
+	batchSize        prometheus.Histogram
+	batchUtilization prometheus.Histogram
+	batches          *prometheus.CounterVec
+	droppedKeys      prometheus.Counter
+	flushDuration    *prometheus.HistogramVec
+	flushed          prometheus.Counter
+	publishErrors    prometheus.Counter
+
+	flushErrors prometheus.Counter
+}
+
+// newMetrics registers all. snapshot returns the ledger and the number of
+// pending entries of one moment.
+func newMetrics(reg prometheus.Registerer, snapshot func() (ledger, int)) (*metrics, error) {
+	m := &metrics{
+		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "coderd_agentapi_metadata_batch_size",
+			Help:    "Total number of metadata entries in each batch, updated before flushes.",
+			Buckets: []float64{10, 25, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500},
+		}),
+		batchUtilization: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "coderd_agentapi_metadata_batch_utilization",
+			Help:    "Number of metadata keys per agent in each batch, updated before flushes.",
+			Buckets: []float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 40, 80, 160},
+		}),
+		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coderd_agentapi_metadata_batches_total",
+			Help: "Total number of metadata batches flushed.",
+		}, []string{"reason"}),
+		droppedKeys: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "coderd_agentapi_metadata_dropped_keys_total",
+			Help: "Total number of metadata keys dropped due to capacity limits.",
+		}),
+		flushDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "coderd_agentapi_metadata_flush_duration_seconds",
+			Help:    "Time taken to flush metadata batch to database and pubsub.",
+			Buckets: []float64{0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5},
+		}, []string{"reason"}),
+		flushed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "coderd_agentapi_metadata_flushed_total",
+			Help: "Total number of unique metadatas flushed.",
+		}),
+		publishErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "coderd_agentapi_metadata_publish_errors_total",
+			Help: "Total number of metadata batch pubsub publish calls that have resulted in an error.",
+		}),
+		flushErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_metadata_flush_errors_total",
+			Help: "Flushes of metadata that the database did not take; they are tried again.",
+		}),
+	}
+	for _, reason := range []string{flushCapacity, flushScheduled, flushShutdown} {
+		m.batches.WithLabelValues(reason)
+		m.flushDuration.WithLabelValues(reason)
+	}
+	return m, errors.Join(
+		reg.Register(m.batchSize), reg.Register(m.batchUtilization), reg.Register(m.batches),
+		reg.Register(m.droppedKeys), reg.Register(m.flushDuration), reg.Register(m.flushed),
+		reg.Register(m.publishErrors), reg.Register(m.flushErrors),
+		reg.Register(newEntriesCollector(snapshot)),
+	)
+}
+
+// entriesCollector serves the ledger of one moment, so that its law holds in
+// every scrape.
+type entriesCollector struct {
+	snapshot                  func() (ledger, int)
+	entries, dropped, pending *prometheus.Desc
+}
+
+func newEntriesCollector(snapshot func() (ledger, int)) *entriesCollector {
+	return &entriesCollector{
+		snapshot: snapshot,
+		entries: prometheus.NewDesc("agentstatsd_metadata_entries_total",
+			"Metadata entries by what became of them: received is the sum of the others and of those pending.",
+			[]string{"outcome"}, nil),
+		dropped: prometheus.NewDesc("agentstatsd_metadata_dropped_entries_total",
+			"Metadata entries that were not stored, nor a newer value of their key.",
+			[]string{"reason"}, nil),
+		pending: prometheus.NewDesc("agentstatsd_metadata_pending",
+			"Metadata entries that wait for the database or are being written.",
+			nil, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *entriesCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.entries
+	ch <- c.dropped
+	ch <- c.pending
+}
+
+// Collect implements prometheus.Collector.
+func (c *entriesCollector) Collect(ch chan<- prometheus.Metric) {
+	l, pending := c.snapshot()
+	dropped := int64(0)
+	for reason, n := range l.dropped {
+		dropped += n
+		ch <- prometheus.MustNewConstMetric(c.dropped, prometheus.CounterValue, float64(n), dropReason(reason).String())
+	}
+	for outcome, n := range map[string]int64{
+		"received": l.received, "flushed": l.flushed, "coalesced": l.coalesced, "unchanged": l.unchanged, "dropped": dropped,
+	} {
+		ch <- prometheus.MustNewConstMetric(c.entries, prometheus.CounterValue, float64(n), outcome)
+	}
+	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(pending))
+}

@@ -1,0 +1,171 @@
+package batcher
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/stretchr/testify/require"
+)
+
+func gather(t *testing.T, reg *prometheus.Registry) map[string]*dto.MetricFamily {
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	byName := make(map[string]*dto.MetricFamily)
+	for _, f := range families {
+		byName[f.GetName()] = f
+	}
+	return byName
+}
+
+// value returns the value of a counter without labels.
+func value(t *testing.T, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
+	f := gather(t, reg)[name]
+	require.NotNil(t, f, name)
+	return f.GetMetric()[0].GetCounter().GetValue()
+}
+
+// The families of Coder are as documented, and there before the first flush.
+func TestDocumentedFamilies(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	_, err := New(&fakeStore{}, &fakePublisher{}, Options{}, reg, quiet)
+	require.NoError(t, err)
+	families := gather(t, reg)
+
+	data, err := os.ReadFile("testdata/families.tsv")
+	require.NoError(t, err)
+	seen := 0
+	for line := range strings.Lines(string(data)) {
+		column := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if len(column) < 7 || column[6] != "metadata-batcher" {
+			continue
+		}
+		seen++
+		name, kind, labels, help, buckets := column[0], column[1], column[2], column[3], column[4]
+		f := families[name]
+		require.NotNil(t, f, name)
+		require.Equal(t, strings.ToUpper(kind), f.GetType().String(), name)
+		require.Equal(t, help, f.GetHelp(), name)
+		var reasons []string
+		for _, m := range f.GetMetric() {
+			names := "-"
+			if len(m.GetLabel()) > 0 {
+				names = m.GetLabel()[0].GetName()
+				reasons = append(reasons, m.GetLabel()[0].GetValue())
+			}
+			require.Equal(t, labels, names, name)
+			require.LessOrEqual(t, len(m.GetLabel()), 1, name)
+			bounds := []string{}
+			for _, b := range m.GetHistogram().GetBucket() {
+				bounds = append(bounds, strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64))
+			}
+			if kind == "histogram" {
+				require.Equal(t, buckets, strings.Join(bounds, ","), name)
+			}
+		}
+		if labels == "reason" {
+			require.Equal(t, []string{"capacity", "scheduled", "shutdown"}, slices.Sorted(slices.Values(reasons)), name)
+		}
+	}
+	require.Equal(t, 7, seen)
+}
+
+func TestOwnFamilies(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
+	b, err := New(store, &fakePublisher{}, Options{}, reg, quiet)
+	require.NoError(t, err)
+	b.Add(now, report(id(1), 1, 1, nil, "a=1", "a=2", "b=bad", "c=1"))
+	flushAll(t, b)
+	b.Add(now, report(id(1), 0, 1, nil, "a=1", "=empty"))
+	flushAll(t, b)
+	b.Add(now, report(id(1), 1, 2, nil, "a=1"))
+	store.before = func(context.Context, []agent.Metadata) error { return errDown }
+	require.Error(t, b.flushWaiting(t.Context(), t.Context()))
+
+	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP agentstatsd_metadata_dropped_entries_total Metadata entries that were not stored, nor a newer value of their key.
+# TYPE agentstatsd_metadata_dropped_entries_total counter
+agentstatsd_metadata_dropped_entries_total{reason="capacity"} 0
+agentstatsd_metadata_dropped_entries_total{reason="deregistered"} 0
+agentstatsd_metadata_dropped_entries_total{reason="empty_key"} 1
+agentstatsd_metadata_dropped_entries_total{reason="invalid_key"} 0
+agentstatsd_metadata_dropped_entries_total{reason="key_bytes"} 0
+agentstatsd_metadata_dropped_entries_total{reason="rejected"} 1
+# HELP agentstatsd_metadata_entries_total Metadata entries by what became of them: received is the sum of the others and of those pending.
+# TYPE agentstatsd_metadata_entries_total counter
+agentstatsd_metadata_entries_total{outcome="coalesced"} 1
+agentstatsd_metadata_entries_total{outcome="dropped"} 2
+agentstatsd_metadata_entries_total{outcome="flushed"} 2
+agentstatsd_metadata_entries_total{outcome="received"} 7
+agentstatsd_metadata_entries_total{outcome="unchanged"} 1
+# HELP agentstatsd_metadata_flush_errors_total Flushes of metadata that the database did not take; they are tried again.
+# TYPE agentstatsd_metadata_flush_errors_total counter
+agentstatsd_metadata_flush_errors_total 1
+# HELP agentstatsd_metadata_pending Metadata entries that wait for the database or are being written.
+# TYPE agentstatsd_metadata_pending gauge
+agentstatsd_metadata_pending 1
+# HELP coderd_agentapi_metadata_batches_total Total number of metadata batches flushed.
+# TYPE coderd_agentapi_metadata_batches_total counter
+coderd_agentapi_metadata_batches_total{reason="capacity"} 0
+coderd_agentapi_metadata_batches_total{reason="scheduled"} 2
+coderd_agentapi_metadata_batches_total{reason="shutdown"} 0
+# HELP coderd_agentapi_metadata_flushed_total Total number of unique metadatas flushed.
+# TYPE coderd_agentapi_metadata_flushed_total counter
+coderd_agentapi_metadata_flushed_total 3
+`), "agentstatsd_metadata_dropped_entries_total", "agentstatsd_metadata_entries_total",
+		"agentstatsd_metadata_flush_errors_total", "agentstatsd_metadata_pending",
+		"coderd_agentapi_metadata_batches_total", "coderd_agentapi_metadata_flushed_total"))
+
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	own := slices.DeleteFunc(families, func(f *dto.MetricFamily) bool { return !strings.HasPrefix(f.GetName(), "agentstatsd_") })
+	require.Len(t, own, 4)
+	problems, err := promlint.NewWithMetricFamilies(own).Lint()
+	require.NoError(t, err)
+	require.Empty(t, problems)
+}
+
+// The size of a batch is observed before a flush, also one that fails; its
+// time after a good one.
+func TestBatchObservations(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	store := &fakeStore{}
+	b, err := New(store, &fakePublisher{}, Options{BatchSize: 4}, reg, quiet)
+	require.NoError(t, err)
+	count := func(name string) (n, sum int) {
+		for _, m := range gather(t, reg)[name].GetMetric() {
+			n += int(m.GetHistogram().GetSampleCount())
+			sum += int(m.GetHistogram().GetSampleSum())
+		}
+		return n, sum
+	}
+	b.Add(now, report(id(1), 1, 1, nil, "a=1", "b=1", "c=1"))
+	b.Add(now, report(id(2), 1, 1, nil, "a=1", "b=1"))
+	check := func(flushes, agents, rows, good int) {
+		n, sum := count("coderd_agentapi_metadata_batch_size")
+		require.Equal(t, []int{flushes, rows}, []int{n, sum})
+		n, sum = count("coderd_agentapi_metadata_batch_utilization")
+		require.Equal(t, []int{agents, rows}, []int{n, sum})
+		n, _ = count("coderd_agentapi_metadata_flush_duration_seconds")
+		require.Equal(t, good, n)
+	}
+	store.before = func(context.Context, []agent.Metadata) error {
+		check(1, 2, 4, 0)
+		return errDown
+	}
+	require.Error(t, b.flushWaiting(t.Context(), t.Context()))
+	check(1, 2, 4, 0)
+	store.before = nil
+	flushAll(t, b)
+	check(3, 5, 9, 2)
+}
