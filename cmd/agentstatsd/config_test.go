@@ -1,0 +1,134 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coder/serpent"
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "write the configuration table into README.md")
+
+const (
+	tableBegin = "<!-- options: made by make generate -->\n"
+	tableEnd   = "<!-- end of options -->\n"
+)
+
+// TestREADMEConfiguration keeps README.md's table equal to the options.
+func TestREADMEConfiguration(t *testing.T) {
+	path := filepath.Join("..", "..", "README.md")
+	readme, err := os.ReadFile(path)
+	require.NoError(t, err)
+	before, rest, ok := strings.Cut(string(readme), tableBegin)
+	require.True(t, ok, "README.md has no line %q", tableBegin)
+	table, after, ok := strings.Cut(rest, tableEnd)
+	require.True(t, ok, "README.md has no line %q", tableEnd)
+
+	want := optionsTable(new(config).options())
+	if *update {
+		require.NoError(t, os.WriteFile(path, []byte(before+tableBegin+want+tableEnd+after), 0o644))
+		return
+	}
+	require.Equal(t, want, table, "run make generate")
+}
+
+// optionsTable renders options as Markdown, a table for each group.
+func optionsTable(options serpent.OptionSet) string {
+	var b strings.Builder
+	var group *serpent.Group
+	for i, o := range options {
+		if i == 0 || o.Group != group {
+			group = o.Group
+			if group != nil {
+				fmt.Fprintf(&b, "\n**%s.** %s\n", group.Name, group.Description)
+			}
+			b.WriteString("\n| flag | environment | YAML | default | |\n| --- | --- | --- | --- | --- |\n")
+		}
+		fmt.Fprintf(&b, "| `--%s` | `%s` | %s | %s | %s |\n", o.Flag, o.Env, code(o.YAMLPath()), code(o.Default), o.Description)
+	}
+	b.WriteString("\n")
+	return b.String()
+}
+
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
+}
+
+func TestOptionsAreComplete(t *testing.T) {
+	for _, o := range new(config).options() {
+		require.NotEmpty(t, o.Description, o.Flag)
+		require.True(t, strings.HasSuffix(o.Description, "."), "%s: description ends in a full stop", o.Flag)
+		require.NotEmpty(t, o.Env, o.Flag)
+		if o.Flag != "config" {
+			require.NotEmpty(t, o.YAML, o.Flag)
+			require.NotNil(t, o.Group, o.Flag)
+		}
+	}
+}
+
+// parse returns the configuration that args, env and a YAML file make, or the
+// error.
+func parse(t *testing.T, yaml string, env []serpent.EnvVar, args ...string) (*config, error) {
+	t.Helper()
+	if yaml != "" {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		require.NoError(t, os.WriteFile(path, []byte(yaml), 0o600))
+		args = append(args, "--config", path)
+	}
+	c := new(config)
+	inv := (&serpent.Command{
+		Use:     "serve",
+		Options: c.options(),
+		Handler: func(*serpent.Invocation) error { return c.validate() },
+	}).Invoke(args...)
+	inv.Environ = env
+	return c, inv.Run()
+}
+
+func TestConfigSources(t *testing.T) {
+	c, err := parse(t, "metadata:\n  batch_size: 7\n  flush_interval: 3s\nprometheus:\n  address: 127.0.0.1:1\n",
+		[]serpent.EnvVar{{Name: "AGENTSTATSD_METADATA_BATCH_SIZE", Value: "8"}, {Name: "CODER_PROMETHEUS_ADDRESS", Value: "127.0.0.1:2"}},
+		"--metadata-batch-size", "9")
+	require.NoError(t, err)
+	require.EqualValues(t, 9, c.metadataBatchSize, "a flag wins over the environment")
+	require.Equal(t, "127.0.0.1:2", c.prometheusAddress, "the environment wins over the file")
+	require.Equal(t, "3s", c.metadataFlushInterval.String(), "the file wins over the default")
+	require.EqualValues(t, 500000, c.metadataMaxPending)
+}
+
+func TestConfigErrors(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		want string
+	}{
+		"ttl below two intervals": {[]string{"--series-ttl", "59s"}, "--series-ttl 59s is below twice --report-interval 30s"},
+		"certificate without key": {[]string{"--tls-cert-file", "x"}, "--tls-cert-file and --tls-key-file need each other"},
+		"client CA without TLS":   {[]string{"--tls-client-ca-file", "x", "--coderd-client-san", "y"}, "--tls-client-ca-file needs --tls-cert-file"},
+		"client CA without name":  {[]string{"--tls-cert-file", "x", "--tls-key-file", "x", "--tls-client-ca-file", "x"}, "--tls-client-ca-file and --coderd-client-san need each other"},
+		"plaintext beyond loopback": {[]string{"--grpc-address", "0.0.0.0:2113"},
+			"--grpc-address 0.0.0.0:2113 is beyond loopback: give --tls-cert-file and --tls-key-file, or --grpc-allow-plaintext"},
+		"plaintext on all addresses": {[]string{"--grpc-address", ":2113"}, "is beyond loopback"},
+		"address without port":       {[]string{"--grpc-address", "127.0.0.1"}, "--grpc-address 127.0.0.1: "},
+		"batch size":                 {[]string{"--metadata-batch-size", "0"}, "0 is below the least value 1"},
+		"report interval":            {[]string{"--report-interval", "10ms"}, "10ms is not longer than"},
+		"log level":                  {[]string{"--log-level", "loud"}, "loud"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parse(t, "", nil, tc.args...)
+			require.ErrorContains(t, err, tc.want)
+		})
+	}
+}
+
+func TestConfigAllowsPlaintextBeyondLoopbackWhenTold(t *testing.T) {
+	_, err := parse(t, "", nil, "--grpc-address", "0.0.0.0:2113", "--grpc-allow-plaintext")
+	require.NoError(t, err)
+}

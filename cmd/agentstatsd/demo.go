@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/simulate"
+)
+
+// demoAckDeadline bounds how long a demo that is told to stop waits for acks:
+// what it simulates is worth no wait, and the service flushes it anyway.
+const demoAckDeadline = time.Second
+
+func demoCommand() *serpent.Command {
+	var c config
+	var agents int64
+	options := c.options()
+	// A demo leaves nothing behind, and moves fast enough to watch.
+	dataDir := options.ByFlag("data-dir")
+	dataDir.Default = ""
+	dataDir.Description = "Directory of the SQLite database and of generated secrets. Empty: a temporary one, removed at the end."
+	options.ByFlag("report-interval").Default = "5s"
+	options.ByFlag("metadata-flush-interval").Default = "2s"
+	options.ByFlag("log-level").Default = "warn"
+	options.Add(serpent.Option{
+		Name: "Agents", Flag: "agents", Default: "25",
+		Description: "Number of simulated agents.", Value: atLeast(&agents, 1),
+	})
+	return &serpent.Command{
+		Use:        "demo",
+		Short:      "Run the service and simulated agents, in one process.",
+		Options:    options,
+		Middleware: serpent.RequireNArgs(0),
+		Handler: func(inv *serpent.Invocation) (err error) {
+			if c.dataDir == "" {
+				if c.dataDir, err = os.MkdirTemp("", "agentstatsd-demo-"); err != nil {
+					return fmt.Errorf("make data directory: %w", err)
+				}
+				defer func() { err = errors.Join(err, os.RemoveAll(c.dataDir)) }()
+			}
+			return runDemo(inv.Context(), &c, int(agents), inv.Stdout, inv.Stderr)
+		},
+	}
+}
+
+// runDemo runs the service and its agents until ctx ends: first the agents stop,
+// then the service.
+func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Writer) error {
+	log, err := newLogger(stderr, c)
+	if err != nil {
+		return err
+	}
+	s, err := newService(ctx, c, log)
+	if err != nil {
+		return unlessStopped(ctx, err)
+	}
+	serverName, err := certificateName(c.tlsCertFile)
+	if err != nil {
+		s.close()
+		return err
+	}
+	// The certificate is trusted as it stands: its file is the service's own.
+	dial, err := coderdDialOptions(c.tokenFile(), c.tlsCertFile, serverName, false, log)
+	if err != nil {
+		s.close()
+		return err
+	}
+	if err := s.describe(stdout, agents); err != nil {
+		s.close()
+		return err
+	}
+	return runStages(ctx,
+		[]task{func(ctx context.Context) error {
+			_, err := simulate.Run(ctx, simulate.Options{
+				Target: s.grpcListener.Addr().String(), Dial: dial, Agents: agents,
+				MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true,
+			}, log.With("component", "simulate"))
+			return err
+		}},
+		[]task{s.run},
+	)
+}
+
+// describe tells where to look.
+func (s *service) describe(w io.Writer, agents int) error {
+	registry := "not served: --prometheus-enable=false"
+	if s.httpListener != nil {
+		scheme := "http"
+		if s.config.webConfigFile != "" {
+			scheme = "https"
+		}
+		registry = fmt.Sprintf("%s://%s/", scheme, s.httpListener.Addr())
+	}
+	_, err := fmt.Fprintf(w, `agentstatsd demo: the service, and %d simulated agents that report every %s
+
+  what Prometheus sees   curl -s %s
+  readiness              curl -s %s-/ready
+  gRPC                   %s
+  coderd's token         %s
+
+Ctrl-C ends it.
+`, agents, s.config.reportInterval, registry, registry, s.grpcListener.Addr(), s.config.tokenFile())
+	if err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}

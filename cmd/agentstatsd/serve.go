@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+
+	"github.com/coder/serpent"
+)
+
+func serveCommand() *serpent.Command {
+	var c config
+	return &serpent.Command{
+		Use:        "serve",
+		Short:      "Run the service.",
+		Options:    c.options(),
+		Middleware: serpent.RequireNArgs(0),
+		Handler: func(inv *serpent.Invocation) error {
+			log, err := newLogger(inv.Stderr, &c)
+			if err != nil {
+				return err
+			}
+			s, err := newService(inv.Context(), &c, log)
+			if err != nil {
+				return unlessStopped(inv.Context(), err)
+			}
+			return s.run(inv.Context())
+		},
+	}
+}
+
+// unlessStopped returns err, or nil if the program was told to stop before it
+// had started: then err says only that.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

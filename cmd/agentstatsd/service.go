@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/store"
+)
+
+// service is the composition of all components: the only place that knows them
+// all. Its listeners are open, so its addresses are known, before it runs.
+type service struct {
+	config *config
+	log    *slog.Logger
+
+	store      *store.Store
+	aggregator *aggregator.Aggregator
+	batcher    *batcher.Batcher
+	fleet      *fleet.Fleet
+	api        *agentapi.Server
+
+	grpcListener  net.Listener
+	httpListener  net.Listener // nil: not served
+	pprofListener net.Listener // nil: not served
+	httpHandler   http.Handler
+
+	draining atomic.Bool
+
+	// cleanups run in reverse order when the service ends.
+	cleanups []func()
+}
+
+// newService builds a service from a validated configuration. It starts
+// nothing; the caller calls run, once, which also releases what it holds.
+func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, err error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	s := &service{config: c, log: log}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	unlock, err := lockDataDir(c.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	s.cleanups = append(s.cleanups, unlock)
+	if err := s.build(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.listen(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// build makes the components, from the ground of the house up.
+func (s *service) build(ctx context.Context) error {
+	c := s.config
+	reg := metrics.NewRegistry()
+	if err := registerBuildInfo(reg); err != nil {
+		return err
+	}
+	var err error
+	s.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.dataDir, "agentstatsd.db")}, s.log.With("component", "store"))
+	if err != nil {
+		return err
+	}
+	s.cleanups = append(s.cleanups, func() {
+		if err := s.store.Close(); err != nil {
+			s.log.Error("close database", "error", err)
+		}
+	})
+	memory, err := pubsub.NewMemory(reg)
+	if err != nil {
+		return err
+	}
+	news := pubsub.NewMetadata(memory)
+	s.aggregator, err = aggregator.New(aggregator.Options{
+		ReportInterval:    c.reportInterval,
+		SeriesTTL:         c.seriesTTL,
+		MaxSeries:         int(c.maxSeries),
+		MaxSeriesPerAgent: int(c.maxSeriesPerAgent),
+		GroupBy:           c.aggregateBy,
+	}, reg)
+	if err != nil {
+		return err
+	}
+	s.batcher, err = batcher.New(s.store, news, batcher.Options{
+		BatchSize:     int(c.metadataBatchSize),
+		FlushInterval: c.metadataFlushInterval,
+		MaxPending:    int(c.metadataMaxPending),
+	}, reg, s.log.With("component", "batcher"))
+	if err != nil {
+		return err
+	}
+	s.fleet, err = fleet.New(s.store, s.aggregator, s.batcher, fleet.Options{
+		MaxAgents:       int(c.maxAgents),
+		MaxMetadataKeys: int(c.metadataMaxKeys),
+		SessionAge:      c.sessionAge,
+	}, reg, s.log.With("component", "fleet"))
+	if err != nil {
+		return err
+	}
+	if err := s.buildServer(reg, news); err != nil {
+		return err
+	}
+	parts := []metrics.Exposer{s.aggregator}
+	if !c.collectAgentStats {
+		parts = nil
+	}
+	s.httpHandler = newMux(metrics.Handler(reg, metrics.HandlerOptions{
+		MaxConcurrent: int(c.maxConcurrentScrapes),
+		WriteTimeout:  c.scrapeTimeout,
+		Log:           s.log.With("component", "metrics"),
+	}, parts...), []check{
+		{"draining", s.notDraining},
+		{"fleet", s.fleet.Healthy},
+		{"batcher", s.batcher.Healthy},
+	})
+	return nil
+}
+
+// buildServer makes the gRPC edge.
+func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
+	c := s.config
+	tokenHash, err := loadTokenHash(c.tokenFile(), s.log)
+	if err != nil {
+		return err
+	}
+	creds, stopTLS, err := serverCredentials(c)
+	if err != nil {
+		return err
+	}
+	s.cleanups = append(s.cleanups, stopTLS)
+	var stats agentapi.Stats = s.aggregator
+	if !c.collectAgentStats {
+		stats = discardStats{}
+	}
+	s.api, err = agentapi.NewServer(agentapi.Components{
+		Fleet:    s.fleet,
+		Stats:    stats,
+		Metadata: s.batcher,
+		Reader:   s.store,
+		News:     news,
+	}, agentapi.Options{
+		Credentials:          creds,
+		CoderdTokenHash:      tokenHash,
+		CoderdClientSAN:      c.coderdClientSAN,
+		ReportInterval:       c.reportInterval,
+		Limits:               agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
+		MaxMessageBytes:      int(c.maxMessageBytes),
+		MaxAgentMessageBytes: int(c.maxAgentMessageBytes),
+		WatchInterval:        c.metadataRereadEvery,
+		DrainTimeout:         c.drainTimeout,
+		StoreReady:           s.store.Ping,
+	}, reg, s.log.With("component", "agentapi"))
+	return err
+}
+
+// discardStats takes reports in and keeps nothing: --prometheus-collect-agent-stats=false.
+type discardStats struct{}
+
+func (discardStats) Report(agent.ID, int64, time.Time, agent.Report) []agent.Refusal { return nil }
+
+// notDraining returns an error once the service is told to stop.
+func (s *service) notDraining() error {
+	if s.draining.Load() {
+		return errors.New("the service is stopping")
+	}
+	return nil
+}
+
+// registerBuildInfo tells the version, as Prometheus's own components do.
+func registerBuildInfo(reg prometheus.Registerer) error {
+	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "agentstatsd_build_info",
+		Help:        "Constant 1, with the version of the service and of Go.",
+		ConstLabels: prometheus.Labels{"version": version(), "goversion": runtime.Version()},
+	}, func() float64 { return 1 })
+	if err := reg.Register(info); err != nil {
+		return fmt.Errorf("register build info: %w", err)
+	}
+	return nil
+}
+
+// listen opens the listeners.
+func (s *service) listen(ctx context.Context) error {
+	var lc net.ListenConfig
+	open := func(flag, address string) (net.Listener, error) {
+		lis, err := lc.Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("listen on --%s: %w", flag, err)
+		}
+		s.cleanups = append(s.cleanups, func() { _ = lis.Close() })
+		return lis, nil
+	}
+	var err error
+	if s.grpcListener, err = open("grpc-address", s.config.grpcAddress); err != nil {
+		return err
+	}
+	if s.config.prometheusEnable {
+		if s.httpListener, err = open("prometheus-address", s.config.prometheusAddress); err != nil {
+			return err
+		}
+	}
+	if s.config.pprofAddress != "" {
+		if s.pprofListener, err = open("pprof-address", s.config.pprofAddress); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run serves until ctx ends. Then it asks agents to reconnect and waits for
+// their streams, flushes what is pending, and returns; each wait is bounded.
+func (s *service) run(ctx context.Context) error {
+	defer s.close()
+	s.log.Info("agentstatsd starts", "version", version(),
+		"grpc_address", s.grpcListener.Addr().String(), "data_dir", s.config.dataDir)
+	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
+	defer stopDraining()
+	servers := []task{func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}
+	workers := []task{s.fleet.Run, s.batcher.Run, s.aggregator.Run}
+	// Last to go: readiness and the numbers of the shutdown can be seen.
+	var endpoints []task
+	if s.httpListener != nil {
+		endpoints = append(endpoints, func(ctx context.Context) error {
+			return serveHTTP(ctx, s.httpListener, s.httpHandler, s.config.webConfigFile, s.log)
+		})
+	}
+	if s.pprofListener != nil {
+		endpoints = append(endpoints, func(ctx context.Context) error {
+			return serveHTTP(ctx, s.pprofListener, pprofMux(), "", s.log)
+		})
+	}
+	err := runStages(ctx, servers, workers, endpoints)
+	s.log.Info("agentstatsd stopped")
+	return err
+}
+
+// close releases what the service holds.
+func (s *service) close() {
+	for i := len(s.cleanups) - 1; i >= 0; i-- {
+		s.cleanups[i]()
+	}
+	s.cleanups = nil
+}

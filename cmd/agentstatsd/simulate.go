@@ -1,0 +1,150 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/simulate"
+)
+
+// errNotAcked ends simulate with exit code 1.
+var errNotAcked = errors.New("not all that was sent was acknowledged")
+
+func simulateCommand() *serpent.Command {
+	var (
+		target, tokenFile, caFile, journalFile                  string
+		useTLS, plaintext, asJSON, keep                         bool
+		agents, metrics, keys, connections                      int64
+		reportInterval, metadataInterval, duration, ackDeadline time.Duration
+	)
+	return &serpent.Command{
+		Use:   "simulate",
+		Short: "Run a simulated coderd and its agents against a service.",
+		Long: "It registers the agents as coderd would, runs a stream for each over the real client, waits for the last " +
+			"acks and prints a summary. The exit code is 1 if anything that was sent was not acknowledged.\n\n" +
+			"  agentstatsd simulate --target localhost:2113 --coderd-token-file data/coderd-token --agents 2000 --duration 60s",
+		Middleware: serpent.RequireNArgs(0),
+		Options: serpent.OptionSet{
+			{
+				Flag: "target", Env: "AGENTSTATSD_TARGET", Default: "127.0.0.1:2113",
+				Description: "The gRPC address of the service.", Value: serpent.StringOf(&target),
+			},
+			{
+				Flag: "coderd-token-file", Env: "AGENTSTATSD_CODERD_TOKEN_FILE", Default: "data/coderd-token",
+				Description: "The token that the service knows coderd by.", Value: serpent.StringOf(&tokenFile),
+			},
+			{Flag: "tls", Default: "false", Description: "Dial with TLS.", Value: serpent.BoolOf(&useTLS)},
+			{
+				Flag: "plaintext", Default: "false",
+				Description: "Dial beyond loopback without TLS. Tokens then cross that network in the clear.", Value: serpent.BoolOf(&plaintext),
+			},
+			{
+				Flag:        "tls-ca-file",
+				Description: "Certificates that the service's is verified against, PEM; implies --tls. Empty: the system's.",
+				Value:       serpent.StringOf(&caFile),
+			},
+			{Flag: "agents", Default: "25", Description: "Number of agents.", Value: atLeast(&agents, 1)},
+			{Flag: "metrics-per-agent", Default: "30", Description: "Samples that each agent forwards in a report.", Value: atLeast(&metrics, 0)},
+			{Flag: "metadata-keys", Default: "10", Description: "Metadata keys of each agent.", Value: atLeast(&keys, 0)},
+			{
+				Flag: "report-interval", Default: "0s",
+				Description: "Time between two reports of an agent. 0: as the service says.", Value: longerThan(&reportInterval, -1),
+			},
+			{
+				Flag: "metadata-interval", Default: "10s",
+				Description: "Time between two values of a metadata key.", Value: longerThan(&metadataInterval, 0),
+			},
+			{
+				Flag: "duration", Default: "0s",
+				Description: "Time until the agents stop. 0: until the program is told to.", Value: longerThan(&duration, -1),
+			},
+			{
+				Flag: "ack-deadline", Default: "30s",
+				Description: "Time to wait at the end for the last acks.", Value: longerThan(&ackDeadline, 0),
+			},
+			{
+				Flag: "connections", Default: "0",
+				Description: "Connections that the agents share. 0: one each, as real agents have.", Value: atLeast(&connections, 0),
+			},
+			{Flag: "keep", Default: "false", Description: "Leave the agents registered at the end.", Value: serpent.BoolOf(&keep)},
+			{Flag: "journal", Description: "A file to write each value to that was acknowledged as durable, as JSON lines.", Value: serpent.StringOf(&journalFile)},
+			{Flag: "json", Default: "false", Description: "Print the summary as one JSON object.", Value: serpent.BoolOf(&asJSON)},
+		},
+		Handler: func(inv *serpent.Invocation) (err error) {
+			log := slog.New(slog.NewTextHandler(inv.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			if !useTLS && caFile == "" && !plaintext {
+				if loopback, err := isLoopback(target); err != nil {
+					return fmt.Errorf("--target %s: %w", target, err)
+				} else if !loopback {
+					return fmt.Errorf("--target %s is beyond loopback: give --tls, or --plaintext", target)
+				}
+			}
+			dial, err := coderdDialOptions(tokenFile, caFile, "", useTLS, log)
+			if err != nil {
+				return err
+			}
+			opts := simulate.Options{
+				Target: target, Dial: dial,
+				Agents: int(agents), MetricsPerAgent: orNone(metrics), MetadataKeys: orNone(keys),
+				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
+				Duration: duration, DrainTimeout: ackDeadline,
+				Keep: keep, Connections: int(connections), Progress: inv.Stderr,
+			}
+			if journalFile != "" {
+				journal, openErr := os.OpenFile(journalFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+				if openErr != nil {
+					return fmt.Errorf("open journal: %w", openErr)
+				}
+				defer func() { err = errors.Join(err, journal.Close()) }()
+				opts.Journal = journal
+			}
+			summary, err := simulate.Run(inv.Context(), opts, log)
+			if err != nil {
+				return err
+			}
+			write := summary.WriteText
+			if asJSON {
+				write = summary.WriteJSON
+			}
+			if err := write(inv.Stdout); err != nil {
+				return err
+			}
+			if !summary.Complete() {
+				return errNotAcked
+			}
+			return nil
+		},
+	}
+}
+
+// orNone turns a number of which 0 means none into one of which 0 means the
+// default.
+func orNone(n int64) int {
+	if n == 0 {
+		return -1
+	}
+	return int(n)
+}
+
+// coderdDialOptions returns how to dial the service as coderd: with TLS if told
+// to, or if there is a CA. An empty server name is the host of the target.
+func coderdDialOptions(tokenFile, caFile, serverName string, useTLS bool, log *slog.Logger) (client.DialOptions, error) {
+	token, err := readToken(tokenFile, log)
+	if err != nil {
+		return client.DialOptions{}, err
+	}
+	if !useTLS && caFile == "" {
+		return client.DialOptions{Token: token, Plaintext: true}, nil
+	}
+	config, err := client.TLSFiles{CA: caFile, ServerName: serverName}.Config()
+	if err != nil {
+		return client.DialOptions{}, err
+	}
+	return client.DialOptions{Token: token, TLS: config}, nil
+}

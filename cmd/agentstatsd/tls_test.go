@@ -1,0 +1,142 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// authority makes certificates for tests.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return &authority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+}
+
+// issue returns a certificate for name and its key, PEM.
+func (a *authority) issue(t *testing.T, serial int64, name string) (cert, key []byte) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(serial), DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, a.cert, priv.Public(), a.key)
+	require.NoError(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(priv)
+	require.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+}
+
+// TestCertificateIsReloaded renews the certificate while a connection is open:
+// new connections see the new one, the old one goes on, and a broken file
+// changes nothing.
+func TestCertificateIsReloaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// Made in here, where the clock that certificates are checked by starts.
+		ca := newAuthority(t)
+		dir := t.TempDir()
+		c := &config{tlsCertFile: filepath.Join(dir, "cert.pem"), tlsKeyFile: filepath.Join(dir, "key.pem")}
+		write := func(cert, key []byte) {
+			require.NoError(t, os.WriteFile(c.tlsCertFile, cert, 0o600))
+			require.NoError(t, os.WriteFile(c.tlsKeyFile, key, 0o600))
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(ca.cert)
+
+		write(ca.issue(t, 10, "agentstatsd.test"))
+		creds, stop, err := serverCredentials(c)
+		require.NoError(t, err)
+		defer stop()
+		// dial returns both ends of a new connection.
+		dial := func() (client *tls.Conn, server net.Conn) {
+			clientEnd, serverEnd := net.Pipe()
+			handshaken := make(chan net.Conn)
+			go func() {
+				conn, _, err := creds.ServerHandshake(serverEnd)
+				if err != nil {
+					t.Errorf("server handshake: %v", err)
+				}
+				handshaken <- conn
+			}()
+			client = tls.Client(clientEnd, &tls.Config{RootCAs: roots, ServerName: "agentstatsd.test", NextProtos: []string{"h2"}})
+			if err := client.Handshake(); err != nil {
+				_ = clientEnd.Close()
+				require.NoError(t, err)
+			}
+			// A pipe has no buffer: somebody must read the session ticket.
+			go func() { _, _ = io.Copy(io.Discard, client) }()
+			server = <-handshaken
+			t.Cleanup(func() {
+				_ = clientEnd.Close()
+				_ = serverEnd.Close()
+			})
+			return client, server
+		}
+		serial := func() int64 {
+			conn, _ := dial()
+			return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+		}
+		oldClient, oldServer := dial()
+		require.EqualValues(t, 10, serial())
+
+		write(ca.issue(t, 11, "agentstatsd.test"))
+		time.Sleep(2 * certRefresh)
+		require.EqualValues(t, 11, serial())
+		go func() { _, _ = oldClient.Write([]byte("x")) }()
+		b := make([]byte, 1)
+		_, err = oldServer.Read(b)
+		require.NoError(t, err, "the open connection goes on")
+		require.Equal(t, "x", string(b))
+
+		write([]byte("garbage"), []byte("garbage"))
+		time.Sleep(2 * certRefresh)
+		require.EqualValues(t, 11, serial(), "a broken file changes nothing")
+	})
+}
+
+func TestServerCredentialsErrors(t *testing.T) {
+	ca := newAuthority(t)
+	dir := t.TempDir()
+	cert, key := ca.issue(t, 1, "x")
+	certFile, keyFile, bad := filepath.Join(dir, "c"), filepath.Join(dir, "k"), filepath.Join(dir, "bad")
+	require.NoError(t, os.WriteFile(certFile, cert, 0o600))
+	require.NoError(t, os.WriteFile(keyFile, key, 0o600))
+	require.NoError(t, os.WriteFile(bad, []byte("garbage"), 0o600))
+	_, _, err := serverCredentials(&config{tlsCertFile: bad, tlsKeyFile: keyFile})
+	require.ErrorContains(t, err, "load TLS certificate")
+	_, _, err = serverCredentials(&config{tlsCertFile: certFile, tlsKeyFile: keyFile, tlsClientCAFile: bad})
+	require.ErrorContains(t, err, "bad holds no certificate")
+}
