@@ -1,0 +1,61 @@
+# Everything that people and CI run. `make demo` and `make test` need nothing
+# but Go and a C compiler for the race detector.
+
+GO    ?= go
+TOOL  := $(GO) tool -modfile=tools/go.mod
+PKGS  := ./...
+# Where `make soak` and `make bench` put their time.
+SOAKTIME  ?= 10m
+BENCHTIME ?= 1s
+
+.PHONY: build demo test soak bench lint generate check-generated fmt vuln clean
+
+build:
+	$(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
+
+demo: build
+	./bin/agentstatsd demo
+
+# All that CI checks: formatting, lint, generated code, the wire contract, vet,
+# and every test with the race detector.
+test: lint check-generated
+	$(GO) vet $(PKGS)
+	cd integration && $(GO) vet ./...
+	$(GO) test -race -timeout 8m $(PKGS)
+	cd integration && $(GO) test -timeout 8m ./...
+
+# The long tests: crashes under load, fuzzing.
+soak:
+	cd integration && $(GO) test -timeout 60m -run Soak -soak ./...
+	$(GO) test -run '^$$' -fuzz FuzzReports -fuzztime $(SOAKTIME) ./aggregator
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKGS)
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(TOOL) golangci-lint run $(PKGS)
+	$(TOOL) buf lint
+	$(TOOL) buf breaking --against proto/agentstats.binpb
+
+# Generated Go, and what is generated into documents.
+generate:
+	$(TOOL) buf generate
+	$(GO) test ./cmd/agentstatsd -run TestREADMEConfiguration -update
+
+# Fails if generating changes a file.
+check-generated:
+	@before="$$(git ls-files -z proto README.md | xargs -0 sha256sum)"; \
+	$(MAKE) --no-print-directory generate >/dev/null && \
+	test "$$before" = "$$(git ls-files -z proto README.md | xargs -0 sha256sum)" || \
+	{ echo "generated files are not current: run make generate and commit"; git status --short proto README.md; exit 1; }
+
+fmt:
+	$(TOOL) golangci-lint fmt $(PKGS)
+
+# Needs the vulnerability database, so it is not part of test.
+vuln:
+	$(TOOL) govulncheck $(PKGS)
+
+clean:
+	rm -rf bin
