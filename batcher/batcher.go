@@ -10,8 +10,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // Options of a Batcher.

@@ -8,9 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

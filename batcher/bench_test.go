@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // benchReports are reports of n agents with 10 keys each.

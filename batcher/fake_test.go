@@ -11,10 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 func TestMain(m *testing.M) {

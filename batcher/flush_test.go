@@ -8,15 +8,17 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/store"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store"
 )
 
 // run starts b and returns what stops it and waits for its end.
@@ -226,7 +228,7 @@ func TestShutdown(t *testing.T) {
 // A database that does not answer holds up the end for ShutdownTimeout.
 func TestShutdownIsBounded(t *testing.T) {
 	for _, flushUnderWay := range []bool{false, true} {
-		t.Run(fmt.Sprint(flushUnderWay), func(t *testing.T) {
+		t.Run(strconv.FormatBool(flushUnderWay), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store, next := &fakeStore{}, 0
 				store.before = func(ctx context.Context, _ []agent.Metadata) error {
@@ -316,7 +318,7 @@ func TestConcurrent(t *testing.T) {
 		for n, tracker := range trackers {
 			require.Empty(t, tracker.sequences())
 			require.Empty(t, tracker.wrong)
-			require.Equal(t, fmt.Sprint(reports-1), store.rows[rowKey{id(byte(n)), "a"}].Value)
+			require.Equal(t, strconv.Itoa(reports-1), store.rows[rowKey{id(byte(n)), "a"}].Value)
 		}
 	})
 }

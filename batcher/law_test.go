@@ -6,9 +6,10 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // model drives a Batcher at random, and knows what must be true of it.

@@ -9,8 +9,9 @@ import (
 	"unicode/utf8"
 	"unsafe"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // goldenEntry is an entry in testdata/metadata_limits.json; the lengths stand

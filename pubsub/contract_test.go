@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -153,7 +154,7 @@ func testSlowSubscriber(t *testing.T, ps PubSub) {
 	publish(t, ps, "a", "first")
 	<-entered
 	for i := range 100_000 {
-		publish(t, ps, "a", fmt.Sprint(i))
+		publish(t, ps, "a", strconv.Itoa(i))
 	}
 	close(leave)
 	publish(t, ps, "a", "last")

@@ -8,10 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // testContract is what every database must do. open returns an empty Store

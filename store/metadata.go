@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -25,12 +26,13 @@ func (s *Store) UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata
 	if len(rows) == 0 {
 		return 0, nil
 	}
-	err = s.change(ctx, "upsert metadata", func(tx *sql.Tx) error {
+	err = s.change(ctx, "upsert metadata", func(tx *sql.Tx) (err error) {
 		// The driver starts a goroutine for each statement whose context can
 		// end, a third of the cost of a row. The transaction has the write
 		// lock, so no statement waits: looking between them is enough.
 		stmtCtx := context.WithoutCancel(ctx)
 		stmt := tx.StmtContext(stmtCtx, s.upsertMetadata)
+		defer func() { err = errors.Join(err, stmt.Close()) }()
 		for i := range rows {
 			if err := ctx.Err(); err != nil {
 				return err

@@ -46,7 +46,7 @@ func (s *Store) ApplyChange(ctx context.Context, c agent.Change) error {
 }
 
 // execEach runs a statement once for each item.
-func execEach[T any](ctx context.Context, tx *sql.Tx, text string, items []T, args func(*T) ([]any, error)) error {
+func execEach[T any](ctx context.Context, tx *sql.Tx, text string, items []T, args func(*T) ([]any, error)) (err error) {
 	if len(items) == 0 {
 		return nil
 	}
@@ -54,21 +54,22 @@ func execEach[T any](ctx context.Context, tx *sql.Tx, text string, items []T, ar
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, stmt.Close()) }()
 	// As in UpsertMetadataChanged: the context is looked at between rows.
 	stmtCtx := context.WithoutCancel(ctx)
 	for i := range items {
-		err := ctx.Err()
-		if err == nil {
-			var values []any
-			if values, err = args(&items[i]); err == nil {
-				_, err = stmt.ExecContext(stmtCtx, values...)
-			}
+		if err := ctx.Err(); err != nil {
+			return err
 		}
+		values, err := args(&items[i])
 		if err != nil {
-			return errors.Join(err, stmt.Close())
+			return err
+		}
+		if _, err := stmt.ExecContext(stmtCtx, values...); err != nil {
+			return err
 		}
 	}
-	return stmt.Close()
+	return nil
 }
 
 func workspaceArgs(w *agent.Workspace) ([]any, error) {

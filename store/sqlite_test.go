@@ -10,15 +10,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // childEnv makes the test binary write to the database that it names until it
@@ -34,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestSQLite(t *testing.T) {
-	testContract(t, func(t testing.TB) *Store { return openTemp(t) })
+	testContract(t, openTemp)
 }
 
 func openTemp(t testing.TB) *Store {
@@ -234,7 +236,7 @@ func writeUntilKilled(path string) error {
 	for n := int64(1); ; n++ {
 		rows := make([]agent.Metadata, killRows)
 		for i := range rows {
-			rows[i] = row(id(1), fmt.Sprint(i), fmt.Sprint(n), 1, n)
+			rows[i] = row(id(1), strconv.Itoa(i), strconv.FormatInt(n, 10), 1, n)
 		}
 		if err := s.UpsertMetadata(ctx, rows); err != nil {
 			return err

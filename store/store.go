@@ -12,8 +12,9 @@ import (
 	"path"
 	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/pressly/goose/v3"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // Options of a Store.
@@ -159,17 +160,18 @@ func (s *Store) classify(ctx context.Context, doing string, err error) error {
 }
 
 // query runs a read and calls scan for each row.
-func query(ctx context.Context, q querier, text string, args []any, scan func(*sql.Rows) error) error {
+func query(ctx context.Context, q querier, text string, args []any, scan func(*sql.Rows) error) (err error) {
 	rows, err := q.QueryContext(ctx, text, args...)
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		if err := scan(rows); err != nil {
-			return errors.Join(err, rows.Close())
+			return err
 		}
 	}
-	return errors.Join(rows.Err(), rows.Close())
+	return rows.Err()
 }
 
 // querier is a *sql.DB or a *sql.Tx.
