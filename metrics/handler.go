@@ -1,0 +1,231 @@
+package metrics
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/expfmt"
+)
+
+// HandlerOptions are the knobs of a scrape handler. The zero value is usable.
+type HandlerOptions struct {
+	// MaxConcurrent scrapes are served at once, more are answered with 503.
+	// 0: 16, which is several replicated Prometheus servers and some browsers.
+	MaxConcurrent int
+	// WriteTimeout is how long one scrape may take, from its first byte to its
+	// last. 0: 1 min, the longest scrape timeout that is common.
+	WriteTimeout time.Duration
+	// Log is told what could not be gathered; nil: nobody is.
+	Log *slog.Logger
+}
+
+const (
+	defaultMaxConcurrent = 16
+	defaultWriteTimeout  = time.Minute
+	// gzipLevel is the fastest: it takes an eighth of the time of the standard
+	// library's default, and what it makes of scrapes is at most a fifth larger,
+	// see BenchmarkGzipLevels.
+	gzipLevel = gzip.BestSpeed
+	// registryBuffer gathers the short writes of expfmt.
+	registryBuffer = 32 << 10
+)
+
+// Handler returns the scrape handler: reg's families, then those of parts in
+// their order, in text 0.0.4 or delimited protobuf, plain or compressed with
+// gzip. It answers GET and HEAD.
+//
+// What reg fails to gather is counted and left out; the rest is served with
+// status 200. If a part ends with an error of its own, the connection is cut,
+// so that half a scrape is not taken for a whole one.
+//
+// The handler registers families of its own in reg; call Handler once for each.
+func Handler(reg *prometheus.Registry, opts HandlerOptions, parts ...Exposer) http.Handler {
+	if opts.MaxConcurrent <= 0 {
+		opts.MaxConcurrent = defaultMaxConcurrent
+	}
+	if opts.WriteTimeout <= 0 {
+		opts.WriteTimeout = defaultWriteTimeout
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return promhttp.InstrumentMetricHandler(reg, &handler{
+		reg:     reg,
+		opts:    opts,
+		parts:   parts,
+		slots:   make(chan struct{}, opts.MaxConcurrent),
+		metrics: newHandlerMetrics(reg),
+	})
+}
+
+type handler struct {
+	reg     *prometheus.Registry
+	opts    HandlerOptions
+	parts   []Exposer
+	slots   chan struct{}
+	metrics *handlerMetrics
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
+		return
+	}
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit", h.opts.MaxConcurrent),
+			http.StatusServiceUnavailable)
+		return
+	}
+
+	format := expfmt.NegotiateAccept(r.Header, expfmt.FmtText, expfmt.FmtProtoDelim)
+	compress := acceptsGzip(r.Header)
+	header := w.Header()
+	header.Set("Content-Type", string(format))
+	header.Add("Vary", "Accept")
+	header.Add("Vary", "Accept-Encoding")
+	encoding := "identity"
+	if compress {
+		encoding = "gzip"
+		header.Set("Content-Encoding", encoding)
+	}
+	if r.Method == http.MethodHead {
+		return
+	}
+
+	start := time.Now()
+	control := http.NewResponseController(w)
+	// A connection that has no deadlines is one of a test, or wrapped by
+	// something that sets its own.
+	_ = control.SetWriteDeadline(start.Add(h.opts.WriteTimeout))
+	out := &countingWriter{w: w}
+	err := h.write(out, format, compress)
+	h.metrics.bytes.WithLabelValues(encoding).Add(float64(out.n))
+	switch {
+	case out.err != nil:
+		h.metrics.errors.WithLabelValues("write").Inc()
+		return
+	case err != nil:
+		h.metrics.errors.WithLabelValues("part").Inc()
+		h.opts.Log.Error("scrape cut short", "err", err)
+		panic(http.ErrAbortHandler)
+	}
+	h.metrics.duration.WithLabelValues(formatName(format)).Observe(time.Since(start).Seconds())
+	// Flushed while the deadline stands, which then must not hit whatever the
+	// connection is used for next.
+	if control.Flush() == nil {
+		_ = control.SetWriteDeadline(time.Time{})
+	}
+}
+
+// write writes the whole exposition. An error is that of w or of a part.
+func (h *handler) write(w io.Writer, format expfmt.Format, compress bool) error {
+	if compress {
+		z := gzipWriters.Get().(*gzip.Writer)
+		defer func() {
+			z.Reset(io.Discard) // lets go of the request
+			gzipWriters.Put(z)
+		}()
+		z.Reset(w)
+		if err := h.writePlain(z, format); err != nil {
+			return err
+		}
+		return z.Close()
+	}
+	return h.writePlain(w, format)
+}
+
+func (h *handler) writePlain(w io.Writer, format expfmt.Format) error {
+	families, err := h.reg.Gather()
+	if err != nil {
+		h.metrics.errors.WithLabelValues("gather").Inc()
+		h.opts.Log.Warn("part of the service's own families left out", "err", err)
+	}
+	buffered := bufio.NewWriterSize(w, registryBuffer)
+	encoder := expfmt.NewEncoder(buffered, format)
+	for _, f := range families {
+		if err := encoder.Encode(f); err != nil {
+			return fmt.Errorf("encode %s: %w", f.GetName(), err)
+		}
+	}
+	if err := buffered.Flush(); err != nil {
+		return fmt.Errorf("write the service's own families: %w", err)
+	}
+	for _, p := range h.parts {
+		if format.FormatType() == expfmt.TypeProtoDelim {
+			err = p.WriteProtobuf(w)
+		} else {
+			err = p.WriteText(w)
+		}
+		if err != nil {
+			return fmt.Errorf("write a part of the exposition: %w", err)
+		}
+	}
+	return nil
+}
+
+var gzipWriters = sync.Pool{New: func() any {
+	// The level is a constant that the package knows.
+	z, _ := gzip.NewWriterLevel(io.Discard, gzipLevel)
+	return z
+}}
+
+// acceptsGzip reports whether the client takes gzip, by RFC 9110 section 12.5.3.
+func acceptsGzip(h http.Header) bool {
+	any := false
+	for _, value := range h.Values("Accept-Encoding") {
+		for item := range strings.SplitSeq(value, ",") {
+			coding, params, _ := strings.Cut(item, ";")
+			accepted := true
+			if q, ok := strings.CutPrefix(strings.TrimSpace(params), "q="); ok {
+				weight, err := strconv.ParseFloat(strings.TrimSpace(q), 64)
+				accepted = err == nil && weight > 0
+			}
+			switch strings.ToLower(strings.TrimSpace(coding)) {
+			case "gzip", "x-gzip":
+				return accepted
+			case "*":
+				any = accepted
+			}
+		}
+	}
+	return any
+}
+
+func formatName(f expfmt.Format) string {
+	if f.FormatType() == expfmt.TypeProtoDelim {
+		return "protobuf"
+	}
+	return "text"
+}
+
+// countingWriter counts what was written and keeps the first error, to tell a
+// client that went away from a part that failed.
+type countingWriter struct {
+	w   io.Writer
+	n   int64
+	err error
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	return n, err
+}

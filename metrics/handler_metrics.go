@@ -1,0 +1,33 @@
+package metrics
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type handlerMetrics struct {
+	duration *prometheus.HistogramVec
+	bytes    *prometheus.CounterVec
+	errors   *prometheus.CounterVec
+}
+
+func newHandlerMetrics(reg prometheus.Registerer) *handlerMetrics {
+	m := &handlerMetrics{
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "agentstatsd_scrape_duration_seconds",
+			Help: "Time from a scrape's start to its last byte, by format (text, protobuf).",
+			// From a small fleet's plain scrape to a slow client's.
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"format"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_scrape_bytes_total",
+			Help: "Bytes of scrapes handed to the network, by encoding (gzip, identity).",
+		}, []string{"encoding"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_scrape_errors_total",
+			Help: "Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).",
+		}, []string{"cause"}),
+	}
+	for _, cause := range []string{"gather", "part", "write"} {
+		m.errors.WithLabelValues(cause)
+	}
+	reg.MustRegister(m.duration, m.bytes, m.errors)
+	return m
+}

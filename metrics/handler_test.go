@@ -1,0 +1,367 @@
+package metrics
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
+	"github.com/stretchr/testify/require"
+)
+
+// part is an Exposer of fixed output, or of an error.
+type part struct {
+	text, proto []byte
+	err         error
+}
+
+func (p *part) WriteText(w io.Writer) error     { return p.write(w, p.text) }
+func (p *part) WriteProtobuf(w io.Writer) error { return p.write(w, p.proto) }
+
+func (p *part) write(w io.Writer, data []byte) error {
+	if _, err := w.Write(data); err != nil {
+		return err
+	}
+	return p.err
+}
+
+// onePart has one family of one series.
+func onePart() *part {
+	family := AppendProtoMetric(AppendProtoHeader(nil, "part", "A part.", Gauge), []byte(`l="v"`), Gauge, 2)
+	return &part{
+		text:  []byte("# HELP part A part.\n# TYPE part gauge\npart{l=\"v\"}    2\n"),
+		proto: append([]byte{byte(len(family))}, family...),
+	}
+}
+
+const (
+	askText  = "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+	askProto = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,text/plain;version=0.0.4;q=0.5"
+)
+
+func get(t *testing.T, h http.Handler, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// own is a registry without what changes from scrape to scrape.
+func own() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "own_total", Help: "Own."}, func() float64 { return 1 }))
+	return reg
+}
+
+func TestScrapeIsTheRegistryAndThenTheParts(t *testing.T) {
+	w := get(t, Handler(own(), HandlerOptions{}, onePart(), &part{text: []byte("last 1\n")}))
+	require.Equal(t, http.StatusOK, w.Code)
+	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", w.Header().Get("Content-Type"))
+	require.Equal(t, []string{"Accept", "Accept-Encoding"}, w.Header().Values("Vary"))
+	require.Equal(t, `# HELP agentstatsd_scrape_errors_total Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).
+# TYPE agentstatsd_scrape_errors_total counter
+agentstatsd_scrape_errors_total{cause="gather"} 0
+agentstatsd_scrape_errors_total{cause="part"} 0
+agentstatsd_scrape_errors_total{cause="write"} 0
+# HELP own_total Own.
+# TYPE own_total counter
+own_total 1
+# HELP promhttp_metric_handler_requests_in_flight Current number of scrapes being served.
+# TYPE promhttp_metric_handler_requests_in_flight gauge
+promhttp_metric_handler_requests_in_flight 1
+# HELP promhttp_metric_handler_requests_total Total number of scrapes by HTTP status code.
+# TYPE promhttp_metric_handler_requests_total counter
+promhttp_metric_handler_requests_total{code="200"} 0
+promhttp_metric_handler_requests_total{code="500"} 0
+promhttp_metric_handler_requests_total{code="503"} 0
+# HELP part A part.
+# TYPE part gauge
+part{l="v"}    2
+last 1
+`, w.Body.String())
+}
+
+// series parses as a Prometheus server does.
+func series(t *testing.T, contentType string, body []byte) map[string]float64 {
+	t.Helper()
+	p, err := textparse.New(body, contentType, labels.NewSymbolTable(), textparse.ParserOptions{})
+	require.NoError(t, err)
+	out := make(map[string]float64)
+	for {
+		entry, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		require.NoError(t, err)
+		if entry == textparse.EntrySeries {
+			var l labels.Labels
+			p.Labels(&l)
+			_, _, v := p.Series()
+			out[l.String()] = v
+		}
+	}
+}
+
+func TestFormatsAndEncodingsAgree(t *testing.T) {
+	reg := own()
+	var want map[string]float64
+	for _, c := range []struct{ accept, encoding, wantType, wantEncoding string }{
+		{"", "", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", ""},
+		{askText, "gzip", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", "gzip"},
+		{askText + ";escaping=allow-utf-8", "gzip;q=0", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", ""},
+		{"application/openmetrics-text;version=1.0.0," + askText, "", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", ""},
+		{"text/html,*/*;q=0.8", "br, gzip, deflate", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", "gzip"},
+		{askProto, "identity", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores", ""},
+		{askProto, "*", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores", "gzip"},
+	} {
+		// A handler each time, on a registry that has not counted yet.
+		w := get(t, Handler(reg, HandlerOptions{}, onePart()), "Accept", c.accept, "Accept-Encoding", c.encoding)
+		reg = own()
+		require.Equal(t, http.StatusOK, w.Code)
+		require.Equal(t, c.wantType, w.Header().Get("Content-Type"), c.accept)
+		require.Equal(t, c.wantEncoding, w.Header().Get("Content-Encoding"), c.encoding)
+		body := w.Body.Bytes()
+		if c.wantEncoding == "gzip" {
+			z, err := gzip.NewReader(w.Body)
+			require.NoError(t, err)
+			body, err = io.ReadAll(z)
+			require.NoError(t, err)
+		}
+		got := series(t, c.wantType, body)
+		require.InDelta(t, 2.0, got[`{__name__="part", l="v"}`], 0)
+		require.InDelta(t, 1.0, got[`{__name__="own_total"}`], 0)
+		if want == nil {
+			want = got
+		}
+		require.Equal(t, want, got)
+	}
+}
+
+// broken is a Collector that gives an error, or panics.
+type broken struct{ panics bool }
+
+func (broken) Describe(chan<- *prometheus.Desc) {}
+
+func (b broken) Collect(ch chan<- prometheus.Metric) {
+	if b.panics {
+		panic("a bug")
+	}
+	ch <- prometheus.NewInvalidMetric(prometheus.NewDesc("broken", "Broken.", nil, nil), errors.New("no value"))
+}
+
+func TestBrokenCollectorsDoNotFailTheScrape(t *testing.T) {
+	for name, c := range map[string]broken{"error": {}, "panic": {panics: true}} {
+		t.Run(name, func(t *testing.T) {
+			reg := own()
+			reg.MustRegister(c)
+			h := Handler(reg, HandlerOptions{}, onePart())
+			for range 2 {
+				w := get(t, h)
+				require.Equal(t, http.StatusOK, w.Code)
+				require.Contains(t, w.Body.String(), "own_total 1\n")
+				require.Contains(t, w.Body.String(), "part{l=\"v\"}    2\n")
+			}
+			require.Contains(t, get(t, h).Body.String(), "agentstatsd_scrape_errors_total{cause=\"gather\"} 2\n")
+		})
+	}
+}
+
+// Half a scrape must not look like a whole one.
+func TestPartThatFailsCutsTheConnection(t *testing.T) {
+	for _, encoding := range []string{"identity", "gzip"} {
+		bad := onePart()
+		bad.err = errors.New("a bug")
+		reg := own()
+		server := httptest.NewServer(Handler(reg, HandlerOptions{}, bad))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
+		require.NoError(t, err)
+		r.Header.Set("Accept-Encoding", encoding)
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if err == nil {
+			_, err = io.ReadAll(resp.Body)
+			resp.Body.Close()
+		}
+		require.Error(t, err)
+		server.Close()
+		require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(errorsText(0, 1, 0)), "agentstatsd_scrape_errors_total"))
+	}
+}
+
+func errorsText(gather, part, write int) string {
+	var b bytes.Buffer
+	b.WriteString("# HELP agentstatsd_scrape_errors_total Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).\n# TYPE agentstatsd_scrape_errors_total counter\n")
+	for i, cause := range []string{"gather", "part", "write"} {
+		b.WriteString("agentstatsd_scrape_errors_total{cause=\"" + cause + "\"} ")
+		b.Write(AppendTextValue(nil, float64([]int{gather, part, write}[i])))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func TestMethods(t *testing.T) {
+	h := Handler(own(), HandlerOptions{}, onePart())
+	for method, want := range map[string]int{
+		http.MethodHead: http.StatusOK, http.MethodPost: http.StatusMethodNotAllowed, http.MethodDelete: http.StatusMethodNotAllowed,
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(method, "/", nil))
+		require.Equal(t, want, w.Code, method)
+		if want == http.StatusOK {
+			require.Empty(t, w.Body.String())
+			require.Contains(t, w.Header().Get("Content-Type"), "text/plain; version=0.0.4")
+		} else {
+			require.Equal(t, "GET, HEAD", w.Header().Get("Allow"))
+		}
+	}
+}
+
+// waiting is a part that waits in the middle of a scrape.
+type waiting struct{ begun, end chan struct{} }
+
+func (p *waiting) WriteText(io.Writer) error {
+	p.begun <- struct{}{}
+	<-p.end
+	return nil
+}
+
+func (p *waiting) WriteProtobuf(w io.Writer) error { return p.WriteText(w) }
+
+func TestConcurrentScrapesAreBounded(t *testing.T) {
+	p := &waiting{begun: make(chan struct{}), end: make(chan struct{})}
+	h := Handler(own(), HandlerOptions{MaxConcurrent: 2}, p)
+	done := make(chan int)
+	for range 2 {
+		go func() { done <- get(t, h).Code }()
+		<-p.begun
+	}
+	w := get(t, h)
+	require.Equal(t, http.StatusServiceUnavailable, w.Code)
+	require.Equal(t, "1", w.Header().Get("Retry-After"))
+	close(p.end)
+	for range 2 {
+		require.Equal(t, http.StatusOK, <-done)
+	}
+	go func() { <-p.begun }()
+	require.Equal(t, http.StatusOK, get(t, h).Code)
+}
+
+// endless is a part that goes on for as long as it is let.
+type endless struct{ err chan error }
+
+func (p *endless) WriteText(w io.Writer) error {
+	chunk := bytes.Repeat([]byte("# x\n"), 1<<16)
+	for {
+		if _, err := w.Write(chunk); err != nil {
+			p.err <- err
+			return err
+		}
+	}
+}
+
+func (p *endless) WriteProtobuf(w io.Writer) error { return p.WriteText(w) }
+
+// A client that does not read ends its own scrape only, at the deadline.
+func TestSlowClient(t *testing.T) {
+	p := &endless{err: make(chan error, 1)}
+	reg := own()
+	server := httptest.NewServer(Handler(reg, HandlerOptions{WriteTimeout: 50 * time.Millisecond}, p))
+	defer server.Close()
+	var d net.Dialer
+	conn, err := d.DialContext(context.Background(), "tcp", server.Listener.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	require.NoError(t, err)
+	var timeout net.Error
+	require.ErrorAs(t, <-p.err, &timeout)
+	require.True(t, timeout.Timeout())
+	server.Close() // waits for the handler
+	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(errorsText(0, 0, 1)), "agentstatsd_scrape_errors_total"))
+}
+
+// deadlines notes the write deadlines that a response is given, and after how
+// many bytes.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set []time.Time
+	at  []int
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	d.at = append(d.at, d.Body.Len())
+	return nil
+}
+
+// The deadline stands until all is written out, and is gone when the next
+// request comes on the same connection.
+func TestDeadlineEndsWithTheScrape(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		Handler(own(), HandlerOptions{WriteTimeout: time.Second}, onePart()).
+			ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		require.Equal(t, []time.Time{time.Now().Add(time.Second), {}}, w.set)
+		require.Equal(t, []int{0, w.Body.Len()}, w.at)
+		require.True(t, w.Flushed)
+	})
+}
+
+func TestAcceptsGzip(t *testing.T) {
+	for value, want := range map[string]bool{
+		"":                          false,
+		"gzip":                      true,
+		"x-gzip":                    true,
+		"GZIP;q=0.5":                true,
+		"br;q=1.0, gzip;q=0.8, *":   true,
+		"gzip;q=0":                  false,
+		"gzip; q=0.000":             false,
+		"*":                         true,
+		"*;q=0":                     false,
+		"gzip;q=0, *;q=1":           false,
+		"*;q=1, gzip;q=0":           false,
+		"identity":                  false,
+		"deflate, br":               false,
+		"gzip;q=much":               false,
+		"zstd, gzip;q=0.5, br;q=.1": true,
+	} {
+		h := make(http.Header)
+		if value != "" {
+			h.Set("Accept-Encoding", value)
+		}
+		require.Equal(t, want, acceptsGzip(h), value)
+	}
+}
+
+func TestOwnFamiliesPassTheLinter(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	h := Handler(reg, HandlerOptions{})
+	get(t, h)
+	body := get(t, h).Body.String()
+	problems, err := promlint.New(strings.NewReader(body)).Lint()
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+	require.NoError(t, err)
+	require.Contains(t, families, "agentstatsd_scrape_duration_seconds")
+	require.Contains(t, families, "agentstatsd_scrape_bytes_total")
+}

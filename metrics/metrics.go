@@ -1,0 +1,47 @@
+// Package metrics holds what every part of the exposition shares: the catalogue
+// of documented families, the rules for names, the rendering of text and
+// protobuf, the service's own registry and the scrape handler.
+package metrics
+
+import "io"
+
+// Exposer writes a part of the exposition. Both methods may be called
+// concurrently; the parts of one endpoint have no family in common.
+//
+// An error of w is returned unchanged. A Write to w may block for as long as a
+// slow client lets it: no lock is held across one.
+type Exposer interface {
+	// WriteText writes families in the text format 0.0.4.
+	WriteText(w io.Writer) error
+	// WriteProtobuf writes families as io.prometheus.client.MetricFamily
+	// messages, each preceded by its length as a varint.
+	WriteProtobuf(w io.Writer) error
+}
+
+// Type is the type of a family.
+type Type uint8
+
+// The types of families.
+const (
+	Untyped Type = iota
+	Counter
+	Gauge
+	Summary
+	Histogram
+)
+
+// String returns t as the text format writes it.
+func (t Type) String() string {
+	switch t {
+	case Counter:
+		return "counter"
+	case Gauge:
+		return "gauge"
+	case Summary:
+		return "summary"
+	case Histogram:
+		return "histogram"
+	default:
+		return "untyped"
+	}
+}

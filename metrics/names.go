@@ -1,0 +1,121 @@
+package metrics
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// Limits of one forwarded sample, as agentstats.v1 states them.
+const (
+	MaxNameBytes       = 200
+	MaxLabelNameBytes  = 128
+	MaxLabelValueBytes = 1024
+	// MaxLabels of a sample, those of its agent's identity not counted.
+	// Prometheus servers are commonly set to refuse more than 30 to 60.
+	MaxLabels = 32
+	// MaxLabelsBytes is the sum over a sample's label names and values. Without
+	// it 32 labels of full length would make a line of 36 KB, and the limits on
+	// the number of series would allow 36 GB.
+	MaxLabelsBytes = 4096
+)
+
+// Reason is why a sample is refused, as counters label it. Empty: it is not.
+type Reason string
+
+// Reasons found by looking at one sample alone.
+const (
+	ReasonInvalidName       Reason = "invalid_name"
+	ReasonNameTooLong       Reason = "name_too_long"
+	ReasonReservedName      Reason = "reserved_name"
+	ReasonInvalidLabelName  Reason = "invalid_label_name"
+	ReasonLabelNameTooLong  Reason = "label_name_too_long"
+	ReasonReservedLabel     Reason = "reserved_label"
+	ReasonDuplicateLabel    Reason = "duplicate_label"
+	ReasonInvalidLabelValue Reason = "invalid_label_value"
+	ReasonLabelValueTooLong Reason = "label_value_too_long"
+	ReasonTooManyLabels     Reason = "too_many_labels"
+	ReasonLabelsTooLong     Reason = "labels_too_long"
+)
+
+// reservedPrefixes begin the names of families that are not the agents': those
+// of coderd, of this service, of the libraries in both, and of Prometheus.
+var reservedPrefixes = []string{
+	"coderd_", "coder_", "go_", "process_", "promhttp_", "grpc_", "agentstatsd_", "scrape_",
+}
+
+// CheckForwardedName returns why agents may not send a family called name.
+func CheckForwardedName(name string) Reason {
+	switch {
+	case len(name) > MaxNameBytes:
+		return ReasonNameTooLong
+	case !validName(name):
+		return ReasonInvalidName
+	case name == "up" || name == "ALERTS" || name == "ALERTS_FOR_STATE":
+		return ReasonReservedName
+	}
+	if f, ok := Documented(name); ok {
+		if f.Owner == OwnerAgents {
+			return ""
+		}
+		return ReasonReservedName
+	}
+	for _, p := range reservedPrefixes {
+		if strings.HasPrefix(name, p) {
+			return ReasonReservedName
+		}
+	}
+	return ""
+}
+
+// CheckLabel returns why an agent's sample may not carry the label. An empty
+// value is fine: it means that the label is not there.
+func CheckLabel(name, value string) Reason {
+	switch {
+	case len(name) > MaxLabelNameBytes:
+		return ReasonLabelNameTooLong
+	case !validLabelName(name):
+		return ReasonInvalidLabelName
+	case reservedLabel(name):
+		return ReasonReservedLabel
+	case len(value) > MaxLabelValueBytes:
+		return ReasonLabelValueTooLong
+	case !utf8.ValidString(value):
+		return ReasonInvalidLabelValue
+	}
+	return ""
+}
+
+// reservedLabel reports whether the label says who the agent is, or means
+// something to Prometheus.
+func reservedLabel(name string) bool {
+	switch name {
+	case "agent_name", "template_name", "username", "workspace_name", "le", "quantile":
+		return true
+	}
+	return strings.HasPrefix(name, "__")
+}
+
+// validName matches [a-zA-Z_:][a-zA-Z0-9_:]*, what every version of Prometheus
+// takes without quotes.
+func validName(name string) bool {
+	for i := range len(name) {
+		if c := name[i]; !nameByte(c, i) && c != ':' {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// validLabelName matches [a-zA-Z_][a-zA-Z0-9_]*.
+func validLabelName(name string) bool {
+	for i := range len(name) {
+		if !nameByte(name[i], i) {
+			return false
+		}
+	}
+	return name != ""
+}
+
+func nameByte(c byte, i int) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '_' || '0' <= c && c <= '9' && i > 0
+}

@@ -1,0 +1,80 @@
+package metrics
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCheckForwardedName(t *testing.T) {
+	for name, want := range map[string]Reason{
+		"agent_scripts_executed_total":                "",
+		"coderd_agentstats_currently_reachable_peers": "",
+		"coderd_agentstats_startup_script_seconds":    "",
+		"a":                                    "",
+		"_":                                    "",
+		":a:b":                                 "",
+		"Az09_":                                "",
+		"goroutines":                           "",
+		"upper":                                "",
+		"ALERTSX":                              "",
+		strings.Repeat("n", 200):               "",
+		strings.Repeat("n", 201):               ReasonNameTooLong,
+		"":                                     ReasonInvalidName,
+		"0a":                                   ReasonInvalidName,
+		"a-b":                                  ReasonInvalidName,
+		"a b":                                  ReasonInvalidName,
+		"a\n":                                  ReasonInvalidName,
+		"é":                                    ReasonInvalidName,
+		"a\xff":                                ReasonInvalidName,
+		"a{b=\"c\"}":                           ReasonInvalidName,
+		"coderd_agentstats_rx_bytes":           ReasonReservedName,
+		"coderd_agentapi_metadata_batch_size":  ReasonReservedName,
+		"coderd_agentstats_startup_script_sec": ReasonReservedName,
+		"coderd_x":                             ReasonReservedName,
+		"coder_x":                              ReasonReservedName,
+		"go_x":                                 ReasonReservedName,
+		"process_x":                            ReasonReservedName,
+		"promhttp_x":                           ReasonReservedName,
+		"grpc_x":                               ReasonReservedName,
+		"agentstatsd_x":                        ReasonReservedName,
+		"scrape_x":                             ReasonReservedName,
+		"up":                                   ReasonReservedName,
+		"ALERTS":                               ReasonReservedName,
+		"ALERTS_FOR_STATE":                     ReasonReservedName,
+	} {
+		require.Equal(t, want, CheckForwardedName(name), "%q", name)
+	}
+}
+
+func TestCheckLabel(t *testing.T) {
+	for _, c := range []struct {
+		name, value string
+		want        Reason
+	}{
+		{"a", "", ""},
+		{"_a1", "é\n\x00\"", ""},
+		{"le2", "v", ""},
+		{strings.Repeat("n", 128), strings.Repeat("v", 1024), ""},
+		{strings.Repeat("n", 129), "v", ReasonLabelNameTooLong},
+		{"a", strings.Repeat("v", 1025), ReasonLabelValueTooLong},
+		{"a", "\xff", ReasonInvalidLabelValue},
+		{"a", "\xed\xa0\x80", ReasonInvalidLabelValue},
+		{"", "v", ReasonInvalidLabelName},
+		{"a:b", "v", ReasonInvalidLabelName},
+		{"a-b", "v", ReasonInvalidLabelName},
+		{"1", "v", ReasonInvalidLabelName},
+		{"é", "v", ReasonInvalidLabelName},
+		{"__name__", "v", ReasonReservedLabel},
+		{"__", "v", ReasonReservedLabel},
+		{"username", "v", ReasonReservedLabel},
+		{"workspace_name", "v", ReasonReservedLabel},
+		{"agent_name", "v", ReasonReservedLabel},
+		{"template_name", "v", ReasonReservedLabel},
+		{"le", "v", ReasonReservedLabel},
+		{"quantile", "v", ReasonReservedLabel},
+	} {
+		require.Equal(t, c.want, CheckLabel(c.name, c.value), "%q=%q", c.name, c.value)
+	}
+}

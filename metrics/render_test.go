@@ -1,0 +1,158 @@
+package metrics
+
+import (
+	"bytes"
+	"math"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+)
+
+func TestTextHeader(t *testing.T) {
+	require.Equal(t, "# HELP a with \\\\ and \\n, \"quoted\"\n# TYPE a counter\n",
+		string(AppendTextHeader(nil, "a", "with \\ and \n, \"quoted\"", Counter)))
+	require.Equal(t, "x# TYPE a untyped\n", string(AppendTextHeader([]byte("x"), "a", "", Untyped)))
+}
+
+func TestTextValue(t *testing.T) {
+	for _, c := range []struct {
+		v    float64
+		want string
+	}{
+		{0, "0"},
+		{math.Copysign(0, -1), "-0"},
+		{1, "1"},
+		{-12345678901, "-12345678901"},
+		{1 << 53, "9007199254740992"},
+		{1 << 54, "1.8014398509481984e+16"},
+		{0.1, "0.1"},
+		{1e-7, "1e-07"},
+		{math.NaN(), "NaN"},
+		{math.Inf(1), "+Inf"},
+		{math.Inf(-1), "-Inf"},
+		{-math.MaxFloat64, "-1.7976931348623157e+308"},
+		{math.SmallestNonzeroFloat64, "5e-324"},
+	} {
+		got := string(AppendTextValue(nil, c.v))
+		require.Equal(t, c.want, got)
+		require.LessOrEqual(t, len(got), MaxValueBytes)
+	}
+}
+
+func TestProtoHeader(t *testing.T) {
+	for _, typ := range []Type{Untyped, Counter, Gauge, Summary, Histogram} {
+		var f dto.MetricFamily
+		require.NoError(t, proto.Unmarshal(AppendProtoHeader(nil, "a", "help", typ), &f))
+		require.Equal(t, "a", f.GetName())
+		require.Equal(t, "help", f.GetHelp())
+		require.NotNil(t, f.Type)
+		require.Equal(t, strings.ToUpper(typ.String()), f.GetType().String())
+	}
+}
+
+// Lengths of metrics are varints of one, two or three bytes.
+func TestProtoMetricOfAnyLength(t *testing.T) {
+	for _, size := range []int{0, 1, 90, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 127, 128, 1000,
+		16350, 16360, 16361, 16362, 16363, 16364, 16365, 16366, 16367, 16368, 16384, 40000} {
+		value := strings.Repeat("v", size)
+		checkMetric(t, "l", value, 1)
+	}
+}
+
+func FuzzValue(f *testing.F) {
+	f.Add(uint64(0))
+	f.Add(math.Float64bits(1e21))
+	f.Add(math.Float64bits(-1 << 53))
+	f.Fuzz(func(t *testing.T, bits uint64) {
+		v := math.Float64frombits(bits)
+		text := string(AppendTextValue([]byte("x"), v))[1:]
+		if len(text) > MaxValueBytes {
+			t.Fatalf("%v is rendered in %d bytes", v, len(text))
+		}
+		got, err := strconv.ParseFloat(text, 64)
+		if err != nil || math.Float64bits(got) != bits && !(math.IsNaN(v) && math.IsNaN(got)) {
+			t.Fatalf("%v is rendered as %s", v, text)
+		}
+	})
+}
+
+// Any label comes out of both formats as it went in.
+func FuzzLabel(f *testing.F) {
+	f.Add("l", "", uint64(1))
+	f.Add("l", "\\\"\n,={}", uint64(1))
+	f.Add("l", "ends in \\", uint64(1))
+	f.Add("l", "\\\\n\\\"é\x00\r", math.Float64bits(math.Inf(1)))
+	f.Fuzz(func(t *testing.T, name, value string, bits uint64) {
+		if CheckLabel(name, "") != "" || !utf8.ValidString(value) {
+			return
+		}
+		checkMetric(t, name, value, math.Float64frombits(bits))
+	})
+}
+
+func checkMetric(t *testing.T, name, value string, v float64) {
+	t.Helper()
+	labels := AppendTextLabel(nil, name, value)
+	labels = AppendTextLabel(append(labels, ','), "z_"+name, value)
+	want := []*dto.LabelPair{
+		{Name: &name, Value: &value},
+		{Name: proto.String("z_" + name), Value: &value},
+	}
+
+	line := append(append([]byte("# TYPE a gauge\na{"), labels...), "} "...)
+	line = append(AppendTextValue(line, v), '\n')
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(line))
+	require.NoError(t, err, "%q", line)
+	compareMetric(t, want, v, families["a"])
+
+	for _, typ := range []Type{Untyped, Counter, Gauge} {
+		message := AppendProtoMetric(AppendProtoHeader(nil, "a", "", typ), labels, typ, v)
+		var f dto.MetricFamily
+		require.NoError(t, proto.Unmarshal(message, &f))
+		require.Empty(t, f.ProtoReflect().GetUnknown())
+		compareMetric(t, want, v, &f)
+		// The shortest form, as the library makes it.
+		require.Equal(t, proto.Size(&f), len(message))
+	}
+}
+
+func compareMetric(t *testing.T, want []*dto.LabelPair, v float64, f *dto.MetricFamily) {
+	t.Helper()
+	require.Len(t, f.GetMetric(), 1)
+	m := f.Metric[0]
+	require.Len(t, m.Label, len(want))
+	for i := range want {
+		require.Equal(t, want[i].GetName(), m.Label[i].GetName())
+		require.Equal(t, want[i].GetValue(), m.Label[i].GetValue())
+	}
+	var got *float64
+	switch f.GetType() {
+	case dto.MetricType_COUNTER:
+		got = m.GetCounter().Value
+	case dto.MetricType_GAUGE:
+		got = m.GetGauge().Value
+	default:
+		got = m.GetUntyped().Value
+	}
+	require.NotNil(t, got)
+	if !(math.IsNaN(v) && math.IsNaN(*got)) {
+		require.Equal(t, math.Float64bits(v), math.Float64bits(*got))
+	}
+}
+
+func BenchmarkProtoMetric(b *testing.B) {
+	labels := []byte(`agent_name="main",path="derp",reason="acl",template_name="tpl",username="developer",workspace_name="ws"`)
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = AppendProtoMetric(buf[:0], labels, Gauge, 1)
+	}
+}
