@@ -104,6 +104,61 @@ func TestAgentClose(t *testing.T) {
 	})
 }
 
+// After a goodbye both the last ack and the end of the stream will do.
+func TestAgentCloseEnds(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		setup func(*fakeService)
+	}{
+		{"without an ack", func(f *fakeService) { f.mute = true }},
+		{"without an end", func(f *fakeService) { f.linger = true }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake, _, conn := startFake(t)
+				test.setup(fake)
+				agent, err := client.NewAgent(conn, client.AgentOptions{})
+				require.NoError(t, err)
+				stop := run(t.Context(), agent.Run)
+				synctest.Wait()
+				began := time.Now()
+				require.NoError(t, agent.Close(t.Context()))
+				require.NoError(t, stop())
+				require.Zero(t, time.Since(began))
+				fake.locked(func() {
+					require.Equal(t, 1, fake.goodbyes)
+					require.Len(t, fake.openedAt, 1)
+				})
+			})
+		})
+	}
+}
+
+// An ack that was lost with its stream is told by the next session's settings.
+func TestAgentFlushEndsByResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		fake.mute = true
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "v"}))
+		synctest.Wait()
+		flushed := make(chan error, 1)
+		go func() { flushed <- agent.Flush(t.Context()) }()
+		synctest.Wait()
+		fake.flush()
+		fake.kill(codes.Unavailable)
+		time.Sleep(time.Minute)
+		require.Equal(t, int64(1), agent.Status().Counts.MetadataDurable)
+		synctest.Wait()
+		require.Len(t, flushed, 1)
+		require.NoError(t, <-flushed)
+		require.NoError(t, stop())
+		fake.locked(func() { require.Len(t, fake.requests, 1, "it is not sent again") })
+	})
+}
+
 func TestAgentCloseTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
@@ -299,6 +354,27 @@ func TestAgentBacksOff(t *testing.T) {
 			})
 		})
 	}
+}
+
+// After a session that was of use the waits are short again.
+func TestAgentBackoffBeginsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		agent, err := client.NewAgent(conn, client.AgentOptions{
+			Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{} },
+		})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		for range 20 {
+			time.Sleep(2 * time.Second)
+			require.Equal(t, client.Connected, agent.Status().Connection)
+			fake.kill(codes.Unavailable)
+			synctest.Wait()
+			require.Equal(t, client.Waiting, agent.Status().Connection)
+			require.LessOrEqual(t, agent.Status().Wait, time.Second)
+		}
+		require.NoError(t, stop())
+	})
 }
 
 // Two processes with one agent's token do not chase each other in a tight loop.

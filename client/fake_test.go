@@ -58,6 +58,8 @@ type fakeService struct {
 	hang bool
 	// mute keeps acks back.
 	mute bool
+	// linger keeps streams open after a goodbye.
+	linger bool
 
 	database  map[string]string
 	lifecycle *agentstatsv1.Lifecycle
@@ -235,7 +237,7 @@ func (f *fakeService) hit(point fault) error {
 func (f *fakeService) settled(i *fakeInstance) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(i.pending) == 0
+	return len(i.pending) == 0 && !f.linger
 }
 
 func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequest) ([]*agentstatsv1.ConnectResponse, error) {
@@ -354,6 +356,7 @@ func (f *fakeService) locked(read func()) {
 // network connects clients with a server in memory; both ends can be broken.
 type network struct {
 	register func(*grpc.Server)
+	options  []grpc.ServerOption
 
 	mu       sync.Mutex
 	listener *bufconn.Listener
@@ -361,15 +364,15 @@ type network struct {
 	conns    []net.Conn
 }
 
-func newNetwork(register func(*grpc.Server)) *network {
-	n := &network{register: register}
+func newNetwork(register func(*grpc.Server), options ...grpc.ServerOption) *network {
+	n := &network{register: register, options: options}
 	n.start()
 	return n
 }
 
 func (n *network) start() {
 	listener := bufconn.Listen(64 << 10)
-	server := grpc.NewServer()
+	server := grpc.NewServer(n.options...)
 	n.register(server)
 	n.mu.Lock()
 	n.listener, n.server = listener, server
@@ -408,7 +411,7 @@ func (n *network) dial(ctx context.Context, _ string) (net.Conn, error) {
 	return conn, nil
 }
 
-func (n *network) options() []grpc.DialOption {
+func (n *network) plaintext() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithContextDialer(n.dial), grpc.WithTransportCredentials(insecure.NewCredentials())}
 }
 
@@ -417,7 +420,7 @@ func startFake(t *testing.T) (*fakeService, *network, *grpc.ClientConn) {
 	t.Helper()
 	fake := newFakeService()
 	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterAgentServiceServer(s, fake) })
-	conn, err := grpc.NewClient("passthrough:///fake", n.options()...)
+	conn, err := grpc.NewClient("passthrough:///fake", n.plaintext()...)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, conn.Close())

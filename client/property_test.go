@@ -66,7 +66,7 @@ func live(ctx context.Context, history []step) error {
 	fake.settings.ReportInterval = durationpb.New(time.Second)
 	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterAgentServiceServer(s, fake) })
 	defer func() { n.stop() }()
-	conn, err := client.Dial("passthrough:///fake", client.DialOptions{Plaintext: true}, n.options()...)
+	conn, err := client.Dial("passthrough:///fake", client.DialOptions{Plaintext: true}, n.plaintext()...)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,280 @@
+package client_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/client"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// startCoderd starts the real service and coderd's side.
+func startCoderd(t *testing.T) (*service, *client.Coderd) {
+	t.Helper()
+	s := startService()
+	conn := s.conn(coderdToken)
+	coderd, err := client.NewCoderd(conn, client.CoderdOptions{Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, conn.Close())
+		s.close()
+	})
+	return s, coderd
+}
+
+// registrations makes n agents, one a workspace.
+func registrations(n int) []*agentstatsv1.AgentRegistration {
+	all := make([]*agentstatsv1.AgentRegistration, n)
+	for i := range all {
+		r := proto.CloneOf(registration())
+		id := uuid.NewSHA1(uuid.Nil, fmt.Append(nil, i))
+		hash := sha256.Sum256(id[:])
+		r.Id, r.TokenSha256, r.Workspace.Id = id[:], hash[:], id[:]
+		r.Workspace.Name = fmt.Sprintf("w%d", i)
+		r.Apps = nil
+		all[i] = r
+	}
+	return all
+}
+
+func listed(t *testing.T, c *client.Coderd) int {
+	t.Helper()
+	var ids []string
+	for agent, err := range c.Agents(t.Context()) {
+		require.NoError(t, err)
+		ids = append(ids, string(agent.GetId()))
+	}
+	require.True(t, slices.IsSorted(ids))
+	require.Len(t, slices.Compact(slices.Clone(ids)), len(ids), "each agent once")
+	return len(ids)
+}
+
+func TestCoderdRegistersInParts(t *testing.T) {
+	_, coderd := startCoderd(t)
+	all := registrations(2500)
+	done, err := coderd.Register(t.Context(), all, []*agentstatsv1.Workspace{registration().GetWorkspace()})
+	require.NoError(t, err)
+	require.Equal(t, client.Registered{}, done)
+	require.Equal(t, 2500, listed(t, coderd), "more than two pages")
+
+	// A newer build supersedes, an older one is stale.
+	newer := proto.CloneOf(all[0])
+	newer.Id = agentID[:]
+	newer.Workspace.Build.Id = agentID[:]
+	newer.Workspace.Build.CreatedAt = timestamppb.New(newer.GetWorkspace().GetBuild().GetCreatedAt().AsTime().Add(time.Hour))
+	done, err = coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{newer}, nil)
+	require.NoError(t, err)
+	require.Equal(t, client.Registered{Superseded: []uuid.UUID{uuid.UUID(all[0].GetId())}}, done)
+	done, err = coderd.Register(t.Context(), all[:1], nil)
+	require.NoError(t, err)
+	require.Equal(t, client.Registered{Stale: []uuid.UUID{uuid.UUID(all[0].GetId())}}, done)
+
+	bad := registrations(1)
+	bad[0].Name = ""
+	_, err = coderd.Register(t.Context(), bad, nil)
+	require.Equal(t, codes.InvalidArgument, status.Code(err), err)
+
+	var ids []uuid.UUID
+	for _, r := range all[:1500] {
+		ids = append(ids, uuid.UUID(r.GetId()))
+	}
+	n, err := coderd.Deregister(t.Context(), ids, []uuid.UUID{uuid.UUID(all[2000].GetWorkspace().GetId())})
+	require.NoError(t, err)
+	require.Equal(t, int64(1499+1), n)
+	require.Equal(t, 1000, listed(t, coderd))
+}
+
+func TestCoderdSyncs(t *testing.T) {
+	_, coderd := startCoderd(t)
+	all := registrations(2500)
+	resp, err := coderd.Sync(t.Context(), all, nil, client.SyncOptions{})
+	require.NoError(t, err)
+	require.Equal(t, int64(2500), resp.GetRegistered())
+	_, err = coderd.Sync(t.Context(), all[:10], nil, client.SyncOptions{})
+	require.Equal(t, codes.FailedPrecondition, status.Code(err), err)
+	require.Equal(t, 2500, listed(t, coderd))
+	resp, err = coderd.Sync(t.Context(), all[:10], nil, client.SyncOptions{Force: true})
+	require.NoError(t, err)
+	require.Equal(t, int64(2490), resp.GetDeregistered())
+	require.Equal(t, 10, listed(t, coderd))
+
+	bad := registrations(2000)
+	bad[0].Name = ""
+	_, err = coderd.Sync(t.Context(), bad, nil, client.SyncOptions{})
+	require.Equal(t, codes.InvalidArgument, status.Code(err), "the reason, although it was found early: %v", err)
+}
+
+func TestCoderdReadsMetadata(t *testing.T) {
+	_, coderd := startCoderd(t)
+	all := registrations(150)
+	_, err := coderd.Register(t.Context(), all, nil)
+	require.NoError(t, err)
+	var ids []uuid.UUID
+	var relayed []*client.Agent
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer running.Wait()
+	defer cancel()
+	for _, r := range all {
+		id := uuid.UUID(r.GetId())
+		ids = append(ids, id)
+		agent, err := coderd.Relay(id, client.AgentOptions{})
+		require.NoError(t, err)
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: id.String()}))
+		running.Go(func() { _ = agent.Run(ctx) })
+		relayed = append(relayed, agent)
+	}
+	for _, agent := range relayed {
+		require.NoError(t, agent.Flush(ctx))
+	}
+	agents, err := coderd.Metadata(t.Context(), append(ids, agentID)...)
+	require.NoError(t, err)
+	require.Len(t, agents, 150, "the unknown one is left out")
+	for i, a := range agents {
+		require.Equal(t, ids[i][:], a.GetAgentId())
+		require.Equal(t, ids[i].String(), a.GetValues()[0].GetValue())
+	}
+}
+
+// A watch goes on over a restart of the service: it sees the current values
+// again, and then what changes.
+func TestCoderdWatchResynchronises(t *testing.T) {
+	s, coderd := startCoderd(t)
+	_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	agent, err := coderd.Relay(agentID, client.AgentOptions{Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
+	require.NoError(t, err)
+	running.Go(func() { _ = agent.Run(ctx) })
+	require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "1"}))
+	require.NoError(t, agent.Flush(ctx))
+
+	seen := make(chan string)
+	running.Go(func() {
+		err := coderd.WatchMetadata(ctx, []uuid.UUID{agentID}, func(r *agentstatsv1.WatchMetadataResponse) {
+			var words []string
+			for _, a := range r.GetAgents() {
+				for _, v := range a.GetValues() {
+					words = append(words, v.GetKey()+"="+v.GetValue())
+				}
+			}
+			if r.GetSynced() {
+				words = append(words, "synced")
+			}
+			for _, word := range words {
+				select {
+				case seen <- word:
+				case <-ctx.Done():
+				}
+			}
+		})
+		if err != nil {
+			t.Errorf("watch: %v", err)
+		}
+	})
+	require.Equal(t, "k=1", <-seen)
+	require.Equal(t, "synced", <-seen)
+	require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "2"}))
+	require.Equal(t, "k=2", <-seen)
+	s.stopped()
+	s.start()
+	require.Equal(t, "k=2", <-seen)
+	require.Equal(t, "synced", <-seen)
+	require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "3"}))
+	require.Equal(t, "k=3", <-seen)
+}
+
+func TestCoderdWatchErrors(t *testing.T) {
+	s, coderd := startCoderd(t)
+	nothing := func(*agentstatsv1.WatchMetadataResponse) { t.Error("news") }
+	require.ErrorContains(t, coderd.WatchMetadata(t.Context(), nil, nothing), "0 agents are named")
+	require.ErrorContains(t, coderd.WatchMetadata(t.Context(), make([]uuid.UUID, 1001), nothing), "1001 agents are named")
+
+	_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+	require.NoError(t, err)
+	conn := s.conn(agentToken)
+	defer conn.Close()
+	agents, err := client.NewCoderd(conn, client.CoderdOptions{})
+	require.NoError(t, err)
+	err = agents.WatchMetadata(t.Context(), []uuid.UUID{agentID}, nothing)
+	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
+	_, err = agents.Metadata(t.Context(), agentID)
+	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
+	_, err = agents.Deregister(t.Context(), []uuid.UUID{agentID}, nil)
+	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
+	for _, err := range agents.Agents(t.Context()) {
+		require.Equal(t, codes.PermissionDenied, status.Code(err), err)
+	}
+	_, err = client.NewCoderd(conn, client.CoderdOptions{Backoff: client.Backoff{Max: -1}})
+	require.Error(t, err)
+
+	// An unknown token is tried again: the watch ends with its context.
+	conn = s.conn("unknown")
+	defer conn.Close()
+	strangers, err := client.NewCoderd(conn, client.CoderdOptions{Backoff: client.Backoff{Max: time.Millisecond}})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.NoError(t, strangers.WatchMetadata(ctx, []uuid.UUID{agentID}, nothing))
+}
+
+// The real service meets the real client: an agent's session over a restart of
+// the service, which keeps its database only.
+func TestAgentSurvivesARestart(t *testing.T) {
+	s, coderd := startCoderd(t)
+	_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+	require.NoError(t, err)
+	conn := s.conn(agentToken)
+	defer conn.Close()
+	agent, err := client.NewAgent(conn, client.AgentOptions{
+		Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{RxBytes: 100} },
+		Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond},
+	})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = agent.Run(ctx) })
+
+	agent.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Unix(5, 0))
+	require.NoError(t, agent.SetAppHealth(appID, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY))
+	require.NoError(t, agent.SetNetwork(&agentstatsv1.Network{NodeId: 7}))
+	require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: strings.Repeat("x", 9000)}))
+	require.NoError(t, agent.Flush(ctx))
+	s.stopped()
+	require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "late", Value: "v"}))
+	s.start()
+	require.NoError(t, agent.Flush(ctx))
+
+	for a, err := range coderd.Agents(ctx) {
+		require.NoError(t, err)
+		require.True(t, a.GetConnected())
+		require.Equal(t, agentstatsv1.Lifecycle_STATE_READY, a.GetLifecycle().GetState())
+		require.Equal(t, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY, a.GetAppHealth()[0].GetHealth())
+	}
+	stored, err := coderd.Metadata(ctx, agentID)
+	require.NoError(t, err)
+	require.Equal(t, strings.Repeat("x", 2048), stored[0].GetValues()[0].GetValue())
+	require.Equal(t, "late", stored[0].GetValues()[1].GetKey())
+	require.NoError(t, agent.Close(ctx))
+	require.Equal(t, int64(2), agent.Status().Counts.Sessions)
+	require.Zero(t, agent.Status().Counts.Refused)
+}

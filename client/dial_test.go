@@ -1,0 +1,185 @@
+package client_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/client"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// authority signs certificates and writes them to files.
+type authority struct {
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	a := &authority{dir: t.TempDir()}
+	a.write(t, "ca", 1)
+	return a
+}
+
+// write writes name.crt and name.key.
+func (a *authority) write(t *testing.T, name string, serial int64) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	cert := &x509.Certificate{
+		SerialNumber: big.NewInt(serial),
+		Subject:      pkix.Name{CommonName: name},
+		DNSNames:     []string{name},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+	}
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		cert.IsCA, cert.BasicConstraintsValid = true, true
+		parent, signer = cert, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, cert, parent, key.Public(), signer)
+	require.NoError(t, err)
+	if a.cert == nil {
+		a.cert, err = x509.ParseCertificate(der)
+		require.NoError(t, err)
+		a.key = key
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	writePEM(t, a.path(name+".crt"), "CERTIFICATE", der)
+	writePEM(t, a.path(name+".key"), "PRIVATE KEY", keyDER)
+}
+
+func (a *authority) path(name string) string { return filepath.Join(a.dir, name) }
+
+func writePEM(t *testing.T, path, kind string, der []byte) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+}
+
+// asked is an AgentService that remembers who called.
+type asked struct {
+	agentstatsv1.UnimplementedAgentServiceServer
+	peers chan *peer.Peer
+}
+
+func (a asked) UpdateStats(ctx context.Context, _ *agentstatsv1.UpdateStatsRequest) (*agentstatsv1.UpdateStatsResponse, error) {
+	p, _ := peer.FromContext(ctx)
+	a.peers <- p
+	return &agentstatsv1.UpdateStatsResponse{}, nil
+}
+
+func TestDialTLS(t *testing.T) {
+	ca := newAuthority(t)
+	ca.write(t, "service", 2)
+	ca.write(t, "coderd", 3)
+	pair, err := tls.LoadX509KeyPair(ca.path("service.crt"), ca.path("service.key"))
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	server := asked{peers: make(chan *peer.Peer, 1)}
+	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterAgentServiceServer(s, server) }, grpc.Creds(credentials.NewTLS(&tls.Config{
+		Certificates: []tls.Certificate{pair}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+	})))
+	defer n.stop()
+
+	config, err := client.TLSFiles{CA: ca.path("ca.crt"), Cert: ca.path("coderd.crt"), Key: ca.path("coderd.key"), ServerName: "service"}.Config()
+	require.NoError(t, err)
+	for _, serial := range []int64{3, 4} {
+		ca.write(t, "coderd", serial)
+		// A token goes over TLS without further ado.
+		conn, err := client.Dial("passthrough:///x", client.DialOptions{TLS: config, Token: "secret"}, grpc.WithContextDialer(n.dial))
+		require.NoError(t, err)
+		_, err = agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{})
+		require.NoError(t, err)
+		info := (<-server.peers).AuthInfo.(credentials.TLSInfo)
+		require.Equal(t, serial, info.State.PeerCertificates[0].SerialNumber.Int64(), "the certificate is read anew")
+		require.NoError(t, conn.Close())
+	}
+
+	// Without TLS in the options the system's roots count, not none.
+	conn, err := client.Dial("passthrough:///service", client.DialOptions{}, grpc.WithContextDialer(n.dial))
+	require.NoError(t, err)
+	_, err = agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{})
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	require.ErrorContains(t, err, "certificate")
+	require.NoError(t, conn.Close())
+}
+
+func TestTLSFilesErrors(t *testing.T) {
+	ca := newAuthority(t)
+	for _, test := range []struct {
+		files client.TLSFiles
+		want  string
+	}{
+		{client.TLSFiles{CA: ca.path("none")}, "read CA certificates: open"},
+		{client.TLSFiles{CA: ca.path("ca.key")}, "holds none"},
+		{client.TLSFiles{Cert: ca.path("ca.crt")}, "both the certificate and the key are needed"},
+		{client.TLSFiles{Cert: ca.path("ca.crt"), Key: ca.path("none")}, "read client certificate: open"},
+	} {
+		_, err := test.files.Config()
+		require.ErrorContains(t, err, test.want)
+	}
+	_, err := client.Dial("x", client.DialOptions{Plaintext: true, TLS: &tls.Config{MinVersion: tls.VersionTLS12}})
+	require.ErrorContains(t, err, "both plaintext and TLS")
+	_, err = client.Dial("x", client.DialOptions{Token: "a", TokenFile: "b"})
+	require.ErrorContains(t, err, "both a token and a token file")
+}
+
+func TestTokens(t *testing.T) {
+	fake, n, conn := startFake(t)
+	// open returns why a session did not open.
+	open := func(conn *grpc.ClientConn, creds credentials.PerRPCCredentials) error {
+		states := make(chan client.State, 10)
+		agent, err := client.NewAgent(conn, client.AgentOptions{
+			Credentials: creds,
+			OnState:     func(s client.State) { states <- s },
+		})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		defer func() { require.NoError(t, stop()) }()
+		require.Equal(t, client.Connecting, (<-states).Connection)
+		return (<-states).Err
+	}
+	// Without TLS the token is not shown, unless that is allowed.
+	err := open(conn, client.Token("secret", false))
+	require.ErrorContains(t, err, "cannot send secure credentials on an insecure connection")
+
+	path := filepath.Join(t.TempDir(), "token")
+	plaintext, err := client.Dial("passthrough:///x", client.DialOptions{Plaintext: true, TokenFile: path}, grpc.WithContextDialer(n.dial))
+	require.NoError(t, err)
+	defer plaintext.Close()
+	require.ErrorContains(t, open(plaintext, nil), "read token: open")
+	require.NoError(t, os.WriteFile(path, []byte("\n"), 0o600))
+	require.ErrorContains(t, open(plaintext, nil), "is empty")
+	for _, token := range []string{"first", "second"} {
+		require.NoError(t, os.WriteFile(path, []byte(token+"\n"), 0o600))
+		require.NoError(t, open(plaintext, nil))
+	}
+	fake.locked(func() {
+		var tokens []string
+		for _, md := range fake.headers {
+			tokens = append(tokens, md.Get("authorization")...)
+		}
+		require.Equal(t, []string{"Bearer first", "Bearer second"}, tokens)
+	})
+}

@@ -1,0 +1,103 @@
+package client_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/store"
+)
+
+const coderdToken = "coderd's token"
+
+// service is the real service over a database in a file and a network in
+// memory. It can be started again after it was stopped.
+type service struct {
+	network
+	dir        string
+	aggregator *aggregator.Aggregator
+	stopped    func()
+}
+
+// startService panics on errors, as examples have no testing.T.
+func startService() *service {
+	dir, err := os.MkdirTemp("", "agentstatsd-client-")
+	must(err)
+	s := &service{dir: dir}
+	s.start()
+	return s
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func (s *service) start() {
+	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	database, err := store.Open(context.Background(), store.Options{Path: filepath.Join(s.dir, "agentstatsd.db")}, log)
+	must(err)
+	memory, err := pubsub.NewMemory(reg)
+	must(err)
+	news := pubsub.NewMetadata(memory)
+	s.aggregator, err = aggregator.New(aggregator.Options{}, reg)
+	must(err)
+	pending, err := batcher.New(database, news, batcher.Options{FlushInterval: 20 * time.Millisecond}, reg, log)
+	must(err)
+	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
+	must(err)
+	must(agents.Load(context.Background()))
+	api, err := agentapi.NewServer(
+		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news},
+		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond},
+		reg, log,
+	)
+	must(err)
+	s.mu.Lock()
+	s.listener = bufconn.Listen(64 << 10)
+	listener := s.listener
+	s.mu.Unlock()
+
+	ctx, cancel := context.WithCancel(context.Background())
+	workers, cancelWorkers := context.WithCancel(context.Background())
+	var serving, working sync.WaitGroup
+	serving.Go(func() { must(api.Serve(ctx, listener)) })
+	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run} {
+		working.Go(func() { must(work(workers)) })
+	}
+	s.stopped = func() {
+		cancel()
+		serving.Wait()
+		cancelWorkers()
+		working.Wait()
+		must(database.Close())
+	}
+}
+
+// close ends the service and removes its database.
+func (s *service) close() {
+	s.stopped()
+	must(os.RemoveAll(s.dir))
+}
+
+// conn returns a connection with a token, as client.Dial makes it.
+func (s *service) conn(token string) *grpc.ClientConn {
+	conn, err := client.Dial("passthrough:///service", client.DialOptions{Plaintext: true, Token: token}, grpc.WithContextDialer(s.dial))
+	must(err)
+	return conn
+}
