@@ -27,6 +27,10 @@ const (
 	gauge   = agentstatsv1.Stats_Metric_TYPE_GAUGE
 )
 
+// rxBytesTotal is a counter of all that an agent received: what the service's
+// gauge of bytes is made of, for those who check it.
+const rxBytesTotal = "agent_sim_rx_bytes_total"
+
 // seriesOfAgents returns n series: the documented ones first, then counters as
 // the agent's network stack keeps them, then gauges and counters of its own.
 func seriesOfAgents(n int) []series {
@@ -35,6 +39,7 @@ func seriesOfAgents(n int) []series {
 		{"coderd_agentstats_startup_script_seconds", gauge, label("success", "true"), 0},
 		{"coderd_agentstats_currently_reachable_peers", gauge, label("connection_type", "p2p"), 2},
 		{"coderd_agentstats_currently_reachable_peers", gauge, label("connection_type", "derp"), 1},
+		{rxBytesTotal, counter, nil, 0},
 	}
 	for _, name := range []string{
 		"magicsock_send_udp", "magicsock_send_derp", "magicsock_send_data", "magicsock_recv_data_ipv4",
@@ -75,7 +80,7 @@ func newGenerator(all []series, seed uint64, agent int) *generator {
 	g.activity = g.random.Float64()
 	for _, s := range all {
 		m := &agentstatsv1.Stats_Metric{Name: s.name, Type: s.typ, Labels: s.labels}
-		if s.scale == 0 {
+		if s.scale == 0 && s.typ == gauge {
 			m.Value = math.Round(100*(1+20*g.random.Float64())) / 100
 		}
 		g.stats.Metrics = append(g.stats.Metrics, m)
@@ -95,13 +100,18 @@ func (g *generator) next() *agentstatsv1.Stats {
 			m.Value = math.Floor(max(0, m.Value+2*scale*(r.Float64()-0.5))*100) / 100
 		}
 	}
+	g.stats.RxBytes = int64(g.activity * float64(r.Int64N(4<<20)))
+	for _, m := range g.stats.Metrics {
+		if m.Name == rxBytesTotal {
+			m.Value += float64(g.stats.GetRxBytes())
+		}
+	}
 	busy := r.Float64() < g.activity
 	sessions := int64(0)
 	if busy {
 		sessions = 1 + r.Int64N(3)
 	}
 	s := g.stats
-	s.RxBytes = int64(g.activity * float64(r.Int64N(4<<20)))
 	s.TxBytes = int64(g.activity * float64(r.Int64N(16<<20)))
 	s.RxPackets, s.TxPackets = s.GetRxBytes()/900, s.GetTxBytes()/1100
 	s.ConnectionCount = sessions * 2

@@ -1,0 +1,67 @@
+package integration
+
+import (
+	"math"
+	"testing"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/stretchr/testify/require"
+)
+
+// agentLabels are what a sample of an agent is told apart by.
+type agentLabels struct{ username, workspace, agent string }
+
+// received is what the service says of the bytes of one agent, in one scrape.
+type received struct {
+	// gauge is coderd_agentstats_rx_bytes: the sum of what came in the window.
+	gauge float64
+	// total is what the simulated agent says to have received in all its life,
+	// in the report that the gauge was last set by.
+	total float64
+}
+
+// maxReportBytes is the most that a simulated agent receives in a report.
+const maxReportBytes = 4 << 20
+
+// scrapeBytes returns the bytes of all agents.
+func scrapeBytes(t *testing.T, s *service) map[agentLabels]received {
+	t.Helper()
+	_, body := s.scrape(t, "/metrics", "Accept", acceptText)
+	found := make(map[agentLabels]received)
+	eachSample(t, body, acceptText, func(l labels.Labels, value float64) {
+		of := agentLabels{l.Get("username"), l.Get("workspace_name"), l.Get("agent_name")}
+		r := found[of]
+		switch l.Get(labels.MetricName) {
+		case "coderd_agentstats_rx_bytes":
+			r.gauge = value
+		case "agent_sim_rx_bytes_total":
+			r.total = value
+		default:
+			return
+		}
+		found[of] = r
+	})
+	return found
+}
+
+// requireBytesOnce compares the gauges, after a life of the service that was
+// shorter than their window, with what the agents received since the scrape
+// before that life. A report that arrived between that scrape and the kill
+// shifts an agent by a report; there are few of those, and none counts twice.
+func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
+	t.Helper()
+	exact := 0
+	for of, b := range before {
+		a, back := after[of]
+		if !back {
+			continue // it waited to reconnect when the simulation ended
+		}
+		want := a.total - b.total
+		if got := a.gauge; got == want {
+			exact++
+		} else {
+			require.LessOrEqual(t, math.Abs(got-want), float64(maxReportBytes), "%v: gauge %v, received %v", of, got, want)
+		}
+	}
+	require.GreaterOrEqual(t, exact, len(before)*9/10, "agents whose bytes count exactly once")
+}

@@ -1,0 +1,194 @@
+// Package integration runs the real binary against a real Prometheus, and kills
+// it. It is a module of its own, so that what tests need does not become a
+// dependency of those who link the client.
+package integration
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var soak = flag.Bool("soak", false, "run the long tests at full size")
+
+// binary is the path of agentstatsd, built once for all tests.
+var binary string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "agentstatsd-integration-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	binary = filepath.Join(dir, "agentstatsd")
+	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build agentstatsd: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// service is one agentstatsd process after another over one data directory and
+// the same two addresses.
+type service struct {
+	dataDir  string
+	grpcAddr string
+	httpAddr string
+	args     []string
+
+	cmd    *exec.Cmd
+	exited chan error
+	log    *lockedBuffer
+}
+
+// newService chooses addresses and a data directory; it starts nothing.
+func newService(t *testing.T, args ...string) *service {
+	s := &service{
+		dataDir:  t.TempDir(),
+		grpcAddr: freeAddr(t),
+		httpAddr: freeAddr(t),
+		args:     args,
+		log:      new(lockedBuffer),
+	}
+	t.Cleanup(func() {
+		if s.cmd != nil {
+			s.kill()
+		}
+		if t.Failed() {
+			t.Logf("log of the service:\n%s", s.log.tail(16<<10))
+		}
+	})
+	return s
+}
+
+func (s *service) tokenFile() string { return filepath.Join(s.dataDir, "coderd-token") }
+
+func (s *service) database() string { return filepath.Join(s.dataDir, "agentstatsd.db") }
+
+// start starts the process and waits until it is ready.
+func (s *service) start(t *testing.T) {
+	t.Helper()
+	args := append([]string{
+		"serve", "--data-dir", s.dataDir,
+		"--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr,
+	}, s.args...)
+	s.cmd = exec.Command(binary, args...)
+	s.cmd.Stderr = s.log
+	require.NoError(t, s.cmd.Start())
+	exited := make(chan error, 1)
+	s.exited = exited
+	go func(cmd *exec.Cmd) { exited <- cmd.Wait() }(s.cmd)
+	s.waitReady(t)
+}
+
+func (s *service) waitReady(t *testing.T) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		resp, err := http.Get("http://" + s.httpAddr + "/-/ready")
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		select {
+		case err := <-s.exited:
+			s.cmd = nil
+			t.Fatalf("the service ended before it was ready: %v\n%s", err, s.log.tail(4<<10))
+		case <-time.After(20 * time.Millisecond):
+		}
+		require.True(t, time.Now().Before(deadline), "the service is not ready after 30 s")
+	}
+}
+
+// kill ends the process as a crash would.
+func (s *service) kill() {
+	_ = s.cmd.Process.Kill()
+	<-s.exited
+	s.cmd = nil
+}
+
+// stop ends the process as an operator would, and returns how it ended.
+func (s *service) stop(sig syscall.Signal) (error, time.Duration) {
+	start := time.Now()
+	_ = s.cmd.Process.Signal(sig)
+	err := <-s.exited
+	s.cmd = nil
+	return err, time.Since(start)
+}
+
+// scrape gets path with the given headers.
+func (s *service) scrape(t *testing.T, path string, header ...string) (http.Header, []byte) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, "http://"+s.httpAddr+path, nil)
+	require.NoError(t, err)
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, resp.StatusCode, "%s", body)
+	return resp.Header, body
+}
+
+// simulation is a running `agentstatsd simulate`.
+type simulation struct {
+	cmd    *exec.Cmd
+	stdout bytes.Buffer
+	stderr lockedBuffer
+}
+
+func startSimulation(t *testing.T, s *service, args ...string) *simulation {
+	t.Helper()
+	sim := new(simulation)
+	sim.cmd = exec.Command(binary, append([]string{
+		"simulate", "--target", s.grpcAddr, "--coderd-token-file", s.tokenFile(), "--json",
+	}, args...)...)
+	sim.cmd.Stdout = &sim.stdout
+	sim.cmd.Stderr = &sim.stderr
+	require.NoError(t, sim.cmd.Start())
+	t.Cleanup(func() {
+		if sim.cmd.ProcessState == nil {
+			_ = sim.cmd.Process.Kill()
+			_ = sim.cmd.Wait()
+		}
+	})
+	return sim
+}
+
+// wait returns when the simulation has ended.
+func (sim *simulation) wait() error {
+	if err := sim.cmd.Wait(); err != nil {
+		return fmt.Errorf("simulate: %w\nstdout: %s\nstderr: %s", err, &sim.stdout, sim.stderr.tail(8<<10))
+	}
+	return nil
+}
+
+// freeAddr returns an address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, lis.Close())
+	return lis.Addr().String()
+}
