@@ -65,19 +65,11 @@ func (s *switchStore) err() error {
 	return nil
 }
 
-func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) error {
-	if err := s.err(); err != nil {
-		return err
-	}
-	return s.Store.UpsertMetadata(ctx, rows)
-}
-
-// UpsertMetadataChanged is what the batcher prefers.
-func (s *switchStore) UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata) (int, error) {
+func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (int, error) {
 	if err := s.err(); err != nil {
 		return 0, err
 	}
-	return s.Store.UpsertMetadataChanged(ctx, rows)
+	return s.Store.UpsertMetadata(ctx, rows)
 }
 
 func (s *switchStore) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {

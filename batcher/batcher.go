@@ -69,16 +69,11 @@ func (o *Options) validate() error {
 
 // Store is the database. store.Store is one.
 type Store interface {
-	// UpsertMetadata writes all rows or none: of each key the newer by
-	// agent.Order stays. An error that wraps agent.ErrRejected is about the
-	// rows themselves. It must not keep rows.
-	UpsertMetadata(ctx context.Context, rows []agent.Metadata) error
-}
-
-// changeCounter is a Store that also tells how many of the rows were newer
-// than what it had. With any other Store, all count as flushed.
-type changeCounter interface {
-	UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata) (changed int, err error)
+	// UpsertMetadata writes all rows or none, and returns how many were newer,
+	// by agent.Order, than what it had; the others change nothing. An error
+	// that wraps agent.ErrRejected is about the rows themselves. It must not
+	// keep rows.
+	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed int, err error)
 }
 
 // Publisher tells watchers whose metadata has changed. pubsub.Metadata is one.
@@ -201,11 +196,8 @@ func (b *Batcher) snapshot() (ledger, int) {
 func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (unchanged int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.FlushTimeout)
 	defer cancel()
-	if s, ok := b.store.(changeCounter); ok {
-		changed, err := s.UpsertMetadataChanged(ctx, rows)
-		return len(rows) - changed, err
-	}
-	return 0, b.store.UpsertMetadata(ctx, rows)
+	changed, err := b.store.UpsertMetadata(ctx, rows)
+	return len(rows) - changed, err
 }
 
 // write upserts rows from to to of the batch and notes what became of each. If

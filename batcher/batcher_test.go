@@ -86,13 +86,6 @@ func TestUnchanged(t *testing.T) {
 	require.Equal(t, ledger{received: 3, flushed: 2, unchanged: 1}, l)
 	// A newer value is in the database, so the older is settled too.
 	require.Equal(t, []agent.Settled{{Sequence: 1}, {Sequence: 1}}, tracker.settled)
-
-	// A store that does not count changes: all are flushed.
-	plain := newBatcher(t, plainStore{store}, Options{})
-	plain.Add(now, report(id(1), 3, 1, nil, "a=older"))
-	flushAll(t, plain)
-	l, _ = plain.snapshot()
-	require.Equal(t, ledger{received: 1, flushed: 1}, l)
 }
 
 func TestFailedFlushIsMergedBack(t *testing.T) {

@@ -77,8 +77,10 @@ func BenchmarkFlush500Of100k(b *testing.B) {
 
 type nullStore struct{}
 
-func (nullStore) UpsertMetadata(context.Context, []agent.Metadata) error { return nil }
+func (nullStore) UpsertMetadata(_ context.Context, rows []agent.Metadata) (int, error) {
+	return len(rows), nil
+}
 
 type downStore struct{}
 
-func (downStore) UpsertMetadata(context.Context, []agent.Metadata) error { return errDown }
+func (downStore) UpsertMetadata(context.Context, []agent.Metadata) (int, error) { return 0, errDown }

@@ -48,12 +48,7 @@ type storeCall struct {
 	rows []agent.Metadata
 }
 
-func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) error {
-	_, err := s.UpsertMetadataChanged(ctx, rows)
-	return err
-}
-
-func (s *fakeStore) UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata) (int, error) {
+func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (int, error) {
 	s.mu.Lock()
 	s.calls = append(s.calls, storeCall{time.Now(), slices.Clone(rows)})
 	before := s.before
@@ -81,9 +76,6 @@ func (s *fakeStore) UpsertMetadataChanged(ctx context.Context, rows []agent.Meta
 	}
 	return changed, nil
 }
-
-// plainStore hides that the store counts changes.
-type plainStore struct{ Store }
 
 // fakePublisher keeps what was published.
 type fakePublisher struct {

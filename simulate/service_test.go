@@ -59,9 +59,9 @@ type fragileStore struct {
 	broken *atomic.Bool
 }
 
-func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) error {
+func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (int, error) {
 	if s.broken.Load() {
-		return errors.New("crashed")
+		return 0, errors.New("crashed")
 	}
 	return s.Store.UpsertMetadata(ctx, rows)
 }

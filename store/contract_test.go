@@ -77,6 +77,12 @@ func row(a agent.ID, key, value string, epoch, sequence int64) agent.Metadata {
 	}
 }
 
+func upsert(t testing.TB, s *Store, rows []agent.Metadata) {
+	t.Helper()
+	_, err := s.UpsertMetadata(t.Context(), rows)
+	require.NoError(t, err)
+}
+
 func testRegistrations(t *testing.T, s *Store) {
 	agents, workspaces, err := s.Registrations(t.Context())
 	require.NoError(t, err)
@@ -102,7 +108,7 @@ func testRegistrationsReplaced(t *testing.T, s *Store) {
 	sibling := registration(id(2), id(100))
 	require.NoError(t, s.ApplyChange(t.Context(), agent.Change{Agents: []agent.Registration{r, sibling}}))
 	kept := row(id(1), "cpu", "1", 5, 1)
-	require.NoError(t, s.UpsertMetadata(t.Context(), []agent.Metadata{kept}))
+	upsert(t, s, []agent.Metadata{kept})
 	require.NoError(t, s.SaveEpochs(t.Context(), map[agent.ID]int64{id(1): 5}))
 	state := agent.State{
 		Agent:          id(1),
@@ -141,7 +147,7 @@ func testRegistrationsRemoved(t *testing.T, s *Store) {
 	}}))
 	order := agent.Order{Epoch: 4, Sequence: 1}
 	for _, a := range []agent.ID{id(1), id(2), id(3)} {
-		require.NoError(t, s.UpsertMetadata(t.Context(), []agent.Metadata{row(a, "k", "v", 4, 1)}))
+		upsert(t, s, []agent.Metadata{row(a, "k", "v", 4, 1)})
 		require.NoError(t, s.SaveStates(t.Context(), []agent.State{{Agent: a, NetworkOrder: order}}))
 	}
 	require.NoError(t, s.SaveEpochs(t.Context(), map[agent.ID]int64{id(1): 4, id(2): 4, id(3): 4}))
@@ -187,14 +193,14 @@ func testRegistrationsAtomic(t *testing.T, s *Store) {
 
 func testMetadata(t *testing.T, s *Store) {
 	register(t, s, id(1), id(2), id(3))
-	require.NoError(t, s.UpsertMetadata(t.Context(), nil))
+	upsert(t, s, nil)
 
 	a := row(id(1), "a", "line\nzoë \U0001F600", 1, 1)
 	b := row(id(1), "b", "", 1, 1)
 	b.Error = "exit status 1"
 	c := row(id(2), "a", "x", 1, 1)
 	c.CollectedAt = time.Time{}
-	require.NoError(t, s.UpsertMetadata(t.Context(), []agent.Metadata{c, b, a}))
+	upsert(t, s, []agent.Metadata{c, b, a})
 
 	found, err := s.Metadata(t.Context(), []agent.ID{id(2), id(9), id(1), id(2), id(3)})
 	require.NoError(t, err)
@@ -227,14 +233,14 @@ func testMetadataRejected(t *testing.T, s *Store) {
 		"unknown agent":     row(id(2), "a", "1", 1, 1),
 		"time out of range": {Agent: id(1), Key: "b", CollectedAt: time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)},
 	} {
-		err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad, good})
+		_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad, good})
 		require.ErrorIs(t, err, agent.ErrRejected, name)
 		require.ErrorContains(t, err, "upsert metadata: ", name)
 		found, err := s.Metadata(t.Context(), []agent.ID{id(1), id(2)})
 		require.NoError(t, err)
 		require.Empty(t, found, "%s: one transaction", name)
 	}
-	changed, err := s.UpsertMetadataChanged(t.Context(), []agent.Metadata{good, good, row(id(1), "b", "1", 1, 1)})
+	changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, good, row(id(1), "b", "1", 1, 1)})
 	require.NoError(t, err)
 	require.Equal(t, 2, changed)
 }
@@ -264,7 +270,7 @@ func testMetadataOrder(t *testing.T, s *Store) {
 		rows = rapid.Permutation(rows).Draw(rt, "arrival")
 		changed := 0
 		for part := range slices.Chunk(rows, rapid.IntRange(1, n).Draw(rt, "batch")) {
-			c, err := s.UpsertMetadataChanged(t.Context(), part)
+			c, err := s.UpsertMetadata(t.Context(), part)
 			require.NoError(rt, err)
 			changed += c
 		}
@@ -362,16 +368,19 @@ func testContext(t *testing.T, s *Store) {
 	cancel()
 	state := agent.State{Agent: id(1), LifecycleOrder: agent.Order{Epoch: 1}}
 	calls := map[string]func() error{
-		"Ping":           func() error { return s.Ping(ended) },
-		"UpsertMetadata": func() error { return s.UpsertMetadata(ended, []agent.Metadata{row(id(1), "a", "1", 1, 1)}) },
-		"ApplyChange":    func() error { return s.ApplyChange(ended, agent.Change{RemovedAgents: []agent.ID{id(1)}}) },
-		"SaveStates":     func() error { return s.SaveStates(ended, []agent.State{state}) },
-		"SaveEpochs":     func() error { return s.SaveEpochs(ended, map[agent.ID]int64{id(1): 1}) },
-		"Metadata":       func() error { _, err := s.Metadata(ended, []agent.ID{id(1)}); return err },
-		"MetadataKeys":   func() error { _, err := s.MetadataKeys(ended); return err },
-		"Registrations":  func() error { _, _, err := s.Registrations(ended); return err },
-		"States":         func() error { _, err := s.States(ended); return err },
-		"Epochs":         func() error { _, err := s.Epochs(ended); return err },
+		"Ping": func() error { return s.Ping(ended) },
+		"UpsertMetadata": func() error {
+			_, err := s.UpsertMetadata(ended, []agent.Metadata{row(id(1), "a", "1", 1, 1)})
+			return err
+		},
+		"ApplyChange":   func() error { return s.ApplyChange(ended, agent.Change{RemovedAgents: []agent.ID{id(1)}}) },
+		"SaveStates":    func() error { return s.SaveStates(ended, []agent.State{state}) },
+		"SaveEpochs":    func() error { return s.SaveEpochs(ended, map[agent.ID]int64{id(1): 1}) },
+		"Metadata":      func() error { _, err := s.Metadata(ended, []agent.ID{id(1)}); return err },
+		"MetadataKeys":  func() error { _, err := s.MetadataKeys(ended); return err },
+		"Registrations": func() error { _, _, err := s.Registrations(ended); return err },
+		"States":        func() error { _, err := s.States(ended); return err },
+		"Epochs":        func() error { _, err := s.Epochs(ended); return err },
 	}
 	names := slices.Sorted(maps.Keys(calls))
 

@@ -11,18 +11,12 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// UpsertMetadata writes rows in one transaction. A row whose order is not
-// above that of the stored value of its key changes nothing. If the database
-// refuses one of the rows (its agent is unknown), none is written and the
-// error wraps agent.ErrRejected.
-func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) error {
-	_, err := s.UpsertMetadataChanged(ctx, rows)
-	return err
-}
-
-// UpsertMetadataChanged is UpsertMetadata, and returns how many of the rows
-// were newer than what was stored.
-func (s *Store) UpsertMetadataChanged(ctx context.Context, rows []agent.Metadata) (changed int, err error) {
+// UpsertMetadata writes rows in one transaction, and returns how many of them
+// were newer than what was stored: a row whose order is not above that of the
+// stored value of its key changes nothing. If the database refuses one of the
+// rows (its agent is unknown), none is written and the error wraps
+// agent.ErrRejected.
+func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed int, err error) {
 	if len(rows) == 0 {
 		return 0, nil
 	}

@@ -55,7 +55,7 @@ func execEach[T any](ctx context.Context, tx *sql.Tx, text string, items []T, ar
 		return err
 	}
 	defer func() { err = errors.Join(err, stmt.Close()) }()
-	// As in UpsertMetadataChanged: the context is looked at between rows.
+	// As in UpsertMetadata: the context is looked at between rows.
 	stmtCtx := context.WithoutCancel(ctx)
 	for i := range items {
 		if err := ctx.Err(); err != nil {

@@ -133,7 +133,8 @@ func TestSQLitePathIsEscaped(t *testing.T) {
 	path := filepath.Join(dir, "a b?mode=memory&_pragma=foreign_keys(0)#%41.db")
 	s := openPath(t, path)
 	register(t, s, id(1))
-	require.ErrorIs(t, s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(2), "a", "", 1, 1)}), agent.ErrRejected)
+	_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(2), "a", "", 1, 1)})
+	require.ErrorIs(t, err, agent.ErrRejected)
 	require.FileExists(t, path)
 }
 
@@ -142,7 +143,7 @@ func TestSQLiteReopened(t *testing.T) {
 	s := openPath(t, path)
 	register(t, s, id(1))
 	want := []agent.Metadata{row(id(1), "a", "1", 1, 1)}
-	require.NoError(t, s.UpsertMetadata(t.Context(), want))
+	upsert(t, s, want)
 	require.NoError(t, s.Close())
 	_, err := os.Stat(path + "-wal")
 	require.ErrorIs(t, err, os.ErrNotExist, "checkpointed")
@@ -190,13 +191,13 @@ func TestSQLiteBusy(t *testing.T) {
 	rows := []agent.Metadata{row(id(1), "a", "1", 1, 1)}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	err = s.UpsertMetadata(ctx, rows)
+	_, err = s.UpsertMetadata(ctx, rows)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, agent.ErrRejected)
 
 	impatient, err := Open(t.Context(), Options{Path: path, BusyTimeout: time.Millisecond}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	err = impatient.UpsertMetadata(t.Context(), rows)
+	_, err = impatient.UpsertMetadata(t.Context(), rows)
 	require.ErrorContains(t, err, "upsert metadata: begin: database is locked")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 	// Reads do not wait for a writer.
@@ -205,7 +206,7 @@ func TestSQLiteBusy(t *testing.T) {
 
 	_, err = conn.ExecContext(t.Context(), `ROLLBACK`)
 	require.NoError(t, err)
-	require.NoError(t, impatient.UpsertMetadata(t.Context(), rows))
+	upsert(t, impatient, rows)
 	require.NoError(t, impatient.Close())
 }
 
@@ -215,7 +216,7 @@ func TestSQLiteClosed(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.NoError(t, s.Close())
 	require.ErrorContains(t, s.Ping(t.Context()), "ping database: ")
-	err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "a", "", 1, 1)})
+	_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "a", "", 1, 1)})
 	require.ErrorContains(t, err, "upsert metadata: begin: ")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 }
@@ -238,7 +239,7 @@ func writeUntilKilled(path string) error {
 		for i := range rows {
 			rows[i] = row(id(1), strconv.Itoa(i), strconv.FormatInt(n, 10), 1, n)
 		}
-		if err := s.UpsertMetadata(ctx, rows); err != nil {
+		if _, err := s.UpsertMetadata(ctx, rows); err != nil {
 			return err
 		}
 		fmt.Println(n)
@@ -306,7 +307,7 @@ func BenchmarkUpsertMetadata500(b *testing.B) {
 		}
 	}
 	register(b, s, agents...)
-	require.NoError(b, s.UpsertMetadata(b.Context(), rows))
+	upsert(b, s, rows)
 	from := 0
 	b.ReportAllocs()
 	for b.Loop() {
@@ -315,7 +316,7 @@ func BenchmarkUpsertMetadata500(b *testing.B) {
 		for i := range batch {
 			batch[i].Order.Sequence++
 		}
-		require.NoError(b, s.UpsertMetadata(b.Context(), batch))
+		upsert(b, s, batch)
 	}
 	b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "rows/s")
 }
