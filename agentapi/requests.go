@@ -253,10 +253,10 @@ func refusalMessage(sequence int64, r agent.Refusal) *agentstatsv1.Refusal {
 // cut returns the valid start of a text, of at most limit bytes.
 func cut(text string, limit int) string {
 	if len(text) > limit {
-		text = text[:limit]
-		for len(text) > 0 && !utf8.ValidString(text[max(0, len(text)-utf8.UTFMax):]) {
-			text = text[:len(text)-1]
+		for limit > 0 && !utf8.RuneStart(text[limit]) {
+			limit--
 		}
+		text = text[:limit]
 	}
 	return strings.ToValidUTF8(text, "\uFFFD")
 }

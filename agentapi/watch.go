@@ -90,7 +90,7 @@ func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.Wat
 			return ctx.Err()
 		case errors.Is(err, errDown):
 			// The database is down for a while: the watcher waits.
-			w.changed(dirty)
+			w.putBack(dirty)
 			retry.Reset(watchRetry)
 		default:
 			return err
@@ -180,6 +180,15 @@ func (w *watch) take() []agent.ID {
 	ids := slices.Collect(maps.Keys(w.dirty))
 	clear(w.dirty)
 	return ids
+}
+
+// putBack has the agents read again, at the next read for whatever reason.
+func (w *watch) putBack(ids []agent.ID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range ids {
+		w.dirty[id] = struct{}{}
+	}
 }
 
 // news returns what of the rows, which are all that is stored of the agents, is

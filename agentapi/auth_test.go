@@ -1,0 +1,210 @@
+package agentapi_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+func TestAuthentication(t *testing.T) {
+	s := start(t, settings{})
+	s.register(1)
+	header := func(values ...string) context.Context {
+		return metadata.AppendToOutgoingContext(t.Context(), values...)
+	}
+	agentCall := func(ctx context.Context) error {
+		_, err := s.agents().UpdateStats(ctx, &pb.UpdateStatsRequest{})
+		return err
+	}
+	agentStream := func(ctx context.Context) error {
+		c, err := s.agents().Connect(ctx)
+		require.NoError(t, err)
+		_ = c.Send(hello(1, 1)) // the answer tells why it did not go
+		_, err = c.Recv()
+		return err
+	}
+	coderdCall := func(ctx context.Context) error {
+		_, err := s.coderd().ListAgents(ctx, &pb.ListAgentsRequest{})
+		return err
+	}
+	coderdStream := func(ctx context.Context) error {
+		w, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})
+		require.NoError(t, err)
+		_, err = w.Recv()
+		return err
+	}
+	for _, c := range []struct {
+		name         string
+		ctx          context.Context
+		agent        codes.Code
+		coderd       codes.Code
+		agentReason  string
+		coderdReason string
+	}{
+		{"nothing", t.Context(), codes.Unauthenticated, codes.Unauthenticated, "missing", "missing"},
+		{"an agent's token", as(t.Context(), token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
+		{"an unknown token", as(t.Context(), "x"), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
+		{"coderd's token", s.asCoderd(), codes.InvalidArgument, codes.OK, "malformed", ""},
+		{"coderd relays", as(t.Context(), coderdToken, "agentstats-agent-id", nid(1).String()), codes.OK, codes.OK, "", ""},
+		{"the start of coderd's token", as(t.Context(), coderdToken[:10]), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
+		{"another scheme", header("authorization", "Basic "+token(1)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"no token", header("authorization", "Bearer "), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"a long token", as(t.Context(), strings.Repeat("x", 2000)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"two tokens", header("authorization", "Bearer "+token(1), "authorization", "Bearer "+coderdToken), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"lower case", header("authorization", "bearer "+token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			check := func(call func(context.Context) error, want codes.Code, reason string) {
+				t.Helper()
+				before := 0.0
+				if reason != "" {
+					before = s.counter("agentstatsd_auth_failures_total", reason)
+				}
+				ctx, cancel := context.WithCancel(c.ctx)
+				defer cancel()
+				err := call(ctx)
+				require.Equal(t, want, codeOf(err), "%v", err)
+				if reason != "" {
+					require.Equal(t, before+1, s.counter("agentstatsd_auth_failures_total", reason))
+				}
+			}
+			check(agentCall, c.agent, c.agentReason)
+			check(agentStream, c.agent, c.agentReason)
+			check(coderdCall, c.coderd, c.coderdReason)
+			check(coderdStream, c.coderd, c.coderdReason)
+		})
+	}
+	require.Equal(t, 1, strings.Count(s.log.String(), "was not let in"), "one line for a host")
+
+	// Open to anyone: health and reflection.
+	_, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r, err := reflectionpb.NewServerReflectionClient(s.conn).ServerReflectionInfo(ctx)
+	require.NoError(t, err)
+	require.NoError(t, r.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}))
+	resp, err := r.Recv()
+	require.NoError(t, err)
+	var services []string
+	for _, service := range resp.GetListServicesResponse().GetService() {
+		services = append(services, service.GetName())
+	}
+	require.Subset(t, services, []string{"agentstats.v1.AgentService", "agentstats.v1.CoderdService", "grpc.health.v1.Health"})
+}
+
+func TestLogOfStrangersIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		for range 5 {
+			_, err := s.agents().UpdateStats(as(t.Context(), "x"), &pb.UpdateStatsRequest{})
+			require.Error(t, err)
+		}
+		time.Sleep(time.Minute)
+		_, err := s.agents().UpdateStats(as(t.Context(), "x"), &pb.UpdateStatsRequest{})
+		require.Error(t, err)
+		require.Equal(t, 2, strings.Count(s.log.String(), "was not let in"))
+		require.Contains(t, s.log.String(), "suppressed=4")
+		require.NotContains(t, s.log.String(), "Bearer")
+	})
+}
+
+// authority signs certificates for a test.
+type authority struct {
+	t    *testing.T
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return &authority{t, key, cert}
+}
+
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+func (a *authority) issue(name string) tls.Certificate {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(a.t, err)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}, a.cert, key.Public(), a.key)
+	require.NoError(a.t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestClientCertificate(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	for _, c := range []struct {
+		name string
+		cert []tls.Certificate
+		san  string
+		want codes.Code
+	}{
+		{"coderd's name", []tls.Certificate{ours.issue("Coderd.example.com")}, "coderd.example.com", codes.OK},
+		{"another name", []tls.Certificate{ours.issue("agent.example.com")}, "coderd.example.com", codes.Unauthenticated},
+		{"no certificate", nil, "coderd.example.com", codes.Unauthenticated},
+		{"another authority", []tls.Certificate{theirs.issue("coderd.example.com")}, "coderd.example.com", codes.Unavailable},
+		{"no name configured", []tls.Certificate{ours.issue("")}, "", codes.Unauthenticated},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := start(t, settings{
+				api: agentapi.Options{
+					CoderdClientSAN: c.san,
+					Credentials: credentials.NewTLS(&tls.Config{
+						Certificates: []tls.Certificate{ours.issue("service")},
+						ClientCAs:    ours.pool(), ClientAuth: tls.VerifyClientCertIfGiven,
+					}),
+				},
+				dial: []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+					RootCAs: ours.pool(), ServerName: "service", Certificates: c.cert,
+				}))},
+			})
+			_, err := s.coderd().ListAgents(t.Context(), &pb.ListAgentsRequest{})
+			require.Equal(t, c.want, codeOf(err), "%v", err)
+			if c.want == codes.OK {
+				_, err = s.coderd().ListAgents(as(t.Context(), "a token"), &pb.ListAgentsRequest{})
+				require.Equal(t, codes.Unauthenticated, codeOf(err), "a token counts before the certificate")
+				_, err = s.agents().UpdateStats(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", nid(9).String()), &pb.UpdateStatsRequest{Stats: &pb.Stats{}})
+				require.Equal(t, codes.NotFound, codeOf(err))
+			}
+		})
+	}
+}

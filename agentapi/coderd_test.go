@@ -1,0 +1,293 @@
+package agentapi_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/fleet"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+func TestRegistrationsAreValidated(t *testing.T) {
+	s := start(t, settings{})
+	long := strings.Repeat("x", 257)
+	for _, c := range []struct {
+		want   string
+		change func(*pb.AgentRegistration)
+	}{
+		{"agents[1].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Id = nil }},
+		{"agents[1].id: want a UUID that is not zero", func(r *pb.AgentRegistration) { r.Id = make([]byte, 16) }},
+		{"agents[1].id: want each agent once, got " + nid(1).String() + " again", func(r *pb.AgentRegistration) { r.Id = bid(1) }},
+		{"agents[1].name: want 1 to 64 bytes, got 0", func(r *pb.AgentRegistration) { r.Name = "" }},
+		{"agents[1].name: want 1 to 64 bytes, got 257", func(r *pb.AgentRegistration) { r.Name = long }},
+		{"agents[1].name: want no NUL in it", func(r *pb.AgentRegistration) { r.Name = "a\x00" }},
+		{"agents[1].created_at: want it, got none", func(r *pb.AgentRegistration) { r.CreatedAt = nil }},
+		{"agents[1].created_at: want a time from 1970 to 2262, got 99999999999 s and 0 ns since 1970", func(r *pb.AgentRegistration) { r.CreatedAt = &timestamppb.Timestamp{Seconds: 99999999999} }},
+		{"agents[1].connection_timeout: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.ConnectionTimeout = durationpb.New(-1) }},
+		{"agents[1].token_sha256: want 32 bytes, got 5", func(r *pb.AgentRegistration) { r.TokenSha256 = []byte("short") }},
+		{"agents[1].token_sha256: want 32 bytes, got 33", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 33) }},
+		{"agents[1].token_sha256: want one of its own, got that of agent " + nid(1).String(), func(r *pb.AgentRegistration) { r.TokenSha256 = hashOf(token(1)) }},
+		{"agents[1].workspace: want it, got none", func(r *pb.AgentRegistration) { r.Workspace = nil }},
+		{"agents[1].workspace.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Id = nil }},
+		{"agents[1].workspace.name: want 1 to 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Name = long }},
+		{"agents[1].workspace.owner_id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.OwnerId = nil }},
+		{"agents[1].workspace.owner_username: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.OwnerUsername = "" }},
+		{"agents[1].workspace.template: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Template = nil }},
+		{"agents[1].workspace.template.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Template.Id = nil }},
+		{"agents[1].workspace.template.name: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Template.Name = "" }},
+		{"agents[1].workspace.template.version: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Template.Version = long }},
+		{"agents[1].workspace.organization_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.OrganizationName = long }},
+		{"agents[1].workspace.build: want it with an agent, got none", func(r *pb.AgentRegistration) { r.Workspace.Build = nil }},
+		{"agents[1].workspace.build.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Build.Id = nil }},
+		{"agents[1].workspace.build.created_at: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Build.CreatedAt = nil }},
+		{"agents[1].workspace.build.transition: unknown transition 9", func(r *pb.AgentRegistration) { r.Workspace.Build.Transition = 9 }},
+		{"agents[1].apps: want at most 256, got 257", func(r *pb.AgentRegistration) { r.Apps = make([]*pb.App, 257) }},
+		{"agents[1].apps[0].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Apps[0].Id = nil }},
+		{"agents[1].apps[1].id: want each app once, got " + nid(50_002).String() + " again", func(r *pb.AgentRegistration) { r.Apps = append(r.Apps, r.Apps[0]) }},
+		{"agents[1].apps[0].slug: want at most 128 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].Slug = long }},
+		{"agents[1].apps[0].display_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].DisplayName = long }},
+		{"agents[1].apps[0].health: unknown health 0", func(r *pb.AgentRegistration) { r.Apps[0].Health = 0 }},
+		{"agents[1].metadata_keys: want at most 1024, got 1025", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 1025) }},
+		{"agents[1].metadata_keys[1]: want 1 to 6144 bytes, got 0", func(r *pb.AgentRegistration) { r.MetadataKeys = []string{"a", ""} }},
+		{"agents[1].parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
+	} {
+		t.Run(c.want, func(t *testing.T) {
+			bad := registration(2)
+			c.change(bad)
+			for i := range bad.Apps {
+				if bad.Apps[i] == nil {
+					bad.Apps[i] = &pb.App{}
+				}
+			}
+			_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{registration(1), bad}})
+			requireCode(t, err, codes.InvalidArgument, c.want)
+			details, ok := status.Convert(err).Details()[0].(*errdetails.BadRequest)
+			require.True(t, ok)
+			field, _, _ := strings.Cut(c.want, ": ")
+			require.Equal(t, field, details.GetFieldViolations()[0].GetField())
+		})
+	}
+	for want, req := range map[string]*pb.RegisterAgentsRequest{
+		"workspaces[0].id: want 16 bytes, got 0":                                             {Workspaces: []*pb.Workspace{{}}},
+		"workspaces[1].id: want each workspace once, got " + nid(10_001).String() + " again": {Workspaces: []*pb.Workspace{workspace(1), workspace(1)}},
+		"agents: want at most 10000, got 10001":                                              {Agents: make([]*pb.AgentRegistration, 10_001)},
+		"workspaces: want at most 10000, got 10001":                                          {Workspaces: make([]*pb.Workspace, 10_001)},
+	} {
+		for i := range req.Agents {
+			req.Agents[i] = &pb.AgentRegistration{}
+		}
+		if len(req.Workspaces) > 2 {
+			for i := range req.Workspaces {
+				req.Workspaces[i] = &pb.Workspace{}
+			}
+		}
+		_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
+		requireCode(t, err, codes.InvalidArgument, want)
+	}
+	for want, req := range map[string]*pb.DeregisterAgentsRequest{
+		"agent_ids[1]: want 16 bytes, got 1":           {AgentIds: [][]byte{bid(1), []byte("x")}},
+		"workspace_ids[0]: want 16 bytes, got 1":       {WorkspaceIds: [][]byte{[]byte("x")}},
+		"agent_ids: want at most 10000, got 10001":     {AgentIds: make([][]byte, 10_001)},
+		"workspace_ids: want at most 10000, got 10001": {WorkspaceIds: make([][]byte, 10_001)},
+	} {
+		_, err := s.coderd().DeregisterAgents(s.asCoderd(), req)
+		requireCode(t, err, codes.InvalidArgument, want)
+	}
+	resp, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	require.NoError(t, err)
+	require.Empty(t, resp.GetAgents(), "all or nothing")
+}
+
+func TestRegisterAndList(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{fleet: fleet.Options{MaxAgents: 150}})
+		var numbers []int
+		for n := 1; n <= 120; n++ {
+			numbers = append(numbers, n)
+		}
+		s.register(numbers...)
+		sub := registration(1)
+		sub.Id, sub.Name, sub.TokenSha256, sub.ParentId = bid(121), "dev", hashOf(token(121)), bid(1)
+		sub.Workspace.Template.Version = ""
+		resp, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{
+			Agents: []*pb.AgentRegistration{sub, rebuilt(registration(2), 122)}, Workspaces: []*pb.Workspace{workspace(123)},
+		})
+		require.NoError(t, err)
+		require.Equal(t, [][]byte{bid(2)}, resp.GetSupersededIds())
+		resp, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{registration(2)}})
+		require.NoError(t, err)
+		require.Equal(t, [][]byte{bid(2)}, resp.GetStaleIds())
+
+		c := s.connect(1, 1, 1)
+		now := time.Now()
+		c.send(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(day)}}})
+		c.requireAck(1, 0)
+
+		var all []*pb.Agent
+		page := &pb.ListAgentsRequest{PageSize: 50}
+		for {
+			resp, err := s.coderd().ListAgents(s.asCoderd(), page)
+			require.NoError(t, err)
+			require.LessOrEqual(t, len(resp.GetAgents()), 50)
+			all = append(all, resp.GetAgents()...)
+			page.PageToken = resp.GetNextPageToken()
+			if page.PageToken == "" {
+				break
+			}
+		}
+		require.Len(t, all, 121)
+		ws := workspace(1)
+		ws.Template.Version = "unknown"
+		want := &pb.Agent{
+			Id: bid(1), Name: "main", Workspace: ws, Connected: true, LastSeenAt: timestamppb.New(now),
+			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(day)},
+			AppHealth: []*pb.AppHealthUpdate{{Id: bid(50_001), Health: pb.AppHealth_APP_HEALTH_INITIALIZING}},
+		}
+		require.True(t, proto.Equal(want, all[0]), "got %v", all[0])
+		require.Equal(t, bid(1), all[119].GetParentId())
+		require.False(t, all[119].GetConnected())
+		require.Nil(t, all[119].GetLastSeenAt())
+
+		first, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		require.NoError(t, err)
+		require.Len(t, first.GetAgents(), 100)
+
+		for want, req := range map[string]*pb.ListAgentsRequest{
+			"page_size: want 0 to 1000, got -1":                {PageSize: -1},
+			"page_size: want 0 to 1000, got 1001":              {PageSize: 1001},
+			"page_token: want next_page_token of another page": {PageToken: "!"},
+		} {
+			_, err := s.coderd().ListAgents(s.asCoderd(), req)
+			requireCode(t, err, codes.InvalidArgument, want)
+		}
+
+		var more []*pb.AgentRegistration
+		for n := 200; n < 230; n++ {
+			more = append(more, registration(n))
+		}
+		_, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: more})
+		requireCode(t, err, codes.ResourceExhausted, "too many registrations: want at most 150 agents, got 151")
+
+		gone, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(3), bid(4)}, WorkspaceIds: [][]byte{bid(10_001)}})
+		require.NoError(t, err)
+		require.Equal(t, int64(4), gone.GetDeregistered())
+		c.requireEnd(codes.Unauthenticated, "the agent was deregistered")
+	})
+}
+
+func TestSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, api: agentapi.Options{MaxSyncs: 1, SyncTimeout: time.Minute}})
+		s.register(1, 2, 3, 4)
+		sync := func(parts ...*pb.SyncAgentsRequest) (*pb.SyncAgentsResponse, error) {
+			c, err := s.coderd().SyncAgents(s.asCoderd())
+			require.NoError(t, err)
+			for _, part := range parts {
+				if c.Send(part) != nil {
+					break // the answer tells why
+				}
+			}
+			return c.CloseAndRecv()
+		}
+		agents := func(numbers ...int) *pb.SyncAgentsRequest {
+			req := &pb.SyncAgentsRequest{}
+			for _, n := range numbers {
+				req.Agents = append(req.Agents, registration(n))
+			}
+			return req
+		}
+		complete, force := &pb.SyncAgentsRequest{Complete: true}, &pb.SyncAgentsRequest{Complete: true, Force: true}
+
+		_, err := sync(agents(1))
+		requireCode(t, err, codes.InvalidArgument, "complete: want a message that completes the sync, got the end of the stream")
+		_, err = sync(agents(1), agents(1), complete)
+		requireCode(t, err, codes.InvalidArgument, "agents[1].id: want each agent once, got "+nid(1).String()+" again")
+		_, err = sync(agents(1), &pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{{}}}, complete)
+		requireCode(t, err, codes.InvalidArgument, "messages[1].agents[0].id: want 16 bytes, got 0")
+		_, err = sync(agents(1, 2, 3), agents(4, 5, 6), complete)
+		requireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces, got 6 and 0 so far")
+		_, err = sync(agents(1), complete)
+		requireCode(t, err, codes.FailedPrecondition, "more than half of all agents would be deregistered: 3 of 4; force: want true to do so")
+
+		held, err := s.coderd().SyncAgents(s.asCoderd())
+		require.NoError(t, err)
+		require.NoError(t, held.Send(agents(1, 2)))
+		synctest.Wait()
+		_, err = sync(complete)
+		requireCode(t, err, codes.ResourceExhausted, "want at most 1 syncs at once")
+		s.register(5) // survives, as it is newer than the sync
+		require.NoError(t, held.Send(agents(3)))
+		require.NoError(t, held.Send(complete))
+		resp, err := held.CloseAndRecv()
+		require.NoError(t, err)
+		require.True(t, proto.Equal(&pb.SyncAgentsResponse{Registered: 3, Deregistered: 1}, resp), "got %v", resp)
+
+		resp, err = sync(&pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{rebuilt(registration(1), 6)}}, force)
+		require.NoError(t, err)
+		require.True(t, proto.Equal(&pb.SyncAgentsResponse{Registered: 1, Deregistered: 3, Superseded: 1}, resp), "got %v", resp)
+
+		slow, err := s.coderd().SyncAgents(s.asCoderd())
+		require.NoError(t, err)
+		require.NoError(t, slow.Send(agents(1)))
+		time.Sleep(time.Minute)
+		_, err = slow.CloseAndRecv()
+		require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+	})
+}
+
+func TestGetMetadata(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
+		s.register(1, 2, 3)
+		sent := time.Now()
+		for n, pairs := range map[int][]string{1: {"b", "2", "a", "1"}, 3: {"c", "3"}} {
+			_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries(pairs...)})
+			require.NoError(t, err)
+		}
+		_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(2)), &pb.BatchUpdateMetadataRequest{})
+		require.NoError(t, err)
+		time.Sleep(10 * time.Second)
+		get := func(numbers ...int) (*pb.GetMetadataResponse, error) {
+			req := &pb.GetMetadataRequest{}
+			for _, n := range numbers {
+				req.AgentIds = append(req.AgentIds, bid(n))
+			}
+			return s.coderd().GetMetadata(s.asCoderd(), req)
+		}
+		resp, err := get(3, 2, 99, 1)
+		require.NoError(t, err)
+		at := timestamppb.New(sent)
+		require.True(t, proto.Equal(&pb.GetMetadataResponse{Agents: []*pb.AgentMetadata{
+			{AgentId: bid(3), Values: []*pb.MetadataValue{{Key: "c", Value: "3", CollectedAt: at}}},
+			{AgentId: bid(1), Values: []*pb.MetadataValue{{Key: "a", Value: "1", CollectedAt: at}, {Key: "b", Value: "2", CollectedAt: at}}},
+		}}, resp), "got %v", resp)
+
+		_, err = get()
+		requireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
+		_, err = get(make([]int, 1001)...)
+		require.Equal(t, codes.ResourceExhausted, codeOf(err), "17 KB of ids")
+		_, err = get(1, 1)
+		requireCode(t, err, codes.InvalidArgument, "agent_ids[1]: want each agent once, got "+nid(1).String()+" again")
+
+		for i := range 8 {
+			key := string(rune('a' + i))
+			_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(1)), &pb.BatchUpdateMetadataRequest{Metadata: entries(key, strings.Repeat("x", 2000))})
+			require.NoError(t, err)
+		}
+		time.Sleep(10 * time.Second)
+		_, err = get(1)
+		require.Equal(t, codes.ResourceExhausted, codeOf(err))
+		require.Contains(t, err.Error(), "want at most 10000; ask for fewer agents at once")
+	})
+}

@@ -1,0 +1,262 @@
+package agentapi_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// deafNews tells nothing, unless told to.
+type deafNews struct {
+	mu sync.Mutex
+	f  func([]agent.ID)
+}
+
+func (d *deafNews) SubscribeMetadata(f func([]agent.ID)) (func(), error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.f = f
+	return func() {}, nil
+}
+
+func (d *deafNews) tell(ids []agent.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.f(ids)
+}
+
+// put has agent n's metadata stored.
+func (s *service) put(n int, pairs ...string) {
+	s.t.Helper()
+	_, err := s.agents().BatchUpdateMetadata(as(s.t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries(pairs...)})
+	require.NoError(s.t, err)
+	time.Sleep(6 * time.Second)
+	synctest.Wait()
+}
+
+type watching struct {
+	pb.CoderdService_WatchMetadataClient
+	t *testing.T
+}
+
+func (s *service) watch(numbers ...int) watching {
+	s.t.Helper()
+	req := &pb.WatchMetadataRequest{}
+	for _, n := range numbers {
+		req.AgentIds = append(req.AgentIds, bid(n))
+	}
+	w, err := s.coderd().WatchMetadata(s.asCoderd(), req)
+	require.NoError(s.t, err)
+	return watching{w, s.t}
+}
+
+// next returns the next message, as agent/key=value.
+func (w watching) next() (values []string, synced bool) {
+	w.t.Helper()
+	m, err := w.Recv()
+	require.NoError(w.t, err)
+	for _, a := range m.GetAgents() {
+		for _, v := range a.GetValues() {
+			values = append(values, fmt.Sprintf("%d/%s=%s%s", a.GetAgentId()[15], v.GetKey(), v.GetValue(), v.GetError()))
+		}
+	}
+	slices.Sort(values)
+	return values, m.GetSynced()
+}
+
+func (w watching) requireNext(want ...string) {
+	w.t.Helper()
+	values, synced := w.next()
+	require.Equal(w.t, want, values)
+	require.False(w.t, synced)
+}
+
+func (w watching) requireSynced() {
+	w.t.Helper()
+	values, synced := w.next()
+	require.Empty(w.t, values)
+	require.True(w.t, synced)
+}
+
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1, 2, 3)
+		s.put(1, "a", "1", "b", "2")
+		s.put(3, "x", "1")
+		w := s.watch(1, 2, 99)
+		w.requireNext("1/a=1", "1/b=2")
+		w.requireSynced()
+		require.Equal(t, 1.0, s.counter("agentstatsd_watches", ""))
+
+		began := time.Now()
+		s.put(2, "c", "3")
+		s.put(3, "x", "2") // not watched
+		s.put(1, "a", "4")
+		w.requireNext("2/c=3")
+		w.requireNext("1/a=4")
+		require.Less(t, time.Since(began), 20*time.Second, "by news, not by the re-read")
+	})
+}
+
+func TestWatchRepairsMissedNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		news := &deafNews{}
+		s := start(t, settings{change: func(c *agentapi.Components) { c.News = news }})
+		s.register(1, 2)
+		w := s.watch(1, 2)
+		w.requireSynced()
+		began := time.Now()
+		s.put(1, "a", "1")
+		w.requireNext("1/a=1")
+		require.Equal(t, 30*time.Second, time.Since(began))
+
+		s.put(1, "a", "2")
+		s.put(2, "b", "3")
+		news.tell(nil) // something may have been missed
+		w.requireNext("1/a=2", "2/b=3")
+		require.Equal(t, 42*time.Second, time.Since(began))
+
+		s.put(1, "a", "4")
+		news.tell([]agent.ID{nid(2), nid(77)})
+		synctest.Wait()
+		news.tell([]agent.ID{nid(1)})
+		w.requireNext("1/a=4")
+	})
+}
+
+func TestWatchWaitsForTheDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		news := &deafNews{}
+		s := start(t, settings{change: func(c *agentapi.Components) { c.News = news }})
+		s.register(1)
+		s.store.set(true)
+		_, err := s.watch(1).Recv()
+		requireCode(t, err, codes.Unavailable, "the database cannot be used now; try again")
+
+		s.store.set(false)
+		w := s.watch(1)
+		w.requireSynced()
+		s.put(1, "a", "1")
+		s.store.set(true)
+		news.tell([]agent.ID{nid(1)})
+		time.Sleep(10 * time.Second)
+		s.store.set(false)
+		began := time.Now()
+		w.requireNext("1/a=1")
+		require.LessOrEqual(t, time.Since(began), time.Second)
+		require.Equal(t, 11.0, s.counter("agentstatsd_watch_read_errors_total", ""), "one a second, and the first")
+	})
+}
+
+func TestWatchTellsWhatComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		s.put(1, "a", "1")
+		w := s.watch(1)
+		w.requireNext("1/a=1")
+		w.requireSynced()
+		_, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1)}})
+		require.NoError(t, err)
+		time.Sleep(30 * time.Second)
+		s.register(1)
+		s.put(1, "a", "1")
+		w.requireNext("1/a=1")
+	})
+}
+
+// TestWatchOfMuch shows that the answer comes in parts, and that a watcher that
+// does not read gets the newest in the end.
+func TestWatchOfMuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		var numbers []int
+		for n := 1; n <= 150; n++ {
+			numbers = append(numbers, n)
+		}
+		s.register(numbers...)
+		big := strings.Repeat("x", 2000)
+		for _, n := range numbers {
+			_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries("a", big, "b", big)})
+			require.NoError(t, err)
+		}
+		time.Sleep(10 * time.Second)
+		w := s.watch(numbers...)
+		values, parts := 0, 0
+		for {
+			got, synced := w.next()
+			if synced {
+				break
+			}
+			values += len(got)
+			parts++
+		}
+		require.Equal(t, 300, values)
+		require.Equal(t, 3, parts, "100 agents in two parts, 50 in one")
+
+		// 300 changes of 600 KB each do not fit into the buffers between.
+		for i := range 20 {
+			for _, n := range numbers {
+				_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries("a", fmt.Sprint(i)+big[:1900])})
+				require.NoError(t, err)
+			}
+			time.Sleep(6 * time.Second)
+		}
+		newest := map[string]string{}
+		values = 0
+		for len(newest) < 150 || slices.ContainsFunc(slices.Collect(valuesOf(newest)), func(v string) bool { return !strings.HasPrefix(v, "19x") }) {
+			m, err := w.Recv()
+			require.NoError(t, err)
+			for _, a := range m.GetAgents() {
+				for _, v := range a.GetValues() {
+					newest[string(a.GetAgentId())] = v.GetValue()
+					values++
+				}
+			}
+		}
+		require.Less(t, values, 20*150, "intermediate values were left out")
+	})
+}
+
+func valuesOf(m map[string]string) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for _, v := range m {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+func TestWatchLimits(t *testing.T) {
+	s := start(t, settings{api: agentapi.Options{MaxWatches: 1}})
+	s.register(1)
+	ctx, cancel := context.WithCancel(s.asCoderd())
+	first, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})
+	require.NoError(t, err)
+	_, err = first.Recv()
+	require.NoError(t, err)
+	_, err = s.watch(1).Recv()
+	requireCode(t, err, codes.ResourceExhausted, "want at most 1 watches at once")
+	require.Equal(t, 1.0, s.counter("agentstatsd_streams_refused_total", "watch"))
+	_, err = s.watch().Recv()
+	requireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
+	_, err = s.watch(make([]int, 1001)...).Recv()
+	requireCode(t, err, codes.InvalidArgument, "agent_ids: want at most 1000, got 1001")
+	cancel()
+	_, err = first.Recv()
+	require.Equal(t, codes.Canceled, codeOf(err))
+}
