@@ -11,12 +11,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/google/uuid"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -9,11 +9,10 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/google/uuid"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -209,7 +209,7 @@ func TestCoderdWatchErrors(t *testing.T) {
 	_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
 	require.NoError(t, err)
 	conn := s.conn(agentToken)
-	defer conn.Close()
+	defer closeConn(t, conn)
 	agents, err := client.NewCoderd(conn, client.CoderdOptions{})
 	require.NoError(t, err)
 	err = agents.WatchMetadata(t.Context(), []uuid.UUID{agentID}, nothing)
@@ -226,7 +226,7 @@ func TestCoderdWatchErrors(t *testing.T) {
 
 	// An unknown token is tried again: the watch ends with its context.
 	conn = s.conn("unknown")
-	defer conn.Close()
+	defer closeConn(t, conn)
 	strangers, err := client.NewCoderd(conn, client.CoderdOptions{Backoff: client.Backoff{Max: time.Millisecond}})
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -241,7 +241,7 @@ func TestAgentSurvivesARestart(t *testing.T) {
 	_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
 	require.NoError(t, err)
 	conn := s.conn(agentToken)
-	defer conn.Close()
+	defer closeConn(t, conn)
 	agent, err := client.NewAgent(conn, client.AgentOptions{
 		Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{RxBytes: 100} },
 		Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond},

@@ -167,7 +167,7 @@ func TestTokens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	plaintext, err := client.Dial("passthrough:///x", client.DialOptions{Plaintext: true, TokenFile: path}, grpc.WithContextDialer(n.dial))
 	require.NoError(t, err)
-	defer plaintext.Close()
+	defer closeConn(t, plaintext)
 	require.ErrorContains(t, open(plaintext, nil), "read token: open")
 	require.NoError(t, os.WriteFile(path, []byte("\n"), 0o600))
 	require.ErrorContains(t, open(plaintext, nil), "is empty")

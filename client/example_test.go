@@ -59,7 +59,7 @@ func ExampleAgent() {
 	//
 	//	conn, err := client.Dial("stats.example.com:2113", client.DialOptions{TokenFile: "/run/agent-token"})
 	conn := service.conn(agentToken)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 
 	agent, err := client.NewAgent(conn, client.AgentOptions{
 		Collect: func(context.Context) *agentstatsv1.Stats {
@@ -133,7 +133,7 @@ func ExampleCoderd() {
 	//
 	//	conn, err := client.Dial("stats.example.com:2113", client.DialOptions{TokenFile: "/etc/coder/agentstatsd-token"})
 	conn := service.conn(coderdToken)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
 	if err != nil {
 		fmt.Println(err)
@@ -196,7 +196,7 @@ func ExampleCoderd() {
 
 func registerExampleAgent(s *service) {
 	conn := s.conn(coderdToken)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
 	must(err)
 	_, err = coderd.Register(context.Background(), []*agentstatsv1.AgentRegistration{registration()}, nil)

@@ -430,6 +430,10 @@ func startFake(t *testing.T) (*fakeService, *network, *grpc.ClientConn) {
 	return fake, n, conn
 }
 
+func closeConn(t *testing.T, conn *grpc.ClientConn) {
+	require.NoError(t, conn.Close())
+}
+
 // run runs f in the background; the returned function waits for its end.
 func run(ctx context.Context, f func(context.Context) error) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)

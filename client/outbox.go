@@ -6,9 +6,8 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

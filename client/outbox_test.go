@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -108,7 +109,7 @@ func TestOutboxMetadataKeepsASentValue(t *testing.T) {
 	put(t, &o, "a", "1")
 	sendAll(&o)
 	for i := 2; i < 5; i++ {
-		put(t, &o, "a", fmt.Sprint(i))
+		put(t, &o, "a", strconv.Itoa(i))
 		sendAll(&o)
 	}
 	require.Len(t, o.metadata.keys["a"], 2)
@@ -175,9 +176,9 @@ func TestOutboxMetadataParts(t *testing.T) {
 	}
 	var many, long, large []Metadata
 	for i := range 40 {
-		many = append(many, Metadata{Key: fmt.Sprint(i)})
+		many = append(many, Metadata{Key: strconv.Itoa(i)})
 		long = append(long, Metadata{Key: fmt.Sprintf("%0100d", i)})
-		large = append(large, Metadata{Key: fmt.Sprint(i), Value: strings.Repeat("v", 2000), Error: strings.Repeat("e", 100)})
+		large = append(large, Metadata{Key: strconv.Itoa(i), Value: strings.Repeat("v", 2000), Error: strings.Repeat("e", 100)})
 	}
 	require.Equal(t, []int{16, 16, 8}, sizes(anyLimits, many...), "a refusal names 16")
 	require.Equal(t, []int{10, 10, 10, 10}, sizes(limits{message: 1 << 20, reportKeys: 1000}, long...), "bytes of keys")
@@ -254,15 +255,15 @@ func TestCleanText(t *testing.T) {
 func TestBackoffCeiling(t *testing.T) {
 	for _, test := range []struct {
 		backoff Backoff
-		want    []time.Duration
+		want    []int
 	}{
-		{Backoff{}, []time.Duration{1, 2, 4, 8, 16, 30, 30}},
-		{Backoff{Min: 10 * time.Second}, []time.Duration{10, 20, 30, 30}},
-		{Backoff{Min: time.Minute}, []time.Duration{60, 60}},
-		{Backoff{Min: 3 * time.Second, Max: 2 * time.Second}, []time.Duration{2, 2}},
+		{Backoff{}, []int{1, 2, 4, 8, 16, 30, 30}},
+		{Backoff{Min: 10 * time.Second}, []int{10, 20, 30, 30}},
+		{Backoff{Min: time.Minute}, []int{60, 60}},
+		{Backoff{Min: 3 * time.Second, Max: 2 * time.Second}, []int{2, 2}},
 	} {
 		for attempt, seconds := range test.want {
-			require.Equal(t, seconds*time.Second, test.backoff.withDefaults().ceiling(attempt), "%v %d", test.backoff, attempt)
+			require.Equal(t, time.Duration(seconds)*time.Second, test.backoff.withDefaults().ceiling(attempt), "%v %d", test.backoff, attempt)
 		}
 		require.Equal(t, test.backoff.withDefaults().Max, test.backoff.withDefaults().ceiling(1<<30))
 	}

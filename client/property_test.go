@@ -70,7 +70,7 @@ func live(ctx context.Context, history []step) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 
 	// Each report has a bit of its own.
 	var mu sync.Mutex

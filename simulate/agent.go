@@ -3,6 +3,7 @@ package simulate
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -10,8 +11,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
-
-	"math/rand/v2"
 
 	"github.com/coder/agentstatsd/client"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"

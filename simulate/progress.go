@@ -57,7 +57,8 @@ func (f *fleet) showProgress(ctx context.Context, w io.Writer) {
 	if isTerminal(w) {
 		// To the start of the line, and clear to its end.
 		interval, format = terminalInterval, "\r\x1b[K%s"
-		defer fmt.Fprintln(w)
+		// Progress is not worth an error.
+		defer func() { _, _ = fmt.Fprintln(w) }()
 	}
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()

@@ -145,7 +145,7 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 		ctx, cancel = context.WithTimeout(ctx, f.opts.Duration)
 		defer cancel()
 	}
-	var queue events
+	queue := make(events, 0, 3*len(f.agents))
 	began := time.Now()
 	for i, a := range f.agents {
 		part := float64(i) / float64(len(f.agents))

@@ -64,7 +64,8 @@ func (s Summary) WriteJSON(w io.Writer) error {
 func (s Summary) WriteText(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		// Flush returns the error.
+		_, _ = fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("agents", "%d", s.Agents)
 	row("duration", "%.1f s", s.DurationSeconds)
@@ -74,7 +75,7 @@ func (s Summary) WriteText(w io.Writer) error {
 	q := s.ReportAckSeconds
 	row("acks of reports", "%.1f ms median, %.1f ms p95, %.1f ms p99", 1e3*q.P50, 1e3*q.P95, 1e3*q.P99)
 	row("reconnects", "%d", s.Reconnects)
-	var reasons []string
+	reasons := make([]string, 0, len(s.Refusals))
 	for _, reason := range slices.Sorted(maps.Keys(s.Refusals)) {
 		reasons = append(reasons, fmt.Sprintf(" (%s: %d)", reason, s.Refusals[reason]))
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -175,7 +176,7 @@ func metadataValue(r *rand.Rand, i int, n int64, up time.Duration) (value, err s
 	case 7:
 		return "", fmt.Sprintf("nvidia-smi: command not found #%d", n)
 	default:
-		value = fmt.Sprintf("%x", r.Uint32())
+		value = strconv.FormatUint(uint64(r.Uint32()), 16)
 	}
 	return fmt.Sprintf("%s #%d", value, n), ""
 }
