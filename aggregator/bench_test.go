@@ -1,0 +1,320 @@
+package aggregator
+
+import (
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// perAgent is how many series each agent of a benchmark has: the stats gauges
+// and the samples that it forwards.
+const perAgent = statsGauges + forwardedPerAgent
+
+const forwardedPerAgent = 32
+
+// benchReport is the report of agent n, with values that depend on round. Its
+// lines are some 196 bytes long.
+func benchReport(n, round int) *report {
+	r := &report{stats: agent.Stats{
+		RxBytes: int64(n * 1000 % 123457), TxBytes: int64(round % 1000), ConnectionCount: int64(round % 7),
+		MedianLatencyMS: 1 + float64(round%50)/4, Sessions: agent.Sessions{VSCode: int64(round % 3), SSH: 1},
+	}}
+	r.samples = make([]agent.Sample, forwardedPerAgent)
+	for i := range r.samples {
+		s := &r.samples[i]
+		*s = sample(fmt.Sprintf("tailscaled_%02d_network_activity_total", i/2), agent.Counter, float64(n+i+round),
+			"path", [...]string{"derp", "direct_ipv4"}[i%2], "reason", "acl_drop_or_error_code")
+		if i >= 16 {
+			s.Name, s.Type = fmt.Sprintf("agent_process_%02d_resource_usage", i/2), agent.Gauge
+			s.Value = float64(n+round) / float64(i+3)
+		}
+	}
+	return r
+}
+
+func benchID(n int) agent.ID {
+	return agent.ID{12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)}
+}
+
+func benchIdentity(n int) agent.Identity {
+	return agent.Identity{
+		Username: fmt.Sprintf("developer-%05d", n), WorkspaceName: fmt.Sprintf("workspace-%05d-main", n),
+		AgentName: "main", TemplateName: "kubernetes-dev",
+	}
+}
+
+// fleetOf returns an aggregator with that many series.
+func fleetOf(tb testing.TB, n int, opts Options) *Aggregator {
+	tb.Helper()
+	a := newTest(tb, opts)
+	for i := range n / perAgent {
+		a.Open(benchID(i), benchIdentity(i), agent.Session{Epoch: 1})
+		require.Empty(tb, a.Report(benchID(i), 1, time.Now(), benchReport(i, 0)))
+	}
+	require.EqualValues(tb, n, a.series.Load())
+	return a
+}
+
+// constCollector serves the same series the usual way.
+type constCollector struct {
+	agents  int
+	reports []*report
+	descs   map[string]*prometheus.Desc
+}
+
+func newConstCollector(n int) *constCollector {
+	c := &constCollector{agents: n / perAgent, descs: make(map[string]*prometheus.Desc)}
+	for i := range c.agents {
+		c.reports = append(c.reports, benchReport(i, 0))
+	}
+	for i, name := range statsNames {
+		c.descs[name] = prometheus.NewDesc(statsNames[i], "help", []string{"agent_name", "username", "workspace_name"}, nil)
+	}
+	for _, s := range c.reports[0].samples {
+		c.descs[s.Name] = prometheus.NewDesc(s.Name, forwardedHelp,
+			[]string{"agent_name", "path", "reason", "template_name", "username", "workspace_name"}, nil)
+	}
+	return c
+}
+
+func (c *constCollector) Describe(chan<- *prometheus.Desc) {}
+
+func (c *constCollector) Collect(ch chan<- prometheus.Metric) {
+	for i := range c.agents {
+		ident := benchIdentity(i)
+		for _, name := range statsNames {
+			ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.GaugeValue, float64(i),
+				ident.AgentName, ident.Username, ident.WorkspaceName)
+		}
+		for _, s := range c.reports[i].samples {
+			t := prometheus.GaugeValue
+			if s.Type == agent.Counter {
+				t = prometheus.CounterValue
+			}
+			ch <- prometheus.MustNewConstMetric(c.descs[s.Name], t, s.Value,
+				ident.AgentName, s.Labels[0].Value, s.Labels[1].Value, ident.TemplateName, ident.Username, ident.WorkspaceName)
+		}
+	}
+}
+
+// discard is a response that goes nowhere.
+type discard struct {
+	header http.Header
+	n      int64
+	status int
+}
+
+func (d *discard) Header() http.Header { return d.header }
+func (d *discard) WriteHeader(s int)   { d.status = s }
+
+func (d *discard) Write(p []byte) (int, error) {
+	d.n += int64(len(p))
+	return len(p), nil
+}
+
+// serve has h answer one scrape and returns how many bytes it wrote.
+func serve(tb testing.TB, h http.Handler, accept, encoding string) int64 {
+	req := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	req.Header.Set("Accept", accept)
+	req.Header.Set("Accept-Encoding", encoding)
+	w := &discard{header: make(http.Header)}
+	h.ServeHTTP(w, req)
+	require.Zero(tb, w.status%http.StatusOK)
+	return w.n
+}
+
+func BenchmarkScrape100k(b *testing.B) { benchmarkScrape(b, 100_000) }
+
+func BenchmarkScrape1M(b *testing.B) { benchmarkScrape(b, 1_000_000) }
+
+// benchmarkScrape compares scrapes with those of a Collector that makes const
+// metrics of the same series, which takes this many times as long: x-collector.
+func benchmarkScrape(b *testing.B, n int) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(newConstCollector(n))
+	usual := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+	a := fleetOf(b, n, Options{})
+	h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
+	round := 0
+	for _, c := range []struct {
+		name     string
+		accept   string
+		encoding string
+		// direct is used instead of the handler.
+		direct func(io.Writer) error
+		// dirty is which part of the agents reported since the last scrape: one
+		// in so many; 0: none.
+		dirty int
+	}{
+		{"text", textType, "identity", a.WriteText, 0},
+		{"text, half is new", textType, "identity", a.WriteText, 2},
+		{"text, all is new", textType, "identity", a.WriteText, 1},
+		{"protobuf", protoType, "identity", a.WriteProtobuf, 0},
+		{"http, text", textType, "identity", nil, 0},
+		{"http, text, gzip", textType, "gzip", nil, 0},
+		{"http, protobuf, gzip", protoType, "gzip", nil, 0},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			scrape := func() int64 { return serve(b, h, c.accept, c.encoding) }
+			if c.direct != nil {
+				scrape = func() int64 {
+					w := &discard{}
+					require.NoError(b, c.direct(w))
+					return w.n
+				}
+			}
+			start := time.Now()
+			usualBytes := serve(b, usual, c.accept, c.encoding)
+			usualTime := time.Since(start)
+			bytes := scrape()
+			b.ReportAllocs()
+			for b.Loop() {
+				if c.dirty > 0 {
+					b.StopTimer()
+					round++
+					for i := 0; i < n/perAgent; i += c.dirty {
+						a.Report(benchID(i), 1, time.Now(), benchReport(i, round))
+					}
+					b.StartTimer()
+				}
+				scrape()
+			}
+			b.SetBytes(bytes)
+			b.ReportMetric(float64(usualTime)*float64(b.N)/float64(b.Elapsed()), "x-collector")
+			b.ReportMetric(float64(bytes)/float64(usualBytes), "x-bytes")
+		})
+	}
+}
+
+// replayed is a report whose iterator is made once, as a decoder's is.
+type replayed struct {
+	report
+	current agent.Sample
+	seq     iter.Seq[*agent.Sample]
+}
+
+func replay(r *report) *replayed {
+	p := &replayed{report: *r}
+	p.seq = func(yield func(*agent.Sample) bool) {
+		for i := range p.samples {
+			p.current = p.samples[i]
+			if !yield(&p.current) {
+				return
+			}
+		}
+	}
+	return p
+}
+
+func (p *replayed) Samples() iter.Seq[*agent.Sample] { return p.seq }
+
+// BenchmarkReport30 is one report of 30 samples, all with new values, of an
+// agent among 2,500.
+func BenchmarkReport30(b *testing.B) {
+	const agents, samples = 2500, 30
+	for _, c := range []struct {
+		name    string
+		groupBy []string
+		change  func(r *report)
+	}{
+		{name: "same series"},
+		{name: "grouped", groupBy: []string{"username", "template_name"}},
+		{name: "labels not sorted", change: func(r *report) {
+			for i := range r.samples {
+				slices.Reverse(r.samples[i].Labels)
+			}
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			a := newTest(b, Options{GroupBy: c.groupBy})
+			reports := make([]*replayed, agents)
+			for i := range reports {
+				a.Open(benchID(i), benchIdentity(i), agent.Session{Epoch: 1})
+				r := benchReport(i, 0)
+				r.samples = r.samples[:samples]
+				if c.change != nil {
+					c.change(r)
+				}
+				reports[i] = replay(r)
+				require.Empty(b, a.Report(benchID(i), 1, time.Now(), reports[i]))
+			}
+			now := time.Now()
+			i := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				r := reports[i]
+				for j := range r.samples {
+					r.samples[j].Value++
+				}
+				a.Report(benchID(i), 1, now, r)
+				if i++; i == agents {
+					i, now = 0, now.Add(30*time.Second)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/samples, "ns/sample")
+		})
+	}
+}
+
+// BenchmarkReportNew is the first report of an agent.
+func BenchmarkReportNew(b *testing.B) {
+	a := fleetOf(b, 100_000, Options{})
+	r := replay(benchReport(1<<20, 0))
+	b.ReportAllocs()
+	for b.Loop() {
+		a.Open(benchID(1<<20), benchIdentity(1<<20), agent.Session{Epoch: 1})
+		a.Report(benchID(1<<20), 1, time.Now(), r)
+		a.Remove(benchID(1 << 20))
+	}
+	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/perAgent, "ns/series")
+}
+
+// BenchmarkMemory is what a series costs, with everything that belongs to it.
+func BenchmarkMemory(b *testing.B) {
+	const n = 1_000_000
+	for b.Loop() {
+		before := heap()
+		a := fleetOf(b, n, Options{})
+		held := float64(heap() - before)
+		w := &discard{}
+		require.NoError(b, a.WriteText(w))
+		b.ReportMetric(held/n, "B/series")
+		b.ReportMetric(float64(w.n)/n, "B/line")
+		runtime.KeepAlive(a)
+	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkExpire looks through 100,000 agents of which none expires.
+func BenchmarkExpire(b *testing.B) {
+	a := newTest(b, Options{})
+	now := time.Now()
+	for i := range 100_000 {
+		a.Open(benchID(i), benchIdentity(i), agent.Session{Epoch: 1})
+		a.Report(benchID(i), 1, now, &report{})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		a.expire(now)
+	}
+}

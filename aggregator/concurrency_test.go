@@ -1,0 +1,195 @@
+package aggregator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// Reports, scrapes and all that happens to agents go on at once. Each scrape
+// parses and has no series twice, also while agents take over one another's
+// labels; at the end nothing is left.
+func TestConcurrentUse(t *testing.T) {
+	for name, groupBy := range groupings {
+		t.Run(name, func(t *testing.T) {
+			a := newTest(t, Options{GroupBy: groupBy})
+			ctx, cancel := context.WithCancel(t.Context())
+			var workers, readers sync.WaitGroup
+			readers.Go(func() { _ = a.Run(ctx) })
+			const agents, rounds = 8, 150
+			for n := range agents {
+				workers.Go(func() { work(a, n, rounds) })
+			}
+			for range 2 {
+				readers.Go(func() {
+					for ctx.Err() == nil {
+						var txt, pb bytes.Buffer
+						if err := errors.Join(a.WriteText(&txt), a.WriteProtobuf(&pb)); err != nil {
+							t.Error(err)
+						}
+						if _, err := parsePrometheus(txt.Bytes(), textType); err != nil {
+							t.Errorf("%v in\n%s", err, &txt)
+						}
+						if _, err := parsePrometheus(pb.Bytes(), protoType); err != nil {
+							t.Error(err)
+						}
+						a.expire(time.Now())
+					}
+				})
+			}
+			workers.Wait()
+			cancel()
+			readers.Wait()
+			for a.ghosts.evict(a) {
+			}
+			require.Zero(t, a.series.Load())
+			require.Zero(t, a.shadowed.Load())
+			require.Empty(t, a.named)
+			require.Empty(t, a.descs.byKey)
+			require.Equal(t, 11, a.families.count())
+			require.Zero(t, seriesOf(t, a, ""))
+		})
+	}
+}
+
+// work is the life of an agent that shares its labels with others.
+func work(a *Aggregator, n, rounds int) {
+	me := id(byte(n))
+	for i := range rounds {
+		epoch := int64(i)
+		a.Open(me, identity(fmt.Sprint(n%3)), agent.Session{Epoch: epoch, Instance: agent.Instance{byte(i / 3)}, First: i%3 == 0})
+		for j := range 3 {
+			a.Report(me, epoch, time.Now(), samples(
+				sample("c_total", agent.Counter, float64(i*j)*1234.5),
+				sample("x", agent.SampleType((n+i)%3), float64(i), "l", fmt.Sprint(i%5)),
+				sample(fmt.Sprint("f", i%7), agent.Gauge, 1),
+				sample("bad name", agent.Gauge, 1),
+			))
+		}
+		switch i % 5 {
+		case 0:
+			a.Close(me, epoch, true)
+		case 1:
+			a.Close(me, epoch, false)
+		case 2:
+			a.Relabel(me, identity(fmt.Sprint((n+1)%3)))
+		case 3:
+			a.Remove(me)
+		}
+	}
+	a.Remove(me)
+}
+
+// slow is a client that reads nothing until it is let.
+type slow struct {
+	begun chan struct{}
+	let   chan struct{}
+	once  sync.Once
+}
+
+func (w *slow) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.begun) })
+	<-w.let
+	return len(p), nil
+}
+
+// While a client does not take its scrape, nobody else waits.
+func TestSlowClientHoldsNothingUp(t *testing.T) {
+	a := fleetOf(t, 20_000, Options{})
+	for _, write := range []func(io.Writer) error{a.WriteText, a.WriteProtobuf} {
+		w := &slow{begun: make(chan struct{}), let: make(chan struct{})}
+		done := make(chan error)
+		go func() { done <- write(w) }()
+		<-w.begun
+		for n := range 20_000 / perAgent {
+			require.Empty(t, a.Report(benchID(n), 1, time.Now(), benchReport(n, 1)))
+		}
+		a.Relabel(benchID(1), identity("renamed"))
+		a.Remove(benchID(2))
+		a.Open(benchID(2), benchIdentity(2), agent.Session{Epoch: 1})
+		require.Empty(t, a.Report(benchID(2), 1, time.Now(), benchReport(2, 1)))
+		a.expire(time.Now())
+		require.NoError(t, a.WriteText(io.Discard))
+		require.NoError(t, a.WriteProtobuf(io.Discard))
+		a.Relabel(benchID(1), benchIdentity(1))
+		close(w.let)
+		require.NoError(t, <-done)
+	}
+}
+
+var errGone = errors.New("gone")
+
+type gone struct{}
+
+func (gone) Write([]byte) (int, error) { return 0, errGone }
+
+func TestWriteErrorsAreReturned(t *testing.T) {
+	for _, n := range []int{perAgent, 20_000} {
+		a := fleetOf(t, n, Options{})
+		require.ErrorIs(t, a.WriteText(gone{}), errGone)
+		require.ErrorIs(t, a.WriteProtobuf(gone{}), errGone)
+	}
+}
+
+// Neither a scrape nor a report like the one before allocates for each series.
+func TestAllocations(t *testing.T) {
+	for _, n := range []int{10 * perAgent, 20_000} {
+		a := fleetOf(t, n, Options{})
+		reports := make([]*replayed, n/perAgent)
+		for i := range reports {
+			reports[i] = replay(benchReport(i, 0))
+		}
+		now := time.Now()
+		report := func() {
+			for i, r := range reports {
+				for j := range r.samples {
+					r.samples[j].Value++
+				}
+				a.Report(benchID(i), 1, now, r)
+			}
+		}
+		report()
+		scrape := func() {
+			_ = a.WriteText(io.Discard)
+			_ = a.WriteProtobuf(io.Discard)
+		}
+		// Pools may be emptied meanwhile: some chunks are made anew, and with the
+		// race detector some intakes.
+		require.LessOrEqual(t, testing.AllocsPerRun(10, func() { report(); scrape() }), 60.0+float64(len(reports)), "%d series", n)
+		if !raceEnabled {
+			require.LessOrEqual(t, testing.AllocsPerRun(10, report), 2.0, "%d series", n)
+		}
+	}
+}
+
+func TestOwnFamilies(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	a, err := New(Options{}, reg)
+	require.NoError(t, err)
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	a.Report(id(1), 1, time.Now(), samples(sample("", agent.Gauge, 1), sample("a", agent.Gauge, 1)))
+	a.Report(id(1), 2, time.Now(), samples())
+	a.Report(id(2), 1, time.Now(), samples())
+	problems, err := testutil.GatherAndLint(reg)
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	want, err := os.Open("testdata/own.txt")
+	require.NoError(t, err)
+	defer want.Close()
+	require.NoError(t, testutil.GatherAndCompare(reg, want))
+}

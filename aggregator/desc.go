@@ -1,0 +1,101 @@
+package aggregator
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// desc is the name and the extra labels of a series. All agents that send the
+// same share it. It does not change.
+type desc struct {
+	family *family
+	name   string
+	// labels are valid, sorted, not empty, none twice.
+	labels []agent.Label
+	// key is what the strings above are cut from.
+	key  string
+	refs atomic.Int32
+}
+
+// is reports whether a sample as it was received is of the series.
+func (d *desc) is(name string, labels []agent.Label) bool {
+	if d.name != name || len(d.labels) != len(labels) {
+		return false
+	}
+	for i := range labels {
+		if d.labels[i] != labels[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// descs has all descs, to share them.
+type descs struct {
+	mu    sync.RWMutex
+	byKey map[string]*desc
+}
+
+func newDescs() *descs {
+	return &descs{byKey: make(map[string]*desc)}
+}
+
+// acquire returns the desc with that key, to be released; nil if there is none.
+func (t *descs) acquire(key []byte) *desc {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	d := t.byKey[string(key)]
+	if d != nil {
+		d.refs.Add(1)
+	}
+	return d
+}
+
+// create is acquire that makes the desc if there is none. What it is made from
+// must be valid. It is nil if there are too many families.
+func (t *descs) create(key []byte, labels int, fams *families) *desc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d := t.byKey[string(key)]; d != nil {
+		d.refs.Add(1)
+		return d
+	}
+	d := &desc{key: string(key)}
+	rest := d.key
+	next := func() (s string) {
+		n := int(rest[0])<<8 | int(rest[1])
+		s, rest = rest[keyPart:keyPart+n], rest[keyPart+n:]
+		return s
+	}
+	d.name = next()
+	if labels > 0 {
+		d.labels = make([]agent.Label, labels)
+		for i := range d.labels {
+			d.labels[i] = agent.Label{Name: next(), Value: next()}
+		}
+	}
+	f, ok := fams.acquire(d.name)
+	if !ok {
+		return nil
+	}
+	d.family = f
+	d.refs.Store(1)
+	t.byKey[d.key] = d
+	return d
+}
+
+// release gives back one hold of d.
+func (t *descs) release(d *desc, fams *families) {
+	if d.refs.Add(-1) > 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// It may have been acquired, even released, by others meanwhile.
+	if d.refs.Load() == 0 && t.byKey[d.key] == d {
+		delete(t.byKey, d.key)
+		fams.release(d.family)
+	}
+}

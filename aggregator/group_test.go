@@ -1,0 +1,194 @@
+package aggregator
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// byTemplate is an aggregator that groups by template, with a fleet of agents.
+func byTemplate(t *testing.T, opts Options, sessions ...agent.Session) *Aggregator {
+	t.Helper()
+	opts.GroupBy = []string{"template_name"}
+	a := newTest(t, opts)
+	for i, s := range sessions {
+		a.Open(id(byte(i)), identity(fmt.Sprint(i)), s)
+	}
+	return a
+}
+
+func first(instance byte) agent.Session {
+	return agent.Session{Epoch: 1, Instance: agent.Instance{instance}, First: true}
+}
+
+func TestGroupsByPolicy(t *testing.T) {
+	a := byTemplate(t, Options{}, first(1), first(2), first(3))
+	for n := range byte(3) {
+		v := float64(n + 1)
+		require.Empty(t, a.Report(id(n), 1, time.Now(), &report{
+			stats: agent.Stats{RxBytes: 10, ConnectionCount: int64(n), MedianLatencyMS: 1000 * v, Sessions: agent.Sessions{SSH: 2}},
+			samples: []agent.Sample{
+				sample("agent_scripts_executed_total", agent.Counter, v, "success", "true"),
+				sample("agent_scripts_executed_total", agent.Counter, 1, "success", "false"),
+				sample("coderd_agentstats_currently_reachable_peers", agent.Gauge, v, "connection_type", "p2p"),
+				sample("coderd_agentstats_startup_script_seconds", agent.Gauge, v, "success", "true"),
+				sample("conns", agent.Gauge, v),
+			},
+		}))
+	}
+	golden(t, "testdata/grouped.txt", text(t, a))
+	_, err := scrape(a)
+	require.NoError(t, err)
+}
+
+// A report and what the group's counter is then.
+type step struct {
+	what string
+	do   func(a *Aggregator)
+	want string
+}
+
+func TestGroupedCounters(t *testing.T) {
+	count := func(n byte, epoch int64, v float64) func(a *Aggregator) {
+		return func(a *Aggregator) {
+			a.Report(id(n), epoch, a.now(), samples(sample("c_total", agent.Counter, v)))
+		}
+	}
+	open := func(n byte, s agent.Session) func(a *Aggregator) {
+		return func(a *Aggregator) { a.Open(id(n), identity(fmt.Sprint(n)), s) }
+	}
+	later := agent.Session{Epoch: 2, Instance: agent.Instance{1}}
+	for name, steps := range map[string][]step{
+		"first session counts in full": {
+			{"two agents", func(a *Aggregator) {
+				open(1, first(1))(a)
+				open(2, first(2))(a)
+				count(1, 1, 5)(a)
+				count(2, 1, 2)(a)
+			}, "7"},
+			{"growth", count(1, 1, 6), "8"},
+			{"fall: the process lost its count", count(1, 1, 4), "12"},
+			{"the same again", count(1, 1, 4), "12"},
+			{"an agent goes", func(a *Aggregator) { a.Remove(id(2)) }, "12"},
+			{"the last goes", func(a *Aggregator) { a.Close(id(1), 1, true) }, "12"},
+			{"it comes back elsewhere known", open(1, later), "12"},
+			{"so its count is a baseline", count(1, 2, 9), "12"},
+			{"from which it grows", count(1, 2, 11), "14"},
+		},
+		"reconnect": {
+			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
+			{"reconnects", func(a *Aggregator) { a.Close(id(1), 1, false); open(1, later)(a); count(1, 2, 8)(a) }, "8"},
+		},
+		"another process of the agent": {
+			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
+			{"restarts", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 2, Instance: agent.Instance{2}, First: true})(a)
+				count(1, 2, 6)(a)
+			}, "11"},
+			{"one not seen from its start", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 3, Instance: agent.Instance{3}})(a)
+				count(1, 3, 50)(a)
+			}, "11"},
+			{"grows", count(1, 3, 51), "12"},
+		},
+		"expired counters do not count again": {
+			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
+			{"absent for the TTL", func(a *Aggregator) {
+				for range 6 {
+					a.Report(id(1), 1, a.now(), samples())
+					now := a.now().Add(30 * time.Second)
+					a.now = func() time.Time { return now }
+					a.expire(now)
+				}
+			}, "5"},
+			{"back", count(1, 1, 7), "5"},
+			{"grows", count(1, 1, 8), "6"},
+		},
+		"renamed": {
+			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
+			{"agent", func(a *Aggregator) { a.Relabel(id(1), identity("other")) }, "5"},
+			{"grows", count(1, 1, 6), "6"},
+		},
+		"shadowed agents do not count": {
+			{"two with equal labels", func(a *Aggregator) {
+				a.Open(id(1), identity("same"), first(1))
+				a.Open(id(2), identity("same"), first(2))
+				count(1, 1, 5)(a)
+				count(2, 1, 7)(a)
+			}, "7"},
+			{"it comes to light", func(a *Aggregator) { a.Remove(id(2)) }, "7"},
+			{"grows", count(1, 1, 6), "8"},
+		},
+		"kept for a day": {
+			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a); a.Remove(id(1)) }, "5"},
+			{"nearly", func(a *Aggregator) { a.expire(a.now().Add(ghostAge - time.Minute)) }, "5"},
+			{"gone", func(a *Aggregator) { a.expire(a.now().Add(ghostAge + time.Minute)) }, ""},
+			{"anew", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 3)(a) }, "3"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := byTemplate(t, Options{})
+			for _, s := range steps {
+				s.do(a)
+				want := ""
+				if s.want != "" {
+					want = "# HELP c_total Forwarded by workspace agents.\n# TYPE c_total counter\nc_total{template_name=\"tpl\"} " + s.want + "\n"
+				}
+				require.Equal(t, want, forwardedText(t, a), s.what)
+			}
+		})
+	}
+}
+
+// Renamed to another group, a counter goes on counting there, and what it
+// counted before stays.
+func TestGroupedCounterMoves(t *testing.T) {
+	a := byTemplate(t, Options{}, first(1))
+	a.Report(id(0), 1, time.Now(), samples(sample("c_total", agent.Counter, 5)))
+	ident := identity("0")
+	ident.TemplateName = "new"
+	a.Relabel(id(0), ident)
+	a.Report(id(0), 1, time.Now(), samples(sample("c_total", agent.Counter, 7)))
+	require.Equal(t, "# HELP c_total Forwarded by workspace agents.\n# TYPE c_total counter\n"+
+		"c_total{template_name=\"tpl\"} 5\nc_total{template_name=\"new\"} 2\n", forwardedText(t, a))
+}
+
+// The sums that agents leave behind cannot crowd out those that are there.
+func TestGhostsAreBounded(t *testing.T) {
+	a := byTemplate(t, Options{MaxSeries: 100})
+	leave := func(n int) {
+		a.Open(id(1), identity("main"), first(byte(n)))
+		a.Report(id(1), 1, time.Now(), samples(sample("c_total", agent.Counter, 1, "n", fmt.Sprint(n))))
+		a.Remove(id(1))
+	}
+	for n := range 50 {
+		leave(n)
+	}
+	require.Equal(t, 10, seriesOf(t, a, "c_total{"))
+	require.Equal(t, 1, seriesOf(t, a, `n="49"`), "the oldest go first")
+	require.EqualValues(t, 10, a.series.Load())
+
+	// And they make room when the limit is reached.
+	var refused int
+	for n := range byte(8) {
+		a.Open(id(n), identity(fmt.Sprint(n)), first(n))
+		for _, r := range a.Report(id(n), 1, time.Now(), samples(sample("b", agent.Gauge, 1, "n", fmt.Sprint(n)),
+			sample("c", agent.Gauge, 1, "n", fmt.Sprint(n)))) {
+			refused += r.Count
+		}
+	}
+	require.Zero(t, refused)
+	require.LessOrEqual(t, a.series.Load(), int64(101))
+	require.Less(t, seriesOf(t, a, "c_total{"), 10)
+	for n := range byte(8) {
+		a.Remove(id(n))
+	}
+	for a.ghosts.evict(a) {
+	}
+	require.Zero(t, a.series.Load())
+	require.Equal(t, 11, a.families.count())
+}

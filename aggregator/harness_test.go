@@ -1,0 +1,263 @@
+package aggregator
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// report is an agent.Report of a test.
+type report struct {
+	stats   agent.Stats
+	samples []agent.Sample
+}
+
+func (r *report) Stats() agent.Stats { return r.stats }
+
+func (r *report) Samples() iter.Seq[*agent.Sample] {
+	return func(yield func(*agent.Sample) bool) {
+		var s agent.Sample
+		for i := range r.samples {
+			s = r.samples[i]
+			if !yield(&s) {
+				return
+			}
+		}
+	}
+}
+
+func sample(name string, t agent.SampleType, v float64, labelPairs ...string) agent.Sample {
+	s := agent.Sample{Name: name, Type: t, Value: v}
+	for i := 0; i < len(labelPairs); i += 2 {
+		s.Labels = append(s.Labels, agent.Label{Name: labelPairs[i], Value: labelPairs[i+1]})
+	}
+	return s
+}
+
+func samples(s ...agent.Sample) *report { return &report{samples: s} }
+
+func identity(name string) agent.Identity {
+	return agent.Identity{
+		Username:      "user",
+		WorkspaceName: "ws",
+		AgentName:     name,
+		TemplateName:  "tpl",
+		CreatedAt:     time.Unix(1000, 0),
+	}
+}
+
+func id(n byte) agent.ID { return agent.ID{15: n} }
+
+func newTest(t testing.TB, opts Options) *Aggregator {
+	t.Helper()
+	a, err := New(opts, prometheus.NewPedanticRegistry())
+	require.NoError(t, err)
+	return a
+}
+
+func text(t testing.TB, a *Aggregator) string {
+	t.Helper()
+	var b bytes.Buffer
+	require.NoError(t, a.WriteText(&b))
+	return b.String()
+}
+
+func protobuf(t testing.TB, a *Aggregator) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	require.NoError(t, a.WriteProtobuf(&b))
+	return b.Bytes()
+}
+
+// forwardedText returns the exposition without the stats gauges, the documented
+// families that have no series, and the padding of values.
+func forwardedText(t testing.TB, a *Aggregator) string {
+	t.Helper()
+	var out strings.Builder
+	for _, l := range shownLines(text(t, a)) {
+		if !strings.Contains(l, "coderd_agentstats_") && !strings.Contains(l, " agent_scripts_executed_total ") {
+			out.WriteString(l + "\n")
+		}
+	}
+	return out.String()
+}
+
+func shownLines(exposition string) []string {
+	var out []string
+	for l := range strings.Lines(exposition) {
+		l = strings.TrimSuffix(l, "\n")
+		if i := strings.LastIndexByte(l, ' '); i >= 0 && l[0] != '#' {
+			l = strings.TrimRight(l[:i], " ") + l[i:]
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// scraped is what a consumer makes of an exposition: the type of each family
+// and the value bits of each series.
+type scraped struct {
+	types  map[string]model.MetricType
+	values map[string]uint64
+}
+
+func newScraped() scraped {
+	return scraped{types: make(map[string]model.MetricType), values: make(map[string]uint64)}
+}
+
+func (s scraped) add(series string, v float64) error {
+	if _, twice := s.values[series]; twice {
+		return fmt.Errorf("series %s is there twice", series)
+	}
+	s.values[series] = math.Float64bits(canonical(v))
+	return nil
+}
+
+// parsePrometheus parses as a Prometheus server does.
+func parsePrometheus(data []byte, contentType string) (scraped, error) {
+	out := newScraped()
+	p, err := textparse.New(data, contentType, labels.NewSymbolTable(), textparse.ParserOptions{})
+	if err != nil {
+		return out, err
+	}
+	for {
+		entry, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+		switch entry {
+		case textparse.EntryType:
+			name, typ := p.Type()
+			if _, twice := out.types[string(name)]; twice {
+				return out, fmt.Errorf("family %s is there twice", name)
+			}
+			out.types[string(name)] = typ
+		case textparse.EntrySeries:
+			_, ts, v := p.Series()
+			if ts != nil {
+				return out, errors.New("a sample has a timestamp")
+			}
+			var l labels.Labels
+			p.Labels(&l)
+			if err := out.add(l.String(), v); err != nil {
+				return out, err
+			}
+		}
+	}
+}
+
+// parseExpfmt parses as client libraries do.
+func parseExpfmt(data []byte, format expfmt.Format) (scraped, error) {
+	out := newScraped()
+	dec := expfmt.NewDecoder(bytes.NewReader(data), format)
+	for {
+		var f dto.MetricFamily
+		err := dec.Decode(&f)
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+		out.types[f.GetName()] = model.MetricType(strings.ToLower(f.GetType().String()))
+		for _, m := range f.GetMetric() {
+			pairs := []string{labels.MetricName, f.GetName()}
+			for _, l := range m.GetLabel() {
+				pairs = append(pairs, l.GetName(), l.GetValue())
+			}
+			v := m.GetUntyped().GetValue()
+			switch f.GetType() {
+			case dto.MetricType_COUNTER:
+				v = m.GetCounter().GetValue()
+			case dto.MetricType_GAUGE:
+				v = m.GetGauge().GetValue()
+			}
+			if err := out.add(labels.FromStrings(pairs...).String(), v); err != nil {
+				return out, err
+			}
+		}
+	}
+}
+
+const (
+	textType  = "text/plain; version=0.0.4; charset=utf-8"
+	protoType = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+)
+
+// scrape writes both formats, has both of them parsed by Prometheus's parser and
+// by expfmt, and returns what all four agree on.
+func scrape(a *Aggregator) (scraped, error) {
+	var txt, pb bytes.Buffer
+	if err := errors.Join(a.WriteText(&txt), a.WriteProtobuf(&pb)); err != nil {
+		return scraped{}, err
+	}
+	if bytes.Contains(txt.Bytes(), []byte("\n\n")) || strings.HasPrefix(txt.String(), "\n") {
+		return scraped{}, errors.New("the text has an empty line")
+	}
+	want, err := parsePrometheus(txt.Bytes(), textType)
+	if err != nil {
+		return want, fmt.Errorf("text by textparse: %w\n%s", err, &txt)
+	}
+	for name, parse := range map[string]func() (scraped, error){
+		"protobuf by textparse": func() (scraped, error) { return parsePrometheus(pb.Bytes(), protoType) },
+		"text by expfmt":        func() (scraped, error) { return parseExpfmt(txt.Bytes(), expfmt.FmtText) },
+		"protobuf by expfmt":    func() (scraped, error) { return parseExpfmt(pb.Bytes(), expfmt.FmtProtoDelim) },
+	} {
+		got, err := parse()
+		if err != nil {
+			return want, fmt.Errorf("%s: %w", name, err)
+		}
+		if diff := diffValues(want.values, got.values); diff != "" {
+			return want, fmt.Errorf("%s differs from text by textparse:\n%s", name, diff)
+		}
+		for family, typ := range got.types {
+			// To Prometheus untyped is unknown.
+			w := want.types[family]
+			if typ != w && (typ != model.MetricTypeUnknown && typ != "untyped" || w != model.MetricTypeUnknown && w != "untyped") {
+				return want, fmt.Errorf("%s: family %s is a %s, not a %s", name, family, typ, w)
+			}
+		}
+	}
+	return want, nil
+}
+
+// diffValues returns a line for each series in which the two differ.
+func diffValues(want, got map[string]uint64) string {
+	var out []string
+	for s, w := range want {
+		if g, ok := got[s]; !ok {
+			out = append(out, fmt.Sprintf("- %s %v", s, math.Float64frombits(w)))
+		} else if g != w {
+			out = append(out, fmt.Sprintf("~ %s %v, not %v", s, math.Float64frombits(g), math.Float64frombits(w)))
+		}
+	}
+	for s, g := range got {
+		if _, ok := want[s]; !ok {
+			out = append(out, fmt.Sprintf("+ %s %v", s, math.Float64frombits(g)))
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n")
+}
+
+func value(s scraped, series string) float64 { return math.Float64frombits(s.values[series]) }

@@ -1,0 +1,73 @@
+package aggregator
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// ownMetrics are what the aggregator says of itself.
+type ownMetrics struct {
+	reports   prometheus.Counter
+	ignored   prometheus.Counter
+	samples   prometheus.Counter
+	refused   *prometheus.CounterVec
+	expired   prometheus.Counter
+	conflicts prometheus.Counter
+}
+
+func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error) {
+	m := &ownMetrics{
+		reports: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_reports_total",
+			Help: "Reports of stats that were taken in.",
+		}),
+		ignored: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_reports_ignored_total",
+			Help: "Reports of stats that came from a session that was not the agent's open one.",
+		}),
+		samples: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_samples_total",
+			Help: "Forwarded samples that were taken in.",
+		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_samples_refused_total",
+			Help: "Samples, and fields of stats, that were refused, by reason.",
+		}, []string{"reason"}),
+		expired: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_series_expired_total",
+			Help: "Series that were taken away because they were not reported for the TTL.",
+		}),
+		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_family_type_conflicts_total",
+			Help: "How often agents came to disagree on the type of a family, which is served untyped while they do.",
+		}),
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		m.reports, m.ignored, m.samples, m.refused, m.expired, m.conflicts,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_series",
+			Help: "Series of agents that are held, stats gauges and groups included.",
+		}, func() float64 { return float64(a.series.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_series_limit",
+			Help: "Series of agents that may be held.",
+		}, func() float64 { return float64(a.opts.MaxSeries) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_families",
+			Help: "Families of agents that are held.",
+		}, func() float64 { return float64(a.families.count()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_shadowed_agents",
+			Help: "Agents whose series are not served because a newer agent has the same labels.",
+		}, func() float64 { return float64(a.shadowed.Load()) }),
+	} {
+		errs = append(errs, reg.Register(c))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("register the aggregator's metrics: %w", err)
+	}
+	return m, nil
+}

@@ -1,0 +1,282 @@
+package aggregator
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// groupings are ways of keeping the identity labels.
+var groupings = map[string][]string{
+	"all":            nil,
+	"no template":    {"agent_name", "username", "workspace_name"},
+	"user, template": {"username", "template_name", "username"},
+	"template":       {"template_name"},
+}
+
+// Whatever agents and coderd do, both formats parse, and hold exactly what the
+// naive model does.
+func TestAnySequenceOfEvents(t *testing.T) {
+	for name, groupBy := range groupings {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, events(groupBy))
+		})
+	}
+}
+
+func FuzzEvents(f *testing.F) {
+	f.Fuzz(rapid.MakeFuzz(events(nil)))
+}
+
+func FuzzEventsGrouped(f *testing.F) {
+	f.Fuzz(rapid.MakeFuzz(events([]string{"username", "template_name"})))
+}
+
+func events(groupBy []string) func(*rapid.T) {
+	return func(t *rapid.T) {
+		w := newWorld(t, Options{GroupBy: groupBy, MaxSeriesPerAgent: 6})
+		t.Repeat(map[string]func(*rapid.T){
+			"":        w.check,
+			"open":    w.open,
+			"report":  w.report,
+			"again":   w.reportAgain,
+			"close":   w.close,
+			"relabel": w.relabel,
+			"remove":  w.remove,
+			"wait":    w.wait,
+		})
+	}
+}
+
+// world is the aggregator and the model side by side.
+type world struct {
+	now    time.Time
+	real   *Aggregator
+	model  *naive
+	epochs map[agent.ID]int64
+	last   map[agent.ID]*report
+	epoch  int64
+}
+
+func newWorld(t *rapid.T, opts Options) *world {
+	a, err := New(opts, prometheus.NewPedanticRegistry())
+	require.NoError(t, err)
+	w := &world{
+		now: time.Now().Add(time.Hour), real: a, model: newNaive(opts),
+		epochs: make(map[agent.ID]int64), last: make(map[agent.ID]*report),
+	}
+	a.now = func() time.Time { return w.now }
+	return w
+}
+
+func (w *world) check(t *rapid.T) {
+	now := w.now
+	w.real.expire(now)
+	w.model.settle(now)
+	w.model.expire(now)
+	got, err := scrape(w.real)
+	require.NoError(t, err)
+	want := w.model.scrape()
+	if diff := diffValues(want.values, got.values); diff != "" {
+		t.Fatalf("- expected, + served:\n%s", diff)
+	}
+	for name, typ := range want.types {
+		if got.types[name] != typ {
+			t.Fatalf("family %s is a %s, not a %s", name, got.types[name], typ)
+		}
+	}
+	require.LessOrEqual(t, len(got.types), len(want.types)+len(statsNames)+len(forwardedTypes))
+	require.Equal(t, w.held(), w.real.series.Load(), "series held")
+}
+
+// held is how many series and groups the model holds.
+func (w *world) held() int64 {
+	n := 0
+	groups := make(map[string]bool)
+	for key := range w.model.sums {
+		groups[key] = true
+	}
+	for _, a := range w.model.agents {
+		n += len(a.series) + len(a.stats)
+		if !w.model.grouped() || !w.model.served(a) {
+			continue
+		}
+		for _, s := range a.series {
+			groups[w.model.seriesLabels(a, s.name, s.labels).String()] = true
+		}
+		for name := range a.stats {
+			groups[w.model.seriesLabels(a, name, nil).String()] = true
+		}
+	}
+	if w.model.grouped() {
+		n += len(groups)
+	}
+	return int64(n)
+}
+
+func (w *world) open(t *rapid.T) {
+	a := anID(t)
+	ident := anIdentity(t)
+	w.epoch++
+	s := agent.Session{
+		Epoch:    w.epoch - rapid.SampledFrom([]int64{0, 0, 0, 2}).Draw(t, "behind"),
+		Instance: agent.Instance{rapid.ByteRange(0, 2).Draw(t, "instance")},
+		First:    rapid.Bool().Draw(t, "first"),
+	}
+	w.real.Open(a, ident, s)
+	w.model.open(a, sanitise(ident), s)
+	w.model.settle(w.now)
+	w.epochs[a] = max(w.epochs[a], s.Epoch)
+}
+
+func (w *world) report(t *rapid.T) {
+	a := anID(t)
+	r := aReport(t)
+	w.last[a] = r
+	w.send(t, a, r)
+}
+
+// reportAgain is the usual case: the report before with other values, and
+// perhaps with one sample more, less, or elsewhere.
+func (w *world) reportAgain(t *rapid.T) {
+	a := anID(t)
+	r := w.last[a]
+	if r == nil {
+		return
+	}
+	r = &report{stats: r.stats, samples: slices.Clone(r.samples)}
+	for i := range r.samples {
+		r.samples[i].Value = aValue(t)
+	}
+	if len(r.samples) > 1 {
+		i := rapid.IntRange(0, len(r.samples)-1).Draw(t, "position")
+		switch rapid.IntRange(0, 3).Draw(t, "change") {
+		case 1:
+			r.samples = slices.Delete(r.samples, i, i+1)
+		case 2:
+			r.samples = slices.Insert(r.samples, i, aSample(t))
+		case 3:
+			r.samples[0], r.samples[i] = r.samples[i], r.samples[0]
+		}
+	}
+	w.last[a] = r
+	w.send(t, a, r)
+}
+
+func (w *world) send(t *rapid.T, a agent.ID, r *report) {
+	epoch := w.epochs[a] - rapid.SampledFrom([]int64{0, 0, 0, 0, 1}).Draw(t, "epoch behind")
+	now := w.now.Add(-rapid.SampledFrom([]time.Duration{0, 0, 0, 3 * time.Second}).Draw(t, "clock behind"))
+	refused := 0
+	for _, f := range w.real.Report(a, epoch, now, r) {
+		refused += f.Count
+		if f.Count < 1 || f.Message == "" || f.Reason == "" || len(f.Names) != min(f.Count, agent.MaxRefusalNames) {
+			t.Fatalf("refusal %+v", f)
+		}
+	}
+	want := w.model.report(a, epoch, now, r)
+	w.model.settle(w.now)
+	require.Equal(t, want, refused, "samples refused")
+}
+
+func (w *world) close(t *rapid.T) {
+	a := anID(t)
+	epoch := w.epochs[a] - rapid.SampledFrom([]int64{0, 0, 1}).Draw(t, "epoch behind")
+	goodbye := rapid.Bool().Draw(t, "goodbye")
+	w.real.Close(a, epoch, goodbye)
+	w.model.close(a, epoch, goodbye)
+	w.model.settle(w.now)
+}
+
+func (w *world) relabel(t *rapid.T) {
+	a, ident := anID(t), anIdentity(t)
+	w.real.Relabel(a, ident)
+	w.model.relabel(a, sanitise(ident))
+	w.model.settle(w.now)
+}
+
+func (w *world) remove(t *rapid.T) {
+	a := anID(t)
+	w.real.Remove(a)
+	w.model.remove(a)
+	w.model.settle(w.now)
+}
+
+func (w *world) wait(t *rapid.T) {
+	w.now = w.now.Add(rapid.SampledFrom([]time.Duration{
+		time.Second, 30 * time.Second, time.Minute, 119 * time.Second, 2 * time.Minute, 23 * time.Hour, 24 * time.Hour,
+	}).Draw(t, "time"))
+}
+
+func anID(t *rapid.T) agent.ID {
+	return id(rapid.ByteRange(1, 4).Draw(t, "agent"))
+}
+
+func anIdentity(t *rapid.T) agent.Identity {
+	return agent.Identity{
+		Username:      rapid.SampledFrom([]string{"ann", "ann", "b\"\\\nb", "\xff"}).Draw(t, "username"),
+		WorkspaceName: rapid.SampledFrom([]string{"ws", "ws", ""}).Draw(t, "workspace"),
+		AgentName:     rapid.SampledFrom([]string{"main", "main", "dev"}).Draw(t, "agent name"),
+		TemplateName:  rapid.SampledFrom([]string{"tpl", "tpl", "go", ""}).Draw(t, "template"),
+		CreatedAt:     time.Unix(rapid.Int64Range(1, 2).Draw(t, "created at"), 0),
+	}
+}
+
+func aReport(t *rapid.T) *report {
+	count := rapid.SampledFrom([]int64{0, 1, 2, 7, 7, -1, 1 << 31, math.MinInt64})
+	bytes := rapid.SampledFrom([]int64{0, 1, 100, 1 << 50, 1<<50 + 1, -5, math.MaxInt64})
+	return &report{
+		stats: agent.Stats{
+			RxBytes:         bytes.Draw(t, "rx"),
+			TxBytes:         bytes.Draw(t, "tx"),
+			ConnectionCount: count.Draw(t, "connections"),
+			MedianLatencyMS: rapid.SampledFrom([]float64{0, 125, 250, -0.001, math.NaN(), math.Inf(1), math.Inf(-1)}).Draw(t, "latency"),
+			Sessions: agent.Sessions{
+				VSCode: count.Draw(t, "vscode"), JetBrains: count.Draw(t, "jetbrains"),
+				ReconnectingPTY: 1, SSH: count.Draw(t, "ssh"),
+			},
+		},
+		samples: rapid.SliceOfN(rapid.Custom(aSample), 0, 10).Draw(t, "samples"),
+	}
+}
+
+func aSample(t *rapid.T) agent.Sample {
+	names := append(slices.Sorted(maps.Keys(forwardedTypes)),
+		"a_total", "a_total", "b", "b", "c:d", "", "up", "bad name", "é", "b\xff", "coderd_agentstats_rx_bytes",
+		"go_x", "ALERTS", "_", strings.Repeat("n", 200), strings.Repeat("n", 201), "9x", "coderd_new")
+	s := agent.Sample{
+		Name:  rapid.SampledFrom(names).Draw(t, "name"),
+		Type:  agent.SampleType(rapid.SampledFrom([]int{0, 1, 1, 2, 2, 3}).Draw(t, "type")),
+		Value: aValue(t),
+	}
+	for range rapid.SampledFrom([]int{0, 0, 1, 1, 2, 3, 33}).Draw(t, "labels") {
+		s.Labels = append(s.Labels, agent.Label{
+			Name: rapid.SampledFrom([]string{
+				"x", "x", "y", "success", "a_before", "z", "u", "le", "username", "__name__", "1", "", "l-l", strings.Repeat("l", 129),
+			}).Draw(t, "label"),
+			Value: rapid.SampledFrom([]string{
+				"1", "1", "2", "", "q\"\\\n,={}", "é\x00", "\xff", strings.Repeat("v", 1025), strings.Repeat("\"", 1024),
+			}).Draw(t, "value"),
+		})
+	}
+	return s
+}
+
+// aValue is exact in sums of several in any order.
+func aValue(t *rapid.T) float64 {
+	return rapid.SampledFrom([]float64{
+		0, 1, 2, 3.5, 100, 12345678, -3, math.Copysign(0, -1), 1e300, math.MaxFloat64 / 1024,
+		math.Inf(1), math.Inf(-1), math.NaN(),
+		math.Float64frombits(0x7ff0000000000002), // what Prometheus takes for the end of a series
+		math.Float64frombits(0xfff8000000000123),
+	}).Draw(t, "sample")
+}

@@ -1,0 +1,110 @@
+package aggregator
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// Reasons beside those that package metrics finds.
+const (
+	reasonInvalidStats    metrics.Reason = "invalid_stats"
+	reasonInvalidType     metrics.Reason = "invalid_type"
+	reasonInvalidValue    metrics.Reason = "invalid_value"
+	reasonWrongType       metrics.Reason = "wrong_type"
+	reasonDuplicateSeries metrics.Reason = "duplicate_series"
+	reasonAgentSeries     metrics.Reason = "too_many_agent_series"
+	reasonTooManySeries   metrics.Reason = "too_many_series"
+	reasonTooManyFamilies metrics.Reason = "too_many_families"
+)
+
+// refusalKind tells whether sending again can help.
+func refusalKind(r metrics.Reason) agent.RefusalKind {
+	switch r {
+	case metrics.ReasonReservedName, metrics.ReasonReservedLabel:
+		return agent.RefusedNotAllowed
+	case reasonAgentSeries, reasonTooManySeries, reasonTooManyFamilies:
+		return agent.RefusedLimit
+	}
+	return agent.RefusedInvalid
+}
+
+// refuse notes that something called name is refused. message is called for the
+// first of each reason.
+func (in *intake) refuse(r metrics.Reason, name string, message func() string) {
+	var to *agent.Refusal
+	for i := range in.refusals {
+		if in.refusals[i].Reason == string(r) {
+			to = &in.refusals[i]
+		}
+	}
+	if to == nil {
+		in.refusals = append(in.refusals, agent.Refusal{
+			Kind:    refusalKind(r),
+			Reason:  string(r),
+			Message: message(),
+		})
+		to = &in.refusals[len(in.refusals)-1]
+	}
+	to.Count++
+	if len(to.Names) < agent.MaxRefusalNames {
+		to.Names = append(to.Names, shorten(name))
+	}
+}
+
+// shorten returns a copy of name, cut to the longest name that is allowed.
+func shorten(name string) string {
+	return strings.Clone(strings.ToValidUTF8(name[:min(len(name), metrics.MaxNameBytes)], ""))
+}
+
+// refuseSample refuses a sample for a reason that lies in its name, or in one of
+// its labels.
+func (in *intake) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label) {
+	in.refuse(r, s.Name, func() string {
+		name, label := shorten(s.Name), shorten(l.Name)
+		switch r {
+		case metrics.ReasonInvalidName:
+			return fmt.Sprintf("sample name %q is not like [a-zA-Z_:][a-zA-Z0-9_:]*", name)
+		case metrics.ReasonNameTooLong:
+			return fmt.Sprintf("sample name of %d bytes exceeds %d bytes", len(s.Name), metrics.MaxNameBytes)
+		case metrics.ReasonReservedName:
+			return fmt.Sprintf("family %s is not for agents to send", name)
+		case metrics.ReasonInvalidLabelName:
+			return fmt.Sprintf("label name %q of %s is not like [a-zA-Z_][a-zA-Z0-9_]*", label, name)
+		case metrics.ReasonLabelNameTooLong:
+			return fmt.Sprintf("label name of %d bytes of %s exceeds %d bytes", len(l.Name), name, metrics.MaxLabelNameBytes)
+		case metrics.ReasonReservedLabel:
+			return fmt.Sprintf("label %s of %s is not for agents to send", label, name)
+		case metrics.ReasonDuplicateLabel:
+			return fmt.Sprintf("label %s of %s is there twice", label, name)
+		case metrics.ReasonInvalidLabelValue:
+			return fmt.Sprintf("value of label %s of %s is not UTF-8", label, name)
+		case metrics.ReasonLabelValueTooLong:
+			return fmt.Sprintf("value of %d bytes of label %s of %s exceeds %d bytes",
+				len(l.Value), label, name, metrics.MaxLabelValueBytes)
+		case metrics.ReasonTooManyLabels:
+			return fmt.Sprintf("%d labels of %s exceed %d", len(s.Labels), name, metrics.MaxLabels)
+		case metrics.ReasonLabelsTooLong:
+			return fmt.Sprintf("labels of %s exceed %d bytes together", name, metrics.MaxLabelsBytes)
+		case reasonInvalidType:
+			return fmt.Sprintf("type %d of %s is unknown", s.Type, name)
+		case reasonInvalidValue:
+			return fmt.Sprintf("value %v of counter %s is negative or not finite", s.Value, name)
+		case reasonWrongType:
+			return fmt.Sprintf("type %v of %s is not the documented one", sampleType(s.Type), name)
+		case reasonDuplicateSeries:
+			return fmt.Sprintf("%s is there twice with the same labels", name)
+		case reasonAgentSeries:
+			return fmt.Sprintf("%s would exceed the agent's %d series", name, in.agg.opts.MaxSeriesPerAgent)
+		case reasonTooManyFamilies:
+			return fmt.Sprintf("%s would exceed %d families", name, maxFamilies)
+		}
+		return in.tooManySeries()
+	})
+}
+
+func (in *intake) tooManySeries() string {
+	return fmt.Sprintf("the limit of %d series of all agents is reached", in.agg.opts.MaxSeries)
+}

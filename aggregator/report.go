@@ -1,0 +1,353 @@
+package aggregator
+
+import (
+	"math"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// Report takes in one report, received at now, and returns what was refused of
+// it: one refusal for each reason. A report of a session that is not the open
+// one is ignored. r is not kept.
+//
+// Series that the agent had and that are absent from r expire.
+func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Report) []agent.Refusal {
+	src := a.source(id)
+	if src == nil {
+		a.metrics.ignored.Inc()
+		return nil
+	}
+	in := a.intakes.Get().(*intake)
+	refusals, ok := in.take(src, epoch, a.since(now), r)
+	a.intakes.Put(in)
+	if !ok {
+		a.metrics.ignored.Inc()
+		return nil
+	}
+	for i := range refusals {
+		a.metrics.refused.WithLabelValues(refusals[i].Reason).Add(float64(refusals[i].Count))
+	}
+	return refusals
+}
+
+// intake takes in one report at a time. It holds what is needed for that, so
+// that a report like the one before allocates nothing.
+//
+// An agent mostly sends the same series in the same order. So each sample is
+// compared with the series that stood at its place in the last report. Only from
+// the first one on that is another series is each looked up.
+type intake struct {
+	agg *Aggregator
+	src *source
+	// now is the report's time, or that of the report before if that is later.
+	now int64
+	// visit is the method sample, bound once.
+	visit func(*agent.Sample) bool
+
+	// cursor is the next series of src.series to compare with.
+	cursor   int
+	accepted int
+	refusals []agent.Refusal
+
+	// lookup is true from the first unexpected sample on. Then next has the
+	// series that the report had so far, and held says of each of the source's
+	// where it is.
+	lookup bool
+	next   []series
+	held   map[*desc]place
+
+	// labels are a sample's in canonical form. key and prefix are scratch.
+	labels      []agent.Label
+	key, prefix []byte
+}
+
+// place of a series: an index of src.series; from len(src.series) on, an index
+// of src.stale; or taken.
+type place int
+
+// taken by the report.
+const taken place = -1
+
+func newIntake(a *Aggregator) *intake {
+	in := &intake{agg: a, held: make(map[*desc]place)}
+	in.visit = in.sample
+	return in
+}
+
+// take takes in a report; false if the source has another session.
+func (in *intake) take(src *source, epoch, now int64, r agent.Report) ([]agent.Refusal, bool) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if src.gone || !src.open || src.epoch != epoch {
+		return nil, false
+	}
+	in.src, in.now = src, max(now, src.reported)
+	in.cursor, in.accepted, in.refusals = 0, 0, nil
+	// Deferred for the case that r panics: what was taken in until then counts.
+	defer in.finish()
+	in.stats(r.Stats())
+	r.Samples()(in.visit)
+	return in.refusals, true
+}
+
+// sample takes in one sample. It returns true.
+func (in *intake) sample(s *agent.Sample) bool {
+	v := canonical(s.Value)
+	have := in.expected()
+	if have == nil || have.typ != s.Type || !have.desc.is(s.Name, s.Labels) {
+		in.unexpected(s, v)
+		return true
+	}
+	in.match(have, s, v)
+	return true
+}
+
+// expected returns the series that stood at this place in the last report; nil
+// if there was none.
+func (in *intake) expected() *series {
+	src := in.src
+	if in.lookup {
+		for in.cursor < len(src.series) && in.held[src.series[in.cursor].desc] == taken {
+			in.cursor++
+		}
+	}
+	if in.cursor == len(src.series) {
+		return nil
+	}
+	return &src.series[in.cursor]
+}
+
+// match takes in a sample of the expected series.
+func (in *intake) match(have *series, s *agent.Sample, v float64) {
+	if have.typ == agent.Counter && !countable(v) {
+		// As if it were not in the report: it expires, unless it comes back.
+		in.startLookup()
+		in.cursor++
+		in.refuseSample(reasonInvalidValue, s, agent.Label{})
+		return
+	}
+	in.cursor++
+	in.accepted++
+	have.set(v)
+	if in.lookup {
+		in.held[have.desc] = taken
+		in.next = append(in.next, *have)
+	}
+}
+
+// unexpected takes in a sample of another series than the expected one.
+func (in *intake) unexpected(s *agent.Sample, v float64) {
+	if reason, label := in.canonicalise(s); reason != "" {
+		in.refuseSample(reason, s, label)
+		return
+	}
+	if have := in.expected(); have != nil && have.typ == s.Type && have.desc.is(s.Name, in.labels) {
+		in.match(have, s, v)
+		return
+	}
+	if s.Type == agent.Counter && !countable(v) {
+		in.refuseSample(reasonInvalidValue, s, agent.Label{})
+		return
+	}
+	in.key = appendKey(in.key[:0], s.Name, in.labels)
+	d := in.agg.descs.acquire(in.key)
+	if d == nil {
+		// Nobody has it, so this agent has not.
+		if reason, label := in.check(s); reason != "" {
+			in.refuseSample(reason, s, label)
+			return
+		}
+		in.startLookup()
+		if len(in.held) >= in.agg.opts.MaxSeriesPerAgent {
+			in.refuseSample(reasonAgentSeries, s, agent.Label{})
+			return
+		}
+		if d = in.agg.descs.create(in.key, len(in.labels), in.agg.families); d == nil {
+			in.refuseSample(reasonTooManyFamilies, s, agent.Label{})
+			return
+		}
+	}
+	in.startLookup()
+	if reason := in.found(d, s, v); reason != "" {
+		in.agg.descs.release(d, in.agg.families)
+		in.refuseSample(reason, s, agent.Label{})
+		return
+	}
+	in.accepted++
+}
+
+// found takes in a sample of d, which the caller holds. If it returns a reason
+// to refuse the sample, the hold is still the caller's.
+func (in *intake) found(d *desc, s *agent.Sample, v float64) metrics.Reason {
+	if doc := d.family.documented; doc != nil && doc.Type != sampleType(s.Type) {
+		return reasonWrongType
+	}
+	at, held := in.held[d]
+	if held && at == taken {
+		return reasonDuplicateSeries
+	}
+	var have series
+	switch n := len(in.src.series); {
+	case !held && len(in.held) >= in.agg.opts.MaxSeriesPerAgent:
+		return reasonAgentSeries
+	case !held:
+		var ok bool
+		if have, in.prefix, ok = in.agg.create(in.src, d, s.Type, v, in.prefix); !ok {
+			return reasonTooManySeries
+		}
+	default:
+		if int(at) < n {
+			have = in.src.series[at]
+		} else {
+			have = in.src.stale[int(at)-n].series
+		}
+		in.agg.descs.release(d, in.agg.families) // the series has its own hold
+		if have.typ != s.Type {
+			in.agg.retype(in.src, &have, s.Type)
+		}
+		have.set(v)
+	}
+	in.held[d] = taken
+	in.next = append(in.next, have)
+	return ""
+}
+
+// canonicalise puts the sample's labels into in.labels, sorted and without the
+// empty ones. It checks what bounds their size.
+func (in *intake) canonicalise(s *agent.Sample) (metrics.Reason, agent.Label) {
+	switch {
+	case s.Type > agent.Gauge:
+		return reasonInvalidType, agent.Label{}
+	case len(s.Name) > metrics.MaxNameBytes:
+		return metrics.ReasonNameTooLong, agent.Label{}
+	case len(s.Labels) > metrics.MaxLabels:
+		return metrics.ReasonTooManyLabels, agent.Label{}
+	}
+	in.labels = in.labels[:0]
+	size := 0
+	for _, l := range s.Labels {
+		if l.Value == "" {
+			continue
+		}
+		if len(l.Name) > metrics.MaxLabelNameBytes {
+			return metrics.ReasonLabelNameTooLong, l
+		}
+		if len(l.Value) > metrics.MaxLabelValueBytes {
+			return metrics.ReasonLabelValueTooLong, l
+		}
+		size += len(l.Name) + len(l.Value)
+		i := len(in.labels)
+		in.labels = append(in.labels, l)
+		for ; i > 0 && in.labels[i-1].Name > l.Name; i-- {
+			in.labels[i] = in.labels[i-1]
+		}
+		in.labels[i] = l
+	}
+	if size > metrics.MaxLabelsBytes {
+		return metrics.ReasonLabelsTooLong, agent.Label{}
+	}
+	return "", agent.Label{}
+}
+
+// check applies to a new name and its labels the rules that those of a desc have
+// passed.
+func (in *intake) check(s *agent.Sample) (metrics.Reason, agent.Label) {
+	if reason := metrics.CheckForwardedName(s.Name); reason != "" {
+		return reason, agent.Label{}
+	}
+	for i, l := range in.labels {
+		if reason := metrics.CheckLabel(l.Name, l.Value); reason != "" {
+			return reason, l
+		}
+		if i > 0 && l.Name == in.labels[i-1].Name {
+			return metrics.ReasonDuplicateLabel, l
+		}
+	}
+	return "", agent.Label{}
+}
+
+// startLookup notes what the source has and what of it the report had so far.
+func (in *intake) startLookup() {
+	if in.lookup {
+		return
+	}
+	in.lookup = true
+	n := len(in.src.series)
+	for i, s := range in.src.series {
+		in.held[s.desc] = place(i)
+		if i < in.cursor {
+			in.held[s.desc] = taken
+			in.next = append(in.next, s)
+		}
+	}
+	for i, s := range in.src.stale {
+		in.held[s.desc] = place(n + i)
+	}
+}
+
+// finish makes the series that the report had those of the source, and the
+// others stale.
+func (in *intake) finish() {
+	src := in.src
+	if in.cursor < len(src.series) {
+		in.startLookup()
+	}
+	if in.lookup {
+		in.settle()
+	}
+	src.reported = in.now
+	src.deadline.Store(src.expiresAt(in.agg.ttl))
+	in.agg.metrics.reports.Inc()
+	in.agg.metrics.samples.Add(float64(in.accepted))
+	clear(in.labels[:cap(in.labels)]) // strings of the report
+	in.src, in.refusals = nil, nil
+}
+
+func (in *intake) settle() {
+	src := in.src
+	kept := src.stale[:0]
+	for _, s := range src.stale {
+		if in.held[s.desc] != taken {
+			kept = append(kept, s)
+		}
+	}
+	clear(src.stale[len(kept):])
+	for _, s := range src.series {
+		if in.held[s.desc] != taken {
+			kept = append(kept, staleSeries{series: s, seen: src.reported})
+		}
+	}
+	if src.stale = kept; len(kept) == 0 {
+		src.stale = nil
+	}
+	if len(in.next) > cap(src.series) {
+		src.series = make([]series, len(in.next)) // no longer than need be
+	} else {
+		clear(src.series[:cap(src.series)])
+		src.series = src.series[:len(in.next)]
+	}
+	copy(src.series, in.next)
+	clear(in.next)
+	clear(in.held)
+	in.next, in.lookup = in.next[:0], false
+}
+
+// countable reports whether v can be a counter's value.
+func countable(v float64) bool {
+	return v >= 0 && v <= math.MaxFloat64
+}
+
+// canonical returns v with one bit pattern for everything that is not a number,
+// which is not the one that Prometheus takes for the end of a series, and
+// without the sign of zero, which the text drops.
+func canonical(v float64) float64 {
+	switch {
+	case v != v:
+		return math.NaN()
+	case v == 0:
+		return 0
+	}
+	return v
+}

@@ -1,0 +1,301 @@
+package aggregator
+
+import (
+	"iter"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+func TestRefusals(t *testing.T) {
+	long := strings.Repeat("x", 2000)
+	manyLabels := func(n, size int) agent.Sample {
+		s := sample("a", agent.Gauge, 1)
+		for i := range n {
+			s.Labels = append(s.Labels, agent.Label{Name: "l" + strings.Repeat("x", i), Value: strings.Repeat("v", size)})
+		}
+		return s
+	}
+	for _, c := range []struct {
+		sample  agent.Sample
+		reason  metrics.Reason
+		kind    agent.RefusalKind
+		message string
+	}{
+		{sample("a b", agent.Gauge, 1), metrics.ReasonInvalidName, agent.RefusedInvalid,
+			`sample name "a b" is not like [a-zA-Z_:][a-zA-Z0-9_:]*`},
+		{sample(long, agent.Gauge, 1), metrics.ReasonNameTooLong, agent.RefusedInvalid,
+			"sample name of 2000 bytes exceeds 200 bytes"},
+		{sample("coderd_agentstats_rx_bytes", agent.Gauge, 1), metrics.ReasonReservedName, agent.RefusedNotAllowed,
+			"family coderd_agentstats_rx_bytes is not for agents to send"},
+		{sample("a", agent.Gauge, 1, "x-y", "v"), metrics.ReasonInvalidLabelName, agent.RefusedInvalid,
+			`label name "x-y" of a is not like [a-zA-Z_][a-zA-Z0-9_]*`},
+		{sample("a", agent.Gauge, 1, long, "v"), metrics.ReasonLabelNameTooLong, agent.RefusedInvalid,
+			"label name of 2000 bytes of a exceeds 128 bytes"},
+		{sample("a", agent.Gauge, 1, "username", "root"), metrics.ReasonReservedLabel, agent.RefusedNotAllowed,
+			"label username of a is not for agents to send"},
+		{sample("a", agent.Gauge, 1, "x", "1", "b", "2", "x", "3"), metrics.ReasonDuplicateLabel, agent.RefusedInvalid,
+			"label x of a is there twice"},
+		{sample("a", agent.Gauge, 1, "x", "\xff"), metrics.ReasonInvalidLabelValue, agent.RefusedInvalid,
+			"value of label x of a is not UTF-8"},
+		{sample("a", agent.Gauge, 1, "x", long), metrics.ReasonLabelValueTooLong, agent.RefusedInvalid,
+			"value of 2000 bytes of label x of a exceeds 1024 bytes"},
+		{manyLabels(33, 1), metrics.ReasonTooManyLabels, agent.RefusedInvalid,
+			"33 labels of a exceed 32"},
+		{manyLabels(5, 1000), metrics.ReasonLabelsTooLong, agent.RefusedInvalid,
+			"labels of a exceed 4096 bytes together"},
+		{sample("a", 3, 1), reasonInvalidType, agent.RefusedInvalid,
+			"type 3 of a is unknown"},
+		{sample("a", agent.Counter, -1), reasonInvalidValue, agent.RefusedInvalid,
+			"value -1 of counter a is negative or not finite"},
+		{sample("a", agent.Counter, math.Inf(1)), reasonInvalidValue, agent.RefusedInvalid,
+			"value +Inf of counter a is negative or not finite"},
+		{sample("a", agent.Counter, math.NaN()), reasonInvalidValue, agent.RefusedInvalid,
+			"value NaN of counter a is negative or not finite"},
+		{sample("agent_scripts_executed_total", agent.Gauge, 1), reasonWrongType, agent.RefusedInvalid,
+			"type gauge of agent_scripts_executed_total is not the documented one"},
+		{sample("coderd_agentstats_startup_script_seconds", agent.Untyped, 1), reasonWrongType, agent.RefusedInvalid,
+			"type untyped of coderd_agentstats_startup_script_seconds is not the documented one"},
+		{sample("dup", agent.Counter, 1, "x", ""), reasonDuplicateSeries, agent.RefusedInvalid,
+			"dup is there twice with the same labels"},
+	} {
+		t.Run(string(c.reason), func(t *testing.T) {
+			a := newTest(t, Options{})
+			a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+			r := samples(sample("first", agent.Gauge, 1), sample("dup", agent.Gauge, 1), c.sample, sample("last", agent.Gauge, 1))
+			for range 2 {
+				got := a.Report(id(1), 1, time.Now(), r)
+				require.Empty(t, cmp.Diff([]agent.Refusal{{
+					Kind: c.kind, Reason: string(c.reason), Message: c.message, Count: 1,
+					Names: []string{c.sample.Name[:min(200, len(c.sample.Name))]},
+				}}, got))
+				require.Equal(t, 3, seriesOf(t, a, "template_name"))
+			}
+			require.InDelta(t, 2, testutil.ToFloat64(a.metrics.refused.WithLabelValues(string(c.reason))), 0)
+			require.InDelta(t, 6, testutil.ToFloat64(a.metrics.samples), 0)
+			require.Equal(t, 3+4, len(a.families.byName)-7, "nothing is left of what was refused")
+		})
+	}
+}
+
+func TestRefusedStats(t *testing.T) {
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	good := agent.Stats{RxBytes: 1, TxBytes: 2, ConnectionCount: 3, MedianLatencyMS: 4, Sessions: agent.Sessions{VSCode: 1, JetBrains: 1, ReconnectingPTY: 1, SSH: 1}}
+	require.Empty(t, a.Report(id(1), 1, time.Now(), &report{stats: good}))
+	require.Equal(t, 8, seriesOf(t, a, "main"))
+	bad := agent.Stats{
+		RxBytes: -5, TxBytes: 1 << 60, ConnectionCount: -1, MedianLatencyMS: math.NaN(),
+		Sessions: agent.Sessions{VSCode: -1, JetBrains: 1 << 40, ReconnectingPTY: 1, SSH: math.MinInt64},
+	}
+	require.Empty(t, cmp.Diff([]agent.Refusal{{
+		Kind: agent.RefusedInvalid, Reason: "invalid_stats", Message: "rx_bytes of -5 is negative", Count: 7,
+		Names: []string{
+			"rx_bytes", "tx_bytes", "connection_count", "connection_median_latency_ms",
+			"session_count_vscode", "session_count_jetbrains", "session_count_ssh",
+		},
+	}}, a.Report(id(1), 1, time.Now(), &report{stats: bad})))
+	got := shownLines(text(t, a))
+	got = slices.DeleteFunc(got, func(l string) bool { return l[0] == '#' })
+	require.Equal(t, []string{
+		`coderd_agentstats_rx_bytes{agent_name="main",username="user",workspace_name="ws"} 1`,
+		`coderd_agentstats_session_count_reconnecting_pty{agent_name="main",username="user",workspace_name="ws"} 1`,
+		`coderd_agentstats_tx_bytes{agent_name="main",username="user",workspace_name="ws"} 2`,
+	}, got)
+}
+
+// However much is refused, the answer stays small.
+func TestRefusalsAreBounded(t *testing.T) {
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	r := samples()
+	for range 5000 {
+		r.samples = append(r.samples, sample(strings.Repeat("é", 500), agent.Gauge, 1), sample("up", agent.Gauge, 1))
+	}
+	got := a.Report(id(1), 1, time.Now(), r)
+	require.Len(t, got, 2)
+	for _, f := range got {
+		require.Equal(t, 5000, f.Count)
+		require.Len(t, f.Names, agent.MaxRefusalNames)
+		for _, n := range f.Names {
+			require.LessOrEqual(t, len(n), metrics.MaxNameBytes)
+		}
+		require.Less(t, len(f.Message), 1000)
+	}
+}
+
+func TestSeriesPerAgentLimit(t *testing.T) {
+	a := newTest(t, Options{MaxSeriesPerAgent: 2})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1), sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1))
+	for range 2 {
+		require.Empty(t, cmp.Diff([]agent.Refusal{{
+			Kind: agent.RefusedLimit, Reason: "too_many_agent_series", Message: "c would exceed the agent's 2 series",
+			Names: []string{"c", "d"}, Count: 2,
+		}}, a.Report(id(1), 1, time.Now(), r)))
+	}
+	// Another agent's series of that name make no difference.
+	a.Open(id(2), identity("other"), agent.Session{Epoch: 1})
+	require.Empty(t, a.Report(id(2), 1, time.Now(), samples(sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1))))
+	require.Len(t, a.Report(id(1), 1, time.Now(), r), 1)
+	require.Equal(t, 4, seriesOf(t, a, "template_name"))
+	// What is gone from the report counts until it expires.
+	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("c", agent.Gauge, 1))), 1)
+	a.expire(time.Now().Add(2 * time.Minute))
+	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("c", agent.Gauge, 1))))
+}
+
+func TestSeriesLimit(t *testing.T) {
+	a := newTest(t, Options{MaxSeries: 11})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	a.Open(id(2), identity("other"), agent.Session{Epoch: 1})
+	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1))
+	require.Empty(t, a.Report(id(1), 1, time.Now(), r)) // 7 stats gauges and 2
+	require.Empty(t, cmp.Diff([]agent.Refusal{{
+		Kind: agent.RefusedLimit, Reason: "too_many_series", Message: "the limit of 11 series of all agents is reached", Count: 7,
+		Names: []string{
+			"coderd_agentstats_connection_count", "coderd_agentstats_session_count_vscode", "coderd_agentstats_session_count_jetbrains",
+			"coderd_agentstats_session_count_reconnecting_pty", "coderd_agentstats_session_count_ssh", "a", "b",
+		},
+	}}, a.Report(id(2), 1, time.Now(), r)))
+	require.EqualValues(t, 11, a.series.Load())
+	require.Empty(t, a.Report(id(1), 1, time.Now(), r), "what is held goes on")
+	a.Remove(id(1))
+	require.EqualValues(t, 2, a.series.Load())
+	require.Empty(t, a.Report(id(2), 1, time.Now(), r))
+}
+
+func TestFamilyLimit(t *testing.T) {
+	a := newTest(t, Options{MaxSeriesPerAgent: 2 * maxFamilies})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	r := samples()
+	for i := range maxFamilies {
+		r.samples = append(r.samples, sample("f"+strings.Repeat("x", i%190)+string(metrics.AppendTextValue(nil, float64(i))), agent.Gauge, 1))
+	}
+	got := a.Report(id(1), 1, time.Now(), r)
+	require.Len(t, got, 1)
+	require.Equal(t, "too_many_families", got[0].Reason)
+	require.Equal(t, 11, got[0].Count, "the documented families are there already")
+	require.Equal(t, maxFamilies, a.families.count())
+	a.Remove(id(1))
+	require.Equal(t, 11, a.families.count())
+	require.Empty(t, a.descs.byKey)
+}
+
+// While agents disagree on the type of a family it is served untyped.
+func TestTypeConflicts(t *testing.T) {
+	a := newTest(t, Options{})
+	for n := range byte(3) {
+		a.Open(id(n), identity(string('a'+rune(n))), agent.Session{Epoch: 1})
+	}
+	shown := func(typ string, series, conflicts int) {
+		t.Helper()
+		require.Contains(t, text(t, a), "# TYPE x "+typ+"\n")
+		require.Equal(t, series, seriesOf(t, a, "x{"))
+		require.InDelta(t, conflicts, testutil.ToFloat64(a.metrics.conflicts), 0)
+		_, err := scrape(a)
+		require.NoError(t, err)
+	}
+	report := func(n byte, typ agent.SampleType) {
+		require.Empty(t, a.Report(id(n), 1, time.Now(), samples(sample("x", typ, 1))))
+	}
+	report(0, agent.Counter)
+	report(1, agent.Counter)
+	shown("counter", 2, 0)
+	report(1, agent.Gauge)
+	shown("untyped", 2, 1)
+	report(2, agent.Untyped)
+	shown("untyped", 3, 1)
+	report(2, agent.Gauge)
+	report(0, agent.Gauge)
+	shown("gauge", 3, 1)
+	report(0, agent.Counter)
+	shown("untyped", 3, 2)
+	a.Remove(id(0))
+	shown("gauge", 2, 2)
+}
+
+// The samples of an agent may come in another order, with labels in another
+// order: they are the same series.
+func TestOrderDoesNotMatter(t *testing.T) {
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	r := samples(
+		sample("a", agent.Gauge, 1, "x", "1", "y", "2"),
+		sample("a", agent.Gauge, 2, "x", "1"),
+		sample("b", agent.Gauge, 3),
+	)
+	require.Empty(t, a.Report(id(1), 1, time.Now(), r))
+	first := text(t, a)
+	for range 4 {
+		r.samples = append(r.samples[1:], r.samples[0])
+		for i := range r.samples {
+			slices.Reverse(r.samples[i].Labels)
+			r.samples[i].Labels = append(r.samples[i].Labels, agent.Label{Name: "empty"})
+		}
+		require.Empty(t, a.Report(id(1), 1, time.Now(), r))
+		require.Equal(t, first, text(t, a))
+		require.EqualValues(t, 10, a.series.Load())
+	}
+}
+
+// broken is a report whose samples end in a panic.
+type broken struct{ report }
+
+func (b *broken) Samples() iter.Seq[*agent.Sample] {
+	return func(yield func(*agent.Sample) bool) {
+		for s := range b.report.Samples() {
+			yield(s)
+		}
+		panic("a bug of the decoder")
+	}
+}
+
+// What came before a panic counts, and the agent can go on.
+func TestReportThatPanics(t *testing.T) {
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	require.Panics(t, func() {
+		a.Report(id(1), 1, time.Now(), &broken{*samples(sample("a", agent.Gauge, 1))})
+	})
+	require.Equal(t, 1, seriesOf(t, a, "a{"))
+	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 2))))
+	a.Remove(id(1))
+	require.Zero(t, a.series.Load())
+}
+
+func TestWindow(t *testing.T) {
+	const width = int64(time.Minute)
+	var w window
+	sum := func(at time.Duration, rx int64) int64 {
+		got, tx := w.add(int64(at), width, rx, 2*rx)
+		require.Equal(t, 2*got, tx)
+		return got
+	}
+	require.EqualValues(t, 1, sum(0, 1))
+	require.EqualValues(t, 3, sum(30*time.Second, 2))
+	require.EqualValues(t, 7, sum(time.Minute-1, 4), "what is a minute less 1 ns old counts")
+	require.EqualValues(t, 14, sum(time.Minute, 8), "what is a minute old does not")
+	require.EqualValues(t, 12, sum(90*time.Second, 0))
+	require.EqualValues(t, 16, sum(time.Hour, 16))
+
+	// Any number of reports takes a bounded memory, and counts for the minute
+	// less the half second.
+	w = window{}
+	for i := range 100_000 {
+		got := sum(time.Duration(i)*10*time.Millisecond, 1)
+		if i > 6000 {
+			require.InDelta(t, 6000-24, got, 24)
+		}
+	}
+	require.LessOrEqual(t, cap(w.buckets), 2*maxBuckets)
+}

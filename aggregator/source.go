@@ -1,0 +1,423 @@
+package aggregator
+
+import (
+	"bytes"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator/internal/arena"
+)
+
+// source is one agent with what it reported.
+type source struct {
+	id agent.ID
+	// deadline is when something of the source next expires.
+	deadline atomic.Int64
+
+	mu    sync.Mutex
+	ident agent.Identity
+	epoch int64
+	open  bool
+	gone  bool
+	// served is false while an agent with equal labels is served instead.
+	served   bool
+	instance agent.Instance
+	// fresh is true if all that the instance ever reported came here and is
+	// still held, so that a counter not seen before began at 0.
+	fresh bool
+	// reported is the time of the last report; never: none yet.
+	reported int64
+	// series are those of the last report, in its order.
+	series []series
+	// stale are the others that have not expired.
+	stale  []staleSeries
+	gauges [statsGauges]series
+	moved  window
+}
+
+const never = math.MinInt64
+
+// series is one series of one agent. Either it has a slot of its own, or it is
+// a member of groups.
+type series struct {
+	desc   *desc
+	block  *arena.Block
+	member *member
+	slot   uint32
+	typ    agent.SampleType
+}
+
+// staleSeries was not in the last report.
+type staleSeries struct {
+	series
+	seen int64
+}
+
+func (s *series) set(v float64) {
+	if s.block != nil {
+		s.block.Set(s.slot, v)
+		return
+	}
+	s.member.set(v)
+}
+
+func newSource(id agent.ID, s agent.Session) *source {
+	src := &source{
+		id:       id,
+		epoch:    s.Epoch,
+		open:     true,
+		instance: s.Instance,
+		fresh:    s.First,
+		reported: never,
+	}
+	src.deadline.Store(math.MaxInt64)
+	return src
+}
+
+// reopen begins another session; false if it is older than the last one.
+func (src *source) reopen(s agent.Session) bool {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if s.Epoch < src.epoch {
+		return false
+	}
+	src.epoch, src.open = s.Epoch, true
+	if s.Instance == src.instance {
+		return true
+	}
+	// Another process: its counters began anew. What they counted before this
+	// session is known to be nothing only in the first.
+	src.instance, src.fresh = s.Instance, s.First
+	for held := range src.forwarded() {
+		if held.member != nil {
+			held.member.last = src.firstCount()
+		}
+	}
+	return true
+}
+
+// firstCount is what a counter counted up to before the source's next report.
+func (src *source) firstCount() float64 {
+	if src.fresh {
+		return 0
+	}
+	return uncounted
+}
+
+// forwarded goes through the series that the agent forwards.
+func (src *source) forwarded() func(yield func(*series) bool) {
+	return func(yield func(*series) bool) {
+		for i := range src.series {
+			if !yield(&src.series[i]) {
+				return
+			}
+		}
+		for i := range src.stale {
+			if !yield(&src.stale[i].series) {
+				return
+			}
+		}
+	}
+}
+
+// all goes through the series of the source, the stats gauges included.
+func (src *source) all() func(yield func(*series) bool) {
+	return func(yield func(*series) bool) {
+		for i := range src.gauges {
+			if s := &src.gauges[i]; s.desc != nil && !yield(s) {
+				return
+			}
+		}
+		src.forwarded()(yield)
+	}
+}
+
+// empty reports whether the source has no series.
+func (src *source) empty() bool {
+	for range src.all() {
+		return false
+	}
+	return true
+}
+
+// expiresAt returns when something next expires.
+func (src *source) expiresAt(ttl int64) int64 {
+	if src.empty() {
+		return math.MaxInt64
+	}
+	at := src.reported
+	for i := range src.stale {
+		at = min(at, src.stale[i].seen)
+	}
+	return at + ttl
+}
+
+// create makes a series, which takes one of those that MaxSeries allows; false
+// if there is none left. It takes over the caller's hold of d.
+func (a *Aggregator) create(src *source, d *desc, t agent.SampleType, v float64, scratch []byte) (series, []byte, bool) {
+	if !a.reserve() {
+		return series{}, scratch, false
+	}
+	s := series{desc: d, typ: t}
+	if a.grouped {
+		s.member = &member{counter: t == agent.Counter, last: src.firstCount()}
+		if src.served {
+			d.family.vote(t, 1)
+			a.join(src, &s)
+		}
+		s.member.set(v)
+		return s, scratch, true
+	}
+	scratch = scratch[:0]
+	if src.served {
+		d.family.vote(t, 1)
+		scratch = appendPrefix(scratch, d, &src.ident, d.family.identity(a.keep))
+	}
+	s.block, s.slot = d.family.lines.Add(scratch, v)
+	return s, scratch, true
+}
+
+// retype makes the series one of another type.
+func (a *Aggregator) retype(src *source, s *series, t agent.SampleType) {
+	a.setServed(src, s, false)
+	s.typ = t
+	if s.member != nil {
+		s.member.counter, s.member.last = t == agent.Counter, uncounted
+	}
+	a.setServed(src, s, true)
+}
+
+// setServed shows or hides a series of a source that is served.
+func (a *Aggregator) setServed(src *source, s *series, served bool) {
+	switch f := s.desc.family; {
+	case !src.served:
+	case served:
+		f.vote(s.typ, 1)
+		if s.member != nil {
+			a.join(src, s)
+			return
+		}
+		s.block.Show(s.slot, appendPrefix(nil, s.desc, &src.ident, f.identity(a.keep)))
+	default:
+		if s.member != nil {
+			a.leave(s)
+		} else {
+			s.block.Hide(s.slot)
+		}
+		f.vote(s.typ, -1)
+	}
+}
+
+// drop takes a series away for good.
+func (a *Aggregator) drop(src *source, s *series) {
+	a.setServed(src, s, false)
+	if s.block != nil {
+		s.block.Remove(s.slot)
+	}
+	if s.typ == agent.Counter {
+		// Were it to come back, it would look new.
+		src.fresh = false
+	}
+	a.series.Add(-1)
+	a.descs.release(s.desc, a.families)
+	*s = series{}
+}
+
+// dropAll takes all series of a source away, and returns how many.
+func (a *Aggregator) dropAll(src *source) int {
+	n := 0
+	for s := range src.all() {
+		a.drop(src, s)
+		n++
+	}
+	src.series, src.stale = nil, nil
+	src.moved = window{}
+	return n
+}
+
+// remove forgets a source. The caller holds life.
+func (a *Aggregator) remove(src *source) {
+	src.mu.Lock()
+	a.dropAll(src)
+	src.gone, src.open = true, false
+	src.deadline.Store(math.MaxInt64)
+	src.mu.Unlock()
+	a.detach(src)
+	sh := a.shard(src.id)
+	sh.mu.Lock()
+	delete(sh.sources, src.id)
+	sh.mu.Unlock()
+}
+
+// relabel gives a source another identity. The caller holds life.
+func (a *Aggregator) relabel(src *source, ident agent.Identity) {
+	key := src.nameKey()
+	if nameKeyOf(&ident) != key {
+		a.detach(src)
+		src.setIdentity(ident)
+		a.attach(src)
+		return
+	}
+	if src.ident.TemplateName != ident.TemplateName {
+		a.serve(src, false)
+	}
+	src.setIdentity(ident)
+	a.elect(key)
+}
+
+func (src *source) setIdentity(ident agent.Identity) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	src.ident = ident
+}
+
+// attach adds a source to those that have its labels. The caller holds life.
+func (a *Aggregator) attach(src *source) {
+	key := src.nameKey()
+	if len(a.named[key]) > 0 {
+		a.shadowed.Add(1)
+	}
+	a.named[key] = append(a.named[key], src)
+	a.elect(key)
+}
+
+// detach takes a source out of those that have its labels. The caller holds
+// life.
+func (a *Aggregator) detach(src *source) {
+	a.serve(src, false)
+	key := src.nameKey()
+	list := slices.DeleteFunc(a.named[key], func(o *source) bool { return o == src })
+	if len(list) == 0 {
+		delete(a.named, key)
+		return
+	}
+	a.shadowed.Add(-1)
+	a.named[key] = list
+	a.elect(key)
+}
+
+// elect has the newest of the sources with the same labels served. The one that
+// was served before goes first: at no time are there two.
+func (a *Aggregator) elect(key nameKey) {
+	list := a.named[key]
+	best := 0
+	for i := range list {
+		if newer(list[i], list[best]) {
+			best = i
+		}
+	}
+	if best != 0 {
+		a.serve(list[0], false)
+		list[0], list[best] = list[best], list[0]
+	}
+	a.serve(list[0], true)
+}
+
+// serve shows or hides all series of a source.
+func (a *Aggregator) serve(src *source, served bool) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if src.served == served {
+		return
+	}
+	src.served = true
+	for s := range src.all() {
+		a.setServed(src, s, served)
+	}
+	src.served = served
+}
+
+// nameKey reads the identity, which only callers that hold life change.
+func (src *source) nameKey() nameKey {
+	return nameKeyOf(&src.ident)
+}
+
+func nameKeyOf(ident *agent.Identity) nameKey {
+	return nameKey{username: ident.Username, workspace: ident.WorkspaceName, agent: ident.AgentName}
+}
+
+// newer reports whether a is served before b when both have the same labels.
+func newer(a, b *source) bool {
+	if c := a.ident.CreatedAt.Compare(b.ident.CreatedAt); c != 0 {
+		return c > 0
+	}
+	return bytes.Compare(a.id[:], b.id[:]) > 0
+}
+
+// expire takes away what has expired, and returns how long nothing more will:
+// at most the TTL, for what is reported from now on.
+func (a *Aggregator) expire(now time.Time) time.Duration {
+	t := a.since(now)
+	a.ghosts.expire(t, a)
+	next := t + a.ttl
+	var due []*source
+	for i := range a.shards {
+		sh := &a.shards[i]
+		sh.mu.RLock()
+		for _, src := range sh.sources {
+			if at := src.deadline.Load(); at <= t {
+				due = append(due, src)
+			} else {
+				next = min(next, at)
+			}
+		}
+		sh.mu.RUnlock()
+	}
+	// All series that are due go before the first source does: else those of one
+	// that it shadowed would show up, only to go as well.
+	var ended []*source
+	for _, src := range due {
+		at, end := a.dropExpired(src, t)
+		next = min(next, at)
+		if end {
+			ended = append(ended, src)
+		}
+	}
+	for _, src := range ended {
+		a.removeEnded(src)
+	}
+	return time.Duration(next - t)
+}
+
+// dropExpired drops what has expired. It returns when more will, and whether
+// nothing is left of a source whose session has ended.
+func (a *Aggregator) dropExpired(src *source, t int64) (next int64, ended bool) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	dropped := 0
+	if src.reported+a.ttl <= t {
+		dropped = a.dropAll(src)
+	}
+	kept := src.stale[:0]
+	for i := range src.stale {
+		s := &src.stale[i]
+		if s.seen+a.ttl <= t {
+			a.drop(src, &s.series)
+			dropped++
+			continue
+		}
+		kept = append(kept, *s)
+	}
+	clear(src.stale[len(kept):])
+	src.stale = kept
+	a.metrics.expired.Add(float64(dropped))
+	next = src.expiresAt(a.ttl)
+	src.deadline.Store(next)
+	return next, !src.open && src.empty()
+}
+
+// removeEnded forgets a source unless it has a session again.
+func (a *Aggregator) removeEnded(src *source) {
+	a.life.Lock()
+	defer a.life.Unlock()
+	src.mu.Lock()
+	ended := !src.gone && !src.open && src.empty()
+	src.mu.Unlock()
+	if ended {
+		a.remove(src)
+	}
+}
