@@ -11,10 +11,13 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/client"
@@ -292,6 +295,46 @@ func TestAgentLives(t *testing.T) {
 	a.stopped.Store(true)
 	require.Nil(t, a.collect(context.Background()))
 }
+
+func TestRetry(t *testing.T) {
+	unavailable := status.Error(codes.Unavailable, "starting")
+	unauthenticated := status.Error(codes.Unauthenticated, "who?")
+	for _, test := range []struct {
+		name    string
+		answers []error // the last one again and again; nil elements: it hangs
+		want    error
+		after   time.Duration
+	}{
+		{"a service that starts", []error{unavailable, unavailable, errDone}, nil, time.Second},
+		{"a wrong token", []error{unavailable, unauthenticated}, unauthenticated, 500 * time.Millisecond},
+		{"nobody there", []error{unavailable}, unavailable, 10 * time.Second},
+		{"a service that hangs in the end", []error{unavailable, nil}, unavailable, 10 * time.Second},
+		{"a service that hangs", []error{nil}, context.DeadlineExceeded, 10 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				calls := 0
+				err := retry(t.Context(), 10*time.Second, func(ctx context.Context) error {
+					answer := test.answers[min(calls, len(test.answers)-1)]
+					calls++
+					if answer == nil {
+						<-ctx.Done()
+						return ctx.Err()
+					}
+					if errors.Is(answer, errDone) {
+						return nil
+					}
+					return answer
+				})
+				require.Equal(t, test.want, err)
+				require.Equal(t, test.after, time.Since(began))
+			})
+		})
+	}
+}
+
+var errDone = errors.New("done")
 
 func BenchmarkReport(b *testing.B) {
 	g := newGenerator(seriesOfAgents(30), 1, 1)

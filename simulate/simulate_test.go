@@ -183,12 +183,14 @@ func TestRunSurvivesCrashes(t *testing.T) {
 	})
 }
 
-// A service that lost its database gets the registrations again.
+// A service that lost its database gets the registrations again, as soon as it
+// refuses an agent's token.
 func TestRunRegistersAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
-		opts.Agents, opts.Duration = 3, 2*time.Minute
+		opts.Agents, opts.Duration, opts.DrainTimeout = 3, 45*time.Second, 10*time.Second
+		opts.Backoff = client.Backoff{Max: 2 * time.Second}
 		var summary simulate.Summary
 		var err error
 		done := make(chan struct{})
@@ -219,7 +221,9 @@ func TestRunCancelledInTheRamp(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, summary.Complete(), "%+v", summary)
 		require.Equal(t, 25, summary.Agents)
-		require.InDelta(t, 13*2*10, summary.MetadataSent, 140)
+		// 13 agents have started, one each 2.4 s; the i-th has new values then, at
+		// 10 s + i * 2 s, and each 10 s after that.
+		require.Equal(t, int64(10*(13+3+5*2+5)), summary.MetadataSent)
 	})
 }
 
