@@ -79,6 +79,7 @@ type streamWithContext struct {
 	ctx context.Context
 }
 
+// Context implements grpc.ServerStream.
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
 // authError is a call that is not let in.

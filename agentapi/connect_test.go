@@ -334,6 +334,23 @@ func TestStreamsOfAgentsThatGo(t *testing.T) {
 	require.Equal(t, int64(1), c.settings.GetResume().GetReceivedSequence())
 }
 
+// TestTokenRevokedBeforeTheHello shows that a token is looked up again once the
+// session stands.
+func TestTokenRevokedBeforeTheHello(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		c := s.open(as(t.Context(), token(1)))
+		synctest.Wait() // it is let in
+		changed := registration(1)
+		changed.TokenSha256 = hashOf("another")
+		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{changed}})
+		require.NoError(t, err)
+		require.NoError(t, c.Send(hello(1, 1)))
+		c.requireEnd(codes.Unauthenticated, "the token was revoked")
+	})
+}
+
 func TestRelaying(t *testing.T) {
 	s := start(t, settings{})
 	s.register(1, 2)

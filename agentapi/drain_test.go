@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,7 +82,13 @@ func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := start(t, settings{down: true})
+		var s *service
+		s = start(t, settings{down: true, api: agentapi.Options{StoreReady: func(ctx context.Context) error {
+			if err := s.store.err(); err != nil {
+				return err
+			}
+			return s.store.Ping(ctx)
+		}}})
 		check := func(service string) healthpb.HealthCheckResponse_ServingStatus {
 			t.Helper()
 			synctest.Wait()
@@ -97,5 +104,10 @@ func TestHealth(t *testing.T) {
 		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {
 			require.Equal(t, healthpb.HealthCheckResponse_SERVING, check(service))
 		}
+		s.store.set(true)
+		time.Sleep(2 * time.Second)
+		require.Equal(t, healthpb.HealthCheckResponse_SERVING, check("agentstats.v1.AgentService"), "agents do not need it")
+		require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, check("agentstats.v1.CoderdService"))
+		s.store.set(false)
 	})
 }

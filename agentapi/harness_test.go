@@ -102,7 +102,7 @@ func (s *switchStore) Registrations(ctx context.Context) ([]agent.Registration, 
 
 // service is the whole service but its command, over bufconn.
 type service struct {
-	t        *testing.T
+	t        testing.TB
 	store    *switchStore
 	series   *aggregator.Aggregator
 	fleet    *fleet.Fleet
@@ -139,7 +139,7 @@ type settings struct {
 	dial    []grpc.DialOption
 }
 
-func start(t *testing.T, set settings) *service {
+func start(t testing.TB, set settings) *service {
 	t.Helper()
 	s := &service{t: t, registry: prometheus.NewPedanticRegistry(), log: &lockedBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
@@ -274,7 +274,7 @@ func (s *service) register(numbers ...int) {
 // stream is an agent's stream after its hello.
 type stream struct {
 	pb.AgentService_ConnectClient
-	t        *testing.T
+	t        testing.TB
 	settings *pb.Settings
 	sequence int64
 }

@@ -39,7 +39,7 @@ func TestSessionsOf(t *testing.T) {
 		{"a positive entry wins", old(map[string]int64{"ssh": 7}), agent.Sessions{SSH: 7}, 0},
 		{"families", old(map[string]int64{
 			"vscode": 1, "cursor": 2, "windsurf": 4, "VSCodium": 8, "vscode-insiders": 16,
-			"jetbrains": 32, "reconnecting_pty": 64, "reconnecting-pty": 1, "ssh": 128, "emacs": 256, " ssh ": -3,
+			"jetbrains": 32, "reconnecting_pty": 64, "reconnecting-pty": 1, "ssh": 128, "emacs": 256, "ssh\t": -3,
 		}), agent.Sessions{VSCode: 31, JetBrains: 32, ReconnectingPTY: 65, SSH: 128}, 0},
 		{"only unknown names", old(map[string]int64{"emacs": 1}), agent.Sessions{}, 0},
 		{"the known ones are looked at first", old(many(map[string]int64{"ssh": 1, "zzz": 1, "windsurf": 2})), agent.Sessions{SSH: 1, VSCode: 2}, 39},

@@ -48,7 +48,7 @@ func (s *service) put(n int, pairs ...string) {
 
 type watching struct {
 	pb.CoderdService_WatchMetadataClient
-	t *testing.T
+	t testing.TB
 }
 
 func (s *service) watch(numbers ...int) watching {
@@ -152,7 +152,7 @@ func TestWatchWaitsForTheDatabase(t *testing.T) {
 		s.put(1, "a", "1")
 		s.store.set(true)
 		news.tell([]agent.ID{nid(1)})
-		time.Sleep(10 * time.Second)
+		time.Sleep(9*time.Second + time.Second/2)
 		s.store.set(false)
 		began := time.Now()
 		w.requireNext("1/a=1")

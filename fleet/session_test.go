@@ -45,28 +45,30 @@ func TestTakeover(t *testing.T) {
 	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
 }
 
-// TestTakeoverWaitsForTheRequestInHand shows that a request is not lost between
-// two sessions: it is taken in before the second one learns where to resume.
-func TestTakeoverWaitsForTheRequestInHand(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := loaded(t, Options{}, registration(1, 1, 1))
-		first, err := p.Connect(nid(1), instance(1), 1)
-		require.NoError(t, err)
-		var wg sync.WaitGroup
-		taking, goOn := make(chan struct{}), make(chan struct{})
-		wg.Go(func() {
-			err := first.Receive(1, func(Request) { close(taking); <-goOn })
-			require.NoError(t, err)
-		})
-		<-taking
-		wg.Go(func() {
-			second, err := p.Connect(nid(1), instance(1), 2)
-			require.NoError(t, err)
-			require.Equal(t, Progress{1, 1}, second.Resume())
-		})
-		wg.Go(func() { goOn <- struct{}{} })
-		wg.Wait()
-	})
+// lockedSeries tells whether the agent's turn was taken when its series opened.
+type lockedSeries struct {
+	seriesJournal
+	turn func() *sync.Mutex
+	free bool
+}
+
+func (s *lockedSeries) Open(agent.ID, agent.Identity, agent.Session) {
+	s.free = s.free || s.turn().TryLock()
+}
+
+// TestTakeoverAndRequestsTakeTurns shows that a request is not lost between two
+// sessions: it is taken in before the second one learns where to resume.
+func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	turn := func() *sync.Mutex { return &p.roster.agents[nid(1)].turn }
+	series := &lockedSeries{seriesJournal: seriesJournal{p.journal}, turn: turn}
+	p.series = series
+	s, err := p.Connect(nid(1), instance(1), 1)
+	require.NoError(t, err)
+	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || turn().TryLock() }))
+	s.Close(EndDisconnect)
+	require.NoError(t, p.Call(nid(1), func(Request) { series.free = series.free || turn().TryLock() }))
+	require.False(t, series.free)
 }
 
 func TestDuplicatesAndGaps(t *testing.T) {
@@ -146,7 +148,7 @@ func TestCalls(t *testing.T) {
 		time.Sleep(2*time.Minute - 1)
 		p.scan(time.Now())
 		require.Equal(t, []string{"open 1 ws1 first=false", "open 1 ws1 first=true", "close 1 goodbye=false", "open 1 ws1 first=false"}, p.journal.take())
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		p.scan(time.Now())
 		require.Equal(t, []string{"close 1 goodbye=false"}, p.journal.take())
 		require.NoError(t, call())

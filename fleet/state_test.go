@@ -252,3 +252,14 @@ func TestNothingIsWrittenOfARemovedAgent(t *testing.T) {
 	require.Empty(t, p.store.states)
 	require.Empty(t, p.store.epochs)
 }
+
+func TestEpochsWaitForTheDatabase(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s := connect(t, p, 1)
+	p.store.fail(errDown)
+	require.ErrorIs(t, p.write(t.Context()), errDown)
+	require.Equal(t, []string{"epochs 1"}, metric(t, p, "agentstatsd_fleet_write_errors_total"))
+	p.store.fail(nil)
+	require.NoError(t, p.write(t.Context()))
+	require.Equal(t, map[agent.ID]int64{nid(1): s.Info().Epoch}, p.store.epochs)
+}
