@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -321,6 +322,9 @@ func (c *config) tokenFile() string {
 	return filepath.Join(c.dataDir, "coderd-token")
 }
 
+// lookupTimeout bounds how long a start waits for a name server.
+const lookupTimeout = 10 * time.Second
+
 // isLoopback tells whether a listener on address can be reached from this
 // machine only. A name counts if all that it resolves to is loopback.
 func isLoopback(address string) (bool, error) {
@@ -331,9 +335,11 @@ func isLoopback(address string) (bool, error) {
 	if host == "" {
 		return false, nil
 	}
-	ips, err := net.LookupIP(host)
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupIPAddr(ctx, host)
 	if err != nil {
 		return false, fmt.Errorf("look up: %w", err)
 	}
-	return !slices.ContainsFunc(ips, func(ip net.IP) bool { return !ip.IsLoopback() }), nil
+	return !slices.ContainsFunc(addrs, func(a net.IPAddr) bool { return !a.IP.IsLoopback() }), nil
 }
