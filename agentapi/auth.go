@@ -170,8 +170,8 @@ func bearerToken(ctx context.Context) (string, *authError) {
 // any token a client certificate with its name.
 func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 	if token != "" {
-		hash := sha256.Sum256([]byte(token))
-		return a.tokenHash != [32]byte{} && subtle.ConstantTimeCompare(hash[:], a.tokenHash[:]) == 1
+		hash := sha256.Sum256([]byte(token)) // no token's is zero
+		return subtle.ConstantTimeCompare(hash[:], a.tokenHash[:]) == 1
 	}
 	if a.clientSAN == "" {
 		return false

@@ -29,6 +29,10 @@ func TestDrain(t *testing.T) {
 		sync, err := s.coderd().SyncAgents(s.asCoderd())
 		require.NoError(t, err)
 		require.NoError(t, sync.Send(&pb.SyncAgentsRequest{}))
+		stays, err := healthpb.NewHealthClient(s.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+		require.NoError(t, err)
+		_, err = stays.Recv()
+		require.NoError(t, err)
 		synctest.Wait()
 
 		began := time.Now()
@@ -59,7 +63,7 @@ func TestDrain(t *testing.T) {
 		ignores.requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		silent.requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		require.Equal(t, 10*time.Second, time.Since(began))
-		require.Less(t, <-stopped, 12*time.Second)
+		require.Equal(t, 12*time.Second, <-stopped, "who watches the health leaves when the connection does")
 		require.Equal(t, 2.0, s.counter("agentstatsd_sessions_total", "drain"))
 	})
 }

@@ -31,6 +31,7 @@ func TestTakeover(t *testing.T) {
 	require.True(t, first.Info().First)
 	require.False(t, second.Info().First)
 	require.Equal(t, Progress{3, 3}, second.Resume())
+	require.Equal(t, instance(1), second.Info().Instance)
 	require.ErrorIs(t, first.Receive(4, func(Request) { t.Error("taken in") }), ErrSessionOver)
 	first.Close(EndDisconnect) // does not touch the second
 	require.False(t, closed(second.Done()))
@@ -38,10 +39,14 @@ func TestTakeover(t *testing.T) {
 	second.Close(EndDisconnect)
 	require.True(t, closed(second.Done()))
 	second.Close(EndDisconnect)
+	third, err := p.Connect(nid(1), instance(1), 1)
+	require.NoError(t, err)
+	third.Close(EndDisconnect)
 	require.Equal(t, []string{
 		"open 1 ws1 first=true", "open 1 ws1 first=false", "close 1 goodbye=false",
+		"open 1 ws1 first=false", "close 1 goodbye=false", // it was here before, whatever it says
 	}, p.journal.take())
-	require.Equal(t, []string{"disconnect 1", "takeover 1"}, metric(t, p, "agentstatsd_sessions_total"))
+	require.Equal(t, []string{"disconnect 2", "takeover 1"}, metric(t, p, "agentstatsd_sessions_total"))
 	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
 }
 
