@@ -3,6 +3,9 @@ package metrics
 import (
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Family is one documented family: the contract with whoever scrapes.
@@ -11,14 +14,48 @@ type Family struct {
 	Type Type
 	Help string
 	// Labels are the names of the family's labels, sorted. They bind the
-	// families that the service computes; forwarded ones may carry others.
+	// families that the service computes; forwarded and pushed ones may carry
+	// others.
 	Labels []string
 	// Buckets are the upper bounds of a histogram's buckets, +Inf left out.
 	Buckets []float64
+	// Native is nil, or how the histogram is native as well.
+	Native *NativeHistogram
 	// Owner is who may give the family values.
 	Owner Owner
+	// Merge is how values of several coderd instances become one: of the
+	// families that coderd owns only.
+	Merge Merge
 	// Group is how values combine when the identity labels are shortened.
 	Group Grouping
+	// Source is where the value comes from, in whole sentences.
+	Source string
+}
+
+// NativeHistogram are the bounds within which a native histogram works.
+type NativeHistogram struct {
+	// BucketFactor is how much wider than the one before a bucket may be.
+	BucketFactor float64
+	// MaxBuckets is how many buckets there may be. Where one more is needed the
+	// histogram starts anew, or, if it did so less than MinReset ago, makes its
+	// buckets wider.
+	MaxBuckets uint32
+	MinReset   time.Duration
+}
+
+// fineHistogram is what Coder documents of its native histograms.
+var fineHistogram = &NativeHistogram{BucketFactor: 1.1, MaxBuckets: 100, MinReset: time.Hour}
+
+// HistogramOpts are the options to register the family with: name, help and
+// buckets, classic and native. The family must be a histogram.
+func (f *Family) HistogramOpts() prometheus.HistogramOpts {
+	opts := prometheus.HistogramOpts{Name: f.Name, Help: f.Help, Buckets: f.Buckets}
+	if n := f.Native; n != nil {
+		opts.NativeHistogramBucketFactor = n.BucketFactor
+		opts.NativeHistogramMaxBucketNumber = n.MaxBuckets
+		opts.NativeHistogramMinResetDuration = n.MinReset
+	}
+	return opts
 }
 
 // Owner is who gives a family its values.
@@ -30,7 +67,42 @@ const (
 	OwnerService Owner = "service"
 	// OwnerAgents forward the family.
 	OwnerAgents Owner = "agents"
+	// OwnerCoderd pushes the family, from each of its instances.
+	OwnerCoderd Owner = "coderd"
 )
+
+// Merge is how the values of several coderd instances become one.
+type Merge string
+
+// The ways of merging.
+const (
+	// MergeNone is for families that coderd does not own.
+	MergeNone Merge = ""
+	// MergeSum adds: of counters and histograms what each instance ever counted,
+	// of gauges the current values.
+	MergeSum Merge = "sum"
+	// MergeMax takes the largest value.
+	MergeMax Merge = "max"
+	// MergeSticky stays with one instance's values until they are gone, because
+	// all instances have the same from one database.
+	MergeSticky Merge = "sticky"
+	// MergeNewest takes each series from the instance that changed it last.
+	MergeNewest Merge = "newest"
+)
+
+// MergeOf returns how the instances' values of a family called name, which they
+// push as a t, become one: as documented, or else by its type.
+func MergeOf(name string, t Type) Merge {
+	if f, ok := Documented(name); ok && f.Type == t && f.Merge != MergeNone {
+		return f.Merge
+	}
+	switch t {
+	case Counter, Histogram, Summary:
+		return MergeSum
+	default:
+		return MergeSticky
+	}
+}
 
 // Grouping is how the values of several agents become one.
 type Grouping string
@@ -77,94 +149,10 @@ func MustDocumented(name string) *Family {
 	return f
 }
 
-// catalogue is sorted by name. Help texts are served as they stand here.
-var catalogue = []Family{
-	{
-		Name: "agent_scripts_executed_total", Type: Counter, Owner: OwnerAgents, Group: GroupIncrements,
-		Labels: []string{"agent_name", "success", "template_name", "username", "workspace_name"},
-		Help:   "Total number of scripts executed by the Coder agent. Includes cron scheduled scripts.",
-	},
-	{
-		Name: "coderd_agentapi_metadata_batch_size", Type: Histogram, Owner: OwnerService,
-		Help:    "Total number of metadata entries in each batch, updated before flushes.",
-		Buckets: []float64{10, 25, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500},
-	},
-	{
-		Name: "coderd_agentapi_metadata_batch_utilization", Type: Histogram, Owner: OwnerService,
-		Help:    "Number of metadata keys per agent in each batch, updated before flushes.",
-		Buckets: []float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 40, 80, 160},
-	},
-	{
-		Name: "coderd_agentapi_metadata_batches_total", Type: Counter, Owner: OwnerService,
-		Labels: []string{"reason"},
-		Help:   "Total number of metadata batches flushed.",
-	},
-	{
-		Name: "coderd_agentapi_metadata_dropped_keys_total", Type: Counter, Owner: OwnerService,
-		Help: "Total number of metadata keys dropped due to capacity limits.",
-	},
-	{
-		Name: "coderd_agentapi_metadata_flush_duration_seconds", Type: Histogram, Owner: OwnerService,
-		Labels:  []string{"reason"},
-		Help:    "Time taken to flush metadata batch to database and pubsub.",
-		Buckets: []float64{0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5},
-	},
-	{
-		Name: "coderd_agentapi_metadata_flushed_total", Type: Counter, Owner: OwnerService,
-		Help: "Total number of unique metadatas flushed.",
-	},
-	{
-		Name: "coderd_agentapi_metadata_publish_errors_total", Type: Counter, Owner: OwnerService,
-		Help: "Total number of metadata batch pubsub publish calls that have resulted in an error.",
-	},
-	{
-		Name: "coderd_agentstats_connection_count", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "The number of established connections by agent",
-	},
-	{
-		Name: "coderd_agentstats_connection_median_latency_seconds", Type: Gauge, Owner: OwnerService, Group: GroupWeightedMean,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "The median agent connection latency",
-	},
-	{
-		Name: "coderd_agentstats_currently_reachable_peers", Type: Gauge, Owner: OwnerAgents, Group: GroupSum,
-		Labels: []string{"agent_name", "connection_type", "template_name", "username", "workspace_name"},
-		Help:   "The number of peers (e.g. clients) that are currently reachable over the encrypted network.",
-	},
-	{
-		Name: "coderd_agentstats_rx_bytes", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "Agent Rx bytes",
-	},
-	{
-		Name: "coderd_agentstats_session_count_jetbrains", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "The number of session established by JetBrains",
-	},
-	{
-		Name: "coderd_agentstats_session_count_reconnecting_pty", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "The number of session established by reconnecting PTY",
-	},
-	{
-		Name: "coderd_agentstats_session_count_ssh", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "The number of session established by SSH",
-	},
-	{
-		Name: "coderd_agentstats_session_count_vscode", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "The number of session established by VSCode",
-	},
-	{
-		Name: "coderd_agentstats_startup_script_seconds", Type: Gauge, Owner: OwnerAgents, Group: GroupMax,
-		Labels: []string{"agent_name", "success", "template_name", "username", "workspace_name"},
-		Help:   "The number of seconds the startup script took to execute.",
-	},
-	{
-		Name: "coderd_agentstats_tx_bytes", Type: Gauge, Owner: OwnerService, Group: GroupSum,
-		Labels: []string{"agent_name", "username", "workspace_name"},
-		Help:   "Agent Tx bytes",
-	},
+// catalogue is sorted by name. Help texts are served as they stand in it.
+var catalogue = sorted(slices.Concat(agentFamilies, metadataFamilies, coderdFamilies, runtimeFamilies))
+
+func sorted(families []Family) []Family {
+	slices.SortFunc(families, func(f, g Family) int { return strings.Compare(f.Name, g.Name) })
+	return families
 }

@@ -22,11 +22,12 @@ const (
 // Reason is why a sample is refused, as counters label it. Empty: it is not.
 type Reason string
 
-// Reasons found by looking at one sample alone.
+// Reasons found by looking at one sample or one name alone.
 const (
 	ReasonInvalidName       Reason = "invalid_name"
 	ReasonNameTooLong       Reason = "name_too_long"
 	ReasonReservedName      Reason = "reserved_name"
+	ReasonOwnedByService    Reason = "owned_by_service"
 	ReasonInvalidLabelName  Reason = "invalid_label_name"
 	ReasonLabelNameTooLong  Reason = "label_name_too_long"
 	ReasonReservedLabel     Reason = "reserved_label"
@@ -65,6 +66,56 @@ func CheckForwardedName(name string) Reason {
 		}
 	}
 	return ""
+}
+
+// servicePrefixes begin the names of families that an instance of coderd has of
+// its own process, or that this service and Prometheus have.
+var servicePrefixes = []string{
+	"go_", "process_", "promhttp_", "agentstatsd_", "grpc_server_", "scrape_",
+}
+
+// CheckPushedName returns why coderd may not push a family called name. Names
+// that the catalogue lacks are fine: a coderd may be newer.
+func CheckPushedName(name string) Reason {
+	switch {
+	case len(name) > MaxNameBytes:
+		return ReasonNameTooLong
+	case !validName(name):
+		return ReasonInvalidName
+	case name == "up" || name == "ALERTS" || name == "ALERTS_FOR_STATE":
+		return ReasonOwnedByService
+	case notCoderds(name) != nil:
+		return ReasonOwnedByService
+	}
+	for _, p := range servicePrefixes {
+		if strings.HasPrefix(name, p) {
+			return ReasonOwnedByService
+		}
+	}
+	// A histogram or summary x has lines called x_count, which would be lines
+	// of a family of that name.
+	for _, suffix := range [...]string{"_bucket", "_count", "_sum"} {
+		if notCoderds(name+suffix) != nil {
+			return ReasonOwnedByService
+		}
+		base, ok := strings.CutSuffix(name, suffix)
+		if !ok {
+			continue
+		}
+		if f := notCoderds(base); f != nil && (f.Type == Histogram || f.Type == Summary) {
+			return ReasonOwnedByService
+		}
+	}
+	return ""
+}
+
+// notCoderds returns the documented family called name if the service or agents
+// own it, else nil.
+func notCoderds(name string) *Family {
+	if f, ok := Documented(name); ok && f.Owner != OwnerCoderd {
+		return f
+	}
+	return nil
 }
 
 // CheckLabel returns why an agent's sample may not carry the label. An empty

@@ -32,6 +32,9 @@ func TestCheckForwardedName(t *testing.T) {
 		"coderd_agentstats_rx_bytes":           ReasonReservedName,
 		"coderd_agentapi_metadata_batch_size":  ReasonReservedName,
 		"coderd_agentstats_startup_script_sec": ReasonReservedName,
+		"coderd_agents_up":                     ReasonReservedName,
+		"coderd_workspace_builds_total":        ReasonReservedName,
+		"go_goroutines":                        ReasonReservedName,
 		"coderd_x":                             ReasonReservedName,
 		"coder_x":                              ReasonReservedName,
 		"go_x":                                 ReasonReservedName,
@@ -45,6 +48,52 @@ func TestCheckForwardedName(t *testing.T) {
 		"ALERTS_FOR_STATE":                     ReasonReservedName,
 	} {
 		require.Equal(t, want, CheckForwardedName(name), "%q", name)
+	}
+}
+
+func TestCheckPushedName(t *testing.T) {
+	for name, want := range map[string]Reason{
+		"coderd_api_requests_processed_total":               "",
+		"coderd_workspace_creation_total":                   "",
+		"coderd_newer_than_the_catalogue":                   "",
+		"coder_pubsub_messages_total":                       "",
+		"coderd_prometheusmetrics_agents_execution_seconds": "",
+		"grpc_client_handled_total":                         "",
+		"go":                                                "",
+		"goroutines":                                        "",
+		"upper":                                             "",
+		"ALERTSX":                                           "",
+		"a:b":                                               "",
+		"coderd_agentapi_metadata_flushed_total_sum": "", // of a counter, which has no such lines
+		"coderd_api_request_latencies_seconds_count": "", // coderd's own affair
+		strings.Repeat("n", 200):                     "",
+		strings.Repeat("n", 201):                     ReasonNameTooLong,
+		"":                                           ReasonInvalidName,
+		"a-b":                                        ReasonInvalidName,
+		"a\xff":                                      ReasonInvalidName,
+		"coderd_agentstats_rx_bytes":                 ReasonOwnedByService,
+		"coderd_agents_up":                           ReasonOwnedByService,
+		"coderd_agentapi_metadata_batch_size":        ReasonOwnedByService,
+		"coderd_agentapi_metadata_batch_size_bucket":        ReasonOwnedByService,
+		"coderd_agentapi_metadata_batch_size_count":         ReasonOwnedByService,
+		"coderd_agentapi_metadata_batch_size_sum":           ReasonOwnedByService,
+		"coderd_agentstats_connection":                      ReasonOwnedByService, // its _count
+		"coderd_template_workspace_build_duration_seconds":  ReasonOwnedByService,
+		"coderd_metrics_collector_agents_execution_seconds": ReasonOwnedByService,
+		"agent_scripts_executed_total":                      ReasonOwnedByService,
+		"coderd_agentstats_startup_script_seconds":          ReasonOwnedByService,
+		"go_goroutines":             ReasonOwnedByService,
+		"go_x":                      ReasonOwnedByService,
+		"process_x":                 ReasonOwnedByService,
+		"promhttp_x":                ReasonOwnedByService,
+		"agentstatsd_x":             ReasonOwnedByService,
+		"grpc_server_handled_total": ReasonOwnedByService,
+		"scrape_duration_seconds":   ReasonOwnedByService,
+		"up":                        ReasonOwnedByService,
+		"ALERTS":                    ReasonOwnedByService,
+		"ALERTS_FOR_STATE":          ReasonOwnedByService,
+	} {
+		require.Equal(t, want, CheckPushedName(name), "%q", name)
 	}
 }
 
