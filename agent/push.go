@@ -1,0 +1,41 @@
+package agent
+
+import "time"
+
+// Push is one snapshot of the metric families of one coderd instance.
+type Push struct {
+	// Replica is the name of the instance for people.
+	Replica string
+	// Instance is the process of coderd.
+	Instance Instance
+	// Interval between two snapshots.
+	Interval time.Duration
+	// Snapshot is the number of this one, rising from 1 in the life of the
+	// instance.
+	Snapshot int64
+	// Final is true if the instance goes away.
+	Final bool
+	// Families are serialized io.prometheus.client.MetricFamily messages.
+	Families [][]byte
+}
+
+// PushRefusal tells why a family of a push is not served.
+type PushRefusal struct {
+	// Name of the family; empty if it has none that can be told.
+	Name string
+	// Reason as the counters label it, like "owned_by_service".
+	Reason string
+	// Message is for a person: it names the field, the limit and the value.
+	Message string
+}
+
+// PushRow is what is kept of one coderd instance, or, with the zero instance,
+// of all that are folded into one.
+type PushRow struct {
+	Instance Instance
+	Replica  string
+	// UpdatedAt is when the newest snapshot was received.
+	UpdatedAt time.Time
+	// Data is opaque to the store.
+	Data []byte
+}

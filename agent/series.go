@@ -1,0 +1,21 @@
+package agent
+
+// Series is one series that the service computes of an agent or a workspace.
+type Series struct {
+	// Family is the name of a documented family.
+	Family string
+	// Labels are all labels of the series, in the order of the catalogue.
+	Labels []Label
+	Value  float64
+}
+
+// Status is how an agent stands to the service, named as in the label status.
+type Status string
+
+// The statuses of an agent.
+const (
+	StatusConnecting   Status = "connecting"
+	StatusConnected    Status = "connected"
+	StatusDisconnected Status = "disconnected"
+	StatusTimeout      Status = "timeout"
+)
