@@ -241,6 +241,7 @@ func TestSync(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, slow.Send(agents(1)))
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		_, err = slow.CloseAndRecv()
 		require.Equal(t, codes.DeadlineExceeded, status.Code(err))
 	})
