@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/stretchr/testify/require"
 
@@ -147,7 +148,7 @@ func TestUpstreamVectors(t *testing.T) {
 
 				want := make(map[string]float64)
 				series := func(family, workspace string) string {
-					l := map[string]string{labels.MetricName: "coderd_agentstats_" + family}
+					l := map[string]string{model.MetricNameLabel: "coderd_agentstats_" + family}
 					if workspace != "" {
 						l["username"], l["agent_name"], l["workspace_name"] = "testuser", "example", workspace
 					} else if len(c.Config.AggregateBy) > 0 && c.Config.AggregateBy[0] == "username" {
@@ -156,7 +157,7 @@ func TestUpstreamVectors(t *testing.T) {
 					return labels.FromMap(l).String()
 				}
 				for _, e := range tick.Expect {
-					e.Labels[labels.MetricName] = e.Family
+					e.Labels[model.MetricNameLabel] = e.Family
 					want[labels.FromMap(e.Labels).String()] = e.Value
 				}
 				if onPurpose {

@@ -181,7 +181,7 @@ func parseExpfmt(data []byte, format expfmt.Format) (scraped, error) {
 		}
 		out.types[f.GetName()] = model.MetricType(strings.ToLower(f.GetType().String()))
 		for _, m := range f.GetMetric() {
-			pairs := []string{labels.MetricName, f.GetName()}
+			pairs := []string{model.MetricNameLabel, f.GetName()}
 			for _, l := range m.GetLabel() {
 				pairs = append(pairs, l.GetName(), l.GetValue())
 			}

@@ -4,6 +4,7 @@ import (
 	"math"
 	"testing"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/stretchr/testify/require"
 )
@@ -31,7 +32,7 @@ func scrapeBytes(t *testing.T, s *service) map[agentLabels]received {
 	eachSample(t, body, acceptText, func(l labels.Labels, value float64) {
 		of := agentLabels{l.Get("username"), l.Get("workspace_name"), l.Get("agent_name")}
 		r := found[of]
-		switch l.Get(labels.MetricName) {
+		switch l.Get(model.MetricNameLabel) {
 		case "coderd_agentstats_rx_bytes":
 			r.gauge = value
 		case "agent_sim_rx_bytes_total":
