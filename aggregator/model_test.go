@@ -263,7 +263,7 @@ func (m *naive) reportStats(a *naiveAgent, now time.Time, s agent.Stats) (refuse
 
 // seriesLabels are those with which a series is served.
 func (m *naive) seriesLabels(a *naiveAgent, name string, extra map[string]string) labels.Labels {
-	out := map[string]string{labels.MetricName: name}
+	out := map[string]string{model.MetricNameLabel: name}
 	identity := map[string]string{
 		"agent_name": a.ident.AgentName, "template_name": a.ident.TemplateName,
 		"username": a.ident.Username, "workspace_name": a.ident.WorkspaceName,
