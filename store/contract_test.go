@@ -28,6 +28,8 @@ func testContract(t *testing.T, open func(testing.TB) *Store) {
 	t.Run("States", func(t *testing.T) { testStates(t, open(t)) })
 	t.Run("StatesOrder", func(t *testing.T) { testStatesOrder(t, open(t)) })
 	t.Run("Epochs", func(t *testing.T) { testEpochs(t, open(t)) })
+	t.Run("Pushes", func(t *testing.T) { testPushes(t, open(t)) })
+	t.Run("PushesFolded", func(t *testing.T) { testPushesFolded(t, open(t)) })
 	t.Run("Context", func(t *testing.T) { testContext(t, open(t)) })
 }
 
@@ -376,6 +378,9 @@ func testContext(t *testing.T, s *Store) {
 		"ApplyChange":   func() error { return s.ApplyChange(ended, agent.Change{RemovedAgents: []agent.ID{id(1)}}) },
 		"SaveStates":    func() error { return s.SaveStates(ended, []agent.State{state}) },
 		"SaveEpochs":    func() error { return s.SaveEpochs(ended, map[agent.ID]int64{id(1): 1}) },
+		"SavePush":      func() error { return s.SavePush(ended, push(1, "x")) },
+		"FoldPushes":    func() error { return s.FoldPushes(ended, []agent.PushRow{push(1, "x")}, nil) },
+		"Pushes":        func() error { _, err := s.Pushes(ended); return err },
 		"Metadata":      func() error { _, err := s.Metadata(ended, []agent.ID{id(1)}); return err },
 		"MetadataKeys":  func() error { _, err := s.MetadataKeys(ended); return err },
 		"Registrations": func() error { _, _, err := s.Registrations(ended); return err },
@@ -397,4 +402,63 @@ func testContext(t *testing.T, s *Store) {
 	keys, err := s.MetadataKeys(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, keys)
+	pushes, err := s.Pushes(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, pushes)
+}
+
+func push(n byte, data string) agent.PushRow {
+	return agent.PushRow{
+		Instance:  agent.Instance{0: 0xb, 15: n},
+		Replica:   "coderd-" + string('a'+rune(n)),
+		UpdatedAt: time.Unix(1000, int64(n)).UTC(),
+		Data:      []byte(data),
+	}
+}
+
+func testPushes(t *testing.T, s *Store) {
+	pushes, err := s.Pushes(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, pushes)
+
+	first, second := push(1, "\x00\xff"), push(2, "b")
+	var bare agent.PushRow
+	for _, row := range []agent.PushRow{second, first, bare} {
+		require.NoError(t, s.SavePush(t.Context(), row))
+	}
+	pushes, err = s.Pushes(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []agent.PushRow{bare, first, second}, pushes)
+
+	newer := push(1, "newer")
+	newer.Replica, newer.UpdatedAt = "zoë", first.UpdatedAt.Add(-time.Hour)
+	require.NoError(t, s.SavePush(t.Context(), newer))
+	pushes, err = s.Pushes(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []agent.PushRow{bare, newer, second}, pushes)
+
+	newer.UpdatedAt = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
+	require.ErrorIs(t, s.SavePush(t.Context(), newer), agent.ErrRejected)
+}
+
+func testPushesFolded(t *testing.T, s *Store) {
+	for n := range byte(4) {
+		require.NoError(t, s.SavePush(t.Context(), push(n, "old")))
+	}
+	// One transaction: nothing is deleted when a row is refused.
+	bad := push(9, "bad")
+	bad.UpdatedAt = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
+	err := s.FoldPushes(t.Context(), []agent.PushRow{push(8, "good"), bad}, []agent.Instance{push(1, "").Instance})
+	require.ErrorIs(t, err, agent.ErrRejected)
+	pushes, err := s.Pushes(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []agent.PushRow{push(0, "old"), push(1, "old"), push(2, "old"), push(3, "old")}, pushes)
+
+	totals := agent.PushRow{UpdatedAt: time.Unix(7, 0).UTC(), Data: []byte("totals")}
+	err = s.FoldPushes(t.Context(), []agent.PushRow{totals, push(0, "less")},
+		[]agent.Instance{push(1, "").Instance, push(2, "").Instance, push(99, "").Instance})
+	require.NoError(t, err)
+	pushes, err = s.Pushes(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []agent.PushRow{totals, push(0, "less"), push(3, "old")}, pushes)
 }

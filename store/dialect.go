@@ -34,6 +34,8 @@ type queries struct {
 	upsertState, states string
 	// raiseEpoch takes the epoch, the agent and the epoch again.
 	raiseEpoch, epochs string
+
+	upsertPush, deletePush, pushes string
 }
 
 // placeholders returns "?, ?, ..." for n > 0 arguments.

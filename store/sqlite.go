@@ -80,6 +80,13 @@ WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.se
 		states:     `SELECT agent_id, part, epoch, sequence, data FROM agent_states ORDER BY agent_id, part`,
 		raiseEpoch: `UPDATE agents SET epoch = ? WHERE id = ? AND epoch < ?`,
 		epochs:     `SELECT id, epoch FROM agents WHERE epoch > 0`,
+
+		upsertPush: `
+INSERT INTO pushes (instance_id, replica, updated_at, data) VALUES (?, ?, ?, ?)
+ON CONFLICT (instance_id) DO UPDATE SET
+    replica = excluded.replica, updated_at = excluded.updated_at, data = excluded.data`,
+		deletePush: `DELETE FROM pushes WHERE instance_id = ?`,
+		pushes:     `SELECT instance_id, replica, updated_at, data FROM pushes ORDER BY instance_id`,
 	},
 }
 
