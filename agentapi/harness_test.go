@@ -108,6 +108,7 @@ type service struct {
 	fleet    *fleet.Fleet
 	news     *pubsub.Metadata
 	registry *prometheus.Registry
+	pushes   *pushes
 	conn     *grpc.ClientConn
 	log      *lockedBuffer
 	stop     func() // stops the server, then the workers; once
@@ -141,7 +142,7 @@ type settings struct {
 
 func start(t testing.TB, set settings) *service {
 	t.Helper()
-	s := &service{t: t, registry: prometheus.NewPedanticRegistry(), log: &lockedBuffer{}}
+	s := &service{t: t, pushes: &pushes{}, registry: prometheus.NewPedanticRegistry(), log: &lockedBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	db, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "test.db")}, log)
 	require.NoError(t, err)
@@ -167,7 +168,7 @@ func start(t testing.TB, set settings) *service {
 		set.api.CoderdTokenHash = sha256.Sum256([]byte(coderdToken))
 	}
 	set.api.Limits.Series = 1000
-	parts := agentapi.Components{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reader: s.store, News: s.news}
+	parts := agentapi.Components{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reader: s.store, News: s.news, Pushes: s.pushes}
 	if set.change != nil {
 		set.change(&parts)
 	}

@@ -11,6 +11,14 @@ const (
 	authForbidden   = "forbidden"
 )
 
+// Kinds of watches, as the gauge labels them.
+const (
+	watchMetadata = "metadata"
+	watchActivity = "activity"
+	watchAgents   = "agents"
+	watchStats    = "stats"
+)
+
 // Reasons of refused states, as the counter labels them and as agents are told.
 const (
 	reasonUnknownState = "unknown_state"
@@ -18,14 +26,17 @@ const (
 )
 
 type metrics struct {
-	panics        prometheus.Counter
-	authFailures  *prometheus.CounterVec
-	requests      *prometheus.CounterVec
-	refusedStates *prometheus.CounterVec
-	sessionNames  prometheus.Counter
-	watches       prometheus.Gauge
-	refused       *prometheus.CounterVec
-	watchErrors   prometheus.Counter
+	panics          prometheus.Counter
+	authFailures    *prometheus.CounterVec
+	requests        *prometheus.CounterVec
+	refusedStates   *prometheus.CounterVec
+	sessionNames    prometheus.Counter
+	watches         *prometheus.GaugeVec
+	pushes          prometheus.Gauge
+	refused         *prometheus.CounterVec
+	watchErrors     prometheus.Counter
+	watchDropped    prometheus.Counter
+	oversizedPushes prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -38,15 +49,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return v
 	}
 	m := &metrics{
-		panics:        prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
-		authFailures:  vec("agentstatsd_auth_failures_total", "gRPC calls that were not let in.", "reason", authMissing, authMalformed, authUnknown, authUnavailable, authForbidden),
-		requests:      vec("agentstatsd_agent_requests_total", "Requests of agents by what they carry, within a session and without.", "kind", "stats", "metadata", "lifecycle", "app_health", "network", "goodbye"),
-		refusedStates: vec("agentstatsd_state_refused_total", "Lifecycle states, healths of apps and networks refused.", "reason", reasonUnknownState, reasonInvalidField),
-		sessionNames:  prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_session_names_overflow_total", Help: "Names of session counts beyond those looked at in one report."}),
-		watches:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches of metadata that go on."}),
-		refused:       vec("agentstatsd_streams_refused_total", "Streams refused because too many went on.", "kind", "watch", "sync"),
-		watchErrors:   prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
+		panics:          prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
+		authFailures:    vec("agentstatsd_auth_failures_total", "gRPC calls that were not let in.", "reason", authMissing, authMalformed, authUnknown, authUnavailable, authForbidden),
+		requests:        vec("agentstatsd_agent_requests_total", "Requests of agents by what they carry, within a session and without.", "kind", "stats", "metadata", "lifecycle", "app_health", "network", "goodbye"),
+		refusedStates:   vec("agentstatsd_state_refused_total", "Lifecycle states, healths of apps and networks refused.", "reason", reasonUnknownState, reasonInvalidField),
+		sessionNames:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_session_names_overflow_total", Help: "Names of session counts beyond those looked at in one report."}),
+		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches that go on, by what is watched."}, []string{"kind"}),
+		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
+		refused:         vec("agentstatsd_streams_refused_total", "Streams refused because too many went on.", "kind", "watch", "sync", "push"),
+		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
+		watchDropped:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_dropped_total", Help: "Reports that a watcher is not told of, as it reads too slowly and too much waits for it."}),
+		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
 	}
-	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.watchErrors)
+	for _, kind := range []string{watchMetadata, watchActivity, watchAgents, watchStats} {
+		m.watches.WithLabelValues(kind)
+	}
+	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.pushes, m.watchErrors, m.watchDropped, m.oversizedPushes)
 	return m
 }

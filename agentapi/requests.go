@@ -49,6 +49,9 @@ func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.R
 	report := newReport(stats)
 	defer report.release()
 	s.metrics.sessionNames.Add(float64(report.overflow))
+	if !s.feed.idle() {
+		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: stats})
+	}
 	return s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 }
 

@@ -61,6 +61,7 @@ type Components struct {
 	Metadata Metadata
 	Reader   MetadataReader
 	News     MetadataNews
+	Pushes   Pushes
 }
 
 // Limits are what agents are told that the components accept of one agent.
@@ -93,9 +94,14 @@ type Options struct {
 	MaxAgentMessageBytes int
 	// MaxStreams on one connection; default 65536, as coderd relays many.
 	MaxStreams uint32
-	// MaxWatches at once; default 256. MaxSyncs at once; default 4: each holds
-	// the whole set in memory.
+	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
+	// default 4: each holds the whole set in memory.
 	MaxWatches, MaxSyncs int
+	// MaxPushes is how many instances of coderd may push at once; default 256.
+	MaxPushes int
+	// MaxPushBytes of one snapshot of an instance, with 24 for each family;
+	// default 64 MiB.
+	MaxPushBytes int
 
 	// HelloTimeout bounds the wait for the first message; default 10 s.
 	HelloTimeout time.Duration
@@ -135,6 +141,8 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxStreams, 1<<16)
 	set(&o.MaxWatches, 256)
 	set(&o.MaxSyncs, 4)
+	set(&o.MaxPushes, 256)
+	set(&o.MaxPushBytes, 64<<20)
 	set(&o.HelloTimeout, 10*time.Second)
 	set(&o.GoodbyeTimeout, 15*time.Second)
 	set(&o.SyncTimeout, 5*time.Minute)
@@ -165,6 +173,8 @@ func (o Options) validate() error {
 		{"max agent message bytes", int64(o.MaxAgentMessageBytes)},
 		{"max watches", int64(o.MaxWatches)},
 		{"max syncs", int64(o.MaxSyncs)},
+		{"max pushes", int64(o.MaxPushes)},
+		{"max push bytes", int64(o.MaxPushBytes)},
 		{"hello timeout", int64(o.HelloTimeout)},
 		{"goodbye timeout", int64(o.GoodbyeTimeout)},
 		{"sync timeout", int64(o.SyncTimeout)},
@@ -190,6 +200,10 @@ type Server struct {
 	streams *gate
 	watches slots
 	syncs   slots
+	pushes  slots
+	// instances of coderd that push.
+	instances *pushInstances
+	feed      *feed
 	// receivers are the goroutines that read from streams; each ends soon after
 	// the handler that it reads for.
 	receivers sync.WaitGroup
@@ -223,6 +237,10 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		streams: newGate(),
 		watches: newSlots(opts.MaxWatches),
 		syncs:   newSlots(opts.MaxSyncs),
+		pushes:  newSlots(opts.MaxPushes),
+
+		instances: newPushInstances(),
+		feed:      newFeed(),
 	}
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
 	agentstatsv1.RegisterAgentServiceServer(s.grpc, &agentService{Server: s})

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -27,29 +25,40 @@ const watchRetry = time.Second
 
 // WatchMetadata implements agentstatsv1.CoderdServiceServer.
 func (s *coderdService) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse]) error {
-	if !s.streams.enter() {
-		return errDraining
-	}
-	defer s.streams.leave()
 	ids, err := readIDs(req.GetAgentIds())
 	if err != nil {
 		return err
 	}
-	if !s.watches.take() {
-		s.metrics.refused.WithLabelValues("watch").Inc()
-		return exhausted(time.Second, fmt.Sprintf("want at most %d watches at once", s.opts.MaxWatches))
+	end, err := s.beginWatch(watchMetadata)
+	if err != nil {
+		return err
 	}
-	defer s.watches.free()
-	s.metrics.watches.Inc()
-	defer s.metrics.watches.Dec()
-
+	defer end()
 	w := newWatch(ids)
-	cancel, err := s.News.SubscribeMetadata(w.changed)
+	cancel, err := s.News.SubscribeMetadata(w.dirty.changed)
 	if err != nil {
 		return s.failure(stream.Context(), "subscribe to metadata", err)
 	}
 	defer cancel()
 	return s.watch(stream, w)
+}
+
+// beginWatch takes a place among the watches, which end gives back.
+func (s *coderdService) beginWatch(kind string) (end func(), err error) {
+	if !s.streams.enter() {
+		return nil, errDraining
+	}
+	if !s.watches.take() {
+		s.streams.leave()
+		s.metrics.refused.WithLabelValues("watch").Inc()
+		return nil, exhausted(time.Second, fmt.Sprintf("want at most %d watches at once", s.opts.MaxWatches))
+	}
+	s.metrics.watches.WithLabelValues(kind).Inc()
+	return func() {
+		s.metrics.watches.WithLabelValues(kind).Dec()
+		s.watches.free()
+		s.streams.leave()
+	}, nil
 }
 
 // watch sends what is stored, then what changes, until the stream or the service
@@ -70,16 +79,19 @@ func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.Wat
 	<-retry.C
 	for {
 		select {
-		case <-w.wake:
+		case <-w.dirty.wake:
 		case <-retry.C:
 		case <-reread.C:
-			w.changed(nil)
+			w.dirty.changed(nil)
 		case <-s.streams.draining:
 			return errDraining
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		dirty := w.take()
+		dirty, all := w.dirty.take()
+		if all {
+			dirty = w.ids
+		}
 		if len(dirty) == 0 {
 			continue
 		}
@@ -90,7 +102,7 @@ func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.Wat
 			return ctx.Err()
 		case errors.Is(err, errDown):
 			// The database is down for a while: the watcher waits.
-			w.putBack(dirty)
+			w.dirty.putBack(dirty)
 			retry.Reset(watchRetry)
 		default:
 			return err
@@ -116,19 +128,12 @@ func (s *coderdService) sendMetadata(ctx context.Context, stream grpc.ServerStre
 	return nil
 }
 
-// watch is what a watcher waits for, and what it was told.
+// watch is what a watcher of metadata waits for, and what it was told.
 type watch struct {
-	ids     []agent.ID
-	watched map[agent.ID]struct{}
-	// wake has an element when something is dirty.
-	wake chan struct{}
+	ids   []agent.ID
+	dirty *dirtySet
 	// sent are the values that were sent, by agent and key. The handler's own.
 	sent map[agent.ID]map[string]version
-
-	mu sync.Mutex
-	// dirty agents are to be read again; never more than are watched. Guarded
-	// by mu.
-	dirty map[agent.ID]struct{}
 }
 
 // version tells one value of a key from another.
@@ -138,56 +143,10 @@ type version struct {
 }
 
 func newWatch(ids []agent.ID) *watch {
-	w := &watch{
-		ids:     ids,
-		watched: make(map[agent.ID]struct{}, len(ids)),
-		wake:    make(chan struct{}, 1),
-		sent:    make(map[agent.ID]map[string]version, len(ids)),
-		dirty:   make(map[agent.ID]struct{}),
-	}
-	for _, id := range ids {
-		w.watched[id] = struct{}{}
-	}
-	return w
-}
-
-// changed marks those of the agents that are watched; nil: all of them. It does
-// not block.
-func (w *watch) changed(ids []agent.ID) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if ids == nil {
-		ids = w.ids
-	}
-	for _, id := range ids {
-		if _, watched := w.watched[id]; watched {
-			w.dirty[id] = struct{}{}
-		}
-	}
-	if len(w.dirty) == 0 {
-		return
-	}
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
-}
-
-// take returns the agents to be read.
-func (w *watch) take() []agent.ID {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	ids := slices.Collect(maps.Keys(w.dirty))
-	clear(w.dirty)
-	return ids
-}
-
-// putBack has the agents read again, at the next read for whatever reason.
-func (w *watch) putBack(ids []agent.ID) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, id := range ids {
-		w.dirty[id] = struct{}{}
+	return &watch{
+		ids:   ids,
+		dirty: newDirtySet(ids, len(ids)),
+		sent:  make(map[agent.ID]map[string]version, len(ids)),
 	}
 }
 

@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -31,16 +32,44 @@ func TestWatchNews(t *testing.T) {
 	require.Empty(t, told(row(one, "a", 1), row(one, "b", 2)))
 	require.Len(t, w.sent, 1, "nothing is kept of who has nothing stored")
 	require.Equal(t, []string{"2a"}, told(row(one, "a", 1), row(one, "b", 2), row(two, "a", 1)), "it came back")
+}
 
-	w.changed([]agent.ID{{9}})
-	require.Empty(t, w.wake)
-	w.changed([]agent.ID{one, {9}})
-	require.Len(t, w.wake, 1)
-	require.Equal(t, []agent.ID{one}, w.take())
-	<-w.wake
-	w.putBack([]agent.ID{one})
-	require.Empty(t, w.wake, "what failed does not wake: it would fail again at once")
-	require.Equal(t, []agent.ID{one}, w.take())
-	w.changed(nil)
-	require.Len(t, w.take(), 2)
+func TestDirtySet(t *testing.T) {
+	one, two, three := agent.ID{1}, agent.ID{2}, agent.ID{3}
+	take := func(d *dirtySet) string {
+		ids, all := d.take()
+		slices.SortFunc(ids, func(a, b agent.ID) int { return int(a[0]) - int(b[0]) })
+		text := ""
+		for _, id := range ids {
+			text += string('0' + rune(id[0]))
+		}
+		if all {
+			text += "all"
+		}
+		return text
+	}
+	d := newDirtySet([]agent.ID{one, two}, 2)
+	d.changed([]agent.ID{{9}})
+	require.Empty(t, d.wake)
+	d.changed([]agent.ID{one, {9}})
+	require.Len(t, d.wake, 1)
+	require.Equal(t, "1", take(d))
+	<-d.wake
+	d.putBack([]agent.ID{one})
+	require.Empty(t, d.wake, "what failed does not wake: it would fail again at once")
+	require.Equal(t, "1", take(d))
+	d.changed(nil)
+	require.Len(t, d.wake, 1)
+	d.changed([]agent.ID{two})
+	require.Equal(t, "all", take(d))
+	require.Empty(t, take(d))
+
+	d = newDirtySet(nil, 2)
+	d.changed([]agent.ID{one, two})
+	require.Equal(t, "12", take(d))
+	d.changed([]agent.ID{one, two, three})
+	require.Equal(t, "all", take(d), "more than the limit")
+	d.changed([]agent.ID{one, two, three})
+	d.putBack([]agent.ID{one, two, three})
+	require.Empty(t, d.ids)
 }

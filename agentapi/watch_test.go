@@ -99,7 +99,7 @@ func TestWatch(t *testing.T) {
 		w := s.watch(1, 2, 99)
 		w.requireNext("1/a=1", "1/b=2")
 		w.requireSynced()
-		require.Equal(t, 1.0, s.counter("agentstatsd_watches", ""))
+		require.Equal(t, 1.0, s.counter("agentstatsd_watches", "metadata"))
 
 		began := time.Now()
 		s.put(2, "c", "3")

@@ -9,11 +9,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxWatchAgents is how many agents one watch may have.
+// maxWatchAgents is how many agents one watch may name.
 const maxWatchAgents = 1000
 
 // WatchMetadata watches the stored metadata of at most 1000 agents. It calls
@@ -30,20 +31,61 @@ func (c *Coderd) WatchMetadata(ctx context.Context, agentIDs []uuid.UUID, news f
 		return fmt.Errorf("watch metadata: %d agents are named, 1 to %d may be", len(agentIDs), maxWatchAgents)
 	}
 	req := &agentstatsv1.WatchMetadataRequest{AgentIds: idBytes(agentIDs)}
+	return watch(ctx, c, "metadata", c.service.WatchMetadata, req, news)
+}
+
+// WatchActivity watches which workspaces are in use: their agents report a
+// connection or a session. It calls news with at most one entry a workspace and
+// interval, 1 s to 1 h; 0: 30 s. What is reported while the stream is broken is
+// not told: an agent in use reports again after its report interval.
+//
+// It blocks and returns as WatchMetadata does.
+func (c *Coderd) WatchActivity(ctx context.Context, interval time.Duration, news func(*agentstatsv1.WatchActivityResponse)) error {
+	req := &agentstatsv1.WatchActivityRequest{}
+	if interval != 0 {
+		req.Interval = durationpb.New(interval)
+	}
+	return watch(ctx, c, "activity", c.service.WatchActivity, req, news)
+}
+
+// WatchStats watches the reports of at most 1000 agents; nil: of all agents. It
+// calls news with each agent's stats: counts since its last entry, the rest as
+// it was reported last. If news is slow, more reports are in one entry. What is
+// reported while the stream is broken is not told.
+//
+// It blocks and returns as WatchMetadata does.
+func (c *Coderd) WatchStats(ctx context.Context, agentIDs []uuid.UUID, news func(*agentstatsv1.WatchStatsResponse)) error {
+	if len(agentIDs) > maxWatchAgents {
+		return fmt.Errorf("watch stats: %d agents are named, at most %d may be", len(agentIDs), maxWatchAgents)
+	}
+	req := &agentstatsv1.WatchStatsRequest{AgentIds: idBytes(agentIDs)}
+	return watch(ctx, c, "stats", c.service.WatchStats, req, news)
+}
+
+// watch keeps a stream of responses open until ctx is cancelled.
+func watch[Req, Resp any](
+	ctx context.Context,
+	c *Coderd,
+	what string,
+	open func(context.Context, *Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error),
+	req *Req,
+	news func(*Resp),
+) error {
 	for attempt := 0; ; attempt++ {
-		synced, err := c.watch(ctx, req, news)
+		began := time.Now()
+		told, err := follow(ctx, open, req, news)
 		if ctx.Err() != nil {
 			return nil
 		}
 		switch status.Code(err) {
 		case codes.InvalidArgument, codes.PermissionDenied, codes.Unimplemented:
-			return fmt.Errorf("watch metadata: %w", err)
+			return fmt.Errorf("watch %s: %w", what, err)
 		}
-		if synced {
+		if told || time.Since(began) >= c.backoff.Max {
 			attempt = 0
 		}
 		wait := c.backoff.wait(attempt) + retryDelay(err)
-		c.log.WarnContext(ctx, "watch of metadata broke", "error", err, "retry_in", wait)
+		c.log.WarnContext(ctx, "watch broke", "what", what, "error", err, "retry_in", wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
@@ -54,21 +96,25 @@ func (c *Coderd) WatchMetadata(ctx context.Context, agentIDs []uuid.UUID, news f
 	}
 }
 
-// watch serves one stream until it ends, and tells whether it got so far that
-// the current values were complete.
-func (c *Coderd) watch(ctx context.Context, req *agentstatsv1.WatchMetadataRequest, news func(*agentstatsv1.WatchMetadataResponse)) (synced bool, err error) {
+// follow serves one stream until it ends, and tells whether there was any news.
+func follow[Req, Resp any](
+	ctx context.Context,
+	open func(context.Context, *Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error),
+	req *Req,
+	news func(*Resp),
+) (told bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.service.WatchMetadata(ctx, req, grpc.MaxCallRecvMsgSize(maxReadBytes))
+	stream, err := open(ctx, req, grpc.MaxCallRecvMsgSize(maxReadBytes))
 	if err != nil {
 		return false, err
 	}
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
-			return synced, err
+			return told, err
 		}
-		synced = synced || resp.GetSynced()
+		told = true
 		news(resp)
 	}
 }

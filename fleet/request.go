@@ -32,6 +32,9 @@ type Request struct {
 // Agent returns the id of the agent.
 func (r Request) Agent() agent.ID { return r.entry.id }
 
+// Workspace returns the id of the agent's workspace.
+func (r Request) Workspace() agent.ID { return r.entry.reg.Load().Workspace.ID }
+
 // Epoch returns the epoch under which the agent's series are open.
 func (r Request) Epoch() int64 { return r.session.Epoch }
 

@@ -23,6 +23,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// AgentStatus is how an agent stands to the service.
+type AgentStatus int32
+
+const (
+	// Never sent.
+	AgentStatus_AGENT_STATUS_UNSPECIFIED AgentStatus = 0
+	// It never connected, and still may.
+	AgentStatus_AGENT_STATUS_CONNECTING AgentStatus = 1
+	// It is connected.
+	AgentStatus_AGENT_STATUS_CONNECTED AgentStatus = 2
+	// It was connected.
+	AgentStatus_AGENT_STATUS_DISCONNECTED AgentStatus = 3
+	// It did not connect in time.
+	AgentStatus_AGENT_STATUS_TIMEOUT AgentStatus = 4
+)
+
+// Enum value maps for AgentStatus.
+var (
+	AgentStatus_name = map[int32]string{
+		0: "AGENT_STATUS_UNSPECIFIED",
+		1: "AGENT_STATUS_CONNECTING",
+		2: "AGENT_STATUS_CONNECTED",
+		3: "AGENT_STATUS_DISCONNECTED",
+		4: "AGENT_STATUS_TIMEOUT",
+	}
+	AgentStatus_value = map[string]int32{
+		"AGENT_STATUS_UNSPECIFIED":  0,
+		"AGENT_STATUS_CONNECTING":   1,
+		"AGENT_STATUS_CONNECTED":    2,
+		"AGENT_STATUS_DISCONNECTED": 3,
+		"AGENT_STATUS_TIMEOUT":      4,
+	}
+)
+
+func (x AgentStatus) Enum() *AgentStatus {
+	p := new(AgentStatus)
+	*p = x
+	return p
+}
+
+func (x AgentStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AgentStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_agentstats_v1_coderd_proto_enumTypes[0].Descriptor()
+}
+
+func (AgentStatus) Type() protoreflect.EnumType {
+	return &file_agentstats_v1_coderd_proto_enumTypes[0]
+}
+
+func (x AgentStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AgentStatus.Descriptor instead.
+func (AgentStatus) EnumDescriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{0}
+}
+
 // Transition of a workspace by a build.
 type Build_Transition int32
 
@@ -64,11 +125,11 @@ func (x Build_Transition) String() string {
 }
 
 func (Build_Transition) Descriptor() protoreflect.EnumDescriptor {
-	return file_agentstats_v1_coderd_proto_enumTypes[0].Descriptor()
+	return file_agentstats_v1_coderd_proto_enumTypes[1].Descriptor()
 }
 
 func (Build_Transition) Type() protoreflect.EnumType {
-	return &file_agentstats_v1_coderd_proto_enumTypes[0]
+	return &file_agentstats_v1_coderd_proto_enumTypes[1]
 }
 
 func (x Build_Transition) Number() protoreflect.EnumNumber {
@@ -1398,6 +1459,919 @@ func (x *Agent) GetParentId() []byte {
 	return nil
 }
 
+// PushMetricsRequest is one message of a coderd instance's push.
+type PushMetricsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*PushMetricsRequest_Hello
+	//	*PushMetricsRequest_Families
+	//	*PushMetricsRequest_End
+	Message       isPushMetricsRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushMetricsRequest) Reset() {
+	*x = PushMetricsRequest{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushMetricsRequest) ProtoMessage() {}
+
+func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushMetricsRequest.ProtoReflect.Descriptor instead.
+func (*PushMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PushMetricsRequest) GetMessage() isPushMetricsRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *PushMetricsRequest) GetHello() *PushHello {
+	if x != nil {
+		if x, ok := x.Message.(*PushMetricsRequest_Hello); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *PushMetricsRequest) GetFamilies() *PushFamilies {
+	if x != nil {
+		if x, ok := x.Message.(*PushMetricsRequest_Families); ok {
+			return x.Families
+		}
+	}
+	return nil
+}
+
+func (x *PushMetricsRequest) GetEnd() *PushEnd {
+	if x != nil {
+		if x, ok := x.Message.(*PushMetricsRequest_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isPushMetricsRequest_Message interface {
+	isPushMetricsRequest_Message()
+}
+
+type PushMetricsRequest_Hello struct {
+	// First message of the stream, and only that.
+	Hello *PushHello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
+}
+
+type PushMetricsRequest_Families struct {
+	// A part of a snapshot.
+	Families *PushFamilies `protobuf:"bytes,2,opt,name=families,proto3,oneof"`
+}
+
+type PushMetricsRequest_End struct {
+	// The snapshot is complete.
+	End *PushEnd `protobuf:"bytes,3,opt,name=end,proto3,oneof"`
+}
+
+func (*PushMetricsRequest_Hello) isPushMetricsRequest_Message() {}
+
+func (*PushMetricsRequest_Families) isPushMetricsRequest_Message() {}
+
+func (*PushMetricsRequest_End) isPushMetricsRequest_Message() {}
+
+// PushHello opens a push.
+type PushHello struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the instance for people, like its host name, 1 to 256 bytes.
+	Replica string `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	// 16 bytes, random, chosen anew by each process of coderd.
+	InstanceId []byte `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Time between two snapshots. Its gauges are served for three times that, at
+	// least for the series TTL of the service. Required, 1 s to 1 h.
+	Interval      *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushHello) Reset() {
+	*x = PushHello{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushHello) ProtoMessage() {}
+
+func (x *PushHello) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushHello.ProtoReflect.Descriptor instead.
+func (*PushHello) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PushHello) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *PushHello) GetInstanceId() []byte {
+	if x != nil {
+		return x.InstanceId
+	}
+	return nil
+}
+
+func (x *PushHello) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+// PushFamilies is a part of a snapshot.
+type PushFamilies struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Serialized io.prometheus.client.MetricFamily messages, each name once in a
+	// snapshot.
+	Families      [][]byte `protobuf:"bytes,1,rep,name=families,proto3" json:"families,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushFamilies) Reset() {
+	*x = PushFamilies{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushFamilies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushFamilies) ProtoMessage() {}
+
+func (x *PushFamilies) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushFamilies.ProtoReflect.Descriptor instead.
+func (*PushFamilies) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PushFamilies) GetFamilies() [][]byte {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+// PushEnd completes a snapshot.
+type PushEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the snapshot, rising from 1 in the life of the instance.
+	Snapshot int64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// The instance goes away: its gauges vanish at once, its counters stay.
+	Final         bool `protobuf:"varint,2,opt,name=final,proto3" json:"final,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushEnd) Reset() {
+	*x = PushEnd{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushEnd) ProtoMessage() {}
+
+func (x *PushEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushEnd.ProtoReflect.Descriptor instead.
+func (*PushEnd) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PushEnd) GetSnapshot() int64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *PushEnd) GetFinal() bool {
+	if x != nil {
+		return x.Final
+	}
+	return false
+}
+
+// PushMetricsResponse answers a snapshot, which is durable now.
+type PushMetricsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the snapshot.
+	Snapshot int64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// What was refused of it, at most 64 families; the rest is served.
+	Refused []*FamilyRefusal `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
+	// How many families were refused, those beyond refused included.
+	RefusedCount  int64 `protobuf:"varint,3,opt,name=refused_count,json=refusedCount,proto3" json:"refused_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushMetricsResponse) Reset() {
+	*x = PushMetricsResponse{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushMetricsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushMetricsResponse) ProtoMessage() {}
+
+func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushMetricsResponse.ProtoReflect.Descriptor instead.
+func (*PushMetricsResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PushMetricsResponse) GetSnapshot() int64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *PushMetricsResponse) GetRefused() []*FamilyRefusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *PushMetricsResponse) GetRefusedCount() int64 {
+	if x != nil {
+		return x.RefusedCount
+	}
+	return 0
+}
+
+// FamilyRefusal tells why a family of a snapshot is not served.
+type FamilyRefusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the family; empty if it has none that can be told.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The reason as the service's counters label it, like "owned_by_service".
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For a person: names the field, the limit and the value.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FamilyRefusal) Reset() {
+	*x = FamilyRefusal{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FamilyRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FamilyRefusal) ProtoMessage() {}
+
+func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FamilyRefusal.ProtoReflect.Descriptor instead.
+func (*FamilyRefusal) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *FamilyRefusal) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FamilyRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *FamilyRefusal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// WatchActivityRequest asks for workspaces in use.
+type WatchActivityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shortest time between two entries of a workspace; absent: 30 s. At least
+	// 1 s.
+	Interval      *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchActivityRequest) Reset() {
+	*x = WatchActivityRequest{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchActivityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchActivityRequest) ProtoMessage() {}
+
+func (x *WatchActivityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchActivityRequest.ProtoReflect.Descriptor instead.
+func (*WatchActivityRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *WatchActivityRequest) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+// WatchActivityResponse names workspaces in use.
+type WatchActivityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspaces.
+	Workspaces    []*WorkspaceActivity `protobuf:"bytes,1,rep,name=workspaces,proto3" json:"workspaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchActivityResponse) Reset() {
+	*x = WatchActivityResponse{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchActivityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchActivityResponse) ProtoMessage() {}
+
+func (x *WatchActivityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchActivityResponse.ProtoReflect.Descriptor instead.
+func (*WatchActivityResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *WatchActivityResponse) GetWorkspaces() []*WorkspaceActivity {
+	if x != nil {
+		return x.Workspaces
+	}
+	return nil
+}
+
+// WorkspaceActivity is the use of one workspace since its last entry.
+type WorkspaceActivity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID of the workspace, 16 bytes.
+	WorkspaceId []byte `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// When an agent of it last reported a connection or a session.
+	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceActivity) Reset() {
+	*x = WorkspaceActivity{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceActivity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceActivity) ProtoMessage() {}
+
+func (x *WorkspaceActivity) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceActivity.ProtoReflect.Descriptor instead.
+func (*WorkspaceActivity) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WorkspaceActivity) GetWorkspaceId() []byte {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return nil
+}
+
+func (x *WorkspaceActivity) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return nil
+}
+
+// WatchAgentsRequest names agents.
+type WatchAgentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDs of agents, 16 bytes each, at most 1000; empty: all agents.
+	AgentIds      [][]byte `protobuf:"bytes,1,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchAgentsRequest) Reset() {
+	*x = WatchAgentsRequest{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchAgentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchAgentsRequest) ProtoMessage() {}
+
+func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchAgentsRequest.ProtoReflect.Descriptor instead.
+func (*WatchAgentsRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchAgentsRequest) GetAgentIds() [][]byte {
+	if x != nil {
+		return x.AgentIds
+	}
+	return nil
+}
+
+// WatchAgentsResponse is a part of the watched states.
+type WatchAgentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Agents whose state is new to the watcher.
+	Agents []*AgentState `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	// Agents that are not registered any more.
+	RemovedIds [][]byte `protobuf:"bytes,2,rep,name=removed_ids,json=removedIds,proto3" json:"removed_ids,omitempty"`
+	// All states from when the watch began have been sent. Set once.
+	Synced        bool `protobuf:"varint,3,opt,name=synced,proto3" json:"synced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchAgentsResponse) Reset() {
+	*x = WatchAgentsResponse{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchAgentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchAgentsResponse) ProtoMessage() {}
+
+func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchAgentsResponse.ProtoReflect.Descriptor instead.
+func (*WatchAgentsResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *WatchAgentsResponse) GetAgents() []*AgentState {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+func (x *WatchAgentsResponse) GetRemovedIds() [][]byte {
+	if x != nil {
+		return x.RemovedIds
+	}
+	return nil
+}
+
+func (x *WatchAgentsResponse) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
+}
+
+// AgentState is the state of one agent.
+type AgentState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID of the agent, 16 bytes.
+	AgentId []byte `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// How it stands to the service.
+	Status AgentStatus `protobuf:"varint,2,opt,name=status,proto3,enum=agentstats.v1.AgentStatus" json:"status,omitempty"`
+	// Newest lifecycle state; absent: none reported.
+	Lifecycle *Lifecycle `protobuf:"bytes,3,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
+	// Newest health of its apps.
+	AppHealth []*AppHealthUpdate `protobuf:"bytes,4,rep,name=app_health,json=appHealth,proto3" json:"app_health,omitempty"`
+	// When it was last heard of; absent: never since the service started.
+	LastSeenAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentState) Reset() {
+	*x = AgentState{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentState) ProtoMessage() {}
+
+func (x *AgentState) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentState.ProtoReflect.Descriptor instead.
+func (*AgentState) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *AgentState) GetAgentId() []byte {
+	if x != nil {
+		return x.AgentId
+	}
+	return nil
+}
+
+func (x *AgentState) GetStatus() AgentStatus {
+	if x != nil {
+		return x.Status
+	}
+	return AgentStatus_AGENT_STATUS_UNSPECIFIED
+}
+
+func (x *AgentState) GetLifecycle() *Lifecycle {
+	if x != nil {
+		return x.Lifecycle
+	}
+	return nil
+}
+
+func (x *AgentState) GetAppHealth() []*AppHealthUpdate {
+	if x != nil {
+		return x.AppHealth
+	}
+	return nil
+}
+
+func (x *AgentState) GetLastSeenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeenAt
+	}
+	return nil
+}
+
+// WatchStatsRequest names agents.
+type WatchStatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDs of agents, 16 bytes each, at most 1000; empty: all agents.
+	AgentIds      [][]byte `protobuf:"bytes,1,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStatsRequest) Reset() {
+	*x = WatchStatsRequest{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStatsRequest) ProtoMessage() {}
+
+func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
+func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *WatchStatsRequest) GetAgentIds() [][]byte {
+	if x != nil {
+		return x.AgentIds
+	}
+	return nil
+}
+
+// WatchStatsResponse holds reports.
+type WatchStatsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reports, each agent at most once.
+	Agents        []*AgentStats `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStatsResponse) Reset() {
+	*x = WatchStatsResponse{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStatsResponse) ProtoMessage() {}
+
+func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
+func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *WatchStatsResponse) GetAgents() []*AgentStats {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+// AgentStats is what an agent reported since its last entry.
+type AgentStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID of the agent, 16 bytes.
+	AgentId []byte `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// UUID of its workspace, 16 bytes.
+	WorkspaceId []byte `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The report, without metrics.
+	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
+	// How many reports it is made of.
+	Reports int64 `protobuf:"varint,4,opt,name=reports,proto3" json:"reports,omitempty"`
+	// When the newest of them was received.
+	ReceivedAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentStats) Reset() {
+	*x = AgentStats{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentStats) ProtoMessage() {}
+
+func (x *AgentStats) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentStats.ProtoReflect.Descriptor instead.
+func (*AgentStats) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AgentStats) GetAgentId() []byte {
+	if x != nil {
+		return x.AgentId
+	}
+	return nil
+}
+
+func (x *AgentStats) GetWorkspaceId() []byte {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return nil
+}
+
+func (x *AgentStats) GetStats() *Stats {
+	if x != nil {
+		return x.Stats
+	}
+	return nil
+}
+
+func (x *AgentStats) GetReports() int64 {
+	if x != nil {
+		return x.Reports
+	}
+	return 0
+}
+
+func (x *AgentStats) GetReceivedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReceivedAt
+	}
+	return nil
+}
+
 var File_agentstats_v1_coderd_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_coderd_proto_rawDesc = "" +
@@ -1508,7 +2482,74 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\tlifecycle\x18\x06 \x01(\v2\x18.agentstats.v1.LifecycleR\tlifecycle\x12=\n" +
 	"\n" +
 	"app_health\x18\a \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12\x1b\n" +
-	"\tparent_id\x18\b \x01(\fR\bparentId2\xaf\x04\n" +
+	"\tparent_id\x18\b \x01(\fR\bparentId\"\xb8\x01\n" +
+	"\x12PushMetricsRequest\x120\n" +
+	"\x05hello\x18\x01 \x01(\v2\x18.agentstats.v1.PushHelloH\x00R\x05hello\x129\n" +
+	"\bfamilies\x18\x02 \x01(\v2\x1b.agentstats.v1.PushFamiliesH\x00R\bfamilies\x12*\n" +
+	"\x03end\x18\x03 \x01(\v2\x16.agentstats.v1.PushEndH\x00R\x03endB\t\n" +
+	"\amessage\"}\n" +
+	"\tPushHello\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\tR\areplica\x12\x1f\n" +
+	"\vinstance_id\x18\x02 \x01(\fR\n" +
+	"instanceId\x125\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\"*\n" +
+	"\fPushFamilies\x12\x1a\n" +
+	"\bfamilies\x18\x01 \x03(\fR\bfamilies\";\n" +
+	"\aPushEnd\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x03R\bsnapshot\x12\x14\n" +
+	"\x05final\x18\x02 \x01(\bR\x05final\"\x8e\x01\n" +
+	"\x13PushMetricsResponse\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x03R\bsnapshot\x126\n" +
+	"\arefused\x18\x02 \x03(\v2\x1c.agentstats.v1.FamilyRefusalR\arefused\x12#\n" +
+	"\rrefused_count\x18\x03 \x01(\x03R\frefusedCount\"U\n" +
+	"\rFamilyRefusal\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"M\n" +
+	"\x14WatchActivityRequest\x125\n" +
+	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\"Y\n" +
+	"\x15WatchActivityResponse\x12@\n" +
+	"\n" +
+	"workspaces\x18\x01 \x03(\v2 .agentstats.v1.WorkspaceActivityR\n" +
+	"workspaces\"t\n" +
+	"\x11WorkspaceActivity\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\fR\vworkspaceId\x12<\n" +
+	"\flast_used_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt\"1\n" +
+	"\x12WatchAgentsRequest\x12\x1b\n" +
+	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\"\x81\x01\n" +
+	"\x13WatchAgentsResponse\x121\n" +
+	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStateR\x06agents\x12\x1f\n" +
+	"\vremoved_ids\x18\x02 \x03(\fR\n" +
+	"removedIds\x12\x16\n" +
+	"\x06synced\x18\x03 \x01(\bR\x06synced\"\x90\x02\n" +
+	"\n" +
+	"AgentState\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\fR\aagentId\x122\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x1a.agentstats.v1.AgentStatusR\x06status\x126\n" +
+	"\tlifecycle\x18\x03 \x01(\v2\x18.agentstats.v1.LifecycleR\tlifecycle\x12=\n" +
+	"\n" +
+	"app_health\x18\x04 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12<\n" +
+	"\flast_seen_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastSeenAt\"0\n" +
+	"\x11WatchStatsRequest\x12\x1b\n" +
+	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\"G\n" +
+	"\x12WatchStatsResponse\x121\n" +
+	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStatsR\x06agents\"\xcd\x01\n" +
+	"\n" +
+	"AgentStats\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\fR\aagentId\x12!\n" +
+	"\fworkspace_id\x18\x02 \x01(\fR\vworkspaceId\x12*\n" +
+	"\x05stats\x18\x03 \x01(\v2\x14.agentstats.v1.StatsR\x05stats\x12\x18\n" +
+	"\areports\x18\x04 \x01(\x03R\areports\x12;\n" +
+	"\vreceived_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"receivedAt*\x9d\x01\n" +
+	"\vAgentStatus\x12\x1c\n" +
+	"\x18AGENT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17AGENT_STATUS_CONNECTING\x10\x01\x12\x1a\n" +
+	"\x16AGENT_STATUS_CONNECTED\x10\x02\x12\x1d\n" +
+	"\x19AGENT_STATUS_DISCONNECTED\x10\x03\x12\x18\n" +
+	"\x14AGENT_STATUS_TIMEOUT\x10\x042\x94\a\n" +
 	"\rCoderdService\x12]\n" +
 	"\x0eRegisterAgents\x12$.agentstats.v1.RegisterAgentsRequest\x1a%.agentstats.v1.RegisterAgentsResponse\x12c\n" +
 	"\x10DeregisterAgents\x12&.agentstats.v1.DeregisterAgentsRequest\x1a'.agentstats.v1.DeregisterAgentsResponse\x12S\n" +
@@ -1517,7 +2558,12 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\vGetMetadata\x12!.agentstats.v1.GetMetadataRequest\x1a\".agentstats.v1.GetMetadataResponse\x12\\\n" +
 	"\rWatchMetadata\x12#.agentstats.v1.WatchMetadataRequest\x1a$.agentstats.v1.WatchMetadataResponse0\x01\x12Q\n" +
 	"\n" +
-	"ListAgents\x12 .agentstats.v1.ListAgentsRequest\x1a!.agentstats.v1.ListAgentsResponseB?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
+	"ListAgents\x12 .agentstats.v1.ListAgentsRequest\x1a!.agentstats.v1.ListAgentsResponse\x12X\n" +
+	"\vPushMetrics\x12!.agentstats.v1.PushMetricsRequest\x1a\".agentstats.v1.PushMetricsResponse(\x010\x01\x12\\\n" +
+	"\rWatchActivity\x12#.agentstats.v1.WatchActivityRequest\x1a$.agentstats.v1.WatchActivityResponse0\x01\x12V\n" +
+	"\vWatchAgents\x12!.agentstats.v1.WatchAgentsRequest\x1a\".agentstats.v1.WatchAgentsResponse0\x01\x12S\n" +
+	"\n" +
+	"WatchStats\x12 .agentstats.v1.WatchStatsRequest\x1a!.agentstats.v1.WatchStatsResponse0\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
 
 var (
 	file_agentstats_v1_coderd_proto_rawDescOnce sync.Once
@@ -1531,76 +2577,117 @@ func file_agentstats_v1_coderd_proto_rawDescGZIP() []byte {
 	return file_agentstats_v1_coderd_proto_rawDescData
 }
 
-var file_agentstats_v1_coderd_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_agentstats_v1_coderd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_agentstats_v1_coderd_proto_goTypes = []any{
-	(Build_Transition)(0),            // 0: agentstats.v1.Build.Transition
-	(*AgentRegistration)(nil),        // 1: agentstats.v1.AgentRegistration
-	(*Workspace)(nil),                // 2: agentstats.v1.Workspace
-	(*Template)(nil),                 // 3: agentstats.v1.Template
-	(*Build)(nil),                    // 4: agentstats.v1.Build
-	(*App)(nil),                      // 5: agentstats.v1.App
-	(*RegisterAgentsRequest)(nil),    // 6: agentstats.v1.RegisterAgentsRequest
-	(*RegisterAgentsResponse)(nil),   // 7: agentstats.v1.RegisterAgentsResponse
-	(*DeregisterAgentsRequest)(nil),  // 8: agentstats.v1.DeregisterAgentsRequest
-	(*DeregisterAgentsResponse)(nil), // 9: agentstats.v1.DeregisterAgentsResponse
-	(*SyncAgentsRequest)(nil),        // 10: agentstats.v1.SyncAgentsRequest
-	(*SyncAgentsResponse)(nil),       // 11: agentstats.v1.SyncAgentsResponse
-	(*AgentMetadata)(nil),            // 12: agentstats.v1.AgentMetadata
-	(*MetadataValue)(nil),            // 13: agentstats.v1.MetadataValue
-	(*GetMetadataRequest)(nil),       // 14: agentstats.v1.GetMetadataRequest
-	(*GetMetadataResponse)(nil),      // 15: agentstats.v1.GetMetadataResponse
-	(*WatchMetadataRequest)(nil),     // 16: agentstats.v1.WatchMetadataRequest
-	(*WatchMetadataResponse)(nil),    // 17: agentstats.v1.WatchMetadataResponse
-	(*ListAgentsRequest)(nil),        // 18: agentstats.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 19: agentstats.v1.ListAgentsResponse
-	(*Agent)(nil),                    // 20: agentstats.v1.Agent
-	(*timestamppb.Timestamp)(nil),    // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 22: google.protobuf.Duration
-	(AppHealth)(0),                   // 23: agentstats.v1.AppHealth
-	(*Lifecycle)(nil),                // 24: agentstats.v1.Lifecycle
-	(*AppHealthUpdate)(nil),          // 25: agentstats.v1.AppHealthUpdate
+	(AgentStatus)(0),                 // 0: agentstats.v1.AgentStatus
+	(Build_Transition)(0),            // 1: agentstats.v1.Build.Transition
+	(*AgentRegistration)(nil),        // 2: agentstats.v1.AgentRegistration
+	(*Workspace)(nil),                // 3: agentstats.v1.Workspace
+	(*Template)(nil),                 // 4: agentstats.v1.Template
+	(*Build)(nil),                    // 5: agentstats.v1.Build
+	(*App)(nil),                      // 6: agentstats.v1.App
+	(*RegisterAgentsRequest)(nil),    // 7: agentstats.v1.RegisterAgentsRequest
+	(*RegisterAgentsResponse)(nil),   // 8: agentstats.v1.RegisterAgentsResponse
+	(*DeregisterAgentsRequest)(nil),  // 9: agentstats.v1.DeregisterAgentsRequest
+	(*DeregisterAgentsResponse)(nil), // 10: agentstats.v1.DeregisterAgentsResponse
+	(*SyncAgentsRequest)(nil),        // 11: agentstats.v1.SyncAgentsRequest
+	(*SyncAgentsResponse)(nil),       // 12: agentstats.v1.SyncAgentsResponse
+	(*AgentMetadata)(nil),            // 13: agentstats.v1.AgentMetadata
+	(*MetadataValue)(nil),            // 14: agentstats.v1.MetadataValue
+	(*GetMetadataRequest)(nil),       // 15: agentstats.v1.GetMetadataRequest
+	(*GetMetadataResponse)(nil),      // 16: agentstats.v1.GetMetadataResponse
+	(*WatchMetadataRequest)(nil),     // 17: agentstats.v1.WatchMetadataRequest
+	(*WatchMetadataResponse)(nil),    // 18: agentstats.v1.WatchMetadataResponse
+	(*ListAgentsRequest)(nil),        // 19: agentstats.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 20: agentstats.v1.ListAgentsResponse
+	(*Agent)(nil),                    // 21: agentstats.v1.Agent
+	(*PushMetricsRequest)(nil),       // 22: agentstats.v1.PushMetricsRequest
+	(*PushHello)(nil),                // 23: agentstats.v1.PushHello
+	(*PushFamilies)(nil),             // 24: agentstats.v1.PushFamilies
+	(*PushEnd)(nil),                  // 25: agentstats.v1.PushEnd
+	(*PushMetricsResponse)(nil),      // 26: agentstats.v1.PushMetricsResponse
+	(*FamilyRefusal)(nil),            // 27: agentstats.v1.FamilyRefusal
+	(*WatchActivityRequest)(nil),     // 28: agentstats.v1.WatchActivityRequest
+	(*WatchActivityResponse)(nil),    // 29: agentstats.v1.WatchActivityResponse
+	(*WorkspaceActivity)(nil),        // 30: agentstats.v1.WorkspaceActivity
+	(*WatchAgentsRequest)(nil),       // 31: agentstats.v1.WatchAgentsRequest
+	(*WatchAgentsResponse)(nil),      // 32: agentstats.v1.WatchAgentsResponse
+	(*AgentState)(nil),               // 33: agentstats.v1.AgentState
+	(*WatchStatsRequest)(nil),        // 34: agentstats.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),       // 35: agentstats.v1.WatchStatsResponse
+	(*AgentStats)(nil),               // 36: agentstats.v1.AgentStats
+	(*timestamppb.Timestamp)(nil),    // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 38: google.protobuf.Duration
+	(AppHealth)(0),                   // 39: agentstats.v1.AppHealth
+	(*Lifecycle)(nil),                // 40: agentstats.v1.Lifecycle
+	(*AppHealthUpdate)(nil),          // 41: agentstats.v1.AppHealthUpdate
+	(*Stats)(nil),                    // 42: agentstats.v1.Stats
 }
 var file_agentstats_v1_coderd_proto_depIdxs = []int32{
-	21, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
-	22, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
-	2,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
-	5,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
-	3,  // 4: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
-	4,  // 5: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
-	21, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
-	0,  // 7: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
-	23, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
-	1,  // 9: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	2,  // 10: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	1,  // 11: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	2,  // 12: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	13, // 13: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
-	21, // 14: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
-	12, // 15: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	12, // 16: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	20, // 17: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
-	2,  // 18: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
-	21, // 19: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
-	24, // 20: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
-	25, // 21: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	6,  // 22: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	8,  // 23: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	10, // 24: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	14, // 25: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	16, // 26: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	18, // 27: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	7,  // 28: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	9,  // 29: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	11, // 30: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	15, // 31: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	17, // 32: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	19, // 33: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	28, // [28:34] is the sub-list for method output_type
-	22, // [22:28] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	37, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
+	38, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
+	3,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
+	6,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
+	4,  // 4: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
+	5,  // 5: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
+	37, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
+	1,  // 7: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
+	39, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
+	2,  // 9: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	3,  // 10: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	2,  // 11: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	3,  // 12: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	14, // 13: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
+	37, // 14: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
+	13, // 15: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	13, // 16: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	21, // 17: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
+	3,  // 18: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
+	37, // 19: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
+	40, // 20: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
+	41, // 21: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	23, // 22: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
+	24, // 23: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
+	25, // 24: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
+	38, // 25: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
+	27, // 26: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
+	38, // 27: agentstats.v1.WatchActivityRequest.interval:type_name -> google.protobuf.Duration
+	30, // 28: agentstats.v1.WatchActivityResponse.workspaces:type_name -> agentstats.v1.WorkspaceActivity
+	37, // 29: agentstats.v1.WorkspaceActivity.last_used_at:type_name -> google.protobuf.Timestamp
+	33, // 30: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 31: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	40, // 32: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	41, // 33: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	37, // 34: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	36, // 35: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	42, // 36: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	37, // 37: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	7,  // 38: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	9,  // 39: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	11, // 40: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	15, // 41: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	17, // 42: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	19, // 43: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	22, // 44: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	28, // 45: agentstats.v1.CoderdService.WatchActivity:input_type -> agentstats.v1.WatchActivityRequest
+	31, // 46: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	34, // 47: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	8,  // 48: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	10, // 49: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	12, // 50: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	16, // 51: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	18, // 52: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	20, // 53: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	26, // 54: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	29, // 55: agentstats.v1.CoderdService.WatchActivity:output_type -> agentstats.v1.WatchActivityResponse
+	32, // 56: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	35, // 57: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	48, // [48:58] is the sub-list for method output_type
+	38, // [38:48] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }
@@ -1609,13 +2696,18 @@ func file_agentstats_v1_coderd_proto_init() {
 		return
 	}
 	file_agentstats_v1_agent_proto_init()
+	file_agentstats_v1_coderd_proto_msgTypes[20].OneofWrappers = []any{
+		(*PushMetricsRequest_Hello)(nil),
+		(*PushMetricsRequest_Families)(nil),
+		(*PushMetricsRequest_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_coderd_proto_rawDesc), len(file_agentstats_v1_coderd_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   20,
+			NumEnums:      2,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,10 @@ const (
 	CoderdService_GetMetadata_FullMethodName      = "/agentstats.v1.CoderdService/GetMetadata"
 	CoderdService_WatchMetadata_FullMethodName    = "/agentstats.v1.CoderdService/WatchMetadata"
 	CoderdService_ListAgents_FullMethodName       = "/agentstats.v1.CoderdService/ListAgents"
+	CoderdService_PushMetrics_FullMethodName      = "/agentstats.v1.CoderdService/PushMetrics"
+	CoderdService_WatchActivity_FullMethodName    = "/agentstats.v1.CoderdService/WatchActivity"
+	CoderdService_WatchAgents_FullMethodName      = "/agentstats.v1.CoderdService/WatchAgents"
+	CoderdService_WatchStats_FullMethodName       = "/agentstats.v1.CoderdService/WatchStats"
 )
 
 // CoderdServiceClient is the client API for CoderdService service.
@@ -62,6 +66,26 @@ type CoderdServiceClient interface {
 	WatchMetadata(ctx context.Context, in *WatchMetadataRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMetadataResponse], error)
 	// ListAgents lists the registered agents in the order of their ids.
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
+	// PushMetrics takes in snapshots of the families of one coderd instance, one
+	// after the other. The first request is a PushHello; then families in any
+	// number of parts, and a PushEnd for each snapshot, which is answered once the
+	// snapshot is durable. A second stream of the same instance ends the first
+	// with ABORTED. A stream that ends without final leaves the instance's gauges
+	// to their TTL.
+	PushMetrics(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PushMetricsRequest, PushMetricsResponse], error)
+	// WatchActivity streams which workspaces are in use: agents reported a
+	// connection or a session. At most one entry a workspace and interval. What
+	// was reported while nobody watched is not told; agents report again.
+	WatchActivity(ctx context.Context, in *WatchActivityRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchActivityResponse], error)
+	// WatchAgents streams the states of agents: first all current ones, then
+	// whatever changes, the newest state of an agent only. last_seen_at alone is
+	// no change.
+	WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error)
+	// WatchStats streams what agents report, without forwarded samples. Reports
+	// of one agent that come faster than the watcher reads are made one: counts
+	// since the last report add up, the rest is the newest. What was reported
+	// while nobody watched is not told.
+	WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error)
 }
 
 type coderdServiceClient struct {
@@ -144,6 +168,76 @@ func (c *coderdServiceClient) ListAgents(ctx context.Context, in *ListAgentsRequ
 	return out, nil
 }
 
+func (c *coderdServiceClient) PushMetrics(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PushMetricsRequest, PushMetricsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[2], CoderdService_PushMetrics_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PushMetricsRequest, PushMetricsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_PushMetricsClient = grpc.BidiStreamingClient[PushMetricsRequest, PushMetricsResponse]
+
+func (c *coderdServiceClient) WatchActivity(ctx context.Context, in *WatchActivityRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchActivityResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[3], CoderdService_WatchActivity_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchActivityRequest, WatchActivityResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_WatchActivityClient = grpc.ServerStreamingClient[WatchActivityResponse]
+
+func (c *coderdServiceClient) WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[4], CoderdService_WatchAgents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchAgentsRequest, WatchAgentsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_WatchAgentsClient = grpc.ServerStreamingClient[WatchAgentsResponse]
+
+func (c *coderdServiceClient) WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[5], CoderdService_WatchStats_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchStatsRequest, WatchStatsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_WatchStatsClient = grpc.ServerStreamingClient[WatchStatsResponse]
+
 // CoderdServiceServer is the server API for CoderdService service.
 // All implementations must embed UnimplementedCoderdServiceServer
 // for forward compatibility.
@@ -179,6 +273,26 @@ type CoderdServiceServer interface {
 	WatchMetadata(*WatchMetadataRequest, grpc.ServerStreamingServer[WatchMetadataResponse]) error
 	// ListAgents lists the registered agents in the order of their ids.
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
+	// PushMetrics takes in snapshots of the families of one coderd instance, one
+	// after the other. The first request is a PushHello; then families in any
+	// number of parts, and a PushEnd for each snapshot, which is answered once the
+	// snapshot is durable. A second stream of the same instance ends the first
+	// with ABORTED. A stream that ends without final leaves the instance's gauges
+	// to their TTL.
+	PushMetrics(grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]) error
+	// WatchActivity streams which workspaces are in use: agents reported a
+	// connection or a session. At most one entry a workspace and interval. What
+	// was reported while nobody watched is not told; agents report again.
+	WatchActivity(*WatchActivityRequest, grpc.ServerStreamingServer[WatchActivityResponse]) error
+	// WatchAgents streams the states of agents: first all current ones, then
+	// whatever changes, the newest state of an agent only. last_seen_at alone is
+	// no change.
+	WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error
+	// WatchStats streams what agents report, without forwarded samples. Reports
+	// of one agent that come faster than the watcher reads are made one: counts
+	// since the last report add up, the rest is the newest. What was reported
+	// while nobody watched is not told.
+	WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
 
@@ -206,6 +320,18 @@ func (UnimplementedCoderdServiceServer) WatchMetadata(*WatchMetadataRequest, grp
 }
 func (UnimplementedCoderdServiceServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
+}
+func (UnimplementedCoderdServiceServer) PushMetrics(grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]) error {
+	return status.Error(codes.Unimplemented, "method PushMetrics not implemented")
+}
+func (UnimplementedCoderdServiceServer) WatchActivity(*WatchActivityRequest, grpc.ServerStreamingServer[WatchActivityResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchActivity not implemented")
+}
+func (UnimplementedCoderdServiceServer) WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchAgents not implemented")
+}
+func (UnimplementedCoderdServiceServer) WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchStats not implemented")
 }
 func (UnimplementedCoderdServiceServer) mustEmbedUnimplementedCoderdServiceServer() {}
 func (UnimplementedCoderdServiceServer) testEmbeddedByValue()                       {}
@@ -318,6 +444,46 @@ func _CoderdService_ListAgents_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CoderdService_PushMetrics_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CoderdServiceServer).PushMetrics(&grpc.GenericServerStream[PushMetricsRequest, PushMetricsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_PushMetricsServer = grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]
+
+func _CoderdService_WatchActivity_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchActivityRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CoderdServiceServer).WatchActivity(m, &grpc.GenericServerStream[WatchActivityRequest, WatchActivityResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_WatchActivityServer = grpc.ServerStreamingServer[WatchActivityResponse]
+
+func _CoderdService_WatchAgents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchAgentsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CoderdServiceServer).WatchAgents(m, &grpc.GenericServerStream[WatchAgentsRequest, WatchAgentsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_WatchAgentsServer = grpc.ServerStreamingServer[WatchAgentsResponse]
+
+func _CoderdService_WatchStats_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchStatsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CoderdServiceServer).WatchStats(m, &grpc.GenericServerStream[WatchStatsRequest, WatchStatsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CoderdService_WatchStatsServer = grpc.ServerStreamingServer[WatchStatsResponse]
+
 // CoderdService_ServiceDesc is the grpc.ServiceDesc for CoderdService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -351,6 +517,27 @@ var CoderdService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchMetadata",
 			Handler:       _CoderdService_WatchMetadata_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "PushMetrics",
+			Handler:       _CoderdService_PushMetrics_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "WatchActivity",
+			Handler:       _CoderdService_WatchActivity_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchAgents",
+			Handler:       _CoderdService_WatchAgents_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchStats",
+			Handler:       _CoderdService_WatchStats_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -1,0 +1,272 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	maxReplicaBytes = 256
+	minPushInterval = time.Second
+	maxPushInterval = time.Hour
+	// maxPushRefusals are told of one snapshot.
+	maxPushRefusals = 64
+	// pushFamilyBytes are what a family takes beside its own bytes.
+	pushFamilyBytes = 24
+)
+
+// Pushes takes in snapshots of coderd's families, of each instance one at a
+// time. It returns once the snapshot is durable, with what it refused of it.
+type Pushes interface {
+	Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error)
+}
+
+var errSuperseded = status.Error(codes.Aborted, "superseded by a newer stream of the instance")
+
+// PushMetrics implements agentstatsv1.CoderdServiceServer.
+func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]) error {
+	if !s.streams.enter() {
+		return errDraining
+	}
+	defer s.streams.leave()
+	if !s.pushes.take() {
+		s.metrics.refused.WithLabelValues("push").Inc()
+		return exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once", s.opts.MaxPushes))
+	}
+	defer s.pushes.free()
+	s.metrics.pushes.Inc()
+	defer s.metrics.pushes.Dec()
+
+	ctx := stream.Context()
+	requests := receive(ctx, &s.receivers, stream.Recv)
+	snapshot, err := s.pushHello(ctx, requests)
+	if err != nil {
+		return err
+	}
+	p := &push{server: s.Server, stream: stream, requests: requests, snapshot: snapshot}
+	p.instance, p.superseded = s.instances.enter(snapshot.Instance)
+	defer s.instances.leave(snapshot.Instance, p.superseded)
+	return p.run()
+}
+
+// pushHello waits for the first message. It returns a push without families.
+func (s *coderdService) pushHello(ctx context.Context, requests <-chan received[*agentstatsv1.PushMetricsRequest]) (agent.Push, error) {
+	timeout := time.NewTimer(s.opts.HelloTimeout)
+	defer timeout.Stop()
+	select {
+	case r := <-requests:
+		if errors.Is(r.err, io.EOF) {
+			return agent.Push{}, invalid("hello", "want it as the first message, got none")
+		}
+		if r.err != nil {
+			return agent.Push{}, r.err
+		}
+		return checkPushHello(r.message.GetHello())
+	case <-timeout.C:
+		return agent.Push{}, invalid("hello", "want it within %v", s.opts.HelloTimeout)
+	case <-s.streams.draining:
+		return agent.Push{}, errDraining
+	case <-ctx.Done():
+		return agent.Push{}, ctx.Err()
+	}
+}
+
+func checkPushHello(hello *agentstatsv1.PushHello) (agent.Push, error) {
+	if hello == nil {
+		return agent.Push{}, invalid("hello", "want it as the first message")
+	}
+	if problem := textProblem(hello.GetReplica(), 1, maxReplicaBytes); problem != "" {
+		return agent.Push{}, invalid("hello.replica", "%s", problem)
+	}
+	id := hello.GetInstanceId()
+	if len(id) != len(agent.Instance{}) {
+		return agent.Push{}, invalid("hello.instance_id", "want %d bytes, got %d", len(agent.Instance{}), len(id))
+	}
+	if agent.Instance(id) == (agent.Instance{}) {
+		return agent.Push{}, invalid("hello.instance_id", "want random bytes, got zeros")
+	}
+	interval := hello.GetInterval().AsDuration()
+	if hello.GetInterval().CheckValid() != nil || interval < minPushInterval || interval > maxPushInterval {
+		return agent.Push{}, invalid("hello.interval", "want %v to %v, got %v", minPushInterval, maxPushInterval, interval)
+	}
+	return agent.Push{Replica: hello.GetReplica(), Instance: agent.Instance(id), Interval: interval}, nil
+}
+
+// push is a stream of snapshots after its hello.
+type push struct {
+	server     *Server
+	stream     grpc.BidiStreamingServer[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]
+	requests   <-chan received[*agentstatsv1.PushMetricsRequest]
+	instance   *pushInstance
+	superseded chan struct{} // closed when a newer stream of the instance came
+
+	// snapshot is the one that is being collected; its number is that of the
+	// one before.
+	snapshot agent.Push
+	size     int
+}
+
+func (p *push) run() error {
+	ctx := p.stream.Context()
+	for {
+		select {
+		case r := <-p.requests:
+			if errors.Is(r.err, io.EOF) {
+				return nil // what has no end is not a snapshot
+			}
+			if r.err != nil {
+				return r.err
+			}
+			if err := p.take(ctx, r.message); err != nil {
+				return err
+			}
+		case <-p.superseded:
+			return errSuperseded
+		case <-p.server.streams.draining:
+			return errDraining
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// take takes in one request. An error is the status to end the stream with.
+func (p *push) take(ctx context.Context, req *agentstatsv1.PushMetricsRequest) error {
+	switch message := req.GetMessage().(type) {
+	case *agentstatsv1.PushMetricsRequest_Families:
+		return p.collect(message.Families.GetFamilies())
+	case *agentstatsv1.PushMetricsRequest_End:
+		return p.end(ctx, message.End)
+	case *agentstatsv1.PushMetricsRequest_Hello:
+		return invalid("hello", "want it as the first message only")
+	}
+	return invalid("message", "want one of families and end, got none")
+}
+
+// collect adds a part to the snapshot.
+func (p *push) collect(families [][]byte) error {
+	for _, f := range families {
+		p.size += len(f) + pushFamilyBytes
+	}
+	if limit := p.server.opts.MaxPushBytes; p.size > limit {
+		p.server.metrics.oversizedPushes.Inc()
+		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in a snapshot, with %d for each family, got %d so far", limit, pushFamilyBytes, p.size)
+	}
+	p.snapshot.Families = append(p.snapshot.Families, families...)
+	return nil
+}
+
+// end hands the snapshot over and answers it.
+func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
+	if end.GetSnapshot() <= p.snapshot.Snapshot {
+		return invalid("end.snapshot", "want above %d, got %d", p.snapshot.Snapshot, end.GetSnapshot())
+	}
+	p.snapshot.Snapshot, p.snapshot.Final = end.GetSnapshot(), end.GetFinal()
+	refused, err := p.handOver(ctx)
+	p.snapshot.Families, p.size = nil, 0
+	if err != nil {
+		return err
+	}
+	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused))}
+	for _, r := range refused[:min(len(refused), maxPushRefusals)] {
+		resp.Refused = append(resp.Refused, &agentstatsv1.FamilyRefusal{
+			Name:    cut(r.Name, maxNameBytes),
+			Reason:  r.Reason,
+			Message: cut(r.Message, maxRefusalText),
+		})
+	}
+	return p.stream.Send(resp)
+}
+
+// handOver has the snapshot stored and served. Those of one instance come one
+// after another, and none of an older stream after one of a newer.
+func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
+	select {
+	case p.instance.turn <- struct{}{}:
+		defer func() { <-p.instance.turn }()
+	case <-p.superseded:
+		return nil, errSuperseded
+	case <-p.server.streams.stopping:
+		return nil, errDraining
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case <-p.superseded:
+		return nil, errSuperseded
+	default:
+	}
+	refused, err := p.server.Pushes.Push(ctx, time.Now(), p.snapshot)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		p.server.log.Error("a push could not be taken in", "replica", p.snapshot.Replica, "error", err)
+		return nil, errDown
+	}
+	return refused, nil
+}
+
+// pushInstances are the instances of coderd that have streams.
+type pushInstances struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	byID map[agent.Instance]*pushInstance
+}
+
+// pushInstance is one of them.
+type pushInstance struct {
+	// turn is held while a snapshot of the instance is handed over.
+	turn chan struct{}
+
+	// Guarded by pushInstances.mu.
+	streams int
+	newest  chan struct{} // superseded of the newest stream; nil: that has left
+}
+
+func newPushInstances() *pushInstances {
+	return &pushInstances{byID: make(map[agent.Instance]*pushInstance)}
+}
+
+// enter makes a stream the instance's only one: the channel of the one before is
+// closed. It returns the stream's own channel.
+func (p *pushInstances) enter(id agent.Instance) (*pushInstance, chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := p.byID[id]
+	if i == nil {
+		i = &pushInstance{turn: make(chan struct{}, 1)}
+		p.byID[id] = i
+	}
+	if i.newest != nil {
+		close(i.newest)
+	}
+	i.streams++
+	i.newest = make(chan struct{})
+	return i, i.newest
+}
+
+// leave ends a stream, which may be superseded.
+func (p *pushInstances) leave(id agent.Instance, superseded chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := p.byID[id]
+	if i.newest == superseded {
+		i.newest = nil
+	}
+	i.streams--
+	if i.streams == 0 {
+		delete(p.byID, id)
+	}
+}

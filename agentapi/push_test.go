@@ -1,0 +1,308 @@
+package agentapi_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// pushes keeps what it is handed.
+type pushes struct {
+	mu     sync.Mutex
+	taken  []agent.Push
+	at     []time.Time
+	refuse []agent.PushRefusal
+	err    error
+	// hold, unless nil, keeps a push waiting until it is closed.
+	hold chan struct{}
+}
+
+func (p *pushes) Push(_ context.Context, now time.Time, push agent.Push) ([]agent.PushRefusal, error) {
+	p.mu.Lock()
+	hold := p.hold
+	p.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err != nil {
+		return nil, p.err
+	}
+	p.taken, p.at = append(p.taken, push), append(p.at, now)
+	return p.refuse, nil
+}
+
+// names returns what was taken, as instance/snapshot.
+func (p *pushes) names() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for _, push := range p.taken {
+		names = append(names, fmt.Sprintf("%s/%d", push.Replica, push.Snapshot))
+	}
+	return names
+}
+
+type pushing struct {
+	pb.CoderdService_PushMetricsClient
+	t testing.TB
+}
+
+func pushHello(instance byte, replica string) *pb.PushHello {
+	id := make([]byte, 16)
+	id[15] = instance
+	return &pb.PushHello{Replica: replica, InstanceId: id, Interval: durationpb.New(15 * time.Second)}
+}
+
+func (s *service) openPush(hello *pb.PushHello) pushing {
+	s.t.Helper()
+	c, err := s.coderd().PushMetrics(s.asCoderd())
+	require.NoError(s.t, err)
+	p := pushing{c, s.t}
+	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: hello}})
+	return p
+}
+
+func (p pushing) send(req *pb.PushMetricsRequest) {
+	p.t.Helper()
+	require.NoError(p.t, p.Send(req))
+}
+
+func (p pushing) part(families ...string) {
+	p.t.Helper()
+	part := &pb.PushFamilies{}
+	for _, f := range families {
+		part.Families = append(part.Families, []byte(f))
+	}
+	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Families{Families: part}})
+}
+
+func (p pushing) end(number int64, final bool) {
+	p.t.Helper()
+	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_End{End: &pb.PushEnd{Snapshot: number, Final: final}}})
+}
+
+func (p pushing) answer() *pb.PushMetricsResponse {
+	p.t.Helper()
+	m, err := p.Recv()
+	require.NoError(p.t, err)
+	return m
+}
+
+func (p pushing) requireEnd(code codes.Code, text string) {
+	p.t.Helper()
+	_, err := p.Recv()
+	require.Equal(p.t, code, codeOf(err), "%v", err)
+	require.Contains(p.t, err.Error(), text)
+}
+
+func TestPush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		p := s.openPush(pushHello(7, "coderd-0"))
+		p.part("a", "bb")
+		p.part("ccc")
+		p.end(3, false)
+		require.Equal(t, int64(3), p.answer().GetSnapshot())
+		require.Equal(t, 1.0, s.counter("agentstatsd_pushes", ""))
+		began := time.Now()
+		time.Sleep(time.Second)
+		p.end(4, true)
+		require.Equal(t, int64(4), p.answer().GetSnapshot())
+		want := agent.Push{
+			Replica: "coderd-0", Instance: agent.Instance{15: 7}, Interval: 15 * time.Second, Snapshot: 3,
+			Families: [][]byte{[]byte("a"), []byte("bb"), []byte("ccc")},
+		}
+		require.Equal(t, want, s.pushes.taken[0])
+		want.Snapshot, want.Final, want.Families = 4, true, nil
+		require.Equal(t, want, s.pushes.taken[1])
+		require.Equal(t, []time.Time{began, began.Add(time.Second)}, s.pushes.at)
+
+		// A part without an end is nothing.
+		p.part("x")
+		require.NoError(t, p.CloseSend())
+		p.requireEnd(codes.Unknown, "EOF")
+		require.Len(t, s.pushes.names(), 2)
+		synctest.Wait()
+		require.Equal(t, 0.0, s.counter("agentstatsd_pushes", ""))
+	})
+}
+
+func TestPushTellsRefusals(t *testing.T) {
+	s := start(t, settings{})
+	for i := range 100 {
+		s.pushes.refuse = append(s.pushes.refuse, agent.PushRefusal{
+			Name: fmt.Sprint(i, strings.Repeat("n", 300)), Reason: "owned_by_service", Message: "m\xff" + strings.Repeat("m", 2000),
+		})
+	}
+	p := s.openPush(pushHello(1, "a"))
+	p.end(1, false)
+	got := p.answer()
+	require.Equal(t, int64(100), got.GetRefusedCount())
+	require.Len(t, got.GetRefused(), 64)
+	require.Equal(t, "63"+strings.Repeat("n", 198), got.GetRefused()[63].GetName())
+	require.Equal(t, "owned_by_service", got.GetRefused()[0].GetReason())
+	require.Equal(t, "m\uFFFD"+strings.Repeat("m", 1022), got.GetRefused()[0].GetMessage())
+}
+
+func TestPushHello(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		for want, change := range map[string]func(*pb.PushHello){
+			"hello.replica: want 1 to 256 bytes, got 0":            func(h *pb.PushHello) { h.Replica = "" },
+			"hello.replica: want 1 to 256 bytes, got 257":          func(h *pb.PushHello) { h.Replica = strings.Repeat("x", 257) },
+			"hello.instance_id: want 16 bytes, got 15":             func(h *pb.PushHello) { h.InstanceId = h.GetInstanceId()[:15] },
+			"hello.instance_id: want random bytes, got zeros":      func(h *pb.PushHello) { h.InstanceId[15] = 0 },
+			"hello.interval: want 1s to 1h0m0s, got 0s":            func(h *pb.PushHello) { h.Interval = nil },
+			"hello.interval: want 1s to 1h0m0s, got 999ms":         func(h *pb.PushHello) { h.Interval = durationpb.New(999 * time.Millisecond) },
+			"hello.interval: want 1s to 1h0m0s, got 1h0m0.000001s": func(h *pb.PushHello) { h.Interval = durationpb.New(time.Hour + time.Microsecond) },
+			"hello.interval: want 1s to 1h0m0s, got -1s":           func(h *pb.PushHello) { h.Interval = durationpb.New(-time.Second) },
+		} {
+			hello := pushHello(1, "a")
+			change(hello)
+			p := s.openPush(hello)
+			p.requireEnd(codes.InvalidArgument, want)
+		}
+		p, err := s.coderd().PushMetrics(s.asCoderd())
+		require.NoError(t, err)
+		require.NoError(t, p.Send(&pb.PushMetricsRequest{}))
+		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message")
+		p, err = s.coderd().PushMetrics(s.asCoderd())
+		require.NoError(t, err)
+		require.NoError(t, p.CloseSend())
+		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message, got none")
+		p, err = s.coderd().PushMetrics(s.asCoderd())
+		require.NoError(t, err)
+		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it within 10s")
+		s.register(1)
+		p, err = s.coderd().PushMetrics(as(t.Context(), token(1)))
+		require.NoError(t, err)
+		pushing{p, t}.requireEnd(codes.PermissionDenied, "for coderd")
+		require.Empty(t, s.pushes.names())
+	})
+}
+
+func TestPushBreaksTheContract(t *testing.T) {
+	s := start(t, settings{})
+	for want, send := range map[string]func(pushing){
+		"hello: want it as the first message only": func(p pushing) {
+			p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(1, "a")}})
+		},
+		"message: want one of families and end, got none": func(p pushing) { p.send(&pb.PushMetricsRequest{}) },
+		"end.snapshot: want above 0, got 0":               func(p pushing) { p.end(0, false) },
+		"end.snapshot: want above 5, got 5": func(p pushing) {
+			p.end(5, false)
+			p.answer()
+			p.end(5, false)
+		},
+	} {
+		p := s.openPush(pushHello(1, "a"))
+		send(p)
+		p.requireEnd(codes.InvalidArgument, want)
+	}
+}
+
+func TestPushLimits(t *testing.T) {
+	s := start(t, settings{api: agentapi.Options{MaxPushes: 1, MaxPushBytes: 1000}})
+	p := s.openPush(pushHello(1, "a"))
+	half := strings.Repeat("x", 500-24)
+	for n := range int64(2) {
+		p.part(half)
+		p.part(half)
+		p.end(n+1, false)
+		p.answer()
+	}
+	s.openPush(pushHello(2, "b")).requireEnd(codes.ResourceExhausted, "want at most 1 pushes at once")
+	require.Equal(t, 1.0, s.counter("agentstatsd_streams_refused_total", "push"))
+	p.part(half)
+	p.part(half, "")
+	p.requireEnd(codes.ResourceExhausted, "families: want at most 1000 bytes in a snapshot, with 24 for each family, got 1024 so far")
+	require.Equal(t, 1.0, s.counter("agentstatsd_push_oversized_total", ""))
+	require.Len(t, s.pushes.names(), 2)
+}
+
+func TestPushWhileTheStoreFails(t *testing.T) {
+	s := start(t, settings{})
+	s.pushes.err = errors.New("disk I/O error at /var/lib/secret")
+	p := s.openPush(pushHello(1, "a"))
+	p.end(1, false)
+	p.requireEnd(codes.Unavailable, "the database cannot be used now; try again")
+	require.Contains(t, s.log.String(), "disk I/O error")
+	s.pushes.err = nil
+	p = s.openPush(pushHello(1, "a"))
+	p.end(1, false)
+	p.answer()
+}
+
+// TestPushSupersedes shows that a newer stream of an instance ends the older
+// one, and that no snapshot of the older comes after one of the newer.
+func TestPushSupersedes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		other := s.openPush(pushHello(2, "other"))
+		first := s.openPush(pushHello(1, "a"))
+		first.end(1, false)
+		first.answer()
+		hold := make(chan struct{})
+		s.pushes.hold = hold
+		first.end(2, false)
+		synctest.Wait()
+
+		second := s.openPush(pushHello(1, "b"))
+		second.end(3, false)
+		synctest.Wait()
+		third := s.openPush(pushHello(1, "c"))
+		third.end(4, false)
+		second.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
+		synctest.Wait()
+		require.Equal(t, []string{"a/1"}, s.pushes.names(), "the third waits for the first")
+		close(hold)
+		third.answer()
+		synctest.Wait()
+		require.Equal(t, []string{"a/1", "a/2", "c/4"}, s.pushes.names())
+		require.Equal(t, int64(2), first.answer().GetSnapshot(), "what is durable is answered")
+		first.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
+
+		other.end(1, false)
+		other.answer()
+		require.NoError(t, third.CloseSend())
+		third.requireEnd(codes.Unknown, "EOF")
+		again := s.openPush(pushHello(1, "d"))
+		again.end(1, true)
+		again.answer()
+	})
+}
+
+func TestPushDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		idle, busy := s.openPush(pushHello(1, "idle")), s.openPush(pushHello(2, "busy"))
+		s.pushes.hold = make(chan struct{})
+		busy.end(1, false)
+		silent, err := s.coderd().PushMetrics(s.asCoderd())
+		require.NoError(t, err)
+		synctest.Wait()
+		began := time.Now()
+		go s.stop()
+		idle.requireEnd(codes.Unavailable, "the service is stopping")
+		pushing{silent, t}.requireEnd(codes.Unavailable, "the service is stopping")
+		close(s.pushes.hold)
+		busy.answer()
+		busy.requireEnd(codes.Unavailable, "the service is stopping")
+		require.Zero(t, time.Since(began))
+	})
+}
