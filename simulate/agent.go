@@ -31,6 +31,9 @@ type agent struct {
 	values  int64
 	started time.Time
 	state   agentstatsv1.Lifecycle_State
+	// flaps is true if the agent's first app comes and goes.
+	flaps   bool
+	healthy bool
 }
 
 // observer is told what the clients of all agents see.
@@ -44,14 +47,17 @@ type observer struct {
 	log        *slog.Logger
 }
 
-func newAgent(i int, planned plannedAgent, conn grpc.ClientConnInterface, all []series, o Options, obs *observer) (*agent, error) {
+// newAgent makes the agent that a workspace has in the given build.
+func newAgent(planned plannedAgent, build int, conn grpc.ClientConnInterface, all []series, o Options, obs *observer) (*agent, error) {
+	life := uint64(build)<<32 | uint64(planned.number)
 	a := &agent{
 		planned:   planned,
-		generator: newGenerator(all, o.Seed, i),
-		random:    rand.New(rand.NewPCG(o.Seed+1, uint64(i))),
-		node:      uint64(i + 1),
+		generator: newGenerator(all, o.Seed, life),
+		random:    rand.New(rand.NewPCG(o.Seed+1, life)),
+		node:      life + 1,
 		keys:      o.MetadataKeys,
 	}
+	a.flaps = a.random.IntN(12) == 0
 	opts := client.AgentOptions{
 		Collect:        a.collect,
 		ReportInterval: o.ReportInterval,
@@ -103,34 +109,57 @@ func (a *agent) start(now time.Time) {
 }
 
 // live moves the agent's life on and returns the time until it is to be called
-// again.
+// again; 0: it is not.
 func (a *agent) live(now time.Time) time.Duration {
+	if a.stopped.Load() {
+		return 0
+	}
 	switch a.state {
 	case agentstatsv1.Lifecycle_STATE_CREATED:
 		a.setLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, now)
 		return time.Duration((1 + 7*a.random.Float64()) * float64(time.Second))
 	case agentstatsv1.Lifecycle_STATE_STARTING:
 		state := agentstatsv1.Lifecycle_STATE_READY
-		switch n := a.random.IntN(200); {
-		case n == 0:
+		switch a.random.IntN(20) {
+		case 0:
 			state = agentstatsv1.Lifecycle_STATE_START_TIMEOUT
-		case n < 3:
+		case 1:
 			state = agentstatsv1.Lifecycle_STATE_START_ERROR
 		}
 		a.setLifecycle(state, now)
-		a.setApps(agentstatsv1.AppHealth_APP_HEALTH_HEALTHY)
+		a.setApps(true)
+	case agentstatsv1.Lifecycle_STATE_START_TIMEOUT:
+		// Its scripts end after all.
+		a.setLifecycle(agentstatsv1.Lifecycle_STATE_READY, now)
 	default:
 		// Now and then an app fails or recovers, or the network changes.
-		switch a.random.IntN(10) {
-		case 0:
-			a.setApps(agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY)
-		case 1, 2:
-			a.setApps(agentstatsv1.AppHealth_APP_HEALTH_HEALTHY)
-		case 3:
+		switch n := a.random.IntN(10); {
+		case a.flaps:
+			a.setApps(!a.healthy)
+			return time.Duration((5 + 5*a.random.Float64()) * float64(time.Second))
+		case n == 0:
+			a.setApps(false)
+		case n < 3:
+			a.setApps(true)
+		case n == 3:
 			a.setNetwork()
 		}
 	}
 	return time.Duration((20 + 20*a.random.Float64()) * float64(time.Second))
+}
+
+// shutDown makes the agent produce no more, and returns the state in which it is
+// to end.
+func (a *agent) shutDown(now time.Time) agentstatsv1.Lifecycle_State {
+	a.stopped.Store(true)
+	a.setLifecycle(agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN, now)
+	switch a.random.IntN(10) {
+	case 0:
+		return agentstatsv1.Lifecycle_STATE_SHUTDOWN_ERROR
+	case 1:
+		return agentstatsv1.Lifecycle_STATE_SHUTDOWN_TIMEOUT
+	}
+	return agentstatsv1.Lifecycle_STATE_OFF
 }
 
 func (a *agent) setLifecycle(state agentstatsv1.Lifecycle_State, now time.Time) {
@@ -139,11 +168,12 @@ func (a *agent) setLifecycle(state agentstatsv1.Lifecycle_State, now time.Time) 
 }
 
 // setApps says how the first app is; the others are healthy.
-func (a *agent) setApps(first agentstatsv1.AppHealth) {
+func (a *agent) setApps(healthy bool) {
+	a.healthy = healthy
 	for i, app := range a.planned.apps {
 		health := agentstatsv1.AppHealth_APP_HEALTH_HEALTHY
-		if i == 0 {
-			health = first
+		if i == 0 && !healthy {
+			health = agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY
 		}
 		// There are fewer apps than the client's limit.
 		_ = a.client.SetAppHealth(app, health)

@@ -5,12 +5,15 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 const (
@@ -28,14 +31,37 @@ const (
 
 // coderd is the simulated coderd.
 type coderd struct {
-	client *client.Coderd
-	plan   plan
-	log    *slog.Logger
+	client  *client.Coderd
+	planner planner
+	log     *slog.Logger
+
+	// turn is held by who talks of workspaces, so that what is told is the
+	// newest.
+	turn       chan struct{}
+	workspaces []plannedWorkspace
+}
+
+func newCoderd(c *client.Coderd, p planner, workspaces []plannedWorkspace, log *slog.Logger) *coderd {
+	return &coderd{client: c, planner: p, workspaces: slices.Clone(workspaces), log: log, turn: make(chan struct{}, 1)}
 }
 
 // register makes the fleet known.
 func (c *coderd) register(ctx context.Context) error {
-	registered, err := c.client.Register(ctx, c.plan.registrations(), nil)
+	return c.inTurn(ctx, c.registerAll)
+}
+
+func (c *coderd) registerAll(ctx context.Context) error {
+	var agents []*agentstatsv1.AgentRegistration
+	var stopped []*agentstatsv1.Workspace
+	for _, w := range c.workspaces {
+		if len(w.agents) == 0 {
+			stopped = append(stopped, w.workspace)
+		}
+		for _, a := range w.agents {
+			agents = append(agents, a.registration)
+		}
+	}
+	registered, err := c.client.Register(ctx, agents, stopped)
 	if err != nil {
 		return err
 	}
@@ -43,6 +69,82 @@ func (c *coderd) register(ctx context.Context) error {
 		return fmt.Errorf("register agents: %d are known in a newer build: another fleet of this name runs", n)
 	}
 	return nil
+}
+
+// stop makes a workspace known in a build that stops it, and its agents
+// forgotten. It waits for a service that is unavailable until ctx ends.
+func (c *coderd) stop(ctx context.Context, number int) error {
+	return c.change(ctx, func(ctx context.Context) error {
+		w := c.workspaces[number]
+		ids := make([]uuid.UUID, len(w.agents))
+		for i, a := range w.agents {
+			ids[i] = a.id
+		}
+		if _, err := c.client.Deregister(ctx, ids, nil); err != nil {
+			return err
+		}
+		w.build++
+		w = c.planner.stop(w, time.Now())
+		if _, err := c.client.Register(ctx, nil, []*agentstatsv1.Workspace{w.workspace}); err != nil {
+			return err
+		}
+		c.workspaces[number] = w
+		return nil
+	})
+}
+
+// start makes a workspace known in a new build with new agents, which supersede
+// those of the build before. It waits like stop.
+func (c *coderd) start(ctx context.Context, number int) (plannedWorkspace, error) {
+	var w plannedWorkspace
+	err := c.change(ctx, func(ctx context.Context) error {
+		w = c.workspaces[number]
+		w.build++
+		w = c.planner.start(w, time.Now())
+		agents := make([]*agentstatsv1.AgentRegistration, len(w.agents))
+		for i, a := range w.agents {
+			agents[i] = a.registration
+		}
+		if _, err := c.client.Register(ctx, agents, nil); err != nil {
+			return err
+		}
+		c.workspaces[number] = w
+		return nil
+	})
+	return w, err
+}
+
+// inTurn calls f while nobody else talks of workspaces.
+func (c *coderd) inTurn(ctx context.Context, f func(context.Context) error) error {
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-c.turn }()
+	return f(ctx)
+}
+
+// change calls f in turn while the service is unavailable, until ctx ends.
+func (c *coderd) change(ctx context.Context, f func(context.Context) error) error {
+	for {
+		err := c.inTurn(ctx, f)
+		if status.Code(err) != codes.Unavailable || !sleep(ctx, retryInterval) {
+			return err
+		}
+	}
+}
+
+// sleep returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // retry calls f until it returns nil or an error that waiting does not cure, or
@@ -60,11 +162,7 @@ func retry(ctx context.Context, timeout time.Duration, f func(context.Context) e
 			return err
 		}
 		unavailable = err
-		timer := time.NewTimer(retryInterval)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, retryInterval) {
 			return err
 		}
 	}
@@ -92,10 +190,14 @@ func (c *coderd) run(ctx context.Context, unknown <-chan struct{}) {
 	}
 }
 
-// deregister makes the service forget the fleet.
+// deregister makes the service forget the fleet. Nothing else may run.
 func (c *coderd) deregister(ctx context.Context) error {
 	return retry(ctx, deregisterTimeout, func(ctx context.Context) error {
-		_, err := c.client.Deregister(ctx, nil, c.plan.workspaces)
+		ids := make([]uuid.UUID, len(c.workspaces))
+		for i, w := range c.workspaces {
+			ids[i] = w.id
+		}
+		_, err := c.client.Deregister(ctx, nil, ids)
 		return err
 	})
 }

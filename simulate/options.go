@@ -18,12 +18,19 @@ const (
 	defaultMetadataKeys     = 10
 	defaultMetadataInterval = 10 * time.Second
 	defaultDrainTimeout     = 30 * time.Second
+	defaultCoderds          = 1
+	defaultPushInterval     = 10 * time.Second
+	// defaultRebuilds is how often each agent is rebuilt: of 25 agents one about
+	// every 20 s.
+	defaultRebuilds = 500 * time.Second
 	// maxDefaultRamp bounds the default time over which the agents start: 400
 	// agents connect in a second.
 	maxDefaultRamp = 30 * time.Second
 	rampPerAgent   = time.Second / 400
 	// maxMetadataKeys is how many keys a template may declare.
 	maxMetadataKeys = 1024
+	// maxCoderds is more than one service has.
+	maxCoderds = 100
 	// maxUndeclaredKeys is how many keys an agent may have whose template
 	// declares none.
 	maxUndeclaredKeys = 128
@@ -45,6 +52,20 @@ type Options struct {
 	Fleet string
 	// Agents is the size of the fleet; default 25.
 	Agents int
+	// Unreachable is the number of further agents that are registered and never
+	// connect, each in a workspace of its own; default: none.
+	Unreachable int
+	// RebuildInterval is the mean time between two rebuilds anywhere in the
+	// fleet: the agents of a workspace shut down and make way for new ones of a
+	// new build. Default: 500 s for each agent, or, with a Journal, none, as a
+	// rebuild takes the old agents' values out of the database; negative: none.
+	RebuildInterval time.Duration
+	// Coderds is the number of instances of coderd that push metrics; default 1,
+	// negative: none.
+	Coderds int
+	// PushInterval between two snapshots of an instance, at least 1 s; default
+	// 10 s, negative: no instance pushes.
+	PushInterval time.Duration
 	// MetricsPerAgent is the number of forwarded samples in a report; default
 	// 30, negative: none.
 	MetricsPerAgent int
@@ -69,7 +90,7 @@ type Options struct {
 	Connections int
 	// Backoff of the agents' reconnects.
 	Backoff client.Backoff
-	// Seed of the values that agents report, and nothing else; any number.
+	// Seed of what agents and coderd report and do, and nothing else; any number.
 	Seed uint64
 
 	// Progress is where to show what goes on: a line that is drawn again each
@@ -88,6 +109,16 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.MetadataInterval, defaultMetadataInterval)
 	setDefault(&o.Ramp, min(maxDefaultRamp, time.Duration(o.Agents)*rampPerAgent))
 	setDefault(&o.DrainTimeout, defaultDrainTimeout)
+	setDefault(&o.Coderds, defaultCoderds)
+	setDefault(&o.PushInterval, defaultPushInterval)
+	if o.Journal != nil {
+		setDefault(&o.RebuildInterval, -1)
+	}
+	setDefault(&o.RebuildInterval, defaultRebuilds/time.Duration(max(1, o.Agents)))
+	if o.PushInterval < 0 {
+		o.Coderds = 0
+	}
+	o.Coderds = max(o.Coderds, 0)
 	o.MetricsPerAgent = max(o.MetricsPerAgent, 0)
 	o.MetadataKeys = max(o.MetadataKeys, 0)
 	o.Ramp = max(o.Ramp, 0)
@@ -108,6 +139,12 @@ func (o Options) validate() error {
 		return errors.New("target: is empty")
 	case o.Agents < 1 || o.Agents > math.MaxInt32:
 		return fmt.Errorf("agents: want at least 1, got %d", o.Agents)
+	case o.Unreachable < 0 || o.Unreachable > math.MaxInt32:
+		return fmt.Errorf("unreachable agents: want at least 0, got %d", o.Unreachable)
+	case o.Coderds > maxCoderds:
+		return fmt.Errorf("coderds: want at most %d, got %d", maxCoderds, o.Coderds)
+	case o.Coderds > 0 && o.PushInterval < time.Second:
+		return fmt.Errorf("push interval: want at least 1s, got %s", o.PushInterval)
 	case o.MetadataKeys > maxMetadataKeys:
 		return fmt.Errorf("metadata keys: want at most %d, got %d", maxMetadataKeys, o.MetadataKeys)
 	case len(o.Fleet) > 64:

@@ -29,61 +29,144 @@ var (
 	discardLogger = slog.New(slog.DiscardHandler)
 )
 
+func testPlanner(secret string) planner {
+	return planner{fleet: "sim", metadataKeys: 10, secret: []byte(secret)}
+}
+
 func TestPlan(t *testing.T) {
-	o := Options{Agents: 2000}.withDefaults()
-	p := newPlan(o, []byte("secret"), at)
-	require.Len(t, p.agents, 2000)
+	p := testPlanner("secret")
+	workspaces := p.plan(2000, 0, at)
 	identities, ids, tokens := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	var declared, children int
-	workspaces := map[string]int{}
-	for _, a := range p.agents {
-		r := a.registration
-		w := r.GetWorkspace()
-		identities[w.GetOwnerUsername()+"/"+w.GetName()+"/"+r.GetName()] = true
-		ids[string(r.GetId())] = true
-		tokens[a.token] = true
-		workspaces[string(w.GetId())]++
-		require.NotContains(t, a.token, "secret")
-		hash := sha256.Sum256([]byte(a.token))
-		require.Equal(t, hash[:], r.GetTokenSha256())
-		require.Len(t, r.GetApps(), len(a.apps))
-		if len(r.GetMetadataKeys()) > 0 {
-			declared++
-			require.Len(t, r.GetMetadataKeys(), 10)
+	owners, organizations, templates := map[string]bool{}, map[string]bool{}, map[string]string{}
+	var agents, declared, children, prebuilds int
+	for i, w := range workspaces {
+		require.Equal(t, i, w.number)
+		require.Equal(t, agents, w.firstAgent)
+		require.Len(t, w.agents, w.agentCount)
+		require.Equal(t, agentstatsv1.Build_TRANSITION_START, w.workspace.GetBuild().GetTransition())
+		owners[w.workspace.GetOwnerUsername()] = true
+		organizations[w.workspace.GetOrganizationName()] = true
+		if w.workspace.GetBuild().GetIsPrebuild() {
+			prebuilds++
+			require.Equal(t, "prebuilds", w.workspace.GetOwnerUsername())
+			require.Equal(t, "c42fdf75-3097-471c-8c33-fb52454d81c0", uuid.UUID(w.workspace.GetOwnerId()).String())
 		}
-		if r.GetParentId() != nil {
-			children++
-			require.True(t, ids[string(r.GetParentId())], "the parent comes first")
+		template := w.workspace.GetTemplate().GetName()
+		if other, seen := templates[template]; seen {
+			require.Equal(t, other, w.workspace.GetOrganizationName(), "a template is one organization's")
+		}
+		templates[template] = w.workspace.GetOrganizationName()
+		for _, a := range w.agents {
+			require.Equal(t, agents, a.number)
+			agents++
+			r := a.registration
+			require.Equal(t, w.workspace, r.GetWorkspace())
+			identities[string(w.workspace.GetId())+"/"+r.GetName()] = true
+			identities[w.workspace.GetOwnerUsername()+"/"+w.workspace.GetName()+"/"+r.GetName()] = true
+			ids[string(r.GetId())] = true
+			tokens[a.token] = true
+			require.NotContains(t, a.token, "secret")
+			hash := sha256.Sum256([]byte(a.token))
+			require.Equal(t, hash[:], r.GetTokenSha256())
+			require.Len(t, r.GetApps(), len(a.apps))
+			if len(r.GetMetadataKeys()) > 0 {
+				declared++
+				require.Len(t, r.GetMetadataKeys(), 10)
+			}
+			if r.GetParentId() != nil {
+				children++
+				require.Equal(t, w.agents[0].id[:], r.GetParentId())
+			}
 		}
 	}
-	require.Len(t, identities, 2000)
+	require.Equal(t, 2000, agents)
+	require.Len(t, identities, 4000)
 	require.Len(t, ids, 2000)
 	require.Len(t, tokens, 2000)
-	require.Len(t, workspaces, len(p.workspaces))
 	require.InDelta(t, 1333, declared, 5)
 	require.Greater(t, children, 100)
+	require.Greater(t, prebuilds, 100)
+	require.Len(t, organizations, 2)
+	require.Len(t, templates, 5)
+	require.Greater(t, len(owners), 400)
 
-	again := newPlan(o, []byte("another secret"), at)
-	require.Equal(t, p.workspaces, again.workspaces, "the same workspaces in each run")
-	for i := range p.agents {
-		require.NotEqual(t, p.agents[i].id, again.agents[i].id)
-		require.NotEqual(t, p.agents[i].token, again.agents[i].token)
-		require.Equal(t, p.agents[i].registration.GetWorkspace().GetOwnerId(), again.agents[i].registration.GetWorkspace().GetOwnerId())
+	require.Equal(t, workspaces, testPlanner("secret").plan(2000, 0, at))
+	for i, w := range testPlanner("another secret").plan(2000, 0, at) {
+		require.Equal(t, workspaces[i].id, w.id, "the same workspaces in each run")
+		require.Equal(t, workspaces[i].workspace.GetOwnerId(), w.workspace.GetOwnerId())
+		for a := range w.agents {
+			require.NotEqual(t, workspaces[i].agents[a].id, w.agents[a].id)
+			require.NotEqual(t, workspaces[i].agents[a].token, w.agents[a].token)
+		}
 	}
-	require.Equal(t, p.agents[5], newPlan(o, []byte("secret"), at).agents[5])
 
-	o.Fleet = "other"
-	other := newPlan(o, []byte("secret"), at)
-	for i := range p.workspaces {
-		require.NotEqual(t, p.workspaces[i], other.workspaces[i])
+	p.fleet = "other"
+	other := p.plan(2000, 0, at)
+	for i := range workspaces {
+		require.NotEqual(t, workspaces[i].id, other[i].id)
 	}
-	require.Equal(t, "other-api-0", other.agents[0].registration.GetWorkspace().GetName())
+	require.Equal(t, "other-api-0", other[0].workspace.GetName())
 
 	// Without declared keys a template may not have so many.
-	o.MetadataKeys = 129
-	for _, a := range newPlan(o, nil, at).agents {
-		require.Len(t, a.registration.GetMetadataKeys(), 129)
+	p.metadataKeys = 129
+	for _, w := range p.plan(30, 0, at) {
+		for _, a := range w.agents {
+			require.Len(t, a.registration.GetMetadataKeys(), 129)
+		}
 	}
+}
+
+func TestPlanOfUnreachableAgents(t *testing.T) {
+	p := testPlanner("secret")
+	reachable := p.plan(25, 0, at)
+	all := p.plan(25, 2, at)
+	require.Equal(t, reachable, all[:len(reachable)])
+	require.Len(t, all, len(reachable)+2)
+	for i, w := range all[len(reachable):] {
+		require.True(t, w.unreachable)
+		require.Equal(t, 25+i, w.firstAgent)
+		require.Len(t, w.agents, 1)
+	}
+}
+
+// Each build of a workspace has a newer build id and other agents under the same
+// names.
+func TestPlanOfRebuilds(t *testing.T) {
+	p := testPlanner("secret")
+	for _, first := range p.plan(50, 0, at) {
+		stopped := first
+		stopped.build = 1
+		stopped = p.stop(stopped, at.Add(time.Minute))
+		require.Equal(t, agentstatsv1.Build_TRANSITION_STOP, stopped.workspace.GetBuild().GetTransition())
+		require.Empty(t, stopped.agents)
+		require.Equal(t, first.id, stopped.id)
+
+		next := stopped
+		next.build = 2
+		next = p.start(next, at.Add(2*time.Minute))
+		require.Equal(t, first.workspace.GetName(), next.workspace.GetName())
+		require.Equal(t, ownerName(first.number), next.workspace.GetOwnerUsername(), "claimed")
+		require.False(t, next.workspace.GetBuild().GetIsPrebuild())
+		require.Len(t, next.agents, len(first.agents))
+		require.NotEqual(t, first.workspace.GetBuild().GetId(), stopped.workspace.GetBuild().GetId())
+		require.NotEqual(t, stopped.workspace.GetBuild().GetId(), next.workspace.GetBuild().GetId())
+		for i, a := range next.agents {
+			before := first.agents[i]
+			require.Equal(t, before.number, a.number)
+			require.Equal(t, before.registration.GetName(), a.registration.GetName())
+			require.NotEqual(t, before.id, a.id)
+			require.NotEqual(t, before.token, a.token)
+			require.NotEqual(t, before.apps, a.apps)
+			require.Equal(t, before.registration.GetParentId() == nil, a.registration.GetParentId() == nil)
+		}
+	}
+	// Now and then it is of another version of the template.
+	w := p.plan(1, 0, at)[0]
+	versions := map[string]bool{}
+	for w.build = range 20 {
+		versions[p.start(w, at).workspace.GetTemplate().GetVersion()] = true
+	}
+	require.Len(t, versions, 3)
 }
 
 func TestSeriesOfAgents(t *testing.T) {
@@ -100,37 +183,56 @@ func TestSeriesOfAgents(t *testing.T) {
 }
 
 func TestGenerator(t *testing.T) {
-	g, same := newGenerator(seriesOfAgents(60), 1, 7), newGenerator(seriesOfAgents(60), 1, 7)
-	before := map[int]float64{}
-	var unknown, families, apps, moved int
-	for range 1000 {
-		s := g.next()
-		require.True(t, proto.Equal(s, same.next()), "the seed decides")
-		require.GreaterOrEqual(t, s.GetRxBytes(), int64(0))
-		require.GreaterOrEqual(t, s.GetTxBytes(), int64(0))
-		if s.GetConnectionMedianLatencyMs() <= 0 {
-			unknown++
-		}
-		if s.GetSessionCounts() != nil {
-			apps++
-		} else if s.GetSessionCountSsh()+s.GetSessionCountVscode()+s.GetSessionCountJetbrains()+s.GetSessionCountReconnectingPty() > 0 {
-			families++
-		}
-		for i, m := range s.GetMetrics() {
-			require.GreaterOrEqual(t, m.GetValue(), 0.0)
-			if m.GetType() == agentstatsv1.Stats_Metric_TYPE_COUNTER {
-				require.GreaterOrEqual(t, m.GetValue(), before[i], m.GetName())
+	for life, newer := range map[uint64]bool{7: true, 8: false} {
+		g, same := newGenerator(seriesOfAgents(60), 1, life), newGenerator(seriesOfAgents(60), 1, life)
+		before := map[int]float64{}
+		var unknown, moved int
+		apps, families := map[string]int64{}, map[string]int64{}
+		for range 1000 {
+			s := g.next()
+			require.True(t, proto.Equal(s, same.next()), "the seed decides")
+			require.GreaterOrEqual(t, s.GetRxBytes(), int64(0))
+			require.GreaterOrEqual(t, s.GetTxBytes(), int64(0))
+			if s.GetConnectionMedianLatencyMs() <= 0 {
+				unknown++
 			}
-			if m.GetValue() != before[i] {
-				moved++
+			sum := int64(0)
+			for app, n := range s.GetSessionCounts() {
+				apps[app] += n
+				sum += n
 			}
-			before[i] = m.GetValue()
+			for family, n := range map[string]int64{
+				"vscode": s.GetSessionCountVscode(), "ssh": s.GetSessionCountSsh(),
+				"jetbrains": s.GetSessionCountJetbrains(), "reconnecting_pty": s.GetSessionCountReconnectingPty(),
+			} {
+				families[family] += n
+				sum += n
+			}
+			require.Equal(t, s.GetConnectionCount(), 2*sum)
+			for i, m := range s.GetMetrics() {
+				require.GreaterOrEqual(t, m.GetValue(), 0.0)
+				if m.GetType() == agentstatsv1.Stats_Metric_TYPE_COUNTER {
+					require.GreaterOrEqual(t, m.GetValue(), before[i], m.GetName())
+				}
+				if m.GetValue() != before[i] {
+					moved++
+				}
+				before[i] = m.GetValue()
+			}
+		}
+		require.Greater(t, unknown, 50)
+		require.Greater(t, moved, 50)
+		if newer {
+			require.Len(t, apps, len(sessionApps))
+			require.Contains(t, apps, "cursor")
+		} else {
+			require.Empty(t, apps)
+		}
+		for family, n := range families {
+			require.Equal(t, newer, n == 0, family)
 		}
 	}
-	for what, n := range map[string]int{"unknown latency": unknown, "sessions by family": families, "sessions by app": apps, "values": moved} {
-		require.Greater(t, n, 50, what)
-	}
-	other := newGenerator(seriesOfAgents(60), 1, 8)
+	g, other := newGenerator(seriesOfAgents(60), 1, 7), newGenerator(seriesOfAgents(60), 1, 9)
 	require.False(t, proto.Equal(g.next(), other.next()))
 }
 
@@ -196,7 +298,7 @@ func TestLatencies(t *testing.T) {
 func TestSummary(t *testing.T) {
 	s := Summary{
 		Agents: 25, ReportsSent: 52, ReportsAcked: 52, SamplesSent: 1560, MetadataSent: 1750, MetadataAcked: 1750,
-		Refused: 3, Reconnects: 1, DurationSeconds: 61.25,
+		PushesSent: 7, PushesAcked: 6, FamiliesRefused: 40, Rebuilds: 3, Refused: 3, Reconnects: 1, DurationSeconds: 61.25,
 		Refusals:         map[string]int64{"series_limit": 2, "a_limit": 1},
 		ReportAckSeconds: Quantiles{P50: 0.0005, P95: 0.004, P99: 0.0125},
 	}
@@ -208,6 +310,8 @@ duration         61.2 s
 reports          52 sent, 52 acked
 samples          1560 sent
 metadata         1750 sent, 1750 durable
+pushes           7 sent, 6 durable, 40 families refused
+rebuilds         3
 acks of reports  0.5 ms median, 4.0 ms p95, 12.5 ms p99
 reconnects       1
 refused          3 (a_limit: 1) (series_limit: 2)
@@ -217,7 +321,7 @@ errors           0
 	require.NoError(t, s.WriteJSON(&text))
 	require.JSONEq(t, `{
 		"agents": 25, "reports_sent": 52, "reports_acked": 52, "samples_sent": 1560, "metadata_sent": 1750,
-		"metadata_acked": 1750, "refused": 3, "errors": 0, "reconnects": 1, "duration_seconds": 61.25,
+		"metadata_acked": 1750, "pushes_sent": 7, "pushes_acked": 6, "families_refused": 40, "rebuilds": 3, "refused": 3, "errors": 0, "reconnects": 1, "duration_seconds": 61.25,
 		"refusals": {"a_limit": 1, "series_limit": 2},
 		"report_ack_seconds": {"p50": 0.0005, "p95": 0.004, "p99": 0.0125}
 	}`, text.String())
@@ -272,22 +376,56 @@ func TestObserverCountsRefusals(t *testing.T) {
 
 // An agent that cannot reach anything still takes everything in.
 func TestAgentLives(t *testing.T) {
-	o := Options{Agents: 1}.withDefaults()
-	p := newPlan(o, nil, at)
+	planned := testPlanner("secret").plan(1, 0, at)[0].agents[0]
 	conns, err := connect(Options{Target: "passthrough:///nowhere", Agents: 1, Dial: client.DialOptions{Plaintext: true}}, discardLogger)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, conns.close()) }()
 	obs := &observer{acks: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
-	a, err := newAgent(0, p.agents[0], conns.agents[0], seriesOfAgents(5), o, obs)
-	require.NoError(t, err)
-	a.start(at)
-	require.Equal(t, agentstatsv1.Lifecycle_STATE_CREATED, a.state)
-	require.Greater(t, a.live(at), time.Second)
-	require.Equal(t, agentstatsv1.Lifecycle_STATE_STARTING, a.state)
-	for range 100 {
+	o := Options{}.withDefaults()
+	reached := map[agentstatsv1.Lifecycle_State]int{}
+	ends := map[agentstatsv1.Lifecycle_State]int{}
+	var flapping, failed int
+	var a *agent
+	for build := range 300 {
+		a, err = newAgent(planned, build, conns.agents[0], seriesOfAgents(5), o, obs)
+		require.NoError(t, err)
+		a.start(at)
+		require.Equal(t, agentstatsv1.Lifecycle_STATE_CREATED, a.state)
+		require.Greater(t, a.live(at), time.Second)
+		require.Equal(t, agentstatsv1.Lifecycle_STATE_STARTING, a.state)
+		require.False(t, a.healthy)
 		require.GreaterOrEqual(t, a.live(at), 20*time.Second)
-		require.Equal(t, agentstatsv1.Lifecycle_STATE_READY, a.state)
+		require.True(t, a.healthy)
+		reached[a.state]++
+		wasHealthy, changes := true, 0
+		for range 20 {
+			again := a.live(at)
+			require.GreaterOrEqual(t, again, 5*time.Second)
+			require.Equal(t, a.flaps && a.healthy != wasHealthy, again <= 10*time.Second)
+			if a.healthy != wasHealthy {
+				wasHealthy = a.healthy
+				changes++
+			}
+		}
+		require.NotEqual(t, agentstatsv1.Lifecycle_STATE_START_TIMEOUT, a.state, "its scripts ended after all")
+		if a.flaps {
+			require.GreaterOrEqual(t, changes, 19)
+			flapping++
+		} else if changes > 0 {
+			failed++
+		}
+		if build < 299 {
+			ends[a.shutDown(at)]++
+			require.Equal(t, agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN, a.state)
+			require.Zero(t, a.live(at))
+		}
 	}
+	require.Len(t, reached, 3)
+	require.Greater(t, reached[agentstatsv1.Lifecycle_STATE_READY], 250)
+	require.Len(t, ends, 3)
+	require.Greater(t, ends[agentstatsv1.Lifecycle_STATE_OFF], 200)
+	require.Greater(t, flapping, 10)
+	require.Greater(t, failed, 100)
 	a.updateMetadata(at)
 	a.updateMetadata(at)
 	require.Equal(t, int64(20), a.client.Status().Counts.Metadata)

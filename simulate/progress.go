@@ -26,22 +26,30 @@ type tally struct {
 }
 
 func (f *fleet) tally() tally {
-	t := tally{agents: len(f.agents), unexpected: f.observer.unexpected.Load()}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.former
+	t.agents, t.unexpected = len(f.agents), f.observer.unexpected.Load()
 	for _, a := range f.agents {
-		s := a.client.Status()
-		if s.Connection == client.Connected {
-			t.connected++
-		}
-		t.counts.Reports += s.Counts.Reports
-		t.counts.ReportsReceived += s.Counts.ReportsReceived
-		t.counts.Samples += s.Counts.Samples
-		t.counts.Metadata += s.Counts.Metadata
-		t.counts.MetadataDurable += s.Counts.MetadataDurable
-		t.counts.MetadataRefused += s.Counts.MetadataRefused
-		t.counts.Refused += s.Counts.Refused
-		t.reconnects += max(0, s.Counts.Sessions-1)
+		t.add(a)
 	}
 	return t
+}
+
+// add adds what an agent did.
+func (t *tally) add(a *agent) {
+	s := a.client.Status()
+	if s.Connection == client.Connected {
+		t.connected++
+	}
+	t.counts.Reports += s.Counts.Reports
+	t.counts.ReportsReceived += s.Counts.ReportsReceived
+	t.counts.Samples += s.Counts.Samples
+	t.counts.Metadata += s.Counts.Metadata
+	t.counts.MetadataDurable += s.Counts.MetadataDurable
+	t.counts.MetadataRefused += s.Counts.MetadataRefused
+	t.counts.Refused += s.Counts.Refused
+	t.reconnects += max(0, s.Counts.Sessions-1)
 }
 
 func (t tally) String() string {

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
@@ -23,6 +25,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/simulate"
 	"github.com/coder/agentstatsd/store"
@@ -42,12 +45,13 @@ type service struct {
 
 	store      *store.Store
 	aggregator *aggregator.Aggregator
+	pushes     *pushes
 	broken     *atomic.Bool
 	stop       func()
 }
 
 func startService(t *testing.T) *service {
-	s := &service{t: t, path: filepath.Join(t.TempDir(), "agentstatsd.db")}
+	s := &service{t: t, pushes: &pushes{newest: map[agent.Instance]snapshot{}}, path: filepath.Join(t.TempDir(), "agentstatsd.db")}
 	s.start()
 	t.Cleanup(func() { s.stop() })
 	return s
@@ -64,6 +68,49 @@ func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata)
 		return 0, errors.New("crashed")
 	}
 	return s.Store.UpsertMetadata(ctx, rows)
+}
+
+// pushes keeps the newest snapshot of each instance of coderd, over all lives of
+// the service.
+type pushes struct {
+	mu     sync.Mutex
+	newest map[agent.Instance]snapshot
+}
+
+type snapshot struct {
+	agent.Push
+	families map[string]*dto.MetricFamily
+}
+
+func (p *pushes) Push(_ context.Context, _ time.Time, push agent.Push) ([]agent.PushRefusal, error) {
+	s := snapshot{push, map[string]*dto.MetricFamily{}}
+	var refused []agent.PushRefusal
+	for _, raw := range push.Families {
+		family := &dto.MetricFamily{}
+		if err := proto.Unmarshal(raw, family); err != nil {
+			return nil, err
+		}
+		if reason := metrics.CheckPushedName(family.GetName()); reason != "" {
+			refused = append(refused, agent.PushRefusal{Name: family.GetName(), Reason: string(reason)})
+			continue
+		}
+		s.families[family.GetName()] = family
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.newest[push.Instance] = s
+	return refused, nil
+}
+
+// all returns the newest snapshots by the name of their instance.
+func (p *pushes) all() map[string]snapshot {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := map[string]snapshot{}
+	for _, s := range p.newest {
+		all[s.Replica] = s
+	}
+	return all
 }
 
 func (s *service) start() {
@@ -84,7 +131,7 @@ func (s *service) start() {
 	require.NoError(t, err)
 	require.NoError(t, agents.Load(context.Background()))
 	api, err := agentapi.NewServer(
-		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news},
+		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news, Pushes: s.pushes},
 		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), ReportInterval: 5 * time.Second},
 		reg, log,
 	)

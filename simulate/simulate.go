@@ -3,10 +3,11 @@ package simulate
 import (
 	"container/heap"
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -44,13 +45,20 @@ func Run(ctx context.Context, opts Options, log *slog.Logger) (Summary, error) {
 func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger) (Summary, error) {
 	secret := make([]byte, 32)
 	// Read never fails.
-	_, _ = rand.Read(secret)
-	f, err := newFleet(opts, newPlan(opts, secret, time.Now()), conns.agents, log)
+	_, _ = crand.Read(secret)
+	p := planner{fleet: opts.Fleet, metadataKeys: opts.MetadataKeys, secret: secret}
+	workspaces := p.plan(opts.Agents, opts.Unreachable, time.Now())
+	service, err := client.NewCoderd(conns.coderd, client.CoderdOptions{Logger: log})
 	if err != nil {
 		return Summary{}, err
 	}
-	c := &coderd{plan: f.plan, log: log}
-	if c.client, err = client.NewCoderd(conns.coderd, client.CoderdOptions{Logger: log}); err != nil {
+	c := newCoderd(service, p, workspaces, log)
+	f, err := newFleet(opts, workspaces, conns.agents, c, log)
+	if err != nil {
+		return Summary{}, err
+	}
+	pushed, err := newInstances(opts, conns.coderd, log)
+	if err != nil {
 		return Summary{}, err
 	}
 	started := time.Now()
@@ -67,13 +75,18 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 	if opts.Progress != nil {
 		running.Go(func() { f.showProgress(living, opts.Progress) })
 	}
-	f.live(ctx, living, &running)
+	producing, stop := context.WithCancel(ctx)
+	defer stop()
+	running.Go(func() { pushed.run(producing) })
+	f.live(producing, living, &running)
+	stop()
 
 	errs := f.drain(living)
 	duration := time.Since(started)
 	end()
 	running.Wait()
 	summary := f.summary(errs, duration)
+	pushed.addTo(&summary)
 	err = f.observer.journal.failed()
 	if !opts.Keep {
 		err = errors.Join(err, c.deregister(context.WithoutCancel(ctx)))
@@ -84,33 +97,69 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 // fleet is a simulated fleet.
 type fleet struct {
 	opts     Options
-	plan     plan
-	agents   []*agent
+	coderd   *coderd
+	conns    []*grpc.ClientConn
+	series   []series
 	observer *observer
+	// rebuilding are the rebuilds under way.
+	rebuilding sync.WaitGroup
+	rebuilt    chan rebuilt
+
+	// workspaces as they run, for the goroutine that drives the fleet.
+	workspaces []workspace
+	random     *rand.Rand
+
+	mu sync.Mutex
+	// agents by number, in their newest life. Only the goroutine that drives
+	// the fleet changes them.
+	agents []*agent
+	// former is what agents did in earlier lives; rebuilds is how many
+	// workspaces were rebuilt.
+	former   tally
+	rebuilds int64
 }
 
-func newFleet(opts Options, p plan, conns []*grpc.ClientConn, log *slog.Logger) (*fleet, error) {
+func newFleet(opts Options, workspaces []plannedWorkspace, conns []*grpc.ClientConn, c *coderd, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
-		opts: opts,
-		plan: p,
+		opts:   opts,
+		coderd: c,
+		conns:  conns,
+		series: seriesOfAgents(opts.MetricsPerAgent),
 		observer: &observer{
 			acks:    &latencies{},
 			unknown: make(chan struct{}, 1),
 			log:     log,
 		},
+		rebuilt: make(chan rebuilt),
+		random:  rand.New(rand.NewPCG(opts.Seed+2, 0)),
 	}
 	if opts.Journal != nil {
 		f.observer.journal = &journal{w: opts.Journal}
 	}
-	all := seriesOfAgents(opts.MetricsPerAgent)
-	for i, planned := range p.agents {
-		a, err := newAgent(i, planned, conns[i%len(conns)], all, opts, f.observer)
+	for _, w := range workspaces {
+		agents, err := f.agentsOf(w)
 		if err != nil {
 			return nil, err
 		}
-		f.agents = append(f.agents, a)
+		f.workspaces = append(f.workspaces, workspace{plannedWorkspace: w})
+		f.agents = append(f.agents, agents...)
 	}
 	return f, nil
+}
+
+// agentsOf makes the agents of a workspace's build; none if they never connect.
+func (f *fleet) agentsOf(w plannedWorkspace) ([]*agent, error) {
+	if w.unreachable {
+		return nil, nil
+	}
+	agents := make([]*agent, len(w.agents))
+	for i, planned := range w.agents {
+		var err error
+		if agents[i], err = newAgent(planned, w.build, f.conns[planned.number%len(f.conns)], f.series, f.opts, f.observer); err != nil {
+			return nil, err
+		}
+	}
+	return agents, nil
 }
 
 // event is something that an agent does at a time.
@@ -146,24 +195,37 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 		defer cancel()
 	}
 	queue := make(events, 0, 3*len(f.agents))
-	began := time.Now()
-	for i, a := range f.agents {
-		part := float64(i) / float64(len(f.agents))
-		start := began.Add(time.Duration(part * float64(f.opts.Ramp)))
-		queue = append(queue, event{at: start, do: func(now time.Time) time.Duration {
+	// start is an agent's first event. Its metadata changes after the first time,
+	// then each interval.
+	start := func(a *agent, at time.Time, first time.Duration) event {
+		return event{at: at, do: func(now time.Time) time.Duration {
 			a.start(now)
 			running.Go(func() { _ = a.client.Run(living) })
 			heap.Push(&queue, event{at: now.Add(time.Second), do: a.live})
 			if a.keys > 0 {
 				a.updateMetadata(now)
-				// Spread over the interval, whatever the ramp was.
-				first := time.Duration((1 - part) * float64(f.opts.MetadataInterval))
 				heap.Push(&queue, event{at: now.Add(first), do: func(now time.Time) time.Duration {
+					if a.stopped.Load() {
+						return 0
+					}
 					a.updateMetadata(now)
 					return f.opts.MetadataInterval
 				}})
 			}
 			return 0
+		}}
+	}
+	began := time.Now()
+	for i, a := range f.agents {
+		part := float64(i) / float64(len(f.agents))
+		// Spread over the interval, whatever the ramp was.
+		first := time.Duration((1 - part) * float64(f.opts.MetadataInterval))
+		queue = append(queue, start(a, began.Add(time.Duration(part*float64(f.opts.Ramp))), first))
+	}
+	if f.opts.RebuildInterval > 0 {
+		queue = append(queue, event{at: began.Add(f.opts.Ramp + f.untilRebuild()), do: func(now time.Time) time.Duration {
+			f.rebuildOne(ctx, now)
+			return f.untilRebuild()
 		}})
 	}
 	heap.Init(&queue)
@@ -175,6 +237,11 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		case r := <-f.rebuilt:
+			now := time.Now()
+			for _, a := range f.replace(r) {
+				heap.Push(&queue, start(a, now, f.opts.MetadataInterval))
+			}
 		}
 		now := time.Now()
 		for len(queue) > 0 && !queue[0].at.After(now) {
@@ -184,7 +251,8 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 				heap.Push(&queue, event{at: e.at.Add(again), do: e.do})
 			}
 		}
-		// There is always an event: each agent lives on.
+		// There is always an event: each agent lives on, or is rebuilt now and
+		// then.
 		timer.Reset(queue[0].at.Sub(now))
 	}
 }
@@ -192,6 +260,9 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 // drain stops the agents, waits for their last acks, and lets them leave. It
 // returns how many have something left that is neither a report nor metadata.
 func (f *fleet) drain(living context.Context) (unsettled int64) {
+	// They have ended with what the fleet produces; agents that they have not
+	// replaced are drained here.
+	f.rebuilding.Wait()
 	ctx, cancel := context.WithTimeout(living, f.opts.DrainTimeout)
 	defer cancel()
 	for _, a := range f.agents {
@@ -239,6 +310,7 @@ func (f *fleet) summary(unsettled int64, duration time.Duration) Summary {
 		SamplesSent:     t.counts.Samples,
 		MetadataSent:    t.counts.Metadata,
 		MetadataAcked:   t.counts.MetadataDurable,
+		Rebuilds:        f.rebuilds,
 		Refused:         t.counts.Refused,
 		Errors:          lost + unsettled + t.unexpected,
 		Reconnects:      t.reconnects,

@@ -18,6 +18,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/simulate"
 )
 
@@ -129,6 +130,7 @@ func TestRunKeepsAFleet(t *testing.T) {
 
 		// A later run of the same fleet takes its place.
 		opts.Journal, opts.Keep, opts.Duration = nil, false, 20*time.Second
+		opts.RebuildInterval = -1
 		summary, err = simulate.Run(t.Context(), opts, discard)
 		require.NoError(t, err)
 		require.True(t, summary.Complete(), "%+v", summary)
@@ -190,7 +192,7 @@ func TestRunRegistersAgain(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Agents, opts.Duration, opts.DrainTimeout = 3, 45*time.Second, 10*time.Second
-		opts.Backoff = client.Backoff{Max: 2 * time.Second}
+		opts.Backoff, opts.RebuildInterval = client.Backoff{Max: 2 * time.Second}, -1
 		var summary simulate.Summary
 		var err error
 		done := make(chan struct{})
@@ -213,7 +215,7 @@ func TestRunCancelledInTheRamp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
-		opts.Ramp = time.Minute
+		opts.Ramp, opts.RebuildInterval = time.Minute, -1
 		opts.Connections = 4
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second+time.Millisecond)
 		defer cancel()
@@ -227,12 +229,192 @@ func TestRunCancelledInTheRamp(t *testing.T) {
 	})
 }
 
+// registered returns the agents and the builds of workspaces in the database.
+func (s *service) registered() (agents map[agent.ID]agent.Registration, builds map[agent.ID]agent.Build) {
+	list, workspaces, err := s.store.Registrations(context.Background())
+	require.NoError(s.t, err)
+	agents, builds = map[agent.ID]agent.Registration{}, map[agent.ID]agent.Build{}
+	for _, r := range list {
+		agents[r.ID] = r
+	}
+	for _, w := range workspaces {
+		builds[w.ID] = w.Build
+	}
+	return agents, builds
+}
+
+// Workspaces are rebuilt again and again, the service crashes meanwhile, and
+// some agents never connect: all that is sent is acked.
+func TestRunRebuilds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startService(t)
+		opts := s.options()
+		opts.Unreachable, opts.RebuildInterval = 2, 4*time.Second
+		opts.MetricsPerAgent, opts.MetadataKeys = 5, 3
+		opts.Backoff = client.Backoff{Max: 5 * time.Second}
+		ctx, cancel := context.WithCancel(t.Context())
+		var summary simulate.Summary
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			summary, err = simulate.Run(ctx, opts, discard)
+		}()
+		time.Sleep(time.Second)
+		first, firstBuilds := s.registered()
+		require.Len(t, first, 27)
+		stopped, names := 0, map[string]bool{}
+		for range 20 {
+			time.Sleep(7 * time.Second)
+			agents, builds := s.registered()
+			require.Len(t, builds, len(firstBuilds))
+			for _, b := range builds {
+				if b.Transition == "stop" {
+					stopped++
+				}
+			}
+			held := map[string]bool{}
+			for _, r := range agents {
+				held[r.Workspace.ID.String()+"/"+r.Name] = true
+				require.Equal(t, builds[r.Workspace.ID], r.Workspace.Build)
+				require.EqualValues(t, "start", r.Workspace.Build.Transition)
+			}
+			require.Len(t, held, len(agents), "a name is one agent's")
+			for name := range held {
+				names[name] = true
+			}
+		}
+		require.Positive(t, stopped)
+		require.Len(t, names, 27, "always the same names")
+		for range 3 {
+			s.crash()
+			time.Sleep(2 * time.Second)
+			s.start()
+			time.Sleep(30 * time.Second)
+		}
+		now, _ := s.registered()
+		kept := 0
+		for id := range now {
+			if _, known := first[id]; known {
+				kept++
+			}
+		}
+		require.Less(t, kept, 5)
+		cancel()
+		<-done
+		require.NoError(t, err)
+		require.True(t, summary.Complete(), "%+v", summary)
+		require.Equal(t, 25, summary.Agents)
+		require.Greater(t, summary.Rebuilds, int64(30))
+		require.Zero(t, summary.Refused, "%v", summary.Refusals)
+		agents, builds := s.registered()
+		require.Empty(t, agents)
+		require.Empty(t, builds)
+	})
+}
+
+// Agents that are shut down when the fleet stops are drained as the others.
+func TestRunStopsAmidRebuilds(t *testing.T) {
+	for _, seconds := range []int{5, 7, 8, 10, 11} {
+		synctest.Test(t, func(t *testing.T) {
+			s := startService(t)
+			opts := s.options()
+			opts.MetricsPerAgent, opts.MetadataKeys = 5, 3
+			opts.Agents, opts.Duration, opts.RebuildInterval, opts.Ramp = 8, time.Duration(seconds)*time.Second, 500*time.Millisecond, -1
+			began := time.Now()
+			summary, err := simulate.Run(t.Context(), opts, discard)
+			require.NoError(t, err)
+			require.True(t, summary.Complete(), "%+v", summary)
+			require.Less(t, time.Since(began), opts.Duration+15*time.Second)
+			agents, builds := s.registered()
+			require.Empty(t, agents)
+			require.Empty(t, builds)
+		})
+	}
+}
+
+func TestRunPushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startService(t)
+		opts := s.options()
+		opts.Agents, opts.Coderds, opts.PushInterval = 1, 2, 5*time.Second
+		opts.Duration = time.Minute
+		summary, err := simulate.Run(t.Context(), opts, discard)
+		require.NoError(t, err)
+		require.True(t, summary.Complete(), "%+v", summary)
+		// At once, each 5 s, and at the end.
+		require.InDelta(t, 2*13, summary.PushesSent, 2)
+		require.Equal(t, summary.PushesSent, summary.PushesAcked)
+		require.Greater(t, summary.FamiliesRefused, int64(2*30), "go and process collectors")
+		newest := s.pushes.all()
+		require.Len(t, newest, 2)
+		for _, replica := range []string{"sim-coderd-0", "sim-coderd-1"} {
+			require.True(t, newest[replica].Final)
+			require.Equal(t, 5*time.Second, newest[replica].Interval)
+			for _, f := range metrics.Catalogue() {
+				if f.Owner == metrics.OwnerCoderd {
+					require.NotEmpty(t, newest[replica].families[f.Name].GetMetric(), f.Name)
+				}
+			}
+		}
+		require.NotEqual(t,
+			newest["sim-coderd-0"].families["coderd_api_requests_processed_total"].String(),
+			newest["sim-coderd-1"].families["coderd_api_requests_processed_total"].String())
+
+		// Snapshots that a crash swallows are no error, but the last one is.
+		for _, comesBack := range []bool{true, false} {
+			crashed := make(chan struct{})
+			go func() {
+				defer close(crashed)
+				time.Sleep(32 * time.Second)
+				s.crash()
+				if comesBack {
+					time.Sleep(15 * time.Second)
+					s.start()
+				}
+			}()
+			opts.RebuildInterval, opts.Keep, opts.DrainTimeout = -1, true, 5*time.Second
+			opts.Backoff = client.Backoff{Max: 5 * time.Second}
+			summary, err = simulate.Run(t.Context(), opts, discard)
+			<-crashed
+			require.NoError(t, err)
+			lost := summary.ReportsSent - summary.ReportsAcked + summary.MetadataSent - summary.MetadataAcked
+			if comesBack {
+				require.True(t, summary.Complete(), "%+v", summary)
+			} else {
+				require.Equal(t, lost+2, summary.Errors, "%+v", summary)
+			}
+		}
+	})
+}
+
+// No instance of coderd pushes.
+func TestRunWithoutPushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, change := range []func(*simulate.Options){
+			func(o *simulate.Options) { o.Coderds = -1 },
+			func(o *simulate.Options) { o.PushInterval = -1 },
+		} {
+			s := startService(t)
+			opts := s.options()
+			opts.Agents, opts.Duration = 1, 10*time.Second
+			change(&opts)
+			summary, err := simulate.Run(t.Context(), opts, discard)
+			require.NoError(t, err)
+			require.True(t, summary.Complete(), "%+v", summary)
+			require.Zero(t, summary.PushesSent)
+			require.Empty(t, s.pushes.all())
+		}
+	})
+}
+
 // What was never acked is an error, and the wait for it is bounded.
 func TestRunTellsWhatWasLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Agents, opts.Duration, opts.DrainTimeout = 2, 20*time.Second, 10*time.Second
+		opts.Coderds, opts.RebuildInterval = -1, -1
 		opts.Keep = true
 		crashed := make(chan struct{})
 		go func() {
@@ -261,6 +443,9 @@ func TestRunErrors(t *testing.T) {
 			{"target: is empty", func(o *simulate.Options) { o.Target = "" }},
 			{"agents: want at least 1", func(o *simulate.Options) { o.Agents = -1 }},
 			{"metadata keys: want at most", func(o *simulate.Options) { o.MetadataKeys = 1025 }},
+			{"unreachable agents: want at least 0", func(o *simulate.Options) { o.Unreachable = -1 }},
+			{"coderds: want at most 100", func(o *simulate.Options) { o.Coderds = 101 }},
+			{"push interval: want at least 1s", func(o *simulate.Options) { o.PushInterval = time.Millisecond }},
 			{"duration: want at least 0", func(o *simulate.Options) { o.Duration = -1 }},
 			{"connections: want at least 0", func(o *simulate.Options) { o.Connections = -1 }},
 			{"fleet: want a name of at most 64 bytes", func(o *simulate.Options) { o.Fleet = strings.Repeat("f", 65) }},

@@ -24,10 +24,19 @@ type Summary struct {
 	// them that are durable, themselves or by a newer value of their key.
 	MetadataSent  int64 `json:"metadata_sent"`
 	MetadataAcked int64 `json:"metadata_acked"`
+	// PushesSent are snapshots of coderd's metrics; PushesAcked are those of them
+	// that are durable. One that is lost is replaced by the next.
+	PushesSent  int64 `json:"pushes_sent"`
+	PushesAcked int64 `json:"pushes_acked"`
+	// FamiliesRefused of the newest snapshots of all instances, also those that
+	// are the service's own, like go_goroutines, which is as it should be.
+	FamiliesRefused int64 `json:"families_refused"`
+	// Rebuilds of workspaces.
+	Rebuilds int64 `json:"rebuilds"`
 	// Refused samples, values and states, for any reason.
 	Refused int64 `json:"refused"`
-	// Errors are things lost or wrong: not acked at the end, or refused for
-	// another reason than a limit.
+	// Errors are things lost or wrong: not acked at the end, refused for another
+	// reason than a limit, or families refused that are not the service's own.
 	Errors int64 `json:"errors"`
 	// Reconnects are sessions after an agent's first.
 	Reconnects int64 `json:"reconnects"`
@@ -72,6 +81,8 @@ func (s Summary) WriteText(w io.Writer) error {
 	row("reports", "%d sent, %d acked", s.ReportsSent, s.ReportsAcked)
 	row("samples", "%d sent", s.SamplesSent)
 	row("metadata", "%d sent, %d durable", s.MetadataSent, s.MetadataAcked)
+	row("pushes", "%d sent, %d durable, %d families refused", s.PushesSent, s.PushesAcked, s.FamiliesRefused)
+	row("rebuilds", "%d", s.Rebuilds)
 	q := s.ReportAckSeconds
 	row("acks of reports", "%.1f ms median, %.1f ms p95, %.1f ms p99", 1e3*q.P50, 1e3*q.P95, 1e3*q.P99)
 	row("reconnects", "%d", s.Reconnects)

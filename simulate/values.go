@@ -70,13 +70,17 @@ type generator struct {
 	stats  *agentstatsv1.Stats
 	// activity of the user, from 0 to 1.
 	activity float64
+	// newer agents count sessions by app, older ones by family.
+	newer bool
 }
 
-func newGenerator(all []series, seed uint64, agent int) *generator {
+// newGenerator makes the generator of one life of an agent.
+func newGenerator(all []series, seed, life uint64) *generator {
 	g := &generator{
 		series: all,
-		random: rand.New(rand.NewPCG(seed, uint64(agent))),
+		random: rand.New(rand.NewPCG(seed, life)),
 		stats:  &agentstatsv1.Stats{},
+		newer:  life%3 != 2,
 	}
 	g.activity = g.random.Float64()
 	for _, s := range all {
@@ -122,24 +126,38 @@ func (g *generator) next() *agentstatsv1.Stats {
 	if busy {
 		s.ConnectionMedianLatencyMs = 5 + 60*r.Float64()
 	}
-	s.SessionCounts = nil
+	g.setSessions(sessions)
+	return s
+}
+
+// sessionApps are the names that newer agents count sessions by.
+var sessionApps = []string{"vscode", "cursor", "windsurf", "jetbrains", "ssh", "reconnecting_pty"}
+
+// setSessions spreads open sessions over apps.
+func (g *generator) setSessions(n int64) {
+	s := g.stats
+	if g.newer {
+		if s.SessionCounts == nil {
+			s.SessionCounts = make(map[string]int64, len(sessionApps))
+		}
+		clear(s.SessionCounts)
+		for range n {
+			s.SessionCounts[pick(g.random, sessionApps)]++
+		}
+		return
+	}
 	s.SessionCountVscode, s.SessionCountSsh = 0, 0
 	s.SessionCountJetbrains, s.SessionCountReconnectingPty = 0, 0
-	// Newer agents count sessions by app, older ones by family.
-	apps := []string{"cursor", "vscode", "ssh", "jetbrains", "reconnecting_pty"}
-	switch app := r.IntN(len(apps)); {
-	case r.IntN(2) == 0:
-		s.SessionCounts = map[string]int64{apps[app]: sessions}
-	case app < 2:
-		s.SessionCountVscode = sessions
-	case app == 2:
-		s.SessionCountSsh = sessions
-	case app == 3:
-		s.SessionCountJetbrains = sessions
+	switch g.random.IntN(4) {
+	case 0:
+		s.SessionCountVscode = n
+	case 1:
+		s.SessionCountSsh = n
+	case 2:
+		s.SessionCountJetbrains = n
 	default:
-		s.SessionCountReconnectingPty = sessions
+		s.SessionCountReconnectingPty = n
 	}
-	return s
 }
 
 var metadataKeys = []string{
