@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -108,6 +109,14 @@ func TestGroupedCounters(t *testing.T) {
 			{"back", count(1, 1, 7), "5"},
 			{"grows", count(1, 1, 8), "6"},
 		},
+		"of another type before": {
+			{"gauge", func(a *Aggregator) {
+				open(1, first(1))(a)
+				a.Report(id(1), 1, a.now(), samples(sample("c_total", agent.Gauge, 5)))
+				count(1, 1, 7)(a)
+			}, "0"},
+			{"grows", count(1, 1, 9), "2"},
+		},
 		"renamed": {
 			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
 			{"agent", func(a *Aggregator) { a.Relabel(id(1), identity("other")) }, "5"},
@@ -155,6 +164,30 @@ func TestGroupedCounterMoves(t *testing.T) {
 	a.Report(id(0), 1, time.Now(), samples(sample("c_total", agent.Counter, 7)))
 	require.Equal(t, "# HELP c_total Forwarded by workspace agents.\n# TYPE c_total counter\n"+
 		"c_total{template_name=\"tpl\"} 5\nc_total{template_name=\"new\"} 2\n", forwardedText(t, a))
+}
+
+// A sum that finds a member again is no longer counted among those that are left,
+// nor taken away with them.
+func TestGhostsComeBack(t *testing.T) {
+	a := byTemplate(t, Options{}, first(1))
+	report := func() {
+		a.Report(id(0), 1, time.Now(), samples(sample("c_total", agent.Counter, 5)))
+	}
+	report()
+	a.Remove(id(0))
+	require.Equal(t, 1, a.ghosts.count())
+	a.Open(id(0), identity("main"), first(2))
+	report()
+	require.Zero(t, a.ghosts.count())
+	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 10`))
+
+	// The same between the choice to take it away and the deed.
+	a.Remove(id(0))
+	g := a.ghosts.pop(math.MaxInt64)
+	a.Open(id(0), identity("main"), first(3))
+	report()
+	require.True(t, a.ghosts.disband(g, a))
+	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 15`))
 }
 
 // The sums that agents leave behind cannot crowd out those that are there.

@@ -95,6 +95,8 @@ func TestAgentsThatEndedAreForgotten(t *testing.T) {
 		require.Nil(t, a.source(id(0)))
 		require.NotNil(t, a.source(id(1)))
 		require.NotNil(t, a.source(id(2)))
+		a.removeEnded(a.source(id(2))) // its session began again meanwhile
+		require.NotNil(t, a.source(id(2)))
 		a.Close(id(1), 2, false) // has nothing to hand over
 		require.Nil(t, a.source(id(1)))
 	})

@@ -317,7 +317,7 @@ func (m *naive) expire(now time.Time) {
 	for id, a := range m.agents {
 		over := func(seen time.Time) bool { return !seen.Add(m.opts.SeriesTTL).After(now) }
 		if over(a.reported) {
-			a.stats, a.moved = make(map[string]float64), nil
+			a.stats = make(map[string]float64)
 		}
 		for key, s := range a.series {
 			if over(s.seen) {

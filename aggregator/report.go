@@ -80,7 +80,7 @@ func newIntake(a *Aggregator) *intake {
 func (in *intake) take(src *source, epoch, now int64, r agent.Report) ([]agent.Refusal, bool) {
 	src.mu.Lock()
 	defer src.mu.Unlock()
-	if src.gone || !src.open || src.epoch != epoch {
+	if !src.open || src.epoch != epoch {
 		return nil, false
 	}
 	in.src, in.now = src, max(now, src.reported)

@@ -246,6 +246,49 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		require.Equal(t, first, text(t, a))
 		require.EqualValues(t, 10, a.series.Load())
 	}
+	a.Remove(id(1))
+	require.Empty(t, a.descs.byKey)
+	require.Len(t, a.families.list(), 11)
+}
+
+// What a report lacks, or has with a value that is refused, expires, unless it
+// comes back before.
+func TestAbsentSeriesExpire(t *testing.T) {
+	now := time.Now()
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	for i := range 10 {
+		x, y := sample("x", agent.Counter, 1), sample("y", agent.Counter, 1)
+		r := samples(x, y, sample("z", agent.Gauge, 1))
+		if i > 0 {
+			r.samples[0].Value = -1
+		}
+		if i == 2 || i == 3 {
+			r.samples = r.samples[2:]
+		}
+		a.expire(now)
+		a.Report(id(1), 1, now, r)
+		now = now.Add(30 * time.Second)
+		want := 3
+		if i > 3 {
+			want = 2 // x was last taken in at 0 s
+		}
+		require.Equal(t, want, seriesOf(t, a, "template_name"), "report %d", i)
+	}
+	a.expire(now)
+	require.EqualValues(t, 9, a.series.Load())
+}
+
+// The window goes on while the gauges are away.
+func TestBytesOutliveTheGauges(t *testing.T) {
+	now := time.Now()
+	a := newTest(t, Options{ReportInterval: time.Second, SeriesTTL: 10 * time.Second})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	a.Report(id(1), 1, now, &report{stats: agent.Stats{RxBytes: 5}})
+	a.expire(now.Add(10 * time.Second))
+	require.Zero(t, a.series.Load())
+	a.Report(id(1), 1, now.Add(20*time.Second), &report{stats: agent.Stats{RxBytes: 2}})
+	require.Contains(t, shownLines(text(t, a)), `coderd_agentstats_rx_bytes{agent_name="main",username="user",workspace_name="ws"} 7`)
 }
 
 // broken is a report whose samples end in a panic.
@@ -291,7 +334,7 @@ func TestWindow(t *testing.T) {
 	// Any number of reports takes a bounded memory, and counts for the minute
 	// less the half second.
 	w = window{}
-	for i := range 100_000 {
+	for i := range 20_000 {
 		got := sum(time.Duration(i)*10*time.Millisecond, 1)
 		if i > 6000 {
 			require.InDelta(t, 6000-24, got, 24)

@@ -22,7 +22,8 @@ type source struct {
 	ident agent.Identity
 	epoch int64
 	open  bool
-	gone  bool
+	// gone is true once the source is removed. Then it is not open.
+	gone bool
 	// served is false while an agent with equal labels is served instead.
 	served   bool
 	instance agent.Instance
@@ -235,7 +236,6 @@ func (a *Aggregator) dropAll(src *source) int {
 		n++
 	}
 	src.series, src.stale = nil, nil
-	src.moved = window{}
 	return n
 }
 
