@@ -123,6 +123,9 @@ func TestHistogramOpts(t *testing.T) {
 		require.Equal(t, f.Native != nil, len(m.GetHistogram().GetPositiveSpan()) > 0, f.Name)
 		require.Contains(t, h.Desc().String(), f.Help)
 	}
+	opts := MustDocumented("coderd_workspace_creation_duration_seconds").HistogramOpts()
+	require.EqualValues(t, 100, opts.NativeHistogramMaxBucketNumber)
+	require.Equal(t, time.Hour, opts.NativeHistogramMinResetDuration)
 }
 
 // A scrape of a new registry has all documented runtime families: those of the
