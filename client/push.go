@@ -57,7 +57,8 @@ type PushOptions struct {
 	// the host's name.
 	Replica string
 	// InstanceID tells this process from others, and from itself before a
-	// restart, when its counters began anew; zero: random.
+	// restart, when its counters began anew; zero: random. No other Pusher may
+	// have it, as each numbers its snapshots from 1.
 	InstanceID uuid.UUID
 	// MaxMessageBytes of one request, as the service is set up; 0: 4 MiB. A
 	// family that is larger is not sent, and counts as refused.
