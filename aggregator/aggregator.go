@@ -2,7 +2,8 @@
 // them out for Prometheus.
 //
 // Locks are taken in this order: Aggregator.life, source.mu, descs.mu,
-// family.mu, families.mu; those of package arena come last. No lock is held
+// family.mu, families.mu; states.mu comes alone. Those of package arena come
+// last. No lock is held
 // while anything is written to a client.
 package aggregator
 
@@ -44,6 +45,8 @@ type Aggregator struct {
 	families *families
 	descs    *descs
 	stats    [statsGauges]*desc
+	states   *states
+	claims   atomic.Pointer[claims]
 	// series counts the series and the groups that are held.
 	series  atomic.Int64
 	ghosts  ghosts
@@ -99,6 +102,7 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 	}
 	a.families.clock, a.families.conflicts = &a.clock, a.metrics.conflicts
 	a.families.addDocumented()
+	a.states = newStates(a.families)
 	for i, name := range statsNames {
 		f, _ := a.families.acquire(name)
 		a.stats[i] = &desc{family: f, name: name}
@@ -192,7 +196,9 @@ func (a *Aggregator) Remove(id agent.ID) {
 // documented ones have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
 	list := a.refreshed()
+	a.states.mu.Lock()
 	t := arena.NewText(w, &a.clock)
+	a.states.mu.Unlock()
 	var err error
 	for _, f := range list {
 		if err = t.Family(f.lines, f.header()); err != nil {
@@ -206,7 +212,9 @@ func (a *Aggregator) WriteText(w io.Writer) error {
 // io.prometheus.client.MetricFamily messages, sorted by name.
 func (a *Aggregator) WriteProtobuf(w io.Writer) error {
 	list := a.refreshed()
+	a.states.mu.Lock()
 	p := arena.NewProto(w, &a.clock)
+	a.states.mu.Unlock()
 	var err error
 	for _, f := range list {
 		if err = p.Family(f.lines, f.header()); err != nil {
@@ -216,10 +224,11 @@ func (a *Aggregator) WriteProtobuf(w io.Writer) error {
 	return p.Close(err)
 }
 
-// refreshed returns the families with the lines of their groups up to date. It
-// comes before the scrape begins: the scrape shows no line that is younger.
+// refreshed returns the families to serve, with the lines of their groups up to
+// date. It comes before the scrape begins: the scrape shows no line that is
+// younger.
 func (a *Aggregator) refreshed() []*family {
-	list := a.families.list()
+	list := a.unclaimed(a.families.list())
 	if a.grouped {
 		for _, f := range list {
 			f.refresh()

@@ -318,3 +318,86 @@ func BenchmarkExpire(b *testing.B) {
 		a.expire(now)
 	}
 }
+
+// benchState are the states of agent n: 5 regions, 3 apps and its connection,
+// with the workspace's own.
+func benchState(n, round int) (ofAgent, ofWorkspace []agent.Series) {
+	ident := benchIdentity(n)
+	user, ws := agent.Label{Name: "username", Value: ident.Username}, agent.Label{Name: "workspace_name", Value: ident.WorkspaceName}
+	name := agent.Label{Name: "agent_name", Value: ident.AgentName}
+	for i := range 3 {
+		ofAgent = append(ofAgent, agent.Series{Family: "coderd_agents_apps", Value: 1, Labels: []agent.Label{
+			name, {Name: "app_name", Value: fmt.Sprintf("code-server-%d", i)}, {Name: "health", Value: "healthy"}, user, ws,
+		}})
+	}
+	for i := range 5 {
+		ofAgent = append(ofAgent, agent.Series{Family: "coderd_agents_connection_latencies_seconds", Value: float64(n+i+round) / 1e6, Labels: []agent.Label{
+			name, {Name: "derp_region", Value: fmt.Sprintf("Region %d", i)}, {Name: "preferred", Value: fmt.Sprint(i == 0)}, user, ws,
+		}})
+	}
+	ofAgent = append(ofAgent, agent.Series{Family: "coderd_agents_connections", Value: 1, Labels: []agent.Label{
+		name, {Name: "lifecycle_state", Value: "ready"}, {Name: "status", Value: "connected"},
+		{Name: "tailnet_node", Value: fmt.Sprintf("nodeid:%x", n)}, user, ws,
+	}})
+	ofWorkspace = []agent.Series{{Family: "coderd_agents_up", Value: 1, Labels: []agent.Label{
+		{Name: "template_name", Value: ident.TemplateName}, user, ws,
+	}}}
+	return ofAgent, ofWorkspace
+}
+
+// benchStates returns an aggregator with the states of that many agents.
+func benchStates(tb testing.TB, agents int) *Aggregator {
+	tb.Helper()
+	a := newTest(tb, Options{})
+	for n := range agents {
+		ofAgent, ofWorkspace := benchState(n, 0)
+		a.SetState(benchID(n), ofAgent)
+		a.SetState(benchID(n+agents), ofWorkspace)
+	}
+	return a
+}
+
+// BenchmarkScrapeStates compares a scrape of the states of 10,000 agents, which
+// are 100,000 series, with one of 100,000 forwarded series: x-forwarded.
+func BenchmarkScrapeStates(b *testing.B) {
+	const n = 100_000
+	forwarded, states := fleetOf(b, n, Options{}), benchStates(b, n/10)
+	require.EqualValues(b, n, states.series.Load())
+	for _, c := range []struct {
+		name  string
+		write func(a *Aggregator, w io.Writer) error
+	}{
+		{"text", (*Aggregator).WriteText},
+		{"protobuf", (*Aggregator).WriteProtobuf},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var of [2]time.Duration
+			b.ReportAllocs()
+			for b.Loop() {
+				for i, a := range []*Aggregator{forwarded, states} {
+					start := time.Now()
+					require.NoError(b, c.write(a, &discard{}))
+					of[i] += time.Since(start)
+				}
+			}
+			b.ReportMetric(float64(of[1])/float64(of[0]), "x-forwarded")
+			b.ReportMetric(float64(of[1])/float64(b.N), "ns/states")
+		})
+	}
+}
+
+// BenchmarkSetState is a network message of an agent: all its latencies change.
+func BenchmarkSetState(b *testing.B) {
+	const agents = 10_000
+	a := benchStates(b, agents)
+	var rounds [2][]agent.Series
+	for i := range rounds {
+		rounds[i], _ = benchState(7, i)
+	}
+	i := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		a.SetState(benchID(7), rounds[i&1])
+		i++
+	}
+}

@@ -61,7 +61,7 @@ func TestConcurrentUse(t *testing.T) {
 			require.Zero(t, a.shadowed.Load())
 			require.Empty(t, a.named)
 			require.Empty(t, a.descs.byKey)
-			require.Equal(t, 11, a.families.count())
+			require.Equal(t, alwaysFamilies, a.families.count())
 			require.Zero(t, seriesOf(t, a, ""))
 		})
 	}

@@ -223,5 +223,5 @@ func TestGhostsAreBounded(t *testing.T) {
 	for a.ghosts.evict(a) {
 	}
 	require.Zero(t, a.series.Load())
-	require.Equal(t, 11, a.families.count())
+	require.Equal(t, alwaysFamilies, a.families.count())
 }

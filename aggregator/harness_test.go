@@ -86,13 +86,17 @@ func protobuf(t testing.TB, a *Aggregator) []byte {
 	return b.Bytes()
 }
 
-// forwardedText returns the exposition without the stats gauges, the documented
-// families that have no series, and the padding of values.
+// alwaysFamilies are served with or without series: the stats gauges, the states
+// and the three documented ones that agents forward.
+const alwaysFamilies = int(statsGauges) + len(stateNames) + 3
+
+// forwardedText returns the exposition without the stats gauges, the states, the
+// documented families that have no series, and the padding of values.
 func forwardedText(t testing.TB, a *Aggregator) string {
 	t.Helper()
 	var out strings.Builder
 	for _, l := range shownLines(text(t, a)) {
-		if !strings.Contains(l, "coderd_agentstats_") && !strings.Contains(l, " agent_scripts_executed_total ") {
+		if !strings.Contains(l, "coderd_agentstats_") && !strings.Contains(l, "coderd_agents_") && !strings.Contains(l, " agent_scripts_executed_total ") {
 			out.WriteString(l + "\n")
 		}
 	}

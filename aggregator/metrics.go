@@ -49,7 +49,7 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 		m.reports, m.ignored, m.samples, m.refused, m.expired, m.conflicts,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series",
-			Help: "Series of agents that are held, stats gauges and groups included.",
+			Help: "Series of agents that are held, stats gauges, states and groups included.",
 		}, func() float64 { return float64(a.series.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series_limit",
@@ -59,6 +59,10 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 			Name: "agentstatsd_families",
 			Help: "Families of agents that are held.",
 		}, func() float64 { return float64(a.families.count()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_hidden_families",
+			Help: "Families of agents that are not served because coderd pushes one with which they collide.",
+		}, func() float64 { return float64(a.hidden()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_shadowed_agents",
 			Help: "Agents whose series are not served because a newer agent has the same labels.",

@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"bytes"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -24,6 +25,15 @@ type naive struct {
 	agents map[agent.ID]*naiveAgent
 	// sums has what counters of a group grew by.
 	sums map[string]*naiveSum
+	// states has what each key has, in the order in which it came.
+	states []naiveState
+	claims map[string]metrics.Type
+}
+
+type naiveState struct {
+	key    agent.ID
+	series string
+	value  float64
 }
 
 type naiveAgent struct {
@@ -287,6 +297,54 @@ func (m *naive) sum(a *naiveAgent, s *naiveSeries) *naiveSum {
 	return m.sums[key]
 }
 
+// setState keeps the place of what the key has already.
+func (m *naive) setState(key agent.ID, series []agent.Series) {
+	had := m.states
+	m.states = nil
+	var added []naiveState
+	value := make(map[string]float64)
+	for _, s := range series {
+		if !strings.HasPrefix(s.Family, "coderd_agents_") {
+			continue
+		}
+		set := map[string]string{labels.MetricName: s.Family}
+		for _, l := range s.Labels {
+			if l.Value != "" {
+				set[l.Name] = strings.ToValidUTF8(l.Value, "\uFFFD")
+			}
+		}
+		name := labels.FromMap(set).String()
+		if _, twice := value[name]; !twice {
+			value[name] = s.Value
+			added = append(added, naiveState{key, name, s.Value})
+		}
+	}
+	for _, s := range had {
+		v, stays := value[s.series]
+		switch {
+		case s.key != key:
+			m.states = append(m.states, s)
+		case stays:
+			m.states = append(m.states, naiveState{key, s.series, v})
+			added = slices.DeleteFunc(added, func(o naiveState) bool { return o.series == s.series })
+		}
+	}
+	m.states = append(m.states, added...)
+}
+
+// claimed reports whether a family of agents meets one that others serve.
+func (m *naive) claimed(name string) bool {
+	if !ownedRE.MatchString(name) || forwardedTypes[name] != 0 {
+		for claim, t := range m.claims {
+			long := t == metrics.Histogram || t == metrics.Summary
+			if name == claim || long && (name == claim+"_count" || name == claim+"_sum" || name == claim+"_bucket") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // settle brings the sums up to date after an event at now.
 func (m *naive) settle(now time.Time) {
 	live := make(map[*naiveSum]bool)
@@ -383,6 +441,17 @@ func (m *naive) scrape() scraped {
 	for key, s := range m.sums {
 		if out.types[s.name] == model.MetricTypeCounter {
 			out.values[key] = math.Float64bits(canonical(s.sum))
+		}
+	}
+	for name := range out.types {
+		if m.claimed(name) {
+			delete(out.types, name)
+			maps.DeleteFunc(out.values, func(key string, _ uint64) bool { return strings.Contains(key, `__name__="`+name+`"`) })
+		}
+	}
+	for _, s := range m.states {
+		if _, taken := out.values[s.series]; !taken {
+			out.values[s.series] = math.Float64bits(canonical(s.value))
 		}
 	}
 	return out

@@ -15,8 +15,9 @@ type Options struct {
 	// SeriesTTL is how long series outlive the last report that had them, at
 	// least twice the report interval; default 2 min or, if longer, that.
 	SeriesTTL time.Duration
-	// MaxSeries that are held of all agents, the stats gauges and groups
-	// included; default 2,000,000, which is some 700 MB.
+	// MaxSeries that are held of all agents, the stats gauges, states and groups
+	// included; default 2,000,000, which is some 700 MB. States are counted but
+	// never refused.
 	MaxSeries int
 	// MaxSeriesPerAgent that one agent may forward; default 1,000, where agents
 	// have some 50.

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // groupings are ways of keeping the identity labels.
@@ -53,6 +54,8 @@ func events(groupBy []string) func(*rapid.T) {
 			"close":   w.close,
 			"relabel": w.relabel,
 			"remove":  w.remove,
+			"state":   w.state,
+			"claim":   w.claim,
 			"wait":    w.wait,
 		})
 	}
@@ -95,7 +98,7 @@ func (w *world) check(t *rapid.T) {
 			t.Fatalf("family %s is a %s, not a %s", name, got.types[name], typ)
 		}
 	}
-	require.LessOrEqual(t, len(got.types), len(want.types)+len(statsNames)+len(forwardedTypes))
+	require.LessOrEqual(t, len(got.types), len(want.types)+alwaysFamilies)
 	require.Equal(t, w.held(), w.real.series.Load(), "series held")
 }
 
@@ -106,6 +109,11 @@ func (w *world) held() int64 {
 	for key := range w.model.sums {
 		groups[key] = true
 	}
+	states := make(map[string]bool)
+	for _, s := range w.model.states {
+		states[s.series] = true
+	}
+	n += len(states)
 	for _, a := range w.model.agents {
 		n += len(a.series) + len(a.stats)
 		if !w.model.grouped() || !w.model.served(a) {
@@ -211,6 +219,33 @@ func (w *world) remove(t *rapid.T) {
 	w.model.settle(w.now)
 }
 
+// state replaces the series of a key, of which two may be the same, and the same
+// as another key's.
+func (w *world) state(t *rapid.T) {
+	key := anID(t)
+	series := rapid.SliceOfN(rapid.Custom(aState), 0, 4).Draw(t, "series")
+	w.real.SetState(key, series)
+	w.model.setState(key, series)
+}
+
+func aState(t *rapid.T) agent.Series {
+	name := rapid.SampledFrom([]string{"main", "dev", "", "a\"q\xff"})
+	return agent.Series{
+		Family: rapid.SampledFrom([]string{"coderd_agents_up", "coderd_agents_up", "coderd_agents_apps", "coderd_agentstats_rx_bytes"}).Draw(t, "family"),
+		Labels: []agent.Label{{Name: "agent_name", Value: name.Draw(t, "agent name")}, {Name: "username", Value: name.Draw(t, "username")}},
+		Value:  aValue(t),
+	}
+}
+
+func (w *world) claim(t *rapid.T) {
+	names := rapid.MapOfN(
+		rapid.SampledFrom([]string{"a_total", "a", "b", "b_count", "c", "c:d", "b_sum", "agent_scripts_executed_total", "coderd_agents_up", "coderd_agentstats_connection"}),
+		rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge, metrics.Summary, metrics.Histogram}), 0, 3,
+	).Draw(t, "names")
+	w.real.Claim(names)
+	w.model.claims = names
+}
+
 func (w *world) wait(t *rapid.T) {
 	w.now = w.now.Add(rapid.SampledFrom([]time.Duration{
 		time.Second, 30 * time.Second, time.Minute, 119 * time.Second, 2 * time.Minute, 23 * time.Hour, 24 * time.Hour,
@@ -251,7 +286,7 @@ func aReport(t *rapid.T) *report {
 
 func aSample(t *rapid.T) agent.Sample {
 	names := append(slices.Sorted(maps.Keys(forwardedTypes)),
-		"a_total", "a_total", "b", "b", "c:d", "", "up", "bad name", "é", "b\xff", "coderd_agentstats_rx_bytes",
+		"a_total", "a_total", "b", "b", "b_count", "c:d", "c_sum", "c_bucket", "", "up", "bad name", "é", "b\xff", "coderd_agentstats_rx_bytes",
 		"go_x", "ALERTS", "_", strings.Repeat("n", 200), strings.Repeat("n", 201), "9x", "coderd_new")
 	s := agent.Sample{
 		Name:  rapid.SampledFrom(names).Draw(t, "name"),

@@ -1,0 +1,191 @@
+package aggregator
+
+import (
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator/internal/arena"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// stateNames are the families that SetState fills.
+var stateNames = [...]string{
+	"coderd_agents_apps",
+	"coderd_agents_connection_latencies_seconds",
+	"coderd_agents_connections",
+	"coderd_agents_up",
+}
+
+// states has the series that the service computes of agents and workspaces. A
+// label set has one line however many keys have it, so none is shown twice.
+type states struct {
+	families map[string]*family
+	scratch  sync.Pool
+
+	// mu is also held while a scrape begins: it begins before a key's series
+	// are replaced, or after.
+	mu       sync.Mutex
+	byKey    map[agent.ID][]*stateLine
+	byPrefix map[string]*stateLine
+}
+
+// stateLine is one label set. The fields below prefix are guarded by states.mu.
+type stateLine struct {
+	prefix string
+	block  *arena.Block
+	slot   uint32
+	// key is whose value is shown.
+	key agent.ID
+	// waiting are the other keys that have the label set, the next one first.
+	waiting []stateHolder
+}
+
+type stateHolder struct {
+	key   agent.ID
+	value float64
+}
+
+// rendered are series with their prefixes, which stand one after the other.
+type rendered struct {
+	text   []byte
+	series []renderedSeries
+}
+
+type renderedSeries struct {
+	family *family
+	end    int // of the prefix in the text
+	value  float64
+}
+
+func newStates(fams *families) *states {
+	t := &states{
+		families: make(map[string]*family, len(stateNames)),
+		scratch:  sync.Pool{New: func() any { return &rendered{} }},
+		byKey:    make(map[agent.ID][]*stateLine),
+		byPrefix: make(map[string]*stateLine),
+	}
+	for _, name := range stateNames {
+		t.families[name], _ = fams.acquire(name)
+	}
+	return t
+}
+
+// SetState makes series those of the key, an agent or a workspace, instead of
+// the ones that it has: a scrape that begins later shows none of the old ones
+// that are gone, and all of the new ones. Series with the labels of an old one
+// keep their line; they are the cheap ones.
+//
+// The series are of the families coderd_agents_*; others are ignored, as are
+// those with the labels of an earlier one in the list. Of several keys with a
+// series of equal labels the first one's value is shown until that key has it no
+// more. The series do not expire and are not grouped. They count as held, but
+// none is refused: whoever computes them bounds them. series is not kept.
+func (a *Aggregator) SetState(key agent.ID, series []agent.Series) {
+	t := a.states
+	r := t.scratch.Get().(*rendered)
+	r.render(t.families, series)
+	t.mu.Lock()
+	a.series.Add(int64(t.replaceLocked(key, r)))
+	t.mu.Unlock()
+	t.scratch.Put(r)
+}
+
+func (r *rendered) render(fams map[string]*family, series []agent.Series) {
+	r.text, r.series = r.text[:0], r.series[:0]
+	for i := range series {
+		s := &series[i]
+		f := fams[s.Family]
+		if f == nil {
+			continue
+		}
+		r.text = append(r.text, f.name...)
+		sep := byte('{')
+		for _, l := range s.Labels {
+			if l.Value == "" {
+				continue
+			}
+			r.text = metrics.AppendTextLabel(append(r.text, sep), l.Name, strings.ToValidUTF8(l.Value, "\uFFFD"))
+			sep = ','
+		}
+		if sep == ',' {
+			r.text = append(r.text, '}')
+		}
+		r.text = append(r.text, ' ')
+		r.series = append(r.series, renderedSeries{family: f, end: len(r.text), value: canonical(s.Value)})
+	}
+}
+
+// replaceLocked returns by how many more lines there are.
+func (t *states) replaceLocked(key agent.ID, r *rendered) int {
+	before := len(t.byPrefix)
+	old := t.byKey[key]
+	lines := make([]*stateLine, 0, len(r.series))
+	start := 0
+	for i, s := range r.series {
+		prefix := r.text[start:s.end]
+		start = s.end
+		// Mostly the series are the same as before, in the same order.
+		line := (*stateLine)(nil)
+		if i < len(old) && old[i].prefix == string(prefix) {
+			line = old[i]
+		} else {
+			line = t.byPrefix[string(prefix)]
+		}
+		switch {
+		case line == nil:
+			line = &stateLine{prefix: string(prefix), key: key}
+			line.block, line.slot = s.family.lines.Add(prefix, s.value)
+			t.byPrefix[line.prefix] = line
+		case slices.Contains(lines, line):
+			continue
+		default:
+			line.hold(key, s.value)
+		}
+		lines = append(lines, line)
+	}
+	for i, line := range old {
+		if i < len(lines) && lines[i] == line || slices.Contains(lines, line) {
+			continue
+		}
+		t.letGoLocked(line, key)
+	}
+	if len(lines) == 0 {
+		delete(t.byKey, key)
+	} else {
+		t.byKey[key] = lines
+	}
+	return len(t.byPrefix) - before
+}
+
+// hold gives the key's value to the line, or has it wait.
+func (l *stateLine) hold(key agent.ID, v float64) {
+	if l.key == key {
+		l.block.Set(l.slot, v)
+		return
+	}
+	for i := range l.waiting {
+		if l.waiting[i].key == key {
+			l.waiting[i].value = v
+			return
+		}
+	}
+	l.waiting = append(l.waiting, stateHolder{key, v})
+}
+
+// letGoLocked takes the line from the key.
+func (t *states) letGoLocked(l *stateLine, key agent.ID) {
+	switch {
+	case l.key != key:
+		l.waiting = slices.DeleteFunc(l.waiting, func(h stateHolder) bool { return h.key == key })
+	case len(l.waiting) > 0:
+		next := l.waiting[0]
+		l.waiting = slices.Delete(l.waiting, 0, 1)
+		l.key = next.key
+		l.block.Set(l.slot, next.value)
+	default:
+		l.block.Remove(l.slot)
+		delete(t.byPrefix, l.prefix)
+	}
+}

@@ -1,0 +1,239 @@
+package aggregator
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+func state(family string, v float64, labelPairs ...string) agent.Series {
+	s := sample(family, agent.Gauge, v, labelPairs...)
+	return agent.Series{Family: s.Name, Labels: s.Labels, Value: s.Value}
+}
+
+// stateText returns the lines of the states.
+func stateText(t testing.TB, a *Aggregator) string {
+	t.Helper()
+	var out strings.Builder
+	for _, l := range shownLines(text(t, a)) {
+		if strings.HasPrefix(l, "coderd_agents_") {
+			out.WriteString(l + "\n")
+		}
+	}
+	return out.String()
+}
+
+func TestSetState(t *testing.T) {
+	for _, groupBy := range [][]string{nil, {"username"}} {
+		reg := prometheus.NewPedanticRegistry()
+		a, err := New(Options{GroupBy: groupBy}, reg)
+		require.NoError(t, err)
+		require.Empty(t, stateText(t, a))
+		require.Contains(t, text(t, a), "# HELP coderd_agents_up The number of active agents per workspace.\n# TYPE coderd_agents_up gauge\n")
+
+		a.SetState(id(1), []agent.Series{
+			state("coderd_agents_connections", 1, "agent_name", "main", "status", "connecting", "username", "ann"),
+			state("coderd_agents_apps", 2, "agent_name", "main", "app_name", "a\"\n\xff", "username", ""),
+			state("coderd_agents_apps", 3, "agent_name", "main", "app_name", "a\"\n\ufffd"),
+			state("coderd_agentstats_rx_bytes", 1, "agent_name", "main"),
+		})
+		a.SetState(id(2), []agent.Series{state("coderd_agents_up", 0)})
+		require.Equal(t, `coderd_agents_apps{agent_name="main",app_name="a\"\n`+"\ufffd"+`"} 2
+coderd_agents_connections{agent_name="main",status="connecting",username="ann"} 1
+coderd_agents_up 0
+`, stateText(t, a), "grouping has no part in it")
+		require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP agentstatsd_series Series of agents that are held, stats gauges, states and groups included.
+# TYPE agentstatsd_series gauge
+agentstatsd_series 3
+`), "agentstatsd_series"))
+
+		a.SetState(id(1), []agent.Series{
+			state("coderd_agents_connections", 1, "agent_name", "main", "status", "connected", "username", "ann"),
+		})
+		a.SetState(id(2), []agent.Series{state("coderd_agents_up", 1)})
+		require.Equal(t, `coderd_agents_connections{agent_name="main",status="connected",username="ann"} 1
+coderd_agents_up 1
+`, stateText(t, a))
+		a.SetState(id(1), nil)
+		a.SetState(id(2), nil)
+		require.Empty(t, stateText(t, a))
+		require.Empty(t, a.states.byKey)
+		require.Empty(t, a.states.byPrefix)
+		require.Zero(t, a.series.Load())
+	}
+}
+
+func TestStatesOfTwoKeys(t *testing.T) {
+	a := newTest(t, Options{})
+	up := func(v float64) []agent.Series { return []agent.Series{state("coderd_agents_up", v)} }
+	a.SetState(id(1), up(1))
+	a.SetState(id(2), up(2))
+	a.SetState(id(3), up(3))
+	require.Equal(t, "coderd_agents_up 1\n", stateText(t, a), "the first stays")
+	a.SetState(id(2), up(20))
+	require.Equal(t, "coderd_agents_up 1\n", stateText(t, a))
+	a.SetState(id(1), nil)
+	require.Equal(t, "coderd_agents_up 20\n", stateText(t, a), "the next one, with its newest value")
+	a.SetState(id(3), nil)
+	require.Equal(t, "coderd_agents_up 20\n", stateText(t, a))
+	a.SetState(id(2), nil)
+	require.Empty(t, stateText(t, a))
+}
+
+// What agents forward may fill the limit; the states do not ask for it.
+func TestStatesAreNotRefused(t *testing.T) {
+	a := newTest(t, Options{MaxSeries: 9})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("x", agent.Gauge, 1), sample("y", agent.Gauge, 1), sample("z", agent.Gauge, 1))), 1)
+	a.SetState(id(1), []agent.Series{state("coderd_agents_up", 1), state("coderd_agents_up", 1, "username", "ann")})
+	require.Equal(t, "coderd_agents_up 1\ncoderd_agents_up{username=\"ann\"} 1\n", stateText(t, a))
+	a.Remove(id(1))
+	require.EqualValues(t, 2, a.series.Load(), "they are not the agent's to lose")
+}
+
+// A scrape shows of a key the states from before a change, or those from after
+// it, never of both and never one twice.
+func TestScrapeDuringChangesOfState(t *testing.T) {
+	a := newTest(t, Options{})
+	const keys, apps = 20, 5
+	set := func(key, round int) {
+		// The app names go round among the keys: each label set has had many.
+		series := make([]agent.Series, apps)
+		for i := range series {
+			series[i] = state("coderd_agents_apps", float64(round), "agent_name", fmt.Sprint((key+round)%keys), "app_name", fmt.Sprint(i), "health", fmt.Sprint(round%3))
+		}
+		a.SetState(id(byte(key)), series)
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for w := range 2 {
+		wg.Go(func() {
+			for round := 0; ; round++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for key := w; key < keys; key += 2 {
+					set(key, round)
+				}
+			}
+		})
+	}
+	for range 200 {
+		seen := make(map[string]bool)
+		for _, l := range strings.Split(stateText(t, a), "\n") {
+			labels, _, _ := strings.Cut(l, "} ")
+			require.False(t, labels != "" && seen[labels], l)
+			seen[labels] = true
+		}
+	}
+	close(stop)
+	wg.Wait()
+	for key := range keys {
+		set(key, 0)
+	}
+	require.Len(t, a.states.byPrefix, keys*apps)
+}
+
+// A scrape that has begun does not see half of a change: it lacks what is gone
+// and what is new, in all families alike.
+func TestChangeOfStateAfterScrapeBegan(t *testing.T) {
+	a := newTest(t, Options{})
+	before := []agent.Series{state("coderd_agents_connections", 1, "status", "connecting"), state("coderd_agents_up", 0)}
+	after := []agent.Series{state("coderd_agents_connections", 1, "status", "connected"), state("coderd_agents_up", 1)}
+	a.SetState(id(1), before)
+	var w changing
+	// More than a chunk of forwarded series come first: the change falls
+	// between two writes of one scrape.
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	r := samples()
+	for i := range 900 {
+		r.samples = append(r.samples, sample("a", agent.Gauge, 1, "x", strings.Repeat("x", 300)+fmt.Sprint(i)))
+	}
+	a.Report(id(1), 1, time.Now(), r)
+	w.change = func() { a.SetState(id(1), after) }
+	require.NoError(t, a.WriteText(&w))
+	require.Nil(t, w.change, "the change was made during the scrape")
+	require.NotContains(t, w.String(), `status="`)
+	require.Equal(t, "coderd_agents_connections{status=\"connected\"} 1\ncoderd_agents_up 1\n", stateText(t, a))
+}
+
+// changing makes a change at the first write.
+type changing struct {
+	bytes.Buffer
+	change func()
+}
+
+func (c *changing) Write(p []byte) (int, error) {
+	if c.change != nil {
+		c.change()
+		c.change = nil
+	}
+	return c.Buffer.Write(p)
+}
+
+func TestClaim(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	a, err := New(Options{}, reg)
+	require.NoError(t, err)
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	report := func(names ...string) {
+		r := samples()
+		for _, n := range names {
+			r.samples = append(r.samples, sample(n, agent.Gauge, 1))
+		}
+		require.Empty(t, a.Report(id(1), 1, time.Now(), r))
+	}
+	shown := func() string {
+		var out []string
+		got, err := scrape(a)
+		require.NoError(t, err)
+		for _, name := range []string{"x", "x_bucket", "x_count", "x_sum", "x_total", "y", "y_count"} {
+			if _, ok := got.types[name]; ok {
+				out = append(out, name)
+			}
+		}
+		return strings.Join(out, " ")
+	}
+	report("x", "x_count", "x_sum", "x_total", "y")
+	for _, c := range []struct {
+		why    string
+		claims map[string]metrics.Type
+		want   string
+	}{
+		{"nothing is claimed", nil, "x x_count x_sum x_total y"},
+		{"the same name", map[string]metrics.Type{"x": metrics.Gauge}, "x_count x_sum x_total y"},
+		{"a histogram has more names", map[string]metrics.Type{"x": metrics.Histogram}, "x_total y"},
+		{"as has a summary", map[string]metrics.Type{"x": metrics.Summary}, "x_total y"},
+		{"a counter has not, and x is no histogram", map[string]metrics.Type{"x_count": metrics.Counter}, "x x_sum x_total y"},
+		{"two", map[string]metrics.Type{"y": metrics.Counter, "x_total": metrics.Untyped}, "x x_count x_sum"},
+		{"no longer", map[string]metrics.Type{}, "x x_count x_sum x_total y"},
+	} {
+		a.Claim(c.claims)
+		require.Equal(t, c.want, shown(), c.why)
+	}
+
+	a.Claim(map[string]metrics.Type{"y": metrics.Histogram, "coderd_agents_up": metrics.Gauge})
+	report("x", "x_bucket", "y", "y_count")
+	require.Equal(t, "x x_bucket x_count x_sum x_total", shown(), "what comes later is hidden as well")
+	require.Contains(t, text(t, a), "# TYPE coderd_agents_up gauge", "the service's own are not")
+	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP agentstatsd_hidden_families Families of agents that are not served because coderd pushes one with which they collide.
+# TYPE agentstatsd_hidden_families gauge
+agentstatsd_hidden_families 2
+`), "agentstatsd_hidden_families"))
+	a.Claim(nil)
+	require.Equal(t, "x x_bucket x_count x_sum x_total y y_count", shown())
+}
