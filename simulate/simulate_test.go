@@ -252,6 +252,8 @@ func TestRunRebuilds(t *testing.T) {
 		opts.Unreachable, opts.RebuildInterval = 2, 4*time.Second
 		opts.MetricsPerAgent, opts.MetadataKeys = 5, 3
 		opts.Backoff = client.Backoff{Max: 5 * time.Second}
+		var journal lockedBuffer
+		opts.Journal = &journal
 		ctx, cancel := context.WithCancel(t.Context())
 		var summary simulate.Summary
 		var err error
@@ -306,6 +308,13 @@ func TestRunRebuilds(t *testing.T) {
 		require.True(t, summary.Complete(), "%+v", summary)
 		require.Equal(t, 25, summary.Agents)
 		require.Greater(t, summary.Rebuilds, int64(30))
+		values, ids := 0, map[uuid.UUID]bool{}
+		for key, n := range durable(t, journal.String()) {
+			values += n
+			ids[key.agent] = true
+		}
+		require.EqualValues(t, values, summary.MetadataSent, "those of former agents too")
+		require.Greater(t, len(ids), 25+30)
 		require.Zero(t, summary.Refused, "%v", summary.Refusals)
 		agents, builds := s.registered()
 		require.Empty(t, agents)
