@@ -1,0 +1,230 @@
+package federation
+
+import (
+	"bytes"
+	"cmp"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/prometheus/prometheus/model/histogram"
+
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// contribution is what one instance has of a family.
+type contribution struct {
+	instance *instance
+	family   *family
+}
+
+// merge makes one family of several: counters, histograms and summaries of
+// all, gauges and untyped series of those that are live. It returns nil if
+// nothing is left. The help text is the newest.
+func (f *Federation) mergeLocked(name string) *family {
+	all := f.contributionsLocked(name)
+	if len(all) == 0 {
+		return nil
+	}
+	slices.SortFunc(all, func(a, b contribution) int { return compareAge(a.instance, b.instance) })
+	out := &family{Name: name, Type: all[0].family.Type}
+	for _, c := range all {
+		out.Help = cmp.Or(c.family.Help, out.Help)
+	}
+	how := metrics.MergeOf(name, out.Type)
+	switch {
+	case cumulative(out.Type):
+		out.Series = sumSeries(all, how == metrics.MergeMax, f.floors[name])
+		f.keepFloorsLocked(out)
+	case how == metrics.MergeSum, how == metrics.MergeMax:
+		out.Series = combineGauges(all, how == metrics.MergeMax)
+	case how == metrics.MergeNewest:
+		out.Series = newestGauges(all)
+	default:
+		out.Series = f.stickLocked(name, all).Series
+	}
+	if len(out.Series) == 0 {
+		return nil
+	}
+	return out
+}
+
+// contributionsLocked returns what counts towards a family.
+func (f *Federation) contributionsLocked(name string) []contribution {
+	var all []contribution
+	for _, i := range f.instances {
+		fam := i.families[name]
+		if fam == nil || i.folded || !i.live && !cumulative(fam.Type) {
+			continue
+		}
+		all = append(all, contribution{i, fam})
+	}
+	return all
+}
+
+// compareAge puts the instance with the newest snapshot last.
+func compareAge(a, b *instance) int {
+	return cmp.Or(a.updatedAt.Compare(b.updatedAt), bytes.Compare(a.id[:], b.id[:]))
+}
+
+// gather returns all series by their labels, in the order of these.
+func gather(all []contribution) [][]*series {
+	index := make(map[string]int, len(all[0].family.Series))
+	var out [][]*series
+	for _, c := range all {
+		for i := range c.family.Series {
+			s := &c.family.Series[i]
+			at, ok := index[s.Labels]
+			if !ok {
+				at = len(out)
+				index[s.Labels] = at
+				out = append(out, nil)
+			}
+			out[at] = append(out[at], s)
+		}
+	}
+	slices.SortFunc(out, func(a, b []*series) int { return compareSeries(*a[0], *b[0]) })
+	return out
+}
+
+// sumSeries adds up cumulative series, or takes the largest. What is summed is
+// in Base and BaseHist alone, so that a sum can be added to again. floors are
+// added too.
+func sumSeries(all []contribution, largest bool, floors map[string]*distribution) []series {
+	groups := gather(all)
+	out := make([]series, len(groups))
+	var parts []*distribution
+	for i, group := range groups {
+		sum := &out[i]
+		sum.Labels = group[0].Labels
+		parts = parts[:0]
+		for _, s := range group {
+			sum.Created = earliest(sum.Created, s.Created)
+			if s.Exemplar != nil && (sum.Exemplar == nil || s.Exemplar.Time >= sum.Exemplar.Time) {
+				sum.Exemplar = s.Exemplar
+			}
+			for _, d := range []*distribution{s.BaseHist, s.Hist} {
+				if d != nil {
+					parts = append(parts, d)
+				}
+			}
+			if largest {
+				sum.Value = max(sum.Value, s.Value)
+				continue
+			}
+			sum.Base = sum.Base.addAll(s.Base).add(s.Value)
+		}
+		if floor := floors[sum.Labels]; floor != nil {
+			parts = append(parts, floor)
+		}
+		if len(parts) > 0 {
+			sum.Base, sum.BaseHist = nil, sumDistributions(parts)
+		}
+	}
+	return out
+}
+
+// keepFloorsLocked remembers how coarse the native buckets of a merged family
+// are, as distributions that count nothing. Without them the zero bucket could
+// become narrower when an instance widens its own and so loses the bucket for
+// which that of the sum was widened.
+func (f *Federation) keepFloorsLocked(merged *family) {
+	for i := range merged.Series {
+		s := &merged.Series[i]
+		if s.BaseHist == nil || s.BaseHist.Native == nil {
+			continue
+		}
+		if f.floors[merged.Name] == nil {
+			f.floors[merged.Name] = make(map[string]*distribution)
+		}
+		n := s.BaseHist.Native
+		old := f.floors[merged.Name][s.Labels]
+		if old != nil && old.Native.Schema == n.Schema && old.Native.ZeroThreshold == n.ZeroThreshold && len(old.Bounds) == len(s.BaseHist.Bounds) {
+			continue
+		}
+		f.floors[merged.Name][s.Labels] = &distribution{
+			Bounds: s.BaseHist.Bounds,
+			Counts: make([]float64, len(s.BaseHist.Bounds)),
+			Native: &histogram.FloatHistogram{Schema: n.Schema, ZeroThreshold: n.ZeroThreshold},
+		}
+	}
+}
+
+// combineGauges adds the current values or takes the largest.
+func combineGauges(all []contribution, largest bool) []series {
+	groups := gather(all)
+	out := make([]series, len(groups))
+	for i, group := range groups {
+		sum := *group[0]
+		for _, s := range group[1:] {
+			switch {
+			case !largest:
+				sum.Value += s.Value
+			case s.Value > sum.Value || math.IsNaN(sum.Value):
+				sum.Value = s.Value
+			}
+		}
+		out[i] = sum
+	}
+	return out
+}
+
+// newestGauges takes each series from the instance that changed it last; of
+// several from that with the newest snapshot.
+func newestGauges(all []contribution) []series {
+	groups := gather(all)
+	out := make([]series, len(groups))
+	for i, group := range groups {
+		newest := group[0]
+		for _, s := range group[1:] {
+			if s.Changed >= newest.Changed {
+				newest = s
+			}
+		}
+		out[i] = *newest
+	}
+	return out
+}
+
+// stickLocked returns the family of the instance that it sticks to, which is
+// the one with the newest snapshot when there is none yet or no longer.
+func (f *Federation) stickLocked(name string, all []contribution) *family {
+	chosen := all[len(all)-1]
+	for _, c := range all {
+		if c.instance.id == f.sticky[name] {
+			chosen = c
+		}
+	}
+	f.sticky[name] = chosen.instance.id
+	return chosen.family
+}
+
+// foldInto returns totals with all that the instances counted added.
+func foldInto(totals *instance, folded []*instance) *instance {
+	out := &instance{families: make(map[string]*family), updatedAt: totals.updatedAt}
+	members := append([]*instance{totals}, folded...)
+	slices.SortFunc(members, compareAge)
+	contributions := make(map[string][]contribution)
+	for _, i := range members {
+		out.updatedAt = latest(out.updatedAt, i.updatedAt)
+		for name, fam := range i.families {
+			if cumulative(fam.Type) && !i.folded {
+				contributions[name] = append(contributions[name], contribution{i, fam})
+			}
+		}
+	}
+	for name, all := range contributions {
+		newest := all[len(all)-1].family
+		largest := metrics.MergeOf(name, newest.Type) == metrics.MergeMax
+		out.families[name] = &family{Name: name, Type: newest.Type, Help: newest.Help, Series: sumSeries(all, largest, nil)}
+	}
+	out.countLines()
+	return out
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

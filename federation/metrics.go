@@ -1,0 +1,68 @@
+package federation
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// What became of a push: the label outcome.
+const (
+	outcomeStored      = "stored"
+	outcomeDuplicate   = "duplicate"
+	outcomeInvalid     = "invalid"
+	outcomeUnavailable = "unavailable"
+)
+
+// ownMetrics are what the federation says of itself.
+type ownMetrics struct {
+	pushes       *prometheus.CounterVec
+	refused      *prometheus.CounterVec
+	folded       prometheus.Counter
+	renderErrors prometheus.Counter
+}
+
+func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error) {
+	m := &ownMetrics{
+		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushes_total",
+			Help: "Snapshots that coderd instances pushed, by what became of them.",
+		}, []string{"outcome"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_families_refused_total",
+			Help: "Families of stored snapshots that were refused, by reason.",
+		}, []string{"reason"}),
+		folded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_instances_folded_total",
+			Help: "Instances that were gone and whose counts became part of the totals.",
+		}),
+		renderErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_family_render_errors_total",
+			Help: "How often a merged family was left out because it could not be rendered.",
+		}),
+	}
+	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeInvalid, outcomeUnavailable} {
+		m.pushes.WithLabelValues(outcome)
+	}
+	gauge := func(name, help string, value func(*view) int) error {
+		return reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			func() float64 { return float64(value(f.view.Load())) }))
+	}
+	return m, errors.Join(
+		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.folded), reg.Register(m.renderErrors),
+		gauge("agentstatsd_push_instances", "Instances that something is kept of, the totals included.",
+			func(v *view) int { return v.instances }),
+		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",
+			func(v *view) int { return v.series }),
+		gauge("agentstatsd_push_row_bytes", "What is stored of all instances, in bytes.",
+			func(v *view) int { return v.rowBytes }),
+	)
+}
+
+func (m *ownMetrics) countRefused(refused []agent.PushRefusal) {
+	for _, r := range refused {
+		m.refused.WithLabelValues(r.Reason).Inc()
+	}
+}

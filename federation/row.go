@@ -1,0 +1,99 @@
+package federation
+
+import (
+	"bytes"
+	"encoding/gob"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// row is what a row of the store holds: gob, compressed with zstd. Fields may
+// be added; gob skips those that it does not know.
+type row struct {
+	Interval time.Duration
+	Snapshot int64
+	Final    bool
+	// Folded families lack their bases, which follow from the last values.
+	Folded   bool
+	Refused  []agent.PushRefusal
+	Families []*family
+}
+
+// codec compresses rows. It is used by one goroutine at a time.
+type codec struct {
+	encoder *zstd.Encoder
+	decoder *zstd.Decoder
+}
+
+func newCodec(maxRowBytes int) (*codec, error) {
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, fmt.Errorf("make a compressor: %w", err)
+	}
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(maxRowBytes)*64))
+	if err != nil {
+		return nil, fmt.Errorf("make a decompressor: %w", err)
+	}
+	return &codec{encoder, decoder}, nil
+}
+
+// encode returns i as a row, and notes how large it is.
+func (c *codec) encode(i *instance) (agent.PushRow, error) {
+	r := row{
+		Interval: i.interval, Snapshot: i.snapshot, Final: i.final, Folded: i.folded, Refused: i.refused,
+		Families: make([]*family, 0, len(i.families)),
+	}
+	for _, f := range i.families {
+		if i.folded {
+			f = f.withoutBases()
+		}
+		r.Families = append(r.Families, f)
+	}
+	slices.SortFunc(r.Families, func(a, b *family) int { return strings.Compare(a.Name, b.Name) })
+	var plain bytes.Buffer
+	if err := gob.NewEncoder(&plain).Encode(&r); err != nil {
+		return agent.PushRow{}, fmt.Errorf("encode what instance %x pushed: %w", i.id, err)
+	}
+	data := c.encoder.EncodeAll(plain.Bytes(), nil)
+	i.rowBytes = len(data)
+	return agent.PushRow{Instance: i.id, Replica: i.replica, UpdatedAt: i.updatedAt, Data: data}, nil
+}
+
+func (c *codec) decode(in agent.PushRow) (*instance, error) {
+	plain, err := c.decoder.DecodeAll(in.Data, nil)
+	if err != nil {
+		return nil, fmt.Errorf("decompress what instance %x pushed: %w", in.Instance, err)
+	}
+	var r row
+	if err := gob.NewDecoder(bytes.NewReader(plain)).Decode(&r); err != nil {
+		return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
+	}
+	i := &instance{
+		id: in.Instance, replica: in.Replica, updatedAt: in.UpdatedAt,
+		interval: r.Interval, snapshot: r.Snapshot, final: r.Final, folded: r.Folded, refused: r.Refused,
+		families: make(map[string]*family, len(r.Families)), rowBytes: len(in.Data),
+	}
+	for _, f := range r.Families {
+		if i.folded {
+			f = f.fold()
+		}
+		i.families[f.Name] = f
+	}
+	i.countLines()
+	return i, nil
+}
+
+func (f *family) withoutBases() *family {
+	out := *f
+	out.Series = slices.Clone(f.Series)
+	for i := range out.Series {
+		out.Series[i].Base, out.Series[i].BaseHist = nil, nil
+	}
+	return &out
+}

@@ -1,0 +1,239 @@
+package federation
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// instance is what is kept of one coderd instance, or, with the zero id, of all
+// that are folded into one. But for live it is never changed: a push makes a
+// new one.
+type instance struct {
+	id        agent.Instance
+	replica   string
+	interval  time.Duration
+	snapshot  int64
+	final     bool
+	updatedAt time.Time
+	// folded means that all it counted is part of the totals. It is kept, with
+	// its last values taken off again, to count only what is new if it comes back.
+	folded   bool
+	refused  []agent.PushRefusal
+	families map[string]*family
+	rowBytes int
+	lines    int
+
+	// live means that its gauges are served. Guarded by Federation.mu.
+	live bool
+}
+
+// family is one family of one instance. It is never changed.
+type family struct {
+	Name string
+	Type metrics.Type
+	Help string
+	// Series are sorted by their labels.
+	Series []series
+}
+
+// series is one series of one instance. What it contributes to a sum is Base
+// plus Value, BaseHist plus Hist.
+type series struct {
+	// Labels are pairs, sorted by name, see appendLabel.
+	Labels string
+	// Value is the newest of a counter, gauge or untyped series.
+	Value float64
+	// Base is what a counter counted before its resets.
+	Base exact
+	// Changed is when a gauge got its value, in nanoseconds since 1970.
+	Changed int64
+	// Created is when a counter, histogram or summary began, in nanoseconds
+	// since 1970; 0: unknown.
+	Created  int64
+	Exemplar *exemplar
+	// Hist and BaseHist are those of histograms and summaries.
+	Hist, BaseHist *distribution
+}
+
+// labelEnd ends each name and value in the labels of a series. It is no part
+// of UTF-8.
+const labelEnd = "\xff"
+
+// cumulative reports whether values of a type are counted up, so that they
+// outlive their instance.
+func cumulative(t metrics.Type) bool {
+	return t == metrics.Counter || t == metrics.Histogram || t == metrics.Summary
+}
+
+func (s *series) lines() int {
+	return 1 + s.Hist.lines() + s.BaseHist.lines()
+}
+
+func (f *family) lines() int {
+	n := 0
+	for i := range f.Series {
+		n += f.Series[i].lines()
+	}
+	return n
+}
+
+func compareSeries(a, b series) int { return strings.Compare(a.Labels, b.Labels) }
+
+func compareExemplars(a, b exemplar) int {
+	return cmp.Or(cmp.Compare(a.Time, b.Time), strings.Compare(a.Labels, b.Labels), cmp.Compare(a.Value, b.Value))
+}
+
+// expiresAt is when the gauges go.
+func (i *instance) expiresAt(seriesTTL time.Duration) time.Time {
+	return i.updatedAt.Add(max(seriesTTL, 3*i.interval))
+}
+
+// isLive reports whether gauges are served at now.
+func (i *instance) isLive(now time.Time, seriesTTL time.Duration) bool {
+	return i.id != (agent.Instance{}) && !i.final && !i.folded && now.Before(i.expiresAt(seriesTTL))
+}
+
+// succeed returns the family after a snapshot that has next, where old is what
+// the instance had; nil: nothing. Cumulative series that next lacks are kept.
+func succeed(old, next *family) *family {
+	if old == nil {
+		return next
+	}
+	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help)}
+	keep := cumulative(next.Type)
+	largest := metrics.MergeOf(next.Name, next.Type) == metrics.MergeMax
+	out.Series = make([]series, 0, max(len(old.Series), len(next.Series)))
+	was, is := old.Series, next.Series
+	for len(was) > 0 || len(is) > 0 {
+		order := 0
+		switch {
+		case len(is) == 0:
+			order = -1
+		case len(was) == 0:
+			order = 1
+		default:
+			order = compareSeries(was[0], is[0])
+		}
+		switch {
+		case order < 0:
+			if keep {
+				out.Series = append(out.Series, was[0])
+			}
+			was = was[1:]
+			continue
+		case order > 0:
+			out.Series = append(out.Series, is[0])
+			is = is[1:]
+			continue
+		}
+		s := is[0]
+		s.Labels = was[0].Labels // one copy in memory
+		switch {
+		case !keep:
+			if math.Float64bits(s.Value) == math.Float64bits(was[0].Value) {
+				s.Changed = was[0].Changed
+			}
+		case largest:
+			s.Value = max(s.Value, was[0].Value)
+			s.Created = earliest(was[0].Created, s.Created)
+		default:
+			s.countOn(&was[0])
+		}
+		out.Series = append(out.Series, s)
+		was, is = was[1:], is[1:]
+	}
+	return out
+}
+
+// countOn makes s, as it was pushed, the successor of old.
+func (s *series) countOn(old *series) {
+	s.Created = earliest(old.Created, s.Created)
+	s.Base, s.BaseHist = old.Base, old.BaseHist
+	if s.Exemplar == nil {
+		s.Exemplar = old.Exemplar
+	}
+	if s.Hist == nil {
+		if s.Value < old.Value {
+			s.Base = s.Base.plus(old.Value)
+		}
+		return
+	}
+	if s.Hist.resetSince(old.Hist) {
+		s.BaseHist = old.Hist
+		if old.BaseHist != nil {
+			s.BaseHist = sumDistributions([]*distribution{old.BaseHist, old.Hist})
+		}
+		return
+	}
+	s.Hist.Exemplars = newestByBucket(old.Hist.Exemplars, s.Hist.Exemplars)
+	s.Hist.NativeExemplars = newestExemplars(old.Hist.NativeExemplars, s.Hist.NativeExemplars)
+}
+
+// earliest returns the earlier of two times, of which 0 is none.
+func earliest(a, b int64) int64 {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// fold returns the instance without what it contributes: of each sum its last
+// value is taken off, and added again only by what is counted from then on.
+func (i *instance) fold() *instance {
+	out := *i
+	out.folded, out.live, out.refused = true, false, nil
+	out.families = make(map[string]*family, len(i.families))
+	for name, f := range i.families {
+		if cumulative(f.Type) {
+			out.families[name] = f.fold()
+		}
+	}
+	out.countLines()
+	return &out
+}
+
+func (f *family) fold() *family {
+	out := *f
+	out.Series = slices.Clone(f.Series)
+	largest := metrics.MergeOf(f.Name, f.Type) == metrics.MergeMax
+	for i := range out.Series {
+		s := &out.Series[i]
+		s.Exemplar = nil
+		switch {
+		case largest:
+		case s.Hist != nil:
+			last := *s.Hist
+			last.Exemplars, last.NativeExemplars = nil, nil
+			s.Hist, s.BaseHist = &last, last.minus()
+		default:
+			s.Base = exact{-s.Value}
+		}
+	}
+	return &out
+}
+
+func (i *instance) countLines() {
+	i.lines = 0
+	for _, f := range i.families {
+		i.lines += f.lines()
+	}
+}
+
+// without returns the instance without a family that it has.
+func (i *instance) without(name string) *instance {
+	out := *i
+	out.families = make(map[string]*family, len(i.families))
+	for n, f := range i.families {
+		if n != name {
+			out.families[n] = f
+		}
+	}
+	out.countLines()
+	return &out
+}
