@@ -252,25 +252,40 @@ func agentMessage(info *fleet.Info) *agentstatsv1.Agent {
 		Name:      reg.Name,
 		Workspace: workspaceMessage(&reg.Workspace),
 		Connected: info.Connected,
+		Lifecycle: lifecycleMessage(info),
+		AppHealth: appHealthMessages(info),
 	}
 	if !info.LastSeen.IsZero() {
 		m.LastSeenAt = timestamppb.New(info.LastSeen)
-	}
-	if l := info.State.Lifecycle; l.State != "" {
-		m.Lifecycle = &agentstatsv1.Lifecycle{State: keyOf(lifecycleStates, l.State), ChangedAt: timestamppb.New(l.ChangedAt)}
-	}
-	for i := range reg.Apps {
-		app := &reg.Apps[i]
-		health, reported := info.State.AppHealth[app.ID]
-		if !reported {
-			health = app.Health
-		}
-		m.AppHealth = append(m.AppHealth, &agentstatsv1.AppHealthUpdate{Id: app.ID[:], Health: keyOf(appHealths, health)})
 	}
 	if reg.Parent != (agent.ID{}) {
 		m.ParentId = reg.Parent[:]
 	}
 	return m
+}
+
+// lifecycleMessage returns nil if the agent has not told.
+func lifecycleMessage(info *fleet.Info) *agentstatsv1.Lifecycle {
+	l := info.State.Lifecycle
+	if l.State == "" {
+		return nil
+	}
+	return &agentstatsv1.Lifecycle{State: keyOf(lifecycleStates, l.State), ChangedAt: timestamppb.New(l.ChangedAt)}
+}
+
+// appHealthMessages returns the health of all apps, in the order of the
+// registration.
+func appHealthMessages(info *fleet.Info) []*agentstatsv1.AppHealthUpdate {
+	var updates []*agentstatsv1.AppHealthUpdate
+	for i := range info.Registration.Apps {
+		app := &info.Registration.Apps[i]
+		health, reported := info.State.AppHealth[app.ID]
+		if !reported {
+			health = app.Health
+		}
+		updates = append(updates, &agentstatsv1.AppHealthUpdate{Id: app.ID[:], Health: keyOf(appHealths, health)})
+	}
+	return updates
 }
 
 func workspaceMessage(w *agent.Workspace) *agentstatsv1.Workspace {
