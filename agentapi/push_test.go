@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -77,9 +80,12 @@ func (s *service) openPush(hello *pb.PushHello) pushing {
 	return p
 }
 
+// send sends a request. Why a stream has ended is told by Recv.
 func (p pushing) send(req *pb.PushMetricsRequest) {
 	p.t.Helper()
-	require.NoError(p.t, p.Send(req))
+	if err := p.Send(req); !errors.Is(err, io.EOF) {
+		require.NoError(p.t, err)
+	}
 }
 
 func (p pushing) part(families ...string) {
@@ -142,6 +148,11 @@ func TestPush(t *testing.T) {
 	})
 }
 
+func TestPushesAreRequired(t *testing.T) {
+	_, err := agentapi.NewServer(agentapi.Components{}, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.EqualError(t, err, "agentapi components: pushes is absent")
+}
+
 func TestPushTellsRefusals(t *testing.T) {
 	s := start(t, settings{})
 	for i := range 100 {
@@ -179,7 +190,7 @@ func TestPushHello(t *testing.T) {
 		}
 		p, err := s.coderd().PushMetrics(s.asCoderd())
 		require.NoError(t, err)
-		require.NoError(t, p.Send(&pb.PushMetricsRequest{}))
+		pushing{p, t}.send(&pb.PushMetricsRequest{})
 		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message")
 		p, err = s.coderd().PushMetrics(s.asCoderd())
 		require.NoError(t, err)

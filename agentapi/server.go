@@ -216,6 +216,9 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("agentapi options: %w", err)
 	}
+	if c.Pushes == nil {
+		return nil, errors.New("agentapi components: pushes is absent")
+	}
 	rpc := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
 	if err := reg.Register(rpc); err != nil {
 		return nil, fmt.Errorf("register the metrics of gRPC: %w", err)

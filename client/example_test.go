@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/client"
@@ -192,6 +193,45 @@ func ExampleCoderd() {
 	// news: disk = 3/50 GiB
 	// agent: dev main connected: true
 	// deregistered: 1 <nil>
+}
+
+// A coderd pushes all its families, which Prometheus then sees at the service.
+func ExamplePushGatherer() {
+	service := startService()
+	defer service.close()
+	conn := service.conn(coderdToken)
+	defer func() { _ = conn.Close() }()
+
+	// coderd has prometheus.DefaultRegisterer and prometheus.DefaultGatherer.
+	registry := prometheus.NewRegistry()
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "coderd_api_requests_processed_total",
+		Help: "The total number of processed API requests",
+	}, []string{"code", "method", "path"})
+	registry.MustRegister(requests)
+	requests.WithLabelValues("200", "GET", "/api/v2/buildinfo").Add(3)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := client.PushGatherer(ctx, conn, registry, 15*time.Second); err != nil {
+			fmt.Println(err)
+		}
+	})
+
+	// The end of its context has it push a last time: what was counted stays.
+	cancel()
+	running.Wait()
+	var text bytes.Buffer
+	must(service.federation.WriteText(&text))
+	for line := range strings.Lines(text.String()) {
+		if strings.HasPrefix(line, "coderd_api_requests_processed_total{") {
+			fmt.Print(line)
+		}
+	}
+
+	// Output:
+	// coderd_api_requests_processed_total{code="200",method="GET",path="/api/v2/buildinfo"} 3
 }
 
 func registerExampleAgent(s *service) {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -383,4 +384,71 @@ func TestPushOptions(t *testing.T) {
 		require.EqualError(t, err, want)
 	}
 	require.EqualError(t, client.PushGatherer(t.Context(), conn, nil, time.Second), "push options: gatherer: is absent")
+}
+
+// TestPushToTheService pushes to the real one: two instances are one, what the
+// service owns is refused, and what was counted outlives restarts of both.
+func TestPushToTheService(t *testing.T) {
+	s := startService()
+	defer s.close()
+	conn := s.conn(coderdToken)
+	defer closeConn(t, conn)
+
+	scrape := func() string {
+		t.Helper()
+		var text bytes.Buffer
+		require.NoError(t, s.federation.WriteText(&text))
+		return text.String()
+	}
+	refused := make(chan string, 10)
+	start := func(instance byte, count float64) (counter prometheus.Counter, stop func() error) {
+		t.Helper()
+		reg := everything(t)
+		counter = prometheus.NewCounter(prometheus.CounterOpts{Name: "pushed_total", Help: "Pushed."})
+		inUse := prometheus.NewGauge(prometheus.GaugeOpts{Name: "coderd_api_concurrent_requests", Help: "Now."})
+		inUse.Set(1)
+		reg.MustRegister(counter, inUse, collectors.NewGoCollector(), prometheus.NewGauge(prometheus.GaugeOpts{Name: "coderd_agents_up"}))
+		counter.Add(count)
+		pusher, err := client.NewPusher(conn, client.PushOptions{
+			Gatherer: reg, Interval: time.Second, InstanceID: uuid.UUID{instance},
+			Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond},
+			OnRefused: func(all []*agentstatsv1.FamilyRefusal, _ int64) {
+				for _, r := range all {
+					if r.GetName() == "coderd_agents_up" || r.GetName() == "go_goroutines" {
+						refused <- r.GetName() + " " + r.GetReason()
+					}
+				}
+			},
+		})
+		require.NoError(t, err)
+		return counter, run(t.Context(), pusher.Run)
+	}
+	a, stopA := start(1, 5)
+	require.Equal(t, "coderd_agents_up owned_by_service", <-refused)
+	require.Equal(t, "go_goroutines owned_by_service", <-refused)
+	_, stopB := start(2, 7)
+	<-refused
+	text := scrape()
+	for _, line := range []string{
+		"\npushed_total 12\n", "\ncoderd_api_concurrent_requests 2\n", "\nrequests_total{code=\"200\"} 10\n",
+		"\nlatency_seconds_bucket{le=\"2\"} 2\n", "\nsize_bytes_count 2\n", "\nage_seconds_sum 6\n",
+	} {
+		require.Contains(t, text, line)
+	}
+	require.NotContains(t, text, "go_goroutines")
+	require.NotContains(t, text, "coderd_agents_up")
+
+	a.Add(100)
+	s.stopped()
+	s.start()
+	require.NoError(t, stopA())
+	require.NoError(t, stopB())
+	text = scrape()
+	require.Contains(t, text, "\npushed_total 112\n")
+	require.NotContains(t, text, "coderd_api_concurrent_requests ", "gauges go with the last snapshot")
+	a, stopA = start(3, 1) // a restart of the first
+	<-refused
+	a.Inc()
+	require.NoError(t, stopA())
+	require.Contains(t, scrape(), "\npushed_total 114\n")
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/store"
@@ -30,6 +31,7 @@ type service struct {
 	network
 	dir        string
 	aggregator *aggregator.Aggregator
+	federation *federation.Federation
 	stopped    func()
 }
 
@@ -62,8 +64,11 @@ func (s *service) start() {
 	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
 	must(err)
 	must(agents.Load(context.Background()))
+	s.federation, err = federation.New(database, s.aggregator, federation.Options{}, reg, log)
+	must(err)
+	must(s.federation.Load(context.Background()))
 	api, err := agentapi.NewServer(
-		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news},
+		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news, Pushes: s.federation},
 		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond},
 		reg, log,
 	)
@@ -77,7 +82,7 @@ func (s *service) start() {
 	workers, cancelWorkers := context.WithCancel(context.Background())
 	var serving, working sync.WaitGroup
 	serving.Go(func() { must(api.Serve(ctx, listener)) })
-	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run} {
+	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, s.federation.Run} {
 		working.Go(func() { must(work(workers)) })
 	}
 	s.stopped = func() {
