@@ -104,7 +104,7 @@ func open(t fataler, store Store, opts Options) *Federation {
 
 func instanceID(n byte) agent.Instance { return agent.Instance{0: 0xc, 15: n} }
 
-// pushed returns families written in the text of protobuf.
+// serialize returns families as they are pushed.
 func serialize(t fataler, families ...*dto.MetricFamily) [][]byte {
 	t.Helper()
 	var out [][]byte

@@ -18,7 +18,7 @@ type contribution struct {
 	family   *family
 }
 
-// merge makes one family of several: counters, histograms and summaries of
+// mergeLocked makes one family of several: counters, histograms and summaries of
 // all, gauges and untyped series of those that are live. It returns nil if
 // nothing is left. The help text is the newest.
 func (f *Federation) mergeLocked(name string) *family {
@@ -49,7 +49,8 @@ func (f *Federation) mergeLocked(name string) *family {
 	return out
 }
 
-// contributionsLocked returns what counts towards a family.
+// contributionsLocked returns what counts towards a family. What is folded adds
+// up to 0.
 func (f *Federation) contributionsLocked(name string) []contribution {
 	var all []contribution
 	for _, i := range f.instances {

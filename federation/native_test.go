@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -221,4 +222,51 @@ func anyHistogram(t *rapid.T) *dto.Histogram {
 		h.SampleCount, h.ZeroCount = proto.Uint64(uint64(total)), proto.Uint64(uint64(zero))
 	}
 	return h
+}
+
+// The zero bucket never gets narrower, even if the bucket for which it was
+// widened is lost in the wider one of its instance.
+func TestZeroBucket(t *testing.T) {
+	f := open(t, new(memory), Options{})
+	last := 0.0
+	for n, step := range []struct {
+		id byte
+		in string
+	}{
+		{2, `sample_count: 1 schema: 0 positive_span { offset: 1 length: 1 } positive_delta: 1`},
+		{2, `sample_count: 0 schema: 0 zero_threshold: 7`},
+		{1, `sample_count: 0 schema: -4 positive_span { offset: 0 length: 0 }`},
+		{2, `sample_count: 0`},
+	} {
+		var family dto.MetricFamily
+		require.NoError(t, prototext.Unmarshal([]byte(`name: "h" type: HISTOGRAM metric { histogram { `+step.in+` } }`), &family))
+		refused, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(step.id), Snapshot: int64(1 + n), Families: serialize(t, &family)})
+		require.NoError(t, err)
+		require.Empty(t, refused)
+		got := served(t, f)
+		require.GreaterOrEqual(t, got.ZeroThreshold, last)
+		last = got.ZeroThreshold
+	}
+	require.Equal(t, 65536.0, last)
+}
+
+func TestResetSince(t *testing.T) {
+	d := func(count float64, counts ...float64) *distribution {
+		return &distribution{Count: count, Bounds: []float64{1, 2, 3}[:len(counts)], Counts: counts}
+	}
+	for _, c := range []struct {
+		old, next *distribution
+		want      bool
+	}{
+		{d(5, 1, 2, 3), d(5, 1, 2, 3), false},
+		{d(5, 1, 2, 3), d(7, 1, 3, 5), false},
+		{d(5, 1, 2, 3), d(4, 1, 2, 2), true},
+		{d(5, 1, 2, 3), d(9, 0, 2, 3), true},
+		{d(5, 1, 2, 3), d(9, 2, 2, 3), true}, // none between 1 and 2
+		{d(5, 1, 2, 3), d(5, 1, 2, 4), true}, // fewer above 3
+		{d(5, 1, 2, 3), d(5, 1, 2), true},
+		{d(5, 1, 2), d(5, 1, 2, 3), true},
+	} {
+		require.Equal(t, c.want, c.next.resetSince(c.old), "%v after %v", c.next, c.old)
+	}
 }

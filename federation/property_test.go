@@ -250,6 +250,13 @@ func TestExact(t *testing.T) {
 		require.Equal(t, near, sum.value())
 		require.Zero(t, sum.plusAll(sum.minus()).value())
 	})
+	// Half way between two numbers, and a little more or less.
+	half := exact(nil).plus(1).plus(0x1p-53)
+	require.Equal(t, 1.0, half.value())
+	require.Equal(t, 1+0x1p-52, half.plus(0x1p-106).value())
+	require.Equal(t, 1.0, half.plus(-0x1p-107).value())
+	require.Equal(t, 1+0x1p-51, exact(nil).plus(1+0x1p-52).plus(0x1p-53).value())
+	require.Equal(t, 1+0x1p-52, exact(nil).plus(1+0x1p-52).plus(0x1p-53).plus(-0x1p-107).value())
 	most := exact{math.MaxFloat64}
 	require.Equal(t, math.Inf(1), most.plus(math.MaxFloat64).plus(1).value())
 	require.Equal(t, math.Inf(1), exact{1}.plus(math.Inf(1)).plus(5).value())
