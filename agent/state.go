@@ -8,6 +8,8 @@ type State struct {
 	Agent          ID
 	Lifecycle      Lifecycle
 	LifecycleOrder Order
+	// Startup is the part of the lifecycle that outlasts later states.
+	Startup Startup
 	// AppHealth is the newest health of each app that the agent reported.
 	AppHealth      map[ID]AppHealth
 	AppHealthOrder Order
@@ -20,6 +22,31 @@ type Lifecycle struct {
 	// State as upstream writes it, like "start_timeout".
 	State     LifecycleState
 	ChangedAt time.Time
+}
+
+// Startup is how the agent's newest start went. Its order is that of the
+// lifecycle.
+type Startup struct {
+	// StartedAt is when the agent began to start; zero: it did not.
+	StartedAt time.Time
+	// ReadyAt is when the start ended, in whichever way; zero: it did not.
+	ReadyAt time.Time
+	// Result is ready, start_timeout or start_error; empty while ReadyAt is zero.
+	Result LifecycleState
+}
+
+// After returns what l, the newest of the agent, makes of the startup.
+func (s Startup) After(l Lifecycle) Startup {
+	switch l.State {
+	case LifecycleStarting:
+		return Startup{StartedAt: l.ChangedAt}
+	case LifecycleReady, LifecycleStartTimeout, LifecycleStartError:
+		if s.StartedAt.IsZero() {
+			s.StartedAt = l.ChangedAt
+		}
+		s.ReadyAt, s.Result = l.ChangedAt, l.State
+	}
+	return s
 }
 
 // LifecycleState is a state of an agent's life.

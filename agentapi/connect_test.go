@@ -85,7 +85,7 @@ func TestSession(t *testing.T) {
 			received, durable = c.ack()
 		}
 		require.Equal(t, int64(5), durable)
-		require.Empty(t, s.exposition(`workspace_name="ws1"`), "at once, not when the last ack is sent")
+		require.Empty(t, s.exposition("coderd_agentstats_"), "at once, not when the last ack is sent")
 		c.requireAck(7, 7)
 		c.requireEnd(codes.OK, "")
 		require.Equal(t, []string{"cpu=5", "mem=2"}, s.stored(1))

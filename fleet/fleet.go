@@ -46,6 +46,7 @@ type Store interface {
 	RegistrationStore
 	StateStore
 	EpochStore
+	BuildStore
 }
 
 // RegistrationStore keeps the registrations. MetadataKeys are read at start to
@@ -70,6 +71,12 @@ type EpochStore interface {
 	SaveEpochs(ctx context.Context, epochs map[agent.ID]int64) error
 }
 
+// BuildStore remembers whose duration was observed. ObserveBuilds returns those
+// of the builds that it did not know: they are observed now, by the caller.
+type BuildStore interface {
+	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
+}
+
 // Series are the live series of agents. The methods touch memory only and call
 // nothing of this package.
 type Series interface {
@@ -81,10 +88,13 @@ type Series interface {
 	SeriesRoster
 }
 
-// SeriesRoster follows changes of the registrations.
+// SeriesRoster follows changes of the registrations and of states.
 type SeriesRoster interface {
 	Relabel(id agent.ID, ident agent.Identity)
 	Remove(id agent.ID)
+	// SetState replaces the series that the fleet computes of an agent or a
+	// workspace. It keeps nothing of the slice.
+	SetState(key agent.ID, series []agent.Series)
 }
 
 // Pending is the metadata that waits to be written. Remove forgets that of one
@@ -173,7 +183,8 @@ func (o Options) validate() error {
 // Fleet holds the agents. All methods may be called concurrently.
 //
 // Locks are taken in this order: changing, entry.turn, mu, entry.mu, then the
-// leaves (writes.mu, tracker.mu, and those of Series and Pending).
+// workspace.up.mu, then the leaves (writes.mu, news.mu, tracker.mu, and those of
+// Series and Pending).
 type Fleet struct {
 	store   Store
 	series  Series
@@ -193,6 +204,7 @@ type Fleet struct {
 	roster roster
 
 	writes writes
+	news   news
 }
 
 // entry is one registered agent.
@@ -222,6 +234,9 @@ type entry struct {
 	state         agent.State
 	dirty         bool // state is to be written
 	holds         []hold
+	workspace     *workspace
+	counted       *workspace   // as connected; nil: in none
+	status        agent.Status // as it was last presented
 }
 
 // New returns a Fleet that knows nobody until Load.
@@ -319,6 +334,8 @@ type Info struct {
 	// Registration is shared: it is not to be changed.
 	Registration *agent.Registration
 	Connected    bool
+	// Status is that of the series: it moves by time within a second.
+	Status agent.Status
 	// LastSeen is zero if the agent was not heard of since the start.
 	LastSeen time.Time
 	// State is the newest, durable or not. Its map is a copy.
@@ -359,6 +376,7 @@ func (e *entry) info() Info {
 	return Info{
 		Registration: e.reg.Load(),
 		Connected:    e.session != nil,
+		Status:       e.status,
 		LastSeen:     e.lastSeen,
 		State:        cloneState(e.state),
 	}

@@ -37,6 +37,7 @@ type memStore struct {
 	states map[agent.ID]agent.State
 	epochs map[agent.ID]int64
 	keys   map[agent.ID][]string
+	builds map[agent.ID]time.Time
 	writes int
 	before func() // called before a write, without the lock
 }
@@ -49,6 +50,7 @@ func newMemStore(j *journal) *memStore {
 		states:  map[agent.ID]agent.State{},
 		epochs:  map[agent.ID]int64{},
 		keys:    map[agent.ID][]string{},
+		builds:  map[agent.ID]time.Time{},
 	}
 }
 
@@ -146,6 +148,21 @@ func (s *memStore) SaveEpochs(_ context.Context, epochs map[agent.ID]int64) erro
 	return nil
 }
 
+func (s *memStore) ObserveBuilds(_ context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
+	err = s.begin()
+	defer s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range builds {
+		if _, known := s.builds[id]; !known {
+			s.builds[id] = at
+			fresh = append(fresh, id)
+		}
+	}
+	return fresh, nil
+}
+
 func (s *memStore) state(id agent.ID) agent.State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,7 +195,12 @@ func (j *journal) take() []string {
 	return lines
 }
 
-type seriesJournal struct{ *journal }
+type seriesJournal struct {
+	*journal
+	states *stateSeries
+}
+
+func (s seriesJournal) SetState(key agent.ID, series []agent.Series) { s.states.set(key, series) }
 
 func (s seriesJournal) Open(id agent.ID, ident agent.Identity, i agent.Session) {
 	s.add("open %s %s first=%v", short(id), ident.WorkspaceName, i.First)
@@ -234,6 +256,7 @@ type parts struct {
 	store   *memStore
 	journal *journal
 	reg     *prometheus.Registry
+	states  *stateSeries
 }
 
 func newParts(t *testing.T, opts Options) parts {
@@ -244,9 +267,10 @@ func newParts(t *testing.T, opts Options) parts {
 
 func newPartsOn(t require.TestingT, opts Options, s *memStore, j *journal) parts {
 	reg := prometheus.NewPedanticRegistry()
-	f, err := New(s, seriesJournal{j}, pendingJournal{j}, opts, reg, slog.New(slog.DiscardHandler))
+	states := newStateSeries()
+	f, err := New(s, seriesJournal{j, states}, pendingJournal{j}, opts, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	return parts{f, s, j, reg}
+	return parts{f, s, j, reg, states}
 }
 
 // loaded has the agents registered.

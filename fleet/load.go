@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -24,10 +25,12 @@ func (f *Fleet) Load(ctx context.Context) error {
 		f.metrics.loadErrors.Inc()
 		return fmt.Errorf("load the registrations: %w", err)
 	}
+	f.presentAll(&r)
 	f.mu.Lock()
 	f.roster, f.loaded = r, true
 	f.mu.Unlock()
 	f.setSizes()
+	f.news.tell()
 	return nil
 }
 
@@ -49,12 +52,14 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 	if err != nil {
 		return r, fmt.Errorf("read metadata keys: %w", err)
 	}
+	faces := make(map[faceKey]struct{}, len(workspaces))
 	for _, w := range workspaces {
-		r.workspaces[w.ID] = &workspace{Workspace: w}
+		r.putWorkspace(w, faces)
 	}
 	entries := make([]*entry, 0, len(agents))
 	for i := range agents {
 		reg := &agents[i]
+		r.putWorkspace(reg.Workspace, faces)
 		slices.Sort(reg.MetadataKeys)
 		e := newEntry(reg)
 		e.epoch = epochs[e.id]
@@ -71,11 +76,29 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			continue
 		}
 		e.state = s
+		if s.Startup == (agent.Startup{}) {
+			e.state.Startup = s.Startup.After(s.Lifecycle) // written before startups were kept
+		}
 		e.dropForeignApps()
 		// Epochs are written behind: the state may know of a later one.
 		e.epoch = max(e.epoch, s.LifecycleOrder.Epoch, s.AppHealthOrder.Epoch, s.NetworkOrder.Epoch)
 	}
 	return r, nil
+}
+
+// presentAll makes known what was loaded.
+func (f *Fleet) presentAll(r *roster) {
+	start := time.Now()
+	faces := make(map[faceKey]struct{}, len(r.faces))
+	for face := range r.faces {
+		faces[face] = struct{}{}
+	}
+	f.elect(r, faces)
+	f.present(r.order)
+	for _, w := range r.workspaces {
+		f.finishBuildOf(w) // it may have been while nobody could record it
+	}
+	f.metrics.collection.Observe(time.Since(start).Seconds())
 }
 
 func newEntry(reg *agent.Registration) *entry {

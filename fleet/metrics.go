@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -20,6 +22,8 @@ type metrics struct {
 	statesRejected   prometheus.Counter
 	writeErrors      *prometheus.CounterVec
 	loadErrors       prometheus.Counter
+	collection       prometheus.Histogram
+	builds           *prometheus.HistogramVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -41,6 +45,20 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reg.MustRegister(v)
 		return v
 	}
+	collection := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "coderd_metrics_collector_agents_execution_seconds",
+		Help:    "Histogram for duration of agents metrics collection in seconds.",
+		Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10, 30},
+	})
+	builds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:                            "coderd_template_workspace_build_duration_seconds",
+		Help:                            "Duration from workspace build creation to agent ready, by template.",
+		Buckets:                         []float64{1, 10, 30, 60, 300, 600, 1800, 3600},
+		NativeHistogramBucketFactor:     1.1,
+		NativeHistogramMaxBucketNumber:  100,
+		NativeHistogramMinResetDuration: time.Hour,
+	}, []string{"is_prebuild", "organization_name", "status", "template_name", "transition"})
+	reg.MustRegister(collection, builds)
 	ends := make([]string, 0, len(allEnds))
 	for _, end := range allEnds {
 		ends = append(ends, string(end))
@@ -59,7 +77,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		statesPending:    gauge("agentstatsd_states_pending", "Agents whose state waits to be written."),
 		statesWritten:    counter("agentstatsd_states_written_total", "States of agents that were written."),
 		statesRejected:   counter("agentstatsd_states_rejected_total", "States of agents that the database refused."),
-		writeErrors:      vec("agentstatsd_fleet_write_errors_total", "Writes that failed and are tried again.", "what", "states", "epochs"),
+		writeErrors:      vec("agentstatsd_fleet_write_errors_total", "Writes that failed and are tried again.", "what", "states", "epochs", "builds"),
 		loadErrors:       counter("agentstatsd_registrations_load_errors_total", "Attempts to load the registrations that failed."),
+		collection:       collection,
+		builds:           builds,
 	}
 }

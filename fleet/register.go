@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -166,6 +167,7 @@ func (f *Fleet) cutOff(p *plan) []*entry {
 			if e.session != nil {
 				f.endLocked(e.session, end)
 			}
+			f.presentLocked(e, time.Now())
 			e.mu.Unlock()
 			f.series.Remove(id)
 			f.pending.Remove(id)
@@ -184,6 +186,7 @@ func (f *Fleet) readmit(leaving []*entry) {
 		e.mu.Lock()
 		e.leaving = false
 		e.instances, e.holds = nil, nil
+		f.presentLocked(e, time.Now())
 		e.mu.Unlock()
 	}
 }
@@ -197,19 +200,16 @@ func (f *Fleet) commit(p *plan, leaving []*entry) {
 		f.writes.remove(e)
 	}
 	var relabeled, revoked []*entry
-	var added []*entry
+	var added, changed []*entry
+	faces := make(map[faceKey]struct{})
+	removed := make([]*workspace, 0, len(p.change.RemovedWorkspaces))
 
 	f.mu.Lock()
 	r := &f.roster
 	r.revision++
 	r.remove(leaving)
-	for id, w := range p.workspaces {
-		held := r.workspaces[id]
-		if held == nil {
-			held = &workspace{}
-			r.workspaces[id] = held
-		}
-		held.Workspace, held.revision = w, r.revision
+	for _, w := range p.workspaces {
+		r.putWorkspace(w, faces).revision = r.revision
 	}
 	for id, reg := range p.regs {
 		e := r.agents[id]
@@ -245,10 +245,12 @@ func (f *Fleet) commit(p *plan, leaving []*entry) {
 			relabeled = append(relabeled, e)
 		}
 		f.replaceLocked(e, old, reg)
+		changed = append(changed, e)
 	}
 	r.add(added)
 	for _, id := range p.change.RemovedWorkspaces {
-		delete(r.workspaces, id)
+		removed = append(removed, r.workspaces[id])
+		r.removeWorkspace(r.workspaces[id], faces)
 	}
 	f.mu.Unlock()
 
@@ -262,8 +264,37 @@ func (f *Fleet) commit(p *plan, leaving []*entry) {
 		}
 		e.mu.Unlock()
 	}
+	f.presentChange(removed, faces, slices.Concat(added, changed))
+	f.tellChange(leaving, added, changed)
 	f.countOutcomes(p, len(added))
 	f.setSizes()
+}
+
+// presentChange makes known what became of agents, and of workspaces with these
+// names. Only changes of the registrations change what it reads of the roster.
+func (f *Fleet) presentChange(removed []*workspace, faces map[faceKey]struct{}, agents []*entry) {
+	start := time.Now()
+	for _, w := range removed {
+		f.label(w, nil)
+	}
+	for _, w := range f.elect(&f.roster, faces) {
+		agents = append(agents, w.agents...)
+	}
+	f.present(agents)
+	f.metrics.collection.Observe(time.Since(start).Seconds())
+}
+
+// tellChange tells of agents that came, changed or went.
+func (f *Fleet) tellChange(lists ...[]*entry) {
+	var ids []agent.ID
+	for _, list := range lists {
+		for _, e := range list {
+			ids = append(ids, e.id)
+		}
+	}
+	if len(ids) > 0 {
+		f.news.tell(ids...)
+	}
 }
 
 // replaceLocked gives the agent another registration under its id.
@@ -276,6 +307,7 @@ func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.reg.Store(reg)
+	e.workspace = f.roster.workspaces[reg.Workspace.ID]
 	e.dropForeignApps()
 	switch {
 	case len(reg.MetadataKeys) > 0:
@@ -299,6 +331,7 @@ func (e *entry) revoke(f *Fleet) {
 		e.unary = unaryRun{}
 		f.series.Close(e.id, epoch, true)
 	}
+	f.presentLocked(e, time.Now())
 }
 
 func (f *Fleet) countOutcomes(p *plan, added int) {

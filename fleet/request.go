@@ -122,11 +122,20 @@ func (r Request) SetLifecycle(l agent.Lifecycle) agent.Lifecycle {
 	if l.ChangedAt.IsZero() {
 		l.ChangedAt = r.now
 	}
-	r.changeState(func(s *agent.State) {
-		if r.order.Compare(s.LifecycleOrder) > 0 {
-			s.Lifecycle, s.LifecycleOrder = l, r.order
+	ended := false
+	r.changeState(func(s *agent.State) (news bool) {
+		if r.order.Compare(s.LifecycleOrder) <= 0 {
+			return false
 		}
+		news = lifecycleOf(s) != l.State
+		s.Startup = s.Startup.After(l)
+		s.Lifecycle, s.LifecycleOrder = l, r.order
+		ended = s.Startup.Result == l.State
+		return news
 	})
+	if ended {
+		r.fleet.finishBuild(r.entry)
+	}
 	return l
 }
 
@@ -149,15 +158,19 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 		refusal.Names = append(refusal.Names, id.String())
 	}
 	if len(health) > 0 {
-		r.changeState(func(s *agent.State) {
+		r.changeState(func(s *agent.State) (news bool) {
 			if r.order.Compare(s.AppHealthOrder) <= 0 {
-				return
+				return false
+			}
+			for id, h := range health {
+				news = news || s.AppHealth[id] != h
 			}
 			if s.AppHealth == nil {
 				s.AppHealth = make(map[agent.ID]agent.AppHealth, len(health))
 			}
 			maps.Copy(s.AppHealth, health)
 			s.AppHealthOrder = r.order
+			return news
 		})
 	}
 	if refusal.Count == 0 {
@@ -171,19 +184,25 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 // SetNetwork records the agent's whole view of the network, which is held until
 // it is stored. It takes ownership of n.Regions.
 func (r Request) SetNetwork(n agent.Network) {
-	r.changeState(func(s *agent.State) {
+	r.changeState(func(s *agent.State) bool {
 		if r.order.Compare(s.NetworkOrder) > 0 {
 			s.Network, s.NetworkOrder = n, r.order
 		}
+		return false
 	})
 }
 
-// changeState changes the state and holds the request until it is written.
-func (r Request) changeState(change func(*agent.State)) {
+// changeState changes the state, holds the request until it is written, and tells
+// of the change if it is news.
+func (r Request) changeState(change func(*agent.State) (news bool)) {
 	e := r.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	change(&e.state)
+	news := change(&e.state)
+	r.fleet.presentLocked(e, r.now)
+	if news {
+		r.fleet.news.tell(e.id)
+	}
 	e.holdLocked(r.tracker, r.order.Sequence)
 	if !e.dirty {
 		e.dirty = true

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+	"sync/atomic"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -14,6 +15,8 @@ type roster struct {
 	agents     map[agent.ID]*entry
 	tokens     map[[32]byte]*entry
 	workspaces map[agent.ID]*workspace
+	// faces has the workspaces by the labels of their series.
+	faces map[faceKey][]*workspace
 	// order holds the agents by id. It is replaced, never changed in place, so
 	// that readers walk it without a lock.
 	order []*entry
@@ -26,6 +29,8 @@ type workspace struct {
 	agent.Workspace
 	revision uint64 // as entry.revision
 	agents   []*entry
+	up       up
+	observed atomic.Pointer[agent.ID] // the last build that is recorded as observed
 }
 
 func newRoster() roster {
@@ -33,21 +38,53 @@ func newRoster() roster {
 		agents:     make(map[agent.ID]*entry),
 		tokens:     make(map[[32]byte]*entry),
 		workspaces: make(map[agent.ID]*workspace),
+		faces:      make(map[faceKey][]*workspace),
 	}
 }
 
-// add adds agents that are not in the roster; their workspaces are.
+// putWorkspace adds or replaces a workspace. It adds to faces the keys of those
+// that may be served otherwise now.
+func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *workspace {
+	held := r.workspaces[w.ID]
+	if held == nil {
+		held = &workspace{Workspace: w}
+		r.workspaces[w.ID] = held
+	} else {
+		if equalWorkspace(&held.Workspace, &w) {
+			return held
+		}
+		r.dropFace(held, faces)
+		held.Workspace = w
+	}
+	key := faceOf(&w)
+	r.faces[key] = append(r.faces[key], held)
+	faces[key] = struct{}{}
+	return held
+}
+
+func (r *roster) removeWorkspace(w *workspace, faces map[faceKey]struct{}) {
+	r.dropFace(w, faces)
+	delete(r.workspaces, w.ID)
+}
+
+func (r *roster) dropFace(w *workspace, faces map[faceKey]struct{}) {
+	key := faceOf(&w.Workspace)
+	faces[key] = struct{}{}
+	r.faces[key] = slices.DeleteFunc(r.faces[key], func(o *workspace) bool { return o == w })
+	if len(r.faces[key]) == 0 {
+		delete(r.faces, key)
+	}
+}
+
+// add adds agents that are not in the roster; their workspaces are. Nobody else
+// knows the agents yet.
 func (r *roster) add(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		r.agents[e.id] = e
 		r.tokens[reg.TokenHash] = e
-		w := r.workspaces[reg.Workspace.ID]
-		if w == nil {
-			w = &workspace{Workspace: reg.Workspace}
-			r.workspaces[w.ID] = w
-		}
-		w.agents = append(w.agents, e)
+		e.workspace = r.workspaces[reg.Workspace.ID]
+		e.workspace.agents = append(e.workspace.agents, e)
 	}
 	r.order = withAdded(r.order, entries)
 }

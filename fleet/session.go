@@ -106,6 +106,7 @@ func (f *Fleet) Connect(id agent.ID, instance agent.Instance, ordinal int64) (*S
 	t.attach(s.notify)
 	f.metrics.sessions.Inc()
 	f.series.Open(id, reg.Identity(), s.info)
+	f.presentLocked(e, now)
 	return s, nil
 }
 
@@ -202,6 +203,7 @@ func (s *Session) Close(end End) {
 	}
 	s.fleet.endLocked(s, end)
 	s.fleet.series.Close(e.id, s.info.Epoch, end == EndGoodbye)
+	s.fleet.presentLocked(e, time.Now())
 }
 
 // Receive has take take in the request with the sequence, which is at least 1,
@@ -286,6 +288,7 @@ func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
 	if e.unary.epoch == 0 {
 		e.unary.epoch = f.nextEpochLocked(e, now)
 		f.series.Open(e.id, e.reg.Load().Identity(), agent.Session{Epoch: e.unary.epoch})
+		f.presentLocked(e, now)
 	}
 	e.lastSeen, e.unary.last = now, now
 	e.unary.sequence++
@@ -293,8 +296,10 @@ func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
 }
 
 // scan does what is due: it asks aged sessions to leave, ends those that did
-// not, ends idle runs of calls and forgets old instances.
+// not, ends idle runs of calls, forgets old instances and moves statuses.
 func (f *Fleet) scan(now time.Time) {
+	start := time.Now()
+	defer func() { f.metrics.collection.Observe(time.Since(start).Seconds()) }()
 	f.mu.RLock()
 	order := f.roster.order
 	f.mu.RUnlock()
@@ -331,5 +336,11 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 			continue
 		}
 		e.dropInstanceLocked(i)
+	}
+	if e.gone || e.leaving {
+		return
+	}
+	if e.status != status(e.reg.Load(), e.online(), e.epoch != 0, now) {
+		f.presentLocked(e, now)
 	}
 }

@@ -66,7 +66,7 @@ func (s *lockedSeries) Open(agent.ID, agent.Identity, agent.Session) {
 func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	turn := func() *sync.Mutex { return &p.roster.agents[nid(1)].turn }
-	series := &lockedSeries{seriesJournal: seriesJournal{p.journal}, turn: turn}
+	series := &lockedSeries{seriesJournal: seriesJournal{p.journal, newStateSeries()}, turn: turn}
 	p.series = series
 	s, err := p.Connect(nid(1), instance(1), 1)
 	require.NoError(t, err)
@@ -324,6 +324,7 @@ type quiet struct{}
 
 func (quiet) Open(agent.ID, agent.Identity, agent.Session) {}
 func (quiet) Close(agent.ID, int64, bool)                  {}
+func (quiet) SetState(agent.ID, []agent.Series)            {}
 func (quiet) Relabel(agent.ID, agent.Identity)             {}
 func (quiet) Remove(agent.ID)                              {}
 

@@ -65,6 +65,7 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			Agent:          nid(1),
 			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day},
 			LifecycleOrder: order(2),
+			Startup:        agent.Startup{StartedAt: now, ReadyAt: day, Result: agent.LifecycleReady},
 			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
 			AppHealthOrder: order(3),
 			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},

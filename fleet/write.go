@@ -24,7 +24,9 @@ const (
 	maxBackoff = 15 * time.Second
 )
 
-// writes is what waits to be written: at most one state and one epoch an agent.
+// writes is what waits to be written: at most one state and one epoch an agent,
+// and the finished builds, of which there is one more only for each that is
+// registered.
 type writes struct {
 	// wake has an element when there is something to write.
 	wake chan struct{}
@@ -33,6 +35,7 @@ type writes struct {
 	// Guarded by mu.
 	states map[*entry]struct{}
 	epochs map[agent.ID]int64
+	builds map[agent.ID]finishedBuild
 	err    error // of the last write; nil: it went well
 }
 
@@ -41,6 +44,7 @@ func newWrites() writes {
 		wake:   make(chan struct{}, 1),
 		states: make(map[*entry]struct{}),
 		epochs: make(map[agent.ID]int64),
+		builds: make(map[agent.ID]finishedBuild),
 	}
 }
 
@@ -56,6 +60,34 @@ func (w *writes) addEpoch(id agent.ID, epoch int64) {
 	defer w.mu.Unlock()
 	w.epochs[id] = max(w.epochs[id], epoch)
 	w.wakeUp()
+}
+
+// addBuild adds a finished build. How it was first stays.
+func (w *writes) addBuild(id agent.ID, b finishedBuild) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, waits := w.builds[id]; !waits {
+		w.builds[id] = b
+	}
+	w.wakeUp()
+}
+
+// putBackBuilds has builds written again. They were first.
+func (w *writes) putBackBuilds(builds map[agent.ID]finishedBuild) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.Copy(w.builds, builds)
+}
+
+func (w *writes) takeBuilds() map[agent.ID]finishedBuild {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.builds) == 0 {
+		return nil
+	}
+	taken := w.builds
+	w.builds = make(map[agent.ID]finishedBuild)
+	return taken
 }
 
 func (w *writes) wakeUp() {
@@ -204,6 +236,9 @@ func (f *Fleet) write(ctx context.Context) error {
 	err := f.writeStates(ctx)
 	if err == nil {
 		err = f.writeEpochs(ctx)
+	}
+	if err == nil {
+		err = f.writeBuilds(ctx)
 	}
 	f.metrics.statesPending.Set(float64(f.writes.pendingStates()))
 	f.writes.done(err)

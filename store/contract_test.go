@@ -30,6 +30,7 @@ func testContract(t *testing.T, open func(testing.TB) *Store) {
 	t.Run("Epochs", func(t *testing.T) { testEpochs(t, open(t)) })
 	t.Run("Pushes", func(t *testing.T) { testPushes(t, open(t)) })
 	t.Run("PushesFolded", func(t *testing.T) { testPushesFolded(t, open(t)) })
+	t.Run("Builds", func(t *testing.T) { testBuilds(t, open(t)) })
 	t.Run("Context", func(t *testing.T) { testContext(t, open(t)) })
 }
 
@@ -116,6 +117,7 @@ func testRegistrationsReplaced(t *testing.T, s *Store) {
 		Agent:          id(1),
 		Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: time.Unix(9, 0).UTC()},
 		LifecycleOrder: agent.Order{Epoch: 5, Sequence: 2},
+		Startup:        agent.Startup{StartedAt: time.Unix(7, 0).UTC(), ReadyAt: time.Unix(9, 0).UTC(), Result: agent.LifecycleReady},
 	}
 	require.NoError(t, s.SaveStates(t.Context(), []agent.State{state}))
 
@@ -364,6 +366,27 @@ func testEpochs(t *testing.T, s *Store) {
 
 // Every method returns the error of a context that has ended, which is not a
 // refusal.
+func testBuilds(t *testing.T, s *Store) {
+	at := time.Unix(1000, 0)
+	observe := func(want []agent.ID, builds ...agent.ID) {
+		t.Helper()
+		fresh, err := s.ObserveBuilds(t.Context(), builds, at)
+		require.NoError(t, err)
+		require.Equal(t, want, fresh)
+	}
+	observe(nil)
+	observe([]agent.ID{id(1), id(2)}, id(1), id(2), id(1))
+	observe(nil, id(1))
+	observe([]agent.ID{id(202)}, id(2), id(202))
+
+	register(t, s, id(1)) // in a workspace with build 202
+	at = at.Add(30 * 24 * time.Hour)
+	observe([]agent.ID{id(3)}, id(3), id(1), id(2), id(202))
+	at = at.Add(time.Nanosecond)
+	observe(nil, id(3)) // those that no workspace has go now
+	observe([]agent.ID{id(1), id(2)}, id(1), id(2), id(3), id(202))
+}
+
 func testContext(t *testing.T, s *Store) {
 	register(t, s, id(1))
 	ended, cancel := context.WithCancel(t.Context())

@@ -36,6 +36,9 @@ type queries struct {
 	raiseEpoch, epochs string
 
 	upsertPush, deletePush, pushes string
+
+	// deleteBuilds takes the time before which they were observed.
+	insertBuild, deleteBuilds string
 }
 
 // placeholders returns "?, ?, ..." for n > 0 arguments.

@@ -87,6 +87,11 @@ ON CONFLICT (instance_id) DO UPDATE SET
     replica = excluded.replica, updated_at = excluded.updated_at, data = excluded.data`,
 		deletePush: `DELETE FROM pushes WHERE instance_id = ?`,
 		pushes:     `SELECT instance_id, replica, updated_at, data FROM pushes ORDER BY instance_id`,
+
+		insertBuild: `INSERT INTO builds_observed (build_id, observed_at) VALUES (?, ?) ON CONFLICT DO NOTHING`,
+		deleteBuilds: `
+DELETE FROM builds_observed
+WHERE observed_at < ? AND build_id NOT IN (SELECT build_id FROM workspaces)`,
 	},
 }
 

@@ -22,6 +22,9 @@ type (
 	lifecycle struct {
 		State     agent.LifecycleState `json:"state"`
 		ChangedAt time.Time            `json:"changed_at"`
+		StartedAt time.Time            `json:"started_at,omitzero"`
+		ReadyAt   time.Time            `json:"ready_at,omitzero"`
+		Result    agent.LifecycleState `json:"result,omitempty"`
 	}
 	network struct {
 		// A string, as SQL's JSON functions lose the precision of 64 bits.
@@ -44,7 +47,7 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 	for i := range states {
 		st := &states[i]
 		said := []statePart{
-			{st.Agent, partLifecycle, st.LifecycleOrder, lifecycle(st.Lifecycle)},
+			{st.Agent, partLifecycle, st.LifecycleOrder, fromLifecycle(st)},
 			{st.Agent, partAppHealth, st.AppHealthOrder, st.AppHealth},
 			{st.Agent, partNetwork, st.NetworkOrder, fromNetwork(st.Network)},
 		}
@@ -110,7 +113,8 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 		if err := json.Unmarshal(data, &l); err != nil {
 			return err
 		}
-		st.Lifecycle = agent.Lifecycle(l)
+		st.Lifecycle = agent.Lifecycle{State: l.State, ChangedAt: l.ChangedAt}
+		st.Startup = agent.Startup{StartedAt: l.StartedAt, ReadyAt: l.ReadyAt, Result: l.Result}
 	case partAppHealth:
 		st.AppHealthOrder = order
 		return json.Unmarshal(data, &st.AppHealth)
@@ -123,6 +127,13 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 		st.Network = n.network()
 	}
 	return nil
+}
+
+func fromLifecycle(st *agent.State) lifecycle {
+	return lifecycle{
+		State: st.Lifecycle.State, ChangedAt: st.Lifecycle.ChangedAt,
+		StartedAt: st.Startup.StartedAt, ReadyAt: st.Startup.ReadyAt, Result: st.Startup.Result,
+	}
 }
 
 func fromNetwork(n agent.Network) network {

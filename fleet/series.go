@@ -1,0 +1,277 @@
+package fleet
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// The families that the fleet computes of agents and workspaces.
+const (
+	familyUp          = "coderd_agents_up"
+	familyConnections = "coderd_agents_connections"
+	familyLatencies   = "coderd_agents_connection_latencies_seconds"
+	familyApps        = "coderd_agents_apps"
+)
+
+// status returns how an agent stands to the service. Online is one with a live
+// session or run of calls; seen is one that had a session ever. One that was
+// created at an unknown time is old.
+func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Status {
+	switch {
+	case online:
+		return agent.StatusConnected
+	case seen:
+		return agent.StatusDisconnected
+	case reg.ConnectionTimeout > 0 && now.Sub(reg.CreatedAt) > reg.ConnectionTimeout:
+		return agent.StatusTimeout
+	default:
+		return agent.StatusConnecting
+	}
+}
+
+// upSeries returns the series of a workspace.
+func upSeries(w *agent.Workspace, connected int) []agent.Series {
+	return []agent.Series{{
+		Family: familyUp,
+		Labels: []agent.Label{
+			{Name: "template_name", Value: w.Template.Name},
+			{Name: "username", Value: w.OwnerUsername},
+			{Name: "workspace_name", Value: w.Name},
+		},
+		Value: float64(connected),
+	}}
+}
+
+// agentSeries returns the series of an agent: its connection, its apps and,
+// while it is connected, its latencies.
+func agentSeries(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Series {
+	name := agent.Label{Name: "agent_name", Value: reg.Name}
+	user := agent.Label{Name: "username", Value: reg.Workspace.OwnerUsername}
+	space := agent.Label{Name: "workspace_name", Value: reg.Workspace.Name}
+	node := "unknown"
+	if s.Network.NodeID != 0 {
+		node = "nodeid:" + strconv.FormatUint(s.Network.NodeID, 16)
+	}
+	series := make([]agent.Series, 0, 1+len(reg.Apps)+len(s.Network.Regions))
+	series = append(series, agent.Series{
+		Family: familyConnections,
+		Labels: []agent.Label{
+			name,
+			{Name: "lifecycle_state", Value: string(lifecycleOf(s))},
+			{Name: "status", Value: string(st)},
+			{Name: "tailnet_node", Value: node},
+			user, space,
+		},
+		Value: 1,
+	})
+	for _, c := range countApps(reg.Apps, s.AppHealth) {
+		series = append(series, agent.Series{
+			Family: familyApps,
+			Labels: []agent.Label{name, {Name: "app_name", Value: c.name}, {Name: "health", Value: string(c.health)}, user, space},
+			Value:  float64(c.count),
+		})
+	}
+	if st != agent.StatusConnected {
+		return series
+	}
+	for _, r := range latencies(&s.Network) {
+		series = append(series, agent.Series{
+			Family: familyLatencies,
+			Labels: []agent.Label{name, {Name: "derp_region", Value: r.name}, {Name: "preferred", Value: strconv.FormatBool(r.preferred)}, user, space},
+			Value:  r.seconds,
+		})
+	}
+	return series
+}
+
+// lifecycleOf returns the state of life, also of an agent that told none.
+func lifecycleOf(s *agent.State) agent.LifecycleState {
+	return cmp.Or(s.Lifecycle.State, agent.LifecycleCreated)
+}
+
+// appCount is how many apps of an agent have a name and a health.
+type appCount struct {
+	name   string
+	health agent.AppHealth
+	count  int
+}
+
+// countApps counts apps by display name, or slug if they have none, and health:
+// the newest reported, before that the registered one, and disabled if there is
+// neither.
+func countApps(apps []agent.App, reported map[agent.ID]agent.AppHealth) []appCount {
+	counts := make([]appCount, 0, len(apps))
+	for i := range apps {
+		app := &apps[i]
+		name := cmp.Or(app.DisplayName, app.Slug)
+		health := cmp.Or(reported[app.ID], app.Health, agent.AppHealthDisabled)
+		at := slices.IndexFunc(counts, func(c appCount) bool { return c.name == name && c.health == health })
+		if at < 0 {
+			counts = append(counts, appCount{name, health, 0})
+			at = len(counts) - 1
+		}
+		counts[at].count++
+	}
+	return counts
+}
+
+// latency is how far an agent is from a region.
+type latency struct {
+	name      string
+	preferred bool
+	seconds   float64
+}
+
+// latencies returns the measured latencies. Regions of one name are one: the
+// preferred one of them counts, else the nearest.
+func latencies(n *agent.Network) []latency {
+	out := make([]latency, 0, len(n.Regions))
+	for i := range n.Regions {
+		r := &n.Regions[i]
+		if r.Latency < 0 {
+			continue
+		}
+		l := latency{r.Name, r.ID == n.PreferredRegion && r.ID != 0, r.Latency.Seconds()}
+		if l.name == "" {
+			l.name = fmt.Sprintf("Unnamed %d", r.ID)
+		}
+		at := slices.IndexFunc(out, func(o latency) bool { return o.name == l.name })
+		switch {
+		case at < 0:
+			out = append(out, l)
+		case l.preferred == out[at].preferred && l.seconds < out[at].seconds, l.preferred && !out[at].preferred:
+			out[at] = l
+		}
+	}
+	return out
+}
+
+// up is the series of a workspace. Its mutex comes after entry.mu.
+type up struct {
+	mu sync.Mutex
+	// labels is nil while the workspace is not served: another has its labels,
+	// or it is gone. It is replaced, never changed.
+	labels    *agent.Workspace
+	connected int
+}
+
+// served tells whether the states of the workspace's agents are served.
+func (w *workspace) served() bool {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	return w.up.labels != nil
+}
+
+// count adds n connected agents.
+func (f *Fleet) count(w *workspace, n int) {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	w.up.connected += n
+	f.setUpLocked(w)
+}
+
+// label serves the workspace with these labels; nil: not at all. It returns
+// whether that changes anything.
+func (f *Fleet) label(w *workspace, labels *agent.Workspace) bool {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	old := w.up.labels
+	if old == nil && labels == nil || old != nil && labels != nil && equalWorkspace(old, labels) {
+		return false
+	}
+	w.up.labels = labels
+	f.setUpLocked(w)
+	return true
+}
+
+func (f *Fleet) setUpLocked(w *workspace) {
+	if w.up.labels == nil {
+		f.series.SetState(w.ID, nil)
+		return
+	}
+	f.series.SetState(w.ID, upSeries(w.up.labels, w.up.connected))
+}
+
+// present makes known how the agent is now: its series, its part in the count of
+// its workspace, and the news of it. Whoever changed something that they are
+// made of calls it before e.mu is released.
+func (f *Fleet) presentLocked(e *entry, now time.Time) {
+	out := e.leaving || e.gone
+	reg := e.reg.Load()
+	online := !out && e.online()
+	counted := (*workspace)(nil)
+	if online {
+		counted = e.workspace
+	}
+	if e.counted != counted {
+		if e.counted != nil {
+			f.count(e.counted, -1)
+		}
+		if counted != nil {
+			f.count(counted, 1)
+		}
+		e.counted = counted
+	}
+	before := e.status
+	e.status = status(reg, online, e.epoch != 0, now)
+	if out || !e.workspace.served() {
+		f.series.SetState(e.id, nil)
+	} else {
+		f.series.SetState(e.id, agentSeries(reg, &e.state, e.status))
+	}
+	if before != e.status {
+		f.news.tell(e.id)
+	}
+}
+
+// online tells whether the agent has a session or a run of calls.
+func (e *entry) online() bool { return e.session != nil || e.unary.epoch != 0 }
+
+// present is presentLocked for agents that are not locked.
+func (f *Fleet) present(agents []*entry) {
+	now := time.Now()
+	for _, e := range agents {
+		e.mu.Lock()
+		f.presentLocked(e, now)
+		e.mu.Unlock()
+	}
+}
+
+// faceKey is what makes workspaces the same to whoever scrapes.
+type faceKey struct{ username, workspace string }
+
+func faceOf(w *agent.Workspace) faceKey { return faceKey{w.OwnerUsername, w.Name} }
+
+// elect has, of workspaces with equal names, the one with the newest build
+// served. It returns the workspaces whose labels changed. The caller may change
+// the registrations.
+func (f *Fleet) elect(r *roster, faces map[faceKey]struct{}) []*workspace {
+	var changed []*workspace
+	for face := range faces {
+		list := r.faces[face]
+		if len(list) == 0 {
+			continue
+		}
+		newest := slices.MaxFunc(list, func(a, b *workspace) int {
+			return cmp.Or(a.Build.CreatedAt.Compare(b.Build.CreatedAt), bytes.Compare(a.ID[:], b.ID[:]))
+		})
+		for _, w := range list {
+			labels := (*agent.Workspace)(nil)
+			if w == newest {
+				copied := w.Workspace
+				labels = &copied
+			}
+			if f.label(w, labels) {
+				changed = append(changed, w)
+			}
+		}
+	}
+	return changed
+}
