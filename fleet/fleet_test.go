@@ -106,6 +106,7 @@ func (s *memStore) ApplyChange(_ context.Context, c agent.Change) error {
 	for _, id := range c.RemovedAgents {
 		delete(s.regs, id)
 		delete(s.states, id)
+		delete(s.epochs, id)
 	}
 	for _, id := range c.RemovedWorkspaces {
 		delete(s.spaces, id)
