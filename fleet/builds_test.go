@@ -221,27 +221,29 @@ func TestBuildsWithoutTimeOrIDAreNotObserved(t *testing.T) {
 // A build that finishes while the database is down is observed when it is back,
 // as it was when it finished; and not by the next process.
 func TestBuildWaitsForTheDatabase(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := loaded(t, Options{}, build(1, 1, 1, "main"))
-		stop := running(t, p)
-		s := connect(t, p, 1)
-		p.store.fail(errors.New("down"))
-		says(t, s, built(1, 40*time.Second), agent.LifecycleReady)
-		written()
-		require.Empty(t, observed(t, p))
-		says(t, s, built(1, time.Hour), agent.LifecycleStarting, agent.LifecycleReady)
-		p.store.fail(nil)
-		written()
-		require.Equal(t, []string{"false acme success docker start: 1 40"}, observed(t, p))
-		stop()
+	for _, fail := range []func(*memStore, error){(*memStore).fail, (*memStore).failBuilds} {
+		synctest.Test(t, func(t *testing.T) {
+			p := loaded(t, Options{}, build(1, 1, 1, "main"))
+			stop := running(t, p)
+			s := connect(t, p, 1)
+			fail(p.store, errors.New("down"))
+			says(t, s, built(1, 40*time.Second), agent.LifecycleReady)
+			written()
+			require.Empty(t, observed(t, p))
+			says(t, s, built(1, time.Hour), agent.LifecycleStarting, agent.LifecycleReady)
+			fail(p.store, nil)
+			written()
+			require.Equal(t, []string{"false acme success docker start: 1 40"}, observed(t, p))
+			stop()
 
-		next := newPartsOn(t, Options{}, p.store, p.journal)
-		defer running(t, next)()
-		written()
-		says(t, connect(t, next, 1), built(1, time.Hour), agent.LifecycleReady)
-		written()
-		require.Empty(t, observed(t, next))
-	})
+			next := newPartsOn(t, Options{}, p.store, p.journal)
+			defer running(t, next)()
+			written()
+			says(t, connect(t, next, 1), built(1, time.Hour), agent.LifecycleReady)
+			written()
+			require.Empty(t, observed(t, next))
+		})
+	}
 }
 
 // The process that dies between the state and the record leaves the build to the

@@ -38,8 +38,10 @@ type memStore struct {
 	epochs map[agent.ID]int64
 	keys   map[agent.ID][]string
 	builds map[agent.ID]time.Time
-	writes int
-	before func() // called before a write, without the lock
+	// buildErr fails ObserveBuilds only.
+	buildErr error
+	writes   int
+	before   func() // called before a write, without the lock
 }
 
 func newMemStore(j *journal) *memStore {
@@ -58,6 +60,12 @@ func (s *memStore) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err = err
+}
+
+func (s *memStore) failBuilds(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buildErr = err
 }
 
 func (s *memStore) begin() error {
@@ -152,7 +160,7 @@ func (s *memStore) SaveEpochs(_ context.Context, epochs map[agent.ID]int64) erro
 func (s *memStore) ObserveBuilds(_ context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
 	err = s.begin()
 	defer s.mu.Unlock()
-	if err != nil {
+	if err := errors.Join(err, s.buildErr); err != nil {
 		return nil, err
 	}
 	for _, id := range builds {

@@ -248,8 +248,8 @@ func TestApps(t *testing.T) {
 }
 
 func TestLatencies(t *testing.T) {
-	region := func(id int64, name string, ms time.Duration) agent.Region {
-		return agent.Region{ID: id, Name: name, Latency: ms * time.Millisecond}
+	region := func(id int64, name string, ms int) agent.Region {
+		return agent.Region{ID: id, Name: name, Latency: time.Duration(ms) * time.Millisecond}
 	}
 	for _, c := range []struct {
 		why       string
