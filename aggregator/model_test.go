@@ -307,7 +307,7 @@ func (m *naive) setState(key agent.ID, series []agent.Series) {
 		if !strings.HasPrefix(s.Family, "coderd_agents_") {
 			continue
 		}
-		set := map[string]string{labels.MetricName: s.Family}
+		set := map[string]string{model.MetricNameLabel: s.Family}
 		for _, l := range s.Labels {
 			if l.Value != "" {
 				set[l.Name] = strings.ToValidUTF8(l.Value, "\uFFFD")

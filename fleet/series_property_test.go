@@ -56,6 +56,10 @@ func (w *stateWorld) check(t *rapid.T) {
 			delete(w.online, id)
 		}
 	}
+	w.checkSeries(t)
+}
+
+func (w *stateWorld) checkSeries(t require.TestingT) {
 	require.Equal(t, w.expected(t), w.states.all())
 	for _, ws := range w.roster.workspaces {
 		n := 0
@@ -68,7 +72,8 @@ func (w *stateWorld) check(t *rapid.T) {
 	}
 }
 
-func (w *stateWorld) expected(t *rapid.T) []string {
+// expected returns the series as they should be.
+func (w *stateWorld) expected(t require.TestingT) []string {
 	served := map[string]*workspace{}
 	for _, ws := range w.roster.workspaces {
 		name := ws.OwnerUsername + "/" + ws.Name
