@@ -47,7 +47,7 @@ func newRoster() roster {
 func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *workspace {
 	held := r.workspaces[w.ID]
 	if held == nil {
-		held = &workspace{Workspace: w}
+		held = &workspace{Workspace: w, up: up{key: w.ID}}
 		r.workspaces[w.ID] = held
 	} else {
 		if equalWorkspace(&held.Workspace, &w) {

@@ -155,6 +155,8 @@ func latencies(n *agent.Network) []latency {
 
 // up is the series of a workspace. Its mutex comes after entry.mu.
 type up struct {
+	key agent.ID // the workspace's; it does not change
+
 	mu sync.Mutex
 	// labels is nil while the workspace is not served: another has its labels,
 	// or it is gone. It is replaced, never changed.
@@ -193,10 +195,10 @@ func (f *Fleet) label(w *workspace, labels *agent.Workspace) bool {
 
 func (f *Fleet) setUpLocked(w *workspace) {
 	if w.up.labels == nil {
-		f.series.SetState(w.ID, nil)
+		f.series.SetState(w.up.key, nil)
 		return
 	}
-	f.series.SetState(w.ID, upSeries(w.up.labels, w.up.connected))
+	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.connected))
 }
 
 // present makes known how the agent is now: its series, its part in the count of
