@@ -48,6 +48,22 @@ func (c *Coderd) WatchActivity(ctx context.Context, interval time.Duration, news
 	return watch(ctx, c, "activity", c.service.WatchActivity, req, news)
 }
 
+// WatchAgents watches the states of at most 1000 agents; nil: of all agents. It
+// calls news with the current states, in one or more parts, with Synced, then
+// with those that change and with agents that are not registered any more. When
+// the stream breaks, it connects again and begins anew: agents that have not
+// been told again when Synced comes are gone. A slow news misses intermediate
+// states, never the newest.
+//
+// It blocks and returns as WatchMetadata does.
+func (c *Coderd) WatchAgents(ctx context.Context, agentIDs []uuid.UUID, news func(*agentstatsv1.WatchAgentsResponse)) error {
+	if len(agentIDs) > maxWatchAgents {
+		return fmt.Errorf("watch agents: %d agents are named, at most %d may be", len(agentIDs), maxWatchAgents)
+	}
+	req := &agentstatsv1.WatchAgentsRequest{AgentIds: idBytes(agentIDs)}
+	return watch(ctx, c, "agents", c.service.WatchAgents, req, news)
+}
+
 // WatchStats watches the reports of at most 1000 agents; nil: of all agents. It
 // calls news with each agent's stats: counts since its last entry, the rest as
 // it was reported last. If news is slow, more reports are in one entry. What is

@@ -98,3 +98,67 @@ func TestCoderdWatchReportsErrors(t *testing.T) {
 	err = agents.WatchStats(t.Context(), nil, stats)
 	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
 }
+
+// A watch of agents begins anew after a restart of the service.
+func TestCoderdWatchesAgents(t *testing.T) {
+	s, coderd := startCoderd(t)
+	_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	news := make(chan *agentstatsv1.WatchAgentsResponse)
+	running.Go(func() {
+		err := coderd.WatchAgents(ctx, nil, func(r *agentstatsv1.WatchAgentsResponse) {
+			select {
+			case news <- r:
+			case <-ctx.Done():
+			}
+		})
+		if err != nil {
+			t.Errorf("watch agents: %v", err)
+		}
+	})
+	until := func(what string, done func(*agentstatsv1.WatchAgentsResponse) bool) {
+		t.Helper()
+		for {
+			select {
+			case r := <-news:
+				if done(r) {
+					return
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("is not told: %s", what)
+			}
+		}
+	}
+	is := func(want agentstatsv1.AgentStatus) func(*agentstatsv1.WatchAgentsResponse) bool {
+		return func(r *agentstatsv1.WatchAgentsResponse) bool {
+			return len(r.GetAgents()) == 1 && r.GetAgents()[0].GetStatus() == want && uuid.UUID(r.GetAgents()[0].GetAgentId()) == agentID
+		}
+	}
+	synced := (*agentstatsv1.WatchAgentsResponse).GetSynced
+	until("connecting", is(agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTING))
+	until("synced", synced)
+
+	agent, err := coderd.Relay(agentID, client.AgentOptions{Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
+	require.NoError(t, err)
+	running.Go(func() { _ = agent.Run(ctx) })
+	until("connected", is(agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTED))
+	s.stopped()
+	s.start()
+	// The agent may be back before the watch is.
+	again, connected := false, false
+	until("connected again", func(r *agentstatsv1.WatchAgentsResponse) bool {
+		again = again || r.GetSynced()
+		connected = connected || is(agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTED)(r)
+		return again && connected
+	})
+	_, err = coderd.Deregister(t.Context(), []uuid.UUID{agentID}, nil)
+	require.NoError(t, err)
+	until("removed", func(r *agentstatsv1.WatchAgentsResponse) bool { return len(r.GetRemovedIds()) == 1 })
+
+	nothing := func(*agentstatsv1.WatchAgentsResponse) { t.Error("news") }
+	require.ErrorContains(t, coderd.WatchAgents(t.Context(), make([]uuid.UUID, 1001), nothing), "1001 agents are named")
+}

@@ -1,0 +1,158 @@
+package agentapi_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+type watchingAgents struct {
+	pb.CoderdService_WatchAgentsClient
+	t testing.TB
+}
+
+func (s *service) watchAgents(numbers ...int) watchingAgents {
+	s.t.Helper()
+	req := &pb.WatchAgentsRequest{}
+	for _, n := range numbers {
+		req.AgentIds = append(req.AgentIds, bid(n))
+	}
+	w, err := s.coderd().WatchAgents(s.asCoderd(), req)
+	require.NoError(s.t, err)
+	return watchingAgents{w, s.t}
+}
+
+// next returns the next message: each agent with its status, lifecycle and the
+// health of its apps, those that were removed, and whether all is told.
+func (w watchingAgents) next() []string {
+	w.t.Helper()
+	m, err := w.Recv()
+	require.NoError(w.t, err)
+	var words []string
+	for _, a := range m.GetAgents() {
+		word := fmt.Sprint(a.GetAgentId()[15], " ", strings.TrimPrefix(a.GetStatus().String(), "AGENT_STATUS_"))
+		if a.GetLifecycle() != nil {
+			word += " " + strings.TrimPrefix(a.GetLifecycle().GetState().String(), "STATE_")
+		}
+		for _, h := range a.GetAppHealth() {
+			word += " " + strings.TrimPrefix(h.GetHealth().String(), "APP_HEALTH_")
+		}
+		words = append(words, word)
+	}
+	slices.Sort(words)
+	for _, id := range m.GetRemovedIds() {
+		words = append(words, fmt.Sprint("removed ", id[15]))
+	}
+	if m.GetSynced() {
+		words = append(words, "synced")
+	}
+	return words
+}
+
+func TestWatchAgents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		created := time.Now()
+		fresh := func(n int) *pb.AgentRegistration {
+			r := registration(n)
+			r.CreatedAt = timestamppb.New(created)
+			r.ConnectionTimeout = durationpb.New(time.Minute)
+			return r
+		}
+		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{fresh(1), fresh(2)}})
+		require.NoError(t, err)
+		all, first := s.watchAgents(), s.watchAgents(1, 99)
+		require.Equal(t, []string{"1 CONNECTING INITIALIZING", "2 CONNECTING INITIALIZING"}, all.next())
+		require.Equal(t, []string{"synced"}, all.next())
+		require.Equal(t, []string{"1 CONNECTING INITIALIZING"}, first.next())
+		require.Equal(t, []string{"synced"}, first.next())
+		require.Equal(t, 2.0, s.counter("agentstatsd_watches", "agents"))
+
+		time.Sleep(time.Second)
+		began := time.Now()
+		c := s.connect(1, 1, 1)
+		for _, w := range []watchingAgents{all, first} {
+			require.Equal(t, []string{"1 CONNECTED INITIALIZING"}, w.next())
+		}
+		c.send(lifecycle(pb.Lifecycle_STATE_READY))
+		synctest.Wait()
+		require.Equal(t, []string{"1 CONNECTED READY INITIALIZING"}, all.next())
+		c.send(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{
+			Updates: []*pb.AppHealthUpdate{{Id: bid(50_001), Health: pb.AppHealth_APP_HEALTH_HEALTHY}},
+		}}})
+		synctest.Wait()
+		require.Equal(t, []string{"1 CONNECTED READY HEALTHY"}, all.next())
+		require.Less(t, time.Since(began), 5*time.Second, "by news, not by the re-read")
+
+		// Reports change nothing that is told. Statuses move by time.
+		for range 10 {
+			c.send(stats(&pb.Stats{RxBytes: 1}))
+			time.Sleep(5 * time.Second)
+		}
+		require.Equal(t, []string{"2 TIMEOUT INITIALIZING"}, all.next())
+		require.Less(t, time.Since(created), 62*time.Second)
+
+		// A watcher who did not read gets the newest state.
+		require.NoError(t, c.CloseSend())
+		c.requireEnd(codes.OK, "")
+		time.Sleep(time.Minute)
+		require.Equal(t, []string{"1 DISCONNECTED READY HEALTHY"}, all.next())
+
+		s.register(3)
+		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next())
+		_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1), bid(3)}})
+		require.NoError(t, err)
+		time.Sleep(31 * time.Second)
+		var removed []string
+		for len(removed) < 2 {
+			removed = append(removed, all.next()...)
+		}
+		slices.Sort(removed)
+		require.Equal(t, []string{"removed 1", "removed 3"}, removed)
+		s.register(3)
+		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next(), "who comes back is told again")
+		for last := first.next(); !slices.Equal(last, []string{"removed 1"}); last = first.next() {
+			require.Contains(t, last[0], "1 ")
+		}
+	})
+}
+
+func TestWatchAgentsOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		var numbers []int
+		for n := range 1100 {
+			numbers = append(numbers, n+1)
+		}
+		s.register(numbers...)
+		w := s.watchAgents()
+		told := 0
+		for {
+			words := w.next()
+			if slices.Equal(words, []string{"synced"}) {
+				break
+			}
+			told += len(words)
+		}
+		require.Equal(t, 1100, told)
+		go s.stop()
+		_, err := w.Recv()
+		requireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+	})
+}
+
+func TestWatchAgentsBeforeTheFleetIsLoaded(t *testing.T) {
+	s := start(t, settings{down: true})
+	_, err := s.watchAgents().Recv()
+	requireCode(t, err, codes.Unavailable, "the registrations are not available now; try again")
+}
