@@ -5,7 +5,7 @@
 // it reconnects with full jitter, adds what a broken stream lost to what it
 // sends next, and keeps no more than the newest value of each thing. A [Coderd]
 // registers agents, relays for those that cannot dial themselves, and reads and
-// watches what they said.
+// watches what they said. A [Pusher] pushes coderd's own metric families.
 //
-// Neither logs by itself: see the Logger of their options.
+// None of them logs by itself: see the Logger of their options.
 package client
