@@ -128,7 +128,9 @@ func sumSeries(all []contribution, largest bool, floors map[string]*distribution
 // keepFloorsLocked remembers how coarse the native buckets of a merged family
 // are, as distributions that count nothing. Without them the zero bucket could
 // become narrower when an instance widens its own and so loses the bucket for
-// which that of the sum was widened.
+// which that of the sum was widened. They end with the process: only where
+// instances disagree on the zero bucket can a restart make it narrower, which
+// Prometheus takes for a reset.
 func (f *Federation) keepFloorsLocked(merged *family) {
 	for i := range merged.Series {
 		s := &merged.Series[i]
