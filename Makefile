@@ -42,13 +42,15 @@ lint:
 generate:
 	$(TOOL) buf generate
 	$(GO) test ./cmd/agentstatsd -run TestREADMEConfiguration -update
+	$(GO) test ./metrics -run TestDocsMetrics -update
 
 # Fails if generating changes a file.
+GENERATED := git ls-files -z proto README.md docs/metrics.md
 check-generated:
-	@before="$$(git ls-files -z proto README.md | xargs -0 sha256sum)"; \
+	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \
-	test "$$before" = "$$(git ls-files -z proto README.md | xargs -0 sha256sum)" || \
-	{ echo "generated files are not current: run make generate and commit"; git status --short proto README.md; exit 1; }
+	test "$$before" = "$$($(GENERATED) | xargs -0 sha256sum)" || \
+	{ echo "generated files are not current: run make generate and commit"; git status --short; exit 1; }
 
 fmt:
 	$(TOOL) golangci-lint fmt $(PKGS)

@@ -42,6 +42,9 @@ type config struct {
 	seriesTTL             time.Duration
 	maxSeries             int64
 	maxSeriesPerAgent     int64
+	maxCoderdInstances    int64
+	maxPushedSeries       int64
+	maxPushBytes          int64
 	metadataFlushInterval time.Duration
 	metadataBatchSize     int64
 	metadataMaxPending    int64
@@ -57,6 +60,7 @@ var (
 	groupGRPC       = serpent.Group{Name: "gRPC", YAML: "grpc", Description: "The listener that agents and coderd dial."}
 	groupStorage    = serpent.Group{Name: "Storage", YAML: "storage", Description: "Where registrations, state and metadata are kept."}
 	groupAgents     = serpent.Group{Name: "Agents", YAML: "agents", Description: "What agents are told and allowed."}
+	groupPushes     = serpent.Group{Name: "Pushes", YAML: "pushes", Description: "What instances of coderd may push of their own families."}
 	groupMetadata   = serpent.Group{Name: "Metadata", YAML: "metadata", Description: "How metadata reaches the database."}
 	groupLogging    = serpent.Group{Name: "Logging", YAML: "logging", Description: "What the service says, and how."}
 )
@@ -85,7 +89,7 @@ func (c *config) options() serpent.OptionSet {
 		},
 		{
 			Name:        "Prometheus Collect Agent Stats",
-			Description: "Serve coderd_agentstats_* and the series that agents forward. Off: reports are taken in and dropped.",
+			Description: "Serve coderd_agentstats_* and the series that agents forward. Off: reports are taken in and none of it is served.",
 			Flag:        "prometheus-collect-agent-stats", Env: "CODER_PROMETHEUS_COLLECT_AGENT_STATS", YAML: "collect_agent_stats",
 			Default: "true", Value: serpent.BoolOf(&c.collectAgentStats), Group: &groupPrometheus,
 		},
@@ -221,6 +225,24 @@ func (c *config) options() serpent.OptionSet {
 			Description: "Forwarded series of one agent; more are refused.",
 			Flag:        "max-series-per-agent", Env: "AGENTSTATSD_MAX_SERIES_PER_AGENT", YAML: "max_series_per_agent",
 			Default: "1000", Value: atLeast(&c.maxSeriesPerAgent, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Coderd Instances",
+			Description: "Instances of coderd whose families are kept apart; of more, those that are gone the longest are folded into totals.",
+			Flag:        "max-coderd-instances", Env: "AGENTSTATSD_MAX_CODERD_INSTANCES", YAML: "max_coderd_instances",
+			Default: "256", Value: atLeast(&c.maxCoderdInstances, 1), Group: &groupPushes,
+		},
+		{
+			Name:        "Max Pushed Series",
+			Description: "Series of one instance of coderd, each bucket counted as one; families beyond are refused.",
+			Flag:        "max-pushed-series", Env: "AGENTSTATSD_MAX_PUSHED_SERIES", YAML: "max_series",
+			Default: "200000", Value: atLeast(&c.maxPushedSeries, 1), Group: &groupPushes,
+		},
+		{
+			Name:        "Max Push Bytes",
+			Description: "Largest snapshot of an instance of coderd, in bytes, over all its parts.",
+			Flag:        "max-push-bytes", Env: "AGENTSTATSD_MAX_PUSH_BYTES", YAML: "max_bytes",
+			Default: "67108864", Value: atLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
 		},
 		{
 			Name:        "Metadata Flush Interval",

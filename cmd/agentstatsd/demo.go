@@ -17,6 +17,12 @@ import (
 // what it simulates is worth no wait, and the service flushes it anyway.
 const demoAckDeadline = time.Second
 
+// A demo shows agents that never connect, and that instances of coderd add up.
+const (
+	demoUnreachable = 2
+	demoCoderds     = 2
+)
+
 func demoCommand() *serpent.Command {
 	var c config
 	var agents int64
@@ -79,6 +85,7 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 		[]task{func(ctx context.Context) error {
 			_, err := simulate.Run(ctx, simulate.Options{
 				Target: s.grpcListener.Addr().String(), Dial: dial, Fleet: "demo", Agents: agents,
+				Unreachable: demoUnreachable, Coderds: demoCoderds, PushInterval: c.reportInterval,
 				MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true,
 			}, log.With("component", "simulate"))
 			return err

@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
@@ -34,6 +35,7 @@ type service struct {
 	aggregator *aggregator.Aggregator
 	batcher    *batcher.Batcher
 	fleet      *fleet.Fleet
+	federation *federation.Federation
 	api        *agentapi.Server
 
 	grpcListener  net.Listener
@@ -121,21 +123,28 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.buildServer(reg, news); err != nil {
+	s.federation, err = federation.New(s.store, s.aggregator, federation.Options{
+		SeriesTTL:    c.seriesTTL,
+		MaxInstances: int(c.maxCoderdInstances),
+		MaxSeries:    int(c.maxPushedSeries),
+	}, reg, s.log.With("component", "federation"))
+	if err != nil {
 		return err
 	}
-	parts := []metrics.Exposer{s.aggregator}
-	if !c.collectAgentStats {
-		parts = nil
+	if err := s.buildServer(reg, news); err != nil {
+		return err
 	}
 	s.httpHandler = newMux(metrics.Handler(reg, metrics.HandlerOptions{
 		MaxConcurrent: int(c.maxConcurrentScrapes),
 		WriteTimeout:  c.scrapeTimeout,
 		Log:           s.log.With("component", "metrics"),
-	}, parts...), []check{
+		// What is pushed is written first: the aggregator yields to whatever
+		// was served before it, so no family stands twice.
+	}, s.federation, s.aggregator), []check{
 		{"draining", s.notDraining},
 		{"fleet", s.fleet.Healthy},
 		{"batcher", s.batcher.Healthy},
+		{"federation", s.federation.Healthy},
 	})
 	return nil
 }
@@ -162,6 +171,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		Metadata: s.batcher,
 		Reader:   s.store,
 		News:     news,
+		Pushes:   s.federation,
 	}, agentapi.Options{
 		Credentials:          creds,
 		CoderdTokenHash:      tokenHash,
@@ -170,6 +180,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		Limits:               agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
 		MaxMessageBytes:      int(c.maxMessageBytes),
 		MaxAgentMessageBytes: int(c.maxAgentMessageBytes),
+		MaxPushBytes:         int(c.maxPushBytes),
 		WatchInterval:        c.metadataRereadEvery,
 		DrainTimeout:         c.drainTimeout,
 		StoreReady:           s.store.Ping,
@@ -240,7 +251,7 @@ func (s *service) run(ctx context.Context) error {
 	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
 	defer stopDraining()
 	servers := []task{func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}
-	workers := []task{s.fleet.Run, s.batcher.Run, s.aggregator.Run}
+	workers := []task{s.fleet.Run, s.batcher.Run, s.federation.Run, s.aggregator.Run}
 	// Last to go: readiness and the numbers of the shutdown can be seen.
 	var endpoints []task
 	if s.httpListener != nil {

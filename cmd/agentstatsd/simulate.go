@@ -18,10 +18,11 @@ var errNotAcked = errors.New("not all that was sent was acknowledged")
 
 func simulateCommand() *serpent.Command {
 	var (
-		target, tokenFile, caFile, journalFile                  string
-		useTLS, plaintext, asJSON, keep                         bool
-		agents, metrics, keys, connections                      int64
-		reportInterval, metadataInterval, duration, ackDeadline time.Duration
+		target, tokenFile, caFile, journalFile                   string
+		useTLS, plaintext, asJSON, keep                          bool
+		agents, unreachable, metrics, keys, connections, coderds int64
+		reportInterval, metadataInterval, pushInterval           time.Duration
+		rebuildInterval, duration, ackDeadline                   time.Duration
 	)
 	return &serpent.Command{
 		Use:   "simulate",
@@ -50,6 +51,10 @@ func simulateCommand() *serpent.Command {
 				Value:       serpent.StringOf(&caFile),
 			},
 			{Flag: "agents", Default: "25", Description: "Number of agents.", Value: atLeast(&agents, 1)},
+			{
+				Flag: "unreachable", Default: "0",
+				Description: "Further agents, that are registered and never connect.", Value: atLeast(&unreachable, 0),
+			},
 			{Flag: "metrics-per-agent", Default: "30", Description: "Samples that each agent forwards in a report.", Value: atLeast(&metrics, 0)},
 			{Flag: "metadata-keys", Default: "10", Description: "Metadata keys of each agent.", Value: atLeast(&keys, 0)},
 			{
@@ -59,6 +64,15 @@ func simulateCommand() *serpent.Command {
 			{
 				Flag: "metadata-interval", Default: "10s",
 				Description: "Time between two values of a metadata key.", Value: longerThan(&metadataInterval, 0),
+			},
+			{
+				Flag: "rebuild-interval", Default: "0s",
+				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: longerThan(&rebuildInterval, -1),
+			},
+			{Flag: "coderds", Default: "1", Description: "Instances of coderd that push their families.", Value: atLeast(&coderds, 0)},
+			{
+				Flag: "push-interval", Default: "10s",
+				Description: "Time between two pushes of an instance of coderd.", Value: longerThan(&pushInterval, time.Second-1),
 			},
 			{
 				Flag: "duration", Default: "0s",
@@ -91,8 +105,10 @@ func simulateCommand() *serpent.Command {
 			}
 			opts := simulate.Options{
 				Target: target, Dial: dial,
-				Agents: int(agents), MetricsPerAgent: orNone(metrics), MetadataKeys: orNone(keys),
+				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: orNone(rebuildInterval),
+				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)),
 				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
+				Coderds: orNone(int(coderds)), PushInterval: pushInterval,
 				Duration: duration, DrainTimeout: ackDeadline,
 				Keep: keep, Connections: int(connections), Progress: inv.Stderr,
 			}
@@ -125,11 +141,11 @@ func simulateCommand() *serpent.Command {
 
 // orNone turns a number of which 0 means none into one of which 0 means the
 // default.
-func orNone(n int64) int {
+func orNone[T int | time.Duration](n T) T {
 	if n == 0 {
 		return -1
 	}
-	return int(n)
+	return n
 }
 
 // coderdDialOptions returns how to dial the service as coderd: with TLS if told
