@@ -32,9 +32,20 @@ type prometheus struct {
 	scrape *scrape.Manager
 }
 
-// startPrometheus scrapes addr each second in one job for each scrape protocol.
-// The job is named like the protocol.
-func startPrometheus(t *testing.T, addr string, protocols ...config.ScrapeProtocol) *prometheus {
+// job is one scrape job of startPrometheus.
+type job struct {
+	name string
+	// settings are further lines of its configuration.
+	settings []string
+}
+
+// protocol is a job that scrapes in one protocol and is named like it.
+func protocol(p config.ScrapeProtocol) job {
+	return job{string(p), []string{fmt.Sprintf("scrape_protocols: [%s]", p)}}
+}
+
+// startPrometheus scrapes addr each second in each of the jobs.
+func startPrometheus(t *testing.T, addr string, jobs ...job) *prometheus {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	db, err := tsdb.Open(t.TempDir(), log, nil, tsdb.DefaultOptions(), nil)
@@ -51,9 +62,12 @@ func startPrometheus(t *testing.T, addr string, protocols ...config.ScrapeProtoc
 	var yaml strings.Builder
 	yaml.WriteString("scrape_configs:\n")
 	targets := make(map[string][]*targetgroup.Group)
-	for _, protocol := range protocols {
-		fmt.Fprintf(&yaml, "  - job_name: %q\n    scrape_interval: 1s\n    scrape_timeout: 1s\n    scrape_protocols: [%s]\n", protocol, protocol)
-		targets[string(protocol)] = []*targetgroup.Group{{
+	for _, j := range jobs {
+		fmt.Fprintf(&yaml, "  - job_name: %q\n    scrape_interval: 1s\n    scrape_timeout: 1s\n", j.name)
+		for _, line := range j.settings {
+			fmt.Fprintf(&yaml, "    %s\n", line)
+		}
+		targets[j.name] = []*targetgroup.Group{{
 			Targets: []model.LabelSet{{model.AddressLabel: model.LabelValue(addr)}},
 		}}
 	}
@@ -127,7 +141,7 @@ func eachSample(t *testing.T, body []byte, contentType string, f func(labels.Lab
 		_, _, value := p.Series()
 		var l labels.Labels
 		p.Labels(&l)
-		f(l, value)
+		f(l.WithoutEmpty(), value) // a label without a value is none, to Prometheus
 	}
 }
 
@@ -168,7 +182,7 @@ func agentsOnly(samples map[string]float64) map[string]float64 {
 func TestPrometheusScrapes(t *testing.T) {
 	s := newService(t, "--report-interval", "1s", "--metadata-flush-interval", "1s")
 	s.start(t)
-	p := startPrometheus(t, s.httpAddr, config.PrometheusText0_0_4, config.PrometheusProto)
+	p := startPrometheus(t, s.httpAddr, protocol(config.PrometheusText0_0_4), protocol(config.PrometheusProto))
 	sim := startSimulation(t, s, "--agents", "25", "--metrics-per-agent", "20", "--metadata-keys", "5",
 		"--report-interval", "1s", "--metadata-interval", "1s", "--duration", "6s", "--keep")
 	require.NoError(t, sim.wait())

@@ -1,0 +1,189 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/stretchr/testify/require"
+)
+
+// documented is a row of families.tsv, Coder's documented table.
+type documented struct {
+	name, typ string
+	labels    []string
+	buckets   []float64
+	native    bool
+	origin    string
+}
+
+// documentedFamilies reads the table.
+func documentedFamilies(t *testing.T) map[string]documented {
+	t.Helper()
+	table, err := os.ReadFile(filepath.Join("..", "metrics", "testdata", "families.tsv"))
+	require.NoError(t, err)
+	families := make(map[string]documented)
+	for line := range strings.Lines(string(table)) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		column := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		require.Len(t, column, 7, line)
+		d := documented{name: column[0], typ: column[1], native: column[5] != "-", origin: column[6]}
+		if column[2] != "-" {
+			d.labels = strings.Split(column[2], ",")
+		}
+		if column[4] != "-" {
+			for bound := range strings.SplitSeq(column[4], ",") {
+				f, err := strconv.ParseFloat(bound, 64)
+				require.NoError(t, err)
+				d.buckets = append(d.buckets, f)
+			}
+		}
+		families[d.name] = d
+	}
+	require.Len(t, families, 97)
+	return families
+}
+
+// gather returns the families of a scrape in protobuf that have samples.
+func gather(t *testing.T, s *service) map[string]*dto.MetricFamily {
+	t.Helper()
+	_, body := s.scrape(t, "/metrics", "Accept", acceptProtobuf)
+	decoder := expfmt.NewDecoder(bytes.NewReader(body), expfmt.NewFormat(expfmt.TypeProtoDelim))
+	families := make(map[string]*dto.MetricFamily)
+	for {
+		var f dto.MetricFamily
+		err := decoder.Decode(&f)
+		if errors.Is(err, io.EOF) {
+			return families
+		}
+		require.NoError(t, err)
+		require.NotContains(t, families, f.GetName(), "a family stands twice")
+		families[f.GetName()] = &f
+	}
+}
+
+// startDemo starts `agentstatsd demo`.
+func startDemo(t *testing.T) *service {
+	t.Helper()
+	s := newService(t)
+	s.cmd = exec.Command(binary, "demo", "--data-dir", s.dataDir, "--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr)
+	s.cmd.Stderr = s.log
+	require.NoError(t, s.cmd.Start())
+	exited := make(chan error, 1)
+	s.exited = exited
+	go func(cmd *exec.Cmd) { exited <- cmd.Wait() }(s.cmd)
+	s.waitReady(t)
+	return s
+}
+
+// TestDemoServesAllFamilies finds every documented family alive in a scrape of
+// the demo, as it is documented, and native histograms in a Prometheus that
+// takes them.
+func TestDemoServesAllFamilies(t *testing.T) {
+	want := documentedFamilies(t)
+	s := startDemo(t)
+	p := startPrometheus(t, s.httpAddr,
+		job{"native", []string{"scrape_native_histograms: true"}},
+		job{"classic", []string{"scrape_native_histograms: false"}})
+
+	deadline := time.Now().Add(time.Minute)
+	var found map[string]*dto.MetricFamily
+	for {
+		found = gather(t, s)
+		missing := slices.DeleteFunc(slices.Sorted(maps.Keys(want)), func(name string) bool {
+			return alive(found[name])
+		})
+		if len(missing) == 0 {
+			break
+		}
+		require.True(t, time.Now().Before(deadline), "no sample of %d families after a minute: %v", len(missing), missing)
+		time.Sleep(200 * time.Millisecond)
+	}
+	for name, d := range want {
+		f := found[name]
+		require.Equal(t, d.typ, strings.ToLower(f.GetType().String()), name)
+		labels := make(map[string]bool)
+		for _, m := range f.GetMetric() {
+			requireBuckets(t, d, m)
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = true
+			}
+		}
+		switch d.origin {
+		case "runtime":
+		case "coderd-event", "coderd-snapshot":
+			// What coderd pushes may lack one: a label without a value is none.
+			require.Subset(t, d.labels, slices.Sorted(maps.Keys(labels)), name)
+		default:
+			require.Equal(t, d.labels, slices.Sorted(maps.Keys(labels)), name)
+		}
+	}
+	p.awaitScrapes(t, 2, 3)
+	for name, d := range want {
+		if d.native {
+			requireNative(t, p, name)
+		}
+	}
+	err, took := s.stop(syscall.SIGINT)
+	require.NoError(t, err)
+	require.Less(t, took, 5*time.Second)
+}
+
+// alive tells whether the family has a sample, and a histogram an observation.
+func alive(f *dto.MetricFamily) bool {
+	return slices.ContainsFunc(f.GetMetric(), func(m *dto.Metric) bool {
+		return m.GetHistogram() == nil || m.GetHistogram().GetSampleCount() > 0
+	})
+}
+
+// requireBuckets compares one histogram with the table.
+func requireBuckets(t *testing.T, d documented, m *dto.Metric) {
+	t.Helper()
+	if len(d.buckets) == 0 {
+		return
+	}
+	var bounds []float64
+	for _, b := range m.GetHistogram().GetBucket() {
+		if bound := b.GetUpperBound(); bound < 1e300 {
+			bounds = append(bounds, bound)
+		}
+	}
+	require.Equal(t, d.buckets, bounds, d.name)
+	require.Equal(t, d.native, m.GetHistogram().Schema != nil, "%s: native histogram", d.name)
+}
+
+// requireNative finds the family as native histograms in one job and as classic
+// ones in the other, and quantiles of it in both.
+func requireNative(t *testing.T, p *prometheus, name string) {
+	t.Helper()
+	now := time.Now()
+	native := p.query(t, name+`{job="native"}`, now)
+	require.NotEmpty(t, native, name)
+	for _, s := range native {
+		require.NotNil(t, s.H, "%s arrives as a native histogram", s.Metric)
+	}
+	require.Empty(t, p.query(t, name+`{job="classic"}`, now), name)
+	require.NotEmpty(t, p.query(t, name+`_bucket{job="classic"}`, now), name)
+	for expr, v := range map[string]promql.Vector{
+		"native":  p.query(t, `histogram_quantile(0.5, sum(`+name+`{job="native"}))`, now),
+		"classic": p.query(t, `histogram_quantile(0.5, sum by (le) (`+name+`_bucket{job="classic"}))`, now),
+	} {
+		require.Len(t, v, 1, "%s %s", name, expr)
+		require.Positive(t, v[0].F, "%s %s", name, expr)
+	}
+}
