@@ -134,7 +134,7 @@ func decodeSeries(m *dto.Metric, t metrics.Type, now time.Time) (s series, r *re
 	case metrics.Summary:
 		missing = m.Summary == nil
 		created = m.GetSummary().GetCreatedTimestamp()
-		s.Hist, r = decodeSummary(m.GetSummary())
+		s.Hist, s.Quantiles, r = decodeSummary(m.GetSummary())
 	case metrics.Histogram:
 		missing = m.Histogram == nil
 		created = m.GetHistogram().GetCreatedTimestamp()

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -16,14 +17,33 @@ const (
 	maxNativeIndex = 1 << 19
 )
 
-// decodeSummary takes count and sum. Quantiles of several instances do not make
-// one, so they are left out.
-func decodeSummary(in *dto.Summary) (*distribution, *refusal) {
+// maxQuantiles of one series: client_golang's users have a handful.
+const maxQuantiles = 64
+
+// decodeSummary returns count and sum, and the quantiles sorted.
+func decodeSummary(in *dto.Summary) (*distribution, []quantile, *refusal) {
 	count := float64(in.GetSampleCount())
 	if count > maxCount {
-		return nil, refuse(reasonInvalidSummary, "count %v, at most 2^53", count)
+		return nil, nil, refuse(reasonInvalidSummary, "count %v, at most 2^53", count)
 	}
-	return &distribution{Count: count, Sum: exact{canonical(in.GetSampleSum())}}, nil
+	if n := len(in.GetQuantile()); n > maxQuantiles {
+		return nil, nil, refuse(reasonInvalidSummary, "%d quantiles, at most %d", n, maxQuantiles)
+	}
+	var quantiles []quantile
+	for _, q := range in.GetQuantile() {
+		rank := canonical(q.GetQuantile())
+		if !(rank >= 0 && rank <= 1) {
+			return nil, nil, refuse(reasonInvalidSummary, "quantile %v is not within 0 and 1", rank)
+		}
+		quantiles = append(quantiles, quantile{rank, canonical(q.GetValue())})
+	}
+	slices.SortFunc(quantiles, func(a, b quantile) int { return cmp.Compare(a.Rank, b.Rank) })
+	for i := range quantiles {
+		if i > 0 && quantiles[i].Rank == quantiles[i-1].Rank {
+			return nil, nil, refuse(reasonInvalidSummary, "quantile %v twice", quantiles[i].Rank)
+		}
+	}
+	return &distribution{Count: count, Sum: exact{canonical(in.GetSampleSum())}}, quantiles, nil
 }
 
 func decodeHistogram(in *dto.Histogram) (*distribution, *refusal) {

@@ -408,7 +408,7 @@ func (f *Federation) expire(now time.Time) time.Duration {
 			next = min(next, i.expiresAt(f.opts.SeriesTTL).Sub(now))
 		default:
 			i.live = false
-			changed = append(changed, i.gaugeNames()...)
+			changed = append(changed, i.mortalNames()...)
 		}
 	}
 	f.rebuildLocked(now, changed)

@@ -36,6 +36,9 @@ func (f *Federation) mergeLocked(name string) *family {
 	case cumulative(out.Type):
 		out.Series = sumSeries(all, how == metrics.MergeMax, f.floors[name])
 		f.keepFloorsLocked(out)
+		if out.Type == metrics.Summary {
+			addQuantiles(out.Series, all)
+		}
 	case how == metrics.MergeSum, how == metrics.MergeMax:
 		out.Series = combineGauges(all, how == metrics.MergeMax)
 	case how == metrics.MergeNewest:
@@ -123,6 +126,29 @@ func sumSeries(all []contribution, largest bool, floors map[string]*distribution
 		}
 	}
 	return out
+}
+
+// addQuantiles gives each merged summary the quantiles of the only live instance
+// that has it.
+func addQuantiles(merged []series, all []contribution) {
+	only := make(map[string]*series) // nil: several have it
+	for _, c := range all {
+		if !c.instance.live {
+			continue
+		}
+		for i := range c.family.Series {
+			s := &c.family.Series[i]
+			if _, several := only[s.Labels]; several {
+				s = nil
+			}
+			only[c.family.Series[i].Labels] = s
+		}
+	}
+	for i := range merged {
+		if s := only[merged[i].Labels]; s != nil {
+			merged[i].Quantiles = s.Quantiles
+		}
+	}
 }
 
 // keepFloorsLocked remembers how coarse the native buckets of a merged family

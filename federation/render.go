@@ -65,6 +65,10 @@ func (f *family) message() *dto.MetricFamily {
 				SampleSum:        proto.Float64(s.BaseHist.Sum.value()),
 				CreatedTimestamp: timestamp(s.Created),
 			}
+			for i := range s.Quantiles {
+				q := &s.Quantiles[i]
+				m.Summary.Quantile = append(m.Summary.Quantile, &dto.Quantile{Quantile: &q.Rank, Value: &q.Value})
+			}
 		case metrics.Histogram:
 			out.Type = dto.MetricType_HISTOGRAM.Enum()
 			m.Histogram = s.BaseHist.message()

@@ -59,6 +59,15 @@ type series struct {
 	Exemplar *exemplar
 	// Hist and BaseHist are those of histograms and summaries.
 	Hist, BaseHist *distribution
+	// Quantiles of a summary, sorted. They are served while no other instance
+	// that is alive has the series: of several there is no common one.
+	Quantiles []quantile
+}
+
+// quantile is one quantile of a summary.
+type quantile struct {
+	// Rank is from 0 to 1.
+	Rank, Value float64
 }
 
 // labelEnd ends each name and value in the labels of a series. It is no part
@@ -72,7 +81,7 @@ func cumulative(t metrics.Type) bool {
 }
 
 func (s *series) lines() int {
-	return 1 + s.Hist.lines() + s.BaseHist.lines()
+	return 1 + s.Hist.lines() + s.BaseHist.lines() + len(s.Quantiles)
 }
 
 func (f *family) lines() int {
@@ -123,7 +132,9 @@ func succeed(old, next *family) *family {
 		switch {
 		case order < 0:
 			if keep {
-				out.Series = append(out.Series, was[0])
+				s := was[0]
+				s.Quantiles = nil
+				out.Series = append(out.Series, s)
 			}
 			was = was[1:]
 			continue
@@ -204,7 +215,7 @@ func (f *family) fold() *family {
 	largest := metrics.MergeOf(f.Name, f.Type) == metrics.MergeMax
 	for i := range out.Series {
 		s := &out.Series[i]
-		s.Exemplar = nil
+		s.Exemplar, s.Quantiles = nil, nil
 		switch {
 		case largest:
 		case s.Hist != nil:

@@ -84,10 +84,12 @@ func (f *Federation) adoptLocked(now time.Time, loaded []*instance) {
 	f.rebuildLocked(now, slices.Collect(maps.Keys(held)))
 }
 
-func (i *instance) gaugeNames() []string {
+// mortalNames are the families with values that end with their instance: gauges,
+// and summaries for their quantiles.
+func (i *instance) mortalNames() []string {
 	var out []string
 	for name, f := range i.families {
-		if !cumulative(f.Type) {
+		if !cumulative(f.Type) || f.Type == metrics.Summary {
 			out = append(out, name)
 		}
 	}
