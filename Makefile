@@ -5,7 +5,7 @@ GO    ?= go
 TOOL  := $(GO) tool -modfile=tools/go.mod
 PKGS  := ./...
 # Where `make soak` and `make bench` put their time.
-SOAKTIME  ?= 10m
+FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
 .PHONY: build demo test soak bench lint generate check-generated fmt vuln clean
@@ -24,10 +24,16 @@ test: lint check-generated
 	$(GO) test -race -timeout 8m $(PKGS)
 	cd integration && $(GO) test -timeout 8m ./...
 
-# The long tests: crashes under load, fuzzing.
+# The long tests: crashes at the size of a deployment, then each fuzz target.
+# go test fuzzes one target of one package at a time.
+FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
+	aggregator:FuzzEvents aggregator:FuzzEventsGrouped federation:FuzzPush
 soak:
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
-	$(GO) test -run '^$$' -fuzz FuzzReports -fuzztime $(SOAKTIME) ./aggregator
+	@for target in $(FUZZ); do \
+		echo "fuzzing $$target for $(FUZZTIME)"; \
+		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) ./$${target%:*} || exit 1; \
+	done
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKGS)
