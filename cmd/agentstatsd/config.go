@@ -34,6 +34,7 @@ type config struct {
 	coderdTokenFile       string
 	maxAgentMessageBytes  int64
 	maxMessageBytes       int64
+	maxWatches            int64
 	drainTimeout          time.Duration
 	dataDir               string
 	reportInterval        time.Duration
@@ -171,6 +172,12 @@ func (c *config) options() serpent.OptionSet {
 			Description: "Largest request of coderd, in bytes.",
 			Flag:        "max-message-bytes", Env: "AGENTSTATSD_MAX_MESSAGE_BYTES", YAML: "max_message_bytes",
 			Default: "4194304", Value: atLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,
+		},
+		{
+			Name:        "Max Watches",
+			Description: "Watches of coderd at once, of all kinds; more are refused.",
+			Flag:        "max-watches", Env: "AGENTSTATSD_MAX_WATCHES", YAML: "max_watches",
+			Default: "256", Value: atLeast(&c.maxWatches, 1), Group: &groupGRPC,
 		},
 		{
 			Name:        "Drain Timeout",

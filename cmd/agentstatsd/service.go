@@ -181,6 +181,8 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		MaxMessageBytes:      int(c.maxMessageBytes),
 		MaxAgentMessageBytes: int(c.maxAgentMessageBytes),
 		MaxPushBytes:         int(c.maxPushBytes),
+		MaxPushes:            int(c.maxCoderdInstances),
+		MaxWatches:           int(c.maxWatches),
 		WatchInterval:        c.metadataRereadEvery,
 		DrainTimeout:         c.drainTimeout,
 		StoreReady:           s.store.Ping,
