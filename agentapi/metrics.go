@@ -19,6 +19,13 @@ const (
 	watchStats    = "stats"
 )
 
+// Reasons why a watch of stats without a stream ended, as the counter labels
+// them.
+const (
+	expiredRetention = "retention"
+	expiredLimit     = "limit"
+)
+
 // Reasons of refused states, as the counter labels them and as agents are told.
 const (
 	reasonUnknownState = "unknown_state"
@@ -36,6 +43,8 @@ type metrics struct {
 	refused         *prometheus.CounterVec
 	watchErrors     prometheus.Counter
 	watchDropped    prometheus.Counter
+	parked          prometheus.Gauge
+	parkedExpired   *prometheus.CounterVec
 	oversizedPushes prometheus.Counter
 }
 
@@ -59,11 +68,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		refused:         vec("agentstatsd_streams_refused_total", "Streams refused because too many went on.", "kind", "watch", "sync", "push"),
 		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
 		watchDropped:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_dropped_total", Help: "Reports that a watcher is not told of, as it reads too slowly and too much waits for it."}),
+		parked:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_stats_watches_parked", Help: "Watches of stats that gather for a watcher who is away."}),
+		parkedExpired:   vec("agentstatsd_stats_watches_expired_total", "Watches of stats that ended as the watcher stayed away, with what they gathered.", "reason", expiredRetention, expiredLimit),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
 	}
 	for _, kind := range []string{watchMetadata, watchActivity, watchAgents, watchStats} {
 		m.watches.WithLabelValues(kind)
 	}
-	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.pushes, m.watchErrors, m.watchDropped, m.oversizedPushes)
+	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.pushes, m.watchErrors, m.watchDropped, m.parked, m.oversizedPushes)
 	return m
 }

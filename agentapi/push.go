@@ -50,7 +50,11 @@ func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1
 
 	ctx := stream.Context()
 	requests := receive(ctx, &s.receivers, stream.Recv)
-	snapshot, err := s.pushHello(ctx, requests)
+	first, err := awaitFirst(ctx, s.Server, requests, "hello")
+	if err != nil {
+		return err
+	}
+	snapshot, err := checkPushHello(first.GetHello())
 	if err != nil {
 		return err
 	}
@@ -60,28 +64,7 @@ func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1
 	return p.run()
 }
 
-// pushHello waits for the first message. It returns a push without families.
-func (s *coderdService) pushHello(ctx context.Context, requests <-chan received[*agentstatsv1.PushMetricsRequest]) (agent.Push, error) {
-	timeout := time.NewTimer(s.opts.HelloTimeout)
-	defer timeout.Stop()
-	select {
-	case r := <-requests:
-		if errors.Is(r.err, io.EOF) {
-			return agent.Push{}, invalid("hello", "want it as the first message, got none")
-		}
-		if r.err != nil {
-			return agent.Push{}, r.err
-		}
-		return checkPushHello(r.message.GetHello())
-	case <-timeout.C:
-		return agent.Push{}, invalid("hello", "want it within %v", s.opts.HelloTimeout)
-	case <-s.streams.draining:
-		return agent.Push{}, errDraining
-	case <-ctx.Done():
-		return agent.Push{}, ctx.Err()
-	}
-}
-
+// checkPushHello returns a push without families.
 func checkPushHello(hello *agentstatsv1.PushHello) (agent.Push, error) {
 	if hello == nil {
 		return agent.Push{}, invalid("hello", "want it as the first message")

@@ -35,15 +35,10 @@ func (s *service) watchActivity(interval *durationpb.Duration) pb.CoderdService_
 	return w
 }
 
-func (s *service) watchStats(numbers ...int) pb.CoderdService_WatchStatsClient {
+// watchStats watches without a name.
+func (s *service) watchStats(numbers ...int) *statsWatcher {
 	s.t.Helper()
-	req := &pb.WatchStatsRequest{}
-	for _, n := range numbers {
-		req.AgentIds = append(req.AgentIds, bid(n))
-	}
-	w, err := s.coderd().WatchStats(s.asCoderd(), req)
-	require.NoError(s.t, err)
-	return w
+	return s.resumeStats(s.asCoderd(), &pb.WatchStatsRequest{AgentIds: bids(numbers...)})
 }
 
 func TestWatchActivity(t *testing.T) {
@@ -147,11 +142,11 @@ func TestWatchStats(t *testing.T) {
 		entry := func(n int, reports int64, stats *pb.Stats) *pb.AgentStats {
 			return &pb.AgentStats{AgentId: bid(n), WorkspaceId: bid(10_000 + n), Reports: reports, Stats: stats, ReceivedAt: timestamppb.Now()}
 		}
-		requireNext := func(w pb.CoderdService_WatchStatsClient, want ...*pb.AgentStats) {
+		requireNext := func(w *statsWatcher, want ...*pb.AgentStats) {
 			t.Helper()
-			got, err := w.Recv()
-			require.NoError(t, err)
-			require.Empty(t, cmp.Diff(&pb.WatchStatsResponse{Agents: want}, got, protocmp.Transform()))
+			got := w.next()
+			require.Empty(t, cmp.Diff(want, got.GetAgents(), protocmp.Transform()))
+			w.ack(got.GetSequence())
 		}
 		full := &pb.Stats{
 			ConnectionsByProto: map[string]int64{"TCP": 3}, ConnectionCount: 3, ConnectionMedianLatencyMs: 1.5,
@@ -212,11 +207,12 @@ func TestWatchReportsLimits(t *testing.T) {
 		synctest.Wait()
 		_, err = s.watchStats(1).Recv()
 		requireCode(t, err, codes.ResourceExhausted, "want at most 2 watches at once")
-		_, err = s.watchStats(1, 1).Recv()
-		requireCode(t, err, codes.InvalidArgument, fmt.Sprintf("agent_ids[1]: want each agent once, got %s again", nid(1)))
 		cancel()
 		_, err = activity.Recv()
 		require.Equal(t, codes.Canceled, codeOf(err))
+		synctest.Wait()
+		_, err = s.watchStats(1, 1).Recv()
+		requireCode(t, err, codes.InvalidArgument, fmt.Sprintf("agent_ids[1]: want each agent once, got %s again", nid(1)))
 		synctest.Wait()
 		activity = s.watchActivity(nil)
 

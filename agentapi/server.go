@@ -112,6 +112,9 @@ type Options struct {
 	// WatchInterval is the time between two re-reads of what is watched, which
 	// repair missed news; default 30 s.
 	WatchInterval time.Duration
+	// StatsRetention is how long a watch of stats that has a name goes on without
+	// a stream; default 10 min. MaxWatches of them at most do.
+	StatsRetention time.Duration
 	// DrainTimeout is the time that agents have to leave when the service
 	// stops; default 10 s. Serve returns at most stopTimeout later.
 	DrainTimeout time.Duration
@@ -147,6 +150,7 @@ func (o Options) withDefaults() Options {
 	set(&o.GoodbyeTimeout, 15*time.Second)
 	set(&o.SyncTimeout, 5*time.Minute)
 	set(&o.WatchInterval, 30*time.Second)
+	set(&o.StatsRetention, 10*time.Minute)
 	set(&o.DrainTimeout, 10*time.Second)
 	return o
 }
@@ -179,6 +183,7 @@ func (o Options) validate() error {
 		{"goodbye timeout", int64(o.GoodbyeTimeout)},
 		{"sync timeout", int64(o.SyncTimeout)},
 		{"watch interval", int64(o.WatchInterval)},
+		{"stats retention", int64(o.StatsRetention)},
 		{"drain timeout", int64(o.DrainTimeout)},
 	} {
 		if c.value < 0 {
@@ -204,6 +209,8 @@ type Server struct {
 	// instances of coderd that push.
 	instances *pushInstances
 	feed      *feed
+	// statsNames are the watches of stats that have names.
+	statsNames *statsNames
 	// receivers are the goroutines that read from streams; each ends soon after
 	// the handler that it reads for.
 	receivers sync.WaitGroup
@@ -245,6 +252,7 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		instances: newPushInstances(),
 		feed:      newFeed(),
 	}
+	s.statsNames = newStatsNames(s.feed, opts.StatsRetention, opts.MaxWatches, m)
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
 	agentstatsv1.RegisterAgentServiceServer(s.grpc, &agentService{Server: s})
 	agentstatsv1.RegisterCoderdServiceServer(s.grpc, &coderdService{Server: s})
@@ -317,6 +325,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	s.drain(err == nil)
 	background.Wait()
 	s.receivers.Wait()
+	s.statsNames.close()
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC: %w", err)
 	}

@@ -64,20 +64,6 @@ func (c *Coderd) WatchAgents(ctx context.Context, agentIDs []uuid.UUID, news fun
 	return watch(ctx, c, "agents", c.service.WatchAgents, req, news)
 }
 
-// WatchStats watches the reports of at most 1000 agents; nil: of all agents. It
-// calls news with each agent's stats: counts since its last entry, the rest as
-// it was reported last. If news is slow, more reports are in one entry. What is
-// reported while the stream is broken is not told.
-//
-// It blocks and returns as WatchMetadata does.
-func (c *Coderd) WatchStats(ctx context.Context, agentIDs []uuid.UUID, news func(*agentstatsv1.WatchStatsResponse)) error {
-	if len(agentIDs) > maxWatchAgents {
-		return fmt.Errorf("watch stats: %d agents are named, at most %d may be", len(agentIDs), maxWatchAgents)
-	}
-	req := &agentstatsv1.WatchStatsRequest{AgentIds: idBytes(agentIDs)}
-	return watch(ctx, c, "stats", c.service.WatchStats, req, news)
-}
-
 // watch keeps a stream of responses open until ctx is cancelled.
 func watch[Req, Resp any](
 	ctx context.Context,
@@ -87,9 +73,17 @@ func watch[Req, Resp any](
 	req *Req,
 	news func(*Resp),
 ) error {
+	return c.keepWatching(ctx, what, func() (told bool, err error) {
+		return follow(ctx, open, req, news)
+	})
+}
+
+// keepWatching serves one stream after another until ctx is cancelled. The
+// function serves one until that ends, and tells whether there was any news.
+func (c *Coderd) keepWatching(ctx context.Context, what string, serve func() (told bool, err error)) error {
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
-		told, err := follow(ctx, open, req, news)
+		told, err := serve()
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -97,7 +91,7 @@ func watch[Req, Resp any](
 		case codes.InvalidArgument, codes.PermissionDenied, codes.Unimplemented:
 			return fmt.Errorf("watch %s: %w", what, err)
 		}
-		if told || time.Since(began) >= c.backoff.Max {
+		if told && status.Code(err) != codes.Aborted || time.Since(began) >= c.backoff.Max {
 			attempt = 0
 		}
 		wait := c.backoff.wait(attempt) + retryDelay(err)

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -52,8 +53,8 @@ func TestCoderdWatchesReports(t *testing.T) {
 		}
 	})
 	running.Go(func() {
-		err := coderd.WatchStats(ctx, []uuid.UUID{agentID}, func(r *agentstatsv1.WatchStatsResponse) {
-			for _, a := range r.GetAgents() {
+		err := coderd.WatchStats(ctx, "insights", []uuid.UUID{agentID}, func(agents []*agentstatsv1.AgentStats) {
+			for _, a := range agents {
 				if got := a.GetStats().GetRxBytes(); got < 3*a.GetReports() || got == 0 {
 					t.Errorf("%d bytes of %d reports", got, a.GetReports())
 				}
@@ -81,8 +82,9 @@ func TestCoderdWatchesReports(t *testing.T) {
 func TestCoderdWatchReportsErrors(t *testing.T) {
 	s, coderd := startCoderd(t)
 	activity := func(*agentstatsv1.WatchActivityResponse) { t.Error("news") }
-	stats := func(*agentstatsv1.WatchStatsResponse) { t.Error("news") }
-	require.ErrorContains(t, coderd.WatchStats(t.Context(), make([]uuid.UUID, 1001), stats), "1001 agents are named")
+	stats := func([]*agentstatsv1.AgentStats) { t.Error("news") }
+	require.ErrorContains(t, coderd.WatchStats(t.Context(), "", make([]uuid.UUID, 1001), stats), "1001 agents are named")
+	require.ErrorContains(t, coderd.WatchStats(t.Context(), strings.Repeat("n", 65), nil, stats), "the name has 65 bytes")
 	err := coderd.WatchActivity(t.Context(), time.Millisecond, activity)
 	require.Equal(t, codes.InvalidArgument, status.Code(err), err)
 	require.ErrorContains(t, err, "watch activity: ")
@@ -95,7 +97,7 @@ func TestCoderdWatchReportsErrors(t *testing.T) {
 	require.NoError(t, err)
 	err = agents.WatchActivity(t.Context(), 0, activity)
 	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
-	err = agents.WatchStats(t.Context(), nil, stats)
+	err = agents.WatchStats(t.Context(), "", nil, stats)
 	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
 }
 

@@ -2198,11 +2198,22 @@ func (x *AgentState) GetLastSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// WatchStatsRequest names agents.
+// WatchStatsRequest begins a watch, and then acks its responses.
 type WatchStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUIDs of agents, 16 bytes each, at most 1000; empty: all agents.
-	AgentIds      [][]byte `protobuf:"bytes,1,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
+	// UUIDs of agents, 16 bytes each, at most 1000; empty: all agents. First
+	// request only. If they differ from those of the name's watch before, they
+	// count from now on; what was gathered already is told.
+	AgentIds [][]byte `protobuf:"bytes,1,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
+	// Name of the watch, 1 to 64 bytes: one watcher at a time has it. Empty:
+	// nothing is kept when the stream ends. First request only.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Epoch of the last response that the watcher has processed; 0: none. First
+	// request only.
+	Epoch uint64 `protobuf:"fixed64,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Sequence of the last response that the watcher has processed; 0: none. In
+	// the first request it counts only if epoch is the watch's.
+	AckedSequence int64 `protobuf:"varint,4,opt,name=acked_sequence,json=ackedSequence,proto3" json:"acked_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2244,11 +2255,38 @@ func (x *WatchStatsRequest) GetAgentIds() [][]byte {
 	return nil
 }
 
+func (x *WatchStatsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WatchStatsRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WatchStatsRequest) GetAckedSequence() int64 {
+	if x != nil {
+		return x.AckedSequence
+	}
+	return 0
+}
+
 // WatchStatsResponse holds reports.
 type WatchStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reports, each agent at most once.
-	Agents        []*AgentStats `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	Agents []*AgentStats `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	// Random, not 0, the same in the life of the name on this server. Another one
+	// than before: the server had no memory of the name.
+	Epoch uint64 `protobuf:"fixed64,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Number of the response in its epoch, rising by one from 1. It is sent again,
+	// unchanged, on the next stream of the name unless it was acked.
+	Sequence      int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2288,6 +2326,20 @@ func (x *WatchStatsResponse) GetAgents() []*AgentStats {
 		return x.Agents
 	}
 	return nil
+}
+
+func (x *WatchStatsResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WatchStatsResponse) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
 }
 
 // AgentStats is what an agent reported since its last entry.
@@ -2531,11 +2583,16 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
 	"app_health\x18\x04 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12<\n" +
 	"\flast_seen_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastSeenAt\"0\n" +
+	"lastSeenAt\"\x81\x01\n" +
 	"\x11WatchStatsRequest\x12\x1b\n" +
-	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\"G\n" +
+	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x06R\x05epoch\x12%\n" +
+	"\x0eacked_sequence\x18\x04 \x01(\x03R\rackedSequence\"y\n" +
 	"\x12WatchStatsResponse\x121\n" +
-	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStatsR\x06agents\"\xcd\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStatsR\x06agents\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x03R\bsequence\"\xcd\x01\n" +
 	"\n" +
 	"AgentStats\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\fR\aagentId\x12!\n" +
@@ -2549,7 +2606,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x17AGENT_STATUS_CONNECTING\x10\x01\x12\x1a\n" +
 	"\x16AGENT_STATUS_CONNECTED\x10\x02\x12\x1d\n" +
 	"\x19AGENT_STATUS_DISCONNECTED\x10\x03\x12\x18\n" +
-	"\x14AGENT_STATUS_TIMEOUT\x10\x042\x94\a\n" +
+	"\x14AGENT_STATUS_TIMEOUT\x10\x042\x96\a\n" +
 	"\rCoderdService\x12]\n" +
 	"\x0eRegisterAgents\x12$.agentstats.v1.RegisterAgentsRequest\x1a%.agentstats.v1.RegisterAgentsResponse\x12c\n" +
 	"\x10DeregisterAgents\x12&.agentstats.v1.DeregisterAgentsRequest\x1a'.agentstats.v1.DeregisterAgentsResponse\x12S\n" +
@@ -2561,9 +2618,9 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"ListAgents\x12 .agentstats.v1.ListAgentsRequest\x1a!.agentstats.v1.ListAgentsResponse\x12X\n" +
 	"\vPushMetrics\x12!.agentstats.v1.PushMetricsRequest\x1a\".agentstats.v1.PushMetricsResponse(\x010\x01\x12\\\n" +
 	"\rWatchActivity\x12#.agentstats.v1.WatchActivityRequest\x1a$.agentstats.v1.WatchActivityResponse0\x01\x12V\n" +
-	"\vWatchAgents\x12!.agentstats.v1.WatchAgentsRequest\x1a\".agentstats.v1.WatchAgentsResponse0\x01\x12S\n" +
+	"\vWatchAgents\x12!.agentstats.v1.WatchAgentsRequest\x1a\".agentstats.v1.WatchAgentsResponse0\x01\x12U\n" +
 	"\n" +
-	"WatchStats\x12 .agentstats.v1.WatchStatsRequest\x1a!.agentstats.v1.WatchStatsResponse0\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
+	"WatchStats\x12 .agentstats.v1.WatchStatsRequest\x1a!.agentstats.v1.WatchStatsResponse(\x010\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
 
 var (
 	file_agentstats_v1_coderd_proto_rawDescOnce sync.Once

@@ -82,10 +82,19 @@ type CoderdServiceClient interface {
 	// no change.
 	WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error)
 	// WatchStats streams what agents report, without forwarded samples. Reports
-	// of one agent that come faster than the watcher reads are made one: counts
-	// since the last report add up, the rest is the newest. What was reported
-	// while nobody watched is not told.
-	WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error)
+	// of one agent that come faster than the watcher acks are made one: counts
+	// since its last entry add up, the rest is the newest. The first request is
+	// sent at once; each response is acked before the next one comes.
+	//
+	// Watches of one name continue one another, and each response is told
+	// exactly once to a watcher that comes back with the epoch and sequence of
+	// the last one that it has processed. What is reported while it is away adds
+	// up. A second stream of a name ends the first with ABORTED. Not told is what
+	// was reported before the first watch of the name, after the name was without
+	// a stream for the service's retention, 10 min, or before a restart of the
+	// service, which forgets all names; and agents beyond the most that the
+	// service takes.
+	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
 }
 
 type coderdServiceClient struct {
@@ -219,24 +228,18 @@ func (c *coderdServiceClient) WatchAgents(ctx context.Context, in *WatchAgentsRe
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CoderdService_WatchAgentsClient = grpc.ServerStreamingClient[WatchAgentsResponse]
 
-func (c *coderdServiceClient) WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error) {
+func (c *coderdServiceClient) WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[5], CoderdService_WatchStats_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	x := &grpc.GenericClientStream[WatchStatsRequest, WatchStatsResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type CoderdService_WatchStatsClient = grpc.ServerStreamingClient[WatchStatsResponse]
+type CoderdService_WatchStatsClient = grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse]
 
 // CoderdServiceServer is the server API for CoderdService service.
 // All implementations must embed UnimplementedCoderdServiceServer
@@ -289,10 +292,19 @@ type CoderdServiceServer interface {
 	// no change.
 	WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error
 	// WatchStats streams what agents report, without forwarded samples. Reports
-	// of one agent that come faster than the watcher reads are made one: counts
-	// since the last report add up, the rest is the newest. What was reported
-	// while nobody watched is not told.
-	WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error
+	// of one agent that come faster than the watcher acks are made one: counts
+	// since its last entry add up, the rest is the newest. The first request is
+	// sent at once; each response is acked before the next one comes.
+	//
+	// Watches of one name continue one another, and each response is told
+	// exactly once to a watcher that comes back with the epoch and sequence of
+	// the last one that it has processed. What is reported while it is away adds
+	// up. A second stream of a name ends the first with ABORTED. Not told is what
+	// was reported before the first watch of the name, after the name was without
+	// a stream for the service's retention, 10 min, or before a restart of the
+	// service, which forgets all names; and agents beyond the most that the
+	// service takes.
+	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
 
@@ -330,7 +342,7 @@ func (UnimplementedCoderdServiceServer) WatchActivity(*WatchActivityRequest, grp
 func (UnimplementedCoderdServiceServer) WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchAgents not implemented")
 }
-func (UnimplementedCoderdServiceServer) WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error {
+func (UnimplementedCoderdServiceServer) WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchStats not implemented")
 }
 func (UnimplementedCoderdServiceServer) mustEmbedUnimplementedCoderdServiceServer() {}
@@ -474,15 +486,11 @@ func _CoderdService_WatchAgents_Handler(srv interface{}, stream grpc.ServerStrea
 type CoderdService_WatchAgentsServer = grpc.ServerStreamingServer[WatchAgentsResponse]
 
 func _CoderdService_WatchStats_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchStatsRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(CoderdServiceServer).WatchStats(m, &grpc.GenericServerStream[WatchStatsRequest, WatchStatsResponse]{ServerStream: stream})
+	return srv.(CoderdServiceServer).WatchStats(&grpc.GenericServerStream[WatchStatsRequest, WatchStatsResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type CoderdService_WatchStatsServer = grpc.ServerStreamingServer[WatchStatsResponse]
+type CoderdService_WatchStatsServer = grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]
 
 // CoderdService_ServiceDesc is the grpc.ServiceDesc for CoderdService service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -539,6 +547,7 @@ var CoderdService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "WatchStats",
 			Handler:       _CoderdService_WatchStats_Handler,
 			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "agentstats/v1/coderd.proto",

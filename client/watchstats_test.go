@@ -1,0 +1,284 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/client"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// fragileConn breaks after a number of bytes: what is in flight then is lost.
+type fragileConn struct {
+	net.Conn
+	mu          sync.Mutex
+	read, write int // bytes that still pass; negative: all do
+}
+
+var errFragile = errors.New("the connection broke")
+
+// breakAfter has the connection break after so many more bytes; negative: it
+// does not.
+func (c *fragileConn) breakAfter(read, write int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read, c.write = read, write
+}
+
+// pass returns how many of n bytes pass, and whether all do.
+func (c *fragileConn) pass(left *int, n int) (int, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if *left < 0 {
+		return n, true
+	}
+	passed := min(n, *left)
+	*left -= passed
+	return passed, passed == n
+}
+
+func (c *fragileConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if passed, all := c.pass(&c.read, n); !all {
+		_ = c.Close()
+		return passed, errFragile
+	}
+	return n, err
+}
+
+func (c *fragileConn) Write(b []byte) (int, error) {
+	passed, all := c.pass(&c.write, len(b))
+	n, err := c.Conn.Write(b[:passed])
+	if err == nil && !all {
+		_ = c.Close()
+		return n, errFragile
+	}
+	return n, err
+}
+
+// fragileNetwork dials connections that break.
+type fragileNetwork struct {
+	*network
+	mu     sync.Mutex
+	last   *fragileConn
+	dialed int
+}
+
+func (n *fragileNetwork) dial(ctx context.Context, target string) (net.Conn, error) {
+	conn, err := n.network.dial(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.dialed++
+	n.last = &fragileConn{Conn: conn, read: -1, write: -1}
+	return n.last, nil
+}
+
+func (n *fragileNetwork) breakAfter(read, write int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.last.breakAfter(read, write)
+}
+
+// watchStep is one step of a random history of a watch of stats.
+type watchStep struct {
+	what  string
+	after time.Duration
+	bytes int
+}
+
+func (s watchStep) String() string { return fmt.Sprintf("%s@%s %d", s.what, s.after, s.bytes) }
+
+var watchSteps = rapid.Custom(func(t *rapid.T) watchStep {
+	return watchStep{
+		what:  rapid.SampledFrom([]string{"report", "report", "report", "report", "read", "read", "write", "write", "slow", "again"}).Draw(t, "what"),
+		after: rapid.SampledFrom([]time.Duration{0, time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, time.Second, 30 * time.Second}).Draw(t, "after"),
+		bytes: rapid.IntRange(0, 120).Draw(t, "bytes"),
+	}
+})
+
+// Whatever breaks, and whenever: of the bytes reported nothing is lost and
+// nothing is told twice.
+func TestCoderdWatchesStatsExactly(t *testing.T) {
+	breaks := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		history := rapid.SliceOfN(watchSteps, 1, 60).Draw(rt, "history")
+		var err error
+		synctest.Test(t, func(t *testing.T) {
+			var connections int
+			connections, err = watchThrough(t.Context(), history)
+			breaks += connections - 1
+		})
+		if err != nil {
+			rt.Fatal(err)
+		}
+	})
+	if breaks < 10 {
+		t.Errorf("the connections broke %d times, want at least 10", breaks)
+	}
+}
+
+// watchThrough watches through a history and checks what was told at its end. It
+// returns how many connections that took.
+func watchThrough(ctx context.Context, history []watchStep) (connections int, err error) {
+	s := startService()
+	defer s.close()
+	setup := s.conn(coderdToken)
+	defer func() { _ = setup.Close() }()
+	registrar, err := client.NewCoderd(setup, client.CoderdOptions{})
+	if err != nil {
+		return 0, err
+	}
+	if _, err := registrar.Register(ctx, []*agentstatsv1.AgentRegistration{registration()}, nil); err != nil {
+		return 0, err
+	}
+	agentConn := s.conn(agentToken)
+	defer func() { _ = agentConn.Close() }()
+	agents := agentstatsv1.NewAgentServiceClient(agentConn)
+
+	fragile := &fragileNetwork{network: &s.network}
+	conn, err := client.Dial("passthrough:///service", client.DialOptions{Plaintext: true, Token: coderdToken},
+		grpc.WithContextDialer(fragile.dial))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	coderd, err := client.NewCoderd(conn, client.CoderdOptions{Backoff: client.Backoff{Min: 10 * time.Millisecond, Max: 5 * time.Second}})
+	if err != nil {
+		return 0, err
+	}
+
+	// Each report has a bit of its own.
+	var mu sync.Mutex
+	var reported, told, reports, toldReports int64
+	var slow time.Duration
+	var problem error
+	news := func(entries []*agentstatsv1.AgentStats) {
+		mu.Lock()
+		pause := slow
+		slow = 0
+		mu.Unlock()
+		time.Sleep(pause)
+		mu.Lock()
+		defer mu.Unlock()
+		for _, e := range entries {
+			bits := e.GetStats().GetRxBytes()
+			if uuid.UUID(e.GetAgentId()) != agentID || told&bits != 0 {
+				problem = fmt.Errorf("told %b of %x after %b", bits, e.GetAgentId(), told)
+			}
+			told |= bits
+			toldReports += e.GetReports()
+		}
+	}
+	watch := func() (stop func() error) {
+		stop = run(ctx, func(ctx context.Context) error { return coderd.WatchStats(ctx, "insights", nil, news) })
+		synctest.Wait()
+		return stop
+	}
+	// heal lets everything arrive, after a last break or without.
+	heal := func() {
+		time.Sleep(time.Second)
+		fragile.breakAfter(-1, -1)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+	}
+	stop := watch()
+	for _, step := range history {
+		time.Sleep(step.after)
+		switch step.what {
+		case "report":
+			bit := int64(1) << reports
+			if _, err := agents.UpdateStats(ctx, &agentstatsv1.UpdateStatsRequest{Stats: &agentstatsv1.Stats{RxBytes: bit}}); err != nil {
+				return 0, err
+			}
+			reported |= bit
+			reports++
+		case "read":
+			fragile.breakAfter(step.bytes, -1)
+		case "write":
+			fragile.breakAfter(-1, step.bytes)
+		case "slow":
+			mu.Lock()
+			slow = step.after
+			mu.Unlock()
+		case "again":
+			heal()
+			if err := stop(); err != nil {
+				return 0, err
+			}
+			stop = watch()
+		}
+	}
+	heal()
+	if err := stop(); err != nil {
+		return 0, err
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if problem == nil && (told != reported || toldReports != reports) {
+		problem = fmt.Errorf("told %b in %d reports, want %b in %d", told, toldReports, reported, reports)
+	}
+	fragile.mu.Lock()
+	defer fragile.mu.Unlock()
+	return fragile.dialed, problem
+}
+
+// The end of a watch during news is told to the service: what a later call is
+// told is new.
+func TestCoderdWatchStatsEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, coderd := startCoderd(t)
+		_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := s.conn(agentToken)
+		defer closeConn(t, conn)
+		report := func(bytes int64) {
+			_, err := agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{Stats: &agentstatsv1.Stats{RxBytes: bytes}})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		var told []int64
+		for i := range 3 {
+			ctx, cancel := context.WithCancel(t.Context())
+			stop := run(ctx, func(ctx context.Context) error {
+				return coderd.WatchStats(ctx, "insights", nil, func(entries []*agentstatsv1.AgentStats) {
+					cancel()
+					time.Sleep(time.Second)
+					for _, e := range entries {
+						told = append(told, e.GetStats().GetRxBytes())
+					}
+				})
+			})
+			synctest.Wait()
+			if i == 0 {
+				report(1)
+				synctest.Wait()
+			}
+			time.Sleep(2 * time.Second)
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			report(2)
+			report(4)
+		}
+		if fmt.Sprint(told) != "[1 6 6]" {
+			t.Errorf("told %v", told)
+		}
+	})
+}
