@@ -35,6 +35,7 @@ type config struct {
 	maxAgentMessageBytes  int64
 	maxMessageBytes       int64
 	maxWatches            int64
+	statsRetention        time.Duration
 	drainTimeout          time.Duration
 	dataDir               string
 	reportInterval        time.Duration
@@ -178,6 +179,12 @@ func (c *config) options() serpent.OptionSet {
 			Description: "Watches of coderd at once, of all kinds; more are refused.",
 			Flag:        "max-watches", Env: "AGENTSTATSD_MAX_WATCHES", YAML: "max_watches",
 			Default: "256", Value: atLeast(&c.maxWatches, 1), Group: &groupGRPC,
+		},
+		{
+			Name:        "Stats Retention",
+			Description: "Time for which a named watch of agents' stats is kept after its stream ended, so that it loses nothing.",
+			Flag:        "stats-retention", Env: "AGENTSTATSD_STATS_RETENTION", YAML: "stats_retention",
+			Default: "10m", Value: longerThan(&c.statsRetention, 0), Group: &groupGRPC,
 		},
 		{
 			Name:        "Drain Timeout",

@@ -183,6 +183,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		MaxPushBytes:         int(c.maxPushBytes),
 		MaxPushes:            int(c.maxCoderdInstances),
 		MaxWatches:           int(c.maxWatches),
+		StatsRetention:       c.statsRetention,
 		WatchInterval:        c.metadataRereadEvery,
 		DrainTimeout:         c.drainTimeout,
 		StoreReady:           s.store.Ping,
