@@ -101,19 +101,7 @@ func TestDemoServesAllFamilies(t *testing.T) {
 		job{"native", []string{"scrape_native_histograms: true"}},
 		job{"classic", []string{"scrape_native_histograms: false"}})
 
-	deadline := time.Now().Add(time.Minute)
-	var found map[string]*dto.MetricFamily
-	for {
-		found = gather(t, s)
-		missing := slices.DeleteFunc(slices.Sorted(maps.Keys(want)), func(name string) bool {
-			return alive(found[name])
-		})
-		if len(missing) == 0 {
-			break
-		}
-		require.True(t, time.Now().Before(deadline), "no sample of %d families after a minute: %v", len(missing), missing)
-		time.Sleep(200 * time.Millisecond)
-	}
+	found := awaitFamilies(t, s, want, time.Minute, func(f *dto.MetricFamily) bool { return len(f.GetMetric()) > 0 })
 	for name, d := range want {
 		f := found[name]
 		require.Equal(t, d.typ, strings.ToLower(f.GetType().String()), name)
@@ -133,6 +121,8 @@ func TestDemoServesAllFamilies(t *testing.T) {
 			require.Equal(t, d.labels, slices.Sorted(maps.Keys(labels)), name)
 		}
 	}
+	// What happens now and then has no observation in the first minute for sure.
+	awaitFamilies(t, s, want, 3*time.Minute, alive)
 	p.awaitScrapes(t, 2, 3)
 	for name, d := range want {
 		if d.native {
@@ -142,6 +132,22 @@ func TestDemoServesAllFamilies(t *testing.T) {
 	err, took := s.stop(syscall.SIGINT)
 	require.NoError(t, err)
 	require.Less(t, took, 5*time.Second)
+}
+
+// awaitFamilies scrapes until every wanted family is as it should be, and returns
+// that scrape.
+func awaitFamilies(t *testing.T, s *service, want map[string]documented, timeout time.Duration, good func(*dto.MetricFamily) bool) map[string]*dto.MetricFamily {
+	t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		found := gather(t, s)
+		missing := slices.DeleteFunc(slices.Sorted(maps.Keys(want)), func(name string) bool { return good(found[name]) })
+		if len(missing) == 0 {
+			return found
+		}
+		require.True(t, time.Now().Before(deadline), "%d families are missing after %s: %v", len(missing), timeout, missing)
+		time.Sleep(200 * time.Millisecond)
+	}
 }
 
 // alive tells whether the family has a sample, and a histogram an observation.
