@@ -371,7 +371,7 @@ func (f *Federation) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		f.log.WarnContext(ctx, "pushed families are not loaded, trying again", "err", err)
+		f.log.WarnContext(ctx, "pushed families are not loaded, trying again", "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -430,7 +430,7 @@ func (f *Federation) foldEvery(ctx context.Context, every time.Duration) {
 		case <-ticker.C:
 		}
 		if err := f.foldIdle(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			f.log.WarnContext(ctx, "pushes are not folded, trying again later", "err", err)
+			f.log.WarnContext(ctx, "pushes are not folded, trying again later", "error", err)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func (f *Federation) rebuildLocked(now time.Time, names []string) {
 		r, err := render(merged)
 		if err != nil {
 			// What was pushed was checked: a bug. The others are served.
-			f.log.Error("pushed family left out", "err", err)
+			f.log.Error("pushed family left out", "error", err)
 			f.metrics.renderErrors.Inc()
 			delete(f.rendered, name)
 			continue

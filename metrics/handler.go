@@ -121,7 +121,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case err != nil:
 		h.metrics.errors.WithLabelValues("part").Inc()
-		h.opts.Log.Error("scrape cut short", "err", err)
+		h.opts.Log.Error("scrape cut short", "error", err)
 		panic(http.ErrAbortHandler)
 	}
 	h.metrics.duration.WithLabelValues(formatName(format)).Observe(time.Since(start).Seconds())
@@ -153,7 +153,7 @@ func (h *handler) writePlain(w io.Writer, format expfmt.Format) error {
 	families, err := h.reg.Gather()
 	if err != nil {
 		h.metrics.errors.WithLabelValues("gather").Inc()
-		h.opts.Log.Warn("part of the service's own families left out", "err", err)
+		h.opts.Log.Warn("part of the service's own families left out", "error", err)
 	}
 	buffered := bufio.NewWriterSize(w, registryBuffer)
 	encoder := expfmt.NewEncoder(buffered, format)
