@@ -472,7 +472,12 @@ type Hello struct {
 	ProtocolVersion uint32 `protobuf:"varint,2,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
 	// Ordinal of this session in the instance's life, from 1. Above 1, the first
 	// value of a counter is a baseline for grouped sums; 0 is taken as above 1.
-	Session       int64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Session int64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	// Epoch of the instance's session before this one, as its settings told it;
+	// 0: none, or not known. The epoch of this session will be above it, so that
+	// replicas whose clocks differ agree on which session is the newest. An epoch
+	// more than an hour ahead of the service's clock is ignored.
+	Epoch         int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -524,6 +529,13 @@ func (x *Hello) GetProtocolVersion() uint32 {
 func (x *Hello) GetSession() int64 {
 	if x != nil {
 		return x.Session
+	}
+	return 0
+}
+
+func (x *Hello) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
 	}
 	return 0
 }
@@ -697,7 +709,10 @@ type Settings struct {
 	// sessions are not aged.
 	SessionAge *durationpb.Duration `protobuf:"bytes,3,opt,name=session_age,json=sessionAge,proto3" json:"session_age,omitempty"`
 	// What the service knows of this instance. Set in the first response only.
-	Resume        *Resume `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
+	Resume *Resume `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
+	// Epoch of this session: above that of every earlier session of the agent, in
+	// about nanoseconds since 1970. Set in the first response only.
+	Epoch         int64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -758,6 +773,13 @@ func (x *Settings) GetResume() *Resume {
 		return x.Resume
 	}
 	return nil
+}
+
+func (x *Settings) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // Resume is what the service knows of an instance when its session opens.
@@ -2225,25 +2247,27 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"app_health\x18\x06 \x01(\v2\x1e.agentstats.v1.AppHealthReportH\x00R\tappHealth\x122\n" +
 	"\anetwork\x18\a \x01(\v2\x16.agentstats.v1.NetworkH\x00R\anetwork\x122\n" +
 	"\agoodbye\x18\b \x01(\v2\x16.agentstats.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\amessage\"m\n" +
+	"\amessage\"\x83\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +
 	"\x10protocol_version\x18\x02 \x01(\rR\x0fprotocolVersion\x12\x18\n" +
-	"\asession\x18\x03 \x01(\x03R\asession\"\t\n" +
+	"\asession\x18\x03 \x01(\x03R\asession\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\"\t\n" +
 	"\aGoodbye\"\xe9\x01\n" +
 	"\x0fConnectResponse\x125\n" +
 	"\bsettings\x18\x01 \x01(\v2\x17.agentstats.v1.SettingsH\x00R\bsettings\x12&\n" +
 	"\x03ack\x18\x02 \x01(\v2\x12.agentstats.v1.AckH\x00R\x03ack\x122\n" +
 	"\arefusal\x18\x03 \x01(\v2\x16.agentstats.v1.RefusalH\x00R\arefusal\x128\n" +
 	"\treconnect\x18\x04 \x01(\v2\x18.agentstats.v1.ReconnectH\x00R\treconnectB\t\n" +
-	"\amessage\"\xe8\x01\n" +
+	"\amessage\"\xfe\x01\n" +
 	"\bSettings\x12B\n" +
 	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\x12-\n" +
 	"\x06limits\x18\x02 \x01(\v2\x15.agentstats.v1.LimitsR\x06limits\x12:\n" +
 	"\vsession_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sessionAge\x12-\n" +
-	"\x06resume\x18\x04 \x01(\v2\x15.agentstats.v1.ResumeR\x06resume\"`\n" +
+	"\x06resume\x18\x04 \x01(\v2\x15.agentstats.v1.ResumeR\x06resume\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x03R\x05epoch\"`\n" +
 	"\x06Resume\x12+\n" +
 	"\x11received_sequence\x18\x01 \x01(\x03R\x10receivedSequence\x12)\n" +
 	"\x10durable_sequence\x18\x02 \x01(\x03R\x0fdurableSequence\"\x89\x02\n" +

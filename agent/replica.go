@@ -1,0 +1,66 @@
+package agent
+
+import "errors"
+
+// Errors of a store that several replicas of this service share.
+var (
+	// ErrOutdated is wrapped when a change was decided on what is not the newest
+	// any more: another replica changed it meanwhile. Nothing was written. The
+	// caller reads what is new and decides again.
+	ErrOutdated = errors.New("changed meanwhile by another replica")
+	// ErrStoreDown is wrapped when the database itself says that nobody can use
+	// it: it refuses connections, starts or stops. Then no other replica can use
+	// it either, which a timeout does not tell.
+	ErrStoreDown = errors.New("the database is down")
+)
+
+// Replica is one process of this service, as the others know it.
+type Replica struct {
+	// ID is chosen at random by each process.
+	ID ID
+	// Name is for people: the name of the host.
+	Name string
+	// Beats counts up while the replica is alive.
+	Beats int64
+}
+
+// Lease says which replica serves what exactly one may serve.
+type Lease struct {
+	// Holder is zero while nobody has it.
+	Holder ID
+	// Beats counts up while the holder is alive, and with each new holder.
+	Beats int64
+}
+
+// SessionRecord is what replicas tell each other of the newest session of an
+// agent, or its newest run of unary calls. Newer is a higher Epoch, of equal
+// ones a higher Replica.
+type SessionRecord struct {
+	Agent ID
+	Epoch int64
+	// Replica has, or had, the session.
+	Replica ID
+	// Open is true until the session ended.
+	Open bool
+	// Unary is true of a run of calls without a stream.
+	Unary bool
+	// Reported is true once the session had a report of stats: from then on its
+	// replica serves the agent's series.
+	Reported bool
+}
+
+// Roster is what a store knows of the registrations as of one moment.
+type Roster struct {
+	// Revision rises with each change.
+	Revision int64
+	// Complete means that Agents and Workspaces are all there are. Otherwise
+	// they are those that changed since the revision that was asked for, and
+	// the removed ones are told below.
+	Complete bool
+	// Agents and Workspaces are in the order of their ids; each agent has its
+	// workspace as it is.
+	Agents     []Registration
+	Workspaces []Workspace
+
+	RemovedAgents, RemovedWorkspaces []ID
+}
