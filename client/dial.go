@@ -32,8 +32,15 @@ type DialOptions struct {
 	TokenFile string
 }
 
+// shuffled makes those who dial a name with an address for each replica spread
+// over the replicas: resolvers give all of them the addresses in one order, of
+// which gRPC takes the first.
+const shuffled = `{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}`
+
 // Dial makes a connection to target, like "stats.example.com:2113". It connects
-// when it is first used. extra options come last and win.
+// when it is first used. Of several addresses that a name has it takes one at
+// random, and the others if that cannot be reached. extra options come last and
+// win.
 //
 // It pings a silent server each minute while a stream is open. Whoever makes a
 // connection otherwise must not ping more often than each 30 s: the service
@@ -55,6 +62,7 @@ func Dial(target string, opts DialOptions, extra ...grpc.DialOption) (*grpc.Clie
 	}
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
+		grpc.WithDefaultServiceConfig(shuffled),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		// An Agent waits between its attempts by itself. The connection's own
 		// wait bounds only how late it notices that the service is back.

@@ -9,7 +9,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -20,6 +22,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client"
@@ -123,6 +127,36 @@ func TestDialTLS(t *testing.T) {
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	require.ErrorContains(t, err, "certificate")
 	require.NoError(t, conn.Close())
+}
+
+// Connections to a name with several addresses spread over them, and one that
+// cannot be reached is passed over.
+func TestDialSpreads(t *testing.T) {
+	fake, n, _ := startFake(t)
+	addresses := []resolver.Address{{Addr: "a"}, {Addr: "b"}, {Addr: "gone"}}
+	name := manual.NewBuilderWithScheme("several")
+	name.InitialState(resolver.State{Addresses: addresses})
+	reached := make(map[string]int)
+	const dials = 60
+	for range dials {
+		conn, err := client.Dial("several:///service", client.DialOptions{Plaintext: true}, grpc.WithResolvers(name),
+			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+				if address == "gone" {
+					return nil, errors.New("refused")
+				}
+				reached[address]++
+				return n.dial(ctx, address)
+			}))
+		require.NoError(t, err)
+		stream, err := agentstatsv1.NewAgentServiceClient(conn).Connect(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, stream.CloseSend())
+		require.NoError(t, conn.Close())
+	}
+	fake.locked(func() { fake.violations = nil })
+	require.Equal(t, dials, reached["a"]+reached["b"])
+	require.Greater(t, reached["a"], 5)
+	require.Greater(t, reached["b"], 5)
 }
 
 func TestTLSFilesErrors(t *testing.T) {
