@@ -145,7 +145,8 @@ type Counts struct {
 //
 // All methods may be called at any time by any goroutine.
 type Agent struct {
-	service     agentstatsv1.AgentServiceClient
+	// connect returns what the next session runs over, and what ends that.
+	connect     func() (conn grpc.ClientConnInterface, hangUp func(), err error)
 	opts        AgentOptions
 	header      metadata.MD
 	callOptions []grpc.CallOption
@@ -156,6 +157,8 @@ type Agent struct {
 	mu     sync.Mutex
 	outbox outbox
 	limits limits
+	// epoch of the last session that was opened; 0: none was.
+	epoch  int64
 	status Status
 	// stopped is closed when Run returns; nil: it is not running.
 	stopped chan struct{}
@@ -166,12 +169,31 @@ type Agent struct {
 }
 
 // NewAgent makes an Agent that talks over conn, which it does not close. It
-// does nothing before Run.
+// does nothing before Run. All its sessions run over the same connection while
+// that lives: agents of a service with several replicas behind a load balancer
+// of connections are made by NewDialingAgent.
 func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) {
-	return newAgent(conn, nil, opts)
+	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, nil, opts)
 }
 
-func newAgent(conn grpc.ClientConnInterface, header metadata.MD, opts AgentOptions) (*Agent, error) {
+// NewDialingAgent makes an Agent whose sessions have connections of their own:
+// it calls dial for each, like one that calls Dial, and closes the connection at
+// the session's end. So a session that the service asked to end, as its replica
+// stops, or was there for long, is followed by one wherever a load balancer puts
+// a new connection. It costs a handshake of TLS a session. An error of dial is
+// retried like any other.
+func NewDialingAgent(dial func() (*grpc.ClientConn, error), opts AgentOptions) (*Agent, error) {
+	return newAgent(func() (grpc.ClientConnInterface, func(), error) {
+		conn, err := dial()
+		if err != nil {
+			return nil, nil, err
+		}
+		// The only error is that it is closed already.
+		return conn, func() { _ = conn.Close() }, nil
+	}, nil, opts)
+}
+
+func newAgent(connect func() (grpc.ClientConnInterface, func(), error), header metadata.MD, opts AgentOptions) (*Agent, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("agent options: %w", err)
 	}
@@ -181,7 +203,7 @@ func newAgent(conn grpc.ClientConnInterface, header metadata.MD, opts AgentOptio
 		_, _ = rand.Read(opts.InstanceID[:])
 	}
 	a := &Agent{
-		service: agentstatsv1.NewAgentServiceClient(conn),
+		connect: connect,
 		opts:    opts,
 		header:  header,
 		log:     opts.Logger,

@@ -163,7 +163,8 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 // sessions run over coderd's connection, with coderd's credential. There is one
 // at a time for each agent; a second one supersedes the first.
 func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
-	return newAgent(c.conn, metadata.Pairs(agentIDHeader, agentID.String()), opts)
+	connect := func() (grpc.ClientConnInterface, func(), error) { return c.conn, func() {}, nil }
+	return newAgent(connect, metadata.Pairs(agentIDHeader, agentID.String()), opts)
 }
 
 // Metadata reads the stored metadata of agents. Those without any, and unknown

@@ -3,7 +3,8 @@
 //
 // An [Agent] keeps one session with the service, for as long as its Run lasts:
 // it reconnects with full jitter, adds what a broken stream lost to what it
-// sends next, and keeps no more than the newest value of each thing. A [Coderd]
+// sends next, and keeps no more than the newest value of each thing. Where a load
+// balancer stands before several replicas, [NewDialingAgent] makes it. A [Coderd]
 // registers agents, relays for those that cannot dial themselves, and reads and
 // watches what they said. A [Pusher] pushes coderd's own metric families.
 //

@@ -49,11 +49,14 @@ type fakeService struct {
 	requests   []*agentstatsv1.ConnectRequest
 	headers    []metadata.MD
 	ordinals   []int64
-	openedAt   []time.Time
-	refuse     func(*agentstatsv1.ConnectRequest) *agentstatsv1.Refusal
-	openError  error
-	fault      fault
-	faultCode  codes.Code
+	// epochs that the hellos named; epoch is that of the newest session.
+	epochs    []int64
+	epoch     int64
+	openedAt  []time.Time
+	refuse    func(*agentstatsv1.ConnectRequest) *agentstatsv1.Refusal
+	openError error
+	fault     fault
+	faultCode codes.Code
 	// hang keeps the settings back.
 	hang bool
 	// mute keeps acks back.
@@ -201,6 +204,8 @@ func (f *fakeService) open(ctx context.Context, stream *fakeStream, first *agent
 		f.violations = append(f.violations, fmt.Sprintf("bad hello: %v", first))
 	}
 	f.ordinals = append(f.ordinals, hello.GetSession())
+	f.epochs = append(f.epochs, hello.GetEpoch())
+	f.epoch = max(f.epoch, hello.GetEpoch()) + 1
 	if f.stream != nil {
 		f.stream.end <- status.Error(codes.Aborted, "superseded")
 	}
@@ -211,6 +216,7 @@ func (f *fakeService) open(ctx context.Context, stream *fakeStream, first *agent
 		f.memory[string(hello.GetInstanceId())] = instance
 	}
 	settings := proto.CloneOf(f.settings)
+	settings.Epoch = f.epoch
 	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: instance.received, DurableSequence: instance.durable()}
 	return instance, &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: settings}}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -61,6 +62,11 @@ type session struct {
 // session opens a session and serves it until it ends.
 func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	a.setState(State{Connection: Connecting})
+	conn, hangUp, err := a.connect()
+	if err != nil {
+		return sessionEnd{err: fmt.Errorf("open session: %w", err)}
+	}
+	defer hangUp()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
@@ -70,7 +76,7 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 		retimed:   make(chan struct{}, 1),
 		done:      make(chan struct{}),
 	}
-	if err := s.open(ctx, cancel); err != nil {
+	if err := s.open(ctx, cancel, conn); err != nil {
 		return sessionEnd{err: err, delay: retryDelay(err)}
 	}
 	s.opened = time.Now()
@@ -90,8 +96,8 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	return end
 }
 
-// open says hello and takes in the settings.
-func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc) error {
+// open says hello over conn and takes in the settings.
+func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn grpc.ClientConnInterface) error {
 	a := s.agent
 	guard := time.AfterFunc(handshakeTimeout, func() {
 		cancel(fmt.Errorf("open session: no settings within %s", handshakeTimeout))
@@ -102,7 +108,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc) erro
 			ctx = metadata.AppendToOutgoingContext(ctx, key, value)
 		}
 	}
-	resp, err := s.hello(ctx)
+	resp, err := s.hello(ctx, conn)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			return cause
@@ -118,6 +124,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc) erro
 	// From here on the service may count what this instance reports, so that
 	// the next session is not its first.
 	a.status.Counts.Sessions++
+	a.epoch = settings.GetEpoch()
 	settled := a.outbox.resume(settings.GetResume())
 	a.mu.Unlock()
 	s.applySettings(settings)
@@ -128,20 +135,21 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc) erro
 	return nil
 }
 
-func (s *session) hello(ctx context.Context) (*agentstatsv1.ConnectResponse, error) {
+func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*agentstatsv1.ConnectResponse, error) {
 	a := s.agent
-	stream, err := a.service.Connect(ctx, a.callOptions...)
+	stream, err := agentstatsv1.NewAgentServiceClient(conn).Connect(ctx, a.callOptions...)
 	if err != nil {
 		return nil, err
 	}
 	s.stream = stream
 	a.mu.Lock()
-	ordinal := a.status.Counts.Sessions + 1
+	ordinal, epoch := a.status.Counts.Sessions+1, a.epoch
 	a.mu.Unlock()
 	err = stream.Send(&agentstatsv1.ConnectRequest{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{
 		InstanceId:      a.opts.InstanceID[:],
 		ProtocolVersion: protocolVersion,
 		Session:         ordinal,
+		Epoch:           epoch,
 	}}})
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
