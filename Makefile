@@ -1,5 +1,6 @@
-# Everything that people and CI run. `make demo` and `make test` need nothing
-# but Go and a C compiler for the race detector.
+# Everything that people and CI run. `make demo` needs nothing but Go. `make
+# test` needs a C compiler for the race detector, and installs the servers that
+# it starts: PostgreSQL and PgBouncer.
 
 GO    ?= go
 TOOL  := $(GO) tool -modfile=tools/go.mod
@@ -8,7 +9,7 @@ PKGS  := ./...
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: build demo test soak bench lint generate check-generated fmt vuln clean
+.PHONY: build demo test soak bench servers lint generate check-generated fmt vuln clean
 
 build:
 	$(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
@@ -18,7 +19,7 @@ demo: build
 
 # All that CI checks: formatting, lint, generated code, the wire contract, vet,
 # and every test with the race detector.
-test: lint check-generated
+test: servers lint check-generated
 	$(GO) vet $(PKGS)
 	cd integration && $(GO) vet ./...
 	$(GO) test -race -timeout 8m $(PKGS)
@@ -28,15 +29,29 @@ test: lint check-generated
 # go test fuzzes one target of one package at a time.
 FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
 	aggregator:FuzzEvents aggregator:FuzzEventsGrouped federation:FuzzPush
-soak:
+soak: servers
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
 	@for target in $(FUZZ); do \
 		echo "fuzzing $$target for $(FUZZTIME)"; \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) ./$${target%:*} || exit 1; \
 	done
 
-bench:
+bench: servers
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKGS)
+
+# The database servers that tests start, from the distribution. Nothing is done
+# if they are there; with apt, no cluster and no daemon is started.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+servers:
+	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
+		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null; then exit 0; fi; \
+	set -ex; \
+	$(ROOT) mkdir -p /etc/postgresql-common; \
+	test -e /etc/postgresql-common/createcluster.conf || \
+		echo 'create_main_cluster = false' | $(ROOT) tee /etc/postgresql-common/createcluster.conf >/dev/null; \
+	$(ROOT) apt-get update; \
+	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+		-o Dpkg::Options::=--force-confold postgresql pgbouncer
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

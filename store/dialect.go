@@ -1,10 +1,13 @@
 package store
 
 import (
+	"context"
+	"database/sql"
 	"embed"
-	"strings"
 
 	"github.com/pressly/goose/v3"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 //go:embed migrations
@@ -15,33 +18,152 @@ type dialect struct {
 	// name is also that of the directory of its migrations.
 	name  string
 	goose goose.Dialect
-	// isRejected tells errors about the data, which come again, from others.
-	isRejected func(error) bool
-	queries    queries
+	// faultOf tells what an error means; it is not nil.
+	faultOf func(error) fault
+
+	// id is an id as an argument.
+	id func(agent.ID) any
+	// among returns the condition that a column is one of ids, and its arguments.
+	among func(ids []agent.ID) (condition string, args []any)
+	// exec runs a statement that names the values of one row, for all rows, and
+	// returns how many were written.
+	exec func(ctx context.Context, tx *sql.Tx, text string, rows [][]any) (int64, error)
+	// execIDs is exec for a statement that returns an id: it returns the first
+	// value of each row that was written, in the order of the rows.
+	execIDs func(ctx context.Context, tx *sql.Tx, text string, rows [][]any) ([]agent.ID, error)
+
+	// snapshot makes all reads of a transaction see one moment.
+	snapshot *sql.TxOptions
+	queries  queries
 }
 
-// queries are the statements; arguments and columns are in the order in which
-// the text names them.
+// fault is what an error of the database means.
+type fault struct {
+	// rejected: it is about the data, and comes again.
+	rejected bool
+	// orphaned: a row refers to one that was removed meanwhile.
+	orphaned bool
+	// transient: the same again at once may well succeed.
+	transient bool
+	// down: nobody can use the database.
+	down bool
+	// answered: the database said that nothing was written. Otherwise it may
+	// have been, or may still be.
+	answered bool
+}
+
+// queries are the statements whose text depends on the database. Arguments are
+// in the order of the columns that the text names.
 type queries struct {
+	// upsertMetadata has one argument more: up to which time of the stored row
+	// it is written again with the same value.
 	upsertMetadata string
-	metadata       func(agents int) string
-	metadataKeys   string
 
-	deleteAgent, deleteWorkspace string
 	upsertWorkspace, upsertAgent string
-	workspaces, agents           string
+	// Those that note what is removed take an id and the revision.
+	noteAgents, noteAgentsOf, noteWorkspaces string
+	deleteAgents, deleteWorkspaces           string
 
-	upsertState, states string
-	// raiseEpoch takes the epoch, the agent and the epoch again.
-	raiseEpoch, epochs string
+	upsertState, upsertSession string
+	// cursor reads that of incremental reads; empty: there are none. since is
+	// the condition on what was written since one.
+	cursor, since string
 
-	upsertPush, deletePush, pushes string
+	// deletePush takes an instance and its version; both others have the version
+	// that the row gets as their last column, updatePush the one that it has
+	// before it.
+	insertPush, updatePush, deletePush string
 
-	// deleteBuilds takes the time before which they were observed.
-	insertBuild, deleteBuilds string
+	insertBuild string
+
+	// freeLease takes a replica and the zero id.
+	deleteReplica, freeLease string
 }
 
-// placeholders returns "?, ?, ..." for n > 0 arguments.
-func placeholders(n int) string {
-	return strings.Repeat("?, ", n-1) + "?"
+// rowsAs is a table expression of the rows of a statement for dialect.exec,
+// with columns like "agent_id uuid".
+type rowsAs func(columns ...string) string
+
+// newQueries makes the statements that differ in little: in where the rows come
+// from, and in what else an update sets.
+func newQueries(rows rowsAs, alsoSet string) queries {
+	return queries{
+		upsertWorkspace: `
+INSERT INTO workspaces (id, name, owner_id, owner_username, template_id, template_name,
+    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild, revision)
+SELECT * FROM ` + rows("id uuid", "name text", "owner_id uuid", "owner_username text",
+			"template_id uuid", "template_name text", "template_version text", "organization text",
+			"build_id uuid", "build_created_at bigint", "build_transition text", "build_is_prebuild boolean", "revision bigint") + ` AS n
+WHERE true ON CONFLICT (id) DO UPDATE SET
+    name = excluded.name, owner_id = excluded.owner_id, owner_username = excluded.owner_username,
+    template_id = excluded.template_id, template_name = excluded.template_name,
+    template_version = excluded.template_version, organization = excluded.organization,
+    build_id = excluded.build_id, build_created_at = excluded.build_created_at,
+    build_transition = excluded.build_transition, build_is_prebuild = excluded.build_is_prebuild,
+    revision = excluded.revision`,
+		upsertAgent: `
+INSERT INTO agents (id, workspace_id, parent_id, name, created_at, connection_timeout,
+    token_sha256, apps, metadata_keys, revision)
+SELECT * FROM ` + rows("id uuid", "workspace_id uuid", "parent_id uuid", "name text", "created_at bigint",
+			"connection_timeout bigint", "token_sha256 bytea", "apps jsonb", "metadata_keys jsonb", "revision bigint") + ` AS n
+WHERE true ON CONFLICT (id) DO UPDATE SET
+    workspace_id = excluded.workspace_id, parent_id = excluded.parent_id, name = excluded.name,
+    created_at = excluded.created_at, connection_timeout = excluded.connection_timeout,
+    token_sha256 = excluded.token_sha256, apps = excluded.apps,
+    metadata_keys = excluded.metadata_keys, revision = excluded.revision`,
+
+		noteAgents: `
+INSERT INTO removed (kind, id, revision) SELECT 'agents', agents.id, n.revision
+FROM ` + rows("id uuid", "revision bigint") + ` AS n JOIN agents ON agents.id = n.id`,
+		noteAgentsOf: `
+INSERT INTO removed (kind, id, revision) SELECT 'agents', agents.id, n.revision
+FROM ` + rows("id uuid", "revision bigint") + ` AS n JOIN agents ON agents.workspace_id = n.id`,
+		noteWorkspaces: `
+INSERT INTO removed (kind, id, revision) SELECT 'workspaces', workspaces.id, n.revision
+FROM ` + rows("id uuid", "revision bigint") + ` AS n JOIN workspaces ON workspaces.id = n.id`,
+		deleteAgents:     `DELETE FROM agents WHERE id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)`,
+		deleteWorkspaces: `DELETE FROM workspaces WHERE id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)`,
+
+		upsertState: `
+INSERT INTO agent_states (agent_id, part, epoch, sequence, data)
+SELECT * FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "data jsonb") + ` AS n
+WHERE EXISTS (SELECT 1 FROM agents WHERE agents.id = n.agent_id) ORDER BY n.agent_id, n.part
+ON CONFLICT (agent_id, part) DO UPDATE SET
+    epoch = excluded.epoch, sequence = excluded.sequence, data = excluded.data` + alsoSet + `
+WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.sequence)`,
+		// Of the same session only the flags change, and each in one direction.
+		upsertSession: `
+INSERT INTO sessions (agent_id, epoch, replica_id, open, unary, reported)
+SELECT * FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "unary boolean", "reported boolean") + ` AS n
+WHERE EXISTS (SELECT 1 FROM agents WHERE agents.id = n.agent_id) ORDER BY n.agent_id
+ON CONFLICT (agent_id) DO UPDATE SET
+    epoch = excluded.epoch, replica_id = excluded.replica_id, unary = excluded.unary,
+    open = excluded.open AND (sessions.open OR excluded.epoch > sessions.epoch OR excluded.replica_id > sessions.replica_id),
+    reported = excluded.reported OR
+        sessions.reported AND (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)` + alsoSet + `
+WHERE (excluded.epoch, excluded.replica_id) > (sessions.epoch, sessions.replica_id)
+    OR (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)
+    AND (sessions.open AND NOT excluded.open OR excluded.reported AND NOT sessions.reported
+        OR excluded.unary <> sessions.unary)`,
+
+		insertPush: `
+INSERT INTO pushes (instance_id, replica, updated_at, data, version)
+SELECT * FROM ` + rows("instance_id uuid", "replica text", "updated_at bigint", "data bytea", "version bigint") + ` AS n
+WHERE true ON CONFLICT DO NOTHING`,
+		updatePush: `
+UPDATE pushes SET replica = n.replica, updated_at = n.updated_at, data = n.data, version = n.version
+FROM ` + rows("instance_id uuid", "replica text", "updated_at bigint", "data bytea", "version bigint") + ` AS n
+WHERE pushes.instance_id = n.instance_id AND pushes.version = n.version - 1`,
+		deletePush: `
+DELETE FROM pushes WHERE EXISTS (
+    SELECT 1 FROM ` + rows("instance_id uuid", "version bigint") + ` AS n
+    WHERE n.instance_id = pushes.instance_id AND n.version = pushes.version)`,
+
+		deleteReplica: `DELETE FROM replicas WHERE id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)`,
+		freeLease:     `UPDATE lease SET holder = n.nobody FROM ` + rows("id uuid", "nobody uuid") + ` AS n WHERE lease.holder = n.id`,
+	}
 }
+
+// chunk is how many rows one statement has at most: beyond it no fewer round
+// trips are worth the time that locks are held and memory is used.
+const chunk = 1000

@@ -1,86 +1,139 @@
 package store
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
-	"errors"
-	"fmt"
+	"math"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
 
-// UpsertMetadata writes rows in one transaction, and returns how many of them
-// were newer than what was stored: a row whose order is not above that of the
-// stored value of its key changes nothing. If the database refuses one of the
-// rows (its agent is unknown), none is written and the error wraps
-// agent.ErrRejected.
-func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed int, err error) {
+// rewriteWindow is how long a commit may still be under way in PostgreSQL after
+// its caller gave up: statements are ended there after 10 s by default, and a
+// pooler or a dead route may hold them back for a while before.
+const rewriteWindow = time.Minute
+
+// UpsertMetadata writes rows in one transaction, and returns the agent of each
+// row that changed something. Such a row is newer than what is stored under its
+// key, and differs from it in epoch, value or error, or was collected at least
+// Options.TouchInterval later; what is the same again is not written. Of several
+// rows of one key the newest counts. If the database refuses one of the rows
+// (its agent is unknown), none is written and the error wraps agent.ErrRejected.
+//
+// Within one epoch rows must come in their order, over all calls: a row that is
+// not written because its value is stored already does not leave its order, so
+// an older one with another value could follow it. Rows of different epochs,
+// which several replicas may write, come in any order.
+func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error) {
 	if len(rows) == 0 {
-		return 0, nil
+		return nil, nil
 	}
-	err = s.change(ctx, "upsert metadata", func(tx *sql.Tx) (err error) {
-		// The driver starts a goroutine for each statement whose context can
-		// end, a third of the cost of a row. The transaction has the write
-		// lock, so no statement waits: looking between them is enough.
-		stmtCtx := context.WithoutCancel(ctx)
-		stmt := tx.StmtContext(stmtCtx, s.upsertMetadata)
-		defer func() { err = errors.Join(err, stmt.Close()) }()
-		for i := range rows {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			r := &rows[i]
-			collected, err := nanos(r.CollectedAt)
-			if err != nil {
-				return err
-			}
-			result, err := stmt.ExecContext(stmtCtx, r.Agent[:], r.Key, r.Value, r.Error, collected, r.Order.Epoch, r.Order.Sequence)
-			if err != nil {
-				return err
-			}
-			n, err := result.RowsAffected()
-			if err != nil {
-				return err
-			}
-			changed += int(n)
+	rows = inOrder(rows, compareKeys, newerMetadata)
+	err = s.attempt(ctx, "upsert metadata", func() error {
+		args, err := toRows(rows, s.metadataArgs())
+		if err != nil {
+			return err
 		}
-		return nil
+		err = s.transact(ctx, s.writer, nil, func(tx *sql.Tx) (err error) {
+			changed, err = s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertMetadata, args)
+			return err
+		})
+		if err != nil {
+			s.doubtMetadata(err)
+		}
+		return err
 	})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	return changed, nil
 }
 
-// metadataAgents is how many agents one query names. SQLite takes 32,766
-// arguments, but the text is parsed each time.
-const metadataAgents = 1000
+// doubtMetadata is told of each attempt at writing metadata that failed. On
+// PostgreSQL rows that are the same as the stored ones are left out by reading
+// them, without a lock. If a commit is still under way then, they are about to
+// be replaced: a value that was reported since, and is that of before, would be
+// left out and the older one stay. So while that may be, all rows are written;
+// then they wait for the commit.
+func (s *Store) doubtMetadata(err error) {
+	if !s.dialect.faultOf(err).answered {
+		s.rewriteUntil.Store(time.Now().Add(rewriteWindow).UnixNano())
+	}
+}
+
+// metadataArgs returns what makes a row's arguments now.
+func (s *Store) metadataArgs() func(*agent.Metadata) ([]any, error) {
+	touch := s.touchInterval
+	if time.Now().UnixNano() < s.rewriteUntil.Load() {
+		touch = 0
+	}
+	return func(m *agent.Metadata) ([]any, error) {
+		collected, err := nanos(m.CollectedAt)
+		if err != nil {
+			return nil, err
+		}
+		return []any{
+			s.dialect.id(m.Agent), m.Key, m.Value, m.Error, collected, m.Order.Epoch, m.Order.Sequence,
+			touchUpTo(collected, touch),
+		}, nil
+	}
+}
+
+// touchUpTo is the newest time of a stored value that is replaced by the same
+// one that was collected then.
+func touchUpTo(collected sql.NullInt64, touch time.Duration) sql.NullInt64 {
+	switch {
+	case touch == 0:
+		return sql.NullInt64{Int64: math.MaxInt64, Valid: true}
+	case collected.Int64 < math.MinInt64+int64(touch):
+		return sql.NullInt64{}
+	}
+	return sql.NullInt64{Int64: collected.Int64 - int64(touch), Valid: collected.Valid}
+}
+
+func compareKeys(a, b *agent.Metadata) int {
+	return cmp.Or(compareIDs(a.Agent, b.Agent), strings.Compare(a.Key, b.Key))
+}
+
+func newerMetadata(a, b agent.Metadata) agent.Metadata {
+	if b.Order.Compare(a.Order) > 0 {
+		return b
+	}
+	return a
+}
+
+// idChunk is how many ids one query names. SQLite takes 32,766 arguments, but
+// the text is parsed each time.
+const idChunk = 1000
 
 // Metadata returns the stored values of agents, ordered by agent and key.
 // Agents without any, and unknown ones, are left out.
 func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
-	ids = slices.Clone(ids)
-	slices.SortFunc(ids, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
-	ids = slices.Compact(ids)
 	var found []agent.Metadata
-	for part := range slices.Chunk(ids, metadataAgents) {
-		args := make([]any, len(part))
-		for i := range part {
-			args[i] = part[i][:]
-		}
-		err := query(ctx, s.reader, s.dialect.queries.metadata(len(part)), args, func(rows *sql.Rows) error {
-			var m agent.Metadata
-			var collected sql.NullInt64
-			err := rows.Scan(&m.Agent, &m.Key, &m.Value, &m.Error, &collected, &m.Order.Epoch, &m.Order.Sequence)
-			m.CollectedAt = fromNanos(collected)
-			found = append(found, m)
-			return err
+	for part := range slices.Chunk(inOrderIDs(ids), idChunk) {
+		condition, args := s.dialect.among(part)
+		var some []agent.Metadata
+		err := s.read(ctx, "read metadata", func(q querier) error {
+			some = nil
+			return query(ctx, q, `
+SELECT agent_id, key, value, error, collected_at, epoch, sequence
+FROM metadata WHERE agent_id `+condition+` ORDER BY agent_id, key`, args, func(rows *sql.Rows) error {
+				var m agent.Metadata
+				var collected sql.NullInt64
+				err := rows.Scan(&m.Agent, &m.Key, &m.Value, &m.Error, &collected, &m.Order.Epoch, &m.Order.Sequence)
+				m.CollectedAt = fromNanos(collected)
+				some = append(some, m)
+				return err
+			})
 		})
 		if err != nil {
-			return nil, fmt.Errorf("read metadata: %w", err)
+			return nil, err
 		}
+		found = append(found, some...)
 	}
 	return found, nil
 }
@@ -88,16 +141,19 @@ func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata,
 // MetadataKeys returns the keys that have a stored value, of each agent that
 // has any, in order.
 func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error) {
-	keys := make(map[agent.ID][]string)
-	err := query(ctx, s.reader, s.dialect.queries.metadataKeys, nil, func(rows *sql.Rows) error {
-		var id agent.ID
-		var key string
-		err := rows.Scan(&id, &key)
-		keys[id] = append(keys[id], key)
-		return err
+	var keys map[agent.ID][]string
+	err := s.read(ctx, "read metadata keys", func(q querier) error {
+		keys = make(map[agent.ID][]string)
+		return query(ctx, q, `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`, nil, func(rows *sql.Rows) error {
+			var id agent.ID
+			var key string
+			err := rows.Scan(&id, &key)
+			keys[id] = append(keys[id], key)
+			return err
+		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read metadata keys: %w", err)
+		return nil, err
 	}
 	return keys, nil
 }

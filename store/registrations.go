@@ -4,8 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -19,72 +19,118 @@ type app struct {
 	Health      agent.AppHealth `json:"health"`
 }
 
-// ApplyChange writes c in one transaction: first what is removed, with its
-// metadata, state and epoch, then workspaces, then agents with their
-// workspaces. An agent that is replaced keeps its metadata, state and epoch.
-func (s *Store) ApplyChange(ctx context.Context, c agent.Change) error {
-	q := &s.dialect.queries
-	idArgs := func(id *agent.ID) ([]any, error) { return []any{id[:]}, nil }
-	return s.change(ctx, "change registrations", func(tx *sql.Tx) error {
-		if err := execEach(ctx, tx, q.deleteAgent, c.RemovedAgents, idArgs); err != nil {
-			return err
-		}
-		if err := execEach(ctx, tx, q.deleteWorkspace, c.RemovedWorkspaces, idArgs); err != nil {
-			return err
-		}
-		if err := execEach(ctx, tx, q.upsertWorkspace, c.Workspaces, workspaceArgs); err != nil {
-			return err
-		}
-		err := execEach(ctx, tx, q.upsertWorkspace, c.Agents, func(r *agent.Registration) ([]any, error) {
-			return workspaceArgs(&r.Workspace)
-		})
+// removalsKept is how many removals are remembered. A replica reads changes
+// every few seconds; one that missed more reads all.
+const removalsKept = 50_000
+
+// ApplyChange writes c in one transaction, if the newest revision is still
+// basis, and returns the new one: first what is removed, with its metadata,
+// state and session, then workspaces, then agents with their workspaces. An
+// agent that is replaced keeps its metadata, state and session. If another
+// change came since basis, nothing is written and the error wraps
+// agent.ErrOutdated.
+func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error) {
+	revision = basis + 1
+	writes, err := s.registrationWrites(c, revision)
+	if err != nil {
+		return 0, fmt.Errorf("change registrations: %w", err)
+	}
+	err = s.change(ctx, "change registrations", func(tx *sql.Tx) error {
+		// From here on all other changes wait for this one.
+		result, err := tx.ExecContext(ctx, `UPDATE registrations SET revision = revision + 1 WHERE revision = $1`, basis)
 		if err != nil {
 			return err
 		}
-		return execEach(ctx, tx, q.upsertAgent, c.Agents, agentArgs)
+		n, err := result.RowsAffected()
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("since revision %d: %w", basis, agent.ErrOutdated)
+		}
+		for _, w := range writes {
+			if _, err := s.dialect.exec(ctx, tx, w.text, w.rows); err != nil {
+				return err
+			}
+		}
+		if len(c.RemovedAgents)+len(c.RemovedWorkspaces) > 0 {
+			return forgetRemovals(ctx, tx)
+		}
+		return nil
 	})
+	if err != nil {
+		return 0, err
+	}
+	return revision, nil
 }
 
-// execEach runs a statement once for each item.
-func execEach[T any](ctx context.Context, tx *sql.Tx, text string, items []T, args func(*T) ([]any, error)) (err error) {
-	if len(items) == 0 {
-		return nil
+// write is a statement and the rows for it.
+type write struct {
+	text string
+	rows [][]any
+}
+
+// registrationWrites returns the writes of c in their order. Agents of removed
+// workspaces are noted as removed, too.
+func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, error) {
+	workspaces := slices.Clone(c.Workspaces)
+	for i := range c.Agents {
+		workspaces = append(workspaces, c.Agents[i].Workspace)
 	}
-	stmt, err := tx.PrepareContext(ctx, text)
+	workspaces = inOrder(workspaces, func(a, b *agent.Workspace) int { return compareIDs(a.ID, b.ID) }, nil)
+	workspaceRows, err := toRows(workspaces, func(w *agent.Workspace) ([]any, error) { return s.workspaceArgs(w, revision) })
+	if err != nil {
+		return nil, err
+	}
+	agents := inOrder(c.Agents, func(a, b *agent.Registration) int { return compareIDs(a.ID, b.ID) }, nil)
+	agentRows, err := toRows(agents, func(r *agent.Registration) ([]any, error) { return s.agentArgs(r, revision) })
+	if err != nil {
+		return nil, err
+	}
+	removedAgents, removedWorkspaces := inOrderIDs(c.RemovedAgents), inOrderIDs(c.RemovedWorkspaces)
+	q := &s.dialect.queries
+	return []write{
+		{q.noteAgents, s.idRows(removedAgents, revision)},
+		{q.deleteAgents, s.idRows(removedAgents)},
+		{q.noteAgentsOf, s.idRows(removedWorkspaces, revision)},
+		{q.noteWorkspaces, s.idRows(removedWorkspaces, revision)},
+		{q.deleteWorkspaces, s.idRows(removedWorkspaces)},
+		{q.upsertWorkspace, workspaceRows},
+		{q.upsertAgent, agentRows},
+	}, nil
+}
+
+// forgetRemovals deletes the oldest removals, and remembers that they are gone.
+func forgetRemovals(ctx context.Context, tx *sql.Tx) error {
+	var last int64
+	err := tx.QueryRowContext(ctx, `SELECT coalesce(max(number), 0) FROM removed`).Scan(&last)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stmt.Close()) }()
-	// As in UpsertMetadata: the context is looked at between rows.
-	stmtCtx := context.WithoutCancel(ctx)
-	for i := range items {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		values, err := args(&items[i])
-		if err != nil {
-			return err
-		}
-		if _, err := stmt.ExecContext(stmtCtx, values...); err != nil {
-			return err
-		}
+	_, err = tx.ExecContext(ctx, `
+UPDATE registrations SET removals_after = (SELECT max(revision) FROM removed WHERE number <= $1)
+WHERE EXISTS (SELECT 1 FROM removed WHERE number <= $1)`, last-removalsKept)
+	if err != nil {
+		return err
 	}
-	return nil
+	_, err = tx.ExecContext(ctx, `DELETE FROM removed WHERE number <= $1`, last-removalsKept)
+	return err
 }
 
-func workspaceArgs(w *agent.Workspace) ([]any, error) {
+func (s *Store) workspaceArgs(w *agent.Workspace, revision int64) ([]any, error) {
 	built, err := nanos(w.Build.CreatedAt)
 	if err != nil {
 		return nil, fmt.Errorf("build of workspace %s: %w", w.ID, err)
 	}
+	id := s.dialect.id
 	return []any{
-		w.ID[:], w.Name, w.OwnerID[:], w.OwnerUsername,
-		w.Template.ID[:], w.Template.Name, w.Template.Version, w.Organization,
-		w.Build.ID[:], built, string(w.Build.Transition), w.Build.IsPrebuild,
+		id(w.ID), w.Name, id(w.OwnerID), w.OwnerUsername,
+		id(w.Template.ID), w.Template.Name, w.Template.Version, w.Organization,
+		id(w.Build.ID), built, string(w.Build.Transition), w.Build.IsPrebuild, revision,
 	}, nil
 }
 
-func agentArgs(r *agent.Registration) ([]any, error) {
+func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) {
 	created, err := nanos(r.CreatedAt)
 	if err != nil {
 		return nil, fmt.Errorf("agent %s: %w", r.ID, err)
@@ -101,50 +147,111 @@ func agentArgs(r *agent.Registration) ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metadata keys of agent %s: %w", r.ID, err)
 	}
+	id := s.dialect.id
 	return []any{
-		r.ID[:], r.Workspace.ID[:], r.Parent[:], r.Name, created, int64(r.ConnectionTimeout),
-		r.TokenHash[:], string(appsJSON), string(keysJSON),
+		id(r.ID), id(r.Workspace.ID), id(r.Parent), r.Name, created, int64(r.ConnectionTimeout),
+		r.TokenHash[:], string(appsJSON), string(keysJSON), revision,
 	}, nil
 }
 
-// Registrations returns all agents, each with its workspace, and all
-// workspaces, as of one moment, in the order of their ids.
-func (s *Store) Registrations(ctx context.Context) ([]agent.Registration, []agent.Workspace, error) {
-	tx, err := s.reader.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return nil, nil, fmt.Errorf("read registrations: %w", err)
-	}
-	agents, workspaces, err := s.registrations(ctx, tx)
-	if err := errors.Join(err, tx.Rollback()); err != nil {
-		return nil, nil, fmt.Errorf("read registrations: %w", err)
-	}
-	return agents, workspaces, nil
-}
-
-func (s *Store) registrations(ctx context.Context, tx *sql.Tx) ([]agent.Registration, []agent.Workspace, error) {
-	var workspaces []agent.Workspace
-	byID := make(map[agent.ID]int)
-	err := query(ctx, tx, s.dialect.queries.workspaces, nil, func(rows *sql.Rows) error {
-		w, err := scanWorkspace(rows)
-		byID[w.ID] = len(workspaces)
-		workspaces = append(workspaces, w)
+// Registrations returns what changed since a revision, from an earlier call,
+// as of one moment; since 0 all. It is all, too, if it is not remembered any
+// more what was removed since, or since is not of this database. If nothing
+// changed it costs one small query. What was removed and made known again is
+// not among the removed.
+func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
+	const doing = "read registrations"
+	var roster agent.Roster
+	err := s.read(ctx, doing, func(q querier) (err error) {
+		roster, err = revisionOf(ctx, q, since)
 		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return agent.Roster{}, err
 	}
-	var agents []agent.Registration
-	err = query(ctx, tx, s.dialect.queries.agents, nil, func(rows *sql.Rows) error {
+	if roster.Revision == since && !roster.Complete {
+		return roster, nil
+	}
+	err = s.view(ctx, doing, func(tx *sql.Tx) (err error) {
+		roster, err = readRoster(ctx, tx, since)
+		return err
+	})
+	if err != nil {
+		return agent.Roster{}, err
+	}
+	return roster, nil
+}
+
+// revisionOf returns the revision, and whether it takes all to know what
+// changed since one.
+func revisionOf(ctx context.Context, q querier, since int64) (agent.Roster, error) {
+	var roster agent.Roster
+	err := query(ctx, q, `SELECT revision, removals_after FROM registrations`, nil, func(rows *sql.Rows) error {
+		var removalsAfter int64
+		err := rows.Scan(&roster.Revision, &removalsAfter)
+		roster.Complete = since < removalsAfter || since > roster.Revision
+		return err
+	})
+	return roster, err
+}
+
+func readRoster(ctx context.Context, tx *sql.Tx, since int64) (agent.Roster, error) {
+	roster, err := revisionOf(ctx, tx, since)
+	if err != nil {
+		return roster, err
+	}
+	if roster.Complete {
+		since = 0
+	}
+	byID := make(map[agent.ID]int)
+	err = query(ctx, tx, `
+SELECT id, name, owner_id, owner_username, template_id, template_name,
+    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
+FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
+		w, err := scanWorkspace(rows)
+		byID[w.ID] = len(roster.Workspaces)
+		roster.Workspaces = append(roster.Workspaces, w)
+		return err
+	})
+	if err != nil {
+		return roster, err
+	}
+	err = query(ctx, tx, `
+SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
+    token_sha256, apps, metadata_keys
+FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
 		r, err := scanAgent(rows)
 		if err != nil {
 			return err
 		}
-		// The foreign key holds, and both were read from one snapshot.
-		r.Workspace = workspaces[byID[r.Workspace.ID]]
-		agents = append(agents, r)
+		// An agent is written together with its workspace, so that has the same
+		// revision or a later one, and all was read from one snapshot.
+		r.Workspace = roster.Workspaces[byID[r.Workspace.ID]]
+		roster.Agents = append(roster.Agents, r)
 		return nil
 	})
-	return agents, workspaces, err
+	if err != nil || roster.Complete {
+		return roster, err
+	}
+	if roster.RemovedAgents, err = readRemoved(ctx, tx, "agents", since); err != nil {
+		return roster, err
+	}
+	roster.RemovedWorkspaces, err = readRemoved(ctx, tx, "workspaces", since)
+	return roster, err
+}
+
+// readRemoved returns the ids that a table does not have any more, in order.
+func readRemoved(ctx context.Context, tx *sql.Tx, table string, since int64) (ids []agent.ID, err error) {
+	err = query(ctx, tx, `
+SELECT DISTINCT id FROM removed
+WHERE kind = $1 AND revision > $2 AND NOT EXISTS (SELECT 1 FROM `+table+` AS t WHERE t.id = removed.id)
+ORDER BY id`, []any{table, since}, func(rows *sql.Rows) error {
+		var id agent.ID
+		err := rows.Scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	return ids, err
 }
 
 func scanWorkspace(rows *sql.Rows) (agent.Workspace, error) {

@@ -10,10 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // walBytes is the size to which the write-ahead log is cut back after a
@@ -21,78 +24,97 @@ import (
 // hold it up for a while, and the file would keep the size it grew to.
 const walBytes = 64 << 20
 
-// sqliteDialect is SQLite, version 3.24 (upsert) or later.
+// sqliteDialect is SQLite, version 3.35 (DROP COLUMN) or later.
 var sqliteDialect = dialect{
-	name:       "sqlite",
-	goose:      goose.DialectSQLite3,
-	isRejected: sqliteRejected,
-	queries: queries{
-		upsertMetadata: `
+	name:    "sqlite",
+	goose:   goose.DialectSQLite3,
+	faultOf: sqliteFault,
+	id:      func(id agent.ID) any { return id[:] },
+	among: func(ids []agent.ID) (string, []any) {
+		args := make([]any, len(ids))
+		for i := range ids {
+			args[i] = ids[i][:]
+		}
+		return "IN (" + strings.TrimSuffix(strings.Repeat("?, ", len(ids)), ", ") + ")", args
+	},
+	exec:     sqliteExec,
+	execIDs:  sqliteExecIDs,
+	snapshot: &sql.TxOptions{ReadOnly: true},
+	queries:  sqliteQueries(),
+}
+
+func sqliteQueries() queries {
+	// The rows are one row: a statement runs once for each.
+	q := newQueries(func(columns ...string) string {
+		values := make([]string, len(columns))
+		for i, column := range columns {
+			name, _, _ := strings.Cut(column, " ")
+			values[i] = fmt.Sprintf("$%d AS %s", i+1, name)
+		}
+		return "(SELECT " + strings.Join(values, ", ") + ")"
+	}, "")
+	q.upsertMetadata = `
 INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
-VALUES (?, ?, ?, ?, ?, ?, ?)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (agent_id, key) DO UPDATE SET
     value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
     epoch = excluded.epoch, sequence = excluded.sequence
-WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)`,
-		metadata: func(agents int) string {
-			return `
-SELECT agent_id, key, value, error, collected_at, epoch, sequence
-FROM metadata WHERE agent_id IN (` + placeholders(agents) + `) ORDER BY agent_id, key`
-		},
-		metadataKeys: `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`,
+WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
+    AND (excluded.epoch <> metadata.epoch OR excluded.value <> metadata.value OR excluded.error <> metadata.error
+        OR $8 >= coalesce(metadata.collected_at, $8))`
+	q.insertBuild = `INSERT INTO builds_observed (build_id, observed_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	return q
+}
 
-		deleteAgent:     `DELETE FROM agents WHERE id = ?`,
-		deleteWorkspace: `DELETE FROM workspaces WHERE id = ?`,
-		upsertWorkspace: `
-INSERT INTO workspaces (id, name, owner_id, owner_username, template_id, template_name,
-    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET
-    name = excluded.name, owner_id = excluded.owner_id, owner_username = excluded.owner_username,
-    template_id = excluded.template_id, template_name = excluded.template_name,
-    template_version = excluded.template_version, organization = excluded.organization,
-    build_id = excluded.build_id, build_created_at = excluded.build_created_at,
-    build_transition = excluded.build_transition, build_is_prebuild = excluded.build_is_prebuild`,
-		upsertAgent: `
-INSERT INTO agents (id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET
-    workspace_id = excluded.workspace_id, parent_id = excluded.parent_id, name = excluded.name,
-    created_at = excluded.created_at, connection_timeout = excluded.connection_timeout,
-    token_sha256 = excluded.token_sha256, apps = excluded.apps,
-    metadata_keys = excluded.metadata_keys`,
-		workspaces: `
-SELECT id, name, owner_id, owner_username, template_id, template_name,
-    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
-FROM workspaces ORDER BY id`,
-		agents: `
-SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys
-FROM agents ORDER BY id`,
+// sqliteExec runs the statement once for each row: one statement of many rows
+// is no faster, as nothing travels.
+func sqliteExec(ctx context.Context, tx *sql.Tx, text string, rows [][]any) (int64, error) {
+	var written int64
+	err := sqliteEach(ctx, tx, text, rows, func([]any) { written++ })
+	return written, err
+}
 
-		upsertState: `
-INSERT INTO agent_states (agent_id, part, epoch, sequence, data)
-SELECT id, ?, ?, ?, ? FROM agents WHERE id = ?
-ON CONFLICT (agent_id, part) DO UPDATE SET
-    epoch = excluded.epoch, sequence = excluded.sequence, data = excluded.data
-WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.sequence)`,
-		states:     `SELECT agent_id, part, epoch, sequence, data FROM agent_states ORDER BY agent_id, part`,
-		raiseEpoch: `UPDATE agents SET epoch = ? WHERE id = ? AND epoch < ?`,
-		epochs:     `SELECT id, epoch FROM agents WHERE epoch > 0`,
+func sqliteExecIDs(ctx context.Context, tx *sql.Tx, text string, rows [][]any) ([]agent.ID, error) {
+	var ids []agent.ID
+	err := sqliteEach(ctx, tx, text, rows, func(row []any) {
+		id, _ := row[0].([]byte) // as made by the dialect's id
+		ids = append(ids, agent.ID(id))
+	})
+	return ids, err
+}
 
-		upsertPush: `
-INSERT INTO pushes (instance_id, replica, updated_at, data) VALUES (?, ?, ?, ?)
-ON CONFLICT (instance_id) DO UPDATE SET
-    replica = excluded.replica, updated_at = excluded.updated_at, data = excluded.data`,
-		deletePush: `DELETE FROM pushes WHERE instance_id = ?`,
-		pushes:     `SELECT instance_id, replica, updated_at, data FROM pushes ORDER BY instance_id`,
-
-		insertBuild: `INSERT INTO builds_observed (build_id, observed_at) VALUES (?, ?) ON CONFLICT DO NOTHING`,
-		deleteBuilds: `
-DELETE FROM builds_observed
-WHERE observed_at < ? AND build_id NOT IN (SELECT build_id FROM workspaces)`,
-	},
+// sqliteEach calls wrote for each row that the statement wrote, once for each
+// that it wrote in the database.
+func sqliteEach(ctx context.Context, tx *sql.Tx, text string, rows [][]any, wrote func(row []any)) (err error) {
+	if len(rows) == 0 {
+		return nil
+	}
+	stmt, err := tx.PrepareContext(ctx, text)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stmt.Close()) }()
+	// The driver starts a goroutine for each statement whose context can end, a
+	// third of the cost of a row. The transaction has the write lock, so no
+	// statement waits: looking between them is enough.
+	stmtCtx := context.WithoutCancel(ctx)
+	for _, row := range rows {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		result, err := stmt.ExecContext(stmtCtx, row...)
+		if err != nil {
+			return err
+		}
+		n, err := result.RowsAffected()
+		if err != nil {
+			return err
+		}
+		for range n {
+			wrote(row)
+		}
+	}
+	return nil
 }
 
 // openSQLite opens the database file, making it and its directory if need be.
@@ -118,10 +140,12 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 	reader.SetMaxOpenConns(opts.ReadConns)
 	reader.SetMaxIdleConns(opts.ReadConns)
 
-	s := &Store{dialect: &sqliteDialect, writer: writer, reader: reader, log: log}
-	if err := s.prepare(ctx); err != nil {
+	s := &Store{dialect: &sqliteDialect, writer: writer, reader: reader, touchInterval: opts.TouchInterval, log: log}
+	from, to, err := s.dialect.migrate(ctx, writer)
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
+	s.migrated(ctx, from, to)
 	return s, nil
 }
 
@@ -180,16 +204,17 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// sqliteRejected tells whether err is about the data: a constraint, a type or
-// a size. Everything else (busy, full, I/O) may pass.
-func sqliteRejected(err error) bool {
+// sqliteFault: a constraint, a type or a size is about the data. Everything else
+// (busy, full, I/O) may pass. A transaction that did not end well wrote nothing.
+func sqliteFault(err error) fault {
+	f := fault{answered: true}
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
-		return false
+		return f
 	}
 	switch e.Code() & 0xff { // the rest of an extended code is the detail
 	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG:
-		return true
+		f.rejected = true
 	}
-	return false
+	return f
 }

@@ -289,7 +289,7 @@ func TestSQLiteKilled(t *testing.T) {
 		require.NoError(t, s.reader.QueryRowContext(t.Context(), `PRAGMA integrity_check`).Scan(&check))
 		require.Equal(t, "ok", check)
 		// The next child starts again from 1, as a new agent.
-		require.NoError(t, s.ApplyChange(t.Context(), agent.Change{RemovedAgents: []agent.ID{id(1)}}))
+		apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}})
 		register(t, s, id(1))
 		require.NoError(t, s.Close())
 	}

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -60,9 +62,30 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	return s.change(ctx, "save states", func(tx *sql.Tx) error {
-		return execEach(ctx, tx, s.dialect.queries.upsertState, parts, (*statePart).args)
+	parts = inOrder(parts, func(a, b *statePart) int {
+		return cmp.Or(compareIDs(a.agent, b.agent), strings.Compare(a.part, b.part))
+	}, func(a, b statePart) statePart {
+		if b.order.Compare(a.order) > 0 {
+			return b
+		}
+		return a
 	})
+	rows, err := toRows(parts, s.statePartArgs)
+	if err != nil {
+		return fmt.Errorf("save states: %w", err)
+	}
+	return s.change(ctx, "save states", func(tx *sql.Tx) error {
+		return s.skipOrphans(s.dialect.exec(ctx, tx, s.dialect.queries.upsertState, rows))
+	})
+}
+
+// skipOrphans returns the error of a statement that leaves out rows of unknown
+// agents: if one was removed while it ran, the next attempt does not see it.
+func (s *Store) skipOrphans(_ int64, err error) error {
+	if err != nil && s.dialect.faultOf(err).orphaned {
+		return fmt.Errorf("%w: %w", errAgain, err)
+	}
+	return err
 }
 
 type statePart struct {
@@ -72,37 +95,68 @@ type statePart struct {
 	data  any
 }
 
-func (p *statePart) args() ([]any, error) {
+func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 	data, err := json.Marshal(p.data)
 	if err != nil {
 		// A year beyond 9999 has no JSON: the same again next time.
 		return nil, fmt.Errorf("%s of agent %s: %w: %w", p.part, p.agent, agent.ErrRejected, err)
 	}
-	return []any{p.part, p.order.Epoch, p.order.Sequence, string(data), p.agent[:]}, nil
+	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data)}, nil
 }
 
-// States returns what is stored of each agent that said anything, in the
-// order of their ids.
-func (s *Store) States(ctx context.Context) ([]agent.State, error) {
-	var states []agent.State
-	err := query(ctx, s.reader, s.dialect.queries.states, nil, func(rows *sql.Rows) error {
-		p := statePart{}
-		var data []byte
-		if err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &data); err != nil {
-			return err
-		}
-		if len(states) == 0 || states[len(states)-1].Agent != p.agent {
-			states = append(states, agent.State{Agent: p.agent})
-		}
-		if err := setPart(&states[len(states)-1], p.part, p.order, data); err != nil {
-			return fmt.Errorf("%s of agent %s: %w", p.part, p.agent, err)
-		}
-		return nil
+// States returns what is stored of each agent that said anything, in the order
+// of their ids, or, if since is not 0, at least what was written after the call
+// that returned since as next: of an agent of which one part was, the others
+// may have the zero order. On SQLite, which one process has, it is always all,
+// and next is 0.
+func (s *Store) States(ctx context.Context, since int64) (states []agent.State, next int64, err error) {
+	err = s.view(ctx, "read states", func(tx *sql.Tx) error {
+		states = nil
+		next, err = s.readSince(ctx, tx, `
+SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
+			p := statePart{}
+			var data []byte
+			if err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &data); err != nil {
+				return err
+			}
+			if len(states) == 0 || states[len(states)-1].Agent != p.agent {
+				states = append(states, agent.State{Agent: p.agent})
+			}
+			if err := setPart(&states[len(states)-1], p.part, p.order, data); err != nil {
+				return fmt.Errorf("%s of agent %s: %w", p.part, p.agent, err)
+			}
+			return nil
+		})
+		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read states: %w", err)
+		return nil, 0, err
 	}
-	return states, nil
+	return states, next, nil
+}
+
+// readSince reads what was written since an earlier call, if the database can
+// tell, and returns the cursor of this one. tx is a snapshot.
+//
+// PostgreSQL numbers transactions as they begin to write. All below next had
+// ended when the snapshot was taken, so it has what they wrote; what is above is
+// read again the next time.
+func (s *Store) readSince(ctx context.Context, tx *sql.Tx, text string, since int64, order string, scan func(*sql.Rows) error) (next int64, err error) {
+	if s.dialect.queries.cursor == "" {
+		return 0, query(ctx, tx, text+order, nil, scan)
+	}
+	if err := tx.QueryRowContext(ctx, s.dialect.queries.cursor).Scan(&next); err != nil {
+		return 0, err
+	}
+	if since > next {
+		// Cursors never fall, so this is another server: the old one was replaced
+		// by one that had not everything.
+		since = 0
+	}
+	if since == 0 {
+		return next, query(ctx, tx, text+order, nil, scan)
+	}
+	return next, query(ctx, tx, text+s.dialect.queries.since+order, []any{since}, scan)
 }
 
 func setPart(st *agent.State, part string, order agent.Order, data []byte) error {
@@ -150,41 +204,4 @@ func (n network) network() agent.Network {
 		out.Regions = append(out.Regions, agent.Region(r))
 	}
 	return out
-}
-
-// SaveEpochs raises the epochs of agents, in one transaction; it lowers none
-// and skips unknown agents.
-func (s *Store) SaveEpochs(ctx context.Context, epochs map[agent.ID]int64) error {
-	if len(epochs) == 0 {
-		return nil
-	}
-	type pair struct {
-		agent agent.ID
-		epoch int64
-	}
-	pairs := make([]pair, 0, len(epochs))
-	for id, epoch := range epochs {
-		pairs = append(pairs, pair{id, epoch})
-	}
-	return s.change(ctx, "save epochs", func(tx *sql.Tx) error {
-		return execEach(ctx, tx, s.dialect.queries.raiseEpoch, pairs, func(p *pair) ([]any, error) {
-			return []any{p.epoch, p.agent[:], p.epoch}, nil
-		})
-	})
-}
-
-// Epochs returns the newest epoch of each agent that has one.
-func (s *Store) Epochs(ctx context.Context) (map[agent.ID]int64, error) {
-	epochs := make(map[agent.ID]int64)
-	err := query(ctx, s.reader, s.dialect.queries.epochs, nil, func(rows *sql.Rows) error {
-		var id agent.ID
-		var epoch int64
-		err := rows.Scan(&id, &epoch)
-		epochs[id] = epoch
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read epochs: %w", err)
-	}
-	return epochs, nil
 }

@@ -1,5 +1,11 @@
-// Package store keeps registrations, states, epochs and metadata of agents in
-// a SQL database: SQLite in a file.
+// Package store keeps registrations, states, sessions and metadata of agents,
+// and what the replicas of this service know of each other, in a SQL database:
+// SQLite in a file, for one process, or PostgreSQL, 14 or newer, for several.
+//
+// The methods and what they promise are the same on both. On PostgreSQL a call
+// that writes many rows is a few statements, whatever their number, and what
+// other replicas write at the same time is either waited for or told as an
+// error: see agent.ErrOutdated.
 package store
 
 import (
@@ -10,23 +16,45 @@ import (
 	"io/fs"
 	"log/slog"
 	"path"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
-
-	"github.com/coder/agentstatsd/agent"
 )
 
 // Options of a Store.
 type Options struct {
+	// URL of a PostgreSQL database, with the scheme postgres or postgresql; what
+	// it leaves out is taken from the environment variables of libpq, like
+	// PGPASSFILE. Empty: SQLite.
+	URL string
 	// Path of the SQLite file. It and its directory are made if they do not
-	// exist, readable by the owner only. Required.
+	// exist, readable by the owner only. Required, and used, if there is no URL.
 	Path string
-	// ReadConns is how many reads run at once; 0: 4.
+
+	// TouchInterval is after how long a value that is reported again unchanged
+	// is written again, with its newer time; 0: each time.
+	TouchInterval time.Duration
+
+	// ReadConns is how many reads run at once on SQLite; 0: 4.
 	ReadConns int
 	// BusyTimeout is how long a statement waits for another process that has
-	// locked the file; 0: 5 s. A context that ends sooner ends the wait.
+	// locked the SQLite file; 0: 5 s. A context that ends sooner ends the wait.
 	BusyTimeout time.Duration
+
+	// MaxConns is how many connections to PostgreSQL are open at most; 0: 10.
+	MaxConns int
+	// StatementTimeout is how long PostgreSQL works on one statement, and waits
+	// for the next one in a transaction, at most; for a lock half as long. 0:
+	// 10 s. Migrations have no limit of their own.
+	StatementTimeout time.Duration
+	// TransactionPooling says that a pooler stands before PostgreSQL which
+	// changes the connection behind ours between transactions, like PgBouncer in
+	// transaction mode. Then nothing is kept in a session: no statements are
+	// prepared, and StatementTimeout has no effect, so the same limits should be
+	// set on the role. Contexts end statements as ever.
+	TransactionPooling bool
 }
 
 func (o *Options) validate() error {
@@ -36,86 +64,100 @@ func (o *Options) validate() error {
 	if o.BusyTimeout == 0 {
 		o.BusyTimeout = 5 * time.Second
 	}
+	if o.MaxConns == 0 {
+		o.MaxConns = 10
+	}
+	if o.StatementTimeout == 0 {
+		o.StatementTimeout = 10 * time.Second
+	}
 	switch {
-	case o.Path == "":
-		return errors.New("store: no path of a database file")
+	case o.URL == "" && o.Path == "":
+		return errors.New("store: no path of a database file, and no URL")
+	case o.URL != "" && !strings.HasPrefix(o.URL, "postgres://") && !strings.HasPrefix(o.URL, "postgresql://"):
+		// Without the URL: it may hold a password.
+		return errors.New("store: the database URL does not begin with postgres://")
 	case o.ReadConns < 0:
 		return fmt.Errorf("store: %d read connections", o.ReadConns)
 	case o.BusyTimeout < 0:
 		return fmt.Errorf("store: busy timeout %v is negative", o.BusyTimeout)
+	case o.TouchInterval < 0:
+		return fmt.Errorf("store: touch interval %v is negative", o.TouchInterval)
+	case o.MaxConns < 0:
+		return fmt.Errorf("store: %d connections", o.MaxConns)
+	case o.StatementTimeout < time.Millisecond:
+		return fmt.Errorf("store: statement timeout %v is below 1ms", o.StatementTimeout)
 	}
 	return nil
 }
 
 // Store is an open database. Its methods are safe for concurrent use, and end
 // with an error soon after their context does. Errors that writing again
-// cannot cure wrap agent.ErrRejected; then, as after any error, nothing of the
-// call was written.
+// cannot cure wrap agent.ErrRejected, those of a database that says that nobody
+// can use it agent.ErrStoreDown. After an error nothing of the call was
+// written, unless the answer of PostgreSQL was lost or not waited for: then all
+// of it may have been.
 type Store struct {
 	dialect *dialect
 	log     *slog.Logger
-	writer  *sql.DB
-	reader  *sql.DB
+	// writer and reader are one pool on PostgreSQL.
+	writer *sql.DB
+	reader *sql.DB
 
-	upsertMetadata *sql.Stmt
+	touchInterval time.Duration
+	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
+	rewriteUntil atomic.Int64
 }
 
 // Open opens the database and brings its schema up to date. A schema that a
 // newer version of this program made is an error. It blocks for as long as the
-// migrations take.
+// migrations take, those of another replica included.
 func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
+	if opts.URL != "" {
+		return nil, errors.New("store: PostgreSQL is not supported yet")
+	}
 	return openSQLite(ctx, opts, log)
 }
 
-// prepare migrates, then prepares the statements of the hot path.
-func (s *Store) prepare(ctx context.Context) error {
-	if err := s.migrate(ctx); err != nil {
-		return err
-	}
-	stmt, err := s.writer.PrepareContext(ctx, s.dialect.queries.upsertMetadata)
+// migrate brings the schema up to date over db, and returns its version before
+// and after.
+func (d *dialect) migrate(ctx context.Context, db *sql.DB) (current, target int64, err error) {
+	files, err := fs.Sub(migrations, path.Join("migrations", d.name))
 	if err != nil {
-		return fmt.Errorf("prepare upsert of metadata: %w", err)
+		return 0, 0, fmt.Errorf("read migrations: %w", err)
 	}
-	s.upsertMetadata = stmt
-	return nil
-}
-
-func (s *Store) migrate(ctx context.Context) error {
-	files, err := fs.Sub(migrations, path.Join("migrations", s.dialect.name))
+	provider, err := goose.NewProvider(d.goose, db, files, goose.WithDisableGlobalRegistry(true))
 	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
+		return 0, 0, fmt.Errorf("read migrations: %w", err)
 	}
-	provider, err := goose.NewProvider(s.dialect.goose, s.writer, files, goose.WithDisableGlobalRegistry(true))
+	current, target, err = provider.GetVersions(ctx)
 	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
-	}
-	current, target, err := provider.GetVersions(ctx)
-	if err != nil {
-		return fmt.Errorf("read schema version: %w", err)
+		return 0, 0, fmt.Errorf("read schema version: %w", err)
 	}
 	if current > target {
-		return fmt.Errorf("its schema version %d is newer than %d, the newest that this program knows:"+
+		return 0, 0, fmt.Errorf("its schema version %d is newer than %d, the newest that this program knows:"+
 			" use the program that wrote it, or a later one", current, target)
 	}
 	if _, err := provider.Up(ctx); err != nil {
-		return fmt.Errorf("migrate from schema version %d to %d: %w", current, target, err)
+		return 0, 0, fmt.Errorf("migrate from schema version %d to %d: %w", current, target, err)
 	}
-	if current != target {
-		s.log.InfoContext(ctx, "database migrated", "from_version", current, "to_version", target)
-	}
-	return nil
+	return current, target, nil
 }
 
-// Ping reads from the database file.
-func (s *Store) Ping(ctx context.Context) error {
-	var one int
-	if err := s.reader.QueryRowContext(ctx, `SELECT 1 FROM goose_db_version LIMIT 1`).Scan(&one); err != nil {
-		return fmt.Errorf("ping database: %w", err)
+// migrated logs that the schema has another version than before.
+func (s *Store) migrated(ctx context.Context, from, to int64) {
+	if from != to {
+		s.log.InfoContext(ctx, "database migrated", "from_version", from, "to_version", to)
 	}
-	return nil
+}
+
+// Ping reads from the database.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.read(ctx, "ping database", func(q querier) error {
+		return query(ctx, q, `SELECT 1 FROM goose_db_version LIMIT 1`, nil, func(*sql.Rows) error { return nil })
+	})
 }
 
 // Close waits for the calls under way and closes the database. It is safe to
@@ -126,55 +168,4 @@ func (s *Store) Close() error {
 		return fmt.Errorf("close database: %w", err)
 	}
 	return nil
-}
-
-// change runs f in one transaction. doing names it in errors.
-func (s *Store) change(ctx context.Context, doing string, f func(*sql.Tx) error) error {
-	tx, err := s.writer.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("%s: begin: %w", doing, err)
-	}
-	if err := f(tx); err != nil {
-		err = s.classify(ctx, doing, err)
-		if rollback := tx.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) {
-			return errors.Join(err, fmt.Errorf("roll back: %w", rollback))
-		}
-		return err
-	}
-	if err := tx.Commit(); err != nil {
-		return s.classify(ctx, doing+": commit", err)
-	}
-	return nil
-}
-
-// classify wraps err so that callers tell what writing again can cure.
-func (s *Store) classify(ctx context.Context, doing string, err error) error {
-	switch {
-	case s.dialect.isRejected(err) && !errors.Is(err, agent.ErrRejected):
-		return fmt.Errorf("%s: %w: %w", doing, agent.ErrRejected, err)
-	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
-		// database/sql rolled back because the context ended.
-		return fmt.Errorf("%s: %w", doing, ctx.Err())
-	}
-	return fmt.Errorf("%s: %w", doing, err)
-}
-
-// query runs a read and calls scan for each row.
-func query(ctx context.Context, q querier, text string, args []any, scan func(*sql.Rows) error) (err error) {
-	rows, err := q.QueryContext(ctx, text, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
-// querier is a *sql.DB or a *sql.Tx.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }

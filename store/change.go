@@ -1,0 +1,187 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// A call is tried a few times at once if the database says that it may well
+// succeed: replicas met in a deadlock, or a connection was cut as a server was
+// replaced. The waits differ so that those who met do not meet again. Longer
+// outages are the callers'.
+const (
+	maxAttempts = 3
+	minPause    = 50 * time.Millisecond
+	maxPause    = 250 * time.Millisecond
+)
+
+// errAgain is wrapped by errors of an attempt that the next will not meet.
+var errAgain = errors.New("changed meanwhile")
+
+// change runs f in one transaction. doing names it in errors. f may run several
+// times, and the transaction of an earlier run may have been committed though
+// its answer was lost: f writes what is the same the second time, or what the
+// second time is refused as outdated.
+func (s *Store) change(ctx context.Context, doing string, f func(*sql.Tx) error) error {
+	return s.attempt(ctx, doing, func() error { return s.transact(ctx, s.writer, nil, f) })
+}
+
+// view runs f in one transaction that only reads, all from one snapshot. f may
+// run several times.
+func (s *Store) view(ctx context.Context, doing string, f func(*sql.Tx) error) error {
+	return s.attempt(ctx, doing, func() error { return s.transact(ctx, s.reader, s.dialect.snapshot, f) })
+}
+
+// read runs f, which runs one statement. f may run several times.
+func (s *Store) read(ctx context.Context, doing string, f func(querier) error) error {
+	return s.attempt(ctx, doing, func() error { return f(s.reader) })
+}
+
+// transact runs f in one transaction, which is committed unless it only reads.
+func (s *Store) transact(ctx context.Context, db *sql.DB, opts *sql.TxOptions, f func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, opts)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	err = f(tx)
+	if err == nil && opts == nil {
+		if err = tx.Commit(); err != nil {
+			return fmt.Errorf("commit: %w", err)
+		}
+		return nil
+	}
+	rollback := tx.Rollback()
+	switch {
+	case rollback == nil, errors.Is(rollback, sql.ErrTxDone):
+		return err
+	case err == nil:
+		return fmt.Errorf("roll back: %w", rollback)
+	}
+	// The cause of the error, often: the connection is gone.
+	return fmt.Errorf("%w (roll back: %w)", err, rollback)
+}
+
+// attempt runs f until it succeeds, fails for good or was tried often enough.
+func (s *Store) attempt(ctx context.Context, doing string, f func() error) error {
+	for n := 1; ; n++ {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		again := errors.Is(err, errAgain) || s.dialect.faultOf(err).transient
+		if n == maxAttempts || !again || !pause(ctx) {
+			return s.classify(ctx, doing, err)
+		}
+	}
+}
+
+// pause waits a short while, and returns false if ctx ended meanwhile.
+func pause(ctx context.Context) bool {
+	timer := time.NewTimer(minPause + rand.N(maxPause-minPause))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// classify wraps err so that callers tell what writing again can cure.
+func (s *Store) classify(ctx context.Context, doing string, err error) error {
+	f := s.dialect.faultOf(err)
+	switch {
+	case f.rejected && !errors.Is(err, agent.ErrRejected):
+		return fmt.Errorf("%s: %w: %w", doing, agent.ErrRejected, err)
+	case f.down:
+		return fmt.Errorf("%s: %w: %w", doing, agent.ErrStoreDown, err)
+	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
+		// database/sql rolled back because the context ended.
+		return fmt.Errorf("%s: %w", doing, ctx.Err())
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// query runs a read and calls scan for each row.
+func query(ctx context.Context, q querier, text string, args []any, scan func(*sql.Rows) error) (err error) {
+	rows, err := q.QueryContext(ctx, text, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// querier is a *sql.DB or a *sql.Tx.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// inOrder returns the items sorted, and of equal ones what merge makes of them,
+// or the last if it is nil. A statement must not write a row twice, and
+// replicas that write the same rows must lock them in one order.
+func inOrder[T any](items []T, compare func(a, b *T) int, merge func(a, b T) T) []T {
+	items = slices.Clone(items)
+	slices.SortStableFunc(items, func(a, b T) int { return compare(&a, &b) })
+	kept := items[:0]
+	for _, item := range items {
+		switch {
+		case len(kept) == 0 || compare(&kept[len(kept)-1], &item) != 0:
+			kept = append(kept, item)
+		case merge != nil:
+			kept[len(kept)-1] = merge(kept[len(kept)-1], item)
+		default:
+			kept[len(kept)-1] = item
+		}
+	}
+	return kept
+}
+
+// compareIDs is the order of uuid columns, which is that of their bytes.
+func compareIDs(a, b agent.ID) int {
+	for i := range a {
+		if c := cmp.Compare(a[i], b[i]); c != 0 {
+			return c
+		}
+	}
+	return 0
+}
+
+// inOrderIDs is inOrder of ids.
+func inOrderIDs(ids []agent.ID) []agent.ID {
+	return inOrder(ids, func(a, b *agent.ID) int { return compareIDs(*a, *b) }, nil)
+}
+
+// toRows returns the arguments of each item.
+func toRows[T any](items []T, args func(*T) ([]any, error)) ([][]any, error) {
+	rows := make([][]any, len(items))
+	for i := range items {
+		var err error
+		if rows[i], err = args(&items[i]); err != nil {
+			return nil, err
+		}
+	}
+	return rows, nil
+}
+
+// idRows returns the arguments of each id, which others follow.
+func (s *Store) idRows(ids []agent.ID, others ...any) [][]any {
+	rows := make([][]any, len(ids))
+	for i, id := range ids {
+		rows[i] = append([]any{s.dialect.id(id)}, others...)
+	}
+	return rows
+}

@@ -1,0 +1,125 @@
+package store
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// What is the same again in one session is written again only when the touch
+// interval has passed; what a new session says always is.
+func testMetadataUnchanged(t *testing.T, s *Store) {
+	s.touchInterval = time.Minute
+	at := time.Unix(1000, 0).UTC()
+	stored := agent.Metadata{Agent: id(1), Key: "k", Value: "v", CollectedAt: at, Order: agent.Order{Epoch: 1, Sequence: 1}}
+	other := stored
+	other.Agent = id(2)
+	register(t, s, id(2))
+	upsert(t, s, []agent.Metadata{other})
+
+	for name, c := range map[string]struct {
+		change  func(*agent.Metadata)
+		changes bool
+	}{
+		"same":           {func(*agent.Metadata) {}, false},
+		"almost touched": {func(m *agent.Metadata) { m.CollectedAt = at.Add(time.Minute - 1) }, false},
+		"no time":        {func(m *agent.Metadata) { m.CollectedAt = time.Time{} }, false},
+		"earliest time":  {func(m *agent.Metadata) { m.CollectedAt = minTime.UTC() }, false},
+		"older epoch":    {func(m *agent.Metadata) { m.Value, m.Order.Epoch = "x", 0 }, false},
+		"older":          {func(m *agent.Metadata) { m.Value, m.Order.Sequence = "x", 0 }, false},
+		"touched":        {func(m *agent.Metadata) { m.CollectedAt = at.Add(time.Minute) }, true},
+		"value":          {func(m *agent.Metadata) { m.Value = "w" }, true},
+		"error":          {func(m *agent.Metadata) { m.Error = "exit status 1" }, true},
+		"epoch":          {func(m *agent.Metadata) { m.Order = agent.Order{Epoch: 2} }, true},
+	} {
+		register(t, s, id(1))
+		upsert(t, s, []agent.Metadata{stored})
+		next := stored
+		next.Order.Sequence++
+		c.change(&next)
+		// Beside another row that is the same again.
+		changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{other, next})
+		require.NoError(t, err)
+		want, wantChanged := stored, []agent.ID(nil)
+		if c.changes {
+			want, wantChanged = next, []agent.ID{id(1)}
+		}
+		require.Equal(t, wantChanged, changed, name)
+		found, err := s.Metadata(t.Context(), []agent.ID{id(1), id(2)})
+		require.NoError(t, err)
+		require.Equal(t, []agent.Metadata{want, other}, found, name)
+		apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}})
+	}
+
+	// A value that has no time is touched by the first that has one.
+	other.Key, other.CollectedAt = "timeless", time.Time{}
+	upsert(t, s, []agent.Metadata{other})
+	other.Order.Sequence, other.CollectedAt = 2, at
+	changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{other})
+	require.NoError(t, err)
+	require.Equal(t, []agent.ID{id(2)}, changed)
+
+	s.touchInterval = 0
+	other.Order.Sequence, other.CollectedAt = 3, at.Add(-time.Hour)
+	changed, err = s.UpsertMetadata(t.Context(), []agent.Metadata{other})
+	require.NoError(t, err)
+	require.Equal(t, []agent.ID{id(2)}, changed)
+}
+
+// Rows of several sessions that arrive in any order, but those of one session in
+// theirs, in any batches, with repeats, end in the newest values.
+func testMetadataOrder(t *testing.T, s *Store) {
+	rapid.Check(t, func(rt *rapid.T) {
+		a := uuid.New()
+		register(t, s, a)
+		s.touchInterval = rapid.SampledFrom([]time.Duration{0, 2, time.Hour}).Draw(rt, "touch")
+		newest := make(map[string]agent.Metadata)
+		sequences := make(map[int64]int64)
+		var rows []agent.Metadata
+		n := rapid.IntRange(1, 20).Draw(rt, "rows")
+		for range n {
+			if len(rows) > 0 && rapid.IntRange(0, 4).Draw(rt, "repeat") == 0 {
+				rows = append(rows, rapid.SampledFrom(rows).Draw(rt, "again"))
+				continue
+			}
+			key := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "key")
+			value := rapid.SampledFrom([]string{"1", "2"}).Draw(rt, "value")
+			epoch := rapid.Int64Range(1, 3).Draw(rt, "epoch")
+			sequences[epoch] += rapid.Int64Range(1, 2).Draw(rt, "step")
+			r := row(a, key, value, epoch, sequences[epoch])
+			r.Error = rapid.SampledFrom([]string{"", "exit status 1"}).Draw(rt, "error")
+			rows = append(rows, r)
+			if old, ok := newest[key]; !ok || r.Order.Compare(old.Order) > 0 {
+				newest[key] = r
+			}
+		}
+		written := 0
+		for part := range slices.Chunk(rows, rapid.IntRange(1, n).Draw(rt, "batch")) {
+			changed, err := s.UpsertMetadata(t.Context(), part)
+			require.NoError(rt, err)
+			for _, c := range changed {
+				require.Equal(rt, a, c)
+			}
+			written += len(changed)
+		}
+		require.GreaterOrEqual(rt, written, len(newest))
+		found, err := s.Metadata(t.Context(), []agent.ID{a})
+		require.NoError(rt, err)
+		require.Len(rt, found, len(newest))
+		for _, m := range found {
+			want := newest[m.Key]
+			if s.touchInterval > 0 {
+				// The first of equal values of a session may stay.
+				require.LessOrEqual(rt, m.Order.Sequence, want.Order.Sequence)
+				m.Order.Sequence, m.CollectedAt = want.Order.Sequence, want.CollectedAt
+			}
+			require.Equal(rt, want, m)
+		}
+	})
+}

@@ -1,0 +1,258 @@
+package store
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+func testRegistrations(t *testing.T, s *Store) {
+	require.Equal(t, agent.Roster{Revision: 1, Complete: true}, roster(t, s))
+
+	full := registration(id(1), id(100))
+	bare := agent.Registration{ID: id(2), Workspace: agent.Workspace{ID: id(101)}}
+	lonely := agent.Workspace{ID: id(102), Name: "stopped"}
+	revision, err := s.ApplyChange(t.Context(), 1, agent.Change{
+		Agents:     []agent.Registration{bare, full},
+		Workspaces: []agent.Workspace{lonely},
+	})
+	require.NoError(t, err)
+	require.EqualValues(t, 2, revision)
+
+	require.Equal(t, agent.Roster{
+		Revision: 2, Complete: true,
+		Agents:     []agent.Registration{full, bare},
+		Workspaces: []agent.Workspace{full.Workspace, bare.Workspace, lonely},
+	}, roster(t, s))
+}
+
+func testRegistrationsReplaced(t *testing.T, s *Store) {
+	r := registration(id(1), id(100))
+	sibling := registration(id(2), id(100))
+	apply(t, s, agent.Change{Agents: []agent.Registration{r, sibling}})
+	kept := row(id(1), "cpu", "1", 5, 1)
+	upsert(t, s, []agent.Metadata{kept})
+	session := agent.SessionRecord{Agent: id(1), Epoch: 5, Replica: id(50), Open: true}
+	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{session}))
+	state := agent.State{
+		Agent:          id(1),
+		Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: time.Unix(9, 0).UTC()},
+		LifecycleOrder: agent.Order{Epoch: 5, Sequence: 2},
+		Startup:        agent.Startup{StartedAt: time.Unix(7, 0).UTC(), ReadyAt: time.Unix(9, 0).UTC(), Result: agent.LifecycleReady},
+	}
+	require.NoError(t, s.SaveStates(t.Context(), []agent.State{state}))
+
+	r.Name, r.Apps, r.MetadataKeys, r.Parent = "renamed", nil, nil, agent.ID{}
+	r.TokenHash[0] = 77
+	r.Workspace.Name, r.Workspace.Template.Version = "dev2", "v4"
+	r.Workspace.Build = agent.Build{ID: id(9), CreatedAt: r.CreatedAt, Transition: "stop"}
+	// Of several statements on one row in a change the last counts.
+	older := registration(id(1), id(100))
+	older.Workspace.Name = "dev1"
+	apply(t, s, agent.Change{
+		Agents:     []agent.Registration{older, r},
+		Workspaces: []agent.Workspace{{ID: id(100)}},
+	})
+
+	sibling.Workspace = r.Workspace
+	got := roster(t, s)
+	require.Equal(t, []agent.Registration{r, sibling}, got.Agents)
+	require.Equal(t, []agent.Workspace{r.Workspace}, got.Workspaces)
+
+	// What the agent said outlives a new registration of it.
+	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	require.NoError(t, err)
+	require.Equal(t, []agent.Metadata{kept}, found)
+	sessions, _, err := s.Sessions(t.Context(), 0)
+	require.NoError(t, err)
+	require.Equal(t, []agent.SessionRecord{session}, sessions)
+	states, _, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Equal(t, []agent.State{state}, states)
+}
+
+func testRegistrationsRemoved(t *testing.T, s *Store) {
+	apply(t, s, agent.Change{Agents: []agent.Registration{
+		registration(id(1), id(100)), registration(id(2), id(100)), registration(id(3), id(101)),
+	}})
+	order := agent.Order{Epoch: 4, Sequence: 1}
+	for _, a := range []agent.ID{id(1), id(2), id(3)} {
+		upsert(t, s, []agent.Metadata{row(a, "k", "v", 4, 1)})
+		require.NoError(t, s.SaveStates(t.Context(), []agent.State{{Agent: a, NetworkOrder: order}}))
+		require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: a, Epoch: 4}}))
+	}
+
+	// Removals come first: agent 2 moves to the workspace's successor.
+	before := roster(t, s).Revision
+	moved := registration(id(2), id(102))
+	apply(t, s, agent.Change{
+		RemovedAgents:     []agent.ID{id(1), id(2), id(99), id(1)},
+		RemovedWorkspaces: []agent.ID{id(101), id(98)},
+		Agents:            []agent.Registration{moved},
+	})
+
+	got := roster(t, s)
+	require.Equal(t, []agent.Registration{moved}, got.Agents)
+	require.Equal(t, []agent.ID{id(100), id(102)}, []agent.ID{got.Workspaces[0].ID, got.Workspaces[1].ID})
+	keys, err := s.MetadataKeys(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, keys)
+	states, _, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Empty(t, states)
+	sessions, _, err := s.Sessions(t.Context(), 0)
+	require.NoError(t, err)
+	require.Empty(t, sessions)
+
+	// Agents go with their workspace; who came back is there.
+	news, err := s.Registrations(t.Context(), before)
+	require.NoError(t, err)
+	require.Equal(t, agent.Roster{
+		Revision:          before + 1,
+		Agents:            []agent.Registration{moved},
+		Workspaces:        []agent.Workspace{moved.Workspace},
+		RemovedAgents:     []agent.ID{id(1), id(3)},
+		RemovedWorkspaces: []agent.ID{id(101)},
+	}, news)
+}
+
+func testRegistrationsAtomic(t *testing.T, s *Store) {
+	register(t, s, id(1))
+	bad := registration(id(2), id(101))
+	bad.CreatedAt = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	_, err := s.ApplyChange(t.Context(), 2, agent.Change{
+		RemovedAgents: []agent.ID{id(1)},
+		Workspaces:    []agent.Workspace{{ID: id(103)}},
+		Agents:        []agent.Registration{bad},
+	})
+	require.ErrorIs(t, err, agent.ErrRejected)
+	got := roster(t, s)
+	require.Equal(t, []agent.Registration{registration(id(1), id(100))}, got.Agents)
+	require.Len(t, got.Workspaces, 1)
+	require.EqualValues(t, 2, got.Revision)
+}
+
+func testRegistrationsSince(t *testing.T, s *Store) {
+	register(t, s, id(1), id(2))                                                          // 2
+	apply(t, s, agent.Change{Agents: []agent.Registration{registration(id(3), id(101))}}) // 3
+	renamed := registration(id(1), id(100)).Workspace
+	renamed.Name = "renamed"
+	apply(t, s, agent.Change{Workspaces: []agent.Workspace{renamed}}) // 4
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(2)}})       // 5
+
+	since := func(revision int64) agent.Roster {
+		r, err := s.Registrations(t.Context(), revision)
+		require.NoError(t, err)
+		return r
+	}
+	require.Equal(t, agent.Roster{Revision: 5}, since(5))
+	require.Equal(t, agent.Roster{Revision: 5, RemovedAgents: []agent.ID{id(2)}}, since(4))
+	require.Equal(t, agent.Roster{
+		Revision: 5, Workspaces: []agent.Workspace{renamed}, RemovedAgents: []agent.ID{id(2)},
+	}, since(3))
+	third := registration(id(3), id(101))
+	require.Equal(t, agent.Roster{
+		Revision:      5,
+		Agents:        []agent.Registration{third},
+		Workspaces:    []agent.Workspace{renamed, third.Workspace},
+		RemovedAgents: []agent.ID{id(2)},
+	}, since(2))
+	first := registration(id(1), id(100))
+	first.Workspace = renamed
+	all := agent.Roster{
+		Revision:      5,
+		Agents:        []agent.Registration{first, third},
+		Workspaces:    []agent.Workspace{renamed, third.Workspace},
+		RemovedAgents: []agent.ID{id(2)},
+	}
+	require.Equal(t, all, since(1))
+	all.Complete, all.RemovedAgents = true, nil
+	require.Equal(t, all, since(0))
+	require.Equal(t, all, since(6), "of another database")
+}
+
+// Who asks for what changed since before the oldest removal that is remembered
+// is told all.
+func testRegistrationsForgotten(t *testing.T, s *Store) {
+	register(t, s, id(1), id(2), id(3), id(4))                         // 2
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1), id(2)}}) // 3
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(3)}})        // 4
+	complete := func(since int64) bool {
+		r, err := s.Registrations(t.Context(), since)
+		require.NoError(t, err)
+		return r.Complete
+	}
+	require.False(t, complete(1))
+
+	// As if as many were removed in between as are remembered, less one.
+	bump := `UPDATE removed SET number = number + $1 WHERE number >= 3`
+	if s.dialect.name == "postgres" {
+		bump = `UPDATE removed SET number = DEFAULT WHERE number >= 3`
+		_, err := s.writer.ExecContext(t.Context(), fmt.Sprintf(`ALTER SEQUENCE removed_number_seq RESTART WITH %d`, removalsKept))
+		require.NoError(t, err)
+		_, err = s.writer.ExecContext(t.Context(), bump)
+		require.NoError(t, err)
+	} else {
+		_, err := s.writer.ExecContext(t.Context(), bump, removalsKept-3)
+		require.NoError(t, err)
+	}
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(4)}}) // 5: number 1 goes, of revision 3
+	require.True(t, complete(2))
+	require.False(t, complete(3))
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(99)}}) // 6: nobody was removed
+	require.True(t, complete(2))
+	require.False(t, complete(3))
+	r, err := s.Registrations(t.Context(), 3)
+	require.NoError(t, err)
+	require.Equal(t, agent.Roster{Revision: 6, RemovedAgents: []agent.ID{id(3), id(4)}}, r)
+	var left int
+	require.NoError(t, s.reader.QueryRowContext(t.Context(), `SELECT count(*) FROM removed`).Scan(&left))
+	require.Equal(t, 3, left)
+}
+
+func testRegistrationsOutdated(t *testing.T, s *Store) {
+	register(t, s, id(1)) // 2
+	change := agent.Change{
+		RemovedAgents: []agent.ID{id(1)},
+		Agents:        []agent.Registration{registration(id(2), id(101))},
+	}
+	for _, basis := range []int64{0, 1, 3} {
+		_, err := s.ApplyChange(t.Context(), basis, change)
+		require.ErrorIs(t, err, agent.ErrOutdated, basis)
+		require.NotErrorIs(t, err, agent.ErrRejected, basis)
+	}
+	got := roster(t, s)
+	require.EqualValues(t, 2, got.Revision)
+	require.Equal(t, []agent.Registration{registration(id(1), id(100))}, got.Agents)
+	require.Len(t, got.Workspaces, 1)
+
+	revision, err := s.ApplyChange(t.Context(), 2, change)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, revision)
+	require.Equal(t, []agent.Registration{registration(id(2), id(101))}, roster(t, s).Agents)
+}
+
+// More rows than one statement takes.
+func testRegistrationsMany(t *testing.T, s *Store) {
+	const many = 2*chunk + 1
+	var c, gone agent.Change
+	for range many {
+		r := registration(uuid.New(), uuid.New())
+		c.Agents = append(c.Agents, r)
+		gone.RemovedAgents = append(gone.RemovedAgents, r.ID)
+	}
+	apply(t, s, c)
+	require.Len(t, roster(t, s).Agents, many)
+	apply(t, s, gone)
+	got := roster(t, s)
+	require.Empty(t, got.Agents)
+	require.Len(t, got.Workspaces, many)
+	news, err := s.Registrations(t.Context(), 2)
+	require.NoError(t, err)
+	require.Len(t, news.RemovedAgents, many)
+}

@@ -1,0 +1,67 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Beat says that the replica me, of which ID and Name count, is alive: its beats
+// count up by one. It takes the lease if nobody has it, or if the lease's beats
+// are takeover, which the caller saw for too long; below 0: only if nobody has
+// it. It renews a lease that is me's. It returns all replicas, in the order of
+// their ids, and the lease, as they are after that. All in one transaction.
+func (s *Store) Beat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
+	id, nobody := s.dialect.id(me.ID), s.dialect.id(agent.ID{})
+	err = s.change(ctx, "beat", func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `
+INSERT INTO replicas (id, name, beats) VALUES ($1, $2, 1)
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1`, id, me.Name)
+		if err != nil {
+			return fmt.Errorf("count: %w", err)
+		}
+		_, err = tx.ExecContext(ctx, `
+UPDATE lease SET holder = $1, beats = beats + 1
+WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
+		if err != nil {
+			return fmt.Errorf("take lease: %w", err)
+		}
+		if err := query(ctx, tx, `SELECT holder, beats FROM lease`, nil, func(rows *sql.Rows) error {
+			return rows.Scan(&lease.Holder, &lease.Beats)
+		}); err != nil {
+			return fmt.Errorf("read lease: %w", err)
+		}
+		replicas = nil
+		if err := query(ctx, tx, `SELECT id, name, beats FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
+			var r agent.Replica
+			err := rows.Scan(&r.ID, &r.Name, &r.Beats)
+			replicas = append(replicas, r)
+			return err
+		}); err != nil {
+			return fmt.Errorf("read replicas: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, agent.Lease{}, err
+	}
+	return replicas, lease, nil
+}
+
+// RemoveReplicas forgets replicas, and frees the lease if one of them has it.
+// Unknown ones are fine.
+func (s *Store) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	ids = inOrderIDs(ids)
+	return s.change(ctx, "remove replicas", func(tx *sql.Tx) error {
+		if _, err := s.dialect.exec(ctx, tx, s.dialect.queries.deleteReplica, s.idRows(ids)); err != nil {
+			return err
+		}
+		_, err := s.dialect.exec(ctx, tx, s.dialect.queries.freeLease, s.idRows(ids, s.dialect.id(agent.ID{})))
+		return err
+	})
+}
