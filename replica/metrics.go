@@ -1,0 +1,43 @@
+package replica
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	errors  prometheus.Counter
+	changes prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, r *Replicas) *metrics {
+	m := &metrics{
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_replica_beat_errors_total",
+			Help: "Beats to the database that failed.",
+		}),
+		changes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_replica_lease_changes_total",
+			Help: "Times that this replica took the lease or lost it.",
+		}),
+	}
+	reg.MustRegister(m.errors, m.changes,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replica_leads",
+			Help: "1 while this replica holds the lease on what exactly one serves.",
+		}, func() float64 { return number(r.Leads()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replica_member",
+			Help: "1 while this replica is known to be taken for alive by the others.",
+		}, func() float64 { return number(r.Member()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replicas_live",
+			Help: "Replicas that this one takes for alive, itself included.",
+		}, func() float64 { return float64(r.count()) }),
+	)
+	return m
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

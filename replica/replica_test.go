@@ -1,0 +1,350 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const lease = 15 * time.Second
+
+// database is a Store of several replicas, each of which can be cut off from it.
+type database struct {
+	mu       sync.Mutex
+	replicas map[agent.ID]agent.Replica
+	lease    agent.Lease
+	down     error // for all
+}
+
+// access is how one replica reaches the database and the others.
+type access struct {
+	*database
+	bus *bus
+
+	mu  sync.Mutex
+	cut bool
+}
+
+type bus struct {
+	mu        sync.Mutex
+	listeners map[int]func([]byte)
+	next      int
+	cut       bool
+}
+
+func (a *access) setCut(cut bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.cut = cut
+}
+
+func (d *database) setDown(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.down = err
+}
+
+// reach blocks while the access is cut, as a network that swallows all does.
+func (a *access) reach(ctx context.Context) error {
+	a.mu.Lock()
+	cut := a.cut
+	a.mu.Unlock()
+	if cut {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	a.database.mu.Lock()
+	return a.down
+}
+
+func (a *access) Beat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error) {
+	if err := a.reach(ctx); err != nil {
+		if !errors.Is(err, ctx.Err()) {
+			a.database.mu.Unlock()
+		}
+		return nil, agent.Lease{}, err
+	}
+	defer a.database.mu.Unlock()
+	me.Beats = a.replicas[me.ID].Beats + 1
+	a.replicas[me.ID] = me
+	if l := &a.lease; l.Holder == me.ID || l.Holder == (agent.ID{}) || l.Beats == takeover {
+		l.Holder = me.ID
+		l.Beats++
+	}
+	return slices.Collect(maps.Values(a.replicas)), a.lease, nil
+}
+
+func (a *access) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
+	if err := a.reach(ctx); err != nil {
+		if !errors.Is(err, ctx.Err()) {
+			a.database.mu.Unlock()
+		}
+		return err
+	}
+	defer a.database.mu.Unlock()
+	for _, id := range ids {
+		delete(a.replicas, id)
+		if a.lease.Holder == id {
+			a.lease.Holder = agent.ID{}
+		}
+	}
+	return nil
+}
+
+func (a *access) Publish(_ context.Context, _ string, payload []byte) error {
+	a.bus.mu.Lock()
+	defer a.bus.mu.Unlock()
+	if a.bus.cut {
+		return errors.New("no news")
+	}
+	for _, listen := range a.bus.listeners {
+		listen(payload)
+	}
+	return nil
+}
+
+func (a *access) Subscribe(_ string, f func([]byte)) (func(), error) {
+	a.bus.mu.Lock()
+	defer a.bus.mu.Unlock()
+	n := a.bus.next
+	a.bus.next++
+	a.bus.listeners[n] = f
+	return func() {
+		a.bus.mu.Lock()
+		defer a.bus.mu.Unlock()
+		delete(a.bus.listeners, n)
+	}, nil
+}
+
+// running is a replica that runs.
+type running struct {
+	*Replicas
+	access *access
+	reg    *prometheus.Registry
+	stop   func() // gracefully
+	kill   func() // as a crash: the database and the others hear nothing
+}
+
+type world struct {
+	*database
+	bus bus
+	log bytes.Buffer
+}
+
+func newWorld() *world {
+	return &world{
+		database: &database{replicas: make(map[agent.ID]agent.Replica)},
+		bus:      bus{listeners: make(map[int]func([]byte))},
+	}
+}
+
+func (w *world) start(t *testing.T) *running {
+	t.Helper()
+	a := &access{database: w.database, bus: &w.bus}
+	reg := prometheus.NewPedanticRegistry()
+	r, err := New(a, a, Options{Name: "host", LeaseDuration: lease}, reg, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		require.NoError(t, <-done)
+	})
+	t.Cleanup(stop)
+	synctest.Wait()
+	return &running{r, a, reg, stop, func() { a.setCut(true); stop() }}
+}
+
+func wait(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// leaders returns how many of the replicas lead.
+func leaders(replicas ...*running) int {
+	n := 0
+	for _, r := range replicas {
+		if r.Leads() {
+			n++
+		}
+	}
+	return n
+}
+
+func TestOptions(t *testing.T) {
+	_, err := New(nil, nil, Options{LeaseDuration: time.Second}, prometheus.NewRegistry(), nil)
+	require.EqualError(t, err, "replica options: lease duration: want at least 2s, got 1s")
+	require.Len(t, Options{Name: strings.Repeat("x", 300)}.withDefaults().Name, maxNameBytes)
+}
+
+func TestFirstLeads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a := w.start(t)
+		require.True(t, a.Member())
+		require.True(t, a.Leads())
+		require.NoError(t, a.Healthy())
+		b := w.start(t)
+		require.True(t, b.Member())
+		require.False(t, b.Leads())
+		wait(time.Second) // by news: before the next beat
+		require.True(t, a.Live(b.Self()))
+		require.True(t, b.Live(a.Self()))
+		require.NoError(t, testutil.GatherAndCompare(b.reg, strings.NewReader(`
+# HELP agentstatsd_replica_leads 1 while this replica holds the lease on what exactly one serves.
+# TYPE agentstatsd_replica_leads gauge
+agentstatsd_replica_leads 0
+# HELP agentstatsd_replica_member 1 while this replica is known to be taken for alive by the others.
+# TYPE agentstatsd_replica_member gauge
+agentstatsd_replica_member 1
+# HELP agentstatsd_replicas_live Replicas that this one takes for alive, itself included.
+# TYPE agentstatsd_replicas_live gauge
+agentstatsd_replicas_live 2
+`), "agentstatsd_replica_leads", "agentstatsd_replica_member", "agentstatsd_replicas_live"))
+	})
+}
+
+// A replica that leaves hands the lease over at once.
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Second)
+		a.stop()
+		synctest.Wait()
+		require.False(t, a.Leads())
+		require.True(t, b.Leads())
+		require.False(t, b.Live(a.Self()))
+		require.Len(t, w.replicas, 1)
+	})
+}
+
+// One that dies is noticed when its lease has run out, also without news.
+func TestDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b, c := w.start(t), w.start(t), w.start(t)
+		wait(time.Minute)
+		w.bus.mu.Lock()
+		w.bus.cut = true
+		w.bus.mu.Unlock()
+		a.kill()
+		died := time.Now()
+		for leaders(b, c) == 0 {
+			require.True(t, time.Since(died) < lease || !b.Live(a.Self()) || !c.Live(a.Self()))
+			wait(100 * time.Millisecond)
+		}
+		took := time.Since(died)
+		require.Greater(t, took, lease-lease/beatShare-time.Second)
+		require.LessOrEqual(t, took, lease+2*lease/beatShare)
+		wait(lease / beatShare)
+		require.False(t, b.Live(a.Self()))
+		require.False(t, c.Live(a.Self()))
+		require.Equal(t, 1, leaders(b, c))
+		// Its row does not stay for ever.
+		wait((forgetAfter + 1) * lease)
+		require.Len(t, w.replicas, 2)
+	})
+}
+
+// One that is cut off from the database gives up before another takes over, and
+// comes back without leading.
+func TestCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Minute)
+		a.access.setCut(true)
+		gap := time.Duration(0)
+		for range 600 {
+			wait(100 * time.Millisecond)
+			require.LessOrEqual(t, leaders(a, b), 1, "at no time do two lead")
+			require.False(t, a.Member() && !b.Live(a.Self()), "nobody is taken for gone who serves")
+			if leaders(a, b) == 0 {
+				gap += 100 * time.Millisecond
+			}
+		}
+		require.True(t, b.Leads())
+		require.Less(t, gap, lease)
+		require.ErrorContains(t, a.Healthy(), "the other replicas are not reached over the database since ")
+		require.True(t, a.Live(b.Self()), "nothing is known of the others: nothing changes")
+		require.Positive(t, testutil.ToFloat64(a.metrics.errors))
+
+		a.access.setCut(false)
+		wait(lease)
+		require.True(t, a.Member())
+		require.NoError(t, a.Healthy())
+		require.False(t, a.Leads())
+		require.True(t, b.Leads())
+		require.True(t, b.Live(a.Self()))
+	})
+}
+
+// While the database says itself that it is down, all stays as it is, for as long
+// as that takes; and when it is back nobody takes another's place.
+func TestDatabaseDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Minute)
+		steady := func(d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); {
+				wait(200 * time.Millisecond)
+				require.True(t, a.Leads())
+				require.False(t, b.Leads())
+				require.True(t, a.Member() && b.Member() && a.Live(b.Self()) && b.Live(a.Self()))
+			}
+		}
+		w.setDown(agent.ErrStoreDown)
+		steady(5 * time.Minute)
+		// The holder may be the last to notice that it is back.
+		a.access.setCut(true)
+		w.setDown(nil)
+		wait(lease / 3)
+		a.access.setCut(false)
+		steady(5 * time.Minute)
+
+		// Of an error that may be one's own alone nobody can tell.
+		w.setDown(errors.New("no route to host"))
+		wait(lease)
+		require.Zero(t, leaders(a, b))
+		require.False(t, a.Member() || b.Member())
+		w.setDown(nil)
+		wait(lease)
+		require.Equal(t, 1, leaders(a, b))
+	})
+}
+
+// One that never beat belongs to nobody, even if the database says that it is
+// down.
+func TestDownAtStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.setDown(agent.ErrStoreDown)
+		a := w.start(t)
+		wait(time.Minute)
+		require.False(t, a.Member())
+		require.False(t, a.Leads())
+		w.setDown(nil)
+		wait(lease)
+		require.True(t, a.Leads())
+	})
+}
