@@ -69,11 +69,11 @@ func (o *Options) validate() error {
 
 // Store is the database. store.Store is one.
 type Store interface {
-	// UpsertMetadata writes all rows or none, and returns how many were newer,
-	// by agent.Order, than what it had; the others change nothing. An error
-	// that wraps agent.ErrRejected is about the rows themselves. It must not
-	// keep rows.
-	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed int, err error)
+	// UpsertMetadata writes all rows or none. A row that is older, by agent.Order,
+	// than what it has, or says nothing new, may change nothing; it returns the
+	// agents of the others, one element for each row. An error that wraps
+	// agent.ErrRejected is about the rows themselves. It must not keep rows.
+	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error)
 }
 
 // Publisher tells watchers whose metadata has changed. pubsub.Metadata is one.
@@ -98,9 +98,8 @@ type Batcher struct {
 	failing failing
 
 	// Only Run uses what follows.
-	batch     batch
-	ends      settlements
-	published []agent.ID
+	batch batch
+	ends  settlements
 }
 
 // failing describes the flushes that failed since the last good one.
@@ -192,12 +191,11 @@ func (b *Batcher) snapshot() (ledger, int) {
 	return b.pending.ledger, b.pending.len()
 }
 
-// upsert writes rows and returns how many were older than what was stored.
-func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (unchanged int, err error) {
+// upsert writes rows and returns the agent of each that changed something.
+func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.FlushTimeout)
 	defer cancel()
-	changed, err := b.store.UpsertMetadata(ctx, rows)
-	return len(rows) - changed, err
+	return b.store.UpsertMetadata(ctx, rows)
 }
 
 // write upserts rows from to to of the batch and notes what became of each. If
@@ -205,10 +203,11 @@ func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (unchanged 
 // stand alone: about 2 log2(500) = 18 calls for one row of a batch. It returns
 // the first error that may pass; rows not yet tried stay failed.
 func (b *Batcher) write(ctx context.Context, from, to int) (refused error, err error) {
-	unchanged, err := b.upsert(ctx, b.batch.rows[from:to])
+	changed, err := b.upsert(ctx, b.batch.rows[from:to])
 	switch {
 	case err == nil:
-		b.batch.unchanged += unchanged
+		b.batch.changed = append(b.batch.changed, changed...)
+		b.batch.unchanged += to - from - len(changed)
 		b.batch.note(from, to, written)
 		return nil, nil
 	case !errors.Is(err, agent.ErrRejected):

@@ -88,6 +88,22 @@ func TestUnchanged(t *testing.T) {
 	require.Equal(t, []agent.Settled{{Sequence: 1}, {Sequence: 1}}, tracker.settled)
 }
 
+// Watchers are told of agents whose rows changed, each once, and of nobody else.
+func TestOnlyChangesArePublished(t *testing.T) {
+	store, publisher := &fakeStore{}, &fakePublisher{}
+	b, err := New(store, publisher, Options{}, prometheus.NewRegistry(), quiet)
+	require.NoError(t, err)
+	b.Add(now, report(id(2), 5, 1, nil, "a=1", "b=1"))
+	b.Add(now, report(id(1), 5, 1, nil, "a=1"))
+	flushAll(t, b)
+	b.Add(now, report(id(2), 4, 1, nil, "a=old"))
+	b.Add(now, report(id(1), 6, 1, nil, "a=2"))
+	flushAll(t, b)
+	b.Add(now, report(id(2), 4, 1, nil, "a=old"))
+	flushAll(t, b)
+	require.Equal(t, [][]agent.ID{{id(1), id(2)}, {id(1)}}, publisher.agents)
+}
+
 func TestFailedFlushIsMergedBack(t *testing.T) {
 	store := &fakeStore{}
 	b := newBatcher(t, store, Options{BatchSize: 3, MaxPending: 5})

@@ -45,7 +45,7 @@ func BenchmarkAddKnown10(b *testing.B) {
 
 // The same when none of the keys waits, and a store that takes no time.
 func BenchmarkAddNew10(b *testing.B) {
-	batcher := newBatcher(b, nullStore{}, Options{})
+	batcher := newBatcher(b, &nullStore{}, Options{})
 	reports := benchReports(50)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -75,12 +75,18 @@ func BenchmarkFlush500Of100k(b *testing.B) {
 	}
 }
 
-type nullStore struct{}
+type nullStore struct{ changed []agent.ID }
 
-func (nullStore) UpsertMetadata(_ context.Context, rows []agent.Metadata) (int, error) {
-	return len(rows), nil
+func (s *nullStore) UpsertMetadata(_ context.Context, rows []agent.Metadata) ([]agent.ID, error) {
+	s.changed = s.changed[:0]
+	for i := range rows {
+		s.changed = append(s.changed, rows[i].Agent)
+	}
+	return s.changed, nil
 }
 
 type downStore struct{}
 
-func (downStore) UpsertMetadata(context.Context, []agent.Metadata) (int, error) { return 0, errDown }
+func (downStore) UpsertMetadata(context.Context, []agent.Metadata) ([]agent.ID, error) {
+	return nil, errDown
+}

@@ -48,30 +48,30 @@ type storeCall struct {
 	rows []agent.Metadata
 }
 
-func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (int, error) {
+func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, error) {
 	s.mu.Lock()
 	s.calls = append(s.calls, storeCall{time.Now(), slices.Clone(rows)})
 	before := s.before
 	s.mu.Unlock()
 	if before != nil {
 		if err := before(ctx, rows); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rejects != nil && slices.ContainsFunc(rows, s.rejects) {
-		return 0, errors.Join(errors.New("constraint failed"), agent.ErrRejected)
+		return nil, errors.Join(errors.New("constraint failed"), agent.ErrRejected)
 	}
 	if s.rows == nil {
 		s.rows = make(map[rowKey]agent.Metadata)
 	}
-	changed := 0
+	var changed []agent.ID
 	for _, r := range rows {
 		k := rowKey{r.Agent, r.Key}
 		if old, ok := s.rows[k]; !ok || r.Order.Compare(old.Order) > 0 {
 			s.rows[k] = r
-			changed++
+			changed = append(changed, r.Agent)
 		}
 	}
 	return changed, nil

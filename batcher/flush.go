@@ -1,10 +1,14 @@
 package batcher
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // Time before a failed flush is tried again: firstRetry, doubled by each
@@ -157,8 +161,8 @@ func (b *Batcher) flush(ctx context.Context, reason string, n int) (rows int, er
 		return 0, nil
 	}
 	b.metrics.batchSize.Observe(float64(rows))
-	for _, a := range b.batch.agents {
-		b.metrics.batchUtilization.Observe(float64(a.rows))
+	for _, n := range b.batch.agents {
+		b.metrics.batchUtilization.Observe(float64(n))
 	}
 
 	began := time.Now()
@@ -198,22 +202,18 @@ func (b *Batcher) noteLocked(err error, now time.Time) {
 	b.failing.err = err
 }
 
-// publish tells of the agents that have a written row.
+// publish tells of the agents that have a row that changed something.
 func (b *Batcher) publish(ctx context.Context) {
-	b.published = b.published[:0]
-	for _, a := range b.batch.agents {
-		if a.written {
-			b.published = append(b.published, a.id)
-		}
-	}
-	if len(b.published) == 0 {
+	if len(b.batch.changed) == 0 {
 		return
 	}
+	slices.SortFunc(b.batch.changed, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
+	agents := slices.Compact(b.batch.changed)
 	ctx, cancel := context.WithTimeout(ctx, b.opts.PublishTimeout)
 	defer cancel()
-	if err := b.publisher.PublishMetadata(ctx, b.published); err != nil {
+	if err := b.publisher.PublishMetadata(ctx, agents); err != nil {
 		b.metrics.publishErrors.Inc()
-		b.log.WarnContext(ctx, "publish of metadata news failed: watchers read it later", "agents", len(b.published), "error", err)
+		b.log.WarnContext(ctx, "publish of metadata news failed: watchers read it later", "agents", len(agents), "error", err)
 	}
 }
 

@@ -48,19 +48,14 @@ type batch struct {
 	rows    []agent.Metadata
 	entries []*entry
 	holds   []hold
-	slots   []int // index in agents
 	fates   []fate
-	// unchanged is how many of the written rows were older than the stored.
+	// changed has the agent of each written row that changed something; unchanged
+	// is how many did not.
+	changed   []agent.ID
 	unchanged int
 
-	agents []agentRows
-}
-
-// agentRows are the rows of one agent in a batch.
-type agentRows struct {
-	id      agent.ID
-	rows    int
-	written bool // at least one of them
+	// agents is how many rows each agent has, by slot.
+	agents []int
 }
 
 // fate is what became of a row.
@@ -150,15 +145,13 @@ func (p *pending) take(b *batch, n int) {
 		e.writing = true
 		p.writing++
 		if e.agent.slot == 0 {
-			b.agents = append(b.agents, agentRows{id: e.agent.id})
+			b.agents = append(b.agents, 0)
 			e.agent.slot = len(b.agents)
 		}
-		slot := e.agent.slot - 1
-		b.agents[slot].rows++
+		b.agents[e.agent.slot-1]++
 		b.rows = append(b.rows, e.value)
 		b.entries = append(b.entries, e)
 		b.holds = append(b.holds, e.hold)
-		b.slots = append(b.slots, slot)
 		b.fates = append(b.fates, failed)
 	}
 	for _, e := range b.entries {
@@ -178,7 +171,6 @@ func (p *pending) land(b *batch, ends *settlements) {
 		switch {
 		case b.fates[i] == written:
 			p.ledger.flushed++
-			b.agents[b.slots[i]].written = true
 			ends.add(h, nil)
 		case e.removed:
 			p.drop(e, h, dropDeregistered, ends)
@@ -204,7 +196,7 @@ func (b *batch) reset() {
 	clear(b.entries)
 	clear(b.holds)
 	b.rows, b.entries, b.holds = b.rows[:0], b.entries[:0], b.holds[:0]
-	b.slots, b.fates, b.agents = b.slots[:0], b.fates[:0], b.agents[:0]
+	b.fates, b.agents, b.changed = b.fates[:0], b.agents[:0], b.changed[:0]
 	b.unchanged = 0
 }
 
