@@ -10,4 +10,7 @@ type Session struct {
 	// First is true if this is the instance's first session anywhere: nothing
 	// that it reports was counted before.
 	First bool
+	// Elsewhere is true if the instance may have had a session on another replica
+	// since its last one here: what it counted meanwhile was counted there.
+	Elsewhere bool
 }

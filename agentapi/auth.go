@@ -126,7 +126,7 @@ func (a *authenticator) authenticate(ctx context.Context, service string) (calle
 	if token == "" {
 		return caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
 	}
-	id, lookupErr := a.fleet.Authenticate(token)
+	id, lookupErr := a.fleet.Authenticate(ctx, token)
 	switch {
 	case errors.Is(lookupErr, fleet.ErrUnavailable):
 		return caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
@@ -190,11 +190,11 @@ func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 
 // recheck tells whether the caller's token is still the agent's, after its
 // session was opened: from then on a revoked token ends the session.
-func (a *authenticator) recheck(c caller) bool {
+func (a *authenticator) recheck(ctx context.Context, c caller) bool {
 	if c.token == "" {
 		return true
 	}
-	id, err := a.fleet.Authenticate(c.token)
+	id, err := a.fleet.Authenticate(ctx, c.token)
 	return err == nil && id == c.agent
 }
 

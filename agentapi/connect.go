@@ -101,7 +101,11 @@ func (s *agentService) Connect(stream connectStream) error {
 	if err != nil {
 		return err
 	}
-	session, err := s.Fleet.Connect(who.agent, agent.Instance(hello.GetInstanceId()), hello.GetSession())
+	session, err := s.Fleet.Connect(ctx, who.agent, fleet.Hello{
+		Instance: agent.Instance(hello.GetInstanceId()),
+		Ordinal:  hello.GetSession(),
+		Epoch:    hello.GetEpoch(),
+	})
 	if err != nil {
 		return s.failure(ctx, "open a session", err)
 	}
@@ -114,7 +118,7 @@ func (s *agentService) Connect(stream connectStream) error {
 		end:     fleet.EndDisconnect,
 	}
 	defer func() { session.Close(c.end) }()
-	if !s.auth.recheck(who) {
+	if !s.auth.recheck(ctx, who) {
 		c.end = fleet.EndRevoked
 		return ended(fleet.EndRevoked)
 	}
@@ -159,6 +163,8 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 		return nil, invalid("hello.instance_id", "want %d bytes, got %d", len(agent.Instance{}), len(hello.GetInstanceId()))
 	case hello.GetSession() < 0:
 		return nil, invalid("hello.session", "want at least 0, got %d", hello.GetSession())
+	case hello.GetEpoch() < 0:
+		return nil, invalid("hello.epoch", "want at least 0, got %d", hello.GetEpoch())
 	}
 	return hello, nil
 }
@@ -373,6 +379,7 @@ func (c *connection) sendSettings() error {
 			MetadataErrorBytes:     int64(opts.Limits.MetadataErrorBytes),
 		},
 		Resume: &agentstatsv1.Resume{ReceivedSequence: resume.Received, DurableSequence: resume.Durable},
+		Epoch:  c.session.Info().Epoch,
 	}
 	if age := c.server.Fleet.SessionAge(); age > 0 {
 		settings.SessionAge = durationpb.New(age)

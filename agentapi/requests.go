@@ -52,7 +52,9 @@ func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.R
 	if !s.feed.idle() {
 		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: stats})
 	}
-	return s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
+	refused := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
+	r.Reported()
+	return refused
 }
 
 func (s *Server) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {

@@ -28,7 +28,7 @@ const maxTrailers = 4
 // what was refused.
 func (s *agentService) call(ctx context.Context, doing string, take func(fleet.Request) []agent.Refusal) ([]agent.Refusal, error) {
 	var refused []agent.Refusal
-	err := s.Fleet.Call(callerFrom(ctx).agent, func(r fleet.Request) { refused = take(r) })
+	err := s.Fleet.Call(ctx, callerFrom(ctx).agent, func(r fleet.Request) { refused = take(r) })
 	if err != nil {
 		return nil, s.failure(ctx, doing, err)
 	}

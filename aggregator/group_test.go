@@ -84,6 +84,18 @@ func TestGroupedCounters(t *testing.T) {
 			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
 			{"reconnects", func(a *Aggregator) { a.Close(id(1), 1, false); open(1, later)(a); count(1, 2, 8)(a) }, "8"},
 		},
+		"another replica counted meanwhile": {
+			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
+			{"it was elsewhere", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 3, Instance: agent.Instance{1}, Elsewhere: true})(a)
+				count(1, 3, 9)(a)
+			}, "5"},
+			{"grows here", count(1, 3, 10), "6"},
+			{"reconnects here", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 4, Instance: agent.Instance{1}})(a)
+				count(1, 4, 12)(a)
+			}, "8"},
+		},
 		"another process of the agent": {
 			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
 			{"restarts", func(a *Aggregator) {

@@ -87,11 +87,12 @@ func (src *source) reopen(s agent.Session) bool {
 		return false
 	}
 	src.epoch, src.open = s.Epoch, true
-	if s.Instance == src.instance {
+	if s.Instance == src.instance && !s.Elsewhere {
 		return true
 	}
 	// Another process: its counters began anew. What they counted before this
-	// session is known to be nothing only in the first.
+	// session is known to be nothing only in the first. Or the same process, part
+	// of whose counts another replica has.
 	src.instance, src.fresh = s.Instance, s.First
 	for held := range src.forwarded() {
 		if held.member != nil {

@@ -5,6 +5,12 @@
 //
 // Registrations are durable before they take effect. What agents say is kept in
 // memory and written behind, so that a database that is down stops no stream.
+//
+// Several replicas of the service keep one fleet in one database. Each follows
+// what the others write there, and hears of sessions by news before that. An
+// agent has one session in the whole fleet, the one with the highest epoch. The
+// replica that has it serves the agent's state; agents that have none are the
+// leader's to serve.
 package fleet
 
 import (
@@ -45,30 +51,38 @@ var (
 type Store interface {
 	RegistrationStore
 	StateStore
-	EpochStore
+	SessionStore
 	BuildStore
 }
 
 // RegistrationStore keeps the registrations. MetadataKeys are read at start to
 // count the keys of agents that declare none.
 type RegistrationStore interface {
-	Registrations(ctx context.Context) ([]agent.Registration, []agent.Workspace, error)
+	// Registrations returns what changed since a revision; since 0: all.
+	Registrations(ctx context.Context, since int64) (agent.Roster, error)
 	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
-	ApplyChange(ctx context.Context, c agent.Change) error
+	// ApplyChange writes a change that was decided on at the revision basis, and
+	// returns the revision that it makes. errors.Is(err, agent.ErrOutdated) tells
+	// that another replica was faster.
+	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
 }
 
 // StateStore keeps the newest state of each agent. SaveStates skips agents that
 // it does not know; errors.Is(err, agent.ErrRejected) tells that it refuses the
 // data itself.
 type StateStore interface {
-	States(ctx context.Context) ([]agent.State, error)
+	// States returns the states, or parts of them, that were written since an
+	// earlier call returned next; since 0: all.
+	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
 	SaveStates(ctx context.Context, states []agent.State) error
 }
 
-// EpochStore keeps the last epoch of each agent.
-type EpochStore interface {
-	Epochs(ctx context.Context) (map[agent.ID]int64, error)
-	SaveEpochs(ctx context.Context, epochs map[agent.ID]int64) error
+// SessionStore keeps the newest session of each agent. It skips agents that it
+// does not know, and records that are older than what it has.
+type SessionStore interface {
+	// Sessions is to sessions what States is to states.
+	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
+	SaveSessions(ctx context.Context, records []agent.SessionRecord) error
 }
 
 // BuildStore remembers whose duration was observed. ObserveBuilds returns those
@@ -124,10 +138,13 @@ type Options struct {
 	// after its session; default 1 h.
 	InstanceRetention time.Duration
 	// WriteInterval is how long the first change waits for others before states
-	// and epochs are written; default 500 ms.
+	// and sessions are written; default 500 ms.
 	WriteInterval time.Duration
 	// WriteTimeout bounds one write; default 10 s.
 	WriteTimeout time.Duration
+	// FollowInterval is the time between two looks for what other replicas wrote,
+	// which repair missed news; default 2 s.
+	FollowInterval time.Duration
 	// RefusedPerSecond items of an agent are tolerated for ever, and
 	// RefusedBurst at once; defaults 100 and 5000.
 	RefusedPerSecond, RefusedBurst int
@@ -141,6 +158,7 @@ func (o Options) withDefaults() Options {
 	set(&o.InstanceRetention, time.Hour)
 	set(&o.WriteInterval, 500*time.Millisecond)
 	set(&o.WriteTimeout, 10*time.Second)
+	set(&o.FollowInterval, 2*time.Second)
 	set(&o.RefusedPerSecond, 100)
 	set(&o.RefusedBurst, 5000)
 	return o
@@ -166,6 +184,7 @@ func (o Options) validate() error {
 		{"instance retention", int64(o.InstanceRetention)},
 		{"write interval", int64(o.WriteInterval)},
 		{"write timeout", int64(o.WriteTimeout)},
+		{"follow interval", int64(o.FollowInterval)},
 		{"refused per second", int64(o.RefusedPerSecond)},
 		{"refused burst", int64(o.RefusedBurst)},
 	} {
@@ -197,6 +216,15 @@ type Fleet struct {
 	// database and memory take the changes in one order. No stream waits for
 	// it.
 	changing chan struct{}
+	// revision of the registrations in the database that the roster is as of.
+	// Guarded by changing.
+	revision int64
+	// How far other replicas' sessions and states were read. Load sets them, then
+	// only the following uses them.
+	sessionsRead, statesRead int64
+
+	// peers are the other replicas; nil: there are none.
+	peers *peers
 
 	mu sync.RWMutex
 	// Guarded by mu.
@@ -226,7 +254,7 @@ type entry struct {
 	leaving, gone bool
 	session       *Session
 	unary         unaryRun
-	epoch         int64
+	newest        agent.SessionRecord // of all replicas; zero: none ever
 	lastSeen      time.Time
 	instances     []*tracker // those without a session first, oldest first
 	keys          []string   // sorted; of an agent that declares none
@@ -235,8 +263,10 @@ type entry struct {
 	dirty         bool // state is to be written
 	holds         []hold
 	workspace     *workspace
-	counted       *workspace   // as connected; nil: in none
+	counted       place        // where it counts as connected
 	status        agent.Status // as it was last presented
+	shown         bool         // its state is served here
+	lingering     bool         // its series are kept for its return
 }
 
 // New returns a Fleet that knows nobody until Load.
@@ -278,34 +308,63 @@ func (f *Fleet) Ready() error {
 }
 
 // Healthy returns nil, or why the fleet does not do all of its work now: it is
-// not Ready, or states and epochs cannot be written.
+// not Ready, states and sessions cannot be written, or it cannot follow the
+// other replicas.
 func (f *Fleet) Healthy() error {
 	if err := f.Ready(); err != nil {
 		return err
 	}
-	return f.writes.failing()
+	if err := f.writes.failing(); err != nil {
+		return err
+	}
+	return f.peers.failing()
 }
 
 // Authenticate returns the agent that the token belongs to. The token's SHA-256
 // is looked up, never the token compared: what the time of a lookup can tell is
-// about the hash, which its sender cannot choose byte by byte. Errors:
-// ErrUnknownToken; ErrUnavailable while the registrations are not loaded.
-func (f *Fleet) Authenticate(token string) (agent.ID, error) {
+// about the hash, which its sender cannot choose byte by byte. A token that is
+// not known here may have been registered on another replica: then it blocks
+// until that was looked for. Errors: ErrUnknownToken; ErrUnavailable while the
+// registrations are not loaded, or those of other replicas cannot be read.
+func (f *Fleet) Authenticate(ctx context.Context, token string) (agent.ID, error) {
 	hash := sha256.Sum256([]byte(token))
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if !f.loaded {
-		return agent.ID{}, ErrUnavailable
-	}
-	e := f.roster.tokens[hash]
-	if e == nil {
-		return agent.ID{}, ErrUnknownToken
+	e, err := f.lookUp(ctx, ErrUnknownToken, func(r *roster) *entry { return r.tokens[hash] })
+	if err != nil {
+		return agent.ID{}, err
 	}
 	return e.id, nil
 }
 
-// entry returns the agent; ErrUnknownAgent, or ErrUnavailable while the
-// registrations are not loaded.
+// lookUp returns the agent that find finds, here or, if need be, once what other
+// replicas registered is read; unknown if there is none, ErrUnavailable while
+// that cannot be told.
+func (f *Fleet) lookUp(ctx context.Context, unknown error, find func(*roster) *entry) (*entry, error) {
+	look := func() (*entry, error) {
+		f.mu.RLock()
+		defer f.mu.RUnlock()
+		if !f.loaded {
+			return nil, ErrUnavailable
+		}
+		return find(&f.roster), nil
+	}
+	e, err := look()
+	if e != nil || err != nil {
+		return e, err
+	}
+	if f.peers == nil {
+		return nil, unknown
+	}
+	if err := f.catchUp(ctx); err != nil {
+		return nil, ErrUnavailable
+	}
+	if e, err = look(); e == nil && err == nil {
+		err = unknown
+	}
+	return e, err
+}
+
+// entry returns the agent, if it is known here; ErrUnknownAgent, or
+// ErrUnavailable while the registrations are not loaded.
 func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
@@ -333,10 +392,11 @@ func (e *entry) availableLocked() error {
 type Info struct {
 	// Registration is shared: it is not to be changed.
 	Registration *agent.Registration
-	Connected    bool
+	// Connected is true of an agent with a stream, on any replica.
+	Connected bool
 	// Status is that of the series: it moves by time within a second.
 	Status agent.Status
-	// LastSeen is zero if the agent was not heard of since the start.
+	// LastSeen is zero if this replica has not heard of the agent since its start.
 	LastSeen time.Time
 	// State is the newest, durable or not. Its map is a copy.
 	State agent.State
@@ -355,7 +415,7 @@ func (f *Fleet) List(after agent.ID, limit int) []Info {
 	page := order[from:min(len(order), from+limit)]
 	infos := make([]Info, len(page))
 	for i, e := range page {
-		infos[i] = e.info()
+		infos[i] = f.info(e)
 	}
 	return infos
 }
@@ -367,15 +427,15 @@ func (f *Fleet) Agent(id agent.ID) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return e.info(), nil
+	return f.info(e), nil
 }
 
-func (e *entry) info() Info {
+func (f *Fleet) info(e *entry) Info {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return Info{
 		Registration: e.reg.Load(),
-		Connected:    e.session != nil,
+		Connected:    e.session != nil || f.elsewhereLocked(e) && !e.newest.Unary,
 		Status:       e.status,
 		LastSeen:     e.lastSeen,
 		State:        cloneState(e.state),

@@ -1,12 +1,10 @@
 package fleet
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -23,166 +21,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// memStore is a Store that can be made to fail, and that writes what happens to
-// it into a journal shared with the fakes below.
-type memStore struct {
-	journal *journal
-
-	mu     sync.Mutex
-	err    error
-	reject agent.ID // whose state is refused
-	regs   map[agent.ID]agent.Registration
-	spaces map[agent.ID]agent.Workspace
-	states map[agent.ID]agent.State
-	epochs map[agent.ID]int64
-	keys   map[agent.ID][]string
-	builds map[agent.ID]time.Time
-	// buildErr fails ObserveBuilds only.
-	buildErr error
-	writes   int
-	before   func() // called before a write, without the lock
-}
-
-func newMemStore(j *journal) *memStore {
-	return &memStore{
-		journal: j,
-		regs:    map[agent.ID]agent.Registration{},
-		spaces:  map[agent.ID]agent.Workspace{},
-		states:  map[agent.ID]agent.State{},
-		epochs:  map[agent.ID]int64{},
-		keys:    map[agent.ID][]string{},
-		builds:  map[agent.ID]time.Time{},
-	}
-}
-
-func (s *memStore) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.err = err
-}
-
-func (s *memStore) failBuilds(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.buildErr = err
-}
-
-func (s *memStore) begin() error {
-	s.mu.Lock()
-	before := s.before
-	s.mu.Unlock()
-	if before != nil {
-		before()
-	}
-	s.mu.Lock()
-	return s.err
-}
-
-func (s *memStore) Registrations(context.Context) ([]agent.Registration, []agent.Workspace, error) {
-	err := s.begin()
-	defer s.mu.Unlock()
-	return slices.Collect(maps.Values(s.regs)), slices.Collect(maps.Values(s.spaces)), err
-}
-
-func (s *memStore) MetadataKeys(context.Context) (map[agent.ID][]string, error) {
-	err := s.begin()
-	defer s.mu.Unlock()
-	return maps.Clone(s.keys), err
-}
-
-func (s *memStore) States(context.Context) ([]agent.State, error) {
-	err := s.begin()
-	defer s.mu.Unlock()
-	return slices.Collect(maps.Values(s.states)), err
-}
-
-func (s *memStore) Epochs(context.Context) (map[agent.ID]int64, error) {
-	err := s.begin()
-	defer s.mu.Unlock()
-	return maps.Clone(s.epochs), err
-}
-
-func (s *memStore) ApplyChange(_ context.Context, c agent.Change) error {
-	err := s.begin()
-	defer s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	s.writes++
-	s.journal.add("store change")
-	for _, id := range c.RemovedAgents {
-		delete(s.regs, id)
-		delete(s.states, id)
-		delete(s.epochs, id)
-	}
-	for _, id := range c.RemovedWorkspaces {
-		delete(s.spaces, id)
-	}
-	for _, w := range c.Workspaces {
-		s.spaces[w.ID] = w
-	}
-	for _, r := range c.Agents {
-		s.regs[r.ID] = r
-		s.spaces[r.Workspace.ID] = r.Workspace
-	}
-	return nil
-}
-
-func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
-	err := s.begin()
-	defer s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	for _, st := range states {
-		if st.Agent == s.reject {
-			return fmt.Errorf("bad state: %w", agent.ErrRejected)
-		}
-	}
-	s.writes++
-	for _, st := range states {
-		s.states[st.Agent] = st
-	}
-	return nil
-}
-
-func (s *memStore) SaveEpochs(_ context.Context, epochs map[agent.ID]int64) error {
-	err := s.begin()
-	defer s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	maps.Copy(s.epochs, epochs)
-	return nil
-}
-
-func (s *memStore) ObserveBuilds(_ context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
-	err = s.begin()
-	defer s.mu.Unlock()
-	if err := errors.Join(err, s.buildErr); err != nil {
-		return nil, err
-	}
-	for _, id := range builds {
-		if _, known := s.builds[id]; !known {
-			s.builds[id] = at
-			fresh = append(fresh, id)
-		}
-	}
-	return fresh, nil
-}
-
-func (s *memStore) state(id agent.ID) agent.State {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.states[id]
-}
-
-func (s *memStore) writeCount() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.writes
-}
 
 // journal is the order in which things happened.
 type journal struct {
@@ -342,10 +180,10 @@ func TestMetricsPassLint(t *testing.T) {
 
 func TestAuthenticate(t *testing.T) {
 	p := newParts(t, Options{})
-	_, err := p.Authenticate(token(1))
+	_, err := p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnavailable, "before the registrations are loaded")
 	require.ErrorIs(t, p.Ready(), ErrUnavailable)
-	_, err = p.Connect(nid(1), instance(1), 1)
+	_, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.ErrorIs(t, err, ErrUnavailable)
 	_, err = p.Register(t.Context(), Set{})
 	require.ErrorIs(t, err, ErrUnavailable)
@@ -354,14 +192,14 @@ func TestAuthenticate(t *testing.T) {
 
 	require.NoError(t, p.Load(t.Context()))
 	require.NoError(t, p.Ready())
-	_, err = p.Authenticate(token(1))
+	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
-	_, err = p.Connect(nid(1), instance(1), 1)
+	_, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.ErrorIs(t, err, ErrUnknownAgent)
 
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 	require.NoError(t, err)
-	id, err := p.Authenticate(token(1))
+	id, err := p.Authenticate(t.Context(), token(1))
 	require.NoError(t, err)
 	require.Equal(t, nid(1), id)
 }
@@ -413,7 +251,7 @@ func TestLoad(t *testing.T) {
 	require.NoError(t, err)
 	future := time.Now().Add(time.Hour).UnixNano()
 	s.keys[nid(1)] = []string{"b", "a"}
-	s.epochs[nid(1)] = future
+	s.sessions[nid(1)] = agent.SessionRecord{Agent: nid(1), Epoch: future}
 	s.states[nid(2)] = agent.State{
 		Agent:     nid(2),
 		Lifecycle: agent.Lifecycle{State: agent.LifecycleReady}, LifecycleOrder: agent.Order{Epoch: future + 9},
@@ -431,10 +269,10 @@ func TestLoad(t *testing.T) {
 	require.Equal(t, agent.LifecycleReady, i.State.Lifecycle.State)
 	require.Equal(t, map[agent.ID]agent.AppHealth{nid(5002): agent.AppHealthHealthy}, i.State.AppHealth, "apps that are not registered are dropped")
 
-	one, err := again.Connect(nid(1), instance(1), 1)
+	one, err := again.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.Equal(t, future+1, one.Info().Epoch)
-	two, err := again.Connect(nid(2), instance(2), 1)
+	two, err := again.Connect(t.Context(), nid(2), Hello{Instance: instance(2), Ordinal: 1})
 	require.NoError(t, err)
 	require.Equal(t, future+10, two.Info().Epoch, "a state's epoch counts too")
 

@@ -20,6 +20,7 @@ func (f *Fleet) Load(ctx context.Context) error {
 	if f.Ready() == nil {
 		return nil
 	}
+	f.checkStanding()
 	r, err := f.load(ctx)
 	if err != nil {
 		f.metrics.loadErrors.Inc()
@@ -36,33 +37,34 @@ func (f *Fleet) Load(ctx context.Context) error {
 
 func (f *Fleet) load(ctx context.Context) (roster, error) {
 	r := newRoster()
-	agents, workspaces, err := f.store.Registrations(ctx)
+	registered, err := f.store.Registrations(ctx, 0)
 	if err != nil {
 		return r, fmt.Errorf("read registrations: %w", err)
 	}
-	states, err := f.store.States(ctx)
+	// Those of agents that others register meanwhile are read when they are
+	// followed, again from the start.
+	states, statesRead, err := f.store.States(ctx, 0)
 	if err != nil {
 		return r, fmt.Errorf("read states: %w", err)
 	}
-	epochs, err := f.store.Epochs(ctx)
+	sessions, sessionsRead, err := f.store.Sessions(ctx, 0)
 	if err != nil {
-		return r, fmt.Errorf("read epochs: %w", err)
+		return r, fmt.Errorf("read sessions: %w", err)
 	}
 	keys, err := f.store.MetadataKeys(ctx)
 	if err != nil {
 		return r, fmt.Errorf("read metadata keys: %w", err)
 	}
-	faces := make(map[faceKey]struct{}, len(workspaces))
-	for _, w := range workspaces {
+	faces := make(map[faceKey]struct{}, len(registered.Workspaces))
+	for _, w := range registered.Workspaces {
 		r.putWorkspace(w, faces)
 	}
-	entries := make([]*entry, 0, len(agents))
-	for i := range agents {
-		reg := &agents[i]
+	entries := make([]*entry, 0, len(registered.Agents))
+	for i := range registered.Agents {
+		reg := &registered.Agents[i]
 		r.putWorkspace(reg.Workspace, faces)
 		slices.Sort(reg.MetadataKeys)
 		e := newEntry(reg)
-		e.epoch = epochs[e.id]
 		if len(reg.MetadataKeys) == 0 {
 			e.keys = keys[e.id]
 			slices.Sort(e.keys)
@@ -70,9 +72,18 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 		entries = append(entries, e)
 	}
 	r.add(entries)
+	for _, record := range sessions {
+		e := r.agents[record.Agent]
+		if e == nil {
+			sessionsRead = 0
+			continue
+		}
+		e.newest = record
+	}
 	for _, s := range states {
 		e := r.agents[s.Agent]
 		if e == nil {
+			statesRead = 0
 			continue
 		}
 		e.state = s
@@ -80,9 +91,13 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			e.state.Startup = s.Startup.After(s.Lifecycle) // written before startups were kept
 		}
 		e.dropForeignApps()
-		// Epochs are written behind: the state may know of a later one.
-		e.epoch = max(e.epoch, s.LifecycleOrder.Epoch, s.AppHealthOrder.Epoch, s.NetworkOrder.Epoch)
+		// Sessions are written behind: the state may know of a later one.
+		last := max(s.LifecycleOrder.Epoch, s.AppHealthOrder.Epoch, s.NetworkOrder.Epoch)
+		if last > e.newest.Epoch {
+			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
+		}
 	}
+	f.revision, f.statesRead, f.sessionsRead = registered.Revision, statesRead, sessionsRead
 	return r, nil
 }
 

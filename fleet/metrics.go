@@ -22,6 +22,10 @@ type metrics struct {
 	statesRejected   prometheus.Counter
 	writeErrors      *prometheus.CounterVec
 	loadErrors       prometheus.Counter
+	followErrors     prometheus.Counter
+	outdated         prometheus.Counter
+	newsErrors       prometheus.Counter
+	newsMalformed    prometheus.Counter
 	collection       prometheus.Histogram
 	builds           *prometheus.HistogramVec
 }
@@ -77,8 +81,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		statesPending:    gauge("agentstatsd_states_pending", "Agents whose state waits to be written."),
 		statesWritten:    counter("agentstatsd_states_written_total", "States of agents that were written."),
 		statesRejected:   counter("agentstatsd_states_rejected_total", "States of agents that the database refused."),
-		writeErrors:      vec("agentstatsd_fleet_write_errors_total", "Writes that failed and are tried again.", "what", "states", "epochs", "builds"),
+		writeErrors:      vec("agentstatsd_fleet_write_errors_total", "Writes that failed and are tried again.", "what", "states", "sessions", "builds"),
 		loadErrors:       counter("agentstatsd_registrations_load_errors_total", "Attempts to load the registrations that failed."),
+		followErrors:     counter("agentstatsd_fleet_follow_errors_total", "Looks for what other replicas wrote that failed."),
+		outdated:         counter("agentstatsd_registrations_outdated_total", "Changes of the registrations that were decided on again, as another replica made one first."),
+		newsErrors:       counter("agentstatsd_fleet_news_errors_total", "News of the fleet that could not be published."),
+		newsMalformed:    counter("agentstatsd_fleet_news_malformed_total", "News of the fleet that could not be read."),
 		collection:       collection,
 		builds:           builds,
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -109,34 +110,68 @@ func sorted(set Set) Set {
 	return set
 }
 
+const (
+	// maxDecisions is how often a change is decided on when other replicas are
+	// faster. Each time one of them made a change: so many in a row are a flood.
+	maxDecisions = 20
+	// decideAfter is the most that is waited, at random, before the second time;
+	// twice as much before the third, and so on. A change takes some 5 ms.
+	decideAfter = 5 * time.Millisecond
+)
+
 // apply decides on a plan and carries it out: those who go are cut off, then the
-// database is changed, then memory.
+// database is changed, then memory. If another replica changed the registrations
+// first, it decides again: decide can be called several times.
 func (f *Fleet) apply(ctx context.Context, decide func(*roster) (*plan, error)) (*plan, error) {
 	if err := f.lockChanges(ctx); err != nil {
 		return nil, err
 	}
 	defer f.unlockChanges()
+	if err := f.Ready(); err != nil {
+		return nil, err
+	}
+	for n := 1; ; n++ {
+		p, err := f.applyOnce(ctx, decide)
+		if !errors.Is(err, agent.ErrOutdated) || n == maxDecisions {
+			return p, err
+		}
+		f.metrics.outdated.Inc()
+		select {
+		case <-time.After(rand.N(time.Duration(n) * decideAfter)):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
 
-	f.mu.RLock()
-	if !f.loaded {
-		f.mu.RUnlock()
-		return nil, ErrUnavailable
+func (f *Fleet) applyOnce(ctx context.Context, decide func(*roster) (*plan, error)) (*plan, error) {
+	if f.peers != nil {
+		// What is decided on must be all that is registered: who is not known
+		// here would not be deregistered.
+		if err := f.readRegistrations(ctx); err != nil {
+			return nil, err
+		}
 	}
 	p, err := decide(&f.roster)
-	f.mu.RUnlock()
 	if err != nil {
 		f.countRefused(err)
 		return nil, err
 	}
 	leaving := f.cutOff(p)
 	if !p.empty() {
-		if err := f.store.ApplyChange(ctx, p.change); err != nil {
+		revision, err := f.store.ApplyChange(ctx, f.revision, p.change)
+		if err != nil {
 			f.readmit(leaving)
-			f.metrics.refused.WithLabelValues(refusedStore).Inc()
+			if !errors.Is(err, agent.ErrOutdated) {
+				f.metrics.refused.WithLabelValues(refusedStore).Inc()
+			}
 			return nil, fmt.Errorf("store the change of the registrations: %w", err)
 		}
+		f.revision = revision
+		f.peers.tellRegistrations()
 	}
-	f.commit(p, leaving)
+	added := f.commit(p, leaving)
+	f.countOutcomes(p, added)
 	return p, nil
 }
 
@@ -163,11 +198,12 @@ func (f *Fleet) cutOff(p *plan) []*entry {
 			e.turn.Lock()
 			e.mu.Lock()
 			e.leaving = true
-			e.unary = unaryRun{}
+			f.endRunLocked(e)
 			if e.session != nil {
 				f.endLocked(e.session, end)
 			}
 			f.presentLocked(e, time.Now())
+			e.lingering = false
 			e.mu.Unlock()
 			f.series.Remove(id)
 			f.pending.Remove(id)
@@ -191,8 +227,9 @@ func (f *Fleet) readmit(leaving []*entry) {
 	}
 }
 
-// commit changes memory as the database was changed.
-func (f *Fleet) commit(p *plan, leaving []*entry) {
+// commit changes memory as the database was changed. It returns how many agents
+// are new.
+func (f *Fleet) commit(p *plan, leaving []*entry) int {
 	for _, e := range leaving {
 		e.mu.Lock()
 		e.gone, e.instances, e.holds = true, nil, nil
@@ -266,8 +303,8 @@ func (f *Fleet) commit(p *plan, leaving []*entry) {
 	}
 	f.presentChange(removed, faces, slices.Concat(added, changed))
 	f.tellChange(leaving, added, changed)
-	f.countOutcomes(p, len(added))
 	f.setSizes()
+	return len(added)
 }
 
 // presentChange makes known what became of agents, and of workspaces with these
@@ -325,11 +362,11 @@ func (e *entry) revoke(f *Fleet) {
 	defer e.mu.Unlock()
 	if s := e.session; s != nil && s.token != e.reg.Load().TokenHash {
 		f.endLocked(s, EndRevoked)
-		f.series.Close(e.id, s.info.Epoch, true)
+		f.closeSeriesLocked(e, s.info.Epoch, true)
 	}
 	if epoch := e.unary.epoch; epoch != 0 {
-		e.unary = unaryRun{}
-		f.series.Close(e.id, epoch, true)
+		f.endRunLocked(e)
+		f.closeSeriesLocked(e, epoch, true)
 	}
 	f.presentLocked(e, time.Now())
 }

@@ -297,7 +297,7 @@ func TestDeregister(t *testing.T) {
 	p := loaded(t, Options{},
 		registration(1, 1, 1), registration(2, 2, 1),
 		with(registration(3, 2, 1), func(r *agent.Registration) { r.Name = "dev" }), registration(4, 4, 1))
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	p.journal.take()
 
@@ -315,7 +315,7 @@ func TestDeregister(t *testing.T) {
 	require.Equal(t, ids(4), registered(p.Fleet))
 	require.Contains(t, p.roster.workspaces, nid(1001), "a workspace without agents stays")
 	require.NotContains(t, p.roster.workspaces, nid(1002))
-	_, err = p.Authenticate(token(1))
+	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
 	require.ErrorIs(t, s.Receive(1, func(Request) { t.Error("taken in") }), ErrSessionOver)
 
@@ -330,28 +330,28 @@ func TestDeregister(t *testing.T) {
 // to send again what was pending.
 func TestDeregisterWhileTheDatabaseIsDown(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(5, func(r Request) { r.Tracker().Hold(5) }))
 	p.store.fail(errDown)
 	p.store.before = func() {
-		_, err := p.Connect(nid(1), instance(1), 2)
+		_, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
 		require.ErrorIs(t, err, ErrUnavailable, "while it is undecided")
-		require.ErrorIs(t, p.Call(nid(1), func(Request) {}), ErrUnavailable)
+		require.ErrorIs(t, p.Call(t.Context(), nid(1), func(Request) {}), ErrUnavailable)
 	}
 	_, err = p.Deregister(t.Context(), ids(1), nil)
 	require.ErrorIs(t, err, errDown)
 	require.True(t, closed(s.Done()))
 	p.store.before = nil
 
-	s, err = p.Connect(nid(1), instance(1), 2)
+	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{}, s.Resume())
 }
 
 func TestRevokedToken(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	p.journal.take()
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {
@@ -361,16 +361,16 @@ func TestRevokedToken(t *testing.T) {
 	require.True(t, closed(s.Done()))
 	require.Equal(t, EndRevoked, s.End())
 	require.Equal(t, []string{"store change", "close 1 goodbye=true"}, p.journal.take())
-	_, err = p.Authenticate(token(1))
+	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
-	id, err := p.Authenticate("new")
+	id, err := p.Authenticate(t.Context(), "new")
 	require.NoError(t, err)
 	require.Equal(t, nid(1), id)
 }
 
 func TestSupersededSessionEnds(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 1, 2)}})
 	require.NoError(t, err)
@@ -435,7 +435,7 @@ func TestChangesWaitForEachOther(t *testing.T) {
 
 func TestReplacedRegistrationDropsStateOfItsApps(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	require.NoError(t, p.Call(nid(1), func(r Request) {
+	require.NoError(t, p.Call(t.Context(), nid(1), func(r Request) {
 		require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}))
 	}))
 	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {

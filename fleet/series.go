@@ -160,8 +160,15 @@ type up struct {
 	mu sync.Mutex
 	// labels is nil while the workspace is not served: another has its labels,
 	// or it is gone. It is replaced, never changed.
-	labels    *agent.Workspace
-	connected int
+	labels *agent.Workspace
+	// Agents that are connected to this replica, and to others.
+	here, elsewhere int
+}
+
+// place is where an agent counts as connected.
+type place struct {
+	workspace *workspace // nil: nowhere
+	elsewhere bool       // not to this replica
 }
 
 // served tells whether the states of the workspace's agents are served.
@@ -172,11 +179,29 @@ func (w *workspace) served() bool {
 }
 
 // count adds n connected agents.
-func (f *Fleet) count(w *workspace, n int) {
+func (f *Fleet) count(at place, n int) {
+	w := at.workspace
+	if w == nil {
+		return
+	}
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
-	w.up.connected += n
+	if at.elsewhere {
+		w.up.elsewhere += n
+	} else {
+		w.up.here += n
+	}
 	f.setUpLocked(w)
+}
+
+// shows tells whether this replica serves the state of what has agents connected
+// here or elsewhere: each replica that of its own, the leader what is nobody's.
+// One that the others may take for gone serves none.
+func (f *Fleet) shows(here, elsewhere bool) bool {
+	if f.peers == nil {
+		return true
+	}
+	return f.peers.member.Load() && (here || !elsewhere && f.peers.leads.Load())
 }
 
 // label serves the workspace with these labels; nil: not at all. It returns
@@ -194,46 +219,57 @@ func (f *Fleet) label(w *workspace, labels *agent.Workspace) bool {
 }
 
 func (f *Fleet) setUpLocked(w *workspace) {
-	if w.up.labels == nil {
+	if w.up.labels == nil || !f.shows(w.up.here > 0, w.up.elsewhere > 0) {
 		f.series.SetState(w.up.key, nil)
 		return
 	}
-	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.connected))
+	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.here))
 }
 
 // present makes known how the agent is now: its series, its part in the count of
 // its workspace, and the news of it. Whoever changed something that they are
 // made of calls it before e.mu is released.
 func (f *Fleet) presentLocked(e *entry, now time.Time) {
-	out := e.leaving || e.gone
-	reg := e.reg.Load()
-	online := !out && e.online()
-	counted := (*workspace)(nil)
-	if online {
-		counted = e.workspace
+	is := f.standingLocked(e, now)
+	if e.counted != is.counted {
+		f.count(e.counted, -1)
+		f.count(is.counted, 1)
 	}
-	if e.counted != counted {
-		if e.counted != nil {
-			f.count(e.counted, -1)
-		}
-		if counted != nil {
-			f.count(counted, 1)
-		}
-		e.counted = counted
-	}
-	before := e.status
-	e.status = status(reg, online, e.epoch != 0, now)
-	if out || !e.workspace.served() {
-		f.series.SetState(e.id, nil)
+	news := e.status != is.status
+	e.status, e.counted, e.shown = is.status, is.counted, is.shown
+	if is.shown {
+		f.series.SetState(e.id, agentSeries(e.reg.Load(), &e.state, is.status))
 	} else {
-		f.series.SetState(e.id, agentSeries(reg, &e.state, e.status))
+		f.series.SetState(e.id, nil)
 	}
-	if before != e.status {
+	if news {
 		f.news.tell(e.id)
 	}
 }
 
-// online tells whether the agent has a session or a run of calls.
+// standing is how an agent stands to the service, and what this replica makes of
+// it.
+type standing struct {
+	status  agent.Status
+	counted place
+	shown   bool
+}
+
+func (f *Fleet) standingLocked(e *entry, now time.Time) standing {
+	in := !e.leaving && !e.gone
+	here := in && e.online()
+	elsewhere := in && !here && f.elsewhereLocked(e)
+	s := standing{
+		status: status(e.reg.Load(), here || elsewhere, e.newest.Epoch != 0, now),
+		shown:  in && f.shows(here, elsewhere) && e.workspace.served(),
+	}
+	if here || elsewhere {
+		s.counted = place{e.workspace, elsewhere}
+	}
+	return s
+}
+
+// online tells whether the agent has a session or a run of calls here.
 func (e *entry) online() bool { return e.session != nil || e.unary.epoch != 0 }
 
 // present is presentLocked for agents that are not locked.

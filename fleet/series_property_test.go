@@ -68,7 +68,7 @@ func (w *stateWorld) checkSeries(t require.TestingT) {
 				n++
 			}
 		}
-		require.Equal(t, n, ws.up.connected)
+		require.Equal(t, n, ws.up.here)
 	}
 }
 
@@ -166,7 +166,7 @@ func (w *stateWorld) pick(t *rapid.T) agent.ID { return nid(rapid.IntRange(1, 6)
 
 func (w *stateWorld) connect(t *rapid.T) {
 	id := w.pick(t)
-	s, err := w.Connect(id, instance(1), 1)
+	s, err := w.Connect(t.Context(), id, Hello{Instance: instance(1), Ordinal: 1})
 	if err != nil {
 		return
 	}
@@ -175,7 +175,7 @@ func (w *stateWorld) connect(t *rapid.T) {
 
 func (w *stateWorld) call(t *rapid.T) {
 	id := w.pick(t)
-	if w.Call(id, func(Request) {}) == nil {
+	if w.Call(t.Context(), id, func(Request) {}) == nil {
 		w.online[id], w.seen[id] = true, true
 	}
 }

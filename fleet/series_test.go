@@ -305,7 +305,7 @@ func TestStatusMovesByTimer(t *testing.T) {
 		shown(agent.StatusConnected)
 		connect(t, p, 1).Close(EndGoodbye)
 		shown(agent.StatusDisconnected)
-		require.NoError(t, p.Call(nid(1), func(Request) {}))
+		require.NoError(t, p.Call(t.Context(), nid(1), func(Request) {}))
 		shown(agent.StatusConnected)
 		time.Sleep(12 * time.Second)
 		shown(agent.StatusDisconnected)
@@ -323,7 +323,7 @@ func TestStatusMovesByTimer(t *testing.T) {
 func TestStatesAreSetAtLoad(t *testing.T) {
 	a, b := registration(1, 1, 1), registration(2, 2, 1)
 	before := loaded(t, Options{}, a, b)
-	before.store.epochs[nid(1)] = 5
+	before.store.sessions[nid(1)] = agent.SessionRecord{Agent: nid(1), Epoch: 5}
 	p := newPartsOn(t, Options{}, before.store, before.journal)
 	require.NoError(t, p.Load(t.Context()))
 	require.Equal(t, []string{

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
@@ -60,12 +61,21 @@ type unaryRun struct {
 	last     time.Time
 }
 
-// Connect opens a session of the agent and ends an older one with EndTakeover.
-// The ordinal of the session counts from 1 in the life of the instance; 0 is
-// taken as above 1. It does not wait for the database. Errors: ErrUnknownAgent,
-// ErrUnavailable.
-func (f *Fleet) Connect(id agent.ID, instance agent.Instance, ordinal int64) (*Session, error) {
-	e, err := f.entry(id)
+// Hello is what an instance tells when it connects.
+type Hello struct {
+	Instance agent.Instance
+	// Ordinal of the session in the life of the instance, from 1; 0 is taken as
+	// above 1.
+	Ordinal int64
+	// Epoch of the instance's session before; 0: not known.
+	Epoch int64
+}
+
+// Connect opens a session of the agent and ends an older one, here or on another
+// replica, with EndTakeover. It waits for the database only if the agent is not
+// known here. Errors: ErrUnknownAgent, ErrUnavailable.
+func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session, error) {
+	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *roster) *entry { return r.agents[id] })
 	if err != nil {
 		return nil, err
 	}
@@ -78,11 +88,13 @@ func (f *Fleet) Connect(id agent.ID, instance agent.Instance, ordinal int64) (*S
 	}
 	now := time.Now()
 	e.lastSeen = now
-	e.unary = unaryRun{}
+	f.endRunLocked(e)
 	if e.session != nil {
 		f.endLocked(e.session, EndTakeover)
 	}
-	t, known := e.instanceLocked(instance, f.metrics)
+	t, known := e.instanceLocked(hello.Instance, f.metrics)
+	elsewhere := f.wasElsewhereLocked(e, t.ordinal, hello.Ordinal)
+	t.ordinal = hello.Ordinal
 	reg := e.reg.Load()
 	s := &Session{
 		fleet:   f,
@@ -91,9 +103,10 @@ func (f *Fleet) Connect(id agent.ID, instance agent.Instance, ordinal int64) (*S
 		tracker: t,
 		resume:  t.progress(),
 		info: agent.Session{
-			Epoch:    f.nextEpochLocked(e, now),
-			Instance: instance,
-			First:    ordinal == 1 && !known,
+			Epoch:     f.beginLocked(e, now, hello.Epoch, false),
+			Instance:  hello.Instance,
+			First:     hello.Ordinal == 1 && !known,
+			Elsewhere: elsewhere,
 		},
 		done:   make(chan struct{}),
 		notify: make(chan struct{}, 1),
@@ -105,7 +118,7 @@ func (f *Fleet) Connect(id agent.ID, instance agent.Instance, ordinal int64) (*S
 	t.detached = time.Time{}
 	t.attach(s.notify)
 	f.metrics.sessions.Inc()
-	f.series.Open(id, reg.Identity(), s.info)
+	f.openSeriesLocked(e, s.info)
 	f.presentLocked(e, now)
 	return s, nil
 }
@@ -135,12 +148,27 @@ func (e *entry) dropInstanceLocked(i int) {
 	e.holds = slices.DeleteFunc(e.holds, func(h hold) bool { return h.tracker == t })
 }
 
-// nextEpochLocked returns an epoch for a session or a run of calls, and has it
-// persisted in a while.
-func (f *Fleet) nextEpochLocked(e *entry, now time.Time) int64 {
-	e.epoch = nextEpoch(now, e.epoch)
-	f.writes.addEpoch(e.id, e.epoch)
-	return e.epoch
+// maxEpochAhead is how far an epoch that an agent tells may be ahead of the clock:
+// more than clocks of replicas differ. Beyond it the agent would only harm itself.
+const maxEpochAhead = time.Hour
+
+// beginLocked returns the epoch for a session or a run of calls, which is the
+// agent's newest from now on, and has it told and persisted in a while. told is
+// the epoch that the agent knows of; 0: none.
+func (f *Fleet) beginLocked(e *entry, now time.Time, told int64, unary bool) int64 {
+	last := e.newest.Epoch
+	if told < now.Add(maxEpochAhead).UnixNano() {
+		last = max(last, told)
+	}
+	e.newest = agent.SessionRecord{
+		Agent:   e.id,
+		Epoch:   nextEpoch(now, last),
+		Replica: f.self(),
+		Open:    true,
+		Unary:   unary,
+	}
+	f.recordLocked(e)
+	return e.newest.Epoch
 }
 
 // nextEpoch rises although the clock may not. If the clock is set back and the
@@ -152,6 +180,7 @@ func nextEpoch(now time.Time, last int64) int64 { return max(now.UnixNano(), las
 // series.
 func (f *Fleet) endLocked(s *Session, end End) {
 	s.entry.session = nil
+	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
 	s.tracker.detached = time.Now()
@@ -202,7 +231,7 @@ func (s *Session) Close(end End) {
 		return
 	}
 	s.fleet.endLocked(s, end)
-	s.fleet.series.Close(e.id, s.info.Epoch, end == EndGoodbye)
+	s.fleet.closeSeriesLocked(e, s.info.Epoch, end == EndGoodbye)
 	s.fleet.presentLocked(e, time.Now())
 }
 
@@ -252,10 +281,10 @@ func (s *Session) Refused(n int) time.Duration {
 
 // Call has take take in a request without a session. Such calls of an agent
 // form a run: one epoch, from the first call until a session or until none came
-// for Options.UnaryIdle. Errors: ErrSessionLive, ErrUnknownAgent,
-// ErrUnavailable.
-func (f *Fleet) Call(id agent.ID, take func(Request)) error {
-	e, err := f.entry(id)
+// for Options.UnaryIdle. A run on one replica ends that on another. It waits as
+// Connect does. Errors: ErrSessionLive, ErrUnknownAgent, ErrUnavailable.
+func (f *Fleet) Call(ctx context.Context, id agent.ID, take func(Request)) error {
+	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *roster) *entry { return r.agents[id] })
 	if err != nil {
 		return err
 	}
@@ -282,12 +311,13 @@ func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
 	if err := e.availableLocked(); err != nil {
 		return agent.Order{}, err
 	}
-	if e.session != nil {
+	if e.session != nil || f.elsewhereLocked(e) && !e.newest.Unary {
 		return agent.Order{}, ErrSessionLive
 	}
 	if e.unary.epoch == 0 {
-		e.unary.epoch = f.nextEpochLocked(e, now)
-		f.series.Open(e.id, e.reg.Load().Identity(), agent.Session{Epoch: e.unary.epoch})
+		elsewhere := f.wasElsewhereLocked(e, 0, 0)
+		e.unary.epoch = f.beginLocked(e, now, 0, true)
+		f.openSeriesLocked(e, agent.Session{Epoch: e.unary.epoch, Elsewhere: elsewhere})
 		f.presentLocked(e, now)
 	}
 	e.lastSeen, e.unary.last = now, now
@@ -300,6 +330,7 @@ func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
 func (f *Fleet) scan(now time.Time) {
 	start := time.Now()
 	defer func() { f.metrics.collection.Observe(time.Since(start).Seconds()) }()
+	f.checkStanding()
 	f.mu.RLock()
 	order := f.roster.order
 	f.mu.RUnlock()
@@ -322,12 +353,12 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 			}
 		case !now.Before(s.closeAt):
 			f.endLocked(s, EndAged)
-			f.series.Close(e.id, s.info.Epoch, false)
+			f.closeSeriesLocked(e, s.info.Epoch, false)
 		}
 	}
 	if u := e.unary; u.epoch != 0 && now.Sub(u.last) >= f.opts.UnaryIdle {
-		e.unary = unaryRun{}
-		f.series.Close(e.id, u.epoch, false)
+		f.endRunLocked(e)
+		f.closeSeriesLocked(e, u.epoch, false)
 	}
 	for i := 0; i < len(e.instances); {
 		t := e.instances[i]
@@ -340,7 +371,10 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if e.gone || e.leaving {
 		return
 	}
-	if e.status != status(e.reg.Load(), e.online(), e.epoch != 0, now) {
+	if f.peers != nil && !f.peers.member.Load() && !e.online() {
+		f.letGoLocked(e)
+	}
+	if f.standingLocked(e, now) != (standing{e.status, e.counted, e.shown}) {
 		f.presentLocked(e, now)
 	}
 }

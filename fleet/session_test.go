@@ -19,11 +19,11 @@ import (
 
 func TestTakeover(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	first, err := p.Connect(nid(1), instance(1), 1)
+	first, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, first.Receive(3, func(Request) {}))
 
-	second, err := p.Connect(nid(1), instance(1), 2)
+	second, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
 	require.NoError(t, err)
 	require.True(t, closed(first.Done()))
 	require.Equal(t, EndTakeover, first.End())
@@ -39,7 +39,7 @@ func TestTakeover(t *testing.T) {
 	second.Close(EndDisconnect)
 	require.True(t, closed(second.Done()))
 	second.Close(EndDisconnect)
-	third, err := p.Connect(nid(1), instance(1), 1)
+	third, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	third.Close(EndDisconnect)
 	require.Equal(t, []string{
@@ -68,17 +68,17 @@ func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
 	turn := func() *sync.Mutex { return &p.roster.agents[nid(1)].turn }
 	series := &lockedSeries{seriesJournal: seriesJournal{p.journal, newStateSeries()}, turn: turn}
 	p.series = series
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || turn().TryLock() }))
 	s.Close(EndDisconnect)
-	require.NoError(t, p.Call(nid(1), func(Request) { series.free = series.free || turn().TryLock() }))
+	require.NoError(t, p.Call(t.Context(), nid(1), func(Request) { series.free = series.free || turn().TryLock() }))
 	require.False(t, series.free)
 }
 
 func TestDuplicatesAndGaps(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	var taken []int64
 	for _, seq := range []int64{1, 1, 5, 4, 3, 100, 100, 101} {
@@ -91,7 +91,7 @@ func TestDuplicatesAndGaps(t *testing.T) {
 
 func TestGoodbye(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(1, func(r Request) { r.Tracker().Hold(1) }))
 	p.journal.take()
@@ -109,7 +109,7 @@ func TestGoodbye(t *testing.T) {
 func TestInstancesAreBounded(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	for n := range byte(6) {
-		s, err := p.Connect(nid(1), instance(n), 1)
+		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(n), Ordinal: 1})
 		require.NoError(t, err)
 		require.NoError(t, s.Receive(int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}) }))
 	}
@@ -117,10 +117,10 @@ func TestInstancesAreBounded(t *testing.T) {
 	require.Len(t, e.instances, maxInstances)
 	require.Len(t, e.holds, maxInstances)
 	require.Equal(t, []string{"2"}, metric(t, p, "agentstatsd_instances_dropped_total"))
-	s, err := p.Connect(nid(1), instance(3), 2)
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(3), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{4, 3}, s.Resume())
-	s, err = p.Connect(nid(1), instance(0), 2)
+	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(0), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{}, s.Resume())
 	require.False(t, s.Info().First, "the agent says that it is not the first")
@@ -131,7 +131,7 @@ func TestCalls(t *testing.T) {
 		p := loaded(t, Options{}, registration(1, 1, 1))
 		var orders []agent.Order
 		call := func() error {
-			return p.Call(nid(1), func(r Request) {
+			return p.Call(t.Context(), nid(1), func(r Request) {
 				require.Nil(t, r.Tracker())
 				require.Equal(t, r.Order().Epoch, r.Epoch())
 				orders = append(orders, r.Order())
@@ -142,7 +142,7 @@ func TestCalls(t *testing.T) {
 		require.Equal(t, orders[0].Epoch, orders[1].Epoch)
 		require.Equal(t, 1, orders[1].Compare(orders[0]))
 
-		s, err := p.Connect(nid(1), instance(1), 1)
+		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 		require.NoError(t, err)
 		require.ErrorIs(t, call(), ErrSessionLive)
 		require.Greater(t, s.Info().Epoch, orders[0].Epoch)
@@ -172,9 +172,9 @@ func TestSessionAge(t *testing.T) {
 		p := loaded(t, Options{SessionAge: time.Hour}, registration(1, 1, 1), registration(2, 2, 1))
 		defer running(t, p)()
 		start := time.Now()
-		stays, err := p.Connect(nid(1), instance(1), 1)
+		stays, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 		require.NoError(t, err)
-		goes, err := p.Connect(nid(2), instance(2), 1)
+		goes, err := p.Connect(t.Context(), nid(2), Hello{Instance: instance(2), Ordinal: 1})
 		require.NoError(t, err)
 		go func() {
 			<-goes.Notify()
@@ -199,7 +199,7 @@ func TestSessionAge(t *testing.T) {
 func TestInstanceRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{InstanceRetention: time.Minute}, registration(1, 1, 1))
-		s, err := p.Connect(nid(1), instance(1), 1)
+		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 		require.NoError(t, err)
 		require.NoError(t, s.Receive(7, func(Request) {}))
 		time.Sleep(time.Hour)
@@ -207,13 +207,13 @@ func TestInstanceRetention(t *testing.T) {
 		s.Close(EndDisconnect)
 		time.Sleep(time.Minute - 1)
 		p.scan(time.Now())
-		s, err = p.Connect(nid(1), instance(1), 2)
+		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
 		require.NoError(t, err)
 		require.Equal(t, Progress{7, 7}, s.Resume())
 		s.Close(EndDisconnect)
 		time.Sleep(time.Minute)
 		p.scan(time.Now())
-		s, err = p.Connect(nid(1), instance(1), 3)
+		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 3})
 		require.NoError(t, err)
 		require.Equal(t, Progress{}, s.Resume())
 	})
@@ -231,7 +231,7 @@ func TestMetadataKeys(t *testing.T) {
 		registration(1, 1, 1),
 		with(registration(2, 2, 1), func(r *agent.Registration) { r.MetadataKeys = []string{"mem", "cpu"} }))
 	admit := func(n int, keys ...string) (kept []agent.MetadataEntry, refused []agent.Refusal) {
-		require.NoError(t, p.Call(nid(n), func(r Request) { kept, refused = r.AdmitMetadata(entries(keys...)) }))
+		require.NoError(t, p.Call(t.Context(), nid(n), func(r Request) { kept, refused = r.AdmitMetadata(entries(keys...)) }))
 		return kept, refused
 	}
 
@@ -274,7 +274,7 @@ func TestSessionsRace(t *testing.T) {
 		agents.Go(func() {
 			id := nid(n%2 + 1)
 			for i := range 200 {
-				s, err := p.Connect(id, instance(byte(n)), int64(i+1))
+				s, err := p.Connect(t.Context(), id, Hello{Instance: instance(byte(n)), Ordinal: int64(i + 1)})
 				if err != nil {
 					continue
 				}
@@ -287,7 +287,7 @@ func TestSessionsRace(t *testing.T) {
 						break
 					}
 				}
-				_ = p.Call(id, func(r Request) { r.SetNetwork(agent.Network{}) })
+				_ = p.Call(t.Context(), id, func(r Request) { r.SetNetwork(agent.Network{}) })
 				s.Close(EndGoodbye)
 			}
 		})
@@ -332,7 +332,7 @@ func BenchmarkConnect(b *testing.B) {
 	f := benchFleet(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		s, err := f.Connect(nid(1), instance(1), 2)
+		s, err := f.Connect(b.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -344,7 +344,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 	f := benchFleet(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := f.Authenticate(token(1)); err != nil {
+		if _, err := f.Authenticate(b.Context(), token(1)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ func running(t *testing.T, p parts) (stop func()) {
 
 func connect(t *testing.T, p parts, n int) *Session {
 	t.Helper()
-	s, err := p.Connect(nid(n), instance(byte(n)), 1)
+	s, err := p.Connect(t.Context(), nid(n), Hello{Instance: instance(byte(n)), Ordinal: 1})
 	require.NoError(t, err)
 	return s
 }
@@ -40,6 +40,7 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{}, registration(1, 1, 1))
 		defer running(t, p)()
+		synctest.Wait() // what was said before Run is written
 		s := connect(t, p, 1)
 		now := time.Now()
 		receive(t, s, 1, func(r Request) {
@@ -124,7 +125,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 		require.Equal(t, Progress{50, 50}, s.Progress())
 		require.Equal(t, uint64(49), p.store.state(nid(1)).Network.NodeID)
 		require.NoError(t, p.Healthy())
-		require.Equal(t, map[agent.ID]int64{nid(1): s.Info().Epoch}, p.store.epochs)
+		require.Equal(t, s.Info().Epoch, p.store.epoch(nid(1)))
 		stop()
 	})
 }
@@ -222,13 +223,13 @@ func TestRunLoadsWhatWasDown(t *testing.T) {
 		require.ErrorIs(t, p.Load(t.Context()), errDown)
 		stop := running(t, p)
 		time.Sleep(time.Minute)
-		_, err := p.Authenticate(token(1))
+		_, err := p.Authenticate(t.Context(), token(1))
 		require.ErrorIs(t, err, ErrUnavailable)
 		require.ErrorIs(t, p.Healthy(), ErrUnavailable)
 		s.fail(nil)
 		time.Sleep(maxBackoff)
 		synctest.Wait()
-		_, err = p.Authenticate(token(1))
+		_, err = p.Authenticate(t.Context(), token(1))
 		require.NoError(t, err)
 		stop()
 
@@ -251,16 +252,16 @@ func TestNothingIsWrittenOfARemovedAgent(t *testing.T) {
 	_, ok := taken[0].beginWrite()
 	require.False(t, ok)
 	require.Empty(t, p.store.states)
-	require.Empty(t, p.store.epochs)
+	require.Empty(t, p.store.sessions)
 }
 
-func TestEpochsWaitForTheDatabase(t *testing.T) {
+func TestSessionsWaitForTheDatabase(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
 	p.store.fail(errDown)
 	require.ErrorIs(t, p.write(t.Context()), errDown)
-	require.Equal(t, []string{"epochs 1"}, metric(t, p, "agentstatsd_fleet_write_errors_total"))
+	require.Equal(t, []string{"sessions 1"}, metric(t, p, "agentstatsd_fleet_write_errors_total"))
 	p.store.fail(nil)
 	require.NoError(t, p.write(t.Context()))
-	require.Equal(t, map[agent.ID]int64{nid(1): s.Info().Epoch}, p.store.epochs)
+	require.Equal(t, s.Info().Epoch, p.store.epoch(nid(1)))
 }

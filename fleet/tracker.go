@@ -41,6 +41,8 @@ type tracker struct {
 	// detached is when the last session ended; zero while there is one.
 	// Guarded by entry.mu.
 	detached time.Time
+	// ordinal of the instance's newest session here. Guarded by entry.mu.
+	ordinal int64
 
 	mu sync.Mutex
 	// Guarded by mu.

@@ -127,7 +127,7 @@ func TestRefusals(t *testing.T) {
 
 func BenchmarkReceive(b *testing.B) {
 	p := benchFleet(b)
-	s, err := p.Connect(nid(1), instance(1), 1)
+	s, err := p.Connect(b.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 	require.NoError(b, err)
 	b.ReportAllocs()
 	seq := int64(0)

@@ -24,7 +24,7 @@ const (
 	maxBackoff = 15 * time.Second
 )
 
-// writes is what waits to be written: at most one state and one epoch an agent,
+// writes is what waits to be written: at most one state and one session an agent,
 // and the finished builds, of which there is one more only for each that is
 // registered.
 type writes struct {
@@ -33,18 +33,18 @@ type writes struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	states map[*entry]struct{}
-	epochs map[agent.ID]int64
-	builds map[agent.ID]finishedBuild
-	err    error // of the last write; nil: it went well
+	states   map[*entry]struct{}
+	sessions map[*entry]struct{}
+	builds   map[agent.ID]finishedBuild
+	err      error // of the last write; nil: it went well
 }
 
 func newWrites() writes {
 	return writes{
-		wake:   make(chan struct{}, 1),
-		states: make(map[*entry]struct{}),
-		epochs: make(map[agent.ID]int64),
-		builds: make(map[agent.ID]finishedBuild),
+		wake:     make(chan struct{}, 1),
+		states:   make(map[*entry]struct{}),
+		sessions: make(map[*entry]struct{}),
+		builds:   make(map[agent.ID]finishedBuild),
 	}
 }
 
@@ -52,13 +52,6 @@ func (w *writes) addState(e *entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.states[e] = struct{}{}
-	w.wakeUp()
-}
-
-func (w *writes) addEpoch(id agent.ID, epoch int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.epochs[id] = max(w.epochs[id], epoch)
 	w.wakeUp()
 }
 
@@ -90,19 +83,14 @@ func (w *writes) takeBuilds() map[agent.ID]finishedBuild {
 	return taken
 }
 
-func (w *writes) wakeUp() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
-}
+func (w *writes) wakeUp() { signal(w.wake) }
 
 // remove forgets what waits to be written of a removed agent.
 func (w *writes) remove(e *entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.states, e)
-	delete(w.epochs, e.id)
+	delete(w.sessions, e)
 }
 
 // takeStates removes and returns at most limit entries.
@@ -117,17 +105,6 @@ func (w *writes) takeStates(limit int) []*entry {
 		taken = append(taken, e)
 		delete(w.states, e)
 	}
-	return taken
-}
-
-func (w *writes) takeEpochs() map[agent.ID]int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.epochs) == 0 {
-		return nil
-	}
-	taken := w.epochs
-	w.epochs = make(map[agent.ID]int64)
 	return taken
 }
 
@@ -150,15 +127,28 @@ func (w *writes) failing() error {
 }
 
 // Run loads the registrations if that is still to be done, writes states and
-// epochs behind, and ends aged sessions. It blocks until ctx is cancelled, then
-// writes what is left within Options.WriteTimeout, and returns nil.
+// sessions behind, ends aged sessions, and follows the other replicas. It blocks
+// until ctx is cancelled, then writes what is left within Options.WriteTimeout,
+// and returns nil.
 func (f *Fleet) Run(ctx context.Context) error {
+	if f.peers != nil {
+		// Heard before anything is read, so that nothing falls between.
+		cancel, err := f.peers.news.Subscribe(newsChannel, f.hear)
+		if err != nil {
+			return fmt.Errorf("subscribe to news of the fleet: %w", err)
+		}
+		defer cancel()
+	}
 	if !f.loadUntilDone(ctx) {
 		return nil
 	}
-	var scans sync.WaitGroup
-	defer scans.Wait()
-	scans.Go(func() { f.scanUntilDone(ctx) })
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { f.scanUntilDone(ctx) })
+	if f.peers != nil {
+		background.Go(func() { f.followUntilDone(ctx) })
+		background.Go(func() { f.peers.tellUntilDone(ctx) })
+	}
 
 	timer := time.NewTimer(0) // what was said before Run
 	defer timer.Stop()
@@ -235,7 +225,7 @@ func (f *Fleet) lastWrite(ctx context.Context) {
 func (f *Fleet) write(ctx context.Context) error {
 	err := f.writeStates(ctx)
 	if err == nil {
-		err = f.writeEpochs(ctx)
+		err = f.writeSessions(ctx)
 	}
 	if err == nil {
 		err = f.writeBuilds(ctx)
@@ -299,6 +289,7 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	switch {
 	case err == nil:
 		f.metrics.statesWritten.Add(float64(len(batch)))
+		f.peers.tellStates()
 		for _, w := range batch {
 			w.settle(nil)
 		}
@@ -355,25 +346,4 @@ func (f *Fleet) putBack(w stateWrite) {
 		e.dirty = true
 		f.writes.addState(e)
 	}
-}
-
-func (f *Fleet) writeEpochs(ctx context.Context) error {
-	epochs := f.writes.takeEpochs()
-	f.mu.RLock()
-	maps.DeleteFunc(epochs, func(id agent.ID, _ int64) bool { return f.roster.agents[id] == nil })
-	f.mu.RUnlock()
-	if len(epochs) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
-	defer cancel()
-	err := f.store.SaveEpochs(ctx, epochs)
-	if err == nil {
-		return nil
-	}
-	f.metrics.writeErrors.WithLabelValues("epochs").Inc()
-	for id, epoch := range epochs {
-		f.writes.addEpoch(id, epoch)
-	}
-	return fmt.Errorf("save epochs: %w", err)
 }

@@ -1,0 +1,203 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// cluster are replicas of one fleet, and what is wrong with them.
+type cluster struct {
+	mu   sync.Mutex
+	live map[agent.ID]bool
+	// leader has the lease.
+	leader agent.ID
+	bus    bus
+}
+
+// bus delivers news at once, unless it is cut.
+type bus struct {
+	mu  sync.Mutex
+	cut bool
+	// listeners by replica.
+	listeners map[agent.ID]func([]byte)
+}
+
+// standingOf is one replica's place in the cluster.
+type standingOf struct {
+	c    *cluster
+	self agent.ID
+}
+
+func (s standingOf) Self() agent.ID { return s.self }
+
+func (s standingOf) Member() bool { return s.Live(s.self) }
+
+func (s standingOf) Leads() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.leader == s.self && s.c.live[s.self]
+}
+
+func (s standingOf) Live(id agent.ID) bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.live[id]
+}
+
+func (s standingOf) Publish(_ context.Context, channel string, payload []byte) error {
+	if channel != newsChannel || len(payload) > 7999 {
+		panic("bad news")
+	}
+	b := &s.c.bus
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cut {
+		return nil
+	}
+	for _, listen := range b.listeners {
+		go listen(slices.Clone(payload)) // in any order
+	}
+	return nil
+}
+
+func (s standingOf) Subscribe(_ string, f func([]byte)) (func(), error) {
+	b := &s.c.bus
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.listeners[s.self] = f
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.listeners, s.self)
+	}, nil
+}
+
+func (c *cluster) setLive(id agent.ID, live bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.live[id] = live
+}
+
+func (c *cluster) setLeader(id agent.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leader = id
+}
+
+func (c *cluster) setCut(cut bool) {
+	c.bus.mu.Lock()
+	defer c.bus.mu.Unlock()
+	c.bus.cut = cut
+}
+
+// replicaID is the id of the nth replica.
+func replicaID(n int) agent.ID { return nid(9000 + n) }
+
+// startReplicas runs n replicas over one store; the first one leads. They end
+// with the test.
+func startReplicas(t *testing.T, n int) (*cluster, []parts) {
+	t.Helper()
+	return startReplicasWith(t, n, Options{})
+}
+
+func startReplicasWith(t *testing.T, n int, opts Options) (*cluster, []parts) {
+	t.Helper()
+	c := &cluster{live: map[agent.ID]bool{}, leader: replicaID(0), bus: bus{listeners: map[agent.ID]func([]byte){}}}
+	store := newMemStore(&journal{})
+	replicas := make([]parts, n)
+	for i := range replicas {
+		replicas[i] = startReplica(t, c, store, i, opts)
+	}
+	settle()
+	return c, replicas
+}
+
+func startReplica(t *testing.T, c *cluster, store *memStore, n int, opts Options) parts {
+	t.Helper()
+	c.setLive(replicaID(n), true)
+	p := newPartsOn(t, opts, store, &journal{})
+	p.Join(standingOf{c, replicaID(n)}, standingOf{c, replicaID(n)})
+	stop := running(t, p)
+	t.Cleanup(stop)
+	return p
+}
+
+// settle waits until everybody has looked at everything twice.
+func settle() {
+	time.Sleep(5 * time.Second)
+	synctest.Wait()
+}
+
+func hello(n byte, ordinal int64) Hello { return Hello{Instance: instance(n), Ordinal: ordinal} }
+
+func connectTo(t *testing.T, p parts, n int, h Hello) *Session {
+	t.Helper()
+	s, err := p.Connect(t.Context(), nid(n), h)
+	require.NoError(t, err)
+	return s
+}
+
+func reportOn(t *testing.T, s *Session, sequence int64) {
+	t.Helper()
+	receive(t, s, sequence, func(r Request) { r.Reported() })
+}
+
+// served returns all state series that the replicas serve together, added up, and
+// fails if two serve an agent.
+func served(t *testing.T, replicas ...parts) map[string]float64 {
+	t.Helper()
+	sums := make(map[string]float64)
+	agents := make(map[string]string)
+	for _, p := range replicas {
+		for _, line := range p.states.all() {
+			cut := strings.LastIndexByte(line, ' ')
+			v, err := strconv.ParseFloat(line[cut+1:], 64)
+			require.NoError(t, err)
+			sums[line[:cut]] += v
+			if strings.HasPrefix(line, "connections{") {
+				who := labelOf(line, "agent_name") + " of " + labelOf(line, "workspace_name")
+				require.NotContains(t, agents, who, "%s, and also %s", line, agents[who])
+				agents[who] = line
+			}
+		}
+	}
+	return sums
+}
+
+// statusOf returns the status that is served of the agent main of a workspace.
+func statusOf(t *testing.T, workspace string, replicas ...parts) string {
+	t.Helper()
+	for line := range served(t, replicas...) {
+		if strings.HasPrefix(line, "connections{") && labelOf(line, "workspace_name") == workspace {
+			return labelOf(line, "status")
+		}
+	}
+	return ""
+}
+
+// connectedIn returns how many agents of a workspace are connected, as it is
+// served; -1: it is not.
+func connectedIn(t *testing.T, workspace string, replicas ...parts) float64 {
+	t.Helper()
+	for line, n := range served(t, replicas...) {
+		if strings.HasPrefix(line, "up{") && labelOf(line, "workspace_name") == workspace {
+			return n
+		}
+	}
+	return -1
+}
+
+func labelOf(line, name string) string {
+	_, rest, _ := strings.Cut(line, name+"=")
+	return rest[:strings.IndexAny(rest, ",}")]
+}

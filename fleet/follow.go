@@ -1,0 +1,236 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// followPause is the least time between two looks for what other replicas wrote:
+// strangers with wrong tokens cause one, and no more than that.
+const followPause = 100 * time.Millisecond
+
+// catchUpTimeout bounds the wait of a caller who is not known here.
+const catchUpTimeout = 5 * time.Second
+
+// catchUp returns when what other replicas had written at the call is read.
+func (f *Fleet) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	p := f.peers.join()
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// followUntilDone follows the other replicas: when news come, when somebody waits
+// for it, and every FollowInterval.
+func (f *Fleet) followUntilDone(ctx context.Context) {
+	ticker := time.NewTicker(f.opts.FollowInterval)
+	defer ticker.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+		case <-f.peers.wake:
+		case <-ticker.C:
+		}
+		select {
+		case <-ctx.Done():
+			f.peers.end(f.peers.begin(), ctx.Err())
+			return
+		case <-pause.C:
+		}
+		p := f.peers.begin()
+		f.peers.end(p, f.follow(ctx))
+		pause.Reset(followPause)
+	}
+}
+
+// follow reads what other replicas wrote since the last time, and takes it in.
+func (f *Fleet) follow(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
+	defer cancel()
+	err := f.followRegistrations(ctx)
+	if err == nil {
+		err = f.followSessions(ctx)
+	}
+	if err == nil {
+		err = f.followStates(ctx)
+	}
+	if err != nil {
+		f.metrics.followErrors.Inc()
+		return fmt.Errorf("follow the other replicas: %w", err)
+	}
+	return nil
+}
+
+func (f *Fleet) followRegistrations(ctx context.Context) error {
+	if err := f.lockChanges(ctx); err != nil {
+		return err
+	}
+	defer f.unlockChanges()
+	return f.readRegistrations(ctx)
+}
+
+// readRegistrations brings the roster up to what the database has. The caller
+// may change the registrations.
+func (f *Fleet) readRegistrations(ctx context.Context) error {
+	got, err := f.store.Registrations(ctx, f.revision)
+	if err != nil {
+		return fmt.Errorf("read registrations: %w", err)
+	}
+	if got.Revision == f.revision {
+		return nil
+	}
+	// An agent that was removed and came back is another one: first they go.
+	removed := planRemoved(&f.roster, &got)
+	f.commit(removed, f.cutOff(removed))
+	changed := planChanged(&f.roster, &got)
+	f.commit(changed, nil)
+	f.revision = got.Revision
+	return nil
+}
+
+// planRemoved removes the agents that other replicas removed.
+func planRemoved(r *roster, got *agent.Roster) *plan {
+	p := &plan{}
+	for _, id := range got.RemovedAgents {
+		if r.agents[id] != nil {
+			p.deregistered = append(p.deregistered, id)
+		}
+	}
+	if got.Complete {
+		stay := make(map[agent.ID]struct{}, len(got.Agents))
+		for i := range got.Agents {
+			stay[got.Agents[i].ID] = struct{}{}
+		}
+		for id := range r.agents {
+			if _, stays := stay[id]; !stays {
+				p.deregistered = append(p.deregistered, id)
+			}
+		}
+	}
+	p.change.RemovedAgents = p.deregistered
+	return p
+}
+
+// planChanged makes known what other replicas registered or changed. It removes
+// the workspaces that they removed: no agent is in them any more.
+func planChanged(r *roster, got *agent.Roster) *plan {
+	p := &plan{
+		regs:       make(map[agent.ID]*agent.Registration, len(got.Agents)),
+		named:      make(map[agent.ID]struct{}, len(got.Agents)),
+		workspaces: make(map[agent.ID]agent.Workspace, len(got.Workspaces)),
+	}
+	for _, w := range got.Workspaces {
+		p.workspaces[w.ID] = w
+	}
+	for _, reg := range sorted(Set{Agents: got.Agents}).Agents {
+		p.regs[reg.ID] = &reg
+		p.named[reg.ID] = struct{}{}
+		p.workspaces[reg.Workspace.ID] = reg.Workspace
+	}
+	p.planSiblings(r)
+	removed := got.RemovedWorkspaces
+	if got.Complete {
+		removed = slices.Collect(maps.Keys(r.workspaces))
+	}
+	for _, id := range removed {
+		if _, stays := p.workspaces[id]; !stays && r.workspaces[id] != nil {
+			p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
+		}
+	}
+	return p
+}
+
+// followSessions takes in the sessions that other replicas wrote. If it does not
+// know one of their agents yet, it reads them again the next time.
+func (f *Fleet) followSessions(ctx context.Context) error {
+	records, next, err := f.store.Sessions(ctx, f.sessionsRead)
+	if err != nil {
+		return fmt.Errorf("read sessions: %w", err)
+	}
+	if f.adoptSessions(records) {
+		f.sessionsRead = next
+	}
+	return nil
+}
+
+// followStates takes in the states that were written, likewise.
+func (f *Fleet) followStates(ctx context.Context) error {
+	states, next, err := f.store.States(ctx, f.statesRead)
+	if err != nil {
+		return fmt.Errorf("read states: %w", err)
+	}
+	known := true
+	now := time.Now()
+	for i := range states {
+		e, err := f.entry(states[i].Agent)
+		if err != nil {
+			known = false
+			continue
+		}
+		if f.adoptState(e, &states[i], now) {
+			f.finishBuild(e)
+		}
+	}
+	if known {
+		f.statesRead = next
+	}
+	return nil
+}
+
+// adoptState takes in the parts of a state that are newer than what is known. It
+// returns whether the agent's start may have come to its end.
+func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	changed := false
+	if s.LifecycleOrder.Compare(e.state.LifecycleOrder) > 0 {
+		e.state.Lifecycle, e.state.LifecycleOrder, e.state.Startup = s.Lifecycle, s.LifecycleOrder, s.Startup
+		changed, started = true, true
+	}
+	if s.AppHealthOrder.Compare(e.state.AppHealthOrder) > 0 {
+		e.state.AppHealth, e.state.AppHealthOrder = s.AppHealth, s.AppHealthOrder
+		e.dropForeignApps()
+		changed = true
+	}
+	if s.NetworkOrder.Compare(e.state.NetworkOrder) > 0 {
+		e.state.Network, e.state.NetworkOrder = s.Network, s.NetworkOrder
+		changed = true
+	}
+	if changed {
+		f.presentLocked(e, now)
+		f.news.tell(e.id)
+	}
+	return started
+}
+
+// checkStanding notes how this replica stands among the others, and has the
+// workspaces served accordingly; the agents follow one by one.
+func (f *Fleet) checkStanding() {
+	if f.peers == nil {
+		return
+	}
+	member, leads := f.peers.replicas.Member(), f.peers.replicas.Leads()
+	was, led := f.peers.member.Swap(member), f.peers.leads.Swap(leads)
+	if member == was && leads == led {
+		return
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, w := range f.roster.workspaces {
+		w.up.mu.Lock()
+		f.setUpLocked(w)
+		w.up.mu.Unlock()
+	}
+}

@@ -1,0 +1,530 @@
+package fleet
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// What is registered on one replica is known on the others: at once to whoever
+// asks for it, and without asking soon.
+func TestRegistrationsReachAllReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 3)
+		c.setCut(true)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		id, err := r[1].Authenticate(t.Context(), token(1))
+		require.NoError(t, err, "it is looked for before it is refused")
+		require.Equal(t, nid(1), id)
+		_, err = r[2].Authenticate(t.Context(), token(99))
+		require.ErrorIs(t, err, ErrUnknownToken)
+		require.Equal(t, ids(1), registered(r[2].Fleet), "it was read meanwhile")
+
+		_, err = r[2].Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 2, 1), registration(3, 1, 2)}})
+		require.NoError(t, err)
+		settle()
+		for _, p := range r {
+			_, err = p.Authenticate(t.Context(), token(1))
+			require.ErrorIs(t, err, ErrUnknownToken)
+			require.Equal(t, ids(2, 3), registered(p.Fleet), "3 superseded 1")
+		}
+		n, err := r[1].Deregister(t.Context(), nil, []agent.ID{nid(1001), nid(1002)})
+		require.NoError(t, err)
+		require.Equal(t, 2, n)
+		settle()
+		for _, p := range r {
+			require.Empty(t, registered(p.Fleet))
+			require.Empty(t, p.roster.workspaces)
+		}
+		require.Empty(t, r[0].store.agents())
+	})
+}
+
+// News have what happens on one replica known on the others long before they look
+// by themselves.
+func TestNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicasWith(t, 2, Options{FollowInterval: time.Hour})
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		require.Equal(t, ids(1), registered(r[1].Fleet))
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}) })
+		settle()
+		info, err := r[1].Agent(nid(1))
+		require.NoError(t, err)
+		require.Equal(t, agent.StatusConnected, info.Status)
+		require.Equal(t, agent.LifecycleReady, info.State.Lifecycle.State)
+
+		// What is late says nothing new.
+		e, err := r[0].entry(nid(1))
+		require.NoError(t, err)
+		open := e.newest
+		s.Close(EndGoodbye)
+		settle()
+		r[1].hear(encoding.AppendEncode(encoding.AppendEncode([]byte{newsSessions}, idOf(replicaID(0))), appendRecord(nil, &open)))
+		info, err = r[1].Agent(nid(1))
+		require.NoError(t, err)
+		require.Equal(t, agent.StatusDisconnected, info.Status)
+	})
+}
+
+// A session can be read before the registration of its agent: then it is read
+// again.
+func TestSessionBeforeRegistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		store := r[0].store
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		for _, n := range []int{2, 1} { // the other write comes later
+			require.NoError(t, store.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: nid(n), Epoch: 1 << 60, Replica: replicaID(7)}}))
+		}
+		settle()
+		_, err = r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 2, 1)}})
+		require.NoError(t, err)
+		settle()
+		for _, p := range r {
+			e, err := p.entry(nid(2))
+			require.NoError(t, err)
+			require.Equal(t, int64(1<<60), e.newest.Epoch)
+		}
+	})
+}
+
+// A token cannot be called unknown while nobody can look.
+func TestUnknownTokenWhileTheDatabaseIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		r[0].store.fail(errDown)
+		_, err := r[1].Authenticate(t.Context(), token(1))
+		require.ErrorIs(t, err, ErrUnavailable)
+		_, err = r[1].Connect(t.Context(), nid(1), hello(1, 1))
+		require.ErrorIs(t, err, ErrUnavailable)
+		settle()
+		require.ErrorContains(t, r[1].Healthy(), "follow the other replicas: read registrations: ")
+		r[0].store.fail(nil)
+		settle()
+		require.NoError(t, r[1].Healthy())
+		_, err = r[1].Authenticate(t.Context(), token(1))
+		require.ErrorIs(t, err, ErrUnknownToken)
+	})
+}
+
+// Strangers do not have the database asked as often as they like.
+func TestStrangersWaitTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		asked := 0
+		r[0].store.mu.Lock()
+		r[0].store.before = func() { asked++ }
+		r[0].store.mu.Unlock()
+		var strangers sync.WaitGroup
+		began := time.Now()
+		for range 1000 {
+			strangers.Go(func() {
+				_, err := r[0].Authenticate(t.Context(), token(99))
+				require.ErrorIs(t, err, ErrUnknownToken)
+			})
+		}
+		strangers.Wait()
+		require.LessOrEqual(t, time.Since(began), 2*followPause)
+		require.LessOrEqual(t, asked, 3*3, "three calls of the store for a look")
+	})
+}
+
+// Two replicas that change the registrations at once both have their way.
+func TestChangesOfTwoReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		const n = 20
+		var changing sync.WaitGroup
+		for i, p := range r {
+			changing.Go(func() {
+				for k := range n {
+					number := 1 + 2*k + i
+					_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(number, number, 1)}})
+					require.NoError(t, err)
+					if k%4 == 0 {
+						_, err = p.Deregister(t.Context(), ids(number), nil)
+						require.NoError(t, err)
+					}
+				}
+			})
+		}
+		changing.Wait()
+		settle()
+		require.Len(t, registered(r[0].Fleet), 2*(n-n/4))
+		require.Equal(t, registered(r[0].Fleet), registered(r[1].Fleet))
+		require.ElementsMatch(t, r[0].store.agents(), registered(r[0].Fleet))
+	})
+}
+
+// An agent that another replica deregisters is cut off.
+func TestDeregisteredElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		_, err := r[1].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		r[0].journal.take()
+		_, err = r[1].Deregister(t.Context(), ids(1), nil)
+		require.NoError(t, err)
+		<-s.Done()
+		synctest.Wait()
+		require.Equal(t, EndDeregistered, s.End())
+		require.Equal(t, []string{"series remove 1", "pending remove 1"}, r[0].journal.take())
+		require.ErrorIs(t, s.Receive(1, nil), ErrSessionOver)
+	})
+}
+
+// An agent that moves counts once: its old session ends when it connects, its old
+// series go when the new replica has a report.
+func TestAgentMoves(t *testing.T) {
+	for name, cut := range map[string]bool{"by news": false, "by the database": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, r := startReplicas(t, 3)
+				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+				require.NoError(t, err)
+				settle()
+				require.Equal(t, "connecting", statusOf(t, "ws1", r...))
+				old := connectTo(t, r[1], 1, hello(1, 1))
+				reportOn(t, old, 1)
+				settle()
+				require.Equal(t, "connected", statusOf(t, "ws1", r...))
+				require.Equal(t, 1.0, connectedIn(t, "ws1", r...))
+				r[1].journal.take()
+
+				c.setCut(cut)
+				s := connectTo(t, r[2], 1, hello(1, 2))
+				require.Greater(t, s.Info().Epoch, old.Info().Epoch)
+				<-old.Done()
+				require.Equal(t, EndTakeover, old.End())
+				settle()
+				require.Equal(t, []string{"close 1 goodbye=false"}, r[1].journal.take(), "the new replica has no report yet")
+				require.Equal(t, "connected", statusOf(t, "ws1", r...))
+				for _, p := range r {
+					info, err := p.Agent(nid(1))
+					require.NoError(t, err)
+					require.True(t, info.Connected)
+				}
+				reportOn(t, s, 2)
+				settle()
+				require.Equal(t, []string{"series remove 1"}, r[1].journal.take())
+
+				// Back again: what it counted meanwhile was counted elsewhere.
+				back := connectTo(t, r[1], 1, hello(1, 3))
+				require.True(t, back.Info().Elsewhere)
+				require.False(t, back.Info().First)
+				require.Equal(t, []string{"open 1 ws1 first=false"}, r[1].journal.take())
+				settle()
+				back.Close(EndGoodbye)
+				settle()
+				require.Equal(t, "disconnected", statusOf(t, "ws1", r...), "the leader serves it")
+				require.Equal(t, 0.0, connectedIn(t, "ws1", r...))
+			})
+		})
+	}
+}
+
+// The epoch that an agent tells makes up for clocks that differ and for news that
+// are not there yet; what no clock can be ahead is not believed.
+func TestEpochThatTheAgentTells(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	ahead := time.Now().Add(10 * time.Minute).UnixNano()
+	s := connectTo(t, p, 1, Hello{Instance: instance(1), Ordinal: 2, Epoch: ahead})
+	require.Equal(t, ahead+1, s.Info().Epoch)
+	s = connectTo(t, p, 1, Hello{Instance: instance(1), Ordinal: 3, Epoch: time.Now().Add(2 * time.Hour).UnixNano()})
+	require.Equal(t, ahead+2, s.Info().Epoch)
+}
+
+// A replica with a session learns that another had one with a higher epoch: the
+// agent is asked back, and then has the highest.
+func TestClockBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		ahead := s.Info().Epoch + int64(time.Minute)
+		r[0].hear(encoding.AppendEncode(encoding.AppendEncode([]byte{newsSessions}, idOf(replicaID(7))),
+			appendRecord(nil, &agent.SessionRecord{Agent: nid(1), Epoch: ahead, Reported: true})))
+		<-s.Done()
+		require.Equal(t, EndTakeover, s.End())
+		s = connectTo(t, r[0], 1, hello(2, 1))
+		require.Equal(t, ahead+1, s.Info().Epoch)
+	})
+}
+
+func idOf(id agent.ID) []byte { return id[:] }
+
+// The agents of a replica that dies are the leader's to serve, until they are
+// back somewhere.
+func TestReplicaDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 3)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), registration(2, 2, 1)}})
+		require.NoError(t, err)
+		settle()
+		for n := 1; n <= 2; n++ {
+			reportOn(t, connectTo(t, r[2], n, hello(byte(n), 1)), 1)
+		}
+		settle()
+		alive := r[:2]
+		c.setLive(replicaID(2), false)
+		settle()
+		require.Empty(t, served(t, r[2]), "one that the others take for gone serves nothing of theirs")
+		require.Equal(t, "disconnected", statusOf(t, "ws1", alive...))
+		reportOn(t, connectTo(t, r[1], 1, hello(1, 2)), 2)
+		settle()
+		require.Equal(t, "connected", statusOf(t, "ws1", alive...))
+		require.Equal(t, "disconnected", statusOf(t, "ws2", alive...))
+
+		c.setLeader(replicaID(1))
+		settle()
+		require.Empty(t, served(t, r[0]))
+		require.Equal(t, "disconnected", statusOf(t, "ws2", alive...))
+
+		// It was only cut off: the agent that stayed is its own again.
+		c.setLive(replicaID(2), true)
+		settle()
+		require.Equal(t, "connected", statusOf(t, "ws2", r...))
+		require.Equal(t, "connected", statusOf(t, "ws1", r...))
+	})
+}
+
+// A replica that is out of touch keeps no series for agents that left it: they
+// may be elsewhere.
+func TestOutOfTouchKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), registration(2, 2, 1)}})
+		require.NoError(t, err)
+		settle()
+		left := connectTo(t, r[1], 1, hello(1, 1))
+		stays := connectTo(t, r[1], 2, hello(2, 1))
+		left.Close(EndDisconnect)
+		r[1].journal.take()
+		c.setLive(replicaID(1), false)
+		settle()
+		require.Equal(t, []string{"series remove 1"}, r[1].journal.take())
+		stays.Close(EndDisconnect)
+		require.Equal(t, []string{"close 2 goodbye=true"}, r[1].journal.take())
+	})
+}
+
+// Calls without a session are refused while another replica has one, and a run of
+// them moves from replica to replica.
+func TestCallsOnReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		report := func(r Request) { r.Reported() }
+		require.NoError(t, r[0].Call(t.Context(), nid(1), report))
+		settle()
+		require.NoError(t, r[1].Call(t.Context(), nid(1), report))
+		settle()
+		require.Contains(t, r[0].journal.take(), "series remove 1")
+		require.Equal(t, "connected", statusOf(t, "ws1", r...))
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		settle()
+		require.ErrorIs(t, r[1].Call(t.Context(), nid(1), report), ErrSessionLive)
+		s.Close(EndDisconnect)
+		settle()
+		require.NoError(t, r[1].Call(t.Context(), nid(1), report))
+	})
+}
+
+// States that agents tell one replica are known on all, and a build whose agents
+// are on different replicas is observed once.
+func TestStatesReachAllReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 3)
+		second := registration(2, 1, 1)
+		second.Name = "second"
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), second}})
+		require.NoError(t, err)
+		settle()
+		var mu sync.Mutex
+		told := map[agent.ID]bool{}
+		defer r[0].Watch(func(ids []agent.ID) {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, id := range ids {
+				told[id] = true
+			}
+		})()
+		ready := agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(2 * time.Hour)}
+		for n := 1; n <= 2; n++ {
+			s := connectTo(t, r[n], n, hello(byte(n), 1))
+			receive(t, s, 1, func(q Request) { q.SetLifecycle(ready) })
+			receive(t, s, 2, func(q Request) {
+				q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5000 + n): agent.AppHealthHealthy})
+			})
+		}
+		settle()
+		for _, p := range r {
+			for n := 1; n <= 2; n++ {
+				info, err := p.Agent(nid(n))
+				require.NoError(t, err)
+				require.Equal(t, ready, info.State.Lifecycle)
+				require.Equal(t, agent.AppHealthHealthy, info.State.AppHealth[nid(5000+n)])
+				require.Equal(t, agent.StatusConnected, info.Status)
+			}
+		}
+		require.Equal(t, map[agent.ID]bool{nid(1): true, nid(2): true}, told)
+		var builds []string
+		for _, p := range r {
+			builds = append(builds, observed(t, p)...)
+		}
+		require.Equal(t, []string{"false  success docker start: 1 3600"}, builds)
+	})
+}
+
+// News that are lost, late, twice or malformed change nothing in the end.
+func TestNewsAreParsed(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	c := &cluster{live: map[agent.ID]bool{}, bus: bus{listeners: map[agent.ID]func([]byte){}}}
+	at := standingOf{c, replicaID(1)}
+	p.Join(at, at)
+	e, err := p.entry(nid(1))
+	require.NoError(t, err)
+	e.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
+	p.peers.tellSession(e)
+	p.peers.tellStates()
+	p.peers.tellRegistrations()
+	payloads := p.peers.payloads()
+	require.Len(t, payloads, 3)
+	require.Empty(t, p.peers.payloads(), "they are told once")
+	for i, kind := range []byte{newsRegistrations, newsStates, newsSessions} {
+		got, from, records, err := parseNews(payloads[i])
+		require.NoError(t, err)
+		require.Equal(t, kind, got)
+		require.Equal(t, replicaID(1), from)
+		if kind == newsSessions {
+			require.Equal(t, []agent.SessionRecord{e.newest}, records)
+		}
+	}
+	for _, bad := range []string{"x", "s", "s" + strings.Repeat("!", 22), string(payloads[2][:40]), string(payloads[2]) + "AAAA"} {
+		_, _, _, err := parseNews([]byte(bad))
+		require.Error(t, err, bad)
+		require.NotPanics(t, func() { p.hear([]byte(bad)) })
+	}
+	require.Equal(t, 5.0, testutil.ToFloat64(p.metrics.newsMalformed))
+
+	// As many as fit.
+	for n := range newsRecords + 1 {
+		other := newEntry(&agent.Registration{ID: nid(n)})
+		other.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
+		p.peers.tellSession(other)
+	}
+	payloads = p.peers.payloads()
+	require.Len(t, payloads, 2)
+	require.LessOrEqual(t, len(payloads[0]), 7999)
+	require.Greater(t, len(payloads[0]), 7900)
+}
+
+// A fleet that is alone writes no more of its sessions than it needs.
+func TestAloneWritesNoEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{}, registration(1, 1, 1))
+		defer running(t, p)()
+		s := connect(t, p, 1)
+		reportOn(t, s, 1)
+		settle()
+		require.Equal(t, s.Info().Epoch, p.store.epoch(nid(1)))
+		moved := p.store.moved
+		s.Close(EndDisconnect)
+		settle()
+		require.Equal(t, moved, p.store.moved)
+	})
+}
+
+// Whatever happens, once things are quiet each agent is served once, as it is.
+func TestReplicasAtRandom(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			const agents, count = 6, 3
+			c, r := startReplicas(t, count)
+			var set Set
+			for n := 1; n <= agents; n++ {
+				set.Agents = append(set.Agents, registration(n, n, 1))
+			}
+			_, err := r[0].Register(t.Context(), set)
+			require.NoError(t, err)
+			settle()
+			type where struct {
+				session *Session
+				replica int
+				ordinal int64
+			}
+			at := make([]where, agents+1)
+			live := []bool{true, true, true}
+			for step := range 60 {
+				n, to := 1+random.IntN(agents), random.IntN(count)
+				w := &at[n]
+				switch random.IntN(8) {
+				case 0, 1, 2: // connects anywhere, whether or not it is connected
+					w.ordinal++
+					w.session, w.replica = connectTo(t, r[to], n, hello(byte(n), w.ordinal)), to
+				case 3, 4:
+					if w.session != nil && !closed(w.session.Done()) {
+						reportOn(t, w.session, int64(step+1))
+					}
+				case 5:
+					if w.session != nil {
+						w.session.Close([]End{EndDisconnect, EndGoodbye}[random.IntN(2)])
+						w.session = nil
+					}
+				case 6: // is cut off, or comes back
+					live[to] = !live[to]
+					c.setLive(replicaID(to), live[to])
+					if !live[to] {
+						// Its agents notice nothing, but may go elsewhere.
+						c.setLeader(replicaID((to + 1) % count))
+					}
+				case 7:
+					c.setCut(random.IntN(2) == 0)
+				}
+				time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
+			}
+			for i := range live {
+				c.setLive(replicaID(i), true)
+			}
+			settle()
+			for n := 1; n <= agents; n++ {
+				want := "disconnected"
+				switch w := at[n]; {
+				case w.ordinal == 0:
+					want = "connecting"
+				case w.session != nil:
+					want = "connected"
+					require.False(t, closed(w.session.Done()), "seed %d: the newest session of agent %d lives", seed, n)
+				}
+				workspace := fmt.Sprintf("ws%d", n)
+				require.Equal(t, want, statusOf(t, workspace, r...), "seed %d: agent %d", seed, n)
+				require.Equal(t, want == "connected", connectedIn(t, workspace, r...) == 1, "seed %d: agent %d", seed, n)
+				for _, p := range r {
+					info, err := p.Agent(nid(n))
+					require.NoError(t, err)
+					require.Equal(t, want, string(info.Status), "seed %d: agent %d", seed, n)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,212 @@
+package fleet
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// compareSessions returns 1 if a is newer than b, 0 if they are the same.
+func compareSessions(a, b *agent.SessionRecord) int {
+	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), bytes.Compare(a.Replica[:], b.Replica[:]))
+}
+
+// recordLocked has the agent's newest session, which is this replica's, told and
+// written.
+func (f *Fleet) recordLocked(e *entry) {
+	f.writes.addSession(e)
+	if f.peers != nil {
+		f.peers.tellSession(e)
+	}
+}
+
+// closeRecordLocked records that the session or run with the epoch has ended. A
+// fleet that is alone needs no record of it.
+func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
+	if f.peers == nil || e.newest.Epoch != epoch || e.newest.Replica != f.self() {
+		return
+	}
+	e.newest.Open = false
+	f.recordLocked(e)
+}
+
+// endRunLocked ends the run of calls, if there is one; the caller tells Series
+// what becomes of the series.
+func (f *Fleet) endRunLocked(e *entry) {
+	if epoch := e.unary.epoch; epoch != 0 {
+		e.unary = unaryRun{}
+		f.closeRecordLocked(e, epoch)
+	}
+}
+
+// Reported records that the agent's report of this request was taken in: from
+// then on this replica serves its series, and others let go of them.
+func (r Request) Reported() {
+	f, e := r.fleet, r.entry
+	if f.peers == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.newest.Epoch != r.session.Epoch || e.newest.Replica != f.self() || e.newest.Reported {
+		return
+	}
+	e.newest.Reported = true
+	f.recordLocked(e)
+}
+
+// elsewhereLocked tells whether the agent has a session on another replica that
+// lives.
+func (f *Fleet) elsewhereLocked(e *entry) bool {
+	return f.peers != nil && e.newest.Open && e.newest.Replica != f.self() && f.peers.replicas.Live(e.newest.Replica)
+}
+
+// wasElsewhereLocked tells whether the instance may have had a session on another
+// replica since its last one here. The ordinals of these two tell of those that
+// this replica never heard of; 0: there are none.
+func (f *Fleet) wasElsewhereLocked(e *entry, last, ordinal int64) bool {
+	if f.peers == nil {
+		return false
+	}
+	if e.newest.Epoch != 0 && e.newest.Replica != f.self() {
+		return true
+	}
+	return last != 0 && ordinal != last && ordinal != last+1
+}
+
+// openSeriesLocked begins a session of the agent's series.
+func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
+	e.lingering = false
+	f.series.Open(e.id, e.reg.Load().Identity(), s)
+}
+
+// closeSeriesLocked ends the session of the agent's series. Unless they go at
+// once they are kept for its return, but not by a replica that is out of touch
+// with the others: it would not hear that the agent is with one of them.
+func (f *Fleet) closeSeriesLocked(e *entry, epoch int64, goodbye bool) {
+	gone := goodbye || f.peers != nil && !f.peers.member.Load()
+	f.series.Close(e.id, epoch, gone)
+	e.lingering = !gone
+}
+
+// letGoLocked takes away series that were kept for the agent's return.
+func (f *Fleet) letGoLocked(e *entry) {
+	if e.lingering {
+		e.lingering = false
+		f.series.Remove(e.id)
+	}
+}
+
+// adoptSessions takes in what other replicas say of sessions. It returns false if
+// an agent of them is not known.
+func (f *Fleet) adoptSessions(records []agent.SessionRecord) (known bool) {
+	known = true
+	now := time.Now()
+	for i := range records {
+		if records[i].Replica == f.self() {
+			continue
+		}
+		e, err := f.entry(records[i].Agent)
+		if err != nil {
+			known = false
+			continue
+		}
+		e.turn.Lock()
+		e.mu.Lock()
+		f.adoptLocked(e, records[i], now)
+		e.mu.Unlock()
+		e.turn.Unlock()
+	}
+	return known
+}
+
+// adoptLocked takes in one record of another replica. If it is newer than what
+// the agent has here, that is over: also if the other one has ended already, as
+// the agent's next session then gets the highest epoch.
+func (f *Fleet) adoptLocked(e *entry, record agent.SessionRecord, now time.Time) {
+	before := e.newest
+	order := compareSessions(&record, &before)
+	if order < 0 {
+		return
+	}
+	if order == 0 { // what one says late may be older
+		record.Open = record.Open && before.Open
+		record.Reported = record.Reported || before.Reported
+	}
+	if record == before {
+		return
+	}
+	e.newest = record
+	if s := e.session; s != nil {
+		f.endLocked(s, EndTakeover)
+		f.closeSeriesLocked(e, s.info.Epoch, false)
+	}
+	if run := e.unary.epoch; run != 0 {
+		e.unary = unaryRun{}
+		f.closeSeriesLocked(e, run, false)
+	}
+	if record.Reported {
+		f.letGoLocked(e)
+	}
+	f.presentLocked(e, now)
+}
+
+// sessionBatch bounds the records of one write.
+const sessionBatch = 1000
+
+// writeSessions writes the newest sessions of agents that have them here. What
+// fails waits on.
+func (f *Fleet) writeSessions(ctx context.Context) error {
+	entries := f.writes.takeSessions()
+	for i, part := range slices.Collect(slices.Chunk(entries, sessionBatch)) {
+		if err := f.saveSessions(ctx, part); err != nil {
+			f.metrics.writeErrors.WithLabelValues("sessions").Inc()
+			for _, e := range entries[i*sessionBatch:] {
+				f.writes.addSession(e)
+			}
+			return fmt.Errorf("save sessions: %w", err)
+		}
+	}
+	return nil
+}
+
+func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
+	records := make([]agent.SessionRecord, 0, len(entries))
+	for _, e := range entries {
+		e.mu.Lock()
+		if !e.gone && e.newest.Replica == f.self() {
+			records = append(records, e.newest)
+		}
+		e.mu.Unlock()
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
+	defer cancel()
+	return f.store.SaveSessions(ctx, records)
+}
+
+func (w *writes) addSession(e *entry) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sessions[e] = struct{}{}
+	w.wakeUp()
+}
+
+func (w *writes) takeSessions() []*entry {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.sessions) == 0 {
+		return nil
+	}
+	taken := slices.Collect(maps.Keys(w.sessions))
+	clear(w.sessions)
+	return taken
+}

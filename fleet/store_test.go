@@ -1,0 +1,265 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// memStore is a Store, also of several fleets, that can be made to fail, and
+// that writes what happens to it into a journal shared with the other fakes.
+type memStore struct {
+	journal *journal
+
+	mu       sync.Mutex
+	err      error
+	reject   agent.ID // whose state is refused
+	revision int64
+	regs     map[agent.ID]agent.Registration
+	spaces   map[agent.ID]agent.Workspace
+	// changed and removed are the revisions at which agents and workspaces were.
+	changed, removed map[agent.ID]int64
+	states           map[agent.ID]agent.State
+	sessions         map[agent.ID]agent.SessionRecord
+	// moved counts the writes of states and sessions, by agent.
+	moved    int64
+	statesAt map[agent.ID]int64
+	// sessionsAt is when a session was written.
+	sessionsAt map[agent.ID]int64
+	keys       map[agent.ID][]string
+	builds     map[agent.ID]time.Time
+	// buildErr fails ObserveBuilds only.
+	buildErr error
+	writes   int
+	before   func() // called before a call, without the lock
+}
+
+func newMemStore(j *journal) *memStore {
+	return &memStore{
+		journal:    j,
+		regs:       map[agent.ID]agent.Registration{},
+		spaces:     map[agent.ID]agent.Workspace{},
+		changed:    map[agent.ID]int64{},
+		removed:    map[agent.ID]int64{},
+		states:     map[agent.ID]agent.State{},
+		sessions:   map[agent.ID]agent.SessionRecord{},
+		statesAt:   map[agent.ID]int64{},
+		sessionsAt: map[agent.ID]int64{},
+		keys:       map[agent.ID][]string{},
+		builds:     map[agent.ID]time.Time{},
+	}
+}
+
+func (s *memStore) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+func (s *memStore) failBuilds(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buildErr = err
+}
+
+func (s *memStore) begin() error {
+	s.mu.Lock()
+	before := s.before
+	s.mu.Unlock()
+	if before != nil {
+		before()
+	}
+	s.mu.Lock()
+	return s.err
+}
+
+func (s *memStore) Registrations(_ context.Context, since int64) (agent.Roster, error) {
+	err := s.begin()
+	defer s.mu.Unlock()
+	r := agent.Roster{Revision: s.revision, Complete: since == 0}
+	for id, reg := range s.regs {
+		if since == 0 || s.changed[id] > since {
+			reg.Workspace = s.spaces[reg.Workspace.ID]
+			r.Agents = append(r.Agents, reg)
+		}
+	}
+	for id, w := range s.spaces {
+		if since == 0 || s.changed[id] > since {
+			r.Workspaces = append(r.Workspaces, w)
+		}
+	}
+	for id, at := range s.removed {
+		if since == 0 || at <= since {
+			continue
+		}
+		// An id names an agent or a workspace: those that are not there are skipped.
+		r.RemovedAgents = append(r.RemovedAgents, id)
+		r.RemovedWorkspaces = append(r.RemovedWorkspaces, id)
+	}
+	return r, err
+}
+
+func (s *memStore) MetadataKeys(context.Context) (map[agent.ID][]string, error) {
+	err := s.begin()
+	defer s.mu.Unlock()
+	return maps.Clone(s.keys), err
+}
+
+func (s *memStore) States(_ context.Context, since int64) ([]agent.State, int64, error) {
+	err := s.begin()
+	defer s.mu.Unlock()
+	var out []agent.State
+	for id, st := range s.states {
+		if s.statesAt[id] >= since {
+			out = append(out, cloneState(st))
+		}
+	}
+	return out, s.moved, err
+}
+
+func (s *memStore) Sessions(_ context.Context, since int64) ([]agent.SessionRecord, int64, error) {
+	err := s.begin()
+	defer s.mu.Unlock()
+	var out []agent.SessionRecord
+	for id, r := range s.sessions {
+		if s.sessionsAt[id] >= since {
+			out = append(out, r)
+		}
+	}
+	return out, s.moved, err
+}
+
+func (s *memStore) ApplyChange(_ context.Context, basis int64, c agent.Change) (int64, error) {
+	err := s.begin()
+	defer s.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if basis != s.revision {
+		return 0, fmt.Errorf("revision %d: %w", s.revision, agent.ErrOutdated)
+	}
+	s.writes++
+	s.revision++
+	s.journal.add("store change")
+	for _, id := range c.RemovedAgents {
+		for _, m := range []map[agent.ID]int64{s.changed, s.statesAt, s.sessionsAt} {
+			delete(m, id)
+		}
+		delete(s.regs, id)
+		delete(s.states, id)
+		delete(s.sessions, id)
+		s.removed[id] = s.revision
+	}
+	for _, id := range c.RemovedWorkspaces {
+		delete(s.spaces, id)
+		s.removed[id] = s.revision
+	}
+	put := func(w agent.Workspace) {
+		s.spaces[w.ID] = w
+		s.changed[w.ID] = s.revision
+	}
+	for _, w := range c.Workspaces {
+		put(w)
+	}
+	for _, r := range c.Agents {
+		s.regs[r.ID] = r
+		s.changed[r.ID] = s.revision
+		put(r.Workspace)
+	}
+	return s.revision, nil
+}
+
+func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
+	err := s.begin()
+	defer s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, st := range states {
+		if st.Agent == s.reject {
+			return fmt.Errorf("bad state: %w", agent.ErrRejected)
+		}
+	}
+	s.writes++
+	s.moved++
+	for _, st := range states {
+		held := s.states[st.Agent]
+		held.Agent = st.Agent
+		if st.LifecycleOrder.Compare(held.LifecycleOrder) > 0 {
+			held.Lifecycle, held.LifecycleOrder, held.Startup = st.Lifecycle, st.LifecycleOrder, st.Startup
+		}
+		if st.AppHealthOrder.Compare(held.AppHealthOrder) > 0 {
+			held.AppHealth, held.AppHealthOrder = st.AppHealth, st.AppHealthOrder
+		}
+		if st.NetworkOrder.Compare(held.NetworkOrder) > 0 {
+			held.Network, held.NetworkOrder = st.Network, st.NetworkOrder
+		}
+		s.states[st.Agent], s.statesAt[st.Agent] = held, s.moved
+	}
+	return nil
+}
+
+func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord) error {
+	err := s.begin()
+	defer s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.moved++
+	for _, r := range records {
+		held := s.sessions[r.Agent]
+		switch compareSessions(&r, &held) {
+		case -1:
+			continue
+		case 0:
+			r.Open, r.Reported = r.Open && held.Open, r.Reported || held.Reported
+		}
+		s.sessions[r.Agent], s.sessionsAt[r.Agent] = r, s.moved
+	}
+	return nil
+}
+
+func (s *memStore) ObserveBuilds(_ context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
+	err = s.begin()
+	defer s.mu.Unlock()
+	if err := errors.Join(err, s.buildErr); err != nil {
+		return nil, err
+	}
+	for _, id := range builds {
+		if _, known := s.builds[id]; !known {
+			s.builds[id] = at
+			fresh = append(fresh, id)
+		}
+	}
+	return fresh, nil
+}
+
+func (s *memStore) state(id agent.ID) agent.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.states[id]
+}
+
+func (s *memStore) epoch(id agent.ID) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[id].Epoch
+}
+
+func (s *memStore) writeCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writes
+}
+
+func (s *memStore) agents() []agent.ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.regs))
+}
