@@ -1,11 +1,18 @@
 // Package pubsub carries small messages between the replicas of this service
-// and to their watchers: within one process for now. Messages are hints to
-// read the database again; delivery is not promised, but a loss is told.
+// and to their watchers: within one process (Memory), by PostgreSQL's NOTIFY
+// (Postgres) or by NATS (NATS). Messages are hints to read the database again;
+// delivery is not promised, but a loss is told.
 package pubsub
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net/url"
+	"strings"
+	"time"
+	"unicode/utf8"
 )
 
 // Limits of every engine, so that what works in memory works on all.
@@ -17,30 +24,141 @@ const (
 	MaxChannel = 63
 )
 
-// PubSub is a messaging engine. Memory is one.
+// PubSub is a messaging engine. A channel's name is 1 to MaxChannel ASCII
+// letters, digits, "_" and "-": what is one token of a subject in NATS. A
+// payload is 1 to MaxPayload bytes of valid UTF-8 without NUL: what PostgreSQL
+// takes as text.
 type PubSub interface {
-	// Publish sends payload, 1 to MaxPayload bytes, to the subscribers that
-	// channel has now. It does not wait for them, and keeps no reference to
-	// payload.
+	// Publish sends payload to the subscribers that channel has now, those of
+	// the same process too. It does not wait for them, and keeps no reference
+	// to payload. It returns when the engine's server has the message; an error
+	// means that it may not have.
 	Publish(ctx context.Context, channel string, payload []byte) error
-	// Subscribe calls f for each message on channel, one call at a time, in
-	// the order in which each publisher sent them. f(nil) says that messages
-	// may have been missed. f must neither change nor keep payload, nor call
-	// cancel. After cancel has returned f is not called; it waits for a call
-	// under way and is safe to repeat.
+	// Subscribe calls f for each message on channel that is published after it
+	// returned, one call at a time, in the order in which each publisher sent
+	// them. f(nil) says that messages may have been missed until now. Without a
+	// connection it returns at once, and f(nil) follows when there is one. f
+	// must neither change nor keep payload, nor call cancel. After cancel has
+	// returned f is not called; it waits for a call under way and is safe to
+	// repeat.
 	Subscribe(channel string, f func(payload []byte)) (cancel func(), err error)
+}
+
+// Engine is a PubSub with a life of its own. Memory, Postgres and NATS are
+// engines.
+type Engine interface {
+	PubSub
+	// Run connects and keeps connected until ctx is cancelled; then it returns
+	// nil and leaves nothing running. To be called once.
+	Run(ctx context.Context) error
+	// Connected returns nil while news can arrive, otherwise why not.
+	Connected() error
+}
+
+// Options are those of the engines that have a server.
+type Options struct {
+	// Timeout bounds each connect, publish, subscribe and check, beside the
+	// caller's context. Zero means 5 s.
+	Timeout time.Duration
+	// CheckInterval is the time between checks whether the server still
+	// answers; a dead connection is noticed within CheckInterval and Timeout,
+	// or twice CheckInterval on NATS. Zero means 5 s.
+	CheckInterval time.Duration
+	// PingInterval is the time between messages of the engine to itself, which
+	// show how long delivery takes and whether it works. Zero means 15 s.
+	PingInterval time.Duration
+}
+
+func (o *Options) validate() error {
+	for _, d := range []struct {
+		name     string
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{"timeout", &o.Timeout, 5 * time.Second},
+		{"check interval", &o.CheckInterval, 5 * time.Second},
+		{"ping interval", &o.PingInterval, 15 * time.Second},
+	} {
+		if *d.value < 0 {
+			return fmt.Errorf("%s %s is negative", d.name, *d.value)
+		}
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
+	}
+	return nil
+}
+
+// errNotRunning is why nothing works before and after Run.
+var errNotRunning = errors.New("the pubsub is not running")
+
+// checkMessage returns why no engine publishes this.
+func checkMessage(ctx context.Context, channel string, payload []byte) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("publish to %.64q: %w", channel, err)
+	}
+	if err := checkChannel(channel); err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	if err := checkPayload(payload); err != nil {
+		return fmt.Errorf("publish to %q: %w", channel, err)
+	}
+	return nil
 }
 
 func checkChannel(channel string) error {
 	if len(channel) == 0 || len(channel) > MaxChannel {
 		return fmt.Errorf("channel name %.64q has %d bytes, not 1 to %d", channel, len(channel), MaxChannel)
 	}
+	for _, c := range []byte(channel) {
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !letter && !('0' <= c && c <= '9') && c != '_' && c != '-' {
+			return fmt.Errorf("channel name %q has other characters than letters, digits, _ and -", channel)
+		}
+	}
 	return nil
 }
 
 func checkPayload(payload []byte) error {
-	if len(payload) == 0 || len(payload) > MaxPayload {
+	switch {
+	case len(payload) == 0 || len(payload) > MaxPayload:
 		return fmt.Errorf("payload has %d bytes, not 1 to %d", len(payload), MaxPayload)
+	case bytes.IndexByte(payload, 0) >= 0:
+		return errors.New("payload has a NUL")
+	case !utf8.Valid(payload):
+		return errors.New("payload is not valid UTF-8")
 	}
 	return nil
+}
+
+// fromServer returns payload as subscribers get it: nil, which tells that
+// something was missed, if no engine could have published it. Its meaning is
+// not known then.
+func fromServer(payload []byte) []byte {
+	if checkPayload(payload) != nil {
+		return nil
+	}
+	return payload
+}
+
+// checkURL returns an error unless text is a URL of one of schemes whose parts
+// are certain. The error has nothing of text, as a password with a character
+// that is not escaped can be taken for any other part.
+func checkURL(text string, schemes ...string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Opaque != "" {
+		return errors.New("the URL is malformed (special characters of user and password must be escaped by %)")
+	}
+	for _, scheme := range schemes {
+		if u.Scheme == scheme {
+			if u.Host == "" && u.RawQuery == "" {
+				return errors.New("the URL names no host")
+			}
+			if strings.Contains(u.Path, "@") {
+				return errors.New("the URL has an @ behind its host (special characters of user and password must be escaped by %)")
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("the URL begins with none of %s://", strings.Join(schemes, "://, "))
 }

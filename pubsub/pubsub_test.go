@@ -28,7 +28,7 @@ func newMemory(t testing.TB) *Memory {
 }
 
 func TestMemory(t *testing.T) {
-	testContract(t, func(t testing.TB) PubSub { return newMemory(t) })
+	testContract(t, func(t testing.TB) Engine { return newMemory(t) })
 }
 
 func TestMemoryMetrics(t *testing.T) {
@@ -54,23 +54,38 @@ func TestMemoryMetrics(t *testing.T) {
 	slow.waitFor("nil")
 	publish(t, m, "a", "last")
 	require.Equal(t, []string{"first", "nil", "last"}, slow.waitFor("last"))
+	require.Error(t, m.Publish(t.Context(), "a", nil))
 	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(fmt.Sprintf(`
+# HELP agentstatsd_pubsub_connected 1 while messages can arrive, otherwise 0.
+# TYPE agentstatsd_pubsub_connected gauge
+agentstatsd_pubsub_connected 1
 # HELP agentstatsd_pubsub_dropped_messages_total Messages that a subscriber did not get.
 # TYPE agentstatsd_pubsub_dropped_messages_total counter
+agentstatsd_pubsub_dropped_messages_total{reason="slow_connection"} 0
 agentstatsd_pubsub_dropped_messages_total{reason="slow_subscriber"} %d
 # HELP agentstatsd_pubsub_overflows_total Times that a slow subscriber was told to resynchronise, as its queue was full.
 # TYPE agentstatsd_pubsub_overflows_total counter
 agentstatsd_pubsub_overflows_total 2
+# HELP agentstatsd_pubsub_publish_errors_total Messages that could not be published, or may not have been.
+# TYPE agentstatsd_pubsub_publish_errors_total counter
+agentstatsd_pubsub_publish_errors_total 1
 # HELP agentstatsd_pubsub_published_messages_total Messages published.
 # TYPE agentstatsd_pubsub_published_messages_total counter
 agentstatsd_pubsub_published_messages_total %d
+# HELP agentstatsd_pubsub_reconnects_total Times that the connection on which messages arrive was lost and made anew.
+# TYPE agentstatsd_pubsub_reconnects_total counter
+agentstatsd_pubsub_reconnects_total 0
 # HELP agentstatsd_pubsub_subscribers Subscriptions that exist now.
 # TYPE agentstatsd_pubsub_subscribers gauge
 agentstatsd_pubsub_subscribers 1
-`, 2*queueLength+1, 2*queueLength+3))))
+`, 2*queueLength+1, 2*queueLength+3)),
+		"agentstatsd_pubsub_connected", "agentstatsd_pubsub_dropped_messages_total", "agentstatsd_pubsub_overflows_total",
+		"agentstatsd_pubsub_publish_errors_total", "agentstatsd_pubsub_published_messages_total",
+		"agentstatsd_pubsub_reconnects_total", "agentstatsd_pubsub_subscribers"))
+	require.Equal(t, 8+2, testutil.CollectAndCount(reg), "and two histograms")
 	cancel()
 	require.Zero(t, testutil.ToFloat64(m.metrics.subscribers))
-	require.Empty(t, m.subscribers)
+	require.Empty(t, m.channels)
 
 	families, err := reg.Gather()
 	require.NoError(t, err)

@@ -1,0 +1,177 @@
+package pubsub
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+)
+
+func TestBackoff(t *testing.T) {
+	for _, c := range []struct {
+		failures int
+		random   float64
+		want     time.Duration
+	}{
+		{1, 0, 50 * time.Millisecond},
+		{1, 1, 100 * time.Millisecond},
+		{2, 1, 200 * time.Millisecond},
+		{6, 1, 3200 * time.Millisecond},
+		{7, 1, 5 * time.Second},
+		{7, 0, 2500 * time.Millisecond},
+		{1000, 0.5, 3750 * time.Millisecond},
+	} {
+		require.Equal(t, c.want, backoff(c.failures, c.random), c)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	var o Options
+	require.NoError(t, o.validate())
+	require.Equal(t, Options{Timeout: 5 * time.Second, CheckInterval: 5 * time.Second, PingInterval: 15 * time.Second}, o)
+	o.Timeout = time.Second
+	require.NoError(t, o.validate())
+	require.Equal(t, time.Second, o.Timeout)
+	o.CheckInterval = -time.Second
+	require.EqualError(t, o.validate(), "check interval -1s is negative")
+}
+
+func testMetrics(t *testing.T) *metrics {
+	m, err := newMetrics(prometheus.NewRegistry(), func() error { return nil })
+	require.NoError(t, err)
+	return m
+}
+
+// An outage is logged once, however often connecting fails.
+func TestLink(t *testing.T) {
+	log := &logged{}
+	l := newLink(testMetrics(t), slog.New(slog.NewTextHandler(log, nil)))
+	require.ErrorIs(t, l.err(), errNotRunning)
+	l.made()
+	require.NoError(t, l.err())
+	require.Empty(t, log.String(), "nothing was wrong")
+	for range 2 {
+		l.lost(errBroken)
+		l.lost(errors.New("still"))
+		require.EqualError(t, l.err(), "no connection to the pubsub: still")
+		l.made()
+		require.NoError(t, l.err())
+	}
+	require.Equal(t, 2, strings.Count(log.String(), "error=broken"))
+	require.NotContains(t, log.String(), "still")
+	require.Equal(t, 2, strings.Count(log.String(), "connected to the pubsub"))
+	require.Equal(t, 2.0, testutil.ToFloat64(l.metrics.reconnects))
+	l.ended()
+	require.ErrorIs(t, l.err(), errNotRunning)
+}
+
+// sentPings takes pings and delivers none.
+type sentPings struct {
+	mu    sync.Mutex
+	pings [][]byte
+	err   error
+}
+
+func (s *sentPings) take(ours bool, payload []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ours {
+		s.pings = append(s.pings, payload)
+	}
+	return s.err
+}
+
+func (s *sentPings) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+func (s *sentPings) all() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pings
+}
+
+// A server that takes pings is not enough: they must arrive.
+func TestPings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPinger(15*time.Second, testMetrics(t))
+		require.NoError(t, checkChannel(p.channel))
+		server := &sentPings{}
+		go p.run(ctx, func(_ context.Context, channel string, payload []byte) error {
+			return errors.Join(server.take(channel == p.channel, payload), checkPayload(payload))
+		})
+		synctest.Wait()
+		require.Empty(t, server.all(), "not before there is a connection")
+		p.connected()
+		synctest.Wait()
+		require.Len(t, server.all(), 1, "at once")
+		time.Sleep(20 * time.Millisecond)
+		require.False(t, p.arrived([]byte("another's")))
+		require.False(t, p.arrived(server.all()[0]))
+		require.False(t, p.arrived(server.all()[0]), "once")
+		require.NoError(t, p.err())
+
+		time.Sleep(15*time.Second - 21*time.Millisecond)
+		require.Len(t, server.all(), 1)
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		require.Len(t, server.all(), 2)
+		time.Sleep(14 * time.Second)
+		require.NoError(t, p.err(), "under way")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.ErrorContains(t, p.err(), "messages do not arrive: one to itself was not delivered within 15s")
+		require.False(t, p.arrived(server.all()[1]), "too late")
+		require.Error(t, p.err())
+		require.True(t, p.arrived(server.all()[2]), "others may have been missed")
+		require.NoError(t, p.err())
+
+		server.fail(errBroken)
+		time.Sleep(40 * time.Second)
+		require.NoError(t, p.err(), "what was not sent is not missing")
+
+		server.fail(nil)
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		require.Error(t, p.err())
+		before := len(server.all())
+		p.connected()
+		require.NoError(t, p.err(), "that was another connection")
+		synctest.Wait()
+		require.Len(t, server.all(), before+1)
+		time.Sleep(14 * time.Second)
+		require.Len(t, server.all(), before+1, "a full interval after the new connection")
+		require.False(t, p.arrived(server.all()[before]))
+
+		cancel()
+		synctest.Wait()
+		expected := `
+# HELP agentstatsd_pubsub_delivery_latency_seconds Time from publishing a message until it arrived here, of messages to itself every 15 seconds. None in memory.
+# TYPE agentstatsd_pubsub_delivery_latency_seconds histogram
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0001"} 1
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0004"} 1
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0016"} 1
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0064"} 1
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0256"} 2
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.1024"} 2
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.4096"} 2
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="1.6384"} 2
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="6.5536"} 2
+agentstatsd_pubsub_delivery_latency_seconds_bucket{le="+Inf"} 3
+agentstatsd_pubsub_delivery_latency_seconds_sum 14.02
+agentstatsd_pubsub_delivery_latency_seconds_count 3
+`
+		require.NoError(t, testutil.CollectAndCompare(p.metrics.deliveryLatency, strings.NewReader(expected)))
+	})
+}

@@ -1,0 +1,389 @@
+package pubsub
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// subjectPrefix is before a channel's name in its subject: a user of the
+	// server needs to publish and subscribe to agentstatsd.> only.
+	subjectPrefix = "agentstatsd."
+	// maxReceived is how many messages may wait between the connection and the
+	// queues of subscribers: 8 MB a channel. Handing them over waits for
+	// nobody, so that more than a few do only if the process has no CPU.
+	maxReceived = 1024
+)
+
+// NATS is an Engine over core NATS: what is published while a replica is not
+// connected is missed by it, and told.
+type NATS struct {
+	url     string
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+	link    *link
+	pings   *pinger
+
+	// turn is held while subscriptions are made and ended on the server, which
+	// may block; before mu.
+	turn sync.Mutex
+
+	mu sync.Mutex
+	// conn is nil before and after Run.
+	conn     *nats.Conn
+	channels map[string]*natsChannel
+}
+
+// natsChannel is one subscription on the server and who shares it.
+type natsChannel struct {
+	// subscription is nil while there is no conn. NATS.turn guards it.
+	subscription *nats.Subscription
+
+	// NATS.mu guards these.
+	subscribers audience
+	// dropped is how many messages the subscription had lost when that was
+	// last told.
+	dropped int
+}
+
+// NewNATS returns a NATS that will connect to url: nats:// or tls:// (TLS is
+// required, the server's certificate is checked by the system's roots), with
+// user and password, or a token, before the host; several are separated by
+// commas. What else servers of a cluster tell of themselves is used too. It
+// does not connect.
+func NewNATS(url string, opts Options, reg prometheus.Registerer, log *slog.Logger) (*NATS, error) {
+	for part := range strings.SplitSeq(url, ",") {
+		if err := checkURL(strings.TrimSpace(part), "nats", "tls"); err != nil {
+			return nil, fmt.Errorf("pubsub: NATS: %w", err)
+		}
+	}
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	n := &NATS{url: url, opts: opts, log: log, channels: make(map[string]*natsChannel)}
+	var err error
+	if n.metrics, err = newMetrics(reg, n.Connected); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	n.link = newLink(n.metrics, log)
+	n.pings = newPinger(opts.PingInterval, n.metrics)
+	return n, nil
+}
+
+// Connected is as in Engine.
+func (n *NATS) Connected() error {
+	n.mu.Lock()
+	conn := n.conn
+	n.mu.Unlock()
+	if err := n.link.err(); err != nil {
+		return err
+	}
+	// The link is told of a loss a moment later.
+	if conn == nil || !conn.IsConnected() {
+		return fmt.Errorf("no connection to the pubsub: %w", nats.ErrDisconnected)
+	}
+	return n.pings.err()
+}
+
+// Run is as in Engine. It returns an error if the connection was closed for
+// good, which only the client library could do.
+func (n *NATS) Run(ctx context.Context) error {
+	made, closed := make(chan struct{}, 1), make(chan struct{})
+	conn, err := nats.Connect(n.url, n.options(ctx, made, closed)...)
+	if err != nil {
+		return fmt.Errorf("pubsub: connect to NATS: %w", err)
+	}
+	var pings sync.WaitGroup
+	defer pings.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer func() {
+		conn.Close()
+		<-closed
+		n.mu.Lock()
+		n.conn = nil
+		n.mu.Unlock()
+		n.link.ended()
+	}()
+	if err := n.begin(conn); err != nil {
+		return fmt.Errorf("pubsub: %w", err)
+	}
+	pings.Go(func() { n.pings.run(ctx, n.send) })
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-closed:
+			return fmt.Errorf("pubsub: connection to NATS: %w (last error: %v)", nats.ErrConnectionClosed, conn.LastError())
+		case <-made:
+			n.connected(ctx, conn)
+		}
+	}
+}
+
+// options of the connection: it is made, and made again, until ctx is
+// cancelled. made is told each time, closed is closed at the end.
+func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- struct{}) []nats.Option {
+	tell := func(*nats.Conn) {
+		select {
+		case made <- struct{}{}:
+		default:
+		}
+	}
+	lost := func(_ *nats.Conn, err error) {
+		if err == nil {
+			err = nats.ErrDisconnected
+		}
+		if ctx.Err() == nil {
+			n.link.lost(err)
+		}
+	}
+	// An error can come with each message.
+	sometimes := rate.Sometimes{First: 1, Interval: 10 * time.Second}
+	return []nats.Option{
+		nats.Name("agentstatsd"),
+		nats.Timeout(n.opts.Timeout),
+		nats.FlusherTimeout(n.opts.Timeout),
+		nats.SetCustomDialer(natsDialer{ctx, n.opts.Timeout}),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		// Credentials can be put right while we try.
+		nats.IgnoreAuthErrorAbort(),
+		nats.CustomReconnectDelay(func(failures int) time.Duration { return backoff(failures, rand.Float64()) }),
+		// Publishing without a connection is an error; nothing is kept.
+		nats.ReconnectBufSize(-1),
+		// A server that does not answer the first ping until the next is due is
+		// lost.
+		nats.PingInterval(n.opts.CheckInterval),
+		nats.MaxPingsOutstanding(1),
+		nats.ConnectHandler(tell),
+		nats.ReconnectHandler(tell),
+		nats.DisconnectErrHandler(lost),
+		nats.ReconnectErrHandler(lost),
+		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			sometimes.Do(func() { n.log.Warn("error on the connection to NATS", "error", err) })
+		}),
+	}
+}
+
+// natsDialer dials until Run ends.
+type natsDialer struct {
+	ctx     context.Context
+	timeout time.Duration
+}
+
+// Dial is as in nats.CustomDialer.
+func (d natsDialer) Dial(network, address string) (net.Conn, error) {
+	return newDialer(d.timeout).DialContext(d.ctx, network, address)
+}
+
+// begin subscribes to the channels that have subscribers. Without a connection
+// conn keeps the subscriptions until there is one.
+func (n *NATS) begin(conn *nats.Conn) error {
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	n.mu.Lock()
+	n.conn = conn
+	channels := maps.Clone(n.channels)
+	n.mu.Unlock()
+	if _, err := conn.Subscribe(subjectPrefix+n.pings.channel, func(msg *nats.Msg) {
+		if n.pings.arrived(msg.Data) {
+			n.resynchronise()
+		}
+	}); err != nil {
+		return fmt.Errorf("subscribe to pings: %w", err)
+	}
+	for name, c := range channels {
+		if err := n.subscribeTurn(conn, name, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connected follows each connect, when conn has sent its subscriptions: they
+// are in effect when it was flushed.
+func (n *NATS) connected(ctx context.Context, conn *nats.Conn) {
+	if err := n.flush(ctx, conn); err != nil {
+		// Lost again, or forced to be: this will be called again.
+		n.log.Debug("flush the subscriptions", "error", err)
+		return
+	}
+	n.resynchronise()
+	n.pings.connected()
+	n.link.made()
+}
+
+// resynchronise tells all subscribers that they may have missed something.
+func (n *NATS) resynchronise() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.channels {
+		c.subscribers.offer(nil, n.metrics)
+	}
+}
+
+// flush waits until the server has taken all that was sent before. A server
+// that does not within the timeout is left, so that subscribers are told.
+func (n *NATS) flush(ctx context.Context, conn *nats.Conn) error {
+	bounded, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	err := conn.FlushWithContext(bounded)
+	if err != nil && ctx.Err() == nil && conn.IsConnected() {
+		if again := conn.ForceReconnect(); again != nil {
+			return again
+		}
+	}
+	return err
+}
+
+// Publish is as in PubSub. It flushes: that costs a round trip, which some
+// tens of messages a second can afford, and without it the loss of a message
+// on a broken connection would not be noticed.
+func (n *NATS) Publish(ctx context.Context, channel string, payload []byte) error {
+	start := time.Now()
+	err := checkMessage(ctx, channel, payload)
+	if err == nil {
+		if err = n.send(ctx, channel, payload); err != nil {
+			err = fmt.Errorf("publish to %q: %w", channel, err)
+		}
+	}
+	n.metrics.countPublish(start, err)
+	return err
+}
+
+func (n *NATS) send(ctx context.Context, channel string, payload []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	n.mu.Lock()
+	conn := n.conn
+	n.mu.Unlock()
+	if conn == nil {
+		return errNotRunning
+	}
+	if !conn.IsConnected() {
+		return nats.ErrDisconnected
+	}
+	connects := conn.Stats().Reconnects
+	if err := conn.Publish(subjectPrefix+channel, payload); err != nil {
+		return err
+	}
+	if err := conn.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	// A connection that was lost in between drops the message, but the next one
+	// answers the flush.
+	if conn.Stats().Reconnects != connects {
+		return nats.ErrDisconnected
+	}
+	return nil
+}
+
+// Subscribe is as in PubSub. A subscriber that falls queueLength messages
+// behind loses those that wait, and is called with nil in their place.
+func (n *NATS) Subscribe(channel string, f func(payload []byte)) (cancel func(), err error) {
+	if err := checkChannel(channel); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
+	s := newSubscriber(f)
+	conn, err := n.add(channel, s)
+	n.metrics.subscribers.Inc()
+	cancel = sync.OnceFunc(func() {
+		n.remove(channel, s)
+		s.stop()
+		n.metrics.subscribers.Dec()
+	})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	if conn != nil && conn.IsConnected() {
+		// Even if another subscriber has the subscription already: its flush may
+		// be under way. If it fails, f is called with nil after the reconnect.
+		if err := n.flush(context.Background(), conn); err != nil {
+			n.log.Debug("flush a subscription", "channel", channel, "error", err)
+		}
+	}
+	return cancel, nil
+}
+
+// add makes s a subscriber of channel and returns the connection, nil if there
+// is none.
+func (n *NATS) add(channel string, s *subscriber) (*nats.Conn, error) {
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	n.mu.Lock()
+	c := n.channels[channel]
+	if c == nil {
+		c = &natsChannel{subscribers: make(audience)}
+		n.channels[channel] = c
+	}
+	c.subscribers[s] = struct{}{}
+	conn := n.conn
+	n.mu.Unlock()
+	if conn == nil || c.subscription != nil {
+		return conn, nil
+	}
+	return conn, n.subscribeTurn(conn, channel, c)
+}
+
+// subscribeTurn subscribes on the server; n.turn is held.
+func (n *NATS) subscribeTurn(conn *nats.Conn, channel string, c *natsChannel) error {
+	// The subscription is c's alone: what still arrives for one that has ended
+	// never reaches the subscribers of the next.
+	subscription, err := conn.Subscribe(subjectPrefix+channel, func(msg *nats.Msg) { n.receive(c, msg) })
+	if err != nil {
+		return fmt.Errorf("subscribe to %q: %w", channel, err)
+	}
+	if err := subscription.SetPendingLimits(maxReceived, -1); err != nil {
+		return fmt.Errorf("subscribe to %q: %w", channel, err)
+	}
+	c.subscription = subscription
+	return nil
+}
+
+// remove takes s from channel, and ends the subscription with the last one.
+func (n *NATS) remove(channel string, s *subscriber) {
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	n.mu.Lock()
+	c := n.channels[channel]
+	delete(c.subscribers, s)
+	last := len(c.subscribers) == 0
+	if last {
+		delete(n.channels, channel)
+	}
+	n.mu.Unlock()
+	if last && c.subscription != nil {
+		// It fails only on a closed connection, which has none.
+		_ = c.subscription.Unsubscribe()
+	}
+}
+
+// receive is called for each message of a channel, one call at a time.
+func (n *NATS) receive(c *natsChannel, msg *nats.Msg) {
+	// What was dropped was newer than what waited then, so that each loss is
+	// seen by a message that comes after it.
+	dropped, err := msg.Sub.Dropped()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil && dropped != c.dropped {
+		n.metrics.droppedConnection.Add(float64(dropped - c.dropped))
+		c.dropped = dropped
+		c.subscribers.offer(nil, n.metrics)
+	}
+	c.subscribers.offer(fromServer(msg.Data), n.metrics)
+}

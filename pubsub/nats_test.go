@@ -1,0 +1,193 @@
+package pubsub
+
+import (
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+)
+
+// startNATS starts a server on a port of 127.0.0.1, a free one for port -1.
+func startNATS(t testing.TB, port int, change func(*server.Options)) *server.Server {
+	opts := &server.Options{Host: "127.0.0.1", Port: port, NoLog: true, NoSigs: true}
+	if change != nil {
+		change(opts)
+	}
+	s, err := server.NewServer(opts)
+	require.NoError(t, err)
+	s.Start()
+	t.Cleanup(func() { stopNATS(s) })
+	require.True(t, s.ReadyForConnections(time.Minute))
+	return s
+}
+
+func stopNATS(s *server.Server) {
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+func portOf(s *server.Server) int { return s.Addr().(*net.TCPAddr).Port }
+
+func newNATS(t testing.TB, url string, opts Options) (*NATS, *logged) {
+	log := &logged{}
+	n, err := NewNATS(url, opts, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(log, nil)))
+	require.NoError(t, err)
+	return n, log
+}
+
+func openNATS(t testing.TB) *NATS {
+	n, _ := newNATS(t, startNATS(t, -1, nil).ClientURL(), Options{})
+	runEngine(t, n)
+	waitConnected(n, true)
+	return n
+}
+
+func TestNATS(t *testing.T) {
+	testContract(t, func(t testing.TB) Engine { return openNATS(t) })
+}
+
+// Subscribers from before Run, and those of a connection that was lost, are
+// called with nil when there is one, and then get messages.
+func TestNATSReconnect(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	port := portOf(s)
+	n, log := newNATS(t, s.ClientURL(), Options{})
+	require.ErrorIs(t, n.Connected(), errNotRunning)
+	require.ErrorIs(t, n.Publish(t.Context(), "a", []byte("too early")), errNotRunning)
+	early := subscribe(t, n, "a")
+	stopNATS(s)
+
+	stop := runEngine(t, n)
+	require.ErrorContains(t, n.Publish(t.Context(), "a", []byte("nobody there")), `publish to "a": `)
+	s = startNATS(t, port, nil)
+	waitConnected(n, true)
+	require.Equal(t, []string{"nil"}, early.waitFor("nil"))
+	late := subscribe(t, n, "a")
+	publish(t, n, "a", "1")
+	require.Equal(t, []string{"1"}, late.waitFor("1"))
+	require.Equal(t, []string{"nil", "1"}, early.waitFor("1"))
+	require.Zero(t, testutil.ToFloat64(n.metrics.reconnects))
+
+	stopNATS(s)
+	waitConnected(n, false)
+	require.Error(t, n.Publish(t.Context(), "a", []byte("lost")))
+	meanwhile := subscribe(t, n, "b")
+	startNATS(t, port, nil)
+	meanwhile.waitFor("nil")
+	waitConnected(n, true)
+	publish(t, n, "a", "2")
+	publish(t, n, "b", "2")
+	require.Equal(t, []string{"1", "nil", "2"}, late.waitFor("2"))
+	require.Equal(t, []string{"nil", "2"}, meanwhile.waitFor("2"))
+	require.Equal(t, 1.0, testutil.ToFloat64(n.metrics.reconnects))
+
+	stop()
+	require.ErrorIs(t, n.Connected(), errNotRunning)
+	require.ErrorIs(t, n.Publish(t.Context(), "a", []byte("too late")), errNotRunning)
+	require.Contains(t, log.String(), `msg="no connection to the pubsub, trying again" error=`)
+	require.Contains(t, log.String(), `msg="connected to the pubsub"`)
+}
+
+// Two replicas hear each other, and a subscription that is made again gets
+// nothing that was meant for the one before.
+func TestNATSReplicas(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	var replicas []*NATS
+	for range 2 {
+		n, _ := newNATS(t, s.ClientURL(), Options{})
+		runEngine(t, n)
+		waitConnected(n, true)
+		replicas = append(replicas, n)
+	}
+	testReplicas(t, replicas[0], replicas[1])
+}
+
+// What the client library drops is told: here the engine stands still while
+// more arrives than may wait.
+func TestNATSSlowConnection(t *testing.T) {
+	n := openNATS(t)
+	got := subscribe(t, n, "a")
+	publish(t, n, "a", "first")
+	got.waitFor("first")
+	n.mu.Lock()
+	for i := range 2 * maxReceived {
+		require.NoError(t, n.conn.Publish(subjectPrefix+"a", []byte(strconv.Itoa(i))))
+	}
+	// The library has taken in all of them when it sees the answer.
+	require.NoError(t, n.conn.Flush())
+	n.mu.Unlock()
+	publish(t, n, "a", "last")
+	require.Contains(t, got.waitFor("last"), "nil")
+	require.Greater(t, testutil.ToFloat64(n.metrics.droppedConnection), float64(maxReceived-10))
+}
+
+// A server that takes everything and answers nothing is left in the end.
+func TestNATSSilentServer(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	proxy := newProxy(t, s.Addr().String())
+	n, _ := newNATS(t, "nats://"+proxy.address(), Options{CheckInterval: 50 * time.Millisecond, Timeout: 100 * time.Millisecond})
+	runEngine(t, n)
+	waitConnected(n, true)
+	got := subscribe(t, n, "a")
+	proxy.silence()
+	require.Error(t, n.Publish(t.Context(), "a", []byte("lost")))
+	waitConnected(n, false)
+	proxy.heal()
+	got.waitFor("nil")
+	waitConnected(n, true)
+	publish(t, n, "a", "1")
+	got.waitFor("1")
+}
+
+func TestNATSCredentials(t *testing.T) {
+	const secret = "s3cr3t/&?#%"
+	s := startNATS(t, -1, func(o *server.Options) { o.Username, o.Password = "user", secret })
+	u := url.URL{Scheme: "nats", User: url.UserPassword("user", secret), Host: s.Addr().String()}
+	n, log := newNATS(t, u.String(), Options{})
+	stop := runEngine(t, n)
+	waitConnected(n, true)
+	stop()
+	require.NotContains(t, log.String(), "s3cr3t")
+
+	u.User = url.UserPassword("user", "wrong-s3cr3t")
+	n, log = newNATS(t, u.String(), Options{})
+	runEngine(t, n)
+	waitError(n, "no connection to the pubsub: nats: Authorization Violation")
+	require.NotContains(t, n.Connected().Error()+log.String(), "s3cr3t")
+
+	for _, text := range []string{
+		"", "nats://", "127.0.0.1:4222", "http://127.0.0.1", "nats://user:s3cr3t/x@127.0.0.1", "nats://user:1/s3cr3t@127.0.0.1",
+		"nats://user:s3cr3t%zz@127.0.0.1", "nats://127.0.0.1,nats://user:s3cr3t@[::1", "nats:user:s3cr3t@host",
+	} {
+		_, err := NewNATS(text, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.ErrorContains(t, err, "pubsub: NATS: the URL ", text)
+		require.NotContains(t, err.Error(), "s3cr3t")
+	}
+}
+
+// tls:// is never plaintext.
+func TestNATSRequiresTLS(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	n, _ := newNATS(t, "tls://"+s.Addr().String(), Options{})
+	runEngine(t, n)
+	waitError(n, "secure connection")
+}
+
+func TestNATSOptions(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	_, err := NewNATS("nats://127.0.0.1", Options{PingInterval: -1}, reg, slog.New(slog.DiscardHandler))
+	require.EqualError(t, err, "pubsub: ping interval -1ns is negative")
+	_, err = NewNATS("nats://a,tls://b:1,nats://token@[::1]:4222", Options{}, reg, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	_, err = NewNATS("nats://a", Options{}, reg, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "pubsub: duplicate metrics collector")
+}
+
+func BenchmarkNATS(b *testing.B) { benchmarkEngine(b, openNATS(b)) }

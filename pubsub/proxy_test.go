@@ -1,0 +1,94 @@
+package pubsub
+
+import (
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// proxy stands between an engine and its server, and can go silent: it takes
+// in what is sent, passes nothing on and closes nothing, like a network that
+// drops packets.
+type proxy struct {
+	listener net.Listener
+	server   string
+	serving  sync.WaitGroup
+
+	mu     sync.Mutex
+	silent bool
+	conns  []net.Conn
+}
+
+func newProxy(t testing.TB, server string) *proxy {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &proxy{listener: listener, server: server}
+	p.serving.Go(p.serve)
+	t.Cleanup(func() {
+		listener.Close()
+		p.heal()
+		p.serving.Wait()
+	})
+	return p
+}
+
+func (p *proxy) address() string { return p.listener.Addr().String() }
+
+func (p *proxy) serve() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", p.server)
+		if err != nil {
+			client.Close()
+			continue
+		}
+		p.mu.Lock()
+		p.conns = append(p.conns, client, server)
+		p.mu.Unlock()
+		p.serving.Go(func() { p.pass(client, server) })
+		p.serving.Go(func() { p.pass(server, client) })
+	}
+}
+
+func (p *proxy) pass(to, from net.Conn) {
+	defer to.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		silent := p.silent
+		p.mu.Unlock()
+		if err != nil {
+			return
+		}
+		if silent {
+			continue
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// silence lasts until heal, also for connections that are made meanwhile.
+func (p *proxy) silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = true
+}
+
+// heal closes what was silent; new connections are passed on.
+func (p *proxy) heal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = false
+	for _, c := range p.conns {
+		c.Close()
+	}
+	p.conns = nil
+}
