@@ -100,6 +100,7 @@ type Replicas struct {
 	// until is when this replica takes itself for gone; zero: it never beat.
 	until time.Time
 	leads bool
+	term  int64 // counts the times that this replica came to lead
 	live  map[agent.ID]struct{}
 	err   error // of the last beat
 	since time.Time
@@ -150,10 +151,17 @@ func (r *Replicas) Member() bool {
 func (r *Replicas) memberLocked() bool { return time.Now().Before(r.until) }
 
 // Leads tells whether this replica holds the lease.
-func (r *Replicas) Leads() bool {
+func (r *Replicas) Leads() bool { return r.Term() != 0 }
+
+// Term returns 0 while this replica does not hold the lease, otherwise how often
+// it came to hold it: while that stays the same nobody else did in between.
+func (r *Replicas) Term() int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.leads && r.memberLocked()
+	if !r.leads || !r.memberLocked() {
+		return 0
+	}
+	return r.term
 }
 
 // Live tells whether another replica is taken for alive. While this one cannot
@@ -240,6 +248,9 @@ func (r *Replicas) beat(ctx context.Context) {
 	// From when the beat began: it was written later, and seen later still.
 	r.until = began.Add(r.opts.LeaseDuration - r.opts.LeaseDuration/marginShare)
 	r.leads = lease.Holder == r.self
+	if r.leads && !led {
+		r.term++
+	}
 	r.live = r.living(now)
 	r.err = nil
 	r.mu.Unlock()

@@ -201,6 +201,7 @@ func TestFirstLeads(t *testing.T) {
 		a := w.start(t)
 		require.True(t, a.Member())
 		require.True(t, a.Leads())
+		require.Equal(t, int64(1), a.Term())
 		require.NoError(t, a.Healthy())
 		b := w.start(t)
 		require.True(t, b.Member())
@@ -295,6 +296,10 @@ func TestCutOff(t *testing.T) {
 		require.False(t, a.Leads())
 		require.True(t, b.Leads())
 		require.True(t, b.Live(a.Self()))
+		require.Zero(t, a.Term())
+		b.stop()
+		wait(time.Second)
+		require.Equal(t, int64(2), a.Term(), "another one led in between")
 	})
 }
 
@@ -313,7 +318,10 @@ func TestDatabaseDown(t *testing.T) {
 				require.True(t, a.Member() && b.Member() && a.Live(b.Self()) && b.Live(a.Self()))
 			}
 		}
+		a.access.setCut(true) // so that the other has seen its last beat
+		wait(lease/beatShare + time.Second)
 		w.setDown(agent.ErrStoreDown)
+		a.access.setCut(false)
 		steady(5 * time.Minute)
 		// The holder may be the last to notice that it is back.
 		a.access.setCut(true)
