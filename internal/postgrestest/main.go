@@ -1,0 +1,100 @@
+package postgrestest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// TestingM is a *testing.M, or what stands before one.
+type TestingM interface{ Run() int }
+
+// Main returns m with the end of what Start and Shared keep for all tests. Use
+// it in TestMain:
+//
+//	os.Exit(postgrestest.Main(m).Run())
+func Main(m TestingM) TestingM {
+	inMain.Store(true)
+	return testMain{m}
+}
+
+type testMain struct{ m TestingM }
+
+// Run runs the tests, then stops what they shared.
+func (t testMain) Run() int {
+	code := t.m.Run()
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	clusterMu.Lock()
+	defer clusterMu.Unlock()
+	var err error
+	if shared != nil {
+		err = shared.close()
+		shared = nil
+	}
+	if clusterDir != "" {
+		err = errors.Join(err, os.RemoveAll(clusterDir))
+		clusterDir = ""
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "stop PostgreSQL:", err)
+		return max(code, 1)
+	}
+	return code
+}
+
+var (
+	inMain atomic.Bool
+
+	sharedMu sync.Mutex
+	shared   *Server
+
+	clusterMu  sync.Mutex
+	clusterDir string
+)
+
+// Shared returns the server that all tests of this binary share. The first call
+// starts it. Nobody may stop it.
+func Shared(tb testing.TB) *Server {
+	tb.Helper()
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	if shared == nil {
+		s, err := start()
+		if err != nil {
+			tb.Fatalf("start PostgreSQL: %v", err)
+		}
+		shared = s
+	}
+	return shared
+}
+
+// cluster returns a data directory to be copied: making one takes seconds.
+func cluster() (string, error) {
+	if !inMain.Load() {
+		return "", errors.New("TestMain does not use postgrestest.Main, so nobody would clean up")
+	}
+	clusterMu.Lock()
+	defer clusterMu.Unlock()
+	if clusterDir != "" {
+		return filepath.Join(clusterDir, "data"), nil
+	}
+	dir, err := newDir()
+	if err != nil {
+		return "", err
+	}
+	data := filepath.Join(dir, "data")
+	cmd, err := command("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", errors.Join(fmt.Errorf("initdb: %w\n%s", err, out), os.RemoveAll(dir))
+	}
+	clusterDir = dir
+	return data, nil
+}

@@ -1,0 +1,257 @@
+// Package postgrestest runs real PostgreSQL servers, and PgBouncers before
+// them, for tests. The binaries are those of the machine: `make servers`
+// installs them. What is missing fails a test, it never skips it.
+package postgrestest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// startTimeout bounds the start of a server, also of one that recovers.
+const startTimeout = time.Minute
+
+// Option of a Server.
+type Option func(*Server)
+
+// Durable makes the server sync each commit, as in production. Without it a
+// test is faster, and what is committed survives the server but not the machine.
+func Durable() Option {
+	return func(s *Server) { s.settings = append(s.settings, "fsync=on", "synchronous_commit=on") }
+}
+
+// Setting sets a parameter of the server, like "max_connections".
+func Setting(name, value string) Option {
+	return func(s *Server) { s.settings = append(s.settings, name+"="+value) }
+}
+
+// Server is a PostgreSQL server on 127.0.0.1 with a data directory of its own.
+// Everybody may connect, as postgres with all rights. Its methods are not safe
+// for concurrent use, but for URL and CreateDatabase.
+type Server struct {
+	dir      string
+	port     int
+	settings []string
+	running  *process // nil: stopped
+	created  atomic.Int64
+}
+
+// Start starts a server, which is stopped when the test ends. TestMain must use
+// Main.
+func Start(tb testing.TB, opts ...Option) *Server {
+	tb.Helper()
+	s, err := start(opts...)
+	if err != nil {
+		tb.Fatalf("start PostgreSQL: %v", err)
+	}
+	tb.Cleanup(func() {
+		if err := s.close(); err != nil {
+			tb.Errorf("stop PostgreSQL: %v", err)
+		}
+	})
+	return s
+}
+
+func start(opts ...Option) (*Server, error) {
+	template, err := cluster()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := newDir()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{dir: dir, port: freePort()}
+	for _, opt := range opts {
+		opt(s)
+	}
+	// cp keeps owners and modes.
+	if err := run("cp", "-a", template, s.data()); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	if err := s.start(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *Server) data() string { return filepath.Join(s.dir, "data") }
+
+// start starts the server on its port and data, and waits until it answers.
+func (s *Server) start() error {
+	args := []string{
+		"-D", s.data(), "-p", strconv.Itoa(s.port),
+		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + s.dir,
+		"-c", "fsync=off", "-c", "max_connections=200",
+	}
+	for _, setting := range s.settings {
+		args = append(args, "-c", setting)
+	}
+	p, err := startProcess(filepath.Join(s.dir, "log"), "postgres", args...)
+	if err != nil {
+		return err
+	}
+	s.running = p
+	return p.waitReady(func(ctx context.Context) error {
+		conn, err := pgx.Connect(ctx, s.URL())
+		if err != nil {
+			return err
+		}
+		return conn.Close(ctx)
+	})
+}
+
+// URL returns that of the database postgres. It is the same after Restart.
+func (s *Server) URL() string { return s.url("postgres") }
+
+func (s *Server) url(database string) string {
+	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", s.port, database)
+}
+
+// CreateDatabase makes an empty database that is dropped when the test ends,
+// and returns its URL.
+func (s *Server) CreateDatabase(tb testing.TB) string {
+	tb.Helper()
+	name := fmt.Sprintf("test_%d", s.created.Add(1))
+	if err := s.exec("CREATE DATABASE " + name); err != nil {
+		tb.Fatalf("create database: %v", err)
+	}
+	tb.Cleanup(func() {
+		// Of no use if the server is gone.
+		_ = s.exec("DROP DATABASE " + name + " WITH (FORCE)")
+	})
+	return s.url(name)
+}
+
+// exec runs one statement in the database postgres.
+func (s *Server) exec(statement string) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.URL())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	_, err = conn.Exec(ctx, statement)
+	return err
+}
+
+// Stop ends all connections and stops the server, orderly. One that is stopped
+// stays so.
+func (s *Server) Stop(tb testing.TB) {
+	tb.Helper()
+	s.end(tb, syscall.SIGINT)
+}
+
+// Crash stops the server at once, as a failure of it would: the next start
+// recovers what was committed from the write-ahead log.
+func (s *Server) Crash(tb testing.TB) {
+	tb.Helper()
+	s.end(tb, syscall.SIGQUIT)
+}
+
+func (s *Server) end(tb testing.TB, signal syscall.Signal) {
+	tb.Helper()
+	if s.running == nil {
+		return
+	}
+	err := s.running.stop(signal)
+	s.running = nil
+	if err != nil {
+		tb.Fatalf("stop PostgreSQL: %v", err)
+	}
+}
+
+// Restart stops the server, if it runs, and starts it on the same port and data.
+func (s *Server) Restart(tb testing.TB) {
+	tb.Helper()
+	s.Stop(tb)
+	if err := s.start(); err != nil {
+		tb.Fatalf("start PostgreSQL again: %v", err)
+	}
+}
+
+// close stops the server and removes its files.
+func (s *Server) close() error {
+	var err error
+	if s.running != nil {
+		err = s.running.stop(syscall.SIGINT)
+		s.running = nil
+	}
+	return errors.Join(err, os.RemoveAll(s.dir))
+}
+
+// PgBouncer starts one in transaction mode before the server, which is stopped
+// when the test ends, and returns the URL of a database through it. database is
+// a URL of this server.
+func (s *Server) PgBouncer(tb testing.TB, database string) string {
+	tb.Helper()
+	parsed, err := url.Parse(database)
+	if err != nil {
+		tb.Fatalf("URL of a database: %v", err)
+	}
+	dir, err := newDir()
+	if err != nil {
+		tb.Fatalf("start PgBouncer: %v", err)
+	}
+	port := freePort()
+	parsed.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	config := fmt.Sprintf(`[databases]
+* = host=127.0.0.1 port=%d user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+max_client_conn = 400
+default_pool_size = 20
+server_login_retry = 1
+`, s.port, port)
+	file := filepath.Join(dir, "pgbouncer.ini")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		tb.Fatalf("start PgBouncer: %v", err)
+	}
+	p, err := startProcess(filepath.Join(dir, "log"), "pgbouncer", file)
+	if err != nil {
+		tb.Fatalf("start PgBouncer: %v", errors.Join(err, os.RemoveAll(dir)))
+	}
+	tb.Cleanup(func() {
+		if err := errors.Join(p.stop(syscall.SIGTERM), os.RemoveAll(dir)); err != nil {
+			tb.Errorf("stop PgBouncer: %v", err)
+		}
+	})
+	if err := p.waitReady(func(ctx context.Context) error {
+		conn, err := pgx.Connect(ctx, parsed.String())
+		if err != nil {
+			return err
+		}
+		return conn.Close(ctx)
+	}); err != nil {
+		tb.Fatalf("start PgBouncer: %v", err)
+	}
+	return parsed.String()
+}
+
+// run runs a program to its end.
+func run(name string, args ...string) error {
+	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
