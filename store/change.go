@@ -1,9 +1,10 @@
 package store
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -103,8 +104,9 @@ func (s *Store) classify(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w: %w", doing, agent.ErrRejected, err)
 	case f.down:
 		return fmt.Errorf("%s: %w: %w", doing, agent.ErrStoreDown, err)
-	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
-		// database/sql rolled back because the context ended.
+	case ctx.Err() != nil && (errors.Is(err, sql.ErrTxDone) || errors.Is(err, driver.ErrBadConn)):
+		// database/sql rolled back, or the driver sent nothing, because the
+		// context ended.
 		return fmt.Errorf("%s: %w", doing, ctx.Err())
 	}
 	return fmt.Errorf("%s: %w", doing, err)
@@ -133,13 +135,13 @@ type querier interface {
 // inOrder returns the items sorted, and of equal ones what merge makes of them,
 // or the last if it is nil. A statement must not write a row twice, and
 // replicas that write the same rows must lock them in one order.
-func inOrder[T any](items []T, compare func(a, b *T) int, merge func(a, b T) T) []T {
+func inOrder[T any](items []T, compare func(a, b T) int, merge func(a, b T) T) []T {
 	items = slices.Clone(items)
-	slices.SortStableFunc(items, func(a, b T) int { return compare(&a, &b) })
+	slices.SortStableFunc(items, compare)
 	kept := items[:0]
 	for _, item := range items {
 		switch {
-		case len(kept) == 0 || compare(&kept[len(kept)-1], &item) != 0:
+		case len(kept) == 0 || compare(kept[len(kept)-1], item) != 0:
 			kept = append(kept, item)
 		case merge != nil:
 			kept[len(kept)-1] = merge(kept[len(kept)-1], item)
@@ -152,17 +154,12 @@ func inOrder[T any](items []T, compare func(a, b *T) int, merge func(a, b T) T) 
 
 // compareIDs is the order of uuid columns, which is that of their bytes.
 func compareIDs(a, b agent.ID) int {
-	for i := range a {
-		if c := cmp.Compare(a[i], b[i]); c != 0 {
-			return c
-		}
-	}
-	return 0
+	return bytes.Compare(a[:], b[:])
 }
 
 // inOrderIDs is inOrder of ids.
 func inOrderIDs(ids []agent.ID) []agent.ID {
-	return inOrder(ids, func(a, b *agent.ID) int { return compareIDs(*a, *b) }, nil)
+	return inOrder(ids, compareIDs, nil)
 }
 
 // toRows returns the arguments of each item.

@@ -95,7 +95,7 @@ func touchUpTo(collected sql.NullInt64, touch time.Duration) sql.NullInt64 {
 	return sql.NullInt64{Int64: collected.Int64 - int64(touch), Valid: collected.Valid}
 }
 
-func compareKeys(a, b *agent.Metadata) int {
+func compareKeys(a, b agent.Metadata) int {
 	return cmp.Or(compareIDs(a.Agent, b.Agent), strings.Compare(a.Key, b.Key))
 }
 

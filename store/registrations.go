@@ -77,12 +77,12 @@ func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, err
 	for i := range c.Agents {
 		workspaces = append(workspaces, c.Agents[i].Workspace)
 	}
-	workspaces = inOrder(workspaces, func(a, b *agent.Workspace) int { return compareIDs(a.ID, b.ID) }, nil)
+	workspaces = inOrder(workspaces, func(a, b agent.Workspace) int { return compareIDs(a.ID, b.ID) }, nil)
 	workspaceRows, err := toRows(workspaces, func(w *agent.Workspace) ([]any, error) { return s.workspaceArgs(w, revision) })
 	if err != nil {
 		return nil, err
 	}
-	agents := inOrder(c.Agents, func(a, b *agent.Registration) int { return compareIDs(a.ID, b.ID) }, nil)
+	agents := inOrder(c.Agents, func(a, b agent.Registration) int { return compareIDs(a.ID, b.ID) }, nil)
 	agentRows, err := toRows(agents, func(r *agent.Registration) ([]any, error) { return s.agentArgs(r, revision) })
 	if err != nil {
 		return nil, err

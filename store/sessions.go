@@ -16,7 +16,7 @@ func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord)
 	if len(records) == 0 {
 		return nil
 	}
-	records = inOrder(records, func(a, b *agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) }, newerSession)
+	records = inOrder(records, func(a, b agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) }, newerSession)
 	rows, err := toRows(records, func(r *agent.SessionRecord) ([]any, error) {
 		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Unary, r.Reported}, nil
 	})

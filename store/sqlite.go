@@ -49,20 +49,20 @@ func sqliteQueries() queries {
 		values := make([]string, len(columns))
 		for i, column := range columns {
 			name, _, _ := strings.Cut(column, " ")
-			values[i] = fmt.Sprintf("$%d AS %s", i+1, name)
+			values[i] = "? AS " + name
 		}
 		return "(SELECT " + strings.Join(values, ", ") + ")"
 	}, "")
 	q.upsertMetadata = `
 INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (agent_id, key) DO UPDATE SET
     value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
     epoch = excluded.epoch, sequence = excluded.sequence
 WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
     AND (excluded.epoch <> metadata.epoch OR excluded.value <> metadata.value OR excluded.error <> metadata.error
-        OR $8 >= coalesce(metadata.collected_at, $8))`
-	q.insertBuild = `INSERT INTO builds_observed (build_id, observed_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+        OR coalesce(metadata.collected_at, -9223372036854775807) <= ?)`
+	q.insertBuild = `INSERT INTO builds_observed (build_id, observed_at) VALUES (?, ?) ON CONFLICT DO NOTHING`
 	return q
 }
 

@@ -62,7 +62,7 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	parts = inOrder(parts, func(a, b *statePart) int {
+	parts = inOrder(parts, func(a, b statePart) int {
 		return cmp.Or(compareIDs(a.agent, b.agent), strings.Compare(a.part, b.part))
 	}, func(a, b statePart) statePart {
 		if b.order.Compare(a.order) > 0 {

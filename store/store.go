@@ -116,7 +116,7 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	if opts.URL != "" {
-		return nil, errors.New("store: PostgreSQL is not supported yet")
+		return openPostgres(ctx, opts, log)
 	}
 	return openSQLite(ctx, opts, log)
 }

@@ -1,0 +1,287 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// postgresDialect is PostgreSQL, version 14 or later.
+var postgresDialect = dialect{
+	name:    "postgres",
+	goose:   goose.DialectPostgres,
+	faultOf: postgresFault,
+	id:      func(id agent.ID) any { return id.String() },
+	among: func(ids []agent.ID) (string, []any) {
+		texts := make([]string, len(ids))
+		for i, id := range ids {
+			texts[i] = id.String()
+		}
+		return "= ANY ($1::uuid[])", []any{texts}
+	},
+	exec:     postgresExec,
+	execIDs:  postgresExecIDs,
+	snapshot: &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
+	queries:  postgresQueries(),
+}
+
+// postgresRows makes rows of arrays, one for each column: the text is the same
+// for any number of rows, and the server parses and plans it once.
+func postgresRows(columns ...string) string {
+	names, arrays := make([]string, len(columns)), make([]string, len(columns))
+	for i, column := range columns {
+		name, kind, _ := strings.Cut(column, " ")
+		names[i] = name
+		arrays[i] = fmt.Sprintf("$%d::%s[]", i+1, kind)
+		if kind == "jsonb" {
+			arrays[i] = fmt.Sprintf("$%d::text[]::jsonb[]", i+1) // not encoded as JSON once more
+		}
+	}
+	return "(SELECT * FROM unnest(" + strings.Join(arrays, ", ") + ") AS u (" + strings.Join(names, ", ") + "))"
+}
+
+func postgresQueries() queries {
+	q := newQueries(postgresRows, ", changed = pg_current_xact_id()")
+	// Rows that change nothing are left out before the insert: there, one that
+	// is not updated is locked all the same, which is a write.
+	q.upsertMetadata = `
+INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
+SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence
+FROM ` + postgresRows("agent_id uuid", "key text", "value text", "error text",
+		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint") + ` AS n
+LEFT JOIN metadata AS m ON m.agent_id = n.agent_id AND m.key = n.key
+WHERE m.agent_id IS NULL
+    OR (n.epoch, n.sequence) > (m.epoch, m.sequence)
+    AND (n.epoch <> m.epoch OR n.value <> m.value OR n.error <> m.error
+        OR coalesce(m.collected_at, -9223372036854775807) <= n.touch_up_to)
+ORDER BY n.agent_id, n.key COLLATE "C"
+ON CONFLICT (agent_id, key) DO UPDATE SET
+    value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
+    epoch = excluded.epoch, sequence = excluded.sequence
+WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
+RETURNING agent_id`
+	q.insertBuild = `
+INSERT INTO builds_observed (build_id, observed_at)
+SELECT * FROM ` + postgresRows("build_id uuid", "observed_at bigint") + ` AS n
+ON CONFLICT DO NOTHING RETURNING build_id`
+	q.cursor = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
+	q.since = ` WHERE changed >= ($1::bigint)::text::xid8`
+	return q
+}
+
+// postgresExec runs the statement once for all rows.
+func postgresExec(ctx context.Context, tx *sql.Tx, text string, rows [][]any) (int64, error) {
+	var written int64
+	for part := range slices.Chunk(rows, chunk) {
+		args, err := transpose(part)
+		if err != nil {
+			return 0, err
+		}
+		result, err := tx.ExecContext(ctx, text, args...)
+		if err != nil {
+			return 0, err
+		}
+		n, err := result.RowsAffected()
+		if err != nil {
+			return 0, err
+		}
+		written += n
+	}
+	return written, nil
+}
+
+func postgresExecIDs(ctx context.Context, tx *sql.Tx, text string, rows [][]any) ([]agent.ID, error) {
+	var ids []agent.ID
+	for part := range slices.Chunk(rows, chunk) {
+		args, err := transpose(part)
+		if err != nil {
+			return nil, err
+		}
+		err = query(ctx, tx, text, args, func(rows *sql.Rows) error {
+			var id agent.ID
+			err := rows.Scan(&id)
+			ids = append(ids, id)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
+}
+
+// transpose makes an array of each column of rows, of which there is one at
+// least.
+func transpose(rows [][]any) ([]any, error) {
+	columns := make([]any, len(rows[0]))
+	for i, first := range rows[0] {
+		switch first.(type) {
+		case string:
+			columns[i] = column(rows, i, func(s string) string { return s })
+		case int64:
+			columns[i] = column(rows, i, func(n int64) int64 { return n })
+		case bool:
+			columns[i] = column(rows, i, func(b bool) bool { return b })
+		case []byte:
+			columns[i] = column(rows, i, func(b []byte) []byte { return b })
+		case sql.NullInt64:
+			columns[i] = column(rows, i, func(n sql.NullInt64) *int64 {
+				if !n.Valid {
+					return nil
+				}
+				return &n.Int64
+			})
+		default:
+			return nil, fmt.Errorf("argument %d is a %T", i+1, first)
+		}
+	}
+	return columns, nil
+}
+
+func column[From, To any](rows [][]any, i int, convert func(From) To) []To {
+	values := make([]To, len(rows))
+	for j, row := range rows {
+		value, _ := row[i].(From) // as in the first row: they are made by one function
+		values[j] = convert(value)
+	}
+	return values
+}
+
+// connectTimeout is how long a connection may take, unless the URL says so.
+const connectTimeout = 5 * time.Second
+
+// openPostgres connects to the database.
+func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
+	config, err := postgresConfig(opts)
+	if err != nil {
+		return nil, err
+	}
+	db := stdlib.OpenDB(*config)
+	db.SetMaxOpenConns(opts.MaxConns)
+	// As many are kept as there may be: a burst of writes repeats every few
+	// seconds. An hour later all are new, so that a server that came back, or
+	// a new one behind the same name, gets its share.
+	db.SetMaxIdleConns(opts.MaxConns)
+	db.SetConnMaxIdleTime(5 * time.Minute)
+	db.SetConnMaxLifetime(time.Hour)
+
+	s := &Store{dialect: &postgresDialect, writer: db, reader: db, touchInterval: opts.TouchInterval, log: log}
+	var from, to int64
+	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, config.Host), func() (err error) {
+		from, to, err = migratePostgres(ctx, db)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.migrated(ctx, from, to)
+	return s, nil
+}
+
+// postgresConfig reads the URL. Its errors tell nothing of it: a URL that cannot
+// be taken apart may have the password anywhere.
+func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(opts.URL)
+	if err != nil {
+		return nil, errors.New("store: the database URL cannot be read, or names files that cannot be:" +
+			" it is like postgres://user:password@host:5432/database?sslmode=verify-full," +
+			" with what is special in a user name or a password percent-encoded")
+	}
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = connectTimeout
+	}
+	// A server that is gone without a word is noticed after half a minute even
+	// by who waits for an answer without a limit.
+	config.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}).DialContext
+	params := map[string]string{"application_name": "agentstatsd"}
+	if opts.TransactionPooling {
+		config.DefaultQueryExecMode = pgx.QueryExecModeExec
+		config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
+	} else {
+		ms := opts.StatementTimeout.Milliseconds()
+		params["statement_timeout"] = strconv.FormatInt(ms, 10)
+		params["idle_in_transaction_session_timeout"] = strconv.FormatInt(ms, 10)
+		params["lock_timeout"] = strconv.FormatInt(max(ms/2, 1), 10)
+	}
+	for name, value := range params {
+		if _, ok := config.RuntimeParams[name]; !ok { // the URL's count
+			config.RuntimeParams[name] = value
+		}
+	}
+	return config, nil
+}
+
+// postgresFault reads SQLSTATEs, and errors of connections.
+func postgresFault(err error) fault {
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		return sqlstateFault(e)
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fault{}
+	}
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)) {
+		// Nobody listens at the address, or there is no such socket.
+		return fault{transient: true, down: true, answered: true}
+	}
+	for _, cut := range []error{
+		io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, net.ErrClosed, pgconn.ErrConnClosed, driver.ErrBadConn,
+	} {
+		if errors.Is(err, cut) {
+			return fault{transient: true}
+		}
+	}
+	return fault{}
+}
+
+func sqlstateFault(e *pgconn.PgError) fault {
+	// One that ends the session may have come after a commit.
+	f := fault{answered: e.Severity == "ERROR" || e.SeverityUnlocalized == "ERROR"}
+	switch e.Code {
+	case "23503": // foreign_key_violation
+		f.rejected, f.orphaned = true, true
+		return f
+	case "40001", // serialization_failure
+		"40P01", // deadlock_detected
+		"55P03": // lock_not_available: lock_timeout
+		f.transient = true
+		return f
+	case "57P01", // admin_shutdown, also of one connection
+		"57P02", // crash_shutdown
+		"57P03": // cannot_connect_now: starting, stopping
+		f.transient, f.down = true, true
+		return f
+	}
+	switch e.Code[:min(2, len(e.Code))] {
+	case "22", // data: a NUL, a number that is out of range
+		"23", // a constraint
+		"54": // a limit: a key that is too long for an index
+		f.rejected = true
+	case "08": // the connection
+		f.transient = true
+		// PgBouncer's words when the server refuses it. There is no code for it.
+		f.down = strings.Contains(e.Message, "server login has been failing") ||
+			strings.Contains(e.Message, "(server down)")
+	}
+	return f
+}
