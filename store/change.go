@@ -72,15 +72,23 @@ func (s *Store) transact(ctx context.Context, db *sql.DB, opts *sql.TxOptions, f
 
 // attempt runs f until it succeeds, fails for good or was tried often enough.
 func (s *Store) attempt(ctx context.Context, doing string, f func() error) error {
+	down := false
 	for n := 1; ; n++ {
 		err := f()
 		if err == nil {
 			return nil
 		}
-		again := errors.Is(err, errAgain) || s.dialect.faultOf(err).transient
-		if n == maxAttempts || !again || !pause(ctx) {
-			return s.classify(ctx, doing, err)
+		fault := s.dialect.faultOf(err)
+		down = down || fault.down
+		again := errors.Is(err, errAgain) || fault.transient
+		if n < maxAttempts && again && pause(ctx) {
+			continue
 		}
+		if down && again && !fault.down {
+			// A server that stops or starts may cut a connection without a word.
+			return fmt.Errorf("%s: %w: %w", doing, agent.ErrStoreDown, err)
+		}
+		return s.classify(ctx, doing, err)
 	}
 }
 

@@ -305,4 +305,3 @@ func TestPostgresRejected(t *testing.T) {
 	state := agent.State{Agent: id(1), NetworkOrder: agent.Order{Epoch: 1}, Network: agent.Network{Regions: []agent.Region{{Name: "\x00"}}}}
 	require.ErrorIs(t, s.SaveStates(t.Context(), []agent.State{state}), agent.ErrRejected)
 }
-

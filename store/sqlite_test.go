@@ -11,12 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -294,32 +292,4 @@ func TestSQLiteKilled(t *testing.T) {
 		register(t, s, id(1))
 		require.NoError(t, s.Close())
 	}
-}
-
-// Flushes of 500 rows in turn over 2,000 agents with 10 keys each, all known,
-// as in the steady state of a fleet.
-func BenchmarkUpsertMetadata500(b *testing.B) {
-	const size = 500
-	s := openTemp(b)
-	agents := make([]agent.ID, 2000)
-	var rows []agent.Metadata
-	for i := range agents {
-		agents[i] = uuid.New()
-		for k := range 10 {
-			rows = append(rows, row(agents[i], fmt.Sprintf("%d_metadata_key", k), strings.Repeat("v", 40), 1, 1))
-		}
-	}
-	register(b, s, agents...)
-	upsert(b, s, rows)
-	from := 0
-	b.ReportAllocs()
-	for b.Loop() {
-		batch := rows[from : from+size]
-		from = (from + size) % len(rows)
-		for i := range batch {
-			batch[i].Order.Sequence++
-		}
-		upsert(b, s, batch)
-	}
-	b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "rows/s")
 }

@@ -1,0 +1,301 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/postgrestest"
+)
+
+// replicas is how many stores share a database in these tests.
+const replicas = 4
+
+// withReplicas runs test directly and through a pooler.
+func withReplicas(t *testing.T, test func(t *testing.T, stores []*Store)) {
+	server := postgrestest.Shared(t)
+	t.Run("direct", func(t *testing.T) {
+		test(t, openEach(t, replicas, Options{URL: server.CreateDatabase(t)}))
+	})
+	t.Run("pooled", func(t *testing.T) {
+		url := server.PgBouncer(t, server.CreateDatabase(t))
+		test(t, openEach(t, replicas, Options{URL: url, TransactionPooling: true}))
+	})
+}
+
+// atOnce calls f for each store at the same time, rounds times.
+func atOnce(t *testing.T, stores []*Store, rounds int, f func(round, replica int, s *Store) error) {
+	t.Helper()
+	for round := range rounds {
+		var group errgroup.Group
+		for i, s := range stores {
+			group.Go(func() error { return f(round, i, s) })
+		}
+		require.NoError(t, group.Wait())
+	}
+}
+
+// Of replicas that change registrations on one revision exactly one does.
+func TestPostgresOneChangePerRevision(t *testing.T) {
+	withReplicas(t, func(t *testing.T, stores []*Store) {
+		const rounds = 20
+		var winners [rounds]atomic.Int64
+		atOnce(t, stores, rounds, func(round, replica int, s *Store) error {
+			a := id(byte(round*replicas + replica))
+			revision, err := s.ApplyChange(t.Context(), int64(round+1), agent.Change{
+				Agents: []agent.Registration{registration(a, id(byte(replica)))},
+			})
+			if errors.Is(err, agent.ErrOutdated) {
+				return nil
+			}
+			if err == nil && revision != int64(round+2) {
+				err = fmt.Errorf("revision %d in round %d", revision, round)
+			}
+			winners[round].Add(1)
+			return err
+		})
+		for round := range winners {
+			require.EqualValues(t, 1, winners[round].Load(), round)
+		}
+		got := roster(t, stores[0])
+		require.EqualValues(t, rounds+1, got.Revision)
+		require.Len(t, got.Agents, rounds)
+	})
+}
+
+// A reader that follows changes while they are made knows at each moment what
+// one read of all would tell.
+func TestPostgresFollowed(t *testing.T) {
+	withReplicas(t, func(t *testing.T, stores []*Store) {
+		known := make(map[agent.ID]agent.Registration)
+		var revision int64
+		follow := func(s *Store) {
+			news, err := s.Registrations(t.Context(), revision)
+			require.NoError(t, err)
+			require.Equal(t, revision == 0, news.Complete)
+			revision = news.Revision
+			for _, gone := range news.RemovedAgents {
+				delete(known, gone)
+			}
+			for _, r := range news.Agents {
+				known[r.ID] = r
+			}
+			for _, w := range news.Workspaces {
+				for k, r := range known {
+					if r.Workspace.ID == w.ID {
+						r.Workspace = w
+						known[k] = r
+					}
+				}
+			}
+		}
+		follow(stores[0])
+		done := make(chan struct{})
+		var group errgroup.Group
+		for i, s := range stores[1:] {
+			group.Go(func() error {
+				for n := range 20 {
+					basis, err := s.Registrations(t.Context(), 0)
+					if err != nil {
+						return err
+					}
+					r := registration(id(byte(n%5)), id(byte(100+n%3)))
+					r.Workspace.Name = fmt.Sprint(i, n)
+					c := agent.Change{Agents: []agent.Registration{r}}
+					switch n % 4 {
+					case 1:
+						c.RemovedAgents = []agent.ID{id(byte((n + i) % 5))}
+					case 2:
+						c = agent.Change{RemovedWorkspaces: []agent.ID{id(byte(100 + n%3))}}
+					case 3:
+						c = agent.Change{Workspaces: []agent.Workspace{r.Workspace}}
+					}
+					if _, err := s.ApplyChange(t.Context(), basis.Revision, c); err != nil && !errors.Is(err, agent.ErrOutdated) {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		go func() { defer close(done); _ = group.Wait() }()
+		for running := true; running; {
+			select {
+			case <-done:
+				running = false
+			default:
+			}
+			follow(stores[0])
+		}
+		require.NoError(t, group.Wait())
+		all := make(map[agent.ID]agent.Registration)
+		for _, r := range roster(t, stores[0]).Agents {
+			all[r.ID] = r
+		}
+		require.Equal(t, all, known)
+		require.Greater(t, revision, int64(20))
+	})
+}
+
+// A cursor does not pass what a transaction that began earlier commits later,
+// and what a server does not know makes it read all.
+func TestPostgresCursor(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	register(t, s, id(1), id(2))
+	late := admin(t, url)
+	execute(t, late, `BEGIN`)
+	execute(t, late, `INSERT INTO sessions VALUES ($1, 1, $2, true, false, false)`, id(1).String(), id(50).String())
+	execute(t, late, `INSERT INTO agent_states VALUES ($1, 'lifecycle', 1, 1, '{}')`, id(1).String())
+
+	second := agent.SessionRecord{Agent: id(2), Epoch: 1, Replica: id(50), Open: true}
+	secondState := agent.State{Agent: id(2), NetworkOrder: agent.Order{Epoch: 1}}
+	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{second}))
+	require.NoError(t, s.SaveStates(t.Context(), []agent.State{secondState}))
+	records, nextSession, err := s.Sessions(t.Context(), 0)
+	require.NoError(t, err)
+	require.Equal(t, []agent.SessionRecord{second}, records)
+	states, nextState, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Len(t, states, 1)
+
+	execute(t, late, `COMMIT`)
+	first := agent.SessionRecord{Agent: id(1), Epoch: 1, Replica: id(50), Open: true}
+	records, nextSession, err = s.Sessions(t.Context(), nextSession)
+	require.NoError(t, err)
+	require.Contains(t, records, first)
+	states, nextState, err = s.States(t.Context(), nextState)
+	require.NoError(t, err)
+	require.Equal(t, id(1), states[0].Agent)
+
+	// Nothing of it is read again when nothing is new.
+	records, nextSession, err = s.Sessions(t.Context(), nextSession)
+	require.NoError(t, err)
+	require.Empty(t, records)
+	states, nextState, err = s.States(t.Context(), nextState)
+	require.NoError(t, err)
+	require.Empty(t, states)
+	// What changes nothing is not written, either.
+	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{first, second}))
+	require.NoError(t, s.SaveStates(t.Context(), []agent.State{secondState}))
+	records, _, err = s.Sessions(t.Context(), nextSession)
+	require.NoError(t, err)
+	require.Empty(t, records)
+
+	// Of a server that was further.
+	records, _, err = s.Sessions(t.Context(), nextSession+1_000_000)
+	require.NoError(t, err)
+	require.Equal(t, []agent.SessionRecord{first, second}, records)
+	states, _, err = s.States(t.Context(), nextState+1_000_000)
+	require.NoError(t, err)
+	require.Len(t, states, 2)
+}
+
+// Of all replicas that see a build end, one is told to observe it.
+func TestPostgresBuildsOnce(t *testing.T) {
+	withReplicas(t, func(t *testing.T, stores []*Store) {
+		var mu sync.Mutex
+		told := make(map[agent.ID]int)
+		const rounds, builds = 10, 20
+		ids := make([]agent.ID, rounds*builds)
+		for i := range ids {
+			ids[i] = uuid.New()
+		}
+		atOnce(t, stores, rounds, func(round, _ int, s *Store) error {
+			fresh, err := s.ObserveBuilds(t.Context(), ids[round*builds:(round+1)*builds], time.Unix(1000, 0))
+			mu.Lock()
+			defer mu.Unlock()
+			for _, f := range fresh {
+				told[f]++
+			}
+			return err
+		})
+		require.Len(t, told, len(ids))
+		for _, n := range told {
+			require.Equal(t, 1, n)
+		}
+	})
+}
+
+// Of replicas that write the row of an instance as they read it, one does. A row
+// that is folded away meanwhile does not come back.
+func TestPostgresPushesOnce(t *testing.T) {
+	withReplicas(t, func(t *testing.T, stores []*Store) {
+		const rounds = 20
+		var written, folded atomic.Int64
+		atOnce(t, stores, rounds, func(round, replica int, s *Store) error {
+			p := push(1, fmt.Sprint(round, replica))
+			p.Version = int64(round)
+			err := s.SavePush(t.Context(), p)
+			if errors.Is(err, agent.ErrOutdated) {
+				return nil
+			}
+			written.Add(1)
+			return err
+		})
+		require.EqualValues(t, rounds, written.Load())
+
+		row := allPushes(t, stores[0])[0]
+		atOnce(t, stores, 1, func(_, replica int, s *Store) error {
+			var err error
+			if replica == 0 {
+				err = s.SavePush(t.Context(), row)
+			} else {
+				totals := agent.PushRow{Data: []byte("totals")}
+				err = s.FoldPushes(t.Context(), []agent.PushRow{totals}, []agent.PushRow{row})
+			}
+			if errors.Is(err, agent.ErrOutdated) {
+				return nil
+			}
+			folded.Add(1)
+			return err
+		})
+		require.EqualValues(t, 1, folded.Load())
+		left := allPushes(t, stores[0])
+		require.Len(t, left, 1)
+		if left[0].Instance == row.Instance {
+			require.Equal(t, row.Version+1, left[0].Version)
+		}
+	})
+}
+
+// At each moment one replica has the lease, and of those that take over a lost
+// one, one does.
+func TestPostgresLeaseOnce(t *testing.T) {
+	withReplicas(t, func(t *testing.T, stores []*Store) {
+		const rounds = 10
+		beats := int64(-1)
+		for range rounds {
+			var mu sync.Mutex
+			holders := make(map[agent.Lease]int)
+			atOnce(t, stores, 1, func(_, replica int, s *Store) error {
+				me := agent.Replica{ID: id(byte(replica + 1)), Name: fmt.Sprint(replica)}
+				_, lease, err := s.Beat(t.Context(), me, beats)
+				mu.Lock()
+				defer mu.Unlock()
+				if lease.Holder == me.ID {
+					holders[lease]++
+				}
+				return err
+			})
+			require.Len(t, holders, 1)
+			for lease := range holders {
+				require.Greater(t, lease.Beats, beats)
+				beats = lease.Beats
+			}
+		}
+		known, _, err := stores[0].Beat(t.Context(), agent.Replica{ID: id(1)}, -1)
+		require.NoError(t, err)
+		require.Len(t, known, replicas)
+		for _, r := range known[1:] {
+			require.EqualValues(t, rounds, r.Beats)
+		}
+	})
+}
