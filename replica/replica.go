@@ -3,10 +3,14 @@
 //
 // Each replica beats: it counts up a number in its row of the database. Who has
 // watched a number stand still for the duration of the lease takes its replica
-// for gone. So no two clocks are compared, and a database that was away makes
-// nobody look dead: what is watched counts anew from the first beat that works.
-// A replica that cannot beat takes itself for gone a little before the others
-// can, unless the database says itself that nobody can use it.
+// for gone, unless it hears of it by the pubsub, over which replicas beat too. So
+// no two clocks are compared, and a database that was away makes nobody look
+// dead: what is watched counts anew from the first beat that works.
+//
+// A replica that cannot beat, nor hears its own beats on the pubsub, takes itself
+// for gone a little before the others can, unless the database says itself that
+// nobody can use it. The lease changes hands in the database only. Its holder,
+// while it cannot reach that, goes on until it hears of another one.
 package replica
 
 import (
@@ -44,7 +48,7 @@ const (
 	forgetAfter = 20
 	// maxNameBytes bounds a name.
 	maxNameBytes = 256
-	// channel carries the news that somebody came or went.
+	// channel carries beats.
 	channel = "agentstatsd_replicas"
 	// newsTimeout bounds one publication.
 	newsTimeout = time.Second
@@ -77,7 +81,7 @@ type Store interface {
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 }
 
-// News carries hints to beat now. pubsub's engines are some.
+// News carries beats. pubsub's engines are some.
 type News interface {
 	Publish(ctx context.Context, channel string, payload []byte) error
 	Subscribe(channel string, f func(payload []byte)) (cancel func(), err error)
@@ -97,13 +101,18 @@ type Replicas struct {
 	mu sync.RWMutex
 	// Guarded by mu.
 
-	// until is when this replica takes itself for gone; zero: it never beat.
-	until time.Time
-	leads bool
-	term  int64 // counts the times that this replica came to lead
-	live  map[agent.ID]struct{}
-	err   error // of the last beat
-	since time.Time
+	// until is how long the database has the others take this replica for alive;
+	// zero: it never beat. echoed is the same of the pubsub.
+	until, echoed time.Time
+	// leads is true since the lease was taken, until another holder is known;
+	// leaseBeats are those of the lease then or later.
+	leads      bool
+	leaseBeats int64
+	term       int64 // counts the times that this replica came to lead
+	live       map[agent.ID]struct{}
+	heard      map[agent.ID]time.Time // by the pubsub
+	err        error                  // of the last beat
+	since      time.Time
 
 	// Only Run uses what follows.
 	seen   map[agent.ID]observation
@@ -131,6 +140,7 @@ func New(store Store, news News, opts Options, reg prometheus.Registerer, log *s
 		log:   log,
 		wake:  make(chan struct{}, 1),
 		live:  make(map[agent.ID]struct{}),
+		heard: make(map[agent.ID]time.Time),
 		seen:  make(map[agent.ID]observation),
 	}
 	r.metrics = newMetrics(reg, r)
@@ -148,7 +158,10 @@ func (r *Replicas) Member() bool {
 	return r.memberLocked()
 }
 
-func (r *Replicas) memberLocked() bool { return time.Now().Before(r.until) }
+func (r *Replicas) memberLocked() bool {
+	now := time.Now()
+	return now.Before(r.until) || !r.until.IsZero() && now.Before(r.echoed)
+}
 
 // Leads tells whether this replica holds the lease.
 func (r *Replicas) Leads() bool { return r.Term() != 0 }
@@ -170,7 +183,8 @@ func (r *Replicas) Live(id agent.ID) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	_, live := r.live[id]
-	return live
+	at, heard := r.heard[id]
+	return live || heard && time.Since(at) < r.opts.LeaseDuration
 }
 
 // count returns how many replicas live, this one included.
@@ -197,16 +211,15 @@ func (r *Replicas) Healthy() error {
 // Run beats until ctx is cancelled, then leaves: the others know at once. It
 // returns nil.
 func (r *Replicas) Run(ctx context.Context) error {
-	cancel, err := r.news.Subscribe(channel, func(payload []byte) {
-		if string(payload) != r.self.String() {
-			r.nudge()
-		}
-	})
+	cancel, err := r.news.Subscribe(channel, r.hear)
 	if err != nil {
-		return fmt.Errorf("subscribe to news of replicas: %w", err)
+		return fmt.Errorf("subscribe to beats of replicas: %w", err)
 	}
 	defer cancel()
 	every := r.opts.LeaseDuration / beatShare
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	telling.Go(func() { r.tellEvery(ctx, every) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -245,9 +258,8 @@ func (r *Replicas) beat(ctx context.Context) {
 	was, led := r.Member(), r.Leads()
 
 	r.mu.Lock()
-	// From when the beat began: it was written later, and seen later still.
-	r.until = began.Add(r.opts.LeaseDuration - r.opts.LeaseDuration/marginShare)
-	r.leads = lease.Holder == r.self
+	r.until = r.validFrom(began)
+	r.leads, r.leaseBeats = lease.Holder == r.self, lease.Beats
 	if r.leads && !led {
 		r.term++
 	}
@@ -257,7 +269,7 @@ func (r *Replicas) beat(ctx context.Context) {
 
 	leads := r.Leads()
 	if !was || led != leads {
-		r.tell(ctx)
+		r.tell(ctx, kindNews)
 	}
 	if led != leads {
 		r.log.InfoContext(ctx, "the lease changed hands", "leads", leads)
@@ -268,6 +280,12 @@ func (r *Replicas) beat(ctx context.Context) {
 			r.log.WarnContext(ctx, "rows of replicas that are gone are not removed, trying again", "error", err)
 		}
 	}
+}
+
+// validFrom returns how long a beat that began then is valid for its replica: it
+// was written later, and seen by others later still.
+func (r *Replicas) validFrom(began time.Time) time.Time {
+	return began.Add(r.opts.LeaseDuration - r.opts.LeaseDuration/marginShare)
 }
 
 // missed notes a beat that failed.
@@ -286,7 +304,7 @@ func (r *Replicas) missed(ctx context.Context, began time.Time, err error) {
 	r.err = err
 	// Nobody can watch it miss a beat, nor take its place.
 	if errors.Is(err, agent.ErrStoreDown) && began.Before(r.until) {
-		r.until = time.Now().Add(r.opts.LeaseDuration - r.opts.LeaseDuration/marginShare)
+		r.until = r.validFrom(time.Now())
 	}
 }
 
@@ -334,15 +352,6 @@ func (r *Replicas) living(now time.Time) map[agent.ID]struct{} {
 	return live
 }
 
-// tell has the others look. What it fails to tell they see at their next beat.
-func (r *Replicas) tell(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, newsTimeout)
-	defer cancel()
-	if err := r.news.Publish(ctx, channel, []byte(r.self.String())); err != nil {
-		r.log.DebugContext(ctx, "news of this replica are not published", "error", err)
-	}
-}
-
 // leave has the others take over at once. What it fails to do they do when the
 // lease has run out.
 func (r *Replicas) leave(ctx context.Context) {
@@ -355,5 +364,5 @@ func (r *Replicas) leave(ctx context.Context) {
 		r.log.WarnContext(ctx, "this replica leaves without telling: the others notice when its lease runs out", "error", err)
 		return
 	}
-	r.tell(ctx)
+	r.tell(ctx, kindLeave)
 }

@@ -38,15 +38,27 @@ type access struct {
 	*database
 	bus *bus
 
-	mu  sync.Mutex
-	cut bool
+	mu   sync.Mutex
+	cut  bool
+	deaf bool // and mute
 }
 
 type bus struct {
 	mu        sync.Mutex
 	listeners map[int]func([]byte)
 	next      int
-	cut       bool
+}
+
+func (a *access) setDeaf(deaf bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.deaf = deaf
+}
+
+func (a *access) isDeaf() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.deaf
 }
 
 func (a *access) setCut(cut bool) {
@@ -109,11 +121,11 @@ func (a *access) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
 }
 
 func (a *access) Publish(_ context.Context, _ string, payload []byte) error {
+	if a.isDeaf() {
+		return errors.New("no pubsub")
+	}
 	a.bus.mu.Lock()
 	defer a.bus.mu.Unlock()
-	if a.bus.cut {
-		return errors.New("no news")
-	}
 	for _, listen := range a.bus.listeners {
 		listen(payload)
 	}
@@ -125,7 +137,11 @@ func (a *access) Subscribe(_ string, f func([]byte)) (func(), error) {
 	defer a.bus.mu.Unlock()
 	n := a.bus.next
 	a.bus.next++
-	a.bus.listeners[n] = f
+	a.bus.listeners[n] = func(payload []byte) {
+		if !a.isDeaf() {
+			f(payload)
+		}
+	}
 	return func() {
 		a.bus.mu.Lock()
 		defer a.bus.mu.Unlock()
@@ -170,7 +186,7 @@ func (w *world) start(t *testing.T) *running {
 	})
 	t.Cleanup(stop)
 	synctest.Wait()
-	return &running{r, a, reg, stop, func() { a.setCut(true); stop() }}
+	return &running{r, a, reg, stop, func() { a.setCut(true); a.setDeaf(true); stop() }}
 }
 
 func wait(d time.Duration) {
@@ -228,7 +244,7 @@ func TestLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
-		wait(time.Second)
+		wait(lease)
 		a.stop()
 		synctest.Wait()
 		require.False(t, a.Leads())
@@ -238,15 +254,12 @@ func TestLeave(t *testing.T) {
 	})
 }
 
-// One that dies is noticed when its lease has run out, also without news.
+// One that dies is noticed when its lease has run out.
 func TestDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b, c := w.start(t), w.start(t), w.start(t)
 		wait(time.Minute)
-		w.bus.mu.Lock()
-		w.bus.cut = true
-		w.bus.mu.Unlock()
 		a.kill()
 		died := time.Now()
 		for leaders(b, c) == 0 {
@@ -266,14 +279,86 @@ func TestDies(t *testing.T) {
 	})
 }
 
-// One that is cut off from the database gives up before another takes over, and
-// comes back without leading.
+// One that is cut off from the database lives on, as it is heard, and lets go of
+// the lease when it hears of another holder.
+func TestCutOffFromTheDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Minute)
+		a.access.setCut(true)
+		for range 600 {
+			wait(100 * time.Millisecond)
+			require.Equal(t, 1, leaders(a, b), "at any time one leads")
+			require.True(t, a.Member() && b.Live(a.Self()) && a.Live(b.Self()))
+		}
+		require.True(t, b.Leads())
+		// Nor does it lead when it is deaf for a while.
+		a.access.setDeaf(true)
+		wait(2 * lease)
+		require.False(t, a.Member() || b.Live(a.Self()))
+		a.access.setDeaf(false)
+		wait(lease)
+		require.True(t, a.Member() && b.Live(a.Self()))
+		require.False(t, a.Leads())
+	})
+}
+
+// One that is cut off from the pubsub is none the worse.
+func TestDeaf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Minute)
+		a.access.setDeaf(true)
+		for range 600 {
+			wait(100 * time.Millisecond)
+			require.True(t, a.Leads() && a.Member() && b.Live(a.Self()) && a.Live(b.Self()))
+		}
+	})
+}
+
+// Who led, was replaced while it heard nothing, and hears itself again, does not
+// lead until the database says so.
+func TestHearsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Minute)
+		a.access.setCut(true)
+		a.access.setDeaf(true)
+		wait(2 * lease)
+		require.True(t, b.Leads())
+		b.access.setDeaf(true) // so that it does not hear of the new one either
+		a.access.setDeaf(false)
+		for range 100 {
+			wait(100 * time.Millisecond)
+			require.False(t, a.Leads())
+			require.True(t, b.Leads())
+		}
+	})
+}
+
+func TestMessages(t *testing.T) {
+	m := message{kindNews, agent.ID{1, 2}, 7, 1 << 60}
+	got, err := parseMessage(m.String())
+	require.NoError(t, err)
+	require.Equal(t, m, got)
+	for _, bad := range []string{"", "beat", "beat x 1 1", "beat " + agent.ID{}.String() + " x 1"} {
+		_, err := parseMessage(bad)
+		require.ErrorContains(t, err, "message of a replica: ", bad)
+	}
+}
+
+// One that is cut off from everybody gives up before another takes over, and comes
+// back without leading.
 func TestCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)
 		a.access.setCut(true)
+		a.access.setDeaf(true)
 		gap := time.Duration(0)
 		for range 600 {
 			wait(100 * time.Millisecond)
@@ -290,6 +375,7 @@ func TestCutOff(t *testing.T) {
 		require.Positive(t, testutil.ToFloat64(a.metrics.errors))
 
 		a.access.setCut(false)
+		a.access.setDeaf(false)
 		wait(lease)
 		require.True(t, a.Member())
 		require.NoError(t, a.Healthy())
@@ -318,6 +404,8 @@ func TestDatabaseDown(t *testing.T) {
 				require.True(t, a.Member() && b.Member() && a.Live(b.Self()) && b.Live(a.Self()))
 			}
 		}
+		a.access.setDeaf(true) // so the database is all that they have
+		b.access.setDeaf(true)
 		a.access.setCut(true) // so that the other has seen its last beat
 		wait(lease/beatShare + time.Second)
 		w.setDown(agent.ErrStoreDown)
@@ -330,8 +418,15 @@ func TestDatabaseDown(t *testing.T) {
 		a.access.setCut(false)
 		steady(5 * time.Minute)
 
-		// Of an error that may be one's own alone nobody can tell.
+		// Of another error nobody can tell whom it is the error of. But who hears
+		// itself would hear of another holder.
+		a.access.setDeaf(false)
+		b.access.setDeaf(false)
+		wait(lease)
 		w.setDown(errors.New("no route to host"))
+		steady(5 * time.Minute)
+		a.access.setDeaf(true)
+		b.access.setDeaf(true)
 		wait(lease)
 		require.Zero(t, leaders(a, b))
 		require.False(t, a.Member() || b.Member())
