@@ -60,13 +60,17 @@ func postgresRows(columns ...string) string {
 func postgresQueries() queries {
 	q := newQueries(postgresRows, ", changed = pg_current_xact_id()")
 	// Rows that change nothing are left out before the insert: there, one that
-	// is not updated is locked all the same, which is a write.
+	// is not updated is locked all the same, which is a write. The limit keeps
+	// the planner to the index: of a fleet of some thousand agents it would
+	// rather read the whole table, 10 times as long.
 	q.upsertMetadata = `
 INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
 SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence
 FROM ` + postgresRows("agent_id uuid", "key text", "value text", "error text",
 		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint") + ` AS n
-LEFT JOIN metadata AS m ON m.agent_id = n.agent_id AND m.key = n.key
+LEFT JOIN LATERAL (
+    SELECT * FROM metadata WHERE agent_id = n.agent_id AND key = n.key LIMIT 1
+) AS m ON true
 WHERE m.agent_id IS NULL
     OR (n.epoch, n.sequence) > (m.epoch, m.sequence)
     AND (n.epoch <> m.epoch OR n.value <> m.value OR n.error <> m.error
