@@ -3,6 +3,7 @@ package pubsub
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,6 +56,15 @@ func (r *received) waitFor(last string) []string {
 		r.changed.Wait()
 	}
 	return r.messages
+}
+
+// waitForAny blocks until one of the messages is message.
+func (r *received) waitForAny(message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for !slices.Contains(r.messages, message) {
+		r.changed.Wait()
+	}
 }
 
 func subscribe(t *testing.T, ps PubSub, channel string) *received {

@@ -9,7 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 )
 
 // logged is what was logged.
@@ -76,6 +79,129 @@ func testReplicas(t *testing.T, first, second Engine) {
 	back := subscribe(t, first, "a")
 	publish(t, second, "a", "back")
 	require.Equal(t, []string{"back"}, back.waitFor("back"))
+}
+
+// testReconnect has a server that is down, up, down and up again. Subscribers
+// from before Run, and those of a connection that was lost, are called with nil
+// when there is one, and then get messages.
+func testReconnect(t *testing.T, e Engine, m *metrics, log *logged, up, down func()) {
+	require.ErrorIs(t, e.Connected(), errNotRunning)
+	require.ErrorIs(t, e.Publish(t.Context(), "a", []byte("too early")), errNotRunning)
+	early := subscribe(t, e, "a")
+	gone, err := e.Subscribe("gone", func([]byte) {})
+	require.NoError(t, err)
+	gone()
+	stop := runEngine(t, e)
+	waitError(e, "no connection to the pubsub: ")
+	require.ErrorContains(t, e.Publish(t.Context(), "a", []byte("nobody there")), `publish to "a": `)
+
+	up()
+	waitConnected(e, true)
+	require.Equal(t, []string{"nil"}, early.waitFor("nil"))
+	late := subscribe(t, e, "a")
+	publish(t, e, "a", "1")
+	require.Equal(t, []string{"1"}, late.waitFor("1"))
+	require.Equal(t, []string{"nil", "1"}, early.waitFor("1"))
+	require.Zero(t, testutil.ToFloat64(m.reconnects))
+	waitPings(t, m, 1)
+
+	down()
+	waitConnected(e, false)
+	require.Error(t, e.Publish(t.Context(), "a", []byte("lost")))
+	meanwhile := subscribe(t, e, "b")
+	up()
+	meanwhile.waitFor("nil")
+	waitConnected(e, true)
+	publish(t, e, "a", "2")
+	publish(t, e, "b", "2")
+	require.Equal(t, []string{"1", "nil", "2"}, late.waitFor("2"))
+	require.Equal(t, []string{"nil", "2"}, meanwhile.waitFor("2"))
+	require.Equal(t, 1.0, testutil.ToFloat64(m.reconnects))
+	waitPings(t, m, 2)
+
+	stop()
+	require.ErrorIs(t, e.Connected(), errNotRunning)
+	require.ErrorIs(t, e.Publish(t.Context(), "a", []byte("too late")), errNotRunning)
+	_ = subscribe(t, e, "a")
+	require.Equal(t, 2, strings.Count(log.String(), `msg="no connection to the pubsub, trying again" error=`), log)
+	require.Equal(t, 2, strings.Count(log.String(), `msg="connected to the pubsub"`), log)
+}
+
+// waitPings waits until n messages of the engine to itself have arrived.
+func waitPings(t *testing.T, m *metrics, n uint64) {
+	for {
+		var metric dto.Metric
+		require.NoError(t, m.deliveryLatency.Write(&metric))
+		if metric.Histogram.GetSampleCount() >= n {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// testSilentServer: a server that takes everything and answers nothing is left
+// in the end.
+func testSilentServer(t *testing.T, e Engine, proxy *proxy) {
+	runEngine(t, e)
+	waitConnected(e, true)
+	got := subscribe(t, e, "a")
+	publish(t, e, "a", "1")
+	got.waitFor("1")
+	proxy.silence()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, e.Publish(ctx, "a", []byte("lost")), context.DeadlineExceeded)
+	waitConnected(e, false)
+	require.Error(t, e.Publish(t.Context(), "a", []byte("lost")))
+	_ = subscribe(t, e, "b")
+	proxy.heal()
+	got.waitFor("nil")
+	waitConnected(e, true)
+	publish(t, e, "a", "2")
+	got.waitFor("2")
+}
+
+// testLeavesNothing ends Run with and without a server that answers.
+func testLeavesNothing(t *testing.T, proxy *proxy, open func() Engine) {
+	before := goleak.IgnoreCurrent()
+	e := open()
+	stop := runEngine(t, e)
+	waitConnected(e, true)
+	cancel, err := e.Subscribe("a", func([]byte) {})
+	require.NoError(t, err)
+	publish(t, e, "a", "1")
+	cancel()
+	stop()
+	proxy.heal() // its own goroutines end
+	goleak.VerifyNone(t, before)
+
+	e = open()
+	stop = runEngine(t, e)
+	waitConnected(e, true)
+	proxy.silence()
+	published, subscribed := make(chan error), make(chan func())
+	go func() { published <- e.Publish(context.Background(), "a", []byte("lost")) }()
+	go func() {
+		cancel, err := e.Subscribe("a", func([]byte) {})
+		if err != nil {
+			cancel = func() {} // refused at the end is fine
+		}
+		subscribed <- cancel
+	}()
+	stop()
+	require.Error(t, <-published)
+	(<-subscribed)()
+	proxy.heal()
+	goleak.VerifyNone(t, before)
+
+	// While it connects.
+	proxy.silence()
+	e = open()
+	stop = runEngine(t, e)
+	require.Error(t, e.Connected())
+	stop()
+	proxy.heal()
+	goleak.VerifyNone(t, before)
 }
 
 // benchmarkEngine publishes a message and waits until it arrived.

@@ -126,7 +126,11 @@ func (n *NATS) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-closed:
-			return fmt.Errorf("pubsub: connection to NATS: %w (last error: %v)", nats.ErrConnectionClosed, conn.LastError())
+			err := conn.LastError()
+			if err == nil {
+				err = nats.ErrConnectionClosed
+			}
+			return fmt.Errorf("pubsub: connection to NATS ended: %w", err)
 		case <-made:
 			n.connected(ctx, conn)
 		}

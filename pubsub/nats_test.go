@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,50 +54,16 @@ func TestNATS(t *testing.T) {
 	testContract(t, func(t testing.TB) Engine { return openNATS(t) })
 }
 
-// Subscribers from before Run, and those of a connection that was lost, are
-// called with nil when there is one, and then get messages.
 func TestNATSReconnect(t *testing.T) {
 	s := startNATS(t, -1, nil)
 	port := portOf(s)
 	n, log := newNATS(t, s.ClientURL(), Options{})
-	require.ErrorIs(t, n.Connected(), errNotRunning)
-	require.ErrorIs(t, n.Publish(t.Context(), "a", []byte("too early")), errNotRunning)
-	early := subscribe(t, n, "a")
 	stopNATS(s)
-
-	stop := runEngine(t, n)
-	require.ErrorContains(t, n.Publish(t.Context(), "a", []byte("nobody there")), `publish to "a": `)
-	s = startNATS(t, port, nil)
-	waitConnected(n, true)
-	require.Equal(t, []string{"nil"}, early.waitFor("nil"))
-	late := subscribe(t, n, "a")
-	publish(t, n, "a", "1")
-	require.Equal(t, []string{"1"}, late.waitFor("1"))
-	require.Equal(t, []string{"nil", "1"}, early.waitFor("1"))
-	require.Zero(t, testutil.ToFloat64(n.metrics.reconnects))
-
-	stopNATS(s)
-	waitConnected(n, false)
-	require.Error(t, n.Publish(t.Context(), "a", []byte("lost")))
-	meanwhile := subscribe(t, n, "b")
-	startNATS(t, port, nil)
-	meanwhile.waitFor("nil")
-	waitConnected(n, true)
-	publish(t, n, "a", "2")
-	publish(t, n, "b", "2")
-	require.Equal(t, []string{"1", "nil", "2"}, late.waitFor("2"))
-	require.Equal(t, []string{"nil", "2"}, meanwhile.waitFor("2"))
-	require.Equal(t, 1.0, testutil.ToFloat64(n.metrics.reconnects))
-
-	stop()
-	require.ErrorIs(t, n.Connected(), errNotRunning)
-	require.ErrorIs(t, n.Publish(t.Context(), "a", []byte("too late")), errNotRunning)
-	require.Contains(t, log.String(), `msg="no connection to the pubsub, trying again" error=`)
-	require.Contains(t, log.String(), `msg="connected to the pubsub"`)
+	testReconnect(t, n, n.metrics, log,
+		func() { s = startNATS(t, port, nil) },
+		func() { stopNATS(s) })
 }
 
-// Two replicas hear each other, and a subscription that is made again gets
-// nothing that was meant for the one before.
 func TestNATSReplicas(t *testing.T) {
 	s := startNATS(t, -1, nil)
 	var replicas []*NATS
@@ -128,22 +95,32 @@ func TestNATSSlowConnection(t *testing.T) {
 	require.Greater(t, testutil.ToFloat64(n.metrics.droppedConnection), float64(maxReceived-10))
 }
 
-// A server that takes everything and answers nothing is left in the end.
+// What no engine published is told as missed.
+func TestNATSForeign(t *testing.T) {
+	n := openNATS(t)
+	got := subscribe(t, n, "a")
+	for _, payload := range []string{"", "\x00", "\xff", strings.Repeat("p", MaxPayload+1)} {
+		require.NoError(t, n.conn.Publish(subjectPrefix+"a", []byte(payload)))
+	}
+	publish(t, n, "a", "1")
+	require.Equal(t, "nil", got.waitFor("1")[0])
+	require.NotContains(t, got.waitFor("1"), "")
+}
+
+func TestNATSLeavesNothing(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	proxy := newProxy(t, s.Addr().String())
+	testLeavesNothing(t, proxy, func() Engine {
+		n, _ := newNATS(t, "nats://"+proxy.address(), Options{})
+		return n
+	})
+}
+
 func TestNATSSilentServer(t *testing.T) {
 	s := startNATS(t, -1, nil)
 	proxy := newProxy(t, s.Addr().String())
 	n, _ := newNATS(t, "nats://"+proxy.address(), Options{CheckInterval: 50 * time.Millisecond, Timeout: 100 * time.Millisecond})
-	runEngine(t, n)
-	waitConnected(n, true)
-	got := subscribe(t, n, "a")
-	proxy.silence()
-	require.Error(t, n.Publish(t.Context(), "a", []byte("lost")))
-	waitConnected(n, false)
-	proxy.heal()
-	got.waitFor("nil")
-	waitConnected(n, true)
-	publish(t, n, "a", "1")
-	got.waitFor("1")
+	testSilentServer(t, n, proxy)
 }
 
 func TestNATSCredentials(t *testing.T) {

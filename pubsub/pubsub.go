@@ -106,15 +106,14 @@ func checkMessage(ctx context.Context, channel string, payload []byte) error {
 	return nil
 }
 
+const channelCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
 func checkChannel(channel string) error {
 	if len(channel) == 0 || len(channel) > MaxChannel {
 		return fmt.Errorf("channel name %.64q has %d bytes, not 1 to %d", channel, len(channel), MaxChannel)
 	}
-	for _, c := range []byte(channel) {
-		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
-		if !letter && !('0' <= c && c <= '9') && c != '_' && c != '-' {
-			return fmt.Errorf("channel name %q has other characters than letters, digits, _ and -", channel)
-		}
+	if strings.Trim(channel, channelCharacters) != "" {
+		return fmt.Errorf("channel name %q has other characters than letters, digits, _ and -", channel)
 	}
 	return nil
 }
@@ -141,13 +140,18 @@ func fromServer(payload []byte) []byte {
 	return payload
 }
 
+var (
+	errURLMalformed  = errors.New("the URL is malformed (special characters of user and password must be escaped by %)")
+	errURLBehindHost = errors.New("the URL has an @ behind its host (special characters of user and password must be escaped by %)")
+)
+
 // checkURL returns an error unless text is a URL of one of schemes whose parts
 // are certain. The error has nothing of text, as a password with a character
 // that is not escaped can be taken for any other part.
 func checkURL(text string, schemes ...string) error {
 	u, err := url.Parse(text)
 	if err != nil || u.Opaque != "" {
-		return errors.New("the URL is malformed (special characters of user and password must be escaped by %)")
+		return errURLMalformed
 	}
 	for _, scheme := range schemes {
 		if u.Scheme == scheme {
@@ -155,7 +159,7 @@ func checkURL(text string, schemes ...string) error {
 				return errors.New("the URL names no host")
 			}
 			if strings.Contains(u.Path, "@") {
-				return errors.New("the URL has an @ behind its host (special characters of user and password must be escaped by %)")
+				return errURLBehindHost
 			}
 			return nil
 		}

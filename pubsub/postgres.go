@@ -1,0 +1,327 @@
+package pubsub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Postgres is an Engine over PostgreSQL's NOTIFY: what is published while a
+// replica is not connected is missed by it, and told. It has two connections:
+// one listens, one publishes.
+type Postgres struct {
+	config  *pgconn.Config
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+	link    *link
+	pings   *pinger
+
+	// publishing holds the connection that publishes, nil if there is none;
+	// whoever has taken it may use it, and puts it back.
+	publishing chan *pgconn.PgConn
+
+	mu sync.Mutex
+	// running ends with Run; nil before and after it.
+	running  context.Context
+	channels map[string]*postgresChannel
+	// listening is true while there is a connection that listens: then changes
+	// takes the names of channels that it shall listen to from now on, or no
+	// more, and wake makes it look.
+	listening bool
+	changes   map[string]struct{}
+	wake      context.CancelFunc
+}
+
+// postgresChannel is who listens to a channel. Postgres.mu guards it.
+type postgresChannel struct {
+	subscribers audience
+	// active is true while the server is known to send the channel's messages
+	// and not told to end that. What arrives otherwise is handed to nobody, so
+	// that a subscriber does not get messages from before a gap.
+	active bool
+	// settled is closed when active becomes true or the connection is lost; nil
+	// if nobody waits for that.
+	settled chan struct{}
+}
+
+// NewPostgres returns a Postgres that will connect to url, postgres:// with
+// the parameters of libpq. It must lead to PostgreSQL itself or to a proxy that
+// keeps a session on one connection: PgBouncer in transaction mode takes a
+// LISTEN, but delivers nothing; Connected tells that. It does not connect.
+func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Postgres, error) {
+	config, err := parsePostgresURL(url)
+	if err != nil {
+		return nil, fmt.Errorf("pubsub: PostgreSQL: %w", err)
+	}
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	config.RuntimeParams["application_name"] = "agentstatsd"
+	p := &Postgres{
+		config:     config,
+		opts:       opts,
+		log:        log,
+		publishing: make(chan *pgconn.PgConn, 1),
+		channels:   make(map[string]*postgresChannel),
+		changes:    make(map[string]struct{}),
+	}
+	if p.metrics, err = newMetrics(reg, p.Connected); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	p.publishing <- nil
+	p.link = newLink(p.metrics, log)
+	p.pings = newPinger(opts.PingInterval, p.metrics)
+	return p, nil
+}
+
+// parsePostgresURL returns errors without any secret of text.
+func parsePostgresURL(text string) (*pgconn.Config, error) {
+	if !strings.HasPrefix(text, "postgres://") && !strings.HasPrefix(text, "postgresql://") {
+		return nil, errors.New("the URL does not begin with postgres://")
+	}
+	config, err := pgconn.ParseConfig(text)
+	if err != nil {
+		// pgx masks passwords as far as it can tell what is one.
+		if unclear := checkURL(text, "postgres", "postgresql"); unclear != nil {
+			return nil, unclear
+		}
+		return nil, err
+	}
+	// Names of databases stand in errors.
+	if strings.Contains(config.Database, "@") {
+		return nil, errURLBehindHost
+	}
+	return config, nil
+}
+
+// Connected is as in Engine.
+func (p *Postgres) Connected() error {
+	if err := p.link.err(); err != nil {
+		return err
+	}
+	return p.pings.err()
+}
+
+// Run is as in Engine.
+func (p *Postgres) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	p.mu.Lock()
+	p.running = ctx
+	p.mu.Unlock()
+	var pings sync.WaitGroup
+	pings.Go(func() { p.pings.run(ctx, p.send) })
+	p.keepListening(ctx)
+
+	p.mu.Lock()
+	p.running = nil
+	p.mu.Unlock()
+	cancel()
+	pings.Wait()
+	// Whoever publishes now ends with ctx, and nobody connects after this.
+	if conn := <-p.publishing; conn != nil {
+		hangUp(conn)
+	}
+	p.publishing <- nil
+	p.link.ended()
+	return nil
+}
+
+// keepListening connects, and again whenever the connection is lost, until ctx
+// is cancelled.
+func (p *Postgres) keepListening(ctx context.Context) {
+	for failures := 1; ; failures++ {
+		start := time.Now()
+		err := p.listen(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		p.link.lost(err)
+		if time.Since(start) > maxBackoff {
+			failures = 1
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(backoff(failures, rand.Float64())):
+		}
+	}
+}
+
+// connect makes a connection within the timeout.
+func (p *Postgres) connect(ctx context.Context, notified pgconn.NotificationHandler) (*pgconn.PgConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	config := p.config.Copy()
+	config.OnNotification = notified
+	dialer := newDialer(p.opts.Timeout)
+	var connected atomic.Bool
+	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		// pgx tries to cancel a query on a broken connection by another
+		// connection; we have no queries that are worth it, nor the time.
+		if connected.Load() {
+			return nil, net.ErrClosed
+		}
+		return dialer.DialContext(ctx, network, address)
+	}
+	conn, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	connected.Store(true)
+	return conn, nil
+}
+
+// hangUp closes conn, and waits until nothing of it is left: not long.
+func hangUp(conn *pgconn.PgConn) {
+	// Without an error so far it says goodbye.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+	// With one, pgx waits for the server in the background; this ends that.
+	_ = conn.Conn().Close()
+	<-conn.CleanupDone()
+}
+
+// Publish is as in PubSub.
+func (p *Postgres) Publish(ctx context.Context, channel string, payload []byte) error {
+	start := time.Now()
+	err := checkMessage(ctx, channel, payload)
+	if err == nil {
+		if err = p.send(ctx, channel, payload); err != nil {
+			err = fmt.Errorf("publish to %q: %w", channel, err)
+		}
+	}
+	p.metrics.countPublish(start, err)
+	return err
+}
+
+func (p *Postgres) send(ctx context.Context, channel string, payload []byte) error {
+	p.mu.Lock()
+	running := p.running
+	p.mu.Unlock()
+	if running == nil {
+		return errNotRunning
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	defer context.AfterFunc(running, cancel)()
+
+	var conn *pgconn.PgConn
+	select {
+	case conn = <-p.publishing:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	conn, err := p.sendOn(ctx, conn, channel, payload)
+	p.publishing <- conn
+	return err
+}
+
+// sendOn publishes on conn, which may be nil, and returns the connection for
+// the next message, nil if it broke.
+func (p *Postgres) sendOn(ctx context.Context, conn *pgconn.PgConn, channel string, payload []byte) (*pgconn.PgConn, error) {
+	if conn != nil {
+		conn, err := notify(ctx, conn, channel, payload)
+		if conn != nil || ctx.Err() != nil {
+			return conn, err
+		}
+		// The connection may have been broken since its last use: try a new
+		// one. If it broke just now the message may be delivered twice.
+	}
+	conn, err := p.connect(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return notify(ctx, conn, channel, payload)
+}
+
+// notifySQL does not wait for the disk, nor for standby servers: a NOTIFY does
+// not outlive a crash of the server, so that would be for nothing. The setting
+// is for this transaction only, and so goes through PgBouncer.
+const notifySQL = `SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)`
+
+// notify publishes on conn, and returns it unless it broke.
+func notify(ctx context.Context, conn *pgconn.PgConn, channel string, payload []byte) (*pgconn.PgConn, error) {
+	err := conn.ExecParams(ctx, notifySQL, [][]byte{[]byte(channel), payload},
+		[]uint32{pgtype.TextOID, pgtype.TextOID}, nil, nil).Read().Err
+	if err != nil && conn.IsClosed() {
+		hangUp(conn)
+		conn = nil
+	}
+	return conn, err
+}
+
+// Subscribe is as in PubSub. A subscriber that falls queueLength messages
+// behind loses those that wait, and is called with nil in their place.
+func (p *Postgres) Subscribe(channel string, f func(payload []byte)) (cancel func(), err error) {
+	if err := checkChannel(channel); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
+	s := newSubscriber(f)
+	p.metrics.subscribers.Inc()
+	if settled := p.add(channel, s); settled != nil {
+		<-settled // within the timeout
+	}
+	return sync.OnceFunc(func() {
+		p.remove(channel, s)
+		s.stop()
+		p.metrics.subscribers.Dec()
+	}), nil
+}
+
+// add makes s a subscriber of channel. If it has to wait until the server
+// sends the channel's messages, the returned channel is closed then, or when
+// the connection is lost.
+func (p *Postgres) add(channel string, s *subscriber) (settled <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.channels[channel]
+	if c == nil {
+		c = &postgresChannel{subscribers: make(audience)}
+		p.channels[channel] = c
+	}
+	c.subscribers[s] = struct{}{}
+	if c.active || !p.listening {
+		return nil
+	}
+	if c.settled == nil {
+		c.settled = make(chan struct{})
+	}
+	p.changeLocked(channel)
+	return c.settled
+}
+
+// remove takes s from channel.
+func (p *Postgres) remove(channel string, s *subscriber) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.channels[channel]
+	delete(c.subscribers, s)
+	switch {
+	case len(c.subscribers) > 0:
+	case p.listening:
+		p.changeLocked(channel)
+	default:
+		delete(p.channels, channel)
+	}
+}
+
+// changeLocked makes the connection look at a channel.
+func (p *Postgres) changeLocked(channel string) {
+	p.changes[channel] = struct{}{}
+	if p.wake != nil {
+		p.wake()
+	}
+}

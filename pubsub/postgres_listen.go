@@ -1,0 +1,213 @@
+package pubsub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// listener is one connection that listens, used by one goroutine.
+type listener struct {
+	*Postgres
+	conn *pgconn.PgConn
+	// listens holds the channels that the server was told to send.
+	listens map[string]struct{}
+	// checked is when the server was last seen to answer.
+	checked time.Time
+}
+
+// listen connects, listens and delivers until ctx is cancelled or the
+// connection is lost.
+func (p *Postgres) listen(ctx context.Context) error {
+	l := &listener{Postgres: p, listens: make(map[string]struct{})}
+	conn, err := p.connect(ctx, l.notified)
+	if err != nil {
+		return err
+	}
+	defer hangUp(conn)
+	l.conn = conn
+	defer p.unlisten()
+	if err := l.begin(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := l.settle(ctx); err != nil {
+			return err
+		}
+		if err := l.wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// begin listens to all channels that have subscribers, and to pings, and tells
+// all subscribers that they may have missed something.
+func (l *listener) begin(ctx context.Context) error {
+	if err := l.exec(ctx, listenSQL("LISTEN", l.pings.channel)); err != nil {
+		return fmt.Errorf("listen to pings: %w", err)
+	}
+	l.mu.Lock()
+	l.listening = true
+	for name := range l.channels {
+		l.changes[name] = struct{}{}
+	}
+	l.mu.Unlock()
+	if err := l.settle(ctx); err != nil {
+		return err
+	}
+	l.resynchronise()
+	l.pings.connected()
+	l.link.made()
+	return nil
+}
+
+// unlisten notes that there is no connection any more.
+func (p *Postgres) unlisten() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.listening, p.wake = false, nil
+	clear(p.changes)
+	for name, c := range p.channels {
+		c.active = false
+		c.settleLocked()
+		if len(c.subscribers) == 0 {
+			delete(p.channels, name)
+		}
+	}
+}
+
+// settleLocked ends the wait of those who subscribe.
+func (c *postgresChannel) settleLocked() {
+	if c.settled != nil {
+		close(c.settled)
+		c.settled = nil
+	}
+}
+
+// resynchronise tells all subscribers that they may have missed something.
+func (p *Postgres) resynchronise() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.channels {
+		c.subscribers.offer(nil, p.metrics)
+	}
+}
+
+// notified takes in a message, which can come with the answer to any command.
+func (l *listener) notified(_ *pgconn.PgConn, n *pgconn.Notification) {
+	if n.Channel == l.pings.channel {
+		if l.pings.arrived([]byte(n.Payload)) {
+			l.resynchronise()
+		}
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.channels[n.Channel]; c != nil && c.active {
+		c.subscribers.offer(fromServer([]byte(n.Payload)), l.metrics)
+	}
+}
+
+// settle tells the server about channels that have got their first subscriber,
+// or lost their last.
+func (l *listener) settle(ctx context.Context) error {
+	listen, unlisten := l.takeChanges()
+	if len(listen)+len(unlisten) == 0 {
+		return nil
+	}
+	sql := listenSQL("UNLISTEN", unlisten...) + listenSQL("LISTEN", listen...)
+	if err := l.exec(ctx, sql); err != nil {
+		return fmt.Errorf("listen to channels: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range unlisten {
+		delete(l.listens, name)
+	}
+	for _, name := range listen {
+		l.listens[name] = struct{}{}
+		c := l.channels[name]
+		c.active = true
+		c.settleLocked()
+	}
+	return nil
+}
+
+// takeChanges returns what settle has to do. Channels to be left are not active
+// from now on: a subscriber that comes now waits for the next settle.
+func (l *listener) takeChanges() (listen, unlisten []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name := range l.changes {
+		c := l.channels[name]
+		_, listens := l.listens[name]
+		wanted := c != nil && len(c.subscribers) > 0
+		if c != nil && !wanted {
+			delete(l.channels, name)
+		}
+		switch {
+		case wanted && !listens:
+			listen = append(listen, name)
+		case listens && !wanted:
+			unlisten = append(unlisten, name)
+		}
+	}
+	clear(l.changes)
+	return listen, unlisten
+}
+
+// wait delivers what arrives until there are changes, and checks now and then
+// whether the server still answers.
+func (l *listener) wait(ctx context.Context) error {
+	wait, cancel := context.WithDeadline(ctx, l.checked.Add(l.opts.CheckInterval))
+	defer cancel()
+	l.mu.Lock()
+	changed := len(l.changes) > 0
+	l.wake = cancel
+	l.mu.Unlock()
+	if changed {
+		return nil
+	}
+	// A wait that is cancelled leaves the connection as it was: pgx ends the
+	// read by a deadline, and keeps what it had read of a message.
+	var err error
+	for err == nil {
+		err = l.conn.WaitForNotification(wait)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case wait.Err() == nil || l.conn.IsClosed():
+		return err
+	case errors.Is(wait.Err(), context.DeadlineExceeded):
+		if err := l.exec(ctx, "SELECT 1"); err != nil {
+			return fmt.Errorf("check the connection: %w", err)
+		}
+	}
+	return nil
+}
+
+// exec runs commands within the timeout. Messages that arrive meanwhile are
+// delivered.
+func (l *listener) exec(ctx context.Context, sql string) error {
+	ctx, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	defer cancel()
+	if err := l.conn.Exec(ctx, sql).Close(); err != nil {
+		return err
+	}
+	l.checked = time.Now()
+	return nil
+}
+
+// listenSQL returns the commands for channels. Their names need no escapes.
+func listenSQL(command string, channels ...string) string {
+	var sql strings.Builder
+	for _, name := range channels {
+		fmt.Fprintf(&sql, "%s \"%s\"; ", command, name)
+	}
+	return sql.String()
+}
