@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coder/serpent"
@@ -38,6 +39,11 @@ type config struct {
 	statsRetention        time.Duration
 	drainTimeout          time.Duration
 	dataDir               string
+	databaseURL           string
+	databaseMaxConns      int64
+	databasePooling       bool
+	pubsubURL             string
+	leaseDuration         time.Duration
 	reportInterval        time.Duration
 	sessionAge            time.Duration
 	maxAgents             int64
@@ -52,6 +58,7 @@ type config struct {
 	metadataMaxPending    int64
 	metadataMaxKeys       int64
 	metadataRereadEvery   time.Duration
+	metadataTouchInterval time.Duration
 	logFormat             string
 	logLevel              string
 }
@@ -199,6 +206,40 @@ func (c *config) options() serpent.OptionSet {
 			Default: "data", Value: serpent.StringOf(&c.dataDir), Group: &groupStorage,
 		},
 		{
+			Name: "Database URL",
+			Description: "A PostgreSQL database, 14 or newer, that replicas of the service share: postgres://user@host/name. " +
+				"Its password is better in PGPASSFILE, or the URL in the environment, than in a flag. Empty: SQLite in the data directory.",
+			Flag: "database-url", Env: "AGENTSTATSD_DATABASE_URL", YAML: "database_url",
+			Value: serpent.StringOf(&c.databaseURL), Group: &groupStorage,
+		},
+		{
+			Name:        "Database Max Conns",
+			Description: "Connections to PostgreSQL at once, beside that of the pubsub.",
+			Flag:        "database-max-conns", Env: "AGENTSTATSD_DATABASE_MAX_CONNS", YAML: "database_max_conns",
+			Default: "10", Value: atLeast(&c.databaseMaxConns, 2), Group: &groupStorage,
+		},
+		{
+			Name: "Database Transaction Pooling",
+			Description: "A pooler in transaction mode, like PgBouncer, stands before PostgreSQL: keep nothing in a session. " +
+				"Needs --pubsub-url, as news are not heard through it.",
+			Flag: "database-transaction-pooling", Env: "AGENTSTATSD_DATABASE_TRANSACTION_POOLING", YAML: "database_transaction_pooling",
+			Default: "false", Value: serpent.BoolOf(&c.databasePooling), Group: &groupStorage,
+		},
+		{
+			Name: "Pubsub URL",
+			Description: "What carries news between replicas: nats:// or tls:// for NATS, postgres:// for NOTIFY of a PostgreSQL that is dialed directly. " +
+				"Empty: that of the database; in memory with SQLite.",
+			Flag: "pubsub-url", Env: "AGENTSTATSD_PUBSUB_URL", YAML: "pubsub_url",
+			Value: serpent.StringOf(&c.pubsubURL), Group: &groupStorage,
+		},
+		{
+			Name: "Lease Duration",
+			Description: "Time after which replicas take one that is silent for gone, and serve in its place what one alone serves. " +
+				"The same on all replicas.",
+			Flag: "lease-duration", Env: "AGENTSTATSD_LEASE_DURATION", YAML: "lease_duration",
+			Default: "15s", Value: longerThan(&c.leaseDuration, 2*time.Second-1), Group: &groupStorage,
+		},
+		{
 			Name:        "Report Interval",
 			Description: "Time between two reports of an agent, as agents are told.",
 			Flag:        "report-interval", Env: "AGENTSTATSD_REPORT_INTERVAL", YAML: "report_interval",
@@ -289,6 +330,12 @@ func (c *config) options() serpent.OptionSet {
 			Default: "30s", Value: longerThan(&c.metadataRereadEvery, 0), Group: &groupMetadata,
 		},
 		{
+			Name:        "Metadata Touch Interval",
+			Description: "Time after which a value that is reported again unchanged is written again, with its newer time. 0: each time.",
+			Flag:        "metadata-touch-interval", Env: "AGENTSTATSD_METADATA_TOUCH_INTERVAL", YAML: "touch_interval",
+			Default: "1m", Value: longerThan(&c.metadataTouchInterval, -1), Group: &groupMetadata,
+		},
+		{
 			Name:        "Log Format",
 			Description: "Form of the log on standard error.",
 			Flag:        "log-format", Env: "AGENTSTATSD_LOG_FORMAT", YAML: "format",
@@ -347,7 +394,44 @@ func (c *config) validate() error {
 			errs = append(errs, fmt.Errorf("--grpc-address %s is beyond loopback: give --tls-cert-file and --tls-key-file, or --grpc-allow-plaintext", c.grpcAddress))
 		}
 	}
+	errs = append(errs, c.validateEngines()...)
 	return errors.Join(errs...)
+}
+
+// validateEngines checks what the database and the pubsub need of each other. Its
+// errors do not show the URLs, which may hold passwords.
+func (c *config) validateEngines() []error {
+	var errs []error
+	switch schemeOf(c.databaseURL) {
+	case "", "postgres", "postgresql":
+	default:
+		errs = append(errs, errors.New("--database-url: want a URL with the scheme postgres, or none"))
+	}
+	switch schemeOf(c.pubsubURL) {
+	case "", "postgres", "postgresql", "nats", "tls":
+	default:
+		errs = append(errs, errors.New("--pubsub-url: want a URL with the scheme nats, tls or postgres, or none"))
+	}
+	if c.databasePooling && c.databaseURL == "" {
+		errs = append(errs, errors.New("--database-transaction-pooling needs --database-url"))
+	}
+	if c.databasePooling && c.pubsubURL == "" {
+		errs = append(errs, errors.New("--database-transaction-pooling needs --pubsub-url: a direct URL of the database, or NATS"))
+	}
+	return errs
+}
+
+// schemeOf returns the scheme of a URL in lower case, empty of no URL, and
+// something that is none of what has none.
+func schemeOf(url string) string {
+	if url == "" {
+		return ""
+	}
+	scheme, _, found := strings.Cut(url, "://")
+	if !found {
+		return "?"
+	}
+	return strings.ToLower(scheme)
 }
 
 // tokenFile returns the path of coderd's token.

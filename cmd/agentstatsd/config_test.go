@@ -120,10 +120,17 @@ func TestConfigErrors(t *testing.T) {
 		"batch size":                 {[]string{"--metadata-batch-size", "0"}, "0 is below the least value 1"},
 		"report interval":            {[]string{"--report-interval", "10ms"}, "10ms is not longer than"},
 		"log level":                  {[]string{"--log-level", "loud"}, "loud"},
+		"database scheme":            {[]string{"--database-url", "mysql://u:hunter2@h/d"}, "--database-url: want a URL with the scheme postgres, or none"},
+		"database without scheme":    {[]string{"--database-url", "u:hunter2@h/d"}, "--database-url: want a URL with the scheme postgres, or none"},
+		"pubsub scheme":              {[]string{"--pubsub-url", "redis://u:hunter2@h"}, "--pubsub-url: want a URL with the scheme nats, tls or postgres, or none"},
+		"pooling without database":   {[]string{"--database-transaction-pooling", "--pubsub-url", "nats://h"}, "--database-transaction-pooling needs --database-url"},
+		"pooling without pubsub":     {[]string{"--database-transaction-pooling", "--database-url", "postgres://h/d"}, "--database-transaction-pooling needs --pubsub-url"},
+		"lease":                      {[]string{"--lease-duration", "1s"}, "1s is not longer than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse(t, "", nil, tc.args...)
 			require.ErrorContains(t, err, tc.want)
+			require.NotContains(t, err.Error(), "hunter2")
 		})
 	}
 }

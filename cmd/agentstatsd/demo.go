@@ -84,7 +84,7 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 	return runStages(ctx,
 		[]task{func(ctx context.Context) error {
 			_, err := simulate.Run(ctx, simulate.Options{
-				Target: s.grpcListener.Addr().String(), Dial: dial, Fleet: "demo", Agents: agents,
+				Targets: []string{s.grpcListener.Addr().String()}, Dial: dial, Fleet: "demo", Agents: agents,
 				Unreachable: demoUnreachable, Coderds: demoCoderds, PushInterval: c.reportInterval,
 				MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true,
 			}, log.With("component", "simulate"))

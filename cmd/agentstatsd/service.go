@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/store"
 )
 
@@ -32,6 +32,8 @@ type service struct {
 	log    *slog.Logger
 
 	store      *store.Store
+	pubsub     pubsub.Engine
+	replicas   *replica.Replicas // nil: the service is alone
 	aggregator *aggregator.Aggregator
 	batcher    *batcher.Batcher
 	fleet      *fleet.Fleet
@@ -83,20 +85,16 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	var err error
-	s.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.dataDir, "agentstatsd.db")}, s.log.With("component", "store"))
-	if err != nil {
+	if err := s.openStore(ctx); err != nil {
 		return err
 	}
-	s.cleanups = append(s.cleanups, func() {
-		if err := s.store.Close(); err != nil {
-			s.log.Error("close database", "error", err)
-		}
-	})
-	memory, err := pubsub.NewMemory(reg)
-	if err != nil {
+	if s.pubsub, err = s.newPubSub(reg); err != nil {
 		return err
 	}
-	news := pubsub.NewMetadata(memory)
+	if err := s.joinReplicas(reg); err != nil {
+		return err
+	}
+	news := pubsub.NewMetadata(s.pubsub)
 	s.aggregator, err = aggregator.New(aggregator.Options{
 		ReportInterval:    c.reportInterval,
 		SeriesTTL:         c.seriesTTL,
@@ -123,11 +121,16 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.federation, err = federation.New(s.store, s.aggregator, federation.Options{
+	pushed := federation.Options{
 		SeriesTTL:    c.seriesTTL,
 		MaxInstances: int(c.maxCoderdInstances),
 		MaxSeries:    int(c.maxPushedSeries),
-	}, reg, s.log.With("component", "federation"))
+	}
+	if s.replicas != nil {
+		s.fleet.Join(s.replicas, s.pubsub)
+		pushed.Lease, pushed.News = s.replicas, s.pubsub
+	}
+	s.federation, err = federation.New(s.store, s.aggregator, pushed, reg, s.log.With("component", "federation"))
 	if err != nil {
 		return err
 	}
@@ -140,13 +143,22 @@ func (s *service) build(ctx context.Context) error {
 		Log:           s.log.With("component", "metrics"),
 		// What is pushed is written first: the aggregator yields to whatever
 		// was served before it, so no family stands twice.
-	}, s.federation, s.aggregator), []check{
+	}, s.federation, s.aggregator), s.checks())
+	return nil
+}
+
+// checks are what readiness depends on.
+func (s *service) checks() []check {
+	checks := []check{
 		{"draining", s.notDraining},
 		{"fleet", s.fleet.Healthy},
 		{"batcher", s.batcher.Healthy},
 		{"federation", s.federation.Healthy},
-	})
-	return nil
+	}
+	if s.replicas != nil {
+		checks = append(checks, check{"replica", s.replicas.Healthy})
+	}
+	return checks
 }
 
 // buildServer makes the gRPC edge.
@@ -165,14 +177,20 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	if !c.collectAgentStats {
 		stats = discardStats{}
 	}
-	s.api, err = agentapi.NewServer(agentapi.Components{
+	parts := agentapi.Components{
 		Fleet:    s.fleet,
 		Stats:    stats,
 		Metadata: s.batcher,
 		Reader:   s.store,
 		News:     news,
 		Pushes:   s.federation,
-	}, agentapi.Options{
+	}
+	var self agent.ID
+	if s.replicas != nil {
+		parts.Bus, self = s.pubsub, s.replicas.Self()
+	}
+	s.api, err = agentapi.NewServer(parts, agentapi.Options{
+		ReplicaID:            self,
 		Credentials:          creds,
 		CoderdTokenHash:      tokenHash,
 		CoderdClientSAN:      c.coderdClientSAN,
@@ -255,6 +273,12 @@ func (s *service) run(ctx context.Context) error {
 	defer stopDraining()
 	servers := []task{func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}
 	workers := []task{s.fleet.Run, s.batcher.Run, s.federation.Run, s.aggregator.Run}
+	// This replica leaves when its last writes are done, and tells that too.
+	var membership []task
+	if s.replicas != nil {
+		membership = append(membership, s.replicas.Run)
+	}
+	carriers := []task{s.pubsub.Run}
 	// Last to go: readiness and the numbers of the shutdown can be seen.
 	var endpoints []task
 	if s.httpListener != nil {
@@ -267,7 +291,7 @@ func (s *service) run(ctx context.Context) error {
 			return serveHTTP(ctx, s.pprofListener, pprofMux(), "", s.log)
 		})
 	}
-	err := runStages(ctx, servers, workers, endpoints)
+	err := runStages(ctx, servers, workers, membership, carriers, endpoints)
 	s.log.Info("agentstatsd stopped")
 	return err
 }
