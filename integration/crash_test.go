@@ -35,14 +35,20 @@ type values map[key]int
 // is no value.
 func number(t *testing.T, value, text string) int {
 	t.Helper()
+	n, err := numberOf(value, text)
+	require.NoError(t, err)
+	return n
+}
+
+func numberOf(value, text string) (int, error) {
 	if value == "" {
 		value = text
 	}
 	_, digits, ok := strings.Cut(value, " #")
-	require.True(t, ok, "value %q has no number", value)
-	n, err := strconv.Atoi(digits)
-	require.NoError(t, err)
-	return n
+	if !ok {
+		return 0, fmt.Errorf("value %q has no number", value)
+	}
+	return strconv.Atoi(digits)
 }
 
 // journal returns the newest values that were acked as durable, as the

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 var soak = flag.Bool("soak", false, "run the long tests at full size")
@@ -39,7 +41,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "build agentstatsd: %v\n%s", err, out)
 		os.Exit(1)
 	}
-	code := m.Run()
+	code := postgrestest.Main(m).Run()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
@@ -160,10 +162,13 @@ type simulation struct {
 
 func startSimulation(t *testing.T, s *service, args ...string) *simulation {
 	t.Helper()
+	return runSimulation(t, append([]string{"--target", s.grpcAddr, "--coderd-token-file", s.tokenFile(), "--json"}, args...)...)
+}
+
+func runSimulation(t *testing.T, args ...string) *simulation {
+	t.Helper()
 	sim := new(simulation)
-	sim.cmd = exec.Command(binary, append([]string{
-		"simulate", "--target", s.grpcAddr, "--coderd-token-file", s.tokenFile(), "--json",
-	}, args...)...)
+	sim.cmd = exec.Command(binary, append([]string{"simulate"}, args...)...)
 	sim.cmd.Stdout = &sim.stdout
 	sim.cmd.Stderr = &sim.stderr
 	require.NoError(t, sim.cmd.Start())
