@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -16,14 +15,18 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// agent is one simulated agent. Its client's goroutines call collect; everything
-// else is called by the one goroutine that drives the fleet.
+// agent is one simulated agent. Its client's goroutines call collect, and the
+// checks read its presence; everything else is called by the one goroutine that
+// drives the fleet.
 type agent struct {
 	planned   plannedAgent
 	client    *client.Agent
 	generator *generator
 	// stopped is true when the agent produces no more.
 	stopped atomic.Bool
+	// presence is for the checks; verdicts are theirs, one for each family.
+	presence presence
+	verdicts []verdict
 
 	random  *rand.Rand
 	node    uint64
@@ -48,7 +51,7 @@ type observer struct {
 }
 
 // newAgent makes the agent that a workspace has in the given build.
-func newAgent(planned plannedAgent, build int, conn grpc.ClientConnInterface, all []series, o Options, obs *observer) (*agent, error) {
+func newAgent(planned plannedAgent, build int, conns *connections, all []series, o Options, obs *observer) (*agent, error) {
 	life := uint64(build)<<32 | uint64(planned.number)
 	a := &agent{
 		planned:   planned,
@@ -67,11 +70,21 @@ func newAgent(planned plannedAgent, build int, conn grpc.ClientConnInterface, al
 		OnState:        obs.onState,
 		OnRefusal:      obs.onRefusal,
 	}
+	if len(o.Metrics) > 0 {
+		opts.OnAck = func(ack client.Ack) {
+			obs.acks.add(ack.RoundTrip)
+			a.presence.onAck(a.client.Status().Counts.ReportsReceived, time.Now())
+		}
+		opts.OnState = func(s client.State) {
+			a.presence.onState(s.Connection, a.client.Status().Counts.ReportsReceived, time.Now())
+			obs.onState(s)
+		}
+	}
 	if obs.journal != nil {
 		opts.OnDurable = func(entries []client.Metadata) { obs.journal.write(planned.id, entries) }
 	}
 	var err error
-	a.client, err = client.NewAgent(conn, opts)
+	a.client, err = conns.newAgent(planned.number, opts)
 	return a, err
 }
 

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/coder/agentstatsd/client"
 )
@@ -28,7 +30,11 @@ const (
 // connections are what the agents and coderd talk over.
 type connections struct {
 	coderd *grpc.ClientConn
-	agents []*grpc.ClientConn
+	// shared are what the agents share; none: each has connections of its own.
+	shared []*grpc.ClientConn
+	// balancers decide on the agents' own connections, by number.
+	balancers []*balancer
+	dial      func(*balancer) (*grpc.ClientConn, error)
 }
 
 // connect makes the connections; they connect when they are first used.
@@ -37,32 +43,75 @@ func connect(o Options, log *slog.Logger) (*connections, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n < o.Agents && o.Churn > 0 {
+		return nil, fmt.Errorf("churn: agents must not share connections: %d agents have %d", o.Agents, n)
+	}
 	if n < o.Agents && o.Connections == 0 {
 		log.Warn("agents share connections, as the limit of open files is low", "agents", o.Agents, "connections", n, "limit", maxOpenFiles())
 	}
+	random := func(i int) *rand.Rand { return rand.New(rand.NewPCG(o.Seed+3, uint64(i))) }
+	// A connection of coderd that broke is the sign of a target that is gone.
+	b := newBalancer(o.Targets, o.dialer(0), random(0))
+	b.restless = true
 	c := &connections{}
-	if c.coderd, err = client.Dial(o.Target, o.Dial, o.GRPC...); err != nil {
+	if c.coderd, err = dial(o.Dial, b); err != nil {
 		return nil, err
 	}
 	// An agent has a token of its own, and is not coderd.
-	dial := client.DialOptions{TLS: withoutCertificate(o.Dial.TLS), Plaintext: o.Dial.Plaintext}
+	opts := client.DialOptions{TLS: withoutCertificate(o.Dial.TLS), Plaintext: o.Dial.Plaintext}
+	c.dial = func(b *balancer) (*grpc.ClientConn, error) {
+		return dial(opts, b, grpc.WithReadBufferSize(agentBufferBytes), grpc.WithWriteBufferSize(agentBufferBytes))
+	}
 	for i := range n {
-		opts := []grpc.DialOption{grpc.WithReadBufferSize(agentBufferBytes), grpc.WithWriteBufferSize(agentBufferBytes)}
-		if n > portsPerAddress && isLoopback(o.Target) {
-			opts = append(opts, grpc.WithContextDialer(dialerFrom(i/portsPerAddress)))
+		source := 0
+		if n > portsPerAddress {
+			source = 1 + i/portsPerAddress
 		}
-		conn, err := client.Dial(o.Target, dial, append(opts, o.GRPC...)...)
+		b := newBalancer(o.Targets, o.dialer(source), random(1+i))
+		if n == o.Agents {
+			c.balancers = append(c.balancers, b)
+			continue
+		}
+		b.restless = true
+		conn, err := c.dial(b)
 		if err != nil {
 			return nil, errors.Join(err, c.close())
 		}
-		c.agents = append(c.agents, conn)
+		c.shared = append(c.shared, conn)
 	}
 	return c, nil
 }
 
+// dial makes a connection that a balancer decides on.
+func dial(opts client.DialOptions, b *balancer, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
+	extra = append(extra, grpc.WithContextDialer(b.dial))
+	if !opts.Plaintext && (opts.TLS == nil || opts.TLS.ServerName == "") {
+		config := &tls.Config{MinVersion: tls.VersionTLS12}
+		if opts.TLS != nil {
+			config = opts.TLS
+		}
+		extra = append(extra, grpc.WithTransportCredentials(balancedCredentials{credentials.NewTLS(config), b}))
+	}
+	return client.Dial("passthrough:///"+b.targets[0], opts, extra...)
+}
+
+// newAgent makes the client of the agent with the given number.
+func (c *connections) newAgent(number int, opts client.AgentOptions) (*client.Agent, error) {
+	if len(c.shared) > 0 {
+		return client.NewAgent(c.shared[number%len(c.shared)], opts)
+	}
+	b := c.balancers[number]
+	tell := opts.OnState
+	opts.OnState = func(s client.State) {
+		b.onState(s)
+		tell(s)
+	}
+	return client.NewDialingAgent(func() (*grpc.ClientConn, error) { return c.dial(b) }, opts)
+}
+
 func (c *connections) close() error {
 	err := c.coderd.Close()
-	for _, conn := range c.agents {
+	for _, conn := range c.shared {
 		err = errors.Join(err, conn.Close())
 	}
 	return err
@@ -104,10 +153,23 @@ func isLoopback(target string) bool {
 	return host == "localhost" || err == nil && addr.Is4() && addr.IsLoopback()
 }
 
-// dialerFrom dials from the n-th loopback address.
-func dialerFrom(n int) func(context.Context, string) (net.Conn, error) {
-	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte((n+1)>>8), byte(n+1))}}
+// dialer returns how to connect to a target: a loopback one from the given
+// loopback address, from 1; 0: from any.
+func (o Options) dialer(source int) dialFunc {
+	if o.Dialer != nil {
+		return o.Dialer
+	}
+	anywhere := &net.Dialer{}
+	if source == 0 {
+		return func(ctx context.Context, address string) (net.Conn, error) {
+			return anywhere.DialContext(ctx, "tcp", address)
+		}
+	}
+	from := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(source>>8), byte(source))}}
 	return func(ctx context.Context, address string) (net.Conn, error) {
-		return dialer.DialContext(ctx, "tcp4", address)
+		if isLoopback(address) {
+			return from.DialContext(ctx, "tcp4", address)
+		}
+		return anywhere.DialContext(ctx, "tcp", address)
 	}
 }

@@ -1,13 +1,14 @@
 package simulate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
+	"net/url"
 	"time"
-
-	"google.golang.org/grpc"
 
 	"github.com/coder/agentstatsd/client"
 )
@@ -20,6 +21,7 @@ const (
 	defaultDrainTimeout     = 30 * time.Second
 	defaultCoderds          = 1
 	defaultPushInterval     = 10 * time.Second
+	defaultCheckInterval    = 2 * time.Second
 	// defaultRebuilds is how often each agent is rebuilt: of 25 agents one about
 	// every 20 s.
 	defaultRebuilds = 500 * time.Second
@@ -38,13 +40,17 @@ const (
 
 // Options are the knobs of a simulation. A zero field takes its default.
 type Options struct {
-	// Target is the address of the service.
-	Target string
-	// Dial says how to reach it. Its token, or a client certificate, is
+	// Targets are the addresses of the service's replicas, each a host and a
+	// port; at least one. Connections are spread over them as a load balancer
+	// does: each goes to one at random, or to another one if that cannot be
+	// reached. Certificates are to be for the host of the target, unless Dial
+	// names another.
+	Targets []string
+	// Dial says how to reach them. Its token, or a client certificate, is
 	// coderd's; agents have tokens of their own.
 	Dial client.DialOptions
-	// GRPC are further options of all connections.
-	GRPC []grpc.DialOption
+	// Dialer connects to an address of a target or a URL; nil: by TCP.
+	Dialer func(ctx context.Context, address string) (net.Conn, error)
 
 	// Fleet names the fleet; default "sim". Its workspaces are the same ones in
 	// each run, so that a run supersedes agents that an earlier one kept; fleets
@@ -60,6 +66,10 @@ type Options struct {
 	// new build. Default: 500 s for each agent, or, with a Journal, none, as a
 	// rebuild takes the old agents' values out of the database; negative: none.
 	RebuildInterval time.Duration
+	// Churn is the mean time until the connection of an agent is broken, so that
+	// its next session is with another target; 0: none is. It takes at least two
+	// targets, and a connection for each agent.
+	Churn time.Duration
 	// Coderds is the number of instances of coderd that push metrics; default 1,
 	// negative: none.
 	Coderds int
@@ -93,6 +103,14 @@ type Options struct {
 	// Seed of what agents and coderd report and do, and nothing else; any number.
 	Seed uint64
 
+	// Metrics are the URLs that Prometheus scrapes the replicas at. All of them
+	// together are to serve the series of each agent once; empty: that is not
+	// checked. A replica that cannot be scraped serves nothing. The service must
+	// show the series of single agents.
+	Metrics []string
+	// CheckInterval between two checks of Metrics; default 2 s.
+	CheckInterval time.Duration
+
 	// Progress is where to show what goes on: a line that is drawn again each
 	// second on a terminal, else a line each 10 s; nil: nowhere.
 	Progress io.Writer
@@ -111,6 +129,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.DrainTimeout, defaultDrainTimeout)
 	setDefault(&o.Coderds, defaultCoderds)
 	setDefault(&o.PushInterval, defaultPushInterval)
+	setDefault(&o.CheckInterval, defaultCheckInterval)
 	if o.Journal != nil {
 		setDefault(&o.RebuildInterval, -1)
 	}
@@ -134,9 +153,21 @@ func setDefault[T comparable](field *T, value T) {
 
 // validate returns what is wrong with options that have their defaults.
 func (o Options) validate() error {
+	for _, target := range o.Targets {
+		if _, _, err := net.SplitHostPort(target); err != nil {
+			return fmt.Errorf("target: want a host and a port: %w", err)
+		}
+	}
+	for _, metrics := range o.Metrics {
+		if u, err := url.Parse(metrics); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return errors.New("metrics: want URLs like http://127.0.0.1:2112/")
+		}
+	}
 	switch {
-	case o.Target == "":
-		return errors.New("target: is empty")
+	case len(o.Targets) == 0:
+		return errors.New("targets: want at least 1")
+	case o.Churn > 0 && len(o.Targets) < 2:
+		return fmt.Errorf("churn: moves agents between targets: want at least 2, got %d", len(o.Targets))
 	case o.Agents < 1 || o.Agents > math.MaxInt32:
 		return fmt.Errorf("agents: want at least 1, got %d", o.Agents)
 	case o.Unreachable < 0 || o.Unreachable > math.MaxInt32:
@@ -160,6 +191,8 @@ func (o Options) validate() error {
 		{"metadata interval", o.MetadataInterval},
 		{"duration", o.Duration},
 		{"drain timeout", o.DrainTimeout},
+		{"churn", o.Churn},
+		{"check interval", o.CheckInterval},
 	} {
 		if d.value < 0 {
 			return fmt.Errorf("%s: want at least 0, got %s", d.name, d.value)

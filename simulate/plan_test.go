@@ -295,51 +295,6 @@ func TestLatencies(t *testing.T) {
 	require.Equal(t, time.Microsecond, l.quantile(0.0001))
 }
 
-func TestSummary(t *testing.T) {
-	s := Summary{
-		Agents: 25, ReportsSent: 52, ReportsAcked: 52, SamplesSent: 1560, MetadataSent: 1750, MetadataAcked: 1750,
-		PushesSent: 7, PushesAcked: 6, FamiliesRefused: 40, Rebuilds: 3, Refused: 3, Reconnects: 1, DurationSeconds: 61.25,
-		Refusals:         map[string]int64{"series_limit": 2, "a_limit": 1},
-		ReportAckSeconds: Quantiles{P50: 0.0005, P95: 0.004, P99: 0.0125},
-	}
-	require.True(t, s.Complete())
-	var text bytes.Buffer
-	require.NoError(t, s.WriteText(&text))
-	require.Equal(t, `agents           25
-duration         61.2 s
-reports          52 sent, 52 acked
-samples          1560 sent
-metadata         1750 sent, 1750 durable
-pushes           7 sent, 6 durable, 40 families refused
-rebuilds         3
-acks of reports  0.5 ms median, 4.0 ms p95, 12.5 ms p99
-reconnects       1
-refused          3 (a_limit: 1) (series_limit: 2)
-errors           0
-`, text.String())
-	text.Reset()
-	require.NoError(t, s.WriteJSON(&text))
-	require.JSONEq(t, `{
-		"agents": 25, "reports_sent": 52, "reports_acked": 52, "samples_sent": 1560, "metadata_sent": 1750,
-		"metadata_acked": 1750, "pushes_sent": 7, "pushes_acked": 6, "families_refused": 40, "rebuilds": 3, "refused": 3, "errors": 0, "reconnects": 1, "duration_seconds": 61.25,
-		"refusals": {"a_limit": 1, "series_limit": 2},
-		"report_ack_seconds": {"p50": 0.0005, "p95": 0.004, "p99": 0.0125}
-	}`, text.String())
-	require.Equal(t, 1, strings.Count(text.String(), "\n"))
-
-	for _, change := range []func(*Summary){
-		func(s *Summary) { s.Errors = 1 },
-		func(s *Summary) { s.ReportsAcked-- },
-		func(s *Summary) { s.MetadataAcked-- },
-	} {
-		incomplete := s
-		change(&incomplete)
-		require.False(t, incomplete.Complete())
-	}
-	require.Error(t, s.WriteText(failing{}))
-	require.Error(t, s.WriteJSON(failing{}))
-}
-
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, errors.New("full") }
@@ -377,7 +332,7 @@ func TestObserverCountsRefusals(t *testing.T) {
 // An agent that cannot reach anything still takes everything in.
 func TestAgentLives(t *testing.T) {
 	planned := testPlanner("secret").plan(1, 0, at)[0].agents[0]
-	conns, err := connect(Options{Target: "passthrough:///nowhere", Agents: 1, Dial: client.DialOptions{Plaintext: true}}, discardLogger)
+	conns, err := connect(Options{Targets: []string{"nowhere:1"}, Agents: 1, Dial: client.DialOptions{Plaintext: true}}, discardLogger)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, conns.close()) }()
 	obs := &observer{acks: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
@@ -387,7 +342,7 @@ func TestAgentLives(t *testing.T) {
 	var flapping, failed int
 	var a *agent
 	for build := range 300 {
-		a, err = newAgent(planned, build, conns.agents[0], seriesOfAgents(5), o, obs)
+		a, err = newAgent(planned, build, conns, seriesOfAgents(5), o, obs)
 		require.NoError(t, err)
 		a.start(at)
 		require.Equal(t, agentstatsv1.Lifecycle_STATE_CREATED, a.state)

@@ -91,6 +91,7 @@ func (a *agent) leave(ctx context.Context, end agentstatsv1.Lifecycle_State) err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTimeout)
 	defer cancel()
+	a.presence.leave(time.Now())
 	// A goodbye that is lost is no loss: the agent is deregistered next.
 	_ = a.client.Close(ctx)
 	return nil

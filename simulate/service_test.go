@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
@@ -34,24 +34,35 @@ import (
 const coderdToken = "coderd's"
 
 // service is the real service over a database in a file and a network in
-// memory. It can be started again after it ended.
+// memory. It can be started again after it ended. It listens on one or more
+// addresses: to an agent the servers on them are like replicas.
 type service struct {
-	t    *testing.T
-	path string
+	t         *testing.T
+	path      string
+	addresses []string
 
-	mu       sync.Mutex
-	listener *bufconn.Listener
-	conns    []net.Conn
+	mu sync.Mutex
+	// listeners by address, and connections to them.
+	listeners map[string]*bufconn.Listener
+	conns     map[string][]net.Conn
 
 	store      *store.Store
 	aggregator *aggregator.Aggregator
 	pushes     *pushes
 	broken     *atomic.Bool
-	stop       func()
+	// drain ends the server on an address as a SIGTERM does.
+	drain func(address string)
+	stop  func()
 }
 
-func startService(t *testing.T) *service {
-	s := &service{t: t, pushes: &pushes{newest: map[agent.Instance]snapshot{}}, path: filepath.Join(t.TempDir(), "agentstatsd.db")}
+func startService(t *testing.T, addresses ...string) *service {
+	s := &service{
+		t: t, pushes: &pushes{newest: map[agent.Instance]snapshot{}}, path: filepath.Join(t.TempDir(), "agentstatsd.db"),
+		addresses: addresses, conns: map[string][]net.Conn{},
+	}
+	if len(addresses) == 0 {
+		s.addresses = []string{"service:1"}
+	}
 	s.start()
 	t.Cleanup(func() { s.stop() })
 	return s
@@ -63,9 +74,9 @@ type fragileStore struct {
 	broken *atomic.Bool
 }
 
-func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (int, error) {
+func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, error) {
 	if s.broken.Load() {
-		return 0, errors.New("crashed")
+		return nil, errors.New("crashed")
 	}
 	return s.Store.UpsertMetadata(ctx, rows)
 }
@@ -130,27 +141,39 @@ func (s *service) start() {
 	agents, err := fleet.New(s.store, s.aggregator, pending, fleet.Options{}, reg, log)
 	require.NoError(t, err)
 	require.NoError(t, agents.Load(context.Background()))
-	api, err := agentapi.NewServer(
-		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news, Pushes: s.pushes},
-		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), ReportInterval: 5 * time.Second},
-		reg, log,
-	)
-	require.NoError(t, err)
-	listener := bufconn.Listen(64 << 10)
-	s.mu.Lock()
-	s.listener = listener
-	s.mu.Unlock()
-
-	ctx, cancel := context.WithCancel(context.Background())
 	workers, cancelWorkers := context.WithCancel(context.Background())
-	var serving, working sync.WaitGroup
-	serving.Go(func() { _ = api.Serve(ctx, listener) })
+	var working sync.WaitGroup
 	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run} {
 		working.Go(func() { _ = work(workers) })
 	}
+	listeners, drains := map[string]*bufconn.Listener{}, map[string]func(){}
+	for _, address := range s.addresses {
+		listener := bufconn.Listen(64 << 10)
+		api, err := agentapi.NewServer(
+			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news, Pushes: s.pushes},
+			agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), ReportInterval: 5 * time.Second},
+			prometheus.NewRegistry(), log,
+		)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(context.Background())
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = api.Serve(ctx, listener) })
+		listeners[address] = listener
+		drains[address] = func() {
+			cancel()
+			serving.Wait()
+		}
+	}
+	s.mu.Lock()
+	s.listeners = listeners
+	s.mu.Unlock()
+	s.drain = func(address string) { drains[address]() }
 	s.stop = func() {
-		cancel()
-		serving.Wait()
+		var draining sync.WaitGroup
+		for _, drain := range drains {
+			draining.Go(drain)
+		}
+		draining.Wait()
 		cancelWorkers()
 		working.Wait()
 		require.NoError(t, s.store.Close())
@@ -161,26 +184,39 @@ func (s *service) start() {
 // crash ends the service with what was pending lost.
 func (s *service) crash() {
 	s.broken.Store(true)
-	s.mu.Lock()
-	_ = s.listener.Close()
-	for _, c := range s.conns {
-		_ = c.Close()
+	for _, address := range s.addresses {
+		s.kill(address)
 	}
-	s.conns = nil
-	s.mu.Unlock()
 	s.stop()
 }
 
-func (s *service) dial(ctx context.Context, _ string) (net.Conn, error) {
+// kill makes an address unreachable and breaks all connections to it.
+func (s *service) kill(address string) {
 	s.mu.Lock()
-	listener := s.listener
+	defer s.mu.Unlock()
+	_ = s.listeners[address].Close()
+	for _, c := range s.conns[address] {
+		_ = c.Close()
+	}
+}
+
+// connections returns how many connections were made to an address.
+func (s *service) connections(address string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns[address])
+}
+
+func (s *service) dial(ctx context.Context, address string) (net.Conn, error) {
+	s.mu.Lock()
+	listener := s.listeners[address]
 	s.mu.Unlock()
 	conn, err := listener.DialContext(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	s.conns = append(s.conns, conn)
+	s.conns[address] = append(s.conns[address], conn)
 	s.mu.Unlock()
 	return conn, nil
 }
@@ -188,8 +224,8 @@ func (s *service) dial(ctx context.Context, _ string) (net.Conn, error) {
 // options of a simulation against the service.
 func (s *service) options() simulate.Options {
 	return simulate.Options{
-		Target: "passthrough:///service",
-		Dial:   client.DialOptions{Plaintext: true, Token: coderdToken},
-		GRPC:   []grpc.DialOption{grpc.WithContextDialer(s.dial)},
+		Targets: slices.Clone(s.addresses),
+		Dial:    client.DialOptions{Plaintext: true, Token: coderdToken},
+		Dialer:  s.dial,
 	}
 }

@@ -8,10 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc"
 
 	"github.com/coder/agentstatsd/client"
 )
@@ -53,7 +52,7 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 		return Summary{}, err
 	}
 	c := newCoderd(service, p, workspaces, log)
-	f, err := newFleet(opts, workspaces, conns.agents, c, log)
+	f, err := newFleet(opts, workspaces, conns, c, log)
 	if err != nil {
 		return Summary{}, err
 	}
@@ -78,6 +77,10 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 	producing, stop := context.WithCancel(ctx)
 	defer stop()
 	running.Go(func() { pushed.run(producing) })
+	checks := newChecker(opts, f.series, log)
+	if checks != nil {
+		running.Go(func() { checks.run(producing, f.current) })
+	}
 	f.live(producing, living, &running)
 	stop()
 
@@ -87,6 +90,9 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 	running.Wait()
 	summary := f.summary(errs, duration)
 	pushed.addTo(&summary)
+	if checks != nil {
+		summary.Check = checks.finish(f.agents)
+	}
 	err = f.observer.journal.failed()
 	if !opts.Keep {
 		err = errors.Join(err, c.deregister(context.WithoutCancel(ctx)))
@@ -98,7 +104,7 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 type fleet struct {
 	opts     Options
 	coderd   *coderd
-	conns    []*grpc.ClientConn
+	conns    *connections
 	series   []series
 	observer *observer
 	// rebuilding are the rebuilds under way.
@@ -108,6 +114,9 @@ type fleet struct {
 	// workspaces as they run, for the goroutine that drives the fleet.
 	workspaces []workspace
 	random     *rand.Rand
+	// mover chooses who is moved, moves is how often that was done.
+	mover *rand.Rand
+	moves int64
 
 	mu sync.Mutex
 	// agents by number, in their newest life. Only the goroutine that drives
@@ -119,7 +128,7 @@ type fleet struct {
 	rebuilds int64
 }
 
-func newFleet(opts Options, workspaces []plannedWorkspace, conns []*grpc.ClientConn, c *coderd, log *slog.Logger) (*fleet, error) {
+func newFleet(opts Options, workspaces []plannedWorkspace, conns *connections, c *coderd, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		opts:   opts,
 		coderd: c,
@@ -132,6 +141,7 @@ func newFleet(opts Options, workspaces []plannedWorkspace, conns []*grpc.ClientC
 		},
 		rebuilt: make(chan rebuilt),
 		random:  rand.New(rand.NewPCG(opts.Seed+2, 0)),
+		mover:   rand.New(rand.NewPCG(opts.Seed+4, 0)),
 	}
 	if opts.Journal != nil {
 		f.observer.journal = &journal{w: opts.Journal}
@@ -155,11 +165,18 @@ func (f *fleet) agentsOf(w plannedWorkspace) ([]*agent, error) {
 	agents := make([]*agent, len(w.agents))
 	for i, planned := range w.agents {
 		var err error
-		if agents[i], err = newAgent(planned, w.build, f.conns[planned.number%len(f.conns)], f.series, f.opts, f.observer); err != nil {
+		if agents[i], err = newAgent(planned, w.build, f.conns, f.series, f.opts, f.observer); err != nil {
 			return nil, err
 		}
 	}
 	return agents, nil
+}
+
+// current returns the agents in their newest life.
+func (f *fleet) current() []*agent {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.agents)
 }
 
 // event is something that an agent does at a time.
@@ -228,6 +245,12 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 			return f.untilRebuild()
 		}})
 	}
+	if f.opts.Churn > 0 {
+		queue = append(queue, event{at: began.Add(f.untilMove()), do: func(time.Time) time.Duration {
+			f.moveOne()
+			return f.untilMove()
+		}})
+	}
 	heap.Init(&queue)
 
 	timer := time.NewTimer(0)
@@ -254,6 +277,20 @@ func (f *fleet) live(ctx, living context.Context, running *sync.WaitGroup) {
 		// There is always an event: each agent lives on, or is rebuilt now and
 		// then.
 		timer.Reset(queue[0].at.Sub(now))
+	}
+}
+
+// untilMove returns the time to the next move of an agent: each is moved once in
+// Churn on average.
+func (f *fleet) untilMove() time.Duration {
+	return 1 + time.Duration(f.mover.ExpFloat64()*float64(f.opts.Churn)/float64(len(f.agents)))
+}
+
+// moveOne breaks the connection of an agent, if the one that it chooses has a
+// session.
+func (f *fleet) moveOne() {
+	if f.conns.balancers[f.mover.IntN(len(f.agents))].move() {
+		f.moves++
 	}
 }
 
@@ -311,6 +348,7 @@ func (f *fleet) summary(unsettled int64, duration time.Duration) Summary {
 		MetadataSent:    t.counts.Metadata,
 		MetadataAcked:   t.counts.MetadataDurable,
 		Rebuilds:        f.rebuilds,
+		Moves:           f.moves,
 		Refused:         t.counts.Refused,
 		Errors:          lost + unsettled + t.unexpected,
 		Reconnects:      t.reconnects,

@@ -135,8 +135,7 @@ func TestRunKeepsAFleet(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, summary.Complete(), "%+v", summary)
 		require.Empty(t, inDatabase(t, s, newest))
-		agents, _, err := s.store.Registrations(context.Background())
-		require.NoError(t, err)
+		agents, _ := s.registered()
 		require.Empty(t, agents, "deregistered")
 		scrape.Reset()
 		require.NoError(t, s.aggregator.WriteText(&scrape))
@@ -231,13 +230,13 @@ func TestRunCancelledInTheRamp(t *testing.T) {
 
 // registered returns the agents and the builds of workspaces in the database.
 func (s *service) registered() (agents map[agent.ID]agent.Registration, builds map[agent.ID]agent.Build) {
-	list, workspaces, err := s.store.Registrations(context.Background())
+	roster, err := s.store.Registrations(context.Background(), 0)
 	require.NoError(s.t, err)
 	agents, builds = map[agent.ID]agent.Registration{}, map[agent.ID]agent.Build{}
-	for _, r := range list {
+	for _, r := range roster.Agents {
 		agents[r.ID] = r
 	}
-	for _, w := range workspaces {
+	for _, w := range roster.Workspaces {
 		builds[w.ID] = w.Build
 	}
 	return agents, builds
@@ -449,7 +448,16 @@ func TestRunErrors(t *testing.T) {
 			want   string
 			change func(*simulate.Options)
 		}{
-			{"target: is empty", func(o *simulate.Options) { o.Target = "" }},
+			{"targets: want at least 1", func(o *simulate.Options) { o.Targets = nil }},
+			{"target: want a host and a port: address service: missing port", func(o *simulate.Options) { o.Targets[0] = "service" }},
+			{"churn: moves agents between targets: want at least 2, got 1", func(o *simulate.Options) { o.Churn = time.Second }},
+			{"churn: want at least 0", func(o *simulate.Options) { o.Churn = -1 }},
+			{"churn: agents must not share connections: 25 agents have 5", func(o *simulate.Options) {
+				o.Targets = append(o.Targets, "service:2")
+				o.Churn, o.Connections = time.Second, 5
+			}},
+			{"metrics: want URLs", func(o *simulate.Options) { o.Metrics = []string{"http://a:1/", "a:secret@b"} }},
+			{"check interval: want at least 0", func(o *simulate.Options) { o.CheckInterval = -1 }},
 			{"agents: want at least 1", func(o *simulate.Options) { o.Agents = -1 }},
 			{"metadata keys: want at most", func(o *simulate.Options) { o.MetadataKeys = 1025 }},
 			{"unreachable agents: want at least 0", func(o *simulate.Options) { o.Unreachable = -1 }},

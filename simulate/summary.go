@@ -33,6 +33,8 @@ type Summary struct {
 	FamiliesRefused int64 `json:"families_refused"`
 	// Rebuilds of workspaces.
 	Rebuilds int64 `json:"rebuilds"`
+	// Moves of agents to another target by churn.
+	Moves int64 `json:"moves"`
 	// Refused samples, values and states, for any reason.
 	Refused int64 `json:"refused"`
 	// Errors are things lost or wrong: not acked at the end, refused for another
@@ -42,6 +44,10 @@ type Summary struct {
 	Reconnects int64 `json:"reconnects"`
 	// DurationSeconds from the first registration to the last ack.
 	DurationSeconds float64 `json:"duration_seconds"`
+
+	// Check is what the checks of the replicas' metrics found; nil: there were
+	// none.
+	Check *CheckSummary `json:"check,omitempty"`
 
 	// Refusals by reason.
 	Refusals map[string]int64 `json:"refusals,omitempty"`
@@ -58,7 +64,7 @@ type Quantiles struct {
 
 // Complete tells whether all that was sent was acked and nothing went wrong.
 func (s Summary) Complete() bool {
-	return s.Errors == 0 && s.ReportsSent == s.ReportsAcked && s.MetadataSent == s.MetadataAcked
+	return s.Errors == 0 && s.ReportsSent == s.ReportsAcked && s.MetadataSent == s.MetadataAcked && s.Check.Clean()
 }
 
 // WriteJSON writes s as one JSON object on a line.
@@ -83,6 +89,7 @@ func (s Summary) WriteText(w io.Writer) error {
 	row("metadata", "%d sent, %d durable", s.MetadataSent, s.MetadataAcked)
 	row("pushes", "%d sent, %d durable, %d families refused", s.PushesSent, s.PushesAcked, s.FamiliesRefused)
 	row("rebuilds", "%d", s.Rebuilds)
+	row("moves", "%d", s.Moves)
 	q := s.ReportAckSeconds
 	row("acks of reports", "%.1f ms median, %.1f ms p95, %.1f ms p99", 1e3*q.P50, 1e3*q.P95, 1e3*q.P99)
 	row("reconnects", "%d", s.Reconnects)
@@ -92,6 +99,14 @@ func (s Summary) WriteText(w io.Writer) error {
 	}
 	row("refused", "%d%s", s.Refused, strings.Join(reasons, ""))
 	row("errors", "%d", s.Errors)
+	if c := s.Check; c != nil {
+		row("checks", "%d, of %d agents in sum", c.Checks, c.Agents)
+		row("served twice", "%d, and %d in passing", c.Duplicates, c.TransientDuplicates)
+		row("missed", "%d, and %d in passing", c.Misses, c.TransientMisses)
+		for _, violation := range c.Violations {
+			row("", "%s", violation)
+		}
+	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("write summary: %w", err)
 	}

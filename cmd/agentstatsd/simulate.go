@@ -13,28 +13,39 @@ import (
 	"github.com/coder/agentstatsd/simulate"
 )
 
-// errNotAcked ends simulate with exit code 1.
-var errNotAcked = errors.New("not all that was sent was acknowledged")
+// What ends simulate with exit code 1.
+var (
+	errNotAcked = errors.New("not all that was sent was acknowledged")
+	errNotOnce  = errors.New("the replicas did not serve each agent once")
+)
+
+const targetEnv = "AGENTSTATSD_TARGET"
 
 func simulateCommand() *serpent.Command {
 	var (
-		target, tokenFile, caFile, journalFile                   string
+		targets, replicas                                        []string
+		tokenFile, caFile, journalFile                           string
 		useTLS, plaintext, asJSON, keep                          bool
 		agents, unreachable, metrics, keys, connections, coderds int64
 		reportInterval, metadataInterval, pushInterval           time.Duration
 		rebuildInterval, duration, ackDeadline                   time.Duration
+		churn, checkInterval                                     time.Duration
 	)
 	return &serpent.Command{
 		Use:   "simulate",
 		Short: "Run a simulated coderd and its agents against a service.",
 		Long: "It registers the agents as coderd would, runs a stream for each over the real client, waits for the last " +
 			"acks and prints a summary. The exit code is 1 if anything that was sent was not acknowledged.\n\n" +
-			"  agentstatsd simulate --target localhost:2113 --coderd-token-file data/coderd-token --agents 2000 --duration 60s",
+			"  agentstatsd simulate --target localhost:2113 --coderd-token-file data/coderd-token --agents 2000 --duration 60s\n\n" +
+			"With several targets it stands in for the load balancer before the replicas of a service, moves agents between " +
+			"them, and can check that the replicas together serve each agent once.\n\n" +
+			"  agentstatsd simulate --target localhost:2113,localhost:2115 --churn 1m --check-metrics http://localhost:2112,http://localhost:2114",
 		Middleware: serpent.RequireNArgs(0),
 		Options: serpent.OptionSet{
 			{
-				Flag: "target", Env: "AGENTSTATSD_TARGET", Default: "127.0.0.1:2113",
-				Description: "The gRPC address of the service.", Value: serpent.StringOf(&target),
+				Flag: "target", Env: targetEnv, Default: "127.0.0.1:2113",
+				Description: "The gRPC addresses of the service's replicas. Each connection goes to one at random, or to another one if that cannot be reached.",
+				Value:       serpent.StringArrayOf(&targets),
 			},
 			{
 				Flag: "coderd-token-file", Env: "AGENTSTATSD_CODERD_TOKEN_FILE", Default: "data/coderd-token",
@@ -69,6 +80,19 @@ func simulateCommand() *serpent.Command {
 				Flag: "rebuild-interval", Default: "0s",
 				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: longerThan(&rebuildInterval, -1),
 			},
+			{
+				Flag: "churn", Default: "0s",
+				Description: "Mean time until an agent's connection is broken and it moves to another target. 0: it stays.", Value: longerThan(&churn, -1),
+			},
+			{
+				Flag:        "check-metrics",
+				Description: "URLs that Prometheus scrapes the replicas at, all of them: check that together they serve each agent once. One that cannot be scraped serves nothing. Empty: no check.",
+				Value:       serpent.StringArrayOf(&replicas),
+			},
+			{
+				Flag: "check-interval", Default: "2s",
+				Description: "Time between two such checks. An agent that two of them find twice, or not at all although it is connected, makes the exit code 1.", Value: longerThan(&checkInterval, 0),
+			},
 			{Flag: "coderds", Default: "1", Description: "Instances of coderd that push their families.", Value: atLeast(&coderds, 0)},
 			{
 				Flag: "push-interval", Default: "10s",
@@ -92,19 +116,28 @@ func simulateCommand() *serpent.Command {
 		},
 		Handler: func(inv *serpent.Invocation) (err error) {
 			log := slog.New(slog.NewTextHandler(inv.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			if targets, err = flagsOnly(inv, "target", targetEnv, targets); err != nil {
+				return err
+			}
 			if !useTLS && caFile == "" && !plaintext {
-				if loopback, err := isLoopback(target); err != nil {
-					return fmt.Errorf("--target %s: %w", target, err)
-				} else if !loopback {
-					return fmt.Errorf("--target %s is beyond loopback: give --tls, or --plaintext", target)
+				for _, target := range targets {
+					if loopback, err := isLoopback(target); err != nil {
+						return fmt.Errorf("--target %s: %w", target, err)
+					} else if !loopback {
+						return fmt.Errorf("--target %s is beyond loopback: give --tls, or --plaintext", target)
+					}
 				}
+			}
+			if churn > 0 && len(targets) < 2 {
+				return fmt.Errorf("--churn %s moves agents between targets: give at least two --target", churn)
 			}
 			dial, err := coderdDialOptions(tokenFile, caFile, "", useTLS, log)
 			if err != nil {
 				return err
 			}
 			opts := simulate.Options{
-				Target: target, Dial: dial,
+				Targets: targets, Dial: dial, Churn: churn,
+				Metrics: replicas, CheckInterval: checkInterval,
 				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: orNone(rebuildInterval),
 				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)),
 				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
@@ -131,12 +164,28 @@ func simulateCommand() *serpent.Command {
 			if err := write(inv.Stdout); err != nil {
 				return err
 			}
-			if !summary.Complete() {
+			switch {
+			case !summary.Check.Clean():
+				return errNotOnce
+			case !summary.Complete():
 				return errNotAcked
 			}
 			return nil
 		},
 	}
+}
+
+// flagsOnly returns the values that the flags of a list gave, if there were any:
+// serpent adds them to those of the environment.
+func flagsOnly(inv *serpent.Invocation, flag, env string, all []string) ([]string, error) {
+	if !inv.ParsedFlags().Changed(flag) {
+		return all, nil
+	}
+	var before serpent.StringArray
+	if err := before.Set(inv.Environ.Get(env)); err != nil {
+		return nil, fmt.Errorf("%s: %w", env, err)
+	}
+	return all[min(len(before), len(all)):], nil
 }
 
 // orNone turns a number of which 0 means none into one of which 0 means the
