@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -33,31 +34,28 @@ func (f *Federation) decode(now time.Time, p *agent.Push) []decodedFamily {
 	return out
 }
 
-// holder is who has a name.
-type holder struct {
-	typ metrics.Type
-	// live: an instance that is alive has it.
-	live bool
-}
-
-// namesLocked returns all names that are held. Those that only the instance
-// except has do not count as alive.
-func (f *Federation) namesLocked(except agent.Instance) map[string]holder {
-	names := make(map[string]holder, len(f.rendered))
+// liveLocked returns the names that are held by an instance that is alive, other
+// than the one except.
+func (f *Federation) liveLocked(except agent.Instance) map[string]bool {
+	live := make(map[string]bool, len(f.types))
 	for _, i := range f.instances {
+		if !i.live || i.id == except {
+			continue
+		}
 		for name, fam := range i.families {
-			h := names[name]
-			names[name] = holder{fam.Type, h.live || i.live && i.id != except}
+			if fam.isOf(f.types) {
+				live[name] = true
+			}
 		}
 	}
-	return names
+	return live
 }
 
 // collisions returns which held names cannot be served beside a family: its own
 // with another type, and those that its lines, or it among theirs, would meet.
-func collisions(held map[string]holder, name string, typ metrics.Type) []string {
+func collisions(held map[string]metrics.Type, name string, typ metrics.Type) []string {
 	var out []string
-	if h, ok := held[name]; ok && h.typ != typ {
+	if t, ok := held[name]; ok && t != typ {
 		out = append(out, name)
 	}
 	compound := func(t metrics.Type) bool { return t == metrics.Histogram || t == metrics.Summary }
@@ -66,7 +64,7 @@ func collisions(held map[string]holder, name string, typ metrics.Type) []string 
 			out = append(out, name+suffix)
 		}
 		if base, ok := strings.CutSuffix(name, suffix); ok {
-			if h, ok := held[base]; ok && compound(h.typ) {
+			if t, ok := held[base]; ok && compound(t) {
 				out = append(out, base)
 			}
 		}
@@ -74,18 +72,40 @@ func collisions(held map[string]holder, name string, typ metrics.Type) []string 
 	return out
 }
 
+// admission is what a snapshot of an instance is checked against, family by
+// family.
+type admission struct {
+	// next is what becomes of old, which may be nil.
+	next, old *instance
+	// held are the types of all names, with those that were admitted.
+	held map[string]metrics.Type
+	// live are the names that cannot make way: those of others who are alive, and
+	// those that were admitted.
+	live map[string]bool
+	// total is what all others hold.
+	total int
+	// displaced are the names that made way.
+	displaced map[string]bool
+}
+
 // admitLocked fills next, the successor of old, with the families that can be
-// served and with the refusals of the others. It returns the names of held
-// families that make way because nobody who is alive has them.
+// served and with the refusals of the others. Held families make way for them if
+// nobody who is alive has them.
 //
 // A name that is served keeps its type as long as an instance that is alive
 // pushes it so; families that are held already come before new ones.
-func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) (displaced []string) {
-	held := f.namesLocked(next.id)
+func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) {
+	if old != nil {
+		old = old.only(f.types)
+	}
+	a := &admission{
+		next: next, old: old, held: maps.Clone(f.types), live: f.liveLocked(next.id), displaced: make(map[string]bool),
+	}
 	next.families = make(map[string]*family)
-	total := 0
-	for _, i := range f.instances {
-		total += i.lines
+	for id, i := range f.instances {
+		if id != next.id {
+			a.total += i.lines
+		}
 	}
 	if old != nil {
 		for name, fam := range old.families {
@@ -93,7 +113,6 @@ func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) (
 				next.families[name] = fam
 			}
 		}
-		total -= old.lines
 	}
 	next.countLines()
 
@@ -102,12 +121,12 @@ func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) (
 	known, unknown := make([]int, 0, len(decoded)), []int(nil)
 	for i, d := range decoded {
 		reasons[i] = d.refused
-		h, isHeld := held[d.name]
+		t, isHeld := a.held[d.name]
 		switch {
 		case d.name != "" && seen[d.name]:
 			reasons[i] = refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")
 		case d.refused != nil:
-		case isHeld && h.typ == d.family.Type:
+		case isHeld && t == d.family.Type:
 			known = append(known, i)
 		default:
 			unknown = append(unknown, i)
@@ -115,10 +134,7 @@ func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) (
 		seen[d.name] = true
 	}
 	for _, i := range append(known, unknown...) {
-		var gone []string
-		if gone, reasons[i] = f.admitFamily(next, old, held, decoded[i].family, total); reasons[i] == nil {
-			displaced = append(displaced, gone...)
-		}
+		reasons[i] = f.admitFamily(a, decoded[i].family)
 	}
 	for i, r := range reasons {
 		if r != nil {
@@ -129,58 +145,72 @@ func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) (
 			})
 		}
 	}
-	return displaced
+	f.outlastLocked(next, a.displaced)
 }
 
-// admitFamily takes one family into next, or returns why not. total is what
-// all other instances hold.
-func (f *Federation) admitFamily(next, old *instance, held map[string]holder, fam *family, total int) (
-	displaced []string, _ *refusal,
-) {
-	displaced = collisions(held, fam.Name, fam.Type)
-	for _, name := range displaced {
-		switch h := held[name]; {
-		case !h.live:
-		case name == fam.Name:
-			return nil, refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, h.typ)
-		default:
-			return nil, refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", h.typ, name)
+// outlastLocked makes next newer than those whose families made way for its own,
+// so that all replicas find it right: by the clock of a replica that took in the
+// others it might not be.
+func (f *Federation) outlastLocked(next *instance, displaced map[string]bool) {
+	for name := range displaced {
+		for _, i := range f.instances {
+			if i.families[name] != nil && !next.updatedAt.After(i.updatedAt) {
+				next.updatedAt = i.updatedAt.Add(1)
+			}
 		}
 	}
-	lines := next.lines
+}
+
+// admitFamily takes one family into next, or returns why not.
+func (f *Federation) admitFamily(a *admission, fam *family) *refusal {
+	displaced := collisions(a.held, fam.Name, fam.Type)
 	for _, name := range displaced {
-		if gone := next.families[name]; gone != nil {
+		switch {
+		case !a.live[name]:
+		case name == fam.Name:
+			return refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, a.held[name])
+		default:
+			return refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.held[name], name)
+		}
+	}
+	lines := a.next.lines
+	for _, name := range displaced {
+		if gone := a.next.families[name]; gone != nil {
 			lines -= gone.lines()
 		}
 	}
 	var before *family
-	if !slices.Contains(displaced, fam.Name) && old != nil {
-		before = old.families[fam.Name]
-		if kept := next.families[fam.Name]; kept != nil {
+	if !slices.Contains(displaced, fam.Name) && a.old != nil {
+		before = a.old.families[fam.Name]
+		if kept := a.next.families[fam.Name]; kept != nil {
 			lines -= kept.lines()
 		}
 	}
 	after := succeed(before, fam)
+	if !cumulative(fam.Type) && (before == nil || !a.old.live) {
+		after.Since = a.next.updatedAt.UnixNano()
+	}
 	lines += after.lines()
-	if lines > next.lines {
+	if lines > a.next.lines {
 		for _, limit := range []struct {
 			of          string
 			lines, most int
 		}{
 			{"this instance", lines, f.opts.MaxSeries},
-			{"all instances", total + lines, f.opts.MaxTotalSeries},
+			{"all instances", a.total + lines, f.opts.MaxTotalSeries},
 		} {
 			if limit.lines > limit.most {
-				return nil, refuse(reasonTooManySeries, "%d series of %s with this family, at most %d",
+				return refuse(reasonTooManySeries, "%d series of %s with this family, at most %d",
 					limit.lines, limit.of, limit.most)
 			}
 		}
 	}
 	for _, name := range displaced {
-		delete(next.families, name)
-		delete(held, name)
+		delete(a.next.families, name)
+		delete(a.held, name)
+		a.displaced[name] = true
 	}
-	next.families[fam.Name], next.lines = after, lines
-	held[fam.Name] = holder{fam.Type, true}
-	return displaced, nil
+	a.next.families[fam.Name], a.next.lines = after, lines
+	a.held[fam.Name], a.live[fam.Name] = fam.Type, true
+	return nil
 }

@@ -4,6 +4,17 @@
 // A push is stored before it is served or acknowledged. What an instance counted
 // counts for ever, gauges while it is alive. The merged families are kept
 // rendered: a scrape copies bytes.
+//
+// Of several replicas over one store any takes a push, and all keep and render
+// everything; the one that holds the lease serves it, once it has read what was
+// stored before it came to lead. Each row has a version, and is only replaced by
+// what was decided on the newest. What is served follows from the rows alone, so
+// it goes on from one leader to the next, but for one thing: how wide the zero
+// bucket of a native histogram has been is memory of a replica. Where instances
+// disagree on it, another leader can serve a narrower one, which Prometheus takes
+// for a reset of that histogram.
+//
+// The turn is taken before mu.
 package federation
 
 import (
@@ -11,7 +22,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +64,15 @@ type Options struct {
 	ClaimFor time.Duration
 	// StoreTimeout bounds one call of the store. 0: 10 s.
 	StoreTimeout time.Duration
+	// Lease tells whether this replica serves and folds; nil: it is alone, and
+	// does.
+	Lease Lease
+	// News tells replicas of one another's pushes; nil: they find out within
+	// FollowInterval.
+	News News
+	// FollowInterval is the time between two looks for what other replicas
+	// stored, if there is a lease. 0: 5 s.
+	FollowInterval time.Duration
 }
 
 func (o *Options) validate() error {
@@ -85,6 +104,7 @@ func (o *Options) validate() error {
 		{"time to forget", &o.ForgetAfter, 7 * 24 * time.Hour},
 		{"time to claim", &o.ClaimFor, 5 * time.Minute},
 		{"store timeout", &o.StoreTimeout, 10 * time.Second},
+		{"time to follow", &o.FollowInterval, 5 * time.Second},
 	} {
 		if *d.value == 0 {
 			*d.value = d.standard
@@ -106,15 +126,23 @@ const (
 	// foldChecks are made within FoldAfter, so that folding is late by at most
 	// this part of it.
 	foldChecks = 24
+	// decisions are made on one push or fold, while others write the same rows.
+	decisions = 3
 )
 
 // Store keeps what instances pushed. store.Store is one.
 type Store interface {
-	// SavePush writes one row in place of the one before.
+	// SavePush writes one row in place of that of row.Version; 0: there is none.
+	// Its version becomes one more. If there is another one instead, the error
+	// wraps agent.ErrOutdated.
 	SavePush(ctx context.Context, row agent.PushRow) error
-	Pushes(ctx context.Context) ([]agent.PushRow, error)
-	// FoldPushes writes rows and deletes removed ones in one transaction.
-	FoldPushes(ctx context.Context, rows []agent.PushRow, removed []agent.Instance) error
+	// FoldPushes writes rows and deletes removed ones, of which instance and
+	// version are set, in one transaction. Each version is checked as by SavePush.
+	FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error
+	// PushVersions returns the versions of all rows.
+	PushVersions(ctx context.Context) (map[agent.Instance]int64, error)
+	// Pushes returns the rows of ids that there are; nil: all, as of one moment.
+	Pushes(ctx context.Context, ids []agent.Instance) ([]agent.PushRow, error)
 }
 
 // Claims is told which families are served here, or were within the last
@@ -139,17 +167,22 @@ type Federation struct {
 	turn chan struct{}
 	// wake tells Run that deadlines have changed.
 	wake chan struct{}
-	view atomic.Pointer[view]
+	// nudged tells Run that something was stored that is not held here.
+	nudged chan struct{}
+	view   atomic.Pointer[view]
+	// caughtUp is the newest term of the lease in which everything was read.
+	caughtUp atomic.Int64
 
 	// mu guards what follows. Only with the turn are instances changed.
-	mu        sync.Mutex
-	loaded    bool
-	failing   failing
-	instances map[agent.Instance]*instance
-	rendered  map[string]*rendered
-	claimed   map[string]claim
-	// sticky is the instance that each family of its kind is served from.
-	sticky map[string]agent.Instance
+	mu     sync.Mutex
+	loaded bool
+	// unstored and unread are what fails of the store: writing and reading.
+	unstored, unread failing
+	instances        map[agent.Instance]*instance
+	// types are those of the names that are held, see settleLocked.
+	types    map[string]metrics.Type
+	rendered map[string]*rendered
+	claimed  map[string]claim
 	// floors are what native histograms must not be finer than, by family and
 	// labels.
 	floors map[string]map[string]*distribution
@@ -169,11 +202,11 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	}
 	f := &Federation{
 		store: store, claims: claims, opts: opts, log: log,
-		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
 		instances: make(map[agent.Instance]*instance),
+		types:     make(map[string]metrics.Type),
 		rendered:  make(map[string]*rendered),
 		claimed:   make(map[string]claim),
-		sticky:    make(map[string]agent.Instance),
 		floors:    make(map[string]map[string]*distribution),
 	}
 	f.view.Store(new(view))
@@ -206,35 +239,12 @@ func (f *Federation) Load(ctx context.Context) error {
 }
 
 func (f *Federation) load(ctx context.Context, now time.Time) error {
-	if err := f.takeTurn(ctx); err != nil {
-		return fmt.Errorf("load pushed families: %w", err)
-	}
-	defer f.endTurn()
 	if f.isLoaded() {
 		return nil
 	}
-	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
-	defer cancel()
-	rows, err := f.store.Pushes(bounded)
-	if err != nil {
-		return f.note(fmt.Errorf("load pushed families: %w", err))
+	if err := f.follow(ctx, now); err != nil {
+		return fmt.Errorf("load pushed families: %w", err)
 	}
-	loaded := make([]*instance, 0, len(rows))
-	for _, r := range rows {
-		i, err := f.codec.decode(r)
-		if err != nil {
-			return f.note(fmt.Errorf("load pushed families: %w", err))
-		}
-		if i.updatedAt.After(now) {
-			i.updatedAt = now // the clock was set back
-		}
-		loaded = append(loaded, i)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.failing = failing{}
-	f.adoptLocked(now, loaded)
-	f.loaded = true
 	return nil
 }
 
@@ -244,29 +254,47 @@ func (f *Federation) isLoaded() bool {
 	return f.loaded
 }
 
-// note keeps the outcome of a call of the store for Healthy, and returns it.
-func (f *Federation) note(err error) error {
+// note keeps the outcome of a call of the store.
+func (w *failing) note(err error) {
+	switch {
+	case err == nil:
+		*w = failing{}
+	case w.err == nil:
+		*w = failing{time.Now(), err}
+	default:
+		w.err = err
+	}
+}
+
+// noteStored keeps the outcome of writing to the store for Healthy, and returns
+// it. After an error that leaves open whether it was written, it is read. That
+// the caller's ctx ended tells nothing of the store.
+func (f *Federation) noteStored(ctx context.Context, err error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case err == nil:
-		f.failing = failing{}
-	case f.failing.err == nil:
-		f.failing = failing{time.Now(), err}
-	default:
-		f.failing.err = err
+	case err == nil, errors.Is(err, agent.ErrOutdated):
+		f.unstored.note(nil)
+		return err
+	case ctx.Err() == nil:
+		f.unstored.note(err)
 	}
+	f.nudge()
 	return err
 }
 
-// Healthy returns nil if pushes can be stored, or why they cannot.
+// Healthy returns nil if pushes can be stored, and what other replicas store is
+// read, or why not.
 func (f *Federation) Healthy() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.failing.err != nil:
+	case f.unstored.err != nil:
 		return fmt.Errorf("pushed families are not stored since %s: %w",
-			f.failing.since.UTC().Format(time.RFC3339), f.failing.err)
+			f.unstored.since.UTC().Format(time.RFC3339), f.unstored.err)
+	case f.unread.err != nil && (!f.loaded || time.Since(f.unread.since) > unreadIntervals*f.opts.FollowInterval):
+		return fmt.Errorf("stored pushes are not read since %s: %w",
+			f.unread.since.UTC().Format(time.RFC3339), f.unread.err)
 	case !f.loaded:
 		return errNotLoaded
 	}
@@ -275,94 +303,17 @@ func (f *Federation) Healthy() error {
 
 var errNotLoaded = errors.New("pushed families are not loaded yet")
 
-// Push takes in a snapshot that was received at now, and returns what it
-// refused of it, when the rest is durable and served. After an error nothing of
-// the snapshot has taken effect: it can be pushed again. A snapshot that is not
-// above the newest of its instance is known already: its refusals are those of
-// the newest.
-//
-// It waits for pushes that came before. p is not changed, nor kept.
-func (f *Federation) Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error) {
-	if p.Instance == (agent.Instance{}) {
-		f.metrics.pushes.WithLabelValues(outcomeInvalid).Inc()
-		return nil, errors.New("push families: the instance id is all zero")
-	}
-	if !f.isLoaded() {
-		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
-		return nil, errNotLoaded
-	}
-	decoded := f.decode(now, &p)
-	refused, outcome, err := f.push(ctx, now, &p, decoded)
-	f.metrics.pushes.WithLabelValues(outcome).Inc()
-	if err != nil {
-		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
-	}
-	if outcome == outcomeStored {
-		f.metrics.countRefused(refused)
-	}
-	return refused, nil
-}
-
-func (f *Federation) push(ctx context.Context, now time.Time, p *agent.Push, decoded []decodedFamily) (
-	_ []agent.PushRefusal, outcome string, _ error,
-) {
-	if err := f.takeTurn(ctx); err != nil {
-		return nil, outcomeUnavailable, err
-	}
-	defer f.endTurn()
-	f.mu.Lock()
-	old := f.instances[p.Instance]
-	count := len(f.instances)
-	if f.instances[agent.Instance{}] != nil {
-		count--
-	}
-	f.mu.Unlock()
-	if old != nil && p.Snapshot <= old.snapshot {
-		return old.refused, outcomeDuplicate, nil
-	}
-	if old == nil && count >= f.opts.MaxInstances {
-		if err := f.makeRoom(ctx, now); err != nil {
-			return nil, outcomeUnavailable, err
-		}
-	}
-	next := &instance{
-		id:        p.Instance,
-		replica:   cut(strings.ToValidUTF8(p.Replica, "\uFFFD"), maxReplicaBytes),
-		interval:  min(max(p.Interval, 0), maxInterval),
-		snapshot:  p.Snapshot,
-		final:     p.Final,
-		updatedAt: now,
-	}
-	f.mu.Lock()
-	displaced := f.admitLocked(next, old, decoded)
-	f.mu.Unlock()
-
-	stored, err := f.codec.encode(next)
-	if err != nil {
-		return nil, outcomeInvalid, err
-	}
-	if next.rowBytes > f.opts.MaxRowBytes {
-		return nil, outcomeInvalid, fmt.Errorf("%d bytes to store, at most %d", next.rowBytes, f.opts.MaxRowBytes)
-	}
-	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
-	defer cancel()
-	if err := f.note(f.store.SavePush(bounded, stored)); err != nil {
-		return nil, outcomeUnavailable, err
-	}
-
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.replaceLocked(now, old, next, displaced)
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
-	return next.refused, outcomeStored, nil
-}
-
-// Run loads what is stored, unless that is done, takes gauges away at their TTL
-// and folds instances that are gone, until ctx is cancelled. It returns nil.
+// Run loads what is stored, unless that is done, takes gauges away at their TTL,
+// follows other replicas and folds instances that are gone, until ctx is
+// cancelled. Then it returns nil; an error only if the news cannot be had.
 func (f *Federation) Run(ctx context.Context) error {
+	if f.opts.News != nil {
+		cancel, err := f.opts.News.Subscribe(newsChannel, f.hear)
+		if err != nil {
+			return fmt.Errorf("subscribe to news of pushes: %w", err)
+		}
+		defer cancel()
+	}
 	for {
 		err := f.Load(ctx)
 		if err == nil {
@@ -378,9 +329,10 @@ func (f *Federation) Run(ctx context.Context) error {
 		case <-time.After(loadRetry):
 		}
 	}
-	var folding sync.WaitGroup
-	defer folding.Wait()
-	folding.Go(func() { f.foldEvery(ctx, max(f.opts.FoldAfter/foldChecks, time.Millisecond)) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { f.foldEvery(ctx, max(f.opts.FoldAfter/foldChecks, time.Millisecond)) })
+	beside.Go(func() { f.followUntilDone(ctx) })
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -10,22 +11,49 @@ import (
 )
 
 // foldIdle folds instances that are idle for FoldAfter into the totals, and
-// forgets those that are for ForgetAfter.
+// forgets those that are for ForgetAfter. It does nothing if another replica
+// leads.
 func (f *Federation) foldIdle(ctx context.Context, now time.Time) error {
+	if !f.serves() {
+		return nil
+	}
+	totals, err := f.foldIdleInTurn(ctx, now)
+	if totals != nil {
+		f.tell(ctx, totals.id, totals.version)
+	}
+	return err
+}
+
+// foldIdleInTurn returns the new totals, nil if nothing was folded. It decides
+// again if an instance was not idle by the newest that is stored.
+func (f *Federation) foldIdleInTurn(ctx context.Context, now time.Time) (totals *instance, err error) {
 	if err := f.takeTurn(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	defer f.endTurn()
-	var idle, forgotten []*instance
-	for _, i := range f.gone() {
-		switch age := now.Sub(i.updatedAt); {
-		case i.folded && age >= f.opts.ForgetAfter:
-			forgotten = append(forgotten, i)
-		case !i.folded && age >= f.opts.FoldAfter:
-			idle = append(idle, i)
+	for range decisions {
+		var idle, forgotten []*instance
+		for _, i := range f.gone() {
+			switch age := now.Sub(i.aliveAt); {
+			case i.folded && age >= f.opts.ForgetAfter:
+				forgotten = append(forgotten, i)
+			case !i.folded && age >= f.opts.FoldAfter:
+				idle = append(idle, i)
+			}
+		}
+		if len(idle)+len(forgotten) == 0 {
+			return nil, nil
+		}
+		totals, err = f.fold(ctx, now, idle, forgotten)
+		if !errors.Is(err, agent.ErrOutdated) {
+			break
+		}
+		f.metrics.outdated.Inc()
+		if err := f.catchUp(ctx, now); err != nil {
+			return nil, err
 		}
 	}
-	return f.fold(ctx, now, idle, forgotten)
+	return totals, err
 }
 
 // makeRoom gives up the rows of the oldest instances that are gone, an eighth
@@ -43,7 +71,8 @@ func (f *Federation) makeRoom(ctx context.Context, now time.Time) error {
 			idle = append(idle, i)
 		}
 	}
-	return f.fold(ctx, now, idle, gone)
+	_, err := f.fold(ctx, now, idle, gone)
+	return err
 }
 
 // gone returns the instances that are not alive, folded ones first, the oldest
@@ -72,50 +101,53 @@ func (f *Federation) gone() []*instance {
 // fold adds what idle instances counted to the totals and deletes the rows of
 // removed ones, in one transaction. Idle ones that are not removed keep their
 // last values. What is served stays the same. The caller has the turn.
-func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*instance) error {
-	if len(idle)+len(removed) == 0 {
-		return nil
-	}
+//
+// The totals are written anew even if nothing is added: by their version the
+// others know that there was a fold, see readNewer.
+func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*instance) (totals *instance, _ error) {
 	f.mu.Lock()
-	totals := f.instances[agent.Instance{}]
+	totals, types := f.instances[agent.Instance{}], f.types // a map that is replaced, never changed
 	f.mu.Unlock()
-	var next []*instance
-	if len(idle) > 0 {
-		if totals == nil {
-			totals = &instance{}
-		}
-		next = append(next, foldInto(totals, idle))
+	if totals == nil {
+		totals = &instance{}
 	}
-	for _, i := range idle {
-		if !slices.Contains(removed, i) {
-			next = append(next, i.fold())
+	counted := make([]*instance, len(idle))
+	for i := range idle {
+		counted[i] = idle[i].only(types)
+	}
+	totals = foldInto(totals.only(types), counted)
+	next := []*instance{totals}
+	for i := range idle {
+		if !slices.Contains(removed, idle[i]) {
+			next = append(next, counted[i].fold())
 		}
 	}
 	rows := make([]agent.PushRow, len(next))
 	for i := range next {
 		var err error
 		if rows[i], err = f.codec.encode(next[i]); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	ids := make([]agent.Instance, len(removed))
+	gone := make([]agent.PushRow, len(removed))
 	for i := range removed {
-		ids[i] = removed[i].id
+		gone[i] = agent.PushRow{Instance: removed[i].id, Version: removed[i].version}
 	}
 	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
 	defer cancel()
-	if err := f.note(f.store.FoldPushes(bounded, rows, ids)); err != nil {
-		return fmt.Errorf("fold pushes: %w", err)
+	if err := f.noteStored(ctx, f.store.FoldPushes(bounded, rows, gone)); err != nil {
+		return nil, fmt.Errorf("fold pushes: %w", err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, id := range ids {
-		delete(f.instances, id)
+	for i := range removed {
+		delete(f.instances, removed[i].id)
 	}
 	for _, i := range next {
+		i.version++
 		f.instances[i.id] = i
 	}
 	f.metrics.folded.Add(float64(len(idle)))
-	f.rebuildLocked(now, nil)
-	return nil
+	f.rebuildLocked(now, f.settleLocked())
+	return totals, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -30,6 +31,9 @@ type memory struct {
 	mu   sync.Mutex
 	rows map[agent.Instance]agent.PushRow
 	err  error
+	// script is asked before each call; if it returns lost, the call takes effect
+	// and fails nevertheless.
+	script func() (err, lost error)
 }
 
 func (m *memory) fail(err error) {
@@ -38,36 +42,85 @@ func (m *memory) fail(err error) {
 	m.err = err
 }
 
+// loseNext has the next call take effect and fail.
+func (m *memory) loseNext() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.script = func() (err, lost error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.script = nil
+		return nil, errors.New("the connection is lost")
+	}
+}
+
+// call makes one call.
+func (m *memory) call(ctx context.Context, do func() error) error {
+	m.mu.Lock()
+	script, err := m.script, m.err
+	m.mu.Unlock()
+	var lost error
+	if script != nil {
+		var scripted error
+		scripted, lost = script()
+		err = errors.Join(err, scripted)
+	}
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return errors.Join(do(), lost)
+}
+
 func (m *memory) SavePush(ctx context.Context, row agent.PushRow) error {
 	return m.FoldPushes(ctx, []agent.PushRow{row}, nil)
 }
 
-func (m *memory) FoldPushes(ctx context.Context, rows []agent.PushRow, removed []agent.Instance) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := errors.Join(m.err, ctx.Err()); err != nil {
-		return err
-	}
-	if m.rows == nil {
-		m.rows = make(map[agent.Instance]agent.PushRow)
-	}
-	for _, id := range removed {
-		delete(m.rows, id)
-	}
-	for _, row := range rows {
-		row.Data = bytes.Clone(row.Data)
-		m.rows[row.Instance] = row
-	}
-	return nil
+func (m *memory) FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error {
+	return m.call(ctx, func() error {
+		for _, row := range slices.Concat(rows, removed) {
+			if m.rows[row.Instance].Version != row.Version {
+				return fmt.Errorf("instance %x: %w", row.Instance, agent.ErrOutdated)
+			}
+		}
+		if m.rows == nil {
+			m.rows = make(map[agent.Instance]agent.PushRow)
+		}
+		for _, row := range removed {
+			delete(m.rows, row.Instance)
+		}
+		for _, row := range rows {
+			row.Data = bytes.Clone(row.Data)
+			row.UpdatedAt = row.UpdatedAt.Round(0) // the clock of the machine is not stored
+			row.Version++
+			m.rows[row.Instance] = row
+		}
+		return nil
+	})
 }
 
-func (m *memory) Pushes(ctx context.Context) ([]agent.PushRow, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := errors.Join(m.err, ctx.Err()); err != nil {
-		return nil, err
-	}
-	return slices.Collect(maps.Values(m.rows)), nil
+func (m *memory) PushVersions(ctx context.Context) (versions map[agent.Instance]int64, _ error) {
+	err := m.call(ctx, func() error {
+		versions = make(map[agent.Instance]int64)
+		for id, row := range m.rows {
+			versions[id] = row.Version
+		}
+		return nil
+	})
+	return versions, err
+}
+
+func (m *memory) Pushes(ctx context.Context, ids []agent.Instance) (rows []agent.PushRow, _ error) {
+	err := m.call(ctx, func() error {
+		for id, row := range m.rows {
+			if ids == nil || slices.Contains(ids, id) {
+				rows = append(rows, row)
+			}
+		}
+		return nil
+	})
+	return rows, err
 }
 
 // claims keeps what was claimed last.
@@ -86,6 +139,37 @@ func (c *claims) get() map[string]metrics.Type {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.names
+}
+
+// lease is held by one replica.
+type lease struct {
+	mu     sync.Mutex
+	holder int
+	term   int64
+}
+
+// give makes holder lead in a new term.
+func (l *lease) give(holder int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holder, l.term = holder, l.term+1
+}
+
+// of returns the lease as one replica sees it.
+func (l *lease) of(replica int) Lease { return leaseOf{l, replica} }
+
+type leaseOf struct {
+	*lease
+	replica int
+}
+
+func (l leaseOf) Term() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.holder != l.replica {
+		return 0
+	}
+	return l.term
 }
 
 // fataler is a *testing.T, *testing.B, or *rapid.T.

@@ -44,7 +44,7 @@ func (f *Federation) mergeLocked(name string) *family {
 	case how == metrics.MergeNewest:
 		out.Series = newestGauges(all)
 	default:
-		out.Series = f.stickLocked(name, all).Series
+		out.Series = longestHeld(all).Series
 	}
 	if len(out.Series) == 0 {
 		return nil
@@ -58,7 +58,7 @@ func (f *Federation) contributionsLocked(name string) []contribution {
 	var all []contribution
 	for _, i := range f.instances {
 		fam := i.families[name]
-		if fam == nil || i.folded || !i.live && !cumulative(fam.Type) {
+		if fam == nil || !fam.isOf(f.types) || i.folded || !i.live && !cumulative(fam.Type) {
 			continue
 		}
 		all = append(all, contribution{i, fam})
@@ -154,9 +154,9 @@ func addQuantiles(merged []series, all []contribution) {
 // keepFloorsLocked remembers how coarse the native buckets of a merged family
 // are, as distributions that count nothing. Without them the zero bucket could
 // become narrower when an instance widens its own and so loses the bucket for
-// which that of the sum was widened. They end with the process: only where
-// instances disagree on the zero bucket can a restart make it narrower, which
-// Prometheus takes for a reset.
+// which that of the sum was widened. They end with the process and are not known
+// to other replicas: only where instances disagree on the zero bucket can a
+// restart or another leader make it narrower, which Prometheus takes for a reset.
 func (f *Federation) keepFloorsLocked(merged *family) {
 	for i := range merged.Series {
 		s := &merged.Series[i]
@@ -215,22 +215,18 @@ func newestGauges(all []contribution) []series {
 	return out
 }
 
-// stickLocked returns the family of the instance that it sticks to, which is
-// the one with the newest snapshot when there is none yet or no longer.
-func (f *Federation) stickLocked(name string, all []contribution) *family {
-	chosen := all[len(all)-1]
-	for _, c := range all {
-		if c.instance.id == f.sticky[name] {
-			chosen = c
-		}
-	}
-	f.sticky[name] = chosen.instance.id
-	return chosen.family
+// longestHeld returns the family of the instance that has had it for longest
+// without a break: it goes on being served from there while others come and go,
+// whichever replica serves it.
+func longestHeld(all []contribution) *family {
+	return slices.MinFunc(all, func(a, b contribution) int {
+		return cmp.Or(cmp.Compare(a.family.Since, b.family.Since), bytes.Compare(a.instance.id[:], b.instance.id[:]))
+	}).family
 }
 
 // foldInto returns totals with all that the instances counted added.
 func foldInto(totals *instance, folded []*instance) *instance {
-	out := &instance{families: make(map[string]*family), updatedAt: totals.updatedAt}
+	out := &instance{families: make(map[string]*family), version: totals.version}
 	members := append([]*instance{totals}, folded...)
 	slices.SortFunc(members, compareAge)
 	contributions := make(map[string][]contribution)

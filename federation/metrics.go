@@ -16,11 +16,22 @@ const (
 	outcomeUnavailable = "unavailable"
 )
 
+// What became of a look for what other replicas stored: the label outcome.
+const (
+	followChanged   = "changed"
+	followUnchanged = "unchanged"
+	followFailed    = "failed"
+)
+
 // ownMetrics are what the federation says of itself.
 type ownMetrics struct {
 	pushes       *prometheus.CounterVec
 	refused      *prometheus.CounterVec
 	folded       prometheus.Counter
+	follows      *prometheus.CounterVec
+	rowsRead     prometheus.Counter
+	outdated     prometheus.Counter
+	untold       prometheus.Counter
 	renderErrors prometheus.Counter
 }
 
@@ -38,6 +49,22 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			Name: "agentstatsd_push_instances_folded_total",
 			Help: "Instances that were gone and whose counts became part of the totals.",
 		}),
+		follows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_push_follows_total",
+			Help: "Looks for pushes that are stored and not held here, by what became of them.",
+		}, []string{"outcome"}),
+		rowsRead: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_rows_read_total",
+			Help: "Rows that were read because another replica wrote them, or at the start.",
+		}),
+		outdated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_pushes_outdated_total",
+			Help: "How often a push or fold was not stored, and decided again, because another replica had written the same row.",
+		}),
+		untold: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_news_errors_total",
+			Help: "Stored pushes and folds that the other replicas could not be told of: they find out later.",
+		}),
 		renderErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pushed_family_render_errors_total",
 			Help: "How often a merged family was left out because it could not be rendered.",
@@ -46,12 +73,25 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeInvalid, outcomeUnavailable} {
 		m.pushes.WithLabelValues(outcome)
 	}
+	for _, outcome := range []string{followChanged, followUnchanged, followFailed} {
+		m.follows.WithLabelValues(outcome)
+	}
 	gauge := func(name, help string, value func(*view) int) error {
 		return reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
 			func() float64 { return float64(value(f.view.Load())) }))
 	}
 	return m, errors.Join(
 		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.folded), reg.Register(m.renderErrors),
+		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.outdated), reg.Register(m.untold),
+		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_pushed_families_served",
+			Help: "1 while this replica is the one that serves what coderd instances pushed.",
+		}, func() float64 {
+			if f.serves() {
+				return 1
+			}
+			return 0
+		})),
 		gauge("agentstatsd_push_instances", "Instances that something is kept of, the totals included.",
 			func(v *view) int { return v.instances }),
 		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/stretchr/testify/require"
@@ -20,29 +21,42 @@ import (
 
 // process is one process of coderd: its counters start at 0.
 type process struct {
-	id       agent.Instance
-	snapshot int64
-	reg      *prometheus.Registry
-	events   *prometheus.CounterVec
-	seconds  prometheus.Counter
-	waits    *prometheus.HistogramVec
-	sizes    prometheus.Summary
-	active   prometheus.Gauge
+	id      agent.Instance
+	reg     *prometheus.Registry
+	events  *prometheus.CounterVec
+	seconds prometheus.Counter
+	waits   *prometheus.HistogramVec
+	sizes   prometheus.Summary
+	active  prometheus.Gauge
+	newest  snapshot // that was pushed, stored or not
+	// What the model knows of the newest that is stored.
+	stored   int64
 	value    float64
 	final    bool
 	pushedAt time.Time
 }
 
-// world is the federation under test and the naive model: plain sums of all
-// that happened, in rational numbers.
+type snapshot struct {
+	number int64
+	final  bool
+	in     []*dto.MetricFamily
+}
+
+// world is the federation under test, several replicas of it over one store, and
+// the naive model: plain sums of all that happened, in rational numbers.
 type world struct {
-	t       *rapid.T
-	store   *memory
-	f       *Federation
-	now     time.Time
-	procs   []*process
-	next    byte
-	pending map[*process][]func() // what happened since the newest good push
+	t        *rapid.T
+	store    *memory
+	opts     Options
+	lease    lease
+	replicas []*Federation
+	codec    *codec
+	now      time.Time
+	procs    []*process
+	next     byte
+	// nested is true within a call of the store that another replica makes.
+	nested  bool
+	pending map[*process][]func() // what happened until the newest stored push
 	events  map[string]float64
 	seconds *big.Rat
 	count   float64
@@ -54,14 +68,31 @@ type world struct {
 	native  *histogram.FloatHistogram
 }
 
-// A process that comes back after it was forgotten does count twice.
-var worldOptions = Options{SeriesTTL: time.Minute, MaxInstances: 1000, ForgetAfter: 100_000 * time.Hour}
+const seriesTTL = time.Minute
 
-func (w *world) open() {
+func newWorld(t *rapid.T) *world {
+	w := &world{t: t, store: new(memory), now: time.Now(), pending: make(map[*process][]func())}
+	w.opts = Options{SeriesTTL: seriesTTL, ForgetAfter: 100_000 * time.Hour}
+	w.opts.MaxInstances = rapid.SampledFrom([]int{4, 1000}).Draw(t, "instances")
 	var err error
-	w.f, err = New(w.store, new(claims), worldOptions, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	w.codec, err = newCodec(1 << 20)
+	require.NoError(t, err)
+	w.replicas = make([]*Federation, rapid.IntRange(1, 3).Draw(t, "replicas"))
+	for i := range w.replicas {
+		w.open(i)
+	}
+	w.lease.give(0)
+	return w
+}
+
+// open starts a replica in place of one that was killed.
+func (w *world) open(replica int) {
+	opts := w.opts
+	opts.Lease = w.lease.of(replica)
+	f, err := New(w.store, new(claims), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(w.t, err)
-	require.NoError(w.t, w.f.load(context.Background(), w.now))
+	require.NoError(w.t, f.load(context.Background(), w.now))
+	w.replicas[replica] = f
 }
 
 func (w *world) start() {
@@ -83,6 +114,64 @@ func (w *world) pick() *process {
 	return rapid.SampledFrom(w.procs).Draw(w.t, "process")
 }
 
+func (w *world) pickReplica() int {
+	return rapid.IntRange(0, len(w.replicas)-1).Draw(w.t, "replica")
+}
+
+// alive reports whether gauges of p are served.
+func (w *world) alive(p *process) bool {
+	return p.stored > 0 && !p.final && w.now.Before(p.pushedAt.Add(seriesTTL))
+}
+
+// disturb lets things happen during what a replica does: at some calls of the
+// store another replica does something, or the call fails, before or after it
+// took effect. It returns whether a call failed.
+func (w *world) disturb(replica int, do func()) (failed bool) {
+	if w.nested {
+		do()
+		return false
+	}
+	kinds := []string{"", "", "error", "lost", "other"}
+	kind := rapid.SampledFrom(kinds).Draw(w.t, "disturbance")
+	if kind == "" {
+		do()
+		return false
+	}
+	at := rapid.IntRange(0, 5).Draw(w.t, "call")
+	w.store.script = func() (err, lost error) {
+		at--
+		switch {
+		case at != -1 || w.nested:
+		case kind == "error":
+			failed = true
+			return errors.New("no"), nil
+		case kind == "lost":
+			failed = true
+			return nil, errors.New("the answer is lost")
+		case len(w.replicas) > 1:
+			w.nested = true
+			defer func() { w.nested = false }()
+			other := (replica + 1) % len(w.replicas)
+			switch rapid.SampledFrom([]string{"push", "fold", "follow"}).Draw(w.t, "other") {
+			case "push":
+				w.push(other)
+			case "fold": // as if the replica that called stood still for a day
+				w.now = w.now.Add(25 * time.Hour)
+				w.lease.give(other)
+				require.NoError(w.t, w.replicas[other].follow(context.Background(), w.now))
+				w.replicas[other].expire(w.now)
+				require.NoError(w.t, w.replicas[other].foldIdle(context.Background(), w.now))
+			default:
+				require.NoError(w.t, w.replicas[other].follow(context.Background(), w.now))
+			}
+		}
+		return nil, nil
+	}
+	defer func() { w.store.script = nil }()
+	do()
+	return failed
+}
+
 func (w *world) work() {
 	p := w.pick()
 	kind := rapid.SampledFrom([]string{"a", "b"}).Draw(w.t, "kind")
@@ -94,30 +183,44 @@ func (w *world) work() {
 	p.active.Set(v)
 }
 
-// push pushes a snapshot. What the process counted since its newest good one
-// then belongs to the model.
-func (w *world) push() {
+// push pushes a snapshot to a replica, the newest again or a new one. What is
+// stored belongs to the model.
+func (w *world) push(replica int) {
 	p := w.pick()
-	p.snapshot++
-	in, err := p.reg.Gather()
-	require.NoError(w.t, err)
-	fails := rapid.IntRange(0, 4).Draw(w.t, "store") == 0
-	if fails {
-		w.store.fail(errors.New("no"))
-	}
-	final := rapid.IntRange(0, 5).Draw(w.t, "final") == 0
-	refused, err := w.f.Push(context.Background(), w.now, agent.Push{
-		Instance: p.id, Snapshot: p.snapshot, Interval: time.Second, Final: final, Families: serialize(w.t, in...),
-	})
-	require.Empty(w.t, refused)
-	if fails {
-		require.Error(w.t, err)
-		w.store.fail(nil)
+	// One that is not alive can be forgotten, and would count twice.
+	if w.opts.MaxInstances < 1000 && p.stored > 0 && !w.alive(p) {
 		return
 	}
-	require.NoError(w.t, err)
-	p.final, p.pushedAt = final, w.now
-	w.learn(p, in)
+	if p.newest.number == 0 || rapid.IntRange(0, 3).Draw(w.t, "again") > 0 {
+		in, err := p.reg.Gather()
+		require.NoError(w.t, err)
+		p.newest = snapshot{p.newest.number + 1, rapid.IntRange(0, 5).Draw(w.t, "final") == 0, in}
+	}
+	s, now := p.newest, w.now
+	var refused []agent.PushRefusal
+	var err error
+	failed := w.disturb(replica, func() {
+		refused, err = w.replicas[replica].Push(context.Background(), now, agent.Push{
+			Instance: p.id, Snapshot: s.number, Interval: time.Second, Final: s.final, Families: serialize(w.t, s.in...),
+		})
+	})
+	require.Empty(w.t, refused)
+	stored := int64(0)
+	if r, ok := w.store.rows[p.id]; ok {
+		i, err := w.codec.decode(r, w.now)
+		require.NoError(w.t, err)
+		stored = i.snapshot
+	}
+	switch {
+	case err == nil:
+		require.GreaterOrEqual(w.t, stored, s.number)
+	case !failed:
+		require.ErrorContains(w.t, err, "instances are alive")
+	}
+	if stored == s.number && p.stored < s.number {
+		p.stored, p.final, p.pushedAt = s.number, s.final, now
+		w.learn(p, s.in)
+	}
 }
 
 // learn replaces what the model knows of a process.
@@ -151,29 +254,57 @@ func (w *world) learn(p *process, in []*dto.MetricFamily) {
 
 func (w *world) pass() {
 	w.now = w.now.Add(rapid.SampledFrom([]time.Duration{time.Second, time.Minute, 25 * time.Hour}).Draw(w.t, "passes"))
-	w.f.expire(w.now)
-}
-
-func (w *world) fold() {
-	fails := rapid.Bool().Draw(w.t, "store")
-	if fails {
-		w.store.fail(errors.New("no"))
+	for _, f := range w.replicas {
+		f.expire(w.now)
 	}
-	before := text(w.t, w.f)
-	_ = w.f.foldIdle(context.Background(), w.now)
-	w.store.fail(nil)
-	require.Equal(w.t, before, text(w.t, w.f))
 }
 
-// check compares a scrape with the one before and with the model.
+// fold has a replica fold. What is served stays the same, unless it is of what
+// others did.
+func (w *world) fold() {
+	replica := w.pickReplica()
+	f := w.replicas[replica]
+	before, rows := text(w.t, f), testutil.ToFloat64(f.metrics.rowsRead)
+	_ = w.disturb(replica, func() { _ = f.foldIdle(context.Background(), w.now) })
+	if f.serves() && testutil.ToFloat64(f.metrics.rowsRead) == rows {
+		require.Equal(w.t, before, text(w.t, f))
+	}
+}
+
+func (w *world) follow() {
+	replica := w.pickReplica()
+	_ = w.disturb(replica, func() { _ = w.replicas[replica].follow(context.Background(), w.now) })
+}
+
+// lead gives the lease to a replica, which serves when it has followed.
+func (w *world) lead() {
+	w.lease.give(w.pickReplica())
+	for _, f := range w.replicas {
+		require.Empty(w.t, text(w.t, f))
+	}
+}
+
+// check compares a scrape of the leader with the one before, of whichever
+// leader, and with the model.
 func (w *world) check() {
-	samples := check(w.t, w.f)
-	for name, v := range w.samples {
-		if name != `{__name__="coderd_api_concurrent_requests"}` {
-			require.GreaterOrEqual(w.t, samples[name], v, name)
+	if rapid.Bool().Draw(w.t, "unseen") {
+		return
+	}
+	leader := w.replicas[w.lease.holder]
+	_ = w.disturb(w.lease.holder, func() { _ = leader.follow(context.Background(), w.now) })
+	if leader.serves() {
+		w.scrape(leader) // of what another pushed meanwhile it has all or nothing
+	}
+	leader = w.replicas[w.lease.holder]
+	require.NoError(w.t, leader.follow(context.Background(), w.now))
+	leader.expire(w.now)
+	for _, f := range w.replicas {
+		if f != leader {
+			require.Empty(w.t, text(w.t, f))
+			require.Empty(w.t, protobuf(w.t, f))
 		}
 	}
-	w.samples = samples
+	samples := w.scrape(leader)
 
 	w.events, w.seconds, w.sum = make(map[string]float64), new(big.Rat), new(big.Rat)
 	w.count, w.le1, w.sizes = 0, 0, 0
@@ -182,7 +313,7 @@ func (w *world) check() {
 		for _, f := range w.pending[p] {
 			f()
 		}
-		if !p.pushedAt.IsZero() && !p.final && w.now.Before(p.pushedAt.Add(time.Minute)) {
+		if w.alive(p) {
 			live = true
 			active += p.value
 		}
@@ -202,7 +333,7 @@ func (w *world) check() {
 	require.InDelta(w.t, active, samples[`{__name__="coderd_api_concurrent_requests"}`], 1e-9)
 
 	served = false
-	if m := families(w.t, w.f)["wait_seconds"]; m != nil && m.Metric[0].Histogram.Schema != nil {
+	if m := families(w.t, leader)["wait_seconds"]; m != nil && m.Metric[0].Histogram.Schema != nil {
 		d, r := decodeHistogram(m.Metric[0].Histogram)
 		require.Nil(w.t, r)
 		if w.native != nil {
@@ -213,24 +344,37 @@ func (w *world) check() {
 	require.Equal(w.t, w.native != nil, served, "native once, native for ever")
 }
 
+// scrape compares a scrape with the one before.
+func (w *world) scrape(leader *Federation) map[string]float64 {
+	samples := check(w.t, leader)
+	for name, v := range w.samples {
+		if name != `{__name__="coderd_api_concurrent_requests"}` {
+			require.GreaterOrEqual(w.t, samples[name], v, name)
+		}
+	}
+	w.samples = samples
+	return samples
+}
+
 // Sums never fall from scrape to scrape and are exact, whatever instances, the
-// store and the service do.
+// store and the replicas do.
 func TestSums(t *testing.T) {
 	rapid.Check(t, testSums)
 }
 
 func testSums(t *rapid.T) {
-	w := &world{t: t, store: new(memory), now: time.Now(), pending: make(map[*process][]func())}
-	w.open()
+	w := newWorld(t)
 	w.start()
 	t.Repeat(map[string]func(*rapid.T){
 		"start":   func(*rapid.T) { w.start() },
 		"work":    func(*rapid.T) { w.work() },
-		"push":    func(*rapid.T) { w.push() },
-		"push2":   func(*rapid.T) { w.push() },
+		"push":    func(*rapid.T) { w.push(w.pickReplica()) },
+		"push2":   func(*rapid.T) { w.push(w.pickReplica()) },
 		"pass":    func(*rapid.T) { w.pass() },
 		"fold":    func(*rapid.T) { w.fold() },
-		"restart": func(*rapid.T) { w.open() },
+		"follow":  func(*rapid.T) { w.follow() },
+		"lead":    func(*rapid.T) { w.lead() },
+		"restart": func(*rapid.T) { w.open(w.pickReplica()) },
 		"":        func(*rapid.T) { w.check() },
 	})
 }

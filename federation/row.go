@@ -43,7 +43,8 @@ func newCodec(maxRowBytes int) (*codec, error) {
 	return &codec{encoder, decoder}, nil
 }
 
-// encode returns i as a row, and notes how large it is.
+// encode returns i as a row in place of that of its version, and notes how large
+// it is.
 func (c *codec) encode(i *instance) (agent.PushRow, error) {
 	r := row{
 		Interval: i.interval, Snapshot: i.snapshot, Final: i.final, Folded: i.folded, Refused: i.refused,
@@ -62,10 +63,11 @@ func (c *codec) encode(i *instance) (agent.PushRow, error) {
 	}
 	data := c.encoder.EncodeAll(plain.Bytes(), nil)
 	i.rowBytes = len(data)
-	return agent.PushRow{Instance: i.id, Replica: i.replica, UpdatedAt: i.updatedAt, Data: data}, nil
+	return agent.PushRow{Instance: i.id, Replica: i.replica, UpdatedAt: i.updatedAt, Data: data, Version: i.version}, nil
 }
 
-func (c *codec) decode(in agent.PushRow) (*instance, error) {
+// decode returns the instance of a row that was read at now.
+func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 	plain, err := c.decoder.DecodeAll(in.Data, nil)
 	if err != nil {
 		return nil, fmt.Errorf("decompress what instance %x pushed: %w", in.Instance, err)
@@ -75,7 +77,7 @@ func (c *codec) decode(in agent.PushRow) (*instance, error) {
 		return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
 	}
 	i := &instance{
-		id: in.Instance, replica: in.Replica, updatedAt: in.UpdatedAt,
+		id: in.Instance, replica: in.Replica, version: in.Version, updatedAt: in.UpdatedAt, aliveAt: in.UpdatedAt,
 		interval: r.Interval, snapshot: r.Snapshot, final: r.Final, folded: r.Folded, refused: r.Refused,
 		families: make(map[string]*family, len(r.Families)), rowBytes: len(in.Data),
 	}
@@ -84,6 +86,9 @@ func (c *codec) decode(in agent.PushRow) (*instance, error) {
 			f = f.fold()
 		}
 		i.families[f.Name] = f
+	}
+	if now.Before(i.aliveAt) {
+		i.aliveAt = now
 	}
 	i.countLines()
 	return i, nil

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -15,12 +16,19 @@ import (
 // that are folded into one. But for live it is never changed: a push makes a
 // new one.
 type instance struct {
-	id        agent.Instance
-	replica   string
-	interval  time.Duration
-	snapshot  int64
-	final     bool
+	id       agent.Instance
+	replica  string
+	interval time.Duration
+	snapshot int64
+	final    bool
+	// version is that of the row; until it is written, of the row that it replaces.
+	version int64
+	// updatedAt is when the newest snapshot was received, by the clock of the
+	// replica that received it: all replicas put instances in the same order.
 	updatedAt time.Time
+	// aliveAt is the same, but no later than when the row was read here: a clock
+	// that is ahead keeps nobody alive.
+	aliveAt time.Time
 	// folded means that all it counted is part of the totals. It is kept, with
 	// its last values taken off again, to count only what is new if it comes back.
 	folded   bool
@@ -38,6 +46,9 @@ type family struct {
 	Name string
 	Type metrics.Type
 	Help string
+	// Since is when the instance came to have the family and to be alive, in
+	// nanoseconds since 1970. Cumulative families have none.
+	Since int64
 	// Series are sorted by their labels.
 	Series []series
 }
@@ -100,7 +111,7 @@ func compareExemplars(a, b exemplar) int {
 
 // expiresAt is when the gauges go.
 func (i *instance) expiresAt(seriesTTL time.Duration) time.Time {
-	return i.updatedAt.Add(max(seriesTTL, 3*i.interval))
+	return i.aliveAt.Add(max(seriesTTL, 3*i.interval))
 }
 
 // isLive reports whether gauges are served at now.
@@ -114,7 +125,7 @@ func succeed(old, next *family) *family {
 	if old == nil {
 		return next
 	}
-	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help)}
+	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
 	keep := cumulative(next.Type)
 	largest := metrics.MergeOf(next.Name, next.Type) == metrics.MergeMax
 	out.Series = make([]series, 0, max(len(old.Series), len(next.Series)))
@@ -182,8 +193,11 @@ func (s *series) countOn(old *series) {
 		}
 		return
 	}
-	s.Hist.Exemplars = newestByBucket(old.Hist.Exemplars, s.Hist.Exemplars)
-	s.Hist.NativeExemplars = newestExemplars(old.Hist.NativeExemplars, s.Hist.NativeExemplars)
+	// A copy: the pushed one can be decided on again.
+	h := *s.Hist
+	h.Exemplars = newestByBucket(old.Hist.Exemplars, h.Exemplars)
+	h.NativeExemplars = newestExemplars(old.Hist.NativeExemplars, h.NativeExemplars)
+	s.Hist = &h
 }
 
 // earliest returns the earlier of two times, of which 0 is none.
@@ -236,15 +250,24 @@ func (i *instance) countLines() {
 	}
 }
 
-// without returns the instance without a family that it has.
-func (i *instance) without(name string) *instance {
-	out := *i
-	out.families = make(map[string]*family, len(i.families))
-	for n, f := range i.families {
-		if n != name {
-			out.families[n] = f
-		}
+// names returns the names of all families.
+func (i *instance) names() []string { return slices.Collect(maps.Keys(i.families)) }
+
+// isOf reports whether f has the type that is held under its name.
+func (f *family) isOf(types map[string]metrics.Type) bool {
+	t, held := types[f.Name]
+	return held && t == f.Type
+}
+
+// only returns the instance with those families that have the types that are held.
+func (i *instance) only(types map[string]metrics.Type) *instance {
+	families := maps.Clone(i.families)
+	maps.DeleteFunc(families, func(_ string, f *family) bool { return !f.isOf(types) })
+	if len(families) == len(i.families) {
+		return i
 	}
+	out := *i
+	out.families = families
 	out.countLines()
 	return &out
 }

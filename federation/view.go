@@ -7,10 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// view is what a scrape shows. It is never changed.
+// view is what a scrape shows of all instances. It is never changed.
 type view struct {
 	families []*rendered
 	// What the gauges of the federation itself tell.
@@ -23,10 +24,11 @@ type claim struct {
 	until time.Time
 }
 
-// WriteText writes all families in the text format 0.0.4, sorted by name. Of
-// native histograms it has the classic buckets.
+// WriteText writes all families in the text format 0.0.4, sorted by name, or
+// nothing if another replica serves them. Of native histograms it has the classic
+// buckets.
 func (f *Federation) WriteText(w io.Writer) error {
-	for _, r := range f.view.Load().families {
+	for _, r := range f.served() {
 		if _, err := w.Write(r.text); err != nil {
 			return err
 		}
@@ -35,9 +37,10 @@ func (f *Federation) WriteText(w io.Writer) error {
 }
 
 // WriteProtobuf writes all families as delimited
-// io.prometheus.client.MetricFamily messages, sorted by name.
+// io.prometheus.client.MetricFamily messages, sorted by name, or nothing if
+// another replica serves them.
 func (f *Federation) WriteProtobuf(w io.Writer) error {
-	for _, r := range f.view.Load().families {
+	for _, r := range f.served() {
 		if _, err := w.Write(r.protobuf); err != nil {
 			return err
 		}
@@ -45,43 +48,63 @@ func (f *Federation) WriteProtobuf(w io.Writer) error {
 	return nil
 }
 
-// replaceLocked puts next in the place of old, which may be nil, and takes the
-// displaced families from everybody else.
-func (f *Federation) replaceLocked(now time.Time, old, next *instance, displaced []string) {
-	next.live = next.isLive(now, f.opts.SeriesTTL)
-	changed := slices.Concat(displaced, slices.Collect(maps.Keys(next.families)))
-	if old != nil {
-		changed = append(changed, slices.Collect(maps.Keys(old.families))...)
+// served returns what this replica serves now.
+func (f *Federation) served() []*rendered {
+	if !f.serves() {
+		return nil
 	}
-	for _, name := range displaced {
-		delete(f.floors, name)
-		for id, i := range f.instances {
-			if i.families[name] != nil {
-				f.instances[id] = i.without(name)
-			}
-		}
-	}
-	f.instances[next.id] = next
-	f.rebuildLocked(now, changed)
+	return f.view.Load().families
 }
 
-// adoptLocked takes in what was stored. Where families collide, as one of them
-// was displaced, the newest instance is right.
-func (f *Federation) adoptLocked(now time.Time, loaded []*instance) {
-	slices.SortFunc(loaded, func(a, b *instance) int { return compareAge(b, a) })
-	held := make(map[string]holder)
-	for _, i := range loaded {
-		for _, name := range slices.Sorted(maps.Keys(i.families)) {
-			if len(collisions(held, name, i.families[name].Type)) > 0 {
-				i = i.without(name)
-				continue
-			}
-			held[name] = holder{typ: i.families[name].Type}
+// replaceLocked puts instances in the place of those with their ids, takes away
+// those that are gone, and shows what follows.
+func (f *Federation) replaceLocked(now time.Time, next []*instance, gone []agent.Instance) {
+	var changed []string
+	for _, id := range gone {
+		changed = append(changed, f.instances[id].names()...)
+		delete(f.instances, id)
+	}
+	for _, i := range next {
+		if old := f.instances[i.id]; old != nil {
+			changed = append(changed, old.names()...)
 		}
+		changed = append(changed, i.names()...)
 		i.live = i.isLive(now, f.opts.SeriesTTL)
 		f.instances[i.id] = i
 	}
-	f.rebuildLocked(now, slices.Collect(maps.Keys(held)))
+	f.rebuildLocked(now, append(changed, f.settleLocked()...))
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// settleLocked decides which type each name has, and returns the names for which
+// that is new. Where families collide, as one of them was displaced, the newest
+// instance is right; those of the others are not shown.
+func (f *Federation) settleLocked() (changed []string) {
+	types := make(map[string]metrics.Type, len(f.types))
+	newestFirst := slices.SortedFunc(maps.Values(f.instances), func(a, b *instance) int { return compareAge(b, a) })
+	for _, i := range newestFirst {
+		for name, fam := range i.families {
+			if _, held := types[name]; !held && len(collisions(types, name, fam.Type)) == 0 {
+				types[name] = fam.Type
+			}
+		}
+	}
+	for name, was := range f.types {
+		if is, held := types[name]; !held || is != was {
+			delete(f.floors, name)
+			changed = append(changed, name)
+		}
+	}
+	for name := range types {
+		if _, held := f.types[name]; !held {
+			changed = append(changed, name)
+		}
+	}
+	f.types = types
+	return changed
 }
 
 // mortalNames are the families with values that end with their instance: gauges,
@@ -104,7 +127,6 @@ func (f *Federation) rebuildLocked(now time.Time, names []string) {
 		merged := f.mergeLocked(name)
 		if merged == nil {
 			delete(f.rendered, name)
-			delete(f.sticky, name)
 			delete(f.floors, name)
 			continue
 		}

@@ -1,0 +1,131 @@
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Push takes in a snapshot that was received at now, and returns what it
+// refused of it, when the rest is durable and shown. After an error the snapshot
+// can be pushed again, here or elsewhere: if it was stored nevertheless, it does
+// not count twice. A snapshot that is not above the newest of its instance is
+// known already: its refusals are those of the newest.
+//
+// It waits for pushes that came before. p is not changed, nor kept.
+func (f *Federation) Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error) {
+	if p.Instance == (agent.Instance{}) {
+		f.metrics.pushes.WithLabelValues(outcomeInvalid).Inc()
+		return nil, errors.New("push families: the instance id is all zero")
+	}
+	if !f.isLoaded() {
+		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
+		return nil, errNotLoaded
+	}
+	decoded := f.decode(now, &p)
+	taken, outcome, err := f.push(ctx, now, &p, decoded)
+	f.metrics.pushes.WithLabelValues(outcome).Inc()
+	if err != nil {
+		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
+	}
+	if outcome == outcomeStored {
+		f.metrics.countRefused(taken.refused)
+		f.tell(ctx, taken.id, taken.version)
+	}
+	return taken.refused, nil
+}
+
+// push returns the instance as it is with the snapshot. It decides again if what
+// it decided on was not the newest.
+func (f *Federation) push(ctx context.Context, now time.Time, p *agent.Push, decoded []decodedFamily) (
+	taken *instance, outcome string, err error,
+) {
+	if err := f.takeTurn(ctx); err != nil {
+		return nil, outcomeUnavailable, err
+	}
+	defer f.endTurn()
+	for range decisions {
+		taken, outcome, err = f.pushOnHeld(ctx, now, p, decoded)
+		if !errors.Is(err, agent.ErrOutdated) {
+			break
+		}
+		f.metrics.outdated.Inc()
+		if err := f.catchUp(ctx, now); err != nil {
+			return nil, outcomeUnavailable, err
+		}
+	}
+	return taken, outcome, err
+}
+
+// pushOnHeld decides on what is held here of the instance. The caller has the
+// turn.
+func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Push, decoded []decodedFamily) (
+	_ *instance, outcome string, _ error,
+) {
+	old, full := f.find(p.Instance)
+	if old == nil && full {
+		// Before another is forgotten: it may be known elsewhere.
+		if err := f.catchUp(ctx, now); err != nil {
+			return nil, outcomeUnavailable, err
+		}
+		old, full = f.find(p.Instance)
+	}
+	if old != nil && p.Snapshot <= old.snapshot {
+		return old, outcomeDuplicate, nil
+	}
+	if old == nil && full {
+		if err := f.makeRoom(ctx, now); err != nil {
+			return nil, outcomeUnavailable, err
+		}
+	}
+	next := &instance{
+		id:        p.Instance,
+		replica:   cut(strings.ToValidUTF8(p.Replica, "\uFFFD"), maxReplicaBytes),
+		interval:  min(max(p.Interval, 0), maxInterval),
+		snapshot:  p.Snapshot,
+		final:     p.Final,
+		updatedAt: now,
+		aliveAt:   now,
+	}
+	if old != nil {
+		next.version = old.version
+	}
+	f.mu.Lock()
+	f.admitLocked(next, old, decoded)
+	f.mu.Unlock()
+
+	stored, err := f.codec.encode(next)
+	if err != nil {
+		return nil, outcomeInvalid, err
+	}
+	if next.rowBytes > f.opts.MaxRowBytes {
+		return nil, outcomeInvalid, fmt.Errorf("%d bytes to store, at most %d", next.rowBytes, f.opts.MaxRowBytes)
+	}
+	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
+	defer cancel()
+	if err := f.noteStored(ctx, f.store.SavePush(bounded, stored)); err != nil {
+		return nil, outcomeUnavailable, err
+	}
+	next.version++
+
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.replaceLocked(now, []*instance{next}, nil)
+	return next, outcomeStored, nil
+}
+
+// find returns what is held of an instance, nil if nothing is, and whether there
+// is no room for another.
+func (f *Federation) find(id agent.Instance) (_ *instance, full bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	count := len(f.instances)
+	if f.instances[agent.Instance{}] != nil {
+		count--
+	}
+	return f.instances[id], count >= f.opts.MaxInstances
+}
