@@ -277,7 +277,9 @@ func TestReplicaCutOff(t *testing.T) {
 	size := sizeOf()
 	r := startReplicas(t, 3, true, "--report-interval", size.reportInterval.String())
 	journalFile := filepath.Join(t.TempDir(), "journal")
-	sim := r.simulate(t, size.args(10*size.step, journalFile)...)
+	// One that hears no news looks into the database each 2 s, for what was written
+	// there within 500 ms: scrapes are further apart than that.
+	sim := r.simulate(t, append(size.args(10*size.step, journalFile), "--check-interval", "4s")...)
 	time.Sleep(size.step)
 	watchers := r.watch(t)
 	for _, p := range []*proxy{r.database[0], r.pubsub[0], r.database[1]} {
