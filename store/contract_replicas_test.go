@@ -145,6 +145,7 @@ func testLease(t *testing.T, s *Store) {
 	require.Equal(t, agent.Lease{Holder: id(1), Beats: 1}, beat(2, -1), "not taken")
 	require.Equal(t, agent.Lease{Holder: id(1), Beats: 2}, beat(1, -1), "renewed")
 	require.Equal(t, agent.Lease{Holder: id(1), Beats: 2}, beat(2, 1), "it is alive")
+	require.Equal(t, agent.Lease{Holder: id(1), Beats: 2}, beat(2, 3), "it was never there")
 	require.Equal(t, agent.Lease{Holder: id(2), Beats: 3}, beat(2, 2), "taken over")
 	require.Equal(t, agent.Lease{Holder: id(2), Beats: 3}, beat(1, -1), "lost")
 

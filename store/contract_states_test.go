@@ -1,6 +1,7 @@
 package store
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -98,43 +99,39 @@ func testStatesSince(t *testing.T, s *Store) {
 
 func testSessions(t *testing.T, s *Store) {
 	register(t, s, id(1), id(2))
-	require.NoError(t, s.SaveSessions(t.Context(), nil))
-	a := agent.SessionRecord{Agent: id(1), Epoch: 10, Replica: id(50), Open: true}
-	b := agent.SessionRecord{Agent: id(2), Epoch: 20, Replica: id(60), Open: true, Unary: true, Reported: true}
-	unknown := agent.SessionRecord{Agent: id(99), Epoch: 30}
-	for _, c := range []struct {
-		name  string
-		saved []agent.SessionRecord
-		want  []agent.SessionRecord
-	}{
-		{"first", []agent.SessionRecord{b, unknown, a}, []agent.SessionRecord{a, b}},
-		{"older epoch", []agent.SessionRecord{{Agent: id(2), Epoch: 19, Replica: id(99)}}, []agent.SessionRecord{a, b}},
-		{"lower replica", []agent.SessionRecord{{Agent: id(2), Epoch: 20, Replica: id(59)}}, []agent.SessionRecord{a, b}},
-		{"same session reported", edit(&a, func() { a.Reported = true }), []agent.SessionRecord{a, b}},
-		{"its older flags", []agent.SessionRecord{{Agent: id(1), Epoch: 10, Replica: id(50), Open: true}}, []agent.SessionRecord{a, b}},
-		{"same session closed", edit(&a, func() { a.Open = false }), []agent.SessionRecord{a, b}},
-		{"not opened again", []agent.SessionRecord{{Agent: id(1), Epoch: 10, Replica: id(50), Open: true, Reported: true}}, []agent.SessionRecord{a, b}},
-		{"same session unary", edit(&a, func() { a.Unary = true }), []agent.SessionRecord{a, b}},
-		{"higher replica", edit(&a, func() { a = agent.SessionRecord{Agent: id(1), Epoch: 10, Replica: id(51), Open: true} }), []agent.SessionRecord{a, b}},
-		{"higher epoch", edit(&b, func() { b = agent.SessionRecord{Agent: id(2), Epoch: 21, Replica: id(1), Open: true} }), []agent.SessionRecord{a, b}},
-		// One call may have several records of an agent.
-		{"several", []agent.SessionRecord{
-			{Agent: id(1), Epoch: 11, Replica: id(2), Reported: true},
-			{Agent: id(1), Epoch: 11, Replica: id(2), Open: true},
-			{Agent: id(1), Epoch: 11, Replica: id(1), Open: true},
-		}, []agent.SessionRecord{{Agent: id(1), Epoch: 11, Replica: id(2), Reported: true}, b}},
-	} {
-		require.NoError(t, s.SaveSessions(t.Context(), c.saved), c.name)
+	want := map[agent.ID]agent.SessionRecord{}
+	// save expects that nothing changes but what change does.
+	save := func(name string, change func(), saved ...agent.SessionRecord) {
+		t.Helper()
+		require.NoError(t, s.SaveSessions(t.Context(), saved), name)
+		change()
 		records, _, err := s.Sessions(t.Context(), 0)
 		require.NoError(t, err)
-		require.Equal(t, c.want, records, c.name)
+		require.Equal(t, []agent.SessionRecord{want[id(1)], want[id(2)]}, records, name)
 	}
-}
+	of := func(n byte, epoch int64, replica byte, flags string) agent.SessionRecord {
+		return agent.SessionRecord{
+			Agent: id(n), Epoch: epoch, Replica: id(replica),
+			Open: strings.Contains(flags, "o"), Unary: strings.Contains(flags, "u"), Reported: strings.Contains(flags, "r"),
+		}
+	}
+	set := func(r agent.SessionRecord) func() { return func() { want[r.Agent] = r } }
+	same := func() {}
 
-// edit returns the record after a change of it.
-func edit(r *agent.SessionRecord, change func()) []agent.SessionRecord {
-	change()
-	return []agent.SessionRecord{*r}
+	require.NoError(t, s.SaveSessions(t.Context(), nil))
+	want[id(1)] = of(1, 10, 50, "o")
+	save("first", set(of(2, 20, 60, "our")), of(2, 20, 60, "our"), of(99, 30, 1, "o"), of(1, 10, 50, "o"))
+	save("older epoch", same, of(2, 19, 99, ""))
+	save("lower replica", same, of(2, 20, 59, ""))
+	save("reported", set(of(1, 10, 50, "or")), of(1, 10, 50, "or"))
+	save("of before the report", same, of(1, 10, 50, "o"))
+	save("closed, of before the report", set(of(1, 10, 50, "r")), of(1, 10, 50, ""))
+	save("of before the end", same, of(1, 10, 50, "or"))
+	save("unary, of before the end", set(of(1, 10, 50, "ur")), of(1, 10, 50, "ou"))
+	save("higher replica", set(of(1, 10, 51, "o")), of(1, 10, 51, "o"))
+	save("higher epoch", set(of(2, 21, 1, "o")), of(2, 21, 1, "o"))
+	// One call may have several records of an agent.
+	save("several", set(of(1, 11, 2, "r")), of(1, 11, 2, "r"), of(1, 11, 2, "o"), of(1, 11, 1, "o"))
 }
 
 func testSessionsSince(t *testing.T, s *Store) {
