@@ -38,7 +38,7 @@ func (s *coderdService) WatchActivity(req *agentstatsv1.WatchActivityRequest, st
 	}
 	defer end()
 	w := newActivityWatch(interval, s.Fleet.MaxAgents(), s.metrics)
-	defer s.feed.watch(w)()
+	defer s.feed.watchActivity(w)()
 
 	ctx := stream.Context()
 	due := time.NewTimer(interval)
@@ -117,21 +117,33 @@ func newActivityWatch(interval time.Duration, limit int, m *metrics) *activityWa
 	}
 }
 
+// workspaceUse is that a workspace was used.
+type workspaceUse struct {
+	workspace agent.ID
+	at        time.Time
+}
+
 // report implements reportWatcher.
 func (w *activityWatch) report(r reportOf) {
-	if !inUse(r.stats) {
-		return
+	if inUse(r.stats) {
+		w.use(workspaceUse{r.workspace, r.now})
 	}
+}
+
+func (w *activityWatch) use(of workspaceUse) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	u, known := w.used[r.workspace]
+	u, known := w.used[of.workspace]
 	if !known && len(w.used) >= w.limit {
 		w.metrics.watchDropped.Inc()
 		return
 	}
+	if of.at.Before(u.at) {
+		return // relayed late: a later use was told, or waits
+	}
 	waits := u.untold
-	u.at, u.untold = r.now, true
-	w.used[r.workspace] = u
+	u.at, u.untold = of.at, true
+	w.used[of.workspace] = u
 	if waits {
 		return // the handler was woken, or its timer runs
 	}
@@ -161,6 +173,18 @@ func (w *activityWatch) take(now time.Time) (told []*agentstatsv1.WorkspaceActiv
 		}
 	}
 	return told, next
+}
+
+// waits tells whether something was not told.
+func (w *activityWatch) waits() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, u := range w.used {
+		if u.untold {
+			return true
+		}
+	}
+	return false
 }
 
 // inUse tells whether a report shows that the workspace is in use: by a

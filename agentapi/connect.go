@@ -24,6 +24,11 @@ const protocolVersion = 1
 // maxBurst requests are answered by one ack.
 const maxBurst = 32
 
+// drainSpread of the drain's time is what the requests to connect again are
+// spread over: evenly, so that the other replicas are not stormed. In the rest
+// the last ones to be asked can leave.
+const drainSpread = 0.75
+
 // Reasons of please-reconnect.
 const (
 	reconnectAge   = "session_age"
@@ -194,6 +199,10 @@ func (c *connection) run() error {
 	}
 	ctx := c.stream.Context()
 	draining := c.server.streams.draining
+	// turn fires when the agent is to leave, as the service stops.
+	turn := time.NewTimer(0)
+	defer turn.Stop()
+	<-turn.C
 	var goodbye <-chan time.Time
 	for {
 		var err error
@@ -205,9 +214,10 @@ func (c *connection) run() error {
 			return ended(c.session.End())
 		case <-draining:
 			draining = nil
+			turn.Reset(time.Duration(rand.Float64() * drainSpread * float64(c.server.opts.DrainTimeout)))
+		case <-turn.C:
 			c.end = fleet.EndDrain
-			// They do not come back all at once.
-			err = c.sendReconnect(rand.N(c.server.opts.DrainTimeout), reconnectDrain)
+			err = c.sendReconnect(0, reconnectDrain)
 		case <-c.server.streams.stopping:
 			return errDraining
 		case <-goodbye:

@@ -38,6 +38,7 @@ func TestSession(t *testing.T) {
 				MetadataReportKeyBytes: 6144, MetadataValueBytes: 2048, MetadataErrorBytes: 2048,
 			},
 			Resume: &pb.Resume{},
+			Epoch:  time.Now().UnixNano(),
 		}
 		require.True(t, proto.Equal(want, c.settings), "got %v", c.settings)
 
@@ -68,7 +69,7 @@ func TestSession(t *testing.T) {
 			NodeId: 9, PreferredRegionId: 1, Regions: []*pb.Network_Region{{Id: 1, Latency: durationpb.New(time.Millisecond)}, {Id: 2, Name: "Sydney"}},
 		}}})
 		c.requireAck(5, 5)
-		states, err := s.store.States(t.Context())
+		states, _, err := s.store.States(t.Context(), 0)
 		require.NoError(t, err)
 		require.Len(t, states, 1)
 		require.Equal(t, agent.LifecycleReady, states[0].Lifecycle.State)

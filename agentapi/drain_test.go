@@ -38,22 +38,21 @@ func TestDrain(t *testing.T) {
 		began := time.Now()
 		stopped := make(chan time.Duration, 1)
 		go func() { s.stop(); stopped <- time.Since(began) }()
-		for _, c := range []*stream{follows, ignores} {
-			reconnect := c.recv().GetReconnect()
-			require.Equal(t, "draining", reconnect.GetReason())
-			require.GreaterOrEqual(t, reconnect.GetDelay().AsDuration(), time.Duration(0))
-			require.Less(t, reconnect.GetDelay().AsDuration(), 10*time.Second)
-		}
 		_, err = watch.Recv()
 		require.Equal(t, codes.Unavailable, status.Code(err))
 		_, err = sync.CloseAndRecv()
 		require.Equal(t, codes.Unavailable, status.Code(err))
 		require.Zero(t, time.Since(began), "watches and syncs end at once")
-
-		s.open(as(t.Context(), token(1))).requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
-		health, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
-		require.NoError(t, err)
-		require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, health.GetStatus())
+		// The connection takes no more streams, and there is no other one.
+		_, err = healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		require.Equal(t, codes.Unavailable, status.Code(err))
+		for _, c := range []*stream{follows, ignores} {
+			reconnect := c.recv().GetReconnect()
+			require.Equal(t, "draining", reconnect.GetReason())
+			require.Zero(t, reconnect.GetDelay().AsDuration(), "it stays until it is its turn")
+		}
+		require.Positive(t, time.Since(began), "they are asked one after another")
+		require.LessOrEqual(t, time.Since(began), 7500*time.Millisecond)
 
 		// What it has it may still send.
 		follows.send(meta("k", "v"))
@@ -68,6 +67,45 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// The requests to connect again are spread evenly over three quarters of the drain:
+// in no twelfth of that time there are more than twice the mean.
+func TestDrainIsSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const agents, parts = 600, 12
+		s := start(t, settings{})
+		numbers := make([]int, agents)
+		for i := range numbers {
+			numbers[i] = i + 1
+		}
+		s.register(numbers...)
+		streams := make([]*stream, agents)
+		for i := range streams {
+			streams[i] = s.connect(i+1, byte(i), 1)
+		}
+		synctest.Wait()
+		began := time.Now()
+		asked := make(chan time.Duration, agents)
+		for _, c := range streams {
+			go func() {
+				if resp, err := c.Recv(); err == nil && resp.GetReconnect() != nil {
+					asked <- time.Since(began)
+				}
+				_ = c.CloseSend()
+			}()
+		}
+		s.stop()
+		require.Len(t, asked, agents)
+		var counts [parts]int
+		for range agents {
+			counts[min(parts-1, int((<-asked)*parts/(7500*time.Millisecond)))]++
+		}
+		for part, n := range counts {
+			require.Less(t, n, 2*agents/parts, "part %d of %v", part, counts)
+			require.Positive(t, n, "part %d of %v", part, counts)
+		}
+	})
+}
+
 func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{DrainTimeout: time.Hour}})
@@ -77,10 +115,12 @@ func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 		stopped := make(chan time.Duration, 1)
 		go func() { s.stop(); stopped <- time.Since(began) }()
 		require.NotNil(t, c.recv().GetReconnect())
+		asked := time.Since(began)
+		require.LessOrEqual(t, asked, 45*time.Minute)
 		time.Sleep(time.Minute)
 		require.NoError(t, c.CloseSend())
 		c.requireEnd(codes.OK, "")
-		require.Less(t, <-stopped, time.Minute+3*time.Second)
+		require.Less(t, <-stopped, asked+time.Minute+3*time.Second)
 	})
 }
 

@@ -18,7 +18,7 @@ func TestFeed(t *testing.T) {
 	require.True(t, f.idle())
 	m := newMetrics(prometheus.NewRegistry())
 	one, two := newStatsWatch(nil, 10, m), newStatsWatch([]agent.ID{{2}}, 10, m)
-	endOne, endTwo := f.watch(one), f.watch(two)
+	endOne, endTwo := f.watch(one, nil), f.watch(two, nil)
 	require.False(t, f.idle())
 	f.tell(reportOf{agent: agent.ID{1}, stats: &agentstatsv1.Stats{}})
 	require.Len(t, one.untold, 1)
@@ -38,7 +38,7 @@ func TestWatchesAreBounded(t *testing.T) {
 	activity, stats := newActivityWatch(time.Minute, 2, m), newStatsWatch(nil, 2, m)
 	now := time.Unix(1000, 0)
 	report := func(n byte) {
-		r := reportOf{agent: agent.ID{n}, workspace: agent.ID{n}, now: now, stats: &agentstatsv1.Stats{ConnectionCount: 1}}
+		r := reportOf{agent: agent.ID{n}, workspace: agent.ID{n}, now: now, reports: 1, stats: &agentstatsv1.Stats{ConnectionCount: 1}}
 		activity.report(r)
 		stats.report(r)
 	}
@@ -96,12 +96,19 @@ func TestSupersededPushIsNotHandedOver(t *testing.T) {
 // BenchmarkFeed is the cost of a report to those who watch.
 func BenchmarkFeed(b *testing.B) {
 	m := newMetrics(prometheus.NewRegistry())
-	for name, watchers := range map[string]int{"nobody": 0, "stats": 1} {
+	for name, watch := range map[string]func(*feed) func(){
+		"nobody": func(*feed) func() { return func() {} },
+		"stats":  func(f *feed) func() { return f.watch(newStatsWatch(nil, 10_000, m), nil) },
+		// As it is watched by the name from one other replica, with activity.
+		"another replica": func(f *feed) func() {
+			endActivity := f.watch(newActivityWatch(minActivityInterval, 10_000, m), nil)
+			endStats := f.watch(newStatsWatch(nil, 10_000, m), nil)
+			return func() { endActivity(); endStats() }
+		},
+	} {
 		b.Run(name, func(b *testing.B) {
 			f := newFeed()
-			if watchers > 0 {
-				defer f.watch(newStatsWatch(nil, 10_000, m))()
-			}
+			defer watch(f)()
 			r := reportOf{stats: &agentstatsv1.Stats{ConnectionCount: 1, RxBytes: 1, SessionCounts: map[string]int64{"vscode": 1}}}
 			b.ReportAllocs()
 			n := 0

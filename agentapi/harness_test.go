@@ -65,9 +65,9 @@ func (s *switchStore) err() error {
 	return nil
 }
 
-func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (int, error) {
+func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, error) {
 	if err := s.err(); err != nil {
-		return 0, err
+		return nil, err
 	}
 	return s.Store.UpsertMetadata(ctx, rows)
 }
@@ -79,11 +79,11 @@ func (s *switchStore) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Met
 	return s.Store.Metadata(ctx, ids)
 }
 
-func (s *switchStore) ApplyChange(ctx context.Context, c agent.Change) error {
+func (s *switchStore) ApplyChange(ctx context.Context, basis int64, c agent.Change) (int64, error) {
 	if err := s.err(); err != nil {
-		return err
+		return 0, err
 	}
-	return s.Store.ApplyChange(ctx, c)
+	return s.Store.ApplyChange(ctx, basis, c)
 }
 
 func (s *switchStore) SaveStates(ctx context.Context, states []agent.State) error {
@@ -93,11 +93,11 @@ func (s *switchStore) SaveStates(ctx context.Context, states []agent.State) erro
 	return s.Store.SaveStates(ctx, states)
 }
 
-func (s *switchStore) Registrations(ctx context.Context) ([]agent.Registration, []agent.Workspace, error) {
+func (s *switchStore) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
 	if err := s.err(); err != nil {
-		return nil, nil, err
+		return agent.Roster{}, err
 	}
-	return s.Store.Registrations(ctx)
+	return s.Store.Registrations(ctx, since)
 }
 
 // service is the whole service but its command, over bufconn.

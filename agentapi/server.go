@@ -54,7 +54,7 @@ type MetadataNews interface {
 	SubscribeMetadata(f func(ids []agent.ID)) (cancel func(), err error)
 }
 
-// Components are what a Server stands before; all are required.
+// Components are what a Server stands before; all but Bus are required.
 type Components struct {
 	Fleet    *fleet.Fleet
 	Stats    Stats
@@ -62,6 +62,9 @@ type Components struct {
 	Reader   MetadataReader
 	News     MetadataNews
 	Pushes   Pushes
+	// Bus relays the reports that watchers wait for between replicas; nil: there
+	// is one replica.
+	Bus Bus
 }
 
 // Limits are what agents are told that the components accept of one agent.
@@ -83,6 +86,10 @@ type Options struct {
 	// CoderdClientSAN is the DNS name in a verified client certificate that
 	// makes its holder coderd; empty: none does.
 	CoderdClientSAN string
+
+	// ReplicaID is this replica's, chosen at random by each process; zero: there
+	// is no Bus.
+	ReplicaID agent.ID
 
 	// ReportInterval that agents are told; default 30 s, at least 1 s.
 	ReportInterval time.Duration
@@ -113,10 +120,13 @@ type Options struct {
 	// repair missed news; default 30 s.
 	WatchInterval time.Duration
 	// StatsRetention is how long a watch of stats that has a name goes on without
-	// a stream; default 10 min. MaxWatches of them at most do.
+	// a stream, and how long reports wait for a replica that is silent; default
+	// 10 min, the same on all replicas. MaxWatches of them at most do.
 	StatsRetention time.Duration
 	// DrainTimeout is the time that agents have to leave when the service
-	// stops; default 10 s. Serve returns at most stopTimeout later.
+	// stops; default 10 s. They are asked one after another, over three quarters
+	// of it. Serve returns at most stopTimeout later,
+	// and with a Bus handOverTimeout and publishTimeout after that.
 	DrainTimeout time.Duration
 
 	// StoreReady returns why the database cannot be used now; nil: it is not
@@ -211,6 +221,7 @@ type Server struct {
 	feed      *feed
 	// statsNames are the watches of stats that have names.
 	statsNames *statsNames
+	relay      *relay // nil: there is one replica
 	// receivers are the goroutines that read from streams; each ends soon after
 	// the handler that it reads for.
 	receivers sync.WaitGroup
@@ -225,6 +236,9 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 	}
 	if c.Pushes == nil {
 		return nil, errors.New("agentapi components: pushes is absent")
+	}
+	if (c.Bus == nil) != (opts.ReplicaID == agent.ID{}) {
+		return nil, errors.New("agentapi: a bus needs the id of the replica, and the other way round")
 	}
 	rpc := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
 	if err := reg.Register(rpc); err != nil {
@@ -252,7 +266,10 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		instances: newPushInstances(),
 		feed:      newFeed(),
 	}
-	s.statsNames = newStatsNames(s.feed, opts.StatsRetention, opts.MaxWatches, m)
+	s.statsNames = newStatsNames(s.feed, opts.StatsRetention, opts.MaxWatches, c.Fleet.MaxAgents(), m)
+	if c.Bus != nil {
+		s.relay = newRelay(c.Bus, opts.ReplicaID, s.statsNames, log)
+	}
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
 	agentstatsv1.RegisterAgentServiceServer(s.grpc, &agentService{Server: s})
 	agentstatsv1.RegisterCoderdServiceServer(s.grpc, &coderdService{Server: s})
@@ -306,12 +323,21 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 	return opts
 }
 
-// Serve serves until ctx is cancelled, then asks the agents to connect again
-// elsewhere or later, waits for them within Options.DrainTimeout, stops, and
-// returns nil. It closes the listener. An error is the listener's.
+// Serve serves until ctx is cancelled. Then it lets nobody in any more, asks the
+// agents to connect again elsewhere or later, waits for them within
+// Options.DrainTimeout, stops, and returns nil. It closes the listener. An error
+// is the listener's, or that of the bus at the start.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
-	healthCtx, stopHealth := context.WithCancel(ctx)
 	var background sync.WaitGroup
+	relayCtx, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRelay()
+	if s.relay != nil {
+		if err := s.relay.begin(); err != nil {
+			return errors.Join(err, lis.Close())
+		}
+		background.Go(func() { s.relay.run(relayCtx) })
+	}
+	healthCtx, stopHealth := context.WithCancel(ctx)
 	background.Go(func() { s.watchHealth(healthCtx) })
 	failed := make(chan error, 1)
 	background.Go(func() { failed <- s.grpc.Serve(lis) })
@@ -323,6 +349,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 	stopHealth()
 	s.drain(err == nil)
+	stopRelay() // nobody reports any more
 	background.Wait()
 	s.receivers.Wait()
 	s.statsNames.close()
@@ -336,6 +363,14 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 func (s *Server) drain(patience bool) {
 	s.health.Shutdown()
 	left := s.streams.drain()
+	// Every connection is told at once that it takes no new streams: whoever
+	// shares one among many has another by the time that they ask for it.
+	stopped := make(chan struct{})
+	var graceful sync.WaitGroup
+	graceful.Go(func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	})
 	if patience {
 		timeout := time.NewTimer(s.opts.DrainTimeout)
 		defer timeout.Stop()
@@ -345,12 +380,6 @@ func (s *Server) drain(patience bool) {
 		}
 	}
 	s.streams.stop()
-	stopped := make(chan struct{})
-	var graceful sync.WaitGroup
-	graceful.Go(func() {
-		s.grpc.GracefulStop()
-		close(stopped)
-	})
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
 	select {

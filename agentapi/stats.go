@@ -40,9 +40,8 @@ func (s *coderdService) WatchStats(stream grpc.BidiStreamingServer[agentstatsv1.
 	if problem := textProblem(name, 0, maxWatchName); problem != "" {
 		return invalid("name", "%s", problem)
 	}
-	resume := func(w *statsWatch) error { return w.resume(first.GetEpoch(), first.GetAckedSequence()) }
 	fresh := func() *statsWatch { return newStatsWatch(ids, s.Fleet.MaxAgents(), s.metrics) }
-	turn, err := s.statsNames.enter(name, fresh, resume)
+	turn, err := s.statsNames.enter(name, fresh, processed{first.GetEpoch(), first.GetAckedSequence()})
 	if err != nil {
 		return err
 	}
@@ -63,12 +62,15 @@ func (s *coderdService) tellStats(
 	// gathered fires when reports have gathered for watchPause; nil: they need
 	// not.
 	var gathered <-chan time.Time
+	settled := turn.settled
 	for {
-		if resp := turn.watch.next(gathered == nil); resp != nil && resp.GetSequence() != sent {
-			if err := stream.Send(resp); err != nil {
-				return err
+		if settled == nil {
+			if resp := turn.watch.next(gathered == nil); resp != nil && resp.GetSequence() != sent {
+				if err := stream.Send(resp); err != nil {
+					return err
+				}
+				sent = resp.GetSequence()
 			}
-			sent = resp.GetSequence()
 		}
 		select {
 		case r := <-requests:
@@ -88,6 +90,8 @@ func (s *coderdService) tellStats(
 		case <-wake:
 		case <-gathered:
 			gathered = nil
+		case <-settled:
+			settled = nil
 		case <-turn.taken:
 			return errWatchTaken
 		case <-s.streams.draining:

@@ -31,6 +31,7 @@ type statsWatch struct {
 	queue    []*agentstatsv1.AgentStats // taken from untold, in no response yet
 	unacked  *agentstatsv1.WatchStatsResponse
 	sequence int64 // of the newest response
+	away     bool  // the watcher is on another replica: there is no response
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -75,30 +76,124 @@ func (w *statsWatch) report(r reportOf) {
 			return
 		}
 	}
-	newest := copyStats(r.stats)
+	stats := copyStats(r.stats)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	u := w.untold[r.agent]
 	if u == nil {
 		if len(w.untold) >= w.limit {
-			w.metrics.watchDropped.Inc()
+			w.metrics.watchDropped.Add(float64(r.reports))
 			return
 		}
-		u = &agentstatsv1.AgentStats{AgentId: r.agent[:], Stats: &agentstatsv1.Stats{}}
+		u = &agentstatsv1.AgentStats{AgentId: r.agent[:]}
 		w.untold[r.agent] = u
 	}
-	newest.RxPackets = saturatingAdd(newest.GetRxPackets(), u.GetStats().GetRxPackets())
-	newest.RxBytes = saturatingAdd(newest.GetRxBytes(), u.GetStats().GetRxBytes())
-	newest.TxPackets = saturatingAdd(newest.GetTxPackets(), u.GetStats().GetTxPackets())
-	newest.TxBytes = saturatingAdd(newest.GetTxBytes(), u.GetStats().GetTxBytes())
-	u.WorkspaceId = r.workspace[:]
+	mergeReport(u, r.workspace[:], timestamppb.New(r.now), stats, r.reports)
+	w.wakeLocked()
+}
+
+// mergeReport makes a report part of an entry: counts add up, the rest is that
+// of the newer one. The entry keeps what it is given.
+func mergeReport(u *agentstatsv1.AgentStats, workspace []byte, at *timestamppb.Timestamp, stats *agentstatsv1.Stats, reports int64) {
+	newest, other := stats, u.GetStats()
+	if u.GetReports() > 0 && at.AsTime().Before(u.GetReceivedAt().AsTime()) {
+		newest, other = other, newest
+	} else {
+		u.WorkspaceId = workspace
+		u.ReceivedAt = at
+	}
+	newest.RxPackets = saturatingAdd(newest.GetRxPackets(), other.GetRxPackets())
+	newest.RxBytes = saturatingAdd(newest.GetRxBytes(), other.GetRxBytes())
+	newest.TxPackets = saturatingAdd(newest.GetTxPackets(), other.GetTxPackets())
+	newest.TxBytes = saturatingAdd(newest.GetTxBytes(), other.GetTxBytes())
 	u.Stats = newest
-	u.Reports++
-	u.ReceivedAt = timestamppb.New(r.now)
+	u.Reports = saturatingAdd(u.GetReports(), reports)
+}
+
+func (w *statsWatch) wakeLocked() {
 	select {
 	case w.wake <- struct{}{}:
 	default:
 	}
+}
+
+// putBack makes entries untold again. They may exceed the limit, by as much as
+// they were counted before.
+func (w *statsWatch) putBack(entries []*agentstatsv1.AgentStats) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range entries {
+		id := agent.ID(e.GetAgentId())
+		if u := w.untold[id]; u != nil {
+			mergeReport(u, e.GetWorkspaceId(), e.GetReceivedAt(), e.GetStats(), e.GetReports())
+		} else {
+			w.untold[id] = e
+		}
+	}
+	if len(entries) > 0 {
+		w.wakeLocked()
+	}
+}
+
+// fold makes untold again what was told and not acked, and what was about to
+// be: the watcher has its next response from another replica, until unfold.
+func (w *statsWatch) fold() {
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	w.away = true
+	told := make([]*agentstatsv1.AgentStats, 0, len(w.unacked.GetAgents()))
+	for _, a := range w.unacked.GetAgents() {
+		told = append(told, proto.CloneOf(a)) // the stream may be sending it
+	}
+	w.putBack(told)
+	w.putBack(w.queue)
+	w.unacked, w.queue = nil, nil
+}
+
+// unfold lets there be responses again.
+func (w *statsWatch) unfold() {
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	w.away = false
+}
+
+// takeEach calls take with each untold entry, in any order, which is the
+// caller's if it returns true; else it ends. What was told and not acked stays.
+func (w *statsWatch) takeEach(take func(*agentstatsv1.AgentStats) bool) (all bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, u := range w.untold {
+		if !take(u) {
+			return false
+		}
+		delete(w.untold, id)
+	}
+	return true
+}
+
+// replay reports to another watcher what is untold here, and stays so.
+func (w *statsWatch) replay(to reportWatcher) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, u := range w.untold {
+		to.report(reportOf{id, agent.ID(u.GetWorkspaceId()), u.GetReceivedAt().AsTime(), u.GetStats(), u.GetReports()})
+	}
+}
+
+// waiting returns how many reports were not acked.
+func (w *statsWatch) waiting() int64 {
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return countReports(w.unacked.GetAgents()) + countReports(w.queue) + countReports(slices.Collect(maps.Values(w.untold)))
+}
+
+func countReports(entries []*agentstatsv1.AgentStats) (n int64) {
+	for _, e := range entries {
+		n = saturatingAdd(n, e.GetReports())
+	}
+	return n
 }
 
 // next returns the response that is to be acked next: the same until it is, nil
@@ -107,7 +202,7 @@ func (w *statsWatch) report(r reportOf) {
 func (w *statsWatch) next(takes bool) *agentstatsv1.WatchStatsResponse {
 	w.telling.Lock()
 	defer w.telling.Unlock()
-	if w.unacked != nil {
+	if w.unacked != nil || w.away {
 		return w.unacked
 	}
 	if len(w.queue) == 0 && takes {
@@ -140,11 +235,11 @@ func (w *statsWatch) take() []*agentstatsv1.AgentStats {
 
 // resume acks what a watcher has processed before it came back. The sequence of
 // another epoch says nothing.
-func (w *statsWatch) resume(epoch uint64, sequence int64) error {
-	if epoch != w.epoch {
+func (w *statsWatch) resume(last processed) error {
+	if last.Epoch != w.epoch {
 		return nil
 	}
-	_, err := w.ack(sequence)
+	_, err := w.ack(last.Sequence)
 	return err
 }
 

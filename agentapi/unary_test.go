@@ -73,7 +73,7 @@ func TestCallsWithoutASession(t *testing.T) {
 
 		time.Sleep(10 * time.Second)
 		require.Equal(t, []string{"k=3"}, s.stored(1))
-		states, err := s.store.States(t.Context())
+		states, _, err := s.store.States(t.Context(), 0)
 		require.NoError(t, err)
 		require.Equal(t, agent.LifecycleOff, states[0].Lifecycle.State)
 		require.Equal(t, agent.AppHealthUnhealthy, states[0].AppHealth[nid(50_001)])
