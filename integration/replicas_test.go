@@ -220,23 +220,25 @@ func ended(t *testing.T, sim *simulation) simulate.Summary {
 type size struct {
 	agents int
 	// step is the time between two of its faults.
-	step                             time.Duration
-	churn                            time.Duration
+	step  time.Duration
+	churn time.Duration
+	// check is the time between two scrapes of all replicas, and what one may take.
+	check                            time.Duration
 	reportInterval, metadataInterval time.Duration
 }
 
 func sizeOf() size {
 	if *soak {
-		return size{3000, 30 * time.Second, 2 * time.Minute, 10 * time.Second, 10 * time.Second}
+		return size{3000, 30 * time.Second, 2 * time.Minute, 10 * time.Second, 10 * time.Second, 10 * time.Second}
 	}
-	return size{150, 5 * time.Second, 15 * time.Second, time.Second, time.Second}
+	return size{150, 5 * time.Second, 15 * time.Second, 2 * time.Second, time.Second, time.Second}
 }
 
 func (s size) args(duration time.Duration, journalFile string) []string {
 	return []string{
 		"--agents", fmt.Sprint(s.agents), "--metadata-keys", "10", "--metrics-per-agent", "30",
 		"--metadata-interval", s.metadataInterval.String(), "--churn", s.churn.String(),
-		"--duration", duration.String(), "--ack-deadline", "60s", "--journal", journalFile,
+		"--check-interval", s.check.String(), "--duration", duration.String(), "--ack-deadline", "60s", "--journal", journalFile,
 	}
 }
 
@@ -279,7 +281,8 @@ func TestReplicaCutOff(t *testing.T) {
 	journalFile := filepath.Join(t.TempDir(), "journal")
 	// One that hears no news looks into the database each 2 s, for what was written
 	// there within 500 ms: scrapes are further apart than that.
-	sim := r.simulate(t, append(size.args(10*size.step, journalFile), "--check-interval", "4s")...)
+	size.check = max(size.check, 4*time.Second)
+	sim := r.simulate(t, size.args(10*size.step, journalFile)...)
 	time.Sleep(size.step)
 	watchers := r.watch(t)
 	for _, p := range []*proxy{r.database[0], r.pubsub[0], r.database[1]} {
