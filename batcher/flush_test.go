@@ -335,7 +335,8 @@ func TestSQLite(t *testing.T) {
 			known = append(known, id(n))
 			change.Agents = append(change.Agents, agent.Registration{ID: id(n), Workspace: agent.Workspace{ID: id(200)}})
 		}
-		require.NoError(t, s.ApplyChange(t.Context(), change))
+		_, err = s.ApplyChange(t.Context(), 0, change)
+		require.NoError(t, err)
 
 		publisher := &fakePublisher{}
 		b, err := New(s, publisher, Options{}, prometheus.NewRegistry(), quiet)
