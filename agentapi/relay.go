@@ -33,6 +33,8 @@ const (
 	// resendInterval is the time after which a parcel without an ack is sent
 	// again.
 	resendInterval = 2 * time.Second
+	// hurryInterval is the same of a replica that stops.
+	hurryInterval = 250 * time.Millisecond
 	// earlyTime is how long a new replica gathers what its agents report, for
 	// watches that it did not hear of yet.
 	earlyTime = 2 * announceInterval
@@ -75,6 +77,7 @@ type relay struct {
 	// Guarded by mu.
 	remotes map[agent.ID]*remote
 	epochs  uint64      // that parcels had
+	resend  time.Duration
 	stopped bool        // what comes is not taken in
 	early   *earlyStats // nil when its time is over
 	// Of announcements:
@@ -113,6 +116,7 @@ func newRelay(bus Bus, self agent.ID, names *statsNames, log *slog.Logger) *rela
 		log:       log,
 		wake:      make(chan struct{}, 1),
 		remotes:   make(map[agent.ID]*remote),
+		resend:    resendInterval,
 	}
 	names.self = self
 	names.changed, names.feed.changed = r.changed, r.changed
@@ -147,6 +151,7 @@ func (r *relay) begin() error {
 // gathered, within handOverTimeout, and takes leave. To be called after begin.
 func (r *relay) run(ctx context.Context) {
 	r.work(ctx, func() bool { return true })
+	r.hurry()
 	handOver, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverTimeout)
 	defer cancel()
 	r.work(handOver, r.owes)
@@ -154,6 +159,12 @@ func (r *relay) run(ctx context.Context) {
 	defer cancel()
 	r.publish(leave, r.leave())
 	r.end()
+}
+
+func (r *relay) hurry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.resend = hurryInterval
 }
 
 // work sends what is due until ctx is cancelled or there is no more.
@@ -297,7 +308,7 @@ func (r *relay) collect(now time.Time) (letters []letter, next time.Time) {
 		letters = append(letters, r.lettersLocked(to, now)...)
 		gathers = gathers || to.unnamed != nil || to.activity != nil
 		if to.way != nil {
-			next = earlier(next, to.way.sent.Add(resendInterval))
+			next = earlier(next, to.way.sent.Add(r.resend))
 		}
 	}
 	if gathers {

@@ -79,7 +79,7 @@ func TestRelayOfALostHome(t *testing.T) {
 		r.tell(1, 1)
 		time.Sleep(4*time.Second - 1)
 		require.Nil(t, turn.next())
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		require.Len(t, turn.next().GetAgents(), 1)
 		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.unsettled))
@@ -220,6 +220,21 @@ func TestRelayHandsOver(t *testing.T) {
 		turn.readAll(got)
 		require.Equal(t, map[byte]int64{1: 1, 2: 2}, got.bytes)
 
+		// What is lost meanwhile is sent again.
+		settle()
+		c := newReplica(t, bus, 3)
+		settle()
+		c.tell(3, 4)
+		bus.Set(BusSilent)
+		began = time.Now()
+		go c.stop()
+		time.Sleep(handOverTimeout - 2*hurryInterval)
+		bus.Set(BusWorks)
+		c.stop()
+		require.Less(t, time.Since(began), handOverTimeout)
+		turn.readAll(got)
+		require.Equal(t, map[byte]int64{1: 1, 2: 2, 3: 4}, got.bytes)
+
 		// Nobody comes back.
 		b.tell(1, 1)
 		b.names.leave("insights", turn)
@@ -311,7 +326,7 @@ func TestRelayLimits(t *testing.T) {
 		settle()
 		for n := range maxRemotes + 1 {
 			r.hearAll(&relayMessage{From: agent.ID{2, byte(n)}, Announce: &announcement{Round: 1, interest: interest{Unnamed: time.Now().UnixNano()}}})
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 		}
 		require.Len(t, r.remotes, maxRemotes)
 		require.NotContains(t, r.remotes, agent.ID{2, 0})

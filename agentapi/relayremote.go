@@ -177,7 +177,7 @@ func (r *relay) lettersLocked(to *remote, now time.Time) (letters []letter) {
 	if to.way == nil && !to.pause.After(now) {
 		r.packLocked(to, now)
 	}
-	if to.way != nil && now.Sub(to.way.sent) >= resendInterval {
+	if to.way != nil && now.Sub(to.way.sent) >= r.resend {
 		kind := parcelSent
 		if to.way.resent {
 			kind = parcelResent

@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"net"

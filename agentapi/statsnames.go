@@ -95,13 +95,14 @@ func (n *statsNames) enter(name string, fresh func() *statsWatch, last processed
 		if err := s.watch.resume(last); err != nil {
 			return nil, err
 		}
-		if !n.homeLocked(s) {
+		switch {
+		case !n.homeLocked(s):
 			s.watch.unfold()
 			n.away--
 			n.metrics.moved.Inc()
-		} else if s.turn != nil {
+		case s.turn != nil:
 			close(s.turn.taken)
-		} else {
+		default:
 			n.unparkLocked(s)
 		}
 	}

@@ -335,7 +335,9 @@ func TestSQLite(t *testing.T) {
 			known = append(known, id(n))
 			change.Agents = append(change.Agents, agent.Registration{ID: id(n), Workspace: agent.Workspace{ID: id(200)}})
 		}
-		_, err = s.ApplyChange(t.Context(), 0, change)
+		roster, err := s.Registrations(t.Context(), 0)
+		require.NoError(t, err)
+		_, err = s.ApplyChange(t.Context(), roster.Revision, change)
 		require.NoError(t, err)
 
 		publisher := &fakePublisher{}

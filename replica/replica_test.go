@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -161,7 +160,6 @@ type running struct {
 type world struct {
 	*database
 	bus bus
-	log bytes.Buffer
 }
 
 func newWorld() *world {
