@@ -33,6 +33,7 @@ func TestAttempt(t *testing.T) {
 		"at once":               {[]error{nil}, 1, nil, nil},
 		"cut, then good":        {[]error{io.ErrUnexpectedEOF, nil}, 2, nil, nil},
 		"serialization":         {[]error{sqlstate("40001", ""), sqlstate("40P01", ""), nil}, 3, nil, nil},
+		"lock timeout":          {[]error{sqlstate("55P03", ""), nil}, 2, nil, nil},
 		"cut each time":         {[]error{io.EOF, syscall.ECONNRESET, syscall.EPIPE}, 3, syscall.EPIPE, []error{agent.ErrStoreDown}},
 		"refused":               {[]error{refused, refused, refused}, 3, agent.ErrStoreDown, []error{agent.ErrRejected}},
 		"stopping":              {[]error{sqlstate("57P01", ""), refused, io.EOF}, 3, agent.ErrStoreDown, nil},

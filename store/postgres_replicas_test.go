@@ -144,6 +144,60 @@ func TestPostgresFollowed(t *testing.T) {
 	})
 }
 
+// What is read of registrations is of one moment, even if a change comes between
+// two statements.
+func TestPostgresOneMoment(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	register(t, s, id(1))
+	want := roster(t, s)
+
+	change := admin(t, url)
+	execute(t, change, `BEGIN`)
+	execute(t, change, `LOCK TABLE agents IN ACCESS EXCLUSIVE MODE`)
+	read := make(chan agent.Roster, 1)
+	go func() {
+		r, _ := s.Registrations(t.Context(), 0)
+		read <- r
+	}()
+	waitBlocked(t, admin(t, url), 1) // has the workspaces, waits for the agents
+	execute(t, change, `UPDATE registrations SET revision = 3`)
+	execute(t, change, `INSERT INTO workspaces SELECT $1, name, owner_id, owner_username, template_id, template_name,
+    template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild, 3 FROM workspaces`, id(101).String())
+	execute(t, change, `UPDATE agents SET workspace_id = $1, name = 'moved', revision = 3`, id(101).String())
+	execute(t, change, `COMMIT`)
+	require.Equal(t, want, <-read)
+}
+
+// A row that is written late does not replace one that became newer while it
+// waited.
+func TestPostgresOlderMeanwhile(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	register(t, s, id(1))
+	upsert(t, s, []agent.Metadata{row(id(1), "k", "first", 1, 1)})
+	other := admin(t, url)
+	execute(t, other, `BEGIN`)
+	execute(t, other, `UPDATE metadata SET value = 'newest', epoch = 3`)
+	type result struct {
+		changed []agent.ID
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "late", 2, 1)})
+		done <- result{changed, err}
+	}()
+	waitBlocked(t, admin(t, url), 1)
+	execute(t, other, `COMMIT`)
+	got := <-done
+	require.NoError(t, got.err)
+	require.Empty(t, got.changed)
+	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	require.NoError(t, err)
+	require.Equal(t, "newest", found[0].Value)
+}
+
 // A cursor does not pass what a transaction that began earlier commits later,
 // and what a server does not know makes it read all.
 func TestPostgresCursor(t *testing.T) {
