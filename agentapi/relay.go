@@ -76,7 +76,7 @@ type relay struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	remotes map[agent.ID]*remote
-	epochs  uint64      // that parcels had
+	epochs  uint64 // that parcels had
 	resend  time.Duration
 	stopped bool        // what comes is not taken in
 	early   *earlyStats // nil when its time is over

@@ -123,7 +123,9 @@ func TestReplicasTakeWatches(t *testing.T) {
 func TestReplicasStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, replicas := startReplicas(t, 3)
-		w, _ := replicas[0].watchName("insights", 0, 0)
+		ctx, cancel := context.WithTimeout(replicas[0].asCoderd(), time.Hour) // what is lost does not come
+		defer cancel()
+		w := replicas[0].resumeStats(ctx, &pb.WatchStatsRequest{Name: "insights"})
 		time.Sleep(time.Second)
 		var epoch uint64
 		var acked, sum, reports int64
@@ -150,7 +152,7 @@ func TestReplicasStop(t *testing.T) {
 			go func() { s.stop(); close(stopped) }()
 			for err := error(nil); err == nil; _, err = w.Recv() { // what is told now is not processed
 			}
-			w, _ = replicas[i+1].watchName("insights", epoch, acked)
+			w = replicas[i+1].resumeStats(ctx, &pb.WatchStatsRequest{Name: "insights", Epoch: epoch, AckedSequence: acked})
 			<-stopped
 		}
 		read(5)
