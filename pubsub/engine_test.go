@@ -98,10 +98,12 @@ func testReconnect(t *testing.T, e Engine, m *metrics, log *logged, up, down fun
 	up()
 	waitConnected(e, true)
 	require.Equal(t, []string{"nil"}, early.waitFor("nil"))
+	publish(t, e, "a", "0")
+	early.waitFor("0")
 	late := subscribe(t, e, "a")
 	publish(t, e, "a", "1")
 	require.Equal(t, []string{"1"}, late.waitFor("1"))
-	require.Equal(t, []string{"nil", "1"}, early.waitFor("1"))
+	require.Equal(t, []string{"nil", "0", "1"}, early.waitFor("1"))
 	require.Zero(t, testutil.ToFloat64(m.reconnects))
 	waitPings(t, m, 1)
 
@@ -150,7 +152,10 @@ func testSilentServer(t *testing.T, e Engine, proxy *proxy) {
 	proxy.silence()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
+	start := time.Now()
 	require.ErrorIs(t, e.Publish(ctx, "a", []byte("lost")), context.DeadlineExceeded)
+	// pgx would clean up for 15 s.
+	require.Less(t, time.Since(start), 10*time.Second)
 	waitConnected(e, false)
 	require.Error(t, e.Publish(t.Context(), "a", []byte("lost")))
 	_ = subscribe(t, e, "b")
@@ -161,7 +166,8 @@ func testSilentServer(t *testing.T, e Engine, proxy *proxy) {
 	got.waitFor("2")
 }
 
-// testLeavesNothing ends Run with and without a server that answers.
+// testLeavesNothing ends Run with and without a server that answers. The
+// engines that open returns have no timeout to help them.
 func testLeavesNothing(t *testing.T, proxy *proxy, open func() Engine) {
 	before := goleak.IgnoreCurrent()
 	e := open()
@@ -172,12 +178,13 @@ func testLeavesNothing(t *testing.T, proxy *proxy, open func() Engine) {
 	publish(t, e, "a", "1")
 	cancel()
 	stop()
-	proxy.heal() // its own goroutines end
+	proxy.waitClosed()
 	goleak.VerifyNone(t, before)
 
 	e = open()
 	stop = runEngine(t, e)
 	waitConnected(e, true)
+	publish(t, e, "a", "1")
 	proxy.silence()
 	published, subscribed := make(chan error), make(chan func())
 	go func() { published <- e.Publish(context.Background(), "a", []byte("lost")) }()
@@ -191,17 +198,49 @@ func testLeavesNothing(t *testing.T, proxy *proxy, open func() Engine) {
 	stop()
 	require.Error(t, <-published)
 	(<-subscribed)()
-	proxy.heal()
+	proxy.waitClosed()
 	goleak.VerifyNone(t, before)
 
 	// While it connects.
-	proxy.silence()
+	accepted := proxy.connections()
 	e = open()
 	stop = runEngine(t, e)
+	proxy.waitAccepted(accepted + 1)
 	require.Error(t, e.Connected())
 	stop()
-	proxy.heal()
+	proxy.waitClosed()
 	goleak.VerifyNone(t, before)
+}
+
+// testBreaks cuts the connections of publisher, again and again while it
+// publishes: what it published without an error arrives at receiver.
+func testBreaks(t *testing.T, publisher, receiver Engine, proxy *proxy) {
+	runEngine(t, publisher)
+	got := subscribe(t, receiver, "a")
+	waitConnected(publisher, true)
+	for round := range 5 {
+		cut := make(chan struct{})
+		go func() {
+			defer close(cut)
+			got.waitForAny(fmt.Sprint(round, " 2"))
+			proxy.heal()
+		}()
+		for n, lost := 0, false; n <= 2 || !lost; n++ {
+			message := fmt.Sprint(round, " ", n)
+			if err := publisher.Publish(t.Context(), "a", []byte(message)); err != nil {
+				lost = true
+				continue
+			}
+			got.waitForAny(message)
+			select {
+			case <-cut:
+				lost = true // unless it was published on a new connection
+			default:
+			}
+		}
+		<-cut
+		waitConnected(publisher, true)
+	}
 }
 
 // benchmarkEngine publishes a message and waits until it arrived.

@@ -157,7 +157,7 @@ func TestPings(t *testing.T) {
 		cancel()
 		synctest.Wait()
 		expected := `
-# HELP agentstatsd_pubsub_delivery_latency_seconds Time from publishing a message until it arrived here, of messages to itself every 15 seconds. None in memory.
+# HELP agentstatsd_pubsub_delivery_latency_seconds Time from publishing a message until it arrived here, of messages of the engine to itself. None in memory.
 # TYPE agentstatsd_pubsub_delivery_latency_seconds histogram
 agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0001"} 1
 agentstatsd_pubsub_delivery_latency_seconds_bucket{le="0.0004"} 1

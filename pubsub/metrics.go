@@ -41,7 +41,7 @@ func newMetrics(reg prometheus.Registerer, connected func() error) (*metrics, er
 		}),
 		deliveryLatency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "agentstatsd_pubsub_delivery_latency_seconds",
-			Help:    "Time from publishing a message until it arrived here, of messages to itself every 15 seconds. None in memory.",
+			Help:    "Time from publishing a message until it arrived here, of messages of the engine to itself. None in memory.",
 			Buckets: buckets,
 		}),
 		reconnects: prometheus.NewCounter(prometheus.CounterOpts{

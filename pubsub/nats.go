@@ -183,7 +183,8 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 	}
 }
 
-// natsDialer dials until Run ends.
+// natsDialer makes connections that last until Run ends: the client library
+// waits for the first answer of a server without regard to that.
 type natsDialer struct {
 	ctx     context.Context
 	timeout time.Duration
@@ -191,7 +192,22 @@ type natsDialer struct {
 
 // Dial is as in nats.CustomDialer.
 func (d natsDialer) Dial(network, address string) (net.Conn, error) {
-	return newDialer(d.timeout).DialContext(d.ctx, network, address)
+	conn, err := newDialer(d.timeout).DialContext(d.ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &natsConn{conn, context.AfterFunc(d.ctx, func() { _ = conn.Close() })}, nil
+}
+
+type natsConn struct {
+	net.Conn
+	closed func() bool // it needs not be closed any more
+}
+
+// Close implements net.Conn.
+func (c *natsConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // begin subscribes to the channels that have subscribers. Without a connection

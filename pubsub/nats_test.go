@@ -111,9 +111,36 @@ func TestNATSLeavesNothing(t *testing.T) {
 	s := startNATS(t, -1, nil)
 	proxy := newProxy(t, s.Addr().String())
 	testLeavesNothing(t, proxy, func() Engine {
-		n, _ := newNATS(t, "nats://"+proxy.address(), Options{})
+		n, _ := newNATS(t, "nats://"+proxy.address(), Options{Timeout: time.Hour})
 		return n
 	})
+}
+
+func TestNATSBreaks(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	proxy := newProxy(t, s.Addr().String())
+	publisher, _ := newNATS(t, "nats://"+proxy.address(), Options{})
+	receiver, _ := newNATS(t, s.ClientURL(), Options{})
+	runEngine(t, receiver)
+	waitConnected(receiver, true)
+	testBreaks(t, publisher, receiver, proxy)
+}
+
+func TestNATSUnsubscribes(t *testing.T) {
+	n := openNATS(t)
+	require.Equal(t, 1, n.conn.NumSubscriptions(), "to pings")
+	var cancels []func()
+	for range 3 {
+		cancel, err := n.Subscribe("a", func([]byte) {})
+		require.NoError(t, err)
+		cancels = append(cancels, cancel)
+		require.Equal(t, 2, n.conn.NumSubscriptions(), "shared")
+	}
+	for _, cancel := range cancels {
+		require.Equal(t, 2, n.conn.NumSubscriptions())
+		cancel()
+	}
+	require.Equal(t, 1, n.conn.NumSubscriptions())
 }
 
 func TestNATSSilentServer(t *testing.T) {
@@ -133,9 +160,11 @@ func TestNATSCredentials(t *testing.T) {
 	stop()
 	require.NotContains(t, log.String(), "s3cr3t")
 
-	u.User = url.UserPassword("user", "wrong-s3cr3t")
+	proxy := newProxy(t, s.Addr().String())
+	u.User, u.Host = url.UserPassword("user", "wrong-s3cr3t"), proxy.address()
 	n, log = newNATS(t, u.String(), Options{})
 	runEngine(t, n)
+	proxy.waitAccepted(4) // the library's default is to give up after two
 	waitError(n, "no connection to the pubsub: nats: Authorization Violation")
 	require.NotContains(t, n.Connected().Error()+log.String(), "s3cr3t")
 

@@ -247,14 +247,10 @@ func (p *Postgres) sendOn(ctx context.Context, conn *pgconn.PgConn, channel stri
 	return notify(ctx, conn, channel, payload)
 }
 
-// notifySQL does not wait for the disk, nor for standby servers: a NOTIFY does
-// not outlive a crash of the server, so that would be for nothing. The setting
-// is for this transaction only, and so goes through PgBouncer.
-const notifySQL = `SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)`
-
-// notify publishes on conn, and returns it unless it broke.
+// notify publishes on conn, and returns it unless it broke. The server does not
+// wait for its disk, as the transaction changes no table.
 func notify(ctx context.Context, conn *pgconn.PgConn, channel string, payload []byte) (*pgconn.PgConn, error) {
-	err := conn.ExecParams(ctx, notifySQL, [][]byte{[]byte(channel), payload},
+	err := conn.ExecParams(ctx, `SELECT pg_notify($1, $2)`, [][]byte{[]byte(channel), payload},
 		[]uint32{pgtype.TextOID, pgtype.TextOID}, nil, nil).Read().Err
 	if err != nil && conn.IsClosed() {
 		hangUp(conn)

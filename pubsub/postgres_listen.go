@@ -20,10 +20,14 @@ type listener struct {
 	checked time.Time
 }
 
+func newListener(p *Postgres) *listener {
+	return &listener{Postgres: p, listens: make(map[string]struct{})}
+}
+
 // listen connects, listens and delivers until ctx is cancelled or the
 // connection is lost.
 func (p *Postgres) listen(ctx context.Context) error {
-	l := &listener{Postgres: p, listens: make(map[string]struct{})}
+	l := newListener(p)
 	conn, err := p.connect(ctx, l.notified)
 	if err != nil {
 		return err
@@ -123,6 +127,12 @@ func (l *listener) settle(ctx context.Context) error {
 	if err := l.exec(ctx, sql); err != nil {
 		return fmt.Errorf("listen to channels: %w", err)
 	}
+	l.noteChanges(listen, unlisten)
+	return nil
+}
+
+// noteChanges notes that the server did what takeChanges returned.
+func (l *listener) noteChanges(listen, unlisten []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, name := range unlisten {
@@ -134,7 +144,6 @@ func (l *listener) settle(ctx context.Context) error {
 		c.active = true
 		c.settleLocked()
 	}
-	return nil
 }
 
 // takeChanges returns what settle has to do. Channels to be left are not active

@@ -87,7 +87,7 @@ func TestPostgresReplicas(t *testing.T) {
 func TestPostgresSubscribeInTraffic(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	publisher := openPostgres(t, url)
-	p, log := newPostgres(t, url, Options{})
+	p, log := newPostgres(t, url, Options{CheckInterval: time.Hour}) // nothing else ends a wait
 	stop := runEngine(t, p)
 	waitConnected(p, true)
 	all := newReceived()
@@ -174,9 +174,104 @@ func TestPostgresLeavesNothing(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	proxy := newProxy(t, serverAddress(t, url))
 	testLeavesNothing(t, proxy, func() Engine {
-		p, _ := newPostgres(t, strings.Replace(url, serverAddress(t, url), proxy.address(), 1), Options{})
+		p, _ := newPostgres(t, strings.Replace(url, serverAddress(t, url), proxy.address(), 1), Options{Timeout: time.Hour})
 		return p
 	})
+}
+
+func TestPostgresBreaks(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	proxy := newProxy(t, serverAddress(t, url))
+	publisher, _ := newPostgres(t, strings.Replace(url, serverAddress(t, url), proxy.address(), 1), Options{})
+	testBreaks(t, publisher, openPostgres(t, url), proxy)
+}
+
+// What arrives between a LISTEN or UNLISTEN and its answer belongs to nobody:
+// it may be from before a gap.
+func TestPostgresChanges(t *testing.T) {
+	p, _ := newPostgres(t, "postgres://u@h", Options{})
+	l := newListener(p)
+	message := func(payload string) {
+		l.notified(nil, &pgconn.Notification{Channel: "a", Payload: payload})
+	}
+	join := func() (*received, *subscriber, <-chan struct{}) {
+		got := newReceived()
+		s := newSubscriber(got.add)
+		t.Cleanup(s.stop)
+		return got, s, p.add("a", s)
+	}
+	change := func(listens, unlistens int, meanwhile func()) {
+		listen, unlisten := l.takeChanges()
+		require.Len(t, listen, listens)
+		require.Len(t, unlisten, unlistens)
+		meanwhile()
+		l.noteChanges(listen, unlisten)
+	}
+	p.listening = true
+
+	first, s1, settled := join()
+	message("too early")
+	change(1, 0, func() {
+		message("too early")
+		select {
+		case <-settled:
+			t.Error("settled before the server answered")
+		default:
+		}
+	})
+	<-settled
+	message("1")
+	second, s2, settled := join()
+	require.Nil(t, settled, "there already")
+	message("2")
+	require.Equal(t, []string{"1", "2"}, first.waitFor("2"))
+	require.Equal(t, []string{"2"}, second.waitFor("2"))
+
+	// The last goes and another comes, before the server is told.
+	p.remove("a", s1)
+	p.remove("a", s2)
+	third, s3, settled := join()
+	require.Nil(t, settled)
+	change(0, 0, func() { message("3") })
+	require.Equal(t, []string{"3"}, third.waitFor("3"))
+
+	// The same while the server is told.
+	p.remove("a", s3)
+	var fourth *received
+	change(0, 1, func() {
+		fourth, _, settled = join()
+		message("on the way")
+	})
+	require.NotNil(t, settled)
+	message("on the way")
+	change(1, 0, func() {})
+	<-settled
+	message("4")
+	require.Equal(t, []string{"4"}, fourth.waitFor("4"))
+
+	// A lost connection.
+	p.unlisten()
+	l = newListener(p)
+	p.listening = true
+	p.changes["a"] = struct{}{}
+	message("before nil")
+	fifth, _, settled := join()
+	require.NotNil(t, settled)
+	change(1, 0, func() { message("before nil") })
+	l.resynchronise()
+	message("5")
+	require.Equal(t, []string{"4", "nil", "5"}, fourth.waitFor("5"))
+	require.Equal(t, []string{"nil", "5"}, fifth.waitFor("5"))
+	require.Equal(t, []string{"1", "2"}, first.waitFor("2"))
+
+	// Nothing is kept of a channel whose last subscriber goes just before that.
+	for s := range p.channels["a"].subscribers {
+		p.remove("a", s)
+	}
+	require.NotEmpty(t, p.channels)
+	p.unlisten()
+	require.Empty(t, p.channels)
+	require.Empty(t, p.changes)
 }
 
 // PgBouncer in transaction mode takes a LISTEN, for whoever gets the server
@@ -229,7 +324,5 @@ func TestPostgresSecrets(t *testing.T) {
 }
 
 func BenchmarkPostgres(b *testing.B) {
-	for name, opts := range map[string][]postgrestest.Option{"durable": {postgrestest.Durable()}, "fast": nil} {
-		b.Run(name, func(b *testing.B) { benchmarkEngine(b, openPostgres(b, postgrestest.Start(b, opts...).URL())) })
-	}
+	benchmarkEngine(b, openPostgres(b, postgrestest.Start(b, postgrestest.Durable()).URL()))
 }

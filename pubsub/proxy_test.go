@@ -16,15 +16,19 @@ type proxy struct {
 	server   string
 	serving  sync.WaitGroup
 
-	mu     sync.Mutex
-	silent bool
-	conns  []net.Conn
+	mu       sync.Mutex
+	changed  sync.Cond // of accepted and open
+	silent   bool
+	conns    []net.Conn
+	accepted int // connections so far
+	open     int // of them, those that the client has not closed
 }
 
 func newProxy(t testing.TB, server string) *proxy {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	p := &proxy{listener: listener, server: server}
+	p.changed.L = &p.mu
 	p.serving.Go(p.serve)
 	t.Cleanup(func() {
 		listener.Close()
@@ -49,9 +53,18 @@ func (p *proxy) serve() {
 		}
 		p.mu.Lock()
 		p.conns = append(p.conns, client, server)
+		p.accepted++
+		p.open++
+		p.changed.Broadcast()
 		p.mu.Unlock()
 		p.serving.Go(func() { p.pass(client, server) })
-		p.serving.Go(func() { p.pass(server, client) })
+		p.serving.Go(func() {
+			p.pass(server, client)
+			p.mu.Lock()
+			p.open--
+			p.changed.Broadcast()
+			p.mu.Unlock()
+		})
 	}
 }
 
@@ -80,6 +93,31 @@ func (p *proxy) silence() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.silent = true
+}
+
+// connections returns how many there were.
+func (p *proxy) connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.accepted
+}
+
+// waitAccepted waits until there were n connections.
+func (p *proxy) waitAccepted(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.accepted < n {
+		p.changed.Wait()
+	}
+}
+
+// waitClosed waits until all connections are closed.
+func (p *proxy) waitClosed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.open > 0 {
+		p.changed.Wait()
+	}
 }
 
 // heal closes what was silent; new connections are passed on.
