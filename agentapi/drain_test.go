@@ -44,6 +44,7 @@ func TestDrain(t *testing.T) {
 		require.Equal(t, codes.Unavailable, status.Code(err))
 		require.Zero(t, time.Since(began), "watches and syncs end at once")
 		// The connection takes no more streams, and there is no other one.
+		synctest.Wait()
 		_, err = healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		require.Equal(t, codes.Unavailable, status.Code(err))
 		for _, c := range []*stream{follows, ignores} {

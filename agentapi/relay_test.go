@@ -197,6 +197,17 @@ func TestRelayPartsWithReplicas(t *testing.T) {
 	}
 }
 
+// stopLater begins to stop the replica. Nobody else may meanwhile: waiting for
+// the other one's call would stop the time.
+func (r *replica) stopLater() <-chan struct{} {
+	stopped := make(chan struct{})
+	go func() {
+		r.stop()
+		close(stopped)
+	}()
+	return stopped
+}
+
 // TestRelayHandsOver shows that a replica that stops hands on what its agents
 // reported to the end, and waits for a watcher to come back elsewhere.
 func TestRelayHandsOver(t *testing.T) {
@@ -210,11 +221,11 @@ func TestRelayHandsOver(t *testing.T) {
 		a.tell(2, 2)
 		a.names.leave("insights", turn)
 		began := time.Now()
-		go a.stop()
+		stopped := a.stopLater()
 		time.Sleep(1500 * time.Millisecond)
 		turn = b.enter(t, "insights", processed{})
 		time.Sleep(100 * time.Millisecond)
-		a.stop()
+		<-stopped
 		require.Equal(t, 1600*time.Millisecond, time.Since(began))
 		got := newTold()
 		turn.readAll(got)
@@ -227,10 +238,10 @@ func TestRelayHandsOver(t *testing.T) {
 		c.tell(3, 4)
 		bus.Set(BusSilent)
 		began = time.Now()
-		go c.stop()
+		stopped = c.stopLater()
 		time.Sleep(handOverTimeout - 2*hurryInterval)
 		bus.Set(BusWorks)
-		c.stop()
+		<-stopped
 		require.Less(t, time.Since(began), handOverTimeout)
 		turn.readAll(got)
 		require.Equal(t, map[byte]int64{1: 1, 2: 2, 3: 4}, got.bytes)
