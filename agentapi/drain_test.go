@@ -12,12 +12,16 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/batcher"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{HelloTimeout: time.Minute}})
+		s := start(t, settings{
+			api:     agentapi.Options{HelloTimeout: time.Minute},
+			batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
+		})
 		s.register(1, 2)
 		follows, ignores := s.connect(1, 1, 1), s.connect(2, 2, 1)
 		silent := s.open(as(t.Context(), token(1)))
