@@ -68,6 +68,20 @@ func TestWatchesAreBounded(t *testing.T) {
 	require.Empty(t, activity.used)
 }
 
+// TestActivityThatComesLate shows that a use which another replica relays is not
+// told after a later one.
+func TestActivityThatComesLate(t *testing.T) {
+	w := newActivityWatch(time.Minute, 2, newMetrics(prometheus.NewRegistry()))
+	now := time.Unix(1000, 0)
+	w.use(workspaceUse{agent.ID{1}, now})
+	told, _ := w.take(now)
+	require.Len(t, told, 1)
+	w.use(workspaceUse{agent.ID{1}, now.Add(-time.Second)})
+	require.False(t, w.waits())
+	w.use(workspaceUse{agent.ID{1}, now})
+	require.True(t, w.waits())
+}
+
 // neverPushes is told nothing.
 type neverPushes struct{ t *testing.T }
 

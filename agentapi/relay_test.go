@@ -75,13 +75,19 @@ func TestRelayOfALostHome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReplica(t, newBus(t), 1)
 		settle()
-		turn := r.enter(t, "insights", processed{Epoch: 7, Sequence: 3})
 		r.tell(1, 1)
+		// A watch that goes on has what was reported since the replica began; one
+		// that begins does not.
+		turn, fresh := r.enter(t, "insights", processed{Epoch: 7, Sequence: 3}), r.enter(t, "fresh", processed{})
+		require.Nil(t, fresh.next())
+		r.tell(1, 2)
+		require.EqualValues(t, 1, fresh.next().GetAgents()[0].GetReports())
+		r.names.leave("fresh", fresh)
 		time.Sleep(4*time.Second - 1)
 		require.Nil(t, turn.next())
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		require.Len(t, turn.next().GetAgents(), 1)
+		require.EqualValues(t, 2, turn.next().GetAgents()[0].GetReports())
 		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.unsettled))
 		r.names.leave("insights", turn)
 	})
@@ -101,6 +107,9 @@ func TestClaims(t *testing.T) {
 		claims, _, urgent := r.names.claims()
 		require.True(t, urgent)
 		require.Equal(t, []processed{{Epoch: 3}, {Epoch: 4}, {Epoch: 5}, {Epoch: 6}}, claims[0].Processed)
+		for range maxAsked {
+			r.names.sent(claims[0], 100) // one round, that comes again and again
+		}
 		r.names.settle(settlement{"insights", 4})
 		r.names.settle(settlement{"other", 6})
 		require.Nil(t, turn.next())
@@ -166,6 +175,7 @@ func TestRelayPartsWithReplicas(t *testing.T) {
 			hear := func(a announcement) {
 				r.hearAll(&relayMessage{From: agent.ID{2}, Announce: &a})
 				r.rouse()
+				synctest.Wait() // what is told now is sent together
 			}
 			claims := []claim{{Name: "insights", Stamp: 1, Since: time.Now().UnixNano()}}
 			hear(announcement{Round: 2, interest: interest{Unnamed: 5}, Claims: claims})
@@ -327,6 +337,30 @@ func TestRelayEnds(t *testing.T) {
 		endActivity()
 		settle()
 		require.True(t, b.feed.idle())
+	})
+}
+
+// TestRelaySendsWhatWasMissed shows that who learns that messages were lost does
+// not wait.
+func TestRelaySendsWhatWasMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bus := newBus(t)
+		a, b := newReplica(t, bus, 1), newReplica(t, bus, 2)
+		turn := a.enter(t, "insights", processed{})
+		settle()
+		bus.Set(BusSilent)
+		b.tell(1, 1)
+		late := a.enter(t, "late", processed{})
+		time.Sleep(watchPause + urgentInterval)
+		synctest.Wait()
+		require.Nil(t, turn.next())
+		bus.Set(BusWorks)
+		b.receive(nil, nil)
+		synctest.Wait()
+		require.Len(t, turn.next().GetAgents(), 1)
+		require.Contains(t, b.names.byName, "late", "it has asked")
+		a.names.leave("insights", turn)
+		a.names.leave("late", late)
 	})
 }
 
