@@ -28,8 +28,9 @@ const maxWatchName = 64
 // takes it back, and what was on the way may be told to both. A later call with
 // the name goes on where this one ended; if the service did not learn of the
 // last call of news, as the process died or the service could not be reached
-// when ctx ended, those entries are told again. A restart of the service forgets
-// all names: what it has not told by then is lost.
+// when ctx ended, those entries are told again. A restart of the whole service
+// forgets all names: what it has not told by then is lost. Of several replicas
+// one that stops hands over to the others; one that is killed cannot.
 //
 // It blocks and returns as WatchMetadata does, but when ctx ends it waits for
 // news to return, and at most 5 s for the service to know that.

@@ -2203,7 +2203,8 @@ type WatchStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUIDs of agents, 16 bytes each, at most 1000; empty: all agents. First
 	// request only. If they differ from those of the name's watch before, they
-	// count from now on; what was gathered already is told.
+	// count from now on; what was gathered already is told, but by other replicas
+	// only for the new ones.
 	AgentIds [][]byte `protobuf:"bytes,1,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
 	// Name of the watch, 1 to 64 bytes: one watcher at a time has it. Empty:
 	// nothing is kept when the stream ends. First request only.
@@ -2281,11 +2282,12 @@ type WatchStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reports, each agent at most once.
 	Agents []*AgentStats `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
-	// Random, not 0, the same in the life of the name on this server. Another one
-	// than before: the server had no memory of the name.
+	// Random, not 0, the same in the life of the name on this replica. Another one
+	// than before: it is another replica, or one without a memory of the name.
 	Epoch uint64 `protobuf:"fixed64,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Number of the response in its epoch, rising by one from 1. It is sent again,
-	// unchanged, on the next stream of the name unless it was acked.
+	// Number of the response in its epoch, rising by one from 1. Unless it was
+	// acked it is sent again on the next stream of the name: unchanged by the same
+	// replica, in the entries of another epoch by another one.
 	Sequence      int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

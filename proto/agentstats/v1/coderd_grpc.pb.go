@@ -88,12 +88,13 @@ type CoderdServiceClient interface {
 	//
 	// Watches of one name continue one another, and each response is told
 	// exactly once to a watcher that comes back with the epoch and sequence of
-	// the last one that it has processed. What is reported while it is away adds
-	// up. A second stream of a name ends the first with ABORTED. Not told is what
-	// was reported before the first watch of the name, after the name was without
-	// a stream for the service's retention, 10 min, or before a restart of the
-	// service, which forgets all names; and agents beyond the most that the
-	// service takes.
+	// the last one that it has processed, on any replica. What is reported while
+	// it is away adds up. A second stream of a name ends the first with ABORTED, on
+	// another replica within a moment. Not told is what was reported before the
+	// first watch of the name, after the name was without a stream for the
+	// service's retention, 10 min, or to a replica that was killed, or stopped with
+	// all others, before it was told; and agents beyond the most that the service
+	// takes.
 	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
 }
 
@@ -298,12 +299,13 @@ type CoderdServiceServer interface {
 	//
 	// Watches of one name continue one another, and each response is told
 	// exactly once to a watcher that comes back with the epoch and sequence of
-	// the last one that it has processed. What is reported while it is away adds
-	// up. A second stream of a name ends the first with ABORTED. Not told is what
-	// was reported before the first watch of the name, after the name was without
-	// a stream for the service's retention, 10 min, or before a restart of the
-	// service, which forgets all names; and agents beyond the most that the
-	// service takes.
+	// the last one that it has processed, on any replica. What is reported while
+	// it is away adds up. A second stream of a name ends the first with ABORTED, on
+	// another replica within a moment. Not told is what was reported before the
+	// first watch of the name, after the name was without a stream for the
+	// service's retention, 10 min, or to a replica that was killed, or stopped with
+	// all others, before it was told; and agents beyond the most that the service
+	// takes.
 	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
