@@ -1,8 +1,6 @@
 package agentapi_test
 
 import (
-	"context"
-	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -121,6 +119,7 @@ func TestViolations(t *testing.T) {
 		{"protocol version", []*pb.ConnectRequest{with(hello(1, 1), func(r *pb.ConnectRequest) { r.GetHello().ProtocolVersion = 2 })}, codes.FailedPrecondition, "hello.protocol_version: want 1, got 2"},
 		{"instance", []*pb.ConnectRequest{with(hello(1, 1), func(r *pb.ConnectRequest) { r.GetHello().InstanceId = []byte("short") })}, codes.InvalidArgument, "hello.instance_id: want 16 bytes, got 5"},
 		{"session", []*pb.ConnectRequest{hello(1, -1)}, codes.InvalidArgument, "hello.session: want at least 0, got -1"},
+		{"epoch", []*pb.ConnectRequest{{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1, Epoch: -1}}}}, codes.InvalidArgument, "hello.epoch: want at least 0, got -1"},
 		{"sequence of hello", []*pb.ConnectRequest{seq(4, hello(1, 1))}, codes.InvalidArgument, "sequence: want 0 with hello, got 4"},
 		{"second hello", []*pb.ConnectRequest{good, hello(1, 2)}, codes.InvalidArgument, "hello: want it as the first message only"},
 		{"no message", []*pb.ConnectRequest{good, {Sequence: 1}}, codes.InvalidArgument, "message: want one of stats, metadata, lifecycle, app_health, network and goodbye, got none"},
@@ -451,57 +450,4 @@ func TestDatabaseDown(t *testing.T) {
 		c.requireAck(3, 3)
 		require.Equal(t, []string{"k=v"}, s.stored(1))
 	})
-}
-
-// TestManyAgents has agents come, report and go at once, while coderd registers,
-// lists and watches.
-func TestManyAgents(t *testing.T) {
-	s := start(t, settings{})
-	const agents = 20
-	var numbers []int
-	for n := range agents {
-		numbers = append(numbers, n+1)
-	}
-	s.register(numbers...)
-	ctx, cancel := context.WithCancel(s.asCoderd())
-	var watching, sessions sync.WaitGroup
-	watching.Go(func() {
-		w, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1), bid(2)}})
-		require.NoError(t, err)
-		for err == nil {
-			_, err = w.Recv()
-		}
-		require.Equal(t, codes.Canceled, status.Code(err))
-	})
-	for _, n := range numbers {
-		sessions.Go(func() {
-			for session := range int64(3) {
-				c := s.connect(n, byte(n), session+1)
-				for i := range 10 {
-					c.send(stats(gauge(fmt.Sprint("custom_", i), float64(i))))
-					c.send(meta("k", fmt.Sprint(c.sequence)))
-				}
-				for received := int64(0); received < c.sequence; {
-					received, _ = c.ack()
-				}
-				require.NoError(t, c.CloseSend())
-				c.requireEnd(codes.OK, "")
-			}
-		})
-	}
-	sessions.Go(func() {
-		for range 20 {
-			s.register(numbers...)
-			_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
-			require.NoError(t, err)
-		}
-	})
-	sessions.Wait()
-	cancel()
-	watching.Wait()
-	require.Len(t, s.exposition("custom_9"), agents)
-	s.stop()
-	for _, n := range numbers {
-		require.Equal(t, []string{"k=59"}, s.stored(n), "the last flush wrote the newest")
-	}
 }

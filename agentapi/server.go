@@ -125,8 +125,8 @@ type Options struct {
 	StatsRetention time.Duration
 	// DrainTimeout is the time that agents have to leave when the service
 	// stops; default 10 s. They are asked one after another, over three quarters
-	// of it. Serve returns at most stopTimeout later,
-	// and with a Bus handOverTimeout and publishTimeout after that.
+	// of it. Serve returns at most stopTimeout later, and with a Bus
+	// handOverTimeout and publishTimeout after that.
 	DrainTimeout time.Duration
 
 	// StoreReady returns why the database cannot be used now; nil: it is not

@@ -278,10 +278,14 @@ func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
 	dst = append(dst, r.Agent[:]...)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Epoch))
 	var flags byte
-	for flag, set := range map[byte]bool{flagOpen: r.Open, flagUnary: r.Unary, flagReported: r.Reported} {
-		if set {
-			flags |= flag
-		}
+	if r.Open {
+		flags |= flagOpen
+	}
+	if r.Unary {
+		flags |= flagUnary
+	}
+	if r.Reported {
+		flags |= flagReported
 	}
 	return append(dst, flags)
 }
