@@ -227,10 +227,13 @@ type size struct {
 	reportInterval, metadataInterval time.Duration
 }
 
-func sizeOf() size {
+// sizeOf returns the size of a test. Small ones run beside one another: they
+// mostly wait.
+func sizeOf(t *testing.T) size {
 	if *soak {
 		return size{3000, 30 * time.Second, 2 * time.Minute, 10 * time.Second, 10 * time.Second, 10 * time.Second}
 	}
+	t.Parallel()
 	return size{150, 5 * time.Second, 15 * time.Second, 2 * time.Second, time.Second, time.Second}
 }
 
@@ -248,7 +251,7 @@ func (s size) args(duration time.Duration, journalFile string) []string {
 func TestReplicas(t *testing.T) {
 	for name, nats := range map[string]bool{"NOTIFY": false, "NATS": true} {
 		t.Run(name, func(t *testing.T) {
-			size := sizeOf()
+			size := sizeOf(t)
 			r := startReplicas(t, 3, nats, "--report-interval", size.reportInterval.String())
 			journalFile := filepath.Join(t.TempDir(), "journal")
 			sim := r.simulate(t, size.args(5*size.step, journalFile)...)
@@ -276,7 +279,7 @@ func TestReplicas(t *testing.T) {
 // the ways in which a network fails, then from the pubsub: it keeps its agents
 // and serves them, and nobody else does.
 func TestReplicaCutOff(t *testing.T) {
-	size := sizeOf()
+	size := sizeOf(t)
 	r := startReplicas(t, 3, true, "--report-interval", size.reportInterval.String())
 	journalFile := filepath.Join(t.TempDir(), "journal")
 	// One that hears no news looks into the database each 2 s, for what was written
@@ -303,7 +306,7 @@ func TestReplicaCutOff(t *testing.T) {
 // and by each fault of a network. Meanwhile nothing is acked as durable, streams
 // and scrapes go on; after it, all is in the database and the accounts are right.
 func TestDatabaseAway(t *testing.T) {
-	size := sizeOf()
+	size := sizeOf(t)
 	if *soak {
 		size.step = time.Minute
 	}
