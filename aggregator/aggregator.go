@@ -195,33 +195,27 @@ func (a *Aggregator) Remove(id agent.ID) {
 // WriteText writes all families in the text format 0.0.4, sorted by name. The
 // documented ones have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
-	list := a.refreshed()
-	a.states.mu.Lock()
-	t := arena.NewText(w, &a.clock)
-	a.states.mu.Unlock()
-	var err error
-	for _, f := range list {
-		if err = t.Family(f.lines, f.header()); err != nil {
-			break
-		}
-	}
-	return t.Close(err)
+	return a.write(w, arena.NewText)
 }
 
 // WriteProtobuf writes all families that have series as delimited
 // io.prometheus.client.MetricFamily messages, sorted by name.
 func (a *Aggregator) WriteProtobuf(w io.Writer) error {
+	return a.write(w, arena.NewProto)
+}
+
+func (a *Aggregator) write(w io.Writer, begin func(io.Writer, *arena.Clock) *arena.Scrape) error {
 	list := a.refreshed()
 	a.states.mu.Lock()
-	p := arena.NewProto(w, &a.clock)
+	s := begin(w, &a.clock)
 	a.states.mu.Unlock()
 	var err error
 	for _, f := range list {
-		if err = p.Family(f.lines, f.header()); err != nil {
+		if err = s.Family(f.lines, f.header()); err != nil {
 			break
 		}
 	}
-	return p.Close(err)
+	return s.Close(err)
 }
 
 // refreshed returns the families to serve, with the lines of their groups up to

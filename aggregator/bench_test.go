@@ -4,19 +4,14 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"net/http"
-	"net/http/httptest"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/metrics"
 )
 
 // perAgent is how many series each agent of a benchmark has: the stats gauges
@@ -66,137 +61,6 @@ func fleetOf(tb testing.TB, n int, opts Options) *Aggregator {
 	}
 	require.EqualValues(tb, n, a.series.Load())
 	return a
-}
-
-// constCollector serves the same series the usual way.
-type constCollector struct {
-	agents  int
-	reports []*report
-	descs   map[string]*prometheus.Desc
-}
-
-func newConstCollector(n int) *constCollector {
-	c := &constCollector{agents: n / perAgent, descs: make(map[string]*prometheus.Desc)}
-	for i := range c.agents {
-		c.reports = append(c.reports, benchReport(i, 0))
-	}
-	for i, name := range statsNames {
-		c.descs[name] = prometheus.NewDesc(statsNames[i], "help", []string{"agent_name", "username", "workspace_name"}, nil)
-	}
-	for _, s := range c.reports[0].samples {
-		c.descs[s.Name] = prometheus.NewDesc(s.Name, forwardedHelp,
-			[]string{"agent_name", "path", "reason", "template_name", "username", "workspace_name"}, nil)
-	}
-	return c
-}
-
-func (c *constCollector) Describe(chan<- *prometheus.Desc) {}
-
-func (c *constCollector) Collect(ch chan<- prometheus.Metric) {
-	for i := range c.agents {
-		ident := benchIdentity(i)
-		for _, name := range statsNames {
-			ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.GaugeValue, float64(i),
-				ident.AgentName, ident.Username, ident.WorkspaceName)
-		}
-		for _, s := range c.reports[i].samples {
-			t := prometheus.GaugeValue
-			if s.Type == agent.Counter {
-				t = prometheus.CounterValue
-			}
-			ch <- prometheus.MustNewConstMetric(c.descs[s.Name], t, s.Value,
-				ident.AgentName, s.Labels[0].Value, s.Labels[1].Value, ident.TemplateName, ident.Username, ident.WorkspaceName)
-		}
-	}
-}
-
-// discard is a response that goes nowhere.
-type discard struct {
-	header http.Header
-	n      int64
-	status int
-}
-
-func (d *discard) Header() http.Header { return d.header }
-func (d *discard) WriteHeader(s int)   { d.status = s }
-
-func (d *discard) Write(p []byte) (int, error) {
-	d.n += int64(len(p))
-	return len(p), nil
-}
-
-// serve has h answer one scrape and returns how many bytes it wrote.
-func serve(tb testing.TB, h http.Handler, accept, encoding string) int64 {
-	req := httptest.NewRequest(http.MethodGet, "/metrics", nil)
-	req.Header.Set("Accept", accept)
-	req.Header.Set("Accept-Encoding", encoding)
-	w := &discard{header: make(http.Header)}
-	h.ServeHTTP(w, req)
-	require.Zero(tb, w.status%http.StatusOK)
-	return w.n
-}
-
-func BenchmarkScrape100k(b *testing.B) { benchmarkScrape(b, 100_000) }
-
-func BenchmarkScrape1M(b *testing.B) { benchmarkScrape(b, 1_000_000) }
-
-// benchmarkScrape compares scrapes with those of a Collector that makes const
-// metrics of the same series, which takes this many times as long: x-collector.
-func benchmarkScrape(b *testing.B, n int) {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(newConstCollector(n))
-	usual := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
-	a := fleetOf(b, n, Options{})
-	h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
-	round := 0
-	for _, c := range []struct {
-		name     string
-		accept   string
-		encoding string
-		// direct is used instead of the handler.
-		direct func(io.Writer) error
-		// dirty is which part of the agents reported since the last scrape: one
-		// in so many; 0: none.
-		dirty int
-	}{
-		{"text", textType, "identity", a.WriteText, 0},
-		{"text, half is new", textType, "identity", a.WriteText, 2},
-		{"text, all is new", textType, "identity", a.WriteText, 1},
-		{"protobuf", protoType, "identity", a.WriteProtobuf, 0},
-		{"http, text", textType, "identity", nil, 0},
-		{"http, text, gzip", textType, "gzip", nil, 0},
-		{"http, protobuf, gzip", protoType, "gzip", nil, 0},
-	} {
-		b.Run(c.name, func(b *testing.B) {
-			scrape := func() int64 { return serve(b, h, c.accept, c.encoding) }
-			if c.direct != nil {
-				scrape = func() int64 {
-					w := &discard{}
-					require.NoError(b, c.direct(w))
-					return w.n
-				}
-			}
-			start := time.Now()
-			usualBytes := serve(b, usual, c.accept, c.encoding)
-			usualTime := time.Since(start)
-			bytes := scrape()
-			b.ReportAllocs()
-			for b.Loop() {
-				if c.dirty > 0 {
-					b.StopTimer()
-					round++
-					for i := 0; i < n/perAgent; i += c.dirty {
-						a.Report(benchID(i), 1, time.Now(), benchReport(i, round))
-					}
-					b.StartTimer()
-				}
-				scrape()
-			}
-			b.SetBytes(bytes)
-			b.ReportMetric(float64(usualTime)*float64(b.N)/float64(b.Elapsed()), "x-collector")
-			b.ReportMetric(float64(bytes)/float64(usualBytes), "x-bytes")
-		})
-	}
 }
 
 // replayed is a report whose iterator is made once, as a decoder's is.

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -14,6 +15,8 @@ const (
 	fieldFamilyHelp   = 2
 	fieldFamilyType   = 3
 	fieldFamilyMetric = 4
+	// fieldPadding is not a field of MetricFamily: whoever reads it skips it.
+	fieldPadding = 15
 
 	fieldMetricLabel   = 1
 	fieldMetricGauge   = 2
@@ -37,6 +40,32 @@ func AppendProtoHeader(dst []byte, name, help string, t Type) []byte {
 	}
 	dst = protowire.AppendTag(dst, fieldFamilyType, protowire.VarintType)
 	return protowire.AppendVarint(dst, protoType(t))
+}
+
+// SizeProtoHeader returns how many bytes AppendProtoHeader appends.
+func SizeProtoHeader(name, help string, t Type) int {
+	n := 1 + protowire.SizeBytes(len(name)) + 1 + protowire.SizeVarint(protoType(t))
+	if help != "" {
+		n += 1 + protowire.SizeBytes(len(help))
+	}
+	return n
+}
+
+// AppendProtoPadding appends n bytes to the fields of a MetricFamily that say
+// nothing. There is no padding of one byte.
+func AppendProtoPadding(dst []byte, n int) []byte {
+	const longest = 129 // with a length of one byte
+	for n > 0 {
+		field := min(n, longest)
+		if n-field == 1 {
+			field--
+		}
+		dst = protowire.AppendTag(dst, fieldPadding, protowire.BytesType)
+		dst = protowire.AppendVarint(dst, uint64(field-2))
+		dst = append(dst, make([]byte, field-2)...)
+		n -= field
+	}
+	return dst
 }
 
 // protoType returns t's number in io.prometheus.client.MetricType.
@@ -69,18 +98,34 @@ func AppendProtoMetric(dst, labels []byte, t Type, v float64) []byte {
 		dst = appendLabelPair(dst, name, value, escapes)
 		labels = bytes.TrimPrefix(rest, []byte{','})
 	}
-	var field protowire.Number = fieldMetricUntyped
+	dst = append(dst, metricTag(t), 9)
+	dst = protowire.AppendTag(dst, fieldValue, protowire.Fixed64Type)
+	dst = protowire.AppendFixed64(dst, math.Float64bits(v))
+	return closeLength(dst, start)
+}
+
+// metricTag returns the tag of the field of a Metric that has the value.
+func metricTag(t Type) byte {
+	field := protowire.Number(fieldMetricUntyped)
 	switch t {
 	case Counter:
 		field = fieldMetricCounter
 	case Gauge:
 		field = fieldMetricGauge
 	}
-	dst = protowire.AppendTag(dst, field, protowire.BytesType)
-	dst = append(dst, 9)
-	dst = protowire.AppendTag(dst, fieldValue, protowire.Fixed64Type)
-	dst = protowire.AppendFixed64(dst, math.Float64bits(v))
-	return closeLength(dst, start)
+	return byte(protowire.EncodeTag(field, protowire.BytesType))
+}
+
+// SetProtoMetricValue changes the value of what AppendProtoMetric appended: its
+// last 8 bytes.
+func SetProtoMetricValue(metric []byte, v float64) {
+	binary.LittleEndian.PutUint64(metric[len(metric)-8:], math.Float64bits(v))
+}
+
+// SetProtoMetricType changes the type of what AppendProtoMetric appended: the
+// tag before the length, the value's tag and the value.
+func SetProtoMetricType(metric []byte, t Type) {
+	metric[len(metric)-11] = metricTag(t)
 }
 
 // openLength makes room for a length of two bytes, which is what all but very

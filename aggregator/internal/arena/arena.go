@@ -1,30 +1,17 @@
 // Package arena lays out series for cheap scrapes: per family, rendered lines
 // stand one after the other in blocks, and the values that changed since the
-// last scrape are patched into them.
+// last scrape are patched into them. While protobuf is scraped, the same is true
+// of the metrics in that form.
+//
+// Locks are taken in this order: Family.mu, shared.mu, Block.mu, Clock.mu. Only
+// shared.mu, which nobody but scrapes takes, is held for longer than it takes to
+// copy a block or to render 64 values.
 package arena
 
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
 )
-
-// Clock counts scrapes. A scrape shows only the lines that were there when it
-// began. So it cannot show a series twice that is taken out of one block and put
-// into another meanwhile: if both lines are older than the scrape, then the
-// first was gone before the scrape began.
-type Clock struct {
-	scrapes atomic.Uint32
-}
-
-// begin starts a scrape, which shows the lines born before the stamp.
-func (c *Clock) begin() (stamp uint32) {
-	return c.scrapes.Add(1)
-}
-
-func (c *Clock) now() uint32 {
-	return c.scrapes.Load()
-}
 
 // Family has the series of one family.
 type Family struct {
@@ -68,7 +55,7 @@ func (f *Family) Add(prefix []byte, v float64) (*Block, uint32) {
 			b.addLineLocked(slot, prefix)
 		}
 		if !b.roomLocked() {
-			b.tightenLocked()
+			b.text.tighten(b.fullLocked())
 		}
 		b.mu.Unlock()
 		return b, slot
@@ -106,6 +93,7 @@ func (f *Family) remove(b *Block, slot uint32) {
 		f.listLocked(b)
 		return
 	}
+	f.clock.forget(b)
 	i := slices.Index(f.blocks, b)
 	f.blocks = append(slices.Clip(f.blocks[:i]), f.blocks[i+1:]...)
 	if b.listed {

@@ -212,7 +212,7 @@ func TestBlocksAreBounded(t *testing.T) {
 		f.Add(long, 1)
 	}
 	for _, b := range f.blocks {
-		require.LessOrEqual(t, len(b.text), blockBytes+2*len(long))
+		require.LessOrEqual(t, len(b.text.buf), blockBytes+2*len(long))
 	}
 }
 
@@ -280,8 +280,8 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		out := NewText(io.Discard, &clock)
 		require.NoError(t, out.Close(out.Family(f, Header{})))
 		for _, b := range f.blocks {
-			n += cap(b.text)
-			used += len(b.text) - b.holes
+			n += cap(b.text.buf)
+			used += b.text.size()
 		}
 		return n, used
 	}

@@ -15,7 +15,7 @@ const (
 	// that a new series waits for a scrape.
 	blockSlots = 512
 	// firstSlots and slotGrowth make a family's first blocks hold 8 and 64
-	// series, so that a family of one series costs 500 bytes and not 13 KB.
+	// series, so that a family of one series costs 600 bytes and not 13 KB.
 	firstSlots = 8
 	slotGrowth = 8
 	// blockBytes bounds a block of very long lines.
@@ -32,14 +32,23 @@ const (
 type Block struct {
 	family *Family
 	values []atomic.Uint64
-	// dirty has a bit for each slot whose value is newer than its line.
+	// dirty has a bit for each slot whose value was set since a scrape last
+	// looked.
 	dirty []atomic.Uint64
+	// shared has what concurrent scrapes share, by format. It is nil while there
+	// is at most one.
+	shared [formats]atomic.Pointer[shared]
 
 	mu    sync.Mutex
 	lines []line
-	// text has the lines, in no order, and holes bytes that are in none.
-	text  []byte
-	holes int
+	// text has the lines, and stale a bit for each one that is older than its
+	// value, beside those in dirty.
+	text  pieces
+	stale []uint64
+	// proto is nil unless protobuf is scraped.
+	proto *protoForm
+	// version counts the changes that were seen of what the block shows.
+	version uint32
 	// free are slots below len(lines) that were given back.
 	free []uint16
 	live int
@@ -51,10 +60,9 @@ type Block struct {
 	listed bool
 }
 
-// line is where a slot's line is: prefix, value, newline. A hidden or free slot
-// has size 0.
+// line is what is known of a slot's line, which is a prefix, the value and a
+// newline. A hidden or free slot has none.
 type line struct {
-	start, size uint32
 	// born is the clock at the time when the line last came to be.
 	born uint32
 	// width of the value's field, in which the value stands at the right.
@@ -62,11 +70,14 @@ type line struct {
 }
 
 func newBlock(f *Family, slots int) *Block {
+	words := (slots + 63) / 64
 	return &Block{
 		family: f,
 		values: make([]atomic.Uint64, slots),
-		dirty:  make([]atomic.Uint64, (slots+63)/64),
+		dirty:  make([]atomic.Uint64, words),
+		stale:  make([]uint64, words),
 		lines:  make([]line, 0, slots),
+		text:   pieces{at: make([]extent, 0, slots)},
 	}
 }
 
@@ -114,7 +125,12 @@ func (b *Block) Remove(slot uint32) {
 
 // roomLocked reports whether the block can take one more series.
 func (b *Block) roomLocked() bool {
-	return (len(b.free) > 0 || len(b.lines) < cap(b.lines)) && len(b.text)-b.holes < blockBytes
+	return !b.fullLocked() && b.text.size() < blockBytes
+}
+
+// fullLocked reports whether all slots are taken.
+func (b *Block) fullLocked() bool {
+	return len(b.free) == 0 && len(b.lines) == cap(b.lines)
 }
 
 // takeLocked returns a slot for a new series.
@@ -126,6 +142,7 @@ func (b *Block) takeLocked() uint32 {
 		return uint32(slot)
 	}
 	b.lines = append(b.lines, line{})
+	b.text.at = append(b.text.at, extent{})
 	return uint32(len(b.lines) - 1)
 }
 
@@ -140,145 +157,156 @@ func (b *Block) addLineLocked(slot uint32, prefix []byte) {
 	var scratch [metrics.MaxValueBytes]byte
 	value := metrics.AppendTextValue(scratch[:0], b.Value(slot))
 	width := max(minWidth, (len(value)+1)&^1)
-	b.growLocked(len(prefix) + width + 1)
-	start := len(b.text)
-	b.text = append(b.text, prefix...)
-	b.text = appendPadded(b.text, value, width)
-	b.text = append(b.text, '\n')
-	born := b.family.clock.now()
-	b.lines[slot] = line{
-		start: uint32(start),
-		size:  uint32(len(b.text) - start),
-		born:  born,
-		width: uint8(width),
+	size := len(prefix) + width + 1
+	b.text.grow(size)
+	b.text.at[slot] = extent{start: uint32(len(b.text.buf)), size: uint32(size)}
+	b.text.buf = appendLine(b.text.buf, prefix, value, width)
+	b.lines[slot] = line{born: b.family.clock.now(), width: uint8(width)}
+	b.youngest = max(b.youngest, b.lines[slot].born)
+	b.version++
+	if b.proto != nil {
+		b.proto.add(b, slot)
 	}
-	b.youngest = max(b.youngest, born)
 }
 
 func (b *Block) dropLineLocked(slot uint32) {
-	b.holes += int(b.lines[slot].size)
+	b.text.drop(slot)
 	b.lines[slot] = line{}
+	b.version++
+	if b.proto != nil {
+		b.proto.drop(slot)
+	}
 }
 
-// growLocked makes room for n more bytes of text. It closes the holes when it
-// has to move the text anyway.
-func (b *Block) growLocked(n int) {
-	if len(b.text)+n <= cap(b.text) {
+// prefixLocked returns what a slot's line begins with.
+func (b *Block) prefixLocked(slot uint32) []byte {
+	l := b.text.piece(slot)
+	return l[:len(l)-int(b.lines[slot].width)-1]
+}
+
+// lookLocked notes which lines and metrics of 64 slots are older than their
+// values.
+func (b *Block) lookLocked(word int) {
+	if b.dirty[word].Load() == 0 {
 		return
 	}
-	need := len(b.text) - b.holes + n
-	b.moveLocked(need + need/8)
-}
-
-// moveLocked copies the lines to a text of the given capacity, without holes.
-func (b *Block) moveLocked(capacity int) {
-	text := make([]byte, 0, capacity)
-	for i := range b.lines {
-		l := &b.lines[i]
-		if l.size == 0 {
-			continue
-		}
-		start := len(text)
-		text = append(text, b.text[l.start:l.start+l.size]...)
-		l.start = uint32(start)
+	marks := b.dirty[word].Swap(0)
+	b.stale[word] |= marks
+	if b.proto != nil {
+		b.proto.stale[word] |= marks
 	}
-	b.text, b.holes = text, 0
+	b.version++
 }
 
-// tightenLocked gives back memory: of a block that was filled, the room to
-// grow; of one that lost many lines, their holes.
-func (b *Block) tightenLocked() {
-	used := len(b.text) - b.holes
-	full := len(b.free) == 0 && len(b.lines) == cap(b.lines)
-	if b.holes > used/4 || full && cap(b.text)-used > used/16 {
-		b.moveLocked(used + used/64)
-	}
-}
-
-// patchLocked brings the lines up to date with the values.
-func (b *Block) patchLocked() {
+// patchLocked brings the lines of 64 slots up to date with the values. Those
+// whose field is too narrow stay stale.
+func (b *Block) patchLocked(word int) {
+	b.lookLocked(word)
 	var scratch [metrics.MaxValueBytes]byte
-	for w := range b.dirty {
-		if b.dirty[w].Load() == 0 {
+	narrow := uint64(0)
+	for marks := b.stale[word]; marks != 0; marks &= marks - 1 {
+		slot := uint32(word*64 + bits.TrailingZeros64(marks))
+		if int(slot) >= len(b.lines) || b.text.at[slot].size == 0 {
 			continue
 		}
-		for marks := b.dirty[w].Swap(0); marks != 0; marks &= marks - 1 {
-			slot := uint32(w*64 + bits.TrailingZeros64(marks))
-			if int(slot) >= len(b.lines) || b.lines[slot].size == 0 {
-				continue
-			}
-			value := metrics.AppendTextValue(scratch[:0], b.Value(slot))
-			l := &b.lines[slot]
-			if len(value) > int(l.width) {
-				b.widenLocked(slot, len(value))
-			}
-			end := int(l.start+l.size) - 1
-			field := b.text[end-int(l.width) : end]
-			blanks := len(field) - len(value)
-			for i := range blanks {
-				field[i] = ' '
-			}
-			copy(field[blanks:], value)
+		l, width := b.text.piece(slot), int(b.lines[slot].width)
+		value := metrics.AppendTextValue(scratch[:0], b.Value(slot))
+		if len(value) > width {
+			narrow |= marks & -marks
+			continue
 		}
+		field := l[len(l)-1-width : len(l)-1]
+		blanks := len(field) - len(value)
+		for i := range blanks {
+			field[i] = ' '
+		}
+		copy(field[blanks:], value)
 	}
+	b.stale[word] = narrow
 }
 
-// widenLocked moves a line to the end of the text, with a wider field.
-func (b *Block) widenLocked(slot uint32, width int) {
-	// Values that outgrow their field once tend to do so again.
-	width = (width + 3) &^ 3
-	l := &b.lines[slot]
-	size := int(l.size) - int(l.width) + width
-	b.growLocked(size)
-	start := len(b.text)
-	b.text = append(b.text, b.text[l.start:l.start+l.size-uint32(l.width)-1]...)
-	b.text = appendPadded(b.text, nil, width)
-	b.text = append(b.text, '\n')
-	b.holes += int(l.size)
-	l.start, l.size, l.width = uint32(start), uint32(size), uint8(width)
+// widenLocked makes stale lines anew whose field is too narrow. All others are
+// copied, without holes, so that it costs the same for one line and for all.
+func (b *Block) widenLocked() {
+	scratch := scratches.Get().(*[]byte)
+	defer scratches.Put(scratch)
+	buf := (*scratch)[:0]
+	for i := range b.lines {
+		slot, start := uint32(i), len(buf)
+		switch {
+		case b.text.at[i].size == 0:
+		case b.stale[i/64]&(1<<(i%64)) == 0:
+			buf = append(buf, b.text.piece(slot)...)
+		default:
+			var digits [metrics.MaxValueBytes]byte
+			value := metrics.AppendTextValue(digits[:0], b.Value(slot))
+			prefix := b.prefixLocked(slot)
+			// Values that outgrow their field once tend to do so again.
+			b.lines[i].width = max(b.lines[i].width, uint8(len(value)+3)&^3)
+			buf = appendLine(buf, prefix, value, int(b.lines[i].width))
+		}
+		b.text.at[i] = extent{start: uint32(start), size: uint32(len(buf) - start)}
+	}
+	clear(b.stale)
+	if len(buf) > cap(b.text.buf) {
+		b.text.buf = make([]byte, 0, len(buf)+len(buf)/64)
+	}
+	b.text.buf, b.text.holes = append(b.text.buf[:0], buf...), 0
+	*scratch = buf
 }
 
-func appendPadded(dst, value []byte, width int) []byte {
+func appendLine(dst, prefix, value []byte, width int) []byte {
+	dst = append(dst, prefix...)
 	for range width - len(value) {
 		dst = append(dst, ' ')
 	}
-	return append(dst, value...)
+	dst = append(dst, value...)
+	return append(dst, '\n')
+}
+
+// textSize returns the size of the text if it has lines born before stamp, else
+// 0. By the time the text is appended it may be another.
+func (b *Block) textSize(stamp uint32) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.youngest < stamp {
+		return b.text.size()
+	}
+	for i := range b.lines {
+		if b.text.at[i].size > 0 && b.lines[i].born < stamp {
+			return b.text.size()
+		}
+	}
+	return 0
 }
 
 // appendText appends the lines born before stamp.
-func (b *Block) appendText(dst []byte, stamp uint32) []byte {
+func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
+	// Most of the rendering is done in steps, so that nobody waits for it.
+	for word := range b.dirty {
+		b.mu.Lock()
+		b.patchLocked(word)
+		b.mu.Unlock()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.patchLocked()
-	b.tightenLocked()
-	if b.holes == 0 && b.youngest < stamp {
-		return append(dst, b.text...)
+	narrow := uint64(0)
+	for word := range b.dirty {
+		b.patchLocked(word)
+		narrow |= b.stale[word]
+	}
+	if narrow != 0 {
+		b.widenLocked()
+	}
+	b.text.tighten(b.fullLocked())
+	r := b.readingLocked(stamp)
+	if b.text.holes == 0 && r.whole {
+		return append(dst, b.text.buf...), r
 	}
 	for i := range b.lines {
-		if l := &b.lines[i]; l.size > 0 && l.born < stamp {
-			dst = append(dst, b.text[l.start:l.start+l.size]...)
+		if b.lines[i].born < stamp {
+			dst = append(dst, b.text.piece(uint32(i))...)
 		}
 	}
-	return dst
-}
-
-// appendProto appends metrics for the lines born before stamp. nameLen is the
-// length of the family's name.
-func (b *Block) appendProto(dst []byte, stamp uint32, nameLen int, t metrics.Type) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i := range b.lines {
-		l := &b.lines[i]
-		if l.size == 0 || l.born >= stamp {
-			continue
-		}
-		labels := b.text[int(l.start)+nameLen : l.start+l.size-uint32(l.width)-1]
-		if len(labels) > 3 { // {, }, blank
-			labels = labels[1 : len(labels)-2]
-		} else {
-			labels = nil
-		}
-		dst = metrics.AppendProtoMetric(dst, labels, t, b.Value(uint32(i)))
-	}
-	return dst
+	return dst, r
 }

@@ -1,0 +1,89 @@
+package arena
+
+import "sync"
+
+// pieces are byte strings, at most one of each slot, which stand in one buffer
+// in no order, with holes where others were. The zero value has no slots.
+type pieces struct {
+	buf   []byte
+	at    []extent
+	holes int
+}
+
+// extent is where a piece is. There is none if its size is 0.
+type extent struct{ start, size uint32 }
+
+// size is of all pieces together.
+func (p *pieces) size() int { return len(p.buf) - p.holes }
+
+// piece returns that of a slot, which is empty if there is none. It is valid
+// until pieces are added.
+func (p *pieces) piece(slot uint32) []byte {
+	at := p.at[slot]
+	return p.buf[at.start : at.start+at.size]
+}
+
+// drop takes the piece of a slot away, if there is one.
+func (p *pieces) drop(slot uint32) {
+	p.holes += int(p.at[slot].size)
+	p.at[slot] = extent{}
+	if p.holes == len(p.buf) {
+		p.buf, p.holes = p.buf[:0], 0
+	}
+}
+
+// grow makes room for n more bytes.
+func (p *pieces) grow(n int) {
+	if len(p.buf)+n <= cap(p.buf) {
+		return
+	}
+	need := p.size() + n
+	if need > cap(p.buf) {
+		p.move(make([]byte, 0, need+need/8))
+		return
+	}
+	p.close()
+}
+
+// close closes the holes.
+func (p *pieces) close() {
+	scratch := scratches.Get().(*[]byte)
+	defer scratches.Put(scratch)
+	*scratch = append((*scratch)[:0], p.buf...)
+	to := p.buf[:0]
+	p.buf = *scratch
+	p.move(to)
+}
+
+// move copies the pieces to the end of buf, which takes the place of theirs.
+func (p *pieces) move(buf []byte) {
+	for i := range p.at {
+		at := &p.at[i]
+		start := len(buf)
+		buf = append(buf, p.buf[at.start:at.start+at.size]...)
+		at.start = uint32(start)
+	}
+	p.buf, p.holes = buf, 0
+}
+
+// put adds the piece of a slot that has none.
+func (p *pieces) put(slot uint32, piece []byte) {
+	p.grow(len(piece))
+	p.at[slot] = extent{start: uint32(len(p.buf)), size: uint32(len(piece))}
+	p.buf = append(p.buf, piece...)
+}
+
+// tighten gives back memory: of pieces that all are there, the room to grow; of
+// those that lost many, the holes.
+func (p *pieces) tighten(full bool) {
+	size := p.size()
+	if p.holes > size/4 || full && cap(p.buf)-size > size/16 {
+		p.move(make([]byte, 0, size+size/64))
+	}
+}
+
+// scratches are for what is copied out of a block and back.
+var scratches = sync.Pool{New: func() any {
+	b := make([]byte, 0, blockBytes)
+	return &b
+}}
