@@ -10,13 +10,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkGzipLevels compresses 20,000 lines. std-6 is what promhttp does.
-func BenchmarkGzipLevels(b *testing.B) {
-	var text []byte
-	for i := range 20_000 {
+// benchText returns so many lines.
+func benchText(lines int) (text []byte) {
+	for i := range lines {
 		text = fmt.Appendf(text, "agent_process_resource_usage{agent_name=\"main\",kind=\"%c\",template_name=\"kubernetes-dev\",username=\"developer-%05d\",workspace_name=\"workspace-%05d-main\"} %v\n",
 			'a'+i%3, i/3, i/3, float64(i*7919%100003)/float64(1+i%4))
 	}
+	return text
+}
+
+// BenchmarkGzipLevels compresses 20,000 lines. std-6 is what promhttp does.
+func BenchmarkGzipLevels(b *testing.B) {
+	text := benchText(20_000)
 	levels := map[string]func(io.Writer) io.WriteCloser{
 		"std-6": func(w io.Writer) io.WriteCloser { return stdgzip.NewWriter(w) },
 	}

@@ -56,13 +56,9 @@ type job struct {
 	err  error
 }
 
+// pipelines are kept for their buffers.
 var pipelines = sync.Pool{New: func() any {
-	p := &pipeline{ring: make([]job, 2*min(maxWorkers, runtime.GOMAXPROCS(0))+1)}
-	for i := range p.ring {
-		p.ring[i].done = make(chan struct{}, 1)
-	}
-	p.queue = make(chan *job, len(p.ring))
-	return p
+	return &pipeline{ring: make([]job, 2*min(maxWorkers, runtime.GOMAXPROCS(0))+1)}
 }}
 
 // newPipeline returns a pipeline to w, to be released. gzip makes one gzip
@@ -70,6 +66,10 @@ var pipelines = sync.Pool{New: func() any {
 func newPipeline(w io.Writer, gzip bool) *pipeline {
 	p := pipelines.Get().(*pipeline)
 	p.w, p.gzip = w, gzip
+	p.queue = make(chan *job, len(p.ring))
+	for i := range p.ring {
+		p.ring[i].done = make(chan struct{}, 1)
+	}
 	if gzip {
 		p.out = append(p.out, gzipHeader...)
 	}

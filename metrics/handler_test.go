@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -141,10 +140,7 @@ func TestFormatsAndEncodingsAgree(t *testing.T) {
 		require.Equal(t, c.wantEncoding, w.Header().Get("Content-Encoding"), c.encoding)
 		body := w.Body.Bytes()
 		if c.wantEncoding == "gzip" {
-			z, err := gzip.NewReader(w.Body)
-			require.NoError(t, err)
-			body, err = io.ReadAll(z)
-			require.NoError(t, err)
+			body = unzip(t, body)
 		}
 		got := series(t, c.wantType, body)
 		require.InDelta(t, 2.0, got[`{__name__="part", l="v"}`], 0)

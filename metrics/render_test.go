@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -49,7 +50,10 @@ func TestTextValue(t *testing.T) {
 func TestProtoHeader(t *testing.T) {
 	for _, typ := range []Type{Untyped, Counter, Gauge, Summary, Histogram} {
 		var f dto.MetricFamily
-		require.NoError(t, proto.Unmarshal(AppendProtoHeader(nil, "a", "help", typ), &f))
+		header := AppendProtoHeader(nil, "a", "help", typ)
+		require.Equal(t, SizeProtoHeader("a", "help", typ), len(header))
+		require.Equal(t, SizeProtoHeader("a", "", typ), len(AppendProtoHeader(nil, "a", "", typ)))
+		require.NoError(t, proto.Unmarshal(header, &f))
 		require.Equal(t, "a", f.GetName())
 		require.Equal(t, "help", f.GetHelp())
 		require.NotNil(t, f.Type)
@@ -63,6 +67,32 @@ func TestProtoMetricOfAnyLength(t *testing.T) {
 		16350, 16360, 16361, 16362, 16363, 16364, 16365, 16366, 16367, 16368, 16384, 40000} {
 		value := strings.Repeat("v", size)
 		checkMetric(t, "l", value, 1)
+	}
+}
+
+// Padding of any size is passed over by all parsers.
+func TestProtoPadding(t *testing.T) {
+	for n := range 1000 {
+		if n == 1 {
+			continue
+		}
+		require.Len(t, AppendProtoPadding(nil, n), n)
+		family := AppendProtoHeader(nil, "a", "", Gauge)
+		family = AppendProtoMetric(family, []byte(`l="1"`), Gauge, 1)
+		family = AppendProtoPadding(family, n)
+		family = AppendProtoMetric(family, []byte(`l="2"`), Gauge, 2)
+		family = AppendProtoPadding(family, n)
+		body := append(protowire.AppendVarint(nil, uint64(len(family))), family...)
+		// One that has nothing but padding.
+		empty := AppendProtoPadding(AppendProtoHeader(nil, "b", "", Counter), n)
+		body = append(protowire.AppendVarint(body, uint64(len(empty))), empty...)
+		want := map[string]float64{`{__name__="a", l="1"}`: 1, `{__name__="a", l="2"}`: 2}
+		require.Equal(t, want, series(t, string(expfmt.NewFormat(expfmt.TypeProtoDelim)), body))
+		var f dto.MetricFamily
+		dec := expfmt.NewDecoder(bytes.NewReader(body), expfmt.NewFormat(expfmt.TypeProtoDelim))
+		require.NoError(t, dec.Decode(&f))
+		require.Len(t, f.Metric, 2)
+		require.NoError(t, dec.Decode(&f))
 	}
 }
 
@@ -119,6 +149,12 @@ func checkMetric(t *testing.T, name, value string, v float64) {
 		require.NoError(t, proto.Unmarshal(message, &f))
 		require.Empty(t, f.ProtoReflect().GetUnknown())
 		compareMetric(t, want, v, &f)
+		for _, other := range []Type{Counter, Gauge, Untyped, typ} {
+			changed := AppendProtoMetric(nil, labels, typ, v)
+			SetProtoMetricType(changed, other)
+			SetProtoMetricValue(changed, v+1)
+			require.Equal(t, AppendProtoMetric(nil, labels, other, v+1), changed)
+		}
 		// The shortest form, as the library makes it.
 		require.Equal(t, proto.Size(&f), len(message))
 	}
