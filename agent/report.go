@@ -85,7 +85,9 @@ const (
 	RefusedStore
 )
 
-// MetadataReport is the metadata of one request.
+// MetadataReport is the metadata of one request. Its entries and their texts are
+// valid only during the call that it is passed to: whoever keeps a text keeps a
+// copy.
 type MetadataReport struct {
 	Agent ID
 	Order Order

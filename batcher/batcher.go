@@ -133,9 +133,10 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 
 // Add takes in a report, received at now, and returns what it refused of it:
 // entries over the limits of a report, and new keys when MaxPending is
-// reached. It keeps the strings of r, not the slice. r.Tracker, whose type
-// must be comparable, is told to hold r's sequence before Add returns; the
-// slice that it later gets to settle is valid only during that call.
+// reached. It keeps nothing of r but copies, of a value or an error only if they
+// differ from those that it has of the key, and r.Tracker, whose type must be
+// comparable. That is told to hold r's sequence before Add returns; the slice
+// that it later gets to settle is valid only during that call.
 func (b *Batcher) Add(now time.Time, r agent.MetadataReport) []agent.Refusal {
 	var refused refusals
 	var ends settlements

@@ -366,18 +366,6 @@ func TestHealthy(t *testing.T) {
 	require.NoError(t, b.Healthy())
 }
 
-// Add keeps strings of the report, not its slice.
-func TestAddKeepsNoSlice(t *testing.T) {
-	store := &fakeStore{}
-	b := newBatcher(t, store, Options{})
-	r := report(id(1), 1, 1, nil, "a=1", "b=2")
-	b.Add(now, r)
-	clear(r.Entries)
-	b.Add(now, report(id(2), 1, 1, nil, "c=3"))
-	flushAll(t, b)
-	require.Equal(t, []string{"a=1", "b=2", "c=3"}, texts(store.calls[0].rows))
-}
-
 // What was to be flushed can be gone when its turn comes.
 func TestRemoveAheadOfFlush(t *testing.T) {
 	store := &fakeStore{}

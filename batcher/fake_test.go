@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
@@ -153,6 +154,30 @@ func report(a agent.ID, epoch, sequence int64, tracker agent.Tracker, entries ..
 		r.Entries = append(r.Entries, agent.MetadataEntry{Key: key, Value: value})
 	}
 	return r
+}
+
+// borrowed returns r with its texts in memory that spoil overwrites, as do the
+// buffers of a stream. It clears the entries too.
+func borrowed(r agent.MetadataReport) (_ agent.MetadataReport, spoil func()) {
+	var memory [][]byte
+	borrow := func(s string) string {
+		b := []byte(s)
+		memory = append(memory, b)
+		return unsafe.String(unsafe.SliceData(b), len(b))
+	}
+	entries := make([]agent.MetadataEntry, len(r.Entries))
+	for i, e := range r.Entries {
+		entries[i] = agent.MetadataEntry{Key: borrow(e.Key), Value: borrow(e.Value), Error: borrow(e.Error)}
+	}
+	r.Entries = entries
+	return r, func() {
+		clear(entries)
+		for _, b := range memory {
+			for i := range b {
+				b[i] = '#'
+			}
+		}
+	}
 }
 
 // texts writes rows as "key=value".

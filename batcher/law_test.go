@@ -95,9 +95,11 @@ func (m *model) add(a *modelAgent, epoch, sequence int64, tracker *fakeTracker) 
 		r.Entries = append(r.Entries, agent.MetadataEntry{Key: key, Value: fmt.Sprint(epoch, "/", sequence, "/", len(r.Entries))})
 	}
 	var refused []string
-	for _, refusal := range m.b.Add(now, r) {
+	lent, spoil := borrowed(r)
+	for _, refusal := range m.b.Add(now, lent) {
 		refused = append(refused, refusal.Names...)
 	}
+	spoil()
 	for _, e := range r.Entries {
 		if slices.Contains(refused, e.Key) {
 			continue

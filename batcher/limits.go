@@ -26,7 +26,8 @@ const replacement = "\uFFFD"
 
 // limitReport appends to dst the entries that are taken in, in their order and
 // within the limits, and adds the others to refused. The entry whose key
-// crosses MaxReportKeyBytes is refused, and so are all after it.
+// crosses MaxReportKeyBytes is refused, and so are all after it. What it appends
+// has strings of entries; what it adds to refused has not.
 func limitReport(dst, entries []agent.MetadataEntry, refused *refusals) []agent.MetadataEntry {
 	keyBytes := 0
 	for i := range entries {
@@ -70,17 +71,13 @@ func limitTexts(value, text string) (string, string) {
 }
 
 // limitText returns s as valid UTF-8 without NUL, which PostgreSQL does not
-// take, cut to at most limit bytes between two characters. size is what s
-// would have taken.
+// take, cut to at most limit bytes between two characters: s itself, a part of
+// it, or a new string. size is what s would have taken.
 func limitText(s string, limit int) (text string, size int) {
 	size = len(s)
 	text = cleanText(cutText(s, limit))
 	size = max(size, len(text))
-	text = cutText(text, limit)
-	if size > limit {
-		text = strings.Clone(text) // do not keep the long one for the sake of its start
-	}
-	return text, size
+	return cutText(text, limit), size
 }
 
 func cleanText(s string) string {
@@ -136,8 +133,8 @@ func (r *refusals) count(reason dropReason) int {
 	return r.list[r.at[reason]-1].Count
 }
 
-// refusedName is key as it can be sent back.
+// refusedName is key as it can be sent back: a copy.
 func refusedName(key string) string {
 	name, _ := limitText(key, maxNameBytes)
-	return name
+	return strings.Clone(name)
 }

@@ -2,6 +2,7 @@ package batcher
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -115,8 +116,8 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 			return false
 		}
 		e = &entry{agent: a}
-		e.value.Agent, e.value.Key = a.id, in.Key
-		a.keys[in.Key] = e
+		e.value.Agent, e.value.Key = a.id, strings.Clone(in.Key)
+		a.keys[e.value.Key] = e
 		p.push(e, p.queue.prev)
 		e.hold = next
 		next.begin()
@@ -132,9 +133,18 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		e.hold = next
 		next.begin()
 	}
-	e.value.Value, e.value.Error = in.Value, in.Error
+	keep(&e.value.Value, in.Value)
+	keep(&e.value.Error, in.Error)
 	e.value.CollectedAt, e.value.Order = now, r.Order
 	return true
+}
+
+// keep makes text equal to s, whose bytes are somebody else's. Most values are
+// those of the report before.
+func keep(text *string, s string) {
+	if *text != s {
+		*text = strings.Clone(s)
+	}
 }
 
 // take moves up to n of the oldest waiting entries into b, which is empty.

@@ -1,0 +1,149 @@
+package batcher
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// everyPath is a life of a batcher in which each text of a report takes each
+// way that it can take; add is its Add. It returns all that came out.
+func everyPath(t *testing.T, add func(b *Batcher, r agent.MetadataReport) []agent.Refusal) (out []any) {
+	store := &fakeStore{rejects: func(r agent.Metadata) bool { return strings.HasPrefix(r.Value, "rejected") }}
+	var logged bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	b, err := New(store, &fakePublisher{}, Options{BatchSize: 10, MaxPending: 12}, prometheus.NewRegistry(), log)
+	require.NoError(t, err)
+	tracker := &fakeTracker{}
+	sequence := int64(0)
+	take := func(n byte, entries ...agent.MetadataEntry) {
+		sequence++
+		out = append(out, add(b, agent.MetadataReport{
+			Agent: id(n), Order: agent.Order{Epoch: 1, Sequence: sequence}, Tracker: tracker, Entries: entries,
+		}))
+	}
+	long := strings.Repeat("\u00e9", 2000)
+	known := []agent.MetadataEntry{
+		{Key: "plain", Value: "1", Error: "one"}, {Key: "same", Value: "1"},
+		{Key: "cut", Value: long}, {Key: "cut after a clean start", Value: "\x00" + long},
+		{Key: "replaced", Value: "a\x00b", Error: "\xffc"}, {Key: "long error", Error: long},
+		{Key: "rejected", Value: "rejected", Error: "for good"}, {Key: "twice", Value: "1"}, {Key: "twice", Value: "2"},
+	}
+	take(1, known...)
+	take(1, known...)
+	take(1,
+		agent.MetadataEntry{Key: "plain", Value: "2"}, agent.MetadataEntry{Key: "same", Value: "1", Error: "new"},
+		agent.MetadataEntry{}, agent.MetadataEntry{Value: "without a key"},
+		agent.MetadataEntry{Key: "NUL\x00"}, agent.MetadataEntry{Key: "not\xffUTF-8"}, agent.MetadataEntry{Key: long + "\xff"},
+		agent.MetadataEntry{Key: strings.Repeat("k", 2000)}, agent.MetadataEntry{Key: "over the limit"}, agent.MetadataEntry{Key: long},
+	)
+	take(2, agent.MetadataEntry{Key: "a"}, agent.MetadataEntry{Key: "b"}, agent.MetadataEntry{Key: "c"}, agent.MetadataEntry{Key: "no room"},
+		agent.MetadataEntry{Key: long})
+	store.before = func(context.Context, []agent.Metadata) error {
+		store.before = nil
+		take(1, agent.MetadataEntry{Key: "plain", Value: "newer"}, agent.MetadataEntry{Key: "rejected", Value: "rejected", Error: "again"})
+		take(2, agent.MetadataEntry{Key: "removed"})
+		return errDown
+	}
+	require.ErrorIs(t, b.flushWaiting(t.Context(), t.Context()), errDown)
+	requireLaw(t, b)
+	b.Remove(id(2))
+	require.NoError(t, b.flushWaiting(t.Context(), t.Context()))
+	requireLaw(t, b)
+	for _, c := range store.calls {
+		out = append(out, c.rows)
+	}
+	slices.SortStableFunc(tracker.settled, func(a, b agent.Settled) int {
+		return strings.Compare(fmt.Sprint(a.Refusal), fmt.Sprint(b.Refusal)) // keys of one agent are in no order
+	})
+	return append(out, tracker.settled, logged.String())
+}
+
+// A report's memory is somebody else's after Add: nothing that comes out then
+// or later is in it.
+func TestAddKeepsNoMemory(t *testing.T) {
+	want := everyPath(t, func(b *Batcher, r agent.MetadataReport) []agent.Refusal { return b.Add(now, r) })
+	got := everyPath(t, func(b *Batcher, r agent.MetadataReport) []agent.Refusal {
+		r, spoil := borrowed(r)
+		defer spoil()
+		return b.Add(now, r)
+	})
+	require.Equal(t, want, got)
+	all := fmt.Sprintf("%+v", want)
+	for _, path := range []string{
+		"key_bytes", "empty_key", "invalid_key", "no new key now", "value of 4000 bytes exceeded", "error of 4000 bytes exceeded",
+		"a\uFFFDb", "database refused metadata",
+	} {
+		require.Contains(t, all, path)
+	}
+}
+
+// An entry that is known costs nothing but a copy of each text that is new.
+func TestAddAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("pools drop things at random")
+	}
+	b := newBatcher(t, &switchStore{}, Options{})
+	r := benchReports(1)[0]
+	values := [2]string{r.Entries[0].Value, "1.42 load, 3.2/16 GiB memory, 41%"}
+	add := func(changed int) {
+		r.Order.Sequence++
+		for i := range changed {
+			r.Entries[i].Value = values[r.Order.Sequence%2]
+		}
+		if refused := b.Add(now, r); refused != nil {
+			t.Error(refused)
+		}
+	}
+	add(0)
+	for _, changed := range []int{0, 1, 10} {
+		require.EqualValues(t, changed, testing.AllocsPerRun(100, func() { add(changed) }))
+	}
+
+	// There is nothing to copy of what is cut to what it was.
+	r.Entries[0].Value = strings.Repeat("x", 3000)
+	add(0)
+	require.Less(t, testing.AllocsPerRun(100, func() { add(0) }), 5.0, "the error text")
+}
+
+// However much is pending, a flush of 500 rows costs a few allocations: of the
+// contexts of its two calls.
+func TestFlushAllocations(t *testing.T) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		store := &switchStore{}
+		b := newBatcher(t, store, Options{})
+		b.publisher = nullPublisher{}
+		for _, r := range benchReports(n / 10) {
+			b.Add(now, r)
+		}
+		store.err = errDown
+		require.LessOrEqual(t, testing.AllocsPerRun(20, func() {
+			_, err := b.flush(t.Context(), flushScheduled, 500)
+			require.ErrorIs(t, err, errDown)
+		}), 10.0, "%d pending, which come back", n)
+		// Twice, as the first one, which makes the buffers, is not counted.
+		store.err = nil
+		require.LessOrEqual(t, testing.AllocsPerRun(1, func() {
+			_, err := b.flush(t.Context(), flushScheduled, 500)
+			require.NoError(t, err)
+		}), 20.0, "%d pending", n)
+		_, pending := b.snapshot()
+		require.Equal(t, n-1000, pending)
+	}
+}

@@ -1,0 +1,6 @@
+//go:build race
+
+package batcher
+
+// raceEnabled: pools drop things at random.
+const raceEnabled = true
