@@ -219,6 +219,14 @@ func requireLaw(t require.TestingT, b *Batcher) {
 			}
 		}
 	}
+	for _, e := range p.spareEntries {
+		require.Equal(t, entry{}, *e)
+	}
+	for _, a := range p.spareAgents {
+		require.Empty(t, a.keys)
+		require.Zero(t, a.slot)
+		require.NotSame(t, a, p.agents[a.id])
+	}
 	require.Equal(t, p.waiting, queued)
 	require.LessOrEqual(t, writing, p.writing, "entries of removed agents are written too")
 	require.LessOrEqual(t, p.len(), p.limit+b.opts.BatchSize)

@@ -19,7 +19,19 @@ type pending struct {
 	queue            entry
 	waiting, writing int
 	ledger           ledger
+
+	// spareEntries and spareAgents were released, and are for those to come:
+	// agents report less often than is flushed, so most entries are new.
+	spareEntries []*entry
+	spareAgents  []*agentEntries
 }
+
+// Spares are kept for two flushes of 500 rows, by agents with 10 keys: 0.2 MB,
+// and at most 5 MB where agents have the 1024 keys that can be declared.
+const (
+	maxSpareEntries = 1000
+	maxSpareAgents  = 100
+)
 
 // agentEntries are the entries of one agent.
 type agentEntries struct {
@@ -86,8 +98,7 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 	if len(kept) > 0 {
 		a := p.agents[r.Agent]
 		if a == nil {
-			a = &agentEntries{id: r.Agent, keys: make(map[string]*entry)}
-			p.agents[a.id] = a
+			a = p.newAgent(r.Agent)
 		}
 		for i := range kept {
 			if p.put(a, now, r, &kept[i], ends) {
@@ -115,7 +126,8 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		if p.len() >= p.limit {
 			return false
 		}
-		e = &entry{agent: a}
+		e = p.newEntry()
+		e.agent = a
 		e.value.Agent, e.value.Key = a.id, strings.Clone(in.Key)
 		a.keys[e.value.Key] = e
 		p.push(e, p.queue.prev)
@@ -264,11 +276,47 @@ func (p *pending) unlink(e *entry) {
 func (p *pending) release(e *entry) {
 	delete(e.agent.keys, e.value.Key)
 	p.trim(e.agent)
+	if len(p.spareEntries) < maxSpareEntries {
+		*e = entry{}
+		p.spareEntries = append(p.spareEntries, e)
+	}
 }
 
 // trim forgets an agent that has no entries.
 func (p *pending) trim(a *agentEntries) {
 	if len(a.keys) == 0 {
 		delete(p.agents, a.id)
+		if len(p.spareAgents) < maxSpareAgents {
+			p.spareAgents = append(p.spareAgents, a)
+		}
 	}
+}
+
+func (p *pending) newAgent(id agent.ID) *agentEntries {
+	a := pop(&p.spareAgents)
+	if a == nil {
+		a = &agentEntries{keys: make(map[string]*entry)}
+	}
+	a.id = id
+	p.agents[id] = a
+	return a
+}
+
+func (p *pending) newEntry() *entry {
+	if e := pop(&p.spareEntries); e != nil {
+		return e
+	}
+	return new(entry)
+}
+
+// pop takes the last one of list, nil if it is empty.
+func pop[E any](list *[]*E) *E {
+	n := len(*list)
+	if n == 0 {
+		return nil
+	}
+	e := (*list)[n-1]
+	(*list)[n-1] = nil
+	*list = (*list)[:n-1]
+	return e
 }
