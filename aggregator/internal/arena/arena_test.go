@@ -23,7 +23,7 @@ import (
 
 func prefix(i int) []byte { return fmt.Appendf(nil, `f{i="%d"} `, i) }
 
-// read returns what a scrape in each format has, by the line's prefix.
+// read returns what a scrape in each format has, by the label i.
 func read(t require.TestingT, clock *Clock, f *Family, h Header) map[string]float64 {
 	var txt, pb bytes.Buffer
 	out := NewText(&txt, clock)
@@ -31,17 +31,19 @@ func read(t require.TestingT, clock *Clock, f *Family, h Header) map[string]floa
 	p := NewProto(&pb, clock)
 	require.NoError(t, p.Close(p.Family(f, h)))
 
+	protobuf := bytes.Clone(pb.Bytes())
 	got := make(map[string]float64)
 	for line := range strings.Lines(txt.String()) {
 		if line[0] == '#' {
 			continue
 		}
-		end := strings.IndexByte(line, ' ') + 1
-		v, err := strconv.ParseFloat(strings.TrimSpace(line[end:]), 64)
+		labels, value, _ := strings.Cut(line, "} ")
+		v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
 		require.NoError(t, err, line)
-		_, twice := got[line[:end]]
+		i := strings.Split(labels, `"`)[1]
+		_, twice := got[i]
 		require.False(t, twice, line)
-		got[line[:end]] = v
+		got[i] = v
 	}
 	byProto := make(map[string]float64)
 	dec := expfmt.NewDecoder(&pb, expfmt.FmtProtoDelim)
@@ -53,10 +55,19 @@ func read(t require.TestingT, clock *Clock, f *Family, h Header) map[string]floa
 		}
 		require.NoError(t, err)
 		for _, m := range m.Metric {
-			byProto[fmt.Sprintf("f{i=%q} ", m.Label[0].GetValue())] = m.Gauge.GetValue()
+			v := m.Gauge.GetValue() + m.Counter.GetValue() + m.Untyped.GetValue() // two are nil
+			byProto[m.Label[0].GetValue()] = v
 		}
 	}
 	require.True(t, maps.Equal(got, byProto))
+	for _, zip := range []bool{false, true} {
+		w := &segmented{zip: zip}
+		scrapeOf(t, w, f, h, NewText)
+		require.True(t, bytes.Equal(txt.Bytes(), w.bytes(t)))
+		w = &segmented{zip: zip}
+		scrapeOf(t, w, f, h, NewProto)
+		require.True(t, bytes.Equal(protobuf, w.bytes(t)))
+	}
 	return got
 }
 
@@ -74,6 +85,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			f      = NewFamily(&clock, "f")
 			series []*held
 			next   = 1
+			header = Header{Type: metrics.Gauge}
 		)
 		value := rapid.SampledFrom([]float64{0, 7, 1234, 123456, -0.125, 1e300, -math.MaxFloat64, 123456789})
 		pick := func(t *rapid.T) *held {
@@ -89,7 +101,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 					var p []byte
 					if rapid.IntRange(0, 3).Draw(t, "hidden") > 0 {
 						h.shown = next
-						p = prefix(next)
+						p = longPrefix(next)
 					}
 					next++
 					h.block, h.slot = f.Add(p, h.value)
@@ -107,7 +119,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 				h := pick(t)
 				h.shown = next
 				next++
-				h.block.Show(h.slot, prefix(h.shown))
+				h.block.Show(h.slot, longPrefix(h.shown))
 			},
 			"hide": func(t *rapid.T) {
 				h := pick(t)
@@ -122,17 +134,21 @@ func TestAnyUseOfAFamily(t *testing.T) {
 					series = slices.Delete(series, i, i+1)
 				}
 			},
+			"type": func(t *rapid.T) {
+				header.Type = rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge}).Draw(t, "type")
+			},
+			"unform": func(*rapid.T) { clock.unform() },
 			"": func(t *rapid.T) {
 				want := make(map[string]float64)
 				for _, h := range series {
 					if h.shown > 0 {
-						want[string(prefix(h.shown))] = h.value
+						want[fmt.Sprint(h.shown)] = h.value
 					}
 					if got := h.block.Value(h.slot); got != h.value {
 						t.Fatalf("value is %v, not %v", got, h.value)
 					}
 				}
-				require.True(t, maps.Equal(want, read(t, &clock, f, Header{Type: metrics.Gauge})))
+				require.True(t, maps.Equal(want, read(t, &clock, f, header)))
 				if len(series) == 0 {
 					require.Empty(t, f.blocks)
 					require.Empty(t, f.roomy)
@@ -391,33 +407,5 @@ func TestWriteErrorsEndTheScrape(t *testing.T) {
 		p := NewProto(w, &clock)
 		require.ErrorIs(t, p.Close(p.Family(f, Header{})), errGone)
 		require.Equal(t, 1, w.failed)
-	}
-}
-
-// A scrape allocates nothing for each series.
-func TestScrapeAllocations(t *testing.T) {
-	for _, n := range []int{100, 20_000} {
-		var clock Clock
-		f := NewFamily(&clock, "f")
-		var blocks []*Block
-		for i := range n {
-			b, _ := f.Add(prefix(i), 1000)
-			if len(blocks) == 0 || blocks[len(blocks)-1] != b {
-				blocks = append(blocks, b)
-			}
-		}
-		v := 1000.0
-		require.LessOrEqual(t, testing.AllocsPerRun(20, func() {
-			v++
-			for _, b := range blocks {
-				for i := range b.lines {
-					b.Set(uint32(i), v)
-				}
-			}
-			out := NewText(io.Discard, &clock)
-			_ = out.Close(out.Family(f, Header{Type: metrics.Gauge}))
-			p := NewProto(io.Discard, &clock)
-			_ = p.Close(p.Family(f, Header{Type: metrics.Gauge}))
-		}), 40.0, "%d series", n) // what two pools may have to make anew
 	}
 }

@@ -1,0 +1,459 @@
+package arena
+
+import (
+	"bytes"
+	"compress/flate"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// segmented is a writer that takes segments, and makes them when it is asked for
+// its bytes: all blocks may have changed by then.
+type segmented struct {
+	zip    bool
+	pieces []any // of []byte or Segment
+	// made has the compressed segments.
+	made []metrics.Deflated
+}
+
+func (w *segmented) Deflates() bool { return w.zip }
+
+func (w *segmented) Write(p []byte) (int, error) {
+	w.pieces = append(w.pieces, bytes.Clone(p))
+	return len(p), nil
+}
+
+func (w *segmented) WriteSegment(s metrics.Segment) error {
+	w.pieces = append(w.pieces, s)
+	return nil
+}
+
+// bytes makes what was written. It is called once.
+func (w *segmented) bytes(t require.TestingT) []byte {
+	var out []byte
+	var d *metrics.Deflater
+	for _, p := range w.pieces {
+		switch p := p.(type) {
+		case []byte:
+			out = append(out, p...)
+		case metrics.Segment:
+			if !w.zip {
+				out = p.AppendTo(out)
+				continue
+			}
+			if d == nil {
+				d = metrics.NewDeflater()
+			}
+			z := p.Deflated(d)
+			w.made = append(w.made, z)
+			raw, err := io.ReadAll(flate.NewReader(bytes.NewReader(append(bytes.Clone(z.Data), 3, 0))))
+			require.NoError(t, err)
+			require.EqualValues(t, z.Size, len(raw))
+			out = append(out, raw...)
+		}
+	}
+	return out
+}
+
+// both are the formats.
+var both = map[string]struct {
+	begin func(io.Writer, *Clock) *Scrape
+	is    expfmt.Format
+}{
+	"text":     {NewText, expfmt.NewFormat(expfmt.TypeTextPlain)},
+	"protobuf": {NewProto, expfmt.NewFormat(expfmt.TypeProtoDelim)},
+}
+
+// scrapeOf begins and ends a scrape of one family.
+func scrapeOf(t require.TestingT, w io.Writer, f *Family, h Header, begin func(io.Writer, *Clock) *Scrape) {
+	s := begin(w, f.clock)
+	require.NoError(t, s.Close(s.Family(f, h)))
+}
+
+// lines returns a family whose blocks are worth segments.
+func lines(clock *Clock, n int) (f *Family, blocks []*Block, slots []uint32) {
+	f = NewFamily(clock, "f")
+	for i := range n {
+		b, slot := f.Add(longPrefix(i), float64(i))
+		blocks, slots = append(blocks, b), append(slots, slot)
+	}
+	return f, blocks, slots
+}
+
+func longPrefix(i int) []byte {
+	return fmt.Appendf(nil, "f{i=\"%d\",long=\"%s\"} ", i, strings.Repeat("x", 100))
+}
+
+// parse returns the number of series of each family, by Prometheus's parser and
+// by expfmt, which must agree.
+func parse(t require.TestingT, data []byte, format expfmt.Format) (series map[string]float64) {
+	series = make(map[string]float64)
+	p, err := textparse.New(data, string(format), labels.NewSymbolTable(), textparse.ParserOptions{})
+	require.NoError(t, err)
+	for {
+		entry, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		require.NoError(t, err)
+		if entry == textparse.EntrySeries {
+			var l labels.Labels
+			p.Labels(&l)
+			_, twice := series[l.Get("i")]
+			require.False(t, twice, l)
+			_, _, series[l.Get("i")] = p.Series()
+		}
+	}
+	n := 0
+	dec := expfmt.NewDecoder(bytes.NewReader(data), format)
+	for {
+		var f dto.MetricFamily
+		if err := dec.Decode(&f); errors.Is(err, io.EOF) {
+			break
+		} else {
+			require.NoError(t, err)
+		}
+		n += len(f.Metric)
+	}
+	require.Equal(t, n, len(series))
+	return series
+}
+
+// All writers get the same.
+func TestSegmentsAreWhatIsWrittenPlain(t *testing.T) {
+	var clock Clock
+	f, blocks, slots := lines(&clock, 3*blockSlots)
+	for name, format := range both {
+		begin := format.begin
+		for i := range blocks {
+			blocks[i].Set(slots[i], float64(i)/3)
+		}
+		var plain bytes.Buffer
+		h := Header{Help: "Help.", Type: metrics.Gauge}
+		scrapeOf(t, &plain, f, h, begin)
+		for _, zip := range []bool{false, true} {
+			w := &segmented{zip: zip}
+			scrapeOf(t, w, f, h, begin)
+			require.Greater(t, len(w.pieces), 3, name)
+			require.True(t, bytes.Equal(plain.Bytes(), w.bytes(t)), name)
+		}
+	}
+}
+
+// Series that come, go and change between the time when a family's length is
+// written and the time when its blocks are do not disturb a scrape in protobuf.
+func TestProtobufKeepsItsLength(t *testing.T) {
+	var clock Clock
+	f, blocks, slots := lines(&clock, 3*blockSlots)
+	for _, zip := range []bool{false, true} {
+		w := &segmented{zip: zip}
+		s := NewProto(w, &clock)
+		require.NoError(t, s.Family(f, Header{Type: metrics.Counter}))
+		require.NoError(t, s.Family(f, Header{Type: metrics.Gauge}))
+		require.NoError(t, s.Close(nil))
+		w.pieces = w.pieces[:len(w.pieces)/2] // of the same family: the first time
+		want := len(blocks)
+		for i := range blocks {
+			if i%5 < 2 && len(blocks[i].values) == blockSlots { // else it was written at once
+				want--
+			}
+			switch i % 5 {
+			case 0:
+				blocks[i].Hide(slots[i])
+			case 1:
+				blocks[i].Remove(slots[i])
+				blocks[i], slots[i] = f.Add(longPrefix(i), -1)
+			case 2:
+				blocks[i].Set(slots[i], 1e6)
+			}
+		}
+		// Another scrape, of another type.
+		scrapeOf(t, io.Discard, f, Header{Type: metrics.Untyped}, NewProto)
+		clock.unform()
+		got := parse(t, w.bytes(t), expfmt.NewFormat(expfmt.TypeProtoDelim))
+		require.Equal(t, want, len(got))
+		for i := range blocks {
+			if i%5 == 2 && len(blocks[i].values) == blockSlots && got[fmt.Sprint(i)] != 1e6 {
+				t.Errorf("%d is %v", i, got[fmt.Sprint(i)])
+			}
+		}
+		for i := range blocks {
+			if i%5 == 0 {
+				blocks[i].Show(slots[i], longPrefix(i))
+			}
+		}
+	}
+}
+
+// Scrapes that are under way at the same time compress each block once.
+func TestScrapesShareWhatTheyCompress(t *testing.T) {
+	for name, format := range both {
+		t.Run(name, func(t *testing.T) {
+			begin := format.begin
+			var clock Clock
+			f, blocks, slots := lines(&clock, 4*blockSlots)
+			h := Header{Type: metrics.Gauge}
+			open := func() (*segmented, *Scrape) {
+				w := &segmented{zip: true}
+				return w, begin(w, &clock)
+			}
+			same := func(a, b []metrics.Deflated) (n int) {
+				require.Len(t, b, len(a))
+				for i := range a {
+					if &a[i].Data[0] == &b[i].Data[0] {
+						n++
+					}
+				}
+				return n
+			}
+			first, s1 := open()
+			second, s2 := open()
+			third, s3 := open()
+			require.NoError(t, s1.Family(f, h))
+			require.NoError(t, s2.Family(f, h))
+			require.NoError(t, s3.Family(f, h))
+			text := first.bytes(t)
+			require.True(t, bytes.Equal(text, second.bytes(t)))
+			// The first was handed its Deflater's own, the others what is kept of it.
+			blocks[0].Set(slots[0], 12345)
+			blocks[len(blocks)-1].Set(slots[len(blocks)-1], 12345)
+			require.True(t, bytes.Equal(text, third.bytes(t)), "made since it began")
+			require.Equal(t, len(first.made), same(second.made, third.made))
+			require.GreaterOrEqual(t, len(first.made), 4)
+
+			// A scrape that begins now shares what has not changed.
+			late, s4 := open()
+			require.NoError(t, s4.Family(f, h))
+			got := late.bytes(t)
+			require.False(t, bytes.Equal(text, got))
+			require.Equal(t, len(first.made)-1, same(second.made, late.made), "all but the last block")
+			var plain bytes.Buffer
+			scrapeOf(t, &plain, f, h, begin)
+			require.True(t, bytes.Equal(plain.Bytes(), got))
+
+			// What is too young for a scrape is not shared with it.
+			early, s5 := open()
+			require.NoError(t, s5.Family(f, h))
+			for _, s := range []*Scrape{s1, s2, s3} {
+				require.NoError(t, s.Close(nil))
+			}
+			blocks[500].Remove(slots[500])
+			blocks[500], slots[500] = f.Add(longPrefix(500), 1)
+			younger, s6 := open()
+			require.NoError(t, s6.Family(f, h))
+			has := func(data []byte) bool {
+				_, there := parse(t, data, format.is)["500"]
+				return there
+			}
+			require.True(t, has(younger.bytes(t)))
+			require.False(t, has(early.bytes(t)))
+
+			require.NotEmpty(t, clock.sharing)
+			for _, s := range []*Scrape{s4, s5, s6} {
+				require.NoError(t, s.Close(nil))
+			}
+			require.Empty(t, clock.sharing)
+			for _, b := range f.blocks {
+				for i := range b.shared {
+					require.Nil(t, b.shared[i].Load(), "nothing is kept")
+				}
+			}
+			// One alone keeps nothing.
+			alone, s := open()
+			require.NoError(t, s.Family(f, h))
+			alone.bytes(t)
+			require.Empty(t, clock.sharing)
+			require.NoError(t, s.Close(nil))
+		})
+	}
+}
+
+// Protobuf forms go when nobody scrapes protobuf, and only then.
+func TestProtobufFormsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var clock Clock
+		f, blocks, slots := lines(&clock, 2*blockSlots)
+		formed := func() (n int) {
+			for _, b := range f.blocks {
+				b.mu.Lock()
+				if b.proto != nil {
+					n++
+				}
+				b.mu.Unlock()
+			}
+			return n
+		}
+		h := Header{Type: metrics.Gauge}
+		scrapeOf(t, io.Discard, f, h, NewText)
+		require.Zero(t, formed())
+		for range 3 {
+			scrapeOf(t, io.Discard, f, h, NewProto)
+			require.Equal(t, len(f.blocks), formed())
+			time.Sleep(protoIdle - time.Second)
+			scrapeOf(t, io.Discard, f, h, NewText)
+		}
+		require.Equal(t, len(f.blocks), formed())
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		require.Zero(t, formed())
+		require.Empty(t, clock.formed)
+
+		// Blocks that are gone are forgotten.
+		scrapeOf(t, io.Discard, f, h, NewProto)
+		require.Len(t, clock.formed, len(f.blocks))
+		for i := range blocks {
+			blocks[i].Remove(slots[i])
+		}
+		require.Empty(t, clock.formed)
+		clock.idle.Stop()
+	})
+}
+
+// Scrapes of both formats, compressed or not, go on while series come and go and
+// the type changes. Each parses, and has each of the steady series once.
+func TestConcurrentScrapes(t *testing.T) {
+	var clock Clock
+	const steady = 1500
+	f, blocks, slots := lines(&clock, steady)
+	stop := make(chan struct{})
+	var wg, readers sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			blocks[i%steady].Set(slots[i%steady], float64(i)*1.5)
+			b, slot := f.Add(longPrefix(steady+i%100), 1)
+			b.Hide(slot)
+			b.Show(slot, longPrefix(steady+i%100))
+			b.Remove(slot)
+			if i%1000 == 0 {
+				clock.unform()
+			}
+		}
+	})
+	for n := range 4 {
+		readers.Go(func() {
+			format := both["text"]
+			if n%2 == 0 {
+				format = both["protobuf"]
+			}
+			for i := range 10 {
+				w := &segmented{zip: n < 2 || i%2 == 0}
+				scrapeOf(t, w, f, Header{Type: metrics.Type(i % 3)}, format.begin)
+				got := parse(t, w.bytes(t), format.is)
+				for j := range steady {
+					if _, there := got[fmt.Sprint(j)]; !there {
+						t.Errorf("%d is not there", j)
+					}
+				}
+			}
+		})
+	}
+	readers.Wait()
+	close(stop)
+	wg.Wait()
+	require.Empty(t, clock.sharing)
+}
+
+// What a scrape allocates does not depend on the number of series.
+func TestScrapeAllocations(t *testing.T) {
+	for _, n := range []int{100, 20_000} {
+		var clock Clock
+		f, blocks, slots := lines(&clock, n)
+		d := metrics.NewDeflater()
+		for name, format := range both {
+			begin := format.begin
+			for _, zip := range []bool{false, true} {
+				w := &inOrder{zip: zip, d: d}
+				v := 1000.0
+				scrape := func() {
+					v++
+					for i := range blocks {
+						blocks[i].Set(slots[i], v)
+					}
+					s := begin(w, &clock)
+					_ = s.Close(s.Family(f, Header{Type: metrics.Gauge}))
+				}
+				scrape()
+				// What pools may have to make anew.
+				require.LessOrEqual(t, testing.AllocsPerRun(20, scrape), 20.0, "%d series, %s, gzip: %v", n, name, zip)
+			}
+		}
+	}
+}
+
+// inOrder makes segments at once and throws them away.
+type inOrder struct {
+	zip bool
+	d   *metrics.Deflater
+	buf []byte
+}
+
+func (w *inOrder) Deflates() bool              { return w.zip }
+func (w *inOrder) Write(p []byte) (int, error) { return len(p), nil }
+
+func (w *inOrder) WriteSegment(s metrics.Segment) error {
+	if w.zip {
+		s.Deflated(w.d)
+	} else {
+		w.buf = s.AppendTo(w.buf[:0])
+	}
+	return nil
+}
+
+// After scrapes the heap is what it was before, but for protobuf forms, and
+// those go as well.
+func TestScrapesGiveMemoryBack(t *testing.T) {
+	var clock Clock
+	f, blocks, slots := lines(&clock, 50_000)
+	for i := range blocks { // as wide as they become
+		blocks[i].Set(slots[i], 1e6+float64(i)/3)
+	}
+	scrapeOf(t, io.Discard, f, Header{}, NewText)
+	before := heap()
+	for _, begin := range []func(io.Writer, *Clock) *Scrape{NewText, NewProto} {
+		var open []*Scrape
+		for _, zip := range []bool{false, true, true} {
+			w := &segmented{zip: zip}
+			s := begin(w, &clock)
+			require.NoError(t, s.Family(f, Header{}))
+			w.bytes(t)
+			open = append(open, s)
+		}
+		for _, s := range open {
+			require.NoError(t, s.Close(nil))
+		}
+	}
+	with := heap()
+	require.Greater(t, with, before+50_000*100, "the forms are there")
+	clock.unform()
+	require.Less(t, float64(heap()), float64(before)+1<<20)
+	runtime.KeepAlive(f)
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	for range 3 { // a pool is empty after two
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
