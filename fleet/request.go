@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -17,6 +18,9 @@ const (
 	ReasonTooManyKeys   = "too_many_keys"
 	ReasonUnknownApp    = "unknown_app"
 )
+
+// maxNameBytes bounds a key in a refusal.
+const maxNameBytes = 200
 
 // Request is one request of an agent that is being taken in. It is valid during
 // the call that it is passed to.
@@ -54,29 +58,43 @@ func (r Request) Tracker() agent.Tracker {
 
 // AdmitMetadata returns the entries whose keys the agent may have, and what it
 // refused: keys that its template does not declare or, if that declares none,
-// those beyond Options.MaxMetadataKeys. It reuses the memory of entries. Keys
-// that are empty or hold a NUL are let through uncounted: whoever stores
-// metadata refuses them.
+// those beyond Options.MaxMetadataKeys. It reuses the memory of entries, and
+// keeps none of their texts but copies. Keys that are empty or hold a NUL are let
+// through uncounted: whoever stores metadata refuses them.
 func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataEntry, []agent.Refusal) {
+	var (
+		kept    []agent.MetadataEntry
+		names   []string
+		refused int
+	)
 	declared := r.entry.reg.Load().MetadataKeys
+	limit := r.fleet.opts.MaxMetadataKeys
 	if len(declared) > 0 {
-		return r.refuseKeys(entries, agent.Refusal{
-			Kind:    agent.RefusedNotAllowed,
-			Reason:  ReasonUndeclaredKey,
-			Message: fmt.Sprintf("metadata key: want one of the %d that the template declares", len(declared)),
-		}, func(key string) bool {
+		kept, names, refused = keepEntries(entries, func(key string) bool {
 			_, found := slices.BinarySearch(declared, key)
 			return found
 		})
+	} else {
+		r.entry.mu.Lock()
+		defer r.entry.mu.Unlock()
+		kept, names, refused = keepEntries(entries, func(key string) bool { return r.entry.countKeyLocked(key, limit) })
 	}
-	limit := r.fleet.opts.MaxMetadataKeys
-	r.entry.mu.Lock()
-	defer r.entry.mu.Unlock()
-	return r.refuseKeys(entries, agent.Refusal{
+	if refused == 0 {
+		return kept, nil
+	}
+	refusal := agent.Refusal{
 		Kind:    agent.RefusedLimit,
 		Reason:  ReasonTooManyKeys,
 		Message: fmt.Sprintf("metadata keys: want at most %d of an agent whose template declares none", limit),
-	}, func(key string) bool { return r.entry.countKeyLocked(key, limit) })
+		Names:   names,
+		Count:   refused,
+	}
+	if len(declared) > 0 {
+		refusal.Kind, refusal.Reason = agent.RefusedNotAllowed, ReasonUndeclaredKey
+		refusal.Message = fmt.Sprintf("metadata key: want one of the %d that the template declares", len(declared))
+	}
+	r.fleet.metrics.refusedKeys.WithLabelValues(refusal.Reason).Add(float64(refused))
+	return kept, []agent.Refusal{refusal}
 }
 
 // countKeyLocked tells whether the agent may have the key, and keeps it in mind.
@@ -95,25 +113,31 @@ func (e *entry) countKeyLocked(key string, limit int) bool {
 	return true
 }
 
-// refuseKeys keeps the entries whose key is allowed; refusal describes the rest.
-func (r Request) refuseKeys(entries []agent.MetadataEntry, refusal agent.Refusal, allowed func(key string) bool) ([]agent.MetadataEntry, []agent.Refusal) {
-	kept := entries[:0]
-	for _, entry := range entries {
-		if allowed(entry.Key) {
-			kept = append(kept, entry)
+// keepEntries keeps the entries whose key is allowed, and returns copies of the
+// first keys of the others and how many those are.
+func keepEntries(entries []agent.MetadataEntry, allowed func(key string) bool) (kept []agent.MetadataEntry, names []string, refused int) {
+	kept = entries[:0]
+	for i := range entries {
+		if allowed(entries[i].Key) {
+			kept = append(kept, entries[i])
 			continue
 		}
-		refusal.Count++
-		if len(refusal.Names) < agent.MaxRefusalNames {
-			refusal.Names = append(refusal.Names, entry.Key)
+		refused++
+		if len(names) < agent.MaxRefusalNames {
+			names = append(names, refusedName(entries[i].Key))
 		}
 	}
-	clear(entries[len(kept):])
-	if refusal.Count == 0 {
-		return kept, nil
+	return kept, names, refused
+}
+
+// refusedName is the start of key, which is UTF-8, as agent.MaxRefusalNames has
+// it: a copy.
+func refusedName(key string) string {
+	end := min(len(key), maxNameBytes)
+	for end < len(key) && !utf8.RuneStart(key[end]) {
+		end--
 	}
-	r.fleet.metrics.refusedKeys.WithLabelValues(refusal.Reason).Add(float64(refusal.Count))
-	return kept, []agent.Refusal{refusal}
+	return strings.Clone(key[:end])
 }
 
 // SetLifecycle records the state, which is held until it is stored, and returns
