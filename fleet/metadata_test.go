@@ -75,6 +75,17 @@ func TestMetadataKeysKeepNoMemory(t *testing.T) {
 	}
 }
 
+// What cannot be stored takes no place among the agent's keys, nor memory.
+func TestMetadataKeysTooLong(t *testing.T) {
+	requestOf(t, Options{MaxMetadataKeys: 1}, nil, func(r Request) {
+		long := agent.MetadataEntry{Key: strings.Repeat("k", maxKeyBytes)}
+		tooLong := agent.MetadataEntry{Key: long.Key + "k"}
+		kept, refused := r.AdmitMetadata([]agent.MetadataEntry{tooLong, long, {Key: "no room"}, tooLong})
+		require.Equal(t, []agent.MetadataEntry{tooLong, long, tooLong}, kept)
+		require.Equal(t, []string{"no room"}, refused[0].Names)
+	})
+}
+
 func BenchmarkAdmitMetadata10(b *testing.B) {
 	keys, entries := keys10()
 	for name, declared := range map[string][]string{"Declared": keys, "Known": nil} {
