@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -173,6 +174,29 @@ func TestAllocations(t *testing.T) {
 		require.LessOrEqual(t, testing.AllocsPerRun(10, func() { report(); scrape() }), 60.0+float64(len(reports)), "%d series", n)
 		if !raceEnabled {
 			require.LessOrEqual(t, testing.AllocsPerRun(10, report), 2.0, "%d series", n)
+		}
+	}
+}
+
+// What a scrape allocates does not depend on the number of series, in any format
+// and encoding.
+func TestScrapeAllocations(t *testing.T) {
+	for _, n := range []int{10 * perAgent, 20_000} {
+		a := fleetOf(t, n, Options{})
+		h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
+		round := 0
+		for _, accept := range []string{textType, protoType} {
+			for _, encoding := range []string{"identity", "gzip"} {
+				scrape := func() { serve(t, h, accept, encoding) }
+				scrape()
+				round++
+				for i := range n / perAgent {
+					a.Report(benchID(i), 1, time.Now(), benchReport(i, round))
+				}
+				// 200 to 250 are the registry's and the request's, the rest is what
+				// pools may have to make anew.
+				require.LessOrEqual(t, testing.AllocsPerRun(5, scrape), 350.0, "%d series, %s, %s", n, accept, encoding)
+			}
 		}
 	}
 }

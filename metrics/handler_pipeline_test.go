@@ -232,3 +232,22 @@ func TestPipelineAllocations(t *testing.T) {
 		}
 	}
 }
+
+// Buffers that became large are not kept for the next scrape.
+func TestPipelineLetsLargeBuffersGo(t *testing.T) {
+	huge := bytes.Repeat(benchText(100), 100)
+	for _, zip := range []bool{false, true} {
+		p := newPipeline(io.Discard, zip)
+		for range 2 * len(p.ring) {
+			require.NoError(t, p.WriteSegment(segmentFunc(func() []byte { return huge })))
+		}
+		require.NoError(t, p.finish())
+		p.release()
+		for i := range p.ring {
+			require.LessOrEqual(t, cap(p.ring[i].raw), keptBytes)
+			require.LessOrEqual(t, cap(p.ring[i].out), keptBytes)
+			require.Nil(t, p.ring[i].segment)
+		}
+		require.LessOrEqual(t, cap(p.out), keptBytes)
+	}
+}

@@ -32,17 +32,18 @@ func (p *pieces) drop(slot uint32) {
 	}
 }
 
-// grow makes room for n more bytes.
+// grow makes room for n more bytes, and some more if they do not fit in.
 func (p *pieces) grow(n int) {
-	if len(p.buf)+n <= cap(p.buf) {
-		return
+	if need := p.size() + n; need > cap(p.buf) {
+		p.reserve(n + need/8)
+	} else if len(p.buf)+n > cap(p.buf) {
+		p.close()
 	}
-	need := p.size() + n
-	if need > cap(p.buf) {
-		p.move(make([]byte, 0, need+need/8))
-		return
-	}
-	p.close()
+}
+
+// reserve makes room for exactly n more bytes.
+func (p *pieces) reserve(n int) {
+	p.move(make([]byte, 0, p.size()+n))
 }
 
 // close closes the holes.
@@ -78,7 +79,7 @@ func (p *pieces) put(slot uint32, piece []byte) {
 func (p *pieces) tighten(full bool) {
 	size := p.size()
 	if p.holes > size/4 || full && cap(p.buf)-size > size/16 {
-		p.move(make([]byte, 0, size+size/64))
+		p.reserve(size / 64)
 	}
 }
 

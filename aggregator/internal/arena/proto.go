@@ -55,7 +55,7 @@ func (b *Block) formSomeLocked(t metrics.Type) bool {
 	p := b.proto
 	if p == nil {
 		p = &protoForm{
-			pieces: pieces{buf: make([]byte, 0, b.text.size()), at: make([]extent, cap(b.lines))},
+			pieces: pieces{at: make([]extent, cap(b.lines))},
 			typ:    t,
 			stale:  make([]uint64, len(b.stale)),
 		}
@@ -76,6 +76,10 @@ func (b *Block) formSomeLocked(t metrics.Type) bool {
 		}
 	}
 	if p.made < len(b.lines) {
+		if from == 0 {
+			// What follows is about as long: room for that and 1/32.
+			p.reserve(p.size() * (len(b.lines) - p.made) / p.made * 33 / 32)
+		}
 		return false
 	}
 	p.made = len(p.at)

@@ -394,7 +394,7 @@ func TestScrapeAllocations(t *testing.T) {
 				}
 				scrape()
 				// What pools may have to make anew.
-				require.LessOrEqual(t, testing.AllocsPerRun(20, scrape), 20.0, "%d series, %s, gzip: %v", n, name, zip)
+				require.LessOrEqual(t, testing.AllocsPerRun(5, scrape), 20.0, "%d series, %s, gzip: %v", n, name, zip)
 			}
 		}
 	}
