@@ -5,11 +5,11 @@
 GO    ?= go
 TOOL  := $(GO) tool -modfile=tools/go.mod
 PKGS  := ./...
-# Where `make soak` and `make bench` put their time.
+# Where `make soak` and `make microbench` put their time.
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: build demo test soak bench servers lint generate check-generated fmt vuln clean
+.PHONY: build demo test soak bench bench-peers microbench servers lint generate check-generated fmt vuln clean
 
 build:
 	$(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
@@ -22,8 +22,10 @@ demo: build
 test: servers lint check-generated
 	$(GO) vet $(PKGS)
 	cd integration && $(GO) vet ./...
+	cd bench && $(GO) vet ./...
 	$(GO) test -race -timeout 8m $(PKGS)
 	cd integration && $(GO) test -timeout 8m ./...
+	cd bench && $(GO) test -timeout 4m ./...
 
 # The long tests: crashes at the size of a deployment, then each fuzz target.
 # go test fuzzes one target of one package at a time.
@@ -36,7 +38,29 @@ soak: servers
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) ./$${target%:*} || exit 1; \
 	done
 
-bench: servers
+# Compares the service with what people would use in its place and with the limits
+# of the machine, in under 20 minutes on two cores; BENCHFLAGS=-only=ingest,idle
+# measures only those sections anew. It writes bench/RESULTS.md.
+bench: bin/bench
+	./bin/bench $(BENCHFLAGS) run
+
+# Compares it with real peers, as processes. Building them takes some minutes the
+# first time.
+bench-peers: bin/bench bin/peers/otelcol
+	cd bench/peers && $(GO) build -trimpath -o ../../bin/peers/ \
+		github.com/prometheus/pushgateway github.com/prometheus/statsd_exporter
+	./bin/bench $(BENCHFLAGS) peers
+
+.PHONY: bin/bench
+bin/bench: build
+	cd bench && $(GO) build -trimpath -ldflags "-X main.commit=$$(git describe --always --dirty --exclude '*')" -o ../bin/bench .
+
+bin/peers/otelcol: bench/peers/otelcol.yaml bench/peers/go.mod
+	cd bench/peers && $(GO) tool builder --config otelcol.yaml --skip-compilation
+	cd bin/peers/otelcol-src && $(GO) build -trimpath -o ../otelcol .
+
+# The benchmarks of each package.
+microbench: servers
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKGS)
 
 # The database servers that tests start, from the distribution. Nothing is done
@@ -56,6 +80,7 @@ servers:
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(TOOL) golangci-lint run $(PKGS)
+	cd bench && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
 	$(TOOL) buf lint
 	$(TOOL) buf breaking --against proto/agentstats.binpb
 

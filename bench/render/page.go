@@ -1,0 +1,320 @@
+package render
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coder/agentstatsd/bench/figure"
+	"github.com/coder/agentstatsd/bench/peer"
+	"github.com/coder/agentstatsd/bench/scrape"
+	"github.com/coder/agentstatsd/bench/stream"
+	"github.com/coder/agentstatsd/bench/update"
+)
+
+// Parts of results, by the command that makes them.
+const (
+	Bench = "bench"
+	Peers = "peers"
+)
+
+// column is a metric of a table, or its ratio to that of another subject.
+type column struct {
+	head   string
+	metric string
+	unit   func(float64) string
+	// against is the subject that the ratio is to; empty: the values themselves.
+	against string
+}
+
+// Page renders results as Markdown.
+func Page(r figure.Results) []byte {
+	p := &page{results: r}
+	p.line("# Results")
+	p.line("")
+	p.line("Made by `make bench` and `make bench-peers`; do not edit. Medians, with the least and the most in brackets.")
+	p.line("What is compared runs side by side in one run, in turns, each as a process of its own with Go's defaults;")
+	p.line("ratios are medians of the ratios of each turn. The raw values are in [results.json](results.json).")
+	p.line("")
+	p.line("![main ratios](results.svg)")
+	for _, part := range []string{Bench, Peers} {
+		p.run(part)
+	}
+	p.bars()
+	p.scrapes()
+	p.memory()
+	p.ingest()
+	p.updates()
+	p.idle()
+	p.acks()
+	p.peers()
+	return []byte(p.text.String())
+}
+
+type page struct {
+	results figure.Results
+	text    strings.Builder
+}
+
+func (p *page) line(text string) {
+	p.text.WriteString(text)
+	p.text.WriteByte('\n')
+}
+
+func (p *page) linef(format string, args ...any) { p.line(fmt.Sprintf(format, args...)) }
+
+func (p *page) heading(text string) {
+	p.line("")
+	p.line("## " + text)
+	p.line("")
+}
+
+func (p *page) row(cells ...string) { p.line("| " + strings.Join(cells, " | ") + " |") }
+
+// table begins a table whose first columns are text.
+func (p *page) table(heads ...string) {
+	p.row(heads...)
+	rules := make([]string, len(heads))
+	for i := range rules {
+		rules[i] = "---:"
+	}
+	rules[0] = "---"
+	p.row(rules...)
+}
+
+// run tells of one part where and with what it was measured.
+func (p *page) run(part string) {
+	run, ok := p.results[part]
+	if !ok {
+		return
+	}
+	m := run.Machine
+	p.heading(fmt.Sprintf("`make %s`", map[string]string{Bench: "bench", Peers: "bench-peers"}[part]))
+	p.linef("%s, in %v, on %s with %d cores and %.0f GiB, Linux %s, %s %s.",
+		run.Date.Format("2 January 2006"), (time.Duration(run.Seconds) * time.Second).String(),
+		m.CPU, m.Cores, float64(m.MemoryBytes)/(1<<30), m.Kernel, m.Go, m.Platform)
+	versions := make([]string, len(run.Modules))
+	for i, module := range run.Modules {
+		versions[i] = "`" + module.Path + "` " + module.Version
+	}
+	p.linef("Measured: %s.", strings.Join(versions, ", "))
+	for _, note := range run.Notes {
+		p.line("")
+		p.line("- " + note)
+	}
+}
+
+func (p *page) bars() {
+	p.heading("The bars")
+	p.table("figure", "bar", "seen", "met")
+	for _, b := range bars {
+		s := b.see(p.results)
+		verdict := ""
+		switch {
+		case s.met:
+			verdict = "yes"
+		case s.measured:
+			verdict = "**no**"
+		}
+		p.row(b.name, b.text, s.text, verdict)
+	}
+}
+
+// rows renders one line for each subject that was measured.
+func (p *page) rows(section, name string, subjects []string, columns []column) {
+	heads := []string{""}
+	for _, c := range columns {
+		heads = append(heads, c.head)
+	}
+	p.table(heads...)
+	for _, subject := range subjects {
+		cells := []string{subject}
+		measured := false
+		for _, c := range columns {
+			k := figure.Key{Section: section, Case: name, Subject: subject, Metric: c.metric}
+			values := p.results.Values(k)
+			if c.against != "" {
+				k.Subject = c.against
+				values = figure.Ratios(values, p.results.Values(k))
+			}
+			measured = measured || len(values) > 0
+			cells = append(cells, cell(values, c.unit))
+		}
+		if measured {
+			p.row(cells...)
+		}
+	}
+}
+
+// cell renders a median with its range.
+func cell(values []float64, unit func(float64) string) string {
+	s := figure.Summarize(values)
+	switch {
+	case s.N == 0:
+		return ""
+	case unit(s.Min) == unit(s.Max):
+		return unit(s.Median)
+	}
+	return fmt.Sprintf("%s (%s to %s)", unit(s.Median), unit(s.Min), unit(s.Max))
+}
+
+func (p *page) scrapes() {
+	p.heading("Scrape")
+	p.line("The same series in all: 40 families, 3 to 6 labels, lines of some 196 bytes, over HTTP on loopback to a client that")
+	p.line("reads and discards. Before each scrape of agentstatsd all its series get new values, except in \"nothing new\". The")
+	p.line("copy limit serves the bytes that agentstatsd had answered from memory by net/http. Each answer of up to 100,000 series was")
+	p.line("parsed by Prometheus's parser, and had all samples. VictoriaMetrics/metrics knows text only; gzip is added to it by")
+	p.line("klauspost's gzhttp.")
+	for _, series := range []int{small, middle, large} {
+		for _, ask := range scrape.Asks {
+			p.line("")
+			p.linef("**%s series, %v**", grouped(int64(series)), ask)
+			p.line("")
+			p.rows(scrape.Section, scrape.Case(series, ask), scrape.Subjects, []column{
+				{head: "first byte, ms", metric: scrape.FirstByte, unit: number},
+				{head: "total, ms", metric: scrape.Total, unit: number},
+				{head: "against agentstatsd", metric: scrape.Total, unit: times, against: scrape.Agentstatsd},
+				{head: "CPU, ms", metric: scrape.CPU, unit: number},
+				{head: "bytes", metric: scrape.Bytes, unit: number},
+			})
+		}
+	}
+}
+
+func (p *page) memory() {
+	p.heading("Memory of a series")
+	p.line("Bytes a series after text was scraped: of the heap after a collection, all included, and resident before that, with")
+	p.line("garbage and what the last scrape needed. The Collector makes its metrics for each scrape only.")
+	for _, series := range []int{small, middle, large} {
+		p.line("")
+		p.linef("**%s series**", grouped(int64(series)))
+		p.line("")
+		p.rows(scrape.MemorySection, fmt.Sprint(series), scrape.Subjects, []column{
+			{head: "heap", metric: scrape.HeapPerSeries, unit: number},
+			{head: "resident", metric: scrape.RSSPerSeries, unit: number},
+			{head: "its line", metric: scrape.BytesPerSeries, unit: number},
+		})
+	}
+}
+
+func (p *page) ingest() {
+	p.heading("Reports")
+	p.line("Reports of 30 samples with 2 labels each, over streams on connections of their own, to `agentstatsd serve` with its")
+	p.line("defaults. Generated decoding is the same service given reports that end with a field that it does not know. The limits")
+	p.line("are a bare grpc-go server that frees what it receives: without any ack, and with one after as many reports as the service")
+	p.line("has on the average. 8 streams send as fast as they may, 64 reports in flight; 2,000 at a fixed rate.")
+	for _, connections := range []int{few, many} {
+		p.line("")
+		p.linef("**%s connections**", grouped(int64(connections)))
+		p.line("")
+		p.rows(stream.IngestSection, stream.Case(connections), stream.IngestSubjects, []column{
+			{head: "CPU a report, us", metric: stream.CPUPerReport, unit: number},
+			{head: "against discard", metric: stream.CPUPerReport, unit: times, against: stream.Discard},
+			{head: "against discard and ack", metric: stream.CPUPerReport, unit: times, against: stream.Answering},
+			{head: "reports a second", metric: stream.ReportsPerSec, unit: number},
+			{head: "reports an ack", metric: stream.ReportsPerAck, unit: number},
+		})
+	}
+}
+
+func (p *page) updates() {
+	p.heading("Update of a sample")
+	p.line("A report of 30 samples, all with new values, is taken in: by `Aggregator.Report`, and by a map whose keys are the")
+	p.linef("sorted labels of each sample joined into a string. %s.", update.Case)
+	p.line("")
+	p.rows(update.Section, update.Case, update.Subjects, []column{
+		{head: "ns a sample", metric: update.Nanoseconds, unit: number},
+		{head: "against agentstatsd", metric: update.Nanoseconds, unit: times, against: update.Agentstatsd},
+		{head: "allocations a sample", metric: update.Allocations, unit: number},
+	})
+}
+
+func (p *page) idle() {
+	p.heading("Idle streams")
+	p.line("Resident memory of the server for each stream on a connection of its own: what is held after what is not in use was")
+	p.line("given back to the system, the same after a report of 30 samples on each, and as it was after the connecting. Of the")
+	p.line("service with its session; and of a bare grpc-go server with the same buffers, whose handler waits for a message.")
+	for _, tls := range []bool{false, true} {
+		p.line("")
+		p.linef("**%s**", stream.IdleCase(tls))
+		p.line("")
+		p.rows(stream.IdleSection, stream.IdleCase(tls), stream.IdleSubjects, []column{
+			{head: "held", metric: stream.HeldPerStream, unit: kibibytes},
+			{head: "against bare gRPC", metric: stream.HeldPerStream, unit: times, against: stream.Discard},
+			{head: "held after a report", metric: stream.HeldAfterReport, unit: kibibytes},
+			{head: "with garbage", metric: stream.ResidentPerStream, unit: kibibytes},
+		})
+	}
+}
+
+func (p *page) acks() {
+	p.heading("Acks under scrapes")
+	p.linef("Reports at the rate that takes a third of a core, over %s; those series belong to agents that report", stream.AcksCase)
+	p.line("every 30 s. Scrapes are plain and gzip in turns. Times from sending to receiving the ack, clients on the same cores.")
+	p.line("")
+	p.rows(stream.AcksSection, stream.AcksCase, []string{stream.Unscraped, stream.Scraped}, []column{
+		{head: "median, ms", metric: stream.AckP50, unit: number},
+		{head: "99th percentile, ms", metric: stream.AckP99, unit: number},
+		{head: "longest, ms", metric: stream.AckMax, unit: number},
+		{head: "cores of the service", metric: stream.Cores, unit: number},
+		{head: "scrape plain, ms", metric: stream.ScrapePlain, unit: number},
+		{head: "scrape gzip, ms", metric: stream.ScrapeGzip, unit: number},
+	})
+	p.locks()
+}
+
+// locks tells who waited for locks.
+func (p *page) locks() {
+	p.line("")
+	p.line("Waits for locks meanwhile, by Go's profile of mutexes, by the place where the lock was let go. The longest is at most the")
+	p.line("sum of what ended within 20 ms.")
+	p.line("")
+	var subjects [][2]string
+	for _, run := range p.results {
+		for _, f := range run.Figures {
+			if f.Section == stream.LocksSection && f.Metric == stream.LockAtMost {
+				subjects = append(subjects, [2]string{f.Case, f.Subject})
+			}
+		}
+	}
+	if len(subjects) == 0 {
+		p.line("There were none.")
+		return
+	}
+	slices.SortFunc(subjects, func(a, b [2]string) int { return strings.Compare(a[0]+a[1], b[0]+b[1]) })
+	p.table("lock of", "let go in", "waits", "mean, ms", "longest at most, ms")
+	for _, s := range subjects {
+		k := figure.Key{Section: stream.LocksSection, Case: s[0], Subject: s[1]}
+		cells := []string{s[0], "`" + s[1] + "`"}
+		for _, metric := range []string{stream.LockWaits, stream.LockMean, stream.LockAtMost} {
+			k.Metric = metric
+			cells = append(cells, cell(p.results.Values(k), number))
+		}
+		p.row(cells...)
+	}
+}
+
+func (p *page) peers() {
+	if p.results[Peers] == nil {
+		return
+	}
+	p.heading("Peers")
+	p.line("Programs as processes, given the same series by their own protocols: agentstatsd over gRPC from agents that coderd relays")
+	p.line("for; Pushgateway one group for each agent, without its consistency check; statsd_exporter lines with tags over TCP;")
+	p.line("OpenTelemetry Collector OTLP over gRPC, served by its Prometheus exporter. Resident after the scrapes.")
+	for _, series := range []int{small, middle, large} {
+		p.line("")
+		p.linef("**%s series**", grouped(int64(series)))
+		p.line("")
+		p.rows(peer.Section, peer.Case(series), peer.Subjects, []column{
+			{head: "new series a second", metric: peer.NewRate, unit: number},
+			{head: "samples a second", metric: peer.UpdateRate, unit: number},
+			{head: "CPU a sample, us", metric: peer.CPUPerSample, unit: number},
+			{head: "scrape plain, ms", metric: peer.ScrapePlain, unit: number},
+			{head: "against agentstatsd", metric: peer.ScrapePlain, unit: times, against: peer.Agentstatsd},
+			{head: "scrape gzip, ms", metric: peer.ScrapeGzip, unit: number},
+			{head: "resident, bytes a series", metric: peer.RSSPerSeries, unit: number},
+		})
+	}
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"debug/buildinfo"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/coder/agentstatsd/bench/figure"
+	"github.com/coder/agentstatsd/bench/peer"
+	"github.com/coder/agentstatsd/bench/render"
+	"github.com/coder/agentstatsd/bench/scrape"
+	"github.com/coder/agentstatsd/bench/stream"
+	"github.com/coder/agentstatsd/bench/update"
+)
+
+// section is what can be measured by itself.
+type section struct {
+	name string
+	// figures are the sections of figures that it makes.
+	figures []string
+	steps   []step
+}
+
+type step struct {
+	name    string
+	measure func(ctx context.Context, o options, run *figure.Run, dir string) error
+}
+
+// idleStreams are as many as a server with 20,000 files has room for, with some
+// for the rest.
+const idleStreams = 10_000
+
+// benchSections take some 15 minutes on two cores. What is fast is measured more
+// often.
+func benchSections() []section {
+	scrapes := section{name: "scrape", figures: []string{scrape.Section, scrape.MemorySection}}
+	for _, size := range []scrape.Size{
+		{Series: 10_000, Rounds: 11, SlowRounds: 5},
+		{Series: 100_000, Rounds: 9, SlowRounds: 3},
+		{Series: 1_000_000, Rounds: 5, SlowRounds: 1},
+	} {
+		scrapes.steps = append(scrapes.steps, step{
+			fmt.Sprintf("scrapes of %d series", size.Series),
+			func(ctx context.Context, _ options, run *figure.Run, dir string) error {
+				return scrape.Compare(ctx, run, dir, size)
+			},
+		})
+	}
+	ingest := section{name: "ingest", figures: []string{stream.IngestSection}}
+	for _, load := range []stream.Load{
+		{Connections: 8, Rounds: 9, Milliseconds: 1500},
+		// Each connection reports four times a second, which takes a third to a half
+		// of a core.
+		{Connections: 2000, Rounds: 5, Milliseconds: 4000, Rate: 8000},
+	} {
+		ingest.steps = append(ingest.steps, step{
+			fmt.Sprintf("reports on %d connections", load.Connections),
+			func(ctx context.Context, o options, run *figure.Run, dir string) error {
+				return stream.Ingest(ctx, run, o.agentstatsd, dir, load)
+			},
+		})
+	}
+	idle := section{name: "idle", figures: []string{stream.IdleSection}}
+	for _, tls := range []bool{false, true} {
+		idle.steps = append(idle.steps, step{
+			fmt.Sprintf("%d idle streams, %s", idleStreams, stream.IdleCase(tls)),
+			func(ctx context.Context, _ options, run *figure.Run, dir string) error {
+				return stream.Idle(ctx, run, dir, idleStreams, tls)
+			},
+		})
+	}
+	return []section{
+		{name: "update", figures: []string{update.Section}, steps: []step{{
+			"updates of samples",
+			func(ctx context.Context, _ options, run *figure.Run, _ string) error {
+				return update.Compare(ctx, run, 9)
+			},
+		}}},
+		ingest,
+		idle,
+		{name: "acks", figures: []string{stream.AcksSection, stream.LocksSection}, steps: []step{{
+			"acks while a million series are scraped",
+			func(ctx context.Context, _ options, run *figure.Run, dir string) error {
+				return stream.Acks(ctx, run, dir, 2, 30*time.Second)
+			},
+		}}},
+		scrapes,
+	}
+}
+
+// peerPatience is how long a peer may take for one step. Prometheus itself gives
+// up after a tenth of it.
+const peerPatience = 100 * time.Second
+
+func peerSections() []section {
+	peers := section{name: "peers", figures: []string{peer.Section}}
+	for _, size := range []struct{ series, rounds int }{{10_000, 5}, {100_000, 3}, {1_000_000, 1}} {
+		peers.steps = append(peers.steps, step{
+			fmt.Sprintf("peers with %d series", size.series),
+			func(ctx context.Context, o options, run *figure.Run, dir string) error {
+				return peer.Compare(ctx, run, peer.Options{
+					Agentstatsd: o.agentstatsd, Dir: o.peers, Temp: dir,
+					Series: size.series, Rounds: size.rounds, Patience: peerPatience,
+				})
+			},
+		})
+	}
+	return []section{peers}
+}
+
+// compared modules of this program.
+var compared = []string{
+	"github.com/prometheus/client_golang",
+	"github.com/VictoriaMetrics/metrics",
+	"google.golang.org/grpc",
+	"google.golang.org/protobuf",
+	"github.com/klauspost/compress",
+}
+
+// ofPeers are the modules by the binaries that are made of them.
+var ofPeers = []struct{ binary, module string }{
+	{"pushgateway", "github.com/prometheus/pushgateway"},
+	{"statsd_exporter", "github.com/prometheus/statsd_exporter"},
+	{"otelcol", "github.com/open-telemetry/opentelemetry-collector-contrib/exporter/prometheusexporter"},
+	{"otelcol", "go.opentelemetry.io/collector/receiver/otlpreceiver"},
+}
+
+// modules that a part compares, in their versions.
+func (o options) modules(part string) []figure.Module {
+	if part == render.Bench {
+		return figure.Modules(compared...)
+	}
+	var modules []figure.Module
+	for _, p := range ofPeers {
+		info, err := buildinfo.ReadFile(filepath.Join(o.peers, p.binary))
+		if err != nil {
+			continue // not built: the comparison says so
+		}
+		modules = append(modules, figure.ModulesOf(info, []string{p.module})...)
+	}
+	return modules
+}

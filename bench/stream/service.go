@@ -1,0 +1,206 @@
+package stream
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/bench/load"
+	"github.com/coder/agentstatsd/bench/process"
+	"github.com/coder/agentstatsd/bench/scrape"
+	"github.com/coder/agentstatsd/federation"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/store"
+)
+
+// serviceArgs are what a service within a child is started with.
+type serviceArgs struct {
+	// Dir of the database.
+	Dir string
+	// Token of coderd.
+	Token string
+	// Cert and Key are files; empty: plaintext.
+	Cert, Key string
+	// Series that are there from the start, of agents that report every 30 s
+	// without a stream.
+	Series int
+	// Locks has the waits for locks recorded.
+	Locks bool
+}
+
+// serviceReady tells where a service listens.
+type serviceReady struct{ GRPC, HTTP string }
+
+// service is all of agentstatsd, put together as its main package does. It is
+// used where the binary has no way to be asked: what is resident without
+// garbage, and who waited for locks.
+type service struct {
+	agg        *aggregator.Aggregator
+	api        *agentapi.Server
+	handler    http.Handler
+	background []func(context.Context) error
+	close      func() error
+}
+
+func newService(ctx context.Context, args serviceArgs) (*service, error) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	reg := metrics.NewRegistry()
+	db, err := store.Open(ctx, store.Options{
+		Path: filepath.Join(args.Dir, "agentstatsd.db"), TouchInterval: time.Minute,
+	}, log)
+	if err != nil {
+		return nil, err
+	}
+	s := &service{close: db.Close}
+	if err := s.build(db, reg, log, args); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+func (s *service) build(db *store.Store, reg *prometheus.Registry, log *slog.Logger, args serviceArgs) error {
+	engine, err := pubsub.NewMemory(reg)
+	if err != nil {
+		return err
+	}
+	news := pubsub.NewMetadata(engine)
+	if s.agg, err = aggregator.New(aggregator.Options{}, reg); err != nil {
+		return err
+	}
+	pending, err := batcher.New(db, news, batcher.Options{}, reg, log)
+	if err != nil {
+		return err
+	}
+	agents, err := fleet.New(db, s.agg, pending, fleet.Options{SessionAge: time.Hour}, reg, log)
+	if err != nil {
+		return err
+	}
+	pushed, err := federation.New(db, s.agg, federation.Options{}, reg, log)
+	if err != nil {
+		return err
+	}
+	opts := agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(args.Token)), StoreReady: db.Ping}
+	if args.Cert != "" {
+		if opts.Credentials, err = serverTLS(args.Cert, args.Key); err != nil {
+			return err
+		}
+	}
+	if s.api, err = agentapi.NewServer(agentapi.Components{
+		Fleet: agents, Stats: s.agg, Metadata: pending, Reader: db, News: news, Pushes: pushed,
+	}, opts, reg, log); err != nil {
+		return err
+	}
+	s.handler = metrics.Handler(reg, metrics.HandlerOptions{Log: log}, pushed, s.agg)
+	s.background = []func(context.Context) error{agents.Run, pending.Run, pushed.Run, s.agg.Run, engine.Run}
+	return nil
+}
+
+// serveAll is the role of the service.
+func serveAll(ctx context.Context, c *process.Console) (err error) {
+	var args serviceArgs
+	if err := c.Args(&args); err != nil {
+		return err
+	}
+	s, err := newService(ctx, args)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	var lc net.ListenConfig
+	listeners := make([]net.Listener, 2)
+	for i := range listeners {
+		if listeners[i], err = lc.Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+	}
+	if args.Locks {
+		recordLocks()
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var group errgroup.Group
+	for _, run := range s.background {
+		group.Go(func() error { return run(ctx) })
+	}
+	group.Go(func() error { return s.api.Serve(ctx, listeners[0]) })
+	web := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	group.Go(func() error {
+		if err := web.Serve(listeners[1]); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	if err := s.fill(ctx, &group, load.Agents(args.Series)); err != nil {
+		return err
+	}
+	locks := new(lockWatch)
+	err = c.Serve(serviceReady{GRPC: listeners[0].Addr().String(), HTTP: listeners[1].Addr().String()}, map[string]process.Handler{
+		"free":        freeMemory,
+		"watch locks": func(func(any) error) (any, error) { locks.start(); return nil, nil },
+		"locks":       func(func(any) error) (any, error) { return locks.stop(), nil },
+	})
+	stop()
+	_ = web.Close()
+	// The agents that are still there are not waited for: the process ends.
+	return err
+}
+
+// seriesAgents is where the agents begin that have no stream.
+const seriesAgents = 1_000_000
+
+// reportEvery is how often they report, as agents are told to.
+const reportEvery = 30 * time.Second
+
+// fill has agents without a stream report, evenly over time.
+func (s *service) fill(ctx context.Context, group *errgroup.Group, agents int) error {
+	if agents == 0 {
+		return nil
+	}
+	for n := range agents {
+		s.agg.Open(load.ID(seriesAgents+n), load.Identity(seriesAgents+n), agent.Session{Epoch: 1})
+		if err := s.report(n, 0); err != nil {
+			return err
+		}
+	}
+	group.Go(func() error {
+		ticker := time.NewTicker(10 * time.Millisecond)
+		defer ticker.Stop()
+		start, done := time.Now(), 0
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+			}
+			due := int(float64(agents) * time.Since(start).Seconds() / reportEvery.Seconds())
+			for ; done < due; done++ {
+				if err := s.report(done%agents, 1+done/agents); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	return nil
+}
+
+func (s *service) report(n, round int) error {
+	r := load.NewReport(seriesAgents+n, load.Forwarded)
+	r.Set(round)
+	return scrape.Take(s.agg, seriesAgents+n, time.Now(), r)
+}
