@@ -37,9 +37,9 @@ const idleStreams = 10_000
 func benchSections() []section {
 	scrapes := section{name: "scrape", figures: []string{scrape.Section, scrape.MemorySection}}
 	for _, size := range []scrape.Size{
-		{Series: 10_000, Rounds: 11, SlowRounds: 5},
-		{Series: 100_000, Rounds: 9, SlowRounds: 3},
-		{Series: 1_000_000, Rounds: 5, SlowRounds: 1},
+		{Series: 10_000, Rounds: 15, SlowRounds: 7},
+		{Series: 100_000, Rounds: 11, SlowRounds: 3},
+		{Series: 1_000_000, Rounds: 7, SlowRounds: 1},
 	} {
 		scrapes.steps = append(scrapes.steps, step{
 			fmt.Sprintf("scrapes of %d series", size.Series),

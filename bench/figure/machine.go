@@ -70,13 +70,15 @@ func Modules(paths ...string) []Module {
 	return ModulesOf(info, paths)
 }
 
-// ModulesOf returns those of the named modules that a program is built from.
+// ModulesOf returns those of the named modules that a program is built from, its
+// own included.
 func ModulesOf(info *debug.BuildInfo, paths []string) []Module {
+	all := append([]*debug.Module{&info.Main}, info.Deps...)
 	var modules []Module
 	for _, path := range paths {
-		i := slices.IndexFunc(info.Deps, func(m *debug.Module) bool { return m.Path == path })
+		i := slices.IndexFunc(all, func(m *debug.Module) bool { return m.Path == path })
 		if i >= 0 {
-			modules = append(modules, Module{Path: path, Version: info.Deps[i].Version})
+			modules = append(modules, Module{Path: path, Version: all[i].Version})
 		}
 	}
 	return modules

@@ -77,6 +77,6 @@ func TestThisMachine(t *testing.T) {
 }
 
 func TestModulesOf(t *testing.T) {
-	info := &debug.BuildInfo{Deps: []*debug.Module{{Path: "a", Version: "v1"}, {Path: "b", Version: "v2"}, {Path: "c", Version: "v3"}}}
-	require.Equal(t, []Module{{"c", "v3"}, {"a", "v1"}}, ModulesOf(info, []string{"c", "missing", "a"}))
+	info := &debug.BuildInfo{Main: debug.Module{Path: "d", Version: "v4"}, Deps: []*debug.Module{{Path: "a", Version: "v1"}, {Path: "b", Version: "v2"}, {Path: "c", Version: "v3"}}}
+	require.Equal(t, []Module{{"c", "v3"}, {"a", "v1"}, {"d", "v4"}}, ModulesOf(info, []string{"c", "missing", "a", "d"}))
 }

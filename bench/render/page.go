@@ -121,13 +121,14 @@ func (p *page) bars() {
 	}
 }
 
-// rows renders one line for each subject that was measured.
-func (p *page) rows(section, name string, subjects []string, columns []column) {
+// rows renders one line for each subject that was measured, under a title if
+// that is not empty; nothing if none was.
+func (p *page) rows(title, section, name string, subjects []string, columns []column) {
 	heads := []string{""}
 	for _, c := range columns {
 		heads = append(heads, c.head)
 	}
-	p.table(heads...)
+	var rows [][]string
 	for _, subject := range subjects {
 		cells := []string{subject}
 		measured := false
@@ -142,8 +143,20 @@ func (p *page) rows(section, name string, subjects []string, columns []column) {
 			cells = append(cells, cell(values, c.unit))
 		}
 		if measured {
-			p.row(cells...)
+			rows = append(rows, cells)
 		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	p.line("")
+	if title != "" {
+		p.line("**" + title + "**")
+		p.line("")
+	}
+	p.table(heads...)
+	for _, cells := range rows {
+		p.row(cells...)
 	}
 }
 
@@ -165,13 +178,10 @@ func (p *page) scrapes() {
 	p.line("reads and discards. Before each scrape of agentstatsd all its series get new values, except in \"nothing new\". The")
 	p.line("copy limit serves the bytes that agentstatsd had answered from memory by net/http. Each answer of up to 100,000 series was")
 	p.line("parsed by Prometheus's parser, and had all samples. VictoriaMetrics/metrics knows text only; gzip is added to it by")
-	p.line("klauspost's gzhttp.")
+	p.line("klauspost's gzhttp. coderd's Collector makes the descriptors of its metrics at each scrape, the other one keeps them.")
 	for _, series := range []int{small, middle, large} {
 		for _, ask := range scrape.Asks {
-			p.line("")
-			p.linef("**%s series, %v**", grouped(int64(series)), ask)
-			p.line("")
-			p.rows(scrape.Section, scrape.Case(series, ask), scrape.Subjects, []column{
+			p.rows(fmt.Sprintf("%s series, %v", grouped(int64(series)), ask), scrape.Section, scrape.Case(series, ask), scrape.Subjects, []column{
 				{head: "first byte, ms", metric: scrape.FirstByte, unit: number},
 				{head: "total, ms", metric: scrape.Total, unit: number},
 				{head: "against agentstatsd", metric: scrape.Total, unit: times, against: scrape.Agentstatsd},
@@ -185,12 +195,9 @@ func (p *page) scrapes() {
 func (p *page) memory() {
 	p.heading("Memory of a series")
 	p.line("Bytes a series after text was scraped: of the heap after a collection, all included, and resident before that, with")
-	p.line("garbage and what the last scrape needed. The Collector makes its metrics for each scrape only.")
+	p.line("garbage and what the last scrape needed. A Collector makes its metrics for each scrape only.")
 	for _, series := range []int{small, middle, large} {
-		p.line("")
-		p.linef("**%s series**", grouped(int64(series)))
-		p.line("")
-		p.rows(scrape.MemorySection, fmt.Sprint(series), scrape.Subjects, []column{
+		p.rows(grouped(int64(series))+" series", scrape.MemorySection, fmt.Sprint(series), scrape.Subjects, []column{
 			{head: "heap", metric: scrape.HeapPerSeries, unit: number},
 			{head: "resident", metric: scrape.RSSPerSeries, unit: number},
 			{head: "its line", metric: scrape.BytesPerSeries, unit: number},
@@ -205,10 +212,7 @@ func (p *page) ingest() {
 	p.line("are a bare grpc-go server that frees what it receives: without any ack, and with one after as many reports as the service")
 	p.line("has on the average. 8 streams send as fast as they may, 64 reports in flight; 2,000 at a fixed rate.")
 	for _, connections := range []int{few, many} {
-		p.line("")
-		p.linef("**%s connections**", grouped(int64(connections)))
-		p.line("")
-		p.rows(stream.IngestSection, stream.Case(connections), stream.IngestSubjects, []column{
+		p.rows(grouped(int64(connections))+" connections", stream.IngestSection, stream.Case(connections), stream.IngestSubjects, []column{
 			{head: "CPU a report, us", metric: stream.CPUPerReport, unit: number},
 			{head: "against discard", metric: stream.CPUPerReport, unit: times, against: stream.Discard},
 			{head: "against discard and ack", metric: stream.CPUPerReport, unit: times, against: stream.Answering},
@@ -222,8 +226,7 @@ func (p *page) updates() {
 	p.heading("Update of a sample")
 	p.line("A report of 30 samples, all with new values, is taken in: by `Aggregator.Report`, and by a map whose keys are the")
 	p.linef("sorted labels of each sample joined into a string. %s.", update.Case)
-	p.line("")
-	p.rows(update.Section, update.Case, update.Subjects, []column{
+	p.rows("", update.Section, update.Case, update.Subjects, []column{
 		{head: "ns a sample", metric: update.Nanoseconds, unit: number},
 		{head: "against agentstatsd", metric: update.Nanoseconds, unit: times, against: update.Agentstatsd},
 		{head: "allocations a sample", metric: update.Allocations, unit: number},
@@ -236,10 +239,7 @@ func (p *page) idle() {
 	p.line("given back to the system, the same after a report of 30 samples on each, and as it was after the connecting. Of the")
 	p.line("service with its session; and of a bare grpc-go server with the same buffers, whose handler waits for a message.")
 	for _, tls := range []bool{false, true} {
-		p.line("")
-		p.linef("**%s**", stream.IdleCase(tls))
-		p.line("")
-		p.rows(stream.IdleSection, stream.IdleCase(tls), stream.IdleSubjects, []column{
+		p.rows(stream.IdleCase(tls), stream.IdleSection, stream.IdleCase(tls), stream.IdleSubjects, []column{
 			{head: "held", metric: stream.HeldPerStream, unit: kibibytes},
 			{head: "against bare gRPC", metric: stream.HeldPerStream, unit: times, against: stream.Discard},
 			{head: "held after a report", metric: stream.HeldAfterReport, unit: kibibytes},
@@ -252,8 +252,7 @@ func (p *page) acks() {
 	p.heading("Acks under scrapes")
 	p.linef("Reports at the rate that takes a third of a core, over %s; those series belong to agents that report", stream.AcksCase)
 	p.line("every 30 s. Scrapes are plain and gzip in turns. Times from sending to receiving the ack, clients on the same cores.")
-	p.line("")
-	p.rows(stream.AcksSection, stream.AcksCase, []string{stream.Unscraped, stream.Scraped}, []column{
+	p.rows("", stream.AcksSection, stream.AcksCase, []string{stream.Unscraped, stream.Scraped}, []column{
 		{head: "median, ms", metric: stream.AckP50, unit: number},
 		{head: "99th percentile, ms", metric: stream.AckP99, unit: number},
 		{head: "longest, ms", metric: stream.AckMax, unit: number},
@@ -279,7 +278,9 @@ func (p *page) locks() {
 		}
 	}
 	if len(subjects) == 0 {
-		p.line("There were none.")
+		if lockWaits(p.results) != nil {
+			p.line("There were none.")
+		}
 		return
 	}
 	slices.SortFunc(subjects, func(a, b [2]string) int { return strings.Compare(a[0]+a[1], b[0]+b[1]) })
@@ -304,10 +305,7 @@ func (p *page) peers() {
 	p.line("for; Pushgateway one group for each agent, without its consistency check; statsd_exporter lines with tags over TCP;")
 	p.line("OpenTelemetry Collector OTLP over gRPC, served by its Prometheus exporter. Resident after the scrapes.")
 	for _, series := range []int{small, middle, large} {
-		p.line("")
-		p.linef("**%s series**", grouped(int64(series)))
-		p.line("")
-		p.rows(peer.Section, peer.Case(series), peer.Subjects, []column{
+		p.rows(grouped(int64(series))+" series", peer.Section, peer.Case(series), peer.Subjects, []column{
 			{head: "new series a second", metric: peer.NewRate, unit: number},
 			{head: "samples a second", metric: peer.UpdateRate, unit: number},
 			{head: "CPU a sample, us", metric: peer.CPUPerSample, unit: number},

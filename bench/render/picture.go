@@ -51,6 +51,7 @@ func groups() []group {
 			title: "scrape of 1,000,000 series, all new, plain text", unit: milliseconds,
 			own: scraped(large, scrape.Text, false, scrape.Agentstatsd),
 			rows: []row{
+				scrapeRow("Collector as coderd's", scrape.CoderdWay, false),
 				scrapeRow("Collector of const metrics", scrape.Collector, false),
 				scrapeRow("GaugeVec", scrape.GaugeVec, false),
 				scrapeRow("VictoriaMetrics/metrics", scrape.Victoria, false),

@@ -34,7 +34,7 @@ const (
 var Asks = []Ask{{Text, false}, {Text, true}, {Protobuf, false}, {Protobuf, true}}
 
 // Subjects in the order in which they are told.
-var Subjects = []string{Agentstatsd, Unchanged, Copy, Victoria, GaugeVec, Collector}
+var Subjects = []string{Agentstatsd, Unchanged, Copy, Victoria, GaugeVec, Collector, CoderdWay}
 
 // Size is how many series are compared, and how often.
 type Size struct {
@@ -68,7 +68,7 @@ func Compare(ctx context.Context, run *figure.Run, dir string, size Size) error 
 		children: make(map[string]*process.Child), addrs: make(map[string]string),
 	}
 	defer c.stop()
-	for _, subject := range []string{Agentstatsd, Victoria, GaugeVec, Collector} {
+	for _, subject := range []string{Agentstatsd, Victoria, GaugeVec, Collector, CoderdWay} {
 		if err := c.start(ctx, subject, size.Series); err != nil {
 			return err
 		}
@@ -126,8 +126,15 @@ func (c *comparison) startCopy(ctx context.Context) error {
 	return c.start(ctx, Copy, files)
 }
 
-// takes tells whether a subject knows the format.
-func takes(subject string, ask Ask) bool { return subject != Victoria || ask.Format == Text }
+// takes tells whether a subject knows the format. What coderd's way costs is
+// seen in text.
+func takes(subject string, ask Ask) bool {
+	return ask.Format == Text || subject != Victoria && subject != CoderdWay
+}
+
+func isSlow(subject string) bool {
+	return subject == Collector || subject == CoderdWay || subject == GaugeVec
+}
 
 func (c *comparison) compare(ctx context.Context, ask Ask) error {
 	for _, subject := range Subjects {
@@ -140,8 +147,7 @@ func (c *comparison) compare(ctx context.Context, ask Ask) error {
 	}
 	for round := range c.Rounds {
 		for _, subject := range Subjects {
-			slow := subject == Collector || subject == GaugeVec
-			if !takes(subject, ask) || slow && round >= c.SlowRounds {
+			if !takes(subject, ask) || isSlow(subject) && round >= c.SlowRounds {
 				continue
 			}
 			if err := c.scrape(ctx, subject, ask); err != nil {

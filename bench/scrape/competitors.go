@@ -17,18 +17,23 @@ import (
 
 const help = "Forwarded by workspace agents."
 
-// collector serves what it holds by making const metrics at each scrape, as
-// coderd and most exporters do.
+// collector serves what it holds by making const metrics at each scrape.
 type collector struct {
+	// anew has descriptors made at each scrape too, one for each metric, as
+	// coderd's collector of what agents forward does.
+	anew  bool
+	names []string
 	descs []*prometheus.Desc
 	types []prometheus.ValueType
-	// labels and values are by agent and family.
+	// labels are the names of a family's.
 	labels [][]string
-	values []float64
+	// values of the labels, and numbers, are by agent and family.
+	values  [][]string
+	numbers []float64
 }
 
-func newCollector(agents int) *collector {
-	c := new(collector)
+func newCollector(agents int, anew bool) *collector {
+	c := &collector{anew: anew}
 	for s := range load.Each(0) {
 		kind := prometheus.GaugeValue
 		if s.Counter {
@@ -36,11 +41,13 @@ func newCollector(agents int) *collector {
 		}
 		c.descs = append(c.descs, prometheus.NewDesc(s.Name, help, s.Labels, nil))
 		c.types = append(c.types, kind)
+		c.names = append(c.names, s.Name)
+		c.labels = append(c.labels, s.Labels)
 	}
 	for n := range agents {
 		for s := range load.Each(n) {
-			c.labels = append(c.labels, s.Values)
-			c.values = append(c.values, s.Value)
+			c.values = append(c.values, s.Values)
+			c.numbers = append(c.numbers, s.Value)
 		}
 	}
 	return c
@@ -51,19 +58,25 @@ func (c *collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	for i, labels := range c.labels {
+	for i, values := range c.values {
 		family := i % load.PerAgent
-		ch <- prometheus.MustNewConstMetric(c.descs[family], c.types[family], c.values[i], labels...)
+		desc := c.descs[family]
+		if c.anew {
+			desc = prometheus.NewDesc(c.names[family], help, c.labels[family], nil)
+		}
+		ch <- prometheus.MustNewConstMetric(desc, c.types[family], c.numbers[i], values...)
 	}
 }
 
-func serveCollector(ctx context.Context, c *process.Console, series int) error {
-	before := heap()
-	reg := prometheus.NewRegistry()
-	if err := reg.Register(newCollector(load.Agents(series))); err != nil {
-		return err
+func serveCollector(anew bool) func(ctx context.Context, c *process.Console, series int) error {
+	return func(ctx context.Context, c *process.Console, series int) error {
+		before := heap()
+		reg := prometheus.NewRegistry()
+		if err := reg.Register(newCollector(load.Agents(series), anew)); err != nil {
+			return err
+		}
+		return serve(ctx, c, promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), heapSince(before))
 	}
-	return serve(ctx, c, promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), heapSince(before))
 }
 
 // serveGaugeVec serves one GaugeVec for each family, also for counters, as their

@@ -20,7 +20,8 @@ import (
 // Roles that children play, by subject.
 var Roles = map[string]process.Role{
 	"scrape-" + Agentstatsd: role(serveAgentstatsd),
-	"scrape-" + Collector:   role(serveCollector),
+	"scrape-" + Collector:   role(serveCollector(false)),
+	"scrape-" + CoderdWay:   role(serveCollector(true)),
 	"scrape-" + GaugeVec:    role(serveGaugeVec),
 	"scrape-" + Victoria:    role(serveVictoria),
 	"scrape-" + Copy:        serveCopy,
@@ -33,9 +34,11 @@ const (
 	Agentstatsd = "agentstatsd"
 	Unchanged   = "agentstatsd, nothing new"
 	Collector   = "client_golang, Collector of const metrics"
-	GaugeVec    = "client_golang, GaugeVec"
-	Victoria    = "VictoriaMetrics/metrics"
-	Copy        = "copy limit"
+	// CoderdWay makes the descriptors of the metrics at each scrape too.
+	CoderdWay = "client_golang, Collector as coderd's"
+	GaugeVec  = "client_golang, GaugeVec"
+	Victoria  = "VictoriaMetrics/metrics"
+	Copy      = "copy limit"
 )
 
 // role makes a role of a function that serves that many series.
