@@ -1,7 +1,5 @@
 package agent
 
-import "iter"
-
 // Stats are the scalar values of one report.
 type Stats struct {
 	// RxBytes and TxBytes were moved since the last report that was taken in.
@@ -21,11 +19,29 @@ type Sessions struct {
 
 // Report is one report of an agent. It is valid only during the call that it
 // is passed to: whoever keeps a string of it keeps a copy.
+//
+// An agent mostly sends the same series again. So a receiver that knows the form
+// of a sample need not have it decoded.
 type Report interface {
 	Stats() Stats
-	// Samples yields the forwarded samples in the order of the wire. The same
-	// Sample is yielded each time, overwritten.
-	Samples() iter.Seq[*Sample]
+	// Len is the number of forwarded samples, which have indices from 0 in the
+	// order of the wire.
+	Len() int
+	// Match returns the value of sample i if it is known to have the form, which
+	// is not the zero one. False tells nothing.
+	Match(i int, f Form) (v float64, ok bool)
+	// Sample returns sample i. It is overwritten by the next call.
+	Sample(i int) *Sample
+	// Form returns the form of sample i, which the caller may keep; zero: it has
+	// none.
+	Form(i int) Form
+}
+
+// Form is how the name, the type and the labels of a sample are encoded: what
+// stands before its value, and after it. Samples of one form differ in nothing
+// but their values. Samples of different forms may be of one series, too.
+type Form struct {
+	Head, Tail string
 }
 
 // Sample is one forwarded sample.

@@ -142,7 +142,8 @@ func (s *agentService) hello(ctx context.Context, frames <-chan received[frame])
 			}
 			return nil, r.err
 		}
-		if r.message.request == nil {
+		defer r.message.release()
+		if r.message.refused != nil {
 			return nil, r.message.refused
 		}
 		return checkHello(r.message.request)
@@ -290,43 +291,42 @@ func (c *connection) halfClosed(err error) error {
 // request takes in one request. An error breaks the contract and ends the
 // stream.
 func (c *connection) request(f frame) error {
-	err := c.accept(f)
+	defer f.release()
+	err := c.accept(&f)
 	if err != nil && c.end == fleet.EndDisconnect {
 		c.end = fleet.EndRefused
 	}
 	return err
 }
 
-func (c *connection) accept(f frame) error {
-	if f.request == nil {
-		return f.refused
-	}
-	req := f.request
+func (c *connection) accept(f *frame) error {
 	switch {
+	case f.refused != nil:
+		return f.refused
 	case c.goodbye != nil:
 		return invalid("message", "want none after goodbye")
-	case req.GetHello() != nil:
+	case f.request.GetHello() != nil:
 		return invalid("hello", "want it as the first message only")
-	case req.GetMessage() == nil:
+	case !f.hasMessage():
 		return invalid("message", "want one of stats, metadata, lifecycle, app_health, network and goodbye, got none")
-	case req.GetSequence() < 1:
-		return invalid("sequence", "want at least 1, got %d", req.GetSequence())
+	case f.sequence < 1:
+		return invalid("sequence", "want at least 1, got %d", f.sequence)
 	}
 	var refused []agent.Refusal
-	err := c.session.Receive(req.GetSequence(), func(r fleet.Request) { refused = c.server.takeRequest(r, req) })
+	err := c.session.Receive(f.sequence, func(r fleet.Request) { refused = c.server.takeRequest(r, f) })
 	if err != nil {
 		// The session is over: by whom is told by its channel.
 		<-c.session.Done()
 		return ended(c.session.End())
 	}
 	c.ackDue = true
-	if req.GetGoodbye() != nil {
+	if f.request.GetGoodbye() != nil {
 		c.end, c.over = fleet.EndGoodbye, nil
 		c.session.Close(fleet.EndGoodbye)
 		c.goodbye = time.NewTimer(c.server.opts.GoodbyeTimeout)
 		return nil
 	}
-	return c.refuse(req.GetSequence(), refused)
+	return c.refuse(f.sequence, refused)
 }
 
 // refuse has the refusals told. Too many of them end the stream.

@@ -8,8 +8,6 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -79,38 +77,4 @@ func tooLarge(size, limit int) error {
 func serviceOf(fullMethod string) string {
 	service, _, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
 	return service
-}
-
-// frame is one message of an agent's stream.
-type frame struct {
-	// request is nil if the message was too large or did not decode.
-	request *agentstatsv1.ConnectRequest
-	// refused is the status that such a message ends the stream with. gRPC
-	// would end it with one of its own.
-	refused error
-}
-
-// codec decodes a frame within the limit of agents, and all else as usual.
-type codec struct {
-	encoding.CodecV2
-	limit int
-}
-
-// Unmarshal implements encoding.CodecV2.
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	f, ok := v.(*frame)
-	if !ok {
-		return c.CodecV2.Unmarshal(data, v)
-	}
-	if size := data.Len(); size > c.limit {
-		f.refused = tooLarge(size, c.limit)
-		return nil
-	}
-	request := &agentstatsv1.ConnectRequest{}
-	if err := c.CodecV2.Unmarshal(data, request); err != nil {
-		f.refused = errMalformed
-		return nil
-	}
-	f.request = request
-	return nil
 }

@@ -1,8 +1,6 @@
 package agentapi
 
 import (
-	"iter"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,60 +12,68 @@ import (
 // maxSessionNames of one report are looked at, the known ones first.
 const maxSessionNames = 64
 
-// report implements agent.Report over the generated message. It is valid until
-// its release.
-type report struct {
+// messageReport implements agent.Report over the generated message. It is valid
+// until its release.
+type messageReport struct {
 	message *agentstatsv1.Stats
 	stats   agent.Stats
 	// overflow is the number of session names beyond those looked at.
 	overflow int
-	// sample and its labels are overwritten by each one that is yielded.
-	sample agent.Sample
-	labels []agent.Label
+	sample   agent.Sample
+	labels   []agent.Label
 }
 
-// reports are reused, so that an idle stream holds no buffer.
-var reports = sync.Pool{New: func() any { return new(report) }}
+// messageReports are reused, so that a stream that is idle holds none.
+var messageReports = sync.Pool{New: func() any { return new(messageReport) }}
 
-func newReport(message *agentstatsv1.Stats) *report {
-	r, _ := reports.Get().(*report)
+func newMessageReport(message *agentstatsv1.Stats) *messageReport {
+	r, _ := messageReports.Get().(*messageReport)
 	r.message = message
-	sessions, overflow := sessionsOf(message)
-	r.overflow = overflow
+	counts := message.GetSessionCounts()
+	r.overflow = max(0, len(counts)-maxSessionNames)
 	r.stats = agent.Stats{
 		RxBytes:         message.GetRxBytes(),
 		TxBytes:         message.GetTxBytes(),
 		ConnectionCount: message.GetConnectionCount(),
 		MedianLatencyMS: message.GetConnectionMedianLatencyMs(),
-		Sessions:        sessions,
+		Sessions: sessionsOf(countedApps(counts), agent.Sessions{
+			VSCode:          message.GetSessionCountVscode(),
+			JetBrains:       message.GetSessionCountJetbrains(),
+			ReconnectingPTY: message.GetSessionCountReconnectingPty(),
+			SSH:             message.GetSessionCountSsh(),
+		}),
 	}
 	return r
 }
 
 // release gives the report back. Its strings are the message's: none is kept.
-func (r *report) release() {
+func (r *messageReport) release() {
 	clear(r.labels[:cap(r.labels)])
-	*r = report{labels: r.labels[:0]}
-	reports.Put(r)
+	*r = messageReport{labels: r.labels[:0]}
+	messageReports.Put(r)
 }
 
 // Stats implements agent.Report.
-func (r *report) Stats() agent.Stats { return r.stats }
+func (r *messageReport) Stats() agent.Stats { return r.stats }
 
-// Samples implements agent.Report.
-func (r *report) Samples() iter.Seq[*agent.Sample] { return r.samples }
+// Len implements agent.Report.
+func (r *messageReport) Len() int { return len(r.message.GetMetrics()) }
 
-func (r *report) samples(yield func(*agent.Sample) bool) {
-	for _, m := range r.message.GetMetrics() {
-		r.labels = r.labels[:0]
-		for _, l := range m.GetLabels() {
-			r.labels = append(r.labels, agent.Label{Name: l.GetName(), Value: l.GetValue()})
-		}
-		r.sample = agent.Sample{Name: m.GetName(), Type: sampleType(m.GetType()), Value: m.GetValue(), Labels: r.labels}
-		if !yield(&r.sample) {
-			return
-		}
+// Match implements agent.Report: a decoded sample has no form.
+func (r *messageReport) Match(int, agent.Form) (float64, bool) { return 0, false }
+
+// Form implements agent.Report.
+func (r *messageReport) Form(int) agent.Form { return agent.Form{} }
+
+// Sample implements agent.Report.
+func (r *messageReport) Sample(i int) *agent.Sample {
+	m := r.message.GetMetrics()[i]
+	r.labels = r.labels[:0]
+	for _, l := range m.GetLabels() {
+		r.labels = append(r.labels, agent.Label{Name: l.GetName(), Value: l.GetValue()})
 	}
+	r.sample = agent.Sample{Name: m.GetName(), Type: sampleType(m.GetType()), Value: m.GetValue(), Labels: r.labels}
+	return &r.sample
 }
 
 // sampleType takes a type that this version does not know as none.
@@ -109,21 +115,19 @@ var sessionFamilies = map[string]sessionFamily{
 	"ssh":              familySSH,
 }
 
-// sessionsOf returns the open sessions by family. If any entry of session_counts
-// is positive, those count, else the four older fields do. Of the names that it
-// does not know only as many are looked at as maxSessionNames leaves; they would
-// all be "unknown", which is in none of the four families.
-func sessionsOf(m *agentstatsv1.Stats) (_ agent.Sessions, overflow int) {
+// sessionsOf returns the open sessions by family. If any of the apps, whose names
+// differ, has sessions, they count, else what the four older fields say. Names
+// that are not known would be "unknown", which is in none of the four families.
+func sessionsOf(apps []appSessions, older agent.Sessions) agent.Sessions {
 	var s agent.Sessions
 	positive := false
-	counts := m.GetSessionCounts()
-	for _, name := range sessionNames(counts) {
-		n := counts[name]
+	for i := range apps {
+		n := apps[i].count
 		if n <= 0 {
 			continue
 		}
 		positive = true
-		switch sessionFamilies[normalName(name)] {
+		switch sessionFamilies[normalName(apps[i].name)] {
 		case familyVSCode:
 			s.VSCode = saturatingAdd(s.VSCode, n)
 		case familyJetBrains:
@@ -135,37 +139,42 @@ func sessionsOf(m *agentstatsv1.Stats) (_ agent.Sessions, overflow int) {
 		case familyUnknown:
 		}
 	}
-	overflow = max(0, len(counts)-maxSessionNames)
 	if positive {
-		return s, overflow
+		return s
 	}
-	return agent.Sessions{
-		VSCode:          m.GetSessionCountVscode(),
-		JetBrains:       m.GetSessionCountJetbrains(),
-		ReconnectingPTY: m.GetSessionCountReconnectingPty(),
-		SSH:             m.GetSessionCountSsh(),
-	}, overflow
+	return older
 }
 
-// sessionNames returns the names that are looked at, the same ones each time.
-func sessionNames(counts map[string]int64) []string {
+// appSessions are the open sessions of one app, or the connections by one
+// protocol.
+type appSessions struct {
+	name  string
+	count int64
+}
+
+// countedApps returns the names that are looked at: maxSessionNames of them, the
+// same ones each time.
+func countedApps(counts map[string]int64) []appSessions {
 	if len(counts) == 0 {
 		return nil
 	}
-	names := slices.AppendSeq(make([]string, 0, len(counts)), maps.Keys(counts))
-	if len(names) <= maxSessionNames {
-		return names
+	apps := make([]appSessions, 0, len(counts))
+	for name, n := range counts {
+		apps = append(apps, appSessions{name, n})
 	}
-	slices.SortFunc(names, func(a, b string) int {
-		if knownA, knownB := isKnown(a), isKnown(b); knownA != knownB {
+	if len(apps) <= maxSessionNames {
+		return apps
+	}
+	slices.SortFunc(apps, func(a, b appSessions) int {
+		if knownA, knownB := isKnown(a.name), isKnown(b.name); knownA != knownB {
 			if knownA {
 				return -1
 			}
 			return 1
 		}
-		return strings.Compare(a, b)
+		return strings.Compare(a.name, b.name)
 	})
-	return names[:maxSessionNames]
+	return apps[:maxSessionNames]
 }
 
 func isKnown(name string) bool { return sessionFamilies[normalName(name)] != familyUnknown }

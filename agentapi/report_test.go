@@ -46,9 +46,10 @@ func TestSessionsOf(t *testing.T) {
 		{"no overflow of the sum", old(map[string]int64{"vscode": math.MaxInt64, "cursor": 5}), agent.Sessions{VSCode: math.MaxInt64}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, overflow := sessionsOf(c.stats)
-			require.Equal(t, c.want, got)
-			require.Equal(t, c.overflow, overflow)
+			r := newMessageReport(c.stats)
+			defer r.release()
+			require.Equal(t, c.want, r.Stats().Sessions)
+			require.Equal(t, c.overflow, r.overflow)
 		})
 	}
 }
@@ -62,16 +63,9 @@ func TestReport(t *testing.T) {
 			{Name: "c", Type: 77, Labels: []*agentstatsv1.Stats_Metric_Label{{Name: "z"}}},
 		},
 	}
-	r := newReport(message)
+	r := newMessageReport(message)
 	require.Equal(t, agent.Stats{RxBytes: 1, TxBytes: 2, ConnectionCount: 3, MedianLatencyMS: 4, Sessions: agent.Sessions{SSH: 5}}, r.Stats())
-	var got []string
-	for s := range r.Samples() {
-		got = append(got, fmt.Sprint(*s))
-	}
-	require.Equal(t, []string{"{a 1 1 [{x 1} {y 2}]}", "{b 2 +Inf []}", "{c 0 0 [{z }]}"}, got)
-	for range r.Samples() {
-		break
-	}
+	require.Equal(t, []string{"{a 1 1 [{x 1} {y 2}]}", "{b 2 +Inf []}", "{c 0 0 [{z }]}"}, samplesOf(r))
 	labels := r.labels[:cap(r.labels)]
 	r.release()
 	for _, l := range labels {
@@ -79,42 +73,13 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// benchStats has n samples with two labels each.
-func benchStats(n int) *agentstatsv1.Stats {
-	m := &agentstatsv1.Stats{RxBytes: 1, SessionCounts: map[string]int64{"vscode": 1, "ssh": 2}}
-	for i := range n {
-		m.Metrics = append(m.Metrics, &agentstatsv1.Stats_Metric{
-			Name: fmt.Sprint("metric_", i), Value: float64(i),
-			Labels: []*agentstatsv1.Stats_Metric_Label{{Name: "a", Value: "1"}, {Name: "b", Value: "2"}},
-		})
+// samplesOf returns the samples of a report in words.
+func samplesOf(r agent.Report) []string {
+	var all []string
+	for i := range r.Len() {
+		all = append(all, fmt.Sprint(*r.Sample(i)))
 	}
-	return m
-}
-
-func TestReportAllocations(t *testing.T) {
-	read := func(m *agentstatsv1.Stats) float64 {
-		return testing.AllocsPerRun(100, func() {
-			r := newReport(m)
-			for s := range r.Samples() {
-				_ = s.Value
-			}
-			r.release()
-		})
-	}
-	// With the race detector a pool forgets now and then.
-	require.InDelta(t, read(benchStats(1)), read(benchStats(500)), 5, "none for a sample")
-}
-
-func BenchmarkReport30(b *testing.B) {
-	m := benchStats(30)
-	b.ReportAllocs()
-	for b.Loop() {
-		r := newReport(m)
-		for s := range r.Samples() {
-			_ = s.Value
-		}
-		r.release()
-	}
+	return all
 }
 
 func TestCut(t *testing.T) {

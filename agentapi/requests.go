@@ -23,8 +23,14 @@ const (
 )
 
 // takeRequest takes in one request of a stream and returns what it refused.
-func (s *Server) takeRequest(r fleet.Request, req *agentstatsv1.ConnectRequest) []agent.Refusal {
-	switch m := req.GetMessage().(type) {
+func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
+	switch {
+	case f.stats != nil:
+		return s.takeReport(r, f.stats, f.stats.message)
+	case f.metadata != nil:
+		return s.takeEntries(r, f.entries)
+	}
+	switch m := f.request.GetMessage().(type) {
 	case *agentstatsv1.ConnectRequest_Stats:
 		return s.takeStats(r, m.Stats)
 	case *agentstatsv1.ConnectRequest_Metadata:
@@ -45,12 +51,18 @@ func (s *Server) takeRequest(r fleet.Request, req *agentstatsv1.ConnectRequest) 
 func (s *Server) count(kind string) { s.metrics.requests.WithLabelValues(kind).Inc() }
 
 func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
-	s.count("stats")
-	report := newReport(stats)
+	report := newMessageReport(stats)
 	defer report.release()
 	s.metrics.sessionNames.Add(float64(report.overflow))
+	return s.takeReport(r, report, func() *agentstatsv1.Stats { return stats })
+}
+
+// takeReport takes in a report. message returns it for those who watch reports,
+// who need not be told its samples.
+func (s *Server) takeReport(r fleet.Request, report agent.Report, message func() *agentstatsv1.Stats) []agent.Refusal {
+	s.count("stats")
 	if !s.feed.idle() {
-		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: stats})
+		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: message()})
 	}
 	refused := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 	r.Reported()
@@ -58,11 +70,16 @@ func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.R
 }
 
 func (s *Server) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
-	s.count("metadata")
 	entries := make([]agent.MetadataEntry, len(metadata))
 	for i, m := range metadata {
 		entries[i] = agent.MetadataEntry{Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError()}
 	}
+	return s.takeEntries(r, entries)
+}
+
+// takeEntries takes in metadata. It may change the entries.
+func (s *Server) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
+	s.count("metadata")
 	entries, refused := r.AdmitMetadata(entries)
 	if len(entries) == 0 {
 		return refused

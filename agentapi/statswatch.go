@@ -283,9 +283,9 @@ func boundedCounts(counts map[string]int64) map[string]int64 {
 		return nil
 	}
 	out := make(map[string]int64, min(len(counts), maxSessionNames))
-	for _, name := range sessionNames(counts) {
-		if len(name) <= maxWatchedName {
-			out[name] = max(0, counts[name])
+	for _, app := range countedApps(counts) {
+		if len(app.name) <= maxWatchedName {
+			out[app.name] = max(0, app.count)
 		}
 	}
 	return out

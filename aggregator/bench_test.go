@@ -3,7 +3,6 @@ package aggregator
 import (
 	"fmt"
 	"io"
-	"iter"
 	"runtime"
 	"slices"
 	"testing"
@@ -63,28 +62,6 @@ func fleetOf(tb testing.TB, n int, opts Options) *Aggregator {
 	return a
 }
 
-// replayed is a report whose iterator is made once, as a decoder's is.
-type replayed struct {
-	report
-	current agent.Sample
-	seq     iter.Seq[*agent.Sample]
-}
-
-func replay(r *report) *replayed {
-	p := &replayed{report: *r}
-	p.seq = func(yield func(*agent.Sample) bool) {
-		for i := range p.samples {
-			p.current = p.samples[i]
-			if !yield(&p.current) {
-				return
-			}
-		}
-	}
-	return p
-}
-
-func (p *replayed) Samples() iter.Seq[*agent.Sample] { return p.seq }
-
 // BenchmarkReport30 is one report of 30 samples, all with new values, of an
 // agent among 2,500.
 func BenchmarkReport30(b *testing.B) {
@@ -104,7 +81,7 @@ func BenchmarkReport30(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			a := newTest(b, Options{GroupBy: c.groupBy})
-			reports := make([]*replayed, agents)
+			reports := make([]*report, agents)
 			for i := range reports {
 				a.Open(benchID(i), benchIdentity(i), agent.Session{Epoch: 1})
 				r := benchReport(i, 0)
@@ -112,7 +89,7 @@ func BenchmarkReport30(b *testing.B) {
 				if c.change != nil {
 					c.change(r)
 				}
-				reports[i] = replay(r)
+				reports[i] = r
 				require.Empty(b, a.Report(benchID(i), 1, time.Now(), reports[i]))
 			}
 			now := time.Now()
@@ -136,7 +113,7 @@ func BenchmarkReport30(b *testing.B) {
 // BenchmarkReportNew is the first report of an agent.
 func BenchmarkReportNew(b *testing.B) {
 	a := fleetOf(b, 100_000, Options{})
-	r := replay(benchReport(1<<20, 0))
+	r := benchReport(1<<20, 0)
 	b.ReportAllocs()
 	for b.Loop() {
 		a.Open(benchID(1<<20), benchIdentity(1<<20), agent.Session{Epoch: 1})

@@ -151,9 +151,9 @@ func TestWriteErrorsAreReturned(t *testing.T) {
 func TestAllocations(t *testing.T) {
 	for _, n := range []int{10 * perAgent, 20_000} {
 		a := fleetOf(t, n, Options{})
-		reports := make([]*replayed, n/perAgent)
+		reports := make([]*report, n/perAgent)
 		for i := range reports {
-			reports[i] = replay(benchReport(i, 0))
+			reports[i] = benchReport(i, 0)
 		}
 		now := time.Now()
 		report := func() {

@@ -8,7 +8,7 @@ import (
 )
 
 // desc is the name and the extra labels of a series. All agents that send the
-// same share it. It does not change.
+// same share it. But for its form it does not change.
 type desc struct {
 	family *family
 	name   string
@@ -17,6 +17,33 @@ type desc struct {
 	// key is what the strings above are cut from.
 	key  string
 	refs atomic.Int32
+	// form is nil until an agent has sent a sample that has one. Agents of one
+	// version all send the same; the samples of others are decoded.
+	form atomic.Pointer[form]
+}
+
+// form is how samples of a desc are encoded if they have the type.
+type form struct {
+	agent.Form
+	typ agent.SampleType
+}
+
+// formPart is the most that is encoded for a name or a label beside its strings:
+// tags and lengths. It is 9 bytes for a label, 5 for a name with its type.
+const formPart = 16
+
+// learn keeps the form of sample i, s, which is of the desc, if it is the first.
+// A form may hold more than the strings of the desc, like labels without a value:
+// one that is larger than need be is not kept.
+func (d *desc) learn(r agent.Report, i int, s *agent.Sample) {
+	if d.form.Load() != nil {
+		return
+	}
+	f := r.Form(i)
+	size := len(f.Head) + len(f.Tail)
+	if size > 0 && size <= len(d.key)+formPart*(1+len(d.labels)) {
+		d.form.CompareAndSwap(nil, &form{f, s.Type})
+	}
 }
 
 // is reports whether a sample as it was received is of the series.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"math"
 	"slices"
 	"strings"
@@ -23,24 +22,50 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// report is an agent.Report of a test.
+// report is an agent.Report of a test. Its samples have forms unless it is
+// decoded.
 type report struct {
 	stats   agent.Stats
 	samples []agent.Sample
+	decoded bool
+	current agent.Sample
 }
 
 func (r *report) Stats() agent.Stats { return r.stats }
 
-func (r *report) Samples() iter.Seq[*agent.Sample] {
-	return func(yield func(*agent.Sample) bool) {
-		var s agent.Sample
-		for i := range r.samples {
-			s = r.samples[i]
-			if !yield(&s) {
-				return
-			}
-		}
+func (r *report) Len() int { return len(r.samples) }
+
+func (r *report) Match(i int, f agent.Form) (float64, bool) {
+	s := &r.samples[i]
+	if r.decoded || len(f.Head) != len(s.Name)+1 || f.Head[0] != byte(s.Type) || f.Head[1:] != s.Name {
+		return 0, false
 	}
+	tail := f.Tail
+	for _, l := range s.Labels {
+		if len(tail) < len(l.Name)+len(l.Value)+2 || tail[:len(l.Name)] != l.Name || tail[len(l.Name)] != 0 ||
+			tail[len(l.Name)+1:][:len(l.Value)] != l.Value || tail[len(l.Name)+1+len(l.Value)] != 0 {
+			return 0, false
+		}
+		tail = tail[len(l.Name)+len(l.Value)+2:]
+	}
+	return s.Value, tail == ""
+}
+
+func (r *report) Form(i int) agent.Form {
+	if r.decoded {
+		return agent.Form{}
+	}
+	s := &r.samples[i]
+	f := agent.Form{Head: string(rune(s.Type)) + s.Name}
+	for _, l := range s.Labels {
+		f.Tail += l.Name + "\x00" + l.Value + "\x00"
+	}
+	return f
+}
+
+func (r *report) Sample(i int) *agent.Sample {
+	r.current = r.samples[i]
+	return &r.current
 }
 
 func sample(name string, t agent.SampleType, v float64, labelPairs ...string) agent.Sample {

@@ -162,7 +162,7 @@ func (w *world) reportAgain(t *rapid.T) {
 	if r == nil {
 		return
 	}
-	r = &report{stats: r.stats, samples: slices.Clone(r.samples)}
+	r = &report{stats: r.stats, samples: slices.Clone(r.samples), decoded: rapid.Bool().Draw(t, "decoded")}
 	for i := range r.samples {
 		r.samples[i].Value = aValue(t)
 	}
@@ -281,6 +281,7 @@ func aReport(t *rapid.T) *report {
 			},
 		},
 		samples: rapid.SliceOfN(rapid.Custom(aSample), 0, 10).Draw(t, "samples"),
+		decoded: rapid.Bool().Draw(t, "decoded"),
 	}
 }
 

@@ -36,15 +36,15 @@ func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Rep
 // that a report like the one before allocates nothing.
 //
 // An agent mostly sends the same series in the same order. So each sample is
-// compared with the series that stood at its place in the last report. Only from
-// the first one on that is another series is each looked up.
+// compared, undecoded if it can be, with the series that stood at its place in
+// the last report. Only from the first one on that is another series is each
+// looked up.
 type intake struct {
-	agg *Aggregator
-	src *source
+	agg    *Aggregator
+	src    *source
+	report agent.Report
 	// now is the report's time, or that of the report before if that is later.
 	now int64
-	// visit is the method sample, bound once.
-	visit func(*agent.Sample) bool
 
 	// cursor is the next series of src.series to compare with.
 	cursor   int
@@ -71,9 +71,7 @@ type place int
 const taken place = -1
 
 func newIntake(a *Aggregator) *intake {
-	in := &intake{agg: a, held: make(map[*desc]place)}
-	in.visit = in.sample
-	return in
+	return &intake{agg: a, held: make(map[*desc]place)}
 }
 
 // take takes in a report; false if the source has another session.
@@ -83,25 +81,36 @@ func (in *intake) take(src *source, epoch, now int64, r agent.Report) ([]agent.R
 	if !src.open || src.epoch != epoch {
 		return nil, false
 	}
-	in.src, in.now = src, max(now, src.reported)
+	in.src, in.report, in.now = src, r, max(now, src.reported)
 	in.cursor, in.accepted, in.refusals = 0, 0, nil
 	// Deferred for the case that r panics: what was taken in until then counts.
 	defer in.finish()
 	in.stats(r.Stats())
-	r.Samples()(in.visit)
+	for i := range r.Len() {
+		in.sample(i)
+	}
 	return in.refusals, true
 }
 
-// sample takes in one sample. It returns true.
-func (in *intake) sample(s *agent.Sample) bool {
-	v := canonical(s.Value)
+// sample takes in one sample.
+func (in *intake) sample(i int) {
 	have := in.expected()
-	if have == nil || have.typ != s.Type || !have.desc.is(s.Name, s.Labels) {
-		in.unexpected(s, v)
-		return true
+	if have != nil {
+		if f := have.desc.form.Load(); f != nil && f.typ == have.typ {
+			if v, ok := in.report.Match(i, f.Form); ok {
+				in.match(i, have, canonical(v))
+				return
+			}
+		}
 	}
-	in.match(have, s, v)
-	return true
+	s := in.report.Sample(i)
+	v := canonical(s.Value)
+	if have == nil || have.typ != s.Type || !have.desc.is(s.Name, s.Labels) {
+		in.unexpected(i, s, v)
+		return
+	}
+	have.desc.learn(in.report, i, s)
+	in.match(i, have, v)
 }
 
 // expected returns the series that stood at this place in the last report; nil
@@ -119,13 +128,13 @@ func (in *intake) expected() *series {
 	return &src.series[in.cursor]
 }
 
-// match takes in a sample of the expected series.
-func (in *intake) match(have *series, s *agent.Sample, v float64) {
+// match takes in sample i, which is of the expected series.
+func (in *intake) match(i int, have *series, v float64) {
 	if have.typ == agent.Counter && !countable(v) {
 		// As if it were not in the report: it expires, unless it comes back.
 		in.startLookup()
 		in.cursor++
-		in.refuseSample(reasonInvalidValue, s, agent.Label{})
+		in.refuseSample(reasonInvalidValue, in.report.Sample(i), agent.Label{})
 		return
 	}
 	in.cursor++
@@ -137,14 +146,16 @@ func (in *intake) match(have *series, s *agent.Sample, v float64) {
 	}
 }
 
-// unexpected takes in a sample of another series than the expected one.
-func (in *intake) unexpected(s *agent.Sample, v float64) {
+// unexpected takes in sample i, s, which is not known to be of the expected
+// series.
+func (in *intake) unexpected(i int, s *agent.Sample, v float64) {
 	if reason, label := in.canonicalise(s); reason != "" {
 		in.refuseSample(reason, s, label)
 		return
 	}
 	if have := in.expected(); have != nil && have.typ == s.Type && have.desc.is(s.Name, in.labels) {
-		in.match(have, s, v)
+		have.desc.learn(in.report, i, s)
+		in.match(i, have, v)
 		return
 	}
 	if s.Type == agent.Counter && !countable(v) {
@@ -302,7 +313,7 @@ func (in *intake) finish() {
 	in.agg.metrics.reports.Inc()
 	in.agg.metrics.samples.Add(float64(in.accepted))
 	clear(in.labels[:cap(in.labels)]) // strings of the report
-	in.src, in.refusals = nil, nil
+	in.src, in.report, in.refusals = nil, nil, nil
 }
 
 func (in *intake) settle() {

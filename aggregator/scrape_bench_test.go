@@ -162,9 +162,9 @@ func benchmarkLoopback(b *testing.B, n int) {
 	served := newLoopback(b, metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a))
 	var kept memory
 	copied := newLoopback(b, &kept)
-	reports := make([]*replayed, n/perAgent)
+	reports := make([]*report, n/perAgent)
 	for i := range reports {
-		reports[i] = replay(benchReport(i, 0))
+		reports[i] = benchReport(i, 0)
 	}
 	for _, c := range []struct{ name, accept, encoding string }{
 		{"text", textType, "identity"},

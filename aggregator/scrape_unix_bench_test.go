@@ -20,9 +20,9 @@ func BenchmarkConcurrentScrapes(b *testing.B) {
 	const n = 100_000
 	a := fleetOf(b, n, Options{})
 	h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
-	reports := make([]*replayed, n/perAgent)
+	reports := make([]*report, n/perAgent)
 	for i := range reports {
-		reports[i] = replay(benchReport(i, 0))
+		reports[i] = benchReport(i, 0)
 	}
 	for _, c := range []struct{ name, accept string }{{"text", textType}, {"protobuf", protoType}} {
 		b.Run(c.name, func(b *testing.B) {

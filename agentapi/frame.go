@@ -1,0 +1,130 @@
+package agentapi
+
+import (
+	"sync"
+
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// frame is one message of an agent's stream. What it has is valid until its
+// release. At most one of the fields stats, metadata, request and refused is set.
+type frame struct {
+	// sequence of the request.
+	sequence int64
+	// stats and metadata are those of a plain request.
+	stats    *wireReport
+	metadata *metadataDecoder
+	entries  []agent.MetadataEntry // of metadata
+	// request is any other one.
+	request *agentstatsv1.ConnectRequest
+	// refused is the status that a message ends the stream with that was too
+	// large or did not decode. gRPC would end it with one of its own.
+	refused error
+
+	// buffer has the bytes of a plain request; nil: there are none to keep.
+	buffer mem.Buffer
+}
+
+// The decoders of plain requests are reused, so that an idle stream holds none.
+var (
+	wireReports      = sync.Pool{New: func() any { return new(wireReport) }}
+	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
+)
+
+// release lets go of all that the frame has.
+func (f *frame) release() {
+	if f.stats != nil {
+		f.stats.reset()
+		wireReports.Put(f.stats)
+	}
+	if f.metadata != nil {
+		f.metadata.release()
+		metadataDecoders.Put(f.metadata)
+	}
+	if f.buffer != nil {
+		f.buffer.Free()
+	}
+	*f = frame{}
+}
+
+// hasMessage tells whether the request has any of the messages.
+func (f *frame) hasMessage() bool {
+	return f.stats != nil || f.metadata != nil || f.request.GetMessage() != nil
+}
+
+// codec decodes a frame within the limit of agents, and all else as usual.
+type codec struct {
+	encoding.CodecV2
+	limit int
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	f, ok := v.(*frame)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	if size := data.Len(); size > c.limit {
+		f.refused = tooLarge(size, c.limit)
+		return nil
+	}
+	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	if f.readPlain(buffer.ReadOnlyData()) {
+		f.buffer = buffer
+		return nil
+	}
+	defer buffer.Free()
+	request := &agentstatsv1.ConnectRequest{}
+	if err := c.CodecV2.Unmarshal(mem.BufferSlice{buffer}, request); err != nil {
+		f.refused = errMalformed
+		return nil
+	}
+	f.sequence, f.request = request.GetSequence(), request
+	return nil
+}
+
+// The first bytes of the fields of ConnectRequest that are read.
+const (
+	tagSequence = 1<<3 | byte(protowire.VarintType)
+	tagStats    = 3<<3 | byte(protowire.BytesType)
+	tagMetadata = 4<<3 | byte(protowire.BytesType)
+)
+
+// readPlain reads a request of stats or metadata; false if it is not plain, or
+// is another one. Then nothing is kept.
+func (f *frame) readPlain(w wire) bool {
+	t, ok := w.tag()
+	if !ok || t != tagSequence {
+		return false
+	}
+	sequence, ok := w.varint()
+	if !ok {
+		return false
+	}
+	t, _ = w.tag()
+	message, ok := w.bytes()
+	if !ok || len(w) > 0 {
+		return false
+	}
+	switch t {
+	case tagStats:
+		f.stats, _ = wireReports.Get().(*wireReport)
+		ok = f.stats.read(message)
+	case tagMetadata:
+		f.metadata, _ = metadataDecoders.Get().(*metadataDecoder)
+		f.entries, ok = f.metadata.decode(message)
+	default:
+		return false
+	}
+	if !ok {
+		f.release()
+		return false
+	}
+	f.sequence = int64(sequence)
+	return true
+}

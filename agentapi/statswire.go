@@ -1,0 +1,325 @@
+package agentapi
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// The first bytes of the fields of Stats and of the messages in it.
+const (
+	tagConnectionsByProto = 1<<3 | byte(protowire.BytesType)
+	tagConnectionCount    = 2<<3 | byte(protowire.VarintType)
+	tagMedianLatency      = 3<<3 | byte(protowire.Fixed64Type)
+	tagRxPackets          = 4<<3 | byte(protowire.VarintType)
+	tagRxBytes            = 5<<3 | byte(protowire.VarintType)
+	tagTxPackets          = 6<<3 | byte(protowire.VarintType)
+	tagTxBytes            = 7<<3 | byte(protowire.VarintType)
+	tagVSCode             = 8<<3 | byte(protowire.VarintType)
+	tagJetBrains          = 9<<3 | byte(protowire.VarintType)
+	tagReconnectingPTY    = 10<<3 | byte(protowire.VarintType)
+	tagSSH                = 11<<3 | byte(protowire.VarintType)
+	tagSample             = 12<<3 | byte(protowire.BytesType)
+	tagSessionCounts      = 13<<3 | byte(protowire.BytesType)
+
+	tagEntryKey   = 1<<3 | byte(protowire.BytesType)
+	tagEntryValue = 2<<3 | byte(protowire.VarintType)
+
+	tagSampleName  = 1<<3 | byte(protowire.BytesType)
+	tagSampleType  = 2<<3 | byte(protowire.VarintType)
+	tagSampleValue = 3<<3 | byte(protowire.Fixed64Type)
+	tagSampleLabel = 4<<3 | byte(protowire.BytesType)
+
+	tagLabelName  = 1<<3 | byte(protowire.BytesType)
+	tagLabelValue = 2<<3 | byte(protowire.BytesType)
+)
+
+// maxPlainSessions in a plain report: an agent has some five apps.
+const maxPlainSessions = 16
+
+// maxKeptSamples and maxKeptBytes bound the buffers of a report that is used
+// again: 24 bytes for each sample, of which an agent of Coder has some 30.
+const (
+	maxKeptSamples = 1024
+	maxKeptBytes   = 4096
+)
+
+// valueBytes is the size of a sample's value with its tag.
+const valueBytes = 1 + 8
+
+// wireReport is a report that is read from the wire. It implements agent.Report.
+// It is valid while the bytes are.
+type wireReport struct {
+	stats agent.Stats
+	// samples are encoded Metrics. They are valid: what of them decodes is not
+	// checked again.
+	samples []wire
+	// others are the fields of Stats that are not samples.
+	others []byte
+	// apps are the sessions by the name of their app.
+	apps []appSessions
+
+	sample agent.Sample
+	labels []agent.Label
+}
+
+// read reads an encoded Stats; false if it is not plain.
+func (r *wireReport) read(w wire) bool {
+	r.reset()
+	var older agent.Sessions
+	for len(w) > 0 {
+		field := w
+		t, ok := w.tag()
+		if !ok {
+			return false
+		}
+		switch t {
+		case tagSample:
+			var sample wire
+			if sample, ok = w.bytes(); !ok || !validSample(sample) {
+				return false
+			}
+			r.samples = append(r.samples, sample)
+			continue
+		case tagMedianLatency:
+			r.stats.MedianLatencyMS, ok = w.double()
+		case tagConnectionsByProto:
+			_, ok = w.entry()
+		case tagSessionCounts:
+			ok = r.readSessions(&w)
+		default:
+			var v uint64
+			v, ok = w.varint()
+			ok = ok && r.setCount(t, int64(v), &older)
+		}
+		if !ok {
+			return false
+		}
+		r.others = append(r.others, field[:len(field)-len(w)]...)
+	}
+	r.stats.Sessions = sessionsOf(r.apps, older)
+	return true
+}
+
+// setCount sets the value of a field that is a varint; false if there is none
+// with that tag.
+func (r *wireReport) setCount(t byte, v int64, older *agent.Sessions) bool {
+	switch t {
+	case tagConnectionCount:
+		r.stats.ConnectionCount = v
+	case tagRxBytes:
+		r.stats.RxBytes = v
+	case tagTxBytes:
+		r.stats.TxBytes = v
+	case tagVSCode:
+		older.VSCode = v
+	case tagJetBrains:
+		older.JetBrains = v
+	case tagReconnectingPTY:
+		older.ReconnectingPTY = v
+	case tagSSH:
+		older.SSH = v
+	case tagRxPackets, tagTxPackets:
+	default:
+		return false
+	}
+	return true
+}
+
+// readSessions reads an entry of session_counts. Of equal names the last one
+// would count: they are not plain.
+func (r *wireReport) readSessions(w *wire) bool {
+	entry, ok := w.entry()
+	if !ok || len(r.apps) == maxPlainSessions {
+		return false
+	}
+	for i := range r.apps {
+		if r.apps[i].name == entry.name {
+			return false
+		}
+	}
+	r.apps = append(r.apps, entry)
+	return true
+}
+
+// entry reads an entry of a map from names to counts.
+func (w *wire) entry() (e appSessions, ok bool) {
+	b, ok := w.bytes()
+	for ok && len(b) > 0 {
+		var t byte
+		if t, ok = b.tag(); !ok {
+			break
+		}
+		switch t {
+		case tagEntryKey:
+			e.name, ok = b.text()
+		case tagEntryValue:
+			var v uint64
+			v, ok = b.varint()
+			e.count = int64(v)
+		default:
+			ok = false
+		}
+	}
+	return e, ok
+}
+
+// validSample reports whether w is a plain Metric.
+func validSample(w wire) bool {
+	for len(w) > 0 {
+		t, ok := w.tag()
+		if !ok {
+			return false
+		}
+		switch t {
+		case tagSampleName:
+			_, ok = w.text()
+		case tagSampleType:
+			_, ok = w.varint()
+		case tagSampleValue:
+			_, ok = w.double()
+		case tagSampleLabel:
+			var label wire
+			label, ok = w.bytes()
+			ok = ok && validLabel(label)
+		default:
+			ok = false
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func validLabel(w wire) bool {
+	for len(w) > 0 {
+		t, ok := w.tag()
+		if !ok || t != tagLabelName && t != tagLabelValue {
+			return false
+		}
+		if _, ok = w.text(); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// reset lets go of the bytes, and of buffers that few reports need.
+func (r *wireReport) reset() {
+	if cap(r.samples) > maxKeptSamples || cap(r.others) > maxKeptBytes {
+		*r = wireReport{}
+		return
+	}
+	clear(r.samples)
+	clear(r.apps)
+	clear(r.labels[:cap(r.labels)])
+	*r = wireReport{samples: r.samples[:0], others: r.others[:0], apps: r.apps[:0], labels: r.labels[:0]}
+}
+
+// Stats implements agent.Report.
+func (r *wireReport) Stats() agent.Stats { return r.stats }
+
+// Len implements agent.Report.
+func (r *wireReport) Len() int { return len(r.samples) }
+
+// Match implements agent.Report. A value of zero is not encoded.
+func (r *wireReport) Match(i int, f agent.Form) (float64, bool) {
+	w := r.samples[i]
+	head, middle := len(f.Head), len(w)-len(f.Head)-len(f.Tail)
+	if middle != valueBytes && middle != 0 ||
+		w[:head].string() != f.Head || w[head+middle:].string() != f.Tail {
+		return 0, false
+	}
+	if middle == 0 {
+		return 0, true
+	}
+	value := w[head:]
+	if value[0] != tagSampleValue {
+		return 0, false
+	}
+	value = value[1:]
+	return value.double()
+}
+
+// Sample implements agent.Report.
+func (r *wireReport) Sample(i int) *agent.Sample {
+	r.labels = r.labels[:0]
+	r.sample = agent.Sample{}
+	for w := r.samples[i]; len(w) > 0; {
+		switch t, _ := w.tag(); t {
+		case tagSampleName:
+			b, _ := w.bytes()
+			r.sample.Name = b.string()
+		case tagSampleType:
+			v, _ := w.varint()
+			r.sample.Type = sampleType(agentstatsv1.Stats_Metric_Type(int32(v)))
+		case tagSampleValue:
+			r.sample.Value, _ = w.double()
+		case tagSampleLabel:
+			b, _ := w.bytes()
+			r.labels = append(r.labels, labelOf(b))
+		}
+	}
+	r.sample.Labels = r.labels
+	return &r.sample
+}
+
+func labelOf(w wire) (l agent.Label) {
+	for len(w) > 0 {
+		t, _ := w.tag()
+		b, _ := w.bytes()
+		if t == tagLabelName {
+			l.Name = b.string()
+		} else {
+			l.Value = b.string()
+		}
+	}
+	return l
+}
+
+// Form implements agent.Report. A sample has one if its fields stand in the
+// order of their numbers, all but the labels once.
+func (r *wireReport) Form(i int) agent.Form {
+	sample := r.samples[i]
+	w := sample
+	var last byte
+	head, tail := len(sample), 0
+	for len(w) > 0 {
+		at := len(sample) - len(w)
+		t, _ := w.tag()
+		if t < last || t == last && t != tagSampleLabel {
+			return agent.Form{}
+		}
+		last = t
+		switch t {
+		case tagSampleType:
+			_, _ = w.varint()
+			continue
+		case tagSampleValue:
+			_, _ = w.double()
+			head, tail = at, at+valueBytes
+			continue
+		case tagSampleLabel:
+			if tail == 0 {
+				head, tail = at, at
+			}
+		}
+		_, _ = w.bytes()
+	}
+	if tail == 0 {
+		tail = len(sample)
+	}
+	return agent.Form{Head: strings.Clone(sample[:head].string()), Tail: strings.Clone(sample[tail:].string())}
+}
+
+// message returns the report without its samples.
+func (r *wireReport) message() *agentstatsv1.Stats {
+	m := &agentstatsv1.Stats{}
+	_ = proto.Unmarshal(r.others, m) // read found it valid
+	return m
+}

@@ -1,0 +1,141 @@
+package agentapi
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/mem"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// wireStats has n samples with two labels each.
+func wireStats(n, round int) *agentstatsv1.Stats {
+	m := &agentstatsv1.Stats{RxBytes: 1, ConnectionMedianLatencyMs: 2, SessionCounts: map[string]int64{"vscode": 1, "ssh": 2}}
+	for i := range n {
+		m.Metrics = append(m.Metrics, &agentstatsv1.Stats_Metric{
+			Name: fmt.Sprint("agent_metric_", i), Type: agentstatsv1.Stats_Metric_TYPE_GAUGE, Value: float64(i + round),
+			Labels: []*agentstatsv1.Stats_Metric_Label{{Name: "kind", Value: "p2p"}, {Name: "success", Value: "true"}},
+		})
+	}
+	return m
+}
+
+// intake takes in encoded requests of one agent as a stream does.
+type intake struct {
+	series *aggregator.Aggregator
+	agent  agent.ID
+}
+
+func newIntake(t testing.TB) *intake {
+	series, err := aggregator.New(aggregator.Options{
+		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 10_000, MaxSeriesPerAgent: 1000,
+	}, prometheus.NewRegistry())
+	require.NoError(t, err)
+	in := &intake{series: series, agent: agent.ID{1}}
+	series.Open(in.agent, agent.Identity{Username: "u", WorkspaceName: "w", AgentName: "a"}, agent.Session{Epoch: 1})
+	return in
+}
+
+// take takes in a plain request of stats.
+func (in *intake) take(t testing.TB, now time.Time, data []byte) {
+	var f frame
+	if err := testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, &f); err != nil || f.stats == nil {
+		t.Fatal("not plain", err)
+	}
+	if refused := in.series.Report(in.agent, 1, now, f.stats); len(refused) > 0 {
+		t.Fatal(refused)
+	}
+	f.release()
+}
+
+// takeDecoded takes in a request of stats that the generated code decodes.
+func (in *intake) takeDecoded(t testing.TB, now time.Time, data []byte) {
+	request := &agentstatsv1.ConnectRequest{}
+	if err := testCodec.CodecV2.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, request); err != nil {
+		t.Fatal(err)
+	}
+	report := newMessageReport(request.GetStats())
+	if refused := in.series.Report(in.agent, 1, now, report); len(refused) > 0 {
+		t.Fatal(refused)
+	}
+	report.release()
+}
+
+func TestReportAllocations(t *testing.T) {
+	perReport := func(samples int) float64 {
+		in := newIntake(t)
+		var rounds [2][]byte
+		for i := range rounds {
+			rounds[i] = encoded(t, statsRequest(int64(i+1), wireStats(samples, i)))
+		}
+		i := 0
+		now := time.Now()
+		for range 4 { // until the forms are known and the buffers have grown
+			in.take(t, now, rounds[0])
+		}
+		return testing.AllocsPerRun(100, func() {
+			in.take(t, now, rounds[i%2])
+			i++
+		})
+	}
+	// With the race detector a pool forgets now and then.
+	require.InDelta(t, perReport(1), perReport(300), 5, "none for a sample")
+}
+
+// What was taken in holds nothing of the bytes that it was read from.
+func TestReportKeepsNothingOfTheWire(t *testing.T) {
+	in := newIntake(t)
+	for round := range 3 {
+		data := encoded(t, statsRequest(int64(round+1), wireStats(3, round)))
+		in.take(t, time.Now(), data)
+		for i := range data {
+			data[i] = 'X'
+		}
+		var text writer
+		require.NoError(t, in.series.WriteText(&text))
+		require.NotContains(t, string(text), "XX")
+		require.Contains(t, string(text), fmt.Sprintf("agent_metric_2{agent_name=\"a\",kind=\"p2p\",success=\"true\",username=\"u\",workspace_name=\"w\"}    %d\n", 2+round))
+	}
+}
+
+type writer []byte
+
+func (w *writer) Write(p []byte) (int, error) {
+	*w = append(*w, p...)
+	return len(p), nil
+}
+
+// BenchmarkReport30 takes in reports of 30 samples from their bytes, read from
+// the wire and decoded by the generated code.
+func BenchmarkReport30(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		take func(*intake, testing.TB, time.Time, []byte)
+	}{
+		{"wire", (*intake).take},
+		{"generated", (*intake).takeDecoded},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			in := newIntake(b)
+			var rounds [8][]byte
+			for i := range rounds {
+				rounds[i] = encoded(b, statsRequest(int64(i+1), wireStats(30, i)))
+			}
+			now := time.Now()
+			i := 0
+			b.SetBytes(int64(len(rounds[0])))
+			b.ReportAllocs()
+			for b.Loop() {
+				c.take(in, b, now, rounds[i%8])
+				i++
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/30, "ns/sample")
+		})
+	}
+}
