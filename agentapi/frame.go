@@ -57,10 +57,19 @@ func (f *frame) hasMessage() bool {
 	return f.stats != nil || f.metadata != nil || f.request.GetMessage() != nil
 }
 
-// codec decodes a frame within the limit of agents, and all else as usual.
+// codec decodes frames within the limit of agents, encodes acks, and does all
+// else as usual.
 type codec struct {
 	encoding.CodecV2
 	limit int
+}
+
+// Marshal implements encoding.CodecV2.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if a, ok := v.(*ack); ok {
+		return a.marshal(), nil
+	}
+	return c.CodecV2.Marshal(v)
 }
 
 // Unmarshal implements encoding.CodecV2.

@@ -133,6 +133,23 @@ func loaded(t *testing.T, opts Options, regs ...agent.Registration) parts {
 
 func instance(n byte) agent.Instance { return agent.Instance{15: n} }
 
+// waker returns what tells the channel that it was woken.
+func waker(ch chan<- struct{}) func() {
+	return func() {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// notified returns a channel that has an element when there is news of s.
+func notified(s *Session) <-chan struct{} {
+	ch := make(chan struct{}, 1)
+	s.Watch(waker(ch))
+	return ch
+}
+
 func closed(ch <-chan struct{}) bool {
 	select {
 	case <-ch:

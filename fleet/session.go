@@ -33,8 +33,7 @@ var allEnds = []End{
 	EndTakeover, EndDeregistered, EndSuperseded, EndRevoked, EndAged,
 }
 
-// Session is the live session of an agent. One goroutine uses it; the channels
-// are the fleet's way to reach that.
+// Session is the live session of an agent.
 type Session struct {
 	fleet   *Fleet
 	entry   *entry
@@ -43,9 +42,9 @@ type Session struct {
 	resume  Progress
 	token   [32]byte // hash of the agent's token when the session opened
 
-	done   chan struct{}
-	notify chan struct{}
-	aged   atomic.Bool
+	done chan struct{}
+	aged atomic.Bool
+	wake atomic.Pointer[func()] // nil: nobody waits for news
 
 	end End // written before done is closed
 
@@ -108,15 +107,14 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 			First:     hello.Ordinal == 1 && !known,
 			Elsewhere: elsewhere,
 		},
-		done:   make(chan struct{}),
-		notify: make(chan struct{}, 1),
+		done: make(chan struct{}),
 	}
 	if age := f.opts.SessionAge; age > 0 {
 		s.ageAt = now.Add(age - age/10 + rand.N(age/5))
 	}
 	e.session = s
 	t.detached = time.Time{}
-	t.attach(s.notify)
+	t.attach(s)
 	f.metrics.sessions.Inc()
 	f.openSeriesLocked(e, s.info)
 	f.presentLocked(e, now)
@@ -183,9 +181,10 @@ func (f *Fleet) endLocked(s *Session, end End) {
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
+	s.news()
 	s.tracker.detached = time.Now()
 	if end != EndGoodbye {
-		s.tracker.detach(s.notify)
+		s.tracker.detach(s)
 	}
 	f.metrics.sessions.Dec()
 	f.metrics.sessionsEnded.WithLabelValues(string(end)).Inc()
@@ -206,9 +205,17 @@ func (s *Session) Done() <-chan struct{} { return s.done }
 // End returns how the session ended. It is valid once Done is closed.
 func (s *Session) End() End { return s.end }
 
-// Notify yields when Progress, LateRefusals or Aged may have news. After
-// Close(EndGoodbye) it goes on for Progress, until the instance connects again.
-func (s *Session) Notify() <-chan struct{} { return s.notify }
+// Watch has wake called from now on when Done, Progress, LateRefusals or Aged may
+// have news. After Close(EndGoodbye) it goes on for Progress, until the instance
+// connects again. wake must not block, nor use the session.
+func (s *Session) Watch(wake func()) { s.wake.Store(&wake) }
+
+// news wakes whoever watches the session.
+func (s *Session) news() {
+	if wake := s.wake.Load(); wake != nil {
+		(*wake)()
+	}
+}
 
 // Aged returns true once the agent should be asked to connect again.
 func (s *Session) Aged() bool { return s.aged.Load() }
@@ -227,7 +234,7 @@ func (s *Session) Close(end End) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.session != s {
-		s.tracker.detach(s.notify)
+		s.tracker.detach(s)
 		return
 	}
 	s.fleet.endLocked(s, end)
@@ -347,10 +354,7 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 		case s.closeAt.IsZero():
 			s.closeAt = now.Add(f.opts.SessionGrace)
 			s.aged.Store(true)
-			select {
-			case s.notify <- struct{}{}:
-			default:
-			}
+			s.news()
 		case !now.Before(s.closeAt):
 			f.endLocked(s, EndAged)
 			f.closeSeriesLocked(e, s.info.Epoch, false)

@@ -99,8 +99,9 @@ func TestGoodbye(t *testing.T) {
 	require.Equal(t, []string{"close 1 goodbye=true"}, p.journal.take())
 	require.Equal(t, Progress{1, 0}, s.Progress())
 
+	woken := notified(s)
 	s.tracker.Settle([]agent.Settled{{Sequence: 1}})
-	require.True(t, closed(s.Notify()), "its last ack is still told")
+	require.True(t, closed(woken), "its last ack is still told")
 	require.Equal(t, Progress{1, 1}, s.Progress())
 	s.Close(EndGoodbye)
 	require.Empty(t, p.journal.take())
@@ -176,12 +177,13 @@ func TestSessionAge(t *testing.T) {
 		require.NoError(t, err)
 		goes, err := p.Connect(t.Context(), nid(2), Hello{Instance: instance(2), Ordinal: 1})
 		require.NoError(t, err)
+		goesWoken, staysWoken := notified(goes), notified(stays)
 		go func() {
-			<-goes.Notify()
+			<-goesWoken
 			goes.Close(EndDisconnect)
 		}()
 
-		<-stays.Notify()
+		<-staysWoken
 		require.True(t, stays.Aged())
 		asked := time.Since(start)
 		require.GreaterOrEqual(t, asked, 54*time.Minute)

@@ -59,7 +59,8 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		receive(t, s, 5, func(Request) {})
 		require.Equal(t, Progress{5, 0}, s.Progress())
 
-		<-s.Notify()
+		woken := notified(s)
+		<-woken
 		require.Equal(t, Progress{5, 5}, s.Progress())
 		order := func(seq int64) agent.Order { return agent.Order{Epoch: s.Info().Epoch, Sequence: seq} }
 		want := agent.State{
@@ -119,8 +120,9 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 		require.NoError(t, p.Ready(), "agents are served")
 		require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_pending"))
 
+		woken := notified(s)
 		p.store.fail(nil)
-		<-s.Notify()
+		<-woken
 		synctest.Wait()
 		require.Equal(t, Progress{50, 50}, s.Progress())
 		require.Equal(t, uint64(49), p.store.state(nid(1)).Network.NodeID)

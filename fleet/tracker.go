@@ -49,7 +49,7 @@ type tracker struct {
 	received int64
 	held     []held // by sequence; none with a count of 0
 	late     []LateRefusal
-	notify   chan<- struct{} // of the live session; nil: none
+	session  *Session // that is told of news; nil: none
 }
 
 // held are the holds on one sequence. There are at most as many as the agent
@@ -148,32 +148,25 @@ func (t *tracker) takeLate() []LateRefusal {
 	return late
 }
 
-// attach sends wake-ups to the channel of a session from now on.
-func (t *tracker) attach(notify chan<- struct{}) {
+// attach tells a session of news from now on.
+func (t *tracker) attach(s *Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.notify = notify
-	if len(t.late) > 0 {
-		t.wakeLocked()
-	}
+	t.session = s
 }
 
-// detach ends the wake-ups to that channel; another session's are left alone.
-func (t *tracker) detach(notify chan<- struct{}) {
+// detach tells the session of no more news; another one is left alone.
+func (t *tracker) detach(s *Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.notify == notify {
-		t.notify = nil
+	if t.session == s {
+		t.session = nil
 	}
 }
 
 func (t *tracker) wakeLocked() {
-	if t.notify == nil {
-		return
-	}
-	select {
-	case t.notify <- struct{}{}:
-	default: // the session has a wake-up waiting
+	if t.session != nil {
+		t.session.news()
 	}
 }
 

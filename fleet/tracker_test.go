@@ -17,9 +17,10 @@ import (
 // TestTrackerModel compares the tracker with a list of all holds.
 func TestTrackerModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		notify := make(chan struct{}, 1)
+		session, notify := &Session{}, make(chan struct{}, 1)
+		session.Watch(waker(notify))
 		tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
-		tr.attach(notify)
+		tr.attach(session)
 		var holds []int64
 		var received, durable int64
 		model := func() Progress {
@@ -89,9 +90,6 @@ func TestTrackerLateRefusals(t *testing.T) {
 		tr.Hold(seq + 1)
 		tr.Settle([]agent.Settled{{Sequence: seq + 1, Refusal: &agent.Refusal{Reason: "store", Names: []string{fmt.Sprint(seq)}}}})
 	}
-	notify := make(chan struct{}, 1)
-	tr.attach(notify)
-	require.Len(t, notify, 1, "those from between the sessions")
 	late := tr.takeLate()
 	require.Len(t, late, maxLateRefusals)
 	require.Equal(t, LateRefusal{1, agent.Refusal{Reason: "store", Names: []string{"0"}}}, late[0])
@@ -99,14 +97,18 @@ func TestTrackerLateRefusals(t *testing.T) {
 	require.Empty(t, tr.takeLate())
 	require.Empty(t, tr.held)
 
-	<-notify
-	other := make(chan struct{}, 1)
-	tr.attach(other)
-	tr.detach(notify)
+	var wakes [2]chan struct{}
+	var sessions [2]Session
+	for i := range sessions {
+		wakes[i] = make(chan struct{}, 1)
+		sessions[i].Watch(waker(wakes[i]))
+		tr.attach(&sessions[i])
+	}
+	tr.detach(&sessions[0])
 	tr.Hold(1000)
 	tr.Settle([]agent.Settled{{Sequence: 1000, Refusal: &agent.Refusal{}}})
-	require.Len(t, other, 1, "an older session does not detach a newer one")
-	require.Empty(t, notify)
+	require.Len(t, wakes[1], 1, "an older session does not detach a newer one")
+	require.Empty(t, wakes[0])
 }
 
 func TestRefusals(t *testing.T) {

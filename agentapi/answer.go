@@ -1,0 +1,154 @@
+package agentapi
+
+import (
+	"time"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// answer sends what is due, and ends the stream if it is over. If somebody else
+// does so just then, that one looks again. It may block while the agent does not
+// read. That stops only the answers to that agent, and its requests when there is
+// too much to answer; its session can be taken over or removed meanwhile.
+func (c *connection) answer() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.again = true
+	if c.answering {
+		return
+	}
+	c.answering = true
+	for c.again && !c.told {
+		c.again = false
+		due := c.dueLocked()
+		c.mu.Unlock()
+		err := c.send(&due)
+		c.mu.Lock()
+		if err != nil {
+			c.endLocked(err)
+		}
+		if c.room != nil {
+			close(c.room)
+			c.room = nil
+		}
+	}
+	c.answering = false
+	if c.over && !c.told {
+		c.told = true
+		_ = c.ender.WriteStatus(status.Convert(c.verdict)) // nobody can be told more
+	}
+}
+
+// due is what an agent is to be told.
+type due struct {
+	settings *agentstatsv1.Settings
+	refusals []*agentstatsv1.Refusal
+	drains   bool // it is asked to leave
+	aged     bool // its session is old
+	acks     bool
+	ack      ack
+}
+
+// dueLocked takes what is due.
+func (c *connection) dueLocked() (d due) {
+	if !c.greeted {
+		return d
+	}
+	select {
+	case <-c.session.Done():
+		if !c.leaving {
+			// What is late is another session's to tell.
+			c.endLocked(ended(c.session.End()))
+			return d
+		}
+	default:
+	}
+	d.settings, c.settings = c.settings, nil
+	for _, late := range c.session.LateRefusals() {
+		c.refusals = append(c.refusals, refusalMessage(late.Sequence, late.Refusal))
+	}
+	d.refusals, c.refusals = c.refusals, nil
+	d.drains, c.drains = c.drains, false
+	if c.session.Aged() && !c.asked {
+		c.asked, d.aged = true, true
+	}
+	progress := c.session.Progress()
+	if c.ackDue || progress != c.acked {
+		d.acks, d.ack = true, ack(progress)
+		c.ackDue, c.acked, c.ackedAt = false, progress, time.Now()
+	}
+	if c.bye != nil && progress.Durable == progress.Received {
+		c.endLocked(nil)
+	}
+	return d
+}
+
+func (c *connection) send(d *due) error {
+	if d.settings != nil {
+		if err := c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: d.settings}}); err != nil {
+			return err
+		}
+	}
+	for _, r := range d.refusals {
+		if err := c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}}); err != nil {
+			return err
+		}
+	}
+	if d.drains {
+		if err := c.sendReconnect(reconnectDrain); err != nil {
+			return err
+		}
+	}
+	if d.aged {
+		if err := c.sendReconnect(reconnectAge); err != nil {
+			return err
+		}
+	}
+	if d.acks {
+		return c.stream.SendMsg(&d.ack)
+	}
+	return nil
+}
+
+// sendReconnect asks the agent to connect again, when it likes.
+func (c *connection) sendReconnect(reason string) error {
+	return c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{Reconnect: &agentstatsv1.Reconnect{
+		Delay:  durationpb.New(0),
+		Reason: reason,
+	}}})
+}
+
+// ack is a response with an acknowledgement, encoded without a message: there is
+// one for nearly every report.
+type ack fleet.Progress
+
+// Numbers of the fields of ConnectResponse and Ack.
+const (
+	fieldAck      protowire.Number = 2
+	fieldReceived protowire.Number = 1
+	fieldDurable  protowire.Number = 2
+)
+
+func (a *ack) marshal() mem.BufferSlice {
+	var scratch [2 * (1 + 10)]byte // tags and the longest varints
+	message := scratch[:0]
+	for _, f := range [...]struct {
+		number protowire.Number
+		value  int64
+	}{{fieldReceived, a.Received}, {fieldDurable, a.Durable}} {
+		if f.value != 0 {
+			message = protowire.AppendTag(message, f.number, protowire.VarintType)
+			message = protowire.AppendVarint(message, uint64(f.value))
+		}
+	}
+	response := make([]byte, 0, len(message)+2) // fits: it is shorter than 128
+	response = protowire.AppendTag(response, fieldAck, protowire.BytesType)
+	response = protowire.AppendBytes(response, message)
+	return mem.BufferSlice{mem.SliceBuffer(response)}
+}

@@ -1,0 +1,263 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// ackPause is the shortest time between two acks of a stream, but for those that
+// tell more: a busy agent gets one ack for many reports.
+const ackPause = 5 * time.Millisecond
+
+// maxUnsentRefusals of a stream; while there are more its agent is not read.
+const maxUnsentRefusals = 64
+
+// Reasons of please-reconnect.
+const (
+	reconnectAge   = "session_age"
+	reconnectDrain = "draining"
+)
+
+// connection is an agent's stream. Agents are many and mostly idle, so it has
+// one goroutine, its handler's, which reads. Whoever has news of it answers, one
+// at a time.
+type connection struct {
+	server *Server
+	stream connectStream
+	ender  streamEnder
+	// session is nil until the hello.
+	session *fleet.Session
+	// frame is what is being taken in. It and the next field are the handler's.
+	frame       frame
+	saidGoodbye bool
+	// woken and paced are true while somebody is about to answer, at once or in
+	// a while.
+	woken, paced atomic.Bool
+
+	mu sync.Mutex
+	// Guarded by mu.
+
+	answering bool // somebody is
+	again     bool // there may be something to answer since it was looked for
+	greeted   bool // before, there is nothing to answer
+
+	settings *agentstatsv1.Settings // to be sent first
+	refusals []*agentstatsv1.Refusal
+	drains   bool // it is to be asked to leave
+	asked    bool // to connect again, as the session is old
+	ackDue   bool
+	acked    fleet.Progress
+	ackedAt  time.Time
+	room     chan struct{} // closed when something was sent; nil: nobody waits
+
+	leaving bool        // goodbye was said
+	bye     *time.Timer // bounds the wait for the last ack; nil: it is not waited for
+	end     fleet.End   // how the session will end
+	over    bool
+	verdict error // that the stream is over with
+	told    bool
+}
+
+// streamEnder is what gRPC has to end a stream from another goroutine than that
+// of its handler: an implementation of grpc.ServerTransportStream, which has this
+// method although the interface does not name it. It unblocks whoever reads or
+// writes, and cancels the stream's context. Else each stream would need a second
+// goroutine, of 8 KB, to wait for messages and anything else.
+type streamEnder interface {
+	WriteStatus(*status.Status) error
+}
+
+func newConnection(s *Server, stream connectStream) (*connection, error) {
+	ender, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(streamEnder)
+	if !ok {
+		return nil, errors.New("the transport of gRPC does not let streams be ended")
+	}
+	return &connection{server: s, stream: stream, ender: ender, end: fleet.EndDisconnect}, nil
+}
+
+// open gives the connection its session.
+func (c *connection) open(session *fleet.Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.session = session
+}
+
+// greet sends the settings, and from then on what is due.
+func (c *connection) greet() {
+	c.session.Watch(c.wake)
+	c.mu.Lock()
+	c.greeted = true
+	c.acked = c.session.Resume()
+	c.settings = c.server.settings(c.session)
+	c.mu.Unlock()
+	c.answer()
+}
+
+// settings returns what an agent is told when its session opens.
+func (s *Server) settings(session *fleet.Session) *agentstatsv1.Settings {
+	opts, resume := &s.opts, session.Resume()
+	settings := &agentstatsv1.Settings{
+		ReportInterval: durationpb.New(opts.ReportInterval),
+		Limits: &agentstatsv1.Limits{
+			MessageBytes:           int64(opts.MaxAgentMessageBytes),
+			Series:                 int64(opts.Limits.Series),
+			MetadataKeys:           int64(s.Fleet.MaxMetadataKeys()),
+			MetadataReportKeyBytes: int64(opts.Limits.MetadataReportKeyBytes),
+			MetadataValueBytes:     int64(opts.Limits.MetadataValueBytes),
+			MetadataErrorBytes:     int64(opts.Limits.MetadataErrorBytes),
+		},
+		Resume: &agentstatsv1.Resume{ReceivedSequence: resume.Received, DurableSequence: resume.Durable},
+		Epoch:  session.Info().Epoch,
+	}
+	if age := s.Fleet.SessionAge(); age > 0 {
+		settings.SessionAge = durationpb.New(age)
+	}
+	return settings
+}
+
+// received has a request acked, and tells what was refused of it. It waits while
+// the agent does not read what was refused before.
+func (c *connection) received(sequence int64, refused []agent.Refusal) {
+	c.mu.Lock()
+	c.ackDue = true
+	for _, r := range refused {
+		c.refusals = append(c.refusals, refusalMessage(sequence, r))
+	}
+	paced := len(refused) == 0 && time.Since(c.ackedAt) < ackPause
+	c.mu.Unlock()
+	if paced {
+		if c.paced.CompareAndSwap(false, true) {
+			time.AfterFunc(ackPause, func() {
+				c.paced.Store(false)
+				c.answer()
+			})
+		}
+		return
+	}
+	c.answer()
+	c.awaitRoom(c.stream.Context())
+}
+
+// awaitRoom waits while there is too much to tell.
+func (c *connection) awaitRoom(ctx context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.answering && len(c.refusals) > maxUnsentRefusals && ctx.Err() == nil {
+		if c.room == nil {
+			c.room = make(chan struct{})
+		}
+		room := c.room
+		c.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+	}
+}
+
+// goodbye ends the session, then has that acked. What is not durable is told by
+// the last ack.
+func (c *connection) goodbye() {
+	c.saidGoodbye = true
+	c.mu.Lock()
+	c.leaving = true
+	c.end = fleet.EndGoodbye
+	c.mu.Unlock()
+	c.session.Close(fleet.EndGoodbye)
+	c.mu.Lock()
+	c.ackDue = true
+	c.bye = time.AfterFunc(c.server.opts.GoodbyeTimeout, func() { c.finish(nil) })
+	c.mu.Unlock()
+	c.answer()
+}
+
+// askToLeave has the agent told to connect again as the service stops.
+func (c *connection) askToLeave() {
+	c.mu.Lock()
+	c.end, c.drains = fleet.EndDrain, true
+	c.mu.Unlock()
+	c.wake()
+}
+
+// wake has somebody answer. It does not block.
+func (c *connection) wake() {
+	if c.woken.CompareAndSwap(false, true) {
+		go func() {
+			c.woken.Store(false)
+			c.answer()
+		}()
+	}
+}
+
+// setEnd says how the session will end, unless that is known.
+func (c *connection) setEnd(end fleet.End) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end == fleet.EndDisconnect {
+		c.end = end
+	}
+}
+
+// leave ends the stream for the handler, with the error that serve returned. It
+// returns what the handler has to.
+func (c *connection) leave(err error) error {
+	ended := errors.Is(err, io.EOF)
+	c.mu.Lock()
+	waits := ended && c.leaving // half-closed, for the last ack
+	c.mu.Unlock()
+	if ended {
+		err = nil
+	}
+	if !waits {
+		c.finish(err)
+	}
+	// Whoever ends the stream cancels its context.
+	ctx := c.stream.Context()
+	<-ctx.Done()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endLocked(ctx.Err())
+	c.told = true // the stream must not be used from now on
+	return c.verdict
+}
+
+// close ends the session.
+func (c *connection) close() {
+	c.mu.Lock()
+	session, end, bye := c.session, c.end, c.bye
+	c.mu.Unlock()
+	if bye != nil {
+		bye.Stop()
+	}
+	if session != nil {
+		session.Close(end)
+	}
+}
+
+// finish ends the stream with an error, nil: none, unless it is over already.
+// What is due is answered before. It may block while the agent does not read.
+func (c *connection) finish(err error) {
+	c.mu.Lock()
+	c.endLocked(err)
+	c.mu.Unlock()
+	c.answer()
+}
+
+func (c *connection) endLocked(err error) {
+	if !c.over {
+		c.over, c.verdict = true, err
+	}
+}

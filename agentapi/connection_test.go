@@ -1,0 +1,163 @@
+package agentapi_test
+
+import (
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/coder/agentstatsd/fleet"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// A report that comes alone is acked at once, of many the last one soon.
+func TestAcksAreSparse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const burst = 200
+		s := start(t, settings{})
+		s.register(1)
+		c := s.connect(1, 1, 1)
+		time.Sleep(time.Second)
+		began := time.Now()
+		c.send(stats(gauge("custom", 1)))
+		received, _ := c.ack()
+		require.EqualValues(t, 1, received)
+		require.Zero(t, time.Since(began))
+
+		for range burst {
+			c.send(stats(gauge("custom", 2)))
+		}
+		acks := 0
+		for received < burst+1 {
+			received, _ = c.ack()
+			acks++
+		}
+		require.Equal(t, 1, acks)
+		require.Equal(t, 5*time.Millisecond, time.Since(began))
+		synctest.Wait()
+		c.send(stats(gauge("custom", 3)))
+		c.requireAck(burst+2, burst+2)
+	})
+}
+
+// An agent that is idle has one goroutine beside those of its connection.
+func TestStreamsHaveOneGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const agents = 50
+		s := start(t, settings{})
+		numbers := make([]int, agents)
+		for i := range numbers {
+			numbers[i] = i + 1
+		}
+		s.register(numbers...)
+		synctest.Wait()
+		before := ownGoroutines()
+		for _, n := range numbers {
+			c := s.connect(n, 1, 1)
+			c.send(stats(gauge("custom", 1)))
+			c.requireAck(1, 1)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, agents, ownGoroutines()-before)
+	})
+}
+
+// ownGoroutines counts those that run something of this package.
+func ownGoroutines() (n int) {
+	stacks := make([]byte, 16<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
+		if strings.Contains(stack, "agentstatsd/agentapi.(") {
+			n++
+		}
+	}
+	return n
+}
+
+// An agent that does not read what it is told is not read either, in the end,
+// and stands in nobody's way.
+func TestAgentThatDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bad, requests = 40, 2000
+		s := start(t, settings{
+			fleet: fleet.Options{RefusedBurst: bad * requests, RefusedPerSecond: 1},
+			// Else the client would have bigger windows in time.
+			dial: []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
+		})
+		s.register(1, 2)
+		silent := s.connect(1, 1, 1)
+		m := &pb.Stats{}
+		for range bad {
+			m.Metrics = append(m.Metrics, &pb.Stats_Metric{Name: strings.Repeat("bad name ", 20)})
+		}
+		var sent atomic.Int64
+		go func() {
+			for i := range int64(requests) {
+				req := stats(m)
+				req.Sequence = i + 1
+				if silent.Send(req) != nil {
+					return
+				}
+				sent.Add(1)
+			}
+		}()
+		synctest.Wait()
+		require.Less(t, sent.Load(), int64(requests/4), "its requests wait")
+
+		other := s.connect(2, 1, 1)
+		other.send(stats(gauge("custom", 1)))
+		other.requireAck(1, 1)
+		second := s.connect(1, 2, 1)
+		second.send(stats(gauge("custom", 2)))
+		second.requireAck(1, 1)
+
+		refusals := 0
+		for {
+			m, err := silent.Recv()
+			if err != nil {
+				requireCode(t, err, codes.Aborted, "superseded by a newer session")
+				break
+			}
+			if m.GetRefusal() != nil {
+				refusals++
+			}
+		}
+		require.Positive(t, refusals, "what it was to be told before it is told")
+	})
+}
+
+// Agents that do not read do not hold up the stop of the service.
+func TestStopWithAgentThatDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{
+			fleet: fleet.Options{RefusedBurst: 1 << 20, RefusedPerSecond: 1},
+			dial:  []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
+		})
+		s.register(1)
+		silent := s.connect(1, 1, 1)
+		m := &pb.Stats{}
+		for range 16 {
+			m.Metrics = append(m.Metrics, &pb.Stats_Metric{Name: strings.Repeat("bad name ", 20)})
+		}
+		go func() {
+			for i := range int64(500) {
+				req := stats(m)
+				req.Sequence = i + 1
+				if silent.Send(req) != nil {
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		began := time.Now()
+		s.stop()
+		require.Equal(t, 12*time.Second, time.Since(began))
+	})
+}

@@ -1,0 +1,56 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+)
+
+// received is one message of a stream, or how it ended.
+type received[T any] struct {
+	message T
+	err     error
+}
+
+// receive reads messages until the stream ends or ctx, that of the stream, is
+// done. gRPC has no other way to wait for a message and something else; the
+// handler stays the only one who takes messages in and sends.
+func receive[T any](ctx context.Context, wg *sync.WaitGroup, next func() (T, error)) <-chan received[T] {
+	ch := make(chan received[T], 4)
+	wg.Go(func() {
+		for {
+			m, err := next()
+			select {
+			case ch <- received[T]{m, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	return ch
+}
+
+// awaitFirst waits for the first message of a stream, which holds the field.
+func awaitFirst[T any](ctx context.Context, s *Server, messages <-chan received[T], field string) (T, error) {
+	var none T
+	timeout := time.NewTimer(s.opts.HelloTimeout)
+	defer timeout.Stop()
+	select {
+	case r := <-messages:
+		if errors.Is(r.err, io.EOF) {
+			return none, invalid(field, "want it as the first message, got none")
+		}
+		return r.message, r.err
+	case <-timeout.C:
+		return none, invalid(field, "want it within %v", s.opts.HelloTimeout)
+	case <-s.streams.draining:
+		return none, errDraining
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+}
