@@ -6,7 +6,6 @@ package load
 import (
 	"encoding/binary"
 	"fmt"
-	"iter"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -42,19 +41,20 @@ func Identity(n int) agent.Identity {
 }
 
 // Report is a report of an agent. It implements agent.Report without allocating
-// when it is read, as the service's own decoder does.
+// when it is read, and with samples that have forms, as the service's own reader
+// of the wire does.
 type Report struct {
 	n       int
 	stats   agent.Stats
 	samples []agent.Sample
+	forms   []agent.Form
 	current agent.Sample
-	seq     iter.Seq[*agent.Sample]
 }
 
 // NewReport returns the report of agent n in round 0, with that many forwarded
 // samples of two labels each.
 func NewReport(n, samples int) *Report {
-	r := &Report{n: n, samples: make([]agent.Sample, samples)}
+	r := &Report{n: n, samples: make([]agent.Sample, samples), forms: make([]agent.Form, samples)}
 	for i := range r.samples {
 		s := &r.samples[i]
 		s.Labels = []agent.Label{
@@ -66,13 +66,9 @@ func NewReport(n, samples int) *Report {
 		} else {
 			s.Name, s.Type = fmt.Sprintf("agent_process_%02d_resource_usage", i), agent.Gauge
 		}
-	}
-	r.seq = func(yield func(*agent.Sample) bool) {
-		for i := range r.samples {
-			r.current = r.samples[i]
-			if !yield(&r.current) {
-				return
-			}
+		r.forms[i].Head = string(rune(s.Type)) + s.Name
+		for _, l := range s.Labels {
+			r.forms[i].Tail += l.Name + "\x00" + l.Value + "\x00"
 		}
 	}
 	r.Set(0)
@@ -106,8 +102,22 @@ func (r *Report) Set(round int) {
 // Stats implements agent.Report.
 func (r *Report) Stats() agent.Stats { return r.stats }
 
-// Samples implements agent.Report.
-func (r *Report) Samples() iter.Seq[*agent.Sample] { return r.seq }
+// Len implements agent.Report.
+func (r *Report) Len() int { return len(r.samples) }
+
+// Match implements agent.Report.
+func (r *Report) Match(i int, f agent.Form) (float64, bool) {
+	return r.samples[i].Value, r.forms[i] == f
+}
+
+// Sample implements agent.Report.
+func (r *Report) Sample(i int) *agent.Sample {
+	r.current = r.samples[i]
+	return &r.current
+}
+
+// Form implements agent.Report.
+func (r *Report) Form(i int) agent.Form { return r.forms[i] }
 
 // Series is one series as it is exposed.
 type Series struct {

@@ -31,7 +31,8 @@ type entry struct {
 func newStringMap() *stringMap { return &stringMap{series: make(map[string]*entry)} }
 
 func (m *stringMap) report(ident agent.Identity, now time.Time, r *load.Report) {
-	for s := range r.Samples() {
+	for i := range r.Len() {
+		s := r.Sample(i)
 		labels := append([]agent.Label{
 			{Name: "agent_name", Value: ident.AgentName},
 			{Name: "template_name", Value: ident.TemplateName},
