@@ -6,6 +6,7 @@ package load
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 
 	"github.com/coder/agentstatsd/agent"
 )
