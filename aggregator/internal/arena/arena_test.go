@@ -54,7 +54,12 @@ func read(t require.TestingT, clock *Clock, f *Family, h Header) map[string]floa
 			break
 		}
 		require.NoError(t, err)
+		require.Empty(t, m.ProtoReflect().GetUnknown(), "padding")
+		typ := m.GetType()
 		for _, m := range m.Metric {
+			require.Equal(t, typ == dto.MetricType_GAUGE, m.Gauge != nil)
+			require.Equal(t, typ == dto.MetricType_COUNTER, m.Counter != nil)
+			require.Equal(t, typ == dto.MetricType_UNTYPED, m.Untyped != nil)
 			v := m.Gauge.GetValue() + m.Counter.GetValue() + m.Untyped.GetValue() // two are nil
 			byProto[m.Label[0].GetValue()] = v
 		}
@@ -211,6 +216,7 @@ func TestScrapeShowsWhatWasThereWhenItBegan(t *testing.T) {
 	var m dto.MetricFamily
 	require.NoError(t, expfmt.NewDecoder(&pb, expfmt.FmtProtoDelim).Decode(&m))
 	require.Len(t, m.Metric, 2)
+	require.Empty(t, m.ProtoReflect().GetUnknown(), "padding")
 	hidden2.Remove(slot2)
 
 	txt.Reset()

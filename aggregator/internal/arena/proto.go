@@ -155,7 +155,6 @@ func (b *Block) patchProtoLocked(t metrics.Type) {
 				metrics.SetProtoMetricType(p.piece(uint32(i)), t)
 			}
 		}
-		b.version++
 	}
 	for word := range b.dirty {
 		b.lookLocked(word)

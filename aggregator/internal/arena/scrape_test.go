@@ -283,6 +283,56 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 	}
 }
 
+// What was made for one scrape is not taken for another that it does not fit.
+func TestScrapesShareOnlyWhatFits(t *testing.T) {
+	for name, format := range both {
+		t.Run(name, func(t *testing.T) {
+			var clock Clock
+			f, blocks, slots := lines(&clock, 2*blockSlots)
+			h := Header{Type: metrics.Gauge}
+			open := func() (*segmented, *Scrape) {
+				w := &segmented{zip: true}
+				s := format.begin(w, &clock)
+				return w, s
+			}
+			has := func(w *segmented, i int) bool {
+				_, there := parse(t, w.bytes(t), format.is)[fmt.Sprint(i)]
+				return there
+			}
+			family := func(s *Scrape, h Header) { require.NoError(t, s.Family(f, h)) }
+			const large = 500 // is in a block that makes a segment
+
+			// One leaves out what is too young for it, but not for the other.
+			first, s1 := open()
+			family(s1, h)
+			blocks[large].Show(slots[large], longPrefix(large))
+			second, s2 := open()
+			family(s2, h)
+			require.False(t, has(first, large))
+			require.True(t, has(second, large))
+
+			// The first of two was promised more than there is now.
+			third, s3 := open()
+			family(s3, h)
+			blocks[large].Hide(slots[large])
+			fourth, s4 := open()
+			family(s4, h)
+			require.False(t, has(fourth, large))
+			require.False(t, has(third, large))
+
+			// Two that differ in the type, with nothing new. Values are of the type.
+			counter, s5 := open()
+			family(s5, Header{Type: metrics.Counter})
+			gauge, s6 := open()
+			family(s6, h)
+			require.Equal(t, parse(t, counter.bytes(t), format.is), parse(t, gauge.bytes(t), format.is))
+			for _, s := range []*Scrape{s1, s2, s3, s4, s5, s6} {
+				require.NoError(t, s.Close(nil))
+			}
+		})
+	}
+}
+
 // Protobuf forms go when nobody scrapes protobuf, and only then.
 func TestProtobufFormsGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
