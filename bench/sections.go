@@ -90,9 +90,9 @@ func benchSections() []section {
 	}
 }
 
-// peerPatience is how long a peer may take for one step. Prometheus itself gives
-// up after a tenth of it.
-const peerPatience = 100 * time.Second
+// peerPatience is how long a peer may take for one step. A scrape that takes a
+// minute fails in a Prometheus that scrapes each minute.
+const peerPatience = 90 * time.Second
 
 func peerSections() []section {
 	peers := section{name: "peers", figures: []string{peer.Section}}

@@ -35,8 +35,8 @@ type Template struct {
 }
 
 // NewTemplate encodes the report of agent n with that many samples. With unknown
-// it ends with a field that the contract does not know, and each of its samples
-// does too.
+// it begins with a field that the contract does not know: the service sees at once
+// that the report is none for its own reader.
 func NewTemplate(n, samples int, unknown bool) (*Template, error) {
 	r := NewReport(n, samples)
 	stats := &agentstatsv1.Stats{
@@ -55,17 +55,14 @@ func NewTemplate(n, samples int, unknown bool) (*Template, error) {
 		for _, l := range s.Labels {
 			m.Labels = append(m.Labels, &agentstatsv1.Stats_Metric_Label{Name: l.Name, Value: l.Value})
 		}
-		if unknown {
-			m.ProtoReflect().SetUnknown(strange())
-		}
 		stats.Metrics = append(stats.Metrics, m)
-	}
-	if unknown {
-		stats.ProtoReflect().SetUnknown(strange())
 	}
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(stats)
 	if err != nil {
 		return nil, fmt.Errorf("encode a report: %w", err)
+	}
+	if unknown {
+		encoded = append(strange(), encoded...)
 	}
 	t := &Template{stats: encoded, base: float64(n)}
 	if err := t.findValues(); err != nil {
@@ -84,11 +81,10 @@ func strange() []byte {
 // findValues notes where the values of the samples stand.
 func (t *Template) findValues() error {
 	for at := 0; at < len(t.stats); {
-		number, kind, n := protowire.ConsumeField(t.stats[at:])
+		number, _, n := protowire.ConsumeField(t.stats[at:])
 		if n < 0 {
 			return fmt.Errorf("walk a report: %w", protowire.ParseError(n))
 		}
-		_ = kind
 		if number == statsMetrics {
 			metric, _ := protowire.ConsumeBytes(t.stats[at+protowire.SizeTag(statsMetrics):])
 			start := at + n - len(metric)

@@ -29,6 +29,7 @@ const (
 	ScrapePlain  = "scrape plain, ms"
 	ScrapeGzip   = "scrape gzip, ms"
 	RSSPerSeries = "resident, bytes a series"
+	RSSScraped   = "resident after scrapes, bytes a series"
 )
 
 // Subjects in the order in which they are told.
@@ -104,7 +105,11 @@ func (c *comparison) add(p *peer, metric string, v float64) {
 
 // giveUp leaves a peer out from here on, and says why.
 func (c *comparison) giveUp(i int, doing string, err error) {
-	c.run.Note("%s with %d series: %s was given up: %v.", c.peers[i].subject, c.Series, doing, err)
+	reason := err.Error()
+	if errors.Is(err, context.DeadlineExceeded) {
+		reason = fmt.Sprintf("it took longer than %v", c.Patience)
+	}
+	c.run.Note("%s with %d series: %s was given up: %s.", c.peers[i].subject, c.Series, doing, reason)
 	c.peers[i].stop()
 	c.peers = append(c.peers[:i], c.peers[i+1:]...)
 }
@@ -129,6 +134,9 @@ func (c *comparison) ingest(ctx context.Context) error {
 			}
 			c.add(p, UpdateRate, rate)
 			c.add(p, CPUPerSample, float64(cpu)/float64(time.Microsecond)/float64(c.Series))
+			if err := c.addRSS(p, RSSPerSeries); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -186,7 +194,7 @@ func quiet(ctx context.Context, p *process.Process) (time.Time, error) {
 	return since, err
 }
 
-// checkBelow is the most series whose answers are parsed.
+// checkBelow is the most series of which the answers of all are parsed.
 const checkBelow = 100_000
 
 func (c *comparison) scrape(ctx context.Context) error {
@@ -213,7 +221,7 @@ func (c *comparison) scrapePeer(ctx context.Context, p *peer, first bool) error 
 		if compressed {
 			metric = ScrapeGzip
 		}
-		if first && c.Series <= checkBelow {
+		if first && (c.Series <= checkBelow || p.subject == Agentstatsd) {
 			file := filepath.Join(c.Temp, "peer")
 			n, err := c.client.Count(ctx, p.http, ask, file, load.Families())
 			if err != nil {
@@ -229,10 +237,15 @@ func (c *comparison) scrapePeer(ctx context.Context, p *peer, first bool) error 
 		}
 		c.add(p, metric, float64(seen.Total)/float64(time.Millisecond))
 	}
+	return c.addRSS(p, RSSScraped)
+}
+
+// addRSS notes what is resident now.
+func (c *comparison) addRSS(p *peer, metric string) error {
 	rss, err := p.process.RSS()
 	if err != nil {
 		return err
 	}
-	c.add(p, RSSPerSeries, float64(rss)/float64(c.Series))
+	c.add(p, metric, float64(rss)/float64(c.Series))
 	return nil
 }

@@ -29,9 +29,9 @@ var starters = map[string]func(context.Context, Options) (*peer, error){
 }
 
 // startAgentstatsd starts the service; coderd relays for the agents, over one
-// connection.
+// connection. Series are kept while the peers have their turns.
 func startAgentstatsd(ctx context.Context, opts Options) (*peer, error) {
-	service, err := stream.StartAgentstatsd(ctx, opts.Agentstatsd, opts.Temp)
+	service, err := stream.StartAgentstatsd(ctx, opts.Agentstatsd, opts.Temp, "--series-ttl=4h")
 	if err != nil {
 		return nil, err
 	}

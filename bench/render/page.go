@@ -208,7 +208,7 @@ func (p *page) memory() {
 func (p *page) ingest() {
 	p.heading("Reports")
 	p.line("Reports of 30 samples with 2 labels each, over streams on connections of their own, to `agentstatsd serve` with its")
-	p.line("defaults. Generated decoding is the same service given reports that end with a field that it does not know. The limits")
+	p.line("defaults. Generated decoding is the same service given reports that begin with a field that it does not know. The limits")
 	p.line("are a bare grpc-go server that frees what it receives: without any ack, and with one after as many reports as the service")
 	p.line("has on the average. 8 streams send as fast as they may, 64 reports in flight; 2,000 at a fixed rate.")
 	for _, connections := range []int{few, many} {
@@ -303,7 +303,7 @@ func (p *page) peers() {
 	p.heading("Peers")
 	p.line("Programs as processes, given the same series by their own protocols: agentstatsd over gRPC from agents that coderd relays")
 	p.line("for; Pushgateway one group for each agent, without its consistency check; statsd_exporter lines with tags over TCP;")
-	p.line("OpenTelemetry Collector OTLP over gRPC, served by its Prometheus exporter. Resident after the scrapes.")
+	p.line("OpenTelemetry Collector OTLP over gRPC, served by its Prometheus exporter.")
 	for _, series := range []int{small, middle, large} {
 		p.rows(grouped(int64(series))+" series", peer.Section, peer.Case(series), peer.Subjects, []column{
 			{head: "new series a second", metric: peer.NewRate, unit: number},
@@ -313,6 +313,7 @@ func (p *page) peers() {
 			{head: "against agentstatsd", metric: peer.ScrapePlain, unit: times, against: peer.Agentstatsd},
 			{head: "scrape gzip, ms", metric: peer.ScrapeGzip, unit: number},
 			{head: "resident, bytes a series", metric: peer.RSSPerSeries, unit: number},
+			{head: "the same after scrapes", metric: peer.RSSScraped, unit: number},
 		})
 	}
 }

@@ -95,7 +95,10 @@ func (c *Client) Scrape(ctx context.Context, addr string, ask Ask, keep io.Write
 			break
 		}
 		if err != nil {
-			return seen, fmt.Errorf("scrape: %w", errors.Join(err, ctx.Err()))
+			if ctx.Err() != nil {
+				err = ctx.Err() // which closed the connection
+			}
+			return seen, fmt.Errorf("scrape: %w", err)
 		}
 	}
 	seen.Total = time.Since(start)

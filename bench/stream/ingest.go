@@ -15,7 +15,7 @@ const IngestSection = "ingest"
 
 // Subjects of the comparison.
 const (
-	// Fast is the service; Generated the same, given reports with fields that it
+	// Fast is the service; Generated the same, given reports with a field that it
 	// does not know, which it has the generated code decode.
 	Fast      = "agentstatsd"
 	Generated = "agentstatsd, generated decoding"

@@ -30,7 +30,7 @@ type SendersArgs struct {
 	First, Count int
 	// Samples of a report.
 	Samples int
-	// Unknown fields are added, so that a decoder of its own gives up.
+	// Unknown has a field added that the contract does not know.
 	Unknown bool
 	// Acking of the server.
 	Acking Acking
