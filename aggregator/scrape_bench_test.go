@@ -114,6 +114,8 @@ func benchmarkScrape(b *testing.B, n int) {
 		{"text, all is new", textType, "identity", a.WriteText, 1},
 		{"protobuf", protoType, "identity", a.WriteProtobuf, 0},
 		{"http, text", textType, "identity", nil, 0},
+		{"http, text, all is new", textType, "identity", nil, 1},
+		{"http, protobuf, all is new", protoType, "identity", nil, 1},
 		{"http, text, gzip", textType, "gzip", nil, 0},
 		{"http, protobuf, gzip", protoType, "gzip", nil, 0},
 	} {
