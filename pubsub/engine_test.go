@@ -33,6 +33,13 @@ func (l *logged) String() string {
 	return l.text.String()
 }
 
+// waitFor waits until text has been logged.
+func (l *logged) waitFor(text string) {
+	for !strings.Contains(l.String(), text) {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // runEngine runs e until the test ends or stop is called.
 func runEngine(t testing.TB, e Engine) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -92,6 +99,7 @@ func testReconnect(t *testing.T, e Engine, m *metrics, log *logged, up, down fun
 	require.NoError(t, err)
 	gone()
 	stop := runEngine(t, e)
+	log.waitFor("no connection to the pubsub") // the first attempt has failed
 	waitError(e, "no connection to the pubsub: ")
 	require.ErrorContains(t, e.Publish(t.Context(), "a", []byte("nobody there")), `publish to "a": `)
 
