@@ -139,3 +139,16 @@ func BenchmarkReport30(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkReadStats reads an encoded report of 30 samples.
+func BenchmarkReadStats(b *testing.B) {
+	data := encoded(b, wireStats(30, 1))
+	var r wireReport
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if !r.read(data) {
+			b.Fatal("not plain")
+		}
+	}
+}
