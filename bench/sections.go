@@ -51,9 +51,9 @@ func benchSections() []section {
 	ingest := section{name: "ingest", figures: []string{stream.IngestSection}}
 	for _, load := range []stream.Load{
 		{Connections: 8, Rounds: 9, Milliseconds: 1500},
-		// Each connection reports four times a second, which takes a third to a half
+		// Each connection reports twice a second, which takes a third to a half
 		// of a core.
-		{Connections: 2000, Rounds: 5, Milliseconds: 4000, Rate: 8000},
+		{Connections: 2000, Rounds: 5, Milliseconds: 5000, Rate: 4000},
 	} {
 		ingest.steps = append(ingest.steps, step{
 			fmt.Sprintf("reports on %d connections", load.Connections),

@@ -129,7 +129,7 @@ var bars = []bar{
 		values: ratio(scraped(large, scrape.Text, false, scrape.Collector), scraped(large, scrape.Text, false, scrape.Agentstatsd)),
 	},
 	{
-		name: "the same: against a Collector that makes descriptors anew too, as coderd's",
+		name: "the same: against a Collector like coderd's, which makes descriptors anew too",
 		text: "at least 100 times faster", unit: times, limit: 100, atLeast: true,
 		values: ratio(scraped(large, scrape.Text, false, scrape.CoderdWay), scraped(large, scrape.Text, false, scrape.Agentstatsd)),
 	},

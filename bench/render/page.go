@@ -178,7 +178,7 @@ func (p *page) scrapes() {
 	p.line("reads and discards. Before each scrape of agentstatsd all its series get new values, except in \"nothing new\". The")
 	p.line("copy limit serves the bytes that agentstatsd had answered from memory by net/http. Each answer of up to 100,000 series was")
 	p.line("parsed by Prometheus's parser, and had all samples. VictoriaMetrics/metrics knows text only; gzip is added to it by")
-	p.line("klauspost's gzhttp. coderd's Collector makes the descriptors of its metrics at each scrape, the other one keeps them.")
+	p.line("klauspost's gzhttp. coderd's Collector holds them in a map and makes their descriptors at each scrape; the other one keeps those.")
 	for _, series := range []int{small, middle, large} {
 		for _, ask := range scrape.Asks {
 			p.rows(fmt.Sprintf("%s series, %v", grouped(int64(series)), ask), scrape.Section, scrape.Case(series, ask), scrape.Subjects, []column{

@@ -122,6 +122,9 @@ func lastBytes(last, next []byte) []byte {
 // whole tells whether an answer is a good one, of what was asked for, and came
 // to its end.
 func whole(head, end []byte, n int64, ask Ask) error {
+	if n == 0 {
+		return errors.New("scrape: the connection was closed without an answer")
+	}
 	headers, _, ok := bytes.Cut(head, []byte("\r\n\r\n"))
 	if !ok || !bytes.HasPrefix(head, []byte("HTTP/1.1 200 ")) {
 		return fmt.Errorf("scrape: want status 200, got %.120q", head)

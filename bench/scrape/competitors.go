@@ -2,6 +2,7 @@ package scrape
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -17,40 +18,43 @@ import (
 
 const help = "Forwarded by workspace agents."
 
-// collector serves what it holds by making const metrics at each scrape.
-type collector struct {
-	// anew has descriptors made at each scrape too, one for each metric, as
-	// coderd's collector of what agents forward does.
-	anew  bool
-	names []string
-	descs []*prometheus.Desc
-	types []prometheus.ValueType
-	// labels are the names of a family's.
-	labels [][]string
-	// values of the labels, and numbers, are by agent and family.
-	values  [][]string
-	numbers []float64
+// held is a series that is made a metric of at each scrape.
+type held struct {
+	family int
+	labels []string // their values
+	value  float64
 }
 
-func newCollector(agents int, anew bool) *collector {
-	c := &collector{anew: anew}
+// collector serves what it holds by making const metrics at each scrape.
+type collector struct {
+	descs  []*prometheus.Desc
+	types  []prometheus.ValueType
+	series []held
+}
+
+// newCollector returns a collector of the series of that many agents, which came
+// in an order that is not that of their names.
+func newCollector(agents int) *collector {
+	c := new(collector)
 	for s := range load.Each(0) {
-		kind := prometheus.GaugeValue
-		if s.Counter {
-			kind = prometheus.CounterValue
-		}
 		c.descs = append(c.descs, prometheus.NewDesc(s.Name, help, s.Labels, nil))
-		c.types = append(c.types, kind)
-		c.names = append(c.names, s.Name)
-		c.labels = append(c.labels, s.Labels)
+		c.types = append(c.types, valueType(s))
 	}
-	for n := range agents {
+	for _, n := range rand.New(rand.NewPCG(1, 2)).Perm(agents) {
+		family := 0
 		for s := range load.Each(n) {
-			c.values = append(c.values, s.Values)
-			c.numbers = append(c.numbers, s.Value)
+			c.series = append(c.series, held{family, s.Values, s.Value})
+			family++
 		}
 	}
 	return c
+}
+
+func valueType(s load.Series) prometheus.ValueType {
+	if s.Counter {
+		return prometheus.CounterValue
+	}
+	return prometheus.GaugeValue
 }
 
 // Describe implements prometheus.Collector: none, so it is unchecked.
@@ -58,21 +62,42 @@ func (c *collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	for i, values := range c.values {
-		family := i % load.PerAgent
-		desc := c.descs[family]
-		if c.anew {
-			desc = prometheus.NewDesc(c.names[family], help, c.labels[family], nil)
-		}
-		ch <- prometheus.MustNewConstMetric(desc, c.types[family], c.numbers[i], values...)
+	for _, s := range c.series {
+		ch <- prometheus.MustNewConstMetric(c.descs[s.family], c.types[s.family], s.value, s.labels...)
 	}
 }
 
-func serveCollector(anew bool) func(ctx context.Context, c *process.Console, series int) error {
+// coderdCollector serves series as coderd's collector of what agents forward
+// does: it holds them in a map, and makes the descriptors at each scrape too.
+type coderdCollector map[string]load.Series
+
+func newCoderdCollector(agents int) coderdCollector {
+	c := make(coderdCollector)
+	for n := range agents {
+		for s := range load.Each(n) {
+			c[s.Name+"|"+strings.Join(s.Values, "|")] = s
+		}
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector: none, so it is unchecked.
+func (coderdCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c coderdCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range c {
+		desc := prometheus.NewDesc(s.Name, help, s.Labels, nil)
+		ch <- prometheus.MustNewConstMetric(desc, valueType(s), s.Value, s.Values...)
+	}
+}
+
+// serveCollector serves a collector that is made for that many agents.
+func serveCollector(collect func(agents int) prometheus.Collector) func(ctx context.Context, c *process.Console, series int) error {
 	return func(ctx context.Context, c *process.Console, series int) error {
 		before := heap()
 		reg := prometheus.NewRegistry()
-		if err := reg.Register(newCollector(load.Agents(series), anew)); err != nil {
+		if err := reg.Register(collect(load.Agents(series))); err != nil {
 			return err
 		}
 		return serve(ctx, c, promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), heapSince(before))

@@ -14,14 +14,16 @@ import (
 	"os"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/coder/agentstatsd/bench/process"
 )
 
 // Roles that children play, by subject.
 var Roles = map[string]process.Role{
 	"scrape-" + Agentstatsd: role(serveAgentstatsd),
-	"scrape-" + Collector:   role(serveCollector(false)),
-	"scrape-" + CoderdWay:   role(serveCollector(true)),
+	"scrape-" + Collector:   role(serveCollector(func(agents int) prometheus.Collector { return newCollector(agents) })),
+	"scrape-" + CoderdWay:   role(serveCollector(func(agents int) prometheus.Collector { return newCoderdCollector(agents) })),
 	"scrape-" + GaugeVec:    role(serveGaugeVec),
 	"scrape-" + Victoria:    role(serveVictoria),
 	"scrape-" + Copy:        serveCopy,
@@ -34,7 +36,7 @@ const (
 	Agentstatsd = "agentstatsd"
 	Unchanged   = "agentstatsd, nothing new"
 	Collector   = "client_golang, Collector of const metrics"
-	// CoderdWay makes the descriptors of the metrics at each scrape too.
+	// CoderdWay holds them in a map, and makes descriptors at each scrape too.
 	CoderdWay = "client_golang, Collector as coderd's"
 	GaugeVec  = "client_golang, GaugeVec"
 	Victoria  = "VictoriaMetrics/metrics"
