@@ -82,6 +82,9 @@ func (s *sender) listen() {
 		err := s.stream.RecvMsg(&r)
 		now := time.Now()
 		s.mu.Lock()
+		if err == nil && r.ack > s.sent {
+			err = fmt.Errorf("%d is acked, and %d was sent last", r.ack, s.sent)
+		}
 		if err != nil {
 			s.err = err
 			s.changed.Broadcast()
