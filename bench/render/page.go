@@ -94,6 +94,9 @@ func (p *page) run(part string) {
 	p.linef("%s, in %v, on %s with %d cores and %.0f GiB, Linux %s, %s %s.",
 		run.Date.Format("2 January 2006"), (time.Duration(run.Seconds) * time.Second).String(),
 		m.CPU, m.Cores, float64(m.MemoryBytes)/(1<<30), m.Kernel, m.Go, m.Platform)
+	if run.Commit != "" {
+		p.linef("The checkout was at `%s`.", run.Commit)
+	}
 	versions := make([]string, len(run.Modules))
 	for i, module := range run.Modules {
 		versions[i] = "`" + module.Path + "` " + module.Version
