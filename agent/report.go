@@ -28,8 +28,8 @@ type Report interface {
 	// order of the wire.
 	Len() int
 	// Match returns the value of sample i if it is known to have the form, which
-	// is not the zero one. False tells nothing.
-	Match(i int, f Form) (v float64, ok bool)
+	// is not the zero one and does not change. False tells nothing.
+	Match(i int, f *Form) (v float64, ok bool)
 	// Sample returns sample i. It is overwritten by the next call.
 	Sample(i int) *Sample
 	// Form returns the form of sample i, which the caller may keep; zero: it has

@@ -28,6 +28,9 @@ type frame struct {
 
 	// buffer has the bytes of a plain request; nil: there are none to keep.
 	buffer mem.Buffer
+
+	// forms of the samples of the stream's last report. They outlast a release.
+	forms []*agent.Form
 }
 
 // The decoders of plain requests are reused, so that an idle stream holds none.
@@ -36,7 +39,7 @@ var (
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
 )
 
-// release lets go of all that the frame has.
+// release lets go of all that the frame has but the forms.
 func (f *frame) release() {
 	if f.stats != nil {
 		f.stats.reset()
@@ -49,7 +52,7 @@ func (f *frame) release() {
 	if f.buffer != nil {
 		f.buffer.Free()
 	}
-	*f = frame{}
+	*f = frame{forms: f.forms}
 }
 
 // hasMessage tells whether the request has any of the messages.
@@ -123,7 +126,7 @@ func (f *frame) readPlain(w wire) bool {
 	switch t {
 	case tagStats:
 		f.stats, _ = wireReports.Get().(*wireReport)
-		ok = f.stats.read(message)
+		ok = f.stats.read(message, f.forms)
 	case tagMetadata:
 		f.metadata, _ = metadataDecoders.Get().(*metadataDecoder)
 		f.entries, ok = f.metadata.decode(message)

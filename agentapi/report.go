@@ -60,7 +60,7 @@ func (r *messageReport) Stats() agent.Stats { return r.stats }
 func (r *messageReport) Len() int { return len(r.message.GetMetrics()) }
 
 // Match implements agent.Report: a decoded sample has no form.
-func (r *messageReport) Match(int, agent.Form) (float64, bool) { return 0, false }
+func (r *messageReport) Match(int, *agent.Form) (float64, bool) { return 0, false }
 
 // Form implements agent.Report.
 func (r *messageReport) Form(int) agent.Form { return agent.Form{} }

@@ -26,7 +26,9 @@ const (
 func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	switch {
 	case f.stats != nil:
-		return s.takeReport(r, f.stats, f.stats.message)
+		refused := s.takeReport(r, f.stats, f.stats.message)
+		f.forms = f.stats.forms(f.forms)
+		return refused
 	case f.metadata != nil:
 		return s.takeEntries(r, f.entries)
 	}

@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -42,7 +43,7 @@ const (
 const maxPlainSessions = 16
 
 // maxKeptSamples and maxKeptBytes bound the buffers of a report that is used
-// again: 24 bytes for each sample, of which an agent of Coder has some 30.
+// again: 40 bytes for each sample, of which an agent of Coder has some 30.
 const (
 	maxKeptSamples = 1024
 	maxKeptBytes   = 4096
@@ -54,10 +55,8 @@ const valueBytes = 1 + 8
 // wireReport is a report that is read from the wire. It implements agent.Report.
 // It is valid while the bytes are.
 type wireReport struct {
-	stats agent.Stats
-	// samples are encoded Metrics. They are valid: what of them decodes is not
-	// checked again.
-	samples []wire
+	stats   agent.Stats
+	samples []wireSample
 	// others are the fields of Stats that are not samples.
 	others []byte
 	// apps are the sessions by the name of their app.
@@ -67,8 +66,39 @@ type wireReport struct {
 	labels []agent.Label
 }
 
-// read reads an encoded Stats; false if it is not plain.
-func (r *wireReport) read(w wire) bool {
+// wireSample is an encoded Metric. It is valid: what of it decodes is not checked
+// again.
+type wireSample struct {
+	data wire
+	// form is one that the sample has; nil: none is known. value is that of the
+	// sample if there is one.
+	form  *agent.Form
+	value float64
+}
+
+// match sets the form and returns true if the sample has it.
+func (s *wireSample) match(f *agent.Form) bool {
+	head, middle := len(f.Head), len(s.data)-len(f.Head)-len(f.Tail)
+	if middle != valueBytes && middle != 0 ||
+		s.data[:head].string() != f.Head || s.data[head+middle:].string() != f.Tail {
+		return false
+	}
+	s.value = 0 // which is not encoded
+	if middle != 0 {
+		if s.data[head] != tagSampleValue {
+			return false
+		}
+		value := s.data[head+1:]
+		s.value, _ = value.double()
+	}
+	s.form = f
+	return true
+}
+
+// read reads an encoded Stats; false if it is not plain. forms are those that the
+// samples of the agent's last report had, in their order: a sample that has its
+// own again is valid, as they were.
+func (r *wireReport) read(w wire, forms []*agent.Form) bool {
 	r.reset()
 	var older agent.Sessions
 	for len(w) > 0 {
@@ -79,11 +109,15 @@ func (r *wireReport) read(w wire) bool {
 		}
 		switch t {
 		case tagSample:
-			var sample wire
-			if sample, ok = w.bytes(); !ok || !validSample(sample) {
+			var s wireSample
+			if s.data, ok = w.bytes(); !ok {
 				return false
 			}
-			r.samples = append(r.samples, sample)
+			n := len(r.samples)
+			if (n >= len(forms) || forms[n] == nil || !s.match(forms[n])) && !validSample(s.data) {
+				return false
+			}
+			r.samples = append(r.samples, s)
 			continue
 		case tagMedianLatency:
 			r.stats.MedianLatencyMS, ok = w.double()
@@ -227,30 +261,35 @@ func (r *wireReport) Stats() agent.Stats { return r.stats }
 // Len implements agent.Report.
 func (r *wireReport) Len() int { return len(r.samples) }
 
-// Match implements agent.Report. A value of zero is not encoded.
-func (r *wireReport) Match(i int, f agent.Form) (float64, bool) {
-	w := r.samples[i]
-	head, middle := len(f.Head), len(w)-len(f.Head)-len(f.Tail)
-	if middle != valueBytes && middle != 0 ||
-		w[:head].string() != f.Head || w[head+middle:].string() != f.Tail {
-		return 0, false
+// Match implements agent.Report.
+func (r *wireReport) Match(i int, f *agent.Form) (float64, bool) {
+	s := &r.samples[i]
+	if s.form == f || s.match(f) {
+		return s.value, true
 	}
-	if middle == 0 {
-		return 0, true
+	return 0, false
+}
+
+// forms puts those that the samples are known to have into list, which read takes
+// with the agent's next report.
+func (r *wireReport) forms(list []*agent.Form) []*agent.Form {
+	n := min(len(r.samples), maxKeptSamples)
+	if n != len(list) {
+		list = slices.Grow(list[:0], n)[:n]
 	}
-	value := w[head:]
-	if value[0] != tagSampleValue {
-		return 0, false
+	for i := range list {
+		if f := r.samples[i].form; list[i] != f {
+			list[i] = f
+		}
 	}
-	value = value[1:]
-	return value.double()
+	return list
 }
 
 // Sample implements agent.Report.
 func (r *wireReport) Sample(i int) *agent.Sample {
 	r.labels = r.labels[:0]
 	r.sample = agent.Sample{}
-	for w := r.samples[i]; len(w) > 0; {
+	for w := r.samples[i].data; len(w) > 0; {
 		switch t, _ := w.tag(); t {
 		case tagSampleName:
 			b, _ := w.bytes()
@@ -285,7 +324,7 @@ func labelOf(w wire) (l agent.Label) {
 // Form implements agent.Report. A sample has one if its fields stand in the
 // order of their numbers, all but the labels once.
 func (r *wireReport) Form(i int) agent.Form {
-	sample := r.samples[i]
+	sample := r.samples[i].data
 	w := sample
 	var last byte
 	head, tail := len(sample), 0

@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strings"
@@ -23,16 +24,20 @@ import (
 var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20}
 
 // checkFrame checks that data is read as the generated code decodes it, and
-// returns whether it is plain. Samples that the other reports have, too, must
-// match by their forms exactly if they are equal but for their values.
-func checkFrame(t require.TestingT, data []byte) (plain bool) {
+// returns whether it is plain. The report before it may be any.
+func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) {
 	var f frame
+	for _, data := range before {
+		require.NoError(t, testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, &f))
+		f.matchOwn()
+		f.release()
+	}
 	require.NoError(t, testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, &f))
 	defer f.release()
 	want := &agentstatsv1.ConnectRequest{}
 	err := proto.Unmarshal(data, want)
 	if err != nil {
-		require.Equal(t, frame{refused: errMalformed}, f)
+		require.Equal(t, frame{refused: errMalformed, forms: f.forms}, f)
 		return false
 	}
 	require.NoError(t, f.refused)
@@ -54,6 +59,19 @@ func checkFrame(t require.TestingT, data []byte) (plain bool) {
 	return true
 }
 
+// matchOwn has each sample matched with its own form, as the aggregator does.
+func (f *frame) matchOwn() {
+	if f.stats == nil {
+		return
+	}
+	for i := range f.stats.Len() {
+		if form := f.stats.Form(i); form != (agent.Form{}) {
+			f.stats.Match(i, &form)
+		}
+	}
+	f.forms = f.stats.forms(f.forms)
+}
+
 func checkReport(t require.TestingT, got *wireReport, stats *agentstatsv1.Stats) {
 	want := newMessageReport(stats)
 	defer want.release()
@@ -69,7 +87,7 @@ func checkReport(t require.TestingT, got *wireReport, stats *agentstatsv1.Stats)
 			if form == (agent.Form{}) {
 				continue
 			}
-			v, ok := got.Match(i, form)
+			v, ok := got.Match(i, &form)
 			if ok {
 				require.Equal(t, math.Float64bits(sample.Value), math.Float64bits(v))
 				other := *want.Sample(j)
@@ -222,7 +240,13 @@ func TestRequestsProperty(t *testing.T) {
 		for range rapid.IntRange(0, 2).Draw(t, "changes") {
 			data[rapid.IntRange(0, len(data)-1).Draw(t, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
 		}
-		if checkFrame(t, data) {
+		before := data
+		if rapid.Bool().Draw(t, "other before") {
+			other := fullStats()
+			other.Metrics = rapid.Permutation(other.GetMetrics()).Draw(t, "samples before")
+			before = encoded(t, statsRequest(1, other))
+		}
+		if checkFrame(t, data, before) {
 			plain++
 		}
 	})
@@ -242,14 +266,47 @@ func fieldsOf(t require.TestingT, message []byte) (fields [][]byte) {
 
 func FuzzRequest(f *testing.F) {
 	for _, data := range plainRequests(f) {
-		f.Add(data)
+		f.Add(data, data)
 	}
 	for _, data := range oddRequests() {
-		f.Add(data)
+		f.Add(data, data)
 	}
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Fuzz(func(t *testing.T, before, data []byte) {
 		if len(data) < 1<<12 { // forms are compared each with each
-			checkFrame(t, data)
+			checkFrame(t, data, before)
 		}
 	})
+}
+
+// A sample that has its form again is not looked into, and whatever else stands
+// in its place is.
+func TestFormsOfTheReportBefore(t *testing.T) {
+	first := wireStats(3, 1)
+	before := encoded(t, statsRequest(1, first))
+	changed := func(change func(m *agentstatsv1.Stats)) []byte {
+		m := wireStats(3, 2)
+		change(m)
+		return encoded(t, statsRequest(2, m))
+	}
+	for name, data := range map[string][]byte{
+		"new values":   changed(func(*agentstatsv1.Stats) {}),
+		"a zero":       changed(func(m *agentstatsv1.Stats) { m.Metrics[1].Value = 0 }),
+		"one less":     changed(func(m *agentstatsv1.Stats) { m.Metrics = m.Metrics[1:] }),
+		"one more":     changed(func(m *agentstatsv1.Stats) { m.Metrics = append(m.Metrics[:1:1], m.Metrics...) }),
+		"another type": changed(func(m *agentstatsv1.Stats) { m.Metrics[2].Type = agentstatsv1.Stats_Metric_TYPE_COUNTER }),
+		"another name": changed(func(m *agentstatsv1.Stats) { m.Metrics[0].Name = "agent_metric_9" }),
+		"a label less": changed(func(m *agentstatsv1.Stats) { m.Metrics[0].Labels = m.Metrics[0].GetLabels()[:1] }),
+	} {
+		t.Run(name, func(t *testing.T) { require.True(t, checkFrame(t, data, before)) })
+	}
+	other := changed(func(*agentstatsv1.Stats) {})
+	const head = "agent_metric_1\x10\x02"
+	at := bytes.Index(other, []byte(head)) + len(head)
+	require.Equal(t, tagSampleValue, other[at])
+	other[at] = 9<<3 | byte(protowire.Fixed64Type)
+	require.False(t, checkFrame(t, other, before), "another field in the place of a value")
+	bad := changed(func(m *agentstatsv1.Stats) { m.Metrics[1].Value = math.Float64frombits(0x4141414141414141) })
+	bad = bytes.Replace(bad, []byte("AAAAAAAA\"\x0b\n\x04kind"), []byte("AAAAAAAA\"\x0b\n\x04k\xffnd"), 1)
+	require.Contains(t, string(bad), "k\xffnd")
+	require.False(t, checkFrame(t, bad, before), "a label that is not UTF-8")
 }

@@ -30,6 +30,7 @@ func wireStats(n, round int) *agentstatsv1.Stats {
 type intake struct {
 	series *aggregator.Aggregator
 	agent  agent.ID
+	frame  frame
 }
 
 func newIntake(t testing.TB) *intake {
@@ -44,13 +45,14 @@ func newIntake(t testing.TB) *intake {
 
 // take takes in a plain request of stats.
 func (in *intake) take(t testing.TB, now time.Time, data []byte) {
-	var f frame
-	if err := testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, &f); err != nil || f.stats == nil {
+	f := &in.frame
+	if err := testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, f); err != nil || f.stats == nil {
 		t.Fatal("not plain", err)
 	}
 	if refused := in.series.Report(in.agent, 1, now, f.stats); len(refused) > 0 {
 		t.Fatal(refused)
 	}
+	f.forms = f.stats.forms(f.forms)
 	f.release()
 }
 
@@ -147,7 +149,7 @@ func BenchmarkReadStats(b *testing.B) {
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if !r.read(data) {
+		if !r.read(data, nil) {
 			b.Fatal("not plain")
 		}
 	}

@@ -35,7 +35,7 @@ func (r *report) Stats() agent.Stats { return r.stats }
 
 func (r *report) Len() int { return len(r.samples) }
 
-func (r *report) Match(i int, f agent.Form) (float64, bool) {
+func (r *report) Match(i int, f *agent.Form) (float64, bool) {
 	s := &r.samples[i]
 	if r.decoded || len(f.Head) != len(s.Name)+1 || f.Head[0] != byte(s.Type) || f.Head[1:] != s.Name {
 		return 0, false

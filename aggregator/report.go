@@ -97,7 +97,7 @@ func (in *intake) sample(i int) {
 	have := in.expected()
 	if have != nil {
 		if f := have.desc.form.Load(); f != nil && f.typ == have.typ {
-			if v, ok := in.report.Match(i, f.Form); ok {
+			if v, ok := in.report.Match(i, &f.Form); ok {
 				in.match(i, have, canonical(v))
 				return
 			}

@@ -107,8 +107,8 @@ func (r *Report) Stats() agent.Stats { return r.stats }
 func (r *Report) Len() int { return len(r.samples) }
 
 // Match implements agent.Report.
-func (r *Report) Match(i int, f agent.Form) (float64, bool) {
-	return r.samples[i].Value, r.forms[i] == f
+func (r *Report) Match(i int, f *agent.Form) (float64, bool) {
+	return r.samples[i].Value, r.forms[i] == *f
 }
 
 // Sample implements agent.Report.
