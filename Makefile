@@ -30,7 +30,8 @@ test: servers lint check-generated
 # The long tests: crashes at the size of a deployment, then each fuzz target.
 # go test fuzzes one target of one package at a time.
 FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
-	aggregator:FuzzEvents aggregator:FuzzEventsGrouped federation:FuzzPush
+	aggregator:FuzzEvents aggregator:FuzzEventsGrouped federation:FuzzPush \
+	agentapi:FuzzRequest agentapi:FuzzMetadataWire
 soak: servers
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
 	@for target in $(FUZZ); do \

@@ -101,6 +101,12 @@ func (d *discard) received() int64 {
 // agentBuffers are those of the service: agents' connections are many.
 const agentBuffers = 8 << 10
 
+// The windows are the service's, too: else gRPC measures the connection by pings.
+const (
+	streamWindow     = 256 << 10
+	connectionWindow = 1 << 20
+)
+
 // serveDiscard is the role of the limit.
 func serveDiscard(ctx context.Context, c *process.Console) error {
 	var args discardArgs
@@ -113,6 +119,8 @@ func serveDiscard(ctx context.Context, c *process.Console) error {
 		grpc.MaxConcurrentStreams(1 << 16),
 		grpc.ReadBufferSize(agentBuffers),
 		grpc.WriteBufferSize(agentBuffers),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	}
 	if args.Cert != "" {
