@@ -33,9 +33,9 @@ func (c *connection) answer() {
 		if err != nil {
 			c.endLocked(err)
 		}
-		if c.room != nil {
-			close(c.room)
-			c.room = nil
+		if c.sent != nil {
+			close(c.sent)
+			c.sent = nil
 		}
 	}
 	c.answering = false

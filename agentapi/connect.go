@@ -34,9 +34,8 @@ func (s *agentService) Connect(stream connectStream) error {
 		return errDraining
 	}
 	defer s.streams.dismiss(c)
-	err = c.leave(c.serve())
-	c.close()
-	return err
+	defer c.close() // also if a panic comes through here
+	return c.leave(c.serve())
 }
 
 // serve takes in what the agent sends until its stream ends, which is io.EOF if

@@ -60,7 +60,7 @@ type connection struct {
 	ackDue   bool
 	acked    fleet.Progress
 	ackedAt  time.Time
-	room     chan struct{} // closed when something was sent; nil: nobody waits
+	sent     chan struct{} // closed when something was; nil: nobody waits for that
 
 	leaving bool        // goodbye was said
 	bye     *time.Timer // bounds the wait for the last ack; nil: it is not waited for
@@ -155,17 +155,22 @@ func (c *connection) awaitRoom(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.answering && len(c.refusals) > maxUnsentRefusals && ctx.Err() == nil {
-		if c.room == nil {
-			c.room = make(chan struct{})
-		}
-		room := c.room
-		c.mu.Unlock()
-		select {
-		case <-room:
-		case <-ctx.Done():
-		}
-		c.mu.Lock()
+		c.awaitAnswerLocked(ctx)
 	}
+}
+
+// awaitAnswerLocked waits, without the lock, until something was sent.
+func (c *connection) awaitAnswerLocked(ctx context.Context) {
+	if c.sent == nil {
+		c.sent = make(chan struct{})
+	}
+	sent := c.sent
+	c.mu.Unlock()
+	select {
+	case <-sent:
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
 }
 
 // goodbye ends the session, then has that acked. What is not durable is told by
@@ -229,14 +234,18 @@ func (c *connection) leave(err error) error {
 	<-ctx.Done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.told = true
+	for c.answering { // which the end of the stream ends, too
+		c.awaitAnswerLocked(context.Background())
+	}
 	c.endLocked(ctx.Err())
-	c.told = true // the stream must not be used from now on
 	return c.verdict
 }
 
-// close ends the session.
+// close ends the session. The stream must not be used from now on.
 func (c *connection) close() {
 	c.mu.Lock()
+	c.told = true
 	session, end, bye := c.session, c.end, c.bye
 	c.mu.Unlock()
 	if bye != nil {

@@ -138,6 +138,19 @@ func TestPanicsStayInside(t *testing.T) {
 	require.Zero(t, c.settings.GetResume().GetReceivedSequence(), "what was not taken in is not received")
 }
 
+func TestPanicEndsTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{change: func(c *agentapi.Components) { c.Stats = panics{} }})
+		s.register(1)
+		c := s.connect(1, 1, 1)
+		require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
+		c.send(stats(&pb.Stats{}))
+		c.requireEnd(codes.Internal, "internal error")
+		synctest.Wait()
+		require.Zero(t, s.counter("agentstatsd_sessions", ""))
+	})
+}
+
 func TestMetrics(t *testing.T) {
 	s := start(t, settings{})
 	problems, err := testutil.GatherAndLint(s.registry)
