@@ -133,13 +133,19 @@ func (c *connection) accept(f *frame) error {
 		return invalid("sequence", "want at least 1, got %d", f.sequence)
 	}
 	var refused []agent.Refusal
-	err := c.session.Receive(f.sequence, func(r fleet.Request) { refused = c.server.takeRequest(r, f) })
+	goodbye := f.request.GetGoodbye() != nil
+	err := c.session.Receive(f.sequence, func(r fleet.Request) {
+		if goodbye {
+			c.endSession() // before anybody can ack it
+		}
+		refused = c.server.takeRequest(r, f)
+	})
 	if err != nil {
 		// The session is over: by whom is told by its channel.
 		<-c.session.Done()
 		return ended(c.session.End())
 	}
-	if f.request.GetGoodbye() != nil {
+	if goodbye {
 		c.goodbye()
 		return nil
 	}

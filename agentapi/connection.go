@@ -173,15 +173,21 @@ func (c *connection) awaitAnswerLocked(ctx context.Context) {
 	c.mu.Lock()
 }
 
-// goodbye ends the session, then has that acked. What is not durable is told by
-// the last ack.
-func (c *connection) goodbye() {
+// endSession ends the session of an agent that goes away for good.
+func (c *connection) endSession() {
 	c.saidGoodbye = true
 	c.mu.Lock()
 	c.leaving = true
 	c.end = fleet.EndGoodbye
 	c.mu.Unlock()
 	c.session.Close(fleet.EndGoodbye)
+}
+
+// goodbye has the stream end with the last ack, which tells what was not durable.
+func (c *connection) goodbye() {
+	if !c.saidGoodbye { // it was received before, by another connection
+		c.endSession()
+	}
 	c.mu.Lock()
 	c.ackDue = true
 	c.bye = time.AfterFunc(c.server.opts.GoodbyeTimeout, func() { c.finish(nil) })

@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"fmt"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -160,4 +162,26 @@ func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 		s.stop()
 		require.Equal(t, 12*time.Second, time.Since(began))
 	})
+}
+
+// The ack of a goodbye tells that the series are gone, also if it is sent by
+// somebody else than who took in the goodbye: here metadata becomes durable when
+// it arrives.
+func TestSeriesAreGoneWhenGoodbyeIsAcked(t *testing.T) {
+	s := start(t, settings{batcher: batcher.Options{BatchSize: 1, FlushInterval: time.Hour, MaxPending: 10}})
+	s.register(1)
+	for i := range int64(300) {
+		c := s.connect(1, byte(i), 1)
+		c.send(stats(gauge("custom", 1)))
+		for range 3 {
+			c.send(meta("k", fmt.Sprint(i)))
+		}
+		c.send(goodbye())
+		for received := int64(0); received < 5; {
+			received, _ = c.ack()
+		}
+		require.Empty(t, s.exposition("custom"), "round %d", i)
+		require.NoError(t, c.CloseSend())
+		c.requireEnd(codes.OK, "")
+	}
 }

@@ -162,6 +162,7 @@ func TestWatchStats(t *testing.T) {
 
 		// Reports that come together are made one, in the order of the agents.
 		s.report(2, &pb.Stats{RxBytes: 10, RxPackets: math.MaxInt64, TxBytes: -4, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}})
+		synctest.Wait() // it is told alone
 		s.report(2, &pb.Stats{RxBytes: 20, RxPackets: 5, TxBytes: 7, TxPackets: 3, ConnectionCount: 1})
 		requireNext(second, entry(2, 1, &pb.Stats{RxBytes: 10, RxPackets: math.MaxInt64, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}}))
 		c.send(stats(&pb.Stats{RxBytes: 1}))
