@@ -139,6 +139,7 @@ func (c *connection) accept(f *frame) error {
 			c.endSession() // before anybody can ack it
 		}
 		refused = c.server.takeRequest(r, f)
+		c.refuse(f.sequence, refused) // this, too
 	})
 	if err != nil {
 		// The session is over: by whom is told by its channel.
@@ -150,7 +151,7 @@ func (c *connection) accept(f *frame) error {
 		return nil
 	}
 	err = c.refused(refused)
-	c.received(f.sequence, refused)
+	c.received(len(refused) > 0)
 	return err
 }
 

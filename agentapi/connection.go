@@ -127,15 +127,24 @@ func (s *Server) settings(session *fleet.Session) *agentstatsv1.Settings {
 	return settings
 }
 
-// received has a request acked, and tells what was refused of it. It waits while
-// the agent does not read what was refused before.
-func (c *connection) received(sequence int64, refused []agent.Refusal) {
+// refuse has it told what was refused of a request.
+func (c *connection) refuse(sequence int64, refused []agent.Refusal) {
+	if len(refused) == 0 {
+		return
+	}
 	c.mu.Lock()
-	c.ackDue = true
+	defer c.mu.Unlock()
 	for _, r := range refused {
 		c.refusals = append(c.refusals, refusalMessage(sequence, r))
 	}
-	paced := len(refused) == 0 && time.Since(c.ackedAt) < ackPause
+}
+
+// received has a request acked, at once if something of it was refused. It waits
+// while the agent does not read what was refused before.
+func (c *connection) received(refused bool) {
+	c.mu.Lock()
+	c.ackDue = true
+	paced := !refused && time.Since(c.ackedAt) < ackPause
 	c.mu.Unlock()
 	if paced {
 		if c.paced.CompareAndSwap(false, true) {
