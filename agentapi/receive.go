@@ -15,8 +15,8 @@ type received[T any] struct {
 }
 
 // receive reads messages until the stream ends or ctx, that of the stream, is
-// done. gRPC has no other way to wait for a message and something else; the
-// handler stays the only one who takes messages in and sends.
+// done, for the streams of coderd, which are few: their handlers wait for a message
+// and something else, and are the only ones who take messages in and send.
 func receive[T any](ctx context.Context, wg *sync.WaitGroup, next func() (T, error)) <-chan received[T] {
 	ch := make(chan received[T], 4)
 	wg.Go(func() {
