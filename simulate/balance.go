@@ -39,7 +39,7 @@ type balancer struct {
 	conn net.Conn
 	// elsewhere is true if the next connection is to go to another target.
 	elsewhere bool
-	// open is true while the client has a session.
+	// open is true while the client has a session that move has not broken.
 	open bool
 }
 
@@ -97,6 +97,8 @@ func (b *balancer) onState(s client.State) {
 	case client.Waiting:
 		b.elsewhere = b.elsewhere || !b.open
 		b.open = false
+	case client.Stopped:
+		b.open = false
 	}
 }
 
@@ -108,7 +110,7 @@ func (b *balancer) move() bool {
 	if !b.open {
 		return false
 	}
-	b.elsewhere = true
+	b.open, b.elsewhere = false, true
 	// It may be closed already.
 	_ = b.conn.Close()
 	return true

@@ -140,9 +140,12 @@ func TestBalancerGoesElsewhere(t *testing.T) {
 		require.True(t, b.move())
 		_, err := conn.Write(nil)
 		require.ErrorContains(t, err, "closed")
+		require.False(t, b.move(), "it is broken")
 		say(client.Waiting)
 		require.False(t, b.move(), "it is on the way")
 	}), "moved")
+	say(client.Connected, client.Stopped)
+	require.False(t, b.move(), "the client has left")
 	b.restless = true
 	s.dials(t, b, 1)
 	require.Zero(t, same(func() {}), "restless")
