@@ -52,10 +52,15 @@ const (
 	reasonInvalidField = "invalid_field"
 )
 
+// requestCounters are those of agents' requests by what they carry.
+type requestCounters struct {
+	stats, metadata, lifecycle, appHealth, network, goodbye prometheus.Counter
+}
+
 type metrics struct {
 	panics          prometheus.Counter
 	authFailures    *prometheus.CounterVec
-	requests        *prometheus.CounterVec
+	requests        requestCounters
 	refusedStates   *prometheus.CounterVec
 	sessionNames    prometheus.Counter
 	watches         *prometheus.GaugeVec
@@ -85,10 +90,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reg.MustRegister(v)
 		return v
 	}
+	requests := vec("agentstatsd_agent_requests_total", "Requests of agents by what they carry, within a session and without.", "kind")
 	m := &metrics{
+		requests: requestCounters{
+			stats:     requests.WithLabelValues("stats"),
+			metadata:  requests.WithLabelValues("metadata"),
+			lifecycle: requests.WithLabelValues("lifecycle"),
+			appHealth: requests.WithLabelValues("app_health"),
+			network:   requests.WithLabelValues("network"),
+			goodbye:   requests.WithLabelValues("goodbye"),
+		},
 		panics:          prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
 		authFailures:    vec("agentstatsd_auth_failures_total", "gRPC calls that were not let in.", "reason", authMissing, authMalformed, authUnknown, authUnavailable, authForbidden),
-		requests:        vec("agentstatsd_agent_requests_total", "Requests of agents by what they carry, within a session and without.", "kind", "stats", "metadata", "lifecycle", "app_health", "network", "goodbye"),
 		refusedStates:   vec("agentstatsd_state_refused_total", "Lifecycle states, healths of apps and networks refused.", "reason", reasonUnknownState, reasonInvalidField),
 		sessionNames:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_session_names_overflow_total", Help: "Names of session counts beyond those looked at in one report."}),
 		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches that go on, by what is watched."}, []string{"kind"}),

@@ -45,12 +45,10 @@ func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	case *agentstatsv1.ConnectRequest_Network:
 		return s.takeNetwork(r, m.Network)
 	case *agentstatsv1.ConnectRequest_Goodbye:
-		s.count("goodbye")
+		s.metrics.requests.goodbye.Inc()
 	}
 	return nil
 }
-
-func (s *Server) count(kind string) { s.metrics.requests.WithLabelValues(kind).Inc() }
 
 func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
 	report := newMessageReport(stats)
@@ -62,7 +60,7 @@ func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.R
 // takeReport takes in a report. message returns it for those who watch reports,
 // who need not be told its samples.
 func (s *Server) takeReport(r fleet.Request, report agent.Report, message func() *agentstatsv1.Stats) []agent.Refusal {
-	s.count("stats")
+	s.metrics.requests.stats.Inc()
 	if !s.feed.idle() {
 		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: message()})
 	}
@@ -81,7 +79,7 @@ func (s *Server) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata
 
 // takeEntries takes in metadata. It may change the entries.
 func (s *Server) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
-	s.count("metadata")
+	s.metrics.requests.metadata.Inc()
 	entries, refused := r.AdmitMetadata(entries)
 	if len(entries) == 0 {
 		return refused
@@ -108,7 +106,7 @@ var lifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
 }
 
 func (s *Server) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) (agent.Lifecycle, []agent.Refusal) {
-	s.count("lifecycle")
+	s.metrics.requests.lifecycle.Inc()
 	state, known := lifecycleStates[l.GetState()]
 	if !known {
 		return agent.Lifecycle{}, s.refuseState(reasonUnknownState, "lifecycle.state: unknown lifecycle state %d", l.GetState())
@@ -145,7 +143,7 @@ var appHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
 }
 
 func (s *Server) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
-	s.count("app_health")
+	s.metrics.requests.appHealth.Inc()
 	var refused []agent.Refusal
 	refuse := func(i int, field, format string, args ...any) {
 		refusal := s.refuseState(reasonInvalidField, "app_health.updates[%d].%s: %s", i, field, fmt.Sprintf(format, args...))
@@ -180,7 +178,7 @@ func (s *Server) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealt
 }
 
 func (s *Server) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
-	s.count("network")
+	s.metrics.requests.network.Inc()
 	network, err := networkOf(n)
 	if err != nil {
 		return s.refuseState(reasonInvalidField, "%v", err)
