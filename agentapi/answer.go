@@ -81,7 +81,7 @@ func (c *connection) dueLocked() (d due) {
 	progress := c.session.Progress()
 	if c.ackDue || progress != c.acked {
 		d.acks, d.ack = true, ack(progress)
-		c.ackDue, c.acked, c.ackedAt = false, progress, time.Now()
+		c.ackDue, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
 	if c.bye != nil && progress.Durable == progress.Received {
 		c.endLocked(nil)

@@ -18,8 +18,12 @@ import (
 )
 
 // ackPause is the shortest time between two acks of a stream, but for those that
-// tell more: a busy agent gets one ack for many reports.
-const ackPause = 5 * time.Millisecond
+// tell more or are of ackRequests requests: a busy agent gets one ack for many
+// reports, and one that lets only some be without an ack need not pause.
+const (
+	ackPause    = 5 * time.Millisecond
+	ackRequests = 32
+)
 
 // maxUnsentRefusals of a stream; while there are more its agent is not read.
 const maxUnsentRefusals = 64
@@ -58,6 +62,7 @@ type connection struct {
 	drains   bool // it is to be asked to leave
 	asked    bool // to connect again, as the session is old
 	ackDue   bool
+	unacked  int // requests since the last ack
 	acked    fleet.Progress
 	ackedAt  time.Time
 	sent     chan struct{} // closed when something was; nil: nobody waits for that
@@ -139,12 +144,13 @@ func (c *connection) refuse(sequence int64, refused []agent.Refusal) {
 	}
 }
 
-// received has a request acked, at once if something of it was refused. It waits
-// while the agent does not read what was refused before.
+// received has a request acked, at once if something of it was refused or many
+// wait for an ack. It waits while the agent does not read what was refused before.
 func (c *connection) received(refused bool) {
 	c.mu.Lock()
 	c.ackDue = true
-	paced := !refused && time.Since(c.ackedAt) < ackPause
+	c.unacked++
+	paced := !refused && c.unacked < ackRequests && time.Since(c.ackedAt) < ackPause
 	c.mu.Unlock()
 	if paced {
 		if c.paced.CompareAndSwap(false, true) {

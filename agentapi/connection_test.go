@@ -18,10 +18,11 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// A report that comes alone is acked at once, of many the last one soon.
+// A report that comes alone is acked at once; of many each 32nd, and the last one
+// soon.
 func TestAcksAreSparse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const burst = 200
+		const burst = 6*32 + 8
 		s := start(t, settings{})
 		s.register(1)
 		c := s.connect(1, 1, 1)
@@ -35,12 +36,13 @@ func TestAcksAreSparse(t *testing.T) {
 		for range burst {
 			c.send(stats(gauge("custom", 2)))
 		}
-		acks := 0
-		for received < burst+1 {
+		for n := range 6 {
 			received, _ = c.ack()
-			acks++
+			require.EqualValues(t, 1+(n+1)*32, received)
 		}
-		require.Equal(t, 1, acks)
+		require.Zero(t, time.Since(began))
+		received, _ = c.ack()
+		require.EqualValues(t, 1+burst, received)
 		require.Equal(t, 5*time.Millisecond, time.Since(began))
 		synctest.Wait()
 		c.send(stats(gauge("custom", 3)))
