@@ -3,6 +3,7 @@ package metrics
 import (
 	"bytes"
 	"math"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,6 +35,10 @@ func TestTextValue(t *testing.T) {
 		{1 << 53, "9007199254740992"},
 		{1 << 54, "1.8014398509481984e+16"},
 		{0.1, "0.1"},
+		{-2.25, "-2.25"},
+		{0.000123, "0.000123"},
+		{999999.999999, "999999.999999"},
+		{1234567.5, "1.2345675e+06"},
 		{1e-7, "1e-07"},
 		{math.NaN(), "NaN"},
 		{math.Inf(1), "+Inf"},
@@ -44,6 +49,35 @@ func TestTextValue(t *testing.T) {
 		got := string(AppendTextValue(nil, c.v))
 		require.Equal(t, c.want, got)
 		require.LessOrEqual(t, len(got), MaxValueBytes)
+	}
+}
+
+// Decimals are written as strconv does, and so are the values next to them.
+func TestDecimals(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	for range 300_000 {
+		v := float64(random.IntN(1e10)) / math.Pow10(1+random.IntN(8))
+		for _, v := range []float64{v, -v, math.Nextafter(v, 0), math.Nextafter(v, math.Inf(1))} {
+			if v == math.Trunc(v) {
+				continue // whole numbers have no exponent
+			}
+			var scratch [2][MaxValueBytes]byte
+			want := strconv.AppendFloat(scratch[0][:0], v, 'g', -1, 64)
+			if got := AppendTextValue(scratch[1][:0], v); string(got) != string(want) {
+				t.Fatalf("want %s, got %s", want, got)
+			}
+		}
+	}
+}
+
+func BenchmarkTextValue(b *testing.B) {
+	for name, value := range map[string]float64{"whole": 12345, "decimal": 12.345, "longest": 12345.0 / 7} {
+		b.Run(name, func(b *testing.B) {
+			var scratch [MaxValueBytes]byte
+			for b.Loop() {
+				AppendTextValue(scratch[:0], value)
+			}
+		})
 	}
 }
 
@@ -105,6 +139,9 @@ func FuzzValue(f *testing.F) {
 		text := string(AppendTextValue([]byte("x"), v))[1:]
 		if len(text) > MaxValueBytes {
 			t.Fatalf("%v is rendered in %d bytes", v, len(text))
+		}
+		if want := strconv.FormatFloat(v, 'g', -1, 64); v != math.Trunc(v) && text != want {
+			t.Fatalf("want %s, got %s", want, text)
 		}
 		got, err := strconv.ParseFloat(text, 64)
 		if err != nil || math.Float64bits(got) != bits && !(math.IsNaN(v) && math.IsNaN(got)) {
