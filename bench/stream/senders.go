@@ -127,12 +127,19 @@ func (s *senders) close() {
 	}
 }
 
+// source returns the loopback address from which agent n connects. Each process
+// has others: the ports of one that has ended are not free at once.
+func source(n int) net.IP {
+	pid := os.Getpid()
+	return net.IPv4(127, byte(pid>>8), byte(pid), byte(1+n/portsPerAddress))
+}
+
 func (s *senders) dial(n int) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(s.creds),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec{})),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+n/portsPerAddress))}}
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: source(n)}}
 			return d.DialContext(ctx, "tcp", addr)
 		}),
 	}
