@@ -274,7 +274,7 @@ func TestRegistrationsStayConsistent(t *testing.T) {
 			},
 			"sync": func(t *rapid.T) {
 				if sync == nil {
-					t.Skip("none begun")
+					return // none was begun
 				}
 				_, _ = sync.Apply(context.Background(), Set{Agents: agents.Draw(t, "agents")}, rapid.Bool().Draw(t, "force"))
 			},

@@ -93,11 +93,11 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			header = Header{Type: metrics.Gauge}
 		)
 		value := rapid.SampledFrom([]float64{0, 7, 1234, 123456, -0.125, 1e300, -math.MaxFloat64, 123456789})
-		pick := func(t *rapid.T) *held {
-			if len(series) == 0 {
-				t.SkipNow()
+		// each calls do with one series after the other, as long as there is any.
+		each := func(t *rapid.T, count int, do func(h *held)) {
+			for ; count > 0 && len(series) > 0; count-- {
+				do(series[rapid.IntRange(0, len(series)-1).Draw(t, "series")])
 			}
-			return series[rapid.IntRange(0, len(series)-1).Draw(t, "series")]
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
@@ -114,30 +114,30 @@ func TestAnyUseOfAFamily(t *testing.T) {
 				}
 			},
 			"set": func(t *rapid.T) {
-				for range rapid.IntRange(1, 50).Draw(t, "count") {
-					h := pick(t)
+				each(t, rapid.IntRange(1, 50).Draw(t, "count"), func(h *held) {
 					h.value = value.Draw(t, "value")
 					h.block.Set(h.slot, h.value)
-				}
+				})
 			},
 			"show": func(t *rapid.T) {
-				h := pick(t)
-				h.shown = next
-				next++
-				h.block.Show(h.slot, longPrefix(h.shown))
+				each(t, 1, func(h *held) {
+					h.shown = next
+					next++
+					h.block.Show(h.slot, longPrefix(h.shown))
+				})
 			},
 			"hide": func(t *rapid.T) {
-				h := pick(t)
-				h.shown = 0
-				h.block.Hide(h.slot)
+				each(t, 1, func(h *held) {
+					h.shown = 0
+					h.block.Hide(h.slot)
+				})
 			},
 			"remove": func(t *rapid.T) {
-				for range rapid.SampledFrom([]int{1, 20, 200}).Draw(t, "count") {
-					h := pick(t)
+				each(t, rapid.SampledFrom([]int{1, 20, 200}).Draw(t, "count"), func(h *held) {
 					h.block.Remove(h.slot)
 					i := slices.Index(series, h)
 					series = slices.Delete(series, i, i+1)
-				}
+				})
 			},
 			"type": func(t *rapid.T) {
 				header.Type = rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge}).Draw(t, "type")
