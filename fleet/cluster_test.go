@@ -24,12 +24,19 @@ type cluster struct {
 	bus    bus
 }
 
-// bus delivers news at once, unless it is cut.
+// bus delivers news at once to and from those who are not cut off.
 type bus struct {
-	mu  sync.Mutex
-	cut bool
+	mu     sync.Mutex
+	cutOff map[agent.ID]bool
 	// listeners by replica.
 	listeners map[agent.ID]func([]byte)
+}
+
+func newCluster() *cluster {
+	return &cluster{
+		live: make(map[agent.ID]bool),
+		bus:  bus{cutOff: make(map[agent.ID]bool), listeners: make(map[agent.ID]func([]byte))},
+	}
 }
 
 // standingOf is one replica's place in the cluster.
@@ -61,11 +68,10 @@ func (s standingOf) Publish(_ context.Context, channel string, payload []byte) e
 	b := &s.c.bus
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cut {
-		return nil
-	}
-	for _, listen := range b.listeners {
-		go listen(slices.Clone(payload)) // in any order
+	for id, listen := range b.listeners {
+		if !b.cutOff[s.self] && !b.cutOff[id] {
+			go listen(slices.Clone(payload)) // in any order
+		}
 	}
 	return nil
 }
@@ -94,10 +100,19 @@ func (c *cluster) setLeader(id agent.ID) {
 	c.leader = id
 }
 
-func (c *cluster) setCut(cut bool) {
-	c.bus.mu.Lock()
-	defer c.bus.mu.Unlock()
-	c.bus.cut = cut
+// setCut cuts these replicas off from the bus, or mends that: then they are told
+// that they missed news.
+func (c *cluster) setCut(cut bool, replicas ...parts) {
+	b := &c.bus
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range replicas {
+		id := p.self()
+		if b.cutOff[id] && !cut {
+			go b.listeners[id](nil)
+		}
+		b.cutOff[id] = cut
+	}
 }
 
 // replicaID is the id of the nth replica.
@@ -112,7 +127,8 @@ func startReplicas(t *testing.T, n int) (*cluster, []parts) {
 
 func startReplicasWith(t *testing.T, n int, opts Options) (*cluster, []parts) {
 	t.Helper()
-	c := &cluster{live: map[agent.ID]bool{}, leader: replicaID(0), bus: bus{listeners: map[agent.ID]func([]byte){}}}
+	c := newCluster()
+	c.leader = replicaID(0)
 	store := newMemStore(&journal{})
 	replicas := make([]parts, n)
 	for i := range replicas {

@@ -86,6 +86,8 @@ type peers struct {
 	wake chan struct{}
 	// send has an element when there is something to tell.
 	send chan struct{}
+	// missed is true if news may have been missed since the others were asked.
+	missed atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -95,8 +97,8 @@ type peers struct {
 	next *pass
 	err  error // of the last pass
 	// What is to be told.
-	outgoing              map[*entry]struct{}
-	registrations, states bool
+	outgoing                        map[*entry]struct{}
+	registrations, states, question bool
 }
 
 // pass is one look for what other replicas wrote.
@@ -160,11 +162,25 @@ func (p *peers) end(made *pass, err error) {
 	p.err = err
 }
 
-// tellSession has the agent's newest session told.
-func (p *peers) tellSession(e *entry) {
+// tellSessions has the newest session of each of these agents told.
+func (p *peers) tellSessions(entries ...*entry) {
+	if len(entries) == 0 {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.outgoing[e] = struct{}{}
+	for _, e := range entries {
+		p.outgoing[e] = struct{}{}
+	}
+	signal(p.send)
+}
+
+// ask has the others asked for the sessions that they could not write yet: of
+// these, news are all there is.
+func (p *peers) ask() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.question = true
 	signal(p.send)
 }
 
@@ -190,14 +206,21 @@ func (p *peers) tellStates() {
 	signal(p.send)
 }
 
-// tellUntilDone tells the other replicas what there is to tell. What is lost on
-// the way they read in the database.
-func (p *peers) tellUntilDone(ctx context.Context) {
+// tellUntilDone tells the other replicas what there is to tell, and makes up for
+// what was missed. What is lost on the way they read in the database.
+func (f *Fleet) tellUntilDone(ctx context.Context) {
+	p := f.peers
+	// One who falls behind and misses news does not ask for more of them at once.
+	ticker := time.NewTicker(f.opts.FollowInterval)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			p.tell(context.WithoutCancel(ctx)) // the last sessions have ended
 			return
+		case <-ticker.C:
+			f.makeUp()
+			continue
 		case <-p.send:
 		}
 		timer := time.NewTimer(newsGather)
@@ -207,6 +230,16 @@ func (p *peers) tellUntilDone(ctx context.Context) {
 			timer.Stop()
 		}
 		p.tell(ctx)
+	}
+}
+
+// makeUp makes up for news that were missed, if any may have been: by this replica
+// and, as a connection that was lost carried nothing in either direction, by the
+// others. What was written they read anyway.
+func (f *Fleet) makeUp() {
+	if f.peers.missed.Swap(false) {
+		f.peers.ask()
+		f.peers.tellSessions(f.writes.unwritten()...)
 	}
 }
 
@@ -227,6 +260,7 @@ const (
 	newsRegistrations = 'r'
 	newsStates        = 't'
 	newsSessions      = 's' // followed by the records
+	newsQuestion      = 'q' // which sessions are not written yet?
 )
 
 // payloads takes what is to be told.
@@ -234,8 +268,8 @@ func (p *peers) payloads() [][]byte {
 	p.mu.Lock()
 	entries := slices.Collect(maps.Keys(p.outgoing))
 	clear(p.outgoing)
-	registrations, states := p.registrations, p.states
-	p.registrations, p.states = false, false
+	registrations, states, question := p.registrations, p.states, p.question
+	p.registrations, p.states, p.question = false, false, false
 	p.mu.Unlock()
 
 	self := p.replicas.Self()
@@ -246,6 +280,9 @@ func (p *peers) payloads() [][]byte {
 	}
 	if states {
 		out = append(out, header(newsStates))
+	}
+	if question {
+		out = append(out, header(newsQuestion))
 	}
 	for part := range slices.Chunk(entries, newsRecords) {
 		raw := make([]byte, 0, len(part)*recordBytes)
@@ -327,6 +364,7 @@ func parseNews(payload []byte) (kind byte, from agent.ID, records []agent.Sessio
 // hear takes in news. It is called by the pubsub, one call at a time.
 func (f *Fleet) hear(payload []byte) {
 	if payload == nil {
+		f.peers.missed.Store(true)
 		f.peers.nudge()
 		return
 	}
@@ -338,6 +376,8 @@ func (f *Fleet) hear(payload []byte) {
 	case from == f.self():
 	case kind == newsSessions:
 		f.adoptSessions(records)
+	case kind == newsQuestion:
+		f.peers.tellSessions(f.writes.unwritten()...)
 	default:
 		f.peers.nudge()
 	}

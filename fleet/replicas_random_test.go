@@ -55,7 +55,7 @@ func TestReplicasAtRandom(t *testing.T) {
 						c.setLeader(replicaID((to + 1) % count))
 					}
 				case 7:
-					c.setCut(random.IntN(2) == 0)
+					c.setCut(random.IntN(2) == 0, r[to])
 				}
 				time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
 			}

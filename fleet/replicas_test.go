@@ -18,7 +18,7 @@ import (
 func TestRegistrationsReachAllReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 3)
-		c.setCut(true)
+		c.setCut(true, r...)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
 		id, err := r[1].Authenticate(t.Context(), token(1))
@@ -205,7 +205,7 @@ func TestAgentMoves(t *testing.T) {
 				require.Equal(t, 1.0, connectedIn(t, "ws1", r...))
 				r[1].journal.take()
 
-				c.setCut(cut)
+				c.setCut(cut, r...)
 				s := connectTo(t, r[2], 1, hello(1, 2))
 				require.Greater(t, s.Info().Epoch, old.Info().Epoch)
 				<-old.Done()
@@ -232,6 +232,52 @@ func TestAgentMoves(t *testing.T) {
 				settle()
 				require.Equal(t, "disconnected", statusOf(t, "ws1", r...), "the leader serves it")
 				require.Equal(t, 0.0, connectedIn(t, "ws1", r...))
+			})
+		})
+	}
+}
+
+// An agent moves while neither news nor writes get through: when news do again,
+// the sessions that are not written are told, whichever replica missed something.
+func TestAgentMovesUnseen(t *testing.T) {
+	type outage struct {
+		missing int // the replica that misses news
+		hangs   bool
+	}
+	for name, o := range map[string]outage{
+		"the old one misses news, writes fail":   {0, false},
+		"the old one misses news, a write hangs": {0, true},
+		"the new one cannot tell, writes fail":   {1, false},
+		"the new one cannot tell, a write hangs": {1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, r := startReplicas(t, 2)
+				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+				require.NoError(t, err)
+				settle()
+				old := connectTo(t, r[0], 1, hello(1, 1))
+				reportOn(t, old, 1)
+				settle()
+				r[0].journal.take()
+
+				c.setCut(true, r[o.missing])
+				if o.hangs {
+					hanging := make(chan struct{})
+					defer close(hanging)
+					r[0].store.hang(hanging)
+				} else {
+					r[0].store.fail(errDown)
+				}
+				reportOn(t, connectTo(t, r[1], 1, hello(1, 2)), 2)
+				settle()
+				require.False(t, closed(old.Done()), "nobody could tell it")
+				c.setCut(false, r[o.missing])
+				settle()
+				require.True(t, closed(old.Done()))
+				require.Equal(t, EndTakeover, old.End())
+				require.Equal(t, []string{"close 1 goodbye=false", "series remove 1"}, r[0].journal.take())
+				require.Equal(t, "connected", statusOf(t, "ws1", r...))
 			})
 		})
 	}
@@ -396,13 +442,13 @@ func TestStatesReachAllReplicas(t *testing.T) {
 // News that are lost, late, twice or malformed change nothing in the end.
 func TestNewsAreParsed(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	c := &cluster{live: map[agent.ID]bool{}, bus: bus{listeners: map[agent.ID]func([]byte){}}}
+	c := newCluster()
 	at := standingOf{c, replicaID(1)}
 	p.Join(at, at)
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
 	e.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
-	p.peers.tellSession(e)
+	p.peers.tellSessions(e)
 	p.peers.tellStates()
 	p.peers.tellRegistrations()
 	payloads := p.peers.payloads()
@@ -428,7 +474,7 @@ func TestNewsAreParsed(t *testing.T) {
 	for n := range newsRecords + 1 {
 		other := newEntry(&agent.Registration{ID: nid(n)})
 		other.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
-		p.peers.tellSession(other)
+		p.peers.tellSessions(other)
 	}
 	payloads = p.peers.payloads()
 	require.Len(t, payloads, 2)

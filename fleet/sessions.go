@@ -22,7 +22,7 @@ func compareSessions(a, b *agent.SessionRecord) int {
 func (f *Fleet) recordLocked(e *entry) {
 	f.writes.addSession(e)
 	if f.peers != nil {
-		f.peers.tellSession(e)
+		f.peers.tellSessions(e)
 	}
 }
 
@@ -164,6 +164,7 @@ const sessionBatch = 1000
 // fails waits on.
 func (f *Fleet) writeSessions(ctx context.Context) error {
 	entries := f.writes.takeSessions()
+	defer f.writes.sessionsDone()
 	for i, part := range slices.Collect(slices.Chunk(entries, sessionBatch)) {
 		if err := f.saveSessions(ctx, part); err != nil {
 			f.metrics.writeErrors.WithLabelValues("sessions").Inc()
@@ -200,13 +201,29 @@ func (w *writes) addSession(e *entry) {
 	w.wakeUp()
 }
 
+// takeSessions removes and returns all that wait: they are being written until
+// sessionsDone.
 func (w *writes) takeSessions() []*entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.sessions) == 0 {
 		return nil
 	}
-	taken := slices.Collect(maps.Keys(w.sessions))
+	w.saving = slices.Collect(maps.Keys(w.sessions))
 	clear(w.sessions)
-	return taken
+	return w.saving
+}
+
+func (w *writes) sessionsDone() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.saving = nil
+}
+
+// unwritten returns the agents whose newest session may not be in the database
+// yet, some of them twice.
+func (w *writes) unwritten() []*entry {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.AppendSeq(slices.Clone(w.saving), maps.Keys(w.sessions))
 }

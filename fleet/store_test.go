@@ -62,6 +62,13 @@ func (s *memStore) fail(err error) {
 	s.err = err
 }
 
+// hang has every call wait until done is closed.
+func (s *memStore) hang(done <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = func() { <-done }
+}
+
 func (s *memStore) failBuilds(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -35,8 +35,10 @@ type writes struct {
 	// Guarded by mu.
 	states   map[*entry]struct{}
 	sessions map[*entry]struct{}
-	builds   map[agent.ID]finishedBuild
-	err      error // of the last write; nil: it went well
+	// saving are the sessions that are being written.
+	saving []*entry
+	builds map[agent.ID]finishedBuild
+	err    error // of the last write; nil: it went well
 }
 
 func newWrites() writes {
@@ -147,7 +149,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	background.Go(func() { f.scanUntilDone(ctx) })
 	if f.peers != nil {
 		background.Go(func() { f.followUntilDone(ctx) })
-		background.Go(func() { f.peers.tellUntilDone(ctx) })
+		background.Go(func() { f.tellUntilDone(ctx) })
 	}
 
 	timer := time.NewTimer(0) // what was said before Run
