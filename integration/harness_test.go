@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/internal/freeport"
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
@@ -63,8 +63,8 @@ type service struct {
 func newService(t *testing.T, args ...string) *service {
 	s := &service{
 		dataDir:  t.TempDir(),
-		grpcAddr: freeAddr(t),
-		httpAddr: freeAddr(t),
+		grpcAddr: freeport.Addr(),
+		httpAddr: freeport.Addr(),
 		args:     args,
 		log:      new(lockedBuffer),
 	}
@@ -187,13 +187,4 @@ func (sim *simulation) wait() error {
 		return fmt.Errorf("simulate: %w\nstdout: %s\nstderr: %s", err, &sim.stdout, sim.stderr.tail(8<<10))
 	}
 	return nil
-}
-
-// freeAddr returns an address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, lis.Close())
-	return lis.Addr().String()
 }

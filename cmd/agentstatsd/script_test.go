@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/coder/agentstatsd/internal/freeport"
 )
 
 func TestMain(m *testing.M) {
@@ -23,11 +24,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			for _, name := range []string{"GRPC", "HTTP"} {
-				addr, err := freeAddr()
-				if err != nil {
-					return err
-				}
-				env.Setenv(name, addr)
+				env.Setenv(name, freeport.Addr())
 			}
 			return nil
 		},
@@ -36,15 +33,6 @@ func TestScripts(t *testing.T) {
 			"fetch": fetch,
 		},
 	})
-}
-
-// freeAddr returns an address that nobody listens on.
-func freeAddr() (string, error) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return lis.Addr().String(), lis.Close()
 }
 
 // await URL TEXT waits until the body of URL contains TEXT.

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -82,19 +80,6 @@ func find(name string) (string, error) {
 func version(path string) int {
 	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path))))
 	return n
-}
-
-// freePort returns a port that nobody listens on. It is below those that the
-// system gives to clients, so that it stays free while a server is restarted.
-func freePort() int {
-	for {
-		port := 15000 + rand.IntN(17000)
-		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
 }
 
 // command is a program as the servers' user.

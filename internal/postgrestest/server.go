@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/coder/agentstatsd/internal/freeport"
 )
 
 // startTimeout bounds the start of a server, also of one that recovers.
@@ -75,7 +77,7 @@ func start(opts ...Option) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, port: freePort()}
+	s := &Server{dir: dir, port: freeport.Port()}
 	for _, opt := range opts {
 		opt(s)
 	}
@@ -208,7 +210,7 @@ func (s *Server) PgBouncer(tb testing.TB, database string) string {
 	if err != nil {
 		tb.Fatalf("start PgBouncer: %v", err)
 	}
-	port := freePort()
+	port := freeport.Port()
 	parsed.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	config := fmt.Sprintf(`[databases]
 * = host=127.0.0.1 port=%d user=postgres
