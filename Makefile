@@ -86,6 +86,7 @@ lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(TOOL) golangci-lint run $(PKGS)
 	cd bench && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
+	cd integration && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
 	$(TOOL) buf lint
 	$(TOOL) buf breaking --against proto/agentstats.binpb
 

@@ -158,7 +158,7 @@ func runCrashes(t *testing.T, c crashes) {
 	t.Logf("%s", &sim.stdout)
 
 	requireBytesOnce(t, before, scrapeBytes(t, s))
-	err, took := s.stop(syscall.SIGTERM)
+	took, err := s.stop(syscall.SIGTERM)
 	require.NoError(t, err)
 	require.Less(t, took, 15*time.Second)
 	// The newest value of every key is acked, and is what the database holds.

@@ -129,7 +129,7 @@ func TestDemoServesAllFamilies(t *testing.T) {
 			requireNative(t, p, name)
 		}
 	}
-	err, took := s.stop(syscall.SIGINT)
+	took, err := s.stop(syscall.SIGINT)
 	require.NoError(t, err)
 	require.Less(t, took, 5*time.Second)
 }

@@ -127,13 +127,14 @@ func (s *service) kill() {
 	s.cmd = nil
 }
 
-// stop ends the process as an operator would, and returns how it ended.
-func (s *service) stop(sig syscall.Signal) (error, time.Duration) {
+// stop ends the process as an operator would, and returns how long that took and
+// how it ended.
+func (s *service) stop(sig syscall.Signal) (time.Duration, error) {
 	start := time.Now()
 	_ = s.cmd.Process.Signal(sig)
 	err := <-s.exited
 	s.cmd = nil
-	return err, time.Since(start)
+	return time.Since(start), err
 }
 
 // scrape gets path with the given headers.

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/url"
@@ -145,7 +146,7 @@ func (p *proxy) carry(to, from net.Conn) {
 			}
 		}
 		if err != nil {
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				abort(to)
 			}
 			return

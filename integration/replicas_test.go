@@ -275,7 +275,7 @@ func TestReplicas(t *testing.T) {
 			time.Sleep(size.step)
 			r.services[1].start(t)
 			time.Sleep(size.step)
-			err, took := r.services[0].stop(syscall.SIGTERM)
+			took, err := r.services[0].stop(syscall.SIGTERM)
 			require.NoError(t, err)
 			require.Less(t, took, 15*time.Second)
 			r.services[0].start(t)
