@@ -169,7 +169,10 @@ const (
 func agentsOnly(samples map[string]float64) map[string]float64 {
 	out := maps.Clone(samples)
 	maps.DeleteFunc(out, func(series string, _ float64) bool {
-		for _, own := range []string{"go_", "process_", "promhttp_", "grpc_", "agentstatsd_"} {
+		for _, own := range []string{
+			"go_", "process_", "promhttp_", "grpc_", "agentstatsd_",
+			"coderd_metrics_collector_agents_execution_seconds", // each second
+		} {
 			if strings.Contains(series, `__name__="`+own) {
 				return true
 			}
