@@ -49,8 +49,10 @@ type job struct {
 	// raw was written, and segment, if there is one, follows it.
 	raw     []byte
 	segment Segment
-	// done gets one value when the job is made: raw with the segment, or out.
+	// done gets one value when the job is made: raw and what the segment lends, or
+	// raw with the segment, or out.
 	done chan struct{}
+	lent []byte
 	out  []byte
 	sum  gzipSum
 	err  error
@@ -139,6 +141,7 @@ func (p *pipeline) submit() {
 func (p *pipeline) writeFirst() {
 	j := &p.ring[p.first]
 	p.first, p.pending = (p.first+1)%len(p.ring), p.pending-1
+	defer j.reset() // also if p.w panics
 	switch {
 	case p.err != nil:
 	case j.err != nil:
@@ -150,9 +153,13 @@ func (p *pipeline) writeFirst() {
 			p.flush()
 		}
 	default:
-		_, p.err = p.w.Write(j.raw)
+		if len(j.raw) > 0 {
+			_, p.err = p.w.Write(j.raw)
+		}
+		if len(j.lent) > 0 && p.err == nil {
+			_, p.err = p.w.Write(j.lent)
+		}
 	}
-	j.reset()
 }
 
 func (p *pipeline) flush() {
@@ -237,7 +244,9 @@ func (j *job) run(d *Deflater) (ok bool) {
 			j.add(j.segment.Deflated(d))
 		}
 	case j.segment != nil:
-		j.raw = j.segment.AppendTo(j.raw)
+		if j.lent = j.segment.Lend(); j.lent == nil {
+			j.raw = j.segment.AppendTo(j.raw)
+		}
 	}
 	return true
 }
@@ -248,6 +257,10 @@ func (j *job) add(s Deflated) {
 }
 
 func (j *job) reset() {
+	if j.lent != nil {
+		j.segment.Return()
+		j.lent = nil
+	}
 	if cap(j.raw) > keptBytes/2 || cap(j.out) > keptBytes/2 {
 		j.raw, j.out = nil, nil
 	}

@@ -22,9 +22,35 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // segmentFunc is a segment of what a function returns.
 type segmentFunc func() []byte
 
+func (f segmentFunc) Lend() []byte { return nil }
+
+func (f segmentFunc) Return() { panic("nothing was lent") }
+
 func (f segmentFunc) AppendTo(dst []byte) []byte { return append(dst, f()...) }
 
 func (f segmentFunc) Deflated(d *Deflater) Deflated { return d.Deflate(f()) }
+
+// lender lends what it holds, and overwrites it when it is returned.
+type lender struct {
+	segmentFunc
+	held []byte
+	lent *atomic.Int32
+}
+
+func (l lender) Lend() []byte {
+	l.lent.Add(1)
+	return l.held
+}
+
+func (l lender) Return() {
+	l.lent.Add(-1)
+	clear(l.held)
+}
+
+// lend returns a lender of some bytes.
+func lend(data []byte, lent *atomic.Int32) lender {
+	return lender{func() []byte { return data }, bytes.Clone(data), lent}
+}
 
 // segmented is a part that writes by a function.
 type segmented func(w SegmentWriter) error
@@ -38,13 +64,18 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 		zip := rapid.Bool().Draw(t, "gzip")
 		var out bytes.Buffer
 		var want []byte
+		var lent atomic.Int32
 		p := newPipeline(&out, zip)
 		require.Equal(t, zip, p.Deflates())
 		for i := range rapid.SampledFrom([]int{0, 1, 3, 30}).Draw(t, "writes") {
 			piece := bytes.Repeat([]byte{byte(i)}, rapid.SampledFrom([]int{0, 1, 100, 100, 10 << 10, 150 << 10}).Draw(t, "size"))
 			want = append(want, piece...)
-			if rapid.Bool().Draw(t, "segment") {
+			switch rapid.IntRange(0, 2).Draw(t, "how") {
+			case 0:
 				require.NoError(t, p.WriteSegment(segmentFunc(func() []byte { return piece })))
+				continue
+			case 1:
+				require.NoError(t, p.WriteSegment(lend(piece, &lent)))
 				continue
 			}
 			n, err := p.Write(piece)
@@ -56,6 +87,7 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 		}
 		require.NoError(t, p.finish())
 		p.release()
+		require.Zero(t, lent.Load())
 		got := out.Bytes()
 		if zip {
 			got = unzip(t, got)
@@ -71,12 +103,14 @@ func TestPipelineThatIsNotFinished(t *testing.T) {
 			for range 3 {
 				var out bytes.Buffer
 				p := newPipeline(&out, zip)
+				var lent atomic.Int32
 				for range 20 {
-					require.NoError(t, p.WriteSegment(segmentFunc(func() []byte { return make([]byte, 1000) })))
+					require.NoError(t, p.WriteSegment(lend(make([]byte, 1000), &lent)))
 				}
 				_, err := io.WriteString(p, "left")
 				require.NoError(t, err)
 				p.release()
+				require.Zero(t, lent.Load())
 				require.NotContains(t, out.String(), "left")
 
 				out.Reset()
@@ -145,11 +179,13 @@ func TestPipelineStreams(t *testing.T) {
 func TestPipelineWriteError(t *testing.T) {
 	gone := errors.New("gone")
 	for _, zip := range []bool{false, true} {
-		var made atomic.Int32
+		var made, lent atomic.Int32
 		p := newPipeline(writerFunc(func([]byte) (int, error) { return 0, gone }), zip)
 		var err error
 		for err == nil {
-			err = p.WriteSegment(segmentFunc(func() []byte { made.Add(1); return make([]byte, 100<<10) }))
+			if err = p.WriteSegment(segmentFunc(func() []byte { made.Add(1); return make([]byte, 100<<10) })); err == nil {
+				err = p.WriteSegment(lend(make([]byte, 100<<10), &lent))
+			}
 		}
 		require.Equal(t, gone, err)
 		_, err = p.Write([]byte("x"))
@@ -158,7 +194,20 @@ func TestPipelineWriteError(t *testing.T) {
 		before := len(p.ring)
 		p.release()
 		require.LessOrEqual(t, int(made.Load()), before+1)
+		require.Zero(t, lent.Load())
 	}
+}
+
+// What was lent is returned also if the writer panics.
+func TestPipelineReturnsAfterAPanic(t *testing.T) {
+	var lent atomic.Int32
+	require.Panics(t, func() {
+		p := newPipeline(writerFunc(func([]byte) (int, error) { panic("a bug") }), false)
+		defer p.release()
+		_ = p.WriteSegment(lend(make([]byte, 1000), &lent))
+		_ = p.finish()
+	})
+	require.Zero(t, lent.Load())
 }
 
 type writerFunc func([]byte) (int, error)

@@ -17,9 +17,15 @@ type SegmentWriter interface {
 }
 
 // Segment is a piece of an exposition that is worth a goroutine's while: about
-// 100 KB. Its bytes are asked for by at most one call of one of its methods, by
-// any goroutine, and perhaps when the part that wrote it has returned.
+// 100 KB. It is used by one goroutine after another, and perhaps when the part
+// that wrote it has returned. AppendTo, Deflated or Return is the last call, if
+// there is one at all.
 type Segment interface {
+	// Lend returns the segment's bytes as the part itself holds them, which will
+	// leave them as they are until Return. nil: it cannot, AppendTo does.
+	Lend() []byte
+	// Return says that what was lent is not read any more.
+	Return()
 	// AppendTo appends the segment's bytes.
 	AppendTo(dst []byte) []byte
 	// Deflated returns them compressed: what d makes of them, or what another

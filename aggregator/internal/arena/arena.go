@@ -1,7 +1,8 @@
 // Package arena lays out series for cheap scrapes: per family, rendered lines
 // stand one after the other in blocks, and the values that changed since the
 // last scrape are patched into them. While protobuf is scraped, the same is true
-// of the metrics in that form.
+// of the metrics in that form. Scrapes write blocks as they stand: what is lent to
+// one is copied before it changes.
 //
 // Locks are taken in this order: Family.mu, shared.mu, Block.mu, Clock.mu. Only
 // shared.mu, which nobody but scrapes takes, is held for longer than it takes to

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
@@ -91,6 +93,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			series []*held
 			next   = 1
 			header = Header{Type: metrics.Gauge}
+			loans  []loan
 		)
 		value := rapid.SampledFrom([]float64{0, 7, 1234, 123456, -0.125, 1e300, -math.MaxFloat64, 123456789})
 		// each calls do with one series after the other, as long as there is any.
@@ -143,6 +146,23 @@ func TestAnyUseOfAFamily(t *testing.T) {
 				header.Type = rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge}).Draw(t, "type")
 			},
 			"unform": func(*rapid.T) { clock.unform() },
+			"lend": func(t *rapid.T) {
+				begin := rapid.SampledFrom([]func(io.Writer, *Clock) *Scrape{NewText, NewProto}).Draw(t, "format")
+				w := &segmented{}
+				scrapeOf(t, w, f, header, begin)
+				for _, p := range w.pieces {
+					if s, ok := p.(metrics.Segment); ok {
+						loans = append(loans, loanOf(s))
+					}
+				}
+			},
+			"return": func(t *rapid.T) {
+				if len(loans) > 0 {
+					i := rapid.IntRange(0, len(loans)-1).Draw(t, "loan")
+					loans[i].end()
+					loans = slices.Delete(loans, i, i+1)
+				}
+			},
 			"": func(t *rapid.T) {
 				want := make(map[string]float64)
 				for _, h := range series {
@@ -154,6 +174,9 @@ func TestAnyUseOfAFamily(t *testing.T) {
 					}
 				}
 				require.True(t, maps.Equal(want, read(t, &clock, f, header)))
+				for _, l := range loans {
+					require.True(t, bytes.Equal(l.was, l.data), "what is lent changes")
+				}
 				if len(series) == 0 {
 					require.Empty(t, f.blocks)
 					require.Empty(t, f.roomy)
@@ -161,6 +184,23 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			},
 		})
 	})
+}
+
+// loan is what a segment lends, and what that was at first.
+type loan struct {
+	segment   metrics.Segment
+	data, was []byte
+}
+
+func loanOf(s metrics.Segment) loan {
+	data := s.Lend()
+	return loan{s, data, bytes.Clone(data)}
+}
+
+func (l loan) end() {
+	if l.data != nil {
+		l.segment.Return()
+	}
 }
 
 func TestHeader(t *testing.T) {
@@ -359,6 +399,20 @@ func TestConcurrentUse(t *testing.T) {
 		b.Hide(slot)
 		b.Show(slot, prefix(steady+i%10))
 		b.Remove(slot)
+	})
+	loop(func(i int) {
+		w := &segmented{}
+		begin := []func(io.Writer, *Clock) *Scrape{NewText, NewProto}[i%2]
+		s := begin(w, &clock)
+		assert.NoError(t, s.Close(s.Family(f, Header{Type: metrics.Gauge})))
+		for _, p := range w.pieces {
+			if s, ok := p.(metrics.Segment); ok {
+				l := loanOf(s)
+				runtime.Gosched()
+				assert.True(t, bytes.Equal(l.was, l.data), "what is lent changes")
+				l.end()
+			}
+		}
 	})
 	for range 50 {
 		got := make(map[string]bool)

@@ -202,6 +202,10 @@ func (b *Block) lookLocked(word int) {
 // whose field is too narrow stay stale.
 func (b *Block) patchLocked(word int) {
 	b.lookLocked(word)
+	if b.stale[word] == 0 {
+		return
+	}
+	b.text.own()
 	var scratch [metrics.MaxValueBytes]byte
 	narrow := uint64(0)
 	for marks := b.stale[word]; marks != 0; marks &= marks - 1 {
@@ -226,7 +230,8 @@ func (b *Block) patchLocked(word int) {
 }
 
 // widenLocked makes stale lines anew whose field is too narrow. All others are
-// copied, without holes, so that it costs the same for one line and for all.
+// copied, without holes, so that it costs the same for one line and for all. It
+// follows patchLocked, which has seen to it that nobody reads the bytes.
 func (b *Block) widenLocked() {
 	scratch := scratches.Get().(*[]byte)
 	defer scratches.Put(scratch)
@@ -249,7 +254,7 @@ func (b *Block) widenLocked() {
 	}
 	clear(b.stale)
 	if len(buf) > cap(b.text.buf) {
-		b.text.buf = make([]byte, 0, len(buf)+len(buf)/64)
+		b.text.replace(make([]byte, 0, len(buf)+len(buf)/64))
 	}
 	b.text.buf, b.text.holes = append(b.text.buf[:0], buf...), 0
 	*scratch = buf
@@ -282,23 +287,10 @@ func (b *Block) textSize(stamp uint32) int {
 
 // appendText appends the lines born before stamp.
 func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
-	// Most of the rendering is done in steps, so that nobody waits for it.
-	for word := range b.dirty {
-		b.mu.Lock()
-		b.patchLocked(word)
-		b.mu.Unlock()
-	}
+	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	narrow := uint64(0)
-	for word := range b.dirty {
-		b.patchLocked(word)
-		narrow |= b.stale[word]
-	}
-	if narrow != 0 {
-		b.widenLocked()
-	}
-	b.text.tighten(b.fullLocked())
+	b.renderLocked()
 	r := b.readingLocked(stamp)
 	if b.text.holes == 0 && r.whole {
 		return append(dst, b.text.buf...), r
@@ -309,4 +301,39 @@ func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
 		}
 	}
 	return dst, r
+}
+
+// lendText returns the lines and what to count down when they are not read any
+// more; nil if one of them was born at stamp or later.
+func (b *Block) lendText(stamp uint32) (lines []byte, loans *atomic.Int32) {
+	b.patch()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.renderLocked()
+	if b.youngest >= stamp {
+		return nil, nil
+	}
+	return b.text.lend()
+}
+
+// patch does most of the rendering, in steps, so that nobody waits for it.
+func (b *Block) patch() {
+	for word := range b.dirty {
+		b.mu.Lock()
+		b.patchLocked(word)
+		b.mu.Unlock()
+	}
+}
+
+// renderLocked brings all lines up to date with the values.
+func (b *Block) renderLocked() {
+	narrow := uint64(0)
+	for word := range b.dirty {
+		b.patchLocked(word)
+		narrow |= b.stale[word]
+	}
+	if narrow != 0 {
+		b.widenLocked()
+	}
+	b.text.tighten(b.fullLocked())
 }

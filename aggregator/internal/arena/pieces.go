@@ -1,6 +1,10 @@
 package arena
 
-import "sync"
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+)
 
 // pieces are byte strings, at most one of each slot, which stand in one buffer
 // in no order, with holes where others were. The zero value has no slots.
@@ -8,6 +12,9 @@ type pieces struct {
 	buf   []byte
 	at    []extent
 	holes int
+	// loans counts who reads buf without the block's lock: meanwhile its bytes
+	// stay as they are. It is nil before the first time.
+	loans *atomic.Int32
 }
 
 // extent is where a piece is. There is none if its size is 0.
@@ -28,6 +35,9 @@ func (p *pieces) drop(slot uint32) {
 	p.holes += int(p.at[slot].size)
 	p.at[slot] = extent{}
 	if p.holes == len(p.buf) {
+		if p.lent() {
+			p.replace(nil)
+		}
 		p.buf, p.holes = p.buf[:0], 0
 	}
 }
@@ -48,6 +58,10 @@ func (p *pieces) reserve(n int) {
 
 // close closes the holes.
 func (p *pieces) close() {
+	if p.lent() {
+		p.move(make([]byte, 0, cap(p.buf)))
+		return
+	}
 	scratch := scratches.Get().(*[]byte)
 	defer scratches.Put(scratch)
 	*scratch = append((*scratch)[:0], p.buf...)
@@ -64,7 +78,36 @@ func (p *pieces) move(buf []byte) {
 		buf = append(buf, p.buf[at.start:at.start+at.size]...)
 		at.start = uint32(start)
 	}
-	p.buf, p.holes = buf, 0
+	p.replace(buf)
+	p.holes = 0
+}
+
+// replace gives the pieces another buffer. Whoever reads that which they had
+// keeps it.
+func (p *pieces) replace(buf []byte) {
+	p.buf, p.loans = buf, nil
+}
+
+// lend returns all pieces, one behind the other, and what to count down when they
+// are not read any more.
+func (p *pieces) lend() (data []byte, loans *atomic.Int32) {
+	if p.holes > 0 {
+		p.close()
+	}
+	if p.loans == nil {
+		p.loans = new(atomic.Int32)
+	}
+	p.loans.Add(1)
+	return slices.Clip(p.buf), p.loans
+}
+
+func (p *pieces) lent() bool { return p.loans != nil && p.loans.Load() > 0 }
+
+// own is called before bytes are changed. It makes copies of those that are lent.
+func (p *pieces) own() {
+	if p.lent() {
+		p.replace(append(make([]byte, 0, cap(p.buf)), p.buf...))
+	}
 }
 
 // put adds the piece of a slot that has none.

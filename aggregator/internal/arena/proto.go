@@ -2,6 +2,7 @@ package arena
 
 import (
 	"math/bits"
+	"sync/atomic"
 
 	"github.com/coder/agentstatsd/metrics"
 )
@@ -126,11 +127,7 @@ func (b *Block) appendProto(dst []byte, stamp uint32, t metrics.Type, size int) 
 	b.formProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for !b.formSomeLocked(t) { // it was taken away meanwhile
-	}
-	b.patchProtoLocked(t)
-	p := b.proto
-	p.tighten(b.fullLocked())
+	p := b.renderProtoLocked(t)
 	r := b.readingLocked(stamp)
 	end := len(dst) + size
 	if p.holes == 0 && r.whole {
@@ -145,11 +142,28 @@ func (b *Block) appendProto(dst []byte, stamp uint32, t metrics.Type, size int) 
 	return metrics.AppendProtoPadding(dst, end-len(dst)), r
 }
 
-// patchProtoLocked brings the metrics up to date with type and values.
-func (b *Block) patchProtoLocked(t metrics.Type) {
+// lendProto returns the metrics and what to count down when they are not read any
+// more; nil if one was born at stamp or later, or some have gone since protoSize.
+func (b *Block) lendProto(stamp uint32, t metrics.Type, size int) (made []byte, loans *atomic.Int32) {
+	b.formProto(t)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.renderProtoLocked(t)
+	if b.youngest >= stamp || p.size() != size {
+		return nil, nil
+	}
+	return p.lend()
+}
+
+// renderProtoLocked returns the block's protobuf form, up to date with type and
+// values.
+func (b *Block) renderProtoLocked(t metrics.Type) *protoForm {
+	for !b.formSomeLocked(t) { // it was taken away meanwhile
+	}
 	p := b.proto
 	if p.typ != t {
 		p.typ = t
+		p.own()
 		for i := range p.at {
 			if p.at[i].size > 0 {
 				metrics.SetProtoMetricType(p.piece(uint32(i)), t)
@@ -158,6 +172,10 @@ func (b *Block) patchProtoLocked(t metrics.Type) {
 	}
 	for word := range b.dirty {
 		b.lookLocked(word)
+		if p.stale[word] == 0 {
+			continue
+		}
+		p.own()
 		for marks := p.stale[word]; marks != 0; marks &= marks - 1 {
 			slot := uint32(word*64 + bits.TrailingZeros64(marks))
 			if p.at[slot].size > 0 {
@@ -166,4 +184,6 @@ func (b *Block) patchProtoLocked(t metrics.Type) {
 		}
 		p.stale[word] = 0
 	}
+	p.tighten(b.fullLocked())
+	return p
 }

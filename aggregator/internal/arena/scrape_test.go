@@ -53,7 +53,12 @@ func (w *segmented) bytes(t require.TestingT) []byte {
 			out = append(out, p...)
 		case metrics.Segment:
 			if !w.zip {
-				out = p.AppendTo(out)
+				if data := p.Lend(); data != nil {
+					out = append(out, data...)
+					p.Return()
+				} else {
+					out = p.AppendTo(out)
+				}
 				continue
 			}
 			if d == nil {
@@ -328,9 +333,12 @@ func (w *inOrder) Deflates() bool              { return w.zip }
 func (w *inOrder) Write(p []byte) (int, error) { return len(p), nil }
 
 func (w *inOrder) WriteSegment(s metrics.Segment) error {
-	if w.zip {
+	switch {
+	case w.zip:
 		s.Deflated(w.d)
-	} else {
+	case s.Lend() != nil:
+		s.Return()
+	default:
 		w.buf = s.AppendTo(w.buf[:0])
 	}
 	return nil

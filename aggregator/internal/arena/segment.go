@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/coder/agentstatsd/metrics"
 )
@@ -47,9 +48,28 @@ type segment struct {
 	typ    metrics.Type
 	// size is how much is appended: of protobuf exactly, of text about.
 	size int
+	// loans is counted down when bytes that were lent are returned.
+	loans *atomic.Int32
 }
 
 var segments = sync.Pool{New: func() any { return new(segment) }}
+
+// Lend returns the segment's bytes if they stand in the block as they are wanted.
+func (s *segment) Lend() []byte {
+	var data []byte
+	if s.format == formatProto {
+		data, s.loans = s.block.lendProto(s.stamp, s.typ, s.size)
+	} else {
+		data, s.loans = s.block.lendText(s.stamp)
+	}
+	return data
+}
+
+// Return returns what was lent.
+func (s *segment) Return() {
+	s.loans.Add(-1)
+	s.release()
+}
 
 // AppendTo appends the segment.
 func (s *segment) AppendTo(dst []byte) []byte {

@@ -10,6 +10,56 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
+// What is lent stays as it was, also when all of the block's lines go and others
+// come; the block's memory is its own again when it is returned.
+func TestLent(t *testing.T) {
+	for name, format := range both {
+		t.Run(name, func(t *testing.T) {
+			var clock Clock
+			f, blocks, slots := lines(&clock, firstSlots+64+blockSlots)
+			loansOf := func() (loans []loan) {
+				w := &segmented{}
+				scrapeOf(t, w, f, Header{}, format.begin)
+				for _, p := range w.pieces {
+					if s, ok := p.(metrics.Segment); ok {
+						loans = append(loans, loanOf(s))
+					}
+				}
+				return loans
+			}
+			lent := loansOf()
+			require.Len(t, lent, 1)
+			require.NotEmpty(t, lent[0].data)
+			last := blocks[len(blocks)-1]
+			for i, b := range blocks {
+				if b == last {
+					b.Hide(slots[i])
+				}
+			}
+			for i, b := range blocks {
+				if b == last {
+					b.Set(slots[i], 1e6)
+					b.Show(slots[i], longPrefix(len(blocks)+i))
+				}
+			}
+			again := loansOf()
+			require.NotEqual(t, lent[0].data, again[0].data)
+			require.Equal(t, lent[0].was, lent[0].data)
+			again[0].end()
+			again = loansOf()
+			require.Same(t, &again[0].data[0], &loansOf()[0].data[0])
+			last.Set(0, 7)
+			changed := loansOf()
+			require.NotSame(t, &again[0].data[0], &changed[0].data[0])
+			require.Equal(t, again[0].was, again[0].data)
+			changed[0].end()
+			last.Set(0, 8)
+			unlent := loansOf()
+			require.Same(t, &changed[0].data[0], &unlent[0].data[0], "patched in place")
+		})
+	}
+}
+
 // Scrapes that are under way at the same time compress each block once.
 func TestScrapesShareWhatTheyCompress(t *testing.T) {
 	for name, format := range both {
