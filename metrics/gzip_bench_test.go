@@ -34,7 +34,7 @@ func BenchmarkGzipLevels(b *testing.B) {
 	}
 	for name, newWriter := range levels {
 		b.Run(name, func(b *testing.B) {
-			out := &countingWriter{w: io.Discard}
+			out := &scrapeWriter{w: io.Discard}
 			b.SetBytes(int64(len(text)))
 			for b.Loop() {
 				out.n = 0

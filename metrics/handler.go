@@ -106,7 +106,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// A connection that has no deadlines is one of a test, or wrapped by
 	// something that sets its own.
 	_ = control.SetWriteDeadline(start.Add(h.opts.WriteTimeout))
-	out := &countingWriter{w: w}
+	out := &scrapeWriter{w: w, conn: connOf(r)}
 	err := h.write(out, format, compress)
 	h.metrics.bytes.WithLabelValues(encoding).Add(float64(out.n))
 	switch {
@@ -194,19 +194,25 @@ func formatName(f expfmt.Format) string {
 	return "text"
 }
 
-// countingWriter counts what was written and keeps the first error, to tell a
-// client that went away from a part that failed.
-type countingWriter struct {
-	w   io.Writer
-	n   int64
-	err error
+// scrapeWriter writes the pieces of a scrape. It counts what was written and keeps
+// the first error, to tell a client that went away from a part that failed.
+type scrapeWriter struct {
+	w    io.Writer
+	conn *gatheringConn
+	n    int64
+	err  error
 }
 
-func (c *countingWriter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	if err != nil && c.err == nil {
-		c.err = err
+// Write implements io.Writer.
+func (s *scrapeWriter) Write(p []byte) (int, error) {
+	s.conn.hold()
+	n, err := s.w.Write(p)
+	if heldErr := s.conn.release(); err == nil {
+		err = heldErr
+	}
+	s.n += int64(n)
+	if err != nil && s.err == nil {
+		s.err = err
 	}
 	return n, err
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // check is one reason why the service may be not ready.
@@ -93,6 +95,7 @@ func serveHTTP(ctx context.Context, lis net.Listener, handler http.Handler, webC
 		MaxHeaderBytes: 64 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+	lis = metrics.GatherWrites(server, lis)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
