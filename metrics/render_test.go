@@ -49,6 +49,37 @@ func TestTextValue(t *testing.T) {
 		got := string(AppendTextValue(nil, c.v))
 		require.Equal(t, c.want, got)
 		require.LessOrEqual(t, len(got), MaxValueBytes)
+		checkPut(t, c.v, c.want)
+	}
+}
+
+// checkPut puts a value into fields that have room for it, and into one that has
+// not.
+func checkPut(t *testing.T, v float64, text string) {
+	t.Helper()
+	field := make([]byte, MaxValueBytes)
+	for size := range field {
+		for i := range field {
+			field[i] = 'x'
+		}
+		want := strings.Repeat("x", size)
+		if size >= len(text) {
+			want = strings.Repeat(" ", size-len(text)) + text
+		}
+		if fits := PutTextValue(field[:size], v); fits != (size >= len(text)) || string(field[:size]) != want || field[size] != 'x' {
+			t.Fatalf("%v in %d bytes: %t, want %q, got %q", v, size, fits, want, field)
+		}
+	}
+}
+
+// Whole numbers with any number of digits are written where they stand.
+func TestPutWholeNumbers(t *testing.T) {
+	random := rand.New(rand.NewPCG(2, 2))
+	for p := uint64(1); p <= 1e15; p *= 10 {
+		for _, n := range []uint64{p - 1, p, p + 1, p + random.Uint64N(9*p)} {
+			checkPut(t, float64(n), strconv.FormatUint(n, 10))
+			checkPut(t, -float64(n), string(AppendTextValue(nil, -float64(n))))
+		}
 	}
 }
 
@@ -76,6 +107,12 @@ func BenchmarkTextValue(b *testing.B) {
 			var scratch [MaxValueBytes]byte
 			for b.Loop() {
 				AppendTextValue(scratch[:0], value)
+			}
+		})
+		b.Run(name+", put", func(b *testing.B) {
+			var field [MaxValueBytes]byte
+			for b.Loop() {
+				PutTextValue(field[:], value)
 			}
 		})
 	}
@@ -137,6 +174,7 @@ func FuzzValue(f *testing.F) {
 	f.Fuzz(func(t *testing.T, bits uint64) {
 		v := math.Float64frombits(bits)
 		text := string(AppendTextValue([]byte("x"), v))[1:]
+		checkPut(t, v, text)
 		if len(text) > MaxValueBytes {
 			t.Fatalf("%v is rendered in %d bytes", v, len(text))
 		}

@@ -206,7 +206,6 @@ func (b *Block) patchLocked(word int) {
 		return
 	}
 	b.text.own()
-	var scratch [metrics.MaxValueBytes]byte
 	narrow := uint64(0)
 	for marks := b.stale[word]; marks != 0; marks &= marks - 1 {
 		slot := uint32(word*64 + bits.TrailingZeros64(marks))
@@ -214,17 +213,9 @@ func (b *Block) patchLocked(word int) {
 			continue
 		}
 		l, width := b.text.piece(slot), int(b.lines[slot].width)
-		value := metrics.AppendTextValue(scratch[:0], b.Value(slot))
-		if len(value) > width {
+		if !metrics.PutTextValue(l[len(l)-1-width:len(l)-1], b.Value(slot)) {
 			narrow |= marks & -marks
-			continue
 		}
-		field := l[len(l)-1-width : len(l)-1]
-		blanks := len(field) - len(value)
-		for i := range blanks {
-			field[i] = ' '
-		}
-		copy(field[blanks:], value)
 	}
 	b.stale[word] = narrow
 }
