@@ -39,8 +39,8 @@ const (
 const (
 	agents  = 2500
 	samples = 30
-	// passes over all agents make one round: 300,000 updates.
-	passes = 4
+	// passes over all agents make one round: 1,500,000 updates.
+	passes = 20
 )
 
 // Roles that children play.
