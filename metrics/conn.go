@@ -56,8 +56,11 @@ type gatheringConn struct {
 }
 
 // connOf returns the connection of a request if it gathers what is written to it,
-// else nil.
+// else nil. To one of HTTP/2 another goroutine writes.
 func connOf(r *http.Request) *gatheringConn {
+	if r.ProtoMajor != 1 {
+		return nil
+	}
 	c, _ := r.Context().Value(connKey{}).(*gatheringConn)
 	return c
 }

@@ -82,7 +82,10 @@ func TestGatherWrites(t *testing.T) {
 	serve := func(gather bool) (url string, conns chan *gatheringConn) {
 		scrape := Handler(own(), HandlerOptions{}, big)
 		conns = make(chan *gatheringConn, 10)
-		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var protocols http.Protocols
+		protocols.SetHTTP1(true)
+		protocols.SetUnencryptedHTTP2(true)
+		server := &http.Server{Protocols: &protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			conns <- connOf(r)
 			scrape.ServeHTTP(w, r)
 		})}
@@ -124,7 +127,17 @@ func TestGatherWrites(t *testing.T) {
 		got := fetch(gathered, method)
 		require.Equal(t, method == http.MethodGet, bytes.HasSuffix(got, big.text), method)
 	}
+	var both http.Protocols
+	both.SetUnencryptedHTTP2(true)
+	second := &http.Transport{Protocols: &both}
+	defer second.CloseIdleConnections()
+	transport = second
+	require.True(t, bytes.HasSuffix(fetch(gathered, http.MethodGet), big.text))
+
 	first := <-conns
 	require.NotNil(t, first)
-	require.Same(t, first, <-conns, "one connection")
+	for range 3 {
+		require.Same(t, first, <-conns, "one connection")
+	}
+	require.Nil(t, <-conns, "HTTP/2")
 }

@@ -295,13 +295,13 @@ func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
 }
 
 // lendText returns the lines and what to count down when they are not read any
-// more; nil if one of them was born at stamp or later.
+// more; nil if one of them was born at stamp or later, or there are none.
 func (b *Block) lendText(stamp uint32) (lines []byte, loans *atomic.Int32) {
 	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.renderLocked()
-	if b.youngest >= stamp {
+	if b.youngest >= stamp || b.text.size() == 0 {
 		return nil, nil
 	}
 	return b.text.lend()

@@ -56,6 +56,17 @@ func TestLent(t *testing.T) {
 			last.Set(0, 8)
 			unlent := loansOf()
 			require.Same(t, &changed[0].data[0], &unlent[0].data[0], "patched in place")
+
+			// Nothing is lent of a block whose lines have gone.
+			w := &segmented{}
+			scrapeOf(t, w, f, Header{}, format.begin)
+			for i, b := range blocks {
+				if b == last {
+					b.Hide(slots[i])
+				}
+			}
+			require.NotEmpty(t, w.bytes(t))
+			require.False(t, last.text.lent())
 		})
 	}
 }
