@@ -158,7 +158,7 @@ var pow10 = func() (p [17]uint64) {
 func appendDecimal(dst []byte, v float64) ([]byte, bool) {
 	const scale = 1e6
 	a := math.Abs(v)
-	if a < 1e-4 || a >= 1e6 {
+	if !(a >= 1e-4 && a < 1e6) { // nor NaN
 		return dst, false
 	}
 	n := uint64(a*scale + 0.5)
