@@ -451,10 +451,11 @@ func TestNewsAreParsed(t *testing.T) {
 	p.peers.tellSessions(e)
 	p.peers.tellStates()
 	p.peers.tellRegistrations()
+	p.peers.ask()
 	payloads := p.peers.payloads()
-	require.Len(t, payloads, 3)
+	require.Len(t, payloads, 4)
 	require.Empty(t, p.peers.payloads(), "they are told once")
-	for i, kind := range []byte{newsRegistrations, newsStates, newsSessions} {
+	for i, kind := range []byte{newsRegistrations, newsStates, newsQuestion, newsSessions} {
 		got, from, records, err := parseNews(payloads[i])
 		require.NoError(t, err)
 		require.Equal(t, kind, got)
@@ -463,7 +464,7 @@ func TestNewsAreParsed(t *testing.T) {
 			require.Equal(t, []agent.SessionRecord{e.newest}, records)
 		}
 	}
-	for _, bad := range []string{"x", "s", "s" + strings.Repeat("!", 22), string(payloads[2][:40]), string(payloads[2]) + "AAAA"} {
+	for _, bad := range []string{"x", "s", "s" + strings.Repeat("!", 22), string(payloads[3][:40]), string(payloads[3]) + "AAAA"} {
 		_, _, _, err := parseNews([]byte(bad))
 		require.Error(t, err, bad)
 		require.NotPanics(t, func() { p.hear([]byte(bad)) })
