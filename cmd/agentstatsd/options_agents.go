@@ -1,0 +1,55 @@
+package main
+
+import (
+	"time"
+
+	"github.com/coder/serpent"
+)
+
+// agentOptions are what agents are told and allowed.
+func (c *config) agentOptions() serpent.OptionSet {
+	return serpent.OptionSet{
+		{
+			Name:        "Report Interval",
+			Description: "Time between two reports of an agent, as agents are told.",
+			Flag:        "report-interval", Env: "AGENTSTATSD_REPORT_INTERVAL", YAML: "report_interval",
+			Default: "30s", Value: longerThan(&c.reportInterval, time.Second-1), Group: &groupAgents,
+		},
+		{
+			Name:        "Session Age",
+			Description: "Time after which an agent is asked to reconnect, with jitter, so that agents spread over replicas. 0: never.",
+			Flag:        "session-age", Env: "AGENTSTATSD_SESSION_AGE", YAML: "session_age",
+			Default: "1h", Value: longerThan(&c.sessionAge, -1), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Agents",
+			Description: "Agents that can be registered; more are refused.",
+			Flag:        "max-agents", Env: "AGENTSTATSD_MAX_AGENTS", YAML: "max_agents",
+			Default: "200000", Value: atLeast(&c.maxAgents, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Agent Message Bytes",
+			Description: "Largest request of an agent, in bytes.",
+			Flag:        "max-agent-message-bytes", Env: "AGENTSTATSD_MAX_AGENT_MESSAGE_BYTES", YAML: "max_agent_message_bytes",
+			Default: "1048576", Value: atLeast(&c.maxAgentMessageBytes, 64<<10), Group: &groupAgents,
+		},
+		{
+			Name:        "Series TTL",
+			Description: "Time after which a series that is not reported any more vanishes. At least twice the report interval.",
+			Flag:        "series-ttl", Env: "AGENTSTATSD_SERIES_TTL", YAML: "series_ttl",
+			Default: "2m", Value: longerThan(&c.seriesTTL, 0), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Series",
+			Description: "Series of all agents together; more are refused.",
+			Flag:        "max-series", Env: "AGENTSTATSD_MAX_SERIES", YAML: "max_series",
+			Default: "2000000", Value: atLeast(&c.maxSeries, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Series Per Agent",
+			Description: "Forwarded series of one agent; more are refused.",
+			Flag:        "max-series-per-agent", Env: "AGENTSTATSD_MAX_SERIES_PER_AGENT", YAML: "max_series_per_agent",
+			Default: "1000", Value: atLeast(&c.maxSeriesPerAgent, 1), Group: &groupAgents,
+		},
+	}
+}

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"github.com/coder/serpent"
+)
+
+// metadataOptions say how metadata reaches the database.
+func (c *config) metadataOptions() serpent.OptionSet {
+	return serpent.OptionSet{
+		{
+			Name:        "Metadata Flush Interval",
+			Description: "Time between two scheduled flushes of pending metadata.",
+			Flag:        "metadata-flush-interval", Env: "AGENTSTATSD_METADATA_FLUSH_INTERVAL", YAML: "flush_interval",
+			Default: "5s", Value: longerThan(&c.metadataFlushInterval, 0), Group: &groupMetadata,
+		},
+		{
+			Name:        "Metadata Batch Size",
+			Description: "Pending entries that start a flush at once, and entries that one flush writes.",
+			Flag:        "metadata-batch-size", Env: "AGENTSTATSD_METADATA_BATCH_SIZE", YAML: "batch_size",
+			Default: "500", Value: atLeast(&c.metadataBatchSize, 1), Group: &groupMetadata,
+		},
+		{
+			Name:        "Metadata Max Pending",
+			Description: "Entries that wait for the database, all agents together; new keys beyond are refused.",
+			Flag:        "metadata-max-pending", Env: "AGENTSTATSD_METADATA_MAX_PENDING", YAML: "max_pending",
+			Default: "500000", Value: atLeast(&c.metadataMaxPending, 1), Group: &groupMetadata,
+		},
+		{
+			Name:        "Metadata Max Keys",
+			Description: "Keys of an agent whose template declares none; more are refused.",
+			Flag:        "metadata-max-keys", Env: "AGENTSTATSD_METADATA_MAX_KEYS", YAML: "max_keys",
+			Default: "128", Value: atLeast(&c.metadataMaxKeys, 1), Group: &groupMetadata,
+		},
+		{
+			Name:        "Metadata Reread Interval",
+			Description: "Time between two reads of what is watched, which repair missed news.",
+			Flag:        "metadata-reread-interval", Env: "AGENTSTATSD_METADATA_REREAD_INTERVAL", YAML: "reread_interval",
+			Default: "30s", Value: longerThan(&c.metadataRereadEvery, 0), Group: &groupMetadata,
+		},
+		{
+			Name:        "Metadata Touch Interval",
+			Description: "Time after which a value that is reported again unchanged is written again, with its newer time. 0: each time.",
+			Flag:        "metadata-touch-interval", Env: "AGENTSTATSD_METADATA_TOUCH_INTERVAL", YAML: "touch_interval",
+			Default: "1m", Value: longerThan(&c.metadataTouchInterval, -1), Group: &groupMetadata,
+		},
+	}
+}

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"github.com/coder/serpent"
+)
+
+// pushOptions are what instances of coderd may push.
+func (c *config) pushOptions() serpent.OptionSet {
+	return serpent.OptionSet{
+		{
+			Name:        "Max Coderd Instances",
+			Description: "Instances of coderd whose families are kept apart; of more, those that are gone the longest are folded into totals.",
+			Flag:        "max-coderd-instances", Env: "AGENTSTATSD_MAX_CODERD_INSTANCES", YAML: "max_coderd_instances",
+			Default: "256", Value: atLeast(&c.maxCoderdInstances, 1), Group: &groupPushes,
+		},
+		{
+			Name:        "Max Pushed Series",
+			Description: "Series of one instance of coderd, each bucket counted as one; families beyond are refused.",
+			Flag:        "max-pushed-series", Env: "AGENTSTATSD_MAX_PUSHED_SERIES", YAML: "max_series",
+			Default: "200000", Value: atLeast(&c.maxPushedSeries, 1), Group: &groupPushes,
+		},
+		{
+			Name:        "Max Push Bytes",
+			Description: "Largest snapshot of an instance of coderd, in bytes, over all its parts.",
+			Flag:        "max-push-bytes", Env: "AGENTSTATSD_MAX_PUSH_BYTES", YAML: "max_bytes",
+			Default: "67108864", Value: atLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
+		},
+	}
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"time"
+
+	"github.com/coder/serpent"
+)
+
+// storageOptions say where registrations, state and metadata are kept.
+func (c *config) storageOptions() serpent.OptionSet {
+	return serpent.OptionSet{
+		{
+			Name:        "Data Dir",
+			Description: "Directory of the SQLite database and of generated secrets. One process at a time.",
+			Flag:        "data-dir", Env: "AGENTSTATSD_DATA_DIR", YAML: "data_dir",
+			Default: "data", Value: serpent.StringOf(&c.dataDir), Group: &groupStorage,
+		},
+		{
+			Name: "Database URL",
+			Description: "A PostgreSQL database, 14 or newer, that replicas of the service share: postgres://user@host/name. " +
+				"Its password is better in PGPASSFILE, or the URL in the environment, than in a flag. Empty: SQLite in the data directory.",
+			Flag: "database-url", Env: "AGENTSTATSD_DATABASE_URL", YAML: "database_url",
+			Value: serpent.StringOf(&c.databaseURL), Group: &groupStorage,
+		},
+		{
+			Name:        "Database Max Conns",
+			Description: "Connections to PostgreSQL at once, beside that of the pubsub.",
+			Flag:        "database-max-conns", Env: "AGENTSTATSD_DATABASE_MAX_CONNS", YAML: "database_max_conns",
+			Default: "10", Value: atLeast(&c.databaseMaxConns, 2), Group: &groupStorage,
+		},
+		{
+			Name: "Database Transaction Pooling",
+			Description: "A pooler in transaction mode, like PgBouncer, stands before PostgreSQL: keep nothing in a session. " +
+				"Needs --pubsub-url, as news are not heard through it.",
+			Flag: "database-transaction-pooling", Env: "AGENTSTATSD_DATABASE_TRANSACTION_POOLING", YAML: "database_transaction_pooling",
+			Default: "false", Value: serpent.BoolOf(&c.databasePooling), Group: &groupStorage,
+		},
+		{
+			Name: "Pubsub URL",
+			Description: "What carries news between replicas: nats:// or tls:// for NATS, postgres:// for NOTIFY of a PostgreSQL that is dialed directly. " +
+				"Empty: that of the database; in memory with SQLite.",
+			Flag: "pubsub-url", Env: "AGENTSTATSD_PUBSUB_URL", YAML: "pubsub_url",
+			Value: serpent.StringOf(&c.pubsubURL), Group: &groupStorage,
+		},
+		{
+			Name: "Lease Duration",
+			Description: "Time after which replicas take one that is silent for gone, and serve in its place what one alone serves. " +
+				"The same on all replicas.",
+			Flag: "lease-duration", Env: "AGENTSTATSD_LEASE_DURATION", YAML: "lease_duration",
+			Default: "15s", Value: longerThan(&c.leaseDuration, 2*time.Second-1), Group: &groupStorage,
+		},
+	}
+}
