@@ -1,219 +1,28 @@
 package store
 
 import (
-	"context"
-	"maps"
-	"slices"
 	"testing"
-	"time"
 
-	"github.com/google/uuid"
-	"github.com/stretchr/testify/require"
-
-	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/storetest"
 )
 
-// testContract is what every database must do. open returns an empty Store
-// that is closed when the test ends.
-func testContract(t *testing.T, open func(testing.TB) *Store) {
-	t.Run("Registrations", func(t *testing.T) { testRegistrations(t, open(t)) })
-	t.Run("RegistrationsReplaced", func(t *testing.T) { testRegistrationsReplaced(t, open(t)) })
-	t.Run("RegistrationsRemoved", func(t *testing.T) { testRegistrationsRemoved(t, open(t)) })
-	t.Run("RegistrationsAtomic", func(t *testing.T) { testRegistrationsAtomic(t, open(t)) })
-	t.Run("RegistrationsSince", func(t *testing.T) { testRegistrationsSince(t, open(t)) })
-	t.Run("RegistrationsForgotten", func(t *testing.T) { testRegistrationsForgotten(t, open(t)) })
-	t.Run("RegistrationsOutdated", func(t *testing.T) { testRegistrationsOutdated(t, open(t)) })
-	t.Run("RegistrationsMany", func(t *testing.T) { testRegistrationsMany(t, open(t)) })
-	t.Run("Metadata", func(t *testing.T) { testMetadata(t, open(t)) })
-	t.Run("MetadataRejected", func(t *testing.T) { testMetadataRejected(t, open(t)) })
-	t.Run("MetadataUnchanged", func(t *testing.T) { testMetadataUnchanged(t, open(t)) })
-	t.Run("MetadataOrder", func(t *testing.T) { testMetadataOrder(t, open(t)) })
-	t.Run("States", func(t *testing.T) { testStates(t, open(t)) })
-	t.Run("StatesOrder", func(t *testing.T) { testStatesOrder(t, open(t)) })
-	t.Run("StatesSince", func(t *testing.T) { testStatesSince(t, open(t)) })
-	t.Run("Sessions", func(t *testing.T) { testSessions(t, open(t)) })
-	t.Run("SessionsSince", func(t *testing.T) { testSessionsSince(t, open(t)) })
-	t.Run("Pushes", func(t *testing.T) { testPushes(t, open(t)) })
-	t.Run("PushesFolded", func(t *testing.T) { testPushesFolded(t, open(t)) })
-	t.Run("PushesOutdated", func(t *testing.T) { testPushesOutdated(t, open(t)) })
-	t.Run("Replicas", func(t *testing.T) { testReplicas(t, open(t)) })
-	t.Run("Lease", func(t *testing.T) { testLease(t, open(t)) })
-	t.Run("Builds", func(t *testing.T) { testBuilds(t, open(t)) })
-	t.Run("Context", func(t *testing.T) { testContext(t, open(t)) })
+// testContract runs the contract on the stores that open makes, each of a
+// database of its own.
+func testContract(t *testing.T, open func(testing.TB, Options) *Store) {
+	storetest.Run(t, func(t testing.TB, opts storetest.Options) storetest.Store {
+		return open(t, Options{TouchInterval: opts.TouchInterval, RemovalsKept: opts.RemovalsKept})
+	})
 }
 
-// id returns the UUID that ends in n.
-func id(n byte) agent.ID { return agent.ID{0: 0xa, 15: n} }
-
-func registration(agentID, workspaceID agent.ID) agent.Registration {
-	created := time.Date(2026, 3, 1, 10, 0, 0, 123456789, time.UTC)
-	return agent.Registration{
-		ID:                agentID,
-		Name:              "main",
-		CreatedAt:         created,
-		ConnectionTimeout: 2 * time.Minute,
-		TokenHash:         [32]byte{1, 2, 31: 3},
-		Workspace: agent.Workspace{
-			ID:            workspaceID,
-			Name:          "dev",
-			OwnerID:       id(200),
-			OwnerUsername: "zoë",
-			Template:      agent.Template{ID: id(201), Name: "docker", Version: "v3"},
-			Organization:  "default",
-			Build:         agent.Build{ID: id(202), CreatedAt: created.Add(-time.Minute), Transition: "start", IsPrebuild: true},
-		},
-		Apps: []agent.App{
-			{ID: id(203), Slug: "code", DisplayName: "VS Code", Health: agent.AppHealthHealthy},
-			{ID: id(204), Slug: "term", DisplayName: "Terminal \"1\"", Health: agent.AppHealthDisabled},
-		},
-		MetadataKeys: []string{"cpu", "disk usage"},
-		Parent:       id(205),
-	}
-}
-
-func register(t testing.TB, s *Store, agents ...agent.ID) {
-	t.Helper()
-	var c agent.Change
-	for _, a := range agents {
-		c.Agents = append(c.Agents, registration(a, id(100)))
-	}
-	apply(t, s, c)
-}
-
-// apply writes a change on the newest revision.
-func apply(t testing.TB, s *Store, c agent.Change) {
-	t.Helper()
-	_, err := s.ApplyChange(t.Context(), roster(t, s).Revision, c)
-	require.NoError(t, err)
-}
-
-// roster returns all registrations.
-func roster(t testing.TB, s *Store) agent.Roster {
-	t.Helper()
-	r, err := s.Registrations(t.Context(), 0)
-	require.NoError(t, err)
-	require.True(t, r.Complete)
-	return r
-}
-
-func row(a agent.ID, key, value string, epoch, sequence int64) agent.Metadata {
-	return agent.Metadata{
-		Agent: a, Key: key, Value: value,
-		CollectedAt: time.Unix(epoch, sequence).UTC(),
-		Order:       agent.Order{Epoch: epoch, Sequence: sequence},
-	}
-}
-
-func upsert(t testing.TB, s *Store, rows []agent.Metadata) {
-	t.Helper()
-	_, err := s.UpsertMetadata(t.Context(), rows)
-	require.NoError(t, err)
-}
-
-func testMetadata(t *testing.T, s *Store) {
-	register(t, s, id(1), id(2), id(3))
-	upsert(t, s, nil)
-
-	a := row(id(1), "a", "line\nzoë \U0001F600", 1, 1)
-	b := row(id(1), "b", "", 1, 1)
-	b.Error = "exit status 1"
-	c := row(id(2), "a", "x", 1, 1)
-	c.CollectedAt = time.Time{}
-	upsert(t, s, []agent.Metadata{c, b, a})
-
-	found, err := s.Metadata(t.Context(), []agent.ID{id(2), id(9), id(1), id(2), id(3)})
-	require.NoError(t, err)
-	require.Equal(t, []agent.Metadata{a, b, c}, found)
-	found, err = s.Metadata(t.Context(), []agent.ID{id(3)})
-	require.NoError(t, err)
-	require.Empty(t, found)
-	found, err = s.Metadata(t.Context(), nil)
-	require.NoError(t, err)
-	require.Empty(t, found)
-
-	keys, err := s.MetadataKeys(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, map[agent.ID][]string{id(1): {"a", "b"}, id(2): {"a"}}, keys)
-
-	// More agents than one query names.
-	many := []agent.ID{id(1)}
-	for range 2 * idChunk {
-		many = append(many, uuid.New())
-	}
-	found, err = s.Metadata(t.Context(), append(many, id(2)))
-	require.NoError(t, err)
-	require.Equal(t, []agent.Metadata{a, b, c}, found)
-}
-
-func testMetadataRejected(t *testing.T, s *Store) {
-	register(t, s, id(1))
-	good := row(id(1), "a", "1", 1, 1)
-	for name, bad := range map[string]agent.Metadata{
-		"unknown agent":     row(id(2), "a", "1", 1, 1),
-		"time out of range": {Agent: id(1), Key: "b", CollectedAt: time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)},
-	} {
-		_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad, good})
-		require.ErrorIs(t, err, agent.ErrRejected, name)
-		require.ErrorContains(t, err, "upsert metadata: ", name)
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1), id(2)})
-		require.NoError(t, err)
-		require.Empty(t, found, "%s: one transaction", name)
-	}
-	changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, good, row(id(1), "b", "1", 1, 1)})
-	require.NoError(t, err)
-	require.Equal(t, []agent.ID{id(1), id(1)}, changed)
-}
-
-// Every method returns the error of a context that has ended, which is not a
-// refusal.
-func testContext(t *testing.T, s *Store) {
-	register(t, s, id(1))
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	state := agent.State{Agent: id(1), LifecycleOrder: agent.Order{Epoch: 1}}
-	calls := map[string]func() error{
-		"Ping": func() error { return s.Ping(ended) },
-		"UpsertMetadata": func() error {
-			_, err := s.UpsertMetadata(ended, []agent.Metadata{row(id(1), "a", "1", 1, 1)})
-			return err
-		},
-		"ApplyChange": func() error {
-			_, err := s.ApplyChange(ended, 2, agent.Change{RemovedAgents: []agent.ID{id(1)}})
-			return err
-		},
-		"SaveStates":     func() error { return s.SaveStates(ended, []agent.State{state}) },
-		"SaveSessions":   func() error { return s.SaveSessions(ended, []agent.SessionRecord{{Agent: id(1), Epoch: 1}}) },
-		"SavePush":       func() error { return s.SavePush(ended, push(1, "x")) },
-		"FoldPushes":     func() error { return s.FoldPushes(ended, []agent.PushRow{push(1, "x")}, nil) },
-		"Pushes":         func() error { _, err := s.Pushes(ended, nil); return err },
-		"PushVersions":   func() error { _, err := s.PushVersions(ended); return err },
-		"ObserveBuilds":  func() error { _, err := s.ObserveBuilds(ended, []agent.ID{id(1)}, time.Unix(1, 0)); return err },
-		"Beat":           func() error { _, _, err := s.Beat(ended, agent.Replica{ID: id(1)}, -1); return err },
-		"RemoveReplicas": func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
-		"Metadata":       func() error { _, err := s.Metadata(ended, []agent.ID{id(1)}); return err },
-		"MetadataKeys":   func() error { _, err := s.MetadataKeys(ended); return err },
-		"Registrations":  func() error { _, err := s.Registrations(ended, 0); return err },
-		"States":         func() error { _, _, err := s.States(ended, 0); return err },
-		"Sessions":       func() error { _, _, err := s.Sessions(ended, 0); return err },
-	}
-	names := slices.Sorted(maps.Keys(calls))
-
-	for _, name := range names {
-		err := calls[name]()
-		require.ErrorIs(t, err, context.Canceled, name)
-		require.NotErrorIs(t, err, agent.ErrRejected, name)
-		require.NotErrorIs(t, err, agent.ErrStoreDown, name)
-	}
-	// Nothing of it was written, and the connections are still good.
-	require.NoError(t, s.Ping(t.Context()))
-	require.Len(t, roster(t, s).Agents, 1)
-	keys, err := s.MetadataKeys(t.Context())
-	require.NoError(t, err)
-	require.Empty(t, keys)
-	pushes, err := s.Pushes(t.Context(), nil)
-	require.NoError(t, err)
-	require.Empty(t, pushes)
-	replicas, _, err := s.Beat(t.Context(), agent.Replica{ID: id(2)}, -1)
-	require.NoError(t, err)
-	require.Len(t, replicas, 1)
-}
+// What the tests of one database share with the contract.
+var (
+	id           = storetest.ID
+	registration = storetest.Registration
+	register     = storetest.Register
+	apply        = storetest.Apply
+	roster       = storetest.Roster
+	row          = storetest.Row
+	upsert       = storetest.Upsert
+	push         = storetest.Push
+	allPushes    = storetest.Pushes
+)

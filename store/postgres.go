@@ -186,7 +186,10 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	db.SetConnMaxIdleTime(5 * time.Minute)
 	db.SetConnMaxLifetime(time.Hour)
 
-	s := &Store{dialect: &postgresDialect, writer: db, reader: db, touchInterval: opts.TouchInterval, log: log}
+	s := &Store{
+		dialect: &postgresDialect, writer: db, reader: db, log: log,
+		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept,
+	}
 	var from, to int64
 	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, config.Host), func() (err error) {
 		from, to, err = migratePostgres(ctx, db)

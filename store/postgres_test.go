@@ -18,15 +18,19 @@ import (
 )
 
 func TestPostgres(t *testing.T) {
-	testContract(t, openPostgresTemp)
+	testContract(t, func(t testing.TB, opts Options) *Store {
+		opts.URL = postgrestest.Shared(t).CreateDatabase(t)
+		return openURL(t, opts)
+	})
 }
 
 // All that a store does works through a pooler that changes the connection
 // behind ours after each transaction.
 func TestPostgresPooled(t *testing.T) {
-	testContract(t, func(t testing.TB) *Store {
+	testContract(t, func(t testing.TB, opts Options) *Store {
 		server := postgrestest.Shared(t)
-		return openURL(t, Options{URL: server.PgBouncer(t, server.CreateDatabase(t)), TransactionPooling: true})
+		opts.URL, opts.TransactionPooling = server.PgBouncer(t, server.CreateDatabase(t)), true
+		return openURL(t, opts)
 	})
 }
 

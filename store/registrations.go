@@ -19,10 +19,6 @@ type app struct {
 	Health      agent.AppHealth `json:"health"`
 }
 
-// removalsKept is how many removals are remembered. A replica reads changes
-// every few seconds; one that missed more reads all.
-const removalsKept = 50_000
-
 // ApplyChange writes c in one transaction, if the newest revision is still
 // basis, and returns the new one: first what is removed, with its metadata,
 // state and session, then workspaces, then agents with their workspaces. An
@@ -54,7 +50,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 			}
 		}
 		if len(c.RemovedAgents)+len(c.RemovedWorkspaces) > 0 {
-			return forgetRemovals(ctx, tx)
+			return s.forgetRemovals(ctx, tx)
 		}
 		return nil
 	})
@@ -101,7 +97,7 @@ func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, err
 }
 
 // forgetRemovals deletes the oldest removals, and remembers that they are gone.
-func forgetRemovals(ctx context.Context, tx *sql.Tx) error {
+func (s *Store) forgetRemovals(ctx context.Context, tx *sql.Tx) error {
 	var last int64
 	err := tx.QueryRowContext(ctx, `SELECT coalesce(max(number), 0) FROM removed`).Scan(&last)
 	if err != nil {
@@ -109,11 +105,11 @@ func forgetRemovals(ctx context.Context, tx *sql.Tx) error {
 	}
 	_, err = tx.ExecContext(ctx, `
 UPDATE registrations SET removals_after = (SELECT max(revision) FROM removed WHERE number <= $1)
-WHERE EXISTS (SELECT 1 FROM removed WHERE number <= $1)`, last-removalsKept)
+WHERE EXISTS (SELECT 1 FROM removed WHERE number <= $1)`, last-int64(s.removalsKept))
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `DELETE FROM removed WHERE number <= $1`, last-removalsKept)
+	_, err = tx.ExecContext(ctx, `DELETE FROM removed WHERE number <= $1`, last-int64(s.removalsKept))
 	return err
 }
 

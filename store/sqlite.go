@@ -140,7 +140,10 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 	reader.SetMaxOpenConns(opts.ReadConns)
 	reader.SetMaxIdleConns(opts.ReadConns)
 
-	s := &Store{dialect: &sqliteDialect, writer: writer, reader: reader, touchInterval: opts.TouchInterval, log: log}
+	s := &Store{
+		dialect: &sqliteDialect, writer: writer, reader: reader, log: log,
+		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept,
+	}
 	from, to, err := s.dialect.migrate(ctx, writer)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())

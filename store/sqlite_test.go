@@ -35,7 +35,10 @@ func TestMain(m *testing.M) {
 }
 
 func TestSQLite(t *testing.T) {
-	testContract(t, openTemp)
+	testContract(t, func(t testing.TB, opts Options) *Store {
+		opts.Path = filepath.Join(t.TempDir(), "agentstatsd.db")
+		return openURL(t, opts)
+	})
 }
 
 func openTemp(t testing.TB) *Store {

@@ -36,6 +36,9 @@ type Options struct {
 	// TouchInterval is after how long a value that is reported again unchanged
 	// is written again, with its newer time; 0: each time.
 	TouchInterval time.Duration
+	// RemovalsKept is how many removals of agents and workspaces are remembered;
+	// 0: 50,000. A replica that missed more than that reads all registrations.
+	RemovalsKept int
 
 	// ReadConns is how many reads run at once on SQLite; 0: 4.
 	ReadConns int
@@ -64,6 +67,9 @@ func (o *Options) validate() error {
 	if o.BusyTimeout == 0 {
 		o.BusyTimeout = 5 * time.Second
 	}
+	if o.RemovalsKept == 0 {
+		o.RemovalsKept = 50_000
+	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 10
 	}
@@ -82,6 +88,8 @@ func (o *Options) validate() error {
 		return fmt.Errorf("store: busy timeout %v is negative", o.BusyTimeout)
 	case o.TouchInterval < 0:
 		return fmt.Errorf("store: touch interval %v is negative", o.TouchInterval)
+	case o.RemovalsKept < 0:
+		return fmt.Errorf("store: %d removals kept", o.RemovalsKept)
 	case o.MaxConns < 0:
 		return fmt.Errorf("store: %d connections", o.MaxConns)
 	case o.StatementTimeout < time.Millisecond:
@@ -104,6 +112,7 @@ type Store struct {
 	reader *sql.DB
 
 	touchInterval time.Duration
+	removalsKept  int
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
 	rewriteUntil atomic.Int64
 }

@@ -1,4 +1,4 @@
-package store
+package storetest
 
 import (
 	"testing"
@@ -26,14 +26,14 @@ func stored(rows ...agent.PushRow) []agent.PushRow {
 	return rows
 }
 
-func allPushes(t *testing.T, s *Store) []agent.PushRow {
+func allPushes(t testing.TB, s Store) []agent.PushRow {
 	t.Helper()
 	rows, err := s.Pushes(t.Context(), nil)
 	require.NoError(t, err)
 	return rows
 }
 
-func testPushes(t *testing.T, s *Store) {
+func testPushes(t *testing.T, s Store) {
 	require.Empty(t, allPushes(t, s))
 
 	first, second := push(1, "\x00\xff"), push(2, "b")
@@ -62,7 +62,7 @@ func testPushes(t *testing.T, s *Store) {
 }
 
 // A row is written in place of the one that its writer read, or not at all.
-func testPushesOutdated(t *testing.T, s *Store) {
+func testPushesOutdated(t *testing.T, s Store) {
 	require.NoError(t, s.SavePush(t.Context(), push(1, "a")))
 	second := push(1, "b")
 	second.Version = 1
@@ -82,7 +82,7 @@ func testPushesOutdated(t *testing.T, s *Store) {
 	require.Equal(t, want, allPushes(t, s))
 }
 
-func testPushesFolded(t *testing.T, s *Store) {
+func testPushesFolded(t *testing.T, s Store) {
 	for n := range byte(4) {
 		require.NoError(t, s.SavePush(t.Context(), push(n, "old")))
 	}
@@ -119,7 +119,7 @@ func testPushesFolded(t *testing.T, s *Store) {
 	require.Equal(t, append(stored(totals, less)[:1:1], stored(less)[0], old[3]), allPushes(t, s))
 }
 
-func testReplicas(t *testing.T, s *Store) {
+func testReplicas(t *testing.T, s Store) {
 	beat := func(n byte, name string) []agent.Replica {
 		replicas, _, err := s.Beat(t.Context(), agent.Replica{ID: id(n), Name: name, Beats: 77}, -1)
 		require.NoError(t, err)
@@ -135,7 +135,7 @@ func testReplicas(t *testing.T, s *Store) {
 	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Beats: 2}, {ID: id(2), Name: "b", Beats: 1}}, beat(2, "b"))
 }
 
-func testLease(t *testing.T, s *Store) {
+func testLease(t *testing.T, s Store) {
 	beat := func(n byte, takeover int64) agent.Lease {
 		_, lease, err := s.Beat(t.Context(), agent.Replica{ID: id(n)}, takeover)
 		require.NoError(t, err)
@@ -155,7 +155,7 @@ func testLease(t *testing.T, s *Store) {
 	require.Equal(t, agent.Lease{Holder: id(3), Beats: 4}, beat(3, -1), "free")
 }
 
-func testBuilds(t *testing.T, s *Store) {
+func testBuilds(t *testing.T, s Store) {
 	at := time.Unix(1000, 0)
 	observe := func(want []agent.ID, builds ...agent.ID) {
 		t.Helper()

@@ -1,4 +1,4 @@
-package store
+package storetest
 
 import (
 	"strings"
@@ -10,7 +10,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-func testStates(t *testing.T, s *Store) {
+func testStates(t *testing.T, s Store) {
 	states, _, err := s.States(t.Context(), 0)
 	require.NoError(t, err)
 	require.Empty(t, states)
@@ -44,7 +44,7 @@ func testStates(t *testing.T, s *Store) {
 }
 
 // Each part of a state has its own order.
-func testStatesOrder(t *testing.T, s *Store) {
+func testStatesOrder(t *testing.T, s Store) {
 	register(t, s, id(1))
 	lifecycleAt := func(state agent.LifecycleState, epoch, sequence int64) agent.State {
 		return agent.State{
@@ -76,7 +76,7 @@ func testStatesOrder(t *testing.T, s *Store) {
 }
 
 // A cursor misses nothing that is written after it was read.
-func testStatesSince(t *testing.T, s *Store) {
+func testStatesSince(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	_, cursor, err := s.States(t.Context(), 0)
 	require.NoError(t, err)
@@ -97,7 +97,7 @@ func testStatesSince(t *testing.T, s *Store) {
 	require.Equal(t, second, states[1])
 }
 
-func testSessions(t *testing.T, s *Store) {
+func testSessions(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	want := map[agent.ID]agent.SessionRecord{}
 	// save expects that nothing changes but what change does.
@@ -134,7 +134,7 @@ func testSessions(t *testing.T, s *Store) {
 	save("several", set(of(1, 11, 2, "r")), of(1, 11, 2, "r"), of(1, 11, 2, "o"), of(1, 11, 1, "o"))
 }
 
-func testSessionsSince(t *testing.T, s *Store) {
+func testSessionsSince(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	a, b := agent.SessionRecord{Agent: id(1), Epoch: 1, Open: true}, agent.SessionRecord{Agent: id(2), Epoch: 1, Open: true}
 	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{a}))

@@ -1,6 +1,7 @@
-package store
+package storetest
 
 import (
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -14,8 +15,8 @@ import (
 
 // What is the same again in one session is written again only when the touch
 // interval has passed; what a new session says always is.
-func testMetadataUnchanged(t *testing.T, s *Store) {
-	s.touchInterval = time.Minute
+func testMetadataUnchanged(t *testing.T, open func(testing.TB, Options) Store) {
+	s := open(t, Options{TouchInterval: time.Minute})
 	at := time.Unix(1000, 0).UTC()
 	stored := agent.Metadata{Agent: id(1), Key: "k", Value: "v", CollectedAt: at, Order: agent.Order{Epoch: 1, Sequence: 1}}
 	other := stored
@@ -30,7 +31,7 @@ func testMetadataUnchanged(t *testing.T, s *Store) {
 		"same":           {func(*agent.Metadata) {}, false},
 		"almost touched": {func(m *agent.Metadata) { m.CollectedAt = at.Add(time.Minute - 1) }, false},
 		"no time":        {func(m *agent.Metadata) { m.CollectedAt = time.Time{} }, false},
-		"earliest time":  {func(m *agent.Metadata) { m.CollectedAt = minTime.UTC() }, false},
+		"earliest time":  {func(m *agent.Metadata) { m.CollectedAt = time.Unix(0, math.MinInt64).UTC() }, false},
 		"older epoch":    {func(m *agent.Metadata) { m.Value, m.Order.Epoch = "x", 0 }, false},
 		"older":          {func(m *agent.Metadata) { m.Value, m.Order.Sequence = "x", 0 }, false},
 		"touched":        {func(m *agent.Metadata) { m.CollectedAt = at.Add(time.Minute) }, true},
@@ -65,7 +66,10 @@ func testMetadataUnchanged(t *testing.T, s *Store) {
 	require.NoError(t, err)
 	require.Equal(t, []agent.ID{id(2)}, changed)
 
-	s.touchInterval = 0
+	// Without an interval each is written.
+	s = open(t, Options{})
+	register(t, s, id(2))
+	upsert(t, s, []agent.Metadata{other})
 	other.Order.Sequence, other.CollectedAt = 3, at.Add(-time.Hour)
 	changed, err = s.UpsertMetadata(t.Context(), []agent.Metadata{other})
 	require.NoError(t, err)
@@ -75,11 +79,16 @@ func testMetadataUnchanged(t *testing.T, s *Store) {
 // Rows of several sessions that arrive in any order, but those of one session in
 // theirs, in any batches, the last one of a key and session perhaps again, end in
 // the newest values.
-func testMetadataOrder(t *testing.T, s *Store) {
+func testMetadataOrder(t *testing.T, open func(testing.TB, Options) Store) {
+	stores := make(map[time.Duration]Store)
+	for _, touch := range []time.Duration{0, 2, time.Hour} {
+		stores[touch] = open(t, Options{TouchInterval: touch})
+	}
 	rapid.Check(t, func(rt *rapid.T) {
 		a := uuid.New()
+		touch := rapid.SampledFrom([]time.Duration{0, 2, time.Hour}).Draw(rt, "touch")
+		s := stores[touch]
 		register(t, s, a)
-		s.touchInterval = rapid.SampledFrom([]time.Duration{0, 2, time.Hour}).Draw(rt, "touch")
 		newest := make(map[string]agent.Metadata)
 		sequences := make(map[int64]int64)
 		var rows, last []agent.Metadata
@@ -118,7 +127,7 @@ func testMetadataOrder(t *testing.T, s *Store) {
 		require.Len(rt, found, len(newest))
 		for _, m := range found {
 			want := newest[m.Key]
-			if s.touchInterval > 0 {
+			if touch > 0 {
 				// The first of equal values of a session may stay.
 				require.LessOrEqual(rt, m.Order.Sequence, want.Order.Sequence)
 				m.Order.Sequence, m.CollectedAt = want.Order.Sequence, want.CollectedAt
