@@ -12,6 +12,18 @@ type Stats struct {
 	Sessions Sessions
 }
 
+// The most that a report may say. What exceeds it counts as not reported, to
+// whoever is told of the report.
+const (
+	// MaxReportedBytes, or packets, moved since the report before: 1 PiB takes a
+	// link of 100 Gbit/s a day.
+	MaxReportedBytes = 1 << 50
+	// MaxReportedCount of connections and sessions: an agent tracks 2,048 flows.
+	MaxReportedCount = 1 << 30
+	// MaxLatencyMS is a day. No connection that is open answers later.
+	MaxLatencyMS = 24 * 60 * 60 * 1000
+)
+
 // Sessions are open sessions by family of app.
 type Sessions struct {
 	VSCode, JetBrains, ReconnectingPTY, SSH int64
@@ -65,6 +77,9 @@ const (
 	Untyped SampleType = iota
 	Counter
 	Gauge
+	// UnknownType is any that the contract does not have. Samples of it are
+	// refused.
+	UnknownType
 )
 
 // Refusal is what was refused of one request for one reason; the rest of the

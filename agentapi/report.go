@@ -76,15 +76,17 @@ func (r *messageReport) Sample(i int) *agent.Sample {
 	return &r.sample
 }
 
-// sampleType takes a type that this version does not know as none.
+// sampleType returns the sample's type; UnknownType if the contract has it not.
 func sampleType(t agentstatsv1.Stats_Metric_Type) agent.SampleType {
 	switch t {
+	case agentstatsv1.Stats_Metric_TYPE_UNSPECIFIED:
+		return agent.Untyped
 	case agentstatsv1.Stats_Metric_TYPE_COUNTER:
 		return agent.Counter
 	case agentstatsv1.Stats_Metric_TYPE_GAUGE:
 		return agent.Gauge
 	}
-	return agent.Untyped
+	return agent.UnknownType
 }
 
 // sessionFamily is the family of apps that a session belongs to.

@@ -65,7 +65,7 @@ func TestReport(t *testing.T) {
 	}
 	r := newMessageReport(message)
 	require.Equal(t, agent.Stats{RxBytes: 1, TxBytes: 2, ConnectionCount: 3, MedianLatencyMS: 4, Sessions: agent.Sessions{SSH: 5}}, r.Stats())
-	require.Equal(t, []string{"{a 1 1 [{x 1} {y 2}]}", "{b 2 +Inf []}", "{c 0 0 [{z }]}"}, samplesOf(r))
+	require.Equal(t, []string{"{a 1 1 [{x 1} {y 2}]}", "{b 2 +Inf []}", "{c 3 0 [{z }]}"}, samplesOf(r))
 	labels := r.labels[:cap(r.labels)]
 	r.release()
 	for _, l := range labels {

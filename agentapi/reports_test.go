@@ -3,7 +3,6 @@ package agentapi_test
 import (
 	"context"
 	"fmt"
-	"math"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -161,13 +161,13 @@ func TestWatchStats(t *testing.T) {
 		requireNext(all, entry(1, 1, full))
 
 		// Reports that come together are made one, in the order of the agents.
-		s.report(2, &pb.Stats{RxBytes: 10, RxPackets: math.MaxInt64, TxBytes: -4, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}})
+		s.report(2, &pb.Stats{RxBytes: 10, RxPackets: agent.MaxReportedBytes, TxBytes: -4, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}})
 		synctest.Wait() // it is told alone
 		s.report(2, &pb.Stats{RxBytes: 20, RxPackets: 5, TxBytes: 7, TxPackets: 3, ConnectionCount: 1})
-		requireNext(second, entry(2, 1, &pb.Stats{RxBytes: 10, RxPackets: math.MaxInt64, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}}))
+		requireNext(second, entry(2, 1, &pb.Stats{RxBytes: 10, RxPackets: agent.MaxReportedBytes, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}}))
 		c.send(stats(&pb.Stats{RxBytes: 1}))
 		synctest.Wait()
-		both := entry(2, 2, &pb.Stats{RxBytes: 30, RxPackets: math.MaxInt64, TxBytes: 7, TxPackets: 3, ConnectionCount: 1})
+		both := entry(2, 2, &pb.Stats{RxBytes: 30, RxPackets: agent.MaxReportedBytes + 5, TxBytes: 7, TxPackets: 3, ConnectionCount: 1})
 		one := entry(1, 1, &pb.Stats{RxBytes: 1})
 		requireNext(all, one, both)
 		require.Equal(t, 250*time.Millisecond, time.Since(both.GetReceivedAt().AsTime()))

@@ -258,23 +258,40 @@ func (w *statsWatch) ack(sequence int64) (dropped bool, err error) {
 	return true, nil
 }
 
-// copyStats returns a report without its samples, with bounded maps and counts
-// that are not negative.
+// copyStats returns a report without its samples, with bounded maps, and with 0
+// for each value that is refused where reports are served.
 func copyStats(s *agentstatsv1.Stats) *agentstatsv1.Stats {
 	return &agentstatsv1.Stats{
 		ConnectionsByProto:          boundedCounts(s.GetConnectionsByProto()),
-		ConnectionCount:             max(0, s.GetConnectionCount()),
-		ConnectionMedianLatencyMs:   s.GetConnectionMedianLatencyMs(),
-		RxPackets:                   max(0, s.GetRxPackets()),
-		RxBytes:                     max(0, s.GetRxBytes()),
-		TxPackets:                   max(0, s.GetTxPackets()),
-		TxBytes:                     max(0, s.GetTxBytes()),
-		SessionCountVscode:          max(0, s.GetSessionCountVscode()),
-		SessionCountJetbrains:       max(0, s.GetSessionCountJetbrains()),
-		SessionCountReconnectingPty: max(0, s.GetSessionCountReconnectingPty()),
-		SessionCountSsh:             max(0, s.GetSessionCountSsh()),
+		ConnectionCount:             within(agent.MaxReportedCount, s.GetConnectionCount()),
+		ConnectionMedianLatencyMs:   boundedLatency(s.GetConnectionMedianLatencyMs()),
+		RxPackets:                   within(agent.MaxReportedBytes, s.GetRxPackets()),
+		RxBytes:                     within(agent.MaxReportedBytes, s.GetRxBytes()),
+		TxPackets:                   within(agent.MaxReportedBytes, s.GetTxPackets()),
+		TxBytes:                     within(agent.MaxReportedBytes, s.GetTxBytes()),
+		SessionCountVscode:          within(agent.MaxReportedCount, s.GetSessionCountVscode()),
+		SessionCountJetbrains:       within(agent.MaxReportedCount, s.GetSessionCountJetbrains()),
+		SessionCountReconnectingPty: within(agent.MaxReportedCount, s.GetSessionCountReconnectingPty()),
+		SessionCountSsh:             within(agent.MaxReportedCount, s.GetSessionCountSsh()),
 		SessionCounts:               boundedCounts(s.GetSessionCounts()),
 	}
+}
+
+// within returns v; 0 if it is not from 0 to limit.
+func within(limit, v int64) int64 {
+	if v < 0 || v > limit {
+		return 0
+	}
+	return v
+}
+
+// boundedLatency returns a latency in milliseconds; 0 if it is refused. One
+// below 0 says that there was nobody to measure it with.
+func boundedLatency(ms float64) float64 {
+	if ms >= -agent.MaxLatencyMS && ms <= agent.MaxLatencyMS {
+		return ms
+	}
+	return 0 // of what is not a number, too
 }
 
 // boundedCounts copies what watchers are told of a map: at most maxSessionNames.
@@ -285,7 +302,7 @@ func boundedCounts(counts map[string]int64) map[string]int64 {
 	out := make(map[string]int64, min(len(counts), maxSessionNames))
 	for _, app := range countedApps(counts) {
 		if len(app.name) <= maxWatchedName {
-			out[app.name] = max(0, app.count)
+			out[app.name] = within(agent.MaxReportedCount, app.count)
 		}
 	}
 	return out

@@ -89,7 +89,7 @@ func (in *intake) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label)
 		case metrics.ReasonLabelsTooLong:
 			return fmt.Sprintf("labels of %s exceed %d bytes together", name, metrics.MaxLabelsBytes)
 		case reasonInvalidType:
-			return fmt.Sprintf("type %d of %s is unknown", s.Type, name)
+			return fmt.Sprintf("the type of %s is none of the contract's", name)
 		case reasonInvalidValue:
 			return fmt.Sprintf("value %v of counter %s is negative or not finite", s.Value, name)
 		case reasonWrongType:

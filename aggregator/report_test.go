@@ -53,7 +53,7 @@ func TestRefusals(t *testing.T) {
 		{manyLabels(5, 1000), metrics.ReasonLabelsTooLong, agent.RefusedInvalid,
 			"labels of a exceed 4096 bytes together"},
 		{sample("a", 3, 1), reasonInvalidType, agent.RefusedInvalid,
-			"type 3 of a is unknown"},
+			"the type of a is none of the contract's"},
 		{sample("a", agent.Counter, -1), reasonInvalidValue, agent.RefusedInvalid,
 			"value -1 of counter a is negative or not finite"},
 		{sample("a", agent.Counter, math.Inf(1)), reasonInvalidValue, agent.RefusedInvalid,
@@ -110,6 +110,33 @@ func TestRefusedStats(t *testing.T) {
 		`coderd_agentstats_session_count_reconnecting_pty{agent_name="main",username="user",workspace_name="ws"} 1`,
 		`coderd_agentstats_tx_bytes{agent_name="main",username="user",workspace_name="ws"} 2`,
 	}, got)
+}
+
+func TestLatencyIsBounded(t *testing.T) {
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	for ms, refused := range map[float64]int{
+		agent.MaxLatencyMS: 0, agent.MaxLatencyMS + 1: 1, math.MaxFloat64: 1, math.Inf(1): 1, math.NaN(): 1, math.Inf(-1): 0, -0.001: 0,
+	} {
+		require.Len(t, a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{MedianLatencyMS: ms}}), refused, "%v ms", ms)
+	}
+}
+
+// However often an agent reports the most that it may, the sum of a window is
+// never less than it was.
+func TestWindowDoesNotOverflow(t *testing.T) {
+	a := newTest(t, Options{})
+	now := time.Now()
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	most := &report{stats: agent.Stats{RxBytes: agent.MaxReportedBytes, TxBytes: agent.MaxReportedBytes}}
+	for i := range 10_000 {
+		require.Empty(t, a.Report(id(1), 1, now.Add(time.Duration(i)*5*time.Millisecond), most))
+	}
+	s, err := scrape(a)
+	require.NoError(t, err)
+	for _, name := range []string{"rx_bytes", "tx_bytes"} {
+		require.InEpsilon(t, float64(math.MaxInt64), value(s, `{__name__="coderd_agentstats_`+name+`", agent_name="main", username="user", workspace_name="ws"}`), 1e-9)
+	}
 }
 
 // However much is refused, the answer stays small.

@@ -32,29 +32,21 @@ var statsNames = [statsGauges]string{
 	gaugeSSH:             "coderd_agentstats_session_count_ssh",
 }
 
-const (
-	// maxDelta of bytes in one report is 1 PiB, which takes a link of 100 Gbit/s
-	// a day. It keeps the sum of a window far from overflow.
-	maxDelta = 1 << 50
-	// maxCount of connections and sessions: an agent tracks 2,048 flows.
-	maxCount = 1 << 30
-)
-
 // stats takes in the scalar values of a report. What it refuses counts as not
 // reported.
 func (in *intake) stats(s agent.Stats) {
-	rx, _ := in.checked("rx_bytes", s.RxBytes, maxDelta)
-	tx, _ := in.checked("tx_bytes", s.TxBytes, maxDelta)
+	rx, _ := in.checked("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
+	tx, _ := in.checked("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
 	rxSum, txSum := in.src.moved.add(in.now, in.agg.window, int64(rx), int64(tx))
 	in.gauge(gaugeRxBytes, float64(rxSum), true)
 	in.gauge(gaugeTxBytes, float64(txSum), true)
 
-	connections, ok := in.checked("connection_count", s.ConnectionCount, maxCount)
+	connections, ok := in.checked("connection_count", s.ConnectionCount, agent.MaxReportedCount)
 	in.gauge(gaugeConnections, connections, ok)
 	latency := s.MedianLatencyMS / 1000
-	if math.IsNaN(latency) || math.IsInf(latency, 1) {
+	if math.IsNaN(latency) || s.MedianLatencyMS > agent.MaxLatencyMS {
 		in.refuse(reasonInvalidStats, "connection_median_latency_ms", func() string {
-			return fmt.Sprintf("connection_median_latency_ms of %v is not finite", s.MedianLatencyMS)
+			return fmt.Sprintf("connection_median_latency_ms of %v is not a number up to %d", s.MedianLatencyMS, agent.MaxLatencyMS)
 		})
 		latency = 0
 	}
@@ -75,7 +67,7 @@ func (in *intake) stats(s agent.Stats) {
 		{gaugeReconnectingPTY, "session_count_reconnecting_pty", s.Sessions.ReconnectingPTY},
 		{gaugeSSH, "session_count_ssh", s.Sessions.SSH},
 	} {
-		v, ok := in.checked(c.field, c.count, maxCount)
+		v, ok := in.checked(c.field, c.count, agent.MaxReportedCount)
 		in.gauge(c.gauge, v, ok)
 	}
 }
@@ -135,7 +127,8 @@ type bucket struct {
 	rx, tx int64
 }
 
-// add takes in a report of time now, and returns the sums over (now-width, now].
+// add takes in a report of time now, and returns the sums over (now-width, now],
+// or the largest value where they exceed that.
 // now does not fall from call to call.
 func (w *window) add(now, width, rx, tx int64) (rxSum, txSum int64) {
 	left := 0
@@ -146,14 +139,22 @@ func (w *window) add(now, width, rx, tx int64) (rxSum, txSum int64) {
 		w.buckets = append(w.buckets[:0], w.buckets[left:]...)
 	}
 	if n := len(w.buckets); n > 0 && now-w.buckets[n-1].at < width/maxBuckets {
-		w.buckets[n-1].rx += rx
-		w.buckets[n-1].tx += tx
+		last := &w.buckets[n-1]
+		last.rx, last.tx = saturatingAdd(last.rx, rx), saturatingAdd(last.tx, tx)
 	} else {
 		w.buckets = append(w.buckets, bucket{at: now, rx: rx, tx: tx})
 	}
 	for _, b := range w.buckets {
-		rxSum += b.rx
-		txSum += b.tx
+		rxSum, txSum = saturatingAdd(rxSum, b.rx), saturatingAdd(txSum, b.tx)
 	}
 	return rxSum, txSum
+}
+
+// saturatingAdd returns a + b, or the largest value if that is larger. Neither
+// is negative.
+func saturatingAdd(a, b int64) int64 {
+	if sum := a + b; sum >= a {
+		return sum
+	}
+	return math.MaxInt64
 }
