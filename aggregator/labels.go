@@ -1,6 +1,8 @@
 package aggregator
 
 import (
+	"slices"
+
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
 )
@@ -20,6 +22,10 @@ const (
 // identityNames are the labels' names in the order of their bits, which is the
 // alphabet's.
 var identityNames = [...]string{"agent_name", "template_name", "username", "workspace_name"}
+
+// IdentityLabels returns the names of the labels that name an agent, in the
+// alphabet's order: those that Options.GroupBy can have.
+func IdentityLabels() []string { return slices.Clone(identityNames[:]) }
 
 func identityLabel(name string) (identityLabels, bool) {
 	for i, n := range identityNames {

@@ -4,11 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+
+	"github.com/coder/agentstatsd/aggregator"
 )
 
 // config is what an operator can set. Its zero value is not usable: options
@@ -77,7 +83,9 @@ func (c *config) validate() error {
 	if (c.tlsClientCAFile == "") != (c.coderdClientSAN == "") {
 		errs = append(errs, errors.New("--tls-client-ca-file and --coderd-client-san need each other"))
 	}
-	if c.tlsCertFile == "" && !c.grpcAllowPlaintext {
+	errs = append(errs, c.validateAddresses()...)
+	errs = append(errs, c.validateGrouping())
+	if checkAddress(c.grpcAddress) == nil && c.tlsCertFile == "" && !c.grpcAllowPlaintext {
 		loopback, err := isLoopback(c.grpcAddress)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("--grpc-address %s: %w", c.grpcAddress, err))
@@ -89,6 +97,60 @@ func (c *config) validate() error {
 	return errors.Join(errs...)
 }
 
+// validateAddresses checks the form of what is listened on.
+func (c *config) validateAddresses() []error {
+	var errs []error
+	for _, l := range []struct{ flag, address string }{
+		{"grpc-address", c.grpcAddress},
+		{"prometheus-address", c.prometheusAddress},
+		{"pprof-address", c.pprofAddress},
+	} {
+		if l.flag == "pprof-address" && l.address == "" {
+			continue
+		}
+		if err := checkAddress(l.address); err != nil {
+			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2112: %w", l.flag, l.address, err))
+		}
+	}
+	return errs
+}
+
+// checkAddress returns what is wrong with the form of host:port. It asks no name
+// server.
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		var form *net.AddrError
+		if errors.As(err, &form) {
+			return errors.New(form.Err)
+		}
+		return err
+	}
+	if strings.ContainsFunc(host, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '/' }) {
+		return errors.New("the host holds a blank, a control character or a slash")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("port %q is not a number from 0 to %d", port, math.MaxUint16)
+	} else if strconv.FormatUint(n, 10) != port {
+		return fmt.Errorf("port %q has leading zeros", port)
+	}
+	return nil
+}
+
+// validateGrouping checks the labels that agents' series keep.
+func (c *config) validateGrouping() error {
+	const flag = "--prometheus-aggregate-agent-stats-by"
+	for i, label := range c.aggregateBy {
+		if !slices.Contains(aggregator.IdentityLabels(), label) {
+			return fmt.Errorf("%s: %q is none of %s", flag, label, strings.Join(aggregator.IdentityLabels(), ", "))
+		}
+		if slices.Contains(c.aggregateBy[:i], label) {
+			return fmt.Errorf("%s: %s is named twice", flag, label)
+		}
+	}
+	return nil
+}
+
 // validateEngines checks what the database and the pubsub need of each other. Its
 // errors do not show the URLs, which may hold passwords.
 func (c *config) validateEngines() []error {
@@ -97,6 +159,13 @@ func (c *config) validateEngines() []error {
 	case "", "postgres", "postgresql":
 	default:
 		errs = append(errs, errors.New("--database-url: want a URL with the scheme postgres, or none"))
+	}
+	for _, u := range []struct{ flag, url string }{{"database-url", c.databaseURL}, {"pubsub-url", c.pubsubURL}} {
+		if strings.ContainsFunc(u.url, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+			errs = append(errs, fmt.Errorf("--%s holds a blank or a control character: write it as %%20 and the like", u.flag))
+		} else if _, err := url.Parse(u.url); err != nil {
+			errs = append(errs, fmt.Errorf("--%s is not a URL: write special characters of the password as %%40 and the like", u.flag))
+		}
 	}
 	switch schemeOf(c.pubsubURL) {
 	case "", "postgres", "postgresql", "nats", "tls":
@@ -114,11 +183,11 @@ func (c *config) validateEngines() []error {
 
 // schemeOf returns the scheme of a URL in lower case, empty of no URL, and
 // something that is none of what has none.
-func schemeOf(url string) string {
-	if url == "" {
+func schemeOf(rawURL string) string {
+	if rawURL == "" {
 		return ""
 	}
-	scheme, _, found := strings.Cut(url, "://")
+	scheme, _, found := strings.Cut(rawURL, "://")
 	if !found {
 		return "?"
 	}

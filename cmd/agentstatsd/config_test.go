@@ -85,9 +85,10 @@ func parse(t *testing.T, yaml string, env []serpent.EnvVar, args ...string) (*co
 	}
 	c := new(config)
 	inv := (&serpent.Command{
-		Use:     "serve",
-		Options: c.options(),
-		Handler: func(*serpent.Invocation) error { return c.validate() },
+		Use:        "serve",
+		Options:    c.options(),
+		Middleware: c.configured,
+		Handler:    func(*serpent.Invocation) error { return nil },
 	}).Invoke(args...)
 	inv.Environ = env
 	return c, inv.Run()
@@ -116,16 +117,27 @@ func TestConfigErrors(t *testing.T) {
 		"plaintext beyond loopback": {[]string{"--grpc-address", "0.0.0.0:2113"},
 			"--grpc-address 0.0.0.0:2113 is beyond loopback: give --tls-cert-file and --tls-key-file, or --grpc-allow-plaintext"},
 		"plaintext on all addresses": {[]string{"--grpc-address", ":2113"}, "is beyond loopback"},
-		"address without port":       {[]string{"--grpc-address", "127.0.0.1"}, "--grpc-address 127.0.0.1: "},
+		"address without port":       {[]string{"--grpc-address", "127.0.0.1"}, `--grpc-address "127.0.0.1": want host:port`},
 		"batch size":                 {[]string{"--metadata-batch-size", "0"}, "0 is below the least value 1"},
-		"report interval":            {[]string{"--report-interval", "10ms"}, "10ms is not longer than"},
+		"report interval":            {[]string{"--report-interval", "10ms"}, "10ms is below the least value 1s"},
+		"session age":                {[]string{"--session-age", "-1s"}, "-1s is below the least value 0s"},
+		"unknown label":              {[]string{"--prometheus-aggregate-agent-stats-by", "user"}, `--prometheus-aggregate-agent-stats-by: "user" is none of agent_name, template_name, username, workspace_name`},
+		"label twice":                {[]string{"--prometheus-aggregate-agent-stats-by", "username,username"}, "--prometheus-aggregate-agent-stats-by: username is named twice"},
+		"address with blanks":        {[]string{"--prometheus-address", " 127.0.0.1:1 "}, `--prometheus-address " 127.0.0.1:1 ": want host:port`},
+		"address without brackets":   {[]string{"--prometheus-address", "::1:2112"}, "too many colons in address"},
+		"address of a port only":     {[]string{"--prometheus-address", "2112"}, "missing port in address"},
+		"large port":                 {[]string{"--pprof-address", "127.0.0.1:99999"}, `--pprof-address "127.0.0.1:99999": want host:port, such as 127.0.0.1:2112: port "99999"`},
+		"socket":                     {[]string{"--grpc-address", "unix:/tmp/x"}, "--grpc-address"},
+		"URL as an address":          {[]string{"--prometheus-address", "http://127.0.0.1:1"}, "--prometheus-address"},
+		"database with a newline":    {[]string{"--database-url", "postgres://u:hunter2@h/d\n"}, "--database-url holds a blank or a control character"},
+		"database of a bad escape":   {[]string{"--database-url", "postgres://u:hunter2%zz@h/d"}, "--database-url is not a URL"},
 		"log level":                  {[]string{"--log-level", "loud"}, "loud"},
 		"database scheme":            {[]string{"--database-url", "mysql://u:hunter2@h/d"}, "--database-url: want a URL with the scheme postgres, or none"},
 		"database without scheme":    {[]string{"--database-url", "u:hunter2@h/d"}, "--database-url: want a URL with the scheme postgres, or none"},
 		"pubsub scheme":              {[]string{"--pubsub-url", "redis://u:hunter2@h"}, "--pubsub-url: want a URL with the scheme nats, tls or postgres, or none"},
 		"pooling without database":   {[]string{"--database-transaction-pooling", "--pubsub-url", "nats://h"}, "--database-transaction-pooling needs --database-url"},
 		"pooling without pubsub":     {[]string{"--database-transaction-pooling", "--database-url", "postgres://h/d"}, "--database-transaction-pooling needs --pubsub-url"},
-		"lease":                      {[]string{"--lease-duration", "1s"}, "1s is not longer than"},
+		"lease":                      {[]string{"--lease-duration", "1s"}, "1s is below the least value 2s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse(t, "", nil, tc.args...)

@@ -4,11 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/coder/serpent"
@@ -21,7 +24,7 @@ func main() {
 	err := rootCommand().Invoke(os.Args[1:]...).WithContext(ctx).WithOS().Run()
 	stop()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "error: %v\n", err)
+		fmt.Fprintf(os.Stderr, "error: %s\n", userError(err))
 		os.Exit(1)
 	}
 }
@@ -33,10 +36,54 @@ func rootCommand() *serpent.Command {
 		Long: "Start here:\n\n" +
 			"  agentstatsd demo     the service and 25 simulated agents, in one process\n" +
 			"  agentstatsd serve    the service",
-		Handler: serpent.DefaultHelpFn(),
+		Handler: func(inv *serpent.Invocation) error {
+			if len(inv.Args) > 0 {
+				return fmt.Errorf("there is no command %q: see --help", inv.Args[0])
+			}
+			return serpent.DefaultHelpFn()(inv)
+		},
 	}
 	root.AddSubcommands(serveCommand(), demoCommand(), simulateCommand(), versionCommand())
 	return root
+}
+
+// What holds a password in texts that people and programs write: a URL's
+// user part, up to its last @, and the parameters of PostgreSQL's URLs.
+var (
+	urlPassword       = regexp.MustCompile(`(://[^:/@\s]*:)\S+@`)
+	parameterPassword = regexp.MustCompile(`(?i)((?:ssl)?password=)[^&\s]+`)
+)
+
+// userError returns what the user is told of err: without the arguments that
+// serpent repeats when it cannot parse them, and without passwords.
+func userError(err error) string {
+	text := urlPassword.ReplaceAllString(plainError(err), "${1}xxxxx@")
+	return parameterPassword.ReplaceAllString(text, "${1}xxxxx")
+}
+
+// plainError returns err's text without what serpent wraps around it, a line for
+// each error.
+func plainError(err error) string {
+	var all []error
+	switch e := err.(type) { //nolint:errorlint // each layer is looked at on its own
+	case *serpent.RunCommandError:
+		return plainError(e.Err)
+	case interface{ WrappedErrors() []error }: // of the environment
+		all = e.WrappedErrors()
+	case interface{ Unwrap() []error }:
+		all = e.Unwrap()
+	default:
+		text := err.Error()
+		if cause := errors.Unwrap(err); cause != nil && (strings.HasPrefix(text, "parsing flags (") || strings.HasPrefix(text, "parsing env: ")) {
+			return plainError(cause)
+		}
+		return text
+	}
+	lines := make([]string, len(all))
+	for i, e := range all {
+		lines[i] = plainError(e)
+	}
+	return strings.Join(lines, "\n")
 }
 
 func versionCommand() *serpent.Command {

@@ -22,12 +22,12 @@ var (
 // options is the one table that flags, environment, YAML and the README's
 // configuration table come from. Names that Coder has too are Coder's.
 func (c *config) options() serpent.OptionSet {
-	return slices.Concat(
+	options := slices.Concat(
 		serpent.OptionSet{{
 			Name:        "Config Path",
 			Description: "A YAML file with any of these options. Flags and environment win over it.",
 			Flag:        "config", FlagShorthand: "c", Env: "AGENTSTATSD_CONFIG_PATH",
-			Value: (*serpent.YAMLConfigPath)(&c.configFile),
+			Value: serpent.StringOf(&c.configFile),
 		}},
 		c.prometheusOptions(),
 		c.grpcOptions(),
@@ -37,6 +37,11 @@ func (c *config) options() serpent.OptionSet {
 		c.metadataOptions(),
 		c.loggingOptions(),
 	)
+	for i := range options {
+		// What serpent calls a variable that it cannot parse.
+		options[i].Name = options[i].Env
+	}
+	return options
 }
 
 // atLeast is an integer option that refuses values below least.
@@ -54,6 +59,16 @@ func longerThan(v *time.Duration, bound time.Duration) *serpent.Validator[*serpe
 	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
 		if time.Duration(*v) <= bound {
 			return fmt.Errorf("%s is not longer than %s", time.Duration(*v), bound)
+		}
+		return nil
+	})
+}
+
+// notBelow is a duration option that refuses values below least.
+func notBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent.Duration] {
+	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
+		if time.Duration(*v) < least {
+			return fmt.Errorf("%s is below the least value %s", time.Duration(*v), least)
 		}
 		return nil
 	})

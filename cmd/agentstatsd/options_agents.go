@@ -13,13 +13,13 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Name:        "Report Interval",
 			Description: "Time between two reports of an agent, as agents are told.",
 			Flag:        "report-interval", Env: "AGENTSTATSD_REPORT_INTERVAL", YAML: "report_interval",
-			Default: "30s", Value: longerThan(&c.reportInterval, time.Second-1), Group: &groupAgents,
+			Default: "30s", Value: notBelow(&c.reportInterval, time.Second), Group: &groupAgents,
 		},
 		{
 			Name:        "Session Age",
 			Description: "Time after which an agent is asked to reconnect, with jitter, so that agents spread over replicas. 0: never.",
 			Flag:        "session-age", Env: "AGENTSTATSD_SESSION_AGE", YAML: "session_age",
-			Default: "1h", Value: longerThan(&c.sessionAge, -1), Group: &groupAgents,
+			Default: "1h", Value: notBelow(&c.sessionAge, 0), Group: &groupAgents,
 		},
 		{
 			Name:        "Max Agents",

@@ -41,7 +41,7 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Name:        "Metadata Touch Interval",
 			Description: "Time after which a value that is reported again unchanged is written again, with its newer time. 0: each time.",
 			Flag:        "metadata-touch-interval", Env: "AGENTSTATSD_METADATA_TOUCH_INTERVAL", YAML: "touch_interval",
-			Default: "1m", Value: longerThan(&c.metadataTouchInterval, -1), Group: &groupMetadata,
+			Default: "1m", Value: notBelow(&c.metadataTouchInterval, 0), Group: &groupMetadata,
 		},
 	}
 }

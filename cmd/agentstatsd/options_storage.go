@@ -47,7 +47,7 @@ func (c *config) storageOptions() serpent.OptionSet {
 			Description: "Time after which replicas take one that is silent for gone, and serve in its place what one alone serves. " +
 				"The same on all replicas.",
 			Flag: "lease-duration", Env: "AGENTSTATSD_LEASE_DURATION", YAML: "lease_duration",
-			Default: "15s", Value: longerThan(&c.leaseDuration, 2*time.Second-1), Group: &groupStorage,
+			Default: "15s", Value: notBelow(&c.leaseDuration, 2*time.Second), Group: &groupStorage,
 		},
 	}
 }

@@ -19,8 +19,6 @@ var (
 	errNotOnce  = errors.New("the replicas did not serve each agent once")
 )
 
-const targetEnv = "AGENTSTATSD_TARGET"
-
 func simulateCommand() *serpent.Command {
 	var (
 		targets, replicas                                        []string
@@ -43,7 +41,7 @@ func simulateCommand() *serpent.Command {
 		Middleware: serpent.RequireNArgs(0),
 		Options: serpent.OptionSet{
 			{
-				Flag: "target", Env: targetEnv, Default: "127.0.0.1:2113",
+				Flag: "target", Env: "AGENTSTATSD_TARGET", Default: "127.0.0.1:2113",
 				Description: "The gRPC addresses of the service's replicas. Each connection goes to one at random, or to another one if that cannot be reached.",
 				Value:       serpent.StringArrayOf(&targets),
 			},
@@ -70,7 +68,7 @@ func simulateCommand() *serpent.Command {
 			{Flag: "metadata-keys", Default: "10", Description: "Metadata keys of each agent.", Value: atLeast(&keys, 0)},
 			{
 				Flag: "report-interval", Default: "0s",
-				Description: "Time between two reports of an agent. 0: as the service says.", Value: longerThan(&reportInterval, -1),
+				Description: "Time between two reports of an agent. 0: as the service says.", Value: notBelow(&reportInterval, 0),
 			},
 			{
 				Flag: "metadata-interval", Default: "10s",
@@ -78,11 +76,11 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "rebuild-interval", Default: "0s",
-				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: longerThan(&rebuildInterval, -1),
+				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: notBelow(&rebuildInterval, 0),
 			},
 			{
 				Flag: "churn", Default: "0s",
-				Description: "Mean time until an agent's connection is broken and it moves to another target. 0: it stays.", Value: longerThan(&churn, -1),
+				Description: "Mean time until an agent's connection is broken and it moves to another target. 0: it stays.", Value: notBelow(&churn, 0),
 			},
 			{
 				Flag:        "check-metrics",
@@ -96,11 +94,11 @@ func simulateCommand() *serpent.Command {
 			{Flag: "coderds", Default: "1", Description: "Instances of coderd that push their families.", Value: atLeast(&coderds, 0)},
 			{
 				Flag: "push-interval", Default: "10s",
-				Description: "Time between two pushes of an instance of coderd.", Value: longerThan(&pushInterval, time.Second-1),
+				Description: "Time between two pushes of an instance of coderd.", Value: notBelow(&pushInterval, time.Second),
 			},
 			{
 				Flag: "duration", Default: "0s",
-				Description: "Time until the agents stop. 0: until the program is told to.", Value: longerThan(&duration, -1),
+				Description: "Time until the agents stop. 0: until the program is told to.", Value: notBelow(&duration, 0),
 			},
 			{
 				Flag: "ack-deadline", Default: "30s",
@@ -116,7 +114,7 @@ func simulateCommand() *serpent.Command {
 		},
 		Handler: func(inv *serpent.Invocation) (err error) {
 			log := slog.New(slog.NewTextHandler(inv.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-			if targets, err = flagsOnly(inv, "target", targetEnv, targets); err != nil {
+			if err := flagsOverEnvironment(inv); err != nil {
 				return err
 			}
 			if !useTLS && caFile == "" && !plaintext {
@@ -173,19 +171,6 @@ func simulateCommand() *serpent.Command {
 			return nil
 		},
 	}
-}
-
-// flagsOnly returns the values that the flags of a list gave, if there were any:
-// serpent adds them to those of the environment.
-func flagsOnly(inv *serpent.Invocation, flag, env string, all []string) ([]string, error) {
-	if !inv.ParsedFlags().Changed(flag) {
-		return all, nil
-	}
-	var before serpent.StringArray
-	if err := before.Set(inv.Environ.Get(env)); err != nil {
-		return nil, fmt.Errorf("%s: %w", env, err)
-	}
-	return all[min(len(before), len(all)):], nil
 }
 
 // orNone turns a number of which 0 means none into one of which 0 means the

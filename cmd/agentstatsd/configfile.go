@@ -1,0 +1,252 @@
+package main
+
+import (
+	"bytes"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/coder/serpent"
+	"go.yaml.in/yaml/v3"
+)
+
+// maxConfigBytes bounds a configuration file: the whole table with comments is
+// below 64 KiB.
+const maxConfigBytes = 1 << 20
+
+// configured completes c before the command runs: it applies the YAML file to the
+// options that neither flags nor environment gave, refuses variables that look
+// like options and are none, and validates the whole. It touches nothing on disk
+// but that file.
+func (c *config) configured(next serpent.HandlerFunc) serpent.HandlerFunc {
+	return func(inv *serpent.Invocation) error {
+		options := inv.Command.Options
+		if err := unknownVariables(inv); err != nil {
+			return err
+		}
+		if err := flagsOverEnvironment(inv); err != nil {
+			return err
+		}
+		if c.configFile != "" {
+			if err := applyConfigFile(c.configFile, options); err != nil {
+				return fmt.Errorf("--config %s: %w", c.configFile, err)
+			}
+		}
+		if err := c.validate(); err != nil {
+			return err
+		}
+		return next(inv)
+	}
+}
+
+// ourVariables is the prefix of the variables that are ours alone.
+const ourVariables = "AGENTSTATSD_"
+
+// serviceLink matches the variables that Kubernetes gives each pod for a Service
+// whose name begins with agentstatsd: they are no options.
+var serviceLink = regexp.MustCompile(`^AGENTSTATSD(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+
+// unknownVariables returns an error that names the variables with our prefix that
+// no option of any command has: a misspelt one would be ignored else.
+func unknownVariables(inv *serpent.Invocation) error {
+	commands := []*serpent.Command{inv.Command}
+	if parent := inv.Command.Parent; parent != nil {
+		commands = parent.Children
+	}
+	known := make(map[string]bool)
+	for _, command := range commands {
+		for _, o := range command.Options {
+			known[o.Env] = true
+		}
+	}
+	var errs []error
+	for _, v := range inv.Environ {
+		if known[v.Name] || !strings.HasPrefix(v.Name, ourVariables) || serviceLink.MatchString(v.Name) {
+			continue
+		}
+		errs = append(errs, fmt.Errorf("%s is in the environment and no option has that variable: see --help", v.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// stringArray is what serpent calls the type of a list.
+const stringArray = "string-array"
+
+// flagsOverEnvironment takes out of each list that flags gave what the
+// environment had put there before: serpent adds the one to the other.
+func flagsOverEnvironment(inv *serpent.Invocation) error {
+	for _, o := range inv.Command.Options {
+		if o.Value.Type() != stringArray || o.Env == "" || !inv.ParsedFlags().Changed(o.Flag) {
+			continue
+		}
+		list, ok := o.Value.(*serpent.StringArray)
+		if !ok {
+			return fmt.Errorf("--%s: want a plain list, got %T", o.Flag, o.Value)
+		}
+		var before serpent.StringArray
+		if err := before.Set(inv.Environ.Get(o.Env)); err != nil {
+			return fmt.Errorf("%s: %w", o.Env, err)
+		}
+		*list = (*list)[min(len(before), len(*list)):]
+	}
+	return nil
+}
+
+// applyConfigFile sets what the YAML file at path has of the options that have
+// their default. Values go the way of a flag's, through the same checks. Its
+// errors name the line and the key; they never show a value of text.
+func applyConfigFile(path string, options serpent.OptionSet) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxConfigBytes {
+		return fmt.Errorf("it is larger than %d bytes", maxConfigBytes)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	var document yaml.Node
+	switch err := decoder.Decode(&document); {
+	case errors.Is(err, io.EOF):
+		return nil // nothing, or comments only: the defaults
+	case err != nil:
+		return err
+	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return errors.New("want one YAML document, got more")
+	}
+	root := document.Content[0]
+	if isNull(root) {
+		return nil
+	}
+	return applyGroups(root, options)
+}
+
+// applyGroups applies the mapping of groups that a file is.
+func applyGroups(root *yaml.Node, options serpent.OptionSet) error {
+	groups := make(map[string][]*serpent.Option)
+	for i := range options {
+		if o := &options[i]; o.Group != nil && o.YAML != "" {
+			groups[o.Group.YAML] = append(groups[o.Group.YAML], o)
+		}
+	}
+	return eachKey(root, "the file", func(key, value *yaml.Node) error {
+		group, ok := groups[key.Value]
+		if !ok {
+			return fmt.Errorf("line %d: no group is named %s: want one of %s", key.Line, key.Value, names(groups))
+		}
+		if isNull(value) {
+			return nil // a group whose keys are comments
+		}
+		byKey := make(map[string]*serpent.Option, len(group))
+		for _, o := range group {
+			byKey[o.YAML] = o
+		}
+		return eachKey(value, key.Value, func(name, value *yaml.Node) error {
+			o, ok := byKey[name.Value]
+			if !ok {
+				return fmt.Errorf("line %d: %s has no key %s: want one of %s", name.Line, key.Value, name.Value, names(byKey))
+			}
+			if err := applyValue(o, value); err != nil {
+				return fmt.Errorf("line %d: %s.%s: %w", name.Line, key.Value, name.Value, err)
+			}
+			return nil
+		})
+	})
+}
+
+// eachKey calls f for each key of the mapping n, which subject names in errors.
+// It goes on after an error and returns all.
+func eachKey(n *yaml.Node, subject string, f func(key, value *yaml.Node) error) error {
+	if n.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: want %s to be a mapping of keys to values", n.Line, subject)
+	}
+	var errs []error
+	seen := make(map[string]int)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		if value.Kind == yaml.AliasNode {
+			value = value.Alias
+		}
+		if line, twice := seen[key.Value]; twice {
+			errs = append(errs, fmt.Errorf("line %d: %s stands in %s already, in line %d", key.Line, key.Value, subject, line))
+			continue
+		}
+		seen[key.Value] = key.Line
+		errs = append(errs, f(key, value))
+	}
+	return errors.Join(errs...)
+}
+
+// applyValue sets o from the file, unless a flag or the environment did.
+func applyValue(o *serpent.Option, n *yaml.Node) error {
+	list := o.Value.Type() == stringArray
+	var text string
+	switch {
+	case isNull(n):
+		return errors.New("want a value, got none: leave the key out for the default")
+	case n.Kind == yaml.ScalarNode && n.Value == "" && !list && o.Value.Type() != "string":
+		return errors.New("want a value, got an empty text")
+	case n.Kind == yaml.ScalarNode:
+		text = n.Value
+	case n.Kind == yaml.SequenceNode && list:
+		var err error
+		if text, err = commaSeparated(n); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("want a %s", o.Value.Type())
+	}
+	if o.ValueSource != serpent.ValueSourceDefault && o.ValueSource != serpent.ValueSourceNone {
+		return nil
+	}
+	if list { // setting it adds to the default
+		if err := o.Value.Set(""); err != nil {
+			return err
+		}
+	}
+	o.ValueSource = serpent.ValueSourceYAML
+	return o.Value.Set(text)
+}
+
+// commaSeparated returns the texts of a list in the form that flags take.
+func commaSeparated(n *yaml.Node) (string, error) {
+	texts := make([]string, len(n.Content))
+	for i, e := range n.Content {
+		if e.Kind != yaml.ScalarNode || isNull(e) {
+			return "", fmt.Errorf("want a list of texts, got something else in line %d", e.Line)
+		}
+		texts[i] = e.Value
+	}
+	if len(texts) == 0 {
+		return "", nil
+	}
+	var b strings.Builder
+	w := csv.NewWriter(&b)
+	if err := w.Write(texts); err != nil {
+		return "", err
+	}
+	w.Flush()
+	return strings.TrimSuffix(b.String(), "\n"), w.Error()
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
+
+// names returns the keys of m in order.
+func names[V any](m map[string]V) string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return strings.Join(keys, ", ")
+}
