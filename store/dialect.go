@@ -31,6 +31,9 @@ type dialect struct {
 	// execIDs is exec for a statement that returns an id: it returns the first
 	// value of each row that was written, in the order of the rows.
 	execIDs func(ctx context.Context, tx *sql.Tx, text string, rows [][]any) ([]agent.ID, error)
+	// stream runs a read of any size in a transaction, and calls scan for each
+	// row. No statement of it returns more than page rows.
+	stream func(ctx context.Context, tx *sql.Tx, page page, text string, args []any, scan func(*sql.Rows) error) error
 
 	// snapshot makes all reads of a transaction see one moment.
 	snapshot *sql.TxOptions
@@ -79,6 +82,26 @@ type queries struct {
 	// freeLease takes a replica and the zero id.
 	deleteReplica, freeLease string
 }
+
+// page is how a large read is taken apart.
+type page struct {
+	// name tells reads of different columns apart.
+	name string
+	// rows are those of one page: some hundred KB.
+	rows int
+}
+
+var (
+	pageOfWorkspaces = page{"workspaces_page", 1000}
+	pageOfAgents     = page{"agents_page", 1000}
+	pageOfRemoved    = page{"removed_page", 10_000}
+	pageOfStates     = page{"states_page", 2000}
+	pageOfSessions   = page{"sessions_page", 5000}
+	pageOfMetadata   = page{"metadata_page", 500}
+	pageOfKeys       = page{"keys_page", 5000}
+	// A row may have megabytes.
+	pageOfPushes = page{"pushes_page", 4}
+)
 
 // rowsAs is a table expression of the rows of a statement for dialect.exec,
 // with columns like "agent_id uuid".

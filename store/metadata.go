@@ -110,26 +110,16 @@ func newerMetadata(a, b agent.Metadata) agent.Metadata {
 // the text is parsed each time.
 const idChunk = 1000
 
+// fewAgents are read by one statement: a transaction with pages takes four more
+// round trips. With all the keys that an agent may have it returns some MB.
+const fewAgents = 32
+
 // Metadata returns the stored values of agents, ordered by agent and key.
 // Agents without any, and unknown ones, are left out.
 func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
 	var found []agent.Metadata
 	for part := range slices.Chunk(inOrderIDs(ids), idChunk) {
-		condition, args := s.dialect.among(part)
-		var some []agent.Metadata
-		err := s.read(ctx, "read metadata", func(q querier) error {
-			some = nil
-			return query(ctx, q, `
-SELECT agent_id, key, value, error, collected_at, epoch, sequence
-FROM metadata WHERE agent_id `+condition+` ORDER BY agent_id, key`, args, func(rows *sql.Rows) error {
-				var m agent.Metadata
-				var collected sql.NullInt64
-				err := rows.Scan(&m.Agent, &m.Key, &m.Value, &m.Error, &collected, &m.Order.Epoch, &m.Order.Sequence)
-				m.CollectedAt = fromNanos(collected)
-				some = append(some, m)
-				return err
-			})
-		})
+		some, err := s.metadataOf(ctx, part)
 		if err != nil {
 			return nil, err
 		}
@@ -138,13 +128,42 @@ FROM metadata WHERE agent_id `+condition+` ORDER BY agent_id, key`, args, func(r
 	return found, nil
 }
 
+// metadataOf reads the values of at most idChunk agents.
+func (s *Store) metadataOf(ctx context.Context, ids []agent.ID) (found []agent.Metadata, err error) {
+	const doing = "read metadata"
+	condition, args := s.dialect.among(ids)
+	text := `
+SELECT agent_id, key, value, error, collected_at, epoch, sequence
+FROM metadata WHERE agent_id ` + condition + ` ORDER BY agent_id, key`
+	scan := func(rows *sql.Rows) error {
+		var m agent.Metadata
+		var collected sql.NullInt64
+		err := rows.Scan(&m.Agent, &m.Key, &m.Value, &m.Error, &collected, &m.Order.Epoch, &m.Order.Sequence)
+		m.CollectedAt = fromNanos(collected)
+		found = append(found, m)
+		return err
+	}
+	if len(ids) <= fewAgents {
+		err = s.read(ctx, doing, func(q querier) error {
+			found = nil
+			return query(ctx, q, text, args, scan)
+		})
+	} else {
+		err = s.view(ctx, doing, func(tx *sql.Tx) error {
+			found = nil
+			return s.dialect.stream(ctx, tx, pageOfMetadata, text, args, scan)
+		})
+	}
+	return found, err
+}
+
 // MetadataKeys returns the keys that have a stored value, of each agent that
 // has any, in order.
 func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error) {
 	var keys map[agent.ID][]string
-	err := s.read(ctx, "read metadata keys", func(q querier) error {
+	err := s.view(ctx, "read metadata keys", func(tx *sql.Tx) error {
 		keys = make(map[agent.ID][]string)
-		return query(ctx, q, `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`, nil, func(rows *sql.Rows) error {
+		return s.dialect.stream(ctx, tx, pageOfKeys, `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`, nil, func(rows *sql.Rows) error {
 			var id agent.ID
 			var key string
 			err := rows.Scan(&id, &key)

@@ -38,6 +38,7 @@ var postgresDialect = dialect{
 	},
 	exec:     postgresExec,
 	execIDs:  postgresExecIDs,
+	stream:   postgresStream,
 	snapshot: &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	queries:  postgresQueries(),
 }
@@ -86,7 +87,10 @@ INSERT INTO builds_observed (build_id, observed_at)
 SELECT * FROM ` + postgresRows("build_id uuid", "observed_at bigint") + ` AS n
 ON CONFLICT DO NOTHING RETURNING build_id`
 	q.cursor = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
-	q.since = ` WHERE changed >= ($1::bigint)::text::xid8`
+	// What a snapshot sees was written before its end. Rows that say otherwise
+	// were brought from another cluster, which had more transactions: they would
+	// count as new until this one has as many.
+	q.since = ` WHERE changed >= ($1::bigint)::text::xid8 AND changed < pg_snapshot_xmax(pg_current_snapshot())`
 	return q
 }
 
@@ -129,6 +133,28 @@ func postgresExecIDs(ctx context.Context, tx *sql.Tx, text string, rows [][]any)
 		}
 	}
 	return ids, nil
+}
+
+// postgresStream reads by a cursor. A limit of time is one of each page. All pages
+// are of the transaction's snapshot, so nothing moves from one to another.
+func postgresStream(ctx context.Context, tx *sql.Tx, page page, text string, args []any, scan func(*sql.Rows) error) error {
+	_, err := tx.ExecContext(ctx, `DECLARE `+page.name+` NO SCROLL CURSOR FOR `+text, args...)
+	if err != nil {
+		return err
+	}
+	fetch := fmt.Sprintf(`FETCH %d FROM %s`, page.rows, page.name)
+	for read := page.rows; read == page.rows; {
+		read = 0
+		err := query(ctx, tx, fetch, nil, func(rows *sql.Rows) error {
+			read++
+			return scan(rows)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	_, err = tx.ExecContext(ctx, `CLOSE `+page.name)
+	return err
 }
 
 // transpose makes an array of each column of rows, of which there is one at

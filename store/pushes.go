@@ -78,9 +78,8 @@ func (s *Store) pushArgs(row *agent.PushRow) ([]any, error) {
 // Pushes returns the rows of coderd instances, in the order of their ids; nil:
 // of all. Instances that have none are left out.
 func (s *Store) Pushes(ctx context.Context, instances []agent.Instance) ([]agent.PushRow, error) {
-	const text = `SELECT instance_id, replica, updated_at, data, version FROM pushes`
 	if instances == nil {
-		return s.pushes(ctx, text, nil)
+		return s.pushes(ctx, "", nil)
 	}
 	ids := make([]agent.ID, len(instances))
 	for i, instance := range instances {
@@ -89,7 +88,7 @@ func (s *Store) Pushes(ctx context.Context, instances []agent.Instance) ([]agent
 	var found []agent.PushRow
 	for part := range slices.Chunk(inOrderIDs(ids), idChunk) {
 		condition, args := s.dialect.among(part)
-		some, err := s.pushes(ctx, text+` WHERE instance_id `+condition, args)
+		some, err := s.pushes(ctx, `WHERE instance_id `+condition, args)
 		if err != nil {
 			return nil, err
 		}
@@ -98,11 +97,12 @@ func (s *Store) Pushes(ctx context.Context, instances []agent.Instance) ([]agent
 	return found, nil
 }
 
-func (s *Store) pushes(ctx context.Context, text string, args []any) ([]agent.PushRow, error) {
+func (s *Store) pushes(ctx context.Context, condition string, args []any) ([]agent.PushRow, error) {
 	var found []agent.PushRow
-	err := s.read(ctx, "read pushes", func(q querier) error {
+	err := s.view(ctx, "read pushes", func(tx *sql.Tx) error {
 		found = nil
-		return query(ctx, q, text+` ORDER BY instance_id`, args, func(rows *sql.Rows) error {
+		text := `SELECT instance_id, replica, updated_at, data, version FROM pushes ` + condition + ` ORDER BY instance_id`
+		return s.dialect.stream(ctx, tx, pageOfPushes, text, args, func(rows *sql.Rows) error {
 			var row agent.PushRow
 			var updated sql.NullInt64
 			err := rows.Scan((*agent.ID)(&row.Instance), &row.Replica, &updated, &row.Data, &row.Version)

@@ -169,7 +169,7 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, e
 		return roster, nil
 	}
 	err = s.view(ctx, doing, func(tx *sql.Tx) (err error) {
-		roster, err = readRoster(ctx, tx, since)
+		roster, err = s.readRoster(ctx, tx, since)
 		return err
 	})
 	if err != nil {
@@ -191,7 +191,7 @@ func revisionOf(ctx context.Context, q querier, since int64) (agent.Roster, erro
 	return roster, err
 }
 
-func readRoster(ctx context.Context, tx *sql.Tx, since int64) (agent.Roster, error) {
+func (s *Store) readRoster(ctx context.Context, tx *sql.Tx, since int64) (agent.Roster, error) {
 	roster, err := revisionOf(ctx, tx, since)
 	if err != nil {
 		return roster, err
@@ -200,7 +200,7 @@ func readRoster(ctx context.Context, tx *sql.Tx, since int64) (agent.Roster, err
 		since = 0
 	}
 	byID := make(map[agent.ID]int)
-	err = query(ctx, tx, `
+	err = s.dialect.stream(ctx, tx, pageOfWorkspaces, `
 SELECT id, name, owner_id, owner_username, template_id, template_name,
     template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
 FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
@@ -212,7 +212,7 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 	if err != nil {
 		return roster, err
 	}
-	err = query(ctx, tx, `
+	err = s.dialect.stream(ctx, tx, pageOfAgents, `
 SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
     token_sha256, apps, metadata_keys
 FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
@@ -229,16 +229,16 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 	if err != nil || roster.Complete {
 		return roster, err
 	}
-	if roster.RemovedAgents, err = readRemoved(ctx, tx, "agents", since); err != nil {
+	if roster.RemovedAgents, err = s.readRemoved(ctx, tx, "agents", since); err != nil {
 		return roster, err
 	}
-	roster.RemovedWorkspaces, err = readRemoved(ctx, tx, "workspaces", since)
+	roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since)
 	return roster, err
 }
 
 // readRemoved returns the ids that a table does not have any more, in order.
-func readRemoved(ctx context.Context, tx *sql.Tx, table string, since int64) (ids []agent.ID, err error) {
-	err = query(ctx, tx, `
+func (s *Store) readRemoved(ctx context.Context, tx *sql.Tx, table string, since int64) (ids []agent.ID, err error) {
+	err = s.dialect.stream(ctx, tx, pageOfRemoved, `
 SELECT DISTINCT id FROM removed
 WHERE kind = $1 AND revision > $2 AND NOT EXISTS (SELECT 1 FROM `+table+` AS t WHERE t.id = removed.id)
 ORDER BY id`, []any{table, since}, func(rows *sql.Rows) error {

@@ -47,7 +47,7 @@ func newerSession(a, b agent.SessionRecord) agent.SessionRecord {
 func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error) {
 	err = s.view(ctx, "read sessions", func(tx *sql.Tx) error {
 		records = nil
-		next, err = s.readSince(ctx, tx, `
+		next, err = s.readSince(ctx, tx, pageOfSessions, `
 SELECT agent_id, epoch, replica_id, open, unary, reported FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
 			var r agent.SessionRecord
 			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Unary, &r.Reported)

@@ -39,6 +39,7 @@ var sqliteDialect = dialect{
 	},
 	exec:     sqliteExec,
 	execIDs:  sqliteExecIDs,
+	stream:   sqliteStream,
 	snapshot: &sql.TxOptions{ReadOnly: true},
 	queries:  sqliteQueries(),
 }
@@ -115,6 +116,11 @@ func sqliteEach(ctx context.Context, tx *sql.Tx, text string, rows [][]any, wrot
 		}
 	}
 	return nil
+}
+
+// sqliteStream reads all at once: rows are made as they are read.
+func sqliteStream(ctx context.Context, tx *sql.Tx, _ page, text string, args []any, scan func(*sql.Rows) error) error {
+	return query(ctx, tx, text, args, scan)
 }
 
 // openSQLite opens the database file, making it and its directory if need be.

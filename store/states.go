@@ -112,7 +112,7 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 func (s *Store) States(ctx context.Context, since int64) (states []agent.State, next int64, err error) {
 	err = s.view(ctx, "read states", func(tx *sql.Tx) error {
 		states = nil
-		next, err = s.readSince(ctx, tx, `
+		next, err = s.readSince(ctx, tx, pageOfStates, `
 SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
 			p := statePart{}
 			var data []byte
@@ -141,22 +141,21 @@ SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER 
 // PostgreSQL numbers transactions as they begin to write. All below next had
 // ended when the snapshot was taken, so it has what they wrote; what is above is
 // read again the next time.
-func (s *Store) readSince(ctx context.Context, tx *sql.Tx, text string, since int64, order string, scan func(*sql.Rows) error) (next int64, err error) {
+func (s *Store) readSince(ctx context.Context, tx *sql.Tx, page page, text string, since int64, order string, scan func(*sql.Rows) error) (next int64, err error) {
 	if s.dialect.queries.cursor == "" {
-		return 0, query(ctx, tx, text+order, nil, scan)
+		return 0, s.dialect.stream(ctx, tx, page, text+order, nil, scan)
 	}
 	if err := tx.QueryRowContext(ctx, s.dialect.queries.cursor).Scan(&next); err != nil {
 		return 0, err
 	}
 	if since > next {
-		// Cursors never fall, so this is another server: the old one was replaced
-		// by one that had not everything.
+		// Cursors never fall, so this is another cluster: all is read, once.
 		since = 0
 	}
 	if since == 0 {
-		return next, query(ctx, tx, text+order, nil, scan)
+		return next, s.dialect.stream(ctx, tx, page, text+order, nil, scan)
 	}
-	return next, query(ctx, tx, text+s.dialect.queries.since+order, []any{since}, scan)
+	return next, s.dialect.stream(ctx, tx, page, text+s.dialect.queries.since+order, []any{since}, scan)
 }
 
 func setPart(st *agent.State, part string, order agent.Order, data []byte) error {
