@@ -1,0 +1,241 @@
+package memstore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// UpsertMetadata is as in store.Store: what says nothing new is left out by what
+// is read when the transaction begins, as on PostgreSQL.
+func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error) {
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	rows = slices.Clone(rows)
+	slices.SortStableFunc(rows, func(a, b agent.Metadata) int {
+		return cmp.Or(compareIDs(a.Agent, b.Agent), strings.Compare(a.Key, b.Key), b.Order.Compare(a.Order))
+	})
+	// Of several rows of a key the newest counts.
+	rows = slices.CompactFunc(rows, func(a, b agent.Metadata) bool { return a.Agent == b.Agent && a.Key == b.Key })
+	for i := range rows {
+		if rows[i].CollectedAt, err = stored(rows[i].CollectedAt); err != nil {
+			return nil, fmt.Errorf("upsert metadata: %w", err)
+		}
+	}
+	var fresh []agent.Metadata
+	err = s.run(ctx, transaction{
+		doing: "upsert metadata",
+		prepare: func(t *tables) error {
+			fresh = fresh[:0]
+			touch := s.touchLocked()
+			for i := range rows {
+				if t.saysNew(&rows[i], touch) {
+					fresh = append(fresh, rows[i])
+				}
+			}
+			return nil
+		},
+		apply: func(t *tables, _ int64) error {
+			for i := range rows {
+				if err := s.check(t, &rows[i]); err != nil {
+					return err
+				}
+			}
+			changed = nil
+			for _, m := range fresh {
+				if t.put(m) {
+					changed = append(changed, m.Agent)
+				}
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return changed, nil
+}
+
+// touchLocked is Options.TouchInterval, unless a write may still be under way.
+func (s *Store) touchLocked() time.Duration {
+	if time.Now().Before(s.rewriteUntil) {
+		return 0
+	}
+	return s.opts.TouchInterval
+}
+
+// saysNew tells whether m is to be written.
+func (t *tables) saysNew(m *agent.Metadata, touch time.Duration) bool {
+	old, known := t.metadata[m.Agent][m.Key]
+	switch {
+	case !known:
+		return true
+	case m.Order.Compare(old.Order) <= 0:
+		return false
+	case touch == 0, m.Order.Epoch != old.Order.Epoch, m.Value != old.Value, m.Error != old.Error:
+		return true
+	case m.CollectedAt.IsZero():
+		return false
+	}
+	return old.CollectedAt.IsZero() || m.CollectedAt.Sub(old.CollectedAt) >= touch
+}
+
+func (s *Store) check(t *tables, m *agent.Metadata) error {
+	if _, known := t.agents[m.Agent]; !known {
+		return fmt.Errorf("%w: agent %s is unknown", agent.ErrRejected, m.Agent)
+	}
+	if s.opts.Rejects != nil && s.opts.Rejects(m) {
+		return fmt.Errorf("%w: index row size exceeds its maximum", agent.ErrRejected)
+	}
+	return nil
+}
+
+// put writes m unless what is stored is newer.
+func (t *tables) put(m agent.Metadata) bool {
+	keys := t.metadata[m.Agent]
+	if old, known := keys[m.Key]; known && m.Order.Compare(old.Order) <= 0 {
+		return false
+	}
+	if keys == nil {
+		keys = make(map[string]agent.Metadata)
+		t.metadata[m.Agent] = keys
+	}
+	m.Key, m.Value, m.Error = strings.Clone(m.Key), strings.Clone(m.Value), strings.Clone(m.Error)
+	keys[m.Key] = m
+	return true
+}
+
+// Metadata is as in store.Store.
+func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
+	ids = slices.Clone(ids)
+	slices.SortFunc(ids, compareIDs)
+	ids = slices.Compact(ids)
+	var found []agent.Metadata
+	err := s.run(ctx, transaction{doing: "read metadata", prepare: func(t *tables) error {
+		found = nil
+		for _, id := range ids {
+			for _, key := range slices.Sorted(maps.Keys(t.metadata[id])) {
+				found = append(found, t.metadata[id][key])
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// MetadataKeys is as in store.Store.
+func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error) {
+	var keys map[agent.ID][]string
+	err := s.run(ctx, transaction{doing: "read metadata keys", prepare: func(t *tables) error {
+		keys = make(map[agent.ID][]string)
+		for id, rows := range t.metadata {
+			keys[id] = slices.Sorted(maps.Keys(rows))
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
+
+// SaveSessions is as in store.Store.
+func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) error {
+	if len(records) == 0 {
+		return nil
+	}
+	records = slices.Clone(records)
+	return s.run(ctx, transaction{doing: "save sessions", apply: func(t *tables, number int64) error {
+		for _, r := range records {
+			if _, known := t.agents[r.Agent]; known {
+				t.putSession(r, number)
+			}
+		}
+		return nil
+	}})
+}
+
+func (t *tables) putSession(r agent.SessionRecord, number int64) {
+	old, known := t.sessions[r.Agent]
+	if known {
+		switch cmp.Or(cmp.Compare(r.Epoch, old.Epoch), bytes.Compare(r.Replica[:], old.Replica[:])) {
+		case -1:
+			return
+		case 0:
+			r.Open, r.Reported = r.Open && old.Open, r.Reported || old.Reported
+		}
+		if r == old.SessionRecord {
+			return
+		}
+	}
+	t.sessions[r.Agent] = sessionRow{r, number}
+}
+
+// Sessions is as in store.Store.
+func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error) {
+	err = s.run(ctx, transaction{doing: "read sessions", prepare: func(t *tables) error {
+		next = s.db.cursorLocked(t)
+		records = nil
+		from := since
+		if from > next {
+			from = 0
+		}
+		for _, id := range sortedKeys(t.sessions) {
+			if row := t.sessions[id]; row.number >= from {
+				records = append(records, row.SessionRecord)
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, 0, err
+	}
+	return records, next, nil
+}
+
+// buildRetention is that of store.Store.
+const buildRetention = 30 * 24 * time.Hour
+
+// ObserveBuilds is as in store.Store.
+func (s *Store) ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
+	if len(builds) == 0 {
+		return nil, nil
+	}
+	builds = slices.Clone(builds)
+	slices.SortFunc(builds, compareIDs)
+	builds = slices.Compact(builds)
+	err = s.run(ctx, transaction{doing: "record observed builds", apply: func(t *tables, _ int64) error {
+		fresh = nil
+		for _, id := range builds {
+			if _, known := t.builds[id]; !known {
+				t.builds[id] = at
+				fresh = append(fresh, id)
+			}
+		}
+		current := make(map[agent.ID]struct{}, len(t.workspaces))
+		for _, w := range t.workspaces {
+			current[w.Build.ID] = struct{}{}
+		}
+		for id, observed := range t.builds {
+			if _, stays := current[id]; !stays && at.Sub(observed) > buildRetention {
+				delete(t.builds, id)
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return fresh, nil
+}

@@ -1,0 +1,159 @@
+package memstore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// ApplyChange is as in store.Store.
+func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error) {
+	const doing = "change registrations"
+	workspaces, agents, err := storedChange(c)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", doing, err)
+	}
+	err = s.run(ctx, transaction{doing: doing, apply: func(t *tables, _ int64) error {
+		if t.revision != basis {
+			return fmt.Errorf("since revision %d: %w", basis, agent.ErrOutdated)
+		}
+		t.revision++
+		for _, id := range c.RemovedAgents {
+			t.removeAgent(id)
+		}
+		for _, id := range c.RemovedWorkspaces {
+			t.removeWorkspace(id)
+		}
+		t.forgetRemovals(s.opts.RemovalsKept)
+		for _, w := range workspaces {
+			t.workspaces[w.ID] = workspaceRow{w, t.revision}
+		}
+		for _, r := range agents {
+			t.agents[r.ID] = agentRow{r, t.revision}
+		}
+		if s.db.changed != nil {
+			s.db.changed(c)
+		}
+		return nil
+	}})
+	if err != nil {
+		return 0, err
+	}
+	return basis + 1, nil
+}
+
+// storedChange returns what c writes, in order: of equal ids the last counts.
+func storedChange(c agent.Change) ([]agent.Workspace, []agent.Registration, error) {
+	agents := slices.Clone(c.Agents)
+	workspaces := slices.Clone(c.Workspaces)
+	for i := range agents {
+		workspaces = append(workspaces, agents[i].Workspace)
+	}
+	var err error
+	for i := range workspaces {
+		if workspaces[i].Build.CreatedAt, err = stored(workspaces[i].Build.CreatedAt); err != nil {
+			return nil, nil, err
+		}
+	}
+	for i := range agents {
+		if agents[i].CreatedAt, err = stored(agents[i].CreatedAt); err != nil {
+			return nil, nil, err
+		}
+		if len(agents[i].MetadataKeys) == 0 {
+			agents[i].MetadataKeys = nil
+		}
+	}
+	return workspaces, agents, nil
+}
+
+// removeAgent removes the agent with all that is kept of it.
+func (t *tables) removeAgent(id agent.ID) {
+	if _, known := t.agents[id]; !known {
+		return
+	}
+	t.removed = append(t.removed, removal{id: id, revision: t.revision})
+	delete(t.agents, id)
+	delete(t.metadata, id)
+	delete(t.states, id)
+	delete(t.sessions, id)
+}
+
+// removeWorkspace removes the workspace with its agents.
+func (t *tables) removeWorkspace(id agent.ID) {
+	if _, known := t.workspaces[id]; !known {
+		return
+	}
+	for _, a := range sortedKeys(t.agents) {
+		if t.agents[a].Workspace.ID == id {
+			t.removeAgent(a)
+		}
+	}
+	t.removed = append(t.removed, removal{workspace: true, id: id, revision: t.revision})
+	delete(t.workspaces, id)
+}
+
+// forgetRemovals forgets the oldest removals but so many.
+func (t *tables) forgetRemovals(kept int) {
+	if n := len(t.removed) - kept; n > 0 {
+		t.removalsAfter = t.removed[n-1].revision
+		t.removed = slices.Clone(t.removed[n:])
+	}
+}
+
+// Registrations is as in store.Store.
+func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
+	var roster agent.Roster
+	err := s.run(ctx, transaction{doing: "read registrations", prepare: func(t *tables) error {
+		roster = t.roster(since)
+		return nil
+	}})
+	if err != nil {
+		return agent.Roster{}, err
+	}
+	return roster, nil
+}
+
+func (t *tables) roster(since int64) agent.Roster {
+	roster := agent.Roster{
+		Revision: t.revision,
+		Complete: since < t.removalsAfter || since > t.revision || since == 0,
+	}
+	if roster.Complete {
+		since = 0
+	}
+	for _, id := range sortedKeys(t.workspaces) {
+		if w := t.workspaces[id]; w.revision > since {
+			roster.Workspaces = append(roster.Workspaces, w.Workspace)
+		}
+	}
+	for _, id := range sortedKeys(t.agents) {
+		if r := t.agents[id]; r.revision > since {
+			r.Workspace = t.workspaces[r.Workspace.ID].Workspace
+			r.Apps = slices.Clone(r.Apps)
+			r.MetadataKeys = slices.Clone(r.MetadataKeys)
+			roster.Agents = append(roster.Agents, r.Registration)
+		}
+	}
+	if roster.Complete {
+		return roster
+	}
+	for _, r := range t.removed {
+		if r.revision <= since {
+			continue
+		}
+		if r.workspace {
+			if _, back := t.workspaces[r.id]; !back {
+				roster.RemovedWorkspaces = append(roster.RemovedWorkspaces, r.id)
+			}
+		} else if _, back := t.agents[r.id]; !back {
+			roster.RemovedAgents = append(roster.RemovedAgents, r.id)
+		}
+	}
+	slices.SortFunc(roster.RemovedAgents, compareIDs)
+	slices.SortFunc(roster.RemovedWorkspaces, compareIDs)
+	roster.RemovedAgents = slices.Compact(roster.RemovedAgents)
+	roster.RemovedWorkspaces = slices.Compact(roster.RemovedWorkspaces)
+	return roster
+}

@@ -1,0 +1,121 @@
+package memstore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Beat is as in store.Store.
+func (s *Store) Beat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
+	err = s.run(ctx, transaction{doing: "beat", apply: func(t *tables, _ int64) error {
+		t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Beats: t.replicas[me.ID].Beats + 1}
+		if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Beats == takeover {
+			t.lease = agent.Lease{Holder: me.ID, Beats: t.lease.Beats + 1}
+		}
+		replicas, lease = nil, t.lease
+		for _, id := range sortedKeys(t.replicas) {
+			replicas = append(replicas, t.replicas[id])
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, agent.Lease{}, err
+	}
+	return replicas, lease, nil
+}
+
+// RemoveReplicas is as in store.Store.
+func (s *Store) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	ids = slices.Clone(ids)
+	return s.run(ctx, transaction{doing: "remove replicas", apply: func(t *tables, _ int64) error {
+		for _, id := range ids {
+			delete(t.replicas, id)
+			if t.lease.Holder == id {
+				t.lease.Holder = agent.ID{}
+			}
+		}
+		return nil
+	}})
+}
+
+// SavePush is as in store.Store.
+func (s *Store) SavePush(ctx context.Context, row agent.PushRow) error {
+	return s.writePushes(ctx, "save push", []agent.PushRow{row}, nil)
+}
+
+// FoldPushes is as in store.Store.
+func (s *Store) FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error {
+	return s.writePushes(ctx, "fold pushes", rows, removed)
+}
+
+func (s *Store) writePushes(ctx context.Context, doing string, rows, removed []agent.PushRow) error {
+	rows, removed = slices.Clone(rows), slices.Clone(removed)
+	for i := range rows {
+		var err error
+		if rows[i].UpdatedAt, err = stored(rows[i].UpdatedAt); err != nil {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+		rows[i].Data = append([]byte(nil), rows[i].Data...)
+	}
+	return s.run(ctx, transaction{doing: doing, apply: func(t *tables, _ int64) error {
+		for _, list := range [][]agent.PushRow{rows, removed} {
+			for _, row := range list {
+				if t.pushes[row.Instance].Version != row.Version {
+					return fmt.Errorf("instance %x: %w", row.Instance, agent.ErrOutdated)
+				}
+			}
+		}
+		for _, row := range removed {
+			delete(t.pushes, row.Instance)
+		}
+		for _, row := range rows {
+			row.Version++
+			t.pushes[row.Instance] = row
+		}
+		return nil
+	}})
+}
+
+// Pushes is as in store.Store.
+func (s *Store) Pushes(ctx context.Context, instances []agent.Instance) ([]agent.PushRow, error) {
+	var found []agent.PushRow
+	err := s.run(ctx, transaction{doing: "read pushes", prepare: func(t *tables) error {
+		found = nil
+		for _, id := range slices.SortedFunc(maps.Keys(t.pushes), compareInstances) {
+			if instances == nil || slices.Contains(instances, id) {
+				found = append(found, t.pushes[id])
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+func compareInstances(a, b agent.Instance) int { return bytes.Compare(a[:], b[:]) }
+
+// PushVersions is as in store.Store.
+func (s *Store) PushVersions(ctx context.Context) (map[agent.Instance]int64, error) {
+	var versions map[agent.Instance]int64
+	err := s.run(ctx, transaction{doing: "read versions of pushes", prepare: func(t *tables) error {
+		versions = make(map[agent.Instance]int64, len(t.pushes))
+		for id, row := range t.pushes {
+			versions[id] = row.Version
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return versions, nil
+}
