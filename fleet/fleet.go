@@ -145,6 +145,9 @@ type Options struct {
 	// FollowInterval is the time between two looks for what other replicas wrote,
 	// which repair missed news; default 2 s.
 	FollowInterval time.Duration
+	// Now is the wall clock of this replica, of which epochs are made; default
+	// time.Now.
+	Now func() time.Time
 	// RefusedPerSecond items of an agent are tolerated for ever, and
 	// RefusedBurst at once; defaults 100 and 5000.
 	RefusedPerSecond, RefusedBurst int
@@ -161,6 +164,9 @@ func (o Options) withDefaults() Options {
 	set(&o.FollowInterval, 2*time.Second)
 	set(&o.RefusedPerSecond, 100)
 	set(&o.RefusedBurst, 5000)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	return o
 }
 

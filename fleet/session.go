@@ -102,7 +102,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		tracker: t,
 		resume:  t.progress(),
 		info: agent.Session{
-			Epoch:     f.beginLocked(e, now, hello.Epoch, false),
+			Epoch:     f.beginLocked(e, hello.Epoch, false),
 			Instance:  hello.Instance,
 			First:     hello.Ordinal == 1 && !known,
 			Elsewhere: elsewhere,
@@ -153,7 +153,8 @@ const maxEpochAhead = time.Hour
 // beginLocked returns the epoch for a session or a run of calls, which is the
 // agent's newest from now on, and has it told and persisted in a while. told is
 // the epoch that the agent knows of; 0: none.
-func (f *Fleet) beginLocked(e *entry, now time.Time, told int64, unary bool) int64 {
+func (f *Fleet) beginLocked(e *entry, told int64, unary bool) int64 {
+	now := f.opts.Now()
 	last := e.newest.Epoch
 	if told < now.Add(maxEpochAhead).UnixNano() {
 		last = max(last, told)
@@ -323,7 +324,7 @@ func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
 	}
 	if e.unary.epoch == 0 {
 		elsewhere := f.wasElsewhereLocked(e, 0, 0)
-		e.unary.epoch = f.beginLocked(e, now, 0, true)
+		e.unary.epoch = f.beginLocked(e, 0, true)
 		f.openSeriesLocked(e, agent.Session{Epoch: e.unary.epoch, Elsewhere: elsewhere})
 		f.presentLocked(e, now)
 	}

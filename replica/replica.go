@@ -29,6 +29,8 @@ import (
 
 // Options of Replicas. A zero field takes its default.
 type Options struct {
+	// ID of this replica, which no other ever had; zero: one at random.
+	ID agent.ID
 	// Name of this replica for people; at most 256 bytes are kept.
 	Name string
 	// LeaseDuration is how long the others watch a silent replica before they
@@ -55,6 +57,9 @@ const (
 )
 
 func (o Options) withDefaults() Options {
+	if o.ID == (agent.ID{}) {
+		o.ID = uuid.New()
+	}
 	if o.LeaseDuration == 0 {
 		o.LeaseDuration = 15 * time.Second
 	}
@@ -126,14 +131,14 @@ type observation struct {
 	at    time.Time
 }
 
-// New returns a replica that has not beaten yet, under an id of its own.
+// New returns a replica that has not beaten yet.
 func New(store Store, news News, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Replicas, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("replica options: %w", err)
 	}
 	r := &Replicas{
-		self:  uuid.New(),
+		self:  opts.ID,
 		opts:  opts,
 		store: store,
 		news:  news,
