@@ -17,6 +17,10 @@ import (
 // what it simulates is worth no wait, and the service flushes it anyway.
 const demoAckDeadline = time.Second
 
+// demoStop bounds the stop of the simulation, which waits demoAckDeadline for
+// acks and ends its streams.
+const demoStop = 10 * time.Second
+
 // A demo shows agents that never connect, and that instances of coderd add up.
 const (
 	demoUnreachable = 2
@@ -81,16 +85,17 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 		s.close()
 		return err
 	}
-	return runStages(ctx,
-		[]task{func(ctx context.Context) error {
-			_, err := simulate.Run(ctx, simulate.Options{
-				Targets: []string{s.grpcListener.Addr().String()}, Dial: dial, Fleet: "demo", Agents: agents,
-				Unreachable: demoUnreachable, Coderds: demoCoderds, PushInterval: c.reportInterval,
-				MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true,
-			}, log.With("component", "simulate"))
-			return err
-		}},
-		[]task{s.run},
+	simulation := func(ctx context.Context) error {
+		_, err := simulate.Run(ctx, simulate.Options{
+			Targets: []string{s.grpcListener.Addr().String()}, Dial: dial, Fleet: "demo", Agents: agents,
+			Unreachable: demoUnreachable, Coderds: demoCoderds, PushInterval: c.reportInterval,
+			MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true,
+		}, log.With("component", "simulate"))
+		return err
+	}
+	return runStages(ctx, log,
+		stage{"simulation", []task{{"agents", simulation}}, demoStop},
+		stage{"service", []task{{"service", s.run}}, c.stopTimeout()},
 	)
 }
 

@@ -271,29 +271,59 @@ func (s *service) run(ctx context.Context) error {
 		"grpc_address", s.grpcListener.Addr().String(), "data_dir", s.config.dataDir)
 	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
 	defer stopDraining()
-	servers := []task{func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}
-	workers := []task{s.fleet.Run, s.batcher.Run, s.federation.Run, s.aggregator.Run}
+	err := runStages(ctx, s.log, s.stages()...)
+	s.log.Info("agentstatsd stopped")
+	return err
+}
+
+// How long each stage may take to stop; that of the gRPC server has the drain
+// before it. README.md tells the sum.
+const (
+	serverStop   = 5 * time.Second  // streams that do not end, the last parts for watchers
+	workerStop   = 20 * time.Second // the last flush, of at most 15 s, and what is written after it
+	replicaStop  = 5 * time.Second
+	pubsubStop   = 5 * time.Second
+	endpointStop = 3 * time.Second // scrapes under way have one
+)
+
+// stopTimeout bounds the time from the signal to the end.
+func (c *config) stopTimeout() time.Duration {
+	return c.drainTimeout + serverStop + workerStop + replicaStop + pubsubStop + endpointStop
+}
+
+// stages are what runs, in the order in which it stops.
+func (s *service) stages() []stage {
+	servers := []task{{"gRPC", func(ctx context.Context) error { return s.api.Serve(ctx, s.grpcListener) }}}
+	workers := []task{
+		{"fleet", s.fleet.Run},
+		{"batcher", s.batcher.Run},
+		{"federation", s.federation.Run},
+		{"aggregator", s.aggregator.Run},
+	}
 	// This replica leaves when its last writes are done, and tells that too.
 	var membership []task
 	if s.replicas != nil {
-		membership = append(membership, s.replicas.Run)
+		membership = append(membership, task{"replicas", s.replicas.Run})
 	}
-	carriers := []task{s.pubsub.Run}
 	// Last to go: readiness and the numbers of the shutdown can be seen.
 	var endpoints []task
 	if s.httpListener != nil {
-		endpoints = append(endpoints, func(ctx context.Context) error {
+		endpoints = append(endpoints, task{"HTTP", func(ctx context.Context) error {
 			return serveHTTP(ctx, s.httpListener, s.httpHandler, s.config.webConfigFile, s.log)
-		})
+		}})
 	}
 	if s.pprofListener != nil {
-		endpoints = append(endpoints, func(ctx context.Context) error {
+		endpoints = append(endpoints, task{"pprof", func(ctx context.Context) error {
 			return serveHTTP(ctx, s.pprofListener, pprofMux(), "", s.log)
-		})
+		}})
 	}
-	err := runStages(ctx, servers, workers, membership, carriers, endpoints)
-	s.log.Info("agentstatsd stopped")
-	return err
+	return []stage{
+		{"servers", servers, s.config.drainTimeout + serverStop},
+		{"workers", workers, workerStop},
+		{"membership", membership, replicaStop},
+		{"pubsub", []task{{"pubsub", s.pubsub.Run}}, pubsubStop},
+		{"endpoints", endpoints, endpointStop},
+	}
 }
 
 // close releases what the service holds.

@@ -1,8 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,22 +17,41 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// logOf returns a logger and what it wrote.
+func logOf() (*slog.Logger, *bytes.Buffer) {
+	var b bytes.Buffer
+	return slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})), &b
+}
+
 func TestRunStagesStopsInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var stopped []string
-		stage := func(name string, stopTakes time.Duration) []task {
-			return []task{func(ctx context.Context) error {
+		one := func(name string, stopTakes time.Duration) stage {
+			return stage{name: name, timeout: time.Minute, tasks: []task{{name, func(ctx context.Context) error {
 				<-ctx.Done()
 				time.Sleep(stopTakes)
+				mu.Lock()
+				defer mu.Unlock()
 				stopped = append(stopped, name)
 				return nil
-			}}
+			}}}}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		err := runStages(ctx, stage("servers", 3*time.Second), stage("workers", time.Second), stage("http", 0))
+		log, text := logOf()
+		err := runStages(ctx, log, one("servers", 3*time.Second), one("workers", time.Second), stage{name: "none"}, one("http", 0))
 		require.NoError(t, err)
 		require.Equal(t, []string{"servers", "workers", "http"}, stopped)
+		require.Equal(t, "level=INFO msg=stopping\n"+
+			"level=INFO msg=\"stage stopped\" stage=servers took=3s\n"+
+			"level=INFO msg=\"stage stopped\" stage=workers took=1s\n"+
+			"level=INFO msg=\"stage stopped\" stage=http took=0s\n", text.String())
 	})
 }
 
@@ -38,13 +64,54 @@ func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				flushed := false
-				err := runStages(t.Context(),
-					[]task{func(context.Context) error { return tc.ends }},
-					[]task{func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }},
+				err := runStages(t.Context(), slog.New(slog.DiscardHandler),
+					stage{name: "servers", timeout: time.Second, tasks: []task{{"grpc", func(context.Context) error { return tc.ends }}}},
+					stage{name: "workers", timeout: time.Second, tasks: []task{{"batcher", func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }}}},
 				)
 				require.ErrorIs(t, err, tc.want)
+				require.ErrorContains(t, err, "grpc: ")
 				require.True(t, flushed, "the other stages are told to stop, and waited for")
 			})
 		})
 	}
+}
+
+// TestRunStagesLeavesWhatHangs has a task that does not stop: its stage is left
+// after the timeout, the stages after it still stop well.
+func TestRunStagesLeavesWhatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		flushed := false
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		log, text := logOf()
+		began := time.Now()
+		err := runStages(ctx, log,
+			stage{name: "servers", timeout: 7 * time.Second, tasks: []task{
+				{"grpc", func(ctx context.Context) error { <-ctx.Done(); return nil }},
+				{"hangs", func(context.Context) error { <-release; return nil }},
+			}},
+			stage{name: "workers", timeout: time.Second, tasks: []task{{"batcher", func(ctx context.Context) error { <-ctx.Done(); flushed = true; return nil }}}},
+		)
+		require.ErrorIs(t, err, errNotStopped)
+		require.ErrorContains(t, err, "servers: did not stop in time: hangs after 7s")
+		require.Equal(t, 7*time.Second, time.Since(began))
+		require.True(t, flushed)
+		require.Contains(t, text.String(), "level=WARN msg=\"a stage did not stop in time\" stage=servers took=7s left=hangs\n")
+	})
+}
+
+// TestStopIsBelowTheGracePeriod holds the sum of the stages' timeouts below the
+// time after which Kubernetes kills the process.
+func TestStopIsBelowTheGracePeriod(t *testing.T) {
+	manifest, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kubernetes", "deployment.yaml"))
+	require.NoError(t, err)
+	found := regexp.MustCompile(`terminationGracePeriodSeconds: (\d+)`).FindSubmatch(manifest)
+	require.NotNil(t, found)
+	grace, err := strconv.Atoi(string(found[1]))
+	require.NoError(t, err)
+	c, err := parse(t, "", nil)
+	require.NoError(t, err)
+	require.Less(t, c.stopTimeout(), time.Duration(grace)*time.Second)
 }
