@@ -186,10 +186,8 @@ func (f *Federation) admitFamily(a *admission, fam *family) *refusal {
 			lines -= kept.lines()
 		}
 	}
-	after := succeed(before, fam)
-	if !cumulative(fam.Type) && (before == nil || !a.old.live) {
-		after.Since = a.next.updatedAt.UnixNano()
-	}
+	after := f.merges.succeed(before, fam)
+	after.haveSince(a.next.updatedAt.UnixNano(), before != nil && a.old.live)
 	lines += after.lines()
 	if lines > a.next.lines {
 		for _, limit := range []struct {

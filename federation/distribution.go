@@ -85,6 +85,14 @@ func (d *distribution) resetSince(old *distribution) bool {
 	return d.Native.DetectReset(old.Native)
 }
 
+// larger returns the one that counted more; of equal ones, and where a is nil, b.
+func larger(a, b *distribution) *distribution {
+	if a != nil && (b == nil || a.Count > b.Count) {
+		return a
+	}
+	return b
+}
+
 // minus returns -d, without exemplars.
 func (d *distribution) minus() *distribution {
 	n := &distribution{Count: -d.Count, Sum: d.Sum.minus(), Bounds: d.Bounds, Counts: make([]float64, len(d.Counts))}

@@ -2,6 +2,13 @@ package federation
 
 import "math"
 
+// maxTerm is the largest magnitude of what is summed: all that a 64 bit counter
+// holds. Beside a number of 1e300 all others would be nothing.
+const maxTerm = 1 << 64
+
+// isTerm reports whether v is a number, and small enough to be summed.
+func isTerm(v float64) bool { return math.Abs(v) <= maxTerm }
+
 // exact is a sum of numbers without rounding errors: terms that do not overlap,
 // in increasing magnitude, whose sum it is (Shewchuk 1997, "Adaptive precision
 // floating-point arithmetic"). Whole numbers below 2^53 take one term.

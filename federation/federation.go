@@ -59,6 +59,10 @@ type Options struct {
 	// forgotten too; until then it can come back without counting anything
 	// twice. 0: 7 days.
 	ForgetAfter time.Duration
+	// Merge is how families merge whose documented or guessed way is wrong, by
+	// name. Of counters, histograms and summaries all but MergeSum mean that each
+	// instance has the whole: the largest is served.
+	Merge map[string]metrics.Merge
 	// ClaimFor is how long a name stays claimed after its family was last
 	// served. 0: 5 min, the time over which Prometheus looks back.
 	ClaimFor time.Duration
@@ -161,6 +165,7 @@ type Federation struct {
 	log     *slog.Logger
 	metrics *ownMetrics
 	codec   *codec // used by whoever has the turn
+	merges  merges
 
 	// turn is held by whoever changes instances, over the call of the store:
 	// pushes are stored one after the other.
@@ -201,7 +206,7 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 		return nil, err
 	}
 	f := &Federation{
-		store: store, claims: claims, opts: opts, log: log,
+		store: store, claims: claims, opts: opts, log: log, merges: opts.Merge,
 		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
 		instances: make(map[agent.Instance]*instance),
 		types:     make(map[string]metrics.Type),
@@ -211,7 +216,7 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	}
 	f.view.Store(new(view))
 	var err error
-	if f.codec, err = newCodec(opts.MaxRowBytes); err != nil {
+	if f.codec, err = newCodec(opts.MaxRowBytes, opts.Merge); err != nil {
 		return nil, fmt.Errorf("federation: %w", err)
 	}
 	if f.metrics, err = newOwnMetrics(reg, f); err != nil {

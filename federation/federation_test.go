@@ -214,6 +214,89 @@ func TestNewestGauge(t *testing.T) {
 	require.Equal(t, 8.0, got[`{__name__="coderd_oauth2_external_requests_rate_limit_remaining", resource="search"}`])
 }
 
+// Gauges that nobody knows stick to an instance series by series: what only one
+// instance has is served too, and of what several have one stays.
+func TestGuessedGauge(t *testing.T) {
+	store := new(memory)
+	f := open(t, store, Options{})
+	x := func(lines string) string { return "# TYPE x gauge\n" + lines }
+	served := func(want map[string]float64) {
+		t.Helper()
+		for _, f := range []*Federation{f, open(t, store, Options{})} {
+			got := check(t, f)
+			require.Len(t, got, len(want))
+			for label, v := range want {
+				require.Equal(t, v, got[`{__name__="x", l="`+label+`"}`], label)
+			}
+		}
+	}
+	pushText(t, f, start, 2, 1, x("x{l=\"both\"} 20\nx{l=\"b\"} 21\n"))
+	pushText(t, f, start.Add(1), 1, 1, x("x{l=\"both\"} 10\nx{l=\"a\"} 11\n"))
+	served(map[string]float64{"both": 20, "a": 11, "b": 21})
+	pushText(t, f, start.Add(2), 2, 2, x("x{l=\"b\"} 22\n"))
+	served(map[string]float64{"both": 10, "a": 11, "b": 22})
+	pushText(t, f, start.Add(3), 2, 3, x("x{l=\"both\"} 23\nx{l=\"b\"} 23\n"))
+	served(map[string]float64{"both": 10, "a": 11, "b": 23})
+	pushText(t, f, start.Add(4), 1, 2, x("x{l=\"both\"} 12\n"))
+	served(map[string]float64{"both": 12, "b": 23})
+	_, err := f.Push(t.Context(), start.Add(5), agent.Push{Instance: instanceID(1), Snapshot: 3, Final: true})
+	require.NoError(t, err)
+	served(map[string]float64{"both": 23, "b": 23})
+}
+
+// An operator's way of merging wins over what is documented and over the guess.
+func TestMergeOverrides(t *testing.T) {
+	store := new(memory)
+	opts := Options{Merge: map[string]metrics.Merge{
+		"x": metrics.MergeSum, "y": metrics.MergeMin, "z": metrics.MergeSticky, "x_total": metrics.MergeMax, "h": metrics.MergeSticky,
+		"coderd_workspace_creation_total": metrics.MergeSum, "s": metrics.MergeMax,
+	}}
+	snapshot := func(v string) string {
+		return strings.ReplaceAll(`
+# TYPE x gauge
+x V
+# TYPE y gauge
+y V
+# TYPE z gauge
+z{l="V"} V
+# TYPE x_total counter
+x_total V
+# TYPE h histogram
+h_bucket{le="1"} V
+h_bucket{le="+Inf"} V
+h_sum V
+h_count V
+# TYPE s summary
+s_sum V
+s_count V
+# TYPE coderd_workspace_creation_total counter
+coderd_workspace_creation_total V
+`, "V", v)
+	}
+	served := func(want map[string]float64) {
+		t.Helper()
+		f := open(t, store, opts)
+		got := check(t, f)
+		for name, v := range want {
+			require.Equal(t, v, got[`{__name__="`+name+`"}`], name)
+		}
+		require.Equal(t, 1.0, got[`{__name__="z", l="1"}`])
+		require.NotContains(t, got, `{__name__="z", l="3"}`)
+	}
+	f := open(t, store, opts)
+	pushText(t, f, start, 1, 1, snapshot("1"))
+	pushText(t, f, start.Add(1), 2, 1, snapshot("3"))
+	served(map[string]float64{"x": 4, "y": 1, "x_total": 3, "h_count": 3, "h_sum": 3, "s_count": 3, "coderd_workspace_creation_total": 4})
+	// A process that begins anew has not read the database yet.
+	pushText(t, f, start.Add(2), 2, 2, snapshot("2"))
+	served(map[string]float64{"x": 3, "y": 1, "x_total": 3, "h_count": 3, "h_sum": 3, "s_count": 3, "coderd_workspace_creation_total": 6})
+	_, err := f.Push(t.Context(), start.Add(3), agent.Push{Instance: instanceID(2), Snapshot: 3, Final: true})
+	require.NoError(t, err)
+	require.NoError(t, f.foldIdle(t.Context(), start.Add(25*time.Hour)))
+	require.Len(t, store.rows, 3)
+	served(map[string]float64{"x": 1, "y": 1, "x_total": 3, "h_count": 3, "s_count": 3, "coderd_workspace_creation_total": 6})
+}
+
 func TestNotLoaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(memory)

@@ -115,11 +115,11 @@ func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*i
 	for i := range idle {
 		counted[i] = idle[i].only(types)
 	}
-	totals = foldInto(totals.only(types), counted)
+	totals = f.merges.foldInto(totals.only(types), counted)
 	next := []*instance{totals}
 	for i := range idle {
 		if !slices.Contains(removed, idle[i]) {
-			next = append(next, counted[i].fold())
+			next = append(next, f.merges.foldInstance(counted[i]))
 		}
 	}
 	rows := make([]agent.PushRow, len(next))

@@ -299,7 +299,8 @@ func parse(t fataler, p textparse.Parser, samples map[string]float64) {
 			_, at, v := p.Series()
 			require.Nil(t, at)
 			p.Labels(&l)
-			require.NotContains(t, samples, l.String())
+			_, twice := samples[l.String()]
+			require.False(t, twice, l.String())
 			samples[l.String()] = v
 		case textparse.EntryHistogram:
 			_, _, whole, float := p.Histogram()

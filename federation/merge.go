@@ -3,7 +3,6 @@ package federation
 import (
 	"bytes"
 	"cmp"
-	"math"
 	"slices"
 	"time"
 
@@ -11,6 +10,23 @@ import (
 
 	"github.com/coder/agentstatsd/metrics"
 )
+
+// merges are the ways of merging that an operator set, by family.
+type merges map[string]metrics.Merge
+
+func (m merges) of(name string, t metrics.Type) metrics.Merge {
+	if how, ok := m[name]; ok {
+		return how
+	}
+	how, _ := metrics.MergeOf(name, t)
+	return how
+}
+
+// isWhole reports whether each instance has the whole of a cumulative family,
+// read from the database: the largest is right.
+func (m merges) isWhole(name string, t metrics.Type) bool {
+	return cumulative(t) && m.of(name, t) != metrics.MergeSum
+}
 
 // contribution is what one instance has of a family.
 type contribution struct {
@@ -31,20 +47,17 @@ func (f *Federation) mergeLocked(name string) *family {
 	for _, c := range all {
 		out.Help = cmp.Or(c.family.Help, out.Help)
 	}
-	how := metrics.MergeOf(name, out.Type)
-	switch {
+	switch how := f.merges.of(name, out.Type); {
 	case cumulative(out.Type):
-		out.Series = sumSeries(all, how == metrics.MergeMax, f.floors[name])
+		out.Series = sumSeries(all, how != metrics.MergeSum, f.floors[name])
 		f.keepFloorsLocked(out)
 		if out.Type == metrics.Summary {
 			addQuantiles(out.Series, all)
 		}
-	case how == metrics.MergeSum, how == metrics.MergeMax:
-		out.Series = combineGauges(all, how == metrics.MergeMax)
-	case how == metrics.MergeNewest:
-		out.Series = newestGauges(all)
-	default:
+	case how == metrics.MergeSticky:
 		out.Series = longestHeld(all).Series
+	default:
+		out.Series = f.combineGauges(all, how)
 	}
 	if len(out.Series) == 0 {
 		return nil
@@ -91,10 +104,10 @@ func gather(all []contribution) [][]*series {
 	return out
 }
 
-// sumSeries adds up cumulative series, or takes the largest. What is summed is
-// in Base and BaseHist alone, so that a sum can be added to again. floors are
-// added too.
-func sumSeries(all []contribution, largest bool, floors map[string]*distribution) []series {
+// sumSeries adds up cumulative series. What is summed is in Base and BaseHist
+// alone, so that a sum can be added to again. floors are added too. If each
+// instance has the whole, the largest is taken, in Value or Hist.
+func sumSeries(all []contribution, whole bool, floors map[string]*distribution) []series {
 	groups := gather(all)
 	out := make([]series, len(groups))
 	var parts []*distribution
@@ -107,18 +120,18 @@ func sumSeries(all []contribution, largest bool, floors map[string]*distribution
 			if s.Exemplar != nil && (sum.Exemplar == nil || s.Exemplar.Time >= sum.Exemplar.Time) {
 				sum.Exemplar = s.Exemplar
 			}
+			if whole {
+				sum.Value, sum.Hist = max(sum.Value, s.Value), larger(sum.Hist, s.Hist)
+				continue
+			}
 			for _, d := range []*distribution{s.BaseHist, s.Hist} {
 				if d != nil {
 					parts = append(parts, d)
 				}
 			}
-			if largest {
-				sum.Value = max(sum.Value, s.Value)
-				continue
-			}
 			sum.Base = sum.Base.addAll(s.Base).add(s.Value)
 		}
-		if floor := floors[sum.Labels]; floor != nil {
+		if floor := floors[sum.Labels]; floor != nil && len(parts) > 0 {
 			parts = append(parts, floor)
 		}
 		if len(parts) > 0 {
@@ -179,40 +192,48 @@ func (f *Federation) keepFloorsLocked(merged *family) {
 	}
 }
 
-// combineGauges adds the current values or takes the largest.
-func combineGauges(all []contribution, largest bool) []series {
+// combineGauges makes one value of each series' current ones.
+func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []series {
+	if how == metrics.MergeStickySeries { // of two that had it at once all replicas choose the same
+		slices.SortFunc(all, func(a, b contribution) int { return bytes.Compare(a.instance.id[:], b.instance.id[:]) })
+	}
 	groups := gather(all)
 	out := make([]series, len(groups))
 	for i, group := range groups {
-		sum := *group[0]
+		best := *group[0]
 		for _, s := range group[1:] {
-			switch {
-			case !largest:
-				sum.Value += s.Value
-			case s.Value > sum.Value || math.IsNaN(sum.Value):
-				sum.Value = s.Value
+			switch how {
+			case metrics.MergeSum, metrics.MergeMax, metrics.MergeMin:
+				best.Value = combine(how, best.Value, s.Value)
+			case metrics.MergeNewest: // of several the instance with the newest snapshot
+				if s.Changed >= best.Changed {
+					best = *s
+				}
+			default: // whichever had it first
+				if s.Since < best.Since {
+					best = *s
+				}
 			}
 		}
-		out[i] = sum
+		out[i] = best
 	}
 	return out
 }
 
-// newestGauges takes each series from the instance that changed it last; of
-// several from that with the newest snapshot.
-func newestGauges(all []contribution) []series {
-	groups := gather(all)
-	out := make([]series, len(groups))
-	for i, group := range groups {
-		newest := group[0]
-		for _, s := range group[1:] {
-			if s.Changed >= newest.Changed {
-				newest = s
-			}
-		}
-		out[i] = *newest
+// combine adds two gauges, or takes the larger or the smaller. What is no number,
+// or beyond all that is measured, does not count beside one that is.
+func combine(how metrics.Merge, a, b float64) float64 {
+	switch {
+	case !isTerm(b):
+		return a
+	case !isTerm(a):
+		return b
+	case how == metrics.MergeMax:
+		return max(a, b)
+	case how == metrics.MergeMin:
+		return min(a, b)
 	}
-	return out
+	return a + b
 }
 
 // longestHeld returns the family of the instance that has had it for longest
@@ -225,7 +246,7 @@ func longestHeld(all []contribution) *family {
 }
 
 // foldInto returns totals with all that the instances counted added.
-func foldInto(totals *instance, folded []*instance) *instance {
+func (m merges) foldInto(totals *instance, folded []*instance) *instance {
 	out := &instance{families: make(map[string]*family), version: totals.version}
 	members := append([]*instance{totals}, folded...)
 	slices.SortFunc(members, compareAge)
@@ -240,8 +261,9 @@ func foldInto(totals *instance, folded []*instance) *instance {
 	}
 	for name, all := range contributions {
 		newest := all[len(all)-1].family
-		largest := metrics.MergeOf(name, newest.Type) == metrics.MergeMax
-		out.families[name] = &family{Name: name, Type: newest.Type, Help: newest.Help, Series: sumSeries(all, largest, nil)}
+		out.families[name] = &family{
+			Name: name, Type: newest.Type, Help: newest.Help, Series: sumSeries(all, m.isWhole(name, newest.Type), nil),
+		}
 	}
 	out.countLines()
 	return out

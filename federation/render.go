@@ -61,8 +61,8 @@ func (f *family) message() *dto.MetricFamily {
 		case metrics.Summary:
 			out.Type = dto.MetricType_SUMMARY.Enum()
 			m.Summary = &dto.Summary{
-				SampleCount:      proto.Uint64(uint64(s.BaseHist.Count)),
-				SampleSum:        proto.Float64(s.BaseHist.Sum.value()),
+				SampleCount:      proto.Uint64(uint64(s.merged().Count)),
+				SampleSum:        proto.Float64(s.merged().Sum.value()),
 				CreatedTimestamp: timestamp(s.Created),
 			}
 			for i := range s.Quantiles {
@@ -71,7 +71,7 @@ func (f *family) message() *dto.MetricFamily {
 			}
 		case metrics.Histogram:
 			out.Type = dto.MetricType_HISTOGRAM.Enum()
-			m.Histogram = s.BaseHist.message()
+			m.Histogram = s.merged().message()
 			m.Histogram.CreatedTimestamp = timestamp(s.Created)
 		default:
 			out.Type = dto.MetricType_UNTYPED.Enum()
@@ -80,6 +80,14 @@ func (f *family) message() *dto.MetricFamily {
 		out.Metric[i] = m
 	}
 	return out
+}
+
+// merged is the distribution of a merged series: a sum, or one of the whole.
+func (s *series) merged() *distribution {
+	if s.Hist != nil {
+		return s.Hist
+	}
+	return s.BaseHist
 }
 
 func labelPairs(labels string) []*dto.LabelPair {

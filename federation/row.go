@@ -29,9 +29,10 @@ type row struct {
 type codec struct {
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
+	merges  merges
 }
 
-func newCodec(maxRowBytes int) (*codec, error) {
+func newCodec(maxRowBytes int, m merges) (*codec, error) {
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("make a compressor: %w", err)
@@ -40,7 +41,7 @@ func newCodec(maxRowBytes int) (*codec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a decompressor: %w", err)
 	}
-	return &codec{encoder, decoder}, nil
+	return &codec{encoder, decoder, m}, nil
 }
 
 // encode returns i as a row in place of that of its version, and notes how large
@@ -82,8 +83,9 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 		families: make(map[string]*family, len(r.Families)), rowBytes: len(in.Data),
 	}
 	for _, f := range r.Families {
+		f.haveSince(f.Since, true) // rows of before series had it
 		if i.folded {
-			f = f.fold()
+			f = c.merges.foldFamily(f)
 		}
 		i.families[f.Name] = f
 	}

@@ -62,8 +62,9 @@ type series struct {
 	Value float64
 	// Base is what a counter counted before its resets.
 	Base exact
-	// Changed is when a gauge got its value, in nanoseconds since 1970.
-	Changed int64
+	// Changed is when a gauge got its value, Since when the instance came to have
+	// it and to be alive, in nanoseconds since 1970.
+	Changed, Since int64
 	// Created is when a counter, histogram or summary began, in nanoseconds
 	// since 1970; 0: unknown.
 	Created  int64
@@ -121,13 +122,14 @@ func (i *instance) isLive(now time.Time, seriesTTL time.Duration) bool {
 
 // succeed returns the family after a snapshot that has next, where old is what
 // the instance had; nil: nothing. Cumulative series that next lacks are kept.
-func succeed(old, next *family) *family {
+// Gauges that old lacks have no Since.
+func (m merges) succeed(old, next *family) *family {
 	if old == nil {
 		return next
 	}
 	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
 	keep := cumulative(next.Type)
-	largest := metrics.MergeOf(next.Name, next.Type) == metrics.MergeMax
+	whole := m.isWhole(next.Name, next.Type)
 	out.Series = make([]series, 0, max(len(old.Series), len(next.Series)))
 	was, is := old.Series, next.Series
 	for len(was) > 0 || len(is) > 0 {
@@ -158,11 +160,12 @@ func succeed(old, next *family) *family {
 		s.Labels = was[0].Labels // one copy in memory
 		switch {
 		case !keep:
+			s.Since = was[0].Since
 			if math.Float64bits(s.Value) == math.Float64bits(was[0].Value) {
 				s.Changed = was[0].Changed
 			}
-		case largest:
-			s.Value = max(s.Value, was[0].Value)
+		case whole:
+			s.Value, s.Hist = max(s.Value, was[0].Value), larger(was[0].Hist, s.Hist)
 			s.Created = earliest(was[0].Created, s.Created)
 		default:
 			s.countOn(&was[0])
@@ -171,6 +174,22 @@ func succeed(old, next *family) *family {
 		was, is = was[1:], is[1:]
 	}
 	return out
+}
+
+// haveSince notes since when the instance has a family of gauges and each of its
+// series: goesOn is true if it had some of them, and was alive.
+func (f *family) haveSince(now int64, goesOn bool) {
+	if cumulative(f.Type) {
+		return
+	}
+	if !goesOn {
+		f.Since = now
+	}
+	for i := range f.Series {
+		if s := &f.Series[i]; !goesOn || s.Since == 0 {
+			s.Since = now
+		}
+	}
 }
 
 // countOn makes s, as it was pushed, the successor of old.
@@ -208,30 +227,31 @@ func earliest(a, b int64) int64 {
 	return min(a, b)
 }
 
-// fold returns the instance without what it contributes: of each sum its last
+// foldInstance returns the instance without what it contributes: of each sum its last
 // value is taken off, and added again only by what is counted from then on.
-func (i *instance) fold() *instance {
+func (m merges) foldInstance(i *instance) *instance {
 	out := *i
 	out.folded, out.live, out.refused = true, false, nil
 	out.families = make(map[string]*family, len(i.families))
 	for name, f := range i.families {
 		if cumulative(f.Type) {
-			out.families[name] = f.fold()
+			out.families[name] = m.foldFamily(f)
 		}
 	}
 	out.countLines()
 	return &out
 }
 
-func (f *family) fold() *family {
+func (m merges) foldFamily(f *family) *family {
 	out := *f
 	out.Series = slices.Clone(f.Series)
-	largest := metrics.MergeOf(f.Name, f.Type) == metrics.MergeMax
+	whole := m.isWhole(f.Name, f.Type)
 	for i := range out.Series {
 		s := &out.Series[i]
 		s.Exemplar, s.Quantiles = nil, nil
 		switch {
-		case largest:
+		case whole:
+			s.Base, s.BaseHist = nil, nil
 		case s.Hist != nil:
 			last := *s.Hist
 			last.Exemplars, last.NativeExemplars = nil, nil

@@ -71,39 +71,6 @@ const (
 	OwnerCoderd Owner = "coderd"
 )
 
-// Merge is how the values of several coderd instances become one.
-type Merge string
-
-// The ways of merging.
-const (
-	// MergeNone is for families that coderd does not own.
-	MergeNone Merge = ""
-	// MergeSum adds: of counters and histograms what each instance ever counted,
-	// of gauges the current values.
-	MergeSum Merge = "sum"
-	// MergeMax takes the largest value.
-	MergeMax Merge = "max"
-	// MergeSticky stays with one instance's values until they are gone, because
-	// all instances have the same from one database.
-	MergeSticky Merge = "sticky"
-	// MergeNewest takes each series from the instance that changed it last.
-	MergeNewest Merge = "newest"
-)
-
-// MergeOf returns how the instances' values of a family called name, which they
-// push as a t, become one: as documented, or else by its type.
-func MergeOf(name string, t Type) Merge {
-	if f, ok := Documented(name); ok && f.Type == t && f.Merge != MergeNone {
-		return f.Merge
-	}
-	switch t {
-	case Counter, Histogram, Summary:
-		return MergeSum
-	default:
-		return MergeSticky
-	}
-}
-
 // Grouping is how the values of several agents become one.
 type Grouping string
 

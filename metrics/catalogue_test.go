@@ -84,28 +84,85 @@ func native(t *testing.T, field string) *NativeHistogram {
 	return n
 }
 
+// The catalogue has a policy for each family that the newest Coder documents.
+func TestNewestFamilies(t *testing.T) {
+	newest := table(t, "testdata/newest.tsv")
+	require.Len(t, newest, 235)
+	require.True(t, slices.IsSortedFunc(newerFamilies, func(f, g NewerFamily) int { return strings.Compare(f.Name, g.Name) }))
+	for _, f := range newerFamilies {
+		require.Contains(t, newest, f.Name)
+	}
+	owners := map[string]Owner{"service": OwnerService, "agents": OwnerAgents, "forwarded": OwnerAgents}
+	for name, row := range newest {
+		owner, typ := ownerOf(name)
+		require.Equal(t, row[1], typ.String(), name)
+		if want, ok := owners[row[3]]; ok {
+			require.Equal(t, want, owner, name)
+			require.Equal(t, ReasonOwnedByService, CheckPushedName(name), name)
+			continue
+		}
+		require.Equal(t, OwnerCoderd, owner, name)
+		require.Empty(t, CheckPushedName(name), name)
+		how, known := MergeOf(name, typ)
+		require.Equal(t, Merge(row[3]), how, name)
+		require.True(t, known, name)
+		if f, ok := Newer(name); ok {
+			require.Equal(t, list(row[2]), f.Labels, name)
+		}
+	}
+}
+
 func TestMergeOf(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		t    Type
-		want Merge
+		name  string
+		t     Type
+		want  Merge
+		known bool
 	}{
-		{"coderd_workspace_creation_total", Counter, MergeMax},
-		{"coderd_workspace_latest_build_status", Gauge, MergeSticky},
-		{"coderd_api_concurrent_requests", Gauge, MergeSum},
-		{"coderd_oauth2_external_requests_rate_limit_used", Gauge, MergeNewest},
-		{"coderd_api_request_latencies_seconds", Histogram, MergeSum},
-		{"coderd_workspace_creation_total", Gauge, MergeSticky}, // not as documented
-		{"coderd_workspace_latest_build_status", Counter, MergeSum},
-		{"coderd_agents_up", Gauge, MergeSticky}, // not coderd's
-		{"coderd_newer", Counter, MergeSum},
-		{"coderd_newer", Histogram, MergeSum},
-		{"coderd_newer", Summary, MergeSum},
-		{"coderd_newer", Gauge, MergeSticky},
-		{"coderd_newer", Untyped, MergeSticky},
+		{"coderd_workspace_creation_total", Counter, MergeMax, true},
+		{"coderd_workspace_latest_build_status", Gauge, MergeSticky, true},
+		{"coderd_api_concurrent_requests", Gauge, MergeSum, true},
+		{"coderd_oauth2_external_requests_rate_limit_used", Gauge, MergeNewest, true},
+		{"coderd_api_request_latencies_seconds", Histogram, MergeSum, true},
+		{"coderd_prebuilt_workspaces_created_total", Counter, MergeMax, true},
+		{"coder_pubsub_connected", Gauge, MergeMin, true},
+		{"coderd_build_info", Gauge, MergeMax, true},
+		{"coderd_workspace_creation_total", Gauge, MergeStickySeries, false}, // not as documented
+		{"coderd_build_info", Counter, MergeSum, false},
+		{"coderd_workspace_latest_build_status", Counter, MergeSum, false},
+		{"coderd_agents_up", Gauge, MergeStickySeries, false}, // not coderd's
+		{"coderd_unheard_of", Counter, MergeSum, false},
+		{"coderd_unheard_of", Histogram, MergeSum, false},
+		{"coderd_unheard_of", Summary, MergeSum, false},
+		{"coderd_unheard_of", Gauge, MergeStickySeries, false},
+		{"coderd_unheard_of", Untyped, MergeStickySeries, false},
 	} {
-		require.Equal(t, c.want, MergeOf(c.name, c.t), "%s %s", c.t, c.name)
+		how, known := MergeOf(c.name, c.t)
+		require.Equal(t, c.want, how, "%s %s", c.t, c.name)
+		require.Equal(t, c.known, known, "%s %s", c.t, c.name)
 	}
+}
+
+func TestParseMerges(t *testing.T) {
+	got, err := ParseMerges([]string{"a=sum", "coderd_build_info=min", "b=max", "c=sticky", "d=newest", "a=sum"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]Merge{
+		"a": MergeSum, "coderd_build_info": MergeMin, "b": MergeMax, "c": MergeSticky, "d": MergeNewest,
+	}, got)
+	for setting, want := range map[string]string{
+		"a":                    `"a": want name=sum, max, min, sticky or newest`,
+		"a=":                   `want sum, max, min, sticky or newest, got ""`,
+		"a=Sum":                `got "Sum"`,
+		"a=sticky by series":   `got "sticky by series"`,
+		"=sum":                 "invalid_name",
+		"go_goroutines=sum":    "owned_by_service",
+		"coderd_agents_up=max": "owned_by_service",
+	} {
+		_, err := ParseMerges([]string{setting})
+		require.ErrorContains(t, err, want)
+	}
+	_, err = ParseMerges([]string{"a=sum", "a=max"})
+	require.EqualError(t, err, "a is both sum and max")
 }
 
 // A histogram made with a family's options has its buckets, and is native where

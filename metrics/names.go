@@ -84,7 +84,7 @@ func CheckPushedName(name string) Reason {
 		return ReasonInvalidName
 	case name == "up" || name == "ALERTS" || name == "ALERTS_FOR_STATE":
 		return ReasonOwnedByService
-	case notCoderds(name) != nil:
+	case notCoderds(name):
 		return ReasonOwnedByService
 	}
 	for _, p := range servicePrefixes {
@@ -95,27 +95,24 @@ func CheckPushedName(name string) Reason {
 	// A histogram or summary x has lines called x_count, which would be lines
 	// of a family of that name.
 	for _, suffix := range [...]string{"_bucket", "_count", "_sum"} {
-		if notCoderds(name+suffix) != nil {
+		if notCoderds(name + suffix) {
 			return ReasonOwnedByService
 		}
 		base, ok := strings.CutSuffix(name, suffix)
 		if !ok {
 			continue
 		}
-		if f := notCoderds(base); f != nil && (f.Type == Histogram || f.Type == Summary) {
+		if _, t := ownerOf(base); notCoderds(base) && (t == Histogram || t == Summary) {
 			return ReasonOwnedByService
 		}
 	}
 	return ""
 }
 
-// notCoderds returns the documented family called name if the service or agents
-// own it, else nil.
-func notCoderds(name string) *Family {
-	if f, ok := Documented(name); ok && f.Owner != OwnerCoderd {
-		return f
-	}
-	return nil
+// notCoderds reports whether the service or agents own the family called name.
+func notCoderds(name string) bool {
+	owner, _ := ownerOf(name)
+	return owner != "" && owner != OwnerCoderd
 }
 
 // CheckLabel returns why an agent's sample may not carry the label. An empty

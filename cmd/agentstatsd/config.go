@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // config is what an operator can set. Its zero value is not usable: options
@@ -57,6 +58,7 @@ type config struct {
 	maxCoderdInstances    int64
 	maxPushedSeries       int64
 	maxPushBytes          int64
+	pushMerge             []string
 	metadataFlushInterval time.Duration
 	metadataBatchSize     int64
 	metadataMaxPending    int64
@@ -92,6 +94,9 @@ func (c *config) validate() error {
 		} else if !loopback {
 			errs = append(errs, fmt.Errorf("--grpc-address %s is beyond loopback: give --tls-cert-file and --tls-key-file, or --grpc-allow-plaintext", c.grpcAddress))
 		}
+	}
+	if _, err := metrics.ParseMerges(c.pushMerge); err != nil {
+		errs = append(errs, fmt.Errorf("--push-merge: %w", err))
 	}
 	errs = append(errs, c.validateEngines()...)
 	return errors.Join(errs...)

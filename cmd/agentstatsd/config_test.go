@@ -138,6 +138,8 @@ func TestConfigErrors(t *testing.T) {
 		"pooling without database":   {[]string{"--database-transaction-pooling", "--pubsub-url", "nats://h"}, "--database-transaction-pooling needs --database-url"},
 		"pooling without pubsub":     {[]string{"--database-transaction-pooling", "--database-url", "postgres://h/d"}, "--database-transaction-pooling needs --pubsub-url"},
 		"lease":                      {[]string{"--lease-duration", "1s"}, "1s is below the least value 2s"},
+		"merge without a way":        {[]string{"--push-merge", "x"}, `--push-merge: "x": want name=sum, max, min, sticky or newest`},
+		"merge of ours":              {[]string{"--push-merge", "x=sum", "--push-merge", "go_goroutines=sum"}, "owned_by_service"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse(t, "", nil, tc.args...)
@@ -145,6 +147,21 @@ func TestConfigErrors(t *testing.T) {
 			require.NotContains(t, err.Error(), "hunter2")
 		})
 	}
+}
+
+func TestConfigPushMerge(t *testing.T) {
+	want := []string{"a=sum", "b=max"}
+	c, err := parse(t, "", nil, "--push-merge", "a=sum", "--push-merge", "b=max")
+	require.NoError(t, err)
+	require.Equal(t, want, c.pushMerge)
+	c, err = parse(t, "", []serpent.EnvVar{{Name: "AGENTSTATSD_PUSH_MERGE", Value: "a=sum,b=max"}})
+	require.NoError(t, err)
+	require.Equal(t, want, c.pushMerge)
+	c, err = parse(t, "pushes:\n  merge:\n    - a=sum\n    - b=max\n", nil)
+	require.NoError(t, err)
+	require.Equal(t, want, c.pushMerge)
+	_, err = parse(t, "pushes:\n  merge:\n    - a=avg\n", nil)
+	require.ErrorContains(t, err, `--push-merge: "a=avg"`)
 }
 
 func TestConfigAllowsPlaintextBeyondLoopbackWhenTold(t *testing.T) {

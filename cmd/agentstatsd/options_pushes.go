@@ -25,5 +25,12 @@ func (c *config) pushOptions() serpent.OptionSet {
 			Flag:        "max-push-bytes", Env: "AGENTSTATSD_MAX_PUSH_BYTES", YAML: "max_bytes",
 			Default: "67108864", Value: atLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
 		},
+		{
+			Name: "Push Merge",
+			Description: "How the instances' values of a pushed family become one, as name=sum, max, min, sticky or newest, where what docs/metrics.md says is wrong. " +
+				"Of counters, histograms and summaries all but sum mean that each instance has the whole. Can be given several times. The same on all replicas.",
+			Flag: "push-merge", Env: "AGENTSTATSD_PUSH_MERGE", YAML: "merge",
+			Value: serpent.StringArrayOf(&c.pushMerge), Group: &groupPushes,
+		},
 	}
 }

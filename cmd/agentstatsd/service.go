@@ -121,7 +121,12 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	merges, err := metrics.ParseMerges(c.pushMerge)
+	if err != nil {
+		return fmt.Errorf("--push-merge: %w", err)
+	}
 	pushed := federation.Options{
+		Merge:        merges,
 		SeriesTTL:    c.seriesTTL,
 		MaxInstances: int(c.maxCoderdInstances),
 		MaxSeries:    int(c.maxPushedSeries),
