@@ -121,6 +121,9 @@ const (
 // copy.
 type MetadataReport struct {
 	Agent ID
+	// Owner of the agent's workspace, whose agents together have a share of what
+	// all agents share; zero: not known.
+	Owner ID
 	Order Order
 	// Entries in the order of the wire; of equal keys the last one counts.
 	Entries []MetadataEntry

@@ -86,6 +86,7 @@ func (s *Server) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []a
 	}
 	return append(refused, s.Metadata.Add(r.Now(), agent.MetadataReport{
 		Agent:   r.Agent(),
+		Owner:   r.Owner(),
 		Order:   r.Order(),
 		Entries: entries,
 		Tracker: r.Tracker(),

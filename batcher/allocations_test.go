@@ -27,7 +27,7 @@ func TestAddAllocations(t *testing.T) {
 		}
 	}
 	flush := func() {
-		if _, err := b.flush(t.Context(), flushScheduled, 500); err != nil {
+		if _, err := b.flushReady(t.Context(), flushScheduled, 500); err != nil {
 			t.Error(err)
 		}
 	}

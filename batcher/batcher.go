@@ -4,7 +4,6 @@ package batcher
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -26,6 +25,11 @@ type Options struct {
 	// beyond it is refused. 0: 250,000, the keys of 25,000 agents with 10
 	// each; with short values that is about 100 MB, at most 1 GB.
 	MaxPending int
+	// MaxPendingPerAgent bounds the keys of one agent that have entries that wait
+	// or are being written, MaxPendingPerOwner those of all agents of one owner;
+	// new keys beyond are refused. 0: 1,000, more than an agent may have keys, and
+	// a quarter of MaxPending.
+	MaxPendingPerAgent, MaxPendingPerOwner int
 	// FlushTimeout bounds one call of the store. 0: 10 s.
 	FlushTimeout time.Duration
 	// PublishTimeout bounds one call of the publisher. 0: 5 s.
@@ -41,11 +45,21 @@ func (o *Options) validate() error {
 	if o.MaxPending == 0 {
 		o.MaxPending = 250_000
 	}
+	if o.MaxPendingPerAgent == 0 {
+		o.MaxPendingPerAgent = 1000
+	}
+	if o.MaxPendingPerOwner == 0 {
+		o.MaxPendingPerOwner = max(o.MaxPending/4, 1)
+	}
 	switch {
 	case o.BatchSize < 1 || o.BatchSize > 10_000:
 		return fmt.Errorf("batcher: batch size %d is not within 1 and 10000", o.BatchSize)
 	case o.MaxPending < o.BatchSize:
 		return fmt.Errorf("batcher: at most %d pending entries, but batches of %d", o.MaxPending, o.BatchSize)
+	case o.MaxPendingPerAgent < 1:
+		return fmt.Errorf("batcher: pending entries of one agent: want at least 1, got %d", o.MaxPendingPerAgent)
+	case o.MaxPendingPerOwner < 1:
+		return fmt.Errorf("batcher: pending entries of one owner: want at least 1, got %d", o.MaxPendingPerOwner)
 	}
 	for _, d := range []struct {
 		name     string
@@ -100,6 +114,9 @@ type Batcher struct {
 	// Only Run uses what follows.
 	batch batch
 	ends  settlements
+	// calls of the store since that was last set, passes of the quarantine.
+	calls  int
+	passes uint64
 }
 
 // failing describes the flushes that failed since the last good one.
@@ -122,7 +139,7 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		log:       log,
 		wake:      make(chan struct{}, 1),
 		kept:      sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
-		pending:   newPending(opts.MaxPending),
+		pending:   newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
 	}
 	var err error
 	if b.metrics, err = newMetrics(reg, b.snapshot); err != nil {
@@ -132,8 +149,8 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 }
 
 // Add takes in a report, received at now, and returns what it refused of it:
-// entries over the limits of a report, and new keys when MaxPending is
-// reached. It keeps nothing of r but copies, of a value or an error only if they
+// entries over the limits of a report, and new keys when MaxPending, or the share
+// of the agent or its owner, is reached. It keeps nothing of r but copies, of a value or an error only if they
 // differ from those that it has of the key, and r.Tracker, whose type must be
 // comparable. That is told to hold r's sequence before Add returns; the slice
 // that it later gets to settle is valid only during that call.
@@ -145,12 +162,12 @@ func (b *Batcher) Add(now time.Time, r agent.MetadataReport) []agent.Refusal {
 
 	b.mu.Lock()
 	b.pending.add(now, &r, *kept, &refused, &ends)
-	full := b.pending.waiting >= b.opts.BatchSize
+	full := b.pending.queue.n >= b.opts.BatchSize
 	b.mu.Unlock()
 
 	clear(*kept)
 	b.kept.Put(kept)
-	if n := refused.count(dropCapacity); n > 0 {
+	if n := refused.count(dropCapacity) + refused.count(dropAgentShare) + refused.count(dropOwnerShare); n > 0 {
 		b.metrics.droppedKeys.Add(float64(n))
 	}
 	if full {
@@ -185,11 +202,20 @@ func (b *Batcher) Healthy() error {
 		f.since.UTC().Format(time.RFC3339), f.attempts, f.err)
 }
 
-// snapshot returns the ledger and the number of pending entries.
-func (b *Batcher) snapshot() (ledger, int) {
+// snapshot is what is told of the pending entries at one moment.
+type snapshot struct {
+	ledger  ledger
+	pending int
+	// quarantined is the number of agents in quarantine, confined how many came.
+	quarantined int
+	confined    int64
+}
+
+func (b *Batcher) snapshot() snapshot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.pending.ledger, b.pending.len()
+	p := b.pending
+	return snapshot{p.ledger, p.len(), len(p.quarantine), p.confined}
 }
 
 // upsert writes rows and returns the agent of each that changed something.
@@ -197,40 +223,4 @@ func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (changed []
 	ctx, cancel := context.WithTimeout(ctx, b.opts.FlushTimeout)
 	defer cancel()
 	return b.store.UpsertMetadata(ctx, rows)
-}
-
-// write upserts rows from to to of the batch and notes what became of each. If
-// the database refuses the data, halves are tried, until the refused rows
-// stand alone: about 2 log2(500) = 18 calls for one row of a batch. It returns
-// the first error that may pass; rows not yet tried stay failed.
-func (b *Batcher) write(ctx context.Context, from, to int) (refused error, err error) {
-	changed, err := b.upsert(ctx, b.batch.rows[from:to])
-	switch {
-	case err == nil:
-		b.batch.changed = append(b.batch.changed, changed...)
-		b.batch.unchanged += to - from - len(changed)
-		b.batch.note(from, to, written)
-		return nil, nil
-	case !errors.Is(err, agent.ErrRejected):
-		return nil, err
-	case to-from == 1:
-		b.batch.note(from, to, rejected)
-		return err, nil
-	}
-	middle := from + (to-from)/2
-	left, err := b.write(ctx, from, middle)
-	if err != nil {
-		return left, err
-	}
-	right, err := b.write(ctx, middle, to)
-	if left != nil {
-		return left, err
-	}
-	return right, err
-}
-
-func (b *batch) note(from, to int, f fate) {
-	for i := from; i < to; i++ {
-		b.fates[i] = f
-	}
 }

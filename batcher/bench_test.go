@@ -96,7 +96,7 @@ func BenchmarkFlush500(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if n, err := batcher.flush(b.Context(), flushScheduled, 500); n != 500 || err == nil {
+				if n, err := batcher.flushReady(b.Context(), flushScheduled, 500); n != 500 || err == nil {
 					b.Fatal(n, err)
 				}
 			}
@@ -117,7 +117,7 @@ func BenchmarkFlush500Written(b *testing.B) {
 			batcher.Add(now, reports[i])
 		}
 		b.StartTimer()
-		if n, err := batcher.flush(b.Context(), flushScheduled, 500); n != 500 || err != nil {
+		if n, err := batcher.flushReady(b.Context(), flushScheduled, 500); n != 500 || err != nil {
 			b.Fatal(n, err)
 		}
 	}

@@ -202,15 +202,31 @@ func requireLaw(t require.TestingT, b *Batcher) {
 	require.Equal(t, p.ledger.received,
 		p.ledger.flushed+p.ledger.coalesced+p.ledger.unchanged+dropped+int64(p.len()), "%+v, pending %d", p.ledger, p.len())
 	queued, writing, keys := 0, 0, 0
-	for e := p.queue.next; e != &p.queue; e = e.next {
-		queued++
-		require.True(t, e.waiting)
-		require.Same(t, e, e.agent.keys[e.value.Key])
-		require.Same(t, e.agent, p.agents[e.value.Agent])
-		require.Same(t, e, e.next.prev)
+	owners := make(map[agent.ID]int)
+	walk := func(q *queue, of *quarantined) {
+		n := 0
+		for e := q.head.next; e != &q.head; e = e.next {
+			n++
+			require.True(t, e.waiting)
+			require.Same(t, e, e.agent.keys[e.value.Key])
+			require.Same(t, e.agent, p.agents[e.value.Agent])
+			require.Same(t, e, e.next.prev)
+			require.Same(t, of, e.agent.quarantined)
+		}
+		require.Equal(t, q.n, n)
+		queued += n
+	}
+	walk(&p.queue, nil)
+	for _, q := range p.quarantine {
+		walk(&q.queue, q)
 	}
 	for _, a := range p.agents {
 		require.NotEmpty(t, a.keys)
+		require.Same(t, p.quarantine[a.id], a.quarantined)
+		require.LessOrEqual(t, len(a.keys), p.limits.agent)
+		if a.owner != (agent.ID{}) {
+			owners[a.owner] += len(a.keys)
+		}
 		for _, e := range a.keys {
 			keys++
 			require.True(t, e.waiting || e.writing)
@@ -228,6 +244,18 @@ func requireLaw(t require.TestingT, b *Batcher) {
 		require.NotSame(t, a, p.agents[a.id])
 	}
 	require.Equal(t, p.waiting, queued)
+	for owner, n := range owners {
+		require.LessOrEqual(t, n, p.owners[owner], "those of removed agents are counted while they are written")
+	}
+	if p.writing == 0 {
+		require.Equal(t, owners, p.owners)
+	}
 	require.LessOrEqual(t, writing, p.writing, "entries of removed agents are written too")
-	require.LessOrEqual(t, p.len(), p.limit+b.opts.BatchSize)
+	require.LessOrEqual(t, p.len(), p.limits.all+b.opts.BatchSize)
+}
+
+// told returns the ledger and how many entries are pending.
+func (b *Batcher) told() (ledger, int) {
+	s := b.snapshot()
+	return s.ledger, s.pending
 }

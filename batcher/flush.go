@@ -3,6 +3,7 @@ package batcher
 import (
 	"bytes"
 	"context"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -93,8 +94,8 @@ func stopLater(ctx, work context.Context, stop func(), after time.Duration) {
 
 // flushFull flushes as long as a batch is full.
 func (b *Batcher) flushFull(ctx, work context.Context) error {
-	for b.waiting() >= b.opts.BatchSize && ctx.Err() == nil {
-		if _, err := b.flush(work, flushCapacity, b.opts.BatchSize); err != nil {
+	for b.ready() >= b.opts.BatchSize && ctx.Err() == nil {
+		if _, err := b.flushReady(work, flushCapacity, b.opts.BatchSize); err != nil {
 			return err
 		}
 	}
@@ -102,19 +103,22 @@ func (b *Batcher) flushFull(ctx, work context.Context) error {
 }
 
 // flushWaiting flushes as many entries as wait when it begins: those, as the
-// oldest go first.
+// oldest go first. Then it flushes some of those in quarantine.
 func (b *Batcher) flushWaiting(ctx, work context.Context) error {
-	for left := b.waiting(); left > 0 && ctx.Err() == nil; {
-		n, err := b.flush(work, flushScheduled, min(left, b.opts.BatchSize))
+	for left := b.ready(); left > 0 && ctx.Err() == nil; {
+		n, err := b.flushReady(work, flushScheduled, min(left, b.opts.BatchSize))
 		if err != nil {
 			return err
 		}
 		if n == 0 { // removed meanwhile
-			return nil
+			break
 		}
 		left -= n
 	}
-	return nil
+	if ctx.Err() != nil {
+		return nil
+	}
+	return b.flushQuarantine(work, flushScheduled, quarantineCalls)
 }
 
 // drain flushes until nothing waits or ctx ends. Nothing that is left then was
@@ -122,9 +126,12 @@ func (b *Batcher) flushWaiting(ctx, work context.Context) error {
 func (b *Batcher) drain(ctx context.Context) {
 	failures := 0
 	for {
-		n, err := b.flush(ctx, flushShutdown, b.opts.BatchSize)
+		n, err := b.flushReady(ctx, flushShutdown, b.opts.BatchSize)
+		if n == 0 && err == nil {
+			err = b.flushQuarantine(ctx, flushShutdown, math.MaxInt)
+		}
 		if err == nil {
-			if n == 0 {
+			if b.waiting() == 0 {
 				return
 			}
 			failures = 0
@@ -143,33 +150,63 @@ func (b *Batcher) drain(ctx context.Context) {
 	}
 }
 
+// waiting returns how many entries wait, ready how many of them are not in
+// quarantine.
 func (b *Batcher) waiting() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.pending.waiting
 }
 
-// flush writes up to n of the oldest waiting entries, n at most BatchSize, and
-// returns how many. After an error those that were not written wait again.
-func (b *Batcher) flush(ctx context.Context, reason string, n int) (rows int, err error) {
+func (b *Batcher) ready() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pending.queue.n
+}
+
+// flushReady writes up to n of the oldest entries that are ready, n at most
+// BatchSize, and returns how many it tried.
+func (b *Batcher) flushReady(ctx context.Context, reason string, n int) (rows int, err error) {
+	done, err := b.flush(ctx, reason, &b.pending.queue, n, b.writeAgents)
+	if done.refused != nil {
+		b.log.WarnContext(ctx, "database refused metadata", "rows", done.rejected, "first_error", done.refused)
+	}
+	return done.rows, err
+}
+
+// flushed is what a flush did: the rows that it took, those that were rejected,
+// and the first refusal of the database; nil: none.
+type flushed struct {
+	rows, rejected int
+	refused        error
+}
+
+// flush writes up to n of the oldest entries of q, n at most BatchSize, by write.
+// After an error those that were not written wait again, and so do those of agents
+// that go into quarantine.
+func (b *Batcher) flush(
+	ctx context.Context, reason string, q *queue, n int,
+	write func(ctx context.Context, from, to int) (refused error, err error),
+) (done flushed, err error) {
 	defer b.batch.reset()
 	b.mu.Lock()
-	b.pending.take(&b.batch, n)
+	b.pending.take(&b.batch, q, n)
 	b.mu.Unlock()
-	rows = len(b.batch.rows)
-	if rows == 0 {
-		return 0, nil
+	done.rows = len(b.batch.rows)
+	if done.rows == 0 {
+		return done, nil
 	}
-	b.metrics.batchSize.Observe(float64(rows))
+	b.metrics.batchSize.Observe(float64(done.rows))
 	for _, n := range b.batch.agents {
 		b.metrics.batchUtilization.Observe(float64(n))
 	}
 
 	began := time.Now()
-	refused, err := b.write(ctx, 0, rows)
+	done.refused, err = write(ctx, 0, done.rows)
+	done.rejected = b.batch.count(rejected)
 
 	b.mu.Lock()
-	b.pending.land(&b.batch, &b.ends)
+	b.pending.land(&b.batch, time.Now(), &b.ends)
 	b.noteLocked(err, began)
 	b.mu.Unlock()
 	// Trackers do not wait for the news: what is written is durable.
@@ -177,16 +214,13 @@ func (b *Batcher) flush(ctx context.Context, reason string, n int) (rows int, er
 	b.publish(ctx)
 
 	b.metrics.flushed.Add(float64(b.batch.count(written)))
-	if refused != nil {
-		b.log.WarnContext(ctx, "database refused metadata", "rows", b.batch.count(rejected), "first_error", refused)
-	}
 	if err != nil {
 		b.metrics.flushErrors.Inc()
-		return rows, err
+		return done, err
 	}
 	b.metrics.batches.WithLabelValues(reason).Inc()
 	b.metrics.flushDuration.WithLabelValues(reason).Observe(time.Since(began).Seconds())
-	return rows, nil
+	return done, nil
 }
 
 // noteLocked keeps what Healthy tells.

@@ -133,7 +133,7 @@ func TestRetries(t *testing.T) {
 		store, next := &fakeStore{}, 0
 		store.before = func(context.Context, []agent.Metadata) error { return errDown }
 		var logged bytes.Buffer
-		b, err := New(store, &fakePublisher{}, Options{BatchSize: 10}, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&logged, nil)))
+		b, err := New(store, &fakePublisher{}, Options{BatchSize: 10, MaxPendingPerAgent: 2000}, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&logged, nil)))
 		require.NoError(t, err)
 		stop := run(t, b)
 		// A full batch each second hammers the database no more than the
@@ -313,7 +313,7 @@ func TestConcurrent(t *testing.T) {
 		group.Wait()
 		store.setBefore(nil)
 		stop()
-		_, pending := b.snapshot()
+		_, pending := b.told()
 		require.Zero(t, pending)
 		for n, tracker := range trackers {
 			require.Empty(t, tracker.sequences())
@@ -371,7 +371,7 @@ func TestSQLite(t *testing.T) {
 		require.Equal(t, refusedByStore("a"), unknown.settled[0].Refusal)
 		require.NoError(t, b.Healthy())
 		require.NotEmpty(t, publisher.agents)
-		l, pending := b.snapshot()
+		l, pending := b.told()
 		require.Zero(t, pending)
 		require.Equal(t, int64(3004), l.received)
 		require.NotZero(t, l.dropped[dropRejected])

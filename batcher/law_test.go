@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -42,7 +43,11 @@ type modelAgent struct {
 func newModel(t *rapid.T) *model {
 	m := &model{t: t, store: &fakeStore{}, late: 1000}
 	batchSize := rapid.IntRange(1, 8).Draw(t, "batch size")
-	m.b = newBatcher(t, m.store, Options{BatchSize: batchSize, MaxPending: batchSize + rapid.IntRange(0, 8).Draw(t, "room")})
+	m.b = newBatcher(t, m.store, Options{
+		BatchSize: batchSize, MaxPending: batchSize + rapid.IntRange(0, 8).Draw(t, "room"),
+		MaxPendingPerAgent: rapid.IntRange(1, 5).Draw(t, "share of an agent"),
+		MaxPendingPerOwner: rapid.IntRange(1, 8).Draw(t, "share of an owner"),
+	})
 	for n := range byte(3) {
 		m.agents = append(m.agents, &modelAgent{
 			id: id(n), epoch: 10, newest: map[string]agent.Metadata{}, sent: map[string]agent.Metadata{}, rejected: map[string]agent.Order{},
@@ -70,6 +75,9 @@ func (m *model) act() {
 	case 1:
 		a.epoch++ // reconnects
 	case 2:
+		for _, q := range m.b.pending.quarantine {
+			q.until = time.Time{} // its time is over
+		}
 		m.b.Remove(a.id)
 		clear(a.newest)
 		clear(a.sent)
@@ -87,7 +95,10 @@ func (m *model) act() {
 }
 
 func (m *model) add(a *modelAgent, epoch, sequence int64, tracker *fakeTracker) {
-	r := agent.MetadataReport{Agent: a.id, Order: agent.Order{Epoch: epoch, Sequence: sequence}}
+	r := agent.MetadataReport{
+		Agent: a.id, Order: agent.Order{Epoch: epoch, Sequence: sequence},
+		Owner: rapid.SampledFrom([]agent.ID{{}, id(100), id(100), id(101)}).Draw(m.t, "owner"),
+	}
 	if tracker != nil {
 		r.Tracker = tracker
 	}
@@ -183,7 +194,7 @@ func TestLaw(t *testing.T) {
 		m.store.before, m.store.rejects = nil, nil
 		m.b.drain(t.Context())
 		m.check()
-		_, pending := m.b.snapshot()
+		_, pending := m.b.told()
 		require.Zero(t, pending)
 		require.Empty(t, m.b.pending.agents)
 		for _, tracker := range m.trackers {

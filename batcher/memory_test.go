@@ -106,16 +106,16 @@ func TestFlushAllocations(t *testing.T) {
 		}
 		store.err = errDown
 		require.LessOrEqual(t, testing.AllocsPerRun(20, func() {
-			_, err := b.flush(t.Context(), flushScheduled, 500)
+			_, err := b.flushReady(t.Context(), flushScheduled, 500)
 			require.ErrorIs(t, err, errDown)
 		}), 10.0, "%d pending, which come back", n)
 		// Twice, as the first one, which makes the buffers, is not counted.
 		store.err = nil
 		require.LessOrEqual(t, testing.AllocsPerRun(1, func() {
-			_, err := b.flush(t.Context(), flushScheduled, 500)
+			_, err := b.flushReady(t.Context(), flushScheduled, 500)
 			require.NoError(t, err)
 		}), 20.0, "%d pending", n)
-		_, pending := b.snapshot()
+		_, pending := b.told()
 		require.Equal(t, n-1000, pending)
 	}
 }

@@ -21,6 +21,8 @@ const (
 	dropEmptyKey
 	dropInvalidKey
 	dropCapacity
+	dropAgentShare
+	dropOwnerShare
 	dropRejected
 	dropDeregistered
 	numDropReasons
@@ -29,7 +31,7 @@ const (
 // String is the label reason.
 func (r dropReason) String() string {
 	return [numDropReasons]string{
-		"key_bytes", "empty_key", "invalid_key", "capacity", "rejected", "deregistered",
+		"key_bytes", "empty_key", "invalid_key", "capacity", "agent_share", "owner_share", "rejected", "deregistered",
 	}[r]
 }
 
@@ -54,9 +56,8 @@ type metrics struct {
 	flushErrors prometheus.Counter
 }
 
-// newMetrics registers all. snapshot returns the ledger and the number of
-// pending entries of one moment.
-func newMetrics(reg prometheus.Registerer, snapshot func() (ledger, int)) (*metrics, error) {
+// newMetrics registers all. now returns what is told of one moment.
+func newMetrics(reg prometheus.Registerer, now func() snapshot) (*metrics, error) {
 	m := &metrics{
 		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "coderd_agentapi_metadata_batch_size",
@@ -102,20 +103,21 @@ func newMetrics(reg prometheus.Registerer, snapshot func() (ledger, int)) (*metr
 		reg.Register(m.batchSize), reg.Register(m.batchUtilization), reg.Register(m.batches),
 		reg.Register(m.droppedKeys), reg.Register(m.flushDuration), reg.Register(m.flushed),
 		reg.Register(m.publishErrors), reg.Register(m.flushErrors),
-		reg.Register(newEntriesCollector(snapshot)),
+		reg.Register(newEntriesCollector(now)),
 	)
 }
 
 // entriesCollector serves the ledger of one moment, so that its law holds in
 // every scrape.
 type entriesCollector struct {
-	snapshot                  func() (ledger, int)
+	now                       func() snapshot
 	entries, dropped, pending *prometheus.Desc
+	quarantined, confined     *prometheus.Desc
 }
 
-func newEntriesCollector(snapshot func() (ledger, int)) *entriesCollector {
+func newEntriesCollector(now func() snapshot) *entriesCollector {
 	return &entriesCollector{
-		snapshot: snapshot,
+		now: now,
 		entries: prometheus.NewDesc("agentstatsd_metadata_entries_total",
 			"Metadata entries by what became of them: received is the sum of the others and of those pending.",
 			[]string{"outcome"}, nil),
@@ -125,6 +127,12 @@ func newEntriesCollector(snapshot func() (ledger, int)) *entriesCollector {
 		pending: prometheus.NewDesc("agentstatsd_metadata_pending",
 			"Metadata entries that wait for the database or are being written.",
 			nil, nil),
+		quarantined: prometheus.NewDesc("agentstatsd_metadata_quarantined_agents",
+			"Agents whose metadata is written apart, a few rows at a time, as the database refused some of it.",
+			nil, nil),
+		confined: prometheus.NewDesc("agentstatsd_metadata_quarantines_total",
+			"Times that an agent's metadata began to be written apart, as the database refused some of it.",
+			nil, nil),
 	}
 }
 
@@ -133,11 +141,14 @@ func (c *entriesCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.entries
 	ch <- c.dropped
 	ch <- c.pending
+	ch <- c.quarantined
+	ch <- c.confined
 }
 
 // Collect implements prometheus.Collector.
 func (c *entriesCollector) Collect(ch chan<- prometheus.Metric) {
-	l, pending := c.snapshot()
+	s := c.now()
+	l := s.ledger
 	dropped := int64(0)
 	for reason, n := range l.dropped {
 		dropped += n
@@ -148,5 +159,7 @@ func (c *entriesCollector) Collect(ch chan<- prometheus.Metric) {
 	} {
 		ch <- prometheus.MustNewConstMetric(c.entries, prometheus.CounterValue, float64(n), outcome)
 	}
-	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(pending))
+	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(s.pending))
+	ch <- prometheus.MustNewConstMetric(c.quarantined, prometheus.GaugeValue, float64(s.quarantined))
+	ch <- prometheus.MustNewConstMetric(c.confined, prometheus.CounterValue, float64(s.confined))
 }

@@ -96,11 +96,13 @@ func TestOwnFamilies(t *testing.T) {
 	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
 # HELP agentstatsd_metadata_dropped_entries_total Metadata entries that were not stored, nor a newer value of their key.
 # TYPE agentstatsd_metadata_dropped_entries_total counter
+agentstatsd_metadata_dropped_entries_total{reason="agent_share"} 0
 agentstatsd_metadata_dropped_entries_total{reason="capacity"} 0
 agentstatsd_metadata_dropped_entries_total{reason="deregistered"} 0
 agentstatsd_metadata_dropped_entries_total{reason="empty_key"} 1
 agentstatsd_metadata_dropped_entries_total{reason="invalid_key"} 0
 agentstatsd_metadata_dropped_entries_total{reason="key_bytes"} 0
+agentstatsd_metadata_dropped_entries_total{reason="owner_share"} 0
 agentstatsd_metadata_dropped_entries_total{reason="rejected"} 1
 # HELP agentstatsd_metadata_entries_total Metadata entries by what became of them: received is the sum of the others and of those pending.
 # TYPE agentstatsd_metadata_entries_total counter
@@ -115,22 +117,29 @@ agentstatsd_metadata_flush_errors_total 1
 # HELP agentstatsd_metadata_pending Metadata entries that wait for the database or are being written.
 # TYPE agentstatsd_metadata_pending gauge
 agentstatsd_metadata_pending 1
+# HELP agentstatsd_metadata_quarantined_agents Agents whose metadata is written apart, a few rows at a time, as the database refused some of it.
+# TYPE agentstatsd_metadata_quarantined_agents gauge
+agentstatsd_metadata_quarantined_agents 1
+# HELP agentstatsd_metadata_quarantines_total Times that an agent's metadata began to be written apart, as the database refused some of it.
+# TYPE agentstatsd_metadata_quarantines_total counter
+agentstatsd_metadata_quarantines_total 1
 # HELP coderd_agentapi_metadata_batches_total Total number of metadata batches flushed.
 # TYPE coderd_agentapi_metadata_batches_total counter
 coderd_agentapi_metadata_batches_total{reason="capacity"} 0
-coderd_agentapi_metadata_batches_total{reason="scheduled"} 2
+coderd_agentapi_metadata_batches_total{reason="scheduled"} 3
 coderd_agentapi_metadata_batches_total{reason="shutdown"} 0
 # HELP coderd_agentapi_metadata_flushed_total Total number of unique metadatas flushed.
 # TYPE coderd_agentapi_metadata_flushed_total counter
 coderd_agentapi_metadata_flushed_total 3
 `), "agentstatsd_metadata_dropped_entries_total", "agentstatsd_metadata_entries_total",
 		"agentstatsd_metadata_flush_errors_total", "agentstatsd_metadata_pending",
+		"agentstatsd_metadata_quarantined_agents", "agentstatsd_metadata_quarantines_total",
 		"coderd_agentapi_metadata_batches_total", "coderd_agentapi_metadata_flushed_total"))
 
 	families, err := reg.Gather()
 	require.NoError(t, err)
 	own := slices.DeleteFunc(families, func(f *dto.MetricFamily) bool { return !strings.HasPrefix(f.GetName(), "agentstatsd_") })
-	require.Len(t, own, 4)
+	require.Len(t, own, 6)
 	problems, err := promlint.NewWithMetricFamilies(own).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)

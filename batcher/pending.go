@@ -12,11 +12,17 @@ import (
 // oldest first, and those that are being written. It is not safe for
 // concurrent use.
 type pending struct {
-	limit  int
+	limits shares
 	agents map[agent.ID]*agentEntries
-	// queue is the head of the ring of waiting entries: next is the oldest. A
-	// newer value of a key takes over its place.
-	queue            entry
+	// owners counts the keys that have entries by the owner of their agents.
+	owners map[agent.ID]int
+	// queue has the waiting entries of all agents that are not in quarantine.
+	queue queue
+	// quarantine has the agents whose rows the database refused.
+	quarantine map[agent.ID]*quarantined
+	// confined counts the agents that came into quarantine.
+	confined int64
+	// waiting and writing count entries, those in quarantine too.
 	waiting, writing int
 	ledger           ledger
 
@@ -37,6 +43,10 @@ const (
 type agentEntries struct {
 	id   agent.ID
 	keys map[string]*entry
+	// owner that the keys are counted for; zero: none.
+	owner agent.ID
+	// quarantined is nil while the agent is not in quarantine.
+	quarantined *quarantined
 	// slot is the agent's index in the batch that is being assembled, + 1.
 	slot int
 }
@@ -66,6 +76,11 @@ type batch struct {
 	// is how many did not.
 	changed   []agent.ID
 	unchanged int
+	// suspects has an entry of each agent of which a row was refused.
+	suspects []*entry
+	// order has the place that each row was taken at, if they were sorted since;
+	// empty: they were not.
+	order []int
 
 	// agents is how many rows each agent has, by slot.
 	agents []int
@@ -80,10 +95,37 @@ const (
 	rejected // by the database, for good
 )
 
-func newPending(limit int) *pending {
-	p := &pending{limit: limit, agents: make(map[agent.ID]*agentEntries)}
-	p.queue.prev, p.queue.next = &p.queue, &p.queue
+func newPending(limits shares) *pending {
+	p := &pending{
+		limits:     limits,
+		agents:     make(map[agent.ID]*agentEntries),
+		owners:     make(map[agent.ID]int),
+		quarantine: make(map[agent.ID]*quarantined),
+	}
+	p.queue.init()
 	return p
+}
+
+// queue is a ring of waiting entries, the oldest first. A newer value of a key
+// takes over its place.
+type queue struct {
+	head entry
+	n    int
+}
+
+func (q *queue) init() { q.head.prev, q.head.next = &q.head, &q.head }
+
+// insert links e into the ring after prev.
+func (q *queue) insert(e, prev *entry) {
+	e.prev, e.next = prev, prev.next
+	e.prev.next, e.next.prev = e, e
+	q.n++
+}
+
+func (q *queue) remove(e *entry) {
+	e.prev.next, e.next.prev = e.next, e.prev
+	e.prev, e.next = nil, nil
+	q.n--
 }
 
 // len is the number of entries: of a key whose newer value waits while an
@@ -100,13 +142,15 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 		if a == nil {
 			a = p.newAgent(r.Agent)
 		}
+		p.setOwner(a, r.Owner)
 		for i := range kept {
-			if p.put(a, now, r, &kept[i], ends) {
+			reason, full := p.put(a, now, r, &kept[i], ends)
+			if !full {
 				continue
 			}
-			if first := refused.add(dropCapacity, kept[i].Key); first != nil {
+			if first := refused.add(reason, kept[i].Key); first != nil {
 				first.Kind = agent.RefusedLimit
-				first.Message = fmt.Sprintf("%d metadata values wait for the database, limit %d: no new key now", p.len(), p.limit)
+				first.Message = p.fullMessage(a, reason)
 			}
 		}
 		p.trim(a)
@@ -116,39 +160,41 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 	}
 }
 
-// put takes in one entry, and returns false if its key is new and p is full.
-// Of values of equal order the later one counts: they are of one report.
-func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry, ends *settlements) bool {
+// put takes in one entry. It is full if the key is new and there is no room for
+// it, for the reason. Of values of equal order the later one counts: they are of
+// one report.
+func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry, ends *settlements) (reason dropReason, full bool) {
 	e := a.keys[in.Key]
 	next := hold{r.Tracker, r.Order.Sequence}
 	switch {
 	case e == nil:
-		if p.len() >= p.limit {
-			return false
+		if reason, full := p.full(a); full {
+			return reason, true
 		}
 		e = p.newEntry()
 		e.agent = a
 		e.value.Agent, e.value.Key = a.id, strings.Clone(in.Key)
 		a.keys[e.value.Key] = e
-		p.push(e, p.queue.prev)
+		p.count(a.owner, 1)
+		p.pushBack(e)
 		e.hold = next
 		next.begin()
 	case r.Order.Compare(e.value.Order) < 0:
 		// Its request is not held: a newer value is on its way.
 		p.ledger.coalesced++
-		return true
+		return 0, false
 	case e.waiting:
 		p.ledger.coalesced++
 		e.hold = e.hold.overwrite(next, ends)
 	default: // being written, with a hold of its own
-		p.push(e, p.queue.prev)
+		p.pushBack(e)
 		e.hold = next
 		next.begin()
 	}
 	keep(&e.value.Value, in.Value)
 	keep(&e.value.Error, in.Error)
 	e.value.CollectedAt, e.value.Order = now, r.Order
-	return true
+	return 0, false
 }
 
 // keep makes text equal to s, whose bytes are somebody else's. Most values are
@@ -159,10 +205,10 @@ func keep(text *string, s string) {
 	}
 }
 
-// take moves up to n of the oldest waiting entries into b, which is empty.
-func (p *pending) take(b *batch, n int) {
-	for range min(n, p.waiting) {
-		e := p.queue.next
+// take moves up to n of the oldest entries of q into b, which is empty.
+func (p *pending) take(b *batch, q *queue, n int) {
+	for range min(n, q.n) {
+		e := q.head.next
 		p.unlink(e)
 		e.writing = true
 		p.writing++
@@ -182,10 +228,17 @@ func (p *pending) take(b *batch, n int) {
 }
 
 // land ends what take began: rows that were neither written nor rejected wait
-// again, before all others and in their order. ends gets the holds that end.
-func (p *pending) land(b *batch, ends *settlements) {
+// again, before all others and in their order; agents with refused ones go into
+// quarantine. ends gets the holds that end.
+func (p *pending) land(b *batch, now time.Time, ends *settlements) {
 	p.ledger.unchanged += int64(b.unchanged)
 	p.ledger.flushed -= int64(b.unchanged)
+	b.unsort()
+	for _, e := range b.suspects {
+		if !e.removed { // which the database refuses, too
+			p.confine(e.value.Agent, now)
+		}
+	}
 	for i := len(b.entries) - 1; i >= 0; i-- {
 		e, h := b.entries[i], b.holds[i]
 		e.writing = false
@@ -202,11 +255,15 @@ func (p *pending) land(b *batch, ends *settlements) {
 			p.ledger.coalesced++
 			e.hold = h.join(e.hold, ends)
 			p.unlink(e)
-			p.push(e, &p.queue)
+			p.pushFront(e)
 		default:
-			p.push(e, &p.queue)
+			p.pushFront(e)
 		}
-		if !e.waiting && !e.removed {
+		switch {
+		case e.waiting:
+		case e.removed:
+			p.count(e.agent.owner, -1)
+		default:
 			p.release(e)
 		}
 	}
@@ -217,8 +274,10 @@ func (b *batch) reset() {
 	clear(b.rows) // let go of the strings
 	clear(b.entries)
 	clear(b.holds)
+	clear(b.suspects)
 	b.rows, b.entries, b.holds = b.rows[:0], b.entries[:0], b.holds[:0]
 	b.fates, b.agents, b.changed = b.fates[:0], b.agents[:0], b.changed[:0]
+	b.suspects, b.order = b.suspects[:0], b.order[:0]
 	b.unchanged = 0
 }
 
@@ -236,7 +295,11 @@ func (p *pending) remove(id agent.ID, ends *settlements) {
 			p.unlink(e)
 			p.drop(e, e.hold, dropDeregistered, ends)
 		}
+		if !e.writing {
+			p.count(a.owner, -1)
+		}
 	}
+	delete(p.quarantine, id)
 }
 
 // drop counts an entry that is given up and tells its tracker, in words that
@@ -257,17 +320,33 @@ func (p *pending) drop(e *entry, h hold, reason dropReason, ends *settlements) {
 	ends.add(h, refusal)
 }
 
-// push links e into the ring after prev.
-func (p *pending) push(e, prev *entry) {
-	e.prev, e.next = prev, prev.next
-	e.prev.next, e.next.prev = e, e
+// queueOf returns the queue that the agent's entries wait in.
+func (p *pending) queueOf(a *agentEntries) *queue {
+	if a.quarantined != nil {
+		return &a.quarantined.queue
+	}
+	return &p.queue
+}
+
+// pushFront has e wait before all others of its queue, pushBack after them.
+func (p *pending) pushFront(e *entry) {
+	q := p.queueOf(e.agent)
+	p.push(e, q, &q.head)
+}
+
+func (p *pending) pushBack(e *entry) {
+	q := p.queueOf(e.agent)
+	p.push(e, q, q.head.prev)
+}
+
+func (p *pending) push(e *entry, q *queue, prev *entry) {
+	q.insert(e, prev)
 	e.waiting = true
 	p.waiting++
 }
 
 func (p *pending) unlink(e *entry) {
-	e.prev.next, e.next.prev = e.next, e.prev
-	e.prev, e.next = nil, nil
+	p.queueOf(e.agent).remove(e)
 	e.waiting = false
 	p.waiting--
 }
@@ -275,6 +354,7 @@ func (p *pending) unlink(e *entry) {
 // release forgets an entry that neither waits nor is being written.
 func (p *pending) release(e *entry) {
 	delete(e.agent.keys, e.value.Key)
+	p.count(e.agent.owner, -1)
 	p.trim(e.agent)
 	if len(p.spareEntries) < maxSpareEntries {
 		*e = entry{}
@@ -297,7 +377,7 @@ func (p *pending) newAgent(id agent.ID) *agentEntries {
 	if a == nil {
 		a = &agentEntries{keys: make(map[string]*entry)}
 	}
-	a.id = id
+	*a = agentEntries{id: id, keys: a.keys, quarantined: p.quarantine[id]}
 	p.agents[id] = a
 	return a
 }

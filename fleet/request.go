@@ -45,6 +45,9 @@ func (r Request) Agent() agent.ID { return r.entry.id }
 // Workspace returns the id of the agent's workspace.
 func (r Request) Workspace() agent.ID { return r.entry.reg.Load().Workspace.ID }
 
+// Owner returns the id of the owner of the agent's workspace.
+func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.OwnerID }
+
 // Epoch returns the epoch under which the agent's series are open.
 func (r Request) Epoch() int64 { return r.session.Epoch }
 
