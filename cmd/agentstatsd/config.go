@@ -62,6 +62,8 @@ type config struct {
 	metadataFlushInterval time.Duration
 	metadataBatchSize     int64
 	metadataMaxPending    int64
+	metadataAgentShare    int64
+	metadataOwnerShare    int64
 	metadataMaxKeys       int64
 	metadataRereadEvery   time.Duration
 	metadataTouchInterval time.Duration

@@ -26,6 +26,18 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Default: "500000", Value: atLeast(&c.metadataMaxPending, 1), Group: &groupMetadata,
 		},
 		{
+			Name:        "Metadata Max Pending Per Agent",
+			Description: "Keys of one agent with entries that wait for the database; new ones beyond are refused.",
+			Flag:        "metadata-max-pending-per-agent", Env: "AGENTSTATSD_METADATA_MAX_PENDING_PER_AGENT", YAML: "max_pending_per_agent",
+			Default: "1000", Value: atLeast(&c.metadataAgentShare, 1), Group: &groupMetadata,
+		},
+		{
+			Name:        "Metadata Max Pending Per Owner",
+			Description: "Keys of all agents of one owner of workspaces with entries that wait for the database; new ones beyond are refused. 0: a quarter of --metadata-max-pending.",
+			Flag:        "metadata-max-pending-per-owner", Env: "AGENTSTATSD_METADATA_MAX_PENDING_PER_OWNER", YAML: "max_pending_per_owner",
+			Default: "0", Value: atLeast(&c.metadataOwnerShare, 0), Group: &groupMetadata,
+		},
+		{
 			Name:        "Metadata Max Keys",
 			Description: "Keys of an agent whose template declares none; more are refused.",
 			Flag:        "metadata-max-keys", Env: "AGENTSTATSD_METADATA_MAX_KEYS", YAML: "max_keys",

@@ -109,6 +109,9 @@ func (s *service) build(ctx context.Context) error {
 		BatchSize:     int(c.metadataBatchSize),
 		FlushInterval: c.metadataFlushInterval,
 		MaxPending:    int(c.metadataMaxPending),
+
+		MaxPendingPerAgent: int(c.metadataAgentShare),
+		MaxPendingPerOwner: int(c.metadataOwnerShare),
 	}, reg, s.log.With("component", "batcher"))
 	if err != nil {
 		return err
