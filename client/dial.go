@@ -103,6 +103,9 @@ func TokenFile(path string, plaintext bool) credentials.PerRPCCredentials {
 			if token == "" {
 				return "", fmt.Errorf("read token: %s is empty", path)
 			}
+			if i := strings.IndexFunc(token, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
+				return "", fmt.Errorf("read token: %s has a character that a header cannot have, at byte %d: want one line of printable ASCII", path, i+1)
+			}
 			return token, nil
 		},
 		plaintext: plaintext,

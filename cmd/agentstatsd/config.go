@@ -100,8 +100,24 @@ func (c *config) validate() error {
 	if _, err := metrics.ParseMerges(c.pushMerge); err != nil {
 		errs = append(errs, fmt.Errorf("--push-merge: %w", err))
 	}
+	errs = append(errs, c.validatePprof())
 	errs = append(errs, c.validateEngines()...)
 	return errors.Join(errs...)
+}
+
+// validatePprof keeps profiles on this machine.
+func (c *config) validatePprof() error {
+	if c.pprofAddress == "" || checkAddress(c.pprofAddress) != nil {
+		return nil
+	}
+	loopback, err := isLoopback(c.pprofAddress)
+	if err != nil {
+		return fmt.Errorf("--pprof-address %s: %w", c.pprofAddress, err)
+	}
+	if !loopback {
+		return fmt.Errorf("--pprof-address %s is beyond loopback: profiles show memory and slow the service down, and nobody is asked for a password", c.pprofAddress)
+	}
+	return nil
 }
 
 // validateAddresses checks the form of what is listened on.

@@ -18,7 +18,7 @@ func (s *service) openStore(ctx context.Context) error {
 	var err error
 	s.store, err = store.Open(ctx, store.Options{
 		URL:                c.databaseURL,
-		Path:               filepath.Join(c.dataDir, "agentstatsd.db"),
+		Path:               filepath.Join(c.dataDir, databaseFile),
 		MaxConns:           int(c.databaseMaxConns),
 		TransactionPooling: c.databasePooling,
 		TouchInterval:      c.metadataTouchInterval,

@@ -6,16 +6,34 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/coder/agentstatsd/secrets"
 )
+
+// databaseFile is the SQLite database in the data directory.
+const databaseFile = "agentstatsd.db"
+
+// ownFiles are what the service makes in its data directory, but for coderd's
+// token, which can be somewhere else.
+var ownFiles = []string{"lock", databaseFile, databaseFile + "-wal", databaseFile + "-shm", databaseFile + "-journal"}
 
 // lockDataDir makes the data directory, mode 0700, and claims it for this
 // process: two services over one SQLite file would each believe to be the only
-// one. The claim ends with the process, however it ends.
+// one. The claim ends with the process, however it ends. A directory that others
+// can write, and files in it that others may have put there, are refused.
 func lockDataDir(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err := secrets.CheckDir(dir); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	for _, name := range ownFiles {
+		if err := secrets.CheckOwn(filepath.Join(dir, name)); err != nil {
+			return nil, fmt.Errorf("data directory: %w", err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}

@@ -52,7 +52,7 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 		},
 		{
 			Name:        "Pprof Address",
-			Description: "The address to serve Go's profiles on, at /debug/pprof/. Empty: not served.",
+			Description: "The address to serve Go's profiles on, at /debug/pprof/: on loopback. Empty: not served.",
 			Flag:        "pprof-address", Env: "AGENTSTATSD_PPROF_ADDRESS", YAML: "pprof_address",
 			Value: serpent.StringOf(&c.pprofAddress), Group: &groupPrometheus,
 		},

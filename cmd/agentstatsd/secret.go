@@ -9,25 +9,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-)
 
-// minTokenBytes refuses a token file that was cut short or filled in by hand
-// with something guessable.
-const minTokenBytes = 16
+	"github.com/coder/agentstatsd/secrets"
+)
 
 // readToken returns the token in the file at path. A file that others can read
 // is used, with a warning: mounted secrets often cannot be 0600.
 func readToken(path string, log *slog.Logger) (string, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("read coderd's token: %w", err)
-	}
-	token := strings.TrimSpace(string(b))
-	if len(token) < minTokenBytes {
-		return "", fmt.Errorf("read coderd's token: %s holds %d bytes, at least %d are needed", path, len(token), minTokenBytes)
-	}
-	info, err := os.Stat(path)
+	token, info, err := secrets.ReadToken(path)
 	if err != nil {
 		return "", fmt.Errorf("read coderd's token: %w", err)
 	}
@@ -38,8 +27,15 @@ func readToken(path string, log *slog.Logger) (string, error) {
 }
 
 // loadTokenHash returns the SHA-256 of coderd's token in the file at path. It
-// makes the file with a random token, mode 0600, if there is none.
-func loadTokenHash(path string, log *slog.Logger) ([sha256.Size]byte, error) {
+// makes the file with a random token, mode 0600, if there is none. If own, the file
+// is one that only the service itself makes: one that somebody else may have put
+// there is refused.
+func loadTokenHash(path string, own bool, log *slog.Logger) ([sha256.Size]byte, error) {
+	if own {
+		if err := secrets.CheckOwn(path); err != nil {
+			return [sha256.Size]byte{}, fmt.Errorf("read coderd's token: %w", err)
+		}
+	}
 	token, err := readToken(path, log)
 	if errors.Is(err, fs.ErrNotExist) {
 		token, err = writeToken(path)
@@ -56,10 +52,14 @@ func loadTokenHash(path string, log *slog.Logger) ([sha256.Size]byte, error) {
 // writeToken makes the file at path with a random token. It never replaces a
 // file, and a crash leaves none that is half written.
 func writeToken(path string) (string, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make coderd's token: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".coderd-token-*") // 0600
+	if err := secrets.CheckDir(dir); err != nil {
+		return "", fmt.Errorf("make coderd's token: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".coderd-token-*") // 0600
 	if err != nil {
 		return "", fmt.Errorf("make coderd's token: %w", err)
 	}

@@ -17,13 +17,13 @@ func TestTokenIsMadeOnce(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	path := filepath.Join(t.TempDir(), "sub", "coderd-token")
 
-	first, err := loadTokenHash(path, log)
+	first, err := loadTokenHash(path, false, log)
 	require.NoError(t, err)
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Equal(t, "-rw-------", info.Mode().String())
 
-	second, err := loadTokenHash(path, log)
+	second, err := loadTokenHash(path, false, log)
 	require.NoError(t, err)
 	require.Equal(t, first, second, "a token that exists is kept")
 
@@ -41,9 +41,9 @@ func TestTokenFileErrors(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	short := filepath.Join(t.TempDir(), "short")
 	require.NoError(t, os.WriteFile(short, []byte("hunter2\n"), 0o600))
-	_, err := loadTokenHash(short, log)
+	_, err := loadTokenHash(short, false, log)
 	require.ErrorContains(t, err, "holds 7 bytes, at least 16 are needed")
-	_, err = loadTokenHash(t.TempDir(), log)
+	_, err = loadTokenHash(t.TempDir(), false, log)
 	require.ErrorContains(t, err, "is a directory")
 }
 
@@ -51,8 +51,46 @@ func TestOpenTokenFileIsWarnedOf(t *testing.T) {
 	var logged bytes.Buffer
 	path := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef"), 0o644))
-	_, err := loadTokenHash(path, slog.New(slog.NewTextHandler(&logged, nil)))
+	_, err := loadTokenHash(path, false, slog.New(slog.NewTextHandler(&logged, nil)))
 	require.NoError(t, err)
 	require.Contains(t, logged.String(), "others can read coderd's token")
 	require.NotContains(t, logged.String(), "0123456789abcdef")
+}
+
+// What stands where the service makes its own files may be planted; a file that is
+// named by a flag is the operator's.
+func TestPlantedFilesAreRefused(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for _, name := range append([]string{"coderd-token"}, ownFiles...) {
+		dir := t.TempDir()
+		elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+		require.NoError(t, os.WriteFile(elsewhere, []byte("0123456789abcdef"), 0o600))
+		require.NoError(t, os.Symlink(elsewhere, filepath.Join(dir, name)))
+		path := filepath.Join(dir, "coderd-token")
+		if name == "coderd-token" {
+			_, err := loadTokenHash(path, true, log)
+			require.ErrorContains(t, err, "coderd-token is a symbolic link, want a regular file")
+			_, err = loadTokenHash(path, false, log)
+			require.NoError(t, err)
+			continue
+		}
+		_, err := lockDataDir(dir)
+		require.ErrorContains(t, err, "data directory: "+filepath.Join(dir, name)+" is a symbolic link, want a regular file")
+	}
+}
+
+func TestOpenDataDirIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o777))
+	_, err := lockDataDir(dir)
+	require.ErrorContains(t, err, "data directory: others can write "+dir+" (mode 0777)")
+	// As the sentence says, one that is made in it is fine.
+	unlock, err := lockDataDir(filepath.Join(dir, "data"))
+	require.NoError(t, err)
+	unlock()
+	// fsGroup of Kubernetes.
+	require.NoError(t, os.Chmod(dir, 0o775|os.ModeSetgid))
+	unlock, err = lockDataDir(dir)
+	require.NoError(t, err)
+	unlock()
 }

@@ -31,6 +31,7 @@ type service struct {
 	config *config
 	log    *slog.Logger
 
+	tls        *serverTLS // nil: gRPC in plaintext
 	store      *store.Store
 	pubsub     pubsub.Engine
 	replicas   *replica.Replicas // nil: the service is alone
@@ -58,6 +59,10 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 		return nil, err
 	}
 	s := &service{config: c, log: log}
+	// Before anything is made on disk.
+	if s.tls, err = watchServerTLS(c, log); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -172,15 +177,10 @@ func (s *service) checks() []check {
 // buildServer makes the gRPC edge.
 func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
 	c := s.config
-	tokenHash, err := loadTokenHash(c.tokenFile(), s.log)
+	tokenHash, err := loadTokenHash(c.tokenFile(), c.coderdTokenFile == "", s.log)
 	if err != nil {
 		return err
 	}
-	creds, stopTLS, err := serverCredentials(c)
-	if err != nil {
-		return err
-	}
-	s.cleanups = append(s.cleanups, stopTLS)
 	var stats agentapi.Stats = s.aggregator
 	if !c.collectAgentStats {
 		stats = discardStats{}
@@ -199,7 +199,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	}
 	s.api, err = agentapi.NewServer(parts, agentapi.Options{
 		ReplicaID:            self,
-		Credentials:          creds,
+		Credentials:          grpcCredentials(s.tls),
 		CoderdTokenHash:      tokenHash,
 		CoderdClientSAN:      c.coderdClientSAN,
 		ReportInterval:       c.reportInterval,

@@ -1,87 +1,73 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"os"
-	"time"
+	"log/slog"
 
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/tls/certprovider"
-	"google.golang.org/grpc/credentials/tls/certprovider/pemfile"
+
+	"github.com/coder/agentstatsd/secrets"
 )
 
-// certRefresh is how often the certificate files are looked at. A renewed
-// certificate is used a few seconds after it was written; reading three small
-// files costs next to nothing.
-const certRefresh = 5 * time.Second
+// serverTLS is the TLS configuration of the gRPC listener as its files say it.
+type serverTLS = secrets.Watched[*tls.Config]
 
-// serverCredentials returns TLS credentials of the gRPC listener, or nil if it
+// watchServerTLS returns the TLS configuration of the gRPC listener, or nil if it
 // is to speak plaintext. The files are read again when they change: new
-// connections use the new ones, old connections go on; files that do not parse
-// are ignored. The caller calls stop in the end.
-func serverCredentials(c *config) (creds credentials.TransportCredentials, stop func(), err error) {
+// connections use the new ones, old connections go on; files that cannot be used
+// change nothing.
+func watchServerTLS(c *config, log *slog.Logger) (*serverTLS, error) {
 	if c.tlsCertFile == "" {
-		return nil, func() {}, nil
+		return nil, nil
 	}
-	// The provider only logs what is wrong with the files; at start that must
-	// be an error.
-	if _, err := tls.LoadX509KeyPair(c.tlsCertFile, c.tlsKeyFile); err != nil {
-		return nil, nil, fmt.Errorf("load TLS certificate: %w", err)
-	}
-	clientAuth := tls.NoClientCert
-	if c.tlsClientCAFile != "" {
-		if err := checkCAFile(c.tlsClientCAFile); err != nil {
-			return nil, nil, fmt.Errorf("load TLS client CA: %w", err)
-		}
-		// Agents have no certificate; coderd may have one.
-		clientAuth = tls.VerifyClientCertIfGiven
-	}
-	provider, err := pemfile.NewProvider(pemfile.Options{
-		CertFile:        c.tlsCertFile,
-		KeyFile:         c.tlsKeyFile,
-		RootFile:        c.tlsClientCAFile,
-		RefreshDuration: certRefresh,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("watch TLS files: %w", err)
-	}
-	return credentials.NewTLS(&tls.Config{
-		MinVersion: tls.VersionTLS12,
-		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			return connConfig(hello.Context(), provider, clientAuth)
+	watched, err := secrets.Watch(secrets.Source[*tls.Config]{
+		Name: "TLS of the gRPC listener",
+		Read: func() (secrets.Files, error) {
+			return secrets.ReadFiles(c.tlsCertFile, c.tlsKeyFile, c.tlsClientCAFile)
 		},
-	}), provider.Close, nil
+		Parse: c.parseServerTLS,
+	}, log)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert-file, --tls-key-file, --tls-client-ca-file: %w", err)
+	}
+	return watched, nil
 }
 
-// connConfig returns the configuration of one connection.
-func connConfig(ctx context.Context, provider certprovider.Provider, clientAuth tls.ClientAuthType) (*tls.Config, error) {
-	material, err := provider.KeyMaterial(ctx)
+// parseServerTLS makes the configuration of new connections.
+func (c *config) parseServerTLS(files secrets.Files) (*tls.Config, *x509.Certificate, error) {
+	cert, err := secrets.Pair{
+		Cert: c.tlsCertFile, CertPEM: files[c.tlsCertFile],
+		Key: c.tlsKeyFile, KeyPEM: files[c.tlsKeyFile],
+	}.Parse()
 	if err != nil {
-		return nil, fmt.Errorf("read TLS key material: %w", err)
+		return nil, nil, err
 	}
-	return &tls.Config{
+	conf := &tls.Config{
 		MinVersion:   tls.VersionTLS12,
 		NextProtos:   []string{"h2"},
-		Certificates: material.Certs,
-		ClientCAs:    material.Roots,
-		ClientAuth:   clientAuth,
-	}, nil
+		Certificates: []tls.Certificate{cert},
+	}
+	if c.tlsClientCAFile != "" {
+		if conf.ClientCAs, err = secrets.ParseCAs(c.tlsClientCAFile, files[c.tlsClientCAFile]); err != nil {
+			return nil, nil, err
+		}
+		// Agents have no certificate; coderd may have one.
+		conf.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return conf, cert.Leaf, nil
 }
 
-func checkCAFile(path string) error {
-	certs, err := os.ReadFile(path)
-	if err != nil {
-		return err
+// grpcCredentials returns the credentials of the gRPC listener; nil for plaintext.
+func grpcCredentials(watched *serverTLS) credentials.TransportCredentials {
+	if watched == nil {
+		return nil
 	}
-	if !x509.NewCertPool().AppendCertsFromPEM(certs) {
-		return errors.New(path + " holds no certificate")
-	}
-	return nil
+	return credentials.NewTLS(&tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return watched.Get(), nil },
+	})
 }
 
 // certificateName returns a name that the first certificate in the file is for;
@@ -90,15 +76,11 @@ func certificateName(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	text, err := os.ReadFile(path)
+	text, _, err := secrets.ReadFile(path)
 	if err != nil {
 		return "", fmt.Errorf("read certificate: %w", err)
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return "", fmt.Errorf("read certificate: %s holds none", path)
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	cert, err := secrets.FirstCertificate(path, text)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("read certificate: %w", err)

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -77,9 +78,9 @@ func TestCertificateIsReloaded(t *testing.T) {
 		roots.AddCert(ca.cert)
 
 		write(ca.issue(t, 10, "agentstatsd.test"))
-		creds, stop, err := serverCredentials(c)
+		watched, err := watchServerTLS(c, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
-		defer stop()
+		creds := grpcCredentials(watched)
 		// dial returns both ends of a new connection.
 		dial := func() (client *tls.Conn, server net.Conn) {
 			clientEnd, serverEnd := net.Pipe()
@@ -113,7 +114,7 @@ func TestCertificateIsReloaded(t *testing.T) {
 		require.EqualValues(t, 10, serial())
 
 		write(ca.issue(t, 11, "agentstatsd.test"))
-		time.Sleep(2 * certRefresh)
+		time.Sleep(time.Minute)
 		require.EqualValues(t, 11, serial())
 		go func() { _, _ = oldClient.Write([]byte("x")) }()
 		b := make([]byte, 1)
@@ -122,12 +123,12 @@ func TestCertificateIsReloaded(t *testing.T) {
 		require.Equal(t, "x", string(b))
 
 		write([]byte("garbage"), []byte("garbage"))
-		time.Sleep(2 * certRefresh)
+		time.Sleep(time.Minute)
 		require.EqualValues(t, 11, serial(), "a broken file changes nothing")
 	})
 }
 
-func TestServerCredentialsErrors(t *testing.T) {
+func TestServerTLSErrors(t *testing.T) {
 	ca := newAuthority(t)
 	dir := t.TempDir()
 	cert, key := ca.issue(t, 1, "x")
@@ -135,8 +136,12 @@ func TestServerCredentialsErrors(t *testing.T) {
 	require.NoError(t, os.WriteFile(certFile, cert, 0o600))
 	require.NoError(t, os.WriteFile(keyFile, key, 0o600))
 	require.NoError(t, os.WriteFile(bad, []byte("garbage"), 0o600))
-	_, _, err := serverCredentials(&config{tlsCertFile: bad, tlsKeyFile: keyFile})
-	require.ErrorContains(t, err, "load TLS certificate")
-	_, _, err = serverCredentials(&config{tlsCertFile: certFile, tlsKeyFile: keyFile, tlsClientCAFile: bad})
-	require.ErrorContains(t, err, "bad holds no certificate")
+	log := slog.New(slog.DiscardHandler)
+	_, err := watchServerTLS(&config{tlsCertFile: bad, tlsKeyFile: keyFile}, log)
+	require.ErrorContains(t, err, "--tls-cert-file, --tls-key-file, --tls-client-ca-file: "+bad+" holds no certificate in PEM")
+	_, err = watchServerTLS(&config{tlsCertFile: certFile, tlsKeyFile: keyFile, tlsClientCAFile: bad}, log)
+	require.ErrorContains(t, err, bad+" holds no certificate in PEM")
+	watched, err := watchServerTLS(&config{}, log)
+	require.NoError(t, err)
+	require.Nil(t, grpcCredentials(watched), "plaintext")
 }
