@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -80,13 +81,16 @@ func (s *Store) attempt(ctx context.Context, doing string, f func() error) error
 		}
 		fault := s.dialect.faultOf(err)
 		down = down || fault.down
+		if fault.moved && s.renew != nil && s.renew() {
+			s.log.DebugContext(ctx, "connections to the database are made anew", "error", err)
+		}
 		again := errors.Is(err, errAgain) || fault.transient
 		if n < maxAttempts && again && pause(ctx) {
 			continue
 		}
-		if down && again && !fault.down {
+		if down && again && !fault.down && !fault.answered {
 			// A server that stops or starts may cut a connection without a word.
-			return fmt.Errorf("%s: %w: %w", doing, agent.ErrStoreDown, err)
+			return &Error{doing: doing, reason: reasonDown, err: fmt.Errorf("%w: %w", agent.ErrStoreDown, err)}
 		}
 		return s.classify(ctx, doing, err)
 	}
@@ -104,20 +108,54 @@ func pause(ctx context.Context) bool {
 	}
 }
 
+// Error is what a call ended with. Its text is for the log: it has what the driver says,
+// names of users and servers included.
+type Error struct {
+	doing  string
+	reason string
+	err    error
+}
+
+// Error returns what was being done, and all that is known of why it failed.
+func (e *Error) Error() string { return e.doing + ": " + e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.err }
+
+// Reason says in a few words of ours why the database could not be used. It may be
+// shown to anybody.
+func (e *Error) Reason() string { return e.reason }
+
+// What Reason returns, unless the fault knows better.
+const (
+	reasonUnknown  = "the database did not do what it was asked to"
+	reasonDown     = "the database cannot be reached: it is stopped, starting or refuses connections"
+	reasonTimeout  = "the database did not answer in time"
+	reasonRejected = "the database refused data"
+	reasonCut      = "the connection to the database was lost"
+	reasonReadOnly = "the database server takes no writes: it is a standby, or was replaced"
+	reasonMoved    = "the database is not where it was: the server that answers has another"
+	reasonFull     = "the disk of the database is full"
+)
+
 // classify wraps err so that callers tell what writing again can cure.
 func (s *Store) classify(ctx context.Context, doing string, err error) error {
 	f := s.dialect.faultOf(err)
+	e := &Error{doing: doing, reason: cmp.Or(f.reason, reasonUnknown), err: err}
 	switch {
 	case f.rejected && !errors.Is(err, agent.ErrRejected):
-		return fmt.Errorf("%s: %w: %w", doing, agent.ErrRejected, err)
+		e.reason, e.err = reasonRejected, fmt.Errorf("%w: %w", agent.ErrRejected, err)
 	case f.down:
-		return fmt.Errorf("%s: %w: %w", doing, agent.ErrStoreDown, err)
+		e.reason, e.err = reasonDown, fmt.Errorf("%w: %w", agent.ErrStoreDown, err)
 	case ctx.Err() != nil && (errors.Is(err, sql.ErrTxDone) || errors.Is(err, driver.ErrBadConn)):
 		// database/sql rolled back, or the driver sent nothing, because the
 		// context ended.
-		return fmt.Errorf("%s: %w", doing, ctx.Err())
+		e.err = ctx.Err()
 	}
-	return fmt.Errorf("%s: %w", doing, err)
+	if errors.Is(e.err, context.DeadlineExceeded) {
+		e.reason = reasonTimeout
+	}
+	return e
 }
 
 // query runs a read and calls scan for each row.

@@ -3,21 +3,20 @@ package store
 import (
 	"context"
 	"database/sql"
-	"embed"
 
 	"github.com/pressly/goose/v3"
 
 	"github.com/coder/agentstatsd/agent"
 )
 
-//go:embed migrations
-var migrations embed.FS
-
 // dialect is what differs from one database to another.
 type dialect struct {
 	// name is also that of the directory of its migrations.
 	name  string
 	goose goose.Dialect
+	// roomOfItsOwn is what an operator gives a deployment that meets another
+	// program's tables.
+	roomOfItsOwn string
 	// faultOf tells what an error means; it is not nil.
 	faultOf func(error) fault
 
@@ -50,6 +49,11 @@ type fault struct {
 	transient bool
 	// down: nobody can use the database.
 	down bool
+	// moved: the connection, and all that were made when it was, may lead to a
+	// server that is not the right one any more.
+	moved bool
+	// reason says why in words for everybody; empty: nothing is known.
+	reason string
 	// answered: the database said that nothing was written. Otherwise it may
 	// have been, or may still be.
 	answered bool
@@ -58,6 +62,11 @@ type fault struct {
 // queries are the statements whose text depends on the database. Arguments are
 // in the order of the columns that the text names.
 type queries struct {
+	// yes is true as a literal.
+	yes string
+	// relations returns the names of all that is in the schema.
+	relations string
+
 	// upsertMetadata has one argument more: up to which time of the stored row
 	// it is written again with the same value.
 	upsertMetadata string

@@ -1,15 +1,19 @@
 package store
 
 import (
+	"database/sql"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/pressly/goose/v3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 // migrator returns goose's view of an open store.
@@ -17,9 +21,21 @@ func migrator(t *testing.T, s *Store) *goose.Provider {
 	t.Helper()
 	files, err := fs.Sub(migrations, "migrations/"+s.dialect.name)
 	require.NoError(t, err)
-	provider, err := goose.NewProvider(s.dialect.goose, s.writer, files, goose.WithDisableGlobalRegistry(true))
+	provider, err := goose.NewProvider(s.dialect.goose, s.writer, files, goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable))
 	require.NoError(t, err)
 	return provider
+}
+
+// newest returns the newest schema version of a database.
+func newest(t testing.TB, d *dialect) int64 {
+	t.Helper()
+	files, err := d.files()
+	require.NoError(t, err)
+	names, err := fs.Glob(files, "*.sql")
+	require.NoError(t, err)
+	version, err := strconv.ParseInt(names[len(names)-1][:5], 10, 64)
+	require.NoError(t, err)
+	return version
 }
 
 // The way back leaves nothing, and the way up again works.
@@ -76,4 +92,115 @@ func TestSQLiteMigratedFrom3(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 7, ask[int64](t, s, `SELECT epoch FROM agents`))
 	require.NoError(t, s.Close())
+}
+
+// eachDatabase runs a test on an empty database of each kind: open opens it, conn is
+// somebody else in it.
+func eachDatabase(t *testing.T, test func(t *testing.T, open func() (*Store, error), conn *sql.DB)) {
+	t.Run("sqlite", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "a.db")
+		conn, err := sql.Open("sqlite", path)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, conn.Close()) })
+		test(t, func() (*Store, error) { return Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler)) }, conn)
+	})
+	t.Run("postgres", func(t *testing.T) {
+		url := postgrestest.Shared(t).CreateDatabase(t)
+		conn, err := sql.Open("pgx", url)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, conn.Close()) })
+		test(t, func() (*Store, error) { return Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler)) }, conn)
+	})
+}
+
+func do(t testing.TB, conn *sql.DB, statements ...string) {
+	t.Helper()
+	for _, statement := range statements {
+		_, err := conn.ExecContext(t.Context(), statement)
+		require.NoError(t, err, statement)
+	}
+}
+
+func value[T any](t testing.TB, conn *sql.DB, statement string) (v T) {
+	t.Helper()
+	require.NoError(t, conn.QueryRowContext(t.Context(), statement).Scan(&v))
+	return v
+}
+
+// versionsOf are those that a program's goose has noted.
+func versionsOf(t testing.TB, conn *sql.DB, table string) (versions []int64) {
+	t.Helper()
+	require.NoError(t, query(t.Context(), conn, `SELECT version_id FROM `+table+` ORDER BY id`, nil, func(rows *sql.Rows) error {
+		var version int64
+		err := rows.Scan(&version)
+		versions = append(versions, version)
+		return err
+	}))
+	return versions
+}
+
+// A version table of goose's default name that is ours gets our name.
+func TestVersionTableTakenOver(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, open func() (*Store, error), conn *sql.DB) {
+		s, err := open()
+		require.NoError(t, err)
+		register(t, s, id(1))
+		require.NoError(t, s.Close())
+		versions := versionsOf(t, conn, versionTable)
+		do(t, conn, `ALTER TABLE `+versionTable+` RENAME TO goose_db_version`)
+		s, err = open()
+		require.NoError(t, err)
+		require.Len(t, roster(t, s).Agents, 1)
+		require.NoError(t, s.Close())
+		require.Equal(t, versions, versionsOf(t, conn, versionTable))
+		_, err = conn.ExecContext(t.Context(), `SELECT 1 FROM goose_db_version`)
+		require.Error(t, err)
+
+		do(t, conn, `ALTER TABLE `+versionTable+` RENAME TO goose_db_version`, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (88, true)`)
+		_, err = open()
+		require.ErrorContains(t, err, "its schema version 88 is newer than ")
+	})
+}
+
+// One that is another program's is neither taken for ours nor touched, whatever version
+// that has.
+func TestVersionTableOfAnother(t *testing.T) {
+	for _, newest := range []int{0, 1, 2, 20} {
+		eachDatabase(t, func(t *testing.T, open func() (*Store, error), conn *sql.DB) {
+			do(t, conn, `CREATE TABLE orders (id int)`,
+				`CREATE TABLE goose_db_version (id int PRIMARY KEY, version_id bigint NOT NULL, is_applied boolean NOT NULL)`)
+			var want []int64
+			for n := range newest + 1 {
+				do(t, conn, fmt.Sprintf(`INSERT INTO goose_db_version VALUES (%d, %d, true)`, n, n))
+				want = append(want, int64(n))
+			}
+			for range 2 {
+				s, err := open()
+				require.NoError(t, err)
+				require.NoError(t, s.Ping(t.Context()))
+				require.NoError(t, s.Close())
+				require.Equal(t, want, versionsOf(t, conn, "goose_db_version"))
+			}
+		})
+	}
+}
+
+// Tables of another program that have our names are not touched.
+func TestTablesOfAnother(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, open func() (*Store, error), conn *sql.DB) {
+		do(t, conn, `CREATE TABLE workspaces (id int)`, `CREATE TABLE replicas (id int)`, `INSERT INTO replicas VALUES (7)`)
+		for range 2 {
+			_, err := open()
+			require.ErrorContains(t, err, "it has tables of another program (replicas, workspaces): give agentstatsd a ")
+		}
+		require.Equal(t, 7, value[int](t, conn, `SELECT id FROM replicas`))
+		_, err := conn.ExecContext(t.Context(), `SELECT 1 FROM `+versionTable)
+		require.Error(t, err)
+		// With all of the first and a version table that fits somebody else's.
+		do(t, conn, `CREATE TABLE agents (id int)`, `CREATE TABLE agent_states (id int)`, `CREATE TABLE metadata (id int)`,
+			`CREATE TABLE goose_db_version (id int, version_id bigint, is_applied boolean)`, `INSERT INTO goose_db_version VALUES (1, 9, true)`)
+		_, err = open()
+		require.ErrorContains(t, err, "it has tables of another program (agent_states, agents, metadata, replicas, workspaces): ")
+		require.Equal(t, []int64{9}, versionsOf(t, conn, "goose_db_version"))
+	})
 }

@@ -3,21 +3,16 @@ package store
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
 	"github.com/coder/agentstatsd/agent"
@@ -25,10 +20,11 @@ import (
 
 // postgresDialect is PostgreSQL, version 14 or later.
 var postgresDialect = dialect{
-	name:    "postgres",
-	goose:   goose.DialectPostgres,
-	faultOf: postgresFault,
-	id:      func(id agent.ID) any { return id.String() },
+	name:         "postgres",
+	goose:        goose.DialectPostgres,
+	roomOfItsOwn: "a schema of its own, by search_path in the database URL, or a database of its own",
+	faultOf:      postgresFault,
+	id:           func(id agent.ID) any { return id.String() },
 	among: func(ids []agent.ID) (string, []any) {
 		texts := make([]string, len(ids))
 		for i, id := range ids {
@@ -82,6 +78,10 @@ ON CONFLICT (agent_id, key) DO UPDATE SET
     epoch = excluded.epoch, sequence = excluded.sequence
 WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
 RETURNING agent_id`
+	q.yes = `true`
+	q.relations = `
+SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema()`
 	q.insertBuild = `
 INSERT INTO builds_observed (build_id, observed_at)
 SELECT * FROM ` + postgresRows("build_id uuid", "observed_at bigint") + ` AS n
@@ -203,29 +203,40 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	if err != nil {
 		return nil, err
 	}
-	db := stdlib.OpenDB(*config)
-	db.SetMaxOpenConns(opts.MaxConns)
-	// As many are kept as there may be: a burst of writes repeats every few
-	// seconds. An hour later all are new, so that a server that came back, or
-	// a new one behind the same name, gets its share.
-	db.SetMaxIdleConns(opts.MaxConns)
-	db.SetConnMaxIdleTime(5 * time.Minute)
-	db.SetConnMaxLifetime(time.Hour)
-
+	pool := openRenewable(config, opts.MaxConns)
 	s := &Store{
-		dialect: &postgresDialect, writer: db, reader: db, log: log,
-		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept,
+		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.renew,
+		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, log: log,
 	}
-	var from, to int64
-	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, config.Host), func() (err error) {
-		from, to, err = migratePostgres(ctx, db)
-		return err
+	var o opened
+	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, hosts(config)), func() (err error) {
+		if !opts.TransactionPooling {
+			if err := checkPooler(ctx, pool.DB); err != nil {
+				return explainOpen(err)
+			}
+		}
+		o, err = preparePostgres(ctx, pool.DB, opts.DeploymentID)
+		return explainOpen(err)
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.migrated(ctx, from, to)
+	s.opened(ctx, o)
+	if o.deployment.where.cluster == "" {
+		s.log.WarnContext(ctx, "this role may not execute pg_control_system(): a copy of the database in another cluster is not told from it")
+	}
 	return s, nil
+}
+
+// hosts names the servers of the URL, each once.
+func hosts(config *pgx.ConnConfig) string {
+	names := []string{config.Host}
+	for _, other := range config.Fallbacks {
+		if !slices.Contains(names, other.Host) {
+			names = append(names, other.Host)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // postgresConfig reads the URL. Its errors tell nothing of it: a URL that cannot
@@ -237,6 +248,7 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 			" it is like postgres://user:password@host:5432/database?sslmode=verify-full," +
 			" with what is special in a user name or a password percent-encoded")
 	}
+	preferPrimary(&config.Config)
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
@@ -261,60 +273,4 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 		}
 	}
 	return config, nil
-}
-
-// postgresFault reads SQLSTATEs, and errors of connections.
-func postgresFault(err error) fault {
-	var e *pgconn.PgError
-	if errors.As(err, &e) {
-		return sqlstateFault(e)
-	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return fault{}
-	}
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)) {
-		// Nobody listens at the address, or there is no such socket.
-		return fault{transient: true, down: true, answered: true}
-	}
-	for _, cut := range []error{
-		io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, net.ErrClosed, pgconn.ErrConnClosed, driver.ErrBadConn,
-	} {
-		if errors.Is(err, cut) {
-			return fault{transient: true}
-		}
-	}
-	return fault{}
-}
-
-func sqlstateFault(e *pgconn.PgError) fault {
-	// One that ends the session may have come after a commit.
-	f := fault{answered: e.Severity == "ERROR" || e.SeverityUnlocalized == "ERROR"}
-	switch e.Code {
-	case "23503": // foreign_key_violation
-		f.rejected, f.orphaned = true, true
-		return f
-	case "40001", // serialization_failure
-		"40P01", // deadlock_detected
-		"55P03": // lock_not_available: lock_timeout
-		f.transient = true
-		return f
-	case "57P01", // admin_shutdown, also of one connection
-		"57P02", // crash_shutdown
-		"57P03": // cannot_connect_now: starting, stopping
-		f.transient, f.down = true, true
-		return f
-	}
-	switch e.Code[:min(2, len(e.Code))] {
-	case "22", // data: a NUL, a number that is out of range
-		"23", // a constraint
-		"54": // a limit: a key that is too long for an index
-		f.rejected = true
-	case "08": // the connection
-		f.transient = true
-		// PgBouncer's words when the server refuses it. There is no code for it.
-		f.down = strings.Contains(e.Message, "server login has been failing") ||
-			strings.Contains(e.Message, "(server down)")
-	}
-	return f
 }

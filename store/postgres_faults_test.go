@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
@@ -137,16 +138,16 @@ func TestPostgresRestarted(t *testing.T) {
 func TestPostgresDown(t *testing.T) {
 	server := postgrestest.Start(t)
 	server.Stop(t)
-	_, err := Open(t.Context(), Options{URL: server.URL()}, nil)
+	_, err := Open(t.Context(), Options{URL: server.URL()}, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, agent.ErrStoreDown)
-	_, err = Open(t.Context(), Options{URL: "postgres:///postgres?user=postgres&host=" + t.TempDir()}, nil)
+	_, err = Open(t.Context(), Options{URL: "postgres:///postgres?user=postgres&host=" + t.TempDir()}, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, agent.ErrStoreDown, "no socket")
 
 	// Nobody says that it is down.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	<-ctx.Done()
-	_, err = Open(ctx, Options{URL: server.URL()}, nil)
+	_, err = Open(ctx, Options{URL: server.URL()}, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
 }

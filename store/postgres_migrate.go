@@ -9,22 +9,28 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
-// migrationLock is the advisory lock of who migrates: "agntstat" in ASCII. It is
-// one of the database, not of the server.
-const migrationLock int64 = 0x61676e7473746174
+// migrationLock is the first half of the advisory lock of who migrates, "agnt" in
+// ASCII; the second is the schema. It is one of the database, not of the server.
+const migrationLock int32 = 0x61676e74
 
-// oldestPostgres is the version that has all that the statements use.
-const oldestPostgres = 14
+// opened is what came of opening a database.
+type opened struct {
+	from, to   int64 // schema versions
+	deployment deployment
+}
 
-// migratePostgres brings the schema up to date, in one transaction, which begins
-// with a lock: replicas that start together wait for the first. A lock of the
-// session, as goose takes it, would be lost behind a pooler.
-func migratePostgres(ctx context.Context, db *sql.DB) (from, to int64, err error) {
+// preparePostgres checks that the server is what is needed, brings the schema up to date
+// and finds the deployment's identity: in one transaction, which begins with a
+// lock, so that replicas that start together agree. A lock of the session, as
+// goose takes it, would be lost behind a pooler.
+func preparePostgres(ctx context.Context, db *sql.DB, forced agent.ID) (out opened, err error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
-		return 0, 0, err
+		return out, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	err = conn.Raw(func(raw any) error {
@@ -33,42 +39,58 @@ func migratePostgres(ctx context.Context, db *sql.DB) (from, to int64, err error
 			return fmt.Errorf("connection is a %T", raw)
 		}
 		return pgx.BeginFunc(ctx, inner.Conn(), func(tx pgx.Tx) (err error) {
-			from, to, err = migrateIn(ctx, tx, inner)
+			out, err = prepareIn(ctx, tx, inner, forced)
 			return err
 		})
 	})
-	return from, to, err
+	return out, err
 }
 
-func migrateIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn) (from, to int64, err error) {
+func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.ID) (out opened, err error) {
+	server, err := inspectServer(ctx, tx)
+	if err != nil {
+		return out, err
+	}
+	if err := server.check(); err != nil {
+		return out, err
+	}
 	for _, statement := range []string{
 		// Of this transaction only, so they work behind a pooler, too.
 		`SET LOCAL statement_timeout = 0`,
 		`SET LOCAL idle_in_transaction_session_timeout = 0`,
 		`SET LOCAL lock_timeout = 0`,
-		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, migrationLock),
+		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.schemaOID)),
 	} {
 		if _, err := tx.Exec(ctx, statement); err != nil {
-			return 0, 0, fmt.Errorf("lock schema: %w", err)
+			return out, fmt.Errorf("lock schema: %w", err)
 		}
 	}
-	var version int
-	if err := tx.QueryRow(ctx, `SELECT current_setting('server_version_num')::int / 10000`).Scan(&version); err != nil {
-		return 0, 0, fmt.Errorf("read version of server: %w", err)
-	}
-	if version < oldestPostgres {
-		return 0, 0, fmt.Errorf("PostgreSQL %d is older than %d, the oldest that this program knows", version, oldestPostgres)
-	}
-	db := sql.OpenDB(nestedConn{conn})
+	nested := nestedConn{Conn: conn, first: &firstFault{}}
+	db := sql.OpenDB(nested)
 	db.SetMaxOpenConns(1)
 	defer func() { err = errors.Join(err, db.Close()) }()
-	return postgresDialect.migrate(ctx, db)
+	out.from, out.to, err = postgresDialect.migrate(ctx, db, server.mayCreate)
+	if err != nil {
+		return out, nested.first.cause(err)
+	}
+	if err := checkTables(ctx, tx); err != nil {
+		return out, err
+	}
+	where, err := postgresPlace(ctx, tx)
+	if err != nil {
+		return out, err
+	}
+	out.deployment, err = postgresDialect.identify(ctx, db, where, forced)
+	return out, err
 }
 
 // nestedConn is a connection that is in a transaction, which its user neither
 // ends nor knows: what it thinks are transactions are parts of that one. It is
 // its own connector.
-type nestedConn struct{ *stdlib.Conn }
+type nestedConn struct {
+	*stdlib.Conn
+	first *firstFault
+}
 
 // Connect returns the connection.
 func (c nestedConn) Connect(context.Context) (driver.Conn, error) { return c, nil }
@@ -81,6 +103,18 @@ func (c nestedConn) Close() error { return nil }
 
 // ResetSession does nothing: the transaction is to stay.
 func (c nestedConn) ResetSession(context.Context) error { return nil }
+
+// ExecContext notes the first error.
+func (c nestedConn) ExecContext(ctx context.Context, text string, args []driver.NamedValue) (driver.Result, error) {
+	result, err := c.Conn.ExecContext(ctx, text, args)
+	return result, c.first.note(err)
+}
+
+// QueryContext notes the first error.
+func (c nestedConn) QueryContext(ctx context.Context, text string, args []driver.NamedValue) (driver.Rows, error) {
+	rows, err := c.Conn.QueryContext(ctx, text, args)
+	return rows, c.first.note(err)
+}
 
 // BeginTx does nothing.
 func (c nestedConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {

@@ -106,7 +106,7 @@ func TestPostgresOpenedTogether(t *testing.T) {
 			conn := admin(t, c.database)
 			known, err := migrations.ReadDir("migrations/postgres")
 			require.NoError(t, err)
-			require.Equal(t, len(known)+1, scalar[int](t, conn, `SELECT count(*) FROM goose_db_version`), "each once, and goose's own")
+			require.Equal(t, len(known)+1, scalar[int](t, conn, `SELECT count(*) FROM agentstatsd_schema_version`), "each once, and goose's own")
 			require.Equal(t, len(stores), scalar[int](t, conn, `SELECT count(*) FROM agents`))
 		})
 	}
@@ -118,7 +118,7 @@ func TestPostgresMigrationLocked(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	conn := admin(t, url)
 	execute(t, conn, `BEGIN`)
-	execute(t, conn, `SELECT pg_advisory_xact_lock($1)`, migrationLock)
+	execute(t, conn, `SELECT pg_advisory_xact_lock($1, oid::int) FROM pg_namespace WHERE nspname = 'public'`, migrationLock)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	_, err := Open(ctx, Options{URL: url, StatementTimeout: 20 * time.Millisecond}, slog.New(slog.DiscardHandler))
@@ -132,13 +132,11 @@ func TestPostgresMigrationLocked(t *testing.T) {
 func TestPostgresNewerSchema(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	s := openURL(t, Options{URL: url})
-	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (77, true)`)
+	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (77, true)`)
 	require.NoError(t, err)
 	_, err = Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
-	known, readErr := migrations.ReadDir("migrations/postgres")
-	require.NoError(t, readErr)
 	require.ErrorContains(t, err, fmt.Sprintf("its schema version 77 is newer than %d, the newest that this program knows:"+
-		" use the program that wrote it, or a later one", len(known)))
+		" use the program that wrote it, or a later one", newest(t, &postgresDialect)))
 	require.ErrorContains(t, err, `open database "test_`)
 }
 

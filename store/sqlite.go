@@ -26,10 +26,11 @@ const walBytes = 64 << 20
 
 // sqliteDialect is SQLite, version 3.35 (DROP COLUMN) or later.
 var sqliteDialect = dialect{
-	name:    "sqlite",
-	goose:   goose.DialectSQLite3,
-	faultOf: sqliteFault,
-	id:      func(id agent.ID) any { return id[:] },
+	name:         "sqlite",
+	goose:        goose.DialectSQLite3,
+	roomOfItsOwn: "a file of its own",
+	faultOf:      sqliteFault,
+	id:           func(id agent.ID) any { return id[:] },
 	among: func(ids []agent.ID) (string, []any) {
 		args := make([]any, len(ids))
 		for i := range ids {
@@ -63,6 +64,8 @@ ON CONFLICT (agent_id, key) DO UPDATE SET
 WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
     AND (excluded.epoch <> metadata.epoch OR excluded.value <> metadata.value OR excluded.error <> metadata.error
         OR coalesce(metadata.collected_at, -9223372036854775807) <= ?)`
+	q.yes = `1`
+	q.relations = `SELECT name FROM sqlite_master`
 	q.insertBuild = `INSERT INTO builds_observed (build_id, observed_at) VALUES (?, ?) ON CONFLICT DO NOTHING`
 	return q
 }
@@ -150,12 +153,25 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 		dialect: &sqliteDialect, writer: writer, reader: reader, log: log,
 		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept,
 	}
-	from, to, err := s.dialect.migrate(ctx, writer)
+	var o opened
+	o.from, o.to, err = s.dialect.migrate(ctx, writer, func(context.Context) error { return nil })
+	if err == nil {
+		o.deployment, err = s.identifyFile(ctx, path, opts.DeploymentID)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
-	s.migrated(ctx, from, to)
+	s.opened(ctx, o)
 	return s, nil
+}
+
+// identifyFile finds the identity of the file.
+func (s *Store) identifyFile(ctx context.Context, path string, forced agent.ID) (deployment, error) {
+	file, err := fileIdentity(path)
+	if err != nil {
+		return deployment{}, err
+	}
+	return s.dialect.identify(ctx, s.writer, place{object: file}, forced)
 }
 
 // sqliteDSN names the file and what every connection to it sets, with one
@@ -169,6 +185,9 @@ func sqliteDSN(path string, opts Options, key, value string) string {
 			// An acked value survives a loss of power: each commit is synced.
 			"synchronous(FULL)",
 			"foreign_keys(1)",
+			// What sorting needs beside the file: a container may have no directory
+			// for it, and what is large is read in the order of an index.
+			"temp_store(MEMORY)",
 			"journal_size_limit(" + strconv.Itoa(walBytes) + ")",
 		},
 		"_dqs":       {"0"},
@@ -224,6 +243,8 @@ func sqliteFault(err error) fault {
 	switch e.Code() & 0xff { // the rest of an extended code is the detail
 	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG:
 		f.rejected = true
+	case sqlite3.SQLITE_FULL:
+		f.reason = reasonFull
 	}
 	return f
 }

@@ -13,14 +13,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"path"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/pressly/goose/v3"
+	"github.com/coder/agentstatsd/agent"
 )
 
 // Options of a Store.
@@ -39,6 +37,10 @@ type Options struct {
 	// RemovalsKept is how many removals of agents and workspaces are remembered;
 	// 0: 50,000. A replica that missed more than that reads all registrations.
 	RemovalsKept int
+
+	// DeploymentID, if it is not zero, becomes that of the database; see
+	// Store.Deployment.
+	DeploymentID agent.ID
 
 	// ReadConns is how many reads run at once on SQLite; 0: 4.
 	ReadConns int
@@ -113,6 +115,11 @@ type Store struct {
 
 	touchInterval time.Duration
 	removalsKept  int
+	// renew drops all connections, if it was not done a moment ago; nil: there is
+	// nothing to drop.
+	renew func() bool
+	// deployment is that of when the database was opened.
+	deployment agent.ID
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
 	rewriteUntil atomic.Int64
 }
@@ -130,42 +137,19 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	return openSQLite(ctx, opts, log)
 }
 
-// migrate brings the schema up to date over db, and returns its version before
-// and after.
-func (d *dialect) migrate(ctx context.Context, db *sql.DB) (current, target int64, err error) {
-	files, err := fs.Sub(migrations, path.Join("migrations", d.name))
-	if err != nil {
-		return 0, 0, fmt.Errorf("read migrations: %w", err)
+// opened takes in what came of opening the database.
+func (s *Store) opened(ctx context.Context, o opened) {
+	if o.from != o.to {
+		s.log.InfoContext(ctx, "database migrated", "from_version", o.from, "to_version", o.to)
 	}
-	provider, err := goose.NewProvider(d.goose, db, files, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return 0, 0, fmt.Errorf("read migrations: %w", err)
-	}
-	current, target, err = provider.GetVersions(ctx)
-	if err != nil {
-		return 0, 0, fmt.Errorf("read schema version: %w", err)
-	}
-	if current > target {
-		return 0, 0, fmt.Errorf("its schema version %d is newer than %d, the newest that this program knows:"+
-			" use the program that wrote it, or a later one", current, target)
-	}
-	if _, err := provider.Up(ctx); err != nil {
-		return 0, 0, fmt.Errorf("migrate from schema version %d to %d: %w", current, target, err)
-	}
-	return current, target, nil
-}
-
-// migrated logs that the schema has another version than before.
-func (s *Store) migrated(ctx context.Context, from, to int64) {
-	if from != to {
-		s.log.InfoContext(ctx, "database migrated", "from_version", from, "to_version", to)
-	}
+	o.deployment.log(ctx, s.log)
+	s.deployment = o.deployment.id
 }
 
 // Ping reads from the database.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.read(ctx, "ping database", func(q querier) error {
-		return query(ctx, q, `SELECT 1 FROM goose_db_version LIMIT 1`, nil, func(*sql.Rows) error { return nil })
+		return query(ctx, q, `SELECT 1 FROM `+versionTable+` LIMIT 1`, nil, func(*sql.Rows) error { return nil })
 	})
 }
 

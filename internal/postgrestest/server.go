@@ -197,10 +197,83 @@ func (s *Server) close() error {
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
+// Standby starts a server that follows this one by streaming replication, and can be
+// read from. It is stopped when the test ends.
+func (s *Server) Standby(tb testing.TB) *Server {
+	tb.Helper()
+	dir, err := newDir()
+	if err != nil {
+		tb.Fatalf("start standby: %v", err)
+	}
+	standby := &Server{dir: dir, port: freeport.Port(), settings: s.settings}
+	tb.Cleanup(func() {
+		if err := standby.close(); err != nil {
+			tb.Errorf("stop standby: %v", err)
+		}
+	})
+	cmd, err := command("pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres",
+		"-D", standby.data(), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	if err != nil {
+		tb.Fatalf("start standby: %v", err)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("pg_basebackup: %v\n%s", err, out)
+	}
+	if err := standby.start(); err != nil {
+		tb.Fatalf("start standby: %v", err)
+	}
+	return standby
+}
+
+// Promote makes a standby a primary, once it has all that was committed on primary.
+func (s *Server) Promote(tb testing.TB, primary *Server) {
+	tb.Helper()
+	if primary.running != nil {
+		var at string
+		if err := primary.query(&at, "SELECT pg_current_wal_lsn()::text"); err != nil {
+			tb.Fatalf("promote: %v", err)
+		}
+		for behind := true; behind; {
+			if err := s.query(&behind, "SELECT pg_last_wal_replay_lsn() < '"+at+"'::pg_lsn"); err != nil {
+				tb.Fatalf("promote: %v", err)
+			}
+		}
+	}
+	if err := s.exec("SELECT pg_promote(true, 60)"); err != nil {
+		tb.Fatalf("promote: %v", err)
+	}
+}
+
+// Demote makes the server read-only for all, connections that stand included, as an old
+// primary may be after a failover. None is cut.
+func (s *Server) Demote(tb testing.TB) {
+	tb.Helper()
+	for _, statement := range []string{"ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"} {
+		if err := s.exec(statement); err != nil {
+			tb.Fatalf("demote: %v", err)
+		}
+	}
+}
+
+// Address returns the host and port.
+func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+
+// query reads one value in the database postgres.
+func (s *Server) query(value any, statement string) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.URL())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	return conn.QueryRow(ctx, statement).Scan(value)
+}
+
 // PgBouncer starts one in transaction mode before the server, which is stopped
 // when the test ends, and returns the URL of a database through it. database is
-// a URL of this server.
-func (s *Server) PgBouncer(tb testing.TB, database string) string {
+// a URL of this server. settings are lines of its configuration.
+func (s *Server) PgBouncer(tb testing.TB, database string, settings ...string) string {
 	tb.Helper()
 	parsed, err := url.Parse(database)
 	if err != nil {
@@ -223,7 +296,8 @@ pool_mode = transaction
 max_client_conn = 400
 default_pool_size = 20
 server_login_retry = 1
-`, s.port, port)
+%s
+`, s.port, port, strings.Join(settings, "\n"))
 	file := filepath.Join(dir, "pgbouncer.ini")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		tb.Fatalf("start PgBouncer: %v", err)
