@@ -10,26 +10,21 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// decodedFamily is one family of a push, or why it is refused.
-type decodedFamily struct {
-	name    string
-	family  *family
-	refused *refusal
-}
-
-// decode decodes and checks each family by itself. Those beyond the limit are
-// refused as one.
-func (f *Federation) decode(now time.Time, p *agent.Push) []decodedFamily {
+// decode decodes and checks each family by itself. Of those beyond the limit only
+// the names are read.
+func (f *Federation) decode(now time.Time, p *agent.Push) []*decodedFamily {
 	n := min(len(p.Families), f.opts.MaxFamilies)
-	out := make([]decodedFamily, n)
-	for i, raw := range p.Families[:n] {
-		d := &out[i]
-		d.name, d.family, d.refused = decodeFamily(raw, now)
-	}
-	if len(p.Families) > n {
-		out = append(out, decodedFamily{
-			refused: refuse(reasonTooManyFamilies, "%d families, the first %d are taken", len(p.Families), n),
-		})
+	out := make([]*decodedFamily, len(p.Families))
+	for i, raw := range p.Families {
+		switch {
+		case i < n:
+			out[i] = decodeFamily(raw, now)
+		case i == n:
+			out[i] = (&decodedFamily{name: nameOf(raw)}).refuse(
+				refuse(reasonTooManyFamilies, "%d families, the first %d are taken", len(p.Families), n))
+		default:
+			out[i] = &decodedFamily{name: nameOf(raw)}
+		}
 	}
 	return out
 }
@@ -82,8 +77,8 @@ type admission struct {
 	// live are the names that cannot make way: those of others who are alive, and
 	// those that were admitted.
 	live map[string]bool
-	// total is what all others hold.
-	total int
+	// alive is what all others hold that are alive.
+	alive int
 	// displaced are the names that made way.
 	displaced map[string]bool
 }
@@ -94,7 +89,10 @@ type admission struct {
 //
 // A name that is served keeps its type as long as an instance that is alive
 // pushes it so; families that are held already come before new ones.
-func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) {
+//
+// What an instance counts under a name that it pushes in a form that is refused
+// is kept, but not served.
+func (f *Federation) admitLocked(next, old *instance, decoded []*decodedFamily) (refused []refusals) {
 	if old != nil {
 		old = old.only(f.types)
 	}
@@ -103,29 +101,33 @@ func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) {
 	}
 	next.families = make(map[string]*family)
 	for id, i := range f.instances {
-		if id != next.id {
-			a.total += i.lines
+		if id != next.id && i.live {
+			a.alive += i.lines
 		}
+	}
+	seen := make(map[string]bool, len(decoded))
+	for _, d := range decoded {
+		seen[d.name] = true
 	}
 	if old != nil {
 		for name, fam := range old.families {
 			if cumulative(fam.Type) {
-				next.families[name] = fam
+				next.families[name] = fam.refuseAll(seen[name])
 			}
 		}
 	}
 	next.countLines()
 
-	reasons := make([]*refusal, len(decoded))
-	seen := make(map[string]bool, len(decoded))
+	refused = make([]refusals, len(decoded))
+	clear(seen)
 	known, unknown := make([]int, 0, len(decoded)), []int(nil)
 	for i, d := range decoded {
-		reasons[i] = d.refused
+		refused[i] = d.refused
 		t, isHeld := a.held[d.name]
 		switch {
 		case d.name != "" && seen[d.name]:
-			reasons[i] = refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")
-		case d.refused != nil:
+			refused[i] = refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
+		case d.family == nil:
 		case isHeld && t == d.family.Type:
 			known = append(known, i)
 		default:
@@ -134,18 +136,10 @@ func (f *Federation) admitLocked(next, old *instance, decoded []decodedFamily) {
 		seen[d.name] = true
 	}
 	for _, i := range append(known, unknown...) {
-		reasons[i] = f.admitFamily(a, decoded[i].family)
-	}
-	for i, r := range reasons {
-		if r != nil {
-			next.refused = append(next.refused, agent.PushRefusal{
-				Name:    cut(strings.ToValidUTF8(decoded[i].name, "\uFFFD"), metrics.MaxNameBytes),
-				Reason:  string(r.reason),
-				Message: r.message,
-			})
-		}
+		refused[i] = f.admitFamily(a, decoded[i])
 	}
 	f.outlastLocked(next, a.displaced)
+	return refused
 }
 
 // outlastLocked makes next newer than those whose families made way for its own,
@@ -161,16 +155,18 @@ func (f *Federation) outlastLocked(next *instance, displaced map[string]bool) {
 	}
 }
 
-// admitFamily takes one family into next, or returns why not.
-func (f *Federation) admitFamily(a *admission, fam *family) *refusal {
+// admitFamily takes one family into next, as far as there is room for its series,
+// and returns what of it is refused.
+func (f *Federation) admitFamily(a *admission, d *decodedFamily) refusals {
+	fam := d.family
 	displaced := collisions(a.held, fam.Name, fam.Type)
 	for _, name := range displaced {
 		switch {
 		case !a.live[name]:
 		case name == fam.Name:
-			return refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, a.held[name])
+			return refusals{refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, a.held[name])}
 		default:
-			return refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.held[name], name)
+			return refusals{refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.held[name], name)}
 		}
 	}
 	lines := a.next.lines
@@ -186,23 +182,17 @@ func (f *Federation) admitFamily(a *admission, fam *family) *refusal {
 			lines -= kept.lines()
 		}
 	}
+	refused := d.refused
 	after := f.merges.succeed(before, fam)
+	if room := f.room(a); lines+after.lines() > max(room.lines, a.next.lines) {
+		fits, n := fam.fit(before, after, room.lines-lines)
+		after = f.merges.succeed(before, fits)
+		refused = slices.Clone(refused)
+		room.refusal.count, room.refusal.of = n, ofSeries
+		refused = append(refused, room.refusal)
+	}
 	after.haveSince(a.next.updatedAt.UnixNano(), before != nil && a.old.live)
 	lines += after.lines()
-	if lines > a.next.lines {
-		for _, limit := range []struct {
-			of          string
-			lines, most int
-		}{
-			{"this instance", lines, f.opts.MaxSeries},
-			{"all instances", a.total + lines, f.opts.MaxTotalSeries},
-		} {
-			if limit.lines > limit.most {
-				return refuse(reasonTooManySeries, "%d series of %s with this family, at most %d",
-					limit.lines, limit.of, limit.most)
-			}
-		}
-	}
 	for _, name := range displaced {
 		delete(a.next.families, name)
 		delete(a.held, name)
@@ -210,5 +200,62 @@ func (f *Federation) admitFamily(a *admission, fam *family) *refusal {
 	}
 	a.next.families[fam.Name], a.next.lines = after, lines
 	a.held[fam.Name], a.live[fam.Name] = fam.Type, true
-	return nil
+	return refused
+}
+
+// room is how many lines an instance may have, and why series beyond are refused.
+type room struct {
+	lines   int
+	refusal *refusal
+}
+
+func (f *Federation) room(a *admission) room {
+	if all := f.opts.MaxTotalSeries - a.alive; all < f.opts.MaxSeries {
+		return room{all, refuse(reasonTooManySeries, "no room: at most %d of all instances that are alive", f.opts.MaxTotalSeries)}
+	}
+	return room{f.opts.MaxSeries, refuse(reasonTooManySeries, "no room: at most %d of one instance", f.opts.MaxSeries)}
+}
+
+// fit returns the family with as many of its series as fit into lines, and how
+// many do not. after is what would become of it and of before, which may be nil.
+// What before counted is kept in any case; its series come before new ones.
+func (f *family) fit(before, after *family, lines int) (_ *family, refused int) {
+	known := make(map[string]int)
+	if before != nil {
+		for i := range before.Series {
+			s := &before.Series[i]
+			known[s.Labels] = 0
+			if cumulative(before.Type) {
+				known[s.Labels] = s.lines()
+				lines -= s.lines()
+			}
+		}
+	}
+	taken := make(map[string]bool, len(f.Series))
+	for i := range f.Series {
+		taken[f.Series[i].Labels] = false
+	}
+	for _, isKnown := range [...]bool{true, false} {
+		for i := range after.Series {
+			s := &after.Series[i]
+			was, ok := known[s.Labels]
+			if _, pushed := taken[s.Labels]; !pushed || ok != isKnown {
+				continue
+			}
+			if more := s.lines() - was; more <= max(lines, 0) {
+				lines -= more
+				taken[s.Labels] = true
+			}
+		}
+	}
+	out := &family{Name: f.Name, Type: f.Type, Help: f.Help, refusedLabels: maps.Clone(f.refusedLabels)}
+	for i := range f.Series {
+		if taken[f.Series[i].Labels] {
+			out.Series = append(out.Series, f.Series[i])
+			continue
+		}
+		out.refuse(f.Series[i].Labels)
+		refused++
+	}
+	return out, refused
 }

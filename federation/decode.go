@@ -1,7 +1,6 @@
 package federation
 
 import (
-	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -10,29 +9,11 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/metrics"
-)
-
-// Reasons for which a family is refused, beside those of package metrics.
-const (
-	reasonUndecodable      metrics.Reason = "undecodable"
-	reasonUnknownType      metrics.Reason = "unknown_type"
-	reasonTypeMismatch     metrics.Reason = "type_mismatch"
-	reasonNameCollision    metrics.Reason = "name_collision"
-	reasonDuplicateFamily  metrics.Reason = "duplicate_family"
-	reasonDuplicateSeries  metrics.Reason = "duplicate_series"
-	reasonMissingValue     metrics.Reason = "missing_value"
-	reasonInvalidCounter   metrics.Reason = "invalid_counter"
-	reasonInvalidSummary   metrics.Reason = "invalid_summary"
-	reasonInvalidHistogram metrics.Reason = "invalid_histogram"
-	reasonInvalidNative    metrics.Reason = "invalid_native_histogram"
-	reasonInvalidExemplar  metrics.Reason = "invalid_exemplar"
-	reasonInvalidTime      metrics.Reason = "invalid_time"
-	reasonTooManyFamilies  metrics.Reason = "too_many_families"
-	reasonTooManySeries    metrics.Reason = "too_many_series"
 )
 
 const (
@@ -41,55 +22,119 @@ const (
 	// maxExemplarBytes of an exemplar's labels: the 128 characters that
 	// OpenMetrics allows, of up to 4 bytes.
 	maxExemplarBytes = 512
+	// maxLabelValueBytes of a label of coderd's: parameters of templates are up
+	// to 32 KiB, and a family has them as a label.
+	maxLabelValueBytes = 32 << 10
+	// maxLabelsBytes is the sum over a series' label names and values.
+	maxLabelsBytes = 40 << 10
 )
 
-// refusal is why a family is not taken in.
-type refusal struct {
-	reason  metrics.Reason
-	message string
+// decodedFamily is one family of a push, or why it is refused, or some of it.
+type decodedFamily struct {
+	// name is set as far as it can be told.
+	name   string
+	family *family // nil: refused
+	// refused are why the family, or series of it, or values are not taken in.
+	refused refusals
 }
 
-func refuse(reason metrics.Reason, format string, args ...any) *refusal {
-	return &refusal{reason, fmt.Sprintf(format, args...)}
+func (d *decodedFamily) refuse(r *refusal) *decodedFamily {
+	d.family, d.refused = nil, refusals{r}
+	return d
 }
 
 // decodeFamily decodes and checks one io.prometheus.client.MetricFamily that
-// was received at now. name is set as far as it can be told.
-func decodeFamily(raw []byte, now time.Time) (name string, _ *family, _ *refusal) {
+// was received at now. What of its series is not right is left out.
+func decodeFamily(raw []byte, now time.Time) *decodedFamily {
+	d := &decodedFamily{name: nameOf(raw)}
 	var in dto.MetricFamily
 	if err := proto.Unmarshal(raw, &in); err != nil {
-		return "", nil, refuse(reasonUndecodable, "not an io.prometheus.client.MetricFamily: %v", err)
+		return d.refuse(refuse(reasonUndecodable, "not an io.prometheus.client.MetricFamily: %v", err))
 	}
-	name = in.GetName()
-	if r := metrics.CheckPushedName(name); r != "" {
-		return name, nil, refuse(r, "name of %d bytes, at most %d: coderd may not push it", len(name), metrics.MaxNameBytes)
+	d.name = in.GetName()
+	if reason := metrics.CheckPushedName(d.name); reason != "" {
+		return d.refuse(nameRefusal(d.name, reason))
 	}
-	f := &family{Name: name}
+	f := &family{Name: d.name}
 	var r *refusal
 	if f.Type, r = decodeType(&in); r != nil {
-		return name, nil, r
+		return d.refuse(r)
 	}
-	if d, ok := metrics.Documented(name); ok {
-		if f.Type != d.Type {
-			return name, nil, refuse(reasonTypeMismatch, "type %v, but documented as %v", f.Type, d.Type)
+	if known, ok := metrics.Documented(d.name); ok {
+		if f.Type != known.Type {
+			return d.refuse(refuse(reasonTypeMismatch, "type %v, but documented as %v", f.Type, known.Type))
 		}
-		f.Help = d.Help
+		f.Help = known.Help
 	} else {
 		f.Help = cut(strings.ToValidUTF8(in.GetHelp(), "\uFFFD"), maxHelpBytes)
 	}
-	f.Series = make([]series, len(in.Metric))
-	for i, m := range in.Metric {
-		if f.Series[i], r = decodeSeries(m, f.Type, now); r != nil {
-			return name, nil, r
+	f.Series = make([]series, 0, len(in.Metric))
+	for _, m := range in.Metric {
+		labels, r := decodeLabels(m.GetLabel(), f.Type)
+		if r != nil {
+			d.refused.add(ofSeries, "", r)
+			continue
 		}
+		s, r := decodeSeries(m, labels, f.Type, now, &d.refused)
+		if r != nil {
+			d.refused.add(ofSeries, labels, r)
+			f.refuse(labels)
+			continue
+		}
+		f.Series = append(f.Series, s)
 	}
 	slices.SortFunc(f.Series, compareSeries)
-	for i := 1; i < len(f.Series); i++ {
-		if f.Series[i].Labels == f.Series[i-1].Labels {
-			return name, nil, refuse(reasonDuplicateSeries, "two series with the labels {%s}", labelsText(f.Series[i].Labels))
+	f.Series = d.withoutDuplicates(f)
+	d.family = f
+	return d
+}
+
+// withoutDuplicates returns the series whose labels are theirs alone: of several
+// nobody knows which is right. Those that are refused already count too.
+func (d *decodedFamily) withoutDuplicates(f *family) []series {
+	out := f.Series[:0]
+	for i := 0; i < len(f.Series); {
+		next := i + 1
+		for next < len(f.Series) && f.Series[next].Labels == f.Series[i].Labels {
+			next++
 		}
+		labels := f.Series[i].Labels
+		switch {
+		case next == i+1 && !f.refusedLabels[labels]:
+			out = append(out, f.Series[i])
+		default:
+			for range next - i {
+				d.refused.add(ofSeries, labels, refuse(reasonDuplicateSeries, "another series has the same labels"))
+			}
+			f.refuse(labels)
+		}
+		i = next
 	}
-	return name, f, nil
+	return out
+}
+
+// nameOf returns the name of a serialized family that may be malformed.
+func nameOf(raw []byte) (name string) {
+	for len(raw) > 0 {
+		number, kind, n := protowire.ConsumeTag(raw)
+		if n < 0 {
+			return name
+		}
+		raw = raw[n:]
+		if number == 1 && kind == protowire.BytesType {
+			value, n := protowire.ConsumeBytes(raw)
+			if n < 0 {
+				return name
+			}
+			name, raw = string(value), raw[n:]
+			continue
+		}
+		if n = protowire.ConsumeFieldValue(number, kind, raw); n < 0 {
+			return name
+		}
+		raw = raw[n:]
+	}
+	return name
 }
 
 func decodeType(in *dto.MetricFamily) (metrics.Type, *refusal) {
@@ -110,10 +155,10 @@ func decodeType(in *dto.MetricFamily) (metrics.Type, *refusal) {
 	return 0, refuse(reasonUnknownType, "its type is none of counter, gauge, summary, histogram and untyped")
 }
 
-func decodeSeries(m *dto.Metric, t metrics.Type, now time.Time) (s series, r *refusal) {
-	if s.Labels, r = decodeLabels(m.GetLabel(), t); r != nil {
-		return s, r
-	}
+// decodeSeries decodes and checks the values of one series. It is refused, or
+// some of them are, which goes to values.
+func decodeSeries(m *dto.Metric, labels string, t metrics.Type, now time.Time, values *refusals) (s series, r *refusal) {
+	s.Labels = labels
 	var created *timestamppb.Timestamp
 	var missing bool
 	switch t {
@@ -121,12 +166,11 @@ func decodeSeries(m *dto.Metric, t metrics.Type, now time.Time) (s series, r *re
 		missing = m.Counter == nil
 		created = m.GetCounter().GetCreatedTimestamp()
 		s.Value = canonical(m.GetCounter().GetValue())
-		if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) || s.Value < 0 {
-			return s, refuse(reasonInvalidCounter, "{%s} is %v: a counter is finite and not negative", labelsText(s.Labels), s.Value)
+		if !isTerm(s.Value) || s.Value < 0 {
+			return s, refuse(reasonInvalidCounter, "counter of %v: want a number from 0 to 2^64", s.Value)
 		}
 		if e := m.GetCounter().GetExemplar(); e != nil {
-			s.Exemplar = new(exemplar)
-			*s.Exemplar, r = decodeExemplar(e)
+			s.Exemplar = decodeExemplar(e, s.Labels, values)
 		}
 	case metrics.Gauge:
 		missing = m.Gauge == nil
@@ -138,21 +182,30 @@ func decodeSeries(m *dto.Metric, t metrics.Type, now time.Time) (s series, r *re
 	case metrics.Histogram:
 		missing = m.Histogram == nil
 		created = m.GetHistogram().GetCreatedTimestamp()
-		s.Hist, r = decodeHistogram(m.GetHistogram())
+		s.Hist, r = decodeHistogram(m.GetHistogram(), s.Labels, values)
 	default:
 		missing = m.Untyped == nil
 		s.Value, s.Changed = canonical(m.GetUntyped().GetValue()), now.UnixNano()
 	}
 	if missing {
-		return s, refuse(reasonMissingValue, "{%s} has no %v", labelsText(s.Labels), t)
-	}
-	if r == nil && created != nil {
-		s.Created, r = decodeTime(created)
+		return s, refuse(reasonMissingValue, "it has no %v", t)
 	}
 	if r != nil {
-		r.message = fmt.Sprintf("{%s}: %s", labelsText(s.Labels), r.message)
+		return s, r
 	}
-	return s, r
+	if created != nil {
+		if s.Created, r = decodeTime(created); r != nil {
+			values.add(ofValues, labels, r)
+		}
+		s.Since = s.Created
+	}
+	if s.Hist != nil {
+		if sum := s.Hist.Sum.value(); !isTerm(sum) {
+			values.add(ofValues, s.Labels, refuse(reasonInvalidSum, "sum of %v: want a number from -2^64 to 2^64", sum))
+			s.Hist.Sum, s.noSum = nil, true
+		}
+	}
+	return s, nil
 }
 
 // canonical makes every NaN one quiet NaN, so that Prometheus's marker of stale
@@ -180,11 +233,11 @@ func decodeLabels(in []*dto.LabelPair, t metrics.Type) (string, *refusal) {
 		case strings.HasPrefix(name, "__"),
 			(t == metrics.Histogram || t == metrics.Summary) && (name == "le" || name == "quantile"):
 			return "", refuse(metrics.ReasonReservedLabel, "label %s of a %v", name, t)
-		case len(value) > metrics.MaxLabelValueBytes:
-			return "", refuse(metrics.ReasonLabelValueTooLong, "value of label %s of %d bytes, at most %d", name, len(value), metrics.MaxLabelValueBytes)
+		case len(value) > maxLabelValueBytes:
+			return "", refuse(metrics.ReasonLabelValueTooLong, "value of label %s of %d bytes, at most %d", name, len(value), maxLabelValueBytes)
 		}
 	}
-	return joinLabels(in, metrics.MaxLabelsBytes)
+	return joinLabels(in, maxLabelsBytes)
 }
 
 // joinLabels sorts and joins labels whose names are valid.
@@ -216,7 +269,18 @@ func joinLabels(in []*dto.LabelPair, limit int) (string, *refusal) {
 	return b.String(), nil
 }
 
-func decodeExemplar(in *dto.Exemplar) (exemplar, *refusal) {
+// decodeExemplar returns nil if the exemplar of the series is refused, which goes
+// to values.
+func decodeExemplar(in *dto.Exemplar, labels string, values *refusals) *exemplar {
+	e, r := checkExemplar(in)
+	if r != nil {
+		values.add(ofValues, labels, r)
+		return nil
+	}
+	return &e
+}
+
+func checkExemplar(in *dto.Exemplar) (exemplar, *refusal) {
 	e := exemplar{Value: canonical(in.GetValue())}
 	for _, l := range in.GetLabel() {
 		if !model.LegacyValidation.IsValidLabelName(l.GetName()) {
@@ -228,9 +292,11 @@ func decodeExemplar(in *dto.Exemplar) (exemplar, *refusal) {
 		return e, refuse(reasonInvalidExemplar, "exemplar: %s", r.message)
 	}
 	if in.Timestamp != nil {
-		e.Time, r = decodeTime(in.Timestamp)
+		if e.Time, r = decodeTime(in.Timestamp); r != nil {
+			return e, refuse(reasonInvalidExemplar, "exemplar: %s", r.message)
+		}
 	}
-	return e, r
+	return e, nil
 }
 
 // decodeTime returns nanoseconds since 1970.

@@ -46,13 +46,13 @@ func decodeSummary(in *dto.Summary) (*distribution, []quantile, *refusal) {
 	return &distribution{Count: count, Sum: exact{canonical(in.GetSampleSum())}}, quantiles, nil
 }
 
-func decodeHistogram(in *dto.Histogram) (*distribution, *refusal) {
+func decodeHistogram(in *dto.Histogram, labels string, values *refusals) (*distribution, *refusal) {
 	d := &distribution{Sum: exact{canonical(in.GetSampleSum())}}
 	var ok bool
 	if d.Count, ok = decodeCount(in.GetSampleCountFloat(), in.GetSampleCount()); !ok {
 		return nil, refuse(reasonInvalidHistogram, "sample count is not within 0 and 2^53")
 	}
-	if r := d.decodeClassic(in.GetBucket()); r != nil {
+	if r := d.decodeClassic(in.GetBucket(), labels, values); r != nil {
 		return nil, r
 	}
 	if !isNative(in) {
@@ -65,11 +65,9 @@ func decodeHistogram(in *dto.Histogram) (*distribution, *refusal) {
 		if e.GetTimestamp() == nil {
 			continue // Prometheus drops it
 		}
-		decoded, r := decodeExemplar(e)
-		if r != nil {
-			return nil, r
+		if decoded := decodeExemplar(e, labels, values); decoded != nil {
+			d.NativeExemplars = append(d.NativeExemplars, *decoded)
 		}
-		d.NativeExemplars = append(d.NativeExemplars, decoded)
 	}
 	slices.SortFunc(d.NativeExemplars, compareExemplars)
 	d.NativeExemplars = d.NativeExemplars[max(0, len(d.NativeExemplars)-maxNativeExemplars):]
@@ -95,7 +93,7 @@ func quantize(f float64) float64 {
 	return math.Floor(f/countQuantum) * countQuantum
 }
 
-func (d *distribution) decodeClassic(buckets []*dto.Bucket) *refusal {
+func (d *distribution) decodeClassic(buckets []*dto.Bucket, labels string, values *refusals) *refusal {
 	if len(buckets) > maxBuckets {
 		return refuse(reasonInvalidHistogram, "%d buckets, at most %d", len(buckets), maxBuckets)
 	}
@@ -115,11 +113,9 @@ func (d *distribution) decodeClassic(buckets []*dto.Bucket) *refusal {
 			return refuse(reasonInvalidHistogram, "bucket le=+Inf counts %v of %v", count, d.Count)
 		}
 		if e := b.GetExemplar(); e != nil {
-			decoded, r := decodeExemplar(e)
-			if r != nil {
-				return r
+			if decoded := decodeExemplar(e, labels, values); decoded != nil {
+				d.Exemplars = append(d.Exemplars, bucketExemplar{bound, *decoded})
 			}
-			d.Exemplars = append(d.Exemplars, bucketExemplar{bound, decoded})
 		}
 		if !math.IsInf(bound, 1) {
 			d.Bounds, d.Counts = append(d.Bounds, bound), append(d.Counts, count)

@@ -85,6 +85,13 @@ func (d *distribution) resetSince(old *distribution) bool {
 	return d.Native.DetectReset(old.Native)
 }
 
+// withSum returns d with another sum.
+func (d *distribution) withSum(sum exact) *distribution {
+	out := *d
+	out.Sum = sum
+	return &out
+}
+
 // larger returns the one that counted more; of equal ones, and where a is nil, b.
 func larger(a, b *distribution) *distribution {
 	if a != nil && (b == nil || a.Count > b.Count) {

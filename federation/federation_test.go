@@ -368,7 +368,8 @@ func TestLimits(t *testing.T) {
 	require.Len(t, refused, 1)
 	require.Equal(t, "too_many_families", refused[0].Reason)
 	refused = pushText(t, f, start, 1, 2, "# TYPE a gauge\na 1\n# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\nb{l=\"3\"} 1\n")
-	require.Equal(t, []agent.PushRefusal{{Name: "b", Reason: "too_many_series", Message: "4 series of this instance with this family, at most 3"}}, refused)
+	require.Equal(t, []agent.PushRefusal{{Name: "b", Reason: "too_many_series", Message: "no room: at most 3 of one instance"}}, refused)
+	require.Equal(t, "# TYPE a gauge\na 1\n# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\n", text(t, f))
 	// What is counted stays, and takes up room, though it is not pushed any more.
 	for snapshot := range int64(5) {
 		name := string('a' + rune(snapshot))
@@ -376,7 +377,7 @@ func TestLimits(t *testing.T) {
 	}
 	require.Len(t, check(t, f), 3)
 	refused = pushText(t, f, start, 2, 1, "# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\n")
-	require.Equal(t, "5 series of all instances with this family, at most 4", refused[0].Message)
+	require.Equal(t, "no room: at most 4 of all instances that are alive", refused[0].Message)
 	_, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(3), Snapshot: 1})
 	require.ErrorContains(t, err, "2 instances are alive")
 	_, err = f.Push(t.Context(), start, agent.Push{Snapshot: 1})

@@ -40,6 +40,7 @@ type contribution struct {
 func (f *Federation) mergeLocked(name string) *family {
 	all := f.contributionsLocked(name)
 	if len(all) == 0 {
+		delete(f.floors, name)
 		return nil
 	}
 	slices.SortFunc(all, func(a, b contribution) int { return compareAge(a.instance, b.instance) })
@@ -53,6 +54,9 @@ func (f *Federation) mergeLocked(name string) *family {
 		f.keepFloorsLocked(out)
 		if out.Type == metrics.Summary {
 			addQuantiles(out.Series, all)
+		}
+		if hidden := refusedOnly(all); hidden != nil {
+			out.Series = slices.DeleteFunc(out.Series, func(s series) bool { return hidden[s.Labels] })
 		}
 	case how == metrics.MergeSticky:
 		out.Series = longestHeld(all).Series
@@ -141,6 +145,34 @@ func sumSeries(all []contribution, whole bool, floors map[string]*distribution) 
 	return out
 }
 
+// refusedOnly returns the labels of the series that are pushed by instances that
+// are alive, and by all of these in a form that is refused; nil: there are none.
+func refusedOnly(all []contribution) map[string]bool {
+	var refused map[string]bool
+	for _, taken := range [...]bool{false, true} {
+		for _, c := range all {
+			if !c.instance.live {
+				continue
+			}
+			for i := range c.family.Series {
+				switch s := &c.family.Series[i]; {
+				case s.Refused && !taken:
+					if refused == nil {
+						refused = make(map[string]bool)
+					}
+					refused[s.Labels] = true
+				case !s.Refused && taken:
+					delete(refused, s.Labels)
+				}
+			}
+		}
+		if refused == nil {
+			break
+		}
+	}
+	return refused
+}
+
 // addQuantiles gives each merged summary the quantiles of the only live instance
 // that has it.
 func addQuantiles(merged []series, all []contribution) {
@@ -204,6 +236,9 @@ func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []seri
 		for _, s := range group[1:] {
 			switch how {
 			case metrics.MergeSum, metrics.MergeMax, metrics.MergeMin:
+				if !isTerm(best.Value) || !isTerm(s.Value) {
+					f.metrics.refusedValues.WithLabelValues(string(reasonInvalidTerm)).Inc()
+				}
 				best.Value = combine(how, best.Value, s.Value)
 			case metrics.MergeNewest: // of several the instance with the newest snapshot
 				if s.Changed >= best.Changed {

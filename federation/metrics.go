@@ -4,8 +4,6 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/coder/agentstatsd/agent"
 )
 
 // What became of a push: the label outcome.
@@ -25,14 +23,17 @@ const (
 
 // ownMetrics are what the federation says of itself.
 type ownMetrics struct {
-	pushes       *prometheus.CounterVec
-	refused      *prometheus.CounterVec
-	folded       prometheus.Counter
-	follows      *prometheus.CounterVec
-	rowsRead     prometheus.Counter
-	outdated     prometheus.Counter
-	untold       prometheus.Counter
-	renderErrors prometheus.Counter
+	pushes  *prometheus.CounterVec
+	refused *prometheus.CounterVec
+	// refusedSeries and refusedValues are what is refused of families that are
+	// served.
+	refusedSeries, refusedValues *prometheus.CounterVec
+	folded                       prometheus.Counter
+	follows                      *prometheus.CounterVec
+	rowsRead                     prometheus.Counter
+	outdated                     prometheus.Counter
+	untold                       prometheus.Counter
+	renderErrors                 prometheus.Counter
 }
 
 func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error) {
@@ -44,6 +45,14 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_pushed_families_refused_total",
 			Help: "Families of stored snapshots that were refused, by reason.",
+		}, []string{"reason"}),
+		refusedSeries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_series_refused_total",
+			Help: "Series of stored snapshots that were refused, beside those of refused families, by reason.",
+		}, []string{"reason"}),
+		refusedValues: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_values_refused_total",
+			Help: "Exemplars, created timestamps, and terms of sums of stored snapshots that were left out, by reason; their series are served.",
 		}, []string{"reason"}),
 		folded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_instances_folded_total",
@@ -81,7 +90,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			func() float64 { return float64(value(f.view.Load())) }))
 	}
 	return m, errors.Join(
-		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.folded), reg.Register(m.renderErrors),
+		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues), reg.Register(m.folded), reg.Register(m.renderErrors),
 		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.outdated), reg.Register(m.untold),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_pushed_families_served",
@@ -101,8 +110,11 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 	)
 }
 
-func (m *ownMetrics) countRefused(refused []agent.PushRefusal) {
-	for _, r := range refused {
-		m.refused.WithLabelValues(r.Reason).Inc()
+func (m *ownMetrics) countRefused(refused []refusals) {
+	by := map[scope]*prometheus.CounterVec{ofFamily: m.refused, ofSeries: m.refusedSeries, ofValues: m.refusedValues}
+	for _, all := range refused {
+		for _, r := range all {
+			by[r.of].WithLabelValues(string(r.reason)).Add(float64(r.count))
+		}
 	}
 }

@@ -334,7 +334,7 @@ func (w *world) check() {
 
 	served = false
 	if m := families(w.t, leader)["wait_seconds"]; m != nil && m.Metric[0].Histogram.Schema != nil {
-		d, r := decodeHistogram(m.Metric[0].Histogram)
+		d, r := decodeHistogram(m.Metric[0].Histogram, "", new(refusals))
 		require.Nil(w.t, r)
 		if w.native != nil {
 			require.False(w.t, d.Native.DetectReset(w.native), "%v after %v", d.Native, w.native)

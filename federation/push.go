@@ -33,7 +33,6 @@ func (f *Federation) Push(ctx context.Context, now time.Time, p agent.Push) ([]a
 		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
 	}
 	if outcome == outcomeStored {
-		f.metrics.countRefused(taken.refused)
 		f.tell(ctx, taken.id, taken.version)
 	}
 	return taken.refused, nil
@@ -41,7 +40,7 @@ func (f *Federation) Push(ctx context.Context, now time.Time, p agent.Push) ([]a
 
 // push returns the instance as it is with the snapshot. It decides again if what
 // it decided on was not the newest.
-func (f *Federation) push(ctx context.Context, now time.Time, p *agent.Push, decoded []decodedFamily) (
+func (f *Federation) push(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
 	taken *instance, outcome string, err error,
 ) {
 	if err := f.takeTurn(ctx); err != nil {
@@ -63,7 +62,7 @@ func (f *Federation) push(ctx context.Context, now time.Time, p *agent.Push, dec
 
 // pushOnHeld decides on what is held here of the instance. The caller has the
 // turn.
-func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Push, decoded []decodedFamily) (
+func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
 	_ *instance, outcome string, _ error,
 ) {
 	old, full := f.find(p.Instance)
@@ -95,8 +94,9 @@ func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Pus
 		next.version = old.version
 	}
 	f.mu.Lock()
-	f.admitLocked(next, old, decoded)
+	refused := f.admitLocked(next, old, decoded)
 	f.mu.Unlock()
+	next.refused = told(decoded, refused)
 
 	stored, err := f.codec.encode(next)
 	if err != nil {
@@ -111,6 +111,7 @@ func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Pus
 		return nil, outcomeUnavailable, err
 	}
 	next.version++
+	f.metrics.countRefused(refused)
 
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -37,7 +37,7 @@ func TestRefused(t *testing.T) {
 		`name: "a" type: GAUGE metric { label { name: "__name__" value: "b" } gauge {} }`:                                      "reserved_label",
 		`name: "a" type: GAUGE metric { label { name: "x" value: "\xff" } gauge {} }`:                                          "invalid_label_value",
 		`name: "a" type: GAUGE metric { label { name: "x" value: "1" } label { name: "x" } gauge {} }`:                         "duplicate_label",
-		`name: "a" type: GAUGE metric { label { name: "x" value: "` + strings.Repeat("v", 1025) + `" } gauge {} }`:             "label_value_too_long",
+		`name: "a" type: GAUGE metric { label { name: "x" value: "` + strings.Repeat("v", 32<<10+1) + `" } gauge {} }`:         "label_value_too_long",
 		`name: "a" type: GAUGE metric { label { name: "` + strings.Repeat("n", 129) + `" value: "v" } gauge {} }`:              "label_name_too_long",
 		`name: "a" type: GAUGE metric { ` + strings.Repeat(`label { name: "x" value: "1" } `, 33) + ` gauge {} }`:              "too_many_labels",
 		`name: "a" type: SUMMARY metric { label { name: "quantile" value: "1" } summary {} }`:                                  "reserved_label",
@@ -46,8 +46,8 @@ func TestRefused(t *testing.T) {
 		`name: "a" type: SUMMARY metric { summary { quantile { quantile: nan } } }`:                                            "invalid_summary",
 		`name: "a" type: SUMMARY metric { summary { quantile { quantile: 0.5 } quantile { quantile: 0.5 value: 1 } } }`:        "invalid_summary",
 		`name: "a" type: SUMMARY metric { summary { ` + strings.Repeat(`quantile {} `, 65) + `} }`:                             "invalid_summary",
-		`name: "a" type: COUNTER metric { counter { value: 1 created_timestamp { seconds: -1 } } }`:                            "invalid_time",
-		`name: "a" type: COUNTER metric { counter { value: 1 exemplar { label { name: "-" } } } }`:                             "invalid_exemplar",
+		`name: "a" type: COUNTER metric { counter { value: 2e19 } }`:                                                           "invalid_counter",
+		`name: "a" type: GAUGE metric { gauge { value: 1 } } metric { gauge { value: 2 } }`:                                    "duplicate_series",
 		`name: "h" type: HISTOGRAM metric { label { name: "le" value: "1" } histogram {} }`:                                    "reserved_label",
 		h(hist, `sample_count: 9007199254740994`):                                                                              "invalid_histogram",
 		h(hist, `sample_count: 1 bucket { upper_bound: nan }`):                                                                 "invalid_histogram",
@@ -86,8 +86,8 @@ func TestRefused(t *testing.T) {
 			require.Equal(t, "# TYPE good gauge\ngood 1\n", text(t, f))
 		})
 	}
-	_, _, r := decodeFamily([]byte{0xff}, start)
-	require.Equal(t, reasonUndecodable, r.reason)
+	d := decodeFamily([]byte{0xff}, start)
+	require.Equal(t, reasonUndecodable, d.refused[0].reason)
 }
 
 func h(template, in string) string { return strings.ReplaceAll(template, "%s", in) }

@@ -84,6 +84,7 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 	}
 	for _, f := range r.Families {
 		f.haveSince(f.Since, true) // rows of before series had it
+		f.heal()
 		if i.folded {
 			f = c.merges.foldFamily(f)
 		}
@@ -94,6 +95,22 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 	}
 	i.countLines()
 	return i, nil
+}
+
+// heal leaves sums out that are no numbers any more: rows of before these were
+// left out have them.
+func (f *family) heal() {
+	for i := range f.Series {
+		s := &f.Series[i]
+		if !isTerm(s.Base.value()) {
+			s.Base = nil
+		}
+		for _, d := range []*distribution{s.Hist, s.BaseHist} {
+			if d != nil && !isTerm(d.Sum.value()) {
+				d.Sum = nil
+			}
+		}
+	}
 }
 
 func (f *family) withoutBases() *family {

@@ -51,6 +51,16 @@ type family struct {
 	Since int64
 	// Series are sorted by their labels.
 	Series []series
+	// refusedLabels are those of series that were pushed with it and refused.
+	refusedLabels map[string]bool
+}
+
+// refuse notes that the series of these labels is refused.
+func (f *family) refuse(labels string) {
+	if f.refusedLabels == nil {
+		f.refusedLabels = make(map[string]bool)
+	}
+	f.refusedLabels[labels] = true
 }
 
 // series is one series of one instance. What it contributes to a sum is Base
@@ -63,7 +73,8 @@ type series struct {
 	// Base is what a counter counted before its resets.
 	Base exact
 	// Changed is when a gauge got its value, Since when the instance came to have
-	// it and to be alive, in nanoseconds since 1970.
+	// it and to be alive, in nanoseconds since 1970. Of a counter, histogram or
+	// summary Since is when what it counts now began; 0: unknown.
 	Changed, Since int64
 	// Created is when a counter, histogram or summary began, in nanoseconds
 	// since 1970; 0: unknown.
@@ -74,6 +85,12 @@ type series struct {
 	// Quantiles of a summary, sorted. They are served while no other instance
 	// that is alive has the series: of several there is no common one.
 	Quantiles []quantile
+	// Refused means that the newest snapshot has the series in a form that is
+	// refused. What it counted before counts on, but is served only where another
+	// instance pushes the series.
+	Refused bool
+	// noSum means that the sum of Hist, as it was pushed, is no number.
+	noSum bool
 }
 
 // quantile is one quantile of a summary.
@@ -92,8 +109,10 @@ func cumulative(t metrics.Type) bool {
 	return t == metrics.Counter || t == metrics.Histogram || t == metrics.Summary
 }
 
+// lines is what s counts as against limits: each line in a scrape, and each KiB of
+// labels.
 func (s *series) lines() int {
-	return 1 + s.Hist.lines() + s.BaseHist.lines() + len(s.Quantiles)
+	return 1 + len(s.Labels)>>10 + s.Hist.lines() + s.BaseHist.lines() + len(s.Quantiles)
 }
 
 func (f *family) lines() int {
@@ -146,7 +165,7 @@ func (m merges) succeed(old, next *family) *family {
 		case order < 0:
 			if keep {
 				s := was[0]
-				s.Quantiles = nil
+				s.Quantiles, s.Refused = nil, next.refusedLabels[s.Labels]
 				out.Series = append(out.Series, s)
 			}
 			was = was[1:]
@@ -165,6 +184,9 @@ func (m merges) succeed(old, next *family) *family {
 				s.Changed = was[0].Changed
 			}
 		case whole:
+			if s.noSum {
+				s.Hist = s.Hist.withSum(was[0].Hist.Sum)
+			}
 			s.Value, s.Hist = max(s.Value, was[0].Value), larger(was[0].Hist, s.Hist)
 			s.Created = earliest(was[0].Created, s.Created)
 		default:
@@ -192,20 +214,25 @@ func (f *family) haveSince(now int64, goesOn bool) {
 	}
 }
 
-// countOn makes s, as it was pushed, the successor of old.
+// countOn makes s, as it was pushed, the successor of old. What s counts began
+// anew if it is less, or if it says so by its created timestamp.
+//
+// A sum that is no number is left out, in favour of the last one that was.
 func (s *series) countOn(old *series) {
 	s.Created = earliest(old.Created, s.Created)
+	anew := old.Since != 0 && s.Since > old.Since
+	s.Since = max(s.Since, old.Since)
 	s.Base, s.BaseHist = old.Base, old.BaseHist
 	if s.Exemplar == nil {
 		s.Exemplar = old.Exemplar
 	}
 	if s.Hist == nil {
-		if s.Value < old.Value {
+		if anew || s.Value < old.Value {
 			s.Base = s.Base.plus(old.Value)
 		}
 		return
 	}
-	if s.Hist.resetSince(old.Hist) {
+	if anew || s.Hist.resetSince(old.Hist) {
 		s.BaseHist = old.Hist
 		if old.BaseHist != nil {
 			s.BaseHist = sumDistributions([]*distribution{old.BaseHist, old.Hist})
@@ -214,9 +241,26 @@ func (s *series) countOn(old *series) {
 	}
 	// A copy: the pushed one can be decided on again.
 	h := *s.Hist
+	if s.noSum {
+		h.Sum = old.Hist.Sum
+	}
 	h.Exemplars = newestByBucket(old.Hist.Exemplars, h.Exemplars)
 	h.NativeExemplars = newestExemplars(old.Hist.NativeExemplars, h.NativeExemplars)
 	s.Hist = &h
+}
+
+// refuseAll returns the family with all its series refused, or not.
+func (f *family) refuseAll(refused bool) *family {
+	same := func(s series) bool { return s.Refused == refused }
+	if !slices.ContainsFunc(f.Series, func(s series) bool { return !same(s) }) {
+		return f
+	}
+	out := *f
+	out.Series = slices.Clone(f.Series)
+	for i := range out.Series {
+		out.Series[i].Refused = refused
+	}
+	return &out
 }
 
 // earliest returns the earlier of two times, of which 0 is none.
@@ -248,7 +292,7 @@ func (m merges) foldFamily(f *family) *family {
 	whole := m.isWhole(f.Name, f.Type)
 	for i := range out.Series {
 		s := &out.Series[i]
-		s.Exemplar, s.Quantiles = nil, nil
+		s.Exemplar, s.Quantiles, s.Refused = nil, nil, false
 		switch {
 		case whole:
 			s.Base, s.BaseHist = nil, nil

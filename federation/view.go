@@ -107,12 +107,12 @@ func (f *Federation) settleLocked() (changed []string) {
 	return changed
 }
 
-// mortalNames are the families with values that end with their instance: gauges,
-// and summaries for their quantiles.
+// mortalNames are the families that change when their instance is gone: gauges,
+// summaries for their quantiles, and what was refused of it.
 func (i *instance) mortalNames() []string {
 	var out []string
 	for name, f := range i.families {
-		if !cumulative(f.Type) || f.Type == metrics.Summary {
+		if !cumulative(f.Type) || f.Type == metrics.Summary || slices.ContainsFunc(f.Series, func(s series) bool { return s.Refused }) {
 			out = append(out, name)
 		}
 	}
@@ -127,7 +127,6 @@ func (f *Federation) rebuildLocked(now time.Time, names []string) {
 		merged := f.mergeLocked(name)
 		if merged == nil {
 			delete(f.rendered, name)
-			delete(f.floors, name)
 			continue
 		}
 		r, err := render(merged)
