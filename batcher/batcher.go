@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -36,6 +37,9 @@ type Options struct {
 	PublishTimeout time.Duration
 	// ShutdownTimeout bounds the last flush. 0: 15 s.
 	ShutdownTimeout time.Duration
+	// Random draws the wait after a flush that failed, within [0, 1); nil:
+	// rand.Float64.
+	Random func() float64
 }
 
 func (o *Options) validate() error {
@@ -104,8 +108,9 @@ type Batcher struct {
 	opts      Options
 	log       *slog.Logger
 	metrics   *metrics
-	wake      chan struct{} // a batch is full
-	kept      sync.Pool     // of *[]agent.MetadataEntry
+	random    func() float64 // Options.Random
+	wake      chan struct{}  // a batch is full
+	kept      sync.Pool      // of *[]agent.MetadataEntry
 
 	mu      sync.Mutex
 	pending *pending
@@ -140,6 +145,9 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		wake:      make(chan struct{}, 1),
 		kept:      sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
 		pending:   newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
+	}
+	if b.random = opts.Random; b.random == nil {
+		b.random = rand.Float64
 	}
 	var err error
 	if b.metrics, err = newMetrics(reg, b.snapshot); err != nil {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -63,7 +62,7 @@ func (b *Batcher) Run(ctx context.Context) error {
 		switch {
 		case err != nil:
 			failures++
-			wait := backoff(failures, rand.Float64())
+			wait := backoff(failures, b.random())
 			b.log.WarnContext(ctx, "flush of metadata failed", "attempt", failures, "retry_in", wait, "error", err)
 			timer.Reset(wait)
 		case scheduled:
@@ -138,7 +137,7 @@ func (b *Batcher) drain(ctx context.Context) {
 			continue
 		}
 		failures++
-		timer := time.NewTimer(backoff(failures, rand.Float64()))
+		timer := time.NewTimer(backoff(failures, b.random()))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

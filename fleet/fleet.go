@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -148,6 +149,8 @@ type Options struct {
 	// Now is the wall clock of this replica, of which epochs are made; default
 	// time.Now.
 	Now func() time.Time
+	// Random draws waits, within [0, 1); default rand.Float64.
+	Random func() float64
 	// RefusedPerSecond items of an agent are tolerated for ever, and
 	// RefusedBurst at once; defaults 100 and 5000.
 	RefusedPerSecond, RefusedBurst int
@@ -164,6 +167,9 @@ func (o Options) withDefaults() Options {
 	set(&o.FollowInterval, 2*time.Second)
 	set(&o.RefusedPerSecond, 100)
 	set(&o.RefusedBurst, 5000)
+	if o.Random == nil {
+		o.Random = rand.Float64
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -137,7 +136,7 @@ func (f *Fleet) apply(ctx context.Context, decide func(*roster) (*plan, error)) 
 		}
 		f.metrics.outdated.Inc()
 		select {
-		case <-time.After(rand.N(time.Duration(n) * decideAfter)):
+		case <-time.After(time.Duration(f.opts.Random() * float64(time.Duration(n)*decideAfter))):
 		case <-ctx.Done():
 			return nil, err
 		}

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -110,7 +109,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		done: make(chan struct{}),
 	}
 	if age := f.opts.SessionAge; age > 0 {
-		s.ageAt = now.Add(age - age/10 + rand.N(age/5))
+		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Random()*float64(age/5)))
 	}
 	e.session = s
 	t.detached = time.Time{}

@@ -30,33 +30,34 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 			return nil, fmt.Errorf("upsert metadata: %w", err)
 		}
 	}
-	var fresh []agent.Metadata
-	err = s.run(ctx, transaction{
-		doing: "upsert metadata",
-		prepare: func(t *tables) error {
-			fresh = fresh[:0]
-			touch := s.touchLocked()
-			for i := range rows {
-				if t.saysNew(&rows[i], touch) {
-					fresh = append(fresh, rows[i])
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var fresh []agent.Metadata
+		var written []agent.ID
+		return transaction{
+			doing: "upsert metadata",
+			prepare: func(t *tables) error {
+				touch := s.touchLocked()
+				for i := range rows {
+					if t.saysNew(&rows[i], touch) {
+						fresh = append(fresh, rows[i])
+					}
 				}
-			}
-			return nil
-		},
-		apply: func(t *tables, _ int64) error {
-			for i := range rows {
-				if err := s.check(t, &rows[i]); err != nil {
-					return err
+				return nil
+			},
+			apply: func(t *tables, _ int64) error {
+				for i := range rows {
+					if err := s.check(t, &rows[i]); err != nil {
+						return err
+					}
 				}
-			}
-			changed = nil
-			for _, m := range fresh {
-				if t.put(m) {
-					changed = append(changed, m.Agent)
+				for _, m := range fresh {
+					if t.put(m) {
+						written = append(written, m.Agent)
+					}
 				}
-			}
-			return nil
-		},
+				return nil
+			},
+		}, func() { changed = written }
 	})
 	if err != nil {
 		return nil, err
@@ -215,27 +216,34 @@ func (s *Store) ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Ti
 	builds = slices.Clone(builds)
 	slices.SortFunc(builds, compareIDs)
 	builds = slices.Compact(builds)
-	err = s.run(ctx, transaction{doing: "record observed builds", apply: func(t *tables, _ int64) error {
-		fresh = nil
-		for _, id := range builds {
-			if _, known := t.builds[id]; !known {
-				t.builds[id] = at
-				fresh = append(fresh, id)
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var found []agent.ID
+		return transaction{doing: "record observed builds", apply: func(t *tables, _ int64) error {
+			for _, id := range builds {
+				if _, known := t.builds[id]; !known {
+					t.builds[id] = at
+					found = append(found, id)
+				}
 			}
-		}
-		current := make(map[agent.ID]struct{}, len(t.workspaces))
-		for _, w := range t.workspaces {
-			current[w.Build.ID] = struct{}{}
-		}
-		for id, observed := range t.builds {
-			if _, stays := current[id]; !stays && at.Sub(observed) > buildRetention {
-				delete(t.builds, id)
-			}
-		}
-		return nil
-	}})
+			t.forgetBuilds(at)
+			return nil
+		}}, func() { fresh = found }
+	})
 	if err != nil {
 		return nil, err
 	}
 	return fresh, nil
+}
+
+// forgetBuilds forgets those that are old and of no workspace.
+func (t *tables) forgetBuilds(now time.Time) {
+	current := make(map[agent.ID]struct{}, len(t.workspaces))
+	for _, w := range t.workspaces {
+		current[w.Build.ID] = struct{}{}
+	}
+	for id, observed := range t.builds {
+		if _, stays := current[id]; !stays && now.Sub(observed) > buildRetention {
+			delete(t.builds, id)
+		}
+	}
 }

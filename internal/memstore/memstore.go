@@ -80,8 +80,8 @@ type Database struct {
 	generation int
 	// active are the transactions that have begun to write.
 	active map[int64]struct{}
-	// changed is called with each committed change of the registrations.
-	changed func(agent.Change)
+	// removed is called with each committed removal of agents.
+	removed func(context.Context, []agent.ID)
 
 	late sync.WaitGroup
 }
@@ -102,12 +102,37 @@ func (d *Database) Open(opts Options) *Store {
 	return &Store{db: d, opts: opts, server: d.generation}
 }
 
-// OnChange has f called with each change of the registrations as it is
-// committed, under the lock of the database.
-func (d *Database) OnChange(f func(agent.Change)) {
+// OnRemoval has f called with the agents that a change removes, as it is
+// committed, under the lock of the database. Those that the same change makes
+// known again are among them. ctx is that of ApplyChange.
+func (d *Database) OnRemoval(f func(ctx context.Context, agents []agent.ID)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changed = f
+	d.removed = f
+}
+
+// Agents returns those that are registered.
+func (d *Database) Agents() []agent.ID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return sortedKeys(d.tables.agents)
+}
+
+// State returns what is stored of an agent's state.
+func (d *Database) State(id agent.ID) agent.State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := d.tables.states[id].State
+	st.AppHealth = maps.Clone(st.AppHealth)
+	return st
+}
+
+// Value returns what is stored of a metadata key.
+func (d *Database) Value(id agent.ID, key string) (m agent.Metadata, known bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m, known = d.tables.metadata[id][key]
+	return m, known
 }
 
 // FailOver puts the standby in the place of the server. It has all that was
@@ -168,10 +193,19 @@ type transaction struct {
 
 // run makes attempts until one succeeds or fails for good.
 func (s *Store) run(ctx context.Context, tx transaction) error {
+	return s.runEach(ctx, func() (transaction, func()) { return tx, func() {} })
+}
+
+// runEach is run for transactions whose results go into variables: open makes
+// those of one attempt, as one whose answer was lost may still be under way, and
+// deliver hands on what the attempt that succeeded found.
+func (s *Store) runEach(ctx context.Context, open func() (tx transaction, deliver func())) error {
 	down := false
 	for n := 1; ; n++ {
+		tx, deliver := open()
 		err := s.attempt(ctx, tx)
 		if err == nil {
+			deliver()
 			return nil
 		}
 		down = down || errors.Is(err, ErrRefused)

@@ -20,11 +20,15 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 			return fmt.Errorf("since revision %d: %w", basis, agent.ErrOutdated)
 		}
 		t.revision++
+		before := len(t.removed)
 		for _, id := range c.RemovedAgents {
 			t.removeAgent(id)
 		}
 		for _, id := range c.RemovedWorkspaces {
 			t.removeWorkspace(id)
+		}
+		if gone := agentsOf(t.removed[before:]); len(gone) > 0 && s.db.removed != nil {
+			s.db.removed(ctx, gone)
 		}
 		t.forgetRemovals(s.opts.RemovalsKept)
 		for _, w := range workspaces {
@@ -32,9 +36,6 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		}
 		for _, r := range agents {
 			t.agents[r.ID] = agentRow{r, t.revision}
-		}
-		if s.db.changed != nil {
-			s.db.changed(c)
 		}
 		return nil
 	}})
@@ -66,6 +67,16 @@ func storedChange(c agent.Change) ([]agent.Workspace, []agent.Registration, erro
 		}
 	}
 	return workspaces, agents, nil
+}
+
+// agentsOf returns the agents among removals.
+func agentsOf(removed []removal) (ids []agent.ID) {
+	for _, r := range removed {
+		if !r.workspace {
+			ids = append(ids, r.id)
+		}
+	}
+	return ids
 }
 
 // removeAgent removes the agent with all that is kept of it.

@@ -12,17 +12,21 @@ import (
 
 // Beat is as in store.Store.
 func (s *Store) Beat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
-	err = s.run(ctx, transaction{doing: "beat", apply: func(t *tables, _ int64) error {
-		t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Beats: t.replicas[me.ID].Beats + 1}
-		if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Beats == takeover {
-			t.lease = agent.Lease{Holder: me.ID, Beats: t.lease.Beats + 1}
-		}
-		replicas, lease = nil, t.lease
-		for _, id := range sortedKeys(t.replicas) {
-			replicas = append(replicas, t.replicas[id])
-		}
-		return nil
-	}})
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var all []agent.Replica
+		var held agent.Lease
+		return transaction{doing: "beat", apply: func(t *tables, _ int64) error {
+			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Beats: t.replicas[me.ID].Beats + 1}
+			if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Beats == takeover {
+				t.lease = agent.Lease{Holder: me.ID, Beats: t.lease.Beats + 1}
+			}
+			held = t.lease
+			for _, id := range sortedKeys(t.replicas) {
+				all = append(all, t.replicas[id])
+			}
+			return nil
+		}}, func() { replicas, lease = all, held }
+	})
 	if err != nil {
 		return nil, agent.Lease{}, err
 	}
