@@ -15,7 +15,7 @@ import (
 // Bus carries messages between the replicas of this service. Delivery is not
 // promised. pubsub's engines are buses.
 type Bus interface {
-	// Publish sends a payload, 1 to 7999 bytes of text without NUL, to the
+	// Publish sends a payload, 1 to 7977 bytes of text without NUL, to the
 	// subscribers of the channel, those of the same process too.
 	Publish(ctx context.Context, channel string, payload []byte) error
 	// Subscribe calls f with each payload, one call at a time, until cancel has

@@ -1,7 +1,7 @@
 package agentapi
 
 import (
-	"encoding/hex"
+	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -20,12 +20,12 @@ import (
 const relayChannel = "agentstatsd_feed"
 
 func relayChannelOf(replica agent.ID) string {
-	return relayChannel + "_" + hex.EncodeToString(replica[:])
+	return relayChannel + "_" + base64.RawURLEncoding.EncodeToString(replica[:])
 }
 
 const (
 	// maxRelayPayload is what every bus takes in one message, in bytes.
-	maxRelayPayload = 7999
+	maxRelayPayload = 7977
 	// relayRoom is what lists may take of that: the rest is for what is around
 	// them, 250 bytes at most.
 	relayRoom = 7700

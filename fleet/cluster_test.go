@@ -62,7 +62,7 @@ func (s standingOf) Live(id agent.ID) bool {
 }
 
 func (s standingOf) Publish(_ context.Context, channel string, payload []byte) error {
-	if channel != newsChannel || len(payload) > 7999 {
+	if channel != newsChannel || len(payload) > 7977 {
 		panic("bad news")
 	}
 	b := &s.c.bus

@@ -24,9 +24,9 @@ const (
 	newsGather = 20 * time.Millisecond
 	// newsTimeout bounds one publication.
 	newsTimeout = 2 * time.Second
-	// newsRecords fit into a message of the pubsub, which has at most 7,999
+	// newsRecords fit into a message of the pubsub, which has at most 7,977
 	// bytes: 24 for the kind and the replica, and 4 characters for 3 bytes.
-	newsRecords = (7999 - 1 - 22) / 4 * 3 / recordBytes
+	newsRecords = (7977 - 1 - 22) / 4 * 3 / recordBytes
 	recordBytes = 16 + 8 + 1
 )
 

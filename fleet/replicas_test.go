@@ -479,7 +479,7 @@ func TestNewsAreParsed(t *testing.T) {
 	}
 	payloads = p.peers.payloads()
 	require.Len(t, payloads, 2)
-	require.LessOrEqual(t, len(payloads[0]), 7999)
+	require.LessOrEqual(t, len(payloads[0]), 7977)
 	require.Greater(t, len(payloads[0]), 7900)
 }
 

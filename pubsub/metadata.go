@@ -11,16 +11,15 @@ import (
 	"github.com/google/uuid"
 )
 
-// MetadataChannel carries which agents have new metadata in the database. Name
-// and payload are Coder's, so that a coderd can listen.
+// MetadataChannel carries which agents have new metadata in the database. The
+// payload is Coder's.
 const MetadataChannel = "workspace_agent_metadata_batch"
 
 const (
 	// idText is one id: 16 bytes in unpadded base64.
 	idText = 22
-	// maxMetadataIDs is how many ids one message holds: Coder allows 8000
-	// bytes, and 363 ids of 22 bytes are 7986.
-	maxMetadataIDs = 8000 / idText
+	// maxMetadataIDs is how many ids one message holds: 362 of 22 bytes are 7,964.
+	maxMetadataIDs = MaxDeploymentPayload / idText
 )
 
 // Each value has one text only: trailing bits must be zero.

@@ -42,7 +42,9 @@ type NATS struct {
 
 	mu sync.Mutex
 	// conn is nil before and after Run.
-	conn     *nats.Conn
+	conn *nats.Conn
+	// tooSmall is why large messages cannot be sent; nil: they can.
+	tooSmall error
 	channels map[string]*natsChannel
 }
 
@@ -85,7 +87,7 @@ func NewNATS(url string, opts Options, reg prometheus.Registerer, log *slog.Logg
 // Connected is as in Engine.
 func (n *NATS) Connected() error {
 	n.mu.Lock()
-	conn := n.conn
+	conn, tooSmall := n.conn, n.tooSmall
 	n.mu.Unlock()
 	if err := n.link.err(); err != nil {
 		return err
@@ -93,6 +95,9 @@ func (n *NATS) Connected() error {
 	// The link is told of a loss a moment later.
 	if conn == nil || !conn.IsConnected() {
 		return fmt.Errorf("no connection to the pubsub: %w", nats.ErrDisconnected)
+	}
+	if tooSmall != nil {
+		return tooSmall
 	}
 	return n.pings.err()
 }
@@ -245,6 +250,19 @@ func (n *NATS) connected(ctx context.Context, conn *nats.Conn) {
 	n.resynchronise()
 	n.pings.connected()
 	n.link.made()
+	n.checkLimit(conn)
+}
+
+// checkLimit notes whether the server takes messages of the size that we send.
+func (n *NATS) checkLimit(conn *nats.Conn) {
+	var err error
+	if limit := conn.MaxPayload(); limit > 0 && limit < MaxPayload {
+		err = fmt.Errorf("the NATS server takes messages of at most %d bytes, but some have %d: raise its max_payload (its default is 1 MiB)", limit, MaxPayload)
+		n.log.Error("large messages to other replicas do not arrive", "error", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tooSmall = err
 }
 
 // resynchronise tells all subscribers that they may have missed something.

@@ -28,9 +28,12 @@ type Postgres struct {
 	link    *link
 	pings   *pinger
 
-	// publishing holds the connection that publishes, nil if there is none;
-	// whoever has taken it may use it, and puts it back.
-	publishing chan *pgconn.PgConn
+	// publishing holds the connection that publishes, which may be none; whoever has
+	// taken it may use it, and puts it back.
+	publishing chan publisher
+	// server counts the times that the connection that listens was made: what
+	// publishes is on the same server only if it was connected since.
+	server atomic.Int64
 
 	mu sync.Mutex
 	// running ends with Run; nil before and after it.
@@ -42,6 +45,12 @@ type Postgres struct {
 	listening bool
 	changes   map[string]struct{}
 	wake      context.CancelFunc
+}
+
+// publisher is the connection that publishes; nil: there is none.
+type publisher struct {
+	*pgconn.PgConn
+	server int64
 }
 
 // postgresChannel is who listens to a channel. Postgres.mu guards it.
@@ -69,18 +78,19 @@ func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
 	config.RuntimeParams["application_name"] = "agentstatsd"
+	preferPrimary(config)
 	p := &Postgres{
 		config:     config,
 		opts:       opts,
 		log:        log,
-		publishing: make(chan *pgconn.PgConn, 1),
+		publishing: make(chan publisher, 1),
 		channels:   make(map[string]*postgresChannel),
 		changes:    make(map[string]struct{}),
 	}
 	if p.metrics, err = newMetrics(reg, p.Connected); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
-	p.publishing <- nil
+	p.publishing <- publisher{}
 	p.link = newLink(p.metrics, log)
 	p.pings = newPinger(opts.PingInterval, p.metrics)
 	return p, nil
@@ -104,6 +114,20 @@ func parsePostgresURL(text string) (*pgconn.Config, error) {
 		return nil, errURLBehindHost
 	}
 	return config, nil
+}
+
+// preferPrimary has the server be looked for that can be written to, if the URL names
+// several and does not say which one is wanted: nobody listens on a standby.
+func preferPrimary(config *pgconn.Config) {
+	if config.ValidateConnect != nil {
+		return
+	}
+	for _, other := range config.Fallbacks {
+		if other.Host != config.Host || other.Port != config.Port {
+			config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+			return
+		}
+	}
 }
 
 // Connected is as in Engine.
@@ -130,10 +154,10 @@ func (p *Postgres) Run(ctx context.Context) error {
 	cancel()
 	pings.Wait()
 	// Whoever publishes now ends with ctx, and nobody connects after this.
-	if conn := <-p.publishing; conn != nil {
-		hangUp(conn)
+	if conn := <-p.publishing; conn.PgConn != nil {
+		hangUp(conn.PgConn)
 	}
-	p.publishing <- nil
+	p.publishing <- publisher{}
 	p.link.ended()
 	return nil
 }
@@ -218,7 +242,7 @@ func (p *Postgres) send(ctx context.Context, channel string, payload []byte) err
 	defer cancel()
 	defer context.AfterFunc(running, cancel)()
 
-	var conn *pgconn.PgConn
+	var conn publisher
 	select {
 	case conn = <-p.publishing:
 	case <-ctx.Done():
@@ -229,22 +253,29 @@ func (p *Postgres) send(ctx context.Context, channel string, payload []byte) err
 	return err
 }
 
-// sendOn publishes on conn, which may be nil, and returns the connection for
-// the next message, nil if it broke.
-func (p *Postgres) sendOn(ctx context.Context, conn *pgconn.PgConn, channel string, payload []byte) (*pgconn.PgConn, error) {
-	if conn != nil {
-		conn, err := notify(ctx, conn, channel, payload)
-		if conn != nil || ctx.Err() != nil {
-			return conn, err
+// sendOn publishes on conn, which may be none, and returns the connection for the next
+// message, none if it broke.
+func (p *Postgres) sendOn(ctx context.Context, conn publisher, channel string, payload []byte) (publisher, error) {
+	server := p.server.Load()
+	if conn.PgConn != nil && conn.server != server {
+		// Nobody may listen there any more.
+		hangUp(conn.PgConn)
+		conn.PgConn = nil
+	}
+	if conn.PgConn != nil {
+		still, err := notify(ctx, conn.PgConn, channel, payload)
+		if still != nil || ctx.Err() != nil {
+			return publisher{still, server}, err
 		}
 		// The connection may have been broken since its last use: try a new
 		// one. If it broke just now the message may be delivered twice.
 	}
-	conn, err := p.connect(ctx, nil)
+	fresh, err := p.connect(ctx, nil)
 	if err != nil {
-		return nil, err
+		return publisher{}, err
 	}
-	return notify(ctx, conn, channel, payload)
+	fresh, err = notify(ctx, fresh, channel, payload)
+	return publisher{fresh, server}, err
 }
 
 // notify publishes on conn, and returns it unless it broke. The server does not

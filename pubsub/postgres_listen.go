@@ -16,6 +16,8 @@ type listener struct {
 	conn *pgconn.PgConn
 	// listens holds the channels that the server was told to send.
 	listens map[string]struct{}
+	// writable is true if the server could be written to when it was connected.
+	writable bool
 	// checked is when the server was last seen to answer.
 	checked time.Time
 }
@@ -34,6 +36,10 @@ func (p *Postgres) listen(ctx context.Context) error {
 	}
 	defer hangUp(conn)
 	l.conn = conn
+	if l.writable, err = l.check(ctx); err != nil {
+		return fmt.Errorf("check the connection: %w", err)
+	}
+	p.server.Add(1)
 	defer p.unlisten()
 	if err := l.begin(ctx); err != nil {
 		return err
@@ -193,11 +199,31 @@ func (l *listener) wait(ctx context.Context) error {
 	case wait.Err() == nil || l.conn.IsClosed():
 		return err
 	case errors.Is(wait.Err(), context.DeadlineExceeded):
-		if err := l.exec(ctx, "SELECT 1"); err != nil {
+		writable, err := l.check(ctx)
+		if err != nil {
 			return fmt.Errorf("check the connection: %w", err)
+		}
+		if l.writable && !writable {
+			return errDemoted
 		}
 	}
 	return nil
+}
+
+// errDemoted is why a connection is left that works: an old primary may live on, and
+// cut nobody, while all others are with the new one.
+var errDemoted = errors.New("the server takes no writes any more: it may have been replaced")
+
+// check asks the server whether it can be written to.
+func (l *listener) check(ctx context.Context) (writable bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	defer cancel()
+	results, err := l.conn.Exec(ctx, `SELECT NOT (pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean)`).ReadAll()
+	if err != nil {
+		return false, err
+	}
+	l.checked = time.Now()
+	return len(results) == 1 && len(results[0].Rows) == 1 && string(results[0].Rows[0][0]) == "t", nil
 }
 
 // exec runs commands within the timeout. Messages that arrive meanwhile are

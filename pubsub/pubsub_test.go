@@ -131,9 +131,9 @@ func TestMetadataPayload(t *testing.T) {
 		uuid.MustParse("fbefbefb-efbe-fbef-befb-efbefbefbeff"),
 	})
 	require.Equal(t, "mx3rTTt9S62b3SsNez3LbQ"+"++++++++++++++++++++/w", string(payload))
-	require.Len(t, appendMetadata(nil, ids(maxMetadataIDs)), 7986)
+	require.Len(t, appendMetadata(nil, ids(maxMetadataIDs)), 7964)
 	require.Equal(t, "workspace_agent_metadata_batch", MetadataChannel)
-	require.Equal(t, 363, maxMetadataIDs)
+	require.Equal(t, 362, maxMetadataIDs)
 }
 
 func TestMetadataMalformed(t *testing.T) {

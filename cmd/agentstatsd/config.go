@@ -48,6 +48,7 @@ type config struct {
 	databaseMaxConns      int64
 	databasePooling       bool
 	pubsubURL             string
+	deploymentID          string
 	leaseDuration         time.Duration
 	reportInterval        time.Duration
 	sessionAge            time.Duration

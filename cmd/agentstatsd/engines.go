@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/store"
@@ -22,6 +26,7 @@ func (s *service) openStore(ctx context.Context) error {
 		MaxConns:           int(c.databaseMaxConns),
 		TransactionPooling: c.databasePooling,
 		TouchInterval:      c.metadataTouchInterval,
+		DeploymentID:       c.deployment(),
 	}, s.log.With("component", "store"))
 	if err != nil {
 		return err
@@ -34,8 +39,29 @@ func (s *service) openStore(ctx context.Context) error {
 	return nil
 }
 
-// newPubSub returns what carries the news.
-func (s *service) newPubSub(reg prometheus.Registerer) (pubsub.Engine, error) {
+// deployment returns the id that the operator asks for; zero: none.
+func (c *config) deployment() agent.ID {
+	if c.deploymentID == "" {
+		return agent.ID{}
+	}
+	return store.DeploymentID(c.deploymentID)
+}
+
+// newPubSub returns what carries the news of this deployment.
+func (s *service) newPubSub(ctx context.Context, reg prometheus.Registerer) (*pubsub.Deployment, error) {
+	id, err := s.store.Deployment(ctx)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := s.newEngine(reg)
+	if err != nil {
+		return nil, err
+	}
+	return pubsub.NewDeployment(engine, id, reg)
+}
+
+// newEngine returns what carries messages, those of other deployments, too.
+func (s *service) newEngine(reg prometheus.Registerer) (pubsub.Engine, error) {
 	url := s.config.pubsubURL
 	if url == "" {
 		url = s.config.databaseURL
@@ -66,4 +92,41 @@ func (s *service) joinReplicas(reg prometheus.Registerer) error {
 		LeaseDuration: s.config.leaseDuration,
 	}, reg, s.log.With("component", "replica"))
 	return err
+}
+
+// deploymentInterval is how often a replica looks whether the deployment has another id.
+const deploymentInterval = 10 * time.Second
+
+// followDeployment has the pubsub take over a new id of the deployment until ctx ends:
+// one that a process found out which started later, after the database was moved to
+// another cluster, say. read returns the id, take takes it over.
+func followDeployment(ctx context.Context, id agent.ID, read func(context.Context) (agent.ID, error), take func(uuid.UUID) error, log *slog.Logger) error {
+	ticker := time.NewTicker(deploymentInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		now, err := read(ctx)
+		if err != nil || now == id || now == (agent.ID{}) {
+			continue // a database that is away is told by others
+		}
+		if err := take(now); err != nil {
+			log.WarnContext(ctx, "another id of the deployment is not taken over, trying again", "error", err)
+			continue
+		}
+		log.WarnContext(ctx, "the deployment has got another id", "deployment", now, "before", id)
+		id = now
+	}
+}
+
+// follow is followDeployment of this service.
+func (s *service) follow(ctx context.Context) error {
+	id, err := s.store.Deployment(ctx)
+	if err != nil {
+		id = agent.ID{} // to be taken over when it can be read
+	}
+	return followDeployment(ctx, id, s.store.Deployment, s.pubsub.Switch, s.log)
 }

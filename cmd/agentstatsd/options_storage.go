@@ -43,6 +43,14 @@ func (c *config) storageOptions() serpent.OptionSet {
 			Value: serpent.StringOf(&c.pubsubURL), Group: &groupStorage,
 		},
 		{
+			Name: "Deployment ID",
+			Description: "Id of this deployment, a UUID or any name: what other deployments say on the same NATS or PostgreSQL is not heard. " +
+				"It is kept in the database. Empty: the database's own, which is made with it, and anew in a copy. " +
+				"To be given where a database was copied as a whole, by a snapshot of its volume. The same on all replicas.",
+			Flag: "deployment-id", Env: "AGENTSTATSD_DEPLOYMENT_ID", YAML: "deployment_id",
+			Value: serpent.StringOf(&c.deploymentID), Group: &groupStorage,
+		},
+		{
 			Name: "Lease Duration",
 			Description: "Time after which replicas take one that is silent for gone, and serve in its place what one alone serves. " +
 				"The same on all replicas.",

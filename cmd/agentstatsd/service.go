@@ -33,7 +33,7 @@ type service struct {
 
 	tls        *serverTLS // nil: gRPC in plaintext
 	store      *store.Store
-	pubsub     pubsub.Engine
+	pubsub     *pubsub.Deployment
 	replicas   *replica.Replicas // nil: the service is alone
 	aggregator *aggregator.Aggregator
 	batcher    *batcher.Batcher
@@ -93,7 +93,7 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.openStore(ctx); err != nil {
 		return err
 	}
-	if s.pubsub, err = s.newPubSub(reg); err != nil {
+	if s.pubsub, err = s.newPubSub(ctx, reg); err != nil {
 		return err
 	}
 	if err := s.joinReplicas(reg); err != nil {
@@ -311,7 +311,7 @@ func (s *service) stages() []stage {
 	// This replica leaves when its last writes are done, and tells that too.
 	var membership []task
 	if s.replicas != nil {
-		membership = append(membership, task{"replicas", s.replicas.Run})
+		membership = append(membership, task{"replicas", s.replicas.Run}, task{"deployment", s.follow})
 	}
 	// Last to go: readiness and the numbers of the shutdown can be seen.
 	var endpoints []task

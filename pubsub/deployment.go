@@ -1,0 +1,165 @@
+package pubsub
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Deployment is an Engine that carries the messages of one deployment over an engine
+// whose server others use, too. The deployment's id is part of each channel's name, and
+// stands before each payload: what comes from another is counted, and told to nobody.
+//
+// Its limits are below those of the engine: a channel's name has at most
+// MaxDeploymentChannel bytes, a payload MaxDeploymentPayload.
+type Deployment struct {
+	engine    Engine
+	foreign   prometheus.Counter
+	malformed prometheus.Counter
+
+	id atomic.Pointer[string] // written under switching
+
+	// switching is held while subscriptions begin, end, and move to another id.
+	switching     sync.Mutex
+	subscriptions map[*deploymentSubscription]struct{}
+}
+
+const (
+	// MaxDeploymentChannel is in bytes.
+	MaxDeploymentChannel = MaxChannel - idText - 1
+	// MaxDeploymentPayload is in bytes.
+	MaxDeploymentPayload = MaxPayload - idText
+)
+
+// deploymentSubscription is one subscription over all ids that the deployment has.
+type deploymentSubscription struct {
+	channel string
+	cancel  func() // of the engine; Deployment.switching guards it
+
+	calling sync.Mutex // of f
+	f       func(payload []byte)
+}
+
+func (s *deploymentSubscription) call(payload []byte) {
+	s.calling.Lock()
+	defer s.calling.Unlock()
+	s.f(payload)
+}
+
+// NewDeployment returns the engine of a deployment over that of a server. Run of the
+// latter is part of its own.
+func NewDeployment(engine Engine, id uuid.UUID, reg prometheus.Registerer) (*Deployment, error) {
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "agentstatsd_pubsub_refused_messages_total",
+		Help: "Messages that arrived and were told to nobody: of another deployment, or without a sender's id.",
+	}, []string{"reason"})
+	if err := reg.Register(refused); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	d := &Deployment{
+		engine:        engine,
+		foreign:       refused.WithLabelValues("other_deployment"),
+		malformed:     refused.WithLabelValues("malformed"),
+		subscriptions: make(map[*deploymentSubscription]struct{}),
+	}
+	d.id.Store(deploymentText(id))
+	return d, nil
+}
+
+// deploymentText is an id as a part of channels: letters, digits, "_" and "-".
+func deploymentText(id uuid.UUID) *string {
+	text := base64.RawURLEncoding.EncodeToString(id[:])
+	return &text
+}
+
+// Run is as in Engine.
+func (d *Deployment) Run(ctx context.Context) error { return d.engine.Run(ctx) }
+
+// Connected is as in Engine.
+func (d *Deployment) Connected() error { return d.engine.Connected() }
+
+// Publish is as in PubSub.
+func (d *Deployment) Publish(ctx context.Context, channel string, payload []byte) error {
+	if len(channel) == 0 || len(channel) > MaxDeploymentChannel {
+		return fmt.Errorf("publish: channel name %.64q has %d bytes, not 1 to %d", channel, len(channel), MaxDeploymentChannel)
+	}
+	if len(payload) == 0 || len(payload) > MaxDeploymentPayload {
+		return fmt.Errorf("publish to %q: payload has %d bytes, not 1 to %d", channel, len(payload), MaxDeploymentPayload)
+	}
+	id := *d.id.Load()
+	return d.engine.Publish(ctx, id+"_"+channel, append([]byte(id), payload...))
+}
+
+// Subscribe is as in PubSub. f must not call it, either.
+func (d *Deployment) Subscribe(channel string, f func(payload []byte)) (cancel func(), err error) {
+	if len(channel) == 0 || len(channel) > MaxDeploymentChannel {
+		return nil, fmt.Errorf("subscribe: channel name %.64q has %d bytes, not 1 to %d", channel, len(channel), MaxDeploymentChannel)
+	}
+	s := &deploymentSubscription{channel: channel, f: f}
+	d.switching.Lock()
+	defer d.switching.Unlock()
+	if s.cancel, err = d.subscribeLocked(s); err != nil {
+		return nil, err
+	}
+	d.subscriptions[s] = struct{}{}
+	return sync.OnceFunc(func() {
+		d.switching.Lock()
+		delete(d.subscriptions, s)
+		end := s.cancel
+		d.switching.Unlock()
+		end()
+	}), nil
+}
+
+func (d *Deployment) subscribeLocked(s *deploymentSubscription) (cancel func(), err error) {
+	id := *d.id.Load()
+	return d.engine.Subscribe(id+"_"+s.channel, func(payload []byte) {
+		switch {
+		case payload == nil:
+			s.call(nil)
+		case len(payload) <= len(id):
+			d.malformed.Inc()
+		case string(payload[:len(id)]) != id:
+			d.foreign.Inc()
+		default:
+			s.call(payload[len(id):])
+		}
+	})
+}
+
+// Switch makes id that of the deployment. All subscribers are told that they may have
+// missed something: processes that have not switched yet are not heard. After an error
+// it can be tried again.
+func (d *Deployment) Switch(id uuid.UUID) error {
+	text := deploymentText(id)
+	d.switching.Lock()
+	defer d.switching.Unlock()
+	before := d.id.Load()
+	if *text == *before {
+		return nil
+	}
+	d.id.Store(text)
+	moved := make(map[*deploymentSubscription]func(), len(d.subscriptions))
+	for s := range d.subscriptions {
+		cancel, err := d.subscribeLocked(s)
+		if err != nil {
+			for _, undo := range moved {
+				undo()
+			}
+			d.id.Store(before)
+			return fmt.Errorf("switch deployment: %w", err)
+		}
+		moved[s] = cancel
+	}
+	for s, cancel := range moved {
+		s.cancel()
+		s.cancel = cancel
+		s.call(nil)
+	}
+	return nil
+}
