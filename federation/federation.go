@@ -184,6 +184,8 @@ type Federation struct {
 	// unstored and unread are what fails of the store: writing and reading.
 	unstored, unread failing
 	instances        map[agent.Instance]*instance
+	// unreadable are the rows that cannot be decoded.
+	unreadable map[agent.Instance]badRow
 	// types are those of the names that are held, see settleLocked.
 	types    map[string]metrics.Type
 	rendered map[string]*rendered
@@ -208,11 +210,12 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	f := &Federation{
 		store: store, claims: claims, opts: opts, log: log, merges: opts.Merge,
 		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
-		instances: make(map[agent.Instance]*instance),
-		types:     make(map[string]metrics.Type),
-		rendered:  make(map[string]*rendered),
-		claimed:   make(map[string]claim),
-		floors:    make(map[string]map[string]*distribution),
+		instances:  make(map[agent.Instance]*instance),
+		unreadable: make(map[agent.Instance]badRow),
+		types:      make(map[string]metrics.Type),
+		rendered:   make(map[string]*rendered),
+		claimed:    make(map[string]claim),
+		floors:     make(map[string]map[string]*distribution),
 	}
 	f.view.Store(new(view))
 	var err error

@@ -32,7 +32,8 @@ func (f *Federation) foldIdleInTurn(ctx context.Context, now time.Time) (totals 
 	}
 	defer f.endTurn()
 	for range decisions {
-		var idle, forgotten []*instance
+		var idle []*instance
+		forgotten := f.overdue(now)
 		for _, i := range f.gone() {
 			switch age := now.Sub(i.aliveAt); {
 			case i.folded && age >= f.opts.ForgetAfter:
@@ -109,7 +110,11 @@ func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*i
 	totals, types := f.instances[agent.Instance{}], f.types // a map that is replaced, never changed
 	f.mu.Unlock()
 	if totals == nil {
-		totals = &instance{}
+		totals = &instance{version: f.replacedVersion(agent.Instance{})}
+	}
+	aside, err := f.setAside(ctx, now)
+	if err != nil {
+		return nil, err
 	}
 	counted := make([]*instance, len(idle))
 	for i := range idle {
@@ -124,11 +129,11 @@ func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*i
 	}
 	rows := make([]agent.PushRow, len(next))
 	for i := range next {
-		var err error
 		if rows[i], err = f.codec.encode(next[i]); err != nil {
 			return nil, err
 		}
 	}
+	rows = append(rows, aside...)
 	gone := make([]agent.PushRow, len(removed))
 	for i := range removed {
 		gone[i] = agent.PushRow{Instance: removed[i].id, Version: removed[i].version}
@@ -142,9 +147,11 @@ func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*i
 	defer f.mu.Unlock()
 	for i := range removed {
 		delete(f.instances, removed[i].id)
+		delete(f.unreadable, removed[i].id)
 	}
 	for _, i := range next {
 		i.version++
+		delete(f.unreadable, i.id)
 		f.instances[i.id] = i
 	}
 	f.metrics.folded.Add(float64(len(idle)))

@@ -77,7 +77,7 @@ func (f *Federation) catchUp(ctx context.Context, now time.Time) error {
 	if f.opts.Lease != nil {
 		term = f.opts.Lease.Term()
 	}
-	next, gone, err := f.readNewer(ctx, now)
+	next, gone, bad, err := f.readNewer(ctx, now)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
@@ -89,6 +89,7 @@ func (f *Federation) catchUp(ctx context.Context, now time.Time) error {
 		return err
 	}
 	f.unread.note(nil)
+	f.skipLocked(ctx, bad)
 	switch {
 	case len(next)+len(gone) == 0:
 		f.metrics.follows.WithLabelValues(followUnchanged).Inc()
@@ -103,35 +104,38 @@ func (f *Federation) catchUp(ctx context.Context, now time.Time) error {
 }
 
 // readNewer returns the instances whose rows are newer than what is held here,
-// and those whose rows are gone. The caller has the turn.
+// those whose rows are gone, and the rows that cannot be decoded. The caller has
+// the turn.
 //
 // A push changes one row, and rows are shown in any mixture of before and after
 // pushes. A fold changes several, which must be seen together: so if there was
 // one, which the version of the totals tells, all are read at one moment. A row
 // that was removed and came back, its versions counted anew, is seen by that too.
-func (f *Federation) readNewer(ctx context.Context, now time.Time) (next []*instance, gone []agent.Instance, _ error) {
+func (f *Federation) readNewer(ctx context.Context, now time.Time) (
+	next []*instance, gone []agent.Instance, bad []badRow, _ error,
+) {
 	before, err := f.readVersions(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	ids, folded := f.newer(before)
 	var rows []agent.PushRow
 	if !folded {
 		if len(ids) == 0 {
-			return nil, nil, nil
+			return nil, nil, nil, nil
 		}
 		if rows, err = f.readRows(ctx, ids); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		after, err := f.readVersions(ctx)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		folded = after[agent.Instance{}] != before[agent.Instance{}]
 	}
 	if folded {
 		if rows, err = f.readRows(ctx, nil); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
 	f.mu.Lock()
@@ -145,7 +149,8 @@ func (f *Federation) readNewer(ctx context.Context, now time.Time) (next []*inst
 		}
 		i, err := f.codec.decode(r, now)
 		if err != nil {
-			return nil, nil, err
+			bad = append(bad, badRow{r.Instance, r.Version, r.UpdatedAt, err})
+			continue
 		}
 		next = append(next, i)
 	}
@@ -154,7 +159,7 @@ func (f *Federation) readNewer(ctx context.Context, now time.Time) (next []*inst
 			gone = append(gone, id)
 		}
 	}
-	return next, gone, nil
+	return next, gone, bad, nil
 }
 
 // newer returns the instances whose stored versions are newer than those held
@@ -166,10 +171,17 @@ func (f *Federation) newer(stored map[agent.Instance]int64) (ids []agent.Instanc
 	if !f.loaded {
 		return nil, true
 	}
+	for id := range f.unreadable {
+		if _, still := stored[id]; !still {
+			delete(f.unreadable, id)
+		}
+	}
 	known := 0
 	for id, version := range stored {
 		held := f.instances[id]
 		switch {
+		case held == nil && f.unreadable[id].version == version:
+			continue
 		case held == nil:
 			ids = append(ids, id)
 			folded = folded || id == agent.Instance{}

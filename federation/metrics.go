@@ -31,6 +31,7 @@ type ownMetrics struct {
 	folded                       prometheus.Counter
 	follows                      *prometheus.CounterVec
 	rowsRead                     prometheus.Counter
+	undecodable                  prometheus.Counter
 	outdated                     prometheus.Counter
 	untold                       prometheus.Counter
 	renderErrors                 prometheus.Counter
@@ -66,6 +67,10 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			Name: "agentstatsd_push_rows_read_total",
 			Help: "Rows that were read because another replica wrote them, or at the start.",
 		}),
+		undecodable: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_rows_undecodable_total",
+			Help: "Stored rows of pushes that could not be decoded, and were skipped.",
+		}),
 		outdated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pushes_outdated_total",
 			Help: "How often a push or fold was not stored, and decided again, because another replica had written the same row.",
@@ -91,7 +96,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 	}
 	return m, errors.Join(
 		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues), reg.Register(m.folded), reg.Register(m.renderErrors),
-		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.outdated), reg.Register(m.untold),
+		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.outdated), reg.Register(m.untold),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_pushed_families_served",
 			Help: "1 while this replica is the one that serves what coderd instances pushed.",
@@ -105,6 +110,8 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			func(v *view) int { return v.instances }),
 		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",
 			func(v *view) int { return v.series }),
+		gauge("agentstatsd_push_rows_skipped", "Stored rows of pushes that are skipped, as they cannot be decoded.",
+			func(v *view) int { return v.unreadable }),
 		gauge("agentstatsd_push_row_bytes", "What is stored of all instances, in bytes.",
 			func(v *view) int { return v.rowBytes }),
 	)

@@ -92,6 +92,8 @@ func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Pus
 	}
 	if old != nil {
 		next.version = old.version
+	} else {
+		next.version = f.replacedVersion(p.Instance)
 	}
 	f.mu.Lock()
 	refused := f.admitLocked(next, old, decoded)

@@ -83,12 +83,20 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 		families: make(map[string]*family, len(r.Families)), rowBytes: len(in.Data),
 	}
 	for _, f := range r.Families {
+		if f == nil {
+			return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, errNoFamily)
+		}
 		f.haveSince(f.Since, true) // rows of before series had it
 		f.heal()
-		if i.folded {
-			f = c.merges.foldFamily(f)
-		}
 		i.families[f.Name] = f
+	}
+	if err := i.check(); err != nil {
+		return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
+	}
+	for name, f := range i.families {
+		if i.folded {
+			i.families[name] = c.merges.foldFamily(f)
+		}
 	}
 	if now.Before(i.aliveAt) {
 		i.aliveAt = now

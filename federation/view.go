@@ -15,7 +15,7 @@ import (
 type view struct {
 	families []*rendered
 	// What the gauges of the federation itself tell.
-	instances, series, rowBytes int
+	instances, series, rowBytes, unreadable int
 }
 
 // claim is a name that is claimed; until is zero while its family is served.
@@ -63,8 +63,10 @@ func (f *Federation) replaceLocked(now time.Time, next []*instance, gone []agent
 	for _, id := range gone {
 		changed = append(changed, f.instances[id].names()...)
 		delete(f.instances, id)
+		delete(f.unreadable, id)
 	}
 	for _, i := range next {
+		delete(f.unreadable, i.id)
 		if old := f.instances[i.id]; old != nil {
 			changed = append(changed, old.names()...)
 		}
@@ -142,7 +144,7 @@ func (f *Federation) rebuildLocked(now time.Time, names []string) {
 	f.claimLocked(now)
 	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *rendered) int {
 		return strings.Compare(a.name, b.name)
-	})}
+	}), unreadable: len(f.unreadable)}
 	for _, i := range f.instances {
 		v.instances++
 		v.series += i.lines
