@@ -37,8 +37,7 @@ type Order struct {
 	// Epoch of the agent's session, in nanoseconds since 1970 when it opened,
 	// but always above the epochs before it.
 	Epoch int64
-	// Sequence of the request within the agent's instance, or, of calls without
-	// a stream, within their run; from 1.
+	// Sequence of the request within the agent's instance; from 1.
 	Sequence int64
 }
 

@@ -33,8 +33,7 @@ type Lease struct {
 }
 
 // SessionRecord is what replicas tell each other of the newest session of an
-// agent, or its newest run of unary calls. Newer is a higher Epoch, of equal
-// ones a higher Replica.
+// agent. Newer is a higher Epoch, of equal ones a higher Replica.
 type SessionRecord struct {
 	Agent ID
 	Epoch int64
@@ -42,8 +41,6 @@ type SessionRecord struct {
 	Replica ID
 	// Open is true until the session ended.
 	Open bool
-	// Unary is true of a run of calls without a stream.
-	Unary bool
 	// Reported is true once the session had a report of stats: from then on its
 	// replica serves the agent's series.
 	Reported bool

@@ -1,11 +1,10 @@
 package agent
 
-// Session is one connection of an agent to this service, or a run of unary
-// calls.
+// Session is one connection of an agent to this service.
 type Session struct {
 	// Epoch is above that of every earlier session of the agent.
 	Epoch int64
-	// Instance is the agent's process; zero for unary calls.
+	// Instance is the agent's process.
 	Instance Instance
 	// First is true if this is the instance's first session anywhere: nothing
 	// that it reports was counted before.

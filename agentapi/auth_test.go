@@ -32,10 +32,6 @@ func TestAuthentication(t *testing.T) {
 	header := func(values ...string) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), values...)
 	}
-	agentCall := func(ctx context.Context) error {
-		_, err := s.agents().UpdateStats(ctx, &pb.UpdateStatsRequest{})
-		return err
-	}
 	agentStream := func(ctx context.Context) error {
 		c, err := s.agents().Connect(ctx)
 		require.NoError(t, err)
@@ -88,7 +84,6 @@ func TestAuthentication(t *testing.T) {
 					require.Equal(t, before+1, s.counter("agentstatsd_auth_failures_total", reason))
 				}
 			}
-			check(agentCall, c.agent, c.agentReason)
 			check(agentStream, c.agent, c.agentReason)
 			check(coderdCall, c.coderd, c.coderdReason)
 			check(coderdStream, c.coderd, c.coderdReason)
@@ -117,12 +112,10 @@ func TestLogOfStrangersIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		for range 5 {
-			_, err := s.agents().UpdateStats(as(t.Context(), "x"), &pb.UpdateStatsRequest{})
-			require.Error(t, err)
+			s.open(as(t.Context(), "x")).requireEnd(codes.Unauthenticated, "unknown token")
 		}
 		time.Sleep(time.Minute)
-		_, err := s.agents().UpdateStats(as(t.Context(), "x"), &pb.UpdateStatsRequest{})
-		require.Error(t, err)
+		s.open(as(t.Context(), "x")).requireEnd(codes.Unauthenticated, "unknown token")
 		require.Equal(t, 2, strings.Count(s.log.String(), "was not let in"))
 		require.Contains(t, s.log.String(), "suppressed=4")
 		require.NotContains(t, s.log.String(), "Bearer")
@@ -202,8 +195,9 @@ func TestClientCertificate(t *testing.T) {
 			if c.want == codes.OK {
 				_, err = s.coderd().ListAgents(as(t.Context(), "a token"), &pb.ListAgentsRequest{})
 				require.Equal(t, codes.Unauthenticated, codeOf(err), "a token counts before the certificate")
-				_, err = s.agents().UpdateStats(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", nid(9).String()), &pb.UpdateStatsRequest{Stats: &pb.Stats{}})
-				require.Equal(t, codes.NotFound, codeOf(err))
+				relayed := s.open(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", nid(9).String()))
+				require.NoError(t, relayed.Send(hello(1, 1)))
+				relayed.requireEnd(codes.NotFound, "agentstats-agent-id: no such agent is registered")
 			}
 		})
 	}

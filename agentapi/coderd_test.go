@@ -253,11 +253,9 @@ func TestGetMetadata(t *testing.T) {
 		s.register(1, 2, 3)
 		sent := time.Now()
 		for n, pairs := range map[int][]string{1: {"b", "2", "a", "1"}, 3: {"c", "3"}} {
-			_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries(pairs...)})
-			require.NoError(t, err)
+			s.request(n, meta(pairs...))
 		}
-		_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(2)), &pb.BatchUpdateMetadataRequest{})
-		require.NoError(t, err)
+		s.request(2, meta())
 		time.Sleep(10 * time.Second)
 		get := func(numbers ...int) (*pb.GetMetadataResponse, error) {
 			req := &pb.GetMetadataRequest{}
@@ -283,8 +281,7 @@ func TestGetMetadata(t *testing.T) {
 
 		for i := range 8 {
 			key := string(rune('a' + i))
-			_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(1)), &pb.BatchUpdateMetadataRequest{Metadata: entries(key, strings.Repeat("x", 2000))})
-			require.NoError(t, err)
+			s.request(1, meta(key, strings.Repeat("x", 2000)))
 		}
 		time.Sleep(10 * time.Second)
 		_, err = get(1)

@@ -309,6 +309,16 @@ func (c *stream) greet(instance byte, session int64) *stream {
 	return c
 }
 
+// request has agent n connect, send one request and disconnect. It returns once
+// the request was taken in.
+func (s *service) request(n int, req *pb.ConnectRequest) {
+	s.t.Helper()
+	c := s.connect(n, byte(n), 0)
+	c.send(req)
+	require.NoError(s.t, c.CloseSend())
+	c.requireEnd(codes.OK, "")
+}
+
 func (c *stream) recv() *pb.ConnectResponse {
 	c.t.Helper()
 	m, err := c.Recv()
@@ -433,6 +443,8 @@ func (s *service) counter(name, label string) float64 {
 	s.t.Fatalf("no %s{%s}", name, label)
 	return 0
 }
+
+func codeOf(err error) codes.Code { return status.Code(err) }
 
 // requireCode checks the status of a call.
 func requireCode(t *testing.T, err error, code codes.Code, text string) {

@@ -9,9 +9,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // errInternal is all that a peer learns of an error that is ours.
@@ -54,19 +51,6 @@ func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServer
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	return s.guard(stream.Context(), info.FullMethod, handler(srv, stream))
-}
-
-// limitUnary holds agents' calls to their own message size; the server's limit
-// is coderd's.
-func (s *Server) limitUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if serviceOf(info.FullMethod) == agentstatsv1.AgentService_ServiceDesc.ServiceName {
-		if m, ok := req.(proto.Message); ok {
-			if size := proto.Size(m); size > s.opts.MaxAgentMessageBytes {
-				return nil, tooLarge(size, s.opts.MaxAgentMessageBytes)
-			}
-		}
-	}
-	return handler(ctx, req)
 }
 
 func tooLarge(size, limit int) error {

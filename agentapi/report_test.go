@@ -5,9 +5,11 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
@@ -119,6 +121,16 @@ func TestRefusalMessageIsBounded(t *testing.T) {
 	require.Len(t, m.GetNames()[0], maxNameBytes)
 	require.Len(t, m.GetMessage(), maxRefusalText)
 	require.Equal(t, int64(100), m.GetCount())
+}
+
+func TestTimeThatIsAbsent(t *testing.T) {
+	for name, at := range map[string]*timestamppb.Timestamp{
+		"absent": nil, "the zero of protobuf": {}, "the zero of Go": timestamppb.New(time.Time{}),
+	} {
+		got, err := timeOf(at)
+		require.NoError(t, err, name)
+		require.True(t, got.IsZero(), name)
+	}
 }
 
 func TestEnumsAreWhole(t *testing.T) {

@@ -20,11 +20,10 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// report has agent n report without a session.
-func (s *service) report(n int, stats *pb.Stats) {
+// report has agent n report.
+func (s *service) report(n int, report *pb.Stats) {
 	s.t.Helper()
-	_, err := s.agents().UpdateStats(as(s.t.Context(), token(n)), &pb.UpdateStatsRequest{Stats: stats})
-	require.NoError(s.t, err)
+	s.request(n, stats(report))
 }
 
 func (s *service) watchActivity(interval *durationpb.Duration) pb.CoderdService_WatchActivityClient {

@@ -38,8 +38,7 @@ func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	case *agentstatsv1.ConnectRequest_Metadata:
 		return s.takeMetadata(r, m.Metadata.GetMetadata())
 	case *agentstatsv1.ConnectRequest_Lifecycle:
-		_, refused := s.takeLifecycle(r, m.Lifecycle)
-		return refused
+		return s.takeLifecycle(r, m.Lifecycle)
 	case *agentstatsv1.ConnectRequest_AppHealth:
 		return s.takeAppHealth(r, m.AppHealth.GetUpdates())
 	case *agentstatsv1.ConnectRequest_Network:
@@ -106,17 +105,18 @@ var lifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
 	agentstatsv1.Lifecycle_STATE_OFF:              agent.LifecycleOff,
 }
 
-func (s *Server) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) (agent.Lifecycle, []agent.Refusal) {
+func (s *Server) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []agent.Refusal {
 	s.metrics.requests.lifecycle.Inc()
 	state, known := lifecycleStates[l.GetState()]
 	if !known {
-		return agent.Lifecycle{}, s.refuseState(reasonUnknownState, "lifecycle.state: unknown lifecycle state %d", l.GetState())
+		return s.refuseState(reasonUnknownState, "lifecycle.state: unknown lifecycle state %d", l.GetState())
 	}
 	changedAt, err := timeOf(l.GetChangedAt())
 	if err != nil {
-		return agent.Lifecycle{}, s.refuseState(reasonInvalidField, "lifecycle.changed_at: %v", err)
+		return s.refuseState(reasonInvalidField, "lifecycle.changed_at: %v", err)
 	}
-	return r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: changedAt}), nil
+	r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: changedAt})
+	return nil
 }
 
 // Times are kept in nanoseconds since 1970.

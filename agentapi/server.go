@@ -312,7 +312,6 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 			s.recoverUnary(),
 			s.guardUnary,
 			s.auth.unary,
-			s.limitUnary,
 		),
 		grpc.ChainStreamInterceptor(
 			rpc.StreamServerInterceptor(),

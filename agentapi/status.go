@@ -56,8 +56,6 @@ func (s *Server) failure(ctx context.Context, doing string, err error) error {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(err, fleet.ErrNeedsForce):
 		return status.Error(codes.FailedPrecondition, err.Error()+"; force: want true to do so")
-	case errors.Is(err, fleet.ErrSessionLive):
-		return status.Error(codes.FailedPrecondition, "the agent has a session")
 	case errors.Is(err, fleet.ErrUnavailable):
 		return errNotLoaded
 	case errors.Is(err, fleet.ErrUnknownAgent):

@@ -40,8 +40,7 @@ func (d *deafNews) tell(ids []agent.ID) {
 // put has agent n's metadata stored.
 func (s *service) put(n int, pairs ...string) {
 	s.t.Helper()
-	_, err := s.agents().BatchUpdateMetadata(as(s.t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries(pairs...)})
-	require.NoError(s.t, err)
+	s.request(n, meta(pairs...))
 	time.Sleep(6 * time.Second)
 	synctest.Wait()
 }
@@ -190,8 +189,7 @@ func TestWatchOfMuch(t *testing.T) {
 		s.register(numbers...)
 		big := strings.Repeat("x", 2000)
 		for _, n := range numbers {
-			_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries("a", big, "b", big)})
-			require.NoError(t, err)
+			s.request(n, meta("a", big, "b", big))
 		}
 		time.Sleep(10 * time.Second)
 		w := s.watch(numbers...)
@@ -210,8 +208,7 @@ func TestWatchOfMuch(t *testing.T) {
 		// 300 changes of 600 KB each do not fit into the buffers between.
 		for i := range 20 {
 			for _, n := range numbers {
-				_, err := s.agents().BatchUpdateMetadata(as(t.Context(), token(n)), &pb.BatchUpdateMetadataRequest{Metadata: entries("a", fmt.Sprint(i)+big[:1900])})
-				require.NoError(t, err)
+				s.request(n, meta("a", fmt.Sprint(i)+big[:1900]))
 			}
 			time.Sleep(6 * time.Second)
 		}

@@ -85,7 +85,7 @@ func (m *model) act() {
 		m.late++
 		m.add(a, a.epoch-rapid.Int64Range(1, 3).Draw(m.t, "epochs ago"), m.late, nil)
 	case 4:
-		a.epoch++ // an unary call
+		a.epoch++ // a new session
 		m.add(a, a.epoch, 0, nil)
 	default:
 		a.sequence++

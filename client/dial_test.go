@@ -80,16 +80,16 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 	require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 }
 
-// asked is an AgentService that remembers who called.
+// asked is a CoderdService that remembers who called.
 type asked struct {
-	agentstatsv1.UnimplementedAgentServiceServer
+	agentstatsv1.UnimplementedCoderdServiceServer
 	peers chan *peer.Peer
 }
 
-func (a asked) UpdateStats(ctx context.Context, _ *agentstatsv1.UpdateStatsRequest) (*agentstatsv1.UpdateStatsResponse, error) {
+func (a asked) ListAgents(ctx context.Context, _ *agentstatsv1.ListAgentsRequest) (*agentstatsv1.ListAgentsResponse, error) {
 	p, _ := peer.FromContext(ctx)
 	a.peers <- p
-	return &agentstatsv1.UpdateStatsResponse{}, nil
+	return &agentstatsv1.ListAgentsResponse{}, nil
 }
 
 func TestDialTLS(t *testing.T) {
@@ -101,7 +101,7 @@ func TestDialTLS(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.cert)
 	server := asked{peers: make(chan *peer.Peer, 1)}
-	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterAgentServiceServer(s, server) }, grpc.Creds(credentials.NewTLS(&tls.Config{
+	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterCoderdServiceServer(s, server) }, grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{pair}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
 	})))
 	defer n.stop()
@@ -113,7 +113,7 @@ func TestDialTLS(t *testing.T) {
 		// A token goes over TLS without further ado.
 		conn, err := client.Dial("passthrough:///x", client.DialOptions{TLS: config, Token: "secret"}, grpc.WithContextDialer(n.dial))
 		require.NoError(t, err)
-		_, err = agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{})
+		_, err = agentstatsv1.NewCoderdServiceClient(conn).ListAgents(t.Context(), &agentstatsv1.ListAgentsRequest{})
 		require.NoError(t, err)
 		info := (<-server.peers).AuthInfo.(credentials.TLSInfo)
 		require.Equal(t, serial, info.State.PeerCertificates[0].SerialNumber.Int64(), "the certificate is read anew")
@@ -123,7 +123,7 @@ func TestDialTLS(t *testing.T) {
 	// Without TLS in the options the system's roots count, not none.
 	conn, err := client.Dial("passthrough:///service", client.DialOptions{}, grpc.WithContextDialer(n.dial))
 	require.NoError(t, err)
-	_, err = agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{})
+	_, err = agentstatsv1.NewCoderdServiceClient(conn).ListAgents(t.Context(), &agentstatsv1.ListAgentsRequest{})
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	require.ErrorContains(t, err, "certificate")
 	require.NoError(t, conn.Close())

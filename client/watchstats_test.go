@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -130,6 +131,35 @@ func TestCoderdWatchesStatsExactly(t *testing.T) {
 	}
 }
 
+// reportBytes has the agent connect, report and disconnect. It returns once the
+// report was taken in.
+func reportBytes(ctx context.Context, conn *grpc.ClientConn, bytes int64) error {
+	stream, err := agentstatsv1.NewAgentServiceClient(conn).Connect(ctx)
+	if err != nil {
+		return err
+	}
+	instance := uuid.New()
+	for _, req := range []*agentstatsv1.ConnectRequest{
+		{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{InstanceId: instance[:], ProtocolVersion: 1}}},
+		{Sequence: 1, Message: &agentstatsv1.ConnectRequest_Stats{Stats: &agentstatsv1.Stats{RxBytes: bytes}}},
+	} {
+		if err := stream.Send(req); err != nil {
+			return err
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		switch _, err := stream.Recv(); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
 // watchThrough watches through a history and checks what was told at its end. It
 // returns how many connections that took.
 func watchThrough(ctx context.Context, history []watchStep) (connections int, err error) {
@@ -146,7 +176,6 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 	}
 	agentConn := s.conn(agentToken)
 	defer func() { _ = agentConn.Close() }()
-	agents := agentstatsv1.NewAgentServiceClient(agentConn)
 
 	fragile := &fragileNetwork{network: &s.network}
 	conn, err := client.Dial("passthrough:///service", client.DialOptions{Plaintext: true, Token: coderdToken},
@@ -200,7 +229,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		switch step.what {
 		case "report":
 			bit := int64(1) << reports
-			if _, err := agents.UpdateStats(ctx, &agentstatsv1.UpdateStatsRequest{Stats: &agentstatsv1.Stats{RxBytes: bit}}); err != nil {
+			if err := reportBytes(ctx, agentConn, bit); err != nil {
 				return 0, err
 			}
 			reported |= bit
@@ -247,8 +276,7 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 		conn := s.conn(agentToken)
 		defer closeConn(t, conn)
 		report := func(bytes int64) {
-			_, err := agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{Stats: &agentstatsv1.Stats{RxBytes: bytes}})
-			if err != nil {
+			if err := reportBytes(t.Context(), conn, bytes); err != nil {
 				t.Error(err)
 			}
 		}

@@ -40,9 +40,6 @@ var (
 	ErrUnknownToken = errors.New("unknown token")
 	// ErrUnknownAgent is returned for an id of no registered agent.
 	ErrUnknownAgent = errors.New("unknown agent")
-	// ErrSessionLive is returned for a call without a session while the agent
-	// has one.
-	ErrSessionLive = errors.New("the agent has a session")
 	// ErrSessionOver is returned for a request of a session that has ended.
 	ErrSessionOver = errors.New("the session is over")
 )
@@ -132,9 +129,6 @@ type Options struct {
 	SessionAge time.Duration
 	// SessionGrace is how long an agent has to follow that; default 30 s.
 	SessionGrace time.Duration
-	// UnaryIdle after the last call without a session, the run of such calls is
-	// over and its series are left to their TTL; default 2 min.
-	UnaryIdle time.Duration
 	// InstanceRetention is how long the sequences of an instance are remembered
 	// after its session; default 1 h.
 	InstanceRetention time.Duration
@@ -160,7 +154,6 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxAgents, 200_000)
 	set(&o.MaxMetadataKeys, 128)
 	set(&o.SessionGrace, 30*time.Second)
-	set(&o.UnaryIdle, 2*time.Minute)
 	set(&o.InstanceRetention, time.Hour)
 	set(&o.WriteInterval, 500*time.Millisecond)
 	set(&o.WriteTimeout, 10*time.Second)
@@ -192,7 +185,6 @@ func (o Options) validate() error {
 		{"max metadata keys", int64(o.MaxMetadataKeys)},
 		{"session age", int64(o.SessionAge)},
 		{"session grace", int64(o.SessionGrace)},
-		{"unary idle", int64(o.UnaryIdle)},
 		{"instance retention", int64(o.InstanceRetention)},
 		{"write interval", int64(o.WriteInterval)},
 		{"write timeout", int64(o.WriteTimeout)},
@@ -265,7 +257,6 @@ type entry struct {
 	// Guarded by mu.
 	leaving, gone bool
 	session       *Session
-	unary         unaryRun
 	newest        agent.SessionRecord // of all replicas; zero: none ever
 	lastSeen      time.Time
 	instances     []*tracker // those without a session first, oldest first
@@ -389,7 +380,7 @@ func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	return nil, ErrUnknownAgent
 }
 
-// availableLocked tells whether the agent can have sessions and calls now.
+// availableLocked tells whether the agent can have sessions now.
 func (e *entry) availableLocked() error {
 	switch {
 	case e.gone:
@@ -447,7 +438,7 @@ func (f *Fleet) info(e *entry) Info {
 	defer e.mu.Unlock()
 	return Info{
 		Registration: e.reg.Load(),
-		Connected:    e.session != nil || f.elsewhereLocked(e) && !e.newest.Unary,
+		Connected:    e.session != nil || f.elsewhereLocked(e),
 		Status:       e.status,
 		LastSeen:     e.lastSeen,
 		State:        cloneState(e.state),

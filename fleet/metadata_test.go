@@ -20,7 +20,7 @@ func requestOf(t testing.TB, opts Options, declared []string, use func(Request))
 		r.MetadataKeys = declared
 	})}})
 	require.NoError(t, err)
-	require.NoError(t, p.Call(t.Context(), nid(1), use))
+	request(t, p, 1, use)
 }
 
 // keys10 are the keys that an agent has in the tests of its fast path.

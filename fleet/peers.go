@@ -306,7 +306,6 @@ var encoding = base64.RawStdEncoding.Strict()
 // Flags of a record.
 const (
 	flagOpen = 1 << iota
-	flagUnary
 	flagReported
 )
 
@@ -317,9 +316,6 @@ func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
 	var flags byte
 	if r.Open {
 		flags |= flagOpen
-	}
-	if r.Unary {
-		flags |= flagUnary
 	}
 	if r.Reported {
 		flags |= flagReported
@@ -354,7 +350,6 @@ func parseNews(payload []byte) (kind byte, from agent.ID, records []agent.Sessio
 			Epoch:    int64(binary.BigEndian.Uint64(r[16:24])),
 			Replica:  from,
 			Open:     flags&flagOpen != 0,
-			Unary:    flags&flagUnary != 0,
 			Reported: flags&flagReported != 0,
 		})
 	}

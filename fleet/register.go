@@ -197,7 +197,6 @@ func (f *Fleet) cutOff(p *plan) []*entry {
 			e.turn.Lock()
 			e.mu.Lock()
 			e.leaving = true
-			f.endRunLocked(e)
 			if e.session != nil {
 				f.endLocked(e.session, end)
 			}
@@ -362,10 +361,6 @@ func (e *entry) revoke(f *Fleet) {
 	if s := e.session; s != nil && s.token != e.reg.Load().TokenHash {
 		f.endLocked(s, EndRevoked)
 		f.closeSeriesLocked(e, s.info.Epoch, true)
-	}
-	if epoch := e.unary.epoch; epoch != 0 {
-		f.endRunLocked(e)
-		f.closeSeriesLocked(e, epoch, true)
 	}
 	f.presentLocked(e, time.Now())
 }

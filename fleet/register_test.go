@@ -337,7 +337,6 @@ func TestDeregisterWhileTheDatabaseIsDown(t *testing.T) {
 	p.store.before = func() {
 		_, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
 		require.ErrorIs(t, err, ErrUnavailable, "while it is undecided")
-		require.ErrorIs(t, p.Call(t.Context(), nid(1), func(Request) {}), ErrUnavailable)
 	}
 	_, err = p.Deregister(t.Context(), ids(1), nil)
 	require.ErrorIs(t, err, errDown)
@@ -435,9 +434,9 @@ func TestChangesWaitForEachOther(t *testing.T) {
 
 func TestReplacedRegistrationDropsStateOfItsApps(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	require.NoError(t, p.Call(t.Context(), nid(1), func(r Request) {
+	request(t, p, 1, func(r Request) {
 		require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}))
-	}))
+	})
 	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {
 		r.Apps = []agent.App{{ID: nid(7)}}
 	})}})

@@ -370,29 +370,6 @@ func TestOutOfTouchKeepsNothing(t *testing.T) {
 	})
 }
 
-// Calls without a session are refused while another replica has one, and a run of
-// them moves from replica to replica.
-func TestCallsOnReplicas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, r := startReplicas(t, 2)
-		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
-		require.NoError(t, err)
-		report := func(r Request) { r.Reported() }
-		require.NoError(t, r[0].Call(t.Context(), nid(1), report))
-		settle()
-		require.NoError(t, r[1].Call(t.Context(), nid(1), report))
-		settle()
-		require.Contains(t, r[0].journal.take(), "series remove 1")
-		require.Equal(t, "connected", statusOf(t, "ws1", r...))
-		s := connectTo(t, r[0], 1, hello(1, 1))
-		settle()
-		require.ErrorIs(t, r[1].Call(t.Context(), nid(1), report), ErrSessionLive)
-		s.Close(EndDisconnect)
-		settle()
-		require.NoError(t, r[1].Call(t.Context(), nid(1), report))
-	})
-}
-
 // States that agents tell one replica are known on all, and a build whose agents
 // are on different replicas is observed once.
 func TestStatesReachAllReplicas(t *testing.T) {

@@ -35,7 +35,7 @@ type Request struct {
 	entry   *entry
 	session agent.Session
 	order   agent.Order
-	tracker *tracker // nil: outside a session
+	tracker *tracker
 	now     time.Time
 }
 
@@ -57,13 +57,8 @@ func (r Request) Order() agent.Order { return r.order }
 // Now returns the time of receipt.
 func (r Request) Now() time.Time { return r.now }
 
-// Tracker returns who is to be told what becomes of the request; nil: nobody.
-func (r Request) Tracker() agent.Tracker {
-	if r.tracker == nil {
-		return nil
-	}
-	return r.tracker
-}
+// Tracker returns who is to be told what becomes of the request.
+func (r Request) Tracker() agent.Tracker { return r.tracker }
 
 // AdmitMetadata returns the entries whose keys the agent may have, and what it
 // refused: keys that its template does not declare or, if that declares none,
@@ -150,9 +145,9 @@ func refusedName(key string) string {
 	return strings.Clone(key[:end])
 }
 
-// SetLifecycle records the state, which is held until it is stored, and returns
-// it. A zero ChangedAt is taken as the time of receipt.
-func (r Request) SetLifecycle(l agent.Lifecycle) agent.Lifecycle {
+// SetLifecycle records the state, which is held until it is stored. A zero
+// ChangedAt is taken as the time of receipt.
+func (r Request) SetLifecycle(l agent.Lifecycle) {
 	if l.ChangedAt.IsZero() {
 		l.ChangedAt = r.now
 	}
@@ -170,7 +165,6 @@ func (r Request) SetLifecycle(l agent.Lifecycle) agent.Lifecycle {
 	if ended {
 		r.fleet.finishBuild(r.entry)
 	}
-	return l
 }
 
 // SetAppHealth records the health of apps, which is held until it is stored;
@@ -252,7 +246,7 @@ type hold struct {
 }
 
 func (e *entry) holdLocked(t *tracker, sequence int64) {
-	if t == nil || slices.ContainsFunc(e.holds, func(h hold) bool { return h.tracker == t }) {
+	if slices.ContainsFunc(e.holds, func(h hold) bool { return h.tracker == t }) {
 		return
 	}
 	t.Hold(sequence)

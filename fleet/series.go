@@ -21,8 +21,8 @@ const (
 )
 
 // status returns how an agent stands to the service. Online is one with a live
-// session or run of calls; seen is one that had a session ever. One that was
-// created at an unknown time is old.
+// session; seen is one that had a session ever. One that was created at an
+// unknown time is old.
 func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Status {
 	switch {
 	case online:
@@ -257,7 +257,7 @@ type standing struct {
 
 func (f *Fleet) standingLocked(e *entry, now time.Time) standing {
 	in := !e.leaving && !e.gone
-	here := in && e.online()
+	here := in && e.session != nil
 	elsewhere := in && !here && f.elsewhereLocked(e)
 	s := standing{
 		status: status(e.reg.Load(), here || elsewhere, e.newest.Epoch != 0, now),
@@ -268,9 +268,6 @@ func (f *Fleet) standingLocked(e *entry, now time.Time) standing {
 	}
 	return s
 }
-
-// online tells whether the agent has a session or a run of calls here.
-func (e *entry) online() bool { return e.session != nil || e.unary.epoch != 0 }
 
 // present is presentLocked for agents that are not locked.
 func (f *Fleet) present(agents []*entry) {

@@ -29,12 +29,10 @@ func TestAnySequenceOfStates(t *testing.T) {
 			"":           w.check,
 			"register":   w.register,
 			"connect":    w.connect,
-			"call":       w.call,
 			"disconnect": w.disconnect,
 			"say":        w.say,
 			"deregister": w.deregister,
 			"refuse":     w.refuse,
-			"idle":       w.idle,
 			"restart":    w.restart,
 		})
 	})
@@ -42,7 +40,7 @@ func TestAnySequenceOfStates(t *testing.T) {
 
 type stateWorld struct {
 	parts
-	// online have a session or a run of calls, seen had one ever.
+	// online have a session, seen had one ever.
 	online, seen map[agent.ID]bool
 	sessions     map[agent.ID]*Session
 	sequence     int64
@@ -173,13 +171,6 @@ func (w *stateWorld) connect(t *rapid.T) {
 	w.sessions[id], w.online[id], w.seen[id] = s, true, true
 }
 
-func (w *stateWorld) call(t *rapid.T) {
-	id := w.pick(t)
-	if w.Call(t.Context(), id, func(Request) {}) == nil {
-		w.online[id], w.seen[id] = true, true
-	}
-}
-
 func (w *stateWorld) disconnect(t *rapid.T) {
 	id := w.pick(t)
 	if s := w.sessions[id]; s != nil {
@@ -241,16 +232,6 @@ func (w *stateWorld) refuse(t *rapid.T) {
 	w.store.fail(nil)
 	require.Error(t, err)
 	delete(w.online, id)
-}
-
-// idle ends the runs of calls.
-func (w *stateWorld) idle(*rapid.T) {
-	w.scan(time.Now().Add(3 * time.Minute))
-	for id := range w.online {
-		if s := w.sessions[id]; s == nil || closed(s.Done()) {
-			delete(w.online, id)
-		}
-	}
 }
 
 // restart has another process go on with what is stored.

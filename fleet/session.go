@@ -52,13 +52,6 @@ type Session struct {
 	closeAt time.Time // zero: not asked to connect again yet
 }
 
-// unaryRun is a run of calls without a session.
-type unaryRun struct {
-	epoch    int64 // 0: no run
-	sequence int64
-	last     time.Time
-}
-
 // Hello is what an instance tells when it connects.
 type Hello struct {
 	Instance agent.Instance
@@ -86,7 +79,6 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	now := time.Now()
 	e.lastSeen = now
-	f.endRunLocked(e)
 	if e.session != nil {
 		f.endLocked(e.session, EndTakeover)
 	}
@@ -101,7 +93,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		tracker: t,
 		resume:  t.progress(),
 		info: agent.Session{
-			Epoch:     f.beginLocked(e, hello.Epoch, false),
+			Epoch:     f.beginLocked(e, hello.Epoch),
 			Instance:  hello.Instance,
 			First:     hello.Ordinal == 1 && !known,
 			Elsewhere: elsewhere,
@@ -149,10 +141,10 @@ func (e *entry) dropInstanceLocked(i int) {
 // more than clocks of replicas differ. Beyond it the agent would only harm itself.
 const maxEpochAhead = time.Hour
 
-// beginLocked returns the epoch for a session or a run of calls, which is the
-// agent's newest from now on, and has it told and persisted in a while. told is
-// the epoch that the agent knows of; 0: none.
-func (f *Fleet) beginLocked(e *entry, told int64, unary bool) int64 {
+// beginLocked returns the epoch for a session, which is the agent's newest from
+// now on, and has it told and persisted in a while. told is the epoch that the
+// agent knows of; 0: none.
+func (f *Fleet) beginLocked(e *entry, told int64) int64 {
 	now := f.opts.Now()
 	last := e.newest.Epoch
 	if told < now.Add(maxEpochAhead).UnixNano() {
@@ -163,7 +155,6 @@ func (f *Fleet) beginLocked(e *entry, told int64, unary bool) int64 {
 		Epoch:   nextEpoch(now, last),
 		Replica: f.self(),
 		Open:    true,
-		Unary:   unary,
 	}
 	f.recordLocked(e)
 	return e.newest.Epoch
@@ -286,54 +277,8 @@ func (s *Session) Refused(n int) time.Duration {
 	return e.refused.take(time.Now(), n, s.fleet.opts.RefusedPerSecond, s.fleet.opts.RefusedBurst)
 }
 
-// Call has take take in a request without a session. Such calls of an agent
-// form a run: one epoch, from the first call until a session or until none came
-// for Options.UnaryIdle. A run on one replica ends that on another. It waits as
-// Connect does. Errors: ErrSessionLive, ErrUnknownAgent, ErrUnavailable.
-func (f *Fleet) Call(ctx context.Context, id agent.ID, take func(Request)) error {
-	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *roster) *entry { return r.agents[id] })
-	if err != nil {
-		return err
-	}
-	e.turn.Lock()
-	defer e.turn.Unlock()
-	now := time.Now()
-	order, err := f.beginCall(e, now)
-	if err != nil {
-		return err
-	}
-	take(Request{
-		fleet:   f,
-		entry:   e,
-		session: agent.Session{Epoch: order.Epoch},
-		order:   order,
-		now:     now,
-	})
-	return nil
-}
-
-func (f *Fleet) beginCall(e *entry, now time.Time) (agent.Order, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if err := e.availableLocked(); err != nil {
-		return agent.Order{}, err
-	}
-	if e.session != nil || f.elsewhereLocked(e) && !e.newest.Unary {
-		return agent.Order{}, ErrSessionLive
-	}
-	if e.unary.epoch == 0 {
-		elsewhere := f.wasElsewhereLocked(e, 0, 0)
-		e.unary.epoch = f.beginLocked(e, 0, true)
-		f.openSeriesLocked(e, agent.Session{Epoch: e.unary.epoch, Elsewhere: elsewhere})
-		f.presentLocked(e, now)
-	}
-	e.lastSeen, e.unary.last = now, now
-	e.unary.sequence++
-	return agent.Order{Epoch: e.unary.epoch, Sequence: e.unary.sequence}, nil
-}
-
 // scan does what is due: it asks aged sessions to leave, ends those that did
-// not, ends idle runs of calls, forgets old instances and moves statuses.
+// not, forgets old instances and moves statuses.
 func (f *Fleet) scan(now time.Time) {
 	start := time.Now()
 	defer func() { f.metrics.collection.Observe(time.Since(start).Seconds()) }()
@@ -360,10 +305,6 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 			f.closeSeriesLocked(e, s.info.Epoch, false)
 		}
 	}
-	if u := e.unary; u.epoch != 0 && now.Sub(u.last) >= f.opts.UnaryIdle {
-		f.endRunLocked(e)
-		f.closeSeriesLocked(e, u.epoch, false)
-	}
 	for i := 0; i < len(e.instances); {
 		t := e.instances[i]
 		if t.detached.IsZero() || now.Sub(t.detached) < f.opts.InstanceRetention {
@@ -375,7 +316,7 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if e.gone || e.leaving {
 		return
 	}
-	if f.peers != nil && !f.peers.member.Load() && !e.online() {
+	if f.peers != nil && !f.peers.member.Load() && e.session == nil {
 		f.letGoLocked(e)
 	}
 	if f.standingLocked(e, now) != (standing{e.status, e.counted, e.shown}) {

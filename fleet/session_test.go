@@ -72,7 +72,6 @@ func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || turn().TryLock() }))
 	s.Close(EndDisconnect)
-	require.NoError(t, p.Call(t.Context(), nid(1), func(Request) { series.free = series.free || turn().TryLock() }))
 	require.False(t, series.free)
 }
 
@@ -125,47 +124,6 @@ func TestInstancesAreBounded(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Progress{}, s.Resume())
 	require.False(t, s.Info().First, "the agent says that it is not the first")
-}
-
-func TestCalls(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := loaded(t, Options{}, registration(1, 1, 1))
-		var orders []agent.Order
-		call := func() error {
-			return p.Call(t.Context(), nid(1), func(r Request) {
-				require.Nil(t, r.Tracker())
-				require.Equal(t, r.Order().Epoch, r.Epoch())
-				orders = append(orders, r.Order())
-			})
-		}
-		require.NoError(t, call())
-		require.NoError(t, call())
-		require.Equal(t, orders[0].Epoch, orders[1].Epoch)
-		require.Equal(t, 1, orders[1].Compare(orders[0]))
-
-		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
-		require.NoError(t, err)
-		require.ErrorIs(t, call(), ErrSessionLive)
-		require.Greater(t, s.Info().Epoch, orders[0].Epoch)
-		s.Close(EndDisconnect)
-		require.NoError(t, call())
-		require.Greater(t, orders[2].Epoch, s.Info().Epoch)
-
-		time.Sleep(2*time.Minute - 1)
-		p.scan(time.Now())
-		require.Equal(t, []string{"open 1 ws1 first=false", "open 1 ws1 first=true", "close 1 goodbye=false", "open 1 ws1 first=false"}, p.journal.take())
-		time.Sleep(time.Nanosecond)
-		p.scan(time.Now())
-		require.Equal(t, []string{"close 1 goodbye=false"}, p.journal.take())
-		require.NoError(t, call())
-		require.Greater(t, orders[3].Epoch, orders[2].Epoch)
-
-		_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {
-			r.TokenHash = sha256.Sum256([]byte("new"))
-		})}})
-		require.NoError(t, err)
-		require.Equal(t, []string{"open 1 ws1 first=false", "store change", "close 1 goodbye=true"}, p.journal.take())
-	})
 }
 
 func TestSessionAge(t *testing.T) {
@@ -233,7 +191,7 @@ func TestMetadataKeys(t *testing.T) {
 		registration(1, 1, 1),
 		with(registration(2, 2, 1), func(r *agent.Registration) { r.MetadataKeys = []string{"mem", "cpu"} }))
 	admit := func(n int, keys ...string) (kept []agent.MetadataEntry, refused []agent.Refusal) {
-		require.NoError(t, p.Call(t.Context(), nid(n), func(r Request) { kept, refused = r.AdmitMetadata(entries(keys...)) }))
+		request(t, p, n, func(r Request) { kept, refused = r.AdmitMetadata(entries(keys...)) })
 		return kept, refused
 	}
 
@@ -289,7 +247,6 @@ func TestSessionsRace(t *testing.T) {
 						break
 					}
 				}
-				_ = p.Call(t.Context(), id, func(r Request) { r.SetNetwork(agent.Network{}) })
 				s.Close(EndGoodbye)
 			}
 		})

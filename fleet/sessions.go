@@ -26,7 +26,7 @@ func (f *Fleet) recordLocked(e *entry) {
 	}
 }
 
-// closeRecordLocked records that the session or run with the epoch has ended. A
+// closeRecordLocked records that the session with the epoch has ended. A
 // fleet that is alone needs no record of it.
 func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
 	if f.peers == nil || e.newest.Epoch != epoch || e.newest.Replica != f.self() {
@@ -34,15 +34,6 @@ func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
 	}
 	e.newest.Open = false
 	f.recordLocked(e)
-}
-
-// endRunLocked ends the run of calls, if there is one; the caller tells Series
-// what becomes of the series.
-func (f *Fleet) endRunLocked(e *entry) {
-	if epoch := e.unary.epoch; epoch != 0 {
-		e.unary = unaryRun{}
-		f.closeRecordLocked(e, epoch)
-	}
 }
 
 // Reported records that the agent's report of this request was taken in: from
@@ -146,10 +137,6 @@ func (f *Fleet) adoptLocked(e *entry, record agent.SessionRecord, now time.Time)
 	if s := e.session; s != nil {
 		f.endLocked(s, EndTakeover)
 		f.closeSeriesLocked(e, s.info.Epoch, false)
-	}
-	if run := e.unary.epoch; run != 0 {
-		e.unary = unaryRun{}
-		f.closeSeriesLocked(e, run, false)
 	}
 	if record.Reported {
 		f.letGoLocked(e)

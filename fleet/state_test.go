@@ -24,14 +24,21 @@ func running(t *testing.T, p parts) (stop func()) {
 	}
 }
 
-func connect(t *testing.T, p parts, n int) *Session {
+func connect(t testing.TB, p parts, n int) *Session {
 	t.Helper()
 	s, err := p.Connect(t.Context(), nid(n), Hello{Instance: instance(byte(n)), Ordinal: 1})
 	require.NoError(t, err)
 	return s
 }
 
-func receive(t *testing.T, s *Session, seq int64, take func(Request)) {
+// request has agent n connect and send one request.
+func request(t testing.TB, p parts, n int, take func(Request)) {
+	t.Helper()
+	s := connect(t, p, n)
+	receive(t, s, s.Resume().Received+1, take)
+}
+
+func receive(t testing.TB, s *Session, seq int64, take func(Request)) {
 	t.Helper()
 	require.NoError(t, s.Receive(seq, take))
 }
@@ -44,9 +51,11 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		s := connect(t, p, 1)
 		now := time.Now()
 		receive(t, s, 1, func(r Request) {
-			got := r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting})
-			require.Equal(t, now, got.ChangedAt, "no time is taken as the time of receipt")
+			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting})
 		})
+		i, err := p.Agent(nid(1))
+		require.NoError(t, err)
+		require.Equal(t, now, i.State.Lifecycle.ChangedAt, "no time is taken as the time of receipt")
 		receive(t, s, 2, func(r Request) {
 			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day})
 		})
@@ -74,7 +83,7 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			NetworkOrder:   order(4),
 		}
 		require.Equal(t, want, p.store.state(nid(1)))
-		i, err := p.Agent(nid(1))
+		i, err = p.Agent(nid(1))
 		require.NoError(t, err)
 		require.Equal(t, want, i.State)
 		require.True(t, i.Connected)

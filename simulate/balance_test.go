@@ -159,13 +159,13 @@ func TestBalancerGoesElsewhere(t *testing.T) {
 
 // secureTarget is a server with a certificate for its own name.
 type secureTarget struct {
-	agentstatsv1.UnimplementedAgentServiceServer
+	agentstatsv1.UnimplementedCoderdServiceServer
 	listener *bufconn.Listener
 }
 
-// UpdateStats tells who was asked.
-func (s *secureTarget) UpdateStats(context.Context, *agentstatsv1.UpdateStatsRequest) (*agentstatsv1.UpdateStatsResponse, error) {
-	return &agentstatsv1.UpdateStatsResponse{}, nil
+// ListAgents implements agentstatsv1.CoderdServiceServer.
+func (s *secureTarget) ListAgents(context.Context, *agentstatsv1.ListAgentsRequest) (*agentstatsv1.ListAgentsResponse, error) {
+	return &agentstatsv1.ListAgentsResponse{}, nil
 }
 
 // startSecure starts a server with a self-signed certificate for host, which it
@@ -186,7 +186,7 @@ func startSecure(t *testing.T, host string, roots *x509.CertPool) *secureTarget 
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12,
 	})))
-	agentstatsv1.RegisterAgentServiceServer(server, s)
+	agentstatsv1.RegisterCoderdServiceServer(server, s)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(s.listener) }()
 	t.Cleanup(func() {
@@ -209,7 +209,7 @@ func TestDialVerifiesTheTarget(t *testing.T) {
 		conn, err := dial(client.DialOptions{TLS: config}, b)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, conn.Close()) }()
-		_, err = agentstatsv1.NewAgentServiceClient(conn).UpdateStats(t.Context(), &agentstatsv1.UpdateStatsRequest{})
+		_, err = agentstatsv1.NewCoderdServiceClient(conn).ListAgents(t.Context(), &agentstatsv1.ListAgentsRequest{})
 		return err
 	}
 	connect := func(ctx context.Context, address string) (net.Conn, error) {

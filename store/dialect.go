@@ -165,18 +165,17 @@ ON CONFLICT (agent_id, part) DO UPDATE SET
 WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.sequence)`,
 		// Of the same session only the flags change, and each in one direction.
 		upsertSession: `
-INSERT INTO sessions (agent_id, epoch, replica_id, open, unary, reported)
-SELECT * FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "unary boolean", "reported boolean") + ` AS n
+INSERT INTO sessions (agent_id, epoch, replica_id, open, reported)
+SELECT * FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "reported boolean") + ` AS n
 WHERE EXISTS (SELECT 1 FROM agents WHERE agents.id = n.agent_id) ORDER BY n.agent_id
 ON CONFLICT (agent_id) DO UPDATE SET
-    epoch = excluded.epoch, replica_id = excluded.replica_id, unary = excluded.unary,
+    epoch = excluded.epoch, replica_id = excluded.replica_id,
     open = excluded.open AND (sessions.open OR excluded.epoch > sessions.epoch OR excluded.replica_id > sessions.replica_id),
     reported = excluded.reported OR
         sessions.reported AND (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)` + alsoSet + `
 WHERE (excluded.epoch, excluded.replica_id) > (sessions.epoch, sessions.replica_id)
     OR (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)
-    AND (sessions.open AND NOT excluded.open OR excluded.reported AND NOT sessions.reported
-        OR excluded.unary <> sessions.unary)`,
+    AND (sessions.open AND NOT excluded.open OR excluded.reported AND NOT sessions.reported)`,
 
 		insertPush: `
 INSERT INTO pushes (instance_id, replica, updated_at, data, version)

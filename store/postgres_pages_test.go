@@ -52,7 +52,7 @@ func fill(t testing.TB, conn *pgx.Conn, n int) {
 		`INSERT INTO workspaces SELECT ` + number + `, 'w' || n, ` + number + `, 'u', ` + number + `, 't', 'v', 'o', ` + number + `, 1, 'start', false, 2`,
 		`INSERT INTO agents SELECT ` + number + `, ` + number + `, ` + number + `, 'main', 1, 1, sha256(n::text::bytea), '[]', '[]', 2`,
 		`INSERT INTO agent_states (agent_id, part, epoch, sequence, data) SELECT ` + number + `, 'network', 1, 1, '{"node_id": "7"}'`,
-		`INSERT INTO sessions (agent_id, epoch, replica_id, open, unary, reported) SELECT ` + number + `, 1, ` + number + `, true, false, false`,
+		`INSERT INTO sessions (agent_id, epoch, replica_id, open, reported) SELECT ` + number + `, 1, ` + number + `, true, false`,
 		`INSERT INTO metadata SELECT ` + number + `, 'k', 'v', '', 1, 1, 1`,
 	} {
 		if statement[0] == 'I' {

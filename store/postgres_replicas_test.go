@@ -206,7 +206,7 @@ func TestPostgresCursor(t *testing.T) {
 	register(t, s, id(1), id(2))
 	late := admin(t, url)
 	execute(t, late, `BEGIN`)
-	execute(t, late, `INSERT INTO sessions VALUES ($1, 1, $2, true, false, false)`, id(1).String(), id(50).String())
+	execute(t, late, `INSERT INTO sessions VALUES ($1, 1, $2, true, false)`, id(1).String(), id(50).String())
 	execute(t, late, `INSERT INTO agent_states VALUES ($1, 'lifecycle', 1, 1, '{}')`, id(1).String())
 
 	second := agent.SessionRecord{Agent: id(2), Epoch: 1, Replica: id(50), Open: true}

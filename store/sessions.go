@@ -18,7 +18,7 @@ func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord)
 	}
 	records = inOrder(records, func(a, b agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) }, newerSession)
 	rows, err := toRows(records, func(r *agent.SessionRecord) ([]any, error) {
-		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Unary, r.Reported}, nil
+		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Reported}, nil
 	})
 	if err != nil {
 		return err
@@ -48,9 +48,9 @@ func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.Sess
 	err = s.view(ctx, "read sessions", func(tx *sql.Tx) error {
 		records = nil
 		next, err = s.readSince(ctx, tx, pageOfSessions, `
-SELECT agent_id, epoch, replica_id, open, unary, reported FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
+SELECT agent_id, epoch, replica_id, open, reported FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
 			var r agent.SessionRecord
-			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Unary, &r.Reported)
+			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Reported)
 			records = append(records, r)
 			return err
 		})

@@ -112,7 +112,7 @@ func testSessions(t *testing.T, s Store) {
 	of := func(n byte, epoch int64, replica byte, flags string) agent.SessionRecord {
 		return agent.SessionRecord{
 			Agent: id(n), Epoch: epoch, Replica: id(replica),
-			Open: strings.Contains(flags, "o"), Unary: strings.Contains(flags, "u"), Reported: strings.Contains(flags, "r"),
+			Open: strings.Contains(flags, "o"), Reported: strings.Contains(flags, "r"),
 		}
 	}
 	set := func(r agent.SessionRecord) func() { return func() { want[r.Agent] = r } }
@@ -120,14 +120,13 @@ func testSessions(t *testing.T, s Store) {
 
 	require.NoError(t, s.SaveSessions(t.Context(), nil))
 	want[id(1)] = of(1, 10, 50, "o")
-	save("first", set(of(2, 20, 60, "our")), of(2, 20, 60, "our"), of(99, 30, 1, "o"), of(1, 10, 50, "o"))
+	save("first", set(of(2, 20, 60, "or")), of(2, 20, 60, "or"), of(99, 30, 1, "o"), of(1, 10, 50, "o"))
 	save("older epoch", same, of(2, 19, 99, ""))
 	save("lower replica", same, of(2, 20, 59, ""))
 	save("reported", set(of(1, 10, 50, "or")), of(1, 10, 50, "or"))
 	save("of before the report", same, of(1, 10, 50, "o"))
 	save("closed, of before the report", set(of(1, 10, 50, "r")), of(1, 10, 50, ""))
 	save("of before the end", same, of(1, 10, 50, "or"))
-	save("unary, of before the end", set(of(1, 10, 50, "ur")), of(1, 10, 50, "ou"))
 	save("higher replica", set(of(1, 10, 51, "o")), of(1, 10, 51, "o"))
 	save("higher epoch", set(of(2, 21, 1, "o")), of(2, 21, 1, "o"))
 	// One call may have several records of an agent.

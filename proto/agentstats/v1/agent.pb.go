@@ -276,7 +276,7 @@ func (x Lifecycle_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Lifecycle_State.Descriptor instead.
 func (Lifecycle_State) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{17, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 // ConnectRequest is one message of an agent's stream.
@@ -1286,98 +1286,6 @@ func (x *Stats) GetSessionCounts() map[string]int64 {
 	return nil
 }
 
-// UpdateStatsRequest is one report of stats.
-type UpdateStatsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The report; absent: the caller only asks for the interval.
-	Stats         *Stats `protobuf:"bytes,1,opt,name=stats,proto3" json:"stats,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateStatsRequest) Reset() {
-	*x = UpdateStatsRequest{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateStatsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateStatsRequest) ProtoMessage() {}
-
-func (x *UpdateStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateStatsRequest.ProtoReflect.Descriptor instead.
-func (*UpdateStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *UpdateStatsRequest) GetStats() *Stats {
-	if x != nil {
-		return x.Stats
-	}
-	return nil
-}
-
-// UpdateStatsResponse answers a report of stats.
-type UpdateStatsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Time until the next report is due.
-	ReportInterval *durationpb.Duration `protobuf:"bytes,1,opt,name=report_interval,json=reportInterval,proto3" json:"report_interval,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *UpdateStatsResponse) Reset() {
-	*x = UpdateStatsResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateStatsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateStatsResponse) ProtoMessage() {}
-
-func (x *UpdateStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateStatsResponse.ProtoReflect.Descriptor instead.
-func (*UpdateStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *UpdateStatsResponse) GetReportInterval() *durationpb.Duration {
-	if x != nil {
-		return x.ReportInterval
-	}
-	return nil
-}
-
 // Metadata is the value of one key. Numbers of coder.agent.v2.Metadata.
 type Metadata struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1391,7 +1299,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1311,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1324,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Metadata) GetKey() string {
@@ -1444,7 +1352,7 @@ type MetadataReport struct {
 
 func (x *MetadataReport) Reset() {
 	*x = MetadataReport{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1364,7 @@ func (x *MetadataReport) String() string {
 func (*MetadataReport) ProtoMessage() {}
 
 func (x *MetadataReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1377,7 @@ func (x *MetadataReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataReport.ProtoReflect.Descriptor instead.
 func (*MetadataReport) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MetadataReport) GetMetadata() []*Metadata {
@@ -1477,89 +1385,6 @@ func (x *MetadataReport) GetMetadata() []*Metadata {
 		return x.Metadata
 	}
 	return nil
-}
-
-// BatchUpdateMetadataRequest is metadata sent without a session.
-type BatchUpdateMetadataRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest values; of equal keys the last one counts. Keys: 6144 bytes in sum.
-	Metadata      []*Metadata `protobuf:"bytes,2,rep,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchUpdateMetadataRequest) Reset() {
-	*x = BatchUpdateMetadataRequest{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchUpdateMetadataRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchUpdateMetadataRequest) ProtoMessage() {}
-
-func (x *BatchUpdateMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchUpdateMetadataRequest.ProtoReflect.Descriptor instead.
-func (*BatchUpdateMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *BatchUpdateMetadataRequest) GetMetadata() []*Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// BatchUpdateMetadataResponse is empty.
-type BatchUpdateMetadataResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchUpdateMetadataResponse) Reset() {
-	*x = BatchUpdateMetadataResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchUpdateMetadataResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchUpdateMetadataResponse) ProtoMessage() {}
-
-func (x *BatchUpdateMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchUpdateMetadataResponse.ProtoReflect.Descriptor instead.
-func (*BatchUpdateMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 // Lifecycle is the state of an agent. Numbers of coder.agent.v2.Lifecycle.
@@ -1575,7 +1400,7 @@ type Lifecycle struct {
 
 func (x *Lifecycle) Reset() {
 	*x = Lifecycle{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1412,7 @@ func (x *Lifecycle) String() string {
 func (*Lifecycle) ProtoMessage() {}
 
 func (x *Lifecycle) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1425,7 @@ func (x *Lifecycle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lifecycle.ProtoReflect.Descriptor instead.
 func (*Lifecycle) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Lifecycle) GetState() Lifecycle_State {
@@ -1611,107 +1436,6 @@ func (x *Lifecycle) GetState() Lifecycle_State {
 }
 
 func (x *Lifecycle) GetChangedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ChangedAt
-	}
-	return nil
-}
-
-// UpdateLifecycleRequest is a lifecycle state sent without a session.
-type UpdateLifecycleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The state. Required.
-	Lifecycle     *Lifecycle `protobuf:"bytes,1,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateLifecycleRequest) Reset() {
-	*x = UpdateLifecycleRequest{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateLifecycleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateLifecycleRequest) ProtoMessage() {}
-
-func (x *UpdateLifecycleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateLifecycleRequest.ProtoReflect.Descriptor instead.
-func (*UpdateLifecycleRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *UpdateLifecycleRequest) GetLifecycle() *Lifecycle {
-	if x != nil {
-		return x.Lifecycle
-	}
-	return nil
-}
-
-// UpdateLifecycleResponse repeats what was taken in. Numbers of Lifecycle.
-type UpdateLifecycleResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The state.
-	State Lifecycle_State `protobuf:"varint,1,opt,name=state,proto3,enum=agentstats.v1.Lifecycle_State" json:"state,omitempty"`
-	// When it was reached, as the service took it.
-	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateLifecycleResponse) Reset() {
-	*x = UpdateLifecycleResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateLifecycleResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateLifecycleResponse) ProtoMessage() {}
-
-func (x *UpdateLifecycleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateLifecycleResponse.ProtoReflect.Descriptor instead.
-func (*UpdateLifecycleResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *UpdateLifecycleResponse) GetState() Lifecycle_State {
-	if x != nil {
-		return x.State
-	}
-	return Lifecycle_STATE_UNSPECIFIED
-}
-
-func (x *UpdateLifecycleResponse) GetChangedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ChangedAt
 	}
@@ -1731,7 +1455,7 @@ type AppHealthUpdate struct {
 
 func (x *AppHealthUpdate) Reset() {
 	*x = AppHealthUpdate{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1467,7 @@ func (x *AppHealthUpdate) String() string {
 func (*AppHealthUpdate) ProtoMessage() {}
 
 func (x *AppHealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1480,7 @@ func (x *AppHealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealthUpdate.ProtoReflect.Descriptor instead.
 func (*AppHealthUpdate) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AppHealthUpdate) GetId() []byte {
@@ -1784,7 +1508,7 @@ type AppHealthReport struct {
 
 func (x *AppHealthReport) Reset() {
 	*x = AppHealthReport{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1520,7 @@ func (x *AppHealthReport) String() string {
 func (*AppHealthReport) ProtoMessage() {}
 
 func (x *AppHealthReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1533,7 @@ func (x *AppHealthReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealthReport.ProtoReflect.Descriptor instead.
 func (*AppHealthReport) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AppHealthReport) GetUpdates() []*AppHealthUpdate {
@@ -1817,90 +1541,6 @@ func (x *AppHealthReport) GetUpdates() []*AppHealthUpdate {
 		return x.Updates
 	}
 	return nil
-}
-
-// BatchUpdateAppHealthsRequest is app health sent without a session. Numbers of
-// coder.agent.v2.BatchUpdateAppHealthRequest.
-type BatchUpdateAppHealthsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Apps whose health is reported, each at most once.
-	Updates       []*AppHealthUpdate `protobuf:"bytes,1,rep,name=updates,proto3" json:"updates,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchUpdateAppHealthsRequest) Reset() {
-	*x = BatchUpdateAppHealthsRequest{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchUpdateAppHealthsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchUpdateAppHealthsRequest) ProtoMessage() {}
-
-func (x *BatchUpdateAppHealthsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchUpdateAppHealthsRequest.ProtoReflect.Descriptor instead.
-func (*BatchUpdateAppHealthsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *BatchUpdateAppHealthsRequest) GetUpdates() []*AppHealthUpdate {
-	if x != nil {
-		return x.Updates
-	}
-	return nil
-}
-
-// BatchUpdateAppHealthsResponse is empty.
-type BatchUpdateAppHealthsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchUpdateAppHealthsResponse) Reset() {
-	*x = BatchUpdateAppHealthsResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchUpdateAppHealthsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchUpdateAppHealthsResponse) ProtoMessage() {}
-
-func (x *BatchUpdateAppHealthsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchUpdateAppHealthsResponse.ProtoReflect.Descriptor instead.
-func (*BatchUpdateAppHealthsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // Network is an agent's view of the tailnet: its whole view, not a change.
@@ -1918,7 +1558,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[24]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +1570,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[24]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +1583,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Network) GetNodeId() uint64 {
@@ -1984,7 +1624,7 @@ type Stats_Metric struct {
 
 func (x *Stats_Metric) Reset() {
 	*x = Stats_Metric{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +1636,7 @@ func (x *Stats_Metric) String() string {
 func (*Stats_Metric) ProtoMessage() {}
 
 func (x *Stats_Metric) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +1693,7 @@ type Stats_Metric_Label struct {
 
 func (x *Stats_Metric_Label) Reset() {
 	*x = Stats_Metric_Label{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[28]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +1705,7 @@ func (x *Stats_Metric_Label) String() string {
 func (*Stats_Metric_Label) ProtoMessage() {}
 
 func (x *Stats_Metric_Label) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[28]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +1752,7 @@ type Metadata_Result struct {
 
 func (x *Metadata_Result) Reset() {
 	*x = Metadata_Result{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[29]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +1764,7 @@ func (x *Metadata_Result) String() string {
 func (*Metadata_Result) ProtoMessage() {}
 
 func (x *Metadata_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[29]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +1777,7 @@ func (x *Metadata_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata_Result.ProtoReflect.Descriptor instead.
 func (*Metadata_Result) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *Metadata_Result) GetCollectedAt() *timestamppb.Timestamp {
@@ -2183,7 +1823,7 @@ type Network_Region struct {
 
 func (x *Network_Region) Reset() {
 	*x = Network_Region{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[30]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +1835,7 @@ func (x *Network_Region) String() string {
 func (*Network_Region) ProtoMessage() {}
 
 func (x *Network_Region) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[30]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +1848,7 @@ func (x *Network_Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network_Region.ProtoReflect.Descriptor instead.
 func (*Network_Region) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *Network_Region) GetId() int64 {
@@ -2326,11 +1966,7 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fTYPE_COUNTER\x10\x01\x12\x0e\n" +
 	"\n" +
-	"TYPE_GAUGE\x10\x02\"@\n" +
-	"\x12UpdateStatsRequest\x12*\n" +
-	"\x05stats\x18\x01 \x01(\v2\x14.agentstats.v1.StatsR\x05stats\"Y\n" +
-	"\x13UpdateStatsResponse\x12B\n" +
-	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\"\xdc\x01\n" +
+	"TYPE_GAUGE\x10\x02\"\xdc\x01\n" +
 	"\bMetadata\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
 	"\x06result\x18\x02 \x01(\v2\x1e.agentstats.v1.Metadata.ResultR\x06result\x1a\x85\x01\n" +
@@ -2340,10 +1976,7 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\"E\n" +
 	"\x0eMetadataReport\x123\n" +
-	"\bmetadata\x18\x01 \x03(\v2\x17.agentstats.v1.MetadataR\bmetadata\"W\n" +
-	"\x1aBatchUpdateMetadataRequest\x123\n" +
-	"\bmetadata\x18\x02 \x03(\v2\x17.agentstats.v1.MetadataR\bmetadataJ\x04\b\x01\x10\x02\"\x1d\n" +
-	"\x1bBatchUpdateMetadataResponse\"\xe3\x02\n" +
+	"\bmetadata\x18\x01 \x03(\v2\x17.agentstats.v1.MetadataR\bmetadata\"\xe3\x02\n" +
 	"\tLifecycle\x124\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1e.agentstats.v1.Lifecycle.StateR\x05state\x129\n" +
 	"\n" +
@@ -2358,21 +1991,12 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x13STATE_SHUTTING_DOWN\x10\x06\x12\x1a\n" +
 	"\x16STATE_SHUTDOWN_TIMEOUT\x10\a\x12\x18\n" +
 	"\x14STATE_SHUTDOWN_ERROR\x10\b\x12\r\n" +
-	"\tSTATE_OFF\x10\t\"P\n" +
-	"\x16UpdateLifecycleRequest\x126\n" +
-	"\tlifecycle\x18\x01 \x01(\v2\x18.agentstats.v1.LifecycleR\tlifecycle\"\x8a\x01\n" +
-	"\x17UpdateLifecycleResponse\x124\n" +
-	"\x05state\x18\x01 \x01(\x0e2\x1e.agentstats.v1.Lifecycle.StateR\x05state\x129\n" +
-	"\n" +
-	"changed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\"S\n" +
+	"\tSTATE_OFF\x10\t\"S\n" +
 	"\x0fAppHealthUpdate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x120\n" +
 	"\x06health\x18\x02 \x01(\x0e2\x18.agentstats.v1.AppHealthR\x06health\"K\n" +
 	"\x0fAppHealthReport\x128\n" +
-	"\aupdates\x18\x01 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\aupdates\"X\n" +
-	"\x1cBatchUpdateAppHealthsRequest\x128\n" +
-	"\aupdates\x18\x01 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\aupdates\"\x1f\n" +
-	"\x1dBatchUpdateAppHealthsResponse\"\xee\x01\n" +
+	"\aupdates\x18\x01 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\aupdates\"\xee\x01\n" +
 	"\aNetwork\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12.\n" +
 	"\x13preferred_region_id\x18\x02 \x01(\x03R\x11preferredRegionId\x127\n" +
@@ -2392,13 +2016,9 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x13APP_HEALTH_DISABLED\x10\x01\x12\x1b\n" +
 	"\x17APP_HEALTH_INITIALIZING\x10\x02\x12\x16\n" +
 	"\x12APP_HEALTH_HEALTHY\x10\x03\x12\x18\n" +
-	"\x14APP_HEALTH_UNHEALTHY\x10\x042\xf6\x03\n" +
+	"\x14APP_HEALTH_UNHEALTHY\x10\x042\\\n" +
 	"\fAgentService\x12L\n" +
-	"\aConnect\x12\x1d.agentstats.v1.ConnectRequest\x1a\x1e.agentstats.v1.ConnectResponse(\x010\x01\x12T\n" +
-	"\vUpdateStats\x12!.agentstats.v1.UpdateStatsRequest\x1a\".agentstats.v1.UpdateStatsResponse\x12l\n" +
-	"\x13BatchUpdateMetadata\x12).agentstats.v1.BatchUpdateMetadataRequest\x1a*.agentstats.v1.BatchUpdateMetadataResponse\x12`\n" +
-	"\x0fUpdateLifecycle\x12%.agentstats.v1.UpdateLifecycleRequest\x1a&.agentstats.v1.UpdateLifecycleResponse\x12r\n" +
-	"\x15BatchUpdateAppHealths\x12+.agentstats.v1.BatchUpdateAppHealthsRequest\x1a,.agentstats.v1.BatchUpdateAppHealthsResponseB?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
+	"\aConnect\x12\x1d.agentstats.v1.ConnectRequest\x1a\x1e.agentstats.v1.ConnectResponse(\x010\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
 
 var (
 	file_agentstats_v1_agent_proto_rawDescOnce sync.Once
@@ -2413,100 +2033,77 @@ func file_agentstats_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agentstats_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_agentstats_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_agentstats_v1_agent_proto_goTypes = []any{
-	(RefusalCode)(0),                      // 0: agentstats.v1.RefusalCode
-	(AppHealth)(0),                        // 1: agentstats.v1.AppHealth
-	(Stats_Metric_Type)(0),                // 2: agentstats.v1.Stats.Metric.Type
-	(Lifecycle_State)(0),                  // 3: agentstats.v1.Lifecycle.State
-	(*ConnectRequest)(nil),                // 4: agentstats.v1.ConnectRequest
-	(*Hello)(nil),                         // 5: agentstats.v1.Hello
-	(*Goodbye)(nil),                       // 6: agentstats.v1.Goodbye
-	(*ConnectResponse)(nil),               // 7: agentstats.v1.ConnectResponse
-	(*Settings)(nil),                      // 8: agentstats.v1.Settings
-	(*Resume)(nil),                        // 9: agentstats.v1.Resume
-	(*Limits)(nil),                        // 10: agentstats.v1.Limits
-	(*Ack)(nil),                           // 11: agentstats.v1.Ack
-	(*Refusal)(nil),                       // 12: agentstats.v1.Refusal
-	(*Reconnect)(nil),                     // 13: agentstats.v1.Reconnect
-	(*Stats)(nil),                         // 14: agentstats.v1.Stats
-	(*UpdateStatsRequest)(nil),            // 15: agentstats.v1.UpdateStatsRequest
-	(*UpdateStatsResponse)(nil),           // 16: agentstats.v1.UpdateStatsResponse
-	(*Metadata)(nil),                      // 17: agentstats.v1.Metadata
-	(*MetadataReport)(nil),                // 18: agentstats.v1.MetadataReport
-	(*BatchUpdateMetadataRequest)(nil),    // 19: agentstats.v1.BatchUpdateMetadataRequest
-	(*BatchUpdateMetadataResponse)(nil),   // 20: agentstats.v1.BatchUpdateMetadataResponse
-	(*Lifecycle)(nil),                     // 21: agentstats.v1.Lifecycle
-	(*UpdateLifecycleRequest)(nil),        // 22: agentstats.v1.UpdateLifecycleRequest
-	(*UpdateLifecycleResponse)(nil),       // 23: agentstats.v1.UpdateLifecycleResponse
-	(*AppHealthUpdate)(nil),               // 24: agentstats.v1.AppHealthUpdate
-	(*AppHealthReport)(nil),               // 25: agentstats.v1.AppHealthReport
-	(*BatchUpdateAppHealthsRequest)(nil),  // 26: agentstats.v1.BatchUpdateAppHealthsRequest
-	(*BatchUpdateAppHealthsResponse)(nil), // 27: agentstats.v1.BatchUpdateAppHealthsResponse
-	(*Network)(nil),                       // 28: agentstats.v1.Network
-	nil,                                   // 29: agentstats.v1.Stats.ConnectionsByProtoEntry
-	nil,                                   // 30: agentstats.v1.Stats.SessionCountsEntry
-	(*Stats_Metric)(nil),                  // 31: agentstats.v1.Stats.Metric
-	(*Stats_Metric_Label)(nil),            // 32: agentstats.v1.Stats.Metric.Label
-	(*Metadata_Result)(nil),               // 33: agentstats.v1.Metadata.Result
-	(*Network_Region)(nil),                // 34: agentstats.v1.Network.Region
-	(*durationpb.Duration)(nil),           // 35: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),         // 36: google.protobuf.Timestamp
+	(RefusalCode)(0),              // 0: agentstats.v1.RefusalCode
+	(AppHealth)(0),                // 1: agentstats.v1.AppHealth
+	(Stats_Metric_Type)(0),        // 2: agentstats.v1.Stats.Metric.Type
+	(Lifecycle_State)(0),          // 3: agentstats.v1.Lifecycle.State
+	(*ConnectRequest)(nil),        // 4: agentstats.v1.ConnectRequest
+	(*Hello)(nil),                 // 5: agentstats.v1.Hello
+	(*Goodbye)(nil),               // 6: agentstats.v1.Goodbye
+	(*ConnectResponse)(nil),       // 7: agentstats.v1.ConnectResponse
+	(*Settings)(nil),              // 8: agentstats.v1.Settings
+	(*Resume)(nil),                // 9: agentstats.v1.Resume
+	(*Limits)(nil),                // 10: agentstats.v1.Limits
+	(*Ack)(nil),                   // 11: agentstats.v1.Ack
+	(*Refusal)(nil),               // 12: agentstats.v1.Refusal
+	(*Reconnect)(nil),             // 13: agentstats.v1.Reconnect
+	(*Stats)(nil),                 // 14: agentstats.v1.Stats
+	(*Metadata)(nil),              // 15: agentstats.v1.Metadata
+	(*MetadataReport)(nil),        // 16: agentstats.v1.MetadataReport
+	(*Lifecycle)(nil),             // 17: agentstats.v1.Lifecycle
+	(*AppHealthUpdate)(nil),       // 18: agentstats.v1.AppHealthUpdate
+	(*AppHealthReport)(nil),       // 19: agentstats.v1.AppHealthReport
+	(*Network)(nil),               // 20: agentstats.v1.Network
+	nil,                           // 21: agentstats.v1.Stats.ConnectionsByProtoEntry
+	nil,                           // 22: agentstats.v1.Stats.SessionCountsEntry
+	(*Stats_Metric)(nil),          // 23: agentstats.v1.Stats.Metric
+	(*Stats_Metric_Label)(nil),    // 24: agentstats.v1.Stats.Metric.Label
+	(*Metadata_Result)(nil),       // 25: agentstats.v1.Metadata.Result
+	(*Network_Region)(nil),        // 26: agentstats.v1.Network.Region
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_agentstats_v1_agent_proto_depIdxs = []int32{
 	5,  // 0: agentstats.v1.ConnectRequest.hello:type_name -> agentstats.v1.Hello
 	14, // 1: agentstats.v1.ConnectRequest.stats:type_name -> agentstats.v1.Stats
-	18, // 2: agentstats.v1.ConnectRequest.metadata:type_name -> agentstats.v1.MetadataReport
-	21, // 3: agentstats.v1.ConnectRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
-	25, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
-	28, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
+	16, // 2: agentstats.v1.ConnectRequest.metadata:type_name -> agentstats.v1.MetadataReport
+	17, // 3: agentstats.v1.ConnectRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
+	19, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
+	20, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
 	6,  // 6: agentstats.v1.ConnectRequest.goodbye:type_name -> agentstats.v1.Goodbye
 	8,  // 7: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
 	11, // 8: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
 	12, // 9: agentstats.v1.ConnectResponse.refusal:type_name -> agentstats.v1.Refusal
 	13, // 10: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
-	35, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
+	27, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
 	10, // 12: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
-	35, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
+	27, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
 	9,  // 14: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
 	0,  // 15: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
-	35, // 16: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
-	29, // 17: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
-	31, // 18: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
-	30, // 19: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
-	14, // 20: agentstats.v1.UpdateStatsRequest.stats:type_name -> agentstats.v1.Stats
-	35, // 21: agentstats.v1.UpdateStatsResponse.report_interval:type_name -> google.protobuf.Duration
-	33, // 22: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
-	17, // 23: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
-	17, // 24: agentstats.v1.BatchUpdateMetadataRequest.metadata:type_name -> agentstats.v1.Metadata
-	3,  // 25: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
-	36, // 26: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
-	21, // 27: agentstats.v1.UpdateLifecycleRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
-	3,  // 28: agentstats.v1.UpdateLifecycleResponse.state:type_name -> agentstats.v1.Lifecycle.State
-	36, // 29: agentstats.v1.UpdateLifecycleResponse.changed_at:type_name -> google.protobuf.Timestamp
-	1,  // 30: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
-	24, // 31: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
-	24, // 32: agentstats.v1.BatchUpdateAppHealthsRequest.updates:type_name -> agentstats.v1.AppHealthUpdate
-	34, // 33: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
-	2,  // 34: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
-	32, // 35: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
-	36, // 36: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
-	35, // 37: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
-	4,  // 38: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
-	15, // 39: agentstats.v1.AgentService.UpdateStats:input_type -> agentstats.v1.UpdateStatsRequest
-	19, // 40: agentstats.v1.AgentService.BatchUpdateMetadata:input_type -> agentstats.v1.BatchUpdateMetadataRequest
-	22, // 41: agentstats.v1.AgentService.UpdateLifecycle:input_type -> agentstats.v1.UpdateLifecycleRequest
-	26, // 42: agentstats.v1.AgentService.BatchUpdateAppHealths:input_type -> agentstats.v1.BatchUpdateAppHealthsRequest
-	7,  // 43: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
-	16, // 44: agentstats.v1.AgentService.UpdateStats:output_type -> agentstats.v1.UpdateStatsResponse
-	20, // 45: agentstats.v1.AgentService.BatchUpdateMetadata:output_type -> agentstats.v1.BatchUpdateMetadataResponse
-	23, // 46: agentstats.v1.AgentService.UpdateLifecycle:output_type -> agentstats.v1.UpdateLifecycleResponse
-	27, // 47: agentstats.v1.AgentService.BatchUpdateAppHealths:output_type -> agentstats.v1.BatchUpdateAppHealthsResponse
-	43, // [43:48] is the sub-list for method output_type
-	38, // [38:43] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	27, // 16: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
+	21, // 17: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
+	23, // 18: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
+	22, // 19: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
+	25, // 20: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
+	15, // 21: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
+	3,  // 22: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
+	28, // 23: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
+	1,  // 24: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
+	18, // 25: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
+	26, // 26: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
+	2,  // 27: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
+	24, // 28: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
+	28, // 29: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
+	27, // 30: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
+	4,  // 31: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
+	7,  // 32: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
+	32, // [32:33] is the sub-list for method output_type
+	31, // [31:32] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_agent_proto_init() }
@@ -2535,7 +2132,7 @@ func file_agentstats_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_agent_proto_rawDesc), len(file_agentstats_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   31,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,11 +19,7 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AgentService_Connect_FullMethodName               = "/agentstats.v1.AgentService/Connect"
-	AgentService_UpdateStats_FullMethodName           = "/agentstats.v1.AgentService/UpdateStats"
-	AgentService_BatchUpdateMetadata_FullMethodName   = "/agentstats.v1.AgentService/BatchUpdateMetadata"
-	AgentService_UpdateLifecycle_FullMethodName       = "/agentstats.v1.AgentService/UpdateLifecycle"
-	AgentService_BatchUpdateAppHealths_FullMethodName = "/agentstats.v1.AgentService/BatchUpdateAppHealths"
+	AgentService_Connect_FullMethodName = "/agentstats.v1.AgentService/Connect"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -44,20 +40,6 @@ type AgentServiceClient interface {
 	// request with a sequence of its own, and the service answers with sparse
 	// acks. A second session of the same agent ends the first with ABORTED.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConnectRequest, ConnectResponse], error)
-	// UpdateStats takes in one report of stats without a session. It returns when
-	// the report is taken in, keeps the agent's series alive for the TTL, and is
-	// FAILED_PRECONDITION while the agent has a session.
-	UpdateStats(ctx context.Context, in *UpdateStatsRequest, opts ...grpc.CallOption) (*UpdateStatsResponse, error)
-	// BatchUpdateMetadata takes in metadata without a session. It returns when the
-	// entries are pending, not when they are durable; FAILED_PRECONDITION while
-	// the agent has a session.
-	BatchUpdateMetadata(ctx context.Context, in *BatchUpdateMetadataRequest, opts ...grpc.CallOption) (*BatchUpdateMetadataResponse, error)
-	// UpdateLifecycle takes in a lifecycle state without a session;
-	// FAILED_PRECONDITION while the agent has a session.
-	UpdateLifecycle(ctx context.Context, in *UpdateLifecycleRequest, opts ...grpc.CallOption) (*UpdateLifecycleResponse, error)
-	// BatchUpdateAppHealths takes in health of apps without a session;
-	// FAILED_PRECONDITION while the agent has a session.
-	BatchUpdateAppHealths(ctx context.Context, in *BatchUpdateAppHealthsRequest, opts ...grpc.CallOption) (*BatchUpdateAppHealthsResponse, error)
 }
 
 type agentServiceClient struct {
@@ -81,46 +63,6 @@ func (c *agentServiceClient) Connect(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_ConnectClient = grpc.BidiStreamingClient[ConnectRequest, ConnectResponse]
 
-func (c *agentServiceClient) UpdateStats(ctx context.Context, in *UpdateStatsRequest, opts ...grpc.CallOption) (*UpdateStatsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(UpdateStatsResponse)
-	err := c.cc.Invoke(ctx, AgentService_UpdateStats_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *agentServiceClient) BatchUpdateMetadata(ctx context.Context, in *BatchUpdateMetadataRequest, opts ...grpc.CallOption) (*BatchUpdateMetadataResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(BatchUpdateMetadataResponse)
-	err := c.cc.Invoke(ctx, AgentService_BatchUpdateMetadata_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *agentServiceClient) UpdateLifecycle(ctx context.Context, in *UpdateLifecycleRequest, opts ...grpc.CallOption) (*UpdateLifecycleResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(UpdateLifecycleResponse)
-	err := c.cc.Invoke(ctx, AgentService_UpdateLifecycle_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *agentServiceClient) BatchUpdateAppHealths(ctx context.Context, in *BatchUpdateAppHealthsRequest, opts ...grpc.CallOption) (*BatchUpdateAppHealthsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(BatchUpdateAppHealthsResponse)
-	err := c.cc.Invoke(ctx, AgentService_BatchUpdateAppHealths_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -139,20 +81,6 @@ type AgentServiceServer interface {
 	// request with a sequence of its own, and the service answers with sparse
 	// acks. A second session of the same agent ends the first with ABORTED.
 	Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error
-	// UpdateStats takes in one report of stats without a session. It returns when
-	// the report is taken in, keeps the agent's series alive for the TTL, and is
-	// FAILED_PRECONDITION while the agent has a session.
-	UpdateStats(context.Context, *UpdateStatsRequest) (*UpdateStatsResponse, error)
-	// BatchUpdateMetadata takes in metadata without a session. It returns when the
-	// entries are pending, not when they are durable; FAILED_PRECONDITION while
-	// the agent has a session.
-	BatchUpdateMetadata(context.Context, *BatchUpdateMetadataRequest) (*BatchUpdateMetadataResponse, error)
-	// UpdateLifecycle takes in a lifecycle state without a session;
-	// FAILED_PRECONDITION while the agent has a session.
-	UpdateLifecycle(context.Context, *UpdateLifecycleRequest) (*UpdateLifecycleResponse, error)
-	// BatchUpdateAppHealths takes in health of apps without a session;
-	// FAILED_PRECONDITION while the agent has a session.
-	BatchUpdateAppHealths(context.Context, *BatchUpdateAppHealthsRequest) (*BatchUpdateAppHealthsResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -165,18 +93,6 @@ type UnimplementedAgentServiceServer struct{}
 
 func (UnimplementedAgentServiceServer) Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error {
 	return status.Error(codes.Unimplemented, "method Connect not implemented")
-}
-func (UnimplementedAgentServiceServer) UpdateStats(context.Context, *UpdateStatsRequest) (*UpdateStatsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method UpdateStats not implemented")
-}
-func (UnimplementedAgentServiceServer) BatchUpdateMetadata(context.Context, *BatchUpdateMetadataRequest) (*BatchUpdateMetadataResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method BatchUpdateMetadata not implemented")
-}
-func (UnimplementedAgentServiceServer) UpdateLifecycle(context.Context, *UpdateLifecycleRequest) (*UpdateLifecycleResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method UpdateLifecycle not implemented")
-}
-func (UnimplementedAgentServiceServer) BatchUpdateAppHealths(context.Context, *BatchUpdateAppHealthsRequest) (*BatchUpdateAppHealthsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method BatchUpdateAppHealths not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -206,102 +122,13 @@ func _AgentService_Connect_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_ConnectServer = grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]
 
-func _AgentService_UpdateStats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(UpdateStatsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(AgentServiceServer).UpdateStats(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: AgentService_UpdateStats_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AgentServiceServer).UpdateStats(ctx, req.(*UpdateStatsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _AgentService_BatchUpdateMetadata_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(BatchUpdateMetadataRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(AgentServiceServer).BatchUpdateMetadata(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: AgentService_BatchUpdateMetadata_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AgentServiceServer).BatchUpdateMetadata(ctx, req.(*BatchUpdateMetadataRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _AgentService_UpdateLifecycle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(UpdateLifecycleRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(AgentServiceServer).UpdateLifecycle(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: AgentService_UpdateLifecycle_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AgentServiceServer).UpdateLifecycle(ctx, req.(*UpdateLifecycleRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _AgentService_BatchUpdateAppHealths_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(BatchUpdateAppHealthsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(AgentServiceServer).BatchUpdateAppHealths(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: AgentService_BatchUpdateAppHealths_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AgentServiceServer).BatchUpdateAppHealths(ctx, req.(*BatchUpdateAppHealthsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var AgentService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "agentstats.v1.AgentService",
 	HandlerType: (*AgentServiceServer)(nil),
-	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "UpdateStats",
-			Handler:    _AgentService_UpdateStats_Handler,
-		},
-		{
-			MethodName: "BatchUpdateMetadata",
-			Handler:    _AgentService_BatchUpdateMetadata_Handler,
-		},
-		{
-			MethodName: "UpdateLifecycle",
-			Handler:    _AgentService_UpdateLifecycle_Handler,
-		},
-		{
-			MethodName: "BatchUpdateAppHealths",
-			Handler:    _AgentService_BatchUpdateAppHealths_Handler,
-		},
-	},
+	Methods:     []grpc.MethodDesc{},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Connect",

@@ -1,0 +1,79 @@
+package agentapi_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// panics is a component that is broken.
+type panics struct{}
+
+func (panics) Report(agent.ID, int64, time.Time, agent.Report) []agent.Refusal {
+	panic("secret of the service")
+}
+
+func (panics) Metadata(context.Context, []agent.ID) ([]agent.Metadata, error) {
+	panic("another secret")
+}
+
+func TestPanicsStayInside(t *testing.T) {
+	s := start(t, settings{change: func(c *agentapi.Components) { c.Stats, c.Reader = panics{}, panics{} }})
+	s.register(1, 2)
+	_, err := s.coderd().GetMetadata(s.asCoderd(), &pb.GetMetadataRequest{AgentIds: [][]byte{bid(1)}})
+	requireCode(t, err, codes.Internal, "internal error")
+	c := s.connect(2, 1, 1)
+	c.send(stats(&pb.Stats{}))
+	c.requireEnd(codes.Internal, "internal error")
+	require.Equal(t, 2.0, s.counter("agentstatsd_panics_total", ""))
+	require.Contains(t, s.log.String(), "secret of the service")
+	require.Contains(t, s.log.String(), "panics.Report", "the stack")
+	c = s.connect(2, 1, 2)
+	require.Zero(t, c.settings.GetResume().GetReceivedSequence(), "what was not taken in is not received")
+}
+
+func TestPanicEndsTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{change: func(c *agentapi.Components) { c.Stats = panics{} }})
+		s.register(1)
+		c := s.connect(1, 1, 1)
+		require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
+		c.send(stats(&pb.Stats{}))
+		c.requireEnd(codes.Internal, "internal error")
+		synctest.Wait()
+		require.Zero(t, s.counter("agentstatsd_sessions", ""))
+	})
+}
+
+func TestMetrics(t *testing.T) {
+	s := start(t, settings{})
+	problems, err := testutil.GatherAndLint(s.registry)
+	require.NoError(t, err)
+	for _, p := range problems {
+		require.NotContains(t, p.Metric, "agentstatsd_", p.Text)
+	}
+	n, err := testutil.GatherAndCount(s.registry, "grpc_server_handling_seconds")
+	require.NoError(t, err)
+	require.Positive(t, n, "every method from the start")
+}
+
+func TestOptions(t *testing.T) {
+	for want, opts := range map[string]agentapi.Options{
+		"agentapi options: report interval: want at least 1s, got 1ms":                                          {ReportInterval: time.Millisecond},
+		"agentapi options: max agent message bytes: want at most the max message bytes of 4194304, got 8388608": {MaxAgentMessageBytes: 8 << 20},
+		"agentapi options: drain timeout: want at least 0, got -1":                                              {DrainTimeout: -1},
+	} {
+		_, err := agentapi.NewServer(agentapi.Components{}, opts, prometheus.NewRegistry(), nil)
+		require.EqualError(t, err, want)
+	}
+}
