@@ -154,7 +154,7 @@ func start(t testing.TB, set settings) *service {
 		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 100_000, MaxSeriesPerAgent: 1000,
 	}, s.registry)
 	require.NoError(t, err)
-	if set.batcher == (batcher.Options{}) {
+	if set.batcher.BatchSize == 0 {
 		set.batcher = batcher.Options{BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 10_000}
 	}
 	pending, err := batcher.New(s.store, s.news, set.batcher, s.registry, log)
