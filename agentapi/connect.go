@@ -38,15 +38,59 @@ func (s *agentService) Connect(stream connectStream) error {
 	return c.leave(c.serve())
 }
 
+// awayHold is how long the stream of an agent that must stay away is held before
+// it is told so: agents that do not obey cost a stream a second for each one that
+// they may have open.
+const awayHold = time.Second
+
+// awaitLeave holds the stream of an agent that must stay away, and returns the
+// status that says so.
+func (c *connection) awaitLeave(retry time.Duration) error {
+	asked := time.Now()
+	if err := c.pause(min(retry, awayHold)); err != nil {
+		return err
+	}
+	return exhausted(max(retry-time.Since(asked), time.Millisecond), "the agent sent too much, or too much that is refused: it must stay away for a while")
+}
+
+// pause waits. An error is why the stream should end before.
+func (c *connection) pause(d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	var over <-chan struct{}
+	if c.session != nil {
+		over = c.session.Done()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-over:
+		return ended(c.session.End())
+	case <-c.server.streams.stopping:
+		return errDraining
+	case <-c.stream.Context().Done():
+		return c.stream.Context().Err()
+	}
+}
+
 // serve takes in what the agent sends until its stream ends, which is io.EOF if
 // it has half-closed, or is to be ended with the error.
 func (c *connection) serve() error {
-	hello, err := c.hello()
-	if err != nil {
-		return err
-	}
 	ctx, s := c.stream.Context(), c.server
 	who := callerFrom(ctx)
+	if retry := s.Fleet.Admit(who.agent); retry > 0 {
+		return c.awaitLeave(retry)
+	}
+	hello, err := c.hello()
+	if err != nil {
+		if isRefusal(err) {
+			s.Fleet.Refused(who.agent, brokenItems, c.frame.size)
+		}
+		return err
+	}
 	session, err := s.Fleet.Connect(ctx, who.agent, fleet.Hello{
 		Instance: agent.Instance(hello.GetInstanceId()),
 		Ordinal:  hello.GetSession(),
@@ -105,21 +149,55 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 	return hello, nil
 }
 
-// next takes in the next request.
+// brokenItems is how many refused items a message counts as that breaks the
+// contract and ends the stream: ten of them are the burst.
+const brokenItems = 500
+
+// isRefusal tells whether err is a status that says that the agent's message
+// breaks the contract.
+func isRefusal(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.ResourceExhausted, codes.FailedPrecondition:
+		return true
+	}
+	return false
+}
+
+// next takes in the next request. An agent that sends too fast is not read for a
+// while after it, so that its own flow control stops it, or is sent away before.
 func (c *connection) next() error {
 	if err := c.stream.RecvMsg(&c.frame); err != nil {
 		return err
 	}
-	defer c.frame.release()
-	err := c.accept(&c.frame)
+	wait, err := c.take()
 	if err != nil {
-		c.setEnd(fleet.EndRefused)
+		return err
 	}
-	return err
+	return c.pause(wait)
 }
 
-// accept takes in a request. An error breaks the contract and ends the stream.
-func (c *connection) accept(f *frame) error {
+// take takes in the frame, which it releases.
+func (c *connection) take() (wait time.Duration, err error) {
+	defer c.frame.release()
+	wait, retry := c.session.Charge(c.frame.size)
+	if retry > 0 {
+		c.setEnd(fleet.EndRefused)
+		return 0, exhausted(retry, "the agent sends too much too fast")
+	}
+	if err := c.check(&c.frame); err != nil {
+		c.session.Refused(brokenItems, c.frame.size)
+		c.setEnd(fleet.EndRefused)
+		return 0, err
+	}
+	if err := c.accept(&c.frame); err != nil {
+		c.setEnd(fleet.EndRefused)
+		return 0, err
+	}
+	return wait, nil
+}
+
+// check returns how a request breaks the contract, which ends the stream.
+func (c *connection) check(f *frame) error {
 	switch {
 	case f.refused != nil:
 		return f.refused
@@ -132,6 +210,11 @@ func (c *connection) accept(f *frame) error {
 	case f.sequence < 1:
 		return invalid("sequence", "want at least 1, got %d", f.sequence)
 	}
+	return nil
+}
+
+// accept takes in a request. An error ends the stream.
+func (c *connection) accept(f *frame) error {
 	var refused []agent.Refusal
 	goodbye := f.request.GetGoodbye() != nil
 	err := c.session.Receive(f.sequence, func(r fleet.Request) {
@@ -150,13 +233,14 @@ func (c *connection) accept(f *frame) error {
 		c.goodbye()
 		return nil
 	}
-	err = c.refused(refused)
+	err = c.refused(refused, f.size)
 	c.received(len(refused) > 0)
 	return err
 }
 
-// refused counts what was refused. Too much of it ends the stream.
-func (c *connection) refused(refusals []agent.Refusal) error {
+// refused counts what was refused of a message of size bytes. Too much of it ends
+// the stream.
+func (c *connection) refused(refusals []agent.Refusal, size int) error {
 	n := 0
 	for _, r := range refusals {
 		n += r.Count
@@ -164,7 +248,7 @@ func (c *connection) refused(refusals []agent.Refusal) error {
 	if n == 0 {
 		return nil
 	}
-	if retry := c.session.Refused(n); retry > 0 {
+	if retry := c.session.Refused(n, size); retry > 0 {
 		return exhausted(retry, "too much of what the agent sends is refused")
 	}
 	return nil

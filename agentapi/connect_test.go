@@ -245,34 +245,136 @@ func TestRefusalsByName(t *testing.T) {
 }
 
 func TestGarbageIsSentAway(t *testing.T) {
-	s := start(t, settings{fleet: fleet.Options{RefusedBurst: 10, RefusedPerSecond: 1}})
-	s.register(1)
-	c := s.connect(1, 1, 1)
-	c.send(stats(&pb.Stats{Metrics: make([]*pb.Stats_Metric, 0)}))
-	bad := &pb.Stats{}
-	for range 15 {
-		bad.Metrics = append(bad.Metrics, &pb.Stats_Metric{Name: "bad name"})
-	}
-	c.send(stats(bad))
-	var err error
-	refused := 0
-	for err == nil {
-		var m *pb.ConnectResponse
-		m, err = c.Recv()
-		if m.GetRefusal() != nil {
-			refused++
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{fleet: fleet.Options{RefusedBurst: 10, RefusedPerSecond: 1}})
+		s.register(1, 2)
+		c := s.connect(1, 1, 1)
+		c.send(stats(&pb.Stats{Metrics: make([]*pb.Stats_Metric, 0)}))
+		bad := &pb.Stats{}
+		for range 15 {
+			bad.Metrics = append(bad.Metrics, &pb.Stats_Metric{Name: "bad name"})
 		}
-	}
-	require.Equal(t, 1, refused, "it is told why")
-	require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		c.send(stats(bad))
+		var err error
+		refused := 0
+		for err == nil {
+			var m *pb.ConnectResponse
+			m, err = c.Recv()
+			if m.GetRefusal() != nil {
+				refused++
+			}
+		}
+		require.Equal(t, 1, refused, "it is told why")
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		require.InDelta(t, 5, retryDelay(t, err).Seconds(), 0.5)
+
+		// Whoever comes back before is held for a moment, then told how long is left.
+		began := time.Now()
+		c = s.open(as(t.Context(), token(1)))
+		_, err = c.Recv()
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		require.Equal(t, time.Second, time.Since(began))
+		require.InDelta(t, 4, retryDelay(t, err).Seconds(), 0.5)
+		s.connect(2, 1, 1) // nobody else is
+		time.Sleep(retryDelay(t, err) + time.Millisecond)
+
+		c = s.connect(1, 1, 2)
+		c.send(stats(gauge("bad name", 1)))
+		c.requireEnd(codes.ResourceExhausted, "too much of what the agent sends is refused")
+		require.Equal(t, 2.0, s.counter("agentstatsd_sessions_total", "refused"))
+		require.Equal(t, 2.0, s.counter("agentstatsd_agents_limited_total", "refused"))
+		require.Equal(t, 1.0, s.counter("agentstatsd_sessions_refused_total", ""))
+	})
+}
+
+func retryDelay(t *testing.T, err error) time.Duration {
+	t.Helper()
+	require.NotEmpty(t, status.Convert(err).Details())
 	retry, ok := status.Convert(err).Details()[0].(*errdetails.RetryInfo)
 	require.True(t, ok)
-	require.InDelta(t, 5, retry.GetRetryDelay().AsDuration().Seconds(), 0.5)
+	return retry.GetRetryDelay().AsDuration()
+}
 
-	c = s.connect(1, 1, 2)
-	c.send(stats(gauge("bad name", 1)))
-	c.requireEnd(codes.ResourceExhausted, "too much of what the agent sends is refused")
-	require.Equal(t, 2.0, s.counter("agentstatsd_sessions_total", "refused"))
+// Who breaks the contract over and over is away, too.
+func TestBrokenMessagesAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		for session := int64(1); ; session++ {
+			require.Less(t, session, int64(13))
+			c := s.open(as(t.Context(), token(1)))
+			if session%2 == 0 {
+				require.NoError(t, c.Send(hello(1, session)))
+			}
+			_ = c.Send(&pb.ConnectRequest{Sequence: -1})
+			var err error
+			for err == nil {
+				_, err = c.Recv()
+			}
+			if status.Code(err) == codes.ResourceExhausted {
+				break
+			}
+			require.Equal(t, codes.InvalidArgument, status.Code(err))
+		}
+	})
+}
+
+// An agent that floods is not read faster than its rate, by which its own flow
+// control stops it, and ended after a while.
+func TestFloodIsSlowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{fleet: fleet.Options{MessagesPerSecond: 10, MessagesBurst: 100}})
+		s.register(1, 2)
+		flood, good := s.connect(1, 1, 1), s.connect(2, 1, 1)
+		began := time.Now()
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				if _, err := flood.Recv(); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+		go func() {
+			req := stats(gauge("custom", 1))
+			for seq := int64(1); ; seq++ {
+				req.Sequence = seq
+				if flood.Send(req) != nil {
+					return
+				}
+			}
+		}()
+		for i := range 5 {
+			good.send(stats(gauge("custom", float64(i))))
+			asked := time.Now()
+			good.requireAck(int64(i+1), int64(i+1))
+			require.LessOrEqual(t, time.Since(asked), 10*time.Millisecond)
+			time.Sleep(time.Second)
+		}
+		err := <-ended
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		require.Equal(t, 30*time.Second, retryDelay(t, err))
+		took := time.Since(began).Seconds()
+		require.InDelta(t, 10, took, 2)
+		require.InDelta(t, 100+10*took, s.counter("agentstatsd_agent_requests_total", "stats")-5, 30, "the rest was never read")
+		require.Equal(t, 1.0, s.counter("agentstatsd_agents_limited_total", "message_rate"))
+		require.NotZero(t, s.counter("agentstatsd_agent_messages_delayed_total", "message_rate"))
+	})
+}
+
+// A message of too many elements is refused before it takes the memory.
+func TestElementsAreCounted(t *testing.T) {
+	s := start(t, settings{})
+	s.register(1)
+	c := s.connect(1, 1, 1)
+	st := &pb.Stats{}
+	for range 200_000 {
+		st.Metrics = append(st.Metrics, &pb.Stats_Metric{})
+	}
+	c.send(stats(st))
+	c.requireEnd(codes.ResourceExhausted,
+		"message: want at most 8388608 bytes in memory once decoded, got 400006 encoded and at least 8388720 decoded: it has too many elements")
 }
 
 func TestTakeoverAndResume(t *testing.T) {

@@ -170,7 +170,10 @@ func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 // somebody else than who took in the goodbye: here metadata becomes durable when
 // it arrives.
 func TestSeriesAreGoneWhenGoodbyeIsAcked(t *testing.T) {
-	s := start(t, settings{batcher: batcher.Options{BatchSize: 1, FlushInterval: time.Hour, MaxPending: 10}})
+	s := start(t, settings{
+		batcher: batcher.Options{BatchSize: 1, FlushInterval: time.Hour, MaxPending: 10},
+		fleet:   fleet.Options{MessagesBurst: 100_000},
+	})
 	s.register(1)
 	for i := range int64(300) {
 		c := s.connect(1, byte(i), 1)

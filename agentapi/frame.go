@@ -3,17 +3,22 @@ package agentapi
 import (
 	"sync"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/decoded"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // frame is one message of an agent's stream. What it has is valid until its
 // release. At most one of the fields stats, metadata, request and refused is set.
 type frame struct {
+	// size of the message, in bytes.
+	size int
 	// sequence of the request.
 	sequence int64
 	// stats and metadata are those of a plain request.
@@ -60,12 +65,21 @@ func (f *frame) hasMessage() bool {
 	return f.stats != nil || f.metadata != nil || f.request.GetMessage() != nil
 }
 
-// codec decodes frames within the limit of agents, encodes acks, and does all
-// else as usual.
+// expansion is how many times its limit of encoded bytes a message may take in
+// memory once it is decoded. A label of a few bytes takes eleven times its size, so
+// an agent's 1 MiB is never full of what is plain but of what is not.
+const expansion = 8
+
+// codec decodes frames within the limit of agents and coderd's requests within
+// theirs, encodes acks, and does all else as usual.
 type codec struct {
 	encoding.CodecV2
-	limit int
+	// limit of an agent's message, in bytes; that of coderd's is gRPC's.
+	limit, coderdLimit int
 }
+
+// agentRequests estimates what an agent's request takes.
+var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
@@ -81,8 +95,9 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	if size := data.Len(); size > c.limit {
-		f.refused = tooLarge(size, c.limit)
+	f.size = data.Len()
+	if f.size > c.limit {
+		f.refused = tooLarge(f.size, c.limit)
 		return nil
 	}
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
@@ -91,12 +106,28 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return nil
 	}
 	defer buffer.Free()
+	if err := fitsDecoded(agentRequests, buffer.ReadOnlyData(), expansion*c.limit); err != nil {
+		f.refused = err
+		return nil
+	}
 	request := &agentstatsv1.ConnectRequest{}
 	if err := c.CodecV2.Unmarshal(mem.BufferSlice{buffer}, request); err != nil {
 		f.refused = errMalformed
 		return nil
 	}
 	f.sequence, f.request = request.GetSequence(), request
+	return nil
+}
+
+// fitsDecoded returns the status that refuses a message that does not decode, or
+// would take more than limit bytes in memory; nil: neither.
+func fitsDecoded(e *decoded.Estimator, message []byte, limit int) error {
+	switch n, err := e.Bytes(message, limit); {
+	case err != nil:
+		return errMalformed
+	case n > limit:
+		return status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes in memory once decoded, got %d encoded and at least %d decoded: it has too many elements", limit, len(message), n)
+	}
 	return nil
 }
 
@@ -134,7 +165,9 @@ func (f *frame) readPlain(w wire) bool {
 		return false
 	}
 	if !ok {
+		size := f.size
 		f.release()
+		f.size = size
 		return false
 	}
 	f.sequence = int64(sequence)

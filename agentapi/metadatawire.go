@@ -26,6 +26,9 @@ const (
 // each entry. A template declares at most 1024 keys; an agent has some ten.
 const maxKeptEntries = 1024
 
+// maxPlainEntries in a plain report: far more than are taken in, 0.8 MB.
+const maxPlainEntries = 16 << 10
+
 // metadataDecoder reads the entries of a MetadataReport from the wire. The zero
 // value is ready.
 type metadataDecoder struct {
@@ -39,7 +42,7 @@ func (d *metadataDecoder) decode(w wire) ([]agent.MetadataEntry, bool) {
 	d.release()
 	for len(w) > 0 {
 		t, ok := w.tag()
-		if !ok || t != tagReportMetadata {
+		if !ok || t != tagReportMetadata || len(d.entries) == maxPlainEntries {
 			return nil, false
 		}
 		message, ok := w.bytes()

@@ -152,31 +152,46 @@ func sessionsOf(apps []appSessions, older agent.Sessions) agent.Sessions {
 type appSessions struct {
 	name  string
 	count int64
+	known bool // only while it is chosen
 }
 
 // countedApps returns the names that are looked at: maxSessionNames of them, the
-// same ones each time.
+// same ones each time: the known ones first, then in their order.
 func countedApps(counts map[string]int64) []appSessions {
 	if len(counts) == 0 {
 		return nil
 	}
-	apps := make([]appSessions, 0, len(counts))
-	for name, n := range counts {
-		apps = append(apps, appSessions{name, n})
-	}
-	if len(apps) <= maxSessionNames {
+	apps := make([]appSessions, 0, min(len(counts), 2*maxSessionNames))
+	if len(counts) <= maxSessionNames {
+		for name, n := range counts {
+			apps = append(apps, appSessions{name: name, count: n})
+		}
 		return apps
 	}
+	// The best so far and as many more are kept: a report can have tens of
+	// thousands of names, of which few are sorted at once, and none is normalised
+	// twice.
+	for name, n := range counts {
+		apps = append(apps, appSessions{name, n, isKnown(name)})
+		if len(apps) == cap(apps) {
+			apps = firstApps(apps)
+		}
+	}
+	return firstApps(apps)
+}
+
+// firstApps returns the first maxSessionNames.
+func firstApps(apps []appSessions) []appSessions {
 	slices.SortFunc(apps, func(a, b appSessions) int {
-		if knownA, knownB := isKnown(a.name), isKnown(b.name); knownA != knownB {
-			if knownA {
+		if a.known != b.known {
+			if a.known {
 				return -1
 			}
 			return 1
 		}
 		return strings.Compare(a.name, b.name)
 	})
-	return apps[:maxSessionNames]
+	return apps[:min(len(apps), maxSessionNames)]
 }
 
 func isKnown(name string) bool { return sessionFamilies[normalName(name)] != familyUnknown }

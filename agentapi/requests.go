@@ -145,16 +145,21 @@ var appHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
 
 func (s *Server) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
 	s.metrics.requests.appHealth.Inc()
+	if n := len(updates); n > maxApps {
+		refused := s.refuseState(reasonInvalidField, "app_health.updates: want at most %d, got %d", maxApps, n)
+		refused[0].Count = n
+		return refused
+	}
 	var refused []agent.Refusal
 	refuse := func(i int, field, format string, args ...any) {
-		refusal := s.refuseState(reasonInvalidField, "app_health.updates[%d].%s: %s", i, field, fmt.Sprintf(format, args...))
 		if len(refused) < agent.MaxRefusalNames {
-			refused = append(refused, refusal...)
+			refused = append(refused, s.refuseState(reasonInvalidField, "app_health.updates[%d].%s: %s", i, field, fmt.Sprintf(format, args...))...)
 			return
 		}
+		s.metrics.refusedStates.WithLabelValues(reasonInvalidField).Inc()
 		refused[len(refused)-1].Count++
 	}
-	health := make(map[agent.ID]agent.AppHealth, min(len(updates), 256))
+	health := make(map[agent.ID]agent.AppHealth, len(updates))
 	for i, u := range updates {
 		id, err := uuid.FromBytes(u.GetId())
 		if err != nil {

@@ -319,7 +319,7 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 			s.guardStream,
 			s.auth.stream,
 		),
-		grpc.ForceServerCodecV2(codec{CodecV2: encoding.GetCodecV2("proto"), limit: s.opts.MaxAgentMessageBytes}),
+		grpc.ForceServerCodecV2(codec{CodecV2: encoding.GetCodecV2("proto"), limit: s.opts.MaxAgentMessageBytes, coderdLimit: s.opts.MaxMessageBytes}),
 		grpc.MaxRecvMsgSize(s.opts.MaxMessageBytes),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxConcurrentStreams(s.opts.MaxStreams),

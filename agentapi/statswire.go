@@ -42,6 +42,14 @@ const (
 // maxPlainSessions in a plain report: an agent has some five apps.
 const maxPlainSessions = 16
 
+// maxPlainSamples in a plain report, and maxPlainLabels of a plain sample: far more
+// than are taken in. What has more is left to the generated code, whose memory is
+// estimated before.
+const (
+	maxPlainSamples = 16 << 10
+	maxPlainLabels  = 256
+)
+
 // maxKeptSamples and maxKeptBytes bound the buffers of a report that is used
 // again: 40 bytes for each sample, of which an agent of Coder has some 30.
 const (
@@ -114,6 +122,9 @@ func (r *wireReport) read(w wire, forms []*agent.Form) bool {
 				return false
 			}
 			n := len(r.samples)
+			if n == maxPlainSamples {
+				return false
+			}
 			if (n >= len(forms) || forms[n] == nil || !s.match(forms[n])) && !validSample(s.data) {
 				return false
 			}
@@ -204,6 +215,7 @@ func (w *wire) entry() (e appSessions, ok bool) {
 
 // validSample reports whether w is a plain Metric.
 func validSample(w wire) bool {
+	labels := 0
 	for len(w) > 0 {
 		t, ok := w.tag()
 		if !ok {
@@ -219,7 +231,8 @@ func validSample(w wire) bool {
 		case tagSampleLabel:
 			var label wire
 			label, ok = w.bytes()
-			ok = ok && validLabel(label)
+			labels++
+			ok = ok && labels <= maxPlainLabels && validLabel(label)
 		default:
 			ok = false
 		}

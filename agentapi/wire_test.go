@@ -10,8 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -21,7 +23,7 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20}
+var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20, coderdLimit: 4 << 20}
 
 // checkFrame checks that data is read as the generated code decodes it, and
 // returns whether it is plain. The report before it may be any.
@@ -37,7 +39,11 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	want := &agentstatsv1.ConnectRequest{}
 	err := proto.Unmarshal(data, want)
 	if err != nil {
-		require.Equal(t, frame{refused: errMalformed, forms: f.forms}, f)
+		require.Equal(t, frame{size: len(data), refused: errMalformed, forms: f.forms}, f)
+		return false
+	}
+	if n, _ := agentRequests.Bytes(data, 1<<30); n > expansion*testCodec.limit && f.refused != nil {
+		require.Equal(t, codes.ResourceExhausted, status.Code(f.refused))
 		return false
 	}
 	require.NoError(t, f.refused)

@@ -146,8 +146,15 @@ type Options struct {
 	// Random draws waits, within [0, 1); default rand.Float64.
 	Random func() float64
 	// RefusedPerSecond items of an agent are tolerated for ever, and
-	// RefusedBurst at once; defaults 100 and 5000.
+	// RefusedBurst at once; defaults 100 and 5000. 1 KiB of a message of which
+	// something is refused counts as an item.
 	RefusedPerSecond, RefusedBurst int
+	// MessagesPerSecond of an agent are taken in for ever, and MessagesBurst at once;
+	// defaults 200 and 2000. The opening of a session counts as 20.
+	MessagesPerSecond, MessagesBurst int
+	// BytesPerSecond of an agent's messages are taken in for ever, and BytesBurst at
+	// once; defaults 512 KiB and 8 MiB.
+	BytesPerSecond, BytesBurst int
 }
 
 func (o Options) withDefaults() Options {
@@ -163,6 +170,10 @@ func (o Options) withDefaults() Options {
 	if o.Random == nil {
 		o.Random = rand.Float64
 	}
+	set(&o.MessagesPerSecond, 200)
+	set(&o.MessagesBurst, 2000)
+	set(&o.BytesPerSecond, 512<<10)
+	set(&o.BytesBurst, 8<<20)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -191,6 +202,10 @@ func (o Options) validate() error {
 		{"follow interval", int64(o.FollowInterval)},
 		{"refused per second", int64(o.RefusedPerSecond)},
 		{"refused burst", int64(o.RefusedBurst)},
+		{"messages per second", int64(o.MessagesPerSecond)},
+		{"messages burst", int64(o.MessagesBurst)},
+		{"bytes per second", int64(o.BytesPerSecond)},
+		{"bytes burst", int64(o.BytesBurst)},
 	} {
 		if c.value < 0 {
 			return fmt.Errorf("%s: want at least 0, got %d", c.name, c.value)
@@ -261,7 +276,7 @@ type entry struct {
 	lastSeen      time.Time
 	instances     []*tracker // those without a session first, oldest first
 	keys          []string   // sorted; of an agent that declares none
-	refused       refusals
+	budget        budget
 	state         agent.State
 	dirty         bool // state is to be written
 	holds         []hold

@@ -16,6 +16,9 @@ type metrics struct {
 	duplicates       prometheus.Counter
 	refusedKeys      *prometheus.CounterVec
 	refusalsDropped  prometheus.Counter
+	limited          *prometheus.CounterVec
+	delayed          *prometheus.CounterVec
+	awayRefused      prometheus.Counter
 	instancesDropped prometheus.Counter
 	statesPending    prometheus.Gauge
 	statesWritten    prometheus.Counter
@@ -76,6 +79,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		sessionsEnded:    vec("agentstatsd_sessions_total", "Sessions of agents that ended, by how.", "end", ends...),
 		duplicates:       counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),
 		refusedKeys:      vec("agentstatsd_metadata_refused_keys_total", "Metadata entries refused because of their key.", "reason", ReasonUndeclaredKey, ReasonTooManyKeys),
+		limited:          vec("agentstatsd_agents_limited_total", "Times that an agent was sent away for a while.", "reason", limitedMessages, limitedBytes, limitedRefused),
+		delayed:          vec("agentstatsd_agent_messages_delayed_total", "Messages that waited as their agent sends faster than it may.", "reason", limitedMessages, limitedBytes),
+		awayRefused:      counter("agentstatsd_sessions_refused_total", "Sessions refused as their agent must stay away for a while."),
 		refusalsDropped:  counter("agentstatsd_late_refusals_dropped_total", "Refusals that came after the request was taken in and were not told, as too many waited."),
 		instancesDropped: counter("agentstatsd_instances_dropped_total", "Instances of agents forgotten early, as an agent had too many."),
 		statesPending:    gauge("agentstatsd_states_pending", "Agents whose state waits to be written."),

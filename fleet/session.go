@@ -268,15 +268,6 @@ func (s *Session) Receive(sequence int64, take func(Request)) error {
 	return nil
 }
 
-// Refused counts n refused items of the agent, over its sessions. It returns
-// how long the agent should stay away; 0: it may go on.
-func (s *Session) Refused(n int) time.Duration {
-	e := s.entry
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.refused.take(time.Now(), n, s.fleet.opts.RefusedPerSecond, s.fleet.opts.RefusedBurst)
-}
-
 // scan does what is due: it asks aged sessions to leave, ends those that did
 // not, forgets old instances and moves statuses.
 func (f *Fleet) scan(now time.Time) {

@@ -169,28 +169,3 @@ func (t *tracker) wakeLocked() {
 		t.session.news()
 	}
 }
-
-// refusals is a token bucket over refused items.
-type refusals struct {
-	debt float64
-	at   time.Time
-}
-
-// take adds n refused items. It returns how long to wait until the debt is
-// below the burst again; 0: it is now.
-func (r *refusals) take(now time.Time, n, perSecond, burst int) time.Duration {
-	if !r.at.IsZero() {
-		r.debt = max(0, r.debt-now.Sub(r.at).Seconds()*float64(perSecond))
-	}
-	r.at = now
-	r.debt += float64(n)
-	over := r.debt - float64(burst)
-	if over <= 0 {
-		return 0
-	}
-	// One report can hold tens of thousands of bad items: the agent pays for at
-	// most two bursts.
-	r.debt = min(r.debt, 2*float64(burst))
-	over = min(over, float64(burst))
-	return time.Duration(over / float64(perSecond) * float64(time.Second))
-}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -109,22 +108,6 @@ func TestTrackerLateRefusals(t *testing.T) {
 	tr.Settle([]agent.Settled{{Sequence: 1000, Refusal: &agent.Refusal{}}})
 	require.Len(t, wakes[1], 1, "an older session does not detach a newer one")
 	require.Empty(t, wakes[0])
-}
-
-func TestRefusals(t *testing.T) {
-	now := time.Unix(1000, 0)
-	var r refusals
-	const perSecond, burst = 10, 100
-	require.Zero(t, r.take(now, 100, perSecond, burst))
-	require.Equal(t, 100*time.Millisecond, r.take(now, 1, perSecond, burst))
-	now = now.Add(10 * time.Second)
-	require.Zero(t, r.take(now, 99, perSecond, burst))
-	require.Equal(t, 10*time.Second, r.take(now, 1_000_000, perSecond, burst), "at most a burst is waited for")
-	now = now.Add(10 * time.Second)
-	require.Zero(t, r.take(now, 0, perSecond, burst))
-	now = now.Add(time.Hour)
-	require.Zero(t, r.take(now, 100, perSecond, burst), "the debt does not fall below nothing")
-	require.NotZero(t, r.take(now, 1, perSecond, burst))
 }
 
 func BenchmarkReceive(b *testing.B) {

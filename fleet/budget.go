@@ -1,0 +1,171 @@
+package fleet
+
+import (
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Why an agent is limited, as the counters label it.
+const (
+	limitedMessages = "message_rate"
+	limitedBytes    = "byte_rate"
+	limitedRefused  = "refused"
+)
+
+const (
+	// floodGrace is how long an agent is slowed without a pause before its session
+	// is ended. With the default rates that is another 2,000 messages or 5 MB after
+	// the bursts of 2,000 and 8 MB.
+	floodGrace = 10 * time.Second
+	// floodPenalty is how long it must stay away then. Its series outlast that: the
+	// TTL is 2 min.
+	floodPenalty = 30 * time.Second
+	// sessionMessages is how many messages the opening of a session counts as:
+	// with its authentication, settings and the end of the one before it takes
+	// about as much.
+	sessionMessages = 20
+	// refusedBytes of a message of which something is refused count as one refused
+	// item.
+	refusedBytes = 1024
+)
+
+// budget is what an agent has used of what it may send, over all its sessions.
+// What it lacks is the time since: an agent that is silent costs nothing.
+//
+// An agent that sends faster than its rates is slowed: each of its messages waits
+// before it is taken in, and meanwhile the flow control of its stream stops it.
+// One that is slowed for floodGrace, or has too much refused, is away: it cannot
+// open a session for a while.
+type budget struct {
+	messages, bytes, refused bucket
+	// behind is since when the agent is slowed without a pause; 0: it is not.
+	// until is when it may come back; 0: now. Both in nanoseconds since 1970.
+	behind, until int64
+}
+
+// bucket is a token bucket that can be overdrawn: it has debt, which time pays.
+type bucket struct {
+	debt float64
+	at   int64 // nanoseconds since 1970
+}
+
+// take adds n to the debt. It returns how long to wait until the debt is within the
+// burst; 0: it is.
+func (b *bucket) take(now time.Time, n, perSecond, burst int) time.Duration {
+	at := now.UnixNano()
+	if passed := time.Duration(at - b.at); b.at != 0 && passed > 0 {
+		b.debt = max(0, b.debt-passed.Seconds()*float64(perSecond))
+	}
+	b.at = at
+	b.debt += float64(n)
+	over := b.debt - float64(burst)
+	if over <= 0 {
+		return 0
+	}
+	return time.Duration(over / float64(perSecond) * float64(time.Second))
+}
+
+// charge counts messages of so many bytes together. The message is to wait, or if
+// retry is above 0, the agent to go for so long, for the reason.
+func (b *budget) charge(now time.Time, o *Options, messages, bytes int) (wait, retry time.Duration, reason string) {
+	wait, reason = b.messages.take(now, messages, o.MessagesPerSecond, o.MessagesBurst), limitedMessages
+	if w := b.bytes.take(now, bytes, o.BytesPerSecond, o.BytesBurst); w > wait {
+		wait, reason = w, limitedBytes
+	}
+	switch {
+	case wait == 0:
+		b.behind = 0
+		return 0, 0, ""
+	case b.behind == 0:
+		b.behind = now.UnixNano()
+	case now.Sub(time.Unix(0, b.behind)) >= floodGrace:
+		b.behind = 0
+		b.until = now.Add(floodPenalty).UnixNano()
+		return 0, floodPenalty, reason
+	}
+	return wait, 0, reason
+}
+
+// refuse counts refused items of a message of so many bytes. The agent is to go if
+// retry is above 0.
+func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time.Duration) {
+	over := b.refused.take(now, items+bytes/refusedBytes, o.RefusedPerSecond, o.RefusedBurst)
+	if over == 0 {
+		return 0
+	}
+	// One message can hold tens of thousands of bad items: the agent pays for at
+	// most two bursts.
+	b.refused.debt = min(b.refused.debt, 2*float64(o.RefusedBurst))
+	retry = min(over, time.Duration(float64(o.RefusedBurst)/float64(o.RefusedPerSecond)*float64(time.Second)))
+	b.until = max(b.until, now.Add(retry).UnixNano())
+	return retry
+}
+
+// away returns how long the agent must still stay away; 0: it may come.
+func (b *budget) away(now time.Time) time.Duration {
+	return max(0, time.Duration(b.until-now.UnixNano()))
+}
+
+// Admit counts the opening of a session by an agent, and returns how long it must
+// stay away instead; 0: it may come.
+func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
+	e, err := f.entry(id)
+	if err != nil {
+		return 0 // Connect says so
+	}
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if retry := e.budget.away(now); retry > 0 {
+		f.metrics.awayRefused.Inc()
+		return retry
+	}
+	wait, retry, reason := e.budget.charge(now, &f.opts, sessionMessages, 0)
+	f.countLimited(wait, retry, reason)
+	return retry
+}
+
+// Charge counts a message of the agent, of so many bytes, before it is taken in. It
+// returns how long the message must wait for that, or, if the agent has been kept
+// waiting for too long, how long it must stay away: its session is to be ended.
+func (s *Session) Charge(bytes int) (wait, retry time.Duration) {
+	e := s.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	wait, retry, reason := e.budget.charge(time.Now(), &s.fleet.opts, 1, bytes)
+	s.fleet.countLimited(wait, retry, reason)
+	return wait, retry
+}
+
+func (f *Fleet) countLimited(wait, retry time.Duration, reason string) {
+	switch {
+	case retry > 0:
+		f.metrics.limited.WithLabelValues(reason).Inc()
+	case wait > 0:
+		f.metrics.delayed.WithLabelValues(reason).Inc()
+	}
+}
+
+// Refused counts refused items of the agent, of a message of so many bytes. It
+// returns how long the agent must stay away; 0: it may go on.
+func (s *Session) Refused(items, bytes int) time.Duration {
+	return s.fleet.refused(s.entry, items, bytes)
+}
+
+// Refused is Session.Refused for what an agent sends before it has a session.
+func (f *Fleet) Refused(id agent.ID, items, bytes int) time.Duration {
+	e, err := f.entry(id)
+	if err != nil {
+		return 0
+	}
+	return f.refused(e, items, bytes)
+}
+
+func (f *Fleet) refused(e *entry, items, bytes int) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	retry := e.budget.refuse(time.Now(), &f.opts, items, bytes)
+	f.countLimited(0, retry, limitedRefused)
+	return retry
+}

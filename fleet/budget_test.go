@@ -1,0 +1,112 @@
+package fleet
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestBucket(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var b bucket
+	const perSecond, burst = 10, 100
+	require.Zero(t, b.take(now, 100, perSecond, burst))
+	require.Equal(t, 100*time.Millisecond, b.take(now, 1, perSecond, burst))
+	now = now.Add(10 * time.Second)
+	require.Zero(t, b.take(now, 99, perSecond, burst))
+	require.Equal(t, 10*time.Second, b.take(now, 100, perSecond, burst))
+	require.Equal(t, 10*time.Second, b.take(now.Add(-time.Hour), 0, perSecond, burst), "a clock that is set back pays nothing")
+	now = now.Add(time.Hour)
+	require.Zero(t, b.take(now, 100, perSecond, burst), "the debt does not fall below nothing")
+	require.NotZero(t, b.take(now, 1, perSecond, burst))
+}
+
+// An agent that does what agents do at most is never slowed: 1,000 series each 30
+// seconds in 1 MB, 128 keys of metadata each second in messages of their own, and
+// everything anew after a reconnect now and then.
+func TestBudgetLeavesAgentsAlone(t *testing.T) {
+	o := Options{}.withDefaults()
+	var b budget
+	now := time.Unix(1000, 0)
+	for second := range 3600 {
+		if second%60 == 0 {
+			wait, retry, _ := b.charge(now, &o, sessionMessages, 0)
+			require.Zero(t, wait+retry)
+			for range 10 { // what waited
+				wait, retry, _ = b.charge(now, &o, 1, 400<<10)
+				require.Zero(t, wait+retry)
+			}
+		}
+		if second%30 == 0 {
+			wait, retry, _ := b.charge(now, &o, 1, 1<<20)
+			require.Zero(t, wait+retry)
+			require.Zero(t, b.refuse(now, &o, 1000, 1<<20), "of one that nothing of is taken in")
+		}
+		for range 128 {
+			wait, retry, _ := b.charge(now, &o, 1, 2<<10)
+			require.Zero(t, wait+retry)
+		}
+		now = now.Add(time.Second)
+	}
+}
+
+// An agent that floods is slowed to its rates, then sent away, over its sessions.
+func TestBudgetOfFloods(t *testing.T) {
+	for name, size := range map[string]int{limitedMessages: 100, limitedBytes: 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1))
+				o := Options{}.withDefaults()
+				start, messages := time.Now(), 0
+				for session := 1; ; session++ {
+					require.Zero(t, f.Admit(nid(1)))
+					s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: int64(session)})
+					require.NoError(t, err)
+					var wait, retry time.Duration
+					for range 40 { // then it connects again, which helps nothing
+						if wait, retry = s.Charge(size); retry > 0 {
+							break
+						}
+						messages++
+						time.Sleep(wait)
+					}
+					if retry > 0 {
+						require.Equal(t, floodPenalty, retry)
+						break
+					}
+				}
+				flooded := time.Since(start)
+				require.GreaterOrEqual(t, flooded, floodGrace)
+				require.Less(t, flooded, floodGrace+5*time.Second)
+				require.LessOrEqual(t, messages, o.MessagesBurst+int(flooded.Seconds()+1)*o.MessagesPerSecond)
+				require.LessOrEqual(t, messages*size, o.BytesBurst+int(flooded.Seconds()+3)*o.BytesPerSecond)
+				require.Equal(t, floodPenalty, f.Admit(nid(1)), "whoever comes back at once is told")
+				time.Sleep(floodPenalty - time.Second)
+				require.Equal(t, time.Second, f.Admit(nid(1)))
+				time.Sleep(time.Second)
+				require.Zero(t, f.Admit(nid(1)))
+				require.Zero(t, f.Admit(nid(2)), "nobody else is")
+			})
+		})
+	}
+}
+
+// Whoever has too much refused is away, whatever it sends between.
+func TestBudgetOfRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := loaded(t, Options{}, registration(1, 1, 1))
+		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+		require.NoError(t, err)
+		require.Zero(t, s.Refused(4000, 0))
+		require.Zero(t, f.Admit(nid(1)))
+		require.Equal(t, 240*time.Millisecond, s.Refused(1000, 24<<10), "bytes count too")
+		require.Equal(t, 240*time.Millisecond, f.Admit(nid(1)))
+		time.Sleep(240 * time.Millisecond)
+		require.Zero(t, f.Admit(nid(1)))
+		require.Equal(t, 50*time.Second, f.Refused(nid(1), 40_000_000, 1<<20), "at most a burst is waited for")
+		require.Equal(t, 50*time.Second, f.Admit(nid(1)))
+		require.Zero(t, f.Refused(nid(9), 1, 1), "nobody's")
+	})
+}
