@@ -53,6 +53,12 @@ type config struct {
 	reportInterval        time.Duration
 	sessionAge            time.Duration
 	maxAgents             int64
+	agentMessageRate      int64
+	agentMessageBurst     int64
+	agentByteRate         int64
+	agentByteBurst        int64
+	agentRefusedRate      int64
+	agentRefusedBurst     int64
 	seriesTTL             time.Duration
 	maxSeries             int64
 	maxSeriesPerAgent     int64

@@ -34,6 +34,43 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "1048576", Value: atLeast(&c.maxAgentMessageBytes, 64<<10), Group: &groupAgents,
 		},
 		{
+			Name: "Agent Message Rate",
+			Description: "Messages that an agent may send each second for ever; faster ones wait, and an agent that is slowed for 10 s is sent away for 30 s. " +
+				"The opening of a session counts as 20.",
+			Flag: "agent-message-rate", Env: "AGENTSTATSD_AGENT_MESSAGE_RATE", YAML: "message_rate",
+			Default: "200", Value: atLeast(&c.agentMessageRate, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Agent Message Burst",
+			Description: "Messages that an agent may send at once.",
+			Flag:        "agent-message-burst", Env: "AGENTSTATSD_AGENT_MESSAGE_BURST", YAML: "message_burst",
+			Default: "2000", Value: atLeast(&c.agentMessageBurst, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Agent Byte Rate",
+			Description: "Bytes that an agent may send each second for ever, as --agent-message-rate.",
+			Flag:        "agent-byte-rate", Env: "AGENTSTATSD_AGENT_BYTE_RATE", YAML: "byte_rate",
+			Default: "524288", Value: atLeast(&c.agentByteRate, 1024), Group: &groupAgents,
+		},
+		{
+			Name:        "Agent Byte Burst",
+			Description: "Bytes that an agent may send at once.",
+			Flag:        "agent-byte-burst", Env: "AGENTSTATSD_AGENT_BYTE_BURST", YAML: "byte_burst",
+			Default: "8388608", Value: atLeast(&c.agentByteBurst, 64<<10), Group: &groupAgents,
+		},
+		{
+			Name:        "Agent Refused Rate",
+			Description: "Refused samples, metadata entries and states of an agent that are tolerated each second for ever. 1 KiB of a message of which something is refused counts as one.",
+			Flag:        "agent-refused-rate", Env: "AGENTSTATSD_AGENT_REFUSED_RATE", YAML: "refused_rate",
+			Default: "100", Value: atLeast(&c.agentRefusedRate, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Agent Refused Burst",
+			Description: "Refused items of an agent that are tolerated at once. With more it is sent away until its rate has made up for them.",
+			Flag:        "agent-refused-burst", Env: "AGENTSTATSD_AGENT_REFUSED_BURST", YAML: "refused_burst",
+			Default: "5000", Value: atLeast(&c.agentRefusedBurst, 1), Group: &groupAgents,
+		},
+		{
 			Name:        "Series TTL",
 			Description: "Time after which a series that is not reported any more vanishes. At least twice the report interval.",
 			Flag:        "series-ttl", Env: "AGENTSTATSD_SERIES_TTL", YAML: "series_ttl",

@@ -125,6 +125,13 @@ func (s *service) build(ctx context.Context) error {
 		MaxAgents:       int(c.maxAgents),
 		MaxMetadataKeys: int(c.metadataMaxKeys),
 		SessionAge:      c.sessionAge,
+
+		MessagesPerSecond: int(c.agentMessageRate),
+		MessagesBurst:     int(c.agentMessageBurst),
+		BytesPerSecond:    int(c.agentByteRate),
+		BytesBurst:        int(c.agentByteBurst),
+		RefusedPerSecond:  int(c.agentRefusedRate),
+		RefusedBurst:      int(c.agentRefusedBurst),
 	}, reg, s.log.With("component", "fleet"))
 	if err != nil {
 		return err
