@@ -16,35 +16,6 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// check is one reason why the service may be not ready.
-type check struct {
-	name string
-	// err returns nil or what is wrong, at once.
-	err func() error
-}
-
-// readiness is the answer of /-/ready.
-type readiness struct {
-	Ready bool `json:"ready"`
-	// Reasons why not, by the part that says so.
-	Reasons map[string]string `json:"reasons,omitempty"`
-}
-
-// ready runs the checks.
-func ready(checks []check) readiness {
-	r := readiness{Ready: true}
-	for _, c := range checks {
-		if err := c.err(); err != nil {
-			if r.Reasons == nil {
-				r.Reasons = make(map[string]string)
-			}
-			r.Ready = false
-			r.Reasons[c.name] = err.Error()
-		}
-	}
-	return r
-}
-
 // newMux returns what the HTTP listener serves: the registry at / and /metrics,
 // liveness at /-/healthy, readiness at /-/ready.
 func newMux(scrape http.Handler, checks []check) *http.ServeMux {

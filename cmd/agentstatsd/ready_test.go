@@ -1,0 +1,43 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/store"
+)
+
+// What the database says does not leave the process, whoever wraps it; it is told once,
+// and each part tells what it means for it.
+func TestReadyTellsNothingOfTheDatabase(t *testing.T) {
+	_, refused := store.Open(t.Context(), store.Options{URL: "postgres://someone:hunter2@127.0.0.1:1/agents?sslmode=disable"}, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, refused, "someone")
+	require.ErrorContains(t, refused, "127.0.0.1")
+	mux := newMux(http.NotFoundHandler(), []check{
+		{"fleet", func() error { return fmt.Errorf("registrations are not read since 12:00: %w", refused) }},
+		{"batcher", func() error { return fmt.Errorf("metadata is not written since 12:01 (3 attempts): %w", refused) }},
+		{"replica", func() error { return refused }},
+		{"federation", func() error { return errors.Join(refused, errors.New("not loaded yet"), nil) }},
+		{"draining", func() error { return nil }},
+	})
+	response := httptest.NewRecorder()
+	mux.ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/-/ready", http.NoBody))
+	require.Equal(t, http.StatusServiceUnavailable, response.Code)
+	require.JSONEq(t, `{"ready": false, "reasons": {
+		"database": "the database cannot be reached: it is stopped, starting or refuses connections",
+		"fleet": "registrations are not read since 12:00",
+		"batcher": "metadata is not written since 12:01 (3 attempts)",
+		"replica": "database",
+		"federation": "not loaded yet"
+	}}`, response.Body.String())
+}
+
+func TestReady(t *testing.T) {
+	require.Equal(t, readiness{Ready: true, Reasons: map[string]string{}}, ready([]check{{"fleet", func() error { return nil }}}))
+}
