@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -293,4 +294,34 @@ func TestSQLiteKilled(t *testing.T) {
 		register(t, s, id(1))
 		require.NoError(t, s.Close())
 	}
+}
+
+// What SQLite needs beside its file it keeps in memory: a container may have no directory
+// that can be written to.
+func TestSQLiteNoTemporaryFiles(t *testing.T) {
+	s := openTemp(t)
+	for _, db := range []*sql.DB{s.writer, s.reader} {
+		var kept int
+		require.NoError(t, db.QueryRowContext(t.Context(), `PRAGMA temp_store`).Scan(&kept))
+		require.Equal(t, 2, kept, "memory")
+	}
+}
+
+// A full disk is named as that. It may have room later.
+func TestSQLiteFull(t *testing.T) {
+	s := openTemp(t)
+	register(t, s, id(1))
+	_, err := s.writer.ExecContext(t.Context(), `PRAGMA max_page_count = 100`)
+	require.NoError(t, err)
+	var e *Error
+	for n := int64(1); err == nil; n++ {
+		_, err = s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), fmt.Sprint(n), strings.Repeat("v", 2000), 1, n)})
+	}
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, "the disk of the database is full", e.Reason())
+	require.ErrorContains(t, err, "full")
+	require.NotErrorIs(t, err, agent.ErrRejected)
+	_, err = s.writer.ExecContext(t.Context(), `PRAGMA max_page_count = 100000`)
+	require.NoError(t, err)
+	upsert(t, s, []agent.Metadata{row(id(1), "later", "v", 1, 1)})
 }
