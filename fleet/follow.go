@@ -14,6 +14,10 @@ import (
 // strangers with wrong tokens cause one, and no more than that.
 const followPause = 100 * time.Millisecond
 
+// followTimeout bounds a look, which reads all registrations if many changed: 100,000
+// take 8 s on a busy machine. A read that stands still the store ends earlier.
+const followTimeout = 2 * time.Minute
+
 // catchUpTimeout bounds the wait of a caller who is not known here.
 const catchUpTimeout = 5 * time.Second
 
@@ -57,7 +61,7 @@ func (f *Fleet) followUntilDone(ctx context.Context) {
 
 // follow reads what other replicas wrote since the last time, and takes it in.
 func (f *Fleet) follow(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, followTimeout)
 	defer cancel()
 	err := f.followRegistrations(ctx)
 	if err == nil {

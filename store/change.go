@@ -42,6 +42,23 @@ func (s *Store) view(ctx context.Context, doing string, f func(*sql.Tx) error) e
 	return s.attempt(ctx, doing, func() error { return s.transact(ctx, s.reader, s.dialect.snapshot, f) })
 }
 
+// stream is a read of any size within a view. It may take as long as it goes on: it ends
+// with context.DeadlineExceeded when no row has come for a while.
+func (s *Store) stream(ctx context.Context, tx *sql.Tx, page page, text string, args []any, scan func(*sql.Rows) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(s.patience, func() { cancel(context.DeadlineExceeded) })
+	defer timer.Stop()
+	err := s.dialect.stream(ctx, tx, page, text, args, func(rows *sql.Rows) error {
+		timer.Reset(s.patience)
+		return scan(rows)
+	})
+	if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		return fmt.Errorf("no row for %v: %w", s.patience, context.DeadlineExceeded)
+	}
+	return err
+}
+
 // read runs f, which runs one statement. f may run several times.
 func (s *Store) read(ctx context.Context, doing string, f func(querier) error) error {
 	return s.attempt(ctx, doing, func() error { return f(s.reader) })

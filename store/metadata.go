@@ -151,7 +151,7 @@ FROM metadata WHERE agent_id ` + condition + ` ORDER BY agent_id, key`
 	} else {
 		err = s.view(ctx, doing, func(tx *sql.Tx) error {
 			found = nil
-			return s.dialect.stream(ctx, tx, pageOfMetadata, text, args, scan)
+			return s.stream(ctx, tx, pageOfMetadata, text, args, scan)
 		})
 	}
 	return found, err
@@ -163,7 +163,7 @@ func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 	var keys map[agent.ID][]string
 	err := s.view(ctx, "read metadata keys", func(tx *sql.Tx) error {
 		keys = make(map[agent.ID][]string)
-		return s.dialect.stream(ctx, tx, pageOfKeys, `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`, nil, func(rows *sql.Rows) error {
+		return s.stream(ctx, tx, pageOfKeys, `SELECT agent_id, key FROM metadata ORDER BY agent_id, key`, nil, func(rows *sql.Rows) error {
 			var id agent.ID
 			var key string
 			err := rows.Scan(&id, &key)

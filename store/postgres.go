@@ -206,7 +206,7 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	pool := openRenewable(config, opts.MaxConns)
 	s := &Store{
 		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.renew,
-		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, log: log,
+		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, patience: opts.StatementTimeout, log: log,
 	}
 	var o opened
 	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, hosts(config)), func() (err error) {

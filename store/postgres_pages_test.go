@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -77,7 +78,7 @@ func TestPostgresPages(t *testing.T) {
 	tracer := &rowTracer{}
 	config.Tracer = tracer
 	db := stdlib.OpenDB(*config)
-	s := &Store{dialect: &postgresDialect, writer: db, reader: db, log: slog.New(slog.DiscardHandler)}
+	s := &Store{dialect: &postgresDialect, writer: db, reader: db, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 
 	var ids []agent.ID
@@ -188,4 +189,24 @@ func TestPostgresYoungerCluster(t *testing.T) {
 	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 2}}))
 	changed, records = read()
 	require.Equal(t, []int{1, 1}, []int{changed, records})
+}
+
+// A large read may take longer than any of its statements, but does not wait for a server
+// that has fallen silent.
+func TestPostgresPagesStandStill(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url, TransactionPooling: true}) // no limit of the server's
+	fill(t, admin(t, url), 1500)
+	conn := admin(t, url)
+	s.patience = 50 * time.Millisecond
+	execute(t, conn, `BEGIN`)
+	execute(t, conn, `LOCK TABLE agent_states IN ACCESS EXCLUSIVE MODE`)
+	_, _, err := s.States(t.Context(), 0)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NoError(t, t.Context().Err())
+	execute(t, conn, `ROLLBACK`)
+	s.patience = time.Minute
+	states, _, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Len(t, states, 1500)
 }

@@ -102,7 +102,7 @@ func (s *Store) pushes(ctx context.Context, condition string, args []any) ([]age
 	err := s.view(ctx, "read pushes", func(tx *sql.Tx) error {
 		found = nil
 		text := `SELECT instance_id, replica, updated_at, data, version FROM pushes ` + condition + ` ORDER BY instance_id`
-		return s.dialect.stream(ctx, tx, pageOfPushes, text, args, func(rows *sql.Rows) error {
+		return s.stream(ctx, tx, pageOfPushes, text, args, func(rows *sql.Rows) error {
 			var row agent.PushRow
 			var updated sql.NullInt64
 			err := rows.Scan((*agent.ID)(&row.Instance), &row.Replica, &updated, &row.Data, &row.Version)

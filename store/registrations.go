@@ -200,7 +200,7 @@ func (s *Store) readRoster(ctx context.Context, tx *sql.Tx, since int64) (agent.
 		since = 0
 	}
 	byID := make(map[agent.ID]int)
-	err = s.dialect.stream(ctx, tx, pageOfWorkspaces, `
+	err = s.stream(ctx, tx, pageOfWorkspaces, `
 SELECT id, name, owner_id, owner_username, template_id, template_name,
     template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
 FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
@@ -212,7 +212,7 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 	if err != nil {
 		return roster, err
 	}
-	err = s.dialect.stream(ctx, tx, pageOfAgents, `
+	err = s.stream(ctx, tx, pageOfAgents, `
 SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
     token_sha256, apps, metadata_keys
 FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
@@ -238,7 +238,7 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 
 // readRemoved returns the ids that a table does not have any more, in order.
 func (s *Store) readRemoved(ctx context.Context, tx *sql.Tx, table string, since int64) (ids []agent.ID, err error) {
-	err = s.dialect.stream(ctx, tx, pageOfRemoved, `
+	err = s.stream(ctx, tx, pageOfRemoved, `
 SELECT DISTINCT id FROM removed
 WHERE kind = $1 AND revision > $2 AND NOT EXISTS (SELECT 1 FROM `+table+` AS t WHERE t.id = removed.id)
 ORDER BY id`, []any{table, since}, func(rows *sql.Rows) error {

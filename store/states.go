@@ -143,7 +143,7 @@ SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER 
 // read again the next time.
 func (s *Store) readSince(ctx context.Context, tx *sql.Tx, page page, text string, since int64, order string, scan func(*sql.Rows) error) (next int64, err error) {
 	if s.dialect.queries.cursor == "" {
-		return 0, s.dialect.stream(ctx, tx, page, text+order, nil, scan)
+		return 0, s.stream(ctx, tx, page, text+order, nil, scan)
 	}
 	if err := tx.QueryRowContext(ctx, s.dialect.queries.cursor).Scan(&next); err != nil {
 		return 0, err
@@ -153,9 +153,9 @@ func (s *Store) readSince(ctx context.Context, tx *sql.Tx, page page, text strin
 		since = 0
 	}
 	if since == 0 {
-		return next, s.dialect.stream(ctx, tx, page, text+order, nil, scan)
+		return next, s.stream(ctx, tx, page, text+order, nil, scan)
 	}
-	return next, s.dialect.stream(ctx, tx, page, text+s.dialect.queries.since+order, []any{since}, scan)
+	return next, s.stream(ctx, tx, page, text+s.dialect.queries.since+order, []any{since}, scan)
 }
 
 func setPart(st *agent.State, part string, order agent.Order, data []byte) error {

@@ -52,7 +52,8 @@ type Options struct {
 	MaxConns int
 	// StatementTimeout is how long PostgreSQL works on one statement, and waits
 	// for the next one in a transaction, at most; for a lock half as long. 0:
-	// 10 s. Migrations have no limit of their own.
+	// 10 s. A large read is several statements; on SQLite, too, it ends when
+	// nothing came of it for this long. Migrations have no limit of their own.
 	StatementTimeout time.Duration
 	// TransactionPooling says that a pooler stands before PostgreSQL which
 	// changes the connection behind ours between transactions, like PgBouncer in
@@ -118,6 +119,8 @@ type Store struct {
 	// renew drops all connections, if it was not done a moment ago; nil: there is
 	// nothing to drop.
 	renew func() bool
+	// patience is how long a large read may stand still.
+	patience time.Duration
 	// deployment is that of when the database was opened.
 	deployment agent.ID
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
