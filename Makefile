@@ -37,6 +37,7 @@ FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:Fuz
 	aggregator:FuzzEvents aggregator:FuzzEventsGrouped federation:FuzzPush \
 	agentapi:FuzzRequest agentapi:FuzzMetadataWire
 soak: servers
+	$(GO) test ./simulation -timeout 60m -seeds 10000
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
 	@for target in $(FUZZ); do \
 		echo "fuzzing $$target for $(FUZZTIME)"; \

@@ -44,7 +44,8 @@ type Fault struct {
 	Before, Work, After time.Duration
 	// Err is the answer in place of the transaction, of which nothing is written.
 	Err error
-	// Hang: there is no answer until the caller's context ends. Nothing is written.
+	// Hang: there is no answer until the caller's context ends, or the connection
+	// is given up. Nothing is written.
 	Hang bool
 	// Lost: the caller is told ErrReset once Work has passed, and the transaction
 	// commits when Late has passed since.
@@ -80,8 +81,8 @@ type Database struct {
 	generation int
 	// active are the transactions that have begun to write.
 	active map[int64]struct{}
-	// removed is called with each committed removal of agents.
-	removed func(context.Context, []agent.ID)
+	// changed is called with agents that are removed and that are new.
+	changed func(ctx context.Context, removed, added []agent.ID)
 
 	late sync.WaitGroup
 }
@@ -102,13 +103,13 @@ func (d *Database) Open(opts Options) *Store {
 	return &Store{db: d, opts: opts, server: d.generation}
 }
 
-// OnRemoval has f called with the agents that a change removes, as it is
-// committed, under the lock of the database. Those that the same change makes
-// known again are among them. ctx is that of ApplyChange.
-func (d *Database) OnRemoval(f func(ctx context.Context, agents []agent.ID)) {
+// OnChange has f called with the agents that a change removes, and those that it
+// makes known, as it is committed, under the lock of the database. An agent can be
+// among both. ctx is that of ApplyChange.
+func (d *Database) OnChange(f func(ctx context.Context, removed, added []agent.ID)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.removed = f
+	d.changed = f
 }
 
 // Agents returns those that are registered.
@@ -180,6 +181,8 @@ const (
 	minPause      = 50 * time.Millisecond
 	maxPause      = 250 * time.Millisecond
 	rewriteWindow = time.Minute
+	// giveUp is when a connection without an answer is taken for broken.
+	giveUp = 30 * time.Second
 )
 
 // transaction is one attempt. prepare reads, when the server has it; apply
@@ -257,8 +260,10 @@ func (s *Store) attempt(ctx context.Context, tx transaction) error {
 	}
 	switch {
 	case fault.Hang:
-		<-ctx.Done()
-		return ctx.Err()
+		if err := sleep(ctx, giveUp); err != nil {
+			return err
+		}
+		return ErrReset
 	case fault.Err != nil:
 		if errors.Is(fault.Err, ErrReset) {
 			s.doubt(tx)

@@ -27,15 +27,20 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		for _, id := range c.RemovedWorkspaces {
 			t.removeWorkspace(id)
 		}
-		if gone := agentsOf(t.removed[before:]); len(gone) > 0 && s.db.removed != nil {
-			s.db.removed(ctx, gone)
-		}
+		gone := agentsOf(t.removed[before:])
 		t.forgetRemovals(s.opts.RemovalsKept)
 		for _, w := range workspaces {
 			t.workspaces[w.ID] = workspaceRow{w, t.revision}
 		}
+		var added []agent.ID
 		for _, r := range agents {
+			if _, known := t.agents[r.ID]; !known {
+				added = append(added, r.ID)
+			}
 			t.agents[r.ID] = agentRow{r, t.revision}
+		}
+		if s.db.changed != nil {
+			s.db.changed(ctx, gone, added)
 		}
 		return nil
 	}})

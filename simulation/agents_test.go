@@ -1,0 +1,364 @@
+package simulation
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+)
+
+// The parts of what an agent says that have values. Those of metadata keys begin
+// with meta, those of apps with health.
+const (
+	meta      = "meta:"
+	health    = "health:"
+	lifecycle = "lifecycle"
+	network   = "network"
+)
+
+// value is one value of a part. Index is its place among all that is said in a
+// run: a higher one is newer.
+type value struct {
+	index int
+	text  string
+}
+
+// reportInterval is the time between two reports of an agent.
+const reportInterval = 30 * time.Second
+
+// simAgent is one registered agent, or one that may be, and what it said over all
+// of its processes.
+type simAgent struct {
+	number int
+	reg    agent.Registration
+	// said are the values of each part, the oldest first.
+	said map[string][]value
+	// acked is the newest value of each part that was acked as durable, which what
+	// is read must not be older than.
+	acked map[string]int
+	// void is the newest index said when the agent was last removed or made known:
+	// what was said before may be gone.
+	void int
+	// removals counts those that were committed.
+	removals int
+	client   *client
+	// clients counts the processes.
+	clients int
+}
+
+// client is one process of an agent, as the SDK behaves.
+type client struct {
+	agent    *simAgent
+	instance agent.Instance
+	ordinal  int64
+	epoch    int64
+	sequence int64
+	// knows is what the process said of each part, the newest.
+	knows map[string]value
+	// sent are the requests that are not known to be durable, the oldest first.
+	sent []request
+
+	session  *fleet.Session // nil: not connected
+	on       *process
+	removals int       // of the agent, when the session opened
+	reported time.Time // when, on this session; zero: it did not
+	retryAt  time.Time
+}
+
+// request is what was sent under one sequence.
+type request struct {
+	sequence int64
+	values   map[string]value
+}
+
+// zombie is a session whose agent is gone, which its replica does not know.
+type zombie struct {
+	session  *fleet.Session
+	on       *process
+	agent    *simAgent
+	removals int
+}
+
+// connect opens a session on p, and says again what has to be.
+func (w *world) connect(c *client, p *process) {
+	a := c.agent
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if _, err := p.fleet.Authenticate(ctx, token(a.number)); err != nil {
+		w.log("%s does not get into %s: %v", c, p.name, err)
+		c.retryAt = time.Now().Add(w.within(time.Second, 3*time.Second))
+		return
+	}
+	c.ordinal++
+	w.drainChanges()
+	removals := a.removals
+	s, err := p.fleet.Connect(ctx, a.reg.ID, fleet.Hello{Instance: c.instance, Ordinal: c.ordinal, Epoch: c.epoch})
+	if err != nil {
+		w.log("%s does not connect to %s: %v", c, p.name, err)
+		c.retryAt = time.Now().Add(w.within(time.Second, 3*time.Second))
+		return
+	}
+	resume := s.Resume()
+	w.log("%s connects to %s: epoch %d, resume %d/%d", c, p.name, s.Info().Epoch-w.began.UnixNano(), resume.Received, resume.Durable)
+	c.session, c.on, c.removals, c.epoch, c.reported = s, p, removals, s.Info().Epoch, time.Time{}
+	w.acked(c, resume.Durable)
+	again := make(map[string]value)
+	for part, v := range c.knows {
+		if !strings.HasPrefix(part, meta) {
+			again[part] = v
+		}
+	}
+	for _, r := range c.sent {
+		for part, v := range r.values {
+			if known := c.knows[part]; known.index == v.index {
+				again[part] = v
+			}
+		}
+	}
+	c.sent = nil
+	w.poll(c)
+	w.report(c)
+	w.send(c, again)
+}
+
+// disconnect ends the stream; its replica may not notice.
+func (w *world) disconnect(c *client, noticed bool, end fleet.End) {
+	if c.session == nil {
+		return
+	}
+	w.log("%s leaves %s (%s, noticed: %v)", c, c.on.name, end, noticed)
+	switch {
+	case noticed:
+		c.session.Close(end)
+	case c.on.serving:
+		w.zombies = append(w.zombies, zombie{c.session, c.on, c.agent, c.removals})
+	}
+	c.session, c.on = nil, nil
+	c.retryAt = time.Now().Add(w.within(0, 2*time.Second))
+}
+
+// say makes new values of parts of the agent.
+func (w *world) say(c *client, parts ...string) map[string]value {
+	values := make(map[string]value, len(parts))
+	for _, part := range parts {
+		w.index++
+		v := value{index: w.index, text: w.newText(c, part)}
+		values[part] = v
+		c.knows[part] = v
+		c.agent.said[part] = append(c.agent.said[part], v)
+	}
+	return values
+}
+
+// newText returns the value as it is read back.
+func (w *world) newText(c *client, part string) string {
+	last := c.knows[part].text
+	switch {
+	case strings.HasPrefix(part, meta):
+		if last != "" && w.random.IntN(4) == 0 {
+			return last // unchanged
+		}
+		if said := c.agent.said[part]; len(said) > 1 && w.random.IntN(6) == 0 {
+			return said[len(said)-2].text // as it was before
+		}
+		return fmt.Sprintf("v%d", w.index)
+	case strings.HasPrefix(part, health):
+		healths := []agent.AppHealth{agent.AppHealthHealthy, agent.AppHealthUnhealthy, agent.AppHealthInitializing}
+		return string(healths[w.index%len(healths)])
+	case part == lifecycle:
+		w.tick()
+		state := agent.LifecycleStarting
+		if strings.HasPrefix(last, string(agent.LifecycleStarting)) || w.random.IntN(3) == 0 {
+			state = agent.LifecycleReady
+		}
+		return fmt.Sprintf("%s %d", state, time.Now().UnixNano())
+	}
+	return fmt.Sprint(w.index) // of the network
+}
+
+// send sends values in requests of their kinds, as far as the session lives.
+func (w *world) send(c *client, values map[string]value) {
+	var metadata, healths []string
+	for _, part := range sortedParts(values) {
+		switch {
+		case strings.HasPrefix(part, meta):
+			metadata = append(metadata, part)
+		case strings.HasPrefix(part, health):
+			healths = append(healths, part)
+		default:
+			w.request(c, values, part)
+		}
+	}
+	if len(metadata) > 0 {
+		w.request(c, values, metadata...)
+	}
+	if len(healths) > 0 {
+		w.request(c, values, healths...)
+	}
+}
+
+// request sends one request with these parts.
+func (w *world) request(c *client, values map[string]value, parts ...string) {
+	c.sequence++
+	r := request{sequence: c.sequence, values: make(map[string]value, len(parts))}
+	for _, part := range parts {
+		r.values[part] = values[part]
+	}
+	c.sent = append(c.sent, r)
+	if c.session == nil {
+		return
+	}
+	w.drainChanges()
+	var refused []agent.Refusal
+	err := c.session.Receive(r.sequence, func(q fleet.Request) { refused = w.take(c.on, q, &r) })
+	if err != nil {
+		w.log("%s sends %v: %v", c, r, err)
+		w.ended(c)
+		return
+	}
+	w.log("%s sends %v", c, r)
+	for _, f := range refused {
+		w.refused(c, fleet.LateRefusal{Sequence: r.sequence, Refusal: f})
+	}
+}
+
+// take takes a request in as agentapi does.
+func (w *world) take(p *process, q fleet.Request, r *request) (refused []agent.Refusal) {
+	var entries []agent.MetadataEntry
+	apps := make(map[agent.ID]agent.AppHealth)
+	for _, part := range sortedParts(r.values) {
+		text := r.values[part].text
+		switch {
+		case strings.HasPrefix(part, meta):
+			entries = append(entries, agent.MetadataEntry{Key: strings.TrimPrefix(part, meta), Value: text})
+		case strings.HasPrefix(part, health):
+			apps[appID(part)] = agent.AppHealth(text)
+		case part == lifecycle:
+			q.SetLifecycle(parseLifecycle(text))
+		case part == network:
+			var node uint64
+			_, _ = fmt.Sscan(text, &node)
+			q.SetNetwork(agent.Network{NodeID: node})
+		}
+	}
+	if len(apps) > 0 {
+		refused = append(refused, q.SetAppHealth(apps)...)
+	}
+	if len(entries) == 0 {
+		return refused
+	}
+	entries, undeclared := q.AdmitMetadata(entries)
+	refused = append(refused, undeclared...)
+	return append(refused, p.pending.Add(q.Now(), agent.MetadataReport{
+		Agent: q.Agent(), Order: q.Order(), Entries: entries, Tracker: q.Tracker(),
+	})...)
+}
+
+// report sends stats, which begin a session.
+func (w *world) report(c *client) {
+	if c.session == nil {
+		return
+	}
+	c.sequence++
+	err := c.session.Receive(c.sequence, func(q fleet.Request) {
+		c.on.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
+		q.Reported()
+	})
+	if err != nil {
+		w.ended(c)
+		return
+	}
+	c.reported = time.Now()
+}
+
+// ended notes that the service ended the session.
+func (w *world) ended(c *client) {
+	w.log("%s: its session on %s was ended (%s)", c, c.on.name, c.session.End())
+	c.session, c.on = nil, nil
+	c.retryAt = time.Now().Add(w.within(0, time.Second))
+}
+
+// poll reads what the service tells the agent.
+func (w *world) poll(c *client) {
+	if c.session == nil {
+		return
+	}
+	select {
+	case <-c.session.Done():
+		w.ended(c)
+		return
+	default:
+	}
+	for _, late := range c.session.LateRefusals() {
+		w.refused(c, late)
+	}
+	w.acked(c, c.session.Progress().Durable)
+	switch {
+	case c.session.Aged():
+		w.disconnect(c, true, fleet.EndDisconnect)
+	case time.Since(c.reported) >= reportInterval:
+		w.report(c)
+	}
+}
+
+// refused takes in a refusal: the values that it names are not acked.
+func (w *world) refused(c *client, late fleet.LateRefusal) {
+	w.log("%s: refused of request %d: %s %v", c, late.Sequence, late.Refusal.Reason, late.Refusal.Names)
+	for _, r := range c.sent {
+		for part := range r.values {
+			for _, name := range late.Refusal.Names {
+				// Of a key whose request is named newer values may ride on it.
+				if r.sequence >= late.Sequence && strings.TrimPrefix(part, meta) == name {
+					w.told[told{c, part, r.sequence}] = struct{}{}
+				}
+			}
+		}
+		if r.sequence == late.Sequence && len(late.Refusal.Names) == 0 {
+			for part := range r.values {
+				w.told[told{c, part, r.sequence}] = struct{}{}
+			}
+		}
+	}
+}
+
+// told is a value that a client knows to be refused.
+type told struct {
+	client   *client
+	part     string
+	sequence int64
+}
+
+// acked takes in that all up to a sequence is durable.
+func (w *world) acked(c *client, durable int64) {
+	for len(c.sent) > 0 && c.sent[0].sequence <= durable {
+		r := c.sent[0]
+		c.sent = c.sent[1:]
+		for part, v := range r.values {
+			if _, refused := w.told[told{c, part, r.sequence}]; refused || v.index <= c.agent.void {
+				continue
+			}
+			if v.index > c.agent.acked[part] {
+				c.agent.acked[part] = v.index
+			}
+		}
+		w.log("%s: acked %v", c, r)
+	}
+}
+
+func (c *client) String() string { return fmt.Sprintf("agent %d.%d", c.agent.number, c.instance[0]) }
+
+// statsReport is a report of stats with one sample.
+type statsReport struct{}
+
+func (statsReport) Stats() agent.Stats {
+	return agent.Stats{RxBytes: 1, TxBytes: 1, ConnectionCount: 1}
+}
+func (statsReport) Len() int                                    { return 1 }
+func (statsReport) Match(int, *agent.Form) (v float64, ok bool) { return 0, false }
+func (statsReport) Form(int) agent.Form                         { return agent.Form{} }
+func (statsReport) Sample(int) *agent.Sample {
+	return &agent.Sample{Name: "app_requests", Type: agent.Gauge, Value: 1}
+}

@@ -1,0 +1,331 @@
+package simulation
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// checkAlways checks what must hold at any time.
+func (w *world) checkAlways() error {
+	c := w.coderd
+	c.mu.Lock()
+	err := c.violated
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	registered := w.db.Agents()
+	for _, a := range w.agents[1:] {
+		if !slices.Contains(registered, a.reg.ID) {
+			continue
+		}
+		for _, part := range sortedParts(a.acked) {
+			if err := w.checkAcked(a, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkLedgers checks what the processes count.
+func (w *world) checkLedgers() error {
+	for _, p := range w.slots {
+		if !p.serving {
+			continue
+		}
+		if err := p.checkLaw(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		if w.step%25 != 0 {
+			continue
+		}
+		if err := p.checkCounters(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+// checkAcked checks that what is stored of a part is at least as new as what was
+// acked of it.
+func (w *world) checkAcked(a *simAgent, part string) error {
+	text := w.stored(a.reg.ID, part)
+	said := a.said[part]
+	for i := len(said) - 1; i >= 0; i-- {
+		if said[i].text == text {
+			if said[i].index >= a.acked[part] {
+				return nil
+			}
+			break
+		}
+	}
+	return fmt.Errorf("agent %d: value %d of %s was acked as durable, but %q is stored; said was %v",
+		a.number, a.acked[part], part, text, said[max(0, len(said)-8):])
+}
+
+// stored returns what the database has of a part, as its values are written.
+func (w *world) stored(id agent.ID, part string) string {
+	if key, is := strings.CutPrefix(part, meta); is {
+		m, _ := w.db.Value(id, key)
+		return m.Value
+	}
+	return textOf(w.db.State(id), part)
+}
+
+// textOf returns a part of a state, as its values are written.
+func textOf(st agent.State, part string) string {
+	switch {
+	case strings.HasPrefix(part, health):
+		return string(st.AppHealth[appID(part)])
+	case part == lifecycle:
+		return lifecycleText(st.Lifecycle)
+	}
+	return fmt.Sprint(st.Network.NodeID)
+}
+
+// checkLaw checks that each entry of metadata is somewhere.
+func (p *process) checkLaw() error {
+	families, err := p.metadata.Gather()
+	if err != nil {
+		return err
+	}
+	var received, others float64
+	for _, f := range families {
+		switch f.GetName() {
+		case "agentstatsd_metadata_entries_total":
+			for _, m := range f.GetMetric() {
+				if m.GetLabel()[0].GetValue() == "received" {
+					received += m.GetCounter().GetValue()
+				} else {
+					others += m.GetCounter().GetValue()
+				}
+			}
+		case "agentstatsd_metadata_pending":
+			for _, m := range f.GetMetric() {
+				others += m.GetGauge().GetValue()
+			}
+		}
+	}
+	if received != others {
+		return fmt.Errorf("the law: %v received, %v elsewhere", received, others)
+	}
+	return nil
+}
+
+// checkCounters checks that no counter of the process fell.
+func (p *process) checkCounters() error {
+	for _, r := range p.registries {
+		families, err := r.Gather()
+		if err != nil {
+			return err
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				var v float64
+				switch f.GetType() {
+				case dto.MetricType_COUNTER:
+					v = m.GetCounter().GetValue()
+				case dto.MetricType_HISTOGRAM:
+					v = float64(m.GetHistogram().GetSampleCount())
+				default:
+					continue
+				}
+				name := f.GetName() + labelsOf(m)
+				if v < p.counters[name] {
+					return fmt.Errorf("%s fell from %v to %v", name, p.counters[name], v)
+				}
+				p.counters[name] = v
+			}
+		}
+	}
+	return nil
+}
+
+func labelsOf(m *dto.Metric) string {
+	var b strings.Builder
+	for _, l := range m.GetLabel() {
+		fmt.Fprintf(&b, ",%s=%s", l.GetName(), l.GetValue())
+	}
+	return b.String()
+}
+
+// checkSettled checks what must hold a while after all was mended.
+func (w *world) checkSettled() error {
+	registered := w.db.Agents()
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	leaders := 0
+	for _, p := range w.slots {
+		switch {
+		case p.fleet.Ready() != nil:
+			fail("%s has not loaded", p.name)
+			return errors.Join(errs...)
+		case !p.standing.Member():
+			fail("%s takes itself for gone", p.name)
+		case p.standing.Leads():
+			leaders++
+		}
+	}
+	if leaders != 1 {
+		fail("%d replicas lead", leaders)
+	}
+	for _, a := range w.agents[1:] {
+		is := slices.Contains(registered, a.reg.ID)
+		if c := a.client; c != nil {
+			switch {
+			case is && c.session == nil:
+				fail("%s has no session", c)
+			case !is && c.session != nil:
+				fail("%s has a session, but the agent is not registered", c)
+			case c.session != nil && len(c.sent) > 0:
+				fail("%s: not acked after %v: %s", c, settleTime, c.partsSent())
+			case c.session != nil && c.removals != a.removals:
+				fail("%s has a session from before the agent was removed", c)
+			}
+		}
+		if is {
+			errs = append(errs, w.checkAgreed(a)...)
+		}
+	}
+	for _, z := range w.zombies {
+		select {
+		case <-z.session.Done():
+		default:
+			if time := z.session.Info().Epoch; z.agent.client != nil && z.agent.client.session != nil || z.removals != z.agent.removals {
+				fail("agent %d has an older session on %s (epoch %d) beside its own", z.agent.number, z.on.name, time)
+			}
+		}
+	}
+	errs = append(errs, w.checkServed(registered)...)
+	return errors.Join(errs...)
+}
+
+// checkAgreed checks that all replicas say of an agent what the database does.
+func (w *world) checkAgreed(a *simAgent) (errs []error) {
+	stored := w.db.State(a.reg.ID)
+	for _, p := range w.slots {
+		info, err := p.fleet.Agent(a.reg.ID)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: agent %d is registered: %w", p.name, a.number, err))
+			continue
+		}
+		connected := a.client != nil && a.client.session != nil || w.hasZombie(a)
+		if info.Connected != connected {
+			errs = append(errs, fmt.Errorf("%s: agent %d: connected is %v", p.name, a.number, info.Connected))
+		}
+		for _, part := range []string{lifecycle, network, health + "a", health + "b", health + "c"} {
+			if is, want := textOf(info.State, part), textOf(stored, part); is != want {
+				errs = append(errs, fmt.Errorf("%s: agent %d: %s is %q, stored is %q", p.name, a.number, part, is, want))
+			}
+		}
+		if is, want := info.State.Startup, stored.Startup; !is.StartedAt.Equal(want.StartedAt) || !is.ReadyAt.Equal(want.ReadyAt) || is.Result != want.Result {
+			errs = append(errs, fmt.Errorf("%s: agent %d: startup is %v, stored is %v", p.name, a.number, is, want))
+		}
+	}
+	return errs
+}
+
+// hasZombie tells whether the agent has a session whose process is gone without a
+// word: its replica takes it for connected.
+func (w *world) hasZombie(a *simAgent) bool {
+	return slices.ContainsFunc(w.zombies, func(z zombie) bool {
+		if z.agent != a {
+			return false
+		}
+		select {
+		case <-z.session.Done():
+			return false
+		default:
+			return true
+		}
+	})
+}
+
+// checkServed checks that each agent is served by exactly one replica.
+func (w *world) checkServed(registered []agent.ID) (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	connections := make(map[string][]string)
+	up := make(map[string][]string)
+	stats := make(map[string][]string)
+	for _, p := range w.slots {
+		var text bytes.Buffer
+		if err := p.series.WriteText(&text); err != nil {
+			fail("%s: %w", p.name, err)
+		}
+		for line := range strings.Lines(text.String()) {
+			line = strings.TrimSpace(line)
+			switch family, _, _ := strings.Cut(line, "{"); family {
+			case "coderd_agents_connections":
+				who := label(line, "agent_name")
+				connections[who] = append(connections[who], p.name+": "+label(line, "status"))
+			case "coderd_agents_up":
+				who := label(line, "workspace_name")
+				up[who] = append(up[who], p.name+": "+line[strings.LastIndexByte(line, ' ')+1:])
+			case "app_requests":
+				who := label(line, "agent_name")
+				stats[who] = append(stats[who], p.name)
+			}
+		}
+	}
+	online := make(map[string]int)
+	for _, a := range w.agents[1:] {
+		is, connected := slices.Contains(registered, a.reg.ID), a.client != nil && a.client.session != nil || w.hasZombie(a)
+		lines := connections[a.reg.Name]
+		switch {
+		case !is && len(lines) > 0:
+			fail("agent %d is not registered, but served: %v", a.number, lines)
+		case is && len(lines) != 1:
+			fail("agent %d is served %d times: %v", a.number, len(lines), lines)
+		case is && connected != strings.HasSuffix(lines[0], ": connected"):
+			fail("agent %d: connected is %v, but served is %v", a.number, connected, lines)
+		}
+		if is {
+			online[a.reg.Workspace.Name] += 0
+		}
+		if is && connected {
+			online[a.reg.Workspace.Name]++
+		}
+		c := a.client
+		switch n := len(stats[a.reg.Name]); {
+		case n > 1:
+			fail("agent %d: its series are served %d times: %v", a.number, n, stats[a.reg.Name])
+		case !is && n > 0:
+			fail("agent %d is not registered, but its series are served by %v", a.number, stats[a.reg.Name])
+		case is && c != nil && c.session != nil && !c.reported.IsZero() && n == 0:
+			fail("agent %d: its series are not served", a.number)
+		}
+	}
+	for _, workspace := range slices.Sorted(maps.Keys(online)) {
+		lines := up[workspace]
+		if len(lines) != 1 || !strings.HasSuffix(lines[0], fmt.Sprintf(": %d", online[workspace])) {
+			// Agents of a workspace may be on several replicas: their counts add up.
+			sum := 0
+			for _, line := range lines {
+				var n int
+				_, _ = fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &n)
+				sum += n
+			}
+			if sum != online[workspace] || len(lines) == 0 {
+				fail("workspace %s: %d agents are connected, but served is %v", workspace, online[workspace], lines)
+			}
+		}
+	}
+	return errs
+}
+
+// label returns the value of a label of a line.
+func label(line, name string) string {
+	_, rest, _ := strings.Cut(line, name+`="`)
+	value, _, _ := strings.Cut(rest, `"`)
+	return value
+}

@@ -1,0 +1,211 @@
+package simulation
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/memstore"
+	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/replica"
+)
+
+// source draws numbers for those who act at any time, by what they do and when: so
+// it does not matter who of several is first at one moment.
+type source struct {
+	seed, stream uint64
+}
+
+func newSource(seed, stream uint64) *source { return &source{seed, stream} }
+
+// float returns a number within [0, 1) for what is done now.
+func (s *source) float(doing string) float64 {
+	h := fnv.New64a()
+	_ = binary.Write(h, binary.LittleEndian, []uint64{s.seed, s.stream, uint64(time.Now().UnixNano())})
+	_, _ = h.Write([]byte(doing))
+	return rand.New(rand.NewPCG(h.Sum64(), s.seed)).Float64()
+}
+
+// upTo returns a duration below d for what is done now.
+func (s *source) upTo(d time.Duration, doing string) time.Duration {
+	return time.Duration(s.float(doing) * float64(d))
+}
+
+// road is one process's way to the database.
+type road struct {
+	draw *source
+	// down is that of all roads.
+	down *bool
+
+	mu *sync.Mutex // of all roads
+	// Guarded by mu.
+
+	cut, hangs bool
+	slow       bool
+	flaky      bool
+}
+
+// poison is the start of keys that the database refuses.
+const poison = "poison"
+
+// fault decides what happens to an attempt at a transaction.
+func (r *road) fault(doing string, writes bool) memstore.Fault {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := memstore.Fault{
+		Before: time.Microsecond + r.draw.upTo(time.Millisecond, "before "+doing),
+		Work:   time.Microsecond + r.draw.upTo(2*time.Millisecond, "work "+doing),
+		After:  time.Microsecond + r.draw.upTo(time.Millisecond, "after "+doing),
+	}
+	if r.slow {
+		f.Before, f.Work = r.draw.upTo(500*time.Millisecond, "before "+doing), r.draw.upTo(time.Second, "work "+doing)
+	}
+	switch {
+	case *r.down:
+		f.Err = memstore.ErrRefused
+	case r.cut && r.hangs:
+		f.Hang = true
+	case r.cut:
+		f.Err = memstore.ErrReset
+	case r.flaky:
+		switch x := r.draw.float(doing); {
+		case x < 0.10:
+			f.Err = memstore.ErrSerialization
+		case x < 0.15:
+			f.Err = memstore.ErrReset
+		case x < 0.20:
+			f.Hang = true
+		case x < 0.30 && writes:
+			f.Lost = true
+		case x < 0.40 && writes:
+			f.Lost, f.Late = true, r.draw.upTo(20*time.Second, "late "+doing)
+		}
+	}
+	return f
+}
+
+// process is one process of the service, put together as cmd/agentstatsd does.
+type process struct {
+	slot int
+	name string
+	id   agent.ID
+	road *road
+	end  *busEnd
+	db   *memstore.Store
+
+	standing *replica.Replicas
+	series   *aggregator.Aggregator
+	pending  *batcher.Batcher
+	fleet    *fleet.Fleet
+	// registries are those of the components.
+	registries []*prometheus.Registry
+	metadata   *prometheus.Registry
+	counters   map[string]float64 // as of the last look
+
+	serving bool // agents and coderd reach it
+	stop    context.CancelFunc
+	leave   context.CancelFunc
+	workers sync.WaitGroup
+	done    chan struct{} // closed when all of it has ended
+}
+
+// sessionAge is short, so that sessions age in a run.
+const sessionAge = 90 * time.Second
+
+// start runs a new process in a slot.
+func (w *world) start(slot int) *process {
+	w.processes++
+	draw := newSource(w.seed, 100+uint64(w.processes))
+	p := &process{
+		slot:     slot,
+		name:     fmt.Sprintf("r%d.%d", slot, w.processes),
+		id:       agent.ID{0: 0xee, 1: byte(draw.float("id") * 256), 14: byte(slot), 15: byte(w.processes)},
+		road:     &road{draw: draw, down: &w.databaseDown, mu: &w.roads},
+		end:      &busEnd{bus: w.bus, name: fmt.Sprint(w.processes)},
+		counters: make(map[string]float64),
+		serving:  true,
+		done:     make(chan struct{}),
+	}
+	p.db = w.db.Open(memstore.Options{
+		TouchInterval: 30 * time.Second,
+		Fault:         p.road.fault,
+		Random:        func() float64 { return draw.float("pause") },
+		Rejects:       func(m *agent.Metadata) bool { return len(m.Key) > len(poison) && m.Key[:len(poison)] == poison },
+	})
+	log := slog.New(slog.DiscardHandler)
+	registry := func() *prometheus.Registry {
+		r := prometheus.NewRegistry()
+		p.registries = append(p.registries, r)
+		return r
+	}
+	p.metadata = registry()
+	var err error
+	must := func(err error) {
+		if err != nil {
+			panic(err)
+		}
+	}
+	p.standing, err = replica.New(p.db, p.end, replica.Options{ID: p.id, Name: p.name}, registry(), log)
+	must(err)
+	p.series, err = aggregator.New(aggregator.Options{}, registry())
+	must(err)
+	p.pending, err = batcher.New(p.db, pubsub.NewMetadata(p.end), batcher.Options{
+		FlushInterval: 2 * time.Second, Random: func() float64 { return draw.float("batcher") },
+	}, p.metadata, log)
+	must(err)
+	skew := w.skew[slot]
+	age := sessionAge
+	if !w.with("age") {
+		age = 0
+	}
+	p.fleet, err = fleet.New(p.db, p.series, p.pending, fleet.Options{
+		SessionAge: age,
+		Random:     func() float64 { return draw.float("fleet") },
+		Now:        func() time.Time { return time.Now().Add(time.Duration(skew.Load())) },
+	}, registry(), log)
+	must(err)
+	p.fleet.Join(p.standing, p.end)
+
+	ctx, stop := context.WithCancel(context.Background())
+	member, leave := context.WithCancel(context.Background())
+	p.stop, p.leave = stop, leave
+	for _, run := range []func(context.Context) error{p.fleet.Run, p.pending.Run, p.series.Run} {
+		p.workers.Go(func() { must(run(ctx)) })
+	}
+	var membership sync.WaitGroup
+	membership.Go(func() { must(p.standing.Run(member)) })
+	go func() {
+		defer close(p.done)
+		p.workers.Wait()
+		leave()
+		membership.Wait()
+		p.end.kill()
+	}()
+	return p
+}
+
+// kill ends the process at once: nothing that it had not written is.
+func (p *process) kill() {
+	p.db.Kill()
+	p.end.kill()
+	p.serving = false
+	p.stop()
+	p.leave()
+}
+
+// shutDown ends the process in its order, after its streams have ended.
+func (p *process) shutDown() {
+	p.serving = false
+	p.stop()
+}

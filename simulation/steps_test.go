@@ -1,0 +1,226 @@
+package simulation
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+)
+
+// act does one step.
+func (w *world) act() error {
+	w.step++
+	w.tick() // what was begun before is under way
+	w.finishMends()
+	if w.random.IntN(7) == 0 {
+		w.fault()
+	}
+	switch w.random.IntN(12) {
+	case 0, 1:
+		w.actCoderd()
+	default:
+		w.actAgent()
+	}
+	pause := w.within(time.Millisecond, w.pace)
+	if w.random.IntN(15) == 0 {
+		pause = w.within(w.pace, 8*w.pace)
+	}
+	time.Sleep(pause)
+	synctest.Wait()
+	if err := w.look(); err != nil {
+		return err
+	}
+	return w.checkLedgers()
+}
+
+// look has agents read what they are told, and checks what must hold at any time.
+func (w *world) look() error {
+	w.drainChanges()
+	for _, a := range w.agents[1:] {
+		if a.client != nil {
+			w.poll(a.client)
+		}
+	}
+	w.reconnect()
+	w.drainChanges() // time passed
+	return w.checkAlways()
+}
+
+// reconnect has agents connect that lost their session a while ago.
+func (w *world) reconnect() {
+	for _, a := range w.agents[1:] {
+		c := a.client
+		if c == nil || c.session != nil || time.Now().Before(c.retryAt) {
+			continue
+		}
+		if p := w.anyTarget(); p != nil {
+			w.connect(c, p)
+		}
+	}
+}
+
+func (w *world) actCoderd() {
+	p, q := w.anyProcess(), w.anyProcess()
+	if p == nil || w.coderd.isBusy() && w.random.IntN(3) > 0 {
+		return
+	}
+	n := 1 + w.random.IntN(w.few)
+	s := w.coderd.sync
+	switch x := w.random.IntN(10); {
+	case x < 3:
+		w.register(p, n)
+	case x < 4 && w.with("deregister"):
+		w.deregister(p, n)
+	case x < 7 && w.with("bounce"):
+		w.bounce(p, q, n)
+	case !w.with("sync"):
+	case s == nil:
+		if w.random.IntN(2) == 0 { // which the sync knows nothing of, and which may come back
+			w.coderd.desired[n] = false
+		}
+		w.beginSync(p)
+	default:
+		w.endSync()
+	}
+}
+
+// newClient starts a process of the agent.
+func (w *world) newClient(a *simAgent) {
+	a.clients++
+	a.client = &client{
+		agent: a, instance: agent.Instance{0: byte(a.clients), 1: byte(a.number)},
+		knows: make(map[string]value),
+	}
+	if p := w.anyTarget(); p != nil {
+		w.connect(a.client, p)
+	}
+}
+
+func (w *world) actAgent() {
+	a := w.anyAgent()
+	c := a.client
+	if c == nil {
+		w.newClient(a)
+		return
+	}
+	noticed := !w.with("unnoticed") || w.random.IntN(2) == 0
+	switch x := w.random.IntN(16); {
+	case x == 0 && w.with("move"): // goes elsewhere
+		w.disconnect(c, noticed, fleet.EndDisconnect)
+		if p := w.anyTarget(); p != nil {
+			w.connect(c, p)
+		}
+	case x == 1:
+		w.disconnect(c, noticed, fleet.EndDisconnect)
+	case x == 2 && w.with("process"): // dies, or ends
+		if w.random.IntN(2) == 0 {
+			w.disconnect(c, true, fleet.EndGoodbye)
+		} else {
+			w.disconnect(c, noticed, fleet.EndDisconnect)
+		}
+		a.client = nil
+		if w.random.IntN(2) == 0 { // and another one begins
+			w.newClient(a)
+		}
+	case x == 3:
+		w.report(c)
+	case x <= 5 && w.with("lifecycle"):
+		w.send(c, w.say(c, lifecycle))
+	case x <= 8 && w.with("health"):
+		w.send(c, w.say(c, health+string("abc"[w.random.IntN(3)])))
+	case x == 9 && w.with("network"):
+		w.send(c, w.say(c, network))
+	case x == 10 && w.with("poison"): // what the database refuses
+		count := 1
+		if w.with("many") && w.random.IntN(6) == 0 {
+			count = 100
+		}
+		parts := make([]string, count)
+		for i := range parts {
+			parts[i] = fmt.Sprintf("%s%s-%d", meta, poison, i)
+		}
+		w.send(c, w.say(c, parts...))
+	default:
+		var parts []string
+		for _, key := range []string{"cpu", "disk", "load"} {
+			if w.random.IntN(2) == 0 {
+				parts = append(parts, meta+key)
+			}
+		}
+		if len(parts) > 0 {
+			w.send(c, w.say(c, parts...))
+		}
+	}
+}
+
+// settle mends all that is wrong, and waits until all that follows from it must be
+// over.
+func (w *world) settle() error {
+	w.log("all is mended")
+	for _, m := range w.mends {
+		m.do()
+	}
+	w.mends = nil
+	if w.coderd.sync != nil {
+		w.endSync()
+	}
+	for end := time.Now().Add(settleTime); time.Now().Before(end); {
+		time.Sleep(w.within(400*time.Millisecond, 600*time.Millisecond))
+		synctest.Wait()
+		if err := w.look(); err != nil {
+			return err
+		}
+	}
+	// An agent that aged just now connects again.
+	for range 100 {
+		if !w.anybodyBetweenSessions() && !w.coderd.isBusy() {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+		if err := w.look(); err != nil {
+			return err
+		}
+	}
+	time.Sleep(8 * time.Second)
+	synctest.Wait()
+	w.drainChanges()
+	for _, a := range w.agents[1:] {
+		if a.client != nil {
+			w.pollAcks(a.client)
+		}
+	}
+	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkSettled()); err != nil {
+		return err
+	}
+	return nil
+}
+
+// anybodyBetweenSessions tells whether an agent that is registered has a process
+// without a session, or is about to have one.
+func (w *world) anybodyBetweenSessions() bool {
+	registered := w.db.Agents()
+	for _, a := range w.agents[1:] {
+		if a.client == nil || !slices.Contains(registered, a.reg.ID) {
+			continue
+		}
+		if s := a.client.session; s == nil || s.Aged() {
+			return true
+		}
+	}
+	return false
+}
+
+// pollAcks is poll for an agent that does not follow what it is asked for.
+func (w *world) pollAcks(c *client) {
+	if c.session == nil {
+		return
+	}
+	for _, late := range c.session.LateRefusals() {
+		w.refused(c, late)
+	}
+	w.acked(c, c.session.Progress().Durable)
+}
