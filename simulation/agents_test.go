@@ -39,6 +39,8 @@ type simAgent struct {
 	// acked is the newest value of each part that was acked as durable, which what
 	// is read must not be older than.
 	acked map[string]int
+	// started is the newest lifecycle that began a start and was acked itself.
+	started int
 	// void is the newest index said when the agent was last removed or made known:
 	// what was said before may be gone.
 	void int
@@ -340,13 +342,17 @@ func (w *world) acked(c *client, durable int64) {
 			if _, refused := w.told[told{c, part, r.sequence}]; refused || v.index <= c.agent.void {
 				continue
 			}
-			if v.index > c.agent.acked[part] {
-				c.agent.acked[part] = v.index
+			c.agent.acked[part] = max(c.agent.acked[part], v.index)
+			if part == lifecycle && isStart(v) {
+				c.agent.started = max(c.agent.started, v.index)
 			}
 		}
 		w.log("%s: acked %v", c, r)
 	}
 }
+
+// isStart tells whether a lifecycle begins a start.
+func isStart(v value) bool { return strings.HasPrefix(v.text, string(agent.LifecycleStarting)) }
 
 func (c *client) String() string { return fmt.Sprintf("agent %d.%d", c.agent.number, c.instance[0]) }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/coder/agentstatsd/agent"
@@ -62,14 +63,33 @@ func (w *world) checkAcked(a *simAgent, part string) error {
 	said := a.said[part]
 	for i := len(said) - 1; i >= 0; i-- {
 		if said[i].text == text {
-			if said[i].index >= a.acked[part] {
-				return nil
+			if said[i].index < a.acked[part] {
+				break
 			}
-			break
+			if part == lifecycle {
+				return w.checkStarted(a, said[:i+1])
+			}
+			return nil
 		}
 	}
 	return fmt.Errorf("agent %d: value %d of %s was acked as durable, but %q is stored; said was %v",
 		a.number, a.acked[part], part, text, said[max(0, len(said)-8):])
+}
+
+// checkStarted checks that the start is stored that the newest of these lifecycles
+// belong to, if it was acked when it began.
+func (w *world) checkStarted(a *simAgent, said []value) error {
+	for i := len(said) - 1; i >= 0; i-- {
+		if !isStart(said[i]) {
+			continue
+		}
+		began := parseLifecycle(said[i].text).ChangedAt
+		if is := w.db.State(a.reg.ID).Startup.StartedAt; said[i].index == a.started && !is.Equal(began) {
+			return fmt.Errorf("agent %d: start %d at %s was acked as durable, but %s is stored", a.number, a.started, clock(began), clock(is))
+		}
+		break
+	}
+	return nil
 }
 
 // stored returns what the database has of a part, as its values are written.
@@ -94,25 +114,23 @@ func textOf(st agent.State, part string) string {
 
 // checkLaw checks that each entry of metadata is somewhere.
 func (p *process) checkLaw() error {
-	families, err := p.metadata.Gather()
-	if err != nil {
-		return err
-	}
+	collected := make(chan prometheus.Metric, 100)
+	p.metadata.ledger.Collect(collected)
+	close(collected)
 	var received, others float64
-	for _, f := range families {
-		switch f.GetName() {
-		case "agentstatsd_metadata_entries_total":
-			for _, m := range f.GetMetric() {
-				if m.GetLabel()[0].GetValue() == "received" {
-					received += m.GetCounter().GetValue()
-				} else {
-					others += m.GetCounter().GetValue()
-				}
-			}
-		case "agentstatsd_metadata_pending":
-			for _, m := range f.GetMetric() {
-				others += m.GetGauge().GetValue()
-			}
+	for metric := range collected {
+		var m dto.Metric
+		if err := metric.Write(&m); err != nil {
+			return err
+		}
+		switch {
+		case m.GetGauge() != nil: // pending
+			others += m.GetGauge().GetValue()
+		case !strings.Contains(metric.Desc().String(), `"`+ledgerFamily+`"`):
+		case m.GetLabel()[0].GetValue() == "received":
+			received += m.GetCounter().GetValue()
+		default:
+			others += m.GetCounter().GetValue()
 		}
 	}
 	if received != others {

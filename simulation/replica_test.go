@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -95,6 +96,27 @@ func (r *road) fault(doing string, writes bool) memstore.Fault {
 	return f
 }
 
+// ledgerRegistry is a registry that knows which collector has the ledger of
+// metadata, which is looked at after each step.
+type ledgerRegistry struct {
+	*prometheus.Registry
+	ledger prometheus.Collector
+}
+
+func (r *ledgerRegistry) Register(c prometheus.Collector) error {
+	descs := make(chan *prometheus.Desc, 100)
+	c.Describe(descs)
+	close(descs)
+	for desc := range descs {
+		if strings.Contains(desc.String(), `"`+ledgerFamily+`"`) {
+			r.ledger = c
+		}
+	}
+	return r.Registry.Register(c)
+}
+
+const ledgerFamily = "agentstatsd_metadata_entries_total"
+
 // process is one process of the service, put together as cmd/agentstatsd does.
 type process struct {
 	slot int
@@ -110,7 +132,7 @@ type process struct {
 	fleet    *fleet.Fleet
 	// registries are those of the components.
 	registries []*prometheus.Registry
-	metadata   *prometheus.Registry
+	metadata   *ledgerRegistry
 	counters   map[string]float64 // as of the last look
 
 	serving bool // agents and coderd reach it
@@ -149,7 +171,7 @@ func (w *world) start(slot int) *process {
 		p.registries = append(p.registries, r)
 		return r
 	}
-	p.metadata = registry()
+	p.metadata = &ledgerRegistry{Registry: registry()}
 	var err error
 	must := func(err error) {
 		if err != nil {

@@ -211,7 +211,7 @@ func (w *world) drainChanges() {
 	}
 	for _, id := range slices.Concat(removed, added) {
 		a := w.agents[id[15]]
-		a.void = w.index
+		a.void, a.started = w.index, 0
 		clear(a.acked)
 	}
 }
