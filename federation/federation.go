@@ -39,11 +39,13 @@ type Options struct {
 	SeriesTTL time.Duration
 	// MaxFamilies of one snapshot; more are refused. 0: 2,000.
 	MaxFamilies int
-	// MaxSeries is how many series are held of one instance, each bucket
-	// counted as one, those that it does not push any more included. Families
-	// that exceed it are refused. 0: 200,000.
+	// MaxSeries is how many series one instance may have, each bucket and each
+	// KiB of labels counted as one; more are refused. Counts that it does not push
+	// any more go to the totals when there is no room for them. 0: 200,000.
 	MaxSeries int
-	// MaxTotalSeries is the same of all instances together. 0: 2,000,000.
+	// MaxTotalSeries is the same of all instances that are alive. With those that
+	// are gone and the totals there are not more either, but where the totals of
+	// what instances have that are alive are beyond it. 0: 2,000,000.
 	MaxTotalSeries int
 	// MaxInstances is how many have a row of their own. For one more the oldest
 	// that are gone are folded and forgotten; if none is gone it is refused.

@@ -45,7 +45,7 @@ func (f *Federation) foldIdleInTurn(ctx context.Context, now time.Time) (totals 
 		if len(idle)+len(forgotten) == 0 {
 			return nil, nil
 		}
-		totals, err = f.fold(ctx, now, idle, forgotten)
+		totals, err = f.fold(ctx, now, folding{idle: idle, removed: forgotten})
 		if !errors.Is(err, agent.ErrOutdated) {
 			break
 		}
@@ -55,25 +55,6 @@ func (f *Federation) foldIdleInTurn(ctx context.Context, now time.Time) (totals 
 		}
 	}
 	return totals, err
-}
-
-// makeRoom gives up the rows of the oldest instances that are gone, an eighth
-// of MaxInstances: folded ones first, then the others, which are folded. The
-// caller has the turn.
-func (f *Federation) makeRoom(ctx context.Context, now time.Time) error {
-	gone := f.gone()
-	if len(gone) == 0 {
-		return fmt.Errorf("%d instances are alive, which is the limit", f.opts.MaxInstances)
-	}
-	gone = gone[:min(len(gone), max(1, f.opts.MaxInstances/8))]
-	var idle []*instance
-	for _, i := range gone {
-		if !i.folded {
-			idle = append(idle, i)
-		}
-	}
-	_, err := f.fold(ctx, now, idle, gone)
-	return err
 }
 
 // gone returns the instances that are not alive, folded ones first, the oldest
@@ -99,62 +80,88 @@ func (f *Federation) gone() []*instance {
 	return out
 }
 
-// fold adds what idle instances counted to the totals and deletes the rows of
-// removed ones, in one transaction. Idle ones that are not removed keep their
-// last values. What is served stays the same. The caller has the turn.
+// folding is what happens in one transaction.
+type folding struct {
+	// idle instances become part of the totals. Those that are not removed keep
+	// their last values.
+	idle, removed []*instance
+	// pushed is stored too, with a row of its own, if it is not nil; spilled is
+	// what it gives to the totals.
+	pushed, spilled *instance
+	// most are the lines that the totals may have if that can be; 0: any number.
+	most int
+}
+
+// fold adds what instances counted to the totals and deletes the rows of removed
+// ones. But for what is pushed, what is served stays the same. The caller has the
+// turn.
 //
 // The totals are written anew even if nothing is added: by their version the
 // others know that there was a fold, see readNewer.
-func (f *Federation) fold(ctx context.Context, now time.Time, idle, removed []*instance) (totals *instance, _ error) {
+func (f *Federation) fold(ctx context.Context, now time.Time, what folding) (totals *instance, _ error) {
 	f.mu.Lock()
 	totals, types := f.instances[agent.Instance{}], f.types // a map that is replaced, never changed
 	f.mu.Unlock()
 	if totals == nil {
 		totals = &instance{version: f.replacedVersion(agent.Instance{})}
 	}
-	aside, err := f.setAside(ctx, now)
+	rows, err := f.setAside(ctx, now)
 	if err != nil {
 		return nil, err
 	}
-	counted := make([]*instance, len(idle))
-	for i := range idle {
-		counted[i] = idle[i].only(types)
+	counted := make([]*instance, len(what.idle))
+	for i := range what.idle {
+		counted[i] = what.idle[i].only(types)
 	}
-	totals = f.merges.foldInto(totals.only(types), counted)
+	added := counted
+	if what.spilled != nil {
+		added = append(slices.Clone(counted), what.spilled)
+	}
+	totals, forgotten := f.trim(f.merges.foldInto(totals.only(types), added), what)
 	next := []*instance{totals}
-	for i := range idle {
-		if !slices.Contains(removed, idle[i]) {
+	for i := range what.idle {
+		if !slices.Contains(what.removed, what.idle[i]) {
 			next = append(next, f.merges.foldInstance(counted[i]))
 		}
 	}
-	rows := make([]agent.PushRow, len(next))
-	for i := range next {
-		if rows[i], err = f.codec.encode(next[i]); err != nil {
+	if what.pushed != nil {
+		next = append(next, what.pushed)
+	}
+	for _, i := range next {
+		row, err := f.encode(i)
+		if err != nil {
 			return nil, err
 		}
+		rows = append(rows, row)
 	}
-	rows = append(rows, aside...)
-	gone := make([]agent.PushRow, len(removed))
-	for i := range removed {
-		gone[i] = agent.PushRow{Instance: removed[i].id, Version: removed[i].version}
+	gone := make([]agent.PushRow, len(what.removed))
+	ids := make([]agent.Instance, 0, len(what.removed))
+	f.mu.Lock()
+	for i, r := range what.removed {
+		gone[i] = agent.PushRow{Instance: r.id, Version: r.version}
+		if f.instances[r.id] != nil {
+			ids = append(ids, r.id)
+		}
 	}
+	f.mu.Unlock()
 	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
 	defer cancel()
 	if err := f.noteStored(ctx, f.store.FoldPushes(bounded, rows, gone)); err != nil {
 		return nil, fmt.Errorf("fold pushes: %w", err)
 	}
+	f.metrics.folded.Add(float64(len(what.idle)))
+	f.metrics.forgotten.Add(float64(forgotten))
+	if forgotten > 0 {
+		f.log.WarnContext(ctx, "series of instances that are gone are forgotten for want of room", "series", forgotten)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := range removed {
-		delete(f.instances, removed[i].id)
-		delete(f.unreadable, removed[i].id)
+	for _, r := range what.removed {
+		delete(f.unreadable, r.id)
 	}
 	for _, i := range next {
 		i.version++
-		delete(f.unreadable, i.id)
-		f.instances[i.id] = i
 	}
-	f.metrics.folded.Add(float64(len(idle)))
-	f.rebuildLocked(now, f.settleLocked())
+	f.replaceLocked(now, next, ids)
 	return totals, nil
 }

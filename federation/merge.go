@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/prometheus/model/histogram"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -88,10 +90,16 @@ func compareAge(a, b *instance) int {
 	return cmp.Or(a.updatedAt.Compare(b.updatedAt), bytes.Compare(a.id[:], b.id[:]))
 }
 
+// member is a series of one instance.
+type member struct {
+	*series
+	instance *instance
+}
+
 // gather returns all series by their labels, in the order of these.
-func gather(all []contribution) [][]*series {
+func gather(all []contribution) [][]member {
 	index := make(map[string]int, len(all[0].family.Series))
-	var out [][]*series
+	var out [][]member
 	for _, c := range all {
 		for i := range c.family.Series {
 			s := &c.family.Series[i]
@@ -101,10 +109,10 @@ func gather(all []contribution) [][]*series {
 				index[s.Labels] = at
 				out = append(out, nil)
 			}
-			out[at] = append(out[at], s)
+			out[at] = append(out[at], member{s, c.instance})
 		}
 	}
-	slices.SortFunc(out, func(a, b []*series) int { return compareSeries(*a[0], *b[0]) })
+	slices.SortFunc(out, func(a, b []member) int { return strings.Compare(a[0].Labels, b[0].Labels) })
 	return out
 }
 
@@ -121,6 +129,9 @@ func sumSeries(all []contribution, whole bool, floors map[string]*distribution) 
 		parts = parts[:0]
 		for _, s := range group {
 			sum.Created = earliest(sum.Created, s.Created)
+			if sum.Changed = max(sum.Changed, s.Changed); s.instance.id != (agent.Instance{}) {
+				sum.Changed = max(sum.Changed, s.instance.updatedAt.UnixNano())
+			}
 			if s.Exemplar != nil && (sum.Exemplar == nil || s.Exemplar.Time >= sum.Exemplar.Time) {
 				sum.Exemplar = s.Exemplar
 			}
@@ -232,7 +243,7 @@ func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []seri
 	groups := gather(all)
 	out := make([]series, len(groups))
 	for i, group := range groups {
-		best := *group[0]
+		best := *group[0].series
 		for _, s := range group[1:] {
 			switch how {
 			case metrics.MergeSum, metrics.MergeMax, metrics.MergeMin:
@@ -242,11 +253,11 @@ func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []seri
 				best.Value = combine(how, best.Value, s.Value)
 			case metrics.MergeNewest: // of several the instance with the newest snapshot
 				if s.Changed >= best.Changed {
-					best = *s
+					best = *s.series
 				}
 			default: // whichever had it first
 				if s.Since < best.Since {
-					best = *s
+					best = *s.series
 				}
 			}
 		}

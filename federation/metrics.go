@@ -28,7 +28,7 @@ type ownMetrics struct {
 	// refusedSeries and refusedValues are what is refused of families that are
 	// served.
 	refusedSeries, refusedValues *prometheus.CounterVec
-	folded                       prometheus.Counter
+	folded, forgotten            prometheus.Counter
 	follows                      *prometheus.CounterVec
 	rowsRead                     prometheus.Counter
 	undecodable                  prometheus.Counter
@@ -58,6 +58,10 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 		folded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_instances_folded_total",
 			Help: "Instances that were gone and whose counts became part of the totals.",
+		}),
+		forgotten: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_totals_series_forgotten_total",
+			Help: "Series of instances that are gone which were forgotten for want of room.",
 		}),
 		follows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_push_follows_total",
@@ -95,7 +99,8 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			func() float64 { return float64(value(f.view.Load())) }))
 	}
 	return m, errors.Join(
-		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues), reg.Register(m.folded), reg.Register(m.renderErrors),
+		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues),
+		reg.Register(m.folded), reg.Register(m.forgotten), reg.Register(m.renderErrors),
 		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.outdated), reg.Register(m.untold),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_pushed_families_served",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,44 +82,106 @@ func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Pus
 			return nil, outcomeUnavailable, err
 		}
 	}
-	next := &instance{
-		id:        p.Instance,
-		replica:   cut(strings.ToValidUTF8(p.Replica, "\uFFFD"), maxReplicaBytes),
-		interval:  min(max(p.Interval, 0), maxInterval),
-		snapshot:  p.Snapshot,
-		final:     p.Final,
-		updatedAt: now,
-		aliveAt:   now,
+	next, spilled, refused := f.decide(now, p, decoded, old)
+	if excess := f.excess(next); excess > 0 {
+		changed, err := f.makeSeriesRoom(ctx, now, next, excess)
+		if err != nil {
+			return nil, outcomeUnavailable, err
+		}
+		if changed {
+			next, spilled, refused = f.decide(now, p, decoded, old)
+		}
 	}
-	if old != nil {
-		next.version = old.version
-	} else {
-		next.version = f.replacedVersion(p.Instance)
+	if err := f.savePush(ctx, now, next, spilled); err != nil {
+		var tooLarge *rowTooLargeError
+		if errors.As(err, &tooLarge) {
+			return nil, outcomeInvalid, err
+		}
+		return nil, outcomeUnavailable, err
 	}
-	f.mu.Lock()
-	refused := f.admitLocked(next, old, decoded)
-	f.mu.Unlock()
-	next.refused = told(decoded, refused)
+	f.metrics.countRefused(refused)
+	return next, outcomeStored, nil
+}
 
-	stored, err := f.codec.encode(next)
-	if err != nil {
-		return nil, outcomeInvalid, err
+// decide returns the instance with the snapshot, where old is what is held of it,
+// nil if nothing is. spilled is what it counted, does not push any more, and has
+// no room for.
+func (f *Federation) decide(now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance) (
+	next, spilled *instance, refused []refusals,
+) {
+	admit := func() {
+		next = &instance{
+			id:        p.Instance,
+			replica:   cut(strings.ToValidUTF8(p.Replica, "\uFFFD"), maxReplicaBytes),
+			interval:  min(max(p.Interval, 0), maxInterval),
+			snapshot:  p.Snapshot,
+			final:     p.Final,
+			updatedAt: now,
+			aliveAt:   now,
+		}
+		if old != nil {
+			next.version = old.version
+		} else {
+			next.version = f.replacedVersion(p.Instance)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		refused = f.admitLocked(next, old, decoded)
 	}
-	if next.rowBytes > f.opts.MaxRowBytes {
-		return nil, outcomeInvalid, fmt.Errorf("%d bytes to store, at most %d", next.rowBytes, f.opts.MaxRowBytes)
+	admit()
+	if old != nil && slices.ContainsFunc(refused, refusals.wantRoom) {
+		f.mu.Lock()
+		old, spilled = old.only(f.types).spill(decoded)
+		f.mu.Unlock()
+		if spilled != nil {
+			admit()
+		}
+	}
+	next.refused = told(decoded, refused)
+	return next, spilled, refused
+}
+
+// savePush stores an instance and serves it, and adds to the totals what was
+// spilled.
+func (f *Federation) savePush(ctx context.Context, now time.Time, next, spilled *instance) error {
+	if spilled != nil {
+		totals, err := f.fold(ctx, now, folding{pushed: next, spilled: spilled})
+		if err == nil {
+			f.tell(ctx, totals.id, totals.version)
+		}
+		return err
+	}
+	row, err := f.encode(next)
+	if err != nil {
+		return err
 	}
 	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
 	defer cancel()
-	if err := f.noteStored(ctx, f.store.SavePush(bounded, stored)); err != nil {
-		return nil, outcomeUnavailable, err
+	if err := f.noteStored(ctx, f.store.SavePush(bounded, row)); err != nil {
+		return err
 	}
 	next.version++
-	f.metrics.countRefused(refused)
-
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.replaceLocked(now, []*instance{next}, nil)
-	return next, outcomeStored, nil
+	return nil
+}
+
+// rowTooLargeError is why a push is refused as a whole.
+type rowTooLargeError struct{ size, most int }
+
+func (e *rowTooLargeError) Error() string {
+	return fmt.Sprintf("%d bytes to store, at most %d", e.size, e.most)
+}
+
+// encode returns the row of an instance. Only that of the totals may be larger
+// than MaxRowBytes.
+func (f *Federation) encode(i *instance) (agent.PushRow, error) {
+	row, err := f.codec.encode(i)
+	if err == nil && len(row.Data) > f.opts.MaxRowBytes && i.id != (agent.Instance{}) {
+		err = &rowTooLargeError{len(row.Data), f.opts.MaxRowBytes}
+	}
+	return row, err
 }
 
 // find returns what is held of an instance, nil if nothing is, and whether there

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/coder/agentstatsd/agent"
@@ -92,6 +93,11 @@ func (l *refusals) add(of scope, labels string, r *refusal) {
 		message = fmt.Sprintf("{%s}: %s", labelsText(labels), message)
 	}
 	*l = append(*l, &refusal{r.reason, of, message, 1})
+}
+
+// wantRoom reports whether series are refused that more room would take in.
+func (l refusals) wantRoom() bool {
+	return slices.ContainsFunc(l, func(r *refusal) bool { return r.reason == reasonTooManySeries })
 }
 
 // told returns what a coderd is told of the refusals of its families.

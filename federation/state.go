@@ -74,7 +74,8 @@ type series struct {
 	Base exact
 	// Changed is when a gauge got its value, Since when the instance came to have
 	// it and to be alive, in nanoseconds since 1970. Of a counter, histogram or
-	// summary Since is when what it counts now began; 0: unknown.
+	// summary Since is when what it counts now began, 0 if that is unknown; in the
+	// totals Changed is when the newest of what was added was pushed.
 	Changed, Since int64
 	// Created is when a counter, histogram or summary began, in nanoseconds
 	// since 1970; 0: unknown.

@@ -65,6 +65,9 @@ type config struct {
 	maxCoderdInstances    int64
 	maxPushedSeries       int64
 	maxPushBytes          int64
+	maxPushedSeriesTotal  int64
+	maxPushedFamilies     int64
+	maxPushRowBytes       int64
 	pushMerge             []string
 	metadataFlushInterval time.Duration
 	metadataBatchSize     int64

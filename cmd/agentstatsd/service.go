@@ -141,10 +141,13 @@ func (s *service) build(ctx context.Context) error {
 		return fmt.Errorf("--push-merge: %w", err)
 	}
 	pushed := federation.Options{
-		Merge:        merges,
-		SeriesTTL:    c.seriesTTL,
-		MaxInstances: int(c.maxCoderdInstances),
-		MaxSeries:    int(c.maxPushedSeries),
+		Merge:          merges,
+		SeriesTTL:      c.seriesTTL,
+		MaxInstances:   int(c.maxCoderdInstances),
+		MaxSeries:      int(c.maxPushedSeries),
+		MaxTotalSeries: int(c.maxPushedSeriesTotal),
+		MaxFamilies:    int(c.maxPushedFamilies),
+		MaxRowBytes:    int(c.maxPushRowBytes),
 	}
 	if s.replicas != nil {
 		s.fleet.Join(s.replicas, s.pubsub)
