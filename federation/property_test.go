@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math"
 	"math/big"
 	"testing"
@@ -29,8 +30,13 @@ type process struct {
 	sizes   prometheus.Summary
 	active  prometheus.Gauge
 	newest  snapshot // that was pushed, stored or not
+	// round of events by kind: how often they began anew.
+	round map[string]int
 	// What the model knows of the newest that is stored.
 	stored   int64
+	counted  map[string]round
+	base     map[string]float64 // of rounds that are over
+	sum      float64            // the last one that was a number
 	value    float64
 	final    bool
 	pushedAt time.Time
@@ -40,6 +46,13 @@ type snapshot struct {
 	number int64
 	final  bool
 	in     []*dto.MetricFamily
+	round  map[string]int
+}
+
+// round is what was counted since a counter began anew.
+type round struct {
+	number int
+	value  float64
 }
 
 // world is the federation under test, several replicas of it over one store, and
@@ -97,7 +110,10 @@ func (w *world) open(replica int) {
 
 func (w *world) start() {
 	w.next++
-	p := &process{id: instanceID(w.next), reg: prometheus.NewRegistry()}
+	p := &process{
+		id: instanceID(w.next), reg: prometheus.NewRegistry(),
+		round: make(map[string]int), counted: make(map[string]round), base: make(map[string]float64),
+	}
 	p.events = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "events_total"}, []string{"kind"})
 	p.seconds = prometheus.NewCounter(prometheus.CounterOpts{Name: "busy_seconds_total"})
 	p.waits = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -176,6 +192,15 @@ func (w *world) work() {
 	p := w.pick()
 	kind := rapid.SampledFrom([]string{"a", "b"}).Draw(w.t, "kind")
 	v := rapid.Float64Range(0.001, 3).Draw(w.t, "seconds")
+	if rapid.IntRange(0, 9).Draw(w.t, "anew") == 0 {
+		// Its created timestamp tells, also if it counts to as much as before.
+		p.events.DeleteLabelValues(kind)
+		p.round[kind]++
+		p.events.WithLabelValues(kind).Add(float64(rapid.IntRange(0, 5).Draw(w.t, "events")))
+	}
+	if rapid.IntRange(0, 19).Draw(w.t, "NaN") == 0 {
+		p.waits.WithLabelValues("x").Observe(math.NaN())
+	}
 	p.events.WithLabelValues(kind).Inc()
 	p.seconds.Add(v)
 	p.waits.WithLabelValues("x").Observe(v)
@@ -194,7 +219,7 @@ func (w *world) push(replica int) {
 	if p.newest.number == 0 || rapid.IntRange(0, 3).Draw(w.t, "again") > 0 {
 		in, err := p.reg.Gather()
 		require.NoError(w.t, err)
-		p.newest = snapshot{p.newest.number + 1, rapid.IntRange(0, 5).Draw(w.t, "final") == 0, in}
+		p.newest = snapshot{p.newest.number + 1, rapid.IntRange(0, 5).Draw(w.t, "final") == 0, in, maps.Clone(p.round)}
 	}
 	s, now := p.newest, w.now
 	var refused []agent.PushRefusal
@@ -204,7 +229,9 @@ func (w *world) push(replica int) {
 			Instance: p.id, Snapshot: s.number, Interval: time.Second, Final: s.final, Families: serialize(w.t, s.in...),
 		})
 	})
-	require.Empty(w.t, refused)
+	for _, r := range refused {
+		require.Equal(w.t, "invalid_sum", r.Reason)
+	}
 	stored := int64(0)
 	if r, ok := w.store.rows[p.id]; ok {
 		i, err := w.codec.decode(r, w.now)
@@ -219,28 +246,37 @@ func (w *world) push(replica int) {
 	}
 	if stored == s.number && p.stored < s.number {
 		p.stored, p.final, p.pushedAt = s.number, s.final, now
-		w.learn(p, s.in)
+		w.learn(p, s)
 	}
 }
 
 // learn replaces what the model knows of a process.
-func (w *world) learn(p *process, in []*dto.MetricFamily) {
+func (w *world) learn(p *process, s snapshot) {
 	w.pending[p] = nil
-	for _, f := range in {
+	for _, f := range s.in {
 		for _, m := range f.Metric {
 			switch f.GetName() {
 			case "events_total":
 				kind, v := m.Label[0].GetValue(), m.Counter.GetValue()
+				if was := p.counted[kind]; was.number != s.round[kind] {
+					p.base[kind] += was.value
+				}
+				p.counted[kind] = round{s.round[kind], v}
+				v += p.base[kind]
 				w.pending[p] = append(w.pending[p], func() { w.events[kind] += v })
 			case "busy_seconds_total":
 				v := m.Counter.GetValue()
 				w.pending[p] = append(w.pending[p], func() { w.seconds.Add(w.seconds, new(big.Rat).SetFloat64(v)) })
 			case "wait_seconds":
 				h := m.Histogram
+				if !math.IsNaN(h.GetSampleSum()) {
+					p.sum = h.GetSampleSum()
+				}
+				sum := p.sum
 				w.pending[p] = append(w.pending[p], func() {
 					w.count += float64(h.GetSampleCount())
 					w.le1 += float64(h.Bucket[1].GetCumulativeCount())
-					w.sum.Add(w.sum, new(big.Rat).SetFloat64(h.GetSampleSum()))
+					w.sum.Add(w.sum, new(big.Rat).SetFloat64(sum))
 				})
 			case "size_bytes":
 				v := float64(m.Summary.GetSampleCount())
