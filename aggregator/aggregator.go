@@ -19,6 +19,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // sweepEvery is the shortest time between two looks for what has expired: it
@@ -47,10 +48,13 @@ type Aggregator struct {
 	stats    [statsGauges]*desc
 	states   *states
 	claims   atomic.Pointer[claims]
-	// series counts the series and the groups that are held.
-	series  atomic.Int64
-	ghosts  ghosts
-	intakes sync.Pool
+	// series counts the series and the groups that are held, seriesBytes the
+	// bytes of the names and labels that agents made them of.
+	series, seriesBytes atomic.Int64
+	// typeChanges counts the changes of families' types.
+	typeChanges atomic.Uint64
+	ghosts      ghosts
+	intakes     sync.Pool
 
 	shards [shardCount]shard
 
@@ -61,6 +65,8 @@ type Aggregator struct {
 	// equal labels the first is served.
 	named    map[nameKey][]*source
 	shadowed atomic.Int64
+	// owners are those of the agents by their names. It is guarded by life.
+	owners map[string]*owner
 }
 
 type shard struct {
@@ -83,29 +89,32 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 		return nil, err
 	}
 	a := &Aggregator{
-		opts:     opts,
-		keep:     keep,
-		grouped:  keep != allLabels,
-		ttl:      int64(opts.SeriesTTL),
-		window:   int64(max(time.Minute, opts.ReportInterval)),
-		now:      time.Now,
-		started:  time.Now(),
-		families: newFamilies(),
-		descs:    newDescs(),
-		named:    make(map[nameKey][]*source),
+		opts:    opts,
+		keep:    keep,
+		grouped: keep != allLabels,
+		ttl:     int64(opts.SeriesTTL),
+		window:  int64(max(time.Minute, opts.ReportInterval)),
+		now:     time.Now,
+		started: time.Now(),
+		descs:   newDescs(),
+		named:   make(map[nameKey][]*source),
+		owners:  make(map[string]*owner),
 	}
+	a.families = newFamilies(a)
 	for i := range a.shards {
 		a.shards[i].sources = make(map[agent.ID]*source)
 	}
 	if a.metrics, err = newOwnMetrics(reg, a); err != nil {
 		return nil, err
 	}
-	a.families.clock, a.families.conflicts = &a.clock, a.metrics.conflicts
-	a.families.addDocumented()
+	for _, f := range metrics.Catalogue() {
+		if f.Owner == metrics.OwnerAgents {
+			a.families.addDocumented(f.Name)
+		}
+	}
 	a.states = newStates(a.families)
 	for i, name := range statsNames {
-		f, _ := a.families.acquire(name)
-		a.stats[i] = &desc{family: f, name: name}
+		a.stats[i] = &desc{family: a.families.addDocumented(name), name: name}
 		a.stats[i].refs.Store(1)
 	}
 	a.intakes.New = func() any { return newIntake(a) }
@@ -136,7 +145,7 @@ func (a *Aggregator) Open(id agent.ID, ident agent.Identity, s agent.Session) {
 	src := a.source(id)
 	if src == nil {
 		src = newSource(id, s)
-		src.ident = sanitise(ident)
+		a.setIdentity(src, sanitise(ident))
 		a.attach(src)
 		sh := a.shard(id)
 		sh.mu.Lock()
@@ -211,7 +220,8 @@ func (a *Aggregator) write(w io.Writer, begin func(io.Writer, *arena.Clock) *are
 	a.states.mu.Unlock()
 	var err error
 	for _, f := range list {
-		if err = s.Family(f.lines, f.header()); err != nil {
+		lines, header := f.exposition()
+		if err = s.Family(lines, header); err != nil {
 			break
 		}
 	}

@@ -22,6 +22,12 @@ type desc struct {
 	form atomic.Pointer[form]
 }
 
+// computed tells whether the service computes the series, of no agent's making.
+func (d *desc) computed() bool { return d.key == "" }
+
+// bytes are those of the name and the labels.
+func (d *desc) bytes() int64 { return int64(len(d.key)) }
+
 // form is how samples of a desc are encoded if they have the type.
 type form struct {
 	agent.Form

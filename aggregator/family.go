@@ -4,40 +4,46 @@ import (
 	"slices"
 	"strings"
 	"sync"
-
-	"github.com/prometheus/client_golang/prometheus"
+	"sync/atomic"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator/internal/arena"
 	"github.com/coder/agentstatsd/metrics"
 )
 
-const (
-	// maxFamilies that agents may have made at a time. A Coder agent sends some
-	// 30; each costs 1 KB beside its series.
-	maxFamilies = 20_000
-
-	// forwardedHelp of families that are not documented: agents send none.
-	forwardedHelp = "Forwarded by workspace agents."
-)
+// forwardedHelp of families that are not documented: agents send none.
+const forwardedHelp = "Forwarded by workspace agents."
 
 // family is one family of the exposition.
 type family struct {
 	name string
 	// documented is nil if the family is not in the catalogue.
 	documented *metrics.Family
-	lines      *arena.Family
-	conflicts  prometheus.Counter
+	agg        *Aggregator
 
 	// refs are descs and groups. It is guarded by families.mu.
 	refs int
 
+	// generation counts the changes of typ. A series of an older one is not
+	// served, and is dropped by the next report of its agent. It is written
+	// under mu.
+	generation atomic.Uint32
+
 	mu sync.Mutex
-	// votes has the number of served series by the type that agents give them.
-	votes [3]int
-	// groups, by prefix, and the type for which their lines were made.
-	groups    map[string]*group
-	groupType metrics.Type
+	// lines has the series of the newest generation. That of a documented family
+	// is never replaced.
+	lines *arena.Family
+	// typ is what most agents say; of equally many the one before. It and the
+	// next two fields are not used if the family is documented.
+	typ agent.SampleType
+	// typeCounts has the number of agents by the type that they give the family.
+	typeCounts [agent.UnknownType + 1]int
+	// series counts those of the newest generation.
+	series int
+	// groups of the newest generation by prefix, and how many of them have no
+	// members.
+	groups map[string]*group
+	ghosts int
 
 	// refreshing is held by the scrape that brings the groups up to date.
 	refreshing sync.Mutex
@@ -48,57 +54,88 @@ type family struct {
 	dirty   []*group
 }
 
-// vote counts n served series of type t in, or out if n is negative.
-func (f *family) vote(t agent.SampleType, n int) {
+// noType in place of a type in moveAgent: the agent does not have the family.
+const noType = agent.UnknownType
+
+// moveAgent counts an agent that gave the family one type for another one, which
+// may change the family's type. A family that is not contested does not change
+// its type for one agent, however many series that has.
+func (f *family) moveAgent(from, to agent.SampleType) {
 	if f.documented != nil {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	before := f.typesLocked()
-	f.votes[t] += n
+	f.typeCounts[from]--
+	f.typeCounts[to]++
+	f.typeCounts[noType] = 0
 	if before == 1 && f.typesLocked() == 2 {
-		f.conflicts.Inc()
+		f.agg.metrics.conflicts.Inc()
 	}
+	f.electTypeLocked()
 }
 
-// typesLocked returns how many types the series have.
+// typesLocked returns how many types agents give the family.
 func (f *family) typesLocked() int {
 	n := 0
-	for _, v := range f.votes {
-		if v > 0 {
+	for _, agents := range f.typeCounts[:noType] {
+		if agents > 0 {
 			n++
 		}
 	}
 	return n
 }
 
-// typeLocked returns the type to serve: the documented one, else the one that
-// the series agree on.
-func (f *family) typeLocked() metrics.Type {
-	switch {
-	case f.documented != nil:
-		return f.documented.Type
-	case f.typesLocked() > 1:
-		return metrics.Untyped
-	case f.votes[agent.Counter] > 0:
-		return metrics.Counter
-	case f.votes[agent.Gauge] > 0:
-		return metrics.Gauge
-	case f.votes[agent.Untyped] == 0 && len(f.groups) > 0:
-		// All that is left are the sums of counters.
-		return metrics.Counter
+// electTypeLocked gives the family the type that most agents say. Sums that
+// outlived their agents count as one agent.
+func (f *family) electTypeLocked() {
+	most, newest := f.typeCounts[f.typ], f.typ
+	if f.ghosts > 0 {
+		most = max(most, 1)
 	}
-	return metrics.Untyped
+	for t, agents := range f.typeCounts[:noType] {
+		if agents > most {
+			most, newest = agents, agent.SampleType(t)
+		}
+	}
+	if newest == f.typ {
+		return
+	}
+	f.typ = newest
+	if f.series == 0 && len(f.groups) == 0 {
+		return
+	}
+	f.agg.metrics.typeChanges.Inc()
+	f.series = 0
+	f.lines = arena.NewFamily(&f.agg.clock, f.name)
+	for _, g := range f.groups {
+		f.agg.abandonLocked(g)
+	}
+	f.groups, f.ghosts = nil, 0
+	f.generation.Add(1)
+	f.agg.typeChanges.Add(1)
 }
 
-func (f *family) header() arena.Header {
+// exposition returns what a scrape writes of the family.
+func (f *family) exposition() (*arena.Family, arena.Header) {
 	if d := f.documented; d != nil {
-		return arena.Header{Help: d.Help, Type: d.Type, Always: true}
+		return f.lines, arena.Header{Help: d.Help, Type: d.Type, Always: true}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return arena.Header{Help: forwardedHelp, Type: f.typeLocked()}
+	return f.lines, arena.Header{Help: forwardedHelp, Type: sampleType(f.typ)}
+}
+
+// groupingLocked returns how the values of several agents become one.
+func (f *family) groupingLocked() metrics.Grouping {
+	switch {
+	case f.documented != nil:
+		return f.documented.Group
+	case f.typ == agent.Counter:
+		return metrics.GroupIncrements
+	}
+	return metrics.GroupSum
 }
 
 // identity returns which identity labels of keep the family's series have.
@@ -123,27 +160,28 @@ func sampleType(t agent.SampleType) metrics.Type {
 
 // families has all families by name.
 type families struct {
-	clock     *arena.Clock
-	conflicts prometheus.Counter
+	agg *Aggregator
 
 	mu     sync.Mutex
 	byName map[string]*family
+	// documented is the number of those that are there always.
+	documented int
 	// sorted is nil when it is out of date. It is replaced, never changed.
 	sorted []*family
 }
 
-func newFamilies() *families {
-	return &families{byName: make(map[string]*family)}
+func newFamilies(a *Aggregator) *families {
+	return &families{agg: a, byName: make(map[string]*family)}
 }
 
-// addDocumented makes the families that are served even without series. They
-// are never released.
-func (t *families) addDocumented() {
-	for _, f := range metrics.Catalogue() {
-		if f.Owner == metrics.OwnerAgents || slices.Contains(statsNames[:], f.Name) {
-			t.acquire(f.Name)
-		}
-	}
+// addDocumented makes a family that is served even without series. It is never
+// released, and MaxFamilies does not count it.
+func (t *families) addDocumented(name string) *family {
+	t.mu.Lock()
+	t.documented++
+	t.mu.Unlock()
+	f, _ := t.acquire(name)
+	return f
 }
 
 // acquire returns the family called name, which is made if need be, to be
@@ -153,12 +191,12 @@ func (t *families) acquire(name string) (*family, bool) {
 	defer t.mu.Unlock()
 	f := t.byName[name]
 	if f == nil {
-		if len(t.byName) >= maxFamilies {
+		if len(t.byName)-t.documented >= t.agg.opts.MaxFamilies {
 			return nil, false
 		}
 		// The name is cut from a key that is longer.
 		name = strings.Clone(name)
-		f = &family{name: name, lines: arena.NewFamily(t.clock, name), conflicts: t.conflicts}
+		f = &family{name: name, lines: arena.NewFamily(&t.agg.clock, name), agg: t.agg}
 		f.documented, _ = metrics.Documented(name)
 		t.byName[name] = f
 		t.sorted = nil

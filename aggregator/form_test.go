@@ -31,8 +31,8 @@ func TestKnownSamplesAreNotDecoded(t *testing.T) {
 	require.Contains(t, forwardedText(t, a), `b{agent_name="n",template_name="tpl",username="user",workspace_name="ws"} 12`)
 }
 
-// A desc has one form, which holds a type: an agent that comes to send that type
-// is noticed.
+// A desc has one form, which holds a type: an agent that comes to send another
+// type is noticed.
 func TestFormOfAnotherType(t *testing.T) {
 	a := newTest(t, Options{})
 	for n := range byte(2) {
@@ -40,10 +40,12 @@ func TestFormOfAnotherType(t *testing.T) {
 	}
 	require.Empty(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 1))))
 	require.Empty(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 1))))
+	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1))), 1)
+	require.Empty(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Gauge, 3))))
+	require.Contains(t, forwardedText(t, a), "# TYPE a gauge")
 	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1))))
-	require.Contains(t, forwardedText(t, a), "# TYPE a untyped")
-	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Counter, 2))))
-	require.Contains(t, forwardedText(t, a), "# TYPE a counter")
+	require.Len(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 2))), 1)
+	require.Equal(t, 2, seriesOf(t, a, "a{"), "the one before stays for the TTL")
 }
 
 // bulky is a report with forms that hold more than their series have.

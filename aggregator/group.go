@@ -25,7 +25,7 @@ var uncounted = math.NaN()
 
 // member is one series of one agent as a part of a group.
 type member struct {
-	// value is the latest.
+	// value is the latest of a gauge; not a number: none that counts.
 	value atomic.Uint64
 	// weight is the agent's connection count. It is set with latencies only.
 	weight atomic.Uint64
@@ -42,22 +42,36 @@ type member struct {
 }
 
 // set stores the member's newest value and counts what a counter grew by: what
-// is below the last value was counted by a process that began anew.
-func (m *member) set(v float64) {
+// is below the last value was counted by a process that began anew. A value that
+// is left out of the group changes nothing of what a counter counted.
+func (m *member) set(v float64) omission {
+	omitted := omit(v)
 	if m.counter {
-		if m.group != nil && !math.IsNaN(m.last) {
-			grown := v - m.last
-			if grown < 0 {
-				grown = v
-			}
-			m.group.count(grown)
+		if omitted == included {
+			m.count(v)
 		}
-		m.last = v
+		return omitted
+	}
+	if omitted != included {
+		v = math.NaN()
 	}
 	if u := math.Float64bits(v); m.value.Load() != u {
 		m.value.Store(u)
 		m.touch()
 	}
+	return omitted
+}
+
+func (m *member) count(v float64) {
+	if m.group != nil && !math.IsNaN(m.last) && v != m.last {
+		grown := v - m.last
+		if grown < 0 {
+			grown = v
+		}
+		m.group.total.add(grown)
+		m.group.touch()
+	}
+	m.last = v
 }
 
 func (m *member) setWeight(w float64) {
@@ -78,16 +92,19 @@ type group struct {
 	family *family
 	prefix string
 	// total is the sum of what its counters grew by.
-	total atomic.Uint64
+	total tally
 	// dirty is true while the group is in family.dirty.
 	dirty atomic.Bool
 
 	// The fields below are guarded by the family's mutex.
 
 	members []*member
-	// counts is true once a counter was a member.
-	counts bool
-	gone   bool
+	gone    bool
+	// orphan is true while it is kept without members.
+	orphan bool
+	// shown is the total that was last served, in its round.
+	shown float64
+	round uint64
 	// block is nil while the group has no line.
 	block *arena.Block
 	slot  uint32
@@ -96,19 +113,6 @@ type group struct {
 	// ghosts.mu.
 	ghost *list.Element
 	since int64
-}
-
-func (g *group) count(grown float64) {
-	if grown == 0 {
-		return
-	}
-	for {
-		old := g.total.Load()
-		if g.total.CompareAndSwap(old, math.Float64bits(math.Float64frombits(old)+grown)) {
-			break
-		}
-	}
-	g.touch()
 }
 
 // touch has the group's line made anew by the next scrape.
@@ -122,12 +126,8 @@ func (g *group) touch() {
 	f.dirty = append(f.dirty, g)
 }
 
-// join makes a series a member of its group, which is made if need be.
-func (a *Aggregator) join(src *source, s *series) {
-	f := s.desc.family
-	prefix := appendPrefix(nil, s.desc, &src.ident, f.identity(a.keep))
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// joinLocked makes a series a member of its group, which is made if need be.
+func (a *Aggregator) joinLocked(f *family, prefix []byte, m *member) {
 	g := f.groups[string(prefix)]
 	if g == nil {
 		g = &group{family: f, prefix: string(prefix)}
@@ -136,12 +136,16 @@ func (a *Aggregator) join(src *source, s *series) {
 		}
 		f.groups[g.prefix] = g
 		a.series.Add(1)
+		a.seriesBytes.Add(int64(len(g.prefix)))
 		a.families.hold(f)
 	}
-	a.ghosts.remove(g)
-	s.member.group, s.member.index = g, len(g.members)
-	g.members = append(g.members, s.member)
-	g.counts = g.counts || s.member.counter
+	if g.orphan {
+		g.orphan = false
+		f.ghosts--
+		a.ghosts.remove(g)
+	}
+	m.group, m.index = g, len(g.members)
+	g.members = append(g.members, m)
 	g.touch()
 }
 
@@ -160,12 +164,14 @@ func (a *Aggregator) leave(s *series) {
 	g.members[s.member.index].index = s.member.index
 	g.members[last] = nil
 	g.members = g.members[:last]
-	ghost := last == 0 && g.counts
+	ghost := last == 0 && !g.gone && f.groupingLocked() == metrics.GroupIncrements
 	switch {
 	case ghost:
+		g.orphan = true
+		f.ghosts++
 		a.ghosts.add(g, a.since(a.now()))
 		g.touch()
-	case last == 0:
+	case last == 0 && !g.gone:
 		a.disbandLocked(g)
 	default:
 		g.touch()
@@ -180,13 +186,25 @@ func (a *Aggregator) leave(s *series) {
 
 // disbandLocked takes a group without members away.
 func (a *Aggregator) disbandLocked(g *group) {
-	g.gone = true
 	if g.block != nil {
 		g.block.Remove(g.slot)
 		g.block = nil
 	}
+	if g.orphan {
+		g.family.ghosts--
+	}
 	delete(g.family.groups, g.prefix)
+	a.abandonLocked(g)
+	g.family.electTypeLocked()
+}
+
+// abandonLocked forgets a group, whose line and place in the family are the
+// caller's.
+func (a *Aggregator) abandonLocked(g *group) {
+	g.gone = true
+	a.ghosts.remove(g)
 	a.series.Add(-1)
+	a.seriesBytes.Add(-int64(len(g.prefix)))
 	a.families.release(g.family)
 }
 
@@ -195,16 +213,6 @@ func (a *Aggregator) disbandLocked(g *group) {
 func (f *family) refresh() {
 	f.refreshing.Lock()
 	defer f.refreshing.Unlock()
-	f.mu.Lock()
-	t := f.typeLocked()
-	if t != f.groupType {
-		f.groupType = t
-		for _, g := range f.groups {
-			g.touch()
-		}
-	}
-	f.mu.Unlock()
-
 	f.dirtyMu.Lock()
 	dirty := f.dirty
 	f.dirty = f.spare[:0]
@@ -213,18 +221,18 @@ func (f *family) refresh() {
 		dirty[i] = nil
 		g.dirty.Store(false)
 		f.mu.Lock()
-		g.renderLocked(t)
+		g.renderLocked()
 		f.mu.Unlock()
 	}
 	f.spare = dirty
 }
 
 // renderLocked gives the group's line its value.
-func (g *group) renderLocked(t metrics.Type) {
+func (g *group) renderLocked() {
 	if g.gone {
 		return
 	}
-	v, ok := g.valueLocked(t)
+	v, ok := g.valueLocked()
 	switch {
 	case !ok && g.block != nil:
 		g.block.Remove(g.slot)
@@ -237,61 +245,74 @@ func (g *group) renderLocked(t metrics.Type) {
 	}
 }
 
-// valueLocked returns the group's value in a family of type t; false if it has
-// none.
-func (g *group) valueLocked(t metrics.Type) (float64, bool) {
-	how := metrics.GroupSum
-	if d := g.family.documented; d != nil {
-		how = d.Group
-	} else if t == metrics.Counter {
-		how = metrics.GroupIncrements
-	}
-	if how == metrics.GroupIncrements {
-		return math.Float64frombits(g.total.Load()), g.counts
-	}
-	if len(g.members) == 0 {
-		return 0, false
-	}
-	var v float64
-	switch how {
+// valueLocked returns the group's value; false if it has none, as all values
+// are left out.
+func (g *group) valueLocked() (float64, bool) {
+	switch g.family.groupingLocked() {
+	case metrics.GroupIncrements:
+		return g.totalLocked(), true
 	case metrics.GroupMax:
-		v = maxOf(g.members)
+		return maxOf(g.members)
 	case metrics.GroupWeightedMean:
-		v = meanOf(g.members)
+		return meanOf(g.members)
 	default:
-		for _, m := range g.members {
-			v += math.Float64frombits(m.value.Load())
-		}
+		return sumOf(g.members)
 	}
-	return canonical(v), true
 }
 
-// maxOf returns the largest value. What is not a number counts only if nothing
-// else is there.
-func maxOf(members []*member) float64 {
-	v := math.NaN()
+// totalLocked returns the total, which does not fall but to begin anew.
+func (g *group) totalLocked() float64 {
+	v, round := g.total.value()
+	if round != g.round || v > g.shown {
+		g.shown, g.round = v, round
+	}
+	return g.shown
+}
+
+func sumOf(members []*member) (float64, bool) {
+	var s sum
+	some := false
 	for _, m := range members {
-		if o := math.Float64frombits(m.value.Load()); math.IsNaN(v) || o > v {
-			v = o
+		if v := math.Float64frombits(m.value.Load()); !math.IsNaN(v) {
+			s.add(v)
+			some = true
 		}
 	}
-	return v
+	return canonical(s.value()), some
+}
+
+func maxOf(members []*member) (float64, bool) {
+	most := math.Inf(-1)
+	for _, m := range members {
+		if v := math.Float64frombits(m.value.Load()); v > most {
+			most = v
+		}
+	}
+	return most, !math.IsInf(most, -1)
 }
 
 // meanOf returns the mean weighted by connections; if there is none anywhere,
 // the plain mean.
-func meanOf(members []*member) float64 {
-	var sum, weights, plain float64
+func meanOf(members []*member) (float64, bool) {
+	var weighted, weights, plain float64
+	n := 0
 	for _, m := range members {
 		v, w := math.Float64frombits(m.value.Load()), math.Float64frombits(m.weight.Load())
-		sum += v * w
+		if math.IsNaN(v) {
+			continue
+		}
+		weighted += v * w
 		weights += w
 		plain += v
+		n++
 	}
-	if weights == 0 {
-		return plain / float64(len(members))
+	switch {
+	case n == 0:
+		return 0, false
+	case weights == 0:
+		return plain / float64(n), true
 	}
-	return sum / weights
+	return weighted / weights, true
 }
 
 // ghosts are the groups without members, the oldest first.
@@ -359,20 +380,7 @@ func (q *ghosts) disband(g *group, a *Aggregator) bool {
 	defer g.family.mu.Unlock()
 	// It may have found a member meanwhile, even lost it again.
 	if len(g.members) == 0 && !g.gone {
-		q.remove(g)
 		a.disbandLocked(g)
-	}
-	return true
-}
-
-// reserve takes one of the series that MaxSeries allows; false if there is none
-// left, even among the ghosts.
-func (a *Aggregator) reserve() bool {
-	for a.series.Add(1) > int64(a.opts.MaxSeries) {
-		a.series.Add(-1)
-		if !a.ghosts.evict(a) {
-			return false
-		}
 	}
 	return true
 }

@@ -3,10 +3,13 @@ package aggregator
 import (
 	"fmt"
 	"math"
+	"math/big"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -163,6 +166,101 @@ func TestGroupedCounters(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What one agent sends does not change what others have in a group, and is not
+// left in it when the agent goes.
+func TestGroupIsNotSpoilt(t *testing.T) {
+	a := byTemplate(t, Options{}, first(1), first(2), first(3))
+	now := time.Now()
+	send := func(n byte, counter, gauge, latency float64) int {
+		refused := 0
+		for _, f := range a.Report(id(n), 1, now, &report{
+			stats: agent.Stats{MedianLatencyMS: latency, ConnectionCount: 1},
+			samples: []agent.Sample{
+				sample("c_total", agent.Counter, counter), sample("g", agent.Gauge, gauge),
+				sample("coderd_agentstats_startup_script_seconds", agent.Gauge, gauge, "success", "true"),
+			},
+		}) {
+			refused += f.Count
+		}
+		return refused
+	}
+	shown := func(counter, gauge, most, latency float64) {
+		t.Helper()
+		s, err := scrape(a)
+		require.NoError(t, err)
+		require.Equal(t, counter, value(s, `{__name__="c_total", template_name="tpl"}`))
+		require.Equal(t, gauge, value(s, `{__name__="g", template_name="tpl"}`))
+		require.Equal(t, most, value(s, `{__name__="coderd_agentstats_startup_script_seconds", success="true", template_name="tpl"}`))
+		require.Equal(t, latency, value(s, `{__name__="coderd_agentstats_connection_median_latency_seconds"}`))
+	}
+	require.Zero(t, send(0, 5, 0.25, 1000))
+	require.Zero(t, send(1, 7, 0.5, 3000))
+	shown(12, 0.75, 0.5, 2)
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 1e300, -1e300, math.MaxFloat64, 1<<53 + 2} {
+		send(2, math.Abs(v), v, v)
+		shown(12, 0.75, 0.5, 2)
+		require.Zero(t, send(0, 5, 0.25, 1000))
+		shown(12, 0.75, 0.5, 2)
+	}
+	require.InDelta(t, 6, testutil.ToFloat64(a.metrics.omitted[notFinite]), 0, "the counters are refused")
+	require.InDelta(t, 12, testutil.ToFloat64(a.metrics.omitted[tooLarge]), 0)
+
+	// A large one that is taken in leaves with its sender, and hides no small one.
+	require.Zero(t, send(2, 1<<52, 1<<53, 2000))
+	shown(1<<52+12, 1<<53, 1<<53, 2)
+	for range 100 {
+		a.Remove(id(2))
+		shown(1<<52+12, 0.75, 0.5, 2)
+		a.Open(id(2), identity("2"), agent.Session{Epoch: 1, Instance: agent.Instance{3}})
+		require.Zero(t, send(2, 1<<52, -(1<<53), 2000))
+	}
+	a.Remove(id(2))
+	for i := range 1000 {
+		require.Zero(t, send(0, 5+0.5*float64(i), 0.25, 1000))
+	}
+	shown(1<<52+12+499.5+0.5, 0.75, 0.5, 2) // rounded as a float64 is
+	// Another agent says that it is a gauge.
+	a.Open(id(2), identity("2"), first(4))
+	require.Len(t, a.Report(id(2), 1, now, samples(sample("c_total", agent.Gauge, 0), sample("g", agent.Counter, 1))), 1)
+	shown(1<<52+12+499.5+0.5, 0.75, 0.5, 2)
+}
+
+// A sum without agents has the type that it had, against one agent.
+func TestGhostsKeepTheirType(t *testing.T) {
+	a := byTemplate(t, Options{}, first(1), first(2), first(3))
+	report := func(n byte, typ agent.SampleType) int {
+		return len(a.Report(id(n), 1, time.Now(), samples(sample("c_total", typ, 5))))
+	}
+	require.Zero(t, report(0, agent.Counter))
+	a.Remove(id(0))
+	require.Equal(t, 1, report(1, agent.Gauge))
+	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 5`))
+	require.Equal(t, 1, a.ghosts.count())
+	require.Zero(t, report(2, agent.Gauge))
+	require.Zero(t, a.ghosts.count())
+	require.Zero(t, report(1, agent.Gauge))
+	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 10`))
+}
+
+func TestTally(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var sum tally
+		want := new(big.Float).SetPrec(2000)
+		var last float64
+		var lastRound uint64
+		for _, v := range rapid.SliceOf(rapid.OneOf(rapid.Float64Range(0, maxTerm), rapid.Float64Range(0, 1), rapid.Just(float64(maxTerm)))).Draw(t, "terms") {
+			sum.add(v)
+			want.Add(want, big.NewFloat(v))
+			got, round := sum.value()
+			exact := new(big.Float).SetPrec(2000).SetMantExp(new(big.Float).SetUint64(round), 53)
+			rest, _ := exact.Sub(want, exact).Float64()
+			require.InDelta(t, rest, got, max(rest*1e-15, 1e-16))
+			require.True(t, round > lastRound || got >= last, "it fell")
+			last, lastRound = got, round
+		}
+	})
 }
 
 // Renamed to another group, a counter goes on counting there, and what it

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"math"
+	"math/big"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,6 +24,8 @@ type naive struct {
 	opts   Options
 	keep   []string
 	agents map[agent.ID]*naiveAgent
+	// types has what the families are that are not documented.
+	types map[string]agent.SampleType
 	// sums has what counters of a group grew by.
 	sums map[string]*naiveSum
 	// states has what each key has, in the order in which it came.
@@ -45,8 +48,18 @@ type naiveAgent struct {
 	fresh    bool
 	reported time.Time
 	series   map[string]*naiveSeries
-	stats    map[string]float64
-	moved    []naiveMoved
+	// order has the keys of the series that the last report had, in its order,
+	// and absent those of the others, as they became so.
+	order, absent []string
+	families      map[string]*naiveFamily
+	stats         map[string]float64
+	moved         []naiveMoved
+}
+
+// naiveFamily is what an agent says of a family.
+type naiveFamily struct {
+	typ             agent.SampleType
+	contested, kept bool
 }
 
 type naiveSeries struct {
@@ -57,6 +70,8 @@ type naiveSeries struct {
 	seen   time.Time
 	// last is what a counter was counted up to; NaN: unknown.
 	last float64
+	// dead is true once the family has another type.
+	dead bool
 }
 
 type naiveMoved struct {
@@ -66,12 +81,15 @@ type naiveMoved struct {
 
 type naiveSum struct {
 	name  string
-	sum   float64
+	sum   *big.Float
 	empty time.Time // zero: it has members
 }
 
 func newNaive(opts Options) *naive {
-	m := &naive{opts: opts.withDefaults(), agents: make(map[agent.ID]*naiveAgent), sums: make(map[string]*naiveSum)}
+	m := &naive{
+		opts: opts.withDefaults(), agents: make(map[agent.ID]*naiveAgent),
+		types: make(map[string]agent.SampleType), sums: make(map[string]*naiveSum),
+	}
 	m.keep = slices.Compact(slices.Sorted(slices.Values(opts.GroupBy)))
 	if len(m.keep) == 0 {
 		m.keep = []string{"agent_name", "template_name", "username", "workspace_name"}
@@ -89,7 +107,7 @@ func (m *naive) open(id agent.ID, ident agent.Identity, s agent.Session) {
 	if a == nil {
 		a = &naiveAgent{
 			id: id, instance: s.Instance, fresh: s.First,
-			series: make(map[string]*naiveSeries), stats: make(map[string]float64),
+			series: make(map[string]*naiveSeries), families: make(map[string]*naiveFamily), stats: make(map[string]float64),
 		}
 		m.agents[id] = a
 	}
@@ -196,41 +214,204 @@ func (m *naive) report(id agent.ID, epoch int64, now time.Time, r *report) int {
 	}
 	a.reported = now
 	refused := m.reportStats(a, now, r.stats)
-	served := m.served(a)
+	held := len(a.series)
+	for _, key := range slices.Concat(a.absent, a.order) {
+		if a.series[key].dead {
+			a.drop(key)
+		}
+	}
 	had := make(map[string]bool)
+	var order []string
+	var deferred []agent.Sample
+	try := func(s agent.Sample) naiveOutcome {
+		key, outcome := m.take(a, s, now, had, order)
+		if outcome == naiveTaken {
+			had[key] = true
+			order = append(order, key)
+		}
+		return outcome
+	}
 	for _, s := range r.samples {
-		extra, ok := m.accept(s)
-		key := s.Name + labels.FromMap(extra).String()
-		held := a.series[key]
-		if !ok || had[key] || held == nil && len(a.series) >= m.opts.MaxSeriesPerAgent {
+		switch outcome := try(s); {
+		case outcome == naiveNoRoom && len(deferred) < held:
+			deferred = append(deferred, s)
+		case outcome != naiveTaken:
 			refused++
-			continue
 		}
-		had[key] = true
-		if held == nil {
-			held = &naiveSeries{name: s.Name, labels: extra, typ: s.Type, last: a.firstCount()}
-			a.series[key] = held
+	}
+	old := slices.Concat(a.absent, a.order)
+	for _, s := range deferred {
+		outcome := try(s)
+		for outcome == naiveNoRoom {
+			at := slices.IndexFunc(old, func(key string) bool { return !had[key] && a.series[key] != nil })
+			if at < 0 {
+				break
+			}
+			a.drop(old[at])
+			a.tidy()
+			m.elect()
+			outcome = try(s)
 		}
-		if held.typ != s.Type {
-			held.typ, held.last = s.Type, math.NaN()
+		if outcome != naiveTaken {
+			refused++
 		}
-		held.value, held.seen = s.Value, now
-		if s.Type != agent.Counter {
-			continue
+	}
+	a.absent = slices.DeleteFunc(old, func(key string) bool { return had[key] || a.series[key] == nil })
+	for _, key := range a.absent {
+		if a.series[key].dead {
+			a.drop(key)
 		}
-		if served && m.grouped() {
-			sum := m.sum(a, held)
-			switch {
-			case math.IsNaN(held.last):
-			case s.Value >= held.last:
-				sum.sum += s.Value - held.last
-			default:
-				sum.sum += s.Value
+	}
+	a.absent = slices.DeleteFunc(a.absent, func(key string) bool { return a.series[key] == nil })
+	a.order = order
+	for _, of := range a.families {
+		of.kept, of.contested = of.contested, false
+	}
+	a.tidy()
+	return refused
+}
+
+// naiveOutcome is what becomes of a sample.
+type naiveOutcome int
+
+const (
+	naiveRefused naiveOutcome = iota
+	naiveNoRoom
+	naiveTaken
+)
+
+// take takes in a sample of a report that had some already.
+func (m *naive) take(a *naiveAgent, s agent.Sample, now time.Time, had map[string]bool, order []string) (string, naiveOutcome) {
+	extra, ok := m.accept(s)
+	key := s.Name + labels.FromMap(extra).String()
+	if !ok || had[key] {
+		return key, naiveRefused
+	}
+	_, documented := forwardedTypes[s.Name]
+	agree := func() bool {
+		of := a.families[s.Name]
+		switch {
+		case of == nil && len(a.families) >= m.opts.MaxFamiliesPerAgent:
+			return false
+		case of == nil:
+			a.families[s.Name] = &naiveFamily{typ: s.Type}
+		case of.typ != s.Type && !of.contested:
+			of.contested = true
+			if !slices.ContainsFunc(order, func(key string) bool { return a.series[key].name == s.Name }) {
+				of.typ = s.Type
 			}
 		}
-		held.last = s.Value
+		m.elect()
+		return true
 	}
-	return refused
+	held := a.series[key]
+	if held != nil && !held.dead && held.typ != s.Type {
+		agree()
+		if !held.dead {
+			a.families[s.Name].contested = true
+			return key, naiveRefused
+		}
+	}
+	last := a.firstCount()
+	if held != nil && held.dead {
+		a.drop(key)
+		held, last = nil, math.NaN()
+	}
+	if held == nil {
+		if len(a.series) >= m.opts.MaxSeriesPerAgent || !agree() {
+			return key, naiveNoRoom
+		}
+		if !documented && m.types[s.Name] != s.Type {
+			a.families[s.Name].contested = true
+			return key, naiveRefused
+		}
+		held = &naiveSeries{name: s.Name, labels: extra, typ: s.Type, last: last}
+		a.series[key] = held
+	}
+	held.value, held.seen = s.Value, now
+	if s.Type != agent.Counter || m.grouped() && s.Value > 1<<53 {
+		return key, naiveTaken
+	}
+	if m.served(a) && m.grouped() && !math.IsNaN(held.last) {
+		grown := s.Value - held.last
+		if grown < 0 {
+			grown = s.Value
+		}
+		sum := m.sum(a, held)
+		sum.sum.Add(sum.sum, big.NewFloat(grown))
+	}
+	held.last = s.Value
+	return key, naiveTaken
+}
+
+// drop forgets a series, whose counts are not known any more.
+func (a *naiveAgent) drop(key string) {
+	a.fresh = a.fresh && a.series[key].typ != agent.Counter
+	delete(a.series, key)
+}
+
+// tidy forgets families of which the agent has nothing.
+func (a *naiveAgent) tidy() {
+	for name, of := range a.families {
+		if !of.kept && !slices.ContainsFunc(slices.Collect(maps.Values(a.series)), func(s *naiveSeries) bool { return s.name == name }) {
+			delete(a.families, name)
+		}
+	}
+}
+
+// elect gives each family the type that most agents say.
+func (m *naive) elect() {
+	said := make(map[string]*[3]int)
+	for _, a := range m.agents {
+		for name, of := range a.families {
+			if _, documented := forwardedTypes[name]; documented {
+				continue
+			}
+			if said[name] == nil {
+				said[name] = new([3]int)
+			}
+			said[name][of.typ]++
+		}
+	}
+	for name, agents := range said {
+		was := m.types[name]
+		most := agents[was]
+		if m.grouped() && m.hasOrphan(name) {
+			most = max(most, 1)
+		}
+		for t, n := range agents {
+			if n > most {
+				most, m.types[name] = n, agent.SampleType(t)
+			}
+		}
+		if m.types[name] == was {
+			continue
+		}
+		for _, a := range m.agents {
+			for _, s := range a.series {
+				s.dead = s.dead || s.name == name
+			}
+		}
+		maps.DeleteFunc(m.sums, func(_ string, s *naiveSum) bool { return s.name == name })
+	}
+}
+
+// hasOrphan tells whether a sum of the family has outlived its agents.
+func (m *naive) hasOrphan(name string) bool {
+	live := make(map[*naiveSum]bool)
+	for _, a := range m.agents {
+		for _, s := range a.series {
+			if s.name == name && !s.dead && m.served(a) {
+				live[m.sums[m.seriesLabels(a, s.name, s.labels).String()]] = true
+			}
+		}
+	}
+	for _, s := range m.sums {
+		if s.name == name && !live[s] {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *naive) reportStats(a *naiveAgent, now time.Time, s agent.Stats) (refused int) {
@@ -253,7 +434,7 @@ func (m *naive) reportStats(a *naiveAgent, now time.Time, s agent.Stats) (refuse
 	var rxSum, txSum int64
 	for _, b := range a.moved {
 		if b.at.After(now.Add(-max(time.Minute, m.opts.ReportInterval))) {
-			rxSum, txSum = rxSum+b.rx, txSum+b.tx
+			rxSum, txSum = min(rxSum, math.MaxInt64-b.rx)+b.rx, min(txSum, math.MaxInt64-b.tx)+b.tx
 		}
 	}
 	a.stats["coderd_agentstats_rx_bytes"], a.stats["coderd_agentstats_tx_bytes"] = float64(rxSum), float64(txSum)
@@ -263,7 +444,7 @@ func (m *naive) reportStats(a *naiveAgent, now time.Time, s agent.Stats) (refuse
 	set("session_count_reconnecting_pty", s.Sessions.ReconnectingPTY)
 	set("session_count_ssh", s.Sessions.SSH)
 	switch l := s.MedianLatencyMS; {
-	case math.IsNaN(l) || math.IsInf(l, 1):
+	case math.IsNaN(l) || l > 24*60*60*1000:
 		refused++
 	case l > 0:
 		a.stats["coderd_agentstats_connection_median_latency_seconds"] = l / 1000
@@ -292,7 +473,7 @@ func (m *naive) seriesLabels(a *naiveAgent, name string, extra map[string]string
 func (m *naive) sum(a *naiveAgent, s *naiveSeries) *naiveSum {
 	key := m.seriesLabels(a, s.name, s.labels).String()
 	if m.sums[key] == nil {
-		m.sums[key] = &naiveSum{name: s.name}
+		m.sums[key] = &naiveSum{name: s.name, sum: new(big.Float).SetPrec(2000)}
 	}
 	return m.sums[key]
 }
@@ -345,14 +526,18 @@ func (m *naive) claimed(name string) bool {
 	return false
 }
 
-// settle brings the sums up to date after an event at now.
+// settle brings the types and the sums up to date after an event at now.
 func (m *naive) settle(now time.Time) {
+	m.elect()
 	live := make(map[*naiveSum]bool)
 	for _, a := range m.agents {
 		if !m.grouped() || !m.served(a) {
 			continue
 		}
 		for _, s := range a.series {
+			if s.dead {
+				continue
+			}
 			if s.typ == agent.Counter {
 				m.sum(a, s)
 			}
@@ -372,18 +557,28 @@ func (m *naive) settle(now time.Time) {
 }
 
 func (m *naive) expire(now time.Time) {
-	for id, a := range m.agents {
+	ids := slices.SortedFunc(maps.Keys(m.agents), func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
+	for _, id := range ids {
+		a := m.agents[id]
 		over := func(seen time.Time) bool { return !seen.Add(m.opts.SeriesTTL).After(now) }
 		if over(a.reported) {
 			a.stats = make(map[string]float64)
+			for _, of := range a.families {
+				of.kept = false
+			}
 		}
 		for key, s := range a.series {
 			if over(s.seen) {
-				delete(a.series, key)
-				a.fresh = a.fresh && s.typ != agent.Counter
+				a.drop(key)
 			}
 		}
-		if !a.open && a.empty() {
+		gone := func(key string) bool { return a.series[key] == nil }
+		a.order, a.absent = slices.DeleteFunc(a.order, gone), slices.DeleteFunc(a.absent, gone)
+		a.tidy()
+		m.settle(now)
+	}
+	for _, id := range ids {
+		if a := m.agents[id]; !a.open && a.empty() {
 			delete(m.agents, id)
 		}
 	}
@@ -398,50 +593,47 @@ func (m *naive) expire(now time.Time) {
 // scrape returns what is to be served.
 func (m *naive) scrape() scraped {
 	out := newScraped()
-	types := make(map[string]map[agent.SampleType]bool)
 	members := make(map[string][]naiveMember)
 	for _, a := range m.agents {
 		if !m.served(a) {
 			continue
 		}
 		for _, s := range a.series {
-			if types[s.name] == nil {
-				types[s.name] = make(map[agent.SampleType]bool)
+			if s.dead {
+				continue
 			}
-			types[s.name][s.typ] = true
 			key := m.seriesLabels(a, s.name, s.labels).String()
-			members[key] = append(members[key], naiveMember{family: s.name, value: s.value})
+			members[key] = append(members[key], naiveMember{family: s.name, typ: s.typ, value: s.value})
 		}
 		for name, v := range a.stats {
 			key := m.seriesLabels(a, name, nil).String()
 			members[key] = append(members[key], naiveMember{
-				family: name, value: v, weight: a.stats["coderd_agentstats_connection_count"],
+				family: name, typ: agent.Gauge, value: v, weight: a.stats["coderd_agentstats_connection_count"],
 			})
 		}
 	}
-	for _, s := range m.sums {
-		if types[s.name] == nil {
-			types[s.name] = map[agent.SampleType]bool{agent.Counter: true}
-		}
-	}
-	for name, t := range types {
-		out.types[name] = model.MetricTypeUnknown
-		if len(t) == 1 && t[agent.Counter] {
-			out.types[name] = model.MetricTypeCounter
-		} else if len(t) == 1 && t[agent.Gauge] {
-			out.types[name] = model.MetricTypeGauge
-		}
-	}
 	for key, of := range members {
-		if m.grouped() && out.types[of[0].family] == model.MetricTypeCounter {
+		if m.grouped() && of[0].typ == agent.Counter {
 			continue
 		}
-		out.values[key] = math.Float64bits(canonical(combine(of)))
+		if !m.grouped() {
+			out.values[key] = math.Float64bits(canonical(of[0].value))
+			out.types[of[0].family] = naiveType(of[0].typ)
+			continue
+		}
+		of = slices.DeleteFunc(of, func(o naiveMember) bool { return !(math.Abs(o.value) <= 1<<53) })
+		if len(of) > 0 {
+			out.values[key] = math.Float64bits(canonical(combine(of)))
+			out.types[of[0].family] = naiveType(of[0].typ)
+		}
 	}
 	for key, s := range m.sums {
-		if out.types[s.name] == model.MetricTypeCounter {
-			out.values[key] = math.Float64bits(canonical(s.sum))
-		}
+		// Modulo 2^53.
+		rounds, _ := new(big.Float).Quo(s.sum, big.NewFloat(1<<53)).Int(nil)
+		whole := new(big.Float).SetPrec(2000).SetInt(rounds)
+		v, _ := new(big.Float).Sub(s.sum, whole.Mul(whole, big.NewFloat(1<<53))).Float64()
+		out.types[s.name] = model.MetricTypeCounter
+		out.values[key] = math.Float64bits(v)
 	}
 	for name := range out.types {
 		if m.claimed(name) {
@@ -457,8 +649,13 @@ func (m *naive) scrape() scraped {
 	return out
 }
 
+func naiveType(t agent.SampleType) model.MetricType {
+	return [...]model.MetricType{model.MetricTypeUnknown, model.MetricTypeCounter, model.MetricTypeGauge}[t]
+}
+
 type naiveMember struct {
 	family        string
+	typ           agent.SampleType
 	value, weight float64
 }
 
@@ -470,16 +667,18 @@ func combine(of []naiveMember) float64 {
 	if d, ok := metrics.Documented(of[0].family); ok {
 		how = d.Group
 	}
-	var sum, weighted, weights float64
+	exact := new(big.Float).SetPrec(2000)
+	var weighted, weights float64
 	largest := math.NaN()
 	for _, m := range of {
-		sum += m.value
+		exact.Add(exact, big.NewFloat(m.value))
 		weighted += m.value * m.weight
 		weights += m.weight
 		if math.IsNaN(largest) || m.value > largest {
 			largest = m.value
 		}
 	}
+	sum, _ := exact.Float64()
 	switch {
 	case how == metrics.GroupMax:
 		return largest

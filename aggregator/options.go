@@ -1,7 +1,7 @@
 package aggregator
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -16,12 +16,29 @@ type Options struct {
 	// least twice the report interval; default 2 min or, if longer, that.
 	SeriesTTL time.Duration
 	// MaxSeries that are held of all agents, the stats gauges, states and groups
-	// included; default 2,000,000, which is some 700 MB. States are counted but
-	// never refused.
+	// included; default 2,000,000, which is some 700 MB. The stats gauges and
+	// states are counted but never refused.
 	MaxSeries int
+	// MaxSeriesPerOwner that the agents of one user may forward; default a
+	// quarter of MaxSeries.
+	MaxSeriesPerOwner int
 	// MaxSeriesPerAgent that one agent may forward; default 1,000, where agents
 	// have some 50.
 	MaxSeriesPerAgent int
+	// MaxSeriesBytes of names and labels of the series that all agents forward,
+	// and of their groups; default 512 MiB. A series of Coder's has some 90.
+	MaxSeriesBytes int
+	// MaxSeriesBytesPerOwner of the agents of one user; default a quarter of
+	// MaxSeriesBytes.
+	MaxSeriesBytesPerOwner int
+	// MaxSeriesBytesPerAgent of one agent; default 1 MiB.
+	MaxSeriesBytesPerAgent int
+	// MaxFamilies that are not documented, of all agents; default 20,000. Each
+	// costs 1 KB beside its series.
+	MaxFamilies int
+	// MaxFamiliesPerAgent that one agent may forward; default 200, where agents
+	// have some 30.
+	MaxFamiliesPerAgent int
 	// GroupBy are the identity labels that series keep: any of agent_name,
 	// template_name, username, workspace_name; empty or all four: no grouping.
 	GroupBy []string
@@ -33,6 +50,12 @@ const (
 	defaultSeriesTTL         = 2 * time.Minute
 	defaultMaxSeries         = 2_000_000
 	defaultMaxSeriesPerAgent = 1_000
+	defaultMaxSeriesBytes    = 512 << 20
+	defaultMaxBytesPerAgent  = 1 << 20
+	defaultMaxFamilies       = 20_000
+	defaultFamiliesPerAgent  = 200
+	// ownersShare is the part that one owner may take of what all share, one in 4.
+	ownersShare = 4
 )
 
 func (o Options) withDefaults() Options {
@@ -42,12 +65,14 @@ func (o Options) withDefaults() Options {
 	if o.SeriesTTL == 0 {
 		o.SeriesTTL = max(defaultSeriesTTL, 2*o.ReportInterval)
 	}
-	if o.MaxSeries == 0 {
-		o.MaxSeries = defaultMaxSeries
-	}
-	if o.MaxSeriesPerAgent == 0 {
-		o.MaxSeriesPerAgent = defaultMaxSeriesPerAgent
-	}
+	o.MaxSeries = cmp.Or(o.MaxSeries, defaultMaxSeries)
+	o.MaxSeriesPerOwner = cmp.Or(o.MaxSeriesPerOwner, max(1, o.MaxSeries/ownersShare))
+	o.MaxSeriesPerAgent = cmp.Or(o.MaxSeriesPerAgent, defaultMaxSeriesPerAgent)
+	o.MaxSeriesBytes = cmp.Or(o.MaxSeriesBytes, defaultMaxSeriesBytes)
+	o.MaxSeriesBytesPerOwner = cmp.Or(o.MaxSeriesBytesPerOwner, max(1, o.MaxSeriesBytes/ownersShare))
+	o.MaxSeriesBytesPerAgent = cmp.Or(o.MaxSeriesBytesPerAgent, defaultMaxBytesPerAgent)
+	o.MaxFamilies = cmp.Or(o.MaxFamilies, defaultMaxFamilies)
+	o.MaxFamiliesPerAgent = cmp.Or(o.MaxFamiliesPerAgent, defaultFamiliesPerAgent)
 	return o
 }
 
@@ -58,10 +83,19 @@ func (o Options) validate() (identityLabels, error) {
 		return 0, fmt.Errorf("report interval %v is below %v", o.ReportInterval, minReportInterval)
 	case o.SeriesTTL < 2*o.ReportInterval:
 		return 0, fmt.Errorf("series TTL %v is below twice the report interval %v", o.SeriesTTL, o.ReportInterval)
-	case o.MaxSeries < 0:
-		return 0, errors.New("the limit of series is negative")
-	case o.MaxSeriesPerAgent < 0:
-		return 0, errors.New("the limit of series per agent is negative")
+	}
+	for _, limit := range [...]struct {
+		of    string
+		value int
+	}{
+		{"series", o.MaxSeries}, {"series per owner", o.MaxSeriesPerOwner}, {"series per agent", o.MaxSeriesPerAgent},
+		{"bytes of series", o.MaxSeriesBytes}, {"bytes of series per owner", o.MaxSeriesBytesPerOwner},
+		{"bytes of series per agent", o.MaxSeriesBytesPerAgent},
+		{"families", o.MaxFamilies}, {"families per agent", o.MaxFamiliesPerAgent},
+	} {
+		if limit.value < 0 {
+			return 0, fmt.Errorf("the limit of %s is negative", limit.of)
+		}
 	}
 	if len(o.GroupBy) == 0 {
 		return allLabels, nil

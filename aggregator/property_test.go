@@ -45,7 +45,7 @@ func FuzzEventsGrouped(f *testing.F) {
 
 func events(groupBy []string) func(*rapid.T) {
 	return func(t *rapid.T) {
-		w := newWorld(t, Options{GroupBy: groupBy, MaxSeriesPerAgent: 6})
+		w := newWorld(t, Options{GroupBy: groupBy, MaxSeriesPerAgent: 6, MaxFamiliesPerAgent: 4})
 		t.Repeat(map[string]func(*rapid.T){
 			"":        w.check,
 			"open":    w.open,
@@ -120,6 +120,9 @@ func (w *world) held() int64 {
 			continue
 		}
 		for _, s := range a.series {
+			if s.dead {
+				continue
+			}
 			groups[w.model.seriesLabels(a, s.name, s.labels).String()] = true
 		}
 		for name := range a.stats {
@@ -310,7 +313,7 @@ func aSample(t *rapid.T) agent.Sample {
 // aValue is exact in sums of several in any order.
 func aValue(t *rapid.T) float64 {
 	return rapid.SampledFrom([]float64{
-		0, 1, 2, 3.5, 100, 12345678, -3, math.Copysign(0, -1), 1e300, math.MaxFloat64 / 1024,
+		0, 1, 2, 3.5, 100, 12345678, -3, math.Copysign(0, -1), 1 << 52, 1 << 53, -(1 << 53), 1<<53 + 2, 1e300, -1e300, math.MaxFloat64,
 		math.Inf(1), math.Inf(-1), math.NaN(),
 		math.Float64frombits(0x7ff0000000000002), // what Prometheus takes for the end of a series
 		math.Float64frombits(0xfff8000000000123),

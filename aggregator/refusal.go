@@ -16,7 +16,12 @@ const (
 	reasonWrongType       metrics.Reason = "wrong_type"
 	reasonDuplicateSeries metrics.Reason = "duplicate_series"
 	reasonAgentSeries     metrics.Reason = "too_many_agent_series"
+	reasonOwnerSeries     metrics.Reason = "too_many_owner_series"
 	reasonTooManySeries   metrics.Reason = "too_many_series"
+	reasonAgentBytes      metrics.Reason = "too_many_agent_bytes"
+	reasonOwnerBytes      metrics.Reason = "too_many_owner_bytes"
+	reasonTooManyBytes    metrics.Reason = "too_many_bytes"
+	reasonAgentFamilies   metrics.Reason = "too_many_agent_families"
 	reasonTooManyFamilies metrics.Reason = "too_many_families"
 )
 
@@ -25,7 +30,8 @@ func refusalKind(r metrics.Reason) agent.RefusalKind {
 	switch r {
 	case metrics.ReasonReservedName, metrics.ReasonReservedLabel:
 		return agent.RefusedNotAllowed
-	case reasonAgentSeries, reasonTooManySeries, reasonTooManyFamilies:
+	case reasonAgentSeries, reasonOwnerSeries, reasonTooManySeries, reasonAgentBytes, reasonOwnerBytes, reasonTooManyBytes,
+		reasonAgentFamilies, reasonTooManyFamilies:
 		return agent.RefusedLimit
 	}
 	return agent.RefusedInvalid
@@ -93,18 +99,32 @@ func (in *intake) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label)
 		case reasonInvalidValue:
 			return fmt.Sprintf("value %v of counter %s is negative or not finite", s.Value, name)
 		case reasonWrongType:
-			return fmt.Sprintf("type %v of %s is not the documented one", sampleType(s.Type), name)
+			return fmt.Sprintf("type %v of %s is not that of the family", sampleType(s.Type), name)
 		case reasonDuplicateSeries:
 			return fmt.Sprintf("%s is there twice with the same labels", name)
-		case reasonAgentSeries:
-			return fmt.Sprintf("%s would exceed the agent's %d series", name, in.agg.opts.MaxSeriesPerAgent)
-		case reasonTooManyFamilies:
-			return fmt.Sprintf("%s would exceed %d families", name, maxFamilies)
 		}
-		return in.tooManySeries()
+		return in.limitMessage(r, name)
 	})
 }
 
-func (in *intake) tooManySeries() string {
-	return fmt.Sprintf("the limit of %d series of all agents is reached", in.agg.opts.MaxSeries)
+// limitMessage says which limit a sample exceeds.
+func (in *intake) limitMessage(r metrics.Reason, name string) string {
+	o := &in.agg.opts
+	switch r {
+	case reasonAgentSeries:
+		return fmt.Sprintf("%s would exceed the agent's %d series", name, o.MaxSeriesPerAgent)
+	case reasonOwnerSeries:
+		return fmt.Sprintf("%s would exceed the %d series of all agents of the owner", name, o.MaxSeriesPerOwner)
+	case reasonAgentBytes:
+		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the agent's series", name, o.MaxSeriesBytesPerAgent)
+	case reasonOwnerBytes:
+		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents of the owner", name, o.MaxSeriesBytesPerOwner)
+	case reasonTooManyBytes:
+		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents", name, o.MaxSeriesBytes)
+	case reasonAgentFamilies:
+		return fmt.Sprintf("%s would exceed the agent's %d families", name, o.MaxFamiliesPerAgent)
+	case reasonTooManyFamilies:
+		return fmt.Sprintf("%s would exceed %d families of all agents", name, o.MaxFamilies)
+	}
+	return fmt.Sprintf("the limit of %d series of all agents is reached", o.MaxSeries)
 }

@@ -49,7 +49,11 @@ type intake struct {
 	// cursor is the next series of src.series to compare with.
 	cursor   int
 	accepted int
+	omitted  [omissions]int
 	refusals []agent.Refusal
+	// deferred are the samples that found no room, by their indices: they are
+	// looked at again once it is known what the report does not have any more.
+	deferred []int
 
 	// lookup is true from the first unexpected sample on. Then next has the
 	// series that the report had so far, and held says of each of the source's
@@ -64,7 +68,7 @@ type intake struct {
 }
 
 // place of a series: an index of src.series; from len(src.series) on, an index
-// of src.stale; or taken.
+// of src.stale; or taken. A series that was dropped leaves an empty one.
 type place int
 
 // taken by the report.
@@ -82,14 +86,34 @@ func (in *intake) take(src *source, epoch, now int64, r agent.Report) ([]agent.R
 		return nil, false
 	}
 	in.src, in.report, in.now = src, r, max(now, src.reported)
-	in.cursor, in.accepted, in.refusals = 0, 0, nil
+	in.cursor, in.accepted, in.omitted, in.refusals = 0, 0, [omissions]int{}, nil
 	// Deferred for the case that r panics: what was taken in until then counts.
 	defer in.finish()
 	in.stats(r.Stats())
+	in.dropOutdated()
 	for i := range r.Len() {
 		in.sample(i)
 	}
+	in.retry()
 	return in.refusals, true
+}
+
+// dropOutdated drops what is not served any more, as its family has another
+// type.
+func (in *intake) dropOutdated() {
+	src := in.src
+	changes := in.agg.typeChanges.Load()
+	if src.typeChanges == changes {
+		return
+	}
+	src.typeChanges = changes
+	for s := range src.forwarded() {
+		if s.outdated() {
+			in.startLookup()
+			delete(in.held, s.desc)
+			in.agg.drop(src, s)
+		}
+	}
 }
 
 // sample takes in one sample.
@@ -118,7 +142,7 @@ func (in *intake) sample(i int) {
 func (in *intake) expected() *series {
 	src := in.src
 	if in.lookup {
-		for in.cursor < len(src.series) && in.held[src.series[in.cursor].desc] == taken {
+		for in.cursor < len(src.series) && in.passed(&src.series[in.cursor]) {
 			in.cursor++
 		}
 	}
@@ -126,6 +150,11 @@ func (in *intake) expected() *series {
 		return nil
 	}
 	return &src.series[in.cursor]
+}
+
+// passed tells whether no sample is to be expected of a series any more.
+func (in *intake) passed(s *series) bool {
+	return s.desc == nil || in.held[s.desc] == taken || s.outdated()
 }
 
 // match takes in sample i, which is of the expected series.
@@ -138,11 +167,18 @@ func (in *intake) match(i int, have *series, v float64) {
 		return
 	}
 	in.cursor++
-	in.accepted++
-	have.set(v)
+	in.accept(have, v)
 	if in.lookup {
 		in.held[have.desc] = taken
 		in.next = append(in.next, *have)
+	}
+}
+
+// accept stores the value of a sample.
+func (in *intake) accept(s *series, v float64) {
+	in.accepted++
+	if o := s.set(v); o != included {
+		in.omitted[o]++
 	}
 }
 
@@ -162,36 +198,45 @@ func (in *intake) unexpected(i int, s *agent.Sample, v float64) {
 		in.refuseSample(reasonInvalidValue, s, agent.Label{})
 		return
 	}
+	in.startLookup()
+	switch reason, label := in.place(s, v); {
+	case reason == "":
+	case isLimit(reason) && len(in.deferred) < len(in.src.series)+len(in.src.stale):
+		in.deferred = append(in.deferred, i)
+	default:
+		in.refuseSample(reason, s, label)
+	}
+}
+
+// place takes in a sample whose labels are in canonical form: as one of a series
+// that the agent has, else as a new one. It returns why it did not.
+func (in *intake) place(s *agent.Sample, v float64) (metrics.Reason, agent.Label) {
 	in.key = appendKey(in.key[:0], s.Name, in.labels)
 	d := in.agg.descs.acquire(in.key)
 	if d == nil {
 		// Nobody has it, so this agent has not.
 		if reason, label := in.check(s); reason != "" {
-			in.refuseSample(reason, s, label)
-			return
+			return reason, label
 		}
-		in.startLookup()
-		if len(in.held) >= in.agg.opts.MaxSeriesPerAgent {
-			in.refuseSample(reasonAgentSeries, s, agent.Label{})
-			return
+		// Before it costs a desc.
+		if in.src.count >= int64(in.agg.opts.MaxSeriesPerAgent) {
+			return reasonAgentSeries, agent.Label{}
 		}
 		if d = in.agg.descs.create(in.key, len(in.labels), in.agg.families); d == nil {
-			in.refuseSample(reasonTooManyFamilies, s, agent.Label{})
-			return
+			return reasonTooManyFamilies, agent.Label{}
 		}
 	}
-	in.startLookup()
-	if reason := in.found(d, s, v); reason != "" {
+	reason := in.found(d, s, v)
+	if reason != "" {
 		in.agg.descs.release(d, in.agg.families)
-		in.refuseSample(reason, s, agent.Label{})
-		return
 	}
-	in.accepted++
+	return reason, agent.Label{}
 }
 
 // found takes in a sample of d, which the caller holds. If it returns a reason
-// to refuse the sample, the hold is still the caller's.
+// not to, the hold is still the caller's.
 func (in *intake) found(d *desc, s *agent.Sample, v float64) metrics.Reason {
+	src, a := in.src, in.agg
 	if doc := d.family.documented; doc != nil && doc.Type != sampleType(s.Type) {
 		return reasonWrongType
 	}
@@ -199,30 +244,58 @@ func (in *intake) found(d *desc, s *agent.Sample, v float64) metrics.Reason {
 	if held && at == taken {
 		return reasonDuplicateSeries
 	}
-	var have series
-	switch n := len(in.src.series); {
-	case !held && len(in.held) >= in.agg.opts.MaxSeriesPerAgent:
-		return reasonAgentSeries
-	case !held:
-		var ok bool
-		if have, in.prefix, ok = in.agg.create(in.src, d, s.Type, v, in.prefix); !ok {
-			return reasonTooManySeries
+	if held {
+		have := in.at(at)
+		if !have.outdated() && have.typ != s.Type {
+			if reason := in.agree(d.family, s.Type); reason != "" {
+				return reason
+			}
 		}
-	default:
-		if int(at) < n {
-			have = in.src.series[at]
-		} else {
-			have = in.src.stale[int(at)-n].series
+		if !have.outdated() {
+			if have.typ != s.Type {
+				return src.contest(d.family)
+			}
+			a.descs.release(d, a.families) // the series has its own hold
+			in.takeIn(*have, v)
+			return ""
 		}
-		in.agg.descs.release(d, in.agg.families) // the series has its own hold
-		if have.typ != s.Type {
-			in.agg.retype(in.src, &have, s.Type)
-		}
-		have.set(v)
+		a.drop(src, have)
+		delete(in.held, d)
 	}
-	in.held[d] = taken
-	in.next = append(in.next, have)
+	if reason := a.reserve(src, d.bytes()); reason != "" {
+		return reason
+	}
+	if reason := in.agree(d.family, s.Type); reason != "" {
+		a.unreserve(src, d.bytes())
+		return reason
+	}
+	made, scratch, ok := a.create(src, d, s.Type, v, in.prefix)
+	in.prefix = scratch
+	if !ok {
+		a.unreserve(src, d.bytes())
+		return src.contest(d.family)
+	}
+	src.familyOf(d.family).series++
+	if held && made.member != nil {
+		made.member.last = uncounted // it was of another type
+	}
+	in.takeIn(made, v)
 	return ""
+}
+
+// takeIn makes a series one of the report.
+func (in *intake) takeIn(s series, v float64) {
+	in.accept(&s, v)
+	in.held[s.desc] = taken
+	in.next = append(in.next, s)
+}
+
+// at returns the series that the source has at a place that is not taken.
+func (in *intake) at(p place) *series {
+	if n := len(in.src.series); int(p) >= n {
+		return &in.src.stale[int(p)-n].series
+	}
+	return &in.src.series[p]
 }
 
 // canonicalise puts the sample's labels into in.labels, sorted and without the
@@ -308,27 +381,40 @@ func (in *intake) finish() {
 	if in.lookup {
 		in.settle()
 	}
+	src.tidyFamilies(true)
 	src.reported = in.now
 	src.deadline.Store(src.expiresAt(in.agg.ttl))
 	in.agg.metrics.reports.Inc()
 	in.agg.metrics.samples.Add(float64(in.accepted))
+	for o, n := range in.omitted {
+		if n > 0 {
+			in.agg.metrics.omitted[o].Add(float64(n))
+		}
+	}
 	clear(in.labels[:cap(in.labels)]) // strings of the report
-	in.src, in.report, in.refusals = nil, nil, nil
+	in.src, in.report, in.refusals, in.deferred = nil, nil, nil, in.deferred[:0]
 }
 
+// settle makes stale what the report does not have any more, and drops what is
+// not served any more.
 func (in *intake) settle() {
 	src := in.src
 	kept := src.stale[:0]
-	for _, s := range src.stale {
-		if in.held[s.desc] != taken {
-			kept = append(kept, s)
+	keep := func(s *series, seen int64) {
+		switch {
+		case s.desc == nil || in.held[s.desc] == taken:
+		case s.outdated():
+			in.agg.drop(src, s)
+		default:
+			kept = append(kept, staleSeries{series: *s, seen: seen})
 		}
 	}
+	for i := range src.stale {
+		keep(&src.stale[i].series, src.stale[i].seen)
+	}
 	clear(src.stale[len(kept):])
-	for _, s := range src.series {
-		if in.held[s.desc] != taken {
-			kept = append(kept, staleSeries{series: s, seen: src.reported})
-		}
+	for i := range src.series {
+		keep(&src.series[i], src.reported)
 	}
 	if src.stale = kept; len(kept) == 0 {
 		src.stale = nil

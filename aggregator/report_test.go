@@ -1,6 +1,7 @@
 package aggregator
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -61,9 +62,9 @@ func TestRefusals(t *testing.T) {
 		{sample("a", agent.Counter, math.NaN()), reasonInvalidValue, agent.RefusedInvalid,
 			"value NaN of counter a is negative or not finite"},
 		{sample("agent_scripts_executed_total", agent.Gauge, 1), reasonWrongType, agent.RefusedInvalid,
-			"type gauge of agent_scripts_executed_total is not the documented one"},
+			"type gauge of agent_scripts_executed_total is not that of the family"},
 		{sample("coderd_agentstats_startup_script_seconds", agent.Untyped, 1), reasonWrongType, agent.RefusedInvalid,
-			"type untyped of coderd_agentstats_startup_script_seconds is not the documented one"},
+			"type untyped of coderd_agentstats_startup_script_seconds is not that of the family"},
 		{sample("dup", agent.Counter, 1, "x", ""), reasonDuplicateSeries, agent.RefusedInvalid,
 			"dup is there twice with the same labels"},
 	} {
@@ -174,80 +175,226 @@ func TestSeriesPerAgentLimit(t *testing.T) {
 	require.Empty(t, a.Report(id(2), 1, time.Now(), samples(sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1))))
 	require.Len(t, a.Report(id(1), 1, time.Now(), r), 1)
 	require.Equal(t, 4, seriesOf(t, a, "template_name"))
-	// What is gone from the report counts until it expires.
-	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("c", agent.Gauge, 1))), 1)
-	a.expire(time.Now().Add(2 * time.Minute))
+	// What is gone from the report makes room.
 	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("c", agent.Gauge, 1))))
+	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1), sample("d", agent.Gauge, 1))))
+	require.Equal(t, 4, seriesOf(t, a, "template_name"))
+}
+
+// A report is all that the agent has: it is taken in, whatever was there before,
+// and what is not in it stays for the TTL as far as there is room.
+func TestReportReplacesAllSeries(t *testing.T) {
+	for _, opts := range []Options{
+		{}, {GroupBy: []string{"username"}}, {MaxSeriesPerOwner: 1000}, {MaxSeries: 1100, MaxSeriesPerOwner: 1100}, {MaxFamiliesPerAgent: 1000, MaxFamilies: 1000},
+		{MaxSeriesBytesPerAgent: 1000 * 11}, {MaxSeriesBytesPerOwner: 1000 * 11}, {MaxSeriesBytes: 1000 * 11, MaxSeriesBytesPerOwner: 1000 * 11},
+	} {
+		a := newTest(t, opts)
+		a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+		each := func(name string, n int) *report {
+			r := samples()
+			for i := range n {
+				s := sample(fmt.Sprintf("%s%03d", name, i), agent.Gauge, 1)
+				if opts.MaxFamilies == 0 {
+					s = sample(name, agent.Gauge, 1, "i", fmt.Sprintf("%03d", i))
+				}
+				r.samples = append(r.samples, s)
+			}
+			return r
+		}
+		if opts.MaxSeriesBytes+opts.MaxSeriesBytesPerOwner+opts.MaxSeriesBytesPerAgent > 0 {
+			opts.MaxSeriesBytes = 0
+		}
+		for round := range 3 {
+			for _, name := range []string{"a", "b"} {
+				require.Empty(t, a.Report(id(1), 1, time.Now(), each(name, 1000)), "%+v, round %d", opts, round)
+			}
+		}
+		_, err := scrape(a)
+		require.NoError(t, err)
+	}
 }
 
 func TestSeriesLimit(t *testing.T) {
-	a := newTest(t, Options{MaxSeries: 11})
+	a := newTest(t, Options{MaxSeries: 17, MaxSeriesPerOwner: 100})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	a.Open(id(2), identity("other"), agent.Session{Epoch: 1})
 	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1))
 	require.Empty(t, a.Report(id(1), 1, time.Now(), r)) // 7 stats gauges and 2
 	require.Empty(t, cmp.Diff([]agent.Refusal{{
-		Kind: agent.RefusedLimit, Reason: "too_many_series", Message: "the limit of 11 series of all agents is reached", Count: 7,
-		Names: []string{
-			"coderd_agentstats_connection_count", "coderd_agentstats_session_count_vscode", "coderd_agentstats_session_count_jetbrains",
-			"coderd_agentstats_session_count_reconnecting_pty", "coderd_agentstats_session_count_ssh", "a", "b",
-		},
+		Kind: agent.RefusedLimit, Reason: "too_many_series", Message: "the limit of 17 series of all agents is reached", Count: 1,
+		Names: []string{"b"},
 	}}, a.Report(id(2), 1, time.Now(), r)))
-	require.EqualValues(t, 11, a.series.Load())
+	require.EqualValues(t, 17, a.series.Load())
 	require.Empty(t, a.Report(id(1), 1, time.Now(), r), "what is held goes on")
+	a.Open(id(3), identity("third"), agent.Session{Epoch: 1})
+	require.Len(t, a.Report(id(3), 1, time.Now(), r), 1)
+	require.Equal(t, 7, seriesOf(t, a, "third"), "what the service computes is not refused")
+	a.Remove(id(3))
 	a.Remove(id(1))
-	require.EqualValues(t, 2, a.series.Load())
+	require.EqualValues(t, 8, a.series.Load())
 	require.Empty(t, a.Report(id(2), 1, time.Now(), r))
 }
 
 func TestFamilyLimit(t *testing.T) {
-	a := newTest(t, Options{MaxSeriesPerAgent: 2 * maxFamilies})
+	a := newTest(t, Options{MaxFamilies: 500, MaxFamiliesPerAgent: 1000})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
-	r := samples()
-	for i := range maxFamilies {
-		r.samples = append(r.samples, sample("f"+strings.Repeat("x", i%190)+string(metrics.AppendTextValue(nil, float64(i))), agent.Gauge, 1))
+	r := samples(sample("agent_scripts_executed_total", agent.Counter, 1))
+	for i := range 503 {
+		r.samples = append(r.samples, sample(fmt.Sprintf("f%d", i), agent.Gauge, 1))
 	}
 	got := a.Report(id(1), 1, time.Now(), r)
 	require.Len(t, got, 1)
 	require.Equal(t, "too_many_families", got[0].Reason)
-	require.Equal(t, alwaysFamilies, got[0].Count, "the documented families are there already")
-	require.Equal(t, maxFamilies, a.families.count())
+	require.Equal(t, 3, got[0].Count, "the documented families do not count")
+	require.Equal(t, 500+alwaysFamilies, a.families.count())
 	a.Remove(id(1))
 	require.Equal(t, alwaysFamilies, a.families.count())
 	require.Empty(t, a.descs.byKey)
 }
 
-// While agents disagree on the type of a family it is served untyped.
+// No agent, and no owner of agents, takes what all share.
+func TestShares(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		opts   Options
+		sample func(agent, i int) agent.Sample
+		// What is taken of an agent's 100 samples, and of 10 agents of an owner.
+		agent, owner int
+		reason       string
+	}{
+		{
+			Options{MaxFamiliesPerAgent: 5},
+			func(n, i int) agent.Sample { return sample(fmt.Sprintf("x%d_%d", n, i), agent.Gauge, 1) },
+			5, 50, "too_many_agent_families",
+		},
+		{
+			Options{MaxSeries: 1000},
+			func(_, i int) agent.Sample { return sample("x", agent.Gauge, 1, "i", fmt.Sprint(i)) },
+			100, 250, "too_many_owner_series",
+		},
+		{
+			Options{MaxSeriesBytesPerAgent: 50 * 100},
+			func(_, i int) agent.Sample { return sample("x", agent.Gauge, 1, "i", fmt.Sprintf("%092d", i)) },
+			50, 500, "too_many_agent_bytes",
+		},
+		{
+			Options{MaxSeriesBytes: 4 * 150 * 100},
+			func(_, i int) agent.Sample { return sample("x", agent.Gauge, 1, "i", fmt.Sprintf("%092d", i)) },
+			100, 150, "too_many_owner_bytes",
+		},
+	} {
+		t.Run(c.reason, func(t *testing.T) {
+			a := newTest(t, c.opts)
+			send := func(n int) (taken int) {
+				r := samples()
+				for i := range 100 {
+					r.samples = append(r.samples, c.sample(n, i))
+				}
+				taken = 100
+				for _, f := range a.Report(benchID(n), 1, now, r) {
+					require.Equal(t, c.reason, f.Reason)
+					require.Equal(t, agent.RefusedLimit, f.Kind)
+					require.NotContains(t, f.Message, "all agents is reached")
+					taken -= f.Count
+				}
+				return taken
+			}
+			for round := range 2 {
+				total := 0
+				for n := range 10 {
+					a.Open(benchID(n), identity(fmt.Sprint(n)), agent.Session{Epoch: 1})
+					taken := send(n)
+					if n == 0 {
+						require.Equal(t, c.agent, taken)
+					}
+					total += taken
+				}
+				require.Equal(t, c.owner, total)
+				other := identity("other")
+				other.Username = fmt.Sprint("other", round)
+				a.Open(benchID(10), other, agent.Session{Epoch: 1})
+				require.Equal(t, c.agent, send(10), "another owner has a share of its own")
+
+				// It goes with the agent to another owner, and comes back with its end.
+				other.Username = "third"
+				a.Relabel(benchID(10), other)
+				require.EqualValues(t, c.agent, a.owners["third"].series.Load())
+				require.Len(t, a.owners, 2)
+				for n := range 11 {
+					a.Remove(benchID(n))
+				}
+				require.Empty(t, a.owners)
+				require.Zero(t, a.series.Load())
+				require.Zero(t, a.seriesBytes.Load())
+			}
+		})
+	}
+}
+
+// A family has the type that most agents say, whatever one of them sends. The
+// samples of the others are refused.
 func TestTypeConflicts(t *testing.T) {
-	a := newTest(t, Options{})
-	for n := range byte(3) {
-		a.Open(id(n), identity(string('a'+rune(n))), agent.Session{Epoch: 1})
+	for _, groupBy := range [][]string{nil, {"agent_name"}} {
+		a := newTest(t, Options{GroupBy: groupBy})
+		for n := range byte(4) {
+			a.Open(id(n), identity(string('a'+rune(n))), agent.Session{Epoch: 1, First: true})
+		}
+		shown := func(typ string, series, conflicts, changes int) {
+			t.Helper()
+			require.Contains(t, text(t, a), "# TYPE x "+typ+"\n")
+			require.Equal(t, series, seriesOf(t, a, "x{"))
+			require.InDelta(t, conflicts, testutil.ToFloat64(a.metrics.conflicts), 0)
+			require.InDelta(t, changes, testutil.ToFloat64(a.metrics.typeChanges), 0)
+			_, err := scrape(a)
+			require.NoError(t, err)
+		}
+		report := func(n byte, refused int, more ...agent.SampleType) {
+			t.Helper()
+			r := samples()
+			for i, typ := range more {
+				r.samples = append(r.samples, sample("x", typ, 1, "i", fmt.Sprint(i+1)))
+			}
+			got := a.Report(id(n), 1, time.Now(), r)
+			if refused == 0 {
+				require.Empty(t, got)
+				return
+			}
+			require.Len(t, got, 1)
+			require.Equal(t, "wrong_type", got[0].Reason)
+			require.Equal(t, refused, got[0].Count)
+		}
+		report(0, 0, agent.Counter)
+		report(1, 0, agent.Counter)
+		shown("counter", 2, 0, 0)
+		report(2, 3, agent.Gauge, agent.Gauge, agent.Gauge)
+		shown("counter", 2, 1, 0)
+		report(2, 1, agent.Untyped)
+		report(0, 1, agent.Counter, agent.Gauge) // as its first sample says
+		shown("counter", 2, 1, 0)
+		report(2, 1, agent.Gauge)
+		report(3, 1, agent.Gauge)
+		shown("counter", 2, 1, 0) // two against two
+		report(0, 0, agent.Gauge)
+		shown("gauge", 1, 1, 1) // what was of the other type is gone
+		report(1, 1, agent.Counter)
+		report(2, 0, agent.Gauge)
+		shown("gauge", 2, 1, 1)
+		report(3, 0, agent.Gauge)
+		report(1, 0) // it has the family no more
+		shown("gauge", 3, 1, 1)
+		report(1, 1, agent.Counter)
+		shown("gauge", 3, 2, 1)
+		for n := range byte(3) {
+			a.Remove(id((n + 2) % 4)) // but 1
+		}
+		report(1, 0, agent.Counter)
+		shown("counter", 1, 2, 1)
+		a.Remove(id(1))
+		for a.ghosts.evict(a) {
+		}
+		require.Zero(t, a.series.Load())
+		require.Equal(t, alwaysFamilies, a.families.count())
 	}
-	shown := func(typ string, series, conflicts int) {
-		t.Helper()
-		require.Contains(t, text(t, a), "# TYPE x "+typ+"\n")
-		require.Equal(t, series, seriesOf(t, a, "x{"))
-		require.InDelta(t, conflicts, testutil.ToFloat64(a.metrics.conflicts), 0)
-		_, err := scrape(a)
-		require.NoError(t, err)
-	}
-	report := func(n byte, typ agent.SampleType) {
-		require.Empty(t, a.Report(id(n), 1, time.Now(), samples(sample("x", typ, 1))))
-	}
-	report(0, agent.Counter)
-	report(1, agent.Counter)
-	shown("counter", 2, 0)
-	report(1, agent.Gauge)
-	shown("untyped", 2, 1)
-	report(2, agent.Untyped)
-	shown("untyped", 3, 1)
-	report(2, agent.Gauge)
-	report(0, agent.Gauge)
-	shown("gauge", 3, 1)
-	report(0, agent.Counter)
-	shown("untyped", 3, 2)
-	a.Remove(id(0))
-	shown("gauge", 2, 2)
 }
 
 // The samples of an agent may come in another order, with labels in another

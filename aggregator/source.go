@@ -27,6 +27,15 @@ type source struct {
 	// served is false while an agent with equal labels is served instead.
 	served   bool
 	instance agent.Instance
+	owner    *owner
+	// count and bytes are of the series that the agent forwards: how many, and
+	// what their names and labels have.
+	count, bytes int64
+	// families are those of these series. untidy is true if one may be over.
+	families []agentFamily
+	untidy   bool
+	// typeChanges is how many there were when the series were last looked at.
+	typeChanges uint64
 	// fresh is true if all that the instance ever reported came here and is
 	// still held, so that a counter not seen before began at 0.
 	fresh bool
@@ -49,7 +58,14 @@ type series struct {
 	block  *arena.Block
 	member *member
 	slot   uint32
-	typ    agent.SampleType
+	// generation is the end of the family's.
+	generation uint16
+	typ        agent.SampleType
+}
+
+// outdated tells whether the family has changed its type since.
+func (s *series) outdated() bool {
+	return s.generation != uint16(s.desc.family.generation.Load())
 }
 
 // staleSeries was not in the last report.
@@ -58,12 +74,13 @@ type staleSeries struct {
 	seen int64
 }
 
-func (s *series) set(v float64) {
+// set stores a value. It returns why that is left out of the group, if it is.
+func (s *series) set(v float64) omission {
 	if s.block != nil {
 		s.block.Set(s.slot, v)
-		return
+		return included
 	}
-	s.member.set(v)
+	return s.member.set(v)
 }
 
 func newSource(id agent.ID, s agent.Session) *source {
@@ -158,59 +175,50 @@ func (src *source) expiresAt(ttl int64) int64 {
 	return at + ttl
 }
 
-// create makes a series, which takes one of those that MaxSeries allows; false
-// if there is none left. It takes over the caller's hold of d.
+// create makes a series in the room that was reserved for it; false if its type
+// is not the family's. It takes over the caller's hold of d.
 func (a *Aggregator) create(src *source, d *desc, t agent.SampleType, v float64, scratch []byte) (series, []byte, bool) {
-	if !a.reserve() {
-		return series{}, scratch, false
-	}
 	s := series{desc: d, typ: t}
-	if a.grouped {
-		s.member = &member{counter: t == agent.Counter, last: src.firstCount()}
-		if src.served {
-			d.family.vote(t, 1)
-			a.join(src, &s)
-		}
-		s.member.set(v)
-		return s, scratch, true
-	}
+	f := d.family
 	scratch = scratch[:0]
 	if src.served {
-		d.family.vote(t, 1)
-		scratch = appendPrefix(scratch, d, &src.ident, d.family.identity(a.keep))
+		scratch = appendPrefix(scratch, d, &src.ident, f.identity(a.keep))
 	}
-	s.block, s.slot = d.family.lines.Add(scratch, v)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.documented == nil && f.typ != t {
+		return series{}, scratch, false
+	}
+	s.generation = uint16(f.generation.Load())
+	f.series++
+	if !a.grouped {
+		s.block, s.slot = f.lines.Add(scratch, v)
+		return s, scratch, true
+	}
+	s.member = &member{counter: t == agent.Counter, last: src.firstCount()}
+	if src.served {
+		a.joinLocked(f, scratch, s.member)
+	}
 	return s, scratch, true
-}
-
-// retype makes the series one of another type.
-func (a *Aggregator) retype(src *source, s *series, t agent.SampleType) {
-	a.setServed(src, s, false)
-	s.typ = t
-	if s.member != nil {
-		s.member.counter, s.member.last = t == agent.Counter, uncounted
-	}
-	a.setServed(src, s, true)
 }
 
 // setServed shows or hides a series of a source that is served.
 func (a *Aggregator) setServed(src *source, s *series, served bool) {
 	switch f := s.desc.family; {
 	case !src.served:
+	case served && s.member != nil:
+		prefix := appendPrefix(nil, s.desc, &src.ident, f.identity(a.keep))
+		f.mu.Lock()
+		if !s.outdated() {
+			a.joinLocked(f, prefix, s.member)
+		}
+		f.mu.Unlock()
 	case served:
-		f.vote(s.typ, 1)
-		if s.member != nil {
-			a.join(src, s)
-			return
-		}
 		s.block.Show(s.slot, appendPrefix(nil, s.desc, &src.ident, f.identity(a.keep)))
+	case s.member != nil:
+		a.leave(s)
 	default:
-		if s.member != nil {
-			a.leave(s)
-		} else {
-			s.block.Hide(s.slot)
-		}
-		f.vote(s.typ, -1)
+		s.block.Hide(s.slot)
 	}
 }
 
@@ -224,7 +232,19 @@ func (a *Aggregator) drop(src *source, s *series) {
 		// Were it to come back, it would look new.
 		src.fresh = false
 	}
-	a.series.Add(-1)
+	f := s.desc.family
+	f.mu.Lock()
+	if !s.outdated() {
+		f.series--
+	}
+	f.mu.Unlock()
+	if s.desc.computed() {
+		a.series.Add(-1)
+	} else {
+		a.unreserve(src, s.desc.bytes())
+		src.familyOf(f).series--
+		src.untidy = true
+	}
 	a.descs.release(s.desc, a.families)
 	*s = series{}
 }
@@ -237,6 +257,7 @@ func (a *Aggregator) dropAll(src *source) int {
 		n++
 	}
 	src.series, src.stale = nil, nil
+	src.tidyFamilies(true) // what the last report said counts no more
 	return n
 }
 
@@ -248,6 +269,7 @@ func (a *Aggregator) remove(src *source) {
 	src.deadline.Store(math.MaxInt64)
 	src.mu.Unlock()
 	a.detach(src)
+	a.unsetOwner(src)
 	sh := a.shard(src.id)
 	sh.mu.Lock()
 	delete(sh.sources, src.id)
@@ -259,21 +281,24 @@ func (a *Aggregator) relabel(src *source, ident agent.Identity) {
 	key := src.nameKey()
 	if nameKeyOf(&ident) != key {
 		a.detach(src)
-		src.setIdentity(ident)
+		a.setIdentity(src, ident)
 		a.attach(src)
 		return
 	}
 	if src.ident.TemplateName != ident.TemplateName {
 		a.serve(src, false)
 	}
-	src.setIdentity(ident)
+	a.setIdentity(src, ident)
 	a.elect(key)
 }
 
-func (src *source) setIdentity(ident agent.Identity) {
+// setIdentity is called by holders of life.
+func (a *Aggregator) setIdentity(src *source, ident agent.Identity) {
 	src.mu.Lock()
 	defer src.mu.Unlock()
+	a.unsetOwner(src)
 	src.ident = ident
+	a.setOwner(src)
 }
 
 // attach adds a source to those that have its labels. The caller holds life.
@@ -405,6 +430,7 @@ func (a *Aggregator) dropExpired(src *source, t int64) (next int64, ended bool) 
 	}
 	clear(src.stale[len(kept):])
 	src.stale = kept
+	src.tidyFamilies(false)
 	a.metrics.expired.Add(float64(dropped))
 	next = src.expiresAt(a.ttl)
 	src.deadline.Store(next)

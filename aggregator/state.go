@@ -67,7 +67,7 @@ func newStates(fams *families) *states {
 		byPrefix: make(map[string]*stateLine),
 	}
 	for _, name := range stateNames {
-		t.families[name], _ = fams.acquire(name)
+		t.families[name] = fams.addDocumented(name)
 	}
 	return t
 }

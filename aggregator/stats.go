@@ -92,20 +92,17 @@ func (in *intake) gauge(i int, v float64, present bool) bool {
 	g := &in.src.gauges[i]
 	switch {
 	case g.desc != nil && present:
-		g.set(v)
+		if o := g.set(v); o != included {
+			in.omitted[o]++
+		}
 	case g.desc != nil:
 		in.agg.drop(in.src, g)
 	case present:
 		d := in.agg.stats[i]
 		d.refs.Add(1)
-		s, scratch, ok := in.agg.create(in.src, d, agent.Gauge, v, in.prefix)
-		in.prefix = scratch
-		if !ok {
-			d.refs.Add(-1)
-			in.refuse(reasonTooManySeries, d.name, in.tooManySeries)
-			return false
-		}
-		*g = s
+		in.agg.series.Add(1)
+		*g, in.prefix, _ = in.agg.create(in.src, d, agent.Gauge, v, in.prefix)
+		g.set(v)
 		return true
 	}
 	return false

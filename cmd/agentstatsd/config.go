@@ -62,6 +62,12 @@ type config struct {
 	seriesTTL             time.Duration
 	maxSeries             int64
 	maxSeriesPerAgent     int64
+	maxSeriesPerOwner     int64
+	maxSeriesBytes        int64
+	maxSeriesAgentBytes   int64
+	maxSeriesOwnerBytes   int64
+	maxFamilies           int64
+	maxFamiliesPerAgent   int64
 	maxCoderdInstances    int64
 	maxPushedSeries       int64
 	maxPushBytes          int64

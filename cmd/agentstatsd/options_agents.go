@@ -78,7 +78,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 		},
 		{
 			Name:        "Max Series",
-			Description: "Series of all agents together; more are refused.",
+			Description: "Series of all agents together; more that agents forward are refused, what the service computes is not.",
 			Flag:        "max-series", Env: "AGENTSTATSD_MAX_SERIES", YAML: "max_series",
 			Default: "2000000", Value: atLeast(&c.maxSeries, 1), Group: &groupAgents,
 		},
@@ -87,6 +87,42 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Description: "Forwarded series of one agent; more are refused.",
 			Flag:        "max-series-per-agent", Env: "AGENTSTATSD_MAX_SERIES_PER_AGENT", YAML: "max_series_per_agent",
 			Default: "1000", Value: atLeast(&c.maxSeriesPerAgent, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Series Per Owner",
+			Description: "Forwarded series of all agents of one owner of workspaces; more are refused. 0: a quarter of --max-series.",
+			Flag:        "max-series-per-owner", Env: "AGENTSTATSD_MAX_SERIES_PER_OWNER", YAML: "max_series_per_owner",
+			Default: "0", Value: atLeast(&c.maxSeriesPerOwner, 0), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Series Bytes",
+			Description: "Bytes of names and labels of the series that all agents forward, as agents send them; series beyond are refused.",
+			Flag:        "max-series-bytes", Env: "AGENTSTATSD_MAX_SERIES_BYTES", YAML: "max_series_bytes",
+			Default: "536870912", Value: atLeast(&c.maxSeriesBytes, 1<<20), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Series Bytes Per Agent",
+			Description: "The same of one agent.",
+			Flag:        "max-series-bytes-per-agent", Env: "AGENTSTATSD_MAX_SERIES_BYTES_PER_AGENT", YAML: "max_series_bytes_per_agent",
+			Default: "1048576", Value: atLeast(&c.maxSeriesAgentBytes, 1<<10), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Series Bytes Per Owner",
+			Description: "The same of all agents of one owner of workspaces. 0: a quarter of --max-series-bytes.",
+			Flag:        "max-series-bytes-per-owner", Env: "AGENTSTATSD_MAX_SERIES_BYTES_PER_OWNER", YAML: "max_series_bytes_per_owner",
+			Default: "0", Value: atLeast(&c.maxSeriesOwnerBytes, 0), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Families",
+			Description: "Names of families that all agents forward together, beside the documented ones; more are refused.",
+			Flag:        "max-families", Env: "AGENTSTATSD_MAX_FAMILIES", YAML: "max_families",
+			Default: "20000", Value: atLeast(&c.maxFamilies, 1), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Families Per Agent",
+			Description: "Names of families that one agent forwards; more are refused.",
+			Flag:        "max-families-per-agent", Env: "AGENTSTATSD_MAX_FAMILIES_PER_AGENT", YAML: "max_families_per_agent",
+			Default: "200", Value: atLeast(&c.maxFamiliesPerAgent, 1), Group: &groupAgents,
 		},
 	}
 }

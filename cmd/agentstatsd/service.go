@@ -101,11 +101,17 @@ func (s *service) build(ctx context.Context) error {
 	}
 	news := pubsub.NewMetadata(s.pubsub)
 	s.aggregator, err = aggregator.New(aggregator.Options{
-		ReportInterval:    c.reportInterval,
-		SeriesTTL:         c.seriesTTL,
-		MaxSeries:         int(c.maxSeries),
-		MaxSeriesPerAgent: int(c.maxSeriesPerAgent),
-		GroupBy:           c.aggregateBy,
+		ReportInterval:         c.reportInterval,
+		SeriesTTL:              c.seriesTTL,
+		MaxSeries:              int(c.maxSeries),
+		MaxSeriesPerOwner:      int(c.maxSeriesPerOwner),
+		MaxSeriesPerAgent:      int(c.maxSeriesPerAgent),
+		MaxSeriesBytes:         int(c.maxSeriesBytes),
+		MaxSeriesBytesPerOwner: int(c.maxSeriesOwnerBytes),
+		MaxSeriesBytesPerAgent: int(c.maxSeriesAgentBytes),
+		MaxFamilies:            int(c.maxFamilies),
+		MaxFamiliesPerAgent:    int(c.maxFamiliesPerAgent),
+		GroupBy:                c.aggregateBy,
 	}, reg)
 	if err != nil {
 		return err

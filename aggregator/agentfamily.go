@@ -1,0 +1,95 @@
+package aggregator
+
+import (
+	"slices"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// agentFamily is what an agent has of one family. In a family that is not
+// documented the agent counts for one type: that of the first sample of the
+// family in its newest report that had one.
+type agentFamily struct {
+	family *family
+	// series of the family that are held of the agent.
+	series int32
+	typ    agent.SampleType
+	// contested is true once the report under way said another type than the
+	// agent or the family has: the agent counts for a type, and stays with it.
+	contested bool
+	// kept is true if the report before contested the type: the agent counts for
+	// its type even without a series.
+	kept bool
+}
+
+// familyOf returns what the source has of a family; nil if it has nothing. It is
+// valid until families are added or taken away.
+func (src *source) familyOf(f *family) *agentFamily {
+	for i := range src.families {
+		if src.families[i].family == f {
+			return &src.families[i]
+		}
+	}
+	return nil
+}
+
+// agree has the agent count for the type that its sample gives the family. A
+// reason says that it has too many families.
+func (in *intake) agree(f *family, t agent.SampleType) metrics.Reason {
+	src := in.src
+	of := src.familyOf(f)
+	switch {
+	case of == nil:
+		if len(src.families) >= in.agg.opts.MaxFamiliesPerAgent {
+			return reasonAgentFamilies
+		}
+		src.families = append(src.families, agentFamily{family: f, typ: t})
+		src.untidy = true // unless a series follows
+		f.moveAgent(noType, t)
+	case f.documented == nil && of.typ != t && !of.contested:
+		of.contested, src.untidy = true, true
+		if !in.reported(f) {
+			f.moveAgent(of.typ, t)
+			of.typ = t
+		}
+	}
+	return ""
+}
+
+// contest notes that a sample is refused for its type, with which the agent
+// counts all the same.
+func (src *source) contest(f *family) metrics.Reason {
+	src.familyOf(f).contested = true
+	src.untidy = true
+	return reasonWrongType
+}
+
+// reported tells whether the report had a sample of the family that was taken
+// in.
+func (in *intake) reported(f *family) bool {
+	return slices.ContainsFunc(in.next, func(s series) bool { return s.desc.family == f })
+}
+
+// tidyFamilies forgets the families of which the agent has nothing any more. It
+// follows a report, or the end of series.
+func (src *source) tidyFamilies(reported bool) {
+	if !src.untidy {
+		return
+	}
+	src.untidy = false
+	left := src.families[:0]
+	for _, of := range src.families {
+		if reported {
+			of.kept, of.contested = of.contested, false
+		}
+		if of.series == 0 && !of.kept {
+			of.family.moveAgent(of.typ, noType)
+			continue
+		}
+		src.untidy = src.untidy || of.kept
+		left = append(left, of)
+	}
+	clear(src.families[len(left):])
+	src.families = left
+}
