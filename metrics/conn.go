@@ -55,6 +55,9 @@ type gatheringConn struct {
 	both   [2][]byte
 }
 
+// NetConn returns the connection below, as that of tls.Conn does.
+func (c *gatheringConn) NetConn() net.Conn { return c.TCPConn }
+
 // connOf returns the connection of a request if it gathers what is written to it,
 // else nil. To one of HTTP/2 another goroutine writes.
 func connOf(r *http.Request) *gatheringConn {

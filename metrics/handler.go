@@ -6,8 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,9 +15,6 @@ import (
 
 // HandlerOptions are the knobs of a scrape handler. The zero value is usable.
 type HandlerOptions struct {
-	// MaxConcurrent scrapes are served at once, more are answered with 503.
-	// 0: 16, which is several replicated Prometheus servers and some browsers.
-	MaxConcurrent int
 	// WriteTimeout is how long one scrape may take, from its first byte to its
 	// last. 0: 1 min, the longest scrape timeout that is common.
 	WriteTimeout time.Duration
@@ -28,8 +23,7 @@ type HandlerOptions struct {
 }
 
 const (
-	defaultMaxConcurrent = 16
-	defaultWriteTimeout  = time.Minute
+	defaultWriteTimeout = time.Minute
 	// registryBuffer gathers the short writes of expfmt.
 	registryBuffer = 32 << 10
 )
@@ -44,9 +38,6 @@ const (
 //
 // The handler registers families of its own in reg; call Handler once for each.
 func Handler(reg *prometheus.Registry, opts HandlerOptions, parts ...Exposer) http.Handler {
-	if opts.MaxConcurrent <= 0 {
-		opts.MaxConcurrent = defaultMaxConcurrent
-	}
 	if opts.WriteTimeout <= 0 {
 		opts.WriteTimeout = defaultWriteTimeout
 	}
@@ -57,7 +48,6 @@ func Handler(reg *prometheus.Registry, opts HandlerOptions, parts ...Exposer) ht
 		reg:     reg,
 		opts:    opts,
 		parts:   parts,
-		slots:   make(chan struct{}, opts.MaxConcurrent),
 		metrics: newHandlerMetrics(reg),
 	})
 }
@@ -66,7 +56,6 @@ type handler struct {
 	reg     *prometheus.Registry
 	opts    HandlerOptions
 	parts   []Exposer
-	slots   chan struct{}
 	metrics *handlerMetrics
 }
 
@@ -76,22 +65,16 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
 		return
 	}
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	default:
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit", h.opts.MaxConcurrent),
-			http.StatusServiceUnavailable)
-		return
-	}
-
 	format := expfmt.NegotiateAccept(r.Header, expfmt.FmtText, expfmt.FmtProtoDelim)
-	compress := acceptsGzip(r.Header)
 	header := w.Header()
-	header.Set("Content-Type", string(format))
 	header.Add("Vary", "Accept")
 	header.Add("Vary", "Accept-Encoding")
+	compress, ok := chooseGzip(r.Header.Values("Accept-Encoding"))
+	if !ok {
+		http.Error(w, "gzip and identity are the encodings here, and Accept-Encoding excludes both", http.StatusNotAcceptable)
+		return
+	}
+	header.Set("Content-Type", string(format))
 	encoding := "identity"
 	if compress {
 		encoding = "gzip"
@@ -163,28 +146,6 @@ func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 		}
 	}
 	return nil
-}
-
-// acceptsGzip reports whether the client takes gzip, by RFC 9110 section 12.5.3.
-func acceptsGzip(h http.Header) bool {
-	any := false
-	for _, value := range h.Values("Accept-Encoding") {
-		for item := range strings.SplitSeq(value, ",") {
-			coding, params, _ := strings.Cut(item, ";")
-			accepted := true
-			if q, ok := strings.CutPrefix(strings.TrimSpace(params), "q="); ok {
-				weight, err := strconv.ParseFloat(strings.TrimSpace(q), 64)
-				accepted = err == nil && weight > 0
-			}
-			switch strings.ToLower(strings.TrimSpace(coding)) {
-			case "gzip", "x-gzip":
-				return accepted
-			case "*":
-				any = accepted
-			}
-		}
-	}
-	return any
 }
 
 func formatName(f expfmt.Format) string {

@@ -230,36 +230,6 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// waiting is a part that waits in the middle of a scrape.
-type waiting struct{ begun, end chan struct{} }
-
-func (p *waiting) WriteText(io.Writer) error {
-	p.begun <- struct{}{}
-	<-p.end
-	return nil
-}
-
-func (p *waiting) WriteProtobuf(w io.Writer) error { return p.WriteText(w) }
-
-func TestConcurrentScrapesAreBounded(t *testing.T) {
-	p := &waiting{begun: make(chan struct{}), end: make(chan struct{})}
-	h := Handler(own(), HandlerOptions{MaxConcurrent: 2}, p)
-	done := make(chan int)
-	for range 2 {
-		go func() { done <- get(t, h).Code }()
-		<-p.begun
-	}
-	w := get(t, h)
-	require.Equal(t, http.StatusServiceUnavailable, w.Code)
-	require.Equal(t, "1", w.Header().Get("Retry-After"))
-	close(p.end)
-	for range 2 {
-		require.Equal(t, http.StatusOK, <-done)
-	}
-	go func() { <-p.begun }()
-	require.Equal(t, http.StatusOK, get(t, h).Code)
-}
-
 // endless is a part that goes on for as long as it is let.
 type endless struct{ err chan error }
 
@@ -319,32 +289,6 @@ func TestDeadlineEndsWithTheScrape(t *testing.T) {
 		require.Equal(t, []int{0, w.Body.Len()}, w.at)
 		require.True(t, w.Flushed)
 	})
-}
-
-func TestAcceptsGzip(t *testing.T) {
-	for value, want := range map[string]bool{
-		"":                          false,
-		"gzip":                      true,
-		"x-gzip":                    true,
-		"GZIP;q=0.5":                true,
-		"br;q=1.0, gzip;q=0.8, *":   true,
-		"gzip;q=0":                  false,
-		"gzip; q=0.000":             false,
-		"*":                         true,
-		"*;q=0":                     false,
-		"gzip;q=0, *;q=1":           false,
-		"*;q=1, gzip;q=0":           false,
-		"identity":                  false,
-		"deflate, br":               false,
-		"gzip;q=much":               false,
-		"zstd, gzip;q=0.5, br;q=.1": true,
-	} {
-		h := make(http.Header)
-		if value != "" {
-			h.Set("Accept-Encoding", value)
-		}
-		require.Equal(t, want, acceptsGzip(h), value)
-	}
 }
 
 func TestOwnFamiliesPassTheLinter(t *testing.T) {

@@ -29,6 +29,8 @@ type config struct {
 	aggregateBy           []string
 	maxConcurrentScrapes  int64
 	scrapeTimeout         time.Duration
+	maxHTTPConns          int64
+	maxHTTPConnsPerAddr   int64
 	webConfigFile         string
 	pprofAddress          string
 	grpcAddress           string

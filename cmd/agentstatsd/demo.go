@@ -104,7 +104,7 @@ func (s *service) describe(w io.Writer, agents int) error {
 	registry := "not served: --prometheus-enable=false"
 	if s.httpListener != nil {
 		scheme := "http"
-		if s.config.webConfigFile != "" {
+		if s.webConfig.TLS() {
 			scheme = "https"
 		}
 		registry = fmt.Sprintf("%s://%s/", scheme, s.httpListener.Addr())

@@ -1,19 +1,14 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"time"
 
-	"github.com/prometheus/exporter-toolkit/web"
+	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/web"
 )
 
 // newMux returns what the HTTP listener serves: the registry at / and /metrics,
@@ -48,42 +43,26 @@ func pprofMux() *http.ServeMux {
 	return mux
 }
 
-// httpStop bounds the wait for requests that are being served at shutdown.
-const httpStop = time.Second
+// httpWriteTimeout bounds the writing of answers that are no scrapes, which have
+// --scrape-timeout.
+const httpWriteTimeout = 30 * time.Second
 
-// serveHTTP serves until ctx ends, then waits a moment for requests that are
-// being served. webConfigFile, if not empty, adds TLS and authentication.
-func serveHTTP(ctx context.Context, lis net.Listener, handler http.Handler, webConfigFile string, log *slog.Logger) error {
-	server := &http.Server{
-		Handler: handler,
-		// Against clients that connect and say nothing, or say it slowly. The
-		// scrape handler bounds the time to read a response itself.
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		// Above Prometheus's usual scrape interval, so that it keeps its
-		// connection.
-		IdleTimeout:    2 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+// buildHTTP makes the HTTP edge.
+func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler) error {
+	c := s.config
+	scrapes, err := web.NewScrapes(scrape, int(c.maxConcurrentScrapes), reg)
+	if err != nil {
+		return err
 	}
-	lis = metrics.GatherWrites(server, lis)
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), httpStop)
-		defer cancel()
-		if err := server.Shutdown(shutdownCtx); err != nil {
-			_ = server.Close()
-		}
-	})
-	err := web.Serve(lis, server, &web.FlagConfig{WebConfigFile: &webConfigFile}, log)
-	if stop() {
-		// It ended by itself.
-		return fmt.Errorf("serve HTTP on %s: %w", lis.Addr(), err)
+	opts := web.Options{
+		Name: "prometheus", Config: s.webConfig, WriteTimeout: httpWriteTimeout,
+		MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr),
 	}
-	<-stopped
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if s.http, err = web.NewServer(newMux(scrapes, s.checks()), opts, reg, s.log.With("component", "http")); err != nil {
+		return err
 	}
+	// A profile takes as long as it is asked to.
+	opts = web.Options{Name: "pprof", MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr)}
+	s.pprof, err = web.NewServer(pprofMux(), opts, reg, s.log.With("component", "pprof"))
 	return err
 }

@@ -34,7 +34,7 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 		},
 		{
 			Name:        "Max Concurrent Scrapes",
-			Description: "Scrapes served at once; more are answered 503.",
+			Description: "Scrapes served at once; more wait for 5 s at most, or half of the scraper's timeout, and are answered 503 then.",
 			Flag:        "max-concurrent-scrapes", Env: "AGENTSTATSD_MAX_CONCURRENT_SCRAPES", YAML: "max_concurrent_scrapes",
 			Default: "16", Value: atLeast(&c.maxConcurrentScrapes, 1), Group: &groupPrometheus,
 		},
@@ -43,6 +43,18 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Description: "Time that a client has to read a scrape, before its connection is closed.",
 			Flag:        "scrape-timeout", Env: "AGENTSTATSD_SCRAPE_TIMEOUT", YAML: "scrape_timeout",
 			Default: "1m", Value: longerThan(&c.scrapeTimeout, 0), Group: &groupPrometheus,
+		},
+		{
+			Name:        "Max HTTP Connections",
+			Description: "Connections of HTTP at once. One more takes the place of one that nothing is asked on.",
+			Flag:        "max-http-connections", Env: "AGENTSTATSD_MAX_HTTP_CONNECTIONS", YAML: "max_http_connections",
+			Default: "512", Value: atLeast(&c.maxHTTPConns, 1), Group: &groupPrometheus,
+		},
+		{
+			Name:        "Max HTTP Connections Per Address",
+			Description: "Connections of HTTP at once from one address; in IPv6, from one network of 64 bits.",
+			Flag:        "max-http-connections-per-address", Env: "AGENTSTATSD_MAX_HTTP_CONNECTIONS_PER_ADDRESS", YAML: "max_http_connections_per_address",
+			Default: "128", Value: atLeast(&c.maxHTTPConnsPerAddr, 1), Group: &groupPrometheus,
 		},
 		{
 			Name:        "Web Config File",

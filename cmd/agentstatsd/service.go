@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/store"
+	"github.com/coder/agentstatsd/web"
 )
 
 // service is the composition of all components: the only place that knows them
@@ -31,7 +31,8 @@ type service struct {
 	config *config
 	log    *slog.Logger
 
-	tls        *serverTLS // nil: gRPC in plaintext
+	tls        *serverTLS  // nil: gRPC in plaintext
+	webConfig  *web.Config // nil: HTTP in plaintext, without a password
 	store      *store.Store
 	pubsub     *pubsub.Deployment
 	replicas   *replica.Replicas // nil: the service is alone
@@ -44,7 +45,8 @@ type service struct {
 	grpcListener  net.Listener
 	httpListener  net.Listener // nil: not served
 	pprofListener net.Listener // nil: not served
-	httpHandler   http.Handler
+	http          *web.Server
+	pprof         *web.Server
 
 	draining atomic.Bool
 
@@ -62,6 +64,11 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 	// Before anything is made on disk.
 	if s.tls, err = watchServerTLS(c, log); err != nil {
 		return nil, err
+	}
+	if c.webConfigFile != "" {
+		if s.webConfig, err = web.LoadConfig(c.webConfigFile, log); err != nil {
+			return nil, fmt.Errorf("--web-config-file: %w", err)
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -166,14 +173,12 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildServer(reg, news); err != nil {
 		return err
 	}
-	s.httpHandler = newMux(metrics.Handler(reg, metrics.HandlerOptions{
-		MaxConcurrent: int(c.maxConcurrentScrapes),
-		WriteTimeout:  c.scrapeTimeout,
-		Log:           s.log.With("component", "metrics"),
+	return s.buildHTTP(reg, metrics.Handler(reg, metrics.HandlerOptions{
+		WriteTimeout: c.scrapeTimeout,
+		Log:          s.log.With("component", "metrics"),
 		// What is pushed is written first: the aggregator yields to whatever
 		// was served before it, so no family stands twice.
-	}, s.federation, s.aggregator), s.checks())
-	return nil
+	}, s.federation, s.aggregator))
 }
 
 // checks are what readiness depends on.
@@ -333,12 +338,12 @@ func (s *service) stages() []stage {
 	var endpoints []task
 	if s.httpListener != nil {
 		endpoints = append(endpoints, task{"HTTP", func(ctx context.Context) error {
-			return serveHTTP(ctx, s.httpListener, s.httpHandler, s.config.webConfigFile, s.log)
+			return s.http.Serve(ctx, s.httpListener)
 		}})
 	}
 	if s.pprofListener != nil {
 		endpoints = append(endpoints, task{"pprof", func(ctx context.Context) error {
-			return serveHTTP(ctx, s.pprofListener, pprofMux(), "", s.log)
+			return s.pprof.Serve(ctx, s.pprofListener)
 		}})
 	}
 	return []stage{

@@ -1,0 +1,43 @@
+package web
+
+import (
+	"log"
+	"log/slog"
+	"net"
+	"strings"
+)
+
+// errorLog has net/http log what it has to say with the peer as an attribute, so
+// that lines about one peer can be limited.
+type errorLog struct{ log *slog.Logger }
+
+func newErrorLog(l *slog.Logger) *log.Logger { return log.New(errorLog{l}, "", 0) }
+
+// Write implements io.Writer for log.Logger: one call for each line.
+func (e errorLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	if peer, why, ok := cutPeer(text, "http: TLS handshake error from "); ok {
+		e.log.Warn("a TLS handshake failed", "peer", peer, "error", why)
+	} else if peer, why, ok := cutPeer(text, "http: panic serving "); ok {
+		e.log.Error("an HTTP handler panicked", "peer", peer, "panic", why)
+	} else {
+		e.log.Warn("HTTP server", "error", text)
+	}
+	return len(line), nil
+}
+
+// cutPeer returns the host in a text "PREFIX host:port: why", and why.
+func cutPeer(text, prefix string) (host, why string, ok bool) {
+	rest, ok := strings.CutPrefix(text, prefix)
+	if !ok {
+		return "", "", false
+	}
+	address, why, ok := strings.Cut(rest, ": ")
+	if !ok {
+		return "", "", false
+	}
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host, why, true
+	}
+	return address, why, true
+}

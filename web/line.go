@@ -1,0 +1,278 @@
+package web
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// lineLength bounds who waits for a slot; each is a goroutine.
+	lineLength = 64
+	// lineWait bounds the wait for a slot: half of Prometheus's usual timeout.
+	lineWait = 5 * time.Second
+	// lineLook is how often those who wait look for a slot that can be taken back.
+	lineLook = 250 * time.Millisecond
+	// stallAfter is how long a reader that takes nothing keeps its slot while others
+	// wait.
+	stallAfter = 2 * time.Second
+	// slowAfter is how long a reader may be slow before it can lose its slot.
+	slowAfter = 4 * time.Second
+	// slowRate and slowRateToTrusted are the bytes a second below which a reader is
+	// slow: in general, and if one waits that is better known than the reader. A
+	// scrape of a million series has 100 MB, or 10 MB compressed: who is slower cannot
+	// have read it within the usual timeout.
+	slowRate          = 64 << 10
+	slowRateToTrusted = 1 << 20
+	// headStart is by how much connections that were served whole before go before those
+	// that were not, and headStartGrowth by how much more at most, after trustGrowth.
+	// Both together are less than lineWait: everybody becomes first in the end. Other
+	// connections of their addresses have headStartOfAddress.
+	headStart          = 3 * time.Second
+	headStartOfAddress = 1 * time.Second
+	headStartGrowth    = 1 * time.Second
+	trustGrowth        = 2 * time.Minute
+)
+
+// line gives slots to those who ask, in a fair order: first to the address that has
+// the fewest, then to the connection that has the fewest, then to who came first,
+// with a head start for those who were served whole before. One slot is kept for
+// them. While somebody waits, readers that take nothing, or too little, lose
+// their slots.
+type line struct {
+	slots int
+
+	mu      sync.Mutex
+	waiting []*ticket // no order
+	running []*ticket
+}
+
+// ticket is one request for a slot.
+type ticket struct {
+	address netip.Prefix
+	// conn identifies the connection.
+	conn any
+	// trusted is since when the connection, or else (byAddress) the address, is served
+	// whole; zero: it was not yet.
+	trusted   time.Time
+	byAddress bool
+	// progress says how the reader does; cut takes its slot back. Neither blocks. They
+	// are called with the line's mutex held, and not after release.
+	progress func(now time.Time) progress
+	cut      func()
+
+	arrived time.Time
+	// granted is closed when the slot is given, or place is lost.
+	granted chan struct{}
+	lost    bool
+	started time.Time
+	wasCut  bool
+}
+
+// progress is how far a reader came.
+type progress struct {
+	// bytes were taken in blocked, the time in which the reader was waited for.
+	bytes   int64
+	blocked time.Duration
+	// stalled is how long nothing was taken, until now.
+	stalled time.Duration
+}
+
+// headStart returns when t arrived, with its head start.
+func (t *ticket) headStart() time.Time {
+	switch {
+	case t.trusted.IsZero():
+		return t.arrived
+	case t.byAddress:
+		return t.arrived.Add(-headStartOfAddress)
+	}
+	growth := min(t.arrived.Sub(t.trusted), trustGrowth)
+	return t.arrived.Add(-headStart - growth/(trustGrowth/headStartGrowth))
+}
+
+// acquire waits for a slot, at most for wait. It reports whether there is one, to be
+// given back with release.
+func (l *line) acquire(ctx context.Context, t *ticket, wait time.Duration) bool {
+	t.arrived, t.granted = time.Now(), make(chan struct{})
+	if !l.enter(t) {
+		return false
+	}
+	timeout := time.NewTimer(min(wait, lineWait))
+	defer timeout.Stop()
+	look := time.NewTicker(lineLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-t.granted:
+			return !t.lost
+		case now := <-look.C:
+			l.reclaim(now)
+		case <-ctx.Done():
+			return l.leave(t)
+		case <-timeout.C:
+			return l.leave(t)
+		}
+	}
+}
+
+// enter has t wait, or gives it a slot at once. If the line is full, whoever comes
+// last in it loses the place.
+func (l *line) enter(t *ticket) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = append(l.waiting, t)
+	l.grantLocked()
+	if len(l.waiting) <= lineLength {
+		return true
+	}
+	last := slices.MaxFunc(l.waiting, l.compareLocked)
+	last.lost = true
+	l.removeWaitingLocked(last)
+	close(last.granted)
+	return last != t
+}
+
+// leave ends the wait. It reports whether t was given a slot meanwhile.
+func (l *line) leave(t *ticket) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-t.granted:
+		return !t.lost
+	default:
+		l.removeWaitingLocked(t)
+		return false
+	}
+}
+
+// release gives the slot back. t is not cut any more when it returns.
+func (l *line) release(t *ticket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running = slices.DeleteFunc(l.running, func(o *ticket) bool { return o == t })
+	l.grantLocked()
+}
+
+func (l *line) removeWaitingLocked(t *ticket) {
+	l.waiting = slices.DeleteFunc(l.waiting, func(o *ticket) bool { return o == t })
+}
+
+// grantLocked gives free slots to those who come first.
+func (l *line) grantLocked() {
+	for len(l.running) < l.slots {
+		t := l.nextLocked()
+		if t == nil {
+			return
+		}
+		l.removeWaitingLocked(t)
+		t.started = time.Now()
+		l.running = append(l.running, t)
+		close(t.granted)
+	}
+}
+
+// nextLocked returns who comes first of those who may have a slot now; nil: nobody.
+func (l *line) nextLocked() *ticket {
+	strangers := 0
+	for _, r := range l.running {
+		if r.trusted.IsZero() {
+			strangers++
+		}
+	}
+	onlyKept := l.slots > 1 && strangers >= l.slots-1
+	var next *ticket
+	for _, t := range l.waiting {
+		if (!onlyKept || !t.trusted.IsZero()) && (next == nil || l.compareLocked(t, next) < 0) {
+			next = t
+		}
+	}
+	return next
+}
+
+// compareLocked is negative if a comes before b.
+func (l *line) compareLocked(a, b *ticket) int {
+	var ofAddress, ofConn int
+	for _, r := range l.running {
+		switch r.address {
+		case a.address:
+			ofAddress++
+		case b.address:
+			ofAddress--
+		}
+		if r.conn == a.conn {
+			ofConn++
+		}
+		if r.conn == b.conn {
+			ofConn--
+		}
+	}
+	if a.address == b.address {
+		ofAddress = 0
+	}
+	switch {
+	case ofAddress != 0:
+		return ofAddress
+	case ofConn != 0:
+		return ofConn
+	default:
+		return a.headStart().Compare(b.headStart())
+	}
+}
+
+// reclaim takes slots back from readers that take nothing, as many as there are who
+// wait. If there are none, and whoever comes first waits for long, it takes the slot
+// of the slowest reader that is too slow.
+func (l *line) reclaim(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	wanted := len(l.waiting)
+	var slowest *ticket
+	var slowestRate float64
+	for _, r := range l.running {
+		if r.wasCut {
+			wanted--
+		}
+	}
+	if wanted <= 0 {
+		return
+	}
+	cut := wanted < len(l.waiting)
+	first := slices.MinFunc(l.waiting, l.compareLocked)
+	for _, r := range l.running {
+		if r.wasCut || wanted == 0 {
+			continue
+		}
+		p := r.progress(now)
+		if p.stalled >= stallAfter {
+			r.wasCut, cut = true, true
+			r.cut()
+			wanted--
+			continue
+		}
+		ran := now.Sub(r.started)
+		if ran < slowAfter || p.blocked < ran/2 {
+			continue
+		}
+		rate := float64(p.bytes) / p.blocked.Seconds()
+		if rate < leastRate(first, r) && (slowest == nil || rate < slowestRate) {
+			slowest, slowestRate = r, rate
+		}
+	}
+	if !cut && slowest != nil && now.Sub(first.arrived) >= stallAfter {
+		slowest.wasCut = true
+		slowest.cut()
+	}
+}
+
+// leastRate is the rate that a reader needs to keep its slot while t waits.
+func leastRate(t, reader *ticket) float64 {
+	switch {
+	case t.trusted.IsZero():
+		return slowRate
+	case reader.trusted.IsZero(), reader.byAddress && !t.byAddress, t.trusted.Before(reader.trusted):
+		return slowRateToTrusted
+	}
+	return slowRate
+}

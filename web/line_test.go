@@ -1,0 +1,255 @@
+package web
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func address(n int) netip.Prefix { return prefixOf(fmt.Sprintf("10.0.%d.%d:1", n/256, n%256)) }
+
+// reader is who asks for a slot, in a bubble of synctest.
+type reader struct {
+	ticket
+	stopped atomic.Bool // takes nothing since
+	since   time.Time
+	bytes   int64
+	wasCut  chan struct{}
+}
+
+func newReader(addr int, trusted time.Time) *reader {
+	r := &reader{wasCut: make(chan struct{})}
+	r.ticket = ticket{
+		address: address(addr), conn: r, trusted: trusted,
+		progress: func(now time.Time) progress {
+			p := progress{bytes: r.bytes, blocked: now.Sub(r.since)}
+			if r.stopped.Load() {
+				p.stalled = now.Sub(r.since)
+			}
+			return p
+		},
+		cut: func() { close(r.wasCut) },
+	}
+	return r
+}
+
+// stall has the reader hold its slot, and take nothing, until it is cut.
+func (r *reader) stall(t *testing.T, l *line) {
+	r.since = time.Now()
+	r.stopped.Store(true)
+	go func() {
+		<-r.wasCut
+		l.release(&r.ticket)
+	}()
+}
+
+func (r *reader) acquire(l *line) bool {
+	ok := l.acquire(context.Background(), &r.ticket, lineWait)
+	r.since = time.Now()
+	return ok
+}
+
+func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &line{slots: 2}
+		first, second := newReader(1, time.Now()), newReader(2, time.Now())
+		for _, r := range []*reader{first, second} {
+			require.True(t, r.acquire(l))
+			r.stall(t, l)
+		}
+		time.Sleep(time.Minute)
+		require.Len(t, l.running, 2, "nobody waits")
+
+		start := time.Now()
+		third := newReader(3, time.Time{})
+		third.trusted = time.Now().Add(-time.Minute)
+		require.True(t, third.acquire(l))
+		require.LessOrEqual(t, time.Since(start), lineLook)
+		synctest.Wait()
+		require.Len(t, l.running, 2, "one was wanted, one was taken")
+		for r := range map[*reader]bool{first: true, second: true} {
+			select {
+			case <-r.wasCut:
+			default:
+				close(r.wasCut)
+			}
+		}
+		l.release(&third.ticket)
+	})
+}
+
+// While strangers hold and want all slots, whoever was served before gets in at once.
+func TestOneSlotIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &line{slots: 4}
+		known := time.Now()
+		time.Sleep(time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		var got atomic.Int64
+		for i := range 30 {
+			r := newReader(i, time.Time{})
+			go func() {
+				if l.acquire(ctx, &r.ticket, lineWait) {
+					got.Add(1)
+				}
+			}()
+		}
+		synctest.Wait()
+		require.EqualValues(t, 3, got.Load())
+		start := time.Now()
+		for range 5 {
+			r := newReader(1, known)
+			require.True(t, r.acquire(l))
+			l.release(&r.ticket)
+			synctest.Wait()
+		}
+		require.Zero(t, time.Since(start))
+		require.EqualValues(t, 3, got.Load())
+		cancel()
+	})
+}
+
+// An address with many requests waits longer than one with few, a connection too.
+func TestSlotsAreShared(t *testing.T) {
+	for name, second := range map[string]int{"address": 2, "connection": 1} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &line{slots: 3}
+				greedy, other := newReader(1, time.Time{}), newReader(5, time.Time{})
+				require.True(t, greedy.acquire(l))
+				require.True(t, other.acquire(l))
+				order := make(chan string, 20)
+				ask := func(name string, r *reader) {
+					go func() {
+						if r.acquire(l) {
+							order <- name
+						}
+					}()
+					synctest.Wait()
+				}
+				for range 5 {
+					r := newReader(1, time.Time{})
+					r.conn = greedy.conn
+					ask("greedy", r)
+				}
+				modest := newReader(second, time.Time{})
+				ask("modest", modest)
+				l.release(&other.ticket)
+				require.Equal(t, "modest", <-order)
+				time.Sleep(2 * lineWait)
+			})
+		})
+	}
+}
+
+func TestNobodyWaitsForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &line{slots: 1}
+		busy := newReader(1, time.Time{})
+		require.True(t, busy.acquire(l))
+		start := time.Now()
+		require.False(t, newReader(2, time.Time{}).acquire(l))
+		require.Equal(t, lineWait, time.Since(start))
+		start = time.Now()
+		require.False(t, l.acquire(t.Context(), &newReader(2, time.Time{}).ticket, time.Second))
+		require.Equal(t, time.Second, time.Since(start), "its scraper gives it less")
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Millisecond, cancel)
+		require.False(t, l.acquire(ctx, &newReader(2, time.Time{}).ticket, time.Hour))
+		require.Empty(t, l.waiting)
+	})
+}
+
+// The line is bounded: who comes last in it gives way, which a stranger does before
+// somebody known.
+func TestLineIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &line{slots: 1}
+		busy := newReader(1, time.Time{})
+		require.True(t, busy.acquire(l))
+		var lost atomic.Int64
+		for range 3 * lineLength {
+			r := newReader(2, time.Time{})
+			go func() {
+				if !r.acquire(l) {
+					lost.Add(1)
+				}
+			}()
+		}
+		synctest.Wait()
+		require.EqualValues(t, 2*lineLength, lost.Load())
+		known := newReader(3, time.Now())
+		done := make(chan bool)
+		go func() { done <- known.acquire(l) }()
+		synctest.Wait()
+		require.EqualValues(t, 2*lineLength+1, lost.Load())
+		l.release(&busy.ticket)
+		require.True(t, <-done, "and it comes first")
+		l.release(&known.ticket)
+		time.Sleep(2 * lineWait)
+	})
+}
+
+// Readers that take a little all the time keep nobody out that is better known.
+func TestSlowReadersGiveWayToWhoIsBetterKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		known := time.Now()
+		time.Sleep(time.Hour)
+		l := &line{slots: 2}
+		slow, slower := newReader(1, time.Now()), newReader(1, time.Now())
+		require.True(t, slow.acquire(l))
+		require.True(t, slower.acquire(l))
+		slow.bytes, slower.bytes = 10*slowRate*10, 5*slowRate*10
+		time.Sleep(slowAfter)
+		stranger := newReader(2, time.Time{})
+		require.False(t, stranger.acquire(l), "they are not that slow")
+		good := newReader(1, known)
+		go func() {
+			<-slower.wasCut
+			l.release(&slower.ticket)
+		}()
+		start := time.Now()
+		require.True(t, good.acquire(l))
+		require.LessOrEqual(t, time.Since(start), stallAfter+lineLook)
+		select {
+		case <-slow.wasCut:
+			t.Fatal("one is enough")
+		default:
+		}
+	})
+}
+
+// Everybody is first in the end: strangers are served while known ones come in
+// without end.
+func TestStrangersAreServedAtLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &line{slots: 2}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		since := time.Now()
+		time.Sleep(time.Hour)
+		for range 8 { // 8 known ones, whose scrapes take 100 ms
+			go func() {
+				for ctx.Err() == nil {
+					r := newReader(1, since)
+					if r.acquire(l) {
+						time.Sleep(100 * time.Millisecond)
+						l.release(&r.ticket)
+					}
+				}
+			}()
+		}
+		time.Sleep(10 * time.Second)
+		stranger := newReader(1, time.Time{})
+		require.True(t, stranger.acquire(l))
+		l.release(&stranger.ticket)
+		cancel()
+		time.Sleep(lineWait)
+	})
+}

@@ -1,0 +1,151 @@
+package web
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// maxTrusted bounds the addresses that are remembered as served before.
+const maxTrusted = 1024
+
+// Scrapes bounds how many requests a handler serves at once, and keeps slow and
+// greedy clients from taking all the room: see line. Who does not get in within 5 s,
+// or half of the scraper's own timeout, is answered 503.
+//
+// A response that is not written whole ends with a reset of its connection or HTTP/2
+// stream: HTTP/1.0 has no other way to tell it from a whole one. To HTTP/1.0 up to 1
+// MB is sent with its length.
+type Scrapes struct {
+	line    *line
+	next    http.Handler
+	refused prometheus.Counter
+	cut     prometheus.Counter
+
+	mu        sync.Mutex
+	addresses map[netip.Prefix]time.Time // served whole since
+}
+
+// NewScrapes returns a handler that has next serve at most slots requests at once. It
+// registers families in reg.
+func NewScrapes(next http.Handler, slots int, reg prometheus.Registerer) (*Scrapes, error) {
+	s := &Scrapes{
+		line: &line{slots: slots}, next: next, addresses: make(map[netip.Prefix]time.Time),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_scrapes_refused_total",
+			Help: "Scrapes answered 503: all that may be served at once were, for as long as it could wait.",
+		}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_scrapes_cut_total",
+			Help: "Scrapes ended before they were whole: their readers took nothing, or too little, while others waited.",
+		}),
+	}
+	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_scrapes_waiting",
+		Help: "Scrapes that wait until others are served.",
+	}, func() float64 {
+		s.line.mu.Lock()
+		defer s.line.mu.Unlock()
+		return float64(len(s.line.waiting))
+	})
+	for _, c := range []prometheus.Collector{s.refused, s.cut, waiting} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics of scrapes: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet { // answered without a scrape
+		s.next.ServeHTTP(w, r)
+		return
+	}
+	c := connOf(r)
+	resp := &response{ResponseWriter: w, keep: r.ProtoMajor == 1 && r.ProtoMinor == 0}
+	trusted, byAddress := s.trustedSince(c)
+	t := &ticket{
+		address: c.address, conn: c, trusted: trusted, byAddress: byAddress, progress: resp.progress,
+		cut: func() {
+			resp.cut.Store(true)
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(-time.Second))
+		},
+	}
+	if !s.line.acquire(r.Context(), t, scrapeWait(r)) {
+		s.refused.Inc()
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit", s.line.slots), http.StatusServiceUnavailable)
+		return
+	}
+	whole := false
+	defer func() {
+		s.line.release(t)
+		s.learn(c, resp, whole)
+		if !whole {
+			c.reset()
+		}
+	}()
+	s.next.ServeHTTP(resp, r)
+	resp.finish()
+	if resp.err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	whole = true
+}
+
+// scrapeWait is how long a scrape may wait: half of the time that its scraper gives
+// it, as Prometheus says in a header.
+func scrapeWait(r *http.Request) time.Duration {
+	seconds, err := strconv.ParseFloat(r.Header.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64)
+	if err != nil || !(seconds > 0) || seconds > lineWait.Seconds()*2 {
+		return lineWait
+	}
+	return time.Duration(seconds / 2 * float64(time.Second))
+}
+
+// trustedSince returns since when the connection, or else its address, is served
+// whole; zero: it was not yet.
+func (s *Scrapes) trustedSince(c *conn) (since time.Time, byAddress bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !c.trusted.IsZero() {
+		return c.trusted, false
+	}
+	return s.addresses[c.address], true
+}
+
+// learn remembers who reads scrapes as they come, and forgets who does not.
+func (s *Scrapes) learn(c *conn, resp *response, whole bool) {
+	if resp.cut.Load() {
+		s.cut.Inc()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case resp.cut.Load():
+		c.trusted = time.Time{}
+		delete(s.addresses, c.address)
+	case !whole || resp.slow():
+	default:
+		now := time.Now()
+		if c.trusted.IsZero() {
+			c.trusted = now
+		}
+		if _, ok := s.addresses[c.address]; ok {
+			return
+		}
+		if len(s.addresses) >= maxTrusted {
+			for address := range s.addresses {
+				delete(s.addresses, address)
+				break
+			}
+		}
+		s.addresses[c.address] = now
+	}
+}

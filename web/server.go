@@ -1,0 +1,232 @@
+// Package web is the edge of the HTTP listener: what stands between the network and
+// a handler. It bounds connections, requests and time, keeps slow and greedy readers
+// from taking all the room, and speaks TLS and asks for passwords as a web
+// configuration file of Prometheus's exporter toolkit says.
+package web
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/secrets"
+)
+
+// Options are the knobs of a Server. The zero value is usable.
+type Options struct {
+	// Name is the label listener of the server's own metrics.
+	Name string
+	// Config has TLS and passwords; nil: neither.
+	Config *Config
+	// MaxConns bounds the connections in all, MaxConnsPerAddress those of one address
+	// (of IPv6: of one network of 64 bits). 0: 512 and 128.
+	MaxConns, MaxConnsPerAddress int
+	// WriteTimeout bounds the writing of a response whose handler sets no deadline of
+	// its own. 0: none.
+	WriteTimeout time.Duration
+}
+
+const (
+	defaultMaxConns           = 512
+	defaultMaxConnsPerAddress = 128
+	// maxStreams bounds the requests at once on one connection of HTTP/2.
+	maxStreams = 32
+	// bodyTimeout is how long a client may go on to send the body of a request that is
+	// refused for having one, so that it sees the answer.
+	bodyTimeout = time.Second
+	// stopTimeout bounds the wait for requests that are being served at a stop.
+	stopTimeout = time.Second
+)
+
+// Server serves a handler on a listener.
+type Server struct {
+	http      *http.Server
+	conns     *conns
+	settings  *secrets.Watched[*settings] // nil: there is no file
+	passwords *passwords
+	next      http.Handler
+}
+
+// NewServer returns a server of next. It registers families in reg.
+func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
+	if opts.MaxConns <= 0 {
+		opts.MaxConns = defaultMaxConns
+	}
+	if opts.MaxConnsPerAddress <= 0 {
+		opts.MaxConnsPerAddress = defaultMaxConnsPerAddress
+	}
+	s := &Server{passwords: newPasswords(), next: next}
+	s.conns = &conns{
+		max: opts.MaxConns, maxPerAddress: opts.MaxConnsPerAddress,
+		all: make(map[net.Conn]*conn), addresses: make(map[netip.Prefix]int),
+	}
+	if opts.Config != nil {
+		s.settings = opts.Config.settings
+	}
+	if err := s.register(reg, opts.Name); err != nil {
+		return nil, err
+	}
+	s.http = &http.Server{
+		Handler: s,
+		// Against clients that connect and say nothing, or say it slowly.
+		ReadHeaderTimeout: 10 * time.Second,
+		WriteTimeout:      opts.WriteTimeout,
+		// Above Prometheus's usual scrape interval, so that it keeps its
+		// connection.
+		IdleTimeout:    2 * time.Minute,
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       newErrorLog(log),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams,
+			// No request has a body.
+			MaxReceiveBufferPerConnection: 64 << 10,
+			MaxReceiveBufferPerStream:     16 << 10,
+			SendPingTimeout:               time.Minute,
+			WriteByteTimeout:              30 * time.Second,
+		},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if known := s.conns.find(c); known != nil {
+				return withConn(ctx, known)
+			}
+			return ctx
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateClosed || state == http.StateHijacked {
+				s.conns.remove(c)
+			}
+		},
+	}
+	return s, nil
+}
+
+func (s *Server) register(reg prometheus.Registerer, name string) error {
+	labels := prometheus.Labels{"listener": name}
+	open := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_http_connections", Help: "Open connections of HTTP.", ConstLabels: labels,
+	}, func() float64 { return float64(s.conns.len()) })
+	closed := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name:        "agentstatsd_http_connections_closed_total",
+		Help:        "Connections of HTTP closed to stay within a limit (address: of one address; all: in all).",
+		ConstLabels: labels,
+	}, []string{"limit"})
+	s.conns.refused = func(limit string) { closed.WithLabelValues(limit).Inc() }
+	closed.WithLabelValues("address")
+	closed.WithLabelValues("all")
+	collectors := []prometheus.Collector{open, closed}
+	if s.settings != nil && s.settings.Leaf() != nil {
+		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "agentstatsd_tls_certificate_expiry_timestamp_seconds",
+			Help:        "Unix time at which the certificate of a listener expires.",
+			ConstLabels: labels,
+		}, func() float64 { return float64(s.settings.Leaf().NotAfter.Unix()) }))
+	}
+	for _, c := range collectors {
+		if err := reg.Register(c); err != nil {
+			return fmt.Errorf("register metrics of HTTP: %w", err)
+		}
+	}
+	return nil
+}
+
+// Serve serves on lis until ctx ends, then waits a moment for requests that are
+// being served. It returns nil when that was what ended it. It is called once.
+func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	lis = metrics.GatherWrites(s.http, boundedListener{lis, s.conns})
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		if err := s.http.Shutdown(shutdownCtx); err != nil {
+			_ = s.http.Close()
+		}
+	})
+	err := s.serve(lis)
+	if stop() {
+		// It ended by itself.
+		return fmt.Errorf("serve HTTP on %s: %w", lis.Addr(), err)
+	}
+	<-stopped
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) serve(lis net.Listener) error {
+	if s.settings == nil || s.settings.Get().tls == nil {
+		return s.http.Serve(lis)
+	}
+	if !s.settings.Get().http2 {
+		s.http.Protocols = new(http.Protocols)
+		s.http.Protocols.SetHTTP1(true)
+	}
+	s.http.TLSConfig = &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.settings.Get().tls, nil },
+	}
+	return s.http.ServeTLS(lis, "", "")
+}
+
+// ServeHTTP implements http.Handler: it lets to the handler who may come in.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := connOf(r)
+	if r.ContentLength != 0 {
+		// net/http would wait for the body before it answers, and after.
+		w.Header().Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+		http.Error(w, "no request here has a body", http.StatusRequestEntityTooLarge)
+		return
+	}
+	if !s.admit(w, r, c) {
+		return
+	}
+	defer s.conns.serve(c)()
+	s.next.ServeHTTP(w, r)
+}
+
+// admit answers who may not come in, and reports who may.
+func (s *Server) admit(w http.ResponseWriter, r *http.Request, c *conn) bool {
+	if s.settings == nil {
+		return true
+	}
+	now := s.settings.Get()
+	for name, value := range now.headers {
+		w.Header().Set(name, value)
+	}
+	if len(now.users) > 0 && s.passwords.isKnown(r, now.users) {
+		return true
+	}
+	if now.limiter != nil && !now.limiter.Allow() {
+		answer(w, http.StatusTooManyRequests)
+		return false
+	}
+	if len(now.users) == 0 {
+		return true
+	}
+	code := s.passwords.check(r, c.address, now.users)
+	if code == http.StatusOK {
+		return true
+	}
+	if code == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Basic")
+	}
+	answer(w, code)
+	return false
+}
+
+func answer(w http.ResponseWriter, code int) {
+	if code != http.StatusUnauthorized {
+		w.Header().Set("Retry-After", "1")
+	}
+	http.Error(w, http.StatusText(code), code)
+}
