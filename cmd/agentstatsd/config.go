@@ -87,6 +87,7 @@ type config struct {
 	metadataTouchInterval time.Duration
 	logFormat             string
 	logLevel              string
+	logMaxPerMinute       int64
 }
 
 // validate checks what concerns more than one option. Its errors name the

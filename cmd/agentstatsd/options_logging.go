@@ -19,5 +19,12 @@ func (c *config) loggingOptions() serpent.OptionSet {
 			Flag:        "log-level", Env: "AGENTSTATSD_LOG_LEVEL", YAML: "level",
 			Default: "info", Value: serpent.EnumOf(&c.logLevel, "debug", "info", "warn", "error"), Group: &groupLogging,
 		},
+		{
+			Name: "Log Max Per Minute",
+			Description: "Lines a minute with the same text, and a sixth of it with the same text about one peer, agent or the like; " +
+				"more are counted and left out. 0: no limit.",
+			Flag: "log-max-per-minute", Env: "AGENTSTATSD_LOG_MAX_PER_MINUTE", YAML: "max_per_minute",
+			Default: "60", Value: atLeast(&c.logMaxPerMinute, 0), Group: &groupLogging,
+		},
 	}
 }

@@ -96,6 +96,9 @@ func (s *service) build(ctx context.Context) error {
 	if err := registerBuildInfo(reg); err != nil {
 		return err
 	}
+	if err := s.registerLogAndTLS(reg); err != nil {
+		return err
+	}
 	var err error
 	if err := s.openStore(ctx); err != nil {
 		return err
@@ -260,6 +263,30 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 	}, func() float64 { return 1 })
 	if err := reg.Register(info); err != nil {
 		return fmt.Errorf("register build info: %w", err)
+	}
+	return nil
+}
+
+// registerLogAndTLS tells what the log left out, and when the certificate expires.
+func (s *service) registerLogAndTLS(reg prometheus.Registerer) error {
+	var collectors []prometheus.Collector
+	if limit, ok := s.log.Handler().(*logLimit); ok {
+		collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "agentstatsd_log_lines_suppressed_total",
+			Help: "Lines that were left out of the log, as there were too many with their text.",
+		}, func() float64 { return float64(limit.shared.suppressed.Load()) }))
+	}
+	if s.tls != nil {
+		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "agentstatsd_tls_certificate_expiry_timestamp_seconds",
+			Help:        "Unix time at which the certificate of a listener expires.",
+			ConstLabels: prometheus.Labels{"listener": "grpc"},
+		}, func() float64 { return float64(s.tls.Leaf().NotAfter.Unix()) }))
+	}
+	for _, c := range collectors {
+		if err := reg.Register(c); err != nil {
+			return fmt.Errorf("register metrics of log and TLS: %w", err)
+		}
 	}
 	return nil
 }

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLogIsLimitedByTextAndSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		limit := newLogLimit(slog.NewTextHandler(&out, nil), 60)
+		log := slog.New(limit).With("component", "http")
+		count := func(text string) int { return strings.Count(out.String(), text) }
+		for range 40_000 {
+			log.Warn("a TLS handshake failed", "peer", "10.0.0.1", "error", "garbage")
+		}
+		require.Equal(t, 10, count("peer=10.0.0.1"))
+		log.Warn("a TLS handshake failed", "peer", "10.0.0.2")
+		require.Equal(t, 1, count("peer=10.0.0.2"), "others are heard")
+		require.Equal(t, 1, count("suppressed=39990"))
+		log.Info("something else")
+		require.Equal(t, 1, count("something else"))
+		for i := range 100_000 {
+			log.Warn("a TLS handshake failed", "peer", fmt.Sprintf("10.1.%d.%d", i/256, i%256))
+		}
+		require.Equal(t, 60, count("handshake"), "all together are limited too")
+		log.With("peer", "10.0.0.9").WithGroup("g").Warn("a TLS handshake failed")
+		require.Equal(t, 60, count("handshake"))
+		require.LessOrEqual(t, len(limit.(*logLimit).shared.buckets), maxLogSources)
+
+		time.Sleep(time.Minute)
+		log.Warn("a TLS handshake failed", "peer", "10.0.0.1")
+		require.Equal(t, 61, count("handshake"))
+		require.Contains(t, out.String(), fmt.Sprintf("suppressed=%d\n", 100_000-49+1))
+		require.EqualValues(t, 39_990+100_000-49+1, limit.(*logLimit).shared.suppressed.Load())
+	})
+}
+
+func TestLogWithoutLimit(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(newLogLimit(slog.NewTextHandler(&out, nil), 0))
+	for range 1000 {
+		log.Info("x")
+	}
+	require.Equal(t, 1000, strings.Count(out.String(), "\n"))
+}
