@@ -48,7 +48,7 @@ func (c *connection) answer() {
 // due is what an agent is to be told.
 type due struct {
 	settings *agentstatsv1.Settings
-	refusals []*agentstatsv1.Refusal
+	refusals []fleet.Refusal
 	drains   bool // it is asked to leave
 	aged     bool // its session is old
 	acks     bool
@@ -70,15 +70,15 @@ func (c *connection) dueLocked() (d due) {
 	default:
 	}
 	d.settings, c.settings = c.settings, nil
-	for _, late := range c.session.LateRefusals() {
-		c.refusals = append(c.refusals, refusalMessage(late.Sequence, late.Refusal))
-	}
-	d.refusals, c.refusals = c.refusals, nil
 	d.drains, c.drains = c.drains, false
 	if c.session.Aged() && !c.asked {
 		c.asked, d.aged = true, true
 	}
-	progress := c.session.Progress()
+	progress, refusals, tells := c.session.Take()
+	if !tells {
+		return d // another session of the instance does
+	}
+	d.refusals = refusals
 	if c.ackDue || progress != c.acked {
 		d.acks, d.ack = true, ack(progress)
 		c.ackDue, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
@@ -95,7 +95,8 @@ func (c *connection) send(d *due) error {
 			return err
 		}
 	}
-	for _, r := range d.refusals {
+	for i := range d.refusals {
+		r := refusalMessage(&d.refusals[i])
 		if err := c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}}); err != nil {
 			return err
 		}

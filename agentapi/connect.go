@@ -95,6 +95,7 @@ func (c *connection) serve() error {
 		Instance: agent.Instance(hello.GetInstanceId()),
 		Ordinal:  hello.GetSession(),
 		Epoch:    hello.GetEpoch(),
+		Durable:  hello.GetDurableSequence(),
 	})
 	if err != nil {
 		return s.failure(ctx, "open a session", err)
@@ -145,6 +146,8 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 		return nil, invalid("hello.session", "want at least 0, got %d", hello.GetSession())
 	case hello.GetEpoch() < 0:
 		return nil, invalid("hello.epoch", "want at least 0, got %d", hello.GetEpoch())
+	case hello.GetDurableSequence() < 0:
+		return nil, invalid("hello.durable_sequence", "want at least 0, got %d", hello.GetDurableSequence())
 	}
 	return hello, nil
 }
@@ -222,7 +225,7 @@ func (c *connection) accept(f *frame) error {
 			c.endSession() // before anybody can ack it
 		}
 		refused = c.server.takeRequest(r, f)
-		c.refuse(f.sequence, refused) // this, too
+		r.Refuse(ownRefusals(refused)) // this, too
 	})
 	if err != nil {
 		// The session is over: by whom is told by its channel.

@@ -33,7 +33,7 @@ func TestSession(t *testing.T) {
 			SessionAge:     durationpb.New(time.Hour),
 			Limits: &pb.Limits{
 				MessageBytes: 1 << 20, Series: 1000, MetadataKeys: 128,
-				MetadataReportKeyBytes: 6144, MetadataValueBytes: 2048, MetadataErrorBytes: 2048,
+				MetadataKeyBytes: 1024, MetadataReportKeyBytes: 6144, MetadataValueBytes: 2048, MetadataErrorBytes: 2048,
 			},
 			Resume: &pb.Resume{},
 			Epoch:  time.Now().UnixNano(),

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -25,8 +24,9 @@ const (
 	ackRequests = 32
 )
 
-// maxUnsentRefusals of a stream; while there are more its agent is not read.
-const maxUnsentRefusals = 64
+// maxUntold refusals of an agent; while there are more, and it does not read, it
+// is not read: the fleet would tell it the rest without their names.
+const maxUntold = 32
 
 // Reasons of please-reconnect.
 const (
@@ -58,9 +58,8 @@ type connection struct {
 	greeted   bool // before, there is nothing to answer
 
 	settings *agentstatsv1.Settings // to be sent first
-	refusals []*agentstatsv1.Refusal
-	drains   bool // it is to be asked to leave
-	asked    bool // to connect again, as the session is old
+	drains   bool                   // it is to be asked to leave
+	asked    bool                   // to connect again, as the session is old
 	ackDue   bool
 	unacked  int // requests since the last ack
 	acked    fleet.Progress
@@ -119,6 +118,7 @@ func (s *Server) settings(session *fleet.Session) *agentstatsv1.Settings {
 			MessageBytes:           int64(opts.MaxAgentMessageBytes),
 			Series:                 int64(opts.Limits.Series),
 			MetadataKeys:           int64(s.Fleet.MaxMetadataKeys()),
+			MetadataKeyBytes:       int64(opts.Limits.MetadataKeyBytes),
 			MetadataReportKeyBytes: int64(opts.Limits.MetadataReportKeyBytes),
 			MetadataValueBytes:     int64(opts.Limits.MetadataValueBytes),
 			MetadataErrorBytes:     int64(opts.Limits.MetadataErrorBytes),
@@ -130,18 +130,6 @@ func (s *Server) settings(session *fleet.Session) *agentstatsv1.Settings {
 		settings.SessionAge = durationpb.New(age)
 	}
 	return settings
-}
-
-// refuse has it told what was refused of a request.
-func (c *connection) refuse(sequence int64, refused []agent.Refusal) {
-	if len(refused) == 0 {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, r := range refused {
-		c.refusals = append(c.refusals, refusalMessage(sequence, r))
-	}
 }
 
 // received has a request acked, at once if something of it was refused or many
@@ -162,14 +150,14 @@ func (c *connection) received(refused bool) {
 		return
 	}
 	c.answer()
-	c.awaitRoom(c.stream.Context())
+	c.awaitRoom(c.stream.Context(), c.session.Untold)
 }
 
 // awaitRoom waits while there is too much to tell.
-func (c *connection) awaitRoom(ctx context.Context) {
+func (c *connection) awaitRoom(ctx context.Context, untold func() int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.answering && len(c.refusals) > maxUnsentRefusals && ctx.Err() == nil {
+	for c.answering && untold() > maxUntold && ctx.Err() == nil {
 		c.awaitAnswerLocked(ctx)
 	}
 }

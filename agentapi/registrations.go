@@ -21,7 +21,6 @@ const (
 	maxSlug             = 128
 	maxApps             = 256
 	maxDeclaredKeys     = 1024
-	maxDeclaredKeyBytes = 6144
 )
 
 // problem is the first field of a registration that breaks the contract.
@@ -117,7 +116,7 @@ func registrationOf(pb *agentstatsv1.AgentRegistration) (agent.Registration, *pr
 		return r, problemf("metadata_keys", "want at most %d, got %d", maxDeclaredKeys, n)
 	}
 	for i, key := range r.MetadataKeys {
-		if text := textProblem(key, 1, maxDeclaredKeyBytes); text != "" {
+		if text := textProblem(key, 1, agent.MaxMetadataKeyBytes); text != "" {
 			return r, &problem{fmt.Sprintf("metadata_keys[%d]", i), text}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -115,7 +116,9 @@ func TestRefusalMessageIsBounded(t *testing.T) {
 	for i := range names {
 		names[i] = long
 	}
-	m := refusalMessage(5, agent.Refusal{Kind: agent.RefusedStore, Reason: "r", Message: long, Names: names, Count: 100})
+	own := ownRefusals([]agent.Refusal{{Kind: agent.RefusedStore, Reason: "r", Message: long, Names: names, Count: 100}})
+	require.Len(t, names[0], 10000, "the names are copies")
+	m := refusalMessage(&fleet.Refusal{Sequence: 5, Refusal: own[0]})
 	require.Equal(t, agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, m.GetCode())
 	require.Len(t, m.GetNames(), agent.MaxRefusalNames)
 	require.Len(t, m.GetNames()[0], maxNameBytes)

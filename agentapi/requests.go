@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -262,19 +263,30 @@ var refusalCodes = map[agent.RefusalKind]agentstatsv1.RefusalCode{
 	agent.RefusedStore:      agentstatsv1.RefusalCode_REFUSAL_CODE_STORE,
 }
 
-// refusalMessage keeps copies only of what it needs of a request.
-func refusalMessage(sequence int64, r agent.Refusal) *agentstatsv1.Refusal {
-	names := make([]string, min(len(r.Names), agent.MaxRefusalNames))
-	for i := range names {
-		names[i] = strings.Clone(cut(r.Names[i], maxNameBytes))
+// ownRefusals returns copies that hold nothing of a request, and are as long as
+// an agent is told.
+func ownRefusals(refused []agent.Refusal) []agent.Refusal {
+	own := slices.Clone(refused)
+	for i := range own {
+		r := &own[i]
+		names := make([]string, min(len(r.Names), agent.MaxRefusalNames))
+		for n := range names {
+			names[n] = strings.Clone(cut(r.Names[n], maxNameBytes))
+		}
+		r.Names, r.Message = names, strings.Clone(cut(r.Message, maxRefusalText))
 	}
+	return own
+}
+
+func refusalMessage(r *fleet.Refusal) *agentstatsv1.Refusal {
 	return &agentstatsv1.Refusal{
-		Sequence: sequence,
-		Code:     refusalCodes[r.Kind],
-		Reason:   r.Reason,
-		Message:  cut(r.Message, maxRefusalText),
-		Names:    names,
-		Count:    int64(r.Count),
+		Sequence:      r.Sequence,
+		FirstSequence: r.First,
+		Code:          refusalCodes[r.Kind],
+		Reason:        r.Reason,
+		Message:       r.Message,
+		Names:         r.Names,
+		Count:         int64(r.Count),
 	}
 }
 

@@ -4,27 +4,25 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
-
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // While somebody else waits for the agent, what it is to be told does not grow.
 func TestAwaitRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		waits := func(ctx context.Context, unsent int) (c *connection, done chan struct{}) {
-			c = &connection{answering: true, refusals: make([]*agentstatsv1.Refusal, unsent)}
+			c = &connection{answering: true}
 			done = make(chan struct{})
 			go func() {
-				c.awaitRoom(ctx)
+				c.awaitRoom(ctx, func() int { return unsent })
 				close(done)
 			}()
 			synctest.Wait()
 			return c, done
 		}
-		_, done := waits(t.Context(), maxUnsentRefusals)
+		_, done := waits(t.Context(), maxUntold)
 		<-done
 
-		c, done := waits(t.Context(), maxUnsentRefusals+1)
+		c, done := waits(t.Context(), maxUntold+1)
 		select {
 		case <-done:
 			t.Fatal("it does not wait")
@@ -37,7 +35,7 @@ func TestAwaitRoom(t *testing.T) {
 		<-done
 
 		ctx, cancel := context.WithCancel(t.Context())
-		_, done = waits(ctx, maxUnsentRefusals+1)
+		_, done = waits(ctx, maxUntold+1)
 		cancel()
 		<-done
 	})

@@ -74,8 +74,9 @@ type Components struct {
 type Limits struct {
 	// Series that an agent may have at once.
 	Series int
+	// MetadataKeyBytes of one key; default agent.MaxMetadataKeyBytes.
 	// MetadataReportKeyBytes in one report; default 6144.
-	MetadataReportKeyBytes int
+	MetadataKeyBytes, MetadataReportKeyBytes int
 	// MetadataValueBytes and MetadataErrorBytes of one value; default 2048.
 	MetadataValueBytes, MetadataErrorBytes int
 }
@@ -162,6 +163,7 @@ const (
 
 func (o Options) withDefaults() Options {
 	set(&o.ReportInterval, 30*time.Second)
+	set(&o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
 	set(&o.Limits.MetadataReportKeyBytes, 6144)
 	set(&o.Limits.MetadataValueBytes, 2048)
 	set(&o.Limits.MetadataErrorBytes, 2048)

@@ -39,6 +39,10 @@ func limitReport(dst, entries []agent.MetadataEntry, refused *refusals) []agent.
 				r.Kind = agent.RefusedLimit
 				r.Message = fmt.Sprintf("metadata keys of %d bytes exceeded %d bytes", keyBytes, MaxReportKeyBytes)
 			}
+		case len(key) > agent.MaxMetadataKeyBytes:
+			if r := refused.add(dropKeyLength, key); r != nil {
+				r.Message = fmt.Sprintf("metadata key of %d bytes exceeded %d bytes", len(key), agent.MaxMetadataKeyBytes)
+			}
 		case key == "":
 			if r := refused.add(dropEmptyKey, key); r != nil {
 				r.Message = "metadata key is empty"

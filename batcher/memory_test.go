@@ -87,7 +87,7 @@ func TestAddKeepsNoMemory(t *testing.T) {
 	require.Equal(t, want, got)
 	all := fmt.Sprintf("%+v", want)
 	for _, path := range []string{
-		"key_bytes", "empty_key", "invalid_key", "no new key now", "value of 4000 bytes exceeded", "error of 4000 bytes exceeded",
+		"key_bytes", "key_length", "empty_key", "invalid_key", "no new key now", "value of 4000 bytes exceeded", "error of 4000 bytes exceeded",
 		"a\uFFFDb", "database refused metadata",
 	} {
 		require.Contains(t, all, path)

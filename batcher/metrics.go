@@ -20,6 +20,7 @@ const (
 	dropKeyBytes dropReason = iota
 	dropEmptyKey
 	dropInvalidKey
+	dropKeyLength
 	dropCapacity
 	dropAgentShare
 	dropOwnerShare
@@ -31,7 +32,7 @@ const (
 // String is the label reason.
 func (r dropReason) String() string {
 	return [numDropReasons]string{
-		"key_bytes", "empty_key", "invalid_key", "capacity", "agent_share", "owner_share", "rejected", "deregistered",
+		"key_bytes", "empty_key", "invalid_key", "key_length", "capacity", "agent_share", "owner_share", "rejected", "deregistered",
 	}[r]
 }
 

@@ -102,6 +102,7 @@ agentstatsd_metadata_dropped_entries_total{reason="deregistered"} 0
 agentstatsd_metadata_dropped_entries_total{reason="empty_key"} 1
 agentstatsd_metadata_dropped_entries_total{reason="invalid_key"} 0
 agentstatsd_metadata_dropped_entries_total{reason="key_bytes"} 0
+agentstatsd_metadata_dropped_entries_total{reason="key_length"} 0
 agentstatsd_metadata_dropped_entries_total{reason="owner_share"} 0
 agentstatsd_metadata_dropped_entries_total{reason="rejected"} 1
 # HELP agentstatsd_metadata_entries_total Metadata entries by what became of them: received is the sum of the others and of those pending.

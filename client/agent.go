@@ -49,8 +49,8 @@ type AgentOptions struct {
 	// OnAck is told of each ack.
 	OnAck func(Ack)
 	// OnDurable is told of metadata values that are in the database now: the
-	// newest of each key that an ack covers. A value that was refused is not
-	// among them, unless the refusal was lost with a broken stream.
+	// newest of each key that an ack covers. A value that was refused is never
+	// among them.
 	OnDurable func([]Metadata)
 	// OnRefusal is told of what the service refused, and, with sequence 0, of
 	// what the Agent itself refused to send.

@@ -372,7 +372,7 @@ func TestAgentRefusesAtOnce(t *testing.T) {
 	for key, want := range map[string]string{
 		"":                        "is empty",
 		"\xff":                    "is not UTF-8",
-		strings.Repeat("k", 6145): "has 6145 bytes, at most 6144 are allowed",
+		strings.Repeat("k", 1025): "has 1025 bytes, at most 1024 are allowed",
 	} {
 		require.ErrorContains(t, agent.UpdateMetadata(client.Metadata{Key: key}), want)
 	}

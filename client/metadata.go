@@ -16,9 +16,14 @@ const (
 	// maxPendingKeys bounds the keys that wait to become durable: as many as a
 	// template may declare.
 	maxPendingKeys = 1024
-	// maxKeyBytes is the most that the keys of one report may have in sum: a
-	// longer key is refused by every service.
-	maxKeyBytes = 6144
+	// maxKeyBytes is the most that a key may have: a longer one is refused by
+	// every service.
+	maxKeyBytes = 1024
+	// maxReportKeyBytes is the most that the keys of one report may have in sum,
+	// unless the service says otherwise.
+	maxReportKeyBytes = 6144
+	// maxNameBytes is how much of a key a refusal tells at most.
+	maxNameBytes = 200
 	// maxTextBytes is kept of a value or an error text. The contract allows
 	// 2048; what is longer stays longer after the cut, so that the service still
 	// sees, cuts and counts it.
@@ -30,7 +35,7 @@ const (
 
 // Metadata is the value of one metadata key.
 type Metadata struct {
-	// Key is the name of the entry, at most 6144 bytes of UTF-8.
+	// Key is the name of the entry, at most 1024 bytes of UTF-8.
 	Key string
 	// Value is at most 2048 bytes; the service cuts a longer one.
 	Value string
@@ -141,11 +146,8 @@ func (q *metadataQueue) durable(sequence int64) (settled []Metadata, entries int
 // may have put newer ones in the place of the one that it names. It returns how
 // many updates these stand for.
 func (q *metadataQueue) refused(sequence int64, byStore bool, keys []string) (entries int64) {
-	for _, key := range keys {
-		values, ok := q.keys[key]
-		if !ok {
-			continue
-		}
+	for _, key := range q.named(keys) {
+		values := q.keys[key]
 		named := slices.ContainsFunc(values, func(v metadataValue) bool { return v.sequence == sequence })
 		if !named {
 			continue
@@ -162,17 +164,37 @@ func (q *metadataQueue) refused(sequence int64, byStore bool, keys []string) (en
 	return entries
 }
 
-// resume makes what the service does not have, above the sequence that it has
-// received, unsent again: of each key the newest value.
-func (q *metadataQueue) resume(received int64) {
+// named returns the keys that a refusal names, of which long ones are cut.
+func (q *metadataQueue) named(names []string) []string {
+	keys := make([]string, 0, len(names))
+	for _, name := range names {
+		if _, known := q.keys[name]; known {
+			keys = append(keys, name)
+		}
+		if len(name) <= maxNameBytes-utf8.UTFMax {
+			continue
+		}
+		for key := range q.keys {
+			if len(key) > maxNameBytes && strings.HasPrefix(key, name) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys
+}
+
+// resend makes what was sent by requests from first to last unsent again: of
+// each key the newest value.
+func (q *metadataQueue) resend(first, last int64) {
+	again := func(v *metadataValue) bool { return v.sequence >= first && v.sequence <= last }
 	lost := make(map[string]int64)
 	for key, values := range q.keys {
-		last := len(values) - 1
-		if values[last].sequence > received {
-			lost[key] = values[last].sequence
-			values[last].sequence = 0
+		newest := len(values) - 1
+		if again(&values[newest]) {
+			lost[key] = values[newest].sequence
+			values[newest].sequence = 0
 		}
-		if last > 0 && values[0].sequence > received {
+		if newest > 0 && again(&values[0]) {
 			values[1].entries += values[0].entries
 			q.keys[key] = values[1:]
 		}

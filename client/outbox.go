@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -68,7 +69,10 @@ type app struct {
 // has no lock.
 type outbox struct {
 	// sequence of the last request.
-	sequence  int64
+	sequence int64
+	// confirmed is the highest durable sequence that the service told: all
+	// refusals up to it are known.
+	confirmed int64
 	stats     statsQueue
 	metadata  metadataQueue
 	lifecycle statement[lifecycle]
@@ -136,7 +140,7 @@ func newLimits(l *agentstatsv1.Limits) limits {
 		n.message = 1 << 20
 	}
 	if n.reportKeys <= 0 {
-		n.reportKeys = maxKeyBytes
+		n.reportKeys = maxReportKeyBytes
 	}
 	return n
 }
@@ -199,6 +203,7 @@ func (o *outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
 // returns the values that are durable now, and when the newest of the reports
 // that were received now was sent; zero: none was.
 func (o *outbox) ack(received, durable int64) (settled []Metadata, sent time.Time) {
+	o.confirmed = max(o.confirmed, durable)
 	reports, sent := o.stats.received(received)
 	o.counts.ReportsReceived += reports
 	settled, entries := o.metadata.durable(durable)
@@ -212,8 +217,13 @@ func (o *outbox) ack(received, durable int64) (settled []Metadata, sent time.Tim
 	return settled, sent
 }
 
-// refusal takes in what the service refused.
+// refusal takes in what the service refused. A summary names nothing: what it may
+// stand for is sent again, and then stored or refused by name.
 func (o *outbox) refusal(r *agentstatsv1.Refusal) {
+	if first := r.GetFirstSequence(); first > 0 {
+		o.metadata.resend(first, r.GetSequence())
+		return
+	}
 	o.counts.Refused += r.GetCount()
 	byStore := r.GetCode() == agentstatsv1.RefusalCode_REFUSAL_CODE_STORE
 	o.counts.MetadataRefused += o.metadata.refused(r.GetSequence(), byStore, r.GetNames())
@@ -224,7 +234,7 @@ func (o *outbox) refusal(r *agentstatsv1.Refusal) {
 func (o *outbox) resume(r *agentstatsv1.Resume) (settled []Metadata) {
 	settled, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()
-	o.metadata.resume(r.GetReceivedSequence())
+	o.metadata.resend(r.GetReceivedSequence()+1, math.MaxInt64)
 	o.lifecycle.resume()
 	for i := range o.apps {
 		o.apps[i].health.resume()

@@ -229,6 +229,44 @@ func TestOutboxKeepsTheNewestReport(t *testing.T) {
 	require.Empty(t, sendAll(&o))
 }
 
+// A summary of refusals says of none of its values what became of it: all are sent
+// again, and none is taken for durable before.
+func TestOutboxSummaryOfRefusals(t *testing.T) {
+	var o outbox
+	for _, key := range []string{"a", "b", "c"} {
+		require.NoError(t, o.putMetadata(Metadata{Key: key, Value: "1"}))
+		sendAll(&o) // requests 1, 2 and 3
+	}
+	require.NoError(t, o.putMetadata(Metadata{Key: "b", Value: "2"}))
+	sendAll(&o) // 4, of a key whose older value is in doubt
+	o.refusal(&agentstatsv1.Refusal{FirstSequence: 1, Sequence: 2, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, Count: 2})
+	settled, _ := o.ack(4, 4)
+	require.ElementsMatch(t, []Metadata{{Key: "b", Value: "2"}, {Key: "c", Value: "1"}}, settled)
+	sent := sendAll(&o)
+	require.Len(t, sent, 1)
+	require.EqualValues(t, 5, sent[0].GetSequence())
+	require.Equal(t, "a", sent[0].GetMetadata().GetMetadata()[0].GetKey())
+	require.Zero(t, o.counts.Refused, "it is counted when it is named")
+	require.EqualValues(t, 4, o.confirmed)
+	o.refusal(&agentstatsv1.Refusal{Sequence: 5, Names: []string{"a"}, Count: 1})
+	settled, _ = o.ack(5, 5)
+	require.Empty(t, settled)
+	require.EqualValues(t, 1, o.counts.MetadataRefused)
+}
+
+// A refusal names the start of a long key.
+func TestOutboxRefusalOfALongKey(t *testing.T) {
+	var o outbox
+	long, other := strings.Repeat("\u20ac", 100), strings.Repeat("y", 300)
+	require.NoError(t, o.putMetadata(Metadata{Key: long, Value: "1"}))
+	require.NoError(t, o.putMetadata(Metadata{Key: other, Value: "1"}))
+	require.NoError(t, o.putMetadata(Metadata{Key: "y", Value: "1"}))
+	sendAll(&o)
+	o.refusal(&agentstatsv1.Refusal{Sequence: 1, Names: []string{long[:198], other[:200]}, Count: 2})
+	settled, _ := o.ack(1, 1)
+	require.Equal(t, []Metadata{{Key: "y", Value: "1"}}, settled)
+}
+
 func TestDeltasSaturate(t *testing.T) {
 	const most = 1<<63 - 1
 	d := deltas{rxBytes: most - 1}

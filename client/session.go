@@ -143,13 +143,14 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	}
 	s.stream = stream
 	a.mu.Lock()
-	ordinal, epoch := a.status.Counts.Sessions+1, a.epoch
+	ordinal, epoch, confirmed := a.status.Counts.Sessions+1, a.epoch, a.outbox.confirmed
 	a.mu.Unlock()
 	err = stream.Send(&agentstatsv1.ConnectRequest{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{
 		InstanceId:      a.opts.InstanceID[:],
 		ProtocolVersion: protocolVersion,
 		Session:         ordinal,
 		Epoch:           epoch,
+		DurableSequence: confirmed,
 	}}})
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
@@ -348,7 +349,8 @@ func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
 	a.mu.Lock()
 	a.outbox.refusal(refusal)
 	a.mu.Unlock()
-	if a.opts.OnRefusal != nil {
+	// What a summary stands for is refused by name later, or stored.
+	if a.opts.OnRefusal != nil && refusal.GetFirstSequence() == 0 {
 		a.opts.OnRefusal(refusal)
 	}
 	a.settle()

@@ -78,7 +78,7 @@ func TestMetadataKeysKeepNoMemory(t *testing.T) {
 // What cannot be stored takes no place among the agent's keys, nor memory.
 func TestMetadataKeysTooLong(t *testing.T) {
 	requestOf(t, Options{MaxMetadataKeys: 1}, nil, func(r Request) {
-		long := agent.MetadataEntry{Key: strings.Repeat("k", maxKeyBytes)}
+		long := agent.MetadataEntry{Key: strings.Repeat("k", agent.MaxMetadataKeyBytes)}
 		tooLong := agent.MetadataEntry{Key: long.Key + "k"}
 		kept, refused := r.AdmitMetadata([]agent.MetadataEntry{tooLong, long, {Key: "no room"}, tooLong})
 		require.Equal(t, []agent.MetadataEntry{tooLong, long, tooLong}, kept)

@@ -15,7 +15,7 @@ type metrics struct {
 	sessionsEnded    *prometheus.CounterVec
 	duplicates       prometheus.Counter
 	refusedKeys      *prometheus.CounterVec
-	refusalsDropped  prometheus.Counter
+	summarized       prometheus.Counter
 	limited          *prometheus.CounterVec
 	delayed          *prometheus.CounterVec
 	awayRefused      prometheus.Counter
@@ -82,7 +82,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		limited:          vec("agentstatsd_agents_limited_total", "Times that an agent was sent away for a while.", "reason", limitedMessages, limitedBytes, limitedRefused),
 		delayed:          vec("agentstatsd_agent_messages_delayed_total", "Messages that waited as their agent sends faster than it may.", "reason", limitedMessages, limitedBytes),
 		awayRefused:      counter("agentstatsd_sessions_refused_total", "Sessions refused as their agent must stay away for a while."),
-		refusalsDropped:  counter("agentstatsd_late_refusals_dropped_total", "Refusals that came after the request was taken in and were not told, as too many waited."),
+		summarized:       counter("agentstatsd_refusals_summarized_total", "Refusals told in a summary instead of by name, as too many waited for the agent."),
 		instancesDropped: counter("agentstatsd_instances_dropped_total", "Instances of agents forgotten early, as an agent had too many."),
 		statesPending:    gauge("agentstatsd_states_pending", "Agents whose state waits to be written."),
 		statesWritten:    counter("agentstatsd_states_written_total", "States of agents that were written."),

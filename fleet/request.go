@@ -19,14 +19,8 @@ const (
 	ReasonUnknownApp    = "unknown_app"
 )
 
-const (
-	// maxNameBytes bounds a key in a refusal.
-	maxNameBytes = 200
-	// maxKeyBytes is the limit of the keys of one report in sum, which is Coder's.
-	// With it the keys that an agent without declared ones is known by, 128 of
-	// them, take at most 0.8 MB.
-	maxKeyBytes = 6144
-)
+// maxNameBytes bounds a key in a refusal.
+const maxNameBytes = 200
 
 // Request is one request of an agent that is being taken in. It is valid during
 // the call that it is passed to.
@@ -60,11 +54,19 @@ func (r Request) Now() time.Time { return r.now }
 // Tracker returns who is to be told what becomes of the request.
 func (r Request) Tracker() agent.Tracker { return r.tracker }
 
+// Refuse has the instance told what was refused of the request: no ack covers it
+// before. It takes ownership of the refusals and their names.
+func (r Request) Refuse(refused []agent.Refusal) {
+	if r.tracker != nil && len(refused) > 0 {
+		r.tracker.refuse(r.order.Sequence, refused)
+	}
+}
+
 // AdmitMetadata returns the entries whose keys the agent may have, and what it
 // refused: keys that its template does not declare or, if that declares none,
 // those beyond Options.MaxMetadataKeys. It reuses the memory of entries, and
 // keeps none of their texts but copies. Keys that are empty, hold a NUL or are
-// longer than the keys of a report may be are let through uncounted: whoever
+// longer than agent.MaxMetadataKeyBytes are let through uncounted: whoever
 // stores metadata refuses them.
 func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataEntry, []agent.Refusal) {
 	var (
@@ -104,7 +106,7 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 
 // countKeyLocked tells whether the agent may have the key, and keeps it in mind.
 func (e *entry) countKeyLocked(key string, limit int) bool {
-	if key == "" || len(key) > maxKeyBytes || strings.IndexByte(key, 0) >= 0 {
+	if key == "" || len(key) > agent.MaxMetadataKeyBytes || strings.IndexByte(key, 0) >= 0 {
 		return true
 	}
 	i, found := slices.BinarySearch(e.keys, key)

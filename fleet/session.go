@@ -60,6 +60,9 @@ type Hello struct {
 	Ordinal int64
 	// Epoch of the instance's session before; 0: not known.
 	Epoch int64
+	// Durable is the highest durable sequence that the instance was told of: it
+	// knows all refusals up to there.
+	Durable int64
 }
 
 // Connect opens a session of the agent and ends an older one, here or on another
@@ -91,7 +94,6 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		token:   reg.TokenHash,
 		entry:   e,
 		tracker: t,
-		resume:  t.progress(),
 		info: agent.Session{
 			Epoch:     f.beginLocked(e, hello.Epoch),
 			Instance:  hello.Instance,
@@ -105,7 +107,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	e.session = s
 	t.detached = time.Time{}
-	t.attach(s)
+	s.resume = t.attach(s, hello.Durable)
 	f.metrics.sessions.Inc()
 	f.openSeriesLocked(e, s.info)
 	f.presentLocked(e, now)
@@ -126,7 +128,7 @@ func (e *entry) instanceLocked(instance agent.Instance, m *metrics) (_ *tracker,
 		m.instancesDropped.Inc()
 		e.dropInstanceLocked(0)
 	}
-	t := newTracker(instance, m.refusalsDropped)
+	t := newTracker(instance, m.summarized)
 	e.instances = append(e.instances, t)
 	return t, false
 }
@@ -196,9 +198,9 @@ func (s *Session) Done() <-chan struct{} { return s.done }
 // End returns how the session ended. It is valid once Done is closed.
 func (s *Session) End() End { return s.end }
 
-// Watch has wake called from now on when Done, Progress, LateRefusals or Aged may
-// have news. After Close(EndGoodbye) it goes on for Progress, until the instance
-// connects again. wake must not block, nor use the session.
+// Watch has wake called from now on when Done, Take or Aged may have news. After
+// Close(EndGoodbye) it goes on for Take, until the instance connects again. wake
+// must not block, nor use the session.
 func (s *Session) Watch(wake func()) { s.wake.Store(&wake) }
 
 // news wakes whoever watches the session.
@@ -214,9 +216,14 @@ func (s *Session) Aged() bool { return s.aged.Load() }
 // Progress returns how far the requests of the instance have come.
 func (s *Session) Progress() Progress { return s.tracker.progress() }
 
-// LateRefusals returns what was refused after it had been taken in, each once.
-// They are of the instance: some may have come between its sessions.
-func (s *Session) LateRefusals() []LateRefusal { return s.tracker.takeLate() }
+// Take returns the refusals that the instance is to be told, each once, and the
+// progress that it may be told after them. They are of the instance: some may
+// have come between its sessions. False: the session tells nothing any more, as
+// it has ended, other than by goodbye, or the instance has another one.
+func (s *Session) Take() (Progress, []Refusal, bool) { return s.tracker.take(s) }
+
+// Untold returns how many refusals wait for Take.
+func (s *Session) Untold() int { return s.tracker.waiting() }
 
 // Close ends the session, unless it is over already. EndGoodbye has the series
 // go at once; otherwise they wait for a reconnect until their TTL.

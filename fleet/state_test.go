@@ -200,13 +200,15 @@ func TestRejectedStateIsIsolated(t *testing.T) {
 		receive(t, sessions[n], 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
 	}
 	require.NoError(t, p.write(t.Context()))
+	require.Equal(t, Progress{1, 0}, sessions[5].Progress(), "the refusal is not told")
+	_, refusals, _ := sessions[5].Take()
 	for n := 1; n <= 9; n++ {
 		require.Equal(t, Progress{1, 1}, sessions[n].Progress())
 		require.Equal(t, n != 5, p.store.state(nid(n)).Agent != uuid.Nil)
 	}
-	require.Equal(t, []LateRefusal{{1, agent.Refusal{
+	require.Equal(t, []Refusal{{0, 1, agent.Refusal{
 		Kind: agent.RefusedStore, Reason: "store", Message: "the database refused the agent's state", Count: 1,
-	}}}, sessions[5].LateRefusals())
+	}}}, refusals)
 	require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_rejected_total"))
 }
 

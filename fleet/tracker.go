@@ -11,9 +11,10 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// maxLateRefusals bounds the refusals that wait for an instance's stream: with
-// at most 16 names of 200 bytes each, 64 of them are 200 KB in the worst case.
-const maxLateRefusals = 64
+// maxUntold bounds the refusals that an instance is yet to be told one by one:
+// with at most 16 names of 200 bytes each, 64 of them are 200 KB in the worst
+// case. What comes beyond is told as one summary.
+const maxUntold = 64
 
 // maxInstances bounds the instances remembered of one agent. One is alive; the
 // others are restarts within the retention.
@@ -23,20 +24,31 @@ const maxInstances = 4
 type Progress struct {
 	// Received is the highest sequence taken in; 0: none.
 	Received int64
-	// Durable is the lowest unsettled sequence - 1, never above Received.
+	// Durable is the highest sequence up to which everything is stored, or was
+	// refused and is told; never above Received.
 	Durable int64
 }
 
-// LateRefusal is the refusal of something that had been taken in.
-type LateRefusal struct {
+// Refusal is what was refused of one request of an instance, or, as a summary,
+// of some of several.
+type Refusal struct {
+	// First is 0, or the first sequence of a summary: something of the requests
+	// from it to Sequence was refused that is not told by name.
+	First int64
+	// Sequence of the request, or the last one of a summary.
 	Sequence int64
-	Refusal  agent.Refusal
+	agent.Refusal
 }
 
-// tracker implements agent.Tracker for one instance, over all its sessions.
+// tracker implements agent.Tracker for one instance, over all its sessions. A
+// refusal passes from untold, when a session takes it, to sent. It leaves that
+// when the instance says in a later session that it knows an ack that covers
+// it; else it may not have arrived and is told again, as a summary. Durable
+// stops below all that is untold.
 type tracker struct {
 	instance agent.Instance
-	dropped  prometheus.Counter
+	// summarized counts the refusals that are told in a summary.
+	summarized prometheus.Counter
 
 	// detached is when the last session ended; zero while there is one.
 	// Guarded by entry.mu.
@@ -47,9 +59,27 @@ type tracker struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	received int64
-	held     []held // by sequence; none with a count of 0
-	late     []LateRefusal
-	session  *Session // that is told of news; nil: none
+	held     []held    // by sequence; none with a count of 0
+	untold   []Refusal // in the order in which they came, at most maxUntold
+	summary  span      // of what is untold, too, and was too much to keep
+	sent     span      // of what sessions took
+	session  *Session  // that tells the instance, and is woken; nil: none
+}
+
+// span are refusals of requests from one sequence to another.
+type span struct {
+	first, last int64
+	count       int // 0: none
+}
+
+func (s *span) join(o span) {
+	switch {
+	case o.count == 0:
+	case s.count == 0:
+		*s = o
+	default:
+		*s = span{min(s.first, o.first), max(s.last, o.last), s.count + o.count}
+	}
 }
 
 // held are the holds on one sequence. There are at most as many as the agent
@@ -59,8 +89,8 @@ type held struct {
 	count    int
 }
 
-func newTracker(instance agent.Instance, dropped prometheus.Counter) *tracker {
-	return &tracker{instance: instance, dropped: dropped}
+func newTracker(instance agent.Instance, summarized prometheus.Counter) *tracker {
+	return &tracker{instance: instance, summarized: summarized}
 }
 
 // Hold implements agent.Tracker.
@@ -79,10 +109,11 @@ func (t *tracker) Hold(sequence int64) {
 func (t *tracker) Settle(settled []agent.Settled) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	before, late := t.progressLocked(), len(t.late)
+	before, refused := t.progressLocked(), false
 	for _, s := range settled {
 		if s.Refusal != nil {
-			t.refuseLocked(s.Sequence, *s.Refusal)
+			t.refuseLateLocked(s.Sequence, *s.Refusal)
+			refused = true
 		}
 		i, found := t.find(s.Sequence)
 		if !found {
@@ -95,7 +126,7 @@ func (t *tracker) Settle(settled []agent.Settled) {
 	if len(t.held) == 0 {
 		t.held = nil // an idle agent holds no memory
 	}
-	if t.progressLocked() != before || len(t.late) != late {
+	if refused || t.progressLocked() != before {
 		t.wakeLocked()
 	}
 }
@@ -104,12 +135,37 @@ func (t *tracker) find(sequence int64) (int, bool) {
 	return slices.BinarySearchFunc(t.held, sequence, func(h held, s int64) int { return cmp.Compare(h.sequence, s) })
 }
 
+// refuse records what was refused of a request before it is received, so that no
+// ack covers it until it is told. It takes ownership of the refusals' names.
+func (t *tracker) refuse(sequence int64, refused []agent.Refusal) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range refused {
+		t.refuseLocked(sequence, r)
+	}
+}
+
+// refuseLateLocked joins what the database refuses of one request: it comes one
+// by one.
+func (t *tracker) refuseLateLocked(sequence int64, r agent.Refusal) {
+	for i := range t.untold {
+		u := &t.untold[i]
+		if u.Sequence == sequence && u.Kind == r.Kind && u.Reason == r.Reason {
+			u.Names = append(u.Names, r.Names[:min(len(r.Names), agent.MaxRefusalNames-len(u.Names))]...)
+			u.Count += r.Count
+			return
+		}
+	}
+	t.refuseLocked(sequence, r)
+}
+
 func (t *tracker) refuseLocked(sequence int64, r agent.Refusal) {
-	if len(t.late) >= maxLateRefusals {
-		t.dropped.Inc()
+	if len(t.untold) >= maxUntold {
+		t.summarized.Inc()
+		t.summary.join(span{sequence, sequence, max(r.Count, 1)})
 		return
 	}
-	t.late = append(t.late, LateRefusal{sequence, r})
+	t.untold = append(t.untold, Refusal{Sequence: sequence, Refusal: r})
 }
 
 // fresh tells whether the sequence is above all received ones.
@@ -137,22 +193,68 @@ func (t *tracker) progressLocked() Progress {
 	if len(t.held) > 0 {
 		p.Durable = min(p.Durable, t.held[0].sequence-1)
 	}
+	for i := range t.untold {
+		p.Durable = min(p.Durable, t.untold[i].Sequence-1)
+	}
+	if t.summary.count > 0 {
+		p.Durable = min(p.Durable, t.summary.first-1)
+	}
 	return p
 }
 
-func (t *tracker) takeLate() []LateRefusal {
+// take returns what the session is to tell, the refusals before the progress,
+// which covers them. False: another session has taken its place.
+func (t *tracker) take(s *Session) (Progress, []Refusal, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	late := t.late
-	t.late = nil
-	return late
+	if t.session != s {
+		return Progress{}, nil, false
+	}
+	refusals := t.untold
+	t.untold = nil
+	for i := range refusals {
+		t.sent.join(span{refusals[i].Sequence, refusals[i].Sequence, refusals[i].Count})
+	}
+	if t.summary.count > 0 {
+		refusals = append(refusals, Refusal{First: t.summary.first, Sequence: t.summary.last, Refusal: summaryOf(t.summary.count)})
+		t.sent.join(t.summary)
+		t.summary = span{}
+	}
+	return t.progressLocked(), refusals, true
 }
 
-// attach tells a session of news from now on.
-func (t *tracker) attach(s *Session) {
+// reasonSummary is the reason of a refusal that stands for several.
+const reasonSummary = "summary"
+
+func summaryOf(count int) agent.Refusal {
+	return agent.Refusal{
+		Kind:    agent.RefusedStore,
+		Reason:  reasonSummary,
+		Message: "something of these requests was refused, and is not told one by one",
+		Count:   count,
+	}
+}
+
+// waiting returns how many refusals are untold.
+func (t *tracker) waiting() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return len(t.untold)
+}
+
+// attach makes s the session that tells the instance from now on, and returns
+// the progress that it begins with. The instance knows acks up to confirmed.
+func (t *tracker) attach(s *Session, confirmed int64) Progress {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sent.last > confirmed {
+		again := t.sent
+		again.first = max(again.first, confirmed+1)
+		t.summary.join(again)
+	}
+	t.sent = span{}
 	t.session = s
+	return t.progressLocked()
 }
 
 // detach tells the session of no more news; another one is left alone.

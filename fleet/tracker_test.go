@@ -19,7 +19,7 @@ func TestTrackerModel(t *testing.T) {
 		session, notify := &Session{}, make(chan struct{}, 1)
 		session.Watch(waker(notify))
 		tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
-		tr.attach(session)
+		tr.attach(session, 0)
 		var holds []int64
 		var received, durable int64
 		model := func() Progress {
@@ -82,26 +82,115 @@ func TestTrackerModel(t *testing.T) {
 	})
 }
 
-func TestTrackerLateRefusals(t *testing.T) {
-	dropped := prometheus.NewCounter(prometheus.CounterOpts{})
-	tr := newTracker(instance(1), dropped)
-	for seq := range int64(maxLateRefusals + 3) {
+// What is refused is told before an ack covers it, however much it is.
+func TestTrackerRefusals(t *testing.T) {
+	summarized := prometheus.NewCounter(prometheus.CounterOpts{})
+	tr := newTracker(instance(1), summarized)
+	var s Session
+	require.Equal(t, Progress{}, tr.attach(&s, 0))
+	const over = 3
+	for seq := range int64(maxUntold + over) {
 		tr.Hold(seq + 1)
-		tr.Settle([]agent.Settled{{Sequence: seq + 1, Refusal: &agent.Refusal{Reason: "store", Names: []string{fmt.Sprint(seq)}}}})
+		tr.receive(seq + 1)
+		tr.Settle([]agent.Settled{{Sequence: seq + 1, Refusal: &agent.Refusal{Reason: "store", Names: []string{fmt.Sprint(seq)}, Count: 1}}})
 	}
-	late := tr.takeLate()
-	require.Len(t, late, maxLateRefusals)
-	require.Equal(t, LateRefusal{1, agent.Refusal{Reason: "store", Names: []string{"0"}}}, late[0])
-	require.Equal(t, 3.0, testutil.ToFloat64(dropped))
-	require.Empty(t, tr.takeLate())
 	require.Empty(t, tr.held)
+	require.Equal(t, Progress{maxUntold + over, 0}, tr.progress(), "nothing is told")
+	progress, refusals, tells := tr.take(&s)
+	require.True(t, tells)
+	require.Equal(t, Progress{maxUntold + over, maxUntold + over}, progress)
+	require.Len(t, refusals, maxUntold+1)
+	require.Equal(t, Refusal{0, 1, agent.Refusal{Reason: "store", Names: []string{"0"}, Count: 1}}, refusals[0])
+	require.Equal(t, Refusal{maxUntold + 1, maxUntold + over, summaryOf(over)}, refusals[maxUntold])
+	require.Equal(t, float64(over), testutil.ToFloat64(summarized))
+	_, refusals, _ = tr.take(&s)
+	require.Empty(t, refusals)
+}
 
+// What the database refuses of one request is one refusal.
+func TestTrackerJoinsRefusals(t *testing.T) {
+	tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+	var s Session
+	tr.attach(&s, 0)
+	const keys = agent.MaxRefusalNames + 4
+	var settled []agent.Settled
+	for n := range keys {
+		tr.Hold(7)
+		settled = append(settled, agent.Settled{Sequence: 7, Refusal: &agent.Refusal{Reason: "rejected", Names: []string{fmt.Sprint(n)}, Count: 1}})
+	}
+	tr.refuse(7, []agent.Refusal{{Reason: "key_length", Names: []string{"x"}, Count: 1}})
+	tr.receive(7)
+	tr.Settle(settled)
+	_, refusals, _ := tr.take(&s)
+	require.Len(t, refusals, 2)
+	require.Equal(t, "key_length", refusals[0].Reason)
+	require.Len(t, refusals[1].Names, agent.MaxRefusalNames)
+	require.Equal(t, keys, refusals[1].Count)
+}
+
+// A refusal that was sent may not have arrived: the next session tells it again
+// unless the instance knows an ack that covers it.
+func TestTrackerTellsAgain(t *testing.T) {
+	refuse := func(tr *tracker, seq int64) {
+		tr.refuse(seq, []agent.Refusal{{Reason: "invalid_key", Names: []string{"k"}, Count: 1}})
+		tr.receive(seq)
+	}
+	for _, c := range []struct {
+		name      string
+		confirmed int64
+		resume    Progress
+		again     []Refusal
+	}{
+		{"none known", 0, Progress{9, 3}, []Refusal{{4, 6, summaryOf(2)}}},
+		{"some known", 5, Progress{9, 5}, []Refusal{{6, 6, summaryOf(2)}}},
+		{"all known", 6, Progress{9, 9}, nil},
+		{"beyond all", 100, Progress{9, 9}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+			var first, second Session
+			tr.attach(&first, 0)
+			tr.receive(3)
+			refuse(tr, 4)
+			refuse(tr, 6)
+			progress, refusals, _ := tr.take(&first)
+			require.Equal(t, Progress{6, 6}, progress)
+			require.Len(t, refusals, 2)
+			tr.receive(9)
+			require.Equal(t, c.resume, tr.attach(&second, c.confirmed))
+			_, _, tells := tr.take(&first)
+			require.False(t, tells, "it is the second one's to tell")
+			progress, refusals, tells = tr.take(&second)
+			require.True(t, tells)
+			require.Equal(t, c.again, refusals)
+			require.Equal(t, Progress{9, 9}, progress)
+		})
+	}
+}
+
+// What is refused between two sessions is above what the next one resumes from.
+func TestTrackerRefusesBetweenSessions(t *testing.T) {
+	tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+	var first, second Session
+	tr.attach(&first, 0)
+	tr.Hold(1)
+	tr.receive(1)
+	tr.detach(&first)
+	tr.Settle([]agent.Settled{{Sequence: 1, Refusal: &agent.Refusal{Reason: "rejected", Count: 1}}})
+	require.Equal(t, Progress{1, 0}, tr.attach(&second, 0))
+	progress, refusals, _ := tr.take(&second)
+	require.Len(t, refusals, 1)
+	require.Equal(t, Progress{1, 1}, progress)
+}
+
+func TestTrackerWakesTheNewestSession(t *testing.T) {
+	tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
 	var wakes [2]chan struct{}
 	var sessions [2]Session
 	for i := range sessions {
 		wakes[i] = make(chan struct{}, 1)
 		sessions[i].Watch(waker(wakes[i]))
-		tr.attach(&sessions[i])
+		tr.attach(&sessions[i], 0)
 	}
 	tr.detach(&sessions[0])
 	tr.Hold(1000)

@@ -1,7 +1,9 @@
 package storetest
 
 import (
+	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +14,29 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 )
+
+// The longest key that is accepted can be stored, of text that does not compress,
+// beside others that differ in their last byte only.
+func testMetadataLongestKey(t *testing.T, s Store) {
+	register(t, s, id(1))
+	random := rand.New(rand.NewPCG(1, 2))
+	key := make([]rune, 0, agent.MaxMetadataKeyBytes/4)
+	for range agent.MaxMetadataKeyBytes / 4 {
+		key = append(key, 0x10000+random.Int32N(0x100000)) // four bytes each
+	}
+	longest := string(key)
+	require.Len(t, longest, agent.MaxMetadataKeyBytes)
+	rows := []agent.Metadata{row(id(1), longest, "v", 1, 1)}
+	for n := range 100 {
+		rows = append(rows, row(id(1), longest[:len(longest)-4]+fmt.Sprintf("%04d", n), "v", 1, 1))
+	}
+	changed, err := s.UpsertMetadata(t.Context(), rows)
+	require.NoError(t, err)
+	require.Len(t, changed, len(rows))
+	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	require.NoError(t, err)
+	require.ElementsMatch(t, rows, found)
+}
 
 // What is the same again in one session is written again only when the touch
 // interval has passed; what a new session says always is.

@@ -64,6 +64,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("RegistrationsMany", func(t *testing.T) { testRegistrationsMany(t, open(t, Options{})) })
 	t.Run("Metadata", func(t *testing.T) { testMetadata(t, open(t, Options{})) })
 	t.Run("MetadataRejected", func(t *testing.T) { testMetadataRejected(t, open(t, Options{})) })
+	t.Run("MetadataLongestKey", func(t *testing.T) { testMetadataLongestKey(t, open(t, Options{})) })
 	t.Run("MetadataUnchanged", func(t *testing.T) { testMetadataUnchanged(t, open) })
 	t.Run("MetadataOrder", func(t *testing.T) { testMetadataOrder(t, open) })
 	t.Run("States", func(t *testing.T) { testStates(t, open(t, Options{})) })

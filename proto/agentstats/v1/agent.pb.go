@@ -477,9 +477,13 @@ type Hello struct {
 	// 0: none, or not known. The epoch of this session will be above it, so that
 	// replicas whose clocks differ agree on which session is the newest. An epoch
 	// more than an hour ahead of the service's clock is ignored.
-	Epoch         int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Epoch int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Highest durable_sequence that the instance was told by an ack or a resume, in
+	// any session; 0: none. Refusals above it that an earlier session sent may not
+	// have arrived: the service tells them again, as a summary.
+	DurableSequence int64 `protobuf:"varint,5,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -536,6 +540,13 @@ func (x *Hello) GetSession() int64 {
 func (x *Hello) GetEpoch() int64 {
 	if x != nil {
 		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Hello) GetDurableSequence() int64 {
+	if x != nil {
+		return x.DurableSequence
 	}
 	return 0
 }
@@ -788,7 +799,8 @@ type Resume struct {
 	// Highest sequence taken in; 0: none known. Nothing up to it is to be sent
 	// again, but what is above durable_sequence may be lost in a crash.
 	ReceivedSequence int64 `protobuf:"varint,1,opt,name=received_sequence,json=receivedSequence,proto3" json:"received_sequence,omitempty"`
-	// Every sequence up to it is settled; 0: none known.
+	// Every sequence up to it is settled, and every refusal up to it told; 0: none
+	// known. What was refused between two sessions is above it until it is told.
 	DurableSequence int64 `protobuf:"varint,2,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -853,8 +865,10 @@ type Limits struct {
 	MetadataValueBytes int64 `protobuf:"varint,5,opt,name=metadata_value_bytes,json=metadataValueBytes,proto3" json:"metadata_value_bytes,omitempty"`
 	// One metadata error text, in bytes; longer ones are replaced.
 	MetadataErrorBytes int64 `protobuf:"varint,6,opt,name=metadata_error_bytes,json=metadataErrorBytes,proto3" json:"metadata_error_bytes,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// One metadata key, in bytes; longer ones are refused.
+	MetadataKeyBytes int64 `protobuf:"varint,7,opt,name=metadata_key_bytes,json=metadataKeyBytes,proto3" json:"metadata_key_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -929,13 +943,21 @@ func (x *Limits) GetMetadataErrorBytes() int64 {
 	return 0
 }
 
+func (x *Limits) GetMetadataKeyBytes() int64 {
+	if x != nil {
+		return x.MetadataKeyBytes
+	}
+	return 0
+}
+
 // Ack is cumulative: it covers every sequence up to the two that it names.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Taken in: not to be sent again.
 	ReceivedSequence int64 `protobuf:"varint,1,opt,name=received_sequence,json=receivedSequence,proto3" json:"received_sequence,omitempty"`
-	// Settled: in the database, refused, or not meant for the database. Never
-	// above received_sequence.
+	// Settled: in the database, refused, or not meant for the database. What was
+	// refused is told on the same stream before the ack that covers it. Never above
+	// received_sequence.
 	DurableSequence int64 `protobuf:"varint,2,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -985,10 +1007,11 @@ func (x *Ack) GetDurableSequence() int64 {
 	return 0
 }
 
-// Refusal names what was refused of one request; the rest of it was taken in.
+// Refusal names what was refused of one request; the rest of it was taken in. As
+// a summary it stands for several requests.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The request's sequence.
+	// The request's sequence, or the last one of a summary.
 	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Kind of the reason.
 	Code RefusalCode `protobuf:"varint,2,opt,name=code,proto3,enum=agentstats.v1.RefusalCode" json:"code,omitempty"`
@@ -996,10 +1019,16 @@ type Refusal struct {
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For a person: names the field, the limit and the value.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	// What was refused: sample names or metadata keys, at most 16.
+	// What was refused: sample names or metadata keys, at most 16. One of more than
+	// 200 bytes is cut to its first 200, or fewer, between two characters.
 	Names []string `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
 	// How many were refused for this reason, those beyond names included.
-	Count         int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	Count int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	// Set in a summary: the first of its requests. Too much was refused to be told
+	// one by one, or what was told before may not have arrived. What of the
+	// requests from here to sequence was refused is not known, so the values that
+	// are not settled are to be sent again, under new sequences. names is empty.
+	FirstSequence int64 `protobuf:"varint,7,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1072,6 +1101,13 @@ func (x *Refusal) GetNames() []string {
 func (x *Refusal) GetCount() int64 {
 	if x != nil {
 		return x.Count
+	}
+	return 0
+}
+
+func (x *Refusal) GetFirstSequence() int64 {
+	if x != nil {
+		return x.FirstSequence
 	}
 	return 0
 }
@@ -1344,7 +1380,8 @@ func (x *Metadata) GetResult() *Metadata_Result {
 // MetadataReport is the metadata of one request of a stream.
 type MetadataReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest values; of equal keys the last one counts. Keys: 6144 bytes in sum.
+	// Newest values; of equal keys the last one counts. A key has at most
+	// 1024 bytes, all together at most 6144.
 	Metadata      []*Metadata `protobuf:"bytes,1,rep,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1887,13 +1924,14 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"app_health\x18\x06 \x01(\v2\x1e.agentstats.v1.AppHealthReportH\x00R\tappHealth\x122\n" +
 	"\anetwork\x18\a \x01(\v2\x16.agentstats.v1.NetworkH\x00R\anetwork\x122\n" +
 	"\agoodbye\x18\b \x01(\v2\x16.agentstats.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\amessage\"\x83\x01\n" +
+	"\amessage\"\xae\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +
 	"\x10protocol_version\x18\x02 \x01(\rR\x0fprotocolVersion\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x03R\asession\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\"\t\n" +
+	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\x12)\n" +
+	"\x10durable_sequence\x18\x05 \x01(\x03R\x0fdurableSequence\"\t\n" +
 	"\aGoodbye\"\xe9\x01\n" +
 	"\x0fConnectResponse\x125\n" +
 	"\bsettings\x18\x01 \x01(\v2\x17.agentstats.v1.SettingsH\x00R\bsettings\x12&\n" +
@@ -1910,24 +1948,26 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x03R\x05epoch\"`\n" +
 	"\x06Resume\x12+\n" +
 	"\x11received_sequence\x18\x01 \x01(\x03R\x10receivedSequence\x12)\n" +
-	"\x10durable_sequence\x18\x02 \x01(\x03R\x0fdurableSequence\"\x89\x02\n" +
+	"\x10durable_sequence\x18\x02 \x01(\x03R\x0fdurableSequence\"\xb7\x02\n" +
 	"\x06Limits\x12#\n" +
 	"\rmessage_bytes\x18\x01 \x01(\x03R\fmessageBytes\x12\x16\n" +
 	"\x06series\x18\x02 \x01(\x03R\x06series\x12#\n" +
 	"\rmetadata_keys\x18\x03 \x01(\x03R\fmetadataKeys\x129\n" +
 	"\x19metadata_report_key_bytes\x18\x04 \x01(\x03R\x16metadataReportKeyBytes\x120\n" +
 	"\x14metadata_value_bytes\x18\x05 \x01(\x03R\x12metadataValueBytes\x120\n" +
-	"\x14metadata_error_bytes\x18\x06 \x01(\x03R\x12metadataErrorBytes\"]\n" +
+	"\x14metadata_error_bytes\x18\x06 \x01(\x03R\x12metadataErrorBytes\x12,\n" +
+	"\x12metadata_key_bytes\x18\a \x01(\x03R\x10metadataKeyBytes\"]\n" +
 	"\x03Ack\x12+\n" +
 	"\x11received_sequence\x18\x01 \x01(\x03R\x10receivedSequence\x12)\n" +
-	"\x10durable_sequence\x18\x02 \x01(\x03R\x0fdurableSequence\"\xb3\x01\n" +
+	"\x10durable_sequence\x18\x02 \x01(\x03R\x0fdurableSequence\"\xda\x01\n" +
 	"\aRefusal\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12.\n" +
 	"\x04code\x18\x02 \x01(\x0e2\x1a.agentstats.v1.RefusalCodeR\x04code\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
 	"\x05names\x18\x05 \x03(\tR\x05names\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\x03R\x05count\"T\n" +
+	"\x05count\x18\x06 \x01(\x03R\x05count\x12%\n" +
+	"\x0efirst_sequence\x18\a \x01(\x03R\rfirstSequence\"T\n" +
 	"\tReconnect\x12/\n" +
 	"\x05delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xcb\b\n" +

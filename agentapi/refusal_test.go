@@ -1,0 +1,235 @@
+package agentapi_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/client"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// rejecting is a database that refuses every row.
+type rejecting struct{}
+
+func (rejecting) UpsertMetadata(context.Context, []agent.Metadata) ([]agent.ID, error) {
+	return nil, fmt.Errorf("value out of range: %w", agent.ErrRejected)
+}
+
+type noNews struct{}
+
+func (noNews) PublishMetadata(context.Context, []agent.ID) error { return nil }
+
+// startRejecting starts a service whose database refuses all metadata. flush
+// ends the batcher, after its last flush.
+func startRejecting(t *testing.T, opts batcher.Options) (s *service, flush func()) {
+	t.Helper()
+	b, err := batcher.New(rejecting{}, noNews{}, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = b.Run(ctx) })
+	flush = func() { cancel(); running.Wait() }
+	t.Cleanup(flush)
+	return start(t, settings{change: func(c *agentapi.Components) { c.Metadata = b }}), flush
+}
+
+// What the database refuses is told before an ack covers it: else the client
+// takes it for durable.
+func TestRefusalsComeBeforeAcks(t *testing.T) {
+	s, _ := startRejecting(t, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
+	const agents, requests = 4, 300
+	var numbers []int
+	for n := range agents {
+		numbers = append(numbers, n+1)
+	}
+	s.register(numbers...)
+	var sessions sync.WaitGroup
+	for _, n := range numbers {
+		c := s.connect(n, 1, 1)
+		sessions.Go(func() {
+			// All are taken in while the refusals of those before are told.
+			slots := make(chan struct{}, 8)
+			sessions.Go(func() {
+				for seq := int64(1); seq <= requests; seq++ {
+					slots <- struct{}{}
+					_ = c.Send(&pb.ConnectRequest{Sequence: seq, Message: &pb.ConnectRequest_Metadata{Metadata: &pb.MetadataReport{
+						Metadata: []*pb.Metadata{{Key: fmt.Sprint("k", seq%100), Result: &pb.Metadata_Result{Value: "v"}}},
+					}}})
+				}
+				_ = c.CloseSend()
+			})
+			refused := make(map[int64]bool)
+			wrong := 0
+			for covered := int64(0); covered < requests; {
+				m, err := c.Recv()
+				if err != nil {
+					break // half-closed: the rest may be of no session
+				}
+				if r := m.GetRefusal(); r != nil {
+					for seq := r.GetSequence(); seq >= max(1, r.GetFirstSequence()) && r.GetFirstSequence() > 0; seq-- {
+						refused[seq] = true
+					}
+					refused[r.GetSequence()] = true
+					continue
+				}
+				for covered < m.GetAck().GetDurableSequence() {
+					covered++
+					<-slots
+					if !refused[covered] {
+						wrong++
+					}
+				}
+			}
+			if wrong > 0 {
+				t.Errorf("agent %d: %d requests whose only value was refused were acked before that was told", n, wrong)
+			}
+		})
+	}
+	sessions.Wait()
+}
+
+// toldOf collects what the client of an agent says of its metadata.
+type toldOf struct {
+	mu      sync.Mutex
+	durable []string
+	refused []string
+}
+
+func (o *toldOf) options(n int) client.AgentOptions {
+	return client.AgentOptions{
+		Credentials: client.Token(token(n), true),
+		OnDurable: func(list []client.Metadata) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			for _, m := range list {
+				o.durable = append(o.durable, m.Key)
+			}
+		},
+		OnRefusal: func(r *pb.Refusal) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.refused = append(o.refused, r.GetNames()...)
+		},
+	}
+}
+
+// requireRefused checks that these keys were refused, each once, and none was told
+// as durable.
+func (o *toldOf) requireRefused(t *testing.T, keys []string) {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	require.Empty(t, o.durable)
+	require.ElementsMatch(t, keys, o.refused)
+}
+
+func flushAll(t *testing.T, a *client.Agent) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, a.Flush(ctx))
+}
+
+// Of many values that are refused in one flush none is told as durable.
+func TestManyRefusals(t *testing.T) {
+	s, _ := startRejecting(t, batcher.Options{BatchSize: 2000, FlushInterval: 100 * time.Millisecond, MaxPending: 2000})
+	s.register(1)
+	var told toldOf
+	a, err := client.NewAgent(s.conn, told.options(1))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = a.Run(ctx) })
+	var keys []string
+	for n := range 120 { // an agent without declared keys may have 128
+		key := fmt.Sprintf("key%03d", n)
+		if n%10 == 0 { // a refusal tells no more than its start
+			key += strings.Repeat("x", 500)
+		}
+		require.NoError(t, a.UpdateMetadata(client.Metadata{Key: key, Value: "v"}))
+		keys = append(keys, key[:min(len(key), 200)])
+	}
+	flushAll(t, a)
+	told.requireRefused(t, keys)
+	require.EqualValues(t, len(keys), a.Status().Counts.MetadataRefused)
+}
+
+// A value that the database refuses between two sessions of the agent is not told
+// as durable by the second one.
+func TestRefusedBetweenSessions(t *testing.T) {
+	s, flush := startRejecting(t, batcher.Options{FlushInterval: time.Hour})
+	s.register(1)
+	var told toldOf
+	received := make(chan struct{}, 10)
+	opts := told.options(1)
+	opts.OnAck = func(a client.Ack) {
+		if a.Received > 0 {
+			received <- struct{}{}
+		}
+	}
+	a, err := client.NewAgent(s.conn, opts)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = a.Run(ctx) })
+	require.NoError(t, a.UpdateMetadata(client.Metadata{Key: "cpu", Value: "99"}))
+	<-received
+	changed := make(chan struct{}, 1)
+	changed <- struct{}{}
+	defer s.fleet.Watch(func([]agent.ID) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})()
+	cancel()
+	running.Wait()
+	for connected := true; connected; {
+		<-changed
+		info, err := s.fleet.Agent(nid(1))
+		require.NoError(t, err)
+		connected = info.Connected
+	}
+	flush()
+	ctx, cancel = context.WithCancel(t.Context())
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = a.Run(ctx) })
+	flushAll(t, a)
+	told.requireRefused(t, []string{"cpu"})
+}
+
+// What is refused on receipt is told before an ack covers it, too, if the stream
+// that it was told on is gone: a session that knows no ack of it hears of it.
+func TestRefusalOfALostStream(t *testing.T) {
+	s := start(t, settings{})
+	s.register(1)
+	c := s.connect(1, 1, 1)
+	c.send(meta("", "v"))
+	r, err := c.Recv()
+	require.NoError(t, err)
+	require.EqualValues(t, 1, r.GetRefusal().GetSequence())
+	second := s.connect(1, 1, 2) // it does not say that it knows of it
+	require.EqualValues(t, 1, second.settings.GetResume().GetReceivedSequence())
+	require.Zero(t, second.settings.GetResume().GetDurableSequence())
+	r, err = second.Recv()
+	require.NoError(t, err)
+	require.EqualValues(t, 1, r.GetRefusal().GetFirstSequence())
+	require.EqualValues(t, 1, r.GetRefusal().GetSequence())
+	r, err = second.Recv()
+	require.NoError(t, err)
+	require.EqualValues(t, 1, r.GetAck().GetDurableSequence())
+}
