@@ -79,13 +79,14 @@ func (r *CoderdRegistry) showInsights(now time.Time) {
 	f := &r.families
 	now = now.Truncate(5 * time.Minute)
 	for i, template := range templates {
-		f.templateUsers.WithLabelValues(template).Set(math.Round(12 * wave(now, time.Hour, i)))
+		organization := organizationOf(i)
+		f.templateUsers.WithLabelValues(organization, template).Set(math.Round(12 * wave(now, time.Hour, i)))
 		for n, app := range builtInApps {
-			f.appUsage.WithLabelValues(app, "", template).Set(60 * math.Round(20*wave(now, 2*time.Hour, i+n)))
+			f.appUsage.WithLabelValues(app, organization, "", template).Set(60 * math.Round(20*wave(now, 2*time.Hour, i+n)))
 		}
-		f.appUsage.WithLabelValues("code-server", "code-server", template).Set(60 * math.Round(10*wave(now, 2*time.Hour, i+7)))
+		f.appUsage.WithLabelValues("code-server", organization, "code-server", template).Set(60 * math.Round(10*wave(now, 2*time.Hour, i+7)))
 		for n, cores := range []string{"2", "4", "8"} {
-			f.parameters.WithLabelValues("cpu", "number", cores, template).Set(math.Round(6 * wave(now, 3*time.Hour, i+n)))
+			f.parameters.WithLabelValues(organization, "cpu", "number", cores, template).Set(math.Round(6 * wave(now, 3*time.Hour, i+n)))
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 	dto "github.com/prometheus/client_model/go"
 )
 
@@ -40,7 +39,7 @@ func NewCoderdRegistry(seed uint64) *CoderdRegistry {
 		latestBuilds: make(map[latestBuild]float64),
 	}
 	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	r.families = newCoderdFamilies(promauto.With(r.registry))
+	r.families = newCoderdFamilies(r.registry)
 	r.families.begin()
 	return r
 }

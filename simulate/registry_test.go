@@ -2,6 +2,8 @@ package simulate_test
 
 import (
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +33,32 @@ func coderdFamilies() []metrics.Family {
 	return slices.DeleteFunc(metrics.Catalogue(), func(f metrics.Family) bool { return f.Owner != metrics.OwnerCoderd })
 }
 
+// newest returns the labels that the newest coderd has on a family, and others on
+// one that it has not.
+func newest(t *testing.T, name string, others []string) []string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "metrics", "testdata", "newest.tsv"))
+	require.NoError(t, err)
+	// The older names of these have their labels.
+	name = strings.Replace(name, "coder_aibridged_", "coder_ai_gateway_", 1)
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Split(line, "\t"); fields[0] == name {
+			if fields[2] == "-" {
+				return nil
+			}
+			return strings.Split(fields[2], ",")
+		}
+	}
+	return others
+}
+
+func labelsOf(m *dto.Metric) (labels []string) {
+	for _, l := range m.GetLabel() {
+		labels = append(labels, l.GetName())
+	}
+	return labels
+}
+
 // After its first second an instance has all that is documented, as documented,
 // and beside it what a real coderd has of Go and its process.
 func TestCoderdRegistry(t *testing.T) {
@@ -50,11 +78,8 @@ func TestCoderdRegistry(t *testing.T) {
 		require.Equal(t, strings.ToLower(got.GetType().String()), strings.ToLower(want.Type.String()), want.Name)
 		require.Equal(t, want.Help, got.GetHelp())
 		for _, m := range got.GetMetric() {
-			var labels []string
-			for _, l := range m.GetLabel() {
-				labels = append(labels, l.GetName())
-			}
-			require.Equal(t, want.Labels, labels, want.Name)
+			labels := labelsOf(m)
+			require.Equal(t, newest(t, want.Name, want.Labels), labels, want.Name)
 			if m.Histogram == nil {
 				continue
 			}
@@ -72,6 +97,15 @@ func TestCoderdRegistry(t *testing.T) {
 			}
 		}
 		delete(seen, want.Name)
+	}
+	for _, prefix := range []string{"coder_ai_gateway_", "coder_aibridged_"} {
+		for name, f := range seen {
+			if strings.HasPrefix(name, prefix) {
+				require.NotEmpty(t, f.Metric, name)
+				require.Equal(t, newest(t, name, nil), labelsOf(f.Metric[0]), name)
+				delete(seen, name)
+			}
+		}
 	}
 	for name := range seen {
 		require.True(t, strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_"), name)
@@ -173,6 +207,11 @@ func TestCoderdRegistryTotals(t *testing.T) {
 		}
 	}
 	require.NotEmpty(t, names)
+	for _, name := range names { // the newer names of these
+		if newer := strings.Replace(name, "coder_aibridged_", "coder_ai_gateway_", 1); newer != name {
+			names = append(names, newer)
+		}
+	}
 	require.Len(t, begin, len(names))
 	for i := range 3600 {
 		r.Tick(noon.Add(time.Duration(i) * time.Second))

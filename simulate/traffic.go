@@ -57,8 +57,13 @@ func (r *CoderdRegistry) tickAPI(seconds float64) {
 		}
 	}
 	r.websockets = max(1, r.websockets+r.random.IntN(5)-2)
-	f.websocketsNow.Set(float64(r.websockets))
-	f.requestsNow.Set(float64(r.random.IntN(8)))
+	for _, route := range routes {
+		if route.websocket {
+			f.websocketsNow.WithLabelValues(route.path).Set(float64(r.websockets))
+		} else {
+			f.requestsNow.WithLabelValues(route.method, route.path).Set(float64(r.random.IntN(4)))
+		}
+	}
 }
 
 const (
@@ -99,7 +104,7 @@ func (r *CoderdRegistry) endJob() {
 	template, version := templates[w%len(templates)], versionName(w)
 	transition := pick(r.random, []string{"START", "START", "START", "STOP", "DESTROY"})
 	f.buildSeconds.WithLabelValues(status, template, version, transition).Observe(took)
-	f.builds.WithLabelValues(transition, ownerName(w)+"@example.com", status, template, version, "api-"+strconv.Itoa(w)).Inc()
+	f.builds.WithLabelValues(status, template, version, "api-"+strconv.Itoa(w), ownerName(w), transition).Inc()
 	if transition != "START" || status == "failed" {
 		return
 	}
@@ -117,12 +122,14 @@ func (r *CoderdRegistry) endJob() {
 // aiModel is a model behind the AI bridge.
 type aiModel struct {
 	provider, model, route string
+	// client is what calls it.
+	client string
 }
 
 var aiModels = []aiModel{
-	{"anthropic", "claude-sonnet-4-5", "/v1/messages"},
-	{"anthropic", "claude-haiku-4-5", "/v1/messages"},
-	{"openai", "gpt-5", "/v1/responses"},
+	{"anthropic", "claude-sonnet-4-5", "/v1/messages", "Claude Code"},
+	{"anthropic", "claude-haiku-4-5", "/v1/messages", "Claude Code"},
+	{"openai", "gpt-5", "/v1/responses", "Codex"},
 }
 
 // tickBridge lets users talk to models.
@@ -146,19 +153,19 @@ func (r *CoderdRegistry) endInterception(m aiModel) {
 	if r.random.IntN(25) == 0 {
 		status = "failed"
 	}
-	f.interceptions.WithLabelValues(user, "POST", m.model, m.provider, m.route, status).Inc()
+	f.interceptions.WithLabelValues(m.client, user, "POST", m.model, m.provider, m.route, status).Inc()
 	f.interceptionSeconds.WithLabelValues(m.model, m.provider).Observe(r.around(9))
 	if status == "failed" {
 		return
 	}
 	if r.random.IntN(3) == 0 {
-		f.prompts.WithLabelValues(user, m.model, m.provider).Inc()
+		f.prompts.WithLabelValues(m.client, user, m.model, m.provider).Inc()
 	}
 	for _, tokens := range []struct {
 		kind string
 		most int
 	}{{"input", 20000}, {"output", 2000}, {"cache_read_input", 50000}} {
-		f.tokens.WithLabelValues(user, m.model, m.provider, tokens.kind).Add(float64(r.random.IntN(tokens.most)))
+		f.tokens.WithLabelValues(m.client, user, m.model, m.provider, tokens.kind).Add(float64(r.random.IntN(tokens.most)))
 	}
 	if r.random.IntN(3) == 0 {
 		f.injectedTools.WithLabelValues(m.model, pick(r.random, []string{"coder_list_workspaces", "coder_get_task"}), m.provider, "coder").Inc()
@@ -221,14 +228,14 @@ func (f *coderdFamilies) begin() {
 	f.jobSeconds.WithLabelValues(provisioner, "success")
 	template, version := templates[0], versionName(0)
 	f.buildSeconds.WithLabelValues("success", template, version, "START")
-	f.builds.WithLabelValues("START", ownerName(0)+"@example.com", "success", template, version, "api-0")
+	f.builds.WithLabelValues("success", template, version, "api-0", ownerName(0), "START")
 	f.creationSeconds.WithLabelValues(organizationOf(0), presets[0], template, "regular")
 	f.claimSeconds.WithLabelValues(organizationOf(0), presets[0], template)
 	for _, m := range aiModels {
-		f.interceptions.WithLabelValues(initiators[0], "POST", m.model, m.provider, m.route, "completed")
+		f.interceptions.WithLabelValues(m.client, initiators[0], "POST", m.model, m.provider, m.route, "completed")
 		f.interceptionSeconds.WithLabelValues(m.model, m.provider)
-		f.prompts.WithLabelValues(initiators[0], m.model, m.provider)
-		f.tokens.WithLabelValues(initiators[0], m.model, m.provider, "input")
+		f.prompts.WithLabelValues(m.client, initiators[0], m.model, m.provider)
+		f.tokens.WithLabelValues(m.client, initiators[0], m.model, m.provider, "input")
 		f.injectedTools.WithLabelValues(m.model, "coder_list_workspaces", m.provider, "coder")
 		f.clientTools.WithLabelValues(m.model, "Bash", m.provider)
 	}
