@@ -58,10 +58,13 @@ type client struct {
 	ordinal  int64
 	epoch    int64
 	sequence int64
+	durable  int64 // the newest that it was told
 	// knows is what the process said of each part, the newest.
 	knows map[string]value
 	// sent are the requests that are not known to be durable, the oldest first.
 	sent []request
+	// asked has the parts of all requests, by sequence.
+	asked map[int64][]string
 
 	session  *fleet.Session // nil: not connected
 	on       *process
@@ -97,7 +100,9 @@ func (w *world) connect(c *client, p *process) {
 	c.ordinal++
 	w.drainChanges()
 	removals := a.removals
-	s, err := p.fleet.Connect(ctx, a.reg.ID, fleet.Hello{Instance: c.instance, Ordinal: c.ordinal, Epoch: c.epoch})
+	s, err := p.fleet.Connect(ctx, a.reg.ID, fleet.Hello{
+		Instance: c.instance, Ordinal: c.ordinal, Epoch: c.epoch, Durable: c.durable,
+	})
 	if err != nil {
 		w.log("%s does not connect to %s: %v", c, p.name, err)
 		c.retryAt = time.Now().Add(w.within(time.Second, 3*time.Second))
@@ -210,21 +215,18 @@ func (w *world) request(c *client, values map[string]value, parts ...string) {
 		r.values[part] = values[part]
 	}
 	c.sent = append(c.sent, r)
+	c.asked[r.sequence] = parts
 	if c.session == nil {
 		return
 	}
 	w.drainChanges()
-	var refused []agent.Refusal
-	err := c.session.Receive(r.sequence, func(q fleet.Request) { refused = w.take(c.on, q, &r) })
+	err := c.session.Receive(r.sequence, func(q fleet.Request) { q.Refuse(w.take(c.on, q, &r)) })
 	if err != nil {
 		w.log("%s sends %v: %v", c, r, err)
 		w.ended(c)
 		return
 	}
 	w.log("%s sends %v", c, r)
-	for _, f := range refused {
-		w.refused(c, fleet.LateRefusal{Sequence: r.sequence, Refusal: f})
-	}
 }
 
 // take takes a request in as agentapi does.
@@ -294,10 +296,7 @@ func (w *world) poll(c *client) {
 		return
 	default:
 	}
-	for _, late := range c.session.LateRefusals() {
-		w.refused(c, late)
-	}
-	w.acked(c, c.session.Progress().Durable)
+	w.tell(c)
 	switch {
 	case c.session.Aged():
 		w.disconnect(c, true, fleet.EndDisconnect)
@@ -306,20 +305,42 @@ func (w *world) poll(c *client) {
 	}
 }
 
-// refused takes in a refusal: the values that it names are not acked.
-func (w *world) refused(c *client, late fleet.LateRefusal) {
-	w.log("%s: refused of request %d: %s %v", c, late.Sequence, late.Refusal.Reason, late.Refusal.Names)
-	for _, r := range c.sent {
-		for part := range r.values {
-			for _, name := range late.Refusal.Names {
-				// Of a key whose request is named newer values may ride on it.
-				if r.sequence >= late.Sequence && strings.TrimPrefix(part, meta) == name {
-					w.told[told{c, part, r.sequence}] = struct{}{}
-				}
+// tell has the agent told what its session has to tell: refusals, then the ack
+// that covers them.
+func (w *world) tell(c *client) {
+	progress, refusals, tells := c.session.Take()
+	if !tells {
+		return
+	}
+	for i := range refusals {
+		w.refused(c, &refusals[i])
+	}
+	w.acked(c, progress.Durable)
+}
+
+// refused takes in a refusal: the values that it is about are not acked. Without
+// all their names it is about every value of the request. Newer values of a key
+// ride on its oldest request, so they are refused with it.
+func (w *world) refused(c *client, f *fleet.Refusal) {
+	w.log("%s: refused of requests %d to %d: %s %v (%d)", c, f.First, f.Sequence, f.Reason, f.Names, f.Count)
+	first := f.Sequence
+	if f.First != 0 {
+		first = f.First
+	}
+	parts := make(map[string]bool)
+	for _, name := range f.Names {
+		parts[meta+name] = true
+	}
+	if f.Count > len(f.Names) {
+		for sequence := first; sequence <= f.Sequence; sequence++ {
+			for _, part := range c.asked[sequence] {
+				parts[part] = true
 			}
 		}
-		if r.sequence == late.Sequence && len(late.Refusal.Names) == 0 {
-			for part := range r.values {
+	}
+	for _, r := range c.sent {
+		for part := range r.values {
+			if parts[part] && r.sequence >= first {
 				w.told[told{c, part, r.sequence}] = struct{}{}
 			}
 		}
@@ -335,6 +356,7 @@ type told struct {
 
 // acked takes in that all up to a sequence is durable.
 func (w *world) acked(c *client, durable int64) {
+	c.durable = max(c.durable, durable)
 	for len(c.sent) > 0 && c.sent[0].sequence <= durable {
 		r := c.sent[0]
 		c.sent = c.sent[1:]

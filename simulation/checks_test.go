@@ -124,7 +124,7 @@ func (p *process) checkLaw() error {
 			return err
 		}
 		switch {
-		case m.GetGauge() != nil: // pending
+		case strings.Contains(metric.Desc().String(), `"agentstatsd_metadata_pending"`):
 			others += m.GetGauge().GetValue()
 		case !strings.Contains(metric.Desc().String(), `"`+ledgerFamily+`"`):
 		case m.GetLabel()[0].GetValue() == "received":

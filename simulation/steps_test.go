@@ -93,7 +93,7 @@ func (w *world) newClient(a *simAgent) {
 	a.clients++
 	a.client = &client{
 		agent: a, instance: agent.Instance{0: byte(a.clients), 1: byte(a.number)},
-		knows: make(map[string]value),
+		knows: make(map[string]value), asked: make(map[int64][]string),
 	}
 	if p := w.anyTarget(); p != nil {
 		w.connect(a.client, p)
@@ -219,8 +219,5 @@ func (w *world) pollAcks(c *client) {
 	if c.session == nil {
 		return
 	}
-	for _, late := range c.session.LateRefusals() {
-		w.refused(c, late)
-	}
-	w.acked(c, c.session.Progress().Durable)
+	w.tell(c)
 }
