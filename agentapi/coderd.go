@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"time"
+	"unsafe"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,6 +28,9 @@ const (
 	defaultPageSize = 100
 )
 
+// registrationBytes is what a registration takes beside its texts.
+const registrationBytes = int(unsafe.Sizeof(agent.Registration{}))
+
 type coderdService struct {
 	agentstatsv1.UnimplementedCoderdServiceServer
 	*Server
@@ -40,7 +44,7 @@ func (s *coderdService) RegisterAgents(ctx context.Context, req *agentstatsv1.Re
 	if n := len(req.GetWorkspaces()); n > maxRegisteredAtOnce {
 		return nil, invalid("workspaces", "want at most %d, got %d", maxRegisteredAtOnce, n)
 	}
-	set, problem := setOf(req.GetAgents(), req.GetWorkspaces())
+	set, problem := s.setOf(req.GetAgents(), req.GetWorkspaces())
 	if problem == nil {
 		problem = checkOnce(set)
 	}
@@ -125,10 +129,11 @@ func (s *coderdService) collect(ctx context.Context, parts <-chan received[*agen
 		case part.err != nil:
 			return set, false, part.err
 		}
-		more, problem := setOf(part.message.GetAgents(), part.message.GetWorkspaces())
+		more, problem := s.setOf(part.message.GetAgents(), part.message.GetWorkspaces())
 		if problem != nil {
 			return set, false, invalid(problem.in("messages[%d].", n).field, "%s", problem.text)
 		}
+		holdFrom(ctx).keep(proto.Size(part.message) + registrationBytes*(len(more.Agents)+len(more.Workspaces)))
 		set.Agents = append(set.Agents, more.Agents...)
 		set.Workspaces = append(set.Workspaces, more.Workspaces...)
 		if len(set.Agents) > limit || len(set.Workspaces) > limit {

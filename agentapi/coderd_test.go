@@ -58,7 +58,13 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		{"agents[1].apps[0].slug: want at most 128 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].Slug = long }},
 		{"agents[1].apps[0].display_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].DisplayName = long }},
 		{"agents[1].apps[0].health: unknown health 0", func(r *pb.AgentRegistration) { r.Apps[0].Health = 0 }},
-		{"agents[1].metadata_keys: want at most 1024, got 1025", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 1025) }},
+		{"agents[1].metadata_keys: want at most 256, got 257", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 257) }},
+		{"agents[1]: want at most 65536 bytes, got 70430", func(r *pb.AgentRegistration) {
+			r.MetadataKeys = nil
+			for range 70 {
+				r.MetadataKeys = append(r.MetadataKeys, strings.Repeat("k", 1000))
+			}
+		}},
 		{"agents[1].metadata_keys[1]: want 1 to 1024 bytes, got 0", func(r *pb.AgentRegistration) { r.MetadataKeys = []string{"a", ""} }},
 		{"agents[1].parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
 	} {

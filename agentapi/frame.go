@@ -74,8 +74,7 @@ const expansion = 8
 // theirs, encodes acks, and does all else as usual.
 type codec struct {
 	encoding.CodecV2
-	// limit of an agent's message, in bytes; that of coderd's is gRPC's.
-	limit, coderdLimit int
+	limit int // of an agent's message, in bytes
 }
 
 // agentRequests estimates what an agent's request takes.
@@ -92,6 +91,12 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	f, ok := v.(*frame)
+	if r, bounded := v.(*boundedRequest); bounded {
+		buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
+		defer buffer.Free()
+		r.unmarshal(buffer.ReadOnlyData())
+		return nil
+	}
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
@@ -106,7 +111,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return nil
 	}
 	defer buffer.Free()
-	if err := fitsDecoded(agentRequests, buffer.ReadOnlyData(), expansion*c.limit); err != nil {
+	if _, err := fitsDecoded(agentRequests, buffer.ReadOnlyData(), expansion*c.limit); err != nil {
 		f.refused = err
 		return nil
 	}
@@ -119,16 +124,17 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
-// fitsDecoded returns the status that refuses a message that does not decode, or
-// would take more than limit bytes in memory; nil: neither.
-func fitsDecoded(e *decoded.Estimator, message []byte, limit int) error {
-	switch n, err := e.Bytes(message, limit); {
+// fitsDecoded returns what a message will take in memory, or the status that refuses
+// one that does not decode, or would take more than limit bytes.
+func fitsDecoded(e *decoded.Estimator, message []byte, limit int) (int, error) {
+	n, err := e.Bytes(message, limit)
+	switch {
 	case err != nil:
-		return errMalformed
+		return 0, errMalformed
 	case n > limit:
-		return status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes in memory once decoded, got %d encoded and at least %d decoded: it has too many elements", limit, len(message), n)
+		return 0, status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes in memory once decoded, got %d encoded and at least %d decoded: it has too many elements", limit, len(message), n)
 	}
-	return nil
+	return n, nil
 }
 
 // The first bytes of the fields of ConnectRequest that are read.

@@ -71,6 +71,7 @@ type metrics struct {
 	parked          prometheus.Gauge
 	parkedExpired   *prometheus.CounterVec
 	oversizedPushes prometheus.Counter
+	bytesRefused    *prometheus.CounterVec
 
 	moved, unsettled prometheus.Counter
 	relayReplicas    prometheus.Gauge
@@ -111,6 +112,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		watchDropped:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_dropped_total", Help: "Reports that a watcher is not told of, as it reads too slowly and too much waits for it."}),
 		parked:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_stats_watches_parked", Help: "Watches of stats that gather for a watcher who is away."}),
 		parkedExpired:   vec("agentstatsd_stats_watches_expired_total", "Watches of stats that ended as the watcher stayed away, with what they gathered.", "reason", expiredRetention, expiredLimit),
+		bytesRefused:    vec("agentstatsd_coderd_memory_refused_total", "Messages of coderd refused as all calls of their kind have too much in memory.", "kind", bytesRegistrations, bytesPushes),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
 
 		moved:         prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_stats_watches_moved_total", Help: "Watches of stats that came to this replica from another one."}),

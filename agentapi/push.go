@@ -8,11 +8,13 @@ import (
 	"sync"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/decoded"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -54,6 +56,7 @@ func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1
 	if err != nil {
 		return err
 	}
+	holdFrom(ctx).keep(0)
 	snapshot, err := checkPushHello(first.GetHello())
 	if err != nil {
 		return err
@@ -98,7 +101,19 @@ type push struct {
 	// one before.
 	snapshot agent.Push
 	size     int
+	decoded  int // what its families take in memory once decoded
 }
+
+// pushedFamilies estimates what a family takes.
+var pushedFamilies = decoded.New(&dto.MetricFamily{})
+
+// expandedFamily is how many times the limit of a message, which holds it, a family
+// may take in memory once it is decoded, expandedPush how many times its own limit
+// a snapshot may. Series with three short labels take some eight times their size.
+const (
+	expandedFamily = 16
+	expandedPush   = 4
+)
 
 func (p *push) run() error {
 	ctx := p.stream.Context()
@@ -126,6 +141,8 @@ func (p *push) run() error {
 
 // take takes in one request. An error is the status to end the stream with.
 func (p *push) take(ctx context.Context, req *agentstatsv1.PushMetricsRequest) error {
+	before := p.size
+	defer func() { holdFrom(ctx).keep(max(0, p.size-before)) }()
 	switch message := req.GetMessage().(type) {
 	case *agentstatsv1.PushMetricsRequest_Families:
 		return p.collect(message.Families.GetFamilies())
@@ -139,8 +156,21 @@ func (p *push) take(ctx context.Context, req *agentstatsv1.PushMetricsRequest) e
 
 // collect adds a part to the snapshot.
 func (p *push) collect(families [][]byte) error {
-	for _, f := range families {
+	for i, f := range families {
 		p.size += len(f) + pushFamilyBytes
+		// The families are decoded one after another, the series that they become
+		// stay.
+		most := expandedFamily * p.server.opts.MaxMessageBytes
+		n, err := fitsDecoded(pushedFamilies, f, most)
+		if status.Code(err) == codes.ResourceExhausted {
+			p.server.metrics.oversizedPushes.Inc()
+			return status.Errorf(codes.ResourceExhausted, "families.families[%d]: want at most %d bytes in memory once decoded, got %d encoded and more decoded: it has too many elements", i, most, len(f))
+		}
+		p.decoded += n
+	}
+	if limit := expandedPush * p.server.opts.MaxPushBytes; p.decoded > limit {
+		p.server.metrics.oversizedPushes.Inc()
+		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in memory once decoded, got %d so far: they have too many elements", limit, p.decoded)
 	}
 	if limit := p.server.opts.MaxPushBytes; p.size > limit {
 		p.server.metrics.oversizedPushes.Inc()
@@ -157,7 +187,8 @@ func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
 	}
 	p.snapshot.Snapshot, p.snapshot.Final = end.GetSnapshot(), end.GetFinal()
 	refused, err := p.handOver(ctx)
-	p.snapshot.Families, p.size = nil, 0
+	p.snapshot.Families, p.size, p.decoded = nil, 0, 0
+	holdFrom(ctx).drop()
 	if err != nil {
 		return err
 	}

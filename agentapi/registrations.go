@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -20,7 +21,6 @@ const (
 	maxName             = 256
 	maxSlug             = 128
 	maxApps             = 256
-	maxDeclaredKeys     = 1024
 )
 
 // problem is the first field of a registration that breaks the contract.
@@ -41,13 +41,16 @@ func problemf(field, format string, args ...any) *problem {
 }
 
 // setOf converts a set of registrations.
-func setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (fleet.Set, *problem) {
+func (s *Server) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (fleet.Set, *problem) {
 	set := fleet.Set{
 		Agents:     make([]agent.Registration, 0, len(agents)),
 		Workspaces: make([]agent.Workspace, 0, len(workspaces)),
 	}
 	for i, pb := range agents {
-		reg, err := registrationOf(pb)
+		if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
+			return set, problemf(fmt.Sprintf("agents[%d]", i), "want at most %d bytes, got %d", limit, n)
+		}
+		reg, err := registrationOf(pb, s.opts.MaxDeclaredKeys)
 		if err != nil {
 			return set, err.in("agents[%d].", i)
 		}
@@ -82,7 +85,7 @@ func checkOnce(set fleet.Set) *problem {
 	return nil
 }
 
-func registrationOf(pb *agentstatsv1.AgentRegistration) (agent.Registration, *problem) {
+func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int) (agent.Registration, *problem) {
 	r := agent.Registration{Name: pb.GetName(), MetadataKeys: pb.GetMetadataKeys()}
 	var err *problem
 	if r.ID, err = idOf("id", pb.GetId()); err != nil {

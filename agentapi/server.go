@@ -111,8 +111,17 @@ type Options struct {
 	// MaxPushes is how many instances of coderd may push at once; default 256.
 	MaxPushes int
 	// MaxPushBytes of one snapshot of an instance, with 24 for each family;
-	// default 64 MiB.
-	MaxPushBytes int
+	// default 64 MiB. Of all pushes under way together: MaxPushesBytes, default
+	// 256 MiB.
+	MaxPushBytes, MaxPushesBytes int
+	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
+	MaxRegistrationBytes int
+	// MaxSyncBytes is what registrations and syncs under way may take in memory
+	// together; default 256 MiB, room for a sync of 200,000 agents.
+	MaxSyncBytes int
+	// MaxDeclaredKeys is how many metadata keys a registration may declare;
+	// default 256.
+	MaxDeclaredKeys int
 
 	// HelloTimeout bounds the wait for the first message; default 10 s.
 	HelloTimeout time.Duration
@@ -174,6 +183,10 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxSyncs, 4)
 	set(&o.MaxPushes, 256)
 	set(&o.MaxPushBytes, 64<<20)
+	set(&o.MaxPushesBytes, 256<<20)
+	set(&o.MaxRegistrationBytes, 64<<10)
+	set(&o.MaxSyncBytes, 256<<20)
+	set(&o.MaxDeclaredKeys, 256)
 	set(&o.HelloTimeout, 10*time.Second)
 	set(&o.GoodbyeTimeout, 15*time.Second)
 	set(&o.SyncTimeout, 5*time.Minute)
@@ -207,6 +220,10 @@ func (o Options) validate() error {
 		{"max syncs", int64(o.MaxSyncs)},
 		{"max pushes", int64(o.MaxPushes)},
 		{"max push bytes", int64(o.MaxPushBytes)},
+		{"max pushes bytes", int64(o.MaxPushesBytes)},
+		{"max registration bytes", int64(o.MaxRegistrationBytes)},
+		{"max sync bytes", int64(o.MaxSyncBytes)},
+		{"max declared keys", int64(o.MaxDeclaredKeys)},
 		{"hello timeout", int64(o.HelloTimeout)},
 		{"goodbye timeout", int64(o.GoodbyeTimeout)},
 		{"sync timeout", int64(o.SyncTimeout)},
@@ -234,6 +251,8 @@ type Server struct {
 	watches slots
 	syncs   slots
 	pushes  slots
+	// byteBudgets are by the full name of the method.
+	byteBudgets map[string]*byteBudget
 	// instances of coderd that push.
 	instances *pushInstances
 	feed      *feed
@@ -284,6 +303,7 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		instances: newPushInstances(),
 		feed:      newFeed(),
 	}
+	s.shareBytes(reg)
 	s.statsNames = newStatsNames(s.feed, opts.StatsRetention, opts.MaxWatches, c.Fleet.MaxAgents(), m)
 	if c.Bus != nil {
 		s.relay = newRelay(c.Bus, opts.ReplicaID, s.statsNames, log)
@@ -320,8 +340,9 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 			s.recoverStream(),
 			s.guardStream,
 			s.auth.stream,
+			s.boundStream,
 		),
-		grpc.ForceServerCodecV2(codec{CodecV2: encoding.GetCodecV2("proto"), limit: s.opts.MaxAgentMessageBytes, coderdLimit: s.opts.MaxMessageBytes}),
+		grpc.ForceServerCodecV2(codec{CodecV2: encoding.GetCodecV2("proto"), limit: s.opts.MaxAgentMessageBytes}),
 		grpc.MaxRecvMsgSize(s.opts.MaxMessageBytes),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxConcurrentStreams(s.opts.MaxStreams),

@@ -23,7 +23,7 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20, coderdLimit: 4 << 20}
+var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20}
 
 // checkFrame checks that data is read as the generated code decodes it, and
 // returns whether it is plain. The report before it may be any.

@@ -34,7 +34,7 @@ type intake struct {
 }
 
 func newIntake(t testing.TB) *intake {
-	series, err := aggregator.New(aggregator.Options{MaxFamiliesPerAgent: 1000, 
+	series, err := aggregator.New(aggregator.Options{MaxFamiliesPerAgent: 1000,
 		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 10_000, MaxSeriesPerAgent: 1000,
 	}, prometheus.NewRegistry())
 	require.NoError(t, err)

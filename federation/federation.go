@@ -172,6 +172,8 @@ type Federation struct {
 	// turn is held by whoever changes instances, over the call of the store:
 	// pushes are stored one after the other.
 	turn chan struct{}
+	// decoding is held while a snapshot is decoded.
+	decoding chan struct{}
 	// wake tells Run that deadlines have changed.
 	wake chan struct{}
 	// nudged tells Run that something was stored that is not held here.
@@ -211,7 +213,7 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	}
 	f := &Federation{
 		store: store, claims: claims, opts: opts, log: log, merges: opts.Merge,
-		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
 		unreadable: make(map[agent.Instance]badRow),
 		types:      make(map[string]metrics.Type),

@@ -27,7 +27,11 @@ func (f *Federation) Push(ctx context.Context, now time.Time, p agent.Push) ([]a
 		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
 		return nil, errNotLoaded
 	}
-	decoded := f.decode(now, &p)
+	decoded, err := f.decodeInLine(ctx, now, &p)
+	if err != nil {
+		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
+		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
+	}
 	taken, outcome, err := f.push(ctx, now, &p, decoded)
 	f.metrics.pushes.WithLabelValues(outcome).Inc()
 	if err != nil {

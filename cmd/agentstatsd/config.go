@@ -55,6 +55,10 @@ type config struct {
 	reportInterval        time.Duration
 	sessionAge            time.Duration
 	maxAgents             int64
+	maxRegistrationBytes  int64
+	maxSyncBytes          int64
+	maxPushesBytes        int64
+	metadataDeclaredKeys  int64
 	agentMessageRate      int64
 	agentMessageBurst     int64
 	agentByteRate         int64

@@ -28,6 +28,18 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "200000", Value: atLeast(&c.maxAgents, 1), Group: &groupAgents,
 		},
 		{
+			Name:        "Max Registration Bytes",
+			Description: "Largest registration of an agent, in bytes, encoded.",
+			Flag:        "max-registration-bytes", Env: "AGENTSTATSD_MAX_REGISTRATION_BYTES", YAML: "max_registration_bytes",
+			Default: "65536", Value: atLeast(&c.maxRegistrationBytes, 1024), Group: &groupAgents,
+		},
+		{
+			Name:        "Max Sync Bytes",
+			Description: "Bytes in memory of all registrations and syncs of coderd under way together; more are refused until there is room.",
+			Flag:        "max-sync-bytes", Env: "AGENTSTATSD_MAX_SYNC_BYTES", YAML: "max_sync_bytes",
+			Default: "268435456", Value: atLeast(&c.maxSyncBytes, 1<<20), Group: &groupAgents,
+		},
+		{
 			Name:        "Max Agent Message Bytes",
 			Description: "Largest request of an agent, in bytes.",
 			Flag:        "max-agent-message-bytes", Env: "AGENTSTATSD_MAX_AGENT_MESSAGE_BYTES", YAML: "max_agent_message_bytes",

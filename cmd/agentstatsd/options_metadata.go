@@ -44,6 +44,12 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Default: "128", Value: atLeast(&c.metadataMaxKeys, 1), Group: &groupMetadata,
 		},
 		{
+			Name:        "Metadata Max Declared Keys",
+			Description: "Keys that the template of an agent may declare; registrations with more are refused.",
+			Flag:        "metadata-max-declared-keys", Env: "AGENTSTATSD_METADATA_MAX_DECLARED_KEYS", YAML: "max_declared_keys",
+			Default: "256", Value: atLeast(&c.metadataDeclaredKeys, 1), Group: &groupMetadata,
+		},
+		{
 			Name:        "Metadata Reread Interval",
 			Description: "Time between two reads of what is watched, which repair missed news.",
 			Flag:        "metadata-reread-interval", Env: "AGENTSTATSD_METADATA_REREAD_INTERVAL", YAML: "reread_interval",

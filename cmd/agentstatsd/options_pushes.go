@@ -51,5 +51,11 @@ func (c *config) pushOptions() serpent.OptionSet {
 			Flag: "push-merge", Env: "AGENTSTATSD_PUSH_MERGE", YAML: "merge",
 			Value: serpent.StringArrayOf(&c.pushMerge), Group: &groupPushes,
 		},
+		{
+			Name:        "Max Pushes Bytes",
+			Description: "Bytes in memory of all snapshots of instances of coderd that are being received; more are refused until there is room.",
+			Flag:        "max-pushes-bytes", Env: "AGENTSTATSD_MAX_PUSHES_BYTES", YAML: "max_all_bytes",
+			Default: "268435456", Value: atLeast(&c.maxPushesBytes, 1<<20), Group: &groupPushes,
+		},
 	}
 }

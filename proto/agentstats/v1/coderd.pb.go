@@ -159,7 +159,7 @@ type AgentRegistration struct {
 	Workspace *Workspace `protobuf:"bytes,6,opt,name=workspace,proto3" json:"workspace,omitempty"`
 	// Its apps, at most 256.
 	Apps []*App `protobuf:"bytes,7,rep,name=apps,proto3" json:"apps,omitempty"`
-	// Metadata keys that the template declares, at most 1024 of at most 1024 bytes
+	// Metadata keys that the template declares, at most 256 of at most 1024 bytes
 	// each; empty: any key, at most as many as Limits.metadata_keys.
 	MetadataKeys []string `protobuf:"bytes,8,rep,name=metadata_keys,json=metadataKeys,proto3" json:"metadata_keys,omitempty"`
 	// UUID of the agent that this one is a sub-agent of, 16 bytes; absent: none.

@@ -1,0 +1,113 @@
+package agentapi_test
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// memory is what calls of coderd have, as it is told.
+func (s *service) memory(kind string) float64 {
+	return s.counter("agentstatsd_coderd_memory_bytes", kind)
+}
+
+// All syncs that are under way have a budget together, and each message is counted
+// by its elements.
+func TestSyncsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxSyncBytes: 1 << 20}})
+		sync := func() pb.CoderdService_SyncAgentsClient {
+			c, err := s.coderd().SyncAgents(s.asCoderd())
+			require.NoError(t, err)
+			return c
+		}
+		part := &pb.SyncAgentsRequest{}
+		for n := range 100 {
+			reg := registration(n + 1)
+			for i := range 50 {
+				reg.MetadataKeys = append(reg.MetadataKeys, fmt.Sprint(strings.Repeat("k", 100), i))
+			}
+			part.Agents = append(part.Agents, reg)
+		}
+		first := sync()
+		require.NoError(t, first.Send(part))
+		synctest.Wait()
+		held := s.memory("registrations")
+		require.Greater(t, held, 500_000.0)
+		second := sync()
+		require.NoError(t, second.Send(part))
+		_, err := second.CloseAndRecv()
+		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 1048576 bytes in memory of all registrations under way, got ")
+		require.NotZero(t, retryDelay(t, err))
+		require.Equal(t, 1.0, s.counter("agentstatsd_coderd_memory_refused_total", "registrations"))
+		synctest.Wait()
+		require.Equal(t, held, s.memory("registrations"), "what was refused holds nothing")
+		require.NoError(t, first.Send(&pb.SyncAgentsRequest{Complete: true}))
+		_, err = first.CloseAndRecv()
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Zero(t, s.memory("registrations"))
+
+		bomb := sync()
+		empty := &pb.SyncAgentsRequest{}
+		for range 1_000_000 {
+			empty.Agents = append(empty.Agents, &pb.AgentRegistration{})
+		}
+		require.NoError(t, bomb.Send(empty))
+		_, err = bomb.CloseAndRecv()
+		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 33554432 bytes in memory once decoded, got 2000000 encoded")
+	})
+}
+
+// So have all pushes, and each family is counted by its elements before it is
+// decoded.
+func TestPushesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxPushBytes: 100_000, MaxPushesBytes: 150_000, MaxMessageBytes: 100_000, MaxAgentMessageBytes: 100_000}})
+		first, second := s.openPush(pushHello(1, "a")), s.openPush(pushHello(2, "b"))
+		family := "\x12\xc0\xb8\x02" + strings.Repeat("h", 40_000) // of help
+		for n := range int64(5) {
+			first.part(family)
+			synctest.Wait()
+			require.InDelta(t, 40_000, s.memory("pushes"), 1000)
+			first.part(family)
+			first.end(n+1, false)
+			first.answer()
+			synctest.Wait()
+			require.Less(t, s.memory("pushes"), 1000.0, "what is taken in is given back")
+		}
+		first.part(family)
+		first.part(family)
+		synctest.Wait()
+		second.part(family)
+		second.part(family)
+		second.requireEnd(codes.ResourceExhausted, "message: want at most 150000 bytes in memory of all pushes under way")
+		first.end(6, false)
+		first.answer()
+
+		first.part(string(bytes.Repeat([]byte{0x22, 0}, 20_000)))
+		first.requireEnd(codes.ResourceExhausted, "families.families[0]: want at most 1600000 bytes in memory once decoded, got 40000 encoded and more decoded: it has too many elements")
+		third := s.openPush(pushHello(3, "c"))
+		for range 8 {
+			third.part(string(bytes.Repeat([]byte{0x22, 0}, 600)))
+		}
+		third.requireEnd(codes.ResourceExhausted, "families: want at most 400000 bytes in memory once decoded, got ")
+		require.Equal(t, 2.0, s.counter("agentstatsd_push_oversized_total", ""))
+		synctest.Wait()
+		require.Zero(t, s.memory("pushes"))
+	})
+}
+
+func requireCodeContains(t *testing.T, err error, code codes.Code, text string) {
+	t.Helper()
+	require.Equal(t, code, codeOf(err), "%v", err)
+	require.Contains(t, err.Error(), text)
+}
