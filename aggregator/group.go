@@ -187,7 +187,7 @@ func (a *Aggregator) leave(s *series) {
 // disbandLocked takes a group without members away.
 func (a *Aggregator) disbandLocked(g *group) {
 	if g.block != nil {
-		g.block.Remove(g.slot)
+		g.block.Retire(g.slot)
 		g.block = nil
 	}
 	if g.orphan {
@@ -235,7 +235,7 @@ func (g *group) renderLocked() {
 	v, ok := g.valueLocked()
 	switch {
 	case !ok && g.block != nil:
-		g.block.Remove(g.slot)
+		g.block.Retire(g.slot)
 		g.block = nil
 	case !ok:
 	case g.block != nil:

@@ -218,14 +218,15 @@ func (a *Aggregator) setServed(src *source, s *series, served bool) {
 	case s.member != nil:
 		a.leave(s)
 	default:
-		s.block.Hide(s.slot)
+		s.block, s.slot = s.block.Hide(s.slot)
 	}
 }
 
 // drop takes a series away for good.
 func (a *Aggregator) drop(src *source, s *series) {
-	a.setServed(src, s, false)
-	if s.block != nil {
+	if s.member != nil {
+		a.leave(s)
+	} else {
 		s.block.Remove(s.slot)
 	}
 	if s.typ == agent.Counter {

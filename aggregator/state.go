@@ -185,7 +185,7 @@ func (t *states) letGoLocked(l *stateLine, key agent.ID) {
 		l.key = next.key
 		l.block.Set(l.slot, next.value)
 	default:
-		l.block.Remove(l.slot)
+		l.block.Retire(l.slot)
 		delete(t.byPrefix, l.prefix)
 	}
 }

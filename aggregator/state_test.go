@@ -3,6 +3,8 @@ package aggregator
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -102,6 +104,82 @@ func TestStatesAreNotRefused(t *testing.T) {
 	require.EqualValues(t, 2, a.series.Load(), "they are not the agent's to lose")
 }
 
+// interrupted calls between after the first write to it.
+type interrupted struct {
+	bytes.Buffer
+	between func()
+}
+
+func (w *interrupted) Write(p []byte) (int, error) {
+	if w.between != nil {
+		between := w.between
+		w.between = nil
+		between()
+	}
+	return w.Buffer.Write(p)
+}
+
+// Whatever changes while a scrape is under way: a series that was there when it
+// began is in it once, as it was.
+func TestScrapeIsOfOneMoment(t *testing.T) {
+	const up, forwarded = "coderd_agents_up", "zzz"
+	for _, groupBy := range [][]string{nil, {"template_name", "agent_name"}} {
+		for name, write := range map[string]func(*Aggregator, io.Writer) error{textType: (*Aggregator).WriteText, protoType: (*Aggregator).WriteProtobuf} {
+			a := newTest(t, Options{GroupBy: groupBy, MaxSeriesPerAgent: 20_000, MaxSeriesBytesPerAgent: 10 << 20})
+			filler := samples()
+			for i := range 5000 {
+				filler.samples = append(filler.samples, sample("aaa", agent.Gauge, 1, "n", fmt.Sprint(i), "long", strings.Repeat("x", 100)))
+			}
+			a.Open(id(1), identity("filler"), agent.Session{Epoch: 1})
+			a.Report(id(1), 1, time.Now(), filler)
+			a.Open(id(2), identity("a"), agent.Session{Epoch: 1})
+			a.Report(id(2), 1, time.Now(), samples(sample(forwarded, agent.Gauge, 7)))
+			set := func(version string) { a.SetState(id(2), []agent.Series{state(up, 1, "template_version", version)}) }
+			rename := func(to string) {
+				a.Relabel(id(2), identity(to))
+				require.NoError(t, a.WriteText(io.Discard)) // which brings groups up to date
+			}
+			set("1")
+			// Each of the scrapes shows what was there when it began, the innermost
+			// the newest.
+			var want, got []string
+			var nested func(depth int)
+			nested = func(depth int) {
+				w := &interrupted{between: func() {
+					if depth == 3 {
+						return
+					}
+					set(fmt.Sprint(depth + 2))
+					rename(string(rune('b' + depth)))
+					nested(depth + 1)
+				}}
+				want = append(want, fmt.Sprintf("%s %c", fmt.Sprint(depth+1), 'a'+depth))
+				require.NoError(t, write(a, w))
+				s, err := parsePrometheus(w.Bytes(), name)
+				require.NoError(t, err)
+				var of [2][]string
+				for series := range s.values {
+					if l, ok := strings.CutPrefix(series, `{__name__="`+up+`", template_version="`); ok {
+						of[0] = append(of[0], strings.TrimSuffix(l, `"}`))
+					}
+					if strings.Contains(series, `"`+forwarded+`"`) {
+						_, l, _ := strings.Cut(series, `agent_name="`)
+						of[1] = append(of[1], l[:1])
+					}
+				}
+				got = append(got, strings.Join(of[0], "+")+" "+strings.Join(of[1], "+"))
+			}
+			nested(0)
+			slices.Sort(got)
+			require.Equal(t, want, got, "%s by %v", name, groupBy)
+			a.SetState(id(2), nil)
+			a.Remove(id(2))
+			require.NotContains(t, text(t, a), forwarded+"{")
+			require.NotContains(t, text(t, a), up+"{")
+		}
+	}
+}
+
 // A scrape shows of a key the states from before a change, or those from after
 // it, never of both and never one twice.
 func TestScrapeDuringChangesOfState(t *testing.T) {
@@ -147,8 +225,8 @@ func TestScrapeDuringChangesOfState(t *testing.T) {
 	require.Len(t, a.states.byPrefix, keys*apps)
 }
 
-// A scrape that has begun does not see half of a change: it lacks what is gone
-// and what is new, in all families alike.
+// A scrape that has begun does not see half of a change: it has what is gone,
+// and lacks what is new.
 func TestChangeOfStateAfterScrapeBegan(t *testing.T) {
 	a := newTest(t, Options{})
 	before := []agent.Series{state("coderd_agents_connections", 1, "status", "connecting"), state("coderd_agents_up", 0)}
@@ -166,7 +244,8 @@ func TestChangeOfStateAfterScrapeBegan(t *testing.T) {
 	w.change = func() { a.SetState(id(1), after) }
 	require.NoError(t, a.WriteText(&w))
 	require.Nil(t, w.change, "the change was made during the scrape")
-	require.NotContains(t, w.String(), `status="`)
+	require.Contains(t, w.String(), `status="connecting"`)
+	require.NotContains(t, w.String(), `status="connected"`)
 	require.Equal(t, "coderd_agents_connections{status=\"connected\"} 1\ncoderd_agents_up 1\n", stateText(t, a))
 }
 

@@ -132,7 +132,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			"hide": func(t *rapid.T) {
 				each(t, 1, func(h *held) {
 					h.shown = 0
-					h.block.Hide(h.slot)
+					h.block, h.slot = h.block.Hide(h.slot)
 				})
 			},
 			"remove": func(t *rapid.T) {
@@ -396,7 +396,7 @@ func TestConcurrentUse(t *testing.T) {
 	loop(func(i int) {
 		b, slot := f.Add(prefix(steady+i%10), 1)
 		b.Set(slot, float64(i))
-		b.Hide(slot)
+		b, slot = b.Hide(slot)
 		b.Show(slot, prefix(steady+i%10))
 		b.Remove(slot)
 	})

@@ -54,6 +54,8 @@ type Block struct {
 	live int
 	// youngest is the highest born of any line.
 	youngest uint32
+	// deaths has when lines were retired, by slot. It is mostly empty.
+	deaths map[uint32]uint32
 
 	// listed is whether the family's list of blocks with room has this one. It
 	// is guarded by the family's mutex.
@@ -111,11 +113,59 @@ func (b *Block) Show(slot uint32, prefix []byte) {
 	b.addLineLocked(slot, prefix)
 }
 
-// Hide takes the line of a series away. Its value is kept.
-func (b *Block) Hide(slot uint32) {
+// Hide takes the line of a series away, but for the scrapes that are under way.
+// It returns where the series, whose value is kept, is from now on.
+func (b *Block) Hide(slot uint32) (*Block, uint32) {
+	v := b.Value(slot)
+	if b.retire(slot) {
+		return b.family.Add(nil, v)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.dropLineLocked(slot)
+	return b, slot
+}
+
+// Retire is Remove, but for the scrapes that are under way: they show the line as
+// it was.
+func (b *Block) Retire(slot uint32) {
+	if !b.retire(slot) {
+		b.Remove(slot)
+	}
+}
+
+// retire has the line shown by the scrapes under way only; false if there are
+// none.
+func (b *Block) retire(slot uint32) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	died, ok := b.family.clock.retire(b, slot)
+	if !ok {
+		return false
+	}
+	if b.deaths == nil {
+		b.deaths = make(map[uint32]uint32)
+	}
+	b.deaths[slot] = died
+	b.version++
+	return true
+}
+
+// showsLocked tells whether a scrape shows the line of a slot, if there is one.
+func (b *Block) showsLocked(slot int, stamp uint32) bool {
+	if b.lines[slot].born >= stamp {
+		return false
+	}
+	if len(b.deaths) == 0 {
+		return true
+	}
+	died, dead := b.deaths[uint32(slot)]
+	return !dead || stamp <= died
+}
+
+// wholeLocked tells whether a scrape shows all lines.
+func (b *Block) wholeLocked(stamp uint32) bool {
+	return b.youngest < stamp && len(b.deaths) == 0
 }
 
 // Remove gives up a series. Its slot may become another's at once.
@@ -172,6 +222,7 @@ func (b *Block) addLineLocked(slot uint32, prefix []byte) {
 func (b *Block) dropLineLocked(slot uint32) {
 	b.text.drop(slot)
 	b.lines[slot] = line{}
+	delete(b.deaths, slot)
 	b.version++
 	if b.proto != nil {
 		b.proto.drop(slot)
@@ -260,23 +311,22 @@ func appendLine(dst, prefix, value []byte, width int) []byte {
 	return append(dst, '\n')
 }
 
-// textSize returns the size of the text if it has lines born before stamp, else
-// 0. By the time the text is appended it may be another.
+// textSize returns the size of the text if it has lines for the scrape, else 0. By the time the text is appended it may be another.
 func (b *Block) textSize(stamp uint32) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.youngest < stamp {
+	if b.wholeLocked(stamp) {
 		return b.text.size()
 	}
 	for i := range b.lines {
-		if b.text.at[i].size > 0 && b.lines[i].born < stamp {
+		if b.text.at[i].size > 0 && b.showsLocked(i, stamp) {
 			return b.text.size()
 		}
 	}
 	return 0
 }
 
-// appendText appends the lines born before stamp.
+// appendText appends the lines for the scrape.
 func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
 	b.patch()
 	b.mu.Lock()
@@ -287,7 +337,7 @@ func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
 		return append(dst, b.text.buf...), r
 	}
 	for i := range b.lines {
-		if b.lines[i].born < stamp {
+		if b.showsLocked(i, stamp) {
 			dst = append(dst, b.text.piece(uint32(i))...)
 		}
 	}
@@ -295,13 +345,13 @@ func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
 }
 
 // lendText returns the lines and what to count down when they are not read any
-// more; nil if one of them was born at stamp or later, or there are none.
+// more; nil if the scrape does not show all of them, or there are none.
 func (b *Block) lendText(stamp uint32) (lines []byte, loans *atomic.Int32) {
 	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.renderLocked()
-	if b.youngest >= stamp || b.text.size() == 0 {
+	if !b.wholeLocked(stamp) || b.text.size() == 0 {
 		return nil, nil
 	}
 	return b.text.lend()

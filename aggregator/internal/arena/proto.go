@@ -108,19 +108,19 @@ func (b *Block) protoSize(stamp uint32, t metrics.Type) int {
 	defer b.mu.Unlock()
 	for !b.formSomeLocked(t) { // it was taken away meanwhile
 	}
-	if b.youngest < stamp {
+	if b.wholeLocked(stamp) {
 		return b.proto.size()
 	}
 	size := 0
 	for i := range b.lines {
-		if b.lines[i].born < stamp {
+		if b.showsLocked(i, stamp) {
 			size += int(b.proto.at[i].size)
 		}
 	}
 	return size
 }
 
-// appendProto appends metrics of type t for the lines born before stamp, in as
+// appendProto appends metrics of type t for the lines of the scrape, in as
 // many bytes as protoSize said after the scrape began: what has gone since then
 // is made up for by padding. Nothing can have come.
 func (b *Block) appendProto(dst []byte, stamp uint32, t metrics.Type, size int) ([]byte, reading) {
@@ -134,7 +134,7 @@ func (b *Block) appendProto(dst []byte, stamp uint32, t metrics.Type, size int) 
 		dst = append(dst, p.buf...)
 	} else {
 		for i := range b.lines {
-			if b.lines[i].born < stamp {
+			if b.showsLocked(i, stamp) {
 				dst = append(dst, p.piece(uint32(i))...)
 			}
 		}
@@ -143,13 +143,13 @@ func (b *Block) appendProto(dst []byte, stamp uint32, t metrics.Type, size int) 
 }
 
 // lendProto returns the metrics and what to count down when they are not read any
-// more; nil if one was born at stamp or later, or some have gone since protoSize.
+// more; nil if the scrape does not show all, or some have gone since protoSize.
 func (b *Block) lendProto(stamp uint32, t metrics.Type, size int) (made []byte, loans *atomic.Int32) {
 	b.formProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.renderProtoLocked(t)
-	if b.youngest >= stamp || p.size() != size {
+	if !b.wholeLocked(stamp) || p.size() != size {
 		return nil, nil
 	}
 	return p.lend()

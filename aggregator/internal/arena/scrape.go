@@ -75,6 +75,7 @@ func (s *Scrape) Close(err error) error {
 	if s.format == formatProto {
 		s.clock.endProto()
 	}
+	s.clock.end(s.stamp)
 	// Neither is large: two chunks, and 16 KB for 1,000,000 series of a family.
 	*s = Scrape{buf: s.buf[:0], sizes: s.sizes[:0]}
 	scrapes.Put(s)

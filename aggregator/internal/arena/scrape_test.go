@@ -179,7 +179,7 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 			}
 			switch i % 5 {
 			case 0:
-				blocks[i].Hide(slots[i])
+				blocks[i], slots[i] = blocks[i].Hide(slots[i])
 			case 1:
 				blocks[i].Remove(slots[i])
 				blocks[i], slots[i] = f.Add(longPrefix(i), -1)
@@ -263,7 +263,7 @@ func TestConcurrentScrapes(t *testing.T) {
 			}
 			blocks[i%steady].Set(slots[i%steady], float64(i)*1.5)
 			b, slot := f.Add(longPrefix(steady+i%100), 1)
-			b.Hide(slot)
+			b, slot = b.Hide(slot)
 			b.Show(slot, longPrefix(steady+i%100))
 			b.Remove(slot)
 			if i%1000 == 0 {

@@ -20,14 +20,15 @@ const (
 
 // reading says what a scrape read of a block.
 type reading struct {
-	// whole is true if no line was too young to be shown.
+	// whole is true if all lines were shown, as they are in any scrape that is not
+	// older than they are.
 	whole bool
 	// youngest and version are the block's.
 	youngest, version uint32
 }
 
 func (b *Block) readingLocked(stamp uint32) reading {
-	return reading{whole: b.youngest < stamp, youngest: b.youngest, version: b.version}
+	return reading{whole: b.wholeLocked(stamp), youngest: b.youngest, version: b.version}
 }
 
 // unchanged reports whether the block shows what it did when r was read.
