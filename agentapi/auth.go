@@ -16,8 +16,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionalphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
@@ -56,14 +59,8 @@ type authenticator struct {
 	metrics   *metrics
 	log       *slog.Logger
 	logged    logLimit
-}
-
-func (a *authenticator) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx, err := a.admit(ctx, info.FullMethod)
-	if err != nil {
-		return nil, err
-	}
-	return handler(ctx, req)
+	// authenticated is told of each call that has a credential.
+	authenticated func(ctx context.Context)
 }
 
 func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -93,8 +90,13 @@ func (e *authError) Error() string { return e.text }
 
 // admit returns the context of the handler, or the status for the peer.
 func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.Context, error) {
-	c, err := a.authenticate(ctx, serviceOf(fullMethod))
+	service := serviceOf(fullMethod)
+	if isOpen(service) {
+		return ctx, nil
+	}
+	c, err := a.authenticate(ctx, service)
 	if err == nil {
+		a.authenticated(ctx)
 		return context.WithValue(ctx, callerKey{}, c), nil
 	}
 	a.metrics.authFailures.WithLabelValues(err.reason).Inc()
@@ -105,12 +107,17 @@ func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.C
 	return nil, status.Error(err.code, err.text)
 }
 
-func (a *authenticator) authenticate(ctx context.Context, service string) (caller, *authError) {
+// isOpen tells whether the service needs no credential: health and reflection.
+func isOpen(service string) bool {
 	switch service {
-	case agentstatsv1.AgentService_ServiceDesc.ServiceName, agentstatsv1.CoderdService_ServiceDesc.ServiceName:
-	default:
-		return caller{}, nil // health and reflection are open
+	case healthpb.Health_ServiceDesc.ServiceName,
+		reflectionpb.ServerReflection_ServiceDesc.ServiceName, reflectionalphapb.ServerReflection_ServiceDesc.ServiceName:
+		return true
 	}
+	return false
+}
+
+func (a *authenticator) authenticate(ctx context.Context, service string) (caller, *authError) {
 	token, err := bearerToken(ctx)
 	if err != nil {
 		return caller{}, err

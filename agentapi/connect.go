@@ -172,6 +172,7 @@ func (c *connection) next() error {
 	if err := c.stream.RecvMsg(&c.frame); err != nil {
 		return err
 	}
+	c.heard.Store(true)
 	wait, err := c.take()
 	if err != nil {
 		return err

@@ -46,6 +46,11 @@ type connection struct {
 	// frame is what is being taken in. It and the next field are the handler's.
 	frame       frame
 	saidGoodbye bool
+	// heard is set by each message, and cleared by the check for idle streams,
+	// which counts in silent how often it was not set. Relayed streams, which
+	// coderd has for as long as an agent is there, are not checked.
+	heard  atomic.Bool
+	silent int
 	// woken and paced are true while somebody is about to answer, at once or in
 	// a while.
 	woken, paced atomic.Bool

@@ -3,6 +3,7 @@ package agentapi
 import (
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
@@ -74,7 +75,8 @@ const expansion = 8
 // theirs, encodes acks, and does all else as usual.
 type codec struct {
 	encoding.CodecV2
-	limit int // of an agent's message, in bytes
+	limit   int                // of an agent's message, in bytes
+	limited prometheus.Counter // messages beyond it
 }
 
 // agentRequests estimates what an agent's request takes.
@@ -102,6 +104,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	f.size = data.Len()
 	if f.size > c.limit {
+		c.limited.Inc()
 		f.refused = tooLarge(f.size, c.limit)
 		return nil
 	}

@@ -109,7 +109,9 @@ type service struct {
 	news     *pubsub.Metadata
 	registry *prometheus.Registry
 	pushes   *pushes
+	server   *agentapi.Server
 	conn     *grpc.ClientConn
+	addr     string // of the listener
 	log      *lockedBuffer
 	stop     func() // stops the server, then the workers; once
 }
@@ -137,6 +139,7 @@ type settings struct {
 	batcher batcher.Options
 	change  func(*agentapi.Components)
 	down    bool // the database, at start
+	tcp     bool // listen on loopback rather than in memory
 	dial    []grpc.DialOption
 }
 
@@ -172,10 +175,20 @@ func start(t testing.TB, set settings) *service {
 	if set.change != nil {
 		set.change(&parts)
 	}
+	set.api.Reflection = true
+	if set.api.IdleTimeout == 0 {
+		set.api.IdleTimeout = 1000 * time.Hour
+	}
 	server, err := agentapi.NewServer(parts, set.api, s.registry, log)
 	require.NoError(t, err)
 
-	lis := bufconn.Listen(1 << 20)
+	s.server = server
+	var lis net.Listener = bufconn.Listen(1 << 20)
+	if set.tcp {
+		lis, err = net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+	}
+	s.addr = lis.Addr().String()
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(t.Context()))
 	workCtx, stopWorking := context.WithCancel(context.WithoutCancel(t.Context()))
 	var serving, working sync.WaitGroup
@@ -190,7 +203,12 @@ func start(t testing.TB, set settings) *service {
 		working.Wait()
 	})
 	dial := append([]grpc.DialOption{
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			if memory, ok := lis.(*bufconn.Listener); ok {
+				return memory.DialContext(ctx)
+			}
+			return (&net.Dialer{}).DialContext(ctx, "tcp", s.addr)
+		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 	}, set.dial...)
 	s.conn, err = grpc.NewClient("passthrough:///test", dial...)

@@ -21,10 +21,6 @@ func (s *Server) recovered(_ context.Context, p any) error {
 	return errInternal
 }
 
-func (s *Server) recoverUnary() grpc.UnaryServerInterceptor {
-	return recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
-}
-
 func (s *Server) recoverStream() grpc.StreamServerInterceptor {
 	return recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
 }
@@ -42,11 +38,6 @@ func (s *Server) guard(ctx context.Context, method string, err error) error {
 	}
 	s.log.Error("a gRPC handler failed", "method", method, "error", err)
 	return errInternal
-}
-
-func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	resp, err := handler(ctx, req)
-	return resp, s.guard(ctx, info.FullMethod, err)
 }
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {

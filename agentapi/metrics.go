@@ -60,6 +60,7 @@ type requestCounters struct {
 type metrics struct {
 	panics          prometheus.Counter
 	authFailures    *prometheus.CounterVec
+	limited         *prometheus.CounterVec
 	requests        requestCounters
 	refusedStates   *prometheus.CounterVec
 	sessionNames    prometheus.Counter
@@ -93,6 +94,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	requests := vec("agentstatsd_agent_requests_total", "Requests of agents by what they carry, within a session and without.", "kind")
 	m := &metrics{
+		limited: vec("agentstatsd_grpc_limited_total", "Calls, messages and connections that were refused or ended by a limit.", "reason", limitedReasons...),
 		requests: requestCounters{
 			stats:     requests.WithLabelValues("stats"),
 			metadata:  requests.WithLabelValues("metadata"),

@@ -198,7 +198,7 @@ func TestPushHello(t *testing.T) {
 		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message, got none")
 		p, err = s.coderd().PushMetrics(s.asCoderd())
 		require.NoError(t, err)
-		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it within 10s")
+		pushing{p, t}.requireEnd(codes.InvalidArgument, "message: want the first one within 10s")
 		s.register(1)
 		p, err = s.coderd().PushMetrics(as(t.Context(), token(1)))
 		require.NoError(t, err)

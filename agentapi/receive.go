@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"time"
 )
 
 // received is one message of a stream, or how it ended.
@@ -35,19 +34,16 @@ func receive[T any](ctx context.Context, wg *sync.WaitGroup, next func() (T, err
 	return ch
 }
 
-// awaitFirst waits for the first message of a stream, which holds the field.
+// awaitFirst waits for the first message of a stream, which holds the field. How
+// long it may take is bounded for all of coderd's calls.
 func awaitFirst[T any](ctx context.Context, s *Server, messages <-chan received[T], field string) (T, error) {
 	var none T
-	timeout := time.NewTimer(s.opts.HelloTimeout)
-	defer timeout.Stop()
 	select {
 	case r := <-messages:
 		if errors.Is(r.err, io.EOF) {
 			return none, invalid(field, "want it as the first message, got none")
 		}
 		return r.message, r.err
-	case <-timeout.C:
-		return none, invalid(field, "want it within %v", s.opts.HelloTimeout)
 	case <-s.streams.draining:
 		return none, errDraining
 	case <-ctx.Done():

@@ -2,9 +2,10 @@
 // coderd, validates and converts what they send, and calls the components.
 //
 // It serves agentstats.v1.AgentService and agentstats.v1.CoderdService, gRPC's
-// health service and its reflection. Health and reflection are open to anyone
-// who reaches the listener: they tell what the published contract tells, and
-// whether the service is up.
+// health service and, if asked to, its reflection. Health and reflection are open
+// to anyone who reaches the listener: they tell what the published contract tells,
+// and whether the service is up. Of all other calls nothing but the headers is
+// read before the caller is known.
 package agentapi
 
 import (
@@ -21,7 +22,6 @@ import (
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -70,83 +70,6 @@ type Components struct {
 	Bus Bus
 }
 
-// Limits are what agents are told that the components accept of one agent.
-type Limits struct {
-	// Series that an agent may have at once.
-	Series int
-	// MetadataKeyBytes of one key; default agent.MaxMetadataKeyBytes.
-	// MetadataReportKeyBytes in one report; default 6144.
-	MetadataKeyBytes, MetadataReportKeyBytes int
-	// MetadataValueBytes and MetadataErrorBytes of one value; default 2048.
-	MetadataValueBytes, MetadataErrorBytes int
-}
-
-// Options are the knobs of a Server. A zero field takes its default.
-type Options struct {
-	// Credentials of the listener; nil: plaintext.
-	Credentials credentials.TransportCredentials
-	// CoderdTokenHash is the SHA-256 of coderd's token; zero: it has none.
-	CoderdTokenHash [32]byte
-	// CoderdClientSAN is the DNS name in a verified client certificate that
-	// makes its holder coderd; empty: none does.
-	CoderdClientSAN string
-
-	// ReplicaID is this replica's, chosen at random by each process; zero: there
-	// is no Bus.
-	ReplicaID agent.ID
-
-	// ReportInterval that agents are told; default 30 s, at least 1 s.
-	ReportInterval time.Duration
-	Limits         Limits
-
-	// MaxMessageBytes of one request, encoded; default 4 MiB.
-	MaxMessageBytes int
-	// MaxAgentMessageBytes of one request of an agent; default 1 MiB.
-	MaxAgentMessageBytes int
-	// MaxStreams on one connection; default 65536, as coderd relays many.
-	MaxStreams uint32
-	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
-	// default 4: each holds the whole set in memory.
-	MaxWatches, MaxSyncs int
-	// MaxPushes is how many instances of coderd may push at once; default 256.
-	MaxPushes int
-	// MaxPushBytes of one snapshot of an instance, with 24 for each family;
-	// default 64 MiB. Of all pushes under way together: MaxPushesBytes, default
-	// 256 MiB.
-	MaxPushBytes, MaxPushesBytes int
-	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
-	MaxRegistrationBytes int
-	// MaxSyncBytes is what registrations and syncs under way may take in memory
-	// together; default 256 MiB, room for a sync of 200,000 agents.
-	MaxSyncBytes int
-	// MaxDeclaredKeys is how many metadata keys a registration may declare;
-	// default 256.
-	MaxDeclaredKeys int
-
-	// HelloTimeout bounds the wait for the first message; default 10 s.
-	HelloTimeout time.Duration
-	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
-	GoodbyeTimeout time.Duration
-	// SyncTimeout bounds a sync; default 5 min.
-	SyncTimeout time.Duration
-	// WatchInterval is the time between two re-reads of what is watched, which
-	// repair missed news; default 30 s.
-	WatchInterval time.Duration
-	// StatsRetention is how long a watch of stats that has a name goes on without
-	// a stream, and how long reports wait for a replica that is silent; default
-	// 10 min, the same on all replicas. MaxWatches of them at most do.
-	StatsRetention time.Duration
-	// DrainTimeout is the time that agents have to leave when the service
-	// stops; default 10 s. They are asked one after another, over three quarters
-	// of it. Serve returns at most stopTimeout later, and with a Bus
-	// handOverTimeout and publishTimeout after that.
-	DrainTimeout time.Duration
-
-	// StoreReady returns why the database cannot be used now; nil: it is not
-	// asked. CoderdService is served only while it returns nil.
-	StoreReady func(ctx context.Context) error
-}
-
 // stopTimeout bounds what is left after the drain: calls without a stream.
 const stopTimeout = 2 * time.Second
 
@@ -170,74 +93,6 @@ const (
 	connectionWindow = 1 << 20
 )
 
-func (o Options) withDefaults() Options {
-	set(&o.ReportInterval, 30*time.Second)
-	set(&o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
-	set(&o.Limits.MetadataReportKeyBytes, 6144)
-	set(&o.Limits.MetadataValueBytes, 2048)
-	set(&o.Limits.MetadataErrorBytes, 2048)
-	set(&o.MaxMessageBytes, 4<<20)
-	set(&o.MaxAgentMessageBytes, 1<<20)
-	set(&o.MaxStreams, 1<<16)
-	set(&o.MaxWatches, 256)
-	set(&o.MaxSyncs, 4)
-	set(&o.MaxPushes, 256)
-	set(&o.MaxPushBytes, 64<<20)
-	set(&o.MaxPushesBytes, 256<<20)
-	set(&o.MaxRegistrationBytes, 64<<10)
-	set(&o.MaxSyncBytes, 256<<20)
-	set(&o.MaxDeclaredKeys, 256)
-	set(&o.HelloTimeout, 10*time.Second)
-	set(&o.GoodbyeTimeout, 15*time.Second)
-	set(&o.SyncTimeout, 5*time.Minute)
-	set(&o.WatchInterval, 30*time.Second)
-	set(&o.StatsRetention, 10*time.Minute)
-	set(&o.DrainTimeout, 10*time.Second)
-	return o
-}
-
-func set[T comparable](field *T, to T) {
-	var zero T
-	if *field == zero {
-		*field = to
-	}
-}
-
-func (o Options) validate() error {
-	if o.ReportInterval < time.Second {
-		return fmt.Errorf("report interval: want at least 1s, got %v", o.ReportInterval)
-	}
-	if o.MaxAgentMessageBytes > o.MaxMessageBytes {
-		return fmt.Errorf("max agent message bytes: want at most the max message bytes of %d, got %d", o.MaxMessageBytes, o.MaxAgentMessageBytes)
-	}
-	for _, c := range []struct {
-		name  string
-		value int64
-	}{
-		{"max message bytes", int64(o.MaxMessageBytes)},
-		{"max agent message bytes", int64(o.MaxAgentMessageBytes)},
-		{"max watches", int64(o.MaxWatches)},
-		{"max syncs", int64(o.MaxSyncs)},
-		{"max pushes", int64(o.MaxPushes)},
-		{"max push bytes", int64(o.MaxPushBytes)},
-		{"max pushes bytes", int64(o.MaxPushesBytes)},
-		{"max registration bytes", int64(o.MaxRegistrationBytes)},
-		{"max sync bytes", int64(o.MaxSyncBytes)},
-		{"max declared keys", int64(o.MaxDeclaredKeys)},
-		{"hello timeout", int64(o.HelloTimeout)},
-		{"goodbye timeout", int64(o.GoodbyeTimeout)},
-		{"sync timeout", int64(o.SyncTimeout)},
-		{"watch interval", int64(o.WatchInterval)},
-		{"stats retention", int64(o.StatsRetention)},
-		{"drain timeout", int64(o.DrainTimeout)},
-	} {
-		if c.value < 0 {
-			return fmt.Errorf("%s: want at least 0, got %d", c.name, c.value)
-		}
-	}
-	return nil
-}
-
 // Server serves agents and coderd.
 type Server struct {
 	Components
@@ -253,6 +108,12 @@ type Server struct {
 	pushes  slots
 	// byteBudgets are by the full name of the method.
 	byteBudgets map[string]*byteBudget
+	// What callers may have at once.
+	codec        codec
+	coderdCalls  slots
+	agentStreams *agentStreams
+	openCalls    openCalls
+	connections  *connections
 	// instances of coderd that push.
 	instances *pushInstances
 	feed      *feed
@@ -302,17 +163,29 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 
 		instances: newPushInstances(),
 		feed:      newFeed(),
+
+		codec:        codec{CodecV2: encoding.GetCodecV2("proto"), limit: opts.MaxAgentMessageBytes, limited: m.limited.WithLabelValues(limitedMessageBytes)},
+		coderdCalls:  newSlots(opts.MaxCoderdCalls),
+		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
+		connections:  newConnections(&opts, m),
 	}
 	s.shareBytes(reg)
+	s.auth.authenticated = s.connections.authenticated
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
+	}, func() float64 { return float64(s.connections.count()) }))
 	s.statsNames = newStatsNames(s.feed, opts.StatsRetention, opts.MaxWatches, c.Fleet.MaxAgents(), m)
 	if c.Bus != nil {
 		s.relay = newRelay(c.Bus, opts.ReplicaID, s.statsNames, log)
 	}
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
-	agentstatsv1.RegisterAgentServiceServer(s.grpc, &agentService{Server: s})
-	agentstatsv1.RegisterCoderdServiceServer(s.grpc, &coderdService{Server: s})
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
+	served := registrar{s.grpc}
+	agentstatsv1.RegisterAgentServiceServer(served, &agentService{Server: s})
+	agentstatsv1.RegisterCoderdServiceServer(served, &coderdService{Server: s})
+	healthpb.RegisterHealthServer(served, s.health)
+	if opts.Reflection {
+		reflection.Register(served)
+	}
 	rpc.InitializeMetrics(s.grpc)
 	for _, service := range services {
 		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_NOT_SERVING)
@@ -329,20 +202,16 @@ var services = [...]string{
 
 func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption {
 	opts := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(
-			rpc.UnaryServerInterceptor(),
-			s.recoverUnary(),
-			s.guardUnary,
-			s.auth.unary,
-		),
 		grpc.ChainStreamInterceptor(
 			rpc.StreamServerInterceptor(),
 			s.recoverStream(),
 			s.guardStream,
 			s.auth.stream,
+			s.limitStream,
 			s.boundStream,
 		),
-		grpc.ForceServerCodecV2(codec{CodecV2: encoding.GetCodecV2("proto"), limit: s.opts.MaxAgentMessageBytes}),
+		grpc.InTapHandle(s.connections.tap),
+		grpc.ForceServerCodecV2(s.codec),
 		grpc.MaxRecvMsgSize(s.opts.MaxMessageBytes),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxConcurrentStreams(s.opts.MaxStreams),
@@ -350,10 +219,12 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
-		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.ConnectionTimeout(s.opts.HelloTimeout),
 		// A dead agent is noticed within a minute and a half, although nobody
 		// sends to it.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: s.opts.ConnectionIdleTimeout,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
@@ -380,7 +251,8 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	healthCtx, stopHealth := context.WithCancel(ctx)
 	background.Go(func() { s.watchHealth(healthCtx) })
 	failed := make(chan error, 1)
-	background.Go(func() { failed <- s.grpc.Serve(lis) })
+	background.Go(func() { s.watchIdle(healthCtx) })
+	background.Go(func() { failed <- s.grpc.Serve(&limitedListener{Listener: lis, connections: s.connections}) })
 
 	var err error
 	select {
@@ -393,6 +265,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	background.Wait()
 	s.receivers.Wait()
 	s.statsNames.close()
+	s.connections.close()
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC: %w", err)
 	}

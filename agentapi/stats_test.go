@@ -219,7 +219,7 @@ func TestWatchStatsTakeover(t *testing.T) {
 		silent, err := s.coderd().WatchStats(s.asCoderd())
 		require.NoError(t, err)
 		_, err = silent.Recv()
-		requireCode(t, err, codes.InvalidArgument, "request: want it within 10s")
+		requireCode(t, err, codes.InvalidArgument, "message: want the first one within 10s")
 		silent, err = s.coderd().WatchStats(s.asCoderd())
 		require.NoError(t, err)
 		require.NoError(t, silent.CloseSend())

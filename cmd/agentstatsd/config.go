@@ -42,6 +42,15 @@ type config struct {
 	coderdTokenFile       string
 	maxAgentMessageBytes  int64
 	maxMessageBytes       int64
+	grpcReflection        bool
+	grpcMaxConnections    int64
+	grpcMaxStrangers      int64
+	authenticationTimeout time.Duration
+	firstMessageTimeout   time.Duration
+	grpcIdleTimeout       time.Duration
+	maxCoderdCalls        int64
+	maxStreamsPerAgent    int64
+	agentIdleTimeout      time.Duration
 	maxWatches            int64
 	statsRetention        time.Duration
 	drainTimeout          time.Duration
@@ -109,6 +118,12 @@ func (c *config) validate() error {
 	}
 	if (c.tlsClientCAFile == "") != (c.coderdClientSAN == "") {
 		errs = append(errs, errors.New("--tls-client-ca-file and --coderd-client-san need each other"))
+	}
+	if most := maxConnections(); c.grpcMaxConnections > most {
+		errs = append(errs, fmt.Errorf("--grpc-max-connections: want at most %d, nine tenths of the files that the process may open, got %d", most, c.grpcMaxConnections))
+	}
+	if c.agentIdleTimeout != 0 && c.agentIdleTimeout < 2*c.reportInterval {
+		errs = append(errs, fmt.Errorf("--agent-idle-timeout %s is below twice --report-interval %s", c.agentIdleTimeout, c.reportInterval))
 	}
 	errs = append(errs, c.validateAddresses()...)
 	errs = append(errs, c.validateGrouping())

@@ -46,6 +46,18 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "1048576", Value: atLeast(&c.maxAgentMessageBytes, 64<<10), Group: &groupAgents,
 		},
 		{
+			Name:        "Max Streams Per Agent",
+			Description: "Streams that an agent may have open at once; more are refused.",
+			Flag:        "max-streams-per-agent", Env: "AGENTSTATSD_MAX_STREAMS_PER_AGENT", YAML: "max_streams_per_agent",
+			Default: "8", Value: atLeast(&c.maxStreamsPerAgent, 2), Group: &groupAgents,
+		},
+		{
+			Name:        "Agent Idle Timeout",
+			Description: "Time without a message after which an agent's stream is closed, unless coderd relays it. 0: three times --report-interval.",
+			Flag:        "agent-idle-timeout", Env: "AGENTSTATSD_AGENT_IDLE_TIMEOUT", YAML: "idle_timeout",
+			Default: "0s", Value: notBelow(&c.agentIdleTimeout, 0), Group: &groupAgents,
+		},
+		{
 			Name: "Agent Message Rate",
 			Description: "Messages that an agent may send each second for ever; faster ones wait, and an agent that is slowed for 10 s is sent away for 30 s. " +
 				"The opening of a session counts as 20.",

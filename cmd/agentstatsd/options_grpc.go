@@ -56,6 +56,48 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "4194304", Value: atLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,
 		},
 		{
+			Name:        "gRPC Max Connections",
+			Description: "Connections at once; more are closed. 0: three quarters of the files that the process may open.",
+			Flag:        "grpc-max-connections", Env: "AGENTSTATSD_GRPC_MAX_CONNECTIONS", YAML: "max_connections",
+			Default: "0", Value: atLeast(&c.grpcMaxConnections, 0), Group: &groupGRPC,
+		},
+		{
+			Name:        "gRPC Max Unauthenticated Connections",
+			Description: "Connections of one address (IPv6: of one /64) that have not made an authenticated call yet; more are closed.",
+			Flag:        "grpc-max-unauthenticated-connections", Env: "AGENTSTATSD_GRPC_MAX_UNAUTHENTICATED_CONNECTIONS", YAML: "max_unauthenticated_connections",
+			Default: "1024", Value: atLeast(&c.grpcMaxStrangers, 1), Group: &groupGRPC,
+		},
+		{
+			Name:        "gRPC Authentication Timeout",
+			Description: "Time that a connection has for its first authenticated call, or between two checks of health, before it is closed.",
+			Flag:        "grpc-authentication-timeout", Env: "AGENTSTATSD_GRPC_AUTHENTICATION_TIMEOUT", YAML: "authentication_timeout",
+			Default: "20s", Value: longerThan(&c.authenticationTimeout, 0), Group: &groupGRPC,
+		},
+		{
+			Name:        "gRPC First Message Timeout",
+			Description: "Time from the start of a call to the end of its first message.",
+			Flag:        "grpc-first-message-timeout", Env: "AGENTSTATSD_GRPC_FIRST_MESSAGE_TIMEOUT", YAML: "first_message_timeout",
+			Default: "10s", Value: longerThan(&c.firstMessageTimeout, 0), Group: &groupGRPC,
+		},
+		{
+			Name:        "gRPC Idle Timeout",
+			Description: "Time after which a connection without a call is closed.",
+			Flag:        "grpc-idle-timeout", Env: "AGENTSTATSD_GRPC_IDLE_TIMEOUT", YAML: "idle_timeout",
+			Default: "5m", Value: longerThan(&c.grpcIdleTimeout, 0), Group: &groupGRPC,
+		},
+		{
+			Name:        "gRPC Reflection",
+			Description: "Serve gRPC's reflection beyond loopback, to anyone. On loopback it is always served.",
+			Flag:        "grpc-reflection", Env: "AGENTSTATSD_GRPC_REFLECTION", YAML: "reflection",
+			Default: "false", Value: serpent.BoolOf(&c.grpcReflection), Group: &groupGRPC,
+		},
+		{
+			Name:        "Max Coderd Calls",
+			Description: "Calls of coderd at once that stream no responses, each of which may have a message of --max-message-bytes in memory; more wait, then are refused.",
+			Flag:        "max-coderd-calls", Env: "AGENTSTATSD_MAX_CODERD_CALLS", YAML: "max_coderd_calls",
+			Default: "64", Value: atLeast(&c.maxCoderdCalls, 1), Group: &groupGRPC,
+		},
+		{
 			Name:        "Max Watches",
 			Description: "Watches of coderd at once, of all kinds; more are refused.",
 			Flag:        "max-watches", Env: "AGENTSTATSD_MAX_WATCHES", YAML: "max_watches",

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -221,6 +222,13 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	if s.replicas != nil {
 		parts.Bus, self = s.pubsub, s.replicas.Self()
 	}
+	reflection := c.grpcReflection
+	if !reflection {
+		reflection, err = isLoopback(c.grpcAddress)
+		if err != nil {
+			return fmt.Errorf("--grpc-address %s: %w", c.grpcAddress, err)
+		}
+	}
 	s.api, err = agentapi.NewServer(parts, agentapi.Options{
 		ReplicaID:            self,
 		Credentials:          grpcCredentials(s.tls),
@@ -241,6 +249,16 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		WatchInterval:        c.metadataRereadEvery,
 		DrainTimeout:         c.drainTimeout,
 		StoreReady:           s.store.Ping,
+
+		MaxStreamsPerAgent:     int(c.maxStreamsPerAgent),
+		IdleTimeout:            c.agentIdleTimeout,
+		MaxCoderdCalls:         int(c.maxCoderdCalls),
+		MaxConnections:         int(cmp.Or(c.grpcMaxConnections, openFiles()*3/4)),
+		MaxStrangersPerAddress: int(c.grpcMaxStrangers),
+		AuthenticationTimeout:  c.authenticationTimeout,
+		ConnectionIdleTimeout:  c.grpcIdleTimeout,
+		HelloTimeout:           c.firstMessageTimeout,
+		Reflection:             reflection,
 	}, reg, s.log.With("component", "agentapi"))
 	return err
 }

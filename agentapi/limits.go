@@ -1,0 +1,254 @@
+package agentapi
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Reasons why calls and connections are refused or ended, as the counter labels
+// them.
+const (
+	limitedFirstMessage = "first_message"
+	limitedIdleStream   = "idle_stream"
+	limitedAgentStreams = "agent_streams"
+	limitedCoderdCalls  = "coderd_calls"
+	limitedOpenCalls    = "open_calls"
+	limitedMessageBytes = "message_bytes"
+	limitedConnections  = "connections"
+	limitedAddress      = "address_connections"
+	limitedStranger     = "authentication_timeout"
+	limitedCalls        = "unauthenticated_calls"
+)
+
+var limitedReasons = []string{
+	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedCoderdCalls, limitedOpenCalls,
+	limitedMessageBytes, limitedConnections, limitedAddress, limitedStranger, limitedCalls,
+}
+
+// Methods that are open to anyone may have maxOpenCalls streams at once: half of
+// them checks of health, a quarter watches of health, a quarter reflection. One
+// address has at most a quarter of each, so that a stranger does not keep probes
+// out.
+const (
+	maxOpenCalls   = 64
+	openCheck      = maxOpenCalls / 2
+	openWatch      = maxOpenCalls / 4
+	openReflection = maxOpenCalls / 4
+
+	// openRequestTimeout bounds the time to the request of an open stream.
+	openRequestTimeout = 5 * time.Second
+	// A client that watches health comes back when its stream ends.
+	openWatchLife = 10 * time.Minute
+	openLife      = time.Minute
+)
+
+// limitStream bounds what a caller, who is known by now, may have at once, and how
+// long it may take to say what it wants.
+func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	switch serviceOf(info.FullMethod) {
+	case agentstatsv1.AgentService_ServiceDesc.ServiceName:
+		id := callerFrom(stream.Context()).agent
+		if !s.agentStreams.acquire(id) {
+			s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
+			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once", s.agentStreams.limit))
+		}
+		defer s.agentStreams.release(id)
+		return handler(srv, stream) // which bounds the time to the hello itself
+	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
+		prompt := s.prompt(stream, s.opts.HelloTimeout)
+		defer prompt.stop()
+		if info.IsServerStream {
+			return handler(srv, prompt)
+		}
+		if err := s.awaitCall(stream.Context()); err != nil {
+			return err
+		}
+		defer s.coderdCalls.free()
+		return handler(srv, prompt)
+	}
+	return s.serveOpen(srv, stream, info, handler)
+}
+
+// awaitCall waits for a slot of coderd's calls without a stream of responses: each
+// may have a message of Options.MaxMessageBytes in memory.
+func (s *Server) awaitCall(ctx context.Context) error {
+	if s.coderdCalls.take() {
+		return nil
+	}
+	timeout := time.NewTimer(s.opts.HelloTimeout / 2) // before that of the first message
+	defer timeout.Stop()
+	select {
+	case s.coderdCalls <- struct{}{}:
+		return nil
+	case <-timeout.C:
+		s.metrics.limited.WithLabelValues(limitedCoderdCalls).Inc()
+		return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once", cap(s.coderdCalls)))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// serveOpen serves a method that needs no credential.
+func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	kind, limit, life := kindReflection, openReflection, openLife
+	switch {
+	case info.FullMethod == healthpb.Health_Watch_FullMethodName:
+		kind, limit, life = kindWatch, openWatch, openWatchLife
+	case strings.HasPrefix(info.FullMethod, "/"+healthpb.Health_ServiceDesc.ServiceName+"/"):
+		kind, limit = kindCheck, openCheck
+	}
+	ctx := stream.Context()
+	reader, ok := grpc.ServerTransportStreamFromContext(ctx).(messageReader)
+	if !ok {
+		return errInternal
+	}
+	key := openKey{kind, peerHost(ctx)}
+	if !s.openCalls.acquire(key, limit) {
+		s.metrics.limited.WithLabelValues(limitedOpenCalls).Inc()
+		return status.Errorf(codes.ResourceExhausted, "want at most %d calls of this kind at once, and %d of one address", limit, limit/4)
+	}
+	defer s.openCalls.release(key)
+	open := &openStream{ServerStream: stream, reader: reader, codec: s.codec, life: life}
+	open.timer = time.AfterFunc(openRequestTimeout, func() {
+		st := status.New(codes.Unavailable, "the call has taken its time; call again")
+		if !open.asked.Load() {
+			s.metrics.limited.WithLabelValues(limitedFirstMessage).Inc()
+			st = status.Convert(invalid("message", "want the first one within %v", openRequestTimeout))
+		}
+		_ = reader.WriteStatus(st)
+	})
+	defer open.timer.Stop()
+	done := s.connections.openCall(ctx)
+	err := handler(srv, open)
+	done(open.asked.Load())
+	return err
+}
+
+// Kinds of open calls.
+type openKind uint8
+
+const (
+	kindCheck openKind = iota
+	kindWatch
+	kindReflection
+)
+
+type openKey struct {
+	kind openKind
+	host string
+}
+
+// openCalls counts the open calls by kind and address.
+type openCalls struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	kinds [kindReflection + 1]int
+	hosts map[openKey]int
+}
+
+// acquire returns false if limit calls of the kind are open, or a quarter of them
+// of the address.
+func (o *openCalls) acquire(key openKey, limit int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.kinds[key.kind] >= limit || o.hosts[key] >= limit/4 {
+		return false
+	}
+	if o.hosts == nil {
+		o.hosts = make(map[openKey]int)
+	}
+	o.kinds[key.kind]++
+	o.hosts[key]++
+	return true
+}
+
+func (o *openCalls) release(key openKey) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kinds[key.kind]--
+	if o.hosts[key]--; o.hosts[key] == 0 {
+		delete(o.hosts, key)
+	}
+}
+
+// agentStreams counts the streams that agents have open.
+type agentStreams struct {
+	limit int
+
+	mu sync.Mutex
+	// Guarded by mu.
+	open map[agent.ID]int
+}
+
+func newAgentStreams(limit int) *agentStreams {
+	return &agentStreams{limit: limit, open: make(map[agent.ID]int)}
+}
+
+// acquire returns false if the agent has as many as it may have.
+func (a *agentStreams) acquire(id agent.ID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open[id] >= a.limit {
+		return false
+	}
+	a.open[id]++
+	return true
+}
+
+func (a *agentStreams) release(id agent.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open[id]--; a.open[id] == 0 {
+		delete(a.open, id)
+	}
+}
+
+// silentChecks without a whole message between them end an agent's stream. They
+// are a third of Options.IdleTimeout apart: no stream needs a timer of its own.
+const silentChecks = 3
+
+// watchIdle ends agents' streams that bring no message.
+func (s *Server) watchIdle(ctx context.Context) {
+	ticker := time.NewTicker(s.opts.IdleTimeout / silentChecks)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, c := range s.streams.connections() {
+			c.checkIdle()
+		}
+	}
+}
+
+// checkIdle is called by one goroutine.
+func (c *connection) checkIdle() {
+	if c.heard.Swap(false) || callerFrom(c.stream.Context()).token == "" {
+		c.silent = 0
+		return
+	}
+	c.silent++
+	if c.silent < silentChecks+1 { // the first check was less than an interval after the message
+		return
+	}
+	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v", c.server.opts.IdleTimeout)
+	if c.silent == silentChecks+1 {
+		c.server.metrics.limited.WithLabelValues(limitedIdleStream).Inc()
+		go c.finish(err) // it may wait for the agent
+		return
+	}
+	_ = c.ender.WriteStatus(status.Convert(err)) // it does not read either
+}

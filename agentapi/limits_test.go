@@ -1,0 +1,223 @@
+package agentapi_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// bytesCodec sends bytes as they are.
+type bytesCodec struct{}
+
+func (bytesCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (bytesCodec) Unmarshal([]byte, any) error   { return nil }
+func (bytesCodec) Name() string                  { return "proto" }
+
+// methods returns the full names of all that is served, but for open services.
+func (s *service) methods() (closed, open []string) {
+	for service, info := range s.server.ServiceInfo() {
+		for _, m := range info.Methods {
+			name := "/" + service + "/" + m.Name
+			if strings.HasPrefix(name, "/grpc.") {
+				open = append(open, name)
+				continue
+			}
+			closed = append(closed, name)
+		}
+	}
+	return closed, open
+}
+
+// call opens a stream of any method.
+func (s *service) call(ctx context.Context, method string) grpc.ClientStream {
+	s.t.Helper()
+	stream, err := s.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(bytesCodec{}))
+	require.NoError(s.t, err)
+	return stream
+}
+
+// Nothing but the headers of a call is read before its caller is known: one that
+// sends no message is answered, and one that sends a message that does not decode
+// is not told so.
+func TestNothingIsReadOfStrangers(t *testing.T) {
+	s := start(t, settings{})
+	closed, open := s.methods()
+	require.GreaterOrEqual(t, len(closed), 10)
+	require.GreaterOrEqual(t, len(open), 4)
+	garbage := make([]byte, 4<<20)
+	for i := range garbage {
+		garbage[i] = 0xff
+	}
+	var reply []byte
+	for _, method := range closed {
+		for name, message := range map[string][]byte{"no message": nil, "4 MiB of garbage": garbage} {
+			for _, token := range []string{"", "wrong"} {
+				ctx, cancel := context.WithCancel(t.Context())
+				if token != "" {
+					ctx = as(ctx, token)
+				}
+				stream := s.call(ctx, method)
+				if message != nil {
+					_ = stream.SendMsg(&message) // it may be refused before all is sent
+				}
+				require.Equal(t, codes.Unauthenticated, codeOf(stream.RecvMsg(&reply)), "%s, %s, token %q", method, name, token)
+				cancel()
+			}
+		}
+	}
+	require.Zero(t, s.counter("agentstatsd_grpc_limited_total", "first_message"))
+}
+
+// A method of another service than the open ones needs a credential also if nobody
+// thought of it.
+func TestAgentsAreNoCoderd(t *testing.T) {
+	s := start(t, settings{})
+	s.register(1)
+	closed, _ := s.methods()
+	var reply []byte
+	for _, method := range closed {
+		if strings.HasPrefix(method, "/agentstats.v1.AgentService/") {
+			continue
+		}
+		ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
+		require.Equal(t, codes.PermissionDenied, codeOf(s.call(ctx, method).RecvMsg(&reply)), method)
+		cancel()
+	}
+}
+
+func TestFirstMessageIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		closed, open := s.methods()
+		var began time.Time
+		var reply []byte
+		for _, method := range closed {
+			ctx := s.asCoderd()
+			within := 10 * time.Second
+			text := "message: want the first one within 10s"
+			switch {
+			case strings.HasSuffix(method, "/SyncAgents"): // which has a timeout of its own
+			case strings.HasPrefix(method, "/agentstats.v1.AgentService/"):
+				ctx, text = as(t.Context(), token(1)), "hello: want it within 10s"
+			}
+			began = time.Now()
+			requireCode(t, s.call(ctx, method).RecvMsg(&reply), codes.InvalidArgument, text)
+			require.Equal(t, within, time.Since(began), method)
+		}
+		for _, method := range open {
+			began = time.Now()
+			requireCode(t, s.call(t.Context(), method).RecvMsg(&reply), codes.InvalidArgument, "message: want the first one within 5s")
+			require.Equal(t, 5*time.Second, time.Since(began), method)
+		}
+		require.Equal(t, float64(len(closed)-1+len(open)), s.counter("agentstatsd_grpc_limited_total", "first_message"))
+	})
+}
+
+func TestOpenServicesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		health := healthpb.NewHealthClient(s.conn)
+		began := time.Now()
+		var watches []healthpb.Health_WatchClient
+		for range 4 { // a quarter of 16
+			w, err := health.Watch(t.Context(), &healthpb.HealthCheckRequest{})
+			require.NoError(t, err)
+			_, err = w.Recv()
+			require.NoError(t, err)
+			watches = append(watches, w)
+		}
+		w, err := health.Watch(t.Context(), &healthpb.HealthCheckRequest{})
+		require.NoError(t, err)
+		_, err = w.Recv()
+		requireCode(t, err, codes.ResourceExhausted, "want at most 16 calls of this kind at once, and 4 of one address")
+		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "open_calls"))
+
+		// Probes go on, as clients call them.
+		for range 100 {
+			resp, err := health.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "agentstats.v1.CoderdService"})
+			require.NoError(t, err)
+			require.Equal(t, healthpb.HealthCheckResponse_SERVING, resp.GetStatus())
+		}
+		_, err = health.Check(t.Context(), &healthpb.HealthCheckRequest{Service: strings.Repeat("x", 5000)})
+		requireCode(t, err, codes.ResourceExhausted, "message: want at most 4096 bytes, got 5003")
+
+		_, err = watches[0].Recv()
+		requireCode(t, err, codes.Unavailable, "the call has taken its time; call again")
+		require.Equal(t, 10*time.Minute, time.Since(began))
+		r, err := reflectionpb.NewServerReflectionClient(s.conn).ServerReflectionInfo(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, r.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}))
+		_, err = r.Recv()
+		require.NoError(t, err)
+		_, err = r.Recv()
+		requireCode(t, err, codes.Unavailable, "the call has taken its time; call again")
+	})
+}
+
+func TestStreamsOfAnAgentAreBounded(t *testing.T) {
+	s := start(t, settings{api: agentapi.Options{MaxStreamsPerAgent: 2}})
+	s.register(1, 2)
+	ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
+	defer cancel()
+	s.connect(1, 1, 1)
+	parked := s.open(ctx)
+	require.Eventually(t, func() bool { // until that one is seen
+		c := s.open(ctx)
+		require.NoError(t, c.CloseSend())
+		_, err := c.Recv()
+		return codeOf(err) == codes.ResourceExhausted
+	}, 10*time.Second, time.Millisecond)
+	require.Positive(t, s.counter("agentstatsd_grpc_limited_total", "agent_streams"))
+	s.connect(2, 1, 1) // others are not held back
+	require.NoError(t, parked.CloseSend())
+	parked.requireEnd(codes.InvalidArgument, "hello: want it as the first message, got none")
+	s.connect(1, 1, 2)
+}
+
+func TestIdleStreamsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{IdleTimeout: 90 * time.Second}})
+		s.register(1, 2, 3)
+		silent, busy := s.connect(1, 1, 1), s.connect(2, 1, 1)
+		relayed := s.open(as(t.Context(), coderdToken, "agentstats-agent-id", nid(3).String())).greet(1, 1)
+		began := time.Now()
+		for range 10 {
+			time.Sleep(time.Minute)
+			busy.send(stats(&pb.Stats{}))
+		}
+		silent.requireEnd(codes.DeadlineExceeded, "message: want one within 1m30s")
+		require.Less(t, time.Since(began), 11*time.Minute)
+		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "idle_stream"))
+		require.Equal(t, 2.0, s.counter("agentstatsd_sessions", ""))
+		relayed.send(stats(&pb.Stats{}))
+		relayed.requireAck(1, 1)
+	})
+}
+
+func TestCallsOfCoderdAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxCoderdCalls: 2}})
+		for range 2 {
+			s.call(s.asCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")
+		}
+		synctest.Wait()
+		_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		requireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once")
+		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "coderd_calls"))
+		time.Sleep(time.Minute) // those two have had their time
+		_, err = s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		require.NoError(t, err)
+	})
+}

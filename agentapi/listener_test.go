@@ -1,0 +1,125 @@
+package agentapi_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// dial opens a connection that says nothing.
+func (s *service) dial() net.Conn {
+	s.t.Helper()
+	c, err := net.Dial("tcp", s.addr)
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// requireClosed waits until the service has closed the connection.
+func requireClosed(t *testing.T, c net.Conn) {
+	t.Helper()
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(30*time.Second)))
+	_, err := io.Copy(io.Discard, c)
+	require.False(t, errors.Is(err, os.ErrDeadlineExceeded), "%v", err)
+}
+
+// client returns a client with a connection of its own.
+func (s *service) client() *grpc.ClientConn {
+	s.t.Helper()
+	conn, err := grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func limited(s *service, reason string) float64 {
+	return s.counter("agentstatsd_grpc_limited_total", reason)
+}
+
+// One address has few connections of strangers, and as many as it likes of agents
+// and coderd. Connections that are closed do not count.
+func TestConnectionsOfStrangersAreBounded(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{MaxStrangersPerAddress: 3}})
+	s.register(1)
+	for range 10 {
+		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		require.NoError(t, err)
+	}
+	strangers := []net.Conn{s.dial(), s.dial(), s.dial()}
+	requireClosed(t, s.dial())
+	require.Positive(t, limited(s, "address_connections"))
+	_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	require.NoError(t, err, "over a connection that is known")
+
+	for _, c := range strangers {
+		require.NoError(t, c.Close())
+	}
+	require.Eventually(t, func() bool {
+		ctx, cancel := context.WithTimeout(s.asCoderd(), time.Second)
+		defer cancel()
+		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(ctx, &pb.ListAgentsRequest{})
+		return err == nil
+	}, 30*time.Second, 10*time.Millisecond)
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{MaxConnections: 2}})
+	s.register(1)
+	other := s.client()
+	_, err := pb.NewCoderdServiceClient(other).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	require.NoError(t, err)
+	require.Equal(t, 2.0, s.counter("agentstatsd_grpc_connections", ""))
+	requireClosed(t, s.dial())
+	require.Positive(t, limited(s, "connections"))
+	require.NoError(t, other.Close())
+	require.Eventually(t, func() bool { return s.counter("agentstatsd_grpc_connections", "") == 1 }, 30*time.Second, 150*time.Millisecond)
+	third := s.client()
+	_, err = pb.NewCoderdServiceClient(third).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{}, grpc.WaitForReady(true))
+	require.NoError(t, err)
+}
+
+// A stranger has a while and a number of calls; a probe of health may go on.
+func TestStrangersAreDisconnected(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{AuthenticationTimeout: 300 * time.Millisecond}})
+	s.register(1)
+	c := s.connect(1, 1, 1)
+	requireClosed(t, s.dial())
+	require.Positive(t, limited(s, "authentication_timeout"))
+	c.send(stats(&pb.Stats{}))
+	c.requireAck(1, 1)
+}
+
+func TestCallsOfStrangersAreBounded(t *testing.T) {
+	s := start(t, settings{tcp: true})
+	conn := s.client()
+	for i := range 1000 {
+		_, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		require.NoError(t, err, i)
+	}
+	require.Zero(t, limited(s, "unauthenticated_calls"))
+	for range 150 {
+		// Of a method that is not served, too.
+		err := conn.Invoke(t.Context(), "/a.Service/Method", &pb.Ack{}, &pb.Ack{})
+		require.Error(t, err)
+	}
+	require.Positive(t, limited(s, "unauthenticated_calls"))
+	_, err := pb.NewCoderdServiceClient(conn).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{}, grpc.WaitForReady(true))
+	require.NoError(t, err)
+	for range 150 {
+		_, err := pb.NewCoderdServiceClient(conn).ListAgents(as(t.Context(), "wrong"), &pb.ListAgentsRequest{})
+		require.Equal(t, codes.Unauthenticated, codeOf(err))
+	}
+}

@@ -1,0 +1,194 @@
+package agentapi
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Limits are what agents are told that the components accept of one agent.
+type Limits struct {
+	// Series that an agent may have at once.
+	Series int
+	// MetadataKeyBytes of one key; default agent.MaxMetadataKeyBytes.
+	// MetadataReportKeyBytes in one report; default 6144.
+	MetadataKeyBytes, MetadataReportKeyBytes int
+	// MetadataValueBytes and MetadataErrorBytes of one value; default 2048.
+	MetadataValueBytes, MetadataErrorBytes int
+}
+
+// Options are the knobs of a Server. A zero field takes its default.
+type Options struct {
+	// Credentials of the listener; nil: plaintext.
+	Credentials credentials.TransportCredentials
+	// CoderdTokenHash is the SHA-256 of coderd's token; zero: it has none.
+	CoderdTokenHash [32]byte
+	// CoderdClientSAN is the DNS name in a verified client certificate that
+	// makes its holder coderd; empty: none does.
+	CoderdClientSAN string
+
+	// ReplicaID is this replica's, chosen at random by each process; zero: there
+	// is no Bus.
+	ReplicaID agent.ID
+
+	// ReportInterval that agents are told; default 30 s, at least 1 s.
+	ReportInterval time.Duration
+	Limits         Limits
+
+	// MaxMessageBytes of one request, encoded; default 4 MiB.
+	MaxMessageBytes int
+	// MaxAgentMessageBytes of one request of an agent; default 1 MiB.
+	MaxAgentMessageBytes int
+	// MaxStreams on one connection; default 65536, as coderd relays many.
+	MaxStreams uint32
+	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
+	// default 4: each holds the whole set in memory.
+	MaxWatches, MaxSyncs int
+	// MaxPushes is how many instances of coderd may push at once; default 256.
+	MaxPushes int
+	// MaxPushBytes of one snapshot of an instance, with 24 for each family;
+	// default 64 MiB. Of all pushes under way together: MaxPushesBytes, default
+	// 256 MiB.
+	MaxPushBytes, MaxPushesBytes int
+	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
+	MaxRegistrationBytes int
+	// MaxSyncBytes is what registrations and syncs under way may take in memory
+	// together; default 256 MiB, room for a sync of 200,000 agents.
+	MaxSyncBytes int
+	// MaxDeclaredKeys is how many metadata keys a registration may declare;
+	// default 256.
+	MaxDeclaredKeys int
+
+	// MaxStreamsPerAgent at once; default 8: a new one ends the session of the
+	// one before.
+	MaxStreamsPerAgent int
+	// MaxCoderdCalls at once, without those that stream responses; default 64:
+	// each may have a message of MaxMessageBytes in memory. More of them wait.
+	MaxCoderdCalls int
+	// MaxConnections at once; default 16384.
+	MaxConnections int
+	// MaxStrangersPerAddress is how many connections one address may have that
+	// have not made an authenticated call yet; default 1024.
+	MaxStrangersPerAddress int
+	// AuthenticationTimeout bounds the time from the start of a connection to its
+	// first authenticated call; default 20 s.
+	AuthenticationTimeout time.Duration
+	// ConnectionIdleTimeout is how long a connection may be without a call;
+	// default 5 min.
+	ConnectionIdleTimeout time.Duration
+	// IdleTimeout bounds the time between two messages of an agent's stream that
+	// coderd does not relay; default three report intervals.
+	IdleTimeout time.Duration
+	// Reflection has gRPC's reflection served, to anyone.
+	Reflection bool
+
+	// HelloTimeout bounds the time from the start of a call to the end of its
+	// first message; default 10 s.
+	HelloTimeout time.Duration
+	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
+	GoodbyeTimeout time.Duration
+	// SyncTimeout bounds a sync; default 5 min.
+	SyncTimeout time.Duration
+	// WatchInterval is the time between two re-reads of what is watched, which
+	// repair missed news; default 30 s.
+	WatchInterval time.Duration
+	// StatsRetention is how long a watch of stats that has a name goes on without
+	// a stream, and how long reports wait for a replica that is silent; default
+	// 10 min, the same on all replicas. MaxWatches of them at most do.
+	StatsRetention time.Duration
+	// DrainTimeout is the time that agents have to leave when the service
+	// stops; default 10 s. They are asked one after another, over three quarters
+	// of it. Serve returns at most stopTimeout later, and with a Bus
+	// handOverTimeout and publishTimeout after that.
+	DrainTimeout time.Duration
+
+	// StoreReady returns why the database cannot be used now; nil: it is not
+	// asked. CoderdService is served only while it returns nil.
+	StoreReady func(ctx context.Context) error
+}
+
+func (o Options) withDefaults() Options {
+	set(&o.ReportInterval, 30*time.Second)
+	set(&o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
+	set(&o.Limits.MetadataReportKeyBytes, 6144)
+	set(&o.Limits.MetadataValueBytes, 2048)
+	set(&o.Limits.MetadataErrorBytes, 2048)
+	set(&o.MaxMessageBytes, 4<<20)
+	set(&o.MaxAgentMessageBytes, 1<<20)
+	set(&o.MaxStreams, 1<<16)
+	set(&o.MaxWatches, 256)
+	set(&o.MaxSyncs, 4)
+	set(&o.MaxPushes, 256)
+	set(&o.MaxPushBytes, 64<<20)
+	set(&o.MaxPushesBytes, 256<<20)
+	set(&o.MaxRegistrationBytes, 64<<10)
+	set(&o.MaxSyncBytes, 256<<20)
+	set(&o.MaxDeclaredKeys, 256)
+	set(&o.MaxStreamsPerAgent, 8)
+	set(&o.MaxCoderdCalls, 64)
+	set(&o.MaxConnections, 16384)
+	set(&o.MaxStrangersPerAddress, 1024)
+	set(&o.AuthenticationTimeout, 20*time.Second)
+	set(&o.ConnectionIdleTimeout, 5*time.Minute)
+	set(&o.IdleTimeout, 3*o.ReportInterval)
+	set(&o.HelloTimeout, 10*time.Second)
+	set(&o.GoodbyeTimeout, 15*time.Second)
+	set(&o.SyncTimeout, 5*time.Minute)
+	set(&o.WatchInterval, 30*time.Second)
+	set(&o.StatsRetention, 10*time.Minute)
+	set(&o.DrainTimeout, 10*time.Second)
+	return o
+}
+
+func set[T comparable](field *T, to T) {
+	var zero T
+	if *field == zero {
+		*field = to
+	}
+}
+
+func (o Options) validate() error {
+	if o.ReportInterval < time.Second {
+		return fmt.Errorf("report interval: want at least 1s, got %v", o.ReportInterval)
+	}
+	if o.MaxAgentMessageBytes > o.MaxMessageBytes {
+		return fmt.Errorf("max agent message bytes: want at most the max message bytes of %d, got %d", o.MaxMessageBytes, o.MaxAgentMessageBytes)
+	}
+	for _, c := range []struct {
+		name  string
+		value int64
+	}{
+		{"max message bytes", int64(o.MaxMessageBytes)},
+		{"max agent message bytes", int64(o.MaxAgentMessageBytes)},
+		{"max watches", int64(o.MaxWatches)},
+		{"max syncs", int64(o.MaxSyncs)},
+		{"max pushes", int64(o.MaxPushes)},
+		{"max push bytes", int64(o.MaxPushBytes)},
+		{"max pushes bytes", int64(o.MaxPushesBytes)},
+		{"max registration bytes", int64(o.MaxRegistrationBytes)},
+		{"max sync bytes", int64(o.MaxSyncBytes)},
+		{"max declared keys", int64(o.MaxDeclaredKeys)},
+		{"max streams per agent", int64(o.MaxStreamsPerAgent)},
+		{"max coderd calls", int64(o.MaxCoderdCalls)},
+		{"max connections", int64(o.MaxConnections)},
+		{"max strangers per address", int64(o.MaxStrangersPerAddress)},
+		{"authentication timeout", int64(o.AuthenticationTimeout)},
+		{"connection idle timeout", int64(o.ConnectionIdleTimeout)},
+		{"idle timeout", int64(o.IdleTimeout)},
+		{"hello timeout", int64(o.HelloTimeout)},
+		{"goodbye timeout", int64(o.GoodbyeTimeout)},
+		{"sync timeout", int64(o.SyncTimeout)},
+		{"watch interval", int64(o.WatchInterval)},
+		{"stats retention", int64(o.StatsRetention)},
+		{"drain timeout", int64(o.DrainTimeout)},
+	} {
+		if c.value < 0 {
+			return fmt.Errorf("%s: want at least 0, got %d", c.name, c.value)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package agentapi
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+)
+
+// registrar registers every method as a stream. gRPC reads and decodes the
+// message of a unary method before it calls an interceptor: whoever has no
+// credential would be read, too. A handler of a stream reads when the
+// interceptors are through.
+type registrar struct{ *grpc.Server }
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	r.Server.RegisterService(asStreams(desc), impl)
+}
+
+// asStreams returns the service with its unary methods as streams of one message
+// each way. Callers see no difference.
+func asStreams(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+	served := *desc
+	served.Methods = nil
+	served.Streams = append([]grpc.StreamDesc(nil), desc.Streams...)
+	for _, m := range desc.Methods {
+		served.Streams = append(served.Streams, grpc.StreamDesc{
+			StreamName: m.MethodName,
+			// Without this gRPC takes the method for unary, and skips the
+			// interceptors of streams.
+			ClientStreams: true,
+			Handler: func(srv any, stream grpc.ServerStream) error {
+				response, err := m.Handler(srv, stream.Context(), stream.RecvMsg, nil)
+				if err != nil {
+					return err
+				}
+				return stream.SendMsg(response)
+			},
+		})
+	}
+	return &served
+}
+
+// promptStream ends its stream unless the first message is there in time.
+type promptStream struct {
+	grpc.ServerStream
+	timer *time.Timer
+}
+
+// prompt returns the stream with a bound on the time to the end of its first
+// message, which begins now. The caller calls stop when the stream is over.
+func (s *Server) prompt(stream grpc.ServerStream, within time.Duration) *promptStream {
+	p := &promptStream{ServerStream: stream}
+	ender, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(streamEnder)
+	if !ok { // newConnection says so of all agents' streams
+		return p
+	}
+	p.timer = time.AfterFunc(within, func() {
+		s.metrics.limited.WithLabelValues(limitedFirstMessage).Inc()
+		_ = ender.WriteStatus(status.Convert(invalid("message", "want the first one within %v", within)))
+	})
+	return p
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (p *promptStream) RecvMsg(m any) error {
+	err := p.ServerStream.RecvMsg(m)
+	p.stop()
+	return err
+}
+
+func (p *promptStream) stop() {
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+}
+
+// maxOpenMessage bounds a message of a method that is open to strangers.
+const maxOpenMessage = 4 << 10
+
+// messageReader is what gRPC's transport reads the parts of a message by.
+type messageReader interface {
+	streamEnder
+	ReadMessageHeader(header []byte) error
+	Read(n int) (mem.BufferSlice, error)
+}
+
+// openStream is a stream that needs no credential. Its messages are small, and
+// that is checked before they are read: gRPC would buffer one of the size that
+// coderd may send. The stream ends when its time is over.
+type openStream struct {
+	grpc.ServerStream
+	reader messageReader
+	codec  codec
+	timer  *time.Timer
+	life   time.Duration
+	asked  atomic.Bool
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (o *openStream) RecvMsg(m any) error {
+	var header [5]byte
+	if err := o.reader.ReadMessageHeader(header[:]); err != nil {
+		return err
+	}
+	if header[0] != 0 {
+		return status.Error(codes.Unimplemented, "message: want it uncompressed")
+	}
+	size := binary.BigEndian.Uint32(header[1:])
+	if size > maxOpenMessage {
+		return tooLarge(int(size), maxOpenMessage)
+	}
+	data, err := o.reader.Read(int(size))
+	if err != nil {
+		return err
+	}
+	defer data.Free()
+	if err := o.codec.Unmarshal(data, m); err != nil {
+		return errMalformed
+	}
+	if o.asked.CompareAndSwap(false, true) {
+		o.timer.Reset(o.life)
+	}
+	return nil
+}
