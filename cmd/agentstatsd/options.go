@@ -54,11 +54,11 @@ func atLeast(v *int64, least int64) *serpent.Validator[*serpent.Int64] {
 	})
 }
 
-// longerThan is a duration option that refuses values of bound and below.
-func longerThan(v *time.Duration, bound time.Duration) *serpent.Validator[*serpent.Duration] {
+// positive is a duration option that refuses 0 and below.
+func positive(v *time.Duration) *serpent.Validator[*serpent.Duration] {
 	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
-		if time.Duration(*v) <= bound {
-			return fmt.Errorf("%s is not longer than %s", time.Duration(*v), bound)
+		if *v <= 0 {
+			return fmt.Errorf("%s is not longer than 0s", time.Duration(*v))
 		}
 		return nil
 	})

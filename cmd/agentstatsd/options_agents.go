@@ -98,7 +98,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Name:        "Series TTL",
 			Description: "Time after which a series that is not reported any more vanishes. At least twice the report interval.",
 			Flag:        "series-ttl", Env: "AGENTSTATSD_SERIES_TTL", YAML: "series_ttl",
-			Default: "2m", Value: longerThan(&c.seriesTTL, 0), Group: &groupAgents,
+			Default: "2m", Value: positive(&c.seriesTTL), Group: &groupAgents,
 		},
 		{
 			Name:        "Max Series",

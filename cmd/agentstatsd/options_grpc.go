@@ -107,13 +107,13 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Name:        "Stats Retention",
 			Description: "Time for which a named watch of agents' stats is kept after its stream ended, so that it loses nothing.",
 			Flag:        "stats-retention", Env: "AGENTSTATSD_STATS_RETENTION", YAML: "stats_retention",
-			Default: "10m", Value: longerThan(&c.statsRetention, 0), Group: &groupGRPC,
+			Default: "10m", Value: positive(&c.statsRetention), Group: &groupGRPC,
 		},
 		{
 			Name:        "Drain Timeout",
 			Description: "Time over which a stopping service asks agents to reconnect, and waits for them, before it closes their streams.",
 			Flag:        "drain-timeout", Env: "AGENTSTATSD_DRAIN_TIMEOUT", YAML: "drain_timeout",
-			Default: "10s", Value: longerThan(&c.drainTimeout, 0), Group: &groupGRPC,
+			Default: "10s", Value: positive(&c.drainTimeout), Group: &groupGRPC,
 		},
 	}
 }

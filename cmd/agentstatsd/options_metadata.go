@@ -11,7 +11,7 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Name:        "Metadata Flush Interval",
 			Description: "Time between two scheduled flushes of pending metadata.",
 			Flag:        "metadata-flush-interval", Env: "AGENTSTATSD_METADATA_FLUSH_INTERVAL", YAML: "flush_interval",
-			Default: "5s", Value: longerThan(&c.metadataFlushInterval, 0), Group: &groupMetadata,
+			Default: "5s", Value: positive(&c.metadataFlushInterval), Group: &groupMetadata,
 		},
 		{
 			Name:        "Metadata Batch Size",
@@ -53,7 +53,7 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Name:        "Metadata Reread Interval",
 			Description: "Time between two reads of what is watched, which repair missed news.",
 			Flag:        "metadata-reread-interval", Env: "AGENTSTATSD_METADATA_REREAD_INTERVAL", YAML: "reread_interval",
-			Default: "30s", Value: longerThan(&c.metadataRereadEvery, 0), Group: &groupMetadata,
+			Default: "30s", Value: positive(&c.metadataRereadEvery), Group: &groupMetadata,
 		},
 		{
 			Name:        "Metadata Touch Interval",

@@ -42,7 +42,7 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Name:        "Scrape Timeout",
 			Description: "Time that a client has to read a scrape, before its connection is closed.",
 			Flag:        "scrape-timeout", Env: "AGENTSTATSD_SCRAPE_TIMEOUT", YAML: "scrape_timeout",
-			Default: "1m", Value: longerThan(&c.scrapeTimeout, 0), Group: &groupPrometheus,
+			Default: "1m", Value: positive(&c.scrapeTimeout), Group: &groupPrometheus,
 		},
 		{
 			Name:        "Max HTTP Connections",

@@ -72,7 +72,7 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "metadata-interval", Default: "10s",
-				Description: "Time between two values of a metadata key.", Value: longerThan(&metadataInterval, 0),
+				Description: "Time between two values of a metadata key.", Value: positive(&metadataInterval),
 			},
 			{
 				Flag: "rebuild-interval", Default: "0s",
@@ -89,7 +89,7 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "check-interval", Default: "2s",
-				Description: "Time between two such checks. An agent that two of them find twice, or not at all although it is connected, makes the exit code 1.", Value: longerThan(&checkInterval, 0),
+				Description: "Time between two such checks. An agent that two of them find twice, or not at all although it is connected, makes the exit code 1.", Value: positive(&checkInterval),
 			},
 			{Flag: "coderds", Default: "1", Description: "Instances of coderd that push their families.", Value: atLeast(&coderds, 0)},
 			{
@@ -102,7 +102,7 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "ack-deadline", Default: "30s",
-				Description: "Time to wait at the end for the last acks.", Value: longerThan(&ackDeadline, 0),
+				Description: "Time to wait at the end for the last acks.", Value: positive(&ackDeadline),
 			},
 			{
 				Flag: "connections", Default: "0",
