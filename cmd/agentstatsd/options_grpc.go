@@ -71,19 +71,19 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Name:        "gRPC Authentication Timeout",
 			Description: "Time that a connection has for its first authenticated call, or between two checks of health, before it is closed.",
 			Flag:        "grpc-authentication-timeout", Env: "AGENTSTATSD_GRPC_AUTHENTICATION_TIMEOUT", YAML: "authentication_timeout",
-			Default: "20s", Value: longerThan(&c.authenticationTimeout, 0), Group: &groupGRPC,
+			Default: "20s", Value: positive(&c.authenticationTimeout), Group: &groupGRPC,
 		},
 		{
 			Name:        "gRPC First Message Timeout",
 			Description: "Time from the start of a call to the end of its first message.",
 			Flag:        "grpc-first-message-timeout", Env: "AGENTSTATSD_GRPC_FIRST_MESSAGE_TIMEOUT", YAML: "first_message_timeout",
-			Default: "10s", Value: longerThan(&c.firstMessageTimeout, 0), Group: &groupGRPC,
+			Default: "10s", Value: positive(&c.firstMessageTimeout), Group: &groupGRPC,
 		},
 		{
 			Name:        "gRPC Idle Timeout",
 			Description: "Time after which a connection without a call is closed.",
 			Flag:        "grpc-idle-timeout", Env: "AGENTSTATSD_GRPC_IDLE_TIMEOUT", YAML: "idle_timeout",
-			Default: "5m", Value: longerThan(&c.grpcIdleTimeout, 0), Group: &groupGRPC,
+			Default: "5m", Value: positive(&c.grpcIdleTimeout), Group: &groupGRPC,
 		},
 		{
 			Name:        "gRPC Reflection",
