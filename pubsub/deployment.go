@@ -77,6 +77,12 @@ func deploymentText(id uuid.UUID) *string {
 	return &text
 }
 
+// ID returns that of the deployment.
+func (d *Deployment) ID() uuid.UUID {
+	raw, _ := base64.RawURLEncoding.DecodeString(*d.id.Load()) // as it was encoded
+	return uuid.UUID(raw)
+}
+
 // Run is as in Engine.
 func (d *Deployment) Run(ctx context.Context) error { return d.engine.Run(ctx) }
 

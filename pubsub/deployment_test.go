@@ -101,6 +101,7 @@ func TestDeploymentSwitch(t *testing.T) {
 	heard.waitFor("before")
 	require.NoError(t, a.Switch(ids[0]))
 	require.NoError(t, a.Switch(ids[1]))
+	require.Equal(t, ids[1], a.ID())
 	publish(t, b, "news", "after")
 	require.Equal(t, []string{"before", "nil", "after"}, heard.waitFor("after"))
 	of := subscribe(t, b, "back")

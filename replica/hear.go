@@ -125,3 +125,54 @@ func (r *Replicas) heardLocked(id agent.ID, now time.Time) {
 	}
 	r.heard[id] = now
 }
+
+// stranger is a replica that is heard but is not in the database.
+type stranger struct {
+	heard time.Time // when, as of the last beat
+	beats int       // beats of ours in a row that it was not in
+}
+
+// strangeBeats is after how many such beats a replica is told as a stranger. One that
+// leaves is heard for a moment after its row is gone.
+const strangeBeats = 5
+
+// lookForStrangers tells of replicas that are heard time and again but are not in the
+// database: a replica writes its row before it is heard. Either it is cut off from the
+// database for so long that its row was removed, or it has another database, and this
+// one is a physical copy of that, with its deployment's id.
+func (r *Replicas) lookForStrangers(ctx context.Context, began time.Time, replicas []agent.Replica) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	listed := make(map[agent.ID]struct{}, len(replicas))
+	for _, replica := range replicas {
+		listed[replica.ID] = struct{}{}
+	}
+	before := r.strangers
+	r.strangers = make(map[agent.ID]stranger)
+	for id, at := range r.heard {
+		if _, known := listed[id]; known || began.Sub(at) >= r.opts.LeaseDuration {
+			continue
+		}
+		s := before[id]
+		if at.After(s.heard) && !at.After(began) {
+			s = stranger{heard: at, beats: s.beats + 1}
+			if s.beats == strangeBeats {
+				r.log.WarnContext(ctx, "a replica is heard that is not in the database: it is cut off from it,"+
+					" or it is of another deployment whose database this one was copied from: give one of them --deployment-id", "replica", id)
+			}
+		}
+		r.strangers[id] = s
+	}
+}
+
+// countStrangers returns how many replicas are told as strangers.
+func (r *Replicas) countStrangers() (n int) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, s := range r.strangers {
+		if s.beats >= strangeBeats {
+			n++
+		}
+	}
+	return n
+}

@@ -31,6 +31,10 @@ func newMetrics(reg prometheus.Registerer, r *Replicas) *metrics {
 			Name: "agentstatsd_replicas_live",
 			Help: "Replicas that this one takes for alive, itself included.",
 		}, func() float64 { return float64(r.count()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_replica_strangers",
+			Help: "Replicas that are heard but are not in the database: cut off from it, or of another deployment with the same id.",
+		}, func() float64 { return float64(r.countStrangers()) }),
 	)
 	return m
 }

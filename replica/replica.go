@@ -116,8 +116,10 @@ type Replicas struct {
 	term       int64 // counts the times that this replica came to lead
 	live       map[agent.ID]struct{}
 	heard      map[agent.ID]time.Time // by the pubsub
-	err        error                  // of the last beat
-	since      time.Time
+	// strangers are those that are heard but are not in the database.
+	strangers map[agent.ID]stranger
+	err       error // of the last beat
+	since     time.Time
 
 	// Only Run uses what follows.
 	seen   map[agent.ID]observation
@@ -147,6 +149,8 @@ func New(store Store, news News, opts Options, reg prometheus.Registerer, log *s
 		live:  make(map[agent.ID]struct{}),
 		heard: make(map[agent.ID]time.Time),
 		seen:  make(map[agent.ID]observation),
+
+		strangers: make(map[agent.ID]stranger),
 	}
 	r.metrics = newMetrics(reg, r)
 	return r, nil
@@ -260,6 +264,7 @@ func (r *Replicas) beat(ctx context.Context) {
 	}
 	now := time.Now()
 	gone := r.observe(now, replicas, lease)
+	r.lookForStrangers(ctx, began, replicas)
 	was, led := r.Member(), r.Leads()
 
 	r.mu.Lock()

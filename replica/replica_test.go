@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -159,7 +160,8 @@ type running struct {
 
 type world struct {
 	*database
-	bus bus
+	bus    bus
+	shared *bus // of another world; nil: its own
 }
 
 func newWorld() *world {
@@ -171,7 +173,7 @@ func newWorld() *world {
 
 func (w *world) start(t *testing.T) *running {
 	t.Helper()
-	a := &access{database: w.database, bus: &w.bus}
+	a := &access{database: w.database, bus: cmp.Or(w.shared, &w.bus)}
 	reg := prometheus.NewPedanticRegistry()
 	r, err := New(a, a, Options{Name: "host", LeaseDuration: lease}, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -447,5 +449,31 @@ func TestDownAtStart(t *testing.T) {
 		w.setDown(nil)
 		wait(lease)
 		require.True(t, a.Leads())
+	})
+}
+
+// A replica of another database that has the deployment's id is told; one that comes, one
+// that leaves, and one whose database is away for a while are not.
+func TestStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, copied := newWorld(), newWorld()
+		a, b := w.start(t), w.start(t)
+		wait(time.Minute)
+		b.stop()
+		c := w.start(t)
+		c.access.setCut(true)
+		wait(2 * time.Minute)
+		require.Zero(t, a.countStrangers())
+		c.access.setCut(false)
+
+		copied.shared = &w.bus
+		foreign := copied.start(t)
+		wait(2 * lease)
+		require.Equal(t, 1, a.countStrangers())
+		require.Equal(t, 2, foreign.countStrangers(), "each is one for the other")
+		require.True(t, a.Leads() && foreign.Leads(), "of its own database")
+		foreign.stop()
+		wait(2 * lease)
+		require.Zero(t, a.countStrangers())
 	})
 }

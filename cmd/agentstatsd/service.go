@@ -346,7 +346,7 @@ func (s *service) listen(ctx context.Context) error {
 func (s *service) run(ctx context.Context) error {
 	defer s.close()
 	s.log.Info("agentstatsd starts", "version", version(),
-		"grpc_address", s.grpcListener.Addr().String(), "data_dir", s.config.dataDir)
+		"grpc_address", s.grpcListener.Addr().String(), "data_dir", s.config.dataDir, "deployment", s.pubsub.ID())
 	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
 	defer stopDraining()
 	err := runStages(ctx, s.log, s.stages()...)
