@@ -19,6 +19,10 @@ type Registration struct {
 	MetadataKeys []string
 	// Parent is the agent that this one is a sub-agent of; zero: none.
 	Parent ID
+	// Incarnation tells registrations of one agent apart that was removed in
+	// between: it is the revision at which the agent was made known, and the
+	// store's to say.
+	Incarnation int64
 }
 
 // Workspace is what coderd says of one workspace, with or without agents.
@@ -82,4 +86,7 @@ type Change struct {
 	// and state. They are removed before Agents and Workspaces are written.
 	RemovedAgents     []ID
 	RemovedWorkspaces []ID
+	// NamedAgents and NamedWorkspaces were named again and did not change.
+	NamedAgents     []ID
+	NamedWorkspaces []ID
 }

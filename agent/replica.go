@@ -60,4 +60,8 @@ type Roster struct {
 	Workspaces []Workspace
 
 	RemovedAgents, RemovedWorkspaces []ID
+
+	// NamedAgents and NamedWorkspaces were named again since, did not change and
+	// may be removed. All are, if the roster is complete.
+	NamedAgents, NamedWorkspaces []ID
 }

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -71,7 +72,9 @@ func (f *Fleet) follow(ctx context.Context) error {
 		err = f.followStates(ctx)
 	}
 	if err != nil {
-		f.metrics.followErrors.Inc()
+		if !errors.Is(err, context.Canceled) {
+			f.metrics.followErrors.Inc()
+		}
 		return fmt.Errorf("follow the other replicas: %w", err)
 	}
 	return nil
@@ -104,12 +107,19 @@ func (f *Fleet) readRegistrations(ctx context.Context) error {
 	return nil
 }
 
-// planRemoved removes the agents that other replicas removed.
+// planRemoved removes the agents that other replicas removed, those that came back
+// meanwhile included: nothing that was of them is theirs any more.
 func planRemoved(r *roster, got *agent.Roster) *plan {
 	p := &plan{}
 	for _, id := range got.RemovedAgents {
 		if r.agents[id] != nil {
 			p.deregistered = append(p.deregistered, id)
+		}
+	}
+	for i := range got.Agents {
+		reg := &got.Agents[i]
+		if e := r.agents[reg.ID]; e != nil && e.reg.Load().Incarnation != reg.Incarnation {
+			p.deregistered = append(p.deregistered, reg.ID) // and came back
 		}
 	}
 	if got.Complete {
@@ -144,6 +154,7 @@ func planChanged(r *roster, got *agent.Roster) *plan {
 		p.workspaces[reg.Workspace.ID] = reg.Workspace
 	}
 	p.planSiblings(r)
+	p.planNamed(r, got)
 	removed := got.RemovedWorkspaces
 	if got.Complete {
 		removed = slices.Collect(maps.Keys(r.workspaces))
@@ -154,6 +165,27 @@ func planChanged(r *roster, got *agent.Roster) *plan {
 		}
 	}
 	return p
+}
+
+// planNamed has it noted who was named again on other replicas.
+func (p *plan) planNamed(r *roster, got *agent.Roster) {
+	for _, id := range got.NamedAgents {
+		e := r.agents[id]
+		if e == nil {
+			continue
+		}
+		if p.regs[id] == nil {
+			p.regs[id] = e.reg.Load()
+		}
+		p.named[id] = struct{}{}
+	}
+	for _, id := range got.NamedWorkspaces {
+		if w := r.workspaces[id]; w != nil {
+			if _, planned := p.workspaces[id]; !planned {
+				p.workspaces[id] = w.Workspace
+			}
+		}
+	}
 }
 
 // followSessions takes in the sessions that other replicas wrote. If it does not

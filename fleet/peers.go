@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -22,7 +23,7 @@ const (
 	// newsGather is how long the first news waits for others: when a replica
 	// dies, thousands of agents connect within a second or two.
 	newsGather = 20 * time.Millisecond
-	// newsTimeout bounds one publication.
+	// newsTimeout bounds the publications of what there is to tell.
 	newsTimeout = 2 * time.Second
 	// newsRecords fit into a message of the pubsub, which has at most 7,977
 	// bytes: 24 for the kind and the replica, and 4 characters for 3 bytes.
@@ -156,7 +157,7 @@ func (p *peers) end(made *pass, err error) {
 	close(made.done)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err != nil && p.err == nil {
+	if err != nil && p.err == nil && !errors.Is(err, context.Canceled) { // told to stop
 		p.log.Warn("the other replicas cannot be followed, trying again", "error", err)
 	}
 	p.err = err
@@ -216,7 +217,7 @@ func (f *Fleet) tellUntilDone(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			p.tell(context.WithoutCancel(ctx)) // the last sessions have ended
+			p.tell(ctx) // the last sessions have ended
 			return
 		case <-ticker.C:
 			f.makeUp()
@@ -243,13 +244,20 @@ func (f *Fleet) makeUp() {
 	}
 }
 
+// tell publishes what there is to tell, within newsTimeout, however much it is; a
+// ctx that has ended does not end it. What it fails to publish is told again, as
+// far as it is not written.
 func (p *peers) tell(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), newsTimeout)
+	defer cancel()
 	for _, payload := range p.payloads() {
-		publishCtx, cancel := context.WithTimeout(ctx, newsTimeout)
-		err := p.news.Publish(publishCtx, newsChannel, payload)
-		cancel()
+		err := ctx.Err() // a pubsub that hangs is waited for once
+		if err == nil {
+			err = p.news.Publish(ctx, newsChannel, payload)
+		}
 		if err != nil {
 			p.metrics.newsErrors.Inc()
+			p.missed.Store(true)
 			p.log.DebugContext(ctx, "news of the fleet are not published", "error", err)
 		}
 	}
@@ -288,9 +296,9 @@ func (p *peers) payloads() [][]byte {
 		raw := make([]byte, 0, len(part)*recordBytes)
 		for _, e := range part {
 			e.mu.Lock()
-			record := e.newest
+			record, stays := e.newest, !e.leaving && !e.gone
 			e.mu.Unlock()
-			if record.Replica == self {
+			if stays && record.Replica == self {
 				raw = appendRecord(raw, &record)
 			}
 		}

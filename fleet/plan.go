@@ -298,12 +298,16 @@ func (p *plan) write(r *roster) {
 	for id, reg := range p.regs {
 		if e := r.agents[id]; e != nil && equalRegistration(e.reg.Load(), reg) {
 			p.unchanged++
+			if _, named := p.named[id]; named {
+				p.change.NamedAgents = append(p.change.NamedAgents, id)
+			}
 			continue
 		}
 		p.change.Agents = append(p.change.Agents, *reg)
 	}
 	for id, w := range p.workspaces {
 		if held := r.workspaces[id]; held != nil && equalWorkspace(&held.Workspace, &w) {
+			p.change.NamedWorkspaces = append(p.change.NamedWorkspaces, id)
 			continue
 		}
 		p.change.Workspaces = append(p.change.Workspaces, w)
@@ -341,7 +345,20 @@ func planDeregistration(r *roster, agents, workspaces []agent.ID) *plan {
 	return p
 }
 
+// incarnate gives the registrations the incarnation that the store gave them with
+// the revision.
+func (p *plan) incarnate(r *roster, revision int64) {
+	for id, reg := range p.regs {
+		reg.Incarnation = revision
+		if e := r.agents[id]; e != nil {
+			reg.Incarnation = e.reg.Load().Incarnation
+		}
+	}
+}
+
 // empty tells that the database has nothing to do.
 func (p *plan) empty() bool {
-	return len(p.change.Agents)+len(p.change.Workspaces)+len(p.change.RemovedAgents)+len(p.change.RemovedWorkspaces) == 0
+	c := &p.change
+	return len(c.Agents)+len(c.Workspaces)+len(c.RemovedAgents)+len(c.RemovedWorkspaces)+
+		len(c.NamedAgents)+len(c.NamedWorkspaces) == 0
 }

@@ -157,6 +157,10 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*roster) (*plan, erro
 		return nil, err
 	}
 	leaving := f.cutOff(p)
+	if f.peers == nil {
+		// Nobody else is to know who was named again.
+		p.change.NamedAgents, p.change.NamedWorkspaces = nil, nil
+	}
 	if !p.empty() {
 		revision, err := f.store.ApplyChange(ctx, f.revision, p.change)
 		if err != nil {
@@ -167,6 +171,7 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*roster) (*plan, erro
 			return nil, fmt.Errorf("store the change of the registrations: %w", err)
 		}
 		f.revision = revision
+		p.incarnate(&f.roster, revision)
 		f.peers.tellRegistrations()
 	}
 	added := f.commit(p, leaving)
@@ -219,6 +224,9 @@ func (f *Fleet) readmit(leaving []*entry) {
 	for _, e := range leaving {
 		e.mu.Lock()
 		e.leaving = false
+		if f.peers != nil && e.newest.Epoch != 0 && e.newest.Replica == f.self() {
+			f.recordLocked(e)
+		}
 		e.instances, e.holds = nil, nil
 		f.presentLocked(e, time.Now())
 		e.mu.Unlock()

@@ -33,6 +33,9 @@ func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
 		return
 	}
 	e.newest.Open = false
+	if e.leaving {
+		return // the record goes with the agent, which may be back already
+	}
 	f.recordLocked(e)
 }
 

@@ -25,6 +25,7 @@ type memStore struct {
 	spaces   map[agent.ID]agent.Workspace
 	// changed and removed are the revisions at which agents and workspaces were.
 	changed, removed map[agent.ID]int64
+	named            []naming
 	states           map[agent.ID]agent.State
 	sessions         map[agent.ID]agent.SessionRecord
 	// moved counts the writes of states and sessions, by agent.
@@ -38,6 +39,12 @@ type memStore struct {
 	buildErr error
 	writes   int
 	before   func() // called before a call, without the lock
+}
+
+// naming is who was named again at a revision.
+type naming struct {
+	agents, workspaces []agent.ID
+	at                 int64
 }
 
 func newMemStore(j *journal) *memStore {
@@ -109,6 +116,12 @@ func (s *memStore) Registrations(_ context.Context, since int64) (agent.Roster, 
 		r.RemovedAgents = append(r.RemovedAgents, id)
 		r.RemovedWorkspaces = append(r.RemovedWorkspaces, id)
 	}
+	for _, n := range s.named {
+		if since != 0 && n.at > since {
+			r.NamedAgents = append(r.NamedAgents, n.agents...)
+			r.NamedWorkspaces = append(r.NamedWorkspaces, n.workspaces...)
+		}
+	}
 	return r, err
 }
 
@@ -153,6 +166,7 @@ func (s *memStore) ApplyChange(_ context.Context, basis int64, c agent.Change) (
 	}
 	s.writes++
 	s.revision++
+	s.named = append(s.named, naming{c.NamedAgents, c.NamedWorkspaces, s.revision})
 	s.journal.add("store change")
 	for _, id := range c.RemovedAgents {
 		for _, m := range []map[agent.ID]int64{s.changed, s.statesAt, s.sessionsAt} {
@@ -175,6 +189,10 @@ func (s *memStore) ApplyChange(_ context.Context, basis int64, c agent.Change) (
 		put(w)
 	}
 	for _, r := range c.Agents {
+		r.Incarnation = s.revision
+		if old, known := s.regs[r.ID]; known {
+			r.Incarnation = old.Incarnation
+		}
 		s.regs[r.ID] = r
 		s.changed[r.ID] = s.revision
 		put(r.Workspace)

@@ -103,11 +103,13 @@ type page struct {
 var (
 	pageOfWorkspaces = page{"workspaces_page", 1000}
 	pageOfAgents     = page{"agents_page", 1000}
-	pageOfRemoved    = page{"removed_page", 10_000}
-	pageOfStates     = page{"states_page", 2000}
-	pageOfSessions   = page{"sessions_page", 5000}
-	pageOfMetadata   = page{"metadata_page", 500}
-	pageOfKeys       = page{"keys_page", 5000}
+	// A row has as many ids as one call names.
+	pageOfNamed    = page{"named_page", 4}
+	pageOfRemoved  = page{"removed_page", 10_000}
+	pageOfStates   = page{"states_page", 2000}
+	pageOfSessions = page{"sessions_page", 5000}
+	pageOfMetadata = page{"metadata_page", 500}
+	pageOfKeys     = page{"keys_page", 5000}
 	// A row may have megabytes.
 	pageOfPushes = page{"pushes_page", 4}
 )
@@ -135,9 +137,9 @@ WHERE true ON CONFLICT (id) DO UPDATE SET
     revision = excluded.revision`,
 		upsertAgent: `
 INSERT INTO agents (id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys, revision)
+    token_sha256, apps, metadata_keys, revision, registered)
 SELECT * FROM ` + rows("id uuid", "workspace_id uuid", "parent_id uuid", "name text", "created_at bigint",
-			"connection_timeout bigint", "token_sha256 bytea", "apps jsonb", "metadata_keys jsonb", "revision bigint") + ` AS n
+			"connection_timeout bigint", "token_sha256 bytea", "apps jsonb", "metadata_keys jsonb", "revision bigint", "registered bigint") + ` AS n
 WHERE true ON CONFLICT (id) DO UPDATE SET
     workspace_id = excluded.workspace_id, parent_id = excluded.parent_id, name = excluded.name,
     created_at = excluded.created_at, connection_timeout = excluded.connection_timeout,

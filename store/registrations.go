@@ -49,6 +49,9 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 				return err
 			}
 		}
+		if err := noteNamed(ctx, tx, &c, revision); err != nil {
+			return err
+		}
 		if len(c.RemovedAgents)+len(c.RemovedWorkspaces) > 0 {
 			return s.forgetRemovals(ctx, tx)
 		}
@@ -146,13 +149,13 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 	id := s.dialect.id
 	return []any{
 		id(r.ID), id(r.Workspace.ID), id(r.Parent), r.Name, created, int64(r.ConnectionTimeout),
-		r.TokenHash[:], string(appsJSON), string(keysJSON), revision,
+		r.TokenHash[:], string(appsJSON), string(keysJSON), revision, revision,
 	}, nil
 }
 
 // Registrations returns what changed since a revision, from an earlier call,
 // as of one moment; since 0 all. It is all, too, if it is not remembered any
-// more what was removed since, or since is not of this database. If nothing
+// more what was removed or named since, or since is not of this database. If nothing
 // changed it costs one small query. What was removed and made known again is
 // not among the removed.
 func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
@@ -182,10 +185,10 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, e
 // changed since one.
 func revisionOf(ctx context.Context, q querier, since int64) (agent.Roster, error) {
 	var roster agent.Roster
-	err := query(ctx, q, `SELECT revision, removals_after FROM registrations`, nil, func(rows *sql.Rows) error {
-		var removalsAfter int64
-		err := rows.Scan(&roster.Revision, &removalsAfter)
-		roster.Complete = since < removalsAfter || since > roster.Revision
+	err := query(ctx, q, `SELECT revision, removals_after, named_after FROM registrations`, nil, func(rows *sql.Rows) error {
+		var removalsAfter, namedAfter int64
+		err := rows.Scan(&roster.Revision, &removalsAfter, &namedAfter)
+		roster.Complete = since < max(removalsAfter, namedAfter) || since > roster.Revision
 		return err
 	})
 	return roster, err
@@ -214,7 +217,7 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 	}
 	err = s.stream(ctx, tx, pageOfAgents, `
 SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys
+    token_sha256, apps, metadata_keys, registered
 FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
 		r, err := scanAgent(rows)
 		if err != nil {
@@ -232,8 +235,10 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 	if roster.RemovedAgents, err = s.readRemoved(ctx, tx, "agents", since); err != nil {
 		return roster, err
 	}
-	roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since)
-	return roster, err
+	if roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since); err != nil {
+		return roster, err
+	}
+	return roster, s.readNamed(ctx, tx, since, &roster)
 }
 
 // readRemoved returns the ids that a table does not have any more, in order.
@@ -269,7 +274,7 @@ func scanAgent(rows *sql.Rows) (agent.Registration, error) {
 	var token, appsJSON, keysJSON []byte
 	err := rows.Scan(
 		&r.ID, &r.Workspace.ID, &r.Parent, &r.Name, &created, &timeout,
-		&token, &appsJSON, &keysJSON,
+		&token, &appsJSON, &keysJSON, &r.Incarnation,
 	)
 	if err != nil {
 		return r, err

@@ -34,10 +34,16 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		}
 		var added []agent.ID
 		for _, r := range agents {
-			if _, known := t.agents[r.ID]; !known {
+			r.Incarnation = t.revision
+			if old, known := t.agents[r.ID]; known {
+				r.Incarnation = old.Incarnation
+			} else {
 				added = append(added, r.ID)
 			}
 			t.agents[r.ID] = agentRow{r, t.revision}
+		}
+		if len(c.NamedAgents)+len(c.NamedWorkspaces) > 0 {
+			t.named = append(t.named, naming{slices.Clone(c.NamedAgents), slices.Clone(c.NamedWorkspaces), t.revision})
 		}
 		if s.db.changed != nil {
 			s.db.changed(ctx, gone, added)
@@ -171,5 +177,20 @@ func (t *tables) roster(since int64) agent.Roster {
 	slices.SortFunc(roster.RemovedWorkspaces, compareIDs)
 	roster.RemovedAgents = slices.Compact(roster.RemovedAgents)
 	roster.RemovedWorkspaces = slices.Compact(roster.RemovedWorkspaces)
+	for _, n := range t.named {
+		if n.revision <= since {
+			continue
+		}
+		for _, id := range n.agents {
+			if t.agents[id].revision <= since && !slices.Contains(roster.NamedAgents, id) {
+				roster.NamedAgents = append(roster.NamedAgents, id)
+			}
+		}
+		for _, id := range n.workspaces {
+			if t.workspaces[id].revision <= since && !slices.Contains(roster.NamedWorkspaces, id) {
+				roster.NamedWorkspaces = append(roster.NamedWorkspaces, id)
+			}
+		}
+	}
 	return roster
 }

@@ -19,6 +19,7 @@ type tables struct {
 	agents                  map[agent.ID]agentRow
 	workspaces              map[agent.ID]workspaceRow
 	removed                 []removal
+	named                   []naming
 
 	metadata map[agent.ID]map[string]agent.Metadata
 	states   map[agent.ID]stateRow
@@ -45,6 +46,12 @@ type removal struct {
 	workspace bool
 	id        agent.ID
 	revision  int64
+}
+
+// naming remembers who was named again without a change.
+type naming struct {
+	agents, workspaces []agent.ID
+	revision           int64
 }
 
 type sessionRow struct {
@@ -77,6 +84,7 @@ func (t *tables) clone() *tables {
 	c.agents = maps.Clone(t.agents)
 	c.workspaces = maps.Clone(t.workspaces)
 	c.removed = slices.Clone(t.removed)
+	c.named = slices.Clone(t.named)
 	c.metadata = make(map[agent.ID]map[string]agent.Metadata, len(t.metadata))
 	for id, keys := range t.metadata {
 		c.metadata[id] = maps.Clone(keys)

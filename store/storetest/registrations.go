@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -109,7 +110,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 	require.Empty(t, sessions)
 
 	// Agents go with their workspace; who came back is there.
-	news, err := s.Registrations(t.Context(), before)
+	news, err := rosterSince(t, s, before)
 	require.NoError(t, err)
 	require.Equal(t, agent.Roster{
 		Revision:          before + 1,
@@ -118,6 +119,58 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 		RemovedAgents:     []agent.ID{id(1), id(3)},
 		RemovedWorkspaces: []agent.ID{id(101)},
 	}, news)
+}
+
+// An agent that was removed and comes back is another one, also for who reads
+// nothing in between.
+func testRegistrationsIncarnation(t *testing.T, s Store) {
+	incarnation := func(since int64, n byte) int64 {
+		r, err := s.Registrations(t.Context(), since)
+		require.NoError(t, err)
+		i := slices.IndexFunc(r.Agents, func(r agent.Registration) bool { return r.ID == id(n) })
+		require.GreaterOrEqual(t, i, 0)
+		return r.Agents[i].Incarnation
+	}
+	register(t, s, id(1), id(2))
+	before := roster(t, s).Revision
+	first := incarnation(0, 1)
+	changed := registration(id(1), id(100))
+	changed.Name = "renamed"
+	apply(t, s, agent.Change{Agents: []agent.Registration{changed}})
+	require.Equal(t, first, incarnation(before, 1), "a change makes nobody another one")
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}})
+	apply(t, s, agent.Change{Agents: []agent.Registration{changed}})
+	second := incarnation(before, 1)
+	require.Greater(t, second, first)
+	require.Equal(t, second, incarnation(0, 1))
+	// In one change, and with the workspace.
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}, Agents: []agent.Registration{changed}})
+	third := incarnation(before, 1)
+	require.Greater(t, third, second)
+	apply(t, s, agent.Change{RemovedWorkspaces: []agent.ID{id(100)}})
+	apply(t, s, agent.Change{Agents: []agent.Registration{changed, registration(id(2), id(100))}})
+	require.Greater(t, incarnation(before, 1), third)
+	require.Greater(t, incarnation(before, 2), first)
+}
+
+// Who was named again without a change is told to who reads later.
+func testRegistrationsNamed(t *testing.T, s Store) {
+	register(t, s, id(1), id(2), id(3))
+	before := roster(t, s).Revision
+	apply(t, s, agent.Change{NamedAgents: []agent.ID{id(2)}, NamedWorkspaces: []agent.ID{id(100)}})
+	changed := registration(id(1), id(101))
+	apply(t, s, agent.Change{Agents: []agent.Registration{changed}, NamedAgents: []agent.ID{id(2), id(3)}})
+	got, err := rosterSince(t, s, before)
+	require.NoError(t, err)
+	require.Equal(t, agent.Roster{
+		Revision: before + 2, Agents: []agent.Registration{changed}, Workspaces: []agent.Workspace{changed.Workspace},
+		NamedAgents: []agent.ID{id(2), id(3)}, NamedWorkspaces: []agent.ID{id(100)},
+	}, got)
+	got, err = rosterSince(t, s, before+2)
+	require.NoError(t, err)
+	require.Empty(t, got.NamedAgents)
+	_, err = s.ApplyChange(t.Context(), before, agent.Change{NamedAgents: []agent.ID{id(1)}})
+	require.ErrorIs(t, err, agent.ErrOutdated, "a naming is a change like any other")
 }
 
 func testRegistrationsAtomic(t *testing.T, s Store) {
@@ -145,7 +198,7 @@ func testRegistrationsSince(t *testing.T, s Store) {
 	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(2)}})       // 5
 
 	since := func(revision int64) agent.Roster {
-		r, err := s.Registrations(t.Context(), revision)
+		r, err := rosterSince(t, s, revision)
 		require.NoError(t, err)
 		return r
 	}
@@ -195,7 +248,7 @@ func testRegistrationsForgotten(t *testing.T, open func(testing.TB, Options) Sto
 	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(99)}}) // 6: nobody was removed
 	require.True(t, complete(2))
 	require.False(t, complete(3))
-	r, err := s.Registrations(t.Context(), 3)
+	r, err := rosterSince(t, s, 3)
 	require.NoError(t, err)
 	require.Equal(t, agent.Roster{Revision: 6, RemovedAgents: []agent.ID{id(3), id(4)}}, r)
 }
@@ -237,7 +290,7 @@ func testRegistrationsMany(t *testing.T, s Store) {
 	got := roster(t, s)
 	require.Empty(t, got.Agents)
 	require.Len(t, got.Workspaces, many)
-	news, err := s.Registrations(t.Context(), 2)
+	news, err := rosterSince(t, s, 2)
 	require.NoError(t, err)
 	require.Len(t, news.RemovedAgents, many)
 }

@@ -57,6 +57,8 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("Registrations", func(t *testing.T) { testRegistrations(t, open(t, Options{})) })
 	t.Run("RegistrationsReplaced", func(t *testing.T) { testRegistrationsReplaced(t, open(t, Options{})) })
 	t.Run("RegistrationsRemoved", func(t *testing.T) { testRegistrationsRemoved(t, open(t, Options{})) })
+	t.Run("RegistrationsIncarnation", func(t *testing.T) { testRegistrationsIncarnation(t, open(t, Options{})) })
+	t.Run("RegistrationsNamed", func(t *testing.T) { testRegistrationsNamed(t, open(t, Options{})) })
 	t.Run("RegistrationsAtomic", func(t *testing.T) { testRegistrationsAtomic(t, open(t, Options{})) })
 	t.Run("RegistrationsSince", func(t *testing.T) { testRegistrationsSince(t, open(t, Options{})) })
 	t.Run("RegistrationsForgotten", func(t *testing.T) { testRegistrationsForgotten(t, open) })
@@ -132,10 +134,20 @@ func apply(t testing.TB, s Store, c agent.Change) {
 // roster returns all registrations.
 func roster(t testing.TB, s Store) agent.Roster {
 	t.Helper()
-	r, err := s.Registrations(t.Context(), 0)
+	r, err := rosterSince(t, s, 0)
 	require.NoError(t, err)
 	require.True(t, r.Complete)
 	return r
+}
+
+// rosterSince returns what changed, without the incarnations.
+func rosterSince(t testing.TB, s Store, since int64) (agent.Roster, error) {
+	t.Helper()
+	r, err := s.Registrations(t.Context(), since)
+	for i := range r.Agents {
+		r.Agents[i].Incarnation = 0
+	}
+	return r, err
 }
 
 func row(a agent.ID, key, value string, epoch, sequence int64) agent.Metadata {

@@ -1,0 +1,89 @@
+package fleet
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// An agent is removed and registered again on one replica before the other one,
+// which has its session, looks: that session is over, and nothing of the agent
+// that was is left.
+func TestRemovedAndBackElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
+		_, err := r[0].Register(t.Context(), set())
+		require.NoError(t, err)
+		settle()
+		s := connectTo(t, r[1], 1, hello(1, 1))
+		receive(t, s, 1, func(q Request) {
+			q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+			q.Reported()
+		})
+		settle()
+		require.Equal(t, Progress{1, 1}, s.Progress())
+		r[1].journal.take()
+
+		_, err = r[0].Deregister(t.Context(), ids(1), nil)
+		require.NoError(t, err)
+		_, err = r[0].Register(t.Context(), set())
+		require.NoError(t, err)
+		settle()
+		require.True(t, closed(s.Done()))
+		require.Equal(t, EndDeregistered, s.End())
+		require.Contains(t, r[1].journal.take(), "pending remove 1")
+		require.Equal(t, "connecting", statusOf(t, "ws1", r...), "nothing is known of it")
+		require.Equal(t, 0.0, connectedIn(t, "ws1", r...))
+		for _, p := range r {
+			info, err := p.Agent(nid(1))
+			require.NoError(t, err)
+			require.Empty(t, info.State.Lifecycle)
+			require.False(t, info.Connected)
+		}
+		// Its next session is its own, and begins with nothing.
+		s = connectTo(t, r[1], 1, hello(1, 2))
+		require.Equal(t, Progress{}, s.Resume())
+		settle()
+		require.Equal(t, "connected", statusOf(t, "ws1", r...))
+	})
+}
+
+// Who is registered again, unchanged, while a sync is under way survives it, on
+// whichever replica; so do workspaces.
+func TestNamedDuringASync(t *testing.T) {
+	for _, by := range []int{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			_, r := startReplicas(t, 2)
+			set := func(n ...int) (s Set) {
+				for _, i := range n {
+					s.Agents = append(s.Agents, registration(i, i, 1))
+				}
+				return s
+			}
+			lonely := registration(7, 7, 1).Workspace
+			all := set(1, 2, 3, 4)
+			all.Workspaces = []agent.Workspace{lonely}
+			_, err := r[0].Register(t.Context(), all)
+			require.NoError(t, err)
+			settle()
+			sync, err := r[0].BeginSync()
+			require.NoError(t, err)
+			again := set(1)
+			again.Workspaces = []agent.Workspace{lonely}
+			_, err = r[by].Register(t.Context(), again)
+			require.NoError(t, err)
+			done, err := sync.Apply(t.Context(), set(2, 3), false)
+			require.NoError(t, err)
+			require.Equal(t, 1, done.Deregistered, "registered again by replica %d", by)
+			settle()
+			for _, p := range r {
+				require.Equal(t, ids(1, 2, 3), registered(p.Fleet))
+				require.Contains(t, p.roster.workspaces, lonely.ID)
+			}
+		})
+	}
+}

@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// namedBytes is how much is remembered of who was named again: a million ids, ten
+// syncs of 100,000 agents. A replica that reads too late for it reads all.
+const namedBytes = 16 << 20
+
+// noteNamed notes who was named again without a change. A row a change, rather
+// than one an agent, makes naming 10,000 agents one insert.
+func noteNamed(ctx context.Context, tx *sql.Tx, c *agent.Change, revision int64) error {
+	if len(c.NamedAgents)+len(c.NamedWorkspaces) == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO named (revision, agents, workspaces) VALUES ($1, $2, $3)`,
+		revision, joinIDs(c.NamedAgents), joinIDs(c.NamedWorkspaces))
+	if err != nil {
+		return err
+	}
+	var forgotten sql.NullInt64
+	err = tx.QueryRowContext(ctx, `
+SELECT max(revision) FROM (
+    SELECT revision, sum(length(agents) + length(workspaces)) OVER (ORDER BY revision DESC) AS bytes FROM named
+) AS n WHERE bytes > $1`, namedBytes).Scan(&forgotten)
+	if err != nil || !forgotten.Valid {
+		return err
+	}
+	if _, err = tx.ExecContext(ctx, `DELETE FROM named WHERE revision <= $1`, forgotten.Int64); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE registrations SET named_after = $1`, forgotten.Int64)
+	return err
+}
+
+// readNamed adds to the roster who was named again since a revision and is not in
+// it.
+func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *agent.Roster) error {
+	seen := make(map[agent.ID]struct{}, len(roster.Agents)+len(roster.Workspaces))
+	for i := range roster.Agents {
+		seen[roster.Agents[i].ID] = struct{}{}
+	}
+	for i := range roster.Workspaces {
+		seen[roster.Workspaces[i].ID] = struct{}{}
+	}
+	add := func(ids []agent.ID, joined []byte) ([]agent.ID, error) {
+		if len(joined)%len(agent.ID{}) != 0 {
+			return ids, fmt.Errorf("ids of %d bytes", len(joined))
+		}
+		for ; len(joined) > 0; joined = joined[len(agent.ID{}):] {
+			id := agent.ID(joined[:len(agent.ID{})])
+			if _, twice := seen[id]; !twice {
+				seen[id] = struct{}{}
+				ids = append(ids, id)
+			}
+		}
+		return ids, nil
+	}
+	return s.stream(ctx, tx, pageOfNamed, `SELECT agents, workspaces FROM named WHERE revision > $1 ORDER BY revision`, []any{since}, func(rows *sql.Rows) error {
+		var agents, workspaces []byte
+		err := rows.Scan(&agents, &workspaces)
+		if err == nil {
+			roster.NamedAgents, err = add(roster.NamedAgents, agents)
+		}
+		if err == nil {
+			roster.NamedWorkspaces, err = add(roster.NamedWorkspaces, workspaces)
+		}
+		return err
+	})
+}
+
+func joinIDs(ids []agent.ID) []byte {
+	joined := make([]byte, 0, len(ids)*len(agent.ID{}))
+	for _, id := range ids {
+		joined = append(joined, id[:]...)
+	}
+	return joined
+}
