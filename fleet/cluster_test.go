@@ -61,7 +61,10 @@ func (s standingOf) Live(id agent.ID) bool {
 	return s.c.live[id]
 }
 
-func (s standingOf) Publish(_ context.Context, channel string, payload []byte) error {
+func (s standingOf) Publish(ctx context.Context, channel string, payload []byte) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if channel != newsChannel || len(payload) > 7977 {
 		panic("bad news")
 	}

@@ -160,6 +160,10 @@ func (f *Fleet) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			f.lastWrite(ctx)
+			background.Wait()
+			if f.peers != nil {
+				f.peers.tell(ctx) // of what was written last
+			}
 			return nil
 		case <-f.writes.wake:
 			if !armed {

@@ -255,9 +255,9 @@ func (r *Replicas) nudge() {
 // beat tells the database that this replica lives, and looks who else does.
 func (r *Replicas) beat(ctx context.Context) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
+	beatCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
 	defer cancel()
-	replicas, lease, err := r.store.Beat(ctx, agent.Replica{ID: r.self, Name: r.opts.Name}, r.takeover(began))
+	replicas, lease, err := r.store.Beat(beatCtx, agent.Replica{ID: r.self, Name: r.opts.Name}, r.takeover(began))
 	if err != nil {
 		r.missed(ctx, began, err)
 		return
@@ -286,7 +286,9 @@ func (r *Replicas) beat(ctx context.Context) {
 		r.metrics.changes.Inc()
 	}
 	if leads && len(gone) > 0 {
-		if err := r.store.RemoveReplicas(ctx, gone); err != nil {
+		removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
+		defer cancel()
+		if err := r.store.RemoveReplicas(removeCtx, gone); err != nil && ctx.Err() == nil {
 			r.log.WarnContext(ctx, "rows of replicas that are gone are not removed, trying again", "error", err)
 		}
 	}
@@ -368,9 +370,10 @@ func (r *Replicas) leave(ctx context.Context) {
 	r.mu.Lock()
 	r.until, r.leads = time.Time{}, false
 	r.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.LeaseDuration/beatShare)
+	ctx = context.WithoutCancel(ctx)
+	removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
 	defer cancel()
-	if err := r.store.RemoveReplicas(ctx, []agent.ID{r.self}); err != nil {
+	if err := r.store.RemoveReplicas(removeCtx, []agent.ID{r.self}); err != nil {
 		r.log.WarnContext(ctx, "this replica leaves without telling: the others notice when its lease runs out", "error", err)
 		return
 	}

@@ -1,0 +1,105 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// deafNews takes messages like a server behind a route that drops all packets.
+type deafNews struct{ standingOf }
+
+func (deafNews) Publish(ctx context.Context, _ string, _ []byte) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A pubsub that swallows holds a shutdown up once, not for each message.
+func TestShutdownWithoutPubsub(t *testing.T) {
+	const agents = 4000
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster()
+		c.setLive(replicaID(0), true)
+		c.setLeader(replicaID(0))
+		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})
+		p.Join(standingOf{c, replicaID(0)}, deafNews{standingOf{c, replicaID(0)}})
+		stop := running(t, p)
+		time.Sleep(time.Second)
+		var set Set
+		for n := range agents {
+			set.Agents = append(set.Agents, registration(n+1, n+1, 1))
+			set.Agents[n].Workspace.ID = agent.ID{0: 2, 14: byte((n + 1) >> 8), 15: byte(n + 1)}
+		}
+		_, err := p.Register(t.Context(), set)
+		require.NoError(t, err)
+		for n := range agents {
+			defer connectTo(t, p, n+1, hello(1, 1)).Close(EndDrain)
+		}
+		time.Sleep(30 * time.Minute)
+		for _, e := range p.roster.order {
+			e.session.Close(EndDrain)
+			time.Sleep(7500 * time.Millisecond / agents)
+		}
+		began := time.Now()
+		stop()
+		require.LessOrEqual(t, time.Since(began), 3*newsTimeout)
+	})
+}
+
+// What a replica has to tell when it stops goes out, also if it is gathered just
+// then: here the database takes nothing.
+func TestLastNewsGoOut(t *testing.T) {
+	for _, wait := range []time.Duration{0, newsGather / 2, newsGather - 1, newsGather} {
+		synctest.Test(t, func(t *testing.T) {
+			c, r := startReplicas(t, 1)
+			leaving := newPartsOn(t, Options{}, r[0].store, &journal{})
+			c.setLive(replicaID(1), true)
+			leaving.Join(standingOf{c, replicaID(1)}, standingOf{c, replicaID(1)})
+			stop := running(t, leaving)
+			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+			require.NoError(t, err)
+			settle()
+			s := connectTo(t, leaving, 1, hello(1, 1))
+			settle()
+			r[0].store.fail(errDown)
+			s.Close(EndDrain)
+			time.Sleep(wait)
+			stop()
+			synctest.Wait()
+			info, err := r[0].Agent(nid(1))
+			require.NoError(t, err)
+			require.False(t, info.Connected, "%v after the end of the session", wait)
+			r[0].store.fail(nil)
+		})
+	}
+}
+
+// A clean exit logs nothing that looks like a fault.
+func TestCleanExitLogsNoErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster()
+		c.setLive(replicaID(0), true)
+		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})
+		var lines bytes.Buffer
+		p.log = slog.New(slog.NewTextHandler(&lines, nil))
+		p.Join(standingOf{c, replicaID(0)}, standingOf{c, replicaID(0)})
+		stop := running(t, p)
+		time.Sleep(10 * time.Second)
+		// It stops while it looks for what others wrote.
+		synctest.Wait()
+		p.store.mu.Lock()
+		p.store.before = func() { time.Sleep(time.Second) }
+		p.store.mu.Unlock()
+		p.peers.nudge()
+		time.Sleep(500 * time.Millisecond)
+		stop()
+		require.Empty(t, lines.String())
+	})
+}
