@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,7 @@ type service struct {
 
 	tls        *serverTLS  // nil: gRPC in plaintext
 	webConfig  *web.Config // nil: HTTP in plaintext, without a password
+	tokenHash  [sha256.Size]byte
 	store      *store.Store
 	pubsub     *pubsub.Deployment
 	replicas   *replica.Replicas // nil: the service is alone
@@ -81,6 +83,9 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 		return nil, err
 	}
 	s.cleanups = append(s.cleanups, unlock)
+	if s.tokenHash, err = loadTokenHash(c.tokenFile(), c.coderdTokenFile == "", log); err != nil {
+		return nil, err
+	}
 	if err := s.build(ctx); err != nil {
 		return nil, err
 	}
@@ -202,10 +207,7 @@ func (s *service) checks() []check {
 // buildServer makes the gRPC edge.
 func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
 	c := s.config
-	tokenHash, err := loadTokenHash(c.tokenFile(), c.coderdTokenFile == "", s.log)
-	if err != nil {
-		return err
-	}
+	var err error
 	var stats agentapi.Stats = s.aggregator
 	if !c.collectAgentStats {
 		stats = discardStats{}
@@ -232,7 +234,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	s.api, err = agentapi.NewServer(parts, agentapi.Options{
 		ReplicaID:            self,
 		Credentials:          grpcCredentials(s.tls),
-		CoderdTokenHash:      tokenHash,
+		CoderdTokenHash:      s.tokenHash,
 		CoderdClientSAN:      c.coderdClientSAN,
 		ReportInterval:       c.reportInterval,
 		Limits:               agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
