@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,8 +19,8 @@ func address(n int) netip.Prefix { return prefixOf(fmt.Sprintf("10.0.%d.%d:1", n
 type reader struct {
 	ticket
 	stopped atomic.Bool // takes nothing since
-	since   time.Time
-	bytes   int64
+	since   atomic.Int64
+	bytes   atomic.Int64
 	wasCut  chan struct{}
 }
 
@@ -28,9 +29,10 @@ func newReader(addr int, trusted time.Time) *reader {
 	r.ticket = ticket{
 		address: address(addr), conn: r, trusted: trusted,
 		progress: func(now time.Time) progress {
-			p := progress{bytes: r.bytes, blocked: now.Sub(r.since)}
+			since := time.Duration(now.UnixNano() - r.since.Load())
+			p := progress{bytes: r.bytes.Load(), blocked: since}
 			if r.stopped.Load() {
-				p.stalled = now.Sub(r.since)
+				p.stalled = since
 			}
 			return p
 		},
@@ -39,9 +41,16 @@ func newReader(addr int, trusted time.Time) *reader {
 	return r
 }
 
+// tickets returns those that have a slot.
+func (l *line) tickets() []*ticket {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.running)
+}
+
 // stall has the reader hold its slot, and take nothing, until it is cut.
 func (r *reader) stall(t *testing.T, l *line) {
-	r.since = time.Now()
+	r.since.Store(time.Now().UnixNano())
 	r.stopped.Store(true)
 	go func() {
 		<-r.wasCut
@@ -51,7 +60,7 @@ func (r *reader) stall(t *testing.T, l *line) {
 
 func (r *reader) acquire(l *line) bool {
 	ok := l.acquire(context.Background(), &r.ticket, lineWait)
-	r.since = time.Now()
+	r.since.Store(time.Now().UnixNano())
 	return ok
 }
 
@@ -64,7 +73,7 @@ func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
 			r.stall(t, l)
 		}
 		time.Sleep(time.Minute)
-		require.Len(t, l.running, 2, "nobody waits")
+		require.Len(t, l.tickets(), 2, "nobody waits")
 
 		start := time.Now()
 		third := newReader(3, time.Time{})
@@ -72,7 +81,7 @@ func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
 		require.True(t, third.acquire(l))
 		require.LessOrEqual(t, time.Since(start), lineLook)
 		synctest.Wait()
-		require.Len(t, l.running, 2, "one was wanted, one was taken")
+		require.Len(t, l.tickets(), 2, "one was wanted, one was taken")
 		for r := range map[*reader]bool{first: true, second: true} {
 			select {
 			case <-r.wasCut:
@@ -162,6 +171,8 @@ func TestNobodyWaitsForLong(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Millisecond, cancel)
 		require.False(t, l.acquire(ctx, &newReader(2, time.Time{}).ticket, time.Hour))
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		require.Empty(t, l.waiting)
 	})
 }
@@ -205,7 +216,8 @@ func TestSlowReadersGiveWayToWhoIsBetterKnown(t *testing.T) {
 		slow, slower := newReader(1, time.Now()), newReader(1, time.Now())
 		require.True(t, slow.acquire(l))
 		require.True(t, slower.acquire(l))
-		slow.bytes, slower.bytes = 10*slowRate*10, 5*slowRate*10
+		slow.bytes.Store(10 * slowRate * 10)
+		slower.bytes.Store(5 * slowRate * 10)
 		time.Sleep(slowAfter)
 		stranger := newReader(2, time.Time{})
 		require.False(t, stranger.acquire(l), "they are not that slow")

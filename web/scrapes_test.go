@@ -122,13 +122,13 @@ func TestBusy(t *testing.T) {
 
 // A client of HTTP/1.0 can tell a scrape that was cut from a whole one.
 func TestHTTP10(t *testing.T) {
-	size := 0
-	var fail error
+	var size atomic.Int64
+	var fail atomic.Bool
 	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		text := strings.Repeat("x", size)
+		text := strings.Repeat("x", int(size.Load()))
 		_, _ = io.WriteString(w, text)
-		if fail != nil {
-			panic(fail)
+		if fail.Load() {
+			panic(http.ErrAbortHandler)
 		}
 		_ = http.NewResponseController(w).Flush()
 	})
@@ -160,19 +160,19 @@ func TestHTTP10(t *testing.T) {
 		return resp, body, err
 	}
 	for _, n := range []int{1, 5000, knownLength} {
-		size = n
+		size.Store(int64(n))
 		resp, body, err := ask()
 		require.NoError(t, err)
 		require.Len(t, body, n)
 		require.Equal(t, fmt.Sprint(n), resp.Header.Get("Content-Length"))
 	}
-	size = knownLength + 1
+	size.Store(knownLength + 1)
 	resp, body, err := ask()
 	require.NoError(t, err)
-	require.Len(t, body, size)
+	require.Len(t, body, knownLength+1)
 	require.Empty(t, resp.Header.Get("Content-Length"))
 
-	fail = http.ErrAbortHandler
+	fail.Store(true)
 	_, _, err = ask()
 	require.True(t, errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrClosed), "got %v", err)
 }
