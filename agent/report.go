@@ -8,8 +8,10 @@ type Stats struct {
 	ConnectionCount int64
 	// MedianLatencyMS is in milliseconds; 0 or less: unknown.
 	MedianLatencyMS float64
-	// Sessions are those open now, by family of app.
+	// Sessions are those open now, by family of app, and Apps the same by app. An
+	// app of which there are none is not served.
 	Sessions Sessions
+	Apps     AppCounts
 }
 
 // The most that a report may say. What exceeds it counts as not reported, to

@@ -36,13 +36,25 @@ func newMessageReport(message *agentstatsv1.Stats) *messageReport {
 		TxBytes:         message.GetTxBytes(),
 		ConnectionCount: message.GetConnectionCount(),
 		MedianLatencyMS: message.GetConnectionMedianLatencyMs(),
-		Sessions: sessionsOf(countedApps(counts), agent.Sessions{
-			VSCode:          message.GetSessionCountVscode(),
-			JetBrains:       message.GetSessionCountJetbrains(),
-			ReconnectingPTY: message.GetSessionCountReconnectingPty(),
-			SSH:             message.GetSessionCountSsh(),
-		}),
 	}
+	apps := countedApps(counts)
+	if r.overflow > 0 {
+		// The others count together, as one that is not known.
+		rest := appSessions{}
+		for _, n := range counts {
+			rest.count = saturatingAdd(rest.count, max(0, n))
+		}
+		for i := range apps {
+			rest.count = max(0, rest.count-max(0, apps[i].count))
+		}
+		apps = append(apps, rest)
+	}
+	r.stats.Sessions, r.stats.Apps = countSessions(apps, agent.Sessions{
+		VSCode:          message.GetSessionCountVscode(),
+		JetBrains:       message.GetSessionCountJetbrains(),
+		ReconnectingPTY: message.GetSessionCountReconnectingPty(),
+		SSH:             message.GetSessionCountSsh(),
+	})
 	return r
 }
 
@@ -89,62 +101,47 @@ func sampleType(t agentstatsv1.Stats_Metric_Type) agent.SampleType {
 	return agent.UnknownType
 }
 
-// sessionFamily is the family of apps that a session belongs to.
-type sessionFamily uint8
+// sessionApps are the apps by their names in session_counts.
+var sessionApps = func() map[string]agent.SessionApp {
+	apps := make(map[string]agent.SessionApp, len(agent.SessionApps))
+	for app, names := range agent.SessionApps {
+		apps[names.Name] = agent.SessionApp(app)
+	}
+	return apps
+}()
 
-const (
-	familyUnknown sessionFamily = iota
-	familyVSCode
-	familyJetBrains
-	familyReconnectingPTY
-	familySSH
-)
-
-// sessionFamilies are the names of apps in session_counts. Editors made from
-// VS Code count as it.
-var sessionFamilies = map[string]sessionFamily{
-	"vscode":           familyVSCode,
-	"vscode_insiders":  familyVSCode,
-	"vscodium":         familyVSCode,
-	"cursor":           familyVSCode,
-	"windsurf":         familyVSCode,
-	"kiro":             familyVSCode,
-	"positron":         familyVSCode,
-	"trae":             familyVSCode,
-	"antigravity":      familyVSCode,
-	"jetbrains":        familyJetBrains,
-	"reconnecting_pty": familyReconnectingPTY,
-	"ssh":              familySSH,
-}
-
-// sessionsOf returns the open sessions by family. If any of the apps, whose names
-// differ, has sessions, they count, else what the four older fields say. Names
-// that are not known would be "unknown", which is in none of the four families.
-func sessionsOf(apps []appSessions, older agent.Sessions) agent.Sessions {
-	var s agent.Sessions
+// countSessions returns the open sessions by family and by app. If any of the
+// apps, whose names differ, has sessions, they count, else what the four older
+// fields say. Names that are not known are in none of the four families.
+func countSessions(apps []appSessions, older agent.Sessions) (agent.Sessions, agent.AppCounts) {
+	var counts agent.AppCounts
 	positive := false
 	for i := range apps {
-		n := apps[i].count
-		if n <= 0 {
-			continue
+		if n := apps[i].count; n > 0 {
+			positive = true
+			app := &counts[sessionApps[normalName(apps[i].name)]]
+			*app = saturatingAdd(*app, n)
 		}
-		positive = true
-		switch sessionFamilies[normalName(apps[i].name)] {
-		case familyVSCode:
+	}
+	if !positive {
+		counts[agent.AppVSCode], counts[agent.AppJetBrains] = older.VSCode, older.JetBrains
+		counts[agent.AppReconnectingPTY], counts[agent.AppSSH] = older.ReconnectingPTY, older.SSH
+		return older, counts
+	}
+	var s agent.Sessions
+	for app, n := range counts {
+		switch agent.SessionApps[app].Family {
+		case "vscode":
 			s.VSCode = saturatingAdd(s.VSCode, n)
-		case familyJetBrains:
-			s.JetBrains = saturatingAdd(s.JetBrains, n)
-		case familyReconnectingPTY:
-			s.ReconnectingPTY = saturatingAdd(s.ReconnectingPTY, n)
-		case familySSH:
-			s.SSH = saturatingAdd(s.SSH, n)
-		case familyUnknown:
+		case "jetbrains":
+			s.JetBrains = n
+		case "reconnecting_pty":
+			s.ReconnectingPTY = n
+		case "ssh":
+			s.SSH = n
 		}
 	}
-	if positive {
-		return s
-	}
-	return older
+	return s, counts
 }
 
 // appSessions are the open sessions of one app, or the connections by one
@@ -194,7 +191,7 @@ func firstApps(apps []appSessions) []appSessions {
 	return apps[:min(len(apps), maxSessionNames)]
 }
 
-func isKnown(name string) bool { return sessionFamilies[normalName(name)] != familyUnknown }
+func isKnown(name string) bool { return sessionApps[normalName(name)] != agent.AppUnknown }
 
 // normalName returns the name in lower case with underscores.
 func normalName(name string) string {

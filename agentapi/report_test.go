@@ -53,6 +53,21 @@ func TestSessionsOf(t *testing.T) {
 			defer r.release()
 			require.Equal(t, c.want, r.Stats().Sessions)
 			require.Equal(t, c.overflow, r.overflow)
+			families := make(map[string]int64)
+			var all int64
+			for app, n := range r.Stats().Apps {
+				family := agent.SessionApps[app].Family
+				families[family] = saturatingAdd(families[family], n)
+				all = saturatingAdd(all, n)
+			}
+			require.Equal(t, c.want, agent.Sessions{VSCode: families["vscode"], JetBrains: families["jetbrains"], ReconnectingPTY: families["reconnecting_pty"], SSH: families["ssh"]})
+			var said int64
+			for _, n := range c.stats.GetSessionCounts() {
+				said = saturatingAdd(said, max(0, n))
+			}
+			if said > 0 {
+				require.Equal(t, said, all, "no session is left out")
+			}
 		})
 	}
 }
@@ -67,7 +82,7 @@ func TestReport(t *testing.T) {
 		},
 	}
 	r := newMessageReport(message)
-	require.Equal(t, agent.Stats{RxBytes: 1, TxBytes: 2, ConnectionCount: 3, MedianLatencyMS: 4, Sessions: agent.Sessions{SSH: 5}}, r.Stats())
+	require.Equal(t, agent.Stats{RxBytes: 1, TxBytes: 2, ConnectionCount: 3, MedianLatencyMS: 4, Sessions: agent.Sessions{SSH: 5}, Apps: agent.AppCounts{agent.AppSSH: 5}}, r.Stats())
 	require.Equal(t, []string{"{a 1 1 [{x 1} {y 2}]}", "{b 2 +Inf []}", "{c 3 0 [{z }]}"}, samplesOf(r))
 	labels := r.labels[:cap(r.labels)]
 	r.release()

@@ -146,7 +146,7 @@ func (r *wireReport) read(w wire, forms []*agent.Form) bool {
 		}
 		r.others = append(r.others, field[:len(field)-len(w)]...)
 	}
-	r.stats.Sessions = sessionsOf(r.apps, older)
+	r.stats.Sessions, r.stats.Apps = countSessions(r.apps, older)
 	return true
 }
 

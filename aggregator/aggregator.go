@@ -46,6 +46,7 @@ type Aggregator struct {
 	families *families
 	descs    *descs
 	stats    [statsGauges]*desc
+	apps     [len(agent.SessionApps)]*desc
 	states   *states
 	claims   atomic.Pointer[claims]
 	// series counts the series and the groups that are held, seriesBytes the
@@ -117,6 +118,9 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 		a.stats[i] = &desc{family: a.families.addDocumented(name), name: name}
 		a.stats[i].refs.Store(1)
 	}
+	sessions := a.families.addDocumented(sessionsFamily.Name)
+	sessions.documented = sessionsFamily
+	a.apps = newSessionDescs(sessions)
 	a.intakes.New = func() any { return newIntake(a) }
 	return a, nil
 }

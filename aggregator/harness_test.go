@@ -113,7 +113,7 @@ func protobuf(t testing.TB, a *Aggregator) []byte {
 
 // alwaysFamilies are served with or without series: the stats gauges, the states
 // and the three documented ones that agents forward.
-const alwaysFamilies = int(statsGauges) + len(stateNames) + 3
+const alwaysFamilies = int(statsGauges) + len(stateNames) + 3 + 1
 
 // forwardedText returns the exposition without the stats gauges, the states, the
 // documented families that have no series, and the padding of values.

@@ -53,6 +53,7 @@ type naiveAgent struct {
 	order, absent []string
 	families      map[string]*naiveFamily
 	stats         map[string]float64
+	apps          agent.AppCounts
 	moved         []naiveMoved
 }
 
@@ -428,6 +429,11 @@ func (m *naive) reportStats(a *naiveAgent, now time.Time, s agent.Stats) (refuse
 			a.stats["coderd_agentstats_"+name] = float64(v)
 		}
 	}
+	for app, n := range s.Apps {
+		if a.apps[app] = n; n < 0 || n > 1<<30 {
+			a.apps[app] = 0
+		}
+	}
 	rx, _ := checked(s.RxBytes, 1<<50)
 	tx, _ := checked(s.TxBytes, 1<<50)
 	a.moved = append(a.moved, naiveMoved{now, rx, tx})
@@ -562,7 +568,7 @@ func (m *naive) expire(now time.Time) {
 		a := m.agents[id]
 		over := func(seen time.Time) bool { return !seen.Add(m.opts.SeriesTTL).After(now) }
 		if over(a.reported) {
-			a.stats = make(map[string]float64)
+			a.stats, a.apps = make(map[string]float64), agent.AppCounts{}
 			for _, of := range a.families {
 				of.kept = false
 			}
@@ -604,6 +610,12 @@ func (m *naive) scrape() scraped {
 			}
 			key := m.seriesLabels(a, s.name, s.labels).String()
 			members[key] = append(members[key], naiveMember{family: s.name, typ: s.typ, value: s.value})
+		}
+		for app, n := range a.apps {
+			if n > 0 {
+				key := m.seriesLabels(a, sessionsFamily.Name, appLabels(app)).String()
+				members[key] = append(members[key], naiveMember{family: sessionsFamily.Name, typ: agent.Gauge, value: float64(n)})
+			}
 		}
 		for name, v := range a.stats {
 			key := m.seriesLabels(a, name, nil).String()
@@ -647,6 +659,10 @@ func (m *naive) scrape() scraped {
 		}
 	}
 	return out
+}
+
+func appLabels(app int) map[string]string {
+	return map[string]string{"app_name": agent.SessionApps[app].Name, "family": agent.SessionApps[app].Family}
 }
 
 func naiveType(t agent.SampleType) model.MetricType {

@@ -116,6 +116,11 @@ func (w *world) held() int64 {
 	n += len(states)
 	for _, a := range w.model.agents {
 		n += len(a.series) + len(a.stats)
+		for _, sessions := range a.apps {
+			if sessions > 0 {
+				n++
+			}
+		}
 		if !w.model.grouped() || !w.model.served(a) {
 			continue
 		}
@@ -124,6 +129,11 @@ func (w *world) held() int64 {
 				continue
 			}
 			groups[w.model.seriesLabels(a, s.name, s.labels).String()] = true
+		}
+		for app, sessions := range a.apps {
+			if sessions > 0 {
+				groups[w.model.seriesLabels(a, sessionsFamily.Name, appLabels(app)).String()] = true
+			}
 		}
 		for name := range a.stats {
 			groups[w.model.seriesLabels(a, name, nil).String()] = true
@@ -281,6 +291,9 @@ func aReport(t *rapid.T) *report {
 			Sessions: agent.Sessions{
 				VSCode: count.Draw(t, "vscode"), JetBrains: count.Draw(t, "jetbrains"),
 				ReconnectingPTY: 1, SSH: count.Draw(t, "ssh"),
+			},
+			Apps: agent.AppCounts{
+				agent.AppUnknown: count.Draw(t, "unknown app"), agent.AppSSH: count.Draw(t, "ssh app"), len(agent.SessionApps) - 1: count.Draw(t, "last app"),
 			},
 		},
 		samples: rapid.SliceOfN(rapid.Custom(aSample), 0, 10).Draw(t, "samples"),

@@ -113,6 +113,41 @@ func TestRefusedStats(t *testing.T) {
 	}, got)
 }
 
+// Each app has its sessions, as long as there are any, and never for want of room
+// none.
+func TestSessionsByApp(t *testing.T) {
+	a := newTest(t, Options{MaxSeries: 1})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	for _, c := range []struct {
+		counts agent.AppCounts
+		want   []string
+	}{
+		{agent.AppCounts{agent.AppSSH: 2, agent.AppUnknown: 1}, []string{"unknown unknown 1", "ssh ssh 2"}},
+		{agent.AppCounts{agent.AppSSH: 3, agent.AppVSCode: 4}, []string{"ssh ssh 3", "vscode vscode 4"}},
+		{agent.AppCounts{len(agent.SessionApps) - 1: 5, agent.AppSSH: agent.MaxReportedCount + 1, agent.AppVSCode: -1}, []string{"windsurf vscode 5"}},
+		{agent.AppCounts{}, nil},
+	} {
+		require.Empty(t, a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{Apps: c.counts}}))
+		s, err := scrape(a)
+		require.NoError(t, err)
+		got := make(map[string]uint64)
+		for series, v := range s.values {
+			if strings.Contains(series, `"coderd_agentstats_session_count"`) {
+				got[series] = v
+			}
+		}
+		require.Len(t, got, len(c.want))
+		for _, want := range c.want {
+			f := strings.Fields(want)
+			series := `{__name__="coderd_agentstats_session_count", agent_name="main", app_name="` + f[0] + `", family="` + f[1] + `", username="user", workspace_name="ws"}`
+			require.Contains(t, got, series)
+			require.Equal(t, f[2], fmt.Sprint(value(s, series)))
+		}
+	}
+	a.Remove(id(1))
+	require.Zero(t, a.series.Load())
+}
+
 func TestLatencyIsBounded(t *testing.T) {
 	a := newTest(t, Options{})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})

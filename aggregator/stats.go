@@ -41,6 +41,8 @@ func (in *intake) stats(s agent.Stats) {
 	in.gauge(gaugeRxBytes, float64(rxSum), true)
 	in.gauge(gaugeTxBytes, float64(txSum), true)
 
+	in.sessions(&s.Apps)
+
 	connections, ok := in.checked("connection_count", s.ConnectionCount, agent.MaxReportedCount)
 	in.gauge(gaugeConnections, connections, ok)
 	latency := s.MedianLatencyMS / 1000
