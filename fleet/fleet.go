@@ -140,6 +140,9 @@ type Options struct {
 	// FollowInterval is the time between two looks for what other replicas wrote,
 	// which repair missed news; default 2 s.
 	FollowInterval time.Duration
+	// UpTemplateVersion has coderd_agents_up carry the version of the workspace's
+	// template, as newer Coders do.
+	UpTemplateVersion bool
 	// Now is the wall clock of this replica, of which epochs are made; default
 	// time.Now.
 	Now func() time.Time

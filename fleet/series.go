@@ -36,17 +36,16 @@ func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Sta
 	}
 }
 
-// upSeries returns the series of a workspace.
-func upSeries(w *agent.Workspace, connected int) []agent.Series {
-	return []agent.Series{{
-		Family: familyUp,
-		Labels: []agent.Label{
-			{Name: "template_name", Value: w.Template.Name},
-			{Name: "username", Value: w.OwnerUsername},
-			{Name: "workspace_name", Value: w.Name},
-		},
-		Value: float64(connected),
-	}}
+// upSeries returns the series of a workspace, with the version of its template if
+// that is to be told.
+func upSeries(w *agent.Workspace, connected int, version bool) []agent.Series {
+	labels := make([]agent.Label, 0, 4)
+	labels = append(labels, agent.Label{Name: "template_name", Value: w.Template.Name})
+	if version {
+		labels = append(labels, agent.Label{Name: "template_version", Value: cmp.Or(w.Template.Version, "unknown")})
+	}
+	labels = append(labels, agent.Label{Name: "username", Value: w.OwnerUsername}, agent.Label{Name: "workspace_name", Value: w.Name})
+	return []agent.Series{{Family: familyUp, Labels: labels, Value: float64(connected)}}
 }
 
 // agentSeries returns the series of an agent: its connection, its apps and,
@@ -223,7 +222,7 @@ func (f *Fleet) setUpLocked(w *workspace) {
 		f.series.SetState(w.up.key, nil)
 		return
 	}
-	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.here))
+	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.here, f.opts.UpTemplateVersion))
 }
 
 // present makes known how the agent is now: its series, its part in the count of

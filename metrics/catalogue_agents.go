@@ -31,7 +31,7 @@ var agentFamilies = []Family{
 		Name: "coderd_agents_up", Type: Gauge, Owner: OwnerService,
 		Labels: []string{"template_name", "username", "workspace_name"},
 		Help:   "The number of active agents per workspace.",
-		Source: "Number of connected agents of the workspace; 0 for a registered workspace without any. Coder's own family has a fourth label, template_version.",
+		Source: "Number of connected agents of the workspace; 0 for a registered workspace without any. With --prometheus-extra-labels=template_version it has that label, as Coder's own family.",
 	},
 	{
 		Name: "coderd_agentstats_connection_count", Type: Gauge, Owner: OwnerService, Group: GroupSum,

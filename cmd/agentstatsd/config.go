@@ -26,6 +26,7 @@ type config struct {
 	prometheusEnable      bool
 	prometheusAddress     string
 	collectAgentStats     bool
+	extraLabels           []string
 	aggregateBy           []string
 	maxConcurrentScrapes  int64
 	scrapeTimeout         time.Duration
@@ -127,6 +128,11 @@ func (c *config) validate() error {
 	}
 	errs = append(errs, c.validateAddresses()...)
 	errs = append(errs, c.validateGrouping())
+	for _, label := range c.extraLabels {
+		if label != labelTemplateVersion {
+			errs = append(errs, fmt.Errorf("--prometheus-extra-labels %q is not one of %s", label, labelTemplateVersion))
+		}
+	}
 	if checkAddress(c.grpcAddress) == nil && c.tlsCertFile == "" && !c.grpcAllowPlaintext {
 		loopback, err := isLoopback(c.grpcAddress)
 		if err != nil {

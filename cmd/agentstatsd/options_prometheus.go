@@ -33,6 +33,12 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Default: "agent_name,template_name,username,workspace_name", Value: serpent.StringArrayOf(&c.aggregateBy), Group: &groupPrometheus,
 		},
 		{
+			Name:        "Prometheus Extra Labels",
+			Description: "Labels beside the documented ones. template_version: on coderd_agents_up, as newer Coders have it.",
+			Flag:        "prometheus-extra-labels", Env: "AGENTSTATSD_PROMETHEUS_EXTRA_LABELS", YAML: "extra_labels",
+			Value: serpent.StringArrayOf(&c.extraLabels), Group: &groupPrometheus,
+		},
+		{
 			Name:        "Max Concurrent Scrapes",
 			Description: "Scrapes served at once; more wait for 5 s at most, or half of the scraper's timeout, and are answered 503 then.",
 			Flag:        "max-concurrent-scrapes", Env: "AGENTSTATSD_MAX_CONCURRENT_SCRAPES", YAML: "max_concurrent_scrapes",
@@ -70,3 +76,6 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 		},
 	}
 }
+
+// labelTemplateVersion is the label that --prometheus-extra-labels can add.
+const labelTemplateVersion = "template_version"

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -147,6 +148,8 @@ func (s *service) build(ctx context.Context) error {
 		MaxAgents:       int(c.maxAgents),
 		MaxMetadataKeys: int(c.metadataMaxKeys),
 		SessionAge:      c.sessionAge,
+
+		UpTemplateVersion: slices.Contains(c.extraLabels, labelTemplateVersion),
 
 		MessagesPerSecond: int(c.agentMessageRate),
 		MessagesBurst:     int(c.agentMessageBurst),
