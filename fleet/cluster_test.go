@@ -2,10 +2,12 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -219,4 +221,37 @@ func connectedIn(t *testing.T, workspace string, replicas ...parts) float64 {
 func labelOf(line, name string) string {
 	_, rest, _ := strings.Cut(line, name+"=")
 	return rest[:strings.IndexAny(rest, ",}")]
+}
+
+// Callers with tokens that nobody has heard of wait for what other replicas wrote,
+// but not without bound, and nobody waits who is known.
+func TestLookupsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		_, err = r[0].Authenticate(t.Context(), "unknown")
+		require.ErrorIs(t, err, ErrUnknownToken) // the next look is 100 ms later
+		var wg sync.WaitGroup
+		var unknown, unavailable atomic.Int64
+		for range maxWaiters + 44 {
+			wg.Go(func() {
+				_, err := r[0].Authenticate(t.Context(), "unknown")
+				switch {
+				case errors.Is(err, ErrUnknownToken):
+					unknown.Add(1)
+				case errors.Is(err, ErrUnavailable):
+					unavailable.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		require.EqualValues(t, 44, unavailable.Load())
+		_, err = r[0].Connect(t.Context(), nid(1), hello(1, 1))
+		require.NoError(t, err)
+		wg.Wait()
+		require.EqualValues(t, maxWaiters, unknown.Load())
+		require.Equal(t, []string{"44"}, metric(t, r[0], "agentstatsd_fleet_lookups_refused_total"))
+	})
 }

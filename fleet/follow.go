@@ -22,8 +22,21 @@ const followTimeout = 2 * time.Minute
 // catchUpTimeout bounds the wait of a caller who is not known here.
 const catchUpTimeout = 5 * time.Second
 
+// maxWaiters bounds the callers who are not known here and wait at once: anybody
+// can be one.
+const maxWaiters = 256
+
+var errTooManyWaiters = errors.New("too many wait for what other replicas wrote")
+
 // catchUp returns when what other replicas had written at the call is read.
 func (f *Fleet) catchUp(ctx context.Context) error {
+	select {
+	case f.peers.waiters <- struct{}{}:
+		defer func() { <-f.peers.waiters }()
+	default:
+		f.metrics.waitersRefused.Inc()
+		return errTooManyWaiters
+	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()
 	p := f.peers.join()

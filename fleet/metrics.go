@@ -29,6 +29,7 @@ type metrics struct {
 	outdated         prometheus.Counter
 	newsErrors       prometheus.Counter
 	newsMalformed    prometheus.Counter
+	waitersRefused   prometheus.Counter
 	collection       prometheus.Histogram
 	builds           *prometheus.HistogramVec
 }
@@ -93,6 +94,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		outdated:         counter("agentstatsd_registrations_outdated_total", "Changes of the registrations that were decided on again, as another replica made one first."),
 		newsErrors:       counter("agentstatsd_fleet_news_errors_total", "News of the fleet that could not be published."),
 		newsMalformed:    counter("agentstatsd_fleet_news_malformed_total", "News of the fleet that could not be read."),
+		waitersRefused:   counter("agentstatsd_fleet_lookups_refused_total", "Tokens and agents unknown here that were not looked for, as too many others were."),
 		collection:       collection,
 		builds:           builds,
 	}

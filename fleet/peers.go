@@ -58,6 +58,7 @@ func (f *Fleet) Join(r Replicas, n News) {
 		news:     n,
 		metrics:  f.metrics,
 		log:      f.log,
+		waiters:  make(chan struct{}, maxWaiters),
 		wake:     make(chan struct{}, 1),
 		outgoing: make(map[*entry]struct{}),
 		send:     make(chan struct{}, 1),
@@ -82,6 +83,9 @@ type peers struct {
 	// member and leads are Replicas' as of the last scan: what is served goes by
 	// them. The others wait longer than the time between two scans.
 	member, leads atomic.Bool
+
+	// waiters are those who wait for what other replicas wrote.
+	waiters chan struct{}
 
 	// wake has an element when there is something to follow.
 	wake chan struct{}

@@ -130,7 +130,7 @@ func TestStrangersWaitTogether(t *testing.T) {
 		r[0].store.mu.Unlock()
 		var strangers sync.WaitGroup
 		began := time.Now()
-		for range 1000 {
+		for range maxWaiters {
 			strangers.Go(func() {
 				_, err := r[0].Authenticate(t.Context(), token(99))
 				require.ErrorIs(t, err, ErrUnknownToken)
