@@ -157,7 +157,7 @@ func TestRegisterAndList(t *testing.T) {
 		ws.Template.Version = "unknown"
 		want := &pb.Agent{
 			Id: bid(1), Name: "main", Workspace: ws, Connected: true, LastSeenAt: timestamppb.New(now),
-			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(day)},
+			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now)}, // what it told is to come
 			AppHealth: []*pb.AppHealthUpdate{{Id: bid(50_001), Health: pb.AppHealth_APP_HEALTH_INITIALIZING}},
 		}
 		require.True(t, proto.Equal(want, all[0]), "got %v", all[0])

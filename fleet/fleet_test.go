@@ -77,7 +77,8 @@ func short(id agent.ID) string { return fmt.Sprint(int(id[14])<<8 | int(id[15]))
 
 func token(n int) string { return fmt.Sprintf("token-%d", n) }
 
-var day = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+// day is before the time at which the bubbles of synctest begin.
+var day = time.Date(1999, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // registration is agent n of workspace w in its build b.
 func registration(n, w, b int) agent.Registration {

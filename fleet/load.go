@@ -122,12 +122,12 @@ func newEntry(reg *agent.Registration) *entry {
 	return e
 }
 
-// dropForeignApps forgets the health of apps that the registration does not
-// have (any more). The caller holds e.mu, or is the only one who knows e.
+// dropForeignApps forgets the health of apps that the registration does not have
+// (any more), or has as disabled. The caller holds e.mu, or is the only one who knows e.
 func (e *entry) dropForeignApps() {
 	apps := e.reg.Load().Apps
 	for id := range e.state.AppHealth {
-		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id }) {
+		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id && a.Health != agent.AppHealthDisabled }) {
 			delete(e.state.AppHealth, id)
 		}
 	}

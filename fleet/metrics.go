@@ -20,6 +20,7 @@ type metrics struct {
 	delayed          *prometheus.CounterVec
 	awayRefused      prometheus.Counter
 	instancesDropped prometheus.Counter
+	clampedTimes     *prometheus.CounterVec
 	statesPending    prometheus.Gauge
 	statesWritten    prometheus.Counter
 	statesRejected   prometheus.Counter
@@ -85,6 +86,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		awayRefused:      counter("agentstatsd_sessions_refused_total", "Sessions refused as their agent must stay away for a while."),
 		summarized:       counter("agentstatsd_refusals_summarized_total", "Refusals told in a summary instead of by name, as too many waited for the agent."),
 		instancesDropped: counter("agentstatsd_instances_dropped_total", "Instances of agents forgotten early, as an agent had too many."),
+		clampedTimes:     vec("agentstatsd_lifecycle_times_clamped_total", "Lifecycle states whose time cannot be and was taken as that of their receipt.", "reason", clampedFuture, clampedBuild),
 		statesPending:    gauge("agentstatsd_states_pending", "Agents whose state waits to be written."),
 		statesWritten:    counter("agentstatsd_states_written_total", "States of agents that were written."),
 		statesRejected:   counter("agentstatsd_states_rejected_total", "States of agents that the database refused."),

@@ -17,6 +17,7 @@ const (
 	ReasonUndeclaredKey = "undeclared_key"
 	ReasonTooManyKeys   = "too_many_keys"
 	ReasonUnknownApp    = "unknown_app"
+	ReasonDisabledApp   = "disabled_app"
 )
 
 // maxNameBytes bounds a key in a refusal.
@@ -147,11 +148,20 @@ func refusedName(key string) string {
 	return strings.Clone(key[:end])
 }
 
-// SetLifecycle records the state, which is held until it is stored. A zero
-// ChangedAt is taken as the time of receipt.
+// Labels of the counter of times that were not taken as they were told.
+const (
+	clampedFuture = "future"
+	clampedBuild  = "before_build"
+)
+
+// SetLifecycle records the state, which is held until it is stored. A ChangedAt
+// that is zero, after the receipt, or before the build that made the agent is
+// taken as the time of receipt, or, of a state that is said again, as the time
+// that it has.
 func (r Request) SetLifecycle(l agent.Lifecycle) {
-	if l.ChangedAt.IsZero() {
-		l.ChangedAt = r.now
+	if reason := r.clampedTime(l.ChangedAt); reason != "" {
+		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()
+		l.ChangedAt = time.Time{}
 	}
 	ended := false
 	r.changeState(func(s *agent.State) (news bool) {
@@ -159,6 +169,12 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 			return false
 		}
 		news = lifecycleOf(s) != l.State
+		if l.ChangedAt.IsZero() {
+			l.ChangedAt = r.now
+			if !news && !s.Lifecycle.ChangedAt.IsZero() {
+				l.ChangedAt = s.Lifecycle.ChangedAt
+			}
+		}
 		s.Startup = s.Startup.After(l)
 		s.Lifecycle, s.LifecycleOrder = l, r.order
 		ended = s.Startup.Result == l.State
@@ -169,19 +185,43 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 	}
 }
 
+// clampedTime returns why a time at which the agent's state changed cannot be;
+// empty: it can.
+func (r Request) clampedTime(at time.Time) string {
+	reg := r.entry.reg.Load()
+	built := reg.Workspace.Build.CreatedAt
+	switch {
+	case at.IsZero():
+	case at.After(r.now):
+		return clampedFuture
+	case at.Before(built) && !reg.CreatedAt.Before(built): // else it is another build's
+		return clampedBuild
+	}
+	return ""
+}
+
 // SetAppHealth records the health of apps, which is held until it is stored;
-// apps that are not in the request keep theirs. Apps that are not the agent's
-// are refused. It takes ownership of the map.
+// apps that are not in the request keep theirs. Apps that are not the agent's, or
+// that are registered as disabled, are refused. It takes ownership of the map.
 func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refusal {
 	apps := r.entry.reg.Load().Apps
-	refusal := agent.Refusal{
+	unknown := agent.Refusal{
 		Kind:    agent.RefusedInvalid,
 		Reason:  ReasonUnknownApp,
 		Message: fmt.Sprintf("app_health.updates.id: want one of the %d apps of the agent's registration", len(apps)),
 	}
+	disabled := agent.Refusal{
+		Kind:    agent.RefusedNotAllowed,
+		Reason:  ReasonDisabledApp,
+		Message: "app_health.updates.id: want an app whose health is checked, got one that is registered as disabled",
+	}
 	for id := range health {
-		if slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id }) {
-			continue
+		refusal := &unknown
+		if i := slices.IndexFunc(apps, func(a agent.App) bool { return a.ID == id }); i >= 0 {
+			if apps[i].Health != agent.AppHealthDisabled {
+				continue
+			}
+			refusal = &disabled
 		}
 		delete(health, id)
 		refusal.Count++
@@ -203,12 +243,15 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 			return news
 		})
 	}
-	if refusal.Count == 0 {
-		return nil
+	var refused []agent.Refusal
+	for _, r := range []agent.Refusal{unknown, disabled} {
+		if r.Count > 0 {
+			slices.Sort(r.Names) // the order of a map is random
+			r.Names = r.Names[:min(len(r.Names), agent.MaxRefusalNames)]
+			refused = append(refused, r)
+		}
 	}
-	slices.Sort(refusal.Names) // the order of a map is random
-	refusal.Names = refusal.Names[:min(len(refusal.Names), agent.MaxRefusalNames)]
-	return []agent.Refusal{refusal}
+	return refused
 }
 
 // SetNetwork records the agent's whole view of the network, which is held until

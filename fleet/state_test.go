@@ -57,7 +57,7 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, now, i.State.Lifecycle.ChangedAt, "no time is taken as the time of receipt")
 		receive(t, s, 2, func(r Request) {
-			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day})
+			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)})
 		})
 		receive(t, s, 3, func(r Request) {
 			require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}))
@@ -74,9 +74,9 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		order := func(seq int64) agent.Order { return agent.Order{Epoch: s.Info().Epoch, Sequence: seq} }
 		want := agent.State{
 			Agent:          nid(1),
-			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day},
+			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)},
 			LifecycleOrder: order(2),
-			Startup:        agent.Startup{StartedAt: now, ReadyAt: day, Result: agent.LifecycleReady},
+			Startup:        agent.Startup{StartedAt: now, ReadyAt: day.Add(time.Hour), Result: agent.LifecycleReady},
 			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
 			AppHealthOrder: order(3),
 			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},
