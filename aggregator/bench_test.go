@@ -160,6 +160,17 @@ func BenchmarkExpire(b *testing.B) {
 	}
 }
 
+// BenchmarkExpireAll has a million series of 25,000 agents expire at once.
+func BenchmarkExpireAll(b *testing.B) {
+	for b.Loop() {
+		b.StopTimer()
+		a := fleetOf(b, 1_000_000, Options{})
+		b.StartTimer()
+		a.expire(time.Now().Add(time.Hour))
+		require.Zero(b, a.series.Load())
+	}
+}
+
 // benchState are the states of agent n: 5 regions, 3 apps and its connection,
 // with the workspace's own.
 func benchState(n, round int) (ofAgent, ofWorkspace []agent.Series) {
