@@ -70,7 +70,13 @@ func (s *Store) transact(ctx context.Context, db *sql.DB, opts *sql.TxOptions, f
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
-	err = f(tx)
+	if opts == nil && s.dialect.commitDurably != "" {
+		if _, err = tx.ExecContext(ctx, s.dialect.commitDurably); err == nil {
+			err = f(tx)
+		}
+	} else {
+		err = f(tx)
+	}
 	if err == nil && opts == nil {
 		if err = tx.Commit(); err != nil {
 			return fmt.Errorf("commit: %w", err)

@@ -34,6 +34,9 @@ type dialect struct {
 	// row. No statement of it returns more than page rows.
 	stream func(ctx context.Context, tx *sql.Tx, page page, text string, args []any, scan func(*sql.Rows) error) error
 
+	// commitDurably is run at the beginning of a transaction that writes, so that
+	// its commit is on disk when it returns; empty: it is anyway.
+	commitDurably string
 	// snapshot makes all reads of a transaction see one moment.
 	snapshot *sql.TxOptions
 	queries  queries

@@ -20,11 +20,14 @@ import (
 
 // postgresDialect is PostgreSQL, version 14 or later.
 var postgresDialect = dialect{
-	name:         "postgres",
-	goose:        goose.DialectPostgres,
-	roomOfItsOwn: "a schema of its own, by search_path in the database URL, or a database of its own",
-	faultOf:      postgresFault,
-	id:           func(id agent.ID) any { return id.String() },
+	name: "postgres",
+	// A role, a database or a server may have it off: then what is acked could be
+	// lost in a crash. A higher level stays.
+	commitDurably: `SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
+	goose:         goose.DialectPostgres,
+	roomOfItsOwn:  "a schema of its own, by search_path in the database URL, or a database of its own",
+	faultOf:       postgresFault,
+	id:            func(id agent.ID) any { return id.String() },
 	among: func(ids []agent.ID) (string, []any) {
 		texts := make([]string, len(ids))
 		for i, id := range ids {
