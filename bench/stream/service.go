@@ -95,7 +95,11 @@ func (s *service) build(db *store.Store, reg *prometheus.Registry, log *slog.Log
 	if err != nil {
 		return err
 	}
-	opts := agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(args.Token)), StoreReady: db.Ping}
+	opts := agentapi.Options{
+		CoderdTokenHash: sha256.Sum256([]byte(args.Token)), StoreReady: db.Ping,
+		// Idle streams are measured, and thousands come at once from one address.
+		IdleTimeout: time.Hour, MaxConnections: 1 << 20, MaxStrangersPerAddress: 1 << 20,
+	}
 	if args.Cert != "" {
 		if opts.Credentials, err = serverTLS(args.Cert, args.Key); err != nil {
 			return err
