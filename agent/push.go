@@ -19,7 +19,7 @@ type Push struct {
 	Families [][]byte
 }
 
-// PushRefusal tells why a family of a push is not served.
+// PushRefusal tells why a family of a push, or a part of it, is not served.
 type PushRefusal struct {
 	// Name of the family; empty if it has none that can be told.
 	Name string
@@ -27,6 +27,9 @@ type PushRefusal struct {
 	Reason string
 	// Message is for a person: it names the field, the limit and the value.
 	Message string
+	// Series are how many series, or values of series that are served, are
+	// refused for the reason; 0: the whole family is.
+	Series int
 }
 
 // PushRow is what is kept of one coderd instance, or, with the zero instance,

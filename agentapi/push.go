@@ -198,6 +198,7 @@ func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
 			Name:    cut(r.Name, maxNameBytes),
 			Reason:  r.Reason,
 			Message: cut(r.Message, maxRefusalText),
+			Series:  int64(r.Series),
 		})
 	}
 	return p.stream.Send(resp)

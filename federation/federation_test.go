@@ -368,7 +368,7 @@ func TestLimits(t *testing.T) {
 	require.Len(t, refused, 1)
 	require.Equal(t, "too_many_families", refused[0].Reason)
 	refused = pushText(t, f, start, 1, 2, "# TYPE a gauge\na 1\n# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\nb{l=\"3\"} 1\n")
-	require.Equal(t, []agent.PushRefusal{{Name: "b", Reason: "too_many_series", Message: "no room: at most 3 of one instance"}}, refused)
+	require.Equal(t, []agent.PushRefusal{{Name: "b", Reason: "too_many_series", Message: "no room: at most 3 of one instance", Series: 1}}, refused)
 	require.Equal(t, "# TYPE a gauge\na 1\n# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\n", text(t, f))
 	// What is counted stays, though it is not pushed any more, as long as there is
 	// room; the oldest goes first.

@@ -108,6 +108,9 @@ func told(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal
 				Name:   cut(strings.ToValidUTF8(decoded[i].name, "\uFFFD"), metrics.MaxNameBytes),
 				Reason: string(r.reason),
 			}
+			if r.of != ofFamily {
+				t.Series = r.count
+			}
 			if len(out) < maxMessages {
 				t.Message = r.text()
 			}

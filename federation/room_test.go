@@ -83,7 +83,7 @@ func TestAliveComeFirst(t *testing.T) {
 	// Those who are alive are limited together.
 	refused := pushText(t, f, now, 51, 1, manyCounters(0, 60))
 	require.Equal(t, []agent.PushRefusal{{
-		Name: "x_total", Reason: "too_many_series", Message: "20 series, the first: no room: at most 100 of all instances that are alive",
+		Name: "x_total", Reason: "too_many_series", Message: "20 series, the first: no room: at most 100 of all instances that are alive", Series: 20,
 	}}, refused)
 	require.Equal(t, 20.0, testutil.ToFloat64(f.metrics.refusedSeries.WithLabelValues("too_many_series")))
 	f.expire(now.Add(time.Hour))

@@ -67,7 +67,7 @@ func TestSeriesIsRefusedAlone(t *testing.T) {
 	require.Empty(t, push(t, f, start, 1, 1, false, counterOf(map[string]float64{"a": 10, "b": 1}, nil)))
 	refused := push(t, f, start, 1, 2, false, counterOf(map[string]float64{"a": 11, "b": 2}, nan))
 	require.Equal(t, []agent.PushRefusal{{
-		Name: "x_total", Reason: "invalid_counter", Message: `{l="a"}: counter of NaN: want a number from 0 to 2^64`,
+		Name: "x_total", Reason: "invalid_counter", Message: `{l="a"}: counter of NaN: want a number from 0 to 2^64`, Series: 1,
 	}}, refused)
 	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.refusedSeries.WithLabelValues("invalid_counter")))
 	requireServed(t, f, store, map[string]float64{"b": 2})
@@ -127,7 +127,7 @@ func TestLongLabelsAndWrongValues(t *testing.T) {
 	long, tooLong := strings.Repeat("x", 32<<10), strings.Repeat("y", 32<<10+1)
 	refused := push(t, f, start, 1, 1, false, counterOf(map[string]float64{"a": 1, long: 2, tooLong: 3, tooLong + "z": 4}, nil))
 	require.Equal(t, []agent.PushRefusal{{
-		Name: "x_total", Reason: "label_value_too_long", Message: refused[0].Message,
+		Name: "x_total", Reason: "label_value_too_long", Message: refused[0].Message, Series: 2,
 	}}, refused)
 	require.Regexp(t, `^2 series, the first: value of label l of 3276[9] bytes, at most 32768|of 32770 bytes`, refused[0].Message)
 	requireServed(t, f, store, map[string]float64{"a": 1, long: 2})

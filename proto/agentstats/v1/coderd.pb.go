@@ -1735,9 +1735,10 @@ type PushMetricsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of the snapshot.
 	Snapshot int64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	// What was refused of it, at most 64 families; the rest is served.
+	// What was refused of it, an entry for each family and reason, at most 64; the
+	// rest is served.
 	Refused []*FamilyRefusal `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
-	// How many families were refused, those beyond refused included.
+	// How many such entries there are, those beyond refused included.
 	RefusedCount  int64 `protobuf:"varint,3,opt,name=refused_count,json=refusedCount,proto3" json:"refused_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1794,7 +1795,7 @@ func (x *PushMetricsResponse) GetRefusedCount() int64 {
 	return 0
 }
 
-// FamilyRefusal tells why a family of a snapshot is not served.
+// FamilyRefusal tells why a family of a snapshot, or a part of it, is not served.
 type FamilyRefusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the family; empty if it has none that can be told.
@@ -1802,7 +1803,11 @@ type FamilyRefusal struct {
 	// The reason as the service's counters label it, like "owned_by_service".
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For a person: names the field, the limit and the value.
-	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// How many series of the family are refused for the reason, or, if that is
+	// "invalid_exemplar", "invalid_sum" or "invalid_time", how many values of
+	// series that are served; 0: the whole family is refused.
+	Series        int64 `protobuf:"varint,4,opt,name=series,proto3" json:"series,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1856,6 +1861,13 @@ func (x *FamilyRefusal) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *FamilyRefusal) GetSeries() int64 {
+	if x != nil {
+		return x.Series
+	}
+	return 0
 }
 
 // WatchActivityRequest asks for workspaces in use.
@@ -2555,11 +2567,12 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x13PushMetricsResponse\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\x03R\bsnapshot\x126\n" +
 	"\arefused\x18\x02 \x03(\v2\x1c.agentstats.v1.FamilyRefusalR\arefused\x12#\n" +
-	"\rrefused_count\x18\x03 \x01(\x03R\frefusedCount\"U\n" +
+	"\rrefused_count\x18\x03 \x01(\x03R\frefusedCount\"m\n" +
 	"\rFamilyRefusal\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"M\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
+	"\x06series\x18\x04 \x01(\x03R\x06series\"M\n" +
 	"\x14WatchActivityRequest\x125\n" +
 	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\"Y\n" +
 	"\x15WatchActivityResponse\x12@\n" +
