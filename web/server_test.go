@@ -146,12 +146,13 @@ func TestConnectionsAreBounded(t *testing.T) {
 				idle := lis.dial("10.0.0.1:2")
 				require.Equal(t, http.StatusOK, raw(t, idle, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").StatusCode)
 				silent := lis.dial("10.0.0.1:3")
-				synctest.Wait()
+				time.Sleep(time.Second)
 
 				fresh := lis.dial(c.address)
 				require.Equal(t, http.StatusOK, raw(t, fresh, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").StatusCode)
 				require.True(t, isClosed(silent), "whoever asks nothing goes first")
 				require.False(t, isClosed(idle))
+				time.Sleep(time.Second)
 
 				second := lis.dial(c.address)
 				require.Equal(t, http.StatusOK, raw(t, second, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").StatusCode)
