@@ -154,9 +154,9 @@ func (s *coderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMe
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.Reader.Metadata(ctx, ids)
+	rows, err := s.readMetadata(ctx, ids)
 	if err != nil {
-		return nil, s.failure(ctx, "read metadata", err)
+		return nil, err
 	}
 	byAgent := make(map[agent.ID]*agentstatsv1.AgentMetadata)
 	for i := range rows {
@@ -177,6 +177,31 @@ func (s *coderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMe
 		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: their metadata is %d bytes, want at most %d; ask for fewer agents at once", size, s.opts.MaxMessageBytes)
 	}
 	return resp, nil
+}
+
+// readAtOnce is how many agents' metadata is read in one statement: with 256 keys of
+// 1 KB and values and errors of 2 KB each, 82 MB at worst.
+const readAtOnce = 64
+
+// readMetadata reads the metadata of agents, and stops when that is more than fits a
+// response: a thousand agents may have gigabytes.
+func (s *coderdService) readMetadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
+	var rows []agent.Metadata
+	size := 0
+	for part := range slices.Chunk(ids, readAtOnce) {
+		more, err := s.Reader.Metadata(ctx, part)
+		if err != nil {
+			return nil, s.failure(ctx, "read metadata", err)
+		}
+		for i := range more {
+			size += len(more[i].Key) + len(more[i].Value) + len(more[i].Error)
+		}
+		if size > s.opts.MaxMessageBytes {
+			return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: their metadata is at least %d bytes, want at most %d; ask for fewer agents at once", size, s.opts.MaxMessageBytes)
+		}
+		rows = append(rows, more...)
+	}
+	return rows, nil
 }
 
 // readIDs converts the ids of agents whose metadata is asked for.
