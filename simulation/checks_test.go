@@ -39,6 +39,9 @@ func (w *world) checkAlways() error {
 
 // checkLedgers checks what the processes count.
 func (w *world) checkLedgers() error {
+	if err := w.checkPushed(false); err != nil {
+		return err
+	}
 	for _, p := range w.slots {
 		if !p.serving {
 			continue

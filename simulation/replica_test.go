@@ -16,6 +16,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/memstore"
 	"github.com/coder/agentstatsd/pubsub"
@@ -130,6 +131,7 @@ type process struct {
 	series   *aggregator.Aggregator
 	pending  *batcher.Batcher
 	fleet    *fleet.Fleet
+	pushed   *federation.Federation
 	// registries are those of the components.
 	registries []*prometheus.Registry
 	metadata   *ledgerRegistry
@@ -198,11 +200,13 @@ func (w *world) start(slot int) *process {
 	}, registry(), log)
 	must(err)
 	p.fleet.Join(p.standing, p.end)
+	p.pushed, err = federation.New(p.db, p.series, federation.Options{Lease: p.standing, News: p.end}, registry(), log)
+	must(err)
 
 	ctx, stop := context.WithCancel(context.Background())
 	member, leave := context.WithCancel(context.Background())
 	p.stop, p.leave = stop, leave
-	for _, run := range []func(context.Context) error{p.fleet.Run, p.pending.Run, p.series.Run} {
+	for _, run := range []func(context.Context) error{p.fleet.Run, p.pending.Run, p.series.Run, p.pushed.Run} {
 		p.workers.Go(func() { must(run(ctx)) })
 	}
 	var membership sync.WaitGroup

@@ -22,6 +22,10 @@ func (w *world) act() error {
 	switch w.random.IntN(12) {
 	case 0, 1:
 		w.actCoderd()
+	case 2:
+		if p := w.anyProcess(); p != nil && w.with("push") {
+			w.push(p)
+		}
 	default:
 		w.actAgent()
 	}
@@ -193,7 +197,7 @@ func (w *world) settle() error {
 			w.pollAcks(a.client)
 		}
 	}
-	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkSettled()); err != nil {
+	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkSettled()); err != nil {
 		return err
 	}
 	return nil

@@ -51,7 +51,12 @@ type world struct {
 	zombies   []zombie
 	told      map[told]struct{}
 	coderd    *coderd
-	mends     []mend
+	// pushers are the processes of coderd that push, gone those that did.
+	pushers     [2]*pusher
+	gone        []*pusher
+	pushersMade int
+	pushedSum   float64 // the newest that was served
+	mends       []mend
 
 	// Each run does without some kinds of what can happen, so that what one kind
 	// leads to is not hidden by others.
@@ -64,7 +69,7 @@ type world struct {
 // The kinds of what happens that a run may do without.
 var kinds = []string{
 	"move", "unnoticed", "process", "lifecycle", "health", "network", "poison", "many",
-	"deregister", "bounce", "sync", "age",
+	"deregister", "bounce", "sync", "push", "age",
 	"cut", "slow", "flaky", "down", "failover", "pubsub", "alone", "reorder", "skew", "kill", "stop",
 }
 
@@ -101,6 +106,9 @@ func newWorld(seed uint64) *world {
 		bus:    newBus(newSource(seed, 1)),
 		told:   make(map[told]struct{}),
 		coderd: &coderd{named: make(map[agent.ID]time.Time), desired: make(map[int]bool)},
+	}
+	for i := range w.pushers {
+		w.newPusher(i)
 	}
 	w.db.OnChange(w.coderd.onChange)
 	w.omitted = make(map[string]bool)
