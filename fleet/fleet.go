@@ -243,7 +243,13 @@ type Fleet struct {
 	revision int64
 	// How far other replicas' sessions and states were read. Load sets them, then
 	// only the following uses them.
-	sessionsRead, statesRead int64
+	sessionsRead, statesRead atomic.Int64
+	// seenAt is how far they were when the registrations were last read. Guarded by
+	// changing.
+	seenAt cursors
+	// again is from where they are to be read again; nil: they are not. It is set
+	// with changing held.
+	again atomic.Pointer[cursors]
 
 	// peers are the other replicas; nil: there are none.
 	peers *peers

@@ -78,6 +78,10 @@ func (f *Fleet) follow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, followTimeout)
 	defer cancel()
 	err := f.followRegistrations(ctx)
+	if to := f.again.Swap(nil); to != nil {
+		f.sessionsRead.Store(min(f.sessionsRead.Load(), to.sessions))
+		f.statesRead.Store(min(f.statesRead.Load(), to.states))
+	}
 	if err == nil {
 		err = f.followSessions(ctx)
 	}
@@ -104,10 +108,13 @@ func (f *Fleet) followRegistrations(ctx context.Context) error {
 // readRegistrations brings the roster up to what the database has. The caller
 // may change the registrations.
 func (f *Fleet) readRegistrations(ctx context.Context) error {
+	seenAt := cursors{f.sessionsRead.Load(), f.statesRead.Load()}
 	got, err := f.store.Registrations(ctx, f.revision)
 	if err != nil {
 		return fmt.Errorf("read registrations: %w", err)
 	}
+	before := f.seenAt
+	f.seenAt = seenAt
 	if got.Revision == f.revision {
 		return nil
 	}
@@ -117,7 +124,26 @@ func (f *Fleet) readRegistrations(ctx context.Context) error {
 	changed := planChanged(&f.roster, &got)
 	f.commit(changed, nil)
 	f.revision = got.Revision
+	for _, id := range removed.deregistered {
+		if changed.regs[id] != nil {
+			f.readAgain(before)
+			break
+		}
+	}
 	return nil
+}
+
+// cursors are how far other replicas' sessions and states were read.
+type cursors struct{ sessions, states int64 }
+
+// readAgain has sessions and states followed from there again. What was read since
+// of an agent that was removed and came back went to the agent that it was before.
+// The caller may change the registrations.
+func (f *Fleet) readAgain(from cursors) {
+	if to := f.again.Load(); to != nil {
+		from = cursors{min(from.sessions, to.sessions), min(from.states, to.states)}
+	}
+	f.again.Store(&from)
 }
 
 // planRemoved removes the agents that other replicas removed, those that came back
@@ -204,19 +230,19 @@ func (p *plan) planNamed(r *roster, got *agent.Roster) {
 // followSessions takes in the sessions that other replicas wrote. If it does not
 // know one of their agents yet, it reads them again the next time.
 func (f *Fleet) followSessions(ctx context.Context) error {
-	records, next, err := f.store.Sessions(ctx, f.sessionsRead)
+	records, next, err := f.store.Sessions(ctx, f.sessionsRead.Load())
 	if err != nil {
 		return fmt.Errorf("read sessions: %w", err)
 	}
 	if f.adoptSessions(records) {
-		f.sessionsRead = next
+		f.sessionsRead.Store(next)
 	}
 	return nil
 }
 
 // followStates takes in the states that were written, likewise.
 func (f *Fleet) followStates(ctx context.Context) error {
-	states, next, err := f.store.States(ctx, f.statesRead)
+	states, next, err := f.store.States(ctx, f.statesRead.Load())
 	if err != nil {
 		return fmt.Errorf("read states: %w", err)
 	}
@@ -233,7 +259,7 @@ func (f *Fleet) followStates(ctx context.Context) error {
 		}
 	}
 	if known {
-		f.statesRead = next
+		f.statesRead.Store(next)
 	}
 	return nil
 }

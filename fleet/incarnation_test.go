@@ -87,3 +87,36 @@ func TestNamedDuringASync(t *testing.T) {
 		})
 	}
 }
+
+// The session and the state of an agent that came back are read before its removal
+// is: they are not taken for those of the agent that it was before, and lost with
+// it.
+func TestReadBeforeItsRemoval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 1)
+		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
+		_, err := r[0].Register(t.Context(), set())
+		require.NoError(t, err)
+		settle()
+		reader := newPartsOn(t, Options{}, r[0].store, &journal{})
+		c.setLive(replicaID(1), true)
+		reader.Join(standingOf{c, replicaID(1)}, standingOf{c, replicaID(1)})
+		require.NoError(t, reader.Load(t.Context()))
+		require.NoError(t, reader.follow(t.Context()))
+
+		_, err = r[0].Deregister(t.Context(), ids(1), nil)
+		require.NoError(t, err)
+		_, err = r[0].Register(t.Context(), set())
+		require.NoError(t, err)
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		receive(t, s, 1, func(q Request) { q.SetNetwork(agent.Network{NodeID: 7}) })
+		settle()
+		require.NoError(t, reader.followSessions(t.Context()))
+		require.NoError(t, reader.followStates(t.Context()))
+		require.NoError(t, reader.follow(t.Context()))
+		info, err := reader.Agent(nid(1))
+		require.NoError(t, err)
+		require.True(t, info.Connected)
+		require.EqualValues(t, 7, info.State.Network.NodeID)
+	})
+}

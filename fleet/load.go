@@ -97,7 +97,9 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
 	}
-	f.revision, f.statesRead, f.sessionsRead = registered.Revision, statesRead, sessionsRead
+	f.revision = registered.Revision
+	f.statesRead.Store(statesRead)
+	f.sessionsRead.Store(sessionsRead)
 	return r, nil
 }
 
