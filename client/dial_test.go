@@ -207,8 +207,8 @@ func TestTokens(t *testing.T) {
 	require.ErrorContains(t, open(plaintext, nil), "is empty")
 	for content, want := range map[string]string{
 		"\xef\xbb\xbftoken": "at byte 1: want one line of printable ASCII",
-		"token\ntoken":       "at byte 6: want one line of printable ASCII",
-		"t\x00o\x00k\x00":    "at byte 2: want one line of printable ASCII",
+		"token\ntoken":      "at byte 6: want one line of printable ASCII",
+		"t\x00o\x00k\x00":   "at byte 2: want one line of printable ASCII",
 	} {
 		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 		err := open(plaintext, nil)
