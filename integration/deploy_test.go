@@ -214,6 +214,10 @@ func TestServiceRunsAsDeployed(t *testing.T) {
 	}
 
 	s := newService(t)
+	// As fsGroup makes it: the group writes. The service makes its directory there.
+	volume := t.TempDir()
+	require.NoError(t, os.Chmod(volume, 0o775|os.ModeSetgid))
+	s.dataDir = filepath.Join(volume, "data")
 	secrets := t.TempDir()
 	certificate := writeCertificate(t, secrets)
 	require.NoError(t, os.WriteFile(filepath.Join(secrets, "token"), []byte("a token of 32 bytes or thereabouts"), 0o440))
@@ -221,7 +225,7 @@ func TestServiceRunsAsDeployed(t *testing.T) {
 	require.Equal(t, "serve", c.Args[0])
 	args := strings.Join(c.Args[1:], "\n")
 	for _, local := range [][2]string{
-		{"=" + mounts["data"] + "\n", "=" + s.dataDir + "\n"},
+		{"=" + mounts["data"] + "/data\n", "=" + s.dataDir + "\n"},
 		{"=" + mounts["coderd-token"] + "/", "=" + secrets + "/"},
 		{"=" + mounts["tls"] + "/", "=" + secrets + "/"},
 		{fmt.Sprintf("=0.0.0.0:%d\n", ports["http-metrics"]), "=" + s.httpAddr + "\n"},
@@ -243,6 +247,9 @@ func TestServiceRunsAsDeployed(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
 	require.NoFileExists(t, s.tokenFile(), "the mounted token is used")
+	info, err := os.Stat(s.dataDir)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
 }
 
 // writeCertificate writes tls.crt and tls.key, as a Secret of type
