@@ -5,6 +5,7 @@ package integration
 
 import (
 	"bytes"
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"io"
@@ -28,6 +29,9 @@ var soak = flag.Bool("soak", false, "run the long tests at full size")
 var binary string
 
 func TestMain(m *testing.M) {
+	if name := os.Getenv(attackVariable); name != "" {
+		os.Exit(beAttacker(name))
+	}
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "agentstatsd-integration-")
 	if err != nil {
@@ -53,6 +57,9 @@ type service struct {
 	grpcAddr string
 	httpAddr string
 	args     []string
+	// https, user and password are how its HTTP listener is reached.
+	https          bool
+	user, password string
 
 	cmd    *exec.Cmd
 	exited chan error
@@ -103,7 +110,7 @@ func (s *service) waitReady(t *testing.T) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		resp, err := http.Get("http://" + s.httpAddr + "/-/ready")
+		resp, err := s.get("/-/ready")
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
@@ -118,6 +125,23 @@ func (s *service) waitReady(t *testing.T) {
 		}
 		require.True(t, time.Now().Before(deadline), "the service is not ready after 30 s")
 	}
+}
+
+// get asks the HTTP listener on a connection of its own.
+func (s *service) get(path string) (*http.Response, error) {
+	scheme := "http://"
+	if s.https {
+		scheme = "https://"
+	}
+	req, err := http.NewRequest(http.MethodGet, scheme+s.httpAddr+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	if s.user != "" {
+		req.SetBasicAuth(s.user, s.password)
+	}
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	return (&http.Client{Transport: transport}).Do(req)
 }
 
 // kill ends the process as a crash would.
