@@ -157,8 +157,19 @@ func sumDistributions(list []*distribution) *distribution {
 // sumNative adds native buckets at the resolution schema, the coarsest of list.
 // It returns nil, so that only classic buckets are served, if the library finds
 // fault with what was checked when it was pushed.
+//
+// The zero bucket ends where a bucket of that resolution ends, the first at or
+// above the widest zero bucket of list. Else a process that takes its fine
+// buckets into its zero bucket would cut a coarse bucket of the sum served
+// before in two, which Prometheus takes for a reset.
 func sumNative(list []*distribution, schema int32) *histogram.FloatHistogram {
-	sum := &histogram.FloatHistogram{Schema: schema}
+	zero := 0.0
+	for _, d := range list {
+		if d.Native != nil {
+			zero = max(zero, d.Native.ZeroThreshold)
+		}
+	}
+	sum := &histogram.FloatHistogram{Schema: schema, ZeroThreshold: nativeBound(zero, schema)}
 	for _, d := range list {
 		n := d.Native
 		if n == nil {
@@ -207,9 +218,9 @@ func (d *distribution) asNative() *histogram.FloatHistogram {
 		switch {
 		case count == 0:
 		case bound > 0:
-			positive = append(positive, nativeBucket{nativeIndex(bound), count})
+			positive = append(positive, nativeBucket{nativeIndex(bound, maxSchema), count})
 		case bound < 0:
-			negative = append(negative, nativeBucket{nativeIndex(-bound), count})
+			negative = append(negative, nativeBucket{nativeIndex(-bound, maxSchema), count})
 		default:
 			n.ZeroCount += count
 		}
@@ -229,14 +240,33 @@ type nativeBucket struct {
 	count float64
 }
 
-// nativeIndex returns the index of the bucket of the finest resolution that v,
-// above 0, falls into.
-func nativeIndex(v float64) int32 {
-	const perDoubling = 1 << maxSchema
+// nativeIndex returns the index of the bucket of schema that v, above 0, falls
+// into. Beside a bound it may be the neighbour's.
+func nativeIndex(v float64, schema int32) int32 {
 	if math.IsInf(v, 1) {
-		return 1024*perDoubling + 1
+		return int32(math.Ldexp(1024, int(schema))) + 1
 	}
-	return int32(math.Ceil(math.Log2(v) * perDoubling))
+	return int32(math.Ceil(math.Ldexp(math.Log2(v), int(schema))))
+}
+
+// nativeBound returns the lowest bound of a bucket of schema that is not below
+// v, which is finite; of 0 it is 0.
+func nativeBound(v float64, schema int32) float64 {
+	if v == 0 {
+		return 0
+	}
+	// The library's own bounds: those of the bucket and its neighbours.
+	near := histogram.FloatHistogram{
+		Schema:          schema,
+		PositiveSpans:   []histogram.Span{{Offset: nativeIndex(v, schema) - 1, Length: 3}},
+		PositiveBuckets: make([]float64, 3),
+	}
+	for it := near.PositiveBucketIterator(); it.Next(); {
+		if upper := it.At().Upper; upper >= v {
+			return upper
+		}
+	}
+	return math.MaxFloat64
 }
 
 // layOut returns buckets, whose indices do not fall, as spans and counts.

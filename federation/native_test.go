@@ -253,6 +253,65 @@ func TestZeroBucket(t *testing.T) {
 	require.Equal(t, 65536.0, last)
 }
 
+// A process that takes its fine bucket into its zero bucket does not cut the
+// coarse bucket of the sum.
+func TestZeroBucketWithinCoarseBucket(t *testing.T) {
+	f := open(t, new(memory), Options{})
+	var before *histogram.FloatHistogram
+	for n, step := range []struct {
+		id byte
+		in string
+	}{
+		{2, `sample_count: 1 schema: 0 positive_span { offset: 1 length: 1 } positive_delta: 1`},
+		{1, `sample_count: 0 schema: -2 positive_span { offset: 0 length: 0 }`},
+		{2, `sample_count: 1 schema: 0 zero_threshold: 7 zero_count: 1`},
+		{2, `sample_count: 3 schema: 0 zero_threshold: 7 zero_count: 1 positive_span { offset: 4 length: 2 } positive_delta: 1 positive_delta: 0`},
+	} {
+		var family dto.MetricFamily
+		require.NoError(t, prototext.Unmarshal([]byte(`name: "h" type: HISTOGRAM metric { histogram { `+step.in+` } }`), &family))
+		refused, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(step.id), Snapshot: int64(1 + n), Families: serialize(t, &family)})
+		require.NoError(t, err)
+		require.Empty(t, refused)
+		got := served(t, f)
+		require.False(t, before != nil && got.DetectReset(before), "%v after %v", got, before)
+		before = got
+	}
+	require.Equal(t, "{count:3, sum:0, [-16,16]:2, (16,256]:1}", before.String())
+}
+
+func TestNativeBound(t *testing.T) {
+	for _, c := range []struct {
+		v      float64
+		schema int32
+		want   float64
+	}{
+		{0, 3, 0},
+		{0x1p-128, 8, 0x1p-128}, // client_golang's
+		{0x1p-128, -4, 0x1p-128},
+		{7, 0, 8},
+		{7, -2, 16},
+		{7, -4, 65536},
+		{8, 0, 8},
+		{0.3, 0, 0.5},
+		{0.3, 1, 0.35355339059327373},
+		{5e-324, -4, 0x1p-1072},
+		{math.MaxFloat64, 8, math.MaxFloat64},
+		{math.MaxFloat64, -4, math.MaxFloat64},
+		{1.5e308, 0, math.MaxFloat64},
+	} {
+		require.Equal(t, c.want, nativeBound(c.v, c.schema), "of %v at %d", c.v, c.schema)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		v := math.Abs(rapid.Float64Range(0, math.MaxFloat64).Draw(t, "v"))
+		fine := rapid.Int32Range(-4, 8).Draw(t, "fine")
+		coarse := rapid.Int32Range(-4, fine).Draw(t, "coarse")
+		bound := nativeBound(v, fine)
+		require.GreaterOrEqual(t, bound, v)
+		require.Equal(t, bound, nativeBound(bound, fine))
+		require.Equal(t, nativeBound(v, coarse), nativeBound(bound, coarse))
+	})
+}
+
 func TestResetSince(t *testing.T) {
 	d := func(count float64, counts ...float64) *distribution {
 		return &distribution{Count: count, Bounds: []float64{1, 2, 3}[:len(counts)], Counts: counts}
