@@ -1,14 +1,12 @@
 package pubsub
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
@@ -190,20 +188,4 @@ func heardOn(r *received, publish func(), text string) bool {
 		}
 	}
 	return false
-}
-
-// A NATS server that takes smaller messages than some are is named as what is wrong;
-// small ones arrive.
-func TestNATSMaxPayload(t *testing.T) {
-	s := startNATS(t, -1, func(o *server.Options) { o.MaxPayload = 2048 })
-	n, log := newNATS(t, s.ClientURL(), Options{})
-	runEngine(t, n)
-	waitError(n, "the NATS server takes messages of at most 2048 bytes, but some have 7999: raise its max_payload")
-	log.waitFor("large messages to other replicas do not arrive")
-	heard := subscribe(t, n, "a")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	require.Error(t, n.Publish(ctx, "a", []byte(strings.Repeat("p", 4000))))
-	publish(t, n, "a", "small")
-	require.Equal(t, []string{"small"}, heard.waitFor("small"))
 }

@@ -43,9 +43,14 @@ type NATS struct {
 	mu sync.Mutex
 	// conn is nil before and after Run.
 	conn *nats.Conn
-	// tooSmall is why large messages cannot be sent; nil: they can.
+	// tooSmall is why messages cannot be sent, not in parts either; nil: they can.
 	tooSmall error
 	channels map[string]*natsChannel
+
+	// sending is held while the parts of a message are handed to the connection, which
+	// must not be mixed.
+	sending sync.Mutex
+	parts   splitter
 }
 
 // natsChannel is one subscription on the server and who shares it.
@@ -55,6 +60,7 @@ type natsChannel struct {
 
 	// NATS.mu guards these.
 	subscribers audience
+	parts       assembler
 	// dropped is how many messages the subscription had lost when that was
 	// last told.
 	dropped int
@@ -74,7 +80,7 @@ func NewNATS(url string, opts Options, reg prometheus.Registerer, log *slog.Logg
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
-	n := &NATS{url: url, opts: opts, log: log, channels: make(map[string]*natsChannel)}
+	n := &NATS{url: url, opts: opts, log: log, channels: make(map[string]*natsChannel), parts: newSplitter()}
 	var err error
 	if n.metrics, err = newMetrics(reg, n.Connected); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
@@ -253,18 +259,6 @@ func (n *NATS) connected(ctx context.Context, conn *nats.Conn) {
 	n.checkLimit(conn)
 }
 
-// checkLimit notes whether the server takes messages of the size that we send.
-func (n *NATS) checkLimit(conn *nats.Conn) {
-	var err error
-	if limit := conn.MaxPayload(); limit > 0 && limit < MaxPayload {
-		err = fmt.Errorf("the NATS server takes messages of at most %d bytes, but some have %d: raise its max_payload (its default is 1 MiB)", limit, MaxPayload)
-		n.log.Error("large messages to other replicas do not arrive", "error", err)
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tooSmall = err
-}
-
 // resynchronise tells all subscribers that they may have missed something.
 func (n *NATS) resynchronise() {
 	n.mu.Lock()
@@ -316,7 +310,7 @@ func (n *NATS) send(ctx context.Context, channel string, payload []byte) error {
 		return nats.ErrDisconnected
 	}
 	connects := conn.Stats().Reconnects
-	if err := conn.Publish(subjectPrefix+channel, payload); err != nil {
+	if err := n.publishParts(conn, subjectPrefix+channel, payload); err != nil {
 		return err
 	}
 	if err := conn.FlushWithContext(ctx); err != nil {
@@ -423,5 +417,10 @@ func (n *NATS) receive(c *natsChannel, msg *nats.Msg) {
 		c.dropped = dropped
 		c.subscribers.offer(nil, n.metrics)
 	}
-	c.subscribers.offer(fromServer(msg.Data), n.metrics)
+	payload, err := c.parts.take(msg.Data)
+	if err == nil && payload == nil && len(msg.Data) > 0 {
+		return // more parts follow
+	}
+	// After an error, and of what no engine publishes, it is nil.
+	c.subscribers.offer(fromServer(payload), n.metrics)
 }
