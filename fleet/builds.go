@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -91,17 +90,6 @@ func finished(w *workspace) (finishedBuild, bool) {
 	}, !last.IsZero()
 }
 
-// observe counts the build's duration.
-func (b *finishedBuild) observe(m *metrics) {
-	m.builds.WithLabelValues(
-		strconv.FormatBool(b.labels.Build.IsPrebuild),
-		b.labels.Organization,
-		b.status,
-		b.labels.Template.Name,
-		string(b.labels.Build.Transition),
-	).Observe(b.seconds)
-}
-
 // writeBuilds records the builds that finished, and observes those that nobody
 // recorded before. A build is observed after its record is durable: if the
 // process dies between the two, or the database takes the record and says that
@@ -113,7 +101,8 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
 	defer cancel()
-	fresh, err := f.store.ObserveBuilds(ctx, slices.Collect(maps.Keys(builds)), time.Now())
+	now := time.Now()
+	fresh, err := f.store.ObserveBuilds(ctx, slices.Collect(maps.Keys(builds)), now)
 	if err != nil {
 		f.metrics.writeErrors.WithLabelValues("builds").Inc()
 		f.writes.putBackBuilds(builds)
@@ -121,7 +110,7 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	}
 	for _, id := range fresh {
 		b := builds[id]
-		b.observe(f.metrics)
+		f.metrics.builds.observe(&b, now)
 	}
 	for _, b := range builds {
 		b.workspace.observed.Store(&b.labels.Build.ID)

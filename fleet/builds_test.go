@@ -270,7 +270,7 @@ func TestBuildIsObservedAfterARestart(t *testing.T) {
 func TestDocumentedFamilies(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	b := finishedBuild{status: buildSuccess, seconds: 7}
-	b.observe(p.metrics)
+	p.metrics.builds.observe(&b, time.Now())
 	p.scan(time.Now())
 	data, err := os.ReadFile("testdata/families.tsv")
 	require.NoError(t, err)

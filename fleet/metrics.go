@@ -1,8 +1,6 @@
 package fleet
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -32,7 +30,7 @@ type metrics struct {
 	newsMalformed    prometheus.Counter
 	waitersRefused   prometheus.Counter
 	collection       prometheus.Histogram
-	builds           *prometheus.HistogramVec
+	builds           *buildDurations
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -59,15 +57,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help:    "Histogram for duration of agents metrics collection in seconds.",
 		Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10, 30},
 	})
-	builds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:                            "coderd_template_workspace_build_duration_seconds",
-		Help:                            "Duration from workspace build creation to agent ready, by template.",
-		Buckets:                         []float64{1, 10, 30, 60, 300, 600, 1800, 3600},
-		NativeHistogramBucketFactor:     1.1,
-		NativeHistogramMaxBucketNumber:  100,
-		NativeHistogramMinResetDuration: time.Hour,
-	}, []string{"is_prebuild", "organization_name", "status", "template_name", "transition"})
-	reg.MustRegister(collection, builds)
+	reg.MustRegister(collection)
 	ends := make([]string, 0, len(allEnds))
 	for _, end := range allEnds {
 		ends = append(ends, string(end))
@@ -98,6 +88,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		newsMalformed:    counter("agentstatsd_fleet_news_malformed_total", "News of the fleet that could not be read."),
 		waitersRefused:   counter("agentstatsd_fleet_lookups_refused_total", "Tokens and agents unknown here that were not looked for, as too many others were."),
 		collection:       collection,
-		builds:           builds,
+		builds:           newBuildDurations(reg),
 	}
 }

@@ -17,6 +17,8 @@ type roster struct {
 	workspaces map[agent.ID]*workspace
 	// faces has the workspaces by the labels of their series.
 	faces map[faceKey][]*workspace
+	// templates counts the workspaces of each template, of those that have any.
+	templates map[templateKey]int
 	// order holds the agents by id. It is replaced, never changed in place, so
 	// that readers walk it without a lock.
 	order []*entry
@@ -39,6 +41,7 @@ func newRoster() roster {
 		tokens:     make(map[[32]byte]*entry),
 		workspaces: make(map[agent.ID]*workspace),
 		faces:      make(map[faceKey][]*workspace),
+		templates:  make(map[templateKey]int),
 	}
 }
 
@@ -58,6 +61,7 @@ func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *wo
 	}
 	key := faceOf(&w)
 	r.faces[key] = append(r.faces[key], held)
+	r.templates[templateOf(&w)]++
 	faces[key] = struct{}{}
 	return held
 }
@@ -73,6 +77,10 @@ func (r *roster) dropFace(w *workspace, faces map[faceKey]struct{}) {
 	r.faces[key] = slices.DeleteFunc(r.faces[key], func(o *workspace) bool { return o == w })
 	if len(r.faces[key]) == 0 {
 		delete(r.faces, key)
+	}
+	template := templateOf(&w.Workspace)
+	if r.templates[template]--; r.templates[template] == 0 {
+		delete(r.templates, template)
 	}
 }
 

@@ -209,12 +209,16 @@ func (f *Fleet) loadUntilDone(ctx context.Context) bool {
 func (f *Fleet) scanUntilDone(ctx context.Context) {
 	ticker := time.NewTicker(scanInterval)
 	defer ticker.Stop()
+	templates := time.NewTicker(templateScan)
+	defer templates.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
 			f.scan(now)
+		case now := <-templates.C:
+			f.forgetTemplates(now)
 		}
 	}
 }
