@@ -127,12 +127,8 @@ func (c *config) validate() error {
 		errs = append(errs, fmt.Errorf("--agent-idle-timeout %s is below twice --report-interval %s", c.agentIdleTimeout, c.reportInterval))
 	}
 	errs = append(errs, c.validateAddresses()...)
-	errs = append(errs, c.validateGrouping())
-	for _, label := range c.extraLabels {
-		if label != labelTemplateVersion {
-			errs = append(errs, fmt.Errorf("--prometheus-extra-labels %q is not one of %s", label, labelTemplateVersion))
-		}
-	}
+	errs = append(errs, validateLabels("--prometheus-aggregate-agent-stats-by", c.aggregateBy, aggregator.IdentityLabels()))
+	errs = append(errs, validateLabels("--prometheus-extra-labels", c.extraLabels, []string{labelTemplateVersion}))
 	if checkAddress(c.grpcAddress) == nil && c.tlsCertFile == "" && !c.grpcAllowPlaintext {
 		loopback, err := isLoopback(c.grpcAddress)
 		if err != nil {
@@ -204,14 +200,14 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// validateGrouping checks the labels that agents' series keep.
-func (c *config) validateGrouping() error {
-	const flag = "--prometheus-aggregate-agent-stats-by"
-	for i, label := range c.aggregateBy {
-		if !slices.Contains(aggregator.IdentityLabels(), label) {
-			return fmt.Errorf("%s: %q is none of %s", flag, label, strings.Join(aggregator.IdentityLabels(), ", "))
+// validateLabels checks that each of a flag's labels is one of known, and that
+// none is named twice.
+func validateLabels(flag string, labels, known []string) error {
+	for i, label := range labels {
+		if !slices.Contains(known, label) {
+			return fmt.Errorf("%s: %q is none of %s", flag, label, strings.Join(known, ", "))
 		}
-		if slices.Contains(c.aggregateBy[:i], label) {
+		if slices.Contains(labels[:i], label) {
 			return fmt.Errorf("%s: %s is named twice", flag, label)
 		}
 	}

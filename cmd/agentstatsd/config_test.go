@@ -123,6 +123,8 @@ func TestConfigErrors(t *testing.T) {
 		"session age":                {[]string{"--session-age", "-1s"}, "-1s is below the least value 0s"},
 		"unknown label":              {[]string{"--prometheus-aggregate-agent-stats-by", "user"}, `--prometheus-aggregate-agent-stats-by: "user" is none of agent_name, template_name, username, workspace_name`},
 		"label twice":                {[]string{"--prometheus-aggregate-agent-stats-by", "username,username"}, "--prometheus-aggregate-agent-stats-by: username is named twice"},
+		"unknown extra label":        {[]string{"--prometheus-extra-labels", "template_version,version"}, `--prometheus-extra-labels: "version" is none of template_version`},
+		"extra label twice":          {[]string{"--prometheus-extra-labels", "template_version,template_version"}, "--prometheus-extra-labels: template_version is named twice"},
 		"address with blanks":        {[]string{"--prometheus-address", " 127.0.0.1:1 "}, `--prometheus-address " 127.0.0.1:1 ": want host:port`},
 		"address without brackets":   {[]string{"--prometheus-address", "::1:2112"}, "too many colons in address"},
 		"address of a port only":     {[]string{"--prometheus-address", "2112"}, "missing port in address"},
@@ -162,6 +164,25 @@ func TestConfigPushMerge(t *testing.T) {
 	require.Equal(t, want, c.pushMerge)
 	_, err = parse(t, "pushes:\n  merge:\n    - a=avg\n", nil)
 	require.ErrorContains(t, err, `--push-merge: "a=avg"`)
+}
+
+// A wrong label is refused wherever it is given.
+func TestConfigExtraLabels(t *testing.T) {
+	c, err := parse(t, "", nil, "--prometheus-extra-labels", "template_version")
+	require.NoError(t, err)
+	require.Equal(t, []string{"template_version"}, c.extraLabels)
+	for name, source := range map[string]struct {
+		file string
+		env  []serpent.EnvVar
+		args []string
+	}{
+		"flag":        {args: []string{"--prometheus-extra-labels", "version"}},
+		"environment": {env: []serpent.EnvVar{{Name: "AGENTSTATSD_PROMETHEUS_EXTRA_LABELS", Value: "version"}}},
+		"file":        {file: "prometheus:\n  extra_labels:\n    - version\n"},
+	} {
+		_, err := parse(t, source.file, source.env, source.args...)
+		require.ErrorContains(t, err, `--prometheus-extra-labels: "version" is none of template_version`, name)
+	}
 }
 
 func TestConfigAllowsPlaintextBeyondLoopbackWhenTold(t *testing.T) {
