@@ -1167,35 +1167,38 @@ func (x *Reconnect) GetReason() string {
 	return ""
 }
 
-// Stats is one report of an agent. Numbers of coder.agent.v2.Stats.
+// Stats is one report of an agent. Numbers of coder.agent.v2.Stats. A field out
+// of its bounds counts as not reported; a refusal names it, but for packets.
 type Stats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Connections by protocol. At most 64 entries are looked at.
 	ConnectionsByProto map[string]int64 `protobuf:"bytes,1,rep,name=connections_by_proto,json=connectionsByProto,proto3" json:"connections_by_proto,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	// Distinct network flows since the last report. Not negative.
+	// Distinct network flows since the last report, 0 to 2^30.
 	ConnectionCount int64 `protobuf:"varint,2,opt,name=connection_count,json=connectionCount,proto3" json:"connection_count,omitempty"`
 	// Median round trip to the agent's peers, in milliseconds; 0 or less: unknown.
+	// A number, at most that of a day: 86,400,000.
 	ConnectionMedianLatencyMs float64 `protobuf:"fixed64,3,opt,name=connection_median_latency_ms,json=connectionMedianLatencyMs,proto3" json:"connection_median_latency_ms,omitempty"`
-	// Packets received since the last report. Not negative.
+	// Packets received since the last report, 0 to 2^50.
 	RxPackets int64 `protobuf:"varint,4,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
-	// Bytes received since the last report. Not negative.
+	// Bytes received since the last report, 0 to 2^50.
 	RxBytes int64 `protobuf:"varint,5,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
-	// Packets sent since the last report. Not negative.
+	// Packets sent since the last report, 0 to 2^50.
 	TxPackets int64 `protobuf:"varint,6,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
-	// Bytes sent since the last report. Not negative.
+	// Bytes sent since the last report, 0 to 2^50.
 	TxBytes int64 `protobuf:"varint,7,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	// Open VS Code sessions. Older form of session_counts.
+	// Open VS Code sessions, 0 to 2^30. Older form of session_counts.
 	SessionCountVscode int64 `protobuf:"varint,8,opt,name=session_count_vscode,json=sessionCountVscode,proto3" json:"session_count_vscode,omitempty"`
-	// Open JetBrains sessions. Older form of session_counts.
+	// Open JetBrains sessions, 0 to 2^30. Older form of session_counts.
 	SessionCountJetbrains int64 `protobuf:"varint,9,opt,name=session_count_jetbrains,json=sessionCountJetbrains,proto3" json:"session_count_jetbrains,omitempty"`
-	// Open web terminals. Older form of session_counts.
+	// Open web terminals, 0 to 2^30. Older form of session_counts.
 	SessionCountReconnectingPty int64 `protobuf:"varint,10,opt,name=session_count_reconnecting_pty,json=sessionCountReconnectingPty,proto3" json:"session_count_reconnecting_pty,omitempty"`
-	// Open SSH sessions. Older form of session_counts.
+	// Open SSH sessions, 0 to 2^30. Older form of session_counts.
 	SessionCountSsh int64 `protobuf:"varint,11,opt,name=session_count_ssh,json=sessionCountSsh,proto3" json:"session_count_ssh,omitempty"`
 	// The agent's own samples: its whole set, each series once.
 	Metrics []*Stats_Metric `protobuf:"bytes,12,rep,name=metrics,proto3" json:"metrics,omitempty"`
 	// Open sessions by app; when any entry is positive, fields 8 to 11 are
-	// ignored. At most 64 names; the rest counts as "unknown".
+	// ignored. At most 64 names; the rest counts as "unknown". An app with more
+	// than 2^30 sessions counts as not reported.
 	SessionCounts map[string]int64 `protobuf:"bytes,13,rep,name=session_counts,json=sessionCounts,proto3" json:"session_counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1649,7 +1652,8 @@ type Stats_Metric struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the family, [a-zA-Z_:][a-zA-Z0-9_:]*, at most 200 bytes.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Type of the family.
+	// Type of the family. A sample of a number that is none of the contract's is
+	// refused, as is one that is not of the type that most agents give the family.
 	Type Stats_Metric_Type `protobuf:"varint,2,opt,name=type,proto3,enum=agentstats.v1.Stats_Metric_Type" json:"type,omitempty"`
 	// The sample's value. Counters: finite and not negative.
 	Value float64 `protobuf:"fixed64,3,opt,name=value,proto3" json:"value,omitempty"`
