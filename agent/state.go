@@ -11,10 +11,27 @@ type State struct {
 	// Startup is the part of the lifecycle that outlasts later states.
 	Startup Startup
 	// AppHealth is the newest health of each app that the agent reported.
+	// AppHealthOrder has the order of each of them.
 	AppHealth      map[ID]AppHealth
-	AppHealthOrder Order
+	AppHealthOrder map[ID]Order
 	Network        Network
 	NetworkOrder   Order
+}
+
+// SetAppHealth takes in the health of one app, if its order is above the known
+// one, and returns whether it is.
+func (s *State) SetAppHealth(app ID, health AppHealth, order Order) bool {
+	if order.Compare(s.AppHealthOrder[app]) <= 0 {
+		return false
+	}
+	if s.AppHealth == nil {
+		s.AppHealth = make(map[ID]AppHealth)
+	}
+	if s.AppHealthOrder == nil {
+		s.AppHealthOrder = make(map[ID]Order)
+	}
+	s.AppHealth[app], s.AppHealthOrder[app] = health, order
+	return true
 }
 
 // Lifecycle is the state of an agent's life and when it was reached.

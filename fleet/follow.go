@@ -274,11 +274,10 @@ func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started boo
 		e.state.Lifecycle, e.state.LifecycleOrder, e.state.Startup = s.Lifecycle, s.LifecycleOrder, s.Startup
 		changed, started = true, true
 	}
-	if s.AppHealthOrder.Compare(e.state.AppHealthOrder) > 0 {
-		e.state.AppHealth, e.state.AppHealthOrder = s.AppHealth, s.AppHealthOrder
-		e.dropForeignApps()
-		changed = true
+	for app, health := range s.AppHealth {
+		changed = e.state.SetAppHealth(app, health, s.AppHealthOrder[app]) || changed
 	}
+	e.dropForeignApps()
 	if s.NetworkOrder.Compare(e.state.NetworkOrder) > 0 {
 		e.state.Network, e.state.NetworkOrder = s.Network, s.NetworkOrder
 		changed = true

@@ -90,12 +90,15 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 		if s.Startup == (agent.Startup{}) {
 			e.state.Startup = s.Startup.After(s.Lifecycle) // written before startups were kept
 		}
-		e.dropForeignApps()
 		// Sessions are written behind: the state may know of a later one.
-		last := max(s.LifecycleOrder.Epoch, s.AppHealthOrder.Epoch, s.NetworkOrder.Epoch)
+		last := max(s.LifecycleOrder.Epoch, s.NetworkOrder.Epoch)
+		for _, order := range s.AppHealthOrder {
+			last = max(last, order.Epoch)
+		}
 		if last > e.newest.Epoch {
 			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
+		e.dropForeignApps()
 	}
 	f.revision = registered.Revision
 	f.statesRead.Store(statesRead)
@@ -131,6 +134,7 @@ func (e *entry) dropForeignApps() {
 	for id := range e.state.AppHealth {
 		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id && a.Health != agent.AppHealthDisabled }) {
 			delete(e.state.AppHealth, id)
+			delete(e.state.AppHealthOrder, id)
 		}
 	}
 }

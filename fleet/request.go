@@ -229,17 +229,10 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 	}
 	if len(health) > 0 {
 		r.changeState(func(s *agent.State) (news bool) {
-			if r.order.Compare(s.AppHealthOrder) <= 0 {
-				return false
-			}
 			for id, h := range health {
-				news = news || s.AppHealth[id] != h
+				was := s.AppHealth[id]
+				news = s.SetAppHealth(id, h, r.order) && was != h || news
 			}
-			if s.AppHealth == nil {
-				s.AppHealth = make(map[agent.ID]agent.AppHealth, len(health))
-			}
-			maps.Copy(s.AppHealth, health)
-			s.AppHealthOrder = r.order
 			return news
 		})
 	}
@@ -299,6 +292,6 @@ func (e *entry) holdLocked(t *tracker, sequence int64) {
 }
 
 func cloneState(s agent.State) agent.State {
-	s.AppHealth = maps.Clone(s.AppHealth)
+	s.AppHealth, s.AppHealthOrder = maps.Clone(s.AppHealth), maps.Clone(s.AppHealthOrder)
 	return s // Network.Regions is replaced as a whole, never changed in place
 }

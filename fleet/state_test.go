@@ -78,7 +78,7 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			LifecycleOrder: order(2),
 			Startup:        agent.Startup{StartedAt: now, ReadyAt: day.Add(time.Hour), Result: agent.LifecycleReady},
 			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
-			AppHealthOrder: order(3),
+			AppHealthOrder: map[agent.ID]agent.Order{nid(5001): order(3)},
 			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},
 			NetworkOrder:   order(4),
 		}

@@ -219,8 +219,9 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
 		if st.LifecycleOrder.Compare(held.LifecycleOrder) > 0 {
 			held.Lifecycle, held.LifecycleOrder, held.Startup = st.Lifecycle, st.LifecycleOrder, st.Startup
 		}
-		if st.AppHealthOrder.Compare(held.AppHealthOrder) > 0 {
-			held.AppHealth, held.AppHealthOrder = st.AppHealth, st.AppHealthOrder
+		held.AppHealth, held.AppHealthOrder = maps.Clone(held.AppHealth), maps.Clone(held.AppHealthOrder)
+		for app, health := range st.AppHealth {
+			held.SetAppHealth(app, health, st.AppHealthOrder[app])
 		}
 		if st.NetworkOrder.Compare(held.NetworkOrder) > 0 {
 			held.Network, held.NetworkOrder = st.Network, st.NetworkOrder

@@ -80,6 +80,8 @@ type queries struct {
 	deleteAgents, deleteWorkspaces           string
 
 	upsertState, upsertSession string
+	// forgetApps takes agents. It deletes the health of apps that they do not have.
+	forgetApps string
 	// cursor reads that of incremental reads; empty: there are none. since is
 	// the condition on what was written since one.
 	cursor, since string
@@ -168,6 +170,12 @@ WHERE EXISTS (SELECT 1 FROM agents WHERE agents.id = n.agent_id) ORDER BY n.agen
 ON CONFLICT (agent_id, part) DO UPDATE SET
     epoch = excluded.epoch, sequence = excluded.sequence, data = excluded.data` + alsoSet + `
 WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.sequence)`,
+		// The ids are all that is looked for in the JSON, and quoted in it.
+		forgetApps: `
+DELETE FROM agent_states WHERE agent_id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)
+AND part LIKE 'app_health/%' AND NOT EXISTS (
+    SELECT 1 FROM agents WHERE agents.id = agent_states.agent_id
+    AND CAST(agents.apps AS text) LIKE '%"' || substr(agent_states.part, 12) || '"%')`,
 		// Of the same session only the flags change, and each in one direction.
 		upsertSession: `
 INSERT INTO sessions (agent_id, epoch, replica_id, open, reported)

@@ -204,3 +204,30 @@ func TestTablesOfAnother(t *testing.T) {
 		require.Equal(t, []int64{9}, versionsOf(t, conn, "goose_db_version"))
 	})
 }
+
+// The health of apps, once a map of each agent, becomes a row of each app, and a map
+// again on the way back.
+func TestAppHealthMigrated(t *testing.T) {
+	for name, open := range map[string]func(testing.TB) *Store{"sqlite": openTemp, "postgres": openPostgresTemp} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			register(t, s, id(1), id(2))
+			want := agent.State{Agent: id(1), NetworkOrder: agent.Order{Epoch: 1, Sequence: 2}}
+			want.SetAppHealth(id(201), agent.AppHealthHealthy, agent.Order{Epoch: 7, Sequence: 3})
+			want.SetAppHealth(id(202), agent.AppHealthUnhealthy, agent.Order{Epoch: 7, Sequence: 3})
+			require.NoError(t, s.SaveStates(t.Context(), []agent.State{want}))
+			provider := migrator(t, s)
+			_, err := provider.DownTo(t.Context(), 11)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, ask[int64](t, s, `SELECT count(*) FROM agent_states WHERE part = 'app_health'`))
+			_, err = s.writer.ExecContext(t.Context(), `
+INSERT INTO agent_states (agent_id, part, epoch, sequence, data) VALUES ($1, 'app_health', 1, 1, 'null')`, s.dialect.id(id(2)))
+			require.NoError(t, err, "an agent that said nothing of its apps")
+			_, err = provider.Up(t.Context())
+			require.NoError(t, err)
+			states, _, err := s.States(t.Context(), 0)
+			require.NoError(t, err)
+			require.Equal(t, []agent.State{want}, states)
+		})
+	}
+}

@@ -22,7 +22,8 @@ type app struct {
 // ApplyChange writes c in one transaction, if the newest revision is still
 // basis, and returns the new one: first what is removed, with its metadata,
 // state and session, then workspaces, then agents with their workspaces. An
-// agent that is replaced keeps its metadata, state and session. If another
+// agent that is replaced keeps its metadata, state and session, but not the
+// health of apps that it does not have any more. If another
 // change came since basis, nothing is written and the error wraps
 // agent.ErrOutdated.
 func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error) {
@@ -86,6 +87,10 @@ func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, err
 	if err != nil {
 		return nil, err
 	}
+	agentIDs := make([]agent.ID, len(agents))
+	for i := range agents {
+		agentIDs[i] = agents[i].ID
+	}
 	removedAgents, removedWorkspaces := inOrderIDs(c.RemovedAgents), inOrderIDs(c.RemovedWorkspaces)
 	q := &s.dialect.queries
 	return []write{
@@ -96,6 +101,7 @@ func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, err
 		{q.deleteWorkspaces, s.idRows(removedWorkspaces)},
 		{q.upsertWorkspace, workspaceRows},
 		{q.upsertAgent, agentRows},
+		{q.forgetApps, s.idRows(agentIDs)},
 	}, nil
 }
 

@@ -9,14 +9,18 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/coder/agentstatsd/agent"
 )
 
 // Parts of a state, as the column agent_states.part names them.
 const (
 	partLifecycle = "lifecycle"
-	partAppHealth = "app_health"
 	partNetwork   = "network"
+	// partAppHealth is followed by the id of the app: each has a row and an order
+	// of its own, so that what two replicas write comes together here.
+	partAppHealth = "app_health/"
 )
 
 // The parts as JSON. Durations are in nanoseconds.
@@ -50,8 +54,10 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 		st := &states[i]
 		said := []statePart{
 			{st.Agent, partLifecycle, st.LifecycleOrder, fromLifecycle(st)},
-			{st.Agent, partAppHealth, st.AppHealthOrder, st.AppHealth},
 			{st.Agent, partNetwork, st.NetworkOrder, fromNetwork(st.Network)},
+		}
+		for app, health := range st.AppHealth {
+			said = append(said, statePart{st.Agent, partAppHealth + app.String(), st.AppHealthOrder[app], health})
 		}
 		for _, p := range said {
 			if p.order != (agent.Order{}) {
@@ -159,6 +165,18 @@ func (s *Store) readSince(ctx context.Context, tx *sql.Tx, page page, text strin
 }
 
 func setPart(st *agent.State, part string, order agent.Order, data []byte) error {
+	if text, is := strings.CutPrefix(part, partAppHealth); is {
+		app, err := uuid.Parse(text)
+		if err != nil {
+			return err
+		}
+		var health agent.AppHealth
+		if err := json.Unmarshal(data, &health); err != nil {
+			return err
+		}
+		st.SetAppHealth(app, health, order)
+		return nil
+	}
 	switch part {
 	case partLifecycle:
 		st.LifecycleOrder = order
@@ -168,9 +186,6 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 		}
 		st.Lifecycle = agent.Lifecycle{State: l.State, ChangedAt: l.ChangedAt}
 		st.Startup = agent.Startup{StartedAt: l.StartedAt, ReadyAt: l.ReadyAt, Result: l.Result}
-	case partAppHealth:
-		st.AppHealthOrder = order
-		return json.Unmarshal(data, &st.AppHealth)
 	case partNetwork:
 		st.NetworkOrder = order
 		var n network

@@ -124,7 +124,7 @@ func (d *Database) State(id agent.ID) agent.State {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	st := d.tables.states[id].State
-	st.AppHealth = maps.Clone(st.AppHealth)
+	st.AppHealth, st.AppHealthOrder = maps.Clone(st.AppHealth), maps.Clone(st.AppHealthOrder)
 	return st
 }
 

@@ -41,6 +41,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 				added = append(added, r.ID)
 			}
 			t.agents[r.ID] = agentRow{r, t.revision}
+			t.forgetApps(&r)
 		}
 		if len(c.NamedAgents)+len(c.NamedWorkspaces) > 0 {
 			t.named = append(t.named, naming{slices.Clone(c.NamedAgents), slices.Clone(c.NamedWorkspaces), t.revision})

@@ -20,7 +20,7 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 		st := &states[i]
-		said = said || st.LifecycleOrder != (agent.Order{}) || st.AppHealthOrder != (agent.Order{}) || st.NetworkOrder != (agent.Order{})
+		said = said || st.LifecycleOrder != (agent.Order{}) || len(st.AppHealth) > 0 || st.NetworkOrder != (agent.Order{})
 	}
 	if !said {
 		return nil
@@ -43,7 +43,7 @@ func storedState(st *agent.State) error {
 		}
 		*at = at.Round(0).UTC()
 	}
-	st.AppHealth = maps.Clone(st.AppHealth)
+	st.AppHealth, st.AppHealthOrder = maps.Clone(st.AppHealth), maps.Clone(st.AppHealthOrder)
 	st.Network.Regions = slices.Clone(st.Network.Regions)
 	return nil
 }
@@ -55,17 +55,45 @@ func (t *tables) putState(st *agent.State, number int64) {
 		row.Lifecycle, row.LifecycleOrder, row.Startup = st.Lifecycle, st.LifecycleOrder, st.Startup
 		row.lifecycle = number
 	}
-	if st.AppHealthOrder.Compare(row.AppHealthOrder) > 0 {
-		row.AppHealth, row.AppHealthOrder = st.AppHealth, st.AppHealthOrder
-		row.appHealth = number
+	row = row.own()
+	for app, health := range st.AppHealth {
+		if row.SetAppHealth(app, health, st.AppHealthOrder[app]) {
+			row.appHealth[app] = number
+		}
 	}
 	if st.NetworkOrder.Compare(row.NetworkOrder) > 0 {
 		row.Network, row.NetworkOrder = st.Network, st.NetworkOrder
 		row.network = number
 	}
-	if max(row.lifecycle, row.appHealth, row.network) > 0 {
+	if max(row.lifecycle, row.network) > 0 || len(row.appHealth) > 0 {
 		t.states[st.Agent] = row
 	}
+}
+
+// own returns the row with maps of its own.
+func (r stateRow) own() stateRow {
+	r.AppHealth, r.AppHealthOrder = maps.Clone(r.AppHealth), maps.Clone(r.AppHealthOrder)
+	apps := make(map[agent.ID]int64, len(r.appHealth))
+	maps.Copy(apps, r.appHealth)
+	r.appHealth = apps
+	return r
+}
+
+// forgetApps deletes the health of apps that an agent does not have.
+func (t *tables) forgetApps(reg *agent.Registration) {
+	row, said := t.states[reg.ID]
+	if !said {
+		return
+	}
+	row = row.own()
+	for app := range row.appHealth {
+		if !slices.ContainsFunc(reg.Apps, func(a agent.App) bool { return a.ID == app }) {
+			delete(row.AppHealth, app)
+			delete(row.AppHealthOrder, app)
+			delete(row.appHealth, app)
+		}
+	}
+	t.states[reg.ID] = row
 }
 
 // States is as in store.Store.
@@ -97,9 +125,11 @@ func (r stateRow) since(number int64) (st agent.State, any bool) {
 		st.Lifecycle, st.LifecycleOrder, st.Startup = r.Lifecycle, r.LifecycleOrder, r.Startup
 		any = true
 	}
-	if r.appHealth > 0 && r.appHealth >= number {
-		st.AppHealth, st.AppHealthOrder = maps.Clone(r.AppHealth), r.AppHealthOrder
-		any = true
+	for app, written := range r.appHealth {
+		if written >= number {
+			st.SetAppHealth(app, r.AppHealth[app], r.AppHealthOrder[app])
+			any = true
+		}
 	}
 	if r.network > 0 && r.network >= number {
 		st.Network, st.NetworkOrder = r.Network, r.NetworkOrder

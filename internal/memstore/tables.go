@@ -62,7 +62,8 @@ type sessionRow struct {
 // stateRow is the state of an agent, with the transaction that wrote each part.
 type stateRow struct {
 	agent.State
-	lifecycle, appHealth, network int64
+	lifecycle, network int64
+	appHealth          map[agent.ID]int64
 }
 
 func newTables() *tables {

@@ -21,7 +21,7 @@ func testStates(t *testing.T, s Store) {
 		Lifecycle:      agent.Lifecycle{State: agent.LifecycleStartTimeout, ChangedAt: time.Unix(7, 9).UTC()},
 		LifecycleOrder: agent.Order{Epoch: 1, Sequence: 1},
 		AppHealth:      map[agent.ID]agent.AppHealth{id(203): agent.AppHealthUnhealthy, id(204): agent.AppHealthHealthy},
-		AppHealthOrder: agent.Order{Epoch: 1, Sequence: 2},
+		AppHealthOrder: map[agent.ID]agent.Order{id(203): {Epoch: 1, Sequence: 2}, id(204): {Epoch: 1, Sequence: 4}},
 		Network: agent.Network{
 			NodeID: 1<<63 + 1, PreferredRegion: 10,
 			Regions: []agent.Region{{ID: 10, Name: "Frankfurt", Latency: 1500 * time.Microsecond}, {ID: 11, Latency: -1}},
@@ -73,6 +73,45 @@ func testStatesOrder(t *testing.T, s Store) {
 	require.NoError(t, err)
 	both.Lifecycle, both.LifecycleOrder = newer.Lifecycle, newer.LifecycleOrder
 	require.Equal(t, []agent.State{both}, states)
+}
+
+// What two writers say of the apps of one agent is merged by app, and a cursor
+// finds what it has not seen. The health of an app that the agent does not have
+// any more is forgotten.
+func testAppHealth(t *testing.T, s Store) {
+	register(t, s, id(1))
+	said := func(app byte, health agent.AppHealth, epoch, sequence int64) agent.State {
+		st := agent.State{Agent: id(1)}
+		require.True(t, st.SetAppHealth(id(app), health, agent.Order{Epoch: epoch, Sequence: sequence}))
+		return st
+	}
+	old := said(201, agent.AppHealthUnhealthy, 1, 1)
+	old.SetAppHealth(id(203), agent.AppHealthInitializing, agent.Order{Epoch: 1, Sequence: 2})
+	require.NoError(t, s.SaveStates(t.Context(), []agent.State{old}))
+	_, cursor, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	for _, st := range []agent.State{
+		said(203, agent.AppHealthHealthy, 2, 1), // of a writer that knows nothing of the other app
+		said(203, agent.AppHealthUnhealthy, 1, 9),
+	} {
+		require.NoError(t, s.SaveStates(t.Context(), []agent.State{st}))
+	}
+	want := said(201, agent.AppHealthUnhealthy, 1, 1)
+	want.SetAppHealth(id(203), agent.AppHealthHealthy, agent.Order{Epoch: 2, Sequence: 1})
+	states, _, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Equal(t, []agent.State{want}, states)
+	states, _, err = s.States(t.Context(), cursor)
+	require.NoError(t, err)
+	require.Len(t, states, 1)
+	require.Equal(t, agent.AppHealthHealthy, states[0].AppHealth[id(203)])
+
+	reg := registration(id(1), id(100))
+	reg.Apps = []agent.App{{ID: id(203), Slug: "kept"}}
+	apply(t, s, agent.Change{Agents: []agent.Registration{reg}})
+	states, _, err = s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Equal(t, []agent.State{said(203, agent.AppHealthHealthy, 2, 1)}, states)
 }
 
 // A cursor misses nothing that is written after it was read.
