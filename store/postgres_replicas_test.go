@@ -136,7 +136,9 @@ func TestPostgresFollowed(t *testing.T) {
 		}
 		require.NoError(t, group.Wait())
 		all := make(map[agent.ID]agent.Registration)
-		for _, r := range roster(t, stores[0]).Agents {
+		whole, err := stores[0].Registrations(t.Context(), 0)
+		require.NoError(t, err)
+		for _, r := range whole.Agents {
 			all[r.ID] = r
 		}
 		require.Equal(t, all, known)
@@ -150,7 +152,8 @@ func TestPostgresOneMoment(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
-	want := roster(t, s)
+	want, err := s.Registrations(t.Context(), 0)
+	require.NoError(t, err)
 
 	change := admin(t, url)
 	execute(t, change, `BEGIN`)
