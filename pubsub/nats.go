@@ -168,7 +168,7 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 	// An error can come with each message.
 	sometimes := rate.Sometimes{First: 1, Interval: 10 * time.Second}
 	return []nats.Option{
-		nats.Name("agentstatsd"),
+		nats.Name(n.opts.Name),
 		nats.Timeout(n.opts.Timeout),
 		nats.FlusherTimeout(n.opts.Timeout),
 		nats.SetCustomDialer(natsDialer{ctx, n.opts.Timeout}),

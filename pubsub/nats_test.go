@@ -196,4 +196,25 @@ func TestNATSOptions(t *testing.T) {
 	require.ErrorContains(t, err, "pubsub: duplicate metrics collector")
 }
 
+// The servers show whose connections they have.
+func TestConnectionNames(t *testing.T) {
+	s := startNATS(t, -1, nil)
+	n, _ := newNATS(t, s.ClientURL(), Options{Name: "agentstatsd 0a1b2c3d pod-1"})
+	runEngine(t, n)
+	waitConnected(n, true)
+	connections, err := s.Connz(nil)
+	require.NoError(t, err)
+	require.Len(t, connections.Conns, 1)
+	require.Equal(t, "agentstatsd 0a1b2c3d pod-1", connections.Conns[0].Name)
+
+	for text, want := range map[string]string{
+		"postgres://h/d":                       "agentstatsd 0a1b2c3d pod-1",
+		"postgres://h/d?application_name=mine": "mine",
+	} {
+		p, err := NewPostgres(text, Options{Name: "agentstatsd 0a1b2c3d pod-1"}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		require.Equal(t, want, p.config.RuntimeParams["application_name"])
+	}
+}
+
 func BenchmarkNATS(b *testing.B) { benchmarkEngine(b, openNATS(b)) }

@@ -77,7 +77,9 @@ func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
-	config.RuntimeParams["application_name"] = "agentstatsd"
+	if _, ok := config.RuntimeParams["application_name"]; !ok { // the URL's counts
+		config.RuntimeParams["application_name"] = opts.Name
+	}
 	preferPrimary(config)
 	p := &Postgres{
 		config:     config,

@@ -6,6 +6,7 @@ package pubsub
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,9 @@ type Engine interface {
 
 // Options are those of the engines that have a server.
 type Options struct {
+	// Name is that of the connections, for people who look at the server: at most 63
+	// bytes of ASCII. A URL of PostgreSQL may have another. Empty means agentstatsd.
+	Name string
 	// Timeout bounds each connect, publish, subscribe and check, beside the
 	// caller's context. Zero means 5 s.
 	Timeout time.Duration
@@ -70,6 +74,7 @@ type Options struct {
 }
 
 func (o *Options) validate() error {
+	o.Name = cmp.Or(o.Name, "agentstatsd")
 	for _, d := range []struct {
 		name     string
 		value    *time.Duration

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -260,7 +261,7 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 	config.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
 	}}).DialContext
-	params := map[string]string{"application_name": "agentstatsd"}
+	params := map[string]string{"application_name": cmp.Or(opts.Name, "agentstatsd")}
 	if opts.TransactionPooling {
 		config.DefaultQueryExecMode = pgx.QueryExecModeExec
 		config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0

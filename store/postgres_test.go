@@ -186,6 +186,7 @@ func TestPostgresParameters(t *testing.T) {
 	}{
 		"default":      {Options{URL: url}, "agentstatsd 10s 5s 10s"},
 		"given":        {Options{URL: url, StatementTimeout: 3 * time.Second}, "agentstatsd 3s 1500ms 3s"},
+		"named":        {Options{URL: url, Name: "agentstatsd pod-1"}, "agentstatsd pod-1 10s 5s 10s"},
 		"in the URL":   {Options{URL: url + "&lock_timeout=7s&application_name=mine"}, "mine 10s 7s 10s"},
 		"pooled":       {Options{URL: server.PgBouncer(t, url), TransactionPooling: true}, "agentstatsd 0 0 0"},
 		"other scheme": {Options{URL: strings.Replace(url, "postgres:", "postgresql:", 1)}, "agentstatsd 10s 5s 10s"},

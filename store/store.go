@@ -23,6 +23,9 @@ import (
 
 // Options of a Store.
 type Options struct {
+	// Name is that of the connections to PostgreSQL, for people who look at the server:
+	// at most 63 bytes of ASCII. The URL may have another. Empty means agentstatsd.
+	Name string
 	// URL of a PostgreSQL database, with the scheme postgres or postgresql; what
 	// it leaves out is taken from the environment variables of libpq, like
 	// PGPASSFILE. Empty: SQLite.

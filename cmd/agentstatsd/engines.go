@@ -21,6 +21,7 @@ func (s *service) openStore(ctx context.Context) error {
 	c := s.config
 	var err error
 	s.store, err = store.Open(ctx, store.Options{
+		Name:               connectionName(hostname(), ""),
 		URL:                c.databaseURL,
 		Path:               filepath.Join(c.dataDir, databaseFile),
 		MaxConns:           int(c.databaseMaxConns),
@@ -53,7 +54,7 @@ func (s *service) newPubSub(ctx context.Context, reg prometheus.Registerer) (*pu
 	if err != nil {
 		return nil, err
 	}
-	engine, err := s.newEngine(reg)
+	engine, err := s.newEngine(reg, connectionName(hostname(), id.String()[:8]))
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +62,7 @@ func (s *service) newPubSub(ctx context.Context, reg prometheus.Registerer) (*pu
 }
 
 // newEngine returns what carries messages, those of other deployments, too.
-func (s *service) newEngine(reg prometheus.Registerer) (pubsub.Engine, error) {
+func (s *service) newEngine(reg prometheus.Registerer, name string) (pubsub.Engine, error) {
 	url := s.config.pubsubURL
 	if url == "" {
 		url = s.config.databaseURL
@@ -71,10 +72,31 @@ func (s *service) newEngine(reg prometheus.Registerer) (pubsub.Engine, error) {
 	case "":
 		return pubsub.NewMemory(reg)
 	case "postgres", "postgresql":
-		return pubsub.NewPostgres(url, pubsub.Options{}, reg, log)
+		return pubsub.NewPostgres(url, pubsub.Options{Name: name}, reg, log)
 	default:
-		return pubsub.NewNATS(url, pubsub.Options{}, reg, log)
+		return pubsub.NewNATS(url, pubsub.Options{Name: name}, reg, log)
 	}
+}
+
+// hostname returns the name of this replica for people; empty if there is none.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
+// connectionName returns what the database's and the pubsub's servers show of this
+// replica's connections: at most 63 bytes, as PostgreSQL keeps.
+func connectionName(replica, deployment string) string {
+	name := "agentstatsd"
+	for _, part := range []string{deployment, replica} {
+		if part != "" {
+			name += " " + part
+		}
+	}
+	return name[:min(len(name), 63)]
 }
 
 // joinReplicas makes this process one of the replicas over a shared database. With
@@ -83,12 +105,9 @@ func (s *service) joinReplicas(reg prometheus.Registerer) error {
 	if s.config.databaseURL == "" {
 		return nil
 	}
-	name, err := os.Hostname()
-	if err != nil {
-		name = "" // it is for people
-	}
+	var err error
 	s.replicas, err = replica.New(s.store, s.pubsub, replica.Options{
-		Name:          name,
+		Name:          hostname(),
 		LeaseDuration: s.config.leaseDuration,
 	}, reg, s.log.With("component", "replica"))
 	return err

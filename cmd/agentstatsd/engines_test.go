@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -69,4 +70,11 @@ func TestFollowDeployment(t *testing.T) {
 func TestDeploymentOption(t *testing.T) {
 	require.Zero(t, (&config{}).deployment())
 	require.NotEqual(t, (&config{deploymentID: "a"}).deployment(), (&config{deploymentID: "b"}).deployment())
+}
+
+func TestConnectionName(t *testing.T) {
+	require.Equal(t, "agentstatsd", connectionName("", ""))
+	require.Equal(t, "agentstatsd pod-1", connectionName("pod-1", ""))
+	require.Equal(t, "agentstatsd 0a1b2c3d pod-1", connectionName("pod-1", "0a1b2c3d"))
+	require.Len(t, connectionName(strings.Repeat("h", 100), "0a1b2c3d"), 63)
 }
