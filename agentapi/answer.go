@@ -80,7 +80,7 @@ func (c *connection) dueLocked() (d due) {
 	}
 	d.refusals = refusals
 	if c.ackDue || progress != c.acked {
-		d.acks, d.ack = true, ack(progress)
+		d.acks, d.ack = true, ack{progress, &c.outbox}
 		c.ackDue, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
 	if c.bye != nil && progress.Durable == progress.Received {
@@ -91,13 +91,13 @@ func (c *connection) dueLocked() (d due) {
 
 func (c *connection) send(d *due) error {
 	if d.settings != nil {
-		if err := c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: d.settings}}); err != nil {
+		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: d.settings}}); err != nil {
 			return err
 		}
 	}
 	for i := range d.refusals {
 		r := refusalMessage(&d.refusals[i])
-		if err := c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}}); err != nil {
+		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}}); err != nil {
 			return err
 		}
 	}
@@ -117,9 +117,13 @@ func (c *connection) send(d *due) error {
 	return nil
 }
 
+func (c *connection) sendCounted(m *agentstatsv1.ConnectResponse) error {
+	return c.stream.SendMsg(&outgoing{m, &c.outbox})
+}
+
 // sendReconnect asks the agent to connect again, when it likes.
 func (c *connection) sendReconnect(reason string) error {
-	return c.stream.Send(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{Reconnect: &agentstatsv1.Reconnect{
+	return c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{Reconnect: &agentstatsv1.Reconnect{
 		Delay:  durationpb.New(0),
 		Reason: reason,
 	}}})
@@ -127,7 +131,10 @@ func (c *connection) sendReconnect(reason string) error {
 
 // ack is a response with an acknowledgement, encoded without a message: there is
 // one for nearly every report.
-type ack fleet.Progress
+type ack struct {
+	fleet.Progress
+	box *outbox
+}
 
 // Numbers of the fields of ConnectResponse and Ack.
 const (
@@ -135,6 +142,12 @@ const (
 	fieldReceived protowire.Number = 1
 	fieldDurable  protowire.Number = 2
 )
+
+// ackBuffer is an encoded ack in one allocation.
+type ackBuffer struct {
+	outBuffer
+	bytes [2 + 2*(1+10)]byte
+}
 
 func (a *ack) marshal() mem.BufferSlice {
 	var scratch [2 * (1 + 10)]byte // tags and the longest varints
@@ -148,8 +161,10 @@ func (a *ack) marshal() mem.BufferSlice {
 			message = protowire.AppendVarint(message, uint64(f.value))
 		}
 	}
-	response := make([]byte, 0, len(message)+2) // fits: it is shorter than 128
+	var buffer ackBuffer
+	response := buffer.bytes[:0] // its length is below 128, which takes one byte
 	response = protowire.AppendTag(response, fieldAck, protowire.BytesType)
 	response = protowire.AppendBytes(response, message)
-	return mem.BufferSlice{mem.SliceBuffer(response)}
+	buffer.init(response, a.box)
+	return mem.BufferSlice{&buffer}
 }

@@ -34,6 +34,7 @@ func (s *agentService) Connect(stream connectStream) error {
 		return errDraining
 	}
 	defer s.streams.dismiss(c)
+	defer func() { s.unread.add(stream.Context(), callerFrom(stream.Context()), &c.outbox) }()
 	defer c.close() // also if a panic comes through here
 	return c.leave(c.serve())
 }

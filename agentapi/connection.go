@@ -41,6 +41,7 @@ type connection struct {
 	server *Server
 	stream connectStream
 	ender  streamEnder
+	outbox outbox
 	// session is nil until the hello.
 	session *fleet.Session
 	// frame is what is being taken in. It and the next field are the handler's.

@@ -72,7 +72,7 @@ func (f *frame) hasMessage() bool {
 const expansion = 8
 
 // codec decodes frames within the limit of agents and coderd's requests within
-// theirs, encodes acks, and does all else as usual.
+// theirs, encodes and counts responses to agents, and does all else as usual.
 type codec struct {
 	encoding.CodecV2
 	limit   int                // of an agent's message, in bytes
@@ -84,8 +84,16 @@ var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if a, ok := v.(*ack); ok {
-		return a.marshal(), nil
+	switch v := v.(type) {
+	case *ack:
+		return v.marshal(), nil
+	case *outgoing:
+		data, err := c.CodecV2.Marshal(v.message)
+		if err != nil {
+			return nil, err
+		}
+		defer data.Free()
+		return mem.BufferSlice{newOutBuffer(data.Materialize(), v.box)}, nil
 	}
 	return c.CodecV2.Marshal(v)
 }

@@ -22,6 +22,7 @@ const (
 	limitedFirstMessage = "first_message"
 	limitedIdleStream   = "idle_stream"
 	limitedAgentStreams = "agent_streams"
+	limitedUnread       = "unread_streams"
 	limitedCoderdCalls  = "coderd_calls"
 	limitedOpenCalls    = "open_calls"
 	limitedMessageBytes = "message_bytes"
@@ -32,7 +33,7 @@ const (
 )
 
 var limitedReasons = []string{
-	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedCoderdCalls, limitedOpenCalls,
+	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedCoderdCalls, limitedOpenCalls,
 	limitedMessageBytes, limitedConnections, limitedAddress, limitedStranger, limitedCalls,
 }
 
@@ -64,6 +65,9 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once", s.agentStreams.limit))
 		}
 		defer s.agentStreams.release(id)
+		if !s.unread.admit(id) {
+			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read", s.unread.limit))
+		}
 		return handler(srv, stream) // which bounds the time to the hello itself
 	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
 		prompt := s.prompt(stream, s.opts.HelloTimeout)
@@ -228,6 +232,7 @@ func (s *Server) watchIdle(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		s.unread.prune()
 		for _, c := range s.streams.connections() {
 			c.checkIdle()
 		}

@@ -56,6 +56,9 @@ type peerConn struct {
 	open  int         // calls of open services that go on
 }
 
+// closed tells whether the service has closed the connection.
+func (p *peerConn) closed() bool { return p.raw.Control(func(uintptr) {}) != nil }
+
 func newConnections(o *Options, m *metrics) *connections {
 	return &connections{
 		max: o.MaxConnections, perAddress: o.MaxStrangersPerAddress, timeout: o.AuthenticationTimeout,
@@ -133,7 +136,7 @@ func (c *connections) sweepLocked(now time.Time) {
 	}
 	c.sweptAt = now
 	for addr, p := range c.all {
-		if p.raw.Control(func(uintptr) {}) != nil {
+		if p.closed() {
 			c.removeLocked(addr, p)
 		}
 	}
@@ -171,7 +174,7 @@ func (c *connections) expire(addr *net.TCPAddr, p *peerConn) {
 		p.timer.Reset(c.timeout)
 		return
 	}
-	if p.raw.Control(func(uintptr) {}) == nil { // it is not closed already
+	if !p.closed() {
 		c.limited.WithLabelValues(limitedStranger).Inc()
 	}
 	_ = p.conn.Close()
@@ -189,6 +192,13 @@ func (c *connections) ofLocked(ctx context.Context) *peerConn {
 		return nil
 	}
 	return c.all[addr]
+}
+
+// of returns the connection of a call; nil: it is not known any more.
+func (c *connections) of(ctx context.Context) *peerConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ofLocked(ctx)
 }
 
 // tap sees each call before gRPC has anything for it but its headers.

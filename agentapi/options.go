@@ -64,7 +64,7 @@ type Options struct {
 	MaxDeclaredKeys int
 
 	// MaxStreamsPerAgent at once; default 8: a new one ends the session of the
-	// one before.
+	// one before. As many may have ended without their responses being read.
 	MaxStreamsPerAgent int
 	// MaxCoderdCalls at once, without those that stream responses; default 64:
 	// each may have a message of MaxMessageBytes in memory. More of them wait.

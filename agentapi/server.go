@@ -112,6 +112,7 @@ type Server struct {
 	codec        codec
 	coderdCalls  slots
 	agentStreams *agentStreams
+	unread       *unreadStreams
 	openCalls    openCalls
 	connections  *connections
 	// instances of coderd that push.
@@ -169,6 +170,7 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
 		connections:  newConnections(&opts, m),
 	}
+	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, s.connections, m.limited.WithLabelValues(limitedUnread))
 	s.shareBytes(reg)
 	s.auth.authenticated = s.connections.authenticated
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -47,7 +47,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 		},
 		{
 			Name:        "Max Streams Per Agent",
-			Description: "Streams that an agent may have open at once; more are refused.",
+			Description: "Streams that an agent may have open at once; more are refused. As many may have ended and wait to be read; beyond that its connection is closed.",
 			Flag:        "max-streams-per-agent", Env: "AGENTSTATSD_MAX_STREAMS_PER_AGENT", YAML: "max_streams_per_agent",
 			Default: "8", Value: atLeast(&c.maxStreamsPerAgent, 2), Group: &groupAgents,
 		},

@@ -1,0 +1,135 @@
+package agentapi
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/mem"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// outbox counts the responses of a stream that gRPC has and did not write yet. A
+// stream that ended stays in gRPC's memory until they are written, with up to 64
+// KB of them: a peer without room in its window pins it for as long as its
+// connection lives. gRPC tells nobody, so the buffers of the responses do.
+type outbox struct{ unwritten atomic.Int64 }
+
+// outgoing is a response that is counted.
+type outgoing struct {
+	message any
+	box     *outbox
+}
+
+// outBuffer is an encoded response. gRPC frees it once it is written, or the
+// stream was reset; if the connection closes before, it does not.
+type outBuffer struct {
+	mem.SliceBuffer
+	refs atomic.Int32
+	box  *outbox
+}
+
+func newOutBuffer(data []byte, box *outbox) *outBuffer {
+	b := new(outBuffer)
+	b.init(data, box)
+	return b
+}
+
+func (b *outBuffer) init(data []byte, box *outbox) {
+	b.SliceBuffer, b.box = data, box
+	b.refs.Store(1)
+	box.unwritten.Add(1)
+}
+
+// Ref implements mem.Buffer.
+func (b *outBuffer) Ref() { b.refs.Add(1) }
+
+// Free implements mem.Buffer.
+func (b *outBuffer) Free() {
+	if b.refs.Add(-1) == 0 {
+		b.box.unwritten.Add(-1)
+	}
+}
+
+// unreadStream is a stream that ended with responses that are not written yet.
+type unreadStream struct {
+	box  *outbox
+	conn *peerConn
+	// own is false for a connection that relays.
+	own bool
+}
+
+// unreadStreams bounds the streams of each agent that ended and are not written.
+type unreadStreams struct {
+	limit       int
+	connections *connections
+	limited     prometheus.Counter // streams refused, and connections closed
+
+	mu sync.Mutex
+	// Guarded by mu.
+	streams map[agent.ID][]unreadStream
+}
+
+func newUnreadStreams(limit int, c *connections, limited prometheus.Counter) *unreadStreams {
+	return &unreadStreams{limit: limit, connections: c, limited: limited, streams: make(map[agent.ID][]unreadStream)}
+}
+
+// add tells that a stream of the caller ended.
+func (u *unreadStreams) add(ctx context.Context, who caller, box *outbox) {
+	if box.unwritten.Load() == 0 {
+		return
+	}
+	conn := u.connections.of(ctx)
+	if conn == nil {
+		return // it is closed
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.streams[who.agent] = append(u.streams[who.agent], unreadStream{box, conn, who.token != ""})
+}
+
+// admit returns false if the agent may have no new stream. Connections of the
+// agent's own that have too many ended streams unread are closed before.
+func (u *unreadStreams) admit(id agent.ID) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.pruneLocked(id)
+	if len(u.streams[id]) < u.limit {
+		return true
+	}
+	for _, s := range u.streams[id] {
+		if s.own && !s.conn.closed() {
+			_ = s.conn.conn.Close()
+			u.limited.Inc()
+		}
+	}
+	u.pruneLocked(id)
+	if len(u.streams[id]) < u.limit {
+		return true
+	}
+	u.limited.Inc()
+	return false
+}
+
+// prune forgets the streams that were written or whose connection is closed.
+func (u *unreadStreams) prune() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for id := range u.streams {
+		u.pruneLocked(id)
+	}
+}
+
+func (u *unreadStreams) pruneLocked(id agent.ID) {
+	left := slices.DeleteFunc(u.streams[id], func(s unreadStream) bool {
+		return s.box.unwritten.Load() == 0 || s.conn.closed()
+	})
+	if len(left) == 0 {
+		delete(u.streams, id)
+		return
+	}
+	u.streams[id] = left
+}

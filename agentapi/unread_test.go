@@ -1,0 +1,147 @@
+package agentapi_test
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agentapi"
+)
+
+// rawClient speaks HTTP/2 with no room in the windows of its streams.
+type rawClient struct {
+	t      *testing.T
+	conn   net.Conn
+	framer *http2.Framer
+	fields bytes.Buffer
+	header *hpack.Encoder
+	next   uint32
+	// refused has the messages of streams that ended before any response.
+	refused chan string
+	closed  chan struct{}
+}
+
+func (s *service) rawClient(t *testing.T) *rawClient {
+	t.Helper()
+	c := &rawClient{t: t, conn: s.dial(), next: 1, refused: make(chan string, 1000), closed: make(chan struct{})}
+	c.header = hpack.NewEncoder(&c.fields)
+	c.framer = http2.NewFramer(c.conn, c.conn)
+	_, err := io.WriteString(c.conn, http2.ClientPreface)
+	require.NoError(t, err)
+	require.NoError(t, c.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	reader := http2.NewFramer(io.Discard, c.conn)
+	reader.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	go func() {
+		defer close(c.closed)
+		for {
+			frame, err := reader.ReadFrame()
+			if err != nil {
+				return
+			}
+			if h, ok := frame.(*http2.MetaHeadersFrame); ok {
+				for _, f := range h.Fields {
+					if f.Name == "grpc-message" {
+						c.refused <- f.Value
+					}
+				}
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		_ = c.conn.Close()
+		<-c.closed
+	})
+	return c
+}
+
+// session opens a stream and says hello. An error tells that the connection is
+// closed.
+func (c *rawClient) session(number int64, headers ...string) error {
+	c.fields.Reset()
+	fields := append([]string{
+		":method", "POST", ":scheme", "http", ":path", "/agentstats.v1.AgentService/Connect", ":authority", "test",
+		"content-type", "application/grpc", "te", "trailers",
+	}, headers...)
+	for i := 0; i < len(fields); i += 2 {
+		require.NoError(c.t, c.header.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}))
+	}
+	id := c.next
+	c.next += 2
+	if err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.fields.Bytes(), EndHeaders: true}); err != nil {
+		return err
+	}
+	message, err := proto.Marshal(hello(1, number))
+	require.NoError(c.t, err)
+	return c.framer.WriteData(id, false, append([]byte{0, 0, 0, 0, byte(len(message))}, message...))
+}
+
+// An agent that reads nothing and opens session after session, each of which ends
+// the one before, is disconnected: gRPC keeps an ended stream until it is read.
+func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{MaxStreamsPerAgent: 4}})
+	s.register(1)
+	c := s.rawClient(t)
+	deadline := time.After(30 * time.Second)
+	for number := int64(1); ; number++ {
+		if c.session(number, "authorization", "Bearer "+token(1)) != nil {
+			break
+		}
+		select {
+		case <-c.closed:
+		case <-deadline:
+			require.FailNow(t, "the service does not end the connection", "%d sessions", number)
+		case <-time.After(time.Millisecond):
+			continue
+		}
+		break
+	}
+	<-c.closed
+	require.Positive(t, limited(s, "unread_streams"))
+	requireEventuallyConnects(t, s, 1)
+}
+
+// Streams that a relay does not read end those of that agent only.
+func TestRelayedStreamsThatAreNotReadAreBounded(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{MaxStreamsPerAgent: 4}})
+	s.register(1, 2)
+	c := s.rawClient(t)
+	deadline := time.After(30 * time.Second)
+	refused := ""
+	for number := int64(1); refused == ""; number++ {
+		require.NoError(t, c.session(number, "authorization", "Bearer "+coderdToken, "agentstats-agent-id", nid(1).String()))
+		select {
+		case refused = <-c.refused:
+		case <-deadline:
+			require.FailNow(t, "no stream is refused", "%d sessions", number)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read", refused)
+	require.Positive(t, limited(s, "unread_streams"))
+	require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
+	require.NoError(t, c.session(1, "authorization", "Bearer "+coderdToken, "agentstats-agent-id", nid(2).String()))
+	require.Eventually(t, func() bool { return s.counter("agentstatsd_sessions", "") == 2 }, 30*time.Second, time.Millisecond, "another agent of that relay")
+
+	require.NoError(t, c.conn.Close())
+	requireEventuallyConnects(t, s, 1)
+}
+
+// requireEventuallyConnects waits until the agent can have a session.
+func requireEventuallyConnects(t *testing.T, s *service, n int) {
+	t.Helper()
+	session := int64(1000)
+	require.Eventually(t, func() bool {
+		session++
+		c := s.open(as(t.Context(), token(n)))
+		require.NoError(t, c.Send(hello(1, session)))
+		resp, err := c.Recv()
+		return err == nil && resp.GetSettings() != nil
+	}, 30*time.Second, time.Millisecond)
+}
