@@ -204,8 +204,9 @@ func TestDeployments(t *testing.T) {
 				} {
 					require.Equal(t, want, sumOf(t, d.services, family), "%s: %s", d.name, family)
 				}
-				require.Equal(t, 1.0, sumOf(t, d.services, "coderd_agents_up", "username", d.name))
-				require.Equal(t, 1.0, sumOf(t, d.services, "coderd_agents_up"), d.name)
+				require.Eventually(t, func() bool {
+					return sumOf(t, d.services, "coderd_agents_up", "username", d.name) == 1 && sumOf(t, d.services, "coderd_agents_up") == 1
+				}, 30*time.Second, 200*time.Millisecond, "%s: its own agent, once", d.name)
 			}
 		})
 	}
