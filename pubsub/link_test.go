@@ -36,7 +36,7 @@ func TestBackoff(t *testing.T) {
 func TestOptions(t *testing.T) {
 	var o Options
 	require.NoError(t, o.validate())
-	require.Equal(t, Options{Timeout: 5 * time.Second, CheckInterval: 5 * time.Second, PingInterval: 15 * time.Second}, o)
+	require.Equal(t, Options{Name: "agentstatsd", Timeout: 5 * time.Second, CheckInterval: 5 * time.Second, PingInterval: 15 * time.Second}, o)
 	o.Timeout = time.Second
 	require.NoError(t, o.validate())
 	require.Equal(t, time.Second, o.Timeout)
