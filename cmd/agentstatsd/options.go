@@ -24,7 +24,6 @@ var (
 func (c *config) options() serpent.OptionSet {
 	options := slices.Concat(
 		serpent.OptionSet{{
-			Name:        "Config Path",
 			Description: "A YAML file with any of these options. Flags and environment win over it.",
 			Flag:        "config", FlagShorthand: "c", Env: "AGENTSTATSD_CONFIG_PATH",
 			Value: serpent.StringOf(&c.configFile),

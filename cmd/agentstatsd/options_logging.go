@@ -8,19 +8,16 @@ import (
 func (c *config) loggingOptions() serpent.OptionSet {
 	return serpent.OptionSet{
 		{
-			Name:        "Log Format",
 			Description: "Form of the log on standard error.",
 			Flag:        "log-format", Env: "AGENTSTATSD_LOG_FORMAT", YAML: "format",
 			Default: "text", Value: serpent.EnumOf(&c.logFormat, "text", "json"), Group: &groupLogging,
 		},
 		{
-			Name:        "Log Level",
 			Description: "Least level that is logged.",
 			Flag:        "log-level", Env: "AGENTSTATSD_LOG_LEVEL", YAML: "level",
 			Default: "info", Value: serpent.EnumOf(&c.logLevel, "debug", "info", "warn", "error"), Group: &groupLogging,
 		},
 		{
-			Name: "Log Max Per Minute",
 			Description: "Lines a minute with the same text, and a sixth of it with the same text about one peer, agent or the like; " +
 				"more are counted and left out. 0: no limit.",
 			Flag: "log-max-per-minute", Env: "AGENTSTATSD_LOG_MAX_PER_MINUTE", YAML: "max_per_minute",

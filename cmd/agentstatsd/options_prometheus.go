@@ -8,68 +8,57 @@ import (
 func (c *config) prometheusOptions() serpent.OptionSet {
 	return serpent.OptionSet{
 		{
-			Name:        "Prometheus Enable",
 			Description: "Serve the registry, /-/healthy and /-/ready over HTTP.",
 			Flag:        "prometheus-enable", Env: "CODER_PROMETHEUS_ENABLE", YAML: "enable",
 			Default: "true", Value: serpent.BoolOf(&c.prometheusEnable), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Prometheus Address",
 			Description: "The address to serve the registry on, at / and /metrics.",
 			Flag:        "prometheus-address", Env: "CODER_PROMETHEUS_ADDRESS", YAML: "address",
 			Default: "127.0.0.1:2112", Value: serpent.StringOf(&c.prometheusAddress), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Prometheus Collect Agent Stats",
 			Description: "Serve coderd_agentstats_* and the series that agents forward. Off: reports are taken in and none of it is served.",
 			Flag:        "prometheus-collect-agent-stats", Env: "CODER_PROMETHEUS_COLLECT_AGENT_STATS", YAML: "collect_agent_stats",
 			Default: "true", Value: serpent.BoolOf(&c.collectAgentStats), Group: &groupPrometheus,
 		},
 		{
-			Name: "Prometheus Aggregate Agent Stats By",
 			Description: "Labels to keep on agents' series: agent_name, template_name, username, workspace_name. " +
 				"With fewer than all four, series that become equal are combined.",
 			Flag: "prometheus-aggregate-agent-stats-by", Env: "CODER_PROMETHEUS_AGGREGATE_AGENT_STATS_BY", YAML: "aggregate_agent_stats_by",
 			Default: "agent_name,template_name,username,workspace_name", Value: serpent.StringArrayOf(&c.aggregateBy), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Prometheus Extra Labels",
 			Description: "Labels beside the documented ones. template_version: on coderd_agents_up, as newer Coders have it.",
 			Flag:        "prometheus-extra-labels", Env: "AGENTSTATSD_PROMETHEUS_EXTRA_LABELS", YAML: "extra_labels",
 			Value: serpent.StringArrayOf(&c.extraLabels), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Max Concurrent Scrapes",
 			Description: "Scrapes served at once; more wait for 5 s at most, or half of the scraper's timeout, and are answered 503 then.",
 			Flag:        "max-concurrent-scrapes", Env: "AGENTSTATSD_MAX_CONCURRENT_SCRAPES", YAML: "max_concurrent_scrapes",
 			Default: "16", Value: atLeast(&c.maxConcurrentScrapes, 1), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Scrape Timeout",
 			Description: "Time that a client has to read a scrape, before its connection is closed.",
 			Flag:        "scrape-timeout", Env: "AGENTSTATSD_SCRAPE_TIMEOUT", YAML: "scrape_timeout",
 			Default: "1m", Value: positive(&c.scrapeTimeout), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Max HTTP Connections",
 			Description: "Connections of HTTP at once. One more takes the place of one that nothing is asked on.",
 			Flag:        "max-http-connections", Env: "AGENTSTATSD_MAX_HTTP_CONNECTIONS", YAML: "max_http_connections",
 			Default: "512", Value: atLeast(&c.maxHTTPConns, 1), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Max HTTP Connections Per Address",
 			Description: "Connections of HTTP at once from one address; in IPv6, from one network of 64 bits.",
 			Flag:        "max-http-connections-per-address", Env: "AGENTSTATSD_MAX_HTTP_CONNECTIONS_PER_ADDRESS", YAML: "max_http_connections_per_address",
 			Default: "128", Value: atLeast(&c.maxHTTPConnsPerAddr, 1), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Web Config File",
 			Description: "TLS and basic authentication of the HTTP listener: a web configuration file of Prometheus's exporter toolkit.",
 			Flag:        "web-config-file", Env: "AGENTSTATSD_WEB_CONFIG_FILE", YAML: "web_config_file",
 			Value: serpent.StringOf(&c.webConfigFile), Group: &groupPrometheus,
 		},
 		{
-			Name:        "Pprof Address",
 			Description: "The address to serve Go's profiles on, at /debug/pprof/: on loopback. Empty: not served.",
 			Flag:        "pprof-address", Env: "AGENTSTATSD_PPROF_ADDRESS", YAML: "pprof_address",
 			Value: serpent.StringOf(&c.pprofAddress), Group: &groupPrometheus,

@@ -8,51 +8,43 @@ import (
 func (c *config) pushOptions() serpent.OptionSet {
 	return serpent.OptionSet{
 		{
-			Name:        "Max Coderd Instances",
 			Description: "Instances of coderd whose families are kept apart; of more, those that are gone the longest are folded into totals.",
 			Flag:        "max-coderd-instances", Env: "AGENTSTATSD_MAX_CODERD_INSTANCES", YAML: "max_coderd_instances",
 			Default: "256", Value: atLeast(&c.maxCoderdInstances, 1), Group: &groupPushes,
 		},
 		{
-			Name:        "Max Pushed Series",
 			Description: "Series of one instance of coderd, each bucket and each KiB of labels counted as one; series beyond are refused.",
 			Flag:        "max-pushed-series", Env: "AGENTSTATSD_MAX_PUSHED_SERIES", YAML: "max_series",
 			Default: "200000", Value: atLeast(&c.maxPushedSeries, 1), Group: &groupPushes,
 		},
 		{
-			Name: "Max Pushed Series Total",
 			Description: "Series of all instances of coderd that are alive, counted alike; series beyond are refused. " +
 				"When those that are gone take up more, they are folded into totals.",
 			Flag: "max-pushed-series-total", Env: "AGENTSTATSD_MAX_PUSHED_SERIES_TOTAL", YAML: "max_series_total",
 			Default: "2000000", Value: atLeast(&c.maxPushedSeriesTotal, 1), Group: &groupPushes,
 		},
 		{
-			Name:        "Max Pushed Families",
 			Description: "Families of one snapshot of an instance of coderd; families beyond are refused.",
 			Flag:        "max-pushed-families", Env: "AGENTSTATSD_MAX_PUSHED_FAMILIES", YAML: "max_families",
 			Default: "2000", Value: atLeast(&c.maxPushedFamilies, 1), Group: &groupPushes,
 		},
 		{
-			Name:        "Max Push Bytes",
 			Description: "Largest snapshot of an instance of coderd, in bytes, over all its parts.",
 			Flag:        "max-push-bytes", Env: "AGENTSTATSD_MAX_PUSH_BYTES", YAML: "max_bytes",
 			Default: "67108864", Value: atLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
 		},
 		{
-			Name:        "Max Push Row Bytes",
 			Description: "What is stored of one instance of coderd, compressed, in bytes; a snapshot beyond it is refused as a whole.",
 			Flag:        "max-push-row-bytes", Env: "AGENTSTATSD_MAX_PUSH_ROW_BYTES", YAML: "max_row_bytes",
 			Default: "67108864", Value: atLeast(&c.maxPushRowBytes, 64<<10), Group: &groupPushes,
 		},
 		{
-			Name: "Push Merge",
 			Description: "How the instances' values of a pushed family become one, as name=sum, max, min, sticky or newest, where what docs/metrics.md says is wrong. " +
 				"Of counters, histograms and summaries all but sum mean that each instance has the whole. Can be given several times. The same on all replicas.",
 			Flag: "push-merge", Env: "AGENTSTATSD_PUSH_MERGE", YAML: "merge",
 			Value: serpent.StringArrayOf(&c.pushMerge), Group: &groupPushes,
 		},
 		{
-			Name:        "Max Pushes Bytes",
 			Description: "Bytes in memory of all snapshots of instances of coderd that are being received; more are refused until there is room.",
 			Flag:        "max-pushes-bytes", Env: "AGENTSTATSD_MAX_PUSHES_BYTES", YAML: "max_all_bytes",
 			Default: "268435456", Value: atLeast(&c.maxPushesBytes, 1<<20), Group: &groupPushes,
