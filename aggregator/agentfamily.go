@@ -44,7 +44,7 @@ func (in *intake) agree(f *family, t agent.SampleType) metrics.Reason {
 		if len(src.families) >= in.agg.opts.MaxFamiliesPerAgent {
 			return reasonAgentFamilies
 		}
-		src.families = append(src.families, agentFamily{family: f, typ: t})
+		in.addFamily(agentFamily{family: f, typ: t})
 		src.untidy = true // unless a series follows
 		f.moveAgent(noType, t)
 	case f.documented == nil && of.typ != t && !of.contested:
@@ -55,6 +55,35 @@ func (in *intake) agree(f *family, t agent.SampleType) metrics.Reason {
 		}
 	}
 	return ""
+}
+
+// addFamily adds a family to those of the source. If that has no room for it, its
+// families stand in the intake's buffer until returnFamilies.
+func (in *intake) addFamily(of agentFamily) {
+	src := in.src
+	if in.borrowed {
+		in.families = append(in.families, of)
+		src.families = in.families
+		return
+	}
+	if len(src.families) == cap(src.families) {
+		in.borrowed = true
+		in.families = append(append(in.families[:0], src.families...), of)
+		src.families = in.families
+		return
+	}
+	src.families = append(src.families, of)
+}
+
+// returnFamilies gives the source a list of its own, no longer than need be.
+func (in *intake) returnFamilies() {
+	if !in.borrowed {
+		return
+	}
+	in.borrowed = false
+	in.src.families = append([]agentFamily(nil), in.src.families...)
+	clear(in.families)
+	in.families = in.families[:0]
 }
 
 // contest notes that a sample is refused for its type, with which the agent

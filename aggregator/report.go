@@ -62,6 +62,11 @@ type intake struct {
 	next   []series
 	held   map[*desc]place
 
+	// families are those of the source while borrowed is true: a report can bring
+	// many.
+	families []agentFamily
+	borrowed bool
+
 	// labels are a sample's in canonical form. key and prefix are scratch.
 	labels      []agent.Label
 	key, prefix []byte
@@ -382,6 +387,7 @@ func (in *intake) finish() {
 		in.settle()
 	}
 	src.tidyFamilies(true)
+	in.returnFamilies()
 	src.reported = in.now
 	src.deadline.Store(src.expiresAt(in.agg.ttl))
 	in.agg.metrics.reports.Inc()
