@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/fleet"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -27,7 +28,11 @@ func report30() *pb.ConnectRequest {
 // BenchmarkStream sends reports of 30 samples on one stream and receives its
 // acks: client, transport, decoding and aggregator together.
 func BenchmarkStream(b *testing.B) {
-	s := start(b, settings{})
+	// An agent's rates would be what is measured.
+	const unlimited = 1 << 40
+	s := start(b, settings{fleet: fleet.Options{
+		MessagesPerSecond: unlimited, MessagesBurst: unlimited, BytesPerSecond: unlimited, BytesBurst: unlimited,
+	}})
 	s.register(1)
 	c := s.connect(1, 1, 1)
 	req := report30()
