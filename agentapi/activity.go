@@ -188,14 +188,19 @@ func (w *activityWatch) waits() bool {
 }
 
 // inUse tells whether a report shows that the workspace is in use: by a
-// connection, or by a session in either form.
+// connection, or by a session in either form. A count that is refused shows
+// nothing.
 func inUse(s *agentstatsv1.Stats) bool {
-	if s.GetConnectionCount() > 0 || s.GetSessionCountVscode() > 0 || s.GetSessionCountJetbrains() > 0 ||
-		s.GetSessionCountReconnectingPty() > 0 || s.GetSessionCountSsh() > 0 {
-		return true
+	for _, n := range [...]int64{
+		s.GetConnectionCount(), s.GetSessionCountVscode(), s.GetSessionCountJetbrains(),
+		s.GetSessionCountReconnectingPty(), s.GetSessionCountSsh(),
+	} {
+		if within(agent.MaxReportedCount, n) > 0 {
+			return true
+		}
 	}
 	for _, n := range s.GetSessionCounts() {
-		if n > 0 {
+		if within(agent.MaxReportedCount, n) > 0 {
 			return true
 		}
 	}

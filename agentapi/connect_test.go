@@ -223,14 +223,15 @@ func TestRefusalsByName(t *testing.T) {
 		c.requireAck(5, 5)
 
 		for text, n := range map[string]*pb.Network{
-			"network.preferred_region_id: want at least 0, got -1":                          {PreferredRegionId: -1},
-			"network.regions: want at most 128, got 129":                                    {Regions: make([]*pb.Network_Region, 129)},
-			"network.regions[0].id: want at least 1, got 0":                                 {Regions: []*pb.Network_Region{{}}},
-			"network.regions[1].id: want each region once, got 3 again":                     {Regions: []*pb.Network_Region{{Id: 3}, {Id: 3}}},
-			"network.regions[0].name: want at most 128 bytes, got 129":                      {Regions: []*pb.Network_Region{{Id: 3, Name: strings.Repeat("x", 129)}}},
-			"network.regions[0].name: want no NUL in it":                                    {Regions: []*pb.Network_Region{{Id: 3, Name: "a\x00"}}},
-			"network.regions[0].latency: want at least 0 s, got 0 s and -1 ns":              {Regions: []*pb.Network_Region{{Id: 3, Latency: durationpb.New(-1)}}},
-			"network.regions[0].latency: want at least 0 s, got 999999999999999 s and 0 ns": {Regions: []*pb.Network_Region{{Id: 3, Latency: &durationpb.Duration{Seconds: 999999999999999}}}},
+			"network.preferred_region_id: want at least 0, got -1":                            {PreferredRegionId: -1},
+			"network.regions: want at most 128, got 129":                                      {Regions: make([]*pb.Network_Region, 129)},
+			"network.regions[0].id: want at least 1, got 0":                                   {Regions: []*pb.Network_Region{{}}},
+			"network.regions[1].id: want each region once, got 3 again":                       {Regions: []*pb.Network_Region{{Id: 3}, {Id: 3}}},
+			"network.regions[0].name: want at most 128 bytes, got 129":                        {Regions: []*pb.Network_Region{{Id: 3, Name: strings.Repeat("x", 129)}}},
+			"network.regions[0].name: want no NUL in it":                                      {Regions: []*pb.Network_Region{{Id: 3, Name: "a\x00"}}},
+			"network.regions[0].latency: want 0 s to 86400 s, got 0 s and -1 ns":              {Regions: []*pb.Network_Region{{Id: 3, Latency: durationpb.New(-1)}}},
+			"network.regions[0].latency: want 0 s to 86400 s, got 86400 s and 1 ns":           {Regions: []*pb.Network_Region{{Id: 3, Latency: durationpb.New(24*time.Hour + 1)}}},
+			"network.regions[0].latency: want 0 s to 86400 s, got 999999999999999 s and 0 ns": {Regions: []*pb.Network_Region{{Id: 3, Latency: &durationpb.Duration{Seconds: 999999999999999}}}},
 		} {
 			for i := range n.Regions {
 				if n.Regions[i] == nil {

@@ -18,6 +18,8 @@ import (
 const (
 	maxRegions    = 128
 	maxRegionName = 128
+	// maxLatency to a region is that of a report.
+	maxLatency = agent.MaxLatencyMS * time.Millisecond
 	// maxNameBytes bounds a name in a refusal, maxRefusalText its message.
 	maxNameBytes   = 200
 	maxRefusalText = 1024
@@ -221,8 +223,8 @@ func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
 			region.Name = fmt.Sprintf("Unnamed %d", region.ID)
 		}
 		if latency := pb.GetLatency(); latency != nil {
-			if latency.CheckValid() != nil || latency.AsDuration() < 0 {
-				return network, fmt.Errorf("network.regions[%d].latency: want at least 0 s, got %d s and %d ns", i, latency.GetSeconds(), latency.GetNanos())
+			if latency.CheckValid() != nil || latency.AsDuration() < 0 || latency.AsDuration() > maxLatency {
+				return network, fmt.Errorf("network.regions[%d].latency: want 0 s to %d s, got %d s and %d ns", i, maxLatency/time.Second, latency.GetSeconds(), latency.GetNanos())
 			}
 			region.Latency = latency.AsDuration()
 		}

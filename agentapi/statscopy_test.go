@@ -33,3 +33,21 @@ func TestCopyStatsIsBounded(t *testing.T) {
 		}
 	}
 }
+
+// A count that is refused is no use of a workspace either.
+func TestUseIsBounded(t *testing.T) {
+	for n, used := range map[int64]bool{
+		math.MinInt64: false, -1: false, 0: false, 1: true, agent.MaxReportedCount: true, agent.MaxReportedCount + 1: false, math.MaxInt64: false,
+	} {
+		for _, s := range []*agentstatsv1.Stats{
+			{ConnectionCount: n},
+			{SessionCountVscode: n},
+			{SessionCountJetbrains: n},
+			{SessionCountReconnectingPty: n},
+			{SessionCountSsh: n},
+			{SessionCounts: map[string]int64{"ssh": n}},
+		} {
+			require.Equal(t, used, inUse(s), "%v", s)
+		}
+	}
+}

@@ -1856,7 +1856,7 @@ type Network_Region struct {
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Its name, at most 128 bytes; empty: "Unnamed <id>".
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// Round trip to it; absent: not measured. Not negative.
+	// Round trip to it, from 0 to a day; absent: not measured.
 	Latency       *durationpb.Duration `protobuf:"bytes,3,opt,name=latency,proto3" json:"latency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
