@@ -184,9 +184,12 @@ func (c *connection) next() error {
 // take takes in the frame, which it releases.
 func (c *connection) take() (wait time.Duration, err error) {
 	defer c.frame.release()
-	wait, retry := c.session.Charge(c.frame.size)
+	wait, retry, refused := c.session.Charge(c.frame.size)
 	if retry > 0 {
 		c.setEnd(fleet.EndRefused)
+		if refused {
+			return 0, exhausted(retry, textRefused)
+		}
 		return 0, exhausted(retry, "the agent sends too much too fast")
 	}
 	if err := c.check(&c.frame); err != nil {
@@ -254,7 +257,9 @@ func (c *connection) refused(refusals []agent.Refusal, size int) error {
 		return nil
 	}
 	if retry := c.session.Refused(n, size); retry > 0 {
-		return exhausted(retry, "too much of what the agent sends is refused")
+		return exhausted(retry, textRefused)
 	}
 	return nil
 }
+
+const textRefused = "too much of what the agent sends is refused"

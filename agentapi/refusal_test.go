@@ -7,15 +7,18 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/fleet"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -32,7 +35,7 @@ func (noNews) PublishMetadata(context.Context, []agent.ID) error { return nil }
 
 // startRejecting starts a service whose database refuses all metadata. flush
 // ends the batcher, after its last flush.
-func startRejecting(t *testing.T, opts batcher.Options) (s *service, flush func()) {
+func startRejecting(t *testing.T, set settings, opts batcher.Options) (s *service, flush func()) {
 	t.Helper()
 	b, err := batcher.New(rejecting{}, noNews{}, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -41,13 +44,14 @@ func startRejecting(t *testing.T, opts batcher.Options) (s *service, flush func(
 	running.Go(func() { _ = b.Run(ctx) })
 	flush = func() { cancel(); running.Wait() }
 	t.Cleanup(flush)
-	return start(t, settings{change: func(c *agentapi.Components) { c.Metadata = b }}), flush
+	set.change = func(c *agentapi.Components) { c.Metadata = b }
+	return start(t, set), flush
 }
 
 // What the database refuses is told before an ack covers it: else the client
 // takes it for durable.
 func TestRefusalsComeBeforeAcks(t *testing.T) {
-	s, _ := startRejecting(t, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
+	s, _ := startRejecting(t, settings{}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
 	const agents, requests = 4, 300
 	var numbers []int
 	for n := range agents {
@@ -143,7 +147,7 @@ func flushAll(t *testing.T, a *client.Agent) {
 
 // Of many values that are refused in one flush none is told as durable.
 func TestManyRefusals(t *testing.T) {
-	s, _ := startRejecting(t, batcher.Options{BatchSize: 2000, FlushInterval: 100 * time.Millisecond, MaxPending: 2000})
+	s, _ := startRejecting(t, settings{}, batcher.Options{BatchSize: 2000, FlushInterval: 100 * time.Millisecond, MaxPending: 2000})
 	s.register(1)
 	var told toldOf
 	a, err := client.NewAgent(s.conn, told.options(1))
@@ -170,7 +174,7 @@ func TestManyRefusals(t *testing.T) {
 // A value that the database refuses between two sessions of the agent is not told
 // as durable by the second one.
 func TestRefusedBetweenSessions(t *testing.T) {
-	s, flush := startRejecting(t, batcher.Options{FlushInterval: time.Hour})
+	s, flush := startRejecting(t, settings{}, batcher.Options{FlushInterval: time.Hour})
 	s.register(1)
 	var told toldOf
 	received := make(chan struct{}, 10)
@@ -232,4 +236,33 @@ func TestRefusalOfALostStream(t *testing.T) {
 	r, err = second.Recv()
 	require.NoError(t, err)
 	require.EqualValues(t, 1, r.GetAck().GetDurableSequence())
+}
+
+// An agent whose values the database refuses is sent away like one whose values
+// are refused on receipt.
+func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := startRejecting(t, settings{fleet: fleet.Options{RefusedBurst: 5, RefusedPerSecond: 1}}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
+		s.register(1, 2)
+		c := s.connect(1, 1, 1)
+		refused := 0
+		for refused < 6 {
+			c.send(meta(fmt.Sprint("k", refused), "v"))
+			for told := false; !told; {
+				m, err := c.Recv()
+				require.NoError(t, err)
+				if r := m.GetRefusal(); r != nil {
+					require.Equal(t, pb.RefusalCode_REFUSAL_CODE_STORE, r.GetCode())
+					refused, told = refused+int(r.GetCount()), true
+				}
+			}
+		}
+		synctest.Wait()
+		c.send(meta("k", "v"))
+		synctest.Wait()
+		require.Equal(t, 1.0, s.counter("agentstatsd_agents_limited_total", "refused"))
+		require.Equal(t, 1.0, s.counter("agentstatsd_sessions_total", "refused"))
+		c.requireEnd(codes.ResourceExhausted, "too much of what the agent sends is refused")
+		s.connect(2, 1, 1) // nobody else is
+	})
 }

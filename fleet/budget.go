@@ -127,15 +127,20 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 }
 
 // Charge counts a message of the agent, of so many bytes, before it is taken in. It
-// returns how long the message must wait for that, or, if the agent has been kept
-// waiting for too long, how long it must stay away: its session is to be ended.
-func (s *Session) Charge(bytes int) (wait, retry time.Duration) {
+// returns how long the message must wait for that, or how long the agent must stay
+// away: its session is to be ended. It has been kept waiting for too long then, or,
+// if refused is true, too much of what it sent before was refused since.
+func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
 	e := s.entry
+	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	wait, retry, reason := e.budget.charge(time.Now(), &s.fleet.opts, 1, bytes)
+	if retry := e.budget.away(now); retry > 0 {
+		return 0, retry, true // which was counted then
+	}
+	wait, retry, reason := e.budget.charge(now, &s.fleet.opts, 1, bytes)
 	s.fleet.countLimited(wait, retry, reason)
-	return wait, retry
+	return wait, retry, false
 }
 
 func (f *Fleet) countLimited(wait, retry time.Duration, reason string) {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 func TestBucket(t *testing.T) {
@@ -66,7 +68,7 @@ func TestBudgetOfFloods(t *testing.T) {
 					require.NoError(t, err)
 					var wait, retry time.Duration
 					for range 40 { // then it connects again, which helps nothing
-						if wait, retry = s.Charge(size); retry > 0 {
+						if wait, retry, _ = s.Charge(size); retry > 0 {
 							break
 						}
 						messages++
@@ -108,5 +110,38 @@ func TestBudgetOfRefusals(t *testing.T) {
 		require.Equal(t, 50*time.Second, f.Refused(nid(1), 40_000_000, 1<<20), "at most a burst is waited for")
 		require.Equal(t, 50*time.Second, f.Admit(nid(1)))
 		require.Zero(t, f.Refused(nid(9), 1, 1), "nobody's")
+	})
+}
+
+// What the database refuses is charged like what is refused on receipt, and ends
+// the session with the agent's next message.
+func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{RefusedPerSecond: 1, RefusedBurst: 3}, registration(1, 1, 1), registration(2, 2, 1))
+		s := connect(t, p, 1)
+		refused := func(seq int64, count int) {
+			receive(t, s, seq, func(r Request) { r.Tracker().Hold(seq) })
+			s.tracker.Settle([]agent.Settled{{Sequence: seq, Refusal: &agent.Refusal{Kind: agent.RefusedStore, Count: count}}})
+		}
+		refused(1, 1)
+		p.store.reject = nid(1) // of a state, too
+		receive(t, s, 2, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		require.NoError(t, p.write(t.Context()))
+		_, retry, _ := s.Charge(100)
+		require.Zero(t, retry)
+		require.Zero(t, p.Admit(nid(1)))
+		refused(3, 2)
+		_, refusals, tells := s.Take()
+		require.True(t, tells, "it is told why before it goes")
+		require.Len(t, refusals, 3)
+		_, retry, by := s.Charge(100)
+		require.Equal(t, time.Second, retry)
+		require.True(t, by)
+		require.Equal(t, time.Second, p.Admit(nid(1)))
+		require.Zero(t, p.Admit(nid(2)), "nobody else is away")
+		require.Equal(t, []string{"refused 1"}, metric(t, p, "agentstatsd_agents_limited_total"))
+		s.tracker.Settle([]agent.Settled{{Sequence: 3}})
+		time.Sleep(time.Second)
+		require.Zero(t, p.Admit(nid(1)))
 	})
 }

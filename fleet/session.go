@@ -85,7 +85,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	if e.session != nil {
 		f.endLocked(e.session, EndTakeover)
 	}
-	t, known := e.instanceLocked(hello.Instance, f.metrics)
+	t, known := f.instanceLocked(e, hello.Instance)
 	elsewhere := f.wasElsewhereLocked(e, t.ordinal, hello.Ordinal)
 	t.ordinal = hello.Ordinal
 	reg := e.reg.Load()
@@ -116,7 +116,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 
 // instanceLocked returns the tracker of the instance, and whether the instance
 // was known before.
-func (e *entry) instanceLocked(instance agent.Instance, m *metrics) (_ *tracker, known bool) {
+func (f *Fleet) instanceLocked(e *entry, instance agent.Instance) (_ *tracker, known bool) {
 	i := slices.IndexFunc(e.instances, func(t *tracker) bool { return t.instance == instance })
 	if i >= 0 {
 		// The newest stands last: the first one goes when there are too many.
@@ -125,10 +125,10 @@ func (e *entry) instanceLocked(instance agent.Instance, m *metrics) (_ *tracker,
 		return t, true
 	}
 	if len(e.instances) >= maxInstances {
-		m.instancesDropped.Inc()
+		f.metrics.instancesDropped.Inc()
 		e.dropInstanceLocked(0)
 	}
-	t := newTracker(instance, m.summarized)
+	t := newTracker(f, e, instance)
 	e.instances = append(e.instances, t)
 	return t, false
 }

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/coder/agentstatsd/agent"
 )
 
@@ -47,8 +45,8 @@ type Refusal struct {
 // stops below all that is untold.
 type tracker struct {
 	instance agent.Instance
-	// summarized counts the refusals that are told in a summary.
-	summarized prometheus.Counter
+	fleet    *Fleet
+	entry    *entry // whose instance it is
 
 	// detached is when the last session ended; zero while there is one.
 	// Guarded by entry.mu.
@@ -89,8 +87,8 @@ type held struct {
 	count    int
 }
 
-func newTracker(instance agent.Instance, summarized prometheus.Counter) *tracker {
-	return &tracker{instance: instance, summarized: summarized}
+func newTracker(f *Fleet, e *entry, instance agent.Instance) *tracker {
+	return &tracker{instance: instance, fleet: f, entry: e}
 }
 
 // Hold implements agent.Tracker.
@@ -105,15 +103,23 @@ func (t *tracker) Hold(sequence int64) {
 	t.held = slices.Insert(t.held, i, held{sequence, 1})
 }
 
-// Settle implements agent.Tracker.
+// Settle implements agent.Tracker. What is refused is charged to the agent: if
+// anything is, the caller must not hold entry.mu.
 func (t *tracker) Settle(settled []agent.Settled) {
+	if refused := t.settle(settled); refused > 0 {
+		t.fleet.refused(t.entry, refused, 0)
+	}
+}
+
+// settle returns how many items were refused.
+func (t *tracker) settle(settled []agent.Settled) (refused int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	before, refused := t.progressLocked(), false
+	before := t.progressLocked()
 	for _, s := range settled {
 		if s.Refusal != nil {
 			t.refuseLateLocked(s.Sequence, *s.Refusal)
-			refused = true
+			refused += max(s.Refusal.Count, 1)
 		}
 		i, found := t.find(s.Sequence)
 		if !found {
@@ -126,9 +132,10 @@ func (t *tracker) Settle(settled []agent.Settled) {
 	if len(t.held) == 0 {
 		t.held = nil // an idle agent holds no memory
 	}
-	if refused || t.progressLocked() != before {
+	if refused > 0 || t.progressLocked() != before {
 		t.wakeLocked()
 	}
+	return refused
 }
 
 func (t *tracker) find(sequence int64) (int, bool) {
@@ -161,7 +168,7 @@ func (t *tracker) refuseLateLocked(sequence int64, r agent.Refusal) {
 
 func (t *tracker) refuseLocked(sequence int64, r agent.Refusal) {
 	if len(t.untold) >= maxUntold {
-		t.summarized.Inc()
+		t.fleet.metrics.summarized.Inc()
 		t.summary.join(span{sequence, sequence, max(r.Count, 1)})
 		return
 	}

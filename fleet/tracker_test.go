@@ -13,12 +13,18 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
+// trackerOf returns that of an agent of its own.
+func trackerOf() *tracker {
+	f := &Fleet{opts: Options{}.withDefaults(), metrics: newMetrics(prometheus.NewRegistry())}
+	return newTracker(f, &entry{}, instance(1))
+}
+
 // TestTrackerModel compares the tracker with a list of all holds.
 func TestTrackerModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		session, notify := &Session{}, make(chan struct{}, 1)
 		session.Watch(waker(notify))
-		tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+		tr := trackerOf()
 		tr.attach(session, 0)
 		var holds []int64
 		var received, durable int64
@@ -84,8 +90,7 @@ func TestTrackerModel(t *testing.T) {
 
 // What is refused is told before an ack covers it, however much it is.
 func TestTrackerRefusals(t *testing.T) {
-	summarized := prometheus.NewCounter(prometheus.CounterOpts{})
-	tr := newTracker(instance(1), summarized)
+	tr := trackerOf()
 	var s Session
 	require.Equal(t, Progress{}, tr.attach(&s, 0))
 	const over = 3
@@ -102,14 +107,14 @@ func TestTrackerRefusals(t *testing.T) {
 	require.Len(t, refusals, maxUntold+1)
 	require.Equal(t, Refusal{0, 1, agent.Refusal{Reason: "store", Names: []string{"0"}, Count: 1}}, refusals[0])
 	require.Equal(t, Refusal{maxUntold + 1, maxUntold + over, summaryOf(over)}, refusals[maxUntold])
-	require.Equal(t, float64(over), testutil.ToFloat64(summarized))
+	require.Equal(t, float64(over), testutil.ToFloat64(tr.fleet.metrics.summarized))
 	_, refusals, _ = tr.take(&s)
 	require.Empty(t, refusals)
 }
 
 // What the database refuses of one request is one refusal.
 func TestTrackerJoinsRefusals(t *testing.T) {
-	tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+	tr := trackerOf()
 	var s Session
 	tr.attach(&s, 0)
 	const keys = agent.MaxRefusalNames + 4
@@ -147,7 +152,7 @@ func TestTrackerTellsAgain(t *testing.T) {
 		{"beyond all", 100, Progress{9, 9}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+			tr := trackerOf()
 			var first, second Session
 			tr.attach(&first, 0)
 			tr.receive(3)
@@ -170,7 +175,7 @@ func TestTrackerTellsAgain(t *testing.T) {
 
 // What is refused between two sessions is above what the next one resumes from.
 func TestTrackerRefusesBetweenSessions(t *testing.T) {
-	tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+	tr := trackerOf()
 	var first, second Session
 	tr.attach(&first, 0)
 	tr.Hold(1)
@@ -184,7 +189,7 @@ func TestTrackerRefusesBetweenSessions(t *testing.T) {
 }
 
 func TestTrackerWakesTheNewestSession(t *testing.T) {
-	tr := newTracker(instance(1), prometheus.NewCounter(prometheus.CounterOpts{}))
+	tr := trackerOf()
 	var wakes [2]chan struct{}
 	var sessions [2]Session
 	for i := range sessions {
