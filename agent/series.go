@@ -9,6 +9,14 @@ type Series struct {
 	Value  float64
 }
 
+// SeriesKey names whose series the service computes: those of an agent, or of a
+// workspace. One id may be both.
+type SeriesKey struct {
+	// Workspace tells that ID is a workspace's.
+	Workspace bool
+	ID        ID
+}
+
 // Status is how an agent stands to the service, named as in the label status.
 type Status string
 

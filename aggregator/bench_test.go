@@ -203,8 +203,8 @@ func benchStates(tb testing.TB, agents int) *Aggregator {
 	a := newTest(tb, Options{})
 	for n := range agents {
 		ofAgent, ofWorkspace := benchState(n, 0)
-		a.SetState(benchID(n), ofAgent)
-		a.SetState(benchID(n+agents), ofWorkspace)
+		a.SetState(agent.SeriesKey{ID: benchID(n)}, ofAgent)
+		a.SetState(agent.SeriesKey{Workspace: true, ID: benchID(n)}, ofWorkspace)
 	}
 	return a
 }
@@ -249,7 +249,7 @@ func BenchmarkSetState(b *testing.B) {
 	i := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		a.SetState(benchID(7), rounds[i&1])
+		a.SetState(agent.SeriesKey{ID: benchID(7)}, rounds[i&1])
 		i++
 	}
 }

@@ -34,7 +34,7 @@ type naive struct {
 }
 
 type naiveState struct {
-	key    agent.ID
+	key    agent.SeriesKey
 	series string
 	value  float64
 }
@@ -485,7 +485,7 @@ func (m *naive) sum(a *naiveAgent, s *naiveSeries) *naiveSum {
 }
 
 // setState keeps the place of what the key has already.
-func (m *naive) setState(key agent.ID, series []agent.Series) {
+func (m *naive) setState(key agent.SeriesKey, series []agent.Series) {
 	had := m.states
 	m.states = nil
 	var added []naiveState

@@ -235,7 +235,7 @@ func (w *world) remove(t *rapid.T) {
 // state replaces the series of a key, of which two may be the same, and the same
 // as another key's.
 func (w *world) state(t *rapid.T) {
-	key := anID(t)
+	key := agent.SeriesKey{Workspace: rapid.Bool().Draw(t, "workspace"), ID: anID(t)}
 	series := rapid.SliceOfN(rapid.Custom(aState), 0, 4).Draw(t, "series")
 	w.real.SetState(key, series)
 	w.model.setState(key, series)

@@ -27,7 +27,7 @@ type states struct {
 	// mu is also held while a scrape begins: it begins before a key's series
 	// are replaced, or after.
 	mu       sync.Mutex
-	byKey    map[agent.ID][]*stateLine
+	byKey    map[agent.SeriesKey][]*stateLine
 	byPrefix map[string]*stateLine
 }
 
@@ -37,13 +37,13 @@ type stateLine struct {
 	block  *arena.Block
 	slot   uint32
 	// key is whose value is shown.
-	key agent.ID
+	key agent.SeriesKey
 	// waiting are the other keys that have the label set, the next one first.
 	waiting []stateHolder
 }
 
 type stateHolder struct {
-	key   agent.ID
+	key   agent.SeriesKey
 	value float64
 }
 
@@ -63,7 +63,7 @@ func newStates(fams *families) *states {
 	t := &states{
 		families: make(map[string]*family, len(stateNames)),
 		scratch:  sync.Pool{New: func() any { return &rendered{} }},
-		byKey:    make(map[agent.ID][]*stateLine),
+		byKey:    make(map[agent.SeriesKey][]*stateLine),
 		byPrefix: make(map[string]*stateLine),
 	}
 	for _, name := range stateNames {
@@ -82,7 +82,7 @@ func newStates(fams *families) *states {
 // series of equal labels the first one's value is shown until that key has it no
 // more. The series do not expire and are not grouped. They count as held, but
 // none is refused: whoever computes them bounds them. series is not kept.
-func (a *Aggregator) SetState(key agent.ID, series []agent.Series) {
+func (a *Aggregator) SetState(key agent.SeriesKey, series []agent.Series) {
 	t := a.states
 	r := t.scratch.Get().(*rendered)
 	r.render(t.families, series)
@@ -118,7 +118,7 @@ func (r *rendered) render(fams map[string]*family, series []agent.Series) {
 }
 
 // replaceLocked returns by how many more lines there are.
-func (t *states) replaceLocked(key agent.ID, r *rendered) int {
+func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 	before := len(t.byPrefix)
 	old := t.byKey[key]
 	lines := make([]*stateLine, 0, len(r.series))
@@ -160,7 +160,7 @@ func (t *states) replaceLocked(key agent.ID, r *rendered) int {
 }
 
 // hold gives the key's value to the line, or has it wait.
-func (l *stateLine) hold(key agent.ID, v float64) {
+func (l *stateLine) hold(key agent.SeriesKey, v float64) {
 	if l.key == key {
 		l.block.Set(l.slot, v)
 		return
@@ -175,7 +175,7 @@ func (l *stateLine) hold(key agent.ID, v float64) {
 }
 
 // letGoLocked takes the line from the key.
-func (t *states) letGoLocked(l *stateLine, key agent.ID) {
+func (t *states) letGoLocked(l *stateLine, key agent.SeriesKey) {
 	switch {
 	case l.key != key:
 		l.waiting = slices.DeleteFunc(l.waiting, func(h stateHolder) bool { return h.key == key })

@@ -23,6 +23,8 @@ func state(family string, v float64, labelPairs ...string) agent.Series {
 	return agent.Series{Family: s.Name, Labels: s.Labels, Value: s.Value}
 }
 
+func agentKey(n byte) agent.SeriesKey { return agent.SeriesKey{ID: id(n)} }
+
 // stateText returns the lines of the states.
 func stateText(t testing.TB, a *Aggregator) string {
 	t.Helper()
@@ -43,13 +45,13 @@ func TestSetState(t *testing.T) {
 		require.Empty(t, stateText(t, a))
 		require.Contains(t, text(t, a), "# HELP coderd_agents_up The number of active agents per workspace.\n# TYPE coderd_agents_up gauge\n")
 
-		a.SetState(id(1), []agent.Series{
+		a.SetState(agentKey(1), []agent.Series{
 			state("coderd_agents_connections", 1, "agent_name", "main", "status", "connecting", "username", "ann"),
 			state("coderd_agents_apps", 2, "agent_name", "main", "app_name", "a\"\n\xff", "username", ""),
 			state("coderd_agents_apps", 3, "agent_name", "main", "app_name", "a\"\n\ufffd"),
 			state("coderd_agentstats_rx_bytes", 1, "agent_name", "main"),
 		})
-		a.SetState(id(2), []agent.Series{state("coderd_agents_up", 0)})
+		a.SetState(agentKey(2), []agent.Series{state("coderd_agents_up", 0)})
 		require.Equal(t, `coderd_agents_apps{agent_name="main",app_name="a\"\n`+"\ufffd"+`"} 2
 coderd_agents_connections{agent_name="main",status="connecting",username="ann"} 1
 coderd_agents_up 0
@@ -60,15 +62,15 @@ coderd_agents_up 0
 agentstatsd_series 3
 `), "agentstatsd_series"))
 
-		a.SetState(id(1), []agent.Series{
+		a.SetState(agentKey(1), []agent.Series{
 			state("coderd_agents_connections", 1, "agent_name", "main", "status", "connected", "username", "ann"),
 		})
-		a.SetState(id(2), []agent.Series{state("coderd_agents_up", 1)})
+		a.SetState(agentKey(2), []agent.Series{state("coderd_agents_up", 1)})
 		require.Equal(t, `coderd_agents_connections{agent_name="main",status="connected",username="ann"} 1
 coderd_agents_up 1
 `, stateText(t, a))
-		a.SetState(id(1), nil)
-		a.SetState(id(2), nil)
+		a.SetState(agentKey(1), nil)
+		a.SetState(agentKey(2), nil)
 		require.Empty(t, stateText(t, a))
 		require.Empty(t, a.states.byKey)
 		require.Empty(t, a.states.byPrefix)
@@ -79,17 +81,17 @@ coderd_agents_up 1
 func TestStatesOfTwoKeys(t *testing.T) {
 	a := newTest(t, Options{})
 	up := func(v float64) []agent.Series { return []agent.Series{state("coderd_agents_up", v)} }
-	a.SetState(id(1), up(1))
-	a.SetState(id(2), up(2))
-	a.SetState(id(3), up(3))
+	a.SetState(agentKey(1), up(1))
+	a.SetState(agentKey(2), up(2))
+	a.SetState(agentKey(3), up(3))
 	require.Equal(t, "coderd_agents_up 1\n", stateText(t, a), "the first stays")
-	a.SetState(id(2), up(20))
+	a.SetState(agentKey(2), up(20))
 	require.Equal(t, "coderd_agents_up 1\n", stateText(t, a))
-	a.SetState(id(1), nil)
+	a.SetState(agentKey(1), nil)
 	require.Equal(t, "coderd_agents_up 20\n", stateText(t, a), "the next one, with its newest value")
-	a.SetState(id(3), nil)
+	a.SetState(agentKey(3), nil)
 	require.Equal(t, "coderd_agents_up 20\n", stateText(t, a))
-	a.SetState(id(2), nil)
+	a.SetState(agentKey(2), nil)
 	require.Empty(t, stateText(t, a))
 }
 
@@ -98,7 +100,7 @@ func TestStatesAreNotRefused(t *testing.T) {
 	a := newTest(t, Options{MaxSeries: 9})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("x", agent.Gauge, 1), sample("y", agent.Gauge, 1), sample("z", agent.Gauge, 1))), 1)
-	a.SetState(id(1), []agent.Series{state("coderd_agents_up", 1), state("coderd_agents_up", 1, "username", "ann")})
+	a.SetState(agentKey(1), []agent.Series{state("coderd_agents_up", 1), state("coderd_agents_up", 1, "username", "ann")})
 	require.Equal(t, "coderd_agents_up 1\ncoderd_agents_up{username=\"ann\"} 1\n", stateText(t, a))
 	a.Remove(id(1))
 	require.EqualValues(t, 2, a.series.Load(), "they are not the agent's to lose")
@@ -134,7 +136,9 @@ func TestScrapeIsOfOneMoment(t *testing.T) {
 			a.Report(id(1), 1, time.Now(), filler)
 			a.Open(id(2), identity("a"), agent.Session{Epoch: 1})
 			a.Report(id(2), 1, time.Now(), samples(sample(forwarded, agent.Gauge, 7)))
-			set := func(version string) { a.SetState(id(2), []agent.Series{state(up, 1, "template_version", version)}) }
+			set := func(version string) {
+				a.SetState(agentKey(2), []agent.Series{state(up, 1, "template_version", version)})
+			}
 			rename := func(to string) {
 				a.Relabel(id(2), identity(to))
 				require.NoError(t, a.WriteText(io.Discard)) // which brings groups up to date
@@ -172,7 +176,7 @@ func TestScrapeIsOfOneMoment(t *testing.T) {
 			nested(0)
 			slices.Sort(got)
 			require.Equal(t, want, got, "%s by %v", name, groupBy)
-			a.SetState(id(2), nil)
+			a.SetState(agentKey(2), nil)
 			a.Remove(id(2))
 			require.NotContains(t, text(t, a), forwarded+"{")
 			require.NotContains(t, text(t, a), up+"{")
@@ -191,7 +195,7 @@ func TestScrapeDuringChangesOfState(t *testing.T) {
 		for i := range series {
 			series[i] = state("coderd_agents_apps", float64(round), "agent_name", fmt.Sprint((key+round)%keys), "app_name", fmt.Sprint(i), "health", fmt.Sprint(round%3))
 		}
-		a.SetState(id(byte(key)), series)
+		a.SetState(agentKey(byte(key)), series)
 	}
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
@@ -231,7 +235,7 @@ func TestChangeOfStateAfterScrapeBegan(t *testing.T) {
 	a := newTest(t, Options{})
 	before := []agent.Series{state("coderd_agents_connections", 1, "status", "connecting"), state("coderd_agents_up", 0)}
 	after := []agent.Series{state("coderd_agents_connections", 1, "status", "connected"), state("coderd_agents_up", 1)}
-	a.SetState(id(1), before)
+	a.SetState(agentKey(1), before)
 	var w changing
 	// More than a chunk of forwarded series come first: the change falls
 	// between two writes of one scrape.
@@ -241,7 +245,7 @@ func TestChangeOfStateAfterScrapeBegan(t *testing.T) {
 		r.samples = append(r.samples, sample("a", agent.Gauge, 1, "x", strings.Repeat("x", 300)+fmt.Sprint(i)))
 	}
 	a.Report(id(1), 1, time.Now(), r)
-	w.change = func() { a.SetState(id(1), after) }
+	w.change = func() { a.SetState(agentKey(1), after) }
 	require.NoError(t, a.WriteText(&w))
 	require.Nil(t, w.change, "the change was made during the scrape")
 	require.Contains(t, w.String(), `status="connecting"`)

@@ -105,7 +105,7 @@ type SeriesRoster interface {
 	Remove(id agent.ID)
 	// SetState replaces the series that the fleet computes of an agent or a
 	// workspace. It keeps nothing of the slice.
-	SetState(key agent.ID, series []agent.Series)
+	SetState(key agent.SeriesKey, series []agent.Series)
 }
 
 // Pending is the metadata that waits to be written. Remove forgets that of one

@@ -47,7 +47,9 @@ type seriesJournal struct {
 	states *stateSeries
 }
 
-func (s seriesJournal) SetState(key agent.ID, series []agent.Series) { s.states.set(key, series) }
+func (s seriesJournal) SetState(key agent.SeriesKey, series []agent.Series) {
+	s.states.set(key, series)
+}
 
 func (s seriesJournal) Open(id agent.ID, ident agent.Identity, i agent.Session) {
 	s.add("open %s %s first=%v", short(id), ident.WorkspaceName, i.First)

@@ -50,7 +50,7 @@ func newRoster() roster {
 func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *workspace {
 	held := r.workspaces[w.ID]
 	if held == nil {
-		held = &workspace{Workspace: w, up: up{key: w.ID}}
+		held = &workspace{Workspace: w, up: up{key: agent.SeriesKey{Workspace: true, ID: w.ID}}}
 		r.workspaces[w.ID] = held
 	} else {
 		if equalWorkspace(&held.Workspace, &w) {

@@ -154,7 +154,7 @@ func latencies(n *agent.Network) []latency {
 
 // up is the series of a workspace. Its mutex comes after entry.mu.
 type up struct {
-	key agent.ID // the workspace's; it does not change
+	key agent.SeriesKey // the workspace's; it does not change
 
 	mu sync.Mutex
 	// labels is nil while the workspace is not served: another has its labels,
@@ -237,9 +237,9 @@ func (f *Fleet) presentLocked(e *entry, now time.Time) {
 	news := e.status != is.status
 	e.status, e.counted, e.shown = is.status, is.counted, is.shown
 	if is.shown {
-		f.series.SetState(e.id, agentSeries(e.reg.Load(), &e.state, is.status))
+		f.series.SetState(agent.SeriesKey{ID: e.id}, agentSeries(e.reg.Load(), &e.state, is.status))
 	} else {
-		f.series.SetState(e.id, nil)
+		f.series.SetState(agent.SeriesKey{ID: e.id}, nil)
 	}
 	if news {
 		f.news.tell(e.id)

@@ -21,13 +21,13 @@ import (
 // stateSeries are the series that a fleet set.
 type stateSeries struct {
 	mu    sync.Mutex
-	byKey map[agent.ID][]string
+	byKey map[agent.SeriesKey][]string
 	sets  int
 }
 
-func newStateSeries() *stateSeries { return &stateSeries{byKey: make(map[agent.ID][]string)} }
+func newStateSeries() *stateSeries { return &stateSeries{byKey: make(map[agent.SeriesKey][]string)} }
 
-func (s *stateSeries) set(key agent.ID, series []agent.Series) {
+func (s *stateSeries) set(key agent.SeriesKey, series []agent.Series) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sets++
@@ -384,4 +384,24 @@ func TestWatch(t *testing.T) {
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 1, 2)}})
 	require.NoError(t, err)
 	expect("nobody listens")
+}
+
+// Ids of agents and workspaces come from elsewhere: one may be both.
+func TestAgentWithTheIDOfItsWorkspace(t *testing.T) {
+	r := registration(1, 1, 1)
+	r.Workspace.ID = r.ID
+	p := loaded(t, Options{}, r)
+	want := []string{
+		"apps{agent_name=main,app_name=code,health=initializing,username=ada,workspace_name=ws1} 1",
+		"connections{agent_name=main,lifecycle_state=created,status=connecting,tailnet_node=unknown,username=ada,workspace_name=ws1} 1",
+		"up{template_name=docker,username=ada,workspace_name=ws1} 0",
+	}
+	require.Equal(t, want, p.states.all())
+	s := connect(t, p, 1)
+	require.Contains(t, p.states.all(), "up{template_name=docker,username=ada,workspace_name=ws1} 1")
+	require.Len(t, p.states.all(), 3)
+	s.Close(EndGoodbye)
+	_, err := p.Deregister(t.Context(), ids(1), nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{want[2]}, p.states.all())
 }

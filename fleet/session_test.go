@@ -283,7 +283,7 @@ type quiet struct{}
 
 func (quiet) Open(agent.ID, agent.Identity, agent.Session) {}
 func (quiet) Close(agent.ID, int64, bool)                  {}
-func (quiet) SetState(agent.ID, []agent.Series)            {}
+func (quiet) SetState(agent.SeriesKey, []agent.Series)     {}
 func (quiet) Relabel(agent.ID, agent.Identity)             {}
 func (quiet) Remove(agent.ID)                              {}
 

@@ -41,14 +41,15 @@ SELECT max(revision) FROM (
 // readNamed adds to the roster who was named again since a revision and is not in
 // it.
 func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *agent.Roster) error {
-	seen := make(map[agent.ID]struct{}, len(roster.Agents)+len(roster.Workspaces))
+	seenAgents := make(map[agent.ID]struct{}, len(roster.Agents))
 	for i := range roster.Agents {
-		seen[roster.Agents[i].ID] = struct{}{}
+		seenAgents[roster.Agents[i].ID] = struct{}{}
 	}
+	seenWorkspaces := make(map[agent.ID]struct{}, len(roster.Workspaces))
 	for i := range roster.Workspaces {
-		seen[roster.Workspaces[i].ID] = struct{}{}
+		seenWorkspaces[roster.Workspaces[i].ID] = struct{}{}
 	}
-	add := func(ids []agent.ID, joined []byte) ([]agent.ID, error) {
+	add := func(ids []agent.ID, seen map[agent.ID]struct{}, joined []byte) ([]agent.ID, error) {
 		if len(joined)%len(agent.ID{}) != 0 {
 			return ids, fmt.Errorf("ids of %d bytes", len(joined))
 		}
@@ -65,10 +66,10 @@ func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *
 		var agents, workspaces []byte
 		err := rows.Scan(&agents, &workspaces)
 		if err == nil {
-			roster.NamedAgents, err = add(roster.NamedAgents, agents)
+			roster.NamedAgents, err = add(roster.NamedAgents, seenAgents, agents)
 		}
 		if err == nil {
-			roster.NamedWorkspaces, err = add(roster.NamedWorkspaces, workspaces)
+			roster.NamedWorkspaces, err = add(roster.NamedWorkspaces, seenWorkspaces, workspaces)
 		}
 		return err
 	})

@@ -169,6 +169,12 @@ func testRegistrationsNamed(t *testing.T, s Store) {
 	got, err = rosterSince(t, s, before+2)
 	require.NoError(t, err)
 	require.Empty(t, got.NamedAgents)
+	// An agent and a workspace may have the same id.
+	apply(t, s, agent.Change{Agents: []agent.Registration{registration(id(4), id(4))}})
+	apply(t, s, agent.Change{NamedAgents: []agent.ID{id(4)}, NamedWorkspaces: []agent.ID{id(4)}})
+	got, err = rosterSince(t, s, before+3)
+	require.NoError(t, err)
+	require.Equal(t, agent.Roster{Revision: before + 4, NamedAgents: []agent.ID{id(4)}, NamedWorkspaces: []agent.ID{id(4)}}, got)
 	_, err = s.ApplyChange(t.Context(), before, agent.Change{NamedAgents: []agent.ID{id(1)}})
 	require.ErrorIs(t, err, agent.ErrOutdated, "a naming is a change like any other")
 }
