@@ -61,16 +61,9 @@ func (in *intake) agree(f *family, t agent.SampleType) metrics.Reason {
 // families stand in the intake's buffer until returnFamilies.
 func (in *intake) addFamily(of agentFamily) {
 	src := in.src
-	if in.borrowed {
-		in.families = append(in.families, of)
-		src.families = in.families
-		return
-	}
-	if len(src.families) == cap(src.families) {
+	if !in.borrowed && len(src.families) == cap(src.families) {
 		in.borrowed = true
-		in.families = append(append(in.families[:0], src.families...), of)
-		src.families = in.families
-		return
+		src.families = append(in.families[:0], src.families...)
 	}
 	src.families = append(src.families, of)
 }
@@ -81,9 +74,10 @@ func (in *intake) returnFamilies() {
 		return
 	}
 	in.borrowed = false
-	in.src.families = append([]agentFamily(nil), in.src.families...)
-	clear(in.families)
-	in.families = in.families[:0]
+	buffer := in.src.families
+	in.src.families = append([]agentFamily(nil), buffer...)
+	clear(buffer)
+	in.families = buffer[:0]
 }
 
 // contest notes that a sample is refused for its type, with which the agent

@@ -62,8 +62,8 @@ type intake struct {
 	next   []series
 	held   map[*desc]place
 
-	// families are those of the source while borrowed is true: a report can bring
-	// many.
+	// families is a buffer, which the source has while borrowed is true: a report can
+	// bring many families.
 	families []agentFamily
 	borrowed bool
 
