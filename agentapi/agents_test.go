@@ -108,7 +108,13 @@ func TestWatchAgents(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.Equal(t, []string{"1 DISCONNECTED READY HEALTHY"}, all.next())
 
-		s.register(3)
+		registerYoung := func(n int) {
+			r := registration(n)
+			r.CreatedAt = timestamppb.Now()
+			_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			require.NoError(t, err)
+		}
+		registerYoung(3)
 		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next())
 		_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1), bid(3)}})
 		require.NoError(t, err)
@@ -119,7 +125,7 @@ func TestWatchAgents(t *testing.T) {
 		}
 		slices.Sort(removed)
 		require.Equal(t, []string{"removed 1", "removed 3"}, removed)
-		s.register(3)
+		registerYoung(3)
 		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next(), "who comes back is told again")
 		for last := first.next(); !slices.Equal(last, []string{"removed 1"}); last = first.next() {
 			require.Contains(t, last[0], "1 ")

@@ -115,6 +115,33 @@ func TestRegistrationsAreValidated(t *testing.T) {
 	require.Empty(t, resp.GetAgents(), "all or nothing")
 }
 
+// Clocks may differ, but not by years: the newest build of its labels is served.
+func TestRegistrationsAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		for field, of := range map[string]func(*pb.AgentRegistration) **timestamppb.Timestamp{
+			"created_at":                 func(r *pb.AgentRegistration) **timestamppb.Timestamp { return &r.CreatedAt },
+			"workspace.build.created_at": func(r *pb.AgentRegistration) **timestamppb.Timestamp { return &r.Workspace.Build.CreatedAt },
+		} {
+			r := registration(1)
+			*of(r) = timestamppb.New(time.Now().Add(24*time.Hour + time.Second))
+			_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			requireCode(t, err, codes.InvalidArgument, "agents[0]."+field+
+				": want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2000-01-02T00:00:01Z")
+			*of(r) = timestamppb.New(time.Now().Add(24 * time.Hour))
+			_, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			require.NoError(t, err)
+			_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1)}})
+			require.NoError(t, err)
+		}
+		ws := workspace(1)
+		ws.Build.CreatedAt = timestamppb.New(time.Now().Add(10 * 365 * 24 * time.Hour))
+		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Workspaces: []*pb.Workspace{ws}})
+		requireCode(t, err, codes.InvalidArgument, "workspaces[0].build.created_at"+
+			": want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2009-12-29T00:00:00Z")
+	})
+}
+
 func TestRegisterAndList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{MaxAgents: 150}})
@@ -137,7 +164,7 @@ func TestRegisterAndList(t *testing.T) {
 
 		c := s.connect(1, 1, 1)
 		now := time.Now()
-		c.send(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(day)}}})
+		c.send(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now.Add(time.Hour))}}})
 		c.requireAck(1, 0)
 
 		var all []*pb.Agent

@@ -23,6 +23,11 @@ const (
 	maxApps             = 256
 )
 
+// maxAhead is how far ahead of this service's clock a registration's times may be.
+// Clocks and time zones that are wrong differ by less than a day. A build of years
+// ahead would be the newest of its labels for that long, whatever is built after it.
+const maxAhead = 24 * time.Hour
+
 // problem is the first field of a registration that breaks the contract.
 type problem struct {
 	field, text string
@@ -46,18 +51,19 @@ func (s *Server) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*a
 		Agents:     make([]agent.Registration, 0, len(agents)),
 		Workspaces: make([]agent.Workspace, 0, len(workspaces)),
 	}
+	now := time.Now()
 	for i, pb := range agents {
 		if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
 			return set, problemf(fmt.Sprintf("agents[%d]", i), "want at most %d bytes, got %d", limit, n)
 		}
-		reg, err := registrationOf(pb, s.opts.MaxDeclaredKeys)
+		reg, err := registrationOf(pb, s.opts.MaxDeclaredKeys, now)
 		if err != nil {
 			return set, err.in("agents[%d].", i)
 		}
 		set.Agents = append(set.Agents, reg)
 	}
 	for i, pb := range workspaces {
-		w, err := workspaceOf(pb)
+		w, err := workspaceOf(pb, now)
 		if err != nil {
 			return set, err.in("workspaces[%d].", i)
 		}
@@ -85,7 +91,7 @@ func checkOnce(set fleet.Set) *problem {
 	return nil
 }
 
-func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int) (agent.Registration, *problem) {
+func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now time.Time) (agent.Registration, *problem) {
 	r := agent.Registration{Name: pb.GetName(), MetadataKeys: pb.GetMetadataKeys()}
 	var err *problem
 	if r.ID, err = idOf("id", pb.GetId()); err != nil {
@@ -94,7 +100,7 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int) (ag
 	if text := textProblem(r.Name, 1, maxAgentName); text != "" {
 		return r, &problem{"name", text}
 	}
-	if r.CreatedAt, err = requiredTime("created_at", pb.GetCreatedAt()); err != nil {
+	if r.CreatedAt, err = requiredTime("created_at", pb.GetCreatedAt(), now); err != nil {
 		return r, err
 	}
 	if r.ConnectionTimeout, err = durationOf("connection_timeout", pb.GetConnectionTimeout()); err != nil {
@@ -106,7 +112,7 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int) (ag
 	if pb.GetWorkspace() == nil {
 		return r, problemf("workspace", "want it, got none")
 	}
-	if r.Workspace, err = workspaceOf(pb.GetWorkspace()); err != nil {
+	if r.Workspace, err = workspaceOf(pb.GetWorkspace(), now); err != nil {
 		return r, err.in("workspace.")
 	}
 	if pb.GetWorkspace().GetBuild() == nil {
@@ -131,7 +137,7 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int) (ag
 	return r, nil
 }
 
-func workspaceOf(pb *agentstatsv1.Workspace) (agent.Workspace, *problem) {
+func workspaceOf(pb *agentstatsv1.Workspace, now time.Time) (agent.Workspace, *problem) {
 	w := agent.Workspace{
 		Name:          pb.GetName(),
 		OwnerUsername: pb.GetOwnerUsername(),
@@ -171,7 +177,7 @@ func workspaceOf(pb *agentstatsv1.Workspace) (agent.Workspace, *problem) {
 	if pb.GetBuild() == nil {
 		return w, nil
 	}
-	if w.Build, err = buildOf(pb.GetBuild()); err != nil {
+	if w.Build, err = buildOf(pb.GetBuild(), now); err != nil {
 		return w, err.in("build.")
 	}
 	return w, nil
@@ -184,13 +190,13 @@ var transitions = map[agentstatsv1.Build_Transition]agent.Transition{
 	agentstatsv1.Build_TRANSITION_DELETE:      "delete",
 }
 
-func buildOf(pb *agentstatsv1.Build) (agent.Build, *problem) {
+func buildOf(pb *agentstatsv1.Build, now time.Time) (agent.Build, *problem) {
 	b := agent.Build{IsPrebuild: pb.GetIsPrebuild()}
 	var err *problem
 	if b.ID, err = idOf("id", pb.GetId()); err != nil {
 		return b, err
 	}
-	if b.CreatedAt, err = requiredTime("created_at", pb.GetCreatedAt()); err != nil {
+	if b.CreatedAt, err = requiredTime("created_at", pb.GetCreatedAt(), now); err != nil {
 		return b, err
 	}
 	known := false
@@ -257,13 +263,17 @@ func idsOf(field string, list [][]byte, limit int) ([]agent.ID, *problem) {
 	return ids, nil
 }
 
-func requiredTime(field string, t *timestamppb.Timestamp) (time.Time, *problem) {
+func requiredTime(field string, t *timestamppb.Timestamp, now time.Time) (time.Time, *problem) {
 	at, err := timeOf(t)
 	if err != nil {
 		return at, &problem{field, err.Error()}
 	}
 	if at.IsZero() {
 		return at, problemf(field, "want it, got none")
+	}
+	if at.Sub(now) > maxAhead {
+		return at, problemf(field, "want at most %v after the service's clock (%s), got %s",
+			maxAhead, now.UTC().Format(time.RFC3339), at.Format(time.RFC3339))
 	}
 	return at, nil
 }

@@ -28,7 +28,8 @@ const agentToken = "the agent's token"
 // registration is what coderd knows of an agent.
 func registration() *agentstatsv1.AgentRegistration {
 	hash := sha256.Sum256([]byte(agentToken))
-	made := timestamppb.New(time.Date(2026, 2, 6, 12, 0, 0, 0, time.UTC))
+	// Past, also where time begins in 2000: within testing/synctest.
+	made := timestamppb.New(time.Date(1999, 12, 31, 12, 0, 0, 0, time.UTC))
 	return &agentstatsv1.AgentRegistration{
 		Id:          agentID[:],
 		Name:        "main",

@@ -148,7 +148,7 @@ type AgentRegistration struct {
 	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Name of the agent within its workspace, 1 to 64 bytes.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// When coderd made the agent. Required.
+	// When coderd made the agent. Required; at most 24 h after the service's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Time after created_at at which an agent that never connected counts as timed
 	// out; absent or 0: never.
@@ -430,7 +430,8 @@ type Build struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID, 16 bytes.
 	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// When it was made; a later one is newer. Required.
+	// When it was made; a later one is newer. Required; at most 24 h after the
+	// service's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// What it does.
 	Transition Build_Transition `protobuf:"varint,3,opt,name=transition,proto3,enum=agentstats.v1.Build_Transition" json:"transition,omitempty"`
