@@ -66,7 +66,8 @@ func (s *Server) takeReport(r fleet.Request, report agent.Report, message func()
 	if !s.feed.idle() {
 		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: message()})
 	}
-	refused := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
+	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
+	r.Created(created)
 	r.Reported()
 	return refused
 }

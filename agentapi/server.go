@@ -35,9 +35,10 @@ import (
 
 // Stats takes in reports of stats and samples. It touches memory only. The
 // report is valid during the call; one with another epoch than the agent's open
-// session is ignored.
+// session is ignored. created is the number of series that the report has and
+// that nobody served before.
 type Stats interface {
-	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) []agent.Refusal
+	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int)
 }
 
 // Metadata takes in metadata that is to be stored. It touches memory only. The

@@ -19,7 +19,7 @@ import (
 // panics is a component that is broken.
 type panics struct{}
 
-func (panics) Report(agent.ID, int64, time.Time, agent.Report) []agent.Refusal {
+func (panics) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal, int) {
 	panic("secret of the service")
 }
 

@@ -49,7 +49,7 @@ func (in *intake) take(t testing.TB, now time.Time, data []byte) {
 	if err := testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, f); err != nil || f.stats == nil {
 		t.Fatal("not plain", err)
 	}
-	if refused := in.series.Report(in.agent, 1, now, f.stats); len(refused) > 0 {
+	if refused, _ := in.series.Report(in.agent, 1, now, f.stats); len(refused) > 0 {
 		t.Fatal(refused)
 	}
 	f.forms = f.stats.forms(f.forms)
@@ -63,7 +63,7 @@ func (in *intake) takeDecoded(t testing.TB, now time.Time, data []byte) {
 		t.Fatal(err)
 	}
 	report := newMessageReport(request.GetStats())
-	if refused := in.series.Report(in.agent, 1, now, report); len(refused) > 0 {
+	if refused, _ := in.series.Report(in.agent, 1, now, report); len(refused) > 0 {
 		t.Fatal(refused)
 	}
 	report.release()

@@ -17,7 +17,7 @@ func TestExpositionText(t *testing.T) {
 	ident := identity("main")
 	ident.WorkspaceName = "w\"s\\\n"
 	a.Open(id(1), ident, agent.Session{Epoch: 1})
-	require.Empty(t, a.Report(id(1), 1, time.Now(), &report{
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &report{
 		stats: agent.Stats{
 			RxBytes: 1 << 40, TxBytes: 7, ConnectionCount: 3, MedianLatencyMS: 1.5,
 			Sessions: agent.Sessions{VSCode: 1, JetBrains: 2, ReconnectingPTY: 3, SSH: 4},
@@ -29,7 +29,7 @@ func TestExpositionText(t *testing.T) {
 			sample("ssh_sessions", agent.Gauge, 1e300),
 			sample("conns", agent.Untyped, -3),
 		},
-	}))
+	})))
 	golden(t, "testdata/exposition.txt", text(t, a))
 	_, err := scrape(a)
 	require.NoError(t, err)

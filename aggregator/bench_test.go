@@ -56,7 +56,7 @@ func fleetOf(tb testing.TB, n int, opts Options) *Aggregator {
 	a := newTest(tb, opts)
 	for i := range n / perAgent {
 		a.Open(benchID(i), benchIdentity(i), agent.Session{Epoch: 1})
-		require.Empty(tb, a.Report(benchID(i), 1, time.Now(), benchReport(i, 0)))
+		require.Empty(tb, refusals(a.Report(benchID(i), 1, time.Now(), benchReport(i, 0))))
 	}
 	require.EqualValues(tb, n, a.series.Load())
 	return a
@@ -90,7 +90,7 @@ func BenchmarkReport30(b *testing.B) {
 					c.change(r)
 				}
 				reports[i] = r
-				require.Empty(b, a.Report(benchID(i), 1, time.Now(), reports[i]))
+				require.Empty(b, refusals(a.Report(benchID(i), 1, time.Now(), reports[i])))
 			}
 			now := time.Now()
 			i := 0

@@ -118,12 +118,12 @@ func TestSlowClientHoldsNothingUp(t *testing.T) {
 		go func() { done <- write(w) }()
 		<-w.begun
 		for n := range 20_000 / perAgent {
-			require.Empty(t, a.Report(benchID(n), 1, time.Now(), benchReport(n, 1)))
+			require.Empty(t, refusals(a.Report(benchID(n), 1, time.Now(), benchReport(n, 1))))
 		}
 		a.Relabel(benchID(1), identity("renamed"))
 		a.Remove(benchID(2))
 		a.Open(benchID(2), benchIdentity(2), agent.Session{Epoch: 1})
-		require.Empty(t, a.Report(benchID(2), 1, time.Now(), benchReport(2, 1)))
+		require.Empty(t, refusals(a.Report(benchID(2), 1, time.Now(), benchReport(2, 1))))
 		a.expire(time.Now())
 		require.NoError(t, a.WriteText(io.Discard))
 		require.NoError(t, a.WriteProtobuf(io.Discard))

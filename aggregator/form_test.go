@@ -20,13 +20,13 @@ func TestKnownSamplesAreNotDecoded(t *testing.T) {
 	r := samples(sample("a", agent.Gauge, 1, "x", "1"), sample("b", agent.Counter, 2), sample("a", agent.Gauge, 3, "x", "2"))
 	for n := range byte(2) {
 		a.Open(id(n), identity(string('m'+rune(n))), agent.Session{Epoch: 1})
-		require.Empty(t, a.Report(id(n), 1, time.Now(), r))
-		require.Empty(t, a.Report(id(n), 1, time.Now(), r)) // the forms are learnt
+		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), r)))
+		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), r))) // the forms are learnt
 	}
 	for i := range r.samples {
 		r.samples[i].Value += 10
 	}
-	require.Empty(t, a.Report(id(1), 1, time.Now(), &undecodable{*r}))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &undecodable{*r})))
 	require.Contains(t, forwardedText(t, a), `a{agent_name="n",template_name="tpl",username="user",workspace_name="ws",x="2"} 13`)
 	require.Contains(t, forwardedText(t, a), `b{agent_name="n",template_name="tpl",username="user",workspace_name="ws"} 12`)
 }
@@ -38,13 +38,13 @@ func TestFormOfAnotherType(t *testing.T) {
 	for n := range byte(2) {
 		a.Open(id(n), identity(string('m'+rune(n))), agent.Session{Epoch: 1})
 	}
-	require.Empty(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 1))))
-	require.Empty(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 1))))
-	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1))), 1)
-	require.Empty(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Gauge, 3))))
+	require.Empty(t, refusals(a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 1)))))
+	require.Empty(t, refusals(a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 1)))))
+	require.Len(t, refusals(a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1)))), 1)
+	require.Empty(t, refusals(a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Gauge, 3)))))
 	require.Contains(t, forwardedText(t, a), "# TYPE a gauge")
-	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1))))
-	require.Len(t, a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 2))), 1)
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1)))))
+	require.Len(t, refusals(a.Report(id(0), 1, time.Now(), samples(sample("a", agent.Counter, 2)))), 1)
 	require.Equal(t, 2, seriesOf(t, a, "a{"), "the one before stays for the TTL")
 }
 
@@ -63,9 +63,9 @@ func TestFormsAreBounded(t *testing.T) {
 	s := sample("a", agent.Gauge, 1, "x", "1")
 	form := func() *form { return a.source(id(1)).series[0].desc.form.Load() }
 	for range 2 {
-		require.Empty(t, a.Report(id(1), 1, time.Now(), &bulky{*samples(s)}))
+		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &bulky{*samples(s)})))
 		require.Nil(t, form())
 	}
-	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(s)))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), samples(s))))
 	require.Equal(t, agent.Form{Head: "\x02a", Tail: "x\x001\x00"}, form().Form)
 }

@@ -138,10 +138,10 @@ func TestUpstreamVectors(t *testing.T) {
 					id := agent.ID{15: e.Agent[1]}
 					a.Open(id, agent.Identity{Username: who.Username, WorkspaceName: who.Workspace, AgentName: who.AgentName, TemplateName: "tpl"},
 						agent.Session{Epoch: 1})
-					require.Empty(t, a.Report(id, 1, at(e.At), &report{stats: agent.Stats{
+					require.Empty(t, refusals(a.Report(id, 1, at(e.At), &report{stats: agent.Stats{
 						RxBytes: e.RxBytes, TxBytes: e.TxBytes, ConnectionCount: e.Connections, MedianLatencyMS: e.LatencyMS,
 						Sessions: agent.Sessions{VSCode: e.VSCode, JetBrains: e.JetBrains, ReconnectingPTY: e.ReconnectingPTY, SSH: e.SSH},
-					}}))
+					}})))
 				}
 				events = rest
 				a.expire(at(tick.At))

@@ -33,7 +33,7 @@ func TestGroupsByPolicy(t *testing.T) {
 	a := byTemplate(t, Options{}, first(1), first(2), first(3))
 	for n := range byte(3) {
 		v := float64(n + 1)
-		require.Empty(t, a.Report(id(n), 1, time.Now(), &report{
+		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), &report{
 			stats: agent.Stats{RxBytes: 10, ConnectionCount: int64(n), MedianLatencyMS: 1000 * v, Sessions: agent.Sessions{SSH: 2}},
 			samples: []agent.Sample{
 				sample("agent_scripts_executed_total", agent.Counter, v, "success", "true"),
@@ -42,7 +42,7 @@ func TestGroupsByPolicy(t *testing.T) {
 				sample("coderd_agentstats_startup_script_seconds", agent.Gauge, v, "success", "true"),
 				sample("conns", agent.Gauge, v),
 			},
-		}))
+		})))
 	}
 	golden(t, "testdata/grouped.txt", text(t, a))
 	_, err := scrape(a)
@@ -175,13 +175,13 @@ func TestGroupIsNotSpoilt(t *testing.T) {
 	now := time.Now()
 	send := func(n byte, counter, gauge, latency float64) int {
 		refused := 0
-		for _, f := range a.Report(id(n), 1, now, &report{
+		for _, f := range refusals(a.Report(id(n), 1, now, &report{
 			stats: agent.Stats{MedianLatencyMS: latency, ConnectionCount: 1},
 			samples: []agent.Sample{
 				sample("c_total", agent.Counter, counter), sample("g", agent.Gauge, gauge),
 				sample("coderd_agentstats_startup_script_seconds", agent.Gauge, gauge, "success", "true"),
 			},
-		}) {
+		})) {
 			refused += f.Count
 		}
 		return refused
@@ -223,7 +223,7 @@ func TestGroupIsNotSpoilt(t *testing.T) {
 	shown(1<<52+12+499.5+0.5, 0.75, 0.5, 2) // rounded as a float64 is
 	// Another agent says that it is a gauge.
 	a.Open(id(2), identity("2"), first(4))
-	require.Len(t, a.Report(id(2), 1, now, samples(sample("c_total", agent.Gauge, 0), sample("g", agent.Counter, 1))), 1)
+	require.Len(t, refusals(a.Report(id(2), 1, now, samples(sample("c_total", agent.Gauge, 0), sample("g", agent.Counter, 1)))), 1)
 	shown(1<<52+12+499.5+0.5, 0.75, 0.5, 2)
 }
 
@@ -231,7 +231,7 @@ func TestGroupIsNotSpoilt(t *testing.T) {
 func TestGhostsKeepTheirType(t *testing.T) {
 	a := byTemplate(t, Options{}, first(1), first(2), first(3))
 	report := func(n byte, typ agent.SampleType) int {
-		return len(a.Report(id(n), 1, time.Now(), samples(sample("c_total", typ, 5))))
+		return len(refusals(a.Report(id(n), 1, time.Now(), samples(sample("c_total", typ, 5)))))
 	}
 	require.Zero(t, report(0, agent.Counter))
 	a.Remove(id(0))
@@ -319,8 +319,8 @@ func TestGhostsAreBounded(t *testing.T) {
 	var refused int
 	for n := range byte(8) {
 		a.Open(id(n), identity(fmt.Sprint(n)), first(n))
-		for _, r := range a.Report(id(n), 1, time.Now(), samples(sample("b", agent.Gauge, 1, "n", fmt.Sprint(n)),
-			sample("c", agent.Gauge, 1, "n", fmt.Sprint(n)))) {
+		for _, r := range refusals(a.Report(id(n), 1, time.Now(), samples(sample("b", agent.Gauge, 1, "n", fmt.Sprint(n)),
+			sample("c", agent.Gauge, 1, "n", fmt.Sprint(n))))) {
 			refused += r.Count
 		}
 	}

@@ -290,3 +290,6 @@ func diffValues(want, got map[string]uint64) string {
 }
 
 func value(s scraped, series string) float64 { return math.Float64frombits(s.values[series]) }
+
+// refusals are those of what Report returns.
+func refusals(refused []agent.Refusal, _ int) []agent.Refusal { return refused }

@@ -136,7 +136,7 @@ func TestSessions(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			a := newTest(t, Options{})
 			a.Open(id(1), identity("main"), agent.Session{Epoch: 5})
-			require.Empty(t, a.Report(id(1), 5, time.Now(), one))
+			require.Empty(t, refusals(a.Report(id(1), 5, time.Now(), one)))
 			c.then(a)
 			require.Equal(t, c.want, seriesOf(t, a, "template_name"))
 		})
@@ -162,7 +162,7 @@ func TestRelabel(t *testing.T) {
 func TestShadowing(t *testing.T) {
 	a := newTest(t, Options{})
 	report := func(n byte, v float64) {
-		require.Empty(t, a.Report(id(n), 1, time.Now(), samples(sample("a", agent.Gauge, v))))
+		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), samples(sample("a", agent.Gauge, v)))))
 	}
 	shown := func(v string, shadowed int) {
 		t.Helper()

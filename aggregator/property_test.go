@@ -198,7 +198,7 @@ func (w *world) send(t *rapid.T, a agent.ID, r *report) {
 	epoch := w.epochs[a] - rapid.SampledFrom([]int64{0, 0, 0, 0, 1}).Draw(t, "epoch behind")
 	now := w.now.Add(-rapid.SampledFrom([]time.Duration{0, 0, 0, 3 * time.Second}).Draw(t, "clock behind"))
 	refused := 0
-	for _, f := range w.real.Report(a, epoch, now, r) {
+	for _, f := range refusals(w.real.Report(a, epoch, now, r)) {
 		refused += f.Count
 		if f.Count < 1 || f.Message == "" || f.Reason == "" || len(f.Names) != min(f.Count, agent.MaxRefusalNames) {
 			t.Fatalf("refusal %+v", f)

@@ -9,27 +9,29 @@ import (
 )
 
 // Report takes in one report, received at now, and returns what was refused of
-// it: one refusal for each reason. A report of a session that is not the open
-// one is ignored. r is not kept.
+// it, one refusal for each reason, and how many series were created for it, which
+// costs some 10 us each. A report of a session that is not the open one is
+// ignored. r is not kept.
 //
 // Series that the agent had and that are absent from r expire.
-func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Report) []agent.Refusal {
+func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int) {
 	src := a.source(id)
 	if src == nil {
 		a.metrics.ignored.Inc()
-		return nil
+		return nil, 0
 	}
 	in := a.intakes.Get().(*intake)
-	refusals, ok := in.take(src, epoch, a.since(now), r)
+	refused, ok := in.take(src, epoch, a.since(now), r)
+	created = in.created
 	a.intakes.Put(in)
 	if !ok {
 		a.metrics.ignored.Inc()
-		return nil
+		return nil, 0
 	}
-	for i := range refusals {
-		a.metrics.refused.WithLabelValues(refusals[i].Reason).Add(float64(refusals[i].Count))
+	for i := range refused {
+		a.metrics.refused.WithLabelValues(refused[i].Reason).Add(float64(refused[i].Count))
 	}
-	return refusals
+	return refused, created
 }
 
 // intake takes in one report at a time. It holds what is needed for that, so
@@ -49,6 +51,8 @@ type intake struct {
 	// cursor is the next series of src.series to compare with.
 	cursor   int
 	accepted int
+	// created are the series that nobody served before the report.
+	created  int
 	omitted  [omissions]int
 	refusals []agent.Refusal
 	// deferred are the samples that found no room, by their indices: they are
@@ -91,7 +95,8 @@ func (in *intake) take(src *source, epoch, now int64, r agent.Report) ([]agent.R
 		return nil, false
 	}
 	in.src, in.report, in.now = src, r, max(now, src.reported)
-	in.cursor, in.accepted, in.omitted, in.refusals = 0, 0, [omissions]int{}, nil
+	in.cursor, in.accepted, in.created = 0, 0, 0
+	in.omitted, in.refusals = [omissions]int{}, nil
 	// Deferred for the case that r panics: what was taken in until then counts.
 	defer in.finish()
 	in.stats(r.Stats())
@@ -280,6 +285,7 @@ func (in *intake) found(d *desc, s *agent.Sample, v float64) metrics.Reason {
 		a.unreserve(src, d.bytes())
 		return src.contest(d.family)
 	}
+	in.created++
 	src.familyOf(d.family).series++
 	if held && made.member != nil {
 		made.member.last = uncounted // it was of another type

@@ -73,7 +73,7 @@ func TestRefusals(t *testing.T) {
 			a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 			r := samples(sample("first", agent.Gauge, 1), sample("dup", agent.Gauge, 1), c.sample, sample("last", agent.Gauge, 1))
 			for range 2 {
-				got := a.Report(id(1), 1, time.Now(), r)
+				got, _ := a.Report(id(1), 1, time.Now(), r)
 				require.Empty(t, cmp.Diff([]agent.Refusal{{
 					Kind: c.kind, Reason: string(c.reason), Message: c.message, Count: 1,
 					Names: []string{c.sample.Name[:min(200, len(c.sample.Name))]},
@@ -91,7 +91,7 @@ func TestRefusedStats(t *testing.T) {
 	a := newTest(t, Options{})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	good := agent.Stats{RxBytes: 1, TxBytes: 2, ConnectionCount: 3, MedianLatencyMS: 4, Sessions: agent.Sessions{VSCode: 1, JetBrains: 1, ReconnectingPTY: 1, SSH: 1}}
-	require.Empty(t, a.Report(id(1), 1, time.Now(), &report{stats: good}))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &report{stats: good})))
 	require.Equal(t, 8, seriesOf(t, a, "main"))
 	bad := agent.Stats{
 		RxBytes: -5, TxBytes: 1 << 60, ConnectionCount: -1, MedianLatencyMS: math.NaN(),
@@ -103,7 +103,7 @@ func TestRefusedStats(t *testing.T) {
 			"rx_bytes", "tx_bytes", "connection_count", "connection_median_latency_ms",
 			"session_count_vscode", "session_count_jetbrains", "session_count_ssh",
 		},
-	}}, a.Report(id(1), 1, time.Now(), &report{stats: bad})))
+	}}, refusals(a.Report(id(1), 1, time.Now(), &report{stats: bad}))))
 	got := shownLines(text(t, a))
 	got = slices.DeleteFunc(got, func(l string) bool { return l[0] == '#' })
 	require.Equal(t, []string{
@@ -127,7 +127,7 @@ func TestSessionsByApp(t *testing.T) {
 		{agent.AppCounts{len(agent.SessionApps) - 1: 5, agent.AppSSH: agent.MaxReportedCount + 1, agent.AppVSCode: -1}, []string{"windsurf vscode 5"}},
 		{agent.AppCounts{}, nil},
 	} {
-		require.Empty(t, a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{Apps: c.counts}}))
+		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{Apps: c.counts}})))
 		s, err := scrape(a)
 		require.NoError(t, err)
 		got := make(map[string]uint64)
@@ -154,7 +154,7 @@ func TestLatencyIsBounded(t *testing.T) {
 	for ms, refused := range map[float64]int{
 		agent.MaxLatencyMS: 0, agent.MaxLatencyMS + 1: 1, math.MaxFloat64: 1, math.Inf(1): 1, math.NaN(): 1, math.Inf(-1): 0, -0.001: 0,
 	} {
-		require.Len(t, a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{MedianLatencyMS: ms}}), refused, "%v ms", ms)
+		require.Len(t, refusals(a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{MedianLatencyMS: ms}})), refused, "%v ms", ms)
 	}
 }
 
@@ -166,7 +166,7 @@ func TestWindowDoesNotOverflow(t *testing.T) {
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	most := &report{stats: agent.Stats{RxBytes: agent.MaxReportedBytes, TxBytes: agent.MaxReportedBytes}}
 	for i := range 10_000 {
-		require.Empty(t, a.Report(id(1), 1, now.Add(time.Duration(i)*5*time.Millisecond), most))
+		require.Empty(t, refusals(a.Report(id(1), 1, now.Add(time.Duration(i)*5*time.Millisecond), most)))
 	}
 	s, err := scrape(a)
 	require.NoError(t, err)
@@ -183,7 +183,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	for range 5000 {
 		r.samples = append(r.samples, sample(strings.Repeat("é", 500), agent.Gauge, 1), sample("up", agent.Gauge, 1))
 	}
-	got := a.Report(id(1), 1, time.Now(), r)
+	got, _ := a.Report(id(1), 1, time.Now(), r)
 	require.Len(t, got, 2)
 	for _, f := range got {
 		require.Equal(t, 5000, f.Count)
@@ -203,16 +203,16 @@ func TestSeriesPerAgentLimit(t *testing.T) {
 		require.Empty(t, cmp.Diff([]agent.Refusal{{
 			Kind: agent.RefusedLimit, Reason: "too_many_agent_series", Message: "c would exceed the agent's 2 series",
 			Names: []string{"c", "d"}, Count: 2,
-		}}, a.Report(id(1), 1, time.Now(), r)))
+		}}, refusals(a.Report(id(1), 1, time.Now(), r))))
 	}
 	// Another agent's series of that name make no difference.
 	a.Open(id(2), identity("other"), agent.Session{Epoch: 1})
-	require.Empty(t, a.Report(id(2), 1, time.Now(), samples(sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1))))
-	require.Len(t, a.Report(id(1), 1, time.Now(), r), 1)
+	require.Empty(t, refusals(a.Report(id(2), 1, time.Now(), samples(sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1)))))
+	require.Len(t, refusals(a.Report(id(1), 1, time.Now(), r)), 1)
 	require.Equal(t, 4, seriesOf(t, a, "template_name"))
 	// What is gone from the report makes room.
-	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("c", agent.Gauge, 1))))
-	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1), sample("d", agent.Gauge, 1))))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), samples(sample("c", agent.Gauge, 1)))))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 1), sample("d", agent.Gauge, 1)))))
 	require.Equal(t, 4, seriesOf(t, a, "template_name"))
 }
 
@@ -241,7 +241,7 @@ func TestReportReplacesAllSeries(t *testing.T) {
 		}
 		for round := range 3 {
 			for _, name := range []string{"a", "b"} {
-				require.Empty(t, a.Report(id(1), 1, time.Now(), each(name, 1000)), "%+v, round %d", opts, round)
+				require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), each(name, 1000))), "%+v, round %d", opts, round)
 			}
 		}
 		_, err := scrape(a)
@@ -254,20 +254,20 @@ func TestSeriesLimit(t *testing.T) {
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	a.Open(id(2), identity("other"), agent.Session{Epoch: 1})
 	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1))
-	require.Empty(t, a.Report(id(1), 1, time.Now(), r)) // 7 stats gauges and 2
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r))) // 7 stats gauges and 2
 	require.Empty(t, cmp.Diff([]agent.Refusal{{
 		Kind: agent.RefusedLimit, Reason: "too_many_series", Message: "the limit of 17 series of all agents is reached", Count: 1,
 		Names: []string{"b"},
-	}}, a.Report(id(2), 1, time.Now(), r)))
+	}}, refusals(a.Report(id(2), 1, time.Now(), r))))
 	require.EqualValues(t, 17, a.series.Load())
-	require.Empty(t, a.Report(id(1), 1, time.Now(), r), "what is held goes on")
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)), "what is held goes on")
 	a.Open(id(3), identity("third"), agent.Session{Epoch: 1})
-	require.Len(t, a.Report(id(3), 1, time.Now(), r), 1)
+	require.Len(t, refusals(a.Report(id(3), 1, time.Now(), r)), 1)
 	require.Equal(t, 7, seriesOf(t, a, "third"), "what the service computes is not refused")
 	a.Remove(id(3))
 	a.Remove(id(1))
 	require.EqualValues(t, 8, a.series.Load())
-	require.Empty(t, a.Report(id(2), 1, time.Now(), r))
+	require.Empty(t, refusals(a.Report(id(2), 1, time.Now(), r)))
 }
 
 func TestFamilyLimit(t *testing.T) {
@@ -277,7 +277,7 @@ func TestFamilyLimit(t *testing.T) {
 	for i := range 503 {
 		r.samples = append(r.samples, sample(fmt.Sprintf("f%d", i), agent.Gauge, 1))
 	}
-	got := a.Report(id(1), 1, time.Now(), r)
+	got, _ := a.Report(id(1), 1, time.Now(), r)
 	require.Len(t, got, 1)
 	require.Equal(t, "too_many_families", got[0].Reason)
 	require.Equal(t, 3, got[0].Count, "the documented families do not count")
@@ -326,7 +326,7 @@ func TestShares(t *testing.T) {
 					r.samples = append(r.samples, c.sample(n, i))
 				}
 				taken = 100
-				for _, f := range a.Report(benchID(n), 1, now, r) {
+				for _, f := range refusals(a.Report(benchID(n), 1, now, r)) {
 					require.Equal(t, c.reason, f.Reason)
 					require.Equal(t, agent.RefusedLimit, f.Kind)
 					require.NotContains(t, f.Message, "all agents is reached")
@@ -389,7 +389,7 @@ func TestTypeConflicts(t *testing.T) {
 			for i, typ := range more {
 				r.samples = append(r.samples, sample("x", typ, 1, "i", fmt.Sprint(i+1)))
 			}
-			got := a.Report(id(n), 1, time.Now(), r)
+			got, _ := a.Report(id(n), 1, time.Now(), r)
 			if refused == 0 {
 				require.Empty(t, got)
 				return
@@ -442,7 +442,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		sample("a", agent.Gauge, 2, "x", "1"),
 		sample("b", agent.Gauge, 3),
 	)
-	require.Empty(t, a.Report(id(1), 1, time.Now(), r))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)))
 	first := text(t, a)
 	for range 4 {
 		r.samples = append(r.samples[1:], r.samples[0])
@@ -450,7 +450,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 			slices.Reverse(r.samples[i].Labels)
 			r.samples[i].Labels = append(r.samples[i].Labels, agent.Label{Name: "empty"})
 		}
-		require.Empty(t, a.Report(id(1), 1, time.Now(), r))
+		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)))
 		require.Equal(t, first, text(t, a))
 		require.EqualValues(t, 10, a.series.Load())
 	}
@@ -519,7 +519,7 @@ func TestReportThatPanics(t *testing.T) {
 		a.Report(id(1), 1, time.Now(), &broken{*samples(sample("a", agent.Gauge, 1))})
 	})
 	require.Equal(t, 1, seriesOf(t, a, "a{"))
-	require.Empty(t, a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 2))))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), samples(sample("a", agent.Gauge, 2)))))
 	a.Remove(id(1))
 	require.Zero(t, a.series.Load())
 }
@@ -549,4 +549,27 @@ func TestWindow(t *testing.T) {
 		}
 	}
 	require.LessOrEqual(t, cap(w.buckets), 2*maxBuckets)
+}
+
+// Report tells how many series a report made, which is what they cost: none if they
+// were there, also in another order or within the TTL.
+func TestReportCountsCreatedSeries(t *testing.T) {
+	a := newTest(t, Options{})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	a.Open(id(2), identity("other"), agent.Session{Epoch: 1})
+	x, y, z := sample("x", agent.Gauge, 1), sample("y", agent.Gauge, 1), sample("z", agent.Gauge, 1, "l", "1")
+	for _, c := range []struct {
+		agent   byte
+		samples []agent.Sample
+		want    int
+	}{
+		{1, []agent.Sample{x, y}, 2},
+		{1, []agent.Sample{y, x}, 0},
+		{1, []agent.Sample{z}, 1},
+		{1, []agent.Sample{x, z, y}, 0},
+		{2, []agent.Sample{x, x, sample("bad name", agent.Gauge, 1)}, 1},
+	} {
+		_, created := a.Report(id(c.agent), 1, time.Now(), samples(c.samples...))
+		require.Equal(t, c.want, created, "%v", c)
+	}
 }

@@ -99,7 +99,7 @@ func TestStatesOfTwoKeys(t *testing.T) {
 func TestStatesAreNotRefused(t *testing.T) {
 	a := newTest(t, Options{MaxSeries: 9})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
-	require.Len(t, a.Report(id(1), 1, time.Now(), samples(sample("x", agent.Gauge, 1), sample("y", agent.Gauge, 1), sample("z", agent.Gauge, 1))), 1)
+	require.Len(t, refusals(a.Report(id(1), 1, time.Now(), samples(sample("x", agent.Gauge, 1), sample("y", agent.Gauge, 1), sample("z", agent.Gauge, 1)))), 1)
 	a.SetState(agentKey(1), []agent.Series{state("coderd_agents_up", 1), state("coderd_agents_up", 1, "username", "ann")})
 	require.Equal(t, "coderd_agents_up 1\ncoderd_agents_up{username=\"ann\"} 1\n", stateText(t, a))
 	a.Remove(id(1))
@@ -277,7 +277,7 @@ func TestClaim(t *testing.T) {
 		for _, n := range names {
 			r.samples = append(r.samples, sample(n, agent.Gauge, 1))
 		}
-		require.Empty(t, a.Report(id(1), 1, time.Now(), r))
+		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)))
 	}
 	shown := func() string {
 		var out []string

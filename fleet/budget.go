@@ -25,6 +25,9 @@ const (
 	// with its authentication, settings and the end of the one before it takes
 	// about as much.
 	sessionMessages = 20
+	// messageSeries that a message made count as one more message: a new series costs
+	// some 10 us, as labels are checked and rendered, and a new value next to nothing.
+	messageSeries = 5
 	// refusedBytes of a message of which something is refused count as one refused
 	// item.
 	refusedBytes = 1024
@@ -87,6 +90,9 @@ func (b *budget) charge(now time.Time, o *Options, messages, bytes int) (wait, r
 	return wait, 0, reason
 }
 
+// create counts series that a message made. The next message waits for them.
+func (b *budget) create(series int) { b.messages.debt += float64(series / messageSeries) }
+
 // refuse counts refused items of a message of so many bytes. The agent is to go if
 // retry is above 0.
 func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time.Duration) {
@@ -141,6 +147,17 @@ func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
 	wait, retry, reason := e.budget.charge(now, &s.fleet.opts, 1, bytes)
 	s.fleet.countLimited(wait, retry, reason)
 	return wait, retry, false
+}
+
+// Created counts the series that the request's report made, towards the agent's rate
+// of messages.
+func (r Request) Created(series int) {
+	if series < messageSeries {
+		return // as of reports as they should be
+	}
+	r.entry.mu.Lock()
+	defer r.entry.mu.Unlock()
+	r.entry.budget.create(series)
 }
 
 func (f *Fleet) countLimited(wait, retry time.Duration, reason string) {

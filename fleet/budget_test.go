@@ -44,6 +44,7 @@ func TestBudgetLeavesAgentsAlone(t *testing.T) {
 		if second%30 == 0 {
 			wait, retry, _ := b.charge(now, &o, 1, 1<<20)
 			require.Zero(t, wait+retry)
+			b.create(1000) // each time others
 			require.Zero(t, b.refuse(now, &o, 1000, 1<<20), "of one that nothing of is taken in")
 		}
 		for range 128 {
@@ -143,5 +144,26 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		s.tracker.Settle([]agent.Settled{{Sequence: 3}})
 		time.Sleep(time.Second)
 		require.Zero(t, p.Admit(nid(1)))
+	})
+}
+
+// New series cost more than new values: an agent that has new ones in each of its
+// reports is slowed long before its messages alone would do that.
+func TestBudgetOfNewSeries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := loaded(t, Options{}, registration(1, 1, 1))
+		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+		require.NoError(t, err)
+		messages := 0
+		for {
+			wait, retry, _ := s.Charge(100)
+			require.Zero(t, retry)
+			if wait > 0 {
+				break
+			}
+			messages++
+			require.NoError(t, s.Receive(int64(messages), func(r Request) { r.Created(200) }))
+		}
+		require.Equal(t, 49, messages, "each counts as 41, and 2,000 are the burst")
 	})
 }

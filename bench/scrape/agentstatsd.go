@@ -55,7 +55,7 @@ func Update(agg *aggregator.Aggregator, agents, round int) error {
 
 // Take takes a report of agent n in, all of it.
 func Take(agg *aggregator.Aggregator, n int, now time.Time, r *load.Report) error {
-	if refused := agg.Report(load.ID(n), 1, now, r); len(refused) > 0 {
+	if refused, _ := agg.Report(load.ID(n), 1, now, r); len(refused) > 0 {
 		return fmt.Errorf("report of agent %d: refused: %s", n, refused[0].Message)
 	}
 	return nil

@@ -271,7 +271,9 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 // discardStats takes reports in and keeps nothing: --prometheus-collect-agent-stats=false.
 type discardStats struct{}
 
-func (discardStats) Report(agent.ID, int64, time.Time, agent.Report) []agent.Refusal { return nil }
+func (discardStats) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal, int) {
+	return nil, 0
+}
 
 // notDraining returns an error once the service is told to stop.
 func (s *service) notDraining() error {
