@@ -8,8 +8,11 @@ type State struct {
 	Agent          ID
 	Lifecycle      Lifecycle
 	LifecycleOrder Order
-	// Startup is the part of the lifecycle that outlasts later states.
-	Startup Startup
+	// Startup is the part of the lifecycle that outlasts later states. StartedOrder
+	// is the order of the newest start that began, ReadyOrder of the newest that
+	// ended: two writers, of whom each knows one of them, lose neither.
+	Startup                  Startup
+	StartedOrder, ReadyOrder Order
 	// AppHealth is the newest health of each app that the agent reported.
 	// AppHealthOrder has the order of each of them.
 	AppHealth      map[ID]AppHealth
@@ -34,6 +37,67 @@ func (s *State) SetAppHealth(app ID, health AppHealth, order Order) bool {
 	return true
 }
 
+// SetLifecycle takes in a lifecycle, if its order is above the known one, and what
+// it says of the startup. It returns whether anything changed.
+func (s *State) SetLifecycle(l Lifecycle, order Order) bool {
+	if order.Compare(s.LifecycleOrder) <= 0 {
+		return false
+	}
+	s.Lifecycle, s.LifecycleOrder = l, order
+	switch l.State {
+	case LifecycleStarting:
+		s.SetStarted(l.ChangedAt, order)
+	case LifecycleReady, LifecycleStartTimeout, LifecycleStartError:
+		ready := Startup{StartedAt: s.Startup.StartedAt, ReadyAt: l.ChangedAt, Result: l.State}
+		if ready.StartedAt.IsZero() {
+			ready.StartedAt = l.ChangedAt
+		}
+		s.SetReady(ready, order)
+	}
+	return true
+}
+
+// SetStarted takes in the beginning of a start, if its order is above the known
+// one, and returns whether it is. A start that ended before is over.
+func (s *State) SetStarted(at time.Time, order Order) bool {
+	if order.Compare(s.StartedOrder) <= 0 {
+		return false
+	}
+	s.Startup.StartedAt, s.StartedOrder = at, order
+	if order.Compare(s.ReadyOrder) > 0 {
+		s.Startup.ReadyAt, s.Startup.Result = time.Time{}, ""
+	}
+	return true
+}
+
+// SetReady takes in the end of a start, if its order is above the known one, and
+// returns whether it is. ready.StartedAt counts if no beginning is known.
+func (s *State) SetReady(ready Startup, order Order) bool {
+	if order.Compare(s.ReadyOrder) <= 0 {
+		return false
+	}
+	s.ReadyOrder = order
+	if s.StartedOrder == (Order{}) {
+		s.Startup.StartedAt = ready.StartedAt
+	}
+	if order.Compare(s.StartedOrder) > 0 {
+		s.Startup.ReadyAt, s.Startup.Result = ready.ReadyAt, ready.Result
+	}
+	return true
+}
+
+// StartEnded tells whether the newest start is known to have ended.
+func (s *State) StartEnded() bool { return s.ReadyOrder.Compare(s.StartedOrder) > 0 }
+
+// MaxEpoch is the highest of the epochs of the parts; 0: nothing was ever said.
+func (s *State) MaxEpoch() int64 {
+	epoch := max(s.LifecycleOrder.Epoch, s.StartedOrder.Epoch, s.ReadyOrder.Epoch, s.NetworkOrder.Epoch)
+	for _, order := range s.AppHealthOrder {
+		epoch = max(epoch, order.Epoch)
+	}
+	return epoch
+}
+
 // Lifecycle is the state of an agent's life and when it was reached.
 type Lifecycle struct {
 	// State as upstream writes it, like "start_timeout".
@@ -41,8 +105,7 @@ type Lifecycle struct {
 	ChangedAt time.Time
 }
 
-// Startup is how the agent's newest start went. Its order is that of the
-// lifecycle.
+// Startup is how the agent's newest start went.
 type Startup struct {
 	// StartedAt is when the agent began to start; zero: it did not.
 	StartedAt time.Time
@@ -50,20 +113,6 @@ type Startup struct {
 	ReadyAt time.Time
 	// Result is ready, start_timeout or start_error; empty while ReadyAt is zero.
 	Result LifecycleState
-}
-
-// After returns what l, the newest of the agent, makes of the startup.
-func (s Startup) After(l Lifecycle) Startup {
-	switch l.State {
-	case LifecycleStarting:
-		return Startup{StartedAt: l.ChangedAt}
-	case LifecycleReady, LifecycleStartTimeout, LifecycleStartError:
-		if s.StartedAt.IsZero() {
-			s.StartedAt = l.ChangedAt
-		}
-		s.ReadyAt, s.Result = l.ChangedAt, l.State
-	}
-	return s
 }
 
 // LifecycleState is a state of an agent's life.

@@ -67,7 +67,15 @@ func TestGoldenLifecycle(t *testing.T) {
 			if changed.IsZero() {
 				changed = at("now")
 			}
-			return s.After(agent.Lifecycle{State: agent.LifecycleState(state), ChangedAt: changed})
+			var st agent.State
+			if !s.StartedAt.IsZero() {
+				st.SetStarted(s.StartedAt, agent.Order{Epoch: 1, Sequence: 1})
+			}
+			if !s.ReadyAt.IsZero() {
+				st.SetReady(s, agent.Order{Epoch: 1, Sequence: 2})
+			}
+			st.SetLifecycle(agent.Lifecycle{State: agent.LifecycleState(state), ChangedAt: changed}, agent.Order{Epoch: 2})
+			return st.Startup
 		}
 		if len(c.Reports) > 0 {
 			var s agent.Startup
@@ -249,15 +257,13 @@ func TestBuildWaitsForTheDatabase(t *testing.T) {
 }
 
 // The process that dies between the state and the record leaves the build to the
-// next one; also one whose agents told their state before startups were kept.
+// next one.
 func TestBuildIsObservedAfterARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		before := loaded(t, Options{}, build(1, 1, 1, "main"))
-		before.store.states[nid(1)] = agent.State{
-			Agent:          nid(1),
-			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: built(1, 9*time.Second)},
-			LifecycleOrder: agent.Order{Epoch: 1, Sequence: 1},
-		}
+		state := agent.State{Agent: nid(1)}
+		state.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: built(1, 9*time.Second)}, agent.Order{Epoch: 1, Sequence: 1})
+		before.store.states[nid(1)] = state
 		p := newPartsOn(t, Options{}, before.store, before.journal)
 		defer running(t, p)()
 		written()

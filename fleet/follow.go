@@ -77,16 +77,16 @@ func (f *Fleet) followUntilDone(ctx context.Context) {
 func (f *Fleet) follow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, followTimeout)
 	defer cancel()
-	err := f.followRegistrations(ctx)
+	revision, err := f.followRegistrations(ctx)
 	if to := f.again.Swap(nil); to != nil {
 		f.sessionsRead.Store(min(f.sessionsRead.Load(), to.sessions))
 		f.statesRead.Store(min(f.statesRead.Load(), to.states))
 	}
 	if err == nil {
-		err = f.followSessions(ctx)
+		err = f.followSessions(ctx, revision)
 	}
 	if err == nil {
-		err = f.followStates(ctx)
+		err = f.followStates(ctx, revision)
 	}
 	if err != nil {
 		if !errors.Is(err, context.Canceled) {
@@ -97,12 +97,14 @@ func (f *Fleet) follow(ctx context.Context) error {
 	return nil
 }
 
-func (f *Fleet) followRegistrations(ctx context.Context) error {
+// followRegistrations returns the revision of the registrations that it read.
+func (f *Fleet) followRegistrations(ctx context.Context) (revision int64, err error) {
 	if err := f.lockChanges(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	defer f.unlockChanges()
-	return f.readRegistrations(ctx)
+	err = f.readRegistrations(ctx)
+	return f.revision, err
 }
 
 // readRegistrations brings the roster up to what the database has. The caller
@@ -228,20 +230,22 @@ func (p *plan) planNamed(r *roster, got *agent.Roster) {
 }
 
 // followSessions takes in the sessions that other replicas wrote. If it does not
-// know one of their agents yet, it reads them again the next time.
-func (f *Fleet) followSessions(ctx context.Context) error {
+// know one of their agents yet, or the agent was removed and came back since the
+// revision of the registrations, which was read before, they are read again the
+// next time: what was read may be of the agent that it was before.
+func (f *Fleet) followSessions(ctx context.Context, revision int64) error {
 	records, next, err := f.store.Sessions(ctx, f.sessionsRead.Load())
 	if err != nil {
 		return fmt.Errorf("read sessions: %w", err)
 	}
-	if f.adoptSessions(records) {
+	if f.adoptSessions(records, revision) {
 		f.sessionsRead.Store(next)
 	}
 	return nil
 }
 
 // followStates takes in the states that were written, likewise.
-func (f *Fleet) followStates(ctx context.Context) error {
+func (f *Fleet) followStates(ctx context.Context, revision int64) error {
 	states, next, err := f.store.States(ctx, f.statesRead.Load())
 	if err != nil {
 		return fmt.Errorf("read states: %w", err)
@@ -250,7 +254,7 @@ func (f *Fleet) followStates(ctx context.Context) error {
 	now := time.Now()
 	for i := range states {
 		e, err := f.entry(states[i].Agent)
-		if err != nil {
+		if err != nil || e.reg.Load().Incarnation > revision {
 			known = false
 			continue
 		}
@@ -271,7 +275,11 @@ func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started boo
 	defer e.mu.Unlock()
 	changed := false
 	if s.LifecycleOrder.Compare(e.state.LifecycleOrder) > 0 {
-		e.state.Lifecycle, e.state.LifecycleOrder, e.state.Startup = s.Lifecycle, s.LifecycleOrder, s.Startup
+		e.state.Lifecycle, e.state.LifecycleOrder = s.Lifecycle, s.LifecycleOrder
+		changed = true
+	}
+	changed = e.state.SetStarted(s.Startup.StartedAt, s.StartedOrder) || changed
+	if e.state.SetReady(s.Startup, s.ReadyOrder) {
 		changed, started = true, true
 	}
 	for app, health := range s.AppHealth {

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 
@@ -111,12 +112,43 @@ func TestReadBeforeItsRemoval(t *testing.T) {
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) { q.SetNetwork(agent.Network{NodeID: 7}) })
 		settle()
-		require.NoError(t, reader.followSessions(t.Context()))
-		require.NoError(t, reader.followStates(t.Context()))
+		require.NoError(t, reader.followSessions(t.Context(), math.MaxInt64))
+		require.NoError(t, reader.followStates(t.Context(), math.MaxInt64))
 		require.NoError(t, reader.follow(t.Context()))
 		info, err := reader.Agent(nid(1))
 		require.NoError(t, err)
 		require.True(t, info.Connected)
 		require.EqualValues(t, 7, info.State.Network.NodeID)
+	})
+}
+
+// What was read of an agent that was removed and came back during the read is of the
+// agent that it was before.
+func TestStateReadBeforeARemoval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		set := Set{Agents: []agent.Registration{registration(1, 1, 1)}}
+		_, err := r[0].Register(t.Context(), set)
+		require.NoError(t, err)
+		revision, err := r[0].followRegistrations(t.Context())
+		require.NoError(t, err)
+		old := agent.State{Agent: nid(1)}
+		old.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting, ChangedAt: day}, agent.Order{Epoch: 1, Sequence: 1})
+		_, err = r[0].Deregister(t.Context(), ids(1), nil)
+		require.NoError(t, err)
+		_, err = r[0].Register(t.Context(), set)
+		require.NoError(t, err)
+
+		require.NoError(t, r[0].store.SaveStates(t.Context(), []agent.State{old}))
+		require.NoError(t, r[0].store.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: nid(1), Epoch: 1, Replica: nid(99), Open: true}}))
+		require.NoError(t, r[0].followSessions(t.Context(), revision))
+		require.NoError(t, r[0].followStates(t.Context(), revision))
+		info, err := r[0].Agent(nid(1))
+		require.NoError(t, err)
+		require.Empty(t, info.State.Lifecycle)
+		require.Empty(t, info.State.Startup)
+		e, err := r[0].entry(nid(1))
+		require.NoError(t, err)
+		require.Zero(t, e.newest)
 	})
 }

@@ -87,15 +87,8 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			continue
 		}
 		e.state = s
-		if s.Startup == (agent.Startup{}) {
-			e.state.Startup = s.Startup.After(s.Lifecycle) // written before startups were kept
-		}
 		// Sessions are written behind: the state may know of a later one.
-		last := max(s.LifecycleOrder.Epoch, s.NetworkOrder.Epoch)
-		for _, order := range s.AppHealthOrder {
-			last = max(last, order.Epoch)
-		}
-		if last > e.newest.Epoch {
+		if last := s.MaxEpoch(); last > e.newest.Epoch {
 			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
 		e.dropForeignApps()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -382,7 +383,7 @@ func (f *Fleet) hear(payload []byte) {
 		f.peers.nudge()
 	case from == f.self():
 	case kind == newsSessions:
-		f.adoptSessions(records)
+		f.adoptSessions(records, math.MaxInt64)
 	case kind == newsQuestion:
 		f.peers.tellSessions(f.writes.unwritten()...)
 	default:

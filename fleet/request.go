@@ -165,9 +165,6 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 	}
 	ended := false
 	r.changeState(func(s *agent.State) (news bool) {
-		if r.order.Compare(s.LifecycleOrder) <= 0 {
-			return false
-		}
 		news = lifecycleOf(s) != l.State
 		if l.ChangedAt.IsZero() {
 			l.ChangedAt = r.now
@@ -175,10 +172,9 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 				l.ChangedAt = s.Lifecycle.ChangedAt
 			}
 		}
-		s.Startup = s.Startup.After(l)
-		s.Lifecycle, s.LifecycleOrder = l, r.order
-		ended = s.Startup.Result == l.State
-		return news
+		changed := s.SetLifecycle(l, r.order)
+		ended = changed && s.Startup.Result == l.State
+		return changed && news
 	})
 	if ended {
 		r.fleet.finishBuild(r.entry)

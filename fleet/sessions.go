@@ -98,8 +98,8 @@ func (f *Fleet) letGoLocked(e *entry) {
 }
 
 // adoptSessions takes in what other replicas say of sessions. It returns false if
-// an agent of them is not known.
-func (f *Fleet) adoptSessions(records []agent.SessionRecord) (known bool) {
+// an agent of them is not known, or only since a revision after that one.
+func (f *Fleet) adoptSessions(records []agent.SessionRecord, revision int64) (known bool) {
 	known = true
 	now := time.Now()
 	for i := range records {
@@ -107,7 +107,7 @@ func (f *Fleet) adoptSessions(records []agent.SessionRecord) (known bool) {
 			continue
 		}
 		e, err := f.entry(records[i].Agent)
-		if err != nil {
+		if err != nil || e.reg.Load().Incarnation > revision {
 			known = false
 			continue
 		}

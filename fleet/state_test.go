@@ -77,6 +77,8 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)},
 			LifecycleOrder: order(2),
 			Startup:        agent.Startup{StartedAt: now, ReadyAt: day.Add(time.Hour), Result: agent.LifecycleReady},
+			StartedOrder:   order(1),
+			ReadyOrder:     order(2),
 			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
 			AppHealthOrder: map[agent.ID]agent.Order{nid(5001): order(3)},
 			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},

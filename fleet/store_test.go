@@ -217,8 +217,10 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
 		held := s.states[st.Agent]
 		held.Agent = st.Agent
 		if st.LifecycleOrder.Compare(held.LifecycleOrder) > 0 {
-			held.Lifecycle, held.LifecycleOrder, held.Startup = st.Lifecycle, st.LifecycleOrder, st.Startup
+			held.Lifecycle, held.LifecycleOrder = st.Lifecycle, st.LifecycleOrder
 		}
+		held.SetStarted(st.Startup.StartedAt, st.StartedOrder)
+		held.SetReady(st.Startup, st.ReadyOrder)
 		held.AppHealth, held.AppHealthOrder = maps.Clone(held.AppHealth), maps.Clone(held.AppHealthOrder)
 		for app, health := range st.AppHealth {
 			held.SetAppHealth(app, health, st.AppHealthOrder[app])

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/pressly/goose/v3"
 	"github.com/stretchr/testify/require"
@@ -228,6 +229,49 @@ INSERT INTO agent_states (agent_id, part, epoch, sequence, data) VALUES ($1, 'ap
 			states, _, err := s.States(t.Context(), 0)
 			require.NoError(t, err)
 			require.Equal(t, []agent.State{want}, states)
+		})
+	}
+}
+
+// The start of an agent, once a part of its lifecycle, becomes rows of its own, and
+// a part again on the way back.
+func TestStartupMigrated(t *testing.T) {
+	at := func(s int64) time.Time { return time.Unix(s, 123456789).UTC() }
+	for name, open := range map[string]func(testing.TB) *Store{"sqlite": openTemp, "postgres": openPostgresTemp} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			register(t, s, id(1), id(2), id(3), id(4), id(5))
+			order := func(sequence int64) agent.Order { return agent.Order{Epoch: 7, Sequence: sequence} }
+			said := func(n byte, states ...agent.LifecycleState) agent.State {
+				st := agent.State{Agent: id(n)}
+				for i, state := range states {
+					st.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at(int64(i))}, order(int64(i)+1))
+				}
+				return st
+			}
+			want := []agent.State{
+				said(1, agent.LifecycleStarting, agent.LifecycleReady),
+				said(2, agent.LifecycleStarting),
+				said(3, agent.LifecycleStartError),
+				said(4, agent.LifecycleOff),
+				said(5, agent.LifecycleStarting, agent.LifecycleReady, agent.LifecycleStarting),
+			}
+			want[0].NetworkOrder = order(1)
+			require.NoError(t, s.SaveStates(t.Context(), want))
+			_, err := s.writer.ExecContext(t.Context(), `
+INSERT INTO agent_states (agent_id, part, epoch, sequence, data) VALUES ($1, 'ready', 7, 2, '{"ready_at": "2026-01-01T00:00:00Z"}')`, s.dialect.id(id(5)))
+			require.NoError(t, err, "the end of the start before")
+			provider := migrator(t, s)
+			_, err = provider.DownTo(t.Context(), 15)
+			require.NoError(t, err)
+			require.EqualValues(t, 6, ask[int64](t, s, `SELECT count(*) FROM agent_states`))
+			_, err = provider.Up(t.Context())
+			require.NoError(t, err)
+			states, _, err := s.States(t.Context(), 0)
+			require.NoError(t, err)
+			want[2].StartedOrder = order(0) // of a beginning that nobody told
+			want[4].ReadyOrder = agent.Order{}
+			require.Equal(t, want, states)
 		})
 	}
 }

@@ -17,7 +17,10 @@ import (
 // Parts of a state, as the column agent_states.part names them.
 const (
 	partLifecycle = "lifecycle"
-	partNetwork   = "network"
+	// The newest start: when it began, and how it ended.
+	partStarted = "started"
+	partReady   = "ready"
+	partNetwork = "network"
 	// partAppHealth is followed by the id of the app: each has a row and an order
 	// of its own, so that what two replicas write comes together here.
 	partAppHealth = "app_health/"
@@ -28,9 +31,15 @@ type (
 	lifecycle struct {
 		State     agent.LifecycleState `json:"state"`
 		ChangedAt time.Time            `json:"changed_at"`
-		StartedAt time.Time            `json:"started_at,omitzero"`
-		ReadyAt   time.Time            `json:"ready_at,omitzero"`
-		Result    agent.LifecycleState `json:"result,omitempty"`
+	}
+	started struct {
+		StartedAt time.Time `json:"started_at"`
+	}
+	ready struct {
+		// StartedAt counts if there is no row of it.
+		StartedAt time.Time            `json:"started_at"`
+		ReadyAt   time.Time            `json:"ready_at"`
+		Result    agent.LifecycleState `json:"result"`
 	}
 	network struct {
 		// A string, as SQL's JSON functions lose the precision of 64 bits.
@@ -49,12 +58,16 @@ type (
 // transaction. A part whose order is not above the stored one changes nothing.
 // Unknown agents are skipped: they were deregistered meanwhile.
 func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
-	parts := make([]statePart, 0, 3*len(states))
+	parts := make([]statePart, 0, 5*len(states))
 	for i := range states {
 		st := &states[i]
 		said := []statePart{
-			{st.Agent, partLifecycle, st.LifecycleOrder, fromLifecycle(st)},
+			{st.Agent, partLifecycle, st.LifecycleOrder, lifecycle(st.Lifecycle)},
+			{st.Agent, partStarted, st.StartedOrder, started{st.Startup.StartedAt}},
 			{st.Agent, partNetwork, st.NetworkOrder, fromNetwork(st.Network)},
+		}
+		if st.StartEnded() {
+			said = append(said, statePart{st.Agent, partReady, st.ReadyOrder, ready(st.Startup)})
 		}
 		for app, health := range st.AppHealth {
 			said = append(said, statePart{st.Agent, partAppHealth + app.String(), st.AppHealthOrder[app], health})
@@ -184,8 +197,19 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 		if err := json.Unmarshal(data, &l); err != nil {
 			return err
 		}
-		st.Lifecycle = agent.Lifecycle{State: l.State, ChangedAt: l.ChangedAt}
-		st.Startup = agent.Startup{StartedAt: l.StartedAt, ReadyAt: l.ReadyAt, Result: l.Result}
+		st.Lifecycle = agent.Lifecycle(l)
+	case partStarted:
+		var s started
+		if err := json.Unmarshal(data, &s); err != nil {
+			return err
+		}
+		st.SetStarted(s.StartedAt, order)
+	case partReady:
+		var r ready
+		if err := json.Unmarshal(data, &r); err != nil {
+			return err
+		}
+		st.SetReady(agent.Startup(r), order)
 	case partNetwork:
 		st.NetworkOrder = order
 		var n network
@@ -195,13 +219,6 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 		st.Network = n.network()
 	}
 	return nil
-}
-
-func fromLifecycle(st *agent.State) lifecycle {
-	return lifecycle{
-		State: st.Lifecycle.State, ChangedAt: st.Lifecycle.ChangedAt,
-		StartedAt: st.Startup.StartedAt, ReadyAt: st.Startup.ReadyAt, Result: st.Startup.Result,
-	}
 }
 
 func fromNetwork(n agent.Network) network {

@@ -123,8 +123,8 @@ func (d *Database) Agents() []agent.ID {
 func (d *Database) State(id agent.ID) agent.State {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	st := d.tables.states[id].State
-	st.AppHealth, st.AppHealthOrder = maps.Clone(st.AppHealth), maps.Clone(st.AppHealthOrder)
+	st, _ := d.tables.states[id].since(0)
+	st.Agent = d.tables.states[id].Agent
 	return st
 }
 

@@ -20,7 +20,8 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 		st := &states[i]
-		said = said || st.LifecycleOrder != (agent.Order{}) || len(st.AppHealth) > 0 || st.NetworkOrder != (agent.Order{})
+		said = said || st.LifecycleOrder != (agent.Order{}) || st.StartedOrder != (agent.Order{}) || st.StartEnded() ||
+			len(st.AppHealth) > 0 || st.NetworkOrder != (agent.Order{})
 	}
 	if !said {
 		return nil
@@ -52,8 +53,14 @@ func (t *tables) putState(st *agent.State, number int64) {
 	row := t.states[st.Agent]
 	row.Agent = st.Agent
 	if st.LifecycleOrder.Compare(row.LifecycleOrder) > 0 {
-		row.Lifecycle, row.LifecycleOrder, row.Startup = st.Lifecycle, st.LifecycleOrder, st.Startup
+		row.Lifecycle, row.LifecycleOrder = st.Lifecycle, st.LifecycleOrder
 		row.lifecycle = number
+	}
+	if row.began.SetStarted(st.Startup.StartedAt, st.StartedOrder) {
+		row.started = number
+	}
+	if st.StartEnded() && row.ended.SetReady(st.Startup, st.ReadyOrder) {
+		row.ready = number
 	}
 	row = row.own()
 	for app, health := range st.AppHealth {
@@ -65,7 +72,7 @@ func (t *tables) putState(st *agent.State, number int64) {
 		row.Network, row.NetworkOrder = st.Network, st.NetworkOrder
 		row.network = number
 	}
-	if max(row.lifecycle, row.network) > 0 || len(row.appHealth) > 0 {
+	if max(row.lifecycle, row.started, row.ready, row.network) > 0 || len(row.appHealth) > 0 {
 		t.states[st.Agent] = row
 	}
 }
@@ -122,7 +129,15 @@ func (s *Store) States(ctx context.Context, since int64) (states []agent.State, 
 func (r stateRow) since(number int64) (st agent.State, any bool) {
 	st.Agent = r.Agent
 	if r.lifecycle > 0 && r.lifecycle >= number {
-		st.Lifecycle, st.LifecycleOrder, st.Startup = r.Lifecycle, r.LifecycleOrder, r.Startup
+		st.Lifecycle, st.LifecycleOrder = r.Lifecycle, r.LifecycleOrder
+		any = true
+	}
+	if r.started > 0 && r.started >= number {
+		st.SetStarted(r.began.Startup.StartedAt, r.began.StartedOrder)
+		any = true
+	}
+	if r.ready > 0 && r.ready >= number {
+		st.SetReady(r.ended.Startup, r.ended.ReadyOrder)
 		any = true
 	}
 	for app, written := range r.appHealth {

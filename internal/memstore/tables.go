@@ -62,8 +62,10 @@ type sessionRow struct {
 // stateRow is the state of an agent, with the transaction that wrote each part.
 type stateRow struct {
 	agent.State
-	lifecycle, network int64
-	appHealth          map[agent.ID]int64
+	// began and ended have the startup's parts, which State does not.
+	began, ended                       agent.State
+	lifecycle, started, ready, network int64
+	appHealth                          map[agent.ID]int64
 }
 
 func newTables() *tables {

@@ -44,6 +44,8 @@ func testRegistrationsReplaced(t *testing.T, s Store) {
 		Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: time.Unix(9, 0).UTC()},
 		LifecycleOrder: agent.Order{Epoch: 5, Sequence: 2},
 		Startup:        agent.Startup{StartedAt: time.Unix(7, 0).UTC(), ReadyAt: time.Unix(9, 0).UTC(), Result: agent.LifecycleReady},
+		StartedOrder:   agent.Order{Epoch: 5, Sequence: 1},
+		ReadyOrder:     agent.Order{Epoch: 5, Sequence: 2},
 	}
 	require.NoError(t, s.SaveStates(t.Context(), []agent.State{state}))
 

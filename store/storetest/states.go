@@ -75,6 +75,48 @@ func testStatesOrder(t *testing.T, s Store) {
 	require.Equal(t, []agent.State{both}, states)
 }
 
+// The beginning and the end of a start that two writers tell, each knowing nothing
+// of the other, are merged, whoever comes first; a cursor finds both. What is of an
+// older start changes nothing.
+func testStartup(t *testing.T, s Store) {
+	register(t, s, id(1), id(2))
+	at := func(s int64) time.Time { return time.Unix(s, 0).UTC() }
+	said := func(n byte, state agent.LifecycleState, epoch, sequence int64) agent.State {
+		st := agent.State{Agent: id(n)}
+		require.True(t, st.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at(10*epoch + sequence)}, agent.Order{Epoch: epoch, Sequence: sequence}))
+		return st
+	}
+	_, cursor, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	for _, st := range []agent.State{
+		said(1, agent.LifecycleStarting, 2, 1),
+		said(1, agent.LifecycleReady, 3, 1),
+		said(1, agent.LifecycleStarting, 1, 9),
+		said(1, agent.LifecycleStartError, 1, 10),
+		said(2, agent.LifecycleStartTimeout, 3, 1),
+		said(2, agent.LifecycleStarting, 2, 1),
+	} {
+		require.NoError(t, s.SaveStates(t.Context(), []agent.State{st}))
+	}
+	want := func(n byte, state agent.LifecycleState) agent.State {
+		st := said(n, state, 3, 1)
+		st.SetStarted(at(21), agent.Order{Epoch: 2, Sequence: 1})
+		return st
+	}
+	both := []agent.State{want(1, agent.LifecycleReady), want(2, agent.LifecycleStartTimeout)}
+	require.Equal(t, agent.Startup{StartedAt: at(21), ReadyAt: at(31), Result: agent.LifecycleReady}, both[0].Startup)
+	for _, since := range []int64{0, cursor} {
+		states, _, err := s.States(t.Context(), since)
+		require.NoError(t, err)
+		require.Equal(t, both, states)
+	}
+
+	require.NoError(t, s.SaveStates(t.Context(), []agent.State{said(1, agent.LifecycleStarting, 4, 1)}))
+	states, _, err := s.States(t.Context(), 0)
+	require.NoError(t, err)
+	require.Equal(t, agent.Startup{StartedAt: at(41)}, states[0].Startup)
+}
+
 // What two writers say of the apps of one agent is merged by app, and a cursor
 // finds what it has not seen. The health of an app that the agent does not have
 // any more is forgotten.

@@ -72,6 +72,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("States", func(t *testing.T) { testStates(t, open(t, Options{})) })
 	t.Run("StatesOrder", func(t *testing.T) { testStatesOrder(t, open(t, Options{})) })
 	t.Run("StatesSince", func(t *testing.T) { testStatesSince(t, open(t, Options{})) })
+	t.Run("Startup", func(t *testing.T) { testStartup(t, open(t, Options{})) })
 	t.Run("AppHealth", func(t *testing.T) { testAppHealth(t, open(t, Options{})) })
 	t.Run("Sessions", func(t *testing.T) { testSessions(t, open(t, Options{})) })
 	t.Run("SessionsSince", func(t *testing.T) { testSessionsSince(t, open(t, Options{})) })
