@@ -322,3 +322,29 @@ func TestGetMetadata(t *testing.T) {
 		require.Contains(t, err.Error(), "want at most 10000; ask for fewer agents at once")
 	})
 }
+
+// Registrations that are too large together are refused with the limit and the
+// value, which sending again does not change.
+func TestRegistrationsTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{fleet: fleet.Options{MaxBytes: 4000}})
+		s.register(1)
+		var more []*pb.AgentRegistration
+		for n := range 10 {
+			more = append(more, registration(n+2))
+		}
+		requireTooLarge := func(err error) {
+			t.Helper()
+			require.Equal(t, codes.ResourceExhausted, status.Code(err))
+			require.Regexp(t, `^too large registrations: want at most 4000 bytes in memory of all, got [0-9]+$`, status.Convert(err).Message())
+		}
+		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: more})
+		requireTooLarge(err)
+		sync, err := s.coderd().SyncAgents(s.asCoderd())
+		require.NoError(t, err)
+		require.NoError(t, sync.Send(&pb.SyncAgentsRequest{Agents: more, Complete: true, Force: true}))
+		_, err = sync.CloseAndRecv()
+		requireTooLarge(err)
+		require.Equal(t, 2.0, s.counter("agentstatsd_registration_changes_refused_total", "max_bytes"))
+	})
+}

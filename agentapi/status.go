@@ -52,7 +52,7 @@ func (s *Server) failure(ctx context.Context, doing string, err error) error {
 	switch {
 	case errors.As(err, &field):
 		return invalid(field.Field, "%s", field.Problem)
-	case errors.Is(err, fleet.ErrTooMany):
+	case errors.Is(err, fleet.ErrTooMany), errors.Is(err, fleet.ErrTooLarge):
 		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(err, fleet.ErrNeedsForce):
 		return status.Error(codes.FailedPrecondition, err.Error()+"; force: want true to do so")

@@ -134,6 +134,9 @@ type Fleet struct {
 	// revision of the registrations in the database that the roster is as of.
 	// Guarded by changing.
 	revision int64
+	// beyond is the limit that what was read from the database is above; empty:
+	// none. Guarded by changing.
+	beyond string
 	// How far other replicas' sessions and states were read. Load sets them, then
 	// only the following uses them.
 	sessionsRead, statesRead atomic.Int64

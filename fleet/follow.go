@@ -125,6 +125,7 @@ func (f *Fleet) readRegistrations(ctx context.Context) error {
 	f.commit(removed, f.cutOff(removed))
 	changed := planChanged(&f.roster, &got)
 	f.commit(changed, nil)
+	f.noteRead(len(got.Agents))
 	f.revision = got.Revision
 	for _, id := range removed.deregistered {
 		if changed.regs[id] != nil {

@@ -31,6 +31,7 @@ func (f *Fleet) Load(ctx context.Context) error {
 	f.roster, f.loaded = r, true
 	f.mu.Unlock()
 	f.setSizes()
+	f.noteRead(len(r.agents))
 	f.news.tell()
 	return nil
 }

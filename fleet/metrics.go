@@ -7,6 +7,8 @@ import (
 type metrics struct {
 	agents           prometheus.Gauge
 	workspaces       prometheus.Gauge
+	bytes            prometheus.Gauge
+	beyondLimit      *prometheus.CounterVec
 	registrations    *prometheus.CounterVec
 	refused          *prometheus.CounterVec
 	sessions         prometheus.Gauge
@@ -65,8 +67,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return &metrics{
 		agents:           gauge("agentstatsd_agents_registered", "Agents that are registered."),
 		workspaces:       gauge("agentstatsd_workspaces_registered", "Workspaces that are registered, with or without agents."),
+		bytes:            gauge("agentstatsd_registrations_bytes", "Bytes in memory of all registrations, as they are estimated."),
+		beyondLimit:      vec("agentstatsd_registrations_beyond_limit_total", "Agents read from the database while there were more registrations than this replica would take in; they are served.", "limit", refusedMaxAgents, refusedMaxBytes),
 		registrations:    vec("agentstatsd_registrations_total", "Registrations of agents by what they did.", "outcome", outcomeNew, outcomeChanged, outcomeUnchanged, outcomeSuperseded, outcomeStale, outcomeDeregistered),
-		refused:          vec("agentstatsd_registration_changes_refused_total", "Changes of the registrations that were refused as a whole.", "reason", refusedInvalid, refusedMaxAgents, refusedNeedsForce, refusedStore),
+		refused:          vec("agentstatsd_registration_changes_refused_total", "Changes of the registrations that were refused as a whole.", "reason", refusedInvalid, refusedMaxAgents, refusedMaxBytes, refusedNeedsForce, refusedStore),
 		sessions:         gauge("agentstatsd_sessions", "Live sessions of agents."),
 		sessionsEnded:    vec("agentstatsd_sessions_total", "Sessions of agents that ended, by how.", "end", ends...),
 		duplicates:       counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),

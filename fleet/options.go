@@ -12,6 +12,9 @@ type Options struct {
 	// MaxAgents bounds the registered agents, and the workspaces too; default
 	// 200000.
 	MaxAgents int
+	// MaxBytes bounds what all registrations take in memory; default 512 MiB, which
+	// is 2.7 KB for each of 200,000 agents with a workspace of its own.
+	MaxBytes int64
 	// MaxMetadataKeys bounds the metadata keys of an agent whose template
 	// declares none; default 128.
 	MaxMetadataKeys int
@@ -53,6 +56,7 @@ type Options struct {
 
 func (o Options) withDefaults() Options {
 	set(&o.MaxAgents, 200_000)
+	set(&o.MaxBytes, 512<<20)
 	set(&o.MaxMetadataKeys, 128)
 	set(&o.SessionGrace, 30*time.Second)
 	set(&o.InstanceRetention, time.Hour)
@@ -87,6 +91,7 @@ func (o Options) validate() error {
 		value int64
 	}{
 		{"max agents", int64(o.MaxAgents)},
+		{"max bytes", o.MaxBytes},
 		{"max metadata keys", int64(o.MaxMetadataKeys)},
 		{"session age", int64(o.SessionAge)},
 		{"session grace", int64(o.SessionGrace)},

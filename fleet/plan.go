@@ -14,6 +14,8 @@ import (
 var (
 	// ErrTooMany is wrapped when the change would go beyond Options.MaxAgents.
 	ErrTooMany = errors.New("too many registrations")
+	// ErrTooLarge is wrapped when it would go beyond Options.MaxBytes.
+	ErrTooLarge = errors.New("too large registrations")
 	// ErrNeedsForce is wrapped when a sync would deregister more than half of
 	// all agents without force.
 	ErrNeedsForce = errors.New("more than half of all agents would be deregistered")
@@ -74,7 +76,7 @@ type scope struct {
 // planRegistrations decides what registering the set does to the roster; with a
 // scope, also what is deregistered because it is not in the set. It takes
 // ownership of the set.
-func planRegistrations(r *roster, set Set, sync *scope, maxAgents int) (*plan, error) {
+func planRegistrations(r *roster, set Set, sync *scope, o *Options) (*plan, error) {
 	p := &plan{
 		regs:       make(map[agent.ID]*agent.Registration, len(set.Agents)),
 		named:      make(map[agent.ID]struct{}, len(set.Agents)),
@@ -97,7 +99,7 @@ func planRegistrations(r *roster, set Set, sync *scope, maxAgents int) (*plan, e
 	if err := p.checkTokens(r, set); err != nil {
 		return nil, err
 	}
-	if err := p.checkSize(r, maxAgents); err != nil {
+	if err := p.sizes(r).check(r.sizes(), o); err != nil {
 		return nil, err
 	}
 	p.write(r)
@@ -267,28 +269,6 @@ func (p *plan) checkTokens(r *roster, set Set) error {
 			other = e.id
 		}
 		return &FieldError{fmt.Sprintf("agents[%d].token_sha256", i), fmt.Sprintf("want one of its own, got that of agent %s", other)}
-	}
-	return nil
-}
-
-func (p *plan) checkSize(r *roster, limit int) error {
-	agents := len(r.agents) - len(p.superseded) - len(p.deregistered)
-	for id := range p.regs {
-		if r.agents[id] == nil {
-			agents++
-		}
-	}
-	if agents > limit && agents > len(r.agents) {
-		return fmt.Errorf("%w: want at most %d agents, got %d", ErrTooMany, limit, agents)
-	}
-	workspaces := len(r.workspaces) - len(p.change.RemovedWorkspaces)
-	for id := range p.workspaces {
-		if r.workspaces[id] == nil {
-			workspaces++
-		}
-	}
-	if workspaces > limit && workspaces > len(r.workspaces) {
-		return fmt.Errorf("%w: want at most %d workspaces, got %d", ErrTooMany, limit, workspaces)
 	}
 	return nil
 }

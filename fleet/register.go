@@ -21,6 +21,7 @@ const (
 
 	refusedInvalid    = "invalid"
 	refusedMaxAgents  = "max_agents"
+	refusedMaxBytes   = "max_bytes"
 	refusedNeedsForce = "needs_force"
 	refusedStore      = "store"
 )
@@ -41,11 +42,11 @@ type Synced struct {
 }
 
 // Register makes agents and workspaces known. It is all or nothing, and durable
-// when it returns. Errors: *FieldError, ErrTooMany, ErrUnavailable, and those of
-// the store. It takes ownership of the set.
+// when it returns. Errors: *FieldError, ErrTooMany, ErrTooLarge, ErrUnavailable,
+// and those of the store. It takes ownership of the set.
 func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 	p, err := f.apply(ctx, func(r *roster) (*plan, error) {
-		return planRegistrations(r, sorted(set), nil, f.opts.MaxAgents)
+		return planRegistrations(r, sorted(set), nil, &f.opts)
 	})
 	if err != nil {
 		return Registered{}, err
@@ -91,7 +92,7 @@ func (f *Fleet) BeginSync() (*Sync, error) {
 func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
 	n := len(set.Agents)
 	p, err := s.fleet.apply(ctx, func(r *roster) (*plan, error) {
-		return planRegistrations(r, sorted(set), &scope{s.revision, force}, s.fleet.opts.MaxAgents)
+		return planRegistrations(r, sorted(set), &scope{s.revision, force}, &s.fleet.opts)
 	})
 	if err != nil {
 		return Synced{}, err
@@ -184,6 +185,8 @@ func (f *Fleet) countRefused(err error) {
 	switch {
 	case errors.Is(err, ErrTooMany):
 		reason = refusedMaxAgents
+	case errors.Is(err, ErrTooLarge):
+		reason = refusedMaxBytes
 	case errors.Is(err, ErrNeedsForce):
 		reason = refusedNeedsForce
 	}
@@ -347,6 +350,7 @@ func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 		from.agents = slices.DeleteFunc(from.agents, func(other *entry) bool { return other == e })
 		to.agents = append(to.agents, e)
 	}
+	f.roster.bytes += registrationBytes(reg) - registrationBytes(old)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.reg.Store(reg)
@@ -391,4 +395,5 @@ func (f *Fleet) setSizes() {
 	defer f.mu.RUnlock()
 	f.metrics.agents.Set(float64(len(f.roster.agents)))
 	f.metrics.workspaces.Set(float64(len(f.roster.workspaces)))
+	f.metrics.bytes.Set(float64(f.roster.bytes))
 }

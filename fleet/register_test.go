@@ -231,6 +231,7 @@ func requireConsistent(t require.TestingT, p parts) {
 		in += len(w.agents)
 	}
 	require.Equal(t, len(r.agents), in)
+	require.Equal(t, bytesOf(r), r.bytes)
 	identities := map[string]agent.ID{}
 	for i, e := range r.order {
 		reg := e.reg.Load()

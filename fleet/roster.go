@@ -24,6 +24,8 @@ type roster struct {
 	order []*entry
 	// revision counts the changes.
 	revision uint64
+	// bytes are those of all registrations and workspaces.
+	bytes int64
 }
 
 // workspace is a registered workspace and its agents, of which there are few.
@@ -52,11 +54,13 @@ func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *wo
 	if held == nil {
 		held = &workspace{Workspace: w, up: up{key: agent.SeriesKey{Workspace: true, ID: w.ID}}}
 		r.workspaces[w.ID] = held
+		r.bytes += workspaceBytes(&w)
 	} else {
 		if equalWorkspace(&held.Workspace, &w) {
 			return held
 		}
 		r.dropFace(held, faces)
+		r.bytes += workspaceBytes(&w) - workspaceBytes(&held.Workspace)
 		held.Workspace = w
 	}
 	key := faceOf(&w)
@@ -69,6 +73,7 @@ func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *wo
 func (r *roster) removeWorkspace(w *workspace, faces map[faceKey]struct{}) {
 	r.dropFace(w, faces)
 	delete(r.workspaces, w.ID)
+	r.bytes -= workspaceBytes(&w.Workspace)
 }
 
 func (r *roster) dropFace(w *workspace, faces map[faceKey]struct{}) {
@@ -90,6 +95,7 @@ func (r *roster) add(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		r.agents[e.id] = e
+		r.bytes += registrationBytes(reg)
 		r.tokens[reg.TokenHash] = e
 		e.workspace = r.workspaces[reg.Workspace.ID]
 		e.workspace.agents = append(e.workspace.agents, e)
@@ -102,6 +108,7 @@ func (r *roster) remove(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		delete(r.agents, e.id)
+		r.bytes -= registrationBytes(reg)
 		if r.tokens[reg.TokenHash] == e {
 			delete(r.tokens, reg.TokenHash)
 		}

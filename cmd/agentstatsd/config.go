@@ -65,6 +65,7 @@ type config struct {
 	reportInterval        time.Duration
 	sessionAge            time.Duration
 	maxAgents             int64
+	maxRegistrationsBytes int64
 	maxRegistrationBytes  int64
 	maxSyncBytes          int64
 	maxPushesBytes        int64

@@ -25,6 +25,11 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "200000", Value: atLeast(&c.maxAgents, 1), Group: &groupAgents,
 		},
 		{
+			Description: "Bytes in memory of the registrations of all agents and workspaces; registrations beyond are refused.",
+			Flag:        "max-registrations-bytes", Env: "AGENTSTATSD_MAX_REGISTRATIONS_BYTES", YAML: "max_registrations_bytes",
+			Default: "536870912", Value: atLeast(&c.maxRegistrationsBytes, 1<<20), Group: &groupAgents,
+		},
+		{
 			Description: "Largest registration of an agent, in bytes, encoded.",
 			Flag:        "max-registration-bytes", Env: "AGENTSTATSD_MAX_REGISTRATION_BYTES", YAML: "max_registration_bytes",
 			Default: "65536", Value: atLeast(&c.maxRegistrationBytes, 1024), Group: &groupAgents,

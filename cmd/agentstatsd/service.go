@@ -146,6 +146,7 @@ func (s *service) build(ctx context.Context) error {
 	}
 	s.fleet, err = fleet.New(s.store, s.aggregator, s.batcher, fleet.Options{
 		MaxAgents:       int(c.maxAgents),
+		MaxBytes:        c.maxRegistrationsBytes,
 		MaxMetadataKeys: int(c.metadataMaxKeys),
 		SessionAge:      c.sessionAge,
 

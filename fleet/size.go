@@ -1,0 +1,119 @@
+package fleet
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// sizes are what registrations come to, of which there are limits.
+type sizes struct {
+	agents, workspaces int
+	bytes              int64
+}
+
+// stringBytes is what a string takes in a list beside its text.
+const stringBytes = int64(unsafe.Sizeof(""))
+
+// registrationBytes is about what the registration of an agent takes in memory,
+// without the texts of its workspace.
+func registrationBytes(r *agent.Registration) int64 {
+	n := int64(unsafe.Sizeof(entry{})) + int64(unsafe.Sizeof(*r)) + int64(len(r.Name))
+	for _, key := range r.MetadataKeys {
+		n += stringBytes + int64(len(key))
+	}
+	for i := range r.Apps {
+		app := &r.Apps[i]
+		n += int64(unsafe.Sizeof(*app)) + int64(len(app.Slug)+len(app.DisplayName)+len(app.Health))
+	}
+	return n
+}
+
+// workspaceBytes is about what a workspace takes in memory without its agents.
+func workspaceBytes(w *agent.Workspace) int64 {
+	return int64(unsafe.Sizeof(workspace{})) + int64(len(w.Name)+len(w.OwnerUsername)+len(w.Template.Name)+
+		len(w.Template.Version)+len(w.Organization)+len(w.Build.Transition))
+}
+
+// sizes returns what is registered.
+func (r *roster) sizes() sizes {
+	return sizes{len(r.agents), len(r.workspaces), r.bytes}
+}
+
+// sizes returns what will be registered with the plan.
+func (p *plan) sizes(r *roster) sizes {
+	s := r.sizes()
+	for id := range p.removed() {
+		if e := r.agents[id]; e != nil {
+			s.agents--
+			s.bytes -= registrationBytes(e.reg.Load())
+		}
+	}
+	for id, reg := range p.regs {
+		if e := r.agents[id]; e != nil {
+			s.bytes -= registrationBytes(e.reg.Load())
+		} else {
+			s.agents++
+		}
+		s.bytes += registrationBytes(reg)
+	}
+	for _, id := range p.change.RemovedWorkspaces {
+		s.workspaces--
+		s.bytes -= workspaceBytes(&r.workspaces[id].Workspace)
+	}
+	for id, w := range p.workspaces {
+		if held := r.workspaces[id]; held != nil {
+			s.bytes -= workspaceBytes(&held.Workspace)
+		} else {
+			s.workspaces++
+		}
+		s.bytes += workspaceBytes(&w)
+	}
+	return s
+}
+
+// check refuses what is above a limit, and above what there is now: where limits
+// were lowered, what does not grow is let through.
+func (s sizes) check(now sizes, o *Options) error {
+	switch {
+	case s.agents > o.MaxAgents && s.agents > now.agents:
+		return fmt.Errorf("%w: want at most %d agents, got %d", ErrTooMany, o.MaxAgents, s.agents)
+	case s.workspaces > o.MaxAgents && s.workspaces > now.workspaces:
+		return fmt.Errorf("%w: want at most %d workspaces, got %d", ErrTooMany, o.MaxAgents, s.workspaces)
+	case s.bytes > o.MaxBytes && s.bytes > now.bytes:
+		return fmt.Errorf("%w: want at most %d bytes in memory of all, got %d", ErrTooLarge, o.MaxBytes, s.bytes)
+	}
+	return nil
+}
+
+// noteRead counts and logs what is above a limit although it was read from the
+// database: another replica, or this one before its limits were lowered, took it
+// in. It is served all the same. The caller may change the registrations.
+func (f *Fleet) noteRead(agents int) {
+	f.mu.RLock()
+	s := f.roster.sizes()
+	f.mu.RUnlock()
+	reason, limit, value := "", int64(0), int64(0)
+	switch {
+	case s.agents > f.opts.MaxAgents:
+		reason, limit, value = refusedMaxAgents, int64(f.opts.MaxAgents), int64(s.agents)
+	case s.workspaces > f.opts.MaxAgents:
+		reason, limit, value = refusedMaxAgents, int64(f.opts.MaxAgents), int64(s.workspaces)
+	case s.bytes > f.opts.MaxBytes:
+		reason, limit, value = refusedMaxBytes, f.opts.MaxBytes, s.bytes
+	}
+	if reason != "" {
+		f.metrics.beyondLimit.WithLabelValues(reason).Add(float64(agents))
+	}
+	if reason == f.beyond {
+		return
+	}
+	f.beyond = reason
+	if reason == "" {
+		f.log.Info("the registrations in the database are within the limits of this replica again")
+		return
+	}
+	f.log.Warn("the database has more registrations than this replica would take in; they are served, and take memory",
+		"limit", reason, "want_at_most", limit, "got", value)
+}
