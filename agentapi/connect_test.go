@@ -127,7 +127,7 @@ func TestViolations(t *testing.T) {
 		{"negative sequence", []*pb.ConnectRequest{good, seq(-1, stats(&pb.Stats{}))}, codes.InvalidArgument, "sequence: want at least 1, got -1"},
 		{"after goodbye", []*pb.ConnectRequest{good, seq(1, meta("k", "v")), seq(2, goodbye()), seq(3, goodbye())}, codes.InvalidArgument, "message: want none after goodbye"},
 		{"too large", []*pb.ConnectRequest{good, seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "message: want at most 1000 bytes, got 1017"},
-		{"hello too large", []*pb.ConnectRequest{seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "message: want at most 1000 bytes, got 1017"},
+		{"hello too large", []*pb.ConnectRequest{seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "hello: want at most 1000 bytes, got 1017"},
 		{"too much refused", []*pb.ConnectRequest{good, seq(1, meta("", "", "", "", "", "")), seq(2, meta("", "", "", ""))}, codes.ResourceExhausted, "too much of what the agent sends is refused"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -3,7 +3,6 @@ package agentapi
 import (
 	"sync"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
@@ -71,12 +70,10 @@ func (f *frame) hasMessage() bool {
 // an agent's 1 MiB is never full of what is plain but of what is not.
 const expansion = 8
 
-// codec decodes frames within the limit of agents and coderd's requests within
-// theirs, encodes and counts responses to agents, and does all else as usual.
+// codec decodes frames and coderd's requests within limits of memory, encodes and counts responses to agents, and does all else as usual.
 type codec struct {
 	encoding.CodecV2
-	limit   int                // of an agent's message, in bytes
-	limited prometheus.Counter // messages beyond it
+	limit int // of an agent's message, in bytes
 }
 
 // agentRequests estimates what an agent's request takes.
@@ -111,11 +108,6 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return c.CodecV2.Unmarshal(data, v)
 	}
 	f.size = data.Len()
-	if f.size > c.limit {
-		c.limited.Inc()
-		f.refused = tooLarge(f.size, c.limit)
-		return nil
-	}
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	if f.readPlain(buffer.ReadOnlyData()) {
 		f.buffer = buffer

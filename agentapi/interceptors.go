@@ -44,8 +44,8 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	return s.guard(stream.Context(), info.FullMethod, handler(srv, stream))
 }
 
-func tooLarge(size, limit int) error {
-	return status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes, got %d", limit, size)
+func tooLarge(field string, size, limit int) error {
+	return status.Errorf(codes.ResourceExhausted, "%s: want at most %d bytes, got %d", field, limit, size)
 }
 
 // serviceOf returns the service of a full method "/service/method".

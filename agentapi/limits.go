@@ -113,9 +113,9 @@ func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamS
 		kind, limit = kindCheck, openCheck
 	}
 	ctx := stream.Context()
-	reader, ok := grpc.ServerTransportStreamFromContext(ctx).(messageReader)
+	ender, ok := grpc.ServerTransportStreamFromContext(ctx).(streamEnder)
 	if !ok {
-		return errInternal
+		return errInternal // sizeStream says so of all streams
 	}
 	key := openKey{kind, peerHost(ctx)}
 	if !s.openCalls.acquire(key, limit) {
@@ -123,14 +123,14 @@ func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamS
 		return status.Errorf(codes.ResourceExhausted, "want at most %d calls of this kind at once, and %d of one address", limit, limit/4)
 	}
 	defer s.openCalls.release(key)
-	open := &openStream{ServerStream: stream, reader: reader, codec: s.codec, life: life}
+	open := &openStream{ServerStream: stream, life: life}
 	open.timer = time.AfterFunc(openRequestTimeout, func() {
 		st := status.New(codes.Unavailable, "the call has taken its time; call again")
 		if !open.asked.Load() {
 			s.metrics.limited.WithLabelValues(limitedFirstMessage).Inc()
 			st = status.Convert(invalid("message", "want the first one within %v", openRequestTimeout))
 		}
-		_ = reader.WriteStatus(st)
+		_ = ender.WriteStatus(st)
 	})
 	defer open.timer.Stop()
 	done := s.connections.openCall(ctx)

@@ -166,7 +166,7 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		instances: newPushInstances(),
 		feed:      newFeed(),
 
-		codec:        codec{CodecV2: encoding.GetCodecV2("proto"), limit: opts.MaxAgentMessageBytes, limited: m.limited.WithLabelValues(limitedMessageBytes)},
+		codec:        codec{CodecV2: encoding.GetCodecV2("proto"), limit: opts.MaxAgentMessageBytes},
 		coderdCalls:  newSlots(opts.MaxCoderdCalls),
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
 		connections:  newConnections(&opts, m),
@@ -206,6 +206,7 @@ var services = [...]string{
 func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption {
 	opts := []grpc.ServerOption{
 		grpc.ChainStreamInterceptor(
+			s.sizeStream,
 			rpc.StreamServerInterceptor(),
 			s.recoverStream(),
 			s.guardStream,

@@ -1,13 +1,10 @@
 package agentapi
 
 import (
-	"encoding/binary"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 )
 
@@ -28,6 +25,13 @@ func asStreams(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	served := *desc
 	served.Methods = nil
 	served.Streams = append([]grpc.StreamDesc(nil), desc.Streams...)
+	for i := range served.Streams {
+		if handler := served.Streams[i].Handler; !served.Streams[i].ClientStreams {
+			served.Streams[i].Handler = func(srv any, stream grpc.ServerStream) error {
+				return handler(srv, singleStream{stream})
+			}
+		}
+	}
 	for _, m := range desc.Methods {
 		served.Streams = append(served.Streams, grpc.StreamDesc{
 			StreamName: m.MethodName,
@@ -35,7 +39,7 @@ func asStreams(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 			// interceptors of streams.
 			ClientStreams: true,
 			Handler: func(srv any, stream grpc.ServerStream) error {
-				response, err := m.Handler(srv, stream.Context(), stream.RecvMsg, nil)
+				response, err := m.Handler(srv, stream.Context(), singleStream{stream}.RecvMsg, nil)
 				if err != nil {
 					return err
 				}
@@ -80,48 +84,18 @@ func (p *promptStream) stop() {
 	}
 }
 
-// maxOpenMessage bounds a message of a method that is open to strangers.
-const maxOpenMessage = 4 << 10
-
-// messageReader is what gRPC's transport reads the parts of a message by.
-type messageReader interface {
-	streamEnder
-	ReadMessageHeader(header []byte) error
-	Read(n int) (mem.BufferSlice, error)
-}
-
-// openStream is a stream that needs no credential. Its messages are small, and
-// that is checked before they are read: gRPC would buffer one of the size that
-// coderd may send. The stream ends when its time is over.
+// openStream is a stream that needs no credential. It ends when its time is over.
 type openStream struct {
 	grpc.ServerStream
-	reader messageReader
-	codec  codec
-	timer  *time.Timer
-	life   time.Duration
-	asked  atomic.Bool
+	timer *time.Timer
+	life  time.Duration
+	asked atomic.Bool
 }
 
 // RecvMsg implements grpc.ServerStream.
 func (o *openStream) RecvMsg(m any) error {
-	var header [5]byte
-	if err := o.reader.ReadMessageHeader(header[:]); err != nil {
+	if err := o.ServerStream.RecvMsg(m); err != nil {
 		return err
-	}
-	if header[0] != 0 {
-		return status.Error(codes.Unimplemented, "message: want it uncompressed")
-	}
-	size := binary.BigEndian.Uint32(header[1:])
-	if size > maxOpenMessage {
-		return tooLarge(int(size), maxOpenMessage)
-	}
-	data, err := o.reader.Read(int(size))
-	if err != nil {
-		return err
-	}
-	defer data.Free()
-	if err := o.codec.Unmarshal(data, m); err != nil {
-		return errMalformed
 	}
 	if o.asked.CompareAndSwap(false, true) {
 		o.timer.Reset(o.life)

@@ -64,22 +64,28 @@ func (s *service) rawClient(t *testing.T) *rawClient {
 // session opens a stream and says hello. An error tells that the connection is
 // closed.
 func (c *rawClient) session(number int64, headers ...string) error {
-	c.fields.Reset()
-	fields := append([]string{
-		":method", "POST", ":scheme", "http", ":path", "/agentstats.v1.AgentService/Connect", ":authority", "test",
-		"content-type", "application/grpc", "te", "trailers",
-	}, headers...)
-	for i := 0; i < len(fields); i += 2 {
-		require.NoError(c.t, c.header.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}))
-	}
-	id := c.next
-	c.next += 2
-	if err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.fields.Bytes(), EndHeaders: true}); err != nil {
+	id, err := c.call("/agentstats.v1.AgentService/Connect", headers...)
+	if err != nil {
 		return err
 	}
 	message, err := proto.Marshal(hello(1, number))
 	require.NoError(c.t, err)
 	return c.framer.WriteData(id, false, append([]byte{0, 0, 0, 0, byte(len(message))}, message...))
+}
+
+// call opens a stream of a method.
+func (c *rawClient) call(method string, headers ...string) (id uint32, err error) {
+	c.fields.Reset()
+	fields := append([]string{
+		":method", "POST", ":scheme", "http", ":path", method, ":authority", "test",
+		"content-type", "application/grpc", "te", "trailers",
+	}, headers...)
+	for i := 0; i < len(fields); i += 2 {
+		require.NoError(c.t, c.header.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}))
+	}
+	id = c.next
+	c.next += 2
+	return id, c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.fields.Bytes(), EndHeaders: true})
 }
 
 // An agent that reads nothing and opens session after session, each of which ends

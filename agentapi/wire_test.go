@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
@@ -24,7 +23,7 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20, limited: prometheus.NewCounter(prometheus.CounterOpts{})}
+var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20}
 
 // checkFrame checks that data is read as the generated code decodes it, and
 // returns whether it is plain. The report before it may be any.

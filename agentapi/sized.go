@@ -1,0 +1,131 @@
+package agentapi
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Limits of messages that no operator needs another one of.
+const (
+	// maxOpenMessage bounds a message of a method that is open to strangers: the
+	// name of a service, or of a file.
+	maxOpenMessage = 4 << 10
+	// maxHelloBytes bounds the first message of an agent's stream, which takes
+	// some 60 bytes: eight streams of an agent may wait for theirs.
+	maxHelloBytes = 4 << 10
+)
+
+var (
+	errCompressed = status.Error(codes.Unimplemented, "message: want it uncompressed")
+	errCutOff     = status.Error(codes.InvalidArgument, "message: want all of it, the stream ended within it")
+	errNoMessage  = invalid("message", "want one, got none")
+)
+
+// messageReader is what gRPC's transport reads the parts of a message by.
+type messageReader interface {
+	streamEnder
+	ReadMessageHeader(header []byte) error
+	Read(n int) (mem.BufferSlice, error)
+}
+
+// sizedStream reads messages of a limited size. gRPC has one limit for all methods,
+// coderd's, and buffers messages up to that; here the header of a message, which
+// tells its size, is read first, and one that is too large is not buffered at all.
+type sizedStream struct {
+	grpc.ServerStream
+	server *Server
+	reader messageReader
+	limit  int
+	hello  bool // the first message, of an agent's stream, is still to come
+	header [5]byte
+}
+
+// sizeStream limits the messages of a call by its method. It is the outermost
+// interceptor, as it does not call the RecvMsg of those before it.
+func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	reader, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(messageReader)
+	if !ok {
+		s.log.Error("the transport of gRPC does not let messages be read in parts", "method", info.FullMethod)
+		return errInternal
+	}
+	sized := &sizedStream{ServerStream: stream, server: s, reader: reader, limit: maxOpenMessage}
+	switch serviceOf(info.FullMethod) {
+	case agentstatsv1.AgentService_ServiceDesc.ServiceName:
+		sized.limit, sized.hello = s.opts.MaxAgentMessageBytes, true
+	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
+		sized.limit = s.opts.MaxMessageBytes
+	}
+	return handler(srv, sized)
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s *sizedStream) RecvMsg(m any) error {
+	if err := s.reader.ReadMessageHeader(s.header[:]); err != nil {
+		return readError(err)
+	}
+	if s.header[0] != 0 {
+		return errCompressed
+	}
+	size := int(binary.BigEndian.Uint32(s.header[1:]))
+	if err := s.check(size); err != nil {
+		if f, ok := m.(*frame); ok { // which is charged for it
+			f.size, f.refused = size, err
+			return nil
+		}
+		return err
+	}
+	data, err := s.reader.Read(size)
+	if errors.Is(err, io.EOF) && size > 0 {
+		return errCutOff
+	}
+	if err != nil {
+		return readError(err)
+	}
+	defer data.Free()
+	if err := s.server.codec.Unmarshal(data, m); err != nil {
+		return errMalformed
+	}
+	return nil
+}
+
+// check returns the status that refuses a message of so many bytes.
+func (s *sizedStream) check(size int) error {
+	field, limit := "message", s.limit
+	if s.hello {
+		field, limit = "hello", min(limit, maxHelloBytes)
+	}
+	if size > limit {
+		s.server.metrics.limited.WithLabelValues(limitedMessageBytes).Inc()
+		return tooLarge(field, size, limit)
+	}
+	s.hello = false
+	return nil
+}
+
+// readError returns the error of a stream that a message could not be read from.
+func readError(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errCutOff
+	}
+	return err
+}
+
+// singleStream is a stream that its caller sends one message on: its end is none.
+type singleStream struct{ grpc.ServerStream }
+
+// RecvMsg implements grpc.ServerStream.
+func (s singleStream) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if errors.Is(err, io.EOF) {
+		return errNoMessage
+	}
+	return err
+}

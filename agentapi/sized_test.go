@@ -1,0 +1,109 @@
+package agentapi_test
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	methodConnect  = "/agentstats.v1.AgentService/Connect"
+	methodRegister = "/agentstats.v1.CoderdService/RegisterAgents"
+	methodPush     = "/agentstats.v1.CoderdService/PushMetrics"
+)
+
+// sizeOnly is the header of a message of n bytes.
+func sizeOnly(n uint32) []byte { return binary.BigEndian.AppendUint32([]byte{0}, n) }
+
+// A message that is too large is refused when its header is there: nothing of it is
+// waited for, or buffered.
+func TestSizeIsKnownFromTheHeader(t *testing.T) {
+	s := start(t, settings{tcp: true})
+	s.register(1)
+	agentCredential, coderdCredential := "Bearer "+token(1), "Bearer "+coderdToken
+	for _, c := range []struct {
+		name, method, credential string
+		hello                    bool
+		size                     uint32
+		want                     string
+	}{
+		{"hello", methodConnect, agentCredential, false, 4097, "hello: want at most 4096 bytes, got 4097"},
+		{"request of an agent", methodConnect, agentCredential, true, 1<<20 + 1, "message: want at most 1048576 bytes, got 1048577"},
+		{"call of coderd", methodRegister, coderdCredential, false, 4<<20 + 1, "message: want at most 4194304 bytes, got 4194305"},
+		{"stream of coderd", methodPush, coderdCredential, false, 1 << 31, "message: want at most 4194304 bytes, got 2147483648"},
+		{"health", healthpb.Health_Check_FullMethodName, "", false, 4097, "message: want at most 4096 bytes, got 4097"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := limited(s, "message_bytes")
+			raw := s.rawClient(t)
+			id, err := raw.call(c.method, "authorization", c.credential)
+			require.NoError(t, err)
+			require.NoError(t, raw.framer.WriteWindowUpdate(id, 64<<10))
+			if c.hello {
+				message, err := proto.Marshal(hello(1, 1))
+				require.NoError(t, err)
+				require.NoError(t, raw.framer.WriteData(id, false, append(sizeOnly(uint32(len(message))), message...)))
+			}
+			require.NoError(t, raw.framer.WriteData(id, false, sizeOnly(c.size)))
+			select {
+			case text := <-raw.refused:
+				require.Equal(t, c.want, text)
+			case <-time.After(9 * time.Second): // below the time for a first message
+				require.FailNow(t, "no answer")
+			}
+			require.Equal(t, before+1, limited(s, "message_bytes"))
+		})
+	}
+}
+
+// Calls that end before, or within, a message are told so, and are no errors of the
+// service.
+func TestMessagesThatAreCutOff(t *testing.T) {
+	s := start(t, settings{})
+	s.register(1)
+	closed, open := s.methods()
+	var reply []byte
+	for _, method := range append(closed, open...) {
+		ctx, cancel := context.WithCancel(s.asCoderd())
+		if method == methodConnect {
+			ctx = as(t.Context(), token(1))
+		}
+		stream := s.call(ctx, method)
+		require.NoError(t, stream.CloseSend())
+		err := stream.RecvMsg(&reply)
+		if strings.HasPrefix(method, "/grpc.reflection.") { // which is asked nothing
+			require.ErrorIs(t, err, io.EOF, method)
+			cancel()
+			continue
+		}
+		require.Equal(t, codes.InvalidArgument, codeOf(err), method)
+		require.Regexp(t, "want .*, got (none|the end of the stream)$", err.Error(), method)
+		cancel()
+	}
+	require.NotContains(t, s.log.String(), "handler failed")
+}
+
+func TestMessageIsCutOffWithin(t *testing.T) {
+	s := start(t, settings{tcp: true})
+	s.register(1)
+	raw := s.rawClient(t)
+	for _, part := range [][]byte{{0, 0}, append(sizeOnly(10), 1)} {
+		id, err := raw.call(methodRegister, "authorization", "Bearer "+coderdToken)
+		require.NoError(t, err)
+		require.NoError(t, raw.framer.WriteData(id, true, part))
+		require.Equal(t, "message: want all of it, the stream ended within it", <-raw.refused)
+	}
+	require.NotContains(t, s.log.String(), "handler failed")
+	_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	require.NoError(t, err)
+}
