@@ -147,7 +147,7 @@ func start(t testing.TB, set settings) *service {
 	t.Helper()
 	s := &service{t: t, pushes: &pushes{}, registry: prometheus.NewPedanticRegistry(), log: &lockedBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
-	db, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "test.db")}, log)
+	db, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "test.db")}, prometheus.NewRegistry(), log)
 	require.NoError(t, err)
 	s.store = &switchStore{Store: db, down: set.down}
 	memory, err := pubsub.NewMemory(s.registry)

@@ -326,7 +326,7 @@ func TestConcurrent(t *testing.T) {
 // The whole way on the real database, with an agent that it does not know.
 func TestSQLite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "a.db")}, quiet)
+		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "a.db")}, prometheus.NewRegistry(), quiet)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		var change agent.Change

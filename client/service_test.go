@@ -52,7 +52,7 @@ func must(err error) {
 
 func (s *service) start() {
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	database, err := store.Open(context.Background(), store.Options{Path: filepath.Join(s.dir, "agentstatsd.db")}, log)
+	database, err := store.Open(context.Background(), store.Options{Path: filepath.Join(s.dir, "agentstatsd.db")}, prometheus.NewRegistry(), log)
 	must(err)
 	memory, err := pubsub.NewMemory(reg)
 	must(err)

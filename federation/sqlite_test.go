@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/store"
@@ -14,7 +15,7 @@ import (
 func TestSQLite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.db")
 	for round := range 3 {
-		s, err := store.Open(t.Context(), store.Options{Path: path}, slog.New(slog.DiscardHandler))
+		s, err := store.Open(t.Context(), store.Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		f := open(t, s, Options{})
 		now := start.Add(time.Duration(round) * 30 * time.Hour)

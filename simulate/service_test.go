@@ -129,7 +129,7 @@ func (s *service) start() {
 	reg := prometheus.NewRegistry()
 	s.broken = new(atomic.Bool)
 	var err error
-	s.store, err = store.Open(context.Background(), store.Options{Path: s.path}, log)
+	s.store, err = store.Open(context.Background(), store.Options{Path: s.path}, prometheus.NewRegistry(), log)
 	require.NoError(t, err)
 	memory, err := pubsub.NewMemory(reg)
 	require.NoError(t, err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -21,7 +22,7 @@ import (
 func deploymentOf(t testing.TB, opts Options) (agent.ID, string) {
 	t.Helper()
 	var log bytes.Buffer
-	s, err := Open(t.Context(), opts, slog.New(slog.NewTextHandler(&log, nil)))
+	s, err := Open(t.Context(), opts, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, s.Close()) }()
 	id, err := s.Deployment(t.Context())
@@ -118,7 +119,7 @@ func TestPostgresDeploymentTogether(t *testing.T) {
 	var group errgroup.Group
 	for i := range ids {
 		group.Go(func() error {
-			s, err := Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
+			s, err := Open(t.Context(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}

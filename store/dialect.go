@@ -116,7 +116,9 @@ var (
 	pageOfMetadata = page{"metadata_page", 500}
 	pageOfKeys     = page{"keys_page", 5000}
 	// A row may have megabytes.
-	pageOfPushes = page{"pushes_page", 4}
+	pageOfPushes   = page{"pushes_page", 4}
+	pageOfVersions = page{"versions_page", 5000}
+	pageOfReplicas = page{"replicas_page", 1000}
 )
 
 // rowsAs is a table expression of the rows of a statement for dialect.exec,

@@ -139,9 +139,12 @@ FROM metadata WHERE agent_id ` + condition + ` ORDER BY agent_id, key`
 		var m agent.Metadata
 		var collected sql.NullInt64
 		err := rows.Scan(&m.Agent, &m.Key, &m.Value, &m.Error, &collected, &m.Order.Epoch, &m.Order.Sequence)
+		if err != nil {
+			return s.skip(ctx, rows, kindMetadata, idKey(m.Agent, m.Key), err)
+		}
 		m.CollectedAt = fromNanos(collected)
 		found = append(found, m)
-		return err
+		return nil
 	}
 	if len(ids) <= fewAgents {
 		err = s.read(ctx, doing, func(q querier) error {
@@ -167,8 +170,11 @@ func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 			var id agent.ID
 			var key string
 			err := rows.Scan(&id, &key)
+			if err != nil {
+				return s.skip(ctx, rows, kindMetadata, idKey(id, key), err)
+			}
 			keys[id] = append(keys[id], key)
-			return err
+			return nil
 		})
 	})
 	if err != nil {

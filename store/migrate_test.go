@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
@@ -75,7 +76,7 @@ func TestSQLiteMigratedFrom3(t *testing.T) {
 	}
 	require.NoError(t, s.Close())
 
-	s, err = Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	s, err = Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	got := roster(t, s)
 	require.EqualValues(t, 1, got.Revision)
@@ -103,14 +104,18 @@ func eachDatabase(t *testing.T, test func(t *testing.T, open func() (*Store, err
 		conn, err := sql.Open("sqlite", path)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, conn.Close()) })
-		test(t, func() (*Store, error) { return Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler)) }, conn)
+		test(t, func() (*Store, error) {
+			return Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		}, conn)
 	})
 	t.Run("postgres", func(t *testing.T) {
 		url := postgrestest.Shared(t).CreateDatabase(t)
 		conn, err := sql.Open("pgx", url)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, conn.Close()) })
-		test(t, func() (*Store, error) { return Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler)) }, conn)
+		test(t, func() (*Store, error) {
+			return Open(t.Context(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		}, conn)
 	})
 }
 

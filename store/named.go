@@ -39,8 +39,8 @@ SELECT max(revision) FROM (
 }
 
 // readNamed adds to the roster who was named again since a revision and is not in
-// it.
-func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *agent.Roster) error {
+// it. It returns false if a row cannot be decoded: nobody knows who else was.
+func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *agent.Roster) (all bool, err error) {
 	seenAgents := make(map[agent.ID]struct{}, len(roster.Agents))
 	for i := range roster.Agents {
 		seenAgents[roster.Agents[i].ID] = struct{}{}
@@ -62,17 +62,21 @@ func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *
 		}
 		return ids, nil
 	}
-	return s.stream(ctx, tx, pageOfNamed, `SELECT agents, workspaces FROM named WHERE revision > $1 ORDER BY revision`, []any{since}, func(rows *sql.Rows) error {
+	all = true
+	err = s.stream(ctx, tx, pageOfNamed, `SELECT revision, agents, workspaces FROM named WHERE revision > $1 ORDER BY revision`, []any{since}, func(rows *sql.Rows) error {
+		var revision int64
 		var agents, workspaces []byte
-		err := rows.Scan(&agents, &workspaces)
+		err := rows.Scan(&revision, &agents, &workspaces)
 		if err == nil {
 			roster.NamedAgents, err = add(roster.NamedAgents, seenAgents, agents)
 		}
 		if err == nil {
 			roster.NamedWorkspaces, err = add(roster.NamedWorkspaces, seenWorkspaces, workspaces)
 		}
-		return err
+		all = all && err == nil
+		return s.skip(ctx, rows, kindNamed, fmt.Sprintf("revision %d", revision), err)
 	})
+	return all, err
 }
 
 func joinIDs(ids []agent.ID) []byte {

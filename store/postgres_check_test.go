@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/internal/postgrestest"
@@ -81,7 +82,7 @@ func TestPostgresStartChecks(t *testing.T) {
 			if c.pooler != nil {
 				given = server.PgBouncer(t, database, c.pooler...)
 			}
-			_, err := Open(t.Context(), Options{URL: given}, slog.New(slog.DiscardHandler))
+			_, err := Open(t.Context(), Options{URL: given}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), "transaction is aborted")
 			require.Zero(t, scalar[int](t, conn, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`))
@@ -93,7 +94,7 @@ func TestPostgresStartChecks(t *testing.T) {
 func TestPostgresStandby(t *testing.T) {
 	primary := postgrestest.Start(t)
 	standby := primary.Standby(t)
-	_, err := Open(t.Context(), Options{URL: standby.URL()}, slog.New(slog.DiscardHandler))
+	_, err := Open(t.Context(), Options{URL: standby.URL()}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "the server is a standby, which cannot be written to: name the primary in the URL")
 }
 
@@ -109,7 +110,7 @@ func TestPostgresRights(t *testing.T) {
 	execute(t, conn, `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO reader`)
 	openURL(t, Options{URL: as(t, database, "reader", "")})
 	execute(t, conn, `REVOKE DELETE ON agents, removed FROM reader`)
-	_, err := Open(t.Context(), Options{URL: as(t, database, "reader", "")}, slog.New(slog.DiscardHandler))
+	_, err := Open(t.Context(), Options{URL: as(t, database, "reader", "")}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "the role may not read and write all tables: GRANT SELECT, INSERT, UPDATE, DELETE ON agents, removed to it")
 }
 
@@ -118,8 +119,29 @@ func TestPostgresMigrationFails(t *testing.T) {
 	database := postgrestest.Shared(t).CreateDatabase(t)
 	conn := admin(t, database)
 	execute(t, conn, `CREATE SEQUENCE agents_revision`)
-	_, err := Open(t.Context(), Options{URL: database}, slog.New(slog.DiscardHandler))
+	_, err := Open(t.Context(), Options{URL: database}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, `relation "agents_revision" already exists`)
 	require.NotContains(t, err.Error(), "transaction is aborted")
 	require.Zero(t, scalar[int](t, conn, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`))
+}
+
+// What a server lacks is told in one sentence, the first thing first.
+func TestServerIsChecked(t *testing.T) {
+	good := server{version: oldestPostgres, encoding: "UTF8", schema: "public", creates: true}
+	require.NoError(t, good.check())
+	require.NoError(t, good.mayCreate(t.Context()))
+	for want, change := range map[string]func(*server){
+		"PostgreSQL 13 is older than 14, the oldest that this program knows": func(s *server) { s.version, s.encoding = 13, "LATIN1" },
+		"its encoding is LATIN1, not UTF8: make the database with ENCODING":  func(s *server) { s.encoding, s.standby = "LATIN1", true },
+		"the server is a standby, which cannot be written to":                func(s *server) { s.standby, s.readOnly = true, true },
+		"the server takes no writes (default_transaction_read_only is on)":   func(s *server) { s.readOnly, s.schema = true, "" },
+		"no schema of the search_path exists for this role":                  func(s *server) { s.schema, s.creates = "", false },
+	} {
+		s := good
+		change(&s)
+		require.ErrorContains(t, s.check(), want)
+	}
+	good.creates = false
+	require.NoError(t, good.check(), "it may be up to date")
+	require.ErrorContains(t, good.mayCreate(t.Context()), `the role may not make tables in schema "public"`)
 }

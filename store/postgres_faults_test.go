@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -138,16 +139,16 @@ func TestPostgresRestarted(t *testing.T) {
 func TestPostgresDown(t *testing.T) {
 	server := postgrestest.Start(t)
 	server.Stop(t)
-	_, err := Open(t.Context(), Options{URL: server.URL()}, slog.New(slog.DiscardHandler))
+	_, err := Open(t.Context(), Options{URL: server.URL()}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, agent.ErrStoreDown)
-	_, err = Open(t.Context(), Options{URL: "postgres:///postgres?user=postgres&host=" + t.TempDir()}, slog.New(slog.DiscardHandler))
+	_, err = Open(t.Context(), Options{URL: "postgres:///postgres?user=postgres&host=" + t.TempDir()}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, agent.ErrStoreDown, "no socket")
 
 	// Nobody says that it is down.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	<-ctx.Done()
-	_, err = Open(ctx, Options{URL: server.URL()}, slog.New(slog.DiscardHandler))
+	_, err = Open(ctx, Options{URL: server.URL()}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
 }

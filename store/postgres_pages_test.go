@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
@@ -79,6 +80,7 @@ func TestPostgresPages(t *testing.T) {
 	config.Tracer = tracer
 	db := stdlib.OpenDB(*config)
 	s := &Store{dialect: &postgresDialect, writer: db, reader: db, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
+	s.undecodable = newUndecodable(prometheus.NewRegistry(), s.log)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 
 	var ids []agent.ID
@@ -128,6 +130,41 @@ func TestPostgresPages(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, pushes, 50)
 	require.LessOrEqual(t, tracer.take(), int64(pageOfPushes.rows))
+
+	conn := admin(t, url)
+	execute(t, conn, `INSERT INTO pushes SELECT gen_random_uuid(), 'r', 1, '\x01', 1 FROM generate_series(1, 12000) AS n`)
+	execute(t, conn, `INSERT INTO replicas SELECT gen_random_uuid(), 'r', 1 FROM generate_series(1, 3000) AS n`)
+	versions, err := s.PushVersions(t.Context())
+	require.NoError(t, err)
+	require.Len(t, versions, 12_050)
+	require.LessOrEqual(t, tracer.take(), int64(pageOfVersions.rows))
+	replicas, _, err := s.Beat(t.Context(), agent.Replica{ID: id(1)}, -1)
+	require.NoError(t, err)
+	require.Len(t, replicas, 3001)
+	require.LessOrEqual(t, tracer.take(), int64(pageOfReplicas.rows))
+}
+
+// Old records of builds are looked for a thousand at a time, and all are looked at in
+// the end. Those of workspaces stay.
+func TestPostgresBuildsAreForgottenInParts(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	conn := admin(t, url)
+	fill(t, conn, 1500)
+	execute(t, conn, `UPDATE workspaces SET build_id = gen_random_uuid()`)
+	execute(t, conn, `INSERT INTO builds_observed SELECT build_id, 1 FROM workspaces`)
+	execute(t, conn, `INSERT INTO builds_observed SELECT gen_random_uuid(), 1 FROM generate_series(1, 1800) AS n`)
+	left := func() int { return scalar[int](t, conn, `SELECT count(*) FROM builds_observed WHERE observed_at = 1`) }
+	var lefts []int
+	for n := byte(0); left() > 1500 && n < 10; n++ {
+		before := left()
+		_, err := s.ObserveBuilds(t.Context(), []agent.ID{{15: n + 1}}, time.Now())
+		require.NoError(t, err)
+		lefts = append(lefts, left())
+		require.LessOrEqual(t, before-left(), buildsLookedAt)
+	}
+	require.Equal(t, 1500, left())
+	require.Len(t, lefts, 4, "3,304 records: %v", lefts)
 }
 
 // A large read is of one moment, whatever is written between two of its pages.

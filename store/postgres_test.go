@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -40,7 +41,7 @@ func openPostgresTemp(t testing.TB) *Store {
 
 func openURL(t testing.TB, opts Options) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), opts, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return s
@@ -94,7 +95,7 @@ func TestPostgresOpenedTogether(t *testing.T) {
 			stores := make([]*Store, 8)
 			for i := range stores {
 				group.Go(func() (err error) {
-					stores[i], err = Open(t.Context(), c.opts, slog.New(slog.DiscardHandler))
+					stores[i], err = Open(t.Context(), c.opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 					return err
 				})
 			}
@@ -121,7 +122,7 @@ func TestPostgresMigrationLocked(t *testing.T) {
 	execute(t, conn, `SELECT pg_advisory_xact_lock($1, oid::int) FROM pg_namespace WHERE nspname = 'public'`, migrationLock)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	_, err := Open(ctx, Options{URL: url, StatementTimeout: 20 * time.Millisecond}, slog.New(slog.DiscardHandler))
+	_, err := Open(ctx, Options{URL: url, StatementTimeout: 20 * time.Millisecond}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "lock schema: ")
 	execute(t, conn, `ROLLBACK`)
@@ -134,7 +135,7 @@ func TestPostgresNewerSchema(t *testing.T) {
 	s := openURL(t, Options{URL: url})
 	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (77, true)`)
 	require.NoError(t, err)
-	_, err = Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
+	_, err = Open(t.Context(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, fmt.Sprintf("its schema version 77 is newer than %d, the newest that this program knows:"+
 		" use the program that wrote it, or a later one", newest(t, &postgresDialect)))
 	require.ErrorContains(t, err, `open database "test_`)
@@ -160,7 +161,7 @@ func TestPostgresPasswordIsSecret(t *testing.T) {
 		"unknown parameter": "postgres://postgres:hunter2@" + server.Host + server.Path + "?sslmode=disable&bogus=1",
 	} {
 		for _, pooled := range []bool{false, true} {
-			_, err := Open(t.Context(), Options{URL: given, TransactionPooling: pooled}, slog.New(slog.DiscardHandler))
+			_, err := Open(t.Context(), Options{URL: given, TransactionPooling: pooled}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 			require.Error(t, err, name)
 			for _, text := range []string{err.Error(), fmt.Sprintf("%+v", err)} {
 				require.NotContains(t, text, secret, name)

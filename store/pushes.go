@@ -106,12 +106,15 @@ func (s *Store) pushes(ctx context.Context, condition string, args []any) ([]age
 			var row agent.PushRow
 			var updated sql.NullInt64
 			err := rows.Scan((*agent.ID)(&row.Instance), &row.Replica, &updated, &row.Data, &row.Version)
+			if err != nil {
+				return s.skip(ctx, rows, kindPushes, idKey(agent.ID(row.Instance)), err)
+			}
 			row.UpdatedAt = fromNanos(updated)
 			if len(row.Data) == 0 {
 				row.Data = nil // on one database it is, on the other not
 			}
 			found = append(found, row)
-			return err
+			return nil
 		})
 	})
 	if err != nil {
@@ -124,14 +127,16 @@ func (s *Store) pushes(ctx context.Context, condition string, args []any) ([]age
 // those that changed are found without reading all.
 func (s *Store) PushVersions(ctx context.Context) (map[agent.Instance]int64, error) {
 	var versions map[agent.Instance]int64
-	err := s.read(ctx, "read versions of pushes", func(q querier) error {
+	err := s.view(ctx, "read versions of pushes", func(tx *sql.Tx) error {
 		versions = make(map[agent.Instance]int64)
-		return query(ctx, q, `SELECT instance_id, version FROM pushes`, nil, func(rows *sql.Rows) error {
+		return s.stream(ctx, tx, pageOfVersions, `SELECT instance_id, version FROM pushes ORDER BY instance_id`, nil, func(rows *sql.Rows) error {
 			var id agent.ID
 			var version int64
-			err := rows.Scan(&id, &version)
+			if err := rows.Scan(&id, &version); err != nil {
+				return s.skip(ctx, rows, kindPushes, idKey(id), err)
+			}
 			versions[agent.Instance(id)] = version
-			return err
+			return nil
 		})
 	})
 	if err != nil {

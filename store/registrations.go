@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -214,9 +215,12 @@ SELECT id, name, owner_id, owner_username, template_id, template_name,
     template_version, organization, build_id, build_created_at, build_transition, build_is_prebuild
 FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
 		w, err := scanWorkspace(rows)
+		if err != nil {
+			return s.skip(ctx, rows, kindWorkspaces, idKey(w.ID), err)
+		}
 		byID[w.ID] = len(roster.Workspaces)
 		roster.Workspaces = append(roster.Workspaces, w)
-		return err
+		return nil
 	})
 	if err != nil {
 		return roster, err
@@ -226,12 +230,18 @@ SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
     token_sha256, apps, metadata_keys, registered
 FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
 		r, err := scanAgent(rows)
-		if err != nil {
-			return err
-		}
 		// An agent is written together with its workspace, so that has the same
 		// revision or a later one, and all was read from one snapshot.
-		r.Workspace = roster.Workspaces[byID[r.Workspace.ID]]
+		of, decoded := byID[r.Workspace.ID]
+		if err == nil && !decoded {
+			err = errNoWorkspace
+		}
+		if err != nil {
+			s.undecodable.setAgent(r.ID, true)
+			return s.skip(ctx, rows, kindAgents, idKey(r.ID), err)
+		}
+		s.undecodable.setAgent(r.ID, false)
+		r.Workspace = roster.Workspaces[of]
 		roster.Agents = append(roster.Agents, r)
 		return nil
 	})
@@ -244,7 +254,11 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 	if roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since); err != nil {
 		return roster, err
 	}
-	return roster, s.readNamed(ctx, tx, since, &roster)
+	all, err := s.readNamed(ctx, tx, since, &roster)
+	if err == nil && !all {
+		return s.readRoster(ctx, tx, 0) // who is in it counts as named
+	}
+	return roster, err
 }
 
 // readRemoved returns the ids that a table does not have any more, in order.
@@ -260,6 +274,9 @@ ORDER BY id`, []any{table, since}, func(rows *sql.Rows) error {
 	})
 	return ids, err
 }
+
+// errNoWorkspace is why an agent is skipped whose workspace is.
+var errNoWorkspace = errors.New("its workspace cannot be decoded")
 
 func scanWorkspace(rows *sql.Rows) (agent.Workspace, error) {
 	var w agent.Workspace
@@ -287,16 +304,18 @@ func scanAgent(rows *sql.Rows) (agent.Registration, error) {
 	}
 	r.CreatedAt = fromNanos(created)
 	r.ConnectionTimeout = time.Duration(timeout)
-	copy(r.TokenHash[:], token)
+	if n := copy(r.TokenHash[:], token); n != len(r.TokenHash) || n != len(token) {
+		return r, fmt.Errorf("token_sha256 has %d bytes", len(token))
+	}
 	var apps []app
 	if err := json.Unmarshal(appsJSON, &apps); err != nil {
-		return r, fmt.Errorf("apps of agent %s: %w", r.ID, err)
+		return r, fmt.Errorf("apps: %w", err)
 	}
 	for _, a := range apps {
 		r.Apps = append(r.Apps, agent.App(a))
 	}
 	if err := json.Unmarshal(keysJSON, &r.MetadataKeys); err != nil {
-		return r, fmt.Errorf("metadata keys of agent %s: %w", r.ID, err)
+		return r, fmt.Errorf("metadata_keys: %w", err)
 	}
 	if len(r.MetadataKeys) == 0 {
 		r.MetadataKeys = nil

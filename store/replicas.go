@@ -34,7 +34,7 @@ WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
 			return fmt.Errorf("read lease: %w", err)
 		}
 		replicas = nil
-		if err := query(ctx, tx, `SELECT id, name, beats FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
+		if err := s.stream(ctx, tx, pageOfReplicas, `SELECT id, name, beats FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
 			var r agent.Replica
 			err := rows.Scan(&r.ID, &r.Name, &r.Beats)
 			replicas = append(replicas, r)

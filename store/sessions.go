@@ -43,7 +43,8 @@ func newerSession(a, b agent.SessionRecord) agent.SessionRecord {
 // Sessions returns the newest session of each agent that had one, in the order
 // of their ids, or, if since is not 0, at least those that were written after
 // the call that returned since as next. On SQLite, which one process has, it is
-// always all, and next is 0.
+// always all, and next is 0. Agents whose registration cannot be decoded are left
+// out.
 func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error) {
 	err = s.view(ctx, "read sessions", func(tx *sql.Tx) error {
 		records = nil
@@ -51,8 +52,13 @@ func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.Sess
 SELECT agent_id, epoch, replica_id, open, reported FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
 			var r agent.SessionRecord
 			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Reported)
-			records = append(records, r)
-			return err
+			if err != nil {
+				return s.skip(ctx, rows, kindSessions, idKey(r.Agent), err)
+			}
+			if !s.undecodable.agent(r.Agent) {
+				records = append(records, r)
+			}
+			return nil
 		})
 		return err
 	})

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -47,7 +48,7 @@ func openTemp(t testing.TB) *Store {
 }
 
 func openPath(t testing.TB, path string) *Store {
-	s, err := Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return s
@@ -59,7 +60,7 @@ func TestOptions(t *testing.T) {
 		"read connections": {Path: "x", ReadConns: -1},
 		"busy timeout":     {Path: "x", BusyTimeout: -1},
 	} {
-		_, err := Open(t.Context(), opts, slog.New(slog.DiscardHandler))
+		_, err := Open(t.Context(), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.ErrorContains(t, err, want)
 	}
 }
@@ -162,7 +163,7 @@ func TestSQLiteNewerSchema(t *testing.T) {
 	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (77, 1)`)
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
-	_, err = Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	_, err = Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.EqualError(t, err, fmt.Sprintf("open database %s: its schema version 77 is newer than %d, the newest that this program knows:"+
 		" use the program that wrote it, or a later one", path, newest(t, &sqliteDialect)))
 }
@@ -170,9 +171,9 @@ func TestSQLiteNewerSchema(t *testing.T) {
 func TestSQLiteNotADatabase(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.db")
 	require.NoError(t, os.WriteFile(path, bytes.Repeat([]byte("not a database\n"), 100), 0o600))
-	_, err := Open(t.Context(), Options{Path: path}, slog.New(slog.DiscardHandler))
+	_, err := Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "file is not a database")
-	_, err = Open(t.Context(), Options{Path: filepath.Join(path, "b.db")}, slog.New(slog.DiscardHandler))
+	_, err = Open(t.Context(), Options{Path: filepath.Join(path, "b.db")}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "make data directory: ")
 }
 
@@ -198,7 +199,7 @@ func TestSQLiteBusy(t *testing.T) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, agent.ErrRejected)
 
-	impatient, err := Open(t.Context(), Options{Path: path, BusyTimeout: time.Millisecond}, slog.New(slog.DiscardHandler))
+	impatient, err := Open(t.Context(), Options{Path: path, BusyTimeout: time.Millisecond}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	_, err = impatient.UpsertMetadata(t.Context(), rows)
 	require.ErrorContains(t, err, "upsert metadata: begin: database is locked")
@@ -233,7 +234,7 @@ const (
 // each when it is committed.
 func writeUntilKilled(path string) error {
 	ctx := context.Background()
-	s, err := Open(ctx, Options{Path: path}, slog.New(slog.DiscardHandler))
+	s, err := Open(ctx, Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

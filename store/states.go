@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -127,7 +128,7 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 // of their ids, or, if since is not 0, at least what was written after the call
 // that returned since as next: of an agent of which one part was, the others
 // may have the zero order. On SQLite, which one process has, it is always all,
-// and next is 0.
+// and next is 0. Agents whose registration cannot be decoded are left out.
 func (s *Store) States(ctx context.Context, since int64) (states []agent.State, next int64, err error) {
 	err = s.view(ctx, "read states", func(tx *sql.Tx) error {
 		states = nil
@@ -135,14 +136,24 @@ func (s *Store) States(ctx context.Context, since int64) (states []agent.State, 
 SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
 			p := statePart{}
 			var data []byte
-			if err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &data); err != nil {
-				return err
+			err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &data)
+			last := len(states) - 1
+			st := agent.State{Agent: p.agent}
+			more := last >= 0 && states[last].Agent == p.agent
+			if more {
+				st = states[last]
 			}
-			if len(states) == 0 || states[len(states)-1].Agent != p.agent {
-				states = append(states, agent.State{Agent: p.agent})
+			if err == nil {
+				err = setPart(&st, p.part, p.order, data)
 			}
-			if err := setPart(&states[len(states)-1], p.part, p.order, data); err != nil {
-				return fmt.Errorf("%s of agent %s: %w", p.part, p.agent, err)
+			switch {
+			case s.undecodable.agent(p.agent):
+			case err != nil:
+				return s.skip(ctx, rows, kindStates, idKey(p.agent, p.part), err)
+			case more:
+				states[last] = st
+			default:
+				states = append(states, st)
 			}
 			return nil
 		})
@@ -217,6 +228,8 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 			return err
 		}
 		st.Network = n.network()
+	default:
+		return errors.New("the part is unknown")
 	}
 	return nil
 }

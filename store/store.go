@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/coder/agentstatsd/agent"
 )
 
@@ -105,7 +107,8 @@ func (o *Options) validate() error {
 }
 
 // Store is an open database. Its methods are safe for concurrent use, and end
-// with an error soon after their context does. Errors that writing again
+// with an error soon after their context does. A row that cannot be decoded is
+// counted, logged once and left out, and the rest of a read goes on. Errors that writing again
 // cannot cure wrap agent.ErrRejected, those of a database that says that nobody
 // can use it agent.ErrStoreDown. After an error nothing of the call was
 // written, unless the answer of PostgreSQL was lost or not waited for: then all
@@ -113,6 +116,8 @@ func (o *Options) validate() error {
 type Store struct {
 	dialect *dialect
 	log     *slog.Logger
+	// undecodable has the rows that reads skip.
+	undecodable *undecodable
 	// writer and reader are one pool on PostgreSQL.
 	writer *sql.DB
 	reader *sql.DB
@@ -126,6 +131,8 @@ type Store struct {
 	patience time.Duration
 	// deployment is that of when the database was opened.
 	deployment agent.ID
+	// buildsSwept is up to where old records of builds were looked for.
+	buildsSwept atomic.Pointer[agent.ID]
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
 	rewriteUntil atomic.Int64
 }
@@ -133,14 +140,20 @@ type Store struct {
 // Open opens the database and brings its schema up to date. A schema that a
 // newer version of this program made is an error. It blocks for as long as the
 // migrations take, those of another replica included.
-func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
+func Open(ctx context.Context, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Store, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
+	open := openSQLite
 	if opts.URL != "" {
-		return openPostgres(ctx, opts, log)
+		open = openPostgres
 	}
-	return openSQLite(ctx, opts, log)
+	s, err := open(ctx, opts, log)
+	if err != nil {
+		return nil, err
+	}
+	s.undecodable = newUndecodable(reg, log)
+	return s, nil
 }
 
 // opened takes in what came of opening the database.

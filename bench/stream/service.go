@@ -63,7 +63,7 @@ func newService(ctx context.Context, args serviceArgs) (*service, error) {
 	reg := metrics.NewRegistry()
 	db, err := store.Open(ctx, store.Options{
 		Path: filepath.Join(args.Dir, "agentstatsd.db"), TouchInterval: time.Minute,
-	}, log)
+	}, reg, log)
 	if err != nil {
 		return nil, err
 	}

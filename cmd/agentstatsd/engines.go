@@ -17,7 +17,7 @@ import (
 )
 
 // openStore opens the database: PostgreSQL if there is a URL, else SQLite.
-func (s *service) openStore(ctx context.Context) error {
+func (s *service) openStore(ctx context.Context, reg prometheus.Registerer) error {
 	c := s.config
 	var err error
 	s.store, err = store.Open(ctx, store.Options{
@@ -28,7 +28,7 @@ func (s *service) openStore(ctx context.Context) error {
 		TransactionPooling: c.databasePooling,
 		TouchInterval:      c.metadataTouchInterval,
 		DeploymentID:       c.deployment(),
-	}, s.log.With("component", "store"))
+	}, reg, s.log.With("component", "store"))
 	if err != nil {
 		return err
 	}

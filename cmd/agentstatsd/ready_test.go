@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/store"
@@ -16,7 +17,7 @@ import (
 // What the database says does not leave the process, whoever wraps it; it is told once,
 // and each part tells what it means for it.
 func TestReadyTellsNothingOfTheDatabase(t *testing.T) {
-	_, refused := store.Open(t.Context(), store.Options{URL: "postgres://someone:hunter2@127.0.0.1:1/agents?sslmode=disable"}, slog.New(slog.DiscardHandler))
+	_, refused := store.Open(t.Context(), store.Options{URL: "postgres://someone:hunter2@127.0.0.1:1/agents?sslmode=disable"}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, refused, "someone")
 	require.ErrorContains(t, refused, "127.0.0.1")
 	mux := newMux(http.NotFoundHandler(), []check{

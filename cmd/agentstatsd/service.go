@@ -107,7 +107,7 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if err := s.openStore(ctx); err != nil {
+	if err := s.openStore(ctx, reg); err != nil {
 		return err
 	}
 	if s.pubsub, err = s.newPubSub(ctx, reg); err != nil {

@@ -1,0 +1,197 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/postgrestest"
+)
+
+// A row that cannot be decoded is counted and logged once, and left out: the rest is
+// read.
+func TestUndecodableRows(t *testing.T) {
+	// What no statement of ours writes, and no constraint holds back.
+	const lax = `PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; `
+	agentIDs := func(r agent.Roster) (ids []agent.ID) {
+		for i := range r.Agents {
+			ids = append(ids, r.Agents[i].ID)
+		}
+		return ids
+	}
+	readAgents := func(want ...agent.ID) func(*testing.T, *Store) {
+		return func(t *testing.T, s *Store) {
+			r, err := s.Registrations(t.Context(), 0)
+			require.NoError(t, err)
+			require.Equal(t, want, agentIDs(r))
+		}
+	}
+	// Of the agent that cannot be decoded the rest is left out, too: nobody knows it.
+	withoutFirst := func(t *testing.T, s *Store) {
+		readAgents(id(2))(t, s)
+		states, _, err := s.States(t.Context(), 0)
+		require.NoError(t, err)
+		require.Len(t, states, 1)
+		sessions, _, err := s.Sessions(t.Context(), 0)
+		require.NoError(t, err)
+		require.Len(t, sessions, 1)
+	}
+	readStates := func(t *testing.T, s *Store) {
+		states, _, err := s.States(t.Context(), 0)
+		require.NoError(t, err)
+		require.Len(t, states, 2)
+		require.Equal(t, agent.Order{}, states[0].LifecycleOrder)
+		require.Equal(t, agent.Lifecycle{}, states[0].Lifecycle)
+		require.Equal(t, agent.Order{Epoch: 4, Sequence: 2}, states[0].NetworkOrder)
+		require.Equal(t, agent.Order{Epoch: 4, Sequence: 1}, states[1].LifecycleOrder)
+	}
+	first := fmt.Sprintf("'%s'", id(1))
+	blob := func(n byte) string { i := id(n); return fmt.Sprintf("x'%x'", i[:]) }
+	firstBlob := blob(1)
+	for name, c := range map[string]struct {
+		kind, row        string
+		sqlite, postgres string
+		read             func(*testing.T, *Store)
+	}{
+		"apps": {
+			kindAgents, id(1).String(),
+			`UPDATE agents SET apps = '{"a": 1}' WHERE id = ` + firstBlob,
+			`UPDATE agents SET apps = '{"a": 1}' WHERE id = ` + first, withoutFirst,
+		},
+		"keys": {
+			kindAgents, id(1).String(),
+			`UPDATE agents SET metadata_keys = '[1]' WHERE id = ` + firstBlob,
+			`UPDATE agents SET metadata_keys = '[1]' WHERE id = ` + first, withoutFirst,
+		},
+		"workspace": {
+			kindWorkspaces, id(101).String(),
+			lax + `UPDATE workspaces SET owner_id = x'01' WHERE id = ` + blob(101),
+			fmt.Sprintf(`ALTER TABLE workspaces ALTER COLUMN build_created_at TYPE numeric; UPDATE workspaces SET build_created_at = 1e30 WHERE id = '%s'`, id(101)),
+			readAgents(id(1)),
+		},
+		"state": {
+			kindStates, id(1).String() + " lifecycle",
+			`UPDATE agent_states SET data = '[]' WHERE part = 'lifecycle' AND agent_id = ` + firstBlob,
+			`UPDATE agent_states SET data = '[]' WHERE part = 'lifecycle' AND agent_id = ` + first, readStates,
+		},
+		"part": {
+			kindStates, id(1).String() + " app_health/x",
+			`UPDATE agent_states SET part = 'app_health/x' WHERE part = 'lifecycle' AND agent_id = ` + firstBlob,
+			`UPDATE agent_states SET part = 'app_health/x' WHERE part = 'lifecycle' AND agent_id = ` + first, readStates,
+		},
+		"unknown part": {
+			kindStates, id(1).String() + " mood",
+			lax + `UPDATE agent_states SET part = 'mood' WHERE part = 'lifecycle' AND agent_id = ` + firstBlob,
+			`ALTER TABLE agent_states DROP CONSTRAINT agent_states_part_check; UPDATE agent_states SET part = 'mood' WHERE part = 'lifecycle' AND agent_id = ` + first,
+			readStates,
+		},
+		"session": {
+			kindSessions, id(1).String(),
+			lax + `UPDATE sessions SET open = 7 WHERE agent_id = ` + firstBlob,
+			`ALTER TABLE sessions ALTER COLUMN epoch TYPE numeric; UPDATE sessions SET epoch = 1e30 WHERE agent_id = ` + first,
+			func(t *testing.T, s *Store) {
+				sessions, _, err := s.Sessions(t.Context(), 0)
+				require.NoError(t, err)
+				require.Equal(t, []agent.SessionRecord{{Agent: id(2), Epoch: 4}}, sessions)
+			},
+		},
+		"push": {
+			kindPushes, "",
+			lax + `UPDATE pushes SET instance_id = x'01' WHERE replica = 'coderd-1'`,
+			`ALTER TABLE pushes ALTER COLUMN version TYPE numeric; UPDATE pushes SET version = 1e30 WHERE replica = 'coderd-1'`,
+			func(t *testing.T, s *Store) {
+				require.Len(t, allPushes(t, s), 1)
+				versions, err := s.PushVersions(t.Context())
+				require.NoError(t, err)
+				require.Len(t, versions, 1)
+			},
+		},
+		"named": {
+			kindNamed, "revision 3",
+			`UPDATE named SET agents = x'01'`, `UPDATE named SET agents = '\x01'`,
+			func(t *testing.T, s *Store) {
+				r, err := s.Registrations(t.Context(), 2)
+				require.NoError(t, err)
+				require.True(t, r.Complete, "nobody knows who was named")
+				require.Len(t, r.Agents, 2)
+			},
+		},
+	} {
+		for engine, opts := range map[string]func(testing.TB) Options{
+			"sqlite":   func(t testing.TB) Options { return Options{Path: filepath.Join(t.TempDir(), "a.db")} },
+			"postgres": func(t testing.TB) Options { return Options{URL: postgrestest.Shared(t).CreateDatabase(t)} },
+		} {
+			t.Run(name+"/"+engine, func(t *testing.T) {
+				opts := opts(t)
+				s := openURL(t, opts)
+				apply(t, s, agent.Change{Agents: []agent.Registration{registration(id(1), id(100)), registration(id(2), id(101))}})
+				apply(t, s, agent.Change{NamedAgents: []agent.ID{id(1)}})
+				for _, a := range []agent.ID{id(1), id(2)} {
+					require.NoError(t, s.SaveStates(t.Context(), []agent.State{{
+						Agent: a, LifecycleOrder: agent.Order{Epoch: 4, Sequence: 1}, NetworkOrder: agent.Order{Epoch: 4, Sequence: 2},
+					}}))
+					require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: a, Epoch: 4}}))
+				}
+				for n := range byte(2) {
+					p := push(n+1, "x")
+					p.Replica = fmt.Sprintf("coderd-%d", n+1)
+					require.NoError(t, s.SavePush(t.Context(), p))
+				}
+				statements := c.sqlite
+				if engine == "postgres" {
+					statements = c.postgres
+				}
+				for statement := range strings.SplitSeq(statements, "; ") {
+					_, err := s.writer.ExecContext(t.Context(), statement)
+					require.NoError(t, err, statement)
+				}
+				var log bytes.Buffer
+				s, err := Open(t.Context(), opts, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
+				require.NoError(t, err)
+				defer func() { require.NoError(t, s.Close()) }()
+				for range 2 {
+					c.read(t, s)
+				}
+				require.EqualValues(t, 1, testutil.ToFloat64(s.undecodable.rows.WithLabelValues(c.kind)))
+				line := "a row of the database cannot be decoded and is skipped\" kind=" + c.kind
+				require.Equal(t, 1, strings.Count(log.String(), line), log.String())
+				require.Contains(t, log.String(), c.row)
+			})
+		}
+	}
+}
+
+// Many rows are counted, and few of them logged.
+func TestUndecodableRowsAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		u := newUndecodable(prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
+		bad := func(from, to int) {
+			for range 2 {
+				for n := from; n < to; n++ {
+					u.report(t.Context(), kindStates, fmt.Sprint("row ", n), errors.New("bad"), time.Now())
+				}
+			}
+		}
+		bad(0, 1000)
+		require.EqualValues(t, 1000, testutil.ToFloat64(u.rows.WithLabelValues(kindStates)))
+		require.Equal(t, maxUndecodableLogged+1, strings.Count(log.String(), "\n"))
+		time.Sleep(time.Hour)
+		bad(1000, 1001)
+		require.Contains(t, log.String(), `row="row 1000"`)
+		bad(1001, maxKnownUndecodable+10)
+		require.EqualValues(t, maxKnownUndecodable, testutil.ToFloat64(u.rows.WithLabelValues(kindStates)))
+		require.Len(t, u.known, maxKnownUndecodable)
+	})
+}
