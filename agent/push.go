@@ -1,6 +1,13 @@
 package agent
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrNoRoom is wrapped when nothing of a push is taken in, as a limit leaves no room
+// for it. The text names the limit. To push again does not help by itself.
+var ErrNoRoom = errors.New("no room")
 
 // Push is one snapshot of the metric families of one coderd instance.
 type Push struct {

@@ -227,10 +227,24 @@ func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		p.server.log.Error("a push could not be taken in", "replica", p.snapshot.Replica, "error", err)
-		return nil, errDown
+		return nil, p.failure(err)
 	}
 	return refused, nil
+}
+
+// failure returns the status that tells coderd why nothing of a snapshot is taken in.
+func (p *push) failure(err error) error {
+	log := p.server.log.With("replica", p.snapshot.Replica, "error", err)
+	switch {
+	case errors.Is(err, agent.ErrNoRoom):
+		log.Warn("a push is refused, as there is no room for it")
+		return exhausted(p.snapshot.Interval, err.Error())
+	case errors.Is(err, agent.ErrRejected):
+		log.Error("the database refuses a push")
+		return status.Error(codes.InvalidArgument, "the database refuses the data")
+	}
+	log.Error("a push could not be taken in")
+	return errDown
 }
 
 // pushInstances are the instances of coderd that have streams.

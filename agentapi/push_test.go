@@ -259,6 +259,24 @@ func TestPushWhileTheStoreFails(t *testing.T) {
 	p.answer()
 }
 
+// What pushing again does not cure is not told as the database's being away.
+func TestPushWithoutRoom(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		code codes.Code
+		text string
+	}{
+		{fmt.Errorf("push: %w: 2 instances are alive, which is the limit", agent.ErrNoRoom), codes.ResourceExhausted, "push: no room: 2 instances are alive, which is the limit"},
+		{fmt.Errorf("save push of /var/lib/secret: %w", agent.ErrRejected), codes.InvalidArgument, "the database refuses the data"},
+	} {
+		s := start(t, settings{})
+		s.pushes.err = c.err
+		p := s.openPush(pushHello(1, "a"))
+		p.end(1, false)
+		p.requireEnd(c.code, c.text)
+	}
+}
+
 // TestPushSupersedes shows that a newer stream of an instance ends the older
 // one, and that no snapshot of the older comes after one of the newer.
 func TestPushSupersedes(t *testing.T) {

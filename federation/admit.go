@@ -79,6 +79,8 @@ type admission struct {
 	live map[string]bool
 	// alive is what all others hold that are alive.
 	alive int
+	// most are the lines that next may have for the sake of its row's size.
+	most int
 	// displaced are the names that made way.
 	displaced map[string]bool
 }
@@ -92,12 +94,13 @@ type admission struct {
 //
 // What an instance counts under a name that it pushes in a form that is refused
 // is kept, but not served.
-func (f *Federation) admitLocked(next, old *instance, decoded []*decodedFamily) (refused []refusals) {
+func (f *Federation) admitLocked(next, old *instance, decoded []*decodedFamily, most int) (refused []refusals) {
 	if old != nil {
 		old = old.only(f.types)
 	}
 	a := &admission{
 		next: next, old: old, held: maps.Clone(f.types), live: f.liveLocked(next.id), displaced: make(map[string]bool),
+		most: most,
 	}
 	next.families = make(map[string]*family)
 	for id, i := range f.instances {
@@ -210,6 +213,9 @@ type room struct {
 }
 
 func (f *Federation) room(a *admission) room {
+	if a.most < min(f.opts.MaxSeries, f.opts.MaxTotalSeries-a.alive) {
+		return room{a.most, refuse(reasonTooManyBytes, "no room: at most %d bytes stored of one instance, compressed", f.opts.MaxRowBytes)}
+	}
 	if all := f.opts.MaxTotalSeries - a.alive; all < f.opts.MaxSeries {
 		return room{all, refuse(reasonTooManySeries, "no room: at most %d of all instances that are alive", f.opts.MaxTotalSeries)}
 	}

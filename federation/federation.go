@@ -51,8 +51,8 @@ type Options struct {
 	// that are gone are folded and forgotten; if none is gone it is refused.
 	// 0: 256.
 	MaxInstances int
-	// MaxRowBytes bounds what is stored of one instance, compressed. A push
-	// beyond it is refused as a whole. 0: 64 MiB.
+	// MaxRowBytes bounds what is stored of one instance, compressed; series beyond
+	// are refused. 0: 64 MiB.
 	MaxRowBytes int
 	// FoldAfter the newest snapshot of an instance its counts become part of
 	// the totals. 0: 24 h.

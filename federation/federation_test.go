@@ -383,6 +383,8 @@ func TestLimits(t *testing.T) {
 	require.Equal(t, "no room: at most 4 of all instances that are alive", refused[0].Message)
 	_, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(3), Snapshot: 1})
 	require.ErrorContains(t, err, "2 instances are alive")
+	require.ErrorIs(t, err, agent.ErrNoRoom)
+	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.pushes.WithLabelValues(outcomeNoRoom)))
 	_, err = f.Push(t.Context(), start, agent.Push{Snapshot: 1})
 	require.ErrorContains(t, err, "all zero")
 	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.refused.WithLabelValues("too_many_families")))
@@ -391,6 +393,7 @@ func TestLimits(t *testing.T) {
 	tiny := open(t, new(memory), Options{MaxRowBytes: 20})
 	_, err = tiny.Push(t.Context(), start, agent.Push{Instance: instanceID(1), Snapshot: 1})
 	require.ErrorContains(t, err, "bytes to store, at most 20")
+	require.ErrorIs(t, err, agent.ErrNoRoom)
 }
 
 // Exemplars and created timestamps reach protobuf: the newest, the earliest.

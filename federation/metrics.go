@@ -11,6 +11,7 @@ const (
 	outcomeStored      = "stored"
 	outcomeDuplicate   = "duplicate"
 	outcomeInvalid     = "invalid"
+	outcomeNoRoom      = "no_room"
 	outcomeUnavailable = "unavailable"
 )
 
@@ -88,7 +89,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			Help: "How often a merged family was left out because it could not be rendered.",
 		}),
 	}
-	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeInvalid, outcomeUnavailable} {
+	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeInvalid, outcomeNoRoom, outcomeUnavailable} {
 		m.pushes.WithLabelValues(outcome)
 	}
 	for _, outcome := range []string{followChanged, followUnchanged, followFailed} {

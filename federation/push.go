@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -83,34 +84,65 @@ func (f *Federation) pushOnHeld(ctx context.Context, now time.Time, p *agent.Pus
 	}
 	if old == nil && full {
 		if err := f.makeRoom(ctx, now); err != nil {
-			return nil, outcomeUnavailable, err
+			return nil, outcomeOf(err), err
 		}
 	}
-	next, spilled, refused := f.decide(now, p, decoded, old)
-	if excess := f.excess(next); excess > 0 {
-		changed, err := f.makeSeriesRoom(ctx, now, next, excess)
-		if err != nil {
-			return nil, outcomeUnavailable, err
-		}
-		if changed {
-			next, spilled, refused = f.decide(now, p, decoded, old)
-		}
-	}
-	if err := f.savePush(ctx, now, next, spilled); err != nil {
-		var tooLarge *rowTooLargeError
-		if errors.As(err, &tooLarge) {
-			return nil, outcomeInvalid, err
-		}
-		return nil, outcomeUnavailable, err
+	next, refused, err := f.decideAndSave(ctx, now, p, decoded, old)
+	if err != nil {
+		return nil, outcomeOf(err), err
 	}
 	f.metrics.countRefused(refused)
 	return next, outcomeStored, nil
 }
 
+// maxShrinks bounds how often it is decided on fewer series until the row is small
+// enough. Each time the size tells how many will fit; the last time no new ones do.
+const maxShrinks = 5
+
+// decideAndSave decides what is taken in of a snapshot, and stores it. Where the
+// row would be too large, it takes in fewer series.
+func (f *Federation) decideAndSave(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance) (
+	*instance, []refusals, error,
+) {
+	most := math.MaxInt
+	for shrinks := 0; ; shrinks++ {
+		next, spilled, refused := f.decide(now, p, decoded, old, most)
+		if excess := f.excess(next); excess > 0 {
+			changed, err := f.makeSeriesRoom(ctx, now, next, excess)
+			if err != nil {
+				return nil, nil, err
+			}
+			if changed {
+				next, spilled, refused = f.decide(now, p, decoded, old, most)
+			}
+		}
+		err := f.savePush(ctx, now, next, spilled)
+		var tooLarge *rowTooLargeError
+		if !errors.As(err, &tooLarge) || most == 0 {
+			return next, refused, err
+		}
+		most = tooLarge.fewer(min(next.lines, most))
+		if shrinks == maxShrinks-1 {
+			most = 0
+		}
+	}
+}
+
+// outcomeOf returns what becomes of a push that was not stored.
+func outcomeOf(err error) string {
+	switch {
+	case errors.Is(err, agent.ErrNoRoom):
+		return outcomeNoRoom
+	case errors.Is(err, agent.ErrRejected):
+		return outcomeInvalid
+	}
+	return outcomeUnavailable
+}
+
 // decide returns the instance with the snapshot, where old is what is held of it,
-// nil if nothing is. spilled is what it counted, does not push any more, and has
-// no room for.
-func (f *Federation) decide(now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance) (
+// nil if nothing is. It has at most that many lines, but for what it counted before.
+// spilled is what it counted, does not push any more, and has no room for.
+func (f *Federation) decide(now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance, most int) (
 	next, spilled *instance, refused []refusals,
 ) {
 	admit := func() {
@@ -130,7 +162,7 @@ func (f *Federation) decide(now time.Time, p *agent.Push, decoded []*decodedFami
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		refused = f.admitLocked(next, old, decoded)
+		refused = f.admitLocked(next, old, decoded, most)
 	}
 	admit()
 	if old != nil && slices.ContainsFunc(refused, refusals.wantRoom) {
@@ -171,11 +203,20 @@ func (f *Federation) savePush(ctx context.Context, now time.Time, next, spilled 
 	return nil
 }
 
-// rowTooLargeError is why a push is refused as a whole.
+// rowTooLargeError is why fewer series are taken in, or if what was counted before is
+// too large alone, why a push is refused as a whole.
 type rowTooLargeError struct{ size, most int }
 
 func (e *rowTooLargeError) Error() string {
-	return fmt.Sprintf("%d bytes to store, at most %d", e.size, e.most)
+	return fmt.Sprintf("%v: %d bytes to store, at most %d", agent.ErrNoRoom, e.size, e.most)
+}
+
+func (e *rowTooLargeError) Unwrap() error { return agent.ErrNoRoom }
+
+// fewer returns how many of the lines fit into the row, about, and some less: what
+// is compressed is not all alike.
+func (e *rowTooLargeError) fewer(lines int) int {
+	return int(float64(lines) * float64(e.most) / float64(e.size) * 15 / 16)
 }
 
 // encode returns the row of an instance. Only that of the totals may be larger

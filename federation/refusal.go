@@ -25,6 +25,7 @@ const (
 	reasonInvalidNative    metrics.Reason = "invalid_native_histogram"
 	reasonTooManyFamilies  metrics.Reason = "too_many_families"
 	reasonTooManySeries    metrics.Reason = "too_many_series"
+	reasonTooManyBytes     metrics.Reason = "too_many_bytes"
 )
 
 // Reasons for which a value of a series is left out. The series is served.
@@ -97,7 +98,9 @@ func (l *refusals) add(of scope, labels string, r *refusal) {
 
 // wantRoom reports whether series are refused that more room would take in.
 func (l refusals) wantRoom() bool {
-	return slices.ContainsFunc(l, func(r *refusal) bool { return r.reason == reasonTooManySeries })
+	return slices.ContainsFunc(l, func(r *refusal) bool {
+		return r.reason == reasonTooManySeries || r.reason == reasonTooManyBytes
+	})
 }
 
 // told returns what a coderd is told of the refusals of its families.

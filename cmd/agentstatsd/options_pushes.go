@@ -34,7 +34,7 @@ func (c *config) pushOptions() serpent.OptionSet {
 			Default: "67108864", Value: atLeast(&c.maxPushBytes, 64<<10), Group: &groupPushes,
 		},
 		{
-			Description: "What is stored of one instance of coderd, compressed, in bytes; a snapshot beyond it is refused as a whole.",
+			Description: "What is stored of one instance of coderd, compressed, in bytes; series beyond are refused.",
 			Flag:        "max-push-row-bytes", Env: "AGENTSTATSD_MAX_PUSH_ROW_BYTES", YAML: "max_row_bytes",
 			Default: "67108864", Value: atLeast(&c.maxPushRowBytes, 64<<10), Group: &groupPushes,
 		},
