@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/secrets"
 )
@@ -30,6 +31,8 @@ type Options struct {
 	// MaxConns bounds the connections in all, MaxConnsPerAddress those of one address
 	// (of IPv6: of one network of 64 bits). 0: 512 and 128.
 	MaxConns, MaxConnsPerAddress int
+	// Handshakes are the limits of those of TLS.
+	Handshakes handshake.Options
 	// WriteTimeout bounds the writing of a response whose handler sets no deadline of
 	// its own. 0: none.
 	WriteTimeout time.Duration
@@ -52,6 +55,7 @@ type Server struct {
 	http      *http.Server
 	conns     *conns
 	settings  *secrets.Watched[*settings] // nil: there is no file
+	handshake *handshake.Gate             // nil: likewise
 	passwords *passwords
 	next      http.Handler
 }
@@ -71,6 +75,10 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 	}
 	if opts.Config != nil {
 		s.settings = opts.Config.settings
+		var err error
+		if s.handshake, err = handshake.New(opts.Handshakes, opts.Name, reg); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.register(reg, opts.Name); err != nil {
 		return nil, err
@@ -172,7 +180,7 @@ func (s *Server) serve(lis net.Listener) error {
 	}
 	s.http.TLSConfig = &tls.Config{
 		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.settings.Get().tls, nil },
+		GetConfigForClient: s.handshake.Config(func() *tls.Config { return s.settings.Get().tls }),
 	}
 	return s.http.ServeTLS(lis, "", "")
 }

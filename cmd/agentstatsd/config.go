@@ -40,6 +40,9 @@ type config struct {
 	tlsKeyFile            string
 	tlsClientCAFile       string
 	coderdClientSAN       string
+	maxHandshakes         int64
+	maxHandshakesPerAddr  int64
+	handshakeTimeout      time.Duration
 	coderdTokenFile       string
 	maxAgentMessageBytes  int64
 	maxMessageBytes       int64

@@ -57,6 +57,7 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler) erro
 	opts := web.Options{
 		Name: "prometheus", Config: s.webConfig, WriteTimeout: httpWriteTimeout,
 		MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr),
+		Handshakes: c.handshakes(),
 	}
 	if s.http, err = web.NewServer(newMux(scrapes, s.checks()), opts, reg, s.log.With("component", "http")); err != nil {
 		return err

@@ -43,6 +43,21 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Value: serpent.StringOf(&c.coderdTokenFile), Group: &groupGRPC,
 		},
 		{
+			Description: "TLS handshakes of a listener, of gRPC or of HTTP, that go on at once, from the client's first message on; more wait. The slowest gives way to one that waits.",
+			Flag:        "tls-max-handshakes", Env: "AGENTSTATSD_TLS_MAX_HANDSHAKES", YAML: "tls_max_handshakes",
+			Default: "256", Value: atLeast(&c.maxHandshakes, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "The same of one address; in IPv6, of one network of 64 bits.",
+			Flag:        "tls-max-handshakes-per-address", Env: "AGENTSTATSD_TLS_MAX_HANDSHAKES_PER_ADDRESS", YAML: "tls_max_handshakes_per_address",
+			Default: "64", Value: atLeast(&c.maxHandshakesPerAddr, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "Time for a TLS handshake and its wait; of gRPC at most --grpc-first-message-timeout.",
+			Flag:        "tls-handshake-timeout", Env: "AGENTSTATSD_TLS_HANDSHAKE_TIMEOUT", YAML: "tls_handshake_timeout",
+			Default: "10s", Value: positive(&c.handshakeTimeout), Group: &groupGRPC,
+		},
+		{
 			Description: "Largest request of coderd, in bytes.",
 			Flag:        "max-message-bytes", Env: "AGENTSTATSD_MAX_MESSAGE_BYTES", YAML: "max_message_bytes",
 			Default: "4194304", Value: atLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,

@@ -235,9 +235,13 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 			return fmt.Errorf("--grpc-address %s: %w", c.grpcAddress, err)
 		}
 	}
+	credentials, err := s.grpcCredentials(reg)
+	if err != nil {
+		return err
+	}
 	s.api, err = agentapi.NewServer(parts, agentapi.Options{
 		ReplicaID:            self,
-		Credentials:          grpcCredentials(s.tls),
+		Credentials:          credentials,
 		CoderdTokenHash:      s.tokenHash,
 		CoderdClientSAN:      c.coderdClientSAN,
 		ReportInterval:       c.reportInterval,

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/secrets"
 )
 
@@ -59,15 +61,21 @@ func (c *config) parseServerTLS(files secrets.Files) (*tls.Config, *x509.Certifi
 	return conf, cert.Leaf, nil
 }
 
+// handshakes are the limits of TLS handshakes of either listener.
+func (c *config) handshakes() handshake.Options {
+	return handshake.Options{Max: int(c.maxHandshakes), MaxPerAddress: int(c.maxHandshakesPerAddr), Timeout: c.handshakeTimeout}
+}
+
 // grpcCredentials returns the credentials of the gRPC listener; nil for plaintext.
-func grpcCredentials(watched *serverTLS) credentials.TransportCredentials {
-	if watched == nil {
-		return nil
+func (s *service) grpcCredentials(reg prometheus.Registerer) (credentials.TransportCredentials, error) {
+	if s.tls == nil {
+		return nil, nil
 	}
-	return credentials.NewTLS(&tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return watched.Get(), nil },
-	})
+	gate, err := handshake.New(s.config.handshakes(), "grpc", reg)
+	if err != nil {
+		return nil, err
+	}
+	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(s.tls.Get)}), nil
 }
 
 // certificateName returns a name that the first certificate in the file is for;

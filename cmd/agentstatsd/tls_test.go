@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -18,6 +19,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 )
 
@@ -80,7 +82,8 @@ func TestCertificateIsReloaded(t *testing.T) {
 		write(ca.issue(t, 10, "agentstatsd.test"))
 		watched, err := watchServerTLS(c, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
-		creds := grpcCredentials(watched)
+		creds, err := (&service{config: c, tls: watched}).grpcCredentials(prometheus.NewRegistry())
+		require.NoError(t, err)
 		// dial returns both ends of a new connection.
 		dial := func() (client *tls.Conn, server net.Conn) {
 			clientEnd, serverEnd := net.Pipe()
@@ -143,5 +146,63 @@ func TestServerTLSErrors(t *testing.T) {
 	require.ErrorContains(t, err, bad+" holds no certificate in PEM")
 	watched, err := watchServerTLS(&config{}, log)
 	require.NoError(t, err)
-	require.Nil(t, grpcCredentials(watched), "plaintext")
+	creds, err := (&service{config: new(config), tls: watched}).grpcCredentials(prometheus.NewRegistry())
+	require.NoError(t, err)
+	require.Nil(t, creds, "plaintext")
+}
+
+// helloOnly is a connection whose client reads nothing until it is over.
+type helloOnly struct {
+	net.Conn
+	over <-chan struct{}
+}
+
+func (h *helloOnly) Read([]byte) (int, error) {
+	<-h.over
+	return 0, io.EOF
+}
+
+// A client that stalls within its handshake holds nobody up.
+func TestStalledHandshakeGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t)
+		dir := t.TempDir()
+		c := &config{tlsCertFile: filepath.Join(dir, "cert.pem"), tlsKeyFile: filepath.Join(dir, "key.pem"), maxHandshakes: 1, handshakeTimeout: time.Minute}
+		cert, key := ca.issue(t, 10, "agentstatsd.test")
+		require.NoError(t, os.WriteFile(c.tlsCertFile, cert, 0o600))
+		require.NoError(t, os.WriteFile(c.tlsKeyFile, key, 0o600))
+		watched, err := watchServerTLS(c, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		reg := prometheus.NewRegistry()
+		creds, err := (&service{config: c, tls: watched}).grpcCredentials(reg)
+		require.NoError(t, err)
+		clientConfig := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
+		serve := func() (client net.Conn, ended chan error) {
+			clientEnd, serverEnd := net.Pipe()
+			ended = make(chan error, 1)
+			go func() {
+				_, _, err := creds.ServerHandshake(serverEnd)
+				ended <- err
+			}()
+			return clientEnd, ended
+		}
+
+		first, firstEnded := serve()
+		over := make(chan struct{})
+		defer close(over)
+		hello := &helloOnly{first, over}
+		go func() { _ = tls.Client(hello, clientConfig).Handshake() }()
+		synctest.Wait()
+		require.Empty(t, firstEnded)
+		began := time.Now()
+		second, secondEnded := serve()
+		require.NoError(t, tls.Client(second, clientConfig).Handshake())
+		require.NoError(t, <-secondEnded)
+		require.Error(t, <-firstEnded)
+		require.Less(t, time.Since(began), 2*time.Second)
+		require.NoError(t, first.Close())
+		families, err := reg.Gather()
+		require.NoError(t, err)
+		require.Contains(t, fmt.Sprint(families), `value:"evicted"} counter:{value:1`)
+	})
 }

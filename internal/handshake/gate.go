@@ -1,0 +1,247 @@
+// Package handshake bounds the TLS handshakes of a listener: how many go on at
+// once, of all and of one address, and how long one may take.
+package handshake
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Options are the knobs of a Gate. A zero field takes its default.
+type Options struct {
+	// Max handshakes at once; default 256. MaxPerAddress of one address, in IPv6
+	// of one network of 64 bits; default 64. More wait.
+	Max, MaxPerAddress int
+	// Timeout bounds a handshake and its wait, from the client's first message on;
+	// default 10 s.
+	Timeout time.Duration
+}
+
+// Reasons of refusals, as the counter labels them.
+const (
+	refusedWait    = "wait"    // there was no room within the timeout
+	refusedTimeout = "timeout" // the client did not end it within the timeout
+	refusedEvicted = "evicted" // it was slow, and others waited
+)
+
+const (
+	// patience is how old a handshake is at least that gives way to one that waits.
+	// A good one takes two round trips.
+	patience = time.Second
+	// evictInterval is the time between two looks for one that must give way.
+	evictInterval = 250 * time.Millisecond
+)
+
+var errNoRoom = errors.New("too many handshakes")
+
+// Gate bounds handshakes. One counts from the client's first message, which may
+// take long to come, to its end: connections that say nothing take no room here.
+//
+//	first message -> waiting -> running -> ended
+//	                    |          |
+//	                    +-> wait   +-> timeout, evicted: the connection is closed
+type Gate struct {
+	opts    Options
+	refused *prometheus.CounterVec
+
+	mu sync.Mutex
+	// Guarded by mu.
+	running   []*entry // oldest first
+	waiting   []*entry // oldest first
+	addresses map[netip.Prefix]int
+}
+
+// entry is one handshake.
+type entry struct {
+	conn    net.Conn
+	address netip.Prefix
+	granted chan struct{} // closed when it runs
+
+	// Guarded by Gate.mu.
+	since   time.Time // it runs
+	reason  string    // why it was ended; empty: it was not
+	timeout *time.Timer
+}
+
+// New returns a gate of the listener of that name, whose metrics are registered.
+func New(opts Options, listener string, reg prometheus.Registerer) (*Gate, error) {
+	if opts.Max <= 0 {
+		opts.Max = 256
+	}
+	if opts.MaxPerAddress <= 0 {
+		opts.MaxPerAddress = 64
+	}
+	if opts.Timeout <= 0 {
+		opts.Timeout = 10 * time.Second
+	}
+	labels := prometheus.Labels{"listener": listener}
+	g := &Gate{opts: opts, addresses: make(map[netip.Prefix]int)}
+	g.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name:        "agentstatsd_tls_handshakes_refused_total",
+		Help:        "TLS handshakes ended by a limit (wait: no room in time; timeout: too slow; evicted: slow while others waited).",
+		ConstLabels: labels,
+	}, []string{"reason"})
+	for _, reason := range []string{refusedWait, refusedTimeout, refusedEvicted} {
+		g.refused.WithLabelValues(reason)
+	}
+	running := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_tls_handshakes", Help: "TLS handshakes that go on.", ConstLabels: labels,
+	}, func() float64 {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return float64(len(g.running))
+	})
+	for _, c := range []prometheus.Collector{g.refused, running} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics of TLS handshakes: %w", err)
+		}
+	}
+	return g, nil
+}
+
+// Config returns a tls.Config.GetConfigForClient that returns the configuration once
+// there is room for the handshake. It blocks until then.
+func (g *Gate) Config(config func() *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if err := g.enter(hello.Context(), hello.Conn); err != nil {
+			return nil, err
+		}
+		return config(), nil
+	}
+}
+
+// enter waits for room. The handshake ends with its context.
+func (g *Gate) enter(ctx context.Context, conn net.Conn) error {
+	e := &entry{conn: conn, address: addressOf(conn.RemoteAddr()), granted: make(chan struct{})}
+	timeout := time.NewTimer(g.opts.Timeout)
+	defer timeout.Stop()
+	deadline := time.Now().Add(g.opts.Timeout)
+	g.mu.Lock()
+	g.waiting = append(g.waiting, e)
+	g.grantLocked(time.Now())
+	g.mu.Unlock()
+	if err := g.await(ctx, e, timeout.C); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	e.timeout = time.AfterFunc(time.Until(deadline), func() { g.end(e, refusedTimeout) })
+	g.mu.Unlock()
+	context.AfterFunc(ctx, func() { g.leave(e) })
+	return nil
+}
+
+// await returns nil once e runs.
+func (g *Gate) await(ctx context.Context, e *entry, timeout <-chan time.Time) error {
+	select {
+	case <-e.granted:
+		return nil
+	default:
+	}
+	ticker := time.NewTicker(evictInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-e.granted:
+			return nil
+		case <-ticker.C:
+			g.evict(e)
+			continue
+		case <-timeout:
+		case <-ctx.Done():
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		i := slices.Index(g.waiting, e)
+		if i < 0 {
+			return nil // it runs, since a moment ago
+		}
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+		g.refused.WithLabelValues(refusedWait).Inc()
+		return errNoRoom
+	}
+}
+
+// grantLocked lets those run that there is room for.
+func (g *Gate) grantLocked(now time.Time) {
+	for i := 0; i < len(g.waiting) && len(g.running) < g.opts.Max; {
+		e := g.waiting[i]
+		if g.addresses[e.address] >= g.opts.MaxPerAddress {
+			i++
+			continue
+		}
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+		g.addresses[e.address]++
+		e.since = now
+		g.running = append(g.running, e)
+		close(e.granted)
+	}
+}
+
+// evict ends the oldest handshake that keeps e, if e has waited the longest, from
+// running.
+func (g *Gate) evict(e *entry) {
+	g.mu.Lock()
+	if len(g.waiting) == 0 || g.waiting[0] != e {
+		g.mu.Unlock()
+		return
+	}
+	ofAddress := g.addresses[e.address] >= g.opts.MaxPerAddress
+	i := slices.IndexFunc(g.running, func(r *entry) bool {
+		return r.reason == "" && (!ofAddress || r.address == e.address)
+	})
+	if i < 0 || time.Since(g.running[i].since) < patience {
+		g.mu.Unlock()
+		return
+	}
+	victim := g.running[i]
+	g.mu.Unlock()
+	g.end(victim, refusedEvicted)
+}
+
+// end closes the connection of a handshake that runs.
+func (g *Gate) end(e *entry, reason string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if e.reason != "" || !slices.Contains(g.running, e) {
+		return
+	}
+	e.reason = reason
+	g.refused.WithLabelValues(reason).Inc()
+	_ = e.conn.Close() // which ends the handshake
+}
+
+// leave makes room.
+func (g *Gate) leave(e *entry) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e.timeout.Stop()
+	g.running = slices.DeleteFunc(g.running, func(r *entry) bool { return r == e })
+	if g.addresses[e.address]--; g.addresses[e.address] == 0 {
+		delete(g.addresses, e.address)
+	}
+	g.grantLocked(time.Now())
+}
+
+// addressOf returns what counts as one address; zero: it is none of IP.
+func addressOf(addr net.Addr) netip.Prefix {
+	parsed, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	ip := parsed.Addr().Unmap().WithZone("")
+	bits := ip.BitLen()
+	if ip.Is6() {
+		bits = 64
+	}
+	prefix, _ := ip.Prefix(bits) // the bits are within the address
+	return prefix
+}
