@@ -121,7 +121,7 @@ func (f *Federation) fold(ctx context.Context, now time.Time, what folding) (tot
 	next := []*instance{totals}
 	for i := range what.idle {
 		if !slices.Contains(what.removed, what.idle[i]) {
-			next = append(next, f.merges.foldInstance(counted[i]))
+			next = append(next, foldInstance(counted[i]))
 		}
 	}
 	if what.pushed != nil {

@@ -136,7 +136,8 @@ func sumSeries(all []contribution, whole bool, floors map[string]*distribution) 
 				sum.Exemplar = s.Exemplar
 			}
 			if whole {
-				sum.Value, sum.Hist = max(sum.Value, s.Value), larger(sum.Hist, s.Hist)
+				value, hist := s.whole(s.instance)
+				sum.Value, sum.Hist = max(sum.Value, value), larger(sum.Hist, hist)
 				continue
 			}
 			for _, d := range []*distribution{s.BaseHist, s.Hist} {
@@ -154,6 +155,15 @@ func sumSeries(all []contribution, whole bool, floors map[string]*distribution) 
 		}
 	}
 	return out
+}
+
+// whole returns what an instance counted of a series of which each has the whole.
+// What the totals have may have been summed, before the operator set another way.
+func (s *series) whole(of *instance) (float64, *distribution) {
+	if of.id != (agent.Instance{}) {
+		return s.Value, s.Hist
+	}
+	return s.Base.plus(s.Value).value(), s.merged()
 }
 
 // refusedOnly returns the labels of the series that are pushed by instances that

@@ -332,3 +332,14 @@ func TestResetSince(t *testing.T) {
 		require.Equal(t, c.want, c.next.resetSince(c.old), "%v after %v", c.next, c.old)
 	}
 }
+
+// nativeFamily has a native histogram that counts n in one bucket.
+func nativeFamily(name string, n uint64, labels ...*dto.LabelPair) *dto.MetricFamily {
+	return &dto.MetricFamily{Name: &name, Type: dto.MetricType_HISTOGRAM.Enum(), Metric: []*dto.Metric{{
+		Label: labels,
+		Histogram: &dto.Histogram{
+			SampleCount: &n, SampleSum: proto.Float64(float64(n)), Schema: proto.Int32(0), ZeroThreshold: proto.Float64(0.001),
+			PositiveSpan: []*dto.BucketSpan{{Offset: proto.Int32(0), Length: proto.Uint32(1)}}, PositiveDelta: []int64{int64(n)},
+		},
+	}}}
+}

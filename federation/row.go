@@ -29,10 +29,9 @@ type row struct {
 type codec struct {
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
-	merges  merges
 }
 
-func newCodec(maxRowBytes int, m merges) (*codec, error) {
+func newCodec(maxRowBytes int) (*codec, error) {
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("make a compressor: %w", err)
@@ -41,7 +40,7 @@ func newCodec(maxRowBytes int, m merges) (*codec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a decompressor: %w", err)
 	}
-	return &codec{encoder, decoder, m}, nil
+	return &codec{encoder, decoder}, nil
 }
 
 // encode returns i as a row in place of that of its version, and notes how large
@@ -95,7 +94,7 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 	}
 	for name, f := range i.families {
 		if i.folded {
-			i.families[name] = c.merges.foldFamily(f)
+			i.families[name] = foldFamily(f)
 		}
 	}
 	if now.Before(i.aliveAt) {

@@ -190,6 +190,7 @@ func (m merges) succeed(old, next *family) *family {
 			}
 			s.Value, s.Hist = max(s.Value, was[0].Value), larger(was[0].Hist, s.Hist)
 			s.Created = earliest(was[0].Created, s.Created)
+			s.Base, s.BaseHist = was[0].Base, was[0].BaseHist // for when the operator has it summed again
 		default:
 			s.countOn(&was[0])
 		}
@@ -274,36 +275,32 @@ func earliest(a, b int64) int64 {
 
 // foldInstance returns the instance without what it contributes: of each sum its last
 // value is taken off, and added again only by what is counted from then on.
-func (m merges) foldInstance(i *instance) *instance {
+func foldInstance(i *instance) *instance {
 	out := *i
 	out.folded, out.live, out.refused = true, false, nil
 	out.families = make(map[string]*family, len(i.families))
 	for name, f := range i.families {
 		if cumulative(f.Type) {
-			out.families[name] = m.foldFamily(f)
+			out.families[name] = foldFamily(f)
 		}
 	}
 	out.countLines()
 	return &out
 }
 
-func (m merges) foldFamily(f *family) *family {
+func foldFamily(f *family) *family {
 	out := *f
 	out.Series = slices.Clone(f.Series)
-	whole := m.isWhole(f.Name, f.Type)
 	for i := range out.Series {
 		s := &out.Series[i]
 		s.Exemplar, s.Quantiles, s.Refused = nil, nil, false
-		switch {
-		case whole:
-			s.Base, s.BaseHist = nil, nil
-		case s.Hist != nil:
-			last := *s.Hist
-			last.Exemplars, last.NativeExemplars = nil, nil
-			s.Hist, s.BaseHist = &last, last.minus()
-		default:
+		if s.Hist == nil {
 			s.Base = exact{-s.Value}
+			continue
 		}
+		last := *s.Hist
+		last.Exemplars, last.NativeExemplars = nil, nil
+		s.Hist, s.BaseHist = &last, last.minus()
 	}
 	return &out
 }
