@@ -159,7 +159,7 @@ func (f *Federation) outlastLocked(next *instance, displaced map[string]bool) {
 }
 
 // admitFamily takes one family into next, as far as there is room for its series,
-// and returns what of it is refused.
+// and returns what of it is refused. A family without series is not there.
 func (f *Federation) admitFamily(a *admission, d *decodedFamily) refusals {
 	fam := d.family
 	displaced := collisions(a.held, fam.Name, fam.Type)
@@ -193,6 +193,9 @@ func (f *Federation) admitFamily(a *admission, d *decodedFamily) refusals {
 		refused = slices.Clone(refused)
 		room.refusal.count, room.refusal.of = n, ofSeries
 		refused = append(refused, room.refusal)
+	}
+	if len(after.Series) == 0 {
+		return refused // it takes nothing from what others push
 	}
 	after.haveSince(a.next.updatedAt.UnixNano(), before != nil && a.old.live)
 	lines += after.lines()

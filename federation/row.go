@@ -85,6 +85,9 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 		if f == nil {
 			return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, errNoFamily)
 		}
+		if len(f.Series) == 0 {
+			continue // rows of before have families that were refused series by series
+		}
 		f.haveSince(f.Since, true) // rows of before series had it
 		f.heal()
 		i.families[f.Name] = f

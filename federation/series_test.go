@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // counterOf has a series for each label, of which some are changed.
@@ -344,4 +345,69 @@ func TestRowsOfTheFirstVersion(t *testing.T) {
 			require.Equal(t, 8.0, check(t, f)[`{__name__="x_total", l="a"}`])
 		})
 	}
+}
+
+// A family whose series are all refused takes nothing from what others push: not
+// the place that a sticky family is served from, not the type of its name, nor
+// names beside it.
+func TestFamilyWithoutSeriesTakesNothing(t *testing.T) {
+	long := &dto.Metric{Label: []*dto.LabelPair{{Name: proto.String("l"), Value: proto.String(strings.Repeat("x", 32<<10+1))}}, Gauge: &dto.Gauge{Value: proto.Float64(1)}}
+	sticky := &dto.MetricFamily{Name: proto.String("coderd_license_active_users"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{long}}
+	nan := parseText(t, "# TYPE z counter\nz NaN\n")
+	noSummary := &dto.MetricFamily{Name: proto.String("y"), Type: dto.MetricType_SUMMARY.Enum(), Metric: []*dto.Metric{{}}}
+	empty := &dto.MetricFamily{Name: proto.String("w"), Type: dto.MetricType_COUNTER.Enum()}
+	refusedAll := append(nan, sticky, noSummary, empty)
+	good := parseText(t, `# TYPE coderd_license_active_users gauge
+coderd_license_active_users 7
+# TYPE w gauge
+w 7
+# TYPE y_count gauge
+y_count 7
+# TYPE z gauge
+z 7
+`)
+	const want = "coderd_license_active_users 7\nw 7\ny_count 7\nz 7\n"
+	served := func(f *Federation) {
+		t.Helper()
+		var lines strings.Builder
+		for line := range strings.Lines(text(t, f)) {
+			if !strings.HasPrefix(line, "#") {
+				lines.WriteString(line)
+			}
+		}
+		require.Equal(t, want, lines.String())
+	}
+	for _, goodFirst := range []bool{false, true} {
+		store := new(memory)
+		f := open(t, store, Options{})
+		if goodFirst {
+			require.Empty(t, push(t, f, start, 2, 1, false, good...))
+			served(f)
+		}
+		reasons := make(map[string]string)
+		for _, r := range push(t, f, start.Add(1), 1, 1, false, refusedAll...) {
+			reasons[r.Name] = r.Reason
+		}
+		require.Equal(t, "label_value_too_long", reasons["coderd_license_active_users"])
+		require.Empty(t, push(t, f, start.Add(2), 2, 2, false, good...))
+		served(f)
+		served(open(t, store, Options{}))
+	}
+
+	// Nor if its series are refused for want of room, nor in rows of before.
+	store := new(memory)
+	full := parseText(t, "# TYPE a gauge\na{l=\"1\"} 1\na{l=\"2\"} 1\n")
+	f := open(t, store, Options{MaxSeries: 2})
+	refused := push(t, f, start, 1, 1, false, append(full, good[0])...)
+	require.Len(t, refused, 1)
+	require.Equal(t, "too_many_series", refused[0].Reason)
+	require.Empty(t, push(t, f, start.Add(1), 2, 1, false, good[0]))
+	require.Contains(t, text(t, f), "coderd_license_active_users 7\n")
+
+	held := *f.instances[instanceID(1)]
+	held.families = map[string]*family{"coderd_license_active_users": {Name: "coderd_license_active_users", Type: metrics.Gauge, Since: 1}}
+	row, err := f.codec.encode(&held)
+	require.NoError(t, err)
+	store.spoil(instanceID(1), row.Data)
+	require.Contains(t, text(t, open(t, store, Options{})), "coderd_license_active_users 7\n")
 }
