@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -10,21 +11,33 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// decode decodes and checks each family by itself. Of those beyond the limit only
-// the names are read.
+// decode decodes and checks each family by itself. Of those beyond MaxFamilies
+// only the names are read: each is refused, as many as the limit by name, and the
+// rest together with the first of them.
 func (f *Federation) decode(now time.Time, p *agent.Push) []*decodedFamily {
 	n := min(len(p.Families), f.opts.MaxFamilies)
 	out := make([]*decodedFamily, len(p.Families))
-	for i, raw := range p.Families {
-		switch {
+	for i, raw := range p.Families[:n] {
+		out[i] = decodeFamily(raw, now)
+	}
+	if n == len(p.Families) {
+		return out
+	}
+	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are taken", len(p.Families), n)
+	one := refusals{beyond}
+	for i, raw := range p.Families[n:] {
+		d := &decodedFamily{name: nameOf(raw)}
+		switch rest := len(p.Families) - n - i; {
 		case i < n:
-			out[i] = decodeFamily(raw, now)
+			d.refused = one
+		case i == n && rest > 1:
+			d.refused = refusals{{
+				reason: beyond.reason, message: fmt.Sprintf("%s; %d after this one are refused too", beyond.message, rest-1), count: rest,
+			}}
 		case i == n:
-			out[i] = (&decodedFamily{name: nameOf(raw)}).refuse(
-				refuse(reasonTooManyFamilies, "%d families, the first %d are taken", len(p.Families), n))
-		default:
-			out[i] = &decodedFamily{name: nameOf(raw)}
+			d.refused = one
 		}
+		out[n+i] = d
 	}
 	return out
 }
@@ -128,7 +141,7 @@ func (f *Federation) admitLocked(next, old *instance, decoded []*decodedFamily, 
 		refused[i] = d.refused
 		t, isHeld := a.held[d.name]
 		switch {
-		case d.name != "" && seen[d.name]:
+		case d.name != "" && seen[d.name] && i < f.opts.MaxFamilies:
 			refused[i] = refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
 		case d.family == nil:
 		case isHeld && t == d.family.Type:

@@ -308,7 +308,8 @@ func decodeTime(in *timestamppb.Timestamp) (int64, *refusal) {
 	return in.AsTime().UnixNano(), nil
 }
 
-// cut returns the first bytes of s, at most n, that are whole characters.
+// cut returns the first bytes of s, at most n, that are whole characters. What is
+// cut off does not stay in memory.
 func cut(s string, n int) string {
 	if len(s) <= n {
 		return s
@@ -316,7 +317,7 @@ func cut(s string, n int) string {
 	for n > 0 && !utf8.RuneStart(s[n]) {
 		n--
 	}
-	return s[:n]
+	return strings.Clone(s[:n])
 }
 
 // labelsText returns labels for people, the first of them.

@@ -3,6 +3,7 @@ package federation
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -388,6 +389,13 @@ func TestLimits(t *testing.T) {
 	_, err = f.Push(t.Context(), start, agent.Push{Snapshot: 1})
 	require.ErrorContains(t, err, "all zero")
 	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.refused.WithLabelValues("too_many_families")))
+	var ten [][]byte
+	for n := range 10 {
+		ten = append(ten, serialize(t, parseText(t, fmt.Sprintf("# TYPE g%d gauge\ng%d 1\n", n, n))...)...)
+	}
+	_, err = f.Push(t.Context(), start, agent.Push{Instance: instanceID(2), Snapshot: 2, Families: ten})
+	require.NoError(t, err)
+	require.Equal(t, 1+8.0, testutil.ToFloat64(f.metrics.refused.WithLabelValues("too_many_families")))
 	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.pushes.WithLabelValues(outcomeInvalid)))
 
 	tiny := open(t, new(memory), Options{MaxRowBytes: 20})

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
@@ -166,7 +167,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 		families = append(families, fam)
 	}
 	refused := push(t, f, start, 1, 1, false, families...)
-	require.Len(t, refused, 101)
+	require.Len(t, refused, 150)
 	messages := 0
 	for _, r := range refused {
 		require.NotEmpty(t, r.Reason)
@@ -176,6 +177,49 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 	require.Equal(t, maxMessages, messages)
 	require.Equal(t, 2000.0, testutil.ToFloat64(f.metrics.refusedSeries.WithLabelValues("invalid_counter")))
+}
+
+// Each family beyond the limit is refused by name and counted, and so is one that
+// has a counter which is not served for it; of very many only the number is told.
+func TestFamiliesBeyondTheLimit(t *testing.T) {
+	f := open(t, new(memory), Options{MaxFamilies: 2})
+	family := func(n int) *dto.MetricFamily {
+		fam := counterOf(map[string]float64{"a": 1}, nil)
+		fam.Name = proto.String(fmt.Sprintf("x%d_total", n))
+		return fam
+	}
+	push(t, f, start, 1, 1, false, family(3))
+	require.Contains(t, text(t, f), "x3_total")
+	refused := push(t, f, start, 1, 2, false, family(0), family(1), family(2), family(3))
+	require.Equal(t, []agent.PushRefusal{
+		{Name: "x2_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken"},
+		{Name: "x3_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken"},
+	}, refused)
+	require.NotContains(t, text(t, f), "x3_total")
+	count := func() float64 { return testutil.ToFloat64(f.metrics.refused.WithLabelValues("too_many_families")) }
+	require.Equal(t, 2.0, count())
+
+	var many []*dto.MetricFamily
+	for n := range 10 {
+		many = append(many, family(n%8)) // names that come twice are beyond it too
+	}
+	refused = push(t, f, start, 1, 3, false, many...)
+	require.Equal(t, 10.0, count())
+	require.Len(t, refused, 3)
+	require.Equal(t, []string{"x2_total", "x3_total", "x4_total"}, []string{refused[0].Name, refused[1].Name, refused[2].Name})
+	require.Equal(t, "10 families, the first 2 are taken; 5 after this one are refused too", refused[2].Message)
+	refused = push(t, f, start, 1, 4, false, many[:5]...)
+	require.Len(t, refused, 3)
+	require.Equal(t, "5 families, the first 2 are taken", refused[2].Message)
+	require.Equal(t, 13.0, count())
+}
+
+// What is kept of a long name or help text is a copy: the rest is not kept with it.
+func TestCutCopies(t *testing.T) {
+	long := strings.Repeat("n", 1<<20)
+	kept := cut(long, 200)
+	require.Len(t, kept, 200)
+	require.NotSame(t, unsafe.StringData(long), unsafe.StringData(kept))
 }
 
 // A sum that is no number is left out of all sums, at once, over restarts of coderd
