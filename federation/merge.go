@@ -218,30 +218,35 @@ func addQuantiles(merged []series, all []contribution) {
 }
 
 // keepFloorsLocked remembers how coarse the native buckets of a merged family
-// are, as distributions that count nothing. Without them the zero bucket could
-// become narrower when an instance widens its own and so loses the bucket for
-// which that of the sum was widened. They end with the process and are not known
-// to other replicas: only where instances disagree on the zero bucket can a
-// restart or another leader make it narrower, which Prometheus takes for a reset.
+// are, as distributions that count nothing, and forgets those of series that it
+// has no more. Without them the zero bucket could become narrower when an
+// instance widens its own and so loses the bucket for which that of the sum was
+// widened. They end with the process and are not known to other replicas: only
+// where instances disagree on the zero bucket can a restart or another leader
+// make it narrower, which Prometheus takes for a reset.
 func (f *Federation) keepFloorsLocked(merged *family) {
+	before := f.floors[merged.Name]
+	var kept map[string]*distribution
 	for i := range merged.Series {
 		s := &merged.Series[i]
 		if s.BaseHist == nil || s.BaseHist.Native == nil {
 			continue
 		}
-		if f.floors[merged.Name] == nil {
-			f.floors[merged.Name] = make(map[string]*distribution)
+		n, floor := s.BaseHist.Native, before[s.Labels]
+		if floor == nil || floor.Native.Schema != n.Schema || floor.Native.ZeroThreshold != n.ZeroThreshold || len(floor.Bounds) != len(s.BaseHist.Bounds) {
+			floor = &distribution{
+				Bounds: s.BaseHist.Bounds,
+				Counts: make([]float64, len(s.BaseHist.Bounds)),
+				Native: &histogram.FloatHistogram{Schema: n.Schema, ZeroThreshold: n.ZeroThreshold},
+			}
 		}
-		n := s.BaseHist.Native
-		old := f.floors[merged.Name][s.Labels]
-		if old != nil && old.Native.Schema == n.Schema && old.Native.ZeroThreshold == n.ZeroThreshold && len(old.Bounds) == len(s.BaseHist.Bounds) {
-			continue
+		if kept == nil {
+			kept = make(map[string]*distribution, max(1, len(before)))
 		}
-		f.floors[merged.Name][s.Labels] = &distribution{
-			Bounds: s.BaseHist.Bounds,
-			Counts: make([]float64, len(s.BaseHist.Bounds)),
-			Native: &histogram.FloatHistogram{Schema: n.Schema, ZeroThreshold: n.ZeroThreshold},
-		}
+		kept[s.Labels] = floor
+	}
+	if delete(f.floors, merged.Name); len(kept) > 0 {
+		f.floors[merged.Name] = kept
 	}
 }
 

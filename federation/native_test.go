@@ -2,6 +2,7 @@ package federation
 
 import (
 	"math"
+	"strconv"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -277,6 +278,25 @@ func TestZeroBucketWithinCoarseBucket(t *testing.T) {
 		before = got
 	}
 	require.Equal(t, "{count:3, sum:0, [-16,16]:2, (16,256]:1}", before.String())
+}
+
+// How wide zero buckets have been is forgotten with the series that are, for want
+// of room.
+func TestFloorsAreForgotten(t *testing.T) {
+	f := open(t, new(memory), Options{MaxTotalSeries: 100})
+	for n := range 100 {
+		all := nativeFamily("n", 1)
+		all.Metric = nil
+		for i := range 10 {
+			label := &dto.LabelPair{Name: proto.String("l"), Value: proto.String(strconv.Itoa(10*n + i))}
+			all.Metric = append(all.Metric, nativeFamily("n", 1, label).Metric...)
+		}
+		refused, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(1), Snapshot: int64(1 + n), Families: serialize(t, all)})
+		require.NoError(t, err)
+		require.Empty(t, refused)
+		require.Len(t, f.floors["n"], len(families(t, f)["n"].Metric))
+	}
+	require.Less(t, len(f.floors["n"]), 100)
 }
 
 func TestNativeBound(t *testing.T) {
