@@ -207,6 +207,9 @@ func (f *Federation) admitFamily(a *admission, d *decodedFamily) refusals {
 		room.refusal.count, room.refusal.of = n, ofSeries
 		refused = append(refused, room.refusal)
 	}
+	if terms := f.merges.invalidTerms(after); terms != nil {
+		refused = append(slices.Clone(refused), terms)
+	}
 	if len(after.Series) == 0 {
 		return refused // it takes nothing from what others push
 	}

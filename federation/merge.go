@@ -3,6 +3,7 @@ package federation
 import (
 	"bytes"
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -63,7 +64,7 @@ func (f *Federation) mergeLocked(name string) *family {
 	case how == metrics.MergeSticky:
 		out.Series = longestHeld(all).Series
 	default:
-		out.Series = f.combineGauges(all, how)
+		out.Series = combineGauges(all, how)
 	}
 	if len(out.Series) == 0 {
 		return nil
@@ -251,7 +252,7 @@ func (f *Federation) keepFloorsLocked(merged *family) {
 }
 
 // combineGauges makes one value of each series' current ones.
-func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []series {
+func combineGauges(all []contribution, how metrics.Merge) []series {
 	if how == metrics.MergeStickySeries { // of two that had it at once all replicas choose the same
 		slices.SortFunc(all, func(a, b contribution) int { return bytes.Compare(a.instance.id[:], b.instance.id[:]) })
 	}
@@ -259,13 +260,13 @@ func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []seri
 	out := make([]series, len(groups))
 	for i, group := range groups {
 		best := *group[0].series
+		if combines(how) && len(group) > 1 {
+			best.Value = combine(how, group)
+			out[i] = best
+			continue
+		}
 		for _, s := range group[1:] {
 			switch how {
-			case metrics.MergeSum, metrics.MergeMax, metrics.MergeMin:
-				if !isTerm(best.Value) || !isTerm(s.Value) {
-					f.metrics.refusedValues.WithLabelValues(string(reasonInvalidTerm)).Inc()
-				}
-				best.Value = combine(how, best.Value, s.Value)
 			case metrics.MergeNewest: // of several the instance with the newest snapshot
 				if s.Changed >= best.Changed {
 					best = *s.series
@@ -281,20 +282,43 @@ func (f *Federation) combineGauges(all []contribution, how metrics.Merge) []seri
 	return out
 }
 
-// combine adds two gauges, or takes the larger or the smaller. What is no number,
-// or beyond all that is measured, does not count beside one that is.
-func combine(how metrics.Merge, a, b float64) float64 {
-	switch {
-	case !isTerm(b):
-		return a
-	case !isTerm(a):
-		return b
-	case how == metrics.MergeMax:
-		return max(a, b)
-	case how == metrics.MergeMin:
-		return min(a, b)
+// combines reports whether gauges that merge that way become one of all, which
+// no single one may spoil.
+func combines(how metrics.Merge) bool {
+	return how == metrics.MergeSum || how == metrics.MergeMax || how == metrics.MergeMin
+}
+
+// combine adds gauges, or takes the largest or the least. What is no number, or
+// beyond all that is measured, does not count beside one that is; of several such
+// alone it is the largest, or the least. The result does not depend on the order.
+func combine(how metrics.Merge, group []member) float64 {
+	terms := make([]float64, 0, len(group))
+	for _, s := range group {
+		if isTerm(s.Value) {
+			terms = append(terms, s.Value)
+		}
 	}
-	return a + b
+	alone := len(terms) == 0
+	if alone {
+		for _, s := range group {
+			if !math.IsNaN(s.Value) {
+				terms = append(terms, s.Value)
+			}
+		}
+	}
+	switch {
+	case len(terms) == 0:
+		return math.NaN()
+	case how == metrics.MergeMin:
+		return slices.Min(terms)
+	case how == metrics.MergeMax || alone:
+		return slices.Max(terms)
+	}
+	var sum exact
+	for _, v := range terms {
+		sum = sum.add(v)
+	}
+	return sum.value()
 }
 
 // longestHeld returns the family of the instance that has had it for longest

@@ -54,7 +54,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 		}, []string{"reason"}),
 		refusedValues: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_pushed_values_refused_total",
-			Help: "Exemplars, created timestamps, and terms of sums of stored snapshots that were left out, by reason; their series are served.",
+			Help: "Exemplars, created timestamps and sums of stored snapshots that were left out, and gauges of them that count in no sum, maximum or minimum, once for each snapshot, by reason; their series are served.",
 		}, []string{"reason"}),
 		folded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_instances_folded_total",

@@ -33,7 +33,8 @@ const (
 	reasonInvalidExemplar metrics.Reason = "invalid_exemplar"
 	reasonInvalidSum      metrics.Reason = "invalid_sum"
 	reasonInvalidTime     metrics.Reason = "invalid_time"
-	// reasonInvalidTerm is never told: such a gauge is served where it is alone.
+	// reasonInvalidTerm is counted, never told: such a gauge is served where it is
+	// alone.
 	reasonInvalidTerm metrics.Reason = "invalid_term"
 )
 
@@ -103,10 +104,31 @@ func (l refusals) wantRoom() bool {
 	})
 }
 
+// invalidTerms returns the refusal of the gauges of a family that count in no sum,
+// maximum or minimum; nil: there are none.
+func (m merges) invalidTerms(f *family) *refusal {
+	if cumulative(f.Type) || !combines(m.of(f.Name, f.Type)) {
+		return nil
+	}
+	n := 0
+	for i := range f.Series {
+		if !isTerm(f.Series[i].Value) {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return &refusal{reason: reasonInvalidTerm, of: ofValues, count: n}
+}
+
 // told returns what a coderd is told of the refusals of its families.
 func told(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal) {
 	for i, all := range refused {
 		for _, r := range all {
+			if r.reason == reasonInvalidTerm {
+				continue
+			}
 			t := agent.PushRefusal{
 				Name:   cut(strings.ToValidUTF8(decoded[i].name, "\uFFFD"), metrics.MaxNameBytes),
 				Reason: string(r.reason),

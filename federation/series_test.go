@@ -3,8 +3,10 @@ package federation
 import (
 	"fmt"
 	"math"
+	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
@@ -288,8 +291,75 @@ func TestGaugesBesideNaN(t *testing.T) {
 		require.Equal(t, 7.0, got[`{__name__="coderd_api_concurrent_requests"}`], bad)
 		require.Equal(t, 3.0, got[`{__name__="coder_pubsub_connected"}`], bad)
 		require.Equal(t, 4.0, got[`{__name__="coderd_build_info"}`], bad)
-		require.Positive(t, testutil.ToFloat64(f.metrics.refusedValues.WithLabelValues("invalid_term")))
+		// Counted with the snapshot that has them, of each that merges so, and not
+		// when others push or leave, or when rows are read.
+		invalid := func(f *Federation) float64 {
+			return testutil.ToFloat64(f.metrics.refusedValues.WithLabelValues("invalid_term"))
+		}
+		require.Equal(t, 3.0, invalid(f), bad)
+		for n := range int64(20) {
+			pushText(t, f, start.Add(2), 2, 2+n, gauges("3"))
+		}
+		pushText(t, f, start, 1, 1, gauges(bad)) // the same snapshot again
+		f.expire(start.Add(time.Hour))
+		require.Equal(t, 3.0, invalid(f), bad)
+		require.Empty(t, pushText(t, f, start, 1, 2, gauges(bad)), "it is served where it is alone")
+		require.Equal(t, 6.0, invalid(f), bad)
+		require.Zero(t, invalid(open(t, f.store, Options{})))
 	}
+}
+
+// What gauges combine to does not depend on their order, and a sum may be beyond
+// what a term is.
+func TestGaugesInAnyOrder(t *testing.T) {
+	const most = float64(1 << 64)
+	anyValue := rapid.OneOf(
+		rapid.SampledFrom([]float64{0, 1, 5, 0.1, most, -most, 2 * most, -1e300, 1e300, math.Inf(1), math.Inf(-1), math.NaN(), math.MaxFloat64}),
+		rapid.Float64(),
+	)
+	group := func(values []float64) (out []member) {
+		for _, v := range values {
+			out = append(out, member{series: &series{Value: canonical(v)}})
+		}
+		return out
+	}
+	require.Equal(t, 2*most+5, combine(metrics.MergeSum, group([]float64{most, most, 5})))
+	require.Equal(t, 2*most+5, combine(metrics.MergeSum, group([]float64{5, most, most})))
+	rapid.Check(t, func(t *rapid.T) {
+		values := rapid.SliceOfN(anyValue, 1, 8).Draw(t, "values")
+		other := rapid.Permutation(values).Draw(t, "order")
+		var terms []float64
+		sum := new(big.Rat)
+		for _, v := range values {
+			if math.Abs(v) <= most {
+				terms = append(terms, v+0)
+				sum.Add(sum, new(big.Rat).SetFloat64(v))
+			}
+		}
+		for _, how := range []metrics.Merge{metrics.MergeSum, metrics.MergeMax, metrics.MergeMin} {
+			got, again := combine(how, group(values)), combine(how, group(other))
+			require.Equal(t, math.Float64bits(got), math.Float64bits(again), "%v and %v", got, again)
+			if len(terms) == 0 {
+				require.True(t, slices.ContainsFunc(values, func(v float64) bool { return v == got || v != v && got != got }))
+				continue
+			}
+			want, _ := sum.Float64()
+			switch how {
+			case metrics.MergeMax:
+				want = slices.Max(terms)
+			case metrics.MergeMin:
+				want = slices.Min(terms)
+			}
+			require.Equal(t, want, got)
+		}
+	})
+
+	f := open(t, new(memory), Options{})
+	const family = "# TYPE coderd_api_concurrent_requests gauge\ncoderd_api_concurrent_requests "
+	for i, v := range []string{"18446744073709551615", "18446744073709551615", "5"} {
+		pushText(t, f, start.Add(time.Duration(i)), byte(1+i), 1, family+v+"\n")
+	}
+	require.Equal(t, 2*most+5, check(t, f)[`{__name__="coderd_api_concurrent_requests"}`])
 }
 
 // A newer created timestamp tells that a counter, histogram or summary began anew,
