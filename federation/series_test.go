@@ -470,7 +470,7 @@ func TestFamilyWithoutSeriesTakesNothing(t *testing.T) {
 	nan := parseText(t, "# TYPE z counter\nz NaN\n")
 	noSummary := &dto.MetricFamily{Name: proto.String("y"), Type: dto.MetricType_SUMMARY.Enum(), Metric: []*dto.Metric{{}}}
 	empty := &dto.MetricFamily{Name: proto.String("w"), Type: dto.MetricType_COUNTER.Enum()}
-	refusedAll := append(nan, sticky, noSummary, empty)
+	refusedAll := slices.Concat(nan, []*dto.MetricFamily{sticky, noSummary, empty})
 	good := parseText(t, `# TYPE coderd_license_active_users gauge
 coderd_license_active_users 7
 # TYPE w gauge
