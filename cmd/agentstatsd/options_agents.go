@@ -35,9 +35,9 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "65536", Value: atLeast(&c.maxRegistrationBytes, 1024), Group: &groupAgents,
 		},
 		{
-			Description: "Bytes in memory of all registrations and syncs of coderd under way together; more are refused until there is room.",
+			Description: "Bytes in memory of all registrations and syncs of coderd under way together; more are refused until there is room. A sync takes about 1 KB for each agent.",
 			Flag:        "max-sync-bytes", Env: "AGENTSTATSD_MAX_SYNC_BYTES", YAML: "max_sync_bytes",
-			Default: "268435456", Value: atLeast(&c.maxSyncBytes, 1<<20), Group: &groupAgents,
+			Default: "67108864", Value: atLeast(&c.maxSyncBytes, 1<<20), Group: &groupAgents,
 		},
 		{
 			Description: "Largest request of an agent, in bytes.",
