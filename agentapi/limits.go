@@ -30,26 +30,23 @@ const (
 	limitedAddress      = "address_connections"
 	limitedStranger     = "authentication_timeout"
 	limitedCalls        = "unauthenticated_calls"
+	limitedRate         = "unauthenticated_rate"
 )
 
 var limitedReasons = []string{
 	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedCoderdCalls, limitedOpenCalls,
-	limitedMessageBytes, limitedConnections, limitedAddress, limitedStranger, limitedCalls,
+	limitedMessageBytes, limitedConnections, limitedAddress, limitedStranger, limitedCalls, limitedRate,
 }
 
-// Methods that are open to anyone may have maxOpenCalls streams at once: half of
-// them checks of health, a quarter watches of health, a quarter reflection. One
-// address has at most a quarter of each, so that a stranger does not keep probes
+// Methods that are open to anyone may have Options.MaxOpenCalls streams at once:
+// half of them checks of health, a quarter watches of health, a quarter reflection.
+// One address has at most a quarter of each, so that a stranger does not keep probes
 // out.
 const (
-	maxOpenCalls   = 64
-	openCheck      = maxOpenCalls / 2
-	openWatch      = maxOpenCalls / 4
-	openReflection = maxOpenCalls / 4
-
-	// openRequestTimeout bounds the time to the request of an open stream.
+	// openRequestTimeout bounds the time to the request of an open stream. No client
+	// waits between the two: nobody needs another one.
 	openRequestTimeout = 5 * time.Second
-	// A client that watches health comes back when its stream ends.
+	// A client that watches health comes back when its stream ends, whenever that is.
 	openWatchLife = 10 * time.Minute
 	openLife      = time.Minute
 )
@@ -105,12 +102,12 @@ func (s *Server) awaitCall(ctx context.Context) error {
 
 // serveOpen serves a method that needs no credential.
 func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	kind, limit, life := kindReflection, openReflection, openLife
+	kind, limit, life := kindReflection, s.opts.MaxOpenCalls/4, openLife
 	switch {
 	case info.FullMethod == healthpb.Health_Watch_FullMethodName:
-		kind, limit, life = kindWatch, openWatch, openWatchLife
+		kind, limit, life = kindWatch, s.opts.MaxOpenCalls/4, openWatchLife
 	case strings.HasPrefix(info.FullMethod, "/"+healthpb.Health_ServiceDesc.ServiceName+"/"):
-		kind, limit = kindCheck, openCheck
+		kind, limit = kindCheck, s.opts.MaxOpenCalls/2
 	}
 	ctx := stream.Context()
 	ender, ok := grpc.ServerTransportStreamFromContext(ctx).(streamEnder)

@@ -13,11 +13,6 @@ import (
 	"google.golang.org/grpc/tap"
 )
 
-// maxStrangerCalls on a connection are let through before one of them is
-// authenticated. Whoever makes more of them is disconnected: their answers wait
-// in memory for a peer that does not read.
-const maxStrangerCalls = 100
-
 // sweepPause is the shortest time between two looks for connections that are
 // closed.
 const sweepPause = 100 * time.Millisecond
@@ -32,6 +27,10 @@ const sweepPause = 100 * time.Millisecond
 // when a limit is reached.
 type connections struct {
 	max, perAddress int
+	// maxCalls on a connection are let through before one of them is authenticated.
+	// Whoever makes more of them is disconnected: their answers wait in memory for a
+	// peer that does not read.
+	maxCalls int
 	// timeout bounds the time until the first authenticated call, or between two
 	// of open services.
 	timeout time.Duration
@@ -41,6 +40,7 @@ type connections struct {
 	// Guarded by mu.
 	all       map[*net.TCPAddr]*peerConn // by what gRPC tells of the peer of a call
 	strangers map[netip.Prefix]int
+	churn     *churn
 	sweepAt   int
 	sweptAt   time.Time
 }
@@ -51,9 +51,11 @@ type peerConn struct {
 	raw  syscall.RawConn
 	host netip.Prefix
 	// Guarded by connections.mu.
-	timer *time.Timer // nil: it is no stranger's any more
-	calls int         // that are not authenticated
-	open  int         // calls of open services that go on
+	timer  *time.Timer // nil: it is no stranger's any more
+	calls  int         // that are not authenticated
+	open   int         // calls of open services that go on
+	taken  int         // of the address's allowance
+	called bool        // there was one
 }
 
 // closed tells whether the service has closed the connection.
@@ -65,6 +67,8 @@ func newConnections(o *Options, m *metrics) *connections {
 		limited:   m.limited,
 		all:       make(map[*net.TCPAddr]*peerConn),
 		strangers: make(map[netip.Prefix]int),
+		churn:     newChurn(o.StrangerRate, o.StrangerBurst),
+		maxCalls:  o.MaxStrangerCalls,
 		sweepAt:   1024,
 	}
 }
@@ -110,8 +114,11 @@ func (c *connections) admit(conn *net.TCPConn, now time.Time) bool {
 	case c.strangers[host] >= c.perAddress:
 		c.limited.WithLabelValues(limitedAddress).Inc()
 		return false
+	case !c.churn.take(host, now):
+		c.limited.WithLabelValues(limitedRate).Inc()
+		return false
 	}
-	p := &peerConn{conn: conn, raw: raw, host: host}
+	p := &peerConn{conn: conn, raw: raw, host: host, taken: 1}
 	p.timer = time.AfterFunc(c.timeout, func() { c.expire(addr, p) })
 	c.all[addr] = p
 	c.strangers[host]++
@@ -206,21 +213,38 @@ func (c *connections) tap(ctx context.Context, _ *tap.Info) (context.Context, er
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p := c.ofLocked(ctx); p != nil && p.timer != nil {
-		if p.calls++; p.calls == maxStrangerCalls+1 {
-			c.limited.WithLabelValues(limitedCalls).Inc()
-		}
-		if p.calls > maxStrangerCalls {
-			_ = p.conn.Close() // which ends the call, too
-		}
+		c.countCallLocked(p, time.Now())
 	}
 	return ctx, nil
+}
+
+// countCallLocked counts a call of a stranger, and closes the connection if it is
+// one too many.
+func (c *connections) countCallLocked(p *peerConn, now time.Time) {
+	reason := ""
+	switch p.calls++; {
+	case p.calls > c.maxCalls:
+		reason = limitedCalls
+	case p.called && !c.churn.take(p.host, now):
+		reason = limitedRate
+	case p.called:
+		p.taken++
+	}
+	p.called = true // the first call goes with the connection
+	if reason == "" {
+		return
+	}
+	if p.conn.Close() == nil { // which ends the call, too
+		c.limited.WithLabelValues(reason).Inc()
+	}
 }
 
 // authenticated tells that the call has a credential.
 func (c *connections) authenticated(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if p := c.ofLocked(ctx); p != nil {
+	if p := c.ofLocked(ctx); p != nil && p.timer != nil {
+		c.churn.giveBack(p.host, p.taken, time.Now())
 		c.admitLocked(p)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -98,6 +99,55 @@ func TestStrangersAreDisconnected(t *testing.T) {
 	c := s.connect(1, 1, 1)
 	requireClosed(t, s.dial())
 	require.Positive(t, limited(s, "authentication_timeout"))
+	c.send(stats(&pb.Stats{}))
+	c.requireAck(1, 1)
+}
+
+// Strangers who come and go, or call and call, are disconnected when their address
+// has used up its allowance; who is authenticated does not use it up.
+func TestChurnOfStrangersIsBounded(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{StrangerRate: 1, StrangerBurst: 20}})
+	s.register(1)
+	for range 50 {
+		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		require.NoError(t, err)
+	}
+	require.Zero(t, limited(s, "unauthenticated_rate"))
+	// Calls take of it, those that are answered too.
+	calling := s.client()
+	calls := 0
+	require.Eventually(t, func() bool {
+		calls++
+		_, err := healthpb.NewHealthClient(calling).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err != nil
+	}, 30*time.Second, time.Millisecond)
+	require.Greater(t, calls, 10)
+	require.Positive(t, limited(s, "unauthenticated_rate"))
+	// So do connections.
+	before := limited(s, "unauthenticated_rate")
+	for range 10 {
+		_ = s.dial().Close()
+	}
+	require.Eventually(t, func() bool { return limited(s, "unauthenticated_rate") > before }, 30*time.Second, time.Millisecond)
+	_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	require.NoError(t, err, "over a connection that is known")
+}
+
+// A connection without a call is closed after a while, an authenticated one too.
+func TestIdleConnectionsAreClosed(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{ConnectionIdleTimeout: 300 * time.Millisecond}})
+	s.register(1)
+	c := s.connect(1, 1, 1)
+	raw := s.rawClient(t)
+	id, err := raw.call(methodConnect, "authorization", "Bearer nobody's")
+	require.NoError(t, err)
+	require.NoError(t, raw.framer.WriteRSTStream(id, http2.ErrCodeCancel))
+	select {
+	case <-raw.closed:
+	case <-time.After(15 * time.Second): // before the authentication timeout
+		require.FailNow(t, "it is open")
+	}
+	require.Zero(t, limited(s, "authentication_timeout"))
 	c.send(stats(&pb.Stats{}))
 	c.requireAck(1, 1)
 }

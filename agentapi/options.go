@@ -77,6 +77,15 @@ type Options struct {
 	// MaxStrangersPerAddress is how many connections one address may have that
 	// have not made an authenticated call yet; default 1024.
 	MaxStrangersPerAddress int
+	// MaxStrangerCalls on a connection without an authenticated one; default 100.
+	MaxStrangerCalls int
+	// StrangerRate is how many connections and calls without authentication one
+	// address may make each second for ever, StrangerBurst how many at once; default
+	// 100 and 4096. A connection that is authenticated does not count.
+	StrangerRate, StrangerBurst int
+	// MaxOpenCalls are the calls of health and reflection at once; default 64, at
+	// least 16.
+	MaxOpenCalls int
 	// AuthenticationTimeout bounds the time from the start of a connection to its
 	// first authenticated call; default 20 s.
 	AuthenticationTimeout time.Duration
@@ -135,6 +144,10 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxCoderdCalls, 64)
 	set(&o.MaxConnections, 16384)
 	set(&o.MaxStrangersPerAddress, 1024)
+	set(&o.MaxStrangerCalls, 100)
+	set(&o.StrangerRate, 100)
+	set(&o.StrangerBurst, 4096)
+	set(&o.MaxOpenCalls, 64)
 	set(&o.AuthenticationTimeout, 20*time.Second)
 	set(&o.ConnectionIdleTimeout, 5*time.Minute)
 	set(&o.IdleTimeout, 3*o.ReportInterval)
@@ -161,6 +174,9 @@ func (o Options) validate() error {
 	if o.MaxAgentMessageBytes > o.MaxMessageBytes {
 		return fmt.Errorf("max agent message bytes: want at most the max message bytes of %d, got %d", o.MaxMessageBytes, o.MaxAgentMessageBytes)
 	}
+	if o.MaxOpenCalls < 16 {
+		return fmt.Errorf("max open calls: want at least 16, got %d", o.MaxOpenCalls)
+	}
 	for _, c := range []struct {
 		name  string
 		value int64
@@ -179,6 +195,9 @@ func (o Options) validate() error {
 		{"max coderd calls", int64(o.MaxCoderdCalls)},
 		{"max connections", int64(o.MaxConnections)},
 		{"max strangers per address", int64(o.MaxStrangersPerAddress)},
+		{"max stranger calls", int64(o.MaxStrangerCalls)},
+		{"stranger rate", int64(o.StrangerRate)},
+		{"stranger burst", int64(o.StrangerBurst)},
 		{"authentication timeout", int64(o.AuthenticationTimeout)},
 		{"connection idle timeout", int64(o.ConnectionIdleTimeout)},
 		{"idle timeout", int64(o.IdleTimeout)},

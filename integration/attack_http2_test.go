@@ -40,7 +40,7 @@ type rawHTTP2 struct {
 }
 
 func dialRaw(address string, settings ...http2.Setting) (*rawHTTP2, error) {
-	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+	conn, err := attackerDialer.Dial("tcp", address)
 	if err != nil {
 		return nil, err
 	}

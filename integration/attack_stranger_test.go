@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	grpcstatus "google.golang.org/grpc/status"
 
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -82,6 +83,26 @@ var strangers = []attack{
 	}},
 	{name: "garbage", run: func(ctx context.Context, at target) (int64, error) { return garbage(ctx, at.GRPC) }},
 	{name: "guessed tokens", run: guessTokens},
+	{name: "connections come and go", idle: true, run: func(ctx context.Context, at target) (int64, error) {
+		return repeat(ctx, 8, func() error {
+			c, err := dialRaw(at.GRPC)
+			if err != nil {
+				return err
+			}
+			return c.Close()
+		})
+	}},
+	{name: "checks of health", idle: true, run: func(ctx context.Context, at target) (int64, error) {
+		conn, err := at.dial()
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = conn.Close() }()
+		return repeat(ctx, 8, func() error {
+			_, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+			return err
+		})
+	}},
 }
 
 // callUnary calls a method with a raw message, over and over, and wants to be
@@ -174,9 +195,8 @@ func continuation(c *rawHTTP2, i int) error {
 func hold(ctx context.Context, address string, n int, say []byte) (int64, error) {
 	var all []net.Conn
 	defer func() { closeAll(all) }()
-	dialer := net.Dialer{Timeout: time.Second}
 	for range n {
-		c, err := dialer.DialContext(ctx, "tcp", address)
+		c, err := attackerDialer.DialContext(ctx, "tcp", address)
 		if err != nil {
 			break
 		}
@@ -190,7 +210,7 @@ func hold(ctx context.Context, address string, n int, say []byte) (int64, error)
 // garbage says what is no protocol, on one connection after another.
 func garbage(ctx context.Context, address string) (int64, error) {
 	return repeat(ctx, 4, func() error {
-		c, err := net.DialTimeout("tcp", address, time.Second)
+		c, err := attackerDialer.Dial("tcp", address)
 		if err != nil {
 			return err
 		}

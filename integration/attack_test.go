@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,7 +41,13 @@ type target struct {
 	First, Agents int
 	// TLS and Web say that the listeners of gRPC and of HTTP have TLS.
 	TLS, Web bool
+	// Source is the address that the attack comes from: each has another one, as
+	// the service remembers.
+	Source string
 }
+
+// attackerDialer dials as an attacker.
+var attackerDialer = &net.Dialer{Timeout: 5 * time.Second}
 
 // campaign is attacks on one service, one after another.
 type campaign struct {
@@ -114,6 +121,8 @@ func (v *victim) suffer(t *testing.T, a attack, limit int64) {
 	quiet := v.observe(t, time.After(quietTime))
 	require.Empty(t, quiet.failures, "before the attack")
 
+	v.attacks++
+	v.target.Source = fmt.Sprintf("127.0.1.%d", v.attacks)
 	attacker := startAttacker(t, a, v.target, attackTime)
 	under := v.observe(t, attacker.ended)
 	did := attacker.result(t)
@@ -217,6 +226,9 @@ func beAttacker(name string) int {
 	d, err := time.ParseDuration(os.Getenv(timeVariable))
 	if err == nil {
 		err = json.Unmarshal([]byte(os.Getenv(targetVariable)), &at)
+	}
+	if at.Source != "" {
+		attackerDialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(at.Source)}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

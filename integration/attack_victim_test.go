@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -50,6 +51,7 @@ type victim struct {
 	scraper *http.Client
 	user    string // of the scraper; empty: none
 	leave   context.CancelFunc
+	attacks int // so far
 
 	mu       sync.Mutex
 	acks     latencies
@@ -334,7 +336,9 @@ func (at target) dial() (*grpc.ClientConn, error) {
 	if at.TLS {
 		creds = credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})
 	}
-	return grpc.NewClient(at.GRPC, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(64<<20)))
+	return grpc.NewClient(at.GRPC, grpc.WithTransportCredentials(creds), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		return attackerDialer.DialContext(ctx, "tcp", address)
+	}), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(64<<20)))
 }
 
 func withToken(ctx context.Context, token string) context.Context {

@@ -49,6 +49,10 @@ type config struct {
 	grpcReflection        bool
 	grpcMaxConnections    int64
 	grpcMaxStrangers      int64
+	grpcStrangerCalls     int64
+	grpcStrangerRate      int64
+	grpcStrangerBurst     int64
+	grpcMaxOpenCalls      int64
 	authenticationTimeout time.Duration
 	firstMessageTimeout   time.Duration
 	grpcIdleTimeout       time.Duration

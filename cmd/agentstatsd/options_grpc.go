@@ -73,6 +73,27 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "1024", Value: atLeast(&c.grpcMaxStrangers, 1), Group: &groupGRPC,
 		},
 		{
+			Description: "Calls on a connection before one of them is authenticated; with more it is closed.",
+			Flag:        "grpc-max-unauthenticated-calls", Env: "AGENTSTATSD_GRPC_MAX_UNAUTHENTICATED_CALLS", YAML: "max_unauthenticated_calls",
+			Default: "100", Value: atLeast(&c.grpcStrangerCalls, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "Connections and further calls on them, without authentication, of one address (IPv6: of one /64) each second for ever; more are closed. " +
+				"Connections that are authenticated do not count.",
+			Flag: "grpc-unauthenticated-rate", Env: "AGENTSTATSD_GRPC_UNAUTHENTICATED_RATE", YAML: "unauthenticated_rate",
+			Default: "100", Value: atLeast(&c.grpcStrangerRate, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "The same at once.",
+			Flag:        "grpc-unauthenticated-burst", Env: "AGENTSTATSD_GRPC_UNAUTHENTICATED_BURST", YAML: "unauthenticated_burst",
+			Default: "4096", Value: atLeast(&c.grpcStrangerBurst, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "Calls of health and reflection at once: half of them checks, a quarter watches, a quarter reflection, and of one address a quarter of each; more are refused.",
+			Flag:        "grpc-max-open-calls", Env: "AGENTSTATSD_GRPC_MAX_OPEN_CALLS", YAML: "max_open_calls",
+			Default: "64", Value: atLeast(&c.grpcMaxOpenCalls, 16), Group: &groupGRPC,
+		},
+		{
 			Description: "Time that a connection has for its first authenticated call, or between two checks of health, before it is closed.",
 			Flag:        "grpc-authentication-timeout", Env: "AGENTSTATSD_GRPC_AUTHENTICATION_TIMEOUT", YAML: "authentication_timeout",
 			Default: "20s", Value: positive(&c.authenticationTimeout), Group: &groupGRPC,
