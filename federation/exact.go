@@ -9,6 +9,12 @@ const maxTerm = 1 << 64
 // isTerm reports whether v is a number, and small enough to be summed.
 func isTerm(v float64) bool { return math.Abs(v) <= maxTerm }
 
+// maxSum is the largest magnitude of what terms add up to: 2^32 of the largest.
+const maxSum = maxTerm << 32
+
+// isSum reports whether v is a number, and can be a sum of terms.
+func isSum(v float64) bool { return math.Abs(v) <= maxSum }
+
 // exact is a sum of numbers without rounding errors: terms that do not overlap,
 // in increasing magnitude, whose sum it is (Shewchuk 1997, "Adaptive precision
 // floating-point arithmetic"). Whole numbers below 2^53 take one term.

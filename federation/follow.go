@@ -147,11 +147,12 @@ func (f *Federation) readNewer(ctx context.Context, now time.Time) (
 		if h := held[r.Instance]; h != nil && h.version == r.Version && h.updatedAt.Equal(r.UpdatedAt) {
 			continue
 		}
-		i, err := f.codec.decode(r, now)
+		i, healed, err := f.codec.decode(r, now)
 		if err != nil {
 			bad = append(bad, badRow{r.Instance, r.Version, r.UpdatedAt, err})
 			continue
 		}
+		f.metrics.healed.Add(float64(healed))
 		next = append(next, i)
 	}
 	for id := range held {

@@ -32,7 +32,7 @@ type ownMetrics struct {
 	folded, forgotten            prometheus.Counter
 	follows                      *prometheus.CounterVec
 	rowsRead                     prometheus.Counter
-	undecodable                  prometheus.Counter
+	undecodable, healed          prometheus.Counter
 	outdated                     prometheus.Counter
 	untold                       prometheus.Counter
 	renderErrors                 prometheus.Counter
@@ -76,6 +76,10 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 			Name: "agentstatsd_push_rows_undecodable_total",
 			Help: "Stored rows of pushes that could not be decoded, and were skipped.",
 		}),
+		healed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_row_values_omitted_total",
+			Help: "Counters and sums in stored rows of pushes that were left out when the row was read: they are no numbers, or beyond all that is measured.",
+		}),
 		outdated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pushes_outdated_total",
 			Help: "How often a push or fold was not stored, and decided again, because another replica had written the same row.",
@@ -102,7 +106,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Federation) (*ownMetrics, error
 	return m, errors.Join(
 		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues),
 		reg.Register(m.folded), reg.Register(m.forgotten), reg.Register(m.renderErrors),
-		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.outdated), reg.Register(m.untold),
+		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.healed), reg.Register(m.outdated), reg.Register(m.untold),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_pushed_families_served",
 			Help: "1 while this replica is the one that serves what coderd instances pushed.",

@@ -234,7 +234,7 @@ func (w *world) push(replica int) {
 	}
 	stored := int64(0)
 	if r, ok := w.store.rows[p.id]; ok {
-		i, err := w.codec.decode(r, w.now)
+		i, _, err := w.codec.decode(r, w.now)
 		require.NoError(w.t, err)
 		stored = i.snapshot
 	}

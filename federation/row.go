@@ -66,15 +66,16 @@ func (c *codec) encode(i *instance) (agent.PushRow, error) {
 	return agent.PushRow{Instance: i.id, Replica: i.replica, UpdatedAt: i.updatedAt, Data: data, Version: i.version}, nil
 }
 
-// decode returns the instance of a row that was read at now.
-func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
+// decode returns the instance of a row that was read at now, and how many values
+// were left out, see heal.
+func (c *codec) decode(in agent.PushRow, now time.Time) (_ *instance, healed int, _ error) {
 	plain, err := c.decoder.DecodeAll(in.Data, nil)
 	if err != nil {
-		return nil, fmt.Errorf("decompress what instance %x pushed: %w", in.Instance, err)
+		return nil, 0, fmt.Errorf("decompress what instance %x pushed: %w", in.Instance, err)
 	}
 	var r row
 	if err := gob.NewDecoder(bytes.NewReader(plain)).Decode(&r); err != nil {
-		return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
+		return nil, 0, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
 	}
 	i := &instance{
 		id: in.Instance, replica: in.Replica, version: in.Version, updatedAt: in.UpdatedAt, aliveAt: in.UpdatedAt,
@@ -83,17 +84,17 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 	}
 	for _, f := range r.Families {
 		if f == nil {
-			return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, errNoFamily)
+			return nil, 0, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, errNoFamily)
 		}
 		if len(f.Series) == 0 {
 			continue // rows of before have families that were refused series by series
 		}
 		f.haveSince(f.Since, true) // rows of before series had it
-		f.heal()
+		healed += f.heal(in.Instance == agent.Instance{})
 		i.families[f.Name] = f
 	}
 	if err := i.check(); err != nil {
-		return nil, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
+		return nil, 0, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
 	}
 	for name, f := range i.families {
 		if i.folded {
@@ -104,23 +105,40 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (*instance, error) {
 		i.aliveAt = now
 	}
 	i.countLines()
-	return i, nil
+	return i, healed, nil
 }
 
-// heal leaves sums out that are no numbers any more: rows of before these were
-// left out have them.
-func (f *family) heal() {
+// heal leaves out what of a cumulative family is no number any more, or beyond all
+// that is measured: rows of before this was refused have it. It returns how much
+// that is.
+func (f *family) heal(isTotals bool) (healed int) {
+	if !cumulative(f.Type) {
+		return 0
+	}
+	isLast := isTerm // what one instance counted last
+	if isTotals {
+		isLast = isSum
+	}
 	for i := range f.Series {
 		s := &f.Series[i]
-		if !isTerm(s.Base.value()) {
-			s.Base = nil
+		if !isLast(s.Value) || s.Value < 0 {
+			s.Value = 0
+			healed++
 		}
-		for _, d := range []*distribution{s.Hist, s.BaseHist} {
-			if d != nil && !isTerm(d.Sum.value()) {
-				d.Sum = nil
-			}
+		if !isSum(s.Base.value()) {
+			s.Base = nil
+			healed++
+		}
+		if s.Hist != nil && !isLast(s.Hist.Sum.value()) {
+			s.Hist.Sum = nil
+			healed++
+		}
+		if s.BaseHist != nil && !isSum(s.BaseHist.Sum.value()) {
+			s.BaseHist.Sum = nil
+			healed++
 		}
 	}
+	return healed
 }
 
 func (f *family) withoutBases() *family {
