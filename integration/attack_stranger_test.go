@@ -83,7 +83,7 @@ var strangers = []attack{
 	}},
 	{name: "garbage", run: func(ctx context.Context, at target) (int64, error) { return garbage(ctx, at.GRPC) }},
 	{name: "guessed tokens", run: guessTokens},
-	{name: "connections come and go", idle: true, run: func(ctx context.Context, at target) (int64, error) {
+	{name: "connections come and go", run: func(ctx context.Context, at target) (int64, error) {
 		return repeat(ctx, 8, func() error {
 			c, err := dialRaw(at.GRPC)
 			if err != nil {
