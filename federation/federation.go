@@ -223,7 +223,7 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	}
 	f.view.Store(new(view))
 	var err error
-	if f.codec, err = newCodec(opts.MaxRowBytes); err != nil {
+	if f.codec, err = newCodec(); err != nil {
 		return nil, fmt.Errorf("federation: %w", err)
 	}
 	if f.metrics, err = newOwnMetrics(reg, f); err != nil {

@@ -88,7 +88,7 @@ func newWorld(t *rapid.T) *world {
 	w.opts = Options{SeriesTTL: seriesTTL, ForgetAfter: 100_000 * time.Hour}
 	w.opts.MaxInstances = rapid.SampledFrom([]int{4, 1000}).Draw(t, "instances")
 	var err error
-	w.codec, err = newCodec(1 << 20)
+	w.codec, err = newCodec()
 	require.NoError(t, err)
 	w.replicas = make([]*Federation, rapid.IntRange(1, 3).Draw(t, "replicas"))
 	for i := range w.replicas {

@@ -31,12 +31,17 @@ type codec struct {
 	decoder *zstd.Decoder
 }
 
-func newCodec(maxRowBytes int) (*codec, error) {
+// maxPlainBytes bounds what a row is decompressed to. gob writes at most 8 GiB at
+// once, so whatever was stored can be read, also with a lower limit of rows. How
+// much is stored is bounded by the series and their labels.
+const maxPlainBytes = 16 << 30
+
+func newCodec() (*codec, error) {
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("make a compressor: %w", err)
 	}
-	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(maxRowBytes)*64))
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxPlainBytes))
 	if err != nil {
 		return nil, fmt.Errorf("make a decompressor: %w", err)
 	}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/gob"
 	"math"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,4 +102,22 @@ func TestSumsBeyondTerms(t *testing.T) {
 	f.expire(late)
 	require.NoError(t, f.foldIdle(t.Context(), late))
 	served(open(t, store, Options{Merge: whole}))
+}
+
+// What compresses well is read again, however small the limit of what is stored.
+func TestRowsThatCompressWell(t *testing.T) {
+	store := new(memory)
+	opts := Options{MaxRowBytes: 20_000}
+	f := open(t, store, opts)
+	values := make(map[string]float64)
+	for n := range 100 {
+		values[strings.Repeat("x", 32_000)+strconv.Itoa(n)] = 1
+	}
+	require.Empty(t, push(t, f, start, 1, 1, false, counterOf(values, nil)))
+	require.Less(t, len(store.rows[instanceID(1)].Data), opts.MaxRowBytes)
+	requireServed(t, f, store, values)
+	late := start.Add(25 * time.Hour)
+	f.expire(late)
+	require.NoError(t, f.foldIdle(t.Context(), late))
+	requireServed(t, f, store, values)
 }

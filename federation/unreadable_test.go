@@ -24,7 +24,7 @@ func (m *memory) spoil(id agent.Instance, data []byte) {
 
 // garbage returns data that cannot be decoded, in each of the ways that there are.
 func garbage(t *testing.T) map[string][]byte {
-	c, err := newCodec(1 << 20)
+	c, err := newCodec()
 	require.NoError(t, err)
 	noHistogram, err := c.encode(&instance{id: instanceID(1), families: map[string]*family{
 		"h": {Name: "h", Type: 4, Series: []series{{Labels: ""}}},
