@@ -7,7 +7,7 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// agentFamily is what an agent has of one family. In a family that is not
+// agentFamily is what an agent has of one family, which it holds. In a family that is not
 // documented the agent counts for one type: that of the first sample of the
 // family in its newest report that had one.
 type agentFamily struct {
@@ -44,6 +44,7 @@ func (in *intake) agree(f *family, t agent.SampleType) metrics.Reason {
 		if len(src.families) >= in.agg.opts.MaxFamiliesPerAgent {
 			return reasonAgentFamilies
 		}
+		in.agg.families.hold(f)
 		in.addFamily(agentFamily{family: f, typ: t})
 		src.untidy = true // unless a series follows
 		f.moveAgent(noType, t)
@@ -108,6 +109,7 @@ func (src *source) tidyFamilies(reported bool) {
 		}
 		if of.series == 0 && !of.kept {
 			of.family.moveAgent(of.typ, noType)
+			of.family.agg.families.release(of.family)
 			continue
 		}
 		src.untidy = src.untidy || of.kept

@@ -21,7 +21,7 @@ type family struct {
 	documented *metrics.Family
 	agg        *Aggregator
 
-	// refs are descs and groups. It is guarded by families.mu.
+	// refs are descs, groups, and agents, which may count for a type without a series. It is guarded by families.mu.
 	refs int
 
 	// generation counts the changes of typ. A series of an older one is not

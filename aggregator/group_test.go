@@ -335,3 +335,21 @@ func TestGhostsAreBounded(t *testing.T) {
 	require.Zero(t, a.series.Load())
 	require.Equal(t, alwaysFamilies, a.families.count())
 }
+
+// An agent that disagrees on the type of a family counts for its own also when the
+// series of those it disagreed with have gone: nobody is taken in with the other type
+// who then is no majority.
+func TestDisagreementOutlastsTheSeries(t *testing.T) {
+	a := newTest(t, Options{})
+	for n := range byte(3) {
+		a.Open(id(n), identity(fmt.Sprint(n)), first(n))
+	}
+	send := func(n byte, typ agent.SampleType) int {
+		return len(refusals(a.Report(id(n), 1, time.Now(), samples(sample("c", typ, 1)))))
+	}
+	require.Zero(t, send(0, agent.Gauge))
+	require.Equal(t, 1, send(1, agent.Untyped), "one against one")
+	a.Remove(id(0))
+	require.Equal(t, 1, send(2, agent.Gauge), "it is what the one that is left says")
+	require.Zero(t, send(1, agent.Untyped))
+}

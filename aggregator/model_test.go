@@ -563,6 +563,12 @@ func (m *naive) settle(now time.Time) {
 }
 
 func (m *naive) expire(now time.Time) {
+	for key, sum := range m.sums {
+		if !sum.empty.IsZero() && !sum.empty.Add(24*time.Hour).After(now) {
+			delete(m.sums, key)
+		}
+	}
+	m.settle(now) // a type that only sums stood for goes before what expires with it
 	ids := slices.SortedFunc(maps.Keys(m.agents), func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
 	for _, id := range ids {
 		a := m.agents[id]
@@ -586,11 +592,6 @@ func (m *naive) expire(now time.Time) {
 	for _, id := range ids {
 		if a := m.agents[id]; !a.open && a.empty() {
 			delete(m.agents, id)
-		}
-	}
-	for key, sum := range m.sums {
-		if !sum.empty.IsZero() && !sum.empty.Add(24*time.Hour).After(now) {
-			delete(m.sums, key)
 		}
 	}
 	m.settle(now)
