@@ -17,8 +17,8 @@ import (
 // quarantineTime and nothing of it waits.
 const (
 	quarantineTime = 10 * time.Minute
-	// maxQuarantined bounds the agents in quarantine, 0.4 KB each. The rows of
-	// more are found each time.
+	// maxQuarantined bounds the agents in quarantine, 0.4 KB each. The bad rows of
+	// more are found at once, each time.
 	maxQuarantined = 10_000
 	// quarantineRows are written of one agent first. While none is refused, the
 	// number doubles up to the batch size.
@@ -142,7 +142,10 @@ func (b *Batcher) writeAgents(ctx context.Context, from, to int) (refused error,
 	if to-from == len(b.batch.rows) {
 		b.batch.sortByAgent()
 	}
-	if b.batch.rows[from].Agent == b.batch.rows[to-1].Agent {
+	if id := b.batch.rows[from].Agent; id == b.batch.rows[to-1].Agent {
+		if !b.canConfine(id) {
+			return b.writeRows(ctx, from, to)
+		}
 		b.batch.suspects = append(b.batch.suspects, b.batch.entries[from])
 		if to-from == 1 {
 			b.batch.note(from, to, rejected)
@@ -156,6 +159,13 @@ func (b *Batcher) writeAgents(ctx context.Context, from, to int) (refused error,
 	}
 	right, err := b.writeAgents(ctx, middle, to)
 	return cmp.Or(left, right), err
+}
+
+// canConfine tells whether an agent can be in quarantine.
+func (b *Batcher) canConfine(id agent.ID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pending.quarantine[id] != nil || len(b.pending.quarantine) < maxQuarantined
 }
 
 // writeRows is writeAgents for rows of one agent: halves are tried until the

@@ -173,3 +173,28 @@ func TestShares(t *testing.T) {
 	require.Empty(t, b.pending.owners)
 	require.Empty(t, b.pending.agents)
 }
+
+// With no room in quarantine the refused rows of an agent are found at once: what it
+// has that is good is written, and nobody waits for it.
+func TestQuarantineIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
+		b, err := New(store, &fakePublisher{}, Options{BatchSize: 2}, prometheus.NewRegistry(), quiet)
+		require.NoError(t, err)
+		for n := range maxQuarantined {
+			b.pending.confine(agent.ID{1, byte(n >> 8), byte(n)}, time.Now())
+		}
+		stop := run(t, b)
+		tracker := &fakeTracker{}
+		b.Add(time.Now(), report(id(1), 1, 1, tracker, "a=good", "b=bad"))
+		for n := byte(2); n < 12; n++ {
+			b.Add(time.Now(), report(id(n), 1, 1, tracker, "a=good"))
+		}
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		require.Zero(t, b.waiting())
+		require.Empty(t, tracker.sequences(), "none is held")
+		require.Less(t, len(store.flushes(time.Now())), 20)
+		stop()
+	})
+}
