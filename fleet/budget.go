@@ -108,13 +108,18 @@ func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time
 	return retry
 }
 
+// slowed returns how long a message would have to wait now.
+func (b *budget) slowed(now time.Time, o *Options) time.Duration {
+	return max(b.messages.take(now, 0, o.MessagesPerSecond, o.MessagesBurst), b.bytes.take(now, 0, o.BytesPerSecond, o.BytesBurst))
+}
+
 // away returns how long the agent must still stay away; 0: it may come.
 func (b *budget) away(now time.Time) time.Duration {
 	return max(0, time.Duration(b.until-now.UnixNano()))
 }
 
 // Admit counts the opening of a session by an agent, and returns how long it must
-// stay away instead; 0: it may come.
+// stay away instead, which counts as nothing; 0: it may come.
 func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 	e, err := f.entry(id)
 	if err != nil {
@@ -127,8 +132,14 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 		f.metrics.awayRefused.Inc()
 		return retry
 	}
-	wait, retry, reason := e.budget.charge(now, &f.opts, sessionMessages, 0)
-	f.countLimited(wait, retry, reason)
+	if wait := e.budget.slowed(now, &f.opts); wait > 0 {
+		f.metrics.awayRefused.Inc()
+		return wait
+	}
+	// One that tries all the time goes like one that sends all the time. That it
+	// has to wait is said to its first message.
+	_, retry, reason := e.budget.charge(now, &f.opts, sessionMessages, 0)
+	f.countLimited(0, retry, reason)
 	return retry
 }
 

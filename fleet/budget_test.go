@@ -167,3 +167,20 @@ func TestBudgetOfNewSeries(t *testing.T) {
 		require.Equal(t, 49, messages, "each counts as 41, and 2,000 are the burst")
 	})
 }
+
+// Sessions are opened no faster than the rate of messages allows, however often an
+// agent tries.
+func TestBudgetOfSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := loaded(t, Options{}, registration(1, 1, 1))
+		admitted := 0
+		for range 60_000 {
+			if f.Admit(nid(1)) == 0 {
+				admitted++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		// The burst, and the rate for 10 s before it is sent away for 30 s, twice.
+		require.InDelta(t, (2000+2*10*200)/sessionMessages, admitted, 110)
+	})
+}
