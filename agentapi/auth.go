@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -167,10 +168,18 @@ func bearerToken(ctx context.Context) (string, *authError) {
 		return "", nil
 	}
 	scheme, token, _ := strings.Cut(values[0], " ")
-	if len(values) > 1 || !strings.EqualFold(scheme, "bearer") || token == "" || len(token) > maxTokenBytes {
-		return "", &authError{authMalformed, codes.Unauthenticated, "authorization: want one bearer token"}
+	problem := ""
+	switch {
+	case len(values) > 1:
+		problem = fmt.Sprintf("want it once, got it %d times", len(values))
+	case !strings.EqualFold(scheme, "bearer") || token == "":
+		problem = "want Bearer and a token" // what came instead may be a secret
+	case len(token) > maxTokenBytes:
+		problem = fmt.Sprintf("want a token of at most %d bytes, got %d", maxTokenBytes, len(token))
+	default:
+		return token, nil
 	}
-	return token, nil
+	return "", &authError{authMalformed, codes.Unauthenticated, "authorization: " + problem}
 }
 
 // isCoderd tells whether the peer has coderd's credential: its token, or without

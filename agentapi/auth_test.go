@@ -202,3 +202,20 @@ func TestClientCertificate(t *testing.T) {
 		})
 	}
 }
+
+// What is wrong with a credential is said, but not the credential.
+func TestMalformedCredentials(t *testing.T) {
+	s := start(t, settings{})
+	for want, values := range map[string][]string{
+		"authorization: want it once, got it 2 times":                 {"Bearer a", "Bearer b"},
+		"authorization: want Bearer and a token":                      {"Basic hunter2"},
+		"authorization: want a token of at most 1024 bytes, got 1025": {"Bearer " + strings.Repeat("x", 1025)},
+	} {
+		ctx := t.Context()
+		for _, v := range values {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", v)
+		}
+		_, err := s.coderd().ListAgents(ctx, &pb.ListAgentsRequest{})
+		requireCode(t, err, codes.Unauthenticated, want)
+	}
+}

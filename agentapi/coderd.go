@@ -270,7 +270,7 @@ func parsePageToken(token string) (agent.ID, error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(b) != len(agent.ID{}) {
-		return agent.ID{}, invalid("page_token", "want next_page_token of another page")
+		return agent.ID{}, invalid("page_token", "want next_page_token of another page, got %d bytes that are none", len(token))
 	}
 	return agent.ID(b), nil
 }

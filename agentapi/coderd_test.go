@@ -197,9 +197,9 @@ func TestRegisterAndList(t *testing.T) {
 		require.Len(t, first.GetAgents(), 100)
 
 		for want, req := range map[string]*pb.ListAgentsRequest{
-			"page_size: want 0 to 1000, got -1":                {PageSize: -1},
-			"page_size: want 0 to 1000, got 1001":              {PageSize: 1001},
-			"page_token: want next_page_token of another page": {PageToken: "!"},
+			"page_size: want 0 to 1000, got -1":                                           {PageSize: -1},
+			"page_size: want 0 to 1000, got 1001":                                         {PageSize: 1001},
+			"page_token: want next_page_token of another page, got 1 bytes that are none": {PageToken: "!"},
 		} {
 			_, err := s.coderd().ListAgents(s.asCoderd(), req)
 			requireCode(t, err, codes.InvalidArgument, want)
