@@ -172,17 +172,23 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 	ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
 	defer cancel()
 	s.connect(1, 1, 1)
-	parked := s.open(ctx)
-	require.Eventually(t, func() bool { // until that one is seen
-		c := s.open(ctx)
-		require.NoError(t, c.CloseSend())
-		_, err := c.Recv()
-		return codeOf(err) == codes.ResourceExhausted
-	}, 10*time.Second, time.Millisecond)
+	// One of two more is refused, whichever comes second.
+	parked, other := s.open(ctx), s.open(ctx)
+	ended := make(chan error, 2)
+	for _, c := range []*stream{parked, other} {
+		go func() {
+			_, err := c.Recv()
+			ended <- err
+		}()
+	}
+	require.Equal(t, codes.ResourceExhausted, codeOf(<-ended))
 	require.Positive(t, s.counter("agentstatsd_grpc_limited_total", "agent_streams"))
 	s.connect(2, 1, 1) // others are not held back
-	require.NoError(t, parked.CloseSend())
-	parked.requireEnd(codes.InvalidArgument, "hello: want it as the first message, got none")
+	_ = parked.CloseSend() // one of them is over
+	_ = other.CloseSend()
+	err := <-ended
+	require.Equal(t, codes.InvalidArgument, codeOf(err))
+	require.ErrorContains(t, err, "hello: want it as the first message, got none")
 	s.connect(1, 1, 2)
 }
 

@@ -122,7 +122,7 @@ func TestChurnOfStrangersIsBounded(t *testing.T) {
 		return err != nil
 	}, 30*time.Second, time.Millisecond)
 	require.Greater(t, calls, 10)
-	require.Positive(t, limited(s, "unauthenticated_rate"))
+	require.Eventually(t, func() bool { return limited(s, "unauthenticated_rate") > 0 }, 30*time.Second, time.Millisecond)
 	// So do connections.
 	before := limited(s, "unauthenticated_rate")
 	for range 10 {
