@@ -76,6 +76,17 @@ func (f *family) moveAgent(from, to agent.SampleType) {
 	f.electTypeLocked()
 }
 
+// hasOneAgent tells whether one agent alone keeps a family that is not documented.
+func (f *family) hasOneAgent() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	agents := 0
+	for _, n := range f.typeCounts[:noType] {
+		agents += n
+	}
+	return agents == 1 && f.ghosts == 0
+}
+
 // typesLocked returns how many types agents give the family.
 func (f *family) typesLocked() int {
 	n := 0

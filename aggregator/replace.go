@@ -18,7 +18,7 @@ func (in *intake) retry() {
 		s := in.report.Sample(i)
 		in.canonicalise(s)
 		reason, label := in.place(s, canonical(s.Value))
-		for isLimit(reason) && in.dropAbsent(&next) {
+		for isLimit(reason) && in.dropAbsent(&next, reason == reasonTooManyFamilies) {
 			reason, label = in.place(s, canonical(s.Value))
 		}
 		if reason != "" {
@@ -29,8 +29,8 @@ func (in *intake) retry() {
 
 // dropAbsent drops the first series from next on that the report does not have;
 // false if there is none. Next counts stale series, then those of the report
-// before.
-func (in *intake) dropAbsent(next *int) bool {
+// before. If families are wanted, it keeps series of those that others have too.
+func (in *intake) dropAbsent(next *int, families bool) bool {
 	src := in.src
 	for ; *next < len(src.stale)+len(src.series); *next++ {
 		var s *series
@@ -39,7 +39,7 @@ func (in *intake) dropAbsent(next *int) bool {
 		} else {
 			s = &src.stale[*next].series
 		}
-		if s.desc == nil || in.held[s.desc] == taken {
+		if s.desc == nil || in.held[s.desc] == taken || families && !s.desc.family.hasOneAgent() {
 			continue
 		}
 		delete(in.held, s.desc)

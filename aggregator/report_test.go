@@ -573,3 +573,29 @@ func TestReportCountsCreatedSeries(t *testing.T) {
 		require.Equal(t, c.want, created, "%v", c)
 	}
 }
+
+// For a family that finds no room an agent gives up what makes some: series of
+// families that nobody else has.
+func TestFamilyLimitTakesNothingThatDoesNotHelp(t *testing.T) {
+	a := newTest(t, Options{MaxFamilies: 3})
+	for n := range byte(2) {
+		a.Open(id(n), identity(fmt.Sprint(n)), agent.Session{Epoch: 1})
+	}
+	g := func(names ...string) *report {
+		r := samples()
+		for _, name := range names {
+			r.samples = append(r.samples, sample(name, agent.Gauge, 1))
+		}
+		return r
+	}
+	require.Empty(t, refusals(a.Report(id(0), 1, time.Now(), g("shared", "other"))))
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), g("shared", "own"))))
+	require.Len(t, refusals(a.Report(id(1), 1, time.Now(), g("own", "new"))), 1)
+	served, err := scrape(a)
+	require.NoError(t, err)
+	for n := range 2 {
+		name := fmt.Sprintf(`{__name__="shared", agent_name="%d", template_name="tpl", username="user", workspace_name="ws"}`, n)
+		require.Contains(t, served.values, name, "until it expires")
+	}
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), g("new"))), "its own made room")
+}
