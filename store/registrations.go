@@ -62,6 +62,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 	if err != nil {
 		return 0, err
 	}
+	s.undecodable.mended(c)
 	return revision, nil
 }
 
@@ -92,7 +93,7 @@ func (s *Store) registrationWrites(c agent.Change, revision int64) ([]write, err
 	for i := range agents {
 		agentIDs[i] = agents[i].ID
 	}
-	removedAgents, removedWorkspaces := inOrderIDs(c.RemovedAgents), inOrderIDs(c.RemovedWorkspaces)
+	removedAgents, removedWorkspaces := inOrderIDs(s.undecodable.replaced(c)), inOrderIDs(c.RemovedWorkspaces)
 	q := &s.dialect.queries
 	return []write{
 		{q.noteAgents, s.idRows(removedAgents, revision)},
@@ -225,6 +226,7 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 	if err != nil {
 		return roster, err
 	}
+	var bad []agent.ID
 	err = s.stream(ctx, tx, pageOfAgents, `
 SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
     token_sha256, apps, metadata_keys, registered
@@ -237,8 +239,11 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 			err = errNoWorkspace
 		}
 		if err != nil {
-			s.undecodable.setAgent(r.ID, true)
-			return s.skip(ctx, rows, kindAgents, idKey(r.ID), err)
+			if err = s.skip(ctx, rows, kindAgents, idKey(r.ID), err); err == nil {
+				s.undecodable.setAgent(r.ID, true)
+				bad = append(bad, r.ID)
+			}
+			return err
 		}
 		s.undecodable.setAgent(r.ID, false)
 		r.Workspace = roster.Workspaces[of]
@@ -251,6 +256,8 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 	if roster.RemovedAgents, err = s.readRemoved(ctx, tx, "agents", since); err != nil {
 		return roster, err
 	}
+	// Who cannot be decoded is not known any more, as in a read of all.
+	roster.RemovedAgents = inOrderIDs(append(roster.RemovedAgents, bad...))
 	if roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since); err != nil {
 		return roster, err
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"hash/maphash"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -117,6 +118,29 @@ func (u *undecodable) agent(id agent.ID) bool {
 	defer u.mu.Unlock()
 	_, is := u.agents[id]
 	return is
+}
+
+// replaced returns the agents that a change removes, with those that it registers anew
+// while their registration cannot be decoded: whoever made the change did not know them,
+// so their incarnation must be a new one.
+func (u *undecodable) replaced(c agent.Change) []agent.ID {
+	removed := slices.Clone(c.RemovedAgents)
+	for i := range c.Agents {
+		if u.agent(c.Agents[i].ID) {
+			removed = append(removed, c.Agents[i].ID)
+		}
+	}
+	return removed
+}
+
+// mended is told of a change that is committed: its agents can be decoded, or are gone.
+func (u *undecodable) mended(c agent.Change) {
+	for i := range c.Agents {
+		u.setAgent(c.Agents[i].ID, false)
+	}
+	for _, id := range c.RemovedAgents {
+		u.setAgent(id, false)
+	}
 }
 
 // skip reports the row that rows is at, if why is not nil: it cannot be decoded. It

@@ -195,3 +195,35 @@ func TestUndecodableRowsAreLimited(t *testing.T) {
 		require.Len(t, u.known, maxKnownUndecodable)
 	})
 }
+
+// Who cannot be decoded is unknown, also to a reader of what changed; registered again
+// it is another incarnation, as for whoever registers it.
+func TestUndecodableAgentIsRegisteredAgain(t *testing.T) {
+	for engine, open := range map[string]func(testing.TB) *Store{"sqlite": openTemp, "postgres": openPostgresTemp} {
+		t.Run(engine, func(t *testing.T) {
+			s := open(t)
+			register(t, s, id(1), id(2))
+			before := roster(t, s).Revision
+			changed := registration(id(1), id(100))
+			changed.Name = "renamed"
+			apply(t, s, agent.Change{Agents: []agent.Registration{changed}})
+			_, err := s.writer.ExecContext(t.Context(), `UPDATE agents SET apps = '{"a": 1}' WHERE name = 'renamed'`)
+			require.NoError(t, err)
+			r, err := s.Registrations(t.Context(), before)
+			require.NoError(t, err)
+			require.Empty(t, r.Agents)
+			require.Equal(t, []agent.ID{id(1)}, r.RemovedAgents)
+
+			revision, err := s.ApplyChange(t.Context(), r.Revision, agent.Change{Agents: []agent.Registration{changed}})
+			require.NoError(t, err)
+			require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 5}}))
+			sessions, _, err := s.Sessions(t.Context(), 0)
+			require.NoError(t, err)
+			require.Len(t, sessions, 1, "before it reads its own change")
+			r, err = s.Registrations(t.Context(), 0)
+			require.NoError(t, err)
+			require.Len(t, r.Agents, 2)
+			require.Equal(t, revision, r.Agents[0].Incarnation)
+		})
+	}
+}
