@@ -117,8 +117,11 @@ func (f *Fleet) readRegistrations(ctx context.Context) error {
 	}
 	before := f.seenAt
 	f.seenAt = seenAt
-	if got.Revision == f.revision {
+	if got.Revision == f.revision && !got.Complete {
 		return nil
+	}
+	if got.Complete {
+		before = cursors{} // the database may be another one than it was
 	}
 	// An agent that was removed and came back is another one: first they go.
 	removed := planRemoved(&f.roster, &got)
@@ -127,11 +130,9 @@ func (f *Fleet) readRegistrations(ctx context.Context) error {
 	f.commit(changed, nil)
 	f.noteRead(len(got.Agents))
 	f.revision = got.Revision
-	for _, id := range removed.deregistered {
-		if changed.regs[id] != nil {
-			f.readAgain(before)
-			break
-		}
+	back := func(id agent.ID) bool { return changed.regs[id] != nil }
+	if got.Complete || slices.ContainsFunc(removed.deregistered, back) {
+		f.readAgain(before)
 	}
 	return nil
 }

@@ -152,3 +152,30 @@ func TestStateReadBeforeARemoval(t *testing.T) {
 		require.Zero(t, e.newest)
 	})
 }
+
+// The database was replaced by an older one, which has come to the same revision: all is
+// read again, states too.
+func TestDatabaseReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		store := r[0].store
+		store.mu.Lock()
+		delete(store.regs, nid(1))
+		other := registration(2, 2, 1)
+		store.regs[nid(2)], store.spaces[other.Workspace.ID] = other, other.Workspace
+		store.states[nid(2)] = agent.State{
+			Agent: nid(2), Lifecycle: agent.Lifecycle{State: agent.LifecycleReady}, LifecycleOrder: agent.Order{Epoch: 3},
+		}
+		store.replaced = true
+		store.mu.Unlock()
+		settle()
+		_, err = r[0].Agent(nid(1))
+		require.ErrorIs(t, err, ErrUnknownAgent)
+		info, err := r[0].Agent(nid(2))
+		require.NoError(t, err)
+		require.Equal(t, agent.LifecycleReady, info.State.Lifecycle.State)
+	})
+}

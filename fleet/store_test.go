@@ -21,6 +21,7 @@ type memStore struct {
 	err      error
 	reject   agent.ID // whose state is refused
 	revision int64
+	replaced bool // the next read of registrations is told so, once
 	regs     map[agent.ID]agent.Registration
 	spaces   map[agent.ID]agent.Workspace
 	// changed and removed are the revisions at which agents and workspaces were.
@@ -96,6 +97,9 @@ func (s *memStore) begin() error {
 func (s *memStore) Registrations(_ context.Context, since int64) (agent.Roster, error) {
 	err := s.begin()
 	defer s.mu.Unlock()
+	if s.replaced {
+		since, s.replaced = 0, false
+	}
 	r := agent.Roster{Revision: s.revision, Complete: since == 0}
 	for id, reg := range s.regs {
 		if since == 0 || s.changed[id] > since {

@@ -33,6 +33,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 	if err != nil {
 		return 0, fmt.Errorf("change registrations: %w", err)
 	}
+	var token int64
 	err = s.change(ctx, "change registrations", func(tx *sql.Tx) error {
 		// From here on all other changes wait for this one.
 		result, err := tx.ExecContext(ctx, `UPDATE registrations SET revision = revision + 1 WHERE revision = $1`, basis)
@@ -45,6 +46,9 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		}
 		if n == 0 {
 			return fmt.Errorf("since revision %d: %w", basis, agent.ErrOutdated)
+		}
+		if token, err = s.noteRevision(ctx, tx, revision); err != nil {
+			return err
 		}
 		for _, w := range writes {
 			if _, err := s.dialect.exec(ctx, tx, w.text, w.rows); err != nil {
@@ -62,6 +66,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 	if err != nil {
 		return 0, err
 	}
+	s.history.note(revision, token)
 	s.undecodable.mended(c)
 	return revision, nil
 }
@@ -163,14 +168,16 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 
 // Registrations returns what changed since a revision, from an earlier call,
 // as of one moment; since 0 all. It is all, too, if it is not remembered any
-// more what was removed or named since, or since is not of this database. If nothing
+// more what was removed or named since, or since is not of this database, or was
+// another revision when it was read: an older dump was restored meanwhile. If nothing
 // changed it costs one small query. What was removed and made known again is
 // not among the removed.
 func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
 	const doing = "read registrations"
 	var roster agent.Roster
+	var token int64
 	err := s.read(ctx, doing, func(q querier) (err error) {
-		roster, err = revisionOf(ctx, q, since)
+		roster, token, err = s.revisionOf(ctx, q, since)
 		return err
 	})
 	if err != nil {
@@ -180,32 +187,37 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, e
 		return roster, nil
 	}
 	err = s.view(ctx, doing, func(tx *sql.Tx) (err error) {
-		roster, err = s.readRoster(ctx, tx, since)
+		roster, token, err = s.readRoster(ctx, tx, since)
 		return err
 	})
 	if err != nil {
 		return agent.Roster{}, err
 	}
+	s.history.note(roster.Revision, token)
 	return roster, nil
 }
 
-// revisionOf returns the revision, and whether it takes all to know what
+// revisionOf returns the revision and its token, and whether it takes all to know what
 // changed since one.
-func revisionOf(ctx context.Context, q querier, since int64) (agent.Roster, error) {
-	var roster agent.Roster
-	err := query(ctx, q, `SELECT revision, removals_after, named_after FROM registrations`, nil, func(rows *sql.Rows) error {
-		var removalsAfter, namedAfter int64
-		err := rows.Scan(&roster.Revision, &removalsAfter, &namedAfter)
-		roster.Complete = since < max(removalsAfter, namedAfter) || since > roster.Revision
+func (s *Store) revisionOf(ctx context.Context, q querier, since int64) (roster agent.Roster, token int64, err error) {
+	err = query(ctx, q, `
+SELECT r.revision, r.removals_after, r.named_after,
+    coalesce((SELECT n.token FROM revisions AS n WHERE n.revision = r.revision), 0),
+    coalesce((SELECT n.token FROM revisions AS n WHERE n.revision = $1), 0)
+FROM registrations AS r`, []any{since}, func(rows *sql.Rows) error {
+		var removalsAfter, namedAfter, sinceToken int64
+		err := rows.Scan(&roster.Revision, &removalsAfter, &namedAfter, &token, &sinceToken)
+		roster.Complete = since < max(removalsAfter, namedAfter) || since > roster.Revision ||
+			s.history.differs(since, sinceToken)
 		return err
 	})
-	return roster, err
+	return roster, token, err
 }
 
-func (s *Store) readRoster(ctx context.Context, tx *sql.Tx, since int64) (agent.Roster, error) {
-	roster, err := revisionOf(ctx, tx, since)
+func (s *Store) readRoster(ctx context.Context, tx *sql.Tx, since int64) (roster agent.Roster, token int64, err error) {
+	roster, token, err = s.revisionOf(ctx, tx, since)
 	if err != nil {
-		return roster, err
+		return roster, token, err
 	}
 	if roster.Complete {
 		since = 0
@@ -224,7 +236,7 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 		return nil
 	})
 	if err != nil {
-		return roster, err
+		return roster, token, err
 	}
 	var bad []agent.ID
 	err = s.stream(ctx, tx, pageOfAgents, `
@@ -251,21 +263,21 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 		return nil
 	})
 	if err != nil || roster.Complete {
-		return roster, err
+		return roster, token, err
 	}
 	if roster.RemovedAgents, err = s.readRemoved(ctx, tx, "agents", since); err != nil {
-		return roster, err
+		return roster, token, err
 	}
 	// Who cannot be decoded is not known any more, as in a read of all.
 	roster.RemovedAgents = inOrderIDs(append(roster.RemovedAgents, bad...))
 	if roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since); err != nil {
-		return roster, err
+		return roster, token, err
 	}
 	all, err := s.readNamed(ctx, tx, since, &roster)
 	if err == nil && !all {
 		return s.readRoster(ctx, tx, 0) // who is in it counts as named
 	}
-	return roster, err
+	return roster, token, err
 }
 
 // readRemoved returns the ids that a table does not have any more, in order.

@@ -131,6 +131,7 @@ type Store struct {
 	patience time.Duration
 	// deployment is that of when the database was opened.
 	deployment agent.ID
+	history    history
 	// buildsSwept is up to where old records of builds were looked for.
 	buildsSwept atomic.Pointer[agent.ID]
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
