@@ -121,6 +121,7 @@ func TestWaitIsBounded(t *testing.T) {
 		require.NoError(t, <-one)
 		time.Sleep(100 * time.Millisecond)
 		_, two := begin(g, "10.0.0.1:2")
+		synctest.Wait() // it waits before the next
 		done3, three := begin(g, "10.0.0.1:3")
 		require.NoError(t, <-two, "when the one before has had its time")
 		require.ErrorIs(t, <-three, errNoRoom)
