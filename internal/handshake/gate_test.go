@@ -117,16 +117,17 @@ func TestSlowHandshakesGiveWay(t *testing.T) {
 func TestWaitIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(t, Options{Max: 1, MaxPerAddress: 1, Timeout: 500 * time.Millisecond})
-		_, one := begin(g, "10.0.0.1:1")
-		require.NoError(t, <-one)
-		time.Sleep(100 * time.Millisecond)
+		ctx, end := context.WithCancel(context.Background())
+		stuck := &peer{address: "10.0.0.1:1", closed: func() {}} // goes on when it is closed
+		require.NoError(t, g.enter(ctx, stuck))
+		start := time.Now()
 		_, two := begin(g, "10.0.0.1:2")
-		synctest.Wait() // it waits before the next
-		done3, three := begin(g, "10.0.0.1:3")
-		require.NoError(t, <-two, "when the one before has had its time")
-		require.ErrorIs(t, <-three, errNoRoom)
-		done3()
+		require.ErrorIs(t, <-two, errNoRoom)
+		require.Equal(t, 500*time.Millisecond, time.Since(start))
 		require.Equal(t, 1.0, g.refusals(refusedWait))
+		_, three := begin(g, "10.0.0.1:3")
+		end()
+		require.NoError(t, <-three, "when the one before has ended")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Empty(t, g.running)
