@@ -183,7 +183,7 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 	}
 	require.Equal(t, codes.ResourceExhausted, codeOf(<-ended))
 	require.Positive(t, s.counter("agentstatsd_grpc_limited_total", "agent_streams"))
-	s.connect(2, 1, 1) // others are not held back
+	s.connect(2, 1, 1)     // others are not held back
 	_ = parked.CloseSend() // one of them is over
 	_ = other.CloseSend()
 	err := <-ended
