@@ -102,8 +102,8 @@ func (u *unreadStreams) admit(id agent.ID) bool {
 	}
 	for _, s := range u.streams[id] {
 		if s.own && !s.conn.closed() {
+			u.limited.Inc() // before anybody can see it closed
 			_ = s.conn.conn.Close()
-			u.limited.Inc()
 		}
 	}
 	u.pruneLocked(id)
