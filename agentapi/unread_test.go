@@ -124,6 +124,9 @@ func TestRelayedStreamsThatAreNotReadAreBounded(t *testing.T) {
 		require.NoError(t, c.session(number, "authorization", "Bearer "+coderdToken, "agentstats-agent-id", nid(1).String()))
 		select {
 		case refused = <-c.refused:
+			if refused == "superseded by a newer session" {
+				refused = "" // one that ended before its window was full
+			}
 		case <-deadline:
 			require.FailNow(t, "no stream is refused", "%d sessions", number)
 		case <-time.After(time.Millisecond):
