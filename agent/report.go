@@ -146,7 +146,7 @@ type MetadataEntry struct {
 	Key, Value, Error string
 }
 
-// Tracker follows the requests of one instance until they are settled. Both
+// Tracker follows the requests of one instance until they are settled. The
 // methods return at once and call nothing back.
 type Tracker interface {
 	// Hold says that something of the request is pending. Of one key only the
@@ -154,6 +154,10 @@ type Tracker interface {
 	Hold(sequence int64)
 	// Settle ends holds, one for each element, after each flush at most once.
 	Settle([]Settled)
+	// Supersede says that something that is held lost against what a session with
+	// this epoch, which is above that of its own, has in the database: its hold
+	// never ends.
+	Supersede(epoch int64)
 }
 
 // Settled is the end of one hold.

@@ -1,5 +1,14 @@
 package agent
 
+// StoredEpoch is the epoch of what is stored of an agent, above that of what was to
+// be written in its place.
+type StoredEpoch struct {
+	Agent ID
+	// Key of a metadata value; empty: it is the agent's state.
+	Key   string
+	Epoch int64
+}
+
 // Session is one connection of an agent to this service.
 type Session struct {
 	// Epoch is above that of every earlier session of the agent.

@@ -65,9 +65,9 @@ func (s *switchStore) err() error {
 	return nil
 }
 
-func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, error) {
+func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, []agent.StoredEpoch, error) {
 	if err := s.err(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return s.Store.UpsertMetadata(ctx, rows)
 }
@@ -86,9 +86,9 @@ func (s *switchStore) ApplyChange(ctx context.Context, basis int64, c agent.Chan
 	return s.Store.ApplyChange(ctx, basis, c)
 }
 
-func (s *switchStore) SaveStates(ctx context.Context, states []agent.State) error {
+func (s *switchStore) SaveStates(ctx context.Context, states []agent.State) ([]agent.StoredEpoch, error) {
 	if err := s.err(); err != nil {
-		return err
+		return nil, err
 	}
 	return s.Store.SaveStates(ctx, states)
 }

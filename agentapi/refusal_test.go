@@ -25,8 +25,8 @@ import (
 // rejecting is a database that refuses every row.
 type rejecting struct{}
 
-func (rejecting) UpsertMetadata(context.Context, []agent.Metadata) ([]agent.ID, error) {
-	return nil, fmt.Errorf("value out of range: %w", agent.ErrRejected)
+func (rejecting) UpsertMetadata(context.Context, []agent.Metadata) ([]agent.ID, []agent.StoredEpoch, error) {
+	return nil, nil, fmt.Errorf("value out of range: %w", agent.ErrRejected)
 }
 
 type noNews struct{}

@@ -87,6 +87,8 @@ func ended(end fleet.End) error {
 		return status.Error(codes.Unauthenticated, "the token was revoked")
 	case fleet.EndAged:
 		return status.Error(codes.Unavailable, "the session is too old; connect again")
+	case fleet.EndOutdated:
+		return status.Error(codes.Unavailable, "what an older session said has a higher epoch; connect again")
 	}
 	return errDraining
 }

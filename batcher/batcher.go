@@ -89,9 +89,10 @@ func (o *Options) validate() error {
 type Store interface {
 	// UpsertMetadata writes all rows or none. A row that is older, by agent.Order,
 	// than what it has, or says nothing new, may change nothing; it returns the
-	// agents of the others, one element for each row. An error that wraps
-	// agent.ErrRejected is about the rows themselves. It must not keep rows.
-	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error)
+	// agents of the others, one element for each row. newer are the keys of rows
+	// that lost against a higher epoch. An error that wraps agent.ErrRejected is
+	// about the rows themselves. It must not keep rows.
+	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 }
 
 // Publisher tells watchers whose metadata has changed. pubsub.Metadata is one.
@@ -226,8 +227,8 @@ func (b *Batcher) snapshot() snapshot {
 	return snapshot{p.ledger, p.len(), len(p.quarantine), p.confined}
 }
 
-// upsert writes rows and returns the agent of each that changed something.
-func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error) {
+// upsert writes rows and returns what Store.UpsertMetadata does.
+func (b *Batcher) upsert(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.FlushTimeout)
 	defer cancel()
 	return b.store.UpsertMetadata(ctx, rows)

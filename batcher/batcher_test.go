@@ -75,19 +75,34 @@ func TestLatestValueWins(t *testing.T) {
 	require.Len(t, store.calls, 1, "nothing waits: no call")
 }
 
-func TestUnchanged(t *testing.T) {
+// A value that lost against one of a higher epoch is not acked: its tracker is told
+// instead, once a flush. What is beside it, or was replaced while it was written, is
+// as ever.
+func TestSuperseded(t *testing.T) {
 	store := &fakeStore{}
-	tracker := &fakeTracker{}
+	tracker, other := &fakeTracker{}, &fakeTracker{}
 	b := newBatcher(t, store, Options{})
-	b.Add(now, report(id(1), 5, 1, nil, "a=new"))
+	b.Add(now, report(id(1), 5, 1, nil, "a=new", "c=new"))
 	flushAll(t, b)
 	b.Add(now, report(id(1), 4, 1, tracker, "a=old", "b=1"))
+	b.Add(now, report(id(1), 4, 2, tracker, "c=old"))
+	b.Add(now, report(id(2), 4, 1, other, "a=1"))
+	store.before = func(context.Context, []agent.Metadata) error {
+		store.before = nil
+		b.Add(now, report(id(1), 6, 3, tracker, "c=newest"))
+		return nil
+	}
 	flushAll(t, b)
 	require.Equal(t, "new", store.rows[rowKey{id(1), "a"}].Value)
+	require.Equal(t, []int64{5, 5}, tracker.superseded)
+	require.Equal(t, []agent.Settled{{Sequence: 1}}, tracker.settled)
+	require.Equal(t, []int64{1, 2}, tracker.sequences()[:2])
+	require.Equal(t, []agent.Settled{{Sequence: 1}}, other.settled)
+	flushAll(t, b)
+	require.Equal(t, "newest", store.rows[rowKey{id(1), "c"}].Value)
+	require.Equal(t, []int64{1, 2}, tracker.sequences(), "what lost stays held")
 	l, _ := b.told()
-	require.Equal(t, ledger{received: 3, flushed: 2, unchanged: 1}, l)
-	// A newer value is in the database, so the older is settled too.
-	require.Equal(t, []agent.Settled{{Sequence: 1}, {Sequence: 1}}, tracker.settled)
+	require.Equal(t, ledger{received: 7, flushed: 5, coalesced: 2}, l)
 }
 
 // Watchers are told of agents whose rows changed, each once, and of nobody else.

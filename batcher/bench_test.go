@@ -129,12 +129,12 @@ type switchStore struct {
 	changed []agent.ID
 }
 
-func (s *switchStore) UpsertMetadata(_ context.Context, rows []agent.Metadata) ([]agent.ID, error) {
+func (s *switchStore) UpsertMetadata(_ context.Context, rows []agent.Metadata) ([]agent.ID, []agent.StoredEpoch, error) {
 	s.changed = s.changed[:0]
 	for i := range rows {
 		s.changed = append(s.changed, rows[i].Agent)
 	}
-	return s.changed, s.err
+	return s.changed, nil, s.err
 }
 
 type nullPublisher struct{}
@@ -146,3 +146,4 @@ type nullTracker struct{ _ byte }
 
 func (*nullTracker) Hold(int64)             {}
 func (*nullTracker) Settle([]agent.Settled) {}
+func (*nullTracker) Supersede(int64)        {}

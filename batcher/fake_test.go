@@ -49,33 +49,36 @@ type storeCall struct {
 	rows []agent.Metadata
 }
 
-func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, error) {
+func (s *fakeStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, []agent.StoredEpoch, error) {
 	s.mu.Lock()
 	s.calls = append(s.calls, storeCall{time.Now(), slices.Clone(rows)})
 	before := s.before
 	s.mu.Unlock()
 	if before != nil {
 		if err := before(ctx, rows); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rejects != nil && slices.ContainsFunc(rows, s.rejects) {
-		return nil, errors.Join(errors.New("constraint failed"), agent.ErrRejected)
+		return nil, nil, errors.Join(errors.New("constraint failed"), agent.ErrRejected)
 	}
 	if s.rows == nil {
 		s.rows = make(map[rowKey]agent.Metadata)
 	}
 	var changed []agent.ID
+	var newer []agent.StoredEpoch
 	for _, r := range rows {
 		k := rowKey{r.Agent, r.Key}
 		if old, ok := s.rows[k]; !ok || r.Order.Compare(old.Order) > 0 {
 			s.rows[k] = r
 			changed = append(changed, r.Agent)
+		} else if old.Order.Epoch > r.Order.Epoch {
+			newer = append(newer, agent.StoredEpoch{Agent: r.Agent, Key: r.Key, Epoch: old.Order.Epoch})
 		}
 	}
-	return changed, nil
+	return changed, newer, nil
 }
 
 // fakePublisher keeps what was published.
@@ -99,6 +102,14 @@ type fakeTracker struct {
 	settled []agent.Settled
 	calls   int
 	wrong   []agent.Settled // settled without being held
+	// superseded has the epochs that it was told of.
+	superseded []int64
+}
+
+func (f *fakeTracker) Supersede(epoch int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.superseded = append(f.superseded, epoch)
 }
 
 func (f *fakeTracker) Hold(sequence int64) {

@@ -210,6 +210,11 @@ func (b *Batcher) flush(
 	b.mu.Unlock()
 	// Trackers do not wait for the news: what is written is durable.
 	b.ends.tell()
+	for _, l := range b.batch.lost {
+		if l.tracker != nil {
+			l.tracker.Supersede(l.epoch)
+		}
+	}
 	b.publish(ctx)
 
 	b.metrics.flushed.Add(float64(b.batch.count(written)))

@@ -107,11 +107,11 @@ agentstatsd_metadata_dropped_entries_total{reason="owner_share"} 0
 agentstatsd_metadata_dropped_entries_total{reason="rejected"} 1
 # HELP agentstatsd_metadata_entries_total Metadata entries by what became of them: received is the sum of the others and of those pending.
 # TYPE agentstatsd_metadata_entries_total counter
-agentstatsd_metadata_entries_total{outcome="coalesced"} 1
+agentstatsd_metadata_entries_total{outcome="coalesced"} 2
 agentstatsd_metadata_entries_total{outcome="dropped"} 2
 agentstatsd_metadata_entries_total{outcome="flushed"} 2
 agentstatsd_metadata_entries_total{outcome="received"} 7
-agentstatsd_metadata_entries_total{outcome="unchanged"} 1
+agentstatsd_metadata_entries_total{outcome="unchanged"} 0
 # HELP agentstatsd_metadata_flush_errors_total Flushes of metadata that the database did not take; they are tried again.
 # TYPE agentstatsd_metadata_flush_errors_total counter
 agentstatsd_metadata_flush_errors_total 1
@@ -131,7 +131,7 @@ coderd_agentapi_metadata_batches_total{reason="scheduled"} 3
 coderd_agentapi_metadata_batches_total{reason="shutdown"} 0
 # HELP coderd_agentapi_metadata_flushed_total Total number of unique metadatas flushed.
 # TYPE coderd_agentapi_metadata_flushed_total counter
-coderd_agentapi_metadata_flushed_total 3
+coderd_agentapi_metadata_flushed_total 2
 `), "agentstatsd_metadata_dropped_entries_total", "agentstatsd_metadata_entries_total",
 		"agentstatsd_metadata_flush_errors_total", "agentstatsd_metadata_pending",
 		"agentstatsd_metadata_quarantined_agents", "agentstatsd_metadata_quarantines_total",

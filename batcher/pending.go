@@ -76,6 +76,8 @@ type batch struct {
 	// is how many did not.
 	changed   []agent.ID
 	unchanged int
+	// lost are the trackers of rows that lost against a higher epoch.
+	lost []lost
 	// suspects has an entry of each agent of which a row was refused.
 	suspects []*entry
 	// order has the place that each row was taken at, if they were sorted since;
@@ -86,13 +88,20 @@ type batch struct {
 	agents []int
 }
 
+// lost is a tracker that is to be told of an epoch.
+type lost struct {
+	tracker agent.Tracker
+	epoch   int64
+}
+
 // fate is what became of a row.
 type fate uint8
 
 const (
 	failed fate = iota // not tried, or the database could not
 	written
-	rejected // by the database, for good
+	rejected   // by the database, for good
+	superseded // by a row of a higher epoch
 )
 
 func newPending(limits shares) *pending {
@@ -249,6 +258,8 @@ func (p *pending) land(b *batch, now time.Time, ends *settlements) {
 			ends.add(h, nil)
 		case e.removed:
 			p.drop(e, h, dropDeregistered, ends)
+		case b.fates[i] == superseded: // its hold stays: no ack passes it
+			p.ledger.coalesced++
 		case b.fates[i] == rejected:
 			p.drop(e, h, dropRejected, ends)
 		case e.waiting: // a newer value, which takes the place of this one
@@ -275,9 +286,10 @@ func (b *batch) reset() {
 	clear(b.entries)
 	clear(b.holds)
 	clear(b.suspects)
+	clear(b.lost)
 	b.rows, b.entries, b.holds = b.rows[:0], b.entries[:0], b.holds[:0]
 	b.fates, b.agents, b.changed = b.fates[:0], b.agents[:0], b.changed[:0]
-	b.suspects, b.order = b.suspects[:0], b.order[:0]
+	b.suspects, b.order, b.lost = b.suspects[:0], b.order[:0], b.lost[:0]
 	b.unchanged = 0
 }
 

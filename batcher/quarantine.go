@@ -192,14 +192,37 @@ func (b *Batcher) writeRows(ctx context.Context, from, to int) (refused error, e
 // tryRows upserts rows from to to of the batch, all or none.
 func (b *Batcher) tryRows(ctx context.Context, from, to int) error {
 	b.calls++
-	changed, err := b.upsert(ctx, b.batch.rows[from:to])
+	changed, newer, err := b.upsert(ctx, b.batch.rows[from:to])
 	if err != nil {
 		return err
 	}
 	b.batch.changed = append(b.batch.changed, changed...)
 	b.batch.unchanged += to - from - len(changed)
 	b.batch.note(from, to, written)
+	b.batch.noteNewer(from, to, newer)
 	return nil
+}
+
+// noteNewer notes the rows that lost against a higher epoch.
+func (b *batch) noteNewer(from, to int, newer []agent.StoredEpoch) {
+	if len(newer) == 0 {
+		return
+	}
+	type key struct {
+		agent agent.ID
+		key   string
+	}
+	epochs := make(map[key]int64, len(newer))
+	for _, n := range newer {
+		epochs[key{n.Agent, n.Key}] = n.Epoch
+	}
+	for i := from; i < to; i++ {
+		if epoch, is := epochs[key{b.rows[i].Agent, b.rows[i].Key}]; is {
+			b.fates[i] = superseded
+			b.unchanged--
+			b.lost = append(b.lost, lost{b.holds[i].tracker, epoch})
+		}
+	}
 }
 
 // sortByAgent brings the rows of each agent together, in their order.

@@ -71,7 +71,8 @@ type StateStore interface {
 	// States returns the states, or parts of them, that were written since an
 	// earlier call returned next; since 0: all.
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
-	SaveStates(ctx context.Context, states []agent.State) error
+	// newer are the agents of parts that lost against a higher epoch.
+	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
 }
 
 // SessionStore keeps the newest session of each agent. It skips agents that it
@@ -178,6 +179,7 @@ type entry struct {
 	leaving, gone bool
 	session       *Session
 	newest        agent.SessionRecord // of all replicas; zero: none ever
+	stored        int64               // the highest epoch that is known to be stored
 	lastSeen      time.Time
 	instances     []*tracker // those without a session first, oldest first
 	keys          []string   // sorted; of an agent that declares none

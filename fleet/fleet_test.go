@@ -322,7 +322,7 @@ func TestNextEpoch(t *testing.T) {
 		{"clock goes back", 100, 5000, 5001},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			require.Equal(t, c.want, nextEpoch(time.Unix(0, c.now), c.last))
+			require.Equal(t, c.want, nextEpoch(time.Unix(0, c.now), c.last, agent.ID{}))
 		})
 	}
 }

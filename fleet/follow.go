@@ -83,7 +83,12 @@ func (f *Fleet) follow(ctx context.Context) error {
 		f.statesRead.Store(min(f.statesRead.Load(), to.states))
 	}
 	if err == nil {
-		err = f.followSessions(ctx, revision)
+		doubted := f.peers.takeDoubted()
+		if err = f.followSessions(ctx, revision); err == nil {
+			f.endDoubted(doubted)
+		} else {
+			f.peers.doubt(doubted...)
+		}
 	}
 	if err == nil {
 		err = f.followStates(ctx, revision)
@@ -275,6 +280,7 @@ func (f *Fleet) followStates(ctx context.Context, revision int64) error {
 func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	f.noteStoredLocked(e, s.MaxEpoch())
 	changed := false
 	if s.LifecycleOrder.Compare(e.state.LifecycleOrder) > 0 {
 		e.state.Lifecycle, e.state.LifecycleOrder = s.Lifecycle, s.LifecycleOrder
@@ -293,6 +299,7 @@ func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started boo
 		changed = true
 	}
 	if changed {
+		f.supersedeHoldsLocked(e, s.MaxEpoch())
 		f.presentLocked(e, now)
 		f.news.tell(e.id)
 	}

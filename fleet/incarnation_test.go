@@ -139,7 +139,8 @@ func TestStateReadBeforeARemoval(t *testing.T) {
 		_, err = r[0].Register(t.Context(), set)
 		require.NoError(t, err)
 
-		require.NoError(t, r[0].store.SaveStates(t.Context(), []agent.State{old}))
+		_, err = r[0].store.SaveStates(t.Context(), []agent.State{old})
+		require.NoError(t, err)
 		require.NoError(t, r[0].store.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: nid(1), Epoch: 1, Replica: nid(99), Open: true}}))
 		require.NoError(t, r[0].followSessions(t.Context(), revision))
 		require.NoError(t, r[0].followStates(t.Context(), revision))

@@ -62,6 +62,7 @@ func (f *Fleet) Join(r Replicas, n News) {
 		waiters:  make(chan struct{}, maxWaiters),
 		wake:     make(chan struct{}, 1),
 		outgoing: make(map[*entry]struct{}),
+		doubted:  make(map[*entry]struct{}),
 		send:     make(chan struct{}, 1),
 	}
 }
@@ -103,7 +104,9 @@ type peers struct {
 	next *pass
 	err  error // of the last pass
 	// What is to be told.
-	outgoing                        map[*entry]struct{}
+	outgoing map[*entry]struct{}
+	// doubted have a session whose epoch is below what is stored.
+	doubted                         map[*entry]struct{}
 	registrations, states, question bool
 }
 

@@ -265,7 +265,7 @@ func (r Request) changeState(change func(*agent.State) (news bool)) {
 	if news {
 		r.fleet.news.tell(e.id)
 	}
-	e.holdLocked(r.tracker, r.order.Sequence)
+	e.holdLocked(r.tracker, r.order)
 	if !e.dirty {
 		e.dirty = true
 		r.fleet.writes.addState(e)
@@ -277,14 +277,15 @@ func (r Request) changeState(change func(*agent.State) (news bool)) {
 type hold struct {
 	tracker  *tracker
 	sequence int64
+	epoch    int64 // of the session that brought it
 }
 
-func (e *entry) holdLocked(t *tracker, sequence int64) {
+func (e *entry) holdLocked(t *tracker, order agent.Order) {
 	if slices.ContainsFunc(e.holds, func(h hold) bool { return h.tracker == t }) {
 		return
 	}
-	t.Hold(sequence)
-	e.holds = append(e.holds, hold{t, sequence})
+	t.Hold(order.Sequence)
+	e.holds = append(e.holds, hold{t, order.Sequence, order.Epoch})
 }
 
 func cloneState(s agent.State) agent.State {

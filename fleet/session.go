@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"context"
+	"encoding/binary"
+	"hash/fnv"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -25,11 +27,12 @@ const (
 	EndSuperseded   End = "superseded"   // the agent of a newer build took its place
 	EndRevoked      End = "revoked"      // the agent has another token now
 	EndAged         End = "aged"         // the agent did not follow the request to connect again
+	EndOutdated     End = "outdated"     // its epoch is below that of what is stored
 )
 
 var allEnds = []End{
 	EndGoodbye, EndDisconnect, EndDrain, EndRefused,
-	EndTakeover, EndDeregistered, EndSuperseded, EndRevoked, EndAged,
+	EndTakeover, EndDeregistered, EndSuperseded, EndRevoked, EndAged, EndOutdated,
 }
 
 // Session is the live session of an agent.
@@ -148,13 +151,13 @@ const maxEpochAhead = time.Hour
 // agent knows of; 0: none.
 func (f *Fleet) beginLocked(e *entry, told int64) int64 {
 	now := f.opts.Now()
-	last := e.newest.Epoch
+	last := max(e.newest.Epoch, e.stored)
 	if told < now.Add(maxEpochAhead).UnixNano() {
 		last = max(last, told)
 	}
 	e.newest = agent.SessionRecord{
 		Agent:   e.id,
-		Epoch:   nextEpoch(now, last),
+		Epoch:   nextEpoch(now, last, f.self()),
 		Replica: f.self(),
 		Open:    true,
 	}
@@ -162,10 +165,27 @@ func (f *Fleet) beginLocked(e *entry, told int64) int64 {
 	return e.newest.Epoch
 }
 
-// nextEpoch rises although the clock may not. If the clock is set back and the
-// process dies before the last epoch is written, an epoch can come again; its
-// values then lose against the older ones until the clock has caught up.
-func nextEpoch(now time.Time, last int64) int64 { return max(now.UnixNano(), last+1) }
+// nextEpoch rises although the clock may not. An epoch can be below a stored one all
+// the same, if this replica's clock is slow, or was set back, and it was not told of
+// that. Then what the session says is not stored, and the session ends: EndOutdated.
+//
+// Two replicas that know of the same last epoch, and whose clocks are behind it, go
+// beyond it by different steps, up to a millisecond: with the same epoch what one
+// of them stores would hide what the other does, and nobody would know.
+func nextEpoch(now time.Time, last int64, replica agent.ID) int64 {
+	step := int64(1)
+	if replica != (agent.ID{}) {
+		h := fnv.New64a()
+		h.Write(replica[:])
+		h.Write(binary.LittleEndian.AppendUint64(nil, uint64(last)))
+		step += int64(h.Sum64() % maxEpochStep)
+	}
+	return max(now.UnixNano(), last+step)
+}
+
+// maxEpochStep is in nanoseconds: replicas meet by chance once in a million times, and
+// an agent that connects each second does not outrun the clock.
+const maxEpochStep = uint64(time.Millisecond)
 
 // endLocked ends a live session; the caller tells Series what becomes of the
 // series.

@@ -204,15 +204,15 @@ func (s *memStore) ApplyChange(_ context.Context, basis int64, c agent.Change) (
 	return s.revision, nil
 }
 
-func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
+func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []agent.StoredEpoch, _ error) {
 	err := s.begin()
 	defer s.mu.Unlock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, st := range states {
 		if st.Agent == s.reject {
-			return fmt.Errorf("bad state: %w", agent.ErrRejected)
+			return nil, fmt.Errorf("bad state: %w", agent.ErrRejected)
 		}
 	}
 	s.writes++
@@ -220,6 +220,9 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
 	for _, st := range states {
 		held := s.states[st.Agent]
 		held.Agent = st.Agent
+		if epoch := held.MaxEpoch(); epoch > st.MaxEpoch() {
+			newer = append(newer, agent.StoredEpoch{Agent: st.Agent, Epoch: epoch})
+		}
 		if st.LifecycleOrder.Compare(held.LifecycleOrder) > 0 {
 			held.Lifecycle, held.LifecycleOrder = st.Lifecycle, st.LifecycleOrder
 		}
@@ -234,7 +237,7 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) error {
 		}
 		s.states[st.Agent], s.statesAt[st.Agent] = held, s.moved
 	}
-	return nil
+	return newer, nil
 }
 
 func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord) error {

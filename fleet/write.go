@@ -294,13 +294,18 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 		states[i] = w.state
 	}
 	saveCtx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
-	err := f.store.SaveStates(saveCtx, states)
+	newer, err := f.store.SaveStates(saveCtx, states)
 	cancel()
 	switch {
 	case err == nil:
 		f.metrics.statesWritten.Add(float64(len(batch)))
 		f.peers.tellStates()
+		epochs := make(map[agent.ID]int64, len(newer))
+		for _, n := range newer {
+			epochs[n.Agent] = n.Epoch
+		}
 		for _, w := range batch {
+			w.supersede(epochs[w.entry.id])
 			w.settle(nil)
 		}
 		return nil
@@ -323,6 +328,20 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	half := len(batch) / 2
 	err = f.saveStates(ctx, batch[:half])
 	return errors.Join(err, f.saveStates(ctx, batch[half:]))
+}
+
+// supersede tells those whose session has an epoch below the stored one. Their
+// holds stay: no ack passes them.
+func (w *stateWrite) supersede(stored int64) {
+	stay := w.holds[:0]
+	for _, h := range w.holds {
+		if stored > h.epoch {
+			h.tracker.Supersede(stored)
+		} else {
+			stay = append(stay, h)
+		}
+	}
+	w.holds = stay
 }
 
 func (w stateWrite) settle(refusal *agent.Refusal) {
@@ -352,6 +371,7 @@ func (f *Fleet) putBack(w stateWrite) {
 		}
 		e.holds = append(e.holds, h)
 	}
+	f.supersedeHoldsLocked(e, e.stored) // stored parts may have been taken in meanwhile
 	if !e.dirty {
 		e.dirty = true
 		f.writes.addState(e)

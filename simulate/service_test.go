@@ -74,9 +74,9 @@ type fragileStore struct {
 	broken *atomic.Bool
 }
 
-func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, error) {
+func (s fragileStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata) ([]agent.ID, []agent.StoredEpoch, error) {
 	if s.broken.Load() {
-		return nil, errors.New("crashed")
+		return nil, nil, errors.New("crashed")
 	}
 	return s.Store.UpsertMetadata(ctx, rows)
 }

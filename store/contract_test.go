@@ -23,6 +23,7 @@ var (
 	roster       = storetest.Roster
 	row          = storetest.Row
 	upsert       = storetest.Upsert
+	saveStates   = storetest.SaveStates
 	push         = storetest.Push
 	allPushes    = storetest.Pushes
 )

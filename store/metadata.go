@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -24,13 +25,16 @@ const rewriteWindow = time.Minute
 // rows of one key the newest counts. If the database refuses one of the rows
 // (its agent is unknown), none is written and the error wraps agent.ErrRejected.
 //
+// newer has the keys of rows that lost against a higher epoch, with that, ordered
+// by agent and key.
+//
 // Within one epoch rows must come in their order, over all calls: a row that is
 // not written because its value is stored already does not leave its order, so
 // an older one with another value could follow it. Rows of different epochs,
 // which several replicas may write, come in any order.
-func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error) {
+func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
 	if len(rows) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	rows = inOrder(rows, compareKeys, newerMetadata)
 	err = s.attempt(ctx, "upsert metadata", func() error {
@@ -40,6 +44,9 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 		}
 		err = s.transact(ctx, s.writer, nil, func(tx *sql.Tx) (err error) {
 			changed, err = s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertMetadata, args)
+			if err == nil {
+				newer, err = s.newerMetadataEpochs(ctx, tx, rows, changed)
+			}
 			return err
 		})
 		if err != nil {
@@ -48,9 +55,57 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return changed, nil
+	return changed, newer, nil
+}
+
+// newerMetadataEpochs looks for what rows, which are in order, lost against. Most
+// that are not written say nothing new. It reads after the write: what another
+// replica had under way then is committed.
+func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agent.Metadata, changed []agent.ID) ([]agent.StoredEpoch, error) {
+	if len(changed) == len(rows) {
+		return nil, nil
+	}
+	unwritten := make(map[agent.ID]int)
+	for i := range rows {
+		unwritten[rows[i].Agent]++
+	}
+	for _, id := range changed {
+		unwritten[id]--
+	}
+	maps.DeleteFunc(unwritten, func(_ agent.ID, n int) bool { return n == 0 })
+	ids := slices.SortedFunc(maps.Keys(unwritten), compareIDs)
+	return s.newerEpochs(ctx, tx, ids, "SELECT agent_id, key, epoch FROM metadata", func(id agent.ID, key string) (int64, bool) {
+		i, found := slices.BinarySearchFunc(rows, agent.Metadata{Agent: id, Key: key}, compareKeys)
+		if !found {
+			return 0, false
+		}
+		return rows[i].Order.Epoch, true
+	})
+}
+
+// newerEpochs returns the rows of the agents with these ids, which are in order, whose
+// epoch is above the one that was to be written. text selects the agent, what a row
+// of it is named by, and the epoch.
+func (s *Store) newerEpochs(
+	ctx context.Context, tx *sql.Tx, ids []agent.ID, text string, written func(id agent.ID, name string) (epoch int64, is bool),
+) (newer []agent.StoredEpoch, err error) {
+	for part := range slices.Chunk(ids, idChunk) {
+		condition, args := s.dialect.among(part)
+		err = query(ctx, tx, text+` WHERE agent_id `+condition+` ORDER BY agent_id, 2`, args, func(rows *sql.Rows) error {
+			var stored agent.StoredEpoch
+			err := rows.Scan(&stored.Agent, &stored.Key, &stored.Epoch)
+			if epoch, is := written(stored.Agent, stored.Key); is && stored.Epoch > epoch {
+				newer = append(newer, stored)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return newer, nil
 }
 
 // doubtMetadata is told of each attempt at writing metadata that failed. On

@@ -221,7 +221,7 @@ func TestAppHealthMigrated(t *testing.T) {
 			want := agent.State{Agent: id(1), NetworkOrder: agent.Order{Epoch: 1, Sequence: 2}}
 			want.SetAppHealth(id(201), agent.AppHealthHealthy, agent.Order{Epoch: 7, Sequence: 3})
 			want.SetAppHealth(id(202), agent.AppHealthUnhealthy, agent.Order{Epoch: 7, Sequence: 3})
-			require.NoError(t, s.SaveStates(t.Context(), []agent.State{want}))
+			saveStates(t, s, []agent.State{want})
 			provider := migrator(t, s)
 			_, err := provider.DownTo(t.Context(), 11)
 			require.NoError(t, err)
@@ -262,7 +262,7 @@ func TestStartupMigrated(t *testing.T) {
 				said(5, agent.LifecycleStarting, agent.LifecycleReady, agent.LifecycleStarting),
 			}
 			want[0].NetworkOrder = order(1)
-			require.NoError(t, s.SaveStates(t.Context(), want))
+			saveStates(t, s, want)
 			_, err := s.writer.ExecContext(t.Context(), `
 INSERT INTO agent_states (agent_id, part, epoch, sequence, data) VALUES ($1, 'ready', 7, 2, '{"ready_at": "2026-01-01T00:00:00Z"}')`, s.dialect.id(id(5)))
 			require.NoError(t, err, "the end of the start before")

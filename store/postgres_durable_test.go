@@ -26,7 +26,7 @@ func TestCommitIsDurable(t *testing.T) {
 			}
 			register(t, s, id(1))
 			upsert(t, s, []agent.Metadata{row(id(1), "k", "v", 1, 1)})
-			require.NoError(t, s.SaveStates(t.Context(), []agent.State{{Agent: id(1), LifecycleOrder: agent.Order{Epoch: 1}}}))
+			saveStates(t, s, []agent.State{{Agent: id(1), LifecycleOrder: agent.Order{Epoch: 1}}})
 			require.NoError(t, s.SavePush(t.Context(), push(1, "x")))
 			require.EqualValues(t, 4, scalar[int64](t, conn, `SELECT count(*) FROM seen`))
 			require.EqualValues(t, 4, scalar[int64](t, conn, `SELECT count(*) FROM seen WHERE setting = $1`, want))

@@ -82,7 +82,7 @@ func TestPostgresReadOnlyPool(t *testing.T) {
 	execute(t, conn, `ALTER DATABASE `+databaseOf(url)+` SET default_transaction_read_only = on`)
 	execute(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	rows := []agent.Metadata{row(id(1), "k", "v", 1, 1)}
-	_, err := s.UpsertMetadata(t.Context(), rows)
+	_, _, err := s.UpsertMetadata(t.Context(), rows)
 	require.ErrorContains(t, err, "25006")
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
 	var e *Error
@@ -90,7 +90,7 @@ func TestPostgresReadOnlyPool(t *testing.T) {
 	require.Equal(t, reasonReadOnly, e.Reason())
 	execute(t, conn, `SET default_transaction_read_only = off; ALTER DATABASE `+databaseOf(url)+` RESET default_transaction_read_only`)
 	for err != nil { // until the pool may be renewed again
-		_, err = s.UpsertMetadata(t.Context(), rows)
+		_, _, err = s.UpsertMetadata(t.Context(), rows)
 		require.NoError(t, t.Context().Err())
 	}
 }

@@ -49,7 +49,7 @@ func startWriter(t testing.TB, s *Store, key string, patience time.Duration) *wr
 		for n := int64(1); ctx.Err() == nil; n++ {
 			// Not ctx: the last call is to end by itself.
 			bounded, cancel := context.WithTimeout(context.Background(), patience)
-			_, err := s.UpsertMetadata(bounded, []agent.Metadata{row(id(1), key, fmt.Sprint(n), 1, n)})
+			_, _, err := s.UpsertMetadata(bounded, []agent.Metadata{row(id(1), key, fmt.Sprint(n), 1, n)})
 			cancel()
 			w.mu.Lock()
 			if err == nil {
@@ -170,7 +170,7 @@ WHERE datname = current_database() AND application_name = 'agentstatsd'`)
 	execute(t, conn, `LOCK TABLE metadata IN SHARE MODE`)
 	blocked := make(chan error, 1)
 	go func() {
-		_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "1", 1, 1)})
+		_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "1", 1, 1)})
 		blocked <- err
 	}()
 	waitBlocked(t, conn, 1)
@@ -223,7 +223,7 @@ func TestPostgresDeadlock(t *testing.T) {
 	rows[0].Order.Sequence, rows[1].Order.Sequence = 2, 2
 	done := make(chan error, 2)
 	go func() {
-		_, err := s.UpsertMetadata(t.Context(), rows)
+		_, _, err := s.UpsertMetadata(t.Context(), rows)
 		done <- err
 	}()
 	waitBlocked(t, watch, 1)
@@ -273,10 +273,10 @@ func TestPostgresOppositeOrder(t *testing.T) {
 					slices.Reverse(rows)
 					slices.Reverse(states)
 				}
-				if _, err := s.UpsertMetadata(t.Context(), rows); err != nil {
+				if _, _, err := s.UpsertMetadata(t.Context(), rows); err != nil {
 					return err
 				}
-				if err := s.SaveStates(t.Context(), states); err != nil {
+				if _, err := s.SaveStates(t.Context(), states); err != nil {
 					return err
 				}
 			}
@@ -309,7 +309,7 @@ func TestPostgresLockTimeout(t *testing.T) {
 	execute(t, conn, `BEGIN`)
 	execute(t, conn, `UPDATE metadata SET error = 'x'`)
 	rows[0].Order.Sequence = 2
-	_, err := s.UpsertMetadata(t.Context(), rows)
+	_, _, err := s.UpsertMetadata(t.Context(), rows)
 	require.ErrorContains(t, err, "lock timeout")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
@@ -321,7 +321,7 @@ func TestPostgresLockTimeout(t *testing.T) {
 
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.UpsertMetadata(t.Context(), rows)
+		_, _, err := s.UpsertMetadata(t.Context(), rows)
 		done <- err
 	}()
 	watch := admin(t, url)
@@ -339,7 +339,7 @@ func TestPostgresStatementTimeout(t *testing.T) {
 	execute(t, conn, `CREATE SEQUENCE calls`)
 	execute(t, conn, `CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nextval(''calls''), pg_sleep(60); RETURN NEW; END'`)
 	execute(t, conn, `CREATE TRIGGER slow BEFORE INSERT ON metadata FOR EACH ROW EXECUTE FUNCTION slow()`)
-	_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "1", 1, 1)})
+	_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "1", 1, 1)})
 	require.ErrorContains(t, err, "statement timeout")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
@@ -366,12 +366,12 @@ func TestPostgresLateCommit(t *testing.T) {
 	execute(t, other, `UPDATE metadata SET value = 'b', sequence = 2`)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	_, err := s.UpsertMetadata(ctx, value("b", 2))
+	_, _, err := s.UpsertMetadata(ctx, value("b", 2))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.UpsertMetadata(t.Context(), value("a", 3))
+		_, _, err := s.UpsertMetadata(t.Context(), value("a", 3))
 		done <- err
 	}()
 	select {
@@ -388,7 +388,7 @@ func TestPostgresLateCommit(t *testing.T) {
 
 	// A while later what is the same is left out again.
 	s.rewriteUntil.Store(time.Now().Add(-1).UnixNano())
-	changed, err := s.UpsertMetadata(t.Context(), value("a", 4))
+	changed, _, err := s.UpsertMetadata(t.Context(), value("a", 4))
 	require.NoError(t, err)
 	require.Empty(t, changed)
 }
@@ -419,9 +419,10 @@ func TestPostgresRemovedMeanwhile(t *testing.T) {
 	watch := admin(t, url)
 	for name, save := range map[string]func() error{
 		"states": func() error {
-			return s.SaveStates(t.Context(), []agent.State{
+			_, err := s.SaveStates(t.Context(), []agent.State{
 				{Agent: id(1), NetworkOrder: agent.Order{Epoch: 1}}, {Agent: id(2), NetworkOrder: agent.Order{Epoch: 1}},
 			})
+			return err
 		},
 		"sessions": func() error {
 			return s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 1}, {Agent: id(2), Epoch: 1}})

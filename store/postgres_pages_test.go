@@ -200,7 +200,7 @@ func TestPostgresYoungerCluster(t *testing.T) {
 	state := func(a byte, sequence int64) agent.State {
 		return agent.State{Agent: id(a), NetworkOrder: agent.Order{Epoch: 1, Sequence: sequence}, Network: agent.Network{NodeID: uint64(sequence)}}
 	}
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{state(1, 1), state(2, 1)}))
+	saveStates(t, s, []agent.State{state(1, 1), state(2, 1)})
 	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 1}, {Agent: id(2), Epoch: 1}}))
 	conn := admin(t, url)
 	const ahead = 1 << 40
@@ -222,7 +222,7 @@ func TestPostgresYoungerCluster(t *testing.T) {
 	require.Equal(t, []int{2, 2}, []int{changed, records})
 	changed, records = read()
 	require.Equal(t, []int{0, 0}, []int{changed, records}, "once")
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{state(2, 2)}))
+	saveStates(t, s, []agent.State{state(2, 2)})
 	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 2}}))
 	changed, records = read()
 	require.Equal(t, []int{1, 1}, []int{changed, records})

@@ -188,7 +188,7 @@ func TestPostgresOlderMeanwhile(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "late", 2, 1)})
+		changed, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", "late", 2, 1)})
 		done <- result{changed, err}
 	}()
 	waitBlocked(t, admin(t, url), 1)
@@ -215,7 +215,7 @@ func TestPostgresCursor(t *testing.T) {
 	second := agent.SessionRecord{Agent: id(2), Epoch: 1, Replica: id(50), Open: true}
 	secondState := agent.State{Agent: id(2), NetworkOrder: agent.Order{Epoch: 1}}
 	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{second}))
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{secondState}))
+	saveStates(t, s, []agent.State{secondState})
 	records, nextSession, err := s.Sessions(t.Context(), 0)
 	require.NoError(t, err)
 	require.Equal(t, []agent.SessionRecord{second}, records)
@@ -241,7 +241,7 @@ func TestPostgresCursor(t *testing.T) {
 	require.Empty(t, states)
 	// What changes nothing is not written, either.
 	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{first, second}))
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{secondState}))
+	saveStates(t, s, []agent.State{secondState})
 	records, _, err = s.Sessions(t.Context(), nextSession)
 	require.NoError(t, err)
 	require.Empty(t, records)

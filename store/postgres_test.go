@@ -259,7 +259,7 @@ func TestPostgresUnchangedIsNotWritten(t *testing.T) {
 			change(&rows[i])
 		}
 		before := walPosition(t, s)
-		ids, err := s.UpsertMetadata(t.Context(), rows)
+		ids, _, err := s.UpsertMetadata(t.Context(), rows)
 		require.NoError(t, err)
 		return walPosition(t, s) - before, len(ids)
 	}
@@ -292,7 +292,7 @@ func TestPostgresRejected(t *testing.T) {
 	}
 	long.Key = key.String()
 	for _, bad := range []agent.Metadata{nul, invalid, long} {
-		_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad})
+		_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad})
 		require.ErrorIs(t, err, agent.ErrRejected)
 		require.NotErrorIs(t, err, agent.ErrStoreDown)
 		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
@@ -307,5 +307,6 @@ func TestPostgresRejected(t *testing.T) {
 	_, err := s.ApplyChange(t.Context(), 2, agent.Change{Agents: []agent.Registration{named}})
 	require.ErrorIs(t, err, agent.ErrRejected)
 	state := agent.State{Agent: id(1), NetworkOrder: agent.Order{Epoch: 1}, Network: agent.Network{Regions: []agent.Region{{Name: "\x00"}}}}
-	require.ErrorIs(t, s.SaveStates(t.Context(), []agent.State{state}), agent.ErrRejected)
+	_, err = s.SaveStates(t.Context(), []agent.State{state})
+	require.ErrorIs(t, err, agent.ErrRejected)
 }

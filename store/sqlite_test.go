@@ -137,7 +137,7 @@ func TestSQLitePathIsEscaped(t *testing.T) {
 	path := filepath.Join(dir, "a b?mode=memory&_pragma=foreign_keys(0)#%41.db")
 	s := openPath(t, path)
 	register(t, s, id(1))
-	_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(2), "a", "", 1, 1)})
+	_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(2), "a", "", 1, 1)})
 	require.ErrorIs(t, err, agent.ErrRejected)
 	require.FileExists(t, path)
 }
@@ -195,13 +195,13 @@ func TestSQLiteBusy(t *testing.T) {
 	rows := []agent.Metadata{row(id(1), "a", "1", 1, 1)}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	_, err = s.UpsertMetadata(ctx, rows)
+	_, _, err = s.UpsertMetadata(ctx, rows)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, agent.ErrRejected)
 
 	impatient, err := Open(t.Context(), Options{Path: path, BusyTimeout: time.Millisecond}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	_, err = impatient.UpsertMetadata(t.Context(), rows)
+	_, _, err = impatient.UpsertMetadata(t.Context(), rows)
 	require.ErrorContains(t, err, "upsert metadata: begin: database is locked")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 	// Reads do not wait for a writer.
@@ -220,7 +220,7 @@ func TestSQLiteClosed(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.NoError(t, s.Close())
 	require.ErrorContains(t, s.Ping(t.Context()), "ping database: ")
-	_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "a", "", 1, 1)})
+	_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "a", "", 1, 1)})
 	require.ErrorContains(t, err, "upsert metadata: begin: ")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 }
@@ -243,7 +243,7 @@ func writeUntilKilled(path string) error {
 		for i := range rows {
 			rows[i] = row(id(1), strconv.Itoa(i), strconv.FormatInt(n, 10), 1, n)
 		}
-		if _, err := s.UpsertMetadata(ctx, rows); err != nil {
+		if _, _, err := s.UpsertMetadata(ctx, rows); err != nil {
 			return err
 		}
 		fmt.Println(n)
@@ -316,7 +316,7 @@ func TestSQLiteFull(t *testing.T) {
 	require.NoError(t, err)
 	var e *Error
 	for n := int64(1); err == nil; n++ {
-		_, err = s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), fmt.Sprint(n), strings.Repeat("v", 2000), 1, n)})
+		_, _, err = s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), fmt.Sprint(n), strings.Repeat("v", 2000), 1, n)})
 	}
 	require.ErrorAs(t, err, &e)
 	require.Equal(t, "the disk of the database is full", e.Reason())

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,8 +58,10 @@ type (
 
 // SaveStates writes the parts of states that were ever said, in one
 // transaction. A part whose order is not above the stored one changes nothing.
-// Unknown agents are skipped: they were deregistered meanwhile.
-func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
+// Unknown agents are skipped: they were deregistered meanwhile. newer has, in the
+// order of their ids, the agents of parts that lost against a higher epoch, with
+// the highest of those.
+func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error) {
 	parts := make([]statePart, 0, 5*len(states))
 	for i := range states {
 		st := &states[i]
@@ -80,11 +83,9 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 		}
 	}
 	if len(parts) == 0 {
-		return nil
+		return nil, nil
 	}
-	parts = inOrder(parts, func(a, b statePart) int {
-		return cmp.Or(compareIDs(a.agent, b.agent), strings.Compare(a.part, b.part))
-	}, func(a, b statePart) statePart {
+	parts = inOrder(parts, compareParts, func(a, b statePart) statePart {
 		if b.order.Compare(a.order) > 0 {
 			return b
 		}
@@ -92,11 +93,51 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
 	})
 	rows, err := toRows(parts, s.statePartArgs)
 	if err != nil {
-		return fmt.Errorf("save states: %w", err)
+		return nil, fmt.Errorf("save states: %w", err)
 	}
-	return s.change(ctx, "save states", func(tx *sql.Tx) error {
-		return s.skipOrphans(s.dialect.exec(ctx, tx, s.dialect.queries.upsertState, rows))
+	err = s.change(ctx, "save states", func(tx *sql.Tx) error {
+		written, err := s.dialect.exec(ctx, tx, s.dialect.queries.upsertState, rows)
+		if err := s.skipOrphans(written, err); err != nil {
+			return err
+		}
+		newer, err = s.newerStateEpochs(ctx, tx, parts, written)
+		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	return newer, nil
+}
+
+// newerStateEpochs looks for what parts, which are in order, lost against.
+func (s *Store) newerStateEpochs(ctx context.Context, tx *sql.Tx, parts []statePart, written int64) ([]agent.StoredEpoch, error) {
+	if written == int64(len(parts)) {
+		return nil, nil
+	}
+	ids := make([]agent.ID, len(parts))
+	for i := range parts {
+		ids[i] = parts[i].agent
+	}
+	newer, err := s.newerEpochs(ctx, tx, slices.Compact(ids), "SELECT agent_id, part, epoch FROM agent_states", func(id agent.ID, part string) (int64, bool) {
+		i, found := slices.BinarySearchFunc(parts, statePart{agent: id, part: part}, compareParts)
+		if !found {
+			return 0, false
+		}
+		return parts[i].order.Epoch, true
+	})
+	agents := newer[:0]
+	for _, part := range newer {
+		if n := len(agents); n == 0 || agents[n-1].Agent != part.Agent {
+			agents = append(agents, agent.StoredEpoch{Agent: part.Agent})
+		}
+		highest := &agents[len(agents)-1]
+		highest.Epoch = max(highest.Epoch, part.Epoch)
+	}
+	return agents, err
+}
+
+func compareParts(a, b statePart) int {
+	return cmp.Or(compareIDs(a.agent, b.agent), strings.Compare(a.part, b.part))
 }
 
 // skipOrphans returns the error of a statement that leaves out rows of unknown

@@ -138,9 +138,9 @@ func TestUndecodableRows(t *testing.T) {
 				apply(t, s, agent.Change{Agents: []agent.Registration{registration(id(1), id(100)), registration(id(2), id(101))}})
 				apply(t, s, agent.Change{NamedAgents: []agent.ID{id(1)}})
 				for _, a := range []agent.ID{id(1), id(2)} {
-					require.NoError(t, s.SaveStates(t.Context(), []agent.State{{
+					saveStates(t, s, []agent.State{{
 						Agent: a, LifecycleOrder: agent.Order{Epoch: 4, Sequence: 1}, NetworkOrder: agent.Order{Epoch: 4, Sequence: 2},
-					}}))
+					}})
 					require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: a, Epoch: 4}}))
 				}
 				for n := range byte(2) {

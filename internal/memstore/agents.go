@@ -15,9 +15,9 @@ import (
 
 // UpsertMetadata is as in store.Store: what says nothing new is left out by what
 // is read when the transaction begins, as on PostgreSQL.
-func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error) {
+func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
 	if len(rows) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	rows = slices.Clone(rows)
 	slices.SortStableFunc(rows, func(a, b agent.Metadata) int {
@@ -27,12 +27,13 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 	rows = slices.CompactFunc(rows, func(a, b agent.Metadata) bool { return a.Agent == b.Agent && a.Key == b.Key })
 	for i := range rows {
 		if rows[i].CollectedAt, err = stored(rows[i].CollectedAt); err != nil {
-			return nil, fmt.Errorf("upsert metadata: %w", err)
+			return nil, nil, fmt.Errorf("upsert metadata: %w", err)
 		}
 	}
 	err = s.runEach(ctx, func() (transaction, func()) {
 		var fresh []agent.Metadata
 		var written []agent.ID
+		var lost []agent.StoredEpoch
 		return transaction{
 			doing: "upsert metadata",
 			prepare: func(t *tables) error {
@@ -55,14 +56,20 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 						written = append(written, m.Agent)
 					}
 				}
+				for i := range rows {
+					m := &rows[i]
+					if stored := t.metadata[m.Agent][m.Key].Order.Epoch; stored > m.Order.Epoch {
+						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key, Epoch: stored})
+					}
+				}
 				return nil
 			},
-		}, func() { changed = written }
+		}, func() { changed, newer = written, lost }
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return changed, nil
+	return changed, newer, nil
 }
 
 // touchLocked is Options.TouchInterval, unless a write may still be under way.

@@ -76,7 +76,7 @@ func TestLateCommit(t *testing.T) {
 		writer := d.Open(Options{Fault: faults(late, Fault{Hang: true})})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
 		defer cancel()
-		require.ErrorIs(t, writer.SaveStates(ctx, network(7, 1)), context.DeadlineExceeded)
+		require.ErrorIs(t, save(ctx, writer), context.DeadlineExceeded)
 		storetest.Register(t, reader, storetest.ID(2)) // a later one, which commits first
 		states, next, err := reader.States(t.Context(), 0)
 		require.NoError(t, err)
@@ -96,7 +96,7 @@ func TestFailOver(t *testing.T) {
 		storetest.Register(t, a, storetest.ID(1))
 		require.NoError(t, b.Ping(t.Context()))
 		lost := make(chan error, 1)
-		go func() { lost <- b.SaveStates(t.Context(), network(7, 1)) }()
+		go func() { lost <- save(t.Context(), b) }()
 		time.Sleep(time.Second / 2)
 		d.FailOver()
 		require.NoError(t, <-lost, "tried again on the new server")
@@ -118,7 +118,7 @@ func TestKill(t *testing.T) {
 		storetest.Register(t, reader, storetest.ID(1))
 		s := d.Open(Options{Fault: faults(Fault{Work: time.Second})})
 		under := make(chan error, 1)
-		go func() { under <- s.SaveStates(t.Context(), network(7, 1)) }()
+		go func() { under <- save(t.Context(), s) }()
 		time.Sleep(time.Second / 2)
 		s.Kill()
 		require.ErrorIs(t, <-under, ErrKilled)
@@ -127,4 +127,10 @@ func TestKill(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, states)
 	})
+}
+
+// save writes the state that network returns.
+func save(ctx context.Context, s *Store) error {
+	_, err := s.SaveStates(ctx, network(7, 1))
+	return err
 }

@@ -11,29 +11,63 @@ import (
 )
 
 // SaveStates is as in store.Store.
-func (s *Store) SaveStates(ctx context.Context, states []agent.State) error {
+func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error) {
 	const doing = "save states"
 	said := false
 	states = slices.Clone(states)
 	for i := range states {
 		if err := storedState(&states[i]); err != nil {
-			return fmt.Errorf("%s: %w", doing, err)
+			return nil, fmt.Errorf("%s: %w", doing, err)
 		}
 		st := &states[i]
 		said = said || st.LifecycleOrder != (agent.Order{}) || st.StartedOrder != (agent.Order{}) || st.StartEnded() ||
 			len(st.AppHealth) > 0 || st.NetworkOrder != (agent.Order{})
 	}
 	if !said {
-		return nil
+		return nil, nil
 	}
-	return s.run(ctx, transaction{doing: doing, apply: func(t *tables, number int64) error {
-		for i := range states {
-			if _, known := t.agents[states[i].Agent]; known {
-				t.putState(&states[i], number)
+	slices.SortStableFunc(states, func(a, b agent.State) int { return compareIDs(a.Agent, b.Agent) })
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var lost []agent.StoredEpoch
+		return transaction{doing: doing, apply: func(t *tables, number int64) error {
+			for i := range states {
+				if _, known := t.agents[states[i].Agent]; known {
+					t.putState(&states[i], number)
+				}
 			}
+			for i := range states {
+				id := states[i].Agent
+				if epoch := t.states[id].above(&states[i]); epoch > 0 {
+					lost = append(lost, agent.StoredEpoch{Agent: id, Epoch: epoch})
+				}
+			}
+			return nil
+		}}, func() { newer = lost }
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newer, nil
+}
+
+// above returns the highest epoch of the parts that st lost against; 0: none.
+func (r stateRow) above(st *agent.State) (epoch int64) {
+	type pair struct{ said, stored agent.Order }
+	parts := []pair{
+		{st.LifecycleOrder, r.LifecycleOrder}, {st.StartedOrder, r.began.StartedOrder}, {st.NetworkOrder, r.NetworkOrder},
+	}
+	if st.StartEnded() {
+		parts = append(parts, pair{st.ReadyOrder, r.ended.ReadyOrder})
+	}
+	for app, order := range st.AppHealthOrder {
+		parts = append(parts, pair{order, r.AppHealthOrder[app]})
+	}
+	for _, p := range parts {
+		if p.said != (agent.Order{}) && p.stored.Epoch > p.said.Epoch {
+			epoch = max(epoch, p.stored.Epoch)
 		}
-		return nil
-	}})
+	}
+	return epoch
 }
 
 // storedState makes of a state what is read back of it.

@@ -30,7 +30,7 @@ func testMetadataLongestKey(t *testing.T, s Store) {
 	for n := range 100 {
 		rows = append(rows, row(id(1), longest[:len(longest)-4]+fmt.Sprintf("%04d", n), "v", 1, 1))
 	}
-	changed, err := s.UpsertMetadata(t.Context(), rows)
+	changed, _, err := s.UpsertMetadata(t.Context(), rows)
 	require.NoError(t, err)
 	require.Len(t, changed, len(rows))
 	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
@@ -70,7 +70,7 @@ func testMetadataUnchanged(t *testing.T, open func(testing.TB, Options) Store) {
 		next.Order.Sequence++
 		c.change(&next)
 		// Beside another row that is the same again.
-		changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{other, next})
+		changed, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{other, next})
 		require.NoError(t, err)
 		want, wantChanged := stored, []agent.ID(nil)
 		if c.changes {
@@ -87,7 +87,7 @@ func testMetadataUnchanged(t *testing.T, open func(testing.TB, Options) Store) {
 	other.Key, other.CollectedAt = "timeless", time.Time{}
 	upsert(t, s, []agent.Metadata{other})
 	other.Order.Sequence, other.CollectedAt = 2, at
-	changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{other})
+	changed, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{other})
 	require.NoError(t, err)
 	require.Equal(t, []agent.ID{id(2)}, changed)
 
@@ -96,7 +96,7 @@ func testMetadataUnchanged(t *testing.T, open func(testing.TB, Options) Store) {
 	register(t, s, id(2))
 	upsert(t, s, []agent.Metadata{other})
 	other.Order.Sequence, other.CollectedAt = 3, at.Add(-time.Hour)
-	changed, err = s.UpsertMetadata(t.Context(), []agent.Metadata{other})
+	changed, _, err = s.UpsertMetadata(t.Context(), []agent.Metadata{other})
 	require.NoError(t, err)
 	require.Equal(t, []agent.ID{id(2)}, changed)
 }
@@ -139,7 +139,7 @@ func testMetadataOrder(t *testing.T, open func(testing.TB, Options) Store) {
 		}
 		written := 0
 		for part := range slices.Chunk(rows, rapid.IntRange(1, n).Draw(rt, "batch")) {
-			changed, err := s.UpsertMetadata(t.Context(), part)
+			changed, _, err := s.UpsertMetadata(t.Context(), part)
 			require.NoError(rt, err)
 			for _, c := range changed {
 				require.Equal(rt, a, c)

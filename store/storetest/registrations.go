@@ -47,7 +47,7 @@ func testRegistrationsReplaced(t *testing.T, s Store) {
 		StartedOrder:   agent.Order{Epoch: 5, Sequence: 1},
 		ReadyOrder:     agent.Order{Epoch: 5, Sequence: 2},
 	}
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{state}))
+	saveStates(t, s, []agent.State{state})
 
 	r.Name, r.Apps, r.MetadataKeys, r.Parent = "renamed", nil, nil, agent.ID{}
 	r.TokenHash[0] = 77
@@ -85,7 +85,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 	order := agent.Order{Epoch: 4, Sequence: 1}
 	for _, a := range []agent.ID{id(1), id(2), id(3)} {
 		upsert(t, s, []agent.Metadata{row(a, "k", "v", 4, 1)})
-		require.NoError(t, s.SaveStates(t.Context(), []agent.State{{Agent: a, NetworkOrder: order}}))
+		saveStates(t, s, []agent.State{{Agent: a, NetworkOrder: order}})
 		require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: a, Epoch: 4}}))
 	}
 

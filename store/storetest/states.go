@@ -32,15 +32,16 @@ func testStates(t *testing.T, s Store) {
 	silent := agent.State{Agent: id(3)}
 	unknown := full
 	unknown.Agent = id(99)
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{unknown, silent, partial, full}))
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{silent}))
+	saveStates(t, s, []agent.State{unknown, silent, partial, full})
+	saveStates(t, s, []agent.State{silent})
 	states, _, err = s.States(t.Context(), 0)
 	require.NoError(t, err)
 	require.Equal(t, []agent.State{full, partial}, states)
 
 	unsaid := agent.State{Agent: id(3), LifecycleOrder: agent.Order{Epoch: 1}}
 	unsaid.Lifecycle.ChangedAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
-	require.ErrorIs(t, s.SaveStates(t.Context(), []agent.State{unsaid}), agent.ErrRejected)
+	_, err = s.SaveStates(t.Context(), []agent.State{unsaid})
+	require.ErrorIs(t, err, agent.ErrRejected)
 }
 
 // Each part of a state has its own order.
@@ -61,14 +62,14 @@ func testStatesOrder(t *testing.T, s Store) {
 		lifecycleAt(agent.LifecycleOff, 1, 99),
 		lifecycleAt(agent.LifecycleCreated, 2, 5),
 	} {
-		require.NoError(t, s.SaveStates(t.Context(), []agent.State{st}))
+		saveStates(t, s, []agent.State{st})
 	}
 	states, _, err := s.States(t.Context(), 0)
 	require.NoError(t, err)
 	require.Equal(t, []agent.State{both}, states)
 
 	newer := lifecycleAt(agent.LifecycleShuttingDown, 3, 1)
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{newer}))
+	saveStates(t, s, []agent.State{newer})
 	states, _, err = s.States(t.Context(), 0)
 	require.NoError(t, err)
 	both.Lifecycle, both.LifecycleOrder = newer.Lifecycle, newer.LifecycleOrder
@@ -96,7 +97,7 @@ func testStartup(t *testing.T, s Store) {
 		said(2, agent.LifecycleStartTimeout, 3, 1),
 		said(2, agent.LifecycleStarting, 2, 1),
 	} {
-		require.NoError(t, s.SaveStates(t.Context(), []agent.State{st}))
+		saveStates(t, s, []agent.State{st})
 	}
 	want := func(n byte, state agent.LifecycleState) agent.State {
 		st := said(n, state, 3, 1)
@@ -111,7 +112,7 @@ func testStartup(t *testing.T, s Store) {
 		require.Equal(t, both, states)
 	}
 
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{said(1, agent.LifecycleStarting, 4, 1)}))
+	saveStates(t, s, []agent.State{said(1, agent.LifecycleStarting, 4, 1)})
 	states, _, err := s.States(t.Context(), 0)
 	require.NoError(t, err)
 	require.Equal(t, agent.Startup{StartedAt: at(41)}, states[0].Startup)
@@ -129,14 +130,14 @@ func testAppHealth(t *testing.T, s Store) {
 	}
 	old := said(201, agent.AppHealthUnhealthy, 1, 1)
 	old.SetAppHealth(id(203), agent.AppHealthInitializing, agent.Order{Epoch: 1, Sequence: 2})
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{old}))
+	saveStates(t, s, []agent.State{old})
 	_, cursor, err := s.States(t.Context(), 0)
 	require.NoError(t, err)
 	for _, st := range []agent.State{
 		said(203, agent.AppHealthHealthy, 2, 1), // of a writer that knows nothing of the other app
 		said(203, agent.AppHealthUnhealthy, 1, 9),
 	} {
-		require.NoError(t, s.SaveStates(t.Context(), []agent.State{st}))
+		saveStates(t, s, []agent.State{st})
 	}
 	want := said(201, agent.AppHealthUnhealthy, 1, 1)
 	want.SetAppHealth(id(203), agent.AppHealthHealthy, agent.Order{Epoch: 2, Sequence: 1})
@@ -163,14 +164,14 @@ func testStatesSince(t *testing.T, s Store) {
 	require.NoError(t, err)
 	first := agent.State{Agent: id(1), Network: agent.Network{NodeID: 1}, NetworkOrder: agent.Order{Epoch: 1, Sequence: 1}}
 	second := agent.State{Agent: id(2), Network: agent.Network{NodeID: 2}, NetworkOrder: agent.Order{Epoch: 1, Sequence: 1}}
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{first, second}))
+	saveStates(t, s, []agent.State{first, second})
 	states, cursor, err := s.States(t.Context(), cursor)
 	require.NoError(t, err)
 	require.Equal(t, []agent.State{first, second}, states)
 
 	first.Lifecycle.State, first.LifecycleOrder = agent.LifecycleReady, agent.Order{Epoch: 1, Sequence: 2}
 	second.Network.NodeID, second.NetworkOrder = 3, agent.Order{Epoch: 1, Sequence: 2}
-	require.NoError(t, s.SaveStates(t.Context(), []agent.State{first, second}))
+	saveStates(t, s, []agent.State{first, second})
 	states, _, err = s.States(t.Context(), cursor)
 	require.NoError(t, err)
 	require.Len(t, states, 2)
@@ -229,4 +230,72 @@ func testSessionsSince(t *testing.T, s Store) {
 	records, _, err = s.Sessions(t.Context(), cursor)
 	require.NoError(t, err)
 	require.Contains(t, records, a)
+}
+
+// Who loses against a higher epoch is told of it. What is the same again in its
+// session, or is older in it, is not lost.
+func testNewerEpochs(t *testing.T, open func(testing.TB, Options) Store) {
+	s := open(t, Options{TouchInterval: time.Hour})
+	register(t, s, id(1), id(2), id(3))
+	upsert(t, s, []agent.Metadata{
+		row(id(1), "a", "1", 5, 1), row(id(1), "b", "1", 7, 1), row(id(1), "c", "1", 9, 1),
+		row(id(2), "a", "1", 5, 1), row(id(3), "a", "1", 5, 1),
+	})
+	for name, c := range map[string]struct {
+		rows  []agent.Metadata
+		newer []agent.StoredEpoch
+	}{
+		"unchanged":      {[]agent.Metadata{row(id(1), "a", "1", 5, 2), row(id(2), "a", "1", 5, 2)}, nil},
+		"older sequence": {[]agent.Metadata{row(id(1), "a", "2", 5, 0)}, nil},
+		"another key's":  {[]agent.Metadata{row(id(1), "a", "1", 5, 2), row(id(1), "d", "1", 5, 2)}, nil},
+		"lower": {
+			[]agent.Metadata{row(id(3), "a", "2", 4, 9), row(id(2), "a", "1", 5, 2), row(id(1), "a", "2", 4, 9)},
+			[]agent.StoredEpoch{{Agent: id(1), Key: "a", Epoch: 5}, {Agent: id(3), Key: "a", Epoch: 5}},
+		},
+		"each key": {
+			[]agent.Metadata{row(id(1), "c", "2", 4, 9), row(id(1), "b", "2", 4, 9), row(id(1), "e", "2", 4, 9)},
+			[]agent.StoredEpoch{{Agent: id(1), Key: "b", Epoch: 7}, {Agent: id(1), Key: "c", Epoch: 9}},
+		},
+	} {
+		_, newer, err := s.UpsertMetadata(t.Context(), c.rows)
+		require.NoError(t, err, name)
+		require.Equal(t, c.newer, newer, name)
+	}
+
+	full := func(n byte, epoch, sequence int64) agent.State {
+		order := agent.Order{Epoch: epoch, Sequence: sequence}
+		st := agent.State{Agent: id(n), NetworkOrder: order}
+		st.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, order)
+		st.SetAppHealth(id(203), agent.AppHealthHealthy, order)
+		return st
+	}
+	parts := map[string]func(agent.State) agent.State{
+		"lifecycle": func(st agent.State) agent.State {
+			return agent.State{Agent: st.Agent, Lifecycle: st.Lifecycle, LifecycleOrder: st.LifecycleOrder}
+		},
+		"network": func(st agent.State) agent.State {
+			return agent.State{Agent: st.Agent, NetworkOrder: st.NetworkOrder}
+		},
+		"ready": func(st agent.State) agent.State {
+			return agent.State{Agent: st.Agent, Startup: st.Startup, ReadyOrder: st.ReadyOrder}
+		},
+		"started": func(st agent.State) agent.State {
+			return agent.State{Agent: st.Agent, StartedOrder: st.ReadyOrder}
+		},
+		"app health": func(st agent.State) agent.State {
+			return agent.State{Agent: st.Agent, AppHealth: st.AppHealth, AppHealthOrder: st.AppHealthOrder}
+		},
+	}
+	for name, part := range parts {
+		saveStates(t, s, []agent.State{part(full(1, 5, 1)), part(full(2, 5, 1))})
+		newer, err := s.SaveStates(t.Context(), []agent.State{part(full(2, 6, 1)), part(full(1, 5, 0)), part(full(3, 1, 1))})
+		require.NoError(t, err)
+		require.Empty(t, newer, name)
+		newer, err = s.SaveStates(t.Context(), []agent.State{part(full(3, 2, 1)), part(full(2, 5, 9)), part(full(1, 4, 9))})
+		require.NoError(t, err)
+		require.Equal(t, []agent.StoredEpoch{{Agent: id(1), Epoch: 5}, {Agent: id(2), Epoch: 6}}, newer, name)
+	}
+	newer, err := s.SaveStates(t.Context(), []agent.State{full(99, 1, 1)})
+	require.NoError(t, err)
+	require.Empty(t, newer, "of an unknown agent")
 }

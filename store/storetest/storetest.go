@@ -23,12 +23,12 @@ type Store interface {
 	Registrations(ctx context.Context, since int64) (agent.Roster, error)
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
 
-	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, err error)
+	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 	Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error)
 	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
-	SaveStates(ctx context.Context, states []agent.State) error
+	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
 	SaveSessions(ctx context.Context, records []agent.SessionRecord) error
 	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
@@ -74,6 +74,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("StatesSince", func(t *testing.T) { testStatesSince(t, open(t, Options{})) })
 	t.Run("Startup", func(t *testing.T) { testStartup(t, open(t, Options{})) })
 	t.Run("AppHealth", func(t *testing.T) { testAppHealth(t, open(t, Options{})) })
+	t.Run("NewerEpochs", func(t *testing.T) { testNewerEpochs(t, open) })
 	t.Run("Sessions", func(t *testing.T) { testSessions(t, open(t, Options{})) })
 	t.Run("SessionsSince", func(t *testing.T) { testSessionsSince(t, open(t, Options{})) })
 	t.Run("Pushes", func(t *testing.T) { testPushes(t, open(t, Options{})) })
@@ -162,7 +163,13 @@ func row(a agent.ID, key, value string, epoch, sequence int64) agent.Metadata {
 
 func upsert(t testing.TB, s Store, rows []agent.Metadata) {
 	t.Helper()
-	_, err := s.UpsertMetadata(t.Context(), rows)
+	_, _, err := s.UpsertMetadata(t.Context(), rows)
+	require.NoError(t, err)
+}
+
+func saveStates(t testing.TB, s Store, states []agent.State) {
+	t.Helper()
+	_, err := s.SaveStates(t.Context(), states)
 	require.NoError(t, err)
 }
 
@@ -208,14 +215,14 @@ func testMetadataRejected(t *testing.T, s Store) {
 		"unknown agent":     row(id(2), "a", "1", 1, 1),
 		"time out of range": {Agent: id(1), Key: "b", CollectedAt: time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)},
 	} {
-		_, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad, good})
+		_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad, good})
 		require.ErrorIs(t, err, agent.ErrRejected, name)
 		require.ErrorContains(t, err, "upsert metadata: ", name)
 		found, err := s.Metadata(t.Context(), []agent.ID{id(1), id(2)})
 		require.NoError(t, err)
 		require.Empty(t, found, "%s: one transaction", name)
 	}
-	changed, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, good, row(id(1), "b", "1", 1, 1)})
+	changed, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, good, row(id(1), "b", "1", 1, 1)})
 	require.NoError(t, err)
 	require.Equal(t, []agent.ID{id(1), id(1)}, changed)
 }
@@ -230,14 +237,14 @@ func testContext(t *testing.T, s Store) {
 	calls := map[string]func() error{
 		"Ping": func() error { return s.Ping(ended) },
 		"UpsertMetadata": func() error {
-			_, err := s.UpsertMetadata(ended, []agent.Metadata{row(id(1), "a", "1", 1, 1)})
+			_, _, err := s.UpsertMetadata(ended, []agent.Metadata{row(id(1), "a", "1", 1, 1)})
 			return err
 		},
 		"ApplyChange": func() error {
 			_, err := s.ApplyChange(ended, 2, agent.Change{RemovedAgents: []agent.ID{id(1)}})
 			return err
 		},
-		"SaveStates":     func() error { return s.SaveStates(ended, []agent.State{state}) },
+		"SaveStates":     func() error { _, err := s.SaveStates(ended, []agent.State{state}); return err },
 		"SaveSessions":   func() error { return s.SaveSessions(ended, []agent.SessionRecord{{Agent: id(1), Epoch: 1}}) },
 		"SavePush":       func() error { return s.SavePush(ended, push(1, "x")) },
 		"FoldPushes":     func() error { return s.FoldPushes(ended, []agent.PushRow{push(1, "x")}, nil) },
@@ -304,6 +311,12 @@ func Roster(t testing.TB, s Store) agent.Roster {
 // Row returns a value of metadata, collected when its order says.
 func Row(a agent.ID, key, value string, epoch, sequence int64) agent.Metadata {
 	return row(a, key, value, epoch, sequence)
+}
+
+// SaveStates writes states.
+func SaveStates(t testing.TB, s Store, states []agent.State) {
+	t.Helper()
+	saveStates(t, s, states)
 }
 
 // Upsert writes metadata.

@@ -1,0 +1,112 @@
+package fleet
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// An epoch comes from a replica's clock. So that of a new process can be below that of
+// the process before it, if it connects to a replica whose clock is slower and which
+// heard nothing of the agent: its clock is wrong, or it had no way to the others.
+// The database then keeps the values of the higher epoch. Whoever finds that out
+// calls Supersede. What lost stays unacked, the instance is forgotten, and its
+// session ends, so that the agent says all of it again in a session whose epoch is
+// above the stored one.
+
+// Supersede implements agent.Tracker.
+func (t *tracker) Supersede(epoch int64) { t.fleet.supersede(t, epoch) }
+
+// supersede forgets the instance of t, and ends its session, unless a newer session
+// on another replica is the reason: that is looked for first, as then the agent must
+// not be asked to come back.
+func (f *Fleet) supersede(t *tracker, epoch int64) {
+	e := t.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.supersedeLocked(t, epoch)
+}
+
+func (f *Fleet) supersedeLocked(t *tracker, epoch int64) {
+	e := t.entry
+	e.stored = max(e.stored, epoch)
+	e.forgetLocked(t)
+	s := e.session
+	switch {
+	case s == nil || s.tracker != t:
+	case f.peers == nil:
+		f.endOutdatedLocked(e)
+	default:
+		f.peers.doubt(e)
+	}
+}
+
+// supersedeHoldsLocked is called when stored parts, of at most this epoch, took the
+// place of parts in memory: what these were is not there to be written any more, so
+// nobody's ack may wait for the next write. Who said something under an epoch below
+// must say it again.
+func (f *Fleet) supersedeHoldsLocked(e *entry, epoch int64) {
+	for _, h := range slices.Clone(e.holds) {
+		if h.epoch < epoch {
+			f.supersedeLocked(h.tracker, epoch)
+		}
+	}
+}
+
+func (e *entry) forgetLocked(t *tracker) {
+	if i := slices.Index(e.instances, t); i >= 0 {
+		e.dropInstanceLocked(i)
+	}
+}
+
+// endOutdatedLocked ends the session of an instance that is forgotten.
+func (f *Fleet) endOutdatedLocked(e *entry) {
+	s := e.session
+	f.endLocked(s, EndOutdated)
+	f.closeSeriesLocked(e, s.info.Epoch, false)
+	f.presentLocked(e, time.Now())
+}
+
+// endDoubted ends the sessions of instances that are forgotten. What other replicas
+// wrote of sessions was read since: those of which one is newer have ended.
+func (f *Fleet) endDoubted(doubted []*entry) {
+	for _, e := range doubted {
+		e.mu.Lock()
+		if s := e.session; s != nil && !slices.Contains(e.instances, s.tracker) {
+			f.endOutdatedLocked(e)
+		}
+		e.mu.Unlock()
+	}
+}
+
+// noteStoredLocked takes in that what is stored of the agent has this epoch. A
+// session whose epoch is below it ends.
+func (f *Fleet) noteStoredLocked(e *entry, epoch int64) {
+	e.stored = max(e.stored, epoch)
+	if s := e.session; s != nil && s.info.Epoch < epoch {
+		e.forgetLocked(s.tracker)
+		f.endOutdatedLocked(e)
+	}
+}
+
+// doubt has the sessions of these agents looked at when those of other replicas are
+// read.
+func (p *peers) doubt(entries ...*entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range entries {
+		p.doubted[e] = struct{}{}
+	}
+	if len(entries) > 0 {
+		p.nudge()
+	}
+}
+
+// takeDoubted returns whose sessions are to be looked at.
+func (p *peers) takeDoubted() []*entry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	taken := slices.Collect(maps.Keys(p.doubted))
+	clear(p.doubted)
+	return taken
+}

@@ -1,0 +1,141 @@
+package fleet
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// A new process of an agent connects to a replica with a slow clock that heard
+// nothing of the process before. What it says loses against what is stored: it is not
+// acked, the session ends, and the next one is above.
+func TestEpochBelowTheStoredOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster()
+		store := newMemStore(&journal{})
+		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
+		slow := startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
+		settle()
+		_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		c.setCut(true, fast, slow)
+		say := func(s *Session, sequence int64, state agent.LifecycleState) {
+			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}) })
+		}
+		before := connectTo(t, fast, 1, hello(1, 1))
+		say(before, 1, agent.LifecycleReady)
+		before.Close(EndDisconnect)
+		settle()
+		high := store.state(nid(1)).LifecycleOrder.Epoch
+
+		s := connectTo(t, slow, 1, hello(2, 1))
+		require.Less(t, s.Info().Epoch, high)
+		say(s, 1, agent.LifecycleShuttingDown)
+		settle()
+		require.Equal(t, Progress{1, 0}, s.Progress(), "it is not stored")
+		require.True(t, closed(s.Done()))
+		s = connectTo(t, slow, 1, hello(2, 2))
+		require.Equal(t, Progress{}, s.Resume(), "nothing is known of the instance")
+		require.Greater(t, s.Info().Epoch, high)
+		say(s, 2, agent.LifecycleShuttingDown)
+		settle()
+		require.Equal(t, Progress{2, 2}, s.Progress())
+		require.Equal(t, agent.LifecycleShuttingDown, store.state(nid(1)).Lifecycle.State)
+	})
+}
+
+// Who is told that its epoch is below the stored one by whoever stores metadata has
+// its session ended as outdated; if a newer session on another replica is the reason,
+// as taken over, so that the two do not take turns.
+func TestSuperseded(t *testing.T) {
+	for want, open := range map[End]bool{EndOutdated: false, EndTakeover: true} {
+		synctest.Test(t, func(t *testing.T) {
+			c, r := startReplicasWith(t, 2, Options{FollowInterval: time.Hour})
+			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+			require.NoError(t, err)
+			settle()
+			c.setCut(true, r...)
+			s := connectTo(t, r[0], 1, hello(1, 1))
+			receive(t, s, 1, func(q Request) { q.Tracker().Hold(1) })
+			epoch := s.Info().Epoch + int64(time.Minute)
+			if open {
+				require.NoError(t, r[0].store.SaveSessions(t.Context(), []agent.SessionRecord{
+					{Agent: nid(1), Epoch: epoch, Replica: replicaID(1), Open: true},
+				}))
+			}
+			s.tracker.Supersede(epoch)
+			settle()
+			require.True(t, closed(s.Done()))
+			require.Equal(t, want, s.End())
+			next := connectTo(t, r[0], 1, hello(1, 2))
+			require.Equal(t, Progress{}, next.Resume())
+			require.Greater(t, next.Info().Epoch, epoch)
+
+			s.tracker.Supersede(epoch) // of what was said before
+			settle()
+			require.False(t, closed(next.Done()))
+		})
+	}
+}
+
+// A fleet that is alone looks for nobody.
+func TestSupersededAlone(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1))
+	s := connect(t, p, 1)
+	epoch := s.Info().Epoch + int64(time.Hour)
+	s.tracker.Supersede(epoch)
+	require.True(t, closed(s.Done()))
+	require.Equal(t, EndOutdated, s.End())
+	require.Greater(t, connect(t, p, 1).Info().Epoch, epoch)
+}
+
+// A stored state of a higher epoch is taken in while what an ended session said waits
+// to be written, or is put back after a write that failed: what is written then is the
+// stored one, which says nothing of the session. It is not acked.
+func TestStoredStateTakesThePlaceOfWhatWaits(t *testing.T) {
+	for name, underWay := range map[string]bool{"waits": false, "is put back": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := loaded(t, Options{}, registration(1, 1, 1))
+				s := connectTo(t, p, 1, hello(1, 1))
+				receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+				s.Close(EndDisconnect)
+				e, err := p.entry(nid(1))
+				require.NoError(t, err)
+				stored := agent.State{Agent: nid(1)}
+				stored.SetLifecycle(agent.Lifecycle{State: agent.LifecycleShuttingDown}, agent.Order{Epoch: s.Info().Epoch + 1, Sequence: 1})
+				var w stateWrite
+				if underWay {
+					w, _ = e.beginWrite()
+				}
+				p.adoptState(e, &stored, time.Now())
+				if underWay {
+					p.putBack(w)
+				}
+				require.NoError(t, p.write(t.Context()))
+				s = connectTo(t, p, 1, hello(1, 2))
+				require.Equal(t, Progress{}, s.Resume(), "it is said again")
+				require.Greater(t, s.Info().Epoch, stored.LifecycleOrder.Epoch)
+			})
+		})
+	}
+}
+
+// Two replicas that go beyond the same epoch, as their clocks are behind it, do not
+// come to the same one.
+func TestNextEpochsOfReplicas(t *testing.T) {
+	last := time.Now().Add(time.Hour).UnixNano()
+	seen := make(map[int64]struct{})
+	for n := range 3 {
+		next := nextEpoch(time.Now(), last, replicaID(n))
+		require.Greater(t, next, last)
+		require.LessOrEqual(t, next, last+int64(time.Millisecond))
+		seen[next] = struct{}{}
+	}
+	require.Len(t, seen, 3)
+}
