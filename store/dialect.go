@@ -34,6 +34,12 @@ type dialect struct {
 	// row. No statement of it returns more than page rows.
 	stream func(ctx context.Context, tx *sql.Tx, page page, text string, args []any, scan func(*sql.Rows) error) error
 
+	// clock returns the time of the database, in nanoseconds since 1970.
+	clock func(ctx context.Context, tx *sql.Tx) (int64, error)
+	// What follows a SELECT to lock its rows until the transaction ends: against
+	// other writers, against their removal, and to remove them.
+	forUpdate, forKeyShare, forDelete string
+
 	// commitDurably is run at the beginning of a transaction that writes, so that
 	// its commit is on disk when it returns; empty: it is anyway.
 	commitDurably string
@@ -92,6 +98,10 @@ type queries struct {
 	insertPush, updatePush, deletePush string
 
 	insertBuild string
+
+	// upsertSum adds the rows to sums of reports. The last column has only those
+	// added that have a sum.
+	upsertSum string
 
 	// freeLease takes a replica and the zero id.
 	deleteReplica, freeLease string
@@ -191,6 +201,8 @@ ON CONFLICT (agent_id) DO UPDATE SET
 WHERE (excluded.epoch, excluded.replica_id) > (sessions.epoch, sessions.replica_id)
     OR (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)
     AND (sessions.open AND NOT excluded.open OR excluded.reported AND NOT sessions.reported)`,
+
+		upsertSum: upsertSum(rows),
 
 		insertPush: `
 INSERT INTO pushes (instance_id, replica, updated_at, data, version)

@@ -36,9 +36,15 @@ var postgresDialect = dialect{
 		}
 		return "= ANY ($1::uuid[])", []any{texts}
 	},
-	exec:     postgresExec,
-	execIDs:  postgresExecIDs,
-	stream:   postgresStream,
+	exec:    postgresExec,
+	execIDs: postgresExecIDs,
+	stream:  postgresStream,
+	clock: func(ctx context.Context, tx *sql.Tx) (now int64, err error) {
+		err = tx.QueryRowContext(ctx, `SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000`).Scan(&now)
+		return now, err
+	},
+	// Not FOR UPDATE: a writer's FOR KEY SHARE of the same row goes on beside it.
+	forUpdate: ` FOR NO KEY UPDATE`, forKeyShare: ` FOR KEY SHARE`, forDelete: ` FOR UPDATE`,
 	snapshot: &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	queries:  postgresQueries(),
 }
@@ -82,6 +88,7 @@ ON CONFLICT (agent_id, key) DO UPDATE SET
     epoch = excluded.epoch, sequence = excluded.sequence
 WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
 RETURNING agent_id`
+	q.upsertSum += ` RETURNING agent_id`
 	q.yes = `true`
 	q.relations = `
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

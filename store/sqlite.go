@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
@@ -38,9 +39,11 @@ var sqliteDialect = dialect{
 		}
 		return "IN (" + strings.TrimSuffix(strings.Repeat("?, ", len(ids)), ", ") + ")", args
 	},
-	exec:     sqliteExec,
-	execIDs:  sqliteExecIDs,
-	stream:   sqliteStream,
+	exec:    sqliteExec,
+	execIDs: sqliteExecIDs,
+	stream:  sqliteStream,
+	// The database is in this process. A transaction that writes has it alone.
+	clock:    func(context.Context, *sql.Tx) (int64, error) { return time.Now().UnixNano(), nil },
 	snapshot: &sql.TxOptions{ReadOnly: true},
 	queries:  sqliteQueries(),
 }

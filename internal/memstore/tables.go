@@ -29,6 +29,7 @@ type tables struct {
 	pushes   map[agent.Instance]agent.PushRow
 	replicas map[agent.ID]agent.Replica
 	lease    agent.Lease
+	reports  reportTables
 }
 
 type agentRow struct {
@@ -79,6 +80,7 @@ func newTables() *tables {
 		builds:     make(map[agent.ID]time.Time),
 		pushes:     make(map[agent.Instance]agent.PushRow),
 		replicas:   make(map[agent.ID]agent.Replica),
+		reports:    newReportTables(),
 	}
 }
 
@@ -97,6 +99,7 @@ func (t *tables) clone() *tables {
 	c.builds = maps.Clone(t.builds)
 	c.pushes = maps.Clone(t.pushes)
 	c.replicas = maps.Clone(t.replicas)
+	c.reports = t.reports.clone()
 	return &c
 }
 

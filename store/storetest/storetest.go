@@ -40,6 +40,19 @@ type Store interface {
 	FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error
 	Pushes(ctx context.Context, instances []agent.Instance) ([]agent.PushRow, error)
 	PushVersions(ctx context.Context) (map[agent.Instance]int64, error)
+
+	BeatReportWriter(ctx context.Context, writer agent.ID) error
+	RemoveReportWriter(ctx context.Context, writer agent.ID) error
+	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
+	CountReportSums(ctx context.Context) (map[int64]int64, error)
+	HasReportSums(ctx context.Context, subscription int64) (bool, error)
+	Subscriptions(ctx context.Context) ([]agent.Subscription, error)
+	ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error
+	StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error)
+	OpenSubscription(ctx context.Context, o agent.SubscriptionOpening) (agent.OpenedSubscription, error)
+	DeliverReports(ctx context.Context, d agent.Delivery) (*agent.ReportBatch, error)
+	ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error
+	ExpireSubscriptions(ctx context.Context, retention time.Duration) ([]agent.ExpiredSubscription, error)
 }
 
 // Options of a Store that the contract depends on.
@@ -83,6 +96,14 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("Replicas", func(t *testing.T) { testReplicas(t, open(t, Options{})) })
 	t.Run("Lease", func(t *testing.T) { testLease(t, open(t, Options{})) })
 	t.Run("Builds", func(t *testing.T) { testBuilds(t, open(t, Options{})) })
+	t.Run("Reports", func(t *testing.T) { testReports(t, open(t, Options{})) })
+	t.Run("ReportsWrittenOnce", func(t *testing.T) { testReportsWrittenOnce(t, open(t, Options{})) })
+	t.Run("ReportsRefused", func(t *testing.T) { testReportsRefused(t, open(t, Options{})) })
+	t.Run("SubscriptionStarts", func(t *testing.T) { testSubscriptionStarts(t, open(t, Options{})) })
+	t.Run("SubscriptionStreams", func(t *testing.T) { testSubscriptionStreams(t, open(t, Options{})) })
+	t.Run("SubscriptionDelivers", func(t *testing.T) { testSubscriptionDelivers(t, open(t, Options{})) })
+	t.Run("SubscriptionRestored", func(t *testing.T) { testSubscriptionRestored(t, open(t, Options{})) })
+	t.Run("SubscriptionExpires", func(t *testing.T) { testSubscriptionExpires(t, open(t, Options{})) })
 	t.Run("Context", func(t *testing.T) { testContext(t, open(t, Options{})) })
 }
 
@@ -258,6 +279,22 @@ func testContext(t *testing.T, s Store) {
 		"Registrations":  func() error { _, err := s.Registrations(ended, 0); return err },
 		"States":         func() error { _, _, err := s.States(ended, 0); return err },
 		"Sessions":       func() error { _, _, err := s.Sessions(ended, 0); return err },
+
+		"BeatReportWriter":     func() error { return s.BeatReportWriter(ended, id(1)) },
+		"RemoveReportWriter":   func() error { return s.RemoveReportWriter(ended, id(1)) },
+		"AddReports":           func() error { _, err := s.AddReports(ended, agent.ReportWrite{Sequence: 1}); return err },
+		"CountReportSums":      func() error { _, err := s.CountReportSums(ended); return err },
+		"HasReportSums":        func() error { _, err := s.HasReportSums(ended, 1); return err },
+		"Subscriptions":        func() error { _, err := s.Subscriptions(ended); return err },
+		"ConfirmSubscriptions": func() error { return s.ConfirmSubscriptions(ended, id(1), []int64{1}) },
+		"StartSubscription":    func() error { _, err := s.StartSubscription(ended, 1, id(1), 0, false); return err },
+		"OpenSubscription": func() error {
+			_, err := s.OpenSubscription(ended, agent.SubscriptionOpening{Name: "a", Max: 1, Incarnation: 1})
+			return err
+		},
+		"DeliverReports":      func() error { _, err := s.DeliverReports(ended, agent.Delivery{}); return err },
+		"ReleaseSubscription": func() error { return s.ReleaseSubscription(ended, 1, id(1)) },
+		"ExpireSubscriptions": func() error { _, err := s.ExpireSubscriptions(ended, 0); return err },
 	}
 	names := slices.Sorted(maps.Keys(calls))
 

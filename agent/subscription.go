@@ -1,0 +1,177 @@
+package agent
+
+import (
+	"errors"
+	"math"
+	"time"
+)
+
+var (
+	// ErrSuperseded is wrapped by the error of a stream whose subscription has
+	// another stream meanwhile, was removed, or is that of an older database.
+	ErrSuperseded = errors.New("superseded by a newer watch of the name")
+	// ErrUnknownWriter is wrapped by the error of a write of a replica that was not
+	// heard of, or was removed.
+	ErrUnknownWriter = errors.New("unknown writer of reports")
+	// ErrTooMany is wrapped by the error of what would be one too many.
+	ErrTooMany = errors.New("too many")
+)
+
+// ReportSum is what reports of one agent add up to: counts are added, the rest
+// is of the newest report.
+type ReportSum struct {
+	Agent, Workspace ID
+	// Order of the newest report.
+	Order Order
+	// Reports is their number. The counts are those of all, at least 0.
+	Reports                                int64
+	RxPackets, RxBytes, TxPackets, TxBytes int64
+	// ReceivedAt is when the newest was received.
+	ReceivedAt time.Time
+	// LastUsedAt is when the newest was received that shows the workspace in use;
+	// zero: none does.
+	LastUsedAt time.Time
+	// Data is the rest of the newest report, as whoever took it in encoded it.
+	Data []byte
+}
+
+// Add adds other, which is of the same agent. s keeps other's Data if that is
+// newer.
+func (s *ReportSum) Add(other *ReportSum) {
+	if other.Order.Compare(s.Order) > 0 {
+		s.Order, s.Workspace, s.ReceivedAt, s.Data = other.Order, other.Workspace, other.ReceivedAt, other.Data
+	}
+	s.AddCounts(other)
+}
+
+// AddCounts adds what does not depend on which report is newer.
+func (s *ReportSum) AddCounts(other *ReportSum) {
+	s.Reports = SaturatingAdd(s.Reports, other.Reports)
+	s.RxPackets = SaturatingAdd(s.RxPackets, other.RxPackets)
+	s.RxBytes = SaturatingAdd(s.RxBytes, other.RxBytes)
+	s.TxPackets = SaturatingAdd(s.TxPackets, other.TxPackets)
+	s.TxBytes = SaturatingAdd(s.TxBytes, other.TxBytes)
+	if other.LastUsedAt.After(s.LastUsedAt) {
+		s.LastUsedAt = other.LastUsedAt
+	}
+}
+
+// SaturatingAdd returns the sum of two numbers that are at least 0, at most
+// math.MaxInt64.
+func SaturatingAdd(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// Position is how far a watcher has processed a subscription: the batches up to
+// Number. It says nothing of another incarnation. The zero value is the start.
+type Position struct {
+	Incarnation, Number int64
+}
+
+// Subscription is a durable, named subscription to what agents report.
+type Subscription struct {
+	// ID is never given again.
+	ID   int64
+	Name string
+	// Incarnation is random and not 0. It is another one after the database was
+	// found to be older than what the watcher has processed.
+	Incarnation int64
+	// Since is the time from which all reports count, by the database's clock; zero:
+	// not every replica adds to it yet.
+	Since time.Time
+}
+
+// ReportBatch is a numbered part of what a subscription has gathered.
+type ReportBatch struct {
+	// Number rises by one with each batch of a subscription, from 1.
+	Number int64
+	// Sums have each agent at most once, in the order of their ids.
+	Sums []ReportSum
+}
+
+// ReportWrite adds sums to subscriptions. It is the same each time that it is
+// tried, until its outcome is known.
+type ReportWrite struct {
+	// Writer is the replica, Sequence the number of the write of it, from 1.
+	Writer   ID
+	Sequence int64
+	// Sums have each agent once. They are added to all subscriptions of To.
+	Sums []ReportSum
+	To   []ReportTarget
+}
+
+// ReportTarget is a subscription that sums are added to.
+type ReportTarget struct {
+	Subscription int64
+	// Full has only agents added to that have a sum in it.
+	Full bool
+}
+
+// ReportWritten is the outcome of a ReportWrite.
+type ReportWritten struct {
+	// Repeated is true if it was written by an attempt before.
+	Repeated bool
+	// Lost is how many writes before it the database does not have: it is an
+	// older one, or a standby that was behind.
+	Lost int64
+	// Refused are the reports that a full subscription has no room for, and Gone
+	// those for subscriptions that were removed.
+	Refused, Gone int64
+}
+
+// SubscriptionOpening begins a stream of a subscription, which is made if there
+// is none of the name.
+type SubscriptionOpening struct {
+	Name string
+	// Stream is random.
+	Stream ID
+	// Position is what the watcher has processed. Batches up to it are removed.
+	Position Position
+	// StandBy leaves a subscription alone that another stream has.
+	StandBy bool
+	// Lease is how long the stream has the subscription, unless it is renewed.
+	Lease time.Duration
+	// Max is how many subscriptions there may be.
+	Max int
+	// Incarnation is random, for a subscription that needs a new one.
+	Incarnation int64
+}
+
+// OpenedSubscription is what a stream begins with.
+type OpenedSubscription struct {
+	Subscription
+	// Held is true if StandBy was asked for and another stream has it. Nothing
+	// else is set then.
+	Held bool
+	// Created is true if it was made, Restored if its incarnation is a new one as
+	// the database is older than the watcher's position.
+	Created, Restored bool
+	// Number is that of the newest batch.
+	Number int64
+	// Unacked is the batch with that number; nil: it is acked.
+	Unacked *ReportBatch
+}
+
+// Delivery is a step of a stream: it acks, renews the lease, and asks for the
+// next batch.
+type Delivery struct {
+	Subscription, Incarnation int64
+	Stream                    ID
+	// Number is that of the newest batch that the stream knows of, Acked that of
+	// the newest that is acked: the next batch is made when they are equal.
+	Number, Acked int64
+	// Limit is how many sums the next batch has at most; 0: none is asked for.
+	Limit int
+	Lease time.Duration
+}
+
+// ExpiredSubscription is one that was removed, with the agents whose sums and
+// the number of batches that were not delivered.
+type ExpiredSubscription struct {
+	Name    string
+	Agents  int64
+	Batches int64
+}

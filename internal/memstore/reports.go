@@ -1,0 +1,404 @@
+package memstore
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// reportTables are what subscriptions to reports have gathered.
+type reportTables struct {
+	lastSubscription int64
+	subscriptions    map[int64]subscriptionRow
+	writers          map[agent.ID]writerRow
+	confirmed        map[confirmation]struct{}
+	sums             map[sumKey]agent.ReportSum
+	batches          map[batchKey][]agent.ReportSum
+}
+
+type subscriptionRow struct {
+	agent.Subscription
+	number     int64
+	owner      agent.ID
+	ownerUntil time.Time
+}
+
+type writerRow struct {
+	sequence int64
+	seenAt   time.Time
+}
+
+type confirmation struct {
+	subscription int64
+	writer       agent.ID
+}
+
+type sumKey struct {
+	subscription int64
+	agent        agent.ID
+}
+
+type batchKey struct{ subscription, number int64 }
+
+func newReportTables() reportTables {
+	return reportTables{
+		subscriptions: make(map[int64]subscriptionRow),
+		writers:       make(map[agent.ID]writerRow),
+		confirmed:     make(map[confirmation]struct{}),
+		sums:          make(map[sumKey]agent.ReportSum),
+		batches:       make(map[batchKey][]agent.ReportSum),
+	}
+}
+
+func (t reportTables) clone() reportTables {
+	t.subscriptions = maps.Clone(t.subscriptions)
+	t.writers = maps.Clone(t.writers)
+	t.confirmed = maps.Clone(t.confirmed)
+	t.sums = maps.Clone(t.sums)
+	t.batches = maps.Clone(t.batches)
+	return t
+}
+
+// Backup returns a function that puts back what is stored of reports now. What is
+// under way then is lost.
+func (d *Database) Backup() (restore func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	saved := d.tables.reports.clone()
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.tables.reports = saved.clone()
+		clear(d.active)
+	}
+}
+
+// ReportSums returns the sums of all subscriptions, and those of their batches.
+func (d *Database) ReportSums() (sums []agent.ReportSum) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sums = slices.Collect(maps.Values(d.tables.reports.sums))
+	for _, batch := range d.tables.reports.batches {
+		sums = append(sums, batch...)
+	}
+	return sums
+}
+
+// BeatReportWriter is as in store.Store.
+func (s *Store) BeatReportWriter(ctx context.Context, writer agent.ID) error {
+	return s.run(ctx, transaction{doing: "beat as a writer of reports", apply: func(t *tables, _ int64) error {
+		t.reports.writers[writer] = writerRow{t.reports.writers[writer].sequence, time.Now()}
+		return nil
+	}})
+}
+
+// RemoveReportWriter is as in store.Store.
+func (s *Store) RemoveReportWriter(ctx context.Context, writer agent.ID) error {
+	return s.run(ctx, transaction{doing: "remove writer of reports", apply: func(t *tables, _ int64) error {
+		if row, known := t.reports.writers[writer]; known {
+			row.seenAt = row.seenAt.Add(-writerGone)
+			t.reports.writers[writer] = row
+		}
+		return nil
+	}})
+}
+
+// AddReports is as in store.Store.
+func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written agent.ReportWritten, err error) {
+	const doing = "add reports"
+	sums := slices.Clone(w.Sums)
+	for i := range sums {
+		if err := storedSum(&sums[i]); err != nil {
+			return agent.ReportWritten{}, fmt.Errorf("%s: %w", doing, err)
+		}
+	}
+	to := slices.Clone(w.To)
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var result agent.ReportWritten
+		return transaction{doing: doing, apply: func(t *tables, _ int64) error {
+			row, known := t.reports.writers[w.Writer]
+			if known && row.sequence >= w.Sequence {
+				result = agent.ReportWritten{Repeated: true}
+				return nil
+			}
+			if !known {
+				return fmt.Errorf("%s: %w", w.Writer, agent.ErrUnknownWriter)
+			}
+			result = agent.ReportWritten{Lost: w.Sequence - 1 - row.sequence}
+			row.sequence = w.Sequence
+			t.reports.writers[w.Writer] = row
+			for _, target := range to {
+				t.reports.add(target, sums, &result)
+			}
+			return nil
+		}}, func() { written = result }
+	})
+	return written, err
+}
+
+func (t *reportTables) add(target agent.ReportTarget, sums []agent.ReportSum, result *agent.ReportWritten) {
+	_, known := t.subscriptions[target.Subscription]
+	for _, sum := range sums {
+		key := sumKey{target.Subscription, sum.Agent}
+		old, has := t.sums[key]
+		switch {
+		case !known:
+			result.Gone = agent.SaturatingAdd(result.Gone, sum.Reports)
+		case has:
+			old.Add(&sum)
+			t.sums[key] = old
+		case target.Full:
+			result.Refused = agent.SaturatingAdd(result.Refused, sum.Reports)
+		default:
+			t.sums[key] = sum
+		}
+	}
+}
+
+func storedSum(sum *agent.ReportSum) error {
+	for _, at := range []*time.Time{&sum.ReceivedAt, &sum.LastUsedAt} {
+		var err error
+		if *at, err = stored(*at); err != nil {
+			return err
+		}
+	}
+	sum.Data = append([]byte(nil), sum.Data...)
+	return nil
+}
+
+// CountReportSums is as in store.Store.
+func (s *Store) CountReportSums(ctx context.Context) (counts map[int64]int64, err error) {
+	err = s.run(ctx, transaction{doing: "count sums of reports", prepare: func(t *tables) error {
+		counts = make(map[int64]int64)
+		for key := range t.reports.sums {
+			counts[key.subscription]++
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return counts, nil
+}
+
+// HasReportSums is as in store.Store.
+func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool, err error) {
+	counts, err := s.CountReportSums(ctx)
+	return counts[subscription] > 0, err
+}
+
+// Subscriptions is as in store.Store.
+func (s *Store) Subscriptions(ctx context.Context) (all []agent.Subscription, err error) {
+	err = s.run(ctx, transaction{doing: "read subscriptions", prepare: func(t *tables) error {
+		all = nil
+		for _, id := range slices.Sorted(maps.Keys(t.reports.subscriptions)) {
+			all = append(all, t.reports.subscriptions[id].Subscription)
+		}
+		return nil
+	}})
+	return all, err
+}
+
+// ConfirmSubscriptions is as in store.Store.
+func (s *Store) ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error {
+	ids = slices.Clone(ids)
+	return s.run(ctx, transaction{doing: "confirm subscriptions", apply: func(t *tables, _ int64) error {
+		for _, id := range ids {
+			if _, known := t.reports.subscriptions[id]; known {
+				t.reports.confirmed[confirmation{id, writer}] = struct{}{}
+			}
+		}
+		return nil
+	}})
+}
+
+// StartSubscription is as in store.Store.
+func (s *Store) StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error) {
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var row subscriptionRow
+		return transaction{doing: "start subscription", apply: func(t *tables, _ int64) error {
+			var found bool
+			if row, found = t.reports.subscriptions[id]; !found {
+				return fmt.Errorf("subscription %d: %w", id, agent.ErrSuperseded)
+			}
+			if !row.Since.IsZero() {
+				return nil
+			}
+			now := time.Now()
+			for writer, w := range t.reports.writers {
+				_, confirmed := t.reports.confirmed[confirmation{id, writer}]
+				if (writer == self || w.seenAt.After(now.Add(-within))) && !confirmed && !force {
+					return nil
+				}
+			}
+			row.Since, _ = stored(now)
+			t.reports.subscriptions[id] = row
+			return nil
+		}}, func() { since = row.Since }
+	})
+	return since, err
+}
+
+// OpenSubscription is as in store.Store.
+func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpening) (opened agent.OpenedSubscription, err error) {
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var result agent.OpenedSubscription
+		return transaction{doing: "open subscription", apply: func(t *tables, _ int64) (err error) {
+			result, err = t.reports.open(&o, time.Now())
+			return err
+		}}, func() { opened = result }
+	})
+	return opened, err
+}
+
+func (t *reportTables) open(o *agent.SubscriptionOpening, now time.Time) (opened agent.OpenedSubscription, err error) {
+	var row subscriptionRow
+	for _, r := range t.subscriptions {
+		if r.Name == o.Name {
+			row = r
+		}
+	}
+	switch {
+	case row.ID == 0 && len(t.subscriptions) >= o.Max:
+		return opened, fmt.Errorf("%w subscriptions: want at most %d", agent.ErrTooMany, o.Max)
+	case row.ID == 0:
+		t.lastSubscription++
+		row.Subscription = agent.Subscription{ID: t.lastSubscription, Name: o.Name, Incarnation: o.Incarnation}
+		opened.Created = true
+	case o.StandBy && row.owner != (agent.ID{}) && row.owner != o.Stream && row.ownerUntil.After(now):
+		opened.Held = true
+		return opened, nil
+	case o.Position.Incarnation == row.Incarnation:
+		if o.Position.Number > row.number {
+			opened.Restored, row.Incarnation = true, o.Incarnation
+		}
+		t.ack(row.ID, o.Position.Number)
+	}
+	row.owner, row.ownerUntil = o.Stream, now.Add(o.Lease)
+	t.subscriptions[row.ID] = row
+	opened.Subscription, opened.Number = row.Subscription, row.number
+	opened.Unacked = t.batch(row.ID, row.number)
+	return opened, nil
+}
+
+func (t *reportTables) ack(subscription, upTo int64) {
+	maps.DeleteFunc(t.batches, func(k batchKey, _ []agent.ReportSum) bool {
+		return k.subscription == subscription && k.number <= upTo
+	})
+}
+
+func (t *reportTables) batch(subscription, number int64) *agent.ReportBatch {
+	sums, has := t.batches[batchKey{subscription, number}]
+	if !has {
+		return nil
+	}
+	return &agent.ReportBatch{Number: number, Sums: slices.Clone(sums)}
+}
+
+// DeliverReports is as in store.Store.
+func (s *Store) DeliverReports(ctx context.Context, d agent.Delivery) (batch *agent.ReportBatch, err error) {
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var result *agent.ReportBatch
+		return transaction{doing: "deliver reports", apply: func(t *tables, _ int64) (err error) {
+			result, err = t.reports.deliver(&d, time.Now())
+			return err
+		}}, func() { batch = result }
+	})
+	return batch, err
+}
+
+func (t *reportTables) deliver(d *agent.Delivery, now time.Time) (*agent.ReportBatch, error) {
+	row, found := t.subscriptions[d.Subscription]
+	if !found || row.Incarnation != d.Incarnation || row.owner != d.Stream || row.number != d.Number && row.number != d.Number+1 {
+		return nil, fmt.Errorf("subscription %d: %w", d.Subscription, agent.ErrSuperseded)
+	}
+	if row.number == d.Number+1 {
+		return t.batch(row.ID, row.number), nil
+	}
+	row.ownerUntil = now.Add(d.Lease)
+	defer func() { t.subscriptions[row.ID] = row }()
+	t.ack(row.ID, min(d.Acked, d.Number))
+	if d.Limit == 0 || d.Acked < d.Number {
+		return nil, nil
+	}
+	var agents []agent.ID
+	for key := range t.sums {
+		if key.subscription == row.ID {
+			agents = append(agents, key.agent)
+		}
+	}
+	slices.SortFunc(agents, compareIDs)
+	var sums []agent.ReportSum
+	for _, id := range agents[:min(len(agents), d.Limit)] {
+		key := sumKey{row.ID, id}
+		sums = append(sums, t.sums[key])
+		delete(t.sums, key)
+	}
+	if len(sums) == 0 {
+		return nil, nil
+	}
+	row.number++
+	t.batches[batchKey{row.ID, row.number}] = sums
+	return t.batch(row.ID, row.number), nil
+}
+
+// ReleaseSubscription is as in store.Store.
+func (s *Store) ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error {
+	return s.run(ctx, transaction{doing: "release subscription", apply: func(t *tables, _ int64) error {
+		if row, found := t.reports.subscriptions[id]; found && row.owner == stream {
+			row.owner, row.ownerUntil = agent.ID{}, time.Now()
+			t.reports.subscriptions[id] = row
+		}
+		return nil
+	}})
+}
+
+// How long a writer is remembered, and how much longer ago one was heard of that
+// left: those of store.Store.
+const (
+	writersKept = 30 * 24 * time.Hour
+	writerGone  = 24 * time.Hour
+)
+
+// ExpireSubscriptions is as in store.Store.
+func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var gone []agent.ExpiredSubscription
+		return transaction{doing: "expire subscriptions", apply: func(t *tables, _ int64) error {
+			now := time.Now()
+			for _, id := range slices.Sorted(maps.Keys(t.reports.subscriptions)) {
+				if row := t.reports.subscriptions[id]; row.ownerUntil.Before(now.Add(-retention)) {
+					gone = append(gone, t.reports.remove(row))
+				}
+			}
+			maps.DeleteFunc(t.reports.writers, func(_ agent.ID, w writerRow) bool { return w.seenAt.Before(now.Add(-writersKept)) })
+			return nil
+		}}, func() { expired = gone }
+	})
+	return expired, err
+}
+
+func (t *reportTables) remove(row subscriptionRow) agent.ExpiredSubscription {
+	e := agent.ExpiredSubscription{Name: row.Name}
+	delete(t.subscriptions, row.ID)
+	maps.DeleteFunc(t.sums, func(k sumKey, _ agent.ReportSum) bool {
+		if k.subscription != row.ID {
+			return false
+		}
+		e.Agents++
+		return true
+	})
+	maps.DeleteFunc(t.batches, func(k batchKey, _ []agent.ReportSum) bool {
+		if k.subscription != row.ID {
+			return false
+		}
+		e.Batches++
+		return true
+	})
+	maps.DeleteFunc(t.confirmed, func(c confirmation, _ struct{}) bool { return c.subscription == row.ID })
+	return e
+}

@@ -1,0 +1,83 @@
+package reports
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Why reports do not reach a subscription, and which calls of the database fail, as
+// the counters label them.
+const (
+	droppedPending  = "pending_limit"
+	droppedFull     = "subscription_limit"
+	droppedRemoved  = "subscription_removed"
+	droppedRejected = "rejected"
+	droppedShutdown = "shutdown"
+
+	errorPoll    = "poll"
+	errorWrite   = "write"
+	errorDeliver = "deliver"
+)
+
+type metrics struct {
+	written, writes, lost prometheus.Counter
+	dropped, errors       *prometheus.CounterVec
+	delivered, batches    prometheus.Counter
+	superseded, restored  prometheus.Counter
+	expired, unconfirmed  prometheus.Counter
+	refused               prometheus.Counter
+	sums                  prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_" + name, Help: help})
+	}
+	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_" + name, Help: help}, []string{label})
+		for _, value := range values {
+			v.WithLabelValues(value)
+		}
+		return v
+	}
+	m := &metrics{
+		written:     counter("reports_written_total", "Reports that were added to the subscriptions in the database."),
+		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions."),
+		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database does not have any more."),
+		dropped:     vec("reports_dropped_total", "Reports that a subscription is not told of.", "reason", droppedPending, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
+		errors:      vec("report_errors_total", "Calls of the database for subscriptions that failed and are tried again.", "call", errorPoll, errorWrite, errorDeliver),
+		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, again included."),
+		batches:     counter("report_batches_total", "Batches of reports that were sent to watchers, again included."),
+		superseded:  counter("report_streams_superseded_total", "Streams of subscriptions that ended as a newer one has the name."),
+		restored:    counter("report_subscriptions_restored_total", "Subscriptions whose watcher has processed more than the database knows of: some reports may be told again."),
+		expired:     counter("report_subscriptions_expired_total", "Subscriptions removed as no stream had them for too long."),
+		unconfirmed: counter("report_subscriptions_unconfirmed_total", "Subscriptions that began although a replica had not confirmed them."),
+		refused:     counter("report_subscriptions_refused_total", "Subscriptions refused as there are too many."),
+		sums:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums", Help: "Agents with reports in the database that no batch has, of the subscription that has the most."}),
+	}
+	for _, c := range []prometheus.Collector{
+		m.written, m.writes, m.lost, m.dropped, m.errors, m.delivered, m.batches, m.superseded, m.restored, m.expired,
+		m.unconfirmed, m.refused, m.sums,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_report_subscriptions", Help: "Subscriptions to reports that this replica adds to.",
+		}, func() float64 { return float64(r.count(func() int { return len(r.subscriptions) })) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_report_sums_pending", Help: "Agents whose reports wait to be written to subscriptions.",
+		}, func() float64 { return float64(r.count(func() int { return r.pending })) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_report_streams", Help: "Streams of subscriptions that go on.",
+		}, func() float64 { return float64(r.count(func() int { return len(r.streams) })) }),
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("register the metrics of reports: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (r *Reports) count(f func() int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return f()
+}

@@ -1,0 +1,462 @@
+// Package reports keeps what agents report for whoever watches it, in the
+// database, until the watcher has processed it.
+//
+// A subscription is a row with a name. While it lives, each replica gathers what
+// its agents report, and adds it to the subscription's sums: a row for each agent.
+// A stream moves sums into a numbered batch, sends it, and deletes it when it is
+// acked. Any replica can have the stream; nothing is sent from one to another.
+//
+// The writer of a replica:
+//
+//	gathering --1 s or a full batch--> frozen --written, or found written--> gathering
+//	                                     |  ^
+//	                                     +--+ the outcome is not known: the same again
+//
+// A frozen batch does not change until the database says that it has it. It counts
+// up the writes in the replica's row, so an attempt whose answer was lost is found
+// there, and one that is under way is waited for.
+//
+// A stream of a subscription:
+//
+//	opening --another has it, and it stands by--> standing by --that is gone--> free, the end
+//	opening --all replicas add to it, or 10 s--> gathering
+//	gathering --a batch was made--> sent --acked--> gathering
+//	any --a newer stream has the subscription--> superseded
+//
+// It has the subscription's row for the time of a lease, by the database's clock, and
+// renews it. Each step checks that the stream is the owner, and the number of the
+// newest batch: so two streams never make the same batch, and a step whose answer
+// was lost returns the batch that it made.
+//
+// What can be lost is what a killed replica had gathered and not written, which is
+// what was reported in the last second, or since the database became unreachable;
+// what is beyond a limit, which is counted; and what a database has lost.
+package reports
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Store is the database. store.Store is one; its methods say more.
+type Store interface {
+	// BeatReportWriter says that a replica is alive, RemoveReportWriter that it adds
+	// nothing any more.
+	BeatReportWriter(ctx context.Context, writer agent.ID) error
+	RemoveReportWriter(ctx context.Context, writer agent.ID) error
+	// AddReports adds sums to subscriptions, once for each sequence of a writer, which
+	// must have beaten.
+	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
+	// CountReportSums returns how many agents have a sum, by subscription;
+	// HasReportSums whether one of a subscription has.
+	CountReportSums(ctx context.Context) (map[int64]int64, error)
+	HasReportSums(ctx context.Context, subscription int64) (bool, error)
+
+	// Subscriptions returns all, in the order of their ids.
+	Subscriptions(ctx context.Context) ([]agent.Subscription, error)
+	// ConfirmSubscriptions says that a replica adds to them from now on.
+	ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error
+	// StartSubscription returns from when a subscription counts, which is now if all
+	// replicas that were heard of within a time have confirmed it, or with force;
+	// zero: they have not.
+	StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error)
+	// OpenSubscription gives a subscription to a stream, DeliverReports makes a step
+	// of that, ReleaseSubscription ends it.
+	OpenSubscription(ctx context.Context, o agent.SubscriptionOpening) (agent.OpenedSubscription, error)
+	DeliverReports(ctx context.Context, d agent.Delivery) (*agent.ReportBatch, error)
+	ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error
+	// ExpireSubscriptions removes those that no stream has had for a time.
+	ExpireSubscriptions(ctx context.Context, retention time.Duration) ([]agent.ExpiredSubscription, error)
+}
+
+// Options of Reports. A zero field takes its default.
+type Options struct {
+	// ID of this replica, which no other ever had; zero: one at random.
+	ID agent.ID
+	// Shared says that there may be other replicas on the database.
+	Shared bool
+	// MaxSubscriptions at once; default 16.
+	MaxSubscriptions int
+	// MaxPending is how many agents' sums wait to be written; default 100,000.
+	MaxPending int
+	// MaxSums is how many agents' sums the database has of one subscription, and of
+	// those that come within 5 s; default 500,000.
+	MaxSums int
+	// Retention is how long a subscription is kept without a stream; default 24 h.
+	Retention time.Duration
+	// Lease is how long a stream that was cut off without a word keeps those waiting
+	// that stand by; default 15 s.
+	Lease time.Duration
+}
+
+const (
+	// batchSize agents are written at once, and delivered at once.
+	batchSize = 500
+	// batchInterval is how long reports gather before they are written, and again
+	// before they are delivered.
+	batchInterval = time.Second
+	// pollInterval is how soon a replica knows of a new subscription.
+	pollInterval = time.Second
+	// beatInterval passes between two beats of a writer. One that was not heard of for
+	// writerTimeout is not waited for when a subscription begins.
+	beatInterval  = 5 * time.Second
+	writerTimeout = 4 * beatInterval
+	// countInterval passes between two counts of what the database has.
+	countInterval = 5 * time.Second
+	// expireInterval passes between two looks for subscriptions to remove.
+	expireInterval = time.Minute
+	// confirmTimeout bounds the wait for all replicas to add to a subscription.
+	confirmTimeout = 10 * time.Second
+	// callTimeout bounds a call of the database.
+	callTimeout = 5 * time.Second
+	// stopTimeout bounds the last writes: the workers of the service have 20 s.
+	stopTimeout = 10 * time.Second
+	// minBackoff and maxBackoff bound the waits after calls that failed.
+	minBackoff = 250 * time.Millisecond
+	maxBackoff = 10 * time.Second
+)
+
+func (o Options) withDefaults() Options {
+	if o.ID == (agent.ID{}) {
+		o.ID = uuid.New()
+	}
+	setDefault(&o.MaxSubscriptions, 16)
+	setDefault(&o.MaxPending, 100_000)
+	setDefault(&o.MaxSums, 500_000)
+	setDefault(&o.Retention, 24*time.Hour)
+	setDefault(&o.Lease, 15*time.Second)
+	return o
+}
+
+func setDefault[T comparable](field *T, to T) {
+	var zero T
+	if *field == zero {
+		*field = to
+	}
+}
+
+func (o Options) validate() error {
+	switch {
+	case o.MaxSubscriptions < 1:
+		return fmt.Errorf("max subscriptions: want at least 1, got %d", o.MaxSubscriptions)
+	case o.MaxPending < 1:
+		return fmt.Errorf("max pending: want at least 1, got %d", o.MaxPending)
+	case o.MaxSums < 1:
+		return fmt.Errorf("max sums: want at least 1, got %d", o.MaxSums)
+	case o.Retention < time.Minute:
+		return fmt.Errorf("retention: want at least 1m, got %v", o.Retention)
+	case o.Lease < time.Second:
+		return fmt.Errorf("lease: want at least 1s, got %v", o.Lease)
+	}
+	return nil
+}
+
+// Reports are this replica's part in all subscriptions. Its methods are safe for
+// concurrent use.
+type Reports struct {
+	store   Store
+	opts    Options
+	metrics *metrics
+	log     *slog.Logger
+
+	// wanted is true while there is a subscription: without, a report costs one load.
+	wanted atomic.Bool
+	// due has an element when a batch is full, look when subscriptions may have
+	// changed.
+	due, look chan struct{}
+
+	mu sync.Mutex
+	// Guarded by mu.
+
+	subscriptions []agent.Subscription
+	confirmed     map[int64]struct{}
+	full          map[int64]bool
+	// groups are the sums that are not frozen yet, the oldest first. Only the last one
+	// takes more.
+	groups  []*group
+	pending int // sums in groups
+	free    []*agent.ReportSum
+	// streams of this replica are told of writes.
+	streams map[chan struct{}]struct{}
+
+	// Only the writer uses what follows.
+
+	sequence int64
+	frozen   *frozenBatch // nil: nothing is
+}
+
+// group is what is gathered for the same subscriptions.
+type group struct {
+	to []int64
+	// order are the sums as their first reports came.
+	order []*agent.ReportSum
+	sums  map[agent.ID]*agent.ReportSum
+}
+
+// frozenBatch is a write whose outcome is not known.
+type frozenBatch struct {
+	write agent.ReportWrite
+	sums  []*agent.ReportSum
+}
+
+// New returns Reports that know of no subscription yet.
+func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Reports, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("reports options: %w", err)
+	}
+	r := &Reports{
+		store:     store,
+		opts:      opts,
+		log:       log,
+		due:       make(chan struct{}, 1),
+		look:      make(chan struct{}, 1),
+		confirmed: make(map[int64]struct{}),
+		full:      make(map[int64]bool),
+		streams:   make(map[chan struct{}]struct{}),
+	}
+	var err error
+	if r.metrics, err = newMetrics(reg, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Load reads the subscriptions. It is called before the first report: a subscription
+// that is made later waits for this replica to confirm it.
+func (r *Reports) Load(ctx context.Context) error {
+	if err := r.store.BeatReportWriter(ctx, r.opts.ID); err != nil {
+		return err
+	}
+	return r.readSubscriptions(ctx)
+}
+
+// Wanted tells whether there is a subscription.
+func (r *Reports) Wanted() bool { return r.wanted.Load() }
+
+// Add takes in a report, or several that were made one. It touches memory only and
+// copies the data.
+func (r *Reports) Add(sum *agent.ReportSum) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.subscriptions) == 0 {
+		return
+	}
+	g := r.groups[len(r.groups)-1]
+	if s := g.sums[sum.Agent]; s != nil {
+		data := s.Data
+		if s.Add(sum); sum.Order == s.Order {
+			s.Data = append(data[:0], sum.Data...)
+		}
+		return
+	}
+	if r.pending >= r.opts.MaxPending {
+		r.metrics.dropped.WithLabelValues(droppedPending).Add(float64(sum.Reports))
+		return
+	}
+	s := r.newSumLocked()
+	data := s.Data
+	*s = *sum
+	s.Data = append(data[:0], sum.Data...)
+	g.sums[s.Agent] = s
+	g.order = append(g.order, s)
+	if r.pending++; r.pending == batchSize {
+		signal(r.due)
+	}
+}
+
+func (r *Reports) newSumLocked() *agent.ReportSum {
+	n := len(r.free)
+	if n == 0 {
+		return new(agent.ReportSum)
+	}
+	s := r.free[n-1]
+	r.free = r.free[:n-1]
+	return s
+}
+
+// signal puts an element into a channel of one, unless it has one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run writes what is gathered until ctx is cancelled. Then it writes the rest, within
+// 10 s, and returns nil. What cannot be written by then is counted as dropped.
+func (r *Reports) Run(ctx context.Context) error {
+	var polling sync.WaitGroup
+	polling.Go(func() { r.poll(ctx) })
+	r.write(ctx)
+	polling.Wait()
+	r.stop(ctx)
+	return nil
+}
+
+// poll keeps the subscriptions known, and those that nobody watches away.
+func (r *Reports) poll(ctx context.Context) {
+	var beat, count, expire time.Time
+	failures := 0
+	for {
+		now := time.Now()
+		err := r.readSubscriptions(ctx)
+		if err == nil && r.opts.Shared && now.Sub(beat) >= beatInterval {
+			err, beat = r.call(ctx, func(ctx context.Context) error { return r.store.BeatReportWriter(ctx, r.opts.ID) }), now
+		}
+		if err == nil && now.Sub(count) >= countInterval && r.Wanted() {
+			err, count = r.countSums(ctx), now
+		}
+		if err == nil && now.Sub(expire) >= expireInterval && r.Wanted() {
+			err, expire = r.expire(ctx), now
+		}
+		failures++
+		if err == nil {
+			failures = 0
+		} else if ctx.Err() == nil {
+			r.metrics.errors.WithLabelValues(errorPoll).Inc()
+			r.log.WarnContext(ctx, "subscriptions to reports are not read, trying again", "error", err)
+		}
+		wait := pollInterval
+		if failures > 0 {
+			wait = backoff(failures)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-r.look:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// call bounds a call of the database.
+func (r *Reports) call(ctx context.Context, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+// readSubscriptions has reports gathered for those that there are, then confirms the
+// new ones.
+func (r *Reports) readSubscriptions(ctx context.Context) error {
+	return r.call(ctx, func(ctx context.Context) error {
+		all, err := r.store.Subscriptions(ctx)
+		if err != nil {
+			return err
+		}
+		fresh := r.setSubscriptions(all)
+		if len(fresh) == 0 {
+			return nil
+		}
+		if err := r.store.ConfirmSubscriptions(ctx, r.opts.ID, fresh); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, id := range fresh {
+			r.confirmed[id] = struct{}{}
+		}
+		return nil
+	})
+}
+
+// setSubscriptions begins a new group if they have changed. It returns those that
+// are not confirmed.
+func (r *Reports) setSubscriptions(all []agent.Subscription) (fresh []int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := make([]int64, len(all))
+	for i := range all {
+		ids[i] = all[i].ID
+		if _, known := r.confirmed[ids[i]]; !known {
+			fresh = append(fresh, ids[i])
+		}
+	}
+	same := len(all) == len(r.subscriptions)
+	for i := 0; same && i < len(all); i++ {
+		same = all[i].ID == r.subscriptions[i].ID
+	}
+	r.subscriptions = all
+	r.wanted.Store(len(all) > 0)
+	if same {
+		return fresh
+	}
+	for id := range r.confirmed {
+		if !contains(ids, id) {
+			delete(r.confirmed, id)
+			delete(r.full, id)
+		}
+	}
+	if n := len(r.groups); n > 0 && len(r.groups[n-1].order) == 0 {
+		r.groups = r.groups[:n-1]
+	}
+	if len(all) > 0 {
+		r.groups = append(r.groups, &group{to: ids, sums: make(map[agent.ID]*agent.ReportSum)})
+	}
+	return fresh
+}
+
+func contains(ids []int64, id int64) bool {
+	for _, other := range ids {
+		if other == id {
+			return true
+		}
+	}
+	return false
+}
+
+// countSums finds the subscriptions that are full.
+func (r *Reports) countSums(ctx context.Context) error {
+	return r.call(ctx, func(ctx context.Context) error {
+		counts, err := r.store.CountReportSums(ctx)
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		var most int64
+		for _, s := range r.subscriptions {
+			r.full[s.ID] = counts[s.ID] >= int64(r.opts.MaxSums)
+			most = max(most, counts[s.ID])
+		}
+		r.metrics.sums.Set(float64(most))
+		return nil
+	})
+}
+
+// expire removes the subscriptions that nobody watches.
+func (r *Reports) expire(ctx context.Context) error {
+	return r.call(ctx, func(ctx context.Context) error {
+		expired, err := r.store.ExpireSubscriptions(ctx, r.opts.Retention)
+		for _, e := range expired {
+			r.metrics.expired.Inc()
+			r.log.WarnContext(ctx, "a subscription to reports had no stream for too long and is removed",
+				"name", e.Name, "agents_undelivered", e.Agents, "batches_undelivered", e.Batches)
+		}
+		return err
+	})
+}
+
+// backoff returns the time to wait after failures > 0 failed calls in a row.
+func backoff(failures int) time.Duration {
+	limit := maxBackoff
+	if failures < 6 {
+		limit = minBackoff << (failures - 1)
+	}
+	return limit/2 + rand.N(limit/2)
+}

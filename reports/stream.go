@@ -1,0 +1,376 @@
+package reports
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// ErrAck is wrapped by the error of a stream whose watcher acks what was not sent.
+var ErrAck = errors.New("acked number")
+
+// ErrFree is the error of a stream that stood by when its turn has come: others have
+// processed more meanwhile than it knows, so the watcher begins anew.
+var ErrFree = errors.New("the name is free: the watcher that had it is gone")
+
+// Watch is what a watcher begins a stream with.
+type Watch struct {
+	// Name of the subscription.
+	Name string
+	// Position is the last one that the watcher has processed.
+	Position agent.Position
+	// StandBy waits while another stream has the subscription, rather than to take
+	// it. Then the stream ends with ErrFree.
+	StandBy bool
+}
+
+// Message is what a watcher is told. The first of a stream has no sums.
+type Message struct {
+	// Position is that of the batch, or of the first message: the newest that is acked.
+	Position agent.Position
+	// Since is the time from which all reports count.
+	Since time.Time
+	Sums  []agent.ReportSum
+}
+
+// stream is one stream of a subscription. Its goroutine's own.
+type stream struct {
+	reports *Reports
+	watch   Watch
+	id      agent.ID
+	send    func(Message) error
+	acks    <-chan int64
+	written chan struct{} // has an element after a write of this replica
+
+	subscription agent.Subscription
+	// number is that of the newest batch, acked that of the newest that the watcher has
+	// acked, stored the same in the database.
+	number, acked, stored int64
+	// When the next batch may be made, the lease be renewed, and a call be tried
+	// again.
+	next, renew, retry time.Time
+	failures           int
+}
+
+// Serve serves a stream until ctx ends, the watcher ends it by closing acks, or another
+// stream has the subscription. acks are the numbers that the watcher has processed;
+// send is called with one message at a time, and with no batch before the one before
+// it is acked. After acks is closed it returns nil, once the last ack is stored. Other
+// errors wrap agent.ErrSuperseded, agent.ErrTooMany, agent.ErrRejected, ErrFree, ErrAck,
+// or are those of ctx and send. While the database cannot be used, the watcher waits.
+func (r *Reports) Serve(ctx context.Context, w Watch, acks <-chan int64, send func(Message) error) error {
+	s := &stream{reports: r, watch: w, id: uuid.New(), send: send, acks: acks, written: make(chan struct{}, 1)}
+	r.mu.Lock()
+	r.streams[s.written] = struct{}{}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.streams, s.written)
+	}()
+	err := s.serve(ctx)
+	if errors.Is(err, agent.ErrSuperseded) {
+		r.metrics.superseded.Inc()
+		return err
+	}
+	s.release(ctx)
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
+// errEnded is that the watcher has ended the stream.
+var errEnded = errors.New("the watcher ended the stream")
+
+func (s *stream) serve(ctx context.Context) error {
+	opened, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	if err := s.send(Message{Position: s.position(s.acked), Since: s.subscription.Since}); err != nil {
+		return err
+	}
+	if err := s.deliver(opened.Unacked); err != nil {
+		return err
+	}
+	return s.follow(ctx)
+}
+
+func (s *stream) position(number int64) agent.Position {
+	return agent.Position{Incarnation: s.subscription.Incarnation, Number: number}
+}
+
+// open waits until this stream has the subscription.
+func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, err error) {
+	r, held := s.reports, false
+	for {
+		err = r.call(ctx, func(ctx context.Context) (err error) {
+			opened, err = r.store.OpenSubscription(ctx, agent.SubscriptionOpening{
+				Name: s.watch.Name, Stream: s.id, Position: s.watch.Position, StandBy: s.watch.StandBy,
+				Lease: r.opts.Lease, Max: r.opts.MaxSubscriptions, Incarnation: 1 + rand.Int64N(1<<62),
+			})
+			return err
+		})
+		wait := r.opts.Lease / 3
+		switch {
+		case errors.Is(err, agent.ErrTooMany):
+			r.metrics.refused.Inc()
+			return opened, err
+		case errors.Is(err, agent.ErrRejected):
+			return opened, err
+		case err != nil:
+			wait = s.failed(ctx, err)
+		case opened.Held:
+			held = true
+		case held:
+			s.subscription = opened.Subscription
+			return opened, ErrFree
+		default:
+			s.opened(ctx, opened)
+			return opened, nil
+		}
+		if err := s.wait(ctx, wait); err != nil {
+			return opened, err
+		}
+	}
+}
+
+func (s *stream) opened(ctx context.Context, o agent.OpenedSubscription) {
+	r := s.reports
+	s.subscription, s.failures = o.Subscription, 0
+	s.number, s.acked, s.stored = o.Number, o.Number, o.Number
+	if o.Unacked != nil {
+		s.acked, s.stored = o.Number-1, o.Number-1
+	}
+	s.renew = time.Now().Add(r.opts.Lease / 3)
+	switch {
+	case o.Created:
+		r.log.InfoContext(ctx, "a subscription to reports was made", "name", o.Name)
+	case o.Restored:
+		r.metrics.restored.Inc()
+		r.log.WarnContext(ctx, "a watcher has processed more than the database knows of, which is an older one", "name", o.Name)
+	}
+	signal(r.look)
+}
+
+// start waits until all replicas add to the subscription.
+func (s *stream) start(ctx context.Context) error {
+	r := s.reports
+	within := writerTimeout
+	if !r.opts.Shared {
+		within = 0
+	}
+	for began := time.Now(); s.subscription.Since.IsZero(); {
+		force := time.Since(began) >= confirmTimeout
+		err := r.call(ctx, func(ctx context.Context) (err error) {
+			s.subscription.Since, err = r.store.StartSubscription(ctx, s.subscription.ID, r.opts.ID, within, force)
+			return err
+		})
+		wait := batchInterval / 4
+		switch {
+		case errors.Is(err, agent.ErrSuperseded):
+			return err
+		case err != nil:
+			wait = s.failed(ctx, err)
+		case !s.subscription.Since.IsZero():
+			if force {
+				r.metrics.unconfirmed.Inc()
+				r.log.WarnContext(ctx, "a subscription to reports begins although a replica does not confirm it", "name", s.watch.Name)
+			}
+			return nil
+		}
+		if err := s.wait(ctx, wait); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait waits before there is anything to ack.
+func (s *stream) wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case number, open := <-s.acks:
+		if !open {
+			return errEnded
+		}
+		if number != 0 {
+			return s.badAck(number)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *stream) badAck(number int64) error {
+	return fmt.Errorf("%w: want 0 to %d, got %d", ErrAck, s.number, number)
+}
+
+// failed counts a call that failed, and returns how long to wait.
+func (s *stream) failed(ctx context.Context, err error) time.Duration {
+	if ctx.Err() == nil {
+		s.reports.metrics.errors.WithLabelValues(errorDeliver).Inc()
+		s.reports.log.WarnContext(ctx, "a watcher of reports waits for the database", "name", s.watch.Name, "error", err)
+	}
+	s.failures++
+	return backoff(s.failures)
+}
+
+// follow delivers batches until the stream ends.
+func (s *stream) follow(ctx context.Context) error {
+	for {
+		if err := s.step(ctx); err != nil {
+			return err
+		}
+		timer := time.NewTimer(time.Until(s.wakeAt()))
+		select {
+		case <-timer.C:
+		case <-s.written:
+		case number, open := <-s.acks:
+			switch {
+			case !open:
+				timer.Stop()
+				return s.end(ctx)
+			case number < 0 || number > s.number:
+				timer.Stop()
+				return s.badAck(number)
+			}
+			s.acked = max(s.acked, number) // an older one says nothing
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// wakeAt is when there is something to do without an ack or a write.
+func (s *stream) wakeAt() time.Time {
+	at := s.renew
+	if s.acked == s.number && s.next.Before(at) {
+		at = s.next
+	}
+	if s.acked > s.stored {
+		at = time.Time{}
+	}
+	if at.Before(s.retry) {
+		return s.retry
+	}
+	return at
+}
+
+// step does what is due. The error ends the stream.
+func (s *stream) step(ctx context.Context) error {
+	r, now := s.reports, time.Now()
+	if now.Before(s.retry) {
+		return nil
+	}
+	wanted := s.acked == s.number && !now.Before(s.next)
+	needed := s.acked > s.stored || !now.Before(s.renew)
+	if !wanted && !needed {
+		return nil
+	}
+	d := agent.Delivery{
+		Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
+		Number: s.number, Acked: s.acked, Lease: r.opts.Lease,
+	}
+	if wanted {
+		d.Limit = batchSize
+	}
+	var batch *agent.ReportBatch
+	err := r.call(ctx, func(ctx context.Context) error {
+		if !needed {
+			// A look is cheaper than a transaction.
+			if has, err := r.store.HasReportSums(ctx, s.subscription.ID); err != nil || !has {
+				return err
+			}
+		}
+		needed = true
+		var err error
+		batch, err = r.store.DeliverReports(ctx, d)
+		return err
+	})
+	switch {
+	case errors.Is(err, agent.ErrSuperseded):
+		return err
+	case err != nil:
+		s.retry = now.Add(s.failed(ctx, err))
+		return nil
+	}
+	s.failures = 0
+	if needed {
+		s.stored, s.renew = max(s.stored, s.acked), now.Add(r.opts.Lease/3)
+	}
+	if wanted && (batch == nil || len(batch.Sums) < batchSize) {
+		s.next = now.Add(batchInterval)
+	}
+	return s.deliver(batch)
+}
+
+// deliver sends a batch, if there is one.
+func (s *stream) deliver(batch *agent.ReportBatch) error {
+	if batch == nil {
+		return nil
+	}
+	s.number = batch.Number
+	m := s.reports.metrics
+	m.batches.Inc()
+	var n int64
+	for i := range batch.Sums {
+		n = agent.SaturatingAdd(n, batch.Sums[i].Reports)
+	}
+	m.delivered.Add(float64(n))
+	return s.send(Message{Position: s.position(batch.Number), Since: s.subscription.Since, Sums: batch.Sums})
+}
+
+// end stores the last ack.
+func (s *stream) end(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for s.acked > s.stored {
+		_, err := s.reports.store.DeliverReports(ctx, agent.Delivery{
+			Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
+			Number: s.number, Acked: s.acked, Lease: s.reports.opts.Lease,
+		})
+		if err == nil {
+			break
+		}
+		if errors.Is(err, agent.ErrSuperseded) || ctx.Err() != nil {
+			return fmt.Errorf("store the last ack: %w", err)
+		}
+		timer := time.NewTimer(s.failed(ctx, err))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	return errEnded
+}
+
+// release lets those that stand by have the subscription.
+func (s *stream) release(ctx context.Context) {
+	if s.subscription.ID == 0 {
+		return
+	}
+	err := s.reports.call(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		return s.reports.store.ReleaseSubscription(ctx, s.subscription.ID, s.id)
+	})
+	if err != nil {
+		s.reports.log.DebugContext(ctx, "a subscription is not released", "name", s.watch.Name, "error", err)
+	}
+}

@@ -1,0 +1,168 @@
+package reports
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// maxFree sums are kept to be used again: those of a batch that is written and of one
+// that gathers.
+const maxFree = 2 * batchSize
+
+// write writes batches until ctx is cancelled.
+func (r *Reports) write(ctx context.Context) {
+	for ctx.Err() == nil {
+		timer := time.NewTimer(batchInterval)
+		select {
+		case <-r.due:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		// What is gathered now is at most two batches if the database keeps up.
+		for failures := 0; ctx.Err() == nil && r.freeze(); {
+			// An attempt goes on when the service is told to stop: its outcome is wanted.
+			if r.writeFrozen(context.WithoutCancel(ctx)) {
+				failures = 0
+				continue
+			}
+			failures++
+			timer := time.NewTimer(backoff(failures))
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+			timer.Stop()
+		}
+	}
+}
+
+// stop writes what is left, and says that this replica adds nothing any more.
+func (r *Reports) stop(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	for failures := 0; r.freeze(); {
+		if r.writeFrozen(ctx) {
+			failures = 0
+			continue
+		}
+		failures++
+		timer := time.NewTimer(backoff(failures))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			r.dropAll(ctx)
+			return
+		}
+	}
+	if err := r.store.RemoveReportWriter(ctx, r.opts.ID); err != nil {
+		r.log.DebugContext(ctx, "this writer of reports is not removed", "error", err)
+	}
+}
+
+// dropAll counts what cannot be written before the end.
+func (r *Reports) dropAll(ctx context.Context) {
+	var n int64
+	for r.freeze() {
+		n = agent.SaturatingAdd(n, r.thaw())
+	}
+	r.metrics.dropped.WithLabelValues(droppedShutdown).Add(float64(n))
+	r.log.WarnContext(ctx, "reports for watchers could not be written before the end", "reports", n)
+}
+
+// freeze makes the oldest sums a batch, unless there is one. It returns false if there
+// is nothing to write.
+func (r *Reports) freeze() bool {
+	if r.frozen != nil {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.groups) > 1 && len(r.groups[0].order) == 0 {
+		r.groups = r.groups[1:]
+	}
+	if len(r.groups) == 0 || len(r.groups[0].order) == 0 {
+		return false
+	}
+	g := r.groups[0]
+	n := min(len(g.order), batchSize)
+	f := &frozenBatch{
+		sums:  g.order[:n:n],
+		write: agent.ReportWrite{Writer: r.opts.ID, Sequence: r.sequence + 1, Sums: make([]agent.ReportSum, n)},
+	}
+	g.order = g.order[n:]
+	r.pending -= n
+	for i, s := range f.sums {
+		f.write.Sums[i] = *s
+		delete(g.sums, s.Agent)
+	}
+	for _, id := range g.to {
+		f.write.To = append(f.write.To, agent.ReportTarget{Subscription: id, Full: r.full[id]})
+	}
+	r.frozen = f
+	return true
+}
+
+// thaw lets go of the batch, and returns its number of reports.
+func (r *Reports) thaw() (reports int64) {
+	f := r.frozen
+	r.frozen = nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range f.sums {
+		reports = agent.SaturatingAdd(reports, s.Reports)
+		if len(r.free) < maxFree {
+			r.free = append(r.free, s)
+		}
+	}
+	return reports
+}
+
+// writeFrozen makes one attempt. It returns false if the outcome is not known: the
+// same batch is to be written again.
+func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
+	var written agent.ReportWritten
+	err := r.call(ctx, func(ctx context.Context) (err error) {
+		written, err = r.store.AddReports(ctx, r.frozen.write)
+		if errors.Is(err, agent.ErrUnknownWriter) {
+			// The database is older than this process.
+			if err = r.store.BeatReportWriter(ctx, r.opts.ID); err == nil {
+				written, err = r.store.AddReports(ctx, r.frozen.write)
+			}
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, agent.ErrRejected):
+		// Its sequence is the next one's: nothing was written.
+		n := r.thaw()
+		r.metrics.dropped.WithLabelValues(droppedRejected).Add(float64(n))
+		r.log.ErrorContext(ctx, "the database refused reports for watchers", "reports", n, "error", err)
+		return true
+	case err != nil:
+		r.metrics.errors.WithLabelValues(errorWrite).Inc()
+		r.log.WarnContext(ctx, "reports for watchers are not written, trying again", "error", err)
+		return false
+	}
+	r.sequence++
+	r.metrics.writes.Inc()
+	r.metrics.written.Add(float64(r.thaw()))
+	r.metrics.dropped.WithLabelValues(droppedFull).Add(float64(written.Refused))
+	r.metrics.dropped.WithLabelValues(droppedRemoved).Add(float64(written.Gone))
+	if written.Lost > 0 {
+		r.metrics.lost.Add(float64(written.Lost))
+		r.log.ErrorContext(ctx, "the database has lost reports for watchers: it is an older one, or a standby that was behind", "writes", written.Lost)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for stream := range r.streams {
+		signal(stream)
+	}
+	return true
+}

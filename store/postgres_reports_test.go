@@ -1,0 +1,133 @@
+package store
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/postgrestest"
+)
+
+func reportOpening(name string, stream byte) agent.SubscriptionOpening {
+	return agent.SubscriptionOpening{Name: name, Stream: id(stream), Lease: time.Hour, Max: 16, Incarnation: 7}
+}
+
+// An attempt whose outcome is not known is waited for: it counts, or it does not.
+func TestPostgresReportsInDoubt(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	a, err := s.OpenSubscription(t.Context(), reportOpening("a", 1))
+	require.NoError(t, err)
+	require.NoError(t, s.BeatReportWriter(t.Context(), id(50)))
+	before := admin(t, url)
+	w := agent.ReportWrite{
+		Writer: id(50), Sequence: 1, To: []agent.ReportTarget{{Subscription: a.ID}},
+		Sums: []agent.ReportSum{{Agent: id(1), Reports: 1, RxBytes: 1}},
+	}
+	for _, end := range []struct {
+		text string
+		want agent.ReportWritten
+	}{
+		{"ROLLBACK", agent.ReportWritten{}},
+		{"COMMIT", agent.ReportWritten{Repeated: true}},
+	} {
+		execute(t, before, "BEGIN")
+		execute(t, before, "UPDATE report_writers SET sequence = $1 WHERE sequence = $2", w.Sequence, w.Sequence-1)
+		type result struct {
+			written agent.ReportWritten
+			err     error
+		}
+		done := make(chan result)
+		go func() {
+			written, err := s.AddReports(t.Context(), w)
+			done <- result{written, err}
+		}()
+		watch := admin(t, url)
+		require.Eventually(t, func() bool {
+			return scalar[int](t, watch, "SELECT count(*) FROM pg_locks WHERE NOT granted") > 0
+		}, time.Minute, 10*time.Millisecond, "it waits")
+		execute(t, before, end.text)
+		r := <-done
+		require.NoError(t, r.err)
+		require.Equal(t, end.want, r.written)
+		w.Sequence++
+	}
+	batch, err := s.DeliverReports(t.Context(), agent.Delivery{
+		Subscription: a.ID, Incarnation: a.Incarnation, Stream: id(1), Limit: 10, Lease: time.Hour,
+	})
+	require.NoError(t, err)
+	require.Equal(t, int64(1), batch.Sums[0].RxBytes)
+}
+
+// Replicas that write the same rows while they are delivered and a subscription
+// expires do not wait for one another in a circle, and lose nothing.
+func TestPostgresReportsMeet(t *testing.T) {
+	stores := openEach(t, 4, Options{URL: postgrestest.Shared(t).CreateDatabase(t)})
+	const writes, agents = 40, 20
+	a, err := stores[0].OpenSubscription(t.Context(), reportOpening("a", 1))
+	require.NoError(t, err)
+	expires := reportOpening("b", 2)
+	expires.Lease = -2 * time.Hour
+	b, err := stores[0].OpenSubscription(t.Context(), expires)
+	require.NoError(t, err)
+
+	writing, ctx := errgroup.WithContext(t.Context())
+	for n, s := range stores[:3] {
+		require.NoError(t, s.BeatReportWriter(t.Context(), id(byte(50+n))))
+		writing.Go(func() error {
+			for sequence := range int64(writes) {
+				w := agent.ReportWrite{Writer: id(byte(50 + n)), Sequence: sequence + 1, To: []agent.ReportTarget{{Subscription: b.ID}, {Subscription: a.ID}}}
+				for i := range byte(agents) {
+					// The order in which they came differs.
+					of := (i*byte(n+3) + byte(sequence)) % agents
+					w.Sums = append(w.Sums, agent.ReportSum{Agent: id(of), Reports: 1, RxBytes: 1})
+				}
+				w.Sums = inOrder(w.Sums, func(a, b agent.ReportSum) int { return compareIDs(a.Agent, b.Agent) }, func(a, b agent.ReportSum) agent.ReportSum {
+					a.Add(&b)
+					return a
+				})
+				if _, err := s.AddReports(ctx, w); err != nil {
+					return err
+				}
+				if n == 0 && sequence == writes/2 {
+					if _, err := s.ExpireSubscriptions(ctx, time.Hour); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	written := make(chan error, 1)
+	go func() { written <- writing.Wait() }()
+	d := agent.Delivery{Subscription: a.ID, Incarnation: a.Incarnation, Stream: id(1), Limit: 7, Lease: time.Hour}
+	var got int64
+	for ended := false; ; {
+		select {
+		case err := <-written:
+			require.NoError(t, err)
+			ended = true
+		default:
+		}
+		batch, err := stores[3].DeliverReports(context.WithoutCancel(t.Context()), d)
+		require.NoError(t, err)
+		if batch == nil {
+			if ended {
+				break
+			}
+			continue
+		}
+		d.Number, d.Acked = batch.Number, batch.Number
+		for _, sum := range batch.Sums {
+			got += sum.Reports
+		}
+	}
+	require.Equal(t, int64(3*writes*agents), got)
+	counts, err := stores[3].CountReportSums(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, counts, "nothing is left of the one that expired")
+}

@@ -1,0 +1,348 @@
+package storetest
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// opening is a stream of the subscription with the name.
+func opening(name string, stream byte, at agent.Position) agent.SubscriptionOpening {
+	return agent.SubscriptionOpening{Name: name, Stream: id(stream), Position: at, Lease: time.Hour, Max: 3, Incarnation: int64(stream) * 100}
+}
+
+func openSubscription(t testing.TB, s Store, o agent.SubscriptionOpening) agent.OpenedSubscription {
+	t.Helper()
+	opened, err := s.OpenSubscription(t.Context(), o)
+	require.NoError(t, err)
+	return opened
+}
+
+// sumOf is one report of an agent with as many bytes received.
+func sumOf(n byte, bytes, epoch, sequence int64) agent.ReportSum {
+	return agent.ReportSum{
+		Agent: id(n), Workspace: id(100 + n), Order: agent.Order{Epoch: epoch, Sequence: sequence},
+		Reports: 1, RxBytes: bytes, ReceivedAt: time.Unix(epoch, sequence).UTC(), Data: []byte{byte(epoch), byte(sequence)},
+	}
+}
+
+func write(writer byte, sequence int64, sums []agent.ReportSum, to ...int64) agent.ReportWrite {
+	w := agent.ReportWrite{Writer: id(writer), Sequence: sequence, Sums: sums}
+	for _, subscription := range to {
+		w.To = append(w.To, agent.ReportTarget{Subscription: subscription})
+	}
+	return w
+}
+
+func addReports(t testing.TB, s Store, w agent.ReportWrite) agent.ReportWritten {
+	t.Helper()
+	if w.Sequence == 1 {
+		require.NoError(t, s.BeatReportWriter(t.Context(), w.Writer))
+	}
+	written, err := s.AddReports(t.Context(), w)
+	require.NoError(t, err)
+	return written
+}
+
+// step is the next one of an opened stream.
+func step(o agent.OpenedSubscription, stream byte, number, acked int64) agent.Delivery {
+	return agent.Delivery{
+		Subscription: o.ID, Incarnation: o.Incarnation, Stream: id(stream),
+		Number: number, Acked: acked, Limit: 500, Lease: time.Hour,
+	}
+}
+
+func deliver(t testing.TB, s Store, d agent.Delivery) *agent.ReportBatch {
+	t.Helper()
+	batch, err := s.DeliverReports(t.Context(), d)
+	require.NoError(t, err)
+	return batch
+}
+
+// Counts add up and saturate, the rest is of the newest, whatever comes first. Nothing
+// refers to the registration of an agent.
+func testReports(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
+	require.Equal(t, agent.OpenedSubscription{Subscription: agent.Subscription{ID: a.ID, Name: "a", Incarnation: 100}, Created: true}, a)
+	require.NotEqual(t, a.ID, b.ID)
+
+	register(t, s, id(1))
+	full := agent.ReportSum{
+		Agent: id(1), Workspace: id(101), Order: agent.Order{Epoch: 2, Sequence: 5}, Reports: 2,
+		RxPackets: 1, RxBytes: 2, TxPackets: 3, TxBytes: math.MaxInt64 - 1,
+		ReceivedAt: time.Unix(7, 9).UTC(), LastUsedAt: time.Unix(7, 1).UTC(), Data: []byte("\x00\xff"),
+	}
+	older := agent.ReportSum{
+		Agent: id(1), Workspace: id(102), Order: agent.Order{Epoch: 2, Sequence: 4}, Reports: 1,
+		RxPackets: 10, RxBytes: 20, TxPackets: 30, TxBytes: 40,
+		ReceivedAt: time.Unix(6, 0).UTC(), LastUsedAt: time.Unix(8, 0).UTC(), Data: []byte("older"),
+	}
+	bare := agent.ReportSum{Agent: id(2), Reports: 1}
+	require.Zero(t, addReports(t, s, write(50, 1, []agent.ReportSum{bare, full}, b.ID, a.ID)))
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}})
+	require.Zero(t, addReports(t, s, write(51, 1, []agent.ReportSum{older}, a.ID)))
+	counts, err := s.CountReportSums(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[int64]int64{a.ID: 2, b.ID: 2}, counts)
+
+	both := full
+	both.Add(&older)
+	require.Equal(t, int64(math.MaxInt64), both.TxBytes)
+	require.Equal(t, full.Data, both.Data)
+	require.Equal(t, older.LastUsedAt, both.LastUsedAt)
+	require.Equal(t, &agent.ReportBatch{Number: 1, Sums: []agent.ReportSum{both, bare}}, deliver(t, s, step(a, 1, 0, 0)))
+	require.Equal(t, &agent.ReportBatch{Number: 1, Sums: []agent.ReportSum{full, bare}}, deliver(t, s, step(b, 2, 0, 0)))
+
+	// A newer session, whatever its sequence.
+	newer := sumOf(1, 5, 3, 1)
+	require.Zero(t, addReports(t, s, write(50, 2, []agent.ReportSum{full}, a.ID)))
+	require.Zero(t, addReports(t, s, write(50, 3, []agent.ReportSum{newer}, a.ID)))
+	both = full
+	both.Add(&newer)
+	require.Equal(t, newer.Data, both.Data)
+	require.Equal(t, []agent.ReportSum{both}, deliver(t, s, step(a, 1, 1, 1)).Sums)
+
+	// More than one statement has.
+	var many []agent.ReportSum
+	for n := range 2*statementRows + 1 {
+		sum := sumOf(1, int64(n), 1, 1)
+		sum.Agent[1], sum.Agent[2] = byte(n>>8), byte(n)
+		many = append(many, sum)
+	}
+	require.Zero(t, addReports(t, s, write(50, 4, many, b.ID)))
+	d := step(b, 2, 1, 1)
+	d.Limit = 2 * statementRows
+	require.Equal(t, many[:d.Limit], deliver(t, s, d).Sums)
+	require.Len(t, deliver(t, s, step(b, 2, 2, 2)).Sums, 1)
+	has, err := s.HasReportSums(t.Context(), b.ID)
+	require.NoError(t, err)
+	require.False(t, has)
+
+	far := bare
+	far.ReceivedAt = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
+	_, err = s.AddReports(t.Context(), write(50, 5, []agent.ReportSum{far}, b.ID))
+	require.ErrorIs(t, err, agent.ErrRejected)
+}
+
+// A write counts once, whenever it is repeated; what the database has lost is
+// told.
+func testReportsWrittenOnce(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	number, sum := int64(0), int64(0)
+	add := func(want agent.ReportWritten, writer byte, sequence, bytes int64) {
+		t.Helper()
+		require.Equal(t, want, addReports(t, s, write(writer, sequence, []agent.ReportSum{sumOf(1, bytes, 1, sequence)}, a.ID)))
+		if !want.Repeated {
+			sum += bytes
+		}
+		batch := deliver(t, s, step(a, 1, number, number))
+		if want.Repeated {
+			require.Nil(t, batch)
+			return
+		}
+		number++
+		require.Equal(t, number, batch.Number)
+		require.Equal(t, bytes, batch.Sums[0].RxBytes)
+	}
+	for _, writer := range []byte{50, 50, 51} {
+		require.NoError(t, s.BeatReportWriter(t.Context(), id(writer)))
+	}
+	add(agent.ReportWritten{}, 50, 1, 1)
+	add(agent.ReportWritten{Repeated: true}, 50, 1, 1)
+	add(agent.ReportWritten{}, 50, 2, 2)
+	require.NoError(t, s.BeatReportWriter(t.Context(), id(50)))
+	add(agent.ReportWritten{Repeated: true}, 50, 2, 2)
+	add(agent.ReportWritten{Repeated: true}, 50, 1, 1)
+	add(agent.ReportWritten{}, 51, 1, 4)
+	add(agent.ReportWritten{Lost: 3}, 50, 6, 8)
+	add(agent.ReportWritten{}, 50, 7, 16)
+	require.NoError(t, s.RemoveReportWriter(t.Context(), id(50)))
+	add(agent.ReportWritten{Repeated: true}, 50, 7, 64)
+	_, err := s.AddReports(t.Context(), write(52, 2, []agent.ReportSum{sumOf(1, 64, 1, 1)}, a.ID))
+	require.ErrorIs(t, err, agent.ErrUnknownWriter)
+	require.NotErrorIs(t, err, agent.ErrRejected)
+	require.NoError(t, s.BeatReportWriter(t.Context(), id(52)))
+	add(agent.ReportWritten{Lost: 1}, 52, 2, 32)
+	require.Equal(t, int64(63), sum)
+}
+
+func testReportsRefused(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
+	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID))
+	w := write(50, 2, []agent.ReportSum{sumOf(1, 2, 1, 2), sumOf(2, 4, 1, 1), sumOf(3, 4, 1, 1)}, a.ID, b.ID, 999)
+	w.To[0].Full = true
+	w.Sums[1].Reports = 5
+	require.Equal(t, agent.ReportWritten{Refused: 6, Gone: 7}, addReports(t, s, w))
+	batch := deliver(t, s, step(a, 1, 0, 0))
+	require.Len(t, batch.Sums, 1)
+	require.Equal(t, int64(3), batch.Sums[0].RxBytes)
+	require.Len(t, deliver(t, s, step(b, 2, 0, 0)).Sums, 3)
+}
+
+// A subscription counts once all replicas that live have confirmed it.
+func testSubscriptionStarts(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	starts := func(within time.Duration, force bool) time.Time {
+		t.Helper()
+		since, err := s.StartSubscription(t.Context(), a.ID, id(50), within, force)
+		require.NoError(t, err)
+		return since
+	}
+	for _, writer := range []byte{50, 51, 52} {
+		require.NoError(t, s.BeatReportWriter(t.Context(), id(writer)))
+	}
+	require.Zero(t, starts(0, false))
+	require.NoError(t, s.ConfirmSubscriptions(t.Context(), id(50), []int64{a.ID, 999}))
+	require.NoError(t, s.ConfirmSubscriptions(t.Context(), id(50), []int64{a.ID}))
+	require.Zero(t, starts(time.Hour, false))
+	require.NoError(t, s.ConfirmSubscriptions(t.Context(), id(51), []int64{a.ID}))
+	require.Zero(t, starts(time.Hour, false))
+	require.NoError(t, s.RemoveReportWriter(t.Context(), id(52)))
+	since := starts(time.Hour, false)
+	require.WithinDuration(t, time.Now(), since, time.Minute)
+	require.NoError(t, s.BeatReportWriter(t.Context(), id(53)))
+	require.Equal(t, since, starts(time.Hour, false), "it stays")
+	all, err := s.Subscriptions(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []agent.Subscription{{ID: a.ID, Name: "a", Incarnation: 100, Since: since}}, all)
+
+	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
+	a = b
+	require.NoError(t, s.ConfirmSubscriptions(t.Context(), id(50), []int64{b.ID}))
+	require.Zero(t, starts(time.Hour, false))
+	require.NotZero(t, starts(0, false), "the others were not heard of lately")
+	c := openSubscription(t, s, opening("c", 3, agent.Position{}))
+	a = c
+	require.NotZero(t, starts(time.Hour, true))
+	a.ID = 999
+	_, err = s.StartSubscription(t.Context(), a.ID, id(50), 0, false)
+	require.ErrorIs(t, err, agent.ErrSuperseded)
+
+	_, err = s.OpenSubscription(t.Context(), opening("d", 4, agent.Position{}))
+	require.ErrorIs(t, err, agent.ErrTooMany)
+	require.NotErrorIs(t, err, agent.ErrRejected)
+	require.ErrorContains(t, err, "too many subscriptions: want at most 3")
+}
+
+// A newer stream has the subscription, unless it stands by.
+func testSubscriptionStreams(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID))
+	first := deliver(t, s, step(a, 1, 0, 0))
+
+	standBy := opening("a", 2, agent.Position{})
+	standBy.StandBy = true
+	require.Equal(t, agent.OpenedSubscription{Held: true}, openSubscription(t, s, standBy))
+	require.Nil(t, deliver(t, s, step(a, 1, 1, 0)), "nothing changed")
+
+	// It has no time: who stands by has it.
+	short := step(a, 1, 1, 0)
+	short.Lease = 0
+	require.Nil(t, deliver(t, s, short))
+	opened := openSubscription(t, s, standBy)
+	require.Equal(t, agent.OpenedSubscription{Subscription: a.Subscription, Number: 1, Unacked: first}, opened)
+	_, err := s.DeliverReports(t.Context(), step(a, 1, 1, 1))
+	require.ErrorIs(t, err, agent.ErrSuperseded)
+	require.NoError(t, s.ReleaseSubscription(t.Context(), a.ID, id(1)), "of another stream: nothing")
+	standBy.Stream = id(3)
+	require.True(t, openSubscription(t, s, standBy).Held)
+	require.NoError(t, s.ReleaseSubscription(t.Context(), a.ID, id(2)))
+	require.False(t, openSubscription(t, s, standBy).Held)
+	require.Equal(t, first, openSubscription(t, s, opening("a", 4, agent.Position{})).Unacked)
+	_, err = s.DeliverReports(t.Context(), step(a, 3, 1, 1))
+	require.ErrorIs(t, err, agent.ErrSuperseded)
+}
+
+// A batch is the same until it is acked, by a step or by the position of the next
+// stream; the answer of a step can be lost.
+func testSubscriptionDelivers(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	require.Nil(t, deliver(t, s, step(a, 1, 0, 0)))
+	sequence := int64(0)
+	add := func(n byte, bytes int64) {
+		t.Helper()
+		sequence++
+		addReports(t, s, write(50, sequence, []agent.ReportSum{sumOf(n, bytes, 1, sequence)}, a.ID))
+	}
+	add(1, 1)
+	add(2, 2)
+	one := step(a, 1, 0, 0)
+	one.Limit = 1
+	first := deliver(t, s, one)
+	require.Equal(t, int64(1), first.Number)
+	require.Equal(t, id(1), first.Sums[0].Agent)
+	add(1, 4)
+	require.Equal(t, first, deliver(t, s, one), "the answer was lost")
+	require.Nil(t, deliver(t, s, step(a, 1, 1, 0)), "it is not acked")
+	none := step(a, 1, 1, 1)
+	none.Limit = 0
+	require.Nil(t, deliver(t, s, none), "acked, and none asked for")
+
+	at := func(incarnation, number int64) agent.Position {
+		return agent.Position{Incarnation: incarnation, Number: number}
+	}
+	require.Nil(t, openSubscription(t, s, opening("a", 2, at(0, 0))).Unacked)
+	second := deliver(t, s, step(a, 2, 1, 1))
+	require.Len(t, second.Sums, 2)
+	require.Equal(t, int64(4), second.Sums[0].RxBytes)
+	add(1, 8)
+	require.Equal(t, second, openSubscription(t, s, opening("a", 3, at(a.Incarnation, 1))).Unacked)
+	require.Equal(t, second, openSubscription(t, s, opening("a", 4, at(a.Incarnation+1, 2))).Unacked, "another incarnation covers nothing")
+	opened := openSubscription(t, s, opening("a", 5, at(a.Incarnation, 2)))
+	require.Nil(t, opened.Unacked)
+	require.Equal(t, int64(2), opened.Number)
+	third := deliver(t, s, step(a, 5, 2, 2))
+	require.Equal(t, int64(3), third.Number)
+	require.Equal(t, int64(8), third.Sums[0].RxBytes)
+	_, err := s.DeliverReports(t.Context(), step(a, 5, 1, 1))
+	require.ErrorIs(t, err, agent.ErrSuperseded, "a step of long ago")
+}
+
+// The database is older than what the watcher has processed: numbers would be given
+// twice, so they are of another incarnation.
+func testSubscriptionRestored(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID))
+	require.NotNil(t, deliver(t, s, step(a, 1, 0, 0)))
+	opened := openSubscription(t, s, opening("a", 2, agent.Position{Incarnation: a.Incarnation, Number: 5}))
+	require.True(t, opened.Restored)
+	require.Equal(t, int64(200), opened.Incarnation)
+	require.Nil(t, opened.Unacked, "it was processed")
+	_, err := s.DeliverReports(t.Context(), step(a, 2, 1, 1))
+	require.ErrorIs(t, err, agent.ErrSuperseded)
+	addReports(t, s, write(50, 2, []agent.ReportSum{sumOf(1, 2, 1, 2)}, a.ID))
+	batch := deliver(t, s, step(opened, 2, opened.Number, opened.Number))
+	require.Equal(t, int64(2), batch.Sums[0].RxBytes)
+	again := openSubscription(t, s, opening("a", 3, agent.Position{Incarnation: a.Incarnation, Number: 5}))
+	require.False(t, again.Restored)
+	require.Equal(t, batch, again.Unacked)
+}
+
+func testSubscriptionExpires(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
+	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1), sumOf(2, 1, 1, 1)}, a.ID, b.ID))
+	require.NotNil(t, deliver(t, s, agent.Delivery{Subscription: a.ID, Incarnation: a.Incarnation, Stream: id(1), Limit: 1, Lease: -time.Hour}))
+	expired, err := s.ExpireSubscriptions(t.Context(), 2*time.Hour)
+	require.NoError(t, err)
+	require.Empty(t, expired)
+	expired, err = s.ExpireSubscriptions(t.Context(), time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, []agent.ExpiredSubscription{{Name: "a", Agents: 1, Batches: 1}}, expired)
+	counts, err := s.CountReportSums(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[int64]int64{b.ID: 2}, counts)
+	_, err = s.DeliverReports(t.Context(), step(a, 1, 1, 1))
+	require.ErrorIs(t, err, agent.ErrSuperseded)
+	again := openSubscription(t, s, opening("a", 3, agent.Position{Incarnation: a.Incarnation, Number: 1}))
+	require.True(t, again.Created)
+	require.NotEqual(t, a.ID, again.ID)
+	require.NotEqual(t, a.Incarnation, again.Incarnation)
+	require.Equal(t, agent.ReportWritten{Gone: 1}, addReports(t, s, write(50, 2, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID)))
+}

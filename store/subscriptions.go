@@ -1,0 +1,324 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// subscriptionRow is a subscription as it is stored.
+type subscriptionRow struct {
+	agent.Subscription
+	number     int64
+	owner      agent.ID
+	ownerUntil int64
+}
+
+const subscriptionColumns = `SELECT id, name, incarnation, since, number, owner, owner_until FROM report_subscriptions `
+
+func scanSubscription(rows *sql.Rows) (r subscriptionRow, err error) {
+	var since sql.NullInt64
+	err = rows.Scan(&r.ID, &r.Name, &r.Incarnation, &since, &r.number, &r.owner, &r.ownerUntil)
+	r.Since = fromNanos(since)
+	return r, err
+}
+
+// Subscriptions returns all, in the order of their ids.
+func (s *Store) Subscriptions(ctx context.Context) ([]agent.Subscription, error) {
+	var all []agent.Subscription
+	err := s.read(ctx, "read subscriptions", func(q querier) error {
+		all = nil
+		return query(ctx, q, subscriptionColumns+`ORDER BY id`, nil, func(rows *sql.Rows) error {
+			r, err := scanSubscription(rows)
+			all = append(all, r.Subscription)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// subscription returns one, locked until the transaction ends; found is false if
+// there is none.
+func (s *Store) subscription(ctx context.Context, tx *sql.Tx, condition string, arg any) (r subscriptionRow, found bool, err error) {
+	err = query(ctx, tx, subscriptionColumns+`WHERE `+condition+s.dialect.forUpdate, []any{arg}, func(rows *sql.Rows) (err error) {
+		found = true
+		r, err = scanSubscription(rows)
+		return err
+	})
+	return r, found, err
+}
+
+// ConfirmSubscriptions says that a replica adds to subscriptions from now on. Those
+// that were removed are skipped.
+func (s *Store) ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error {
+	return s.change(ctx, "confirm subscriptions", func(tx *sql.Tx) error {
+		for _, id := range ids {
+			_, err := tx.ExecContext(ctx, `
+INSERT INTO report_confirmations (subscription_id, replica_id)
+SELECT id, $1 FROM report_subscriptions WHERE id = $2 ON CONFLICT DO NOTHING`, s.dialect.id(writer), id)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// StartSubscription has a subscription count from now on if all replicas add to it:
+// self, and those that were heard of within a time. With force they need not. It
+// returns from when it counts; zero: it does not yet.
+func (s *Store) StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error) {
+	err = s.change(ctx, "start subscription", func(tx *sql.Tx) error {
+		since = time.Time{}
+		r, found, err := s.subscription(ctx, tx, "id = $1", id)
+		switch {
+		case err != nil:
+			return err
+		case !found:
+			return fmt.Errorf("subscription %d: %w", id, agent.ErrSuperseded)
+		case !r.Since.IsZero():
+			since = r.Since
+			return nil
+		}
+		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		missing := 0
+		err = query(ctx, tx, `
+SELECT count(*) FROM report_writers AS w WHERE (w.replica_id = $1 OR w.seen_at > $2) AND NOT EXISTS (
+    SELECT 1 FROM report_confirmations AS c WHERE c.subscription_id = $3 AND c.replica_id = w.replica_id)`,
+			[]any{s.dialect.id(self), now - int64(within), id}, func(rows *sql.Rows) error { return rows.Scan(&missing) })
+		if err != nil || missing > 0 && !force {
+			return err
+		}
+		since = time.Unix(0, now).UTC()
+		_, err = tx.ExecContext(ctx, `UPDATE report_subscriptions SET since = $1 WHERE id = $2`, now, id)
+		return err
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	return since, nil
+}
+
+// OpenSubscription gives a subscription to a stream. The stream that had it is
+// superseded. One too many is an error that wraps agent.ErrTooMany.
+func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpening) (opened agent.OpenedSubscription, err error) {
+	err = s.change(ctx, "open subscription", func(tx *sql.Tx) error {
+		opened = agent.OpenedSubscription{}
+		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		r, found, err := s.subscription(ctx, tx, "name = $1", o.Name)
+		switch {
+		case err != nil:
+			return err
+		case !found:
+			opened, err = s.createSubscription(ctx, tx, o, now)
+			return err
+		case o.StandBy && r.owner != (agent.ID{}) && r.owner != o.Stream && r.ownerUntil > now:
+			opened.Held = true
+			return nil
+		}
+		opened.Number = r.number
+		upTo := int64(0)
+		if o.Position.Incarnation == r.Incarnation {
+			upTo = o.Position.Number
+			if upTo > r.number {
+				opened.Restored, r.Incarnation = true, o.Incarnation
+			}
+		}
+		opened.Subscription = r.Subscription
+		_, err = tx.ExecContext(ctx, `
+UPDATE report_subscriptions SET incarnation = $1, owner = $2, owner_until = $3 WHERE id = $4`,
+			r.Incarnation, s.dialect.id(o.Stream), now+int64(o.Lease), r.ID)
+		if err != nil {
+			return err
+		}
+		if err := deleteBatches(ctx, tx, r.ID, upTo); err != nil {
+			return err
+		}
+		opened.Unacked, err = s.readBatch(ctx, tx, r.ID, r.number)
+		return err
+	})
+	if err != nil {
+		return agent.OpenedSubscription{}, err
+	}
+	return opened, nil
+}
+
+func (s *Store) createSubscription(ctx context.Context, tx *sql.Tx, o agent.SubscriptionOpening, now int64) (opened agent.OpenedSubscription, err error) {
+	n := 0
+	err = query(ctx, tx, `SELECT count(*) FROM report_subscriptions`, nil, func(rows *sql.Rows) error { return rows.Scan(&n) })
+	if err == nil && n >= o.Max {
+		err = fmt.Errorf("%w subscriptions: want at most %d", agent.ErrTooMany, o.Max)
+	}
+	if err != nil {
+		return opened, err
+	}
+	opened.Subscription, opened.Created = agent.Subscription{Name: o.Name, Incarnation: o.Incarnation}, true
+	err = query(ctx, tx, `
+INSERT INTO report_subscriptions (name, incarnation, number, owner, owner_until) VALUES ($1, $2, 0, $3, $4)
+ON CONFLICT DO NOTHING RETURNING id`, []any{o.Name, o.Incarnation, s.dialect.id(o.Stream), now + int64(o.Lease)}, func(rows *sql.Rows) error {
+		return rows.Scan(&opened.ID)
+	})
+	if err == nil && opened.ID == 0 {
+		err = errAgain // by another one at the same time
+	}
+	return opened, err
+}
+
+// DeliverReports makes a step of a stream. It returns the next batch; nil if none
+// was asked for, or nothing was gathered. The error wraps agent.ErrSuperseded if
+// the stream is to end.
+func (s *Store) DeliverReports(ctx context.Context, d agent.Delivery) (batch *agent.ReportBatch, err error) {
+	stream := s.dialect.id(d.Stream)
+	err = s.change(ctx, "deliver reports", func(tx *sql.Tx) error {
+		batch = nil
+		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		n, err := affected(tx.ExecContext(ctx, `
+UPDATE report_subscriptions SET owner_until = $1
+WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5`, now+int64(d.Lease), d.Subscription, d.Incarnation, stream, d.Number))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			batch, err = s.deliveredBefore(ctx, tx, d)
+			return err
+		}
+		if err := deleteBatches(ctx, tx, d.Subscription, min(d.Acked, d.Number)); err != nil {
+			return err
+		}
+		if d.Limit == 0 || d.Acked < d.Number {
+			return nil
+		}
+		sums, err := s.takeSums(ctx, tx, d.Subscription, d.Limit)
+		if err != nil || len(sums) == 0 {
+			return err
+		}
+		batch = &agent.ReportBatch{Number: d.Number + 1, Sums: sums}
+		_, err = tx.ExecContext(ctx, `INSERT INTO report_batches (subscription_id, number, data) VALUES ($1, $2, $3)`,
+			d.Subscription, batch.Number, encodeSums(sums))
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE report_subscriptions SET number = $1 WHERE id = $2`, batch.Number, d.Subscription)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return batch, nil
+}
+
+// deliveredBefore returns the batch that an attempt before made whose answer was
+// lost.
+func (s *Store) deliveredBefore(ctx context.Context, tx *sql.Tx, d agent.Delivery) (*agent.ReportBatch, error) {
+	r, found, err := s.subscription(ctx, tx, "id = $1", d.Subscription)
+	if err != nil {
+		return nil, err
+	}
+	if !found || r.Incarnation != d.Incarnation || r.owner != d.Stream || r.number != d.Number+1 {
+		return nil, fmt.Errorf("subscription %d: %w", d.Subscription, agent.ErrSuperseded)
+	}
+	return s.readBatch(ctx, tx, d.Subscription, r.number)
+}
+
+func deleteBatches(ctx context.Context, tx *sql.Tx, subscription, upTo int64) error {
+	if upTo == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM report_batches WHERE subscription_id = $1 AND number <= $2`, subscription, upTo)
+	return err
+}
+
+// readBatch returns a batch; nil if there is none with the number.
+func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, subscription, number int64) (batch *agent.ReportBatch, err error) {
+	err = query(ctx, tx, `SELECT data FROM report_batches WHERE subscription_id = $1 AND number = $2`, []any{subscription, number}, func(rows *sql.Rows) error {
+		var data []byte
+		if err := rows.Scan(&data); err != nil {
+			return err
+		}
+		sums, err := decodeSums(data)
+		batch = &agent.ReportBatch{Number: number, Sums: sums}
+		if err != nil {
+			s.log.ErrorContext(ctx, "a batch of reports cannot be read", "subscription", subscription, "number", number, "error", err)
+		}
+		return nil
+	})
+	return batch, err
+}
+
+// ReleaseSubscription ends a stream of it: another one that stands by has it next.
+func (s *Store) ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error {
+	return s.change(ctx, "release subscription", func(tx *sql.Tx) error {
+		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE report_subscriptions SET owner = $1, owner_until = $2 WHERE id = $3 AND owner = $4`,
+			s.dialect.id(agent.ID{}), now, id, s.dialect.id(stream))
+		return err
+	})
+}
+
+// writersKept is how long a replica that was not heard of is remembered: its writes
+// whose outcome it does not know must not be taken for new ones.
+const writersKept = 30 * 24 * time.Hour
+
+// writerGone is how much longer ago a replica that left was heard of: no subscription
+// waits for it.
+const writerGone = 24 * time.Hour
+
+// ExpireSubscriptions removes the subscriptions that no stream has had for a time,
+// with what they gathered, and forgets replicas that are gone.
+func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
+	err = s.change(ctx, "expire subscriptions", func(tx *sql.Tx) error {
+		expired = nil
+		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		var ids []int64
+		// Whoever adds to one waits, and then finds that it is gone.
+		err = query(ctx, tx, `SELECT id, name FROM report_subscriptions WHERE owner_until < $1 ORDER BY id`+s.dialect.forDelete,
+			[]any{now - int64(retention)}, func(rows *sql.Rows) error {
+				var id int64
+				var e agent.ExpiredSubscription
+				err := rows.Scan(&id, &e.Name)
+				ids, expired = append(ids, id), append(expired, e)
+				return err
+			})
+		if err != nil {
+			return err
+		}
+		for i, id := range ids {
+			if expired[i].Agents, err = affected(tx.ExecContext(ctx, `DELETE FROM report_sums WHERE subscription_id = $1`, id)); err != nil {
+				return err
+			}
+			if expired[i].Batches, err = affected(tx.ExecContext(ctx, `DELETE FROM report_batches WHERE subscription_id = $1`, id)); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, `DELETE FROM report_subscriptions WHERE id = $1`, id); err != nil {
+				return err
+			}
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM report_writers WHERE seen_at < $1`, now-int64(writersKept))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return expired, nil
+}
