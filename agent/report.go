@@ -2,8 +2,10 @@ package agent
 
 // Stats are the scalar values of one report.
 type Stats struct {
-	// RxBytes and TxBytes were moved since the last report that was taken in.
-	RxBytes, TxBytes int64
+	// RxBytes and TxBytes were moved since the last report that was taken in, in
+	// RxPackets and TxPackets.
+	RxBytes, TxBytes     int64
+	RxPackets, TxPackets int64
 	// ConnectionCount is the number of distinct flows in the period.
 	ConnectionCount int64
 	// MedianLatencyMS is in milliseconds; 0 or less: unknown.

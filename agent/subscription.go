@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"time"
 )
@@ -13,6 +14,9 @@ var (
 	// ErrUnknownWriter is wrapped by the error of a write of a replica that was not
 	// heard of, or was removed.
 	ErrUnknownWriter = errors.New("unknown writer of reports")
+	// ErrNameFree is the error of a stream that stood by when its turn has come: others
+	// have processed more meanwhile than it knows, so the watcher begins anew.
+	ErrNameFree = errors.New("the name is free: the watcher that had it is gone")
 	// ErrTooMany is wrapped by the error of what would be one too many.
 	ErrTooMany = errors.New("too many")
 )
@@ -174,4 +178,35 @@ type ExpiredSubscription struct {
 	Name    string
 	Agents  int64
 	Batches int64
+}
+
+// ReportWatch is what a watcher begins a stream with.
+type ReportWatch struct {
+	// Name of the subscription.
+	Name string
+	// Position is the last one that the watcher has processed.
+	Position Position
+	// StandBy waits while another stream has the subscription, rather than to take
+	// it. Then the stream ends with ErrNameFree.
+	StandBy bool
+}
+
+// ReportMessage is what a watcher is told. The first of a stream has no sums.
+type ReportMessage struct {
+	// Position is that of the batch, or of the first message: the newest that is acked.
+	Position Position
+	// Since is the time from which all reports count.
+	Since time.Time
+	Sums  []ReportSum
+}
+
+// AckError is that of a watcher which acks what was not sent.
+type AckError struct {
+	// Newest is the number of the newest batch, Got the one that was acked.
+	Newest, Got int64
+}
+
+// Error says what was wanted.
+func (e *AckError) Error() string {
+	return fmt.Sprintf("want 0 to %d, got %d", e.Newest, e.Got)
 }

@@ -34,6 +34,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 )
 
@@ -109,6 +110,7 @@ type service struct {
 	news     *pubsub.Metadata
 	registry *prometheus.Registry
 	pushes   *pushes
+	reports  *reports.Reports
 	server   *agentapi.Server
 	conn     *grpc.ClientConn
 	addr     string // of the listener
@@ -167,11 +169,16 @@ func start(t testing.TB, set settings) *service {
 	if !set.down {
 		require.NoError(t, s.fleet.Load(t.Context()))
 	}
+	s.reports, err = reports.New(s.store, reports.Options{MaxSubscriptions: 3}, s.registry, log)
+	require.NoError(t, err)
+	if !set.down {
+		require.NoError(t, s.reports.Load(t.Context()))
+	}
 	if set.api.CoderdClientSAN == "" {
 		set.api.CoderdTokenHash = sha256.Sum256([]byte(coderdToken))
 	}
 	set.api.Limits.Series = 1000
-	parts := agentapi.Components{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reader: s.store, News: s.news, Pushes: s.pushes}
+	parts := agentapi.Components{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reader: s.store, News: s.news, Pushes: s.pushes, Reports: s.reports}
 	if set.change != nil {
 		set.change(&parts)
 	}
@@ -193,7 +200,7 @@ func start(t testing.TB, set settings) *service {
 	workCtx, stopWorking := context.WithCancel(context.WithoutCancel(t.Context()))
 	var serving, working sync.WaitGroup
 	serving.Go(func() { require.NoError(t, server.Serve(serveCtx, lis)) })
-	for _, run := range []func(context.Context) error{s.fleet.Run, pending.Run, s.series.Run} {
+	for _, run := range []func(context.Context) error{s.fleet.Run, pending.Run, s.series.Run, s.reports.Run} {
 		working.Go(func() { require.NoError(t, run(workCtx)) })
 	}
 	s.stop = sync.OnceFunc(func() {

@@ -14,36 +14,8 @@ const (
 // Kinds of watches, as the gauge labels them.
 const (
 	watchMetadata = "metadata"
-	watchActivity = "activity"
 	watchAgents   = "agents"
 	watchStats    = "stats"
-)
-
-// Reasons why a watch of stats without a stream ended, as the counter labels
-// them.
-const (
-	expiredRetention = "retention"
-	expiredLimit     = "limit"
-)
-
-// Parcels of reports between replicas, errors of them, what reports were dropped
-// for and what was not taken up, as the counters label them.
-const (
-	parcelSent     = "sent"
-	parcelResent   = "resent"
-	parcelTaken    = "taken"
-	parcelRepeated = "repeated"
-
-	relayPublish   = "publish"
-	relayMalformed = "malformed"
-
-	droppedSilent  = "silent"
-	droppedEnded   = "ended"
-	droppedUnknown = "unknown"
-	droppedLimit   = "limit"
-
-	refusedReplica = "replica"
-	refusedName    = "name"
 )
 
 // Reasons of refused states, as the counter labels them and as agents are told.
@@ -68,19 +40,8 @@ type metrics struct {
 	pushes          prometheus.Gauge
 	refused         *prometheus.CounterVec
 	watchErrors     prometheus.Counter
-	watchDropped    prometheus.Counter
-	parked          prometheus.Gauge
-	parkedExpired   *prometheus.CounterVec
 	oversizedPushes prometheus.Counter
 	bytesRefused    *prometheus.CounterVec
-
-	moved, unsettled prometheus.Counter
-	relayReplicas    prometheus.Gauge
-	relayNames       prometheus.Counter
-	relayParcels     *prometheus.CounterVec
-	relayErrors      *prometheus.CounterVec
-	relayDropped     *prometheus.CounterVec
-	relayRefused     *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -111,25 +72,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
 		refused:         vec("agentstatsd_streams_refused_total", "Streams refused because too many went on.", "kind", "watch", "sync", "push"),
 		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
-		watchDropped:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_dropped_total", Help: "Reports that a watcher is not told of, as it reads too slowly and too much waits for it."}),
-		parked:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_stats_watches_parked", Help: "Watches of stats that gather for a watcher who is away."}),
-		parkedExpired:   vec("agentstatsd_stats_watches_expired_total", "Watches of stats that ended as the watcher stayed away, with what they gathered.", "reason", expiredRetention, expiredLimit),
 		bytesRefused:    vec("agentstatsd_coderd_memory_refused_total", "Messages of coderd refused as all calls of their kind have too much in memory.", "kind", bytesRegistrations, bytesPushes),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
-
-		moved:         prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_stats_watches_moved_total", Help: "Watches of stats that came to this replica from another one."}),
-		unsettled:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_stats_watches_unsettled_total", Help: "Watches of stats that came from a replica which does not answer: what it told last may be told again."}),
-		relayReplicas: prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_relay_replicas", Help: "Other replicas that reports are relayed to or came from."}),
-		relayNames:    prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_relay_names_dropped_total", Help: "Names of sessions and protocols left out of reports that are too large for a message to another replica."}),
-		relayParcels:  vec("agentstatsd_relay_parcels_total", "Parcels of reports between replicas.", "kind", parcelSent, parcelResent, parcelTaken, parcelRepeated),
-		relayErrors:   vec("agentstatsd_relay_errors_total", "Messages between replicas that were not sent, or not understood.", "reason", relayPublish, relayMalformed),
-		relayDropped:  vec("agentstatsd_relay_dropped_total", "Reports that a watcher on another replica is not told of.", "reason", droppedSilent, droppedEnded, droppedUnknown, droppedLimit),
-		relayRefused:  vec("agentstatsd_relay_refused_total", "Replicas forgotten and names of watches not taken up, as there are too many.", "kind", refusedReplica, refusedName),
 	}
-	for _, kind := range []string{watchMetadata, watchActivity, watchAgents, watchStats} {
+	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {
 		m.watches.WithLabelValues(kind)
 	}
-	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.pushes, m.watchErrors, m.watchDropped, m.parked, m.oversizedPushes,
-		m.moved, m.unsettled, m.relayReplicas, m.relayNames)
+	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.pushes, m.watchErrors, m.oversizedPushes)
 	return m
 }

@@ -31,10 +31,6 @@ type Options struct {
 	// makes its holder coderd; empty: none does.
 	CoderdClientSAN string
 
-	// ReplicaID is this replica's, chosen at random by each process; zero: there
-	// is no Bus.
-	ReplicaID agent.ID
-
 	// ReportInterval that agents are told; default 30 s, at least 1 s.
 	ReportInterval time.Duration
 	Limits         Limits
@@ -108,14 +104,9 @@ type Options struct {
 	// WatchInterval is the time between two re-reads of what is watched, which
 	// repair missed news; default 30 s.
 	WatchInterval time.Duration
-	// StatsRetention is how long a watch of stats that has a name goes on without
-	// a stream, and how long reports wait for a replica that is silent; default
-	// 10 min, the same on all replicas. MaxWatches of them at most do.
-	StatsRetention time.Duration
 	// DrainTimeout is the time that agents have to leave when the service
 	// stops; default 10 s. They are asked one after another, over three quarters
-	// of it. Serve returns at most stopTimeout later, and with a Bus
-	// handOverTimeout and publishTimeout after that.
+	// of it. Serve returns at most stopTimeout later.
 	DrainTimeout time.Duration
 
 	// StoreReady returns why the database cannot be used now; nil: it is not
@@ -155,7 +146,6 @@ func (o Options) withDefaults() Options {
 	set(&o.GoodbyeTimeout, 15*time.Second)
 	set(&o.SyncTimeout, 5*time.Minute)
 	set(&o.WatchInterval, 30*time.Second)
-	set(&o.StatsRetention, 10*time.Minute)
 	set(&o.DrainTimeout, 10*time.Second)
 	return o
 }
@@ -205,7 +195,6 @@ func (o Options) validate() error {
 		{"goodbye timeout", int64(o.GoodbyeTimeout)},
 		{"sync timeout", int64(o.SyncTimeout)},
 		{"watch interval", int64(o.WatchInterval)},
-		{"stats retention", int64(o.StatsRetention)},
 		{"drain timeout", int64(o.DrainTimeout)},
 	} {
 		if c.value < 0 {

@@ -151,6 +151,8 @@ func TestPush(t *testing.T) {
 func TestPushesAreRequired(t *testing.T) {
 	_, err := agentapi.NewServer(agentapi.Components{}, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.EqualError(t, err, "agentapi components: pushes is absent")
+	_, err = agentapi.NewServer(agentapi.Components{Pushes: &pushes{}}, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.EqualError(t, err, "agentapi components: reports is absent")
 }
 
 func TestPushTellsRefusals(t *testing.T) {

@@ -34,6 +34,8 @@ func newMessageReport(message *agentstatsv1.Stats) *messageReport {
 	r.stats = agent.Stats{
 		RxBytes:         message.GetRxBytes(),
 		TxBytes:         message.GetTxBytes(),
+		RxPackets:       message.GetRxPackets(),
+		TxPackets:       message.GetTxPackets(),
 		ConnectionCount: message.GetConnectionCount(),
 		MedianLatencyMS: message.GetConnectionMedianLatencyMs(),
 	}

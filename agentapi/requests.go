@@ -29,7 +29,7 @@ const (
 func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	switch {
 	case f.stats != nil:
-		refused := s.takeReport(r, f.stats, f.stats.message)
+		refused := s.takeReport(r, f.stats, f.stats.rest)
 		f.forms = f.stats.forms(f.forms)
 		return refused
 	case f.metadata != nil:
@@ -56,15 +56,17 @@ func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.R
 	report := newMessageReport(stats)
 	defer report.release()
 	s.metrics.sessionNames.Add(float64(report.overflow))
-	return s.takeReport(r, report, func() *agentstatsv1.Stats { return stats })
+	return s.takeReport(r, report, func() []byte { return encodeRest(stats) })
 }
 
-// takeReport takes in a report. message returns it for those who watch reports,
-// who need not be told its samples.
-func (s *Server) takeReport(r fleet.Request, report agent.Report, message func() *agentstatsv1.Stats) []agent.Refusal {
+// takeReport takes in a report. rest returns it encoded without samples, for those
+// who watch reports.
+func (s *Server) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
-	if !s.feed.idle() {
-		s.feed.tell(reportOf{agent: r.Agent(), workspace: r.Workspace(), now: r.Now(), stats: message()})
+	if s.Reports.Wanted() {
+		sum := sumOf(report.Stats(), r.Now())
+		sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), r.Workspace(), r.Order(), rest()
+		s.Reports.Add(&sum)
 	}
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 	r.Created(created)

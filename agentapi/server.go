@@ -58,7 +58,18 @@ type MetadataNews interface {
 	SubscribeMetadata(f func(ids []agent.ID)) (cancel func(), err error)
 }
 
-// Components are what a Server stands before; all but Bus are required.
+// Reports keeps what agents report for those who watch it.
+type Reports interface {
+	// Wanted tells whether anybody does: a report costs no more than that otherwise.
+	Wanted() bool
+	// Add takes in a report. It touches memory only and copies the data.
+	Add(sum *agent.ReportSum)
+	// Serve serves a stream until acks is closed, ctx ends, or another stream has the
+	// name. send gets one message at a time, and no batch before the one before is acked.
+	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
+}
+
+// Components are what a Server stands before; all are required.
 type Components struct {
 	Fleet    *fleet.Fleet
 	Stats    Stats
@@ -66,9 +77,7 @@ type Components struct {
 	Reader   MetadataReader
 	News     MetadataNews
 	Pushes   Pushes
-	// Bus relays the reports that watchers wait for between replicas; nil: there
-	// is one replica.
-	Bus Bus
+	Reports  Reports
 }
 
 // stopTimeout bounds what is left after the drain: calls without a stream.
@@ -118,10 +127,6 @@ type Server struct {
 	connections  *connections
 	// instances of coderd that push.
 	instances *pushInstances
-	feed      *feed
-	// statsNames are the watches of stats that have names.
-	statsNames *statsNames
-	relay      *relay // nil: there is one replica
 	// receivers are the goroutines that read from streams; each ends soon after
 	// the handler that it reads for.
 	receivers sync.WaitGroup
@@ -134,11 +139,11 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("agentapi options: %w", err)
 	}
-	if c.Pushes == nil {
+	switch {
+	case c.Pushes == nil:
 		return nil, errors.New("agentapi components: pushes is absent")
-	}
-	if (c.Bus == nil) != (opts.ReplicaID == agent.ID{}) {
-		return nil, errors.New("agentapi: a bus needs the id of the replica, and the other way round")
+	case c.Reports == nil:
+		return nil, errors.New("agentapi components: reports is absent")
 	}
 	rpc := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
 	if err := reg.Register(rpc); err != nil {
@@ -164,7 +169,6 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		pushes:  newSlots(opts.MaxPushes),
 
 		instances: newPushInstances(),
-		feed:      newFeed(),
 
 		codec:        codec{CodecV2: encoding.GetCodecV2("proto"), limit: opts.MaxAgentMessageBytes},
 		coderdCalls:  newSlots(opts.MaxCoderdCalls),
@@ -177,10 +181,6 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
 	}, func() float64 { return float64(s.connections.count()) }))
-	s.statsNames = newStatsNames(s.feed, opts.StatsRetention, opts.MaxWatches, c.Fleet.MaxAgents(), m)
-	if c.Bus != nil {
-		s.relay = newRelay(c.Bus, opts.ReplicaID, s.statsNames, log)
-	}
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
 	served := registrar{s.grpc}
 	agentstatsv1.RegisterAgentServiceServer(served, &agentService{Server: s})
@@ -241,17 +241,9 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 // Serve serves until ctx is cancelled. Then it lets nobody in any more, asks the
 // agents to connect again elsewhere or later, waits for them within
 // Options.DrainTimeout, stops, and returns nil. It closes the listener. An error
-// is the listener's, or that of the bus at the start.
+// is the listener's.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	var background sync.WaitGroup
-	relayCtx, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopRelay()
-	if s.relay != nil {
-		if err := s.relay.begin(); err != nil {
-			return errors.Join(err, lis.Close())
-		}
-		background.Go(func() { s.relay.run(relayCtx) })
-	}
 	healthCtx, stopHealth := context.WithCancel(ctx)
 	background.Go(func() { s.watchHealth(healthCtx) })
 	failed := make(chan error, 1)
@@ -265,10 +257,8 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 	stopHealth()
 	s.drain(err == nil)
-	stopRelay() // nobody reports any more
 	background.Wait()
 	s.receivers.Wait()
-	s.statsNames.close()
 	s.connections.close()
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC: %w", err)

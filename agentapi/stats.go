@@ -4,108 +4,129 @@ import (
 	"context"
 	"errors"
 	"io"
-	"time"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxWatchName bounds the name of a watch, in bytes.
+// maxWatchName bounds the name of a subscription, in bytes.
 const maxWatchName = 64
 
-var errWatchTaken = status.Error(codes.Aborted, "superseded by a newer watch of the name")
+var (
+	errWatchTaken = status.Error(codes.Aborted, "superseded by a newer watch of the name")
+	errWatchFree  = status.Error(codes.Unavailable, "the watcher that had the name is gone; connect again")
+)
+
+// statsStream is the stream of WatchStats.
+type statsStream = grpc.BidiStreamingServer[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse]
 
 // WatchStats implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) WatchStats(stream grpc.BidiStreamingServer[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse]) error {
+func (s *coderdService) WatchStats(stream statsStream) error {
 	end, err := s.beginWatch(watchStats)
 	if err != nil {
 		return err
 	}
 	defer end()
-	ctx := stream.Context()
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
 	requests := receive(ctx, &s.receivers, stream.Recv)
 	first, err := awaitFirst(ctx, s.Server, requests, "request")
 	if err != nil {
 		return err
 	}
-	ids, err := watchIDs(first.GetAgentIds())
-	if err != nil {
-		return err
-	}
-	name := first.GetName()
-	if problem := textProblem(name, 0, maxWatchName); problem != "" {
+	if problem := textProblem(first.GetName(), 1, maxWatchName); problem != "" {
 		return invalid("name", "%s", problem)
 	}
-	fresh := func() *statsWatch { return newStatsWatch(ids, s.Fleet.MaxAgents(), s.metrics) }
-	turn, err := s.statsNames.enter(name, fresh, processed{first.GetEpoch(), first.GetAckedSequence()})
-	if err != nil {
-		return err
+	if n := first.GetNumber(); n < 0 {
+		return invalid("number", "want at least 0, got %d", n)
 	}
-	defer s.statsNames.leave(name, turn)
-	return s.tellStats(ctx, stream, requests, turn, turn.watch.follow(ids))
+	acks := make(chan int64)
+	var acking sync.WaitGroup
+	acking.Go(func() {
+		if err := s.passAcks(ctx, requests, acks); err != nil {
+			cancel(err)
+		}
+	})
+	err = s.Reports.Serve(ctx, agent.ReportWatch{
+		Name:     first.GetName(),
+		Position: agent.Position{Incarnation: int64(first.GetIncarnation()), Number: first.GetNumber()},
+		StandBy:  first.GetStandBy(),
+	}, acks, func(m agent.ReportMessage) error { return stream.Send(statsResponse(m)) })
+	cause := context.Cause(ctx)
+	cancel(nil)
+	acking.Wait()
+	return s.watchEnded(stream.Context(), err, cause)
 }
 
-// tellStats sends what is gathered, each response once the one before is acked,
-// until the stream or the service ends.
-func (s *coderdService) tellStats(
-	ctx context.Context,
-	stream grpc.BidiStreamingServer[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse],
-	requests <-chan received[*agentstatsv1.WatchStatsRequest],
-	turn *statsTurn,
-	wake <-chan struct{},
-) error {
-	var sent int64 // sequence of the last response on this stream
-	// gathered fires when reports have gathered for watchPause; nil: they need
-	// not.
-	var gathered <-chan time.Time
-	settled := turn.settled
+// passAcks passes on what the watcher acks, and closes acks when it ends the stream. Its
+// error ends that.
+func (s *coderdService) passAcks(ctx context.Context, requests <-chan received[*agentstatsv1.WatchStatsRequest], acks chan<- int64) error {
 	for {
-		if settled == nil {
-			if resp := turn.watch.next(gathered == nil); resp != nil && resp.GetSequence() != sent {
-				if err := stream.Send(resp); err != nil {
-					return err
-				}
-				sent = resp.GetSequence()
-			}
-		}
+		var r received[*agentstatsv1.WatchStatsRequest]
 		select {
-		case r := <-requests:
-			if errors.Is(r.err, io.EOF) {
-				return nil
-			}
-			if r.err != nil {
-				return r.err
-			}
-			news, err := turn.watch.ack(r.message.GetAckedSequence())
-			if err != nil {
-				return err
-			}
-			if news {
-				gathered = time.After(watchPause)
-			}
-		case <-wake:
-		case <-gathered:
-			gathered = nil
-		case <-settled:
-			settled = nil
-		case <-turn.taken:
-			return errWatchTaken
+		case r = <-requests:
 		case <-s.streams.draining:
 			return errDraining
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
+		}
+		if errors.Is(r.err, io.EOF) {
+			close(acks)
+			return nil
+		}
+		if r.err != nil {
+			return r.err
+		}
+		select {
+		case acks <- r.message.GetNumber():
+		case <-s.streams.draining:
+			return errDraining
+		case <-ctx.Done():
+			return nil
 		}
 	}
 }
 
-// watchIDs converts the ids of agents that are watched; none: all.
-func watchIDs(list [][]byte) ([]agent.ID, error) {
-	if len(list) == 0 {
-		return nil, nil
+// watchEnded returns the status of a watch that ended with an error, for a cause if its
+// context was cancelled.
+func (s *coderdService) watchEnded(ctx context.Context, err, cause error) error {
+	var ack *agent.AckError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, agent.ErrSuperseded):
+		return errWatchTaken
+	case errors.Is(err, agent.ErrNameFree):
+		return errWatchFree
+	case errors.Is(err, agent.ErrTooMany):
+		return exhausted(watchRetry, err.Error())
+	case errors.As(err, &ack):
+		return invalid("number", "%v", ack)
+	case cause != nil:
+		return cause
 	}
-	return readIDs(list)
+	if _, ok := status.FromError(err); ok {
+		return err // of the stream
+	}
+	return s.failure(ctx, "watch stats", err)
+}
+
+// statsResponse is a message to a watcher.
+func statsResponse(m agent.ReportMessage) *agentstatsv1.WatchStatsResponse {
+	resp := &agentstatsv1.WatchStatsResponse{
+		Agents:      make([]*agentstatsv1.AgentStats, len(m.Sums)),
+		Incarnation: uint64(m.Position.Incarnation),
+		Number:      m.Position.Number,
+		Since:       timestamppb.New(m.Since),
+	}
+	for i := range m.Sums {
+		resp.Agents[i] = agentStats(&m.Sums[i])
+	}
+	return resp
 }

@@ -168,7 +168,10 @@ func (r *wireReport) setCount(t byte, v int64, older *agent.Sessions) bool {
 		older.ReconnectingPTY = v
 	case tagSSH:
 		older.SSH = v
-	case tagRxPackets, tagTxPackets:
+	case tagRxPackets:
+		r.stats.RxPackets = v
+	case tagTxPackets:
+		r.stats.TxPackets = v
 	default:
 		return false
 	}
@@ -369,9 +372,13 @@ func (r *wireReport) Form(i int) agent.Form {
 	return agent.Form{Head: strings.Clone(sample[:head].string()), Tail: strings.Clone(sample[tail:].string())}
 }
 
-// message returns the report without its samples.
-func (r *wireReport) message() *agentstatsv1.Stats {
+// rest returns the report without its samples, encoded: at most maxRestBytes of what
+// was sent, or what is left of it when it is bounded. It is valid while the bytes are.
+func (r *wireReport) rest() []byte {
+	if len(r.others) <= maxRestBytes {
+		return r.others
+	}
 	m := &agentstatsv1.Stats{}
 	_ = proto.Unmarshal(r.others, m) // read found it valid
-	return m
+	return encodeRest(m)
 }

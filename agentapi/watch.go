@@ -198,3 +198,29 @@ func appendValue(part *agentstatsv1.WatchMetadataResponse, id agent.ID, value *a
 	}
 	part.Agents[n-1].Values = append(part.Agents[n-1].Values, value)
 }
+
+// watchPause is the time between two messages to a watcher of agents, in which
+// changes gather.
+const watchPause = 250 * time.Millisecond
+
+// pause lets changes gather for a watcher.
+func (s *coderdService) pause(ctx context.Context) error {
+	timer := time.NewTimer(watchPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-s.streams.draining:
+		return errDraining
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// watchIDs converts the ids of agents that are watched; none: all.
+func watchIDs(list [][]byte) ([]agent.ID, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	return readIDs(list)
+}

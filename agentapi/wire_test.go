@@ -106,7 +106,9 @@ func checkReport(t require.TestingT, got *wireReport, stats *agentstatsv1.Stats)
 	}
 	rest := proto.CloneOf(stats)
 	rest.Metrics = nil
-	require.Empty(t, cmp.Diff(rest, got.message(), protocmp.Transform(), cmpopts.EquateNaNs()))
+	others := &agentstatsv1.Stats{}
+	require.NoError(t, proto.Unmarshal(got.others, others))
+	require.Empty(t, cmp.Diff(rest, others, protocmp.Transform(), cmpopts.EquateNaNs()))
 }
 
 // inWords tells everything of a sample: of its value, each bit.

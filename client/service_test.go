@@ -20,6 +20,7 @@ import (
 	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 )
 
@@ -67,8 +68,11 @@ func (s *service) start() {
 	s.federation, err = federation.New(database, s.aggregator, federation.Options{}, reg, log)
 	must(err)
 	must(s.federation.Load(context.Background()))
+	watched, err := reports.New(database, reports.Options{}, reg, log)
+	must(err)
+	must(watched.Load(context.Background()))
 	api, err := agentapi.NewServer(
-		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news, Pushes: s.federation},
+		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news, Pushes: s.federation, Reports: watched},
 		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond},
 		reg, log,
 	)
@@ -82,7 +86,7 @@ func (s *service) start() {
 	workers, cancelWorkers := context.WithCancel(context.Background())
 	var serving, working sync.WaitGroup
 	serving.Go(func() { must(api.Serve(ctx, listener)) })
-	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, s.federation.Run} {
+	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, s.federation.Run, watched.Run} {
 		working.Go(func() { must(work(workers)) })
 	}
 	s.stopped = func() {

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -32,20 +31,6 @@ func (c *Coderd) WatchMetadata(ctx context.Context, agentIDs []uuid.UUID, news f
 	}
 	req := &agentstatsv1.WatchMetadataRequest{AgentIds: idBytes(agentIDs)}
 	return watch(ctx, c, "metadata", c.service.WatchMetadata, req, news)
-}
-
-// WatchActivity watches which workspaces are in use: their agents report a
-// connection or a session. It calls news with at most one entry a workspace and
-// interval, 1 s to 1 h; 0: 30 s. What is reported while the stream is broken is
-// not told: an agent in use reports again after its report interval.
-//
-// It blocks and returns as WatchMetadata does.
-func (c *Coderd) WatchActivity(ctx context.Context, interval time.Duration, news func(*agentstatsv1.WatchActivityResponse)) error {
-	req := &agentstatsv1.WatchActivityRequest{}
-	if interval != 0 {
-		req.Interval = durationpb.New(interval)
-	}
-	return watch(ctx, c, "activity", c.service.WatchActivity, req, news)
 }
 
 // WatchAgents watches the states of at most 1000 agents; nil: of all agents. It

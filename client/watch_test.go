@@ -36,58 +36,66 @@ func TestCoderdWatchesReports(t *testing.T) {
 	})
 
 	used, reported := make(chan time.Time), make(chan time.Time)
-	running.Go(func() {
-		err := coderd.WatchActivity(ctx, time.Second, func(r *agentstatsv1.WatchActivityResponse) {
-			for _, w := range r.GetWorkspaces() {
-				if uuid.UUID(w.GetWorkspaceId()) != workspaceID {
-					t.Errorf("activity of %x", w.GetWorkspaceId())
-				}
-				select {
-				case used <- w.GetLastUsedAt().AsTime():
-				case <-ctx.Done():
-				}
-			}
-		})
-		if err != nil {
-			t.Errorf("watch activity: %v", err)
+	activity := client.NewActivity(time.Second)
+	told := func(to chan time.Time, at time.Time) {
+		select {
+		case to <- at:
+		case <-ctx.Done():
 		}
-	})
+	}
 	running.Go(func() {
-		err := coderd.WatchStats(ctx, "insights", []uuid.UUID{agentID}, func(agents []*agentstatsv1.AgentStats) {
-			for _, a := range agents {
+		err := coderd.WatchStats(ctx, client.StatsWatch{Name: "insights", Handle: func(batch client.StatsBatch) error {
+			for _, a := range batch.Agents {
 				if got := a.GetStats().GetRxBytes(); got < 3*a.GetReports() || got == 0 {
 					t.Errorf("%d bytes of %d reports", got, a.GetReports())
 				}
-				select {
-				case reported <- a.GetReceivedAt().AsTime():
-				case <-ctx.Done():
-				}
+				told(reported, a.GetReceivedAt().AsTime())
 			}
-		})
+			for _, use := range activity.Add(time.Now(), batch.Agents) {
+				if use.WorkspaceID != workspaceID {
+					t.Errorf("activity of %s", use.WorkspaceID)
+				}
+				told(used, use.At)
+			}
+			return nil
+		}})
 		if err != nil {
 			t.Errorf("watch stats: %v", err)
 		}
 	})
-	<-used
-	<-reported
+	next := func(from chan time.Time, other chan time.Time) time.Time {
+		for {
+			select {
+			case at := <-from:
+				return at
+			case <-other:
+			}
+		}
+	}
+	next(used, reported)
 	s.stopped()
 	s.start()
 	restarted := time.Now()
-	for restarted.After(<-used) {
+	for restarted.After(next(used, reported)) {
 	}
-	for restarted.After(<-reported) {
+	for restarted.After(next(reported, used)) {
 	}
 }
 
 func TestCoderdWatchReportsErrors(t *testing.T) {
 	s, coderd := startCoderd(t)
-	activity := func(*agentstatsv1.WatchActivityResponse) { t.Error("news") }
-	stats := func([]*agentstatsv1.AgentStats) { t.Error("news") }
-	require.ErrorContains(t, coderd.WatchStats(t.Context(), "", make([]uuid.UUID, 1001), stats), "1001 agents are named")
-	require.ErrorContains(t, coderd.WatchStats(t.Context(), strings.Repeat("n", 65), nil, stats), "the name has 65 bytes")
-	err := coderd.WatchActivity(t.Context(), time.Millisecond, activity)
+	watch := func(name string) client.StatsWatch {
+		return client.StatsWatch{Name: name, Handle: func(client.StatsBatch) error {
+			t.Error("news")
+			return nil
+		}}
+	}
+	for _, name := range []string{"", strings.Repeat("n", 65)} {
+		require.ErrorContains(t, coderd.WatchStats(t.Context(), watch(name)), "the name has ")
+	}
+	err := coderd.WatchStats(t.Context(), watch("\x00"))
 	require.Equal(t, codes.InvalidArgument, status.Code(err), err)
-	require.ErrorContains(t, err, "watch activity: ")
+	require.ErrorContains(t, err, "watch stats: ")
 
 	_, err = coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
 	require.NoError(t, err)
@@ -95,9 +103,7 @@ func TestCoderdWatchReportsErrors(t *testing.T) {
 	defer closeConn(t, conn)
 	agents, err := client.NewCoderd(conn, client.CoderdOptions{})
 	require.NoError(t, err)
-	err = agents.WatchActivity(t.Context(), 0, activity)
-	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
-	err = agents.WatchStats(t.Context(), "", nil, stats)
+	err = agents.WatchStats(t.Context(), watch("insights"))
 	require.Equal(t, codes.PermissionDenied, status.Code(err), err)
 }
 

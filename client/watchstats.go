@@ -7,8 +7,9 @@ import (
 	"io"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -16,51 +17,102 @@ import (
 // maxWatchName is the longest name of a watch, in bytes.
 const maxWatchName = 64
 
-// WatchStats watches the reports of at most 1000 agents; nil: of all agents. It
-// calls news with each agent's stats: counts since its last entry, the rest as
-// it was reported last. If news is slow, more reports are in one entry.
+// StatsPosition is how far a watcher of stats has come. The zero value is the start.
+type StatsPosition struct {
+	// Incarnation of the subscription. A position says nothing of another one.
+	Incarnation uint64
+	// Number of the last batch that was processed.
+	Number int64
+}
+
+// StatsBatch is a part of what a subscription has gathered.
+type StatsBatch struct {
+	// Position of the batch, to be stored with what is made of it.
+	Position StatsPosition
+	// Agents are what agents reported since their last entry, each at most once: counts
+	// are added, the rest is as it was reported last.
+	Agents []*agentstatsv1.AgentStats
+}
+
+// StatsWatch is a watch of what all agents report.
+type StatsWatch struct {
+	// Name of the subscription, 1 to 64 bytes. It waits in the service's database, for
+	// a day after its last stream, and is of one watcher at a time.
+	Name string
+	// Load returns the position that was stored last; nil: that of the last call of
+	// Handle. It is called before each stream. After an error it is called again.
+	Load func(ctx context.Context) (StatsPosition, error)
+	// Handle processes a batch, which is acked when it returns nil. After an error it is
+	// told again. If it is slow, more reports are in one entry. The first batch of an
+	// incarnation has no agents.
+	Handle func(batch StatsBatch) error
+	// Started is called when a stream stands, with the time since when all that agents
+	// report is in the subscription; nil: nothing is.
+	Started func(since time.Time)
+}
+
+// WatchStats watches what agents report.
 //
-// The service keeps what is reported while the stream is broken, under the name
-// of the watch, 1 to 64 bytes, for 10 min. Each report is told once, however
-// often the stream breaks: the entries of a call count as processed when news
-// returns. If name is empty, nothing is kept. A name is of one watcher at a
-// time: another one that takes it breaks the stream of this one, which then
-// takes it back, and what was on the way may be told to both. A later call with
-// the name goes on where this one ended; if the service did not learn of the
-// last call of news, as the process died or the service could not be reached
-// when ctx ended, those entries are told again. A restart of the whole service
-// forgets all names: what it has not told by then is lost. Of several replicas
-// one that stops hands over to the others; one that is killed cannot.
+// Each report is in one batch, whichever replica of the service serves the stream, and
+// whichever are killed or restarted. If Handle stores the position with what it makes
+// of a batch, in one transaction that does nothing if the stored position has the same
+// incarnation and as high a number, and Load returns that, then each report counts
+// exactly once, over any crash of this process. Otherwise a batch whose ack the service
+// did not learn of is told again.
 //
-// It blocks and returns as WatchMetadata does, but when ctx ends it waits for
-// news to return, and at most 5 s for the service to know that.
-func (c *Coderd) WatchStats(ctx context.Context, name string, agentIDs []uuid.UUID, news func([]*agentstatsv1.AgentStats)) error {
-	if len(agentIDs) > maxWatchAgents {
-		return fmt.Errorf("watch stats: %d agents are named, at most %d may be", len(agentIDs), maxWatchAgents)
+// A newer watcher takes a name from an older one, whose stream breaks. That one stands
+// by until the newer one has gone: so two of them do not take turns.
+//
+// It blocks and returns as WatchMetadata does, but when ctx ends it waits for Handle
+// to return, and at most 5 s for the service to know that.
+func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
+	if n := len(watch.Name); n < 1 || n > maxWatchName {
+		return fmt.Errorf("watch stats: the name has %d bytes, 1 to %d are allowed", n, maxWatchName)
 	}
-	if len(name) > maxWatchName {
-		return fmt.Errorf("watch stats: the name has %d bytes, at most %d are allowed", len(name), maxWatchName)
-	}
-	w := &statsWatch{
-		service: c.service,
-		next:    &agentstatsv1.WatchStatsRequest{Name: name, AgentIds: idBytes(agentIDs)},
-		news:    news,
-	}
+	w := &statsWatch{StatsWatch: watch, service: c.service}
 	return c.keepWatching(ctx, "stats", func() (bool, error) { return w.follow(ctx) })
 }
 
 // statsWatch is a watch of stats over all its streams.
 type statsWatch struct {
+	StatsWatch
 	service agentstatsv1.CoderdServiceClient
-	news    func([]*agentstatsv1.AgentStats)
-	// next is the first request of the next stream. It has the epoch and the
-	// sequence of the last response that news has returned from.
-	next *agentstatsv1.WatchStatsRequest
+	// position is the last one that was processed.
+	position StatsPosition
+	// standBy is true after another watcher took the name.
+	standBy bool
+}
+
+// first returns the first request of a stream.
+func (w *statsWatch) first(ctx context.Context) (*agentstatsv1.WatchStatsRequest, error) {
+	if w.Load != nil {
+		stored, err := w.Load(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("load the position: %w", err)
+		}
+		w.position = stored
+	}
+	return &agentstatsv1.WatchStatsRequest{
+		Name: w.Name, Incarnation: w.position.Incarnation, Number: w.position.Number, StandBy: w.standBy,
+	}, nil
 }
 
 // follow serves one stream until it ends, and tells whether there was any news.
-// When ctx ends, the service takes in the last ack before the stream ends.
 func (w *statsWatch) follow(ctx context.Context) (told bool, err error) {
+	told, err = w.serve(ctx)
+	if status.Code(err) == codes.Aborted {
+		w.standBy = true
+	}
+	return told, err
+}
+
+// serve serves one stream. When ctx ends, the service takes in the last ack before the
+// stream ends.
+func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
+	first, err := w.first(ctx)
+	if err != nil {
+		return false, err
+	}
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	// Until the stream stands, the end of ctx may cut it off.
@@ -76,7 +128,7 @@ func (w *statsWatch) follow(ctx context.Context) (told bool, err error) {
 		cancel()
 		<-s.done
 	}()
-	err = s.send(w.next)
+	err = s.send(first)
 	stop()
 	if err != nil {
 		return false, err
@@ -88,10 +140,9 @@ func (w *statsWatch) follow(ctx context.Context) (told bool, err error) {
 				s.end(cancel)
 				return told, ctx.Err()
 			}
+			began := !told
 			told = true
-			w.news(resp.GetAgents())
-			w.next.Epoch, w.next.AckedSequence = resp.GetEpoch(), resp.GetSequence()
-			if err := s.send(&agentstatsv1.WatchStatsRequest{AckedSequence: resp.GetSequence()}); err != nil {
+			if err := w.handle(s, resp, began); err != nil {
 				return told, err
 			}
 		case <-s.done:
@@ -101,6 +152,31 @@ func (w *statsWatch) follow(ctx context.Context) (told bool, err error) {
 			return told, ctx.Err()
 		}
 	}
+}
+
+// handle takes in a response; began is true for the first of a stream, which is not
+// acked.
+func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsResponse, began bool) error {
+	batch := StatsBatch{Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber()}, Agents: resp.GetAgents()}
+	if began {
+		w.standBy = false
+		if w.Started != nil {
+			w.Started(resp.GetSince().AsTime())
+		}
+	}
+	same := batch.Position.Incarnation == w.position.Incarnation
+	if !same || batch.Position.Number > w.position.Number {
+		if !began || !same {
+			if err := w.Handle(batch); err != nil {
+				return fmt.Errorf("handle a batch of stats: %w", err)
+			}
+		}
+		w.position = batch.Position
+	}
+	if began {
+		return nil
+	}
+	return s.send(&agentstatsv1.WatchStatsRequest{Number: resp.GetNumber()})
 }
 
 // statsStream is one stream of a watch of stats.

@@ -194,7 +194,13 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 	var reported, told, reports, toldReports int64
 	var slow time.Duration
 	var problem error
-	news := func(entries []*agentstatsv1.AgentStats) {
+	var position client.StatsPosition
+	load := func(context.Context) (client.StatsPosition, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return position, nil
+	}
+	news := func(batch client.StatsBatch) error {
 		mu.Lock()
 		pause := slow
 		slow = 0
@@ -202,7 +208,8 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		time.Sleep(pause)
 		mu.Lock()
 		defer mu.Unlock()
-		for _, e := range entries {
+		position = batch.Position
+		for _, e := range batch.Agents {
 			bits := e.GetStats().GetRxBytes()
 			if uuid.UUID(e.GetAgentId()) != agentID || told&bits != 0 {
 				problem = fmt.Errorf("told %b of %x after %b", bits, e.GetAgentId(), told)
@@ -210,9 +217,17 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 			told |= bits
 			toldReports += e.GetReports()
 		}
+		return nil
 	}
+	counts := make(chan struct{})
+	started := sync.OnceFunc(func() { close(counts) })
 	watch := func() (stop func() error) {
-		stop = run(ctx, func(ctx context.Context) error { return coderd.WatchStats(ctx, "insights", nil, news) })
+		stop = run(ctx, func(ctx context.Context) error {
+			return coderd.WatchStats(ctx, client.StatsWatch{
+				Name: "insights", Load: load, Handle: news, Started: func(time.Time) { started() },
+			})
+		})
+		<-counts
 		synctest.Wait()
 		return stop
 	}
@@ -283,21 +298,30 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 		var told []int64
 		for i := range 3 {
 			ctx, cancel := context.WithCancel(t.Context())
+			started := make(chan struct{}, 1)
 			stop := run(ctx, func(ctx context.Context) error {
-				return coderd.WatchStats(ctx, "insights", nil, func(entries []*agentstatsv1.AgentStats) {
-					cancel()
-					time.Sleep(time.Second)
-					for _, e := range entries {
-						told = append(told, e.GetStats().GetRxBytes())
-					}
+				return coderd.WatchStats(ctx, client.StatsWatch{
+					Name:    "insights",
+					Started: func(time.Time) { started <- struct{}{} },
+					Handle: func(batch client.StatsBatch) error {
+						if len(batch.Agents) == 0 {
+							return nil
+						}
+						cancel()
+						time.Sleep(time.Second)
+						for _, e := range batch.Agents {
+							told = append(told, e.GetStats().GetRxBytes())
+						}
+						return nil
+					},
 				})
 			})
-			synctest.Wait()
+			<-started
 			if i == 0 {
 				report(1)
 				synctest.Wait()
 			}
-			time.Sleep(2 * time.Second)
+			time.Sleep(4 * time.Second)
 			if err := stop(); err != nil {
 				t.Error(err)
 			}

@@ -86,13 +86,20 @@ func (d *deployment) run(t *testing.T, agentID uuid.UUID) {
 	}}, nil)
 	require.NoError(t, err)
 
+	counts := make(chan struct{})
+	watched := sync.OnceFunc(func() { close(counts) })
 	running.Go(func() {
-		_ = d.coderd.WatchStats(ctx, "insights", nil, func(all []*agentstatsv1.AgentStats) {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			for _, a := range all {
-				d.received += a.GetStats().GetRxBytes()
-			}
+		_ = d.coderd.WatchStats(ctx, client.StatsWatch{
+			Name:    "insights",
+			Started: func(time.Time) { watched() },
+			Handle: func(batch client.StatsBatch) error {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				for _, a := range batch.Agents {
+					d.received += a.GetStats().GetRxBytes()
+				}
+				return nil
+			},
 		})
 	})
 	synced := make(chan struct{})
@@ -110,6 +117,7 @@ func (d *deployment) run(t *testing.T, agentID uuid.UUID) {
 		})
 	})
 	<-synced
+	<-counts
 	d.agent, err = client.NewAgent(d.dial(t, 1, client.DialOptions{Token: token}), client.AgentOptions{})
 	require.NoError(t, err)
 	running.Go(func() { _ = d.agent.Run(ctx) })

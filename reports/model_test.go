@@ -196,7 +196,7 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 	standBy := false
 	for ctx.Err() == nil {
 		w.mu.Lock()
-		watch := Watch{Name: "insights", Position: w.position, StandBy: standBy}
+		watch := agent.ReportWatch{Name: "insights", Position: w.position, StandBy: standBy}
 		i := random.IntN(len(w.processes))
 		p := w.processes[i]
 		w.mu.Unlock()
@@ -219,7 +219,7 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 				}
 			}
 		}()
-		err := p.reports.Serve(streamCtx, watch, acks, func(m Message) error {
+		err := p.reports.Serve(streamCtx, watch, acks, func(m agent.ReportMessage) error {
 			w.mu.Lock()
 			crash := w.faulty && crashes() // before it is stored
 			w.mu.Unlock()
@@ -240,7 +240,7 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 		})
 		stopped()
 		cancel()
-		standBy = errors.Is(err, agent.ErrSuperseded) || errors.Is(err, ErrFree)
+		standBy = errors.Is(err, agent.ErrSuperseded) || errors.Is(err, agent.ErrNameFree)
 		w.logf("%s: stream of %d ended: %v", name, i, err)
 		timer := time.NewTimer(100 * time.Millisecond)
 		select {
@@ -252,7 +252,7 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 }
 
 // process stores what a message tells with its position, unless that is stored already.
-func (w *world) process(name string, m Message) {
+func (w *world) process(name string, m agent.ReportMessage) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.since = m.Since

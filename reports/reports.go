@@ -188,11 +188,11 @@ type Reports struct {
 	free    []*agent.ReportSum
 	// streams of this replica are told of writes.
 	streams map[chan struct{}]struct{}
+	// frozen is changed by the writer only; nil: nothing is.
+	frozen *frozenBatch
 
-	// Only the writer uses what follows.
-
+	// sequence is that of the newest write. Only the writer uses it.
 	sequence int64
-	frozen   *frozenBatch // nil: nothing is
 }
 
 // group is what is gathered for the same subscriptions.

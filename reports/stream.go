@@ -12,39 +12,12 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// ErrAck is wrapped by the error of a stream whose watcher acks what was not sent.
-var ErrAck = errors.New("acked number")
-
-// ErrFree is the error of a stream that stood by when its turn has come: others have
-// processed more meanwhile than it knows, so the watcher begins anew.
-var ErrFree = errors.New("the name is free: the watcher that had it is gone")
-
-// Watch is what a watcher begins a stream with.
-type Watch struct {
-	// Name of the subscription.
-	Name string
-	// Position is the last one that the watcher has processed.
-	Position agent.Position
-	// StandBy waits while another stream has the subscription, rather than to take
-	// it. Then the stream ends with ErrFree.
-	StandBy bool
-}
-
-// Message is what a watcher is told. The first of a stream has no sums.
-type Message struct {
-	// Position is that of the batch, or of the first message: the newest that is acked.
-	Position agent.Position
-	// Since is the time from which all reports count.
-	Since time.Time
-	Sums  []agent.ReportSum
-}
-
 // stream is one stream of a subscription. Its goroutine's own.
 type stream struct {
 	reports *Reports
-	watch   Watch
+	watch   agent.ReportWatch
 	id      agent.ID
-	send    func(Message) error
+	send    func(agent.ReportMessage) error
 	acks    <-chan int64
 	written chan struct{} // has an element after a write of this replica
 
@@ -61,10 +34,11 @@ type stream struct {
 // Serve serves a stream until ctx ends, the watcher ends it by closing acks, or another
 // stream has the subscription. acks are the numbers that the watcher has processed;
 // send is called with one message at a time, and with no batch before the one before
-// it is acked. After acks is closed it returns nil, once the last ack is stored. Other
-// errors wrap agent.ErrSuperseded, agent.ErrTooMany, agent.ErrRejected, ErrFree, ErrAck,
-// or are those of ctx and send. While the database cannot be used, the watcher waits.
-func (r *Reports) Serve(ctx context.Context, w Watch, acks <-chan int64, send func(Message) error) error {
+// it is acked. After acks is closed Serve returns nil, once the last ack is stored.
+// Other errors wrap agent.ErrSuperseded, ErrNameFree, ErrTooMany or ErrRejected, are an
+// *agent.AckError, or those of ctx and send. While the database cannot be used, the
+// watcher waits.
+func (r *Reports) Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error {
 	s := &stream{reports: r, watch: w, id: uuid.New(), send: send, acks: acks, written: make(chan struct{}, 1)}
 	r.mu.Lock()
 	r.streams[s.written] = struct{}{}
@@ -97,7 +71,7 @@ func (s *stream) serve(ctx context.Context) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
-	if err := s.send(Message{Position: s.position(s.acked), Since: s.subscription.Since}); err != nil {
+	if err := s.send(agent.ReportMessage{Position: s.position(s.acked), Since: s.subscription.Since}); err != nil {
 		return err
 	}
 	if err := s.deliver(opened.Unacked); err != nil {
@@ -134,7 +108,7 @@ func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, err
 			held = true
 		case held:
 			s.subscription = opened.Subscription
-			return opened, ErrFree
+			return opened, agent.ErrNameFree
 		default:
 			s.opened(ctx, opened)
 			return opened, nil
@@ -217,7 +191,7 @@ func (s *stream) wait(ctx context.Context, d time.Duration) error {
 }
 
 func (s *stream) badAck(number int64) error {
-	return fmt.Errorf("%w: want 0 to %d, got %d", ErrAck, s.number, number)
+	return &agent.AckError{Newest: s.number, Got: number}
 }
 
 // failed counts a call that failed, and returns how long to wait.
@@ -334,7 +308,7 @@ func (s *stream) deliver(batch *agent.ReportBatch) error {
 		n = agent.SaturatingAdd(n, batch.Sums[i].Reports)
 	}
 	m.delivered.Add(float64(n))
-	return s.send(Message{Position: s.position(batch.Number), Since: s.subscription.Since, Sums: batch.Sums})
+	return s.send(agent.ReportMessage{Position: s.position(batch.Number), Since: s.subscription.Since, Sums: batch.Sums})
 }
 
 // end stores the last ack.

@@ -111,10 +111,10 @@ func (r *Reports) freeze() bool {
 
 // thaw lets go of the batch, and returns its number of reports.
 func (r *Reports) thaw() (reports int64) {
-	f := r.frozen
-	r.frozen = nil
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	f := r.frozen
+	r.frozen = nil
 	for _, s := range f.sums {
 		reports = agent.SaturatingAdd(reports, s.Reports)
 		if len(r.free) < maxFree {

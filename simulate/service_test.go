@@ -27,6 +27,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/simulate"
 	"github.com/coder/agentstatsd/store"
 )
@@ -141,16 +142,19 @@ func (s *service) start() {
 	agents, err := fleet.New(s.store, s.aggregator, pending, fleet.Options{}, reg, log)
 	require.NoError(t, err)
 	require.NoError(t, agents.Load(context.Background()))
+	watched, err := reports.New(s.store, reports.Options{}, reg, log)
+	require.NoError(t, err)
+	require.NoError(t, watched.Load(context.Background()))
 	workers, cancelWorkers := context.WithCancel(context.Background())
 	var working sync.WaitGroup
-	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run} {
+	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, watched.Run} {
 		working.Go(func() { _ = work(workers) })
 	}
 	listeners, drains := map[string]*bufconn.Listener{}, map[string]func(){}
 	for _, address := range s.addresses {
 		listener := bufconn.Listen(64 << 10)
 		api, err := agentapi.NewServer(
-			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news, Pushes: s.pushes},
+			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news, Pushes: s.pushes, Reports: watched},
 			agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), ReportInterval: 5 * time.Second},
 			prometheus.NewRegistry(), log,
 		)

@@ -26,6 +26,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 )
 
@@ -68,13 +69,13 @@ func newService(ctx context.Context, args serviceArgs) (*service, error) {
 		return nil, err
 	}
 	s := &service{close: db.Close}
-	if err := s.build(db, reg, log, args); err != nil {
+	if err := s.build(ctx, db, reg, log, args); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
-func (s *service) build(db *store.Store, reg *prometheus.Registry, log *slog.Logger, args serviceArgs) error {
+func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Registry, log *slog.Logger, args serviceArgs) error {
 	engine, err := pubsub.NewMemory(reg)
 	if err != nil {
 		return err
@@ -105,13 +106,20 @@ func (s *service) build(db *store.Store, reg *prometheus.Registry, log *slog.Log
 			return err
 		}
 	}
+	watched, err := reports.New(db, reports.Options{}, reg, log)
+	if err == nil {
+		err = watched.Load(ctx)
+	}
+	if err != nil {
+		return err
+	}
 	if s.api, err = agentapi.NewServer(agentapi.Components{
-		Fleet: agents, Stats: s.agg, Metadata: pending, Reader: db, News: news, Pushes: pushed,
+		Fleet: agents, Stats: s.agg, Metadata: pending, Reader: db, News: news, Pushes: pushed, Reports: watched,
 	}, opts, reg, log); err != nil {
 		return err
 	}
 	s.handler = metrics.Handler(reg, metrics.HandlerOptions{Log: log}, pushed, s.agg)
-	s.background = []func(context.Context) error{agents.Run, pending.Run, pushed.Run, s.agg.Run, engine.Run}
+	s.background = []func(context.Context) error{agents.Run, pending.Run, pushed.Run, s.agg.Run, watched.Run, engine.Run}
 	return nil
 }
 

@@ -61,6 +61,9 @@ type config struct {
 	agentIdleTimeout      time.Duration
 	maxWatches            int64
 	statsRetention        time.Duration
+	maxSubscriptions      int64
+	maxReportSums         int64
+	reportsMaxPending     int64
 	drainTimeout          time.Duration
 	dataDir               string
 	databaseURL           string

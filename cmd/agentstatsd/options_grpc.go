@@ -124,9 +124,24 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "256", Value: atLeast(&c.maxWatches, 1), Group: &groupGRPC,
 		},
 		{
-			Description: "Time for which a named watch of agents' stats is kept after its stream ended, so that it loses nothing.",
+			Description: "Time for which a subscription to agents' reports is kept after its last stream, with what it has gathered.",
 			Flag:        "stats-retention", Env: "AGENTSTATSD_STATS_RETENTION", YAML: "stats_retention",
-			Default: "10m", Value: positive(&c.statsRetention), Group: &groupGRPC,
+			Default: "24h", Value: positive(&c.statsRetention), Group: &groupGRPC,
+		},
+		{
+			Description: "Subscriptions to agents' reports; more are refused.",
+			Flag:        "max-report-subscriptions", Env: "AGENTSTATSD_MAX_REPORT_SUBSCRIPTIONS", YAML: "max_report_subscriptions",
+			Default: "16", Value: atLeast(&c.maxSubscriptions, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "Agents whose reports the database keeps for one subscription; those of more agents are dropped.",
+			Flag:        "max-report-sums", Env: "AGENTSTATSD_MAX_REPORT_SUMS", YAML: "max_report_sums",
+			Default: "500000", Value: atLeast(&c.maxReportSums, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "Agents whose reports wait in memory to be written to subscriptions, while the database cannot be used; those of more agents are dropped.",
+			Flag:        "reports-max-pending", Env: "AGENTSTATSD_REPORTS_MAX_PENDING", YAML: "reports_max_pending",
+			Default: "100000", Value: atLeast(&c.reportsMaxPending, 1), Group: &groupGRPC,
 		},
 		{
 			Description: "Time over which a stopping service asks agents to reconnect, and waits for them, before it closes their streams.",

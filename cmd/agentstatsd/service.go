@@ -24,6 +24,7 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/replica"
+	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 	"github.com/coder/agentstatsd/web"
 )
@@ -44,6 +45,7 @@ type service struct {
 	batcher    *batcher.Batcher
 	fleet      *fleet.Fleet
 	federation *federation.Federation
+	reports    *reports.Reports
 	api        *agentapi.Server
 
 	grpcListener  net.Listener
@@ -183,6 +185,9 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.buildReports(ctx, reg); err != nil {
+		return err
+	}
 	if err := s.buildServer(reg, news); err != nil {
 		return err
 	}
@@ -208,6 +213,30 @@ func (s *service) checks() []check {
 	return checks
 }
 
+// buildReports makes the part that keeps reports for watchers. It knows of all
+// subscriptions before the first agent can report.
+func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) error {
+	c := s.config
+	opts := reports.Options{
+		MaxSubscriptions: int(c.maxSubscriptions),
+		MaxPending:       int(c.reportsMaxPending),
+		MaxSums:          int(c.maxReportSums),
+		Retention:        c.statsRetention,
+	}
+	if s.replicas != nil {
+		opts.ID, opts.Shared = s.replicas.Self(), true
+	}
+	var err error
+	s.reports, err = reports.New(s.store, opts, reg, s.log.With("component", "reports"))
+	if err != nil {
+		return err
+	}
+	if err := s.reports.Load(ctx); err != nil {
+		return fmt.Errorf("read subscriptions to reports: %w", err)
+	}
+	return nil
+}
+
 // buildServer makes the gRPC edge.
 func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
 	c := s.config
@@ -223,10 +252,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		Reader:   s.store,
 		News:     news,
 		Pushes:   s.federation,
-	}
-	var self agent.ID
-	if s.replicas != nil {
-		parts.Bus, self = s.pubsub, s.replicas.Self()
+		Reports:  s.reports,
 	}
 	reflection := c.grpcReflection
 	if !reflection {
@@ -240,7 +266,6 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		return err
 	}
 	s.api, err = agentapi.NewServer(parts, agentapi.Options{
-		ReplicaID:            self,
 		Credentials:          credentials,
 		CoderdTokenHash:      s.tokenHash,
 		CoderdClientSAN:      c.coderdClientSAN,
@@ -255,7 +280,6 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		MaxDeclaredKeys:      int(c.metadataDeclaredKeys),
 		MaxPushes:            int(c.maxCoderdInstances),
 		MaxWatches:           int(c.maxWatches),
-		StatsRetention:       c.statsRetention,
 		WatchInterval:        c.metadataRereadEvery,
 		DrainTimeout:         c.drainTimeout,
 		StoreReady:           s.store.Ping,
@@ -392,6 +416,7 @@ func (s *service) stages() []stage {
 		{"fleet", s.fleet.Run},
 		{"batcher", s.batcher.Run},
 		{"federation", s.federation.Run},
+		{"reports", s.reports.Run},
 		{"aggregator", s.aggregator.Run},
 	}
 	// This replica leaves when its last writes are done, and tells that too.

@@ -1871,154 +1871,6 @@ func (x *FamilyRefusal) GetSeries() int64 {
 	return 0
 }
 
-// WatchActivityRequest asks for workspaces in use.
-type WatchActivityRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Shortest time between two entries of a workspace; absent: 30 s. At least
-	// 1 s.
-	Interval      *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchActivityRequest) Reset() {
-	*x = WatchActivityRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchActivityRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchActivityRequest) ProtoMessage() {}
-
-func (x *WatchActivityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchActivityRequest.ProtoReflect.Descriptor instead.
-func (*WatchActivityRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *WatchActivityRequest) GetInterval() *durationpb.Duration {
-	if x != nil {
-		return x.Interval
-	}
-	return nil
-}
-
-// WatchActivityResponse names workspaces in use.
-type WatchActivityResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workspaces.
-	Workspaces    []*WorkspaceActivity `protobuf:"bytes,1,rep,name=workspaces,proto3" json:"workspaces,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchActivityResponse) Reset() {
-	*x = WatchActivityResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchActivityResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchActivityResponse) ProtoMessage() {}
-
-func (x *WatchActivityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchActivityResponse.ProtoReflect.Descriptor instead.
-func (*WatchActivityResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *WatchActivityResponse) GetWorkspaces() []*WorkspaceActivity {
-	if x != nil {
-		return x.Workspaces
-	}
-	return nil
-}
-
-// WorkspaceActivity is the use of one workspace since its last entry.
-type WorkspaceActivity struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID of the workspace, 16 bytes.
-	WorkspaceId []byte `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// When an agent of it last reported a connection or a session.
-	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WorkspaceActivity) Reset() {
-	*x = WorkspaceActivity{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WorkspaceActivity) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WorkspaceActivity) ProtoMessage() {}
-
-func (x *WorkspaceActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WorkspaceActivity.ProtoReflect.Descriptor instead.
-func (*WorkspaceActivity) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *WorkspaceActivity) GetWorkspaceId() []byte {
-	if x != nil {
-		return x.WorkspaceId
-	}
-	return nil
-}
-
-func (x *WorkspaceActivity) GetLastUsedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LastUsedAt
-	}
-	return nil
-}
-
 // WatchAgentsRequest names agents.
 type WatchAgentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2030,7 +1882,7 @@ type WatchAgentsRequest struct {
 
 func (x *WatchAgentsRequest) Reset() {
 	*x = WatchAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +1894,7 @@ func (x *WatchAgentsRequest) String() string {
 func (*WatchAgentsRequest) ProtoMessage() {}
 
 func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +1907,7 @@ func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchAgentsRequest) GetAgentIds() [][]byte {
@@ -2080,7 +1932,7 @@ type WatchAgentsResponse struct {
 
 func (x *WatchAgentsResponse) Reset() {
 	*x = WatchAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +1944,7 @@ func (x *WatchAgentsResponse) String() string {
 func (*WatchAgentsResponse) ProtoMessage() {}
 
 func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +1957,7 @@ func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchAgentsResponse) GetAgents() []*AgentState {
@@ -2148,7 +2000,7 @@ type AgentState struct {
 
 func (x *AgentState) Reset() {
 	*x = AgentState{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2012,7 @@ func (x *AgentState) String() string {
 func (*AgentState) ProtoMessage() {}
 
 func (x *AgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2025,7 @@ func (x *AgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentState.ProtoReflect.Descriptor instead.
 func (*AgentState) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AgentState) GetAgentId() []byte {
@@ -2214,27 +2066,25 @@ func (x *AgentState) GetLastSeenAt() *timestamppb.Timestamp {
 // WatchStatsRequest begins a watch, and then acks its responses.
 type WatchStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUIDs of agents, 16 bytes each, at most 1000; empty: all agents. First
-	// request only. If they differ from those of the name's watch before, they
-	// count from now on; what was gathered already is told, but by other replicas
-	// only for the new ones.
-	AgentIds [][]byte `protobuf:"bytes,1,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
-	// Name of the watch, 1 to 64 bytes: one watcher at a time has it. Empty:
-	// nothing is kept when the stream ends. First request only.
+	// Name of the subscription, 1 to 64 bytes. First request only.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// Epoch of the last response that the watcher has processed; 0: none. First
+	// Incarnation of the last response that the watcher has processed; 0: none. First
 	// request only.
-	Epoch uint64 `protobuf:"fixed64,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Sequence of the last response that the watcher has processed; 0: none. In
-	// the first request it counts only if epoch is the watch's.
-	AckedSequence int64 `protobuf:"varint,4,opt,name=acked_sequence,json=ackedSequence,proto3" json:"acked_sequence,omitempty"`
+	Incarnation uint64 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Number of the last response that the watcher has processed; 0: none. In the
+	// first request it counts only if incarnation is the subscription's.
+	Number int64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	// Waits while another stream has the subscription, rather than to take it; when
+	// that has gone, the stream ends with UNAVAILABLE, and the next one begins with
+	// what has been processed by then. First request only.
+	StandBy       bool `protobuf:"varint,5,opt,name=stand_by,json=standBy,proto3" json:"stand_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchStatsRequest) Reset() {
 	*x = WatchStatsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2096,7 @@ func (x *WatchStatsRequest) String() string {
 func (*WatchStatsRequest) ProtoMessage() {}
 
 func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,14 +2109,7 @@ func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *WatchStatsRequest) GetAgentIds() [][]byte {
-	if x != nil {
-		return x.AgentIds
-	}
-	return nil
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchStatsRequest) GetName() string {
@@ -2276,39 +2119,48 @@ func (x *WatchStatsRequest) GetName() string {
 	return ""
 }
 
-func (x *WatchStatsRequest) GetEpoch() uint64 {
+func (x *WatchStatsRequest) GetIncarnation() uint64 {
 	if x != nil {
-		return x.Epoch
+		return x.Incarnation
 	}
 	return 0
 }
 
-func (x *WatchStatsRequest) GetAckedSequence() int64 {
+func (x *WatchStatsRequest) GetNumber() int64 {
 	if x != nil {
-		return x.AckedSequence
+		return x.Number
 	}
 	return 0
+}
+
+func (x *WatchStatsRequest) GetStandBy() bool {
+	if x != nil {
+		return x.StandBy
+	}
+	return false
 }
 
 // WatchStatsResponse holds reports.
 type WatchStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reports, each agent at most once.
+	// The reports, each agent at most once; none in the first response of a stream.
 	Agents []*AgentStats `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
-	// Random, not 0, the same in the life of the name on this replica. Another one
-	// than before: it is another replica, or one without a memory of the name.
-	Epoch uint64 `protobuf:"fixed64,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Number of the response in its epoch, rising by one from 1. Unless it was
-	// acked it is sent again on the next stream of the name: unchanged by the same
-	// replica, in the entries of another epoch by another one.
-	Sequence      int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Random, not 0. It is another one than before if the subscription was removed
+	// meanwhile, or the database is an older one: numbers begin anew then.
+	Incarnation uint64 `protobuf:"fixed64,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Number of the response in its incarnation, rising by one from 1. In the first
+	// response of a stream: that of the last one that is acked; 0: none is.
+	Number int64 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
+	// Since when all that agents report is in the subscription, by the clock of the
+	// database.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchStatsResponse) Reset() {
 	*x = WatchStatsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2172,7 @@ func (x *WatchStatsResponse) String() string {
 func (*WatchStatsResponse) ProtoMessage() {}
 
 func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2185,7 @@ func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{33}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchStatsResponse) GetAgents() []*AgentStats {
@@ -2343,18 +2195,25 @@ func (x *WatchStatsResponse) GetAgents() []*AgentStats {
 	return nil
 }
 
-func (x *WatchStatsResponse) GetEpoch() uint64 {
+func (x *WatchStatsResponse) GetIncarnation() uint64 {
 	if x != nil {
-		return x.Epoch
+		return x.Incarnation
 	}
 	return 0
 }
 
-func (x *WatchStatsResponse) GetSequence() int64 {
+func (x *WatchStatsResponse) GetNumber() int64 {
 	if x != nil {
-		return x.Sequence
+		return x.Number
 	}
 	return 0
+}
+
+func (x *WatchStatsResponse) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
 }
 
 // AgentStats is what an agent reported since its last entry.
@@ -2369,14 +2228,17 @@ type AgentStats struct {
 	// How many reports it is made of.
 	Reports int64 `protobuf:"varint,4,opt,name=reports,proto3" json:"reports,omitempty"`
 	// When the newest of them was received.
-	ReceivedAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
+	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
+	// When the newest was received that shows the workspace in use, by a connection
+	// or a session; absent: none of them does.
+	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AgentStats) Reset() {
 	*x = AgentStats{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[34]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2250,7 @@ func (x *AgentStats) String() string {
 func (*AgentStats) ProtoMessage() {}
 
 func (x *AgentStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[34]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2263,7 @@ func (x *AgentStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStats.ProtoReflect.Descriptor instead.
 func (*AgentStats) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{34}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AgentStats) GetAgentId() []byte {
@@ -2435,6 +2297,13 @@ func (x *AgentStats) GetReports() int64 {
 func (x *AgentStats) GetReceivedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ReceivedAt
+	}
+	return nil
+}
+
+func (x *AgentStats) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
 	}
 	return nil
 }
@@ -2573,17 +2442,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
-	"\x06series\x18\x04 \x01(\x03R\x06series\"M\n" +
-	"\x14WatchActivityRequest\x125\n" +
-	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\"Y\n" +
-	"\x15WatchActivityResponse\x12@\n" +
-	"\n" +
-	"workspaces\x18\x01 \x03(\v2 .agentstats.v1.WorkspaceActivityR\n" +
-	"workspaces\"t\n" +
-	"\x11WorkspaceActivity\x12!\n" +
-	"\fworkspace_id\x18\x01 \x01(\fR\vworkspaceId\x12<\n" +
-	"\flast_used_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastUsedAt\"1\n" +
+	"\x06series\x18\x04 \x01(\x03R\x06series\"1\n" +
 	"\x12WatchAgentsRequest\x12\x1b\n" +
 	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\"\x81\x01\n" +
 	"\x13WatchAgentsResponse\x121\n" +
@@ -2599,16 +2458,17 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
 	"app_health\x18\x04 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12<\n" +
 	"\flast_seen_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastSeenAt\"\x81\x01\n" +
-	"\x11WatchStatsRequest\x12\x1b\n" +
-	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x06R\x05epoch\x12%\n" +
-	"\x0eacked_sequence\x18\x04 \x01(\x03R\rackedSequence\"y\n" +
+	"lastSeenAt\"\x82\x01\n" +
+	"\x11WatchStatsRequest\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x06R\vincarnation\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x03R\x06number\x12\x19\n" +
+	"\bstand_by\x18\x05 \x01(\bR\astandByJ\x04\b\x01\x10\x02\"\xb3\x01\n" +
 	"\x12WatchStatsResponse\x121\n" +
-	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStatsR\x06agents\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x03R\bsequence\"\xcd\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStatsR\x06agents\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x06R\vincarnation\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\x03R\x06number\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x8b\x02\n" +
 	"\n" +
 	"AgentStats\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\fR\aagentId\x12!\n" +
@@ -2616,13 +2476,15 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x05stats\x18\x03 \x01(\v2\x14.agentstats.v1.StatsR\x05stats\x12\x18\n" +
 	"\areports\x18\x04 \x01(\x03R\areports\x12;\n" +
 	"\vreceived_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"receivedAt*\x9d\x01\n" +
+	"receivedAt\x12<\n" +
+	"\flast_used_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt*\x9d\x01\n" +
 	"\vAgentStatus\x12\x1c\n" +
 	"\x18AGENT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17AGENT_STATUS_CONNECTING\x10\x01\x12\x1a\n" +
 	"\x16AGENT_STATUS_CONNECTED\x10\x02\x12\x1d\n" +
 	"\x19AGENT_STATUS_DISCONNECTED\x10\x03\x12\x18\n" +
-	"\x14AGENT_STATUS_TIMEOUT\x10\x042\x96\a\n" +
+	"\x14AGENT_STATUS_TIMEOUT\x10\x042\xb8\x06\n" +
 	"\rCoderdService\x12]\n" +
 	"\x0eRegisterAgents\x12$.agentstats.v1.RegisterAgentsRequest\x1a%.agentstats.v1.RegisterAgentsResponse\x12c\n" +
 	"\x10DeregisterAgents\x12&.agentstats.v1.DeregisterAgentsRequest\x1a'.agentstats.v1.DeregisterAgentsResponse\x12S\n" +
@@ -2632,8 +2494,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\rWatchMetadata\x12#.agentstats.v1.WatchMetadataRequest\x1a$.agentstats.v1.WatchMetadataResponse0\x01\x12Q\n" +
 	"\n" +
 	"ListAgents\x12 .agentstats.v1.ListAgentsRequest\x1a!.agentstats.v1.ListAgentsResponse\x12X\n" +
-	"\vPushMetrics\x12!.agentstats.v1.PushMetricsRequest\x1a\".agentstats.v1.PushMetricsResponse(\x010\x01\x12\\\n" +
-	"\rWatchActivity\x12#.agentstats.v1.WatchActivityRequest\x1a$.agentstats.v1.WatchActivityResponse0\x01\x12V\n" +
+	"\vPushMetrics\x12!.agentstats.v1.PushMetricsRequest\x1a\".agentstats.v1.PushMetricsResponse(\x010\x01\x12V\n" +
 	"\vWatchAgents\x12!.agentstats.v1.WatchAgentsRequest\x1a\".agentstats.v1.WatchAgentsResponse0\x01\x12U\n" +
 	"\n" +
 	"WatchStats\x12 .agentstats.v1.WatchStatsRequest\x1a!.agentstats.v1.WatchStatsResponse(\x010\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
@@ -2651,7 +2512,7 @@ func file_agentstats_v1_coderd_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_coderd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_agentstats_v1_coderd_proto_goTypes = []any{
 	(AgentStatus)(0),                 // 0: agentstats.v1.AgentStatus
 	(Build_Transition)(0),            // 1: agentstats.v1.Build.Transition
@@ -2681,86 +2542,80 @@ var file_agentstats_v1_coderd_proto_goTypes = []any{
 	(*PushEnd)(nil),                  // 25: agentstats.v1.PushEnd
 	(*PushMetricsResponse)(nil),      // 26: agentstats.v1.PushMetricsResponse
 	(*FamilyRefusal)(nil),            // 27: agentstats.v1.FamilyRefusal
-	(*WatchActivityRequest)(nil),     // 28: agentstats.v1.WatchActivityRequest
-	(*WatchActivityResponse)(nil),    // 29: agentstats.v1.WatchActivityResponse
-	(*WorkspaceActivity)(nil),        // 30: agentstats.v1.WorkspaceActivity
-	(*WatchAgentsRequest)(nil),       // 31: agentstats.v1.WatchAgentsRequest
-	(*WatchAgentsResponse)(nil),      // 32: agentstats.v1.WatchAgentsResponse
-	(*AgentState)(nil),               // 33: agentstats.v1.AgentState
-	(*WatchStatsRequest)(nil),        // 34: agentstats.v1.WatchStatsRequest
-	(*WatchStatsResponse)(nil),       // 35: agentstats.v1.WatchStatsResponse
-	(*AgentStats)(nil),               // 36: agentstats.v1.AgentStats
-	(*timestamppb.Timestamp)(nil),    // 37: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 38: google.protobuf.Duration
-	(AppHealth)(0),                   // 39: agentstats.v1.AppHealth
-	(*Lifecycle)(nil),                // 40: agentstats.v1.Lifecycle
-	(*AppHealthUpdate)(nil),          // 41: agentstats.v1.AppHealthUpdate
-	(*Stats)(nil),                    // 42: agentstats.v1.Stats
+	(*WatchAgentsRequest)(nil),       // 28: agentstats.v1.WatchAgentsRequest
+	(*WatchAgentsResponse)(nil),      // 29: agentstats.v1.WatchAgentsResponse
+	(*AgentState)(nil),               // 30: agentstats.v1.AgentState
+	(*WatchStatsRequest)(nil),        // 31: agentstats.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),       // 32: agentstats.v1.WatchStatsResponse
+	(*AgentStats)(nil),               // 33: agentstats.v1.AgentStats
+	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 35: google.protobuf.Duration
+	(AppHealth)(0),                   // 36: agentstats.v1.AppHealth
+	(*Lifecycle)(nil),                // 37: agentstats.v1.Lifecycle
+	(*AppHealthUpdate)(nil),          // 38: agentstats.v1.AppHealthUpdate
+	(*Stats)(nil),                    // 39: agentstats.v1.Stats
 }
 var file_agentstats_v1_coderd_proto_depIdxs = []int32{
-	37, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
-	38, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
+	34, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
+	35, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
 	3,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
 	6,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
 	4,  // 4: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
 	5,  // 5: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
-	37, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
+	34, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
 	1,  // 7: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
-	39, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
+	36, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
 	2,  // 9: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
 	3,  // 10: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
 	2,  // 11: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
 	3,  // 12: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
 	14, // 13: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
-	37, // 14: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
+	34, // 14: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
 	13, // 15: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
 	13, // 16: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
 	21, // 17: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
 	3,  // 18: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
-	37, // 19: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
-	40, // 20: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
-	41, // 21: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	34, // 19: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
+	37, // 20: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
+	38, // 21: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
 	23, // 22: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
 	24, // 23: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
 	25, // 24: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
-	38, // 25: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
+	35, // 25: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
 	27, // 26: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
-	38, // 27: agentstats.v1.WatchActivityRequest.interval:type_name -> google.protobuf.Duration
-	30, // 28: agentstats.v1.WatchActivityResponse.workspaces:type_name -> agentstats.v1.WorkspaceActivity
-	37, // 29: agentstats.v1.WorkspaceActivity.last_used_at:type_name -> google.protobuf.Timestamp
-	33, // 30: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
-	0,  // 31: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
-	40, // 32: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
-	41, // 33: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	37, // 34: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
-	36, // 35: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
-	42, // 36: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
-	37, // 37: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
-	7,  // 38: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	9,  // 39: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	11, // 40: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	15, // 41: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	17, // 42: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	19, // 43: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	22, // 44: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
-	28, // 45: agentstats.v1.CoderdService.WatchActivity:input_type -> agentstats.v1.WatchActivityRequest
-	31, // 46: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
-	34, // 47: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
-	8,  // 48: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	10, // 49: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	12, // 50: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	16, // 51: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	18, // 52: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	20, // 53: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	26, // 54: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
-	29, // 55: agentstats.v1.CoderdService.WatchActivity:output_type -> agentstats.v1.WatchActivityResponse
-	32, // 56: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
-	35, // 57: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
-	48, // [48:58] is the sub-list for method output_type
-	38, // [38:48] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	30, // 27: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 28: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	37, // 29: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	38, // 30: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	34, // 31: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	33, // 32: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	34, // 33: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
+	39, // 34: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	34, // 35: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	34, // 36: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
+	7,  // 37: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	9,  // 38: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	11, // 39: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	15, // 40: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	17, // 41: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	19, // 42: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	22, // 43: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	28, // 44: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	31, // 45: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	8,  // 46: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	10, // 47: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	12, // 48: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	16, // 49: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	18, // 50: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	20, // 51: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	26, // 52: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	29, // 53: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	32, // 54: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	46, // [46:55] is the sub-list for method output_type
+	37, // [37:46] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }
@@ -2780,7 +2635,7 @@ func file_agentstats_v1_coderd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_coderd_proto_rawDesc), len(file_agentstats_v1_coderd_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   35,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,7 +26,6 @@ const (
 	CoderdService_WatchMetadata_FullMethodName    = "/agentstats.v1.CoderdService/WatchMetadata"
 	CoderdService_ListAgents_FullMethodName       = "/agentstats.v1.CoderdService/ListAgents"
 	CoderdService_PushMetrics_FullMethodName      = "/agentstats.v1.CoderdService/PushMetrics"
-	CoderdService_WatchActivity_FullMethodName    = "/agentstats.v1.CoderdService/WatchActivity"
 	CoderdService_WatchAgents_FullMethodName      = "/agentstats.v1.CoderdService/WatchAgents"
 	CoderdService_WatchStats_FullMethodName       = "/agentstats.v1.CoderdService/WatchStats"
 )
@@ -73,28 +72,30 @@ type CoderdServiceClient interface {
 	// with ABORTED. A stream that ends without final leaves the instance's gauges
 	// to their TTL.
 	PushMetrics(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PushMetricsRequest, PushMetricsResponse], error)
-	// WatchActivity streams which workspaces are in use: agents reported a
-	// connection or a session. At most one entry a workspace and interval. What
-	// was reported while nobody watched is not told; agents report again.
-	WatchActivity(ctx context.Context, in *WatchActivityRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchActivityResponse], error)
 	// WatchAgents streams the states of agents: first all current ones, then
 	// whatever changes, the newest state of an agent only. last_seen_at alone is
 	// no change.
 	WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error)
-	// WatchStats streams what agents report, without forwarded samples. Reports
-	// of one agent that come faster than the watcher acks are made one: counts
-	// since its last entry add up, the rest is the newest. The first request is
-	// sent at once; each response is acked before the next one comes.
+	// WatchStats streams what agents report, without forwarded samples. It begins or
+	// continues a subscription, which has a name and waits in the database: whatever
+	// replica has the stream, and whichever is killed, each report is in one
+	// response. Reports of one agent that come faster than the watcher acks are made
+	// one: counts since its last entry add up, the rest is the newest.
 	//
-	// Watches of one name continue one another, and each response is told
-	// exactly once to a watcher that comes back with the epoch and sequence of
-	// the last one that it has processed, on any replica. What is reported while
-	// it is away adds up. A second stream of a name ends the first with ABORTED, on
-	// another replica within a moment. Not told is what was reported before the
-	// first watch of the name, after the name was without a stream for the
-	// service's retention, 10 min, or to a replica that was killed, or stopped with
-	// all others, before it was told; and agents beyond the most that the service
-	// takes.
+	// The first response of a stream has no entries. It comes when all replicas gather
+	// for the subscription, and says since when. Each other one is numbered, and sent
+	// until it is acked, on a later stream too. A watcher that stores incarnation and
+	// number with what it makes of a response, begins its next stream with them, and
+	// leaves out what is not above them in the same incarnation, counts each report
+	// exactly once, over any crash of its own too; another one may be told again what
+	// it had not acked.
+	//
+	// A second stream of a name ends the first with ABORTED, whose watcher asks to
+	// stand by then. A subscription that no stream has had for a day is removed. Not
+	// told is what a replica that was killed had gathered and not written: the last
+	// second, or since the database became unreachable; what is beyond the service's
+	// limits; and what the database lost. An older database that is restored may have
+	// reports told again: the incarnation is another one then.
 	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
 }
 
@@ -191,28 +192,9 @@ func (c *coderdServiceClient) PushMetrics(ctx context.Context, opts ...grpc.Call
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CoderdService_PushMetricsClient = grpc.BidiStreamingClient[PushMetricsRequest, PushMetricsResponse]
 
-func (c *coderdServiceClient) WatchActivity(ctx context.Context, in *WatchActivityRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchActivityResponse], error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[3], CoderdService_WatchActivity_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[WatchActivityRequest, WatchActivityResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type CoderdService_WatchActivityClient = grpc.ServerStreamingClient[WatchActivityResponse]
-
 func (c *coderdServiceClient) WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[4], CoderdService_WatchAgents_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[3], CoderdService_WatchAgents_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +213,7 @@ type CoderdService_WatchAgentsClient = grpc.ServerStreamingClient[WatchAgentsRes
 
 func (c *coderdServiceClient) WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[5], CoderdService_WatchStats_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &CoderdService_ServiceDesc.Streams[4], CoderdService_WatchStats_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -284,28 +266,30 @@ type CoderdServiceServer interface {
 	// with ABORTED. A stream that ends without final leaves the instance's gauges
 	// to their TTL.
 	PushMetrics(grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]) error
-	// WatchActivity streams which workspaces are in use: agents reported a
-	// connection or a session. At most one entry a workspace and interval. What
-	// was reported while nobody watched is not told; agents report again.
-	WatchActivity(*WatchActivityRequest, grpc.ServerStreamingServer[WatchActivityResponse]) error
 	// WatchAgents streams the states of agents: first all current ones, then
 	// whatever changes, the newest state of an agent only. last_seen_at alone is
 	// no change.
 	WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error
-	// WatchStats streams what agents report, without forwarded samples. Reports
-	// of one agent that come faster than the watcher acks are made one: counts
-	// since its last entry add up, the rest is the newest. The first request is
-	// sent at once; each response is acked before the next one comes.
+	// WatchStats streams what agents report, without forwarded samples. It begins or
+	// continues a subscription, which has a name and waits in the database: whatever
+	// replica has the stream, and whichever is killed, each report is in one
+	// response. Reports of one agent that come faster than the watcher acks are made
+	// one: counts since its last entry add up, the rest is the newest.
 	//
-	// Watches of one name continue one another, and each response is told
-	// exactly once to a watcher that comes back with the epoch and sequence of
-	// the last one that it has processed, on any replica. What is reported while
-	// it is away adds up. A second stream of a name ends the first with ABORTED, on
-	// another replica within a moment. Not told is what was reported before the
-	// first watch of the name, after the name was without a stream for the
-	// service's retention, 10 min, or to a replica that was killed, or stopped with
-	// all others, before it was told; and agents beyond the most that the service
-	// takes.
+	// The first response of a stream has no entries. It comes when all replicas gather
+	// for the subscription, and says since when. Each other one is numbered, and sent
+	// until it is acked, on a later stream too. A watcher that stores incarnation and
+	// number with what it makes of a response, begins its next stream with them, and
+	// leaves out what is not above them in the same incarnation, counts each report
+	// exactly once, over any crash of its own too; another one may be told again what
+	// it had not acked.
+	//
+	// A second stream of a name ends the first with ABORTED, whose watcher asks to
+	// stand by then. A subscription that no stream has had for a day is removed. Not
+	// told is what a replica that was killed had gathered and not written: the last
+	// second, or since the database became unreachable; what is beyond the service's
+	// limits; and what the database lost. An older database that is restored may have
+	// reports told again: the incarnation is another one then.
 	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
@@ -337,9 +321,6 @@ func (UnimplementedCoderdServiceServer) ListAgents(context.Context, *ListAgentsR
 }
 func (UnimplementedCoderdServiceServer) PushMetrics(grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]) error {
 	return status.Error(codes.Unimplemented, "method PushMetrics not implemented")
-}
-func (UnimplementedCoderdServiceServer) WatchActivity(*WatchActivityRequest, grpc.ServerStreamingServer[WatchActivityResponse]) error {
-	return status.Error(codes.Unimplemented, "method WatchActivity not implemented")
 }
 func (UnimplementedCoderdServiceServer) WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchAgents not implemented")
@@ -465,17 +446,6 @@ func _CoderdService_PushMetrics_Handler(srv interface{}, stream grpc.ServerStrea
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CoderdService_PushMetricsServer = grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]
 
-func _CoderdService_WatchActivity_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchActivityRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(CoderdServiceServer).WatchActivity(m, &grpc.GenericServerStream[WatchActivityRequest, WatchActivityResponse]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type CoderdService_WatchActivityServer = grpc.ServerStreamingServer[WatchActivityResponse]
-
 func _CoderdService_WatchAgents_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchAgentsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -534,11 +504,6 @@ var CoderdService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _CoderdService_PushMetrics_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
-		},
-		{
-			StreamName:    "WatchActivity",
-			Handler:       _CoderdService_WatchActivity_Handler,
-			ServerStreams: true,
 		},
 		{
 			StreamName:    "WatchAgents",

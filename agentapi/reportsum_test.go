@@ -1,0 +1,98 @@
+package agentapi
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// told is what a watcher is told of one report, which is read from the wire.
+func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
+	t.Helper()
+	encoded, err := proto.Marshal(s)
+	require.NoError(t, err)
+	var r wireReport
+	require.True(t, r.read(wire(encoded), nil))
+	sum := sumOf(r.Stats(), time.Unix(1, 0))
+	sum.Data = r.rest()
+	require.LessOrEqual(t, len(sum.Data), 18<<10)
+
+	// A report that the generated code has decoded is told the same.
+	m := newMessageReport(s)
+	defer m.release()
+	other := sumOf(m.Stats(), time.Unix(1, 0))
+	other.Data = encodeRest(s)
+	require.Empty(t, cmp.Diff(agentStats(&sum), agentStats(&other), protocmp.Transform()))
+	return agentStats(&sum)
+}
+
+// Watchers are told what is served: a value that is refused is told to nobody.
+func TestWatchedStatsAreBounded(t *testing.T) {
+	filled := func(bytes, count int64, latency float64) *agentstatsv1.Stats {
+		return &agentstatsv1.Stats{
+			ConnectionsByProto: map[string]int64{"TCP": count}, ConnectionCount: count, ConnectionMedianLatencyMs: latency,
+			RxPackets: bytes, RxBytes: bytes, TxPackets: bytes, TxBytes: bytes,
+			SessionCountVscode: count, SessionCountJetbrains: count, SessionCountReconnectingPty: count, SessionCountSsh: count,
+			SessionCounts: map[string]int64{"ssh": count},
+		}
+	}
+	most := filled(agent.MaxReportedBytes, agent.MaxReportedCount, agent.MaxLatencyMS)
+	require.Empty(t, cmp.Diff(most, told(t, most).GetStats(), protocmp.Transform()))
+	unmeasured := filled(0, 0, -0.001)
+	require.Empty(t, cmp.Diff(unmeasured, told(t, unmeasured).GetStats(), protocmp.Transform()))
+	nothing := filled(0, 0, 0)
+	for _, latency := range []float64{agent.MaxLatencyMS + 1, math.MaxFloat64, math.Inf(1), math.Inf(-1), math.NaN()} {
+		for _, v := range []int64{-1, math.MinInt64, agent.MaxReportedBytes + 1, math.MaxInt64} {
+			require.Empty(t, cmp.Diff(nothing, told(t, filled(v, v, latency)).GetStats(), protocmp.Transform()), "%v, %v ms", v, latency)
+		}
+	}
+}
+
+// Of a report that is all names few are kept, and told.
+func TestWatchedNamesAreBounded(t *testing.T) {
+	counts := map[string]int64{"vscode": 1, strings.Repeat("a", 129): 1, strings.Repeat("a", 128): -1}
+	for i := range 100 {
+		counts["b"+strings.Repeat("x", i)] = 1
+	}
+	s := &agentstatsv1.Stats{SessionCounts: counts, ConnectionsByProto: counts}
+	kept := encodeRest(s)
+	require.LessOrEqual(t, len(kept), 18<<10)
+	got := agentStats(&agent.ReportSum{Data: kept}).GetStats()
+	for _, names := range []map[string]int64{got.GetSessionCounts(), got.GetConnectionsByProto()} {
+		require.Len(t, names, 63, "64 are looked at, and one of them is too long")
+		require.Equal(t, int64(1), names["vscode"])
+		require.Contains(t, names, strings.Repeat("a", 128))
+		require.Zero(t, names[strings.Repeat("a", 128)])
+	}
+	// From the wire: a plain report has few sessions, but any number of protocols.
+	s.SessionCounts = nil
+	require.Len(t, told(t, s).GetStats().GetConnectionsByProto(), 63)
+}
+
+// A count that is refused is no use of a workspace either.
+func TestUseIsBounded(t *testing.T) {
+	for n, used := range map[int64]bool{
+		math.MinInt64: false, -1: false, 0: false, 1: true, agent.MaxReportedCount: true, agent.MaxReportedCount + 1: false, math.MaxInt64: false,
+	} {
+		for _, s := range []*agentstatsv1.Stats{
+			{ConnectionCount: n},
+			{SessionCountVscode: n},
+			{SessionCountJetbrains: n},
+			{SessionCountReconnectingPty: n},
+			{SessionCountSsh: n},
+			{SessionCounts: map[string]int64{"ssh": n}},
+			{SessionCounts: map[string]int64{"an app of the future": n}},
+		} {
+			require.Equal(t, used, told(t, s).GetLastUsedAt() != nil, "%v", s)
+		}
+	}
+}

@@ -1,0 +1,36 @@
+package agentapi
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// neverPushes is told nothing.
+type neverPushes struct{ t *testing.T }
+
+func (p neverPushes) Push(context.Context, time.Time, agent.Push) ([]agent.PushRefusal, error) {
+	p.t.Error("a push of a stream that was superseded")
+	return nil, nil
+}
+
+func TestSupersededPushIsNotHandedOver(t *testing.T) {
+	instances := newPushInstances()
+	first, superseded := instances.enter(agent.Instance{1})
+	_, newer := instances.enter(agent.Instance{1})
+	defer instances.leave(agent.Instance{1}, newer)
+	defer instances.leave(agent.Instance{1}, superseded)
+	p := &push{
+		server:     &Server{Components: Components{Pushes: neverPushes{t}}, streams: newGate()},
+		instance:   first,
+		superseded: superseded,
+	}
+	for range 100 {
+		_, err := p.handOver(t.Context())
+		require.Equal(t, errSuperseded, err)
+	}
+}

@@ -1,0 +1,290 @@
+package agentapi_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// report has agent n report.
+func (s *service) report(n int, report *pb.Stats) {
+	s.t.Helper()
+	s.request(n, stats(report))
+}
+
+func bids(numbers ...int) [][]byte {
+	var ids [][]byte
+	for _, n := range numbers {
+		ids = append(ids, bid(n))
+	}
+	return ids
+}
+
+// statsWatcher is one stream of a watch of stats.
+type statsWatcher struct {
+	pb.CoderdService_WatchStatsClient
+	t   testing.TB
+	cut func()
+}
+
+// watchStats begins a stream, which cut breaks.
+func (s *service) watchStats(first *pb.WatchStatsRequest) *statsWatcher {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.asCoderd())
+	w, err := s.coderd().WatchStats(ctx)
+	require.NoError(s.t, err)
+	if err := w.Send(first); !errors.Is(err, io.EOF) { // a refused stream may have ended
+		require.NoError(s.t, err)
+	}
+	return &statsWatcher{w, s.t, func() {
+		cancel()
+		synctest.Wait()
+	}}
+}
+
+func (w *statsWatcher) next() *pb.WatchStatsResponse {
+	w.t.Helper()
+	m, err := w.Recv()
+	require.NoError(w.t, err)
+	return m
+}
+
+// began receives the first response of a stream, which has the number.
+func (w *statsWatcher) began(number int64) *pb.WatchStatsResponse {
+	w.t.Helper()
+	m := w.next()
+	require.Empty(w.t, m.GetAgents())
+	require.Equal(w.t, number, m.GetNumber())
+	require.NotZero(w.t, m.GetIncarnation())
+	return m
+}
+
+// requireBytes receives the next response, which has the number and one agent with the
+// bytes.
+func (w *statsWatcher) requireBytes(number, bytes int64) *pb.WatchStatsResponse {
+	w.t.Helper()
+	m := w.next()
+	require.Equal(w.t, number, m.GetNumber())
+	require.Len(w.t, m.GetAgents(), 1)
+	require.Equal(w.t, bytes, m.GetAgents()[0].GetStats().GetRxBytes())
+	return m
+}
+
+func (w *statsWatcher) ack(number int64) {
+	w.t.Helper()
+	require.NoError(w.t, w.Send(&pb.WatchStatsRequest{Number: number}))
+}
+
+func TestWatchStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1, 2)
+		s.report(1, &pb.Stats{RxBytes: 1000}) // nobody watches
+		began := time.Now()
+		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		first := w.began(0)
+		require.WithinRange(t, first.GetSince().AsTime(), began, time.Now())
+		require.Equal(t, 1.0, s.counter("agentstatsd_watches", "stats"))
+		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions", ""))
+
+		requireNext := func(number int64, want ...*pb.AgentStats) {
+			t.Helper()
+			got := w.next()
+			require.Equal(t, number, got.GetNumber())
+			require.Equal(t, first.GetIncarnation(), got.GetIncarnation())
+			require.Empty(t, cmp.Diff(want, got.GetAgents(), protocmp.Transform()))
+			w.ack(number)
+		}
+		entry := func(n int, reports int64, used bool, stats *pb.Stats) *pb.AgentStats {
+			e := &pb.AgentStats{AgentId: bid(n), WorkspaceId: bid(10_000 + n), Reports: reports, Stats: stats, ReceivedAt: timestamppb.Now()}
+			if used {
+				e.LastUsedAt = e.ReceivedAt
+			}
+			return e
+		}
+		full := &pb.Stats{
+			ConnectionsByProto: map[string]int64{"TCP": 3}, ConnectionCount: 3, ConnectionMedianLatencyMs: 1.5,
+			RxPackets: 1, RxBytes: 2, TxPackets: 3, TxBytes: 4,
+			SessionCountVscode: 5, SessionCountJetbrains: 6, SessionCountReconnectingPty: 7, SessionCountSsh: 8,
+			SessionCounts: map[string]int64{"cursor": 2, "new": 1},
+			Metrics:       gauge("g", 1).GetMetrics(),
+		}
+		c := s.connect(1, 1, 1)
+		c.send(stats(full))
+		want := entry(1, 1, true, full)
+		full.Metrics = nil
+		requireNext(1, want)
+
+		// Reports that come together are made one. A session that has ended shows.
+		s.report(2, &pb.Stats{RxBytes: 10, RxPackets: agent.MaxReportedBytes, TxBytes: -4, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}})
+		used := timestamppb.Now()
+		time.Sleep(time.Millisecond)
+		s.report(2, &pb.Stats{RxBytes: 20, RxPackets: 5, TxBytes: 7, TxPackets: 3})
+		c.send(stats(&pb.Stats{RxBytes: 1}))
+		synctest.Wait()
+		both := entry(2, 2, false, &pb.Stats{RxBytes: 30, RxPackets: agent.MaxReportedBytes + 5, TxBytes: 7, TxPackets: 3})
+		both.LastUsedAt = used
+		requireNext(2, entry(1, 1, false, &pb.Stats{RxBytes: 1}), both)
+
+		// What a removed agent last counted is told.
+		c.send(stats(&pb.Stats{RxBytes: 9}))
+		synctest.Wait()
+		last := entry(1, 1, false, &pb.Stats{RxBytes: 9})
+		_, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: bids(1)})
+		require.NoError(t, err)
+		requireNext(3, last)
+	})
+}
+
+func TestWatchStatsContinues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		incarnation := w.began(0).GetIncarnation()
+		at := func(incarnation uint64, number int64) *pb.WatchStatsRequest {
+			return &pb.WatchStatsRequest{Name: "insights", Incarnation: incarnation, Number: number}
+		}
+		s.report(1, &pb.Stats{RxBytes: 1})
+		first := w.requireBytes(1, 1)
+		s.report(1, &pb.Stats{RxBytes: 2})
+		time.Sleep(time.Minute) // nothing more comes before the ack
+		w.cut()
+		require.Equal(t, 0.0, s.counter("agentstatsd_watches", "stats"))
+		s.report(1, &pb.Stats{RxBytes: 4})
+		time.Sleep(2 * time.Second) // it is written
+
+		// It was not processed: it comes again, unchanged.
+		w = s.watchStats(at(0, 0))
+		w.began(0)
+		require.Empty(t, cmp.Diff(first, w.next(), protocmp.Transform()))
+		w.ack(1)
+		w.requireBytes(2, 6)
+		w.cut()
+		// A number of another incarnation says nothing.
+		w = s.watchStats(at(incarnation+1, 2))
+		w.began(1)
+		w.requireBytes(2, 6)
+		w.cut()
+		// It was processed, but its ack was lost.
+		w = s.watchStats(at(incarnation, 2))
+		w.began(2)
+		s.report(1, &pb.Stats{RxBytes: 8})
+		w.requireBytes(3, 8)
+		w.ack(2) // old acks say nothing
+		w.ack(0)
+		synctest.Wait()
+		w.cut()
+		w = s.watchStats(at(incarnation, 1))
+		w.began(2)
+		w.requireBytes(3, 8)
+		w.ack(3)
+		require.NoError(t, w.CloseSend())
+		_, err := w.Recv()
+		require.Equal(t, io.EOF, err, "the last ack is stored")
+
+		// The watcher knows more than the database: that is an older one.
+		w = s.watchStats(at(incarnation, 7))
+		require.NotEqual(t, incarnation, w.began(3).GetIncarnation())
+		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions_restored_total", ""))
+		s.report(1, &pb.Stats{RxBytes: 16})
+		w.requireBytes(4, 16)
+		w.cut()
+	})
+}
+
+func TestWatchStatsTakeover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		old := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		old.began(0)
+		s.report(1, &pb.Stats{RxBytes: 1})
+		old.requireBytes(1, 1)
+		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		w.began(0)
+		w.requireBytes(1, 1)
+		_, err := old.Recv()
+		requireCode(t, err, codes.Aborted, "superseded by a newer watch of the name")
+
+		// It stands by until the newer one has gone.
+		old = s.watchStats(&pb.WatchStatsRequest{Name: "insights", StandBy: true})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		began := time.Now()
+		w.ack(1)
+		require.NoError(t, w.CloseSend())
+		_, err = w.Recv()
+		require.Equal(t, io.EOF, err)
+		_, err = old.Recv()
+		requireCode(t, err, codes.Unavailable, "the watcher that had the name is gone; connect again")
+		require.LessOrEqual(t, time.Since(began), 5*time.Second)
+		w = s.watchStats(&pb.WatchStatsRequest{Name: "insights", StandBy: true})
+		w.began(1)
+		w.ack(2)
+		_, err = w.Recv()
+		requireCode(t, err, codes.InvalidArgument, "number: want 0 to 1, got 2")
+	})
+}
+
+func TestWatchStatsLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxWatches: 4}}) // with 3 subscriptions
+		for want, first := range map[string]*pb.WatchStatsRequest{
+			"name: want 1 to 64 bytes, got 0":                 {},
+			"name: want 1 to 64 bytes, got 65":                {Name: strings.Repeat("n", 65)},
+			"name: want no NUL in it":                         {Name: "a\x00"},
+			"number: want at least 0, got -1":                 {Name: "a", Number: -1},
+			"request: want it as the first message, got none": nil,
+		} {
+			var w *statsWatcher
+			if first == nil {
+				c, err := s.coderd().WatchStats(s.asCoderd())
+				require.NoError(t, err)
+				require.NoError(t, c.CloseSend())
+				w = &statsWatcher{c, t, nil}
+			} else {
+				w = s.watchStats(first)
+			}
+			_, err := w.Recv()
+			requireCode(t, err, codes.InvalidArgument, want)
+		}
+		synctest.Wait()
+		var streams []*statsWatcher
+		for _, name := range []string{"a", "b", "c"} {
+			w := s.watchStats(&pb.WatchStatsRequest{Name: name})
+			w.began(0)
+			streams = append(streams, w)
+		}
+		_, err := s.watchStats(&pb.WatchStatsRequest{Name: "d"}).Recv()
+		requireCode(t, err, codes.ResourceExhausted, "open subscription: too many subscriptions: want at most 3")
+		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions_refused_total", ""))
+		synctest.Wait()
+		waits := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})
+		synctest.Wait()
+		_, err = s.watchStats(&pb.WatchStatsRequest{Name: "a"}).Recv()
+		requireCode(t, err, codes.ResourceExhausted, "want at most 4 watches at once")
+
+		began := time.Now()
+		go s.stop()
+		for _, w := range append(streams, waits) {
+			_, err = w.Recv()
+			requireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		}
+		require.Zero(t, time.Since(began))
+	})
+}

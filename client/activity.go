@@ -1,0 +1,77 @@
+package client
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// WorkspaceUse is that a workspace was used.
+type WorkspaceUse struct {
+	WorkspaceID uuid.UUID
+	// At is when an agent of it last reported a connection or a session.
+	At time.Time
+}
+
+// Activity makes of what agents report which workspaces are in use: at most one use a
+// workspace and interval. Its methods may be called at any time by any goroutine.
+type Activity struct {
+	interval time.Duration
+
+	mu sync.Mutex
+	// Guarded by mu: the workspaces that were used within the interval, or are to be
+	// told.
+	used map[uuid.UUID]*workspaceUse
+}
+
+// workspaceUse is the use of one workspace.
+type workspaceUse struct {
+	at     time.Time
+	due    time.Time // of the next use that is told
+	untold bool
+}
+
+// NewActivity returns an Activity that knows of no use. It is for one watch.
+func NewActivity(interval time.Duration) *Activity {
+	return &Activity{interval: interval, used: make(map[uuid.UUID]*workspaceUse)}
+}
+
+// Add takes in the entries of a batch, and returns the uses that are due now, in the
+// order of the workspaces. A use that comes sooner after one of its workspace is
+// returned by a later call, which may have no entries: a session that ended within an
+// interval is told, too. It forgets workspaces that were not used for the interval.
+func (a *Activity) Add(now time.Time, agents []*agentstatsv1.AgentStats) (due []WorkspaceUse) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, entry := range agents {
+		id, err := uuid.FromBytes(entry.GetWorkspaceId())
+		if entry.GetLastUsedAt() == nil || err != nil {
+			continue
+		}
+		u := a.used[id]
+		if u == nil {
+			u = &workspaceUse{due: now}
+			a.used[id] = u
+		}
+		if at := entry.GetLastUsedAt().AsTime(); at.After(u.at) {
+			u.at, u.untold = at, true
+		}
+	}
+	for id, u := range a.used {
+		switch {
+		case u.due.After(now):
+		case u.untold:
+			due = append(due, WorkspaceUse{WorkspaceID: id, At: u.at})
+			u.untold, u.due = false, now.Add(a.interval)
+		default:
+			delete(a.used, id)
+		}
+	}
+	slices.SortFunc(due, func(a, b WorkspaceUse) int { return bytes.Compare(a.WorkspaceID[:], b.WorkspaceID[:]) })
+	return due
+}
