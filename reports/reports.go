@@ -256,7 +256,8 @@ func (r *Reports) Add(sum *agent.ReportSum) {
 	if s := g.sums[sum.Agent]; s != nil {
 		data := s.Data
 		if s.Add(sum); sum.Order == s.Order {
-			s.Data = append(data[:0], sum.Data...)
+			data = append(data[:0], sum.Data...)
+			s.Data = data
 		}
 		return
 	}
@@ -265,9 +266,9 @@ func (r *Reports) Add(sum *agent.ReportSum) {
 		return
 	}
 	s := r.newSumLocked()
-	data := s.Data
+	data := append(s.Data[:0], sum.Data...)
 	*s = *sum
-	s.Data = append(data[:0], sum.Data...)
+	s.Data = data
 	g.sums[s.Agent] = s
 	g.order = append(g.order, s)
 	if r.pending++; r.pending == batchSize {

@@ -1,0 +1,388 @@
+package reports
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/memstore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// replica is Reports on a database in memory.
+type replica struct {
+	*Reports
+	database *memstore.Database
+	stop     func()
+}
+
+func startReplica(t *testing.T, database *memstore.Database, opts Options, mem memstore.Options) *replica {
+	t.Helper()
+	r, err := New(database.Open(mem), opts, prometheus.NewPedanticRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.NoError(t, r.Load(t.Context()))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var running sync.WaitGroup
+	running.Go(func() { require.NoError(t, r.Run(ctx)) })
+	stop := sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+	t.Cleanup(stop)
+	return &replica{r, database, stop}
+}
+
+// watcher is a stream of a subscription.
+type watcher struct {
+	acks     chan int64
+	messages chan agent.ReportMessage
+	ended    chan error
+	cancel   func()
+}
+
+func (r *replica) watch(t *testing.T, w agent.ReportWatch) *watcher {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	out := &watcher{make(chan int64), make(chan agent.ReportMessage, 10), make(chan error, 1), cancel}
+	go func() {
+		out.ended <- r.Serve(ctx, w, out.acks, func(m agent.ReportMessage) error {
+			out.messages <- m
+			return nil
+		})
+	}()
+	t.Cleanup(cancel)
+	return out
+}
+
+// report has the replica take in a report of agent n.
+func (r *replica) report(n byte, sequence, bytes int64) {
+	r.Add(&agent.ReportSum{Agent: agent.ID{n}, Order: agent.Order{Epoch: 1, Sequence: sequence}, Reports: 1, RxBytes: bytes, Data: []byte{byte(sequence)}})
+}
+
+// Before there is a subscription nothing is kept; with one a report is told within two
+// seconds, and at once after a pause if this replica has the stream.
+func TestReportsAreDelivered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		one := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		two := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		require.False(t, one.Wanted())
+		one.report(1, 1, 1)
+		w := one.watch(t, agent.ReportWatch{Name: "a"})
+		first := <-w.messages
+		require.Empty(t, first.Sums)
+		require.NotZero(t, first.Since)
+		require.True(t, two.Wanted(), "it is confirmed")
+
+		began := time.Now()
+		two.report(1, 2, 2)
+		two.report(1, 4, 4)
+		one.report(1, 3, 8)
+		m := <-w.messages
+		require.LessOrEqual(t, time.Since(began), 2*batchInterval)
+		require.Equal(t, int64(1), m.Position.Number)
+		got := m.Sums[0].RxBytes
+		w.acks <- 1
+		for got != 14 {
+			m = <-w.messages
+			got += m.Sums[0].RxBytes
+			w.acks <- m.Position.Number
+		}
+		require.Equal(t, 3.0, testutil.ToFloat64(one.metrics.delivered))
+		synctest.Wait()
+		require.Empty(t, database.ReportSums())
+		close(w.acks)
+		require.NoError(t, <-w.ended)
+	})
+}
+
+// A batch is written when it is full, or after a second, the oldest first.
+func TestBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		r := startReplica(t, database, Options{}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		time.Sleep(10 * time.Second)
+		for n := range batchSize {
+			r.Add(&agent.ReportSum{Agent: agent.ID{byte(n >> 8), byte(n)}, Reports: 1})
+		}
+		synctest.Wait()
+		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.writes), "it does not wait")
+		m := <-w.messages
+		require.Len(t, m.Sums, batchSize)
+	})
+}
+
+// Reports from before a subscription are not told to it.
+func TestNewSubscriptionBeginsAtItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		var mu sync.Mutex
+		down := false
+		r := startReplica(t, database, Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if down && doing == "add reports" {
+				return memstore.Fault{Err: memstore.ErrRefused}
+			}
+			return memstore.Fault{}
+		}})
+		set := func(d bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			down = d
+		}
+		a := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-a.messages
+		set(true) // what is reported waits
+		r.report(1, 1, 1)
+		time.Sleep(10 * time.Second)
+		b := r.watch(t, agent.ReportWatch{Name: "b"})
+		<-b.messages
+		r.report(1, 2, 2)
+		r.report(2, 1, 4)
+		set(false)
+		time.Sleep(20 * time.Second)
+		got := map[byte]int64{}
+		for m := range drain(a) {
+			for _, s := range m.Sums {
+				got[s.Agent[0]] += s.RxBytes
+			}
+		}
+		require.Equal(t, map[byte]int64{1: 3, 2: 4}, got)
+		clear(got)
+		for m := range drain(b) {
+			for _, s := range m.Sums {
+				got[s.Agent[0]] += s.RxBytes
+			}
+		}
+		require.Equal(t, map[byte]int64{1: 2, 2: 4}, got)
+	})
+}
+
+// drain acks and returns what comes within a minute.
+func drain(w *watcher) func(yield func(agent.ReportMessage) bool) {
+	return func(yield func(agent.ReportMessage) bool) {
+		timer := time.NewTimer(time.Minute)
+		defer timer.Stop()
+		for {
+			select {
+			case m := <-w.messages:
+				w.acks <- m.Position.Number
+				if !yield(m) {
+					return
+				}
+			case <-timer.C:
+				return
+			}
+		}
+	}
+}
+
+// What is beyond the limits is dropped and counted: of agents that wait for the
+// database, and of those that a subscription has.
+func TestLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		r := startReplica(t, database, Options{MaxPending: 2, MaxSums: 2}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		r.report(1, 1, 1)
+		<-w.messages // it is not acked: nothing more is delivered
+		dropped := func(reason string) float64 { return testutil.ToFloat64(r.metrics.dropped.WithLabelValues(reason)) }
+		for n := range byte(4) {
+			r.report(10+n, 1, 1)
+			r.report(10+n, 2, 1)
+		}
+		require.Equal(t, 4.0, dropped(droppedPending))
+		time.Sleep(2 * countInterval)
+		r.report(20, 1, 1)
+		r.report(10, 3, 1)
+		time.Sleep(2 * countInterval)
+		require.Equal(t, 1.0, dropped(droppedFull))
+		require.Equal(t, 2.0, testutil.ToFloat64(r.metrics.sums))
+		w.acks <- 1
+		m := <-w.messages
+		require.Len(t, m.Sums, 2)
+		require.Equal(t, int64(3), m.Sums[0].RxBytes, "known ones are added to")
+	})
+}
+
+// A subscription that nobody watches goes, and a watcher that comes later begins anew.
+func TestExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		r := startReplica(t, database, Options{Retention: time.Hour}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		first := <-w.messages
+		time.Sleep(2 * time.Hour)
+		r.report(1, 1, 1)
+		<-w.messages
+		close(w.acks)
+		require.NoError(t, <-w.ended)
+		r.report(1, 2, 2)
+		time.Sleep(59 * time.Minute)
+		require.True(t, r.Wanted())
+		time.Sleep(3 * time.Minute)
+		require.False(t, r.Wanted())
+		require.Empty(t, database.ReportSums())
+		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.expired))
+		w = r.watch(t, agent.ReportWatch{Name: "a", Position: agent.Position{Incarnation: first.Position.Incarnation, Number: 1}})
+		require.NotEqual(t, first.Position.Incarnation, (<-w.messages).Position.Incarnation)
+	})
+}
+
+// A stream that was cut off keeps one that stands by waiting for its lease, and one
+// that asks for the name not at all.
+func TestStandBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		one := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		two := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		store := one.store.(*memstore.Store)
+		w := one.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		standBy := two.watch(t, agent.ReportWatch{Name: "a", StandBy: true})
+		time.Sleep(time.Hour)
+		require.Empty(t, standBy.messages)
+		store.Kill()
+		w.cancel()
+		began := time.Now()
+		require.ErrorIs(t, <-standBy.ended, agent.ErrNameFree)
+		require.LessOrEqual(t, time.Since(began), 20*time.Second)
+		require.Error(t, <-w.ended)
+		w = two.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		newer := two.watch(t, agent.ReportWatch{Name: "a"})
+		<-newer.messages
+		require.ErrorIs(t, <-w.ended, agent.ErrSuperseded)
+	})
+}
+
+// A replica that does not confirm delays a subscription, but not for ever.
+func TestUnconfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		require.NoError(t, database.Open(memstore.Options{}).BeatReportWriter(t.Context(), agent.ID{99}))
+		r := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		began := time.Now()
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		require.GreaterOrEqual(t, time.Since(began), confirmTimeout)
+		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.unconfirmed))
+	})
+}
+
+// What a replica has gathered is written before it stops; if the database is down, it
+// is counted.
+func TestStop(t *testing.T) {
+	for name, down := range map[string]bool{"up": false, "down": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				database := memstore.New()
+				r := startReplica(t, database, Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+					if down && doing == "add reports" {
+						return memstore.Fault{Hang: true}
+					}
+					return memstore.Fault{}
+				}})
+				w := r.watch(t, agent.ReportWatch{Name: "a"})
+				<-w.messages
+				r.report(1, 1, 1)
+				r.report(1, 2, 1)
+				began := time.Now()
+				r.stop()
+				require.LessOrEqual(t, time.Since(began), stopTimeout+callTimeout)
+				if down {
+					require.Equal(t, 2.0, testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedShutdown)))
+					return
+				}
+				require.Len(t, database.ReportSums(), 1)
+			})
+		})
+	}
+}
+
+// The errors that end a stream.
+func TestStreamErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplica(t, memstore.New(), Options{MaxSubscriptions: 1}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		require.ErrorIs(t, <-r.watch(t, agent.ReportWatch{Name: "b"}).ended, agent.ErrTooMany)
+		w.acks <- 1
+		var ack *agent.AckError
+		require.ErrorAs(t, <-w.ended, &ack)
+		require.EqualError(t, ack, "want 0 to 0, got 1")
+		broken := errors.New("the stream broke")
+		require.ErrorIs(t, r.Serve(t.Context(), agent.ReportWatch{Name: "a"}, nil, func(agent.ReportMessage) error { return broken }), broken)
+		w = r.watch(t, agent.ReportWatch{Name: "a", StandBy: true})
+		<-w.messages
+		w.cancel()
+		require.ErrorIs(t, <-w.ended, context.Canceled)
+		ended := r.watch(t, agent.ReportWatch{Name: "a"})
+		close(ended.acks) // before anything
+		require.NoError(t, <-ended.ended)
+	})
+}
+
+func TestOptions(t *testing.T) {
+	for want, opts := range map[string]Options{
+		"reports options: max subscriptions: want at least 1, got -1": {MaxSubscriptions: -1},
+		"reports options: max pending: want at least 1, got -1":       {MaxPending: -1},
+		"reports options: max sums: want at least 1, got -1":          {MaxSums: -1},
+		"reports options: retention: want at least 1m, got 1s":        {Retention: time.Second},
+		"reports options: lease: want at least 1s, got 1ms":           {Lease: time.Millisecond},
+	} {
+		_, err := New(nil, opts, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+		require.EqualError(t, err, want)
+	}
+	problems, err := testutil.GatherAndLint(func() prometheus.Gatherer {
+		reg := prometheus.NewRegistry()
+		_, err := New(nil, Options{}, reg, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		return reg
+	}())
+	require.NoError(t, err)
+	require.Empty(t, problems)
+}
+
+// BenchmarkAdd is the cost of a report: without a subscription, and with one.
+func BenchmarkAdd(b *testing.B) {
+	for name, watched := range map[string]bool{"nobody": false, "subscription": true} {
+		b.Run(name, func(b *testing.B) {
+			r, err := New(nil, Options{MaxPending: 1 << 30}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+			require.NoError(b, err)
+			if watched {
+				r.setSubscriptions([]agent.Subscription{{ID: 1}})
+			}
+			sum := agent.ReportSum{Reports: 1, RxBytes: 1, Data: make([]byte, 60)}
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				if !r.Wanted() {
+					continue
+				}
+				sum.Agent[0], sum.Agent[1] = byte(n), byte(n>>8)
+				if n++; n%batchSize == 0 {
+					r.freeze()
+					r.thaw()
+				}
+				r.Add(&sum)
+			}
+		})
+	}
+}

@@ -1,0 +1,108 @@
+package store
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/postgrestest"
+)
+
+// BenchmarkReportsWAL compares what 10,000 agents write to PostgreSQL while they are
+// watched with what their metadata does: a report in 30 s of each, of three replicas,
+// against 10 changed keys in 10 s of each. Adding, moving, acking are all counted.
+func BenchmarkReportsWAL(b *testing.B) {
+	const agents, keys, seconds = 10_000, 10, 30
+	url := postgrestest.Shared(b).CreateDatabase(b)
+	s := openURL(b, Options{URL: url})
+	conn := admin(b, url)
+	ids := make([]agent.ID, agents)
+	var c agent.Change
+	for i := range ids {
+		ids[i] = agent.ID{0: byte(i * 37), 1: byte(i >> 8), 2: byte(i)}
+		c.Agents = append(c.Agents, registration(ids[i], id(100)))
+	}
+	apply(b, s, c)
+	sub, err := s.OpenSubscription(b.Context(), reportOpening("a", 1))
+	require.NoError(b, err)
+	for replica := range byte(3) {
+		require.NoError(b, s.BeatReportWriter(b.Context(), id(50+replica)))
+	}
+
+	type cost struct {
+		wal, rows float64
+		took      time.Duration
+	}
+	// rows are all versions of rows that were written or removed.
+	written := func() (rows float64) {
+		execute(b, conn, "SELECT pg_stat_force_next_flush()")
+		return scalar[float64](b, conn, "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del)::float8 FROM pg_stat_user_tables")
+	}
+	const flush = 11 * time.Second // an idle connection tells its statistics within 10 s
+	measure := func(f func()) (cost cost) {
+		time.Sleep(flush)
+		lsn, rows, began := scalar[string](b, conn, "SELECT pg_current_wal_lsn()::text"), written(), time.Now()
+		f()
+		cost.took = time.Since(began)
+		cost.wal = scalar[float64](b, conn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1::pg_lsn)::float8", lsn)
+		time.Sleep(flush)
+		cost.rows = written() - rows
+		return cost
+	}
+	epoch := int64(1)
+	metadata := func() {
+		epoch++
+		for first := 0; first < agents; first += 50 {
+			var rows []agent.Metadata
+			for _, id := range ids[first : first+50] {
+				for key := range keys {
+					rows = append(rows, row(id, fmt.Sprint("key", key), fmt.Sprint("a value of some bytes ", epoch), epoch, 1))
+				}
+			}
+			upsert(b, s, rows)
+		}
+	}
+	d := agent.Delivery{Subscription: sub.ID, Incarnation: sub.Incarnation, Stream: id(1), Lease: time.Hour}
+	var sequences [3]int64
+	watched := func() {
+		for second := range seconds {
+			now := ids[agents*second/seconds : agents*(second+1)/seconds]
+			for replica := range 3 {
+				sequences[replica]++
+				w := agent.ReportWrite{Writer: id(byte(50 + replica)), Sequence: sequences[replica], To: []agent.ReportTarget{{Subscription: sub.ID}}}
+				for _, of := range now[len(now)*replica/3 : len(now)*(replica+1)/3] {
+					w.Sums = append(w.Sums, agent.ReportSum{
+						Agent: of, Workspace: of, Order: agent.Order{Epoch: time.Now().UnixNano(), Sequence: int64(second)}, Reports: 1,
+						RxPackets: 1000, RxBytes: 100_000, TxPackets: 1000, TxBytes: 100_000,
+						ReceivedAt: time.Now(), LastUsedAt: time.Now(), Data: make([]byte, 60),
+					})
+				}
+				_, err := s.AddReports(b.Context(), w)
+				require.NoError(b, err)
+			}
+			d.Limit = 500
+			batch, err := s.DeliverReports(b.Context(), d)
+			require.NoError(b, err)
+			require.Len(b, batch.Sums, len(now))
+			d.Number, d.Acked, d.Limit = batch.Number, batch.Number, 0
+			_, err = s.DeliverReports(b.Context(), d) // the ack
+			require.NoError(b, err)
+		}
+	}
+	metadata() // pages are written whole after a checkpoint, and rows inserted once
+	watched()
+	for b.Loop() {
+		execute(b, conn, "CHECKPOINT")
+		of, with := measure(metadata), measure(watched)
+		perSecond := func(wal, in float64, unit string) { b.ReportMetric(wal/in, unit) }
+		perSecond(of.wal/1000, 10, "metadata-KB/s")
+		perSecond(with.wal/1000, seconds, "reports-KB/s")
+		perSecond(of.rows, 10, "metadata-rows/s")
+		perSecond(with.rows, seconds, "reports-rows/s")
+		b.ReportMetric(100*(with.wal/seconds)/(of.wal/10), "%WAL")
+		b.ReportMetric(100*(with.took.Seconds()/seconds)/(of.took.Seconds()/10), "%time")
+	}
+}
