@@ -1,17 +1,21 @@
 package agentapi
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+	"github.com/coder/agentstatsd/reports"
 )
 
 // wireStats has n samples with two labels each.
@@ -153,4 +157,49 @@ func BenchmarkReadStats(b *testing.B) {
 			b.Fatal("not plain")
 		}
 	}
+}
+
+// BenchmarkWatchedReport is the cost of a report of 30 samples from the wire to those who
+// watch reports: with nobody, and with a subscription.
+func BenchmarkWatchedReport(b *testing.B) {
+	encoded, err := proto.Marshal(wireStats(30, 0))
+	require.NoError(b, err)
+	for name, watched := range map[string]bool{"nobody": false, "subscription": true} {
+		b.Run(name, func(b *testing.B) {
+			kept, err := reports.New(oneSubscription{has: watched}, reports.Options{MaxPending: 1000}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+			require.NoError(b, err)
+			require.NoError(b, kept.Load(b.Context()))
+			var r wireReport
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				if !r.read(encoded, nil) {
+					b.Fatal("it is not plain")
+				}
+				if kept.Wanted() {
+					sum := sumOf(r.Stats(), time.Unix(1, 0))
+					sum.Agent[0], sum.Agent[1], sum.Data = byte(n%4), byte(n), r.rest()
+					n++
+					kept.Add(&sum)
+				}
+			}
+		})
+	}
+}
+
+// oneSubscription is a database with one, or none.
+type oneSubscription struct {
+	has bool
+	reports.Store
+}
+
+func (oneSubscription) BeatReportWriter(context.Context, agent.ID) error { return nil }
+
+func (oneSubscription) ConfirmSubscriptions(context.Context, agent.ID, []int64) error { return nil }
+
+func (s oneSubscription) Subscriptions(context.Context) ([]agent.Subscription, error) {
+	if !s.has {
+		return nil, nil
+	}
+	return []agent.Subscription{{ID: 1, Name: "a", Incarnation: 1}}, nil
 }

@@ -266,7 +266,8 @@ func (r *Reports) Add(sum *agent.ReportSum) {
 		return
 	}
 	s := r.newSumLocked()
-	data := append(s.Data[:0], sum.Data...)
+	data := s.Data[:0]
+	data = append(data, sum.Data...)
 	*s = *sum
 	s.Data = data
 	g.sums[s.Agent] = s

@@ -66,6 +66,8 @@ type Options struct {
 	// new build. Default: 500 s for each agent, or, with a Journal, none, as a
 	// rebuild takes the old agents' values out of the database; negative: none.
 	RebuildInterval time.Duration
+	// Watch has coderd watch what agents report, under the name of the fleet.
+	Watch bool
 	// Churn is the mean time until the connection of an agent is broken, so that
 	// its next session is with another target; 0: none is. It takes at least two
 	// targets, and a connection for each agent.

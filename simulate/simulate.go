@@ -81,14 +81,27 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 	if checks != nil {
 		running.Go(func() { checks.run(producing, f.current) })
 	}
+	var watched *statsWatcher
+	if opts.Watch {
+		watched = newStatsWatcher(service, "simulate "+shortName(opts.Fleet), log)
+		running.Go(func() { watched.run(living) })
+		watched.awaitStart(producing)
+	}
 	f.live(producing, living, &running)
 	stop()
 
 	errs := f.drain(living)
 	duration := time.Since(started)
+	if watched != nil {
+		watched.awaitEnd(living, f.tally().counts.ReportsReceived)
+	}
 	end()
 	running.Wait()
 	summary := f.summary(errs, duration)
+	if watched != nil {
+		told := watched.summary()
+		summary.Watched = &told
+	}
 	pushed.addTo(&summary)
 	if checks != nil {
 		summary.Check = checks.finish(f.agents)

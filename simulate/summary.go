@@ -49,6 +49,9 @@ type Summary struct {
 	// none.
 	Check *CheckSummary `json:"check,omitempty"`
 
+	// Watched is what coderd was told of reports; nil: it did not watch.
+	Watched *WatchSummary `json:"watched,omitempty"`
+
 	// Refusals by reason.
 	Refusals map[string]int64 `json:"refusals,omitempty"`
 	// ReportAckSeconds are quantiles of the time from a report to its ack.
@@ -99,6 +102,9 @@ func (s Summary) WriteText(w io.Writer) error {
 	}
 	row("refused", "%d%s", s.Refused, strings.Join(reasons, ""))
 	row("errors", "%d", s.Errors)
+	if w := s.Watched; w != nil {
+		row("watched", "%d reports in %d batches, %d uses of workspaces", w.Reports, w.Batches, w.Uses)
+	}
 	if c := s.Check; c != nil {
 		row("checks", "%d, of %d agents in sum", c.Checks, c.Agents)
 		row("served twice", "%d, and %d in passing", c.Duplicates, c.TransientDuplicates)

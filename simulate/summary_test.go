@@ -50,6 +50,11 @@ errors           0
 		change(&incomplete)
 		require.False(t, incomplete.Complete())
 	}
+	s.Watched = &WatchSummary{Batches: 2, Reports: 52, Uses: 25}
+	text.Reset()
+	require.NoError(t, s.WriteText(&text))
+	require.Contains(t, text.String(), "watched          52 reports in 2 batches, 25 uses of workspaces\n")
+	s.Watched = nil
 	s.Check = &CheckSummary{Checks: 30, Agents: 750, TransientDuplicates: 4, TransientMisses: 5}
 	require.True(t, s.Complete())
 	s.Check.Duplicates = 1

@@ -89,7 +89,7 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 		_, err := simulate.Run(ctx, simulate.Options{
 			Targets: []string{s.grpcListener.Addr().String()}, Dial: dial, Fleet: "demo", Agents: agents,
 			Unreachable: demoUnreachable, Coderds: demoCoderds, PushInterval: c.reportInterval,
-			MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true,
+			MetadataInterval: c.reportInterval, DrainTimeout: demoAckDeadline, Keep: true, Watch: true,
 		}, log.With("component", "simulate"))
 		return err
 	}

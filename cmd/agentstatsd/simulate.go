@@ -23,7 +23,7 @@ func simulateCommand() *serpent.Command {
 	var (
 		targets, replicas                                        []string
 		tokenFile, caFile, journalFile                           string
-		useTLS, plaintext, asJSON, keep                          bool
+		useTLS, plaintext, asJSON, keep, watch                   bool
 		agents, unreachable, metrics, keys, connections, coderds int64
 		reportInterval, metadataInterval, pushInterval           time.Duration
 		rebuildInterval, duration, ackDeadline                   time.Duration
@@ -77,6 +77,10 @@ func simulateCommand() *serpent.Command {
 			{
 				Flag: "rebuild-interval", Default: "0s",
 				Description: "Mean time between two rebuilds of a workspace, under new agents. 0: none.", Value: notBelow(&rebuildInterval, 0),
+			},
+			{
+				Flag: "watch", Default: "false",
+				Description: "Have coderd watch what agents report, and print how much it was told.", Value: serpent.BoolOf(&watch),
 			},
 			{
 				Flag: "churn", Default: "0s",
@@ -134,7 +138,7 @@ func simulateCommand() *serpent.Command {
 				return err
 			}
 			opts := simulate.Options{
-				Targets: targets, Dial: dial, Churn: churn,
+				Targets: targets, Dial: dial, Churn: churn, Watch: watch,
 				Metrics: replicas, CheckInterval: checkInterval,
 				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: orNone(rebuildInterval),
 				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)),

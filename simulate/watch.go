@@ -1,0 +1,114 @@
+package simulate
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/client"
+)
+
+const (
+	// watchStartTimeout bounds the wait until all that agents report is told.
+	watchStartTimeout = 30 * time.Second
+	// watchEndTimeout bounds the wait for the last reports to be told: they are written
+	// within a second, and told within another.
+	watchEndTimeout = 10 * time.Second
+	// activityInterval is how often coderd extends the deadline of a workspace in use.
+	activityInterval = time.Minute
+)
+
+// WatchSummary is what coderd was told of agents' reports, those of other fleets
+// included.
+type WatchSummary struct {
+	// Batches, and the reports in them. A report that a client sent again is in one
+	// with the next, so there are at most as many as were sent by all.
+	Batches int64 `json:"batches"`
+	Reports int64 `json:"reports"`
+	// Uses of workspaces, at most one a workspace and minute.
+	Uses int64 `json:"uses"`
+}
+
+// statsWatcher is coderd's watch of what agents report. It keeps what a coderd would
+// store in one transaction: the position and the sums.
+type statsWatcher struct {
+	client   *client.Coderd
+	name     string
+	activity *client.Activity
+	log      *slog.Logger
+	started  chan struct{}
+
+	mu sync.Mutex
+	// Guarded by mu.
+	position client.StatsPosition
+	told     WatchSummary
+}
+
+func newStatsWatcher(c *client.Coderd, name string, log *slog.Logger) *statsWatcher {
+	return &statsWatcher{client: c, name: name, activity: client.NewActivity(activityInterval), log: log, started: make(chan struct{})}
+}
+
+// run watches until ctx ends.
+func (w *statsWatcher) run(ctx context.Context) {
+	started := sync.OnceFunc(func() { close(w.started) })
+	err := w.client.WatchStats(ctx, client.StatsWatch{
+		Name:    w.name,
+		Load:    func(context.Context) (client.StatsPosition, error) { return w.stored(), nil },
+		Handle:  w.handle,
+		Started: func(time.Time) { started() },
+	})
+	if err != nil {
+		w.log.ErrorContext(ctx, "coderd is not told of reports", "error", err)
+	}
+}
+
+// shortName returns what a name of a watch has room for.
+func shortName(fleet string) string {
+	return fleet[:min(len(fleet), 48)]
+}
+
+// awaitStart waits until all that agents report is told.
+func (w *statsWatcher) awaitStart(ctx context.Context) {
+	timer := time.NewTimer(watchStartTimeout)
+	defer timer.Stop()
+	select {
+	case <-w.started:
+	case <-timer.C:
+		w.log.WarnContext(ctx, "the watch of reports has not started: the first ones may not be told")
+	case <-ctx.Done():
+	}
+}
+
+// awaitEnd waits until as many reports were told as the service has.
+func (w *statsWatcher) awaitEnd(ctx context.Context, reports int64) {
+	ctx, cancel := context.WithTimeout(ctx, watchEndTimeout)
+	defer cancel()
+	for w.summary().Reports < reports && sleep(ctx, retryInterval) {
+	}
+}
+
+func (w *statsWatcher) stored() client.StatsPosition {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.position
+}
+
+// handle stores a batch.
+func (w *statsWatcher) handle(batch client.StatsBatch) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.position = batch.Position
+	w.told.Batches++
+	for _, a := range batch.Agents {
+		w.told.Reports += a.GetReports()
+	}
+	w.told.Uses += int64(len(w.activity.Add(time.Now(), batch.Agents)))
+	return nil
+}
+
+func (w *statsWatcher) summary() WatchSummary {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.told
+}

@@ -1,0 +1,27 @@
+package simulate_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/simulate"
+)
+
+// coderd is told of each report that the service has, once.
+func TestRunWatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startService(t)
+		opts := s.options()
+		opts.Agents, opts.Watch, opts.Duration, opts.ReportInterval = 10, true, time.Minute, 5*time.Second
+		summary, err := simulate.Run(t.Context(), opts, discard)
+		require.NoError(t, err)
+		require.NotNil(t, summary.Watched)
+		require.Positive(t, summary.ReportsAcked)
+		require.Equal(t, summary.ReportsAcked, summary.Watched.Reports)
+		require.Positive(t, summary.Watched.Uses)
+		require.Less(t, summary.Watched.Batches, summary.Watched.Reports)
+	})
+}
