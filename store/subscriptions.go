@@ -253,7 +253,8 @@ func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, subscription, number 
 		sums, err := decodeSums(data)
 		batch = &agent.ReportBatch{Number: number, Sums: sums}
 		if err != nil {
-			s.log.ErrorContext(ctx, "a batch of reports cannot be read", "subscription", subscription, "number", number, "error", err)
+			// What can be read is delivered: the watcher must get on.
+			s.undecodable.report(ctx, kindBatches, fmt.Sprint(subscription, " ", number), err, time.Now())
 		}
 		return nil
 	})

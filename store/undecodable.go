@@ -24,9 +24,10 @@ const (
 	kindSessions   = "sessions"
 	kindMetadata   = "metadata"
 	kindPushes     = "pushes"
+	kindBatches    = "report_batches"
 )
 
-var kinds = [...]string{kindWorkspaces, kindAgents, kindNamed, kindStates, kindSessions, kindMetadata, kindPushes}
+var kinds = [...]string{kindWorkspaces, kindAgents, kindNamed, kindStates, kindSessions, kindMetadata, kindPushes, kindBatches}
 
 const (
 	// maxKnownUndecodable is how many rows are known as reported. 100,000 are 3 MB.
