@@ -55,10 +55,11 @@ type StatsWatch struct {
 //
 // Each report is in one batch, whichever replica of the service serves the stream, and
 // whichever are killed or restarted. If Handle stores the position with what it makes
-// of a batch, in one transaction that does nothing if the stored position has the same
+// of a batch, in one transaction that fails if the stored position has the same
 // incarnation and as high a number, and Load returns that, then each report counts
-// exactly once, over any crash of this process. Otherwise a batch whose ack the service
-// did not learn of is told again.
+// exactly once, over any crash of this process. It fails if another process had the name
+// meanwhile; then the watch begins anew, with what Load returns. Without that a batch
+// whose ack the service did not learn of is told again.
 //
 // A newer watcher takes a name from an older one, whose stream breaks. That one stands
 // by until the newer one has gone: so two of them do not take turns.

@@ -223,10 +223,17 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 			w.mu.Lock()
 			crash := w.faulty && crashes() // before it is stored
 			w.mu.Unlock()
+			if crash && len(m.Sums) > 0 && crashes() {
+				// It takes its time, while the lease is renewed.
+				time.AfterFunc(20*time.Second, cancel)
+				return nil
+			}
 			if crash {
 				return errors.New("coderd crashed")
 			}
-			w.process(name, m)
+			if !w.process(name, m) {
+				return errors.New("more is stored than the stream began with")
+			}
 			w.mu.Lock()
 			crash = w.faulty && crashes() // before it is acked
 			w.mu.Unlock()
@@ -251,13 +258,14 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 	}
 }
 
-// process stores what a message tells with its position, unless that is stored already.
-func (w *world) process(name string, m agent.ReportMessage) {
+// process stores what a message tells with its position. If more is stored than the
+// stream began with, as another instance had the name meanwhile, it is to begin anew.
+func (w *world) process(name string, m agent.ReportMessage) (current bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.since = m.Since
 	if m.Position.Incarnation == w.position.Incarnation && m.Position.Number <= w.position.Number {
-		return
+		return len(m.Sums) == 0 && m.Position.Number == w.position.Number
 	}
 	w.position = m.Position
 	for i := range m.Sums {
@@ -273,6 +281,7 @@ func (w *world) process(name string, m agent.ReportMessage) {
 		}
 		w.told[s.Agent] |= s.RxBytes
 	}
+	return true
 }
 
 // restore puts the database back to what it was a while ago.

@@ -150,9 +150,10 @@ func TestNewSubscriptionBeginsAtItsStart(t *testing.T) {
 		set(true) // what is reported waits
 		r.report(1, 1, 1)
 		time.Sleep(10 * time.Second)
+		r.report(1, 2, 16) // beside a batch that is frozen
 		b := r.watch(t, agent.ReportWatch{Name: "b"})
 		<-b.messages
-		r.report(1, 2, 2)
+		r.report(1, 3, 2)
 		r.report(2, 1, 4)
 		set(false)
 		time.Sleep(20 * time.Second)
@@ -162,7 +163,7 @@ func TestNewSubscriptionBeginsAtItsStart(t *testing.T) {
 				got[s.Agent[0]] += s.RxBytes
 			}
 		}
-		require.Equal(t, map[byte]int64{1: 3, 2: 4}, got)
+		require.Equal(t, map[byte]int64{1: 19, 2: 4}, got)
 		clear(got)
 		for m := range drain(b) {
 			for _, s := range m.Sums {

@@ -86,9 +86,9 @@ type CoderdServiceClient interface {
 	// for the subscription, and says since when. Each other one is numbered, and sent
 	// until it is acked, on a later stream too. A watcher that stores incarnation and
 	// number with what it makes of a response, begins its next stream with them, and
-	// leaves out what is not above them in the same incarnation, counts each report
-	// exactly once, over any crash of its own too; another one may be told again what
-	// it had not acked.
+	// begins anew if a response is not above them in the same incarnation, counts each
+	// report exactly once, over any crash of its own too; another one may be told again
+	// what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
 	// stand by then. A subscription that no stream has had for a day is removed. Not
@@ -280,9 +280,9 @@ type CoderdServiceServer interface {
 	// for the subscription, and says since when. Each other one is numbered, and sent
 	// until it is acked, on a later stream too. A watcher that stores incarnation and
 	// number with what it makes of a response, begins its next stream with them, and
-	// leaves out what is not above them in the same incarnation, counts each report
-	// exactly once, over any crash of its own too; another one may be told again what
-	// it had not acked.
+	// begins anew if a response is not above them in the same incarnation, counts each
+	// report exactly once, over any crash of its own too; another one may be told again
+	// what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
 	// stand by then. A subscription that no stream has had for a day is removed. Not
