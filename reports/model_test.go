@@ -290,9 +290,11 @@ func (w *world) restore(restore func(), had []agent.ReportSum) {
 	synctest.Wait()
 	// A write whose answer is late may have been told already, and is made again.
 	for _, p := range w.processes {
+		p.reports.mu.Lock()
 		if f := p.reports.frozen; f != nil {
 			had = append(had, f.write.Sums...)
 		}
+		p.reports.mu.Unlock()
 	}
 	restore()
 	w.mu.Lock()
