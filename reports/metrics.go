@@ -64,7 +64,7 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		}, func() float64 { return float64(r.count(func() int { return len(r.subscriptions) })) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_sums_pending", Help: "Agents whose reports wait to be written to subscriptions.",
-		}, func() float64 { return float64(r.count(func() int { return r.pending })) }),
+		}, func() float64 { return float64(r.count(r.unwrittenLocked)) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_streams", Help: "Streams of subscriptions that go on.",
 		}, func() float64 { return float64(r.count(func() int { return len(r.streams) })) }),
@@ -74,6 +74,14 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// unwrittenLocked counts the sums that the database does not have yet.
+func (r *Reports) unwrittenLocked() int {
+	if r.frozen == nil {
+		return r.pending
+	}
+	return r.pending + len(r.frozen.sums)
 }
 
 func (r *Reports) count(f func() int) int {
