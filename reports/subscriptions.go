@@ -1,0 +1,158 @@
+package reports
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// poll keeps the subscriptions known, and those that nobody watches away.
+func (r *Reports) poll(ctx context.Context) {
+	var beat, count, expire time.Time
+	failures := 0
+	for {
+		now := time.Now()
+		err := r.readSubscriptions(ctx)
+		if err == nil && r.opts.Shared && now.Sub(beat) >= beatInterval {
+			err, beat = r.call(ctx, func(ctx context.Context) error { return r.store.BeatReportWriter(ctx, r.opts.ID) }), now
+		}
+		if err == nil && now.Sub(count) >= countInterval && r.Wanted() {
+			err, count = r.countSums(ctx), now
+		}
+		if err == nil && now.Sub(expire) >= expireInterval && r.Wanted() {
+			err, expire = r.expire(ctx), now
+		}
+		failures++
+		if err == nil {
+			failures = 0
+		} else if ctx.Err() == nil {
+			r.metrics.errors.WithLabelValues(errorPoll).Inc()
+			r.log.WarnContext(ctx, "subscriptions to reports are not read, trying again", "error", err)
+		}
+		wait := pollInterval
+		if failures > 0 {
+			wait = backoff(failures)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-r.look:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// call bounds a call of the database.
+func (r *Reports) call(ctx context.Context, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+// readSubscriptions has reports gathered for those that there are, then confirms the
+// new ones.
+func (r *Reports) readSubscriptions(ctx context.Context) error {
+	return r.call(ctx, func(ctx context.Context) error {
+		all, err := r.store.Subscriptions(ctx)
+		if err != nil {
+			return err
+		}
+		fresh := r.setSubscriptions(all)
+		if len(fresh) == 0 {
+			return nil
+		}
+		if err := r.store.ConfirmSubscriptions(ctx, r.opts.ID, fresh); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, id := range fresh {
+			r.confirmed[id] = struct{}{}
+		}
+		return nil
+	})
+}
+
+// setSubscriptions begins a new group if they have changed. It returns those that
+// are not confirmed.
+func (r *Reports) setSubscriptions(all []agent.Subscription) (fresh []int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := make([]int64, len(all))
+	for i := range all {
+		ids[i] = all[i].ID
+		if _, known := r.confirmed[ids[i]]; !known {
+			fresh = append(fresh, ids[i])
+		}
+	}
+	same := len(all) == len(r.subscriptions)
+	for i := 0; same && i < len(all); i++ {
+		same = all[i].ID == r.subscriptions[i].ID
+	}
+	r.subscriptions = all
+	r.wanted.Store(len(all) > 0)
+	if same {
+		return fresh
+	}
+	for id := range r.confirmed {
+		if !slices.Contains(ids, id) {
+			delete(r.confirmed, id)
+			delete(r.full, id)
+		}
+	}
+	if n := len(r.groups); n > 0 && len(r.groups[n-1].order) == 0 {
+		r.groups = r.groups[:n-1]
+	}
+	if len(all) > 0 {
+		r.groups = append(r.groups, &group{to: ids, sums: make(map[agent.ID]*agent.ReportSum)})
+	}
+	return fresh
+}
+
+// countSums finds the subscriptions that are full.
+func (r *Reports) countSums(ctx context.Context) error {
+	return r.call(ctx, func(ctx context.Context) error {
+		counts, err := r.store.CountReportSums(ctx)
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		var most int64
+		for _, s := range r.subscriptions {
+			r.full[s.ID] = counts[s.ID] >= int64(r.opts.MaxSums)
+			most = max(most, counts[s.ID])
+		}
+		r.metrics.sums.Set(float64(most))
+		return nil
+	})
+}
+
+// expire removes the subscriptions that nobody watches.
+func (r *Reports) expire(ctx context.Context) error {
+	return r.call(ctx, func(ctx context.Context) error {
+		expired, err := r.store.ExpireSubscriptions(ctx, r.opts.Retention)
+		for _, e := range expired {
+			r.metrics.expired.Inc()
+			r.log.WarnContext(ctx, "a subscription to reports had no stream for too long and is removed",
+				"name", e.Name, "agents_undelivered", e.Agents, "batches_undelivered", e.Batches)
+		}
+		return err
+	})
+}
+
+// backoff returns the time to wait after failures > 0 failed calls in a row.
+func backoff(failures int) time.Duration {
+	limit := maxBackoff
+	if failures < 6 {
+		limit = minBackoff << (failures - 1)
+	}
+	return limit/2 + rand.N(limit/2)
+}
