@@ -126,7 +126,9 @@ func (g *group) touch() {
 	f.dirty = append(f.dirty, g)
 }
 
-// joinLocked makes a series a member of its group, which is made if need be.
+// joinLocked makes a series a member of its group, which is made if need be. A sum
+// that outlived its agents counts for the family's type no more: if agents give the
+// family another one, that is its type now, and the series is outdated.
 func (a *Aggregator) joinLocked(f *family, prefix []byte, m *member) {
 	g := f.groups[string(prefix)]
 	if g == nil {
@@ -139,14 +141,15 @@ func (a *Aggregator) joinLocked(f *family, prefix []byte, m *member) {
 		a.seriesBytes.Add(int64(len(g.prefix)))
 		a.families.hold(f)
 	}
+	m.group, m.index = g, len(g.members)
+	g.members = append(g.members, m)
+	g.touch()
 	if g.orphan {
 		g.orphan = false
 		f.ghosts--
 		a.ghosts.remove(g)
+		f.electTypeLocked()
 	}
-	m.group, m.index = g, len(g.members)
-	g.members = append(g.members, m)
-	g.touch()
 }
 
 // leave takes a series out of its group. A group without members is gone at

@@ -244,6 +244,25 @@ func TestGhostsKeepTheirType(t *testing.T) {
 	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 10`))
 }
 
+// A sum that finds an agent again has that agent's word for its type, no other.
+func TestGhostsThatComeBackHaveTheTypeOfAgents(t *testing.T) {
+	a := byTemplate(t, Options{}, first(1), first(2))
+	a.Report(id(0), 1, time.Now(), samples(sample("c_total", agent.Counter, 5)))
+	a.Remove(id(0))
+	require.Equal(t, 1, a.ghosts.count())
+	contradiction := samples(sample("c_total", agent.Gauge, 7, "x", "1"), sample("c_total", agent.Counter, 6))
+	refused := refusals(a.Report(id(1), 1, time.Now(), contradiction))
+	require.Len(t, refused, 1)
+	require.Equal(t, 2, refused[0].Count, "nothing is taken in that is not served")
+	require.Zero(t, a.ghosts.count())
+	require.Empty(t, forwardedText(t, a), "the only agent says that it is a gauge")
+
+	refused = refusals(a.Report(id(1), 1, time.Now(), contradiction))
+	require.Len(t, refused, 1)
+	require.Equal(t, 1, refused[0].Count)
+	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl",x="1"} 7`))
+}
+
 func TestTally(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var sum tally

@@ -328,6 +328,11 @@ func (m *naive) take(a *naiveAgent, s agent.Sample, now time.Time, had map[strin
 		}
 		held = &naiveSeries{name: s.Name, labels: extra, typ: s.Type, last: last}
 		a.series[key] = held
+		if m.elect(); held.dead {
+			delete(a.series, key)
+			a.families[s.Name].contested = true
+			return key, naiveRefused
+		}
 	}
 	held.value, held.seen = s.Value, now
 	if s.Type != agent.Counter || m.grouped() && s.Value > 1<<53 {

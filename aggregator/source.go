@@ -204,6 +204,9 @@ func (a *Aggregator) create(src *source, d *desc, t agent.SampleType, v float64,
 	s.member = &member{counter: t == agent.Counter, last: src.firstCount()}
 	if src.served {
 		a.joinLocked(f, scratch, s.member)
+		if s.outdated() {
+			return series{}, scratch, false
+		}
 	}
 	return s, scratch, true
 }
