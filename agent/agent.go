@@ -56,4 +56,8 @@ type Metadata struct {
 	// CollectedAt is when the service received the value.
 	CollectedAt time.Time
 	Order       Order
+	// Incarnation of the registration that the agent had when it said this; a store
+	// leaves out what is of another one than it has. 0: it does not matter. It is not
+	// kept.
+	Incarnation int64
 }

@@ -36,7 +36,9 @@ type Lease struct {
 // agent. Newer is a higher Epoch, of equal ones a higher Replica.
 type SessionRecord struct {
 	Agent ID
-	Epoch int64
+	// Incarnation is as in Metadata.
+	Incarnation int64
+	Epoch       int64
 	// Replica has, or had, the session.
 	Replica ID
 	// Open is true until the session ended.

@@ -129,6 +129,8 @@ type MetadataReport struct {
 	// all agents share; zero: not known.
 	Owner ID
 	Order Order
+	// Incarnation is as in Metadata.
+	Incarnation int64
 	// Entries in the order of the wire; of equal keys the last one counts.
 	Entries []MetadataEntry
 	// Tracker is told what becomes of the entries; nil: nobody is.
@@ -157,8 +159,8 @@ type Tracker interface {
 	// Settle ends holds, one for each element, after each flush at most once.
 	Settle([]Settled)
 	// Supersede says that something that is held lost against what a session with
-	// this epoch, which is above that of its own, has in the database: its hold
-	// never ends.
+	// this epoch, which is above that of its own, has in the database, or, if epoch
+	// is 0, against another incarnation of the agent: its hold never ends.
 	Supersede(epoch int64)
 }
 

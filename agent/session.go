@@ -1,11 +1,13 @@
 package agent
 
-// StoredEpoch is the epoch of what is stored of an agent, above that of what was to
-// be written in its place.
+// StoredEpoch says what of an agent was to be written and lost against what is in the
+// database.
 type StoredEpoch struct {
 	Agent ID
 	// Key of a metadata value; empty: it is the agent's state.
-	Key   string
+	Key string
+	// Epoch of what is stored in its place, which is higher; 0: the agent is
+	// registered as another incarnation, or is not any more.
 	Epoch int64
 }
 

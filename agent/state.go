@@ -5,7 +5,9 @@ import "time"
 // State is the newest that an agent said of itself, beside stats and metadata.
 // Each part carries its own order; a part with the zero order was never said.
 type State struct {
-	Agent          ID
+	Agent ID
+	// Incarnation is as in Metadata.
+	Incarnation    int64
 	Lifecycle      Lifecycle
 	LifecycleOrder Order
 	// Startup is the part of the lifecycle that outlasts later states. StartedOrder

@@ -94,7 +94,9 @@ func (s *Server) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []a
 		Owner:   r.Owner(),
 		Order:   r.Order(),
 		Entries: entries,
-		Tracker: r.Tracker(),
+
+		Incarnation: r.Incarnation(),
+		Tracker:     r.Tracker(),
 	})...)
 }
 

@@ -394,3 +394,22 @@ func TestRemoveAheadOfFlush(t *testing.T) {
 	flushAll(t, b)
 	require.Len(t, store.calls, 1)
 }
+
+// Rows carry the incarnation of their agent of when they were said, also those that
+// wait again after a write that failed.
+func TestRowsCarryTheIncarnation(t *testing.T) {
+	store := &fakeStore{before: func(context.Context, []agent.Metadata) error { return errDown }}
+	b := newBatcher(t, store, Options{})
+	of := func(incarnation, sequence int64, entries ...string) agent.MetadataReport {
+		r := report(id(1), 1, sequence, nil, entries...)
+		r.Incarnation = incarnation
+		return r
+	}
+	require.Empty(t, b.Add(now, of(3, 1, "a=1", "b=1")))
+	require.Error(t, b.flushWaiting(t.Context(), t.Context()))
+	require.Empty(t, b.Add(now, of(7, 2, "b=2")))
+	store.before = nil
+	flushAll(t, b)
+	require.EqualValues(t, 3, store.rows[rowKey{id(1), "a"}].Incarnation)
+	require.EqualValues(t, 7, store.rows[rowKey{id(1), "b"}].Incarnation)
+}

@@ -76,7 +76,7 @@ type batch struct {
 	// is how many did not.
 	changed   []agent.ID
 	unchanged int
-	// lost are the trackers of rows that lost against a higher epoch.
+	// lost are the trackers of rows that were superseded.
 	lost []lost
 	// suspects has an entry of each agent of which a row was refused.
 	suspects []*entry
@@ -101,7 +101,7 @@ const (
 	failed fate = iota // not tried, or the database could not
 	written
 	rejected   // by the database, for good
-	superseded // by a row of a higher epoch
+	superseded // by a higher epoch or another incarnation
 )
 
 func newPending(limits shares) *pending {
@@ -202,7 +202,7 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 	}
 	keep(&e.value.Value, in.Value)
 	keep(&e.value.Error, in.Error)
-	e.value.CollectedAt, e.value.Order = now, r.Order
+	e.value.CollectedAt, e.value.Order, e.value.Incarnation = now, r.Order, r.Incarnation
 	return 0, false
 }
 

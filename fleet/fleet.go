@@ -71,7 +71,8 @@ type StateStore interface {
 	// States returns the states, or parts of them, that were written since an
 	// earlier call returned next; since 0: all.
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
-	// newer are the agents of parts that lost against a higher epoch.
+	// newer are the agents of parts that lost against a higher epoch or another
+	// incarnation.
 	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
 }
 

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"math"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -178,5 +179,64 @@ func TestDatabaseReplaced(t *testing.T) {
 		info, err := r[0].Agent(nid(2))
 		require.NoError(t, err)
 		require.Equal(t, agent.LifecycleReady, info.State.Lifecycle.State)
+	})
+}
+
+// What is written of an agent carries the incarnation that it had when it said it.
+func TestWritesCarryTheIncarnation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		store := r[0].store
+		var want []int64
+		for n := range int64(2) {
+			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+			require.NoError(t, err)
+			roster, err := store.Registrations(t.Context(), 0)
+			require.NoError(t, err)
+			want = append(want, roster.Agents[0].Incarnation)
+			s := connectTo(t, r[0], 1, hello(byte(n)+1, 1))
+			receive(t, s, 1, func(q Request) {
+				require.Equal(t, want[n], q.Incarnation())
+				q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+			})
+			settle()
+			_, err = r[0].Deregister(t.Context(), ids(1), nil)
+			require.NoError(t, err)
+		}
+		require.Equal(t, want, store.incarnations)
+		require.Equal(t, want, slices.Compact(store.sessionIncarnations))
+		require.NotEqual(t, want[0], want[1])
+	})
+}
+
+// News of a session of the agent that was there before change nothing. Those of one
+// that comes after it are asked for again, once its registration is read.
+func TestNewsOfAnotherIncarnation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		for n := 2; n > 0; n-- {
+			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(n, n, 1)}})
+			require.NoError(t, err)
+		}
+		settle()
+		s := connectTo(t, r[0], 1, hello(1, 1))
+		e, err := r[0].entry(nid(1))
+		require.NoError(t, err)
+		is := e.reg.Load().Incarnation
+		tell := func(incarnation int64) {
+			record := agent.SessionRecord{Agent: nid(1), Incarnation: incarnation, Epoch: s.Info().Epoch + 1, Open: true}
+			r[0].hear(encoding.AppendEncode(encoding.AppendEncode([]byte{newsSessions}, idOf(replicaID(7))), appendRecord(nil, &record)))
+		}
+		r[0].peers.missed.Store(false)
+		tell(is - 1)
+		require.False(t, closed(s.Done()))
+		require.False(t, r[0].peers.missed.Load())
+		tell(is + 1)
+		require.False(t, closed(s.Done()))
+		require.True(t, r[0].peers.missed.Load())
+		tell(is)
+		require.True(t, closed(s.Done()))
+		require.Equal(t, EndTakeover, s.End())
+		require.Zero(t, e.newest.Incarnation)
 	})
 }

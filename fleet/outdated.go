@@ -13,13 +13,17 @@ import (
 // calls Supersede. What lost stays unacked, the instance is forgotten, and its
 // session ends, so that the agent says all of it again in a session whose epoch is
 // above the stored one.
+//
+// So it is with an agent that was removed and came back, of which this replica has
+// not heard: what the agent before said is not stored, epoch is 0, and following the
+// registrations ends the session.
 
 // Supersede implements agent.Tracker.
 func (t *tracker) Supersede(epoch int64) { t.fleet.supersede(t, epoch) }
 
 // supersede forgets the instance of t, and ends its session, unless a newer session
-// on another replica is the reason: that is looked for first, as then the agent must
-// not be asked to come back.
+// on another replica or another registration is the reason: that is looked for first,
+// as then the agent must not be asked to come back.
 func (f *Fleet) supersede(t *tracker, epoch int64) {
 	e := t.entry
 	e.mu.Lock()

@@ -29,7 +29,7 @@ const (
 	// newsRecords fit into a message of the pubsub, which has at most 7,977
 	// bytes: 24 for the kind and the replica, and 4 characters for 3 bytes.
 	newsRecords = (7977 - 1 - 22) / 4 * 3 / recordBytes
-	recordBytes = 16 + 8 + 1
+	recordBytes = 16 + 8 + 8 + 1
 )
 
 // Replicas tells how this replica stands among the others. The methods touch
@@ -305,6 +305,7 @@ func (p *peers) payloads() [][]byte {
 		for _, e := range part {
 			e.mu.Lock()
 			record, stays := e.newest, !e.leaving && !e.gone
+			record.Incarnation = e.reg.Load().Incarnation
 			e.mu.Unlock()
 			if stays && record.Replica == self {
 				raw = appendRecord(raw, &record)
@@ -328,6 +329,7 @@ const (
 // appendRecord appends a record but for its replica.
 func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
 	dst = append(dst, r.Agent[:]...)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Incarnation))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Epoch))
 	var flags byte
 	if r.Open {
@@ -362,11 +364,12 @@ func parseNews(payload []byte) (kind byte, from agent.ID, records []agent.Sessio
 	for r := range slices.Chunk(raw, recordBytes) {
 		flags := r[recordBytes-1]
 		records = append(records, agent.SessionRecord{
-			Agent:    agent.ID(r[:16]),
-			Epoch:    int64(binary.BigEndian.Uint64(r[16:24])),
-			Replica:  from,
-			Open:     flags&flagOpen != 0,
-			Reported: flags&flagReported != 0,
+			Agent:       agent.ID(r[:16]),
+			Incarnation: int64(binary.BigEndian.Uint64(r[16:24])),
+			Epoch:       int64(binary.BigEndian.Uint64(r[24:32])),
+			Replica:     from,
+			Open:        flags&flagOpen != 0,
+			Reported:    flags&flagReported != 0,
 		})
 	}
 	return kind, from, records, nil
@@ -386,7 +389,10 @@ func (f *Fleet) hear(payload []byte) {
 		f.peers.nudge()
 	case from == f.self():
 	case kind == newsSessions:
-		f.adoptSessions(records, math.MaxInt64)
+		if !f.adoptSessions(records, math.MaxInt64) {
+			f.peers.missed.Store(true) // asked for again, once the registrations are read
+			f.peers.nudge()
+		}
 	case kind == newsQuestion:
 		f.peers.tellSessions(f.writes.unwritten()...)
 	default:

@@ -439,7 +439,10 @@ func TestNewsAreParsed(t *testing.T) {
 		require.Equal(t, kind, got)
 		require.Equal(t, replicaID(1), from)
 		if kind == newsSessions {
-			require.Equal(t, []agent.SessionRecord{e.newest}, records)
+			want := e.newest
+			want.Incarnation = e.reg.Load().Incarnation
+			require.NotZero(t, want.Incarnation)
+			require.Equal(t, []agent.SessionRecord{want}, records)
 		}
 	}
 	for _, bad := range []string{"x", "s", "s" + strings.Repeat("!", 22), string(payloads[3][:40]), string(payloads[3]) + "AAAA"} {

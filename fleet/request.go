@@ -43,6 +43,9 @@ func (r Request) Workspace() agent.ID { return r.entry.reg.Load().Workspace.ID }
 // Owner returns the id of the owner of the agent's workspace.
 func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.OwnerID }
 
+// Incarnation returns that of the agent's registration.
+func (r Request) Incarnation() int64 { return r.entry.reg.Load().Incarnation }
+
 // Epoch returns the epoch under which the agent's series are open.
 func (r Request) Epoch() int64 { return r.session.Epoch }
 

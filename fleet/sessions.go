@@ -98,7 +98,8 @@ func (f *Fleet) letGoLocked(e *entry) {
 }
 
 // adoptSessions takes in what other replicas say of sessions. It returns false if
-// an agent of them is not known, or only since a revision after that one.
+// an agent of them is not known, or only since a revision after that one, or not yet
+// as the incarnation that a record tells. One of an incarnation before that is late.
 func (f *Fleet) adoptSessions(records []agent.SessionRecord, revision int64) (known bool) {
 	known = true
 	now := time.Now()
@@ -111,9 +112,15 @@ func (f *Fleet) adoptSessions(records []agent.SessionRecord, revision int64) (kn
 			known = false
 			continue
 		}
+		record := records[i]
+		if is := e.reg.Load().Incarnation; record.Incarnation != 0 && record.Incarnation != is {
+			known = known && record.Incarnation < is
+			continue
+		}
+		record.Incarnation = 0 // it is the entry's
 		e.turn.Lock()
 		e.mu.Lock()
-		f.adoptLocked(e, records[i], now)
+		f.adoptLocked(e, record, now)
 		e.mu.Unlock()
 		e.turn.Unlock()
 	}
@@ -172,7 +179,9 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	for _, e := range entries {
 		e.mu.Lock()
 		if !e.gone && e.newest.Replica == f.self() {
-			records = append(records, e.newest)
+			record := e.newest
+			record.Incarnation = e.reg.Load().Incarnation
+			records = append(records, record)
 		}
 		e.mu.Unlock()
 	}

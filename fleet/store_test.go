@@ -32,6 +32,8 @@ type memStore struct {
 	// moved counts the writes of states and sessions, by agent.
 	moved    int64
 	statesAt map[agent.ID]int64
+	// incarnations are those that states, or sessions, were written of, newest last.
+	incarnations, sessionIncarnations []int64
 	// sessionsAt is when a session was written.
 	sessionsAt map[agent.ID]int64
 	keys       map[agent.ID][]string
@@ -218,6 +220,11 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []
 	s.writes++
 	s.moved++
 	for _, st := range states {
+		s.incarnations = append(s.incarnations, st.Incarnation)
+		if st.Incarnation != 0 && s.regs[st.Agent].Incarnation != st.Incarnation {
+			newer = append(newer, agent.StoredEpoch{Agent: st.Agent})
+			continue
+		}
 		held := s.states[st.Agent]
 		held.Agent = st.Agent
 		if epoch := held.MaxEpoch(); epoch > st.MaxEpoch() {
@@ -248,6 +255,11 @@ func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord
 	}
 	s.moved++
 	for _, r := range records {
+		s.sessionIncarnations = append(s.sessionIncarnations, r.Incarnation)
+		if r.Incarnation != 0 && s.regs[r.Agent].Incarnation != r.Incarnation {
+			continue
+		}
+		r.Incarnation = 0
 		held := s.sessions[r.Agent]
 		switch compareSessions(&r, &held) {
 		case -1:

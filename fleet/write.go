@@ -279,6 +279,7 @@ func (e *entry) beginWrite() (stateWrite, bool) {
 		return stateWrite{}, false
 	}
 	w := stateWrite{entry: e, state: cloneState(e.state), holds: e.holds}
+	w.state.Incarnation = e.reg.Load().Incarnation
 	e.dirty, e.holds = false, nil
 	return w, true
 }
@@ -305,7 +306,9 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 			epochs[n.Agent] = n.Epoch
 		}
 		for _, w := range batch {
-			w.supersede(epochs[w.entry.id])
+			if epoch, lost := epochs[w.entry.id]; lost {
+				w.supersede(epoch)
+			}
 			w.settle(nil)
 		}
 		return nil
@@ -330,12 +333,13 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	return errors.Join(err, f.saveStates(ctx, batch[half:]))
 }
 
-// supersede tells those whose session has an epoch below the stored one. Their
-// holds stay: no ack passes them.
+// supersede tells those whose session has an epoch below the stored one; 0: all, as
+// they are of another incarnation than the agent has. Their holds stay: no ack
+// passes them.
 func (w *stateWrite) supersede(stored int64) {
 	stay := w.holds[:0]
 	for _, h := range w.holds {
-		if stored > h.epoch {
+		if stored == 0 || stored > h.epoch {
 			h.tracker.Supersede(stored)
 		} else {
 			stay = append(stay, h)

@@ -257,7 +257,7 @@ func (w *world) take(p *process, q fleet.Request, r *request) (refused []agent.R
 	entries, undeclared := q.AdmitMetadata(entries)
 	refused = append(refused, undeclared...)
 	return append(refused, p.pending.Add(q.Now(), agent.MetadataReport{
-		Agent: q.Agent(), Order: q.Order(), Entries: entries, Tracker: q.Tracker(),
+		Agent: q.Agent(), Incarnation: q.Incarnation(), Order: q.Order(), Entries: entries, Tracker: q.Tracker(),
 	})...)
 }
 

@@ -77,7 +77,7 @@ type queries struct {
 	relations string
 
 	// upsertMetadata has one argument more: up to which time of the stored row
-	// it is written again with the same value.
+	// it is written again with the same value; then the incarnation of the agent.
 	upsertMetadata string
 
 	upsertWorkspace, upsertAgent string
@@ -136,8 +136,9 @@ var (
 type rowsAs func(columns ...string) string
 
 // newQueries makes the statements that differ in little: in where the rows come
-// from, and in what else an update sets.
-func newQueries(rows rowsAs, alsoSet string) queries {
+// from, what else an update sets, and what keeps a row that is read from being
+// deleted until the transaction ends.
+func newQueries(rows rowsAs, alsoSet, keyShare string) queries {
 	return queries{
 		upsertWorkspace: `
 INSERT INTO workspaces (id, name, owner_id, owner_username, template_id, template_name,
@@ -177,8 +178,11 @@ FROM ` + rows("id uuid", "revision bigint") + ` AS n JOIN workspaces ON workspac
 
 		upsertState: `
 INSERT INTO agent_states (agent_id, part, epoch, sequence, data)
-SELECT * FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "data jsonb") + ` AS n
-WHERE EXISTS (SELECT 1 FROM agents WHERE agents.id = n.agent_id) ORDER BY n.agent_id, n.part
+SELECT n.agent_id, n.part, n.epoch, n.sequence, n.data
+FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "data jsonb", "incarnation bigint") + ` AS n
+WHERE EXISTS (
+    SELECT 1 FROM agents WHERE agents.id = n.agent_id AND n.incarnation IN (0, agents.registered)` + keyShare + `
+) ORDER BY n.agent_id, n.part
 ON CONFLICT (agent_id, part) DO UPDATE SET
     epoch = excluded.epoch, sequence = excluded.sequence, data = excluded.data` + alsoSet + `
 WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.sequence)`,
@@ -191,8 +195,11 @@ AND part LIKE 'app_health/%' AND NOT EXISTS (
 		// Of the same session only the flags change, and each in one direction.
 		upsertSession: `
 INSERT INTO sessions (agent_id, epoch, replica_id, open, reported)
-SELECT * FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "reported boolean") + ` AS n
-WHERE EXISTS (SELECT 1 FROM agents WHERE agents.id = n.agent_id) ORDER BY n.agent_id
+SELECT n.agent_id, n.epoch, n.replica_id, n.open, n.reported
+FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "reported boolean", "incarnation bigint") + ` AS n
+WHERE EXISTS (
+    SELECT 1 FROM agents WHERE agents.id = n.agent_id AND n.incarnation IN (0, agents.registered)` + keyShare + `
+) ORDER BY n.agent_id
 ON CONFLICT (agent_id) DO UPDATE SET
     epoch = excluded.epoch, replica_id = excluded.replica_id,
     open = excluded.open AND (sessions.open OR excluded.epoch > sessions.epoch OR excluded.replica_id > sessions.replica_id),

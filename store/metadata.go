@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -24,9 +23,11 @@ const rewriteWindow = time.Minute
 // Options.TouchInterval later; what is the same again is not written. Of several
 // rows of one key the newest counts. If the database refuses one of the rows
 // (its agent is unknown), none is written and the error wraps agent.ErrRejected.
+// A row of another incarnation of its agent than the registered one is left out:
+// it was said before the agent was removed, and comes late.
 //
-// newer has the keys of rows that lost against a higher epoch, with that, ordered
-// by agent and key.
+// newer has the keys of rows that lost: against a higher epoch, with that, or
+// against another incarnation, with 0. It is ordered by agent and key.
 //
 // Within one epoch rows must come in their order, over all calls: a row that is
 // not written because its value is stored already does not leave its order, so
@@ -61,8 +62,7 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 }
 
 // newerMetadataEpochs looks for what rows, which are in order, lost against. Most
-// that are not written say nothing new. It reads after the write: what another
-// replica had under way then is committed.
+// that are not written say nothing new.
 func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agent.Metadata, changed []agent.ID) ([]agent.StoredEpoch, error) {
 	if len(changed) == len(rows) {
 		return nil, nil
@@ -74,38 +74,14 @@ func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agen
 	for _, id := range changed {
 		unwritten[id]--
 	}
-	maps.DeleteFunc(unwritten, func(_ agent.ID, n int) bool { return n == 0 })
-	ids := slices.SortedFunc(maps.Keys(unwritten), compareIDs)
-	return s.newerEpochs(ctx, tx, ids, "SELECT agent_id, key, epoch FROM metadata", func(id agent.ID, key string) (int64, bool) {
-		i, found := slices.BinarySearchFunc(rows, agent.Metadata{Agent: id, Key: key}, compareKeys)
-		if !found {
-			return 0, false
-		}
-		return rows[i].Order.Epoch, true
-	})
-}
-
-// newerEpochs returns the rows of the agents with these ids, which are in order, whose
-// epoch is above the one that was to be written. text selects the agent, what a row
-// of it is named by, and the epoch.
-func (s *Store) newerEpochs(
-	ctx context.Context, tx *sql.Tx, ids []agent.ID, text string, written func(id agent.ID, name string) (epoch int64, is bool),
-) (newer []agent.StoredEpoch, err error) {
-	for part := range slices.Chunk(ids, idChunk) {
-		condition, args := s.dialect.among(part)
-		err = query(ctx, tx, text+` WHERE agent_id `+condition+` ORDER BY agent_id, 2`, args, func(rows *sql.Rows) error {
-			var stored agent.StoredEpoch
-			err := rows.Scan(&stored.Agent, &stored.Key, &stored.Epoch)
-			if epoch, is := written(stored.Agent, stored.Key); is && stored.Epoch > epoch {
-				newer = append(newer, stored)
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
+	var of []attempted
+	for i := range rows {
+		if r := &rows[i]; unwritten[r.Agent] > 0 {
+			of = append(of, attempted{r.Agent, r.Key, r.Order.Epoch, r.Incarnation})
 		}
 	}
-	return newer, nil
+	return s.newerEpochs(ctx, tx, of, `SELECT a.id, a.registered, m.key, m.epoch
+FROM agents AS a LEFT JOIN metadata AS m ON m.agent_id = a.id WHERE a.id `)
 }
 
 // doubtMetadata is told of each attempt at writing metadata that failed. On
@@ -133,7 +109,7 @@ func (s *Store) metadataArgs() func(*agent.Metadata) ([]any, error) {
 		}
 		return []any{
 			s.dialect.id(m.Agent), m.Key, m.Value, m.Error, collected, m.Order.Epoch, m.Order.Sequence,
-			touchUpTo(collected, touch),
+			touchUpTo(collected, touch), m.Incarnation,
 		}, nil
 	}
 }

@@ -65,23 +65,28 @@ func postgresRows(columns ...string) string {
 }
 
 func postgresQueries() queries {
-	q := newQueries(postgresRows, ", changed = pg_current_xact_id()")
+	q := newQueries(postgresRows, ", changed = pg_current_xact_id()", ` FOR KEY SHARE`)
 	// Rows that change nothing are left out before the insert: there, one that
 	// is not updated is locked all the same, which is a write. The limit keeps
 	// the planner to the index: of a fleet of some thousand agents it would
-	// rather read the whole table, 10 times as long.
+	// rather read the whole table, 10 times as long. A row that is written locks
+	// its agent, as the foreign key does: nobody else becomes the agent before the
+	// commit. One of an unknown agent goes on to the foreign key, which refuses it.
 	q.upsertMetadata = `
 INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
 SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence
 FROM ` + postgresRows("agent_id uuid", "key text", "value text", "error text",
-		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint") + ` AS n
+		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint", "incarnation bigint") + ` AS n
 LEFT JOIN LATERAL (
     SELECT * FROM metadata WHERE agent_id = n.agent_id AND key = n.key LIMIT 1
 ) AS m ON true
-WHERE m.agent_id IS NULL
+WHERE (m.agent_id IS NULL
     OR (n.epoch, n.sequence) > (m.epoch, m.sequence)
     AND (n.epoch <> m.epoch OR n.value <> m.value OR n.error <> m.error
-        OR coalesce(m.collected_at, -9223372036854775807) <= n.touch_up_to)
+        OR coalesce(m.collected_at, -9223372036854775807) <= n.touch_up_to))
+    AND (n.incarnation = 0
+        OR EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id AND registered = n.incarnation FOR KEY SHARE)
+        OR NOT EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id))
 ORDER BY n.agent_id, n.key COLLATE "C"
 ON CONFLICT (agent_id, key) DO UPDATE SET
     value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,

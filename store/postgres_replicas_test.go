@@ -356,3 +356,46 @@ func TestPostgresLeaseOnce(t *testing.T) {
 		}
 	})
 }
+
+// An agent is removed and registered again while a write of it is under way: that waits
+// for the change, writes nothing of the agent that was, and says so.
+func TestPostgresLateWriteMeetsItsSuccessor(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	register(t, s, id(1))
+	r, err := s.Registrations(t.Context(), 0)
+	require.NoError(t, err)
+	incarnation := r.Agents[0].Incarnation
+	other, watcher := admin(t, url), admin(t, url)
+	for name, write := range map[string]func() ([]agent.StoredEpoch, error){
+		"metadata": func() ([]agent.StoredEpoch, error) {
+			m := row(id(1), "k", "v", 5, 1)
+			m.Incarnation = incarnation
+			_, lost, err := s.UpsertMetadata(t.Context(), []agent.Metadata{m})
+			return lost, err
+		},
+		"state": func() ([]agent.StoredEpoch, error) {
+			return s.SaveStates(t.Context(), []agent.State{{Agent: id(1), Incarnation: incarnation, NetworkOrder: agent.Order{Epoch: 5}}})
+		},
+	} {
+		execute(t, other, `BEGIN`)
+		execute(t, other, `CREATE TEMP TABLE kept ON COMMIT DROP AS SELECT * FROM agents`)
+		execute(t, other, `DELETE FROM agents`)
+		execute(t, other, `UPDATE kept SET registered = registered + 1000`)
+		execute(t, other, `INSERT INTO agents SELECT * FROM kept`)
+		var lost []agent.StoredEpoch
+		result := make(chan error, 1)
+		go func() {
+			var err error
+			lost, err = write()
+			result <- err
+		}()
+		waitBlocked(t, watcher, 1)
+		execute(t, other, `COMMIT`)
+		require.NoError(t, <-result, name)
+		require.Len(t, lost, 1, name)
+		require.Zero(t, lost[0].Epoch, name)
+		require.Zero(t, scalar[int](t, watcher, `SELECT (SELECT count(*) FROM metadata) + (SELECT count(*) FROM agent_states)`), name)
+		incarnation += 1000
+	}
+}

@@ -11,14 +11,15 @@ import (
 // SaveSessions writes records in one transaction, each in place of the one of
 // its agent unless that is newer. A record of the same session changes it only
 // forward: what is closed is not opened, what has reported stays so. Unknown
-// agents are skipped: they were deregistered meanwhile.
+// agents are skipped, and those of another incarnation: they were deregistered
+// meanwhile.
 func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) error {
 	if len(records) == 0 {
 		return nil
 	}
 	records = inOrder(records, func(a, b agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) }, newerSession)
 	rows, err := toRows(records, func(r *agent.SessionRecord) ([]any, error) {
-		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Reported}, nil
+		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Reported, r.Incarnation}, nil
 	})
 	if err != nil {
 		return err

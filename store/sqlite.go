@@ -57,16 +57,17 @@ func sqliteQueries() queries {
 			values[i] = "? AS " + name
 		}
 		return "(SELECT " + strings.Join(values, ", ") + ")"
-	}, "")
+	}, "", "")
 	q.upsertMetadata = `
 INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
-VALUES (?, ?, ?, ?, ?, ?, ?)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
+WHERE ?9 = 0 OR NOT EXISTS (SELECT 1 FROM agents WHERE id = ?1 AND registered <> ?9)
 ON CONFLICT (agent_id, key) DO UPDATE SET
     value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
     epoch = excluded.epoch, sequence = excluded.sequence
 WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
     AND (excluded.epoch <> metadata.epoch OR excluded.value <> metadata.value OR excluded.error <> metadata.error
-        OR coalesce(metadata.collected_at, -9223372036854775807) <= ?)`
+        OR coalesce(metadata.collected_at, -9223372036854775807) <= ?8)`
 	q.yes = `1`
 	q.relations = `SELECT name FROM sqlite_master`
 	q.insertBuild = `INSERT INTO builds_observed (build_id, observed_at) VALUES (?, ?) ON CONFLICT DO NOTHING`

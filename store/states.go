@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -58,23 +57,24 @@ type (
 
 // SaveStates writes the parts of states that were ever said, in one
 // transaction. A part whose order is not above the stored one changes nothing.
-// Unknown agents are skipped: they were deregistered meanwhile. newer has, in the
-// order of their ids, the agents of parts that lost against a higher epoch, with
-// the highest of those.
+// Unknown agents are skipped, and those of another incarnation: they were
+// deregistered meanwhile. newer has, in the order of their ids, the agents of parts
+// that lost: against a higher epoch, with the highest of those, or against another
+// incarnation, or none, with 0.
 func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error) {
 	parts := make([]statePart, 0, 5*len(states))
 	for i := range states {
 		st := &states[i]
 		said := []statePart{
-			{st.Agent, partLifecycle, st.LifecycleOrder, lifecycle(st.Lifecycle)},
-			{st.Agent, partStarted, st.StartedOrder, started{st.Startup.StartedAt}},
-			{st.Agent, partNetwork, st.NetworkOrder, fromNetwork(st.Network)},
+			{st.Agent, partLifecycle, st.LifecycleOrder, lifecycle(st.Lifecycle), st.Incarnation},
+			{st.Agent, partStarted, st.StartedOrder, started{st.Startup.StartedAt}, st.Incarnation},
+			{st.Agent, partNetwork, st.NetworkOrder, fromNetwork(st.Network), st.Incarnation},
 		}
 		if st.StartEnded() {
-			said = append(said, statePart{st.Agent, partReady, st.ReadyOrder, ready(st.Startup)})
+			said = append(said, statePart{st.Agent, partReady, st.ReadyOrder, ready(st.Startup), st.Incarnation})
 		}
 		for app, health := range st.AppHealth {
-			said = append(said, statePart{st.Agent, partAppHealth + app.String(), st.AppHealthOrder[app], health})
+			said = append(said, statePart{st.Agent, partAppHealth + app.String(), st.AppHealthOrder[app], health, st.Incarnation})
 		}
 		for _, p := range said {
 			if p.order != (agent.Order{}) {
@@ -114,22 +114,20 @@ func (s *Store) newerStateEpochs(ctx context.Context, tx *sql.Tx, parts []stateP
 	if written == int64(len(parts)) {
 		return nil, nil
 	}
-	ids := make([]agent.ID, len(parts))
+	of := make([]attempted, len(parts))
 	for i := range parts {
-		ids[i] = parts[i].agent
+		p := &parts[i]
+		of[i] = attempted{p.agent, p.part, p.order.Epoch, p.incarnation}
 	}
-	newer, err := s.newerEpochs(ctx, tx, slices.Compact(ids), "SELECT agent_id, part, epoch FROM agent_states", func(id agent.ID, part string) (int64, bool) {
-		i, found := slices.BinarySearchFunc(parts, statePart{agent: id, part: part}, compareParts)
-		if !found {
-			return 0, false
-		}
-		return parts[i].order.Epoch, true
-	})
+	newer, err := s.newerEpochs(ctx, tx, of, `SELECT a.id, a.registered, s.part, s.epoch
+FROM agents AS a LEFT JOIN agent_states AS s ON s.agent_id = a.id WHERE a.id `)
 	agents := newer[:0]
 	for _, part := range newer {
 		if n := len(agents); n == 0 || agents[n-1].Agent != part.Agent {
-			agents = append(agents, agent.StoredEpoch{Agent: part.Agent})
+			agents = append(agents, agent.StoredEpoch{Agent: part.Agent, Epoch: part.Epoch})
+			continue
 		}
+		// All parts are of one incarnation: if one has no epoch, none has.
 		highest := &agents[len(agents)-1]
 		highest.Epoch = max(highest.Epoch, part.Epoch)
 	}
@@ -154,6 +152,8 @@ type statePart struct {
 	part  string
 	order agent.Order
 	data  any
+	// incarnation of the agent.
+	incarnation int64
 }
 
 func (s *Store) statePartArgs(p *statePart) ([]any, error) {
@@ -162,7 +162,7 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 		// A year beyond 9999 has no JSON: the same again next time.
 		return nil, fmt.Errorf("%s of agent %s: %w: %w", p.part, p.agent, agent.ErrRejected, err)
 	}
-	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data)}, nil
+	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data), p.incarnation}, nil
 }
 
 // States returns what is stored of each agent that said anything, in the order

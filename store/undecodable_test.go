@@ -224,6 +224,11 @@ func TestUndecodableAgentIsRegisteredAgain(t *testing.T) {
 			require.NoError(t, err)
 			require.Len(t, r.Agents, 2)
 			require.Equal(t, revision, r.Agents[0].Incarnation)
+			m := row(id(1), "k", "v", 1, 1)
+			m.Incarnation = revision
+			changedIDs, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{m})
+			require.NoError(t, err)
+			require.Equal(t, []agent.ID{id(1)}, changedIDs)
 		})
 	}
 }

@@ -52,13 +52,15 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 					}
 				}
 				for _, m := range fresh {
-					if t.put(m) {
+					if t.of(m.Agent, m.Incarnation) && t.put(m) {
 						written = append(written, m.Agent)
 					}
 				}
 				for i := range rows {
 					m := &rows[i]
-					if stored := t.metadata[m.Agent][m.Key].Order.Epoch; stored > m.Order.Epoch {
+					if !t.of(m.Agent, m.Incarnation) {
+						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key})
+					} else if stored := t.metadata[m.Agent][m.Key].Order.Epoch; stored > m.Order.Epoch {
 						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key, Epoch: stored})
 					}
 				}
@@ -96,6 +98,12 @@ func (t *tables) saysNew(m *agent.Metadata, touch time.Duration) bool {
 	return old.CollectedAt.IsZero() || m.CollectedAt.Sub(old.CollectedAt) >= touch
 }
 
+// of tells whether the agent is registered as that incarnation; 0: as any.
+func (t *tables) of(id agent.ID, incarnation int64) bool {
+	row, known := t.agents[id]
+	return known && (incarnation == 0 || row.Incarnation == incarnation)
+}
+
 func (s *Store) check(t *tables, m *agent.Metadata) error {
 	if _, known := t.agents[m.Agent]; !known {
 		return fmt.Errorf("%w: agent %s is unknown", agent.ErrRejected, m.Agent)
@@ -117,6 +125,7 @@ func (t *tables) put(m agent.Metadata) bool {
 		t.metadata[m.Agent] = keys
 	}
 	m.Key, m.Value, m.Error = strings.Clone(m.Key), strings.Clone(m.Value), strings.Clone(m.Error)
+	m.Incarnation = 0
 	keys[m.Key] = m
 	return true
 }
@@ -166,7 +175,8 @@ func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord)
 	records = slices.Clone(records)
 	return s.run(ctx, transaction{doing: "save sessions", apply: func(t *tables, number int64) error {
 		for _, r := range records {
-			if _, known := t.agents[r.Agent]; known {
+			if t.of(r.Agent, r.Incarnation) {
+				r.Incarnation = 0
 				t.putSession(r, number)
 			}
 		}

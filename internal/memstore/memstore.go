@@ -59,6 +59,9 @@ type Options struct {
 	TouchInterval time.Duration
 	// RemovalsKept is as in store.Options.
 	RemovalsKept int
+	// NamedKept is how many ids of those who were named again are remembered; 0: as
+	// many as a store.Store does.
+	NamedKept int
 	// Fault is asked before each attempt at a transaction; doing is its name, like
 	// "upsert metadata". It may be called concurrently.
 	Fault func(doing string, writes bool) Fault
@@ -97,6 +100,9 @@ func New() *Database {
 func (d *Database) Open(opts Options) *Store {
 	if opts.RemovalsKept == 0 {
 		opts.RemovalsKept = 50_000
+	}
+	if opts.NamedKept == 0 {
+		opts.NamedKept = 1 << 20
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

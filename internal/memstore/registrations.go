@@ -45,6 +45,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		}
 		if len(c.NamedAgents)+len(c.NamedWorkspaces) > 0 {
 			t.named = append(t.named, naming{slices.Clone(c.NamedAgents), slices.Clone(c.NamedWorkspaces), t.revision})
+			t.forgetNamed(s.opts.NamedKept)
 		}
 		if s.db.changed != nil {
 			s.db.changed(ctx, gone, added)
@@ -125,6 +126,18 @@ func (t *tables) forgetRemovals(kept int) {
 	}
 }
 
+// forgetNamed forgets the oldest namings, so that at most so many ids stay.
+func (t *tables) forgetNamed(kept int) {
+	for i := len(t.named) - 1; i >= 0; i-- {
+		kept -= len(t.named[i].agents) + len(t.named[i].workspaces)
+		if kept < 0 {
+			t.namedAfter = t.named[i].revision
+			t.named = slices.Clone(t.named[i+1:])
+			return
+		}
+	}
+}
+
 // Registrations is as in store.Store.
 func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
 	var roster agent.Roster
@@ -141,7 +154,7 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, e
 func (t *tables) roster(since int64) agent.Roster {
 	roster := agent.Roster{
 		Revision: t.revision,
-		Complete: since < t.removalsAfter || since > t.revision || since == 0,
+		Complete: since < max(t.removalsAfter, t.namedAfter) || since > t.revision || since == 0,
 	}
 	if roster.Complete {
 		since = 0

@@ -31,13 +31,15 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []a
 		var lost []agent.StoredEpoch
 		return transaction{doing: doing, apply: func(t *tables, number int64) error {
 			for i := range states {
-				if _, known := t.agents[states[i].Agent]; known {
+				if t.of(states[i].Agent, states[i].Incarnation) {
 					t.putState(&states[i], number)
 				}
 			}
 			for i := range states {
 				id := states[i].Agent
-				if epoch := t.states[id].above(&states[i]); epoch > 0 {
+				if states[i].Incarnation != 0 && !t.of(id, states[i].Incarnation) {
+					lost = append(lost, agent.StoredEpoch{Agent: id})
+				} else if epoch := t.states[id].above(&states[i]); epoch > 0 {
 					lost = append(lost, agent.StoredEpoch{Agent: id, Epoch: epoch})
 				}
 			}

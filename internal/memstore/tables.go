@@ -15,11 +15,13 @@ type tables struct {
 	// number of the newest transaction that writes.
 	number int64
 
-	revision, removalsAfter int64
-	agents                  map[agent.ID]agentRow
-	workspaces              map[agent.ID]workspaceRow
-	removed                 []removal
-	named                   []naming
+	// What is remembered of removals and namings is of after these revisions.
+	revision, removalsAfter, namedAfter int64
+
+	agents     map[agent.ID]agentRow
+	workspaces map[agent.ID]workspaceRow
+	removed    []removal
+	named      []naming
 
 	metadata map[agent.ID]map[string]agent.Metadata
 	states   map[agent.ID]stateRow

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -155,6 +156,95 @@ func testRegistrationsIncarnation(t *testing.T, s Store) {
 	require.Greater(t, incarnation(before, 2), first)
 }
 
+// What is late of an agent that was removed does not become that of its successor.
+// Whoever wrote it is told.
+func testRegistrationsLateWrites(t *testing.T, s Store) {
+	incarnation := func() int64 {
+		r, err := s.Registrations(t.Context(), 0)
+		require.NoError(t, err)
+		return r.Agents[0].Incarnation
+	}
+	register(t, s, id(1), id(2))
+	// write returns what is told; id(2), beside it, loses nothing.
+	beside := int64(0)
+	write := func(incarnation, epoch int64) (lostKeys, lostStates []agent.StoredEpoch) {
+		require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{
+			{Agent: id(1), Incarnation: incarnation, Epoch: epoch}, {Agent: id(2), Epoch: epoch},
+		}))
+		beside++
+		m := row(id(1), "k", fmt.Sprint("of ", incarnation), epoch, 1)
+		m.Incarnation = incarnation
+		_, lostKeys, err := s.UpsertMetadata(t.Context(), []agent.Metadata{m, row(id(2), "k", "v", beside, 1)})
+		require.NoError(t, err)
+		st := agent.State{Agent: id(1), Incarnation: incarnation}
+		st.Network.NodeID, st.NetworkOrder = uint64(incarnation), agent.Order{Epoch: epoch}
+		st.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, st.NetworkOrder)
+		lostStates, err = s.SaveStates(t.Context(), []agent.State{st, {Agent: id(2), NetworkOrder: agent.Order{Epoch: beside}}})
+		require.NoError(t, err)
+		return lostKeys, lostStates
+	}
+	taken := func(incarnation, epoch int64) {
+		t.Helper()
+		lostKeys, lostStates := write(incarnation, epoch)
+		require.Empty(t, lostKeys)
+		require.Empty(t, lostStates)
+	}
+	leftOut := func(incarnation, epoch int64) {
+		t.Helper()
+		lostKeys, lostStates := write(incarnation, epoch)
+		require.Equal(t, []agent.StoredEpoch{{Agent: id(1), Key: "k"}}, lostKeys)
+		require.Equal(t, []agent.StoredEpoch{{Agent: id(1)}}, lostStates)
+	}
+	stored := func(incarnation, epoch int64) {
+		t.Helper()
+		var metadata []agent.Metadata
+		var nodes []uint64
+		var epochs []int64
+		if incarnation != 0 {
+			epochs = append(epochs, epoch)
+			metadata = append(metadata, row(id(1), "k", fmt.Sprint("of ", incarnation), epoch, 1))
+			nodes = append(nodes, uint64(incarnation))
+		}
+		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		require.NoError(t, err)
+		require.Equal(t, metadata, found)
+		states, _, err := s.States(t.Context(), 0)
+		require.NoError(t, err)
+		var got []uint64
+		for _, st := range states[:len(states)-1] {
+			got = append(got, st.Network.NodeID)
+		}
+		require.Equal(t, nodes, got)
+		sessions, _, err := s.Sessions(t.Context(), 0)
+		require.NoError(t, err)
+		var sessionEpochs []int64
+		for _, r := range sessions[:len(sessions)-1] {
+			require.Zero(t, r.Incarnation)
+			sessionEpochs = append(sessionEpochs, r.Epoch)
+		}
+		require.Equal(t, epochs, sessionEpochs)
+	}
+	first := incarnation()
+	taken(first, 5)
+	stored(first, 5)
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}, Agents: []agent.Registration{registration(id(1), id(100))}})
+	second := incarnation()
+	leftOut(first, 6)
+	stored(0, 0)
+	taken(second, 7)
+	stored(second, 7)
+	leftOut(first, 8) // above what is stored
+	leftOut(first, 6) // below it
+	leftOut(first, 7) // the same
+	stored(second, 7)
+
+	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}})
+	late := agent.State{Agent: id(1), Incarnation: second, NetworkOrder: agent.Order{Epoch: 9}}
+	lost, err := s.SaveStates(t.Context(), []agent.State{late})
+	require.NoError(t, err)
+	require.Equal(t, []agent.StoredEpoch{{Agent: id(1)}}, lost, "it is not there any more")
+}
+
 // Who was named again without a change is told to who reads later.
 func testRegistrationsNamed(t *testing.T, s Store) {
 	register(t, s, id(1), id(2), id(3))
@@ -179,6 +269,30 @@ func testRegistrationsNamed(t *testing.T, s Store) {
 	require.Equal(t, agent.Roster{Revision: before + 4, NamedAgents: []agent.ID{id(4)}, NamedWorkspaces: []agent.ID{id(4)}}, got)
 	_, err = s.ApplyChange(t.Context(), before, agent.Change{NamedAgents: []agent.ID{id(1)}})
 	require.ErrorIs(t, err, agent.ErrOutdated, "a naming is a change like any other")
+}
+
+// Who asks for what changed since before the oldest naming that is remembered is told
+// all.
+func testRegistrationsNamedForgotten(t *testing.T, s Store) {
+	register(t, s, id(1)) // 2
+	complete := func(since int64) bool {
+		r, err := s.Registrations(t.Context(), since)
+		require.NoError(t, err)
+		return r.Complete
+	}
+	half := slices.Repeat([]agent.ID{id(1)}, 1<<19)
+	apply(t, s, agent.Change{NamedAgents: half})     // 3
+	apply(t, s, agent.Change{NamedWorkspaces: half}) // 4
+	require.False(t, complete(2))
+	apply(t, s, agent.Change{NamedAgents: []agent.ID{id(1)}}) // 5: what is of 3 goes
+	require.True(t, complete(2))
+	require.False(t, complete(3))
+	got, err := rosterSince(t, s, 3)
+	require.NoError(t, err)
+	require.Equal(t, agent.Roster{Revision: 5, NamedAgents: []agent.ID{id(1)}, NamedWorkspaces: []agent.ID{id(1)}}, got)
+	apply(t, s, agent.Change{NamedAgents: append(slices.Clone(half), half...), NamedWorkspaces: []agent.ID{id(1)}}) // 6: too many
+	require.True(t, complete(5))
+	require.False(t, complete(6))
 }
 
 func testRegistrationsAtomic(t *testing.T, s Store) {
