@@ -239,6 +239,8 @@ func (c *config) validateEngines() []error {
 			errs = append(errs, fmt.Errorf("--%s holds a blank or a control character: write it as %%20 and the like", u.flag))
 		} else if _, err := url.Parse(u.url); err != nil {
 			errs = append(errs, fmt.Errorf("--%s is not a URL: write special characters of the password as %%40 and the like", u.flag))
+		} else if unclearURL(u.url) {
+			errs = append(errs, fmt.Errorf("--%s has an @, # or ? where none belongs: write special characters of the password as %%40 and the like", u.flag))
 		}
 	}
 	switch schemeOf(c.pubsubURL) {
@@ -253,6 +255,29 @@ func (c *config) validateEngines() []error {
 		errs = append(errs, errors.New("--database-transaction-pooling needs --pubsub-url: a direct URL of the database, or NATS"))
 	}
 	return errs
+}
+
+// unclearURL reports whether a part of a URL of PostgreSQL may be a piece of its
+// password, with a character that is not escaped: the driver would take it for the
+// host or the database, and show it in errors.
+func unclearURL(rawURL string) bool {
+	switch schemeOf(rawURL) {
+	case "postgres", "postgresql":
+	default:
+		return false // the pubsub looks at its own
+	}
+	_, rest, _ := strings.Cut(rawURL, "://")
+	rest, query, _ := strings.Cut(rest, "?")
+	authority, path, _ := strings.Cut(rest, "/")
+	if strings.Count(authority, "@") > 1 || strings.Contains(path, "@") || strings.Contains(rawURL, "#") {
+		return true
+	}
+	for pair := range strings.SplitSeq(query, "&") {
+		if name, _, ok := strings.Cut(pair, "="); pair != "" && !ok || strings.Contains(name, "@") {
+			return true
+		}
+	}
+	return false
 }
 
 // schemeOf returns the scheme of a URL in lower case, empty of no URL, and

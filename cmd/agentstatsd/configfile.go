@@ -6,18 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/coder/serpent"
 	"go.yaml.in/yaml/v3"
-)
 
-// maxConfigBytes bounds a configuration file: the whole table with comments is
-// below 64 KiB.
-const maxConfigBytes = 1 << 20
+	"github.com/coder/agentstatsd/secrets"
+)
 
 // configured completes c before the command runs: it applies the YAML file to the
 // options that neither flags nor environment gave, refuses variables that look
@@ -101,17 +98,10 @@ func flagsOverEnvironment(inv *serpent.Invocation) error {
 // their default. Values go the way of a flag's, through the same checks. Its
 // errors name the line and the key; they never show a value of text.
 func applyConfigFile(path string, options serpent.OptionSet) error {
-	f, err := os.Open(path)
+	// It may hold passwords, and decides whom the service trusts.
+	text, _, err := secrets.ReadFile(path)
 	if err != nil {
 		return err
-	}
-	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err != nil {
-		return err
-	}
-	if len(text) > maxConfigBytes {
-		return fmt.Errorf("it is larger than %d bytes", maxConfigBytes)
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	var document yaml.Node

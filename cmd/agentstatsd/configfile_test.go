@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/coder/serpent"
@@ -34,7 +35,7 @@ func TestConfigFileErrors(t *testing.T) {
 		"two documents":         {"agents:\n  max_series: 1\n---\nagents:\n  max_series: 2\n", "want one YAML document"},
 		"tab":                   {"agents:\n\tmax_series: 1\n", "line 2"},
 		"whole":                 {"agents:\n  series_ttl: 59s\n", "--series-ttl 59s is below twice --report-interval 30s"},
-		"large":                 {strings.Repeat("# nothing\n", maxConfigBytes/10+1), "it is larger than 1048576 bytes"},
+		"large":                 {strings.Repeat("# nothing\n", 1<<20/10+1), "is larger than 1048576 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse(t, tc.yaml, nil)
@@ -43,6 +44,21 @@ func TestConfigFileErrors(t *testing.T) {
 	}
 	_, err := parse(t, "", nil, "--config", filepath.Join(t.TempDir(), "none.yaml"))
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// A start does not wait for the writer of a FIFO, and takes no file that others can
+// write: the file has passwords, and names what the service trusts.
+func TestConfigFileIsChecked(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
+	_, err := parse(t, "", nil, "--config", fifo)
+	require.ErrorContains(t, err, "config.yaml is a FIFO, want a regular file")
+
+	open := filepath.Join(t.TempDir(), "open.yaml")
+	require.NoError(t, os.WriteFile(open, nil, 0o600))
+	require.NoError(t, os.Chmod(open, 0o666))
+	_, err = parse(t, "", nil, "--config", open)
+	require.ErrorContains(t, err, "others can write "+open)
 }
 
 func TestConfigFileTellsAllMistakes(t *testing.T) {

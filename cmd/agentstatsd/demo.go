@@ -46,7 +46,7 @@ func demoCommand() *serpent.Command {
 		Use:        "demo",
 		Short:      "Run the service and simulated agents, in one process.",
 		Options:    options,
-		Middleware: serpent.Chain(serpent.RequireNArgs(0), c.configured),
+		Middleware: serpent.Chain(noArguments, c.configured),
 		Handler: func(inv *serpent.Invocation) (err error) {
 			if c.dataDir == "" {
 				if c.dataDir, err = os.MkdirTemp("", "agentstatsd-demo-"); err != nil {

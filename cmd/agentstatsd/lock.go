@@ -22,6 +22,9 @@ var ownFiles = []string{"lock", databaseFile, databaseFile + "-wal", databaseFil
 // one. The claim ends with the process, however it ends. A directory that others
 // can write, and files in it that others may have put there, are refused.
 func lockDataDir(dir string) (unlock func(), err error) {
+	if dir == "" {
+		return nil, errors.New("--data-dir: want a directory, got an empty name")
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}

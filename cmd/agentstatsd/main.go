@@ -38,7 +38,7 @@ func rootCommand() *serpent.Command {
 			"  agentstatsd serve    the service",
 		Handler: func(inv *serpent.Invocation) error {
 			if len(inv.Args) > 0 {
-				return fmt.Errorf("there is no command %q: see --help", inv.Args[0])
+				return unknownCommand(inv.Args[0])
 			}
 			return serpent.DefaultHelpFn()(inv)
 		},
@@ -48,16 +48,41 @@ func rootCommand() *serpent.Command {
 }
 
 // What holds a password in texts that people and programs write: a URL's
-// user part, up to its last @, and the parameters of PostgreSQL's URLs.
+// user part, up to the last @ of the quoted text or the line, and the parameters of
+// PostgreSQL's URLs. And what repeats arguments that are nothing that is known.
 var (
-	urlPassword       = regexp.MustCompile(`(://[^:/@\s]*:)\S+@`)
+	urlPassword       = regexp.MustCompile(`(://[^:/@\s]*:)(?:[^"\n]|"[^ \n])+@`)
 	parameterPassword = regexp.MustCompile(`(?i)((?:ssl)?password=)[^&\s]+`)
+	repeatedArgument  = regexp.MustCompile(`((?:unknown shorthand flag: '.'|bad flag syntax)).+`)
 )
+
+// commandName matches what may be a command that is misspelt, but no token.
+var commandName = regexp.MustCompile(`^[a-z-]{1,16}$`)
+
+// unknownCommand returns the error of an argument that is no command.
+func unknownCommand(name string) error {
+	if !commandName.MatchString(name) {
+		return errors.New("the first argument is no command: see --help")
+	}
+	return fmt.Errorf("there is no command %q: see --help", name)
+}
+
+// noArguments refuses arguments that are no flags. They are not repeated: what
+// stands there by mistake can be a password.
+func noArguments(next serpent.HandlerFunc) serpent.HandlerFunc {
+	return func(inv *serpent.Invocation) error {
+		if n := len(inv.Args); n > 0 {
+			return fmt.Errorf("%s takes flags only, got %d other arguments: see --help", inv.Command.Name(), n)
+		}
+		return next(inv)
+	}
+}
 
 // userError returns what the user is told of err: without the arguments that
 // serpent repeats when it cannot parse them, and without passwords.
 func userError(err error) string {
-	text := urlPassword.ReplaceAllString(plainError(err), "${1}xxxxx@")
+	text := repeatedArgument.ReplaceAllString(plainError(err), "${1}")
+	text = urlPassword.ReplaceAllString(text, "${1}xxxxx@")
 	return parameterPassword.ReplaceAllString(text, "${1}xxxxx")
 }
 
@@ -90,7 +115,7 @@ func versionCommand() *serpent.Command {
 	return &serpent.Command{
 		Use:        "version",
 		Short:      "Print the version.",
-		Middleware: serpent.RequireNArgs(0),
+		Middleware: noArguments,
 		Handler: func(inv *serpent.Invocation) error {
 			_, err := fmt.Fprintf(inv.Stdout, "agentstatsd %s, %s, %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err

@@ -52,6 +52,9 @@ func loadTokenHash(path string, own bool, log *slog.Logger) ([sha256.Size]byte, 
 // writeToken makes the file at path with a random token. It never replaces a
 // file, and a crash leaves none that is half written.
 func writeToken(path string) (string, error) {
+	if _, err := os.Lstat(path); err == nil {
+		return "", fmt.Errorf("make coderd's token: %s is a symbolic link to a file that does not exist", path)
+	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make coderd's token: %w", err)

@@ -45,6 +45,10 @@ func TestTokenFileErrors(t *testing.T) {
 	require.ErrorContains(t, err, "holds 7 bytes, at least 16 are needed")
 	_, err = loadTokenHash(t.TempDir(), false, log)
 	require.ErrorContains(t, err, "is a directory")
+	dangling := filepath.Join(t.TempDir(), "dangling")
+	require.NoError(t, os.Symlink("nowhere", dangling))
+	_, err = loadTokenHash(dangling, false, log)
+	require.ErrorContains(t, err, "dangling is a symbolic link to a file that does not exist")
 }
 
 func TestOpenTokenFileIsWarnedOf(t *testing.T) {
@@ -80,9 +84,11 @@ func TestPlantedFilesAreRefused(t *testing.T) {
 }
 
 func TestOpenDataDirIsRefused(t *testing.T) {
+	_, err := lockDataDir("")
+	require.ErrorContains(t, err, "--data-dir: want a directory")
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o777))
-	_, err := lockDataDir(dir)
+	_, err = lockDataDir(dir)
 	require.ErrorContains(t, err, "data directory: others can write "+dir+" (mode 0777)")
 	// As the sentence says, one that is made in it is fine.
 	unlock, err := lockDataDir(filepath.Join(dir, "data"))

@@ -12,7 +12,7 @@ func serveCommand() *serpent.Command {
 		Use:        "serve",
 		Short:      "Run the service.",
 		Options:    c.options(),
-		Middleware: serpent.Chain(serpent.RequireNArgs(0), c.configured),
+		Middleware: serpent.Chain(noArguments, c.configured),
 		Handler: func(inv *serpent.Invocation) error {
 			log, err := newLogger(inv.Stderr, &c)
 			if err != nil {

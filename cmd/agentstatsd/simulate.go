@@ -38,7 +38,7 @@ func simulateCommand() *serpent.Command {
 			"With several targets it stands in for the load balancer before the replicas of a service, moves agents between " +
 			"them, and can check that the replicas together serve each agent once.\n\n" +
 			"  agentstatsd simulate --target localhost:2113,localhost:2115 --churn 1m --check-metrics http://localhost:2112,http://localhost:2114",
-		Middleware: serpent.RequireNArgs(0),
+		Middleware: noArguments,
 		Options: serpent.OptionSet{
 			{
 				Flag: "target", Env: "AGENTSTATSD_TARGET", Default: "127.0.0.1:2113",
