@@ -222,11 +222,11 @@ func (f *Fleet) tellUntilDone(ctx context.Context) {
 	// One who falls behind and misses news does not ask for more of them at once.
 	ticker := time.NewTicker(f.opts.FollowInterval)
 	defer ticker.Stop()
-	for {
+	// Once ctx has ended the rest is told once, whatever else is ready.
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-			p.tell(ctx) // the last sessions have ended
-			return
+			continue
 		case <-ticker.C:
 			f.makeUp()
 			continue
@@ -240,6 +240,7 @@ func (f *Fleet) tellUntilDone(ctx context.Context) {
 		}
 		p.tell(ctx)
 	}
+	p.tell(ctx) // the last sessions have ended
 }
 
 // makeUp makes up for news that were missed, if any may have been: by this replica
