@@ -94,6 +94,14 @@ type ReportBatch struct {
 	Number int64
 	// Sums have each agent at most once, in the order of their ids.
 	Sums []ReportSum
+	// More is true if there were more than it has room for, when it was made.
+	More bool
+}
+
+// ReportCount is what a subscription has gathered.
+type ReportCount struct {
+	// Agents have a sum. Bytes are those of the data of all.
+	Agents, Bytes int64
 }
 
 // ReportWrite adds sums to subscriptions. It is the same each time that it is
@@ -167,9 +175,10 @@ type Delivery struct {
 	// Number is that of the newest batch that the stream knows of, Acked that of
 	// the newest that is acked: the next batch is made when they are equal.
 	Number, Acked int64
-	// Limit is how many sums the next batch has at most; 0: none is asked for.
-	Limit int
-	Lease time.Duration
+	// Limit is how many sums the next batch has at most; 0: none is asked for. Bytes
+	// bounds their data, but for that of the first; 0: nothing does.
+	Limit, Bytes int
+	Lease        time.Duration
 }
 
 // ExpiredSubscription is one that was removed, with the agents whose sums and

@@ -9,11 +9,12 @@ import (
 // Why reports do not reach a subscription, and which calls of the database fail, as
 // the counters label them.
 const (
-	droppedPending  = "pending_limit"
-	droppedFull     = "subscription_limit"
-	droppedRemoved  = "subscription_removed"
-	droppedRejected = "rejected"
-	droppedShutdown = "shutdown"
+	droppedPending      = "pending_limit"
+	droppedPendingBytes = "pending_bytes_limit"
+	droppedFull         = "subscription_limit"
+	droppedRemoved      = "subscription_removed"
+	droppedRejected     = "rejected"
+	droppedShutdown     = "shutdown"
 
 	errorPoll    = "poll"
 	errorWrite   = "write"
@@ -26,8 +27,8 @@ type metrics struct {
 	delivered, batches    prometheus.Counter
 	superseded, restored  prometheus.Counter
 	expired, unconfirmed  prometheus.Counter
-	refused               prometheus.Counter
-	sums                  prometheus.Gauge
+	refused, reduced      prometheus.Counter
+	sums, sumBytes        prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
@@ -45,7 +46,7 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		written:     counter("reports_written_total", "Reports that were added to the subscriptions in the database."),
 		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions."),
 		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database does not have any more."),
-		dropped:     vec("reports_dropped_total", "Reports that a subscription is not told of.", "reason", droppedPending, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
+		dropped:     vec("reports_dropped_total", "Reports that a subscription is not told of.", "reason", droppedPending, droppedPendingBytes, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
 		errors:      vec("report_errors_total", "Calls of the database for subscriptions that failed and are tried again.", "call", errorPoll, errorWrite, errorDeliver),
 		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, again included."),
 		batches:     counter("report_batches_total", "Batches of reports that were sent to watchers, again included."),
@@ -53,18 +54,23 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		restored:    counter("report_subscriptions_restored_total", "Subscriptions whose watcher has processed more than the database knows of: some reports may be told again."),
 		expired:     counter("report_subscriptions_expired_total", "Subscriptions removed as no stream had them for too long."),
 		unconfirmed: counter("report_subscriptions_unconfirmed_total", "Subscriptions that began although a replica had not confirmed them."),
+		reduced:     counter("reports_reduced_total", "Reports of which only the counts are kept, as there is no room in memory for the rest."),
 		refused:     counter("report_subscriptions_refused_total", "Subscriptions refused as there are too many."),
+		sumBytes:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums_bytes", Help: "Bytes of the newest reports of these, of the subscription that has the most."}),
 		sums:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums", Help: "Agents with reports in the database that no batch has, of the subscription that has the most."}),
 	}
 	for _, c := range []prometheus.Collector{
 		m.written, m.writes, m.lost, m.dropped, m.errors, m.delivered, m.batches, m.superseded, m.restored, m.expired,
-		m.unconfirmed, m.refused, m.sums,
+		m.unconfirmed, m.refused, m.reduced, m.sums, m.sumBytes,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_subscriptions", Help: "Subscriptions to reports that this replica adds to.",
 		}, func() float64 { return float64(r.count(func() int { return len(r.subscriptions) })) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_sums_pending", Help: "Agents whose reports wait to be written to subscriptions.",
 		}, func() float64 { return float64(r.count(r.unwrittenLocked)) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_report_sums_pending_bytes", Help: "Bytes that these take in memory, without the batch that is being written.",
+		}, func() float64 { return float64(r.count(func() int { return r.pendingBytes })) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_streams", Help: "Streams of subscriptions that go on.",
 		}, func() float64 { return float64(r.count(func() int { return len(r.streams) })) }),
@@ -78,10 +84,14 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 
 // unwrittenLocked counts the sums that the database does not have yet.
 func (r *Reports) unwrittenLocked() int {
-	if r.frozen == nil {
-		return r.pending
+	n := r.pending
+	if r.frozen != nil {
+		n += len(r.frozen.sums)
 	}
-	return r.pending + len(r.frozen.sums)
+	for _, half := range r.halves {
+		n += len(half.sums)
+	}
+	return n
 }
 
 func (r *Reports) count(f func() int) int {

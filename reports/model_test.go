@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,7 +24,7 @@ import (
 
 var (
 	seeds    = flag.Int("seeds", 150, "runs of the model")
-	oneSeed  = flag.Uint64("seed", 0, "run this seed of the model only, and print its steps")
+	oneSeed  = flag.Uint64("seed", 0, "run this seed of the model only, and print its steps with -v")
 	maxBits  = 60
 	noFaults = memstore.Fault{}
 )
@@ -42,11 +43,13 @@ type process struct {
 type world struct {
 	t         *testing.T
 	random    *rand.Rand
-	print     bool
+	trace     []string
 	database  *memstore.Database
 	processes [3]*process
 	started   []*process
 	agents    [4]agentModel
+
+	traceMu sync.Mutex // guards trace
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -72,9 +75,9 @@ type agentModel struct {
 }
 
 func (w *world) logf(format string, args ...any) {
-	if w.print {
-		w.t.Logf("%s "+format, append([]any{time.Now().Format("04:05.000")}, args...)...)
-	}
+	w.traceMu.Lock()
+	defer w.traceMu.Unlock()
+	w.trace = append(w.trace, time.Now().Format("04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
 // fault draws what happens to a transaction.
@@ -308,9 +311,9 @@ func (w *world) restore(restore func(), had []agent.ReportSum) {
 	}
 }
 
-func runModel(t *testing.T, seed uint64, verbose bool) error {
+func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 	w := &world{
-		t: t, print: verbose, random: rand.New(rand.NewPCG(seed, 1)), chance: rand.New(rand.NewPCG(seed, 2)),
+		t: t, random: rand.New(rand.NewPCG(seed, 1)), chance: rand.New(rand.NewPCG(seed, 2)),
 		database: memstore.New(), told: make(map[agent.ID]int64), twice: make(map[agent.ID]int64),
 	}
 	for i := range w.agents {
@@ -369,7 +372,7 @@ func runModel(t *testing.T, seed uint64, verbose bool) error {
 		w.stop(i)
 	}
 	w.database.Wait()
-	return w.check()
+	return w.trace, w.check()
 }
 
 // unconfirmed tells whether the subscription began without a replica, which was cut off
@@ -425,8 +428,13 @@ func TestModel(t *testing.T) {
 		first, n = *oneSeed, 1
 	}
 	for seed := first; seed < first+uint64(n); seed++ {
+		var trace []string
 		var err error
-		synctest.Test(t, func(t *testing.T) { err = runModel(t, seed, *oneSeed != 0) })
+		synctest.Test(t, func(t *testing.T) { trace, err = runModel(t, seed) })
+		if err != nil || *oneSeed != 0 {
+			// The order of goroutines that are ready at one moment is not the seed's.
+			t.Log(strings.Join(trace, "\n"))
+		}
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}

@@ -56,9 +56,9 @@ type Store interface {
 	// AddReports adds sums to subscriptions, once for each sequence of a writer, which
 	// must have beaten.
 	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
-	// CountReportSums returns how many agents have a sum, by subscription;
-	// HasReportSums whether one of a subscription has.
-	CountReportSums(ctx context.Context) (map[int64]int64, error)
+	// CountReportSums returns how many sums there are, by subscription; HasReportSums
+	// whether a subscription has any.
+	CountReportSums(ctx context.Context) (map[int64]agent.ReportCount, error)
 	HasReportSums(ctx context.Context, subscription int64) (bool, error)
 
 	// Subscriptions returns all, in the order of their ids.
@@ -88,9 +88,14 @@ type Options struct {
 	MaxSubscriptions int
 	// MaxPending is how many agents' sums wait to be written; default 100,000.
 	MaxPending int
-	// MaxSums is how many agents' sums the database has of one subscription, and of
-	// those that come within 5 s; default 500,000.
-	MaxSums int
+	// MaxPendingBytes bounds the memory of these; default 64 MiB. A sum takes 256 bytes
+	// and what is encoded of the newest report, which is 18 KB at most, and some 60 of
+	// an agent that behaves.
+	MaxPendingBytes int
+	// MaxSums is how many agents' sums the database has of one subscription, and
+	// MaxSumBytes how many bytes are encoded of their newest reports; both without those
+	// that come within 5 s. Defaults 500,000 and 256 MiB.
+	MaxSums, MaxSumBytes int
 	// Retention is how long a subscription is kept without a stream; default 24 h.
 	Retention time.Duration
 	// Lease is how long a stream that was cut off without a word keeps those waiting
@@ -99,8 +104,13 @@ type Options struct {
 }
 
 const (
-	// batchSize agents are written at once, and delivered at once.
-	batchSize = 500
+	// batchSize agents are written at once, and delivered at once, or as many as have
+	// batchBytes: a message is below the 4 MiB that gRPC's clients take by default.
+	batchSize  = 500
+	batchBytes = 1 << 20
+	// sumBytes is what a sum takes in memory beside its data: 200 of it, and its place
+	// in a map and a list.
+	sumBytes = 256
 	// batchInterval is how long reports gather before they are written, and again
 	// before they are delivered.
 	batchInterval = time.Second
@@ -131,7 +141,9 @@ func (o Options) withDefaults() Options {
 	}
 	setDefault(&o.MaxSubscriptions, 16)
 	setDefault(&o.MaxPending, 100_000)
+	setDefault(&o.MaxPendingBytes, 64<<20)
 	setDefault(&o.MaxSums, 500_000)
+	setDefault(&o.MaxSumBytes, 256<<20)
 	setDefault(&o.Retention, 24*time.Hour)
 	setDefault(&o.Lease, 15*time.Second)
 	return o
@@ -150,8 +162,12 @@ func (o Options) validate() error {
 		return fmt.Errorf("max subscriptions: want at least 1, got %d", o.MaxSubscriptions)
 	case o.MaxPending < 1:
 		return fmt.Errorf("max pending: want at least 1, got %d", o.MaxPending)
+	case o.MaxPendingBytes < 1:
+		return fmt.Errorf("max pending bytes: want at least 1, got %d", o.MaxPendingBytes)
 	case o.MaxSums < 1:
 		return fmt.Errorf("max sums: want at least 1, got %d", o.MaxSums)
+	case o.MaxSumBytes < 1:
+		return fmt.Errorf("max sum bytes: want at least 1, got %d", o.MaxSumBytes)
 	case o.Retention < time.Minute:
 		return fmt.Errorf("retention: want at least 1m, got %v", o.Retention)
 	case o.Lease < time.Second:
@@ -182,13 +198,16 @@ type Reports struct {
 	full          map[int64]bool
 	// groups are the sums that are not frozen yet, the oldest first. Only the last one
 	// takes more.
-	groups  []*group
-	pending int // sums in groups
-	free    []*agent.ReportSum
+	groups []*group
+	// pending sums are in groups, with pendingBytes.
+	pending, pendingBytes int
+	free                  []*agent.ReportSum
 	// streams of this replica are told of writes.
 	streams map[chan struct{}]struct{}
-	// frozen is changed by the writer only; nil: nothing is.
+	// frozen is changed by the writer only; nil: nothing is. halves are to be written
+	// next: the database refused a batch for one of its rows.
 	frozen *frozenBatch
+	halves []*frozenBatch
 
 	// sequence is that of the newest write. Only the writer uses it.
 	sequence int64
@@ -252,18 +271,39 @@ func (r *Reports) Add(sum *agent.ReportSum) {
 		return
 	}
 	g := r.groups[len(r.groups)-1]
-	if s := g.sums[sum.Agent]; s != nil {
-		data := s.Data
-		if s.Add(sum); sum.Order == s.Order {
-			data = append(data[:0], sum.Data...)
-			s.Data = data
-		}
-		return
+	s := g.sums[sum.Agent]
+	switch {
+	case s == nil && r.pending >= r.opts.MaxPending:
+		r.dropLocked(droppedPending, sum)
+	case s == nil && !r.hasRoomLocked(sumBytes+len(sum.Data)):
+		r.dropLocked(droppedPendingBytes, sum)
+	case s == nil:
+		r.addNewLocked(g, sum)
+	case sum.Order.Compare(s.Order) <= 0:
+		s.AddCounts(sum)
+	case !r.hasRoomLocked(len(sum.Data) - len(s.Data)):
+		s.AddCounts(sum)
+		r.metrics.reduced.Add(float64(sum.Reports))
+	default:
+		r.pendingBytes += len(sum.Data) - len(s.Data)
+		data := s.Data[:0]
+		data = append(data, sum.Data...)
+		s.Add(sum)
+		s.Data = data
 	}
-	if r.pending >= r.opts.MaxPending {
-		r.metrics.dropped.WithLabelValues(droppedPending).Add(float64(sum.Reports))
-		return
-	}
+}
+
+// hasRoomLocked tells whether as many bytes more may wait.
+func (r *Reports) hasRoomLocked(more int) bool {
+	return more <= 0 || r.pendingBytes+more <= r.opts.MaxPendingBytes
+}
+
+func (r *Reports) dropLocked(reason string, sum *agent.ReportSum) {
+	r.metrics.dropped.WithLabelValues(reason).Add(float64(sum.Reports))
+}
+
+// addNewLocked adds the first report of an agent to a group.
+func (r *Reports) addNewLocked(g *group, sum *agent.ReportSum) {
 	s := r.newSumLocked()
 	data := s.Data[:0]
 	data = append(data, sum.Data...)
@@ -271,6 +311,7 @@ func (r *Reports) Add(sum *agent.ReportSum) {
 	s.Data = data
 	g.sums[s.Agent] = s
 	g.order = append(g.order, s)
+	r.pendingBytes += sumBytes + len(data)
 	if r.pending++; r.pending == batchSize {
 		signal(r.due)
 	}

@@ -222,6 +222,87 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// What waits is bounded in bytes, too, also of agents that wait already. One that sent
+// much once does not keep its memory.
+func TestPendingBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const large = 18_000
+		r := startReplica(t, memstore.New(), Options{MaxPendingBytes: 3*sumBytes + large}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		add := func(n byte, sequence int64, size int) {
+			r.Add(&agent.ReportSum{Agent: agent.ID{n}, Order: agent.Order{Epoch: 1, Sequence: sequence}, Reports: 1, Data: make([]byte, size)})
+		}
+		dropped := func() float64 { return testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedPendingBytes)) }
+		add(1, 1, large)
+		add(2, 1, 0)
+		require.Zero(t, dropped())
+		add(3, 1, 1)
+		require.Equal(t, 1.0, dropped(), "it has no room")
+		add(2, 2, 1)
+		require.Zero(t, dropped()-1, "it waits already, and has room")
+		add(2, 3, sumBytes+1)
+		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.reduced), "it would become too large")
+		add(1, 2, 0)
+		add(3, 2, large-1)
+		require.Equal(t, 1.0, dropped(), "there is room again")
+		m := <-w.messages
+		require.Len(t, m.Sums, 3)
+		require.Equal(t, int64(3), m.Sums[1].Reports, "counts take no room")
+		require.Len(t, m.Sums[1].Data, 1)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		require.Zero(t, r.pendingBytes)
+		for _, s := range r.free {
+			require.LessOrEqual(t, cap(s.Data), maxFreeBytes)
+		}
+	})
+}
+
+// What the database has is bounded in bytes, too.
+func TestSumBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplica(t, memstore.New(), Options{MaxSumBytes: 1000}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		r.report(9, 1, 1)
+		<-w.messages // it is not acked: nothing more is delivered
+		for n := range byte(2) {
+			r.Add(&agent.ReportSum{Agent: agent.ID{n}, Reports: 1, Data: make([]byte, 500)})
+		}
+		time.Sleep(2 * countInterval)
+		require.Equal(t, 1000.0, testutil.ToFloat64(r.metrics.sumBytes))
+		r.report(20, 1, 1)
+		time.Sleep(2 * countInterval)
+		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedFull)))
+	})
+}
+
+// A batch is bounded in bytes, both that which is written and that which is sent.
+func TestBatchBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplica(t, memstore.New(), Options{}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		const agents, size = 300, 16 << 10
+		for n := range agents {
+			r.Add(&agent.ReportSum{Agent: agent.ID{byte(n >> 8), byte(n)}, Reports: 1, Data: make([]byte, size)})
+		}
+		told, batches := 0, 0
+		began := time.Now()
+		for told < agents {
+			m := <-w.messages
+			require.LessOrEqual(t, len(m.Sums)*size, batchBytes)
+			told += len(m.Sums)
+			batches++
+			w.acks <- m.Position.Number
+		}
+		require.Equal(t, agents, told)
+		require.GreaterOrEqual(t, testutil.ToFloat64(r.metrics.writes), float64(agents*size/batchBytes))
+		require.LessOrEqual(t, time.Since(began), 3*batchInterval, "a full batch is followed by the next at once")
+	})
+}
+
 // A subscription that nobody watches goes, and a watcher that comes later begins anew.
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -270,6 +351,35 @@ func TestStandBy(t *testing.T) {
 		newer := two.watch(t, agent.ReportWatch{Name: "a"})
 		<-newer.messages
 		require.ErrorIs(t, <-w.ended, agent.ErrSuperseded)
+	})
+}
+
+// A row that the database refuses costs no other.
+func TestRejectedRow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplica(t, memstore.New(), Options{}, memstore.Options{})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		for n := range byte(9) {
+			if n%4 == 1 {
+				r.Add(&agent.ReportSum{Agent: agent.ID{n}, Reports: 2, ReceivedAt: time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)})
+			} else {
+				r.report(n, 1, 1)
+			}
+		}
+		got := map[byte]int64{}
+		for m := range drain(w) {
+			for _, s := range m.Sums {
+				got[s.Agent[0]] += s.RxBytes
+			}
+		}
+		require.Equal(t, map[byte]int64{0: 1, 2: 1, 3: 1, 4: 1, 6: 1, 7: 1, 8: 1}, got)
+		require.Equal(t, 4.0, testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedRejected)))
+		require.Zero(t, testutil.ToFloat64(r.metrics.lost))
+		require.Equal(t, 7.0, testutil.ToFloat64(r.metrics.written))
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		require.Zero(t, r.unwrittenLocked())
 	})
 }
 
@@ -344,7 +454,9 @@ func TestOptions(t *testing.T) {
 	for want, opts := range map[string]Options{
 		"reports options: max subscriptions: want at least 1, got -1": {MaxSubscriptions: -1},
 		"reports options: max pending: want at least 1, got -1":       {MaxPending: -1},
+		"reports options: max pending bytes: want at least 1, got -1": {MaxPendingBytes: -1},
 		"reports options: max sums: want at least 1, got -1":          {MaxSums: -1},
+		"reports options: max sum bytes: want at least 1, got -1":     {MaxSumBytes: -1},
 		"reports options: retention: want at least 1m, got 1s":        {Retention: time.Second},
 		"reports options: lease: want at least 1s, got 1ms":           {Lease: time.Millisecond},
 	} {

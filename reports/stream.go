@@ -263,7 +263,7 @@ func (s *stream) step(ctx context.Context) error {
 		Number: s.number, Acked: s.acked, Lease: r.opts.Lease,
 	}
 	if wanted {
-		d.Limit = batchSize
+		d.Limit, d.Bytes = batchSize, batchBytes
 	}
 	var batch *agent.ReportBatch
 	err := r.call(ctx, func(ctx context.Context) error {
@@ -289,7 +289,7 @@ func (s *stream) step(ctx context.Context) error {
 	if needed {
 		s.stored, s.renew = max(s.stored, s.acked), now.Add(r.opts.Lease/3)
 	}
-	if wanted && (batch == nil || len(batch.Sums) < batchSize) {
+	if wanted && (batch == nil || !batch.More) {
 		s.next = now.Add(batchInterval)
 	}
 	return s.deliver(batch)

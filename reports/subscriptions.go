@@ -125,12 +125,14 @@ func (r *Reports) countSums(ctx context.Context) error {
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		var most int64
+		var most agent.ReportCount
 		for _, s := range r.subscriptions {
-			r.full[s.ID] = counts[s.ID] >= int64(r.opts.MaxSums)
-			most = max(most, counts[s.ID])
+			n := counts[s.ID]
+			r.full[s.ID] = n.Agents >= int64(r.opts.MaxSums) || n.Bytes >= int64(r.opts.MaxSumBytes)
+			most = agent.ReportCount{Agents: max(most.Agents, n.Agents), Bytes: max(most.Bytes, n.Bytes)}
 		}
-		r.metrics.sums.Set(float64(most))
+		r.metrics.sums.Set(float64(most.Agents))
+		r.metrics.sumBytes.Set(float64(most.Bytes))
 		return nil
 	})
 }

@@ -12,6 +12,9 @@ import (
 // that gathers.
 const maxFree = 2 * batchSize
 
+// maxFreeBytes of data are kept with such a sum.
+const maxFreeBytes = 1024
+
 // write writes batches until ctx is cancelled.
 func (r *Reports) write(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -84,6 +87,11 @@ func (r *Reports) freeze() bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if n := len(r.halves); n > 0 {
+		r.frozen, r.halves = r.halves[n-1], r.halves[:n-1]
+		r.frozen.write.Sequence = r.sequence + 1
+		return true
+	}
 	for len(r.groups) > 1 && len(r.groups[0].order) == 0 {
 		r.groups = r.groups[1:]
 	}
@@ -91,13 +99,20 @@ func (r *Reports) freeze() bool {
 		return false
 	}
 	g := r.groups[0]
-	n := min(len(g.order), batchSize)
+	n, size := 0, 0
+	for n < min(len(g.order), batchSize) {
+		more := sumBytes + len(g.order[n].Data)
+		if n > 0 && size+more > batchBytes {
+			break
+		}
+		n, size = n+1, size+more
+	}
 	f := &frozenBatch{
 		sums:  g.order[:n:n],
 		write: agent.ReportWrite{Writer: r.opts.ID, Sequence: r.sequence + 1, Sums: make([]agent.ReportSum, n)},
 	}
 	g.order = g.order[n:]
-	r.pending -= n
+	r.pending, r.pendingBytes = r.pending-n, r.pendingBytes-size
 	for i, s := range f.sums {
 		f.write.Sums[i] = *s
 		delete(g.sums, s.Agent)
@@ -117,11 +132,29 @@ func (r *Reports) thaw() (reports int64) {
 	r.frozen = nil
 	for _, s := range f.sums {
 		reports = agent.SaturatingAdd(reports, s.Reports)
+		if cap(s.Data) > maxFreeBytes {
+			s.Data = nil
+		}
 		if len(r.free) < maxFree {
 			r.free = append(r.free, s)
 		}
 	}
 	return reports
+}
+
+// halve has half of the batch written first, under the same sequence: the database
+// refused the whole, whenever an attempt was made.
+func (r *Reports) halve() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := r.frozen
+	n := len(f.sums) / 2
+	half := func(from, to int) *frozenBatch {
+		h := &frozenBatch{sums: f.sums[from:to], write: f.write}
+		h.write.Sums = f.write.Sums[from:to]
+		return h
+	}
+	r.frozen, r.halves = half(0, n), append(r.halves, half(n, len(f.sums)))
 }
 
 // writeFrozen makes one attempt. It returns false if the outcome is not known: the
@@ -139,11 +172,14 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		return err
 	})
 	switch {
+	case errors.Is(err, agent.ErrRejected) && len(r.frozen.sums) > 1:
+		r.halve()
+		return true
 	case errors.Is(err, agent.ErrRejected):
 		// Its sequence is the next one's: nothing was written.
 		n := r.thaw()
 		r.metrics.dropped.WithLabelValues(droppedRejected).Add(float64(n))
-		r.log.ErrorContext(ctx, "the database refused reports for watchers", "reports", n, "error", err)
+		r.log.ErrorContext(ctx, "the database refused reports of an agent for watchers", "reports", n, "error", err)
 		return true
 	case err != nil:
 		r.metrics.errors.WithLabelValues(errorWrite).Inc()

@@ -190,15 +190,16 @@ func countReports(sums []agent.ReportSum, but []agent.ID) (n int64) {
 	return n
 }
 
-// CountReportSums returns how many agents have a sum in each subscription that has
-// any.
-func (s *Store) CountReportSums(ctx context.Context) (map[int64]int64, error) {
-	var counts map[int64]int64
+// CountReportSums returns what each subscription that has any sum has gathered.
+func (s *Store) CountReportSums(ctx context.Context) (map[int64]agent.ReportCount, error) {
+	var counts map[int64]agent.ReportCount
 	err := s.read(ctx, "count sums of reports", func(q querier) error {
-		counts = make(map[int64]int64)
-		return query(ctx, q, `SELECT subscription_id, count(*) FROM report_sums GROUP BY subscription_id`, nil, func(rows *sql.Rows) error {
-			var id, n int64
-			err := rows.Scan(&id, &n)
+		counts = make(map[int64]agent.ReportCount)
+		return query(ctx, q, `
+SELECT subscription_id, count(*), CAST(sum(length(data)) AS bigint) FROM report_sums GROUP BY subscription_id`, nil, func(rows *sql.Rows) error {
+			var id int64
+			var n agent.ReportCount
+			err := rows.Scan(&id, &n.Agents, &n.Bytes)
 			counts[id] = n
 			return err
 		})
@@ -221,15 +222,18 @@ func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool
 	return has, err
 }
 
-// takeSums removes up to limit sums of a subscription, and returns them in the
-// order of their agents.
-func (s *Store) takeSums(ctx context.Context, tx *sql.Tx, subscription int64, limit int) ([]agent.ReportSum, error) {
-	var sums []agent.ReportSum
+// takeSums removes up to d.Limit sums of a subscription, with up to d.Bytes, and
+// returns them in the order of their agents. More is true if there are more.
+func (s *Store) takeSums(ctx context.Context, tx *sql.Tx, d *agent.Delivery) (sums []agent.ReportSum, more bool, err error) {
+	subscription, size := d.Subscription, 0
 	// A writer that holds one of the rows is waited for; what it added is read.
-	err := query(ctx, tx, `
+	err = query(ctx, tx, `
 SELECT agent_id, workspace_id, epoch, sequence, reports, rx_packets, rx_bytes, tx_packets, tx_bytes,
     received_at, last_used_at, data
-FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialect.forUpdate, []any{subscription, limit}, func(rows *sql.Rows) error {
+FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialect.forUpdate, []any{subscription, d.Limit + 1}, func(rows *sql.Rows) error {
+		if more = more || len(sums) == d.Limit; more {
+			return nil
+		}
 		var sum agent.ReportSum
 		var received, used int64
 		err := rows.Scan(&sum.Agent, &sum.Workspace, &sum.Order.Epoch, &sum.Order.Sequence, &sum.Reports,
@@ -238,11 +242,14 @@ FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialec
 		if len(sum.Data) == 0 {
 			sum.Data = nil
 		}
-		sums = append(sums, sum)
+		size += len(sum.Data)
+		if more = d.Bytes > 0 && size > d.Bytes && len(sums) > 0; !more {
+			sums = append(sums, sum)
+		}
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	// A statement of its own: it sees what the first one waited for.
 	for part := range slices.Chunk(sums, idChunk) {
@@ -254,10 +261,10 @@ FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialec
 		// The number is in the text: the databases count arguments differently.
 		text := fmt.Sprintf(`DELETE FROM report_sums WHERE subscription_id = %d AND agent_id `, subscription)
 		if _, err := tx.ExecContext(ctx, text+condition, args...); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return sums, nil
+	return sums, more, nil
 }
 
 // fromUnixNanos returns the time; 0: the zero one.

@@ -203,11 +203,11 @@ WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5`, now+int64(d.
 		if d.Limit == 0 || d.Acked < d.Number {
 			return nil
 		}
-		sums, err := s.takeSums(ctx, tx, d.Subscription, d.Limit)
+		sums, more, err := s.takeSums(ctx, tx, &d)
 		if err != nil || len(sums) == 0 {
 			return err
 		}
-		batch = &agent.ReportBatch{Number: d.Number + 1, Sums: sums}
+		batch = &agent.ReportBatch{Number: d.Number + 1, Sums: sums, More: more}
 		_, err = tx.ExecContext(ctx, `INSERT INTO report_batches (subscription_id, number, data) VALUES ($1, $2, $3)`,
 			d.Subscription, batch.Number, encodeSums(sums))
 		if err != nil {

@@ -64,6 +64,8 @@ type config struct {
 	maxSubscriptions      int64
 	maxReportSums         int64
 	reportsMaxPending     int64
+	reportsPendingBytes   int64
+	maxReportSumBytes     int64
 	drainTimeout          time.Duration
 	dataDir               string
 	databaseURL           string

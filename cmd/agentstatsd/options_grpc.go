@@ -139,9 +139,19 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "500000", Value: atLeast(&c.maxReportSums, 1), Group: &groupGRPC,
 		},
 		{
+			Description: "Bytes of agents' newest reports that the database keeps for one subscription; those of more agents are dropped. A report takes some 60 bytes, 18 KB at most.",
+			Flag:        "max-report-sum-bytes", Env: "AGENTSTATSD_MAX_REPORT_SUM_BYTES", YAML: "max_report_sum_bytes",
+			Default: "268435456", Value: atLeast(&c.maxReportSumBytes, 1<<20), Group: &groupGRPC,
+		},
+		{
 			Description: "Agents whose reports wait in memory to be written to subscriptions, while the database cannot be used; those of more agents are dropped.",
 			Flag:        "reports-max-pending", Env: "AGENTSTATSD_REPORTS_MAX_PENDING", YAML: "reports_max_pending",
 			Default: "100000", Value: atLeast(&c.reportsMaxPending, 1), Group: &groupGRPC,
+		},
+		{
+			Description: "Bytes in memory of these reports; those of more agents are dropped, of the others the counts are kept. An agent takes some 300 bytes.",
+			Flag:        "reports-max-pending-bytes", Env: "AGENTSTATSD_REPORTS_MAX_PENDING_BYTES", YAML: "reports_max_pending_bytes",
+			Default: "67108864", Value: atLeast(&c.reportsPendingBytes, 1<<20), Group: &groupGRPC,
 		},
 		{
 			Description: "Time over which a stopping service asks agents to reconnect, and waits for them, before it closes their streams.",

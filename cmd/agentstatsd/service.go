@@ -220,6 +220,8 @@ func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) e
 	opts := reports.Options{
 		MaxSubscriptions: int(c.maxSubscriptions),
 		MaxPending:       int(c.reportsMaxPending),
+		MaxPendingBytes:  int(c.reportsPendingBytes),
+		MaxSumBytes:      int(c.maxReportSumBytes),
 		MaxSums:          int(c.maxReportSums),
 		Retention:        c.statsRetention,
 	}

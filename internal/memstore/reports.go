@@ -171,11 +171,12 @@ func storedSum(sum *agent.ReportSum) error {
 }
 
 // CountReportSums is as in store.Store.
-func (s *Store) CountReportSums(ctx context.Context) (counts map[int64]int64, err error) {
+func (s *Store) CountReportSums(ctx context.Context) (counts map[int64]agent.ReportCount, err error) {
 	err = s.run(ctx, transaction{doing: "count sums of reports", prepare: func(t *tables) error {
-		counts = make(map[int64]int64)
-		for key := range t.reports.sums {
-			counts[key.subscription]++
+		counts = make(map[int64]agent.ReportCount)
+		for key, sum := range t.reports.sums {
+			n := counts[key.subscription]
+			counts[key.subscription] = agent.ReportCount{Agents: n.Agents + 1, Bytes: n.Bytes + int64(len(sum.Data))}
 		}
 		return nil
 	}})
@@ -188,7 +189,7 @@ func (s *Store) CountReportSums(ctx context.Context) (counts map[int64]int64, er
 // HasReportSums is as in store.Store.
 func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool, err error) {
 	counts, err := s.CountReportSums(ctx)
-	return counts[subscription] > 0, err
+	return counts[subscription].Agents > 0, err
 }
 
 // Subscriptions is as in store.Store.
@@ -333,9 +334,14 @@ func (t *reportTables) deliver(d *agent.Delivery, now time.Time) (*agent.ReportB
 	}
 	slices.SortFunc(agents, compareIDs)
 	var sums []agent.ReportSum
+	size := 0
 	for _, id := range agents[:min(len(agents), d.Limit)] {
 		key := sumKey{row.ID, id}
-		sums = append(sums, t.sums[key])
+		sum := t.sums[key]
+		if size += len(sum.Data); size > d.Bytes && d.Bytes > 0 && len(sums) > 0 {
+			break
+		}
+		sums = append(sums, sum)
 		delete(t.sums, key)
 	}
 	if len(sums) == 0 {
@@ -343,7 +349,9 @@ func (t *reportTables) deliver(d *agent.Delivery, now time.Time) (*agent.ReportB
 	}
 	row.number++
 	t.batches[batchKey{row.ID, row.number}] = sums
-	return t.batch(row.ID, row.number), nil
+	batch := t.batch(row.ID, row.number)
+	batch.More = len(sums) < len(agents)
+	return batch, nil
 }
 
 // ReleaseSubscription is as in store.Store.

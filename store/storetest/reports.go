@@ -88,7 +88,7 @@ func testReports(t *testing.T, s Store) {
 	require.Zero(t, addReports(t, s, write(51, 1, []agent.ReportSum{older}, a.ID)))
 	counts, err := s.CountReportSums(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, map[int64]int64{a.ID: 2, b.ID: 2}, counts)
+	require.Equal(t, map[int64]agent.ReportCount{a.ID: {Agents: 2, Bytes: 2}, b.ID: {Agents: 2, Bytes: 2}}, counts)
 
 	both := full
 	both.Add(&older)
@@ -277,6 +277,8 @@ func testSubscriptionDelivers(t *testing.T, s Store) {
 	first := deliver(t, s, one)
 	require.Equal(t, int64(1), first.Number)
 	require.Equal(t, id(1), first.Sums[0].Agent)
+	require.True(t, first.More)
+	first.More = false // of a batch that is read again nobody knows
 	add(1, 4)
 	require.Equal(t, first, deliver(t, s, one), "the answer was lost")
 	require.Nil(t, deliver(t, s, step(a, 1, 1, 0)), "it is not acked")
@@ -302,6 +304,23 @@ func testSubscriptionDelivers(t *testing.T, s Store) {
 	require.Equal(t, int64(8), third.Sums[0].RxBytes)
 	_, err := s.DeliverReports(t.Context(), step(a, 5, 1, 1))
 	require.ErrorIs(t, err, agent.ErrSuperseded, "a step of long ago")
+}
+
+// A batch is bounded by the bytes of its data, too, but has one sum.
+func testBatchBytes(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	sums := []agent.ReportSum{sumOf(1, 1, 1, 1), sumOf(2, 1, 1, 1), sumOf(3, 1, 1, 1), sumOf(4, 1, 1, 1)}
+	for i, size := range []int{20, 5, 5, 1} {
+		sums[i].Data = make([]byte, size)
+	}
+	addReports(t, s, write(50, 1, sums, a.ID))
+	d := step(a, 1, 0, 0)
+	d.Bytes = 10
+	require.Equal(t, &agent.ReportBatch{Number: 1, Sums: sums[:1], More: true}, deliver(t, s, d))
+	d.Number, d.Acked = 1, 1
+	require.Equal(t, &agent.ReportBatch{Number: 2, Sums: sums[1:3], More: true}, deliver(t, s, d))
+	d.Number, d.Acked = 2, 2
+	require.Equal(t, &agent.ReportBatch{Number: 3, Sums: sums[3:]}, deliver(t, s, d))
 }
 
 // The database is older than what the watcher has processed: numbers would be given
@@ -337,7 +356,7 @@ func testSubscriptionExpires(t *testing.T, s Store) {
 	require.Equal(t, []agent.ExpiredSubscription{{Name: "a", Agents: 1, Batches: 1}}, expired)
 	counts, err := s.CountReportSums(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, map[int64]int64{b.ID: 2}, counts)
+	require.Equal(t, map[int64]agent.ReportCount{b.ID: {Agents: 2, Bytes: 4}}, counts)
 	_, err = s.DeliverReports(t.Context(), step(a, 1, 1, 1))
 	require.ErrorIs(t, err, agent.ErrSuperseded)
 	again := openSubscription(t, s, opening("a", 3, agent.Position{Incarnation: a.Incarnation, Number: 1}))

@@ -44,7 +44,7 @@ type Store interface {
 	BeatReportWriter(ctx context.Context, writer agent.ID) error
 	RemoveReportWriter(ctx context.Context, writer agent.ID) error
 	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
-	CountReportSums(ctx context.Context) (map[int64]int64, error)
+	CountReportSums(ctx context.Context) (map[int64]agent.ReportCount, error)
 	HasReportSums(ctx context.Context, subscription int64) (bool, error)
 	Subscriptions(ctx context.Context) ([]agent.Subscription, error)
 	ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error
@@ -104,6 +104,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("SubscriptionStarts", func(t *testing.T) { testSubscriptionStarts(t, open(t, Options{})) })
 	t.Run("SubscriptionStreams", func(t *testing.T) { testSubscriptionStreams(t, open(t, Options{})) })
 	t.Run("SubscriptionDelivers", func(t *testing.T) { testSubscriptionDelivers(t, open(t, Options{})) })
+	t.Run("BatchBytes", func(t *testing.T) { testBatchBytes(t, open(t, Options{})) })
 	t.Run("SubscriptionRestored", func(t *testing.T) { testSubscriptionRestored(t, open(t, Options{})) })
 	t.Run("SubscriptionExpires", func(t *testing.T) { testSubscriptionExpires(t, open(t, Options{})) })
 	t.Run("Context", func(t *testing.T) { testContext(t, open(t, Options{})) })
