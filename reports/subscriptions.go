@@ -22,7 +22,7 @@ func (r *Reports) poll(ctx context.Context) {
 		if err == nil && now.Sub(count) >= countInterval && r.Wanted() {
 			err, count = r.countSums(ctx), now
 		}
-		if err == nil && now.Sub(expire) >= expireInterval && r.Wanted() {
+		if err == nil && now.Sub(expire) >= expireInterval {
 			err, expire = r.expire(ctx), now
 		}
 		failures++

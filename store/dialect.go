@@ -39,6 +39,9 @@ type dialect struct {
 	// What follows a SELECT to lock its rows until the transaction ends: against
 	// other writers, against their removal, and to remove them.
 	forUpdate, forKeyShare, forDelete string
+	// lockSubscriptions is run before a subscription is made, so that no other is
+	// made until the transaction ends; empty: none can be.
+	lockSubscriptions string
 
 	// commitDurably is run at the beginning of a transaction that writes, so that
 	// its commit is on disk when it returns; empty: it is anyway.

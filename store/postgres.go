@@ -45,8 +45,10 @@ var postgresDialect = dialect{
 	},
 	// Not FOR UPDATE: a writer's FOR KEY SHARE of the same row goes on beside it.
 	forUpdate: ` FOR NO KEY UPDATE`, forKeyShare: ` FOR KEY SHARE`, forDelete: ` FOR UPDATE`,
-	snapshot: &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-	queries:  postgresQueries(),
+	// Who adds to them goes on.
+	lockSubscriptions: `LOCK TABLE report_subscriptions IN SHARE ROW EXCLUSIVE MODE`,
+	snapshot:          &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
+	queries:           postgresQueries(),
 }
 
 // postgresRows makes rows of arrays, one for each column: the text is the same

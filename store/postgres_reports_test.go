@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -130,4 +133,30 @@ func TestPostgresReportsMeet(t *testing.T) {
 	counts, err := stores[3].CountReportSums(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, counts, "nothing is left of the one that expired")
+}
+
+// Streams that begin at once make no more subscriptions than there may be.
+func TestPostgresSubscriptionsBound(t *testing.T) {
+	stores := openEach(t, 8, Options{URL: postgrestest.Shared(t).CreateDatabase(t)})
+	const limit = 3
+	for round := range 5 {
+		var opening errgroup.Group
+		var made atomic.Int64
+		for n, s := range stores {
+			opening.Go(func() error {
+				o := reportOpening(fmt.Sprint(round, " ", n), byte(n+1))
+				o.Max, o.Lease = limit, -time.Hour
+				_, err := s.OpenSubscription(t.Context(), o)
+				if errors.Is(err, agent.ErrTooMany) {
+					return nil
+				}
+				made.Add(1)
+				return err
+			})
+		}
+		require.NoError(t, opening.Wait())
+		require.Equal(t, int64(limit), made.Load())
+		_, err := stores[0].ExpireSubscriptions(t.Context(), time.Minute)
+		require.NoError(t, err)
+	}
 }

@@ -156,6 +156,11 @@ UPDATE report_subscriptions SET incarnation = $1, owner = $2, owner_until = $3 W
 }
 
 func (s *Store) createSubscription(ctx context.Context, tx *sql.Tx, o agent.SubscriptionOpening, now int64) (opened agent.OpenedSubscription, err error) {
+	if s.dialect.lockSubscriptions != "" {
+		if _, err := tx.ExecContext(ctx, s.dialect.lockSubscriptions); err != nil {
+			return opened, err
+		}
+	}
 	n := 0
 	err = query(ctx, tx, `SELECT count(*) FROM report_subscriptions`, nil, func(rows *sql.Rows) error { return rows.Scan(&n) })
 	if err == nil && n >= o.Max {
@@ -282,44 +287,107 @@ const writersKept = 30 * 24 * time.Hour
 // waits for it.
 const writerGone = 24 * time.Hour
 
+// An expired subscription's sums are removed in transactions of orphansPage rows, at
+// most orphansPages of them in a call, so that others get on.
+const (
+	orphansPage  = 5000
+	orphansPages = 20
+)
+
 // ExpireSubscriptions removes the subscriptions that no stream has had for a time,
-// with what they gathered, and forgets replicas that are gone.
+// with what they gathered, and forgets replicas that are gone. What it did before an
+// error is returned beside that. Sums beyond 100,000 are left to the next call.
 func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
-	err = s.change(ctx, "expire subscriptions", func(tx *sql.Tx) error {
-		expired = nil
-		now, err := s.dialect.clock(ctx, tx)
-		if err != nil {
-			return err
-		}
-		var ids []int64
-		// Whoever adds to one waits, and then finds that it is gone.
-		err = query(ctx, tx, `SELECT id, name FROM report_subscriptions WHERE owner_until < $1 ORDER BY id`+s.dialect.forDelete,
-			[]any{now - int64(retention)}, func(rows *sql.Rows) error {
-				var id int64
-				var e agent.ExpiredSubscription
-				err := rows.Scan(&id, &e.Name)
-				ids, expired = append(ids, id), append(expired, e)
-				return err
-			})
-		if err != nil {
-			return err
-		}
-		for i, id := range ids {
-			if expired[i].Agents, err = affected(tx.ExecContext(ctx, `DELETE FROM report_sums WHERE subscription_id = $1`, id)); err != nil {
-				return err
-			}
-			if expired[i].Batches, err = affected(tx.ExecContext(ctx, `DELETE FROM report_batches WHERE subscription_id = $1`, id)); err != nil {
-				return err
-			}
-			if _, err := tx.ExecContext(ctx, `DELETE FROM report_subscriptions WHERE id = $1`, id); err != nil {
-				return err
-			}
-		}
-		_, err = tx.ExecContext(ctx, `DELETE FROM report_writers WHERE seen_at < $1`, now-int64(writersKept))
+	err = s.change(ctx, "expire subscriptions", func(tx *sql.Tx) (err error) {
+		expired, err = s.expire(ctx, tx, retention)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	if err := s.removeOrphans(ctx); err != nil {
+		return expired, err
+	}
+	// In a transaction of its own: writers lock their row before the subscriptions.
+	return expired, s.change(ctx, "forget writers of reports", func(tx *sql.Tx) error {
+		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM report_writers WHERE seen_at < $1`, now-int64(writersKept))
+		return err
+	})
+}
+
+// expire removes subscriptions, but not their sums.
+func (s *Store) expire(ctx context.Context, tx *sql.Tx, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
+	now, err := s.dialect.clock(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []int64
+	// Whoever adds to one waits, and then finds that it is gone.
+	err = query(ctx, tx, `SELECT id, name FROM report_subscriptions WHERE owner_until < $1 ORDER BY id`+s.dialect.forDelete,
+		[]any{now - int64(retention)}, func(rows *sql.Rows) error {
+			var id int64
+			var e agent.ExpiredSubscription
+			err := rows.Scan(&id, &e.Name)
+			ids, expired = append(ids, id), append(expired, e)
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	for i, id := range ids {
+		err := query(ctx, tx, `SELECT count(*) FROM report_sums WHERE subscription_id = $1`, []any{id}, func(rows *sql.Rows) error {
+			return rows.Scan(&expired[i].Agents)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if expired[i].Batches, err = affected(tx.ExecContext(ctx, `DELETE FROM report_batches WHERE subscription_id = $1`, id)); err != nil {
+			return nil, err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM report_subscriptions WHERE id = $1`, id); err != nil {
+			return nil, err
+		}
+	}
 	return expired, nil
+}
+
+// removeOrphans removes sums whose subscription is gone: nobody adds to them.
+func (s *Store) removeOrphans(ctx context.Context) error {
+	pages := 0
+	for last := int64(0); pages < orphansPages; {
+		next, gone, err := s.gathered(ctx, last)
+		if err != nil || next == 0 {
+			return err
+		}
+		last = next
+		for n := int64(orphansPage); gone && n == orphansPage && pages < orphansPages; pages++ {
+			err := s.change(ctx, "remove sums of reports", func(tx *sql.Tx) (err error) {
+				n, err = affected(tx.ExecContext(ctx, `
+DELETE FROM report_sums WHERE subscription_id = $1 AND agent_id IN (
+    SELECT agent_id FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2)`, next, orphansPage))
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// gathered returns the id of the first subscription above last that has sums, and
+// whether it is gone; 0: there is none.
+func (s *Store) gathered(ctx context.Context, last int64) (id int64, gone bool, err error) {
+	err = s.read(ctx, "look for sums of reports", func(q querier) error {
+		id, gone = 0, false
+		return query(ctx, q, `
+SELECT m.id, NOT EXISTS (SELECT 1 FROM report_subscriptions AS r WHERE r.id = m.id)
+FROM (SELECT min(subscription_id) AS id FROM report_sums WHERE subscription_id > $1) AS m WHERE m.id IS NOT NULL`,
+			[]any{last}, func(rows *sql.Rows) error { return rows.Scan(&id, &gone) })
+	})
+	return id, gone, err
 }

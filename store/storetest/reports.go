@@ -343,6 +343,32 @@ func testSubscriptionRestored(t *testing.T, s Store) {
 	require.Equal(t, batch, again.Unacked)
 }
 
+// What an expired subscription gathered is removed part by part, whatever others have.
+func testLargeSubscriptionExpires(t *testing.T, s Store) {
+	kept := openSubscription(t, s, opening("kept", 1, agent.Position{}))
+	gone := openSubscription(t, s, opening("gone", 2, agent.Position{}))
+	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1)}, kept.ID))
+	const agents = 12_000
+	for sequence := int64(2); sequence < 2+agents/1000; sequence++ {
+		var sums []agent.ReportSum
+		for n := range 1000 {
+			sum := sumOf(1, 1, 1, 1)
+			sum.Agent = agent.ID{byte(n), byte(n >> 8), byte(sequence)}
+			sums = append(sums, sum)
+		}
+		addReports(t, s, write(50, sequence, sums, gone.ID))
+	}
+	short := step(gone, 2, 0, 0)
+	short.Limit, short.Lease = 0, -time.Hour
+	require.Nil(t, deliver(t, s, short))
+	expired, err := s.ExpireSubscriptions(t.Context(), time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, []agent.ExpiredSubscription{{Name: "gone", Agents: agents}}, expired)
+	counts, err := s.CountReportSums(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[int64]agent.ReportCount{kept.ID: {Agents: 1, Bytes: 2}}, counts)
+}
+
 func testSubscriptionExpires(t *testing.T, s Store) {
 	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
 	b := openSubscription(t, s, opening("b", 2, agent.Position{}))

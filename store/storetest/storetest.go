@@ -104,6 +104,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("SubscriptionStarts", func(t *testing.T) { testSubscriptionStarts(t, open(t, Options{})) })
 	t.Run("SubscriptionStreams", func(t *testing.T) { testSubscriptionStreams(t, open(t, Options{})) })
 	t.Run("SubscriptionDelivers", func(t *testing.T) { testSubscriptionDelivers(t, open(t, Options{})) })
+	t.Run("LargeSubscriptionExpires", func(t *testing.T) { testLargeSubscriptionExpires(t, open(t, Options{})) })
 	t.Run("BatchBytes", func(t *testing.T) { testBatchBytes(t, open(t, Options{})) })
 	t.Run("SubscriptionRestored", func(t *testing.T) { testSubscriptionRestored(t, open(t, Options{})) })
 	t.Run("SubscriptionExpires", func(t *testing.T) { testSubscriptionExpires(t, open(t, Options{})) })
