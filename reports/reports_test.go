@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -354,6 +355,22 @@ func TestStandBy(t *testing.T) {
 	})
 }
 
+// A replica without others is heard of, too: else its row, which counts its writes,
+// would be removed after a month.
+func TestWriterIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var beats atomic.Int64
+		startReplica(t, memstore.New(), Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+			if doing == "beat as a writer of reports" {
+				beats.Add(1)
+			}
+			return memstore.Fault{}
+		}})
+		time.Sleep(3 * time.Hour)
+		require.GreaterOrEqual(t, beats.Load(), int64(3))
+	})
+}
+
 // A row that the database refuses costs no other.
 func TestRejectedRow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -380,6 +397,30 @@ func TestRejectedRow(t *testing.T) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		require.Zero(t, r.unwrittenLocked())
+	})
+}
+
+// A watcher that stands by costs the database no more if it sends acks meanwhile.
+func TestAcksWhileStandingBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var openings atomic.Int64
+		r := startReplica(t, memstore.New(), Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+			if doing == "open subscription" {
+				openings.Add(1)
+			}
+			return memstore.Fault{}
+		}})
+		owner := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-owner.messages
+		standBy := r.watch(t, agent.ReportWatch{Name: "a", StandBy: true})
+		for range 100 {
+			standBy.acks <- 0
+		}
+		synctest.Wait()
+		require.Equal(t, int64(2), openings.Load())
+		standBy.acks <- 1
+		var ack *agent.AckError
+		require.ErrorAs(t, <-standBy.ended, &ack)
 	})
 }
 

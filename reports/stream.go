@@ -174,19 +174,20 @@ func (s *stream) start(ctx context.Context) error {
 func (s *stream) wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case number, open := <-s.acks:
-		if !open {
-			return errEnded
+	for {
+		select {
+		case <-timer.C:
+			return nil
+		case number, open := <-s.acks:
+			if !open {
+				return errEnded
+			}
+			if number != 0 {
+				return s.badAck(number)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		if number != 0 {
-			return s.badAck(number)
-		}
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 

@@ -16,7 +16,7 @@ func (r *Reports) poll(ctx context.Context) {
 	for {
 		now := time.Now()
 		err := r.readSubscriptions(ctx)
-		if err == nil && r.opts.Shared && now.Sub(beat) >= beatInterval {
+		if err == nil && now.Sub(beat) >= r.beatInterval() {
 			err, beat = r.call(ctx, func(ctx context.Context) error { return r.store.BeatReportWriter(ctx, r.opts.ID) }), now
 		}
 		if err == nil && now.Sub(count) >= countInterval && r.Wanted() {
@@ -47,6 +47,15 @@ func (r *Reports) poll(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// beatInterval is how often this replica says that it is alive. Without others nobody
+// waits for it, but a writer that was not heard of for a month is forgotten.
+func (r *Reports) beatInterval() time.Duration {
+	if r.opts.Shared {
+		return beatInterval
+	}
+	return time.Hour
 }
 
 // call bounds a call of the database.

@@ -3,6 +3,7 @@ package simulate
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,7 +66,7 @@ func (w *statsWatcher) run(ctx context.Context) {
 
 // shortName returns what a name of a watch has room for.
 func shortName(fleet string) string {
-	return fleet[:min(len(fleet), 48)]
+	return strings.ToValidUTF8(fleet[:min(len(fleet), 48)], "")
 }
 
 // awaitStart waits until all that agents report is told.
