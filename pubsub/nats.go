@@ -86,7 +86,7 @@ func NewNATS(url string, opts Options, reg prometheus.Registerer, log *slog.Logg
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
 	n.link = newLink(n.metrics, log)
-	n.pings = newPinger(opts.PingInterval, n.metrics)
+	n.pings = newPinger(opts.PingInterval, "the user may lack the right to publish and subscribe to "+subjectPrefix+">", n.metrics, log)
 	return n, nil
 }
 

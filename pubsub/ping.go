@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -15,6 +16,8 @@ type pinger struct {
 	channel  string
 	interval time.Duration
 	metrics  *metrics
+	log      *slog.Logger
+	hint     string        // why pings may not arrive, for the log
 	again    chan struct{} // a connection was made: ping now
 
 	mu sync.Mutex
@@ -23,10 +26,18 @@ type pinger struct {
 	sent  time.Time
 	// missing is true from a ping that did not arrive until one that does.
 	missing bool
+	// told is true once it was logged that pings do not arrive, until one does.
+	told bool
 }
 
-func newPinger(interval time.Duration, m *metrics) *pinger {
+// firstPing is how long the first ping on a connection may take, if that is
+// shorter than the interval: what is wrong from the beginning is said soon.
+const firstPing = 5 * time.Second
+
+func newPinger(interval time.Duration, hint string, m *metrics, log *slog.Logger) *pinger {
 	return &pinger{
+		log:      log,
+		hint:     hint,
 		channel:  "agentstatsd_ping_" + rand.Text(),
 		interval: interval,
 		metrics:  m,
@@ -55,8 +66,9 @@ func (p *pinger) run(ctx context.Context, publish func(ctx context.Context, chan
 		case <-ctx.Done():
 			return
 		case <-p.again:
-			ticker.Reset(p.interval)
+			ticker.Reset(min(firstPing, p.interval))
 		case <-ticker.C:
+			ticker.Reset(p.interval)
 		}
 		nonce := p.start()
 		if err := publish(ctx, p.channel, []byte(nonce)); err != nil {
@@ -71,9 +83,14 @@ func (p *pinger) run(ctx context.Context, publish func(ctx context.Context, chan
 func (p *pinger) start() (nonce string) {
 	nonce = rand.Text()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.missing = p.missing || p.nonce != ""
+	tell := p.missing && !p.told
+	p.told = p.told || tell
 	p.nonce, p.sent = nonce, time.Now()
+	p.mu.Unlock()
+	if tell {
+		p.log.Warn("what is sent by the pubsub does not arrive", "hint", p.hint)
+	}
 	return nonce
 }
 
@@ -89,13 +106,17 @@ func (p *pinger) forget(nonce string) {
 // other messages may be too.
 func (p *pinger) arrived(payload []byte) (missed bool) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.nonce == "" || string(payload) != p.nonce {
+		p.mu.Unlock()
 		return false
 	}
 	p.metrics.deliveryLatency.Observe(time.Since(p.sent).Seconds())
-	missed = p.missing
-	p.nonce, p.missing = "", false
+	missed, told := p.missing, p.told
+	p.nonce, p.missing, p.told = "", false, false
+	p.mu.Unlock()
+	if told {
+		p.log.Info("what is sent by the pubsub arrives again")
+	}
 	return missed
 }
 

@@ -80,6 +80,8 @@ func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.
 	if _, ok := config.RuntimeParams["application_name"]; !ok { // the URL's counts
 		config.RuntimeParams["application_name"] = opts.Name
 	}
+	// Whatever the URL, the role or the database say: text goes as Go has it.
+	config.RuntimeParams["client_encoding"] = "UTF8"
 	preferPrimary(config)
 	p := &Postgres{
 		config:     config,
@@ -94,7 +96,7 @@ func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.
 	}
 	p.publishing <- publisher{}
 	p.link = newLink(p.metrics, log)
-	p.pings = newPinger(opts.PingInterval, p.metrics)
+	p.pings = newPinger(opts.PingInterval, "a pooler in transaction mode takes a LISTEN and delivers nothing: name the server itself", p.metrics, log)
 	return p, nil
 }
 

@@ -285,6 +285,8 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 		params["idle_in_transaction_session_timeout"] = strconv.FormatInt(ms, 10)
 		params["lock_timeout"] = strconv.FormatInt(max(ms/2, 1), 10)
 	}
+	// Whatever the URL, the role or the database say: text goes as Go has it.
+	config.RuntimeParams["client_encoding"] = "UTF8"
 	for name, value := range params {
 		if _, ok := config.RuntimeParams[name]; !ok { // the URL's count
 			config.RuntimeParams[name] = value

@@ -189,6 +189,7 @@ func TestPostgresParameters(t *testing.T) {
 		"given":        {Options{URL: url, StatementTimeout: 3 * time.Second}, "agentstatsd 3s 1500ms 3s"},
 		"named":        {Options{URL: url, Name: "agentstatsd pod-1"}, "agentstatsd pod-1 10s 5s 10s"},
 		"in the URL":   {Options{URL: url + "&lock_timeout=7s&application_name=mine"}, "mine 10s 7s 10s"},
+		"other text":   {Options{URL: url + "&client_encoding=LATIN1"}, "agentstatsd 10s 5s 10s"},
 		"pooled":       {Options{URL: server.PgBouncer(t, url), TransactionPooling: true}, "agentstatsd 0 0 0"},
 		"other scheme": {Options{URL: strings.Replace(url, "postgres:", "postgresql:", 1)}, "agentstatsd 10s 5s 10s"},
 	} {
@@ -197,6 +198,9 @@ func TestPostgresParameters(t *testing.T) {
 		require.NoError(t, s.reader.QueryRowContext(t.Context(), `SELECT concat_ws(' ', current_setting('application_name'),
     current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'))`).Scan(&got))
 		require.Equal(t, c.want, got, name)
+		var dash string
+		require.NoError(t, s.reader.QueryRowContext(t.Context(), `SELECT chr(8212)`).Scan(&dash))
+		require.Equal(t, "\u2014", dash, name)
 	}
 }
 
