@@ -78,8 +78,8 @@ func (l latencies) p99() time.Duration {
 	return sorted[(len(sorted)*99+99)/100-1].Round(10 * time.Microsecond)
 }
 
-// newVictim starts a service, registers the agents, and begins to report and to
-// scrape.
+// newVictim starts a service, registers the agents, and begins to report and, once
+// the good agent's series are served, to scrape.
 func newVictim(t *testing.T, c campaign, args []string) *victim {
 	v := &victim{service: newService(t, args...), target: c.target, pprof: args[1]}
 	v.scraper = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
@@ -103,6 +103,13 @@ func newVictim(t *testing.T, c campaign, args []string) *victim {
 	require.NoError(t, register(ctx, conn, v.target.Token, "good", goodAgent))
 	v.conn = conn
 	running.Go(func() { v.behave(ctx, conn) })
+	await(t, 30*time.Second, "the good agent's series are served", func() (bool, string) {
+		v.mu.Lock()
+		failures := v.failures
+		v.mu.Unlock()
+		err := v.scrapeOnce(ctx)
+		return err == nil, fmt.Sprintf("scrape: %v, failures: %q", err, failures)
+	})
 	running.Go(func() { v.scrapeOften(ctx) })
 	return v
 }
