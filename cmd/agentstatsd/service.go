@@ -397,7 +397,7 @@ func (s *service) run(ctx context.Context) error {
 }
 
 // How long each stage may take to stop; that of the gRPC server has the drain
-// before it. README.md tells the sum.
+// before it. ARCHITECTURE.md tells the sum.
 const (
 	serverStop   = 5 * time.Second  // streams that do not end, the last parts for watchers
 	workerStop   = 20 * time.Second // the last flush, of at most 15 s, and what is written after it
