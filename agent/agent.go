@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
 )
@@ -60,4 +61,12 @@ type Metadata struct {
 	// leaves out what is of another one than it has. 0: it does not matter. It is not
 	// kept.
 	Incarnation int64
+}
+
+// metadataBytes is what a value takes beside its texts.
+const metadataBytes = int(unsafe.Sizeof(Metadata{}))
+
+// Bytes returns what the value takes in memory.
+func (m *Metadata) Bytes() int {
+	return metadataBytes + len(m.Key) + len(m.Value) + len(m.Error)
 }

@@ -154,9 +154,19 @@ func (s *coderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMe
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.readMetadata(ctx, ids)
+	// The values, which take at most twice as much in memory as encoded, and the
+	// response; an agent's values fit a read.
+	hold, err := s.watchBytes.acquire(ctx, min(3*s.opts.MaxMessageBytes, len(ids)*s.opts.MaxWatchBytes/2), s.opts.HelloTimeout/2)
 	if err != nil {
 		return nil, err
+	}
+	defer hold.release()
+	rows, left, err := s.Reader.MetadataWithin(ctx, ids, 2*s.opts.MaxMessageBytes)
+	if err != nil {
+		return nil, s.failure(ctx, "read metadata", err)
+	}
+	if len(left) > 0 {
+		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: want at most %d bytes of metadata (%s), got more: ask for fewer agents at once", s.opts.MaxMessageBytes, flagMessageBytes)
 	}
 	byAgent := make(map[agent.ID]*agentstatsv1.AgentMetadata)
 	for i := range rows {
@@ -174,34 +184,9 @@ func (s *coderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMe
 		}
 	}
 	if size := proto.Size(resp); size > s.opts.MaxMessageBytes {
-		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: their metadata is %d bytes, want at most %d; ask for fewer agents at once", size, s.opts.MaxMessageBytes)
+		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: want at most %d bytes of metadata (%s), got %d: ask for fewer agents at once", s.opts.MaxMessageBytes, flagMessageBytes, size)
 	}
 	return resp, nil
-}
-
-// readAtOnce is how many agents' metadata is read in one statement: with 256 keys of
-// 1 KB and values and errors of 2 KB each, 82 MB at worst.
-const readAtOnce = 64
-
-// readMetadata reads the metadata of agents, and stops when that is more than fits a
-// response: a thousand agents may have gigabytes.
-func (s *coderdService) readMetadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
-	var rows []agent.Metadata
-	size := 0
-	for part := range slices.Chunk(ids, readAtOnce) {
-		more, err := s.Reader.Metadata(ctx, part)
-		if err != nil {
-			return nil, s.failure(ctx, "read metadata", err)
-		}
-		for i := range more {
-			size += len(more[i].Key) + len(more[i].Value) + len(more[i].Error)
-		}
-		if size > s.opts.MaxMessageBytes {
-			return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: their metadata is at least %d bytes, want at most %d; ask for fewer agents at once", size, s.opts.MaxMessageBytes)
-		}
-		rows = append(rows, more...)
-	}
-	return rows, nil
 }
 
 // readIDs converts the ids of agents whose metadata is asked for.

@@ -319,7 +319,7 @@ func TestGetMetadata(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		_, err = get(1)
 		require.Equal(t, codes.ResourceExhausted, codeOf(err))
-		require.Contains(t, err.Error(), "want at most 10000; ask for fewer agents at once")
+		require.Contains(t, err.Error(), "want at most 10000 bytes of metadata (--max-message-bytes), got 16157: ask for fewer agents at once")
 	})
 }
 

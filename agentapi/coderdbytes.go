@@ -20,12 +20,15 @@ import (
 const (
 	bytesRegistrations = "registrations"
 	bytesPushes        = "pushes"
+	bytesWatches       = "watches"        // what is kept of them
+	bytesReads         = "metadata_reads" // by them, too
 )
 
 // byteBudget is what the calls of one kind that are under way may have in memory
 // together.
 type byteBudget struct {
 	kind    string // for people
+	flag    string // that sets it
 	limit   int
 	refused prometheus.Counter
 
@@ -34,8 +37,8 @@ type byteBudget struct {
 	used int
 }
 
-func newByteBudget(kind string, limit int, m *metrics) *byteBudget {
-	return &byteBudget{kind: kind, limit: limit, refused: m.bytesRefused.WithLabelValues(kind)}
+func newByteBudget(kind, flag string, limit int, m *metrics) *byteBudget {
+	return &byteBudget{kind: kind, flag: flag, limit: limit, refused: m.bytesRefused.WithLabelValues(kind)}
 }
 
 // acquire returns the status that refuses n bytes; nil: they are the caller's.
@@ -44,8 +47,8 @@ func (b *byteBudget) acquire(n int) error {
 	defer b.mu.Unlock()
 	if b.used+n > b.limit {
 		b.refused.Inc()
-		return exhausted(time.Second, fmt.Sprintf("message: want at most %d bytes in memory of all %s under way, got %d more than the %d that there are; try again later, or send less at once",
-			b.limit, b.kind, n, b.used))
+		return exhausted(time.Second, fmt.Sprintf("message: want at most %d bytes in memory of all %s under way (%s), got %d more than the %d that there are; try again later, or with less at once",
+			b.limit, b.kind, b.flag, n, b.used))
 	}
 	b.used += n
 	return nil
@@ -68,18 +71,20 @@ func (b *byteBudget) inUse() int {
 
 // shareBytes makes the budgets of the methods that have one.
 func (s *Server) shareBytes(reg prometheus.Registerer) {
-	registrations := newByteBudget(bytesRegistrations, s.opts.MaxSyncBytes, s.metrics)
-	pushes := newByteBudget(bytesPushes, s.opts.MaxPushesBytes, s.metrics)
+	registrations := newByteBudget(bytesRegistrations, flagSyncBytes, s.opts.MaxSyncBytes, s.metrics)
+	pushes := newByteBudget(bytesPushes, flagPushesBytes, s.opts.MaxPushesBytes, s.metrics)
 	s.byteBudgets = map[string]*byteBudget{
 		agentstatsv1.CoderdService_RegisterAgents_FullMethodName: registrations,
 		agentstatsv1.CoderdService_SyncAgents_FullMethodName:     registrations,
 		agentstatsv1.CoderdService_PushMetrics_FullMethodName:    pushes,
 	}
-	for _, b := range []*byteBudget{registrations, pushes} {
+	for kind, inUse := range map[string]func() int{
+		bytesRegistrations: registrations.inUse, bytesPushes: pushes.inUse, bytesWatches: s.watchBytes.inUse,
+	} {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_coderd_memory_bytes", Help: "Bytes that calls of coderd under way have in memory, as they are estimated.",
-			ConstLabels: prometheus.Labels{"kind": b.kind},
-		}, func() float64 { return float64(b.inUse()) }))
+			ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 { return float64(inUse()) }))
 	}
 }
 

@@ -45,7 +45,7 @@ func TestSyncsAreBounded(t *testing.T) {
 		second := sync()
 		require.NoError(t, second.Send(part))
 		_, err := second.CloseAndRecv()
-		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 1048576 bytes in memory of all registrations under way, got ")
+		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 1048576 bytes in memory of all registrations under way (--max-sync-bytes), got ")
 		require.NotZero(t, retryDelay(t, err))
 		require.Equal(t, 1.0, s.counter("agentstatsd_coderd_memory_refused_total", "registrations"))
 		synctest.Wait()
@@ -89,7 +89,7 @@ func TestPushesAreBounded(t *testing.T) {
 		synctest.Wait()
 		second.part(family)
 		second.part(family)
-		second.requireEnd(codes.ResourceExhausted, "message: want at most 150000 bytes in memory of all pushes under way")
+		second.requireEnd(codes.ResourceExhausted, "message: want at most 150000 bytes in memory of all pushes under way (--max-pushes-bytes)")
 		first.end(6, false)
 		first.answer()
 

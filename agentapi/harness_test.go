@@ -73,11 +73,11 @@ func (s *switchStore) UpsertMetadata(ctx context.Context, rows []agent.Metadata)
 	return s.Store.UpsertMetadata(ctx, rows)
 }
 
-func (s *switchStore) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
+func (s *switchStore) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) ([]agent.Metadata, []agent.ID, error) {
 	if err := s.err(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return s.Store.Metadata(ctx, ids)
+	return s.Store.MetadataWithin(ctx, ids, limit)
 }
 
 func (s *switchStore) ApplyChange(ctx context.Context, basis int64, c agent.Change) (int64, error) {

@@ -23,6 +23,7 @@ const (
 	limitedIdleStream   = "idle_stream"
 	limitedAgentStreams = "agent_streams"
 	limitedUnread       = "unread_streams"
+	limitedSlowReader   = "slow_reader"
 	limitedCoderdCalls  = "coderd_calls"
 	limitedOpenCalls    = "open_calls"
 	limitedMessageBytes = "message_bytes"
@@ -34,7 +35,7 @@ const (
 )
 
 var limitedReasons = []string{
-	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedCoderdCalls, limitedOpenCalls,
+	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedSlowReader, limitedCoderdCalls, limitedOpenCalls,
 	limitedMessageBytes, limitedConnections, limitedAddress, limitedStranger, limitedCalls, limitedRate,
 }
 
@@ -70,7 +71,18 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		prompt := s.prompt(stream, s.opts.HelloTimeout)
 		defer prompt.stop()
 		if info.IsServerStream {
-			return handler(srv, prompt)
+			if !s.unread.admitCoderd() {
+				return exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.unread.coderdLimit, flagWatches))
+			}
+			responses, err := s.boundResponses(prompt)
+			if err != nil {
+				return err
+			}
+			defer func() {
+				responses.timer.Stop()
+				s.unread.add(stream.Context(), caller{}, &responses.box)
+			}()
+			return handler(srv, responses)
 		}
 		if err := s.awaitCall(stream.Context()); err != nil {
 			return err

@@ -44,11 +44,19 @@ type Options struct {
 	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
 	// default 4: each holds the whole set in memory.
 	MaxWatches, MaxSyncs int
+	// MaxWatchBytes is what one watch of metadata may have in memory: half for a read of
+	// the database, of which half is values, half for what it was sent; default 4 MiB. The
+	// values of one agent must fit a read. Of all watches, and GetMetadata, together:
+	// MaxWatchesBytes, default 64 MiB, at least six times MaxMessageBytes.
+	MaxWatchBytes, MaxWatchesBytes int
+	// SendTimeout bounds the time that a response of a stream waits for coderd to read
+	// those before it; default 30 s.
+	SendTimeout time.Duration
 	// MaxPushes is how many instances of coderd may push at once; default 256.
 	MaxPushes int
 	// MaxPushBytes of one snapshot of an instance, with 24 for each family;
 	// default 64 MiB. Of all pushes under way together: MaxPushesBytes, default
-	// 256 MiB.
+	// 64 MiB, with which the process stays below 300 MB.
 	MaxPushBytes, MaxPushesBytes int
 	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
 	MaxRegistrationBytes int
@@ -114,20 +122,29 @@ type Options struct {
 	StoreReady func(ctx context.Context) error
 }
 
+// Defaults of Limits.
+const (
+	defaultValueBytes = 2048
+	defaultErrorBytes = 2048
+)
+
 func (o Options) withDefaults() Options {
 	set(&o.ReportInterval, 30*time.Second)
 	set(&o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
 	set(&o.Limits.MetadataReportKeyBytes, 6144)
-	set(&o.Limits.MetadataValueBytes, 2048)
-	set(&o.Limits.MetadataErrorBytes, 2048)
+	set(&o.Limits.MetadataValueBytes, defaultValueBytes)
+	set(&o.Limits.MetadataErrorBytes, defaultErrorBytes)
 	set(&o.MaxMessageBytes, 4<<20)
 	set(&o.MaxAgentMessageBytes, 1<<20)
 	set(&o.MaxStreams, 1<<16)
 	set(&o.MaxWatches, 256)
+	set(&o.MaxWatchBytes, 4<<20)
+	set(&o.MaxWatchesBytes, 64<<20)
+	set(&o.SendTimeout, 30*time.Second)
 	set(&o.MaxSyncs, 4)
 	set(&o.MaxPushes, 256)
 	set(&o.MaxPushBytes, 64<<20)
-	set(&o.MaxPushesBytes, 256<<20)
+	set(&o.MaxPushesBytes, 64<<20)
 	set(&o.MaxRegistrationBytes, 64<<10)
 	set(&o.MaxSyncBytes, 64<<20)
 	set(&o.MaxDeclaredKeys, 256)
@@ -164,6 +181,9 @@ func (o Options) validate() error {
 	if o.MaxAgentMessageBytes > o.MaxMessageBytes {
 		return fmt.Errorf("max agent message bytes: want at most the max message bytes of %d, got %d", o.MaxMessageBytes, o.MaxAgentMessageBytes)
 	}
+	if most := max(ReadMessages*o.MaxMessageBytes, o.MaxWatchBytes); o.MaxWatchesBytes < most {
+		return fmt.Errorf("max watches bytes: want at least %d, six times the max message bytes and once the max watch bytes, got %d", most, o.MaxWatchesBytes)
+	}
 	if o.MaxOpenCalls < 16 {
 		return fmt.Errorf("max open calls: want at least 16, got %d", o.MaxOpenCalls)
 	}
@@ -174,6 +194,9 @@ func (o Options) validate() error {
 		{"max message bytes", int64(o.MaxMessageBytes)},
 		{"max agent message bytes", int64(o.MaxAgentMessageBytes)},
 		{"max watches", int64(o.MaxWatches)},
+		{"max watch bytes", int64(o.MaxWatchBytes)},
+		{"max watches bytes", int64(o.MaxWatchesBytes)},
+		{"send timeout", int64(o.SendTimeout)},
 		{"max syncs", int64(o.MaxSyncs)},
 		{"max pushes", int64(o.MaxPushes)},
 		{"max push bytes", int64(o.MaxPushBytes)},

@@ -13,15 +13,20 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// countingReader has 2 KB of each agent, and counts those that it was asked for.
-type countingReader struct{ asked int }
+// countingReader has 2 KB of each agent, and counts those that it read.
+type countingReader struct{ read int }
 
-func (r *countingReader) Metadata(_ context.Context, ids []agent.ID) (rows []agent.Metadata, err error) {
-	r.asked += len(ids)
-	for _, id := range ids {
-		rows = append(rows, agent.Metadata{Agent: id, Key: "k", Value: strings.Repeat("v", 2047)})
+func (r *countingReader) MetadataWithin(_ context.Context, ids []agent.ID, limit int) (rows []agent.Metadata, left []agent.ID, err error) {
+	size := 0
+	for i, id := range ids {
+		row := agent.Metadata{Agent: id, Key: "k", Value: strings.Repeat("v", 2047)}
+		if size += row.Bytes(); size > limit && i > 0 {
+			return rows, ids[i:], nil
+		}
+		rows = append(rows, row)
+		r.read++
 	}
-	return rows, nil
+	return rows, nil, nil
 }
 
 // Metadata that does not fit a response is not read to its end.
@@ -36,6 +41,12 @@ func TestReadsAreBounded(t *testing.T) {
 		req.AgentIds = append(req.AgentIds, bid(n+1))
 	}
 	_, err := s.coderd().GetMetadata(s.asCoderd(), req)
-	requireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: their metadata is at least 262144 bytes, want at most 200000; ask for fewer agents at once")
-	require.Equal(t, 128, reader.asked)
+	requireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: want at most 200000 bytes of metadata (--max-message-bytes), got more: ask for fewer agents at once")
+	require.Less(t, reader.read, 200, "400 KB in memory")
+	req.AgentIds = req.AgentIds[:97]
+	_, err = s.coderd().GetMetadata(s.asCoderd(), req)
+	requireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: want at most 200000 bytes of metadata (--max-message-bytes), got 20")
+	req.AgentIds = req.AgentIds[:90]
+	_, err = s.coderd().GetMetadata(s.asCoderd(), req)
+	require.NoError(t, err)
 }

@@ -47,9 +47,11 @@ type Metadata interface {
 	Add(now time.Time, r agent.MetadataReport) []agent.Refusal
 }
 
-// MetadataReader reads stored metadata, ordered by agent and key.
+// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent and
+// key. It stops before the values of an agent with which they would take more than limit
+// bytes, unless it is the first one that has any, and returns the agents that are left.
 type MetadataReader interface {
-	Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error)
+	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (rows []agent.Metadata, left []agent.ID, err error)
 }
 
 // MetadataNews tells whose stored metadata has changed. The function must not
@@ -116,6 +118,8 @@ type Server struct {
 	watches slots
 	syncs   slots
 	pushes  slots
+	// watchBytes are what watches of metadata share.
+	watchBytes *watchBytes
 	// byteBudgets are by the full name of the method.
 	byteBudgets map[string]*byteBudget
 	// What callers may have at once.
@@ -175,7 +179,8 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
 		connections:  newConnections(&opts, m),
 	}
-	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, s.connections, m.limited.WithLabelValues(limitedUnread))
+	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxWatches, s.connections, m.limited.WithLabelValues(limitedUnread))
+	s.watchBytes = newWatchBytes(&s.opts, m)
 	s.shareBytes(reg)
 	s.auth.authenticated = s.connections.authenticated
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

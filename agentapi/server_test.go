@@ -23,7 +23,7 @@ func (panics) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal,
 	panic("secret of the service")
 }
 
-func (panics) Metadata(context.Context, []agent.ID) ([]agent.Metadata, error) {
+func (panics) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata, []agent.ID, error) {
 	panic("another secret")
 }
 

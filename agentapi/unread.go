@@ -62,19 +62,21 @@ type unreadStream struct {
 	own bool
 }
 
-// unreadStreams bounds the streams of each agent that ended and are not written.
+// unreadStreams bounds the streams of each agent, and of coderd, that ended and are not
+// written.
 type unreadStreams struct {
-	limit       int
+	limit       int // of an agent
+	coderdLimit int
 	connections *connections
 	limited     prometheus.Counter // streams refused, and connections closed
 
 	mu sync.Mutex
 	// Guarded by mu.
-	streams map[agent.ID][]unreadStream
+	streams map[agent.ID][]unreadStream // those of coderd are of no agent
 }
 
-func newUnreadStreams(limit int, c *connections, limited prometheus.Counter) *unreadStreams {
-	return &unreadStreams{limit: limit, connections: c, limited: limited, streams: make(map[agent.ID][]unreadStream)}
+func newUnreadStreams(limit, coderdLimit int, c *connections, limited prometheus.Counter) *unreadStreams {
+	return &unreadStreams{limit: limit, coderdLimit: coderdLimit, connections: c, limited: limited, streams: make(map[agent.ID][]unreadStream)}
 }
 
 // add tells that a stream of the caller ended.
@@ -112,6 +114,30 @@ func (u *unreadStreams) admit(id agent.ID) bool {
 	}
 	u.limited.Inc()
 	return false
+}
+
+// admitCoderd returns false if coderd may have no new stream of responses. The
+// connection that has the most ended streams unread is closed before: whoever has it
+// reads nothing, or is lost.
+func (u *unreadStreams) admitCoderd() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	none := agent.ID{}
+	u.pruneLocked(none)
+	if len(u.streams[none]) < u.coderdLimit {
+		return true
+	}
+	counts := make(map[*peerConn]int)
+	worst := u.streams[none][0].conn
+	for _, s := range u.streams[none] {
+		if counts[s.conn]++; counts[s.conn] > counts[worst] {
+			worst = s.conn
+		}
+	}
+	u.limited.Inc() // before anybody can see it closed
+	_ = worst.conn.Close()
+	u.pruneLocked(none)
+	return len(u.streams[none]) < u.coderdLimit
 }
 
 // prune forgets the streams that were written or whose connection is closed.

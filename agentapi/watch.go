@@ -1,9 +1,11 @@
 package agentapi
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"time"
 
@@ -14,11 +16,13 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// watchRead agents are read at once: with 15 keys of 100 bytes that is 150 KB.
-const watchRead = 100
+// watchRead agents are read at once, fewer if they have much: with 15 keys of 100 bytes
+// that is 50 KB. So many the store reads by one statement.
+const watchRead = 32
 
-// watchPart is the size at which a part of the answer is sent.
-const watchPart = 256 << 10
+// watchPart is the size at which a part of the answer is sent. gRPC keeps one beside 64
+// KB for a watcher that does not read, and one is encoded while it is there.
+const watchPart = 64 << 10
 
 // watchRetry is the time to the next read after one that failed.
 const watchRetry = time.Second
@@ -34,7 +38,11 @@ func (s *coderdService) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, st
 		return err
 	}
 	defer end()
-	w := newWatch(ids)
+	w := newWatch(ids, s.opts.MaxWatchBytes/2, s.watchBytes.sent)
+	defer w.close()
+	if err := w.grow(0); err != nil {
+		return err
+	}
 	cancel, err := s.News.SubscribeMetadata(w.dirty.changed)
 	if err != nil {
 		return s.failure(stream.Context(), "subscribe to metadata", err)
@@ -51,7 +59,7 @@ func (s *coderdService) beginWatch(kind string) (end func(), err error) {
 	if !s.watches.take() {
 		s.streams.leave()
 		s.metrics.refused.WithLabelValues("watch").Inc()
-		return nil, exhausted(time.Second, fmt.Sprintf("want at most %d watches at once", s.opts.MaxWatches))
+		return nil, exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.MaxWatches, flagWatches))
 	}
 	s.metrics.watches.WithLabelValues(kind).Inc()
 	return func() {
@@ -113,79 +121,125 @@ func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.Wat
 // sendMetadata reads the metadata of agents and sends what is new to the
 // watcher. The error is errDown if it cannot be read.
 func (s *coderdService) sendMetadata(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) error {
-	for part := range slices.Chunk(ids, watchRead) {
-		rows, err := s.Reader.Metadata(ctx, part)
+	for size := watchRead; len(ids) > 0; {
+		some := ids[:min(size, len(ids))]
+		read, cut, err := s.sendSome(ctx, stream, w, some)
 		if err != nil {
-			s.metrics.watchErrors.Inc()
-			return errDown
+			return err
 		}
-		for _, resp := range w.news(part, rows) {
-			if err := stream.Send(resp); err != nil {
-				return err
-			}
+		if cut {
+			size = max(1, read)
 		}
+		ids = ids[read:]
 	}
 	return nil
+}
+
+// sendSome reads the metadata of as many of the agents as fit a read, one at least, and
+// sends what is new. It returns how many these are, and whether all did not fit.
+func (s *coderdService) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
+	// Those who are before in line may all be slow.
+	hold, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.opts.SendTimeout)
+	if err != nil {
+		return 0, false, err
+	}
+	defer hold.release()
+	slices.SortFunc(ids, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
+	rows, left, err := s.Reader.MetadataWithin(ctx, ids, s.opts.MaxWatchBytes/4)
+	if err != nil {
+		s.metrics.watchErrors.Inc()
+		return 0, false, errDown
+	}
+	ids = ids[:len(ids)-len(left)]
+	hold.shrink(metadataBytes(rows) + 2*watchPart)
+	began := time.Now()
+	err = w.news(ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
+		if time.Since(began) > s.opts.SendTimeout {
+			return s.slowReader() // who reads a little from time to time
+		}
+		return stream.Send(part)
+	})
+	return len(ids), len(left) > 0, err
 }
 
 // watch is what a watcher of metadata waits for, and what it was told.
 type watch struct {
 	ids   []agent.ID
 	dirty *dirtySet
-	// sent are the values that were sent, by agent and key. The handler's own.
-	sent map[agent.ID]map[string]version
+	// sent are hashes of the values that were sent, with their keys, in order. The
+	// handler's own, as are the next.
+	sent   map[agent.ID][]uint64
+	values int // in sent
+	seed   maphash.Seed
+	// held bytes of the budget, at most limit.
+	held, limit int
+	budget      *byteBudget
 }
 
-// version tells one value of a key from another.
-type version struct {
-	order agent.Order
-	at    time.Time
-}
-
-func newWatch(ids []agent.ID) *watch {
+func newWatch(ids []agent.ID, limit int, budget *byteBudget) *watch {
 	return &watch{
-		ids:   ids,
-		dirty: newDirtySet(ids, len(ids)),
-		sent:  make(map[agent.ID]map[string]version, len(ids)),
+		ids:    ids,
+		dirty:  newDirtySet(ids, len(ids)),
+		sent:   make(map[agent.ID][]uint64, len(ids)),
+		seed:   maphash.MakeSeed(),
+		limit:  limit,
+		budget: budget,
 	}
 }
 
-// news returns what of the rows, which are all that is stored of the agents, is
+// hash tells one value of a key from another, and from those of other keys.
+func (w *watch) hash(m *agent.Metadata) uint64 {
+	return maphash.Comparable(w.seed, struct {
+		key   string
+		order agent.Order
+		at    int64
+		zero  bool
+	}{m.Key, m.Order, m.CollectedAt.UnixNano(), m.CollectedAt.IsZero()})
+}
+
+// news sends what of the rows, which are all that is stored of the agents, is
 // new to the watcher, in parts of about watchPart bytes. Of an agent without
 // rows it is forgotten what was sent: if it comes back it is news.
-func (w *watch) news(ids []agent.ID, rows []agent.Metadata) []*agentstatsv1.WatchMetadataResponse {
-	var parts []*agentstatsv1.WatchMetadataResponse
-	size := 0
-	stored := make(map[agent.ID]struct{}, len(ids))
-	for i := range rows {
-		row := &rows[i]
-		sent := w.sent[row.Agent]
-		if _, seen := stored[row.Agent]; !seen {
-			stored[row.Agent] = struct{}{}
-			if sent == nil {
-				sent = make(map[string]version)
-				w.sent[row.Agent] = sent
-			}
+func (w *watch) news(ids []agent.ID, rows []agent.Metadata, send func(*agentstatsv1.WatchMetadataResponse) error) error {
+	part, size := &agentstatsv1.WatchMetadataResponse{}, 0
+	for _, id := range ids {
+		n := 0
+		for n < len(rows) && rows[n].Agent == id {
+			n++
 		}
-		now := version{row.Order, row.CollectedAt}
-		if before, told := sent[row.Key]; told && before.order == now.order && before.at.Equal(now.at) {
+		before := w.sent[id]
+		if err := w.grow(w.values - len(before) + n); err != nil {
+			return err
+		}
+		sent := make([]uint64, n)
+		for i := range n {
+			sent[i] = w.hash(&rows[i])
+			if _, told := slices.BinarySearch(before, sent[i]); told {
+				continue
+			}
+			value := metadataValue(&rows[i])
+			appendValue(part, id, value)
+			if size += proto.Size(value); size < watchPart {
+				continue
+			}
+			if err := send(part); err != nil {
+				return err
+			}
+			part, size = &agentstatsv1.WatchMetadataResponse{}, 0
+		}
+		rows = rows[n:]
+		w.values += n - len(before)
+		if n == 0 {
+			delete(w.sent, id)
 			continue
 		}
-		sent[row.Key] = now
-		if len(parts) == 0 || size >= watchPart {
-			parts = append(parts, &agentstatsv1.WatchMetadataResponse{})
-			size = 0
-		}
-		value := metadataValue(row)
-		size += proto.Size(value)
-		appendValue(parts[len(parts)-1], row.Agent, value)
+		slices.Sort(sent)
+		w.sent[id] = sent
 	}
-	for _, id := range ids {
-		if _, seen := stored[id]; !seen {
-			delete(w.sent, id)
-		}
+	if len(part.GetAgents()) == 0 {
+		return nil
 	}
-	return parts
+	return send(part)
 }
 
 // appendValue adds a value to the part; those of one agent come one after

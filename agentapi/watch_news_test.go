@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestWatchNews(t *testing.T) {
@@ -15,15 +16,18 @@ func TestWatchNews(t *testing.T) {
 	row := func(id agent.ID, key string, sequence int64) agent.Metadata {
 		return agent.Metadata{Agent: id, Key: key, Order: agent.Order{Epoch: 5, Sequence: sequence}, CollectedAt: time.Unix(sequence, 0)}
 	}
-	w := newWatch([]agent.ID{one, two})
+	budget := &byteBudget{limit: 1 << 20}
+	w := newWatch([]agent.ID{one, two}, 1<<20, budget)
 	told := func(rows ...agent.Metadata) (keys []string) {
-		for _, part := range w.news(w.ids, rows) {
+		require.NoError(t, w.news(w.ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
 			for _, a := range part.GetAgents() {
 				for _, v := range a.GetValues() {
 					keys = append(keys, string('0'+rune(a.GetAgentId()[0]))+v.GetKey())
 				}
 			}
-		}
+			return nil
+		}))
+		require.Len(t, rows, w.values)
 		return keys
 	}
 	require.Equal(t, []string{"1a", "1b", "2a"}, told(row(one, "a", 1), row(one, "b", 1), row(two, "a", 1)))
@@ -32,6 +36,9 @@ func TestWatchNews(t *testing.T) {
 	require.Empty(t, told(row(one, "a", 1), row(one, "b", 2)))
 	require.Len(t, w.sent, 1, "nothing is kept of who has nothing stored")
 	require.Equal(t, []string{"2a"}, told(row(one, "a", 1), row(one, "b", 2), row(two, "a", 1)), "it came back")
+	require.Equal(t, 2*watchedAgentBytes+3*8, budget.inUse())
+	w.close()
+	require.Zero(t, budget.inUse())
 }
 
 func TestDirtySet(t *testing.T) {

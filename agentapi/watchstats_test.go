@@ -277,7 +277,7 @@ func TestWatchStatsLimits(t *testing.T) {
 		waits := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})
 		synctest.Wait()
 		_, err = s.watchStats(&pb.WatchStatsRequest{Name: "a"}).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "want at most 4 watches at once")
+		requireCode(t, err, codes.ResourceExhausted, "want at most 4 watches at once (--max-watches)")
 
 		began := time.Now()
 		go s.stop()

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -145,12 +147,15 @@ const idChunk = 1000
 // round trips. With all the keys that an agent may have it returns some MB.
 const fewAgents = 32
 
+// errFull ends a read that has as much as it may have.
+var errFull = errors.New("as much is read as may be")
+
 // Metadata returns the stored values of agents, ordered by agent and key.
 // Agents without any, and unknown ones, are left out.
 func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
 	var found []agent.Metadata
 	for part := range slices.Chunk(inOrderIDs(ids), idChunk) {
-		some, err := s.metadataOf(ctx, part)
+		some, _, err := s.metadataOf(ctx, part, math.MaxInt)
 		if err != nil {
 			return nil, err
 		}
@@ -159,13 +164,30 @@ func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata,
 	return found, nil
 }
 
-// metadataOf reads the values of at most idChunk agents.
-func (s *Store) metadataOf(ctx context.Context, ids []agent.ID) (found []agent.Metadata, err error) {
+// MetadataWithin is Metadata of at most 1,000 agents that stops before the values of
+// an agent with which they would take more than limit bytes, unless it is the first
+// one that has any. It returns the agents that are left, in order.
+func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
+	ids = inOrderIDs(ids)
+	if len(ids) > idChunk {
+		return nil, nil, fmt.Errorf("read metadata: want at most %d agents, got %d", idChunk, len(ids))
+	}
+	if len(ids) == 0 {
+		return nil, nil, nil
+	}
+	return s.metadataOf(ctx, ids, limit)
+}
+
+// metadataOf reads the values of at most idChunk agents, in order, within a limit of
+// bytes.
+func (s *Store) metadataOf(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
 	const doing = "read metadata"
 	condition, args := s.dialect.among(ids)
 	text := `
 SELECT agent_id, key, value, error, collected_at, epoch, sequence
 FROM metadata WHERE agent_id ` + condition + ` ORDER BY agent_id, key`
+	size, first := 0, 0 // of found; the index of the first value of the last agent in it
+	begin := func() { found, left, size, first = nil, nil, 0, 0 }
 	scan := func(rows *sql.Rows) error {
 		var m agent.Metadata
 		var collected sql.NullInt64
@@ -173,22 +195,39 @@ FROM metadata WHERE agent_id ` + condition + ` ORDER BY agent_id, key`
 		if err != nil {
 			return s.skip(ctx, rows, kindMetadata, idKey(m.Agent, m.Key), err)
 		}
+		if len(found) > 0 && found[first].Agent != m.Agent {
+			first = len(found)
+		}
+		if size += m.Bytes(); size > limit && first > 0 {
+			n, _ := slices.BinarySearchFunc(ids, m.Agent, compareIDs)
+			found, left = found[:first], ids[n:]
+			return errFull
+		}
 		m.CollectedAt = fromNanos(collected)
 		found = append(found, m)
 		return nil
 	}
+	ended := func(err error) error {
+		if errors.Is(err, errFull) {
+			return nil
+		}
+		return err
+	}
 	if len(ids) <= fewAgents {
 		err = s.read(ctx, doing, func(q querier) error {
-			found = nil
-			return query(ctx, q, text, args, scan)
+			begin()
+			return ended(query(ctx, q, text, args, scan))
 		})
 	} else {
 		err = s.view(ctx, doing, func(tx *sql.Tx) error {
-			found = nil
-			return s.stream(ctx, tx, pageOfMetadata, text, args, scan)
+			begin()
+			return ended(s.stream(ctx, tx, pageOfMetadata, text, args, scan))
 		})
 	}
-	return found, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return found, left, nil
 }
 
 // MetadataKeys returns the keys that have a stored value, of each agent that

@@ -60,6 +60,9 @@ type config struct {
 	maxStreamsPerAgent    int64
 	agentIdleTimeout      time.Duration
 	maxWatches            int64
+	maxWatchBytes         int64
+	maxWatchesBytes       int64
+	grpcSendTimeout       time.Duration
 	statsRetention        time.Duration
 	maxSubscriptions      int64
 	maxReportSums         int64
@@ -139,6 +142,7 @@ func (c *config) validate() error {
 	if c.agentIdleTimeout != 0 && c.agentIdleTimeout < 2*c.reportInterval {
 		errs = append(errs, fmt.Errorf("--agent-idle-timeout %s is below twice --report-interval %s", c.agentIdleTimeout, c.reportInterval))
 	}
+	errs = append(errs, c.validateLimits()...)
 	errs = append(errs, c.validateAddresses()...)
 	errs = append(errs, validateLabels("--prometheus-aggregate-agent-stats-by", c.aggregateBy, aggregator.IdentityLabels()))
 	errs = append(errs, validateLabels("--prometheus-extra-labels", c.extraLabels, []string{labelTemplateVersion}))

@@ -124,6 +124,21 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "256", Value: atLeast(&c.maxWatches, 1), Group: &groupGRPC,
 		},
 		{
+			Description: "Bytes in memory of one watch of metadata: half for what it reads at once, half for what it remembers to have sent, 8 for each value.",
+			Flag:        "max-watch-bytes", Env: "AGENTSTATSD_MAX_WATCH_BYTES", YAML: "max_watch_bytes",
+			Default: "4194304", Value: atLeast(&c.maxWatchBytes, 256<<10), Group: &groupGRPC,
+		},
+		{
+			Description: "The same of all watches and other reads of metadata together: reads wait for room, watches beyond are refused.",
+			Flag:        "max-watches-bytes", Env: "AGENTSTATSD_MAX_WATCHES_BYTES", YAML: "max_watches_bytes",
+			Default: "67108864", Value: atLeast(&c.maxWatchesBytes, 1<<20), Group: &groupGRPC,
+		},
+		{
+			Description: "Time within which coderd must read the responses of a stream; of one that does not the stream is ended.",
+			Flag:        "grpc-send-timeout", Env: "AGENTSTATSD_GRPC_SEND_TIMEOUT", YAML: "send_timeout",
+			Default: "30s", Value: positive(&c.grpcSendTimeout), Group: &groupGRPC,
+		},
+		{
 			Description: "Time for which a subscription to agents' reports is kept after its last stream, with what it has gathered.",
 			Flag:        "stats-retention", Env: "AGENTSTATSD_STATS_RETENTION", YAML: "stats_retention",
 			Default: "24h", Value: positive(&c.statsRetention), Group: &groupGRPC,

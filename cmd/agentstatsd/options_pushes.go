@@ -47,7 +47,7 @@ func (c *config) pushOptions() serpent.OptionSet {
 		{
 			Description: "Bytes in memory of all snapshots of instances of coderd that are being received; more are refused until there is room.",
 			Flag:        "max-pushes-bytes", Env: "AGENTSTATSD_MAX_PUSHES_BYTES", YAML: "max_all_bytes",
-			Default: "268435456", Value: atLeast(&c.maxPushesBytes, 1<<20), Group: &groupPushes,
+			Default: "67108864", Value: atLeast(&c.maxPushesBytes, 1<<20), Group: &groupPushes,
 		},
 	}
 }

@@ -151,6 +151,25 @@ func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata,
 	return found, nil
 }
 
+// MetadataWithin is as in store.Store.
+func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
+	found, err = s.Metadata(ctx, ids)
+	size, first := 0, 0
+	for i := range found {
+		if found[i].Agent != found[first].Agent {
+			first = i
+		}
+		if size += found[i].Bytes(); size > limit && first > 0 {
+			left = slices.Clone(ids)
+			slices.SortFunc(left, compareIDs)
+			left = slices.Compact(left)
+			n, _ := slices.BinarySearchFunc(left, found[i].Agent, compareIDs)
+			return found[:first], left[n:], nil
+		}
+	}
+	return found, nil, err
+}
+
 // MetadataKeys is as in store.Store.
 func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error) {
 	var keys map[agent.ID][]string

@@ -1,10 +1,12 @@
 package storetest
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -160,4 +162,55 @@ func testMetadataOrder(t *testing.T, open func(testing.TB, Options) Store) {
 			require.Equal(rt, want, m)
 		}
 	})
+}
+
+// A read takes as many agents as fit, whole ones, and one at least.
+func testMetadataWithin(t *testing.T, s Store) {
+	const agents = 40 // more than one statement reads without pages
+	ids := make([]agent.ID, 0, agents+1)
+	var rows []agent.Metadata
+	for n := range agents {
+		ids = append(ids, id(byte(n+1)))
+		register(t, s, id(byte(n+1)))
+		if n == 20 {
+			continue // which has none
+		}
+		for key := range 3 {
+			rows = append(rows, row(id(byte(n+1)), fmt.Sprint("key", key), strings.Repeat("x", 1000), 1, 1))
+		}
+	}
+	upsert(t, s, rows)
+	ofAgent := 3 * rows[0].Bytes()
+	for _, c := range []struct{ ids, limit, read int }{
+		{40, 0, 1},
+		{40, ofAgent, 1},
+		{40, 2*ofAgent - 1, 1},
+		{40, 2 * ofAgent, 2},
+		{40, 20*ofAgent + 5, 20}, // and the one without, which is left
+		{40, 21 * ofAgent, 21},
+		{40, 39 * ofAgent, 39},
+		{32, 5 * ofAgent, 5},
+		{32, 31 * ofAgent, 31},
+		{1, 0, 1},
+	} {
+		asked := slices.Clone(ids[:c.ids])
+		slices.Reverse(asked)
+		found, left, err := s.MetadataWithin(t.Context(), append(asked, asked[0]), c.limit)
+		require.NoError(t, err, c)
+		require.Len(t, found, 3*c.read, c)
+		require.Equal(t, rows[:3*c.read], found, c)
+		var want []agent.ID
+		if 3*c.read < len(rows) && rows[3*c.read].Agent[15] <= byte(c.ids) {
+			for _, id := range ids[:c.ids] {
+				if bytes.Compare(id[:], rows[3*c.read].Agent[:]) >= 0 {
+					want = append(want, id)
+				}
+			}
+		}
+		require.Equal(t, want, left, c)
+	}
+	found, left, err := s.MetadataWithin(t.Context(), nil, 0)
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Empty(t, left)
 }

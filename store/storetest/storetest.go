@@ -25,6 +25,7 @@ type Store interface {
 
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 	Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error)
+	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error)
 	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
@@ -80,6 +81,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("RegistrationsOutdated", func(t *testing.T) { testRegistrationsOutdated(t, open(t, Options{})) })
 	t.Run("RegistrationsMany", func(t *testing.T) { testRegistrationsMany(t, open(t, Options{})) })
 	t.Run("Metadata", func(t *testing.T) { testMetadata(t, open(t, Options{})) })
+	t.Run("MetadataWithin", func(t *testing.T) { testMetadataWithin(t, open(t, Options{})) })
 	t.Run("MetadataRejected", func(t *testing.T) { testMetadataRejected(t, open(t, Options{})) })
 	t.Run("MetadataLongestKey", func(t *testing.T) { testMetadataLongestKey(t, open(t, Options{})) })
 	t.Run("MetadataUnchanged", func(t *testing.T) { testMetadataUnchanged(t, open) })
