@@ -51,7 +51,7 @@ func (c *connection) awaitLeave(retry time.Duration) error {
 	if err := c.pause(min(retry, awayHold)); err != nil {
 		return err
 	}
-	return exhausted(max(retry-time.Since(asked), time.Millisecond), "the agent sent too much, or too much that is refused: it must stay away for a while")
+	return exhausted(max(retry-time.Since(asked), time.Millisecond), c.excess()+": it must stay away for a while")
 }
 
 // pause waits. An error is why the stream should end before.
@@ -184,13 +184,10 @@ func (c *connection) next() error {
 // take takes in the frame, which it releases.
 func (c *connection) take() (wait time.Duration, err error) {
 	defer c.frame.release()
-	wait, retry, refused := c.session.Charge(c.frame.size)
+	wait, retry, _ := c.session.Charge(c.frame.size)
 	if retry > 0 {
 		c.setEnd(fleet.EndRefused)
-		if refused {
-			return 0, exhausted(retry, textRefused)
-		}
-		return 0, exhausted(retry, "the agent sends too much too fast")
+		return 0, c.sentAway(retry)
 	}
 	if err := c.check(&c.frame); err != nil {
 		c.session.Refused(brokenItems, c.frame.size)
@@ -257,9 +254,17 @@ func (c *connection) refused(refusals []agent.Refusal, size int) error {
 		return nil
 	}
 	if retry := c.session.Refused(n, size); retry > 0 {
-		return exhausted(retry, textRefused)
+		return c.sentAway(retry)
 	}
 	return nil
 }
 
-const textRefused = "too much of what the agent sends is refused"
+// sentAway returns the status of an agent that must stay away for a while.
+func (c *connection) sentAway(retry time.Duration) error {
+	return exhausted(retry, c.excess())
+}
+
+// excess says which limit the agent is above.
+func (c *connection) excess() string {
+	return c.server.Fleet.Excess(callerFrom(c.stream.Context()).agent)
+}

@@ -128,7 +128,7 @@ func TestViolations(t *testing.T) {
 		{"after goodbye", []*pb.ConnectRequest{good, seq(1, meta("k", "v")), seq(2, goodbye()), seq(3, goodbye())}, codes.InvalidArgument, "message: want none after goodbye"},
 		{"too large", []*pb.ConnectRequest{good, seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "message: want at most 1000 bytes, got 1017"},
 		{"hello too large", []*pb.ConnectRequest{seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "hello: want at most 1000 bytes, got 1017"},
-		{"too much refused", []*pb.ConnectRequest{good, seq(1, meta("", "", "", "", "", "")), seq(2, meta("", "", "", ""))}, codes.ResourceExhausted, "too much of what the agent sends is refused"},
+		{"too much refused", []*pb.ConnectRequest{good, seq(1, meta("", "", "", "", "", "")), seq(2, meta("", "", "", ""))}, codes.ResourceExhausted, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 5"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s.register(i)
@@ -281,7 +281,7 @@ func TestGarbageIsSentAway(t *testing.T) {
 
 		c = s.connect(1, 1, 2)
 		c.send(stats(gauge("bad name", 1)))
-		c.requireEnd(codes.ResourceExhausted, "too much of what the agent sends is refused")
+		c.requireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 10 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 11")
 		require.Equal(t, 2.0, s.counter("agentstatsd_sessions_total", "refused"))
 		require.Equal(t, 2.0, s.counter("agentstatsd_agents_limited_total", "refused"))
 		require.Equal(t, 1.0, s.counter("agentstatsd_sessions_refused_total", ""))

@@ -262,7 +262,7 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 1.0, s.counter("agentstatsd_agents_limited_total", "refused"))
 		require.Equal(t, 1.0, s.counter("agentstatsd_sessions_total", "refused"))
-		c.requireEnd(codes.ResourceExhausted, "too much of what the agent sends is refused")
+		c.requireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 5 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 6")
 		s.connect(2, 1, 1) // nobody else is
 	})
 }

@@ -133,7 +133,7 @@ func make20() (numbers []int) {
 func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 	s := start(t, settings{
 		tcp:     true,
-		api:     agentapi.Options{MaxWatches: 4, SendTimeout: 10 * time.Millisecond},
+		api:     agentapi.Options{MaxWatches: 4, SendTimeout: time.Second},
 		batcher: batcher.Options{BatchSize: 10, FlushInterval: 10 * time.Millisecond, MaxPending: 10_000},
 	})
 	numbers := s.putMuch(20)

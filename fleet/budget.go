@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -45,6 +46,9 @@ type budget struct {
 	// behind is since when the agent is slowed without a pause; 0: it is not.
 	// until is when it may come back; 0: now. Both in nanoseconds since 1970.
 	behind, until int64
+	// reason is why it must not come, and got the debt of that.
+	reason string
+	got    float64
 }
 
 // bucket is a token bucket that can be overdrawn: it has debt, which time pays.
@@ -85,6 +89,10 @@ func (b *budget) charge(now time.Time, o *Options, messages, bytes int) (wait, r
 	case now.Sub(time.Unix(0, b.behind)) >= floodGrace:
 		b.behind = 0
 		b.until = now.Add(floodPenalty).UnixNano()
+		b.reason, b.got = reason, b.messages.debt
+		if reason == limitedBytes {
+			b.got = b.bytes.debt
+		}
 		return 0, floodPenalty, reason
 	}
 	return wait, 0, reason
@@ -105,7 +113,39 @@ func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time
 	b.refused.debt = min(b.refused.debt, 2*float64(o.RefusedBurst))
 	retry = min(over, time.Duration(float64(o.RefusedBurst)/float64(o.RefusedPerSecond)*float64(time.Second)))
 	b.until = max(b.until, now.Add(retry).UnixNano())
+	b.reason, b.got = limitedRefused, b.refused.debt
 	return retry
+}
+
+// excess says which limit the agent is above, with its flags and by what.
+func (b *budget) excess(now time.Time, o *Options) string {
+	reason, got := b.reason, b.got
+	if b.away(now) == 0 { // it is slowed
+		reason, got = limitedMessages, b.messages.debt
+		if b.bytes.take(now, 0, o.BytesPerSecond, o.BytesBurst) > b.messages.take(now, 0, o.MessagesPerSecond, o.MessagesBurst) {
+			reason, got = limitedBytes, b.bytes.debt
+		}
+	}
+	what, flag, rate, burst := "messages", "message", o.MessagesPerSecond, o.MessagesBurst
+	switch reason {
+	case limitedBytes:
+		what, flag, rate, burst = "bytes", "byte", o.BytesPerSecond, o.BytesBurst
+	case limitedRefused:
+		what, flag, rate, burst = "refused items", "refused", o.RefusedPerSecond, o.RefusedBurst
+	}
+	return fmt.Sprintf("%s of the agent: want at most %d at once (--agent-%s-burst) and %d a second after that (--agent-%s-rate), got %.0f", what, burst, flag, rate, flag, got)
+}
+
+// Excess says which limit an agent that must stay away is above, with its flags and by
+// what.
+func (f *Fleet) Excess(id agent.ID) string {
+	e, err := f.entry(id)
+	if err != nil {
+		return "the agent: is not registered any more"
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.budget.excess(time.Now(), &f.opts)
 }
 
 // slowed returns how long a message would have to wait now.
@@ -145,8 +185,8 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 
 // Charge counts a message of the agent, of so many bytes, before it is taken in. It
 // returns how long the message must wait for that, or how long the agent must stay
-// away: its session is to be ended. It has been kept waiting for too long then, or,
-// if refused is true, too much of what it sent before was refused since.
+// away: its session is to be ended, for Fleet.Excess. It has been kept waiting for too
+// long then, or, if refused is true, too much of what it sent before was refused since.
 func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
 	e := s.entry
 	now := time.Now()

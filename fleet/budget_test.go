@@ -57,6 +57,10 @@ func TestBudgetLeavesAgentsAlone(t *testing.T) {
 
 // An agent that floods is slowed to its rates, then sent away, over its sessions.
 func TestBudgetOfFloods(t *testing.T) {
+	excess := map[string]string{
+		limitedMessages: `^messages of the agent: want at most 2000 at once \(--agent-message-burst\) and 200 a second after that \(--agent-message-rate\), got 20\d\d$`,
+		limitedBytes:    `^bytes of the agent: want at most 8388608 at once \(--agent-byte-burst\) and 524288 a second after that \(--agent-byte-rate\), got (8|9)\d{6}$`,
+	}
 	for name, size := range map[string]int{limitedMessages: 100, limitedBytes: 1 << 20} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -86,6 +90,7 @@ func TestBudgetOfFloods(t *testing.T) {
 				require.LessOrEqual(t, messages, o.MessagesBurst+int(flooded.Seconds()+1)*o.MessagesPerSecond)
 				require.LessOrEqual(t, messages*size, o.BytesBurst+int(flooded.Seconds()+3)*o.BytesPerSecond)
 				require.Equal(t, floodPenalty, f.Admit(nid(1)), "whoever comes back at once is told")
+				require.Regexp(t, excess[name], f.Excess(nid(1)))
 				time.Sleep(floodPenalty - time.Second)
 				require.Equal(t, time.Second, f.Admit(nid(1)))
 				time.Sleep(time.Second)
@@ -138,6 +143,7 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		_, retry, by := s.Charge(100)
 		require.Equal(t, time.Second, retry)
 		require.True(t, by)
+		require.Equal(t, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 4", p.Excess(nid(1)))
 		require.Equal(t, time.Second, p.Admit(nid(1)))
 		require.Zero(t, p.Admit(nid(2)), "nobody else is away")
 		require.Equal(t, []string{"refused 1"}, metric(t, p, "agentstatsd_agents_limited_total"))
