@@ -27,8 +27,9 @@ type StatsPosition struct {
 
 // StatsBatch is a part of what a subscription has gathered.
 type StatsBatch struct {
-	// Position of the batch, to be stored with what is made of it.
-	Position StatsPosition
+	// Position of the batch, to be stored with what is made of it, in the place of
+	// Previous: that of the batch before, or what Load returned.
+	Position, Previous StatsPosition
 	// Agents are what agents reported since their last entry, each at most once: counts
 	// are added, the rest is as it was reported last.
 	Agents []*agentstatsv1.AgentStats
@@ -43,8 +44,9 @@ type StatsWatch struct {
 	// Handle. It is called before each stream. After an error it is called again.
 	Load func(ctx context.Context) (StatsPosition, error)
 	// Handle processes a batch, which is acked when it returns nil. After an error it is
-	// told again. If it is slow, more reports are in one entry. The first batch of an
-	// incarnation has no agents.
+	// told again. If it is slow, more reports are in one entry. The first batch of a
+	// stream has no agents if only the position is another one: the incarnation is new,
+	// or others have processed what was before.
 	Handle func(batch StatsBatch) error
 	// Started is called when a stream stands, with the time since when all that agents
 	// report is in the subscription; nil: nothing is.
@@ -55,11 +57,11 @@ type StatsWatch struct {
 //
 // Each report is in one batch, whichever replica of the service serves the stream, and
 // whichever are killed or restarted. If Handle stores the position with what it makes
-// of a batch, in one transaction that fails if the stored position has the same
-// incarnation and as high a number, and Load returns that, then each report counts
-// exactly once, over any crash of this process. It fails if another process had the name
-// meanwhile; then the watch begins anew, with what Load returns. Without that a batch
-// whose ack the service did not learn of is told again.
+// of a batch, in one transaction that fails if the stored position is not Previous, and
+// Load returns the stored one, then each report counts exactly once, over any crash of this
+// process. It fails if another process had the name meanwhile; then the watch begins anew,
+// with what Load returns. Without that a batch whose ack the service did not learn of is
+// told again.
 //
 // A newer watcher takes a name from an older one, whose stream breaks. That one stands
 // by until the newer one has gone: so two of them do not take turns.
@@ -158,7 +160,9 @@ func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
 // handle takes in a response; began is true for the first of a stream, which is not
 // acked.
 func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsResponse, began bool) error {
-	batch := StatsBatch{Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber()}, Agents: resp.GetAgents()}
+	batch := StatsBatch{
+		Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber()}, Previous: w.position, Agents: resp.GetAgents(),
+	}
 	if began {
 		w.standBy = false
 		if w.Started != nil {
@@ -167,10 +171,8 @@ func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsRespons
 	}
 	same := batch.Position.Incarnation == w.position.Incarnation
 	if !same || batch.Position.Number > w.position.Number {
-		if !began || !same {
-			if err := w.Handle(batch); err != nil {
-				return fmt.Errorf("handle a batch of stats: %w", err)
-			}
+		if err := w.Handle(batch); err != nil {
+			return fmt.Errorf("handle a batch of stats: %w", err)
 		}
 		w.position = batch.Position
 	}

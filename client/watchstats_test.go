@@ -208,6 +208,9 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		time.Sleep(pause)
 		mu.Lock()
 		defer mu.Unlock()
+		if batch.Previous != position {
+			problem = fmt.Errorf("%v is said to follow %v, stored is %v", batch.Position, batch.Previous, position)
+		}
 		position = batch.Position
 		for _, e := range batch.Agents {
 			bits := e.GetStats().GetRxBytes()

@@ -46,7 +46,6 @@ type world struct {
 	trace     []string
 	database  *memstore.Database
 	processes [3]*process
-	started   []*process
 	agents    [4]agentModel
 
 	traceMu sync.Mutex // guards trace
@@ -59,6 +58,7 @@ type world struct {
 	// What coderd has stored, in one transaction of its database each time.
 	position agent.Position
 	since    time.Time
+	forced   bool
 	told     map[agent.ID]int64
 	twice    map[agent.ID]int64 // bits that may be told again
 	problem  error
@@ -105,7 +105,7 @@ func (w *world) fault(string, bool) memstore.Fault {
 
 func (w *world) start(i int) {
 	store := w.database.Open(memstore.Options{Fault: w.fault})
-	r, err := New(store, Options{Shared: true, MaxSubscriptions: 4}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	r, err := New(forcing{store, w}, Options{Shared: true, MaxSubscriptions: 4}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(w.t, err)
 	for r.Load(w.t.Context()) != nil {
 		time.Sleep(100 * time.Millisecond)
@@ -116,7 +116,6 @@ func (w *world) start(i int) {
 		defer close(p.done)
 		_ = r.Run(ctx)
 	}()
-	w.started = append(w.started, p)
 	w.mu.Lock()
 	w.processes[i] = p
 	w.mu.Unlock()
@@ -222,6 +221,7 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 				}
 			}
 		}()
+		previous := watch.Position
 		err := p.reports.Serve(streamCtx, watch, acks, func(m agent.ReportMessage) error {
 			w.mu.Lock()
 			crash := w.faulty && crashes() // before it is stored
@@ -234,9 +234,10 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 			if crash {
 				return errors.New("coderd crashed")
 			}
-			if !w.process(name, m) {
-				return errors.New("more is stored than the stream began with")
+			if !w.process(name, previous, m) {
+				return errors.New("another position is stored than the stream knows")
 			}
+			previous = m.Position
 			w.mu.Lock()
 			crash = w.faulty && crashes() // before it is acked
 			w.mu.Unlock()
@@ -261,14 +262,15 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 	}
 }
 
-// process stores what a message tells with its position. If more is stored than the
-// stream began with, as another instance had the name meanwhile, it is to begin anew.
-func (w *world) process(name string, m agent.ReportMessage) (current bool) {
+// process stores what a message tells with its position, in the place of the previous
+// one. If that is not stored, as another instance had the name meanwhile, the stream is
+// to begin anew.
+func (w *world) process(name string, previous agent.Position, m agent.ReportMessage) (current bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.since = m.Since
-	if m.Position.Incarnation == w.position.Incarnation && m.Position.Number <= w.position.Number {
-		return len(m.Sums) == 0 && m.Position.Number == w.position.Number
+	if w.position != previous {
+		return false
 	}
 	w.position = m.Position
 	for i := range m.Sums {
@@ -375,15 +377,28 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 	return w.trace, w.check()
 }
 
-// unconfirmed tells whether the subscription began without a replica, which was cut off
-// for too long.
+// unconfirmed tells whether the subscription may have begun without a replica, which was
+// cut off for too long.
 func (w *world) unconfirmed() bool {
-	for _, p := range w.started {
-		if testutil.ToFloat64(p.reports.metrics.unconfirmed) > 0 {
-			return true
-		}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.forced
+}
+
+// forcing notes that a subscription is to begin without a replica: the answer, with which
+// that is counted, may be lost.
+type forcing struct {
+	*memstore.Store
+	world *world
+}
+
+func (f forcing) StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (time.Time, error) {
+	if force {
+		f.world.mu.Lock()
+		f.world.forced = true
+		f.world.mu.Unlock()
 	}
-	return false
+	return f.Store.StartSubscription(ctx, id, self, within, force)
 }
 
 // counts tells whether the subscription counts.

@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -99,6 +100,9 @@ func (w *statsWatcher) stored() client.StatsPosition {
 func (w *statsWatcher) handle(batch client.StatsBatch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.position != batch.Previous {
+		return fmt.Errorf("stored is %v, not %v", w.position, batch.Previous)
+	}
 	w.position = batch.Position
 	w.told.Batches++
 	for _, a := range batch.Agents {
