@@ -31,7 +31,7 @@ func TestExpositionText(t *testing.T) {
 		},
 	})))
 	golden(t, "testdata/exposition.txt", text(t, a))
-	_, err := scrape(a)
+	_, err := scrapeBoth(a)
 	require.NoError(t, err)
 }
 

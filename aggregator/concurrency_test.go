@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -165,13 +165,13 @@ func TestAllocations(t *testing.T) {
 			}
 		}
 		report()
-		scrape := func() {
+		once := func() {
 			_ = a.WriteText(io.Discard)
 			_ = a.WriteProtobuf(io.Discard)
 		}
 		// Pools may be emptied meanwhile: some chunks are made anew, and with the
 		// race detector some intakes.
-		require.LessOrEqual(t, testing.AllocsPerRun(10, func() { report(); scrape() }), 60.0+float64(len(reports)), "%d series", n)
+		require.LessOrEqual(t, testing.AllocsPerRun(10, func() { report(); once() }), 60.0+float64(len(reports)), "%d series", n)
 		if !raceEnabled {
 			require.LessOrEqual(t, testing.AllocsPerRun(10, report), 2.0, "%d series", n)
 		}
@@ -183,19 +183,19 @@ func TestAllocations(t *testing.T) {
 func TestScrapeAllocations(t *testing.T) {
 	for _, n := range []int{10 * perAgent, 20_000} {
 		a := fleetOf(t, n, Options{})
-		h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
+		h := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
 		round := 0
 		for _, accept := range []string{textType, protoType} {
 			for _, encoding := range []string{"identity", "gzip"} {
-				scrape := func() { serve(t, h, accept, encoding) }
-				scrape()
+				once := func() { serve(t, h, accept, encoding) }
+				once()
 				round++
 				for i := range n / perAgent {
 					a.Report(benchID(i), 1, time.Now(), benchReport(i, round))
 				}
 				// 200 to 250 are the registry's and the request's, the rest is what
 				// pools may have to make anew.
-				require.LessOrEqual(t, testing.AllocsPerRun(5, scrape), 350.0, "%d series, %s, %s", n, accept, encoding)
+				require.LessOrEqual(t, testing.AllocsPerRun(5, once), 350.0, "%d series, %s, %s", n, accept, encoding)
 			}
 		}
 	}

@@ -174,7 +174,7 @@ func TestUpstreamVectors(t *testing.T) {
 						}
 					}
 				}
-				got, err := scrape(a)
+				got, err := scrapeBoth(a)
 				require.NoError(t, err)
 				for key, v := range want {
 					require.Contains(t, got.values, key, "at %v s", tick.At)

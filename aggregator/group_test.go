@@ -45,7 +45,7 @@ func TestGroupsByPolicy(t *testing.T) {
 		})))
 	}
 	golden(t, "testdata/grouped.txt", text(t, a))
-	_, err := scrape(a)
+	_, err := scrapeBoth(a)
 	require.NoError(t, err)
 }
 
@@ -188,7 +188,7 @@ func TestGroupIsNotSpoilt(t *testing.T) {
 	}
 	shown := func(counter, gauge, most, latency float64) {
 		t.Helper()
-		s, err := scrape(a)
+		s, err := scrapeBoth(a)
 		require.NoError(t, err)
 		require.Equal(t, counter, value(s, `{__name__="c_total", template_name="tpl"}`))
 		require.Equal(t, gauge, value(s, `{__name__="g", template_name="tpl"}`))

@@ -233,9 +233,9 @@ const (
 	protoType = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 )
 
-// scrape writes both formats, has both of them parsed by Prometheus's parser and
+// scrapeBoth writes both formats, has both of them parsed by Prometheus's parser and
 // by expfmt, and returns what all four agree on.
-func scrape(a *Aggregator) (scraped, error) {
+func scrapeBoth(a *Aggregator) (scraped, error) {
 	var txt, pb bytes.Buffer
 	if err := errors.Join(a.WriteText(&txt), a.WriteProtobuf(&pb)); err != nil {
 		return scraped{}, err

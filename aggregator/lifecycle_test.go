@@ -169,7 +169,7 @@ func TestShadowing(t *testing.T) {
 		require.Equal(t, "# HELP a Forwarded by workspace agents.\n# TYPE a gauge\n"+
 			`a{agent_name="main",template_name="tpl",username="user",workspace_name="ws"} `+v+"\n", forwardedText(t, a))
 		require.EqualValues(t, shadowed, a.shadowed.Load())
-		_, err := scrape(a)
+		_, err := scrapeBoth(a)
 		require.NoError(t, err)
 	}
 	newer := identity("main")

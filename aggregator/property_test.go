@@ -87,7 +87,7 @@ func (w *world) check(t *rapid.T) {
 	w.real.expire(now)
 	w.model.settle(now)
 	w.model.expire(now)
-	got, err := scrape(w.real)
+	got, err := scrapeBoth(w.real)
 	require.NoError(t, err)
 	want := w.model.scrape()
 	if diff := diffValues(want.values, got.values); diff != "" {

@@ -128,7 +128,7 @@ func TestSessionsByApp(t *testing.T) {
 		{agent.AppCounts{}, nil},
 	} {
 		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{Apps: c.counts}})))
-		s, err := scrape(a)
+		s, err := scrapeBoth(a)
 		require.NoError(t, err)
 		got := make(map[string]uint64)
 		for series, v := range s.values {
@@ -168,7 +168,7 @@ func TestWindowDoesNotOverflow(t *testing.T) {
 	for i := range 10_000 {
 		require.Empty(t, refusals(a.Report(id(1), 1, now.Add(time.Duration(i)*5*time.Millisecond), most)))
 	}
-	s, err := scrape(a)
+	s, err := scrapeBoth(a)
 	require.NoError(t, err)
 	for _, name := range []string{"rx_bytes", "tx_bytes"} {
 		require.InEpsilon(t, float64(math.MaxInt64), value(s, `{__name__="coderd_agentstats_`+name+`", agent_name="main", username="user", workspace_name="ws"}`), 1e-9)
@@ -244,7 +244,7 @@ func TestReportReplacesAllSeries(t *testing.T) {
 				require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), each(name, 1000))), "%+v, round %d", opts, round)
 			}
 		}
-		_, err := scrape(a)
+		_, err := scrapeBoth(a)
 		require.NoError(t, err)
 	}
 }
@@ -380,7 +380,7 @@ func TestTypeConflicts(t *testing.T) {
 			require.Equal(t, series, seriesOf(t, a, "x{"))
 			require.InDelta(t, conflicts, testutil.ToFloat64(a.metrics.conflicts), 0)
 			require.InDelta(t, changes, testutil.ToFloat64(a.metrics.typeChanges), 0)
-			_, err := scrape(a)
+			_, err := scrapeBoth(a)
 			require.NoError(t, err)
 		}
 		report := func(n byte, refused int, more ...agent.SampleType) {
@@ -591,7 +591,7 @@ func TestFamilyLimitTakesNothingThatDoesNotHelp(t *testing.T) {
 	require.Empty(t, refusals(a.Report(id(0), 1, time.Now(), g("shared", "other"))))
 	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), g("shared", "own"))))
 	require.Len(t, refusals(a.Report(id(1), 1, time.Now(), g("own", "new"))), 1)
-	served, err := scrape(a)
+	served, err := scrapeBoth(a)
 	require.NoError(t, err)
 	for n := range 2 {
 		name := fmt.Sprintf(`{__name__="shared", agent_name="%d", template_name="tpl", username="user", workspace_name="ws"}`, n)

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
 )
 
 // constCollector serves the same series the usual way.
@@ -97,7 +97,7 @@ func benchmarkScrape(b *testing.B, n int) {
 	reg.MustRegister(newConstCollector(n))
 	usual := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	a := fleetOf(b, n, Options{})
-	h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
+	h := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
 	round := 0
 	for _, c := range []struct {
 		name     string
@@ -120,9 +120,9 @@ func benchmarkScrape(b *testing.B, n int) {
 		{"http, protobuf, gzip", protoType, "gzip", nil, 0},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			scrape := func() int64 { return serve(b, h, c.accept, c.encoding) }
+			once := func() int64 { return serve(b, h, c.accept, c.encoding) }
 			if c.direct != nil {
-				scrape = func() int64 {
+				once = func() int64 {
 					w := &discard{}
 					require.NoError(b, c.direct(w))
 					return w.n
@@ -131,7 +131,7 @@ func benchmarkScrape(b *testing.B, n int) {
 			start := time.Now()
 			usualBytes := serve(b, usual, c.accept, c.encoding)
 			usualTime := time.Since(start)
-			bytes := scrape()
+			bytes := once()
 			b.ReportAllocs()
 			for b.Loop() {
 				if c.dirty > 0 {
@@ -142,7 +142,7 @@ func benchmarkScrape(b *testing.B, n int) {
 					}
 					b.StartTimer()
 				}
-				scrape()
+				once()
 			}
 			b.SetBytes(bytes)
 			b.ReportMetric(float64(usualTime)*float64(b.N)/float64(b.Elapsed()), "x-collector")
@@ -161,7 +161,7 @@ func BenchmarkLoopback(b *testing.B) {
 
 func benchmarkLoopback(b *testing.B, n int) {
 	a := fleetOf(b, n, Options{})
-	served := newLoopback(b, metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a))
+	served := newLoopback(b, scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a))
 	var kept memory
 	copied := newLoopback(b, &kept)
 	reports := make([]*report, n/perAgent)

@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
 )
 
 // BenchmarkConcurrentScrapes compares two scrapes with gzip that begin at the same
@@ -19,14 +19,14 @@ import (
 func BenchmarkConcurrentScrapes(b *testing.B) {
 	const n = 100_000
 	a := fleetOf(b, n, Options{})
-	h := metrics.Handler(prometheus.NewRegistry(), metrics.HandlerOptions{}, a)
+	h := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
 	reports := make([]*report, n/perAgent)
 	for i := range reports {
 		reports[i] = benchReport(i, 0)
 	}
 	for _, c := range []struct{ name, accept string }{{"text", textType}, {"protobuf", protoType}} {
 		b.Run(c.name, func(b *testing.B) {
-			scrape := func(scrapes int) (cpu, took time.Duration) {
+			run := func(scrapes int) (cpu, took time.Duration) {
 				for i, r := range reports {
 					for j := range r.samples {
 						r.samples[j].Value += 0.5
@@ -44,7 +44,7 @@ func BenchmarkConcurrentScrapes(b *testing.B) {
 			var cpu, took [2]time.Duration
 			for b.Loop() {
 				for i := range cpu {
-					c, t := scrape(i + 1)
+					c, t := run(i + 1)
 					cpu[i] += c
 					took[i] += t
 				}

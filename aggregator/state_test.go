@@ -281,7 +281,7 @@ func TestClaim(t *testing.T) {
 	}
 	shown := func() string {
 		var out []string
-		got, err := scrape(a)
+		got, err := scrapeBoth(a)
 		require.NoError(t, err)
 		for _, name := range []string{"x", "x_bucket", "x_count", "x_sum", "x_total", "y", "y_count"} {
 			if _, ok := got.types[name]; ok {

@@ -1,7 +1,6 @@
 package metrics
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -12,8 +11,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
 )
 
@@ -183,32 +180,4 @@ func TestHistogramOpts(t *testing.T) {
 	opts := MustDocumented("coderd_workspace_creation_duration_seconds").HistogramOpts()
 	require.EqualValues(t, 100, opts.NativeHistogramMaxBucketNumber)
 	require.Equal(t, time.Hour, opts.NativeHistogramMinResetDuration)
-}
-
-// A scrape of a new registry has all documented runtime families: those of the
-// client library, and those that come with the scrape handler.
-func TestScrapeHasTheDocumentedRuntimeFamilies(t *testing.T) {
-	body := get(t, Handler(NewRegistry(), HandlerOptions{}), "Accept", askText).Body.Bytes()
-	parser := expfmt.NewTextParser(model.LegacyValidation)
-	got, err := parser.TextToMetricFamilies(bytes.NewReader(body))
-	require.NoError(t, err)
-	var documented int
-	for name, row := range table(t, "testdata/families.tsv") {
-		if row[6] != "runtime" {
-			continue
-		}
-		documented++
-		f := got[name]
-		require.NotNil(t, f, name)
-		require.Equal(t, row[1], strings.ToLower(f.GetType().String()), name)
-		require.NotEmpty(t, f.Metric, name)
-		for _, m := range f.Metric {
-			var labels []string
-			for _, l := range m.Label {
-				labels = append(labels, l.GetName())
-			}
-			require.Equal(t, list(row[2]), labels, name)
-		}
-	}
-	require.Equal(t, 36, documented)
 }

@@ -2,6 +2,8 @@ package metrics
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"math"
 	"math/rand/v2"
 	"strconv"
@@ -12,6 +14,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -158,12 +162,33 @@ func TestProtoPadding(t *testing.T) {
 		empty := AppendProtoPadding(AppendProtoHeader(nil, "b", "", Counter), n)
 		body = append(protowire.AppendVarint(body, uint64(len(empty))), empty...)
 		want := map[string]float64{`{__name__="a", l="1"}`: 1, `{__name__="a", l="2"}`: 2}
-		require.Equal(t, want, series(t, string(expfmt.NewFormat(expfmt.TypeProtoDelim)), body))
+		require.Equal(t, want, prometheusSeries(t, body))
 		var f dto.MetricFamily
 		dec := expfmt.NewDecoder(bytes.NewReader(body), expfmt.NewFormat(expfmt.TypeProtoDelim))
 		require.NoError(t, dec.Decode(&f))
 		require.Len(t, f.Metric, 2)
 		require.NoError(t, dec.Decode(&f))
+	}
+}
+
+// prometheusSeries parses delimited protobuf as a Prometheus server does.
+func prometheusSeries(t *testing.T, body []byte) map[string]float64 {
+	t.Helper()
+	p, err := textparse.New(body, string(expfmt.NewFormat(expfmt.TypeProtoDelim)), labels.NewSymbolTable(), textparse.ParserOptions{})
+	require.NoError(t, err)
+	out := make(map[string]float64)
+	for {
+		entry, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		require.NoError(t, err)
+		if entry == textparse.EntrySeries {
+			var l labels.Labels
+			p.Labels(&l)
+			_, _, v := p.Series()
+			out[l.String()] = v
+		}
 	}
 }
 

@@ -75,7 +75,7 @@ func TestRapidReset(t *testing.T) {
 		require.LessOrEqual(t, peak.Load(), int64(maxStreams))
 		require.Error(t, f.WritePing(false, [8]byte{}), "its connection is closed")
 		good := lis.client("10.0.0.1:1", conf)
-		status, size := scrape(t, good, "https")
+		status, size := readScrape(t, good, "https")
 		require.Equal(t, []int{200, largeBytes}, []int{status, size})
 		close(block)
 		c.Close()

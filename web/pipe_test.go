@@ -112,8 +112,8 @@ func scrapesOf(t *testing.T, next http.Handler, slots int) *Scrapes {
 	return s
 }
 
-// scrape reads a whole response.
-func scrape(t *testing.T, c *http.Client, scheme string) (status, size int) {
+// readScrape reads a whole response.
+func readScrape(t *testing.T, c *http.Client, scheme string) (status, size int) {
 	t.Helper()
 	resp, err := c.Get(scheme + "://service/metrics")
 	require.NoError(t, err)

@@ -32,7 +32,7 @@ func TestScrapesAreAnsweredBesideSlowReaders(t *testing.T) {
 				lis := start(t, scrapes, Options{}, nil)
 				good := lis.client("10.0.0.1:1", nil)
 				good.Transport.(*http.Transport).DisableKeepAlives = !keepAlive
-				status, size := scrape(t, good, "http")
+				status, size := readScrape(t, good, "http")
 				require.Equal(t, []int{200, largeBytes}, []int{status, size})
 
 				var stop atomic.Bool
@@ -50,7 +50,7 @@ func TestScrapesAreAnsweredBesideSlowReaders(t *testing.T) {
 				for range 40 {
 					time.Sleep(15 * time.Second)
 					began := time.Now()
-					status, size := scrape(t, good, "http")
+					status, size := readScrape(t, good, "http")
 					require.Equal(t, []int{200, largeBytes}, []int{status, size})
 					require.Less(t, time.Since(began), lineWait)
 				}

@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/internal/handshake"
-	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/secrets"
 )
 
@@ -148,7 +148,7 @@ func (s *Server) register(reg prometheus.Registerer, name string) error {
 // Serve serves on lis until ctx ends, then waits a moment for requests that are
 // being served. It returns nil when that was what ended it. It is called once.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
-	lis = metrics.GatherWrites(s.http, boundedListener{lis, s.conns})
+	lis = scrape.GatherWrites(s.http, boundedListener{lis, s.conns})
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)

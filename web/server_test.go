@@ -196,7 +196,7 @@ func TestStalledStreamsOfHTTP2(t *testing.T) {
 		lis := start(t, scrapes, Options{Config: load(t, configFile(t, dir, withTLS), io.Discard), WriteTimeout: time.Minute}, nil)
 		good := lis.client("10.0.0.1:1", conf)
 		bad := lis.client("10.0.0.1:2", conf)
-		_, size := scrape(t, good, "https")
+		_, size := readScrape(t, good, "https")
 		require.Equal(t, largeBytes, size)
 		var bodies []io.Closer
 		for range 4 {
@@ -211,11 +211,11 @@ func TestStalledStreamsOfHTTP2(t *testing.T) {
 			}
 		}
 		for range 10 {
-			status, size := scrape(t, good, "https")
+			status, size := readScrape(t, good, "https")
 			require.Equal(t, []int{200, largeBytes}, []int{status, size})
 		}
 		third := lis.client("10.0.0.3:1", conf)
-		status, size := scrape(t, third, "https")
+		status, size := readScrape(t, third, "https")
 		require.Equal(t, []int{200, largeBytes}, []int{status, size}, "a stranger is served after a stalled one")
 		for _, b := range bodies {
 			b.Close()

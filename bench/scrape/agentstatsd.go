@@ -13,6 +13,7 @@ import (
 	"github.com/coder/agentstatsd/bench/load"
 	"github.com/coder/agentstatsd/bench/process"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
 )
 
 // keepSeries is longer than any comparison: agents of the bench do not report on
@@ -30,7 +31,7 @@ func NewAggregator(agents int) (*aggregator.Aggregator, http.Handler, error) {
 	if err := Fill(agg, agents); err != nil {
 		return nil, nil, err
 	}
-	return agg, metrics.Handler(reg, metrics.HandlerOptions{}, agg), nil
+	return agg, scrape.NewHandler(reg, scrape.Options{}, agg), nil
 }
 
 // Fill opens the sessions of that many agents and takes their first reports in.

@@ -17,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/bench/process"
-	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
 )
 
 // Roles that children play, by subject.
@@ -63,7 +63,7 @@ func serve(ctx context.Context, c *process.Console, h http.Handler, commands map
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
-	lis = metrics.GatherWrites(server, lis)
+	lis = scrape.GatherWrites(server, lis)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(lis) }()
 	err = c.Serve(lis.Addr().String(), commands)

@@ -21,12 +21,13 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/bench/load"
 	"github.com/coder/agentstatsd/bench/process"
-	"github.com/coder/agentstatsd/bench/scrape"
+	benchscrape "github.com/coder/agentstatsd/bench/scrape"
 	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/reports"
+	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/store"
 )
 
@@ -118,7 +119,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	}, opts, reg, log); err != nil {
 		return err
 	}
-	s.handler = metrics.Handler(reg, metrics.HandlerOptions{Log: log}, pushed, s.agg)
+	s.handler = scrape.NewHandler(reg, scrape.Options{Log: log}, pushed, s.agg)
 	s.background = []func(context.Context) error{agents.Run, pending.Run, pushed.Run, s.agg.Run, watched.Run, engine.Run}
 	return nil
 }
@@ -214,5 +215,5 @@ func (s *service) fill(ctx context.Context, group *errgroup.Group, agents int) e
 func (s *service) report(n, round int) error {
 	r := load.NewReport(seriesAgents+n, load.Forwarded)
 	r.Set(round)
-	return scrape.Take(s.agg, seriesAgents+n, time.Now(), r)
+	return benchscrape.Take(s.agg, seriesAgents+n, time.Now(), r)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
+	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/store"
 	"github.com/coder/agentstatsd/web"
 )
@@ -191,7 +192,7 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildServer(reg, news); err != nil {
 		return err
 	}
-	return s.buildHTTP(reg, metrics.Handler(reg, metrics.HandlerOptions{
+	return s.buildHTTP(reg, scrape.NewHandler(reg, scrape.Options{
 		WriteTimeout: c.scrapeTimeout,
 		Log:          s.log.With("component", "metrics"),
 		// What is pushed is written first: the aggregator yields to whatever

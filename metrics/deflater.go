@@ -1,10 +1,8 @@
 package metrics
 
 import (
-	"encoding/binary"
 	"hash/crc32"
 	"io"
-	"sync"
 
 	"github.com/klauspost/compress/flate"
 )
@@ -13,13 +11,6 @@ import (
 // library's default, and what it makes of scrapes is at most a fifth larger,
 // see BenchmarkGzipLevels.
 const gzipLevel = flate.BestSpeed
-
-// What stands before and after a member's segments (RFC 1952): no name, no time,
-// made by the fastest algorithm on an unknown system; an empty last block.
-const (
-	gzipHeader   = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
-	deflateFinal = "\x03\x00"
-)
 
 // Deflated is a segment of a gzip member. It refers to nothing before it and
 // ends at a byte's boundary, so that segments can follow one another in any
@@ -66,28 +57,5 @@ func (d *Deflater) Deflate(raw []byte) Deflated {
 	return Deflated{Data: d.out, CRC: crc32.ChecksumIEEE(raw), Size: int64(len(raw))}
 }
 
-var deflaters = sync.Pool{New: func() any { return NewDeflater() }}
-
-// putDeflater keeps d for others, unless it has become large.
-func putDeflater(d *Deflater) {
-	if cap(d.Raw)+cap(d.out) <= keptBytes {
-		deflaters.Put(d)
-	}
-}
-
-// gzipSum is the checksum and the size of a member.
-type gzipSum struct {
-	crc  uint32
-	size int64
-}
-
-func (s *gzipSum) add(crc uint32, size int64) {
-	s.crc = combineCRC(s.crc, crc, size)
-	s.size += size
-}
-
-func (s *gzipSum) appendTrailer(dst []byte) []byte {
-	dst = append(dst, deflateFinal...)
-	dst = binary.LittleEndian.AppendUint32(dst, s.crc)
-	return binary.LittleEndian.AppendUint32(dst, uint32(s.size))
-}
+// Cap returns how many bytes the buffers of d hold, beside its 0.5 MB.
+func (d *Deflater) Cap() int { return cap(d.Raw) + cap(d.out) }

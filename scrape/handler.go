@@ -1,4 +1,7 @@
-package metrics
+// Package scrape serves a registry over HTTP: the handler that negotiates format
+// and encoding, the workers that make segments of one scrape at once, and the
+// connections that gather what net/http writes.
+package scrape
 
 import (
 	"bufio"
@@ -11,10 +14,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/expfmt"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
-// HandlerOptions are the knobs of a scrape handler. The zero value is usable.
-type HandlerOptions struct {
+// Options are the knobs of a scrape handler. The zero value is usable.
+type Options struct {
 	// WriteTimeout is how long one scrape may take, from its first byte to its
 	// last. 0: 1 min, the longest scrape timeout that is common.
 	WriteTimeout time.Duration
@@ -28,7 +33,7 @@ const (
 	registryBuffer = 32 << 10
 )
 
-// Handler returns the scrape handler: reg's families, then those of parts in
+// NewHandler returns the scrape handler: reg's families, then those of parts in
 // their order, in text 0.0.4 or delimited protobuf, plain or compressed with
 // gzip. It answers GET and HEAD.
 //
@@ -36,8 +41,9 @@ const (
 // status 200. If a part ends with an error of its own, the connection is cut,
 // so that half a scrape is not taken for a whole one.
 //
-// The handler registers families of its own in reg; call Handler once for each.
-func Handler(reg *prometheus.Registry, opts HandlerOptions, parts ...Exposer) http.Handler {
+// The handler registers families of its own in reg; call NewHandler once
+// for each registry.
+func NewHandler(reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) http.Handler {
 	if opts.WriteTimeout <= 0 {
 		opts.WriteTimeout = defaultWriteTimeout
 	}
@@ -48,15 +54,15 @@ func Handler(reg *prometheus.Registry, opts HandlerOptions, parts ...Exposer) ht
 		reg:     reg,
 		opts:    opts,
 		parts:   parts,
-		metrics: newHandlerMetrics(reg),
+		metrics: newScrapeMetrics(reg),
 	})
 }
 
 type handler struct {
 	reg     *prometheus.Registry
-	opts    HandlerOptions
-	parts   []Exposer
-	metrics *handlerMetrics
+	opts    Options
+	parts   []metrics.Exposer
+	metrics *scrapeMetrics
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {

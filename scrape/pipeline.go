@@ -1,4 +1,4 @@
-package metrics
+package scrape
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 const (
@@ -48,7 +50,7 @@ type pipeline struct {
 type job struct {
 	// raw was written, and segment, if there is one, follows it.
 	raw     []byte
-	segment Segment
+	segment metrics.Segment
 	// done gets one value when the job is made: raw and what the segment lends, or
 	// raw with the segment, or out.
 	done chan struct{}
@@ -78,7 +80,7 @@ func newPipeline(w io.Writer, gzip bool) *pipeline {
 	return p
 }
 
-// Deflates implements SegmentWriter.
+// Deflates implements metrics.SegmentWriter.
 func (p *pipeline) Deflates() bool { return p.gzip }
 
 // Write has data written behind what was written before. It is not kept.
@@ -99,8 +101,8 @@ func (p *pipeline) Write(data []byte) (int, error) {
 	return written, p.err
 }
 
-// WriteSegment implements SegmentWriter.
-func (p *pipeline) WriteSegment(s Segment) error {
+// WriteSegment implements metrics.SegmentWriter.
+func (p *pipeline) WriteSegment(s metrics.Segment) error {
 	if p.err == nil {
 		p.filled().segment = s
 		p.submit()
@@ -211,10 +213,10 @@ func (p *pipeline) release() {
 // work makes jobs until it is told to end.
 func (p *pipeline) work() {
 	defer p.running.Done()
-	var d *Deflater
+	var d *metrics.Deflater
 	for j := <-p.queue; j != nil; j = <-p.queue {
 		if p.gzip && d == nil {
-			d = deflaters.Get().(*Deflater)
+			d = deflaters.Get().(*metrics.Deflater)
 		}
 		if !j.run(d) {
 			d = nil // it may be in any state
@@ -229,7 +231,7 @@ func (p *pipeline) work() {
 }
 
 // run makes the job; false if that was a panic, which is the job's error.
-func (j *job) run(d *Deflater) (ok bool) {
+func (j *job) run(d *metrics.Deflater) (ok bool) {
 	defer func() {
 		if !ok {
 			j.err = fmt.Errorf("make a segment: panic: %v\n%s", recover(), debug.Stack())
@@ -251,7 +253,7 @@ func (j *job) run(d *Deflater) (ok bool) {
 	return true
 }
 
-func (j *job) add(s Deflated) {
+func (j *job) add(s metrics.Deflated) {
 	j.out = append(j.out, s.Data...)
 	j.sum.add(s.CRC, s.Size)
 }

@@ -1,4 +1,4 @@
-package metrics
+package scrape
 
 import (
 	"bufio"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // The checksum of a text follows from those of its parts.
@@ -47,7 +49,7 @@ func unzip(t require.TestingT, data []byte) []byte {
 // Segments of any size make one member together, whoever made them.
 func TestSegmentsMakeOneMember(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		deflaters := []*Deflater{NewDeflater(), NewDeflater()}
+		deflaters := []*metrics.Deflater{metrics.NewDeflater(), metrics.NewDeflater()}
 		var (
 			text []byte
 			sum  gzipSum
@@ -77,7 +79,7 @@ func BenchmarkCombineCRC(b *testing.B) {
 // BenchmarkDeflate compresses the text of one block.
 func BenchmarkDeflate(b *testing.B) {
 	text := benchText(512)
-	d := NewDeflater()
+	d := metrics.NewDeflater()
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {

@@ -1,4 +1,4 @@
-package metrics
+package scrape
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -21,9 +22,11 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
-// part is an Exposer of fixed output, or of an error.
+// part is a metrics.Exposer of fixed output, or of an error.
 type part struct {
 	text, proto []byte
 	err         error
@@ -41,7 +44,7 @@ func (p *part) write(w io.Writer, data []byte) error {
 
 // onePart has one family of one series.
 func onePart() *part {
-	family := AppendProtoMetric(AppendProtoHeader(nil, "part", "A part.", Gauge), []byte(`l="v"`), Gauge, 2)
+	family := metrics.AppendProtoMetric(metrics.AppendProtoHeader(nil, "part", "A part.", metrics.Gauge), []byte(`l="v"`), metrics.Gauge, 2)
 	return &part{
 		text:  []byte("# HELP part A part.\n# TYPE part gauge\npart{l=\"v\"}    2\n"),
 		proto: append([]byte{byte(len(family))}, family...),
@@ -72,7 +75,7 @@ func own() *prometheus.Registry {
 }
 
 func TestScrapeIsTheRegistryAndThenTheParts(t *testing.T) {
-	w := get(t, Handler(own(), HandlerOptions{}, onePart(), &part{text: []byte("last 1\n")}))
+	w := get(t, NewHandler(own(), Options{}, onePart(), &part{text: []byte("last 1\n")}))
 	require.Equal(t, http.StatusOK, w.Code)
 	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", w.Header().Get("Content-Type"))
 	require.Equal(t, []string{"Accept", "Accept-Encoding"}, w.Header().Values("Vary"))
@@ -133,7 +136,7 @@ func TestFormatsAndEncodingsAgree(t *testing.T) {
 		{askProto, "*", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores", "gzip"},
 	} {
 		// A handler each time, on a registry that has not counted yet.
-		w := get(t, Handler(reg, HandlerOptions{}, onePart()), "Accept", c.accept, "Accept-Encoding", c.encoding)
+		w := get(t, NewHandler(reg, Options{}, onePart()), "Accept", c.accept, "Accept-Encoding", c.encoding)
 		reg = own()
 		require.Equal(t, http.StatusOK, w.Code)
 		require.Equal(t, c.wantType, w.Header().Get("Content-Type"), c.accept)
@@ -169,7 +172,7 @@ func TestBrokenCollectorsDoNotFailTheScrape(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reg := own()
 			reg.MustRegister(c)
-			h := Handler(reg, HandlerOptions{}, onePart())
+			h := NewHandler(reg, Options{}, onePart())
 			for range 2 {
 				w := get(t, h)
 				require.Equal(t, http.StatusOK, w.Code)
@@ -187,7 +190,7 @@ func TestPartThatFailsCutsTheConnection(t *testing.T) {
 		bad := onePart()
 		bad.err = errors.New("a bug")
 		reg := own()
-		server := httptest.NewServer(Handler(reg, HandlerOptions{}, bad))
+		server := httptest.NewServer(NewHandler(reg, Options{}, bad))
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
 		require.NoError(t, err)
 		r.Header.Set("Accept-Encoding", encoding)
@@ -207,14 +210,14 @@ func errorsText(gather, part, write int) string {
 	b.WriteString("# HELP agentstatsd_scrape_errors_total Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).\n# TYPE agentstatsd_scrape_errors_total counter\n")
 	for i, cause := range []string{"gather", "part", "write"} {
 		b.WriteString("agentstatsd_scrape_errors_total{cause=\"" + cause + "\"} ")
-		b.Write(AppendTextValue(nil, float64([]int{gather, part, write}[i])))
+		b.Write(metrics.AppendTextValue(nil, float64([]int{gather, part, write}[i])))
 		b.WriteByte('\n')
 	}
 	return b.String()
 }
 
 func TestMethods(t *testing.T) {
-	h := Handler(own(), HandlerOptions{}, onePart())
+	h := NewHandler(own(), Options{}, onePart())
 	for method, want := range map[string]int{
 		http.MethodHead: http.StatusOK, http.MethodPost: http.StatusMethodNotAllowed, http.MethodDelete: http.StatusMethodNotAllowed,
 	} {
@@ -249,7 +252,7 @@ func (p *endless) WriteProtobuf(w io.Writer) error { return p.WriteText(w) }
 func TestSlowClient(t *testing.T) {
 	p := &endless{err: make(chan error, 1)}
 	reg := own()
-	server := httptest.NewServer(Handler(reg, HandlerOptions{WriteTimeout: 50 * time.Millisecond}, p))
+	server := httptest.NewServer(NewHandler(reg, Options{WriteTimeout: 50 * time.Millisecond}, p))
 	defer server.Close()
 	var d net.Dialer
 	conn, err := d.DialContext(context.Background(), "tcp", server.Listener.Addr().String())
@@ -283,7 +286,7 @@ func (d *deadlines) SetWriteDeadline(t time.Time) error {
 func TestDeadlineEndsWithTheScrape(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
-		Handler(own(), HandlerOptions{WriteTimeout: time.Second}, onePart()).
+		NewHandler(own(), Options{WriteTimeout: time.Second}, onePart()).
 			ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 		require.Equal(t, []time.Time{time.Now().Add(time.Second), {}}, w.set)
 		require.Equal(t, []int{0, w.Body.Len()}, w.at)
@@ -293,7 +296,7 @@ func TestDeadlineEndsWithTheScrape(t *testing.T) {
 
 func TestOwnFamiliesPassTheLinter(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	h := Handler(reg, HandlerOptions{})
+	h := NewHandler(reg, Options{})
 	get(t, h)
 	body := get(t, h).Body.String()
 	problems, err := promlint.New(strings.NewReader(body)).Lint()
@@ -304,4 +307,40 @@ func TestOwnFamiliesPassTheLinter(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, families, "agentstatsd_scrape_duration_seconds")
 	require.Contains(t, families, "agentstatsd_scrape_bytes_total")
+}
+
+// A scrape of a new registry has all documented runtime families: those of the
+// client library, and those that come with the scrape handler.
+func TestScrapeHasTheDocumentedRuntimeFamilies(t *testing.T) {
+	body := get(t, NewHandler(metrics.NewRegistry(), Options{}), "Accept", askText).Body.Bytes()
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	got, err := parser.TextToMetricFamilies(bytes.NewReader(body))
+	require.NoError(t, err)
+	var documented int
+	table, err := os.ReadFile("../metrics/testdata/families.tsv")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(table)) {
+		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if strings.HasPrefix(line, "#") || row[6] != "runtime" {
+			continue
+		}
+		name := row[0]
+		documented++
+		f := got[name]
+		require.NotNil(t, f, name)
+		require.Equal(t, row[1], strings.ToLower(f.GetType().String()), name)
+		require.NotEmpty(t, f.Metric, name)
+		for _, m := range f.Metric {
+			names := make([]string, 0, len(m.Label))
+			for _, l := range m.Label {
+				names = append(names, l.GetName())
+			}
+			if row[2] == "-" {
+				require.Empty(t, names, name)
+				continue
+			}
+			require.Equal(t, strings.Split(row[2], ","), names, name)
+		}
+	}
+	require.Equal(t, 36, documented)
 }

@@ -1,15 +1,15 @@
-package metrics
+package scrape
 
 import "github.com/prometheus/client_golang/prometheus"
 
-type handlerMetrics struct {
+type scrapeMetrics struct {
 	duration *prometheus.HistogramVec
 	bytes    *prometheus.CounterVec
 	errors   *prometheus.CounterVec
 }
 
-func newHandlerMetrics(reg prometheus.Registerer) *handlerMetrics {
-	m := &handlerMetrics{
+func newScrapeMetrics(reg prometheus.Registerer) *scrapeMetrics {
+	m := &scrapeMetrics{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "agentstatsd_scrape_duration_seconds",
 			Help: "Time from a scrape's start to its last byte, by format (text, protobuf).",

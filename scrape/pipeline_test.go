@@ -1,4 +1,4 @@
-package metrics
+package scrape
 
 import (
 	"bytes"
@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -28,7 +30,7 @@ func (f segmentFunc) Return() { panic("nothing was lent") }
 
 func (f segmentFunc) AppendTo(dst []byte) []byte { return append(dst, f()...) }
 
-func (f segmentFunc) Deflated(d *Deflater) Deflated { return d.Deflate(f()) }
+func (f segmentFunc) Deflated(d *metrics.Deflater) metrics.Deflated { return d.Deflate(f()) }
 
 // lender lends what it holds, and overwrites it when it is returned.
 type lender struct {
@@ -53,10 +55,10 @@ func lend(data []byte, lent *atomic.Int32) lender {
 }
 
 // segmented is a part that writes by a function.
-type segmented func(w SegmentWriter) error
+type segmented func(w metrics.SegmentWriter) error
 
-func (f segmented) WriteText(w io.Writer) error     { return f(w.(SegmentWriter)) }
-func (f segmented) WriteProtobuf(w io.Writer) error { return f(w.(SegmentWriter)) }
+func (f segmented) WriteText(w io.Writer) error     { return f(w.(metrics.SegmentWriter)) }
+func (f segmented) WriteProtobuf(w io.Writer) error { return f(w.(metrics.SegmentWriter)) }
 
 // What is written arrives in order, in both encodings.
 func TestPipelineKeepsTheOrder(t *testing.T) {
@@ -219,7 +221,7 @@ func TestSegmentThatPanics(t *testing.T) {
 	for _, encoding := range []string{"identity", "gzip"} {
 		bad := true
 		reg := own()
-		server := httptest.NewServer(Handler(reg, HandlerOptions{}, segmented(func(w SegmentWriter) error {
+		server := httptest.NewServer(NewHandler(reg, Options{}, segmented(func(w metrics.SegmentWriter) error {
 			for i := range 50 {
 				if err := w.WriteSegment(segmentFunc(func() []byte {
 					if bad && i == 20 {
@@ -264,7 +266,7 @@ func TestSegmentThatPanics(t *testing.T) {
 func TestPipelineAllocations(t *testing.T) {
 	text := benchText(100)
 	for _, zip := range []bool{false, true} {
-		var s Segment = segmentFunc(func() []byte { return text })
+		var s metrics.Segment = segmentFunc(func() []byte { return text })
 		for _, n := range []int{10, 200} {
 			scrape := func() {
 				p := newPipeline(io.Discard, zip)
