@@ -34,7 +34,7 @@ test: servers lint check-generated
 # The long tests: crashes at the size of a deployment, then each fuzz target.
 # go test fuzzes one target of one package at a time.
 FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
-	aggregator:FuzzEvents aggregator:FuzzEventsGrouped federation:FuzzPush \
+	aggregator:FuzzEvents aggregator:FuzzEventsGrouped pushed:FuzzPush \
 	agentapi:FuzzRequest agentapi:FuzzMetadataWire
 soak: servers
 	$(GO) test ./simulation -timeout 60m -seeds 10000

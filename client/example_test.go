@@ -224,7 +224,7 @@ func ExamplePushGatherer() {
 	cancel()
 	running.Wait()
 	var text bytes.Buffer
-	must(service.federation.WriteText(&text))
+	must(service.pushed.WriteText(&text))
 	for line := range strings.Lines(text.String()) {
 		if strings.HasPrefix(line, "coderd_api_requests_processed_total{") {
 			fmt.Print(line)

@@ -397,7 +397,7 @@ func TestPushToTheService(t *testing.T) {
 	scrape := func() string {
 		t.Helper()
 		var text bytes.Buffer
-		require.NoError(t, s.federation.WriteText(&text))
+		require.NoError(t, s.pushed.WriteText(&text))
 		return text.String()
 	}
 	refused := make(chan string, 10)

@@ -17,9 +17,9 @@ import (
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
-	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 )
@@ -32,7 +32,7 @@ type service struct {
 	network
 	dir        string
 	aggregator *aggregator.Aggregator
-	federation *federation.Federation
+	pushed     *pushed.Families
 	stopped    func()
 }
 
@@ -65,14 +65,14 @@ func (s *service) start() {
 	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
 	must(err)
 	must(agents.Load(context.Background()))
-	s.federation, err = federation.New(database, s.aggregator, federation.Options{}, reg, log)
+	s.pushed, err = pushed.New(database, s.aggregator, pushed.Options{}, reg, log)
 	must(err)
-	must(s.federation.Load(context.Background()))
+	must(s.pushed.Load(context.Background()))
 	watched, err := reports.New(database, reports.Options{}, reg, log)
 	must(err)
 	must(watched.Load(context.Background()))
 	api, err := agentapi.NewServer(
-		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news, Pushes: s.federation, Reports: watched},
+		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news, Pushes: s.pushed, Reports: watched},
 		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond},
 		reg, log,
 	)
@@ -86,7 +86,7 @@ func (s *service) start() {
 	workers, cancelWorkers := context.WithCancel(context.Background())
 	var serving, working sync.WaitGroup
 	serving.Go(func() { must(api.Serve(ctx, listener)) })
-	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, s.federation.Run, watched.Run} {
+	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, s.pushed.Run, watched.Run} {
 		working.Go(func() { must(work(workers)) })
 	}
 	s.stopped = func() {

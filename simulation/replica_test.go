@@ -16,10 +16,10 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
-	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/memstore"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
 )
 
@@ -131,7 +131,7 @@ type process struct {
 	series   *aggregator.Aggregator
 	pending  *batcher.Batcher
 	fleet    *fleet.Fleet
-	pushed   *federation.Federation
+	pushed   *pushed.Families
 	// registries are those of the components.
 	registries []*prometheus.Registry
 	metadata   *ledgerRegistry
@@ -200,7 +200,7 @@ func (w *world) start(slot int) *process {
 	}, registry(), log)
 	must(err)
 	p.fleet.Join(p.standing, p.end)
-	p.pushed, err = federation.New(p.db, p.series, federation.Options{Lease: p.standing, News: p.end}, registry(), log)
+	p.pushed, err = pushed.New(p.db, p.series, pushed.Options{Lease: p.standing, News: p.end}, registry(), log)
 	must(err)
 
 	ctx, stop := context.WithCancel(context.Background())

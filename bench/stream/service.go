@@ -22,10 +22,10 @@ import (
 	"github.com/coder/agentstatsd/bench/load"
 	"github.com/coder/agentstatsd/bench/process"
 	benchscrape "github.com/coder/agentstatsd/bench/scrape"
-	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/scrape"
 	"github.com/coder/agentstatsd/store"
@@ -93,7 +93,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	if err != nil {
 		return err
 	}
-	pushed, err := federation.New(db, s.agg, federation.Options{}, reg, log)
+	pushed, err := pushed.New(db, s.agg, pushed.Options{}, reg, log)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ func TestReadyTellsNothingOfTheDatabase(t *testing.T) {
 		{"fleet", func() error { return fmt.Errorf("registrations are not read since 12:00: %w", refused) }},
 		{"batcher", func() error { return fmt.Errorf("metadata is not written since 12:01 (3 attempts): %w", refused) }},
 		{"replica", func() error { return refused }},
-		{"federation", func() error { return errors.Join(refused, errors.New("not loaded yet"), nil) }},
+		{"pushed", func() error { return errors.Join(refused, errors.New("not loaded yet"), nil) }},
 		{"draining", func() error { return nil }},
 	})
 	response := httptest.NewRecorder()
@@ -35,7 +35,7 @@ func TestReadyTellsNothingOfTheDatabase(t *testing.T) {
 		"fleet": "registrations are not read since 12:00",
 		"batcher": "metadata is not written since 12:01 (3 attempts)",
 		"replica": "database",
-		"federation": "not loaded yet"
+		"pushed": "not loaded yet"
 	}}`, response.Body.String())
 }
 

@@ -19,10 +19,10 @@ import (
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
-	"github.com/coder/agentstatsd/federation"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/scrape"
@@ -45,7 +45,7 @@ type service struct {
 	aggregator *aggregator.Aggregator
 	batcher    *batcher.Batcher
 	fleet      *fleet.Fleet
-	federation *federation.Federation
+	pushed     *pushed.Families
 	reports    *reports.Reports
 	api        *agentapi.Server
 
@@ -169,7 +169,7 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--push-merge: %w", err)
 	}
-	pushed := federation.Options{
+	opts := pushed.Options{
 		Merge:          merges,
 		SeriesTTL:      c.seriesTTL,
 		MaxInstances:   int(c.maxCoderdInstances),
@@ -180,9 +180,9 @@ func (s *service) build(ctx context.Context) error {
 	}
 	if s.replicas != nil {
 		s.fleet.Join(s.replicas, s.pubsub)
-		pushed.Lease, pushed.News = s.replicas, s.pubsub
+		opts.Lease, opts.News = s.replicas, s.pubsub
 	}
-	s.federation, err = federation.New(s.store, s.aggregator, pushed, reg, s.log.With("component", "federation"))
+	s.pushed, err = pushed.New(s.store, s.aggregator, opts, reg, s.log.With("component", "pushed"))
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,7 @@ func (s *service) build(ctx context.Context) error {
 		Log:          s.log.With("component", "metrics"),
 		// What is pushed is written first: the aggregator yields to whatever
 		// was served before it, so no family stands twice.
-	}, s.federation, s.aggregator))
+	}, s.pushed, s.aggregator))
 }
 
 // checks are what readiness depends on.
@@ -206,7 +206,7 @@ func (s *service) checks() []check {
 		{"draining", s.notDraining},
 		{"fleet", s.fleet.Healthy},
 		{"batcher", s.batcher.Healthy},
-		{"federation", s.federation.Healthy},
+		{"pushed", s.pushed.Healthy},
 	}
 	if s.replicas != nil {
 		checks = append(checks, check{"replica", s.replicas.Healthy})
@@ -254,7 +254,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 		Metadata: s.batcher,
 		Reader:   s.store,
 		News:     news,
-		Pushes:   s.federation,
+		Pushes:   s.pushed,
 		Reports:  s.reports,
 	}
 	reflection := c.grpcReflection
@@ -421,7 +421,7 @@ func (s *service) stages() []stage {
 	workers := []task{
 		{"fleet", s.fleet.Run},
 		{"batcher", s.batcher.Run},
-		{"federation", s.federation.Run},
+		{"pushed", s.pushed.Run},
 		{"reports", s.reports.Run},
 		{"aggregator", s.aggregator.Run},
 	}

@@ -1,0 +1,137 @@
+package pushed
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// What became of a push: the label outcome.
+const (
+	outcomeStored      = "stored"
+	outcomeDuplicate   = "duplicate"
+	outcomeInvalid     = "invalid"
+	outcomeNoRoom      = "no_room"
+	outcomeUnavailable = "unavailable"
+)
+
+// What became of a look for what other replicas stored: the label outcome.
+const (
+	followChanged   = "changed"
+	followUnchanged = "unchanged"
+	followFailed    = "failed"
+)
+
+// ownMetrics are what the pushed families say of themselves.
+type ownMetrics struct {
+	pushes  *prometheus.CounterVec
+	refused *prometheus.CounterVec
+	// refusedSeries and refusedValues are what is refused of families that are
+	// served.
+	refusedSeries, refusedValues *prometheus.CounterVec
+	folded, forgotten            prometheus.Counter
+	follows                      *prometheus.CounterVec
+	rowsRead                     prometheus.Counter
+	undecodable, healed          prometheus.Counter
+	outdated                     prometheus.Counter
+	untold                       prometheus.Counter
+	renderErrors                 prometheus.Counter
+}
+
+func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) {
+	m := &ownMetrics{
+		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushes_total",
+			Help: "Snapshots that coderd instances pushed, by what became of them.",
+		}, []string{"outcome"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_families_refused_total",
+			Help: "Families of stored snapshots that were refused, by reason.",
+		}, []string{"reason"}),
+		refusedSeries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_series_refused_total",
+			Help: "Series of stored snapshots that were refused, beside those of refused families, by reason.",
+		}, []string{"reason"}),
+		refusedValues: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_values_refused_total",
+			Help: "Exemplars, created timestamps and sums of stored snapshots that were left out, and gauges of them that count in no sum, maximum or minimum, once for each snapshot, by reason; their series are served.",
+		}, []string{"reason"}),
+		folded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_instances_folded_total",
+			Help: "Instances that were gone and whose counts became part of the totals.",
+		}),
+		forgotten: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_totals_series_forgotten_total",
+			Help: "Series of instances that are gone which were forgotten for want of room.",
+		}),
+		follows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_push_follows_total",
+			Help: "Looks for pushes that are stored and not held here, by what became of them.",
+		}, []string{"outcome"}),
+		rowsRead: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_rows_read_total",
+			Help: "Rows that were read because another replica wrote them, or at the start.",
+		}),
+		undecodable: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_rows_undecodable_total",
+			Help: "Stored rows of pushes that could not be decoded, and were skipped.",
+		}),
+		healed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_row_values_omitted_total",
+			Help: "Counters and sums in stored rows of pushes that were left out when the row was read: they are no numbers, or beyond all that is measured.",
+		}),
+		outdated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_pushes_outdated_total",
+			Help: "How often a push or fold was not stored, and decided again, because another replica had written the same row.",
+		}),
+		untold: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_news_errors_total",
+			Help: "Stored pushes and folds that the other replicas could not be told of: they find out later.",
+		}),
+		renderErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_pushed_family_render_errors_total",
+			Help: "How often a merged family was left out because it could not be rendered.",
+		}),
+	}
+	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeInvalid, outcomeNoRoom, outcomeUnavailable} {
+		m.pushes.WithLabelValues(outcome)
+	}
+	for _, outcome := range []string{followChanged, followUnchanged, followFailed} {
+		m.follows.WithLabelValues(outcome)
+	}
+	gauge := func(name, help string, value func(*view) int) error {
+		return reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			func() float64 { return float64(value(f.view.Load())) }))
+	}
+	return m, errors.Join(
+		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues),
+		reg.Register(m.folded), reg.Register(m.forgotten), reg.Register(m.renderErrors),
+		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.healed), reg.Register(m.outdated), reg.Register(m.untold),
+		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_pushed_families_served",
+			Help: "1 while this replica is the one that serves what coderd instances pushed.",
+		}, func() float64 {
+			if f.serves() {
+				return 1
+			}
+			return 0
+		})),
+		gauge("agentstatsd_push_instances", "Instances that something is kept of, the totals included.",
+			func(v *view) int { return v.instances }),
+		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",
+			func(v *view) int { return v.series }),
+		gauge("agentstatsd_push_rows_skipped", "Stored rows of pushes that are skipped, as they cannot be decoded.",
+			func(v *view) int { return v.unreadable }),
+		gauge("agentstatsd_push_row_bytes", "What is stored of all instances, in bytes.",
+			func(v *view) int { return v.rowBytes }),
+	)
+}
+
+func (m *ownMetrics) countRefused(refused []refusals) {
+	by := map[scope]*prometheus.CounterVec{ofFamily: m.refused, ofSeries: m.refusedSeries, ofValues: m.refusedValues}
+	for _, all := range refused {
+		for _, r := range all {
+			by[r.of].WithLabelValues(string(r.reason)).Add(float64(r.count))
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package pushed
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// Reasons for which a family or a series is refused, beside those of package
+// metrics.
+const (
+	reasonUndecodable      metrics.Reason = "undecodable"
+	reasonUnknownType      metrics.Reason = "unknown_type"
+	reasonTypeMismatch     metrics.Reason = "type_mismatch"
+	reasonNameCollision    metrics.Reason = "name_collision"
+	reasonDuplicateFamily  metrics.Reason = "duplicate_family"
+	reasonDuplicateSeries  metrics.Reason = "duplicate_series"
+	reasonMissingValue     metrics.Reason = "missing_value"
+	reasonInvalidCounter   metrics.Reason = "invalid_counter"
+	reasonInvalidSummary   metrics.Reason = "invalid_summary"
+	reasonInvalidHistogram metrics.Reason = "invalid_histogram"
+	reasonInvalidNative    metrics.Reason = "invalid_native_histogram"
+	reasonTooManyFamilies  metrics.Reason = "too_many_families"
+	reasonTooManySeries    metrics.Reason = "too_many_series"
+	reasonTooManyBytes     metrics.Reason = "too_many_bytes"
+)
+
+// Reasons for which a value of a series is left out. The series is served.
+const (
+	reasonInvalidExemplar metrics.Reason = "invalid_exemplar"
+	reasonInvalidSum      metrics.Reason = "invalid_sum"
+	reasonInvalidTime     metrics.Reason = "invalid_time"
+	// reasonInvalidTerm is counted, never told: such a gauge is served where it is
+	// alone.
+	reasonInvalidTerm metrics.Reason = "invalid_term"
+)
+
+// maxMessages are kept of the refusals of one snapshot; of the others the names
+// and reasons.
+const maxMessages = 64
+
+// scope is what a refusal takes away.
+type scope uint8
+
+const (
+	ofFamily scope = iota
+	ofSeries
+	ofValues
+)
+
+// refusal is why a family, some of its series or values of these are not taken
+// in.
+type refusal struct {
+	reason metrics.Reason
+	of     scope
+	// message tells of the first, count how many there are.
+	message string
+	count   int
+}
+
+// refuse refuses a family, or whatever the caller is about to add to refusals.
+func refuse(reason metrics.Reason, format string, args ...any) *refusal {
+	return &refusal{reason: reason, message: fmt.Sprintf(format, args...), count: 1}
+}
+
+// text is the refusal for people.
+func (r *refusal) text() string {
+	switch {
+	case r.of == ofFamily:
+		return r.message
+	case r.of == ofValues:
+		return fmt.Sprintf("left out %d times, the first: %s", r.count, r.message)
+	case r.count == 1:
+		return r.message
+	}
+	return fmt.Sprintf("%d series, the first: %s", r.count, r.message)
+}
+
+// refusals are those of one family, one for each reason.
+type refusals []*refusal
+
+// add counts a series, or a value of one, as refused. labels may not be known.
+func (l *refusals) add(of scope, labels string, r *refusal) {
+	for _, before := range *l {
+		if before.reason == r.reason && before.of == of {
+			before.count++
+			return
+		}
+	}
+	message := r.message
+	if labels != "" {
+		message = fmt.Sprintf("{%s}: %s", labelsText(labels), message)
+	}
+	*l = append(*l, &refusal{r.reason, of, message, 1})
+}
+
+// wantRoom reports whether series are refused that more room would take in.
+func (l refusals) wantRoom() bool {
+	return slices.ContainsFunc(l, func(r *refusal) bool {
+		return r.reason == reasonTooManySeries || r.reason == reasonTooManyBytes
+	})
+}
+
+// invalidTerms returns the refusal of the gauges of a family that count in no sum,
+// maximum or minimum; nil: there are none.
+func (m merges) invalidTerms(f *family) *refusal {
+	if cumulative(f.Type) || !combines(m.of(f.Name, f.Type)) {
+		return nil
+	}
+	n := 0
+	for i := range f.Series {
+		if !isTerm(f.Series[i].Value) {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return &refusal{reason: reasonInvalidTerm, of: ofValues, count: n}
+}
+
+// told returns what a coderd is told of the refusals of its families.
+func told(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal) {
+	for i, all := range refused {
+		for _, r := range all {
+			if r.reason == reasonInvalidTerm {
+				continue
+			}
+			t := agent.PushRefusal{
+				Name:   cut(strings.ToValidUTF8(decoded[i].name, "\uFFFD"), metrics.MaxNameBytes),
+				Reason: string(r.reason),
+			}
+			if r.of != ofFamily {
+				t.Series = r.count
+			}
+			if len(out) < maxMessages {
+				t.Message = r.text()
+			}
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// nameRefusal is why a family of that name is refused.
+func nameRefusal(name string, reason metrics.Reason) *refusal {
+	switch reason {
+	case metrics.ReasonNameTooLong:
+		return refuse(reason, "name of %d bytes, at most %d", len(name), metrics.MaxNameBytes)
+	case metrics.ReasonInvalidName:
+		return refuse(reason, "name %q: want [a-zA-Z_:][a-zA-Z0-9_:]*", cut(name, metrics.MaxNameBytes))
+	}
+	return refuse(reason, "%s is a family of this service, of its agents or of Prometheus, or has lines of such names: coderd may not push it", name)
+}

@@ -1,0 +1,335 @@
+package pushed
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
+)
+
+// instance is what is kept of one coderd instance, or, with the zero id, of all
+// that are folded into one. But for live it is never changed: a push makes a
+// new one.
+type instance struct {
+	id       agent.Instance
+	replica  string
+	interval time.Duration
+	snapshot int64
+	final    bool
+	// version is that of the row; until it is written, of the row that it replaces.
+	version int64
+	// updatedAt is when the newest snapshot was received, by the clock of the
+	// replica that received it: all replicas put instances in the same order.
+	updatedAt time.Time
+	// aliveAt is the same, but no later than when the row was read here: a clock
+	// that is ahead keeps nobody alive.
+	aliveAt time.Time
+	// folded means that all it counted is part of the totals. It is kept, with
+	// its last values taken off again, to count only what is new if it comes back.
+	folded   bool
+	refused  []agent.PushRefusal
+	families map[string]*family
+	rowBytes int
+	lines    int
+
+	// live means that its gauges are served. Guarded by Families.mu.
+	live bool
+}
+
+// family is one family of one instance. It is never changed.
+type family struct {
+	Name string
+	Type metrics.Type
+	Help string
+	// Since is when the instance came to have the family and to be alive, in
+	// nanoseconds since 1970. Cumulative families have none.
+	Since int64
+	// Series are sorted by their labels.
+	Series []series
+	// refusedLabels are those of series that were pushed with it and refused.
+	refusedLabels map[string]bool
+}
+
+// refuse notes that the series of these labels is refused.
+func (f *family) refuse(labels string) {
+	if f.refusedLabels == nil {
+		f.refusedLabels = make(map[string]bool)
+	}
+	f.refusedLabels[labels] = true
+}
+
+// series is one series of one instance. What it contributes to a sum is Base
+// plus Value, BaseHist plus Hist.
+type series struct {
+	// Labels are pairs, sorted by name, see appendLabel.
+	Labels string
+	// Value is the newest of a counter, gauge or untyped series.
+	Value float64
+	// Base is what a counter counted before its resets.
+	Base exact
+	// Changed is when a gauge got its value, Since when the instance came to have
+	// it and to be alive, in nanoseconds since 1970. Of a counter, histogram or
+	// summary Since is when what it counts now began, 0 if that is unknown; in the
+	// totals Changed is when the newest of what was added was pushed.
+	Changed, Since int64
+	// Created is when a counter, histogram or summary began, in nanoseconds
+	// since 1970; 0: unknown.
+	Created  int64
+	Exemplar *exemplar
+	// Hist and BaseHist are those of histograms and summaries.
+	Hist, BaseHist *distribution
+	// Quantiles of a summary, sorted. They are served while no other instance
+	// that is alive has the series: of several there is no common one.
+	Quantiles []quantile
+	// Refused means that the newest snapshot has the series in a form that is
+	// refused. What it counted before counts on, but is served only where another
+	// instance pushes the series.
+	Refused bool
+	// noSum means that the sum of Hist, as it was pushed, is no number.
+	noSum bool
+}
+
+// quantile is one quantile of a summary.
+type quantile struct {
+	// Rank is from 0 to 1.
+	Rank, Value float64
+}
+
+// labelEnd ends each name and value in the labels of a series. It is no part
+// of UTF-8.
+const labelEnd = "\xff"
+
+// cumulative reports whether values of a type are counted up, so that they
+// outlive their instance.
+func cumulative(t metrics.Type) bool {
+	return t == metrics.Counter || t == metrics.Histogram || t == metrics.Summary
+}
+
+// lines is what s counts as against limits: each line in a scrape, and each KiB of
+// labels.
+func (s *series) lines() int {
+	return 1 + len(s.Labels)>>10 + s.Hist.lines() + s.BaseHist.lines() + len(s.Quantiles)
+}
+
+func (f *family) lines() int {
+	n := 0
+	for i := range f.Series {
+		n += f.Series[i].lines()
+	}
+	return n
+}
+
+func compareSeries(a, b series) int { return strings.Compare(a.Labels, b.Labels) }
+
+func compareExemplars(a, b exemplar) int {
+	return cmp.Or(cmp.Compare(a.Time, b.Time), strings.Compare(a.Labels, b.Labels), cmp.Compare(a.Value, b.Value))
+}
+
+// expiresAt is when the gauges go.
+func (i *instance) expiresAt(seriesTTL time.Duration) time.Time {
+	return i.aliveAt.Add(max(seriesTTL, 3*i.interval))
+}
+
+// isLive reports whether gauges are served at now.
+func (i *instance) isLive(now time.Time, seriesTTL time.Duration) bool {
+	return i.id != (agent.Instance{}) && !i.final && !i.folded && now.Before(i.expiresAt(seriesTTL))
+}
+
+// succeed returns the family after a snapshot that has next, where old is what
+// the instance had; nil: nothing. Cumulative series that next lacks are kept.
+// Gauges that old lacks have no Since.
+func (m merges) succeed(old, next *family) *family {
+	if old == nil {
+		return next
+	}
+	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
+	keep := cumulative(next.Type)
+	whole := m.isWhole(next.Name, next.Type)
+	out.Series = make([]series, 0, max(len(old.Series), len(next.Series)))
+	was, is := old.Series, next.Series
+	for len(was) > 0 || len(is) > 0 {
+		order := 0
+		switch {
+		case len(is) == 0:
+			order = -1
+		case len(was) == 0:
+			order = 1
+		default:
+			order = compareSeries(was[0], is[0])
+		}
+		switch {
+		case order < 0:
+			if keep {
+				s := was[0]
+				s.Quantiles, s.Refused = nil, next.refusedLabels[s.Labels]
+				out.Series = append(out.Series, s)
+			}
+			was = was[1:]
+			continue
+		case order > 0:
+			out.Series = append(out.Series, is[0])
+			is = is[1:]
+			continue
+		}
+		s := is[0]
+		s.Labels = was[0].Labels // one copy in memory
+		switch {
+		case !keep:
+			s.Since = was[0].Since
+			if math.Float64bits(s.Value) == math.Float64bits(was[0].Value) {
+				s.Changed = was[0].Changed
+			}
+		case whole:
+			if s.noSum {
+				s.Hist = s.Hist.withSum(was[0].Hist.Sum)
+			}
+			s.Value, s.Hist = max(s.Value, was[0].Value), larger(was[0].Hist, s.Hist)
+			s.Created = earliest(was[0].Created, s.Created)
+			s.Base, s.BaseHist = was[0].Base, was[0].BaseHist // for when the operator has it summed again
+		default:
+			s.countOn(&was[0])
+		}
+		out.Series = append(out.Series, s)
+		was, is = was[1:], is[1:]
+	}
+	return out
+}
+
+// haveSince notes since when the instance has a family of gauges and each of its
+// series: goesOn is true if it had some of them, and was alive.
+func (f *family) haveSince(now int64, goesOn bool) {
+	if cumulative(f.Type) {
+		return
+	}
+	if !goesOn {
+		f.Since = now
+	}
+	for i := range f.Series {
+		if s := &f.Series[i]; !goesOn || s.Since == 0 {
+			s.Since = now
+		}
+	}
+}
+
+// countOn makes s, as it was pushed, the successor of old. What s counts began
+// anew if it is less, or if it says so by its created timestamp.
+//
+// A sum that is no number is left out, in favour of the last one that was.
+func (s *series) countOn(old *series) {
+	s.Created = earliest(old.Created, s.Created)
+	anew := old.Since != 0 && s.Since > old.Since
+	s.Since = max(s.Since, old.Since)
+	s.Base, s.BaseHist = old.Base, old.BaseHist
+	if s.Exemplar == nil {
+		s.Exemplar = old.Exemplar
+	}
+	if s.Hist == nil {
+		if anew || s.Value < old.Value {
+			s.Base = s.Base.plus(old.Value)
+		}
+		return
+	}
+	if anew || s.Hist.resetSince(old.Hist) {
+		s.BaseHist = old.Hist
+		if old.BaseHist != nil {
+			s.BaseHist = sumDistributions([]*distribution{old.BaseHist, old.Hist})
+		}
+		return
+	}
+	// A copy: the pushed one can be decided on again.
+	h := *s.Hist
+	if s.noSum {
+		h.Sum = old.Hist.Sum
+	}
+	h.Exemplars = newestByBucket(old.Hist.Exemplars, h.Exemplars)
+	h.NativeExemplars = newestExemplars(old.Hist.NativeExemplars, h.NativeExemplars)
+	s.Hist = &h
+}
+
+// refuseAll returns the family with all its series refused, or not.
+func (f *family) refuseAll(refused bool) *family {
+	same := func(s series) bool { return s.Refused == refused }
+	if !slices.ContainsFunc(f.Series, func(s series) bool { return !same(s) }) {
+		return f
+	}
+	out := *f
+	out.Series = slices.Clone(f.Series)
+	for i := range out.Series {
+		out.Series[i].Refused = refused
+	}
+	return &out
+}
+
+// earliest returns the earlier of two times, of which 0 is none.
+func earliest(a, b int64) int64 {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// foldInstance returns the instance without what it contributes: of each sum its last
+// value is taken off, and added again only by what is counted from then on.
+func foldInstance(i *instance) *instance {
+	out := *i
+	out.folded, out.live, out.refused = true, false, nil
+	out.families = make(map[string]*family, len(i.families))
+	for name, f := range i.families {
+		if cumulative(f.Type) {
+			out.families[name] = foldFamily(f)
+		}
+	}
+	out.countLines()
+	return &out
+}
+
+func foldFamily(f *family) *family {
+	out := *f
+	out.Series = slices.Clone(f.Series)
+	for i := range out.Series {
+		s := &out.Series[i]
+		s.Exemplar, s.Quantiles, s.Refused = nil, nil, false
+		if s.Hist == nil {
+			s.Base = exact{-s.Value}
+			continue
+		}
+		last := *s.Hist
+		last.Exemplars, last.NativeExemplars = nil, nil
+		s.Hist, s.BaseHist = &last, last.minus()
+	}
+	return &out
+}
+
+func (i *instance) countLines() {
+	i.lines = 0
+	for _, f := range i.families {
+		i.lines += f.lines()
+	}
+}
+
+// names returns the names of all families.
+func (i *instance) names() []string { return slices.Collect(maps.Keys(i.families)) }
+
+// isOf reports whether f has the type that is held under its name.
+func (f *family) isOf(types map[string]metrics.Type) bool {
+	t, held := types[f.Name]
+	return held && t == f.Type
+}
+
+// only returns the instance with those families that have the types that are held.
+func (i *instance) only(types map[string]metrics.Type) *instance {
+	families := maps.Clone(i.families)
+	maps.DeleteFunc(families, func(_ string, f *family) bool { return !f.isOf(types) })
+	if len(families) == len(i.families) {
+		return i
+	}
+	out := *i
+	out.families = families
+	out.countLines()
+	return &out
+}
