@@ -40,12 +40,30 @@ type Order struct {
 	Epoch int64
 	// Sequence of the request within the agent's instance; from 1.
 	Sequence int64
+
+	// Basis and Previous are what the session knew when it opened. They are not
+	// compared, and stores do not return them. Clocks of replicas differ: a lower
+	// epoch that the session did not know of may be of a session that began later.
+	//
+	// Basis is the highest epoch that was known to be stored of the agent, 1 if none
+	// was; 0: what is stored under any lower epoch is older.
+	Basis int64
+	// Previous is the epoch of the session before, stored or not; 0: none.
+	Previous int64
 }
 
 // Compare returns -1, 0 or 1 as o is older than, equal to or newer than p.
 func (o Order) Compare(p Order) int {
 	return cmp.Or(cmp.Compare(o.Epoch, p.Epoch), cmp.Compare(o.Sequence, p.Sequence))
 }
+
+// Follows tells whether what has the order o may take the place of what is stored
+// with another one: it is newer, and its session began after that of the other.
+func (o Order) Follows(stored Order) bool {
+	return o.Compare(stored) > 0 && (o.Epoch == stored.Epoch || o.knew(stored.Epoch))
+}
+
+func (o Order) knew(epoch int64) bool { return o.Basis == 0 || epoch <= o.Basis || epoch == o.Previous }
 
 // Metadata is the value of one metadata key of one agent.
 type Metadata struct {

@@ -159,8 +159,9 @@ type Tracker interface {
 	// Settle ends holds, one for each element, after each flush at most once.
 	Settle([]Settled)
 	// Supersede says that something that is held lost against what a session with
-	// this epoch, which is above that of its own, has in the database, or, if epoch
-	// is 0, against another incarnation of the agent: its hold never ends.
+	// this epoch, which is above that of its own or was not known to it, has in the
+	// database, or, if epoch is 0, against another incarnation of the agent: its hold
+	// never ends.
 	Supersede(epoch int64)
 }
 

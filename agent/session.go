@@ -6,9 +6,12 @@ type StoredEpoch struct {
 	Agent ID
 	// Key of a metadata value; empty: it is the agent's state.
 	Key string
-	// Epoch of what is stored in its place, which is higher; 0: the agent is
-	// registered as another incarnation, or is not any more.
+	// Epoch of what is stored in its place; 0: the agent is registered as another
+	// incarnation, or is not any more.
 	Epoch int64
+	// First is true if Epoch is below that of what lost, whose session did not know
+	// of it: it was stored first.
+	First bool
 }
 
 // Session is one connection of an agent to this service.

@@ -88,7 +88,7 @@ func ended(end fleet.End) error {
 	case fleet.EndAged:
 		return status.Error(codes.Unavailable, "the session is too old; connect again")
 	case fleet.EndOutdated:
-		return status.Error(codes.Unavailable, "what an older session said has a higher epoch; connect again")
+		return status.Error(codes.Unavailable, "what another session said was stored in its place; connect again")
 	}
 	return errDraining
 }

@@ -90,8 +90,8 @@ type Store interface {
 	// UpsertMetadata writes all rows or none. A row that is older, by agent.Order,
 	// than what it has, or says nothing new, may change nothing; it returns the
 	// agents of the others, one element for each row. newer are the keys of rows
-	// that lost against a higher epoch or another incarnation. An error that wraps
-	// agent.ErrRejected is about the rows themselves. It must not keep rows.
+	// that lost, by agent.Order.Follows, or against another incarnation. An error that
+	// wraps agent.ErrRejected is about the rows themselves. It must not keep rows.
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 }
 

@@ -395,14 +395,15 @@ func TestRemoveAheadOfFlush(t *testing.T) {
 	require.Len(t, store.calls, 1)
 }
 
-// Rows carry the incarnation of their agent of when they were said, also those that
+// Rows carry the incarnation of their agent of when they were said, and what their
+// session knew, also those that
 // wait again after a write that failed.
 func TestRowsCarryTheIncarnation(t *testing.T) {
 	store := &fakeStore{before: func(context.Context, []agent.Metadata) error { return errDown }}
 	b := newBatcher(t, store, Options{})
 	of := func(incarnation, sequence int64, entries ...string) agent.MetadataReport {
 		r := report(id(1), 1, sequence, nil, entries...)
-		r.Incarnation = incarnation
+		r.Incarnation, r.Order.Basis, r.Order.Previous = incarnation, sequence+10, sequence+20
 		return r
 	}
 	require.Empty(t, b.Add(now, of(3, 1, "a=1", "b=1")))
@@ -412,4 +413,6 @@ func TestRowsCarryTheIncarnation(t *testing.T) {
 	flushAll(t, b)
 	require.EqualValues(t, 3, store.rows[rowKey{id(1), "a"}].Incarnation)
 	require.EqualValues(t, 7, store.rows[rowKey{id(1), "b"}].Incarnation)
+	require.Equal(t, agent.Order{Epoch: 1, Sequence: 1, Basis: 11, Previous: 21}, store.rows[rowKey{id(1), "a"}].Order)
+	require.Equal(t, agent.Order{Epoch: 1, Sequence: 2, Basis: 12, Previous: 22}, store.rows[rowKey{id(1), "b"}].Order)
 }

@@ -101,7 +101,7 @@ const (
 	failed fate = iota // not tried, or the database could not
 	written
 	rejected   // by the database, for good
-	superseded // by a higher epoch or another incarnation
+	superseded // by another session or incarnation
 )
 
 func newPending(limits shares) *pending {

@@ -203,7 +203,7 @@ func (b *Batcher) tryRows(ctx context.Context, from, to int) error {
 	return nil
 }
 
-// noteNewer notes the rows that lost against a higher epoch or another incarnation.
+// noteNewer notes the rows that lost against another session or incarnation.
 func (b *batch) noteNewer(from, to int, newer []agent.StoredEpoch) {
 	if len(newer) == 0 {
 		return

@@ -71,8 +71,8 @@ type StateStore interface {
 	// States returns the states, or parts of them, that were written since an
 	// earlier call returned next; since 0: all.
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
-	// newer are the agents of parts that lost against a higher epoch or another
-	// incarnation.
+	// newer are the agents of parts that lost, by agent.Order.Follows, or against
+	// another incarnation.
 	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
 }
 
@@ -145,6 +145,8 @@ type Fleet struct {
 	// seenAt is how far they were when the registrations were last read. Guarded by
 	// changing.
 	seenAt cursors
+	// statesAgain has all states read again.
+	statesAgain atomic.Bool
 	// again is from where they are to be read again; nil: they are not. It is set
 	// with changing held.
 	again atomic.Pointer[cursors]
@@ -180,7 +182,8 @@ type entry struct {
 	leaving, gone bool
 	session       *Session
 	newest        agent.SessionRecord // of all replicas; zero: none ever
-	stored        int64               // the highest epoch that is known to be stored
+	stored        int64               // the highest epoch that is known of what it said and is stored
+	recorded      int64               // likewise, of its sessions and what was said in them
 	lastSeen      time.Time
 	instances     []*tracker // those without a session first, oldest first
 	keys          []string   // sorted; of an agent that declares none

@@ -82,6 +82,9 @@ func (f *Fleet) follow(ctx context.Context) error {
 		f.sessionsRead.Store(min(f.sessionsRead.Load(), to.sessions))
 		f.statesRead.Store(min(f.statesRead.Load(), to.states))
 	}
+	if f.statesAgain.Swap(false) {
+		f.statesRead.Store(0)
+	}
 	if err == nil {
 		doubted := f.peers.takeDoubted()
 		if err = f.followSessions(ctx, revision); err == nil {
@@ -245,10 +248,26 @@ func (f *Fleet) followSessions(ctx context.Context, revision int64) error {
 	if err != nil {
 		return fmt.Errorf("read sessions: %w", err)
 	}
+	f.noteRecorded(records, revision)
 	if f.adoptSessions(records, revision) {
 		f.sessionsRead.Store(next)
 	}
 	return nil
+}
+
+// noteRecorded notes that these sessions are stored.
+func (f *Fleet) noteRecorded(records []agent.SessionRecord, revision int64) {
+	for i := range records {
+		if e, err := f.entry(records[i].Agent); err == nil && e.reg.Load().Incarnation <= revision {
+			e.noteRecorded(records[i].Epoch)
+		}
+	}
+}
+
+func (e *entry) noteRecorded(epoch int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.recorded = max(e.recorded, epoch)
 }
 
 // followStates takes in the states that were written, likewise.

@@ -80,6 +80,7 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			continue
 		}
 		e.newest = record
+		e.recorded = record.Epoch
 	}
 	for _, s := range states {
 		e := r.agents[s.Agent]
@@ -89,9 +90,11 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 		}
 		e.state = s
 		// Sessions are written behind: the state may know of a later one.
-		if last := s.MaxEpoch(); last > e.newest.Epoch {
+		last := s.MaxEpoch()
+		if last > e.newest.Epoch {
 			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
+		e.recorded = max(e.recorded, last)
 		e.dropForeignApps()
 	}
 	f.revision = registered.Revision

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // An epoch comes from a replica's clock. So that of a new process can be below that of
@@ -17,6 +19,15 @@ import (
 // So it is with an agent that was removed and came back, of which this replica has
 // not heard: what the agent before said is not stored, epoch is 0, and following the
 // registrations ends the session.
+//
+// The other way round, what a session with a high epoch said can wait, on a replica
+// that cannot write, while a newer process has a lower epoch elsewhere, and has its
+// values stored and acked. So what is written carries what its session knew of those
+// before it (agent.Order), and takes the place only of what these stored: of two
+// sessions that did not know of each other the first that writes wins. A session knows
+// what is stored when it opens, and the one before it, of which the agent, this
+// replica's memory or news tell; not what is not stored of those before that: between
+// their epochs another replica may have begun another one.
 
 // Supersede implements agent.Tracker.
 func (t *tracker) Supersede(epoch int64) { t.fleet.supersede(t, epoch) }
@@ -35,6 +46,9 @@ func (f *Fleet) supersedeLocked(t *tracker, epoch int64) {
 	e := t.entry
 	e.stored = max(e.stored, epoch)
 	e.forgetLocked(t)
+	if epoch != 0 && epoch < t.epoch {
+		f.outbidLocked(e)
+	}
 	s := e.session
 	switch {
 	case s == nil || s.tracker != t:
@@ -43,6 +57,22 @@ func (f *Fleet) supersedeLocked(t *tracker, epoch int64) {
 	default:
 		f.peers.doubt(e)
 	}
+}
+
+// outbidLocked is called when what is stored has an epoch below that of a session of
+// which this replica knew. If the newest was on another replica, and that ended before
+// it could write it, nobody would learn of it but this one, which would take it for
+// the newest for ever. So this replica has a record above it, which ends sessions with
+// lower epochs: their agents open others above.
+func (f *Fleet) outbidLocked(e *entry) {
+	if f.peers == nil || e.newest.Replica == f.self() || e.leaving {
+		return
+	}
+	e.newest = agent.SessionRecord{
+		Agent: e.id, Epoch: nextEpoch(time.Unix(0, 0), e.newest.Epoch, f.self()), Replica: f.self(),
+	}
+	f.recordLocked(e)
+	f.presentLocked(e, time.Now())
 }
 
 // supersedeHoldsLocked is called when stored parts, of at most this epoch, took the
@@ -54,6 +84,25 @@ func (f *Fleet) supersedeHoldsLocked(e *entry, epoch int64) {
 		if h.epoch < epoch {
 			f.supersedeLocked(h.tracker, epoch)
 		}
+	}
+}
+
+// supersedeFirst is called when a part of a state lost against one with a lower epoch,
+// which the session that said it did not know of. Memory would keep it, as it is newer
+// by its epoch: so all parts are forgotten, whoever waits for one of them has to say
+// it again, and the stored ones are read. The holds stay: no ack passes them.
+func (f *Fleet) supersedeFirst(w stateWrite, stored int64) {
+	e := w.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, h := range slices.Concat(w.holds, e.holds) {
+		f.supersedeLocked(h.tracker, stored)
+	}
+	e.stored = max(e.stored, stored)
+	e.state = agent.State{Agent: e.id}
+	f.statesAgain.Store(true)
+	if f.peers != nil {
+		f.peers.nudge()
 	}
 }
 

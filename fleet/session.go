@@ -27,7 +27,7 @@ const (
 	EndSuperseded   End = "superseded"   // the agent of a newer build took its place
 	EndRevoked      End = "revoked"      // the agent has another token now
 	EndAged         End = "aged"         // the agent did not follow the request to connect again
-	EndOutdated     End = "outdated"     // its epoch is below that of what is stored
+	EndOutdated     End = "outdated"     // what it said lost against what is stored
 )
 
 var allEnds = []End{
@@ -41,6 +41,7 @@ type Session struct {
 	entry   *entry
 	info    agent.Session
 	tracker *tracker
+	order   agent.Order // of its requests, without their sequence
 	resume  Progress
 	token   [32]byte // hash of the agent's token when the session opened
 
@@ -92,13 +93,16 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	elsewhere := f.wasElsewhereLocked(e, t.ordinal, hello.Ordinal)
 	t.ordinal = hello.Ordinal
 	reg := e.reg.Load()
+	order := f.beginLocked(e, hello.Epoch)
+	t.epoch = order.Epoch
 	s := &Session{
 		fleet:   f,
 		token:   reg.TokenHash,
 		entry:   e,
 		tracker: t,
+		order:   order,
 		info: agent.Session{
-			Epoch:     f.beginLocked(e, hello.Epoch),
+			Epoch:     order.Epoch,
 			Instance:  hello.Instance,
 			First:     hello.Ordinal == 1 && !known,
 			Elsewhere: elsewhere,
@@ -146,14 +150,15 @@ func (e *entry) dropInstanceLocked(i int) {
 // more than clocks of replicas differ. Beyond it the agent would only harm itself.
 const maxEpochAhead = time.Hour
 
-// beginLocked returns the epoch for a session, which is the agent's newest from
+// beginLocked returns the order for a session, which is the agent's newest from
 // now on, and has it told and persisted in a while. told is the epoch that the
 // agent knows of; 0: none.
-func (f *Fleet) beginLocked(e *entry, told int64) int64 {
+func (f *Fleet) beginLocked(e *entry, told int64) agent.Order {
 	now := f.opts.Now()
 	last := max(e.newest.Epoch, e.stored)
-	if told < now.Add(maxEpochAhead).UnixNano() {
-		last = max(last, told)
+	previous := e.newest.Epoch
+	if told != 0 && told < now.Add(maxEpochAhead).UnixNano() {
+		last, previous = max(last, told), told
 	}
 	e.newest = agent.SessionRecord{
 		Agent:   e.id,
@@ -162,7 +167,11 @@ func (f *Fleet) beginLocked(e *entry, told int64) int64 {
 		Open:    true,
 	}
 	f.recordLocked(e)
-	return e.newest.Epoch
+	order := agent.Order{Epoch: e.newest.Epoch}
+	if f.peers != nil {
+		order.Basis, order.Previous = max(e.stored, e.recorded, 1), previous
+	}
+	return order
 }
 
 // nextEpoch rises although the clock may not. An epoch can be below a stored one all
@@ -283,11 +292,13 @@ func (s *Session) Receive(sequence int64, take func(Request)) error {
 		s.fleet.metrics.duplicates.Inc()
 		return nil
 	}
+	order := s.order
+	order.Sequence = sequence
 	take(Request{
 		fleet:   s.fleet,
 		entry:   e,
 		session: s.info,
-		order:   agent.Order{Epoch: s.info.Epoch, Sequence: sequence},
+		order:   order,
 		tracker: s.tracker,
 		now:     now,
 	})

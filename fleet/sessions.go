@@ -176,12 +176,13 @@ func (f *Fleet) writeSessions(ctx context.Context) error {
 
 func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	records := make([]agent.SessionRecord, 0, len(entries))
+	written := make([]*entry, 0, len(entries))
 	for _, e := range entries {
 		e.mu.Lock()
 		if !e.gone && e.newest.Replica == f.self() {
 			record := e.newest
 			record.Incarnation = e.reg.Load().Incarnation
-			records = append(records, record)
+			records, written = append(records, record), append(written, e)
 		}
 		e.mu.Unlock()
 	}
@@ -190,7 +191,13 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
 	defer cancel()
-	return f.store.SaveSessions(ctx, records)
+	if err := f.store.SaveSessions(ctx, records); err != nil {
+		return err
+	}
+	for i, e := range written {
+		e.noteRecorded(records[i].Epoch)
+	}
+	return nil
 }
 
 func (w *writes) addSession(e *entry) {

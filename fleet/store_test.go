@@ -227,20 +227,26 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []
 		}
 		held := s.states[st.Agent]
 		held.Agent = st.Agent
-		if epoch := held.MaxEpoch(); epoch > st.MaxEpoch() {
-			newer = append(newer, agent.StoredEpoch{Agent: st.Agent, Epoch: epoch})
+		lost := agent.StoredEpoch{Agent: st.Agent}
+		put := func(said, stored agent.Order, set func(agent.Order)) {
+			switch {
+			case said.Follows(stored):
+				set(agent.Order{Epoch: said.Epoch, Sequence: said.Sequence})
+			case said.Epoch != 0 && said.Epoch != stored.Epoch:
+				lost.Epoch, lost.First = max(lost.Epoch, stored.Epoch), lost.First || stored.Epoch < said.Epoch
+			}
 		}
-		if st.LifecycleOrder.Compare(held.LifecycleOrder) > 0 {
-			held.Lifecycle, held.LifecycleOrder = st.Lifecycle, st.LifecycleOrder
-		}
-		held.SetStarted(st.Startup.StartedAt, st.StartedOrder)
-		held.SetReady(st.Startup, st.ReadyOrder)
+		put(st.LifecycleOrder, held.LifecycleOrder, func(o agent.Order) { held.Lifecycle, held.LifecycleOrder = st.Lifecycle, o })
+		put(st.StartedOrder, held.StartedOrder, func(o agent.Order) { held.SetStarted(st.Startup.StartedAt, o) })
+		put(st.ReadyOrder, held.ReadyOrder, func(o agent.Order) { held.SetReady(st.Startup, o) })
 		held.AppHealth, held.AppHealthOrder = maps.Clone(held.AppHealth), maps.Clone(held.AppHealthOrder)
 		for app, health := range st.AppHealth {
-			held.SetAppHealth(app, health, st.AppHealthOrder[app])
+			stored := held.AppHealthOrder[app]
+			put(st.AppHealthOrder[app], stored, func(o agent.Order) { held.SetAppHealth(app, health, o) })
 		}
-		if st.NetworkOrder.Compare(held.NetworkOrder) > 0 {
-			held.Network, held.NetworkOrder = st.Network, st.NetworkOrder
+		put(st.NetworkOrder, held.NetworkOrder, func(o agent.Order) { held.Network, held.NetworkOrder = st.Network, o })
+		if lost.Epoch != 0 {
+			newer = append(newer, lost)
 		}
 		s.states[st.Agent], s.statesAt[st.Agent] = held, s.moved
 	}

@@ -51,8 +51,8 @@ type tracker struct {
 	// detached is when the last session ended; zero while there is one.
 	// Guarded by entry.mu.
 	detached time.Time
-	// ordinal of the instance's newest session here. Guarded by entry.mu.
-	ordinal int64
+	// ordinal and epoch of the instance's newest session here. Guarded by entry.mu.
+	ordinal, epoch int64
 
 	mu sync.Mutex
 	// Guarded by mu.

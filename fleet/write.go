@@ -301,13 +301,20 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	case err == nil:
 		f.metrics.statesWritten.Add(float64(len(batch)))
 		f.peers.tellStates()
-		epochs := make(map[agent.ID]int64, len(newer))
+		against := make(map[agent.ID]agent.StoredEpoch, len(newer))
 		for _, n := range newer {
-			epochs[n.Agent] = n.Epoch
+			against[n.Agent] = n
 		}
 		for _, w := range batch {
-			if epoch, lost := epochs[w.entry.id]; lost {
-				w.supersede(epoch)
+			stored, lost := against[w.entry.id]
+			switch {
+			case !lost:
+				w.entry.noteRecorded(w.state.MaxEpoch())
+			case stored.First:
+				f.supersedeFirst(w, stored.Epoch)
+				continue
+			default:
+				w.supersede(stored.Epoch)
 			}
 			w.settle(nil)
 		}

@@ -21,7 +21,10 @@ func (w *world) fault() {
 	}
 	faults := []string{"cut", "slow", "flaky", "flaky", "down", "failover", "pubsub", "pubsub", "alone", "reorder", "skew", "kill", "stop"}
 	kind := faults[w.random.IntN(len(faults))]
-	if !w.with(kind) {
+	switch {
+	case w.calm:
+		kind = "stop"
+	case !w.with(kind):
 		kind = "flaky" // so that each run has faults
 	}
 	w.faults++

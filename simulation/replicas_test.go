@@ -6,8 +6,11 @@ package simulation
 import (
 	"flag"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
+
+	"github.com/coder/agentstatsd/fleet"
 )
 
 var (
@@ -35,6 +38,55 @@ func TestReplicas(t *testing.T) {
 			runSeed(t, seed)
 		})
 	}
+}
+
+// While the database and the pubsub work no session ends as outdated, however agents
+// move and start anew, and replicas stop and start: each session knows the one before.
+func TestMovesAlone(t *testing.T) {
+	for seed := uint64(1); seed <= *manySeeds/10; seed++ {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(seed)
+				w.calm = true
+				for _, kind := range []string{"move", "process", "unnoticed", "lifecycle", "network", "health", "age"} {
+					w.omitted[kind] = false
+				}
+				for _, kind := range []string{"deregister", "bounce", "sync"} { // their late writes lose
+					w.omitted[kind] = true
+				}
+				err := w.run()
+				outdated := w.sessionsEnded(fleet.EndOutdated)
+				w.end()
+				if err != nil {
+					t.Errorf("seed %d, step %d: %v", seed, w.step, err)
+				}
+				if outdated > 0 {
+					t.Errorf("seed %d: %v sessions ended as outdated\n%s", seed, outdated, strings.Join(w.trace, "\n"))
+				}
+			})
+		})
+	}
+}
+
+// sessionsEnded counts those of all processes that ever were.
+func (w *world) sessionsEnded(end fleet.End) (count float64) {
+	for _, p := range w.all {
+		for _, r := range p.registries {
+			families, err := r.Gather()
+			if err != nil {
+				panic(err)
+			}
+			for _, f := range families {
+				for _, m := range f.GetMetric() {
+					if f.GetName() == "agentstatsd_sessions_total" && m.GetLabel()[0].GetValue() == string(end) {
+						count += m.GetCounter().GetValue()
+					}
+				}
+			}
+		}
+	}
+	return count
 }
 
 func runSeed(t *testing.T, seed uint64) {

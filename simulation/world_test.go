@@ -64,6 +64,8 @@ type world struct {
 	// pace is the time between two steps, at most; few agents do all that is done.
 	pace time.Duration
 	few  int
+	// calm runs have no faults but that processes stop.
+	calm bool
 }
 
 // The kinds of what happens that a run may do without.

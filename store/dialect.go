@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"database/sql"
+	"math"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 
@@ -80,7 +82,8 @@ type queries struct {
 	relations string
 
 	// upsertMetadata has one argument more: up to which time of the stored row
-	// it is written again with the same value; then the incarnation of the agent.
+	// it is written again with the same value; then the incarnation of the agent,
+	// and what its session knew: basis and previous.
 	upsertMetadata string
 
 	upsertWorkspace, upsertAgent string
@@ -138,6 +141,22 @@ var (
 // with columns like "agent_id uuid".
 type rowsAs func(columns ...string) string
 
+// follows is the condition on which an upsert into the table takes the place of a
+// row: agent.Order.Follows.
+func follows(table, basis, previous string) string {
+	return strings.NewReplacer("TABLE", table, "BASIS", basis, "PREVIOUS", previous).Replace(
+		`(excluded.epoch, excluded.sequence) > (TABLE.epoch, TABLE.sequence)
+    AND (TABLE.epoch = excluded.epoch OR TABLE.epoch <= BASIS OR TABLE.epoch = PREVIOUS)`)
+}
+
+// knownBefore returns the arguments of follows.
+func knownBefore(o agent.Order) (basis, previous int64) {
+	if o.Basis == 0 {
+		return math.MaxInt64, 0
+	}
+	return o.Basis, o.Previous
+}
+
 // newQueries makes the statements that differ in little: in where the rows come
 // from, what else an update sets, and what keeps a row that is read from being
 // deleted until the transaction ends.
@@ -180,15 +199,16 @@ FROM ` + rows("id uuid", "revision bigint") + ` AS n JOIN workspaces ON workspac
 		deleteWorkspaces: `DELETE FROM workspaces WHERE id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)`,
 
 		upsertState: `
-INSERT INTO agent_states (agent_id, part, epoch, sequence, data)
-SELECT n.agent_id, n.part, n.epoch, n.sequence, n.data
-FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "data jsonb", "incarnation bigint") + ` AS n
+INSERT INTO agent_states (agent_id, part, epoch, sequence, data, basis, previous)
+SELECT n.agent_id, n.part, n.epoch, n.sequence, n.data, n.basis, n.previous
+FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "data jsonb",
+			"incarnation bigint", "basis bigint", "previous bigint") + ` AS n
 WHERE EXISTS (
     SELECT 1 FROM agents WHERE agents.id = n.agent_id AND n.incarnation IN (0, agents.registered)` + keyShare + `
 ) ORDER BY n.agent_id, n.part
 ON CONFLICT (agent_id, part) DO UPDATE SET
     epoch = excluded.epoch, sequence = excluded.sequence, data = excluded.data` + alsoSet + `
-WHERE (excluded.epoch, excluded.sequence) > (agent_states.epoch, agent_states.sequence)`,
+WHERE ` + follows("agent_states", "excluded.basis", "excluded.previous"),
 		// The ids are all that is looked for in the JSON, and quoted in it.
 		forgetApps: `
 DELETE FROM agent_states WHERE agent_id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)

@@ -63,8 +63,8 @@ func (s *Store) newerEpochs(ctx context.Context, tx *sql.Tx, rows []attempted, t
 		switch {
 		case r.incarnation != 0 && registered[r.agent] != r.incarnation:
 			newer = append(newer, agent.StoredEpoch{Agent: r.agent, Key: r.name})
-		case stored[i] > r.epoch:
-			newer = append(newer, agent.StoredEpoch{Agent: r.agent, Key: r.name, Epoch: stored[i]})
+		case stored[i] > r.epoch, stored[i] < r.epoch && stored[i] != 0: // 0: there is none
+			newer = append(newer, agent.StoredEpoch{Agent: r.agent, Key: r.name, Epoch: stored[i], First: stored[i] < r.epoch})
 		}
 	}
 	return newer, nil

@@ -26,15 +26,18 @@ const rewriteWindow = time.Minute
 // rows of one key the newest counts. If the database refuses one of the rows
 // (its agent is unknown), none is written and the error wraps agent.ErrRejected.
 // A row of another incarnation of its agent than the registered one is left out:
-// it was said before the agent was removed, and comes late.
+// it was said before the agent was removed, and comes late. So is one that takes the
+// place of a row of a lower epoch that its session did not know of, by agent.Order:
+// what was stored first stays.
 //
-// newer has the keys of rows that lost: against a higher epoch, with that, or
-// against another incarnation, with 0. It is ordered by agent and key.
+// newer has the keys of rows that lost: against a higher epoch, or a lower one that
+// was stored first, with that, or against another incarnation, with 0. It is ordered
+// by agent and key.
 //
 // Within one epoch rows must come in their order, over all calls: a row that is
 // not written because its value is stored already does not leave its order, so
 // an older one with another value could follow it. Rows of different epochs,
-// which several replicas may write, come in any order.
+// which several replicas may write, come in any order, if none has a Basis.
 func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
 	if len(rows) == 0 {
 		return nil, nil, nil
@@ -109,9 +112,10 @@ func (s *Store) metadataArgs() func(*agent.Metadata) ([]any, error) {
 		if err != nil {
 			return nil, err
 		}
+		basis, previous := knownBefore(m.Order)
 		return []any{
 			s.dialect.id(m.Agent), m.Key, m.Value, m.Error, collected, m.Order.Epoch, m.Order.Sequence,
-			touchUpTo(collected, touch), m.Incarnation,
+			touchUpTo(collected, touch), m.Incarnation, basis, previous,
 		}, nil
 	}
 }

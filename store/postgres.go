@@ -75,10 +75,11 @@ func postgresQueries() queries {
 	// its agent, as the foreign key does: nobody else becomes the agent before the
 	// commit. One of an unknown agent goes on to the foreign key, which refuses it.
 	q.upsertMetadata = `
-INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence)
-SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence
+INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence, basis, previous)
+SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence, n.basis, n.previous
 FROM ` + postgresRows("agent_id uuid", "key text", "value text", "error text",
-		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint", "incarnation bigint") + ` AS n
+		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint", "incarnation bigint",
+		"basis bigint", "previous bigint") + ` AS n
 LEFT JOIN LATERAL (
     SELECT * FROM metadata WHERE agent_id = n.agent_id AND key = n.key LIMIT 1
 ) AS m ON true
@@ -93,7 +94,7 @@ ORDER BY n.agent_id, n.key COLLATE "C"
 ON CONFLICT (agent_id, key) DO UPDATE SET
     value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
     epoch = excluded.epoch, sequence = excluded.sequence
-WHERE (excluded.epoch, excluded.sequence) > (metadata.epoch, metadata.sequence)
+WHERE ` + follows("metadata", "excluded.basis", "excluded.previous") + `
 RETURNING agent_id`
 	q.upsertSum += ` RETURNING agent_id`
 	q.yes = `true`

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -397,5 +398,55 @@ func TestPostgresLateWriteMeetsItsSuccessor(t *testing.T) {
 		require.Zero(t, lost[0].Epoch, name)
 		require.Zero(t, scalar[int](t, watcher, `SELECT (SELECT count(*) FROM metadata) + (SELECT count(*) FROM agent_states)`), name)
 		incarnation += 1000
+	}
+}
+
+// A row is stored, or written anew, by a session with a lower epoch while a write is
+// under way whose session did not know of it: that waits for the commit, and loses,
+// although it saw nothing of the row when it began.
+func TestPostgresFirstCommitStays(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url})
+	register(t, s, id(1))
+	other, watcher := admin(t, url), admin(t, url)
+	order := agent.Order{Epoch: 9, Sequence: 1, Basis: 3}
+	for _, table := range []struct {
+		name, values string
+		write        func() ([]agent.StoredEpoch, error)
+	}{
+		{"metadata (agent_id, key, value, error, epoch, sequence)", `'k', 'first', ''`, func() ([]agent.StoredEpoch, error) {
+			m := row(id(1), "k", "second", 0, 0)
+			m.Order = order
+			_, lost, err := s.UpsertMetadata(t.Context(), []agent.Metadata{m})
+			return lost, err
+		}},
+		{"agent_states (agent_id, part, data, epoch, sequence)", `'network', '{"node_id": "1"}'`, func() ([]agent.StoredEpoch, error) {
+			return s.SaveStates(t.Context(), []agent.State{{Agent: id(1), NetworkOrder: order}})
+		}},
+	} {
+		for _, epoch := range []int64{5, 7} { // there is no row; there is one
+			execute(t, other, `BEGIN`)
+			name, _, _ := strings.Cut(table.name, " ")
+			if epoch == 7 {
+				execute(t, watcher, `UPDATE `+name+` SET epoch = 3`) // which it knows
+				execute(t, other, `UPDATE `+name+` SET epoch = 7`)
+			} else {
+				execute(t, other, fmt.Sprintf(`INSERT INTO %s VALUES ('%s', %s, %d, 1)`, table.name, id(1), table.values, epoch))
+			}
+			var lost []agent.StoredEpoch
+			result := make(chan error, 1)
+			go func() {
+				var err error
+				lost, err = table.write()
+				result <- err
+			}()
+			waitBlocked(t, watcher, 1)
+			execute(t, other, `COMMIT`)
+			require.NoError(t, <-result, name)
+			require.Len(t, lost, 1, name)
+			require.Equal(t, epoch, lost[0].Epoch, name)
+			require.True(t, lost[0].First, name)
+			require.Equal(t, epoch, scalar[int64](t, watcher, `SELECT epoch FROM `+name), name)
+		}
 	}
 }

@@ -56,11 +56,12 @@ type (
 )
 
 // SaveStates writes the parts of states that were ever said, in one
-// transaction. A part whose order is not above the stored one changes nothing.
-// Unknown agents are skipped, and those of another incarnation: they were
-// deregistered meanwhile. newer has, in the order of their ids, the agents of parts
-// that lost: against a higher epoch, with the highest of those, or against another
-// incarnation, or none, with 0.
+// transaction. A part whose order does not follow the stored one, by
+// agent.Order.Follows, changes nothing. Unknown agents are skipped, and those of
+// another incarnation: they were deregistered meanwhile. newer has, in the order of
+// their ids, the agents of parts that lost: against a higher epoch, or one that was
+// stored first, with the highest of those, or against another incarnation, or none,
+// with 0.
 func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error) {
 	parts := make([]statePart, 0, 5*len(states))
 	for i := range states {
@@ -124,12 +125,12 @@ FROM agents AS a LEFT JOIN agent_states AS s ON s.agent_id = a.id WHERE a.id `)
 	agents := newer[:0]
 	for _, part := range newer {
 		if n := len(agents); n == 0 || agents[n-1].Agent != part.Agent {
-			agents = append(agents, agent.StoredEpoch{Agent: part.Agent, Epoch: part.Epoch})
+			agents = append(agents, agent.StoredEpoch{Agent: part.Agent, Epoch: part.Epoch, First: part.First})
 			continue
 		}
 		// All parts are of one incarnation: if one has no epoch, none has.
 		highest := &agents[len(agents)-1]
-		highest.Epoch = max(highest.Epoch, part.Epoch)
+		highest.Epoch, highest.First = max(highest.Epoch, part.Epoch), highest.First || part.First
 	}
 	return agents, err
 }
@@ -162,7 +163,8 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 		// A year beyond 9999 has no JSON: the same again next time.
 		return nil, fmt.Errorf("%s of agent %s: %w: %w", p.part, p.agent, agent.ErrRejected, err)
 	}
-	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data), p.incarnation}, nil
+	basis, previous := knownBefore(p.order)
+	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data), p.incarnation, basis, previous}, nil
 }
 
 // States returns what is stored of each agent that said anything, in the order

@@ -60,8 +60,8 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 					m := &rows[i]
 					if !t.of(m.Agent, m.Incarnation) {
 						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key})
-					} else if stored := t.metadata[m.Agent][m.Key].Order.Epoch; stored > m.Order.Epoch {
-						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key, Epoch: stored})
+					} else if stored := t.metadata[m.Agent][m.Key].Order.Epoch; stored != m.Order.Epoch {
+						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key, Epoch: stored, First: stored < m.Order.Epoch})
 					}
 				}
 				return nil
@@ -114,10 +114,13 @@ func (s *Store) check(t *tables, m *agent.Metadata) error {
 	return nil
 }
 
-// put writes m unless what is stored is newer.
+// asStored is an order as it is read back.
+func asStored(o agent.Order) agent.Order { return agent.Order{Epoch: o.Epoch, Sequence: o.Sequence} }
+
+// put writes m if it follows what is stored.
 func (t *tables) put(m agent.Metadata) bool {
 	keys := t.metadata[m.Agent]
-	if old, known := keys[m.Key]; known && m.Order.Compare(old.Order) <= 0 {
+	if old, known := keys[m.Key]; known && !m.Order.Follows(old.Order) {
 		return false
 	}
 	if keys == nil {
@@ -125,7 +128,7 @@ func (t *tables) put(m agent.Metadata) bool {
 		t.metadata[m.Agent] = keys
 	}
 	m.Key, m.Value, m.Error = strings.Clone(m.Key), strings.Clone(m.Value), strings.Clone(m.Error)
-	m.Incarnation = 0
+	m.Incarnation, m.Order = 0, asStored(m.Order)
 	keys[m.Key] = m
 	return true
 }

@@ -39,8 +39,8 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []a
 				id := states[i].Agent
 				if states[i].Incarnation != 0 && !t.of(id, states[i].Incarnation) {
 					lost = append(lost, agent.StoredEpoch{Agent: id})
-				} else if epoch := t.states[id].above(&states[i]); epoch > 0 {
-					lost = append(lost, agent.StoredEpoch{Agent: id, Epoch: epoch})
+				} else if epoch, first := t.states[id].against(&states[i]); epoch > 0 {
+					lost = append(lost, agent.StoredEpoch{Agent: id, Epoch: epoch, First: first})
 				}
 			}
 			return nil
@@ -52,8 +52,9 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []a
 	return newer, nil
 }
 
-// above returns the highest epoch of the parts that st lost against; 0: none.
-func (r stateRow) above(st *agent.State) (epoch int64) {
+// against returns the highest epoch of the parts that st lost against, 0 if it lost
+// nothing, and whether one of them is lower.
+func (r stateRow) against(st *agent.State) (epoch int64, first bool) {
 	type pair struct{ said, stored agent.Order }
 	parts := []pair{
 		{st.LifecycleOrder, r.LifecycleOrder}, {st.StartedOrder, r.began.StartedOrder}, {st.NetworkOrder, r.NetworkOrder},
@@ -65,11 +66,11 @@ func (r stateRow) above(st *agent.State) (epoch int64) {
 		parts = append(parts, pair{order, r.AppHealthOrder[app]})
 	}
 	for _, p := range parts {
-		if p.said != (agent.Order{}) && p.stored.Epoch > p.said.Epoch {
-			epoch = max(epoch, p.stored.Epoch)
+		if p.said != (agent.Order{}) && p.stored.Epoch != p.said.Epoch {
+			epoch, first = max(epoch, p.stored.Epoch), first || p.stored.Epoch < p.said.Epoch
 		}
 	}
-	return epoch
+	return epoch, first
 }
 
 // storedState makes of a state what is read back of it.
@@ -88,24 +89,25 @@ func storedState(st *agent.State) error {
 func (t *tables) putState(st *agent.State, number int64) {
 	row := t.states[st.Agent]
 	row.Agent = st.Agent
-	if st.LifecycleOrder.Compare(row.LifecycleOrder) > 0 {
-		row.Lifecycle, row.LifecycleOrder = st.Lifecycle, st.LifecycleOrder
+	if st.LifecycleOrder.Follows(row.LifecycleOrder) {
+		row.Lifecycle, row.LifecycleOrder = st.Lifecycle, asStored(st.LifecycleOrder)
 		row.lifecycle = number
 	}
-	if row.began.SetStarted(st.Startup.StartedAt, st.StartedOrder) {
+	if st.StartedOrder.Follows(row.began.StartedOrder) && row.began.SetStarted(st.Startup.StartedAt, asStored(st.StartedOrder)) {
 		row.started = number
 	}
-	if st.StartEnded() && row.ended.SetReady(st.Startup, st.ReadyOrder) {
+	if st.StartEnded() && st.ReadyOrder.Follows(row.ended.ReadyOrder) && row.ended.SetReady(st.Startup, asStored(st.ReadyOrder)) {
 		row.ready = number
 	}
 	row = row.own()
 	for app, health := range st.AppHealth {
-		if row.SetAppHealth(app, health, st.AppHealthOrder[app]) {
+		order := st.AppHealthOrder[app]
+		if order.Follows(row.AppHealthOrder[app]) && row.SetAppHealth(app, health, asStored(order)) {
 			row.appHealth[app] = number
 		}
 	}
-	if st.NetworkOrder.Compare(row.NetworkOrder) > 0 {
-		row.Network, row.NetworkOrder = st.Network, st.NetworkOrder
+	if st.NetworkOrder.Follows(row.NetworkOrder) {
+		row.Network, row.NetworkOrder = st.Network, asStored(st.NetworkOrder)
 		row.network = number
 	}
 	if max(row.lifecycle, row.started, row.ready, row.network) > 0 || len(row.appHealth) > 0 {

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -263,30 +264,9 @@ func testNewerEpochs(t *testing.T, open func(testing.TB, Options) Store) {
 	}
 
 	full := func(n byte, epoch, sequence int64) agent.State {
-		order := agent.Order{Epoch: epoch, Sequence: sequence}
-		st := agent.State{Agent: id(n), NetworkOrder: order}
-		st.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, order)
-		st.SetAppHealth(id(203), agent.AppHealthHealthy, order)
-		return st
+		return fullState(n, agent.Order{Epoch: epoch, Sequence: sequence})
 	}
-	parts := map[string]func(agent.State) agent.State{
-		"lifecycle": func(st agent.State) agent.State {
-			return agent.State{Agent: st.Agent, Lifecycle: st.Lifecycle, LifecycleOrder: st.LifecycleOrder}
-		},
-		"network": func(st agent.State) agent.State {
-			return agent.State{Agent: st.Agent, NetworkOrder: st.NetworkOrder}
-		},
-		"ready": func(st agent.State) agent.State {
-			return agent.State{Agent: st.Agent, Startup: st.Startup, ReadyOrder: st.ReadyOrder}
-		},
-		"started": func(st agent.State) agent.State {
-			return agent.State{Agent: st.Agent, StartedOrder: st.ReadyOrder}
-		},
-		"app health": func(st agent.State) agent.State {
-			return agent.State{Agent: st.Agent, AppHealth: st.AppHealth, AppHealthOrder: st.AppHealthOrder}
-		},
-	}
-	for name, part := range parts {
+	for name, part := range stateParts {
 		saveStates(t, s, []agent.State{part(full(1, 5, 1)), part(full(2, 5, 1))})
 		newer, err := s.SaveStates(t.Context(), []agent.State{part(full(2, 6, 1)), part(full(1, 5, 0)), part(full(3, 1, 1))})
 		require.NoError(t, err)
@@ -298,4 +278,106 @@ func testNewerEpochs(t *testing.T, open func(testing.TB, Options) Store) {
 	newer, err := s.SaveStates(t.Context(), []agent.State{full(99, 1, 1)})
 	require.NoError(t, err)
 	require.Empty(t, newer, "of an unknown agent")
+}
+
+// fullState says something of each part.
+func fullState(n byte, order agent.Order) agent.State {
+	st := agent.State{Agent: id(n), NetworkOrder: order}
+	st.Network.NodeID = uint64(order.Epoch)
+	st.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, order)
+	st.SetAppHealth(id(203), agent.AppHealthHealthy, order)
+	return st
+}
+
+// stateParts return the parts of a state.
+var stateParts = map[string]func(agent.State) agent.State{
+	"lifecycle": func(st agent.State) agent.State {
+		return agent.State{Agent: st.Agent, Lifecycle: st.Lifecycle, LifecycleOrder: st.LifecycleOrder}
+	},
+	"network": func(st agent.State) agent.State {
+		return agent.State{Agent: st.Agent, NetworkOrder: st.NetworkOrder}
+	},
+	"ready": func(st agent.State) agent.State {
+		return agent.State{Agent: st.Agent, Startup: st.Startup, ReadyOrder: st.ReadyOrder}
+	},
+	"started": func(st agent.State) agent.State {
+		return agent.State{Agent: st.Agent, StartedOrder: st.ReadyOrder}
+	},
+	"app health": func(st agent.State) agent.State {
+		return agent.State{Agent: st.Agent, AppHealth: st.AppHealth, AppHealthOrder: st.AppHealthOrder}
+	},
+}
+
+// What would take the place of a row that its session did not know of is left out: that
+// stays, although its epoch is lower, and whoever wrote the other one is told.
+func testFirstStays(t *testing.T, s Store) {
+	register(t, s, id(1), id(2))
+	for name, c := range map[string]struct {
+		stored int64
+		order  agent.Order
+		lands  bool
+	}{
+		"nothing is stored":      {0, agent.Order{Epoch: 9, Basis: 1}, true},
+		"known to be stored":     {5, agent.Order{Epoch: 9, Basis: 5}, true},
+		"below what is":          {5, agent.Order{Epoch: 9, Basis: 6}, true},
+		"above what is":          {5, agent.Order{Epoch: 9, Basis: 4}, false},
+		"the one before":         {5, agent.Order{Epoch: 9, Basis: 1, Previous: 5}, true},
+		"below the one before":   {5, agent.Order{Epoch: 9, Basis: 1, Previous: 6}, false},
+		"above the one before":   {5, agent.Order{Epoch: 9, Basis: 1, Previous: 4}, false},
+		"nothing was known":      {5, agent.Order{Epoch: 9, Basis: 1}, false},
+		"the session itself":     {9, agent.Order{Epoch: 9, Basis: 1}, true},
+		"whatever is known":      {5, agent.Order{Epoch: 9}, true},
+		"of a lower epoch":       {11, agent.Order{Epoch: 9, Basis: 1, Previous: 11}, false},
+		"of a lower, known once": {11, agent.Order{Epoch: 9, Basis: 20}, false},
+	} {
+		c.order.Sequence = 2
+		before := agent.Order{Epoch: c.stored, Sequence: 1}
+		want := c.order
+		var lost agent.StoredEpoch
+		if !c.lands {
+			want, lost = before, agent.StoredEpoch{Agent: id(1), Epoch: c.stored, First: c.stored < c.order.Epoch}
+		}
+		want.Basis, want.Previous = 0, 0
+		beside := agent.Order{Epoch: 1, Sequence: 1}
+		check := func(part string, is []agent.StoredEpoch, stored agent.Order) {
+			require.Equal(t, want, stored, "%s: %s", name, part)
+			if c.lands {
+				require.Empty(t, is, "%s: %s", name, part)
+			} else {
+				require.Equal(t, []agent.StoredEpoch{lost}, is, "%s: %s", name, part)
+			}
+		}
+
+		key := name
+		if c.stored != 0 {
+			upsert(t, s, []agent.Metadata{row(id(1), key, "first", before.Epoch, before.Sequence)})
+		}
+		m := row(id(1), key, "second", 0, 0)
+		m.Order = c.order
+		_, newer, err := s.UpsertMetadata(t.Context(), []agent.Metadata{m, row(id(2), key, "beside", 1, 1)})
+		require.NoError(t, err)
+		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		require.NoError(t, err)
+		i := slices.IndexFunc(found, func(m agent.Metadata) bool { return m.Key == key })
+		require.Equal(t, want == before, found[i].Value == "first", name)
+		lost.Key = key
+		check("metadata", newer, found[i].Order)
+		lost.Key = ""
+
+		for part, of := range stateParts {
+			// Registered anew, the agents have said nothing.
+			apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1), id(2)}})
+			register(t, s, id(1), id(2))
+			if c.stored != 0 {
+				saveStates(t, s, []agent.State{of(fullState(1, before))})
+			}
+			newer, err := s.SaveStates(t.Context(), []agent.State{of(fullState(1, c.order)), of(fullState(2, beside))})
+			require.NoError(t, err)
+			states, _, err := s.States(t.Context(), 0)
+			require.NoError(t, err)
+			require.Len(t, states, 2)
+			require.Equal(t, of(fullState(1, want)), states[0], "%s: %s", name, part)
+			check(part, newer, agent.Order{Epoch: states[0].MaxEpoch(), Sequence: want.Sequence})
+		}
+	}
 }

@@ -92,6 +92,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("Startup", func(t *testing.T) { testStartup(t, open(t, Options{})) })
 	t.Run("AppHealth", func(t *testing.T) { testAppHealth(t, open(t, Options{})) })
 	t.Run("NewerEpochs", func(t *testing.T) { testNewerEpochs(t, open) })
+	t.Run("FirstStays", func(t *testing.T) { testFirstStays(t, open(t, Options{})) })
 	t.Run("Sessions", func(t *testing.T) { testSessions(t, open(t, Options{})) })
 	t.Run("SessionsSince", func(t *testing.T) { testSessionsSince(t, open(t, Options{})) })
 	t.Run("Pushes", func(t *testing.T) { testPushes(t, open(t, Options{})) })
