@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -60,7 +61,7 @@ func (w watchingAgents) next() []string {
 }
 
 func TestWatchAgents(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		created := time.Now()
 		fresh := func(n int) *pb.AgentRegistration {
@@ -134,7 +135,7 @@ func TestWatchAgents(t *testing.T) {
 }
 
 func TestWatchAgentsOfMany(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		var numbers []int
 		for n := range 1100 {

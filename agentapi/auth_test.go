@@ -11,7 +11,6 @@ import (
 	"math/big"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -23,6 +22,7 @@ import (
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -109,7 +109,7 @@ func TestAuthentication(t *testing.T) {
 }
 
 func TestLogOfStrangersIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		for range 5 {
 			s.open(as(t.Context(), "x")).requireEnd(codes.Unauthenticated, "unknown token")

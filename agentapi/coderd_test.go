@@ -16,6 +16,7 @@ import (
 
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -117,7 +118,7 @@ func TestRegistrationsAreValidated(t *testing.T) {
 
 // Clocks may differ, but not by years: the newest build of its labels is served.
 func TestRegistrationsAhead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		for field, of := range map[string]func(*pb.AgentRegistration) **timestamppb.Timestamp{
 			"created_at":                 func(r *pb.AgentRegistration) **timestamppb.Timestamp { return &r.CreatedAt },
@@ -143,7 +144,7 @@ func TestRegistrationsAhead(t *testing.T) {
 }
 
 func TestRegisterAndList(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{MaxAgents: 150}})
 		var numbers []int
 		for n := 1; n <= 120; n++ {
@@ -220,7 +221,7 @@ func TestRegisterAndList(t *testing.T) {
 }
 
 func TestSync(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, api: agentapi.Options{MaxSyncs: 1, SyncTimeout: time.Minute}})
 		s.register(1, 2, 3, 4)
 		sync := func(parts ...*pb.SyncAgentsRequest) (*pb.SyncAgentsResponse, error) {
@@ -281,7 +282,7 @@ func TestSync(t *testing.T) {
 }
 
 func TestGetMetadata(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
 		s.register(1, 2, 3)
 		sent := time.Now()
@@ -326,7 +327,7 @@ func TestGetMetadata(t *testing.T) {
 // Registrations that are too large together are refused with the limit and the
 // value, which sending again does not change.
 func TestRegistrationsTooLarge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{MaxBytes: 4000}})
 		s.register(1)
 		var more []*pb.AgentRegistration

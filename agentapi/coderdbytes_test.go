@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -22,7 +23,7 @@ func (s *service) memory(kind string) float64 {
 // All syncs that are under way have a budget together, and each message is counted
 // by its elements.
 func TestSyncsAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxSyncBytes: 1 << 20}})
 		sync := func() pb.CoderdService_SyncAgentsClient {
 			c, err := s.coderd().SyncAgents(s.asCoderd())
@@ -70,7 +71,7 @@ func TestSyncsAreBounded(t *testing.T) {
 // So have all pushes, and each family is counted by its elements before it is
 // decoded.
 func TestPushesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxPushBytes: 100_000, MaxPushesBytes: 150_000, MaxMessageBytes: 100_000, MaxAgentMessageBytes: 100_000}})
 		first, second := s.openPush(pushHello(1, "a")), s.openPush(pushHello(2, "b"))
 		family := "\x12\xc0\xb8\x02" + strings.Repeat("h", 40_000) // of help

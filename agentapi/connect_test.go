@@ -19,12 +19,13 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // TestSession goes the way of an agent from hello to goodbye.
 func TestSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{SessionAge: time.Hour}})
 		s.register(1)
 		c := s.connect(1, 7, 1)
@@ -155,7 +156,7 @@ func TestMalformedMessage(t *testing.T) {
 }
 
 func TestHelloTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		start := time.Now()
@@ -165,7 +166,7 @@ func TestHelloTimeout(t *testing.T) {
 }
 
 func TestRefusalsByName(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		r := registration(1)
 		r.MetadataKeys = []string{"cpu"}
@@ -246,7 +247,7 @@ func TestRefusalsByName(t *testing.T) {
 }
 
 func TestGarbageIsSentAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{RefusedBurst: 10, RefusedPerSecond: 1}})
 		s.register(1, 2)
 		c := s.connect(1, 1, 1)
@@ -298,7 +299,7 @@ func retryDelay(t *testing.T, err error) time.Duration {
 
 // Who breaks the contract over and over is away, too.
 func TestBrokenMessagesAreCounted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		for session := int64(1); ; session++ {
@@ -323,7 +324,7 @@ func TestBrokenMessagesAreCounted(t *testing.T) {
 // An agent that floods is not read faster than its rate, by which its own flow
 // control stops it, and ended after a while.
 func TestFloodIsSlowed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{MessagesPerSecond: 10, MessagesBurst: 100}})
 		s.register(1, 2)
 		flood, good := s.connect(1, 1, 1), s.connect(2, 1, 1)
@@ -379,7 +380,7 @@ func TestElementsAreCounted(t *testing.T) {
 }
 
 func TestTakeoverAndResume(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		first := s.connect(1, 1, 1)
@@ -440,7 +441,7 @@ func TestStreamsOfAgentsThatGo(t *testing.T) {
 // TestTokenRevokedBeforeTheHello shows that a token is looked up again once the
 // session stands.
 func TestTokenRevokedBeforeTheHello(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		c := s.open(as(t.Context(), token(1)))
@@ -479,7 +480,7 @@ func TestRelaying(t *testing.T) {
 }
 
 func TestSessionAge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{fleet: fleet.Options{SessionAge: 10 * time.Minute}})
 		s.register(1, 2)
 		stays, goes := s.connect(1, 1, 1), s.connect(2, 2, 1)
@@ -502,7 +503,7 @@ func TestSessionAge(t *testing.T) {
 }
 
 func TestGoodbyeDoesNotWaitForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		c := s.connect(1, 1, 1)
@@ -517,7 +518,7 @@ func TestGoodbyeDoesNotWaitForEver(t *testing.T) {
 }
 
 func TestUnavailableUntilLoaded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{down: true})
 		s.open(as(t.Context(), token(1))).requireEnd(codes.Unavailable, "the token cannot be checked now")
 		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{})
@@ -534,7 +535,7 @@ func TestUnavailableUntilLoaded(t *testing.T) {
 
 // TestDatabaseDown shows that streams go on, and what coderd is told.
 func TestDatabaseDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		s.store.set(true)

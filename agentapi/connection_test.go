@@ -15,13 +15,14 @@ import (
 
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // A report that comes alone is acked at once; of many each 32nd, and the last one
 // soon.
 func TestAcksAreSparse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const burst = 6*32 + 8
 		s := start(t, settings{})
 		s.register(1)
@@ -52,7 +53,7 @@ func TestAcksAreSparse(t *testing.T) {
 
 // An agent that is idle has one goroutine beside those of its connection.
 func TestStreamsHaveOneGoroutine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const agents = 50
 		s := start(t, settings{})
 		numbers := make([]int, agents)
@@ -88,7 +89,7 @@ func ownGoroutines() (n int) {
 // An agent that does not read what it is told is not read either, in the end,
 // and stands in nobody's way.
 func TestAgentThatDoesNotRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const bad, requests = 40, 2000
 		s := start(t, settings{
 			fleet: fleet.Options{RefusedBurst: bad * requests, RefusedPerSecond: 1},
@@ -139,7 +140,7 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 
 // Agents that do not read do not hold up the stop of the service.
 func TestStopWithAgentThatDoesNotRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{
 			fleet: fleet.Options{RefusedBurst: 1 << 20, RefusedPerSecond: 1},
 			dial:  []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},

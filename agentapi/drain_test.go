@@ -13,11 +13,12 @@ import (
 
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestDrain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{
 			api:     agentapi.Options{HelloTimeout: time.Minute},
 			batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
@@ -75,7 +76,7 @@ func TestDrain(t *testing.T) {
 // The requests to connect again are spread evenly over three quarters of the drain:
 // in no twelfth of that time there are more than twice the mean.
 func TestDrainIsSpread(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const agents, parts = 600, 12
 		s := start(t, settings{})
 		numbers := make([]int, agents)
@@ -112,7 +113,7 @@ func TestDrainIsSpread(t *testing.T) {
 }
 
 func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{DrainTimeout: time.Hour}})
 		s.register(1)
 		c := s.connect(1, 1, 1)
@@ -130,7 +131,7 @@ func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var s *service
 		s = start(t, settings{down: true, api: agentapi.Options{StoreReady: func(ctx context.Context) error {
 			if err := s.store.err(); err != nil {

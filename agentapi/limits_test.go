@@ -14,6 +14,7 @@ import (
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -97,7 +98,7 @@ func TestAgentsAreNoCoderd(t *testing.T) {
 }
 
 func TestFirstMessageIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		closed, open := s.methods()
@@ -126,7 +127,7 @@ func TestFirstMessageIsBounded(t *testing.T) {
 }
 
 func TestOpenServicesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		health := healthpb.NewHealthClient(s.conn)
 		began := time.Now()
@@ -193,7 +194,7 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 }
 
 func TestIdleStreamsEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{IdleTimeout: 90 * time.Second}})
 		s.register(1, 2, 3)
 		silent, busy := s.connect(1, 1, 1), s.connect(2, 1, 1)
@@ -213,7 +214,7 @@ func TestIdleStreamsEnd(t *testing.T) {
 }
 
 func TestCallsOfCoderdAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxCoderdCalls: 2}})
 		for range 2 {
 			s.call(s.asCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -117,7 +118,7 @@ func (p pushing) requireEnd(code codes.Code, text string) {
 }
 
 func TestPush(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		p := s.openPush(pushHello(7, "coderd-0"))
 		p.part("a", "bb")
@@ -173,7 +174,7 @@ func TestPushTellsRefusals(t *testing.T) {
 }
 
 func TestPushHello(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		for want, change := range map[string]func(*pb.PushHello){
 			"hello.replica: want 1 to 256 bytes, got 0":            func(h *pb.PushHello) { h.Replica = "" },
@@ -282,7 +283,7 @@ func TestPushWithoutRoom(t *testing.T) {
 // TestPushSupersedes shows that a newer stream of an instance ends the older
 // one, and that no snapshot of the older comes after one of the newer.
 func TestPushSupersedes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		other := s.openPush(pushHello(2, "other"))
 		first := s.openPush(pushHello(1, "a"))
@@ -319,7 +320,7 @@ func TestPushSupersedes(t *testing.T) {
 }
 
 func TestPushDrains(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		idle, busy := s.openPush(pushHello(1, "idle")), s.openPush(pushHello(2, "busy"))
 		s.pushes.hold = make(chan struct{})

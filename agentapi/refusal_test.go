@@ -19,6 +19,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -241,7 +242,7 @@ func TestRefusalOfALostStream(t *testing.T) {
 // An agent whose values the database refuses is sent away like one whose values
 // are refused on receipt.
 func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, _ := startRejecting(t, settings{fleet: fleet.Options{RefusedBurst: 5, RefusedPerSecond: 1}}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
 		s.register(1, 2)
 		c := s.connect(1, 1, 1)

@@ -4,11 +4,13 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // While somebody else waits for the agent, what it is to be told does not grow.
 func TestAwaitRoom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		waits := func(ctx context.Context, unsent int) (c *connection, done chan struct{}) {
 			c = &connection{answering: true}
 			done = make(chan struct{})

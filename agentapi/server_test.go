@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -43,7 +44,7 @@ func TestPanicsStayInside(t *testing.T) {
 }
 
 func TestPanicEndsTheSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{change: func(c *agentapi.Components) { c.Stats = panics{} }})
 		s.register(1)
 		c := s.connect(1, 1, 1)

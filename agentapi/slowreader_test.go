@@ -14,6 +14,7 @@ import (
 
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -39,7 +40,7 @@ var fixedWindows = []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), 
 // Watchers that do not read hold no more than all of them may, and are ended; one that
 // reads has its turn then.
 func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const limit = 1 << 20
 		s := start(t, settings{
 			api: agentapi.Options{
@@ -90,7 +91,7 @@ func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
 
 // So are those that read a little from time to time.
 func TestWatchersThatReadSlowlyAreEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{dial: fixedWindows})
 		w := s.watch(s.putMuch(200)...)
 		time.Sleep(10 * time.Second)
@@ -106,7 +107,7 @@ func TestWatchersThatReadSlowlyAreEnded(t *testing.T) {
 }
 
 func TestWatchRemembersWithinItsLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000, MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}})
 		s.register(1, 2)
 		_, err := s.watch(make20()...).Recv()

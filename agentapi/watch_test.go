@@ -15,6 +15,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -90,7 +91,7 @@ func (w watching) requireSynced() {
 }
 
 func TestWatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1, 2, 3)
 		s.put(1, "a", "1", "b", "2")
@@ -111,7 +112,7 @@ func TestWatch(t *testing.T) {
 }
 
 func TestWatchRepairsMissedNews(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
 		s := start(t, settings{change: func(c *agentapi.Components) { c.News = news }})
 		s.register(1, 2)
@@ -137,7 +138,7 @@ func TestWatchRepairsMissedNews(t *testing.T) {
 }
 
 func TestWatchWaitsForTheDatabase(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
 		s := start(t, settings{change: func(c *agentapi.Components) { c.News = news }})
 		s.register(1)
@@ -161,7 +162,7 @@ func TestWatchWaitsForTheDatabase(t *testing.T) {
 }
 
 func TestWatchTellsWhatComesBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		s.put(1, "a", "1")
@@ -180,7 +181,7 @@ func TestWatchTellsWhatComesBack(t *testing.T) {
 // TestWatchOfMuch shows that the answer comes in parts, and that a watcher that
 // does not read gets the newest in the end.
 func TestWatchOfMuch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{SendTimeout: 10 * time.Minute}})
 		var numbers []int
 		for n := 1; n <= 150; n++ {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -90,7 +91,7 @@ func (w *statsWatcher) ack(number int64) {
 }
 
 func TestWatchStats(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1, 2)
 		s.report(1, &pb.Stats{RxBytes: 1000}) // nobody watches
@@ -151,7 +152,7 @@ func TestWatchStats(t *testing.T) {
 }
 
 func TestWatchStatsContinues(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
@@ -208,7 +209,7 @@ func TestWatchStatsContinues(t *testing.T) {
 }
 
 func TestWatchStatsTakeover(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		old := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
@@ -242,7 +243,7 @@ func TestWatchStatsTakeover(t *testing.T) {
 }
 
 func TestWatchStatsLimits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxWatches: 4}}) // with 3 subscriptions
 		for want, first := range map[string]*pb.WatchStatsRequest{
 			"name: want 1 to 64 bytes, got 0":                 {},

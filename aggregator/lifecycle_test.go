@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // seriesOf returns how many series lines have the text in them.
@@ -38,7 +39,7 @@ func running(t *testing.T, a *Aggregator) (stop func()) {
 // Series expire by timer, exactly the TTL after the report that last had them,
 // or up to a second later if something else has just expired.
 func TestExpiry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		a := newTest(t, Options{ReportInterval: 30 * time.Second, SeriesTTL: 100 * time.Second})
 		stop := running(t, a)
 		defer stop()
@@ -78,7 +79,7 @@ func TestExpiry(t *testing.T) {
 // An agent that went without a goodbye is forgotten with its series; one that is
 // connected is not.
 func TestAgentsThatEndedAreForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		a := newTest(t, Options{})
 		stop := running(t, a)
 		defer stop()

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/store"
 )
 
@@ -59,7 +60,7 @@ func addKeys(b *Batcher, next *int, n int) {
 }
 
 func TestSchedule(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, start, next := &fakeStore{}, time.Now(), 0
 		b := newBatcher(t, store, Options{BatchSize: 10})
 		stop := run(t, b)
@@ -94,7 +95,7 @@ func TestSchedule(t *testing.T) {
 
 // What arrives during a scheduled flush waits for the next one.
 func TestScheduledFlushEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, start, next := &fakeStore{}, time.Now(), 0
 		b := newBatcher(t, store, Options{BatchSize: 10})
 		store.before = func(context.Context, []agent.Metadata) error {
@@ -129,7 +130,7 @@ func TestBackoff(t *testing.T) {
 }
 
 func TestRetries(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, next := &fakeStore{}, 0
 		store.before = func(context.Context, []agent.Metadata) error { return errDown }
 		var logged bytes.Buffer
@@ -171,7 +172,7 @@ func TestRetries(t *testing.T) {
 
 // A store and a publisher that do not answer are given up.
 func TestTimeouts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, start, next := &fakeStore{}, time.Now(), 0
 		store.before = func(ctx context.Context, _ []agent.Metadata) error {
 			<-ctx.Done()
@@ -199,7 +200,7 @@ func (*hungPublisher) PublishMetadata(ctx context.Context, _ []agent.ID) error {
 }
 
 func TestShutdown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, start, next := &fakeStore{}, time.Now(), 0
 		reg := prometheus.NewRegistry()
 		b, err := New(store, &fakePublisher{}, Options{BatchSize: 10}, reg, quiet)
@@ -229,7 +230,7 @@ func TestShutdown(t *testing.T) {
 func TestShutdownIsBounded(t *testing.T) {
 	for _, flushUnderWay := range []bool{false, true} {
 		t.Run(strconv.FormatBool(flushUnderWay), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				store, next := &fakeStore{}, 0
 				store.before = func(ctx context.Context, _ []agent.Metadata) error {
 					<-ctx.Done()
@@ -257,7 +258,7 @@ func TestShutdownIsBounded(t *testing.T) {
 
 // A flush that is under way when the end comes is not broken off.
 func TestShutdownDuringFlush(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store, start, next := &fakeStore{}, time.Now(), 0
 		store.before = func(ctx context.Context, _ []agent.Metadata) error {
 			select {
@@ -281,7 +282,7 @@ func TestShutdownDuringFlush(t *testing.T) {
 
 // Reports from many streams, removals and faults at once.
 func TestConcurrent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const streams, reports = 8, 200
 		store := &fakeStore{}
 		store.before = func(context.Context, []agent.Metadata) error {
@@ -325,7 +326,7 @@ func TestConcurrent(t *testing.T) {
 
 // The whole way on the real database, with an agent that it does not know.
 func TestSQLite(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "a.db")}, prometheus.NewRegistry(), quiet)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // manyKeys are entries with the value, under keys that start so.
@@ -25,7 +26,7 @@ func manyKeys(start, value string, n int) (entries []string) {
 // What finding an agent's refused rows takes is bounded in each flush, and delays
 // nobody else.
 func TestQuarantine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
 		// A call takes its time, so that they can be counted by it.
 		store.before = func(context.Context, []agent.Metadata) error { time.Sleep(5 * time.Millisecond); return nil }
@@ -69,7 +70,7 @@ func TestQuarantine(t *testing.T) {
 // An agent in quarantine gets its good rows written, in their order, and comes out
 // of it when its time is over.
 func TestQuarantineEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
 		b := newBatcher(t, store, Options{})
 		tracker := &fakeTracker{}
@@ -177,7 +178,7 @@ func TestShares(t *testing.T) {
 // With no room in quarantine the refused rows of an agent are found at once: what it
 // has that is good is written, and nobody waits for it.
 func TestQuarantineIsFull(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
 		b, err := New(store, &fakePublisher{}, Options{BatchSize: 2}, prometheus.NewRegistry(), quiet)
 		require.NoError(t, err)

@@ -16,11 +16,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestAgentSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		var bytes int64
 		agent, err := client.NewAgent(conn, client.AgentOptions{
@@ -73,7 +74,7 @@ func TestAgentSession(t *testing.T) {
 }
 
 func TestAgentClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		var durable []client.Metadata
 		agent, err := client.NewAgent(conn, client.AgentOptions{
@@ -112,7 +113,7 @@ func TestAgentCloseEnds(t *testing.T) {
 		{"without an end", func(f *fakeService) { f.linger = true }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				fake, _, conn := startFake(t)
 				test.setup(fake)
 				agent, err := client.NewAgent(conn, client.AgentOptions{})
@@ -134,7 +135,7 @@ func TestAgentCloseEnds(t *testing.T) {
 
 // An ack that was lost with its stream is told by the next session's settings.
 func TestAgentFlushEndsByResume(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		fake.mute = true
 		agent, err := client.NewAgent(conn, client.AgentOptions{})
@@ -158,7 +159,7 @@ func TestAgentFlushEndsByResume(t *testing.T) {
 }
 
 func TestAgentCloseTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		agent, err := client.NewAgent(conn, client.AgentOptions{})
 		require.NoError(t, err)
@@ -196,7 +197,7 @@ func TestAgentCarriesOver(t *testing.T) {
 		{"acked", afterAck, []int64{1, 2, 4, 8}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				fake, _, conn := startFake(t)
 				agent, err := client.NewAgent(conn, client.AgentOptions{})
 				require.NoError(t, err)
@@ -228,7 +229,7 @@ func TestAgentCarriesOver(t *testing.T) {
 
 // While acks do not come, reports merge instead of piling up.
 func TestAgentMergesUnackedReports(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		fake.mute = true
 		agent, err := client.NewAgent(conn, client.AgentOptions{})
@@ -254,7 +255,7 @@ func TestAgentMergesUnackedReports(t *testing.T) {
 }
 
 func TestAgentReplaysStates(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, n, conn := startFake(t)
 		agent, err := client.NewAgent(conn, client.AgentOptions{})
 		require.NoError(t, err)
@@ -284,7 +285,7 @@ func TestAgentReplaysStates(t *testing.T) {
 // What the service refused is neither durable nor sent again, and does not hold
 // up Flush; the rest of the request is.
 func TestAgentRefusals(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		fake.refuse = func(req *agentstatsv1.ConnectRequest) *agentstatsv1.Refusal {
 			if req.GetMetadata() == nil {

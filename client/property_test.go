@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -53,7 +54,7 @@ func TestAgentResumes(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		history := rapid.SliceOfN(steps, 0, 40).Draw(rt, "history")
 		var err error
-		synctest.Test(t, func(t *testing.T) { err = live(t.Context(), history) })
+		bubble.Test(t, func(t *testing.T) { err = live(t.Context(), history) })
 		if err != nil {
 			rt.Fatal(err)
 		}

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -158,7 +159,7 @@ func everything(t testing.TB) *prometheus.Registry {
 }
 
 func TestPush(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startPushes(t)
 		reg := everything(t)
 		pusher, err := client.NewPusher(conn, client.PushOptions{Gatherer: reg, Replica: "coderd-0", InstanceID: uuid.UUID{9}})
@@ -234,7 +235,7 @@ func TestPushSplits(t *testing.T) {
 // TestPushTellsChangesOfRefusals shows that what is refused is told once, not
 // with each snapshot.
 func TestPushTellsChangesOfRefusals(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startPushes(t)
 		var told []string
 		pusher, err := client.NewPusher(conn, client.PushOptions{
@@ -265,7 +266,7 @@ func TestPushTellsChangesOfRefusals(t *testing.T) {
 }
 
 func TestPushGoesOnAfterErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, network, conn := startPushes(t)
 		counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "c_total"})
 		reg := prometheus.NewRegistry()
@@ -330,7 +331,7 @@ func TestPushGoesOnAfterErrors(t *testing.T) {
 }
 
 func TestPushEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, network, conn := startPushes(t)
 		pusher := func() *client.Pusher {
 			p, err := client.NewPusher(conn, client.PushOptions{Gatherer: everything(t), Backoff: client.Backoff{Min: time.Hour}})

@@ -17,11 +17,12 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestAgentReconnectsWhenAsked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		var states []client.State
 		agent, err := client.NewAgent(conn, client.AgentOptions{OnState: func(s client.State) { states = append(states, s) }})
@@ -64,7 +65,7 @@ func TestAgentsComeBackSpread(t *testing.T) {
 		{"unavailable", func(f *fakeService) { f.kill(codes.Unavailable) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				fake, _, conn := startFake(t)
 				agent, err := client.NewAgent(conn, client.AgentOptions{
 					Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{} },
@@ -120,7 +121,7 @@ func TestAgentMovesToAnotherReplica(t *testing.T) {
 		{"killed", func(_ *fakeService, n *network) { n.stop() }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				first, firstNetwork, _ := startFake(t)
 				second, secondNetwork, _ := startFake(t)
 				second.epoch = 5 // behind the first one's
@@ -164,7 +165,7 @@ func TestAgentMovesToAnotherReplica(t *testing.T) {
 
 // Each session has a connection of its own, that lives as long as it does.
 func TestDialingAgent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, n, _ := startFake(t)
 		var conns []*grpc.ClientConn
 		var ends []string
@@ -219,7 +220,7 @@ func TestAgentBacksOff(t *testing.T) {
 		{"asked to wait", exhausted.Err(), 100 * time.Second, 130 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				fake, _, conn := startFake(t)
 				fake.openError = test.err
 				agent, err := client.NewAgent(conn, client.AgentOptions{})
@@ -248,7 +249,7 @@ func TestAgentBacksOff(t *testing.T) {
 
 // After a session that was of use the waits are short again.
 func TestAgentBackoffBeginsAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		agent, err := client.NewAgent(conn, client.AgentOptions{
 			Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{} },
@@ -269,7 +270,7 @@ func TestAgentBackoffBeginsAnew(t *testing.T) {
 
 // Two processes with one agent's token do not chase each other in a tight loop.
 func TestAgentBacksOffWhenSuperseded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		var stops []func() error
 		for range 2 {
@@ -288,7 +289,7 @@ func TestAgentBacksOffWhenSuperseded(t *testing.T) {
 }
 
 func TestAgentHandshakeTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		fake.locked(func() { fake.hang = true })
 		agent, err := client.NewAgent(conn, client.AgentOptions{})
@@ -304,7 +305,7 @@ func TestAgentHandshakeTimeout(t *testing.T) {
 }
 
 func TestAgentFollowsSettings(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		agent, err := client.NewAgent(conn, client.AgentOptions{
 			Collect: func(context.Context) *agentstatsv1.Stats { return &agentstatsv1.Stats{} },

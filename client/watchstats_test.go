@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -117,7 +118,7 @@ func TestCoderdWatchesStatsExactly(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		history := rapid.SliceOfN(watchSteps, 1, 60).Draw(rt, "history")
 		var err error
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			var connections int
 			connections, err = watchThrough(t.Context(), history)
 			breaks += connections - 1
@@ -285,7 +286,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 // The end of a watch during news is told to the service: what a later call is
 // told is new.
 func TestCoderdWatchStatsEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, coderd := startCoderd(t)
 		_, err := coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
 		if err != nil {

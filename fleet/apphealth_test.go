@@ -2,17 +2,17 @@ package fleet
 
 import (
 	"testing"
-	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // Two replicas of which neither has heard the other's news write the health of
 // two apps of one agent. What was acked as durable stays.
 func TestAppHealthOfTwoReplicasIsMerged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 2)
 		reg := registration(1, 1, 1)
 		reg.Apps = []agent.App{{ID: nid(501), Slug: "a"}, {ID: nid(502), Slug: "b"}}

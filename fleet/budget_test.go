@@ -2,12 +2,12 @@ package fleet
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func TestBucket(t *testing.T) {
@@ -63,7 +63,7 @@ func TestBudgetOfFloods(t *testing.T) {
 	}
 	for name, size := range map[string]int{limitedMessages: 100, limitedBytes: 1 << 20} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				f := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1))
 				o := Options{}.withDefaults()
 				start, messages := time.Now(), 0
@@ -103,7 +103,7 @@ func TestBudgetOfFloods(t *testing.T) {
 
 // Whoever has too much refused is away, whatever it sends between.
 func TestBudgetOfRefusals(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
 		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 		require.NoError(t, err)
@@ -122,7 +122,7 @@ func TestBudgetOfRefusals(t *testing.T) {
 // What the database refuses is charged like what is refused on receipt, and ends
 // the session with the agent's next message.
 func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{RefusedPerSecond: 1, RefusedBurst: 3}, registration(1, 1, 1), registration(2, 2, 1))
 		s := connect(t, p, 1)
 		refused := func(seq int64, count int) {
@@ -156,7 +156,7 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 // New series cost more than new values: an agent that has new ones in each of its
 // reports is slowed long before its messages alone would do that.
 func TestBudgetOfNewSeries(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
 		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 		require.NoError(t, err)
@@ -177,7 +177,7 @@ func TestBudgetOfNewSeries(t *testing.T) {
 // Sessions are opened no faster than the rate of messages allows, however often an
 // agent tries.
 func TestBudgetOfSessions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
 		admitted := 0
 		for range 60_000 {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // TestGoldenLifecycle follows started_at and ready_at through the vectors. In
@@ -166,7 +167,7 @@ func TestBuildIsObservedWhenItsLastAgentStarted(t *testing.T) {
 		{"error is worse than slow", agent.LifecycleStartError, agent.LifecycleStartTimeout, "error"},
 		{"also the other way round", agent.LifecycleStartTimeout, agent.LifecycleStartError, "error"},
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			sub := build(3, 1, 1, "sub")
 			sub.Parent = nid(1)
 			older := build(4, 1, 1, "older")
@@ -192,7 +193,7 @@ func TestBuildIsObservedWhenItsLastAgentStarted(t *testing.T) {
 }
 
 func TestEachBuildIsObserved(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{}, build(1, 1, 1, "main"))
 		defer running(t, p)()
 		says(t, connect(t, p, 1), built(1, 5*time.Second), agent.LifecycleReady)
@@ -215,7 +216,7 @@ func TestEachBuildIsObserved(t *testing.T) {
 }
 
 func TestBuildsWithoutTimeOrIDAreNotObserved(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		none, timeless := build(1, 1, 1, "main"), build(2, 2, 2, "main")
 		none.Workspace.Build = agent.Build{CreatedAt: built(1, 0)}
 		timeless.Workspace.Build.CreatedAt = time.Time{}
@@ -232,7 +233,7 @@ func TestBuildsWithoutTimeOrIDAreNotObserved(t *testing.T) {
 // as it was when it finished; and not by the next process.
 func TestBuildWaitsForTheDatabase(t *testing.T) {
 	for _, fail := range []func(*memStore, error){(*memStore).fail, (*memStore).failBuilds} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			p := loaded(t, Options{}, build(1, 1, 1, "main"))
 			stop := running(t, p)
 			s := connect(t, p, 1)
@@ -259,7 +260,7 @@ func TestBuildWaitsForTheDatabase(t *testing.T) {
 // The process that dies between the state and the record leaves the build to the
 // next one.
 func TestBuildIsObservedAfterARestart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		before := loaded(t, Options{}, build(1, 1, 1, "main"))
 		state := agent.State{Agent: nid(1)}
 		state.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: built(1, 9*time.Second)}, agent.Order{Epoch: 1, Sequence: 1})

@@ -2,18 +2,18 @@ package fleet
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // A time at which a state cannot have been reached is that of its receipt, and
 // stays so when the state is said again.
 func TestLifecycleTimesAreClamped(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := newParts(t, Options{})
 		defer running(t, p)()
 		time.Sleep(time.Second)

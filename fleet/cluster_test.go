@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // cluster are replicas of one fleet, and what is wrong with them.
@@ -226,7 +227,7 @@ func labelOf(line, name string) string {
 // Callers with tokens that nobody has heard of wait for what other replicas wrote,
 // but not without bound, and nobody waits who is known.
 func TestLookupsAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)

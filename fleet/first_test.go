@@ -2,12 +2,12 @@ package fleet
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // joined returns a replica that has loaded and does nothing by itself.
@@ -27,7 +27,7 @@ func joined(t *testing.T, c *cluster, store *memStore, n int, opts Options) part
 func TestWhatIsStoredFirstStays(t *testing.T) {
 	for name, live := range map[string]bool{"ended": false, "live": true} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newCluster()
 				store := newMemStore(&journal{})
 				slow := joined(t, c, store, 1, Options{})

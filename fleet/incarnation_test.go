@@ -4,18 +4,18 @@ import (
 	"math"
 	"slices"
 	"testing"
-	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // An agent is removed and registered again on one replica before the other one,
 // which has its session, looks: that session is over, and nothing of the agent
 // that was is left.
 func TestRemovedAndBackElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
 		_, err := r[0].Register(t.Context(), set())
@@ -58,7 +58,7 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 // whichever replica; so do workspaces.
 func TestNamedDuringASync(t *testing.T) {
 	for _, by := range []int{0, 1} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			_, r := startReplicas(t, 2)
 			set := func(n ...int) (s Set) {
 				for _, i := range n {
@@ -94,7 +94,7 @@ func TestNamedDuringASync(t *testing.T) {
 // is: they are not taken for those of the agent that it was before, and lost with
 // it.
 func TestReadBeforeItsRemoval(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 1)
 		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
 		_, err := r[0].Register(t.Context(), set())
@@ -126,7 +126,7 @@ func TestReadBeforeItsRemoval(t *testing.T) {
 // What was read of an agent that was removed and came back during the read is of the
 // agent that it was before.
 func TestStateReadBeforeARemoval(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		set := Set{Agents: []agent.Registration{registration(1, 1, 1)}}
 		_, err := r[0].Register(t.Context(), set)
@@ -158,7 +158,7 @@ func TestStateReadBeforeARemoval(t *testing.T) {
 // The database was replaced by an older one, which has come to the same revision: all is
 // read again, states too.
 func TestDatabaseReplaced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
@@ -184,7 +184,7 @@ func TestDatabaseReplaced(t *testing.T) {
 
 // What is written of an agent carries the incarnation that it had when it said it.
 func TestWritesCarryTheIncarnation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		store := r[0].store
 		var want []int64
@@ -212,7 +212,7 @@ func TestWritesCarryTheIncarnation(t *testing.T) {
 // News of a session of the agent that was there before change nothing. Those of one
 // that comes after it are asked for again, once its registration is read.
 func TestNewsOfAnotherIncarnation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		for n := 2; n > 0; n-- {
 			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(n, n, 1)}})

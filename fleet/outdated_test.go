@@ -2,19 +2,19 @@ package fleet
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // A new process of an agent connects to a replica with a slow clock that heard
 // nothing of the process before. What it says loses against what is stored: it is not
 // acked, the session ends, and the next one is above.
 func TestEpochBelowTheStoredOne(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster()
 		store := newMemStore(&journal{})
 		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
@@ -54,7 +54,7 @@ func TestEpochBelowTheStoredOne(t *testing.T) {
 // as taken over, so that the two do not take turns.
 func TestSuperseded(t *testing.T) {
 	for want, open := range map[End]bool{EndOutdated: false, EndTakeover: true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c, r := startReplicasWith(t, 2, Options{FollowInterval: time.Hour})
 			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 			require.NoError(t, err)
@@ -100,7 +100,7 @@ func TestSupersededAlone(t *testing.T) {
 func TestStoredStateTakesThePlaceOfWhatWaits(t *testing.T) {
 	for name, underWay := range map[string]bool{"waits": false, "is put back": true} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				p := loaded(t, Options{}, registration(1, 1, 1))
 				s := connectTo(t, p, 1, hello(1, 1))
 				receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })

@@ -4,16 +4,17 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // Whatever happens, once things are quiet each agent is served once, as it is.
 func TestReplicasAtRandom(t *testing.T) {
 	for seed := range uint64(20) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			const agents, count = 6, 3
 			c, r := startReplicas(t, count)

@@ -11,12 +11,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // What is registered on one replica is known on the others: at once to whoever
 // asks for it, and without asking soon.
 func TestRegistrationsReachAllReplicas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 3)
 		c.setCut(true, r...)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
@@ -51,7 +52,7 @@ func TestRegistrationsReachAllReplicas(t *testing.T) {
 // News have what happens on one replica known on the others long before they look
 // by themselves.
 func TestNews(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicasWith(t, 2, Options{FollowInterval: time.Hour})
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
@@ -81,7 +82,7 @@ func TestNews(t *testing.T) {
 // A session can be read before the registration of its agent: then it is read
 // again.
 func TestSessionBeforeRegistration(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		store := r[0].store
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
@@ -103,7 +104,7 @@ func TestSessionBeforeRegistration(t *testing.T) {
 
 // A token cannot be called unknown while nobody can look.
 func TestUnknownTokenWhileTheDatabaseIsDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		r[0].store.fail(errDown)
 		_, err := r[1].Authenticate(t.Context(), token(1))
@@ -122,7 +123,7 @@ func TestUnknownTokenWhileTheDatabaseIsDown(t *testing.T) {
 
 // Strangers do not have the database asked as often as they like.
 func TestStrangersWaitTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		asked := 0
 		r[0].store.mu.Lock()
@@ -144,7 +145,7 @@ func TestStrangersWaitTogether(t *testing.T) {
 
 // Two replicas that change the registrations at once both have their way.
 func TestChangesOfTwoReplicas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		const n = 20
 		var changing sync.WaitGroup
@@ -171,7 +172,7 @@ func TestChangesOfTwoReplicas(t *testing.T) {
 
 // An agent that another replica deregisters is cut off.
 func TestDeregisteredElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		_, err := r[1].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
@@ -192,7 +193,7 @@ func TestDeregisteredElsewhere(t *testing.T) {
 func TestAgentMoves(t *testing.T) {
 	for name, cut := range map[string]bool{"by news": false, "by the database": true} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c, r := startReplicas(t, 3)
 				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 				require.NoError(t, err)
@@ -251,7 +252,7 @@ func TestAgentMovesUnseen(t *testing.T) {
 		"the new one cannot tell, a write hangs": {1, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c, r := startReplicas(t, 2)
 				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 				require.NoError(t, err)
@@ -297,7 +298,7 @@ func TestEpochThatTheAgentTells(t *testing.T) {
 // A replica with a session learns that another had one with a higher epoch: the
 // agent is asked back, and then has the highest.
 func TestClockBehind(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
@@ -319,7 +320,7 @@ func idOf(id agent.ID) []byte { return id[:] }
 // The agents of a replica that dies are the leader's to serve, until they are
 // back somewhere.
 func TestReplicaDies(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 3)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), registration(2, 2, 1)}})
 		require.NoError(t, err)
@@ -354,7 +355,7 @@ func TestReplicaDies(t *testing.T) {
 // A replica that is out of touch keeps no series for agents that left it: they
 // may be elsewhere.
 func TestOutOfTouchKeepsNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), registration(2, 2, 1)}})
 		require.NoError(t, err)
@@ -374,7 +375,7 @@ func TestOutOfTouchKeepsNothing(t *testing.T) {
 // States that agents tell one replica are known on all, and a build whose agents
 // are on different replicas is observed once.
 func TestStatesReachAllReplicas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 3)
 		second := registration(2, 1, 1)
 		second.Name = "second"
@@ -466,7 +467,7 @@ func TestNewsAreParsed(t *testing.T) {
 
 // A fleet that is alone writes no more of its sessions than it needs.
 func TestAloneWritesNoEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{}, registration(1, 1, 1))
 		defer running(t, p)()
 		s := connect(t, p, 1)

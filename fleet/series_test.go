@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // stateSeries are the series that a fleet set.
@@ -267,7 +268,7 @@ func TestLatencies(t *testing.T) {
 }
 
 func TestStatusMovesByTimer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		reg := registration(1, 1, 1)
 		reg.CreatedAt, reg.ConnectionTimeout = time.Now(), time.Minute
 		p := loaded(t, Options{}, reg)

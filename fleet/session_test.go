@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func TestTakeover(t *testing.T) {
@@ -127,7 +127,7 @@ func TestInstancesAreBounded(t *testing.T) {
 }
 
 func TestSessionAge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{SessionAge: time.Hour}, registration(1, 1, 1), registration(2, 2, 1))
 		defer running(t, p)()
 		start := time.Now()
@@ -157,7 +157,7 @@ func TestSessionAge(t *testing.T) {
 }
 
 func TestInstanceRetention(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{InstanceRetention: time.Minute}, registration(1, 1, 1))
 		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
 		require.NoError(t, err)

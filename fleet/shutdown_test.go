@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // deafNews takes messages like a server behind a route that drops all packets.
@@ -24,7 +25,7 @@ func (deafNews) Publish(ctx context.Context, _ string, _ []byte) error {
 // A pubsub that swallows holds a shutdown up once, not for each message.
 func TestShutdownWithoutPubsub(t *testing.T) {
 	const agents = 4000
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster()
 		c.setLive(replicaID(0), true)
 		c.setLeader(replicaID(0))
@@ -57,7 +58,7 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 // and once after the last write. Each turn has a select choose anew.
 func TestShutdownTellsOnce(t *testing.T) {
 	for range 50 {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster()
 			c.setLive(replicaID(0), true)
 			news := &tellingNews{standingOf: standingOf{c, replicaID(0)}}
@@ -99,7 +100,7 @@ func (n *tellingNews) Publish(ctx context.Context, _ string, _ []byte) error {
 // then: here the database takes nothing.
 func TestLastNewsGoOut(t *testing.T) {
 	for _, wait := range []time.Duration{0, newsGather / 2, newsGather - 1, newsGather} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c, r := startReplicas(t, 1)
 			leaving := newPartsOn(t, Options{}, r[0].store, &journal{})
 			c.setLive(replicaID(1), true)
@@ -125,7 +126,7 @@ func TestLastNewsGoOut(t *testing.T) {
 
 // A clean exit logs nothing that looks like a fault.
 func TestCleanExitLogsNoErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster()
 		c.setLive(replicaID(0), true)
 		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})

@@ -6,11 +6,11 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // bytesOf is what registrations come to, counted anew.
@@ -91,7 +91,7 @@ func TestRegistrationsBeyondTheLimits(t *testing.T) {
 		limit string
 		low   Options
 	}{{"max_bytes", Options{MaxBytes: 50_000}}, {"max_agents", Options{MaxAgents: 2}}} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			cluster, replicas := startReplicasWith(t, 1, Options{})
 			high := replicas[0]
 			low := startReplica(t, cluster, high.store, 1, c.low)

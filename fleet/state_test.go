@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // running starts Run and returns how to stop it.
@@ -44,7 +45,7 @@ func receive(t testing.TB, s *Session, seq int64, take func(Request)) {
 }
 
 func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{}, registration(1, 1, 1))
 		defer running(t, p)()
 		synctest.Wait() // what was said before Run is written
@@ -116,7 +117,7 @@ func TestUnknownAppsAreRefusedByName(t *testing.T) {
 }
 
 func TestStateWaitsForTheDatabase(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1))
 		p.store.fail(errDown)
 		stop := running(t, p)
@@ -215,7 +216,7 @@ func TestRejectedStateIsIsolated(t *testing.T) {
 }
 
 func TestLastWriteAtShutdown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{WriteInterval: time.Hour}, registration(1, 1, 1))
 		stop := running(t, p)
 		s := connect(t, p, 1)
@@ -228,7 +229,7 @@ func TestLastWriteAtShutdown(t *testing.T) {
 }
 
 func TestRunLoadsWhatWasDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		j := &journal{}
 		s := newMemStore(j)
 		s.regs[nid(1)] = registration(1, 1, 1)

@@ -2,18 +2,18 @@ package fleet
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // The durations of a template's builds are served until an hour after its last
 // workspace, and only those.
 func TestBuildDurationsOfATemplateThatIsGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		named := func(n, w int, organization, template string) agent.Registration {
 			reg := build(n, w, 1, "main")
 			reg.Workspace.Build.ID = nid(7000 + w)

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func TestBackoff(t *testing.T) {
@@ -103,7 +105,7 @@ func (s *sentPings) all() [][]byte {
 
 // A server that takes pings is not enough: they must arrive.
 func TestPings(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		p := newPinger(15*time.Second, "", testMetrics(t), slog.New(slog.DiscardHandler))
 		require.NoError(t, checkChannel(p.channel))

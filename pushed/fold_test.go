@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func counters(value string) string {
@@ -24,7 +25,7 @@ h_count ` + value + "\n"
 // Instances that are gone become part of the totals after a day; one that comes
 // back within a week counts only what is new.
 func TestFold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := new(memory)
 		f := open(t, database, Options{})
 		ctx, cancel := context.WithCancel(t.Context())

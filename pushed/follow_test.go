@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/pubsub"
 )
 
@@ -315,7 +316,7 @@ func follows(f *Families, outcome string) float64 {
 
 // A leader serves when it has read what was stored before it came to lead.
 func TestLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := new(memory)
 		var l lease
 		a, b := running(t, database, Options{Lease: l.of(1)}), running(t, database, Options{Lease: l.of(2)})
@@ -396,7 +397,7 @@ func (b *bus) Publish(ctx context.Context, channel string, payload []byte) error
 // A push is known to others when the news are there, without them after
 // FollowInterval, and its publisher does not read it.
 func TestNews(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := new(memory)
 		engine, err := pubsub.NewMemory(prometheus.NewRegistry())
 		require.NoError(t, err)
@@ -453,7 +454,7 @@ func TestNews(t *testing.T) {
 // Who cannot read what others store is unhealthy after a few intervals, who is
 // alone reads what it does not know to be stored.
 func TestUnread(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := new(memory)
 		var l lease
 		f := running(t, database, Options{Lease: l.of(1)})

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -136,7 +137,7 @@ func TestStoreFails(t *testing.T) {
 }
 
 func TestGaugesLive(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := open(t, new(memory), Options{SeriesTTL: time.Minute, ClaimFor: 5 * time.Minute})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -301,7 +302,7 @@ coderd_workspace_creation_total V
 }
 
 func TestNotLoaded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store := new(memory)
 		before := open(t, store, Options{})
 		pushText(t, before, time.Now(), 1, 1, "# TYPE x_total counter\nx_total 3\n")

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // stuck is a store that answers nothing once it is told to.
@@ -65,7 +66,7 @@ func TestRunEndsSoon(t *testing.T) {
 		"folding": {after: 25 * time.Hour, stuck: true}, "publishing": {after: 25*time.Hour + 100*time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				var said bytes.Buffer
 				var l lease
 				l.give(1)

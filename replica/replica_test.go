@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -212,7 +213,7 @@ func TestOptions(t *testing.T) {
 }
 
 func TestFirstLeads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a := w.start(t)
 		require.True(t, a.Member())
@@ -241,7 +242,7 @@ agentstatsd_replicas_live 2
 
 // A replica that leaves hands the lease over at once.
 func TestLeave(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(lease)
@@ -256,7 +257,7 @@ func TestLeave(t *testing.T) {
 
 // One that dies is noticed when its lease has run out.
 func TestDies(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b, c := w.start(t), w.start(t), w.start(t)
 		wait(time.Minute)
@@ -282,7 +283,7 @@ func TestDies(t *testing.T) {
 // One that is cut off from the database lives on, as it is heard, and lets go of
 // the lease when it hears of another holder.
 func TestCutOffFromTheDatabase(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)
@@ -306,7 +307,7 @@ func TestCutOffFromTheDatabase(t *testing.T) {
 
 // One that is cut off from the pubsub is none the worse.
 func TestDeaf(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)
@@ -321,7 +322,7 @@ func TestDeaf(t *testing.T) {
 // Who led, was replaced while it heard nothing, and hears itself again, does not
 // lead until the database says so.
 func TestHearsAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)
@@ -353,7 +354,7 @@ func TestMessages(t *testing.T) {
 // One that is cut off from everybody gives up before another takes over, and comes
 // back without leading.
 func TestCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)
@@ -392,7 +393,7 @@ func TestCutOff(t *testing.T) {
 // While the database says itself that it is down, all stays as it is, for as long
 // as that takes; and when it is back nobody takes another's place.
 func TestDatabaseDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)
@@ -439,7 +440,7 @@ func TestDatabaseDown(t *testing.T) {
 // One that never beat belongs to nobody, even if the database says that it is
 // down.
 func TestDownAtStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		w.setDown(agent.ErrStoreDown)
 		a := w.start(t)
@@ -455,7 +456,7 @@ func TestDownAtStart(t *testing.T) {
 // A replica of another database that has the deployment's id is told; one that comes, one
 // that leaves, and one whose database is away for a while are not.
 func TestStrangers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w, copied := newWorld(), newWorld()
 		a, b := w.start(t), w.start(t)
 		wait(time.Minute)

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/memstore"
 )
 
@@ -445,7 +446,7 @@ func TestModel(t *testing.T) {
 	for seed := first; seed < first+uint64(n); seed++ {
 		var trace []string
 		var err error
-		synctest.Test(t, func(t *testing.T) { trace, err = runModel(t, seed) })
+		bubble.Test(t, func(t *testing.T) { trace, err = runModel(t, seed) })
 		if err != nil || *oneSeed != 0 {
 			// The order of goroutines that are ready at one moment is not the seed's.
 			t.Log(strings.Join(trace, "\n"))

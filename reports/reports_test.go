@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/memstore"
 )
 
@@ -75,7 +76,7 @@ func (r *replica) report(n byte, sequence, bytes int64) {
 // Before there is a subscription nothing is kept; with one a report is told within two
 // seconds, and at once after a pause if this replica has the stream.
 func TestReportsAreDelivered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		one := startReplica(t, database, Options{Shared: true}, memstore.Options{})
 		two := startReplica(t, database, Options{Shared: true}, memstore.Options{})
@@ -111,7 +112,7 @@ func TestReportsAreDelivered(t *testing.T) {
 
 // A batch is written when it is full, or after a second, the oldest first.
 func TestBatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		r := startReplica(t, database, Options{}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
@@ -129,7 +130,7 @@ func TestBatches(t *testing.T) {
 
 // Reports from before a subscription are not told to it.
 func TestNewSubscriptionBeginsAtItsStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		var mu sync.Mutex
 		down := false
@@ -197,7 +198,7 @@ func drain(w *watcher) func(yield func(agent.ReportMessage) bool) {
 // What is beyond the limits is dropped and counted: of agents that wait for the
 // database, and of those that a subscription has.
 func TestLimits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		r := startReplica(t, database, Options{MaxPending: 2, MaxSums: 2}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
@@ -226,7 +227,7 @@ func TestLimits(t *testing.T) {
 // What waits is bounded in bytes, too, also of agents that wait already. One that sent
 // much once does not keep its memory.
 func TestPendingBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const large = 18_000
 		r := startReplica(t, memstore.New(), Options{MaxPendingBytes: 3*sumBytes + large}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
@@ -262,7 +263,7 @@ func TestPendingBytes(t *testing.T) {
 
 // What the database has is bounded in bytes, too.
 func TestSumBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := startReplica(t, memstore.New(), Options{MaxSumBytes: 1000}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
 		<-w.messages
@@ -281,7 +282,7 @@ func TestSumBytes(t *testing.T) {
 
 // A batch is bounded in bytes, both that which is written and that which is sent.
 func TestBatchBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := startReplica(t, memstore.New(), Options{}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
 		<-w.messages
@@ -306,7 +307,7 @@ func TestBatchBytes(t *testing.T) {
 
 // A subscription that nobody watches goes, and a watcher that comes later begins anew.
 func TestExpiry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		r := startReplica(t, database, Options{Retention: time.Hour}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
@@ -331,7 +332,7 @@ func TestExpiry(t *testing.T) {
 // A stream that was cut off keeps one that stands by waiting for its lease, and one
 // that asks for the name not at all.
 func TestStandBy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		one := startReplica(t, database, Options{Shared: true}, memstore.Options{})
 		two := startReplica(t, database, Options{Shared: true}, memstore.Options{})
@@ -358,7 +359,7 @@ func TestStandBy(t *testing.T) {
 // A replica without others is heard of, too: else its row, which counts its writes,
 // would be removed after a month.
 func TestWriterIsRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var beats atomic.Int64
 		startReplica(t, memstore.New(), Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
 			if doing == "beat as a writer of reports" {
@@ -373,7 +374,7 @@ func TestWriterIsRemembered(t *testing.T) {
 
 // A row that the database refuses costs no other.
 func TestRejectedRow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := startReplica(t, memstore.New(), Options{}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
 		<-w.messages
@@ -402,7 +403,7 @@ func TestRejectedRow(t *testing.T) {
 
 // A watcher that stands by costs the database no more if it sends acks meanwhile.
 func TestAcksWhileStandingBy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var openings atomic.Int64
 		r := startReplica(t, memstore.New(), Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
 			if doing == "open subscription" {
@@ -426,7 +427,7 @@ func TestAcksWhileStandingBy(t *testing.T) {
 
 // A replica that does not confirm delays a subscription, but not for ever.
 func TestUnconfirmed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
 		require.NoError(t, database.Open(memstore.Options{}).BeatReportWriter(t.Context(), agent.ID{99}))
 		r := startReplica(t, database, Options{Shared: true}, memstore.Options{})
@@ -443,7 +444,7 @@ func TestUnconfirmed(t *testing.T) {
 func TestStop(t *testing.T) {
 	for name, down := range map[string]bool{"up": false, "down": true} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				database := memstore.New()
 				r := startReplica(t, database, Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
 					if down && doing == "add reports" {
@@ -470,7 +471,7 @@ func TestStop(t *testing.T) {
 
 // The errors that end a stream.
 func TestStreamErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := startReplica(t, memstore.New(), Options{MaxSubscriptions: 1}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
 		<-w.messages

@@ -11,7 +11,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +22,7 @@ import (
 	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -284,7 +284,7 @@ func (d *deadlines) SetWriteDeadline(t time.Time) error {
 // The deadline stands until all is written out, and is gone when the next
 // request comes on the same connection.
 func TestDeadlineEndsWithTheScrape(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
 		NewHandler(own(), Options{WriteTimeout: time.Second}, onePart()).
 			ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))

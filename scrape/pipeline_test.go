@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -101,7 +102,7 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 // A scrape that is cut short ends its workers, and what it holds serves the next.
 func TestPipelineThatIsNotFinished(t *testing.T) {
 	for _, zip := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			for range 3 {
 				var out bytes.Buffer
 				p := newPipeline(&out, zip)
@@ -147,7 +148,7 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 // no more are made than the ring holds while the client takes none.
 func TestPipelineStreams(t *testing.T) {
 	for _, zip := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			w := &slowWriter{begun: make(chan struct{}), let: make(chan struct{})}
 			p := newPipeline(w, zip)
 			var made atomic.Int32

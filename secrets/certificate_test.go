@@ -13,10 +13,11 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // issue returns a certificate that is its own authority, valid until after.
@@ -104,7 +105,7 @@ func watchPair(t *testing.T, cert, key []byte) *watchedPair {
 
 // What cannot be used changes nothing, is told once, and never shown.
 func TestWatchKeepsTheLastGoodPair(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		day := time.Now().Add(24 * time.Hour)
 		cert1, key1 := issue(t, 1, day)
 		cert2, key2 := issue(t, 2, day)

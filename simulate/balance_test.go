@@ -13,7 +13,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -24,6 +23,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -82,7 +82,7 @@ func TestBalancerSpreads(t *testing.T) {
 
 // A target that cannot be reached is passed over by the same attempt.
 func TestBalancerPassesOver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := newTargets("a", "b", "c")
 		s.broken["a"], s.broken["b"] = errors.New("refused"), errSilent
 		b := s.balancer(1)

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -224,7 +224,7 @@ func (r replicas) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func TestScrape(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := &scraper{families: watchedFamilies(seriesOfAgents(1)), timeout: 2 * time.Second}
 		answers := replicas{
 			"a": `# HELP coderd_agents_connections Agent connections with statuses.
@@ -345,7 +345,7 @@ func TestCheckerLeavesOutTheNewborn(t *testing.T) {
 
 // The check ends with its context, and a check that was under way is left out.
 func TestCheckerRuns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, a := fleetOfOne(Options{Metrics: []string{"http://a:1", "http://b:1"}})
 		answers := replicas{"a:1": "go_goroutines 1\n", "b:1": "silent"}
 		c.scraper.client = &http.Client{Transport: answers}
@@ -388,7 +388,7 @@ func (slowGoodbye) Connect(stream agentstatsv1.AgentService_ConnectServer) error
 
 // With its goodbye an agent may be missed, however long that takes.
 func TestAgentLeaves(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		listener := bufconn.Listen(64 << 10)
 		server := grpc.NewServer()
 		agentstatsv1.RegisterAgentServiceServer(server, slowGoodbye{})

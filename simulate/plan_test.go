@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -405,7 +405,7 @@ func TestRetry(t *testing.T) {
 		{"a service that hangs", []error{nil}, context.DeadlineExceeded, 10 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				began := time.Now()
 				calls := 0
 				err := retry(t.Context(), 10*time.Second, func(ctx context.Context) error {

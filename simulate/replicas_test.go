@@ -9,13 +9,13 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/simulate"
 )
 
@@ -49,7 +49,7 @@ func (r *running) end() simulate.Summary {
 // A replica is told to stop, another one is killed: agents and coderd go on with
 // the one that is left, and nothing is lost.
 func TestRunLeavesReplicas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t, "a:1", "b:1", "c:1")
 		opts := s.options()
 		opts.Agents, opts.MetricsPerAgent, opts.MetadataKeys = 40, 5, 3
@@ -85,7 +85,7 @@ func TestRunLeavesReplicas(t *testing.T) {
 // Agents are moved between targets all the time, and nothing is lost.
 func TestRunChurns(t *testing.T) {
 	for _, rebuilds := range []time.Duration{-1, 4 * time.Second} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			s := startService(t, "a:1", "b:1")
 			opts := s.options()
 			opts.Churn, opts.Duration, opts.RebuildInterval = 10*time.Second, time.Minute, rebuilds
@@ -150,7 +150,7 @@ func TestRunChecks(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				s := startService(t, "a:1", "b:1")
 				opts := s.options()
 				opts.Duration, opts.RebuildInterval, opts.MetricsPerAgent, opts.MetadataKeys = time.Minute, -1, 1, 1

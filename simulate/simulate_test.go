@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/simulate"
 )
@@ -90,7 +90,7 @@ func inDatabase(t *testing.T, s *service, keys map[stored]int) map[stored]int {
 }
 
 func TestRunKeepsAFleet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		var journal, progress lockedBuffer
 		opts := s.options()
@@ -146,7 +146,7 @@ func TestRunKeepsAFleet(t *testing.T) {
 // The service crashes again and again. Nothing that it called durable is lost,
 // and in the end everything is.
 func TestRunSurvivesCrashes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		var journal lockedBuffer
 		opts := s.options()
@@ -187,7 +187,7 @@ func TestRunSurvivesCrashes(t *testing.T) {
 // A service that lost its database gets the registrations again, as soon as it
 // refuses an agent's token.
 func TestRunRegistersAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Agents, opts.Duration, opts.DrainTimeout = 3, 45*time.Second, 10*time.Second
@@ -211,7 +211,7 @@ func TestRunRegistersAgain(t *testing.T) {
 }
 
 func TestRunCancelledInTheRamp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Ramp, opts.RebuildInterval = time.Minute, -1
@@ -245,7 +245,7 @@ func (s *service) registered() (agents map[agent.ID]agent.Registration, builds m
 // Workspaces are rebuilt again and again, the service crashes meanwhile, and
 // some agents never connect: all that is sent is acked.
 func TestRunRebuilds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Unreachable, opts.RebuildInterval = 2, 4*time.Second
@@ -324,7 +324,7 @@ func TestRunRebuilds(t *testing.T) {
 // Agents that are shut down when the fleet stops are drained as the others.
 func TestRunStopsAmidRebuilds(t *testing.T) {
 	for _, seconds := range []int{5, 7, 8, 10, 11} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			s := startService(t)
 			opts := s.options()
 			opts.MetricsPerAgent, opts.MetadataKeys = 5, 3
@@ -342,7 +342,7 @@ func TestRunStopsAmidRebuilds(t *testing.T) {
 }
 
 func TestRunPushes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Agents, opts.Coderds, opts.PushInterval = 1, 2, 5*time.Second
@@ -398,7 +398,7 @@ func TestRunPushes(t *testing.T) {
 
 // No instance of coderd pushes.
 func TestRunWithoutPushes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		for _, change := range []func(*simulate.Options){
 			func(o *simulate.Options) { o.Coderds = -1 },
 			func(o *simulate.Options) { o.PushInterval = -1 },
@@ -418,7 +418,7 @@ func TestRunWithoutPushes(t *testing.T) {
 
 // What was never acked is an error, and the wait for it is bounded.
 func TestRunTellsWhatWasLost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Agents, opts.Duration, opts.DrainTimeout = 2, 20*time.Second, 10*time.Second
@@ -442,7 +442,7 @@ func TestRunTellsWhatWasLost(t *testing.T) {
 }
 
 func TestRunErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		for _, test := range []struct {
 			want   string

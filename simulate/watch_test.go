@@ -2,17 +2,17 @@ package simulate_test
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/simulate"
 )
 
 // coderd is told of each report that the service has, once.
 func TestRunWatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()
 		opts.Agents, opts.Watch, opts.Duration, opts.ReportInterval = 10, true, time.Minute, 5*time.Second

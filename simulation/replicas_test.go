@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 var (
@@ -46,7 +46,7 @@ func TestMovesAlone(t *testing.T) {
 	for seed := uint64(1); seed <= *manySeeds/10; seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				w := newWorld(seed)
 				w.calm = true
 				for _, kind := range []string{"move", "process", "unnoticed", "lifecycle", "network", "health", "age"} {
@@ -90,7 +90,7 @@ func (w *world) sessionsEnded(end fleet.End) (count float64) {
 }
 
 func runSeed(t *testing.T, seed uint64) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(seed)
 		err := w.run()
 		w.end()

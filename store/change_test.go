@@ -8,13 +8,13 @@ import (
 	"os"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func sqlstate(code, message string) error {
@@ -56,7 +56,7 @@ func TestAttempt(t *testing.T) {
 		"outdated": {[]error{fmt.Errorf("x: %w", agent.ErrOutdated)}, 1, agent.ErrOutdated, []error{agent.ErrRejected, agent.ErrStoreDown}},
 		"orphan":   {[]error{fmt.Errorf("%w: %w", errAgain, sqlstate("23503", "")), nil}, 2, nil, nil},
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			s := &Store{dialect: &postgresDialect}
 			start, attempts := time.Now(), 0
 			err := s.attempt(t.Context(), "do it", func() error {
@@ -86,7 +86,7 @@ func TestAttempt(t *testing.T) {
 // A context that ends during a pause ends the call, with what is known of the
 // database.
 func TestAttemptEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), minPause/2)
 		defer cancel()
 		s := &Store{dialect: &postgresDialect}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
@@ -174,7 +174,7 @@ func TestUndecodableRows(t *testing.T) {
 
 // Many rows are counted, and few of them logged.
 func TestUndecodableRowsAreLimited(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		u := newUndecodable(prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
 		bad := func(from, to int) {

@@ -8,12 +8,13 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // framer speaks HTTP/2 by the frame, after a handshake, to a listener with TLS.
@@ -49,7 +50,7 @@ func get(fields ...string) []byte {
 // Streams that are opened and reset as fast as can be occupy no more handlers than
 // there may be streams, and keep no scraper out.
 func TestRapidReset(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		conf := &tls.Config{RootCAs: pair(t, dir, 1)}
 		var running, peak atomic.Int64
@@ -86,7 +87,7 @@ func TestRapidReset(t *testing.T) {
 
 // Headers without an end close the connection, whichever frames they come in.
 func TestEndlessHeaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		conf := &tls.Config{RootCAs: pair(t, dir, 1)}
 		lis := start(t, hello, Options{Config: load(t, configFile(t, dir, withTLS), io.Discard)}, nil)

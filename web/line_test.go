@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func address(n int) netip.Prefix { return prefixOf(fmt.Sprintf("10.0.%d.%d:1", n/256, n%256)) }
@@ -65,7 +67,7 @@ func (r *reader) acquire(l *line) bool {
 }
 
 func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := &line{slots: 2}
 		first, second := newReader(1, time.Now()), newReader(2, time.Now())
 		for _, r := range []*reader{first, second} {
@@ -95,7 +97,7 @@ func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
 
 // While strangers hold and want all slots, whoever was served before gets in at once.
 func TestOneSlotIsKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := &line{slots: 4}
 		known := time.Now()
 		time.Sleep(time.Minute)
@@ -128,7 +130,7 @@ func TestOneSlotIsKept(t *testing.T) {
 func TestSlotsAreShared(t *testing.T) {
 	for name, second := range map[string]int{"address": 2, "connection": 1} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				l := &line{slots: 3}
 				greedy, other := newReader(1, time.Time{}), newReader(5, time.Time{})
 				require.True(t, greedy.acquire(l))
@@ -158,7 +160,7 @@ func TestSlotsAreShared(t *testing.T) {
 }
 
 func TestNobodyWaitsForLong(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := &line{slots: 1}
 		busy := newReader(1, time.Time{})
 		require.True(t, busy.acquire(l))
@@ -180,7 +182,7 @@ func TestNobodyWaitsForLong(t *testing.T) {
 // The line is bounded: who comes last in it gives way, which a stranger does before
 // somebody known.
 func TestLineIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := &line{slots: 1}
 		busy := newReader(1, time.Time{})
 		require.True(t, busy.acquire(l))
@@ -209,7 +211,7 @@ func TestLineIsBounded(t *testing.T) {
 
 // Readers that take a little all the time keep nobody out that is better known.
 func TestSlowReadersGiveWayToWhoIsBetterKnown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		known := time.Now()
 		time.Sleep(time.Hour)
 		l := &line{slots: 2}
@@ -240,7 +242,7 @@ func TestSlowReadersGiveWayToWhoIsBetterKnown(t *testing.T) {
 // Everybody is first in the end: strangers are served while known ones come in
 // without end.
 func TestStrangersAreServedAtLast(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := &line{slots: 2}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // Sixteen clients that ask and read nothing, again and again, from the scraper's own
@@ -27,7 +29,7 @@ import (
 func TestScrapesAreAnsweredBesideSlowReaders(t *testing.T) {
 	for keepAlive, slots := range map[bool]int{true: 4, false: 16} {
 		t.Run(fmt.Sprint("keepAlive ", keepAlive), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				scrapes := scrapesOf(t, large(), slots)
 				lis := start(t, scrapes, Options{}, nil)
 				good := lis.client("10.0.0.1:1", nil)
@@ -95,7 +97,7 @@ func TestTrustIsLostByAStall(t *testing.T) {
 
 // What waits too long is answered 503, at half of its scraper's timeout.
 func TestBusy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		block := make(chan struct{})
 		s := scrapesOf(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-block }), 1)
 		go s.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))

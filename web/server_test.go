@@ -25,6 +25,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // hello is a handler of small responses.
@@ -69,7 +71,7 @@ const withTLS = "tls_server_config:\n  cert_file: tls.crt\n  key_file: tls.key\n
 
 // A body that never comes keeps nobody waiting.
 func TestRequestsWithBodiesAreRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		lis := start(t, hello, Options{}, nil)
 		for _, header := range []string{"Content-Length: 1000", "Transfer-Encoding: chunked", "Content-Length: 99999999999"} {
 			began := time.Now()
@@ -90,7 +92,7 @@ func TestRequestsWithBodiesAreRefused(t *testing.T) {
 
 // Clients that say nothing, or say it slowly, are closed.
 func TestSlowRequestsEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		lis := start(t, hello, Options{}, nil)
 		for _, text := range []string{"", "GET / HTTP/1.1\r\nHost: x\r\nX-A: "} {
 			c := lis.dial("10.0.0.1:1")
@@ -125,7 +127,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		"in all":        {Options{MaxConns: 3}, "10.0.0.2:9"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				release := make(chan struct{})
 				lis := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					if r.URL.Path == "/wait" {
@@ -189,7 +191,7 @@ func TestPrefixOf(t *testing.T) {
 // Over one connection of HTTP/2, streams that are not read lose their slots too, and
 // end by a reset.
 func TestStalledStreamsOfHTTP2(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		conf := &tls.Config{RootCAs: pair(t, dir, 1)}
 		scrapes := scrapesOf(t, large(), 4)
@@ -229,7 +231,7 @@ func TestStalledStreamsOfHTTP2(t *testing.T) {
 
 // A renewed pair is served; one that does not fit changes nothing.
 func TestPairOfTheHTTPListenerIsReloaded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		roots := pair(t, dir, 1)
 		var logged bytes.Buffer
@@ -281,7 +283,7 @@ func hashOf(t *testing.T, password string) string {
 // While 30 clients guess passwords, from the scraper's own address too, who knows
 // its password is answered at once, and a new scraper within some seconds.
 func TestGuessersDoNotStarveScrapers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		path := configFile(t, t.TempDir(), "basic_auth_users:\n  prom: "+hashOf(t, "correct horse")+"\n")
 		lis := start(t, hello, Options{Config: load(t, path, io.Discard), MaxConnsPerAddress: 200}, nil)
 		ask := func(c *http.Client, user, password string) int {
@@ -347,7 +349,7 @@ func TestGuessersDoNotStarveScrapers(t *testing.T) {
 // The newest guess of an address goes first, addresses take turns, and the line is
 // bounded.
 func TestGuessesWaitInLine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := newPasswords()
 		require.True(t, p.await(t.Context(), address(1)))
 		order := make(chan int, 10*maxGuesses)
@@ -394,7 +396,7 @@ func TestGuessesWaitInLine(t *testing.T) {
 func TestRateLimitCountsWhoIsNotKnown(t *testing.T) {
 	path := configFile(t, t.TempDir(), "basic_auth_users:\n  prom: "+hashOf(t, "correct horse")+"\nrate_limit:\n  interval: 1h\n  burst: 2\n"+
 		"http_server_config:\n  headers:\n    X-Frame-Options: deny\n")
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		lis := start(t, hello, Options{Config: load(t, path, io.Discard)}, nil)
 		c := lis.client("10.0.0.1:1", nil)
 		var codes []int

@@ -14,12 +14,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // A replica takes over the id that the database has now, when that can be read and the
 // pubsub can be had.
 func TestFollowDeployment(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		first, second := uuid.New(), uuid.New()
 		var mu sync.Mutex // guards what follows
 		var now agent.ID

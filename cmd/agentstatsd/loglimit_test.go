@@ -6,14 +6,15 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func TestLogIsLimitedByTextAndSource(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		limit := newLogLimit(slog.NewTextHandler(&out, nil), 60)
 		log := slog.New(limit).With("component", "http")

@@ -11,10 +11,11 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // logOf returns a logger and what it wrote.
@@ -29,7 +30,7 @@ func logOf() (*slog.Logger, *bytes.Buffer) {
 }
 
 func TestRunStagesStopsInOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var stopped []string
 		one := func(name string, stopTakes time.Duration) stage {
@@ -62,7 +63,7 @@ func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
 		"without an error": {nil, errEndedEarly},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				flushed := false
 				err := runStages(t.Context(), slog.New(slog.DiscardHandler),
 					stage{name: "servers", timeout: time.Second, tasks: []task{{"grpc", func(context.Context) error { return tc.ends }}}},
@@ -79,7 +80,7 @@ func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
 // TestRunStagesLeavesWhatHangs has a task that does not stop: its stage is left
 // after the timeout, the stages after it still stop well.
 func TestRunStagesLeavesWhatHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		defer close(release)
 		flushed := false

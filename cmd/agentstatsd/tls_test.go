@@ -20,6 +20,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // authority makes certificates for tests.
@@ -66,7 +68,7 @@ func (a *authority) issue(t *testing.T, serial int64, name string) (cert, key []
 // new connections see the new one, the old one goes on, and a broken file
 // changes nothing.
 func TestCertificateIsReloaded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		// Made in here, where the clock that certificates are checked by starts.
 		ca := newAuthority(t)
 		dir := t.TempDir()
@@ -163,7 +165,7 @@ func (h *helloOnly) Read([]byte) (int, error) {
 
 // A client that stalls within its handshake holds nobody up.
 func TestStalledHandshakeGivesWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ca := newAuthority(t)
 		dir := t.TempDir()
 		c := &config{tlsCertFile: filepath.Join(dir, "cert.pem"), tlsKeyFile: filepath.Join(dir, "key.pem"), maxHandshakes: 1, handshakeTimeout: time.Minute}

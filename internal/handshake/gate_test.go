@@ -10,6 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // peer is a connection of an address.
@@ -53,7 +55,7 @@ func (g *Gate) refusals(reason string) float64 {
 }
 
 func TestHandshakesOfAnAddressWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, Options{Max: 3, MaxPerAddress: 2})
 		done1, one := begin(g, "10.0.0.1:1")
 		done2, two := begin(g, "10.0.0.1:2")
@@ -82,7 +84,7 @@ func TestHandshakesOfAnAddressWait(t *testing.T) {
 }
 
 func TestHandshakesTakeBoundedTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, Options{Timeout: 5 * time.Second})
 		_, entered := begin(g, "10.0.0.1:1")
 		require.NoError(t, <-entered)
@@ -95,7 +97,7 @@ func TestHandshakesTakeBoundedTime(t *testing.T) {
 
 // Slow handshakes keep nobody out: the oldest gives way to whoever waits.
 func TestSlowHandshakesGiveWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, Options{Max: 4, MaxPerAddress: 4})
 		for range 4 {
 			_, entered := begin(g, "10.0.0.1:1")
@@ -115,7 +117,7 @@ func TestSlowHandshakesGiveWay(t *testing.T) {
 
 // Whoever waits for too long is refused, and leaves nothing behind.
 func TestWaitIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, Options{Max: 1, MaxPerAddress: 1, Timeout: 500 * time.Millisecond})
 		ctx, end := context.WithCancel(context.Background())
 		stuck := &peer{address: "10.0.0.1:1", closed: func() {}} // goes on when it is closed

@@ -3,12 +3,12 @@ package memstore
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/store/storetest"
 )
 
@@ -49,7 +49,7 @@ func TestAttempts(t *testing.T) {
 		"slow":                {[]Fault{{Before: 2 * time.Second}}, context.DeadlineExceeded},
 		"lost, then the same": {[]Fault{{Lost: true}}, agent.ErrOutdated}, // it was committed
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			d := New()
 			s := d.Open(Options{Fault: faults(c.faults...)})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -68,7 +68,7 @@ func TestAttempts(t *testing.T) {
 // A transaction whose answer is lost commits later; a cursor that was read before
 // does not miss it.
 func TestLateCommit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := New()
 		reader := d.Open(Options{})
 		storetest.Register(t, reader, storetest.ID(1))
@@ -90,7 +90,7 @@ func TestLateCommit(t *testing.T) {
 
 // After a failover a replica reads what the old server had until it writes.
 func TestFailOver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := New()
 		a, b := d.Open(Options{}), d.Open(Options{Fault: faults(Fault{}, Fault{Work: time.Second})})
 		storetest.Register(t, a, storetest.ID(1))
@@ -112,7 +112,7 @@ func TestFailOver(t *testing.T) {
 
 // A process that is gone writes nothing more, also by what was under way.
 func TestKill(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := New()
 		reader := d.Open(Options{})
 		storetest.Register(t, reader, storetest.ID(1))

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -207,7 +208,7 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 
 // Protobuf forms go when nobody scrapes protobuf, and only then.
 func TestProtobufFormsGo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var clock Clock
 		f, blocks, slots := lines(&clock, 2*blockSlots)
 		formed := func() (n int) {
