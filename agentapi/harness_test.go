@@ -445,7 +445,7 @@ func (s *service) exposition(containing string) []string {
 // stored returns what the database has of agent n, as key=value.
 func (s *service) stored(n int) []string {
 	s.t.Helper()
-	rows, err := s.store.Metadata(s.t.Context(), []agent.ID{nid(n)})
+	rows, _, err := s.store.MetadataWithin(s.t.Context(), []agent.ID{nid(n)}, 1<<30)
 	require.NoError(s.t, err)
 	var out []string
 	for _, r := range rows {

@@ -360,7 +360,7 @@ func TestSQLite(t *testing.T) {
 		b.Add(time.Now(), report(id(0), 0, 1, nil, "0=older than the stored"))
 		stop()
 
-		found, err := s.Metadata(t.Context(), append(known, id(250)))
+		found, _, err := s.MetadataWithin(t.Context(), append(known, id(250)), 1<<30)
 		require.NoError(t, err)
 		require.Len(t, found, 1000)
 		for _, m := range found {

@@ -80,7 +80,7 @@ func inDatabase(t *testing.T, s *service, keys map[stored]int) map[stored]int {
 			ids = append(ids, key.agent)
 		}
 	}
-	rows, err := s.store.Metadata(context.Background(), ids)
+	rows, _, err := s.store.MetadataWithin(context.Background(), ids, 1<<30)
 	require.NoError(t, err)
 	found := map[stored]int{}
 	for _, row := range rows {

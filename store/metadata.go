@@ -154,23 +154,10 @@ const fewAgents = 32
 // errFull ends a read that has as much as it may have.
 var errFull = errors.New("as much is read as may be")
 
-// Metadata returns the stored values of agents, ordered by agent and key.
-// Agents without any, and unknown ones, are left out.
-func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
-	var found []agent.Metadata
-	for part := range slices.Chunk(inOrderIDs(ids), idChunk) {
-		some, _, err := s.metadataOf(ctx, part, math.MaxInt)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, some...)
-	}
-	return found, nil
-}
-
-// MetadataWithin is Metadata of at most 1,000 agents that stops before the values of
+// MetadataWithin returns the stored values of at most 1,000 agents, ordered by agent and
+// key. Agents without any, and unknown ones, are left out. It stops before the values of
 // an agent with which they would take more than limit bytes, unless it is the first
-// one that has any. It returns the agents that are left, in order.
+// one that has any, and returns the agents that are left, in order.
 func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
 	ids = inOrderIDs(ids)
 	if len(ids) > idChunk {

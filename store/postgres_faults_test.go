@@ -123,7 +123,7 @@ func TestPostgresRestarted(t *testing.T) {
 				for _, err := range errs {
 					requireAway(err)
 				}
-				found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+				found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 				require.NoError(t, err)
 				require.Len(t, found, i+1)
 				stored, err := strconv.ParseInt(found[i].Value, 10, 64)
@@ -177,7 +177,7 @@ WHERE datname = current_database() AND application_name = 'agentstatsd'`)
 	require.Equal(t, 1, terminate())
 	execute(t, conn, `COMMIT`)
 	require.NoError(t, <-blocked)
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, []agent.Metadata{row(id(1), "k", "1", 1, 1)}, found)
 	require.Greater(t, s.rewriteUntil.Load(), time.Now().UnixNano(), "what became of the first attempt is not known")
@@ -196,7 +196,7 @@ WHERE datname = current_database() AND application_name = 'agentstatsd'`)
 	}
 	acked, errs := w.end()
 	require.Empty(t, errs)
-	found, err = s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err = s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, fmt.Sprint(acked), found[1].Value)
 }
@@ -235,7 +235,7 @@ func TestPostgresDeadlock(t *testing.T) {
 	execute(t, gate, `SELECT pg_advisory_unlock(1)`)
 	require.NoError(t, <-done)
 	require.NoError(t, <-done)
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, rows, found)
 	require.NoError(t, s.Close())
@@ -284,7 +284,7 @@ func TestPostgresOppositeOrder(t *testing.T) {
 		})
 	}
 	require.NoError(t, group.Wait())
-	found, err := stores[0].Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := stores[0].MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Len(t, found, 200)
 	for _, m := range found {
@@ -315,7 +315,7 @@ func TestPostgresLockTimeout(t *testing.T) {
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
 	require.Zero(t, s.rewriteUntil.Load(), "answered")
 	// Those who do not need the lock are served.
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, row(id(1), "k", "1", 1, 1), found[0])
 
@@ -382,7 +382,7 @@ func TestPostgresLateCommit(t *testing.T) {
 	}
 	execute(t, other, `COMMIT`)
 	require.NoError(t, <-done)
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, value("a", 3), found)
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -122,9 +123,14 @@ func TestPostgresPages(t *testing.T) {
 		require.Equal(t, agents, got, name)
 		require.LessOrEqual(t, tracer.take(), int64(page), name)
 	}
-	values, err := s.Metadata(t.Context(), ids)
-	require.NoError(t, err)
-	require.Len(t, values, agents)
+	read := 0
+	for some := range slices.Chunk(ids, idChunk) {
+		values, left, err := s.MetadataWithin(t.Context(), some, 1<<30)
+		require.NoError(t, err)
+		require.Empty(t, left)
+		read += len(values)
+	}
+	require.Equal(t, agents, read)
 	require.LessOrEqual(t, tracer.take(), int64(pageOfMetadata.rows))
 	pushes, err := s.Pushes(t.Context(), nil)
 	require.NoError(t, err)

@@ -197,7 +197,7 @@ func TestPostgresOlderMeanwhile(t *testing.T) {
 	got := <-done
 	require.NoError(t, got.err)
 	require.Empty(t, got.changed)
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, "newest", found[0].Value)
 }

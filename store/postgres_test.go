@@ -234,7 +234,7 @@ func TestPostgresOrderOfKeys(t *testing.T) {
 	keys, err := s.MetadataKeys(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, []string{"B", "_", "a"}, keys[id(1)])
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, []string{"B", "_", "a"}, []string{found[0].Key, found[1].Key, found[2].Key})
 }
@@ -299,7 +299,7 @@ func TestPostgresRejected(t *testing.T) {
 		_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad})
 		require.ErrorIs(t, err, agent.ErrRejected)
 		require.NotErrorIs(t, err, agent.ErrStoreDown)
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 		require.NoError(t, err)
 		require.Empty(t, found)
 	}

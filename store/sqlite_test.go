@@ -152,7 +152,7 @@ func TestSQLiteReopened(t *testing.T) {
 	_, err := os.Stat(path + "-wal")
 	require.ErrorIs(t, err, os.ErrNotExist, "checkpointed")
 
-	found, err := openPath(t, path).Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := openPath(t, path).MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, want, found)
 }
@@ -205,7 +205,7 @@ func TestSQLiteBusy(t *testing.T) {
 	require.ErrorContains(t, err, "upsert metadata: begin: database is locked")
 	require.NotErrorIs(t, err, agent.ErrRejected)
 	// Reads do not wait for a writer.
-	_, err = impatient.Metadata(t.Context(), []agent.ID{id(1)})
+	_, _, err = impatient.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 
 	_, err = conn.ExecContext(t.Context(), `ROLLBACK`)
@@ -277,7 +277,7 @@ func TestSQLiteKilled(t *testing.T) {
 		require.Empty(t, stderr.String())
 
 		s := openPath(t, path)
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 		require.NoError(t, err)
 		require.Len(t, found, killRows)
 		for _, m := range found {

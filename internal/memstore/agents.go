@@ -13,6 +13,9 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
+// maxIDs is how many agents MetadataWithin takes, as store.Store.
+const maxIDs = 1000
+
 // UpsertMetadata is as in store.Store: what says nothing new is left out by what
 // is read when the transaction begins, as on PostgreSQL.
 func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
@@ -133,13 +136,15 @@ func (t *tables) put(m agent.Metadata) bool {
 	return true
 }
 
-// Metadata is as in store.Store.
-func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error) {
+// MetadataWithin is as in store.Store.
+func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
 	ids = slices.Clone(ids)
 	slices.SortFunc(ids, compareIDs)
 	ids = slices.Compact(ids)
-	var found []agent.Metadata
-	err := s.run(ctx, transaction{doing: "read metadata", prepare: func(t *tables) error {
+	if len(ids) > maxIDs {
+		return nil, nil, fmt.Errorf("read metadata: want at most %d agents, got %d", maxIDs, len(ids))
+	}
+	err = s.run(ctx, transaction{doing: "read metadata", prepare: func(t *tables) error {
 		found = nil
 		for _, id := range ids {
 			for _, key := range slices.Sorted(maps.Keys(t.metadata[id])) {
@@ -149,28 +154,19 @@ func (s *Store) Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata,
 		return nil
 	}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return found, nil
-}
-
-// MetadataWithin is as in store.Store.
-func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
-	found, err = s.Metadata(ctx, ids)
 	size, first := 0, 0
 	for i := range found {
 		if found[i].Agent != found[first].Agent {
 			first = i
 		}
 		if size += found[i].Bytes(); size > limit && first > 0 {
-			left = slices.Clone(ids)
-			slices.SortFunc(left, compareIDs)
-			left = slices.Compact(left)
-			n, _ := slices.BinarySearchFunc(left, found[i].Agent, compareIDs)
-			return found[:first], left[n:], nil
+			n, _ := slices.BinarySearchFunc(ids, found[i].Agent, compareIDs)
+			return found[:first], ids[n:], nil
 		}
 	}
-	return found, nil, err
+	return found, nil, nil
 }
 
 // MetadataKeys is as in store.Store.

@@ -35,7 +35,7 @@ func testMetadataLongestKey(t *testing.T, s Store) {
 	changed, _, err := s.UpsertMetadata(t.Context(), rows)
 	require.NoError(t, err)
 	require.Len(t, changed, len(rows))
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.ElementsMatch(t, rows, found)
 }
@@ -79,7 +79,7 @@ func testMetadataUnchanged(t *testing.T, open func(testing.TB, Options) Store) {
 			want, wantChanged = next, []agent.ID{id(1)}
 		}
 		require.Equal(t, wantChanged, changed, name)
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1), id(2)})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1), id(2)}, 1<<30)
 		require.NoError(t, err)
 		require.Equal(t, []agent.Metadata{want, other}, found, name)
 		apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(1)}})
@@ -149,7 +149,7 @@ func testMetadataOrder(t *testing.T, open func(testing.TB, Options) Store) {
 			written += len(changed)
 		}
 		require.GreaterOrEqual(rt, written, len(newest))
-		found, err := s.Metadata(t.Context(), []agent.ID{a})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{a}, 1<<30)
 		require.NoError(rt, err)
 		require.Len(rt, found, len(newest))
 		for _, m := range found {

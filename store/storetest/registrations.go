@@ -68,7 +68,7 @@ func testRegistrationsReplaced(t *testing.T, s Store) {
 	require.Equal(t, []agent.Workspace{r.Workspace}, got.Workspaces)
 
 	// What the agent said outlives a new registration of it.
-	found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, []agent.Metadata{kept}, found)
 	sessions, _, err := s.Sessions(t.Context(), 0)
@@ -205,7 +205,7 @@ func testRegistrationsLateWrites(t *testing.T, s Store) {
 			metadata = append(metadata, row(id(1), "k", fmt.Sprint("of ", incarnation), epoch, 1))
 			nodes = append(nodes, uint64(incarnation))
 		}
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 		require.NoError(t, err)
 		require.Equal(t, metadata, found)
 		states, _, err := s.States(t.Context(), 0)

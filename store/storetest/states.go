@@ -356,7 +356,7 @@ func testFirstStays(t *testing.T, s Store) {
 		m.Order = c.order
 		_, newer, err := s.UpsertMetadata(t.Context(), []agent.Metadata{m, row(id(2), key, "beside", 1, 1)})
 		require.NoError(t, err)
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1)})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
 		require.NoError(t, err)
 		i := slices.IndexFunc(found, func(m agent.Metadata) bool { return m.Key == key })
 		require.Equal(t, want == before, found[i].Value == "first", name)

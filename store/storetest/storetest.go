@@ -24,7 +24,6 @@ type Store interface {
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
 
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
-	Metadata(ctx context.Context, ids []agent.ID) ([]agent.Metadata, error)
 	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error)
 	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 
@@ -212,13 +211,13 @@ func testMetadata(t *testing.T, s Store) {
 	c.CollectedAt = time.Time{}
 	upsert(t, s, []agent.Metadata{c, b, a})
 
-	found, err := s.Metadata(t.Context(), []agent.ID{id(2), id(9), id(1), id(2), id(3)})
+	found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(2), id(9), id(1), id(2), id(3)}, 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, []agent.Metadata{a, b, c}, found)
-	found, err = s.Metadata(t.Context(), []agent.ID{id(3)})
+	found, _, err = s.MetadataWithin(t.Context(), []agent.ID{id(3)}, 1<<30)
 	require.NoError(t, err)
 	require.Empty(t, found)
-	found, err = s.Metadata(t.Context(), nil)
+	found, _, err = s.MetadataWithin(t.Context(), nil, 1<<30)
 	require.NoError(t, err)
 	require.Empty(t, found)
 
@@ -226,14 +225,16 @@ func testMetadata(t *testing.T, s Store) {
 	require.NoError(t, err)
 	require.Equal(t, map[agent.ID][]string{id(1): {"a", "b"}, id(2): {"a"}}, keys)
 
-	// More agents than one query names.
+	// As many agents as one query names, and more.
 	many := []agent.ID{id(1)}
-	for range 2*statementRows + 1 {
+	for range statementRows - 2 {
 		many = append(many, uuid.New())
 	}
-	found, err = s.Metadata(t.Context(), append(many, id(2)))
+	found, _, err = s.MetadataWithin(t.Context(), append(many, id(2)), 1<<30)
 	require.NoError(t, err)
 	require.Equal(t, []agent.Metadata{a, b, c}, found)
+	_, _, err = s.MetadataWithin(t.Context(), append(many, id(2), id(3)), 1<<30)
+	require.ErrorContains(t, err, "read metadata: want at most 1000 agents, got 1001")
 }
 
 func testMetadataRejected(t *testing.T, s Store) {
@@ -246,7 +247,7 @@ func testMetadataRejected(t *testing.T, s Store) {
 		_, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{good, bad, good})
 		require.ErrorIs(t, err, agent.ErrRejected, name)
 		require.ErrorContains(t, err, "upsert metadata: ", name)
-		found, err := s.Metadata(t.Context(), []agent.ID{id(1), id(2)})
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1), id(2)}, 1<<30)
 		require.NoError(t, err)
 		require.Empty(t, found, "%s: one transaction", name)
 	}
@@ -281,7 +282,7 @@ func testContext(t *testing.T, s Store) {
 		"ObserveBuilds":  func() error { _, err := s.ObserveBuilds(ended, []agent.ID{id(1)}, time.Unix(1, 0)); return err },
 		"Beat":           func() error { _, _, err := s.Beat(ended, agent.Replica{ID: id(1)}, -1); return err },
 		"RemoveReplicas": func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
-		"Metadata":       func() error { _, err := s.Metadata(ended, []agent.ID{id(1)}); return err },
+		"MetadataWithin": func() error { _, _, err := s.MetadataWithin(ended, []agent.ID{id(1)}, 1); return err },
 		"MetadataKeys":   func() error { _, err := s.MetadataKeys(ended); return err },
 		"Registrations":  func() error { _, err := s.Registrations(ended, 0); return err },
 		"States":         func() error { _, _, err := s.States(ended, 0); return err },
