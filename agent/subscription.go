@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -198,6 +199,10 @@ type ReportWatch struct {
 	// StandBy waits while another stream has the subscription, rather than to take
 	// it. Then the stream ends with ErrNameFree.
 	StandBy bool
+	// Room waits a while for the memory of a batch, before one is read. keep says how
+	// many bytes of a batch there are, 0: none any more. The error is ErrNoRoom or that
+	// of ctx. nil: there is always room.
+	Room func(ctx context.Context) (keep func(bytes int), err error)
 }
 
 // ReportMessage is what a watcher is told. The first of a stream has no sums.

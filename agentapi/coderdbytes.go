@@ -22,6 +22,7 @@ const (
 	bytesPushes        = "pushes"
 	bytesWatches       = "watches"        // what is kept of them
 	bytesReads         = "metadata_reads" // by them, too
+	bytesBatches       = "report_batches" // for watches of stats
 )
 
 // byteBudget is what the calls of one kind that are under way may have in memory

@@ -72,7 +72,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
 		refused:         vec("agentstatsd_streams_refused_total", "Streams refused because too many went on.", "kind", "watch", "sync", "push"),
 		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
-		bytesRefused:    vec("agentstatsd_coderd_memory_refused_total", "Messages of coderd refused, and watches ended, as all calls of their kind have too much in memory.", "kind", bytesRegistrations, bytesPushes, bytesWatches, bytesReads),
+		bytesRefused:    vec("agentstatsd_coderd_memory_refused_total", "Messages of coderd refused, watches ended, and batches of reports that wait, as all calls of their kind have too much in memory.", "kind", bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
 	}
 	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {

@@ -57,6 +57,7 @@ func (s *coderdService) WatchStats(stream statsStream) error {
 		Name:     first.GetName(),
 		Position: agent.Position{Incarnation: int64(first.GetIncarnation()), Number: first.GetNumber()},
 		StandBy:  first.GetStandBy(),
+		Room:     s.watchBytes.batchRoom,
 	}, acks, func(m agent.ReportMessage) error { return stream.Send(statsResponse(m)) })
 	cause := context.Cause(ctx)
 	cancel(nil)

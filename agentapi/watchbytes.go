@@ -21,7 +21,7 @@ const ReadMessages = 6
 // Limits: those of an agent must fit a read, half of Options.MaxWatchBytes.
 const KeyBytes = agent.MaxMetadataKeyBytes + defaultValueBytes + defaultErrorBytes + 128
 
-// watchBytes bounds what watches of metadata have in memory, and GetMetadata. Half of
+// watchBytes bounds what watches have in memory, and GetMetadata. Half of
 // Options.MaxWatchesBytes is for what is read: it is taken before a read, which waits
 // for it in line. The other half is for what the watches remember to have sent.
 type watchBytes struct {
@@ -30,6 +30,8 @@ type watchBytes struct {
 	used    atomic.Int64
 	sent    *byteBudget
 	refused prometheus.Counter
+	// batchesRefused is the same of batches of reports, which wait then.
+	batchesRefused prometheus.Counter
 }
 
 func newWatchBytes(o *Options, m *metrics) *watchBytes {
@@ -39,6 +41,8 @@ func newWatchBytes(o *Options, m *metrics) *watchBytes {
 		limit:   int64(half),
 		sent:    newByteBudget(bytesWatches, flagWatchesBytes, half, m),
 		refused: m.bytesRefused.WithLabelValues(bytesReads),
+
+		batchesRefused: m.bytesRefused.WithLabelValues(bytesBatches),
 	}
 }
 
@@ -57,6 +61,31 @@ func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (
 	}
 	w.used.Add(int64(n))
 	return &readHold{w, n}, nil
+}
+
+// A batch of reports is 1 MiB at most as it is read. It is decoded for the watcher,
+// encoded, and sent.
+const (
+	batchCopies    = 4
+	reportsRoom    = batchCopies << 20
+	reportsPatient = 2 * time.Second // much less than the lease of a subscription
+)
+
+// batchRoom waits for room for a batch of reports, as agent.ReportWatch says.
+func (w *watchBytes) batchRoom(ctx context.Context) (keep func(bytes int), err error) {
+	n := min(reportsRoom, w.limit)
+	waiting, cancel := context.WithTimeout(ctx, reportsPatient)
+	defer cancel()
+	if w.room.Acquire(waiting, n) != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		w.batchesRefused.Inc()
+		return nil, agent.ErrNoRoom
+	}
+	w.used.Add(n)
+	hold := &readHold{w, int(n)}
+	return func(bytes int) { hold.shrink(batchCopies * bytes) }, nil
 }
 
 // inUse returns how many bytes are taken.

@@ -272,7 +272,7 @@ func TestWatchStatsLimits(t *testing.T) {
 			streams = append(streams, w)
 		}
 		_, err := s.watchStats(&pb.WatchStatsRequest{Name: "d"}).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "open subscription: too many subscriptions: want at most 3")
+		requireCode(t, err, codes.ResourceExhausted, "open subscription: too many subscriptions: want at most 3 (--max-report-subscriptions)")
 		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions_refused_total", ""))
 		synctest.Wait()
 		waits := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})
@@ -287,5 +287,37 @@ func TestWatchStatsLimits(t *testing.T) {
 			requireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		}
 		require.Zero(t, time.Since(began))
+	})
+}
+
+// What is read for watches of stats has room with all that is read for watches; while
+// there is none they wait, and keep their subscription.
+func TestWatchStatsWaitsForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		s.register(1)
+		giveBack, err := s.server.TakeReads(t.Context())
+		require.NoError(t, err)
+		w := s.watchStats(&pb.WatchStatsRequest{Name: "a"})
+		time.Sleep(10 * time.Second)
+		require.NotZero(t, s.counter("agentstatsd_coderd_memory_refused_total", "report_batches"))
+		require.Zero(t, s.counter("agentstatsd_report_subscriptions", ""), "it is not asked for")
+		giveBack()
+		w.began(0)
+		synctest.Wait()
+		require.Zero(t, s.memory("watches"))
+
+		giveBack, err = s.server.TakeReads(t.Context())
+		require.NoError(t, err)
+		s.report(1, &pb.Stats{RxBytes: 1000})
+		time.Sleep(time.Minute) // four times the lease
+		other := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})
+		time.Sleep(time.Minute)
+		giveBack()
+		w.requireBytes(1, 1000)
+		w.ack(1)
+		synctest.Wait()
+		require.Zero(t, s.memory("watches"))
+		other.cut()
 	})
 }

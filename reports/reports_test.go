@@ -305,6 +305,67 @@ func TestBatchBytes(t *testing.T) {
 	})
 }
 
+// A batch is read when there is room for it, which it has until it is sent. While there
+// is none the subscription is kept.
+func TestRoomOfBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplica(t, memstore.New(), Options{}, memstore.Options{})
+		var free, kept atomic.Int64
+		free.Store(1)
+		room := func(context.Context) (func(int), error) {
+			if free.Add(-1) < 0 {
+				free.Add(1)
+				return nil, agent.ErrNoRoom
+			}
+			var once sync.Once
+			return func(bytes int) {
+				kept.Store(int64(bytes))
+				if bytes == 0 {
+					once.Do(func() { free.Add(1) })
+				}
+			}, nil
+		}
+		w := r.watch(t, agent.ReportWatch{Name: "a", Room: room})
+		<-w.messages
+		synctest.Wait()
+		require.EqualValues(t, 1, free.Load())
+
+		free.Store(0)
+		r.Add(&agent.ReportSum{Agent: agent.ID{1}, Reports: 1, Data: make([]byte, 1000)})
+		other := r.watch(t, agent.ReportWatch{Name: "a", StandBy: true})
+		time.Sleep(10 * time.Minute)
+		require.Empty(t, w.messages)
+		require.Empty(t, other.ended, "the lease is renewed")
+		free.Store(1)
+		m := <-w.messages
+		require.Len(t, m.Sums, 1)
+		synctest.Wait()
+		require.Zero(t, kept.Load())
+		require.EqualValues(t, 1, free.Load(), "it is sent")
+		w.cancel()
+		require.ErrorIs(t, <-w.ended, context.Canceled)
+
+		// What a watcher does not read it keeps.
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error)
+		go func() {
+			ended <- r.Serve(ctx, agent.ReportWatch{Name: "a", Room: room}, nil, func(m agent.ReportMessage) error {
+				if len(m.Sums) > 0 { // the same again: it was not acked
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			})
+		}()
+		synctest.Wait()
+		require.EqualValues(t, 1000+sumBytes, kept.Load())
+		require.Zero(t, free.Load())
+		cancel()
+		require.ErrorIs(t, <-ended, context.Canceled)
+		require.EqualValues(t, 1, free.Load())
+	})
+}
+
 // A subscription that nobody watches goes, and a watcher that comes later begins anew.
 func TestExpiry(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

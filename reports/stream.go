@@ -64,10 +64,11 @@ func (r *Reports) Serve(ctx context.Context, w agent.ReportWatch, acks <-chan in
 var errEnded = errors.New("the watcher ended the stream")
 
 func (s *stream) serve(ctx context.Context) error {
-	opened, err := s.open(ctx)
+	opened, keep, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
+	defer keep(0)
 	if err := s.start(ctx); err != nil {
 		return err
 	}
@@ -77,17 +78,48 @@ func (s *stream) serve(ctx context.Context) error {
 	if err := s.deliver(opened.Unacked); err != nil {
 		return err
 	}
+	keep(0)
 	return s.follow(ctx)
+}
+
+// room waits for the memory of a batch. The caller calls keep(0) when it has none any
+// more, which may be more than once.
+func (s *stream) room(ctx context.Context) (keep func(bytes int), err error) {
+	if s.watch.Room == nil {
+		return func(int) {}, nil
+	}
+	return s.watch.Room(ctx)
+}
+
+// bytesOf returns what the data of a batch takes, and the rest of it.
+func bytesOf(b *agent.ReportBatch) int {
+	if b == nil {
+		return 0
+	}
+	n := sumBytes * len(b.Sums)
+	for i := range b.Sums {
+		n += len(b.Sums[i].Data)
+	}
+	return n
 }
 
 func (s *stream) position(number int64) agent.Position {
 	return agent.Position{Incarnation: s.subscription.Incarnation, Number: number}
 }
 
-// open waits until this stream has the subscription.
-func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, err error) {
+// open waits until this stream has the subscription, which may have a batch that is not
+// acked: the caller calls keep(0) when that is sent.
+func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, keep func(int), err error) {
 	r, held := s.reports, false
 	for {
+		if keep, err = s.room(ctx); errors.Is(err, agent.ErrNoRoom) {
+			if err := s.wait(ctx, batchInterval); err != nil {
+				return opened, nil, err
+			}
+			continue
+		} else if err != nil {
+			return opened, nil, err
+		}
 		err = r.call(ctx, func(ctx context.Context) (err error) {
 			opened, err = r.store.OpenSubscription(ctx, agent.SubscriptionOpening{
 				Name: s.watch.Name, Stream: s.id, Position: s.watch.Position, StandBy: s.watch.StandBy,
@@ -95,26 +127,29 @@ func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, err
 			})
 			return err
 		})
+		keep(bytesOf(opened.Unacked))
 		wait := r.opts.Lease / 3
 		switch {
 		case errors.Is(err, agent.ErrTooMany):
 			r.metrics.refused.Inc()
-			return opened, err
+			return opened, nil, err
 		case errors.Is(err, agent.ErrRejected):
-			return opened, err
+			return opened, nil, err
 		case err != nil:
 			wait = s.failed(ctx, err)
 		case opened.Held:
 			held = true
 		case held:
 			s.subscription = opened.Subscription
-			return opened, agent.ErrNameFree
+			keep(0)
+			return opened, nil, agent.ErrNameFree
 		default:
 			s.opened(ctx, opened)
-			return opened, nil
+			return opened, keep, nil
 		}
+		keep(0)
 		if err := s.wait(ctx, wait); err != nil {
-			return opened, err
+			return opened, nil, err
 		}
 	}
 }
@@ -259,6 +294,20 @@ func (s *stream) step(ctx context.Context) error {
 	if !wanted && !needed {
 		return nil
 	}
+	keep := func(int) {}
+	if wanted {
+		switch room, err := s.room(ctx); {
+		case err == nil:
+			keep = room
+			defer keep(0)
+		case !errors.Is(err, agent.ErrNoRoom):
+			return err
+		default: // the sums wait; the lease does not
+			if wanted, s.next = false, now.Add(batchInterval); !needed {
+				return nil
+			}
+		}
+	}
 	d := agent.Delivery{
 		Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
 		Number: s.number, Acked: s.acked, Lease: r.opts.Lease,
@@ -286,6 +335,7 @@ func (s *stream) step(ctx context.Context) error {
 		s.retry = now.Add(s.failed(ctx, err))
 		return nil
 	}
+	keep(bytesOf(batch))
 	s.failures = 0
 	if needed {
 		s.stored, s.renew = max(s.stored, s.acked), now.Add(r.opts.Lease/3)

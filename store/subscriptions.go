@@ -164,7 +164,7 @@ func (s *Store) createSubscription(ctx context.Context, tx *sql.Tx, o agent.Subs
 	n := 0
 	err = query(ctx, tx, `SELECT count(*) FROM report_subscriptions`, nil, func(rows *sql.Rows) error { return rows.Scan(&n) })
 	if err == nil && n >= o.Max {
-		err = fmt.Errorf("%w subscriptions: want at most %d", agent.ErrTooMany, o.Max)
+		err = fmt.Errorf("%w subscriptions: want at most %d (--max-report-subscriptions)", agent.ErrTooMany, o.Max)
 	}
 	if err != nil {
 		return opened, err
