@@ -229,6 +229,8 @@ func labelOf(line, name string) string {
 func TestLookupsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
+		most := r[0].opts.MaxLookups
+		require.Equal(t, 256, most)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
 		settle()
@@ -236,7 +238,7 @@ func TestLookupsAreBounded(t *testing.T) {
 		require.ErrorIs(t, err, ErrUnknownToken) // the next look is 100 ms later
 		var wg sync.WaitGroup
 		var unknown, unavailable atomic.Int64
-		for range maxWaiters + 44 {
+		for range most + 44 {
 			wg.Go(func() {
 				_, err := r[0].Authenticate(t.Context(), "unknown")
 				switch {
@@ -252,7 +254,7 @@ func TestLookupsAreBounded(t *testing.T) {
 		_, err = r[0].Connect(t.Context(), nid(1), hello(1, 1))
 		require.NoError(t, err)
 		wg.Wait()
-		require.EqualValues(t, maxWaiters, unknown.Load())
+		require.EqualValues(t, most, unknown.Load())
 		require.Equal(t, []string{"44"}, metric(t, r[0], "agentstatsd_fleet_lookups_refused_total"))
 	})
 }

@@ -22,12 +22,6 @@ const followTimeout = 2 * time.Minute
 // catchUpTimeout bounds the wait of a caller who is not known here.
 const catchUpTimeout = 5 * time.Second
 
-// maxWaiters bounds the callers who are not known here and wait at once: anybody
-// can be one.
-const maxWaiters = 256
-
-var errTooManyWaiters = errors.New("too many wait for what other replicas wrote")
-
 // catchUp returns when what other replicas had written at the call is read.
 func (f *Fleet) catchUp(ctx context.Context) error {
 	select {
@@ -35,7 +29,7 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 		defer func() { <-f.peers.waiters }()
 	default:
 		f.metrics.waitersRefused.Inc()
-		return errTooManyWaiters
+		return fmt.Errorf("want at most %d lookups at once of callers that are not known here (--max-lookups)", f.opts.MaxLookups)
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()

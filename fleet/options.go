@@ -37,6 +37,9 @@ type Options struct {
 	// UpTemplateVersion has coderd_agents_up carry the version of the workspace's
 	// template, as newer Coders do.
 	UpTemplateVersion bool
+	// MaxLookups is how many callers that are not known here wait at once for what
+	// other replicas wrote: anybody can be one; default 256.
+	MaxLookups int
 	// Now is the wall clock of this replica, of which epochs are made; default
 	// time.Now.
 	Now func() time.Time
@@ -63,6 +66,7 @@ func (o Options) withDefaults() Options {
 	set(&o.WriteInterval, 500*time.Millisecond)
 	set(&o.WriteTimeout, 10*time.Second)
 	set(&o.FollowInterval, 2*time.Second)
+	set(&o.MaxLookups, 256)
 	set(&o.RefusedPerSecond, 100)
 	set(&o.RefusedBurst, 5000)
 	if o.Random == nil {
@@ -99,6 +103,7 @@ func (o Options) validate() error {
 		{"write interval", int64(o.WriteInterval)},
 		{"write timeout", int64(o.WriteTimeout)},
 		{"follow interval", int64(o.FollowInterval)},
+		{"max lookups", int64(o.MaxLookups)},
 		{"refused per second", int64(o.RefusedPerSecond)},
 		{"refused burst", int64(o.RefusedBurst)},
 		{"messages per second", int64(o.MessagesPerSecond)},

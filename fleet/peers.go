@@ -59,7 +59,7 @@ func (f *Fleet) Join(r Replicas, n News) {
 		news:     n,
 		metrics:  f.metrics,
 		log:      f.log,
-		waiters:  make(chan struct{}, maxWaiters),
+		waiters:  make(chan struct{}, f.opts.MaxLookups),
 		wake:     make(chan struct{}, 1),
 		outgoing: make(map[*entry]struct{}),
 		doubted:  make(map[*entry]struct{}),

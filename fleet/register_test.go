@@ -174,7 +174,7 @@ func TestRegister(t *testing.T) {
 			name:   "too many agents",
 			before: []reg{registration(1, 1, 1), registration(2, 2, 1), registration(3, 3, 1), registration(4, 4, 1)},
 			then:   []reg{registration(5, 5, 1)},
-			err:    "too many registrations: want at most 4 agents, got 5",
+			err:    "too many registrations: want at most 4 agents (--max-agents), got 5",
 			after:  ids(1, 2, 3, 4),
 		},
 		{
@@ -189,7 +189,7 @@ func TestRegister(t *testing.T) {
 			name:       "too many workspaces",
 			before:     []reg{registration(1, 1, 1), registration(2, 2, 1), registration(3, 3, 1), registration(4, 4, 1)},
 			workspaces: []agent.Workspace{registration(5, 5, 1).Workspace},
-			err:        "too many registrations: want at most 4 workspaces, got 5",
+			err:        "too many registrations: want at most 4 workspaces (--max-agents), got 5",
 			after:      ids(1, 2, 3, 4),
 		},
 		{

@@ -78,11 +78,11 @@ func (p *plan) sizes(r *roster) sizes {
 func (s sizes) check(now sizes, o *Options) error {
 	switch {
 	case s.agents > o.MaxAgents && s.agents > now.agents:
-		return fmt.Errorf("%w: want at most %d agents, got %d", ErrTooMany, o.MaxAgents, s.agents)
+		return fmt.Errorf("%w: want at most %d agents (--max-agents), got %d", ErrTooMany, o.MaxAgents, s.agents)
 	case s.workspaces > o.MaxAgents && s.workspaces > now.workspaces:
-		return fmt.Errorf("%w: want at most %d workspaces, got %d", ErrTooMany, o.MaxAgents, s.workspaces)
+		return fmt.Errorf("%w: want at most %d workspaces (--max-agents), got %d", ErrTooMany, o.MaxAgents, s.workspaces)
 	case s.bytes > o.MaxBytes && s.bytes > now.bytes:
-		return fmt.Errorf("%w: want at most %d bytes in memory of all, got %d", ErrTooLarge, o.MaxBytes, s.bytes)
+		return fmt.Errorf("%w: want at most %d bytes in memory of all (--max-registrations-bytes), got %d", ErrTooLarge, o.MaxBytes, s.bytes)
 	}
 	return nil
 }

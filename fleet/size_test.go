@@ -50,7 +50,7 @@ func TestRegistrationBytes(t *testing.T) {
 			_, err = p.Register(t.Context(), set)
 		}
 		require.ErrorIs(t, err, ErrTooLarge)
-		require.Regexp(t, `^too large registrations: want at most 100000 bytes in memory of all, got 1[0-9]{5}$`, err.Error())
+		require.Regexp(t, `^too large registrations: want at most 100000 bytes in memory of all \(--max-registrations-bytes\), got 1[0-9]{5}$`, err.Error())
 		require.Equal(t, before, p.roster.bytes)
 		requireConsistent(t, p)
 	}

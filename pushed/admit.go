@@ -16,9 +16,10 @@ import (
 // rest together with the first of them.
 func (f *Families) decode(now time.Time, p *agent.Push) []*decodedFamily {
 	n := min(len(p.Families), f.opts.MaxFamilies)
+	limits := labelLimits{f.opts.MaxLabelValueBytes, f.opts.MaxLabelsBytes}
 	out := make([]*decodedFamily, len(p.Families))
 	for i, raw := range p.Families[:n] {
-		out[i] = decodeFamily(raw, now)
+		out[i] = decodeFamily(raw, limits, now)
 	}
 	if n == len(p.Families) {
 		return out

@@ -22,12 +22,10 @@ const (
 	// maxExemplarBytes of an exemplar's labels: the 128 characters that
 	// OpenMetrics allows, of up to 4 bytes.
 	maxExemplarBytes = 512
-	// maxLabelValueBytes of a label of coderd's: parameters of templates are up
-	// to 32 KiB, and a family has them as a label.
-	maxLabelValueBytes = 32 << 10
-	// maxLabelsBytes is the sum over a series' label names and values.
-	maxLabelsBytes = 40 << 10
 )
+
+// labelLimits are Options.MaxLabelValueBytes and MaxLabelsBytes.
+type labelLimits struct{ value, all int }
 
 // decodedFamily is one family of a push, or why it is refused, or some of it.
 type decodedFamily struct {
@@ -45,7 +43,7 @@ func (d *decodedFamily) refuse(r *refusal) *decodedFamily {
 
 // decodeFamily decodes and checks one io.prometheus.client.MetricFamily that
 // was received at now. What of its series is not right is left out.
-func decodeFamily(raw []byte, now time.Time) *decodedFamily {
+func decodeFamily(raw []byte, limits labelLimits, now time.Time) *decodedFamily {
 	d := &decodedFamily{name: nameOf(raw)}
 	var in dto.MetricFamily
 	if err := proto.Unmarshal(raw, &in); err != nil {
@@ -70,7 +68,7 @@ func decodeFamily(raw []byte, now time.Time) *decodedFamily {
 	}
 	f.Series = make([]series, 0, len(in.Metric))
 	for _, m := range in.Metric {
-		labels, r := decodeLabels(m.GetLabel(), f.Type)
+		labels, r := decodeLabels(m.GetLabel(), limits, f.Type)
 		if r != nil {
 			d.refused.add(ofSeries, "", r)
 			continue
@@ -219,7 +217,7 @@ func canonical(v float64) float64 {
 
 // decodeLabels returns the labels of a series. Those without a value are left
 // out: to Prometheus they are not there.
-func decodeLabels(in []*dto.LabelPair, t metrics.Type) (string, *refusal) {
+func decodeLabels(in []*dto.LabelPair, limits labelLimits, t metrics.Type) (string, *refusal) {
 	if len(in) > metrics.MaxLabels {
 		return "", refuse(metrics.ReasonTooManyLabels, "%d labels, at most %d", len(in), metrics.MaxLabels)
 	}
@@ -233,11 +231,15 @@ func decodeLabels(in []*dto.LabelPair, t metrics.Type) (string, *refusal) {
 		case strings.HasPrefix(name, "__"),
 			(t == metrics.Histogram || t == metrics.Summary) && (name == "le" || name == "quantile"):
 			return "", refuse(metrics.ReasonReservedLabel, "label %s of a %v", name, t)
-		case len(value) > maxLabelValueBytes:
-			return "", refuse(metrics.ReasonLabelValueTooLong, "value of label %s of %d bytes, at most %d", name, len(value), maxLabelValueBytes)
+		case len(value) > limits.value:
+			return "", refuse(metrics.ReasonLabelValueTooLong, "value of label %s of %d bytes, at most %d (--max-pushed-label-value-bytes)", name, len(value), limits.value)
 		}
 	}
-	return joinLabels(in, maxLabelsBytes)
+	labels, r := joinLabels(in, limits.all)
+	if r != nil && r.reason == metrics.ReasonLabelsTooLong {
+		r.message += " (--max-pushed-labels-bytes)"
+	}
+	return labels, r
 }
 
 // joinLabels sorts and joins labels whose names are valid.

@@ -54,6 +54,10 @@ type Options struct {
 	// MaxRowBytes bounds what is stored of one instance, compressed; series beyond
 	// are refused. 0: 64 MiB.
 	MaxRowBytes int
+	// MaxLabelValueBytes of one label, MaxLabelsBytes of all names and values of a
+	// series; series beyond are refused. 0: 32 KiB, as parameters of templates have at
+	// most, which a family has as a label, and 40 KiB.
+	MaxLabelValueBytes, MaxLabelsBytes int
 	// FoldAfter the newest snapshot of an instance its counts become part of
 	// the totals. 0: 24 h.
 	FoldAfter time.Duration
@@ -92,6 +96,8 @@ func (o *Options) validate() error {
 		{"series of all instances", &o.MaxTotalSeries, 2_000_000},
 		{"instances", &o.MaxInstances, 256},
 		{"bytes of a row", &o.MaxRowBytes, 64 << 20},
+		{"bytes of a label's value", &o.MaxLabelValueBytes, 32 << 10},
+		{"bytes of labels", &o.MaxLabelsBytes, 40 << 10},
 	} {
 		if *n.value == 0 {
 			*n.value = n.standard

@@ -124,6 +124,17 @@ func TestRefusedFamilyIsNotServedOn(t *testing.T) {
 	}
 }
 
+// Both limits of labels can be set, and are named where they are met.
+func TestLimitsOfLabels(t *testing.T) {
+	f := open(t, new(memory), Options{MaxLabelValueBytes: 10, MaxLabelsBytes: 8})
+	refused := push(t, f, start, 1, 1, false, counterOf(map[string]float64{"a": 1, "12345678901": 2}, nil))
+	require.Len(t, refused, 1)
+	require.Equal(t, "value of label l of 11 bytes, at most 10 (--max-pushed-label-value-bytes)", refused[0].Message)
+	refused = push(t, f, start, 1, 2, false, counterOf(map[string]float64{"a": 1, "1234567890": 2}, nil))
+	require.Len(t, refused, 1)
+	require.Equal(t, "labels of more than 8 bytes (--max-pushed-labels-bytes)", refused[0].Message)
+}
+
 // A label as long as coderd's parameters is fine, a longer one is refused with its
 // series; of an exemplar or a created timestamp that is wrong the series is served.
 func TestLongLabelsAndWrongValues(t *testing.T) {
