@@ -86,10 +86,11 @@ func (s *coderdService) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv
 	defer s.streams.leave()
 	if !s.syncs.take() {
 		s.metrics.refused.WithLabelValues("sync").Inc()
-		return exhausted(time.Second, fmt.Sprintf("want at most %d syncs at once", s.opts.MaxSyncs))
+		return exhausted(time.Second, fmt.Sprintf("want at most %d syncs at once (%s)", s.opts.MaxSyncs, flagSyncs))
 	}
 	defer s.syncs.free()
-	ctx, cancel := context.WithTimeout(stream.Context(), s.opts.SyncTimeout)
+	ctx, cancel := context.WithTimeoutCause(stream.Context(), s.opts.SyncTimeout,
+		status.Errorf(codes.DeadlineExceeded, "complete: want it within %v (%s)", s.opts.SyncTimeout, flagSyncTimeout))
 	defer cancel()
 	sync, err := s.Fleet.BeginSync()
 	if err != nil {
@@ -121,7 +122,7 @@ func (s *coderdService) collect(ctx context.Context, parts <-chan received[*agen
 		case <-s.streams.draining:
 			return set, false, errDraining
 		case <-ctx.Done():
-			return set, false, status.FromContextError(ctx.Err()).Err()
+			return set, false, context.Cause(ctx)
 		}
 		switch {
 		case errors.Is(part.err, io.EOF):
@@ -137,7 +138,7 @@ func (s *coderdService) collect(ctx context.Context, parts <-chan received[*agen
 		set.Agents = append(set.Agents, more.Agents...)
 		set.Workspaces = append(set.Workspaces, more.Workspaces...)
 		if len(set.Agents) > limit || len(set.Workspaces) > limit {
-			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces, got %d and %d so far", limit, len(set.Agents), len(set.Workspaces))
+			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces (%s), got %d and %d so far", limit, flagAgents, len(set.Agents), len(set.Workspaces))
 		}
 		if part.message.GetComplete() {
 			if problem := checkOnce(set); problem != nil {

@@ -59,8 +59,8 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		{"agents[1].apps[0].slug: want at most 128 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].Slug = long }},
 		{"agents[1].apps[0].display_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].DisplayName = long }},
 		{"agents[1].apps[0].health: unknown health 0", func(r *pb.AgentRegistration) { r.Apps[0].Health = 0 }},
-		{"agents[1].metadata_keys: want at most 256, got 257", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 257) }},
-		{"agents[1]: want at most 65536 bytes, got 70430", func(r *pb.AgentRegistration) {
+		{"agents[1].metadata_keys: want at most 256 (--metadata-max-declared-keys), got 257", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 257) }},
+		{"agents[1]: want at most 65536 bytes (--max-registration-bytes), got 70430", func(r *pb.AgentRegistration) {
 			r.MetadataKeys = nil
 			for range 70 {
 				r.MetadataKeys = append(r.MetadataKeys, strings.Repeat("k", 1000))
@@ -211,7 +211,7 @@ func TestRegisterAndList(t *testing.T) {
 			more = append(more, registration(n))
 		}
 		_, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: more})
-		requireCode(t, err, codes.ResourceExhausted, "too many registrations: want at most 150 agents, got 151")
+		requireCode(t, err, codes.ResourceExhausted, "too many registrations: want at most 150 agents (--max-agents), got 151")
 
 		gone, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(3), bid(4)}, WorkspaceIds: [][]byte{bid(10_001)}})
 		require.NoError(t, err)
@@ -250,7 +250,7 @@ func TestSync(t *testing.T) {
 		_, err = sync(agents(1), &pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{{}}}, complete)
 		requireCode(t, err, codes.InvalidArgument, "messages[1].agents[0].id: want 16 bytes, got 0")
 		_, err = sync(agents(1, 2, 3), agents(4, 5, 6), complete)
-		requireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces, got 6 and 0 so far")
+		requireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces (--max-agents), got 6 and 0 so far")
 		_, err = sync(agents(1), complete)
 		requireCode(t, err, codes.FailedPrecondition, "more than half of all agents would be deregistered: 3 of 4; force: want true to do so")
 
@@ -259,7 +259,7 @@ func TestSync(t *testing.T) {
 		require.NoError(t, held.Send(agents(1, 2)))
 		synctest.Wait()
 		_, err = sync(complete)
-		requireCode(t, err, codes.ResourceExhausted, "want at most 1 syncs at once")
+		requireCode(t, err, codes.ResourceExhausted, "want at most 1 syncs at once (--max-syncs)")
 		s.register(5) // survives, as it is newer than the sync
 		require.NoError(t, held.Send(agents(3)))
 		require.NoError(t, held.Send(complete))
@@ -337,7 +337,7 @@ func TestRegistrationsTooLarge(t *testing.T) {
 		requireTooLarge := func(err error) {
 			t.Helper()
 			require.Equal(t, codes.ResourceExhausted, status.Code(err))
-			require.Regexp(t, `^too large registrations: want at most 4000 bytes in memory of all, got [0-9]+$`, status.Convert(err).Message())
+			require.Regexp(t, `^too large registrations: want at most 4000 bytes in memory of all \(--max-registrations-bytes\), got [0-9]+$`, status.Convert(err).Message())
 		}
 		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: more})
 		requireTooLarge(err)

@@ -214,12 +214,12 @@ type boundedRequest struct {
 
 func (r *boundedRequest) unmarshal(encoded []byte) {
 	estimator := coderdRequests[r.message.ProtoReflect().Descriptor().FullName()]
-	n, err := fitsDecoded(estimator, encoded, r.limit)
+	n, err := fitsDecoded(estimator, r.message, encoded, r.limit, flagMessageBytes)
 	if err == nil {
 		err = r.hold.add(n)
 	}
 	if err == nil && proto.Unmarshal(encoded, r.message) != nil {
-		err = errMalformed
+		err = malformed(r.message, encoded)
 	}
 	r.refused = err
 }

@@ -64,7 +64,7 @@ func TestSyncsAreBounded(t *testing.T) {
 		}
 		require.NoError(t, bomb.Send(empty))
 		_, err = bomb.CloseAndRecv()
-		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 33554432 bytes in memory once decoded, got 2000000 encoded")
+		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 33554432 bytes in memory once decoded (8 times --max-message-bytes), got 2000000 encoded")
 	})
 }
 
@@ -95,12 +95,12 @@ func TestPushesAreBounded(t *testing.T) {
 		first.answer()
 
 		first.part(string(bytes.Repeat([]byte{0x22, 0}, 20_000)))
-		first.requireEnd(codes.ResourceExhausted, "families.families[0]: want at most 1600000 bytes in memory once decoded, got 40000 encoded and more decoded: it has too many elements")
+		first.requireEnd(codes.ResourceExhausted, "families.families[0]: want at most 1600000 bytes in memory once decoded (16 times --max-message-bytes), got 40000 encoded and more decoded: it has too many elements")
 		third := s.openPush(pushHello(3, "c"))
 		for range 8 {
 			third.part(string(bytes.Repeat([]byte{0x22, 0}, 600)))
 		}
-		third.requireEnd(codes.ResourceExhausted, "families: want at most 400000 bytes in memory once decoded, got ")
+		third.requireEnd(codes.ResourceExhausted, "families: want at most 400000 bytes in memory once decoded (4 times --max-push-bytes), got ")
 		require.Equal(t, 2.0, s.counter("agentstatsd_push_oversized_total", ""))
 		synctest.Wait()
 		require.Zero(t, s.memory("pushes"))

@@ -117,7 +117,7 @@ func (c *connection) serve() error {
 // hello waits for the first message.
 func (c *connection) hello() (*agentstatsv1.Hello, error) {
 	within := c.server.opts.HelloTimeout
-	timeout := time.AfterFunc(within, func() { c.finish(invalid("hello", "want it within %v", within)) })
+	timeout := time.AfterFunc(within, func() { c.finish(invalid("hello", "want it within %v (%s)", within, flagFirstMessage)) })
 	defer timeout.Stop()
 	switch err := c.stream.RecvMsg(&c.frame); {
 	case errors.Is(err, io.EOF):

@@ -127,8 +127,8 @@ func TestViolations(t *testing.T) {
 		{"zero sequence", []*pb.ConnectRequest{good, stats(&pb.Stats{})}, codes.InvalidArgument, "sequence: want at least 1, got 0"},
 		{"negative sequence", []*pb.ConnectRequest{good, seq(-1, stats(&pb.Stats{}))}, codes.InvalidArgument, "sequence: want at least 1, got -1"},
 		{"after goodbye", []*pb.ConnectRequest{good, seq(1, meta("k", "v")), seq(2, goodbye()), seq(3, goodbye())}, codes.InvalidArgument, "message: want none after goodbye"},
-		{"too large", []*pb.ConnectRequest{good, seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "message: want at most 1000 bytes, got 1017"},
-		{"hello too large", []*pb.ConnectRequest{seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "hello: want at most 1000 bytes, got 1017"},
+		{"too large", []*pb.ConnectRequest{good, seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "message: want at most 1000 bytes (--max-agent-message-bytes), got 1017"},
+		{"hello too large", []*pb.ConnectRequest{seq(1, meta("k", strings.Repeat("x", 1000)))}, codes.ResourceExhausted, "hello: want at most 1000 bytes (--max-agent-message-bytes), got 1017"},
 		{"too much refused", []*pb.ConnectRequest{good, seq(1, meta("", "", "", "", "", "")), seq(2, meta("", "", "", ""))}, codes.ResourceExhausted, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 5"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestMalformedMessage(t *testing.T) {
 	bad := &pb.ConnectRequest{}
 	bad.ProtoReflect().SetUnknown([]byte{0x1a, 0x05, 0x01})
 	require.NoError(t, c.Send(bad))
-	c.requireEnd(codes.InvalidArgument, "malformed message")
+	c.requireEnd(codes.InvalidArgument, "stats (field 3): want a well-formed agentstats.v1.ConnectRequest: it is cut off")
 }
 
 func TestHelloTimeout(t *testing.T) {
@@ -160,7 +160,7 @@ func TestHelloTimeout(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		start := time.Now()
-		s.open(as(t.Context(), token(1))).requireEnd(codes.InvalidArgument, "hello: want it within 10s")
+		s.open(as(t.Context(), token(1))).requireEnd(codes.InvalidArgument, "hello: want it within 10s (--grpc-first-message-timeout)")
 		require.Equal(t, 10*time.Second, time.Since(start))
 	})
 }
@@ -376,7 +376,7 @@ func TestElementsAreCounted(t *testing.T) {
 	}
 	c.send(stats(st))
 	c.requireEnd(codes.ResourceExhausted,
-		"message: want at most 8388608 bytes in memory once decoded, got 400006 encoded and at least 8388720 decoded: it has too many elements")
+		"message: want at most 8388608 bytes in memory once decoded (8 times --max-agent-message-bytes), got 400006 encoded and at least 8388720 decoded: it has too many elements")
 }
 
 func TestTakeoverAndResume(t *testing.T) {

@@ -94,7 +94,10 @@ func newConnection(s *Server, stream connectStream) (*connection, error) {
 	if !ok {
 		return nil, errors.New("the transport of gRPC does not let streams be ended")
 	}
-	return &connection{server: s, stream: stream, ender: ender, end: fleet.EndDisconnect}, nil
+	return &connection{
+		server: s, stream: stream, ender: ender, end: fleet.EndDisconnect,
+		frame: frame{agent: callerFrom(stream.Context()).agent},
+	}, nil
 }
 
 // open gives the connection its session.

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi/internal/decoded"
@@ -34,8 +35,10 @@ type frame struct {
 	// buffer has the bytes of a plain request; nil: there are none to keep.
 	buffer mem.Buffer
 
-	// forms of the samples of the stream's last report. They outlast a release.
+	// forms of the samples of the stream's last report, and whose stream it is. They
+	// outlast a release.
 	forms []*agent.Form
+	agent agent.ID
 }
 
 // The decoders of plain requests are reused, so that an idle stream holds none.
@@ -44,7 +47,7 @@ var (
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
 )
 
-// release lets go of all that the frame has but the forms.
+// release lets go of all that the frame has but the forms and the agent.
 func (f *frame) release() {
 	if f.stats != nil {
 		f.stats.reset()
@@ -57,7 +60,7 @@ func (f *frame) release() {
 	if f.buffer != nil {
 		f.buffer.Free()
 	}
-	*f = frame{forms: f.forms}
+	*f = frame{forms: f.forms, agent: f.agent}
 }
 
 // hasMessage tells whether the request has any of the messages.
@@ -114,13 +117,13 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return nil
 	}
 	defer buffer.Free()
-	if _, err := fitsDecoded(agentRequests, buffer.ReadOnlyData(), expansion*c.limit); err != nil {
+	request := &agentstatsv1.ConnectRequest{}
+	if _, err := fitsDecoded(agentRequests, request, buffer.ReadOnlyData(), expansion*c.limit, flagAgentMessageBytes); err != nil {
 		f.refused = err
 		return nil
 	}
-	request := &agentstatsv1.ConnectRequest{}
 	if err := c.CodecV2.Unmarshal(mem.BufferSlice{buffer}, request); err != nil {
-		f.refused = errMalformed
+		f.refused = malformed(request, buffer.ReadOnlyData())
 		return nil
 	}
 	f.sequence, f.request = request.GetSequence(), request
@@ -129,13 +132,15 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // fitsDecoded returns what a message will take in memory, or the status that refuses
 // one that does not decode, or would take more than limit bytes.
-func fitsDecoded(e *decoded.Estimator, message []byte, limit int) (int, error) {
+// The limit is expansion times a flag.
+func fitsDecoded(e *decoded.Estimator, m proto.Message, message []byte, limit int, flag string) (int, error) {
 	n, err := e.Bytes(message, limit)
 	switch {
 	case err != nil:
-		return 0, errMalformed
+		return 0, malformed(m, message)
 	case n > limit:
-		return 0, status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes in memory once decoded, got %d encoded and at least %d decoded: it has too many elements", limit, len(message), n)
+		return 0, status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes in memory once decoded (%d times %s), got %d encoded and at least %d decoded: it has too many elements",
+			limit, expansion, flag, len(message), n)
 	}
 	return n, nil
 }

@@ -114,6 +114,7 @@ type service struct {
 	server   *agentapi.Server
 	conn     *grpc.ClientConn
 	addr     string // of the listener
+	dialConn func(context.Context) (net.Conn, error)
 	log      *lockedBuffer
 	stop     func() // stops the server, then the workers; once
 }
@@ -209,13 +210,14 @@ func start(t testing.TB, set settings) *service {
 		stopWorking()
 		working.Wait()
 	})
+	s.dialConn = func(ctx context.Context) (net.Conn, error) {
+		if memory, ok := lis.(*bufconn.Listener); ok {
+			return memory.DialContext(ctx)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", s.addr)
+	}
 	dial := append([]grpc.DialOption{
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			if memory, ok := lis.(*bufconn.Listener); ok {
-				return memory.DialContext(ctx)
-			}
-			return (&net.Dialer{}).DialContext(ctx, "tcp", s.addr)
-		}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.dialConn(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 	}, set.dial...)
 	s.conn, err = grpc.NewClient("passthrough:///test", dial...)

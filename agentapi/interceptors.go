@@ -44,8 +44,13 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	return s.guard(stream.Context(), info.FullMethod, handler(srv, stream))
 }
 
-func tooLarge(field string, size, limit int) error {
-	return status.Errorf(codes.ResourceExhausted, "%s: want at most %d bytes, got %d", field, limit, size)
+// tooLarge returns the status that refuses a message of size bytes; flag sets the
+// limit, empty: none does.
+func tooLarge(field string, size, limit int, flag string) error {
+	if flag != "" {
+		flag = " (" + flag + ")"
+	}
+	return status.Errorf(codes.ResourceExhausted, "%s: want at most %d bytes%s, got %d", field, limit, flag, size)
 }
 
 // serviceOf returns the service of a full method "/service/method".

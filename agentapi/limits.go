@@ -27,6 +27,8 @@ const (
 	limitedCoderdCalls  = "coderd_calls"
 	limitedOpenCalls    = "open_calls"
 	limitedMessageBytes = "message_bytes"
+	limitedReceiving    = "receiving_bytes"
+	limitedSlowMessage  = "slow_message"
 	limitedConnections  = "connections"
 	limitedAddress      = "address_connections"
 	limitedStranger     = "authentication_timeout"
@@ -36,7 +38,7 @@ const (
 
 var limitedReasons = []string{
 	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedSlowReader, limitedCoderdCalls, limitedOpenCalls,
-	limitedMessageBytes, limitedConnections, limitedAddress, limitedStranger, limitedCalls, limitedRate,
+	limitedMessageBytes, limitedReceiving, limitedSlowMessage, limitedConnections, limitedAddress, limitedStranger, limitedCalls, limitedRate,
 }
 
 // Methods that are open to anyone may have Options.MaxOpenCalls streams at once:
@@ -60,11 +62,11 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		id := callerFrom(stream.Context()).agent
 		if !s.agentStreams.acquire(id) {
 			s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
-			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once", s.agentStreams.limit))
+			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once (%s)", s.agentStreams.limit, flagStreamsPerAgent))
 		}
 		defer s.agentStreams.release(id)
 		if !s.unread.admit(id) {
-			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read", s.unread.limit))
+			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent))
 		}
 		return handler(srv, stream) // which bounds the time to the hello itself
 	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
@@ -74,11 +76,17 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			if !s.unread.admitCoderd() {
 				return exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.unread.coderdLimit, flagWatches))
 			}
+			// Until its first message is there, nothing else bounds it.
+			if err := s.awaitCall(stream.Context()); err != nil {
+				return err
+			}
 			responses, err := s.boundResponses(prompt)
 			if err != nil {
+				s.coderdCalls.free()
 				return err
 			}
 			defer func() {
+				responses.begin()
 				responses.timer.Stop()
 				s.unread.add(stream.Context(), caller{}, &responses.box)
 			}()
@@ -93,8 +101,9 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	return s.serveOpen(srv, stream, info, handler)
 }
 
-// awaitCall waits for a slot of coderd's calls without a stream of responses: each
-// may have a message of Options.MaxMessageBytes in memory.
+// awaitCall waits for a slot of coderd's calls without a stream of responses, and of
+// those whose first message is to come: each may have a message of
+// Options.MaxMessageBytes in memory.
 func (s *Server) awaitCall(ctx context.Context) error {
 	if s.coderdCalls.take() {
 		return nil
@@ -106,7 +115,7 @@ func (s *Server) awaitCall(ctx context.Context) error {
 		return nil
 	case <-timeout.C:
 		s.metrics.limited.WithLabelValues(limitedCoderdCalls).Inc()
-		return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once", cap(s.coderdCalls)))
+		return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", cap(s.coderdCalls), flagCoderdCalls))
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -129,7 +138,7 @@ func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamS
 	key := openKey{kind, peerHost(ctx)}
 	if !s.openCalls.acquire(key, limit) {
 		s.metrics.limited.WithLabelValues(limitedOpenCalls).Inc()
-		return status.Errorf(codes.ResourceExhausted, "want at most %d calls of this kind at once, and %d of one address", limit, limit/4)
+		return status.Errorf(codes.ResourceExhausted, "want at most %d calls of this kind at once, and %d of one address (%s %d)", limit, limit/4, flagOpenCalls, s.opts.MaxOpenCalls)
 	}
 	defer s.openCalls.release(key)
 	open := &openStream{ServerStream: stream, life: life}
@@ -258,7 +267,7 @@ func (c *connection) checkIdle() {
 	if c.silent < silentChecks+1 { // the first check was less than an interval after the message
 		return
 	}
-	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v", c.server.opts.IdleTimeout)
+	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v (%s)", c.server.opts.IdleTimeout, flagAgentIdle)
 	if c.silent == silentChecks+1 {
 		c.server.metrics.limited.WithLabelValues(limitedIdleStream).Inc()
 		go c.finish(err) // it may wait for the agent

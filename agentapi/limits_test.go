@@ -107,11 +107,11 @@ func TestFirstMessageIsBounded(t *testing.T) {
 		for _, method := range closed {
 			ctx := s.asCoderd()
 			within := 10 * time.Second
-			text := "message: want the first one within 10s"
+			text := "message: want the first one within 10s (--grpc-first-message-timeout)"
 			switch {
 			case strings.HasSuffix(method, "/SyncAgents"): // which has a timeout of its own
 			case strings.HasPrefix(method, "/agentstats.v1.AgentService/"):
-				ctx, text = as(t.Context(), token(1)), "hello: want it within 10s"
+				ctx, text = as(t.Context(), token(1)), "hello: want it within 10s (--grpc-first-message-timeout)"
 			}
 			began = time.Now()
 			requireCode(t, s.call(ctx, method).RecvMsg(&reply), codes.InvalidArgument, text)
@@ -142,7 +142,7 @@ func TestOpenServicesAreBounded(t *testing.T) {
 		w, err := health.Watch(t.Context(), &healthpb.HealthCheckRequest{})
 		require.NoError(t, err)
 		_, err = w.Recv()
-		requireCode(t, err, codes.ResourceExhausted, "want at most 16 calls of this kind at once, and 4 of one address")
+		requireCode(t, err, codes.ResourceExhausted, "want at most 16 calls of this kind at once, and 4 of one address (--grpc-max-open-calls 64)")
 		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "open_calls"))
 
 		// Probes go on, as clients call them.
@@ -204,7 +204,7 @@ func TestIdleStreamsEnd(t *testing.T) {
 			time.Sleep(time.Minute)
 			busy.send(stats(&pb.Stats{}))
 		}
-		silent.requireEnd(codes.DeadlineExceeded, "message: want one within 1m30s")
+		silent.requireEnd(codes.DeadlineExceeded, "message: want one within 1m30s (--agent-idle-timeout)")
 		require.Less(t, time.Since(began), 11*time.Minute)
 		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "idle_stream"))
 		require.Equal(t, 2.0, s.counter("agentstatsd_sessions", ""))
@@ -221,7 +221,7 @@ func TestCallsOfCoderdAreBounded(t *testing.T) {
 		}
 		synctest.Wait()
 		_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
-		requireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once")
+		requireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
 		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "coderd_calls"))
 		time.Sleep(time.Minute) // those two have had their time
 		_, err = s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})

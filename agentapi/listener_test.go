@@ -23,7 +23,7 @@ import (
 // dial opens a connection that says nothing.
 func (s *service) dial() net.Conn {
 	s.t.Helper()
-	c, err := net.Dial("tcp", s.addr)
+	c, err := s.dialConn(s.t.Context())
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { _ = c.Close() })
 	return c

@@ -39,6 +39,13 @@ type Options struct {
 	MaxMessageBytes int
 	// MaxAgentMessageBytes of one request of an agent; default 1 MiB.
 	MaxAgentMessageBytes int
+	// MaxReceivingBytes of messages above 64 KiB that are being received; half for agents,
+	// each of which has one at a time, half for coderd; default 64 MiB, at least twice
+	// MaxMessageBytes. More of them wait in line.
+	MaxReceivingBytes int
+	// MessageTimeout bounds the time of such a message from its header to its end, half
+	// of which it may wait for room; default 30 s.
+	MessageTimeout time.Duration
 	// MaxStreams on one connection; default 65536, as coderd relays many.
 	MaxStreams uint32
 	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
@@ -136,6 +143,8 @@ func (o Options) withDefaults() Options {
 	set(&o.Limits.MetadataErrorBytes, defaultErrorBytes)
 	set(&o.MaxMessageBytes, 4<<20)
 	set(&o.MaxAgentMessageBytes, 1<<20)
+	set(&o.MaxReceivingBytes, 64<<20)
+	set(&o.MessageTimeout, 30*time.Second)
 	set(&o.MaxStreams, 1<<16)
 	set(&o.MaxWatches, 256)
 	set(&o.MaxWatchBytes, 4<<20)
@@ -184,6 +193,9 @@ func (o Options) validate() error {
 	if most := max(ReadMessages*o.MaxMessageBytes, o.MaxWatchBytes); o.MaxWatchesBytes < most {
 		return fmt.Errorf("max watches bytes: want at least %d, six times the max message bytes and once the max watch bytes, got %d", most, o.MaxWatchesBytes)
 	}
+	if o.MaxReceivingBytes < 2*o.MaxMessageBytes {
+		return fmt.Errorf("max receiving bytes: want at least %d, twice the max message bytes, got %d", 2*o.MaxMessageBytes, o.MaxReceivingBytes)
+	}
 	if o.MaxOpenCalls < 16 {
 		return fmt.Errorf("max open calls: want at least 16, got %d", o.MaxOpenCalls)
 	}
@@ -193,6 +205,7 @@ func (o Options) validate() error {
 	}{
 		{"max message bytes", int64(o.MaxMessageBytes)},
 		{"max agent message bytes", int64(o.MaxAgentMessageBytes)},
+		{"message timeout", int64(o.MessageTimeout)},
 		{"max watches", int64(o.MaxWatches)},
 		{"max watch bytes", int64(o.MaxWatchBytes)},
 		{"max watches bytes", int64(o.MaxWatchesBytes)},

@@ -44,7 +44,7 @@ func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1
 	defer s.streams.leave()
 	if !s.pushes.take() {
 		s.metrics.refused.WithLabelValues("push").Inc()
-		return exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once", s.opts.MaxPushes))
+		return exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once (%s)", s.opts.MaxPushes, flagInstances))
 	}
 	defer s.pushes.free()
 	s.metrics.pushes.Inc()
@@ -161,20 +161,23 @@ func (p *push) collect(families [][]byte) error {
 		// The families are decoded one after another, the series that they become
 		// stay.
 		most := expandedFamily * p.server.opts.MaxMessageBytes
-		n, err := fitsDecoded(pushedFamilies, f, most)
-		if status.Code(err) == codes.ResourceExhausted {
+		n, err := pushedFamilies.Bytes(f, most)
+		if err != nil {
+			continue // it is refused with those that are not what they should be
+		}
+		if n > most {
 			p.server.metrics.oversizedPushes.Inc()
-			return status.Errorf(codes.ResourceExhausted, "families.families[%d]: want at most %d bytes in memory once decoded, got %d encoded and more decoded: it has too many elements", i, most, len(f))
+			return status.Errorf(codes.ResourceExhausted, "families.families[%d]: want at most %d bytes in memory once decoded (%d times %s), got %d encoded and more decoded: it has too many elements", i, most, expandedFamily, flagMessageBytes, len(f))
 		}
 		p.decoded += n
 	}
 	if limit := expandedPush * p.server.opts.MaxPushBytes; p.decoded > limit {
 		p.server.metrics.oversizedPushes.Inc()
-		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in memory once decoded, got %d so far: they have too many elements", limit, p.decoded)
+		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in memory once decoded (%d times %s), got %d so far: they have too many elements", limit, expandedPush, flagPushBytes, p.decoded)
 	}
 	if limit := p.server.opts.MaxPushBytes; p.size > limit {
 		p.server.metrics.oversizedPushes.Inc()
-		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in a snapshot, with %d for each family, got %d so far", limit, pushFamilyBytes, p.size)
+		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in a snapshot (%s), with %d for each family, got %d so far", limit, flagPushBytes, pushFamilyBytes, p.size)
 	}
 	p.snapshot.Families = append(p.snapshot.Families, families...)
 	return nil

@@ -201,7 +201,7 @@ func TestPushHello(t *testing.T) {
 		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message, got none")
 		p, err = s.coderd().PushMetrics(s.asCoderd())
 		require.NoError(t, err)
-		pushing{p, t}.requireEnd(codes.InvalidArgument, "message: want the first one within 10s")
+		pushing{p, t}.requireEnd(codes.InvalidArgument, "message: want the first one within 10s (--grpc-first-message-timeout)")
 		s.register(1)
 		p, err = s.coderd().PushMetrics(as(t.Context(), token(1)))
 		require.NoError(t, err)
@@ -240,11 +240,11 @@ func TestPushLimits(t *testing.T) {
 		p.end(n+1, false)
 		p.answer()
 	}
-	s.openPush(pushHello(2, "b")).requireEnd(codes.ResourceExhausted, "want at most 1 pushes at once")
+	s.openPush(pushHello(2, "b")).requireEnd(codes.ResourceExhausted, "want at most 1 pushes at once (--max-coderd-instances)")
 	require.Equal(t, 1.0, s.counter("agentstatsd_streams_refused_total", "push"))
 	p.part(half)
 	p.part(half, "")
-	p.requireEnd(codes.ResourceExhausted, "families: want at most 1000 bytes in a snapshot, with 24 for each family, got 1024 so far")
+	p.requireEnd(codes.ResourceExhausted, "families: want at most 1000 bytes in a snapshot (--max-push-bytes), with 24 for each family, got 1024 so far")
 	require.Equal(t, 1.0, s.counter("agentstatsd_push_oversized_total", ""))
 	require.Len(t, s.pushes.names(), 2)
 }

@@ -54,7 +54,7 @@ func (s *Server) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*a
 	now := time.Now()
 	for i, pb := range agents {
 		if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
-			return set, problemf(fmt.Sprintf("agents[%d]", i), "want at most %d bytes, got %d", limit, n)
+			return set, problemf(fmt.Sprintf("agents[%d]", i), "want at most %d bytes (%s), got %d", limit, flagRegistrationBytes, n)
 		}
 		reg, err := registrationOf(pb, s.opts.MaxDeclaredKeys, now)
 		if err != nil {
@@ -122,7 +122,7 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now
 		return r, err
 	}
 	if n := len(r.MetadataKeys); n > maxDeclaredKeys {
-		return r, problemf("metadata_keys", "want at most %d, got %d", maxDeclaredKeys, n)
+		return r, problemf("metadata_keys", "want at most %d (%s), got %d", maxDeclaredKeys, flagDeclaredKeys, n)
 	}
 	for i, key := range r.MetadataKeys {
 		if text := textProblem(key, 1, agent.MaxMetadataKeyBytes); text != "" {

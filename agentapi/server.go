@@ -126,9 +126,11 @@ type Server struct {
 	codec        codec
 	coderdCalls  slots
 	agentStreams *agentStreams
-	unread       *unreadStreams
-	openCalls    openCalls
-	connections  *connections
+	// Large messages that are being received.
+	receivingAgents, receivingCoderd *receiving
+	unread                           *unreadStreams
+	openCalls                        openCalls
+	connections                      *connections
 	// instances of coderd that push.
 	instances *pushInstances
 	// receivers are the goroutines that read from streams; each ends soon after
@@ -178,6 +180,9 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 		coderdCalls:  newSlots(opts.MaxCoderdCalls),
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
 		connections:  newConnections(&opts, m),
+
+		receivingAgents: newReceiving(opts.MaxReceivingBytes / 2),
+		receivingCoderd: newReceiving(opts.MaxReceivingBytes / 2),
 	}
 	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxWatches, s.connections, m.limited.WithLabelValues(limitedUnread))
 	s.watchBytes = newWatchBytes(&s.opts, m)
@@ -186,6 +191,12 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
 	}, func() float64 { return float64(s.connections.count()) }))
+	for role, r := range map[string]*receiving{roleAgent: s.receivingAgents, roleCoderd: s.receivingCoderd} {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_grpc_receiving_bytes", Help: "Bytes of messages above 64 KiB that are being received, or have room for it.",
+			ConstLabels: prometheus.Labels{"role": role},
+		}, func() float64 { return float64(r.inUse()) }))
+	}
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
 	served := registrar{s.grpc}
 	agentstatsv1.RegisterAgentServiceServer(served, &agentService{Server: s})

@@ -21,7 +21,26 @@ const (
 	// maxHelloBytes bounds the first message of an agent's stream, which takes
 	// some 60 bytes: eight streams of an agent may wait for theirs.
 	maxHelloBytes = 4 << 10
+	// maxIDsBytes bounds a message that names maxReadAtOnce agents at most, of 18 bytes
+	// each, and some more, so that it is said which of them are too many.
+	maxIDsBytes = 32 << 10
+	// maxDeregisterBytes is the same of a message that names maxRegisteredAtOnce agents
+	// and as many workspaces.
+	maxDeregisterBytes = 512 << 10
+	// maxSmallRequest bounds a message of a page, or of a name and a position.
+	maxSmallRequest = 4 << 10
 )
+
+// coderdLimits are the limits of those methods of coderd whose messages never need
+// Options.MaxMessageBytes.
+var coderdLimits = map[string]int{
+	agentstatsv1.CoderdService_GetMetadata_FullMethodName:      maxIDsBytes,
+	agentstatsv1.CoderdService_WatchMetadata_FullMethodName:    maxIDsBytes,
+	agentstatsv1.CoderdService_WatchAgents_FullMethodName:      maxIDsBytes,
+	agentstatsv1.CoderdService_DeregisterAgents_FullMethodName: maxDeregisterBytes,
+	agentstatsv1.CoderdService_ListAgents_FullMethodName:       maxSmallRequest,
+	agentstatsv1.CoderdService_WatchStats_FullMethodName:       maxSmallRequest,
+}
 
 var (
 	errCompressed = status.Error(codes.Unimplemented, "message: want it uncompressed")
@@ -44,8 +63,11 @@ type sizedStream struct {
 	server *Server
 	reader messageReader
 	limit  int
-	hello  bool // the first message, of an agent's stream, is still to come
-	header [5]byte
+	flag   string // that sets the limit; empty: none does
+	hello  bool   // the first message, of an agent's stream, is still to come
+	// receiving is what large messages take room of; nil: there are none.
+	receiving *receiving
+	header    [5]byte
 }
 
 // sizeStream limits the messages of a call by its method. It is the outermost
@@ -59,9 +81,14 @@ func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	sized := &sizedStream{ServerStream: stream, server: s, reader: reader, limit: maxOpenMessage}
 	switch serviceOf(info.FullMethod) {
 	case agentstatsv1.AgentService_ServiceDesc.ServiceName:
-		sized.limit, sized.hello = s.opts.MaxAgentMessageBytes, true
+		sized.limit, sized.flag, sized.hello = s.opts.MaxAgentMessageBytes, flagAgentMessageBytes, true
+		sized.receiving = s.receivingAgents
 	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
-		sized.limit = s.opts.MaxMessageBytes
+		sized.limit, sized.flag = s.opts.MaxMessageBytes, flagMessageBytes
+		sized.receiving = s.receivingCoderd
+		if limit, ok := coderdLimits[info.FullMethod]; ok && limit < sized.limit {
+			sized.limit, sized.flag = limit, ""
+		}
 	}
 	return handler(srv, sized)
 }
@@ -82,6 +109,13 @@ func (s *sizedStream) RecvMsg(m any) error {
 		}
 		return err
 	}
+	if size > largeMessage {
+		done, err := s.receive(size, m)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	data, err := s.reader.Read(size)
 	if errors.Is(err, io.EOF) && size > 0 {
 		return errCutOff
@@ -91,20 +125,23 @@ func (s *sizedStream) RecvMsg(m any) error {
 	}
 	defer data.Free()
 	if err := s.server.codec.Unmarshal(data, m); err != nil {
-		return errMalformed
+		return malformed(m, data.Materialize())
 	}
 	return nil
 }
 
 // check returns the status that refuses a message of so many bytes.
 func (s *sizedStream) check(size int) error {
-	field, limit := "message", s.limit
+	field, limit, flag := "message", s.limit, s.flag
 	if s.hello {
-		field, limit = "hello", min(limit, maxHelloBytes)
+		field = "hello"
+		if maxHelloBytes < limit {
+			limit, flag = maxHelloBytes, ""
+		}
 	}
 	if size > limit {
 		s.server.metrics.limited.WithLabelValues(limitedMessageBytes).Inc()
-		return tooLarge(field, size, limit)
+		return tooLarge(field, size, limit, flag)
 	}
 	s.hello = false
 	return nil

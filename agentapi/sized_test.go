@@ -19,6 +19,7 @@ import (
 const (
 	methodConnect  = "/agentstats.v1.AgentService/Connect"
 	methodRegister = "/agentstats.v1.CoderdService/RegisterAgents"
+	methodWatch    = "/agentstats.v1.CoderdService/WatchMetadata"
 	methodPush     = "/agentstats.v1.CoderdService/PushMetrics"
 )
 
@@ -38,9 +39,12 @@ func TestSizeIsKnownFromTheHeader(t *testing.T) {
 		want                     string
 	}{
 		{"hello", methodConnect, agentCredential, false, 4097, "hello: want at most 4096 bytes, got 4097"},
-		{"request of an agent", methodConnect, agentCredential, true, 1<<20 + 1, "message: want at most 1048576 bytes, got 1048577"},
-		{"call of coderd", methodRegister, coderdCredential, false, 4<<20 + 1, "message: want at most 4194304 bytes, got 4194305"},
-		{"stream of coderd", methodPush, coderdCredential, false, 1 << 31, "message: want at most 4194304 bytes, got 2147483648"},
+		{"request of an agent", methodConnect, agentCredential, true, 1<<20 + 1, "message: want at most 1048576 bytes (--max-agent-message-bytes), got 1048577"},
+		{"call of coderd", methodRegister, coderdCredential, false, 4<<20 + 1, "message: want at most 4194304 bytes (--max-message-bytes), got 4194305"},
+		{"stream of coderd", methodPush, coderdCredential, false, 1 << 31, "message: want at most 4194304 bytes (--max-message-bytes), got 2147483648"},
+		{"ids to watch", methodWatch, coderdCredential, false, 32<<10 + 1, "message: want at most 32768 bytes, got 32769"},
+		{"ids to deregister", "/agentstats.v1.CoderdService/DeregisterAgents", coderdCredential, false, 512<<10 + 1, "message: want at most 524288 bytes, got 524289"},
+		{"a page", "/agentstats.v1.CoderdService/ListAgents", coderdCredential, false, 4097, "message: want at most 4096 bytes, got 4097"},
 		{"health", healthpb.Health_Check_FullMethodName, "", false, 4097, "message: want at most 4096 bytes, got 4097"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -13,18 +14,20 @@ import (
 type responseStream struct {
 	grpc.ServerStream
 	box     outbox
+	calls   slots // of which the stream has one until its first message is there
+	begun   atomic.Bool
 	timeout time.Duration
 	timer   *time.Timer
 }
 
 // boundResponses returns the stream with a bound on the time that each response waits
-// for the reader.
+// for the reader. The stream has a slot of coderd's calls.
 func (s *Server) boundResponses(stream grpc.ServerStream) (*responseStream, error) {
 	ender, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(streamEnder)
 	if !ok {
 		return nil, errInternal // sizeStream says so of all streams
 	}
-	r := &responseStream{ServerStream: stream, timeout: s.opts.SendTimeout}
+	r := &responseStream{ServerStream: stream, calls: s.coderdCalls, timeout: s.opts.SendTimeout}
 	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.slowReader())) })
 	r.timer.Stop()
 	return r, nil
@@ -34,6 +37,20 @@ func (s *Server) boundResponses(stream grpc.ServerStream) (*responseStream, erro
 func (s *Server) slowReader() error {
 	s.metrics.limited.WithLabelValues(limitedSlowReader).Inc()
 	return exhausted(time.Second, fmt.Sprintf("responses: want them read within %v (%s), they were not", s.opts.SendTimeout, flagSendTimeout))
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (r *responseStream) RecvMsg(m any) error {
+	err := r.ServerStream.RecvMsg(m)
+	r.begin()
+	return err
+}
+
+// begin gives the slot back, once.
+func (r *responseStream) begin() {
+	if r.begun.CompareAndSwap(false, true) {
+		r.calls.free()
+	}
 }
 
 // SendMsg implements grpc.ServerStream.

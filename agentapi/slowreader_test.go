@@ -183,3 +183,44 @@ func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 		synced = m.GetSynced()
 	}
 }
+
+// A watcher of agents that does not read is ended too.
+func TestWatchersOfAgentsThatDoNotReadAreEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{dial: fixedWindows})
+		for part := range 10 {
+			req := &pb.RegisterAgentsRequest{}
+			for n := range 100 {
+				reg := registration(1 + 100*part + n)
+				for i := range 20 {
+					reg.Apps = append(reg.Apps, &pb.App{Id: bid(60_000 + i), Health: pb.AppHealth_APP_HEALTH_HEALTHY})
+				}
+				req.Agents = append(req.Agents, reg)
+			}
+			_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
+			require.NoError(t, err)
+		}
+		began := time.Now()
+		slow, err := s.coderd().WatchAgents(s.asCoderd(), &pb.WatchAgentsRequest{})
+		require.NoError(t, err)
+		good, err := s.coderd().WatchAgents(s.asCoderd(), &pb.WatchAgentsRequest{})
+		require.NoError(t, err)
+		agents := 0
+		for {
+			m, err := good.Recv()
+			require.NoError(t, err)
+			if agents += len(m.GetAgents()); m.GetSynced() {
+				break
+			}
+		}
+		require.Equal(t, 1000, agents)
+		time.Sleep(31*time.Second - time.Since(began))
+		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "slow_reader"))
+		synctest.Wait()
+		require.Equal(t, 1.0, s.counter("agentstatsd_watches", "agents"), "the good one")
+		for err == nil {
+			_, err = slow.Recv()
+		}
+		requireCode(t, err, codes.ResourceExhausted, "responses: want them read within 30s (--grpc-send-timeout), they were not")
+	})
+}

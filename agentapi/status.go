@@ -18,7 +18,6 @@ import (
 
 var (
 	errDraining  = status.Error(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
-	errMalformed = status.Error(codes.InvalidArgument, "malformed message")
 	errDown      = status.Error(codes.Unavailable, "the database cannot be used now; try again")
 	errNotLoaded = status.Error(codes.Unavailable, "the registrations are not available now; try again")
 )

@@ -66,7 +66,7 @@ func (s *Server) prompt(stream grpc.ServerStream, within time.Duration) *promptS
 	}
 	p.timer = time.AfterFunc(within, func() {
 		s.metrics.limited.WithLabelValues(limitedFirstMessage).Inc()
-		_ = ender.WriteStatus(status.Convert(invalid("message", "want the first one within %v", within)))
+		_ = ender.WriteStatus(status.Convert(invalid("message", "want the first one within %v (%s)", within, flagFirstMessage)))
 	})
 	return p
 }

@@ -132,7 +132,7 @@ func TestRelayedStreamsThatAreNotReadAreBounded(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read", refused)
+	require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read (--max-streams-per-agent)", refused)
 	require.Positive(t, limited(s, "unread_streams"))
 	require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
 	require.NoError(t, c.session(1, "authorization", "Bearer "+coderdToken, "agentstats-agent-id", nid(2).String()))

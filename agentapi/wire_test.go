@@ -39,7 +39,9 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	want := &agentstatsv1.ConnectRequest{}
 	err := proto.Unmarshal(data, want)
 	if err != nil {
-		require.Equal(t, frame{size: len(data), refused: errMalformed, forms: f.forms}, f)
+		require.Equal(t, codes.InvalidArgument, status.Code(f.refused))
+		require.NotContains(t, f.refused.Error(), "it does not decode", "where it is malformed was not found: %v", err)
+		require.Equal(t, frame{size: len(data), refused: f.refused, forms: f.forms}, f)
 		return false
 	}
 	if n, _ := agentRequests.Bytes(data, 1<<30); n > expansion*testCodec.limit && f.refused != nil {

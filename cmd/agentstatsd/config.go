@@ -59,6 +59,13 @@ type config struct {
 	maxCoderdCalls        int64
 	maxStreamsPerAgent    int64
 	agentIdleTimeout      time.Duration
+	maxReceivingBytes     int64
+	messageTimeout        time.Duration
+	grpcMaxStreams        int64
+	maxLookups            int64
+	maxSyncs              int64
+	syncTimeout           time.Duration
+	agentGoodbyeTimeout   time.Duration
 	maxWatches            int64
 	maxWatchBytes         int64
 	maxWatchesBytes       int64
@@ -106,6 +113,8 @@ type config struct {
 	maxPushedSeriesTotal  int64
 	maxPushedFamilies     int64
 	maxPushRowBytes       int64
+	maxPushedValueBytes   int64
+	maxPushedLabelsBytes  int64
 	pushMerge             []string
 	metadataFlushInterval time.Duration
 	metadataBatchSize     int64

@@ -34,6 +34,10 @@ func (c *config) validateLimits() []error {
 		{keys, "", keys.value, ownerShare},
 		{flagValue{"--metadata-batch-size", c.metadataBatchSize}, "", c.metadataBatchSize, pending},
 		{flagValue{"--max-agent-message-bytes", c.maxAgentMessageBytes}, "", c.maxAgentMessageBytes, flagValue{"--max-message-bytes", c.maxMessageBytes}},
+		{
+			flagValue{"--max-message-bytes", c.maxMessageBytes}, "twice ", 2 * c.maxMessageBytes,
+			flagValue{"--max-receiving-bytes", c.maxReceivingBytes},
+		},
 		{flagValue{"--max-push-bytes", c.maxPushBytes}, "", c.maxPushBytes, flagValue{"--max-pushes-bytes", c.maxPushesBytes}},
 		{flagValue{"--max-watch-bytes", c.maxWatchBytes}, "", c.maxWatchBytes, flagValue{"--max-watches-bytes", c.maxWatchesBytes}},
 		{

@@ -40,6 +40,16 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "67108864", Value: atLeast(&c.maxSyncBytes, 1<<20), Group: &groupAgents,
 		},
 		{
+			Description: "Syncs of coderd at once; more are refused.",
+			Flag:        "max-syncs", Env: "AGENTSTATSD_MAX_SYNCS", YAML: "max_syncs",
+			Default: "4", Value: atLeast(&c.maxSyncs, 1), Group: &groupAgents,
+		},
+		{
+			Description: "Time that a sync may take.",
+			Flag:        "sync-timeout", Env: "AGENTSTATSD_SYNC_TIMEOUT", YAML: "sync_timeout",
+			Default: "5m", Value: positive(&c.syncTimeout), Group: &groupAgents,
+		},
+		{
 			Description: "Largest request of an agent, in bytes.",
 			Flag:        "max-agent-message-bytes", Env: "AGENTSTATSD_MAX_AGENT_MESSAGE_BYTES", YAML: "max_agent_message_bytes",
 			Default: "1048576", Value: atLeast(&c.maxAgentMessageBytes, 64<<10), Group: &groupAgents,
@@ -53,6 +63,11 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Description: "Time without a message after which an agent's stream is closed, unless coderd relays it. 0: three times --report-interval.",
 			Flag:        "agent-idle-timeout", Env: "AGENTSTATSD_AGENT_IDLE_TIMEOUT", YAML: "idle_timeout",
 			Default: "0s", Value: notBelow(&c.agentIdleTimeout, 0), Group: &groupAgents,
+		},
+		{
+			Description: "Time for which the stream of an agent that said goodbye waits for its last ack.",
+			Flag:        "agent-goodbye-timeout", Env: "AGENTSTATSD_AGENT_GOODBYE_TIMEOUT", YAML: "goodbye_timeout",
+			Default: "15s", Value: positive(&c.agentGoodbyeTimeout), Group: &groupAgents,
 		},
 		{
 			Description: "Messages that an agent may send each second for ever; faster ones wait, and an agent that is slowed for 10 s is sent away for 30 s. " +

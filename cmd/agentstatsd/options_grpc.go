@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"math"
+
 	"github.com/coder/serpent"
 )
 
@@ -63,6 +66,31 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "4194304", Value: atLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,
 		},
 		{
+			Description: "Bytes of messages above 64 KiB that are being received: half for agents, each of which has one at a time, half for coderd. More of them wait, then are refused.",
+			Flag:        "max-receiving-bytes", Env: "AGENTSTATSD_MAX_RECEIVING_BYTES", YAML: "max_receiving_bytes",
+			Default: "67108864", Value: atLeast(&c.maxReceivingBytes, 128<<10), Group: &groupGRPC,
+		},
+		{
+			Description: "Time of a message above 64 KiB from its header to its end, half of which it may wait for room.",
+			Flag:        "grpc-message-timeout", Env: "AGENTSTATSD_GRPC_MESSAGE_TIMEOUT", YAML: "message_timeout",
+			Default: "30s", Value: positive(&c.messageTimeout), Group: &groupGRPC,
+		},
+		{
+			Description: "Streams at once on one connection; more wait at the client. A coderd relays each agent on a stream.",
+			Flag:        "grpc-max-streams", Env: "AGENTSTATSD_GRPC_MAX_STREAMS", YAML: "max_streams",
+			Default: "65536", Value: serpent.Validate(serpent.Int64Of(&c.grpcMaxStreams), func(v *serpent.Int64) error {
+				if *v < 1 || *v > math.MaxInt32 {
+					return fmt.Errorf("want 1 to %d, got %d", math.MaxInt32, int64(*v))
+				}
+				return nil
+			}), Group: &groupGRPC,
+		},
+		{
+			Description: "Callers at once that this replica does not know and that wait for what other replicas wrote; more are told to try again.",
+			Flag:        "max-lookups", Env: "AGENTSTATSD_MAX_LOOKUPS", YAML: "max_lookups",
+			Default: "256", Value: atLeast(&c.maxLookups, 1), Group: &groupGRPC,
+		},
+		{
 			Description: "Connections at once; more are closed. 0: three quarters of the files that the process may open.",
 			Flag:        "grpc-max-connections", Env: "AGENTSTATSD_GRPC_MAX_CONNECTIONS", YAML: "max_connections",
 			Default: "0", Value: atLeast(&c.grpcMaxConnections, 0), Group: &groupGRPC,
@@ -114,7 +142,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "false", Value: serpent.BoolOf(&c.grpcReflection), Group: &groupGRPC,
 		},
 		{
-			Description: "Calls of coderd at once that stream no responses, each of which may have a message of --max-message-bytes in memory; more wait, then are refused.",
+			Description: "Calls of coderd at once that stream no responses, or whose first message is to come, each of which may have a message of --max-message-bytes in memory; more wait, then are refused.",
 			Flag:        "max-coderd-calls", Env: "AGENTSTATSD_MAX_CODERD_CALLS", YAML: "max_coderd_calls",
 			Default: "64", Value: atLeast(&c.maxCoderdCalls, 1), Group: &groupGRPC,
 		},
@@ -129,7 +157,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "4194304", Value: atLeast(&c.maxWatchBytes, 256<<10), Group: &groupGRPC,
 		},
 		{
-			Description: "The same of all watches and other reads of metadata together: reads wait for room, watches beyond are refused.",
+			Description: "The same of all watches of metadata, of other reads of metadata, and of reads for watches of stats together: reads wait for room, watches beyond are refused.",
 			Flag:        "max-watches-bytes", Env: "AGENTSTATSD_MAX_WATCHES_BYTES", YAML: "max_watches_bytes",
 			Default: "67108864", Value: atLeast(&c.maxWatchesBytes, 1<<20), Group: &groupGRPC,
 		},

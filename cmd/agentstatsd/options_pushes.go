@@ -39,6 +39,16 @@ func (c *config) pushOptions() serpent.OptionSet {
 			Default: "67108864", Value: atLeast(&c.maxPushRowBytes, 64<<10), Group: &groupPushes,
 		},
 		{
+			Description: "Largest value of a label that an instance of coderd pushes, in bytes; series beyond are refused. Parameters of templates have up to 32 KiB.",
+			Flag:        "max-pushed-label-value-bytes", Env: "AGENTSTATSD_MAX_PUSHED_LABEL_VALUE_BYTES", YAML: "max_label_value_bytes",
+			Default: "32768", Value: atLeast(&c.maxPushedValueBytes, 1), Group: &groupPushes,
+		},
+		{
+			Description: "Bytes of all names and values of labels of a series that an instance of coderd pushes; series beyond are refused.",
+			Flag:        "max-pushed-labels-bytes", Env: "AGENTSTATSD_MAX_PUSHED_LABELS_BYTES", YAML: "max_labels_bytes",
+			Default: "40960", Value: atLeast(&c.maxPushedLabelsBytes, 1), Group: &groupPushes,
+		},
+		{
 			Description: "How the instances' values of a pushed family become one, as name=sum, max, min, sticky or newest, where what docs/metrics.md says is wrong. " +
 				"Of counters, histograms and summaries all but sum mean that each instance has the whole. Can be given several times. The same on all replicas.",
 			Flag: "push-merge", Env: "AGENTSTATSD_PUSH_MERGE", YAML: "merge",

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
@@ -151,6 +149,7 @@ func (s *service) build(ctx context.Context) error {
 		MaxAgents:       int(c.maxAgents),
 		MaxBytes:        c.maxRegistrationsBytes,
 		MaxMetadataKeys: int(c.metadataMaxKeys),
+		MaxLookups:      int(c.maxLookups),
 		SessionAge:      c.sessionAge,
 
 		UpTemplateVersion: slices.Contains(c.extraLabels, labelTemplateVersion),
@@ -177,6 +176,9 @@ func (s *service) build(ctx context.Context) error {
 		MaxTotalSeries: int(c.maxPushedSeriesTotal),
 		MaxFamilies:    int(c.maxPushedFamilies),
 		MaxRowBytes:    int(c.maxPushRowBytes),
+
+		MaxLabelValueBytes: int(c.maxPushedValueBytes),
+		MaxLabelsBytes:     int(c.maxPushedLabelsBytes),
 	}
 	if s.replicas != nil {
 		s.fleet.Join(s.replicas, s.pubsub)
@@ -238,80 +240,6 @@ func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) e
 		return fmt.Errorf("read subscriptions to reports: %w", err)
 	}
 	return nil
-}
-
-// buildServer makes the gRPC edge.
-func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
-	c := s.config
-	var err error
-	var stats agentapi.Stats = s.aggregator
-	if !c.collectAgentStats {
-		stats = discardStats{}
-	}
-	parts := agentapi.Components{
-		Fleet:    s.fleet,
-		Stats:    stats,
-		Metadata: s.batcher,
-		Reader:   s.store,
-		News:     news,
-		Pushes:   s.pushed,
-		Reports:  s.reports,
-	}
-	reflection := c.grpcReflection
-	if !reflection {
-		reflection, err = isLoopback(c.grpcAddress)
-		if err != nil {
-			return fmt.Errorf("--grpc-address %s: %w", c.grpcAddress, err)
-		}
-	}
-	credentials, err := s.grpcCredentials(reg)
-	if err != nil {
-		return err
-	}
-	s.api, err = agentapi.NewServer(parts, agentapi.Options{
-		Credentials:          credentials,
-		CoderdTokenHash:      s.tokenHash,
-		CoderdClientSAN:      c.coderdClientSAN,
-		ReportInterval:       c.reportInterval,
-		Limits:               agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
-		MaxMessageBytes:      int(c.maxMessageBytes),
-		MaxAgentMessageBytes: int(c.maxAgentMessageBytes),
-		MaxPushBytes:         int(c.maxPushBytes),
-		MaxPushesBytes:       int(c.maxPushesBytes),
-		MaxRegistrationBytes: int(c.maxRegistrationBytes),
-		MaxSyncBytes:         int(c.maxSyncBytes),
-		MaxDeclaredKeys:      int(c.metadataDeclaredKeys),
-		MaxPushes:            int(c.maxCoderdInstances),
-		MaxWatches:           int(c.maxWatches),
-		MaxWatchBytes:        int(c.maxWatchBytes),
-		MaxWatchesBytes:      int(c.maxWatchesBytes),
-		SendTimeout:          c.grpcSendTimeout,
-		WatchInterval:        c.metadataRereadEvery,
-		DrainTimeout:         c.drainTimeout,
-		StoreReady:           s.store.Ping,
-
-		MaxStreamsPerAgent:     int(c.maxStreamsPerAgent),
-		IdleTimeout:            c.agentIdleTimeout,
-		MaxCoderdCalls:         int(c.maxCoderdCalls),
-		MaxConnections:         int(cmp.Or(c.grpcMaxConnections, openFiles()*3/4)),
-		MaxStrangersPerAddress: int(c.grpcMaxStrangers),
-		MaxStrangerCalls:       int(c.grpcStrangerCalls),
-		StrangerRate:           int(c.grpcStrangerRate),
-		StrangerBurst:          int(c.grpcStrangerBurst),
-		MaxOpenCalls:           int(c.grpcMaxOpenCalls),
-		AuthenticationTimeout:  c.authenticationTimeout,
-		ConnectionIdleTimeout:  c.grpcIdleTimeout,
-		HelloTimeout:           c.firstMessageTimeout,
-		Reflection:             reflection,
-	}, reg, s.log.With("component", "agentapi"))
-	return err
-}
-
-// discardStats takes reports in and keeps nothing: --prometheus-collect-agent-stats=false.
-type discardStats struct{}
-
-func (discardStats) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal, int) {
-	return nil, 0
 }
 
 // notDraining returns an error once the service is told to stop.

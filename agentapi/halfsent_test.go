@@ -1,0 +1,106 @@
+package agentapi_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agentapi"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// halfSend opens a session of agent n and sends the header of a message of size bytes,
+// and one of these.
+func (c *rawClient) halfSend(n int, size uint32) (id uint32) {
+	c.t.Helper()
+	id, err := c.call(methodConnect, "authorization", "Bearer "+token(n))
+	require.NoError(c.t, err)
+	require.NoError(c.t, c.framer.WriteWindowUpdate(id, 64<<10))
+	message, err := proto.Marshal(hello(byte(n), 0))
+	require.NoError(c.t, err)
+	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(uint32(len(message))), message...)))
+	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(size), 1)))
+	synctest.Wait()
+	return id
+}
+
+// Large messages that are sent in half hold no more than all of them may, and not for
+// ever. Small messages of others, and those of coderd, do not wait for them.
+func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10}})
+		s.register(1, 2, 3, 4)
+		receiving := func(role string) float64 { return s.counter("agentstatsd_grpc_receiving_bytes", role) }
+		raw := s.rawClient(t)
+		raw.halfSend(1, 200_000)
+		require.Equal(t, 200_000.0, receiving("agent"))
+		raw.halfSend(2, 100_000)
+		require.Equal(t, 200_000.0, receiving("agent"), "it waits")
+
+		began := time.Now()
+		var entries []string
+		for range 30 {
+			entries = append(entries, strings.Repeat("k", 8), strings.Repeat("v", 2000))
+		}
+		s.request(3, meta(entries...)) // 60 KB
+		req := &pb.RegisterAgentsRequest{}
+		for n := range 500 {
+			req.Agents = append(req.Agents, registration(100+n))
+		}
+		require.Greater(t, proto.Size(req), 64<<10)
+		_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
+		require.NoError(t, err)
+		require.Less(t, time.Since(began), 5*time.Second)
+		require.Zero(t, receiving("coderd"), "it is read")
+
+		time.Sleep(15*time.Second - time.Since(began))
+		require.Equal(t, "message: want at most 262144 bytes of large messages received at once, half of --max-receiving-bytes, waited 15s for 100000 bytes; try again later", <-raw.refused)
+		require.Equal(t, 1.0, limited(s, "receiving_bytes"))
+		require.Equal(t, "message: want all of its 200000 bytes within 30s (--grpc-message-timeout)", <-raw.refused)
+		require.Equal(t, 30*time.Second, time.Since(began))
+		synctest.Wait()
+		require.Equal(t, 1.0, limited(s, "slow_message"))
+		require.Zero(t, receiving("agent"), "they have ended")
+
+		id := raw.halfSend(2, 200_000)
+		require.Equal(t, 200_000.0, receiving("agent"))
+		large := s.connect(4, 4, 0)
+		large.send(meta("k", strings.Repeat("v", 250_000)))
+		synctest.Wait()
+		require.Equal(t, 200_000.0, receiving("agent"), "it waits")
+		require.NoError(t, raw.framer.WriteRSTStream(id, http2.ErrCodeCancel))
+		for received := int64(0); received < 1; {
+			m := large.recv()
+			received = m.GetAck().GetReceivedSequence()
+		}
+		require.Zero(t, receiving("agent"), "the one was cut, the other is read")
+	})
+}
+
+// A call of coderd that streams responses counts as any other one until its request is
+// there.
+func TestStreamsOfCoderdWithoutARequestAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, settings{api: agentapi.Options{MaxCoderdCalls: 2}})
+		s.register(1)
+		for range 3 {
+			s.watch(1).requireSynced()
+		}
+		for _, method := range []string{methodWatch, methodPush} {
+			s.call(s.asCoderd(), method)
+		}
+		synctest.Wait()
+		_, err := s.watch(1).Recv()
+		requireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
+		time.Sleep(6 * time.Second)
+		_, err = s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		require.NoError(t, err, "those two have had their time")
+		s.watch(1).requireSynced()
+	})
+}
