@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -33,7 +34,7 @@ func (c *rawClient) halfSend(n int, size uint32) (id uint32) {
 // Large messages that are sent in half hold no more than all of them may, and not for
 // ever. Small messages of others, and those of coderd, do not wait for them.
 func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10}})
 		s.register(1, 2, 3, 4)
 		receiving := func(role string) float64 { return s.counter("agentstatsd_grpc_receiving_bytes", role) }
@@ -86,7 +87,7 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 // A call of coderd that streams responses counts as any other one until its request is
 // there.
 func TestStreamsOfCoderdWithoutARequestAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{api: agentapi.Options{MaxCoderdCalls: 2}})
 		s.register(1)
 		for range 3 {

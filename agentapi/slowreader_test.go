@@ -186,7 +186,7 @@ func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 
 // A watcher of agents that does not read is ended too.
 func TestWatchersOfAgentsThatDoNotReadAreEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{dial: fixedWindows})
 		for part := range 10 {
 			req := &pb.RegisterAgentsRequest{}

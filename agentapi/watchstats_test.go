@@ -293,7 +293,7 @@ func TestWatchStatsLimits(t *testing.T) {
 // What is read for watches of stats has room with all that is read for watches; while
 // there is none they wait, and keep their subscription.
 func TestWatchStatsWaitsForRoom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
 		giveBack, err := s.server.TakeReads(t.Context())

@@ -308,7 +308,7 @@ func TestBatchBytes(t *testing.T) {
 // A batch is read when there is room for it, which it has until it is sent. While there
 // is none the subscription is kept.
 func TestRoomOfBatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := startReplica(t, memstore.New(), Options{}, memstore.Options{})
 		var free, kept atomic.Int64
 		free.Store(1)
