@@ -194,9 +194,12 @@ func startAttacker(t *testing.T, a attack, at target, d time.Duration) *attacker
 	t.Helper()
 	encoded, err := json.Marshal(at)
 	require.NoError(t, err)
-	// In life the attacker has a machine of its own. Here it has what the service
-	// and those who behave leave of this one.
-	p := &attacker{cmd: exec.Command("chrt", "--idle", "0", os.Args[0]), stdout: new(lockedBuffer), stderr: new(lockedBuffer), ended: make(chan time.Time)}
+	p := &attacker{cmd: exec.Command(os.Args[0]), stdout: new(lockedBuffer), stderr: new(lockedBuffer), ended: make(chan time.Time)}
+	if *soak {
+		// In life the attacker has a machine of its own. Where latencies are looked at
+		// it has what the service and those who behave leave of this one.
+		p.cmd = exec.Command("chrt", "--idle", "0", os.Args[0])
+	}
 	p.cmd.Env = append(os.Environ(), attackVariable+"="+a.name, targetVariable+"="+string(encoded), timeVariable+"="+d.String())
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
 	require.NoError(t, p.cmd.Start())
