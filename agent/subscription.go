@@ -74,6 +74,9 @@ func SaturatingAdd(a, b int64) int64 {
 // Number. It says nothing of another incarnation. The zero value is the start.
 type Position struct {
 	Incarnation, Number int64
+	// Nonce of the batch with the number; 0: it is not known, or there is none. An
+	// older database gives a number again, but not the nonce.
+	Nonce int64
 }
 
 // Subscription is a durable, named subscription to what agents report.
@@ -93,6 +96,8 @@ type Subscription struct {
 type ReportBatch struct {
 	// Number rises by one with each batch of a subscription, from 1.
 	Number int64
+	// Nonce is random: no other batch has it.
+	Nonce int64
 	// Sums have each agent at most once, in the order of their ids.
 	Sums []ReportSum
 	// More is true if there were more than it has room for, when it was made.
@@ -131,7 +136,8 @@ type ReportWritten struct {
 	// older one, or a standby that was behind.
 	Lost int64
 	// Refused are the reports that a full subscription has no room for, and Gone
-	// those for subscriptions that were removed.
+	// those for subscriptions that were removed; once for each subscription. Those of an
+	// attempt before count too.
 	Refused, Gone int64
 }
 
@@ -141,7 +147,8 @@ type SubscriptionOpening struct {
 	Name string
 	// Stream is random.
 	Stream ID
-	// Position is what the watcher has processed. Batches up to it are removed.
+	// Position is what the watcher has processed. Batches up to it are removed, unless
+	// the newest has its number and another nonce.
 	Position Position
 	// StandBy leaves a subscription alone that another stream has.
 	StandBy bool
@@ -160,10 +167,10 @@ type OpenedSubscription struct {
 	// else is set then.
 	Held bool
 	// Created is true if it was made, Restored if its incarnation is a new one as
-	// the database is older than the watcher's position.
+	// the database does not have the batch of the watcher's position: it is an older one.
 	Created, Restored bool
-	// Number is that of the newest batch.
-	Number int64
+	// Number and Nonce are those of the newest batch.
+	Number, Nonce int64
 	// Unacked is the batch with that number; nil: it is acked.
 	Unacked *ReportBatch
 }
@@ -173,9 +180,12 @@ type OpenedSubscription struct {
 type Delivery struct {
 	Subscription, Incarnation int64
 	Stream                    ID
-	// Number is that of the newest batch that the stream knows of, Acked that of
-	// the newest that is acked: the next batch is made when they are equal.
-	Number, Acked int64
+	// Number and Nonce are those of the newest batch that the stream knows of, Acked
+	// is the number of the newest that is acked: the next batch is made when the numbers
+	// are equal.
+	Number, Nonce, Acked int64
+	// NextNonce is random and not 0, for the next batch.
+	NextNonce int64
 	// Limit is how many sums the next batch has at most; 0: none is asked for. Bytes
 	// bounds their data, but for that of the first; 0: nothing does.
 	Limit, Bytes int

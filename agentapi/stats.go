@@ -55,7 +55,7 @@ func (s *coderdService) WatchStats(stream statsStream) error {
 	})
 	err = s.Reports.Serve(ctx, agent.ReportWatch{
 		Name:     first.GetName(),
-		Position: agent.Position{Incarnation: int64(first.GetIncarnation()), Number: first.GetNumber()},
+		Position: agent.Position{Incarnation: int64(first.GetIncarnation()), Number: first.GetNumber(), Nonce: int64(first.GetNonce())},
 		StandBy:  first.GetStandBy(),
 		Room:     s.watchBytes.batchRoom,
 	}, acks, func(m agent.ReportMessage) error { return stream.Send(statsResponse(m)) })
@@ -124,6 +124,7 @@ func statsResponse(m agent.ReportMessage) *agentstatsv1.WatchStatsResponse {
 		Agents:      make([]*agentstatsv1.AgentStats, len(m.Sums)),
 		Incarnation: uint64(m.Position.Incarnation),
 		Number:      m.Position.Number,
+		Nonce:       uint64(m.Position.Nonce),
 		Since:       timestamppb.New(m.Since),
 	}
 	for i := range m.Sums {

@@ -157,8 +157,8 @@ func TestWatchStatsContinues(t *testing.T) {
 		s.register(1)
 		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
 		incarnation := w.began(0).GetIncarnation()
-		at := func(incarnation uint64, number int64) *pb.WatchStatsRequest {
-			return &pb.WatchStatsRequest{Name: "insights", Incarnation: incarnation, Number: number}
+		at := func(incarnation uint64, number int64, nonce uint64) *pb.WatchStatsRequest {
+			return &pb.WatchStatsRequest{Name: "insights", Incarnation: incarnation, Number: number, Nonce: nonce}
 		}
 		s.report(1, &pb.Stats{RxBytes: 1})
 		first := w.requireBytes(1, 1)
@@ -170,27 +170,27 @@ func TestWatchStatsContinues(t *testing.T) {
 		time.Sleep(2 * time.Second) // it is written
 
 		// It was not processed: it comes again, unchanged.
-		w = s.watchStats(at(0, 0))
+		w = s.watchStats(at(0, 0, 0))
 		w.began(0)
 		require.Empty(t, cmp.Diff(first, w.next(), protocmp.Transform()))
 		w.ack(1)
-		w.requireBytes(2, 6)
+		second := w.requireBytes(2, 6)
 		w.cut()
 		// A number of another incarnation says nothing.
-		w = s.watchStats(at(incarnation+1, 2))
+		w = s.watchStats(at(incarnation+1, 2, second.GetNonce()))
 		w.began(1)
 		w.requireBytes(2, 6)
 		w.cut()
 		// It was processed, but its ack was lost.
-		w = s.watchStats(at(incarnation, 2))
-		w.began(2)
+		w = s.watchStats(at(incarnation, 2, second.GetNonce()))
+		require.Equal(t, second.GetNonce(), w.began(2).GetNonce())
 		s.report(1, &pb.Stats{RxBytes: 8})
 		w.requireBytes(3, 8)
 		w.ack(2) // old acks say nothing
 		w.ack(0)
 		synctest.Wait()
 		w.cut()
-		w = s.watchStats(at(incarnation, 1))
+		w = s.watchStats(at(incarnation, 1, first.GetNonce()))
 		w.began(2)
 		w.requireBytes(3, 8)
 		w.ack(3)
@@ -199,10 +199,17 @@ func TestWatchStatsContinues(t *testing.T) {
 		require.Equal(t, io.EOF, err, "the last ack is stored")
 
 		// The watcher knows more than the database: that is an older one.
-		w = s.watchStats(at(incarnation, 7))
-		require.NotEqual(t, incarnation, w.began(3).GetIncarnation())
+		w = s.watchStats(at(incarnation, 7, 1))
+		third := w.began(3)
+		require.NotEqual(t, incarnation, third.GetIncarnation())
 		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions_restored_total", ""))
 		s.report(1, &pb.Stats{RxBytes: 16})
+		w.requireBytes(4, 16)
+		w.cut()
+
+		// It has processed another batch with the number.
+		w = s.watchStats(at(third.GetIncarnation(), 4, 1))
+		require.NotEqual(t, third.GetIncarnation(), w.began(3).GetIncarnation())
 		w.requireBytes(4, 16)
 		w.cut()
 	})

@@ -21,8 +21,10 @@ const maxWatchName = 64
 type StatsPosition struct {
 	// Incarnation of the subscription. A position says nothing of another one.
 	Incarnation uint64
-	// Number of the last batch that was processed.
+	// Number and nonce of the last batch that was processed. An older database that is
+	// restored gives a number again, but not a nonce.
 	Number int64
+	Nonce  uint64
 }
 
 // StatsBatch is a part of what a subscription has gathered.
@@ -96,7 +98,8 @@ func (w *statsWatch) first(ctx context.Context) (*agentstatsv1.WatchStatsRequest
 		w.position = stored
 	}
 	return &agentstatsv1.WatchStatsRequest{
-		Name: w.Name, Incarnation: w.position.Incarnation, Number: w.position.Number, StandBy: w.standBy,
+		Name: w.Name, StandBy: w.standBy,
+		Incarnation: w.position.Incarnation, Number: w.position.Number, Nonce: w.position.Nonce,
 	}, nil
 }
 
@@ -161,7 +164,8 @@ func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
 // acked.
 func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsResponse, began bool) error {
 	batch := StatsBatch{
-		Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber()}, Previous: w.position, Agents: resp.GetAgents(),
+		Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber(), resp.GetNonce()},
+		Previous: w.position, Agents: resp.GetAgents(),
 	}
 	if began {
 		w.standBy = false

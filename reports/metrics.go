@@ -43,17 +43,17 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		return v
 	}
 	m := &metrics{
-		written:     counter("reports_written_total", "Reports that were added to the subscriptions in the database."),
-		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions."),
+		written:     counter("reports_written_total", "Reports that were added to subscriptions in the database, once for each subscription."),
+		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions; one that was tried again counts once."),
 		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database does not have any more."),
-		dropped:     vec("reports_dropped_total", "Reports that a subscription is not told of.", "reason", droppedPending, droppedPendingBytes, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
+		dropped:     vec("reports_dropped_total", "Reports that a subscription is not told of: those that are written and beyond its limit, or for a removed one, once for each subscription; the others once.", "reason", droppedPending, droppedPendingBytes, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
 		errors:      vec("report_errors_total", "Calls of the database for subscriptions that failed and are tried again.", "call", errorPoll, errorWrite, errorDeliver),
 		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, again included."),
 		batches:     counter("report_batches_total", "Batches of reports that were sent to watchers, again included."),
 		superseded:  counter("report_streams_superseded_total", "Streams of subscriptions that ended as a newer one has the name."),
-		restored:    counter("report_subscriptions_restored_total", "Subscriptions whose watcher has processed more than the database knows of: some reports may be told again."),
+		restored:    counter("report_subscriptions_restored_total", "Subscriptions whose watcher has processed a batch that the database does not have: some reports may be told again."),
 		expired:     counter("report_subscriptions_expired_total", "Subscriptions removed as no stream had them for too long."),
-		unconfirmed: counter("report_subscriptions_unconfirmed_total", "Subscriptions that began although a replica had not confirmed them."),
+		unconfirmed: counter("report_subscriptions_unconfirmed_total", "Subscriptions that this replica began although another had not confirmed them for 10 s. One that was to begin and whose stream ended before the outcome was known is included."),
 		reduced:     counter("reports_reduced_total", "Reports of which only the counts are kept, as there is no room in memory for the rest."),
 		refused:     counter("report_subscriptions_refused_total", "Subscriptions refused as there are too many."),
 		sumBytes:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums_bytes", Help: "Bytes of the newest reports of these, of the subscription that has the most."}),

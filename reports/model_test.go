@@ -235,10 +235,9 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 			if crash {
 				return errors.New("coderd crashed")
 			}
-			if !w.process(name, previous, m) {
+			if !w.process(name, &previous, m) {
 				return errors.New("another position is stored than the stream knows")
 			}
-			previous = m.Position
 			w.mu.Lock()
 			crash = w.faulty && crashes() // before it is acked
 			w.mu.Unlock()
@@ -266,14 +265,17 @@ func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crash
 // process stores what a message tells with its position, in the place of the previous
 // one. If that is not stored, as another instance had the name meanwhile, the stream is
 // to begin anew.
-func (w *world) process(name string, previous agent.Position, m agent.ReportMessage) (current bool) {
+func (w *world) process(name string, previous *agent.Position, m agent.ReportMessage) (current bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.since = m.Since
-	if w.position != previous {
+	if m.Position.Incarnation == previous.Incarnation && m.Position.Number <= previous.Number {
+		return true // as the client does
+	}
+	if w.position != *previous {
 		return false
 	}
-	w.position = m.Position
+	w.position, *previous = m.Position, m.Position
 	for i := range m.Sums {
 		s := &m.Sums[i]
 		w.logf("%s: %v of agent %d: %b", name, m.Position.Number, s.Agent[15], s.RxBytes)

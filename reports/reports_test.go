@@ -500,6 +500,124 @@ func TestUnconfirmed(t *testing.T) {
 	})
 }
 
+// A start without a replica is counted once, also if its answer was lost with the stream.
+func TestUnconfirmedAnswerIsLost(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		require.NoError(t, database.Open(memstore.Options{}).BeatReportWriter(t.Context(), agent.ID{99}))
+		began := time.Now()
+		r := startReplica(t, database, Options{Shared: true}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+			if since := time.Since(began); doing == "start subscription" && since >= confirmTimeout && since < 2*confirmTimeout {
+				return memstore.Fault{Lost: true}
+			}
+			return memstore.Fault{}
+		}})
+		lost := r.watch(t, agent.ReportWatch{Name: "a"})
+		time.Sleep(confirmTimeout + 3*time.Second)
+		lost.cancel()
+		require.Error(t, <-lost.ended)
+		require.Empty(t, lost.messages)
+		time.Sleep(confirmTimeout)
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		first := <-w.messages
+		require.Less(t, first.Since, began.Add(2*confirmTimeout), "the lost start counts")
+		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.unconfirmed))
+	})
+}
+
+// What a subscription has no room for is counted once, also if the answer was lost; it
+// does not count as written.
+func TestRefusedAnswerIsLost(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var lost atomic.Bool
+		r := startReplica(t, memstore.New(), Options{MaxSums: 1}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+			return memstore.Fault{Lost: doing == "add reports" && lost.CompareAndSwap(true, false)}
+		}})
+		w := r.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		r.report(1, 1, 1)
+		<-w.messages // it is not acked: nothing more is delivered
+		r.report(2, 1, 1)
+		time.Sleep(2 * countInterval)
+		lost.Store(true)
+		r.report(3, 1, 1)
+		r.report(3, 2, 1)
+		time.Sleep(2 * countInterval)
+		require.False(t, lost.Load())
+		require.Equal(t, 2.0, testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedFull)))
+		require.Equal(t, 2.0, testutil.ToFloat64(r.metrics.written))
+		require.Equal(t, 3.0, testutil.ToFloat64(r.metrics.writes))
+	})
+}
+
+// A database that was put back gives a number to another batch, for a stream of before.
+// The watcher that has processed the lost batch is told of the other one.
+func TestNumberGivenTwice(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		var cut atomic.Bool
+		one := startReplica(t, database, Options{Shared: true}, memstore.Options{Fault: func(string, bool) memstore.Fault {
+			if cut.Load() {
+				return memstore.Fault{Err: memstore.ErrRefused}
+			}
+			return memstore.Fault{}
+		}})
+		two := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		of1 := one.watch(t, agent.ReportWatch{Name: "a"})
+		first := <-of1.messages
+		restore := database.Backup()
+		cut.Store(true) // it does not learn of the newer stream
+		of2 := two.watch(t, agent.ReportWatch{Name: "a", Position: first.Position})
+		<-of2.messages
+		two.report(1, 1, 1)
+		lost := <-of2.messages
+		of2.cancel()
+		require.Error(t, <-of2.ended)
+		restore()
+		cut.Store(false)
+		one.report(1, 2, 2)
+		other := <-of1.messages
+		require.Equal(t, lost.Position.Number, other.Position.Number)
+		require.Equal(t, lost.Position.Incarnation, other.Position.Incarnation)
+		require.NotEqual(t, lost.Position, other.Position)
+		of1.cancel() // coderd has stored another position than this one follows
+		require.Error(t, <-of1.ended)
+		of2 = two.watch(t, agent.ReportWatch{Name: "a", Position: lost.Position})
+		first = <-of2.messages
+		require.NotEqual(t, lost.Position.Incarnation, first.Position.Incarnation)
+		again := <-of2.messages
+		require.Equal(t, other.Sums, again.Sums)
+		require.Equal(t, other.Position.Nonce, again.Position.Nonce)
+		require.Equal(t, 1.0, testutil.ToFloat64(two.metrics.restored))
+	})
+}
+
+// A report of an agent that waits already is added without an allocation, one of another
+// agent with what the map and the list of a batch take.
+func TestAddAllocations(t *testing.T) {
+	r, err := New(nil, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	sum := agent.ReportSum{Reports: 1, Data: make([]byte, 60)}
+	require.Zero(t, testing.AllocsPerRun(100, func() { r.Add(&sum) }), "nobody watches")
+	r.setSubscriptions([]agent.Subscription{{ID: 1}})
+	r.Add(&sum)
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		sum.Order.Sequence++
+		r.Add(&sum)
+	}), "it waits already")
+	batch := func() {
+		for n := range batchSize {
+			sum.Agent[0], sum.Agent[1] = byte(n), byte(n>>8)
+			r.Add(&sum)
+		}
+		for r.freeze() {
+			r.thaw()
+		}
+	}
+	batch()
+	require.LessOrEqual(t, testing.AllocsPerRun(20, batch), batchSize/10.0, "sums are used again")
+}
+
 // What a replica has gathered is written before it stops; if the database is down, it
 // is counted.
 func TestStop(t *testing.T) {

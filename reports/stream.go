@@ -22,9 +22,9 @@ type stream struct {
 	written chan struct{} // has an element after a write of this replica
 
 	subscription agent.Subscription
-	// number is that of the newest batch, acked that of the newest that the watcher has
-	// acked, stored the same in the database.
-	number, acked, stored int64
+	// number and nonce are those of the newest batch. acked is the number of the newest
+	// that the watcher has acked, stored the same in the database.
+	number, nonce, acked, stored int64
 	// When the next batch may be made, the lease be renewed, and a call be tried
 	// again.
 	next, renew, retry time.Time
@@ -103,9 +103,17 @@ func bytesOf(b *agent.ReportBatch) int {
 	return n
 }
 
+// position is that of a batch. Only the newest one's nonce is known.
 func (s *stream) position(number int64) agent.Position {
-	return agent.Position{Incarnation: s.subscription.Incarnation, Number: number}
+	p := agent.Position{Incarnation: s.subscription.Incarnation, Number: number}
+	if number == s.number {
+		p.Nonce = s.nonce
+	}
+	return p
 }
+
+// randomID returns a number that nobody guesses or draws again, and that is not 0.
+func randomID() int64 { return 1 + rand.Int64N(1<<62) }
 
 // open waits until this stream has the subscription, which may have a batch that is not
 // acked: the caller calls keep(0) when that is sent.
@@ -123,7 +131,7 @@ func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, kee
 		err = r.call(ctx, func(ctx context.Context) (err error) {
 			opened, err = r.store.OpenSubscription(ctx, agent.SubscriptionOpening{
 				Name: s.watch.Name, Stream: s.id, Position: s.watch.Position, StandBy: s.watch.StandBy,
-				Lease: r.opts.Lease, Max: r.opts.MaxSubscriptions, Incarnation: 1 + rand.Int64N(1<<62),
+				Lease: r.opts.Lease, Max: r.opts.MaxSubscriptions, Incarnation: randomID(),
 			})
 			return err
 		})
@@ -157,7 +165,7 @@ func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, kee
 func (s *stream) opened(ctx context.Context, o agent.OpenedSubscription) {
 	r := s.reports
 	s.subscription, s.failures = o.Subscription, 0
-	s.number, s.acked, s.stored = o.Number, o.Number, o.Number
+	s.number, s.nonce, s.acked, s.stored = o.Number, o.Nonce, o.Number, o.Number
 	if o.Unacked != nil {
 		s.acked, s.stored = o.Number-1, o.Number-1
 	}
@@ -167,7 +175,7 @@ func (s *stream) opened(ctx context.Context, o agent.OpenedSubscription) {
 		r.log.InfoContext(ctx, "a subscription to reports was made", "name", o.Name)
 	case o.Restored:
 		r.metrics.restored.Inc()
-		r.log.WarnContext(ctx, "a watcher has processed more than the database knows of, which is an older one", "name", o.Name)
+		r.log.WarnContext(ctx, "a watcher has processed a batch that the database does not have, which is an older one", "name", o.Name)
 	}
 	signal(r.look)
 }
@@ -179,8 +187,17 @@ func (s *stream) start(ctx context.Context) error {
 	if !r.opts.Shared {
 		within = 0
 	}
+	missing, forced := false, false
 	for began := time.Now(); s.subscription.Since.IsZero(); {
-		force := time.Since(began) >= confirmTimeout
+		// A replica is known to be missing: else an attempt before may have been
+		// the forced one, whose answer was lost.
+		force := missing && time.Since(began) >= confirmTimeout
+		if force && !forced {
+			// Counted before it is known: nobody else would if the answer is lost.
+			forced = true
+			r.metrics.unconfirmed.Inc()
+			r.log.WarnContext(ctx, "a subscription to reports begins although a replica does not confirm it", "name", s.watch.Name)
+		}
 		err := r.call(ctx, func(ctx context.Context) (err error) {
 			s.subscription.Since, err = r.store.StartSubscription(ctx, s.subscription.ID, r.opts.ID, within, force)
 			return err
@@ -192,12 +209,9 @@ func (s *stream) start(ctx context.Context) error {
 		case err != nil:
 			wait = s.failed(ctx, err)
 		case !s.subscription.Since.IsZero():
-			if force {
-				r.metrics.unconfirmed.Inc()
-				r.log.WarnContext(ctx, "a subscription to reports begins although a replica does not confirm it", "name", s.watch.Name)
-			}
 			return nil
 		}
+		missing = err == nil
 		if err := s.wait(ctx, wait); err != nil {
 			return err
 		}
@@ -310,10 +324,10 @@ func (s *stream) step(ctx context.Context) error {
 	}
 	d := agent.Delivery{
 		Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
-		Number: s.number, Acked: s.acked, Lease: r.opts.Lease,
+		Number: s.number, Nonce: s.nonce, Acked: s.acked, Lease: r.opts.Lease,
 	}
 	if wanted {
-		d.Limit, d.Bytes = batchSize, batchBytes
+		d.Limit, d.Bytes, d.NextNonce = batchSize, batchBytes, randomID()
 	}
 	var batch *agent.ReportBatch
 	err := r.call(ctx, func(ctx context.Context) error {
@@ -351,7 +365,7 @@ func (s *stream) deliver(batch *agent.ReportBatch) error {
 	if batch == nil {
 		return nil
 	}
-	s.number = batch.Number
+	s.number, s.nonce = batch.Number, batch.Nonce
 	m := s.reports.metrics
 	m.batches.Inc()
 	var n int64
@@ -369,7 +383,7 @@ func (s *stream) end(ctx context.Context) error {
 	for s.acked > s.stored {
 		_, err := s.reports.store.DeliverReports(ctx, agent.Delivery{
 			Subscription: s.subscription.ID, Incarnation: s.subscription.Incarnation, Stream: s.id,
-			Number: s.number, Acked: s.acked, Lease: s.reports.opts.Lease,
+			Number: s.number, Nonce: s.nonce, Acked: s.acked, Lease: s.reports.opts.Lease,
 		})
 		if err == nil {
 			break

@@ -188,7 +188,8 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 	}
 	r.sequence++
 	r.metrics.writes.Inc()
-	r.metrics.written.Add(float64(r.thaw()))
+	to := len(r.frozen.write.To)
+	r.metrics.written.Add(max(0, float64(r.thaw())*float64(to)-float64(written.Refused)-float64(written.Gone)))
 	r.metrics.dropped.WithLabelValues(droppedFull).Add(float64(written.Refused))
 	r.metrics.dropped.WithLabelValues(droppedRemoved).Add(float64(written.Gone))
 	if written.Lost > 0 {

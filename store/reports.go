@@ -109,7 +109,7 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 				written.Refused = agent.SaturatingAdd(written.Refused, countReports(sums, ids))
 			}
 		}
-		return nil
+		return s.keepOutcome(ctx, tx, w.Writer, &written)
 	})
 	if err != nil {
 		return agent.ReportWritten{}, err
@@ -122,26 +122,39 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 func (s *Store) nextWrite(ctx context.Context, tx *sql.Tx, writer agent.ID, sequence int64) (w agent.ReportWritten, err error) {
 	id := s.dialect.id(writer)
 	n, err := affected(tx.ExecContext(ctx, `
-UPDATE report_writers SET sequence = $1 WHERE replica_id = $2 AND sequence = $3`, sequence, id, sequence-1))
+UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id = $2 AND sequence = $3`, sequence, id, sequence-1))
 	if err != nil || n == 1 {
 		return w, err
 	}
 	stored, known := int64(0), false
-	err = query(ctx, tx, `SELECT sequence FROM report_writers WHERE replica_id = $1`+s.dialect.forUpdate, []any{id}, func(rows *sql.Rows) error {
+	before := agent.ReportWritten{Repeated: true}
+	err = query(ctx, tx, `SELECT sequence, refused, gone FROM report_writers WHERE replica_id = $1`+s.dialect.forUpdate, []any{id}, func(rows *sql.Rows) error {
 		known = true
-		return rows.Scan(&stored)
+		return rows.Scan(&stored, &before.Refused, &before.Gone)
 	})
 	switch {
 	case err != nil:
 		return w, err
-	case stored >= sequence:
-		return agent.ReportWritten{Repeated: true}, nil
+	case stored == sequence:
+		return before, nil
+	case stored > sequence:
+		return agent.ReportWritten{Repeated: true}, nil // nobody waits for its outcome
 	case known:
-		_, err = tx.ExecContext(ctx, `UPDATE report_writers SET sequence = $1 WHERE replica_id = $2`, sequence, id)
+		_, err = tx.ExecContext(ctx, `UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id = $2`, sequence, id)
 		return agent.ReportWritten{Lost: sequence - 1 - stored}, err
 	}
 	// A removed writer writes nothing more, nor does an attempt that is late.
 	return w, fmt.Errorf("%s: %w", writer, agent.ErrUnknownWriter)
+}
+
+// keepOutcome has the reports that a write did not add told to whoever repeats it.
+func (s *Store) keepOutcome(ctx context.Context, tx *sql.Tx, writer agent.ID, written *agent.ReportWritten) error {
+	if written.Refused == 0 && written.Gone == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE report_writers SET refused = $1, gone = $2 WHERE replica_id = $3`,
+		written.Refused, written.Gone, s.dialect.id(writer))
+	return err
 }
 
 // lockSubscriptions returns the ids of all, which stay until the transaction ends.

@@ -13,15 +13,16 @@ import (
 type subscriptionRow struct {
 	agent.Subscription
 	number     int64
+	nonce      int64 // of the batch with the number
 	owner      agent.ID
 	ownerUntil int64
 }
 
-const subscriptionColumns = `SELECT id, name, incarnation, since, number, owner, owner_until FROM report_subscriptions `
+const subscriptionColumns = `SELECT id, name, incarnation, since, number, nonce, owner, owner_until FROM report_subscriptions `
 
 func scanSubscription(rows *sql.Rows) (r subscriptionRow, err error) {
 	var since sql.NullInt64
-	err = rows.Scan(&r.ID, &r.Name, &r.Incarnation, &since, &r.number, &r.owner, &r.ownerUntil)
+	err = rows.Scan(&r.ID, &r.Name, &r.Incarnation, &since, &r.number, &r.nonce, &r.owner, &r.ownerUntil)
 	r.Since = fromNanos(since)
 	return r, err
 }
@@ -128,12 +129,16 @@ func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpenin
 			opened.Held = true
 			return nil
 		}
-		opened.Number = r.number
+		opened.Number, opened.Nonce = r.number, r.nonce
 		upTo := int64(0)
 		if o.Position.Incarnation == r.Incarnation {
 			upTo = o.Position.Number
-			if upTo > r.number {
+			switch {
+			case upTo > r.number:
 				opened.Restored, r.Incarnation = true, o.Incarnation
+			case upTo == r.number && o.Position.Nonce != r.nonce:
+				// The number was given again: the watcher has processed another batch.
+				opened.Restored, r.Incarnation, upTo = true, o.Incarnation, 0
 			}
 		}
 		opened.Subscription = r.Subscription
@@ -146,7 +151,7 @@ UPDATE report_subscriptions SET incarnation = $1, owner = $2, owner_until = $3 W
 		if err := deleteBatches(ctx, tx, r.ID, upTo); err != nil {
 			return err
 		}
-		opened.Unacked, err = s.readBatch(ctx, tx, r.ID, r.number)
+		opened.Unacked, err = s.readBatch(ctx, tx, &r)
 		return err
 	})
 	if err != nil {
@@ -194,7 +199,8 @@ func (s *Store) DeliverReports(ctx context.Context, d agent.Delivery) (batch *ag
 		}
 		n, err := affected(tx.ExecContext(ctx, `
 UPDATE report_subscriptions SET owner_until = $1
-WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5`, now+int64(d.Lease), d.Subscription, d.Incarnation, stream, d.Number))
+WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5 AND nonce = $6`,
+			now+int64(d.Lease), d.Subscription, d.Incarnation, stream, d.Number, d.Nonce))
 		if err != nil {
 			return err
 		}
@@ -212,13 +218,13 @@ WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5`, now+int64(d.
 		if err != nil || len(sums) == 0 {
 			return err
 		}
-		batch = &agent.ReportBatch{Number: d.Number + 1, Sums: sums, More: more}
+		batch = &agent.ReportBatch{Number: d.Number + 1, Nonce: d.NextNonce, Sums: sums, More: more}
 		_, err = tx.ExecContext(ctx, `INSERT INTO report_batches (subscription_id, number, data) VALUES ($1, $2, $3)`,
 			d.Subscription, batch.Number, encodeSums(sums))
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE report_subscriptions SET number = $1 WHERE id = $2`, batch.Number, d.Subscription)
+		_, err = tx.ExecContext(ctx, `UPDATE report_subscriptions SET number = $1, nonce = $2 WHERE id = $3`, batch.Number, batch.Nonce, d.Subscription)
 		return err
 	})
 	if err != nil {
@@ -237,7 +243,7 @@ func (s *Store) deliveredBefore(ctx context.Context, tx *sql.Tx, d agent.Deliver
 	if !found || r.Incarnation != d.Incarnation || r.owner != d.Stream || r.number != d.Number+1 {
 		return nil, fmt.Errorf("subscription %d: %w", d.Subscription, agent.ErrSuperseded)
 	}
-	return s.readBatch(ctx, tx, d.Subscription, r.number)
+	return s.readBatch(ctx, tx, &r)
 }
 
 func deleteBatches(ctx context.Context, tx *sql.Tx, subscription, upTo int64) error {
@@ -248,18 +254,18 @@ func deleteBatches(ctx context.Context, tx *sql.Tx, subscription, upTo int64) er
 	return err
 }
 
-// readBatch returns a batch; nil if there is none with the number.
-func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, subscription, number int64) (batch *agent.ReportBatch, err error) {
-	err = query(ctx, tx, `SELECT data FROM report_batches WHERE subscription_id = $1 AND number = $2`, []any{subscription, number}, func(rows *sql.Rows) error {
+// readBatch returns the newest batch of a subscription; nil if it is acked.
+func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, r *subscriptionRow) (batch *agent.ReportBatch, err error) {
+	err = query(ctx, tx, `SELECT data FROM report_batches WHERE subscription_id = $1 AND number = $2`, []any{r.ID, r.number}, func(rows *sql.Rows) error {
 		var data []byte
 		if err := rows.Scan(&data); err != nil {
 			return err
 		}
 		sums, err := decodeSums(data)
-		batch = &agent.ReportBatch{Number: number, Sums: sums}
+		batch = &agent.ReportBatch{Number: r.number, Nonce: r.nonce, Sums: sums}
 		if err != nil {
 			// What can be read is delivered: the watcher must get on.
-			s.undecodable.report(ctx, kindBatches, fmt.Sprint(subscription, " ", number), err, time.Now())
+			s.undecodable.report(ctx, kindBatches, fmt.Sprint(r.ID, " ", r.number), err, time.Now())
 		}
 		return nil
 	})

@@ -23,13 +23,15 @@ type reportTables struct {
 type subscriptionRow struct {
 	agent.Subscription
 	number     int64
+	nonce      int64
 	owner      agent.ID
 	ownerUntil time.Time
 }
 
 type writerRow struct {
-	sequence int64
-	seenAt   time.Time
+	sequence      int64
+	refused, gone int64 // of the write with the sequence
+	seenAt        time.Time
 }
 
 type confirmation struct {
@@ -91,7 +93,9 @@ func (d *Database) ReportSums() (sums []agent.ReportSum) {
 // BeatReportWriter is as in store.Store.
 func (s *Store) BeatReportWriter(ctx context.Context, writer agent.ID) error {
 	return s.run(ctx, transaction{doing: "beat as a writer of reports", apply: func(t *tables, _ int64) error {
-		t.reports.writers[writer] = writerRow{t.reports.writers[writer].sequence, time.Now()}
+		row := t.reports.writers[writer]
+		row.seenAt = time.Now()
+		t.reports.writers[writer] = row
 		return nil
 	}})
 }
@@ -123,17 +127,20 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 			row, known := t.reports.writers[w.Writer]
 			if known && row.sequence >= w.Sequence {
 				result = agent.ReportWritten{Repeated: true}
+				if row.sequence == w.Sequence {
+					result.Refused, result.Gone = row.refused, row.gone
+				}
 				return nil
 			}
 			if !known {
 				return fmt.Errorf("%s: %w", w.Writer, agent.ErrUnknownWriter)
 			}
 			result = agent.ReportWritten{Lost: w.Sequence - 1 - row.sequence}
-			row.sequence = w.Sequence
-			t.reports.writers[w.Writer] = row
 			for _, target := range to {
 				t.reports.add(target, sums, &result)
 			}
+			row.sequence, row.refused, row.gone = w.Sequence, result.Refused, result.Gone
+			t.reports.writers[w.Writer] = row
 			return nil
 		}}, func() { written = result }
 	})
@@ -274,15 +281,19 @@ func (t *reportTables) open(o *agent.SubscriptionOpening, now time.Time) (opened
 		opened.Held = true
 		return opened, nil
 	case o.Position.Incarnation == row.Incarnation:
-		if o.Position.Number > row.number {
+		upTo := o.Position.Number
+		switch {
+		case upTo > row.number:
 			opened.Restored, row.Incarnation = true, o.Incarnation
+		case upTo == row.number && o.Position.Nonce != row.nonce:
+			opened.Restored, row.Incarnation, upTo = true, o.Incarnation, 0
 		}
-		t.ack(row.ID, o.Position.Number)
+		t.ack(row.ID, upTo)
 	}
 	row.owner, row.ownerUntil = o.Stream, now.Add(o.Lease)
 	t.subscriptions[row.ID] = row
-	opened.Subscription, opened.Number = row.Subscription, row.number
-	opened.Unacked = t.batch(row.ID, row.number)
+	opened.Subscription, opened.Number, opened.Nonce = row.Subscription, row.number, row.nonce
+	opened.Unacked = t.batch(&row)
 	return opened, nil
 }
 
@@ -292,12 +303,12 @@ func (t *reportTables) ack(subscription, upTo int64) {
 	})
 }
 
-func (t *reportTables) batch(subscription, number int64) *agent.ReportBatch {
-	sums, has := t.batches[batchKey{subscription, number}]
+func (t *reportTables) batch(row *subscriptionRow) *agent.ReportBatch {
+	sums, has := t.batches[batchKey{row.ID, row.number}]
 	if !has {
 		return nil
 	}
-	return &agent.ReportBatch{Number: number, Sums: slices.Clone(sums)}
+	return &agent.ReportBatch{Number: row.number, Nonce: row.nonce, Sums: slices.Clone(sums)}
 }
 
 // DeliverReports is as in store.Store.
@@ -314,11 +325,12 @@ func (s *Store) DeliverReports(ctx context.Context, d agent.Delivery) (batch *ag
 
 func (t *reportTables) deliver(d *agent.Delivery, now time.Time) (*agent.ReportBatch, error) {
 	row, found := t.subscriptions[d.Subscription]
-	if !found || row.Incarnation != d.Incarnation || row.owner != d.Stream || row.number != d.Number && row.number != d.Number+1 {
+	current := row.number == d.Number && row.nonce == d.Nonce
+	if !found || row.Incarnation != d.Incarnation || row.owner != d.Stream || !current && row.number != d.Number+1 {
 		return nil, fmt.Errorf("subscription %d: %w", d.Subscription, agent.ErrSuperseded)
 	}
-	if row.number == d.Number+1 {
-		return t.batch(row.ID, row.number), nil
+	if !current {
+		return t.batch(&row), nil
 	}
 	row.ownerUntil = now.Add(d.Lease)
 	defer func() { t.subscriptions[row.ID] = row }()
@@ -347,9 +359,9 @@ func (t *reportTables) deliver(d *agent.Delivery, now time.Time) (*agent.ReportB
 	if len(sums) == 0 {
 		return nil, nil
 	}
-	row.number++
+	row.number, row.nonce = row.number+1, d.NextNonce
 	t.batches[batchKey{row.ID, row.number}] = sums
-	batch := t.batch(row.ID, row.number)
+	batch := t.batch(&row)
 	batch.More = len(sums) < len(agents)
 	return batch, nil
 }

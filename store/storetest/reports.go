@@ -48,11 +48,23 @@ func addReports(t testing.TB, s Store, w agent.ReportWrite) agent.ReportWritten 
 	return written
 }
 
+// nonceOf is that of the batch with the number which step makes; 0: there is none.
+func nonceOf(number int64) int64 {
+	if number == 0 {
+		return 0
+	}
+	return 1000 + number
+}
+
+func positionOf(incarnation, number int64) agent.Position {
+	return agent.Position{Incarnation: incarnation, Number: number, Nonce: nonceOf(number)}
+}
+
 // step is the next one of an opened stream.
 func step(o agent.OpenedSubscription, stream byte, number, acked int64) agent.Delivery {
 	return agent.Delivery{
 		Subscription: o.ID, Incarnation: o.Incarnation, Stream: id(stream),
-		Number: number, Acked: acked, Limit: 500, Lease: time.Hour,
+		Number: number, Nonce: nonceOf(number), Acked: acked, NextNonce: nonceOf(number + 1), Limit: 500, Lease: time.Hour,
 	}
 }
 
@@ -95,8 +107,8 @@ func testReports(t *testing.T, s Store) {
 	require.Equal(t, int64(math.MaxInt64), both.TxBytes)
 	require.Equal(t, full.Data, both.Data)
 	require.Equal(t, older.LastUsedAt, both.LastUsedAt)
-	require.Equal(t, &agent.ReportBatch{Number: 1, Sums: []agent.ReportSum{both, bare}}, deliver(t, s, step(a, 1, 0, 0)))
-	require.Equal(t, &agent.ReportBatch{Number: 1, Sums: []agent.ReportSum{full, bare}}, deliver(t, s, step(b, 2, 0, 0)))
+	require.Equal(t, &agent.ReportBatch{Number: 1, Nonce: nonceOf(1), Sums: []agent.ReportSum{both, bare}}, deliver(t, s, step(a, 1, 0, 0)))
+	require.Equal(t, &agent.ReportBatch{Number: 1, Nonce: nonceOf(1), Sums: []agent.ReportSum{full, bare}}, deliver(t, s, step(b, 2, 0, 0)))
 
 	// A newer session, whatever its sequence.
 	newer := sumOf(1, 5, 3, 1)
@@ -183,6 +195,19 @@ func testReportsRefused(t *testing.T, s Store) {
 	require.Len(t, batch.Sums, 1)
 	require.Equal(t, int64(3), batch.Sums[0].RxBytes)
 	require.Len(t, deliver(t, s, step(b, 2, 0, 0)).Sums, 3)
+	// The answer was lost.
+	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
+	require.NoError(t, s.BeatReportWriter(t.Context(), id(50)))
+	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
+	w.Sequence, w.To = 3, w.To[1:2]
+	require.Zero(t, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true}, addReports(t, s, w))
+	w.Sequence, w.To = 9, []agent.ReportTarget{{Subscription: 999}}
+	require.Equal(t, agent.ReportWritten{Lost: 5, Gone: 7}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true, Gone: 7}, addReports(t, s, w))
+	w.Sequence, w.To = 12, nil
+	require.Equal(t, agent.ReportWritten{Lost: 2}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true}, addReports(t, s, w))
 }
 
 // A subscription counts once all replicas that live have confirmed it.
@@ -246,7 +271,7 @@ func testSubscriptionStreams(t *testing.T, s Store) {
 	short.Lease = 0
 	require.Nil(t, deliver(t, s, short))
 	opened := openSubscription(t, s, standBy)
-	require.Equal(t, agent.OpenedSubscription{Subscription: a.Subscription, Number: 1, Unacked: first}, opened)
+	require.Equal(t, agent.OpenedSubscription{Subscription: a.Subscription, Number: 1, Nonce: nonceOf(1), Unacked: first}, opened)
 	_, err := s.DeliverReports(t.Context(), step(a, 1, 1, 1))
 	require.ErrorIs(t, err, agent.ErrSuperseded)
 	require.NoError(t, s.ReleaseSubscription(t.Context(), a.ID, id(1)), "of another stream: nothing")
@@ -286,17 +311,14 @@ func testSubscriptionDelivers(t *testing.T, s Store) {
 	none.Limit = 0
 	require.Nil(t, deliver(t, s, none), "acked, and none asked for")
 
-	at := func(incarnation, number int64) agent.Position {
-		return agent.Position{Incarnation: incarnation, Number: number}
-	}
-	require.Nil(t, openSubscription(t, s, opening("a", 2, at(0, 0))).Unacked)
+	require.Nil(t, openSubscription(t, s, opening("a", 2, agent.Position{})).Unacked)
 	second := deliver(t, s, step(a, 2, 1, 1))
 	require.Len(t, second.Sums, 2)
 	require.Equal(t, int64(4), second.Sums[0].RxBytes)
 	add(1, 8)
-	require.Equal(t, second, openSubscription(t, s, opening("a", 3, at(a.Incarnation, 1))).Unacked)
-	require.Equal(t, second, openSubscription(t, s, opening("a", 4, at(a.Incarnation+1, 2))).Unacked, "another incarnation covers nothing")
-	opened := openSubscription(t, s, opening("a", 5, at(a.Incarnation, 2)))
+	require.Equal(t, second, openSubscription(t, s, opening("a", 3, positionOf(a.Incarnation, 1))).Unacked)
+	require.Equal(t, second, openSubscription(t, s, opening("a", 4, positionOf(a.Incarnation+1, 2))).Unacked, "another incarnation covers nothing")
+	opened := openSubscription(t, s, opening("a", 5, positionOf(a.Incarnation, 2)))
 	require.Nil(t, opened.Unacked)
 	require.Equal(t, int64(2), opened.Number)
 	third := deliver(t, s, step(a, 5, 2, 2))
@@ -316,11 +338,13 @@ func testBatchBytes(t *testing.T, s Store) {
 	addReports(t, s, write(50, 1, sums, a.ID))
 	d := step(a, 1, 0, 0)
 	d.Bytes = 10
-	require.Equal(t, &agent.ReportBatch{Number: 1, Sums: sums[:1], More: true}, deliver(t, s, d))
-	d.Number, d.Acked = 1, 1
-	require.Equal(t, &agent.ReportBatch{Number: 2, Sums: sums[1:3], More: true}, deliver(t, s, d))
-	d.Number, d.Acked = 2, 2
-	require.Equal(t, &agent.ReportBatch{Number: 3, Sums: sums[3:]}, deliver(t, s, d))
+	require.Equal(t, &agent.ReportBatch{Number: 1, Nonce: nonceOf(1), Sums: sums[:1], More: true}, deliver(t, s, d))
+	d = step(a, 1, 1, 1)
+	d.Bytes = 10
+	require.Equal(t, &agent.ReportBatch{Number: 2, Nonce: nonceOf(2), Sums: sums[1:3], More: true}, deliver(t, s, d))
+	d = step(a, 1, 2, 2)
+	d.Bytes = 10
+	require.Equal(t, &agent.ReportBatch{Number: 3, Nonce: nonceOf(3), Sums: sums[3:]}, deliver(t, s, d))
 }
 
 // The database is older than what the watcher has processed: numbers would be given
@@ -341,6 +365,35 @@ func testSubscriptionRestored(t *testing.T, s Store) {
 	again := openSubscription(t, s, opening("a", 3, agent.Position{Incarnation: a.Incarnation, Number: 5}))
 	require.False(t, again.Restored)
 	require.Equal(t, batch, again.Unacked)
+}
+
+// The database is older than what the watcher has processed, and has given its number to
+// another batch meanwhile: what the watcher processed does not cover that.
+func testNumberGivenTwice(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID))
+	batch := deliver(t, s, step(a, 1, 0, 0))
+	lost := positionOf(a.Incarnation, 1)
+	lost.Nonce++
+	// A stream of before does not ack it, either.
+	step1 := step(a, 1, 1, 1)
+	step1.Nonce = lost.Nonce
+	_, err := s.DeliverReports(t.Context(), step1)
+	require.ErrorIs(t, err, agent.ErrSuperseded)
+	opened := openSubscription(t, s, opening("a", 2, lost))
+	require.True(t, opened.Restored)
+	require.Equal(t, int64(200), opened.Incarnation)
+	require.Equal(t, batch, opened.Unacked)
+	require.Equal(t, nonceOf(1), opened.Nonce)
+	for number, nonce := range []int64{0, lost.Nonce} {
+		again := openSubscription(t, s, opening("a", 3, agent.Position{Incarnation: opened.Incarnation, Number: int64(number), Nonce: nonce}))
+		require.Equal(t, batch, again.Unacked)
+		require.Equal(t, number == 1, again.Restored)
+	}
+	acked := openSubscription(t, s, opening("a", 4, positionOf(300, 1)))
+	require.False(t, acked.Restored)
+	require.Nil(t, acked.Unacked)
+	require.Equal(t, nonceOf(1), acked.Nonce)
 }
 
 // What an expired subscription gathered is removed part by part, whatever others have.

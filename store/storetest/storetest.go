@@ -109,6 +109,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("LargeSubscriptionExpires", func(t *testing.T) { testLargeSubscriptionExpires(t, open(t, Options{})) })
 	t.Run("BatchBytes", func(t *testing.T) { testBatchBytes(t, open(t, Options{})) })
 	t.Run("SubscriptionRestored", func(t *testing.T) { testSubscriptionRestored(t, open(t, Options{})) })
+	t.Run("NumberGivenTwice", func(t *testing.T) { testNumberGivenTwice(t, open(t, Options{})) })
 	t.Run("SubscriptionExpires", func(t *testing.T) { testSubscriptionExpires(t, open(t, Options{})) })
 	t.Run("Context", func(t *testing.T) { testContext(t, open(t, Options{})) })
 }

@@ -2072,12 +2072,15 @@ type WatchStatsRequest struct {
 	// request only.
 	Incarnation uint64 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Number of the last response that the watcher has processed; 0: none. In the
-	// first request it counts only if incarnation is the subscription's.
+	// first request it counts only if incarnation is the subscription's, and nonce that
+	// of its response.
 	Number int64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
 	// Waits while another stream has the subscription, rather than to take it; when
 	// that has gone, the stream ends with UNAVAILABLE, and the next one begins with
 	// what has been processed by then. First request only.
-	StandBy       bool `protobuf:"varint,5,opt,name=stand_by,json=standBy,proto3" json:"stand_by,omitempty"`
+	StandBy bool `protobuf:"varint,5,opt,name=stand_by,json=standBy,proto3" json:"stand_by,omitempty"`
+	// Nonce of the last response that the watcher has processed. First request only.
+	Nonce         uint64 `protobuf:"fixed64,6,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2140,6 +2143,13 @@ func (x *WatchStatsRequest) GetStandBy() bool {
 	return false
 }
 
+func (x *WatchStatsRequest) GetNonce() uint64 {
+	if x != nil {
+		return x.Nonce
+	}
+	return 0
+}
+
 // WatchStatsResponse holds reports.
 type WatchStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2153,7 +2163,10 @@ type WatchStatsResponse struct {
 	Number int64 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
 	// Since when all that agents report is in the subscription, by the clock of the
 	// database.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Random: an older database that is restored gives a number again, but not the
+	// nonce. In the first response of a stream it is 0 if it is not known.
+	Nonce         uint64 `protobuf:"fixed64,5,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2214,6 +2227,13 @@ func (x *WatchStatsResponse) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *WatchStatsResponse) GetNonce() uint64 {
+	if x != nil {
+		return x.Nonce
+	}
+	return 0
 }
 
 // AgentStats is what an agent reported since its last entry.
@@ -2458,17 +2478,19 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
 	"app_health\x18\x04 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12<\n" +
 	"\flast_seen_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastSeenAt\"\x82\x01\n" +
+	"lastSeenAt\"\x98\x01\n" +
 	"\x11WatchStatsRequest\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x06R\vincarnation\x12\x16\n" +
 	"\x06number\x18\x04 \x01(\x03R\x06number\x12\x19\n" +
-	"\bstand_by\x18\x05 \x01(\bR\astandByJ\x04\b\x01\x10\x02\"\xb3\x01\n" +
+	"\bstand_by\x18\x05 \x01(\bR\astandBy\x12\x14\n" +
+	"\x05nonce\x18\x06 \x01(\x06R\x05nonceJ\x04\b\x01\x10\x02\"\xc9\x01\n" +
 	"\x12WatchStatsResponse\x121\n" +
 	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStatsR\x06agents\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x06R\vincarnation\x12\x16\n" +
 	"\x06number\x18\x03 \x01(\x03R\x06number\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x8b\x02\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05nonce\x18\x05 \x01(\x06R\x05nonce\"\x8b\x02\n" +
 	"\n" +
 	"AgentStats\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\fR\aagentId\x12!\n" +

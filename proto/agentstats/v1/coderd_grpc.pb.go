@@ -84,8 +84,8 @@ type CoderdServiceClient interface {
 	//
 	// The first response of a stream has no entries. It comes when all replicas gather
 	// for the subscription, and says since when. Each other one is numbered, and sent
-	// until it is acked, on a later stream too. A watcher that stores incarnation and
-	// number with what it makes of a response, begins its next stream with them, and
+	// until it is acked, on a later stream too. A watcher that stores incarnation, number
+	// and nonce with what it makes of a response, begins its next stream with them, and
 	// begins anew if a response is not above them in the same incarnation, counts each
 	// report exactly once, over any crash of its own too; another one may be told again
 	// what it had not acked.
@@ -278,8 +278,8 @@ type CoderdServiceServer interface {
 	//
 	// The first response of a stream has no entries. It comes when all replicas gather
 	// for the subscription, and says since when. Each other one is numbered, and sent
-	// until it is acked, on a later stream too. A watcher that stores incarnation and
-	// number with what it makes of a response, begins its next stream with them, and
+	// until it is acked, on a later stream too. A watcher that stores incarnation, number
+	// and nonce with what it makes of a response, begins its next stream with them, and
 	// begins anew if a response is not above them in the same incarnation, counts each
 	// report exactly once, over any crash of its own too; another one may be told again
 	// what it had not acked.
