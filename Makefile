@@ -18,7 +18,7 @@ demo: build
 	./bin/agentstatsd demo
 
 # Have bounds that do not hold with the race detector, which makes pools forget.
-ALLOCATIONS := ./agentapi ./aggregator/... ./batcher ./fleet ./metrics ./scrape
+ALLOCATIONS := ./agentapi ./aggregator/... ./batcher ./fleet ./metrics ./reports ./scrape
 
 # All that CI checks: formatting, lint, generated code, the wire contract, vet,
 # and every test with the race detector.

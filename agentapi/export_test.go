@@ -5,6 +5,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
 )
 
 // ServiceInfo returns what the server serves.
@@ -17,4 +21,16 @@ func (s *Server) TakeReads(ctx context.Context) (giveBack func(), err error) {
 		return nil, err
 	}
 	return hold.release, nil
+}
+
+// Intake takes in encoded requests of one agent as a stream does.
+type Intake struct{ frame frame }
+
+// Take takes in a request.
+func (in *Intake) Take(s *Server, r fleet.Request, data mem.BufferSlice) ([]agent.Refusal, error) {
+	if err := testCodec.Unmarshal(data, &in.frame); err != nil {
+		return nil, err
+	}
+	defer in.frame.release()
+	return s.takeRequest(r, &in.frame), nil
 }

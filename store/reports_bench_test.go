@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -65,7 +66,7 @@ func BenchmarkReportsWAL(b *testing.B) {
 			upsert(b, s, rows)
 		}
 	}
-	d := agent.Delivery{Subscription: sub.ID, Incarnation: sub.Incarnation, Stream: id(1), Lease: time.Hour}
+	d := agent.Delivery{Subscription: sub.ID, Incarnation: sub.Incarnation, Stream: id(1), Lease: time.Hour, Bytes: 1 << 20}
 	var sequences [3]int64
 	watched := func() {
 		for second := range seconds {
@@ -83,11 +84,11 @@ func BenchmarkReportsWAL(b *testing.B) {
 				_, err := s.AddReports(b.Context(), w)
 				require.NoError(b, err)
 			}
-			d.Limit = 500
+			d.Limit, d.NextNonce = 500, rand.Int64()
 			batch, err := s.DeliverReports(b.Context(), d)
 			require.NoError(b, err)
 			require.Len(b, batch.Sums, len(now))
-			d.Number, d.Acked, d.Limit = batch.Number, batch.Number, 0
+			d.Number, d.Nonce, d.Acked, d.Limit = batch.Number, batch.Nonce, batch.Number, 0
 			_, err = s.DeliverReports(b.Context(), d) // the ack
 			require.NoError(b, err)
 		}
@@ -104,5 +105,50 @@ func BenchmarkReportsWAL(b *testing.B) {
 		perSecond(with.rows, seconds, "reports-rows/s")
 		b.ReportMetric(100*(with.wal/seconds)/(of.wal/10), "%WAL")
 		b.ReportMetric(100*(with.took.Seconds()/seconds)/(of.took.Seconds()/10), "%time")
+	}
+}
+
+// BenchmarkExpiry removes a subscription that has 500,000 sums, call by call as reports
+// does each minute.
+func BenchmarkExpiry(b *testing.B) {
+	const agents, page = 500_000, 5000
+	for name, open := range map[string]func(testing.TB) *Store{"sqlite": openTemp, "postgres": openPostgresTemp} {
+		b.Run(name, func(b *testing.B) {
+			s := open(b)
+			require.NoError(b, s.BeatReportWriter(b.Context(), id(50)))
+			sequence := int64(0)
+			for b.Loop() {
+				b.StopTimer()
+				opening := reportOpening("a", 1)
+				opening.Lease = -time.Hour
+				sub, err := s.OpenSubscription(b.Context(), opening)
+				require.NoError(b, err)
+				for first := 0; first < agents; first += page {
+					sequence++
+					w := agent.ReportWrite{Writer: id(50), Sequence: sequence, To: []agent.ReportTarget{{Subscription: sub.ID}}}
+					for n := first; n < first+page; n++ {
+						w.Sums = append(w.Sums, agent.ReportSum{
+							Agent: agent.ID{byte(n * 37), byte(n >> 8), byte(n), byte(n >> 16)}, Workspace: id(1), Reports: 1, Data: make([]byte, 60),
+						})
+					}
+					_, err := s.AddReports(b.Context(), w)
+					require.NoError(b, err)
+				}
+				b.StartTimer()
+				calls, longest, began := 0, time.Duration(0), time.Now()
+				for left := 1; left > 0; calls++ {
+					call := time.Now()
+					_, err := s.ExpireSubscriptions(b.Context(), time.Minute)
+					require.NoError(b, err)
+					longest = max(longest, time.Since(call))
+					counts, err := s.CountReportSums(b.Context())
+					require.NoError(b, err)
+					left = len(counts)
+				}
+				b.ReportMetric(float64(calls), "calls")
+				b.ReportMetric(longest.Seconds(), "s/longest-call")
+				b.ReportMetric(time.Since(began).Seconds(), "s/all")
+			}
+		})
 	}
 }

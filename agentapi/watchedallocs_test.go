@@ -1,0 +1,68 @@
+//go:build !race
+
+package agentapi_test
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/fleet"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Those who watch reports cost a report nothing while there is none of them; and one
+// allocation, of its sum, while there is, of an agent that has a report waiting for the
+// database.
+func TestWatchedReportAllocations(t *testing.T) {
+	s := start(t, settings{})
+	s.register(1)
+	session, err := s.fleet.Connect(t.Context(), nid(1), fleet.Hello{Instance: agent.Instance(uuid.New())})
+	require.NoError(t, err)
+	var requests [1024]mem.BufferSlice
+	for i := range requests {
+		data, err := proto.Marshal(&pb.ConnectRequest{
+			Sequence: int64(i + 1),
+			Message:  &pb.ConnectRequest_Stats{Stats: &pb.Stats{RxBytes: 1, ConnectionCount: 1, ConnectionMedianLatencyMs: 2, SessionCounts: map[string]int64{"ssh": 1}}},
+		})
+		require.NoError(t, err)
+		requests[i] = mem.BufferSlice{mem.SliceBuffer(data)}
+	}
+	var in agentapi.Intake
+	sequence := int64(0)
+	take := func(r fleet.Request) {
+		refused, err := in.Take(s.server, r, requests[sequence%int64(len(requests))])
+		if err != nil || len(refused) > 0 {
+			t.Fatal(refused, err)
+		}
+	}
+	// The least of several: the service's own work goes on meanwhile.
+	perReport := func() float64 {
+		least := math.Inf(1)
+		for range 20 {
+			least = min(least, testing.AllocsPerRun(50, func() {
+				sequence++
+				if err := session.Receive(sequence, take); err != nil {
+					t.Fatal(err)
+				}
+			}))
+		}
+		return least
+	}
+	require.False(t, s.reports.Wanted())
+	nobody := perReport()
+	_, err = s.store.OpenSubscription(t.Context(), agent.SubscriptionOpening{Name: "a", Stream: uuid.New(), Incarnation: 1, Max: 1, Lease: time.Hour})
+	require.NoError(t, err)
+	require.NoError(t, s.reports.Load(t.Context()))
+	require.True(t, s.reports.Wanted())
+	watched := perReport()
+	require.Zero(t, nobody)
+	require.LessOrEqual(t, watched, 1.0)
+}
