@@ -83,7 +83,8 @@ type queries struct {
 
 	// upsertMetadata has one argument more: up to which time of the stored row
 	// it is written again with the same value; then the incarnation of the agent,
-	// and what its session knew: basis and previous.
+	// and what its session knew: basis and previous. It returns the agent of each row
+	// that it wrote, and may return the zero id for one that is stored already.
 	upsertMetadata string
 
 	upsertWorkspace, upsertAgent string

@@ -49,8 +49,17 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 			return err
 		}
 		err = s.transact(ctx, s.writer, nil, func(tx *sql.Tx) (err error) {
-			changed, err = s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertMetadata, args)
-			if err == nil {
+			found, err := s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertMetadata, args)
+			if err != nil {
+				return err
+			}
+			changed, newer = nil, nil // of an attempt before
+			for _, id := range found {
+				if id != (agent.ID{}) {
+					changed = append(changed, id)
+				}
+			}
+			if len(found) < len(rows) {
 				newer, err = s.newerMetadataEpochs(ctx, tx, rows, changed)
 			}
 			return err
@@ -66,12 +75,9 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 	return changed, newer, nil
 }
 
-// newerMetadataEpochs looks for what rows, which are in order, lost against. Most
+// newerMetadataEpochs looks for what rows, which are in order, lost against. Some
 // that are not written say nothing new.
 func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agent.Metadata, changed []agent.ID) ([]agent.StoredEpoch, error) {
-	if len(changed) == len(rows) {
-		return nil, nil
-	}
 	unwritten := make(map[agent.ID]int)
 	for i := range rows {
 		unwritten[rows[i].Agent]++

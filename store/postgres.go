@@ -74,28 +74,39 @@ func postgresQueries() queries {
 	// rather read the whole table, 10 times as long. A row that is written locks
 	// its agent, as the foreign key does: nobody else becomes the agent before the
 	// commit. One of an unknown agent goes on to the foreign key, which refuses it.
+	// Who says nothing new under the stored epoch is told by the zero id: what lost
+	// need not be looked for if that is all that was not written.
 	q.upsertMetadata = `
-INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence, basis, previous)
-SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence, n.basis, n.previous
-FROM ` + postgresRows("agent_id uuid", "key text", "value text", "error text",
+WITH n AS MATERIALIZED (
+    SELECT u.*, m.epoch AS stored, m.agent_id IS NULL
+        OR (u.epoch, u.sequence) > (m.epoch, m.sequence)
+        AND (u.epoch <> m.epoch OR u.value <> m.value OR u.error <> m.error
+            OR coalesce(m.collected_at, -9223372036854775807) <= u.touch_up_to) AS is_new
+    FROM ` + postgresRows("agent_id uuid", "key text", "value text", "error text",
 		"collected_at bigint", "epoch bigint", "sequence bigint", "touch_up_to bigint", "incarnation bigint",
-		"basis bigint", "previous bigint") + ` AS n
-LEFT JOIN LATERAL (
-    SELECT * FROM metadata WHERE agent_id = n.agent_id AND key = n.key LIMIT 1
-) AS m ON true
-WHERE (m.agent_id IS NULL
-    OR (n.epoch, n.sequence) > (m.epoch, m.sequence)
-    AND (n.epoch <> m.epoch OR n.value <> m.value OR n.error <> m.error
-        OR coalesce(m.collected_at, -9223372036854775807) <= n.touch_up_to))
-    AND (n.incarnation = 0
+		"basis bigint", "previous bigint") + ` AS u
+    LEFT JOIN LATERAL (
+        SELECT * FROM metadata WHERE agent_id = u.agent_id AND key = u.key LIMIT 1
+    ) AS m ON true
+), written AS (
+    INSERT INTO metadata (agent_id, key, value, error, collected_at, epoch, sequence, basis, previous)
+    SELECT n.agent_id, n.key, n.value, n.error, n.collected_at, n.epoch, n.sequence, n.basis, n.previous
+    FROM n
+    WHERE n.is_new AND (n.incarnation = 0
         OR EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id AND registered = n.incarnation FOR KEY SHARE)
         OR NOT EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id))
-ORDER BY n.agent_id, n.key COLLATE "C"
-ON CONFLICT (agent_id, key) DO UPDATE SET
-    value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
-    epoch = excluded.epoch, sequence = excluded.sequence
-WHERE ` + follows("metadata", "excluded.basis", "excluded.previous") + `
-RETURNING agent_id`
+    ORDER BY n.agent_id, n.key COLLATE "C"
+    ON CONFLICT (agent_id, key) DO UPDATE SET
+        value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
+        epoch = excluded.epoch, sequence = excluded.sequence
+    WHERE ` + follows("metadata", "excluded.basis", "excluded.previous") + `
+    RETURNING agent_id
+)
+SELECT agent_id FROM written
+UNION ALL
+SELECT '00000000-0000-0000-0000-000000000000' FROM n
+WHERE NOT is_new AND epoch = stored AND (n.incarnation = 0
+    OR EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id AND registered = n.incarnation))`
 	q.upsertSum += ` RETURNING agent_id`
 	q.yes = `true`
 	q.relations = `
