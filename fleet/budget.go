@@ -45,7 +45,7 @@ type budget struct {
 	messages, bytes, refused bucket
 	// behind is since when the agent is slowed without a pause; 0: it is not.
 	// until is when it may come back; 0: now. Both in nanoseconds since 1970.
-	behind, until int64
+	throttledSince, penaltyUntil int64
 	// reason is why it must not come, and got the debt of that.
 	reason string
 	got    float64
@@ -59,7 +59,7 @@ type bucket struct {
 
 // take adds n to the debt. It returns how long to wait until the debt is within the
 // burst; 0: it is.
-func (b *bucket) take(now time.Time, n, perSecond, burst int) time.Duration {
+func (b *bucket) add(now time.Time, n, perSecond, burst int) time.Duration {
 	at := now.UnixNano()
 	if passed := time.Duration(at - b.at); b.at != 0 && passed > 0 {
 		b.debt = max(0, b.debt-passed.Seconds()*float64(perSecond))
@@ -76,19 +76,19 @@ func (b *bucket) take(now time.Time, n, perSecond, burst int) time.Duration {
 // charge counts messages of so many bytes together. The message is to wait, or if
 // retry is above 0, the agent to go for so long, for the reason.
 func (b *budget) charge(now time.Time, o *Options, messages, bytes int) (wait, retry time.Duration, reason string) {
-	wait, reason = b.messages.take(now, messages, o.MessagesPerSecond, o.MessagesBurst), limitedMessages
-	if w := b.bytes.take(now, bytes, o.BytesPerSecond, o.BytesBurst); w > wait {
+	wait, reason = b.messages.add(now, messages, o.MessagesPerSecond, o.MessagesBurst), limitedMessages
+	if w := b.bytes.add(now, bytes, o.BytesPerSecond, o.BytesBurst); w > wait {
 		wait, reason = w, limitedBytes
 	}
 	switch {
 	case wait == 0:
-		b.behind = 0
+		b.throttledSince = 0
 		return 0, 0, ""
-	case b.behind == 0:
-		b.behind = now.UnixNano()
-	case now.Sub(time.Unix(0, b.behind)) >= floodGrace:
-		b.behind = 0
-		b.until = now.Add(floodPenalty).UnixNano()
+	case b.throttledSince == 0:
+		b.throttledSince = now.UnixNano()
+	case now.Sub(time.Unix(0, b.throttledSince)) >= floodGrace:
+		b.throttledSince = 0
+		b.penaltyUntil = now.Add(floodPenalty).UnixNano()
 		b.reason, b.got = reason, b.messages.debt
 		if reason == limitedBytes {
 			b.got = b.bytes.debt
@@ -99,12 +99,12 @@ func (b *budget) charge(now time.Time, o *Options, messages, bytes int) (wait, r
 }
 
 // create counts series that a message made. The next message waits for them.
-func (b *budget) create(series int) { b.messages.debt += float64(series / messageSeries) }
+func (b *budget) chargeSeries(series int) { b.messages.debt += float64(series / messageSeries) }
 
 // refuse counts refused items of a message of so many bytes. The agent is to go if
 // retry is above 0.
-func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time.Duration) {
-	over := b.refused.take(now, items+bytes/refusedBytes, o.RefusedPerSecond, o.RefusedBurst)
+func (b *budget) chargeRefused(now time.Time, o *Options, items, bytes int) (retry time.Duration) {
+	over := b.refused.add(now, items+bytes/refusedBytes, o.RefusedPerSecond, o.RefusedBurst)
 	if over == 0 {
 		return 0
 	}
@@ -112,7 +112,7 @@ func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time
 	// most two bursts.
 	b.refused.debt = min(b.refused.debt, 2*float64(o.RefusedBurst))
 	retry = min(over, time.Duration(float64(o.RefusedBurst)/float64(o.RefusedPerSecond)*float64(time.Second)))
-	b.until = max(b.until, now.Add(retry).UnixNano())
+	b.penaltyUntil = max(b.penaltyUntil, now.Add(retry).UnixNano())
 	b.reason, b.got = limitedRefused, b.refused.debt
 	return retry
 }
@@ -120,9 +120,9 @@ func (b *budget) refuse(now time.Time, o *Options, items, bytes int) (retry time
 // excess says which limit the agent is above, with its flags and by what.
 func (b *budget) excess(now time.Time, o *Options) string {
 	reason, got := b.reason, b.got
-	if b.away(now) == 0 { // it is slowed
+	if b.penaltyLeft(now) == 0 { // it is slowed
 		reason, got = limitedMessages, b.messages.debt
-		if b.bytes.take(now, 0, o.BytesPerSecond, o.BytesBurst) > b.messages.take(now, 0, o.MessagesPerSecond, o.MessagesBurst) {
+		if b.bytes.add(now, 0, o.BytesPerSecond, o.BytesBurst) > b.messages.add(now, 0, o.MessagesPerSecond, o.MessagesBurst) {
 			reason, got = limitedBytes, b.bytes.debt
 		}
 	}
@@ -149,13 +149,13 @@ func (f *Fleet) Excess(id agent.ID) string {
 }
 
 // slowed returns how long a message would have to wait now.
-func (b *budget) slowed(now time.Time, o *Options) time.Duration {
-	return max(b.messages.take(now, 0, o.MessagesPerSecond, o.MessagesBurst), b.bytes.take(now, 0, o.BytesPerSecond, o.BytesBurst))
+func (b *budget) delay(now time.Time, o *Options) time.Duration {
+	return max(b.messages.add(now, 0, o.MessagesPerSecond, o.MessagesBurst), b.bytes.add(now, 0, o.BytesPerSecond, o.BytesBurst))
 }
 
 // away returns how long the agent must still stay away; 0: it may come.
-func (b *budget) away(now time.Time) time.Duration {
-	return max(0, time.Duration(b.until-now.UnixNano()))
+func (b *budget) penaltyLeft(now time.Time) time.Duration {
+	return max(0, time.Duration(b.penaltyUntil-now.UnixNano()))
 }
 
 // Admit counts the opening of a session by an agent, and returns how long it must
@@ -168,12 +168,12 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if retry := e.budget.away(now); retry > 0 {
-		f.metrics.awayRefused.Inc()
+	if retry := e.budget.penaltyLeft(now); retry > 0 {
+		f.metrics.sessionsRefused.Inc()
 		return retry
 	}
-	if wait := e.budget.slowed(now, &f.opts); wait > 0 {
-		f.metrics.awayRefused.Inc()
+	if wait := e.budget.delay(now, &f.opts); wait > 0 {
+		f.metrics.sessionsRefused.Inc()
 		return wait
 	}
 	// One that tries all the time goes like one that sends all the time. That it
@@ -192,7 +192,7 @@ func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if retry := e.budget.away(now); retry > 0 {
+	if retry := e.budget.penaltyLeft(now); retry > 0 {
 		return 0, retry, true // which was counted then
 	}
 	wait, retry, reason := e.budget.charge(now, &s.fleet.opts, 1, bytes)
@@ -208,7 +208,7 @@ func (r Request) Created(series int) {
 	}
 	r.entry.mu.Lock()
 	defer r.entry.mu.Unlock()
-	r.entry.budget.create(series)
+	r.entry.budget.chargeSeries(series)
 }
 
 func (f *Fleet) countLimited(wait, retry time.Duration, reason string) {
@@ -223,7 +223,7 @@ func (f *Fleet) countLimited(wait, retry time.Duration, reason string) {
 // Refused counts refused items of the agent, of a message of so many bytes. It
 // returns how long the agent must stay away; 0: it may go on.
 func (s *Session) Refused(items, bytes int) time.Duration {
-	return s.fleet.refused(s.entry, items, bytes)
+	return s.fleet.chargeRefused(s.entry, items, bytes)
 }
 
 // Refused is Session.Refused for what an agent sends before it has a session.
@@ -232,13 +232,13 @@ func (f *Fleet) Refused(id agent.ID, items, bytes int) time.Duration {
 	if err != nil {
 		return 0
 	}
-	return f.refused(e, items, bytes)
+	return f.chargeRefused(e, items, bytes)
 }
 
-func (f *Fleet) refused(e *entry, items, bytes int) time.Duration {
+func (f *Fleet) chargeRefused(e *entry, items, bytes int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	retry := e.budget.refuse(time.Now(), &f.opts, items, bytes)
+	retry := e.budget.chargeRefused(time.Now(), &f.opts, items, bytes)
 	f.countLimited(0, retry, limitedRefused)
 	return retry
 }

@@ -14,15 +14,15 @@ func TestBucket(t *testing.T) {
 	now := time.Unix(1000, 0)
 	var b bucket
 	const perSecond, burst = 10, 100
-	require.Zero(t, b.take(now, 100, perSecond, burst))
-	require.Equal(t, 100*time.Millisecond, b.take(now, 1, perSecond, burst))
+	require.Zero(t, b.add(now, 100, perSecond, burst))
+	require.Equal(t, 100*time.Millisecond, b.add(now, 1, perSecond, burst))
 	now = now.Add(10 * time.Second)
-	require.Zero(t, b.take(now, 99, perSecond, burst))
-	require.Equal(t, 10*time.Second, b.take(now, 100, perSecond, burst))
-	require.Equal(t, 10*time.Second, b.take(now.Add(-time.Hour), 0, perSecond, burst), "a clock that is set back pays nothing")
+	require.Zero(t, b.add(now, 99, perSecond, burst))
+	require.Equal(t, 10*time.Second, b.add(now, 100, perSecond, burst))
+	require.Equal(t, 10*time.Second, b.add(now.Add(-time.Hour), 0, perSecond, burst), "a clock that is set back pays nothing")
 	now = now.Add(time.Hour)
-	require.Zero(t, b.take(now, 100, perSecond, burst), "the debt does not fall below nothing")
-	require.NotZero(t, b.take(now, 1, perSecond, burst))
+	require.Zero(t, b.add(now, 100, perSecond, burst), "the debt does not fall below nothing")
+	require.NotZero(t, b.add(now, 1, perSecond, burst))
 }
 
 // An agent that does what agents do at most is never slowed: 1,000 series each 30
@@ -44,8 +44,8 @@ func TestBudgetLeavesAgentsAlone(t *testing.T) {
 		if second%30 == 0 {
 			wait, retry, _ := b.charge(now, &o, 1, 1<<20)
 			require.Zero(t, wait+retry)
-			b.create(1000) // each time others
-			require.Zero(t, b.refuse(now, &o, 1000, 1<<20), "of one that nothing of is taken in")
+			b.chargeSeries(1000) // each time others
+			require.Zero(t, b.chargeRefused(now, &o, 1000, 1<<20), "of one that nothing of is taken in")
 		}
 		for range 128 {
 			wait, retry, _ := b.charge(now, &o, 1, 2<<10)
@@ -69,7 +69,7 @@ func TestBudgetOfFloods(t *testing.T) {
 				start, messages := time.Now(), 0
 				for session := 1; ; session++ {
 					require.Zero(t, f.Admit(nid(1)))
-					s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: int64(session)})
+					s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: int64(session)})
 					require.NoError(t, err)
 					var wait, retry time.Duration
 					for range 40 { // then it connects again, which helps nothing
@@ -105,7 +105,7 @@ func TestBudgetOfFloods(t *testing.T) {
 func TestBudgetOfRefusals(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
-		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 		require.NoError(t, err)
 		require.Zero(t, s.Refused(4000, 0))
 		require.Zero(t, f.Admit(nid(1)))
@@ -158,7 +158,7 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 func TestBudgetOfNewSeries(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
-		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 		require.NoError(t, err)
 		messages := 0
 		for {

@@ -10,14 +10,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Values of the label status of a build, the worst first.
+// Values of the label status of a build, the worst one first.
 const (
 	buildError   = "error"
 	buildTimeout = "timeout"
 	buildSuccess = "success"
 )
 
-// finishedBuild is a build all of whose agents have started, well or not.
+// finishedBuild is a build whose agents have all ended their start.
 type finishedBuild struct {
 	workspace *workspace
 	labels    agent.Workspace
@@ -25,29 +25,28 @@ type finishedBuild struct {
 	seconds   float64
 }
 
-// finishBuild looks whether the newest build of the agent's workspace is
-// finished, and if so has it observed once it is recorded. It is called with no
-// entry locked.
-func (f *Fleet) finishBuild(e *entry) {
+// queueFinishedBuild queues the newest build of the agent's workspace to be recorded, if
+// it is finished. The caller holds no entry.mu.
+func (f *Fleet) queueFinishedBuild(e *entry) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	if w := f.roster.workspaces[e.reg.Load().Workspace.ID]; w != nil {
-		f.finishBuildOf(w)
+	if w := f.registry.workspaces[e.reg.Load().Workspace.ID]; w != nil {
+		f.queueFinishedBuildOf(w)
 	}
 }
 
-// finishBuildOf is called while the roster does not change.
-func (f *Fleet) finishBuildOf(w *workspace) {
+// queueFinishedBuildOf is called while the registry does not change.
+func (f *Fleet) queueFinishedBuildOf(w *workspace) {
 	build := &w.Build
 	if build.ID == (agent.ID{}) || build.CreatedAt.IsZero() || w.observedBuild() == build.ID {
 		return
 	}
 	if b, finished := finished(w); finished {
-		f.writes.addBuild(build.ID, b)
+		f.queue.addBuild(build.ID, b)
 	}
 }
 
-// observedBuild returns the build that is known to be recorded.
+// observedBuild returns the build that is known to be recorded; zero: none.
 func (w *workspace) observedBuild() agent.ID {
 	if id := w.observed.Load(); id != nil {
 		return *id
@@ -55,10 +54,9 @@ func (w *workspace) observedBuild() agent.ID {
 	return agent.ID{}
 }
 
-// finished returns the workspace's build if it is: it has agents, and each has
-// come to the end of its start. Sub-agents do not count, nor do agents that are
-// older than the build and so another one's. A build that is younger than its
-// agents' starts, by clocks that differ, took no time.
+// finished returns the workspace's build if it is finished: it has agents, and each
+// ended its start. Sub-agents do not count. Agents older than the build belong to
+// another one. If clocks differ, the duration is at least 0.
 func finished(w *workspace) (finishedBuild, bool) {
 	var last time.Time
 	status := buildSuccess
@@ -90,12 +88,12 @@ func finished(w *workspace) (finishedBuild, bool) {
 	}, !last.IsZero()
 }
 
-// writeBuilds records the builds that finished, and observes those that nobody
-// recorded before. A build is observed after its record is durable: if the
-// process dies between the two, or the database takes the record and says that
-// it did not, the build is never observed, which is better than twice.
+// writeBuilds records finished builds, and observes those that were not recorded
+// before. A build is observed after its record is durable. If the process dies between
+// the two, or the outcome of the write is unknown, the build is not observed. That is
+// better than twice.
 func (f *Fleet) writeBuilds(ctx context.Context) error {
-	builds := f.writes.takeBuilds()
+	builds := f.queue.drainBuilds()
 	if len(builds) == 0 {
 		return nil
 	}
@@ -105,7 +103,7 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	fresh, err := f.store.ObserveBuilds(ctx, slices.Collect(maps.Keys(builds)), now)
 	if err != nil {
 		f.metrics.writeErrors.WithLabelValues("builds").Inc()
-		f.writes.putBackBuilds(builds)
+		f.queue.requeueBuilds(builds)
 		return fmt.Errorf("record observed builds: %w", err)
 	}
 	for _, id := range fresh {

@@ -68,7 +68,7 @@ func (s standingOf) Publish(ctx context.Context, channel string, payload []byte)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if channel != newsChannel || len(payload) > 7977 {
+	if channel != notificationChannel || len(payload) > 7977 {
 		panic("bad news")
 	}
 	b := &s.c.bus
@@ -160,7 +160,7 @@ func settle() {
 	synctest.Wait()
 }
 
-func hello(n byte, ordinal int64) Hello { return Hello{Instance: instance(n), Ordinal: ordinal} }
+func hello(n byte, ordinal int64) Hello { return Hello{Instance: instanceID(n), Ordinal: ordinal} }
 
 func connectTo(t *testing.T, p parts, n int, h Hello) *Session {
 	t.Helper()

@@ -91,7 +91,7 @@ func TestWhatSessionsKnow(t *testing.T) {
 	begin := func(told int64) agent.Order {
 		t.Helper()
 		ordinal++
-		s := connectTo(t, p, 1, Hello{Instance: instance(1), Ordinal: ordinal, Epoch: told})
+		s := connectTo(t, p, 1, Hello{Instance: instanceID(1), Ordinal: ordinal, Epoch: told})
 		var order agent.Order
 		receive(t, s, ordinal, func(q Request) { order = q.Order() })
 		require.Equal(t, ordinal, order.Sequence)
@@ -116,7 +116,7 @@ func TestWhatSessionsKnow(t *testing.T) {
 	knows(fifth, fourth.Epoch, fourth.Epoch)
 
 	elsewhere := agent.SessionRecord{Agent: nid(1), Epoch: fifth.Epoch + 10, Replica: replicaID(7)}
-	require.True(t, p.adoptSessions([]agent.SessionRecord{elsewhere}, e.reg.Load().Incarnation)) // news
+	require.True(t, p.applySessions([]agent.SessionRecord{elsewhere}, e.reg.Load().Incarnation)) // news
 	sixth := begin(0)
 	knows(sixth, fourth.Epoch, elsewhere.Epoch)
 	elsewhere.Epoch = sixth.Epoch + 10

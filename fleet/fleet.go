@@ -1,16 +1,16 @@
-// Package fleet knows which agents exist, which of them is connected, and what
-// each last said of its state. It gives every agent at most one live session,
-// turns a token into an agent, and follows the requests of each instance until
-// they are durable.
+// Package fleet is the registry of agents. It knows which agents are registered,
+// which of them are connected, and their newest state. Each agent has at most one
+// live session. A token identifies an agent. Each instance has a tracker, which
+// says up to which sequence its requests are durable.
 //
-// Registrations are durable before they take effect. What agents say is kept in
-// memory and written behind, so that a database that is down stops no stream.
+// A registration takes effect once it is durable. States and sessions are kept in
+// memory and written behind, so a database outage stops no stream.
 //
-// Several replicas of the service keep one fleet in one database. Each follows
-// what the others write there, and hears of sessions by news before that. An
-// agent has one session in the whole fleet, the one with the highest epoch. The
-// replica that has it serves the agent's state; agents that have none are the
-// leader's to serve.
+// Replicas share one fleet through the database. A replica reads what the others
+// write there; notifications over the pubsub shorten the delay. An agent has one
+// session in the whole fleet, the one with the highest epoch. The replica with the
+// session publishes the agent's state. The leader publishes the state of agents
+// without a session.
 package fleet
 
 import (
@@ -32,8 +32,8 @@ import (
 
 // Errors that callers branch on.
 var (
-	// ErrUnavailable is returned while the registrations are not loaded or the
-	// agent is being removed: nothing can be said of a token or an agent now.
+	// ErrUnavailable is returned while the registrations are not loaded, or while
+	// the agent is being removed. The caller may try again.
 	ErrUnavailable = errors.New("the registrations are not available")
 	// ErrUnknownToken is returned for a token of no registered agent.
 	ErrUnknownToken = errors.New("unknown token")
@@ -52,51 +52,51 @@ type Store interface {
 	BuildStore
 }
 
-// RegistrationStore keeps the registrations. MetadataKeys are read at start to
-// count the keys of agents that declare none.
+// RegistrationStore keeps the registrations. MetadataKeys is read once, at start:
+// the keys of agents that declare none count towards Options.MaxMetadataKeys.
 type RegistrationStore interface {
-	// Registrations returns what changed since a revision; since 0: all.
+	// Registrations returns the changes since a revision; since 0: all.
 	Registrations(ctx context.Context, since int64) (agent.Roster, error)
 	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
-	// ApplyChange writes a change that was decided on at the revision basis, and
-	// returns the revision that it makes. errors.Is(err, agent.ErrOutdated) tells
-	// that another replica was faster.
+	// ApplyChange writes a change that was decided at the revision basis. It
+	// returns the new revision. The error wraps agent.ErrOutdated if another
+	// replica changed the registrations first.
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
 }
 
-// StateStore keeps the newest state of each agent. SaveStates skips agents that
-// it does not know; errors.Is(err, agent.ErrRejected) tells that it refuses the
-// data itself.
+// StateStore keeps the newest state of each agent. SaveStates skips unknown
+// agents. Its error wraps agent.ErrRejected if the database refuses the data
+// itself.
 type StateStore interface {
 	// States returns the states, or parts of them, that were written since an
 	// earlier call returned next; since 0: all.
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
-	// newer are the agents of parts that lost, by agent.Order.Follows, or against
-	// another incarnation.
+	// newer lists the agents of parts that lost: by agent.Order.Follows, or
+	// because the agent has another incarnation.
 	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
 }
 
-// SessionStore keeps the newest session of each agent. It skips agents that it
-// does not know, and records that are older than what it has.
+// SessionStore keeps the newest session of each agent. SaveSessions skips unknown
+// agents and records older than the stored one.
 type SessionStore interface {
-	// Sessions is to sessions what States is to states.
+	// Sessions pages as StateStore.States does.
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
 	SaveSessions(ctx context.Context, records []agent.SessionRecord) error
 }
 
-// BuildStore remembers whose duration was observed. ObserveBuilds returns those
-// of the builds that it did not know: they are observed now, by the caller.
+// BuildStore remembers which builds were observed. ObserveBuilds returns the
+// builds that it did not know. The caller observes those.
 type BuildStore interface {
 	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
 }
 
-// Series are the live series of agents. The methods touch memory only and call
+// Series are the live series of agents. The methods touch memory only, and call
 // nothing of this package.
 type Series interface {
-	// Open begins a session of an agent, or takes over from an older one.
+	// Open starts a session of an agent, or takes over from an older one.
 	Open(id agent.ID, ident agent.Identity, s agent.Session)
-	// Close ends the session with this epoch; another epoch's is left alone.
-	// With goodbye the series go at once.
+	// Close ends the session with this epoch, and no other. With goodbye the
+	// series are removed at once.
 	Close(id agent.ID, epoch int64, goodbye bool)
 	SeriesRoster
 }
@@ -105,22 +105,23 @@ type Series interface {
 type SeriesRoster interface {
 	Relabel(id agent.ID, ident agent.Identity)
 	Remove(id agent.ID)
-	// SetState replaces the series that the fleet computes of an agent or a
-	// workspace. It keeps nothing of the slice.
+	// SetState replaces the series that the fleet computes for an agent or a
+	// workspace. It does not retain the slice.
 	SetState(key agent.SeriesKey, series []agent.Series)
 }
 
-// Pending is the metadata that waits to be written. Remove forgets that of one
-// agent; it touches memory only.
+// Pending is the metadata that waits to be written. Remove drops that of one
+// agent. It touches memory only.
 type Pending interface {
 	Remove(id agent.ID)
 }
 
-// Fleet holds the agents. All methods may be called concurrently.
+// Fleet is the registry of agents of one replica. All methods may be called
+// concurrently.
 //
-// Locks are taken in this order: changing, entry.turn, mu, entry.mu, then the
-// workspace.up.mu, then the leaves (writes.mu, news.mu, tracker.mu, and those of
-// Series and Pending).
+// The lock order is: changeSem, entry.requestMu, mu, entry.mu, workspace.up.mu,
+// then the leaves (writeQueue.mu, watchers.mu, tracker.mu, and the locks of Series
+// and Pending).
 type Fleet struct {
 	store   Store
 	series  Series
@@ -129,38 +130,37 @@ type Fleet struct {
 	metrics *metrics
 	log     *slog.Logger
 
-	// changing is held, with one element, while the registrations change: the
-	// database and memory take the changes in one order. No stream waits for
-	// it.
-	changing chan struct{}
-	// revision of the registrations in the database that the roster is as of.
-	// Guarded by changing.
+	// changeSem is a semaphore of one. Whoever changes the registrations holds it,
+	// so that the database and memory change in one order. No stream waits for it.
+	changeSem chan struct{}
+	// revision is that of the registrations in the registry. Guarded by changeSem.
 	revision int64
-	// beyond is the limit that what was read from the database is above; empty:
-	// none. Guarded by changing.
-	beyond string
-	// How far other replicas' sessions and states were read. Load sets them, then
-	// only the following uses them.
+	// exceededLimit is the limit that the registrations in the database exceed;
+	// empty: none. Guarded by changeSem.
+	exceededLimit string
+	// sessionsRead and statesRead are the positions up to which sessions and states
+	// were read from the database. Load sets them. After that they belong to
+	// follow.
 	sessionsRead, statesRead atomic.Int64
-	// seenAt is how far they were when the registrations were last read. Guarded by
-	// changing.
-	seenAt cursors
-	// statesAgain has all states read again.
-	statesAgain atomic.Bool
-	// again is from where they are to be read again; nil: they are not. It is set
-	// with changing held.
-	again atomic.Pointer[cursors]
+	// cursorsAtRead are those positions as of the last read of the registrations.
+	// Guarded by changeSem.
+	cursorsAtRead cursors
+	// rereadStates makes the next follow read all states again.
+	rereadStates atomic.Bool
+	// rereadFrom makes the next follow read sessions and states again from there;
+	// nil: no. It is set under changeSem.
+	rereadFrom atomic.Pointer[cursors]
 
-	// peers are the other replicas; nil: there are none.
+	// peers are the other replicas; nil: the replica is alone.
 	peers *peers
 
 	mu sync.RWMutex
 	// Guarded by mu.
-	loaded bool
-	roster roster
+	loaded   bool
+	registry registry
 
-	writes writes
-	news   news
+	queue    writeQueue
+	watchers watchers
 }
 
 // entry is one registered agent.
@@ -170,50 +170,50 @@ type entry struct {
 	reg atomic.Pointer[agent.Registration]
 	// revision of the roster at which coderd last named the agent; guarded by
 	// Fleet.mu.
-	revision uint64
+	namedAt uint64
 
 	// turn is held while a request of the agent is taken in, and while its
 	// session begins or the agent is removed: a request is taken in wholly
 	// before or not at all.
-	turn sync.Mutex
+	requestMu sync.Mutex
 
 	mu sync.Mutex
 	// Guarded by mu.
-	leaving, gone bool
-	session       *Session
-	newest        agent.SessionRecord // of all replicas; zero: none ever
-	stored        int64               // the highest epoch that is known of what it said and is stored
-	recorded      int64               // likewise, of its sessions and what was said in them
-	lastSeen      time.Time
-	instances     []*tracker // those without a session first, oldest first
-	keys          []string   // sorted; of an agent that declares none
-	budget        budget
-	state         agent.State
-	dirty         bool // state is to be written
-	holds         []hold
-	workspace     *workspace
-	counted       place        // where it counts as connected
-	status        agent.Status // as it was last presented
-	shown         bool         // its state is served here
-	lingering     bool         // its series are kept for its return
+	leaving, gone  bool
+	live           *Session
+	newest         agent.SessionRecord // of all replicas; zero: none ever
+	storedEpoch    int64               // the highest epoch that is known of what it said and is stored
+	recordedEpoch  int64               // likewise, of its sessions and what was said in them
+	lastSeen       time.Time
+	instances      []*tracker // those without a session first, oldest first
+	metadataKeys   []string   // sorted; of an agent that declares none
+	budget         budget
+	state          agent.State
+	queued         bool // state is to be written
+	pendingAcks    []pendingAck
+	workspace      *workspace
+	connection     connection   // where it counts as connected
+	status         agent.Status // as it was last presented
+	published      bool         // its state is served here
+	seriesRetained bool         // its series are kept for its return
 }
 
-// New returns a Fleet that knows nobody until Load.
+// New returns a Fleet without agents. Load or Run reads them.
 func New(store Store, series Series, pending Pending, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Fleet, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("fleet options: %w", err)
 	}
 	return &Fleet{
-		store:    store,
-		series:   series,
-		pending:  pending,
-		opts:     opts,
-		metrics:  newMetrics(reg),
-		log:      log,
-		changing: make(chan struct{}, 1),
-		roster:   newRoster(),
-		writes:   newWrites(),
+		store:     store,
+		series:    series,
+		pending:   pending,
+		opts:      opts,
+		metrics:   newMetrics(reg),
+		log:       log,
+		changeSem: make(chan struct{}, 1),
+		registry:  newRegistry(),
+		queue:     newWriteQueue(),
 	}, nil
 }
 
@@ -236,45 +236,43 @@ func (f *Fleet) Ready() error {
 	return nil
 }
 
-// Healthy returns nil, or why the fleet does not do all of its work now: it is
-// not Ready, states and sessions cannot be written, or it cannot follow the
-// other replicas.
+// Healthy returns nil, or why the fleet works only in part: it is not Ready,
+// states and sessions cannot be written, or the other replicas cannot be followed.
 func (f *Fleet) Healthy() error {
 	if err := f.Ready(); err != nil {
 		return err
 	}
-	if err := f.writes.failing(); err != nil {
+	if err := f.queue.lastError(); err != nil {
 		return err
 	}
-	return f.peers.failing()
+	return f.peers.lastError()
 }
 
-// Authenticate returns the agent that the token belongs to. The token's SHA-256
-// is looked up, never the token compared: what the time of a lookup can tell is
-// about the hash, which its sender cannot choose byte by byte. A token that is
-// not known here may have been registered on another replica: then it blocks
-// until that was looked for. Errors: ErrUnknownToken; ErrUnavailable while the
-// registrations are not loaded, or those of other replicas cannot be read.
+// Authenticate returns the agent of the token. The map is indexed by the token's
+// SHA-256. So the time of a lookup depends on a hash that the sender cannot choose
+// byte by byte. An unknown token may have been registered on another replica:
+// Authenticate then blocks until the database was read. Errors: ErrUnknownToken;
+// ErrUnavailable while the registrations are not loaded or cannot be read.
 func (f *Fleet) Authenticate(ctx context.Context, token string) (agent.ID, error) {
 	hash := sha256.Sum256([]byte(token))
-	e, err := f.lookUp(ctx, ErrUnknownToken, func(r *roster) *entry { return r.tokens[hash] })
+	e, err := f.lookUp(ctx, ErrUnknownToken, func(r *registry) *entry { return r.tokens[hash] })
 	if err != nil {
 		return agent.ID{}, err
 	}
 	return e.id, nil
 }
 
-// lookUp returns the agent that find finds, here or, if need be, once what other
-// replicas registered is read; unknown if there is none, ErrUnavailable while
-// that cannot be told.
-func (f *Fleet) lookUp(ctx context.Context, unknown error, find func(*roster) *entry) (*entry, error) {
+// lookUp returns the agent that find returns. If there is none, it reads the
+// registrations of other replicas and tries again. Errors: unknown, or
+// ErrUnavailable while the registrations cannot be read.
+func (f *Fleet) lookUp(ctx context.Context, unknown error, find func(*registry) *entry) (*entry, error) {
 	look := func() (*entry, error) {
 		f.mu.RLock()
 		defer f.mu.RUnlock()
 		if !f.loaded {
 			return nil, ErrUnavailable
 		}
-		return find(&f.roster), nil
+		return find(&f.registry), nil
 	}
 	e, err := look()
 	if e != nil || err != nil {
@@ -292,7 +290,7 @@ func (f *Fleet) lookUp(ctx context.Context, unknown error, find func(*roster) *e
 	return e, err
 }
 
-// entry returns the agent, if it is known here; ErrUnknownAgent, or
+// entry returns the agent, if this replica knows it. Errors: ErrUnknownAgent;
 // ErrUnavailable while the registrations are not loaded.
 func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	f.mu.RLock()
@@ -300,13 +298,13 @@ func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	if !f.loaded {
 		return nil, ErrUnavailable
 	}
-	if e := f.roster.agents[id]; e != nil {
+	if e := f.registry.agents[id]; e != nil {
 		return e, nil
 	}
 	return nil, ErrUnknownAgent
 }
 
-// availableLocked tells whether the agent can have sessions now.
+// availableLocked returns nil if the agent can have sessions now.
 func (e *entry) availableLocked() error {
 	switch {
 	case e.gone:
@@ -317,25 +315,25 @@ func (e *entry) availableLocked() error {
 	return nil
 }
 
-// Info is an agent as the fleet sees it.
+// Info is a copy of what the fleet knows of an agent.
 type Info struct {
-	// Registration is shared: it is not to be changed.
+	// Registration is shared and must not be changed.
 	Registration *agent.Registration
-	// Connected is true of an agent with a stream, on any replica.
+	// Connected is true if the agent has a session on any replica.
 	Connected bool
-	// Status is that of the series: it moves by time within a second.
+	// Status equals that of the published series. It follows time within a second.
 	Status agent.Status
-	// LastSeen is zero if this replica has not heard of the agent since its start.
+	// LastSeen is zero if the agent never connected to this process.
 	LastSeen time.Time
-	// State is the newest, durable or not. Its map is a copy.
+	// State is the newest, durable or not. Its maps are copies.
 	State agent.State
 }
 
-// List returns at most limit agents with ids above after, in the order of their
-// ids; the zero ID is before all.
+// List returns at most limit agents with ids above after, ordered by id. The zero
+// ID is below all.
 func (f *Fleet) List(after agent.ID, limit int) []Info {
 	f.mu.RLock()
-	order := f.roster.order
+	order := f.registry.order
 	f.mu.RUnlock()
 	from, found := slices.BinarySearchFunc(order, after, compareEntry)
 	if found {
@@ -349,7 +347,7 @@ func (f *Fleet) List(after agent.ID, limit int) []Info {
 	return infos
 }
 
-// Agent returns one agent; ErrUnknownAgent, or ErrUnavailable while the
+// Agent returns one agent. Errors: ErrUnknownAgent; ErrUnavailable while the
 // registrations are not loaded.
 func (f *Fleet) Agent(id agent.ID) (Info, error) {
 	e, err := f.entry(id)
@@ -364,7 +362,7 @@ func (f *Fleet) info(e *entry) Info {
 	defer e.mu.Unlock()
 	return Info{
 		Registration: e.reg.Load(),
-		Connected:    e.session != nil || f.elsewhereLocked(e),
+		Connected:    e.live != nil || f.connectedRemotelyLocked(e),
 		Status:       e.status,
 		LastSeen:     e.lastSeen,
 		State:        cloneState(e.state),

@@ -134,7 +134,7 @@ func loaded(t *testing.T, opts Options, regs ...agent.Registration) parts {
 	return p
 }
 
-func instance(n byte) agent.Instance { return agent.Instance{15: n} }
+func instanceID(n byte) agent.Instance { return agent.Instance{15: n} }
 
 // waker returns what tells the channel that it was woken.
 func waker(ch chan<- struct{}) func() {
@@ -203,7 +203,7 @@ func TestAuthenticate(t *testing.T) {
 	_, err := p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnavailable, "before the registrations are loaded")
 	require.ErrorIs(t, p.Ready(), ErrUnavailable)
-	_, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	_, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.ErrorIs(t, err, ErrUnavailable)
 	_, err = p.Register(t.Context(), Set{})
 	require.ErrorIs(t, err, ErrUnavailable)
@@ -214,7 +214,7 @@ func TestAuthenticate(t *testing.T) {
 	require.NoError(t, p.Ready())
 	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
-	_, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	_, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.ErrorIs(t, err, ErrUnknownAgent)
 
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
@@ -289,10 +289,10 @@ func TestLoad(t *testing.T) {
 	require.Equal(t, agent.LifecycleReady, i.State.Lifecycle.State)
 	require.Equal(t, map[agent.ID]agent.AppHealth{nid(5002): agent.AppHealthHealthy}, i.State.AppHealth, "apps that are not registered are dropped")
 
-	one, err := again.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	one, err := again.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.Equal(t, future+1, one.Info().Epoch)
-	two, err := again.Connect(t.Context(), nid(2), Hello{Instance: instance(2), Ordinal: 1})
+	two, err := again.Connect(t.Context(), nid(2), Hello{Instance: instanceID(2), Ordinal: 1})
 	require.NoError(t, err)
 	require.Equal(t, future+10, two.Info().Epoch, "a state's epoch counts too")
 

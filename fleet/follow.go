@@ -11,29 +11,28 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// followPause is the least time between two looks for what other replicas wrote:
-// strangers with wrong tokens cause one, and no more than that.
+// followPause is the least time between two passes. Wrong tokens ask for passes, too.
 const followPause = 100 * time.Millisecond
 
-// followTimeout bounds a look, which reads all registrations if many changed: 100,000
-// take 8 s on a busy machine. A read that stands still the store ends earlier.
+// followTimeout bounds a pass. To read 100,000 registrations takes 8 s on a busy
+// machine. The store ends a read that makes no progress earlier.
 const followTimeout = 2 * time.Minute
 
-// catchUpTimeout bounds the wait of a caller who is not known here.
+// catchUpTimeout bounds the wait of a caller that this replica does not know.
 const catchUpTimeout = 5 * time.Second
 
-// catchUp returns when what other replicas had written at the call is read.
+// catchUp blocks until what other replicas wrote before the call was read.
 func (f *Fleet) catchUp(ctx context.Context) error {
 	select {
-	case f.peers.waiters <- struct{}{}:
-		defer func() { <-f.peers.waiters }()
+	case f.peers.lookups <- struct{}{}:
+		defer func() { <-f.peers.lookups }()
 	default:
-		f.metrics.waitersRefused.Inc()
+		f.metrics.lookupsRefused.Inc()
 		return fmt.Errorf("want at most %d lookups at once of callers that are not known here (--max-lookups)", f.opts.MaxLookups)
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()
-	p := f.peers.join()
+	p := f.peers.joinNextPass()
 	select {
 	case <-p.done:
 		return p.err
@@ -42,9 +41,9 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 	}
 }
 
-// followUntilDone follows the other replicas: when news come, when somebody waits
-// for it, and every FollowInterval.
-func (f *Fleet) followUntilDone(ctx context.Context) {
+// runFollower makes a pass after each notification, for each waiting caller, and every
+// FollowInterval, until ctx is cancelled.
+func (f *Fleet) runFollower(ctx context.Context) {
 	ticker := time.NewTicker(f.opts.FollowInterval)
 	defer ticker.Stop()
 	pause := time.NewTimer(0)
@@ -52,39 +51,39 @@ func (f *Fleet) followUntilDone(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-		case <-f.peers.wake:
+		case <-f.peers.followWake:
 		case <-ticker.C:
 		}
 		select {
 		case <-ctx.Done():
-			f.peers.end(f.peers.begin(), ctx.Err())
+			f.peers.finishPass(f.peers.startPass(), ctx.Err())
 			return
 		case <-pause.C:
 		}
-		p := f.peers.begin()
-		f.peers.end(p, f.follow(ctx))
+		p := f.peers.startPass()
+		f.peers.finishPass(p, f.follow(ctx))
 		pause.Reset(followPause)
 	}
 }
 
-// follow reads what other replicas wrote since the last time, and takes it in.
+// follow reads and applies what other replicas wrote since the last pass.
 func (f *Fleet) follow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, followTimeout)
 	defer cancel()
 	revision, err := f.followRegistrations(ctx)
-	if to := f.again.Swap(nil); to != nil {
+	if to := f.rereadFrom.Swap(nil); to != nil {
 		f.sessionsRead.Store(min(f.sessionsRead.Load(), to.sessions))
 		f.statesRead.Store(min(f.statesRead.Load(), to.states))
 	}
-	if f.statesAgain.Swap(false) {
+	if f.rereadStates.Swap(false) {
 		f.statesRead.Store(0)
 	}
 	if err == nil {
-		doubted := f.peers.takeDoubted()
+		doubted := f.peers.drainSuspects()
 		if err = f.followSessions(ctx, revision); err == nil {
-			f.endDoubted(doubted)
+			f.endOutdatedSessions(doubted)
 		} else {
-			f.peers.doubt(doubted...)
+			f.peers.addSuspects(doubted...)
 		}
 	}
 	if err == nil {
@@ -99,7 +98,7 @@ func (f *Fleet) follow(ctx context.Context) error {
 	return nil
 }
 
-// followRegistrations returns the revision of the registrations that it read.
+// followRegistrations returns the revision that it read.
 func (f *Fleet) followRegistrations(ctx context.Context) (revision int64, err error) {
 	if err := f.lockChanges(ctx); err != nil {
 		return 0, err
@@ -109,52 +108,52 @@ func (f *Fleet) followRegistrations(ctx context.Context) (revision int64, err er
 	return f.revision, err
 }
 
-// readRegistrations brings the roster up to what the database has. The caller
-// may change the registrations.
+// readRegistrations reads and applies the changes since revision. The caller holds
+// changeSem.
 func (f *Fleet) readRegistrations(ctx context.Context) error {
 	seenAt := cursors{f.sessionsRead.Load(), f.statesRead.Load()}
 	got, err := f.store.Registrations(ctx, f.revision)
 	if err != nil {
 		return fmt.Errorf("read registrations: %w", err)
 	}
-	before := f.seenAt
-	f.seenAt = seenAt
+	before := f.cursorsAtRead
+	f.cursorsAtRead = seenAt
 	if got.Revision == f.revision && !got.Complete {
 		return nil
 	}
 	if got.Complete {
-		before = cursors{} // the database may be another one than it was
+		before = cursors{} // the database may have been replaced
 	}
-	// An agent that was removed and came back is another one: first they go.
-	removed := planRemoved(&f.roster, &got)
-	f.commit(removed, f.cutOff(removed))
-	changed := planChanged(&f.roster, &got)
+	// An agent that was removed and came back is removed first.
+	removed := planRemoved(&f.registry, &got)
+	f.commit(removed, f.startRemoval(removed))
+	changed := planChanged(&f.registry, &got)
 	f.commit(changed, nil)
-	f.noteRead(len(got.Agents))
+	f.checkReadSizes(len(got.Agents))
 	f.revision = got.Revision
 	back := func(id agent.ID) bool { return changed.regs[id] != nil }
 	if got.Complete || slices.ContainsFunc(removed.deregistered, back) {
-		f.readAgain(before)
+		f.scheduleReread(before)
 	}
 	return nil
 }
 
-// cursors are how far other replicas' sessions and states were read.
+// cursors are positions in the sessions and states of the database.
 type cursors struct{ sessions, states int64 }
 
-// readAgain has sessions and states followed from there again. What was read since
-// of an agent that was removed and came back went to the agent that it was before.
-// The caller may change the registrations.
-func (f *Fleet) readAgain(from cursors) {
-	if to := f.again.Load(); to != nil {
+// scheduleReread makes the next follow read sessions and states again from there. Rows
+// of an agent that was removed and came back were applied to its earlier incarnation.
+// The caller holds changeSem.
+func (f *Fleet) scheduleReread(from cursors) {
+	if to := f.rereadFrom.Load(); to != nil {
 		from = cursors{min(from.sessions, to.sessions), min(from.states, to.states)}
 	}
-	f.again.Store(&from)
+	f.rereadFrom.Store(&from)
 }
 
-// planRemoved removes the agents that other replicas removed, those that came back
-// meanwhile included: nothing that was of them is theirs any more.
-func planRemoved(r *roster, got *agent.Roster) *plan {
+// planRemoved removes the agents that other replicas removed, also those that came
+// back since: the new incarnation keeps nothing of the old one.
+func planRemoved(r *registry, got *agent.Roster) *plan {
 	p := &plan{}
 	for _, id := range got.RemovedAgents {
 		if r.agents[id] != nil {
@@ -182,9 +181,9 @@ func planRemoved(r *roster, got *agent.Roster) *plan {
 	return p
 }
 
-// planChanged makes known what other replicas registered or changed. It removes
-// the workspaces that they removed: no agent is in them any more.
-func planChanged(r *roster, got *agent.Roster) *plan {
+// planChanged applies what other replicas registered or changed. It removes the
+// workspaces that they removed, which have no agents any more.
+func planChanged(r *registry, got *agent.Roster) *plan {
 	p := &plan{
 		regs:       make(map[agent.ID]*agent.Registration, len(got.Agents)),
 		named:      make(map[agent.ID]struct{}, len(got.Agents)),
@@ -212,8 +211,8 @@ func planChanged(r *roster, got *agent.Roster) *plan {
 	return p
 }
 
-// planNamed has it noted who was named again on other replicas.
-func (p *plan) planNamed(r *roster, got *agent.Roster) {
+// planNamed applies which unchanged agents and workspaces were named again.
+func (p *plan) planNamed(r *registry, got *agent.Roster) {
 	for _, id := range got.NamedAgents {
 		e := r.agents[id]
 		if e == nil {
@@ -233,38 +232,37 @@ func (p *plan) planNamed(r *roster, got *agent.Roster) {
 	}
 }
 
-// followSessions takes in the sessions that other replicas wrote. If it does not
-// know one of their agents yet, or the agent was removed and came back since the
-// revision of the registrations, which was read before, they are read again the
-// next time: what was read may be of the agent that it was before.
+// followSessions applies the sessions that other replicas wrote. The registrations were
+// read before, as of revision. If a record's agent is unknown, or came back after that
+// revision, the same rows are read again by the next pass.
 func (f *Fleet) followSessions(ctx context.Context, revision int64) error {
 	records, next, err := f.store.Sessions(ctx, f.sessionsRead.Load())
 	if err != nil {
 		return fmt.Errorf("read sessions: %w", err)
 	}
-	f.noteRecorded(records, revision)
-	if f.adoptSessions(records, revision) {
+	f.noteRecordedEpochs(records, revision)
+	if f.applySessions(records, revision) {
 		f.sessionsRead.Store(next)
 	}
 	return nil
 }
 
-// noteRecorded notes that these sessions are stored.
-func (f *Fleet) noteRecorded(records []agent.SessionRecord, revision int64) {
+// noteRecordedEpochs notes that these sessions are stored.
+func (f *Fleet) noteRecordedEpochs(records []agent.SessionRecord, revision int64) {
 	for i := range records {
 		if e, err := f.entry(records[i].Agent); err == nil && e.reg.Load().Incarnation <= revision {
-			e.noteRecorded(records[i].Epoch)
+			e.noteRecordedEpoch(records[i].Epoch)
 		}
 	}
 }
 
-func (e *entry) noteRecorded(epoch int64) {
+func (e *entry) noteRecordedEpoch(epoch int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.recorded = max(e.recorded, epoch)
+	e.recordedEpoch = max(e.recordedEpoch, epoch)
 }
 
-// followStates takes in the states that were written, likewise.
+// followStates applies the written states in the same way.
 func (f *Fleet) followStates(ctx context.Context, revision int64) error {
 	states, next, err := f.store.States(ctx, f.statesRead.Load())
 	if err != nil {
@@ -278,8 +276,8 @@ func (f *Fleet) followStates(ctx context.Context, revision int64) error {
 			known = false
 			continue
 		}
-		if f.adoptState(e, &states[i], now) {
-			f.finishBuild(e)
+		if f.applyState(e, &states[i], now) {
+			f.queueFinishedBuild(e)
 		}
 	}
 	if known {
@@ -288,12 +286,12 @@ func (f *Fleet) followStates(ctx context.Context, revision int64) error {
 	return nil
 }
 
-// adoptState takes in the parts of a state that are newer than what is known. It
-// returns whether the agent's start may have come to its end.
-func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started bool) {
+// applyState applies the newer parts of a state. It returns whether the agent's start
+// may have ended.
+func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	f.noteStoredLocked(e, s.MaxEpoch())
+	f.noteStoredEpochLocked(e, s.MaxEpoch())
 	changed := false
 	if s.LifecycleOrder.Compare(e.state.LifecycleOrder) > 0 {
 		e.state.Lifecycle, e.state.LifecycleOrder = s.Lifecycle, s.LifecycleOrder
@@ -312,16 +310,16 @@ func (f *Fleet) adoptState(e *entry, s *agent.State, now time.Time) (started boo
 		changed = true
 	}
 	if changed {
-		f.supersedeHoldsLocked(e, s.MaxEpoch())
-		f.presentLocked(e, now)
-		f.news.tell(e.id)
+		f.supersedePendingLocked(e, s.MaxEpoch())
+		f.publishPresenceLocked(e, now)
+		f.watchers.notify(e.id)
 	}
 	return started
 }
 
-// checkStanding notes how this replica stands among the others, and has the
-// workspaces served accordingly; the agents follow one by one.
-func (f *Fleet) checkStanding() {
+// refreshMembership copies the membership of this replica, and publishes or withdraws
+// the workspaces accordingly. The scan does the same for each agent.
+func (f *Fleet) refreshMembership() {
 	if f.peers == nil {
 		return
 	}
@@ -332,9 +330,9 @@ func (f *Fleet) checkStanding() {
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	for _, w := range f.roster.workspaces {
+	for _, w := range f.registry.workspaces {
 		w.up.mu.Lock()
-		f.setUpLocked(w)
+		f.publishUpLocked(w)
 		w.up.mu.Unlock()
 	}
 }

@@ -84,7 +84,7 @@ func TestNamedDuringASync(t *testing.T) {
 			settle()
 			for _, p := range r {
 				require.Equal(t, ids(1, 2, 3), registered(p.Fleet))
-				require.Contains(t, p.roster.workspaces, lonely.ID)
+				require.Contains(t, p.registry.workspaces, lonely.ID)
 			}
 		})
 	}
@@ -225,7 +225,7 @@ func TestNewsOfAnotherIncarnation(t *testing.T) {
 		is := e.reg.Load().Incarnation
 		tell := func(incarnation int64) {
 			record := agent.SessionRecord{Agent: nid(1), Incarnation: incarnation, Epoch: s.Info().Epoch + 1, Open: true}
-			r[0].hear(encoding.AppendEncode(encoding.AppendEncode([]byte{newsSessions}, idOf(replicaID(7))), appendRecord(nil, &record)))
+			r[0].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(7))), appendRecord(nil, &record)))
 		}
 		r[0].peers.missed.Store(false)
 		tell(is - 1)

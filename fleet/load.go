@@ -9,9 +9,9 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Load reads what the store knows. Until it has succeeded once, every method
-// that needs the registrations returns ErrUnavailable; after that it does
-// nothing. Run repeats it until then.
+// Load reads the registrations, states and sessions from the store. Before its first
+// success, methods that need the registrations return ErrUnavailable. After that it
+// does nothing. Run calls it until it succeeds.
 func (f *Fleet) Load(ctx context.Context) error {
 	if err := f.lockChanges(ctx); err != nil {
 		return err
@@ -20,30 +20,30 @@ func (f *Fleet) Load(ctx context.Context) error {
 	if f.Ready() == nil {
 		return nil
 	}
-	f.checkStanding()
+	f.refreshMembership()
 	r, err := f.load(ctx)
 	if err != nil {
 		f.metrics.loadErrors.Inc()
 		return fmt.Errorf("load the registrations: %w", err)
 	}
-	f.presentAll(&r)
+	f.publishAll(&r)
 	f.mu.Lock()
-	f.roster, f.loaded = r, true
+	f.registry, f.loaded = r, true
 	f.mu.Unlock()
 	f.setSizes()
-	f.noteRead(len(r.agents))
-	f.news.tell()
+	f.checkReadSizes(len(r.agents))
+	f.watchers.notify()
 	return nil
 }
 
-func (f *Fleet) load(ctx context.Context) (roster, error) {
-	r := newRoster()
+func (f *Fleet) load(ctx context.Context) (registry, error) {
+	r := newRegistry()
 	registered, err := f.store.Registrations(ctx, 0)
 	if err != nil {
 		return r, fmt.Errorf("read registrations: %w", err)
 	}
-	// Those of agents that others register meanwhile are read when they are
-	// followed, again from the start.
+	// Rows of agents that are registered meanwhile are read by the first pass, from
+	// the start.
 	states, statesRead, err := f.store.States(ctx, 0)
 	if err != nil {
 		return r, fmt.Errorf("read states: %w", err)
@@ -56,19 +56,19 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 	if err != nil {
 		return r, fmt.Errorf("read metadata keys: %w", err)
 	}
-	faces := make(map[faceKey]struct{}, len(registered.Workspaces))
+	labelKeys := make(map[labelKey]struct{}, len(registered.Workspaces))
 	for _, w := range registered.Workspaces {
-		r.putWorkspace(w, faces)
+		r.putWorkspace(w, labelKeys)
 	}
 	entries := make([]*entry, 0, len(registered.Agents))
 	for i := range registered.Agents {
 		reg := &registered.Agents[i]
-		r.putWorkspace(reg.Workspace, faces)
+		r.putWorkspace(reg.Workspace, labelKeys)
 		slices.Sort(reg.MetadataKeys)
 		e := newEntry(reg)
 		if len(reg.MetadataKeys) == 0 {
-			e.keys = keys[e.id]
-			slices.Sort(e.keys)
+			e.metadataKeys = keys[e.id]
+			slices.Sort(e.metadataKeys)
 		}
 		entries = append(entries, e)
 	}
@@ -80,7 +80,7 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			continue
 		}
 		e.newest = record
-		e.recorded = record.Epoch
+		e.recordedEpoch = record.Epoch
 	}
 	for _, s := range states {
 		e := r.agents[s.Agent]
@@ -89,12 +89,12 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 			continue
 		}
 		e.state = s
-		// Sessions are written behind: the state may know of a later one.
+		// Sessions are written behind: the state may be of a later one.
 		last := s.MaxEpoch()
 		if last > e.newest.Epoch {
 			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
-		e.recorded = max(e.recorded, last)
+		e.recordedEpoch = max(e.recordedEpoch, last)
 		e.dropForeignApps()
 	}
 	f.revision = registered.Revision
@@ -103,17 +103,17 @@ func (f *Fleet) load(ctx context.Context) (roster, error) {
 	return r, nil
 }
 
-// presentAll makes known what was loaded.
-func (f *Fleet) presentAll(r *roster) {
+// publishAll publishes what was loaded.
+func (f *Fleet) publishAll(r *registry) {
 	start := time.Now()
-	faces := make(map[faceKey]struct{}, len(r.faces))
-	for face := range r.faces {
-		faces[face] = struct{}{}
+	labelKeys := make(map[labelKey]struct{}, len(r.byLabels))
+	for key := range r.byLabels {
+		labelKeys[key] = struct{}{}
 	}
-	f.elect(r, faces)
-	f.present(r.order)
+	f.electVisible(r, labelKeys)
+	f.publishPresence(r.order)
 	for _, w := range r.workspaces {
-		f.finishBuildOf(w) // it may have been while nobody could record it
+		f.queueFinishedBuildOf(w) // it may have finished while no replica could record it
 	}
 	f.metrics.collection.Observe(time.Since(start).Seconds())
 }
@@ -124,8 +124,8 @@ func newEntry(reg *agent.Registration) *entry {
 	return e
 }
 
-// dropForeignApps forgets the health of apps that the registration does not have
-// (any more), or has as disabled. The caller holds e.mu, or is the only one who knows e.
+// dropForeignApps drops the health of apps that are not registered, or registered as
+// disabled. The caller holds e.mu, or no other goroutine knows e.
 func (e *entry) dropForeignApps() {
 	apps := e.reg.Load().Apps
 	for id := range e.state.AppHealth {
@@ -136,14 +136,14 @@ func (e *entry) dropForeignApps() {
 	}
 }
 
-// lockChanges waits for the turn to change the registrations.
+// lockChanges acquires changeSem.
 func (f *Fleet) lockChanges(ctx context.Context) error {
 	select {
-	case f.changing <- struct{}{}:
+	case f.changeSem <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for another change of the registrations: %w", ctx.Err())
 	}
 }
 
-func (f *Fleet) unlockChanges() { <-f.changing }
+func (f *Fleet) unlockChanges() { <-f.changeSem }

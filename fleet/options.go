@@ -9,51 +9,49 @@ import (
 // Options are the limits and intervals of a Fleet. A zero field takes its
 // default, except where zero has a meaning of its own.
 type Options struct {
-	// MaxAgents bounds the registered agents, and the workspaces too; default
+	// MaxAgents bounds the registered agents, and likewise the workspaces; default
 	// 200000.
 	MaxAgents int
-	// MaxBytes bounds what all registrations take in memory; default 512 MiB, which
-	// is 2.7 KB for each of 200,000 agents with a workspace of its own.
+	// MaxBytes bounds the memory of all registrations; default 512 MiB, which is
+	// 2.7 KB for each of 200,000 agents with a workspace of its own.
 	MaxBytes int64
 	// MaxMetadataKeys bounds the metadata keys of an agent whose template
 	// declares none; default 128.
 	MaxMetadataKeys int
 	// SessionAge is how long a session lasts before the agent is asked to
-	// connect again, plus or minus a tenth at random; 0: for ever.
+	// reconnect, plus or minus a tenth at random; 0: for ever.
 	SessionAge time.Duration
-	// SessionGrace is how long an agent has to follow that; default 30 s.
+	// SessionGrace is how long the agent has to reconnect then; default 30 s.
 	SessionGrace time.Duration
-	// InstanceRetention is how long the sequences of an instance are remembered
-	// after its session; default 1 h.
+	// InstanceRetention is how long the progress of an instance is kept after its
+	// session; default 1 h.
 	InstanceRetention time.Duration
-	// WriteInterval is how long the first change waits for others before states
-	// and sessions are written; default 500 ms.
+	// WriteInterval is how long the first change waits for others before states and
+	// sessions are written; default 500 ms.
 	WriteInterval time.Duration
 	// WriteTimeout bounds one write; default 10 s.
 	WriteTimeout time.Duration
-	// FollowInterval is the time between two looks for what other replicas wrote,
-	// which repair missed news; default 2 s.
+	// FollowInterval is the time between two reads of what other replicas wrote. They
+	// repair missed notifications; default 2 s.
 	FollowInterval time.Duration
-	// UpTemplateVersion has coderd_agents_up carry the version of the workspace's
-	// template, as newer Coders do.
+	// UpTemplateVersion adds the version of the workspace's template to
+	// coderd_agents_up, as newer Coders do.
 	UpTemplateVersion bool
-	// MaxLookups is how many callers that are not known here wait at once for what
-	// other replicas wrote: anybody can be one; default 256.
+	// MaxLookups bounds the callers unknown to this replica that wait at once for a
+	// read of the registrations. Anybody can be such a caller; default 256.
 	MaxLookups int
-	// Now is the wall clock of this replica, of which epochs are made; default
-	// time.Now.
+	// Now is the wall clock of this replica, for epochs; default time.Now.
 	Now func() time.Time
-	// Random draws waits, within [0, 1); default rand.Float64.
+	// Random draws the jitter of waits, within [0, 1); default rand.Float64.
 	Random func() float64
-	// RefusedPerSecond items of an agent are tolerated for ever, and
-	// RefusedBurst at once; defaults 100 and 5000. 1 KiB of a message of which
-	// something is refused counts as an item.
+	// RefusedPerSecond and RefusedBurst bound the refused items of an agent; defaults
+	// 100 and 5000. 1 KiB of a message with a refused part counts as an item.
 	RefusedPerSecond, RefusedBurst int
-	// MessagesPerSecond of an agent are taken in for ever, and MessagesBurst at once;
-	// defaults 200 and 2000. The opening of a session counts as 20.
+	// MessagesPerSecond and MessagesBurst bound the messages of an agent; defaults 200
+	// and 2000. Opening a session counts as 20.
 	MessagesPerSecond, MessagesBurst int
-	// BytesPerSecond of an agent's messages are taken in for ever, and BytesBurst at
-	// once; defaults 512 KiB and 8 MiB.
+	// BytesPerSecond and BytesBurst bound the bytes of an agent's messages; defaults
+	// 512 KiB and 8 MiB.
 	BytesPerSecond, BytesBurst int
 }
 
@@ -115,7 +113,7 @@ func (o Options) validate() error {
 			return fmt.Errorf("%s: want at least 0, got %d", c.name, c.value)
 		}
 	}
-	// A scan notices age once a second.
+	// The scan checks ages once a second.
 	if o.SessionAge != 0 && o.SessionAge < 10*time.Second {
 		return fmt.Errorf("session age: want 0 or at least 10s, got %v", o.SessionAge)
 	}

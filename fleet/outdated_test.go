@@ -111,11 +111,11 @@ func TestStoredStateTakesThePlaceOfWhatWaits(t *testing.T) {
 				stored.SetLifecycle(agent.Lifecycle{State: agent.LifecycleShuttingDown}, agent.Order{Epoch: s.Info().Epoch + 1, Sequence: 1})
 				var w stateWrite
 				if underWay {
-					w, _ = e.beginWrite()
+					w, _ = e.drainState()
 				}
-				p.adoptState(e, &stored, time.Now())
+				p.applyState(e, &stored, time.Now())
 				if underWay {
-					p.putBack(w)
+					p.requeueState(w)
 				}
 				require.NoError(t, p.write(t.Context()))
 				s = connectTo(t, p, 1, hello(1, 2))

@@ -17,57 +17,57 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// newsChannel carries what replicas tell each other of the fleet.
-const newsChannel = "agentstatsd_fleet"
+// notificationChannel carries the notifications between replicas.
+const notificationChannel = "agentstatsd_fleet"
 
 const (
-	// newsGather is how long the first news waits for others: when a replica
-	// dies, thousands of agents connect within a second or two.
-	newsGather = 20 * time.Millisecond
-	// newsTimeout bounds the publications of what there is to tell.
-	newsTimeout = 2 * time.Second
-	// newsRecords fit into a message of the pubsub, which has at most 7,977
-	// bytes: 24 for the kind and the replica, and 4 characters for 3 bytes.
-	newsRecords = (7977 - 1 - 22) / 4 * 3 / recordBytes
+	// publishDelay is how long the first notification waits for others. When a
+	// replica dies, thousands of agents connect to another within seconds.
+	publishDelay = 20 * time.Millisecond
+	// publishTimeout bounds the publication of all that is queued.
+	publishTimeout = 2 * time.Second
+	// maxRecords fit into a message of the pubsub. It has at most 7,977 bytes: 23 for
+	// kind and replica, the rest with 4 characters for 3 bytes.
+	maxRecords  = (7977 - 1 - 22) / 4 * 3 / recordBytes
 	recordBytes = 16 + 8 + 8 + 1
 )
 
-// Replicas tells how this replica stands among the others. The methods touch
-// memory only. replica.Replicas is one.
+// Replicas is the membership of this replica. The methods touch memory only.
+// *replica.Replicas implements it.
 type Replicas interface {
 	Self() agent.ID
-	// Member tells whether the others take this replica for alive, Leads whether
-	// it alone serves what is nobody's.
+	// Member returns whether the others consider this replica alive. Leads returns
+	// whether it is the leader.
 	Member() bool
 	Leads() bool
-	// Live tells whether another replica is taken for alive.
+	// Live returns whether this replica considers another one alive.
 	Live(id agent.ID) bool
 }
 
-// News carries hints between replicas. A nil payload says that some were missed.
-// pubsub's engines are some.
+// News carries notifications between replicas. A nil payload means that some may
+// have been missed. The engines of package pubsub implement it.
 type News interface {
 	Publish(ctx context.Context, channel string, payload []byte) error
 	Subscribe(channel string, f func(payload []byte)) (cancel func(), err error)
 }
 
-// Join makes the fleet one of several over the same store. It is called once,
-// before Load and Run.
+// Join makes the fleet one of several replicas over one store. It is called at most
+// once, before Load and Run.
 func (f *Fleet) Join(r Replicas, n News) {
 	f.peers = &peers{
-		replicas: r,
-		news:     n,
-		metrics:  f.metrics,
-		log:      f.log,
-		waiters:  make(chan struct{}, f.opts.MaxLookups),
-		wake:     make(chan struct{}, 1),
-		outgoing: make(map[*entry]struct{}),
-		doubted:  make(map[*entry]struct{}),
-		send:     make(chan struct{}, 1),
+		replicas:    r,
+		pubsub:      n,
+		metrics:     f.metrics,
+		log:         f.log,
+		lookups:     make(chan struct{}, f.opts.MaxLookups),
+		followWake:  make(chan struct{}, 1),
+		sessions:    make(map[*entry]struct{}),
+		suspects:    make(map[*entry]struct{}),
+		publishWake: make(chan struct{}, 1),
 	}
 }
 
-// self returns the id of this replica; zero: it is alone.
+// self returns the id of this replica; zero if it is alone.
 func (f *Fleet) self() agent.ID {
 	if f.peers == nil {
 		return agent.ID{}
@@ -75,49 +75,48 @@ func (f *Fleet) self() agent.ID {
 	return f.peers.replicas.Self()
 }
 
-// peers are the other replicas, as this one deals with them.
+// peers is this replica's view of the other replicas.
 type peers struct {
 	replicas Replicas
-	news     News
+	pubsub   News
 	metrics  *metrics
 	log      *slog.Logger
 
-	// member and leads are Replicas' as of the last scan: what is served goes by
-	// them. The others wait longer than the time between two scans.
+	// member and leads are copies of Replicas' as of the last scan. What is published
+	// depends on them. The lease is longer than the interval of scans.
 	member, leads atomic.Bool
 
-	// waiters are those who wait for what other replicas wrote.
-	waiters chan struct{}
+	// lookups is a semaphore of the callers that wait for a pass.
+	lookups chan struct{}
 
-	// wake has an element when there is something to follow.
-	wake chan struct{}
-	// send has an element when there is something to tell.
-	send chan struct{}
-	// missed is true if news may have been missed since the others were asked.
+	// followWake has an element while a pass is asked for.
+	followWake chan struct{}
+	// publishWake has an element while notifications are queued.
+	publishWake chan struct{}
+	// missed is true if notifications may have been missed since the last request.
 	missed atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
 
-	// next is the pass of those who wait for what other replicas wrote; nil:
-	// nobody waits.
+	// next is the pass that waiting callers joined; nil: nobody waits.
 	next *pass
 	err  error // of the last pass
-	// What is to be told.
-	outgoing map[*entry]struct{}
-	// doubted have a session whose epoch is below what is stored.
-	doubted                         map[*entry]struct{}
-	registrations, states, question bool
+	// Notifications to publish: sessions of these agents, and flags of the others.
+	sessions map[*entry]struct{}
+	// suspects have a session that lost against a stored value: see outdated.go.
+	suspects                       map[*entry]struct{}
+	registrations, states, request bool
 }
 
-// pass is one look for what other replicas wrote.
+// pass is one read of what other replicas wrote.
 type pass struct {
 	done chan struct{}
-	err  error // once done is closed
+	err  error // set before done is closed
 }
 
-// failing returns why the other replicas cannot be followed; nil: they can.
-func (p *peers) failing() error {
+// lastError returns the error of the last pass; nil: the other replicas are followed.
+func (p *peers) lastError() error {
 	if p == nil {
 		return nil
 	}
@@ -126,8 +125,8 @@ func (p *peers) failing() error {
 	return p.err
 }
 
-// nudge has the other replicas followed soon.
-func (p *peers) nudge() { signal(p.wake) }
+// wakeFollower asks for a pass.
+func (p *peers) wakeFollower() { signal(p.followWake) }
 
 func signal(ch chan struct{}) {
 	select {
@@ -136,19 +135,19 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// join returns the pass that is made next.
-func (p *peers) join() *pass {
+// joinNextPass returns the next pass, which starts after this call.
+func (p *peers) joinNextPass() *pass {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.next == nil {
 		p.next = &pass{done: make(chan struct{})}
 	}
-	p.nudge()
+	p.wakeFollower()
 	return p.next
 }
 
-// begin returns the pass to make, which nobody can join any more.
-func (p *peers) begin() *pass {
+// startPass returns the pass to make. Nobody can join it any more.
+func (p *peers) startPass() *pass {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	next := p.next
@@ -159,149 +158,148 @@ func (p *peers) begin() *pass {
 	return next
 }
 
-// end tells those who wait.
-func (p *peers) end(made *pass, err error) {
+// finishPass hands the outcome to those who joined.
+func (p *peers) finishPass(made *pass, err error) {
 	made.err = err
 	close(made.done)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err != nil && p.err == nil && !errors.Is(err, context.Canceled) { // told to stop
+	if err != nil && p.err == nil && !errors.Is(err, context.Canceled) { // cancelled: Run ends
 		p.log.Warn("the other replicas cannot be followed, trying again", "error", err)
 	}
 	p.err = err
 }
 
-// tellSessions has the newest session of each of these agents told.
-func (p *peers) tellSessions(entries ...*entry) {
+// queueSessions queues the newest session of each of these agents for publication.
+func (p *peers) queueSessions(entries ...*entry) {
 	if len(entries) == 0 {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range entries {
-		p.outgoing[e] = struct{}{}
+		p.sessions[e] = struct{}{}
 	}
-	signal(p.send)
+	signal(p.publishWake)
 }
 
-// ask has the others asked for the sessions that they could not write yet: of
-// these, news are all there is.
-func (p *peers) ask() {
+// queueRequest queues a request for the unwritten sessions of other replicas. They are
+// known by notifications only.
+func (p *peers) queueRequest() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.question = true
-	signal(p.send)
+	p.request = true
+	signal(p.publishWake)
 }
 
-// tellRegistrations has it told that the registrations changed.
-func (p *peers) tellRegistrations() {
+// queueRegistrations queues the notification that the registrations changed.
+func (p *peers) queueRegistrations() {
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.registrations = true
-	signal(p.send)
+	signal(p.publishWake)
 }
 
-// tellStates has it told that states were written.
-func (p *peers) tellStates() {
+// queueStates queues the notification that states were written.
+func (p *peers) queueStates() {
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.states = true
-	signal(p.send)
+	signal(p.publishWake)
 }
 
-// tellUntilDone tells the other replicas what there is to tell, and makes up for
-// what was missed. What is lost on the way they read in the database.
-func (f *Fleet) tellUntilDone(ctx context.Context) {
+// runPublisher publishes what is queued, and repairs missed notifications, until ctx
+// is cancelled. Lost notifications cost a delay only: the database has the data.
+func (f *Fleet) runPublisher(ctx context.Context) {
 	p := f.peers
-	// One who falls behind and misses news does not ask for more of them at once.
+	// The interval bounds the requests of a replica that keeps missing notifications.
 	ticker := time.NewTicker(f.opts.FollowInterval)
 	defer ticker.Stop()
-	// Once ctx has ended the rest is told once, whatever else is ready.
+	// After ctx was cancelled the rest is published once.
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 			continue
 		case <-ticker.C:
-			f.makeUp()
+			f.repairMissed()
 			continue
-		case <-p.send:
+		case <-p.publishWake:
 		}
-		timer := time.NewTimer(newsGather)
+		timer := time.NewTimer(publishDelay)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 		}
-		p.tell(ctx)
+		p.publish(ctx)
 	}
-	p.tell(ctx) // the last sessions have ended
+	p.publish(ctx) // the ends of the last sessions
 }
 
-// makeUp makes up for news that were missed, if any may have been: by this replica
-// and, as a connection that was lost carried nothing in either direction, by the
-// others. What was written they read anyway.
-func (f *Fleet) makeUp() {
+// repairMissed repairs notifications that may have been missed. A lost connection
+// carries nothing in either direction: so this replica requests the unwritten sessions
+// of others and publishes its own.
+func (f *Fleet) repairMissed() {
 	if f.peers.missed.Swap(false) {
-		f.peers.ask()
-		f.peers.tellSessions(f.writes.unwritten()...)
+		f.peers.queueRequest()
+		f.peers.queueSessions(f.queue.unwritten()...)
 	}
 }
 
-// tell publishes what there is to tell, within newsTimeout, however much it is; a
-// ctx that has ended does not end it. What it fails to publish is told again, as
-// far as it is not written.
-func (p *peers) tell(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), newsTimeout)
+// publish publishes what is queued, within publishTimeout in all. A cancelled ctx does
+// not end it. After an error, unwritten sessions are published again.
+func (p *peers) publish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
 	defer cancel()
-	for _, payload := range p.payloads() {
-		err := ctx.Err() // a pubsub that hangs is waited for once
+	for _, payload := range p.drainMessages() {
+		err := ctx.Err() // only one publication waits for a pubsub that hangs
 		if err == nil {
-			err = p.news.Publish(ctx, newsChannel, payload)
+			err = p.pubsub.Publish(ctx, notificationChannel, payload)
 		}
 		if err != nil {
-			p.metrics.newsErrors.Inc()
+			p.metrics.notificationErrors.Inc()
 			p.missed.Store(true)
-			p.log.DebugContext(ctx, "news of the fleet are not published", "error", err)
+			p.log.DebugContext(ctx, "notifications of the fleet are not published", "error", err)
 		}
 	}
 }
 
-// The kinds of news: the first byte of a payload. The replica's id follows.
+// Kinds of notifications: the first byte of a payload. The replica's id follows.
 const (
-	newsRegistrations = 'r'
-	newsStates        = 't'
-	newsSessions      = 's' // followed by the records
-	newsQuestion      = 'q' // which sessions are not written yet?
+	kindRegistrations = 'r'
+	kindStates        = 't'
+	kindSessions      = 's' // the records follow
+	kindRequest       = 'q' // asks for unwritten sessions
 )
 
-// payloads takes what is to be told.
-func (p *peers) payloads() [][]byte {
+// drainMessages encodes and removes what is queued.
+func (p *peers) drainMessages() [][]byte {
 	p.mu.Lock()
-	entries := slices.Collect(maps.Keys(p.outgoing))
-	clear(p.outgoing)
-	registrations, states, question := p.registrations, p.states, p.question
-	p.registrations, p.states, p.question = false, false, false
+	entries := slices.Collect(maps.Keys(p.sessions))
+	clear(p.sessions)
+	registrations, states, question := p.registrations, p.states, p.request
+	p.registrations, p.states, p.request = false, false, false
 	p.mu.Unlock()
 
 	self := p.replicas.Self()
 	header := func(kind byte) []byte { return encoding.AppendEncode([]byte{kind}, self[:]) }
 	var out [][]byte
 	if registrations {
-		out = append(out, header(newsRegistrations))
+		out = append(out, header(kindRegistrations))
 	}
 	if states {
-		out = append(out, header(newsStates))
+		out = append(out, header(kindStates))
 	}
 	if question {
-		out = append(out, header(newsQuestion))
+		out = append(out, header(kindRequest))
 	}
-	for part := range slices.Chunk(entries, newsRecords) {
+	for part := range slices.Chunk(entries, maxRecords) {
 		raw := make([]byte, 0, len(part)*recordBytes)
 		for _, e := range part {
 			e.mu.Lock()
@@ -313,7 +311,7 @@ func (p *peers) payloads() [][]byte {
 			}
 		}
 		if len(raw) > 0 {
-			out = append(out, encoding.AppendEncode(header(newsSessions), raw))
+			out = append(out, encoding.AppendEncode(header(kindSessions), raw))
 		}
 	}
 	return out
@@ -327,7 +325,7 @@ const (
 	flagReported
 )
 
-// appendRecord appends a record but for its replica.
+// appendRecord appends a record without its replica.
 func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
 	dst = append(dst, r.Agent[:]...)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Incarnation))
@@ -342,25 +340,25 @@ func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
 	return append(dst, flags)
 }
 
-// parseNews is the inverse of payloads. records are those of newsSessions. An
-// error says that the payload is of another version of this program.
-func parseNews(payload []byte) (kind byte, from agent.ID, records []agent.SessionRecord, err error) {
+// parseNotification is the inverse of drainMessages. records are those of
+// kindSessions. An error means that another version of this program encoded it.
+func parseNotification(payload []byte) (kind byte, from agent.ID, records []agent.SessionRecord, err error) {
 	const headerLen = 1 + 22
 	if len(payload) < headerLen {
-		return 0, from, nil, fmt.Errorf("news of the fleet: %d bytes", len(payload))
+		return 0, from, nil, fmt.Errorf("notification of the fleet: %d bytes", len(payload))
 	}
-	var id [17]byte // what 22 characters may decode to, as far as the encoding knows
+	var id [17]byte // 22 characters may decode to 17 bytes
 	if n, err := encoding.Decode(id[:], payload[1:headerLen]); err != nil || n != len(from) {
-		return 0, from, nil, fmt.Errorf("news of the fleet: replica %q", payload[1:headerLen])
+		return 0, from, nil, fmt.Errorf("notification of the fleet: replica %q", payload[1:headerLen])
 	}
 	copy(from[:], id[:])
 	kind = payload[0]
-	if kind != newsSessions {
+	if kind != kindSessions {
 		return kind, from, nil, nil
 	}
 	raw, err := encoding.AppendDecode(nil, payload[headerLen:])
 	if err != nil || len(raw)%recordBytes != 0 {
-		return 0, from, nil, fmt.Errorf("news of the fleet: %d bytes of records: %w", len(raw), err)
+		return 0, from, nil, fmt.Errorf("notification of the fleet: %d bytes of records: %w", len(raw), err)
 	}
 	for r := range slices.Chunk(raw, recordBytes) {
 		flags := r[recordBytes-1]
@@ -376,27 +374,27 @@ func parseNews(payload []byte) (kind byte, from agent.ID, records []agent.Sessio
 	return kind, from, records, nil
 }
 
-// hear takes in news. It is called by the pubsub, one call at a time.
-func (f *Fleet) hear(payload []byte) {
+// handleNotification is the subscriber. The pubsub makes one call at a time.
+func (f *Fleet) handleNotification(payload []byte) {
 	if payload == nil {
 		f.peers.missed.Store(true)
-		f.peers.nudge()
+		f.peers.wakeFollower()
 		return
 	}
-	kind, from, records, err := parseNews(payload)
+	kind, from, records, err := parseNotification(payload)
 	switch {
 	case err != nil:
-		f.metrics.newsMalformed.Inc()
-		f.peers.nudge()
+		f.metrics.notificationsMalformed.Inc()
+		f.peers.wakeFollower()
 	case from == f.self():
-	case kind == newsSessions:
-		if !f.adoptSessions(records, math.MaxInt64) {
-			f.peers.missed.Store(true) // asked for again, once the registrations are read
-			f.peers.nudge()
+	case kind == kindSessions:
+		if !f.applySessions(records, math.MaxInt64) {
+			f.peers.missed.Store(true) // requested again after the registrations are read
+			f.peers.wakeFollower()
 		}
-	case kind == newsQuestion:
-		f.peers.tellSessions(f.writes.unwritten()...)
+	case kind == kindRequest:
+		f.peers.queueSessions(f.queue.unwritten()...)
 	default:
-		f.peers.nudge()
+		f.peers.wakeFollower()
 	}
 }

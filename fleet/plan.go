@@ -10,11 +10,11 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Errors of a change of the registrations; nothing of it was done.
+// Errors of a refused change. They are returned before anything is changed.
 var (
-	// ErrTooMany is wrapped when the change would go beyond Options.MaxAgents.
+	// ErrTooMany is wrapped when the change would exceed Options.MaxAgents.
 	ErrTooMany = errors.New("too many registrations")
-	// ErrTooLarge is wrapped when it would go beyond Options.MaxBytes.
+	// ErrTooLarge is wrapped when it would exceed Options.MaxBytes.
 	ErrTooLarge = errors.New("too large registrations")
 	// ErrNeedsForce is wrapped when a sync would deregister more than half of
 	// all agents without force.
@@ -23,7 +23,7 @@ var (
 
 // FieldError is a registration that contradicts another one.
 type FieldError struct {
-	// Field as in the request, like "agents[3].token_sha256".
+	// Field is a path in the request, like "agents[3].token_sha256".
 	Field string
 	// Problem names the limit and the value.
 	Problem string
@@ -31,23 +31,22 @@ type FieldError struct {
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 
-// Set is a set of registrations. Workspaces are those without agents; those of
-// the agents are implied.
+// Set is a set of registrations. Workspaces lists those without agents. The
+// workspaces of Agents are implied.
 type Set struct {
 	Agents     []agent.Registration
 	Workspaces []agent.Workspace
 }
 
-// plan is what a change of the registrations comes to. Making it changes
-// nothing.
+// plan is a decided change of the registrations. Planning changes nothing.
 type plan struct {
 	change agent.Change
-	// regs are all agents that were named and are not stale, and the agents of
-	// a changed workspace; changed or not.
+	// regs are the agents of the request that are not stale, and the agents of a
+	// changed workspace. Some of them may be unchanged.
 	regs map[agent.ID]*agent.Registration
-	// named are the ids of the request, stale ones too.
+	// named are the ids of the request, stale ones included.
 	named map[agent.ID]struct{}
-	// workspaces are all that were named, as they will be.
+	// workspaces are the named ones, in their new version.
 	workspaces   map[agent.ID]agent.Workspace
 	superseded   []agent.ID
 	stale        []agent.ID
@@ -55,7 +54,7 @@ type plan struct {
 	unchanged    int
 }
 
-// removed are the agents that go, as a set.
+// removed returns the set of agents that the plan removes.
 func (p *plan) removed() map[agent.ID]struct{} {
 	ids := make(map[agent.ID]struct{}, len(p.superseded)+len(p.deregistered))
 	for _, id := range p.superseded {
@@ -67,16 +66,16 @@ func (p *plan) removed() map[agent.ID]struct{} {
 	return ids
 }
 
-// scope is what a sync may deregister: what was not named since its revision.
+// scope limits what a sync deregisters: agents that were last named at revision or
+// before.
 type scope struct {
 	revision uint64
 	force    bool
 }
 
-// planRegistrations decides what registering the set does to the roster; with a
-// scope, also what is deregistered because it is not in the set. It takes
-// ownership of the set.
-func planRegistrations(r *roster, set Set, sync *scope, o *Options) (*plan, error) {
+// planRegistrations decides how the set changes the registry. With a scope, it also
+// deregisters what is not in the set. It takes ownership of the set.
+func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, error) {
 	p := &plan{
 		regs:       make(map[agent.ID]*agent.Registration, len(set.Agents)),
 		named:      make(map[agent.ID]struct{}, len(set.Agents)),
@@ -102,23 +101,23 @@ func planRegistrations(r *roster, set Set, sync *scope, o *Options) (*plan, erro
 	if err := p.sizes(r).check(r.sizes(), o); err != nil {
 		return nil, err
 	}
-	p.write(r)
+	p.fillChange(r)
 	return p, nil
 }
 
-// planWorkspaces decides what each named workspace will be: that of its newest
-// build, of equal builds the last one named.
-func (p *plan) planWorkspaces(r *roster, set Set) {
+// planWorkspaces decides the new version of each named workspace: the one with the
+// newest build; of equal builds the last one named.
+func (p *plan) planWorkspaces(r *registry, set Set) {
 	name := func(w agent.Workspace) {
 		now, known := p.workspaces[w.ID]
 		if !known {
-			if held := r.workspaces[w.ID]; held != nil {
-				now, known = held.Workspace, true
+			if existing := r.workspaces[w.ID]; existing != nil {
+				now, known = existing.Workspace, true
 			}
 		}
 		switch {
 		case !known:
-		case w.Build.ID == uuid.Nil: // none known: says nothing of the build
+		case w.Build.ID == uuid.Nil: // no build known: keep the one that is
 			w.Build = now.Build
 		case w.Build.CreatedAt.Before(now.Build.CreatedAt):
 			w = now
@@ -133,16 +132,15 @@ func (p *plan) planWorkspaces(r *roster, set Set) {
 	}
 }
 
-// planAgents decides between agents with one identity. An agent of a build older
-// than its workspace's is stale, as is one whose name a newer agent of the same
-// build has.
-func (p *plan) planAgents(r *roster, set Set) {
+// planAgents decides between agents with one identity. An agent is stale if its
+// workspace has a newer build, or if a newer agent of its build has its name.
+func (p *plan) planAgents(r *registry, set Set) {
 	type identity struct {
 		workspace agent.ID
 		name      string
 	}
 	holders := make(map[identity]*agent.Registration, len(set.Agents))
-	leave := func(reg *agent.Registration) {
+	drop := func(reg *agent.Registration) {
 		if r.agents[reg.ID] != nil {
 			p.superseded = append(p.superseded, reg.ID)
 			return
@@ -165,9 +163,9 @@ func (p *plan) planAgents(r *roster, set Set) {
 			holders[key] = reg
 		case compareAge(reg, other) > 0:
 			holders[key] = reg
-			leave(other)
+			drop(other)
 		default:
-			leave(reg)
+			drop(reg)
 		}
 	}
 	for i := range set.Agents {
@@ -175,22 +173,22 @@ func (p *plan) planAgents(r *roster, set Set) {
 		if holders[identity{reg.Workspace.ID, reg.Name}] != reg {
 			continue
 		}
-		other := r.holder(reg.Workspace.ID, reg.Name, func(id agent.ID) bool { _, found := current[id]; return found })
+		other := r.agentNamed(reg.Workspace.ID, reg.Name, func(id agent.ID) bool { _, found := current[id]; return found })
 		switch {
 		case other == nil:
 		case isNewer(reg, other.reg.Load()):
 			p.superseded = append(p.superseded, other.id)
 		default:
-			leave(reg)
+			drop(reg)
 			continue
 		}
 		p.regs[reg.ID] = reg
 	}
-	gone := p.removed()
-	p.stale = slices.DeleteFunc(p.stale, func(id agent.ID) bool { _, leaves := gone[id]; return leaves })
+	removed := p.removed()
+	p.stale = slices.DeleteFunc(p.stale, func(id agent.ID) bool { _, isRemoved := removed[id]; return isRemoved })
 }
 
-// isNewer tells whether reg supersedes the registered agent with its identity.
+// isNewer returns whether reg supersedes the registered agent with its identity.
 func isNewer(reg, registered *agent.Registration) bool {
 	if c := reg.Workspace.Build.CreatedAt.Compare(registered.Workspace.Build.CreatedAt); c != 0 {
 		return c > 0
@@ -199,16 +197,16 @@ func isNewer(reg, registered *agent.Registration) bool {
 }
 
 // planSiblings gives the other agents of a changed workspace its new data.
-func (p *plan) planSiblings(r *roster) {
-	gone := p.removed()
+func (p *plan) planSiblings(r *registry) {
+	removed := p.removed()
 	for id, w := range p.workspaces {
-		held := r.workspaces[id]
-		if held == nil || equalWorkspace(&held.Workspace, &w) {
+		existing := r.workspaces[id]
+		if existing == nil || equalWorkspace(&existing.Workspace, &w) {
 			continue
 		}
-		for _, e := range held.agents {
-			_, leaves := gone[e.id]
-			if _, planned := p.regs[e.id]; planned || leaves {
+		for _, e := range existing.agents {
+			_, isRemoved := removed[e.id]
+			if _, planned := p.regs[e.id]; planned || isRemoved {
 				continue
 			}
 			reg := *e.reg.Load()
@@ -218,13 +216,13 @@ func (p *plan) planSiblings(r *roster) {
 	}
 }
 
-// planRemovals deregisters what a sync did not name.
-func (p *plan) planRemovals(r *roster, s scope) error {
-	gone := p.removed()
+// planRemovals deregisters the agents and workspaces that a sync did not name.
+func (p *plan) planRemovals(r *registry, s scope) error {
+	removed := p.removed()
 	for id, e := range r.agents {
 		_, named := p.named[id]
-		_, leaves := gone[id]
-		if !named && !leaves && e.revision <= s.revision {
+		_, isRemoved := removed[id]
+		if !named && !isRemoved && e.namedAt <= s.revision {
 			p.deregistered = append(p.deregistered, id)
 			delete(p.regs, id)
 		}
@@ -232,12 +230,12 @@ func (p *plan) planRemovals(r *roster, s scope) error {
 	if n, of := len(p.deregistered), len(r.agents); 2*n > of && !s.force {
 		return fmt.Errorf("%w: %d of %d", ErrNeedsForce, n, of)
 	}
-	gone = p.removed()
+	removed = p.removed()
 	for id, w := range r.workspaces {
-		if _, named := p.workspaces[id]; named || w.revision > s.revision {
+		if _, named := p.workspaces[id]; named || w.namedAt > s.revision {
 			continue
 		}
-		stays := slices.ContainsFunc(w.agents, func(e *entry) bool { _, leaves := gone[e.id]; return !leaves })
+		stays := slices.ContainsFunc(w.agents, func(e *entry) bool { _, isRemoved := removed[e.id]; return !isRemoved })
 		if !stays {
 			p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
 		}
@@ -246,24 +244,24 @@ func (p *plan) planRemovals(r *roster, s scope) error {
 }
 
 // checkTokens refuses two agents with one token.
-func (p *plan) checkTokens(r *roster, set Set) error {
-	gone := p.removed()
+func (p *plan) checkTokens(r *registry, set Set) error {
+	removed := p.removed()
 	planned := make(map[[32]byte]agent.ID, len(p.regs))
 	for i := range set.Agents {
 		reg := p.regs[set.Agents[i].ID]
 		if reg == nil {
 			continue
 		}
-		other, taken := planned[reg.TokenHash]
-		if !taken {
+		other, used := planned[reg.TokenHash]
+		if !used {
 			planned[reg.TokenHash] = reg.ID
 			e := r.tokens[reg.TokenHash]
 			if e == nil || e.id == reg.ID {
 				continue
 			}
-			_, leaves := gone[e.id]
+			_, isRemoved := removed[e.id]
 			next := p.regs[e.id]
-			if leaves || next != nil && next.TokenHash != reg.TokenHash {
+			if isRemoved || next != nil && next.TokenHash != reg.TokenHash {
 				continue
 			}
 			other = e.id
@@ -273,8 +271,8 @@ func (p *plan) checkTokens(r *roster, set Set) error {
 	return nil
 }
 
-// write fills the change with what differs from the roster.
-func (p *plan) write(r *roster) {
+// fillChange fills the change with the differences from the registry.
+func (p *plan) fillChange(r *registry) {
 	for id, reg := range p.regs {
 		if e := r.agents[id]; e != nil && equalRegistration(e.reg.Load(), reg) {
 			p.unchanged++
@@ -286,7 +284,7 @@ func (p *plan) write(r *roster) {
 		p.change.Agents = append(p.change.Agents, *reg)
 	}
 	for id, w := range p.workspaces {
-		if held := r.workspaces[id]; held != nil && equalWorkspace(&held.Workspace, &w) {
+		if existing := r.workspaces[id]; existing != nil && equalWorkspace(&existing.Workspace, &w) {
 			p.change.NamedWorkspaces = append(p.change.NamedWorkspaces, id)
 			continue
 		}
@@ -295,8 +293,9 @@ func (p *plan) write(r *roster) {
 	p.change.RemovedAgents = slices.Concat(p.superseded, p.deregistered)
 }
 
-// planDeregistration decides what deregistering does. Unknown ids are no error.
-func planDeregistration(r *roster, agents, workspaces []agent.ID) *plan {
+// planDeregistration plans the removal of agents and workspaces. Unknown ids are no
+// error.
+func planDeregistration(r *registry, agents, workspaces []agent.ID) *plan {
 	p := &plan{}
 	seen := make(map[agent.ID]struct{}, len(agents))
 	remove := func(id agent.ID) {
@@ -325,9 +324,8 @@ func planDeregistration(r *roster, agents, workspaces []agent.ID) *plan {
 	return p
 }
 
-// incarnate gives the registrations the incarnation that the store gave them with
-// the revision.
-func (p *plan) incarnate(r *roster, revision int64) {
+// setIncarnations sets the incarnations that the store assigned at the revision.
+func (p *plan) setIncarnations(r *registry, revision int64) {
 	for id, reg := range p.regs {
 		reg.Incarnation = revision
 		if e := r.agents[id]; e != nil {
@@ -336,8 +334,8 @@ func (p *plan) incarnate(r *roster, revision int64) {
 	}
 }
 
-// empty tells that the database has nothing to do.
-func (p *plan) empty() bool {
+// isEmpty returns whether the plan isRemoved the database unchanged.
+func (p *plan) isEmpty() bool {
 	c := &p.change
 	return len(c.Agents)+len(c.Workspaces)+len(c.RemovedAgents)+len(c.RemovedWorkspaces)+
 		len(c.NamedAgents)+len(c.NamedWorkspaces) == 0

@@ -26,26 +26,25 @@ const (
 	refusedStore      = "store"
 )
 
-// Registered is what a registration did.
+// Registered is the outcome of a registration.
 type Registered struct {
-	// Superseded agents were known and are not now, as a newer one with their
-	// identity is.
+	// Superseded agents were removed: a newer agent has their identity.
 	Superseded []agent.ID
-	// Stale agents of the request were ignored: a newer one with their identity,
-	// or a newer build of their workspace, was known.
+	// Stale agents of the request were ignored: a newer agent has their identity,
+	// or their workspace has a newer build.
 	Stale []agent.ID
 }
 
-// Synced is what a sync did.
+// Synced is the outcome of a sync.
 type Synced struct {
 	Registered, Deregistered, Superseded int
 }
 
-// Register makes agents and workspaces known. It is all or nothing, and durable
-// when it returns. Errors: *FieldError, ErrTooMany, ErrTooLarge, ErrUnavailable,
-// and those of the store. It takes ownership of the set.
+// Register adds or changes agents and workspaces. It is atomic, and durable when it
+// returns. It takes ownership of the set. Errors: *FieldError, ErrTooMany,
+// ErrTooLarge, ErrUnavailable, and those of the store.
 func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
-	p, err := f.apply(ctx, func(r *roster) (*plan, error) {
+	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
 		return planRegistrations(r, sorted(set), nil, &f.opts)
 	})
 	if err != nil {
@@ -54,12 +53,12 @@ func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 	return Registered{Superseded: p.superseded, Stale: p.stale}, nil
 }
 
-// Deregister forgets agents, and workspaces with all their agents. Their
-// sessions are closed, then their series, pending and stored data go. It returns
-// how many agents were known. Errors: ErrUnavailable, and those of the store,
-// after which the agents are still registered.
+// Deregister removes agents, and workspaces with all their agents. It ends their
+// sessions, then removes their series, pending and stored data. It returns the
+// number of agents that were registered. Errors: ErrUnavailable, and those of the
+// store. After an error the agents are still registered.
 func (f *Fleet) Deregister(ctx context.Context, agents, workspaces []agent.ID) (int, error) {
-	p, err := f.apply(ctx, func(r *roster) (*plan, error) {
+	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
 		return planDeregistration(r, agents, workspaces), nil
 	})
 	if err != nil {
@@ -68,30 +67,30 @@ func (f *Fleet) Deregister(ctx context.Context, agents, workspaces []agent.ID) (
 	return len(p.deregistered), nil
 }
 
-// Sync is a replacement of the whole set of registrations that has begun.
+// Sync is a running replacement of the whole set of registrations.
 type Sync struct {
 	fleet    *Fleet
 	revision uint64
 }
 
-// BeginSync begins a sync: what is registered from now on survives it. It holds
-// nothing; a sync that is not applied needs no end. Error: ErrUnavailable.
+// BeginSync starts a sync. Agents registered from now on survive it. It retains
+// nothing: a sync may be dropped without Apply. Error: ErrUnavailable.
 func (f *Fleet) BeginSync() (*Sync, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if !f.loaded {
 		return nil, ErrUnavailable
 	}
-	return &Sync{fleet: f, revision: f.roster.revision}, nil
+	return &Sync{fleet: f, revision: f.registry.revision}, nil
 }
 
-// Apply registers the set and deregisters all agents and workspaces that are not
-// in it and were not registered since the sync began, in one step. More than
-// half of all agents go only with force, else the error wraps ErrNeedsForce. The
-// other errors are those of Register.
+// Apply registers the set in one step. It deregisters all agents and workspaces that
+// are not in the set and were not registered since BeginSync. Without force it
+// removes at most half of all agents; beyond that the error wraps ErrNeedsForce.
+// Other errors are those of Register.
 func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
 	n := len(set.Agents)
-	p, err := s.fleet.apply(ctx, func(r *roster) (*plan, error) {
+	p, err := s.fleet.apply(ctx, func(r *registry) (*plan, error) {
 		return planRegistrations(r, sorted(set), &scope{s.revision, force}, &s.fleet.opts)
 	})
 	if err != nil {
@@ -100,7 +99,7 @@ func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
 	return Synced{Registered: n, Deregistered: len(p.deregistered), Superseded: len(p.superseded)}, nil
 }
 
-// sorted sorts what is compared and searched later.
+// sorted sorts the lists that are compared and searched later.
 func sorted(set Set) Set {
 	for i := range set.Agents {
 		keys := set.Agents[i].MetadataKeys
@@ -111,18 +110,18 @@ func sorted(set Set) Set {
 }
 
 const (
-	// maxDecisions is how often a change is decided on when other replicas are
-	// faster. Each time one of them made a change: so many in a row are a flood.
+	// maxDecisions bounds how often one change is decided. Each repetition means
+	// that another replica changed the registrations first.
 	maxDecisions = 20
-	// decideAfter is the most that is waited, at random, before the second time;
-	// twice as much before the third, and so on. A change takes some 5 ms.
+	// decideAfter is the longest random wait before the second decision. The wait
+	// grows by as much each time. A change takes some 5 ms.
 	decideAfter = 5 * time.Millisecond
 )
 
-// apply decides on a plan and carries it out: those who go are cut off, then the
-// database is changed, then memory. If another replica changed the registrations
-// first, it decides again: decide can be called several times.
-func (f *Fleet) apply(ctx context.Context, decide func(*roster) (*plan, error)) (*plan, error) {
+// apply decides a plan and carries it out: it starts the removals, changes the
+// database, then memory. It decides again, at most maxDecisions times, if another
+// replica changed the registrations first.
+func (f *Fleet) apply(ctx context.Context, decide func(*registry) (*plan, error)) (*plan, error) {
 	if err := f.lockChanges(ctx); err != nil {
 		return nil, err
 	}
@@ -144,38 +143,38 @@ func (f *Fleet) apply(ctx context.Context, decide func(*roster) (*plan, error)) 
 	}
 }
 
-func (f *Fleet) applyOnce(ctx context.Context, decide func(*roster) (*plan, error)) (*plan, error) {
+func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, error)) (*plan, error) {
 	if f.peers != nil {
-		// What is decided on must be all that is registered: who is not known
-		// here would not be deregistered.
+		// The plan must see all registrations: a sync cannot deregister an agent
+		// that this replica does not know.
 		if err := f.readRegistrations(ctx); err != nil {
 			return nil, err
 		}
 	}
-	p, err := decide(&f.roster)
+	p, err := decide(&f.registry)
 	if err != nil {
 		f.countRefused(err)
 		return nil, err
 	}
-	leaving := f.cutOff(p)
+	entries := f.startRemoval(p)
 	if f.peers == nil {
-		// Nobody else is to know who was named again.
+		// Only other replicas need to know which agents were named again.
 		p.change.NamedAgents, p.change.NamedWorkspaces = nil, nil
 	}
-	if !p.empty() {
+	if !p.isEmpty() {
 		revision, err := f.store.ApplyChange(ctx, f.revision, p.change)
 		if err != nil {
-			f.readmit(leaving)
+			f.abortRemoval(entries)
 			if !errors.Is(err, agent.ErrOutdated) {
 				f.metrics.refused.WithLabelValues(refusedStore).Inc()
 			}
 			return nil, fmt.Errorf("store the change of the registrations: %w", err)
 		}
 		f.revision = revision
-		p.incarnate(&f.roster, revision)
-		f.peers.tellRegistrations()
+		p.setIncarnations(&f.registry, revision)
+		f.peers.queueRegistrations()
 	}
-	added := f.commit(p, leaving)
+	added := f.commit(p, entries)
 	f.countOutcomes(p, added)
 	return p, nil
 }
@@ -193,76 +192,81 @@ func (f *Fleet) countRefused(err error) {
 	f.metrics.refused.WithLabelValues(reason).Inc()
 }
 
-// cutOff closes the sessions of the agents that go and removes their series and
-// pending metadata, before the database forgets them: what was still written
-// after that would be refused. Until commit or readmit they cannot come back.
-func (f *Fleet) cutOff(p *plan) []*entry {
-	leaving := make([]*entry, 0, len(p.change.RemovedAgents))
+// The removal of an agent has three states, in entry.phase:
+//
+//	registered --startRemoval--> removing --commit--> removed
+//	     ^------------abortRemoval---/
+//
+// startRemoval ends the sessions, and removes series and pending metadata, before
+// the database removes the agents. Otherwise late writes would be refused. An agent
+// cannot connect while it is removing.
+func (f *Fleet) startRemoval(p *plan) []*entry {
+	entries := make([]*entry, 0, len(p.change.RemovedAgents))
 	cut := func(ids []agent.ID, end End) {
 		for _, id := range ids {
-			e := f.roster.agents[id]
-			leaving = append(leaving, e)
-			e.turn.Lock()
+			e := f.registry.agents[id]
+			entries = append(entries, e)
+			e.requestMu.Lock()
 			e.mu.Lock()
 			e.leaving = true
-			if e.session != nil {
-				f.endLocked(e.session, end)
+			if e.live != nil {
+				f.endSessionLocked(e.live, end)
 			}
-			f.presentLocked(e, time.Now())
-			e.lingering = false
+			f.publishPresenceLocked(e, time.Now())
+			e.seriesRetained = false
 			e.mu.Unlock()
 			f.series.Remove(id)
 			f.pending.Remove(id)
-			e.turn.Unlock()
+			e.requestMu.Unlock()
 		}
 	}
 	cut(p.superseded, EndSuperseded)
 	cut(p.deregistered, EndDeregistered)
-	return leaving
+	return entries
 }
 
-// readmit undoes cutOff when the database did not take the change. What was
-// pending is lost, so the instances are forgotten: their agents send it again.
-func (f *Fleet) readmit(leaving []*entry) {
-	for _, e := range leaving {
+// abortRemoval undoes startRemoval after the database refused the change. Pending
+// metadata is lost, so the instances are forgotten and the agents send it again.
+func (f *Fleet) abortRemoval(entries []*entry) {
+	for _, e := range entries {
 		e.mu.Lock()
 		e.leaving = false
 		if f.peers != nil && e.newest.Epoch != 0 && e.newest.Replica == f.self() {
-			f.recordLocked(e)
+			f.queueSessionLocked(e)
 		}
-		e.instances, e.holds = nil, nil
-		f.presentLocked(e, time.Now())
+		e.instances, e.pendingAcks = nil, nil
+		f.publishPresenceLocked(e, time.Now())
 		e.mu.Unlock()
 	}
 }
 
-// commit changes memory as the database was changed. It returns how many agents
-// are new.
-func (f *Fleet) commit(p *plan, leaving []*entry) int {
-	for _, e := range leaving {
+// commit changes memory as the database was changed. It returns the number of new
+// agents.
+func (f *Fleet) commit(p *plan, entries []*entry) int {
+	for _, e := range entries {
 		e.mu.Lock()
-		e.gone, e.instances, e.holds = true, nil, nil
+		e.gone, e.instances, e.pendingAcks = true, nil, nil
 		e.mu.Unlock()
-		f.writes.remove(e)
+		f.queue.remove(e)
 	}
 	var relabeled, revoked []*entry
 	var added, changed []*entry
-	faces := make(map[faceKey]struct{})
+	labelKeys := make(map[labelKey]struct{})
 	removed := make([]*workspace, 0, len(p.change.RemovedWorkspaces))
 
 	f.mu.Lock()
-	r := &f.roster
+	r := &f.registry
 	r.revision++
-	r.remove(leaving)
+	r.remove(entries)
 	for _, w := range p.workspaces {
-		r.putWorkspace(w, faces).revision = r.revision
+		r.putWorkspace(w, labelKeys).namedAt = r.revision
 	}
 	for id, reg := range p.regs {
 		e := r.agents[id]
 		if e == nil {
 			continue
 		}
-		// Tokens may change hands: the old one may be another's by now.
+		// The old token may belong to another agent by now.
 		if old := e.reg.Load().TokenHash; r.tokens[old] == e {
 			delete(r.tokens, old)
 		}
@@ -273,12 +277,12 @@ func (f *Fleet) commit(p *plan, leaving []*entry) int {
 		e := r.agents[id]
 		if e == nil {
 			e = newEntry(reg)
-			e.revision = r.revision
+			e.namedAt = r.revision
 			added = append(added, e)
 			continue
 		}
 		if named {
-			e.revision = r.revision
+			e.namedAt = r.revision
 		}
 		old := e.reg.Load()
 		if equalRegistration(old, reg) {
@@ -296,7 +300,7 @@ func (f *Fleet) commit(p *plan, leaving []*entry) int {
 	r.add(added)
 	for _, id := range p.change.RemovedWorkspaces {
 		removed = append(removed, r.workspaces[id])
-		r.removeWorkspace(r.workspaces[id], faces)
+		r.removeWorkspace(r.workspaces[id], labelKeys)
 	}
 	f.mu.Unlock()
 
@@ -310,28 +314,28 @@ func (f *Fleet) commit(p *plan, leaving []*entry) int {
 		}
 		e.mu.Unlock()
 	}
-	f.presentChange(removed, faces, slices.Concat(added, changed))
-	f.tellChange(leaving, added, changed)
+	f.publishChange(removed, labelKeys, slices.Concat(added, changed))
+	f.notifyChange(entries, added, changed)
 	f.setSizes()
 	return len(added)
 }
 
-// presentChange makes known what became of agents, and of workspaces with these
-// names. Only changes of the registrations change what it reads of the roster.
-func (f *Fleet) presentChange(removed []*workspace, faces map[faceKey]struct{}, agents []*entry) {
+// publishChange publishes these agents, and the workspaces with these label keys.
+// The caller holds changeSem, so the registry does not change.
+func (f *Fleet) publishChange(removed []*workspace, labelKeys map[labelKey]struct{}, agents []*entry) {
 	start := time.Now()
 	for _, w := range removed {
-		f.label(w, nil)
+		f.setLabels(w, nil)
 	}
-	for _, w := range f.elect(&f.roster, faces) {
+	for _, w := range f.electVisible(&f.registry, labelKeys) {
 		agents = append(agents, w.agents...)
 	}
-	f.present(agents)
+	f.publishPresence(agents)
 	f.metrics.collection.Observe(time.Since(start).Seconds())
 }
 
-// tellChange tells of agents that came, changed or went.
-func (f *Fleet) tellChange(lists ...[]*entry) {
+// notifyChange notifies watchers of agents that were added, changed or removed.
+func (f *Fleet) notifyChange(lists ...[]*entry) {
 	var ids []agent.ID
 	for _, list := range lists {
 		for _, e := range list {
@@ -339,42 +343,42 @@ func (f *Fleet) tellChange(lists ...[]*entry) {
 		}
 	}
 	if len(ids) > 0 {
-		f.news.tell(ids...)
+		f.watchers.notify(ids...)
 	}
 }
 
-// replaceLocked gives the agent another registration under its id.
+// replaceLocked replaces the agent's registration.
 func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 	if old.Workspace.ID != reg.Workspace.ID {
-		from, to := f.roster.workspaces[old.Workspace.ID], f.roster.workspaces[reg.Workspace.ID]
+		from, to := f.registry.workspaces[old.Workspace.ID], f.registry.workspaces[reg.Workspace.ID]
 		from.agents = slices.DeleteFunc(from.agents, func(other *entry) bool { return other == e })
 		to.agents = append(to.agents, e)
 	}
-	f.roster.bytes += registrationBytes(reg) - registrationBytes(old)
+	f.registry.bytes += registrationBytes(reg) - registrationBytes(old)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.reg.Store(reg)
-	e.workspace = f.roster.workspaces[reg.Workspace.ID]
+	e.workspace = f.registry.workspaces[reg.Workspace.ID]
 	e.dropForeignApps()
 	switch {
 	case len(reg.MetadataKeys) > 0:
-		e.keys = nil
+		e.metadataKeys = nil
 	case len(old.MetadataKeys) > 0:
-		e.keys = slices.Clone(old.MetadataKeys) // they may be stored
+		e.metadataKeys = slices.Clone(old.MetadataKeys) // their values may be stored
 	}
 }
 
-// revoke ends what goes on under the agent's old token.
+// revoke ends the session that was opened with the agent's old token.
 func (e *entry) revoke(f *Fleet) {
-	e.turn.Lock()
-	defer e.turn.Unlock()
+	e.requestMu.Lock()
+	defer e.requestMu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s := e.session; s != nil && s.token != e.reg.Load().TokenHash {
-		f.endLocked(s, EndRevoked)
+	if s := e.live; s != nil && s.token != e.reg.Load().TokenHash {
+		f.endSessionLocked(s, EndRevoked)
 		f.closeSeriesLocked(e, s.info.Epoch, true)
 	}
-	f.presentLocked(e, time.Now())
+	f.publishPresenceLocked(e, time.Now())
 }
 
 func (f *Fleet) countOutcomes(p *plan, added int) {
@@ -393,7 +397,7 @@ func (f *Fleet) countOutcomes(p *plan, added int) {
 func (f *Fleet) setSizes() {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	f.metrics.agents.Set(float64(len(f.roster.agents)))
-	f.metrics.workspaces.Set(float64(len(f.roster.workspaces)))
-	f.metrics.bytes.Set(float64(f.roster.bytes))
+	f.metrics.agents.Set(float64(len(f.registry.agents)))
+	f.metrics.workspaces.Set(float64(len(f.registry.workspaces)))
+	f.metrics.bytes.Set(float64(f.registry.bytes))
 }

@@ -221,7 +221,7 @@ func TestRegister(t *testing.T) {
 // requireConsistent compares the indexes with the list, and memory with the
 // database.
 func requireConsistent(t require.TestingT, p parts) {
-	r := &p.roster
+	r := &p.registry
 	require.Len(t, r.order, len(r.agents))
 	require.Len(t, r.tokens, len(r.agents))
 	require.Len(t, p.store.regs, len(r.agents))
@@ -298,7 +298,7 @@ func TestDeregister(t *testing.T) {
 	p := loaded(t, Options{},
 		registration(1, 1, 1), registration(2, 2, 1),
 		with(registration(3, 2, 1), func(r *agent.Registration) { r.Name = "dev" }), registration(4, 4, 1))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	p.journal.take()
 
@@ -314,8 +314,8 @@ func TestDeregister(t *testing.T) {
 	}, lines[2:6])
 	require.Equal(t, []string{"store change"}, lines[6:])
 	require.Equal(t, ids(4), registered(p.Fleet))
-	require.Contains(t, p.roster.workspaces, nid(1001), "a workspace without agents stays")
-	require.NotContains(t, p.roster.workspaces, nid(1002))
+	require.Contains(t, p.registry.workspaces, nid(1001), "a workspace without agents stays")
+	require.NotContains(t, p.registry.workspaces, nid(1002))
 	_, err = p.Authenticate(t.Context(), token(1))
 	require.ErrorIs(t, err, ErrUnknownToken)
 	require.ErrorIs(t, s.Receive(1, func(Request) { t.Error("taken in") }), ErrSessionOver)
@@ -331,12 +331,12 @@ func TestDeregister(t *testing.T) {
 // to send again what was pending.
 func TestDeregisterWhileTheDatabaseIsDown(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(5, func(r Request) { r.Tracker().Hold(5) }))
 	p.store.fail(errDown)
 	p.store.before = func() {
-		_, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
+		_, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 		require.ErrorIs(t, err, ErrUnavailable, "while it is undecided")
 	}
 	_, err = p.Deregister(t.Context(), ids(1), nil)
@@ -344,14 +344,14 @@ func TestDeregisterWhileTheDatabaseIsDown(t *testing.T) {
 	require.True(t, closed(s.Done()))
 	p.store.before = nil
 
-	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
+	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{}, s.Resume())
 }
 
 func TestRevokedToken(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	p.journal.take()
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {
@@ -370,7 +370,7 @@ func TestRevokedToken(t *testing.T) {
 
 func TestSupersededSessionEnds(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 1, 2)}})
 	require.NoError(t, err)
@@ -408,9 +408,9 @@ func TestSync(t *testing.T) {
 	lines := p.journal.take()
 	require.Equal(t, "store change", lines[len(lines)-1])
 	require.Len(t, lines, 7, "one change, after three agents were cut off")
-	require.NotContains(t, p.roster.workspaces, nid(1009))
-	require.NotContains(t, p.roster.workspaces, nid(1004))
-	require.Contains(t, p.roster.workspaces, nid(1007))
+	require.NotContains(t, p.registry.workspaces, nid(1009))
+	require.NotContains(t, p.registry.workspaces, nid(1004))
+	require.Contains(t, p.registry.workspaces, nid(1007))
 	requireConsistent(t, p)
 
 	sync, err = p.BeginSync()
@@ -423,12 +423,12 @@ func TestSync(t *testing.T) {
 
 func TestChangesWaitForEachOther(t *testing.T) {
 	p := loaded(t, Options{})
-	p.changing <- struct{}{}
+	p.changeSem <- struct{}{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := p.Register(ctx, Set{})
 	require.ErrorIs(t, err, context.Canceled)
-	<-p.changing
+	<-p.changeSem
 	_, err = p.Register(t.Context(), Set{})
 	require.NoError(t, err)
 }

@@ -43,7 +43,7 @@ func TestRegistrationsReachAllReplicas(t *testing.T) {
 		settle()
 		for _, p := range r {
 			require.Empty(t, registered(p.Fleet))
-			require.Empty(t, p.roster.workspaces)
+			require.Empty(t, p.registry.workspaces)
 		}
 		require.Empty(t, r[0].store.agents())
 	})
@@ -72,7 +72,7 @@ func TestNews(t *testing.T) {
 		open := e.newest
 		s.Close(EndGoodbye)
 		settle()
-		r[1].hear(encoding.AppendEncode(encoding.AppendEncode([]byte{newsSessions}, idOf(replicaID(0))), appendRecord(nil, &open)))
+		r[1].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(0))), appendRecord(nil, &open)))
 		info, err = r[1].Agent(nid(1))
 		require.NoError(t, err)
 		require.Equal(t, agent.StatusDisconnected, info.Status)
@@ -289,9 +289,9 @@ func TestAgentMovesUnseen(t *testing.T) {
 func TestEpochThatTheAgentTells(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	ahead := time.Now().Add(10 * time.Minute).UnixNano()
-	s := connectTo(t, p, 1, Hello{Instance: instance(1), Ordinal: 2, Epoch: ahead})
+	s := connectTo(t, p, 1, Hello{Instance: instanceID(1), Ordinal: 2, Epoch: ahead})
 	require.Equal(t, ahead+1, s.Info().Epoch)
-	s = connectTo(t, p, 1, Hello{Instance: instance(1), Ordinal: 3, Epoch: time.Now().Add(2 * time.Hour).UnixNano()})
+	s = connectTo(t, p, 1, Hello{Instance: instanceID(1), Ordinal: 3, Epoch: time.Now().Add(2 * time.Hour).UnixNano()})
 	require.Equal(t, ahead+2, s.Info().Epoch)
 }
 
@@ -305,7 +305,7 @@ func TestClockBehind(t *testing.T) {
 		settle()
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		ahead := s.Info().Epoch + int64(time.Minute)
-		r[0].hear(encoding.AppendEncode(encoding.AppendEncode([]byte{newsSessions}, idOf(replicaID(7))),
+		r[0].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(7))),
 			appendRecord(nil, &agent.SessionRecord{Agent: nid(1), Epoch: ahead, Reported: true})))
 		<-s.Done()
 		require.Equal(t, EndTakeover, s.End())
@@ -427,19 +427,19 @@ func TestNewsAreParsed(t *testing.T) {
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
 	e.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
-	p.peers.tellSessions(e)
-	p.peers.tellStates()
-	p.peers.tellRegistrations()
-	p.peers.ask()
-	payloads := p.peers.payloads()
+	p.peers.queueSessions(e)
+	p.peers.queueStates()
+	p.peers.queueRegistrations()
+	p.peers.queueRequest()
+	payloads := p.peers.drainMessages()
 	require.Len(t, payloads, 4)
-	require.Empty(t, p.peers.payloads(), "they are told once")
-	for i, kind := range []byte{newsRegistrations, newsStates, newsQuestion, newsSessions} {
-		got, from, records, err := parseNews(payloads[i])
+	require.Empty(t, p.peers.drainMessages(), "they are told once")
+	for i, kind := range []byte{kindRegistrations, kindStates, kindRequest, kindSessions} {
+		got, from, records, err := parseNotification(payloads[i])
 		require.NoError(t, err)
 		require.Equal(t, kind, got)
 		require.Equal(t, replicaID(1), from)
-		if kind == newsSessions {
+		if kind == kindSessions {
 			want := e.newest
 			want.Incarnation = e.reg.Load().Incarnation
 			require.NotZero(t, want.Incarnation)
@@ -447,19 +447,19 @@ func TestNewsAreParsed(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"x", "s", "s" + strings.Repeat("!", 22), string(payloads[3][:40]), string(payloads[3]) + "AAAA"} {
-		_, _, _, err := parseNews([]byte(bad))
+		_, _, _, err := parseNotification([]byte(bad))
 		require.Error(t, err, bad)
-		require.NotPanics(t, func() { p.hear([]byte(bad)) })
+		require.NotPanics(t, func() { p.handleNotification([]byte(bad)) })
 	}
-	require.Equal(t, 5.0, testutil.ToFloat64(p.metrics.newsMalformed))
+	require.Equal(t, 5.0, testutil.ToFloat64(p.metrics.notificationsMalformed))
 
 	// As many as fit.
-	for n := range newsRecords + 1 {
+	for n := range maxRecords + 1 {
 		other := newEntry(&agent.Registration{ID: nid(n)})
 		other.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
-		p.peers.tellSessions(other)
+		p.peers.queueSessions(other)
 	}
-	payloads = p.peers.payloads()
+	payloads = p.peers.drainMessages()
 	require.Len(t, payloads, 2)
 	require.LessOrEqual(t, len(payloads[0]), 7977)
 	require.Greater(t, len(payloads[0]), 7900)

@@ -11,8 +11,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Reasons of refusals, as agentstatsd_metadata_refused_keys_total labels them
-// and as agents are told.
+// Reasons of refusals: labels of agentstatsd_metadata_refused_keys_total, and the
+// reasons that agents receive.
 const (
 	ReasonUndeclaredKey = "undeclared_key"
 	ReasonTooManyKeys   = "too_many_keys"
@@ -23,8 +23,8 @@ const (
 // maxNameBytes bounds a key in a refusal.
 const maxNameBytes = 200
 
-// Request is one request of an agent that is being taken in. It is valid during
-// the call that it is passed to.
+// Request is one request of an agent while it is handled. It is valid during the
+// call that it is passed to.
 type Request struct {
 	fleet   *Fleet
 	entry   *entry
@@ -43,35 +43,35 @@ func (r Request) Workspace() agent.ID { return r.entry.reg.Load().Workspace.ID }
 // Owner returns the id of the owner of the agent's workspace.
 func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.OwnerID }
 
-// Incarnation returns that of the agent's registration.
+// Incarnation returns the incarnation of the agent's registration.
 func (r Request) Incarnation() int64 { return r.entry.reg.Load().Incarnation }
 
-// Epoch returns the epoch under which the agent's series are open.
+// Epoch returns the epoch of the session, under which the agent's series are open.
 func (r Request) Epoch() int64 { return r.session.Epoch }
 
-// Order returns the place of the request among all of the agent.
+// Order returns the order of the request among all requests of the agent.
 func (r Request) Order() agent.Order { return r.order }
 
 // Now returns the time of receipt.
 func (r Request) Now() time.Time { return r.now }
 
-// Tracker returns who is to be told what becomes of the request.
+// Tracker returns the tracker of the instance that sent the request.
 func (r Request) Tracker() agent.Tracker { return r.tracker }
 
-// Refuse has the instance told what was refused of the request: no ack covers it
-// before. It takes ownership of the refusals and their names.
+// Refuse queues refusals for the instance. No ack covers the request before they are
+// sent. It takes ownership of the refusals and their names.
 func (r Request) Refuse(refused []agent.Refusal) {
 	if r.tracker != nil && len(refused) > 0 {
-		r.tracker.refuse(r.order.Sequence, refused)
+		r.tracker.addRefusals(r.order.Sequence, refused)
 	}
 }
 
-// AdmitMetadata returns the entries whose keys the agent may have, and what it
-// refused: keys that its template does not declare or, if that declares none,
-// those beyond Options.MaxMetadataKeys. It reuses the memory of entries, and
-// keeps none of their texts but copies. Keys that are empty, hold a NUL or are
-// longer than agent.MaxMetadataKeyBytes are let through uncounted: whoever
-// stores metadata refuses them.
+// AdmitMetadata returns the entries with admitted keys, and refusals of the others.
+// A template that declares keys admits those. Otherwise the first
+// Options.MaxMetadataKeys keys of the agent are admitted. It reuses the memory of
+// entries, and copies the texts that it retains. Keys that are empty, hold a NUL or
+// exceed agent.MaxMetadataKeyBytes pass without being counted: the batcher refuses
+// them.
 func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataEntry, []agent.Refusal) {
 	var (
 		kept    []agent.MetadataEntry
@@ -81,14 +81,14 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 	declared := r.entry.reg.Load().MetadataKeys
 	limit := r.fleet.opts.MaxMetadataKeys
 	if len(declared) > 0 {
-		kept, names, refused = keepEntries(entries, func(key string) bool {
+		kept, names, refused = filterEntries(entries, func(key string) bool {
 			_, found := slices.BinarySearch(declared, key)
 			return found
 		})
 	} else {
 		r.entry.mu.Lock()
 		defer r.entry.mu.Unlock()
-		kept, names, refused = keepEntries(entries, func(key string) bool { return r.entry.countKeyLocked(key, limit) })
+		kept, names, refused = filterEntries(entries, func(key string) bool { return r.entry.admitKeyLocked(key, limit) })
 	}
 	if refused == 0 {
 		return kept, nil
@@ -108,25 +108,25 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 	return kept, []agent.Refusal{refusal}
 }
 
-// countKeyLocked tells whether the agent may have the key, and keeps it in mind.
-func (e *entry) countKeyLocked(key string, limit int) bool {
+// admitKeyLocked returns whether the agent may have the key, and remembers it.
+func (e *entry) admitKeyLocked(key string, limit int) bool {
 	if key == "" || len(key) > agent.MaxMetadataKeyBytes || strings.IndexByte(key, 0) >= 0 {
 		return true
 	}
-	i, found := slices.BinarySearch(e.keys, key)
+	i, found := slices.BinarySearch(e.metadataKeys, key)
 	if found {
 		return true
 	}
-	if len(e.keys) >= limit {
+	if len(e.metadataKeys) >= limit {
 		return false
 	}
-	e.keys = slices.Insert(e.keys, i, strings.Clone(key))
+	e.metadataKeys = slices.Insert(e.metadataKeys, i, strings.Clone(key))
 	return true
 }
 
-// keepEntries keeps the entries whose key is allowed, and returns copies of the
-// first keys of the others and how many those are.
-func keepEntries(entries []agent.MetadataEntry, allowed func(key string) bool) (kept []agent.MetadataEntry, names []string, refused int) {
+// filterEntries keeps the entries whose key is allowed. It returns copies of the first
+// refused keys, and the number of all refused ones.
+func filterEntries(entries []agent.MetadataEntry, allowed func(key string) bool) (kept []agent.MetadataEntry, names []string, refused int) {
 	kept = entries[:0]
 	for i := range entries {
 		if allowed(entries[i].Key) {
@@ -141,8 +141,8 @@ func keepEntries(entries []agent.MetadataEntry, allowed func(key string) bool) (
 	return kept, names, refused
 }
 
-// refusedName is the start of key, which is UTF-8, as agent.MaxRefusalNames has
-// it: a copy.
+// refusedName returns a copy of the start of key, which is valid UTF-8, for
+// agent.Refusal.Names.
 func refusedName(key string) string {
 	end := min(len(key), maxNameBytes)
 	for end < len(key) && !utf8.RuneStart(key[end]) {
@@ -151,41 +151,39 @@ func refusedName(key string) string {
 	return strings.Clone(key[:end])
 }
 
-// Labels of the counter of times that were not taken as they were told.
+// Labels of the counter of clamped times.
 const (
 	clampedFuture = "future"
 	clampedBuild  = "before_build"
 )
 
-// SetLifecycle records the state, which is held until it is stored. A ChangedAt
-// that is zero, after the receipt, or before the build that made the agent is
-// taken as the time of receipt, or, of a state that is said again, as the time
-// that it has.
+// SetLifecycle records the lifecycle. The request's ack is pending until it is stored.
+// A ChangedAt that is zero, after the receipt, or before the agent's build is
+// replaced by the time of receipt; of a repeated state, by the time that it has.
 func (r Request) SetLifecycle(l agent.Lifecycle) {
 	if reason := r.clampedTime(l.ChangedAt); reason != "" {
 		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()
 		l.ChangedAt = time.Time{}
 	}
 	ended := false
-	r.changeState(func(s *agent.State) (news bool) {
-		news = lifecycleOf(s) != l.State
+	r.changeState(func(s *agent.State) (notify bool) {
+		notify = lifecycleOf(s) != l.State
 		if l.ChangedAt.IsZero() {
 			l.ChangedAt = r.now
-			if !news && !s.Lifecycle.ChangedAt.IsZero() {
+			if !notify && !s.Lifecycle.ChangedAt.IsZero() {
 				l.ChangedAt = s.Lifecycle.ChangedAt
 			}
 		}
 		changed := s.SetLifecycle(l, r.order)
 		ended = changed && s.Startup.Result == l.State
-		return changed && news
+		return changed && notify
 	})
 	if ended {
-		r.fleet.finishBuild(r.entry)
+		r.fleet.queueFinishedBuild(r.entry)
 	}
 }
 
-// clampedTime returns why a time at which the agent's state changed cannot be;
-// empty: it can.
+// clampedTime returns why at cannot be a time of the agent's lifecycle; empty: it can.
 func (r Request) clampedTime(at time.Time) string {
 	reg := r.entry.reg.Load()
 	built := reg.Workspace.Build.CreatedAt
@@ -193,15 +191,15 @@ func (r Request) clampedTime(at time.Time) string {
 	case at.IsZero():
 	case at.After(r.now):
 		return clampedFuture
-	case at.Before(built) && !reg.CreatedAt.Before(built): // else it is another build's
+	case at.Before(built) && !reg.CreatedAt.Before(built): // an older agent is of another build
 		return clampedBuild
 	}
 	return ""
 }
 
-// SetAppHealth records the health of apps, which is held until it is stored;
-// apps that are not in the request keep theirs. Apps that are not the agent's, or
-// that are registered as disabled, are refused. It takes ownership of the map.
+// SetAppHealth records the health of apps. The request's ack is pending until it is
+// stored. Apps that are not in the map keep their health. Apps that are not
+// registered, or registered as disabled, are refused. It takes ownership of the map.
 func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refusal {
 	apps := r.entry.reg.Load().Apps
 	unknown := agent.Refusal{
@@ -227,18 +225,18 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 		refusal.Names = append(refusal.Names, id.String())
 	}
 	if len(health) > 0 {
-		r.changeState(func(s *agent.State) (news bool) {
+		r.changeState(func(s *agent.State) (notify bool) {
 			for id, h := range health {
 				was := s.AppHealth[id]
-				news = s.SetAppHealth(id, h, r.order) && was != h || news
+				notify = s.SetAppHealth(id, h, r.order) && was != h || notify
 			}
-			return news
+			return notify
 		})
 	}
 	var refused []agent.Refusal
 	for _, r := range []agent.Refusal{unknown, disabled} {
 		if r.Count > 0 {
-			slices.Sort(r.Names) // the order of a map is random
+			slices.Sort(r.Names) // the iteration order of a map is random
 			r.Names = r.Names[:min(len(r.Names), agent.MaxRefusalNames)]
 			refused = append(refused, r)
 		}
@@ -246,8 +244,8 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 	return refused
 }
 
-// SetNetwork records the agent's whole view of the network, which is held until
-// it is stored. It takes ownership of n.Regions.
+// SetNetwork records the agent's whole view of the network. The request's ack is
+// pending until it is stored. It takes ownership of n.Regions.
 func (r Request) SetNetwork(n agent.Network) {
 	r.changeState(func(s *agent.State) bool {
 		if r.order.Compare(s.NetworkOrder) > 0 {
@@ -257,38 +255,38 @@ func (r Request) SetNetwork(n agent.Network) {
 	})
 }
 
-// changeState changes the state, holds the request until it is written, and tells
-// of the change if it is news.
-func (r Request) changeState(change func(*agent.State) (news bool)) {
+// changeState changes the state, publishes it, and queues it to be written. Watchers
+// are notified if change returns true.
+func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	e := r.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	news := change(&e.state)
-	r.fleet.presentLocked(e, r.now)
-	if news {
-		r.fleet.news.tell(e.id)
+	notify := change(&e.state)
+	r.fleet.publishPresenceLocked(e, r.now)
+	if notify {
+		r.fleet.watchers.notify(e.id)
 	}
-	e.holdLocked(r.tracker, r.order)
-	if !e.dirty {
-		e.dirty = true
-		r.fleet.writes.addState(e)
+	e.addPendingAckLocked(r.tracker, r.order)
+	if !e.queued {
+		e.queued = true
+		r.fleet.queue.addState(e)
 	}
 }
 
-// hold is the oldest sequence of an instance that waits for the agent's state to
-// be written; newer ones ride on it.
-type hold struct {
+// pendingAck is the oldest sequence of an instance that waits for the agent's state to
+// be written. Newer sequences are durable with it.
+type pendingAck struct {
 	tracker  *tracker
 	sequence int64
-	epoch    int64 // of the session that brought it
+	epoch    int64 // of the session that received it
 }
 
-func (e *entry) holdLocked(t *tracker, order agent.Order) {
-	if slices.ContainsFunc(e.holds, func(h hold) bool { return h.tracker == t }) {
+func (e *entry) addPendingAckLocked(t *tracker, order agent.Order) {
+	if slices.ContainsFunc(e.pendingAcks, func(h pendingAck) bool { return h.tracker == t }) {
 		return
 	}
 	t.Hold(order.Sequence)
-	e.holds = append(e.holds, hold{t, order.Sequence, order.Epoch})
+	e.pendingAcks = append(e.pendingAcks, pendingAck{t, order.Sequence, order.Epoch})
 }
 
 func cloneState(s agent.State) agent.State {

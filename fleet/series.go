@@ -12,7 +12,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// The families that the fleet computes of agents and workspaces.
+// Families that the fleet computes for agents and workspaces.
 const (
 	familyUp          = "coderd_agents_up"
 	familyConnections = "coderd_agents_connections"
@@ -20,9 +20,8 @@ const (
 	familyApps        = "coderd_agents_apps"
 )
 
-// status returns how an agent stands to the service. Online is one with a live
-// session; seen is one that had a session ever. One that was created at an
-// unknown time is old.
+// status returns the status of an agent. online: it has a live session. seen: it had
+// one before. A zero CreatedAt counts as long ago.
 func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Status {
 	switch {
 	case online:
@@ -36,8 +35,8 @@ func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Sta
 	}
 }
 
-// upSeries returns the series of a workspace, with the version of its template if
-// that is to be told.
+// upSeries returns the series of a workspace, with the template's version if version
+// is true.
 func upSeries(w *agent.Workspace, connected int, version bool) []agent.Series {
 	labels := make([]agent.Label, 0, 4)
 	labels = append(labels, agent.Label{Name: "template_name", Value: w.Template.Name})
@@ -48,8 +47,8 @@ func upSeries(w *agent.Workspace, connected int, version bool) []agent.Series {
 	return []agent.Series{{Family: familyUp, Labels: labels, Value: float64(connected)}}
 }
 
-// agentSeries returns the series of an agent: its connection, its apps and,
-// while it is connected, its latencies.
+// agentSeries returns the series of an agent: its connection, its apps and, while it
+// is connected, its latencies.
 func agentSeries(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Series {
 	name := agent.Label{Name: "agent_name", Value: reg.Name}
 	user := agent.Label{Name: "username", Value: reg.Workspace.OwnerUsername}
@@ -90,21 +89,20 @@ func agentSeries(reg *agent.Registration, s *agent.State, st agent.Status) []age
 	return series
 }
 
-// lifecycleOf returns the state of life, also of an agent that told none.
+// lifecycleOf returns the lifecycle; LifecycleCreated if the agent reported none.
 func lifecycleOf(s *agent.State) agent.LifecycleState {
 	return cmp.Or(s.Lifecycle.State, agent.LifecycleCreated)
 }
 
-// appCount is how many apps of an agent have a name and a health.
+// appCount counts the apps of an agent with one name and health.
 type appCount struct {
 	name   string
 	health agent.AppHealth
 	count  int
 }
 
-// countApps counts apps by display name, or slug if they have none, and health:
-// the newest reported, before that the registered one, and disabled if there is
-// neither.
+// countApps counts apps by name and health. The name is the display name, or else the
+// slug. The health is the reported one, or else the registered one, or else disabled.
 func countApps(apps []agent.App, reported map[agent.ID]agent.AppHealth) []appCount {
 	counts := make([]appCount, 0, len(apps))
 	for i := range apps {
@@ -121,15 +119,15 @@ func countApps(apps []agent.App, reported map[agent.ID]agent.AppHealth) []appCou
 	return counts
 }
 
-// latency is how far an agent is from a region.
+// latency is the latency between an agent and a DERP region.
 type latency struct {
 	name      string
 	preferred bool
 	seconds   float64
 }
 
-// latencies returns the measured latencies. Regions of one name are one: the
-// preferred one of them counts, else the nearest.
+// latencies returns the measured latencies. Regions with equal names are merged: the
+// preferred one wins, else the nearest.
 func latencies(n *agent.Network) []latency {
 	out := make([]latency, 0, len(n.Regions))
 	for i := range n.Regions {
@@ -152,60 +150,61 @@ func latencies(n *agent.Network) []latency {
 	return out
 }
 
-// up is the series of a workspace. Its mutex comes after entry.mu.
+// up is the state of a workspace's series. Its mutex comes after entry.mu.
 type up struct {
-	key agent.SeriesKey // the workspace's; it does not change
+	key agent.SeriesKey // of the workspace; constant
 
 	mu sync.Mutex
-	// labels is nil while the workspace is not served: another has its labels,
-	// or it is gone. It is replaced, never changed.
+	// labels is nil while the workspace is hidden by a newer one with its labels, or
+	// removed. It is replaced, never changed.
 	labels *agent.Workspace
-	// Agents that are connected to this replica, and to others.
-	here, elsewhere int
+	// local and remote count the agents that are connected to this replica, and to
+	// others.
+	local, remote int
 }
 
-// place is where an agent counts as connected.
-type place struct {
-	workspace *workspace // nil: nowhere
-	elsewhere bool       // not to this replica
+// connection says where an agent counts as connected.
+type connection struct {
+	workspace *workspace // nil: it is not connected
+	remote    bool       // to another replica
 }
 
-// served tells whether the states of the workspace's agents are served.
-func (w *workspace) served() bool {
+// published returns whether the states of the workspace's agents are published.
+func (w *workspace) published() bool {
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
 	return w.up.labels != nil
 }
 
-// count adds n connected agents.
-func (f *Fleet) count(at place, n int) {
+// addConnected adds n to the connected agents of the workspace.
+func (f *Fleet) addConnected(at connection, n int) {
 	w := at.workspace
 	if w == nil {
 		return
 	}
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
-	if at.elsewhere {
-		w.up.elsewhere += n
+	if at.remote {
+		w.up.remote += n
 	} else {
-		w.up.here += n
+		w.up.local += n
 	}
-	f.setUpLocked(w)
+	f.publishUpLocked(w)
 }
 
-// shows tells whether this replica serves the state of what has agents connected
-// here or elsewhere: each replica that of its own, the leader what is nobody's.
-// One that the others may take for gone serves none.
-func (f *Fleet) shows(here, elsewhere bool) bool {
+// publishes returns whether this replica publishes the state of an agent or a
+// workspace. A replica publishes those with a local session. The leader publishes
+// those without any session. A replica that is no member publishes nothing.
+func (f *Fleet) publishes(local, remote bool) bool {
 	if f.peers == nil {
 		return true
 	}
-	return f.peers.member.Load() && (here || !elsewhere && f.peers.leads.Load())
+	return f.peers.member.Load() && (local || !remote && f.peers.leads.Load())
 }
 
-// label serves the workspace with these labels; nil: not at all. It returns
-// whether that changes anything.
-func (f *Fleet) label(w *workspace, labels *agent.Workspace) bool {
+// setLabels publishes the workspace with these labels; nil: it is hidden. It returns
+// whether the labels changed.
+func (f *Fleet) setLabels(w *workspace, labels *agent.Workspace) bool {
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
 	old := w.up.labels
@@ -213,83 +212,82 @@ func (f *Fleet) label(w *workspace, labels *agent.Workspace) bool {
 		return false
 	}
 	w.up.labels = labels
-	f.setUpLocked(w)
+	f.publishUpLocked(w)
 	return true
 }
 
-func (f *Fleet) setUpLocked(w *workspace) {
-	if w.up.labels == nil || !f.shows(w.up.here > 0, w.up.elsewhere > 0) {
+func (f *Fleet) publishUpLocked(w *workspace) {
+	if w.up.labels == nil || !f.publishes(w.up.local > 0, w.up.remote > 0) {
 		f.series.SetState(w.up.key, nil)
 		return
 	}
-	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.here, f.opts.UpTemplateVersion))
+	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
 }
 
-// present makes known how the agent is now: its series, its part in the count of
-// its workspace, and the news of it. Whoever changed something that they are
-// made of calls it before e.mu is released.
-func (f *Fleet) presentLocked(e *entry, now time.Time) {
-	is := f.standingLocked(e, now)
-	if e.counted != is.counted {
-		f.count(e.counted, -1)
-		f.count(is.counted, 1)
+// publishPresenceLocked publishes the agent's series and its part in the count of its
+// workspace, and notifies watchers of another status. It is called after each change
+// of what they are computed from, before e.mu is released.
+func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
+	next := f.presenceLocked(e, now)
+	if e.connection != next.connection {
+		f.addConnected(e.connection, -1)
+		f.addConnected(next.connection, 1)
 	}
-	news := e.status != is.status
-	e.status, e.counted, e.shown = is.status, is.counted, is.shown
-	if is.shown {
-		f.series.SetState(agent.SeriesKey{ID: e.id}, agentSeries(e.reg.Load(), &e.state, is.status))
+	statusChanged := e.status != next.status
+	e.status, e.connection, e.published = next.status, next.connection, next.published
+	if next.published {
+		f.series.SetState(agent.SeriesKey{ID: e.id}, agentSeries(e.reg.Load(), &e.state, next.status))
 	} else {
 		f.series.SetState(agent.SeriesKey{ID: e.id}, nil)
 	}
-	if news {
-		f.news.tell(e.id)
+	if statusChanged {
+		f.watchers.notify(e.id)
 	}
 }
 
-// standing is how an agent stands to the service, and what this replica makes of
-// it.
-type standing struct {
-	status  agent.Status
-	counted place
-	shown   bool
+// presence is the status of an agent and how this replica publishes it.
+type presence struct {
+	status     agent.Status
+	connection connection
+	published  bool
 }
 
-func (f *Fleet) standingLocked(e *entry, now time.Time) standing {
+func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
 	in := !e.leaving && !e.gone
-	here := in && e.session != nil
-	elsewhere := in && !here && f.elsewhereLocked(e)
-	s := standing{
-		status: status(e.reg.Load(), here || elsewhere, e.newest.Epoch != 0, now),
-		shown:  in && f.shows(here, elsewhere) && e.workspace.served(),
+	local := in && e.live != nil
+	remote := in && !local && f.connectedRemotelyLocked(e)
+	s := presence{
+		status:    status(e.reg.Load(), local || remote, e.newest.Epoch != 0, now),
+		published: in && f.publishes(local, remote) && e.workspace.published(),
 	}
-	if here || elsewhere {
-		s.counted = place{e.workspace, elsewhere}
+	if local || remote {
+		s.connection = connection{e.workspace, remote}
 	}
 	return s
 }
 
-// present is presentLocked for agents that are not locked.
-func (f *Fleet) present(agents []*entry) {
+// publishPresence is publishPresenceLocked for unlocked agents.
+func (f *Fleet) publishPresence(agents []*entry) {
 	now := time.Now()
 	for _, e := range agents {
 		e.mu.Lock()
-		f.presentLocked(e, now)
+		f.publishPresenceLocked(e, now)
 		e.mu.Unlock()
 	}
 }
 
-// faceKey is what makes workspaces the same to whoever scrapes.
-type faceKey struct{ username, workspace string }
+// labelKey identifies workspaces by the labels of their series.
+type labelKey struct{ username, workspace string }
 
-func faceOf(w *agent.Workspace) faceKey { return faceKey{w.OwnerUsername, w.Name} }
+func labelKeyOf(w *agent.Workspace) labelKey { return labelKey{w.OwnerUsername, w.Name} }
 
-// elect has, of workspaces with equal names, the one with the newest build
-// served. It returns the workspaces whose labels changed. The caller may change
-// the registrations.
-func (f *Fleet) elect(r *roster, faces map[faceKey]struct{}) []*workspace {
+// electVisible chooses, of workspaces with equal labels, the one with the newest build.
+// The others are hidden. It returns the workspaces whose labels changed. The caller
+// holds changeSem.
+func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) []*workspace {
 	var changed []*workspace
-	for face := range faces {
-		list := r.faces[face]
+	for key := range labelKeys {
+		list := r.byLabels[key]
 		if len(list) == 0 {
 			continue
 		}
@@ -302,7 +300,7 @@ func (f *Fleet) elect(r *roster, faces map[faceKey]struct{}) []*workspace {
 				copied := w.Workspace
 				labels = &copied
 			}
-			if f.label(w, labels) {
+			if f.setLabels(w, labels) {
 				changed = append(changed, w)
 			}
 		}

@@ -59,21 +59,21 @@ func (w *stateWorld) check(t *rapid.T) {
 
 func (w *stateWorld) checkSeries(t require.TestingT) {
 	require.Equal(t, w.expected(t), w.states.all())
-	for _, ws := range w.roster.workspaces {
+	for _, ws := range w.registry.workspaces {
 		n := 0
 		for _, e := range ws.agents {
 			if w.online[e.id] {
 				n++
 			}
 		}
-		require.Equal(t, n, ws.up.here)
+		require.Equal(t, n, ws.up.local)
 	}
 }
 
 // expected returns the series as they should be.
 func (w *stateWorld) expected(t require.TestingT) []string {
 	served := map[string]*workspace{}
-	for _, ws := range w.roster.workspaces {
+	for _, ws := range w.registry.workspaces {
 		name := ws.OwnerUsername + "/" + ws.Name
 		other := served[name]
 		if other == nil || ws.Build.CreatedAt.After(other.Build.CreatedAt) ||
@@ -164,7 +164,7 @@ func (w *stateWorld) pick(t *rapid.T) agent.ID { return nid(rapid.IntRange(1, 6)
 
 func (w *stateWorld) connect(t *rapid.T) {
 	id := w.pick(t)
-	s, err := w.Connect(t.Context(), id, Hello{Instance: instance(1), Ordinal: 1})
+	s, err := w.Connect(t.Context(), id, Hello{Instance: instanceID(1), Ordinal: 1})
 	if err != nil {
 		return
 	}

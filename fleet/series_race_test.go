@@ -26,7 +26,7 @@ func TestStatesUnderConcurrentChanges(t *testing.T) {
 	for n := 1; n <= 4; n++ {
 		wg.Go(func() {
 			for i := range rounds {
-				s, err := p.Connect(t.Context(), nid(n), Hello{Instance: instance(byte(i)), Ordinal: 1})
+				s, err := p.Connect(t.Context(), nid(n), Hello{Instance: instanceID(byte(i)), Ordinal: 1})
 				if err != nil {
 					continue
 				}
@@ -60,8 +60,8 @@ func TestStatesUnderConcurrentChanges(t *testing.T) {
 	wg.Wait()
 	cancel()
 	w := &stateWorld{parts: p, online: map[agent.ID]bool{}, seen: map[agent.ID]bool{}}
-	for _, e := range p.roster.order {
-		w.online[e.id], w.seen[e.id] = e.session != nil, e.newest.Epoch != 0
+	for _, e := range p.registry.order {
+		w.online[e.id], w.seen[e.id] = e.live != nil, e.newest.Epoch != 0
 	}
 	w.checkSeries(t)
 }

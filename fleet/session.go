@@ -14,8 +14,8 @@ import (
 // End is how a session ended.
 type End string
 
-// The ends of sessions. Those of the first group are the stream's to name, the
-// others are the fleet's.
+// The ends of sessions. The caller of Close names those of the first group. The
+// fleet names the others.
 const (
 	EndGoodbye    End = "goodbye"    // the agent goes away for good
 	EndDisconnect End = "disconnect" // its stream ended or broke
@@ -26,8 +26,8 @@ const (
 	EndDeregistered End = "deregistered" // coderd removed the agent
 	EndSuperseded   End = "superseded"   // the agent of a newer build took its place
 	EndRevoked      End = "revoked"      // the agent has another token now
-	EndAged         End = "aged"         // the agent did not follow the request to connect again
-	EndOutdated     End = "outdated"     // what it said lost against what is stored
+	EndAged         End = "aged"         // the agent ignored the request to reconnect
+	EndOutdated     End = "outdated"     // the database has a newer epoch of the agent
 )
 
 var allEnds = []End{
@@ -35,7 +35,9 @@ var allEnds = []End{
 	EndTakeover, EndDeregistered, EndSuperseded, EndRevoked, EndAged, EndOutdated,
 }
 
-// Session is the live session of an agent.
+// Session is a session of an agent. It is live from Connect until Done is closed;
+// its end is final. Acks and refusals of the instance go through the session that
+// is attached to the tracker.
 type Session struct {
 	fleet   *Fleet
 	entry   *entry
@@ -47,38 +49,38 @@ type Session struct {
 
 	done chan struct{}
 	aged atomic.Bool
-	wake atomic.Pointer[func()] // nil: nobody waits for news
+	wake atomic.Pointer[func()] // nil: there is no watcher
 
 	end End // written before done is closed
 
 	// Guarded by entry.mu.
 	ageAt   time.Time // zero: never
-	closeAt time.Time // zero: not asked to connect again yet
+	closeAt time.Time // zero: the agent was not asked to reconnect yet
 }
 
-// Hello is what an instance tells when it connects.
+// Hello is what an instance sends when it connects.
 type Hello struct {
 	Instance agent.Instance
-	// Ordinal of the session in the life of the instance, from 1; 0 is taken as
-	// above 1.
+	// Ordinal counts the sessions of the instance, from 1. 0, of an instance that
+	// does not count, is treated as above 1.
 	Ordinal int64
-	// Epoch of the instance's session before; 0: not known.
+	// Epoch of the instance's previous session; 0: not known.
 	Epoch int64
-	// Durable is the highest durable sequence that the instance was told of: it
-	// knows all refusals up to there.
+	// Durable is the highest durable sequence that the instance received. It has
+	// all refusals up to that one.
 	Durable int64
 }
 
-// Connect opens a session of the agent and ends an older one, here or on another
-// replica, with EndTakeover. It waits for the database only if the agent is not
-// known here. Errors: ErrUnknownAgent, ErrUnavailable.
+// Connect opens a session of the agent. An older session, on any replica, ends with
+// EndTakeover. Connect waits for the database only if this replica does not know
+// the agent. Errors: ErrUnknownAgent, ErrUnavailable.
 func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session, error) {
-	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *roster) *entry { return r.agents[id] })
+	e, err := f.lookUp(ctx, ErrUnknownAgent, func(r *registry) *entry { return r.agents[id] })
 	if err != nil {
 		return nil, err
 	}
-	e.turn.Lock()
-	defer e.turn.Unlock()
+	e.requestMu.Lock()
+	defer e.requestMu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.availableLocked(); err != nil {
@@ -86,14 +88,14 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	now := time.Now()
 	e.lastSeen = now
-	if e.session != nil {
-		f.endLocked(e.session, EndTakeover)
+	if e.live != nil {
+		f.endSessionLocked(e.live, EndTakeover)
 	}
 	t, known := f.instanceLocked(e, hello.Instance)
-	elsewhere := f.wasElsewhereLocked(e, t.ordinal, hello.Ordinal)
+	moved := f.mayHaveMovedLocked(e, t.ordinal, hello.Ordinal)
 	t.ordinal = hello.Ordinal
 	reg := e.reg.Load()
-	order := f.beginLocked(e, hello.Epoch)
+	order := f.assignEpochLocked(e, hello.Epoch)
 	t.epoch = order.Epoch
 	s := &Session{
 		fleet:   f,
@@ -105,28 +107,28 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 			Epoch:     order.Epoch,
 			Instance:  hello.Instance,
 			First:     hello.Ordinal == 1 && !known,
-			Elsewhere: elsewhere,
+			Elsewhere: moved,
 		},
 		done: make(chan struct{}),
 	}
 	if age := f.opts.SessionAge; age > 0 {
 		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Random()*float64(age/5)))
 	}
-	e.session = s
-	t.detached = time.Time{}
+	e.live = s
+	t.detachedAt = time.Time{}
 	s.resume = t.attach(s, hello.Durable)
 	f.metrics.sessions.Inc()
 	f.openSeriesLocked(e, s.info)
-	f.presentLocked(e, now)
+	f.publishPresenceLocked(e, now)
 	return s, nil
 }
 
-// instanceLocked returns the tracker of the instance, and whether the instance
-// was known before.
+// instanceLocked returns the tracker of the instance, and whether it existed
+// before.
 func (f *Fleet) instanceLocked(e *entry, instance agent.Instance) (_ *tracker, known bool) {
 	i := slices.IndexFunc(e.instances, func(t *tracker) bool { return t.instance == instance })
 	if i >= 0 {
-		// The newest stands last: the first one goes when there are too many.
+		// The newest is the last: the first is dropped when there are too many.
 		t := e.instances[i]
 		e.instances = append(slices.Delete(e.instances, i, i+1), t)
 		return t, true
@@ -143,22 +145,22 @@ func (f *Fleet) instanceLocked(e *entry, instance agent.Instance) (_ *tracker, k
 func (e *entry) dropInstanceLocked(i int) {
 	t := e.instances[i]
 	e.instances = slices.Delete(e.instances, i, i+1)
-	e.holds = slices.DeleteFunc(e.holds, func(h hold) bool { return h.tracker == t })
+	e.pendingAcks = slices.DeleteFunc(e.pendingAcks, func(h pendingAck) bool { return h.tracker == t })
 }
 
-// maxEpochAhead is how far an epoch that an agent tells may be ahead of the clock:
-// more than clocks of replicas differ. Beyond it the agent would only harm itself.
+// maxEpochAhead bounds how far an epoch that an agent sends may be ahead of the
+// clock: more than clocks of replicas differ. A higher one is ignored.
 const maxEpochAhead = time.Hour
 
-// beginLocked returns the order for a session, which is the agent's newest from
-// now on, and has it told and persisted in a while. told is the epoch that the
-// agent knows of; 0: none.
-func (f *Fleet) beginLocked(e *entry, told int64) agent.Order {
+// assignEpochLocked makes the newest session record of the agent, with a new epoch.
+// It queues the record for publication and for the database. sent is the epoch that
+// the agent sent; 0: none.
+func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
 	now := f.opts.Now()
-	last := max(e.newest.Epoch, e.stored)
+	last := max(e.newest.Epoch, e.storedEpoch)
 	previous := e.newest.Epoch
-	if told != 0 && told < now.Add(maxEpochAhead).UnixNano() {
-		last, previous = max(last, told), told
+	if sent != 0 && sent < now.Add(maxEpochAhead).UnixNano() {
+		last, previous = max(last, sent), sent
 	}
 	e.newest = agent.SessionRecord{
 		Agent:   e.id,
@@ -166,21 +168,21 @@ func (f *Fleet) beginLocked(e *entry, told int64) agent.Order {
 		Replica: f.self(),
 		Open:    true,
 	}
-	f.recordLocked(e)
+	f.queueSessionLocked(e)
 	order := agent.Order{Epoch: e.newest.Epoch}
 	if f.peers != nil {
-		order.Basis, order.Previous = max(e.stored, e.recorded, 1), previous
+		order.Basis, order.Previous = max(e.storedEpoch, e.recordedEpoch, 1), previous
 	}
 	return order
 }
 
-// nextEpoch rises although the clock may not. An epoch can be below a stored one all
-// the same, if this replica's clock is slow, or was set back, and it was not told of
-// that. Then what the session says is not stored, and the session ends: EndOutdated.
+// nextEpoch rises even if the clock does not. It can still be below a stored epoch
+// that this replica does not know, if the clock is slow or was set back. Then the
+// stored values win, and the session ends: EndOutdated.
 //
-// Two replicas that know of the same last epoch, and whose clocks are behind it, go
-// beyond it by different steps, up to a millisecond: with the same epoch what one
-// of them stores would hide what the other does, and nobody would know.
+// Two replicas with the same last epoch, and clocks behind it, take different steps
+// of up to a millisecond. With equal epochs, values of one replica would silently
+// replace those of the other.
 func nextEpoch(now time.Time, last int64, replica agent.ID) int64 {
 	step := int64(1)
 	if replica != (agent.ID{}) {
@@ -192,19 +194,18 @@ func nextEpoch(now time.Time, last int64, replica agent.ID) int64 {
 	return max(now.UnixNano(), last+step)
 }
 
-// maxEpochStep is in nanoseconds: replicas meet by chance once in a million times, and
-// an agent that connects each second does not outrun the clock.
+// maxEpochStep is in nanoseconds. Steps of two replicas are equal once in a million
+// times. An agent that connects each second does not outrun the clock.
 const maxEpochStep = uint64(time.Millisecond)
 
-// endLocked ends a live session; the caller tells Series what becomes of the
-// series.
-func (f *Fleet) endLocked(s *Session, end End) {
-	s.entry.session = nil
+// endSessionLocked ends a live session. The caller closes its series.
+func (f *Fleet) endSessionLocked(s *Session, end End) {
+	s.entry.live = nil
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
-	s.news()
-	s.tracker.detached = time.Now()
+	s.notify()
+	s.tracker.detachedAt = time.Now()
 	if end != EndGoodbye {
 		s.tracker.detach(s)
 	}
@@ -212,75 +213,74 @@ func (f *Fleet) endLocked(s *Session, end End) {
 	f.metrics.sessionsEnded.WithLabelValues(string(end)).Inc()
 }
 
-// Agent returns the id of the session's agent.
+// Agent returns the agent's id.
 func (s *Session) Agent() agent.ID { return s.entry.id }
 
 // Info returns the session's epoch and instance.
 func (s *Session) Info() agent.Session { return s.info }
 
-// Resume returns what was known of the instance when the session opened.
+// Resume returns the progress of the instance when the session opened.
 func (s *Session) Resume() Progress { return s.resume }
 
-// Done is closed when the session is over, by whomever.
+// Done returns a channel that is closed when the session ends.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // End returns how the session ended. It is valid once Done is closed.
 func (s *Session) End() End { return s.end }
 
-// Watch has wake called from now on when Done, Take or Aged may have news. After
-// Close(EndGoodbye) it goes on for Take, until the instance connects again. wake
-// must not block, nor use the session.
+// Watch registers wake, which is called when Done, Take or Aged may have changed.
+// After Close(EndGoodbye) it is still called for Take, until the instance connects
+// again. wake must not block, nor use the session.
 func (s *Session) Watch(wake func()) { s.wake.Store(&wake) }
 
-// news wakes whoever watches the session.
-func (s *Session) news() {
+// notify wakes the watcher of the session.
+func (s *Session) notify() {
 	if wake := s.wake.Load(); wake != nil {
 		(*wake)()
 	}
 }
 
-// Aged returns true once the agent should be asked to connect again.
+// Aged returns true once the agent should be asked to reconnect.
 func (s *Session) Aged() bool { return s.aged.Load() }
 
-// Progress returns how far the requests of the instance have come.
+// Progress returns the progress of the instance.
 func (s *Session) Progress() Progress { return s.tracker.progress() }
 
-// Take returns the refusals that the instance is to be told, each once, and the
-// progress that it may be told after them. They are of the instance: some may
-// have come between its sessions. False: the session tells nothing any more, as
-// it has ended, other than by goodbye, or the instance has another one.
-func (s *Session) Take() (Progress, []Refusal, bool) { return s.tracker.take(s) }
+// Take returns the refusals to send, each once, and the progress to ack after them.
+// They belong to the instance, so some may predate the session. False: the session
+// may send nothing any more, because the instance has another session, or because
+// this one ended other than by EndGoodbye.
+func (s *Session) Take() (Progress, []Refusal, bool) { return s.tracker.nextAck(s) }
 
-// Untold returns how many refusals wait for Take.
-func (s *Session) Untold() int { return s.tracker.waiting() }
+// Untold returns the number of refusals that Take will return.
+func (s *Session) Untold() int { return s.tracker.unsentCount() }
 
-// Close ends the session, unless it is over already. EndGoodbye has the series
-// go at once; otherwise they wait for a reconnect until their TTL.
+// Close ends the session, unless it has ended. EndGoodbye removes the series at
+// once. Otherwise they are retained for a reconnect until their TTL.
 func (s *Session) Close(end End) {
 	e := s.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.session != s {
+	if e.live != s {
 		s.tracker.detach(s)
 		return
 	}
-	s.fleet.endLocked(s, end)
+	s.fleet.endSessionLocked(s, end)
 	s.fleet.closeSeriesLocked(e, s.info.Epoch, end == EndGoodbye)
-	s.fleet.presentLocked(e, time.Now())
+	s.fleet.publishPresenceLocked(e, time.Now())
 }
 
-// Receive has take take in the request with the sequence, which is at least 1,
-// and records it as received. A sequence that is not above all received ones is
-// a duplicate: it is ignored without an error. The error is ErrSessionOver if
-// the session has ended. The agent's other requests, and its removal, wait
-// meanwhile.
-func (s *Session) Receive(sequence int64, take func(Request)) error {
+// Receive passes the request with the sequence, at least 1, to handle, and records
+// it as received. A sequence that is not above all received ones is a duplicate: it
+// is ignored without an error. The agent's other requests, and its removal, wait
+// until handle returns. Error: ErrSessionOver if the session has ended.
+func (s *Session) Receive(sequence int64, handle func(Request)) error {
 	e := s.entry
-	e.turn.Lock()
-	defer e.turn.Unlock()
+	e.requestMu.Lock()
+	defer e.requestMu.Unlock()
 	now := time.Now()
 	e.mu.Lock()
-	live := e.session == s
+	live := e.live == s
 	if live {
 		e.lastSeen = now
 	}
@@ -288,13 +288,13 @@ func (s *Session) Receive(sequence int64, take func(Request)) error {
 	if !live {
 		return ErrSessionOver
 	}
-	if !s.tracker.fresh(sequence) {
+	if !s.tracker.isNew(sequence) {
 		s.fleet.metrics.duplicates.Inc()
 		return nil
 	}
 	order := s.order
 	order.Sequence = sequence
-	take(Request{
+	handle(Request{
 		fleet:   s.fleet,
 		entry:   e,
 		session: s.info,
@@ -302,18 +302,18 @@ func (s *Session) Receive(sequence int64, take func(Request)) error {
 		tracker: s.tracker,
 		now:     now,
 	})
-	s.tracker.receive(sequence)
+	s.tracker.markReceived(sequence)
 	return nil
 }
 
-// scan does what is due: it asks aged sessions to leave, ends those that did
-// not, forgets old instances and moves statuses.
+// scan asks aged sessions to reconnect, ends those that did not, forgets old
+// instances, and publishes statuses that changed with time.
 func (f *Fleet) scan(now time.Time) {
 	start := time.Now()
 	defer func() { f.metrics.collection.Observe(time.Since(start).Seconds()) }()
-	f.checkStanding()
+	f.refreshMembership()
 	f.mu.RLock()
-	order := f.roster.order
+	order := f.registry.order
 	f.mu.RUnlock()
 	for _, e := range order {
 		e.mu.Lock()
@@ -323,20 +323,20 @@ func (f *Fleet) scan(now time.Time) {
 }
 
 func (f *Fleet) scanLocked(e *entry, now time.Time) {
-	if s := e.session; s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
+	if s := e.live; s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
 		switch {
 		case s.closeAt.IsZero():
 			s.closeAt = now.Add(f.opts.SessionGrace)
 			s.aged.Store(true)
-			s.news()
+			s.notify()
 		case !now.Before(s.closeAt):
-			f.endLocked(s, EndAged)
+			f.endSessionLocked(s, EndAged)
 			f.closeSeriesLocked(e, s.info.Epoch, false)
 		}
 	}
 	for i := 0; i < len(e.instances); {
 		t := e.instances[i]
-		if t.detached.IsZero() || now.Sub(t.detached) < f.opts.InstanceRetention {
+		if t.detachedAt.IsZero() || now.Sub(t.detachedAt) < f.opts.InstanceRetention {
 			i++
 			continue
 		}
@@ -345,10 +345,10 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if e.gone || e.leaving {
 		return
 	}
-	if f.peers != nil && !f.peers.member.Load() && e.session == nil {
-		f.letGoLocked(e)
+	if f.peers != nil && !f.peers.member.Load() && e.live == nil {
+		f.dropRetainedSeriesLocked(e)
 	}
-	if f.standingLocked(e, now) != (standing{e.status, e.counted, e.shown}) {
-		f.presentLocked(e, now)
+	if f.presenceLocked(e, now) != (presence{e.status, e.connection, e.published}) {
+		f.publishPresenceLocked(e, now)
 	}
 }

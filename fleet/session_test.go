@@ -19,11 +19,11 @@ import (
 
 func TestTakeover(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	first, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	first, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, first.Receive(3, func(Request) {}))
 
-	second, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
+	second, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 	require.NoError(t, err)
 	require.True(t, closed(first.Done()))
 	require.Equal(t, EndTakeover, first.End())
@@ -31,7 +31,7 @@ func TestTakeover(t *testing.T) {
 	require.True(t, first.Info().First)
 	require.False(t, second.Info().First)
 	require.Equal(t, Progress{3, 3}, second.Resume())
-	require.Equal(t, instance(1), second.Info().Instance)
+	require.Equal(t, instanceID(1), second.Info().Instance)
 	require.ErrorIs(t, first.Receive(4, func(Request) { t.Error("taken in") }), ErrSessionOver)
 	first.Close(EndDisconnect) // does not touch the second
 	require.False(t, closed(second.Done()))
@@ -39,7 +39,7 @@ func TestTakeover(t *testing.T) {
 	second.Close(EndDisconnect)
 	require.True(t, closed(second.Done()))
 	second.Close(EndDisconnect)
-	third, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	third, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	third.Close(EndDisconnect)
 	require.Equal(t, []string{
@@ -65,10 +65,10 @@ func (s *lockedSeries) Open(agent.ID, agent.Identity, agent.Session) {
 // sessions: it is taken in before the second one learns where to resume.
 func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	turn := func() *sync.Mutex { return &p.roster.agents[nid(1)].turn }
+	turn := func() *sync.Mutex { return &p.registry.agents[nid(1)].requestMu }
 	series := &lockedSeries{seriesJournal: seriesJournal{p.journal, newStateSeries()}, turn: turn}
 	p.series = series
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || turn().TryLock() }))
 	s.Close(EndDisconnect)
@@ -77,7 +77,7 @@ func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
 
 func TestDuplicatesAndGaps(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	var taken []int64
 	for _, seq := range []int64{1, 1, 5, 4, 3, 100, 100, 101} {
@@ -90,7 +90,7 @@ func TestDuplicatesAndGaps(t *testing.T) {
 
 func TestGoodbye(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
 	require.NoError(t, s.Receive(1, func(r Request) { r.Tracker().Hold(1) }))
 	p.journal.take()
@@ -109,18 +109,18 @@ func TestGoodbye(t *testing.T) {
 func TestInstancesAreBounded(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	for n := range byte(6) {
-		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(n), Ordinal: 1})
+		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(n), Ordinal: 1})
 		require.NoError(t, err)
 		require.NoError(t, s.Receive(int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}) }))
 	}
-	e := p.roster.agents[nid(1)]
+	e := p.registry.agents[nid(1)]
 	require.Len(t, e.instances, maxInstances)
-	require.Len(t, e.holds, maxInstances)
+	require.Len(t, e.pendingAcks, maxInstances)
 	require.Equal(t, []string{"2"}, metric(t, p, "agentstatsd_instances_dropped_total"))
-	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(3), Ordinal: 2})
+	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(3), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{4, 3}, s.Resume())
-	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(0), Ordinal: 2})
+	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(0), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{}, s.Resume())
 	require.False(t, s.Info().First, "the agent says that it is not the first")
@@ -131,9 +131,9 @@ func TestSessionAge(t *testing.T) {
 		p := loaded(t, Options{SessionAge: time.Hour}, registration(1, 1, 1), registration(2, 2, 1))
 		defer running(t, p)()
 		start := time.Now()
-		stays, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+		stays, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 		require.NoError(t, err)
-		goes, err := p.Connect(t.Context(), nid(2), Hello{Instance: instance(2), Ordinal: 1})
+		goes, err := p.Connect(t.Context(), nid(2), Hello{Instance: instanceID(2), Ordinal: 1})
 		require.NoError(t, err)
 		goesWoken, staysWoken := notified(goes), notified(stays)
 		go func() {
@@ -159,7 +159,7 @@ func TestSessionAge(t *testing.T) {
 func TestInstanceRetention(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{InstanceRetention: time.Minute}, registration(1, 1, 1))
-		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 		require.NoError(t, err)
 		require.NoError(t, s.Receive(7, func(Request) {}))
 		time.Sleep(time.Hour)
@@ -167,13 +167,13 @@ func TestInstanceRetention(t *testing.T) {
 		s.Close(EndDisconnect)
 		time.Sleep(time.Minute - 1)
 		p.scan(time.Now())
-		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
+		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 		require.NoError(t, err)
 		require.Equal(t, Progress{7, 7}, s.Resume())
 		s.Close(EndDisconnect)
 		time.Sleep(time.Minute)
 		p.scan(time.Now())
-		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 3})
+		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 3})
 		require.NoError(t, err)
 		require.Equal(t, Progress{}, s.Resume())
 	})
@@ -234,7 +234,7 @@ func TestSessionsRace(t *testing.T) {
 		agents.Go(func() {
 			id := nid(n%2 + 1)
 			for i := range 200 {
-				s, err := p.Connect(t.Context(), id, Hello{Instance: instance(byte(n)), Ordinal: int64(i + 1)})
+				s, err := p.Connect(t.Context(), id, Hello{Instance: instanceID(byte(n)), Ordinal: int64(i + 1)})
 				if err != nil {
 					continue
 				}
@@ -291,7 +291,7 @@ func BenchmarkConnect(b *testing.B) {
 	f := benchFleet(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		s, err := f.Connect(b.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 2})
+		s, err := f.Connect(b.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -17,30 +17,30 @@ func compareSessions(a, b *agent.SessionRecord) int {
 	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), bytes.Compare(a.Replica[:], b.Replica[:]))
 }
 
-// recordLocked has the agent's newest session, which is this replica's, told and
-// written.
-func (f *Fleet) recordLocked(e *entry) {
-	f.writes.addSession(e)
+// queueSessionLocked queues the agent's newest session, which is this replica's, for
+// publication and for the database.
+func (f *Fleet) queueSessionLocked(e *entry) {
+	f.queue.addSession(e)
 	if f.peers != nil {
-		f.peers.tellSessions(e)
+		f.peers.queueSessions(e)
 	}
 }
 
-// closeRecordLocked records that the session with the epoch has ended. A
-// fleet that is alone needs no record of it.
+// closeRecordLocked records the end of the session with the epoch. A replica that is
+// alone needs no record of it.
 func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
 	if f.peers == nil || e.newest.Epoch != epoch || e.newest.Replica != f.self() {
 		return
 	}
 	e.newest.Open = false
 	if e.leaving {
-		return // the record goes with the agent, which may be back already
+		return // the record is removed with the agent, which may be back already
 	}
-	f.recordLocked(e)
+	f.queueSessionLocked(e)
 }
 
-// Reported records that the agent's report of this request was taken in: from
-// then on this replica serves its series, and others let go of them.
+// Reported records that a report of the session was handled. From then on this
+// replica publishes the agent's series, and the others remove them.
 func (r Request) Reported() {
 	f, e := r.fleet, r.entry
 	if f.peers == nil {
@@ -52,19 +52,19 @@ func (r Request) Reported() {
 		return
 	}
 	e.newest.Reported = true
-	f.recordLocked(e)
+	f.queueSessionLocked(e)
 }
 
-// elsewhereLocked tells whether the agent has a session on another replica that
-// lives.
-func (f *Fleet) elsewhereLocked(e *entry) bool {
+// connectedRemotelyLocked returns whether the agent has a session on another live
+// replica.
+func (f *Fleet) connectedRemotelyLocked(e *entry) bool {
 	return f.peers != nil && e.newest.Open && e.newest.Replica != f.self() && f.peers.replicas.Live(e.newest.Replica)
 }
 
-// wasElsewhereLocked tells whether the instance may have had a session on another
-// replica since its last one here. The ordinals of these two tell of those that
-// this replica never heard of; 0: there are none.
-func (f *Fleet) wasElsewhereLocked(e *entry, last, ordinal int64) bool {
+// mayHaveMovedLocked returns whether the instance may have had a session on another
+// replica since its last one here. A gap between the ordinals of the two reveals a
+// session that this replica never read of. An ordinal of 0 reveals nothing.
+func (f *Fleet) mayHaveMovedLocked(e *entry, last, ordinal int64) bool {
 	if f.peers == nil {
 		return false
 	}
@@ -74,33 +74,34 @@ func (f *Fleet) wasElsewhereLocked(e *entry, last, ordinal int64) bool {
 	return last != 0 && ordinal != last && ordinal != last+1
 }
 
-// openSeriesLocked begins a session of the agent's series.
+// openSeriesLocked opens a session of the agent's series.
 func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
-	e.lingering = false
+	e.seriesRetained = false
 	f.series.Open(e.id, e.reg.Load().Identity(), s)
 }
 
-// closeSeriesLocked ends the session of the agent's series. Unless they go at
-// once they are kept for its return, but not by a replica that is out of touch
-// with the others: it would not hear that the agent is with one of them.
+// closeSeriesLocked closes the session of the agent's series. It retains them for a
+// reconnect, unless they go at once. A replica that is no member removes them: it
+// would not notice that the agent connects to another one.
 func (f *Fleet) closeSeriesLocked(e *entry, epoch int64, goodbye bool) {
-	gone := goodbye || f.peers != nil && !f.peers.member.Load()
-	f.series.Close(e.id, epoch, gone)
-	e.lingering = !gone
+	remove := goodbye || f.peers != nil && !f.peers.member.Load()
+	f.series.Close(e.id, epoch, remove)
+	e.seriesRetained = !remove
 }
 
-// letGoLocked takes away series that were kept for the agent's return.
-func (f *Fleet) letGoLocked(e *entry) {
-	if e.lingering {
-		e.lingering = false
+// dropRetainedSeriesLocked removes series that were retained for a reconnect.
+func (f *Fleet) dropRetainedSeriesLocked(e *entry) {
+	if e.seriesRetained {
+		e.seriesRetained = false
 		f.series.Remove(e.id)
 	}
 }
 
-// adoptSessions takes in what other replicas say of sessions. It returns false if
-// an agent of them is not known, or only since a revision after that one, or not yet
-// as the incarnation that a record tells. One of an incarnation before that is late.
-func (f *Fleet) adoptSessions(records []agent.SessionRecord, revision int64) (known bool) {
+// applySessions applies session records of other replicas. It returns false if a
+// record may have to be read again: its agent is unknown, was registered after that
+// revision, or has a later incarnation than this replica knows. A record of an
+// earlier incarnation is dropped.
+func (f *Fleet) applySessions(records []agent.SessionRecord, revision int64) (known bool) {
 	known = true
 	now := time.Now()
 	for i := range records {
@@ -117,26 +118,26 @@ func (f *Fleet) adoptSessions(records []agent.SessionRecord, revision int64) (kn
 			known = known && record.Incarnation < is
 			continue
 		}
-		record.Incarnation = 0 // it is the entry's
-		e.turn.Lock()
+		record.Incarnation = 0 // entries do not keep it
+		e.requestMu.Lock()
 		e.mu.Lock()
-		f.adoptLocked(e, record, now)
+		f.applySessionLocked(e, record, now)
 		e.mu.Unlock()
-		e.turn.Unlock()
+		e.requestMu.Unlock()
 	}
 	return known
 }
 
-// adoptLocked takes in one record of another replica. If it is newer than what
-// the agent has here, that is over: also if the other one has ended already, as
-// the agent's next session then gets the highest epoch.
-func (f *Fleet) adoptLocked(e *entry, record agent.SessionRecord, now time.Time) {
+// applySessionLocked applies one record of another replica. A newer record ends the
+// agent's session here, even if the other session has ended: the agent's next one
+// then gets the highest epoch.
+func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now time.Time) {
 	before := e.newest
 	order := compareSessions(&record, &before)
 	if order < 0 {
 		return
 	}
-	if order == 0 { // what one says late may be older
+	if order == 0 { // of one session: what is closed or reported stays so
 		record.Open = record.Open && before.Open
 		record.Reported = record.Reported || before.Reported
 	}
@@ -144,29 +145,28 @@ func (f *Fleet) adoptLocked(e *entry, record agent.SessionRecord, now time.Time)
 		return
 	}
 	e.newest = record
-	if s := e.session; s != nil {
-		f.endLocked(s, EndTakeover)
+	if s := e.live; s != nil {
+		f.endSessionLocked(s, EndTakeover)
 		f.closeSeriesLocked(e, s.info.Epoch, false)
 	}
 	if record.Reported {
-		f.letGoLocked(e)
+		f.dropRetainedSeriesLocked(e)
 	}
-	f.presentLocked(e, now)
+	f.publishPresenceLocked(e, now)
 }
 
 // sessionBatch bounds the records of one write.
 const sessionBatch = 1000
 
-// writeSessions writes the newest sessions of agents that have them here. What
-// fails waits on.
+// writeSessions writes the queued sessions. What fails is queued again.
 func (f *Fleet) writeSessions(ctx context.Context) error {
-	entries := f.writes.takeSessions()
-	defer f.writes.sessionsDone()
+	entries := f.queue.drainSessions()
+	defer f.queue.finishSessions()
 	for i, part := range slices.Collect(slices.Chunk(entries, sessionBatch)) {
 		if err := f.saveSessions(ctx, part); err != nil {
 			f.metrics.writeErrors.WithLabelValues("sessions").Inc()
 			for _, e := range entries[i*sessionBatch:] {
-				f.writes.addSession(e)
+				f.queue.addSession(e)
 			}
 			return fmt.Errorf("save sessions: %w", err)
 		}
@@ -195,41 +195,41 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 		return err
 	}
 	for i, e := range written {
-		e.noteRecorded(records[i].Epoch)
+		e.noteRecordedEpoch(records[i].Epoch)
 	}
 	return nil
 }
 
-func (w *writes) addSession(e *entry) {
+func (w *writeQueue) addSession(e *entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sessions[e] = struct{}{}
-	w.wakeUp()
+	w.wakeWriter()
 }
 
-// takeSessions removes and returns all that wait: they are being written until
-// sessionsDone.
-func (w *writes) takeSessions() []*entry {
+// drainSessions returns all queued sessions. They are in flight until
+// finishSessions.
+func (w *writeQueue) drainSessions() []*entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.sessions) == 0 {
 		return nil
 	}
-	w.saving = slices.Collect(maps.Keys(w.sessions))
+	w.inFlight = slices.Collect(maps.Keys(w.sessions))
 	clear(w.sessions)
-	return w.saving
+	return w.inFlight
 }
 
-func (w *writes) sessionsDone() {
+func (w *writeQueue) finishSessions() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.saving = nil
+	w.inFlight = nil
 }
 
-// unwritten returns the agents whose newest session may not be in the database
-// yet, some of them twice.
-func (w *writes) unwritten() []*entry {
+// unwritten returns the agents whose newest session may not be in the database yet.
+// An agent may be listed twice.
+func (w *writeQueue) unwritten() []*entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.AppendSeq(slices.Clone(w.saving), maps.Keys(w.sessions))
+	return slices.AppendSeq(slices.Clone(w.inFlight), maps.Keys(w.sessions))
 }

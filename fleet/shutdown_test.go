@@ -44,13 +44,13 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 			defer connectTo(t, p, n+1, hello(1, 1)).Close(EndDrain)
 		}
 		time.Sleep(time.Minute)
-		for _, e := range p.roster.order {
-			e.session.Close(EndDrain)
+		for _, e := range p.registry.order {
+			e.live.Close(EndDrain)
 			time.Sleep(7500 * time.Millisecond / agents)
 		}
 		began := time.Now()
 		stop()
-		require.LessOrEqual(t, time.Since(began), 3*newsTimeout)
+		require.LessOrEqual(t, time.Since(began), 3*publishTimeout)
 	})
 }
 
@@ -62,12 +62,12 @@ func TestShutdownTellsOnce(t *testing.T) {
 			c := newCluster()
 			c.setLive(replicaID(0), true)
 			news := &tellingNews{standingOf: standingOf{c, replicaID(0)}}
-			p := newPartsOn(t, Options{FollowInterval: newsTimeout}, newMemStore(&journal{}), &journal{})
+			p := newPartsOn(t, Options{FollowInterval: publishTimeout}, newMemStore(&journal{}), &journal{})
 			p.Join(standingOf{c, replicaID(0)}, news)
-			news.tellMore = p.peers.tellStates
+			news.tellMore = p.peers.queueStates
 			ctx, cancel := context.WithCancel(t.Context())
 			news.cancel = cancel
-			p.peers.tellStates()
+			p.peers.queueStates()
 			require.NoError(t, p.Run(ctx))
 			require.LessOrEqual(t, news.afterCancel, 2)
 		})
@@ -99,7 +99,7 @@ func (n *tellingNews) Publish(ctx context.Context, _ string, _ []byte) error {
 // What a replica has to tell when it stops goes out, also if it is gathered just
 // then: here the database takes nothing.
 func TestLastNewsGoOut(t *testing.T) {
-	for _, wait := range []time.Duration{0, newsGather / 2, newsGather - 1, newsGather} {
+	for _, wait := range []time.Duration{0, publishDelay / 2, publishDelay - 1, publishDelay} {
 		bubble.Test(t, func(t *testing.T) {
 			c, r := startReplicas(t, 1)
 			leaving := newPartsOn(t, Options{}, r[0].store, &journal{})
@@ -140,7 +140,7 @@ func TestCleanExitLogsNoErrors(t *testing.T) {
 		p.store.mu.Lock()
 		p.store.before = func() { time.Sleep(time.Second) }
 		p.store.mu.Unlock()
-		p.peers.nudge()
+		p.peers.wakeFollower()
 		time.Sleep(500 * time.Millisecond)
 		stop()
 		require.Empty(t, lines.String())

@@ -7,17 +7,17 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// sizes are what registrations come to, of which there are limits.
+// sizes are the bounded sizes of the registrations.
 type sizes struct {
 	agents, workspaces int
 	bytes              int64
 }
 
-// stringBytes is what a string takes in a list beside its text.
+// stringBytes is the size of a string in a list, without its text.
 const stringBytes = int64(unsafe.Sizeof(""))
 
-// registrationBytes is about what the registration of an agent takes in memory,
-// without the texts of its workspace.
+// registrationBytes estimates the memory of an agent's registration, without the texts
+// of its workspace.
 func registrationBytes(r *agent.Registration) int64 {
 	n := int64(unsafe.Sizeof(entry{})) + int64(unsafe.Sizeof(*r)) + int64(len(r.Name))
 	for _, key := range r.MetadataKeys {
@@ -30,19 +30,19 @@ func registrationBytes(r *agent.Registration) int64 {
 	return n
 }
 
-// workspaceBytes is about what a workspace takes in memory without its agents.
+// workspaceBytes estimates the memory of a workspace without its agents.
 func workspaceBytes(w *agent.Workspace) int64 {
 	return int64(unsafe.Sizeof(workspace{})) + int64(len(w.Name)+len(w.OwnerUsername)+len(w.Template.Name)+
 		len(w.Template.Version)+len(w.Organization)+len(w.Build.Transition))
 }
 
-// sizes returns what is registered.
-func (r *roster) sizes() sizes {
+// sizes returns the sizes of the registry.
+func (r *registry) sizes() sizes {
 	return sizes{len(r.agents), len(r.workspaces), r.bytes}
 }
 
-// sizes returns what will be registered with the plan.
-func (p *plan) sizes(r *roster) sizes {
+// sizes returns the sizes after the plan.
+func (p *plan) sizes(r *registry) sizes {
 	s := r.sizes()
 	for id := range p.removed() {
 		if e := r.agents[id]; e != nil {
@@ -63,8 +63,8 @@ func (p *plan) sizes(r *roster) sizes {
 		s.bytes -= workspaceBytes(&r.workspaces[id].Workspace)
 	}
 	for id, w := range p.workspaces {
-		if held := r.workspaces[id]; held != nil {
-			s.bytes -= workspaceBytes(&held.Workspace)
+		if existing := r.workspaces[id]; existing != nil {
+			s.bytes -= workspaceBytes(&existing.Workspace)
 		} else {
 			s.workspaces++
 		}
@@ -73,8 +73,8 @@ func (p *plan) sizes(r *roster) sizes {
 	return s
 }
 
-// check refuses what is above a limit, and above what there is now: where limits
-// were lowered, what does not grow is let through.
+// check refuses sizes above a limit. A size above a lowered limit passes if it does not
+// grow.
 func (s sizes) check(now sizes, o *Options) error {
 	switch {
 	case s.agents > o.MaxAgents && s.agents > now.agents:
@@ -87,12 +87,12 @@ func (s sizes) check(now sizes, o *Options) error {
 	return nil
 }
 
-// noteRead counts and logs what is above a limit although it was read from the
-// database: another replica, or this one before its limits were lowered, took it
-// in. It is served all the same. The caller may change the registrations.
-func (f *Fleet) noteRead(agents int) {
+// checkReadSizes counts and logs a limit that the registrations in the database exceed.
+// Another replica accepted them, or this one before its limits were lowered. They are
+// served all the same. The caller holds changeSem.
+func (f *Fleet) checkReadSizes(agents int) {
 	f.mu.RLock()
-	s := f.roster.sizes()
+	s := f.registry.sizes()
 	f.mu.RUnlock()
 	reason, limit, value := "", int64(0), int64(0)
 	switch {
@@ -106,10 +106,10 @@ func (f *Fleet) noteRead(agents int) {
 	if reason != "" {
 		f.metrics.beyondLimit.WithLabelValues(reason).Add(float64(agents))
 	}
-	if reason == f.beyond {
+	if reason == f.exceededLimit {
 		return
 	}
-	f.beyond = reason
+	f.exceededLimit = reason
 	if reason == "" {
 		f.log.Info("the registrations in the database are within the limits of this replica again")
 		return

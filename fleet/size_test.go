@@ -14,7 +14,7 @@ import (
 )
 
 // bytesOf is what registrations come to, counted anew.
-func bytesOf(r *roster) (n int64) {
+func bytesOf(r *registry) (n int64) {
 	for _, e := range r.agents {
 		n += registrationBytes(e.reg.Load())
 	}
@@ -40,7 +40,7 @@ func TestRegistrationBytes(t *testing.T) {
 	p := loaded(t, Options{MaxBytes: limit}, large(1, 40_000), large(2, 40_000))
 	refused := func(set Set, sync bool) {
 		t.Helper()
-		before := p.roster.bytes
+		before := p.registry.bytes
 		var err error
 		if sync {
 			s, began := p.BeginSync()
@@ -51,7 +51,7 @@ func TestRegistrationBytes(t *testing.T) {
 		}
 		require.ErrorIs(t, err, ErrTooLarge)
 		require.Regexp(t, `^too large registrations: want at most 100000 bytes in memory of all \(--max-registrations-bytes\), got 1[0-9]{5}$`, err.Error())
-		require.Equal(t, before, p.roster.bytes)
+		require.Equal(t, before, p.registry.bytes)
 		requireConsistent(t, p)
 	}
 	refused(Set{Agents: []agent.Registration{large(3, 30_000)}}, false)
@@ -75,7 +75,7 @@ func TestRegistrationBytes(t *testing.T) {
 	_, err = p.Deregister(t.Context(), []agent.ID{nid(1)}, []agent.ID{nid(1003)})
 	require.NoError(t, err)
 	requireConsistent(t, p)
-	require.Equal(t, []string{fmt.Sprint(float64(bytesOf(&p.roster)))}, metric(t, p, "agentstatsd_registrations_bytes"))
+	require.Equal(t, []string{fmt.Sprint(float64(bytesOf(&p.registry)))}, metric(t, p, "agentstatsd_registrations_bytes"))
 
 	// With a lower limit what is there stays, and may shrink.
 	p.opts.MaxBytes = 10_000

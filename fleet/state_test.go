@@ -27,7 +27,7 @@ func running(t *testing.T, p parts) (stop func()) {
 
 func connect(t testing.TB, p parts, n int) *Session {
 	t.Helper()
-	s, err := p.Connect(t.Context(), nid(n), Hello{Instance: instance(byte(n)), Ordinal: 1})
+	s, err := p.Connect(t.Context(), nid(n), Hello{Instance: instanceID(byte(n)), Ordinal: 1})
 	require.NoError(t, err)
 	return s
 }
@@ -113,7 +113,7 @@ func TestUnknownAppsAreRefusedByName(t *testing.T) {
 		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}), 1)
 	})
 	require.Equal(t, Progress{2, 0}, s.Progress(), "what was refused wholly is not waited for")
-	require.Len(t, s.tracker.held, 1)
+	require.Len(t, s.tracker.pending, 1)
 }
 
 func TestStateWaitsForTheDatabase(t *testing.T) {
@@ -127,7 +127,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, Progress{50, 0}, s.Progress())
-		require.Len(t, s.tracker.held, 1, "what waits is bounded")
+		require.Len(t, s.tracker.pending, 1, "what waits is bounded")
 		require.ErrorIs(t, p.Healthy(), errDown)
 		require.NoError(t, p.Ready(), "agents are served")
 		require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_pending"))
@@ -158,8 +158,8 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 		receive(t, s, 2, func(r Request) { r.SetNetwork(agent.Network{NodeID: 2}) })
 	}
 	batch := func() (w []stateWrite) {
-		for _, e := range p.writes.takeStates(10) {
-			one, ok := e.beginWrite()
+		for _, e := range p.queue.drainStates(10) {
+			one, ok := e.drainState()
 			require.True(t, ok)
 			w = append(w, one)
 		}
@@ -183,7 +183,7 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 	p.store.fail(errDown)
 	require.ErrorIs(t, p.write(t.Context()), errDown)
 	require.Equal(t, Progress{4, 2}, s.Progress())
-	require.Len(t, s.tracker.held, 1)
+	require.Len(t, s.tracker.pending, 1)
 	p.store.fail(nil)
 	require.NoError(t, p.write(t.Context()))
 	require.Equal(t, Progress{4, 4}, s.Progress())
@@ -260,12 +260,12 @@ func TestNothingIsWrittenOfARemovedAgent(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
 	receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
-	taken := p.writes.takeStates(10)
-	p.writes.addState(taken[0])
+	taken := p.queue.drainStates(10)
+	p.queue.addState(taken[0])
 	_, err := p.Deregister(t.Context(), ids(1), nil)
 	require.NoError(t, err)
 	require.NoError(t, p.write(t.Context()))
-	_, ok := taken[0].beginWrite()
+	_, ok := taken[0].drainState()
 	require.False(t, ok)
 	require.Empty(t, p.store.states)
 	require.Empty(t, p.store.sessions)

@@ -11,29 +11,27 @@ import (
 )
 
 const (
-	// templateRetention is how long the durations of a template's builds are
-	// served after its last workspace went, so that rate and increase over that
-	// long, and whatever scrapes seldom, still see the last one.
+	// templateRetention is how long a template's series outlast its last workspace,
+	// so that rate and increase over that long see the last build.
 	templateRetention = time.Hour
-	// templateScan is how late the end of that may be noticed.
+	// templateScan bounds the delay of that removal.
 	templateScan = time.Minute
 )
 
-// templateKey is what a template is by the labels of its builds.
+// templateKey identifies a template by the labels of its builds.
 type templateKey struct{ organization, name string }
 
 func templateOf(w *agent.Workspace) templateKey {
 	return templateKey{w.Organization, w.Template.Name}
 }
 
-// buildDurations is the histogram of durations of builds. It forgets templates
-// that are gone, so that it does not grow with each that ever was.
+// buildDurations is the histogram of build durations. It removes the series of
+// templates without workspaces, so that it does not grow for ever.
 type buildDurations struct {
 	vec *prometheus.HistogramVec
 
 	mu sync.Mutex
-	// seen is when each template that has a series was last known to have a
-	// workspace, or a build that was observed.
+	// seen is when each template with a series last had a workspace or a build.
 	seen map[templateKey]time.Time
 }
 
@@ -53,9 +51,9 @@ func newBuildDurations(reg prometheus.Registerer) *buildDurations {
 	return d
 }
 
-// observe counts the build's duration.
+// observe adds the build's duration.
 func (d *buildDurations) observe(b *finishedBuild, now time.Time) {
-	// Under the lock, or forget could take the series away before its value is in.
+	// Under the lock: removeStale must not remove the series in between.
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.seen[templateOf(&b.labels)] = now
@@ -68,9 +66,9 @@ func (d *buildDurations) observe(b *finishedBuild, now time.Time) {
 	).Observe(b.seconds)
 }
 
-// forget removes the series of templates that had no workspace for
+// removeStale removes the series of templates without a workspace for
 // templateRetention.
-func (d *buildDurations) forget(registered func(templateKey) bool, now time.Time) {
+func (d *buildDurations) removeStale(registered func(templateKey) bool, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for key, seen := range d.seen {
@@ -84,9 +82,9 @@ func (d *buildDurations) forget(registered func(templateKey) bool, now time.Time
 	}
 }
 
-// forgetTemplates removes what is served of templates that are gone.
-func (f *Fleet) forgetTemplates(now time.Time) {
+// removeStaleTemplates removes the build series of removed templates.
+func (f *Fleet) removeStaleTemplates(now time.Time) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	f.metrics.builds.forget(func(key templateKey) bool { return f.roster.templates[key] > 0 }, now)
+	f.metrics.builds.removeStale(func(key templateKey) bool { return f.registry.templates[key] > 0 }, now)
 }

@@ -68,6 +68,6 @@ func TestBuildDurationsOfATemplateThatIsGone(t *testing.T) {
 		time.Sleep(2*templateScan + time.Second)
 		require.ElementsMatch(t, others, observed(t, p))
 		require.Len(t, f.metrics.builds.seen, 2)
-		require.Len(t, f.roster.templates, 2)
+		require.Len(t, f.registry.templates, 2)
 	})
 }

@@ -12,7 +12,7 @@ import (
 // maxUntold bounds the refusals that an instance is yet to be told one by one:
 // with at most 16 names of 200 bytes each, 64 of them are 200 KB in the worst
 // case. What comes beyond is told as one summary.
-const maxUntold = 64
+const maxUnsent = 64
 
 // maxInstances bounds the instances remembered of one agent. One is alive; the
 // others are restarts within the retention.
@@ -50,18 +50,18 @@ type tracker struct {
 
 	// detached is when the last session ended; zero while there is one.
 	// Guarded by entry.mu.
-	detached time.Time
+	detachedAt time.Time
 	// ordinal and epoch of the instance's newest session here. Guarded by entry.mu.
 	ordinal, epoch int64
 
 	mu sync.Mutex
 	// Guarded by mu.
-	received int64
-	held     []held    // by sequence; none with a count of 0
-	untold   []Refusal // in the order in which they came, at most maxUntold
-	summary  span      // of what is untold, too, and was too much to keep
-	sent     span      // of what sessions took
-	session  *Session  // that tells the instance, and is woken; nil: none
+	received    int64
+	pending     []pendingSequence // by sequence; none with a count of 0
+	unsent      []Refusal         // in the order in which they came, at most maxUntold
+	summary     span              // of what is untold, too, and was too much to keep
+	unconfirmed span              // of what sessions took
+	session     *Session          // that tells the instance, and is woken; nil: none
 }
 
 // span are refusals of requests from one sequence to another.
@@ -82,7 +82,7 @@ func (s *span) join(o span) {
 
 // held are the holds on one sequence. There are at most as many as the agent
 // has keys and parts of its state: of each only the oldest pending is held.
-type held struct {
+type pendingSequence struct {
 	sequence int64
 	count    int
 }
@@ -95,95 +95,95 @@ func newTracker(f *Fleet, e *entry, instance agent.Instance) *tracker {
 func (t *tracker) Hold(sequence int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, found := t.find(sequence)
+	i, found := t.findPending(sequence)
 	if found {
-		t.held[i].count++
+		t.pending[i].count++
 		return
 	}
-	t.held = slices.Insert(t.held, i, held{sequence, 1})
+	t.pending = slices.Insert(t.pending, i, pendingSequence{sequence, 1})
 }
 
 // Settle implements agent.Tracker. What is refused is charged to the agent: if
 // anything is, the caller must not hold entry.mu.
 func (t *tracker) Settle(settled []agent.Settled) {
-	if refused := t.settle(settled); refused > 0 {
-		t.fleet.refused(t.entry, refused, 0)
+	if refused := t.resolve(settled); refused > 0 {
+		t.fleet.chargeRefused(t.entry, refused, 0)
 	}
 }
 
 // settle returns how many items were refused.
-func (t *tracker) settle(settled []agent.Settled) (refused int) {
+func (t *tracker) resolve(settled []agent.Settled) (refused int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.progressLocked()
 	for _, s := range settled {
 		if s.Refusal != nil {
-			t.refuseLateLocked(s.Sequence, *s.Refusal)
+			t.mergeRefusalLocked(s.Sequence, *s.Refusal)
 			refused += max(s.Refusal.Count, 1)
 		}
-		i, found := t.find(s.Sequence)
+		i, found := t.findPending(s.Sequence)
 		if !found {
 			continue
 		}
-		if t.held[i].count--; t.held[i].count == 0 {
-			t.held = slices.Delete(t.held, i, i+1)
+		if t.pending[i].count--; t.pending[i].count == 0 {
+			t.pending = slices.Delete(t.pending, i, i+1)
 		}
 	}
-	if len(t.held) == 0 {
-		t.held = nil // an idle agent holds no memory
+	if len(t.pending) == 0 {
+		t.pending = nil // an idle agent holds no memory
 	}
 	if refused > 0 || t.progressLocked() != before {
-		t.wakeLocked()
+		t.notifyLocked()
 	}
 	return refused
 }
 
-func (t *tracker) find(sequence int64) (int, bool) {
-	return slices.BinarySearchFunc(t.held, sequence, func(h held, s int64) int { return cmp.Compare(h.sequence, s) })
+func (t *tracker) findPending(sequence int64) (int, bool) {
+	return slices.BinarySearchFunc(t.pending, sequence, func(h pendingSequence, s int64) int { return cmp.Compare(h.sequence, s) })
 }
 
 // refuse records what was refused of a request before it is received, so that no
 // ack covers it until it is told. It takes ownership of the refusals' names.
-func (t *tracker) refuse(sequence int64, refused []agent.Refusal) {
+func (t *tracker) addRefusals(sequence int64, refused []agent.Refusal) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range refused {
-		t.refuseLocked(sequence, r)
+		t.addRefusalLocked(sequence, r)
 	}
 }
 
 // refuseLateLocked joins what the database refuses of one request: it comes one
 // by one.
-func (t *tracker) refuseLateLocked(sequence int64, r agent.Refusal) {
-	for i := range t.untold {
-		u := &t.untold[i]
+func (t *tracker) mergeRefusalLocked(sequence int64, r agent.Refusal) {
+	for i := range t.unsent {
+		u := &t.unsent[i]
 		if u.Sequence == sequence && u.Kind == r.Kind && u.Reason == r.Reason {
 			u.Names = append(u.Names, r.Names[:min(len(r.Names), agent.MaxRefusalNames-len(u.Names))]...)
 			u.Count += r.Count
 			return
 		}
 	}
-	t.refuseLocked(sequence, r)
+	t.addRefusalLocked(sequence, r)
 }
 
-func (t *tracker) refuseLocked(sequence int64, r agent.Refusal) {
-	if len(t.untold) >= maxUntold {
+func (t *tracker) addRefusalLocked(sequence int64, r agent.Refusal) {
+	if len(t.unsent) >= maxUnsent {
 		t.fleet.metrics.summarized.Inc()
 		t.summary.join(span{sequence, sequence, max(r.Count, 1)})
 		return
 	}
-	t.untold = append(t.untold, Refusal{Sequence: sequence, Refusal: r})
+	t.unsent = append(t.unsent, Refusal{Sequence: sequence, Refusal: r})
 }
 
 // fresh tells whether the sequence is above all received ones.
-func (t *tracker) fresh(sequence int64) bool {
+func (t *tracker) isNew(sequence int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return sequence > t.received
 }
 
 // receive records that the request with the sequence was taken in.
-func (t *tracker) receive(sequence int64) {
+func (t *tracker) markReceived(sequence int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.received = max(t.received, sequence)
@@ -197,11 +197,11 @@ func (t *tracker) progress() Progress {
 
 func (t *tracker) progressLocked() Progress {
 	p := Progress{Received: t.received, Durable: t.received}
-	if len(t.held) > 0 {
-		p.Durable = min(p.Durable, t.held[0].sequence-1)
+	if len(t.pending) > 0 {
+		p.Durable = min(p.Durable, t.pending[0].sequence-1)
 	}
-	for i := range t.untold {
-		p.Durable = min(p.Durable, t.untold[i].Sequence-1)
+	for i := range t.unsent {
+		p.Durable = min(p.Durable, t.unsent[i].Sequence-1)
 	}
 	if t.summary.count > 0 {
 		p.Durable = min(p.Durable, t.summary.first-1)
@@ -211,20 +211,20 @@ func (t *tracker) progressLocked() Progress {
 
 // take returns what the session is to tell, the refusals before the progress,
 // which covers them. False: another session has taken its place.
-func (t *tracker) take(s *Session) (Progress, []Refusal, bool) {
+func (t *tracker) nextAck(s *Session) (Progress, []Refusal, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.session != s {
 		return Progress{}, nil, false
 	}
-	refusals := t.untold
-	t.untold = nil
+	refusals := t.unsent
+	t.unsent = nil
 	for i := range refusals {
-		t.sent.join(span{refusals[i].Sequence, refusals[i].Sequence, refusals[i].Count})
+		t.unconfirmed.join(span{refusals[i].Sequence, refusals[i].Sequence, refusals[i].Count})
 	}
 	if t.summary.count > 0 {
 		refusals = append(refusals, Refusal{First: t.summary.first, Sequence: t.summary.last, Refusal: summaryOf(t.summary.count)})
-		t.sent.join(t.summary)
+		t.unconfirmed.join(t.summary)
 		t.summary = span{}
 	}
 	return t.progressLocked(), refusals, true
@@ -243,10 +243,10 @@ func summaryOf(count int) agent.Refusal {
 }
 
 // waiting returns how many refusals are untold.
-func (t *tracker) waiting() int {
+func (t *tracker) unsentCount() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.untold)
+	return len(t.unsent)
 }
 
 // attach makes s the session that tells the instance from now on, and returns
@@ -254,12 +254,12 @@ func (t *tracker) waiting() int {
 func (t *tracker) attach(s *Session, confirmed int64) Progress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.sent.last > confirmed {
-		again := t.sent
+	if t.unconfirmed.last > confirmed {
+		again := t.unconfirmed
 		again.first = max(again.first, confirmed+1)
 		t.summary.join(again)
 	}
-	t.sent = span{}
+	t.unconfirmed = span{}
 	t.session = s
 	return t.progressLocked()
 }
@@ -273,8 +273,8 @@ func (t *tracker) detach(s *Session) {
 	}
 }
 
-func (t *tracker) wakeLocked() {
+func (t *tracker) notifyLocked() {
 	if t.session != nil {
-		t.session.news()
+		t.session.notify()
 	}
 }

@@ -16,7 +16,7 @@ import (
 // trackerOf returns that of an agent of its own.
 func trackerOf() *tracker {
 	f := &Fleet{opts: Options{}.withDefaults(), metrics: newMetrics(prometheus.NewRegistry())}
-	return newTracker(f, &entry{}, instance(1))
+	return newTracker(f, &entry{}, instanceID(1))
 }
 
 // TestTrackerModel compares the tracker with a list of all holds.
@@ -44,11 +44,11 @@ func TestTrackerModel(t *testing.T) {
 				durable = p.Durable
 				distinct := slices.Clone(holds)
 				slices.Sort(distinct)
-				require.Len(t, tr.held, len(slices.Compact(distinct)), "what is settled takes no memory")
+				require.Len(t, tr.pending, len(slices.Compact(distinct)), "what is settled takes no memory")
 			},
 			"receive": func(t *rapid.T) {
 				seq := received + rapid.Int64Range(1, 5).Draw(t, "gap")
-				require.True(t, tr.fresh(seq))
+				require.True(t, tr.isNew(seq))
 				for range rapid.IntRange(0, 3).Draw(t, "holds") {
 					tr.Hold(seq)
 					holds = append(holds, seq)
@@ -59,8 +59,8 @@ func TestTrackerModel(t *testing.T) {
 					holds = holds[:len(holds)-1]
 				}
 				require.LessOrEqual(t, tr.progress().Durable, received)
-				tr.receive(seq)
-				require.False(t, tr.fresh(seq))
+				tr.markReceived(seq)
+				require.False(t, tr.isNew(seq))
 				received = seq
 			},
 			"settle": func(t *rapid.T) {
@@ -94,21 +94,21 @@ func TestTrackerRefusals(t *testing.T) {
 	var s Session
 	require.Equal(t, Progress{}, tr.attach(&s, 0))
 	const over = 3
-	for seq := range int64(maxUntold + over) {
+	for seq := range int64(maxUnsent + over) {
 		tr.Hold(seq + 1)
-		tr.receive(seq + 1)
+		tr.markReceived(seq + 1)
 		tr.Settle([]agent.Settled{{Sequence: seq + 1, Refusal: &agent.Refusal{Reason: "store", Names: []string{fmt.Sprint(seq)}, Count: 1}}})
 	}
-	require.Empty(t, tr.held)
-	require.Equal(t, Progress{maxUntold + over, 0}, tr.progress(), "nothing is told")
-	progress, refusals, tells := tr.take(&s)
+	require.Empty(t, tr.pending)
+	require.Equal(t, Progress{maxUnsent + over, 0}, tr.progress(), "nothing is told")
+	progress, refusals, tells := tr.nextAck(&s)
 	require.True(t, tells)
-	require.Equal(t, Progress{maxUntold + over, maxUntold + over}, progress)
-	require.Len(t, refusals, maxUntold+1)
+	require.Equal(t, Progress{maxUnsent + over, maxUnsent + over}, progress)
+	require.Len(t, refusals, maxUnsent+1)
 	require.Equal(t, Refusal{0, 1, agent.Refusal{Reason: "store", Names: []string{"0"}, Count: 1}}, refusals[0])
-	require.Equal(t, Refusal{maxUntold + 1, maxUntold + over, summaryOf(over)}, refusals[maxUntold])
+	require.Equal(t, Refusal{maxUnsent + 1, maxUnsent + over, summaryOf(over)}, refusals[maxUnsent])
 	require.Equal(t, float64(over), testutil.ToFloat64(tr.fleet.metrics.summarized))
-	_, refusals, _ = tr.take(&s)
+	_, refusals, _ = tr.nextAck(&s)
 	require.Empty(t, refusals)
 }
 
@@ -123,10 +123,10 @@ func TestTrackerJoinsRefusals(t *testing.T) {
 		tr.Hold(7)
 		settled = append(settled, agent.Settled{Sequence: 7, Refusal: &agent.Refusal{Reason: "rejected", Names: []string{fmt.Sprint(n)}, Count: 1}})
 	}
-	tr.refuse(7, []agent.Refusal{{Reason: "key_length", Names: []string{"x"}, Count: 1}})
-	tr.receive(7)
+	tr.addRefusals(7, []agent.Refusal{{Reason: "key_length", Names: []string{"x"}, Count: 1}})
+	tr.markReceived(7)
 	tr.Settle(settled)
-	_, refusals, _ := tr.take(&s)
+	_, refusals, _ := tr.nextAck(&s)
 	require.Len(t, refusals, 2)
 	require.Equal(t, "key_length", refusals[0].Reason)
 	require.Len(t, refusals[1].Names, agent.MaxRefusalNames)
@@ -137,8 +137,8 @@ func TestTrackerJoinsRefusals(t *testing.T) {
 // unless the instance knows an ack that covers it.
 func TestTrackerTellsAgain(t *testing.T) {
 	refuse := func(tr *tracker, seq int64) {
-		tr.refuse(seq, []agent.Refusal{{Reason: "invalid_key", Names: []string{"k"}, Count: 1}})
-		tr.receive(seq)
+		tr.addRefusals(seq, []agent.Refusal{{Reason: "invalid_key", Names: []string{"k"}, Count: 1}})
+		tr.markReceived(seq)
 	}
 	for _, c := range []struct {
 		name      string
@@ -155,17 +155,17 @@ func TestTrackerTellsAgain(t *testing.T) {
 			tr := trackerOf()
 			var first, second Session
 			tr.attach(&first, 0)
-			tr.receive(3)
+			tr.markReceived(3)
 			refuse(tr, 4)
 			refuse(tr, 6)
-			progress, refusals, _ := tr.take(&first)
+			progress, refusals, _ := tr.nextAck(&first)
 			require.Equal(t, Progress{6, 6}, progress)
 			require.Len(t, refusals, 2)
-			tr.receive(9)
+			tr.markReceived(9)
 			require.Equal(t, c.resume, tr.attach(&second, c.confirmed))
-			_, _, tells := tr.take(&first)
+			_, _, tells := tr.nextAck(&first)
 			require.False(t, tells, "it is the second one's to tell")
-			progress, refusals, tells = tr.take(&second)
+			progress, refusals, tells = tr.nextAck(&second)
 			require.True(t, tells)
 			require.Equal(t, c.again, refusals)
 			require.Equal(t, Progress{9, 9}, progress)
@@ -179,11 +179,11 @@ func TestTrackerRefusesBetweenSessions(t *testing.T) {
 	var first, second Session
 	tr.attach(&first, 0)
 	tr.Hold(1)
-	tr.receive(1)
+	tr.markReceived(1)
 	tr.detach(&first)
 	tr.Settle([]agent.Settled{{Sequence: 1, Refusal: &agent.Refusal{Reason: "rejected", Count: 1}}})
 	require.Equal(t, Progress{1, 0}, tr.attach(&second, 0))
-	progress, refusals, _ := tr.take(&second)
+	progress, refusals, _ := tr.nextAck(&second)
 	require.Len(t, refusals, 1)
 	require.Equal(t, Progress{1, 1}, progress)
 }
@@ -206,7 +206,7 @@ func TestTrackerWakesTheNewestSession(t *testing.T) {
 
 func BenchmarkReceive(b *testing.B) {
 	p := benchFleet(b)
-	s, err := p.Connect(b.Context(), nid(1), Hello{Instance: instance(1), Ordinal: 1})
+	s, err := p.Connect(b.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(b, err)
 	b.ReportAllocs()
 	seq := int64(0)

@@ -11,38 +11,37 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// writeBatch bounds the states of one write: 1,000 small rows are about 30 ms
-// of SQLite, and an agent's state waits no longer than that behind another's.
+// writeBatch bounds the states of one write. SQLite takes about 30 ms for 1,000
+// small rows, which is the longest that one state waits for others.
 const writeBatch = 1000
 
-// scanInterval is how late a session's age may be noticed.
+// scanInterval bounds the delay between a session's age and its end.
 const scanInterval = time.Second
 
-// The backoff of writes and loads that fail.
+// Backoff of failed writes and loads.
 const (
 	minBackoff = 500 * time.Millisecond
 	maxBackoff = 15 * time.Second
 )
 
-// writes is what waits to be written: at most one state and one session an agent,
-// and the finished builds, of which there is one more only for each that is
-// registered.
-type writes struct {
-	// wake has an element when there is something to write.
+// writeQueue is what waits to be written: at most one state and one session of each
+// agent, and at most one finished build of each registered workspace and build.
+type writeQueue struct {
+	// wake has an element while something is queued.
 	wake chan struct{}
 
 	mu sync.Mutex
 	// Guarded by mu.
 	states   map[*entry]struct{}
 	sessions map[*entry]struct{}
-	// saving are the sessions that are being written.
-	saving []*entry
-	builds map[agent.ID]finishedBuild
-	err    error // of the last write; nil: it went well
+	// inFlight are the sessions that are being written.
+	inFlight []*entry
+	builds   map[agent.ID]finishedBuild
+	err      error // of the last write; nil: it went well
 }
 
-func newWrites() writes {
-	return writes{
+func newWriteQueue() writeQueue {
+	return writeQueue{
 		wake:     make(chan struct{}, 1),
 		states:   make(map[*entry]struct{}),
 		sessions: make(map[*entry]struct{}),
@@ -50,122 +49,121 @@ func newWrites() writes {
 	}
 }
 
-func (w *writes) addState(e *entry) {
+func (w *writeQueue) addState(e *entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.states[e] = struct{}{}
-	w.wakeUp()
+	w.wakeWriter()
 }
 
-// addBuild adds a finished build. How it was first stays.
-func (w *writes) addBuild(id agent.ID, b finishedBuild) {
+// addBuild queues a finished build. An earlier result of the same build stays.
+func (w *writeQueue) addBuild(id agent.ID, b finishedBuild) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, waits := w.builds[id]; !waits {
 		w.builds[id] = b
 	}
-	w.wakeUp()
+	w.wakeWriter()
 }
 
-// putBackBuilds has builds written again. They were first.
-func (w *writes) putBackBuilds(builds map[agent.ID]finishedBuild) {
+// requeueBuilds queues builds again. They replace later results of the same builds.
+func (w *writeQueue) requeueBuilds(builds map[agent.ID]finishedBuild) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	maps.Copy(w.builds, builds)
 }
 
-func (w *writes) takeBuilds() map[agent.ID]finishedBuild {
+func (w *writeQueue) drainBuilds() map[agent.ID]finishedBuild {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.builds) == 0 {
 		return nil
 	}
-	taken := w.builds
+	drained := w.builds
 	w.builds = make(map[agent.ID]finishedBuild)
-	return taken
+	return drained
 }
 
-func (w *writes) wakeUp() { signal(w.wake) }
+func (w *writeQueue) wakeWriter() { signal(w.wake) }
 
-// remove forgets what waits to be written of a removed agent.
-func (w *writes) remove(e *entry) {
+// remove drops what is queued of a removed agent.
+func (w *writeQueue) remove(e *entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.states, e)
 	delete(w.sessions, e)
 }
 
-// takeStates removes and returns at most limit entries.
-func (w *writes) takeStates(limit int) []*entry {
+// drainStates returns at most limit queued entries.
+func (w *writeQueue) drainStates(limit int) []*entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	taken := make([]*entry, 0, min(limit, len(w.states)))
+	drained := make([]*entry, 0, min(limit, len(w.states)))
 	for e := range w.states {
-		if len(taken) == limit {
+		if len(drained) == limit {
 			break
 		}
-		taken = append(taken, e)
+		drained = append(drained, e)
 		delete(w.states, e)
 	}
-	return taken
+	return drained
 }
 
-func (w *writes) pendingStates() int {
+func (w *writeQueue) stateCount() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.states)
 }
 
-func (w *writes) done(err error) {
+func (w *writeQueue) setError(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.err = err
 }
 
-func (w *writes) failing() error {
+func (w *writeQueue) lastError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.err
 }
 
-// Run loads the registrations if that is still to be done, writes states and
-// sessions behind, ends aged sessions, and follows the other replicas. It blocks
-// until ctx is cancelled, then writes what is left within Options.WriteTimeout,
-// and returns nil.
+// Run loads the registrations unless Load did. It writes states and sessions behind,
+// ends aged sessions, and follows the other replicas. It blocks until ctx is
+// cancelled. Then it writes the rest within Options.WriteTimeout and returns nil.
 func (f *Fleet) Run(ctx context.Context) error {
 	if f.peers != nil {
-		// Heard before anything is read, so that nothing falls between.
-		cancel, err := f.peers.news.Subscribe(newsChannel, f.hear)
+		// Subscribed before anything is read, so that no change is missed between.
+		cancel, err := f.peers.pubsub.Subscribe(notificationChannel, f.handleNotification)
 		if err != nil {
-			return fmt.Errorf("subscribe to news of the fleet: %w", err)
+			return fmt.Errorf("subscribe to notifications of the fleet: %w", err)
 		}
 		defer cancel()
 	}
-	if !f.loadUntilDone(ctx) {
+	if !f.loadWithRetries(ctx) {
 		return nil
 	}
 	var background sync.WaitGroup
 	defer background.Wait()
-	background.Go(func() { f.scanUntilDone(ctx) })
+	background.Go(func() { f.runScans(ctx) })
 	if f.peers != nil {
-		background.Go(func() { f.followUntilDone(ctx) })
-		background.Go(func() { f.tellUntilDone(ctx) })
+		background.Go(func() { f.runFollower(ctx) })
+		background.Go(func() { f.runPublisher(ctx) })
 	}
 
-	timer := time.NewTimer(0) // what was said before Run
+	timer := time.NewTimer(0) // for changes before Run
 	defer timer.Stop()
 	backoff := minBackoff
 	armed := true
 	for {
 		select {
 		case <-ctx.Done():
-			f.lastWrite(ctx)
+			f.writeFinally(ctx)
 			background.Wait()
 			if f.peers != nil {
-				f.peers.tell(ctx) // of what was written last
+				f.peers.publish(ctx) // the last writes
 			}
 			return nil
-		case <-f.writes.wake:
+		case <-f.queue.wake:
 			if !armed {
 				timer.Reset(f.opts.WriteInterval)
 				armed = true
@@ -188,8 +186,8 @@ func (f *Fleet) Run(ctx context.Context) error {
 	}
 }
 
-// loadUntilDone returns false if ctx was cancelled first.
-func (f *Fleet) loadUntilDone(ctx context.Context) bool {
+// loadWithRetries returns false if ctx was cancelled first.
+func (f *Fleet) loadWithRetries(ctx context.Context) bool {
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
 		err := f.Load(ctx)
 		if err == nil {
@@ -206,7 +204,7 @@ func (f *Fleet) loadUntilDone(ctx context.Context) bool {
 	}
 }
 
-func (f *Fleet) scanUntilDone(ctx context.Context) {
+func (f *Fleet) runScans(ctx context.Context) {
 	ticker := time.NewTicker(scanInterval)
 	defer ticker.Stop()
 	templates := time.NewTicker(templateScan)
@@ -218,20 +216,20 @@ func (f *Fleet) scanUntilDone(ctx context.Context) {
 		case now := <-ticker.C:
 			f.scan(now)
 		case now := <-templates.C:
-			f.forgetTemplates(now)
+			f.removeStaleTemplates(now)
 		}
 	}
 }
 
-func (f *Fleet) lastWrite(ctx context.Context) {
+func (f *Fleet) writeFinally(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.opts.WriteTimeout)
 	defer cancel()
 	if err := f.write(ctx); err != nil {
-		f.log.Error("the last states of agents are not written", "error", err, "agents", f.writes.pendingStates())
+		f.log.Error("the last states of agents are not written", "error", err, "agents", f.queue.stateCount())
 	}
 }
 
-// write writes all that waits. What fails waits on.
+// write writes all that is queued. What fails stays queued.
 func (f *Fleet) write(ctx context.Context) error {
 	err := f.writeStates(ctx)
 	if err == nil {
@@ -240,27 +238,27 @@ func (f *Fleet) write(ctx context.Context) error {
 	if err == nil {
 		err = f.writeBuilds(ctx)
 	}
-	f.metrics.statesPending.Set(float64(f.writes.pendingStates()))
-	f.writes.done(err)
+	f.metrics.statesPending.Set(float64(f.queue.stateCount()))
+	f.queue.setError(err)
 	return err
 }
 
-// stateWrite is the state of one agent on its way to the database.
+// stateWrite is a state that is being written, with the acks that wait for it.
 type stateWrite struct {
-	entry *entry
-	state agent.State
-	holds []hold
+	entry       *entry
+	state       agent.State
+	pendingAcks []pendingAck
 }
 
 func (f *Fleet) writeStates(ctx context.Context) error {
 	for {
-		entries := f.writes.takeStates(writeBatch)
+		entries := f.queue.drainStates(writeBatch)
 		if len(entries) == 0 {
 			return nil
 		}
 		batch := make([]stateWrite, 0, len(entries))
 		for _, e := range entries {
-			if w, ok := e.beginWrite(); ok {
+			if w, ok := e.drainState(); ok {
 				batch = append(batch, w)
 			}
 		}
@@ -271,21 +269,21 @@ func (f *Fleet) writeStates(ctx context.Context) error {
 	}
 }
 
-// beginWrite takes the state and the holds on it; false: the agent is gone.
-func (e *entry) beginWrite() (stateWrite, bool) {
+// drainState returns the state and its pending acks. False: the agent is removed.
+func (e *entry) drainState() (stateWrite, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.gone {
 		return stateWrite{}, false
 	}
-	w := stateWrite{entry: e, state: cloneState(e.state), holds: e.holds}
+	w := stateWrite{entry: e, state: cloneState(e.state), pendingAcks: e.pendingAcks}
 	w.state.Incarnation = e.reg.Load().Incarnation
-	e.dirty, e.holds = false, nil
+	e.queued, e.pendingAcks = false, nil
 	return w, true
 }
 
-// saveStates writes the batch, and settles or puts back every part of it. A
-// batch that the database rejects is halved until the bad state is alone.
+// saveStates writes the batch. Each part is resolved or queued again. A batch that
+// the database rejects is halved until the rejected state is alone.
 func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	if len(batch) == 0 {
 		return nil
@@ -300,7 +298,7 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	switch {
 	case err == nil:
 		f.metrics.statesWritten.Add(float64(len(batch)))
-		f.peers.tellStates()
+		f.peers.queueStates()
 		against := make(map[agent.ID]agent.StoredEpoch, len(newer))
 		for _, n := range newer {
 			against[n.Agent] = n
@@ -309,25 +307,25 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 			stored, lost := against[w.entry.id]
 			switch {
 			case !lost:
-				w.entry.noteRecorded(w.state.MaxEpoch())
+				w.entry.noteRecordedEpoch(w.state.MaxEpoch())
 			case stored.First:
-				f.supersedeFirst(w, stored.Epoch)
+				f.supersedeByFirst(w, stored.Epoch)
 				continue
 			default:
-				w.supersede(stored.Epoch)
+				w.supersedePending(stored.Epoch)
 			}
-			w.settle(nil)
+			w.resolve(nil)
 		}
 		return nil
 	case !errors.Is(err, agent.ErrRejected):
 		for _, w := range batch {
-			f.putBack(w)
+			f.requeueState(w)
 		}
 		return fmt.Errorf("save states: %w", err)
 	case len(batch) == 1:
 		f.metrics.statesRejected.Inc()
 		f.log.Warn("the database refuses the state of an agent", "agent", batch[0].entry.id, "error", err)
-		batch[0].settle(&agent.Refusal{
+		batch[0].resolve(&agent.Refusal{
 			Kind:    agent.RefusedStore,
 			Reason:  "store",
 			Message: "the database refused the agent's state",
@@ -340,51 +338,50 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 	return errors.Join(err, f.saveStates(ctx, batch[half:]))
 }
 
-// supersede tells those whose session has an epoch below the stored one; 0: all, as
-// they are of another incarnation than the agent has. Their holds stay: no ack
-// passes them.
-func (w *stateWrite) supersede(stored int64) {
-	stay := w.holds[:0]
-	for _, h := range w.holds {
+// supersedePending supersedes the instances whose epoch is below the stored one. With
+// 0 it supersedes all: they belong to another incarnation. Their acks stay pending.
+func (w *stateWrite) supersedePending(stored int64) {
+	stay := w.pendingAcks[:0]
+	for _, h := range w.pendingAcks {
 		if stored == 0 || stored > h.epoch {
 			h.tracker.Supersede(stored)
 		} else {
 			stay = append(stay, h)
 		}
 	}
-	w.holds = stay
+	w.pendingAcks = stay
 }
 
-func (w stateWrite) settle(refusal *agent.Refusal) {
-	for _, h := range w.holds {
+func (w stateWrite) resolve(refusal *agent.Refusal) {
+	for _, h := range w.pendingAcks {
 		h.tracker.Settle([]agent.Settled{{Sequence: h.sequence, Refusal: refusal}})
 	}
 }
 
-// putBack has the state written again, with what was said meanwhile.
-func (f *Fleet) putBack(w stateWrite) {
+// requeueState queues the state again, together with later changes of it.
+func (f *Fleet) requeueState(w stateWrite) {
 	e := w.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.gone {
 		return
 	}
-	newer := e.holds
-	e.holds = w.holds
+	newer := e.pendingAcks
+	e.pendingAcks = w.pendingAcks
 	for _, h := range newer {
 		riding := false
-		for _, older := range w.holds {
+		for _, older := range w.pendingAcks {
 			riding = riding || older.tracker == h.tracker
 		}
 		if riding {
 			h.tracker.Settle([]agent.Settled{{Sequence: h.sequence}})
 			continue
 		}
-		e.holds = append(e.holds, h)
+		e.pendingAcks = append(e.pendingAcks, h)
 	}
-	f.supersedeHoldsLocked(e, e.stored) // stored parts may have been taken in meanwhile
-	if !e.dirty {
-		e.dirty = true
-		f.writes.addState(e)
+	f.supersedePendingLocked(e, e.storedEpoch) // stored parts may have replaced some meanwhile
+	if !e.queued {
+		e.queued = true
+		f.queue.addState(e)
 	}
 }

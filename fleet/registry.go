@@ -9,79 +9,79 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// roster is the set of registrations with its indexes. The Workspace of every
-// agent's registration equals the one under its id here.
-type roster struct {
+// registry is the set of registrations with its indexes. Each agent's registration
+// has the same Workspace as the workspaces map.
+type registry struct {
 	agents     map[agent.ID]*entry
 	tokens     map[[32]byte]*entry
 	workspaces map[agent.ID]*workspace
-	// faces has the workspaces by the labels of their series.
-	faces map[faceKey][]*workspace
-	// templates counts the workspaces of each template, of those that have any.
+	// byLabels indexes the workspaces by the labels of their series.
+	byLabels map[labelKey][]*workspace
+	// templates counts the workspaces of each template that has any.
 	templates map[templateKey]int
-	// order holds the agents by id. It is replaced, never changed in place, so
-	// that readers walk it without a lock.
+	// order lists the agents by id. It is replaced, never changed in place:
+	// readers walk it without a lock.
 	order []*entry
 	// revision counts the changes.
 	revision uint64
-	// bytes are those of all registrations and workspaces.
+	// bytes is the estimated size of all registrations and workspaces.
 	bytes int64
 }
 
-// workspace is a registered workspace and its agents, of which there are few.
+// workspace is a registered workspace and its few agents.
 type workspace struct {
 	agent.Workspace
-	revision uint64 // as entry.revision
+	namedAt  uint64 // as entry.namedAt
 	agents   []*entry
 	up       up
 	observed atomic.Pointer[agent.ID] // the last build that is recorded as observed
 }
 
-func newRoster() roster {
-	return roster{
+func newRegistry() registry {
+	return registry{
 		agents:     make(map[agent.ID]*entry),
 		tokens:     make(map[[32]byte]*entry),
 		workspaces: make(map[agent.ID]*workspace),
-		faces:      make(map[faceKey][]*workspace),
+		byLabels:   make(map[labelKey][]*workspace),
 		templates:  make(map[templateKey]int),
 	}
 }
 
-// putWorkspace adds or replaces a workspace. It adds to faces the keys of those
-// that may be served otherwise now.
-func (r *roster) putWorkspace(w agent.Workspace, faces map[faceKey]struct{}) *workspace {
-	held := r.workspaces[w.ID]
-	if held == nil {
-		held = &workspace{Workspace: w, up: up{key: agent.SeriesKey{Workspace: true, ID: w.ID}}}
-		r.workspaces[w.ID] = held
+// putWorkspace adds or replaces a workspace. It adds to keys the label keys whose
+// visible workspace may change.
+func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct{}) *workspace {
+	existing := r.workspaces[w.ID]
+	if existing == nil {
+		existing = &workspace{Workspace: w, up: up{key: agent.SeriesKey{Workspace: true, ID: w.ID}}}
+		r.workspaces[w.ID] = existing
 		r.bytes += workspaceBytes(&w)
 	} else {
-		if equalWorkspace(&held.Workspace, &w) {
-			return held
+		if equalWorkspace(&existing.Workspace, &w) {
+			return existing
 		}
-		r.dropFace(held, faces)
-		r.bytes += workspaceBytes(&w) - workspaceBytes(&held.Workspace)
-		held.Workspace = w
+		r.dropLabelKey(existing, labelKeys)
+		r.bytes += workspaceBytes(&w) - workspaceBytes(&existing.Workspace)
+		existing.Workspace = w
 	}
-	key := faceOf(&w)
-	r.faces[key] = append(r.faces[key], held)
+	key := labelKeyOf(&w)
+	r.byLabels[key] = append(r.byLabels[key], existing)
 	r.templates[templateOf(&w)]++
-	faces[key] = struct{}{}
-	return held
+	labelKeys[key] = struct{}{}
+	return existing
 }
 
-func (r *roster) removeWorkspace(w *workspace, faces map[faceKey]struct{}) {
-	r.dropFace(w, faces)
+func (r *registry) removeWorkspace(w *workspace, labelKeys map[labelKey]struct{}) {
+	r.dropLabelKey(w, labelKeys)
 	delete(r.workspaces, w.ID)
 	r.bytes -= workspaceBytes(&w.Workspace)
 }
 
-func (r *roster) dropFace(w *workspace, faces map[faceKey]struct{}) {
-	key := faceOf(&w.Workspace)
-	faces[key] = struct{}{}
-	r.faces[key] = slices.DeleteFunc(r.faces[key], func(o *workspace) bool { return o == w })
-	if len(r.faces[key]) == 0 {
-		delete(r.faces, key)
+func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
+	key := labelKeyOf(&w.Workspace)
+	labelKeys[key] = struct{}{}
+	r.byLabels[key] = slices.DeleteFunc(r.byLabels[key], func(o *workspace) bool { return o == w })
+	if len(r.byLabels[key]) == 0 {
+		delete(r.byLabels, key)
 	}
 	template := templateOf(&w.Workspace)
 	if r.templates[template]--; r.templates[template] == 0 {
@@ -89,9 +89,9 @@ func (r *roster) dropFace(w *workspace, faces map[faceKey]struct{}) {
 	}
 }
 
-// add adds agents that are not in the roster; their workspaces are. Nobody else
-// knows the agents yet.
-func (r *roster) add(entries []*entry) {
+// add adds agents whose workspaces are in the registry. No other goroutine knows
+// the agents yet.
+func (r *registry) add(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		r.agents[e.id] = e
@@ -103,8 +103,8 @@ func (r *roster) add(entries []*entry) {
 	r.order = withAdded(r.order, entries)
 }
 
-// remove removes agents that are in the roster. Their workspaces stay.
-func (r *roster) remove(entries []*entry) {
+// remove removes registered agents. Their workspaces stay.
+func (r *registry) remove(entries []*entry) {
 	for _, e := range entries {
 		reg := e.reg.Load()
 		delete(r.agents, e.id)
@@ -118,8 +118,8 @@ func (r *roster) remove(entries []*entry) {
 	r.order = withoutRemoved(r.order, entries)
 }
 
-// fewEntries are inserted or deleted one by one: moving 8 bytes for each of
-// 100,000 agents takes 50 us, sorting them 20 ms.
+// fewEntries are inserted or deleted one by one. Moving 8 bytes for each of
+// 100,000 agents takes 50 us; sorting them takes 20 ms.
 const fewEntries = 64
 
 func withAdded(order, added []*entry) []*entry {
@@ -146,11 +146,11 @@ func withoutRemoved(order, removed []*entry) []*entry {
 	}
 	next := slices.Clone(order)
 	if len(removed) > fewEntries {
-		gone := make(map[*entry]struct{}, len(removed))
+		set := make(map[*entry]struct{}, len(removed))
 		for _, e := range removed {
-			gone[e] = struct{}{}
+			set[e] = struct{}{}
 		}
-		return slices.DeleteFunc(next, func(e *entry) bool { _, found := gone[e]; return found })
+		return slices.DeleteFunc(next, func(e *entry) bool { _, found := set[e]; return found })
 	}
 	for _, e := range removed {
 		if i, found := slices.BinarySearchFunc(next, e.id, compareEntry); found {
@@ -160,9 +160,9 @@ func withoutRemoved(order, removed []*entry) []*entry {
 	return next
 }
 
-// holder returns the agent of the workspace with the name, of those that are
-// not skipped.
-func (r *roster) holder(workspaceID agent.ID, name string, skip func(agent.ID) bool) *entry {
+// agentNamed returns the workspace's agent with the name, other than those that
+// skip returns true for; nil: none.
+func (r *registry) agentNamed(workspaceID agent.ID, name string, skip func(agent.ID) bool) *entry {
 	w := r.workspaces[workspaceID]
 	if w == nil {
 		return nil
