@@ -66,7 +66,7 @@ func finished(w *workspace) (finishedBuild, bool) {
 			continue
 		}
 		e.mu.Lock()
-		s := e.state.Startup
+		s := e.state.newest.Startup
 		e.mu.Unlock()
 		switch {
 		case s.ReadyAt.IsZero():

@@ -14,7 +14,6 @@
 package fleet
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -163,40 +162,11 @@ type Fleet struct {
 	watchers watchers
 }
 
-// entry is one registered agent.
-type entry struct {
-	id agent.ID
-	// reg is replaced, never changed in place.
-	reg atomic.Pointer[agent.Registration]
-	// revision of the roster at which coderd last named the agent; guarded by
-	// Fleet.mu.
-	namedAt uint64
-
-	// turn is held while a request of the agent is taken in, and while its
-	// session begins or the agent is removed: a request is taken in wholly
-	// before or not at all.
-	requestMu sync.Mutex
-
-	mu sync.Mutex
-	// Guarded by mu.
-	leaving, gone  bool
-	live           *Session
-	newest         agent.SessionRecord // of all replicas; zero: none ever
-	storedEpoch    int64               // the highest epoch that is known of what it said and is stored
-	recordedEpoch  int64               // likewise, of its sessions and what was said in them
-	lastSeen       time.Time
-	instances      []*tracker // those without a session first, oldest first
-	metadataKeys   []string   // sorted; of an agent that declares none
-	budget         budget
-	state          agent.State
-	queued         bool // state is to be written
-	pendingAcks    []pendingAck
-	workspace      *workspace
-	connection     connection   // where it counts as connected
-	status         agent.Status // as it was last presented
-	published      bool         // its state is served here
-	seriesRetained bool         // its series are kept for its return
-}
+// Backoff of failed writes and loads.
+const (
+	minBackoff = 500 * time.Millisecond
+	maxBackoff = 15 * time.Second
+)
 
 // New returns a Fleet without agents. Load or Run reads them.
 func New(store Store, series Series, pending Pending, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Fleet, error) {
@@ -215,6 +185,83 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		registry:  newRegistry(),
 		queue:     newWriteQueue(),
 	}, nil
+}
+
+// Run loads the registrations unless Load did. It writes states and sessions behind,
+// ends aged sessions, and follows the other replicas. It blocks until ctx is
+// cancelled. Then it writes the rest within Options.WriteTimeout and returns nil.
+func (f *Fleet) Run(ctx context.Context) error {
+	if f.peers != nil {
+		// Subscribed before anything is read, so that no change is missed between.
+		cancel, err := f.peers.pubsub.Subscribe(notificationChannel, f.handleNotification)
+		if err != nil {
+			return fmt.Errorf("subscribe to notifications of the fleet: %w", err)
+		}
+		defer cancel()
+	}
+	if !f.loadWithRetries(ctx) {
+		return nil
+	}
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { f.runScans(ctx) })
+	if f.peers != nil {
+		background.Go(func() { f.runFollower(ctx) })
+		background.Go(func() { f.runPublisher(ctx) })
+	}
+
+	timer := time.NewTimer(0) // for changes before Run
+	defer timer.Stop()
+	backoff := minBackoff
+	armed := true
+	for {
+		select {
+		case <-ctx.Done():
+			f.writeFinally(ctx)
+			background.Wait()
+			if f.peers != nil {
+				f.peers.publish(ctx) // the last writes
+			}
+			return nil
+		case <-f.queue.wake:
+			if !armed {
+				timer.Reset(f.opts.WriteInterval)
+				armed = true
+			}
+		case <-timer.C:
+			armed = false
+			err := f.write(ctx)
+			if err == nil {
+				backoff = minBackoff
+				continue
+			}
+			if ctx.Err() != nil {
+				continue
+			}
+			f.log.Warn("states of agents are not written and will be tried again", "error", err, "after", backoff)
+			timer.Reset(backoff)
+			armed = true
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+}
+
+// loadWithRetries returns false if ctx was cancelled first.
+func (f *Fleet) loadWithRetries(ctx context.Context) bool {
+	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		err := f.Load(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() == nil {
+			f.log.Error("the registrations are not loaded and will be tried again", "error", err, "after", backoff)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(backoff):
+		}
+	}
 }
 
 // SessionAge returns Options.SessionAge.
@@ -304,17 +351,6 @@ func (f *Fleet) entry(id agent.ID) (*entry, error) {
 	return nil, ErrUnknownAgent
 }
 
-// availableLocked returns nil if the agent can have sessions now.
-func (e *entry) availableLocked() error {
-	switch {
-	case e.gone:
-		return ErrUnknownAgent
-	case e.leaving:
-		return ErrUnavailable
-	}
-	return nil
-}
-
 // Info is a copy of what the fleet knows of an agent.
 type Info struct {
 	// Registration is shared and must not be changed.
@@ -362,11 +398,9 @@ func (f *Fleet) info(e *entry) Info {
 	defer e.mu.Unlock()
 	return Info{
 		Registration: e.reg.Load(),
-		Connected:    e.live != nil || f.connectedRemotelyLocked(e),
-		Status:       e.status,
-		LastSeen:     e.lastSeen,
-		State:        cloneState(e.state),
+		Connected:    e.sessions.live != nil || f.connectedRemotelyLocked(e),
+		Status:       e.presence.status,
+		LastSeen:     e.sessions.lastSeen,
+		State:        cloneState(e.state.newest),
 	}
 }
-
-func compareEntry(e *entry, id agent.ID) int { return bytes.Compare(e.id[:], id[:]) }

@@ -259,7 +259,7 @@ func (f *Fleet) noteRecordedEpochs(records []agent.SessionRecord, revision int64
 func (e *entry) noteRecordedEpoch(epoch int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.recordedEpoch = max(e.recordedEpoch, epoch)
+	e.sessions.recordedEpoch = max(e.sessions.recordedEpoch, epoch)
 }
 
 // followStates applies the written states in the same way.
@@ -293,20 +293,20 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	defer e.mu.Unlock()
 	f.noteStoredEpochLocked(e, s.MaxEpoch())
 	changed := false
-	if s.LifecycleOrder.Compare(e.state.LifecycleOrder) > 0 {
-		e.state.Lifecycle, e.state.LifecycleOrder = s.Lifecycle, s.LifecycleOrder
+	if s.LifecycleOrder.Compare(e.state.newest.LifecycleOrder) > 0 {
+		e.state.newest.Lifecycle, e.state.newest.LifecycleOrder = s.Lifecycle, s.LifecycleOrder
 		changed = true
 	}
-	changed = e.state.SetStarted(s.Startup.StartedAt, s.StartedOrder) || changed
-	if e.state.SetReady(s.Startup, s.ReadyOrder) {
+	changed = e.state.newest.SetStarted(s.Startup.StartedAt, s.StartedOrder) || changed
+	if e.state.newest.SetReady(s.Startup, s.ReadyOrder) {
 		changed, started = true, true
 	}
 	for app, health := range s.AppHealth {
-		changed = e.state.SetAppHealth(app, health, s.AppHealthOrder[app]) || changed
+		changed = e.state.newest.SetAppHealth(app, health, s.AppHealthOrder[app]) || changed
 	}
 	e.dropForeignApps()
-	if s.NetworkOrder.Compare(e.state.NetworkOrder) > 0 {
-		e.state.Network, e.state.NetworkOrder = s.Network, s.NetworkOrder
+	if s.NetworkOrder.Compare(e.state.newest.NetworkOrder) > 0 {
+		e.state.newest.Network, e.state.newest.NetworkOrder = s.Network, s.NetworkOrder
 		changed = true
 	}
 	if changed {

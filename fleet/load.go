@@ -79,8 +79,8 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 			sessionsRead = 0
 			continue
 		}
-		e.newest = record
-		e.recordedEpoch = record.Epoch
+		e.sessions.newest = record
+		e.sessions.recordedEpoch = record.Epoch
 	}
 	for _, s := range states {
 		e := r.agents[s.Agent]
@@ -88,13 +88,13 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 			statesRead = 0
 			continue
 		}
-		e.state = s
+		e.state.newest = s
 		// Sessions are written behind: the state may be of a later one.
 		last := s.MaxEpoch()
-		if last > e.newest.Epoch {
-			e.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
+		if last > e.sessions.newest.Epoch {
+			e.sessions.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
-		e.recordedEpoch = max(e.recordedEpoch, last)
+		e.sessions.recordedEpoch = max(e.sessions.recordedEpoch, last)
 		e.dropForeignApps()
 	}
 	f.revision = registered.Revision
@@ -118,20 +118,14 @@ func (f *Fleet) publishAll(r *registry) {
 	f.metrics.collection.Observe(time.Since(start).Seconds())
 }
 
-func newEntry(reg *agent.Registration) *entry {
-	e := &entry{id: reg.ID, state: agent.State{Agent: reg.ID}}
-	e.reg.Store(reg)
-	return e
-}
-
 // dropForeignApps drops the health of apps that are not registered, or registered as
 // disabled. The caller holds e.mu, or no other goroutine knows e.
 func (e *entry) dropForeignApps() {
 	apps := e.reg.Load().Apps
-	for id := range e.state.AppHealth {
+	for id := range e.state.newest.AppHealth {
 		if !slices.ContainsFunc(apps, func(a agent.App) bool { return a.ID == id && a.Health != agent.AppHealthDisabled }) {
-			delete(e.state.AppHealth, id)
-			delete(e.state.AppHealthOrder, id)
+			delete(e.state.newest.AppHealth, id)
+			delete(e.state.newest.AppHealthOrder, id)
 		}
 	}
 }

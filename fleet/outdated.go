@@ -45,12 +45,12 @@ func (f *Fleet) supersede(t *tracker, epoch int64) {
 
 func (f *Fleet) supersedeLocked(t *tracker, epoch int64) {
 	e := t.entry
-	e.storedEpoch = max(e.storedEpoch, epoch)
+	e.sessions.storedEpoch = max(e.sessions.storedEpoch, epoch)
 	e.forgetInstanceLocked(t)
 	if epoch != 0 && epoch < t.epoch {
 		f.raiseEpochLocked(e)
 	}
-	s := e.live
+	s := e.sessions.live
 	switch {
 	case s == nil || s.tracker != t:
 	case f.peers == nil:
@@ -66,11 +66,11 @@ func (f *Fleet) supersedeLocked(t *tracker, epoch int64) {
 // makes a closed record above it, which ends sessions with lower epochs on all
 // replicas. Their agents reconnect with epochs above it.
 func (f *Fleet) raiseEpochLocked(e *entry) {
-	if f.peers == nil || e.newest.Replica == f.self() || e.leaving {
+	if f.peers == nil || e.sessions.newest.Replica == f.self() || e.phase != phaseRegistered {
 		return
 	}
-	e.newest = agent.SessionRecord{
-		Agent: e.id, Epoch: nextEpoch(time.Unix(0, 0), e.newest.Epoch, f.self()), Replica: f.self(),
+	e.sessions.newest = agent.SessionRecord{
+		Agent: e.id, Epoch: nextEpoch(time.Unix(0, 0), e.sessions.newest.Epoch, f.self()), Replica: f.self(),
 	}
 	f.queueSessionLocked(e)
 	f.publishPresenceLocked(e, time.Now())
@@ -80,7 +80,7 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 // parts in memory. The replaced values will never be written, so no ack may wait for
 // the next write. Instances that sent them under a lower epoch must send them again.
 func (f *Fleet) supersedePendingLocked(e *entry, epoch int64) {
-	for _, h := range slices.Clone(e.pendingAcks) {
+	for _, h := range slices.Clone(e.state.pendingAcks) {
 		if h.epoch < epoch {
 			f.supersedeLocked(h.tracker, epoch)
 		}
@@ -95,11 +95,11 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 	e := w.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, h := range slices.Concat(w.pendingAcks, e.pendingAcks) {
+	for _, h := range slices.Concat(w.pendingAcks, e.state.pendingAcks) {
 		f.supersedeLocked(h.tracker, stored)
 	}
-	e.storedEpoch = max(e.storedEpoch, stored)
-	e.state = agent.State{Agent: e.id}
+	e.sessions.storedEpoch = max(e.sessions.storedEpoch, stored)
+	e.state.newest = agent.State{Agent: e.id}
 	f.rereadStates.Store(true)
 	if f.peers != nil {
 		f.peers.wakeFollower()
@@ -107,14 +107,14 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 }
 
 func (e *entry) forgetInstanceLocked(t *tracker) {
-	if i := slices.Index(e.instances, t); i >= 0 {
+	if i := slices.Index(e.sessions.instances, t); i >= 0 {
 		e.dropInstanceLocked(i)
 	}
 }
 
 // endOutdatedLocked ends the session of a forgotten instance.
 func (f *Fleet) endOutdatedLocked(e *entry) {
-	s := e.live
+	s := e.sessions.live
 	f.endSessionLocked(s, EndOutdated)
 	f.closeSeriesLocked(e, s.info.Epoch, false)
 	f.publishPresenceLocked(e, time.Now())
@@ -125,7 +125,7 @@ func (f *Fleet) endOutdatedLocked(e *entry) {
 func (f *Fleet) endOutdatedSessions(doubted []*entry) {
 	for _, e := range doubted {
 		e.mu.Lock()
-		if s := e.live; s != nil && !slices.Contains(e.instances, s.tracker) {
+		if s := e.sessions.live; s != nil && !slices.Contains(e.sessions.instances, s.tracker) {
 			f.endOutdatedLocked(e)
 		}
 		e.mu.Unlock()
@@ -135,8 +135,8 @@ func (f *Fleet) endOutdatedSessions(doubted []*entry) {
 // noteStoredEpochLocked notes that the database has a value of the agent with this
 // epoch. A session with a lower epoch ends.
 func (f *Fleet) noteStoredEpochLocked(e *entry, epoch int64) {
-	e.storedEpoch = max(e.storedEpoch, epoch)
-	if s := e.live; s != nil && s.info.Epoch < epoch {
+	e.sessions.storedEpoch = max(e.sessions.storedEpoch, epoch)
+	if s := e.sessions.live; s != nil && s.info.Epoch < epoch {
 		e.forgetInstanceLocked(s.tracker)
 		f.endOutdatedLocked(e)
 	}

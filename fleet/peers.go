@@ -303,7 +303,7 @@ func (p *peers) drainMessages() [][]byte {
 		raw := make([]byte, 0, len(part)*recordBytes)
 		for _, e := range part {
 			e.mu.Lock()
-			record, stays := e.newest, !e.leaving && !e.gone
+			record, stays := e.sessions.newest, e.phase == phaseRegistered
 			record.Incarnation = e.reg.Load().Incarnation
 			e.mu.Unlock()
 			if stays && record.Replica == self {

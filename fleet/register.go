@@ -208,12 +208,12 @@ func (f *Fleet) startRemoval(p *plan) []*entry {
 			entries = append(entries, e)
 			e.requestMu.Lock()
 			e.mu.Lock()
-			e.leaving = true
-			if e.live != nil {
-				f.endSessionLocked(e.live, end)
+			e.phase = phaseRemoving
+			if e.sessions.live != nil {
+				f.endSessionLocked(e.sessions.live, end)
 			}
 			f.publishPresenceLocked(e, time.Now())
-			e.seriesRetained = false
+			e.sessions.seriesRetained = false
 			e.mu.Unlock()
 			f.series.Remove(id)
 			f.pending.Remove(id)
@@ -230,11 +230,11 @@ func (f *Fleet) startRemoval(p *plan) []*entry {
 func (f *Fleet) abortRemoval(entries []*entry) {
 	for _, e := range entries {
 		e.mu.Lock()
-		e.leaving = false
-		if f.peers != nil && e.newest.Epoch != 0 && e.newest.Replica == f.self() {
+		e.phase = phaseRegistered
+		if f.peers != nil && e.sessions.newest.Epoch != 0 && e.sessions.newest.Replica == f.self() {
 			f.queueSessionLocked(e)
 		}
-		e.instances, e.pendingAcks = nil, nil
+		e.sessions.instances, e.state.pendingAcks = nil, nil
 		f.publishPresenceLocked(e, time.Now())
 		e.mu.Unlock()
 	}
@@ -245,7 +245,7 @@ func (f *Fleet) abortRemoval(entries []*entry) {
 func (f *Fleet) commit(p *plan, entries []*entry) int {
 	for _, e := range entries {
 		e.mu.Lock()
-		e.gone, e.instances, e.pendingAcks = true, nil, nil
+		e.phase, e.sessions.instances, e.state.pendingAcks = phaseRemoved, nil, nil
 		e.mu.Unlock()
 		f.queue.remove(e)
 	}
@@ -309,7 +309,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	}
 	for _, e := range relabeled {
 		e.mu.Lock()
-		if !e.gone {
+		if e.phase != phaseRemoved {
 			f.series.Relabel(e.id, e.reg.Load().Identity())
 		}
 		e.mu.Unlock()
@@ -374,7 +374,7 @@ func (e *entry) revoke(f *Fleet) {
 	defer e.requestMu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s := e.live; s != nil && s.token != e.reg.Load().TokenHash {
+	if s := e.sessions.live; s != nil && s.token != e.reg.Load().TokenHash {
 		f.endSessionLocked(s, EndRevoked)
 		f.closeSeriesLocked(e, s.info.Epoch, true)
 	}

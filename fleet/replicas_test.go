@@ -69,7 +69,7 @@ func TestNews(t *testing.T) {
 		// What is late says nothing new.
 		e, err := r[0].entry(nid(1))
 		require.NoError(t, err)
-		open := e.newest
+		open := e.sessions.newest
 		s.Close(EndGoodbye)
 		settle()
 		r[1].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(0))), appendRecord(nil, &open)))
@@ -97,7 +97,7 @@ func TestSessionBeforeRegistration(t *testing.T) {
 		for _, p := range r {
 			e, err := p.entry(nid(2))
 			require.NoError(t, err)
-			require.Equal(t, int64(1<<60), e.newest.Epoch)
+			require.Equal(t, int64(1<<60), e.sessions.newest.Epoch)
 		}
 	})
 }
@@ -426,7 +426,7 @@ func TestNewsAreParsed(t *testing.T) {
 	p.Join(at, at)
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
-	e.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
+	e.sessions.newest = agent.SessionRecord{Agent: nid(1), Epoch: 1 << 60, Replica: replicaID(1), Open: true, Reported: true}
 	p.peers.queueSessions(e)
 	p.peers.queueStates()
 	p.peers.queueRegistrations()
@@ -440,7 +440,7 @@ func TestNewsAreParsed(t *testing.T) {
 		require.Equal(t, kind, got)
 		require.Equal(t, replicaID(1), from)
 		if kind == kindSessions {
-			want := e.newest
+			want := e.sessions.newest
 			want.Incarnation = e.reg.Load().Incarnation
 			require.NotZero(t, want.Incarnation)
 			require.Equal(t, []agent.SessionRecord{want}, records)
@@ -456,7 +456,7 @@ func TestNewsAreParsed(t *testing.T) {
 	// As many as fit.
 	for n := range maxRecords + 1 {
 		other := newEntry(&agent.Registration{ID: nid(n)})
-		other.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
+		other.sessions.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
 		p.peers.queueSessions(other)
 	}
 	payloads = p.peers.drainMessages()

@@ -261,14 +261,14 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	e := r.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	notify := change(&e.state)
+	notify := change(&e.state.newest)
 	r.fleet.publishPresenceLocked(e, r.now)
 	if notify {
 		r.fleet.watchers.notify(e.id)
 	}
 	e.addPendingAckLocked(r.tracker, r.order)
-	if !e.queued {
-		e.queued = true
+	if !e.state.queued {
+		e.state.queued = true
 		r.fleet.queue.addState(e)
 	}
 }
@@ -282,11 +282,11 @@ type pendingAck struct {
 }
 
 func (e *entry) addPendingAckLocked(t *tracker, order agent.Order) {
-	if slices.ContainsFunc(e.pendingAcks, func(h pendingAck) bool { return h.tracker == t }) {
+	if slices.ContainsFunc(e.state.pendingAcks, func(h pendingAck) bool { return h.tracker == t }) {
 		return
 	}
 	t.Hold(order.Sequence)
-	e.pendingAcks = append(e.pendingAcks, pendingAck{t, order.Sequence, order.Epoch})
+	e.state.pendingAcks = append(e.state.pendingAcks, pendingAck{t, order.Sequence, order.Epoch})
 }
 
 func cloneState(s agent.State) agent.State {

@@ -87,9 +87,9 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		return nil, err
 	}
 	now := time.Now()
-	e.lastSeen = now
-	if e.live != nil {
-		f.endSessionLocked(e.live, EndTakeover)
+	e.sessions.lastSeen = now
+	if e.sessions.live != nil {
+		f.endSessionLocked(e.sessions.live, EndTakeover)
 	}
 	t, known := f.instanceLocked(e, hello.Instance)
 	moved := f.mayHaveMovedLocked(e, t.ordinal, hello.Ordinal)
@@ -114,7 +114,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	if age := f.opts.SessionAge; age > 0 {
 		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Random()*float64(age/5)))
 	}
-	e.live = s
+	e.sessions.live = s
 	t.detachedAt = time.Time{}
 	s.resume = t.attach(s, hello.Durable)
 	f.metrics.sessions.Inc()
@@ -126,26 +126,26 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 // instanceLocked returns the tracker of the instance, and whether it existed
 // before.
 func (f *Fleet) instanceLocked(e *entry, instance agent.Instance) (_ *tracker, known bool) {
-	i := slices.IndexFunc(e.instances, func(t *tracker) bool { return t.instance == instance })
+	i := slices.IndexFunc(e.sessions.instances, func(t *tracker) bool { return t.instance == instance })
 	if i >= 0 {
 		// The newest is the last: the first is dropped when there are too many.
-		t := e.instances[i]
-		e.instances = append(slices.Delete(e.instances, i, i+1), t)
+		t := e.sessions.instances[i]
+		e.sessions.instances = append(slices.Delete(e.sessions.instances, i, i+1), t)
 		return t, true
 	}
-	if len(e.instances) >= maxInstances {
+	if len(e.sessions.instances) >= maxInstances {
 		f.metrics.instancesDropped.Inc()
 		e.dropInstanceLocked(0)
 	}
 	t := newTracker(f, e, instance)
-	e.instances = append(e.instances, t)
+	e.sessions.instances = append(e.sessions.instances, t)
 	return t, false
 }
 
 func (e *entry) dropInstanceLocked(i int) {
-	t := e.instances[i]
-	e.instances = slices.Delete(e.instances, i, i+1)
-	e.pendingAcks = slices.DeleteFunc(e.pendingAcks, func(h pendingAck) bool { return h.tracker == t })
+	t := e.sessions.instances[i]
+	e.sessions.instances = slices.Delete(e.sessions.instances, i, i+1)
+	e.state.pendingAcks = slices.DeleteFunc(e.state.pendingAcks, func(h pendingAck) bool { return h.tracker == t })
 }
 
 // maxEpochAhead bounds how far an epoch that an agent sends may be ahead of the
@@ -157,21 +157,21 @@ const maxEpochAhead = time.Hour
 // the agent sent; 0: none.
 func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
 	now := f.opts.Now()
-	last := max(e.newest.Epoch, e.storedEpoch)
-	previous := e.newest.Epoch
+	last := max(e.sessions.newest.Epoch, e.sessions.storedEpoch)
+	previous := e.sessions.newest.Epoch
 	if sent != 0 && sent < now.Add(maxEpochAhead).UnixNano() {
 		last, previous = max(last, sent), sent
 	}
-	e.newest = agent.SessionRecord{
+	e.sessions.newest = agent.SessionRecord{
 		Agent:   e.id,
 		Epoch:   nextEpoch(now, last, f.self()),
 		Replica: f.self(),
 		Open:    true,
 	}
 	f.queueSessionLocked(e)
-	order := agent.Order{Epoch: e.newest.Epoch}
+	order := agent.Order{Epoch: e.sessions.newest.Epoch}
 	if f.peers != nil {
-		order.Basis, order.Previous = max(e.storedEpoch, e.recordedEpoch, 1), previous
+		order.Basis, order.Previous = max(e.sessions.storedEpoch, e.sessions.recordedEpoch, 1), previous
 	}
 	return order
 }
@@ -200,7 +200,7 @@ const maxEpochStep = uint64(time.Millisecond)
 
 // endSessionLocked ends a live session. The caller closes its series.
 func (f *Fleet) endSessionLocked(s *Session, end End) {
-	s.entry.live = nil
+	s.entry.sessions.live = nil
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
@@ -261,7 +261,7 @@ func (s *Session) Close(end End) {
 	e := s.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.live != s {
+	if e.sessions.live != s {
 		s.tracker.detach(s)
 		return
 	}
@@ -280,9 +280,9 @@ func (s *Session) Receive(sequence int64, handle func(Request)) error {
 	defer e.requestMu.Unlock()
 	now := time.Now()
 	e.mu.Lock()
-	live := e.live == s
+	live := e.sessions.live == s
 	if live {
-		e.lastSeen = now
+		e.sessions.lastSeen = now
 	}
 	e.mu.Unlock()
 	if !live {
@@ -304,51 +304,4 @@ func (s *Session) Receive(sequence int64, handle func(Request)) error {
 	})
 	s.tracker.markReceived(sequence)
 	return nil
-}
-
-// scan asks aged sessions to reconnect, ends those that did not, forgets old
-// instances, and publishes statuses that changed with time.
-func (f *Fleet) scan(now time.Time) {
-	start := time.Now()
-	defer func() { f.metrics.collection.Observe(time.Since(start).Seconds()) }()
-	f.refreshMembership()
-	f.mu.RLock()
-	order := f.registry.order
-	f.mu.RUnlock()
-	for _, e := range order {
-		e.mu.Lock()
-		f.scanLocked(e, now)
-		e.mu.Unlock()
-	}
-}
-
-func (f *Fleet) scanLocked(e *entry, now time.Time) {
-	if s := e.live; s != nil && !s.ageAt.IsZero() && !now.Before(s.ageAt) {
-		switch {
-		case s.closeAt.IsZero():
-			s.closeAt = now.Add(f.opts.SessionGrace)
-			s.aged.Store(true)
-			s.notify()
-		case !now.Before(s.closeAt):
-			f.endSessionLocked(s, EndAged)
-			f.closeSeriesLocked(e, s.info.Epoch, false)
-		}
-	}
-	for i := 0; i < len(e.instances); {
-		t := e.instances[i]
-		if t.detachedAt.IsZero() || now.Sub(t.detachedAt) < f.opts.InstanceRetention {
-			i++
-			continue
-		}
-		e.dropInstanceLocked(i)
-	}
-	if e.gone || e.leaving {
-		return
-	}
-	if f.peers != nil && !f.peers.member.Load() && e.live == nil {
-		f.dropRetainedSeriesLocked(e)
-	}
-	if f.presenceLocked(e, now) != (presence{e.status, e.connection, e.published}) {
-		f.publishPresenceLocked(e, now)
-	}
 }

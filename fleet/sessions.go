@@ -29,11 +29,11 @@ func (f *Fleet) queueSessionLocked(e *entry) {
 // closeRecordLocked records the end of the session with the epoch. A replica that is
 // alone needs no record of it.
 func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
-	if f.peers == nil || e.newest.Epoch != epoch || e.newest.Replica != f.self() {
+	if f.peers == nil || e.sessions.newest.Epoch != epoch || e.sessions.newest.Replica != f.self() {
 		return
 	}
-	e.newest.Open = false
-	if e.leaving {
+	e.sessions.newest.Open = false
+	if e.phase != phaseRegistered {
 		return // the record is removed with the agent, which may be back already
 	}
 	f.queueSessionLocked(e)
@@ -48,17 +48,17 @@ func (r Request) Reported() {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.newest.Epoch != r.session.Epoch || e.newest.Replica != f.self() || e.newest.Reported {
+	if e.sessions.newest.Epoch != r.session.Epoch || e.sessions.newest.Replica != f.self() || e.sessions.newest.Reported {
 		return
 	}
-	e.newest.Reported = true
+	e.sessions.newest.Reported = true
 	f.queueSessionLocked(e)
 }
 
 // connectedRemotelyLocked returns whether the agent has a session on another live
 // replica.
 func (f *Fleet) connectedRemotelyLocked(e *entry) bool {
-	return f.peers != nil && e.newest.Open && e.newest.Replica != f.self() && f.peers.replicas.Live(e.newest.Replica)
+	return f.peers != nil && e.sessions.newest.Open && e.sessions.newest.Replica != f.self() && f.peers.replicas.Live(e.sessions.newest.Replica)
 }
 
 // mayHaveMovedLocked returns whether the instance may have had a session on another
@@ -68,7 +68,7 @@ func (f *Fleet) mayHaveMovedLocked(e *entry, last, ordinal int64) bool {
 	if f.peers == nil {
 		return false
 	}
-	if e.newest.Epoch != 0 && e.newest.Replica != f.self() {
+	if e.sessions.newest.Epoch != 0 && e.sessions.newest.Replica != f.self() {
 		return true
 	}
 	return last != 0 && ordinal != last && ordinal != last+1
@@ -76,7 +76,7 @@ func (f *Fleet) mayHaveMovedLocked(e *entry, last, ordinal int64) bool {
 
 // openSeriesLocked opens a session of the agent's series.
 func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
-	e.seriesRetained = false
+	e.sessions.seriesRetained = false
 	f.series.Open(e.id, e.reg.Load().Identity(), s)
 }
 
@@ -86,13 +86,13 @@ func (f *Fleet) openSeriesLocked(e *entry, s agent.Session) {
 func (f *Fleet) closeSeriesLocked(e *entry, epoch int64, goodbye bool) {
 	remove := goodbye || f.peers != nil && !f.peers.member.Load()
 	f.series.Close(e.id, epoch, remove)
-	e.seriesRetained = !remove
+	e.sessions.seriesRetained = !remove
 }
 
 // dropRetainedSeriesLocked removes series that were retained for a reconnect.
 func (f *Fleet) dropRetainedSeriesLocked(e *entry) {
-	if e.seriesRetained {
-		e.seriesRetained = false
+	if e.sessions.seriesRetained {
+		e.sessions.seriesRetained = false
 		f.series.Remove(e.id)
 	}
 }
@@ -132,7 +132,7 @@ func (f *Fleet) applySessions(records []agent.SessionRecord, revision int64) (kn
 // agent's session here, even if the other session has ended: the agent's next one
 // then gets the highest epoch.
 func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now time.Time) {
-	before := e.newest
+	before := e.sessions.newest
 	order := compareSessions(&record, &before)
 	if order < 0 {
 		return
@@ -144,8 +144,8 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 	if record == before {
 		return
 	}
-	e.newest = record
-	if s := e.live; s != nil {
+	e.sessions.newest = record
+	if s := e.sessions.live; s != nil {
 		f.endSessionLocked(s, EndTakeover)
 		f.closeSeriesLocked(e, s.info.Epoch, false)
 	}
@@ -179,8 +179,8 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	written := make([]*entry, 0, len(entries))
 	for _, e := range entries {
 		e.mu.Lock()
-		if !e.gone && e.newest.Replica == f.self() {
-			record := e.newest
+		if e.phase != phaseRemoved && e.sessions.newest.Replica == f.self() {
+			record := e.sessions.newest
 			record.Incarnation = e.reg.Load().Incarnation
 			records, written = append(records, record), append(written, e)
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"sync"
-	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -14,15 +13,6 @@ import (
 // writeBatch bounds the states of one write. SQLite takes about 30 ms for 1,000
 // small rows, which is the longest that one state waits for others.
 const writeBatch = 1000
-
-// scanInterval bounds the delay between a session's age and its end.
-const scanInterval = time.Second
-
-// Backoff of failed writes and loads.
-const (
-	minBackoff = 500 * time.Millisecond
-	maxBackoff = 15 * time.Second
-)
 
 // writeQueue is what waits to be written: at most one state and one session of each
 // agent, and at most one finished build of each registered workspace and build.
@@ -127,100 +117,6 @@ func (w *writeQueue) lastError() error {
 	return w.err
 }
 
-// Run loads the registrations unless Load did. It writes states and sessions behind,
-// ends aged sessions, and follows the other replicas. It blocks until ctx is
-// cancelled. Then it writes the rest within Options.WriteTimeout and returns nil.
-func (f *Fleet) Run(ctx context.Context) error {
-	if f.peers != nil {
-		// Subscribed before anything is read, so that no change is missed between.
-		cancel, err := f.peers.pubsub.Subscribe(notificationChannel, f.handleNotification)
-		if err != nil {
-			return fmt.Errorf("subscribe to notifications of the fleet: %w", err)
-		}
-		defer cancel()
-	}
-	if !f.loadWithRetries(ctx) {
-		return nil
-	}
-	var background sync.WaitGroup
-	defer background.Wait()
-	background.Go(func() { f.runScans(ctx) })
-	if f.peers != nil {
-		background.Go(func() { f.runFollower(ctx) })
-		background.Go(func() { f.runPublisher(ctx) })
-	}
-
-	timer := time.NewTimer(0) // for changes before Run
-	defer timer.Stop()
-	backoff := minBackoff
-	armed := true
-	for {
-		select {
-		case <-ctx.Done():
-			f.writeFinally(ctx)
-			background.Wait()
-			if f.peers != nil {
-				f.peers.publish(ctx) // the last writes
-			}
-			return nil
-		case <-f.queue.wake:
-			if !armed {
-				timer.Reset(f.opts.WriteInterval)
-				armed = true
-			}
-		case <-timer.C:
-			armed = false
-			err := f.write(ctx)
-			if err == nil {
-				backoff = minBackoff
-				continue
-			}
-			if ctx.Err() != nil {
-				continue
-			}
-			f.log.Warn("states of agents are not written and will be tried again", "error", err, "after", backoff)
-			timer.Reset(backoff)
-			armed = true
-			backoff = min(2*backoff, maxBackoff)
-		}
-	}
-}
-
-// loadWithRetries returns false if ctx was cancelled first.
-func (f *Fleet) loadWithRetries(ctx context.Context) bool {
-	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		err := f.Load(ctx)
-		if err == nil {
-			return true
-		}
-		if ctx.Err() == nil {
-			f.log.Error("the registrations are not loaded and will be tried again", "error", err, "after", backoff)
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(backoff):
-		}
-	}
-}
-
-func (f *Fleet) runScans(ctx context.Context) {
-	ticker := time.NewTicker(scanInterval)
-	defer ticker.Stop()
-	templates := time.NewTicker(templateScan)
-	defer templates.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-ticker.C:
-			f.scan(now)
-		case now := <-templates.C:
-			f.removeStaleTemplates(now)
-		}
-	}
-}
-
 func (f *Fleet) writeFinally(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.opts.WriteTimeout)
 	defer cancel()
@@ -273,12 +169,12 @@ func (f *Fleet) writeStates(ctx context.Context) error {
 func (e *entry) drainState() (stateWrite, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.gone {
+	if e.phase == phaseRemoved {
 		return stateWrite{}, false
 	}
-	w := stateWrite{entry: e, state: cloneState(e.state), pendingAcks: e.pendingAcks}
+	w := stateWrite{entry: e, state: cloneState(e.state.newest), pendingAcks: e.state.pendingAcks}
 	w.state.Incarnation = e.reg.Load().Incarnation
-	e.queued, e.pendingAcks = false, nil
+	e.state.queued, e.state.pendingAcks = false, nil
 	return w, true
 }
 
@@ -363,11 +259,11 @@ func (f *Fleet) requeueState(w stateWrite) {
 	e := w.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.gone {
+	if e.phase == phaseRemoved {
 		return
 	}
-	newer := e.pendingAcks
-	e.pendingAcks = w.pendingAcks
+	newer := e.state.pendingAcks
+	e.state.pendingAcks = w.pendingAcks
 	for _, h := range newer {
 		riding := false
 		for _, older := range w.pendingAcks {
@@ -377,11 +273,11 @@ func (f *Fleet) requeueState(w stateWrite) {
 			h.tracker.Settle([]agent.Settled{{Sequence: h.sequence}})
 			continue
 		}
-		e.pendingAcks = append(e.pendingAcks, h)
+		e.state.pendingAcks = append(e.state.pendingAcks, h)
 	}
-	f.supersedePendingLocked(e, e.storedEpoch) // stored parts may have replaced some meanwhile
-	if !e.queued {
-		e.queued = true
+	f.supersedePendingLocked(e, e.sessions.storedEpoch) // stored parts may have replaced some meanwhile
+	if !e.state.queued {
+		e.state.queued = true
 		f.queue.addState(e)
 	}
 }

@@ -1,0 +1,89 @@
+package fleet
+
+import (
+	"bytes"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// phase is where an agent is in its removal: see startRemoval.
+type phase int
+
+const (
+	phaseRegistered phase = iota
+	phaseRemoving         // the database does not have the removal yet
+	phaseRemoved          // nothing of the entry is used any more
+)
+
+// entry is one registered agent. Its fields are grouped by the files whose code
+// writes them, and by the lock that guards them.
+type entry struct {
+	id agent.ID
+
+	// The registry: register.go, registry.go.
+
+	// reg is replaced under mu, never changed in place.
+	reg atomic.Pointer[agent.Registration]
+	// namedAt is the revision of the registry at which coderd last named the agent.
+	// Guarded by Fleet.mu.
+	namedAt uint64
+
+	// requestMu is held while a request is handled, while a session opens and while
+	// the agent is removed. So a request is handled wholly before them, or not at all.
+	requestMu sync.Mutex
+
+	mu sync.Mutex
+	// The rest is guarded by mu.
+
+	// The registry again.
+	phase     phase
+	workspace *workspace
+
+	sessions     sessions
+	metadataKeys []string // request.go: sorted; of an agent whose template declares none
+	budget       budget   // limits.go
+	state        state
+	presence     presence // presence.go: as last published
+}
+
+// sessions are the sessions of an agent: session.go, sessions.go, outdated.go.
+type sessions struct {
+	live   *Session            // on this replica; nil: none
+	newest agent.SessionRecord // on any replica; zero: there never was one
+	// storedEpoch is the highest epoch known to be stored of its values.
+	// recordedEpoch is the highest one known to be stored of its sessions and state.
+	storedEpoch, recordedEpoch int64
+	lastSeen                   time.Time
+	instances                  []*tracker // those without a session first, oldest first
+	seriesRetained             bool       // the series outlast the session, for a reconnect
+}
+
+// state is the agent's state on its way to the database: request.go, write.go,
+// follow.go.
+type state struct {
+	newest      agent.State
+	queued      bool         // in writeQueue.states
+	pendingAcks []pendingAck // of sequences that newest has and the database may not
+}
+
+func newEntry(reg *agent.Registration) *entry {
+	e := &entry{id: reg.ID, state: state{newest: agent.State{Agent: reg.ID}}}
+	e.reg.Store(reg)
+	return e
+}
+
+// availableLocked returns nil if the agent can have sessions now.
+func (e *entry) availableLocked() error {
+	switch e.phase {
+	case phaseRemoved:
+		return ErrUnknownAgent
+	case phaseRemoving:
+		return ErrUnavailable
+	}
+	return nil
+}
+
+func compareEntry(e *entry, id agent.ID) int { return bytes.Compare(e.id[:], id[:]) }

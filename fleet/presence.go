@@ -1,0 +1,169 @@
+package fleet
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// up is the state of a workspace's series. Its mutex comes after entry.mu.
+type up struct {
+	key agent.SeriesKey // of the workspace; constant
+
+	mu sync.Mutex
+	// labels is nil while the workspace is hidden by a newer one with its labels, or
+	// removed. It is replaced, never changed.
+	labels *agent.Workspace
+	// local and remote count the agents that are connected to this replica, and to
+	// others.
+	local, remote int
+}
+
+// connection says where an agent counts as connected.
+type connection struct {
+	workspace *workspace // nil: it is not connected
+	remote    bool       // to another replica
+}
+
+// published returns whether the states of the workspace's agents are published.
+func (w *workspace) published() bool {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	return w.up.labels != nil
+}
+
+// addConnected adds n to the connected agents of the workspace.
+func (f *Fleet) addConnected(at connection, n int) {
+	w := at.workspace
+	if w == nil {
+		return
+	}
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	if at.remote {
+		w.up.remote += n
+	} else {
+		w.up.local += n
+	}
+	f.publishUpLocked(w)
+}
+
+// publishes returns whether this replica publishes the state of an agent or a
+// workspace. A replica publishes those with a local session. The leader publishes
+// those without any session. A replica that is no member publishes nothing.
+func (f *Fleet) publishes(local, remote bool) bool {
+	if f.peers == nil {
+		return true
+	}
+	return f.peers.member.Load() && (local || !remote && f.peers.leads.Load())
+}
+
+// setLabels publishes the workspace with these labels; nil: it is hidden. It returns
+// whether the labels changed.
+func (f *Fleet) setLabels(w *workspace, labels *agent.Workspace) bool {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	old := w.up.labels
+	if old == nil && labels == nil || old != nil && labels != nil && equalWorkspace(old, labels) {
+		return false
+	}
+	w.up.labels = labels
+	f.publishUpLocked(w)
+	return true
+}
+
+func (f *Fleet) publishUpLocked(w *workspace) {
+	if w.up.labels == nil || !f.publishes(w.up.local > 0, w.up.remote > 0) {
+		f.series.SetState(w.up.key, nil)
+		return
+	}
+	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
+}
+
+// publishPresenceLocked publishes the agent's series and its part in the count of its
+// workspace, and notifies watchers of another status. It is called after each change
+// of what they are computed from, before e.mu is released.
+func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
+	next := f.presenceLocked(e, now)
+	if e.presence.connection != next.connection {
+		f.addConnected(e.presence.connection, -1)
+		f.addConnected(next.connection, 1)
+	}
+	statusChanged := e.presence.status != next.status
+	e.presence = next
+	if next.published {
+		f.series.SetState(agent.SeriesKey{ID: e.id}, agentSeries(e.reg.Load(), &e.state.newest, next.status))
+	} else {
+		f.series.SetState(agent.SeriesKey{ID: e.id}, nil)
+	}
+	if statusChanged {
+		f.watchers.notify(e.id)
+	}
+}
+
+// presence is the status of an agent and how this replica publishes it.
+type presence struct {
+	status     agent.Status
+	connection connection
+	published  bool
+}
+
+func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
+	registered := e.phase == phaseRegistered
+	local := registered && e.sessions.live != nil
+	remote := registered && !local && f.connectedRemotelyLocked(e)
+	s := presence{
+		status:    status(e.reg.Load(), local || remote, e.sessions.newest.Epoch != 0, now),
+		published: registered && f.publishes(local, remote) && e.workspace.published(),
+	}
+	if local || remote {
+		s.connection = connection{e.workspace, remote}
+	}
+	return s
+}
+
+// publishPresence is publishPresenceLocked for unlocked agents.
+func (f *Fleet) publishPresence(agents []*entry) {
+	now := time.Now()
+	for _, e := range agents {
+		e.mu.Lock()
+		f.publishPresenceLocked(e, now)
+		e.mu.Unlock()
+	}
+}
+
+// labelKey identifies workspaces by the labels of their series.
+type labelKey struct{ username, workspace string }
+
+func labelKeyOf(w *agent.Workspace) labelKey { return labelKey{w.OwnerUsername, w.Name} }
+
+// electVisible chooses, of workspaces with equal labels, the one with the newest build.
+// The others are hidden. It returns the workspaces whose labels changed. The caller
+// holds changeSem.
+func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) []*workspace {
+	var changed []*workspace
+	for key := range labelKeys {
+		list := r.byLabels[key]
+		if len(list) == 0 {
+			continue
+		}
+		newest := slices.MaxFunc(list, func(a, b *workspace) int {
+			return cmp.Or(a.Build.CreatedAt.Compare(b.Build.CreatedAt), bytes.Compare(a.ID[:], b.ID[:]))
+		})
+		for _, w := range list {
+			labels := (*agent.Workspace)(nil)
+			if w == newest {
+				copied := w.Workspace
+				labels = &copied
+			}
+			if f.setLabels(w, labels) {
+				changed = append(changed, w)
+			}
+		}
+	}
+	return changed
+}
