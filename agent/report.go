@@ -36,27 +36,27 @@ type Sessions struct {
 // Report is one report of an agent. It is valid only during the call that it
 // is passed to: whoever keeps a string of it keeps a copy.
 //
-// An agent mostly sends the same series again. So a receiver that knows the form
-// of a sample need not have it decoded.
+// An agent mostly sends the same series again. A receiver that knows the encoding
+// of a sample need not decode it.
 type Report interface {
 	Stats() Stats
 	// Len is the number of forwarded samples, which have indices from 0 in the
 	// order of the wire.
 	Len() int
-	// Match returns the value of sample i if it is known to have the form, which
-	// is not the zero one and does not change. False tells nothing.
-	Match(i int, f *Form) (v float64, ok bool)
+	// Match returns the value of sample i if the sample is known to have the
+	// encoding. False says nothing. The encoding is not zero and does not change.
+	Match(i int, e *SampleEncoding) (v float64, ok bool)
 	// Sample returns sample i. It is overwritten by the next call.
 	Sample(i int) *Sample
-	// Form returns the form of sample i, which the caller may keep; zero: it has
-	// none.
-	Form(i int) Form
+	// Encoding returns the encoding of sample i, which the caller may keep. It is
+	// zero if the sample has none.
+	Encoding(i int) SampleEncoding
 }
 
-// Form is how the name, the type and the labels of a sample are encoded: what
-// stands before its value, and after it. Samples of one form differ in nothing
-// but their values. Samples of different forms may be of one series, too.
-type Form struct {
+// SampleEncoding is how the name, the type and the labels of a sample are encoded:
+// the bytes before its value, and those after it. Samples of one encoding differ only
+// in their values. Samples of different encodings may be of one series, too.
+type SampleEncoding struct {
 	Head, Tail string
 }
 

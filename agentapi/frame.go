@@ -35,10 +35,10 @@ type frame struct {
 	// buffer has the bytes of a plain request; nil: there are none to keep.
 	buffer mem.Buffer
 
-	// forms of the samples of the stream's last report, and whose stream it is. They
-	// outlast a release.
-	forms []*agent.Form
-	agent agent.ID
+	// encodings are those of the samples of the stream's last report. agent is the
+	// stream's. Both outlast a release.
+	encodings []*agent.SampleEncoding
+	agent     agent.ID
 }
 
 // The decoders of plain requests are reused, so that an idle stream holds none.
@@ -47,7 +47,7 @@ var (
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
 )
 
-// release lets go of all that the frame has but the forms and the agent.
+// release lets go of all that the frame has but the encodings and the agent.
 func (f *frame) release() {
 	if f.stats != nil {
 		f.stats.reset()
@@ -60,7 +60,7 @@ func (f *frame) release() {
 	if f.buffer != nil {
 		f.buffer.Free()
 	}
-	*f = frame{forms: f.forms, agent: f.agent}
+	*f = frame{encodings: f.encodings, agent: f.agent}
 }
 
 // hasMessage tells whether the request has any of the messages.
@@ -171,7 +171,7 @@ func (f *frame) readPlain(w wire) bool {
 	switch t {
 	case tagStats:
 		f.stats, _ = wireReports.Get().(*wireReport)
-		ok = f.stats.read(message, f.forms)
+		ok = f.stats.read(message, f.encodings)
 	case tagMetadata:
 		f.metadata, _ = metadataDecoders.Get().(*metadataDecoder)
 		f.entries, ok = f.metadata.decode(message)

@@ -73,11 +73,11 @@ func (r *messageReport) Stats() agent.Stats { return r.stats }
 // Len implements agent.Report.
 func (r *messageReport) Len() int { return len(r.message.GetMetrics()) }
 
-// Match implements agent.Report: a decoded sample has no form.
-func (r *messageReport) Match(int, *agent.Form) (float64, bool) { return 0, false }
+// Match implements agent.Report: a decoded sample has no encoding.
+func (r *messageReport) Match(int, *agent.SampleEncoding) (float64, bool) { return 0, false }
 
-// Form implements agent.Report.
-func (r *messageReport) Form(int) agent.Form { return agent.Form{} }
+// Encoding implements agent.Report.
+func (r *messageReport) Encoding(int) agent.SampleEncoding { return agent.SampleEncoding{} }
 
 // Sample implements agent.Report.
 func (r *messageReport) Sample(i int) *agent.Sample {

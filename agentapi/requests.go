@@ -30,7 +30,7 @@ func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	switch {
 	case f.stats != nil:
 		refused := s.takeReport(r, f.stats, f.stats.rest)
-		f.forms = f.stats.forms(f.forms)
+		f.encodings = f.stats.encodings(f.encodings)
 		return refused
 	case f.metadata != nil:
 		return s.takeEntries(r, f.entries)

@@ -78,14 +78,13 @@ type wireReport struct {
 // again.
 type wireSample struct {
 	data wire
-	// form is one that the sample has; nil: none is known. value is that of the
-	// sample if there is one.
-	form  *agent.Form
-	value float64
+	// encoding is nil if none is known. value is the sample's if there is an encoding.
+	encoding *agent.SampleEncoding
+	value    float64
 }
 
-// match sets the form and returns true if the sample has it.
-func (s *wireSample) match(f *agent.Form) bool {
+// match sets the encoding and returns true if the sample has it.
+func (s *wireSample) match(f *agent.SampleEncoding) bool {
 	head, middle := len(f.Head), len(s.data)-len(f.Head)-len(f.Tail)
 	if middle != valueBytes && middle != 0 ||
 		s.data[:head].string() != f.Head || s.data[head+middle:].string() != f.Tail {
@@ -99,14 +98,14 @@ func (s *wireSample) match(f *agent.Form) bool {
 		value := s.data[head+1:]
 		s.value, _ = value.double()
 	}
-	s.form = f
+	s.encoding = f
 	return true
 }
 
-// read reads an encoded Stats; false if it is not plain. forms are those that the
-// samples of the agent's last report had, in their order: a sample that has its
-// own again is valid, as they were.
-func (r *wireReport) read(w wire, forms []*agent.Form) bool {
+// read reads an encoded Stats. It returns false if the message is not plain. encodings
+// are those of the samples of the agent's last report, in their order. A sample that
+// has its encoding again is valid, as that one was.
+func (r *wireReport) read(w wire, encodings []*agent.SampleEncoding) bool {
 	r.reset()
 	var older agent.Sessions
 	for len(w) > 0 {
@@ -125,7 +124,7 @@ func (r *wireReport) read(w wire, forms []*agent.Form) bool {
 			if n == maxPlainSamples {
 				return false
 			}
-			if (n >= len(forms) || forms[n] == nil || !s.match(forms[n])) && !validSample(s.data) {
+			if (n >= len(encodings) || encodings[n] == nil || !s.match(encodings[n])) && !validSample(s.data) {
 				return false
 			}
 			r.samples = append(r.samples, s)
@@ -278,23 +277,23 @@ func (r *wireReport) Stats() agent.Stats { return r.stats }
 func (r *wireReport) Len() int { return len(r.samples) }
 
 // Match implements agent.Report.
-func (r *wireReport) Match(i int, f *agent.Form) (float64, bool) {
+func (r *wireReport) Match(i int, f *agent.SampleEncoding) (float64, bool) {
 	s := &r.samples[i]
-	if s.form == f || s.match(f) {
+	if s.encoding == f || s.match(f) {
 		return s.value, true
 	}
 	return 0, false
 }
 
-// forms puts those that the samples are known to have into list, which read takes
-// with the agent's next report.
-func (r *wireReport) forms(list []*agent.Form) []*agent.Form {
+// encodings puts the known encodings of the samples into list, which read takes with
+// the agent's next report.
+func (r *wireReport) encodings(list []*agent.SampleEncoding) []*agent.SampleEncoding {
 	n := min(len(r.samples), maxKeptSamples)
 	if n != len(list) {
 		list = slices.Grow(list[:0], n)[:n]
 	}
 	for i := range list {
-		if f := r.samples[i].form; list[i] != f {
+		if f := r.samples[i].encoding; list[i] != f {
 			list[i] = f
 		}
 	}
@@ -337,9 +336,9 @@ func labelOf(w wire) (l agent.Label) {
 	return l
 }
 
-// Form implements agent.Report. A sample has one if its fields stand in the
-// order of their numbers, all but the labels once.
-func (r *wireReport) Form(i int) agent.Form {
+// Encoding implements agent.Report. A sample has one if its fields stand in the
+// order of their numbers, and all but the labels once.
+func (r *wireReport) Encoding(i int) agent.SampleEncoding {
 	sample := r.samples[i].data
 	w := sample
 	var last byte
@@ -348,7 +347,7 @@ func (r *wireReport) Form(i int) agent.Form {
 		at := len(sample) - len(w)
 		t, _ := w.tag()
 		if t < last || t == last && t != tagSampleLabel {
-			return agent.Form{}
+			return agent.SampleEncoding{}
 		}
 		last = t
 		switch t {
@@ -369,7 +368,7 @@ func (r *wireReport) Form(i int) agent.Form {
 	if tail == 0 {
 		tail = len(sample)
 	}
-	return agent.Form{Head: strings.Clone(sample[:head].string()), Tail: strings.Clone(sample[tail:].string())}
+	return agent.SampleEncoding{Head: strings.Clone(sample[:head].string()), Tail: strings.Clone(sample[tail:].string())}
 }
 
 // rest returns the report without its samples, encoded: at most maxRestBytes of what

@@ -41,7 +41,7 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	if err != nil {
 		require.Equal(t, codes.InvalidArgument, status.Code(f.refused))
 		require.NotContains(t, f.refused.Error(), "it does not decode", "where it is malformed was not found: %v", err)
-		require.Equal(t, frame{size: len(data), refused: f.refused, forms: f.forms}, f)
+		require.Equal(t, frame{size: len(data), refused: f.refused, encodings: f.encodings}, f)
 		return false
 	}
 	if n, _ := agentRequests.Bytes(data, 1<<30); n > expansion*testCodec.limit && f.refused != nil {
@@ -67,17 +67,17 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	return true
 }
 
-// matchOwn has each sample matched with its own form, as the aggregator does.
+// matchOwn has each sample matched with its own encoding, as the aggregator does.
 func (f *frame) matchOwn() {
 	if f.stats == nil {
 		return
 	}
 	for i := range f.stats.Len() {
-		if form := f.stats.Form(i); form != (agent.Form{}) {
-			f.stats.Match(i, &form)
+		if encoding := f.stats.Encoding(i); encoding != (agent.SampleEncoding{}) {
+			f.stats.Match(i, &encoding)
 		}
 	}
-	f.forms = f.stats.forms(f.forms)
+	f.encodings = f.stats.encodings(f.encodings)
 }
 
 func checkReport(t require.TestingT, got *wireReport, stats *agentstatsv1.Stats) {
@@ -91,11 +91,11 @@ func checkReport(t require.TestingT, got *wireReport, stats *agentstatsv1.Stats)
 		sample := *want.Sample(i)
 		require.Equal(t, inWords(sample), inWords(*got.Sample(i)))
 		for j := range got.Len() {
-			form := got.Form(j)
-			if form == (agent.Form{}) {
+			encoding := got.Encoding(j)
+			if encoding == (agent.SampleEncoding{}) {
 				continue
 			}
-			v, ok := got.Match(i, &form)
+			v, ok := got.Match(i, &encoding)
 			if ok {
 				require.Equal(t, math.Float64bits(sample.Value), math.Float64bits(v))
 				other := *want.Sample(j)
@@ -103,7 +103,7 @@ func checkReport(t require.TestingT, got *wireReport, stats *agentstatsv1.Stats)
 				sample := *want.Sample(i)
 				require.Equal(t, inWords(sample), inWords(other))
 			}
-			require.True(t, ok || i != j, "a sample has its own form")
+			require.True(t, ok || i != j, "a sample has its own encoding")
 		}
 	}
 	rest := proto.CloneOf(stats)
@@ -282,15 +282,15 @@ func FuzzRequest(f *testing.F) {
 		f.Add(data, data)
 	}
 	f.Fuzz(func(t *testing.T, before, data []byte) {
-		if len(data) < 1<<12 { // forms are compared each with each
+		if len(data) < 1<<12 { // encodings are compared each with each
 			checkFrame(t, data, before)
 		}
 	})
 }
 
-// A sample that has its form again is not looked into, and whatever else stands
+// A sample that has its encoding again is not looked into, and whatever else stands
 // in its place is.
-func TestFormsOfTheReportBefore(t *testing.T) {
+func TestEncodingsOfTheReportBefore(t *testing.T) {
 	first := wireStats(3, 1)
 	before := encoded(t, statsRequest(1, first))
 	changed := func(change func(m *agentstatsv1.Stats)) []byte {

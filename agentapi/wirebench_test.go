@@ -56,7 +56,7 @@ func (in *intake) take(t testing.TB, now time.Time, data []byte) {
 	if refused, _ := in.series.Report(in.agent, 1, now, f.stats); len(refused) > 0 {
 		t.Fatal(refused)
 	}
-	f.forms = f.stats.forms(f.forms)
+	f.encodings = f.stats.encodings(f.encodings)
 	f.release()
 }
 
@@ -82,7 +82,7 @@ func TestReportAllocations(t *testing.T) {
 		}
 		i := 0
 		now := time.Now()
-		for range 4 { // until the forms are known and the buffers have grown
+		for range 4 { // until the encodings are known and the buffers have grown
 			in.take(t, now, rounds[0])
 		}
 		return testing.AllocsPerRun(100, func() {

@@ -8,7 +8,7 @@ import (
 )
 
 // desc is the name and the extra labels of a series. All agents that send the
-// same share it. But for its form it does not change.
+// same share it. Only its encoding changes.
 type desc struct {
 	family *family
 	name   string
@@ -17,9 +17,9 @@ type desc struct {
 	// key is what the strings above are cut from.
 	key  string
 	refs atomic.Int32
-	// form is nil until an agent has sent a sample that has one. Agents of one
-	// version all send the same; the samples of others are decoded.
-	form atomic.Pointer[form]
+	// encoding is nil until an agent has sent a sample that has one. Agents of one
+	// version all send the same. The samples of other agents are decoded.
+	encoding atomic.Pointer[typedEncoding]
 }
 
 // computed tells whether the service computes the series, of no agent's making.
@@ -28,27 +28,27 @@ func (d *desc) computed() bool { return d.key == "" }
 // bytes are those of the name and the labels.
 func (d *desc) bytes() int64 { return int64(len(d.key)) }
 
-// form is how samples of a desc are encoded if they have the type.
-type form struct {
-	agent.Form
+// typedEncoding is how samples of a desc are encoded that have the type.
+type typedEncoding struct {
+	agent.SampleEncoding
 	typ agent.SampleType
 }
 
-// formPart is the most that is encoded for a name or a label beside its strings:
+// encodingPart is the most that is encoded for a name or a label beside its strings:
 // tags and lengths. It is 9 bytes for a label, 5 for a name with its type.
-const formPart = 16
+const encodingPart = 16
 
-// learn keeps the form of sample i, s, which is of the desc, if it is the first.
-// A form may hold more than the strings of the desc, like labels without a value:
-// one that is larger than need be is not kept.
-func (d *desc) learn(r agent.Report, i int, s *agent.Sample) {
-	if d.form.Load() != nil {
+// learnEncoding keeps the encoding of sample i, s, of the desc, if it is the first. An
+// encoding may hold more than the strings of the desc, like labels without a value.
+// One that is larger than need be is not kept.
+func (d *desc) learnEncoding(r agent.Report, i int, s *agent.Sample) {
+	if d.encoding.Load() != nil {
 		return
 	}
-	f := r.Form(i)
-	size := len(f.Head) + len(f.Tail)
-	if size > 0 && size <= len(d.key)+formPart*(1+len(d.labels)) {
-		d.form.CompareAndSwap(nil, &form{f, s.Type})
+	e := r.Encoding(i)
+	size := len(e.Head) + len(e.Tail)
+	if size > 0 && size <= len(d.key)+encodingPart*(1+len(d.labels)) {
+		d.encoding.CompareAndSwap(nil, &typedEncoding{e, s.Type})
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// report is an agent.Report of a test. Its samples have forms unless it is
+// report is an agent.Report of a test. Its samples have encodings unless it is
 // decoded.
 type report struct {
 	stats   agent.Stats
@@ -35,7 +35,7 @@ func (r *report) Stats() agent.Stats { return r.stats }
 
 func (r *report) Len() int { return len(r.samples) }
 
-func (r *report) Match(i int, f *agent.Form) (float64, bool) {
+func (r *report) Match(i int, f *agent.SampleEncoding) (float64, bool) {
 	s := &r.samples[i]
 	if r.decoded || len(f.Head) != len(s.Name)+1 || f.Head[0] != byte(s.Type) || f.Head[1:] != s.Name {
 		return 0, false
@@ -51,12 +51,12 @@ func (r *report) Match(i int, f *agent.Form) (float64, bool) {
 	return s.Value, tail == ""
 }
 
-func (r *report) Form(i int) agent.Form {
+func (r *report) Encoding(i int) agent.SampleEncoding {
 	if r.decoded {
-		return agent.Form{}
+		return agent.SampleEncoding{}
 	}
 	s := &r.samples[i]
-	f := agent.Form{Head: string(rune(s.Type)) + s.Name}
+	f := agent.SampleEncoding{Head: string(rune(s.Type)) + s.Name}
 	for _, l := range s.Labels {
 		f.Tail += l.Name + "\x00" + l.Value + "\x00"
 	}

@@ -130,8 +130,8 @@ func (in *intake) dropOutdated() {
 func (in *intake) sample(i int) {
 	have := in.expected()
 	if have != nil {
-		if f := have.desc.form.Load(); f != nil && f.typ == have.typ {
-			if v, ok := in.report.Match(i, &f.Form); ok {
+		if f := have.desc.encoding.Load(); f != nil && f.typ == have.typ {
+			if v, ok := in.report.Match(i, &f.SampleEncoding); ok {
 				in.match(i, have, canonical(v))
 				return
 			}
@@ -143,7 +143,7 @@ func (in *intake) sample(i int) {
 		in.unexpected(i, s, v)
 		return
 	}
-	have.desc.learn(in.report, i, s)
+	have.desc.learnEncoding(in.report, i, s)
 	in.match(i, have, v)
 }
 
@@ -200,7 +200,7 @@ func (in *intake) unexpected(i int, s *agent.Sample, v float64) {
 		return
 	}
 	if have := in.expected(); have != nil && have.typ == s.Type && have.desc.is(s.Name, in.labels) {
-		have.desc.learn(in.report, i, s)
+		have.desc.learnEncoding(in.report, i, s)
 		in.match(i, have, v)
 		return
 	}

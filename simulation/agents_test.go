@@ -384,9 +384,9 @@ type statsReport struct{}
 func (statsReport) Stats() agent.Stats {
 	return agent.Stats{RxBytes: 1, TxBytes: 1, ConnectionCount: 1}
 }
-func (statsReport) Len() int                                    { return 1 }
-func (statsReport) Match(int, *agent.Form) (v float64, ok bool) { return 0, false }
-func (statsReport) Form(int) agent.Form                         { return agent.Form{} }
+func (statsReport) Len() int                                              { return 1 }
+func (statsReport) Match(int, *agent.SampleEncoding) (v float64, ok bool) { return 0, false }
+func (statsReport) Encoding(int) agent.SampleEncoding                     { return agent.SampleEncoding{} }
 func (statsReport) Sample(int) *agent.Sample {
 	return &agent.Sample{Name: "app_requests", Type: agent.Gauge, Value: 1}
 }

@@ -42,20 +42,20 @@ func Identity(n int) agent.Identity {
 }
 
 // Report is a report of an agent. It implements agent.Report without allocating
-// when it is read, and with samples that have forms, as the service's own reader
+// when it is read, and with samples that have encodings, as the service's own reader
 // of the wire does.
 type Report struct {
-	n       int
-	stats   agent.Stats
-	samples []agent.Sample
-	forms   []agent.Form
-	current agent.Sample
+	n         int
+	stats     agent.Stats
+	samples   []agent.Sample
+	encodings []agent.SampleEncoding
+	current   agent.Sample
 }
 
 // NewReport returns the report of agent n in round 0, with that many forwarded
 // samples of two labels each.
 func NewReport(n, samples int) *Report {
-	r := &Report{n: n, samples: make([]agent.Sample, samples), forms: make([]agent.Form, samples)}
+	r := &Report{n: n, samples: make([]agent.Sample, samples), encodings: make([]agent.SampleEncoding, samples)}
 	for i := range r.samples {
 		s := &r.samples[i]
 		s.Labels = []agent.Label{
@@ -67,9 +67,9 @@ func NewReport(n, samples int) *Report {
 		} else {
 			s.Name, s.Type = fmt.Sprintf("agent_process_%02d_resource_usage", i), agent.Gauge
 		}
-		r.forms[i].Head = string(rune(s.Type)) + s.Name
+		r.encodings[i].Head = string(rune(s.Type)) + s.Name
 		for _, l := range s.Labels {
-			r.forms[i].Tail += l.Name + "\x00" + l.Value + "\x00"
+			r.encodings[i].Tail += l.Name + "\x00" + l.Value + "\x00"
 		}
 	}
 	r.Set(0)
@@ -107,8 +107,8 @@ func (r *Report) Stats() agent.Stats { return r.stats }
 func (r *Report) Len() int { return len(r.samples) }
 
 // Match implements agent.Report.
-func (r *Report) Match(i int, f *agent.Form) (float64, bool) {
-	return r.samples[i].Value, r.forms[i] == *f
+func (r *Report) Match(i int, f *agent.SampleEncoding) (float64, bool) {
+	return r.samples[i].Value, r.encodings[i] == *f
 }
 
 // Sample implements agent.Report.
@@ -117,8 +117,8 @@ func (r *Report) Sample(i int) *agent.Sample {
 	return &r.current
 }
 
-// Form implements agent.Report.
-func (r *Report) Form(i int) agent.Form { return r.forms[i] }
+// Encoding implements agent.Report.
+func (r *Report) Encoding(i int) agent.SampleEncoding { return r.encodings[i] }
 
 // Series is one series as it is exposed.
 type Series struct {

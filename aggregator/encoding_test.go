@@ -21,7 +21,7 @@ func TestKnownSamplesAreNotDecoded(t *testing.T) {
 	for n := range byte(2) {
 		a.Open(id(n), identity(string('m'+rune(n))), agent.Session{Epoch: 1})
 		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), r)))
-		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), r))) // the forms are learnt
+		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), r))) // the encodings are learnt
 	}
 	for i := range r.samples {
 		r.samples[i].Value += 10
@@ -31,9 +31,9 @@ func TestKnownSamplesAreNotDecoded(t *testing.T) {
 	require.Contains(t, forwardedText(t, a), `b{agent_name="n",template_name="tpl",username="user",workspace_name="ws"} 12`)
 }
 
-// A desc has one form, which holds a type: an agent that comes to send another
+// A desc has one encoding, which holds a type: an agent that comes to send another
 // type is noticed.
-func TestFormOfAnotherType(t *testing.T) {
+func TestEncodingOfAnotherType(t *testing.T) {
 	a := newTest(t, Options{})
 	for n := range byte(2) {
 		a.Open(id(n), identity(string('m'+rune(n))), agent.Session{Epoch: 1})
@@ -48,24 +48,24 @@ func TestFormOfAnotherType(t *testing.T) {
 	require.Equal(t, 2, seriesOf(t, a, "a{"), "the one before stays for the TTL")
 }
 
-// bulky is a report with forms that hold more than their series have.
+// bulky is a report with encodings that hold more than their series have.
 type bulky struct{ report }
 
-func (b *bulky) Form(i int) agent.Form {
-	f := b.report.Form(i)
+func (b *bulky) Encoding(i int) agent.SampleEncoding {
+	f := b.report.Encoding(i)
 	f.Tail += strings.Repeat("y", 100)
 	return f
 }
 
-func TestFormsAreBounded(t *testing.T) {
+func TestEncodingsAreBounded(t *testing.T) {
 	a := newTest(t, Options{})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	s := sample("a", agent.Gauge, 1, "x", "1")
-	form := func() *form { return a.source(id(1)).series[0].desc.form.Load() }
+	encoding := func() *typedEncoding { return a.source(id(1)).series[0].desc.encoding.Load() }
 	for range 2 {
 		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &bulky{*samples(s)})))
-		require.Nil(t, form())
+		require.Nil(t, encoding())
 	}
 	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), samples(s))))
-	require.Equal(t, agent.Form{Head: "\x02a", Tail: "x\x001\x00"}, form().Form)
+	require.Equal(t, agent.SampleEncoding{Head: "\x02a", Tail: "x\x001\x00"}, encoding().SampleEncoding)
 }
