@@ -110,15 +110,15 @@ func boundedLatency(ms float64) float64 {
 	return 0 // of what is not a number, too
 }
 
-// boundedCounts copies what watchers are told of a map: at most maxSessionNames.
+// boundedCounts copies what watchers are told of a map: at most agent.MaxSessionNames.
 func boundedCounts(counts map[string]int64) map[string]int64 {
 	if len(counts) == 0 {
 		return nil
 	}
-	out := make(map[string]int64, min(len(counts), maxSessionNames))
-	for _, app := range countedApps(counts) {
-		if len(app.name) <= maxWatchedName {
-			out[app.name] = within(agent.MaxReportedCount, app.count)
+	out := make(map[string]int64, min(len(counts), agent.MaxSessionNames))
+	for _, app := range agent.FirstApps(counts) {
+		if len(app.Name) <= maxWatchedName {
+			out[app.Name] = within(agent.MaxReportedCount, app.Count)
 		}
 	}
 	return out

@@ -68,7 +68,7 @@ type wireReport struct {
 	// others are the fields of Stats that are not samples.
 	others []byte
 	// apps are the sessions by the name of their app.
-	apps []appSessions
+	apps []agent.AppSessions
 
 	sample agent.Sample
 	labels []agent.Label
@@ -145,7 +145,7 @@ func (r *wireReport) read(w wire, encodings []*agent.SampleEncoding) bool {
 		}
 		r.others = append(r.others, field[:len(field)-len(w)]...)
 	}
-	r.stats.Sessions, r.stats.Apps = countSessions(r.apps, older)
+	r.stats.Sessions, r.stats.Apps = agent.CountSessions(r.apps, older)
 	return true
 }
 
@@ -185,7 +185,7 @@ func (r *wireReport) readSessions(w *wire) bool {
 		return false
 	}
 	for i := range r.apps {
-		if r.apps[i].name == entry.name {
+		if r.apps[i].Name == entry.Name {
 			return false
 		}
 	}
@@ -194,7 +194,7 @@ func (r *wireReport) readSessions(w *wire) bool {
 }
 
 // entry reads an entry of a map from names to counts.
-func (w *wire) entry() (e appSessions, ok bool) {
+func (w *wire) entry() (e agent.AppSessions, ok bool) {
 	b, ok := w.bytes()
 	for ok && len(b) > 0 {
 		var t byte
@@ -203,11 +203,11 @@ func (w *wire) entry() (e appSessions, ok bool) {
 		}
 		switch t {
 		case tagEntryKey:
-			e.name, ok = b.text()
+			e.Name, ok = b.text()
 		case tagEntryValue:
 			var v uint64
 			v, ok = b.varint()
-			e.count = int64(v)
+			e.Count = int64(v)
 		default:
 			ok = false
 		}
