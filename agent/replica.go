@@ -32,8 +32,8 @@ type Lease struct {
 	Beats int64
 }
 
-// SessionRecord is what replicas tell each other of the newest session of an
-// agent. Newer is a higher Epoch, of equal ones a higher Replica.
+// SessionRecord is the newest session of an agent, as replicas share it. A record
+// with a higher Epoch is newer; of equal ones that with the higher Replica.
 type SessionRecord struct {
 	Agent ID
 	// Incarnation is as in Metadata.
@@ -43,27 +43,28 @@ type SessionRecord struct {
 	Replica ID
 	// Open is true until the session ended.
 	Open bool
-	// Reported is true once the session had a report of stats: from then on its
-	// replica serves the agent's series.
+	// Reported is true once the session had a report of stats. From then on its
+	// replica publishes the agent's series.
 	Reported bool
 }
 
-// Roster is what a store knows of the registrations as of one moment.
-type Roster struct {
+// Registrations are the registrations in a store, or their changes, as of one
+// revision.
+type Registrations struct {
 	// Revision rises with each change.
 	Revision int64
-	// Complete means that Agents and Workspaces are all there are. Otherwise
-	// they are those that changed since the revision that was asked for, and
-	// the removed ones are told below.
+	// Complete means that Agents and Workspaces are all that are registered.
+	// Otherwise they are those that changed since the revision that was asked for,
+	// and the removed ones are listed below.
 	Complete bool
-	// Agents and Workspaces are in the order of their ids; each agent has its
-	// workspace as it is.
+	// Agents and Workspaces are in the order of their ids. Each agent has the
+	// current version of its workspace.
 	Agents     []Registration
 	Workspaces []Workspace
 
 	RemovedAgents, RemovedWorkspaces []ID
 
-	// NamedAgents and NamedWorkspaces were named again since, did not change and
-	// may be removed. All are, if the roster is complete.
+	// NamedAgents and NamedWorkspaces were named again since and did not change.
+	// They may be removed. If Complete, all are named.
 	NamedAgents, NamedWorkspaces []ID
 }

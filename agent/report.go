@@ -150,26 +150,26 @@ type MetadataEntry struct {
 	Key, Value, Error string
 }
 
-// Tracker follows the requests of one instance until they are settled. The
-// methods return at once and call nothing back.
+// Tracker tracks which requests of one instance are durable. The methods return at
+// once and call nothing back.
 type Tracker interface {
-	// Hold says that something of the request is pending. Of one key only the
-	// oldest pending sequence is held: newer values of the key ride on it.
-	Hold(sequence int64)
-	// Settle ends holds, one for each element, after each flush at most once.
-	Settle([]Settled)
-	// Supersede says that something that is held lost against what a session with
-	// this epoch, which is above that of its own or was not known to it, has in the
-	// database, or, if epoch is 0, against another incarnation of the agent: its hold
-	// never ends.
+	// AddPending notes that a part of the request waits to be stored: no durable ack
+	// passes the sequence. Of one key only the oldest sequence is pending. It is
+	// resolved with a newer value of the key.
+	AddPending(sequence int64)
+	// Resolve ends one AddPending for each element. It is called at most once after
+	// each flush.
+	Resolve([]Resolution)
+	// Supersede notes that a pending part lost against a stored one with this epoch:
+	// one above that of its session, or unknown to it. With 0 it lost because the
+	// agent has another incarnation. It is never resolved.
 	Supersede(epoch int64)
 }
 
-// Settled is the end of one hold.
-type Settled struct {
-	// Sequence that was held.
+// Resolution is the outcome of a pending part.
+type Resolution struct {
+	// Sequence of the request.
 	Sequence int64
-	// Refusal is nil if the entry, or a newer value of its key, is in the
-	// database.
+	// Refusal is nil if the part, or a newer value of its key, is in the database.
 	Refusal *Refusal
 }

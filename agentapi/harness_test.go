@@ -94,9 +94,9 @@ func (s *switchStore) SaveStates(ctx context.Context, states []agent.State) ([]a
 	return s.Store.SaveStates(ctx, states)
 }
 
-func (s *switchStore) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
+func (s *switchStore) Registrations(ctx context.Context, since int64) (agent.Registrations, error) {
 	if err := s.err(); err != nil {
-		return agent.Roster{}, err
+		return agent.Registrations{}, err
 	}
 	return s.Store.Registrations(ctx, since)
 }

@@ -95,9 +95,9 @@ func TestSuperseded(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, "new", store.rows[rowKey{id(1), "a"}].Value)
 	require.Equal(t, []int64{5, 5}, tracker.superseded)
-	require.Equal(t, []agent.Settled{{Sequence: 1}}, tracker.settled)
+	require.Equal(t, []agent.Resolution{{Sequence: 1}}, tracker.settled)
 	require.Equal(t, []int64{1, 2}, tracker.sequences()[:2])
-	require.Equal(t, []agent.Settled{{Sequence: 1}}, other.settled)
+	require.Equal(t, []agent.Resolution{{Sequence: 1}}, other.settled)
 	flushAll(t, b)
 	require.Equal(t, "newest", store.rows[rowKey{id(1), "c"}].Value)
 	require.Equal(t, []int64{1, 2}, tracker.sequences(), "what lost stays held")
@@ -158,7 +158,7 @@ func TestHoldsOfNewProcess(t *testing.T) {
 	b.Add(now, report(id(1), 1, 7, old, "a=1", "b=1"))
 	b.Add(now, report(id(1), 2, 1, young, "a=2"))
 	require.Equal(t, []int64{7}, old.sequences())
-	require.Equal(t, []agent.Settled{{Sequence: 7}}, old.settled)
+	require.Equal(t, []agent.Resolution{{Sequence: 7}}, old.settled)
 	require.Equal(t, []int64{1}, young.sequences())
 	// A value without a tracker ends the hold too, and the other way round.
 	b.Add(now, report(id(1), 3, 1, nil, "a=3"))
@@ -203,7 +203,7 @@ func TestRejectedRowsAreIsolated(t *testing.T) {
 	require.Len(t, tracker.settled, 100)
 	require.Empty(t, tracker.sequences())
 	require.Empty(t, bad.sequences())
-	require.ElementsMatch(t, []agent.Settled{
+	require.ElementsMatch(t, []agent.Resolution{
 		{Sequence: 4, Refusal: refusedByStore("first")},
 		{Sequence: 4, Refusal: refusedByStore("second")},
 		{Sequence: 5, Refusal: refusedByStore("third")},

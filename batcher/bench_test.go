@@ -144,6 +144,6 @@ func (nullPublisher) PublishMetadata(context.Context, []agent.ID) error { return
 // nullTracker is not empty, so that each has an address of its own.
 type nullTracker struct{ _ byte }
 
-func (*nullTracker) Hold(int64)             {}
-func (*nullTracker) Settle([]agent.Settled) {}
-func (*nullTracker) Supersede(int64)        {}
+func (*nullTracker) AddPending(int64)           {}
+func (*nullTracker) Resolve([]agent.Resolution) {}
+func (*nullTracker) Supersede(int64)            {}

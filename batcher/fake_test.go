@@ -99,9 +99,9 @@ func (p *fakePublisher) PublishMetadata(_ context.Context, agents []agent.ID) er
 type fakeTracker struct {
 	mu      sync.Mutex
 	held    map[int64]int
-	settled []agent.Settled
+	settled []agent.Resolution
 	calls   int
-	wrong   []agent.Settled // settled without being held
+	wrong   []agent.Resolution // settled without being held
 	// superseded has the epochs that it was told of.
 	superseded []int64
 }
@@ -112,7 +112,7 @@ func (f *fakeTracker) Supersede(epoch int64) {
 	f.superseded = append(f.superseded, epoch)
 }
 
-func (f *fakeTracker) Hold(sequence int64) {
+func (f *fakeTracker) AddPending(sequence int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.held == nil {
@@ -121,7 +121,7 @@ func (f *fakeTracker) Hold(sequence int64) {
 	f.held[sequence]++
 }
 
-func (f *fakeTracker) Settle(settled []agent.Settled) {
+func (f *fakeTracker) Resolve(settled []agent.Resolution) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++

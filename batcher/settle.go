@@ -2,7 +2,7 @@ package batcher
 
 import "github.com/coder/agentstatsd/agent"
 
-// hold is one Hold of a tracker that has not been settled.
+// hold is one pending part of a tracker that is not resolved.
 type hold struct {
 	tracker  agent.Tracker // nil: nobody is told
 	sequence int64
@@ -11,7 +11,7 @@ type hold struct {
 // begin tells the tracker.
 func (h hold) begin() {
 	if h.tracker != nil {
-		h.tracker.Hold(h.sequence)
+		h.tracker.AddPending(h.sequence)
 	}
 }
 
@@ -44,7 +44,7 @@ func (h hold) join(next hold, ends *settlements) hold {
 type settlements struct {
 	index    map[agent.Tracker]int
 	trackers []agent.Tracker
-	settled  [][]agent.Settled
+	settled  [][]agent.Resolution
 }
 
 // add ends a hold. refusal is nil unless the entry was given up.
@@ -64,14 +64,14 @@ func (s *settlements) add(h hold, refusal *agent.Refusal) {
 			s.settled = append(s.settled, nil)
 		}
 	}
-	s.settled[i] = append(s.settled[i], agent.Settled{Sequence: h.sequence, Refusal: refusal})
+	s.settled[i] = append(s.settled[i], agent.Resolution{Sequence: h.sequence, Refusal: refusal})
 }
 
 // tell settles with each tracker once, and empties s. It must be called
 // without a lock that a tracker may want.
 func (s *settlements) tell() {
 	for i, tracker := range s.trackers {
-		tracker.Settle(s.settled[i])
+		tracker.Resolve(s.settled[i])
 		clear(s.settled[i])
 		s.settled[i] = s.settled[i][:0]
 	}

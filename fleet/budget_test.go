@@ -126,8 +126,8 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		p := loaded(t, Options{RefusedPerSecond: 1, RefusedBurst: 3}, registration(1, 1, 1), registration(2, 2, 1))
 		s := connect(t, p, 1)
 		refused := func(seq int64, count int) {
-			receive(t, s, seq, func(r Request) { r.Tracker().Hold(seq) })
-			s.tracker.Settle([]agent.Settled{{Sequence: seq, Refusal: &agent.Refusal{Kind: agent.RefusedStore, Count: count}}})
+			receive(t, s, seq, func(r Request) { r.Tracker().AddPending(seq) })
+			s.tracker.Resolve([]agent.Resolution{{Sequence: seq, Refusal: &agent.Refusal{Kind: agent.RefusedStore, Count: count}}})
 		}
 		refused(1, 1)
 		p.store.reject = nid(1) // of a state, too
@@ -147,7 +147,7 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		require.Equal(t, time.Second, p.Admit(nid(1)))
 		require.Zero(t, p.Admit(nid(2)), "nobody else is away")
 		require.Equal(t, []string{"refused 1"}, metric(t, p, "agentstatsd_agents_limited_total"))
-		s.tracker.Settle([]agent.Settled{{Sequence: 3}})
+		s.tracker.Resolve([]agent.Resolution{{Sequence: 3}})
 		time.Sleep(time.Second)
 		require.Zero(t, p.Admit(nid(1)))
 	})

@@ -55,7 +55,7 @@ type Store interface {
 // the keys of agents that declare none count towards Options.MaxMetadataKeys.
 type RegistrationStore interface {
 	// Registrations returns the changes since a revision; since 0: all.
-	Registrations(ctx context.Context, since int64) (agent.Roster, error)
+	Registrations(ctx context.Context, since int64) (agent.Registrations, error)
 	MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 	// ApplyChange writes a change that was decided at the revision basis. It
 	// returns the new revision. The error wraps agent.ErrOutdated if another
@@ -97,11 +97,11 @@ type Series interface {
 	// Close ends the session with this epoch, and no other. With goodbye the
 	// series are removed at once.
 	Close(id agent.ID, epoch int64, goodbye bool)
-	SeriesRoster
+	RegisteredSeries
 }
 
-// SeriesRoster follows changes of the registrations and of states.
-type SeriesRoster interface {
+// RegisteredSeries follow the registrations and states of agents.
+type RegisteredSeries interface {
 	Relabel(id agent.ID, ident agent.Identity)
 	Remove(id agent.ID)
 	// SetState replaces the series that the fleet computes for an agent or a

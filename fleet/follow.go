@@ -153,7 +153,7 @@ func (f *Fleet) scheduleReread(from cursors) {
 
 // planRemoved removes the agents that other replicas removed, also those that came
 // back since: the new incarnation keeps nothing of the old one.
-func planRemoved(r *registry, got *agent.Roster) *plan {
+func planRemoved(r *registry, got *agent.Registrations) *plan {
 	p := &plan{}
 	for _, id := range got.RemovedAgents {
 		if r.agents[id] != nil {
@@ -183,7 +183,7 @@ func planRemoved(r *registry, got *agent.Roster) *plan {
 
 // planChanged applies what other replicas registered or changed. It removes the
 // workspaces that they removed, which have no agents any more.
-func planChanged(r *registry, got *agent.Roster) *plan {
+func planChanged(r *registry, got *agent.Registrations) *plan {
 	p := &plan{
 		regs:       make(map[agent.ID]*agent.Registration, len(got.Agents)),
 		named:      make(map[agent.ID]struct{}, len(got.Agents)),
@@ -212,7 +212,7 @@ func planChanged(r *registry, got *agent.Roster) *plan {
 }
 
 // planNamed applies which unchanged agents and workspaces were named again.
-func (p *plan) planNamed(r *registry, got *agent.Roster) {
+func (p *plan) planNamed(r *registry, got *agent.Registrations) {
 	for _, id := range got.NamedAgents {
 		e := r.agents[id]
 		if e == nil {

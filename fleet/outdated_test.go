@@ -61,7 +61,7 @@ func TestSuperseded(t *testing.T) {
 			settle()
 			c.setCut(true, r...)
 			s := connectTo(t, r[0], 1, hello(1, 1))
-			receive(t, s, 1, func(q Request) { q.Tracker().Hold(1) })
+			receive(t, s, 1, func(q Request) { q.Tracker().AddPending(1) })
 			epoch := s.Info().Epoch + int64(time.Minute)
 			if open {
 				require.NoError(t, r[0].store.SaveSessions(t.Context(), []agent.SessionRecord{

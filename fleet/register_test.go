@@ -333,7 +333,7 @@ func TestDeregisterWhileTheDatabaseIsDown(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
-	require.NoError(t, s.Receive(5, func(r Request) { r.Tracker().Hold(5) }))
+	require.NoError(t, s.Receive(5, func(r Request) { r.Tracker().AddPending(5) }))
 	p.store.fail(errDown)
 	p.store.before = func() {
 		_, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})

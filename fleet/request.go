@@ -285,7 +285,7 @@ func (e *entry) addPendingAckLocked(t *tracker, order agent.Order) {
 	if slices.ContainsFunc(e.state.pendingAcks, func(h pendingAck) bool { return h.tracker == t }) {
 		return
 	}
-	t.Hold(order.Sequence)
+	t.AddPending(order.Sequence)
 	e.state.pendingAcks = append(e.state.pendingAcks, pendingAck{t, order.Sequence, order.Epoch})
 }
 

@@ -96,13 +96,13 @@ func (s *memStore) begin() error {
 	return s.err
 }
 
-func (s *memStore) Registrations(_ context.Context, since int64) (agent.Roster, error) {
+func (s *memStore) Registrations(_ context.Context, since int64) (agent.Registrations, error) {
 	err := s.begin()
 	defer s.mu.Unlock()
 	if s.replaced {
 		since, s.replaced = 0, false
 	}
-	r := agent.Roster{Revision: s.revision, Complete: since == 0}
+	r := agent.Registrations{Revision: s.revision, Complete: since == 0}
 	for id, reg := range s.regs {
 		if since == 0 || s.changed[id] > since {
 			reg.Workspace = s.spaces[reg.Workspace.ID]

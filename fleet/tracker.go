@@ -91,8 +91,8 @@ func newTracker(f *Fleet, e *entry, instance agent.Instance) *tracker {
 	return &tracker{instance: instance, fleet: f, entry: e}
 }
 
-// Hold implements agent.Tracker.
-func (t *tracker) Hold(sequence int64) {
+// AddPending implements agent.Tracker.
+func (t *tracker) AddPending(sequence int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i, found := t.findPending(sequence)
@@ -103,16 +103,16 @@ func (t *tracker) Hold(sequence int64) {
 	t.pending = slices.Insert(t.pending, i, pendingSequence{sequence, 1})
 }
 
-// Settle implements agent.Tracker. What is refused is charged to the agent: if
+// Resolve implements agent.Tracker. What is refused is charged to the agent: if
 // anything is, the caller must not hold entry.mu.
-func (t *tracker) Settle(settled []agent.Settled) {
+func (t *tracker) Resolve(settled []agent.Resolution) {
 	if refused := t.resolve(settled); refused > 0 {
 		t.fleet.chargeRefused(t.entry, refused, 0)
 	}
 }
 
 // settle returns how many items were refused.
-func (t *tracker) resolve(settled []agent.Settled) (refused int) {
+func (t *tracker) resolve(settled []agent.Resolution) (refused int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.progressLocked()

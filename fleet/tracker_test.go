@@ -50,12 +50,12 @@ func TestTrackerModel(t *testing.T) {
 				seq := received + rapid.Int64Range(1, 5).Draw(t, "gap")
 				require.True(t, tr.isNew(seq))
 				for range rapid.IntRange(0, 3).Draw(t, "holds") {
-					tr.Hold(seq)
+					tr.AddPending(seq)
 					holds = append(holds, seq)
 				}
 				// A flush may settle before the request is received wholly.
 				if len(holds) > 0 && rapid.Bool().Draw(t, "settled at once") {
-					tr.Settle([]agent.Settled{{Sequence: holds[len(holds)-1]}})
+					tr.Resolve([]agent.Resolution{{Sequence: holds[len(holds)-1]}})
 					holds = holds[:len(holds)-1]
 				}
 				require.LessOrEqual(t, tr.progress().Durable, received)
@@ -64,25 +64,25 @@ func TestTrackerModel(t *testing.T) {
 				received = seq
 			},
 			"settle": func(t *rapid.T) {
-				var settled []agent.Settled
+				var settled []agent.Resolution
 				before := model()
 				for range rapid.IntRange(0, 4).Draw(t, "n") {
 					if len(holds) == 0 {
 						break
 					}
 					i := rapid.IntRange(0, len(holds)-1).Draw(t, "which")
-					settled = append(settled, agent.Settled{Sequence: holds[i]})
+					settled = append(settled, agent.Resolution{Sequence: holds[i]})
 					holds = slices.Delete(holds, i, i+1)
 				}
 				select {
 				case <-notify:
 				default:
 				}
-				tr.Settle(settled)
+				tr.Resolve(settled)
 				require.Equal(t, model() != before, len(notify) == 1, "woken when durable moved, and only then")
 			},
 			"settle what is not held": func(t *rapid.T) {
-				tr.Settle([]agent.Settled{{Sequence: received + 100}})
+				tr.Resolve([]agent.Resolution{{Sequence: received + 100}})
 			},
 		})
 	})
@@ -95,9 +95,9 @@ func TestTrackerRefusals(t *testing.T) {
 	require.Equal(t, Progress{}, tr.attach(&s, 0))
 	const over = 3
 	for seq := range int64(maxUnsent + over) {
-		tr.Hold(seq + 1)
+		tr.AddPending(seq + 1)
 		tr.markReceived(seq + 1)
-		tr.Settle([]agent.Settled{{Sequence: seq + 1, Refusal: &agent.Refusal{Reason: "store", Names: []string{fmt.Sprint(seq)}, Count: 1}}})
+		tr.Resolve([]agent.Resolution{{Sequence: seq + 1, Refusal: &agent.Refusal{Reason: "store", Names: []string{fmt.Sprint(seq)}, Count: 1}}})
 	}
 	require.Empty(t, tr.pending)
 	require.Equal(t, Progress{maxUnsent + over, 0}, tr.progress(), "nothing is told")
@@ -118,14 +118,14 @@ func TestTrackerJoinsRefusals(t *testing.T) {
 	var s Session
 	tr.attach(&s, 0)
 	const keys = agent.MaxRefusalNames + 4
-	var settled []agent.Settled
+	var settled []agent.Resolution
 	for n := range keys {
-		tr.Hold(7)
-		settled = append(settled, agent.Settled{Sequence: 7, Refusal: &agent.Refusal{Reason: "rejected", Names: []string{fmt.Sprint(n)}, Count: 1}})
+		tr.AddPending(7)
+		settled = append(settled, agent.Resolution{Sequence: 7, Refusal: &agent.Refusal{Reason: "rejected", Names: []string{fmt.Sprint(n)}, Count: 1}})
 	}
 	tr.addRefusals(7, []agent.Refusal{{Reason: "key_length", Names: []string{"x"}, Count: 1}})
 	tr.markReceived(7)
-	tr.Settle(settled)
+	tr.Resolve(settled)
 	_, refusals, _ := tr.nextAck(&s)
 	require.Len(t, refusals, 2)
 	require.Equal(t, "key_length", refusals[0].Reason)
@@ -178,10 +178,10 @@ func TestTrackerRefusesBetweenSessions(t *testing.T) {
 	tr := trackerOf()
 	var first, second Session
 	tr.attach(&first, 0)
-	tr.Hold(1)
+	tr.AddPending(1)
 	tr.markReceived(1)
 	tr.detach(&first)
-	tr.Settle([]agent.Settled{{Sequence: 1, Refusal: &agent.Refusal{Reason: "rejected", Count: 1}}})
+	tr.Resolve([]agent.Resolution{{Sequence: 1, Refusal: &agent.Refusal{Reason: "rejected", Count: 1}}})
 	require.Equal(t, Progress{1, 0}, tr.attach(&second, 0))
 	progress, refusals, _ := tr.nextAck(&second)
 	require.Len(t, refusals, 1)
@@ -198,8 +198,8 @@ func TestTrackerWakesTheNewestSession(t *testing.T) {
 		tr.attach(&sessions[i], 0)
 	}
 	tr.detach(&sessions[0])
-	tr.Hold(1000)
-	tr.Settle([]agent.Settled{{Sequence: 1000, Refusal: &agent.Refusal{}}})
+	tr.AddPending(1000)
+	tr.Resolve([]agent.Resolution{{Sequence: 1000, Refusal: &agent.Refusal{}}})
 	require.Len(t, wakes[1], 1, "an older session does not detach a newer one")
 	require.Empty(t, wakes[0])
 }

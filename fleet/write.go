@@ -250,7 +250,7 @@ func (w *stateWrite) supersedePending(stored int64) {
 
 func (w stateWrite) resolve(refusal *agent.Refusal) {
 	for _, h := range w.pendingAcks {
-		h.tracker.Settle([]agent.Settled{{Sequence: h.sequence, Refusal: refusal}})
+		h.tracker.Resolve([]agent.Resolution{{Sequence: h.sequence, Refusal: refusal}})
 	}
 }
 
@@ -270,7 +270,7 @@ func (f *Fleet) requeueState(w stateWrite) {
 			riding = riding || older.tracker == h.tracker
 		}
 		if riding {
-			h.tracker.Settle([]agent.Settled{{Sequence: h.sequence}})
+			h.tracker.Resolve([]agent.Resolution{{Sequence: h.sequence}})
 			continue
 		}
 		e.state.pendingAcks = append(e.state.pendingAcks, h)

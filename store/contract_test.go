@@ -16,14 +16,14 @@ func testContract(t *testing.T, open func(testing.TB, Options) *Store) {
 
 // What the tests of one database share with the contract.
 var (
-	id           = storetest.ID
-	registration = storetest.Registration
-	register     = storetest.Register
-	apply        = storetest.Apply
-	roster       = storetest.Roster
-	row          = storetest.Row
-	upsert       = storetest.Upsert
-	saveStates   = storetest.SaveStates
-	push         = storetest.Push
-	allPushes    = storetest.Pushes
+	id            = storetest.ID
+	registration  = storetest.Registration
+	register      = storetest.Register
+	apply         = storetest.Apply
+	registrations = storetest.Registrations
+	row           = storetest.Row
+	upsert        = storetest.Upsert
+	saveStates    = storetest.SaveStates
+	push          = storetest.Push
+	allPushes     = storetest.Pushes
 )

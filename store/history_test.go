@@ -37,12 +37,12 @@ func TestOlderDumpIsRestored(t *testing.T) {
 					require.NoError(t, err)
 				} else {
 					apply(t, other, change)
-					known = roster(t, replica).Revision
+					known = registrations(t, replica).Revision
 				}
 				require.EqualValues(t, 3, known)
 				r, err := replica.Registrations(t.Context(), known)
 				require.NoError(t, err)
-				require.Equal(t, agent.Roster{Revision: known}, r)
+				require.Equal(t, agent.Registrations{Revision: known}, r)
 
 				// As of revision 2, then others' changes.
 				for _, statement := range []string{
@@ -66,7 +66,7 @@ func TestOlderDumpIsRestored(t *testing.T) {
 				require.Len(t, r.Agents, c.by+1, "of the dump agent 1 went with its workspace's change")
 				again, err := replica.Registrations(t.Context(), r.Revision)
 				require.NoError(t, err)
-				require.Equal(t, agent.Roster{Revision: r.Revision}, again, "once")
+				require.Equal(t, agent.Registrations{Revision: r.Revision}, again, "once")
 			})
 		}
 	}

@@ -52,7 +52,7 @@ func TestMigrationsDown(t *testing.T) {
 			require.NoError(t, err)
 			_, err = provider.Up(t.Context())
 			require.NoError(t, err)
-			require.Empty(t, roster(t, s).Agents)
+			require.Empty(t, registrations(t, s).Agents)
 			register(t, s, id(1))
 		})
 	}
@@ -78,7 +78,7 @@ func TestSQLiteMigratedFrom3(t *testing.T) {
 
 	s, err = Open(t.Context(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	got := roster(t, s)
+	got := registrations(t, s)
 	require.EqualValues(t, 1, got.Revision)
 	require.Len(t, got.Agents, 2)
 	require.Equal(t, "dev", got.Agents[0].Workspace.Name)
@@ -156,7 +156,7 @@ func TestVersionTableTakenOver(t *testing.T) {
 		do(t, conn, `ALTER TABLE `+versionTable+` RENAME TO goose_db_version`)
 		s, err = open()
 		require.NoError(t, err)
-		require.Len(t, roster(t, s).Agents, 1)
+		require.Len(t, registrations(t, s).Agents, 1)
 		require.NoError(t, s.Close())
 		require.Equal(t, versions, versionsOf(t, conn, versionTable))
 		_, err = conn.ExecContext(t.Context(), `SELECT 1 FROM goose_db_version`)

@@ -38,16 +38,16 @@ SELECT max(revision) FROM (
 	return err
 }
 
-// readNamed adds to the roster who was named again since a revision and is not in
+// readNamed adds to the registrations who was named again since a revision and is not in
 // it. It returns false if a row cannot be decoded: nobody knows who else was.
-func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *agent.Roster) (all bool, err error) {
-	seenAgents := make(map[agent.ID]struct{}, len(roster.Agents))
-	for i := range roster.Agents {
-		seenAgents[roster.Agents[i].ID] = struct{}{}
+func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, registrations *agent.Registrations) (all bool, err error) {
+	seenAgents := make(map[agent.ID]struct{}, len(registrations.Agents))
+	for i := range registrations.Agents {
+		seenAgents[registrations.Agents[i].ID] = struct{}{}
 	}
-	seenWorkspaces := make(map[agent.ID]struct{}, len(roster.Workspaces))
-	for i := range roster.Workspaces {
-		seenWorkspaces[roster.Workspaces[i].ID] = struct{}{}
+	seenWorkspaces := make(map[agent.ID]struct{}, len(registrations.Workspaces))
+	for i := range registrations.Workspaces {
+		seenWorkspaces[registrations.Workspaces[i].ID] = struct{}{}
 	}
 	add := func(ids []agent.ID, seen map[agent.ID]struct{}, joined []byte) ([]agent.ID, error) {
 		if len(joined)%len(agent.ID{}) != 0 {
@@ -68,10 +68,10 @@ func (s *Store) readNamed(ctx context.Context, tx *sql.Tx, since int64, roster *
 		var agents, workspaces []byte
 		err := rows.Scan(&revision, &agents, &workspaces)
 		if err == nil {
-			roster.NamedAgents, err = add(roster.NamedAgents, seenAgents, agents)
+			registrations.NamedAgents, err = add(registrations.NamedAgents, seenAgents, agents)
 		}
 		if err == nil {
-			roster.NamedWorkspaces, err = add(roster.NamedWorkspaces, seenWorkspaces, workspaces)
+			registrations.NamedWorkspaces, err = add(registrations.NamedWorkspaces, seenWorkspaces, workspaces)
 		}
 		all = all && err == nil
 		return s.skip(ctx, rows, kindNamed, fmt.Sprintf("revision %d", revision), err)

@@ -66,7 +66,7 @@ func TestPostgresOneChangePerRevision(t *testing.T) {
 		for round := range winners {
 			require.EqualValues(t, 1, winners[round].Load(), round)
 		}
-		got := roster(t, stores[0])
+		got := registrations(t, stores[0])
 		require.EqualValues(t, rounds+1, got.Revision)
 		require.Len(t, got.Agents, rounds)
 	})
@@ -159,7 +159,7 @@ func TestPostgresOneMoment(t *testing.T) {
 	change := admin(t, url)
 	execute(t, change, `BEGIN`)
 	execute(t, change, `LOCK TABLE agents IN ACCESS EXCLUSIVE MODE`)
-	read := make(chan agent.Roster, 1)
+	read := make(chan agent.Registrations, 1)
 	go func() {
 		r, _ := s.Registrations(t.Context(), 0)
 		read <- r

@@ -172,54 +172,54 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 // another revision when it was read: an older dump was restored meanwhile. If nothing
 // changed it costs one small query. What was removed and made known again is
 // not among the removed.
-func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
+func (s *Store) Registrations(ctx context.Context, since int64) (agent.Registrations, error) {
 	const doing = "read registrations"
-	var roster agent.Roster
+	var registrations agent.Registrations
 	var token int64
 	err := s.read(ctx, doing, func(q querier) (err error) {
-		roster, token, err = s.revisionOf(ctx, q, since)
+		registrations, token, err = s.revisionOf(ctx, q, since)
 		return err
 	})
 	if err != nil {
-		return agent.Roster{}, err
+		return agent.Registrations{}, err
 	}
-	if roster.Revision == since && !roster.Complete {
-		return roster, nil
+	if registrations.Revision == since && !registrations.Complete {
+		return registrations, nil
 	}
 	err = s.view(ctx, doing, func(tx *sql.Tx) (err error) {
-		roster, token, err = s.readRoster(ctx, tx, since)
+		registrations, token, err = s.readRegistrations(ctx, tx, since)
 		return err
 	})
 	if err != nil {
-		return agent.Roster{}, err
+		return agent.Registrations{}, err
 	}
-	s.history.note(roster.Revision, token)
-	return roster, nil
+	s.history.note(registrations.Revision, token)
+	return registrations, nil
 }
 
 // revisionOf returns the revision and its token, and whether it takes all to know what
 // changed since one.
-func (s *Store) revisionOf(ctx context.Context, q querier, since int64) (roster agent.Roster, token int64, err error) {
+func (s *Store) revisionOf(ctx context.Context, q querier, since int64) (registrations agent.Registrations, token int64, err error) {
 	err = query(ctx, q, `
 SELECT r.revision, r.removals_after, r.named_after,
     coalesce((SELECT n.token FROM revisions AS n WHERE n.revision = r.revision), 0),
     coalesce((SELECT n.token FROM revisions AS n WHERE n.revision = $1), 0)
 FROM registrations AS r`, []any{since}, func(rows *sql.Rows) error {
 		var removalsAfter, namedAfter, sinceToken int64
-		err := rows.Scan(&roster.Revision, &removalsAfter, &namedAfter, &token, &sinceToken)
-		roster.Complete = since < max(removalsAfter, namedAfter) || since > roster.Revision ||
+		err := rows.Scan(&registrations.Revision, &removalsAfter, &namedAfter, &token, &sinceToken)
+		registrations.Complete = since < max(removalsAfter, namedAfter) || since > registrations.Revision ||
 			s.history.differs(since, sinceToken)
 		return err
 	})
-	return roster, token, err
+	return registrations, token, err
 }
 
-func (s *Store) readRoster(ctx context.Context, tx *sql.Tx, since int64) (roster agent.Roster, token int64, err error) {
-	roster, token, err = s.revisionOf(ctx, tx, since)
+func (s *Store) readRegistrations(ctx context.Context, tx *sql.Tx, since int64) (registrations agent.Registrations, token int64, err error) {
+	registrations, token, err = s.revisionOf(ctx, tx, since)
 	if err != nil {
-		return roster, token, err
+		return registrations, token, err
 	}
-	if roster.Complete {
+	if registrations.Complete {
 		since = 0
 	}
 	byID := make(map[agent.ID]int)
@@ -231,12 +231,12 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 		if err != nil {
 			return s.skip(ctx, rows, kindWorkspaces, idKey(w.ID), err)
 		}
-		byID[w.ID] = len(roster.Workspaces)
-		roster.Workspaces = append(roster.Workspaces, w)
+		byID[w.ID] = len(registrations.Workspaces)
+		registrations.Workspaces = append(registrations.Workspaces, w)
 		return nil
 	})
 	if err != nil {
-		return roster, token, err
+		return registrations, token, err
 	}
 	var bad []agent.ID
 	err = s.stream(ctx, tx, pageOfAgents, `
@@ -258,26 +258,26 @@ FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows)
 			return err
 		}
 		s.undecodable.setAgent(r.ID, false)
-		r.Workspace = roster.Workspaces[of]
-		roster.Agents = append(roster.Agents, r)
+		r.Workspace = registrations.Workspaces[of]
+		registrations.Agents = append(registrations.Agents, r)
 		return nil
 	})
-	if err != nil || roster.Complete {
-		return roster, token, err
+	if err != nil || registrations.Complete {
+		return registrations, token, err
 	}
-	if roster.RemovedAgents, err = s.readRemoved(ctx, tx, "agents", since); err != nil {
-		return roster, token, err
+	if registrations.RemovedAgents, err = s.readRemoved(ctx, tx, "agents", since); err != nil {
+		return registrations, token, err
 	}
 	// Who cannot be decoded is not known any more, as in a read of all.
-	roster.RemovedAgents = inOrderIDs(append(roster.RemovedAgents, bad...))
-	if roster.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since); err != nil {
-		return roster, token, err
+	registrations.RemovedAgents = inOrderIDs(append(registrations.RemovedAgents, bad...))
+	if registrations.RemovedWorkspaces, err = s.readRemoved(ctx, tx, "workspaces", since); err != nil {
+		return registrations, token, err
 	}
-	all, err := s.readNamed(ctx, tx, since, &roster)
+	all, err := s.readNamed(ctx, tx, since, &registrations)
 	if err == nil && !all {
-		return s.readRoster(ctx, tx, 0) // who is in it counts as named
+		return s.readRegistrations(ctx, tx, 0) // who is in it counts as named
 	}
-	return roster, token, err
+	return registrations, token, err
 }
 
 // readRemoved returns the ids that a table does not have any more, in order.

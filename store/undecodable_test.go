@@ -24,7 +24,7 @@ import (
 func TestUndecodableRows(t *testing.T) {
 	// What no statement of ours writes, and no constraint holds back.
 	const lax = `PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; `
-	agentIDs := func(r agent.Roster) (ids []agent.ID) {
+	agentIDs := func(r agent.Registrations) (ids []agent.ID) {
 		for i := range r.Agents {
 			ids = append(ids, r.Agents[i].ID)
 		}
@@ -203,7 +203,7 @@ func TestUndecodableAgentIsRegisteredAgain(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			s := open(t)
 			register(t, s, id(1), id(2))
-			before := roster(t, s).Revision
+			before := registrations(t, s).Revision
 			changed := registration(id(1), id(100))
 			changed.Name = "renamed"
 			apply(t, s, agent.Change{Agents: []agent.Registration{changed}})

@@ -139,29 +139,29 @@ func (t *tables) forgetNamed(kept int) {
 }
 
 // Registrations is as in store.Store.
-func (s *Store) Registrations(ctx context.Context, since int64) (agent.Roster, error) {
-	var roster agent.Roster
+func (s *Store) Registrations(ctx context.Context, since int64) (agent.Registrations, error) {
+	var registrations agent.Registrations
 	err := s.run(ctx, transaction{doing: "read registrations", prepare: func(t *tables) error {
-		roster = t.roster(since)
+		registrations = t.registrations(since)
 		return nil
 	}})
 	if err != nil {
-		return agent.Roster{}, err
+		return agent.Registrations{}, err
 	}
-	return roster, nil
+	return registrations, nil
 }
 
-func (t *tables) roster(since int64) agent.Roster {
-	roster := agent.Roster{
+func (t *tables) registrations(since int64) agent.Registrations {
+	registrations := agent.Registrations{
 		Revision: t.revision,
 		Complete: since < max(t.removalsAfter, t.namedAfter) || since > t.revision || since == 0,
 	}
-	if roster.Complete {
+	if registrations.Complete {
 		since = 0
 	}
 	for _, id := range sortedKeys(t.workspaces) {
 		if w := t.workspaces[id]; w.revision > since {
-			roster.Workspaces = append(roster.Workspaces, w.Workspace)
+			registrations.Workspaces = append(registrations.Workspaces, w.Workspace)
 		}
 	}
 	for _, id := range sortedKeys(t.agents) {
@@ -169,11 +169,11 @@ func (t *tables) roster(since int64) agent.Roster {
 			r.Workspace = t.workspaces[r.Workspace.ID].Workspace
 			r.Apps = slices.Clone(r.Apps)
 			r.MetadataKeys = slices.Clone(r.MetadataKeys)
-			roster.Agents = append(roster.Agents, r.Registration)
+			registrations.Agents = append(registrations.Agents, r.Registration)
 		}
 	}
-	if roster.Complete {
-		return roster
+	if registrations.Complete {
+		return registrations
 	}
 	for _, r := range t.removed {
 		if r.revision <= since {
@@ -181,30 +181,30 @@ func (t *tables) roster(since int64) agent.Roster {
 		}
 		if r.workspace {
 			if _, back := t.workspaces[r.id]; !back {
-				roster.RemovedWorkspaces = append(roster.RemovedWorkspaces, r.id)
+				registrations.RemovedWorkspaces = append(registrations.RemovedWorkspaces, r.id)
 			}
 		} else if _, back := t.agents[r.id]; !back {
-			roster.RemovedAgents = append(roster.RemovedAgents, r.id)
+			registrations.RemovedAgents = append(registrations.RemovedAgents, r.id)
 		}
 	}
-	slices.SortFunc(roster.RemovedAgents, compareIDs)
-	slices.SortFunc(roster.RemovedWorkspaces, compareIDs)
-	roster.RemovedAgents = slices.Compact(roster.RemovedAgents)
-	roster.RemovedWorkspaces = slices.Compact(roster.RemovedWorkspaces)
+	slices.SortFunc(registrations.RemovedAgents, compareIDs)
+	slices.SortFunc(registrations.RemovedWorkspaces, compareIDs)
+	registrations.RemovedAgents = slices.Compact(registrations.RemovedAgents)
+	registrations.RemovedWorkspaces = slices.Compact(registrations.RemovedWorkspaces)
 	for _, n := range t.named {
 		if n.revision <= since {
 			continue
 		}
 		for _, id := range n.agents {
-			if t.agents[id].revision <= since && !slices.Contains(roster.NamedAgents, id) {
-				roster.NamedAgents = append(roster.NamedAgents, id)
+			if t.agents[id].revision <= since && !slices.Contains(registrations.NamedAgents, id) {
+				registrations.NamedAgents = append(registrations.NamedAgents, id)
 			}
 		}
 		for _, id := range n.workspaces {
-			if t.workspaces[id].revision <= since && !slices.Contains(roster.NamedWorkspaces, id) {
-				roster.NamedWorkspaces = append(roster.NamedWorkspaces, id)
+			if t.workspaces[id].revision <= since && !slices.Contains(registrations.NamedWorkspaces, id) {
+				registrations.NamedWorkspaces = append(registrations.NamedWorkspaces, id)
 			}
 		}
 	}
-	return roster
+	return registrations
 }

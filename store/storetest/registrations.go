@@ -13,7 +13,7 @@ import (
 )
 
 func testRegistrations(t *testing.T, s Store) {
-	require.Equal(t, agent.Roster{Revision: 1, Complete: true}, roster(t, s))
+	require.Equal(t, agent.Registrations{Revision: 1, Complete: true}, registrations(t, s))
 
 	full := registration(id(1), id(100))
 	bare := agent.Registration{ID: id(2), Workspace: agent.Workspace{ID: id(101)}}
@@ -25,11 +25,11 @@ func testRegistrations(t *testing.T, s Store) {
 	require.NoError(t, err)
 	require.EqualValues(t, 2, revision)
 
-	require.Equal(t, agent.Roster{
+	require.Equal(t, agent.Registrations{
 		Revision: 2, Complete: true,
 		Agents:     []agent.Registration{full, bare},
 		Workspaces: []agent.Workspace{full.Workspace, bare.Workspace, lonely},
-	}, roster(t, s))
+	}, registrations(t, s))
 }
 
 func testRegistrationsReplaced(t *testing.T, s Store) {
@@ -63,7 +63,7 @@ func testRegistrationsReplaced(t *testing.T, s Store) {
 	})
 
 	sibling.Workspace = r.Workspace
-	got := roster(t, s)
+	got := registrations(t, s)
 	require.Equal(t, []agent.Registration{r, sibling}, got.Agents)
 	require.Equal(t, []agent.Workspace{r.Workspace}, got.Workspaces)
 
@@ -91,7 +91,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 	}
 
 	// Removals come first: agent 2 moves to the workspace's successor.
-	before := roster(t, s).Revision
+	before := registrations(t, s).Revision
 	moved := registration(id(2), id(102))
 	apply(t, s, agent.Change{
 		RemovedAgents:     []agent.ID{id(1), id(2), id(99), id(1)},
@@ -99,7 +99,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 		Agents:            []agent.Registration{moved},
 	})
 
-	got := roster(t, s)
+	got := registrations(t, s)
 	require.Equal(t, []agent.Registration{moved}, got.Agents)
 	require.Equal(t, []agent.ID{id(100), id(102)}, []agent.ID{got.Workspaces[0].ID, got.Workspaces[1].ID})
 	keys, err := s.MetadataKeys(t.Context())
@@ -113,9 +113,9 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 	require.Empty(t, sessions)
 
 	// Agents go with their workspace; who came back is there.
-	news, err := rosterSince(t, s, before)
+	news, err := registrationsSince(t, s, before)
 	require.NoError(t, err)
-	require.Equal(t, agent.Roster{
+	require.Equal(t, agent.Registrations{
 		Revision:          before + 1,
 		Agents:            []agent.Registration{moved},
 		Workspaces:        []agent.Workspace{moved.Workspace},
@@ -135,7 +135,7 @@ func testRegistrationsIncarnation(t *testing.T, s Store) {
 		return r.Agents[i].Incarnation
 	}
 	register(t, s, id(1), id(2))
-	before := roster(t, s).Revision
+	before := registrations(t, s).Revision
 	first := incarnation(0, 1)
 	changed := registration(id(1), id(100))
 	changed.Name = "renamed"
@@ -248,25 +248,25 @@ func testRegistrationsLateWrites(t *testing.T, s Store) {
 // Who was named again without a change is told to who reads later.
 func testRegistrationsNamed(t *testing.T, s Store) {
 	register(t, s, id(1), id(2), id(3))
-	before := roster(t, s).Revision
+	before := registrations(t, s).Revision
 	apply(t, s, agent.Change{NamedAgents: []agent.ID{id(2)}, NamedWorkspaces: []agent.ID{id(100)}})
 	changed := registration(id(1), id(101))
 	apply(t, s, agent.Change{Agents: []agent.Registration{changed}, NamedAgents: []agent.ID{id(2), id(3)}})
-	got, err := rosterSince(t, s, before)
+	got, err := registrationsSince(t, s, before)
 	require.NoError(t, err)
-	require.Equal(t, agent.Roster{
+	require.Equal(t, agent.Registrations{
 		Revision: before + 2, Agents: []agent.Registration{changed}, Workspaces: []agent.Workspace{changed.Workspace},
 		NamedAgents: []agent.ID{id(2), id(3)}, NamedWorkspaces: []agent.ID{id(100)},
 	}, got)
-	got, err = rosterSince(t, s, before+2)
+	got, err = registrationsSince(t, s, before+2)
 	require.NoError(t, err)
 	require.Empty(t, got.NamedAgents)
 	// An agent and a workspace may have the same id.
 	apply(t, s, agent.Change{Agents: []agent.Registration{registration(id(4), id(4))}})
 	apply(t, s, agent.Change{NamedAgents: []agent.ID{id(4)}, NamedWorkspaces: []agent.ID{id(4)}})
-	got, err = rosterSince(t, s, before+3)
+	got, err = registrationsSince(t, s, before+3)
 	require.NoError(t, err)
-	require.Equal(t, agent.Roster{Revision: before + 4, NamedAgents: []agent.ID{id(4)}, NamedWorkspaces: []agent.ID{id(4)}}, got)
+	require.Equal(t, agent.Registrations{Revision: before + 4, NamedAgents: []agent.ID{id(4)}, NamedWorkspaces: []agent.ID{id(4)}}, got)
 	_, err = s.ApplyChange(t.Context(), before, agent.Change{NamedAgents: []agent.ID{id(1)}})
 	require.ErrorIs(t, err, agent.ErrOutdated, "a naming is a change like any other")
 }
@@ -287,9 +287,9 @@ func testRegistrationsNamedForgotten(t *testing.T, s Store) {
 	apply(t, s, agent.Change{NamedAgents: []agent.ID{id(1)}}) // 5: what is of 3 goes
 	require.True(t, complete(2))
 	require.False(t, complete(3))
-	got, err := rosterSince(t, s, 3)
+	got, err := registrationsSince(t, s, 3)
 	require.NoError(t, err)
-	require.Equal(t, agent.Roster{Revision: 5, NamedAgents: []agent.ID{id(1)}, NamedWorkspaces: []agent.ID{id(1)}}, got)
+	require.Equal(t, agent.Registrations{Revision: 5, NamedAgents: []agent.ID{id(1)}, NamedWorkspaces: []agent.ID{id(1)}}, got)
 	apply(t, s, agent.Change{NamedAgents: append(slices.Clone(half), half...), NamedWorkspaces: []agent.ID{id(1)}}) // 6: too many
 	require.True(t, complete(5))
 	require.False(t, complete(6))
@@ -305,7 +305,7 @@ func testRegistrationsAtomic(t *testing.T, s Store) {
 		Agents:        []agent.Registration{bad},
 	})
 	require.ErrorIs(t, err, agent.ErrRejected)
-	got := roster(t, s)
+	got := registrations(t, s)
 	require.Equal(t, []agent.Registration{registration(id(1), id(100))}, got.Agents)
 	require.Len(t, got.Workspaces, 1)
 	require.EqualValues(t, 2, got.Revision)
@@ -319,18 +319,18 @@ func testRegistrationsSince(t *testing.T, s Store) {
 	apply(t, s, agent.Change{Workspaces: []agent.Workspace{renamed}}) // 4
 	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(2)}})       // 5
 
-	since := func(revision int64) agent.Roster {
-		r, err := rosterSince(t, s, revision)
+	since := func(revision int64) agent.Registrations {
+		r, err := registrationsSince(t, s, revision)
 		require.NoError(t, err)
 		return r
 	}
-	require.Equal(t, agent.Roster{Revision: 5}, since(5))
-	require.Equal(t, agent.Roster{Revision: 5, RemovedAgents: []agent.ID{id(2)}}, since(4))
-	require.Equal(t, agent.Roster{
+	require.Equal(t, agent.Registrations{Revision: 5}, since(5))
+	require.Equal(t, agent.Registrations{Revision: 5, RemovedAgents: []agent.ID{id(2)}}, since(4))
+	require.Equal(t, agent.Registrations{
 		Revision: 5, Workspaces: []agent.Workspace{renamed}, RemovedAgents: []agent.ID{id(2)},
 	}, since(3))
 	third := registration(id(3), id(101))
-	require.Equal(t, agent.Roster{
+	require.Equal(t, agent.Registrations{
 		Revision:      5,
 		Agents:        []agent.Registration{third},
 		Workspaces:    []agent.Workspace{renamed, third.Workspace},
@@ -338,7 +338,7 @@ func testRegistrationsSince(t *testing.T, s Store) {
 	}, since(2))
 	first := registration(id(1), id(100))
 	first.Workspace = renamed
-	all := agent.Roster{
+	all := agent.Registrations{
 		Revision:      5,
 		Agents:        []agent.Registration{first, third},
 		Workspaces:    []agent.Workspace{renamed, third.Workspace},
@@ -370,9 +370,9 @@ func testRegistrationsForgotten(t *testing.T, open func(testing.TB, Options) Sto
 	apply(t, s, agent.Change{RemovedAgents: []agent.ID{id(99)}}) // 6: nobody was removed
 	require.True(t, complete(2))
 	require.False(t, complete(3))
-	r, err := rosterSince(t, s, 3)
+	r, err := registrationsSince(t, s, 3)
 	require.NoError(t, err)
-	require.Equal(t, agent.Roster{Revision: 6, RemovedAgents: []agent.ID{id(3), id(4)}}, r)
+	require.Equal(t, agent.Registrations{Revision: 6, RemovedAgents: []agent.ID{id(3), id(4)}}, r)
 }
 
 func testRegistrationsOutdated(t *testing.T, s Store) {
@@ -386,7 +386,7 @@ func testRegistrationsOutdated(t *testing.T, s Store) {
 		require.ErrorIs(t, err, agent.ErrOutdated, basis)
 		require.NotErrorIs(t, err, agent.ErrRejected, basis)
 	}
-	got := roster(t, s)
+	got := registrations(t, s)
 	require.EqualValues(t, 2, got.Revision)
 	require.Equal(t, []agent.Registration{registration(id(1), id(100))}, got.Agents)
 	require.Len(t, got.Workspaces, 1)
@@ -394,7 +394,7 @@ func testRegistrationsOutdated(t *testing.T, s Store) {
 	revision, err := s.ApplyChange(t.Context(), 2, change)
 	require.NoError(t, err)
 	require.EqualValues(t, 3, revision)
-	require.Equal(t, []agent.Registration{registration(id(2), id(101))}, roster(t, s).Agents)
+	require.Equal(t, []agent.Registration{registration(id(2), id(101))}, registrations(t, s).Agents)
 }
 
 // More rows than one statement takes.
@@ -407,12 +407,12 @@ func testRegistrationsMany(t *testing.T, s Store) {
 		gone.RemovedAgents = append(gone.RemovedAgents, r.ID)
 	}
 	apply(t, s, c)
-	require.Len(t, roster(t, s).Agents, many)
+	require.Len(t, registrations(t, s).Agents, many)
 	apply(t, s, gone)
-	got := roster(t, s)
+	got := registrations(t, s)
 	require.Empty(t, got.Agents)
 	require.Len(t, got.Workspaces, many)
-	news, err := rosterSince(t, s, 2)
+	news, err := registrationsSince(t, s, 2)
 	require.NoError(t, err)
 	require.Len(t, news.RemovedAgents, many)
 }

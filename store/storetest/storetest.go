@@ -20,7 +20,7 @@ import (
 type Store interface {
 	Ping(ctx context.Context) error
 
-	Registrations(ctx context.Context, since int64) (agent.Roster, error)
+	Registrations(ctx context.Context, since int64) (agent.Registrations, error)
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
 
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
@@ -158,21 +158,21 @@ func register(t testing.TB, s Store, agents ...agent.ID) {
 // apply writes a change on the newest revision.
 func apply(t testing.TB, s Store, c agent.Change) {
 	t.Helper()
-	_, err := s.ApplyChange(t.Context(), roster(t, s).Revision, c)
+	_, err := s.ApplyChange(t.Context(), registrations(t, s).Revision, c)
 	require.NoError(t, err)
 }
 
-// roster returns all registrations.
-func roster(t testing.TB, s Store) agent.Roster {
+// registrations returns all registrations.
+func registrations(t testing.TB, s Store) agent.Registrations {
 	t.Helper()
-	r, err := rosterSince(t, s, 0)
+	r, err := registrationsSince(t, s, 0)
 	require.NoError(t, err)
 	require.True(t, r.Complete)
 	return r
 }
 
-// rosterSince returns what changed, without the incarnations.
-func rosterSince(t testing.TB, s Store, since int64) (agent.Roster, error) {
+// registrationsSince returns what changed, without the incarnations.
+func registrationsSince(t testing.TB, s Store, since int64) (agent.Registrations, error) {
 	t.Helper()
 	r, err := s.Registrations(t.Context(), since)
 	for i := range r.Agents {
@@ -315,7 +315,7 @@ func testContext(t *testing.T, s Store) {
 	}
 	// Nothing of it was written, and the connections are still good.
 	require.NoError(t, s.Ping(t.Context()))
-	require.Len(t, roster(t, s).Agents, 1)
+	require.Len(t, registrations(t, s).Agents, 1)
 	keys, err := s.MetadataKeys(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, keys)
@@ -348,10 +348,10 @@ func Apply(t testing.TB, s Store, c agent.Change) {
 	apply(t, s, c)
 }
 
-// Roster returns all registrations.
-func Roster(t testing.TB, s Store) agent.Roster {
+// Registrations returns all registrations.
+func Registrations(t testing.TB, s Store) agent.Registrations {
 	t.Helper()
-	return roster(t, s)
+	return registrations(t, s)
 }
 
 // Row returns a value of metadata, collected when its order says.
