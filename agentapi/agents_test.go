@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -155,6 +158,68 @@ func TestWatchAgentsOfMany(t *testing.T) {
 		go s.stop()
 		_, err := w.Recv()
 		requireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+	})
+}
+
+// What watches of agents remember is bounded together with what all other watches have.
+// A look at all agents finds those that are gone.
+func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const size = 64 << 10
+		s := start(t, settings{
+			fleet: fleet.Options{MaxAgents: 2000},
+			api:   agentapi.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size, MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
+		})
+		for from := 0; from < 1500; from += 150 {
+			var numbers []int
+			for n := range 150 {
+				numbers = append(numbers, from+n+1)
+			}
+			s.register(numbers...)
+		}
+		requireAll := func(w watchingAgents, want int) {
+			t.Helper()
+			told := 0
+			for words := w.next(); !slices.Equal(words, []string{"synced"}); words = w.next() {
+				told += len(words)
+			}
+			require.Equal(t, want, told)
+		}
+		ctx, cancel := context.WithCancel(s.asCoderd())
+		first, err := s.coderd().WatchAgents(ctx, &pb.WatchAgentsRequest{})
+		require.NoError(t, err)
+		requireAll(watchingAgents{first, t}, 1500)
+		used := s.counter("agentstatsd_coderd_memory_bytes", "watches")
+		require.InDelta(t, 100_000, used, 10_000)
+
+		second := s.watchAgents()
+		for err == nil {
+			_, err = second.Recv()
+		}
+		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 196608 bytes in memory of all watches under way (--max-watches-bytes)")
+		require.Equal(t, 1.0, s.counter("agentstatsd_coderd_memory_refused_total", "watches"))
+		synctest.Wait()
+		require.InDelta(t, used, s.counter("agentstatsd_coderd_memory_bytes", "watches"), 0)
+		cancel()
+		synctest.Wait()
+		require.Zero(t, s.counter("agentstatsd_coderd_memory_bytes", "watches"))
+
+		third := s.watchAgents()
+		requireAll(third, 1500)
+		var ids [][]byte
+		for n := range 400 {
+			ids = append(ids, bid(n+1))
+		}
+		_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: ids})
+		require.NoError(t, err)
+		removed := 0
+		for removed < 400 {
+			m, err := third.Recv()
+			require.NoError(t, err)
+			require.Empty(t, m.GetAgents())
+			removed += len(m.GetRemovedIds())
+		}
+		require.Equal(t, 400, removed)
 	})
 }
 
