@@ -71,8 +71,15 @@ func unknownVariables(inv *serpent.Invocation) error {
 	return errors.Join(errs...)
 }
 
-// stringArray is what serpent calls the type of a list.
-const stringArray = "string-array"
+// What serpent calls the types of a list and of a whole number.
+const (
+	stringArray = "string-array"
+	integer     = "int"
+)
+
+// leadingZeros matches a number whose value depends on the version of YAML: 010 is 8 in
+// YAML 1.1 and 10 in YAML 1.2.
+var leadingZeros = regexp.MustCompile(`^[-+]?0[0-9]+$`)
 
 // flagsOverEnvironment takes out of each list that flags gave what the
 // environment had put there before: serpent adds the one to the other.
@@ -186,6 +193,8 @@ func applyValue(o *serpent.Option, n *yaml.Node) error {
 		return errors.New("want a value, got none: leave the key out for the default")
 	case n.Kind == yaml.ScalarNode && n.Value == "" && !list && o.Value.Type() != "string":
 		return errors.New("want a value, got an empty text")
+	case n.Kind == yaml.ScalarNode && o.Value.Type() == integer && leadingZeros.MatchString(n.Value):
+		return fmt.Errorf("want a number without leading zeros, got %s: some readers of YAML take it for octal", n.Value)
 	case n.Kind == yaml.ScalarNode:
 		text = n.Value
 	case n.Kind == yaml.SequenceNode && list:

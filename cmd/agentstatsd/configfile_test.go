@@ -20,6 +20,7 @@ func TestConfigFileErrors(t *testing.T) {
 		"group twice":           {"agents:\n  max_series: 1\nagents:\n  series_ttl: 5m\n", "line 3: agents stands in the file already, in line 1"},
 		"no unit":               {"metadata:\n  flush_interval: 5\n", "line 2: metadata.flush_interval: time: missing unit"},
 		"fraction":              {"agents:\n  max_series: 12.7\n", `line 2: agents.max_series: strconv.ParseInt: parsing "12.7"`},
+		"leading zero":          {"agents:\n  max_agents: 010\n", "line 2: agents.max_agents: want a number without leading zeros, got 010: some readers of YAML take it for octal"},
 		"bool":                  {"prometheus:\n  enable: maybe\n", `line 2: prometheus.enable: strconv.ParseBool: parsing "maybe"`},
 		"below the limit":       {"prometheus:\n  max_concurrent_scrapes: 0\n", "line 2: prometheus.max_concurrent_scrapes: 0 is below the least value 1"},
 		"duration of nothing":   {"prometheus:\n  scrape_timeout: 0s\n", "line 2: prometheus.scrape_timeout: 0s is not longer than 0s"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,17 +17,8 @@ import (
 
 // openStore opens the database: PostgreSQL if there is a URL, else SQLite.
 func (s *service) openStore(ctx context.Context, reg prometheus.Registerer) error {
-	c := s.config
 	var err error
-	s.store, err = store.Open(ctx, store.Options{
-		Name:               connectionName(hostname(), ""),
-		URL:                c.databaseURL,
-		Path:               filepath.Join(c.dataDir, databaseFile),
-		MaxConns:           int(c.databaseMaxConns),
-		TransactionPooling: c.databasePooling,
-		TouchInterval:      c.metadataTouchInterval,
-		DeploymentID:       c.deployment(),
-	}, reg, s.log.With("component", "store"))
+	s.store, err = store.Open(ctx, s.config.storeOptions(), reg, s.log.With("component", "store"))
 	if err != nil {
 		return err
 	}
@@ -106,10 +96,7 @@ func (s *service) joinReplicas(reg prometheus.Registerer) error {
 		return nil
 	}
 	var err error
-	s.replicas, err = replica.New(s.store, s.pubsub, replica.Options{
-		Name:          hostname(),
-		LeaseDuration: s.config.leaseDuration,
-	}, reg, s.log.With("component", "replica"))
+	s.replicas, err = replica.New(s.store, s.pubsub, s.config.replicaOptions(), reg, s.log.With("component", "replica"))
 	return err
 }
 

@@ -47,23 +47,23 @@ func pprofMux() *http.ServeMux {
 // --scrape-timeout.
 const httpWriteTimeout = 30 * time.Second
 
+// newScrapes bounds the scrapes that next serves at once.
+func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.Scrapes, error) {
+	return web.NewScrapes(next, int(c.maxConcurrentScrapes), reg)
+}
+
 // buildHTTP makes the HTTP edge.
 func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler) error {
 	c := s.config
-	scrapes, err := web.NewScrapes(scrape, int(c.maxConcurrentScrapes), reg)
+	scrapes, err := c.newScrapes(scrape, reg)
 	if err != nil {
 		return err
 	}
-	opts := web.Options{
-		Name: "prometheus", Config: s.webConfig, WriteTimeout: httpWriteTimeout,
-		MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr),
-		Handshakes: c.handshakes(),
-	}
+	opts := c.httpOptions()
+	opts.Config = s.webConfig
 	if s.http, err = web.NewServer(newMux(scrapes, s.checks()), opts, reg, s.log.With("component", "http")); err != nil {
 		return err
 	}
-	// A profile takes as long as it is asked to.
-	opts = web.Options{Name: "pprof", MaxConns: int(c.maxHTTPConns), MaxConnsPerAddress: int(c.maxHTTPConnsPerAddr)}
-	s.pprof, err = web.NewServer(pprofMux(), opts, reg, s.log.With("component", "pprof"))
+	s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof"))
 	return err
 }

@@ -43,11 +43,25 @@ func (c *config) options() serpent.OptionSet {
 	return options
 }
 
+// No option is larger, so that nothing which is made of one overflows.
+const (
+	largestInteger  = 1 << 40
+	longestDuration = 10 * 365 * 24 * time.Hour
+)
+
 // atLeast is an integer option that refuses values below least.
 func atLeast(v *int64, least int64) *serpent.Validator[*serpent.Int64] {
+	return within(v, least, largestInteger)
+}
+
+// within is an integer option that refuses values below least and above most.
+func within(v *int64, least, most int64) *serpent.Validator[*serpent.Int64] {
 	return serpent.Validate(serpent.Int64Of(v), func(v *serpent.Int64) error {
-		if int64(*v) < least {
-			return fmt.Errorf("%d is below the least value %d", int64(*v), least)
+		switch n := int64(*v); {
+		case n < least:
+			return fmt.Errorf("%d is below the least value %d", n, least)
+		case n > most:
+			return fmt.Errorf("%d is above the largest value %d", n, most)
 		}
 		return nil
 	})
@@ -55,9 +69,9 @@ func atLeast(v *int64, least int64) *serpent.Validator[*serpent.Int64] {
 
 // positive is a duration option that refuses 0 and below.
 func positive(v *time.Duration) *serpent.Validator[*serpent.Duration] {
-	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
-		if *v <= 0 {
-			return fmt.Errorf("%s is not longer than 0s", time.Duration(*v))
+	return duration(v, func(d time.Duration) error {
+		if d <= 0 {
+			return fmt.Errorf("%s is not longer than 0s", d)
 		}
 		return nil
 	})
@@ -65,10 +79,31 @@ func positive(v *time.Duration) *serpent.Validator[*serpent.Duration] {
 
 // notBelow is a duration option that refuses values below least.
 func notBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent.Duration] {
-	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
-		if time.Duration(*v) < least {
-			return fmt.Errorf("%s is below the least value %s", time.Duration(*v), least)
+	return duration(v, func(d time.Duration) error {
+		if d < least {
+			return fmt.Errorf("%s is below the least value %s", d, least)
 		}
 		return nil
+	})
+}
+
+// zeroOrNotBelow is a duration option that refuses values below least but 0.
+func zeroOrNotBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent.Duration] {
+	return duration(v, func(d time.Duration) error {
+		if d != 0 && d < least {
+			return fmt.Errorf("%s is neither 0s nor at least %s", d, least)
+		}
+		return nil
+	})
+}
+
+// duration is a duration option with a check.
+func duration(v *time.Duration, check func(time.Duration) error) *serpent.Validator[*serpent.Duration] {
+	return serpent.Validate(serpent.DurationOf(v), func(v *serpent.Duration) error {
+		d := time.Duration(*v)
+		if d > longestDuration {
+			return fmt.Errorf("%s is above the largest value %s", d, longestDuration)
+		}
+		return check(d)
 	})
 }

@@ -15,9 +15,9 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "30s", Value: notBelow(&c.reportInterval, time.Second), Group: &groupAgents,
 		},
 		{
-			Description: "Time after which an agent is asked to reconnect, with jitter, so that agents spread over replicas. 0: never.",
+			Description: "Time after which an agent is asked to reconnect, with jitter, so that agents spread over replicas, at least 10s. 0: never.",
 			Flag:        "session-age", Env: "AGENTSTATSD_SESSION_AGE", YAML: "session_age",
-			Default: "1h", Value: notBelow(&c.sessionAge, 0), Group: &groupAgents,
+			Default: "1h", Value: zeroOrNotBelow(&c.sessionAge, 10*time.Second), Group: &groupAgents,
 		},
 		{
 			Description: "Agents that can be registered; more are refused.",

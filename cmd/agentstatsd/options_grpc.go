@@ -1,8 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"math"
+	"time"
 
 	"github.com/coder/serpent"
 )
@@ -78,12 +78,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 		{
 			Description: "Streams at once on one connection; more wait at the client. A coderd relays each agent on a stream.",
 			Flag:        "grpc-max-streams", Env: "AGENTSTATSD_GRPC_MAX_STREAMS", YAML: "max_streams",
-			Default: "65536", Value: serpent.Validate(serpent.Int64Of(&c.grpcMaxStreams), func(v *serpent.Int64) error {
-				if *v < 1 || *v > math.MaxInt32 {
-					return fmt.Errorf("want 1 to %d, got %d", math.MaxInt32, int64(*v))
-				}
-				return nil
-			}), Group: &groupGRPC,
+			Default: "65536", Value: within(&c.grpcMaxStreams, 1, math.MaxInt32), Group: &groupGRPC,
 		},
 		{
 			Description: "Callers at once that this replica does not know and that wait for what other replicas wrote; more are told to try again.",
@@ -157,7 +152,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "4194304", Value: atLeast(&c.maxWatchBytes, 256<<10), Group: &groupGRPC,
 		},
 		{
-			Description: "The same of all watches of metadata, of other reads of metadata, and of reads for watches of stats together: reads wait for room, watches beyond are refused.",
+			Description: "The same of all watches, of other reads of metadata, and of reads for watches of stats together: reads wait for room, watches beyond are refused. A watch of agents' states takes at most 120 bytes for each agent.",
 			Flag:        "max-watches-bytes", Env: "AGENTSTATSD_MAX_WATCHES_BYTES", YAML: "max_watches_bytes",
 			Default: "67108864", Value: atLeast(&c.maxWatchesBytes, 1<<20), Group: &groupGRPC,
 		},
@@ -169,7 +164,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 		{
 			Description: "Time for which a subscription to agents' reports is kept after its last stream, with what it has gathered.",
 			Flag:        "stats-retention", Env: "AGENTSTATSD_STATS_RETENTION", YAML: "stats_retention",
-			Default: "24h", Value: positive(&c.statsRetention), Group: &groupGRPC,
+			Default: "24h", Value: notBelow(&c.statsRetention, time.Minute), Group: &groupGRPC,
 		},
 		{
 			Description: "Subscriptions to agents' reports; more are refused.",

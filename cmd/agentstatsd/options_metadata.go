@@ -15,7 +15,7 @@ func (c *config) metadataOptions() serpent.OptionSet {
 		{
 			Description: "Pending entries that start a flush at once, and entries that one flush writes.",
 			Flag:        "metadata-batch-size", Env: "AGENTSTATSD_METADATA_BATCH_SIZE", YAML: "batch_size",
-			Default: "500", Value: atLeast(&c.metadataBatchSize, 1), Group: &groupMetadata,
+			Default: "500", Value: within(&c.metadataBatchSize, 1, 10_000), Group: &groupMetadata,
 		},
 		{
 			Description: "Entries that wait for the database, all agents together; new keys beyond are refused.",

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -118,49 +117,15 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	news := pubsub.NewMetadata(s.pubsub)
-	s.aggregator, err = aggregator.New(aggregator.Options{
-		ReportInterval:         c.reportInterval,
-		SeriesTTL:              c.seriesTTL,
-		MaxSeries:              int(c.maxSeries),
-		MaxSeriesPerOwner:      int(c.maxSeriesPerOwner),
-		MaxSeriesPerAgent:      int(c.maxSeriesPerAgent),
-		MaxSeriesBytes:         int(c.maxSeriesBytes),
-		MaxSeriesBytesPerOwner: int(c.maxSeriesOwnerBytes),
-		MaxSeriesBytesPerAgent: int(c.maxSeriesAgentBytes),
-		MaxFamilies:            int(c.maxFamilies),
-		MaxFamiliesPerAgent:    int(c.maxFamiliesPerAgent),
-		GroupBy:                c.aggregateBy,
-	}, reg)
+	s.aggregator, err = aggregator.New(c.aggregatorOptions(), reg)
 	if err != nil {
 		return err
 	}
-	s.batcher, err = batcher.New(s.store, news, batcher.Options{
-		BatchSize:     int(c.metadataBatchSize),
-		FlushInterval: c.metadataFlushInterval,
-		MaxPending:    int(c.metadataMaxPending),
-
-		MaxPendingPerAgent: int(c.metadataAgentShare),
-		MaxPendingPerOwner: int(c.metadataOwnerShare),
-	}, reg, s.log.With("component", "batcher"))
+	s.batcher, err = batcher.New(s.store, news, c.batcherOptions(), reg, s.log.With("component", "batcher"))
 	if err != nil {
 		return err
 	}
-	s.fleet, err = fleet.New(s.store, s.aggregator, s.batcher, fleet.Options{
-		MaxAgents:       int(c.maxAgents),
-		MaxBytes:        c.maxRegistrationsBytes,
-		MaxMetadataKeys: int(c.metadataMaxKeys),
-		MaxLookups:      int(c.maxLookups),
-		SessionAge:      c.sessionAge,
-
-		UpTemplateVersion: slices.Contains(c.extraLabels, labelTemplateVersion),
-
-		MessagesPerSecond: int(c.agentMessageRate),
-		MessagesBurst:     int(c.agentMessageBurst),
-		BytesPerSecond:    int(c.agentByteRate),
-		BytesBurst:        int(c.agentByteBurst),
-		RefusedPerSecond:  int(c.agentRefusedRate),
-		RefusedBurst:      int(c.agentRefusedBurst),
-	}, reg, s.log.With("component", "fleet"))
+	s.fleet, err = fleet.New(s.store, s.aggregator, s.batcher, c.fleetOptions(), reg, s.log.With("component", "fleet"))
 	if err != nil {
 		return err
 	}
@@ -168,18 +133,7 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--push-merge: %w", err)
 	}
-	opts := pushed.Options{
-		Merge:          merges,
-		SeriesTTL:      c.seriesTTL,
-		MaxInstances:   int(c.maxCoderdInstances),
-		MaxSeries:      int(c.maxPushedSeries),
-		MaxTotalSeries: int(c.maxPushedSeriesTotal),
-		MaxFamilies:    int(c.maxPushedFamilies),
-		MaxRowBytes:    int(c.maxPushRowBytes),
-
-		MaxLabelValueBytes: int(c.maxPushedValueBytes),
-		MaxLabelsBytes:     int(c.maxPushedLabelsBytes),
-	}
+	opts := c.pushedOptions(merges)
 	if s.replicas != nil {
 		s.fleet.Join(s.replicas, s.pubsub)
 		opts.Lease, opts.News = s.replicas, s.pubsub
@@ -194,12 +148,11 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildServer(reg, news); err != nil {
 		return err
 	}
-	return s.buildHTTP(reg, scrape.NewHandler(reg, scrape.Options{
-		WriteTimeout: c.scrapeTimeout,
-		Log:          s.log.With("component", "metrics"),
-		// What is pushed is written first: the aggregator yields to whatever
-		// was served before it, so no family stands twice.
-	}, s.pushed, s.aggregator))
+	scrapes := c.scrapeOptions()
+	scrapes.Log = s.log.With("component", "metrics")
+	// What is pushed is written first: the aggregator yields to whatever was served
+	// before it, so no family stands twice.
+	return s.buildHTTP(reg, scrape.NewHandler(reg, scrapes, s.pushed, s.aggregator))
 }
 
 // checks are what readiness depends on.
@@ -219,15 +172,7 @@ func (s *service) checks() []check {
 // buildReports makes the part that keeps reports for watchers. It knows of all
 // subscriptions before the first agent can report.
 func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) error {
-	c := s.config
-	opts := reports.Options{
-		MaxSubscriptions: int(c.maxSubscriptions),
-		MaxPending:       int(c.reportsMaxPending),
-		MaxPendingBytes:  int(c.reportsPendingBytes),
-		MaxSumBytes:      int(c.maxReportSumBytes),
-		MaxSums:          int(c.maxReportSums),
-		Retention:        c.statsRetention,
-	}
+	opts := s.config.reportsOptions()
 	if s.replicas != nil {
 		opts.ID, opts.Shared = s.replicas.Self(), true
 	}
