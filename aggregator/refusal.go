@@ -112,19 +112,19 @@ func (in *intake) limitMessage(r metrics.Reason, name string) string {
 	o := &in.agg.opts
 	switch r {
 	case reasonAgentSeries:
-		return fmt.Sprintf("%s would exceed the agent's %d series", name, o.MaxSeriesPerAgent)
+		return fmt.Sprintf("%s would exceed the agent's %d series (--max-series-per-agent)", name, o.MaxSeriesPerAgent)
 	case reasonOwnerSeries:
-		return fmt.Sprintf("%s would exceed the %d series of all agents of the owner", name, o.MaxSeriesPerOwner)
+		return fmt.Sprintf("%s would exceed the %d series of all agents of the owner (--max-series-per-owner)", name, o.MaxSeriesPerOwner)
 	case reasonAgentBytes:
-		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the agent's series", name, o.MaxSeriesBytesPerAgent)
+		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the agent's series (--max-series-bytes-per-agent)", name, o.MaxSeriesBytesPerAgent)
 	case reasonOwnerBytes:
-		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents of the owner", name, o.MaxSeriesBytesPerOwner)
+		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents of the owner (--max-series-bytes-per-owner)", name, o.MaxSeriesBytesPerOwner)
 	case reasonTooManyBytes:
-		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents", name, o.MaxSeriesBytes)
+		return fmt.Sprintf("%s would exceed %d bytes of names and labels of the series of all agents (--max-series-bytes)", name, o.MaxSeriesBytes)
 	case reasonAgentFamilies:
-		return fmt.Sprintf("%s would exceed the agent's %d families", name, o.MaxFamiliesPerAgent)
+		return fmt.Sprintf("%s would exceed the agent's %d families (--max-families-per-agent)", name, o.MaxFamiliesPerAgent)
 	case reasonTooManyFamilies:
-		return fmt.Sprintf("%s would exceed %d families of all agents", name, o.MaxFamilies)
+		return fmt.Sprintf("%s would exceed %d families of all agents (--max-families)", name, o.MaxFamilies)
 	}
-	return fmt.Sprintf("the limit of %d series of all agents is reached", o.MaxSeries)
+	return fmt.Sprintf("the limit of %d series of all agents is reached (--max-series)", o.MaxSeries)
 }

@@ -201,7 +201,7 @@ func TestSeriesPerAgentLimit(t *testing.T) {
 	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1), sample("c", agent.Gauge, 1), sample("d", agent.Gauge, 1))
 	for range 2 {
 		require.Empty(t, cmp.Diff([]agent.Refusal{{
-			Kind: agent.RefusedLimit, Reason: "too_many_agent_series", Message: "c would exceed the agent's 2 series",
+			Kind: agent.RefusedLimit, Reason: "too_many_agent_series", Message: "c would exceed the agent's 2 series (--max-series-per-agent)",
 			Names: []string{"c", "d"}, Count: 2,
 		}}, refusals(a.Report(id(1), 1, time.Now(), r))))
 	}
@@ -256,7 +256,7 @@ func TestSeriesLimit(t *testing.T) {
 	r := samples(sample("a", agent.Gauge, 1), sample("b", agent.Gauge, 1))
 	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r))) // 7 stats gauges and 2
 	require.Empty(t, cmp.Diff([]agent.Refusal{{
-		Kind: agent.RefusedLimit, Reason: "too_many_series", Message: "the limit of 17 series of all agents is reached", Count: 1,
+		Kind: agent.RefusedLimit, Reason: "too_many_series", Message: "the limit of 17 series of all agents is reached (--max-series)", Count: 1,
 		Names: []string{"b"},
 	}}, refusals(a.Report(id(2), 1, time.Now(), r))))
 	require.EqualValues(t, 17, a.series.Load())

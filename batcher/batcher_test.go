@@ -264,7 +264,7 @@ func TestCapacity(t *testing.T) {
 		{Kind: agent.RefusedInvalid, Reason: "empty_key", Message: "metadata key is empty", Names: []string{""}, Count: 1},
 		{
 			Kind: agent.RefusedLimit, Reason: "capacity", Names: []string{"b", "c"}, Count: 2,
-			Message: "4 metadata values wait for the database, limit 4: no new key now",
+			Message: "4 metadata values wait for the database, limit 4 (--metadata-max-pending): no new key now",
 		},
 	}, refused)
 	require.Len(t, b.Add(now, report(id(3), 1, 2, tracker, "a=1")), 1)

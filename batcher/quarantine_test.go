@@ -142,12 +142,12 @@ func TestShares(t *testing.T) {
 	refused := owned(1, first, 1, manyKeys("a", "1", 8)...)
 	require.Equal(t, []agent.Refusal{{
 		Kind: agent.RefusedLimit, Reason: "agent_share", Names: []string{"a6", "a7"}, Count: 2,
-		Message: "6 metadata keys of the agent wait for the database, limit 6 of one agent: no new key now",
+		Message: "6 metadata keys of the agent wait for the database, limit 6 of one agent (--metadata-max-pending-per-agent): no new key now",
 	}}, refused)
 	refused = owned(2, first, 1, manyKeys("a", "1", 5)...)
 	require.Equal(t, []agent.Refusal{{
 		Kind: agent.RefusedLimit, Reason: "owner_share", Names: []string{"a4"}, Count: 1,
-		Message: "10 metadata keys of agents of the workspace's owner wait for the database, limit 10 of one owner: no new key now",
+		Message: "10 metadata keys of agents of the workspace's owner wait for the database, limit 10 of one owner (--metadata-max-pending-per-owner): no new key now",
 	}}, refused)
 	require.Empty(t, owned(1, first, 2, manyKeys("a", "2", 6)...), "known keys are overwritten all the same")
 	require.Empty(t, owned(3, second, 1, manyKeys("a", "1", 6)...), "others have theirs")

@@ -52,9 +52,9 @@ func (p *pending) full(a *agentEntries) (dropReason, bool) {
 func (p *pending) fullMessage(a *agentEntries, reason dropReason) string {
 	switch reason {
 	case dropAgentShare:
-		return fmt.Sprintf("%d metadata keys of the agent wait for the database, limit %d of one agent: no new key now", len(a.keys), p.limits.agent)
+		return fmt.Sprintf("%d metadata keys of the agent wait for the database, limit %d of one agent (--metadata-max-pending-per-agent): no new key now", len(a.keys), p.limits.agent)
 	case dropOwnerShare:
-		return fmt.Sprintf("%d metadata keys of agents of the workspace's owner wait for the database, limit %d of one owner: no new key now", p.owners[a.owner], p.limits.owner)
+		return fmt.Sprintf("%d metadata keys of agents of the workspace's owner wait for the database, limit %d of one owner (--metadata-max-pending-per-owner): no new key now", p.owners[a.owner], p.limits.owner)
 	}
-	return fmt.Sprintf("%d metadata values wait for the database, limit %d: no new key now", p.len(), p.limits.all)
+	return fmt.Sprintf("%d metadata values wait for the database, limit %d (--metadata-max-pending): no new key now", p.len(), p.limits.all)
 }

@@ -96,7 +96,7 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 	refusal := agent.Refusal{
 		Kind:    agent.RefusedLimit,
 		Reason:  ReasonTooManyKeys,
-		Message: fmt.Sprintf("metadata keys: want at most %d of an agent whose template declares none", limit),
+		Message: fmt.Sprintf("metadata keys: want at most %d of an agent whose template declares none (--metadata-max-keys)", limit),
 		Names:   names,
 		Count:   refused,
 	}

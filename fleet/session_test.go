@@ -199,7 +199,7 @@ func TestMetadataKeys(t *testing.T) {
 	require.Equal(t, entries("a", "b", "a", "", "x\x00", "c"), kept)
 	require.Equal(t, []agent.Refusal{{
 		Kind: agent.RefusedLimit, Reason: "too_many_keys", Count: 2, Names: []string{"d", "e"},
-		Message: "metadata keys: want at most 3 of an agent whose template declares none",
+		Message: "metadata keys: want at most 3 of an agent whose template declares none (--metadata-max-keys)",
 	}}, refused)
 	kept, refused = admit(1, "c", "a")
 	require.Equal(t, entries("c", "a"), kept)

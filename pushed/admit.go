@@ -24,7 +24,7 @@ func (f *Families) decode(now time.Time, p *agent.Push) []*decodedFamily {
 	if n == len(p.Families) {
 		return out
 	}
-	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are taken", len(p.Families), n)
+	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are taken (--max-pushed-families)", len(p.Families), n)
 	one := refusals{beyond}
 	for i, raw := range p.Families[n:] {
 		d := &decodedFamily{name: nameOf(raw)}
@@ -234,12 +234,12 @@ type room struct {
 
 func (f *Families) room(a *admission) room {
 	if a.most < min(f.opts.MaxSeries, f.opts.MaxTotalSeries-a.alive) {
-		return room{a.most, refuse(reasonTooManyBytes, "no room: at most %d bytes stored of one instance, compressed", f.opts.MaxRowBytes)}
+		return room{a.most, refuse(reasonTooManyBytes, "no room: at most %d bytes stored of one instance, compressed (--max-push-row-bytes)", f.opts.MaxRowBytes)}
 	}
 	if all := f.opts.MaxTotalSeries - a.alive; all < f.opts.MaxSeries {
-		return room{all, refuse(reasonTooManySeries, "no room: at most %d of all instances that are alive", f.opts.MaxTotalSeries)}
+		return room{all, refuse(reasonTooManySeries, "no room: at most %d of all instances that are alive (--max-pushed-series-total)", f.opts.MaxTotalSeries)}
 	}
-	return room{f.opts.MaxSeries, refuse(reasonTooManySeries, "no room: at most %d of one instance", f.opts.MaxSeries)}
+	return room{f.opts.MaxSeries, refuse(reasonTooManySeries, "no room: at most %d of one instance (--max-pushed-series)", f.opts.MaxSeries)}
 }
 
 // fit returns the family with as many of its series as fit into lines, and how

@@ -208,7 +208,7 @@ func (f *Families) savePush(ctx context.Context, now time.Time, next, spilled *i
 type rowTooLargeError struct{ size, most int }
 
 func (e *rowTooLargeError) Error() string {
-	return fmt.Sprintf("%v: %d bytes to store, at most %d", agent.ErrNoRoom, e.size, e.most)
+	return fmt.Sprintf("%v: %d bytes to store, at most %d (--max-push-row-bytes)", agent.ErrNoRoom, e.size, e.most)
 }
 
 func (e *rowTooLargeError) Unwrap() error { return agent.ErrNoRoom }

@@ -372,7 +372,7 @@ func TestLimits(t *testing.T) {
 	require.Len(t, refused, 1)
 	require.Equal(t, "too_many_families", refused[0].Reason)
 	refused = pushText(t, f, start, 1, 2, "# TYPE a gauge\na 1\n# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\nb{l=\"3\"} 1\n")
-	require.Equal(t, []agent.PushRefusal{{Name: "b", Reason: "too_many_series", Message: "no room: at most 3 of one instance", Series: 1}}, refused)
+	require.Equal(t, []agent.PushRefusal{{Name: "b", Reason: "too_many_series", Message: "no room: at most 3 of one instance (--max-pushed-series)", Series: 1}}, refused)
 	require.Equal(t, "# TYPE a gauge\na 1\n# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\n", text(t, f))
 	// What is counted stays, though it is not pushed any more, as long as there is
 	// room; the oldest goes first.
@@ -384,7 +384,7 @@ func TestLimits(t *testing.T) {
 	require.NotContains(t, text(t, f), `{l="a"}`)
 	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.forgotten))
 	refused = pushText(t, f, start, 2, 1, "# TYPE b gauge\nb{l=\"1\"} 1\nb{l=\"2\"} 1\nb{l=\"3\"} 1\n")
-	require.Equal(t, "no room: at most 4 of all instances that are alive", refused[0].Message)
+	require.Equal(t, "no room: at most 4 of all instances that are alive (--max-pushed-series-total)", refused[0].Message)
 	_, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(3), Snapshot: 1})
 	require.ErrorContains(t, err, "2 instances are alive")
 	require.ErrorIs(t, err, agent.ErrNoRoom)

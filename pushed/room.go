@@ -21,7 +21,7 @@ const spareParts = 16
 func (f *Families) makeRoom(ctx context.Context, now time.Time) error {
 	gone := f.gone()
 	if len(gone) == 0 {
-		return fmt.Errorf("%w: %d instances are alive, which is the limit", agent.ErrNoRoom, f.opts.MaxInstances)
+		return fmt.Errorf("%w: %d instances are alive, which is the limit (--max-coderd-instances)", agent.ErrNoRoom, f.opts.MaxInstances)
 	}
 	gone = gone[:min(len(gone), max(1, f.opts.MaxInstances/8))]
 	_, err := f.fold(ctx, now, folding{idle: notFolded(gone), removed: gone})

@@ -83,7 +83,7 @@ func TestAliveComeFirst(t *testing.T) {
 	// Those who are alive are limited together.
 	refused := pushText(t, f, now, 51, 1, manyCounters(0, 60))
 	require.Equal(t, []agent.PushRefusal{{
-		Name: "x_total", Reason: "too_many_series", Message: "20 series, the first: no room: at most 100 of all instances that are alive", Series: 20,
+		Name: "x_total", Reason: "too_many_series", Message: "20 series, the first: no room: at most 100 of all instances that are alive (--max-pushed-series-total)", Series: 20,
 	}}, refused)
 	require.Equal(t, 20.0, testutil.ToFloat64(f.metrics.refusedSeries.WithLabelValues("too_many_series")))
 	f.expire(now.Add(time.Hour))
@@ -110,6 +110,6 @@ func TestSeriesThatComeAndGo(t *testing.T) {
 	// What does not fit alone is refused by series, those that are known come first.
 	refused := pushText(t, a, start, 1, 51, manyCounters(1470, 60)+strings.TrimPrefix(manyCounters(0, 90), "# TYPE x_total counter\n"))
 	require.Len(t, refused, 1)
-	require.Equal(t, "50 series, the first: no room: at most 100 of one instance", refused[0].Message)
+	require.Equal(t, "50 series, the first: no room: at most 100 of one instance (--max-pushed-series)", refused[0].Message)
 	require.Equal(t, 1.0, check(t, a)[`{__name__="x_total", path="1529"}`])
 }

@@ -35,7 +35,7 @@ func TestRowBytes(t *testing.T) {
 		now := start.Add(time.Duration(snapshot) * time.Second)
 		for _, r := range pushText(t, f, now, 1, snapshot, text) {
 			require.Equal(t, "too_many_bytes", r.Reason)
-			require.Regexp(t, `no room: at most 20000 bytes stored of one instance, compressed$`, r.Message)
+			require.Regexp(t, `no room: at most 20000 bytes stored of one instance, compressed \(--max-push-row-bytes\)$`, r.Message)
 			series += r.Series
 		}
 		require.LessOrEqual(t, rowBytes(), most)

@@ -206,8 +206,8 @@ func TestFamiliesBeyondTheLimit(t *testing.T) {
 	require.Contains(t, text(t, f), "x3_total")
 	refused := push(t, f, start, 1, 2, false, family(0), family(1), family(2), family(3))
 	require.Equal(t, []agent.PushRefusal{
-		{Name: "x2_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken"},
-		{Name: "x3_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken"},
+		{Name: "x2_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken (--max-pushed-families)"},
+		{Name: "x3_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken (--max-pushed-families)"},
 	}, refused)
 	require.NotContains(t, text(t, f), "x3_total")
 	count := func() float64 { return testutil.ToFloat64(f.metrics.refused.WithLabelValues("too_many_families")) }
@@ -221,10 +221,10 @@ func TestFamiliesBeyondTheLimit(t *testing.T) {
 	require.Equal(t, 10.0, count())
 	require.Len(t, refused, 3)
 	require.Equal(t, []string{"x2_total", "x3_total", "x4_total"}, []string{refused[0].Name, refused[1].Name, refused[2].Name})
-	require.Equal(t, "10 families, the first 2 are taken; 5 after this one are refused too", refused[2].Message)
+	require.Equal(t, "10 families, the first 2 are taken (--max-pushed-families); 5 after this one are refused too", refused[2].Message)
 	refused = push(t, f, start, 1, 4, false, many[:5]...)
 	require.Len(t, refused, 3)
-	require.Equal(t, "5 families, the first 2 are taken", refused[2].Message)
+	require.Equal(t, "5 families, the first 2 are taken (--max-pushed-families)", refused[2].Message)
 	require.Equal(t, 13.0, count())
 }
 

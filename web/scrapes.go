@@ -80,7 +80,7 @@ func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.line.acquire(r.Context(), t, scrapeWait(r)) {
 		s.refused.Inc()
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit", s.line.slots), http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit (--max-concurrent-scrapes)", s.line.slots), http.StatusServiceUnavailable)
 		return
 	}
 	whole := false

@@ -64,7 +64,9 @@ func TestErrorsNameFlagsThatExist(t *testing.T) {
 	for _, flag := range []string{
 		"--max-message-bytes", "--max-agent-message-bytes", "--max-receiving-bytes", "--grpc-message-timeout", "--grpc-first-message-timeout",
 		"--agent-idle-timeout", "--max-coderd-instances", "--max-syncs", "--sync-timeout", "--max-streams-per-agent", "--grpc-max-open-calls",
-		"--max-coderd-calls", "--max-lookups", "--max-pushed-label-value-bytes", "--max-pushed-labels-bytes",
+		"--max-coderd-calls", "--max-lookups", "--max-series", "--max-series-per-agent", "--max-series-per-owner", "--max-families", "--max-families-per-agent",
+		"--metadata-max-pending", "--metadata-max-pending-per-agent", "--metadata-max-pending-per-owner", "--metadata-max-keys",
+		"--max-pushed-series", "--max-pushed-series-total", "--max-pushed-families", "--max-push-row-bytes", "--max-pushed-label-value-bytes", "--max-pushed-labels-bytes",
 	} {
 		require.True(t, named[flag], "no error names %s", flag)
 	}
