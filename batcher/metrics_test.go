@@ -146,6 +146,21 @@ coderd_agentapi_metadata_flushed_total 2
 	require.Empty(t, problems)
 }
 
+// Coder's counter has what a flush brought to the database, whether that wrote it or had
+// it already; the service's own tells the two apart.
+func TestUnchangedEntriesAreFlushed(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	b, err := New(&fakeStore{}, &fakePublisher{}, Options{}, reg, quiet)
+	require.NoError(t, err)
+	for range 2 {
+		b.Add(now, report(id(1), 1, 1, nil, "a=1"))
+		flushAll(t, b)
+	}
+	l, _ := b.told()
+	require.Equal(t, ledger{received: 2, flushed: 1, unchanged: 1}, l)
+	require.Equal(t, 2.0, value(t, reg, "coderd_agentapi_metadata_flushed_total"))
+}
+
 // The size of a batch is observed before a flush, also one that fails; its
 // time after a good one.
 func TestBatchObservations(t *testing.T) {

@@ -35,7 +35,7 @@ var metadataFamilies = []Family{
 	{
 		Name: "coderd_agentapi_metadata_flushed_total", Type: Counter, Owner: OwnerService,
 		Help:   "Total number of unique metadatas flushed.",
-		Source: "Entries that the database took.",
+		Source: "Entries that a flush brought to the database, those included that said nothing new and were not written again.",
 	},
 	{
 		Name: "coderd_agentapi_metadata_publish_errors_total", Type: Counter, Owner: OwnerService,
