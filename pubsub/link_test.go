@@ -156,6 +156,14 @@ func TestPings(t *testing.T) {
 		require.Len(t, server.all(), before+1, "some seconds after the new connection")
 		require.False(t, p.arrived(server.all()[before]))
 
+		p.connected()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		require.ErrorContains(t, p.err(), "messages do not arrive: one to itself was not delivered within 5s", "the first one")
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		require.ErrorContains(t, p.err(), "messages do not arrive: one to itself was not delivered within 15s")
+
 		cancel()
 		synctest.Wait()
 		expected := `

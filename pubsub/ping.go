@@ -24,8 +24,10 @@ type pinger struct {
 	// nonce is of the ping under way, empty if there is none.
 	nonce string
 	sent  time.Time
-	// missing is true from a ping that did not arrive until one that does.
-	missing bool
+	// wait is the time that it has to arrive.
+	wait time.Duration
+	// missing is the time within which a ping did not arrive, until one does; 0: they do.
+	missing time.Duration
 	// told is true once it was logged that pings do not arrive, until one does.
 	told bool
 }
@@ -48,7 +50,7 @@ func newPinger(interval time.Duration, hint string, m *metrics, log *slog.Logger
 // connected begins anew on a new connection: pings on the old one may be lost.
 func (p *pinger) connected() {
 	p.mu.Lock()
-	p.nonce, p.missing = "", false
+	p.nonce, p.missing = "", 0
 	p.mu.Unlock()
 	select {
 	case p.again <- struct{}{}:
@@ -62,15 +64,16 @@ func (p *pinger) run(ctx context.Context, publish func(ctx context.Context, chan
 	ticker := time.NewTicker(p.interval)
 	defer ticker.Stop()
 	for {
+		wait := p.interval
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.again:
-			ticker.Reset(min(firstPing, p.interval))
+			wait = min(firstPing, p.interval)
 		case <-ticker.C:
-			ticker.Reset(p.interval)
 		}
-		nonce := p.start()
+		ticker.Reset(wait)
+		nonce := p.start(wait)
 		if err := publish(ctx, p.channel, []byte(nonce)); err != nil {
 			// Not sent, or not known to be: no reason to wait for it.
 			p.forget(nonce)
@@ -78,15 +81,17 @@ func (p *pinger) run(ctx context.Context, publish func(ctx context.Context, chan
 	}
 }
 
-// start returns the nonce of a new ping; one before it that is still under way
-// is missing.
-func (p *pinger) start() (nonce string) {
+// start returns the nonce of a new ping, which has that time to arrive; one before it
+// that is still under way is missing.
+func (p *pinger) start(wait time.Duration) (nonce string) {
 	nonce = rand.Text()
 	p.mu.Lock()
-	p.missing = p.missing || p.nonce != ""
-	tell := p.missing && !p.told
+	if p.nonce != "" {
+		p.missing = p.wait
+	}
+	tell := p.missing != 0 && !p.told
 	p.told = p.told || tell
-	p.nonce, p.sent = nonce, time.Now()
+	p.nonce, p.sent, p.wait = nonce, time.Now(), wait
 	p.mu.Unlock()
 	if tell {
 		p.log.Warn("what is sent by the pubsub does not arrive", "hint", p.hint)
@@ -111,8 +116,8 @@ func (p *pinger) arrived(payload []byte) (missed bool) {
 		return false
 	}
 	p.metrics.deliveryLatency.Observe(time.Since(p.sent).Seconds())
-	missed, told := p.missing, p.told
-	p.nonce, p.missing, p.told = "", false, false
+	missed, told := p.missing != 0, p.told
+	p.nonce, p.missing, p.told = "", 0, false
 	p.mu.Unlock()
 	if told {
 		p.log.Info("what is sent by the pubsub arrives again")
@@ -124,8 +129,8 @@ func (p *pinger) arrived(payload []byte) (missed bool) {
 func (p *pinger) err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.missing {
-		return fmt.Errorf("messages do not arrive: one to itself was not delivered within %s", p.interval)
+	if p.missing != 0 {
+		return fmt.Errorf("messages do not arrive: one to itself was not delivered within %s", p.missing)
 	}
 	return nil
 }
