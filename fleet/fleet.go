@@ -134,6 +134,8 @@ type Fleet struct {
 	changeSem chan struct{}
 	// revision is that of the registrations in the registry. Guarded by changeSem.
 	revision int64
+	// unstored is the newest change of the registrations, if it could not be stored.
+	unstored unstored
 	// exceededLimit is the limit that the registrations in the database exceed;
 	// empty: none. Guarded by changeSem.
 	exceededLimit string
@@ -284,12 +286,16 @@ func (f *Fleet) Ready() error {
 }
 
 // Healthy returns nil, or why the fleet works only in part: it is not Ready,
-// states and sessions cannot be written, or the other replicas cannot be followed.
+// registrations, states or sessions cannot be written, or the other replicas cannot
+// be followed.
 func (f *Fleet) Healthy() error {
 	if err := f.Ready(); err != nil {
 		return err
 	}
 	if err := f.queue.lastError(); err != nil {
+		return err
+	}
+	if err := f.unstored.lastError(time.Now()); err != nil {
 		return err
 	}
 	return f.peers.lastError()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -167,9 +168,13 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 			f.abortRemoval(entries)
 			if !errors.Is(err, agent.ErrOutdated) {
 				f.metrics.refused.WithLabelValues(refusedStore).Inc()
+				if ctx.Err() == nil && !errors.Is(err, agent.ErrRejected) {
+					f.unstored.note(err, time.Now())
+				}
 			}
 			return nil, fmt.Errorf("store the change of the registrations: %w", err)
 		}
+		f.unstored.note(nil, time.Time{})
 		f.revision = revision
 		p.setIncarnations(&f.registry, revision)
 		f.peers.queueRegistrations()
@@ -177,6 +182,35 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 	added := f.commit(p, entries)
 	f.countOutcomes(p, added)
 	return p, nil
+}
+
+// unstoredCounts is how long a change of the registrations that could not be stored makes
+// the fleet unhealthy, unless another is stored: it may be the only thing that is written,
+// and nobody may try again.
+const unstoredCounts = time.Minute
+
+// unstored is why the newest change of the registrations could not be stored.
+type unstored struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	err error // nil: it was, or there was none
+	at  time.Time
+}
+
+func (u *unstored) note(err error, at time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.err, u.at = err, at
+}
+
+// lastError returns the error while it counts.
+func (u *unstored) lastError(now time.Time) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err == nil || now.Sub(u.at) >= unstoredCounts {
+		return nil
+	}
+	return fmt.Errorf("registrations are not stored, lately at %s: %w", u.at.UTC().Format(time.RFC3339), u.err)
 }
 
 func (f *Fleet) countRefused(err error) {

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // with returns the registration with a change.
@@ -325,6 +326,42 @@ func TestDeregister(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, n)
 	require.Equal(t, writes, p.store.writeCount())
+}
+
+// A registration may be all that is written: that it is not stored is told until one is,
+// for a minute at most.
+func TestRegistrationsThatAreNotStoredAreTold(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{})
+		register := func(ctx context.Context, n int) error {
+			_, err := p.Register(ctx, Set{Agents: []agent.Registration{registration(n, n, 1)}})
+			return err
+		}
+		p.store.fail(errDown)
+		require.ErrorIs(t, register(t.Context(), 1), errDown)
+		require.ErrorIs(t, p.Healthy(), errDown)
+		require.ErrorContains(t, p.Healthy(), "registrations are not stored")
+		require.NoError(t, p.Ready(), "agents are served")
+		p.store.fail(nil)
+		require.NoError(t, register(t.Context(), 1))
+		require.NoError(t, p.Healthy())
+
+		p.store.fail(errDown)
+		require.ErrorIs(t, register(t.Context(), 2), errDown)
+		time.Sleep(unstoredCounts - 1)
+		require.ErrorIs(t, p.Healthy(), errDown)
+		time.Sleep(time.Nanosecond)
+		require.NoError(t, p.Healthy())
+
+		p.store.fail(fmt.Errorf("a NUL: %w", agent.ErrRejected))
+		require.Error(t, register(t.Context(), 2))
+		require.NoError(t, p.Healthy(), "the data is at fault")
+		p.store.fail(errDown)
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Error(t, register(gone, 2))
+		require.NoError(t, p.Healthy(), "the caller is gone")
+	})
 }
 
 // TestDeregisterWhileTheDatabaseIsDown shows that the agent stays, and is made
