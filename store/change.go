@@ -159,6 +159,7 @@ const (
 	reasonReadOnly = "the database server takes no writes: it is a standby, or was replaced"
 	reasonMoved    = "the database is not where it was: the server that answers has another"
 	reasonFull     = "the disk of the database is full"
+	reasonCrowded  = "the database has no connection left"
 )
 
 // classify wraps err so that callers tell what writing again can cure.

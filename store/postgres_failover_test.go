@@ -2,6 +2,9 @@ package store
 
 import (
 	"fmt"
+	"net"
+	"os"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -69,6 +72,20 @@ func TestPostgresWrongServer(t *testing.T) {
 	require.False(t, postgresFault(&pgconn.PgError{Code: "25006"}).down)
 	for _, code := range []string{"40001", "57014", "23503", "22021", "53100"} {
 		require.False(t, postgresFault(&pgconn.PgError{Code: code, Severity: "ERROR"}).moved, code)
+	}
+	// A server that is gone without a word, or the way to it: all connections lead there.
+	for _, number := range []syscall.Errno{
+		syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EPIPE,
+	} {
+		f := postgresFault(fmt.Errorf("read: %w", &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", number)}))
+		require.True(t, f.moved && f.transient && !f.answered && !f.down, number)
+		require.Equal(t, reasonCut, f.reason)
+	}
+	// These end one connection, not what was under way for good.
+	for _, code := range []string{"25P03", "25P04", "57P05", "53300"} {
+		f := postgresFault(&pgconn.PgError{Code: code, Severity: "FATAL"})
+		require.True(t, f.transient && !f.moved && !f.down && !f.rejected && !f.answered, code)
+		require.NotEmpty(t, f.reason, code)
 	}
 }
 

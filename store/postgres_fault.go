@@ -28,6 +28,8 @@ func postgresFault(err error) fault {
 	}
 	for _, cut := range []error{
 		io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, net.ErrClosed, pgconn.ErrConnClosed, driver.ErrBadConn,
+		// A server that is gone without a word, or the way to it.
+		syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ECONNABORTED,
 	} {
 		if errors.Is(err, cut) {
 			return fault{transient: true, moved: true, reason: reasonCut}
@@ -54,6 +56,13 @@ func sqlstateFault(e *pgconn.PgError) fault {
 		f.reason = reasonTimeout
 	case "53100": // disk_full
 		f.reason = reasonFull
+	case "53300": // too_many_connections: of the server, the database or the role
+		f.transient, f.reason = true, reasonCrowded
+	case "25P03", // idle_in_transaction_session_timeout
+		"25P04", // transaction_timeout
+		"57P05": // idle_session_timeout
+		// They end this connection only. Nothing was committed, unless it was before.
+		f.transient, f.reason = true, reasonCut
 	case "57P01", // admin_shutdown, also of one connection
 		"57P02", // crash_shutdown
 		"57P03": // cannot_connect_now: starting, stopping

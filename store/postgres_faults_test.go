@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -333,8 +334,10 @@ func TestPostgresLockTimeout(t *testing.T) {
 // A statement that takes too long is ended by the server, once.
 func TestPostgresStatementTimeout(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
-	s := openURL(t, Options{URL: url, StatementTimeout: 100 * time.Millisecond})
-	register(t, s, id(1))
+	register(t, openURL(t, Options{URL: url}), id(1))
+	// What is before the trigger has the timeout, too, and so has each wait between two
+	// statements: it must be enough on a busy machine.
+	s := openURL(t, Options{URL: url, StatementTimeout: time.Second})
 	conn := admin(t, url)
 	execute(t, conn, `CREATE SEQUENCE calls`)
 	execute(t, conn, `CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nextval(''calls''), pg_sleep(60); RETURN NEW; END'`)
@@ -344,6 +347,29 @@ func TestPostgresStatementTimeout(t *testing.T) {
 	require.NotErrorIs(t, err, agent.ErrRejected)
 	require.NotErrorIs(t, err, agent.ErrStoreDown)
 	require.EqualValues(t, 1, scalar[int64](t, conn, `SELECT last_value FROM calls`))
+}
+
+// A process that stood still in a transaction until the server ended it does it again.
+func TestPostgresStoodStill(t *testing.T) {
+	url := postgrestest.Shared(t).CreateDatabase(t)
+	s := openURL(t, Options{URL: url, StatementTimeout: time.Second})
+	calls := 0
+	err := s.change(t.Context(), "test", func(tx *sql.Tx) error {
+		if calls++; calls == 1 {
+			if _, err := tx.ExecContext(t.Context(), `SET LOCAL idle_in_transaction_session_timeout = 1`); err != nil {
+				return err
+			}
+			conn := admin(t, url)
+			for scalar[int](t, conn, `
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`) > 0 {
+				require.NoError(t, t.Context().Err())
+			}
+		}
+		_, err := tx.ExecContext(t.Context(), `SELECT 1`)
+		return err
+	})
+	require.NoError(t, err)
+	require.Equal(t, 2, calls)
 }
 
 // A call whose commit may still come must not let a later value be taken for

@@ -23,6 +23,14 @@ type opened struct {
 	deployment deployment
 }
 
+// beginPatiently begins a transaction without limits of time. They are of it only, so
+// this works behind a pooler, too. It is one message: between two of them the limits of
+// the session would count.
+const beginPatiently = `BEGIN;
+SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL lock_timeout = 0`
+
 // preparePostgres checks that the server is what is needed, brings the schema up to date
 // and finds the deployment's identity: in one transaction, which begins with a
 // lock, so that replicas that start together agree. A lock of the session, as
@@ -38,7 +46,7 @@ func preparePostgres(ctx context.Context, db *sql.DB, forced agent.ID) (out open
 		if !ok {
 			return fmt.Errorf("connection is a %T", raw)
 		}
-		return pgx.BeginFunc(ctx, inner.Conn(), func(tx pgx.Tx) (err error) {
+		return pgx.BeginTxFunc(ctx, inner.Conn(), pgx.TxOptions{BeginQuery: beginPatiently}, func(tx pgx.Tx) (err error) {
 			out, err = prepareIn(ctx, tx, inner, forced)
 			return err
 		})
@@ -54,16 +62,9 @@ func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.I
 	if err := server.check(); err != nil {
 		return out, err
 	}
-	for _, statement := range []string{
-		// Of this transaction only, so they work behind a pooler, too.
-		`SET LOCAL statement_timeout = 0`,
-		`SET LOCAL idle_in_transaction_session_timeout = 0`,
-		`SET LOCAL lock_timeout = 0`,
-		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.schemaOID)),
-	} {
-		if _, err := tx.Exec(ctx, statement); err != nil {
-			return out, fmt.Errorf("lock schema: %w", err)
-		}
+	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.schemaOID)))
+	if err != nil {
+		return out, fmt.Errorf("lock schema: %w", err)
 	}
 	nested := nestedConn{Conn: conn, first: &firstFault{}}
 	db := sql.OpenDB(nested)
