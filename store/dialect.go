@@ -95,8 +95,9 @@ type queries struct {
 	upsertState, upsertSession string
 	// forgetApps takes agents. It deletes the health of apps that they do not have.
 	forgetApps string
-	// cursor reads that of incremental reads; empty: there are none. since is
-	// the condition on what was written since one.
+	// cursor reads that of incremental reads, as a transaction, and what tells the
+	// server from another; empty: there are none. since is the condition on what was
+	// written since a transaction.
 	cursor, since string
 
 	// deletePush takes an instance and its version; both others have the version

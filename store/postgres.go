@@ -116,7 +116,8 @@ WHERE n.nspname = current_schema()`
 INSERT INTO builds_observed (build_id, observed_at)
 SELECT * FROM ` + postgresRows("build_id uuid", "observed_at bigint") + ` AS n
 ON CONFLICT DO NOTHING RETURNING build_id`
-	q.cursor = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
+	q.cursor = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint`
 	// What a snapshot sees was written before its end. Rows that say otherwise
 	// were brought from another cluster, which had more transactions: they would
 	// count as new until this one has as many.

@@ -61,6 +61,52 @@ func TestPostgresFailover(t *testing.T) {
 	}
 }
 
+// A standby that is promoted before it had the last transactions gives their numbers again:
+// what it writes under those is read, too, by who had read the lost ones.
+func TestPostgresFailoverLosesTransactions(t *testing.T) {
+	primary := postgrestest.Start(t)
+	standby := primary.Standby(t)
+	url := fmt.Sprintf("postgres://postgres@%s,%s/postgres?sslmode=disable", primary.Address(), standby.Address())
+	stores := openEach(t, 2, Options{URL: url})
+	writer, reader := stores[0], stores[1]
+	register(t, writer, id(1), id(2))
+	standby.Disconnect(t, primary)
+	epoch := int64(0)
+	burn := func() {
+		for range 20 {
+			epoch++
+			require.NoError(t, writer.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: epoch}}))
+			saveStates(t, writer, []agent.State{{Agent: id(1), NetworkOrder: agent.Order{Epoch: epoch}}})
+		}
+	}
+	burn()
+	_, sessions, err := reader.Sessions(t.Context(), 0)
+	require.NoError(t, err)
+	_, states, err := reader.States(t.Context(), 0)
+	require.NoError(t, err)
+
+	primary.Crash(t)
+	standby.Promote(t, primary)
+	record := agent.SessionRecord{Agent: id(2), Epoch: 1}
+	require.NoError(t, writer.SaveSessions(t.Context(), []agent.SessionRecord{record}))
+	saveStates(t, writer, []agent.State{{Agent: id(2), NetworkOrder: agent.Order{Epoch: 1}}})
+	burn()
+	burn() // the new server is further than the old one was
+	records, sessions, err := reader.Sessions(t.Context(), sessions)
+	require.NoError(t, err)
+	require.Contains(t, records, record)
+	found, states, err := reader.States(t.Context(), states)
+	require.NoError(t, err)
+	require.Len(t, found, 2)
+
+	records, _, err = reader.Sessions(t.Context(), sessions)
+	require.NoError(t, err)
+	require.Empty(t, records, "once")
+	found, _, err = reader.States(t.Context(), states)
+	require.NoError(t, err)
+	require.Empty(t, found)
+}
+
 // What every answer that means "wrong server" leads to; a server that is read-only for
 // everybody does not make anybody the leader's successor.
 func TestPostgresWrongServer(t *testing.T) {

@@ -221,7 +221,7 @@ func TestPostgresYoungerCluster(t *testing.T) {
 		records, nextSession, err := s.Sessions(t.Context(), sessions)
 		require.NoError(t, err)
 		states, sessions = next, nextSession
-		require.Less(t, max(states, sessions), int64(ahead))
+		require.Less(t, max(states, sessions)%(1<<transactionBits), int64(ahead))
 		return len(changed), len(records)
 	}
 	changed, records := read()

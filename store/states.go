@@ -208,29 +208,6 @@ SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER 
 	return states, next, nil
 }
 
-// readSince reads what was written since an earlier call, if the database can
-// tell, and returns the cursor of this one. tx is a snapshot.
-//
-// PostgreSQL numbers transactions as they begin to write. All below next had
-// ended when the snapshot was taken, so it has what they wrote; what is above is
-// read again the next time.
-func (s *Store) readSince(ctx context.Context, tx *sql.Tx, page page, text string, since int64, order string, scan func(*sql.Rows) error) (next int64, err error) {
-	if s.dialect.queries.cursor == "" {
-		return 0, s.stream(ctx, tx, page, text+order, nil, scan)
-	}
-	if err := tx.QueryRowContext(ctx, s.dialect.queries.cursor).Scan(&next); err != nil {
-		return 0, err
-	}
-	if since > next {
-		// Cursors never fall, so this is another cluster: all is read, once.
-		since = 0
-	}
-	if since == 0 {
-		return next, s.stream(ctx, tx, page, text+order, nil, scan)
-	}
-	return next, s.stream(ctx, tx, page, text+s.dialect.queries.since+order, []any{since}, scan)
-}
-
 func setPart(st *agent.State, part string, order agent.Order, data []byte) error {
 	if text, is := strings.CutPrefix(part, partAppHealth); is {
 		app, err := uuid.Parse(text)

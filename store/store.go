@@ -132,6 +132,7 @@ type Store struct {
 	// deployment is that of when the database was opened.
 	deployment agent.ID
 	history    history
+	servers    servers
 	// buildsSwept is up to where old records of builds were looked for.
 	buildsSwept atomic.Pointer[agent.ID]
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.

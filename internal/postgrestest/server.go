@@ -225,22 +225,45 @@ func (s *Server) Standby(tb testing.TB) *Server {
 	return standby
 }
 
-// Promote makes a standby a primary, once it has all that was committed on primary.
+// Promote makes a standby a primary, once it has all that was committed on primary, if
+// that runs.
 func (s *Server) Promote(tb testing.TB, primary *Server) {
 	tb.Helper()
 	if primary.running != nil {
-		var at string
-		if err := primary.query(&at, "SELECT pg_current_wal_lsn()::text"); err != nil {
-			tb.Fatalf("promote: %v", err)
-		}
-		for behind := true; behind; {
-			if err := s.query(&behind, "SELECT pg_last_wal_replay_lsn() < '"+at+"'::pg_lsn"); err != nil {
-				tb.Fatalf("promote: %v", err)
-			}
-		}
+		s.catchUp(tb, primary)
 	}
 	if err := s.exec("SELECT pg_promote(true, 60)"); err != nil {
 		tb.Fatalf("promote: %v", err)
+	}
+}
+
+// Disconnect has a standby follow no more, once it has all that was committed on primary.
+func (s *Server) Disconnect(tb testing.TB, primary *Server) {
+	tb.Helper()
+	s.catchUp(tb, primary)
+	for _, statement := range []string{"ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"} {
+		if err := s.exec(statement); err != nil {
+			tb.Fatalf("disconnect standby: %v", err)
+		}
+	}
+	for connected := true; connected; {
+		if err := primary.query(&connected, "SELECT EXISTS (SELECT 1 FROM pg_stat_replication)"); err != nil {
+			tb.Fatalf("disconnect standby: %v", err)
+		}
+	}
+}
+
+// catchUp waits until a standby has all that was committed on primary.
+func (s *Server) catchUp(tb testing.TB, primary *Server) {
+	tb.Helper()
+	var at string
+	if err := primary.query(&at, "SELECT pg_current_wal_lsn()::text"); err != nil {
+		tb.Fatalf("catch up: %v", err)
+	}
+	for behind := true; behind; {
+		if err := s.query(&behind, "SELECT pg_last_wal_replay_lsn() < '"+at+"'::pg_lsn"); err != nil {
+			tb.Fatalf("catch up: %v", err)
+		}
 	}
 }
 
