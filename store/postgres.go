@@ -243,11 +243,11 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, hosts(config)), func() (err error) {
 		if !opts.TransactionPooling {
 			if err := checkPooler(ctx, pool.DB); err != nil {
-				return explainOpen(err)
+				return explainOpen(err, opts.TransactionPooling)
 			}
 		}
 		o, err = preparePostgres(ctx, pool.DB, opts.DeploymentID)
-		return explainOpen(err)
+		return explainOpen(err, opts.TransactionPooling)
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.Close())

@@ -23,6 +23,7 @@ type server struct {
 	schema    string // empty: none of the search_path exists
 	schemaOID uint32
 	creates   bool // this role may make tables in it
+	path      string
 }
 
 func inspectServer(ctx context.Context, tx pgx.Tx) (server, error) {
@@ -31,8 +32,8 @@ func inspectServer(ctx context.Context, tx pgx.Tx) (server, error) {
 SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
     pg_is_in_recovery(), current_setting('transaction_read_only')::boolean, coalesce(current_schema()::text, ''),
     coalesce((SELECT oid FROM pg_namespace WHERE nspname = current_schema())::oid, 0),
-    coalesce(has_schema_privilege(current_schema()::text, 'CREATE'), false)`).Scan(
-		&s.version, &s.encoding, &s.standby, &s.readOnly, &s.schema, &s.schemaOID, &s.creates)
+    coalesce(has_schema_privilege(current_schema()::text, 'CREATE'), false), current_setting('search_path')`).Scan(
+		&s.version, &s.encoding, &s.standby, &s.readOnly, &s.schema, &s.schemaOID, &s.creates, &s.path)
 	if err != nil {
 		return s, fmt.Errorf("look at the server: %w", err)
 	}
@@ -58,6 +59,18 @@ func (s *server) check() error {
 	}
 	return nil
 }
+
+// checkPath returns in one sentence why the tables would not be where the URL says; asked
+// is its search_path, empty if it has none. A pooler may ignore it: then this would be a
+// replica of whoever has the schema that is used instead.
+func (s *server) checkPath(asked string) error {
+	if asked == "" || asked == s.path {
+		return nil
+	}
+	return fmt.Errorf("a pooler ignores the search_path of the URL, %q, and has %q: %s", asked, s.path, pathOfRole)
+}
+
+const pathOfRole = "set it on the role (ALTER ROLE ... SET search_path = ...) and leave it out of the URL"
 
 // mayCreate returns in one sentence why the schema cannot be brought up to date.
 func (s *server) mayCreate(context.Context) error {
@@ -172,7 +185,8 @@ func backendOf(ctx context.Context, db *sql.DB) (*backend, error) {
 func (b *backend) close() { _ = b.conn.Close() }
 
 // explainOpen makes an error of connecting a sentence, where it is known what it means.
-func explainOpen(err error) error {
+// pooling says that a pooler is declared.
+func explainOpen(err error, pooling bool) error {
 	var e *pgconn.PgError
 	if !errors.As(err, &e) {
 		return err
@@ -180,6 +194,9 @@ func explainOpen(err error) error {
 	switch e.Code {
 	case "08P01": // protocol_violation
 		// PgBouncer's words. It does not keep what is set for a session.
+		if pooling {
+			return fmt.Errorf("the pooler does not take all parameters of the URL: of search_path, %s (%w)", pathOfRole, err)
+		}
 		return fmt.Errorf("%w (%w)", errPooler, err)
 	case "3D000": // invalid_catalog_name
 		return fmt.Errorf("the database does not exist: make it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0 (%w)", err)

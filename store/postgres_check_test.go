@@ -29,11 +29,12 @@ func TestPostgresStartChecks(t *testing.T) {
 	execute(t, main, `CREATE ROLE limited LOGIN`)
 	defer execute(t, main, `DROP ROLE limited`)
 	for name, c := range map[string]struct {
-		prepare []string
-		role    string
-		params  string
-		pooler  []string
-		want    string
+		prepare  []string
+		role     string
+		params   string
+		pooler   []string
+		declared bool
+		want     string
 	}{
 		"encoding": {
 			prepare: []string{`UPDATE pg_database SET encoding = 0 WHERE datname = current_database()`},
@@ -62,6 +63,17 @@ func TestPostgresStartChecks(t *testing.T) {
 			pooler: []string{"ignore_startup_parameters = statement_timeout,lock_timeout,idle_in_transaction_session_timeout"},
 			want:   "a pooler in transaction mode stands before the server: set --database-transaction-pooling",
 		},
+		"search_path that the pooler does not take": {
+			prepare: []string{`CREATE SCHEMA a`}, params: "&search_path=a",
+			pooler: []string{""}, declared: true,
+			want: "of search_path, set it on the role (ALTER ROLE ... SET search_path = ...) and leave it out of the URL",
+		},
+		// It would join the deployment that has the schema public.
+		"search_path that the pooler ignores": {
+			prepare: []string{`CREATE SCHEMA a`}, params: "&search_path=a",
+			pooler: []string{"ignore_startup_parameters = search_path"}, declared: true,
+			want: `a pooler ignores the search_path of the URL, "a", and has `,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			database := server.CreateDatabase(t)
@@ -80,9 +92,9 @@ func TestPostgresStartChecks(t *testing.T) {
 				given += c.params
 			}
 			if c.pooler != nil {
-				given = server.PgBouncer(t, database, c.pooler...)
+				given = server.PgBouncer(t, database, c.pooler...) + c.params
 			}
-			_, err := Open(t.Context(), Options{URL: given}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+			_, err := Open(t.Context(), Options{URL: given, TransactionPooling: c.declared}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), "transaction is aborted")
 			require.Zero(t, scalar[int](t, conn, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`))

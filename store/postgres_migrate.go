@@ -62,6 +62,9 @@ func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.I
 	if err := server.check(); err != nil {
 		return out, err
 	}
+	if err := server.checkPath(conn.Conn().Config().RuntimeParams["search_path"]); err != nil {
+		return out, err
+	}
 	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.schemaOID)))
 	if err != nil {
 		return out, fmt.Errorf("lock schema: %w", err)
