@@ -61,7 +61,7 @@ type authenticator struct {
 	log       *slog.Logger
 	logged    logLimit
 	// authenticated is told of each call that has a credential.
-	authenticated func(ctx context.Context)
+	authenticated func(ctx context.Context, coderd bool)
 }
 
 func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -97,7 +97,7 @@ func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.C
 	}
 	c, err := a.authenticate(ctx, service)
 	if err == nil {
-		a.authenticated(ctx)
+		a.authenticated(ctx, c.token == "")
 		return context.WithValue(ctx, callerKey{}, c), nil
 	}
 	a.metrics.authFailures.WithLabelValues(err.reason).Inc()

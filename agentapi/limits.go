@@ -34,11 +34,13 @@ const (
 	limitedStranger     = "authentication_timeout"
 	limitedCalls        = "unauthenticated_calls"
 	limitedRate         = "unauthenticated_rate"
+	limitedCallRate     = "call_rate"
 )
 
 var limitedReasons = []string{
 	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedSlowReader, limitedCoderdCalls, limitedOpenCalls,
 	limitedMessageBytes, limitedReceiving, limitedSlowMessage, limitedConnections, limitedAddress, limitedStranger, limitedCalls, limitedRate,
+	limitedCallRate,
 }
 
 // Methods that are open to anyone may have Options.MaxOpenCalls streams at once:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 )
@@ -34,7 +35,11 @@ type connections struct {
 	// timeout bounds the time until the first authenticated call, or between two
 	// of open services.
 	timeout time.Duration
-	limited *prometheus.CounterVec
+	// callRate is how many calls a second are read from a connection of agents, a
+	// quarter of them at once. Each is a goroutine, and all that are ready go before
+	// whoever comes next.
+	callRate int
+	limited  *prometheus.CounterVec
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -51,11 +56,12 @@ type peerConn struct {
 	raw  syscall.RawConn
 	host netip.Prefix
 	// Guarded by connections.mu.
-	timer  *time.Timer // nil: it is no stranger's any more
-	calls  int         // that are not authenticated
-	open   int         // calls of open services that go on
-	taken  int         // of the address's allowance
-	called bool        // there was one
+	timer  *time.Timer   // nil: it is no stranger's any more
+	pace   *rate.Limiter // of calls; nil: a stranger's, or coderd's
+	calls  int           // that are not authenticated
+	open   int           // calls of open services that go on
+	taken  int           // of the address's allowance
+	called bool          // there was one
 }
 
 // closed tells whether the service has closed the connection.
@@ -69,6 +75,7 @@ func newConnections(o *Options, m *metrics) *connections {
 		strangers: make(map[netip.Prefix]int),
 		churn:     newChurn(o.StrangerRate, o.StrangerBurst),
 		maxCalls:  o.MaxStrangerCalls,
+		callRate:  o.AgentCallRate,
 		sweepAt:   1024,
 	}
 }
@@ -208,14 +215,28 @@ func (c *connections) of(ctx context.Context) *peerConn {
 	return c.ofLocked(ctx)
 }
 
-// tap sees each call before gRPC has anything for it but its headers.
+// tap sees each call before gRPC has anything for it but its headers. It runs where the
+// connection is read: to wait here is not to read.
 func (c *connections) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if p := c.ofLocked(ctx); p != nil && p.timer != nil {
-		c.countCallLocked(p, time.Now())
+	if wait := c.countCall(ctx, time.Now()); wait > 0 {
+		c.limited.WithLabelValues(limitedCallRate).Inc()
+		time.Sleep(wait) // as long as one call takes at the rate
 	}
 	return ctx, nil
+}
+
+// countCall returns how long a call must wait.
+func (c *connections) countCall(ctx context.Context, now time.Time) (wait time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch p := c.ofLocked(ctx); {
+	case p == nil:
+	case p.timer != nil:
+		c.countCallLocked(p, now)
+	case p.pace != nil:
+		return p.pace.ReserveN(now, 1).DelayFrom(now)
+	}
+	return 0
 }
 
 // countCallLocked counts a call of a stranger, and closes the connection if it is
@@ -239,13 +260,22 @@ func (c *connections) countCallLocked(p *peerConn, now time.Time) {
 	}
 }
 
-// authenticated tells that the call has a credential.
-func (c *connections) authenticated(ctx context.Context) {
+// authenticated tells that the call has a credential: coderd's, which relays many
+// agents, or an agent's.
+func (c *connections) authenticated(ctx context.Context, coderd bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if p := c.ofLocked(ctx); p != nil && p.timer != nil {
+	p := c.ofLocked(ctx)
+	if p == nil {
+		return
+	}
+	if p.timer != nil {
 		c.churn.giveBack(p.host, p.taken, time.Now())
 		c.admitLocked(p)
+		p.pace = rate.NewLimiter(rate.Limit(c.callRate), max(1, c.callRate/4))
+	}
+	if coderd {
+		p.pace = nil
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agentapi"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -172,4 +173,36 @@ func TestCallsOfStrangersAreBounded(t *testing.T) {
 		_, err := pb.NewCoderdServiceClient(conn).ListAgents(as(t.Context(), "wrong"), &pb.ListAgentsRequest{})
 		require.Equal(t, codes.Unauthenticated, codeOf(err))
 	}
+}
+
+// An agent's connection is read slowly when it has call after call; coderd's is not.
+func TestCallsOfAgentsArePaced(t *testing.T) {
+	s := start(t, settings{tcp: true, api: agentapi.Options{AgentCallRate: 100, MaxStreamsPerAgent: 1}})
+	s.register(1)
+	open := func(ctx context.Context) { // of which the service refuses all but one
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		const streams = 50
+		agents, ends := pb.NewAgentServiceClient(s.client()), make(chan error, streams)
+		first, err := agents.Connect(ctx) // from which on it is no stranger's connection
+		require.NoError(t, err)
+		require.NoError(t, first.CloseSend())
+		_, err = first.Recv()
+		require.Equal(t, codes.InvalidArgument, status.Code(err))
+		for range streams {
+			opened, err := agents.Connect(ctx)
+			require.NoError(t, err)
+			go func() {
+				_, err := opened.Recv()
+				ends <- err
+			}()
+		}
+		for range streams - 1 {
+			require.Equal(t, codes.ResourceExhausted, status.Code(<-ends))
+		}
+	}
+	open(as(t.Context(), coderdToken, "agentstats-agent-id", nid(1).String()))
+	require.Zero(t, limited(s, "call_rate"))
+	open(as(t.Context(), token(1))) // 25 of them at once
+	require.Positive(t, limited(s, "call_rate"))
 }

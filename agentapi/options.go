@@ -94,6 +94,10 @@ type Options struct {
 	// address may make each second for ever, StrangerBurst how many at once; default
 	// 100 and 4096. A connection that is authenticated does not count.
 	StrangerRate, StrangerBurst int
+	// AgentCallRate is how many calls a second are read from a connection of agents, a
+	// quarter of them at once; default 1000. An ingress may have many agents on one;
+	// connections of coderd are not slowed.
+	AgentCallRate int
 	// MaxOpenCalls are the calls of health and reflection at once; default 64, at
 	// least 16.
 	MaxOpenCalls int
@@ -164,6 +168,7 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxStrangerCalls, 100)
 	set(&o.StrangerRate, 100)
 	set(&o.StrangerBurst, 4096)
+	set(&o.AgentCallRate, 1000)
 	set(&o.MaxOpenCalls, 64)
 	set(&o.AuthenticationTimeout, 20*time.Second)
 	set(&o.ConnectionIdleTimeout, 5*time.Minute)
@@ -224,6 +229,7 @@ func (o Options) validate() error {
 		{"max stranger calls", int64(o.MaxStrangerCalls)},
 		{"stranger rate", int64(o.StrangerRate)},
 		{"stranger burst", int64(o.StrangerBurst)},
+		{"agent call rate", int64(o.AgentCallRate)},
 		{"authentication timeout", int64(o.AuthenticationTimeout)},
 		{"connection idle timeout", int64(o.ConnectionIdleTimeout)},
 		{"idle timeout", int64(o.IdleTimeout)},

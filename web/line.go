@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -40,13 +42,21 @@ const (
 // the fewest, then to the connection that has the fewest, then to who came first,
 // with a head start for those who were served whole before. One slot is kept for
 // them. While somebody waits, readers that take nothing, or too little, lose
-// their slots.
+// their slots. Slots are given at a limited rate: small scrapes that follow one another
+// without a pause would take all processors.
 type line struct {
 	slots int
+	pace  *rate.Limiter // of slots that are given
 
 	mu      sync.Mutex
 	waiting []*ticket // no order
 	running []*ticket
+	paced   *time.Timer // gives slots when the pace allows it; nil: it is not waited for
+}
+
+// newLine returns a line that gives so many slots a second for ever, and slots at once.
+func newLine(slots int, perSecond rate.Limit) *line {
+	return &line{slots: slots, pace: rate.NewLimiter(perSecond, slots)}
 }
 
 // ticket is one request for a slot.
@@ -159,11 +169,16 @@ func (l *line) removeWaitingLocked(t *ticket) {
 	l.waiting = slices.DeleteFunc(l.waiting, func(o *ticket) bool { return o == t })
 }
 
-// grantLocked gives free slots to those who come first.
+// grantLocked gives free slots to those who come first, or will do so when the pace
+// allows it.
 func (l *line) grantLocked() {
-	for len(l.running) < l.slots {
+	for l.paced == nil && len(l.running) < l.slots {
 		t := l.nextLocked()
 		if t == nil {
+			return
+		}
+		if !l.pace.Allow() {
+			l.paced = time.AfterFunc(time.Duration(float64(time.Second)/float64(l.pace.Limit())), l.grantPaced)
 			return
 		}
 		l.removeWaitingLocked(t)
@@ -171,6 +186,13 @@ func (l *line) grantLocked() {
 		l.running = append(l.running, t)
 		close(t.granted)
 	}
+}
+
+func (l *line) grantPaced() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.paced = nil
+	l.grantLocked()
 }
 
 // nextLocked returns who comes first of those who may have a slot now; nil: nobody.

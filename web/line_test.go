@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/internal/bubble"
 )
@@ -68,7 +69,7 @@ func (r *reader) acquire(l *line) bool {
 
 func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		l := &line{slots: 2}
+		l := newLine(2, rate.Inf)
 		first, second := newReader(1, time.Now()), newReader(2, time.Now())
 		for _, r := range []*reader{first, second} {
 			require.True(t, r.acquire(l))
@@ -98,7 +99,7 @@ func TestStalledReadersLoseTheirSlotsOnlyWhileOthersWait(t *testing.T) {
 // While strangers hold and want all slots, whoever was served before gets in at once.
 func TestOneSlotIsKept(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		l := &line{slots: 4}
+		l := newLine(4, rate.Inf)
 		known := time.Now()
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -131,7 +132,7 @@ func TestSlotsAreShared(t *testing.T) {
 	for name, second := range map[string]int{"address": 2, "connection": 1} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
-				l := &line{slots: 3}
+				l := newLine(3, rate.Inf)
 				greedy, other := newReader(1, time.Time{}), newReader(5, time.Time{})
 				require.True(t, greedy.acquire(l))
 				require.True(t, other.acquire(l))
@@ -161,7 +162,7 @@ func TestSlotsAreShared(t *testing.T) {
 
 func TestNobodyWaitsForLong(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		l := &line{slots: 1}
+		l := newLine(1, rate.Inf)
 		busy := newReader(1, time.Time{})
 		require.True(t, busy.acquire(l))
 		start := time.Now()
@@ -183,7 +184,7 @@ func TestNobodyWaitsForLong(t *testing.T) {
 // somebody known.
 func TestLineIsBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		l := &line{slots: 1}
+		l := newLine(1, rate.Inf)
 		busy := newReader(1, time.Time{})
 		require.True(t, busy.acquire(l))
 		var lost atomic.Int64
@@ -214,7 +215,7 @@ func TestSlowReadersGiveWayToWhoIsBetterKnown(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		known := time.Now()
 		time.Sleep(time.Hour)
-		l := &line{slots: 2}
+		l := newLine(2, rate.Inf)
 		slow, slower := newReader(1, time.Now()), newReader(1, time.Now())
 		require.True(t, slow.acquire(l))
 		require.True(t, slower.acquire(l))
@@ -243,7 +244,7 @@ func TestSlowReadersGiveWayToWhoIsBetterKnown(t *testing.T) {
 // without end.
 func TestStrangersAreServedAtLast(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		l := &line{slots: 2}
+		l := newLine(2, rate.Inf)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		since := time.Now()
@@ -265,5 +266,40 @@ func TestStrangersAreServedAtLast(t *testing.T) {
 		l.release(&stranger.ticket)
 		cancel()
 		time.Sleep(lineWait)
+	})
+}
+
+func TestSlotsArePaced(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const slots, perSecond = 4, 100
+		l := newLine(slots, perSecond)
+		start := time.Now()
+		for n := range slots + 50 { // one after another, none of which takes any time
+			r := newReader(n, time.Time{})
+			require.True(t, r.acquire(l))
+			l.release(&r.ticket)
+			require.Equal(t, time.Duration(max(0, n+1-slots))*time.Second/perSecond, time.Since(start))
+		}
+
+		// Who was served before goes first while others wait.
+		var served atomic.Int64
+		for n := range 40 {
+			go func() {
+				r := newReader(1000+n, time.Time{})
+				if r.acquire(l) {
+					served.Add(1)
+					l.release(&r.ticket)
+				}
+			}()
+		}
+		synctest.Wait()
+		known := newReader(2000, start)
+		before := time.Now()
+		require.True(t, known.acquire(l))
+		l.release(&known.ticket)
+		require.LessOrEqual(t, time.Since(before), time.Second/perSecond)
+		require.LessOrEqual(t, served.Load(), int64(1))
+		time.Sleep(time.Second)
+		require.EqualValues(t, 40, served.Load())
 	})
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
 )
 
 // pipes is a listener whose connections are pipes, for bubbles of synctest.
@@ -107,7 +108,7 @@ const largeBytes = 64 * 64 << 10
 
 func scrapesOf(t *testing.T, next http.Handler, slots int) *Scrapes {
 	t.Helper()
-	s, err := NewScrapes(next, slots, prometheus.NewRegistry())
+	s, err := NewScrapes(next, slots, rate.Inf, prometheus.NewRegistry())
 	require.NoError(t, err)
 	return s
 }

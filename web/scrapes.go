@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 )
 
 // maxTrusted bounds the addresses that are remembered as served before.
@@ -31,14 +32,14 @@ type Scrapes struct {
 	addresses map[netip.Prefix]time.Time // served whole since
 }
 
-// NewScrapes returns a handler that has next serve at most slots requests at once. It
-// registers families in reg.
-func NewScrapes(next http.Handler, slots int, reg prometheus.Registerer) (*Scrapes, error) {
+// NewScrapes returns a handler that has next serve at most slots requests at once, and
+// perSecond for ever. It registers families in reg.
+func NewScrapes(next http.Handler, slots int, perSecond rate.Limit, reg prometheus.Registerer) (*Scrapes, error) {
 	s := &Scrapes{
-		line: &line{slots: slots}, next: next, addresses: make(map[netip.Prefix]time.Time),
+		line: newLine(slots, perSecond), next: next, addresses: make(map[netip.Prefix]time.Time),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_scrapes_refused_total",
-			Help: "Scrapes answered 503: all that may be served at once were, for as long as it could wait.",
+			Help: "Scrapes answered 503: as many as may be served at once, or in a second, were, for as long as it could wait.",
 		}),
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_scrapes_cut_total",
@@ -80,7 +81,8 @@ func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.line.acquire(r.Context(), t, scrapeWait(r)) {
 		s.refused.Inc()
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit (--max-concurrent-scrapes)", s.line.slots), http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("too many scrapes: at most %d at once (--max-concurrent-scrapes) and %.0f a second (--max-scrapes-per-second) are served",
+			s.line.slots, float64(s.line.pace.Limit())), http.StatusServiceUnavailable)
 		return
 	}
 	whole := false

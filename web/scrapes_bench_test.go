@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
 )
 
 // BenchmarkServer is what this package adds to a response of 4 MB, over loopback.
@@ -43,7 +44,7 @@ func BenchmarkServer(b *testing.B) {
 		run(b, s.Serve, func() { _ = s.Close() })
 	})
 	b.Run("web", func(b *testing.B) {
-		scrapes, err := NewScrapes(large(), 16, prometheus.NewRegistry())
+		scrapes, err := NewScrapes(large(), 16, rate.Inf, prometheus.NewRegistry())
 		require.NoError(b, err)
 		s, err := NewServer(scrapes, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.NoError(b, err)

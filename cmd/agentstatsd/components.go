@@ -145,6 +145,7 @@ func (c *config) serverOptions() agentapi.Options {
 		MaxStrangerCalls:       int(c.grpcStrangerCalls),
 		StrangerRate:           int(c.grpcStrangerRate),
 		StrangerBurst:          int(c.grpcStrangerBurst),
+		AgentCallRate:          int(c.grpcAgentCallRate),
 		MaxOpenCalls:           int(c.grpcMaxOpenCalls),
 		AuthenticationTimeout:  c.authenticationTimeout,
 		ConnectionIdleTimeout:  c.grpcIdleTimeout,

@@ -29,6 +29,7 @@ type config struct {
 	extraLabels           []string
 	aggregateBy           []string
 	maxConcurrentScrapes  int64
+	maxScrapesPerSecond   int64
 	scrapeTimeout         time.Duration
 	maxHTTPConns          int64
 	maxHTTPConnsPerAddr   int64
@@ -52,6 +53,7 @@ type config struct {
 	grpcStrangerCalls     int64
 	grpcStrangerRate      int64
 	grpcStrangerBurst     int64
+	grpcAgentCallRate     int64
 	grpcMaxOpenCalls      int64
 	authenticationTimeout time.Duration
 	firstMessageTimeout   time.Duration

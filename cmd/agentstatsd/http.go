@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/web"
 )
@@ -47,9 +48,9 @@ func pprofMux() *http.ServeMux {
 // --scrape-timeout.
 const httpWriteTimeout = 30 * time.Second
 
-// newScrapes bounds the scrapes that next serves at once.
+// newScrapes bounds the scrapes that next serves, at once and in a second.
 func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.Scrapes, error) {
-	return web.NewScrapes(next, int(c.maxConcurrentScrapes), reg)
+	return web.NewScrapes(next, int(c.maxConcurrentScrapes), rate.Limit(c.maxScrapesPerSecond), reg)
 }
 
 // buildHTTP makes the HTTP edge.

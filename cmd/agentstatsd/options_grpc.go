@@ -112,6 +112,11 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "4096", Value: atLeast(&c.grpcStrangerBurst, 1), Group: &groupGRPC,
 		},
 		{
+			Description: "Calls that are read from a connection of agents each second, a quarter of them at once; with more it is read slowly. An ingress may have many agents on one connection.",
+			Flag:        "grpc-agent-call-rate", Env: "AGENTSTATSD_GRPC_AGENT_CALL_RATE", YAML: "agent_call_rate",
+			Default: "1000", Value: atLeast(&c.grpcAgentCallRate, 1), Group: &groupGRPC,
+		},
+		{
 			Description: "Calls of health and reflection at once: half of them checks, a quarter watches, a quarter reflection, and of one address a quarter of each; more are refused.",
 			Flag:        "grpc-max-open-calls", Env: "AGENTSTATSD_GRPC_MAX_OPEN_CALLS", YAML: "max_open_calls",
 			Default: "64", Value: atLeast(&c.grpcMaxOpenCalls, 16), Group: &groupGRPC,

@@ -39,6 +39,11 @@ func (c *config) prometheusOptions() serpent.OptionSet {
 			Default: "16", Value: atLeast(&c.maxConcurrentScrapes, 1), Group: &groupPrometheus,
 		},
 		{
+			Description: "Scrapes served in a second for ever, as many as --max-concurrent-scrapes at once. More wait as those do, so that scrapes without a pause do not slow agents.",
+			Flag:        "max-scrapes-per-second", Env: "AGENTSTATSD_MAX_SCRAPES_PER_SECOND", YAML: "max_scrapes_per_second",
+			Default: "100", Value: atLeast(&c.maxScrapesPerSecond, 1), Group: &groupPrometheus,
+		},
+		{
 			Description: "Time that a client has to read a scrape, before its connection is closed.",
 			Flag:        "scrape-timeout", Env: "AGENTSTATSD_SCRAPE_TIMEOUT", YAML: "scrape_timeout",
 			Default: "1m", Value: positive(&c.scrapeTimeout), Group: &groupPrometheus,

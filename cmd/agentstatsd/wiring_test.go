@@ -47,6 +47,13 @@ var tlsFiles = map[string]string{
 	"tls-cert-file": "config_test.go", "tls-key-file": "config_test.go", "tls-client-ca-file": "config_test.go", "coderd-client-san": "coderd",
 }
 
+// scrapeLine is what bounds the scrapes.
+func scrapeLine(t *testing.T, c *config) reflect.Value {
+	scrapes, err := c.newScrapes(http.NotFoundHandler(), prometheus.NewRegistry())
+	require.NoError(t, err)
+	return reflect.ValueOf(scrapes).Elem().FieldByName("line").Elem()
+}
+
 // wirings are of every option.
 var wirings = map[string]wiring{
 	"config": {effect: func(t *testing.T, c *config) string {
@@ -59,9 +66,10 @@ var wirings = map[string]wiring{
 	"prometheus-aggregate-agent-stats-by": {fields: []string{"aggregator.GroupBy"}, value: "username"},
 	"prometheus-extra-labels":             {fields: []string{"fleet.UpTemplateVersion"}, value: "template_version"},
 	"max-concurrent-scrapes": {effect: func(t *testing.T, c *config) string {
-		scrapes, err := c.newScrapes(http.NotFoundHandler(), prometheus.NewRegistry())
-		require.NoError(t, err)
-		return strconv.FormatInt(reflect.ValueOf(scrapes).Elem().FieldByName("line").Elem().FieldByName("slots").Int(), 10)
+		return strconv.FormatInt(scrapeLine(t, c).FieldByName("slots").Int(), 10)
+	}},
+	"max-scrapes-per-second": {effect: func(t *testing.T, c *config) string {
+		return fmt.Sprint(scrapeLine(t, c).FieldByName("pace").Elem().FieldByName("limit").Float())
 	}},
 	"scrape-timeout":                   to("scrape.WriteTimeout"),
 	"max-http-connections":             to("http.MaxConns", "pprof.MaxConns"),
@@ -91,6 +99,7 @@ var wirings = map[string]wiring{
 	"grpc-max-unauthenticated-connections": to("server.MaxStrangersPerAddress"),
 	"grpc-max-unauthenticated-calls":       to("server.MaxStrangerCalls"),
 	"grpc-unauthenticated-rate":            to("server.StrangerRate"),
+	"grpc-agent-call-rate":                 to("server.AgentCallRate"),
 	"grpc-unauthenticated-burst":           to("server.StrangerBurst"),
 	"grpc-max-open-calls":                  to("server.MaxOpenCalls"),
 	"grpc-authentication-timeout":          to("server.AuthenticationTimeout"),
