@@ -6,13 +6,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // Options of a Batcher.
@@ -109,9 +109,9 @@ type Batcher struct {
 	opts      Options
 	log       *slog.Logger
 	metrics   *metrics
-	random    func() float64 // Options.Random
-	wake      chan struct{}  // a batch is full
-	kept      sync.Pool      // of *[]agent.MetadataEntry
+	retries   backoff.Backoff
+	wake      chan struct{} // a batch is full
+	kept      sync.Pool     // of *[]agent.MetadataEntry
 
 	mu      sync.Mutex
 	pending *pending
@@ -144,11 +144,9 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		opts:      opts,
 		log:       log,
 		wake:      make(chan struct{}, 1),
+		retries:   backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
 		kept:      sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
 		pending:   newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
-	}
-	if b.random = opts.Random; b.random == nil {
-		b.random = rand.Float64
 	}
 	var err error
 	if b.metrics, err = newMetrics(reg, b.snapshot); err != nil {

@@ -11,22 +11,11 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Time before a failed flush is tried again: firstRetry, doubled by each
-// further failure up to maxRetry, of which the second half is random.
+// Bounds of the time before a failed flush is tried again.
 const (
-	firstRetry = 500 * time.Millisecond
-	maxRetry   = 15 * time.Second
+	minRetry = 500 * time.Millisecond
+	maxRetry = 15 * time.Second
 )
-
-// backoff returns the time to wait after failures > 0 failed flushes in a row;
-// random is within [0, 1).
-func backoff(failures int, random float64) time.Duration {
-	wait := maxRetry
-	if doublings := failures - 1; doublings < 10 {
-		wait = min(firstRetry<<doublings, maxRetry)
-	}
-	return wait/2 + time.Duration(random*float64(wait/2))
-}
 
 // Run flushes until ctx is cancelled: every FlushInterval, and when a batch is
 // full. Then it flushes what is left, for at most ShutdownTimeout, and returns
@@ -62,7 +51,7 @@ func (b *Batcher) Run(ctx context.Context) error {
 		switch {
 		case err != nil:
 			failures++
-			wait := backoff(failures, b.random())
+			wait := b.retries.Delay(failures)
 			b.log.WarnContext(ctx, "flush of metadata failed", "attempt", failures, "retry_in", wait, "error", err)
 			timer.Reset(wait)
 		case scheduled:
@@ -137,11 +126,7 @@ func (b *Batcher) drain(ctx context.Context) {
 			continue
 		}
 		failures++
-		timer := time.NewTimer(backoff(failures, b.random()))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !b.retries.Wait(ctx, failures) {
 			b.log.ErrorContext(ctx, "metadata was not written before the end: agents send it again",
 				"entries", b.waiting(), "error", err)
 			return

@@ -111,24 +111,6 @@ func TestScheduledFlushEnds(t *testing.T) {
 	})
 }
 
-func TestBackoff(t *testing.T) {
-	for _, c := range []struct {
-		failures int
-		random   float64
-		want     time.Duration
-	}{
-		{1, 0, 250 * time.Millisecond},
-		{1, 0.5, 375 * time.Millisecond},
-		{2, 0, 500 * time.Millisecond},
-		{5, 0, 4 * time.Second},
-		{6, 0, 7500 * time.Millisecond},
-		{7, 0.999, 14992500 * time.Microsecond},
-		{1 << 40, 0.999, 14992500 * time.Microsecond},
-	} {
-		require.Equal(t, c.want, backoff(c.failures, c.random), "%d failures", c.failures)
-	}
-}
-
 func TestRetries(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		store, next := &fakeStore{}, 0
@@ -151,8 +133,9 @@ func TestRetries(t *testing.T) {
 		require.Greater(t, len(calls), 10)
 		for i := 1; i < len(calls); i++ {
 			gap := calls[i].at.Sub(calls[i-1].at)
-			require.GreaterOrEqual(t, gap, backoff(i, 0))
-			require.Less(t, gap, backoff(i, 1))
+			longest := min(minRetry<<(i-1), maxRetry)
+			require.GreaterOrEqual(t, gap, longest/2)
+			require.Less(t, gap, longest)
 			require.Equal(t, texts(calls[0].rows), texts(calls[i].rows), "the oldest keep their place")
 		}
 		store.setBefore(nil)

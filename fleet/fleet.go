@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // Errors that callers branch on.
@@ -162,9 +163,10 @@ type Fleet struct {
 
 	queue    writeQueue
 	watchers watchers
+	retries  backoff.Backoff
 }
 
-// Backoff of failed writes and loads.
+// Bounds of the waits after failed writes and loads.
 const (
 	minBackoff = 500 * time.Millisecond
 	maxBackoff = 15 * time.Second
@@ -186,6 +188,7 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		changeSem: make(chan struct{}, 1),
 		registry:  newRegistry(),
 		queue:     newWriteQueue(),
+		retries:   backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: opts.Random},
 	}, nil
 }
 
@@ -214,7 +217,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 
 	timer := time.NewTimer(0) // for changes before Run
 	defer timer.Stop()
-	backoff := minBackoff
+	failures := 0
 	armed := true
 	for {
 		select {
@@ -234,34 +237,34 @@ func (f *Fleet) Run(ctx context.Context) error {
 			armed = false
 			err := f.write(ctx)
 			if err == nil {
-				backoff = minBackoff
+				failures = 0
 				continue
 			}
 			if ctx.Err() != nil {
 				continue
 			}
-			f.log.Warn("states of agents are not written and will be tried again", "error", err, "after", backoff)
-			timer.Reset(backoff)
+			failures++
+			wait := f.retries.Delay(failures)
+			f.log.Warn("states of agents are not written and will be tried again", "error", err, "after", wait)
+			timer.Reset(wait)
 			armed = true
-			backoff = min(2*backoff, maxBackoff)
 		}
 	}
 }
 
 // loadWithRetries returns false if ctx was cancelled first.
 func (f *Fleet) loadWithRetries(ctx context.Context) bool {
-	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+	for failures := 1; ; failures++ {
 		err := f.Load(ctx)
 		if err == nil {
 			return true
 		}
+		wait := f.retries.Delay(failures)
 		if ctx.Err() == nil {
-			f.log.Error("the registrations are not loaded and will be tried again", "error", err, "after", backoff)
+			f.log.Error("the registrations are not loaded and will be tried again", "error", err, "after", wait)
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, wait) {
 			return false
-		case <-time.After(backoff):
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // Labels of the counters of registrations.
@@ -114,9 +115,10 @@ const (
 	// maxDecisions bounds how often one change is decided. Each repetition means
 	// that another replica changed the registrations first.
 	maxDecisions = 20
-	// decideAfter is the longest random wait before the second decision. The wait
-	// grows by as much each time. A change takes some 5 ms.
-	decideAfter = 5 * time.Millisecond
+	// minDecideWait and maxDecideWait bound the waits before it is decided again. A
+	// change takes some 5 ms.
+	minDecideWait = 5 * time.Millisecond
+	maxDecideWait = 80 * time.Millisecond
 )
 
 // apply decides a plan and carries it out: it starts the removals, changes the
@@ -130,15 +132,14 @@ func (f *Fleet) apply(ctx context.Context, decide func(*registry) (*plan, error)
 	if err := f.Ready(); err != nil {
 		return nil, err
 	}
+	conflicts := backoff.Backoff{Min: minDecideWait, Max: maxDecideWait, Random: f.opts.Random}
 	for n := 1; ; n++ {
 		p, err := f.applyOnce(ctx, decide)
 		if !errors.Is(err, agent.ErrOutdated) || n == maxDecisions {
 			return p, err
 		}
 		f.metrics.outdated.Inc()
-		select {
-		case <-time.After(time.Duration(f.opts.Random() * float64(time.Duration(n)*decideAfter))):
-		case <-ctx.Done():
+		if !conflicts.Wait(ctx, n) {
 			return nil, err
 		}
 	}

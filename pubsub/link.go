@@ -6,24 +6,12 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
-// The time between attempts to connect: minBackoff, doubled by each further
-// failure up to maxBackoff, of which the second half is random.
-const (
-	minBackoff = 100 * time.Millisecond
-	maxBackoff = 5 * time.Second
-)
-
-// backoff returns the time to wait after failures > 0 failed attempts in a
-// row; random is within [0, 1).
-func backoff(failures int, random float64) time.Duration {
-	wait := maxBackoff
-	if doublings := failures - 1; doublings < 10 {
-		wait = min(minBackoff<<doublings, maxBackoff)
-	}
-	return wait/2 + time.Duration(random*float64(wait/2))
-}
+// reconnects spaces the attempts to connect.
+var reconnects = backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 
 // link is whether the connection on which messages arrive stands.
 type link struct {

@@ -17,24 +17,6 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-func TestBackoff(t *testing.T) {
-	for _, c := range []struct {
-		failures int
-		random   float64
-		want     time.Duration
-	}{
-		{1, 0, 50 * time.Millisecond},
-		{1, 1, 100 * time.Millisecond},
-		{2, 1, 200 * time.Millisecond},
-		{6, 1, 3200 * time.Millisecond},
-		{7, 1, 5 * time.Second},
-		{7, 0, 2500 * time.Millisecond},
-		{1000, 0.5, 3750 * time.Millisecond},
-	} {
-		require.Equal(t, c.want, backoff(c.failures, c.random), c)
-	}
-}
-
 func TestOptions(t *testing.T) {
 	var o Options
 	require.NoError(t, o.validate())

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -176,7 +175,7 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 		nats.MaxReconnects(-1),
 		// Credentials can be put right while we try.
 		nats.IgnoreAuthErrorAbort(),
-		nats.CustomReconnectDelay(func(failures int) time.Duration { return backoff(failures, rand.Float64()) }),
+		nats.CustomReconnectDelay(reconnects.Delay),
 		// Publishing without a connection is an error; nothing is kept.
 		nats.ReconnectBufSize(-1),
 		// A server that does not answer the first ping until the next is due is

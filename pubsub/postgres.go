@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -176,13 +175,11 @@ func (p *Postgres) keepListening(ctx context.Context) {
 			return
 		}
 		p.link.lost(err)
-		if time.Since(start) > maxBackoff {
+		if time.Since(start) > reconnects.Max {
 			failures = 1
 		}
-		select {
-		case <-ctx.Done():
+		if !reconnects.Wait(ctx, failures) {
 			return
-		case <-time.After(backoff(failures, rand.Float64())):
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // Lease says which replica serves what exactly one may serve. It must not block.
@@ -228,7 +229,7 @@ func (f *Families) followUntilDone(ctx context.Context) {
 		defer c.Stop()
 		interval, check = i.C, c.C
 	}
-	failed := false
+	failures := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -241,18 +242,17 @@ func (f *Families) followUntilDone(ctx context.Context) {
 			}
 		}
 		pause := followPause
-		err := f.Follow(ctx)
-		if err != nil {
-			pause = loadRetry
-			if !failed && ctx.Err() == nil {
+		if err := f.Follow(ctx); err == nil {
+			failures = 0
+		} else {
+			failures++
+			pause = f.retries.Delay(failures)
+			if failures == 1 && ctx.Err() == nil {
 				f.log.WarnContext(ctx, "stored pushes are not read, trying again", "error", err)
 			}
 		}
-		failed = err != nil
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 	}
 }

@@ -340,7 +340,7 @@ func TestLease(t *testing.T) {
 		require.Empty(t, text(t, a))
 		require.Empty(t, text(t, b))
 		database.fail(nil)
-		time.Sleep(loadRetry)
+		time.Sleep(maxRetry)
 		synctest.Wait()
 		require.Equal(t, counter("6"), text(t, b))
 		require.Contains(t, b.claims.(*claims).get(), "x_total")
@@ -465,7 +465,7 @@ func TestUnread(t *testing.T) {
 		time.Sleep(time.Second)
 		require.ErrorContains(t, f.Healthy(), "stored pushes are not read since")
 		database.fail(nil)
-		time.Sleep(loadRetry)
+		time.Sleep(maxRetry)
 		synctest.Wait()
 		require.NoError(t, f.Healthy())
 

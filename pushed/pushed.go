@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -83,6 +84,8 @@ type Options struct {
 	// FollowInterval is the time between two looks for what other replicas
 	// stored, if there is a lease. 0: 5 s.
 	FollowInterval time.Duration
+	// Random draws the waits after reads that failed, within [0, 1); nil: rand.Float64.
+	Random func() float64
 }
 
 func (o *Options) validate() error {
@@ -133,8 +136,9 @@ const (
 	maxInterval = time.Hour
 	// maxReplicaBytes is what agentstats.v1 allows.
 	maxReplicaBytes = 256
-	// loadRetry is the time between two attempts to load.
-	loadRetry = time.Second
+	// minRetry and maxRetry bound the waits after reads of the store that failed.
+	minRetry = time.Second
+	maxRetry = 5 * time.Second
 	// foldChecks are made within FoldAfter, so that folding is late by at most
 	// this part of it.
 	foldChecks = 24
@@ -171,6 +175,7 @@ type Families struct {
 	claims  Claims
 	opts    Options
 	log     *slog.Logger
+	retries backoff.Backoff
 	metrics *ownMetrics
 	codec   *codec // used by whoever has the turn
 	merges  merges
@@ -219,7 +224,8 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	}
 	f := &Families{
 		store: store, claims: claims, opts: opts, log: log, merges: opts.Merge,
-		turn: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
+		retries: backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
+		turn:    make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
 		unreadable: make(map[agent.Instance]badRow),
 		types:      make(map[string]metrics.Type),
@@ -332,7 +338,7 @@ func (f *Families) Run(ctx context.Context) error {
 		}
 		defer cancel()
 	}
-	for {
+	for failures := 1; ; failures++ {
 		err := f.Load(ctx)
 		if err == nil {
 			break
@@ -341,10 +347,8 @@ func (f *Families) Run(ctx context.Context) error {
 			return nil
 		}
 		f.log.WarnContext(ctx, "pushed families are not loaded, trying again", "error", err)
-		select {
-		case <-ctx.Done():
+		if !f.retries.Wait(ctx, failures) {
 			return nil
-		case <-time.After(loadRetry):
 		}
 	}
 	var beside sync.WaitGroup

@@ -317,7 +317,7 @@ func TestNotLoaded(t *testing.T) {
 		synctest.Wait()
 		require.ErrorContains(t, f.Healthy(), "locked")
 		store.fail(nil)
-		time.Sleep(loadRetry)
+		time.Sleep(maxRetry)
 		synctest.Wait()
 		require.NoError(t, f.Healthy())
 		require.Equal(t, 3.0, check(t, f)[`{__name__="x_total"}`])

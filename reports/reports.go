@@ -45,6 +45,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // Store is the database. store.Store is one; its methods say more.
@@ -130,10 +131,10 @@ const (
 	callTimeout = 5 * time.Second
 	// stopTimeout bounds the last writes: the workers of the service have 20 s.
 	stopTimeout = 10 * time.Second
-	// minBackoff and maxBackoff bound the waits after calls that failed.
-	minBackoff = 250 * time.Millisecond
-	maxBackoff = 10 * time.Second
 )
+
+// retries spaces calls of the database that failed.
+var retries = backoff.Backoff{Min: 250 * time.Millisecond, Max: 10 * time.Second}
 
 func (o Options) withDefaults() Options {
 	if o.ID == (agent.ID{}) {

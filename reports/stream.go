@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // stream is one stream of a subscription. Its goroutine's own.
@@ -251,7 +252,7 @@ func (s *stream) failed(ctx context.Context, err error) time.Duration {
 		s.reports.log.WarnContext(ctx, "a watcher of reports waits for the database", "name", s.watch.Name, "error", err)
 	}
 	s.failures++
-	return backoff(s.failures)
+	return retries.Delay(s.failures)
 }
 
 // follow delivers batches until the stream ends.
@@ -391,12 +392,7 @@ func (s *stream) end(ctx context.Context) error {
 		if errors.Is(err, agent.ErrSuperseded) || ctx.Err() != nil {
 			return fmt.Errorf("store the last ack: %w", err)
 		}
-		timer := time.NewTimer(s.failed(ctx, err))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
+		backoff.Sleep(ctx, s.failed(ctx, err))
 	}
 	return errEnded
 }

@@ -2,7 +2,6 @@ package reports
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -34,7 +33,7 @@ func (r *Reports) poll(ctx context.Context) {
 		}
 		wait := pollInterval
 		if failures > 0 {
-			wait = backoff(failures)
+			wait = retries.Delay(failures)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -157,13 +156,4 @@ func (r *Reports) expire(ctx context.Context) error {
 		}
 		return err
 	})
-}
-
-// backoff returns the time to wait after failures > 0 failed calls in a row.
-func backoff(failures int) time.Duration {
-	limit := maxBackoff
-	if failures < 6 {
-		limit = minBackoff << (failures - 1)
-	}
-	return limit/2 + rand.N(limit/2)
 }

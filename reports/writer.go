@@ -33,12 +33,7 @@ func (r *Reports) write(ctx context.Context) {
 				continue
 			}
 			failures++
-			timer := time.NewTimer(backoff(failures))
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-			}
-			timer.Stop()
+			retries.Wait(ctx, failures)
 		}
 	}
 }
@@ -53,13 +48,7 @@ func (r *Reports) stop(ctx context.Context) {
 			continue
 		}
 		failures++
-		timer := time.NewTimer(backoff(failures))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
+		if !retries.Wait(ctx, failures) {
 			r.dropAll(ctx)
 			return
 		}

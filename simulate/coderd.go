@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/backoff"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -21,13 +22,15 @@ const (
 	firstRegisterTimeout = 15 * time.Second
 	// deregisterTimeout bounds the end.
 	deregisterTimeout = 15 * time.Second
-	retryInterval     = 500 * time.Millisecond
 	// registerInterval is the time between two registrations of the whole
 	// fleet, as coderd repeats them in case the service lost its database.
 	registerInterval = time.Minute
 	// minRegisterInterval bounds how often an unknown agent causes one.
 	minRegisterInterval = 5 * time.Second
 )
+
+// retries spaces calls of a service that is unavailable.
+var retries = backoff.Backoff{Min: 500 * time.Millisecond, Max: 2 * time.Second}
 
 // coderd is the simulated coderd.
 type coderd struct {
@@ -127,23 +130,11 @@ func (c *coderd) inTurn(ctx context.Context, f func(context.Context) error) erro
 
 // change calls f in turn while the service is unavailable, until ctx ends.
 func (c *coderd) change(ctx context.Context, f func(context.Context) error) error {
-	for {
+	for failures := 1; ; failures++ {
 		err := c.inTurn(ctx, f)
-		if status.Code(err) != codes.Unavailable || !sleep(ctx, retryInterval) {
+		if status.Code(err) != codes.Unavailable || !retries.Wait(ctx, failures) {
 			return err
 		}
-	}
-}
-
-// sleep returns false if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 
@@ -153,7 +144,7 @@ func retry(ctx context.Context, timeout time.Duration, f func(context.Context) e
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var unavailable error
-	for {
+	for failures := 1; ; failures++ {
 		err := f(ctx)
 		switch {
 		case err != nil && ctx.Err() != nil:
@@ -162,7 +153,7 @@ func retry(ctx context.Context, timeout time.Duration, f func(context.Context) e
 			return err
 		}
 		unavailable = err
-		if !sleep(ctx, retryInterval) {
+		if !retries.Wait(ctx, failures) {
 			return err
 		}
 	}

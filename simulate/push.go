@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/backoff"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -81,7 +82,7 @@ func (p *instances) run(ctx context.Context) {
 			}
 		})
 	}
-	for len(p.all) > 0 && sleep(ctx, tickInterval) {
+	for len(p.all) > 0 && backoff.Sleep(ctx, tickInterval) {
 		now := time.Now()
 		for _, in := range p.all {
 			in.registry.Tick(now)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/coder/agentstatsd/internal/backoff"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -104,7 +105,7 @@ func (f *fleet) rebuild(ctx context.Context, number int, stopped time.Duration) 
 		if err := f.coderd.stop(ctx, number); err != nil {
 			return rebuilt{}, err
 		}
-		if !sleep(ctx, stopped) {
+		if !backoff.Sleep(ctx, stopped) {
 			return rebuilt{}, ctx.Err()
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 const (
@@ -17,6 +18,8 @@ const (
 	// watchEndTimeout bounds the wait for the last reports to be told: they are written
 	// within a second, and told within another.
 	watchEndTimeout = 10 * time.Second
+	// lookInterval is how often that is looked at.
+	lookInterval = 500 * time.Millisecond
 	// activityInterval is how often coderd extends the deadline of a workspace in use.
 	activityInterval = time.Minute
 )
@@ -86,7 +89,7 @@ func (w *statsWatcher) awaitStart(ctx context.Context) {
 func (w *statsWatcher) awaitEnd(ctx context.Context, reports int64) {
 	ctx, cancel := context.WithTimeout(ctx, watchEndTimeout)
 	defer cancel()
-	for w.summary().Reports < reports && sleep(ctx, retryInterval) {
+	for w.summary().Reports < reports && backoff.Sleep(ctx, lookInterval) {
 	}
 }
 

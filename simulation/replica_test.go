@@ -200,7 +200,9 @@ func (w *world) start(slot int) *process {
 	}, registry(), log)
 	must(err)
 	p.fleet.Join(p.standing, p.end)
-	p.pushed, err = pushed.New(p.db, p.series, pushed.Options{Lease: p.standing, News: p.end}, registry(), log)
+	p.pushed, err = pushed.New(p.db, p.series, pushed.Options{
+		Lease: p.standing, News: p.end, Random: func() float64 { return draw.float("pushed") },
+	}, registry(), log)
 	must(err)
 
 	ctx, stop := context.WithCancel(context.Background())

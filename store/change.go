@@ -8,22 +8,20 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // A call is tried a few times at once if the database says that it may well
 // succeed: replicas met in a deadlock, or a connection was cut as a server was
 // replaced. The waits differ so that those who met do not meet again. Longer
 // outages are the callers'.
-const (
-	maxAttempts = 3
-	minPause    = 50 * time.Millisecond
-	maxPause    = 250 * time.Millisecond
-)
+const maxAttempts = 3
+
+var attempts = backoff.Backoff{Min: 100 * time.Millisecond, Max: 250 * time.Millisecond}
 
 // errAgain is wrapped by errors of an attempt that the next will not meet.
 var errAgain = errors.New("changed meanwhile")
@@ -108,7 +106,7 @@ func (s *Store) attempt(ctx context.Context, doing string, f func() error) error
 			s.log.DebugContext(ctx, "connections to the database are made anew", "error", err)
 		}
 		again := errors.Is(err, errAgain) || fault.transient
-		if n < maxAttempts && again && pause(ctx) {
+		if n < maxAttempts && again && attempts.Wait(ctx, n) {
 			continue
 		}
 		if down && again && !fault.down && !fault.answered {
@@ -116,18 +114,6 @@ func (s *Store) attempt(ctx context.Context, doing string, f func() error) error
 			return &Error{doing: doing, reason: reasonDown, err: fmt.Errorf("%w: %w", agent.ErrStoreDown, err)}
 		}
 		return s.classify(ctx, doing, err)
-	}
-}
-
-// pause waits a short while, and returns false if ctx ended meanwhile.
-func pause(ctx context.Context) bool {
-	timer := time.NewTimer(minPause + rand.N(maxPause-minPause))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

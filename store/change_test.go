@@ -58,15 +58,15 @@ func TestAttempt(t *testing.T) {
 	} {
 		bubble.Test(t, func(t *testing.T) {
 			s := &Store{dialect: &postgresDialect}
-			start, attempts := time.Now(), 0
+			start, n := time.Now(), 0
 			err := s.attempt(t.Context(), "do it", func() error {
-				attempts++
-				return c.errs[attempts-1]
+				n++
+				return c.errs[n-1]
 			})
-			require.Equal(t, c.attempts, attempts, name)
-			require.GreaterOrEqual(t, time.Since(start), time.Duration(attempts-1)*minPause, name)
-			require.LessOrEqual(t, time.Since(start), time.Duration(attempts-1)*maxPause, name)
-			last := c.errs[attempts-1]
+			require.Equal(t, c.attempts, n, name)
+			require.GreaterOrEqual(t, time.Since(start), time.Duration(n-1)*attempts.Min/2, name)
+			require.LessOrEqual(t, time.Since(start), time.Duration(n-1)*attempts.Max, name)
+			last := c.errs[n-1]
 			if last == nil {
 				require.NoError(t, err, name)
 				return
@@ -87,13 +87,13 @@ func TestAttempt(t *testing.T) {
 // database.
 func TestAttemptEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), minPause/2)
+		ctx, cancel := context.WithTimeout(t.Context(), attempts.Min/4)
 		defer cancel()
 		s := &Store{dialect: &postgresDialect}
 		start := time.Now()
 		err := s.attempt(ctx, "do it", func() error { return sqlstate("57P03", "the database system is starting up") })
 		require.ErrorIs(t, err, agent.ErrStoreDown)
-		require.Equal(t, minPause/2, time.Since(start))
+		require.Equal(t, attempts.Min/4, time.Since(start))
 	})
 }
 
