@@ -198,9 +198,9 @@ func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
 	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused))}
 	for _, r := range refused[:min(len(refused), maxPushRefusals)] {
 		resp.Refused = append(resp.Refused, &agentstatsv1.FamilyRefusal{
-			Name:    cut(r.Name, maxNameBytes),
+			Name:    agent.ShortenText(r.Name, maxNameBytes),
 			Reason:  r.Reason,
-			Message: cut(r.Message, maxRefusalText),
+			Message: agent.ShortenText(r.Message, maxRefusalText),
 			Series:  int64(r.Series),
 		})
 	}

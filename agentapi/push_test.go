@@ -170,7 +170,7 @@ func TestPushTellsRefusals(t *testing.T) {
 	require.Len(t, got.GetRefused(), 64)
 	require.Equal(t, "63"+strings.Repeat("n", 198), got.GetRefused()[63].GetName())
 	require.Equal(t, "owned_by_service", got.GetRefused()[0].GetReason())
-	require.Equal(t, "m\uFFFD"+strings.Repeat("m", 1022), got.GetRefused()[0].GetMessage())
+	require.Equal(t, "m\uFFFD"+strings.Repeat("m", 1020), got.GetRefused()[0].GetMessage())
 }
 
 func TestPushHello(t *testing.T) {

@@ -6,11 +6,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/timestamppb"
-	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
@@ -55,31 +53,6 @@ func samplesOf(r agent.Report) []string {
 		all = append(all, fmt.Sprint(*r.Sample(i)))
 	}
 	return all
-}
-
-func TestCut(t *testing.T) {
-	for _, c := range []struct {
-		text  string
-		limit int
-		want  string
-	}{
-		{"abc", 3, "abc"},
-		{"abcd", 3, "abc"},
-		{"aé", 2, "a"},
-		{"é", 1, ""},
-		{"a\xff", 5, "a\uFFFD"},
-	} {
-		require.Equal(t, c.want, cut(c.text, c.limit))
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		text := rapid.String().Draw(t, "text")
-		limit := rapid.IntRange(0, 20).Draw(t, "limit")
-		got := cut(text, limit)
-		require.True(t, utf8.ValidString(got))
-		require.True(t, strings.HasPrefix(text, got))
-		require.LessOrEqual(t, len(got), limit)
-		require.Greater(t, len(got)+utf8.UTFMax, min(len(text), limit))
-	})
 }
 
 func TestRefusalMessageIsBounded(t *testing.T) {

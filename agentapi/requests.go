@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -278,9 +277,9 @@ func ownRefusals(refused []agent.Refusal) []agent.Refusal {
 		r := &own[i]
 		names := make([]string, min(len(r.Names), agent.MaxRefusalNames))
 		for n := range names {
-			names[n] = strings.Clone(cut(r.Names[n], maxNameBytes))
+			names[n] = strings.Clone(agent.ShortenText(r.Names[n], maxNameBytes))
 		}
-		r.Names, r.Message = names, strings.Clone(cut(r.Message, maxRefusalText))
+		r.Names, r.Message = names, strings.Clone(agent.ShortenText(r.Message, maxRefusalText))
 	}
 	return own
 }
@@ -295,15 +294,4 @@ func refusalMessage(r *fleet.Refusal) *agentstatsv1.Refusal {
 		Names:         r.Names,
 		Count:         int64(r.Count),
 	}
-}
-
-// cut returns the valid start of a text, of at most limit bytes.
-func cut(text string, limit int) string {
-	if len(text) > limit {
-		for limit > 0 && !utf8.RuneStart(text[limit]) {
-			limit--
-		}
-		text = text[:limit]
-	}
-	return strings.ToValidUTF8(text, "\uFFFD")
 }

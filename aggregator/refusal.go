@@ -56,20 +56,20 @@ func (in *intake) refuse(r metrics.Reason, name string, message func() string) {
 	}
 	to.Count++
 	if len(to.Names) < agent.MaxRefusalNames {
-		to.Names = append(to.Names, shorten(name))
+		to.Names = append(to.Names, copyName(name))
 	}
 }
 
-// shorten returns a copy of name, cut to the longest name that is allowed.
-func shorten(name string) string {
-	return strings.Clone(strings.ToValidUTF8(name[:min(len(name), metrics.MaxNameBytes)], ""))
+// copyName returns a copy of name, cut to the longest name that is allowed.
+func copyName(name string) string {
+	return strings.Clone(agent.ShortenText(name, metrics.MaxNameBytes))
 }
 
 // refuseSample refuses a sample for a reason that lies in its name, or in one of
 // its labels.
 func (in *intake) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label) {
 	in.refuse(r, s.Name, func() string {
-		name, label := shorten(s.Name), shorten(l.Name)
+		name, label := copyName(s.Name), copyName(l.Name)
 		switch r {
 		case metrics.ReasonInvalidName:
 			return fmt.Sprintf("sample name %q is not like [a-zA-Z_:][a-zA-Z0-9_:]*", name)

@@ -79,9 +79,9 @@ func limitTexts(value, text string) (string, string) {
 // it, or a new string. size is what s would have taken.
 func limitText(s string, limit int) (text string, size int) {
 	size = len(s)
-	text = cleanText(cutText(s, limit))
+	text = cleanText(agent.CutText(s, limit))
 	size = max(size, len(text))
-	return cutText(text, limit), size
+	return agent.CutText(text, limit), size
 }
 
 func cleanText(s string) string {
@@ -90,18 +90,6 @@ func cleanText(s string) string {
 		s = strings.ReplaceAll(s, "\x00", replacement)
 	}
 	return s
-}
-
-// cutText cuts s to at most limit bytes without splitting a character.
-func cutText(s string, limit int) string {
-	if len(s) <= limit {
-		return s
-	}
-	end := limit
-	for end > limit-utf8.UTFMax && !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return s[:end]
 }
 
 // refusals are the refusals of one report, one for each reason.

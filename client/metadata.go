@@ -228,9 +228,16 @@ func checkKey(key string) error {
 // cleanText makes s fit to be sent: bytes that are not UTF-8 would make the
 // whole message unsendable.
 func cleanText(s string) string {
-	if len(s) > maxTextBytes {
-		n := maxTextBytes
-		for n > maxTextBytes-utf8.UTFMax+1 && !utf8.RuneStart(s[n]) {
+	return shortenText(s, maxTextBytes)
+}
+
+// shortenText returns s as UTF-8, cut to at most limit bytes before U+FFFD replaces
+// what is no character. It stands here as well as in the service, with which the
+// client shares no code.
+func shortenText(s string, limit int) string {
+	if len(s) > limit {
+		n := limit
+		for n > limit-utf8.UTFMax+1 && !utf8.RuneStart(s[n]) {
 			n--
 		}
 		s = s[:n]

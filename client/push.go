@@ -112,7 +112,7 @@ func NewPusher(conn grpc.ClientConnInterface, opts PushOptions) (*Pusher, error)
 		if err != nil || host == "" {
 			host = "unknown"
 		}
-		opts.Replica = host[:min(len(host), maxReplicaBytes)]
+		opts.Replica = shortenText(host, maxReplicaBytes)
 	}
 	opts.Replica = strings.ToValidUTF8(opts.Replica, "?")
 	if err := opts.validate(); err != nil {

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -135,20 +134,10 @@ func filterEntries(entries []agent.MetadataEntry, allowed func(key string) bool)
 		}
 		refused++
 		if len(names) < agent.MaxRefusalNames {
-			names = append(names, refusedName(entries[i].Key))
+			names = append(names, strings.Clone(agent.ShortenText(entries[i].Key, maxNameBytes)))
 		}
 	}
 	return kept, names, refused
-}
-
-// refusedName returns a copy of the start of key, which is valid UTF-8, for
-// agent.Refusal.Names.
-func refusedName(key string) string {
-	end := min(len(key), maxNameBytes)
-	for end < len(key) && !utf8.RuneStart(key[end]) {
-		end--
-	}
-	return strings.Clone(key[:end])
 }
 
 // Labels of the counter of clamped times.

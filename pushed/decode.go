@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -64,7 +65,7 @@ func decodeFamily(raw []byte, limits labelLimits, now time.Time) *decodedFamily 
 		}
 		f.Help = known.Help
 	} else {
-		f.Help = cut(strings.ToValidUTF8(in.GetHelp(), "\uFFFD"), maxHelpBytes)
+		f.Help = agent.ShortenText(in.GetHelp(), maxHelpBytes)
 	}
 	f.Series = make([]series, 0, len(in.Metric))
 	for _, m := range in.Metric {
@@ -286,7 +287,7 @@ func checkExemplar(in *dto.Exemplar) (exemplar, *refusal) {
 	e := exemplar{Value: canonical(in.GetValue())}
 	for _, l := range in.GetLabel() {
 		if !model.LegacyValidation.IsValidLabelName(l.GetName()) {
-			return e, refuse(reasonInvalidExemplar, "label name %q of an exemplar", cut(l.GetName(), metrics.MaxLabelNameBytes))
+			return e, refuse(reasonInvalidExemplar, "label name %q of an exemplar", agent.ShortenText(l.GetName(), metrics.MaxLabelNameBytes))
 		}
 	}
 	var r *refusal
@@ -310,18 +311,6 @@ func decodeTime(in *timestamppb.Timestamp) (int64, *refusal) {
 	return in.AsTime().UnixNano(), nil
 }
 
-// cut returns the first bytes of s, at most n, that are whole characters. What is
-// cut off does not stay in memory.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return strings.Clone(s[:n])
-}
-
 // labelsText returns labels for people, the first of them.
 func labelsText(labels string) string {
 	const most = 200
@@ -331,7 +320,7 @@ func labelsText(labels string) string {
 			b = append(b, ',')
 		}
 		if b = metrics.AppendTextLabel(b, name, value); len(b) > most {
-			return cut(string(b), most) + "..."
+			return agent.CutText(string(b), most) + "..."
 		}
 	}
 	return string(b)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -148,7 +147,7 @@ func (f *Families) decide(now time.Time, p *agent.Push, decoded []*decodedFamily
 	admit := func() {
 		next = &instance{
 			id:        p.Instance,
-			replica:   cut(strings.ToValidUTF8(p.Replica, "\uFFFD"), maxReplicaBytes),
+			replica:   agent.ShortenText(p.Replica, maxReplicaBytes),
 			interval:  min(max(p.Interval, 0), maxInterval),
 			snapshot:  p.Snapshot,
 			final:     p.Final,

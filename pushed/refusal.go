@@ -3,7 +3,6 @@ package pushed
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
@@ -130,7 +129,7 @@ func told(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal
 				continue
 			}
 			t := agent.PushRefusal{
-				Name:   cut(strings.ToValidUTF8(decoded[i].name, "\uFFFD"), metrics.MaxNameBytes),
+				Name:   agent.ShortenText(decoded[i].name, metrics.MaxNameBytes),
 				Reason: string(r.reason),
 			}
 			if r.of != ofFamily {
@@ -151,7 +150,7 @@ func nameRefusal(name string, reason metrics.Reason) *refusal {
 	case metrics.ReasonNameTooLong:
 		return refuse(reason, "name of %d bytes, at most %d", len(name), metrics.MaxNameBytes)
 	case metrics.ReasonInvalidName:
-		return refuse(reason, "name %q: want [a-zA-Z_:][a-zA-Z0-9_:]*", cut(name, metrics.MaxNameBytes))
+		return refuse(reason, "name %q: want [a-zA-Z_:][a-zA-Z0-9_:]*", agent.ShortenText(name, metrics.MaxNameBytes))
 	}
 	return refuse(reason, "%s is a family of this service, of its agents or of Prometheus, or has lines of such names: coderd may not push it", name)
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
@@ -226,14 +225,6 @@ func TestFamiliesBeyondTheLimit(t *testing.T) {
 	require.Len(t, refused, 3)
 	require.Equal(t, "5 families, the first 2 are taken (--max-pushed-families)", refused[2].Message)
 	require.Equal(t, 13.0, count())
-}
-
-// What is kept of a long name or help text is a copy: the rest is not kept with it.
-func TestCutCopies(t *testing.T) {
-	long := strings.Repeat("n", 1<<20)
-	kept := cut(long, 200)
-	require.Len(t, kept, 200)
-	require.NotSame(t, unsafe.StringData(long), unsafe.StringData(kept))
 }
 
 // A sum that is no number is left out of all sums, at once, over restarts of coderd

@@ -63,9 +63,7 @@ func (o Options) withDefaults() Options {
 	if o.LeaseDuration == 0 {
 		o.LeaseDuration = 15 * time.Second
 	}
-	if len(o.Name) > maxNameBytes {
-		o.Name = o.Name[:maxNameBytes]
-	}
+	o.Name = agent.ShortenText(o.Name, maxNameBytes)
 	return o
 }
 

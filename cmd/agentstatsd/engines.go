@@ -86,7 +86,7 @@ func connectionName(replica, deployment string) string {
 			name += " " + part
 		}
 	}
-	return name[:min(len(name), 63)]
+	return agent.ShortenText(name, 63)
 }
 
 // joinReplicas makes this process one of the replicas over a shared database. With
