@@ -42,13 +42,13 @@ type Aggregator struct {
 	started time.Time
 	metrics *ownMetrics
 
-	clock    arena.Clock
-	families *families
-	descs    *descs
-	stats    [statsGauges]*desc
-	apps     [len(agent.SessionApps)]*desc
-	states   *states
-	claims   atomic.Pointer[claims]
+	generations arena.Generations
+	families    *families
+	descs       *descs
+	stats       [statsGauges]*desc
+	apps        [len(agent.SessionApps)]*desc
+	states      *states
+	claims      atomic.Pointer[claims]
 	// series counts the series and the groups that are held, seriesBytes the
 	// bytes of the names and labels that agents made them of.
 	series, seriesBytes atomic.Int64
@@ -217,10 +217,10 @@ func (a *Aggregator) WriteProtobuf(w io.Writer) error {
 	return a.write(w, arena.NewProto)
 }
 
-func (a *Aggregator) write(w io.Writer, begin func(io.Writer, *arena.Clock) *arena.Scrape) error {
+func (a *Aggregator) write(w io.Writer, begin func(io.Writer, *arena.Generations) *arena.Scrape) error {
 	list := a.refreshed()
 	a.states.mu.Lock()
-	s := begin(w, &a.clock)
+	s := begin(w, &a.generations)
 	a.states.mu.Unlock()
 	var err error
 	for _, f := range list {

@@ -119,7 +119,7 @@ func (f *family) electTypeLocked() {
 	}
 	f.agg.metrics.typeChanges.Inc()
 	f.series = 0
-	f.lines = arena.NewFamily(&f.agg.clock, f.name)
+	f.lines = arena.NewFamily(&f.agg.generations, f.name)
 	for _, g := range f.groups {
 		f.agg.abandonLocked(g)
 	}
@@ -207,7 +207,7 @@ func (t *families) acquire(name string) (*family, bool) {
 		}
 		// The name is cut from a key that is longer.
 		name = strings.Clone(name)
-		f = &family{name: name, lines: arena.NewFamily(&t.agg.clock, name), agg: t.agg}
+		f = &family{name: name, lines: arena.NewFamily(&t.agg.generations, name), agg: t.agg}
 		f.documented, _ = metrics.Documented(name)
 		t.byName[name] = f
 		t.sorted = nil

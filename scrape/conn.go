@@ -6,16 +6,16 @@ import (
 	"net/http"
 )
 
-// heldBytes are the most that a connection holds: what net/http gathers of a
+// maxBufferedBytes bounds what a connection buffers. net/http buffers as much of a
 // response before it writes.
-const heldBytes = 4 << 10
+const maxBufferedBytes = 4 << 10
 
-// GatherWrites has server, which is not running yet, write scrapes in fewer and
-// larger pieces to the connections of the listener that it returns, which takes
-// the place of lis. Without it a scrape is the same, and takes longer: net/http
-// writes each chunk in two pieces, the first one of 4 KB, and a client on the same
-// machine is woken up for both. TLS, which writes in small pieces anyway, and what
-// other handlers write are not touched.
+// GatherWrites makes server write scrapes in fewer and larger writes. The server must
+// not run yet. It is to serve the returned listener in place of lis.
+//
+// net/http writes each chunk in two parts, the first one of 4 KB. A client on the same
+// machine wakes up for both. GatherWrites joins them. It changes neither TLS, which
+// writes small records anyway, nor what other handlers write.
 func GatherWrites(server *http.Server, lis net.Listener) net.Listener {
 	before := server.ConnContext
 	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -43,23 +43,23 @@ func (l gatheringListener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// gatheringConn holds small writes back while larger ones are to follow. Only the
+// gatheringConn buffers small writes while larger ones are to follow. Only the
 // goroutine that serves the connection writes to it.
 type gatheringConn struct {
 	*net.TCPConn
 
-	holding bool
-	held    []byte
-	// pieces and both are those of one write, here so that they are not allocated.
-	pieces net.Buffers
-	both   [2][]byte
+	buffering bool
+	buffered  []byte
+	// buffers and both are used by one write. Here they are allocated once.
+	buffers net.Buffers
+	both    [2][]byte
 }
 
 // NetConn returns the connection below, as that of tls.Conn does.
 func (c *gatheringConn) NetConn() net.Conn { return c.TCPConn }
 
-// connOf returns the connection of a request if it gathers what is written to it,
-// else nil. To one of HTTP/2 another goroutine writes.
+// connOf returns the connection of a request if it gathers writes, else nil. It is nil
+// for HTTP/2, where another goroutine writes.
 func connOf(r *http.Request) *gatheringConn {
 	if r.ProtoMajor != 1 {
 		return nil
@@ -68,40 +68,40 @@ func connOf(r *http.Request) *gatheringConn {
 	return c
 }
 
-// hold has small writes held back until the next larger one, or until release.
-func (c *gatheringConn) hold() {
+// startBuffering buffers small writes until the next larger one, or until flush.
+func (c *gatheringConn) startBuffering() {
 	if c != nil {
-		c.holding = true
+		c.buffering = true
 	}
 }
 
-// release writes what is held.
-func (c *gatheringConn) release() error {
+// flush writes what is buffered.
+func (c *gatheringConn) flush() error {
 	if c == nil {
 		return nil
 	}
-	c.holding = false
-	if len(c.held) == 0 {
+	c.buffering = false
+	if len(c.buffered) == 0 {
 		return nil
 	}
-	_, err := c.TCPConn.Write(c.held)
-	c.held = c.held[:0]
+	_, err := c.TCPConn.Write(c.buffered)
+	c.buffered = c.buffered[:0]
 	return err
 }
 
 // Write implements net.Conn.
 func (c *gatheringConn) Write(p []byte) (int, error) {
-	if c.holding && len(c.held)+len(p) <= heldBytes {
-		c.held = append(c.held, p...)
+	if c.buffering && len(c.buffered)+len(p) <= maxBufferedBytes {
+		c.buffered = append(c.buffered, p...)
 		return len(p), nil
 	}
-	if len(c.held) == 0 {
+	if len(c.buffered) == 0 {
 		return c.TCPConn.Write(p)
 	}
-	c.both = [2][]byte{c.held, p}
-	c.pieces = c.both[:]
-	n, err := c.pieces.WriteTo(c.TCPConn) // one system call
-	written := max(0, int(n)-len(c.held))
-	c.pieces, c.both, c.held = nil, [2][]byte{}, c.held[:0]
+	c.both = [2][]byte{c.buffered, p}
+	c.buffers = c.both[:]
+	n, err := c.buffers.WriteTo(c.TCPConn) // one system call
+	written := max(0, int(n)-len(c.buffered))
+	c.buffers, c.both, c.buffered = nil, [2][]byte{}, c.buffered[:0]
 	return written, err
 }

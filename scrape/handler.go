@@ -23,13 +23,13 @@ type Options struct {
 	// WriteTimeout is how long one scrape may take, from its first byte to its
 	// last. 0: 1 min, the longest scrape timeout that is common.
 	WriteTimeout time.Duration
-	// Log is told what could not be gathered; nil: nobody is.
+	// Log gets what could not be gathered. nil: it is not logged.
 	Log *slog.Logger
 }
 
 const (
 	defaultWriteTimeout = time.Minute
-	// registryBuffer gathers the short writes of expfmt.
+	// registryBuffer buffers the short writes of expfmt.
 	registryBuffer = 32 << 10
 )
 
@@ -37,12 +37,12 @@ const (
 // their order, in text 0.0.4 or delimited protobuf, plain or compressed with
 // gzip. It answers GET and HEAD.
 //
-// What reg fails to gather is counted and left out; the rest is served with
-// status 200. If a part ends with an error of its own, the connection is cut,
-// so that half a scrape is not taken for a whole one.
+// What reg fails to gather is counted and left out. The rest is served with status
+// 200. If a part returns an error, the connection is cut: no client takes half a
+// scrape for a whole one.
 //
-// The handler registers families of its own in reg; call NewHandler once
-// for each registry.
+// The handler registers families of its own in reg. Call NewHandler once for each
+// registry.
 func NewHandler(reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) http.Handler {
 	if opts.WriteTimeout <= 0 {
 		opts.WriteTimeout = defaultWriteTimeout
@@ -92,8 +92,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	start := time.Now()
 	control := http.NewResponseController(w)
-	// A connection that has no deadlines is one of a test, or wrapped by
-	// something that sets its own.
+	// A connection without deadlines belongs to a test, or to a wrapper that sets
+	// its own.
 	_ = control.SetWriteDeadline(start.Add(h.opts.WriteTimeout))
 	out := &scrapeWriter{w: w, conn: connOf(r)}
 	err := h.write(out, format, compress)
@@ -108,8 +108,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	h.metrics.duration.WithLabelValues(formatName(format)).Observe(time.Since(start).Seconds())
-	// Flushed while the deadline stands, which then must not hit whatever the
-	// connection is used for next.
+	// The deadline covers the flush. It must not end the connection's next request.
 	if control.Flush() == nil {
 		_ = control.SetWriteDeadline(time.Time{})
 	}
@@ -161,8 +160,8 @@ func formatName(f expfmt.Format) string {
 	return "text"
 }
 
-// scrapeWriter writes the pieces of a scrape. It counts what was written and keeps
-// the first error, to tell a client that went away from a part that failed.
+// scrapeWriter writes a scrape, and counts its bytes. It keeps the first error: so a
+// client that went away is told from a part that failed.
 type scrapeWriter struct {
 	w    io.Writer
 	conn *gatheringConn
@@ -172,10 +171,10 @@ type scrapeWriter struct {
 
 // Write implements io.Writer.
 func (s *scrapeWriter) Write(p []byte) (int, error) {
-	s.conn.hold()
+	s.conn.startBuffering()
 	n, err := s.w.Write(p)
-	if heldErr := s.conn.release(); err == nil {
-		err = heldErr
+	if flushErr := s.conn.flush(); err == nil {
+		err = flushErr
 	}
 	s.n += int64(n)
 	if err != nil && s.err == nil {

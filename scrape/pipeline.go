@@ -11,21 +11,27 @@ import (
 )
 
 const (
-	// maxWorkers bounds the goroutines of one scrape, and with it the memory: 0.7
-	// MB each. So many compress 4 GB of text a second.
+	// maxWorkers bounds the goroutines of one scrape, which take 0.7 MB each. 8
+	// compress 4 GB of text a second.
 	maxWorkers = 8
-	// gatherBytes is from which size on short writes become a job.
+	// gatherBytes is the size from which short writes become a job.
 	gatherBytes = 64 << 10
-	// flushBytes is from which size on compressed output is written.
+	// flushBytes is the size from which compressed output is written.
 	flushBytes = 32 << 10
-	// keptBytes is up to which size buffers are kept between scrapes.
+	// keptBytes is the largest size of buffers that are kept between scrapes.
 	keptBytes = 1 << 20
 )
 
-// pipeline writes one scrape. What it is given becomes jobs, which workers make
-// while those before them are written, in order, by the goroutine that uses the
-// pipeline. If that one stops, so does all: nobody is further ahead than the
-// ring is long.
+// pipeline writes one scrape. It divides the output into jobs. Workers make jobs, and
+// the goroutine that uses the pipeline writes them in order. The workers are never
+// further ahead of it than the length of the ring.
+//
+// A job of the ring has one of these states:
+//
+//	open --submit--> queued --worker--> done --writeFirst--> free --> open
+//
+// The user's goroutine owns all fields of the pipeline and of open jobs. A worker owns
+// a queued job until it sends on done.
 type pipeline struct {
 	w    io.Writer
 	gzip bool
@@ -34,30 +40,30 @@ type pipeline struct {
 	workers int
 	running sync.WaitGroup
 
-	// ring has the jobs. pending of them are handed over and not yet written, the
-	// oldest is at first; the one behind them is being filled.
+	// ring has the jobs. pending of them are queued or done. first is the index of
+	// the oldest. The one behind them is open.
 	ring           []job
 	first, pending int
 
 	err error
 	sum gzipSum
-	// out gathers compressed output; begun is true once some of it was written.
-	out   []byte
-	begun bool
+	// out buffers compressed output. started is true once some was written.
+	out     []byte
+	started bool
 }
 
-// job is a stretch of the output.
+// job is a part of the output.
 type job struct {
-	// raw was written, and segment, if there is one, follows it.
+	// raw was written. segment, which may be nil, follows it.
 	raw     []byte
 	segment metrics.Segment
-	// done gets one value when the job is made: raw and what the segment lends, or
-	// raw with the segment, or out.
-	done chan struct{}
-	lent []byte
-	out  []byte
-	sum  gzipSum
-	err  error
+	// done gets one value when the job is made. Its result is raw and borrowed, or
+	// raw alone, or out.
+	done     chan struct{}
+	borrowed []byte
+	out      []byte
+	sum      gzipSum
+	err      error
 }
 
 // pipelines are kept for their buffers.
@@ -65,8 +71,8 @@ var pipelines = sync.Pool{New: func() any {
 	return &pipeline{ring: make([]job, 2*min(maxWorkers, runtime.GOMAXPROCS(0))+1)}
 }}
 
-// newPipeline returns a pipeline to w, to be released. gzip makes one gzip
-// member of what is written.
+// newPipeline returns a pipeline to w, which release must follow. If gzip is true, the
+// output is one gzip member.
 func newPipeline(w io.Writer, gzip bool) *pipeline {
 	p := pipelines.Get().(*pipeline)
 	p.w, p.gzip = w, gzip
@@ -83,14 +89,14 @@ func newPipeline(w io.Writer, gzip bool) *pipeline {
 // Deflates implements metrics.SegmentWriter.
 func (p *pipeline) Deflates() bool { return p.gzip }
 
-// Write has data written behind what was written before. It is not kept.
+// Write writes data behind what was written before. It does not keep data.
 func (p *pipeline) Write(data []byte) (int, error) {
 	written := 0
 	for written < len(data) {
 		if p.err != nil {
 			return written, p.err
 		}
-		j := p.filled()
+		j := p.openJob()
 		n := min(len(data)-written, 2*gatherBytes-len(j.raw))
 		j.raw = append(j.raw, data[written:written+n]...)
 		written += n
@@ -104,26 +110,26 @@ func (p *pipeline) Write(data []byte) (int, error) {
 // WriteSegment implements metrics.SegmentWriter.
 func (p *pipeline) WriteSegment(s metrics.Segment) error {
 	if p.err == nil {
-		p.filled().segment = s
+		p.openJob().segment = s
 		p.submit()
 	}
 	return p.err
 }
 
-// filled returns the job that is being filled.
-func (p *pipeline) filled() *job {
+// openJob returns the open job.
+func (p *pipeline) openJob() *job {
 	return &p.ring[(p.first+p.pending)%len(p.ring)]
 }
 
-// submit hands the job that is being filled over to a worker, and writes what is
-// ready. It returns when there is a job to be filled.
+// submit queues the open job, and writes the oldest ones that are done. It waits until
+// another job is open.
 func (p *pipeline) submit() {
 	if p.pending == p.workers && 2*p.workers < len(p.ring)-1 {
 		p.workers++
 		p.running.Add(1)
 		go p.work()
 	}
-	p.queue <- p.filled()
+	p.queue <- p.openJob()
 	p.pending++
 	for p.pending > 0 {
 		if p.pending < len(p.ring) {
@@ -151,27 +157,27 @@ func (p *pipeline) writeFirst() {
 	case p.gzip:
 		p.sum.add(j.sum.crc, j.sum.size)
 		p.out = append(p.out, j.out...)
-		if !p.begun || len(p.out) >= flushBytes {
+		if !p.started || len(p.out) >= flushBytes {
 			p.flush()
 		}
 	default:
 		if len(j.raw) > 0 {
 			_, p.err = p.w.Write(j.raw)
 		}
-		if len(j.lent) > 0 && p.err == nil {
-			_, p.err = p.w.Write(j.lent)
+		if len(j.borrowed) > 0 && p.err == nil {
+			_, p.err = p.w.Write(j.borrowed)
 		}
 	}
 }
 
 func (p *pipeline) flush() {
 	_, p.err = p.w.Write(p.out)
-	p.out, p.begun = p.out[:0], true
+	p.out, p.started = p.out[:0], true
 }
 
-// finish writes all that is left.
+// finish writes the rest of the output.
 func (p *pipeline) finish() error {
-	if p.err == nil && len(p.filled().raw) > 0 {
+	if p.err == nil && len(p.openJob().raw) > 0 {
 		p.submit()
 	}
 	p.drain()
@@ -182,8 +188,7 @@ func (p *pipeline) finish() error {
 	return p.err
 }
 
-// drain waits for the jobs that were handed over and writes them, unless there
-// was an error.
+// drain waits for the queued jobs. It writes them unless there was an error.
 func (p *pipeline) drain() {
 	for p.pending > 0 {
 		<-p.ring[p.first].done
@@ -191,7 +196,7 @@ func (p *pipeline) drain() {
 	}
 }
 
-// release ends the workers. What was not finished is not written.
+// release ends the workers. Without a finish before, the rest is not written.
 func (p *pipeline) release() {
 	if p.err == nil {
 		p.err = io.ErrClosedPipe
@@ -201,16 +206,16 @@ func (p *pipeline) release() {
 		p.queue <- nil
 	}
 	p.running.Wait()
-	p.filled().reset()
+	p.openJob().reset()
 	if cap(p.out) > keptBytes {
 		p.out = nil
 	}
 	p.w, p.workers, p.first, p.err = nil, 0, 0, nil
-	p.sum, p.out, p.begun = gzipSum{}, p.out[:0], false
+	p.sum, p.out, p.started = gzipSum{}, p.out[:0], false
 	pipelines.Put(p)
 }
 
-// work makes jobs until it is told to end.
+// work makes jobs until it receives nil.
 func (p *pipeline) work() {
 	defer p.running.Done()
 	var d *metrics.Deflater
@@ -222,7 +227,7 @@ func (p *pipeline) work() {
 			d = nil // it may be in any state
 		}
 		j.done <- struct{}{}
-		// Whoever waits for a processor does not wait for more than one job.
+		// Other goroutines wait for a processor for one job at most.
 		runtime.Gosched()
 	}
 	if d != nil {
@@ -230,7 +235,7 @@ func (p *pipeline) work() {
 	}
 }
 
-// run makes the job; false if that was a panic, which is the job's error.
+// run makes the job. It returns false after a panic, which becomes the job's error.
 func (j *job) run(d *metrics.Deflater) (ok bool) {
 	defer func() {
 		if !ok {
@@ -240,28 +245,28 @@ func (j *job) run(d *metrics.Deflater) (ok bool) {
 	switch {
 	case d != nil:
 		if len(j.raw) > 0 {
-			j.add(d.Deflate(j.raw))
+			j.addDeflated(d.Deflate(j.raw))
 		}
 		if j.segment != nil {
-			j.add(j.segment.Deflated(d))
+			j.addDeflated(j.segment.Deflated(d))
 		}
 	case j.segment != nil:
-		if j.lent = j.segment.Lend(); j.lent == nil {
+		if j.borrowed = j.segment.Borrow(); j.borrowed == nil {
 			j.raw = j.segment.AppendTo(j.raw)
 		}
 	}
 	return true
 }
 
-func (j *job) add(s metrics.Deflated) {
+func (j *job) addDeflated(s metrics.Deflated) {
 	j.out = append(j.out, s.Data...)
 	j.sum.add(s.CRC, s.Size)
 }
 
 func (j *job) reset() {
-	if j.lent != nil {
-		j.segment.Return()
-		j.lent = nil
+	if j.borrowed != nil {
+		j.segment.Release()
+		j.borrowed = nil
 	}
 	if cap(j.raw) > keptBytes/2 || cap(j.out) > keptBytes/2 {
 		j.raw, j.out = nil, nil

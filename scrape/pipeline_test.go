@@ -25,34 +25,34 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // segmentFunc is a segment of what a function returns.
 type segmentFunc func() []byte
 
-func (f segmentFunc) Lend() []byte { return nil }
+func (f segmentFunc) Borrow() []byte { return nil }
 
-func (f segmentFunc) Return() { panic("nothing was lent") }
+func (f segmentFunc) Release() { panic("nothing was borrowed") }
 
 func (f segmentFunc) AppendTo(dst []byte) []byte { return append(dst, f()...) }
 
 func (f segmentFunc) Deflated(d *metrics.Deflater) metrics.Deflated { return d.Deflate(f()) }
 
-// lender lends what it holds, and overwrites it when it is returned.
-type lender struct {
+// borrowable is a segment of data that overwrites its bytes when they are released.
+type borrowable struct {
 	segmentFunc
-	held []byte
-	lent *atomic.Int32
+	held      []byte
+	borrowers *atomic.Int32
 }
 
-func (l lender) Lend() []byte {
-	l.lent.Add(1)
+func (l borrowable) Borrow() []byte {
+	l.borrowers.Add(1)
 	return l.held
 }
 
-func (l lender) Return() {
-	l.lent.Add(-1)
+func (l borrowable) Release() {
+	l.borrowers.Add(-1)
 	clear(l.held)
 }
 
-// lend returns a lender of some bytes.
-func lend(data []byte, lent *atomic.Int32) lender {
-	return lender{func() []byte { return data }, bytes.Clone(data), lent}
+// newBorrowable returns a borrowable segment of data.
+func newBorrowable(data []byte, borrowers *atomic.Int32) borrowable {
+	return borrowable{func() []byte { return data }, bytes.Clone(data), borrowers}
 }
 
 // segmented is a part that writes by a function.
@@ -67,7 +67,7 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 		zip := rapid.Bool().Draw(t, "gzip")
 		var out bytes.Buffer
 		var want []byte
-		var lent atomic.Int32
+		var borrowers atomic.Int32
 		p := newPipeline(&out, zip)
 		require.Equal(t, zip, p.Deflates())
 		for i := range rapid.SampledFrom([]int{0, 1, 3, 30}).Draw(t, "writes") {
@@ -78,7 +78,7 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 				require.NoError(t, p.WriteSegment(segmentFunc(func() []byte { return piece })))
 				continue
 			case 1:
-				require.NoError(t, p.WriteSegment(lend(piece, &lent)))
+				require.NoError(t, p.WriteSegment(newBorrowable(piece, &borrowers)))
 				continue
 			}
 			n, err := p.Write(piece)
@@ -90,7 +90,7 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 		}
 		require.NoError(t, p.finish())
 		p.release()
-		require.Zero(t, lent.Load())
+		require.Zero(t, borrowers.Load())
 		got := out.Bytes()
 		if zip {
 			got = unzip(t, got)
@@ -106,14 +106,14 @@ func TestPipelineThatIsNotFinished(t *testing.T) {
 			for range 3 {
 				var out bytes.Buffer
 				p := newPipeline(&out, zip)
-				var lent atomic.Int32
+				var borrowers atomic.Int32
 				for range 20 {
-					require.NoError(t, p.WriteSegment(lend(make([]byte, 1000), &lent)))
+					require.NoError(t, p.WriteSegment(newBorrowable(make([]byte, 1000), &borrowers)))
 				}
 				_, err := io.WriteString(p, "left")
 				require.NoError(t, err)
 				p.release()
-				require.Zero(t, lent.Load())
+				require.Zero(t, borrowers.Load())
 				require.NotContains(t, out.String(), "left")
 
 				out.Reset()
@@ -182,12 +182,12 @@ func TestPipelineStreams(t *testing.T) {
 func TestPipelineWriteError(t *testing.T) {
 	gone := errors.New("gone")
 	for _, zip := range []bool{false, true} {
-		var made, lent atomic.Int32
+		var made, borrowers atomic.Int32
 		p := newPipeline(writerFunc(func([]byte) (int, error) { return 0, gone }), zip)
 		var err error
 		for err == nil {
 			if err = p.WriteSegment(segmentFunc(func() []byte { made.Add(1); return make([]byte, 100<<10) })); err == nil {
-				err = p.WriteSegment(lend(make([]byte, 100<<10), &lent))
+				err = p.WriteSegment(newBorrowable(make([]byte, 100<<10), &borrowers))
 			}
 		}
 		require.Equal(t, gone, err)
@@ -197,20 +197,20 @@ func TestPipelineWriteError(t *testing.T) {
 		before := len(p.ring)
 		p.release()
 		require.LessOrEqual(t, int(made.Load()), before+1)
-		require.Zero(t, lent.Load())
+		require.Zero(t, borrowers.Load())
 	}
 }
 
-// What was lent is returned also if the writer panics.
+// What was borrowed is released also if the writer panics.
 func TestPipelineReturnsAfterAPanic(t *testing.T) {
-	var lent atomic.Int32
+	var borrowers atomic.Int32
 	require.Panics(t, func() {
 		p := newPipeline(writerFunc(func([]byte) (int, error) { panic("a bug") }), false)
 		defer p.release()
-		_ = p.WriteSegment(lend(make([]byte, 1000), &lent))
+		_ = p.WriteSegment(newBorrowable(make([]byte, 1000), &borrowers))
 		_ = p.finish()
 	})
-	require.Zero(t, lent.Load())
+	require.Zero(t, borrowers.Load())
 }
 
 type writerFunc func([]byte) (int, error)

@@ -1,12 +1,19 @@
-// Package arena lays out series for cheap scrapes: per family, rendered lines
-// stand one after the other in blocks, and the values that changed since the
-// last scrape are patched into them. While protobuf is scraped, the same is true
-// of the metrics in that form. Scrapes write blocks as they stand: what is lent to
-// one is copied before it changes.
+// Package arena lays out series for cheap scrapes. A family's rendered lines stand
+// one after the other in blocks. A scrape patches the values that changed since the
+// last one. While protobuf is scraped, blocks keep their series as metrics, too. A
+// scrape borrows a block's bytes: they are copied before they change.
 //
-// Locks are taken in this order: Family.mu, shared.mu, Block.mu, Clock.mu. Only
-// shared.mu, which nobody but scrapes takes, is held for longer than it takes to
-// copy a block or to render 64 values.
+// A slot of a block has one of these states:
+//
+//	free --Add--> hidden or shown --Retire--> retired --last scrape ends--> free
+//	              hidden <--Hide, Show--> shown --Remove--> free
+//
+// A retired slot is shown only by the scrapes that were under way then. Block.mu
+// guards the state of a slot. Generations.mu guards the list of retired slots.
+//
+// Locks are taken in this order: Family.mu, shared.mu, Block.mu, Generations.mu.
+// Only scrapes take shared.mu, which is held while a block is compressed. The others
+// are held to copy a block, or to render 64 values, at most.
 package arena
 
 import (
@@ -16,54 +23,54 @@ import (
 
 // Family has the series of one family.
 type Family struct {
-	clock *Clock
-	name  string
+	generations *Generations
+	name        string
 
 	mu sync.Mutex
-	// blocks is appended to or replaced, what is there is never changed: scrapes
-	// go through it without mu.
+	// blocks is appended to or replaced. Its elements never change: scrapes
+	// iterate over it without mu.
 	blocks []*Block
-	// roomy has the blocks that may have room, the last one is tried first.
+	// roomy has the blocks that may have room. The last one is tried first.
 	roomy []*Block
 	// slots is the size of the next block.
 	slots int
 }
 
-// NewFamily returns an empty family whose lines all begin with name. Families
-// that are written to one exposition share a clock.
-func NewFamily(clock *Clock, name string) *Family {
-	return &Family{clock: clock, name: name, slots: firstSlots}
+// NewFamily returns an empty family whose lines all begin with name. The families
+// of one exposition share the generations.
+func NewFamily(generations *Generations, name string) *Family {
+	return &Family{generations: generations, name: name, slots: firstSlots}
 }
 
-// Add makes a series and returns where it is. prefix is as for Block.Show; if it
-// is empty, the series is hidden. Nobody else may know a series with the same
-// prefix.
+// Add makes a series and returns its block and slot. prefix is as for Block.Show.
+// The series is hidden if prefix is empty. No two series have the same prefix.
 func (f *Family) Add(prefix []byte, v float64) (*Block, uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for {
 		b := f.roomyLocked()
 		b.mu.Lock()
-		if !b.roomLocked() {
+		if !b.hasRoomLocked() {
 			b.mu.Unlock()
 			b.listed = false
 			f.roomy = f.roomy[:len(f.roomy)-1]
 			continue
 		}
-		slot := b.takeLocked()
+		slot := b.takeSlotLocked()
 		b.Set(slot, v)
 		if len(prefix) > 0 {
 			b.addLineLocked(slot, prefix)
 		}
-		if !b.roomLocked() {
-			b.text.tighten(b.fullLocked())
+		if !b.hasRoomLocked() {
+			b.text.compact(b.fullLocked())
 		}
 		b.mu.Unlock()
 		return b, slot
 	}
 }
 
-// roomyLocked returns the last block that may have room, a new one if need be.
+// roomyLocked returns the last block that may have room. It makes one if there is
+// none.
 func (f *Family) roomyLocked() *Block {
 	if n := len(f.roomy); n > 0 {
 		return f.roomy[n-1]
@@ -82,19 +89,19 @@ func (f *Family) listLocked(b *Block) {
 	}
 }
 
-// remove gives back a slot, and the block when that was its last.
+// remove frees a slot. It removes a block without series.
 func (f *Family) remove(b *Block, slot uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	b.mu.Lock()
-	b.giveBackLocked(slot)
+	b.freeSlotLocked(slot)
 	empty := b.live == 0
 	b.mu.Unlock()
 	if !empty {
 		f.listLocked(b)
 		return
 	}
-	f.clock.forget(b)
+	f.generations.forgetBlock(b)
 	i := slices.Index(f.blocks, b)
 	f.blocks = append(slices.Clip(f.blocks[:i]), f.blocks[i+1:]...)
 	if b.listed {
@@ -106,7 +113,7 @@ func (f *Family) remove(b *Block, slot uint32) {
 	}
 }
 
-// snapshot returns the blocks that there are now.
+// snapshot returns the present blocks.
 func (f *Family) snapshot() []*Block {
 	f.mu.Lock()
 	defer f.mu.Unlock()

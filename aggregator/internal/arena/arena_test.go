@@ -26,11 +26,11 @@ import (
 func prefix(i int) []byte { return fmt.Appendf(nil, `f{i="%d"} `, i) }
 
 // read returns what a scrape in each format has, by the label i.
-func read(t require.TestingT, clock *Clock, f *Family, h Header) map[string]float64 {
+func read(t require.TestingT, generations *Generations, f *Family, h Header) map[string]float64 {
 	var txt, pb bytes.Buffer
-	out := NewText(&txt, clock)
+	out := NewText(&txt, generations)
 	require.NoError(t, out.Close(out.Family(f, h)))
-	p := NewProto(&pb, clock)
+	p := NewProto(&pb, generations)
 	require.NoError(t, p.Close(p.Family(f, h)))
 
 	protobuf := bytes.Clone(pb.Bytes())
@@ -81,23 +81,23 @@ func read(t require.TestingT, clock *Clock, f *Family, h Header) map[string]floa
 // Whatever is done to a family, a scrape has the shown series with their values.
 func TestAnyUseOfAFamily(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		type held struct {
+		type shownSeries struct {
 			block *Block
 			slot  uint32
 			shown int // 0: hidden, else the number in its prefix
 			value float64
 		}
 		var (
-			clock  Clock
-			f      = NewFamily(&clock, "f")
-			series []*held
-			next   = 1
-			header = Header{Type: metrics.Gauge}
-			loans  []loan
+			generations Generations
+			f           = NewFamily(&generations, "f")
+			series      []*shownSeries
+			next        = 1
+			header      = Header{Type: metrics.Gauge}
+			borrowers   []borrowing
 		)
 		value := rapid.SampledFrom([]float64{0, 7, 1234, 123456, -0.125, 1e300, -math.MaxFloat64, 123456789})
 		// each calls do with one series after the other, as long as there is any.
-		each := func(t *rapid.T, count int, do func(h *held)) {
+		each := func(t *rapid.T, count int, do func(h *shownSeries)) {
 			for ; count > 0 && len(series) > 0; count-- {
 				do(series[rapid.IntRange(0, len(series)-1).Draw(t, "series")])
 			}
@@ -105,7 +105,7 @@ func TestAnyUseOfAFamily(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
 				for range rapid.SampledFrom([]int{1, 2, 5, 100}).Draw(t, "count") {
-					h := &held{value: value.Draw(t, "value")}
+					h := &shownSeries{value: value.Draw(t, "value")}
 					var p []byte
 					if rapid.IntRange(0, 3).Draw(t, "hidden") > 0 {
 						h.shown = next
@@ -117,26 +117,26 @@ func TestAnyUseOfAFamily(t *testing.T) {
 				}
 			},
 			"set": func(t *rapid.T) {
-				each(t, rapid.IntRange(1, 50).Draw(t, "count"), func(h *held) {
+				each(t, rapid.IntRange(1, 50).Draw(t, "count"), func(h *shownSeries) {
 					h.value = value.Draw(t, "value")
 					h.block.Set(h.slot, h.value)
 				})
 			},
 			"show": func(t *rapid.T) {
-				each(t, 1, func(h *held) {
+				each(t, 1, func(h *shownSeries) {
 					h.shown = next
 					next++
 					h.block.Show(h.slot, longPrefix(h.shown))
 				})
 			},
 			"hide": func(t *rapid.T) {
-				each(t, 1, func(h *held) {
+				each(t, 1, func(h *shownSeries) {
 					h.shown = 0
 					h.block, h.slot = h.block.Hide(h.slot)
 				})
 			},
 			"remove": func(t *rapid.T) {
-				each(t, rapid.SampledFrom([]int{1, 20, 200}).Draw(t, "count"), func(h *held) {
+				each(t, rapid.SampledFrom([]int{1, 20, 200}).Draw(t, "count"), func(h *shownSeries) {
 					h.block.Remove(h.slot)
 					i := slices.Index(series, h)
 					series = slices.Delete(series, i, i+1)
@@ -145,22 +145,22 @@ func TestAnyUseOfAFamily(t *testing.T) {
 			"type": func(t *rapid.T) {
 				header.Type = rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge}).Draw(t, "type")
 			},
-			"unform": func(*rapid.T) { clock.unform() },
-			"lend": func(t *rapid.T) {
-				begin := rapid.SampledFrom([]func(io.Writer, *Clock) *Scrape{NewText, NewProto}).Draw(t, "format")
+			"dropProto": func(*rapid.T) { generations.dropProto() },
+			"borrow": func(t *rapid.T) {
+				begin := rapid.SampledFrom([]func(io.Writer, *Generations) *Scrape{NewText, NewProto}).Draw(t, "format")
 				w := &segmented{}
 				scrapeOf(t, w, f, header, begin)
-				for _, p := range w.pieces {
+				for _, p := range w.parts {
 					if s, ok := p.(metrics.Segment); ok {
-						loans = append(loans, loanOf(s))
+						borrowers = append(borrowers, borrow(s))
 					}
 				}
 			},
 			"return": func(t *rapid.T) {
-				if len(loans) > 0 {
-					i := rapid.IntRange(0, len(loans)-1).Draw(t, "loan")
-					loans[i].end()
-					loans = slices.Delete(loans, i, i+1)
+				if len(borrowers) > 0 {
+					i := rapid.IntRange(0, len(borrowers)-1).Draw(t, "borrowing")
+					borrowers[i].release()
+					borrowers = slices.Delete(borrowers, i, i+1)
 				}
 			},
 			"": func(t *rapid.T) {
@@ -173,9 +173,9 @@ func TestAnyUseOfAFamily(t *testing.T) {
 						t.Fatalf("value is %v, not %v", got, h.value)
 					}
 				}
-				require.True(t, maps.Equal(want, read(t, &clock, f, header)))
-				for _, l := range loans {
-					require.True(t, bytes.Equal(l.was, l.data), "what is lent changes")
+				require.True(t, maps.Equal(want, read(t, &generations, f, header)))
+				for _, l := range borrowers {
+					require.True(t, bytes.Equal(l.was, l.data), "what is borrowed changes")
 				}
 				if len(series) == 0 {
 					require.Empty(t, f.blocks)
@@ -186,20 +186,20 @@ func TestAnyUseOfAFamily(t *testing.T) {
 	})
 }
 
-// loan is what a segment lends, and what that was at first.
-type loan struct {
+// borrowing has what was borrowed of a segment, and a copy of it.
+type borrowing struct {
 	segment   metrics.Segment
 	data, was []byte
 }
 
-func loanOf(s metrics.Segment) loan {
-	data := s.Lend()
-	return loan{s, data, bytes.Clone(data)}
+func borrow(s metrics.Segment) borrowing {
+	data := s.Borrow()
+	return borrowing{s, data, bytes.Clone(data)}
 }
 
-func (l loan) end() {
+func (l borrowing) release() {
 	if l.data != nil {
-		l.segment.Return()
+		l.segment.Release()
 	}
 }
 
@@ -216,18 +216,18 @@ func TestHeader(t *testing.T) {
 		{"series", true, false, "# HELP f Help.\n# TYPE f gauge\nf{i=\"1\"}    2\n", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var clock Clock
-			f := NewFamily(&clock, "f")
+			var generations Generations
+			f := NewFamily(&generations, "f")
 			_, _ = f.Add(nil, 1) // hidden
 			if c.series {
 				f.Add(prefix(1), 2)
 			}
 			var txt, pb bytes.Buffer
 			h := Header{Help: "Help.", Type: metrics.Gauge, Always: c.always}
-			out := NewText(&txt, &clock)
+			out := NewText(&txt, &generations)
 			require.NoError(t, out.Close(out.Family(f, h)))
 			require.Equal(t, c.text, txt.String())
-			p := NewProto(&pb, &clock)
+			p := NewProto(&pb, &generations)
 			require.NoError(t, p.Close(p.Family(f, h)))
 			require.Equal(t, c.proto, pb.Len() > 0)
 		})
@@ -236,11 +236,11 @@ func TestHeader(t *testing.T) {
 
 // A series that moves while a scrape goes on is not shown twice.
 func TestScrapeShowsWhatWasThereWhenItBegan(t *testing.T) {
-	var clock Clock
-	first, second := NewFamily(&clock, "f"), NewFamily(&clock, "g")
+	var generations Generations
+	first, second := NewFamily(&generations, "f"), NewFamily(&generations, "g")
 	b, slot := first.Add(prefix(1), 1)
 	var txt bytes.Buffer
-	out := NewText(&txt, &clock)
+	out := NewText(&txt, &generations)
 	require.NoError(t, out.Family(first, Header{Type: metrics.Gauge}))
 	b.Remove(slot)
 	second.Add(prefix(1), 1)
@@ -250,7 +250,7 @@ func TestScrapeShowsWhatWasThereWhenItBegan(t *testing.T) {
 	require.Equal(t, "# TYPE f gauge\nf{i=\"1\"}    1\n", txt.String())
 
 	var pb bytes.Buffer
-	p := NewProto(&pb, &clock)
+	p := NewProto(&pb, &generations)
 	hidden2, slot2 := second.Add(prefix(3), 3)
 	require.NoError(t, p.Close(p.Family(second, Header{Type: metrics.Gauge})))
 	var m dto.MetricFamily
@@ -260,15 +260,15 @@ func TestScrapeShowsWhatWasThereWhenItBegan(t *testing.T) {
 	hidden2.Remove(slot2)
 
 	txt.Reset()
-	out = NewText(&txt, &clock)
+	out = NewText(&txt, &generations)
 	require.NoError(t, out.Close(out.Family(second, Header{Type: metrics.Gauge})))
 	require.Equal(t, "# TYPE g gauge\nf{i=\"1\"}    1\nf{i=\"2\"}    2\n", txt.String())
 }
 
 // Many long lines do not make a block that takes long to copy.
 func TestBlocksAreBounded(t *testing.T) {
-	var clock Clock
-	f := NewFamily(&clock, "f")
+	var generations Generations
+	f := NewFamily(&generations, "f")
 	long := append(bytes.Repeat([]byte("x"), 4096), ' ')
 	for range 3 * blockSlots {
 		f.Add(long, 1)
@@ -294,8 +294,8 @@ func (w *onWrite) Write(p []byte) (int, error) {
 
 // Blocks that go away while a scrape is under way do not disturb the others.
 func TestBlocksThatGoDuringAScrape(t *testing.T) {
-	var clock Clock
-	f := NewFamily(&clock, "f")
+	var generations Generations
+	f := NewFamily(&generations, "f")
 	const n = 30_000
 	gone := make(map[string]bool)
 	var remove []func()
@@ -311,7 +311,7 @@ func TestBlocksThatGoDuringAScrape(t *testing.T) {
 			r()
 		}
 	}}
-	out := NewText(w, &clock)
+	out := NewText(w, &generations)
 	require.NoError(t, out.Close(out.Family(f, Header{})))
 	got := make(map[string]int)
 	for line := range strings.Lines(w.String()) {
@@ -327,8 +327,8 @@ func TestBlocksThatGoDuringAScrape(t *testing.T) {
 
 // Text that grew with its lines, and was left by them, is given back.
 func TestMemoryIsGivenBack(t *testing.T) {
-	var clock Clock
-	f := NewFamily(&clock, "f")
+	var generations Generations
+	f := NewFamily(&generations, "f")
 	type place struct {
 		b    *Block
 		slot uint32
@@ -339,7 +339,7 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		places = append(places, place{b, slot})
 	}
 	size := func() (n, used int) {
-		out := NewText(io.Discard, &clock)
+		out := NewText(io.Discard, &generations)
 		require.NoError(t, out.Close(out.Family(f, Header{})))
 		for _, b := range f.blocks {
 			n += cap(b.text.buf)
@@ -368,8 +368,8 @@ func TestMemoryIsGivenBack(t *testing.T) {
 // Reports and scrapes go on while series come and go. A scrape has each of the
 // steady series once, with a value that it had.
 func TestConcurrentUse(t *testing.T) {
-	var clock Clock
-	f := NewFamily(&clock, "f")
+	var generations Generations
+	f := NewFamily(&generations, "f")
 	const steady = 1000
 	var (
 		blocks [steady]*Block
@@ -402,22 +402,22 @@ func TestConcurrentUse(t *testing.T) {
 	})
 	loop(func(i int) {
 		w := &segmented{}
-		begin := []func(io.Writer, *Clock) *Scrape{NewText, NewProto}[i%2]
-		s := begin(w, &clock)
+		begin := []func(io.Writer, *Generations) *Scrape{NewText, NewProto}[i%2]
+		s := begin(w, &generations)
 		assert.NoError(t, s.Close(s.Family(f, Header{Type: metrics.Gauge})))
-		for _, p := range w.pieces {
+		for _, p := range w.parts {
 			if s, ok := p.(metrics.Segment); ok {
-				l := loanOf(s)
+				l := borrow(s)
 				runtime.Gosched()
-				assert.True(t, bytes.Equal(l.was, l.data), "what is lent changes")
-				l.end()
+				assert.True(t, bytes.Equal(l.was, l.data), "what is borrowed changes")
+				l.release()
 			}
 		}
 	})
 	for range 50 {
 		got := make(map[string]bool)
 		var txt bytes.Buffer
-		out := NewText(&txt, &clock)
+		out := NewText(&txt, &generations)
 		require.NoError(t, out.Close(out.Family(f, Header{Type: metrics.Gauge})))
 		for line := range strings.Lines(txt.String()) {
 			name, _, _ := strings.Cut(line, "}")
@@ -428,7 +428,7 @@ func TestConcurrentUse(t *testing.T) {
 			require.True(t, got[fmt.Sprintf(`f{i="%d"`, i)])
 		}
 		var pb bytes.Buffer
-		p := NewProto(&pb, &clock)
+		p := NewProto(&pb, &generations)
 		require.NoError(t, p.Close(p.Family(f, Header{Type: metrics.Gauge})))
 	}
 	close(stop)
@@ -452,19 +452,19 @@ func (w *failing) Write(p []byte) (int, error) {
 }
 
 func TestWriteErrorsEndTheScrape(t *testing.T) {
-	var clock Clock
-	f := NewFamily(&clock, "f")
+	var generations Generations
+	f := NewFamily(&generations, "f")
 	for i := range 50_000 {
 		f.Add(prefix(i), 1)
 	}
 	for _, left := range []int{0, 200 << 10, 700 << 10} {
 		w := &failing{left: left}
-		out := NewText(w, &clock)
+		out := NewText(w, &generations)
 		err := out.Family(f, Header{Help: "x"})
 		require.ErrorIs(t, out.Close(err), errGone)
 		require.Equal(t, 1, w.failed)
 		w = &failing{left: left}
-		p := NewProto(w, &clock)
+		p := NewProto(w, &generations)
 		require.ErrorIs(t, p.Close(p.Family(f, Header{})), errGone)
 		require.Equal(t, 1, w.failed)
 	}

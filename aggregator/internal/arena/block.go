@@ -11,11 +11,11 @@ import (
 
 const (
 	// blockSlots is the size of all but a family's first blocks. At 200 bytes a
-	// line a block's text is 100 KB: copied in some 10 us, which is the longest
-	// that a new series waits for a scrape.
+	// line a block's text is 100 KB. A copy takes some 10 us. A new series waits
+	// no longer for a scrape.
 	blockSlots = 512
-	// firstSlots and slotGrowth make a family's first blocks hold 8 and 64
-	// series, so that a family of one series costs 600 bytes and not 13 KB.
+	// firstSlots and slotGrowth give a family's first blocks 8 and 64 slots. So a
+	// family of one series costs 600 bytes and not 13 KB.
 	firstSlots = 8
 	slotGrowth = 8
 	// blockBytes bounds a block of very long lines.
@@ -27,47 +27,49 @@ const (
 // Block holds the values and the rendered lines of some series of one family.
 // A series is known by its block and slot until it is removed.
 //
-// Values are stored without a lock, and only marked: the lines are patched when
-// they are next written out.
+// Set stores a value without a lock, and marks its slot. The next scrape patches
+// the lines of marked slots.
 type Block struct {
 	family *Family
 	values []atomic.Uint64
 	// dirty has a bit for each slot whose value was set since a scrape last
-	// looked.
+	// collected the bits.
 	dirty []atomic.Uint64
-	// shared has what concurrent scrapes share, by format. It is nil while there
-	// is at most one.
+	// shared has what concurrent scrapes share, by format. It is nil while fewer
+	// than two compress.
 	shared [formats]atomic.Pointer[shared]
 
 	mu    sync.Mutex
 	lines []line
-	// text has the lines, and stale a bit for each one that is older than its
+	// text has the lines. stale has a bit for each line that is older than its
 	// value, beside those in dirty.
-	text  pieces
+	text  spanBuffer
 	stale []uint64
 	// proto is nil unless protobuf is scraped.
-	proto *protoForm
-	// version counts the changes that were seen of what the block shows.
+	proto *protoLines
+	// version counts the changes of lines and values that scrapes collected.
 	version uint32
-	// free are slots below len(lines) that were given back.
+	// free are the free slots below len(lines).
 	free []uint16
 	live int
-	// youngest is the highest born of any line.
-	youngest uint32
-	// deaths has when lines were retired, by slot. It is mostly empty.
-	deaths map[uint32]uint32
+	// newest is the highest generation of any line.
+	newest uint32
+	// lastShown has the last generation that shows a retired line, by slot. It is
+	// mostly empty.
+	lastShown map[uint32]uint32
 
-	// listed is whether the family's list of blocks with room has this one. It
-	// is guarded by the family's mutex.
+	// listed is true while the block is in Family.roomy. The family's mutex
+	// guards it.
 	listed bool
 }
 
-// line is what is known of a slot's line, which is a prefix, the value and a
-// newline. A hidden or free slot has none.
+// line describes a slot's line: a prefix, the value and a newline. A hidden or free
+// slot has none.
 type line struct {
-	// born is the clock at the time when the line last came to be.
-	born uint32
-	// width of the value's field, in which the value stands at the right.
+	// generation is the newest one when the line was added. Scrapes of later
+	// generations show the line.
+	generation uint32
+	// width of the value's field. The value is aligned right.
 	width uint8
 }
 
@@ -79,7 +81,7 @@ func newBlock(f *Family, slots int) *Block {
 		dirty:  make([]atomic.Uint64, words),
 		stale:  make([]uint64, words),
 		lines:  make([]line, 0, slots),
-		text:   pieces{at: make([]extent, 0, slots)},
+		text:   spanBuffer{spans: make([]span, 0, slots)},
 	}
 }
 
@@ -91,8 +93,8 @@ func (b *Block) Set(slot uint32, v float64) {
 		return
 	}
 	value.Store(u)
-	// A scrape clears the mark before it reads the value, so a mark that is
-	// still there covers this store too.
+	// A scrape clears the mark before it reads the value. So a mark that is still
+	// set covers this store too.
 	mark, word := uint64(1)<<(slot%64), &b.dirty[slot/64]
 	if word.Load()&mark == 0 {
 		word.Or(mark)
@@ -104,8 +106,8 @@ func (b *Block) Value(slot uint32) float64 {
 	return math.Float64frombits(b.values[slot].Load())
 }
 
-// Show gives a series a line that begins with prefix (name, labels in braces if
-// there are any, one blank), instead of the one that it has, if any.
+// Show replaces the line of a series by one that begins with prefix: the name, the
+// labels in braces if there are any, and one blank.
 func (b *Block) Show(slot uint32, prefix []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -113,11 +115,11 @@ func (b *Block) Show(slot uint32, prefix []byte) {
 	b.addLineLocked(slot, prefix)
 }
 
-// Hide takes the line of a series away, but for the scrapes that are under way.
-// It returns where the series, whose value is kept, is from now on.
+// Hide removes the line of a series. Scrapes under way still show it. The series
+// keeps its value. Hide returns its block and slot from now on.
 func (b *Block) Hide(slot uint32) (*Block, uint32) {
 	v := b.Value(slot)
-	if b.retire(slot) {
+	if b.retireLine(slot) {
 		return b.family.Add(nil, v)
 	}
 	b.mu.Lock()
@@ -126,65 +128,64 @@ func (b *Block) Hide(slot uint32) (*Block, uint32) {
 	return b, slot
 }
 
-// Retire is Remove, but for the scrapes that are under way: they show the line as
-// it was.
+// Retire removes a series. Scrapes under way still show its line as it was.
 func (b *Block) Retire(slot uint32) {
-	if !b.retire(slot) {
+	if !b.retireLine(slot) {
 		b.Remove(slot)
 	}
 }
 
-// retire has the line shown by the scrapes under way only; false if there are
-// none.
-func (b *Block) retire(slot uint32) bool {
+// retireLine hides the line from the scrapes that begin later. It returns false if
+// no scrape is under way.
+func (b *Block) retireLine(slot uint32) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	died, ok := b.family.clock.retire(b, slot)
+	last, ok := b.family.generations.retireLine(b, slot)
 	if !ok {
 		return false
 	}
-	if b.deaths == nil {
-		b.deaths = make(map[uint32]uint32)
+	if b.lastShown == nil {
+		b.lastShown = make(map[uint32]uint32)
 	}
-	b.deaths[slot] = died
+	b.lastShown[slot] = last
 	b.version++
 	return true
 }
 
-// showsLocked tells whether a scrape shows the line of a slot, if there is one.
-func (b *Block) showsLocked(slot int, stamp uint32) bool {
-	if b.lines[slot].born >= stamp {
+// showsLocked reports whether a scrape shows the line of a slot, if it has one.
+func (b *Block) showsLocked(slot int, generation uint32) bool {
+	if b.lines[slot].generation >= generation {
 		return false
 	}
-	if len(b.deaths) == 0 {
+	if len(b.lastShown) == 0 {
 		return true
 	}
-	died, dead := b.deaths[uint32(slot)]
-	return !dead || stamp <= died
+	last, dead := b.lastShown[uint32(slot)]
+	return !dead || generation <= last
 }
 
-// wholeLocked tells whether a scrape shows all lines.
-func (b *Block) wholeLocked(stamp uint32) bool {
-	return b.youngest < stamp && len(b.deaths) == 0
+// showsAllLocked reports whether a scrape shows all lines.
+func (b *Block) showsAllLocked(generation uint32) bool {
+	return b.newest < generation && len(b.lastShown) == 0
 }
 
-// Remove gives up a series. Its slot may become another's at once.
+// Remove frees the slot of a series. Another series may get it at once.
 func (b *Block) Remove(slot uint32) {
 	b.family.remove(b, slot)
 }
 
-// roomLocked reports whether the block can take one more series.
-func (b *Block) roomLocked() bool {
+// hasRoomLocked reports whether the block has room for one more series.
+func (b *Block) hasRoomLocked() bool {
 	return !b.fullLocked() && b.text.size() < blockBytes
 }
 
-// fullLocked reports whether all slots are taken.
+// fullLocked reports whether no slot is free.
 func (b *Block) fullLocked() bool {
 	return len(b.free) == 0 && len(b.lines) == cap(b.lines)
 }
 
 // takeLocked returns a slot for a new series.
-func (b *Block) takeLocked() uint32 {
+func (b *Block) takeSlotLocked() uint32 {
 	b.live++
 	if n := len(b.free); n > 0 {
 		slot := b.free[n-1]
@@ -192,11 +193,11 @@ func (b *Block) takeLocked() uint32 {
 		return uint32(slot)
 	}
 	b.lines = append(b.lines, line{})
-	b.text.at = append(b.text.at, extent{})
+	b.text.spans = append(b.text.spans, span{})
 	return uint32(len(b.lines) - 1)
 }
 
-func (b *Block) giveBackLocked(slot uint32) {
+func (b *Block) freeSlotLocked(slot uint32) {
 	b.dropLineLocked(slot)
 	b.free = append(b.free, uint16(slot))
 	b.live--
@@ -208,36 +209,36 @@ func (b *Block) addLineLocked(slot uint32, prefix []byte) {
 	value := metrics.AppendTextValue(scratch[:0], b.Value(slot))
 	width := max(minWidth, (len(value)+1)&^1)
 	size := len(prefix) + width + 1
-	b.text.grow(size)
-	b.text.at[slot] = extent{start: uint32(len(b.text.buf)), size: uint32(size)}
+	b.text.growFor(size)
+	b.text.spans[slot] = span{start: uint32(len(b.text.buf)), size: uint32(size)}
 	b.text.buf = appendLine(b.text.buf, prefix, value, width)
-	b.lines[slot] = line{born: b.family.clock.now(), width: uint8(width)}
-	b.youngest = max(b.youngest, b.lines[slot].born)
+	b.lines[slot] = line{generation: b.family.generations.current(), width: uint8(width)}
+	b.newest = max(b.newest, b.lines[slot].generation)
 	b.version++
 	if b.proto != nil {
-		b.proto.add(b, slot)
+		b.proto.addMetric(b, slot)
 	}
 }
 
 func (b *Block) dropLineLocked(slot uint32) {
-	b.text.drop(slot)
+	b.text.dropSpan(slot)
 	b.lines[slot] = line{}
-	delete(b.deaths, slot)
+	delete(b.lastShown, slot)
 	b.version++
 	if b.proto != nil {
-		b.proto.drop(slot)
+		b.proto.dropSpan(slot)
 	}
 }
 
 // prefixLocked returns what a slot's line begins with.
 func (b *Block) prefixLocked(slot uint32) []byte {
-	l := b.text.piece(slot)
+	l := b.text.bytes(slot)
 	return l[:len(l)-int(b.lines[slot].width)-1]
 }
 
-// lookLocked notes which lines and metrics of 64 slots are older than their
-// values.
-func (b *Block) lookLocked(word int) {
+// collectDirtyLocked moves the marks of 64 slots into the stale bits of the lines
+// and metrics.
+func (b *Block) collectDirtyLocked(word int) {
 	if b.dirty[word].Load() == 0 {
 		return
 	}
@@ -249,21 +250,21 @@ func (b *Block) lookLocked(word int) {
 	b.version++
 }
 
-// patchLocked brings the lines of 64 slots up to date with the values. Those
-// whose field is too narrow stay stale.
+// patchLocked writes the values of 64 slots into their lines. Lines whose field is
+// too narrow stay stale.
 func (b *Block) patchLocked(word int) {
-	b.lookLocked(word)
+	b.collectDirtyLocked(word)
 	if b.stale[word] == 0 {
 		return
 	}
-	b.text.own()
+	b.text.copyOnWrite()
 	narrow := uint64(0)
 	for marks := b.stale[word]; marks != 0; marks &= marks - 1 {
 		slot := uint32(word*64 + bits.TrailingZeros64(marks))
-		if int(slot) >= len(b.lines) || b.text.at[slot].size == 0 {
+		if int(slot) >= len(b.lines) || b.text.spans[slot].size == 0 {
 			continue
 		}
-		l, width := b.text.piece(slot), int(b.lines[slot].width)
+		l, width := b.text.bytes(slot), int(b.lines[slot].width)
 		if !metrics.PutTextValue(l[len(l)-1-width:len(l)-1], b.Value(slot)) {
 			narrow |= marks & -marks
 		}
@@ -271,9 +272,9 @@ func (b *Block) patchLocked(word int) {
 	b.stale[word] = narrow
 }
 
-// widenLocked makes stale lines anew whose field is too narrow. All others are
-// copied, without holes, so that it costs the same for one line and for all. It
-// follows patchLocked, which has seen to it that nobody reads the bytes.
+// widenLocked renders the stale lines, whose field is too narrow. It copies all
+// others without holes: one line costs the same as all. It follows patchLocked, which
+// left no borrower of the bytes.
 func (b *Block) widenLocked() {
 	scratch := scratches.Get().(*[]byte)
 	defer scratches.Put(scratch)
@@ -281,9 +282,9 @@ func (b *Block) widenLocked() {
 	for i := range b.lines {
 		slot, start := uint32(i), len(buf)
 		switch {
-		case b.text.at[i].size == 0:
+		case b.text.spans[i].size == 0:
 		case b.stale[i/64]&(1<<(i%64)) == 0:
-			buf = append(buf, b.text.piece(slot)...)
+			buf = append(buf, b.text.bytes(slot)...)
 		default:
 			var digits [metrics.MaxValueBytes]byte
 			value := metrics.AppendTextValue(digits[:0], b.Value(slot))
@@ -292,11 +293,11 @@ func (b *Block) widenLocked() {
 			b.lines[i].width = max(b.lines[i].width, uint8(len(value)+3)&^3)
 			buf = appendLine(buf, prefix, value, int(b.lines[i].width))
 		}
-		b.text.at[i] = extent{start: uint32(start), size: uint32(len(buf) - start)}
+		b.text.spans[i] = span{start: uint32(start), size: uint32(len(buf) - start)}
 	}
 	clear(b.stale)
 	if len(buf) > cap(b.text.buf) {
-		b.text.replace(make([]byte, 0, len(buf)+len(buf)/64))
+		b.text.replaceBuffer(make([]byte, 0, len(buf)+len(buf)/64))
 	}
 	b.text.buf, b.text.holes = append(b.text.buf[:0], buf...), 0
 	*scratch = buf
@@ -311,15 +312,16 @@ func appendLine(dst, prefix, value []byte, width int) []byte {
 	return append(dst, '\n')
 }
 
-// textSize returns the size of the text if it has lines for the scrape, else 0. By the time the text is appended it may be another.
-func (b *Block) textSize(stamp uint32) int {
+// textSize returns the size of the text if it has lines for the scrape, else 0. The
+// size may change before the text is appended.
+func (b *Block) textSize(generation uint32) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.wholeLocked(stamp) {
+	if b.showsAllLocked(generation) {
 		return b.text.size()
 	}
 	for i := range b.lines {
-		if b.text.at[i].size > 0 && b.showsLocked(i, stamp) {
+		if b.text.spans[i].size > 0 && b.showsLocked(i, generation) {
 			return b.text.size()
 		}
 	}
@@ -327,37 +329,38 @@ func (b *Block) textSize(stamp uint32) int {
 }
 
 // appendText appends the lines for the scrape.
-func (b *Block) appendText(dst []byte, stamp uint32) ([]byte, reading) {
+func (b *Block) appendText(dst []byte, generation uint32) ([]byte, reading) {
 	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.renderLocked()
-	r := b.readingLocked(stamp)
+	r := b.readingLocked(generation)
 	if b.text.holes == 0 && r.whole {
 		return append(dst, b.text.buf...), r
 	}
 	for i := range b.lines {
-		if b.showsLocked(i, stamp) {
-			dst = append(dst, b.text.piece(uint32(i))...)
+		if b.showsLocked(i, generation) {
+			dst = append(dst, b.text.bytes(uint32(i))...)
 		}
 	}
 	return dst, r
 }
 
-// lendText returns the lines and what to count down when they are not read any
-// more; nil if the scrape does not show all of them, or there are none.
-func (b *Block) lendText(stamp uint32) (lines []byte, loans *atomic.Int32) {
+// borrowText returns the lines and the count of their borrowers, which the caller
+// decrements when it has read them. It returns nil if the scrape does not show all
+// lines, or there are none.
+func (b *Block) borrowText(generation uint32) (lines []byte, borrowers *atomic.Int32) {
 	b.patch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.renderLocked()
-	if !b.wholeLocked(stamp) || b.text.size() == 0 {
+	if !b.showsAllLocked(generation) || b.text.size() == 0 {
 		return nil, nil
 	}
-	return b.text.lend()
+	return b.text.borrow()
 }
 
-// patch does most of the rendering, in steps, so that nobody waits for it.
+// patch does most of the rendering in steps, each under the lock for 64 slots.
 func (b *Block) patch() {
 	for word := range b.dirty {
 		b.mu.Lock()
@@ -366,7 +369,7 @@ func (b *Block) patch() {
 	}
 }
 
-// renderLocked brings all lines up to date with the values.
+// renderLocked writes all values into their lines.
 func (b *Block) renderLocked() {
 	narrow := uint64(0)
 	for word := range b.dirty {
@@ -376,5 +379,5 @@ func (b *Block) renderLocked() {
 	if narrow != 0 {
 		b.widenLocked()
 	}
-	b.text.tighten(b.fullLocked())
+	b.text.compact(b.fullLocked())
 }

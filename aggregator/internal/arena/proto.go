@@ -7,27 +7,25 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// formStep is how many metrics are made at a time, at 200 ns each, so that
-// nobody waits long for it.
-const formStep = 64
+// protoStep is how many metrics are made under the lock at a time, at 200 ns each.
+const protoStep = 64
 
-// protoForm has a block's lines as metric fields of a MetricFamily.
-type protoForm struct {
-	pieces
+// protoLines has a block's lines as metric fields of a MetricFamily.
+type protoLines struct {
+	spanBuffer
 	typ metrics.Type
-	// made is up to which slot the metrics are there. The rest is on its way
-	// unless all are.
+	// made is the number of slots whose metrics were made.
 	made int
-	// stale has a bit for each metric that is older than its value, beside those
-	// in Block.dirty.
+	// stale has a bit for each metric that is older than its value, beside those in
+	// Block.dirty.
 	stale []uint64
 }
 
 // whole reports whether all lines have their metrics.
-func (p *protoForm) whole() bool { return p != nil && p.made == len(p.at) }
+func (p *protoLines) whole() bool { return p != nil && p.made == len(p.spans) }
 
-// add makes the metric of a slot from its line.
-func (p *protoForm) add(b *Block, slot uint32) {
+// addMetric makes the metric of a slot from its line.
+func (p *protoLines) addMetric(b *Block, slot uint32) {
 	if int(slot) >= p.made {
 		return
 	}
@@ -38,152 +36,152 @@ func (p *protoForm) add(b *Block, slot uint32) {
 		labels = nil
 	}
 	var scratch [512]byte
-	p.put(slot, metrics.AppendProtoMetric(scratch[:0], labels, p.typ, b.Value(slot)))
+	p.putSpan(slot, metrics.AppendProtoMetric(scratch[:0], labels, p.typ, b.Value(slot)))
 }
 
-// formProto gives the block a protobuf form if it has none.
-func (b *Block) formProto(t metrics.Type) {
+// makeProto makes the block's metrics if it has none.
+func (b *Block) makeProto(t metrics.Type) {
 	for whole := false; !whole; {
 		b.mu.Lock()
-		whole = b.formSomeLocked(t)
+		whole = b.makeSomeProtoLocked(t)
 		b.mu.Unlock()
 	}
 }
 
-// formSomeLocked makes some of the metrics that are not there yet, and reports
-// whether all are.
-func (b *Block) formSomeLocked(t metrics.Type) bool {
+// makeSomeProtoLocked makes up to protoStep of the missing metrics. It reports
+// whether none is missing.
+func (b *Block) makeSomeProtoLocked(t metrics.Type) bool {
 	p := b.proto
 	if p == nil {
-		p = &protoForm{
-			pieces: pieces{at: make([]extent, cap(b.lines))},
-			typ:    t,
-			stale:  make([]uint64, len(b.stale)),
+		p = &protoLines{
+			spanBuffer: spanBuffer{spans: make([]span, cap(b.lines))},
+			typ:        t,
+			stale:      make([]uint64, len(b.stale)),
 		}
 		b.proto = p
-		// A block without series is on its way out.
+		// A block without series has been removed from its family.
 		if b.live > 0 {
-			b.family.clock.form(b)
+			b.family.generations.addProtoBlock(b)
 		}
 	}
 	if p.whole() {
 		return true
 	}
 	from := p.made
-	p.made = min(from+formStep, len(p.at))
+	p.made = min(from+protoStep, len(p.spans))
 	for slot := from; slot < min(p.made, len(b.lines)); slot++ {
-		if b.text.at[slot].size > 0 {
-			p.add(b, uint32(slot))
+		if b.text.spans[slot].size > 0 {
+			p.addMetric(b, uint32(slot))
 		}
 	}
 	if p.made < len(b.lines) {
 		if from == 0 {
-			// What follows is about as long: room for that and 1/32.
+			// The other metrics are about as long: room for them and 1/32.
 			p.reserve(p.size() * (len(b.lines) - p.made) / p.made * 33 / 32)
 		}
 		return false
 	}
-	p.made = len(p.at)
-	p.tighten(b.fullLocked())
+	p.made = len(p.spans)
+	p.compact(b.fullLocked())
 	return true
 }
 
-// unform takes the protobuf form away.
-func (b *Block) unform() {
+// dropProto drops the metrics.
+func (b *Block) dropProto() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.proto = nil
 }
 
 // protoSize returns how many bytes appendProto appends.
-func (b *Block) protoSize(stamp uint32, t metrics.Type) int {
+func (b *Block) protoSize(generation uint32, t metrics.Type) int {
 	b.mu.Lock()
 	empty := b.live == 0
 	b.mu.Unlock()
 	if empty {
 		return 0
 	}
-	b.formProto(t)
+	b.makeProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for !b.formSomeLocked(t) { // it was taken away meanwhile
+	for !b.makeSomeProtoLocked(t) { // it was taken away meanwhile
 	}
-	if b.wholeLocked(stamp) {
+	if b.showsAllLocked(generation) {
 		return b.proto.size()
 	}
 	size := 0
 	for i := range b.lines {
-		if b.showsLocked(i, stamp) {
-			size += int(b.proto.at[i].size)
+		if b.showsLocked(i, generation) {
+			size += int(b.proto.spans[i].size)
 		}
 	}
 	return size
 }
 
-// appendProto appends metrics of type t for the lines of the scrape, in as
-// many bytes as protoSize said after the scrape began: what has gone since then
-// is made up for by padding. Nothing can have come.
-func (b *Block) appendProto(dst []byte, stamp uint32, t metrics.Type, size int) ([]byte, reading) {
-	b.formProto(t)
+// appendProto appends metrics of type t for the lines of the scrape. It appends size
+// bytes, which protoSize returned for this scrape: padding replaces what was removed
+// since. A line that was added since is not shown.
+func (b *Block) appendProto(dst []byte, generation uint32, t metrics.Type, size int) ([]byte, reading) {
+	b.makeProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.renderProtoLocked(t)
-	r := b.readingLocked(stamp)
+	r := b.readingLocked(generation)
 	end := len(dst) + size
 	if p.holes == 0 && r.whole {
 		dst = append(dst, p.buf...)
 	} else {
 		for i := range b.lines {
-			if b.showsLocked(i, stamp) {
-				dst = append(dst, p.piece(uint32(i))...)
+			if b.showsLocked(i, generation) {
+				dst = append(dst, p.bytes(uint32(i))...)
 			}
 		}
 	}
 	return metrics.AppendProtoPadding(dst, end-len(dst)), r
 }
 
-// lendProto returns the metrics and what to count down when they are not read any
-// more; nil if the scrape does not show all, or some have gone since protoSize.
-func (b *Block) lendProto(stamp uint32, t metrics.Type, size int) (made []byte, loans *atomic.Int32) {
-	b.formProto(t)
+// borrowProto returns the metrics and the count of their borrowers, which the caller
+// decrements when it has read them. It returns nil if the scrape does not show all of
+// them, or if some were removed since protoSize.
+func (b *Block) borrowProto(generation uint32, t metrics.Type, size int) (made []byte, borrowers *atomic.Int32) {
+	b.makeProto(t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.renderProtoLocked(t)
-	if !b.wholeLocked(stamp) || p.size() != size {
+	if !b.showsAllLocked(generation) || p.size() != size {
 		return nil, nil
 	}
-	return p.lend()
+	return p.borrow()
 }
 
-// renderProtoLocked returns the block's protobuf form, up to date with type and
-// values.
-func (b *Block) renderProtoLocked(t metrics.Type) *protoForm {
-	for !b.formSomeLocked(t) { // it was taken away meanwhile
+// renderProtoLocked returns the block's metrics with their newest type and values.
+func (b *Block) renderProtoLocked(t metrics.Type) *protoLines {
+	for !b.makeSomeProtoLocked(t) { // it was taken away meanwhile
 	}
 	p := b.proto
 	if p.typ != t {
 		p.typ = t
-		p.own()
-		for i := range p.at {
-			if p.at[i].size > 0 {
-				metrics.SetProtoMetricType(p.piece(uint32(i)), t)
+		p.copyOnWrite()
+		for i := range p.spans {
+			if p.spans[i].size > 0 {
+				metrics.SetProtoMetricType(p.bytes(uint32(i)), t)
 			}
 		}
 	}
 	for word := range b.dirty {
-		b.lookLocked(word)
+		b.collectDirtyLocked(word)
 		if p.stale[word] == 0 {
 			continue
 		}
-		p.own()
+		p.copyOnWrite()
 		for marks := p.stale[word]; marks != 0; marks &= marks - 1 {
 			slot := uint32(word*64 + bits.TrailingZeros64(marks))
-			if p.at[slot].size > 0 {
-				metrics.SetProtoMetricValue(p.piece(slot), b.Value(slot))
+			if p.spans[slot].size > 0 {
+				metrics.SetProtoMetricValue(p.bytes(slot), b.Value(slot))
 			}
 		}
 		p.stale[word] = 0
 	}
-	p.tighten(b.fullLocked())
+	p.compact(b.fullLocked())
 	return p
 }

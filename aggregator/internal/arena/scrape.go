@@ -10,11 +10,11 @@ import (
 )
 
 const (
-	// chunkBytes is from which size on gathered output is written: two blocks, or
-	// the output of many small families in one write.
+	// chunkBytes is the size from which buffered output is written: two blocks, or
+	// many small families in one write.
 	chunkBytes = 192 << 10
-	// segmentBytes is from which size on a block is worth a segment of its own,
-	// which other goroutines make: it takes them some 50 us to compress.
+	// segmentBytes is the size from which a block becomes a segment, which another
+	// goroutine compresses in some 50 us.
 	segmentBytes = 32 << 10
 )
 
@@ -22,18 +22,18 @@ const (
 type Header struct {
 	Help string
 	Type metrics.Type
-	// Always has the header written even if there is no series. In text only:
-	// consumers of protobuf take a family without metrics for an error.
+	// Always is true if the header is written even without a series. In text only:
+	// consumers of protobuf refuse a family without metrics.
 	Always bool
 }
 
 // Scrape writes families in one format. It is not for concurrent use.
 type Scrape struct {
-	clock  *Clock
-	format format
-	stamp  uint32
-	w      io.Writer
-	// segments is w if it takes segments, else nil.
+	generations *Generations
+	format      format
+	generation  uint32
+	w           io.Writer
+	// segments is w if it writes segments, else nil.
 	segments metrics.SegmentWriter
 	buf      []byte
 	// sizes of the blocks of one family.
@@ -42,20 +42,24 @@ type Scrape struct {
 
 var scrapes = sync.Pool{New: func() any { return new(Scrape) }}
 
-// NewText begins a scrape in the text format. It is to be ended by Close.
-func NewText(w io.Writer, clock *Clock) *Scrape { return begin(w, clock, formatText) }
+// NewText begins a scrape in the text format. Close ends it.
+func NewText(w io.Writer, generations *Generations) *Scrape {
+	return newScrape(w, generations, formatText)
+}
 
-// NewProto begins a scrape in delimited protobuf. It is to be ended by Close.
-func NewProto(w io.Writer, clock *Clock) *Scrape { return begin(w, clock, formatProto) }
+// NewProto begins a scrape in delimited protobuf. Close ends it.
+func NewProto(w io.Writer, generations *Generations) *Scrape {
+	return newScrape(w, generations, formatProto)
+}
 
-func begin(w io.Writer, clock *Clock, f format) *Scrape {
+func newScrape(w io.Writer, generations *Generations, f format) *Scrape {
 	s := scrapes.Get().(*Scrape)
-	s.clock, s.format, s.w = clock, f, w
+	s.generations, s.format, s.w = generations, f, w
 	s.segments, _ = w.(metrics.SegmentWriter)
 	if s.compresses() {
-		clock.beginCompressing()
+		generations.beginCompressing()
 	}
-	s.stamp = clock.begin()
+	s.generation = generations.beginScrape()
 	return s
 }
 
@@ -63,20 +67,20 @@ func (s *Scrape) compresses() bool {
 	return s.segments != nil && s.segments.Deflates()
 }
 
-// Close writes what is left, unless err says that the scrape ended before, and
-// returns err or the error of that. The Scrape must not be used afterwards.
+// Close writes the buffered output unless err ended the scrape, and returns err or
+// the error of the write. The Scrape must not be used afterwards.
 func (s *Scrape) Close(err error) error {
 	if err == nil {
 		err = s.flush()
 	}
 	if s.compresses() {
-		s.clock.endCompressing()
+		s.generations.endCompressing()
 	}
 	if s.format == formatProto {
-		s.clock.endProto()
+		s.generations.resetProtoTimer()
 	}
-	s.clock.end(s.stamp)
-	// Neither is large: two chunks, and 16 KB for 1,000,000 series of a family.
+	s.generations.endScrape(s.generation)
+	// Neither is large: 2 chunks, and 16 KB for 1,000,000 series of a family.
 	*s = Scrape{buf: s.buf[:0], sizes: s.sizes[:0]}
 	scrapes.Put(s)
 	return err
@@ -86,28 +90,28 @@ func (s *Scrape) Close(err error) error {
 // anything is written to w.
 func (s *Scrape) Family(f *Family, h Header) error {
 	if s.format == formatProto {
-		return s.protoFamily(f, h)
+		return s.writeProtoFamily(f, h)
 	}
-	return s.textFamily(f, h)
+	return s.writeTextFamily(f, h)
 }
 
-func (s *Scrape) textFamily(f *Family, h Header) error {
+func (s *Scrape) writeTextFamily(f *Family, h Header) error {
 	begin, headed := len(s.buf), h.Always
 	s.buf = metrics.AppendTextHeader(s.buf, f.name, h.Help, h.Type)
 	for _, b := range f.snapshot() {
-		size := b.textSize(s.stamp)
+		size := b.textSize(s.generation)
 		if size == 0 {
 			continue
 		}
 		before := len(s.buf)
 		if s.segments != nil && size >= segmentBytes {
-			if err := s.segment(b, h.Type, size); err != nil {
+			if err := s.writeSegment(b, h.Type, size); err != nil {
 				return err
 			}
 			headed = true
 			continue
 		}
-		s.buf, _ = b.appendText(s.buf, s.stamp)
+		s.buf, _ = b.appendText(s.buf, s.generation)
 		headed = headed || len(s.buf) > before
 		if headed {
 			if err := s.flushFull(); err != nil {
@@ -121,14 +125,14 @@ func (s *Scrape) textFamily(f *Family, h Header) error {
 	return nil
 }
 
-// protoFamily asks for the sizes of all blocks first: the length of a family is
-// its beginning.
-func (s *Scrape) protoFamily(f *Family, h Header) error {
+// writeProtoFamily computes the sizes of all blocks first: the length of a family
+// precedes it.
+func (s *Scrape) writeProtoFamily(f *Family, h Header) error {
 	blocks := f.snapshot()
 	total := 0
 	s.sizes = s.sizes[:0]
 	for _, b := range blocks {
-		size := b.protoSize(s.stamp, h.Type)
+		size := b.protoSize(s.generation, h.Type)
 		s.sizes = append(s.sizes, size)
 		total += size
 	}
@@ -142,9 +146,9 @@ func (s *Scrape) protoFamily(f *Family, h Header) error {
 		size := s.sizes[i]
 		var err error
 		if s.segments != nil && size >= segmentBytes {
-			err = s.segment(b, h.Type, size)
+			err = s.writeSegment(b, h.Type, size)
 		} else if size > 0 {
-			s.buf, _ = b.appendProto(s.buf, s.stamp, h.Type, size)
+			s.buf, _ = b.appendProto(s.buf, s.generation, h.Type, size)
 			err = s.flushFull()
 		}
 		if err != nil {
@@ -154,17 +158,17 @@ func (s *Scrape) protoFamily(f *Family, h Header) error {
 	return nil
 }
 
-// segment has a block written behind what is gathered.
-func (s *Scrape) segment(b *Block, t metrics.Type, size int) error {
+// writeSegment writes a block behind the buffered output.
+func (s *Scrape) writeSegment(b *Block, t metrics.Type, size int) error {
 	if err := s.flush(); err != nil {
 		return err
 	}
 	g := segments.Get().(*segment)
-	*g = segment{block: b, format: s.format, stamp: s.stamp, typ: t, size: size}
+	*g = segment{block: b, format: s.format, generation: s.generation, typ: t, size: size}
 	return s.segments.WriteSegment(g)
 }
 
-// flushFull writes what is gathered if it is enough.
+// flushFull writes the buffered output if it has chunkBytes.
 func (s *Scrape) flushFull() error {
 	if len(s.buf) < chunkBytes {
 		return nil

@@ -23,11 +23,11 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// segmented is a writer that takes segments, and makes them when it is asked for
+// segmented is a writer that writes segments, and makes them when it is asked for
 // its bytes: all blocks may have changed by then.
 type segmented struct {
-	zip    bool
-	pieces []any // of []byte or Segment
+	zip   bool
+	parts []any // of []byte or Segment
 	// made has the compressed segments.
 	made []metrics.Deflated
 }
@@ -35,12 +35,12 @@ type segmented struct {
 func (w *segmented) Deflates() bool { return w.zip }
 
 func (w *segmented) Write(p []byte) (int, error) {
-	w.pieces = append(w.pieces, bytes.Clone(p))
+	w.parts = append(w.parts, bytes.Clone(p))
 	return len(p), nil
 }
 
 func (w *segmented) WriteSegment(s metrics.Segment) error {
-	w.pieces = append(w.pieces, s)
+	w.parts = append(w.parts, s)
 	return nil
 }
 
@@ -48,15 +48,15 @@ func (w *segmented) WriteSegment(s metrics.Segment) error {
 func (w *segmented) bytes(t require.TestingT) []byte {
 	var out []byte
 	var d *metrics.Deflater
-	for _, p := range w.pieces {
+	for _, p := range w.parts {
 		switch p := p.(type) {
 		case []byte:
 			out = append(out, p...)
 		case metrics.Segment:
 			if !w.zip {
-				if data := p.Lend(); data != nil {
+				if data := p.Borrow(); data != nil {
 					out = append(out, data...)
-					p.Return()
+					p.Release()
 				} else {
 					out = p.AppendTo(out)
 				}
@@ -78,7 +78,7 @@ func (w *segmented) bytes(t require.TestingT) []byte {
 
 // both are the formats.
 var both = map[string]struct {
-	begin func(io.Writer, *Clock) *Scrape
+	begin func(io.Writer, *Generations) *Scrape
 	is    expfmt.Format
 }{
 	"text":     {NewText, expfmt.NewFormat(expfmt.TypeTextPlain)},
@@ -86,14 +86,14 @@ var both = map[string]struct {
 }
 
 // scrapeOf begins and ends a scrape of one family.
-func scrapeOf(t require.TestingT, w io.Writer, f *Family, h Header, begin func(io.Writer, *Clock) *Scrape) {
-	s := begin(w, f.clock)
+func scrapeOf(t require.TestingT, w io.Writer, f *Family, h Header, begin func(io.Writer, *Generations) *Scrape) {
+	s := begin(w, f.generations)
 	require.NoError(t, s.Close(s.Family(f, h)))
 }
 
 // lines returns a family whose blocks are worth segments.
-func lines(clock *Clock, n int) (f *Family, blocks []*Block, slots []uint32) {
-	f = NewFamily(clock, "f")
+func lines(generations *Generations, n int) (f *Family, blocks []*Block, slots []uint32) {
+	f = NewFamily(generations, "f")
 	for i := range n {
 		b, slot := f.Add(longPrefix(i), float64(i))
 		blocks, slots = append(blocks, b), append(slots, slot)
@@ -142,8 +142,8 @@ func parse(t require.TestingT, data []byte, format expfmt.Format) (series map[st
 
 // All writers get the same.
 func TestSegmentsAreWhatIsWrittenPlain(t *testing.T) {
-	var clock Clock
-	f, blocks, slots := lines(&clock, 3*blockSlots)
+	var generations Generations
+	f, blocks, slots := lines(&generations, 3*blockSlots)
 	for name, format := range both {
 		begin := format.begin
 		for i := range blocks {
@@ -155,7 +155,7 @@ func TestSegmentsAreWhatIsWrittenPlain(t *testing.T) {
 		for _, zip := range []bool{false, true} {
 			w := &segmented{zip: zip}
 			scrapeOf(t, w, f, h, begin)
-			require.Greater(t, len(w.pieces), 3, name)
+			require.Greater(t, len(w.parts), 3, name)
 			require.True(t, bytes.Equal(plain.Bytes(), w.bytes(t)), name)
 		}
 	}
@@ -164,15 +164,15 @@ func TestSegmentsAreWhatIsWrittenPlain(t *testing.T) {
 // Series that come, go and change between the time when a family's length is
 // written and the time when its blocks are do not disturb a scrape in protobuf.
 func TestProtobufKeepsItsLength(t *testing.T) {
-	var clock Clock
-	f, blocks, slots := lines(&clock, 3*blockSlots)
+	var generations Generations
+	f, blocks, slots := lines(&generations, 3*blockSlots)
 	for _, zip := range []bool{false, true} {
 		w := &segmented{zip: zip}
-		s := NewProto(w, &clock)
+		s := NewProto(w, &generations)
 		require.NoError(t, s.Family(f, Header{Type: metrics.Counter}))
 		require.NoError(t, s.Family(f, Header{Type: metrics.Gauge}))
 		require.NoError(t, s.Close(nil))
-		w.pieces = w.pieces[:len(w.pieces)/2] // of the same family: the first time
+		w.parts = w.parts[:len(w.parts)/2] // of the same family: the first time
 		want := len(blocks)
 		for i := range blocks {
 			if i%5 < 2 && len(blocks[i].values) == blockSlots { // else it was written at once
@@ -190,7 +190,7 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 		}
 		// Another scrape, of another type.
 		scrapeOf(t, io.Discard, f, Header{Type: metrics.Untyped}, NewProto)
-		clock.unform()
+		generations.dropProto()
 		got := parse(t, w.bytes(t), expfmt.NewFormat(expfmt.TypeProtoDelim))
 		require.Equal(t, want, len(got))
 		for i := range blocks {
@@ -206,12 +206,12 @@ func TestProtobufKeepsItsLength(t *testing.T) {
 	}
 }
 
-// Protobuf forms go when nobody scrapes protobuf, and only then.
-func TestProtobufFormsGo(t *testing.T) {
+// Metrics go when nobody scrapes protobuf, and only then.
+func TestProtoLinesGo(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		var clock Clock
-		f, blocks, slots := lines(&clock, 2*blockSlots)
-		formed := func() (n int) {
+		var generations Generations
+		f, blocks, slots := lines(&generations, 2*blockSlots)
+		protoBlocks := func() (n int) {
 			for _, b := range f.blocks {
 				b.mu.Lock()
 				if b.proto != nil {
@@ -223,36 +223,36 @@ func TestProtobufFormsGo(t *testing.T) {
 		}
 		h := Header{Type: metrics.Gauge}
 		scrapeOf(t, io.Discard, f, h, NewText)
-		require.Zero(t, formed())
+		require.Zero(t, protoBlocks())
 		for range 3 {
 			scrapeOf(t, io.Discard, f, h, NewProto)
-			require.Equal(t, len(f.blocks), formed())
+			require.Equal(t, len(f.blocks), protoBlocks())
 			time.Sleep(protoIdle - time.Second)
 			scrapeOf(t, io.Discard, f, h, NewText)
 		}
-		require.Equal(t, len(f.blocks), formed())
+		require.Equal(t, len(f.blocks), protoBlocks())
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		require.Zero(t, formed())
-		require.Empty(t, clock.formed)
+		require.Zero(t, protoBlocks())
+		require.Empty(t, generations.protoBlocks)
 
 		// Blocks that are gone are forgotten.
 		scrapeOf(t, io.Discard, f, h, NewProto)
-		require.Len(t, clock.formed, len(f.blocks))
+		require.Len(t, generations.protoBlocks, len(f.blocks))
 		for i := range blocks {
 			blocks[i].Remove(slots[i])
 		}
-		require.Empty(t, clock.formed)
-		clock.idle.Stop()
+		require.Empty(t, generations.protoBlocks)
+		generations.protoTimer.Stop()
 	})
 }
 
 // Scrapes of both formats, compressed or not, go on while series come and go and
 // the type changes. Each parses, and has each of the steady series once.
 func TestConcurrentScrapes(t *testing.T) {
-	var clock Clock
+	var generations Generations
 	const steady = 1500
-	f, blocks, slots := lines(&clock, steady)
+	f, blocks, slots := lines(&generations, steady)
 	stop := make(chan struct{})
 	var wg, readers sync.WaitGroup
 	wg.Go(func() {
@@ -268,7 +268,7 @@ func TestConcurrentScrapes(t *testing.T) {
 			b.Show(slot, longPrefix(steady+i%100))
 			b.Remove(slot)
 			if i%1000 == 0 {
-				clock.unform()
+				generations.dropProto()
 			}
 		}
 	})
@@ -293,14 +293,14 @@ func TestConcurrentScrapes(t *testing.T) {
 	readers.Wait()
 	close(stop)
 	wg.Wait()
-	require.Empty(t, clock.sharing)
+	require.Empty(t, generations.sharing)
 }
 
 // What a scrape allocates does not depend on the number of series.
 func TestScrapeAllocations(t *testing.T) {
 	for _, n := range []int{100, 20_000} {
-		var clock Clock
-		f, blocks, slots := lines(&clock, n)
+		var generations Generations
+		f, blocks, slots := lines(&generations, n)
 		d := metrics.NewDeflater()
 		for name, format := range both {
 			begin := format.begin
@@ -312,7 +312,7 @@ func TestScrapeAllocations(t *testing.T) {
 					for i := range blocks {
 						blocks[i].Set(slots[i], v)
 					}
-					s := begin(w, &clock)
+					s := begin(w, &generations)
 					_ = s.Close(s.Family(f, Header{Type: metrics.Gauge}))
 				}
 				scrape()
@@ -337,29 +337,29 @@ func (w *inOrder) WriteSegment(s metrics.Segment) error {
 	switch {
 	case w.zip:
 		s.Deflated(w.d)
-	case s.Lend() != nil:
-		s.Return()
+	case s.Borrow() != nil:
+		s.Release()
 	default:
 		w.buf = s.AppendTo(w.buf[:0])
 	}
 	return nil
 }
 
-// After scrapes the heap is what it was before, but for protobuf forms, and
+// After scrapes the heap is what it was before, but for metrics, and
 // those go as well.
 func TestScrapesGiveMemoryBack(t *testing.T) {
-	var clock Clock
-	f, blocks, slots := lines(&clock, 50_000)
+	var generations Generations
+	f, blocks, slots := lines(&generations, 50_000)
 	for i := range blocks { // as wide as they become
 		blocks[i].Set(slots[i], 1e6+float64(i)/3)
 	}
 	scrapeOf(t, io.Discard, f, Header{}, NewText)
 	before := heap()
-	for _, begin := range []func(io.Writer, *Clock) *Scrape{NewText, NewProto} {
+	for _, begin := range []func(io.Writer, *Generations) *Scrape{NewText, NewProto} {
 		var open []*Scrape
 		for _, zip := range []bool{false, true, true} {
 			w := &segmented{zip: zip}
-			s := begin(w, &clock)
+			s := begin(w, &generations)
 			require.NoError(t, s.Family(f, Header{}))
 			w.bytes(t)
 			open = append(open, s)
@@ -369,8 +369,8 @@ func TestScrapesGiveMemoryBack(t *testing.T) {
 		}
 	}
 	with := heap()
-	require.Greater(t, with, before+50_000*100, "the forms are there")
-	clock.unform()
+	require.Greater(t, with, before+50_000*100, "the metrics are there")
+	generations.dropProto()
 	require.Less(t, float64(heap()), float64(before)+1<<20)
 	runtime.KeepAlive(f)
 }

@@ -10,26 +10,26 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// What is lent stays as it was, also when all of the block's lines go and others
+// What is borrowed stays as it was, also when all of the block's lines go and others
 // come; the block's memory is its own again when it is returned.
 func TestLent(t *testing.T) {
 	for name, format := range both {
 		t.Run(name, func(t *testing.T) {
-			var clock Clock
-			f, blocks, slots := lines(&clock, firstSlots+64+blockSlots)
-			loansOf := func() (loans []loan) {
+			var generations Generations
+			f, blocks, slots := lines(&generations, firstSlots+64+blockSlots)
+			borrowAll := func() (borrowers []borrowing) {
 				w := &segmented{}
 				scrapeOf(t, w, f, Header{}, format.begin)
-				for _, p := range w.pieces {
+				for _, p := range w.parts {
 					if s, ok := p.(metrics.Segment); ok {
-						loans = append(loans, loanOf(s))
+						borrowers = append(borrowers, borrow(s))
 					}
 				}
-				return loans
+				return borrowers
 			}
-			lent := loansOf()
-			require.Len(t, lent, 1)
-			require.NotEmpty(t, lent[0].data)
+			borrowed := borrowAll()
+			require.Len(t, borrowed, 1)
+			require.NotEmpty(t, borrowed[0].data)
 			last := blocks[len(blocks)-1]
 			for i, b := range blocks {
 				if b == last {
@@ -42,22 +42,22 @@ func TestLent(t *testing.T) {
 					b.Show(slots[i], longPrefix(len(blocks)+i))
 				}
 			}
-			again := loansOf()
-			require.NotEqual(t, lent[0].data, again[0].data)
-			require.Equal(t, lent[0].was, lent[0].data)
-			again[0].end()
-			again = loansOf()
-			require.Same(t, &again[0].data[0], &loansOf()[0].data[0])
+			again := borrowAll()
+			require.NotEqual(t, borrowed[0].data, again[0].data)
+			require.Equal(t, borrowed[0].was, borrowed[0].data)
+			again[0].release()
+			again = borrowAll()
+			require.Same(t, &again[0].data[0], &borrowAll()[0].data[0])
 			last.Set(0, 7)
-			changed := loansOf()
+			changed := borrowAll()
 			require.NotSame(t, &again[0].data[0], &changed[0].data[0])
 			require.Equal(t, again[0].was, again[0].data)
-			changed[0].end()
+			changed[0].release()
 			last.Set(0, 8)
-			unlent := loansOf()
-			require.Same(t, &changed[0].data[0], &unlent[0].data[0], "patched in place")
+			inPlace := borrowAll()
+			require.Same(t, &changed[0].data[0], &inPlace[0].data[0], "patched in place")
 
-			// Nothing is lent of a block whose lines have gone.
+			// Nothing is borrowed of a block whose lines have gone.
 			w := &segmented{}
 			scrapeOf(t, w, f, Header{}, format.begin)
 			for i, b := range blocks {
@@ -66,7 +66,7 @@ func TestLent(t *testing.T) {
 				}
 			}
 			require.NotEmpty(t, w.bytes(t))
-			require.False(t, last.text.lent())
+			require.False(t, last.text.borrowed())
 		})
 	}
 }
@@ -76,12 +76,12 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 	for name, format := range both {
 		t.Run(name, func(t *testing.T) {
 			begin := format.begin
-			var clock Clock
-			f, blocks, slots := lines(&clock, 4*blockSlots)
+			var generations Generations
+			f, blocks, slots := lines(&generations, 4*blockSlots)
 			h := Header{Type: metrics.Gauge}
 			open := func() (*segmented, *Scrape) {
 				w := &segmented{zip: true}
-				return w, begin(w, &clock)
+				return w, begin(w, &generations)
 			}
 			same := func(a, b []metrics.Deflated) (n int) {
 				require.Len(t, b, len(a))
@@ -134,11 +134,11 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 			require.True(t, has(younger.bytes(t)))
 			require.False(t, has(early.bytes(t)))
 
-			require.NotEmpty(t, clock.sharing)
+			require.NotEmpty(t, generations.sharing)
 			for _, s := range []*Scrape{s4, s5, s6} {
 				require.NoError(t, s.Close(nil))
 			}
-			require.Empty(t, clock.sharing)
+			require.Empty(t, generations.sharing)
 			for _, b := range f.blocks {
 				for i := range b.shared {
 					require.Nil(t, b.shared[i].Load(), "nothing is kept")
@@ -148,7 +148,7 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 			alone, s := open()
 			require.NoError(t, s.Family(f, h))
 			alone.bytes(t)
-			require.Empty(t, clock.sharing)
+			require.Empty(t, generations.sharing)
 			require.NoError(t, s.Close(nil))
 		})
 	}
@@ -158,12 +158,12 @@ func TestScrapesShareWhatTheyCompress(t *testing.T) {
 func TestScrapesShareOnlyWhatFits(t *testing.T) {
 	for name, format := range both {
 		t.Run(name, func(t *testing.T) {
-			var clock Clock
-			f, blocks, slots := lines(&clock, 2*blockSlots)
+			var generations Generations
+			f, blocks, slots := lines(&generations, 2*blockSlots)
 			h := Header{Type: metrics.Gauge}
 			open := func() (*segmented, *Scrape) {
 				w := &segmented{zip: true}
-				s := format.begin(w, &clock)
+				s := format.begin(w, &generations)
 				return w, s
 			}
 			has := func(w *segmented, i int) bool {

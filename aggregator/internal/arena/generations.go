@@ -1,0 +1,175 @@
+package arena
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// protoIdle is how long blocks keep their metrics after the last scrape of protobuf.
+// It is five times the longest scrape interval that is common. A metric takes some
+// 170 bytes, and 200 ns to make.
+const protoIdle = 5 * time.Minute
+
+// Generations numbers scrapes: each scrape begins a generation, and a line has the
+// generation in which it was added. A scrape shows the lines of earlier generations
+// only. So it shows no series twice that moves to another block meanwhile. A retired
+// line is shown by the scrapes under way, which do not show the line that replaces
+// it. So each scrape shows the series once.
+//
+// Generations also has the blocks that keep something for scrapes only, to drop it.
+type Generations struct {
+	newest atomic.Uint32
+
+	mu sync.Mutex
+	// active are the generations of the scrapes under way, in no order.
+	active []uint32
+	// retired are the lines that some of these scrapes may still show.
+	retired []retiredLine
+	// compressing is the number of scrapes under way that compress. sharing are
+	// the blocks that keep compressed segments for them.
+	compressing int
+	sharing     map[*Block]struct{}
+	// protoBlocks are the blocks with metrics. protoTimer drops them.
+	protoBlocks map[*Block]struct{}
+	protoTimer  *time.Timer
+}
+
+// retiredLine is shown by the scrapes of generations up to last.
+type retiredLine struct {
+	block *Block
+	slot  uint32
+	last  uint32
+}
+
+// beginScrape returns the generation of a new scrape. endScrape must follow.
+func (c *Generations) beginScrape() (generation uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	generation = c.newest.Add(1)
+	c.active = append(c.active, generation)
+	return generation
+}
+
+// endScrape ends a scrape, and removes the lines that no other scrape shows.
+func (c *Generations) endScrape(generation uint32) {
+	for _, l := range c.removeScrape(generation) {
+		l.block.Remove(l.slot)
+	}
+}
+
+// removeScrape returns the retired lines that no scrape shows any more.
+func (c *Generations) removeScrape(generation uint32) (gone []retiredLine) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := slices.Index(c.active, generation)
+	c.active = slices.Delete(c.active, at, at+1)
+	if len(c.active) == 0 {
+		gone, c.retired = c.retired, nil
+		return gone
+	}
+	oldest := slices.Min(c.active)
+	c.retired = slices.DeleteFunc(c.retired, func(l retiredLine) bool {
+		if l.last < oldest {
+			gone = append(gone, l)
+			return true
+		}
+		return false
+	})
+	return gone
+}
+
+// retireLine retires a line, and returns the last generation that shows it. It
+// returns false if no scrape is under way.
+func (c *Generations) retireLine(b *Block, slot uint32) (last uint32, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.active) == 0 {
+		return 0, false
+	}
+	last = c.current()
+	c.retired = append(c.retired, retiredLine{b, slot, last})
+	return last, true
+}
+
+func (c *Generations) current() uint32 {
+	return c.newest.Load()
+}
+
+// beginCompressing counts a scrape that may share what it compresses.
+func (c *Generations) beginCompressing() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.compressing++
+}
+
+// endCompressing ends such a scrape. The last one drops all shared segments.
+func (c *Generations) endCompressing() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.compressing--; c.compressing > 0 {
+		return
+	}
+	for b := range c.sharing {
+		b.dropShared()
+	}
+	c.sharing = nil
+}
+
+// addSharing adds a block that keeps compressed segments. It returns false if only
+// one scrape compresses.
+func (c *Generations) addSharing(b *Block) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.compressing < 2 {
+		return false
+	}
+	if c.sharing == nil {
+		c.sharing = make(map[*Block]struct{})
+	}
+	c.sharing[b] = struct{}{}
+	return true
+}
+
+// addProtoBlock adds a block that keeps metrics.
+func (c *Generations) addProtoBlock(b *Block) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.protoBlocks == nil {
+		c.protoBlocks = make(map[*Block]struct{})
+	}
+	c.protoBlocks[b] = struct{}{}
+}
+
+// forgetBlock removes a block that has no series. A scrape under way may add it
+// again. It is then dropped with the others.
+func (c *Generations) forgetBlock(b *Block) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sharing, b)
+	delete(c.protoBlocks, b)
+}
+
+// resetProtoTimer restarts the time after which metrics are dropped.
+func (c *Generations) resetProtoTimer() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.protoTimer == nil {
+		c.protoTimer = time.AfterFunc(protoIdle, c.dropProto)
+		return
+	}
+	c.protoTimer.Reset(protoIdle)
+}
+
+// dropProto drops the metrics of all blocks. A scrape under way makes again what it
+// needs.
+func (c *Generations) dropProto() {
+	c.mu.Lock()
+	blocks := c.protoBlocks
+	c.protoBlocks = nil
+	c.mu.Unlock()
+	for b := range blocks {
+		b.dropProto()
+	}
+}
