@@ -2,7 +2,6 @@ package batcher
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/documented"
 )
 
 func gather(t *testing.T, reg *prometheus.Registry) map[string]*dto.MetricFamily {
@@ -42,38 +42,33 @@ func TestDocumentedFamilies(t *testing.T) {
 	require.NoError(t, err)
 	families := gather(t, reg)
 
-	data, err := os.ReadFile("testdata/families.tsv")
-	require.NoError(t, err)
 	seen := 0
-	for line := range strings.Lines(string(data)) {
-		column := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(column) < 7 || column[6] != "metadata-batcher" {
+	for _, want := range documented.Families() {
+		if want.Origin != "metadata-batcher" {
 			continue
 		}
 		seen++
-		name, kind, labels, help, buckets := column[0], column[1], column[2], column[3], column[4]
+		name, labels := want.Name, want.Labels
 		f := families[name]
 		require.NotNil(t, f, name)
-		require.Equal(t, strings.ToUpper(kind), f.GetType().String(), name)
-		require.Equal(t, help, f.GetHelp(), name)
+		require.Equal(t, strings.ToUpper(want.Type), f.GetType().String(), name)
+		require.Equal(t, want.Help, f.GetHelp(), name)
 		var reasons []string
 		for _, m := range f.GetMetric() {
-			names := "-"
+			var names []string
 			if len(m.GetLabel()) > 0 {
-				names = m.GetLabel()[0].GetName()
+				names = append(names, m.GetLabel()[0].GetName())
 				reasons = append(reasons, m.GetLabel()[0].GetValue())
 			}
 			require.Equal(t, labels, names, name)
 			require.LessOrEqual(t, len(m.GetLabel()), 1, name)
-			bounds := []string{}
+			var bounds []string
 			for _, b := range m.GetHistogram().GetBucket() {
 				bounds = append(bounds, strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64))
 			}
-			if kind == "histogram" {
-				require.Equal(t, buckets, strings.Join(bounds, ","), name)
-			}
+			require.Equal(t, want.Buckets, bounds, name)
 		}
-		if labels == "reason" {
+		if slices.Equal(labels, []string{"reason"}) {
 			require.Equal(t, []string{"capacity", "scheduled", "shutdown"}, slices.Sorted(slices.Values(reasons)), name)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/documented"
 )
 
 // TestGoldenLifecycle follows started_at and ready_at through the vectors. In
@@ -279,20 +280,17 @@ func TestDocumentedFamilies(t *testing.T) {
 	b := finishedBuild{status: buildSuccess, seconds: 7}
 	p.metrics.builds.observe(&b, time.Now())
 	p.scan(time.Now())
-	data, err := os.ReadFile("testdata/families.tsv")
-	require.NoError(t, err)
 	checked := 0
-	for line := range strings.Lines(string(data)) {
-		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		f := gathered(t, p, row[0])
+	for _, want := range documented.Families() {
+		f := gathered(t, p, want.Name)
 		if f == nil {
 			continue
 		}
 		checked++
-		require.Equal(t, "histogram", row[1])
+		require.Equal(t, "histogram", want.Type)
 		require.Equal(t, dto.MetricType_HISTOGRAM, f.GetType())
-		require.Equal(t, row[3], f.GetHelp())
-		labels, buckets := []string{}, []string{}
+		require.Equal(t, want.Help, f.GetHelp())
+		var labels, buckets []string
 		for _, l := range f.GetMetric()[0].GetLabel() {
 			labels = append(labels, l.GetName())
 		}
@@ -301,13 +299,13 @@ func TestDocumentedFamilies(t *testing.T) {
 		for _, b := range h.GetBucket() {
 			buckets = append(buckets, strconv.FormatFloat(b.GetUpperBound(), 'f', -1, 64))
 		}
-		require.Equal(t, strings.Split(strings.TrimPrefix(row[2], "-"), ","), strings.Split(strings.Join(labels, ","), ","))
-		require.Equal(t, row[4], strings.Join(buckets, ","))
-		if row[5] == "-" {
+		require.Equal(t, want.Labels, labels)
+		require.Equal(t, want.Buckets, buckets)
+		if want.Native == "" {
 			require.Nil(t, h.Schema)
 			continue
 		}
-		require.Equal(t, "factor=1.1;max_buckets=100;min_reset=1h", row[5])
+		require.Equal(t, "factor=1.1;max_buckets=100;min_reset=1h", want.Native)
 		require.EqualValues(t, 3, h.GetSchema(), "the schema of factor 1.1")
 	}
 	require.Equal(t, 2, checked)

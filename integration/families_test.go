@@ -19,10 +19,12 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/documented"
 )
 
-// documented is a row of families.tsv, Coder's documented table.
-type documented struct {
+// family is a row of families.tsv, Coder's documented table.
+type family struct {
 	name, typ string
 	labels    []string
 	buckets   []float64
@@ -31,27 +33,15 @@ type documented struct {
 }
 
 // documentedFamilies reads the table.
-func documentedFamilies(t *testing.T) map[string]documented {
+func documentedFamilies(t *testing.T) map[string]family {
 	t.Helper()
-	table, err := os.ReadFile(filepath.Join("..", "metrics", "testdata", "families.tsv"))
-	require.NoError(t, err)
-	families := make(map[string]documented)
-	for line := range strings.Lines(string(table)) {
-		if strings.HasPrefix(line, "#") {
-			continue
-		}
-		column := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		require.Len(t, column, 7, line)
-		d := documented{name: column[0], typ: column[1], native: column[5] != "-", origin: column[6]}
-		if column[2] != "-" {
-			d.labels = strings.Split(column[2], ",")
-		}
-		if column[4] != "-" {
-			for bound := range strings.SplitSeq(column[4], ",") {
-				f, err := strconv.ParseFloat(bound, 64)
-				require.NoError(t, err)
-				d.buckets = append(d.buckets, f)
-			}
+	families := make(map[string]family)
+	for _, row := range documented.Families() {
+		d := family{name: row.Name, typ: row.Type, labels: row.Labels, native: row.Native != "", origin: row.Origin}
+		for _, bound := range row.Buckets {
+			f, err := strconv.ParseFloat(bound, 64)
+			require.NoError(t, err)
+			d.buckets = append(d.buckets, f)
 		}
 		families[d.name] = d
 	}
@@ -163,7 +153,7 @@ func TestDemoServesAllFamilies(t *testing.T) {
 
 // awaitFamilies scrapes until every wanted family is as it should be, and returns
 // that scrape.
-func awaitFamilies(t *testing.T, s *service, want map[string]documented, timeout time.Duration, good func(*dto.MetricFamily) bool) map[string]*dto.MetricFamily {
+func awaitFamilies(t *testing.T, s *service, want map[string]family, timeout time.Duration, good func(*dto.MetricFamily) bool) map[string]*dto.MetricFamily {
 	t.Helper()
 	deadline := time.Now().Add(timeout)
 	for {
@@ -185,7 +175,7 @@ func alive(f *dto.MetricFamily) bool {
 }
 
 // requireBuckets compares one histogram with the table.
-func requireBuckets(t *testing.T, d documented, m *dto.Metric) {
+func requireBuckets(t *testing.T, d family, m *dto.Metric) {
 	t.Helper()
 	if len(d.buckets) == 0 {
 		return

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/documented"
 	"github.com/coder/agentstatsd/metrics"
 )
 
@@ -316,31 +316,24 @@ func TestScrapeHasTheDocumentedRuntimeFamilies(t *testing.T) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	got, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	require.NoError(t, err)
-	var documented int
-	table, err := os.ReadFile("../metrics/testdata/families.tsv")
-	require.NoError(t, err)
-	for line := range strings.Lines(string(table)) {
-		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if strings.HasPrefix(line, "#") || row[6] != "runtime" {
+	var checked int
+	for _, row := range documented.Families() {
+		if row.Origin != "runtime" {
 			continue
 		}
-		name := row[0]
-		documented++
+		name := row.Name
+		checked++
 		f := got[name]
 		require.NotNil(t, f, name)
-		require.Equal(t, row[1], strings.ToLower(f.GetType().String()), name)
+		require.Equal(t, row.Type, strings.ToLower(f.GetType().String()), name)
 		require.NotEmpty(t, f.Metric, name)
 		for _, m := range f.Metric {
-			names := make([]string, 0, len(m.Label))
+			var names []string
 			for _, l := range m.Label {
 				names = append(names, l.GetName())
 			}
-			if row[2] == "-" {
-				require.Empty(t, names, name)
-				continue
-			}
-			require.Equal(t, strings.Split(row[2], ","), names, name)
+			require.Equal(t, row.Labels, names, name)
 		}
 	}
-	require.Equal(t, 36, documented)
+	require.Equal(t, 36, checked)
 }
