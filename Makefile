@@ -1,6 +1,6 @@
-# Everything that people and CI run. `make demo` needs nothing but Go. `make
-# test` needs a C compiler for the race detector, and installs the servers that
-# it starts: PostgreSQL and PgBouncer.
+# Everything that people and CI run; `make help` lists it. `make demo` and `make
+# check` need nothing but Go. `make test` needs a C compiler for the race detector,
+# and installs the servers that it starts: PostgreSQL and PgBouncer.
 
 GO    ?= go
 TOOL  := $(GO) tool -modfile=tools/go.mod
@@ -9,20 +9,33 @@ PKGS  := ./...
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: build demo test soak bench bench-peers microbench servers lint generate check-generated fmt vuln clean
+.PHONY: help build demo check test soak bench bench-peers microbench servers lint generate check-generated check-format fmt vuln clean
 
-build:
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
+		printf '%-16s %s\n' "$$target" "$$what"; done
+
+build: ## build bin/agentstatsd
 	$(GO) build -trimpath -o bin/agentstatsd ./cmd/agentstatsd
 
-demo: build
+demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo
 
 # Have bounds that do not hold with the race detector, which makes pools forget.
 ALLOCATIONS := ./agentapi ./aggregator/... ./batcher ./fleet ./metrics ./reports ./scrape
 
+# In the short mode of go test, tests that need PostgreSQL are left out, and random
+# ones draw less. Nothing is left out of `make test`.
+check: check-format check-generated ## what needs no servers, in under 3 minutes once built: before each commit
+	$(GO) vet $(PKGS)
+	$(TOOL) golangci-lint run $(PKGS)
+	$(TOOL) buf lint
+	$(TOOL) buf breaking --against proto/agentstats.binpb
+	$(GO) test -short -timeout 4m $(PKGS)
+
 # All that CI checks: formatting, lint, generated code, the wire contract, vet,
 # and every test with the race detector.
-test: servers lint check-generated
+test: servers lint check-generated ## all that CI checks: lint, generated code, every test, with the race detector
 	$(GO) vet $(PKGS)
 	cd integration && $(GO) vet ./...
 	cd bench && $(GO) vet ./...
@@ -36,7 +49,7 @@ test: servers lint check-generated
 FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
 	aggregator:FuzzEvents aggregator:FuzzEventsGrouped pushed:FuzzPush \
 	agentapi:FuzzRequest agentapi:FuzzMetadataWire
-soak: servers
+soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
 	@for target in $(FUZZ); do \
@@ -47,12 +60,12 @@ soak: servers
 # Compares the service with what people would use in its place and with the limits
 # of the machine, in under 20 minutes on two cores; BENCHFLAGS=-only=ingest,idle
 # measures only those sections anew. It writes bench/RESULTS.md.
-bench: bin/bench
+bench: bin/bench ## compare with what people would use in its place; writes bench/RESULTS.md
 	./bin/bench $(BENCHFLAGS) run
 
 # Compares it with real peers, as processes. Building them takes some minutes the
 # first time.
-bench-peers: bin/bench bin/peers/otelcol
+bench-peers: bin/bench bin/peers/otelcol ## compare with Pushgateway, statsd_exporter and the OpenTelemetry Collector
 	cd bench/peers && $(GO) build -trimpath -o ../../bin/peers/ \
 		github.com/prometheus/pushgateway github.com/prometheus/statsd_exporter
 	./bin/bench $(BENCHFLAGS) peers
@@ -66,13 +79,13 @@ bin/peers/otelcol: bench/peers/otelcol.yaml bench/peers/go.mod
 	cd bin/peers/otelcol-src && $(GO) build -trimpath -o ../otelcol .
 
 # The benchmarks of each package.
-microbench: servers
+microbench: servers ## the benchmarks of each package
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKGS)
 
 # The database servers that tests start, from the distribution. Nothing is done
 # if they are there; with apt, no cluster and no daemon is started.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-servers:
+servers: ## install PostgreSQL and PgBouncer, which tests start
 	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
 		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null; then exit 0; fi; \
 	set -ex; \
@@ -83,34 +96,34 @@ servers:
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 		-o Dpkg::Options::=--force-confold postgresql pgbouncer
 
-lint:
+check-format:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+
+lint: check-format ## lint all modules and the wire contract
 	$(TOOL) golangci-lint run $(PKGS)
 	cd bench && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
 	cd integration && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
 	$(TOOL) buf lint
 	$(TOOL) buf breaking --against proto/agentstats.binpb
 
-# Generated Go, and what is generated into documents.
-generate:
+generate: ## generated Go, and what is generated into documents
 	$(TOOL) buf generate
 	$(GO) test ./cmd/agentstatsd -run TestREADMEConfiguration -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
 
-# Fails if generating changes a file.
 GENERATED := git ls-files -z proto README.md docs/metrics.md
-check-generated:
+check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \
 	test "$$before" = "$$($(GENERATED) | xargs -0 sha256sum)" || \
 	{ echo "generated files are not current: run make generate and commit"; git status --short; exit 1; }
 
-fmt:
+fmt: ## format the code
 	$(TOOL) golangci-lint fmt $(PKGS)
 
 # Needs the vulnerability database, so it is not part of test.
-vuln:
+vuln: ## look for known vulnerabilities
 	$(TOOL) govulncheck $(PKGS)
 
-clean:
+clean: ## remove what was built
 	rm -rf bin

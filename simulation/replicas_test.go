@@ -27,12 +27,20 @@ const (
 	settleEvery = 50
 )
 
+// seeds returns how many are run: fewer in the short mode of go test.
+func seeds() uint64 {
+	if testing.Short() {
+		return min(*manySeeds, 20)
+	}
+	return *manySeeds
+}
+
 func TestReplicas(t *testing.T) {
 	if *oneSeed != 0 {
 		runSeed(t, *oneSeed)
 		return
 	}
-	for seed := uint64(1); seed <= *manySeeds; seed++ {
+	for seed := uint64(1); seed <= seeds(); seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
 			runSeed(t, seed)
@@ -43,7 +51,7 @@ func TestReplicas(t *testing.T) {
 // While the database and the pubsub work no session ends as outdated, however agents
 // move and start anew, and replicas stop and start: each session knows the one before.
 func TestMovesAlone(t *testing.T) {
-	for seed := uint64(1); seed <= *manySeeds/10; seed++ {
+	for seed := uint64(1); seed <= seeds()/10; seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
 			bubble.Test(t, func(t *testing.T) {

@@ -57,10 +57,20 @@ var (
 	clusterDir string
 )
 
+// skipInShort leaves a test out that needs a server, in the short mode of go test:
+// `make check` runs without PostgreSQL.
+func skipInShort(tb testing.TB) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skip("needs PostgreSQL")
+	}
+}
+
 // Shared returns the server that all tests of this binary share. The first call
-// starts it. Nobody may stop it.
+// starts it. Nobody may stop it. In the short mode of go test it skips the test.
 func Shared(tb testing.TB) *Server {
 	tb.Helper()
+	skipInShort(tb)
 	sharedMu.Lock()
 	defer sharedMu.Unlock()
 	if shared == nil {

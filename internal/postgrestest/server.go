@@ -56,6 +56,7 @@ type Server struct {
 // Main.
 func Start(tb testing.TB, opts ...Option) *Server {
 	tb.Helper()
+	skipInShort(tb)
 	s, err := start(opts...)
 	if err != nil {
 		tb.Fatalf("start PostgreSQL: %v", err)
