@@ -163,6 +163,9 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 		o.deployment, err = s.identifyFile(ctx, path, opts.DeploymentID)
 	}
 	if err != nil {
+		if reason := sqliteFault(err).reason; reason != "" {
+			err = fmt.Errorf("%s: %w", reason, err)
+		}
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
 	s.opened(ctx, o)
@@ -244,10 +247,20 @@ func sqliteFault(err error) fault {
 	if !errors.As(err, &e) {
 		return f
 	}
-	switch e.Code() & 0xff { // the rest of an extended code is the detail
+	return sqliteCodeFault(e.Code())
+}
+
+func sqliteCodeFault(code int) fault {
+	f := fault{answered: true}
+	switch code & 0xff { // the rest of an extended code is the detail
 	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG:
 		f.rejected = true
 	case sqlite3.SQLITE_FULL:
+		f.reason = reasonFull
+	}
+	// The file beside the database that has the index of its log cannot grow. It is made
+	// at start.
+	if code == sqlite3.SQLITE_IOERR_SHMSIZE {
 		f.reason = reasonFull
 	}
 	return f

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/postgrestest"
@@ -325,4 +326,16 @@ func TestSQLiteFull(t *testing.T) {
 	_, err = s.writer.ExecContext(t.Context(), `PRAGMA max_page_count = 100000`)
 	require.NoError(t, err)
 	upsert(t, s, []agent.Metadata{row(id(1), "later", "v", 1, 1)})
+	require.NoError(t, s.Close())
+
+	// At start, too.
+	path := filepath.Join(t.TempDir(), "a.db")
+	db, err := sql.Open("sqlite", sqliteDSN(path, Options{}, "_pragma", "max_page_count(20)"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	_, _, err = sqliteDialect.migrate(t.Context(), db, func(context.Context) error { return nil })
+	require.Equal(t, reasonFull, sqliteFault(err).reason)
+	// What a new index of the log ends with.
+	require.Equal(t, reasonFull, sqliteCodeFault(sqlite3.SQLITE_IOERR_SHMSIZE).reason)
+	require.Empty(t, sqliteCodeFault(sqlite3.SQLITE_IOERR_WRITE).reason)
 }
