@@ -62,7 +62,11 @@ func TestDeployment(t *testing.T) {
 		}},
 		"postgres": {Options{URL: database}, func() Options {
 			// As pg_dump and pg_restore do within one cluster.
-			execute(t, main, `DROP DATABASE IF EXISTS copied`)
+			// The server waits for the ends of others' connections for 5 s only.
+			for scalar[int](t, main, `SELECT count(*) FROM pg_stat_activity WHERE datname = $1`, databaseOf(database)) > 0 {
+				require.NoError(t, t.Context().Err())
+			}
+			execute(t, main, `DROP DATABASE IF EXISTS copied WITH (FORCE)`)
 			execute(t, main, `CREATE DATABASE copied TEMPLATE `+databaseOf(database))
 			return Options{URL: strings.Replace(database, "/"+databaseOf(database)+"?", "/copied?", 1)}
 		}},
@@ -96,7 +100,7 @@ func TestDeployment(t *testing.T) {
 			require.Equal(t, other, again)
 		})
 	}
-	execute(t, main, `DROP DATABASE copied`)
+	execute(t, main, `DROP DATABASE copied WITH (FORCE)`)
 
 	require.NoError(t, os.Rename(path, path+".moved"))
 	first, _ := deploymentOf(t, Options{Path: path + ".moved"})
