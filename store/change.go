@@ -62,20 +62,24 @@ func (s *Store) read(ctx context.Context, doing string, f func(querier) error) e
 	return s.attempt(ctx, doing, func() error { return f(s.reader) })
 }
 
-// transact runs f in one transaction, which is committed unless it only reads.
+// transact runs f in one transaction. Without opts it writes, and is committed.
 func (s *Store) transact(ctx context.Context, db *sql.DB, opts *sql.TxOptions, f func(*sql.Tx) error) error {
+	writes := opts == nil
+	if writes {
+		opts = s.dialect.writing
+	}
 	tx, err := db.BeginTx(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
-	if opts == nil && s.dialect.commitDurably != "" {
+	if writes && s.dialect.commitDurably != "" {
 		if _, err = tx.ExecContext(ctx, s.dialect.commitDurably); err == nil {
 			err = f(tx)
 		}
 	} else {
 		err = f(tx)
 	}
-	if err == nil && opts == nil {
+	if err == nil && writes {
 		if err = tx.Commit(); err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}

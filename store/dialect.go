@@ -48,9 +48,10 @@ type dialect struct {
 	// commitDurably is run at the beginning of a transaction that writes, so that
 	// its commit is on disk when it returns; empty: it is anyway.
 	commitDurably string
-	// snapshot makes all reads of a transaction see one moment.
-	snapshot *sql.TxOptions
-	queries  queries
+	// snapshot makes all reads of a transaction see one moment. writing makes each
+	// statement of one see what was committed before it; nil: it does.
+	snapshot, writing *sql.TxOptions
+	queries           queries
 }
 
 // fault is what an error of the database means.

@@ -48,7 +48,9 @@ var postgresDialect = dialect{
 	// Who adds to them goes on.
 	lockSubscriptions: `LOCK TABLE report_subscriptions IN SHARE ROW EXCLUSIVE MODE`,
 	snapshot:          &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-	queries:           postgresQueries(),
+	// Whatever a role, a database or a server have.
+	writing: &sql.TxOptions{Isolation: sql.LevelReadCommitted},
+	queries: postgresQueries(),
 }
 
 // postgresRows makes rows of arrays, one for each column: the text is the same

@@ -24,6 +24,7 @@ type server struct {
 	schemaOID uint32
 	creates   bool // this role may make tables in it
 	path      string
+	bytea     string // how bytes are shown
 }
 
 func inspectServer(ctx context.Context, tx pgx.Tx) (server, error) {
@@ -32,8 +33,9 @@ func inspectServer(ctx context.Context, tx pgx.Tx) (server, error) {
 SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
     pg_is_in_recovery(), current_setting('transaction_read_only')::boolean, coalesce(current_schema()::text, ''),
     coalesce((SELECT oid FROM pg_namespace WHERE nspname = current_schema())::oid, 0),
-    coalesce(has_schema_privilege(current_schema()::text, 'CREATE'), false), current_setting('search_path')`).Scan(
-		&s.version, &s.encoding, &s.standby, &s.readOnly, &s.schema, &s.schemaOID, &s.creates, &s.path)
+    coalesce(has_schema_privilege(current_schema()::text, 'CREATE'), false), current_setting('search_path'),
+    current_setting('bytea_output')`).Scan(
+		&s.version, &s.encoding, &s.standby, &s.readOnly, &s.schema, &s.schemaOID, &s.creates, &s.path, &s.bytea)
 	if err != nil {
 		return s, fmt.Errorf("look at the server: %w", err)
 	}
@@ -71,6 +73,16 @@ func (s *server) checkPath(asked string) error {
 }
 
 const pathOfRole = "set it on the role (ALTER ROLE ... SET search_path = ...) and leave it out of the URL"
+
+// checkText returns in one sentence why what is read as text, as it is by a pooler, cannot
+// be understood.
+func (s *server) checkText() error {
+	if s.bytea != "hex" {
+		return fmt.Errorf("its bytea_output is %s, which this program does not read by a pooler: "+
+			"set it on the role (ALTER ROLE ... SET bytea_output = 'hex')", s.bytea)
+	}
+	return nil
+}
 
 // mayCreate returns in one sentence why the schema cannot be brought up to date.
 func (s *server) mayCreate(context.Context) error {

@@ -68,6 +68,11 @@ func TestPostgresStartChecks(t *testing.T) {
 			pooler: []string{""}, declared: true,
 			want: "of search_path, set it on the role (ALTER ROLE ... SET search_path = ...) and leave it out of the URL",
 		},
+		"bytes that a pooler does not show as hex": {
+			prepare: []string{`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET bytea_output = escape', current_database()); END $$`},
+			pooler:  []string{""}, declared: true,
+			want: "its bytea_output is escape, which this program does not read by a pooler: set it on the role",
+		},
 		// It would join the deployment that has the schema public.
 		"search_path that the pooler ignores": {
 			prepare: []string{`CREATE SCHEMA a`}, params: "&search_path=a",

@@ -25,8 +25,8 @@ type opened struct {
 
 // beginPatiently begins a transaction without limits of time. They are of it only, so
 // this works behind a pooler, too. It is one message: between two of them the limits of
-// the session would count.
-const beginPatiently = `BEGIN;
+// the session would count. What is waited for is seen, as in all that writes.
+const beginPatiently = `BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL lock_timeout = 0`
@@ -62,8 +62,14 @@ func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.I
 	if err := server.check(); err != nil {
 		return out, err
 	}
-	if err := server.checkPath(conn.Conn().Config().RuntimeParams["search_path"]); err != nil {
+	config := conn.Conn().Config()
+	if err := server.checkPath(config.RuntimeParams["search_path"]); err != nil {
 		return out, err
+	}
+	if config.DefaultQueryExecMode == pgx.QueryExecModeExec {
+		if err := server.checkText(); err != nil {
+			return out, err
+		}
 	}
 	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.schemaOID)))
 	if err != nil {

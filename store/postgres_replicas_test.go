@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -254,6 +256,45 @@ func TestPostgresCursor(t *testing.T) {
 	states, _, err = s.States(t.Context(), nextState+1_000_000)
 	require.NoError(t, err)
 	require.Len(t, states, 2)
+}
+
+// Replicas that write at the same time do not fail, whatever isolation a database has by
+// default; nor do those that start at the same time.
+func TestPostgresIsolation(t *testing.T) {
+	for _, level := range []string{"serializable", "repeatable read"} {
+		t.Run(level, func(t *testing.T) {
+			url := postgrestest.Shared(t).CreateDatabase(t)
+			execute(t, admin(t, url), `ALTER DATABASE `+databaseOf(url)+` SET default_transaction_isolation = '`+level+`'`)
+			stores := make([]*Store, 3)
+			var group errgroup.Group
+			for i := range stores {
+				group.Go(func() (err error) {
+					stores[i], err = Open(t.Context(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+					return err
+				})
+			}
+			require.NoError(t, group.Wait())
+			register(t, stores[0], id(1))
+			group = errgroup.Group{}
+			for i, s := range stores {
+				group.Go(func() error {
+					for n := range int64(30) {
+						if _, _, err := s.Beat(t.Context(), agent.Replica{ID: id(byte(10 + i))}, -1); err != nil {
+							return err
+						}
+						if _, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", fmt.Sprint(i), n+1, int64(i))}); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			require.NoError(t, group.Wait())
+			for _, s := range stores {
+				require.NoError(t, s.Close())
+			}
+		})
+	}
 }
 
 // Of all replicas that see a build end, one is told to observe it.
