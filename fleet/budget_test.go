@@ -5,9 +5,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 func TestBucket(t *testing.T) {
@@ -29,164 +26,32 @@ func TestBucket(t *testing.T) {
 // seconds in 1 MB, 128 keys of metadata each second in messages of their own, and
 // everything anew after a reconnect now and then.
 func TestBudgetLeavesAgentsAlone(t *testing.T) {
-	o := Options{}.withDefaults()
-	var b budget
+	l := Limits{ // the defaults of fleet.Options
+		MessagesPerSecond: 200, MessagesBurst: 2000,
+		BytesPerSecond: 512 << 10, BytesBurst: 8 << 20,
+		RefusedPerSecond: 100, RefusedBurst: 5000,
+	}
+	var b Budget
 	now := time.Unix(1000, 0)
 	for second := range 3600 {
 		if second%60 == 0 {
-			wait, retry, _ := b.charge(now, &o, sessionMessages, 0)
+			wait, retry, _ := b.Charge(now, &l, SessionMessages, 0)
 			require.Zero(t, wait+retry)
 			for range 10 { // what waited
-				wait, retry, _ = b.charge(now, &o, 1, 400<<10)
+				wait, retry, _ = b.Charge(now, &l, 1, 400<<10)
 				require.Zero(t, wait+retry)
 			}
 		}
 		if second%30 == 0 {
-			wait, retry, _ := b.charge(now, &o, 1, 1<<20)
+			wait, retry, _ := b.Charge(now, &l, 1, 1<<20)
 			require.Zero(t, wait+retry)
-			b.chargeSeries(1000) // each time others
-			require.Zero(t, b.chargeRefused(now, &o, 1000, 1<<20), "of one that nothing of is taken in")
+			b.ChargeSeries(1000) // each time others
+			require.Zero(t, b.ChargeRefused(now, &l, 1000, 1<<20), "of one that nothing of is taken in")
 		}
 		for range 128 {
-			wait, retry, _ := b.charge(now, &o, 1, 2<<10)
+			wait, retry, _ := b.Charge(now, &l, 1, 2<<10)
 			require.Zero(t, wait+retry)
 		}
 		now = now.Add(time.Second)
 	}
-}
-
-// An agent that floods is slowed to its rates, then sent away, over its sessions.
-func TestBudgetOfFloods(t *testing.T) {
-	excess := map[string]string{
-		limitedMessages: `^messages of the agent: want at most 2000 at once \(--agent-message-burst\) and 200 a second after that \(--agent-message-rate\), got 20\d\d$`,
-		limitedBytes:    `^bytes of the agent: want at most 8388608 at once \(--agent-byte-burst\) and 524288 a second after that \(--agent-byte-rate\), got (8|9)\d{6}$`,
-	}
-	for name, size := range map[string]int{limitedMessages: 100, limitedBytes: 1 << 20} {
-		t.Run(name, func(t *testing.T) {
-			bubble.Test(t, func(t *testing.T) {
-				f := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1))
-				o := Options{}.withDefaults()
-				start, messages := time.Now(), 0
-				for session := 1; ; session++ {
-					require.Zero(t, f.Admit(nid(1)))
-					s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: int64(session)})
-					require.NoError(t, err)
-					var wait, retry time.Duration
-					for range 40 { // then it connects again, which helps nothing
-						if wait, retry, _ = s.Charge(size); retry > 0 {
-							break
-						}
-						messages++
-						time.Sleep(wait)
-					}
-					if retry > 0 {
-						require.Equal(t, floodPenalty, retry)
-						break
-					}
-				}
-				flooded := time.Since(start)
-				require.GreaterOrEqual(t, flooded, floodGrace)
-				require.Less(t, flooded, floodGrace+5*time.Second)
-				require.LessOrEqual(t, messages, o.MessagesBurst+int(flooded.Seconds()+1)*o.MessagesPerSecond)
-				require.LessOrEqual(t, messages*size, o.BytesBurst+int(flooded.Seconds()+3)*o.BytesPerSecond)
-				require.Equal(t, floodPenalty, f.Admit(nid(1)), "whoever comes back at once is told")
-				require.Regexp(t, excess[name], f.Excess(nid(1)))
-				time.Sleep(floodPenalty - time.Second)
-				require.Equal(t, time.Second, f.Admit(nid(1)))
-				time.Sleep(time.Second)
-				require.Zero(t, f.Admit(nid(1)))
-				require.Zero(t, f.Admit(nid(2)), "nobody else is")
-			})
-		})
-	}
-}
-
-// Whoever has too much refused is away, whatever it sends between.
-func TestBudgetOfRefusals(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		f := loaded(t, Options{}, registration(1, 1, 1))
-		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
-		require.NoError(t, err)
-		require.Zero(t, s.Refused(4000, 0))
-		require.Zero(t, f.Admit(nid(1)))
-		require.Equal(t, 240*time.Millisecond, s.Refused(1000, 24<<10), "bytes count too")
-		require.Equal(t, 240*time.Millisecond, f.Admit(nid(1)))
-		time.Sleep(240 * time.Millisecond)
-		require.Zero(t, f.Admit(nid(1)))
-		require.Equal(t, 50*time.Second, f.Refused(nid(1), 40_000_000, 1<<20), "at most a burst is waited for")
-		require.Equal(t, 50*time.Second, f.Admit(nid(1)))
-		require.Zero(t, f.Refused(nid(9), 1, 1), "nobody's")
-	})
-}
-
-// What the database refuses is charged like what is refused on receipt, and ends
-// the session with the agent's next message.
-func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		p := loaded(t, Options{RefusedPerSecond: 1, RefusedBurst: 3}, registration(1, 1, 1), registration(2, 2, 1))
-		s := connect(t, p, 1)
-		refused := func(seq int64, count int) {
-			receive(t, s, seq, func(r Request) { r.Tracker().AddPending(seq) })
-			s.tracker.Resolve([]agent.Resolution{{Sequence: seq, Refusal: &agent.Refusal{Kind: agent.RefusedStore, Count: count}}})
-		}
-		refused(1, 1)
-		p.store.reject = nid(1) // of a state, too
-		receive(t, s, 2, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
-		require.NoError(t, p.write(t.Context()))
-		_, retry, _ := s.Charge(100)
-		require.Zero(t, retry)
-		require.Zero(t, p.Admit(nid(1)))
-		refused(3, 2)
-		_, refusals, tells := s.Take()
-		require.True(t, tells, "it is told why before it goes")
-		require.Len(t, refusals, 3)
-		_, retry, by := s.Charge(100)
-		require.Equal(t, time.Second, retry)
-		require.True(t, by)
-		require.Equal(t, "refused items of the agent: want at most 3 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 4", p.Excess(nid(1)))
-		require.Equal(t, time.Second, p.Admit(nid(1)))
-		require.Zero(t, p.Admit(nid(2)), "nobody else is away")
-		require.Equal(t, []string{"refused 1"}, metric(t, p, "agentstatsd_agents_limited_total"))
-		s.tracker.Resolve([]agent.Resolution{{Sequence: 3}})
-		time.Sleep(time.Second)
-		require.Zero(t, p.Admit(nid(1)))
-	})
-}
-
-// New series cost more than new values: an agent that has new ones in each of its
-// reports is slowed long before its messages alone would do that.
-func TestBudgetOfNewSeries(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		f := loaded(t, Options{}, registration(1, 1, 1))
-		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
-		require.NoError(t, err)
-		messages := 0
-		for {
-			wait, retry, _ := s.Charge(100)
-			require.Zero(t, retry)
-			if wait > 0 {
-				break
-			}
-			messages++
-			require.NoError(t, s.Receive(int64(messages), func(r Request) { r.Created(200) }))
-		}
-		require.Equal(t, 49, messages, "each counts as 41, and 2,000 are the burst")
-	})
-}
-
-// Sessions are opened no faster than the rate of messages allows, however often an
-// agent tries.
-func TestBudgetOfSessions(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		f := loaded(t, Options{}, registration(1, 1, 1))
-		admitted := 0
-		for range 60_000 {
-			if f.Admit(nid(1)) == 0 {
-				admitted++
-			}
-			time.Sleep(time.Millisecond)
-		}
-		// The burst, and the rate for 10 s before it is sent away for 30 s, twice.
-		require.InDelta(t, (2000+2*10*200)/sessionMessages, admitted, 110)
-	})
 }

@@ -44,7 +44,7 @@ type entry struct {
 
 	sessions     sessions
 	metadataKeys []string // request.go: sorted; of an agent whose template declares none
-	budget       budget   // limits.go
+	budget       Budget   // limits.go
 	state        state
 	presence     presence // presence.go: as last published
 }
@@ -57,8 +57,8 @@ type sessions struct {
 	// recordedEpoch is the highest one known to be stored of its sessions and state.
 	storedEpoch, recordedEpoch int64
 	lastSeen                   time.Time
-	instances                  []*tracker // those without a session first, oldest first
-	seriesRetained             bool       // the series outlast the session, for a reconnect
+	instances                  []*instance // those without a session first, oldest first
+	seriesRetained             bool        // the series outlast the session, for a reconnect
 }
 
 // state is the agent's state on its way to the database: request.go, write.go,

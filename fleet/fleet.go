@@ -120,13 +120,14 @@ type Pending interface {
 // concurrently.
 //
 // The lock order is: changeSem, entry.requestMu, mu, entry.mu, workspace.up.mu,
-// then the leaves (writeQueue.mu, watchers.mu, tracker.mu, and the locks of Series
+// then the leaves (writeQueue.mu, watchers.mu, acks.Tracker.mu, and the locks of Series
 // and Pending).
 type Fleet struct {
 	store   Store
 	series  Series
 	pending Pending
 	opts    Options
+	limits  Limits // of each agent
 	metrics *metrics
 	log     *slog.Logger
 
@@ -183,6 +184,7 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		series:    series,
 		pending:   pending,
 		opts:      opts,
+		limits:    opts.limits(),
 		metrics:   newMetrics(reg),
 		log:       log,
 		changeSem: make(chan struct{}, 1),

@@ -30,29 +30,26 @@ import (
 // from notifications. It does not know earlier unstored epochs, because another
 // replica may have assigned one between them.
 
-// Supersede implements agent.Tracker.
-func (t *tracker) Supersede(epoch int64) { t.fleet.supersede(t, epoch) }
-
-// supersede forgets the instance of t. It ends the instance's session, unless another
+// supersede forgets the instance. It ends the instance's session, unless another
 // replica has a newer session or registration of the agent. Those are read first:
 // then the agent must not be asked to reconnect.
-func (f *Fleet) supersede(t *tracker, epoch int64) {
-	e := t.entry
+func (f *Fleet) supersede(i *instance, epoch int64) {
+	e := i.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	f.supersedeLocked(t, epoch)
+	f.supersedeLocked(i, epoch)
 }
 
-func (f *Fleet) supersedeLocked(t *tracker, epoch int64) {
-	e := t.entry
+func (f *Fleet) supersedeLocked(i *instance, epoch int64) {
+	e := i.entry
 	e.sessions.storedEpoch = max(e.sessions.storedEpoch, epoch)
-	e.forgetInstanceLocked(t)
-	if epoch != 0 && epoch < t.epoch {
+	e.forgetInstanceLocked(i)
+	if epoch != 0 && epoch < i.epoch {
 		f.raiseEpochLocked(e)
 	}
 	s := e.sessions.live
 	switch {
-	case s == nil || s.tracker != t:
+	case s == nil || s.instance != i:
 	case f.peers == nil:
 		f.endOutdatedLocked(e)
 	default:
@@ -82,7 +79,7 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 func (f *Fleet) supersedePendingLocked(e *entry, epoch int64) {
 	for _, h := range slices.Clone(e.state.pendingAcks) {
 		if h.epoch < epoch {
-			f.supersedeLocked(h.tracker, epoch)
+			f.supersedeLocked(h.instance, epoch)
 		}
 	}
 }
@@ -96,19 +93,13 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, h := range slices.Concat(w.pendingAcks, e.state.pendingAcks) {
-		f.supersedeLocked(h.tracker, stored)
+		f.supersedeLocked(h.instance, stored)
 	}
 	e.sessions.storedEpoch = max(e.sessions.storedEpoch, stored)
 	e.state.newest = agent.State{Agent: e.id}
 	f.rereadStates.Store(true)
 	if f.peers != nil {
 		f.peers.wakeFollower()
-	}
-}
-
-func (e *entry) forgetInstanceLocked(t *tracker) {
-	if i := slices.Index(e.sessions.instances, t); i >= 0 {
-		e.dropInstanceLocked(i)
 	}
 }
 
@@ -125,7 +116,7 @@ func (f *Fleet) endOutdatedLocked(e *entry) {
 func (f *Fleet) endOutdatedSessions(doubted []*entry) {
 	for _, e := range doubted {
 		e.mu.Lock()
-		if s := e.sessions.live; s != nil && !slices.Contains(e.sessions.instances, s.tracker) {
+		if s := e.sessions.live; s != nil && !slices.Contains(e.sessions.instances, s.instance) {
 			f.endOutdatedLocked(e)
 		}
 		e.mu.Unlock()
@@ -137,7 +128,7 @@ func (f *Fleet) endOutdatedSessions(doubted []*entry) {
 func (f *Fleet) noteStoredEpochLocked(e *entry, epoch int64) {
 	e.sessions.storedEpoch = max(e.sessions.storedEpoch, epoch)
 	if s := e.sessions.live; s != nil && s.info.Epoch < epoch {
-		e.forgetInstanceLocked(s.tracker)
+		e.forgetInstanceLocked(s.instance)
 		f.endOutdatedLocked(e)
 	}
 }

@@ -68,7 +68,7 @@ func TestSuperseded(t *testing.T) {
 					{Agent: nid(1), Epoch: epoch, Replica: replicaID(1), Open: true},
 				}))
 			}
-			s.tracker.Supersede(epoch)
+			s.instance.Supersede(epoch)
 			settle()
 			require.True(t, closed(s.Done()))
 			require.Equal(t, want, s.End())
@@ -76,7 +76,7 @@ func TestSuperseded(t *testing.T) {
 			require.Equal(t, Progress{}, next.Resume())
 			require.Greater(t, next.Info().Epoch, epoch)
 
-			s.tracker.Supersede(epoch) // of what was said before
+			s.instance.Supersede(epoch) // of what was said before
 			settle()
 			require.False(t, closed(next.Done()))
 		})
@@ -88,7 +88,7 @@ func TestSupersededAlone(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
 	epoch := s.Info().Epoch + int64(time.Hour)
-	s.tracker.Supersede(epoch)
+	s.instance.Supersede(epoch)
 	require.True(t, closed(s.Done()))
 	require.Equal(t, EndOutdated, s.End())
 	require.Greater(t, connect(t, p, 1).Info().Epoch, epoch)

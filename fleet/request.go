@@ -25,12 +25,12 @@ const maxNameBytes = 200
 // Request is one request of an agent while it is handled. It is valid during the
 // call that it is passed to.
 type Request struct {
-	fleet   *Fleet
-	entry   *entry
-	session agent.Session
-	order   agent.Order
-	tracker *tracker
-	now     time.Time
+	fleet    *Fleet
+	entry    *entry
+	session  agent.Session
+	order    agent.Order
+	instance *instance
+	now      time.Time
 }
 
 // Agent returns the id of the agent.
@@ -55,13 +55,13 @@ func (r Request) Order() agent.Order { return r.order }
 func (r Request) Now() time.Time { return r.now }
 
 // Tracker returns the tracker of the instance that sent the request.
-func (r Request) Tracker() agent.Tracker { return r.tracker }
+func (r Request) Tracker() agent.Tracker { return r.instance }
 
 // Refuse queues refusals for the instance. No ack covers the request before they are
 // sent. It takes ownership of the refusals and their names.
 func (r Request) Refuse(refused []agent.Refusal) {
-	if r.tracker != nil && len(refused) > 0 {
-		r.tracker.addRefusals(r.order.Sequence, refused)
+	if r.instance != nil && len(refused) > 0 {
+		r.instance.acks.AddRefusals(r.order.Sequence, refused)
 	}
 }
 
@@ -255,7 +255,7 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	if notify {
 		r.fleet.watchers.notify(e.id)
 	}
-	e.addPendingAckLocked(r.tracker, r.order)
+	e.addPendingAckLocked(r.instance, r.order)
 	if !e.state.queued {
 		e.state.queued = true
 		r.fleet.queue.addState(e)
@@ -265,17 +265,17 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 // pendingAck is the oldest sequence of an instance that waits for the agent's state to
 // be written. Newer sequences are durable with it.
 type pendingAck struct {
-	tracker  *tracker
+	instance *instance
 	sequence int64
 	epoch    int64 // of the session that received it
 }
 
-func (e *entry) addPendingAckLocked(t *tracker, order agent.Order) {
-	if slices.ContainsFunc(e.state.pendingAcks, func(h pendingAck) bool { return h.tracker == t }) {
+func (e *entry) addPendingAckLocked(i *instance, order agent.Order) {
+	if slices.ContainsFunc(e.state.pendingAcks, func(p pendingAck) bool { return p.instance == i }) {
 		return
 	}
-	t.AddPending(order.Sequence)
-	e.state.pendingAcks = append(e.state.pendingAcks, pendingAck{t, order.Sequence, order.Epoch})
+	i.AddPending(order.Sequence)
+	e.state.pendingAcks = append(e.state.pendingAcks, pendingAck{i, order.Sequence, order.Epoch})
 }
 
 func cloneState(s agent.State) agent.State {

@@ -47,15 +47,15 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 		case s.closeAt.IsZero():
 			s.closeAt = now.Add(f.opts.SessionGrace)
 			s.aged.Store(true)
-			s.notify()
+			s.stream.Wake()
 		case !now.Before(s.closeAt):
 			f.endSessionLocked(s, EndAged)
 			f.closeSeriesLocked(e, s.info.Epoch, false)
 		}
 	}
 	for i := 0; i < len(e.sessions.instances); {
-		t := e.sessions.instances[i]
-		if t.detachedAt.IsZero() || now.Sub(t.detachedAt) < f.opts.InstanceRetention {
+		detachedAt := e.sessions.instances[i].detachedAt
+		if detachedAt.IsZero() || now.Sub(detachedAt) < f.opts.InstanceRetention {
 			i++
 			continue
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/fnv"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -39,17 +38,17 @@ var allEnds = []End{
 // its end is final. Acks and refusals of the instance go through the session that
 // is attached to the tracker.
 type Session struct {
-	fleet   *Fleet
-	entry   *entry
-	info    agent.Session
-	tracker *tracker
-	order   agent.Order // of its requests, without their sequence
-	resume  Progress
-	token   [32]byte // hash of the agent's token when the session opened
+	fleet    *Fleet
+	entry    *entry
+	info     agent.Session
+	instance *instance
+	order    agent.Order // of its requests, without their sequence
+	resume   Progress
+	token    [32]byte // hash of the agent's token when the session opened
 
-	done chan struct{}
-	aged atomic.Bool
-	wake atomic.Pointer[func()] // nil: there is no watcher
+	done   chan struct{}
+	aged   atomic.Bool
+	stream Stream // its watcher is that of the session
 
 	end End // written before done is closed
 
@@ -91,18 +90,18 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	if e.sessions.live != nil {
 		f.endSessionLocked(e.sessions.live, EndTakeover)
 	}
-	t, known := f.instanceLocked(e, hello.Instance)
-	moved := f.mayHaveMovedLocked(e, t.ordinal, hello.Ordinal)
-	t.ordinal = hello.Ordinal
+	i, known := f.instanceLocked(e, hello.Instance)
+	moved := f.mayHaveMovedLocked(e, i.ordinal, hello.Ordinal)
+	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
 	order := f.assignEpochLocked(e, hello.Epoch)
-	t.epoch = order.Epoch
+	i.epoch = order.Epoch
 	s := &Session{
-		fleet:   f,
-		token:   reg.TokenHash,
-		entry:   e,
-		tracker: t,
-		order:   order,
+		fleet:    f,
+		token:    reg.TokenHash,
+		entry:    e,
+		instance: i,
+		order:    order,
 		info: agent.Session{
 			Epoch:     order.Epoch,
 			Instance:  hello.Instance,
@@ -115,37 +114,12 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		s.ageAt = now.Add(age - age/10 + time.Duration(f.opts.Random()*float64(age/5)))
 	}
 	e.sessions.live = s
-	t.detachedAt = time.Time{}
-	s.resume = t.attach(s, hello.Durable)
+	i.detachedAt = time.Time{}
+	s.resume = i.acks.Attach(&s.stream, hello.Durable)
 	f.metrics.sessions.Inc()
 	f.openSeriesLocked(e, s.info)
 	f.publishPresenceLocked(e, now)
 	return s, nil
-}
-
-// instanceLocked returns the tracker of the instance, and whether it existed
-// before.
-func (f *Fleet) instanceLocked(e *entry, instance agent.Instance) (_ *tracker, known bool) {
-	i := slices.IndexFunc(e.sessions.instances, func(t *tracker) bool { return t.instance == instance })
-	if i >= 0 {
-		// The newest is the last: the first is dropped when there are too many.
-		t := e.sessions.instances[i]
-		e.sessions.instances = append(slices.Delete(e.sessions.instances, i, i+1), t)
-		return t, true
-	}
-	if len(e.sessions.instances) >= maxInstances {
-		f.metrics.instancesDropped.Inc()
-		e.dropInstanceLocked(0)
-	}
-	t := newTracker(f, e, instance)
-	e.sessions.instances = append(e.sessions.instances, t)
-	return t, false
-}
-
-func (e *entry) dropInstanceLocked(i int) {
-	t := e.sessions.instances[i]
-	e.sessions.instances = slices.Delete(e.sessions.instances, i, i+1)
-	e.state.pendingAcks = slices.DeleteFunc(e.state.pendingAcks, func(h pendingAck) bool { return h.tracker == t })
 }
 
 // maxEpochAhead bounds how far an epoch that an agent sends may be ahead of the
@@ -204,10 +178,10 @@ func (f *Fleet) endSessionLocked(s *Session, end End) {
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)
-	s.notify()
-	s.tracker.detachedAt = time.Now()
+	s.stream.Wake()
+	s.instance.detachedAt = time.Now()
 	if end != EndGoodbye {
-		s.tracker.detach(s)
+		s.instance.acks.Detach(&s.stream)
 	}
 	f.metrics.sessions.Dec()
 	f.metrics.sessionsEnded.WithLabelValues(string(end)).Inc()
@@ -231,29 +205,22 @@ func (s *Session) End() End { return s.end }
 // Watch registers wake, which is called when Done, Take or Aged may have changed.
 // After Close(EndGoodbye) it is still called for Take, until the instance connects
 // again. wake must not block, nor use the session.
-func (s *Session) Watch(wake func()) { s.wake.Store(&wake) }
-
-// notify wakes the watcher of the session.
-func (s *Session) notify() {
-	if wake := s.wake.Load(); wake != nil {
-		(*wake)()
-	}
-}
+func (s *Session) Watch(wake func()) { s.stream.Watch(wake) }
 
 // Aged returns true once the agent should be asked to reconnect.
 func (s *Session) Aged() bool { return s.aged.Load() }
 
 // Progress returns the progress of the instance.
-func (s *Session) Progress() Progress { return s.tracker.progress() }
+func (s *Session) Progress() Progress { return s.instance.acks.Progress() }
 
 // Take returns the refusals to send, each once, and the progress to ack after them.
 // They belong to the instance, so some may predate the session. False: the session
 // may send nothing any more, because the instance has another session, or because
 // this one ended other than by EndGoodbye.
-func (s *Session) Take() (Progress, []Refusal, bool) { return s.tracker.nextAck(s) }
+func (s *Session) Take() (Progress, []Refusal, bool) { return s.instance.acks.NextAck(&s.stream) }
 
 // Untold returns the number of refusals that Take will return.
-func (s *Session) Untold() int { return s.tracker.unsentCount() }
+func (s *Session) Untold() int { return s.instance.acks.UnsentCount() }
 
 // Close ends the session, unless it has ended. EndGoodbye removes the series at
 // once. Otherwise they are retained for a reconnect until their TTL.
@@ -262,7 +229,7 @@ func (s *Session) Close(end End) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.sessions.live != s {
-		s.tracker.detach(s)
+		s.instance.acks.Detach(&s.stream)
 		return
 	}
 	s.fleet.endSessionLocked(s, end)
@@ -288,20 +255,20 @@ func (s *Session) Receive(sequence int64, handle func(Request)) error {
 	if !live {
 		return ErrSessionOver
 	}
-	if !s.tracker.isNew(sequence) {
+	if !s.instance.acks.IsNew(sequence) {
 		s.fleet.metrics.duplicates.Inc()
 		return nil
 	}
 	order := s.order
 	order.Sequence = sequence
 	handle(Request{
-		fleet:   s.fleet,
-		entry:   e,
-		session: s.info,
-		order:   order,
-		tracker: s.tracker,
-		now:     now,
+		fleet:    s.fleet,
+		entry:    e,
+		session:  s.info,
+		order:    order,
+		instance: s.instance,
+		now:      now,
 	})
-	s.tracker.markReceived(sequence)
+	s.instance.acks.MarkReceived(sequence)
 	return nil
 }

@@ -99,7 +99,7 @@ func TestGoodbye(t *testing.T) {
 	require.Equal(t, Progress{1, 0}, s.Progress())
 
 	woken := notified(s)
-	s.tracker.Resolve([]agent.Resolution{{Sequence: 1}})
+	s.instance.Resolve([]agent.Resolution{{Sequence: 1}})
 	require.True(t, closed(woken), "its last ack is still told")
 	require.Equal(t, Progress{1, 1}, s.Progress())
 	s.Close(EndGoodbye)
@@ -348,5 +348,19 @@ func BenchmarkScan(b *testing.B) {
 	now := time.Now()
 	for b.Loop() {
 		f.scan(now)
+	}
+}
+
+func BenchmarkReceive(b *testing.B) {
+	p := benchFleet(b)
+	s, err := p.Connect(b.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
+	require.NoError(b, err)
+	b.ReportAllocs()
+	seq := int64(0)
+	for b.Loop() {
+		seq++
+		if err := s.Receive(seq, func(Request) {}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

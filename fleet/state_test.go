@@ -113,7 +113,7 @@ func TestUnknownAppsAreRefusedByName(t *testing.T) {
 		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}), 1)
 	})
 	require.Equal(t, Progress{2, 0}, s.Progress(), "what was refused wholly is not waited for")
-	require.Len(t, s.tracker.pending, 1)
+	require.Len(t, s.entry.state.pendingAcks, 1)
 }
 
 func TestStateWaitsForTheDatabase(t *testing.T) {
@@ -127,7 +127,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, Progress{50, 0}, s.Progress())
-		require.Len(t, s.tracker.pending, 1, "what waits is bounded")
+		require.Len(t, s.entry.state.pendingAcks, 1, "what waits is bounded")
 		require.ErrorIs(t, p.Healthy(), errDown)
 		require.NoError(t, p.Ready(), "agents are served")
 		require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_pending"))
@@ -183,7 +183,7 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 	p.store.fail(errDown)
 	require.ErrorIs(t, p.write(t.Context()), errDown)
 	require.Equal(t, Progress{4, 2}, s.Progress())
-	require.Len(t, s.tracker.pending, 1)
+	require.Len(t, s.entry.state.pendingAcks, 1)
 	p.store.fail(nil)
 	require.NoError(t, p.write(t.Context()))
 	require.Equal(t, Progress{4, 4}, s.Progress())

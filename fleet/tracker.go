@@ -4,67 +4,83 @@ import (
 	"cmp"
 	"slices"
 	"sync"
-	"time"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
 )
 
-// maxUntold bounds the refusals that an instance is yet to be told one by one:
-// with at most 16 names of 200 bytes each, 64 of them are 200 KB in the worst
-// case. What comes beyond is told as one summary.
+// maxUnsent bounds the refusals that wait to be sent one by one. With at most 16
+// names of 200 bytes each, 64 of them are 200 KB in the worst case. The others are
+// sent as one summary.
 const maxUnsent = 64
-
-// maxInstances bounds the instances remembered of one agent. One is alive; the
-// others are restarts within the retention.
-const maxInstances = 4
 
 // Progress is how far the requests of an instance have come.
 type Progress struct {
-	// Received is the highest sequence taken in; 0: none.
+	// Received is the highest received sequence; 0: none.
 	Received int64
 	// Durable is the highest sequence up to which everything is stored, or was
-	// refused and is told; never above Received.
+	// refused with the refusal sent. It is at most Received.
 	Durable int64
 }
 
-// Refusal is what was refused of one request of an instance, or, as a summary,
-// of some of several.
+// Refusal is what was refused of one request of an instance or, as a summary, of
+// several.
 type Refusal struct {
-	// First is 0, or the first sequence of a summary: something of the requests
-	// from it to Sequence was refused that is not told by name.
+	// First is 0, or the first sequence of a summary: parts of the requests from it
+	// to Sequence were refused, and are not named.
 	First int64
 	// Sequence of the request, or the last one of a summary.
 	Sequence int64
 	agent.Refusal
 }
 
-// tracker implements agent.Tracker for one instance, over all its sessions. A
-// refusal passes from untold, when a session takes it, to sent. It leaves that
-// when the instance says in a later session that it knows an ack that covers
-// it; else it may not have arrived and is told again, as a summary. Durable
-// stops below all that is untold.
-type tracker struct {
-	instance agent.Instance
-	fleet    *Fleet
-	entry    *entry // whose instance it is
+// Stream is one stream that sends what a Tracker has for the instance. The zero
+// value has no watcher.
+type Stream struct {
+	wake atomic.Pointer[func()]
+}
 
-	// detached is when the last session ended; zero while there is one.
-	// Guarded by entry.mu.
-	detachedAt time.Time
-	// ordinal and epoch of the instance's newest session here. Guarded by entry.mu.
-	ordinal, epoch int64
+// Watch registers wake, which must not block.
+func (s *Stream) Watch(wake func()) { s.wake.Store(&wake) }
+
+// Wake calls the watcher, if there is one.
+func (s *Stream) Wake() {
+	if wake := s.wake.Load(); wake != nil {
+		(*wake)()
+	}
+}
+
+// Tracker tracks the requests of one instance, over all its streams. A sequence is
+// pending while a part of its request waits to be stored. A refusal has three states:
+//
+//	unsent --NextAck--> unconfirmed --Attach, confirmed--> dropped
+//	   ^----Attach, not confirmed, as a summary---/
+//
+// Durable stays below all that is pending or unsent. So no ack covers a refusal that
+// was not sent before. At most one stream is attached.
+type Tracker struct {
+	summarized prometheus.Counter
 
 	mu sync.Mutex
 	// Guarded by mu.
 	received    int64
-	pending     []pendingSequence // by sequence; none with a count of 0
-	unsent      []Refusal         // in the order in which they came, at most maxUntold
-	summary     span              // of what is untold, too, and was too much to keep
-	unconfirmed span              // of what sessions took
-	session     *Session          // that tells the instance, and is woken; nil: none
+	pending     []pendingSequence // by sequence
+	unsent      []Refusal         // at most maxUnsent, in the order of receipt
+	summary     span              // unsent, too, beyond maxUnsent
+	unconfirmed span
+	stream      *Stream // nil: none is attached
 }
 
-// span are refusals of requests from one sequence to another.
+// pendingSequence counts the pending parts of one request. There are at most as many
+// as the agent has keys and parts of its state: of each only the oldest is pending.
+type pendingSequence struct {
+	sequence int64
+	count    int // at least 1
+}
+
+// span is a number of refusals of the requests from first to last.
 type span struct {
 	first, last int64
 	count       int // 0: none
@@ -80,22 +96,15 @@ func (s *span) join(o span) {
 	}
 }
 
-// held are the holds on one sequence. There are at most as many as the agent
-// has keys and parts of its state: of each only the oldest pending is held.
-type pendingSequence struct {
-	sequence int64
-	count    int
-}
+// NewTracker returns a tracker of an instance that has sent nothing. summarized counts the
+// refusals that are sent in a summary.
+func NewTracker(summarized prometheus.Counter) *Tracker { return &Tracker{summarized: summarized} }
 
-func newTracker(f *Fleet, e *entry, instance agent.Instance) *tracker {
-	return &tracker{instance: instance, fleet: f, entry: e}
-}
-
-// AddPending implements agent.Tracker.
-func (t *tracker) AddPending(sequence int64) {
+// AddPending notes that a part of the request waits to be stored.
+func (t *Tracker) AddPending(sequence int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, found := t.findPending(sequence)
+	i, found := t.find(sequence)
 	if found {
 		t.pending[i].count++
 		return
@@ -103,25 +112,18 @@ func (t *tracker) AddPending(sequence int64) {
 	t.pending = slices.Insert(t.pending, i, pendingSequence{sequence, 1})
 }
 
-// Resolve implements agent.Tracker. What is refused is charged to the agent: if
-// anything is, the caller must not hold entry.mu.
-func (t *tracker) Resolve(settled []agent.Resolution) {
-	if refused := t.resolve(settled); refused > 0 {
-		t.fleet.chargeRefused(t.entry, refused, 0)
-	}
-}
-
-// settle returns how many items were refused.
-func (t *tracker) resolve(settled []agent.Resolution) (refused int) {
+// Resolve ends one AddPending for each element, and adds its refusal if it has one. It
+// returns the number of refused items.
+func (t *Tracker) Resolve(resolutions []agent.Resolution) (refused int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.progressLocked()
-	for _, s := range settled {
-		if s.Refusal != nil {
-			t.mergeRefusalLocked(s.Sequence, *s.Refusal)
-			refused += max(s.Refusal.Count, 1)
+	for _, r := range resolutions {
+		if r.Refusal != nil {
+			t.mergeRefusalLocked(r.Sequence, *r.Refusal)
+			refused += max(r.Refusal.Count, 1)
 		}
-		i, found := t.findPending(s.Sequence)
+		i, found := t.find(r.Sequence)
 		if !found {
 			continue
 		}
@@ -130,21 +132,21 @@ func (t *tracker) resolve(settled []agent.Resolution) (refused int) {
 		}
 	}
 	if len(t.pending) == 0 {
-		t.pending = nil // an idle agent holds no memory
+		t.pending = nil // an idle agent retains no memory
 	}
-	if refused > 0 || t.progressLocked() != before {
-		t.notifyLocked()
+	if t.stream != nil && (refused > 0 || t.progressLocked() != before) {
+		t.stream.Wake()
 	}
 	return refused
 }
 
-func (t *tracker) findPending(sequence int64) (int, bool) {
-	return slices.BinarySearchFunc(t.pending, sequence, func(h pendingSequence, s int64) int { return cmp.Compare(h.sequence, s) })
+func (t *Tracker) find(sequence int64) (int, bool) {
+	return slices.BinarySearchFunc(t.pending, sequence, func(p pendingSequence, s int64) int { return cmp.Compare(p.sequence, s) })
 }
 
-// refuse records what was refused of a request before it is received, so that no
-// ack covers it until it is told. It takes ownership of the refusals' names.
-func (t *tracker) addRefusals(sequence int64, refused []agent.Refusal) {
+// AddRefusals adds refusals of a request before MarkReceived, so that no ack covers it
+// until they are sent. It takes ownership of the refusals' names.
+func (t *Tracker) AddRefusals(sequence int64, refused []agent.Refusal) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range refused {
@@ -152,9 +154,9 @@ func (t *tracker) addRefusals(sequence int64, refused []agent.Refusal) {
 	}
 }
 
-// refuseLateLocked joins what the database refuses of one request: it comes one
-// by one.
-func (t *tracker) mergeRefusalLocked(sequence int64, r agent.Refusal) {
+// mergeRefusalLocked merges a refusal of the database into an unsent one of the same
+// request and reason: the database refuses items one by one.
+func (t *Tracker) mergeRefusalLocked(sequence int64, r agent.Refusal) {
 	for i := range t.unsent {
 		u := &t.unsent[i]
 		if u.Sequence == sequence && u.Kind == r.Kind && u.Reason == r.Reason {
@@ -166,36 +168,37 @@ func (t *tracker) mergeRefusalLocked(sequence int64, r agent.Refusal) {
 	t.addRefusalLocked(sequence, r)
 }
 
-func (t *tracker) addRefusalLocked(sequence int64, r agent.Refusal) {
+func (t *Tracker) addRefusalLocked(sequence int64, r agent.Refusal) {
 	if len(t.unsent) >= maxUnsent {
-		t.fleet.metrics.summarized.Inc()
+		t.summarized.Inc()
 		t.summary.join(span{sequence, sequence, max(r.Count, 1)})
 		return
 	}
 	t.unsent = append(t.unsent, Refusal{Sequence: sequence, Refusal: r})
 }
 
-// fresh tells whether the sequence is above all received ones.
-func (t *tracker) isNew(sequence int64) bool {
+// IsNew returns whether the sequence is above all received ones.
+func (t *Tracker) IsNew(sequence int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return sequence > t.received
 }
 
-// receive records that the request with the sequence was taken in.
-func (t *tracker) markReceived(sequence int64) {
+// MarkReceived notes that the request with the sequence was handled.
+func (t *Tracker) MarkReceived(sequence int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.received = max(t.received, sequence)
 }
 
-func (t *tracker) progress() Progress {
+// Progress returns the progress of the instance.
+func (t *Tracker) Progress() Progress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.progressLocked()
 }
 
-func (t *tracker) progressLocked() Progress {
+func (t *Tracker) progressLocked() Progress {
 	p := Progress{Received: t.received, Durable: t.received}
 	if len(t.pending) > 0 {
 		p.Durable = min(p.Durable, t.pending[0].sequence-1)
@@ -209,12 +212,12 @@ func (t *tracker) progressLocked() Progress {
 	return p
 }
 
-// take returns what the session is to tell, the refusals before the progress,
-// which covers them. False: another session has taken its place.
-func (t *tracker) nextAck(s *Session) (Progress, []Refusal, bool) {
+// NextAck returns what the stream sends next: the unsent refusals, then the progress,
+// which covers them. False: the stream is not attached.
+func (t *Tracker) NextAck(s *Stream) (Progress, []Refusal, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.session != s {
+	if t.stream != s {
 		return Progress{}, nil, false
 	}
 	refusals := t.unsent
@@ -230,28 +233,29 @@ func (t *tracker) nextAck(s *Session) (Progress, []Refusal, bool) {
 	return t.progressLocked(), refusals, true
 }
 
-// reasonSummary is the reason of a refusal that stands for several.
+// reasonSummary is the reason of a summary.
 const reasonSummary = "summary"
 
 func summaryOf(count int) agent.Refusal {
 	return agent.Refusal{
 		Kind:    agent.RefusedStore,
 		Reason:  reasonSummary,
-		Message: "something of these requests was refused, and is not told one by one",
+		Message: "parts of these requests were refused, too many to name each",
 		Count:   count,
 	}
 }
 
-// waiting returns how many refusals are untold.
-func (t *tracker) unsentCount() int {
+// UnsentCount returns the number of unsent refusals, without those of the summary.
+func (t *Tracker) UnsentCount() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.unsent)
 }
 
-// attach makes s the session that tells the instance from now on, and returns
-// the progress that it begins with. The instance knows acks up to confirmed.
-func (t *tracker) attach(s *Session, confirmed int64) Progress {
+// Attach replaces the attached stream, and returns the progress to resume from. The
+// instance received all acks up to confirmed. Unconfirmed refusals above it become
+// unsent again, as a summary.
+func (t *Tracker) Attach(s *Stream, confirmed int64) Progress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.unconfirmed.last > confirmed {
@@ -260,21 +264,15 @@ func (t *tracker) attach(s *Session, confirmed int64) Progress {
 		t.summary.join(again)
 	}
 	t.unconfirmed = span{}
-	t.session = s
+	t.stream = s
 	return t.progressLocked()
 }
 
-// detach tells the session of no more news; another one is left alone.
-func (t *tracker) detach(s *Session) {
+// Detach detaches the stream, if it is attached. It is not woken any more.
+func (t *Tracker) Detach(s *Stream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.session == s {
-		t.session = nil
-	}
-}
-
-func (t *tracker) notifyLocked() {
-	if t.session != nil {
-		t.session.notify()
+	if t.stream == s {
+		t.stream = nil
 	}
 }

@@ -240,7 +240,7 @@ func (w *stateWrite) supersedePending(stored int64) {
 	stay := w.pendingAcks[:0]
 	for _, h := range w.pendingAcks {
 		if stored == 0 || stored > h.epoch {
-			h.tracker.Supersede(stored)
+			h.instance.Supersede(stored)
 		} else {
 			stay = append(stay, h)
 		}
@@ -250,7 +250,7 @@ func (w *stateWrite) supersedePending(stored int64) {
 
 func (w stateWrite) resolve(refusal *agent.Refusal) {
 	for _, h := range w.pendingAcks {
-		h.tracker.Resolve([]agent.Resolution{{Sequence: h.sequence, Refusal: refusal}})
+		h.instance.Resolve([]agent.Resolution{{Sequence: h.sequence, Refusal: refusal}})
 	}
 }
 
@@ -267,10 +267,10 @@ func (f *Fleet) requeueState(w stateWrite) {
 	for _, h := range newer {
 		riding := false
 		for _, older := range w.pendingAcks {
-			riding = riding || older.tracker == h.tracker
+			riding = riding || older.instance == h.instance
 		}
 		if riding {
-			h.tracker.Resolve([]agent.Resolution{{Sequence: h.sequence}})
+			h.instance.Resolve([]agent.Resolution{{Sequence: h.sequence}})
 			continue
 		}
 		e.state.pendingAcks = append(e.state.pendingAcks, h)

@@ -1,0 +1,70 @@
+package fleet
+
+import (
+	"slices"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// maxInstances bounds the instances of one agent that are kept. One is alive; the
+// others are restarts within Options.InstanceRetention.
+const maxInstances = 4
+
+// instance is one process of an agent, over all its sessions. It implements
+// agent.Tracker.
+type instance struct {
+	id    agent.Instance
+	fleet *Fleet
+	entry *entry
+	acks  *Tracker // its lock is a leaf
+
+	// Guarded by entry.mu.
+	detachedAt time.Time // the end of the last session; zero while there is one
+	ordinal    int64     // of the newest session here
+	epoch      int64     // likewise
+}
+
+// AddPending implements agent.Tracker.
+func (i *instance) AddPending(sequence int64) { i.acks.AddPending(sequence) }
+
+// Resolve implements agent.Tracker. Refused items are charged to the agent: if there
+// are any, the caller must not hold entry.mu.
+func (i *instance) Resolve(resolutions []agent.Resolution) {
+	if refused := i.acks.Resolve(resolutions); refused > 0 {
+		i.fleet.chargeRefused(i.entry, refused, 0)
+	}
+}
+
+// Supersede implements agent.Tracker.
+func (i *instance) Supersede(epoch int64) { i.fleet.supersede(i, epoch) }
+
+// instanceLocked returns the instance, and whether it existed before.
+func (f *Fleet) instanceLocked(e *entry, id agent.Instance) (_ *instance, known bool) {
+	at := slices.IndexFunc(e.sessions.instances, func(i *instance) bool { return i.id == id })
+	if at >= 0 {
+		// The newest is the last: the first is dropped when there are too many.
+		i := e.sessions.instances[at]
+		e.sessions.instances = append(slices.Delete(e.sessions.instances, at, at+1), i)
+		return i, true
+	}
+	if len(e.sessions.instances) >= maxInstances {
+		f.metrics.instancesDropped.Inc()
+		e.dropInstanceLocked(0)
+	}
+	i := &instance{id: id, fleet: f, entry: e, acks: NewTracker(f.metrics.summarized)}
+	e.sessions.instances = append(e.sessions.instances, i)
+	return i, false
+}
+
+func (e *entry) dropInstanceLocked(at int) {
+	i := e.sessions.instances[at]
+	e.sessions.instances = slices.Delete(e.sessions.instances, at, at+1)
+	e.state.pendingAcks = slices.DeleteFunc(e.state.pendingAcks, func(p pendingAck) bool { return p.instance == i })
+}
+
+func (e *entry) forgetInstanceLocked(i *instance) {
+	if at := slices.Index(e.sessions.instances, i); at >= 0 {
+		e.dropInstanceLocked(at)
+	}
+}

@@ -1,0 +1,111 @@
+package fleet
+
+import (
+	"cmp"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// fewSeries of one report are not charged: healthy agents make no more.
+const fewSeries = 5
+
+// limits returns the limits of each agent's budget.
+func (o *Options) limits() Limits {
+	return Limits{
+		MessagesPerSecond: o.MessagesPerSecond, MessagesBurst: o.MessagesBurst,
+		BytesPerSecond: o.BytesPerSecond, BytesBurst: o.BytesBurst,
+		RefusedPerSecond: o.RefusedPerSecond, RefusedBurst: o.RefusedBurst,
+	}
+}
+
+// Admit charges the agent for opening a session. It returns how long the agent must
+// wait instead, which costs it nothing; 0: it is admitted.
+func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
+	e, err := f.entry(id)
+	if err != nil {
+		return 0 // Connect returns the error
+	}
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if retry := cmp.Or(e.budget.PenaltyLeft(now), e.budget.Delay(now, &f.limits)); retry > 0 {
+		f.metrics.sessionsRefused.Inc()
+		return retry
+	}
+	// An agent that keeps reconnecting is penalized like one that keeps sending. A
+	// delay applies to the first message of the session.
+	_, retry, reason := e.budget.Charge(now, &f.limits, SessionMessages, 0)
+	f.countLimited(0, retry, reason)
+	return retry
+}
+
+// Charge charges the agent for a message of so many bytes, before it is handled. It
+// returns how long the message must wait. If retry is above 0, the session must end,
+// and the agent must wait so long: see Fleet.Excess. Then refused is true if the
+// reason is refused items of earlier messages, otherwise its rate.
+func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
+	f, e := s.fleet, s.entry
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if retry := e.budget.PenaltyLeft(now); retry > 0 {
+		return 0, retry, true // counted when the penalty began
+	}
+	wait, retry, reason := e.budget.Charge(now, &f.limits, 1, bytes)
+	f.countLimited(wait, retry, reason)
+	return wait, retry, false
+}
+
+// Created charges the agent's rate of messages for the series that a report created.
+func (r Request) Created(series int) {
+	if series < fewSeries {
+		return
+	}
+	r.entry.mu.Lock()
+	defer r.entry.mu.Unlock()
+	r.entry.budget.ChargeSeries(series)
+}
+
+// Excess describes the limit that the agent exceeds, with its flags and the value.
+func (f *Fleet) Excess(id agent.ID) string {
+	e, err := f.entry(id)
+	if err != nil {
+		return "the agent: is not registered any more"
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.budget.Excess(time.Now(), &f.limits)
+}
+
+// Refused charges the agent for refused items of a message of so many bytes. It
+// returns how long the agent must wait; 0: the session goes on.
+func (s *Session) Refused(items, bytes int) time.Duration {
+	return s.fleet.chargeRefused(s.entry, items, bytes)
+}
+
+// Refused is Session.Refused for an agent without a session.
+func (f *Fleet) Refused(id agent.ID, items, bytes int) time.Duration {
+	e, err := f.entry(id)
+	if err != nil {
+		return 0
+	}
+	return f.chargeRefused(e, items, bytes)
+}
+
+func (f *Fleet) chargeRefused(e *entry, items, bytes int) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	retry := e.budget.ChargeRefused(time.Now(), &f.limits, items, bytes)
+	f.countLimited(0, retry, ReasonRefused)
+	return retry
+}
+
+func (f *Fleet) countLimited(wait, retry time.Duration, reason string) {
+	switch {
+	case retry > 0:
+		f.metrics.limited.WithLabelValues(reason).Inc()
+	case wait > 0:
+		f.metrics.delayed.WithLabelValues(reason).Inc()
+	}
+}
