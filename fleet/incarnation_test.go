@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -225,7 +226,7 @@ func TestNewsOfAnotherIncarnation(t *testing.T) {
 		is := e.reg.Load().Incarnation
 		tell := func(incarnation int64) {
 			record := agent.SessionRecord{Agent: nid(1), Incarnation: incarnation, Epoch: s.Info().Epoch + 1, Open: true}
-			r[0].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(7))), appendRecord(nil, &record)))
+			r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{record}))
 		}
 		r[0].peers.missed.Store(false)
 		tell(is - 1)

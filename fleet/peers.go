@@ -2,10 +2,7 @@ package fleet
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"math"
@@ -15,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 )
 
 // notificationChannel carries the notifications between replicas.
@@ -26,10 +24,6 @@ const (
 	publishDelay = 20 * time.Millisecond
 	// publishTimeout bounds the publication of all that is queued.
 	publishTimeout = 2 * time.Second
-	// maxRecords fit into a message of the pubsub. It has at most 7,977 bytes: 23 for
-	// kind and replica, the rest with 4 characters for 3 bytes.
-	maxRecords  = (7977 - 1 - 22) / 4 * 3 / recordBytes
-	recordBytes = 16 + 8 + 8 + 1
 )
 
 // Replicas is the membership of this replica. The methods touch memory only.
@@ -270,108 +264,42 @@ func (p *peers) publish(ctx context.Context) {
 	}
 }
 
-// Kinds of notifications: the first byte of a payload. The replica's id follows.
-const (
-	kindRegistrations = 'r'
-	kindStates        = 't'
-	kindSessions      = 's' // the records follow
-	kindRequest       = 'q' // asks for unwritten sessions
-)
-
 // drainMessages encodes and removes what is queued.
 func (p *peers) drainMessages() [][]byte {
 	p.mu.Lock()
 	entries := slices.Collect(maps.Keys(p.sessions))
 	clear(p.sessions)
-	registrations, states, question := p.registrations, p.states, p.request
+	registrations, states, request := p.registrations, p.states, p.request
 	p.registrations, p.states, p.request = false, false, false
 	p.mu.Unlock()
 
 	self := p.replicas.Self()
-	header := func(kind byte) []byte { return encoding.AppendEncode([]byte{kind}, self[:]) }
 	var out [][]byte
 	if registrations {
-		out = append(out, header(kindRegistrations))
+		out = append(out, notification.Encode(notification.Registrations, self, nil))
 	}
 	if states {
-		out = append(out, header(kindStates))
+		out = append(out, notification.Encode(notification.States, self, nil))
 	}
-	if question {
-		out = append(out, header(kindRequest))
+	if request {
+		out = append(out, notification.Encode(notification.Request, self, nil))
 	}
-	for part := range slices.Chunk(entries, maxRecords) {
-		raw := make([]byte, 0, len(part)*recordBytes)
+	for part := range slices.Chunk(entries, notification.MaxRecords) {
+		records := make([]agent.SessionRecord, 0, len(part))
 		for _, e := range part {
 			e.mu.Lock()
 			record, stays := e.sessions.newest, e.phase == phaseRegistered
 			record.Incarnation = e.reg.Load().Incarnation
 			e.mu.Unlock()
 			if stays && record.Replica == self {
-				raw = appendRecord(raw, &record)
+				records = append(records, record)
 			}
 		}
-		if len(raw) > 0 {
-			out = append(out, encoding.AppendEncode(header(kindSessions), raw))
+		if len(records) > 0 {
+			out = append(out, notification.Encode(notification.Sessions, self, records))
 		}
 	}
 	return out
-}
-
-var encoding = base64.RawStdEncoding.Strict()
-
-// Flags of a record.
-const (
-	flagOpen = 1 << iota
-	flagReported
-)
-
-// appendRecord appends a record without its replica.
-func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
-	dst = append(dst, r.Agent[:]...)
-	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Incarnation))
-	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Epoch))
-	var flags byte
-	if r.Open {
-		flags |= flagOpen
-	}
-	if r.Reported {
-		flags |= flagReported
-	}
-	return append(dst, flags)
-}
-
-// parseNotification is the inverse of drainMessages. records are those of
-// kindSessions. An error means that another version of this program encoded it.
-func parseNotification(payload []byte) (kind byte, from agent.ID, records []agent.SessionRecord, err error) {
-	const headerLen = 1 + 22
-	if len(payload) < headerLen {
-		return 0, from, nil, fmt.Errorf("notification of the fleet: %d bytes", len(payload))
-	}
-	var id [17]byte // 22 characters may decode to 17 bytes
-	if n, err := encoding.Decode(id[:], payload[1:headerLen]); err != nil || n != len(from) {
-		return 0, from, nil, fmt.Errorf("notification of the fleet: replica %q", payload[1:headerLen])
-	}
-	copy(from[:], id[:])
-	kind = payload[0]
-	if kind != kindSessions {
-		return kind, from, nil, nil
-	}
-	raw, err := encoding.AppendDecode(nil, payload[headerLen:])
-	if err != nil || len(raw)%recordBytes != 0 {
-		return 0, from, nil, fmt.Errorf("notification of the fleet: %d bytes of records: %w", len(raw), err)
-	}
-	for r := range slices.Chunk(raw, recordBytes) {
-		flags := r[recordBytes-1]
-		records = append(records, agent.SessionRecord{
-			Agent:       agent.ID(r[:16]),
-			Incarnation: int64(binary.BigEndian.Uint64(r[16:24])),
-			Epoch:       int64(binary.BigEndian.Uint64(r[24:32])),
-			Replica:     from,
-			Open:        flags&flagOpen != 0,
-			Reported:    flags&flagReported != 0,
-		})
-	}
-	return kind, from, records, nil
 }
 
 // handleNotification is the subscriber. The pubsub makes one call at a time.
@@ -381,18 +309,18 @@ func (f *Fleet) handleNotification(payload []byte) {
 		f.peers.wakeFollower()
 		return
 	}
-	kind, from, records, err := parseNotification(payload)
+	kind, from, records, err := notification.Decode(payload)
 	switch {
 	case err != nil:
 		f.metrics.notificationsMalformed.Inc()
 		f.peers.wakeFollower()
 	case from == f.self():
-	case kind == kindSessions:
+	case kind == notification.Sessions:
 		if !f.applySessions(records, math.MaxInt64) {
 			f.peers.missed.Store(true) // requested again after the registrations are read
 			f.peers.wakeFollower()
 		}
-	case kind == kindRequest:
+	case kind == notification.Request:
 		f.peers.queueSessions(f.queue.unwritten()...)
 	default:
 		f.peers.wakeFollower()

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -72,7 +73,7 @@ func TestNews(t *testing.T) {
 		open := e.sessions.newest
 		s.Close(EndGoodbye)
 		settle()
-		r[1].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(0))), appendRecord(nil, &open)))
+		r[1].handleNotification(notification.Encode(notification.Sessions, replicaID(0), []agent.SessionRecord{open}))
 		info, err = r[1].Agent(nid(1))
 		require.NoError(t, err)
 		require.Equal(t, agent.StatusDisconnected, info.Status)
@@ -305,8 +306,7 @@ func TestClockBehind(t *testing.T) {
 		settle()
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		ahead := s.Info().Epoch + int64(time.Minute)
-		r[0].handleNotification(encoding.AppendEncode(encoding.AppendEncode([]byte{kindSessions}, idOf(replicaID(7))),
-			appendRecord(nil, &agent.SessionRecord{Agent: nid(1), Epoch: ahead, Reported: true})))
+		r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{{Agent: nid(1), Epoch: ahead, Reported: true}}))
 		<-s.Done()
 		require.Equal(t, EndTakeover, s.End())
 		s = connectTo(t, r[0], 1, hello(2, 1))
@@ -314,8 +314,6 @@ func TestClockBehind(t *testing.T) {
 		require.LessOrEqual(t, s.Info().Epoch, ahead+int64(maxEpochStep))
 	})
 }
-
-func idOf(id agent.ID) []byte { return id[:] }
 
 // The agents of a replica that dies are the leader's to serve, until they are
 // back somewhere.
@@ -433,13 +431,13 @@ func TestNewsAreParsed(t *testing.T) {
 	p.peers.queueRequest()
 	payloads := p.peers.drainMessages()
 	require.Len(t, payloads, 4)
-	require.Empty(t, p.peers.drainMessages(), "they are told once")
-	for i, kind := range []byte{kindRegistrations, kindStates, kindRequest, kindSessions} {
-		got, from, records, err := parseNotification(payloads[i])
+	require.Empty(t, p.peers.drainMessages(), "they are sent once")
+	for i, kind := range []notification.Kind{notification.Registrations, notification.States, notification.Request, notification.Sessions} {
+		got, from, records, err := notification.Decode(payloads[i])
 		require.NoError(t, err)
 		require.Equal(t, kind, got)
 		require.Equal(t, replicaID(1), from)
-		if kind == kindSessions {
+		if kind == notification.Sessions {
 			want := e.sessions.newest
 			want.Incarnation = e.reg.Load().Incarnation
 			require.NotZero(t, want.Incarnation)
@@ -447,14 +445,14 @@ func TestNewsAreParsed(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"x", "s", "s" + strings.Repeat("!", 22), string(payloads[3][:40]), string(payloads[3]) + "AAAA"} {
-		_, _, _, err := parseNotification([]byte(bad))
+		_, _, _, err := notification.Decode([]byte(bad))
 		require.Error(t, err, bad)
 		require.NotPanics(t, func() { p.handleNotification([]byte(bad)) })
 	}
 	require.Equal(t, 5.0, testutil.ToFloat64(p.metrics.notificationsMalformed))
 
 	// As many as fit.
-	for n := range maxRecords + 1 {
+	for n := range notification.MaxRecords + 1 {
 		other := newEntry(&agent.Registration{ID: nid(n)})
 		other.sessions.newest = agent.SessionRecord{Agent: nid(n), Replica: replicaID(1)}
 		p.peers.queueSessions(other)
