@@ -1,6 +1,9 @@
 package agent
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // State is the newest that an agent said of itself, beside stats and metadata.
 // Each part carries its own order; a part with the zero order was never said.
@@ -86,6 +89,31 @@ func (s *State) SetReady(ready Startup, order Order) bool {
 		s.Startup.ReadyAt, s.Startup.Result = ready.ReadyAt, ready.Result
 	}
 	return true
+}
+
+// Merge takes in the parts of o that are newer. It returns whether anything changed,
+// and whether the end of a start was among it.
+func (s *State) Merge(o *State) (changed, started bool) {
+	if o.LifecycleOrder.Compare(s.LifecycleOrder) > 0 {
+		s.Lifecycle, s.LifecycleOrder = o.Lifecycle, o.LifecycleOrder
+		changed = true
+	}
+	changed = s.SetStarted(o.Startup.StartedAt, o.StartedOrder) || changed
+	started = s.SetReady(o.Startup, o.ReadyOrder)
+	for app, health := range o.AppHealth {
+		changed = s.SetAppHealth(app, health, o.AppHealthOrder[app]) || changed
+	}
+	if o.NetworkOrder.Compare(s.NetworkOrder) > 0 {
+		s.Network, s.NetworkOrder = o.Network, o.NetworkOrder
+		changed = true
+	}
+	return changed || started, started
+}
+
+// CurrentLifecycle returns the state of the lifecycle; LifecycleCreated if the agent
+// reported none.
+func (s *State) CurrentLifecycle() LifecycleState {
+	return cmp.Or(s.Lifecycle.State, LifecycleCreated)
 }
 
 // StartEnded tells whether the newest start is known to have ended.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/budget"
 )
 
 // phase is where an agent is in its removal: see startRemoval.
@@ -43,8 +44,8 @@ type entry struct {
 	workspace *workspace
 
 	sessions     sessions
-	metadataKeys []string // request.go: sorted; of an agent whose template declares none
-	budget       Budget   // limits.go
+	metadataKeys []string      // request.go: sorted; of an agent whose template declares none
+	budget       budget.Budget // limits.go
 	state        state
 	presence     presence // presence.go: as last published
 }

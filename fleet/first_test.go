@@ -51,11 +51,11 @@ func TestWhatIsStoredFirstStays(t *testing.T) {
 				require.Less(t, s.Info().Epoch, before.Info().Epoch)
 				say(s, 1, agent.LifecycleShuttingDown)
 				require.NoError(t, slow.write(t.Context()))
-				require.Equal(t, Progress{1, 1}, s.Progress(), "it is acked")
+				require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress(), "it is acked")
 
 				require.NoError(t, fast.write(t.Context()))
 				require.Equal(t, agent.LifecycleShuttingDown, store.state(nid(1)).Lifecycle.State)
-				require.Equal(t, Progress{1, 0}, before.Progress(), "it is not acked")
+				require.Equal(t, Progress{Received: 1, Durable: 0}, before.Progress(), "it is not acked")
 				require.NoError(t, fast.follow(t.Context()))
 				require.Equal(t, agent.LifecycleShuttingDown, state(fast))
 				if live {
@@ -68,7 +68,7 @@ func TestWhatIsStoredFirstStays(t *testing.T) {
 				require.Equal(t, Progress{}, again.Resume(), "nothing is known of the instance")
 				say(again, 1, agent.LifecycleReady)
 				require.NoError(t, fast.write(t.Context()))
-				require.Equal(t, Progress{1, 1}, again.Progress())
+				require.Equal(t, Progress{Received: 1, Durable: 1}, again.Progress())
 				require.Equal(t, agent.LifecycleReady, store.state(nid(1)).Lifecycle.State)
 				require.NoError(t, slow.follow(t.Context()))
 				require.Equal(t, agent.LifecycleReady, state(slow))

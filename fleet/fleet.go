@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
@@ -127,7 +128,7 @@ type Fleet struct {
 	series  Series
 	pending Pending
 	opts    Options
-	limits  Limits // of each agent
+	limits  budget.Limits // of each agent
 	metrics *metrics
 	log     *slog.Logger
 

@@ -292,23 +292,8 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.noteStoredEpochLocked(e, s.MaxEpoch())
-	changed := false
-	if s.LifecycleOrder.Compare(e.state.newest.LifecycleOrder) > 0 {
-		e.state.newest.Lifecycle, e.state.newest.LifecycleOrder = s.Lifecycle, s.LifecycleOrder
-		changed = true
-	}
-	changed = e.state.newest.SetStarted(s.Startup.StartedAt, s.StartedOrder) || changed
-	if e.state.newest.SetReady(s.Startup, s.ReadyOrder) {
-		changed, started = true, true
-	}
-	for app, health := range s.AppHealth {
-		changed = e.state.newest.SetAppHealth(app, health, s.AppHealthOrder[app]) || changed
-	}
+	changed, started := e.state.newest.Merge(s)
 	e.dropForeignApps()
-	if s.NetworkOrder.Compare(e.state.newest.NetworkOrder) > 0 {
-		e.state.newest.Network, e.state.newest.NetworkOrder = s.Network, s.NetworkOrder
-		changed = true
-	}
 	if changed {
 		f.supersedePendingLocked(e, s.MaxEpoch())
 		f.publishPresenceLocked(e, now)

@@ -28,7 +28,7 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 			q.Reported()
 		})
 		settle()
-		require.Equal(t, Progress{1, 1}, s.Progress())
+		require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
 		r[1].journal.take()
 
 		_, err = r[0].Deregister(t.Context(), ids(1), nil)

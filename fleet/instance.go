@@ -5,11 +5,18 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/acks"
 )
 
 // maxInstances bounds the instances of one agent that are kept. One is alive; the
 // others are restarts within Options.InstanceRetention.
 const maxInstances = 4
+
+// Progress is how far the requests of an instance have come.
+type Progress = acks.Progress
+
+// Refusal is what was refused of one request of an instance, or of several.
+type Refusal = acks.Refusal
 
 // instance is one process of an agent, over all its sessions. It implements
 // agent.Tracker.
@@ -17,7 +24,7 @@ type instance struct {
 	id    agent.Instance
 	fleet *Fleet
 	entry *entry
-	acks  *Tracker // its lock is a leaf
+	acks  *acks.Tracker // its lock is a leaf
 
 	// Guarded by entry.mu.
 	detachedAt time.Time // the end of the last session; zero while there is one
@@ -52,7 +59,7 @@ func (f *Fleet) instanceLocked(e *entry, id agent.Instance) (_ *instance, known 
 		f.metrics.instancesDropped.Inc()
 		e.dropInstanceLocked(0)
 	}
-	i := &instance{id: id, fleet: f, entry: e, acks: NewTracker(f.metrics.summarized)}
+	i := &instance{id: id, fleet: f, entry: e, acks: acks.New(f.metrics.summarized)}
 	e.sessions.instances = append(e.sessions.instances, i)
 	return i, false
 }

@@ -5,14 +5,15 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/budget"
 )
 
 // fewSeries of one report are not charged: healthy agents make no more.
 const fewSeries = 5
 
 // limits returns the limits of each agent's budget.
-func (o *Options) limits() Limits {
-	return Limits{
+func (o *Options) limits() budget.Limits {
+	return budget.Limits{
 		MessagesPerSecond: o.MessagesPerSecond, MessagesBurst: o.MessagesBurst,
 		BytesPerSecond: o.BytesPerSecond, BytesBurst: o.BytesBurst,
 		RefusedPerSecond: o.RefusedPerSecond, RefusedBurst: o.RefusedBurst,
@@ -35,7 +36,7 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 	}
 	// An agent that keeps reconnecting is penalized like one that keeps sending. A
 	// delay applies to the first message of the session.
-	_, retry, reason := e.budget.Charge(now, &f.limits, SessionMessages, 0)
+	_, retry, reason := e.budget.Charge(now, &f.limits, budget.SessionMessages, 0)
 	f.countLimited(0, retry, reason)
 	return retry
 }
@@ -97,7 +98,7 @@ func (f *Fleet) chargeRefused(e *entry, items, bytes int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	retry := e.budget.ChargeRefused(time.Now(), &f.limits, items, bytes)
-	f.countLimited(0, retry, ReasonRefused)
+	f.countLimited(0, retry, budget.ReasonRefused)
 	return retry
 }
 

@@ -7,16 +7,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
 // An agent that floods is slowed to its rates, then sent away, over its sessions.
 func TestBudgetOfFloods(t *testing.T) {
 	excess := map[string]string{
-		ReasonMessages: `^messages of the agent: want at most 2000 at once \(--agent-message-burst\) and 200 a second after that \(--agent-message-rate\), got 20\d\d$`,
-		ReasonBytes:    `^bytes of the agent: want at most 8388608 at once \(--agent-byte-burst\) and 524288 a second after that \(--agent-byte-rate\), got (8|9)\d{6}$`,
+		budget.ReasonMessages: `^messages of the agent: want at most 2000 at once \(--agent-message-burst\) and 200 a second after that \(--agent-message-rate\), got 20\d\d$`,
+		budget.ReasonBytes:    `^bytes of the agent: want at most 8388608 at once \(--agent-byte-burst\) and 524288 a second after that \(--agent-byte-rate\), got (8|9)\d{6}$`,
 	}
-	for name, size := range map[string]int{ReasonMessages: 100, ReasonBytes: 1 << 20} {
+	for name, size := range map[string]int{budget.ReasonMessages: 100, budget.ReasonBytes: 1 << 20} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				f := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1))
@@ -35,18 +36,18 @@ func TestBudgetOfFloods(t *testing.T) {
 						time.Sleep(wait)
 					}
 					if retry > 0 {
-						require.Equal(t, Penalty, retry)
+						require.Equal(t, budget.Penalty, retry)
 						break
 					}
 				}
 				flooded := time.Since(start)
-				require.GreaterOrEqual(t, flooded, Grace)
-				require.Less(t, flooded, Grace+5*time.Second)
+				require.GreaterOrEqual(t, flooded, budget.Grace)
+				require.Less(t, flooded, budget.Grace+5*time.Second)
 				require.LessOrEqual(t, messages, o.MessagesBurst+int(flooded.Seconds()+1)*o.MessagesPerSecond)
 				require.LessOrEqual(t, messages*size, o.BytesBurst+int(flooded.Seconds()+3)*o.BytesPerSecond)
-				require.Equal(t, Penalty, f.Admit(nid(1)), "whoever comes back at once is told")
+				require.Equal(t, budget.Penalty, f.Admit(nid(1)), "whoever comes back at once is told")
 				require.Regexp(t, excess[name], f.Excess(nid(1)))
-				time.Sleep(Penalty - time.Second)
+				time.Sleep(budget.Penalty - time.Second)
 				require.Equal(t, time.Second, f.Admit(nid(1)))
 				time.Sleep(time.Second)
 				require.Zero(t, f.Admit(nid(1)))
@@ -142,6 +143,6 @@ func TestBudgetOfSessions(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		// The burst, and the rate for 10 s before it is sent away for 30 s, twice.
-		require.InDelta(t, (2000+2*10*200)/SessionMessages, admitted, 110)
+		require.InDelta(t, (2000+2*10*200)/budget.SessionMessages, admitted, 110)
 	})
 }

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/fleet/internal/budget"
 )
 
 type metrics struct {
@@ -75,8 +77,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		sessionsEnded:          vec("agentstatsd_sessions_total", "Sessions of agents that ended, by how.", "end", ends...),
 		duplicates:             counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),
 		refusedKeys:            vec("agentstatsd_metadata_refused_keys_total", "Metadata entries refused because of their key.", "reason", ReasonUndeclaredKey, ReasonTooManyKeys),
-		limited:                vec("agentstatsd_agents_limited_total", "Times that an agent was sent away for a while.", "reason", ReasonMessages, ReasonBytes, ReasonRefused),
-		delayed:                vec("agentstatsd_agent_messages_delayed_total", "Messages that waited as their agent sends faster than it may.", "reason", ReasonMessages, ReasonBytes),
+		limited:                vec("agentstatsd_agents_limited_total", "Times that an agent was sent away for a while.", "reason", budget.ReasonMessages, budget.ReasonBytes, budget.ReasonRefused),
+		delayed:                vec("agentstatsd_agent_messages_delayed_total", "Messages that waited as their agent sends faster than it may.", "reason", budget.ReasonMessages, budget.ReasonBytes),
 		sessionsRefused:        counter("agentstatsd_sessions_refused_total", "Sessions refused as their agent must stay away for a while."),
 		summarized:             counter("agentstatsd_refusals_summarized_total", "Refusals told in a summary instead of by name, as too many waited for the agent."),
 		instancesDropped:       counter("agentstatsd_instances_dropped_total", "Instances of agents forgotten early, as an agent had too many."),

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/families"
 )
 
 // up is the state of a workspace's series. Its mutex comes after entry.mu.
@@ -81,7 +82,7 @@ func (f *Fleet) publishUpLocked(w *workspace) {
 		f.series.SetState(w.up.key, nil)
 		return
 	}
-	f.series.SetState(w.up.key, upSeries(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
+	f.series.SetState(w.up.key, families.Up(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
 }
 
 // publishPresenceLocked publishes the agent's series and its part in the count of its
@@ -96,7 +97,7 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	statusChanged := e.presence.status != next.status
 	e.presence = next
 	if next.published {
-		f.series.SetState(agent.SeriesKey{ID: e.id}, agentSeries(e.reg.Load(), &e.state.newest, next.status))
+		f.series.SetState(agent.SeriesKey{ID: e.id}, families.Agent(e.reg.Load(), &e.state.newest, next.status))
 	} else {
 		f.series.SetState(agent.SeriesKey{ID: e.id}, nil)
 	}
@@ -117,7 +118,7 @@ func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
 	local := registered && e.sessions.live != nil
 	remote := registered && !local && f.connectedRemotelyLocked(e)
 	s := presence{
-		status:    status(e.reg.Load(), local || remote, e.sessions.newest.Epoch != 0, now),
+		status:    families.Status(e.reg.Load(), local || remote, e.sessions.newest.Epoch != 0, now),
 		published: registered && f.publishes(local, remote) && e.workspace.published(),
 	}
 	if local || remote {

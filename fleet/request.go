@@ -156,7 +156,7 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 	}
 	ended := false
 	r.changeState(func(s *agent.State) (notify bool) {
-		notify = lifecycleOf(s) != l.State
+		notify = s.CurrentLifecycle() != l.State
 		if l.ChangedAt.IsZero() {
 			l.ChangedAt = r.now
 			if !notify && !s.Lifecycle.ChangedAt.IsZero() {

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/families"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -139,7 +140,7 @@ func TestGoldenStatus(t *testing.T) {
 		reg := &agent.Registration{CreatedAt: now.Add(-seconds(c.CreatedAgo)), ConnectionTimeout: seconds(c.ConnectionTimeout)}
 		seen := c.LastConnectedAgo != nil
 		online := seen && *c.LastConnectedAgo <= c.InactiveTimeout && (c.DisconnectedAgo == nil || *c.DisconnectedAgo > *c.LastConnectedAgo)
-		require.Equal(t, agent.Status(c.Status), status(reg, online, seen, now), "%+v", c)
+		require.Equal(t, agent.Status(c.Status), families.Status(reg, online, seen, now), "%+v", c)
 	}
 }
 
@@ -194,9 +195,9 @@ func TestGoldenSeries(t *testing.T) {
 			if c.ExpectOneOf != nil {
 				require.NoError(t, json.Unmarshal(c.ExpectOneOf, &oneOf))
 			}
-			families := map[string]bool{"up": true}
+			listed := map[string]bool{"up": true}
 			for _, e := range slices.Concat(expect, oneOf) {
-				if e.Family == familyUp {
+				if e.Family == families.FamilyUp {
 					continue
 				}
 				if len(e.Values) > 0 {
@@ -208,13 +209,13 @@ func TestGoldenSeries(t *testing.T) {
 				}
 				slices.Sort(labels)
 				want = append(want, seriesLine(e.Family, labels, e.Value))
-				families[strings.TrimPrefix(e.Family, "coderd_agents_")] = true
+				listed[strings.TrimPrefix(e.Family, "coderd_agents_")] = true
 			}
 			slices.Sort(want)
 			// Of some cases the vectors list only part of the families.
 			got := slices.DeleteFunc(p.states.all(), func(l string) bool {
 				family, _, _ := strings.Cut(l, "{")
-				return !families[family]
+				return !listed[family]
 			})
 			require.Equal(t, want, got)
 		})
@@ -235,36 +236,6 @@ func network(t *testing.T, node string, preferred int64, latencies map[string]fl
 		n.Regions = append(n.Regions, agent.Region{ID: region, Name: names[number], Latency: time.Duration(seconds*1e9 + 0.5)})
 	}
 	return n
-}
-
-func TestApps(t *testing.T) {
-	apps := []agent.App{
-		{ID: nid(1), Slug: "code", DisplayName: "Code", Health: agent.AppHealthInitializing},
-		{ID: nid(2), Slug: "Code", Health: agent.AppHealthHealthy},
-		{ID: nid(3), Slug: "term"},
-	}
-	require.Equal(t, []appCount{{"Code", agent.AppHealthInitializing, 1}, {"Code", agent.AppHealthHealthy, 1}, {"term", agent.AppHealthDisabled, 1}}, countApps(apps, nil))
-	require.Equal(t, []appCount{{"Code", agent.AppHealthHealthy, 2}, {"term", agent.AppHealthDisabled, 1}},
-		countApps(apps, map[agent.ID]agent.AppHealth{nid(1): agent.AppHealthHealthy}))
-}
-
-func TestLatencies(t *testing.T) {
-	region := func(id int64, name string, ms int) agent.Region {
-		return agent.Region{ID: id, Name: name, Latency: time.Duration(ms) * time.Millisecond}
-	}
-	for _, c := range []struct {
-		why       string
-		preferred int64
-		regions   []agent.Region
-		want      []latency
-	}{
-		{"not measured", 1, []agent.Region{region(1, "a", -1), region(2, "b", 0)}, []latency{{"b", false, 0}}},
-		{"no name", 7, []agent.Region{region(7, "", 5)}, []latency{{"Unnamed 7", true, 0.005}}},
-		{"equal names: the nearest", 0, []agent.Region{region(1, "a", 5), region(2, "a", 3), region(0, "a", 4)}, []latency{{"a", false, 0.003}}},
-		{"equal names: the preferred", 1, []agent.Region{region(2, "a", 3), region(1, "a", 5), region(3, "a", 1)}, []latency{{"a", true, 0.005}}},
-	} {
-		require.Equal(t, c.want, latencies(&agent.Network{PreferredRegion: c.preferred, Regions: c.regions}), c.why)
-	}
 }
 
 func TestStatusMovesByTimer(t *testing.T) {

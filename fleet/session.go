@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/acks"
 )
 
 // End is how a session ended.
@@ -48,7 +49,7 @@ type Session struct {
 
 	done   chan struct{}
 	aged   atomic.Bool
-	stream Stream // its watcher is that of the session
+	stream acks.Stream // its watcher is that of the session
 
 	end End // written before done is closed
 

@@ -30,7 +30,7 @@ func TestTakeover(t *testing.T) {
 	require.Greater(t, second.Info().Epoch, first.Info().Epoch)
 	require.True(t, first.Info().First)
 	require.False(t, second.Info().First)
-	require.Equal(t, Progress{3, 3}, second.Resume())
+	require.Equal(t, Progress{Received: 3, Durable: 3}, second.Resume())
 	require.Equal(t, instanceID(1), second.Info().Instance)
 	require.ErrorIs(t, first.Receive(4, func(Request) { t.Error("taken in") }), ErrSessionOver)
 	first.Close(EndDisconnect) // does not touch the second
@@ -85,7 +85,7 @@ func TestDuplicatesAndGaps(t *testing.T) {
 	}
 	require.Equal(t, []int64{1, 5, 100, 101}, taken)
 	require.Equal(t, []string{"4"}, metric(t, p, "agentstatsd_duplicate_requests_total"))
-	require.Equal(t, Progress{101, 101}, s.Progress())
+	require.Equal(t, Progress{Received: 101, Durable: 101}, s.Progress())
 }
 
 func TestGoodbye(t *testing.T) {
@@ -96,12 +96,12 @@ func TestGoodbye(t *testing.T) {
 	p.journal.take()
 	s.Close(EndGoodbye)
 	require.Equal(t, []string{"close 1 goodbye=true"}, p.journal.take())
-	require.Equal(t, Progress{1, 0}, s.Progress())
+	require.Equal(t, Progress{Received: 1, Durable: 0}, s.Progress())
 
 	woken := notified(s)
 	s.instance.Resolve([]agent.Resolution{{Sequence: 1}})
 	require.True(t, closed(woken), "its last ack is still told")
-	require.Equal(t, Progress{1, 1}, s.Progress())
+	require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
 	s.Close(EndGoodbye)
 	require.Empty(t, p.journal.take())
 }
@@ -119,7 +119,7 @@ func TestInstancesAreBounded(t *testing.T) {
 	require.Equal(t, []string{"2"}, metric(t, p, "agentstatsd_instances_dropped_total"))
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(3), Ordinal: 2})
 	require.NoError(t, err)
-	require.Equal(t, Progress{4, 3}, s.Resume())
+	require.Equal(t, Progress{Received: 4, Durable: 3}, s.Resume())
 	s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(0), Ordinal: 2})
 	require.NoError(t, err)
 	require.Equal(t, Progress{}, s.Resume())
@@ -169,7 +169,7 @@ func TestInstanceRetention(t *testing.T) {
 		p.scan(time.Now())
 		s, err = p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 2})
 		require.NoError(t, err)
-		require.Equal(t, Progress{7, 7}, s.Resume())
+		require.Equal(t, Progress{Received: 7, Durable: 7}, s.Resume())
 		s.Close(EndDisconnect)
 		time.Sleep(time.Minute)
 		p.scan(time.Now())

@@ -67,11 +67,11 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			r.SetNetwork(agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}})
 		})
 		receive(t, s, 5, func(Request) {})
-		require.Equal(t, Progress{5, 0}, s.Progress())
+		require.Equal(t, Progress{Received: 5, Durable: 0}, s.Progress())
 
 		woken := notified(s)
 		<-woken
-		require.Equal(t, Progress{5, 5}, s.Progress())
+		require.Equal(t, Progress{Received: 5, Durable: 5}, s.Progress())
 		order := func(seq int64) agent.Order { return agent.Order{Epoch: s.Info().Epoch, Sequence: seq} }
 		want := agent.State{
 			Agent:          nid(1),
@@ -112,7 +112,7 @@ func TestUnknownAppsAreRefusedByName(t *testing.T) {
 	receive(t, s, 2, func(r Request) {
 		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}), 1)
 	})
-	require.Equal(t, Progress{2, 0}, s.Progress(), "what was refused wholly is not waited for")
+	require.Equal(t, Progress{Received: 2, Durable: 0}, s.Progress(), "what was refused wholly is not waited for")
 	require.Len(t, s.entry.state.pendingAcks, 1)
 }
 
@@ -126,7 +126,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 			receive(t, s, seq+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(seq)}) })
 			time.Sleep(time.Second)
 		}
-		require.Equal(t, Progress{50, 0}, s.Progress())
+		require.Equal(t, Progress{Received: 50, Durable: 0}, s.Progress())
 		require.Len(t, s.entry.state.pendingAcks, 1, "what waits is bounded")
 		require.ErrorIs(t, p.Healthy(), errDown)
 		require.NoError(t, p.Ready(), "agents are served")
@@ -136,7 +136,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 		p.store.fail(nil)
 		<-woken
 		synctest.Wait()
-		require.Equal(t, Progress{50, 50}, s.Progress())
+		require.Equal(t, Progress{Received: 50, Durable: 50}, s.Progress())
 		require.Equal(t, uint64(49), p.store.state(nid(1)).Network.NodeID)
 		require.NoError(t, p.Healthy())
 		require.Equal(t, s.Info().Epoch, p.store.epoch(nid(1)))
@@ -166,10 +166,10 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 		return w
 	}
 	require.NoError(t, p.saveStates(t.Context(), batch()))
-	require.Equal(t, Progress{2, 1}, s.Progress())
+	require.Equal(t, Progress{Received: 2, Durable: 1}, s.Progress())
 	require.Equal(t, uint64(1), p.store.state(nid(1)).Network.NodeID)
 	require.NoError(t, p.write(t.Context()))
-	require.Equal(t, Progress{2, 2}, s.Progress())
+	require.Equal(t, Progress{Received: 2, Durable: 2}, s.Progress())
 
 	// The same when the write fails: both wait.
 	receive(t, s, 3, func(r Request) { r.SetNetwork(agent.Network{NodeID: 3}) })
@@ -182,11 +182,11 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 	}
 	p.store.fail(errDown)
 	require.ErrorIs(t, p.write(t.Context()), errDown)
-	require.Equal(t, Progress{4, 2}, s.Progress())
+	require.Equal(t, Progress{Received: 4, Durable: 2}, s.Progress())
 	require.Len(t, s.entry.state.pendingAcks, 1)
 	p.store.fail(nil)
 	require.NoError(t, p.write(t.Context()))
-	require.Equal(t, Progress{4, 4}, s.Progress())
+	require.Equal(t, Progress{Received: 4, Durable: 4}, s.Progress())
 	require.Equal(t, uint64(4), p.store.state(nid(1)).Network.NodeID)
 }
 
@@ -203,13 +203,13 @@ func TestRejectedStateIsIsolated(t *testing.T) {
 		receive(t, sessions[n], 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
 	}
 	require.NoError(t, p.write(t.Context()))
-	require.Equal(t, Progress{1, 0}, sessions[5].Progress(), "the refusal is not told")
+	require.Equal(t, Progress{Received: 1, Durable: 0}, sessions[5].Progress(), "the refusal is not told")
 	_, refusals, _ := sessions[5].Take()
 	for n := 1; n <= 9; n++ {
-		require.Equal(t, Progress{1, 1}, sessions[n].Progress())
+		require.Equal(t, Progress{Received: 1, Durable: 1}, sessions[n].Progress())
 		require.Equal(t, n != 5, p.store.state(nid(n)).Agent != uuid.Nil)
 	}
-	require.Equal(t, []Refusal{{0, 1, agent.Refusal{
+	require.Equal(t, []Refusal{{Sequence: 1, Refusal: agent.Refusal{
 		Kind: agent.RefusedStore, Reason: "store", Message: "the database refused the agent's state", Count: 1,
 	}}}, refusals)
 	require.Equal(t, []string{"1"}, metric(t, p, "agentstatsd_states_rejected_total"))
@@ -224,7 +224,7 @@ func TestLastWriteAtShutdown(t *testing.T) {
 		receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleOff}) })
 		stop()
 		require.Equal(t, agent.LifecycleOff, p.store.state(nid(1)).Lifecycle.State)
-		require.Equal(t, Progress{1, 1}, s.Progress())
+		require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
 	})
 }
 

@@ -1,4 +1,6 @@
-package fleet
+// Package families computes the series that the service makes of an agent's state.
+// It has no state of its own.
+package families
 
 import (
 	"cmp"
@@ -12,15 +14,15 @@ import (
 
 // Families that the fleet computes for agents and workspaces.
 const (
-	familyUp          = "coderd_agents_up"
+	FamilyUp          = "coderd_agents_up"
 	familyConnections = "coderd_agents_connections"
 	familyLatencies   = "coderd_agents_connection_latencies_seconds"
 	familyApps        = "coderd_agents_apps"
 )
 
-// status returns the status of an agent. online: it has a live session. seen: it had
+// Status returns the status of an agent. online: it has a live session. seen: it had
 // one before. A zero CreatedAt counts as long ago.
-func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Status {
+func Status(reg *agent.Registration, online, seen bool, now time.Time) agent.Status {
 	switch {
 	case online:
 		return agent.StatusConnected
@@ -33,21 +35,21 @@ func status(reg *agent.Registration, online, seen bool, now time.Time) agent.Sta
 	}
 }
 
-// upSeries returns the series of a workspace, with the template's version if version
+// Up returns the series of a workspace, with the template's version if version
 // is true.
-func upSeries(w *agent.Workspace, connected int, version bool) []agent.Series {
+func Up(w *agent.Workspace, connected int, version bool) []agent.Series {
 	labels := make([]agent.Label, 0, 4)
 	labels = append(labels, agent.Label{Name: "template_name", Value: w.Template.Name})
 	if version {
 		labels = append(labels, agent.Label{Name: "template_version", Value: cmp.Or(w.Template.Version, "unknown")})
 	}
 	labels = append(labels, agent.Label{Name: "username", Value: w.OwnerUsername}, agent.Label{Name: "workspace_name", Value: w.Name})
-	return []agent.Series{{Family: familyUp, Labels: labels, Value: float64(connected)}}
+	return []agent.Series{{Family: FamilyUp, Labels: labels, Value: float64(connected)}}
 }
 
-// agentSeries returns the series of an agent: its connection, its apps and, while it
+// Agent returns the series of an agent: its connection, its apps and, while it
 // is connected, its latencies.
-func agentSeries(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Series {
+func Agent(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Series {
 	name := agent.Label{Name: "agent_name", Value: reg.Name}
 	user := agent.Label{Name: "username", Value: reg.Workspace.OwnerUsername}
 	space := agent.Label{Name: "workspace_name", Value: reg.Workspace.Name}
@@ -60,7 +62,7 @@ func agentSeries(reg *agent.Registration, s *agent.State, st agent.Status) []age
 		Family: familyConnections,
 		Labels: []agent.Label{
 			name,
-			{Name: "lifecycle_state", Value: string(lifecycleOf(s))},
+			{Name: "lifecycle_state", Value: string(s.CurrentLifecycle())},
 			{Name: "status", Value: string(st)},
 			{Name: "tailnet_node", Value: node},
 			user, space,
@@ -85,11 +87,6 @@ func agentSeries(reg *agent.Registration, s *agent.State, st agent.Status) []age
 		})
 	}
 	return series
-}
-
-// lifecycleOf returns the lifecycle; LifecycleCreated if the agent reported none.
-func lifecycleOf(s *agent.State) agent.LifecycleState {
-	return cmp.Or(s.Lifecycle.State, agent.LifecycleCreated)
 }
 
 // appCount counts the apps of an agent with one name and health.

@@ -1,4 +1,4 @@
-package fleet
+package acks
 
 import (
 	"fmt"
@@ -14,7 +14,7 @@ import (
 )
 
 func newTracker() *Tracker {
-	return NewTracker(prometheus.NewCounter(prometheus.CounterOpts{Name: "summarized"}))
+	return New(prometheus.NewCounter(prometheus.CounterOpts{Name: "summarized"}))
 }
 
 // TestTrackerModel compares the tracker with a list of all pending parts.
@@ -200,4 +200,13 @@ func TestTrackerWakesTheNewestStream(t *testing.T) {
 	tr.Resolve([]agent.Resolution{{Sequence: 1000, Refusal: &agent.Refusal{}}})
 	require.Len(t, wakes[1], 1, "an older stream does not detach a newer one")
 	require.Empty(t, wakes[0])
+}
+
+func waker(ch chan<- struct{}) func() {
+	return func() {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
 }

@@ -1,4 +1,6 @@
-package fleet
+// Package budget bounds what an agent sends, by token buckets of messages, bytes
+// and refused items. It does no I/O and has no lock.
+package budget
 
 import (
 	"fmt"

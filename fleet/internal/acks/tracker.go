@@ -1,4 +1,6 @@
-package fleet
+// Package acks tracks the requests of one instance of an agent: which of them are
+// received, which are durable, and which refusals the instance has yet to receive.
+package acks
 
 import (
 	"cmp"
@@ -96,9 +98,9 @@ func (s *span) join(o span) {
 	}
 }
 
-// NewTracker returns a tracker of an instance that has sent nothing. summarized counts the
+// New returns a tracker of an instance that has sent nothing. summarized counts the
 // refusals that are sent in a summary.
-func NewTracker(summarized prometheus.Counter) *Tracker { return &Tracker{summarized: summarized} }
+func New(summarized prometheus.Counter) *Tracker { return &Tracker{summarized: summarized} }
 
 // AddPending notes that a part of the request waits to be stored.
 func (t *Tracker) AddPending(sequence int64) {

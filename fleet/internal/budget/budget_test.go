@@ -1,4 +1,4 @@
-package fleet
+package budget
 
 import (
 	"testing"
@@ -26,7 +26,7 @@ func TestBucket(t *testing.T) {
 // seconds in 1 MB, 128 keys of metadata each second in messages of their own, and
 // everything anew after a reconnect now and then.
 func TestBudgetLeavesAgentsAlone(t *testing.T) {
-	l := Limits{ // the defaults of fleet.Options
+	l := Limits{ // the defaults of the flags
 		MessagesPerSecond: 200, MessagesBurst: 2000,
 		BytesPerSecond: 512 << 10, BytesBurst: 8 << 20,
 		RefusedPerSecond: 100, RefusedBurst: 5000,

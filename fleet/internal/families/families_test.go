@@ -1,0 +1,56 @@
+package families
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// The version of the template is a label if it is asked for, also where coderd
+// told none.
+func TestUpSeriesTemplateVersion(t *testing.T) {
+	w := agent.Workspace{Name: "ws", OwnerUsername: "ann", Template: agent.Template{Name: "go", Version: "v1"}}
+	label := func(name, value string) agent.Label { return agent.Label{Name: name, Value: value} }
+	plain := []agent.Label{label("template_name", "go"), label("username", "ann"), label("workspace_name", "ws")}
+	require.Equal(t, []agent.Series{{Family: FamilyUp, Labels: plain, Value: 2}}, Up(&w, 2, false))
+	for version, want := range map[string]string{"v1": "v1", "": "unknown"} {
+		w.Template.Version = version
+		labels := []agent.Label{plain[0], label("template_version", want), plain[1], plain[2]}
+		require.Equal(t, []agent.Series{{Family: FamilyUp, Labels: labels, Value: 2}}, Up(&w, 2, true))
+	}
+}
+
+func TestApps(t *testing.T) {
+	apps := []agent.App{
+		{ID: nid(1), Slug: "code", DisplayName: "Code", Health: agent.AppHealthInitializing},
+		{ID: nid(2), Slug: "Code", Health: agent.AppHealthHealthy},
+		{ID: nid(3), Slug: "term"},
+	}
+	require.Equal(t, []appCount{{"Code", agent.AppHealthInitializing, 1}, {"Code", agent.AppHealthHealthy, 1}, {"term", agent.AppHealthDisabled, 1}}, countApps(apps, nil))
+	require.Equal(t, []appCount{{"Code", agent.AppHealthHealthy, 2}, {"term", agent.AppHealthDisabled, 1}},
+		countApps(apps, map[agent.ID]agent.AppHealth{nid(1): agent.AppHealthHealthy}))
+}
+
+func TestLatencies(t *testing.T) {
+	region := func(id int64, name string, ms int) agent.Region {
+		return agent.Region{ID: id, Name: name, Latency: time.Duration(ms) * time.Millisecond}
+	}
+	for _, c := range []struct {
+		why       string
+		preferred int64
+		regions   []agent.Region
+		want      []latency
+	}{
+		{"not measured", 1, []agent.Region{region(1, "a", -1), region(2, "b", 0)}, []latency{{"b", false, 0}}},
+		{"no name", 7, []agent.Region{region(7, "", 5)}, []latency{{"Unnamed 7", true, 0.005}}},
+		{"equal names: the nearest", 0, []agent.Region{region(1, "a", 5), region(2, "a", 3), region(0, "a", 4)}, []latency{{"a", false, 0.003}}},
+		{"equal names: the preferred", 1, []agent.Region{region(2, "a", 3), region(1, "a", 5), region(3, "a", 1)}, []latency{{"a", true, 0.005}}},
+	} {
+		require.Equal(t, c.want, latencies(&agent.Network{PreferredRegion: c.preferred, Regions: c.regions}), c.why)
+	}
+}
+
+func nid(n byte) agent.ID { return agent.ID{n} }
