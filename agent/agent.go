@@ -14,6 +14,9 @@ import (
 // ID is the UUID of an agent, a workspace, a build or an app.
 type ID = uuid.UUID
 
+// ErrUnknownToken is returned for a token of no registered agent.
+var ErrUnknownToken = errors.New("unknown token")
+
 // ErrRejected is wrapped by errors of a store that writing again cannot cure:
 // the database refuses the data itself. The caller isolates the row.
 var ErrRejected = errors.New("rejected by the database")

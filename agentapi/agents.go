@@ -46,7 +46,7 @@ var agentStatuses = map[agentstatsv1.AgentStatus]agent.Status{
 }
 
 // WatchAgents implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.ServerStreamingServer[agentstatsv1.WatchAgentsResponse]) error {
+func (s *CoderdService) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.ServerStreamingServer[agentstatsv1.WatchAgentsResponse]) error {
 	ids, err := watchIDs(req.GetAgentIds())
 	if err != nil {
 		return err
@@ -76,13 +76,13 @@ func (s *coderdService) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream
 		case <-w.dirty.wake:
 		case <-reread.C:
 			w.dirty.changed(nil)
-		case <-s.streams.draining:
+		case <-s.server.Draining():
 			return errDraining
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		// Those who are before in line may all be slow.
-		room := func(n int) (*readHold, error) { return s.watchBytes.acquire(ctx, n, 2*s.opts.SendTimeout) }
+		room := func(n int) (*readHold, error) { return s.watchBytes.acquire(ctx, n, 2*s.server.Options().SendTimeout) }
 		if err := w.tell(room, stream.Send); err != nil {
 			return err
 		}

@@ -167,8 +167,9 @@ func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const size = 64 << 10
 		s := start(t, settings{
-			fleet: fleet.Options{MaxAgents: 2000},
-			api:   agentapi.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size, MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
+			fleet:  fleet.Options{MaxAgents: 2000},
+			server: agentapi.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size},
+			coderd: agentapi.CoderdOptions{MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
 		})
 		for from := 0; from < 1500; from += 150 {
 			var numbers []int

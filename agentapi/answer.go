@@ -3,9 +3,7 @@ package agentapi
 import (
 	"time"
 
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/fleet"
@@ -80,7 +78,7 @@ func (c *connection) dueLocked() (d due) {
 	}
 	d.refusals = refusals
 	if c.ackDue || progress != c.acked {
-		d.acks, d.ack = true, ack{progress, &c.outbox}
+		d.acks, d.ack = true, ack{progress.Received, progress.Durable, &c.outbox}
 		c.ackDue, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
 	if c.bye != nil && progress.Durable == progress.Received {
@@ -127,44 +125,4 @@ func (c *connection) sendReconnect(reason string) error {
 		Delay:  durationpb.New(0),
 		Reason: reason,
 	}}})
-}
-
-// ack is a response with an acknowledgement, encoded without a message: there is
-// one for nearly every report.
-type ack struct {
-	fleet.Progress
-	box *outbox
-}
-
-// Numbers of the fields of ConnectResponse and Ack.
-const (
-	fieldAck      protowire.Number = 2
-	fieldReceived protowire.Number = 1
-	fieldDurable  protowire.Number = 2
-)
-
-// ackBuffer is an encoded ack in one allocation.
-type ackBuffer struct {
-	outBuffer
-	bytes [2 + 2*(1+10)]byte
-}
-
-func (a *ack) marshal() mem.BufferSlice {
-	var scratch [2 * (1 + 10)]byte // tags and the longest varints
-	message := scratch[:0]
-	for _, f := range [...]struct {
-		number protowire.Number
-		value  int64
-	}{{fieldReceived, a.Received}, {fieldDurable, a.Durable}} {
-		if f.value != 0 {
-			message = protowire.AppendTag(message, f.number, protowire.VarintType)
-			message = protowire.AppendVarint(message, uint64(f.value))
-		}
-	}
-	var buffer ackBuffer
-	response := buffer.bytes[:0] // its length is below 128, which takes one byte
-	response = protowire.AppendTag(response, fieldAck, protowire.BytesType)
-	response = protowire.AppendBytes(response, message)
-	buffer.init(response, a.box)
-	return mem.BufferSlice{&buffer}
 }

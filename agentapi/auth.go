@@ -25,8 +25,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet"
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // agentIDKey is the request metadata by which coderd names the agent that it
@@ -52,14 +50,23 @@ func callerFrom(ctx context.Context) caller {
 	return c
 }
 
+// Tokens tell whose an agent's token is. It may block.
+type Tokens interface {
+	// Authenticate returns the agent with the token. The error is
+	// agent.ErrUnknownToken if there is none, else why that cannot be told now.
+	Authenticate(ctx context.Context, token string) (agent.ID, error)
+}
+
 // authenticator tells who calls, and whether they may.
 type authenticator struct {
-	fleet     *fleet.Fleet
+	tokens    Tokens
 	tokenHash [32]byte
 	clientSAN string
 	metrics   *metrics
 	log       *slog.Logger
 	logged    logLimit
+	// roleOf returns the role of a service; 0: it has none.
+	roleOf func(service string) Role
 	// authenticated is told of each call that has a credential.
 	authenticated func(ctx context.Context, coderd bool)
 }
@@ -95,7 +102,7 @@ func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.C
 	if isOpen(service) {
 		return ctx, nil
 	}
-	c, err := a.authenticate(ctx, service)
+	c, err := a.authenticate(ctx, a.roleOf(service))
 	if err == nil {
 		a.authenticated(ctx, c.token == "")
 		return context.WithValue(ctx, callerKey{}, c), nil
@@ -118,12 +125,12 @@ func isOpen(service string) bool {
 	return false
 }
 
-func (a *authenticator) authenticate(ctx context.Context, service string) (caller, *authError) {
+func (a *authenticator) authenticate(ctx context.Context, role Role) (caller, *authError) {
 	token, err := bearerToken(ctx)
 	if err != nil {
 		return caller{}, err
 	}
-	forCoderd := service == agentstatsv1.CoderdService_ServiceDesc.ServiceName
+	forCoderd := role != RoleAgent
 	relayed := metadata.ValueFromIncomingContext(ctx, agentIDKey)
 	if a.isCoderd(ctx, token) {
 		if forCoderd {
@@ -134,12 +141,12 @@ func (a *authenticator) authenticate(ctx context.Context, service string) (calle
 	if token == "" {
 		return caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
 	}
-	id, lookupErr := a.fleet.Authenticate(ctx, token)
+	id, lookupErr := a.tokens.Authenticate(ctx, token)
 	switch {
-	case errors.Is(lookupErr, fleet.ErrUnavailable):
-		return caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
-	case lookupErr != nil:
+	case errors.Is(lookupErr, agent.ErrUnknownToken):
 		return caller{}, &authError{authUnknown, codes.Unauthenticated, "unknown token"}
+	case lookupErr != nil:
+		return caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
 	case forCoderd:
 		return caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for coderd, not for agents"}
 	case len(relayed) > 0:
@@ -202,16 +209,6 @@ func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 	}
 	leaf := info.State.VerifiedChains[0][0]
 	return slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, a.clientSAN) })
-}
-
-// recheck tells whether the caller's token is still the agent's, after its
-// session was opened: from then on a revoked token ends the session.
-func (a *authenticator) recheck(ctx context.Context, c caller) bool {
-	if c.token == "" {
-		return true
-	}
-	id, err := a.fleet.Authenticate(ctx, c.token)
-	return err == nil && id == c.agent
 }
 
 func peerHost(ctx context.Context) string {

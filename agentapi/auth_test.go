@@ -179,7 +179,7 @@ func TestClientCertificate(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := start(t, settings{
-				api: agentapi.Options{
+				server: agentapi.Options{
 					CoderdClientSAN: c.san,
 					Credentials: credentials.NewTLS(&tls.Config{
 						Certificates: []tls.Certificate{ours.issue("service")},

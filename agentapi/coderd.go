@@ -1,7 +1,6 @@
 package agentapi
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -31,13 +30,8 @@ const (
 // registrationBytes is what a registration takes beside its texts.
 const registrationBytes = int(unsafe.Sizeof(agent.Registration{}))
 
-type coderdService struct {
-	agentstatsv1.UnimplementedCoderdServiceServer
-	*Server
-}
-
 // RegisterAgents implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) RegisterAgents(ctx context.Context, req *agentstatsv1.RegisterAgentsRequest) (*agentstatsv1.RegisterAgentsResponse, error) {
+func (s *CoderdService) RegisterAgents(ctx context.Context, req *agentstatsv1.RegisterAgentsRequest) (*agentstatsv1.RegisterAgentsResponse, error) {
 	if n := len(req.GetAgents()); n > maxRegisteredAtOnce {
 		return nil, invalid("agents", "want at most %d, got %d", maxRegisteredAtOnce, n)
 	}
@@ -62,7 +56,7 @@ func (s *coderdService) RegisterAgents(ctx context.Context, req *agentstatsv1.Re
 }
 
 // DeregisterAgents implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) DeregisterAgents(ctx context.Context, req *agentstatsv1.DeregisterAgentsRequest) (*agentstatsv1.DeregisterAgentsResponse, error) {
+func (s *CoderdService) DeregisterAgents(ctx context.Context, req *agentstatsv1.DeregisterAgentsRequest) (*agentstatsv1.DeregisterAgentsResponse, error) {
 	agents, problem := idsOf("agent_ids", req.GetAgentIds(), maxRegisteredAtOnce)
 	if problem != nil {
 		return nil, invalid(problem.field, "%s", problem.text)
@@ -79,13 +73,13 @@ func (s *coderdService) DeregisterAgents(ctx context.Context, req *agentstatsv1.
 }
 
 // SyncAgents implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.SyncAgentsRequest, agentstatsv1.SyncAgentsResponse]) error {
-	if !s.streams.enter() {
-		return errDraining
+func (s *CoderdService) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.SyncAgentsRequest, agentstatsv1.SyncAgentsResponse]) error {
+	if err := s.server.Enter(); err != nil {
+		return err
 	}
-	defer s.streams.leave()
+	defer s.server.Leave()
 	if !s.syncs.take() {
-		s.metrics.refused.WithLabelValues("sync").Inc()
+		s.metrics.refused.WithLabelValues(refusedSync).Inc()
 		return exhausted(time.Second, fmt.Sprintf("want at most %d syncs at once (%s)", s.opts.MaxSyncs, flagSyncs))
 	}
 	defer s.syncs.free()
@@ -96,7 +90,7 @@ func (s *coderdService) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv
 	if err != nil {
 		return s.failure(ctx, "begin a sync", err)
 	}
-	set, force, err := s.collect(ctx, receive(ctx, &s.receivers, stream.Recv))
+	set, force, err := s.collect(ctx, receive(ctx, s.server, stream.Recv))
 	if err != nil {
 		return err
 	}
@@ -112,14 +106,14 @@ func (s *coderdService) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv
 }
 
 // collect reads the parts of a sync up to the one that completes it.
-func (s *coderdService) collect(ctx context.Context, parts <-chan received[*agentstatsv1.SyncAgentsRequest]) (fleet.Set, bool, error) {
+func (s *CoderdService) collect(ctx context.Context, parts <-chan received[*agentstatsv1.SyncAgentsRequest]) (fleet.Set, bool, error) {
 	var set fleet.Set
 	limit := s.Fleet.MaxAgents()
 	for n := 0; ; n++ {
 		var part received[*agentstatsv1.SyncAgentsRequest]
 		select {
 		case part = <-parts:
-		case <-s.streams.draining:
+		case <-s.server.Draining():
 			return set, false, errDraining
 		case <-ctx.Done():
 			return set, false, context.Cause(ctx)
@@ -150,24 +144,25 @@ func (s *coderdService) collect(ctx context.Context, parts <-chan received[*agen
 }
 
 // GetMetadata implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMetadataRequest) (*agentstatsv1.GetMetadataResponse, error) {
+func (s *CoderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMetadataRequest) (*agentstatsv1.GetMetadataResponse, error) {
+	limit := s.server.Options().MaxMessageBytes
 	ids, err := readIDs(req.GetAgentIds())
 	if err != nil {
 		return nil, err
 	}
 	// The values, which take at most twice as much in memory as encoded, and the
 	// response; an agent's values fit a read.
-	hold, err := s.watchBytes.acquire(ctx, min(3*s.opts.MaxMessageBytes, len(ids)*s.opts.MaxWatchBytes/2), s.opts.HelloTimeout/2)
+	hold, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.MaxWatchBytes/2), s.server.Options().HelloTimeout/2)
 	if err != nil {
 		return nil, err
 	}
 	defer hold.release()
-	rows, left, err := s.Reader.MetadataWithin(ctx, ids, 2*s.opts.MaxMessageBytes)
+	rows, left, err := s.Reader.MetadataWithin(ctx, ids, 2*limit)
 	if err != nil {
 		return nil, s.failure(ctx, "read metadata", err)
 	}
 	if len(left) > 0 {
-		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: want at most %d bytes of metadata (%s), got more: ask for fewer agents at once", s.opts.MaxMessageBytes, flagMessageBytes)
+		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: want at most %d bytes of metadata (%s), got more: ask for fewer agents at once", limit, flagMessageBytes)
 	}
 	byAgent := make(map[agent.ID]*agentstatsv1.AgentMetadata)
 	for i := range rows {
@@ -184,8 +179,8 @@ func (s *coderdService) GetMetadata(ctx context.Context, req *agentstatsv1.GetMe
 			resp.Agents = append(resp.Agents, values)
 		}
 	}
-	if size := proto.Size(resp); size > s.opts.MaxMessageBytes {
-		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: want at most %d bytes of metadata (%s), got %d: ask for fewer agents at once", s.opts.MaxMessageBytes, flagMessageBytes, size)
+	if size := proto.Size(resp); size > limit {
+		return nil, status.Errorf(codes.ResourceExhausted, "agent_ids: want at most %d bytes of metadata (%s), got %d: ask for fewer agents at once", limit, flagMessageBytes, size)
 	}
 	return resp, nil
 }
@@ -219,7 +214,7 @@ func metadataValue(m *agent.Metadata) *agentstatsv1.MetadataValue {
 }
 
 // ListAgents implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) ListAgents(ctx context.Context, req *agentstatsv1.ListAgentsRequest) (*agentstatsv1.ListAgentsResponse, error) {
+func (s *CoderdService) ListAgents(ctx context.Context, req *agentstatsv1.ListAgentsRequest) (*agentstatsv1.ListAgentsResponse, error) {
 	size := int(req.GetPageSize())
 	switch {
 	case size < 0 || size > maxPageSize:
@@ -322,17 +317,6 @@ func workspaceMessage(w *agent.Workspace) *agentstatsv1.Workspace {
 		}
 	}
 	return m
-}
-
-// keyOf returns the number of an enum that stands for the value; 0: none does.
-func keyOf[K cmp.Ordered, V comparable](numbers map[K]V, value V) K {
-	var key K
-	for k, v := range numbers {
-		if v == value {
-			key = k
-		}
-	}
-	return key
 }
 
 func idBytes(ids []agent.ID) [][]byte {

@@ -222,7 +222,7 @@ func TestRegisterAndList(t *testing.T) {
 
 func TestSync(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, api: agentapi.Options{MaxSyncs: 1, SyncTimeout: time.Minute}})
+		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, coderd: agentapi.CoderdOptions{MaxSyncs: 1, SyncTimeout: time.Minute}})
 		s.register(1, 2, 3, 4)
 		sync := func(parts ...*pb.SyncAgentsRequest) (*pb.SyncAgentsResponse, error) {
 			c, err := s.coderd().SyncAgents(s.asCoderd())
@@ -283,7 +283,7 @@ func TestSync(t *testing.T) {
 
 func TestGetMetadata(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
+		s := start(t, settings{server: agentapi.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
 		s.register(1, 2, 3)
 		sent := time.Now()
 		for n, pairs := range map[int][]string{1: {"b", "2", "a", "1"}, 3: {"c", "3"}} {

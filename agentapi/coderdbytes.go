@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -38,7 +39,7 @@ type byteBudget struct {
 	used int
 }
 
-func newByteBudget(kind, flag string, limit int, m *metrics) *byteBudget {
+func newByteBudget(kind, flag string, limit int, m *coderdMetrics) *byteBudget {
 	return &byteBudget{kind: kind, flag: flag, limit: limit, refused: m.bytesRefused.WithLabelValues(kind)}
 }
 
@@ -71,7 +72,7 @@ func (b *byteBudget) inUse() int {
 }
 
 // shareBytes makes the budgets of the methods that have one.
-func (s *Server) shareBytes(reg prometheus.Registerer) {
+func (s *CoderdService) shareBytes(reg prometheus.Registerer) {
 	registrations := newByteBudget(bytesRegistrations, flagSyncBytes, s.opts.MaxSyncBytes, s.metrics)
 	pushes := newByteBudget(bytesPushes, flagPushesBytes, s.opts.MaxPushesBytes, s.metrics)
 	s.byteBudgets = map[string]*byteBudget{
@@ -168,14 +169,11 @@ func (h *byteHold) close() {
 
 // boundStream bounds what coderd's messages take in memory: each, and of calls that
 // share a budget all together.
-func (s *Server) boundStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if serviceOf(info.FullMethod) != agentstatsv1.CoderdService_ServiceDesc.ServiceName {
-		return handler(srv, stream)
-	}
+func (s *CoderdService) boundStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	hold := &byteHold{budget: s.byteBudgets[info.FullMethod]}
 	defer hold.close()
 	return handler(srv, &boundedStream{
-		ServerStream: stream, hold: hold, limit: expansion * s.opts.MaxMessageBytes,
+		ServerStream: stream, hold: hold, limit: s.server.Options().MaxMessageBytes,
 		ctx: context.WithValue(stream.Context(), byteHoldKey{}, hold),
 	})
 }
@@ -212,7 +210,12 @@ type boundedRequest struct {
 	refused error // the status that refuses the message
 }
 
-func (r *boundedRequest) unmarshal(encoded []byte) {
+// UnmarshalMessage implements Unmarshaler. The error is nil: the status of a message that
+// is refused is in r.
+func (r *boundedRequest) UnmarshalMessage(data mem.BufferSlice) error {
+	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer buffer.Free()
+	encoded := buffer.ReadOnlyData()
 	estimator := coderdRequests[r.message.ProtoReflect().Descriptor().FullName()]
 	n, err := fitsDecoded(estimator, r.message, encoded, r.limit, flagMessageBytes)
 	if err == nil {
@@ -222,6 +225,7 @@ func (r *boundedRequest) unmarshal(encoded []byte) {
 		err = malformed(r.message, encoded)
 	}
 	r.refused = err
+	return nil
 }
 
 // coderdRequests estimates what coderd's requests take, by the name of their type.

@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"context"
 	"errors"
 	"io"
 	"time"
@@ -17,24 +18,19 @@ import (
 // protocolVersion of this contract.
 const protocolVersion = 1
 
-type agentService struct {
-	agentstatsv1.UnimplementedAgentServiceServer
-	*Server
-}
-
 type connectStream = grpc.BidiStreamingServer[agentstatsv1.ConnectRequest, agentstatsv1.ConnectResponse]
 
 // Connect implements agentstatsv1.AgentServiceServer.
-func (s *agentService) Connect(stream connectStream) error {
-	c, err := newConnection(s.Server, stream)
+func (s *AgentService) Connect(stream connectStream) error {
+	c, err := newConnection(s, stream)
 	if err != nil {
 		return err
 	}
-	if !s.streams.admit(c) {
-		return errDraining
+	leave, err := s.server.Admit(stream.Context(), c, &c.outbox)
+	if err != nil {
+		return err
 	}
-	defer s.streams.dismiss(c)
-	defer func() { s.unread.add(stream.Context(), callerFrom(stream.Context()), &c.outbox) }()
+	defer leave()
 	defer c.close() // also if a panic comes through here
 	return c.leave(c.serve())
 }
@@ -70,7 +66,7 @@ func (c *connection) pause(d time.Duration) error {
 		return nil
 	case <-over:
 		return ended(c.session.End())
-	case <-c.server.streams.stopping:
+	case <-c.service.server.Stopping():
 		return errDraining
 	case <-c.stream.Context().Done():
 		return c.stream.Context().Err()
@@ -80,7 +76,7 @@ func (c *connection) pause(d time.Duration) error {
 // serve takes in what the agent sends until its stream ends, which is io.EOF if
 // it has half-closed, or is to be ended with the error.
 func (c *connection) serve() error {
-	ctx, s := c.stream.Context(), c.server
+	ctx, s := c.stream.Context(), c.service
 	who := callerFrom(ctx)
 	if retry := s.Fleet.Admit(who.agent); retry > 0 {
 		return c.awaitLeave(retry)
@@ -102,7 +98,7 @@ func (c *connection) serve() error {
 		return s.failure(ctx, "open a session", err)
 	}
 	c.open(session)
-	if !s.auth.recheck(ctx, who) {
+	if !s.recheck(ctx, who) {
 		c.setEnd(fleet.EndRevoked)
 		return ended(fleet.EndRevoked)
 	}
@@ -114,10 +110,20 @@ func (c *connection) serve() error {
 	}
 }
 
+// recheck tells whether the caller's token is still the agent's, after its
+// session was opened: from then on a revoked token ends the session.
+func (s *AgentService) recheck(ctx context.Context, c caller) bool {
+	if c.token == "" {
+		return true
+	}
+	id, err := s.Fleet.Authenticate(ctx, c.token)
+	return err == nil && id == c.agent
+}
+
 // hello waits for the first message.
 func (c *connection) hello() (*agentstatsv1.Hello, error) {
-	within := c.server.opts.HelloTimeout
-	timeout := time.AfterFunc(within, func() { c.finish(invalid("hello", "want it within %v (%s)", within, flagFirstMessage)) })
+	within := c.service.server.Options().HelloTimeout
+	timeout := time.AfterFunc(within, func() { c.Finish(invalid("hello", "want it within %v (%s)", within, flagFirstMessage)) })
 	defer timeout.Stop()
 	switch err := c.stream.RecvMsg(&c.frame); {
 	case errors.Is(err, io.EOF):
@@ -226,7 +232,7 @@ func (c *connection) accept(f *frame) error {
 		if goodbye {
 			c.endSession() // before anybody can ack it
 		}
-		refused = c.server.takeRequest(r, f)
+		refused = c.service.takeRequest(r, f)
 		r.Refuse(ownRefusals(refused)) // this, too
 	})
 	if err != nil {
@@ -266,5 +272,5 @@ func (c *connection) sentAway(retry time.Duration) error {
 
 // excess says which limit the agent is above.
 func (c *connection) excess() string {
-	return c.server.Fleet.Excess(callerFrom(c.stream.Context()).agent)
+	return c.service.Fleet.Excess(callerFrom(c.stream.Context()).agent)
 }

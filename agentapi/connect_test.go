@@ -96,8 +96,8 @@ func TestSession(t *testing.T) {
 
 func TestViolations(t *testing.T) {
 	s := start(t, settings{
-		api:   agentapi.Options{MaxAgentMessageBytes: 1000},
-		fleet: fleet.Options{RefusedBurst: 3, RefusedPerSecond: 1},
+		server: agentapi.Options{MaxAgentMessageBytes: 1000},
+		fleet:  fleet.Options{RefusedBurst: 3, RefusedPerSecond: 1},
 	})
 	with := func(req *pb.ConnectRequest, change func(*pb.ConnectRequest)) *pb.ConnectRequest {
 		change(req)
@@ -498,6 +498,7 @@ func TestSessionAge(t *testing.T) {
 		stays.requireAck(1, 1)
 		stays.requireEnd(codes.Unavailable, "the session is too old; connect again")
 		wg.Wait()
+		synctest.Wait() // the session is closed after its stream
 		require.Equal(t, 1.0, s.counter("agentstatsd_sessions_total", "aged"))
 	})
 }

@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/fleet"
@@ -38,20 +36,17 @@ const (
 // one goroutine, its handler's, which reads. Whoever has news of it answers, one
 // at a time.
 type connection struct {
-	server *Server
-	stream connectStream
-	ender  streamEnder
-	outbox outbox
+	service *AgentService
+	stream  connectStream
+	ender   streamEnder
+	outbox  outbox
 	// session is nil until the hello.
 	session *fleet.Session
 	// frame is what is being taken in. It and the next field are the handler's.
 	frame       frame
 	saidGoodbye bool
-	// heard is set by each message, and cleared by the check for idle streams,
-	// which counts in silent how often it was not set. Relayed streams, which
-	// coderd has for as long as an agent is there, are not checked.
-	heard  atomic.Bool
-	silent int
+	// heard is set by each message, and cleared by the check for idle streams.
+	heard atomic.Bool
 	// woken and paced are true while somebody is about to answer, at once or in
 	// a while.
 	woken, paced atomic.Bool
@@ -80,23 +75,14 @@ type connection struct {
 	told    bool
 }
 
-// streamEnder is what gRPC has to end a stream from another goroutine than that
-// of its handler: an implementation of grpc.ServerTransportStream, which has this
-// method although the interface does not name it. It unblocks whoever reads or
-// writes, and cancels the stream's context. Else each stream would need a second
-// goroutine, of 8 KB, to wait for messages and anything else.
-type streamEnder interface {
-	WriteStatus(*status.Status) error
-}
-
-func newConnection(s *Server, stream connectStream) (*connection, error) {
-	ender, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(streamEnder)
-	if !ok {
-		return nil, errors.New("the transport of gRPC does not let streams be ended")
+func newConnection(s *AgentService, stream connectStream) (*connection, error) {
+	ender, err := enderOf(stream.Context())
+	if err != nil {
+		return nil, err
 	}
 	return &connection{
-		server: s, stream: stream, ender: ender, end: fleet.EndDisconnect,
-		frame: frame{agent: callerFrom(stream.Context()).agent},
+		service: s, stream: stream, ender: ender, end: fleet.EndDisconnect,
+		frame: frame{agent: callerFrom(stream.Context()).agent, limit: s.server.Options().MaxAgentMessageBytes},
 	}, nil
 }
 
@@ -113,18 +99,18 @@ func (c *connection) greet() {
 	c.mu.Lock()
 	c.greeted = true
 	c.acked = c.session.Resume()
-	c.settings = c.server.settings(c.session)
+	c.settings = c.service.settings(c.session)
 	c.mu.Unlock()
 	c.answer()
 }
 
 // settings returns what an agent is told when its session opens.
-func (s *Server) settings(session *fleet.Session) *agentstatsv1.Settings {
+func (s *AgentService) settings(session *fleet.Session) *agentstatsv1.Settings {
 	opts, resume := &s.opts, session.Resume()
 	settings := &agentstatsv1.Settings{
 		ReportInterval: durationpb.New(opts.ReportInterval),
 		Limits: &agentstatsv1.Limits{
-			MessageBytes:           int64(opts.MaxAgentMessageBytes),
+			MessageBytes:           int64(s.server.Options().MaxAgentMessageBytes),
 			Series:                 int64(opts.Limits.Series),
 			MetadataKeys:           int64(s.Fleet.MaxMetadataKeys()),
 			MetadataKeyBytes:       int64(opts.Limits.MetadataKeyBytes),
@@ -202,18 +188,21 @@ func (c *connection) goodbye() {
 	}
 	c.mu.Lock()
 	c.ackDue = true
-	c.bye = time.AfterFunc(c.server.opts.GoodbyeTimeout, func() { c.finish(nil) })
+	c.bye = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.Finish(nil) })
 	c.mu.Unlock()
 	c.answer()
 }
 
-// askToLeave has the agent told to connect again as the service stops.
-func (c *connection) askToLeave() {
+// AskToLeave has the agent told to connect again as the service stops.
+func (c *connection) AskToLeave() {
 	c.mu.Lock()
 	c.end, c.drains = fleet.EndDrain, true
 	c.mu.Unlock()
 	c.wake()
 }
+
+// Heard tells whether a message came since it was called last.
+func (c *connection) Heard() bool { return c.heard.Swap(false) }
 
 // wake has somebody answer. It does not block.
 func (c *connection) wake() {
@@ -245,7 +234,7 @@ func (c *connection) leave(err error) error {
 		err = nil
 	}
 	if !waits {
-		c.finish(err)
+		c.Finish(err)
 	}
 	// Whoever ends the stream cancels its context.
 	ctx := c.stream.Context()
@@ -274,9 +263,9 @@ func (c *connection) close() {
 	}
 }
 
-// finish ends the stream with an error, nil: none, unless it is over already.
+// Finish ends the stream with an error, nil: none, unless it is over already.
 // What is due is answered before. It may block while the agent does not read.
-func (c *connection) finish(err error) {
+func (c *connection) Finish(err error) {
 	c.mu.Lock()
 	c.endLocked(err)
 	c.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 func TestDrain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{
-			api:     agentapi.Options{HelloTimeout: time.Minute},
+			server:  agentapi.Options{HelloTimeout: time.Minute},
 			batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
 		})
 		s.register(1, 2)
@@ -114,7 +114,7 @@ func TestDrainIsSpread(t *testing.T) {
 
 func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{DrainTimeout: time.Hour}})
+		s := start(t, settings{server: agentapi.Options{DrainTimeout: time.Hour}})
 		s.register(1)
 		c := s.connect(1, 1, 1)
 		began := time.Now()
@@ -133,7 +133,7 @@ func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 func TestHealth(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var s *service
-		s = start(t, settings{down: true, api: agentapi.Options{StoreReady: func(ctx context.Context) error {
+		s = start(t, settings{down: true, coderd: agentapi.CoderdOptions{StoreReady: func(ctx context.Context) error {
 			if err := s.store.err(); err != nil {
 				return err
 			}

@@ -3,10 +3,7 @@ package agentapi
 import (
 	"sync"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -36,9 +33,10 @@ type frame struct {
 	buffer mem.Buffer
 
 	// encodings are those of the samples of the stream's last report. agent is the
-	// stream's. Both outlast a release.
+	// stream's, limit that of its messages, in bytes. They outlast a release.
 	encodings []*agent.SampleEncoding
 	agent     agent.ID
+	limit     int
 }
 
 // The decoders of plain requests are reused, so that an idle stream holds none.
@@ -47,7 +45,7 @@ var (
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
 )
 
-// release lets go of all that the frame has but the encodings and the agent.
+// release lets go of all that the frame has but what is the stream's.
 func (f *frame) release() {
 	if f.stats != nil {
 		f.stats.reset()
@@ -60,7 +58,7 @@ func (f *frame) release() {
 	if f.buffer != nil {
 		f.buffer.Free()
 	}
-	*f = frame{encodings: f.encodings, agent: f.agent}
+	*f = frame{encodings: f.encodings, agent: f.agent, limit: f.limit}
 }
 
 // hasMessage tells whether the request has any of the messages.
@@ -68,48 +66,18 @@ func (f *frame) hasMessage() bool {
 	return f.stats != nil || f.metadata != nil || f.request.GetMessage() != nil
 }
 
-// expansion is how many times its limit of encoded bytes a message may take in
-// memory once it is decoded. A label of a few bytes takes eleven times its size, so
-// an agent's 1 MiB is never full of what is plain but of what is not.
-const expansion = 8
-
-// codec decodes frames and coderd's requests within limits of memory, encodes and counts responses to agents, and does all else as usual.
-type codec struct {
-	encoding.CodecV2
-	limit int // of an agent's message, in bytes
-}
-
 // agentRequests estimates what an agent's request takes.
 var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
 
-// Marshal implements encoding.CodecV2.
-func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	switch v := v.(type) {
-	case *ack:
-		return v.marshal(), nil
-	case *outgoing:
-		data, err := c.CodecV2.Marshal(v.message)
-		if err != nil {
-			return nil, err
-		}
-		defer data.Free()
-		return mem.BufferSlice{newOutBuffer(data.Materialize(), v.box)}, nil
-	}
-	return c.CodecV2.Marshal(v)
-}
+// Sender returns whose stream it is.
+func (f *frame) Sender() agent.ID { return f.agent }
 
-// Unmarshal implements encoding.CodecV2.
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	f, ok := v.(*frame)
-	if r, bounded := v.(*boundedRequest); bounded {
-		buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
-		defer buffer.Free()
-		r.unmarshal(buffer.ReadOnlyData())
-		return nil
-	}
-	if !ok {
-		return c.CodecV2.Unmarshal(data, v)
-	}
+// Refuse has the frame hold the status of a message of size bytes that is not read.
+func (f *frame) Refuse(size int, err error) { f.size, f.refused = size, err }
+
+// UnmarshalMessage reads a message. The error is nil: the status of one that does not
+// decode is in the frame.
+func (f *frame) UnmarshalMessage(data mem.BufferSlice) error {
 	f.size = data.Len()
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	if f.readPlain(buffer.ReadOnlyData()) {
@@ -118,31 +86,16 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	defer buffer.Free()
 	request := &agentstatsv1.ConnectRequest{}
-	if _, err := fitsDecoded(agentRequests, request, buffer.ReadOnlyData(), expansion*c.limit, flagAgentMessageBytes); err != nil {
+	if _, err := fitsDecoded(agentRequests, request, buffer.ReadOnlyData(), f.limit, flagAgentMessageBytes); err != nil {
 		f.refused = err
 		return nil
 	}
-	if err := c.CodecV2.Unmarshal(mem.BufferSlice{buffer}, request); err != nil {
+	if err := proto.Unmarshal(buffer.ReadOnlyData(), request); err != nil {
 		f.refused = malformed(request, buffer.ReadOnlyData())
 		return nil
 	}
 	f.sequence, f.request = request.GetSequence(), request
 	return nil
-}
-
-// fitsDecoded returns what a message will take in memory, or the status that refuses
-// one that does not decode, or would take more than limit bytes.
-// The limit is expansion times a flag.
-func fitsDecoded(e *decoded.Estimator, m proto.Message, message []byte, limit int, flag string) (int, error) {
-	n, err := e.Bytes(message, limit)
-	switch {
-	case err != nil:
-		return 0, malformed(m, message)
-	case n > limit:
-		return 0, status.Errorf(codes.ResourceExhausted, "message: want at most %d bytes in memory once decoded (%d times %s), got %d encoded and at least %d decoded: it has too many elements",
-			limit, expansion, flag, len(message), n)
-	}
-	return n, nil
 }
 
 // The first bytes of the fields of ConnectRequest that are read.

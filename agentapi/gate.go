@@ -1,10 +1,70 @@
 package agentapi
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"sync"
 )
+
+// AgentStream is an agent's stream, as the server ends it.
+type AgentStream interface {
+	// AskToLeave has the agent asked to connect again elsewhere or later. It does not
+	// block.
+	AskToLeave()
+	// Finish ends the stream with the status err. It may block while the agent does not
+	// read.
+	Finish(err error)
+	// Heard tells whether a message came since it was called last.
+	Heard() bool
+}
+
+// admitted is an agent's stream that the gate has let in.
+type admitted struct {
+	stream AgentStream
+	ender  streamEnder
+	// checked is false for a stream that coderd relays.
+	checked bool
+	// silent counts the checks without a message between them.
+	silent int
+}
+
+// Admit lets in an agent's stream, whose context is ctx. The server asks it to leave
+// before it stops, and ends it when the agent sends nothing. The caller calls leave at
+// its end; box counts its responses. The error is a status.
+func (s *Server) Admit(ctx context.Context, stream AgentStream, box *outbox) (leave func(), err error) {
+	ender, err := enderOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	who := callerFrom(ctx)
+	a := &admitted{stream: stream, ender: ender, checked: who.token != ""}
+	if !s.streams.admit(a) {
+		return nil, errDraining
+	}
+	return func() {
+		s.unread.add(ctx, who, box)
+		s.streams.dismiss(a)
+	}, nil
+}
+
+// Enter lets in a stream of coderd's, which ends soon once Draining is closed. The
+// caller calls Leave at its end. The error is a status.
+func (s *Server) Enter() error {
+	if !s.streams.enter() {
+		return errDraining
+	}
+	return nil
+}
+
+// Leave tells that a stream that was let in has ended.
+func (s *Server) Leave() { s.streams.leave() }
+
+// Draining is closed when streams should end soon.
+func (s *Server) Draining() <-chan struct{} { return s.streams.draining }
+
+// Stopping is closed when streams must end.
+func (s *Server) Stopping() <-chan struct{} { return s.streams.stopping }
 
 // gate counts the streams that must end before the server can stop.
 type gate struct {
@@ -16,7 +76,7 @@ type gate struct {
 	closed bool
 	inside int
 	empty  chan struct{}
-	agents map[*connection]struct{} // those inside
+	agents map[*admitted]struct{} // those inside
 }
 
 func newGate() *gate {
@@ -24,7 +84,7 @@ func newGate() *gate {
 		draining: make(chan struct{}),
 		stopping: make(chan struct{}),
 		empty:    make(chan struct{}),
-		agents:   make(map[*connection]struct{}),
+		agents:   make(map[*admitted]struct{}),
 	}
 }
 
@@ -44,26 +104,26 @@ func (g *gate) enterLocked() bool {
 }
 
 // admit is enter for an agent's stream.
-func (g *gate) admit(c *connection) bool {
+func (g *gate) admit(a *admitted) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.enterLocked() {
 		return false
 	}
-	g.agents[c] = struct{}{}
+	g.agents[a] = struct{}{}
 	return true
 }
 
 // dismiss is leave for an agent's stream.
-func (g *gate) dismiss(c *connection) {
+func (g *gate) dismiss(a *admitted) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.agents, c)
+	delete(g.agents, a)
 	g.leaveLocked()
 }
 
-// connections returns those of the agents inside, in any order.
-func (g *gate) connections() []*connection {
+// all returns the agents' streams inside, in any order.
+func (g *gate) all() []*admitted {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Collect(maps.Keys(g.agents))

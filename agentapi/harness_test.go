@@ -103,20 +103,22 @@ func (s *switchStore) Registrations(ctx context.Context, since int64) (agent.Reg
 
 // service is the whole service but its command, over bufconn.
 type service struct {
-	t        testing.TB
-	store    *switchStore
-	series   *aggregator.Aggregator
-	fleet    *fleet.Fleet
-	news     *pubsub.Metadata
-	registry *prometheus.Registry
-	pushes   *pushes
-	reports  *reports.Reports
-	server   *agentapi.Server
-	conn     *grpc.ClientConn
-	addr     string // of the listener
-	dialConn func(context.Context) (net.Conn, error)
-	log      *lockedBuffer
-	stop     func() // stops the server, then the workers; once
+	t             testing.TB
+	store         *switchStore
+	series        *aggregator.Aggregator
+	fleet         *fleet.Fleet
+	news          *pubsub.Metadata
+	registry      *prometheus.Registry
+	pushes        *pushes
+	reports       *reports.Reports
+	server        *agentapi.Server
+	agentService  *agentapi.AgentService
+	coderdService *agentapi.CoderdService
+	conn          *grpc.ClientConn
+	addr          string // of the listener
+	dialConn      func(context.Context) (net.Conn, error)
+	log           *lockedBuffer
+	stop          func() // stops the server, then the workers; once
 }
 
 type lockedBuffer struct {
@@ -138,12 +140,16 @@ func (b *lockedBuffer) String() string {
 
 type settings struct {
 	fleet   fleet.Options
-	api     agentapi.Options
+	server  agentapi.Options
+	agents  agentapi.AgentOptions
+	coderd  agentapi.CoderdOptions
 	batcher batcher.Options
-	change  func(*agentapi.Components)
-	down    bool // the database, at start
-	tcp     bool // listen on loopback rather than in memory
-	dial    []grpc.DialOption
+	// changeAgents and changeCoderd put other components in place.
+	changeAgents func(*agentapi.AgentComponents)
+	changeCoderd func(*agentapi.CoderdComponents)
+	down         bool // the database, at start
+	tcp          bool // listen on loopback rather than in memory
+	dial         []grpc.DialOption
 }
 
 func start(t testing.TB, set settings) *service {
@@ -175,22 +181,29 @@ func start(t testing.TB, set settings) *service {
 	if !set.down {
 		require.NoError(t, s.reports.Load(t.Context()))
 	}
-	if set.api.CoderdClientSAN == "" {
-		set.api.CoderdTokenHash = sha256.Sum256([]byte(coderdToken))
+	if set.server.CoderdClientSAN == "" {
+		set.server.CoderdTokenHash = sha256.Sum256([]byte(coderdToken))
 	}
-	set.api.Limits.Series = 1000
-	parts := agentapi.Components{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reader: s.store, News: s.news, Pushes: s.pushes, Reports: s.reports}
-	if set.change != nil {
-		set.change(&parts)
+	set.server.Reflection = true
+	if set.server.IdleTimeout == 0 {
+		set.server.IdleTimeout = 1000 * time.Hour
 	}
-	set.api.Reflection = true
-	if set.api.IdleTimeout == 0 {
-		set.api.IdleTimeout = 1000 * time.Hour
+	s.server, err = agentapi.NewServer(s.fleet, set.server, s.registry, log)
+	require.NoError(t, err)
+	set.agents.Limits.Series = 1000
+	agents := agentapi.AgentComponents{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reports: s.reports}
+	if set.changeAgents != nil {
+		set.changeAgents(&agents)
 	}
-	server, err := agentapi.NewServer(parts, set.api, s.registry, log)
+	s.agentService, err = agentapi.NewAgentService(s.server, agents, set.agents, s.registry, log)
+	require.NoError(t, err)
+	coderd := agentapi.CoderdComponents{Fleet: s.fleet, Reader: s.store, News: s.news, Pushes: s.pushes, Reports: s.reports}
+	if set.changeCoderd != nil {
+		set.changeCoderd(&coderd)
+	}
+	s.coderdService, err = agentapi.NewCoderdService(s.server, coderd, set.coderd, s.registry, log)
 	require.NoError(t, err)
 
-	s.server = server
 	var lis net.Listener = bufconn.Listen(1 << 20)
 	if set.tcp {
 		lis, err = net.Listen("tcp", "127.0.0.1:0")
@@ -200,7 +213,7 @@ func start(t testing.TB, set settings) *service {
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(t.Context()))
 	workCtx, stopWorking := context.WithCancel(context.WithoutCancel(t.Context()))
 	var serving, working sync.WaitGroup
-	serving.Go(func() { require.NoError(t, server.Serve(serveCtx, lis)) })
+	serving.Go(func() { require.NoError(t, s.server.Serve(serveCtx, lis)) })
 	for _, run := range []func(context.Context) error{s.fleet.Run, pending.Run, s.series.Run, s.reports.Run} {
 		working.Go(func() { require.NoError(t, run(workCtx)) })
 	}

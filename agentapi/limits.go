@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // Reasons why calls and connections are refused or ended, as the counter labels
@@ -59,8 +58,8 @@ const (
 // limitStream bounds what a caller, who is known by now, may have at once, and how
 // long it may take to say what it wants.
 func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	switch serviceOf(info.FullMethod) {
-	case agentstatsv1.AgentService_ServiceDesc.ServiceName:
+	switch s.roleOf(serviceOf(info.FullMethod)) {
+	case RoleAgent:
 		id := callerFrom(stream.Context()).agent
 		if !s.agentStreams.acquire(id) {
 			s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
@@ -71,7 +70,7 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			return exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent))
 		}
 		return handler(srv, stream) // which bounds the time to the hello itself
-	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
+	case RoleCoderd:
 		prompt := s.prompt(stream, s.opts.HelloTimeout)
 		defer prompt.stop()
 		if info.IsServerStream {
@@ -133,9 +132,9 @@ func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamS
 		kind, limit = kindCheck, s.opts.MaxOpenCalls/2
 	}
 	ctx := stream.Context()
-	ender, ok := grpc.ServerTransportStreamFromContext(ctx).(streamEnder)
-	if !ok {
-		return errInternal // sizeStream says so of all streams
+	ender, err := enderOf(ctx)
+	if err != nil {
+		return err
 	}
 	key := openKey{kind, peerHost(ctx)}
 	if !s.openCalls.acquire(key, limit) {
@@ -154,7 +153,7 @@ func (s *Server) serveOpen(srv any, stream grpc.ServerStream, info *grpc.StreamS
 	})
 	defer open.timer.Stop()
 	done := s.connections.openCall(ctx)
-	err := handler(srv, open)
+	err = handler(srv, open)
 	done(open.asked.Load())
 	return err
 }
@@ -253,27 +252,27 @@ func (s *Server) watchIdle(ctx context.Context) {
 		case <-ticker.C:
 		}
 		s.unread.prune()
-		for _, c := range s.streams.connections() {
-			c.checkIdle()
+		for _, a := range s.streams.all() {
+			s.checkIdle(a)
 		}
 	}
 }
 
 // checkIdle is called by one goroutine.
-func (c *connection) checkIdle() {
-	if c.heard.Swap(false) || callerFrom(c.stream.Context()).token == "" {
-		c.silent = 0
+func (s *Server) checkIdle(a *admitted) {
+	if a.stream.Heard() || !a.checked {
+		a.silent = 0
 		return
 	}
-	c.silent++
-	if c.silent < silentChecks+1 { // the first check was less than an interval after the message
+	a.silent++
+	if a.silent < silentChecks+1 { // the first check was less than an interval after the message
 		return
 	}
-	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v (%s)", c.server.opts.IdleTimeout, flagAgentIdle)
-	if c.silent == silentChecks+1 {
-		c.server.metrics.limited.WithLabelValues(limitedIdleStream).Inc()
-		go c.finish(err) // it may wait for the agent
+	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v (%s)", s.opts.IdleTimeout, flagAgentIdle)
+	if a.silent == silentChecks+1 {
+		s.metrics.limited.WithLabelValues(limitedIdleStream).Inc()
+		go a.stream.Finish(err) // it may wait for the agent
 		return
 	}
-	_ = c.ender.WriteStatus(status.Convert(err)) // it does not read either
+	_ = a.ender.WriteStatus(status.Convert(err)) // it does not read either
 }

@@ -168,7 +168,7 @@ func TestOpenServicesAreBounded(t *testing.T) {
 }
 
 func TestStreamsOfAnAgentAreBounded(t *testing.T) {
-	s := start(t, settings{api: agentapi.Options{MaxStreamsPerAgent: 2}})
+	s := start(t, settings{server: agentapi.Options{MaxStreamsPerAgent: 2}})
 	s.register(1, 2)
 	ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
 	defer cancel()
@@ -195,7 +195,7 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 
 func TestIdleStreamsEnd(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{IdleTimeout: 90 * time.Second}})
+		s := start(t, settings{server: agentapi.Options{IdleTimeout: 90 * time.Second}})
 		s.register(1, 2, 3)
 		silent, busy := s.connect(1, 1, 1), s.connect(2, 1, 1)
 		relayed := s.open(as(t.Context(), coderdToken, "agentstats-agent-id", nid(3).String())).greet(1, 1)
@@ -215,7 +215,7 @@ func TestIdleStreamsEnd(t *testing.T) {
 
 func TestCallsOfCoderdAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{MaxCoderdCalls: 2}})
+		s := start(t, settings{server: agentapi.Options{MaxCoderdCalls: 2}})
 		for range 2 {
 			s.call(s.asCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")
 		}

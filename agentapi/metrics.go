@@ -11,73 +11,37 @@ const (
 	authForbidden   = "forbidden"
 )
 
-// Kinds of watches, as the gauge labels them.
-const (
-	watchMetadata = "metadata"
-	watchAgents   = "agents"
-	watchStats    = "stats"
-)
-
-// Reasons of refused states, as the counter labels them and as agents are told.
-const (
-	reasonUnknownState = "unknown_state"
-	reasonInvalidField = "invalid_field"
-)
-
-// requestCounters are those of agents' requests by what they carry.
-type requestCounters struct {
-	stats, metadata, lifecycle, appHealth, network, goodbye prometheus.Counter
-}
-
 type metrics struct {
-	panics          prometheus.Counter
-	authFailures    *prometheus.CounterVec
-	limited         *prometheus.CounterVec
-	requests        requestCounters
-	refusedStates   *prometheus.CounterVec
-	sessionNames    prometheus.Counter
-	watches         *prometheus.GaugeVec
-	pushes          prometheus.Gauge
-	refused         *prometheus.CounterVec
-	watchErrors     prometheus.Counter
-	oversizedPushes prometheus.Counter
-	bytesRefused    *prometheus.CounterVec
+	panics       prometheus.Counter
+	authFailures *prometheus.CounterVec
+	limited      *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
-		for _, value := range values {
-			v.WithLabelValues(value)
-		}
-		reg.MustRegister(v)
-		return v
-	}
-	requests := vec("agentstatsd_agent_requests_total", "Requests of agents by what they carry, within a session and without.", "kind")
 	m := &metrics{
-		limited: vec("agentstatsd_grpc_limited_total", "Calls, messages and connections that were refused or ended by a limit.", "reason", limitedReasons...),
-		requests: requestCounters{
-			stats:     requests.WithLabelValues("stats"),
-			metadata:  requests.WithLabelValues("metadata"),
-			lifecycle: requests.WithLabelValues("lifecycle"),
-			appHealth: requests.WithLabelValues("app_health"),
-			network:   requests.WithLabelValues("network"),
-			goodbye:   requests.WithLabelValues("goodbye"),
-		},
-		panics:          prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
-		authFailures:    vec("agentstatsd_auth_failures_total", "gRPC calls that were not let in.", "reason", authMissing, authMalformed, authUnknown, authUnavailable, authForbidden),
-		refusedStates:   vec("agentstatsd_state_refused_total", "Lifecycle states, healths of apps and networks refused.", "reason", reasonUnknownState, reasonInvalidField),
-		sessionNames:    prometheus.NewCounter(prometheus.CounterOpts{Name: "coderd_agentstats_session_counts_overflow_total", Help: "Names in session_counts beyond the 64 of one report, which count as unknown."}),
-		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches that go on, by what is watched."}, []string{"kind"}),
-		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
-		refused:         vec("agentstatsd_streams_refused_total", "Streams refused because too many went on.", "kind", "watch", "sync", "push"),
-		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
-		bytesRefused:    vec("agentstatsd_coderd_memory_refused_total", "Messages of coderd refused, watches ended, and batches of reports that wait, as all calls of their kind have too much in memory.", "kind", bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches),
-		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
+		panics:       prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
+		authFailures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_auth_failures_total", Help: "gRPC calls that were not let in."}, []string{"reason"}),
+		limited:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_grpc_limited_total", Help: "Calls, messages and connections that were refused or ended by a limit."}, []string{"reason"}),
 	}
-	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {
-		m.watches.WithLabelValues(kind)
+	for _, reason := range []string{authMissing, authMalformed, authUnknown, authUnavailable, authForbidden} {
+		m.authFailures.WithLabelValues(reason)
 	}
-	reg.MustRegister(m.panics, m.sessionNames, m.watches, m.pushes, m.watchErrors, m.oversizedPushes)
+	for _, reason := range limitedReasons {
+		m.limited.WithLabelValues(reason)
+	}
+	reg.MustRegister(m.panics, m.authFailures, m.limited)
 	return m
+}
+
+// observe registers the gauges of what the server has now.
+func (m *metrics) observe(reg prometheus.Registerer, s *Server) {
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
+	}, func() float64 { return float64(s.connections.count()) }))
+	for role, r := range s.receiving {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_grpc_receiving_bytes", Help: "Bytes of messages above 64 KiB that are being received, or have room for it.",
+			ConstLabels: prometheus.Labels{"role": role.String()},
+		}, func() float64 { return float64(r.inUse()) }))
+	}
 }

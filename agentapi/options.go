@@ -1,25 +1,12 @@
 package agentapi
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"time"
 
 	"google.golang.org/grpc/credentials"
-
-	"github.com/coder/agentstatsd/agent"
 )
-
-// Limits are what agents are told that the components accept of one agent.
-type Limits struct {
-	// Series that an agent may have at once.
-	Series int
-	// MetadataKeyBytes of one key; default agent.MaxMetadataKeyBytes.
-	// MetadataReportKeyBytes in one report; default 6144.
-	MetadataKeyBytes, MetadataReportKeyBytes int
-	// MetadataValueBytes and MetadataErrorBytes of one value; default 2048.
-	MetadataValueBytes, MetadataErrorBytes int
-}
 
 // Options are the knobs of a Server. A zero field takes its default.
 type Options struct {
@@ -30,10 +17,6 @@ type Options struct {
 	// CoderdClientSAN is the DNS name in a verified client certificate that
 	// makes its holder coderd; empty: none does.
 	CoderdClientSAN string
-
-	// ReportInterval that agents are told; default 30 s, at least 1 s.
-	ReportInterval time.Duration
-	Limits         Limits
 
 	// MaxMessageBytes of one request, encoded; default 4 MiB.
 	MaxMessageBytes int
@@ -48,38 +31,16 @@ type Options struct {
 	MessageTimeout time.Duration
 	// MaxStreams on one connection; default 65536, as coderd relays many.
 	MaxStreams uint32
-	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
-	// default 4: each holds the whole set in memory.
-	MaxWatches, MaxSyncs int
-	// MaxWatchBytes is what one watch of metadata may have in memory: half for a read of
-	// the database, of which half is values, half for what it was sent; default 4 MiB. The
-	// values of one agent must fit a read. Of all watches, and GetMetadata, together:
-	// MaxWatchesBytes, default 64 MiB, at least six times MaxMessageBytes.
-	MaxWatchBytes, MaxWatchesBytes int
 	// SendTimeout bounds the time that a response of a stream waits for coderd to read
 	// those before it; default 30 s.
 	SendTimeout time.Duration
-	// MaxPushes is how many instances of coderd may push at once; default 256.
-	MaxPushes int
-	// MaxPushBytes of one snapshot of an instance, with 24 for each family;
-	// default 64 MiB. Of all pushes under way together: MaxPushesBytes, default
-	// 64 MiB, with which the process stays below 300 MB.
-	MaxPushBytes, MaxPushesBytes int
-	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
-	MaxRegistrationBytes int
-	// MaxSyncBytes is what registrations and syncs under way may take in memory
-	// together; default 64 MiB, with which the process stays below 300 MB: with
-	// garbage it takes some three times as much. That is room for 6 syncs of 10,000
-	// agents, or one of 60,000: an agent with 3 apps and 15 keys counts 1.0 KB, and
-	// 2.1 KB while its message is decoded.
-	MaxSyncBytes int
-	// MaxDeclaredKeys is how many metadata keys a registration may declare;
-	// default 256.
-	MaxDeclaredKeys int
 
 	// MaxStreamsPerAgent at once; default 8: a new one ends the session of the
 	// one before. As many may have ended without their responses being read.
 	MaxStreamsPerAgent int
+	// MaxUnreadOfCoderd is how many streams of responses to coderd may have ended without
+	// being read; default 256.
+	MaxUnreadOfCoderd int
 	// MaxCoderdCalls at once, without those that stream responses; default 64:
 	// each may have a message of MaxMessageBytes in memory. More of them wait.
 	MaxCoderdCalls int
@@ -108,7 +69,7 @@ type Options struct {
 	// default 5 min.
 	ConnectionIdleTimeout time.Duration
 	// IdleTimeout bounds the time between two messages of an agent's stream that
-	// coderd does not relay; default three report intervals.
+	// coderd does not relay; default 90 s.
 	IdleTimeout time.Duration
 	// Reflection has gRPC's reflection served, to anyone.
 	Reflection bool
@@ -116,87 +77,40 @@ type Options struct {
 	// HelloTimeout bounds the time from the start of a call to the end of its
 	// first message; default 10 s.
 	HelloTimeout time.Duration
-	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
-	GoodbyeTimeout time.Duration
-	// SyncTimeout bounds a sync; default 5 min.
-	SyncTimeout time.Duration
-	// WatchInterval is the time between two re-reads of what is watched, which
-	// repair missed news; default 30 s.
-	WatchInterval time.Duration
 	// DrainTimeout is the time that agents have to leave when the service
 	// stops; default 10 s. They are asked one after another, over three quarters
-	// of it. Serve returns at most stopTimeout later.
+	// of it. Serve returns at most 2 s later.
 	DrainTimeout time.Duration
-
-	// StoreReady returns why the database cannot be used now; nil: it is not
-	// asked. CoderdService is served only while it returns nil.
-	StoreReady func(ctx context.Context) error
 }
 
-// Defaults of Limits.
-const (
-	defaultValueBytes = 2048
-	defaultErrorBytes = 2048
-)
-
 func (o Options) withDefaults() Options {
-	set(&o.ReportInterval, 30*time.Second)
-	set(&o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
-	set(&o.Limits.MetadataReportKeyBytes, 6144)
-	set(&o.Limits.MetadataValueBytes, defaultValueBytes)
-	set(&o.Limits.MetadataErrorBytes, defaultErrorBytes)
-	set(&o.MaxMessageBytes, 4<<20)
-	set(&o.MaxAgentMessageBytes, 1<<20)
-	set(&o.MaxReceivingBytes, 64<<20)
-	set(&o.MessageTimeout, 30*time.Second)
-	set(&o.MaxStreams, 1<<16)
-	set(&o.MaxWatches, 256)
-	set(&o.MaxWatchBytes, 4<<20)
-	set(&o.MaxWatchesBytes, 64<<20)
-	set(&o.SendTimeout, 30*time.Second)
-	set(&o.MaxSyncs, 4)
-	set(&o.MaxPushes, 256)
-	set(&o.MaxPushBytes, 64<<20)
-	set(&o.MaxPushesBytes, 64<<20)
-	set(&o.MaxRegistrationBytes, 64<<10)
-	set(&o.MaxSyncBytes, 64<<20)
-	set(&o.MaxDeclaredKeys, 256)
-	set(&o.MaxStreamsPerAgent, 8)
-	set(&o.MaxCoderdCalls, 64)
-	set(&o.MaxConnections, 16384)
-	set(&o.MaxStrangersPerAddress, 1024)
-	set(&o.MaxStrangerCalls, 100)
-	set(&o.StrangerRate, 100)
-	set(&o.StrangerBurst, 4096)
-	set(&o.AgentCallRate, 1000)
-	set(&o.MaxOpenCalls, 64)
-	set(&o.AuthenticationTimeout, 20*time.Second)
-	set(&o.ConnectionIdleTimeout, 5*time.Minute)
-	set(&o.IdleTimeout, 3*o.ReportInterval)
-	set(&o.HelloTimeout, 10*time.Second)
-	set(&o.GoodbyeTimeout, 15*time.Second)
-	set(&o.SyncTimeout, 5*time.Minute)
-	set(&o.WatchInterval, 30*time.Second)
-	set(&o.DrainTimeout, 10*time.Second)
+	o.MaxMessageBytes = cmp.Or(o.MaxMessageBytes, 4<<20)
+	o.MaxAgentMessageBytes = cmp.Or(o.MaxAgentMessageBytes, 1<<20)
+	o.MaxReceivingBytes = cmp.Or(o.MaxReceivingBytes, 64<<20)
+	o.MessageTimeout = cmp.Or(o.MessageTimeout, 30*time.Second)
+	o.MaxStreams = cmp.Or(o.MaxStreams, 1<<16)
+	o.SendTimeout = cmp.Or(o.SendTimeout, 30*time.Second)
+	o.MaxStreamsPerAgent = cmp.Or(o.MaxStreamsPerAgent, 8)
+	o.MaxUnreadOfCoderd = cmp.Or(o.MaxUnreadOfCoderd, 256)
+	o.MaxCoderdCalls = cmp.Or(o.MaxCoderdCalls, 64)
+	o.MaxConnections = cmp.Or(o.MaxConnections, 16384)
+	o.MaxStrangersPerAddress = cmp.Or(o.MaxStrangersPerAddress, 1024)
+	o.MaxStrangerCalls = cmp.Or(o.MaxStrangerCalls, 100)
+	o.StrangerRate = cmp.Or(o.StrangerRate, 100)
+	o.StrangerBurst = cmp.Or(o.StrangerBurst, 4096)
+	o.AgentCallRate = cmp.Or(o.AgentCallRate, 1000)
+	o.MaxOpenCalls = cmp.Or(o.MaxOpenCalls, 64)
+	o.AuthenticationTimeout = cmp.Or(o.AuthenticationTimeout, 20*time.Second)
+	o.ConnectionIdleTimeout = cmp.Or(o.ConnectionIdleTimeout, 5*time.Minute)
+	o.IdleTimeout = cmp.Or(o.IdleTimeout, 90*time.Second)
+	o.HelloTimeout = cmp.Or(o.HelloTimeout, 10*time.Second)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, 10*time.Second)
 	return o
 }
 
-func set[T comparable](field *T, to T) {
-	var zero T
-	if *field == zero {
-		*field = to
-	}
-}
-
 func (o Options) validate() error {
-	if o.ReportInterval < time.Second {
-		return fmt.Errorf("report interval: want at least 1s, got %v", o.ReportInterval)
-	}
 	if o.MaxAgentMessageBytes > o.MaxMessageBytes {
 		return fmt.Errorf("max agent message bytes: want at most the max message bytes of %d, got %d", o.MaxMessageBytes, o.MaxAgentMessageBytes)
-	}
-	if most := max(ReadMessages*o.MaxMessageBytes, o.MaxWatchBytes); o.MaxWatchesBytes < most {
-		return fmt.Errorf("max watches bytes: want at least %d, six times the max message bytes and once the max watch bytes, got %d", most, o.MaxWatchesBytes)
 	}
 	if o.MaxReceivingBytes < 2*o.MaxMessageBytes {
 		return fmt.Errorf("max receiving bytes: want at least %d, twice the max message bytes, got %d", 2*o.MaxMessageBytes, o.MaxReceivingBytes)
@@ -211,18 +125,9 @@ func (o Options) validate() error {
 		{"max message bytes", int64(o.MaxMessageBytes)},
 		{"max agent message bytes", int64(o.MaxAgentMessageBytes)},
 		{"message timeout", int64(o.MessageTimeout)},
-		{"max watches", int64(o.MaxWatches)},
-		{"max watch bytes", int64(o.MaxWatchBytes)},
-		{"max watches bytes", int64(o.MaxWatchesBytes)},
 		{"send timeout", int64(o.SendTimeout)},
-		{"max syncs", int64(o.MaxSyncs)},
-		{"max pushes", int64(o.MaxPushes)},
-		{"max push bytes", int64(o.MaxPushBytes)},
-		{"max pushes bytes", int64(o.MaxPushesBytes)},
-		{"max registration bytes", int64(o.MaxRegistrationBytes)},
-		{"max sync bytes", int64(o.MaxSyncBytes)},
-		{"max declared keys", int64(o.MaxDeclaredKeys)},
 		{"max streams per agent", int64(o.MaxStreamsPerAgent)},
+		{"max unread of coderd", int64(o.MaxUnreadOfCoderd)},
 		{"max coderd calls", int64(o.MaxCoderdCalls)},
 		{"max connections", int64(o.MaxConnections)},
 		{"max strangers per address", int64(o.MaxStrangersPerAddress)},
@@ -234,9 +139,6 @@ func (o Options) validate() error {
 		{"connection idle timeout", int64(o.ConnectionIdleTimeout)},
 		{"idle timeout", int64(o.IdleTimeout)},
 		{"hello timeout", int64(o.HelloTimeout)},
-		{"goodbye timeout", int64(o.GoodbyeTimeout)},
-		{"sync timeout", int64(o.SyncTimeout)},
-		{"watch interval", int64(o.WatchInterval)},
 		{"drain timeout", int64(o.DrainTimeout)},
 	} {
 		if c.value < 0 {

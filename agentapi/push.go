@@ -28,22 +28,16 @@ const (
 	pushFamilyBytes = 24
 )
 
-// Pushes takes in snapshots of coderd's families, of each instance one at a
-// time. It returns once the snapshot is durable, with what it refused of it.
-type Pushes interface {
-	Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error)
-}
-
 var errSuperseded = status.Error(codes.Aborted, "superseded by a newer stream of the instance")
 
 // PushMetrics implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]) error {
-	if !s.streams.enter() {
-		return errDraining
+func (s *CoderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]) error {
+	if err := s.server.Enter(); err != nil {
+		return err
 	}
-	defer s.streams.leave()
+	defer s.server.Leave()
 	if !s.pushes.take() {
-		s.metrics.refused.WithLabelValues("push").Inc()
+		s.metrics.refused.WithLabelValues(refusedPush).Inc()
 		return exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once (%s)", s.opts.MaxPushes, flagInstances))
 	}
 	defer s.pushes.free()
@@ -51,8 +45,8 @@ func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1
 	defer s.metrics.pushes.Dec()
 
 	ctx := stream.Context()
-	requests := receive(ctx, &s.receivers, stream.Recv)
-	first, err := awaitFirst(ctx, s.Server, requests, "hello")
+	requests := receive(ctx, s.server, stream.Recv)
+	first, err := awaitFirst(ctx, s.server, requests, "hello")
 	if err != nil {
 		return err
 	}
@@ -61,7 +55,7 @@ func (s *coderdService) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1
 	if err != nil {
 		return err
 	}
-	p := &push{server: s.Server, stream: stream, requests: requests, snapshot: snapshot}
+	p := &push{service: s, stream: stream, requests: requests, snapshot: snapshot}
 	p.instance, p.superseded = s.instances.enter(snapshot.Instance)
 	defer s.instances.leave(snapshot.Instance, p.superseded)
 	return p.run()
@@ -91,7 +85,7 @@ func checkPushHello(hello *agentstatsv1.PushHello) (agent.Push, error) {
 
 // push is a stream of snapshots after its hello.
 type push struct {
-	server     *Server
+	service    *CoderdService
 	stream     grpc.BidiStreamingServer[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]
 	requests   <-chan received[*agentstatsv1.PushMetricsRequest]
 	instance   *pushInstance
@@ -131,7 +125,7 @@ func (p *push) run() error {
 			}
 		case <-p.superseded:
 			return errSuperseded
-		case <-p.server.streams.draining:
+		case <-p.service.server.Draining():
 			return errDraining
 		case <-ctx.Done():
 			return ctx.Err()
@@ -160,23 +154,23 @@ func (p *push) collect(families [][]byte) error {
 		p.size += len(f) + pushFamilyBytes
 		// The families are decoded one after another, the series that they become
 		// stay.
-		most := expandedFamily * p.server.opts.MaxMessageBytes
+		most := expandedFamily * p.service.server.Options().MaxMessageBytes
 		n, err := pushedFamilies.Bytes(f, most)
 		if err != nil {
 			continue // it is refused with those that are not what they should be
 		}
 		if n > most {
-			p.server.metrics.oversizedPushes.Inc()
+			p.service.metrics.oversizedPushes.Inc()
 			return status.Errorf(codes.ResourceExhausted, "families.families[%d]: want at most %d bytes in memory once decoded (%d times %s), got %d encoded and more decoded: it has too many elements", i, most, expandedFamily, flagMessageBytes, len(f))
 		}
 		p.decoded += n
 	}
-	if limit := expandedPush * p.server.opts.MaxPushBytes; p.decoded > limit {
-		p.server.metrics.oversizedPushes.Inc()
+	if limit := expandedPush * p.service.opts.MaxPushBytes; p.decoded > limit {
+		p.service.metrics.oversizedPushes.Inc()
 		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in memory once decoded (%d times %s), got %d so far: they have too many elements", limit, expandedPush, flagPushBytes, p.decoded)
 	}
-	if limit := p.server.opts.MaxPushBytes; p.size > limit {
-		p.server.metrics.oversizedPushes.Inc()
+	if limit := p.service.opts.MaxPushBytes; p.size > limit {
+		p.service.metrics.oversizedPushes.Inc()
 		return status.Errorf(codes.ResourceExhausted, "families: want at most %d bytes in a snapshot (%s), with %d for each family, got %d so far", limit, flagPushBytes, pushFamilyBytes, p.size)
 	}
 	p.snapshot.Families = append(p.snapshot.Families, families...)
@@ -215,7 +209,7 @@ func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
 		defer func() { <-p.instance.turn }()
 	case <-p.superseded:
 		return nil, errSuperseded
-	case <-p.server.streams.stopping:
+	case <-p.service.server.Stopping():
 		return nil, errDraining
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -225,7 +219,7 @@ func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
 		return nil, errSuperseded
 	default:
 	}
-	refused, err := p.server.Pushes.Push(ctx, time.Now(), p.snapshot)
+	refused, err := p.service.Pushes.Push(ctx, time.Now(), p.snapshot)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -237,7 +231,7 @@ func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
 
 // failure returns the status that tells coderd why nothing of a snapshot is taken in.
 func (p *push) failure(err error) error {
-	log := p.server.log.With("replica", p.snapshot.Replica, "error", err)
+	log := p.service.log.With("replica", p.snapshot.Replica, "error", err)
 	switch {
 	case errors.Is(err, agent.ErrNoRoom):
 		log.Warn("a push is refused, as there is no room for it")

@@ -149,11 +149,16 @@ func TestPush(t *testing.T) {
 	})
 }
 
-func TestPushesAreRequired(t *testing.T) {
-	_, err := agentapi.NewServer(agentapi.Components{}, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	require.EqualError(t, err, "agentapi components: pushes is absent")
-	_, err = agentapi.NewServer(agentapi.Components{Pushes: &pushes{}}, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	require.EqualError(t, err, "agentapi components: reports is absent")
+func TestComponentsAreRequired(t *testing.T) {
+	server, err := agentapi.NewServer(nil, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	for want, c := range map[string]agentapi.CoderdComponents{
+		"coderdapi components: pushes is absent":  {},
+		"coderdapi components: reports is absent": {Pushes: &pushes{}},
+	} {
+		_, err = agentapi.NewCoderdService(server, c, agentapi.CoderdOptions{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.EqualError(t, err, want)
+	}
 }
 
 func TestPushTellsRefusals(t *testing.T) {
@@ -231,7 +236,7 @@ func TestPushBreaksTheContract(t *testing.T) {
 }
 
 func TestPushLimits(t *testing.T) {
-	s := start(t, settings{api: agentapi.Options{MaxPushes: 1, MaxPushBytes: 1000}})
+	s := start(t, settings{coderd: agentapi.CoderdOptions{MaxPushes: 1, MaxPushBytes: 1000}})
 	p := s.openPush(pushHello(1, "a"))
 	half := strings.Repeat("x", 500-24)
 	for n := range int64(2) {

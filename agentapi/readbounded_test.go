@@ -33,8 +33,8 @@ func (r *countingReader) MetadataWithin(_ context.Context, ids []agent.ID, limit
 func TestReadsAreBounded(t *testing.T) {
 	reader := &countingReader{}
 	s := start(t, settings{
-		api:    agentapi.Options{MaxMessageBytes: 200_000, MaxAgentMessageBytes: 200_000},
-		change: func(c *agentapi.Components) { c.Reader = reader },
+		server:       agentapi.Options{MaxMessageBytes: 200_000, MaxAgentMessageBytes: 200_000},
+		changeCoderd: func(c *agentapi.CoderdComponents) { c.Reader = reader },
 	})
 	req := &pb.GetMetadataRequest{}
 	for n := range 1000 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 )
 
 // received is one message of a stream, or how it ended.
@@ -16,9 +15,9 @@ type received[T any] struct {
 // receive reads messages until the stream ends or ctx, that of the stream, is
 // done, for the streams of coderd, which are few: their handlers wait for a message
 // and something else, and are the only ones who take messages in and send.
-func receive[T any](ctx context.Context, wg *sync.WaitGroup, next func() (T, error)) <-chan received[T] {
+func receive[T any](ctx context.Context, server *Server, next func() (T, error)) <-chan received[T] {
 	ch := make(chan received[T], 4)
-	wg.Go(func() {
+	server.Go(func() {
 		for {
 			m, err := next()
 			select {
@@ -36,7 +35,7 @@ func receive[T any](ctx context.Context, wg *sync.WaitGroup, next func() (T, err
 
 // awaitFirst waits for the first message of a stream, which holds the field. How
 // long it may take is bounded for all of coderd's calls.
-func awaitFirst[T any](ctx context.Context, s *Server, messages <-chan received[T], field string) (T, error) {
+func awaitFirst[T any](ctx context.Context, server *Server, messages <-chan received[T], field string) (T, error) {
 	var none T
 	select {
 	case r := <-messages:
@@ -44,7 +43,7 @@ func awaitFirst[T any](ctx context.Context, s *Server, messages <-chan received[
 			return none, invalid(field, "want it as the first message, got none")
 		}
 		return r.message, r.err
-	case <-s.streams.draining:
+	case <-server.Draining():
 		return none, errDraining
 	case <-ctx.Done():
 		return none, ctx.Err()

@@ -18,12 +18,6 @@ import (
 // read or not: to wait with messages below that would save nothing.
 const largeMessage = 64 << 10
 
-// Roles whose large messages have room apart, as the gauge labels them.
-const (
-	roleAgent  = "agent"
-	roleCoderd = "coderd"
-)
-
 // receiving bounds the large messages of a role that are being received. A message
 // has room from its header until it is decoded, or its stream ends. Those that find
 // none wait in line; one of an agent that has another one is passed by others.
@@ -110,8 +104,8 @@ func (r *receiving) inUse() int {
 // caller calls done when it is decoded. An error is a status.
 func (s *sizedStream) receive(size int, m any) (done func(), err error) {
 	of := agent.ID{}
-	if f, ok := m.(*frame); ok {
-		of = f.agent
+	if message, ok := m.(AgentMessage); ok {
+		of = message.Sender()
 	}
 	within := s.server.opts.MessageTimeout
 	began := time.Now()

@@ -46,7 +46,7 @@ func problemf(field, format string, args ...any) *problem {
 }
 
 // setOf converts a set of registrations.
-func (s *Server) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (fleet.Set, *problem) {
+func (s *CoderdService) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (fleet.Set, *problem) {
 	set := fleet.Set{
 		Agents:     make([]agent.Registration, 0, len(agents)),
 		Workspaces: make([]agent.Workspace, 0, len(workspaces)),

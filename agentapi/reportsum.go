@@ -3,20 +3,7 @@ package agentapi
 import (
 	"time"
 
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"github.com/coder/agentstatsd/agent"
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
-)
-
-const (
-	// maxWatchedName bounds the names of protocols and apps that watchers are told.
-	maxWatchedName = 128
-	// maxRestBytes of a report are kept for watchers as they were sent, to be bounded
-	// when they are told: an agent's has some 100. Of a larger one is kept what watchers
-	// are told, at most 18 KB.
-	maxRestBytes = 1024
 )
 
 // sumOf returns the counts of a report, for those who watch reports: 0 for each that
@@ -48,78 +35,4 @@ func inUse(s *agent.Stats) bool {
 		}
 	}
 	return false
-}
-
-// encodeRest encodes what watchers are told of a report beside its counts.
-func encodeRest(s *agentstatsv1.Stats) []byte {
-	// A map of 64 short names cannot fail to be encoded but by invalid UTF-8, which
-	// the codec has refused.
-	b, _ := proto.Marshal(boundedStats(s))
-	return b
-}
-
-// agentStats is what a watcher is told of an agent.
-func agentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
-	raw := &agentstatsv1.Stats{}
-	_ = proto.Unmarshal(sum.Data, raw) // it was valid when it was taken in
-	stats := boundedStats(raw)
-	stats.RxPackets, stats.RxBytes = sum.RxPackets, sum.RxBytes
-	stats.TxPackets, stats.TxBytes = sum.TxPackets, sum.TxBytes
-	told := &agentstatsv1.AgentStats{
-		AgentId:     sum.Agent[:],
-		WorkspaceId: sum.Workspace[:],
-		Stats:       stats,
-		Reports:     sum.Reports,
-		ReceivedAt:  timestamppb.New(sum.ReceivedAt),
-	}
-	if !sum.LastUsedAt.IsZero() {
-		told.LastUsedAt = timestamppb.New(sum.LastUsedAt)
-	}
-	return told
-}
-
-// boundedStats returns a report without its samples and counts, with bounded maps, and
-// with 0 for each value that is refused where reports are served.
-func boundedStats(s *agentstatsv1.Stats) *agentstatsv1.Stats {
-	return &agentstatsv1.Stats{
-		ConnectionsByProto:          boundedCounts(s.GetConnectionsByProto()),
-		ConnectionCount:             within(agent.MaxReportedCount, s.GetConnectionCount()),
-		ConnectionMedianLatencyMs:   boundedLatency(s.GetConnectionMedianLatencyMs()),
-		SessionCountVscode:          within(agent.MaxReportedCount, s.GetSessionCountVscode()),
-		SessionCountJetbrains:       within(agent.MaxReportedCount, s.GetSessionCountJetbrains()),
-		SessionCountReconnectingPty: within(agent.MaxReportedCount, s.GetSessionCountReconnectingPty()),
-		SessionCountSsh:             within(agent.MaxReportedCount, s.GetSessionCountSsh()),
-		SessionCounts:               boundedCounts(s.GetSessionCounts()),
-	}
-}
-
-// within returns v; 0 if it is not from 0 to limit.
-func within(limit, v int64) int64 {
-	if v < 0 || v > limit {
-		return 0
-	}
-	return v
-}
-
-// boundedLatency returns a latency in milliseconds; 0 if it is refused. One
-// below 0 says that there was nobody to measure it with.
-func boundedLatency(ms float64) float64 {
-	if ms >= -agent.MaxLatencyMS && ms <= agent.MaxLatencyMS {
-		return ms
-	}
-	return 0 // of what is not a number, too
-}
-
-// boundedCounts copies what watchers are told of a map: at most agent.MaxSessionNames.
-func boundedCounts(counts map[string]int64) map[string]int64 {
-	if len(counts) == 0 {
-		return nil
-	}
-	out := make(map[string]int64, min(len(counts), agent.MaxSessionNames))
-	for _, app := range agent.FirstApps(counts) {
-		if len(app.Name) <= maxWatchedName {
-			out[app.Name] = within(agent.MaxReportedCount, app.Count)
-		}
-	}
-	return out
 }

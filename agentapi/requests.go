@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
@@ -19,13 +18,10 @@ const (
 	maxRegionName = 128
 	// maxLatency to a region is that of a report.
 	maxLatency = agent.MaxLatencyMS * time.Millisecond
-	// maxNameBytes bounds a name in a refusal, maxRefusalText its message.
-	maxNameBytes   = 200
-	maxRefusalText = 1024
 )
 
 // takeRequest takes in one request of a stream and returns what it refused.
-func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
+func (s *AgentService) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	switch {
 	case f.stats != nil:
 		refused := s.takeReport(r, f.stats, f.stats.rest)
@@ -51,7 +47,7 @@ func (s *Server) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	return nil
 }
 
-func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
+func (s *AgentService) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
 	report := newMessageReport(stats)
 	defer report.release()
 	s.metrics.sessionNames.Add(float64(report.overflow))
@@ -60,7 +56,7 @@ func (s *Server) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.R
 
 // takeReport takes in a report. rest returns it encoded without samples, for those
 // who watch reports.
-func (s *Server) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
+func (s *AgentService) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
 	if s.Reports.Wanted() {
 		sum := sumOf(report.Stats(), r.Now())
@@ -73,7 +69,7 @@ func (s *Server) takeReport(r fleet.Request, report agent.Report, rest func() []
 	return refused
 }
 
-func (s *Server) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
+func (s *AgentService) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
 	entries := make([]agent.MetadataEntry, len(metadata))
 	for i, m := range metadata {
 		entries[i] = agent.MetadataEntry{Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError()}
@@ -82,7 +78,7 @@ func (s *Server) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata
 }
 
 // takeEntries takes in metadata. It may change the entries.
-func (s *Server) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
+func (s *AgentService) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
 	s.metrics.requests.metadata.Inc()
 	entries, refused := r.AdmitMetadata(entries)
 	if len(entries) == 0 {
@@ -99,20 +95,7 @@ func (s *Server) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []a
 	})...)
 }
 
-// lifecycleStates are named as the label lifecycle_state.
-var lifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
-	agentstatsv1.Lifecycle_STATE_CREATED:          agent.LifecycleCreated,
-	agentstatsv1.Lifecycle_STATE_STARTING:         agent.LifecycleStarting,
-	agentstatsv1.Lifecycle_STATE_START_TIMEOUT:    agent.LifecycleStartTimeout,
-	agentstatsv1.Lifecycle_STATE_START_ERROR:      agent.LifecycleStartError,
-	agentstatsv1.Lifecycle_STATE_READY:            agent.LifecycleReady,
-	agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN:    agent.LifecycleShuttingDown,
-	agentstatsv1.Lifecycle_STATE_SHUTDOWN_TIMEOUT: agent.LifecycleShutdownTimeout,
-	agentstatsv1.Lifecycle_STATE_SHUTDOWN_ERROR:   agent.LifecycleShutdownError,
-	agentstatsv1.Lifecycle_STATE_OFF:              agent.LifecycleOff,
-}
-
-func (s *Server) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []agent.Refusal {
+func (s *AgentService) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []agent.Refusal {
 	s.metrics.requests.lifecycle.Inc()
 	state, known := lifecycleStates[l.GetState()]
 	if !known {
@@ -126,31 +109,7 @@ func (s *Server) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []age
 	return nil
 }
 
-// Times are kept in nanoseconds since 1970.
-var minTime, maxTime = time.Unix(0, 0), time.Unix(0, 1<<63-1)
-
-// timeOf returns the time; the zero time for one that is absent or zero, be that
-// of protobuf (1970) or that of Go (the year 1).
-func timeOf(t *timestamppb.Timestamp) (time.Time, error) {
-	if t == nil || (t.GetSeconds() == 0 && t.GetNanos() == 0) || t.AsTime().IsZero() {
-		return time.Time{}, nil
-	}
-	at := t.AsTime()
-	if t.CheckValid() != nil || at.Before(minTime) || at.After(maxTime) {
-		return time.Time{}, fmt.Errorf("want a time from 1970 to 2262, got %d s and %d ns since 1970", t.GetSeconds(), t.GetNanos())
-	}
-	return at, nil
-}
-
-// appHealths are named as the label health.
-var appHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
-	agentstatsv1.AppHealth_APP_HEALTH_DISABLED:     agent.AppHealthDisabled,
-	agentstatsv1.AppHealth_APP_HEALTH_INITIALIZING: agent.AppHealthInitializing,
-	agentstatsv1.AppHealth_APP_HEALTH_HEALTHY:      agent.AppHealthHealthy,
-	agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY:    agent.AppHealthUnhealthy,
-}
-
-func (s *Server) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
+func (s *AgentService) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
 	s.metrics.requests.appHealth.Inc()
 	if n := len(updates); n > maxApps {
 		refused := s.refuseState(reasonInvalidField, "app_health.updates: want at most %d, got %d", maxApps, n)
@@ -190,7 +149,7 @@ func (s *Server) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealt
 	return append(refused, r.SetAppHealth(health)...)
 }
 
-func (s *Server) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
+func (s *AgentService) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
 	s.metrics.requests.network.Inc()
 	network, err := networkOf(n)
 	if err != nil {
@@ -237,22 +196,7 @@ func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
 	return network, nil
 }
 
-// textProblem returns what is wrong with a text of lo to hi bytes; empty:
-// nothing. Databases cannot hold a NUL.
-func textProblem(text string, lo, hi int) string {
-	switch {
-	case len(text) < lo || len(text) > hi:
-		if lo == 0 {
-			return fmt.Sprintf("want at most %d bytes, got %d", hi, len(text))
-		}
-		return fmt.Sprintf("want %d to %d bytes, got %d", lo, hi, len(text))
-	case strings.IndexByte(text, 0) >= 0:
-		return "want no NUL in it"
-	}
-	return ""
-}
-
-func (s *Server) refuseState(reason, format string, args ...any) []agent.Refusal {
+func (s *AgentService) refuseState(reason, format string, args ...any) []agent.Refusal {
 	s.metrics.refusedStates.WithLabelValues(reason).Inc()
 	return []agent.Refusal{{
 		Kind:    agent.RefusedInvalid,

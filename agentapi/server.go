@@ -1,11 +1,10 @@
-// Package agentapi is the gRPC edge of the service: it authenticates agents and
-// coderd, validates and converts what they send, and calls the components.
+// Package agentapi is a gRPC server that authenticates its callers, agents and coderd,
+// and bounds what they may cost.
 //
-// It serves agentstats.v1.AgentService and agentstats.v1.CoderdService, gRPC's
-// health service and, if asked to, its reflection. Health and reflection are open
-// to anyone who reaches the listener: they tell what the published contract tells,
-// and whether the service is up. Of all other calls nothing but the headers is
-// read before the caller is known.
+// It serves what is registered, gRPC's health service and, if asked to, its
+// reflection. Health and reflection are open to anyone who reaches the listener: they
+// tell what the published contract tells, and whether the service is up. Of all other
+// calls nothing but the headers is read before the caller is known.
 package agentapi
 
 import (
@@ -22,65 +21,11 @@ import (
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
-
-	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet"
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
-
-// Stats takes in reports of stats and samples. It touches memory only. The
-// report is valid during the call; one with another epoch than the agent's open
-// session is ignored. created is the number of series that the report has and
-// that nobody served before.
-type Stats interface {
-	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int)
-}
-
-// Metadata takes in metadata that is to be stored. It touches memory only. The
-// texts of the report are valid during the call.
-type Metadata interface {
-	Add(now time.Time, r agent.MetadataReport) []agent.Refusal
-}
-
-// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent and
-// key. It stops before the values of an agent with which they would take more than limit
-// bytes, unless it is the first one that has any, and returns the agents that are left.
-type MetadataReader interface {
-	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (rows []agent.Metadata, left []agent.ID, err error)
-}
-
-// MetadataNews tells whose stored metadata has changed. The function must not
-// block; nil ids tell that news may have been missed.
-type MetadataNews interface {
-	SubscribeMetadata(f func(ids []agent.ID)) (cancel func(), err error)
-}
-
-// Reports keeps what agents report for those who watch it.
-type Reports interface {
-	// Wanted tells whether anybody does: a report costs no more than that otherwise.
-	Wanted() bool
-	// Add takes in a report. It touches memory only and copies the data.
-	Add(sum *agent.ReportSum)
-	// Serve serves a stream until acks is closed, ctx ends, or another stream has the
-	// name. send gets one message at a time, and no batch before the one before is acked.
-	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
-}
-
-// Components are what a Server stands before; all are required.
-type Components struct {
-	Fleet    *fleet.Fleet
-	Stats    Stats
-	Metadata Metadata
-	Reader   MetadataReader
-	News     MetadataNews
-	Pushes   Pushes
-	Reports  Reports
-}
 
 // stopTimeout bounds what is left after the drain: calls without a stream.
 const stopTimeout = 2 * time.Second
@@ -105,51 +50,37 @@ const (
 	connectionWindow = 1 << 20
 )
 
-// Server serves agents and coderd.
+// Server serves registered services, health and reflection.
 type Server struct {
-	Components
-	opts    Options
-	metrics *metrics
-	log     *slog.Logger
-	auth    *authenticator
-	grpc    *grpc.Server
-	health  *health.Server
-	streams *gate
-	watches slots
-	syncs   slots
-	pushes  slots
-	// watchBytes are what watches of metadata share.
-	watchBytes *watchBytes
-	// byteBudgets are by the full name of the method.
-	byteBudgets map[string]*byteBudget
+	opts     Options
+	metrics  *metrics
+	log      *slog.Logger
+	auth     *authenticator
+	grpc     *grpc.Server
+	health   *health.Server
+	services map[string]*Service // by name; not changed once the server serves
+	streams  *gate
+	codec    codec
 	// What callers may have at once.
-	codec        codec
 	coderdCalls  slots
 	agentStreams *agentStreams
-	// Large messages that are being received.
-	receivingAgents, receivingCoderd *receiving
-	unread                           *unreadStreams
-	openCalls                        openCalls
-	connections                      *connections
-	// instances of coderd that push.
-	instances *pushInstances
-	// receivers are the goroutines that read from streams; each ends soon after
-	// the handler that it reads for.
-	receivers sync.WaitGroup
+	// Large messages that are being received, by role.
+	receiving   map[Role]*receiving
+	unread      *unreadStreams
+	openCalls   openCalls
+	connections *connections
+	rpc         *grpcprom.ServerMetrics
+	// background are the goroutines of Go.
+	background sync.WaitGroup
 }
 
-// NewServer returns a Server that serves once, by Serve. It registers its
-// metrics, gRPC's among them, with reg.
-func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
+// NewServer returns a Server that serves once, by Serve, after its services are
+// registered. tokens tells whose an agent's token is. It registers its metrics, gRPC's
+// among them, with reg.
+func NewServer(tokens Tokens, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
-		return nil, fmt.Errorf("agentapi options: %w", err)
-	}
-	switch {
-	case c.Pushes == nil:
-		return nil, errors.New("agentapi components: pushes is absent")
-	case c.Reports == nil:
-		return nil, errors.New("agentapi components: reports is absent")
+		return nil, fmt.Errorf("grpcserver options: %w", err)
 	}
 	rpc := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
 	if err := reg.Register(rpc); err != nil {
@@ -157,67 +88,49 @@ func NewServer(c Components, opts Options, reg prometheus.Registerer, log *slog.
 	}
 	m := newMetrics(reg)
 	s := &Server{
-		Components: c,
-		opts:       opts,
-		metrics:    m,
-		log:        log,
-		auth: &authenticator{
-			fleet:     c.Fleet,
-			tokenHash: opts.CoderdTokenHash,
-			clientSAN: opts.CoderdClientSAN,
-			metrics:   m,
-			log:       log,
-		},
-		health:  health.NewServer(),
-		streams: newGate(),
-		watches: newSlots(opts.MaxWatches),
-		syncs:   newSlots(opts.MaxSyncs),
-		pushes:  newSlots(opts.MaxPushes),
+		opts:     opts,
+		metrics:  m,
+		log:      log,
+		health:   health.NewServer(),
+		services: make(map[string]*Service),
+		streams:  newGate(),
+		codec:    codec{protoCodec},
 
-		instances: newPushInstances(),
-
-		codec:        codec{CodecV2: encoding.GetCodecV2("proto"), limit: opts.MaxAgentMessageBytes},
 		coderdCalls:  newSlots(opts.MaxCoderdCalls),
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
-		connections:  newConnections(&opts, m),
-
-		receivingAgents: newReceiving(opts.MaxReceivingBytes / 2),
-		receivingCoderd: newReceiving(opts.MaxReceivingBytes / 2),
+		receiving: map[Role]*receiving{
+			RoleAgent:  newReceiving(opts.MaxReceivingBytes / 2),
+			RoleCoderd: newReceiving(opts.MaxReceivingBytes / 2),
+		},
+		connections: newConnections(&opts, m),
+		rpc:         rpc,
 	}
-	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxWatches, s.connections, m.limited.WithLabelValues(limitedUnread))
-	s.watchBytes = newWatchBytes(&s.opts, m)
-	s.shareBytes(reg)
-	s.auth.authenticated = s.connections.authenticated
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
-	}, func() float64 { return float64(s.connections.count()) }))
-	for role, r := range map[string]*receiving{roleAgent: s.receivingAgents, roleCoderd: s.receivingCoderd} {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_grpc_receiving_bytes", Help: "Bytes of messages above 64 KiB that are being received, or have room for it.",
-			ConstLabels: prometheus.Labels{"role": role},
-		}, func() float64 { return float64(r.inUse()) }))
+	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd, s.connections, m.limited.WithLabelValues(limitedUnread))
+	s.auth = &authenticator{
+		tokens:        tokens,
+		tokenHash:     opts.CoderdTokenHash,
+		clientSAN:     opts.CoderdClientSAN,
+		metrics:       m,
+		log:           log,
+		roleOf:        s.roleOf,
+		authenticated: s.connections.authenticated,
 	}
+	m.observe(reg, s)
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
-	served := registrar{s.grpc}
-	agentstatsv1.RegisterAgentServiceServer(served, &agentService{Server: s})
-	agentstatsv1.RegisterCoderdServiceServer(served, &coderdService{Server: s})
-	healthpb.RegisterHealthServer(served, s.health)
+	healthpb.RegisterHealthServer(registrar{s.grpc}, s.health)
+	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	if opts.Reflection {
-		reflection.Register(served)
-	}
-	rpc.InitializeMetrics(s.grpc)
-	for _, service := range services {
-		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_NOT_SERVING)
+		reflection.Register(registrar{s.grpc})
 	}
 	return s, nil
 }
 
-// services are those whose health is told; the empty name is the whole server.
-var services = [...]string{
-	"",
-	agentstatsv1.AgentService_ServiceDesc.ServiceName,
-	agentstatsv1.CoderdService_ServiceDesc.ServiceName,
-}
+// Options returns the server's options with their defaults.
+func (s *Server) Options() Options { return s.opts }
+
+// Go runs f in a goroutine that Serve waits for. f ends soon after the handler that
+// called Go.
+func (s *Server) Go(f func()) { s.background.Go(f) }
 
 func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption {
 	opts := []grpc.ServerOption{
@@ -228,7 +141,7 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 			s.guardStream,
 			s.auth.stream,
 			s.limitStream,
-			s.boundStream,
+			s.interceptStream,
 		),
 		grpc.InTapHandle(s.connections.tap),
 		grpc.ForceServerCodecV2(s.codec),
@@ -259,12 +172,13 @@ func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption 
 // Options.DrainTimeout, stops, and returns nil. It closes the listener. An error
 // is the listener's.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
-	var background sync.WaitGroup
+	s.rpc.InitializeMetrics(s.grpc)
+	var serving sync.WaitGroup
 	healthCtx, stopHealth := context.WithCancel(ctx)
-	background.Go(func() { s.watchHealth(healthCtx) })
+	serving.Go(func() { s.watchHealth(healthCtx) })
 	failed := make(chan error, 1)
-	background.Go(func() { s.watchIdle(healthCtx) })
-	background.Go(func() { failed <- s.grpc.Serve(&limitedListener{Listener: lis, connections: s.connections}) })
+	serving.Go(func() { s.watchIdle(healthCtx) })
+	serving.Go(func() { failed <- s.grpc.Serve(&limitedListener{Listener: lis, connections: s.connections}) })
 
 	var err error
 	select {
@@ -273,8 +187,8 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 	stopHealth()
 	s.drain(err == nil)
-	background.Wait()
-	s.receivers.Wait()
+	serving.Wait()
+	s.background.Wait()
 	s.connections.close()
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC: %w", err)
@@ -298,8 +212,8 @@ func (s *Server) drain(patience bool) {
 		s.askToLeave(left)
 	}
 	s.streams.stop()
-	for _, c := range s.streams.connections() {
-		go c.finish(errDraining) // it may wait for the agent
+	for _, a := range s.streams.all() {
+		go a.stream.Finish(errDraining) // it may wait for the agent
 	}
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
@@ -314,7 +228,7 @@ func (s *Server) drain(patience bool) {
 // askToLeave asks the agents one after another to connect again, and waits until
 // all streams have left, within Options.DrainTimeout.
 func (s *Server) askToLeave(left <-chan struct{}) {
-	agents := s.streams.connections()
+	agents := s.streams.all()
 	turns := make([]time.Duration, len(agents))
 	for i := range turns {
 		turns[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.DrainTimeout))
@@ -331,7 +245,7 @@ func (s *Server) askToLeave(left <-chan struct{}) {
 		}
 		passed := time.Since(start)
 		for ; i < len(turns) && turns[i] <= passed; i++ {
-			agents[i].askToLeave()
+			agents[i].stream.AskToLeave()
 		}
 		switch {
 		case i < len(turns):
@@ -359,20 +273,21 @@ func (s *Server) watchHealth(ctx context.Context) {
 }
 
 func (s *Server) setHealth(ctx context.Context) {
-	agents := s.Fleet.Ready() == nil
-	coderd := agents
-	if coderd && s.opts.StoreReady != nil {
+	whole := healthpb.HealthCheckResponse_SERVING // while the services of agents are
+	for name, service := range s.services {
 		askCtx, cancel := context.WithTimeout(ctx, healthInterval)
-		coderd = s.opts.StoreReady(askCtx) == nil
+		err := service.Ready(askCtx)
 		cancel()
-	}
-	for i, serving := range [...]bool{agents, agents, coderd} {
-		status := healthpb.HealthCheckResponse_NOT_SERVING
-		if serving {
-			status = healthpb.HealthCheckResponse_SERVING
+		status := healthpb.HealthCheckResponse_SERVING
+		if err != nil {
+			status = healthpb.HealthCheckResponse_NOT_SERVING
+			if service.Role == RoleAgent {
+				whole = status
+			}
 		}
-		s.health.SetServingStatus(services[i], status)
+		s.health.SetServingStatus(name, status)
 	}
+	s.health.SetServingStatus("", whole)
 }
 
 // slots bounds how many of something go on at once.

@@ -9,8 +9,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
-
-	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // Limits of messages that no operator needs another one of.
@@ -21,26 +19,7 @@ const (
 	// maxHelloBytes bounds the first message of an agent's stream, which takes
 	// some 60 bytes: eight streams of an agent may wait for theirs.
 	maxHelloBytes = 4 << 10
-	// maxIDsBytes bounds a message that names maxReadAtOnce agents at most, of 18 bytes
-	// each, and some more, so that it is said which of them are too many.
-	maxIDsBytes = 32 << 10
-	// maxDeregisterBytes is the same of a message that names maxRegisteredAtOnce agents
-	// and as many workspaces.
-	maxDeregisterBytes = 512 << 10
-	// maxSmallRequest bounds a message of a page, or of a name and a position.
-	maxSmallRequest = 4 << 10
 )
-
-// coderdLimits are the limits of those methods of coderd whose messages never need
-// Options.MaxMessageBytes.
-var coderdLimits = map[string]int{
-	agentstatsv1.CoderdService_GetMetadata_FullMethodName:      maxIDsBytes,
-	agentstatsv1.CoderdService_WatchMetadata_FullMethodName:    maxIDsBytes,
-	agentstatsv1.CoderdService_WatchAgents_FullMethodName:      maxIDsBytes,
-	agentstatsv1.CoderdService_DeregisterAgents_FullMethodName: maxDeregisterBytes,
-	agentstatsv1.CoderdService_ListAgents_FullMethodName:       maxSmallRequest,
-	agentstatsv1.CoderdService_WatchStats_FullMethodName:       maxSmallRequest,
-}
 
 var (
 	errCompressed = status.Error(codes.Unimplemented, "message: want it uncompressed")
@@ -79,14 +58,13 @@ func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 		return errInternal
 	}
 	sized := &sizedStream{ServerStream: stream, server: s, reader: reader, limit: maxOpenMessage}
-	switch serviceOf(info.FullMethod) {
-	case agentstatsv1.AgentService_ServiceDesc.ServiceName:
-		sized.limit, sized.flag, sized.hello = s.opts.MaxAgentMessageBytes, flagAgentMessageBytes, true
-		sized.receiving = s.receivingAgents
-	case agentstatsv1.CoderdService_ServiceDesc.ServiceName:
+	if service := s.services[serviceOf(info.FullMethod)]; service != nil {
+		sized.receiving = s.receiving[service.Role]
 		sized.limit, sized.flag = s.opts.MaxMessageBytes, flagMessageBytes
-		sized.receiving = s.receivingCoderd
-		if limit, ok := coderdLimits[info.FullMethod]; ok && limit < sized.limit {
+		if service.Role == RoleAgent {
+			sized.limit, sized.flag, sized.hello = s.opts.MaxAgentMessageBytes, flagAgentMessageBytes, true
+		}
+		if limit, ok := service.MessageBytes[info.FullMethod]; ok && limit < sized.limit {
 			sized.limit, sized.flag = limit, ""
 		}
 	}
@@ -103,8 +81,8 @@ func (s *sizedStream) RecvMsg(m any) error {
 	}
 	size := int(binary.BigEndian.Uint32(s.header[1:]))
 	if err := s.check(size); err != nil {
-		if f, ok := m.(*frame); ok { // which is charged for it
-			f.size, f.refused = size, err
+		if message, ok := m.(AgentMessage); ok {
+			message.Refuse(size, err)
 			return nil
 		}
 		return err

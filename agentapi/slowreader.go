@@ -23,18 +23,19 @@ type responseStream struct {
 // boundResponses returns the stream with a bound on the time that each response waits
 // for the reader. The stream has a slot of coderd's calls.
 func (s *Server) boundResponses(stream grpc.ServerStream) (*responseStream, error) {
-	ender, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(streamEnder)
-	if !ok {
-		return nil, errInternal // sizeStream says so of all streams
+	ender, err := enderOf(stream.Context())
+	if err != nil {
+		return nil, err
 	}
 	r := &responseStream{ServerStream: stream, calls: s.coderdCalls, timeout: s.opts.SendTimeout}
-	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.slowReader())) })
+	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.SlowReader())) })
 	r.timer.Stop()
 	return r, nil
 }
 
-// slowReader counts a reader that is too slow, and returns the status that says so.
-func (s *Server) slowReader() error {
+// SlowReader counts a reader of responses that does not read them within
+// Options.SendTimeout, and returns the status that says so.
+func (s *Server) SlowReader() error {
 	s.metrics.limited.WithLabelValues(limitedSlowReader).Inc()
 	return exhausted(time.Second, fmt.Sprintf("responses: want them read within %v (%s), they were not", s.opts.SendTimeout, flagSendTimeout))
 }

@@ -43,10 +43,9 @@ func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const limit = 1 << 20
 		s := start(t, settings{
-			api: agentapi.Options{
-				MaxMessageBytes: limit / 6, MaxAgentMessageBytes: limit / 6, MaxWatchBytes: limit / 4, MaxWatchesBytes: limit,
-			},
-			dial: fixedWindows,
+			server: agentapi.Options{MaxMessageBytes: limit / 6, MaxAgentMessageBytes: limit / 6},
+			coderd: agentapi.CoderdOptions{MaxWatchBytes: limit / 4, MaxWatchesBytes: limit},
+			dial:   fixedWindows,
 		})
 		numbers := s.putMuch(100)
 		time.Sleep(10 * time.Second)
@@ -108,7 +107,7 @@ func TestWatchersThatReadSlowlyAreEnded(t *testing.T) {
 
 func TestWatchRemembersWithinItsLimit(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000, MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}})
+		s := start(t, settings{server: agentapi.Options{MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}, coderd: agentapi.CoderdOptions{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000}})
 		s.register(1, 2)
 		_, err := s.watch(make20()...).Recv()
 		requireCode(t, err, codes.ResourceExhausted, "agent_ids: want at most 5000 bytes in memory of a watch, half of --max-watch-bytes, got 5120: watch fewer agents at once")
@@ -134,7 +133,8 @@ func make20() (numbers []int) {
 func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 	s := start(t, settings{
 		tcp:     true,
-		api:     agentapi.Options{MaxWatches: 4, SendTimeout: time.Second},
+		server:  agentapi.Options{SendTimeout: time.Second, MaxUnreadOfCoderd: 4},
+		coderd:  agentapi.CoderdOptions{MaxWatches: 4},
 		batcher: batcher.Options{BatchSize: 10, FlushInterval: 10 * time.Millisecond, MaxPending: 10_000},
 	})
 	numbers := s.putMuch(20)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
@@ -27,7 +28,7 @@ var (
 type statsStream = grpc.BidiStreamingServer[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse]
 
 // WatchStats implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) WatchStats(stream statsStream) error {
+func (s *CoderdService) WatchStats(stream statsStream) error {
 	end, err := s.beginWatch(watchStats)
 	if err != nil {
 		return err
@@ -35,8 +36,8 @@ func (s *coderdService) WatchStats(stream statsStream) error {
 	defer end()
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	requests := receive(ctx, &s.receivers, stream.Recv)
-	first, err := awaitFirst(ctx, s.Server, requests, "request")
+	requests := receive(ctx, s.server, stream.Recv)
+	first, err := awaitFirst(ctx, s.server, requests, "request")
 	if err != nil {
 		return err
 	}
@@ -67,12 +68,12 @@ func (s *coderdService) WatchStats(stream statsStream) error {
 
 // passAcks passes on what the watcher acks, and closes acks when it ends the stream. Its
 // error ends that.
-func (s *coderdService) passAcks(ctx context.Context, requests <-chan received[*agentstatsv1.WatchStatsRequest], acks chan<- int64) error {
+func (s *CoderdService) passAcks(ctx context.Context, requests <-chan received[*agentstatsv1.WatchStatsRequest], acks chan<- int64) error {
 	for {
 		var r received[*agentstatsv1.WatchStatsRequest]
 		select {
 		case r = <-requests:
-		case <-s.streams.draining:
+		case <-s.server.Draining():
 			return errDraining
 		case <-ctx.Done():
 			return nil
@@ -86,7 +87,7 @@ func (s *coderdService) passAcks(ctx context.Context, requests <-chan received[*
 		}
 		select {
 		case acks <- r.message.GetNumber():
-		case <-s.streams.draining:
+		case <-s.server.Draining():
 			return errDraining
 		case <-ctx.Done():
 			return nil
@@ -96,7 +97,7 @@ func (s *coderdService) passAcks(ctx context.Context, requests <-chan received[*
 
 // watchEnded returns the status of a watch that ended with an error, for a cause if its
 // context was cancelled.
-func (s *coderdService) watchEnded(ctx context.Context, err, cause error) error {
+func (s *CoderdService) watchEnded(ctx context.Context, err, cause error) error {
 	var ack *agent.AckError
 	switch {
 	case err == nil:
@@ -131,4 +132,24 @@ func statsResponse(m agent.ReportMessage) *agentstatsv1.WatchStatsResponse {
 		resp.Agents[i] = agentStats(&m.Sums[i])
 	}
 	return resp
+}
+
+// agentStats is what a watcher is told of an agent.
+func agentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
+	raw := &agentstatsv1.Stats{}
+	_ = proto.Unmarshal(sum.Data, raw) // it was valid when it was taken in
+	stats := boundedStats(raw)
+	stats.RxPackets, stats.RxBytes = sum.RxPackets, sum.RxBytes
+	stats.TxPackets, stats.TxBytes = sum.TxPackets, sum.TxBytes
+	told := &agentstatsv1.AgentStats{
+		AgentId:     sum.Agent[:],
+		WorkspaceId: sum.Workspace[:],
+		Stats:       stats,
+		Reports:     sum.Reports,
+		ReceivedAt:  timestamppb.New(sum.ReceivedAt),
+	}
+	if !sum.LastUsedAt.IsZero() {
+		told.LastUsedAt = timestamppb.New(sum.LastUsedAt)
+	}
+	return told
 }

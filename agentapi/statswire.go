@@ -57,6 +57,11 @@ const (
 	maxKeptBytes   = 4096
 )
 
+// maxRestBytes of a report are kept for watchers as they were sent, to be bounded
+// when they are told: an agent's has some 100. Of a larger one is kept what watchers
+// are told, at most 18 KB.
+const maxRestBytes = 1024
+
 // valueBytes is the size of a sample's value with its tag.
 const valueBytes = 1 + 8
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -13,7 +14,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet"
 )
 
 var (
@@ -44,50 +44,15 @@ func withDetails(code codes.Code, text string, details protoadapt.MessageV1) err
 	return detailed.Err()
 }
 
-// failure returns the status that tells the peer of an error of the components.
-// What the peer cannot do anything about is logged, and told in general terms.
-func (s *Server) failure(ctx context.Context, doing string, err error) error {
-	var field *fleet.FieldError
-	switch {
-	case errors.As(err, &field):
-		return invalid(field.Field, "%s", field.Problem)
-	case errors.Is(err, fleet.ErrTooMany), errors.Is(err, fleet.ErrTooLarge):
-		return status.Error(codes.ResourceExhausted, err.Error())
-	case errors.Is(err, fleet.ErrNeedsForce):
-		return status.Error(codes.FailedPrecondition, err.Error()+"; force: want true to do so")
-	case errors.Is(err, fleet.ErrUnavailable):
-		return errNotLoaded
-	case errors.Is(err, fleet.ErrUnknownAgent):
-		// An agent of its own got here by its token: that is gone now.
-		if c := callerFrom(ctx); c.token == "" {
-			return status.Error(codes.NotFound, agentIDKey+": no such agent is registered")
-		}
-		return status.Error(codes.Unauthenticated, "unknown token")
-	case ctx.Err() != nil:
+// failure returns the status that tells the peer of an error of a component, which the
+// peer cannot do anything about: it is logged, and told in general terms.
+func failure(ctx context.Context, log *slog.Logger, doing string, err error) error {
+	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	s.log.Error("a call failed", "doing", doing, "error", err)
+	log.Error("a call failed", "doing", doing, "error", err)
 	if errors.Is(err, agent.ErrRejected) {
 		return status.Error(codes.InvalidArgument, "the database refuses the data")
 	}
 	return errDown
-}
-
-// ended returns the status of a stream whose session ended by the fleet.
-func ended(end fleet.End) error {
-	switch end {
-	case fleet.EndTakeover:
-		return status.Error(codes.Aborted, "superseded by a newer session")
-	case fleet.EndDeregistered:
-		return status.Error(codes.Unauthenticated, "the agent was deregistered")
-	case fleet.EndSuperseded:
-		return status.Error(codes.Unauthenticated, "the agent was superseded by that of a newer build")
-	case fleet.EndRevoked:
-		return status.Error(codes.Unauthenticated, "the token was revoked")
-	case fleet.EndAged:
-		return status.Error(codes.Unavailable, "the session is too old; connect again")
-	case fleet.EndOutdated:
-		return status.Error(codes.Unavailable, "what another session said was stored in its place; connect again")
-	}
-	return errDraining
 }

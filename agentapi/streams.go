@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,24 @@ func asStreams(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return &served
 }
 
+// streamEnder is what gRPC has to end a stream from another goroutine than that
+// of its handler: an implementation of grpc.ServerTransportStream, which has this
+// method although the interface does not name it. It unblocks whoever reads or
+// writes, and cancels the stream's context. Else each stream would need a second
+// goroutine, of 8 KB, to wait for messages and anything else.
+type streamEnder interface {
+	WriteStatus(*status.Status) error
+}
+
+// enderOf returns what ends the stream of a call. The error is a status.
+func enderOf(ctx context.Context) (streamEnder, error) {
+	ender, ok := grpc.ServerTransportStreamFromContext(ctx).(streamEnder)
+	if !ok {
+		return nil, errInternal // sizeStream has logged that
+	}
+	return ender, nil
+}
+
 // promptStream ends its stream unless the first message is there in time.
 type promptStream struct {
 	grpc.ServerStream
@@ -60,9 +79,9 @@ type promptStream struct {
 // message, which begins now. The caller calls stop when the stream is over.
 func (s *Server) prompt(stream grpc.ServerStream, within time.Duration) *promptStream {
 	p := &promptStream{ServerStream: stream}
-	ender, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(streamEnder)
-	if !ok { // newConnection says so of all agents' streams
-		return p
+	ender, err := enderOf(stream.Context())
+	if err != nil {
+		return p // sizeStream has said so
 	}
 	p.timer = time.AfterFunc(within, func() {
 		s.metrics.limited.WithLabelValues(limitedFirstMessage).Inc()

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
@@ -19,13 +20,15 @@ func (p neverPushes) Push(context.Context, time.Time, agent.Push) ([]agent.PushR
 }
 
 func TestSupersededPushIsNotHandedOver(t *testing.T) {
+	server, err := NewServer(nil, Options{}, prometheus.NewRegistry(), nil)
+	require.NoError(t, err)
 	instances := newPushInstances()
 	first, superseded := instances.enter(agent.Instance{1})
 	_, newer := instances.enter(agent.Instance{1})
 	defer instances.leave(agent.Instance{1}, newer)
 	defer instances.leave(agent.Instance{1}, superseded)
 	p := &push{
-		server:     &Server{Components: Components{Pushes: neverPushes{t}}, streams: newGate()},
+		service:    &CoderdService{CoderdComponents: CoderdComponents{Pushes: neverPushes{t}}, server: server},
 		instance:   first,
 		superseded: superseded,
 	}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 
 	"github.com/coder/agentstatsd/agent"
@@ -23,6 +24,18 @@ type outgoing struct {
 	message any
 	box     *outbox
 }
+
+// MarshalMessage encodes the response.
+func (o *outgoing) MarshalMessage() (mem.BufferSlice, error) {
+	data, err := protoCodec.Marshal(o.message)
+	if err != nil {
+		return nil, err
+	}
+	defer data.Free()
+	return mem.BufferSlice{newOutBuffer(data.Materialize(), o.box)}, nil
+}
+
+var protoCodec = encoding.GetCodecV2("proto")
 
 // outBuffer is an encoded response. gRPC frees it once it is written, or the
 // stream was reset; if the connection closes before, it does not.

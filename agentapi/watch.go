@@ -28,7 +28,7 @@ const watchPart = 64 << 10
 const watchRetry = time.Second
 
 // WatchMetadata implements agentstatsv1.CoderdServiceServer.
-func (s *coderdService) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse]) error {
+func (s *CoderdService) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse]) error {
 	ids, err := readIDs(req.GetAgentIds())
 	if err != nil {
 		return err
@@ -52,26 +52,26 @@ func (s *coderdService) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, st
 }
 
 // beginWatch takes a place among the watches, which end gives back.
-func (s *coderdService) beginWatch(kind string) (end func(), err error) {
-	if !s.streams.enter() {
-		return nil, errDraining
+func (s *CoderdService) beginWatch(kind string) (end func(), err error) {
+	if err := s.server.Enter(); err != nil {
+		return nil, err
 	}
 	if !s.watches.take() {
-		s.streams.leave()
-		s.metrics.refused.WithLabelValues("watch").Inc()
+		s.server.Leave()
+		s.metrics.refused.WithLabelValues(refusedWatch).Inc()
 		return nil, exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.MaxWatches, flagWatches))
 	}
 	s.metrics.watches.WithLabelValues(kind).Inc()
 	return func() {
 		s.metrics.watches.WithLabelValues(kind).Dec()
 		s.watches.free()
-		s.streams.leave()
+		s.server.Leave()
 	}, nil
 }
 
 // watch sends what is stored, then what changes, until the stream or the service
 // ends.
-func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch) error {
+func (s *CoderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch) error {
 	ctx := stream.Context()
 	// The subscription stands: what changes from here on is dirty.
 	if err := s.sendMetadata(ctx, stream, w, w.ids); err != nil {
@@ -91,7 +91,7 @@ func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.Wat
 		case <-retry.C:
 		case <-reread.C:
 			w.dirty.changed(nil)
-		case <-s.streams.draining:
+		case <-s.server.Draining():
 			return errDraining
 		case <-ctx.Done():
 			return ctx.Err()
@@ -120,7 +120,7 @@ func (s *coderdService) watch(stream grpc.ServerStreamingServer[agentstatsv1.Wat
 
 // sendMetadata reads the metadata of agents and sends what is new to the
 // watcher. The error is errDown if it cannot be read.
-func (s *coderdService) sendMetadata(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) error {
+func (s *CoderdService) sendMetadata(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) error {
 	for size := watchRead; len(ids) > 0; {
 		some := ids[:min(size, len(ids))]
 		read, cut, err := s.sendSome(ctx, stream, w, some)
@@ -137,9 +137,9 @@ func (s *coderdService) sendMetadata(ctx context.Context, stream grpc.ServerStre
 
 // sendSome reads the metadata of as many of the agents as fit a read, one at least, and
 // sends what is new. It returns how many these are, and whether all did not fit.
-func (s *coderdService) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
+func (s *CoderdService) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
 	// Those who are before in line may all be slow.
-	hold, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.opts.SendTimeout)
+	hold, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
 	if err != nil {
 		return 0, false, err
 	}
@@ -154,8 +154,8 @@ func (s *coderdService) sendSome(ctx context.Context, stream grpc.ServerStreamin
 	hold.shrink(metadataBytes(rows) + 2*watchPart)
 	began := time.Now()
 	err = w.news(ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
-		if time.Since(began) > s.opts.SendTimeout {
-			return s.slowReader() // who reads a little from time to time
+		if time.Since(began) > s.server.Options().SendTimeout {
+			return s.server.SlowReader() // who reads a little from time to time
 		}
 		return stream.Send(part)
 	})
@@ -258,13 +258,13 @@ func appendValue(part *agentstatsv1.WatchMetadataResponse, id agent.ID, value *a
 const watchPause = 250 * time.Millisecond
 
 // pause lets changes gather for a watcher.
-func (s *coderdService) pause(ctx context.Context) error {
+func (s *CoderdService) pause(ctx context.Context) error {
 	timer := time.NewTimer(watchPause)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return nil
-	case <-s.streams.draining:
+	case <-s.server.Draining():
 		return errDraining
 	case <-ctx.Done():
 		return ctx.Err()

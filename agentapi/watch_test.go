@@ -114,7 +114,7 @@ func TestWatch(t *testing.T) {
 func TestWatchRepairsMissedNews(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := start(t, settings{change: func(c *agentapi.Components) { c.News = news }})
+		s := start(t, settings{changeCoderd: func(c *agentapi.CoderdComponents) { c.News = news }})
 		s.register(1, 2)
 		w := s.watch(1, 2)
 		w.requireSynced()
@@ -140,7 +140,7 @@ func TestWatchRepairsMissedNews(t *testing.T) {
 func TestWatchWaitsForTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := start(t, settings{change: func(c *agentapi.Components) { c.News = news }})
+		s := start(t, settings{changeCoderd: func(c *agentapi.CoderdComponents) { c.News = news }})
 		s.register(1)
 		s.store.set(true)
 		_, err := s.watch(1).Recv()
@@ -182,7 +182,7 @@ func TestWatchTellsWhatComesBack(t *testing.T) {
 // does not read gets the newest in the end.
 func TestWatchOfMuch(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{SendTimeout: 10 * time.Minute}})
+		s := start(t, settings{server: agentapi.Options{SendTimeout: 10 * time.Minute}})
 		var numbers []int
 		for n := 1; n <= 150; n++ {
 			numbers = append(numbers, n)
@@ -240,7 +240,7 @@ func valuesOf(m map[string]string) func(func(string) bool) {
 }
 
 func TestWatchLimits(t *testing.T) {
-	s := start(t, settings{api: agentapi.Options{MaxWatches: 1}})
+	s := start(t, settings{coderd: agentapi.CoderdOptions{MaxWatches: 1}})
 	s.register(1)
 	ctx, cancel := context.WithCancel(s.asCoderd())
 	first, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})

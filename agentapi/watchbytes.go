@@ -12,14 +12,10 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// ReadMessages is how many times Options.MaxMessageBytes fits Options.MaxWatchesBytes at
+// ReadMessages is how many times the server's Options.MaxMessageBytes fits Options.MaxWatchesBytes at
 // least: a response of GetMetadata takes three in half of that, of which its values take
 // at most twice as much as encoded.
 const ReadMessages = 6
-
-// KeyBytes is what a stored value takes at most, with its key and the default limits of
-// Limits: those of an agent must fit a read, half of Options.MaxWatchBytes.
-const KeyBytes = agent.MaxMetadataKeyBytes + defaultValueBytes + defaultErrorBytes + 128
 
 // watchBytes bounds what watches have in memory, and GetMetadata. Half of
 // Options.MaxWatchesBytes is for what is read: it is taken before a read, which waits
@@ -34,7 +30,7 @@ type watchBytes struct {
 	batchesRefused prometheus.Counter
 }
 
-func newWatchBytes(o *Options, m *metrics) *watchBytes {
+func newWatchBytes(o *CoderdOptions, m *coderdMetrics) *watchBytes {
 	half := o.MaxWatchesBytes / 2
 	return &watchBytes{
 		room:    semaphore.NewWeighted(int64(half)),

@@ -35,10 +35,10 @@ func TestWatchedReportAllocations(t *testing.T) {
 		require.NoError(t, err)
 		requests[i] = mem.BufferSlice{mem.SliceBuffer(data)}
 	}
-	var in agentapi.Intake
+	in := agentapi.NewIntake()
 	sequence := int64(0)
 	take := func(r fleet.Request) {
-		refused, err := in.Take(s.server, r, requests[sequence%int64(len(requests))])
+		refused, err := in.Take(s.agentService, r, requests[sequence%int64(len(requests))])
 		if err != nil || len(refused) > 0 {
 			t.Fatal(refused, err)
 		}

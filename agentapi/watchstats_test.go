@@ -251,7 +251,7 @@ func TestWatchStatsTakeover(t *testing.T) {
 
 func TestWatchStatsLimits(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{api: agentapi.Options{MaxWatches: 4}}) // with 3 subscriptions
+		s := start(t, settings{coderd: agentapi.CoderdOptions{MaxWatches: 4}}) // with 3 subscriptions
 		for want, first := range map[string]*pb.WatchStatsRequest{
 			"name: want 1 to 64 bytes, got 0":                 {},
 			"name: want 1 to 64 bytes, got 65":                {Name: strings.Repeat("n", 65)},
@@ -303,7 +303,7 @@ func TestWatchStatsWaitsForRoom(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{})
 		s.register(1)
-		giveBack, err := s.server.TakeReads(t.Context())
+		giveBack, err := s.coderdService.TakeReads(t.Context())
 		require.NoError(t, err)
 		w := s.watchStats(&pb.WatchStatsRequest{Name: "a"})
 		time.Sleep(10 * time.Second)
@@ -314,7 +314,7 @@ func TestWatchStatsWaitsForRoom(t *testing.T) {
 		synctest.Wait()
 		require.Zero(t, s.memory("watches"))
 
-		giveBack, err = s.server.TakeReads(t.Context())
+		giveBack, err = s.coderdService.TakeReads(t.Context())
 		require.NoError(t, err)
 		s.report(1, &pb.Stats{RxBytes: 1000})
 		time.Sleep(time.Minute) // four times the lease

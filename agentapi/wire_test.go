@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -23,28 +22,29 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-var testCodec = codec{CodecV2: encoding.GetCodecV2("proto"), limit: 1 << 20}
+// newFrame returns a frame of a stream with the default limit.
+func newFrame() frame { return frame{limit: 1 << 20} }
 
 // checkFrame checks that data is read as the generated code decodes it, and
 // returns whether it is plain. The report before it may be any.
 func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) {
-	var f frame
+	f := newFrame()
 	for _, data := range before {
-		require.NoError(t, testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, &f))
+		require.NoError(t, f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(data)}))
 		f.matchOwn()
 		f.release()
 	}
-	require.NoError(t, testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, &f))
+	require.NoError(t, f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(data)}))
 	defer f.release()
 	want := &agentstatsv1.ConnectRequest{}
 	err := proto.Unmarshal(data, want)
 	if err != nil {
 		require.Equal(t, codes.InvalidArgument, status.Code(f.refused))
 		require.NotContains(t, f.refused.Error(), "it does not decode", "where it is malformed was not found: %v", err)
-		require.Equal(t, frame{size: len(data), refused: f.refused, encodings: f.encodings}, f)
+		require.Equal(t, frame{size: len(data), refused: f.refused, encodings: f.encodings, limit: f.limit}, f)
 		return false
 	}
-	if n, _ := agentRequests.Bytes(data, 1<<30); n > expansion*testCodec.limit && f.refused != nil {
+	if n, _ := agentRequests.Bytes(data, 1<<30); n > expansion*f.limit && f.refused != nil {
 		require.Equal(t, codes.ResourceExhausted, status.Code(f.refused))
 		return false
 	}

@@ -42,7 +42,7 @@ func newIntake(t testing.TB) *intake {
 		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 10_000, MaxSeriesPerAgent: 1000,
 	}, prometheus.NewRegistry())
 	require.NoError(t, err)
-	in := &intake{series: series, agent: agent.ID{1}}
+	in := &intake{series: series, agent: agent.ID{1}, frame: newFrame()}
 	series.Open(in.agent, agent.Identity{Username: "u", WorkspaceName: "w", AgentName: "a"}, agent.Session{Epoch: 1})
 	return in
 }
@@ -50,7 +50,7 @@ func newIntake(t testing.TB) *intake {
 // take takes in a plain request of stats.
 func (in *intake) take(t testing.TB, now time.Time, data []byte) {
 	f := &in.frame
-	if err := testCodec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, f); err != nil || f.stats == nil {
+	if err := f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(data)}); err != nil || f.stats == nil {
 		t.Fatal("not plain", err)
 	}
 	if refused, _ := in.series.Report(in.agent, 1, now, f.stats); len(refused) > 0 {
@@ -63,7 +63,7 @@ func (in *intake) take(t testing.TB, now time.Time, data []byte) {
 // takeDecoded takes in a request of stats that the generated code decodes.
 func (in *intake) takeDecoded(t testing.TB, now time.Time, data []byte) {
 	request := &agentstatsv1.ConnectRequest{}
-	if err := testCodec.CodecV2.Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, request); err != nil {
+	if err := proto.Unmarshal(data, request); err != nil {
 		t.Fatal(err)
 	}
 	report := newMessageReport(request.GetStats())

@@ -71,11 +71,11 @@ func (s *service) start() {
 	watched, err := reports.New(database, reports.Options{}, reg, log)
 	must(err)
 	must(watched.Load(context.Background()))
-	api, err := agentapi.NewServer(
-		agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: database, News: news, Pushes: s.pushed, Reports: watched},
-		agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond},
-		reg, log,
-	)
+	api, err := agentapi.NewServer(agents, agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond}, reg, log)
+	must(err)
+	_, err = agentapi.NewAgentService(api, agentapi.AgentComponents{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched}, agentapi.AgentOptions{}, reg, log)
+	must(err)
+	_, err = agentapi.NewCoderdService(api, agentapi.CoderdComponents{Fleet: agents, Reader: database, News: news, Pushes: s.pushed, Reports: watched}, agentapi.CoderdOptions{}, reg, log)
 	must(err)
 	s.mu.Lock()
 	s.listener = bufconn.Listen(64 << 10)

@@ -37,7 +37,7 @@ var (
 	// the agent is being removed. The caller may try again.
 	ErrUnavailable = errors.New("the registrations are not available")
 	// ErrUnknownToken is returned for a token of no registered agent.
-	ErrUnknownToken = errors.New("unknown token")
+	ErrUnknownToken = agent.ErrUnknownToken
 	// ErrUnknownAgent is returned for an id of no registered agent.
 	ErrUnknownAgent = errors.New("unknown agent")
 	// ErrSessionOver is returned for a request of a session that has ended.

@@ -153,11 +153,16 @@ func (s *service) start() {
 	listeners, drains := map[string]*bufconn.Listener{}, map[string]func(){}
 	for _, address := range s.addresses {
 		listener := bufconn.Listen(64 << 10)
-		api, err := agentapi.NewServer(
-			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reader: s.store, News: news, Pushes: s.pushes, Reports: watched},
-			agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), ReportInterval: 5 * time.Second},
-			prometheus.NewRegistry(), log,
-		)
+		reg := prometheus.NewRegistry()
+		api, err := agentapi.NewServer(agents, agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), IdleTimeout: 15 * time.Second}, reg, log)
+		require.NoError(t, err)
+		_, err = agentapi.NewAgentService(api,
+			agentapi.AgentComponents{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched},
+			agentapi.AgentOptions{ReportInterval: 5 * time.Second}, reg, log)
+		require.NoError(t, err)
+		_, err = agentapi.NewCoderdService(api,
+			agentapi.CoderdComponents{Fleet: agents, Reader: s.store, News: news, Pushes: s.pushes, Reports: watched},
+			agentapi.CoderdOptions{}, reg, log)
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(context.Background())
 		var serving sync.WaitGroup

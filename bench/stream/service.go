@@ -98,7 +98,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 		return err
 	}
 	opts := agentapi.Options{
-		CoderdTokenHash: sha256.Sum256([]byte(args.Token)), StoreReady: db.Ping,
+		CoderdTokenHash: sha256.Sum256([]byte(args.Token)),
 		// Idle streams are measured, and thousands come at once from one address.
 		IdleTimeout: time.Hour, MaxConnections: 1 << 20, MaxStrangersPerAddress: 1 << 20,
 	}
@@ -114,9 +114,17 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	if err != nil {
 		return err
 	}
-	if s.api, err = agentapi.NewServer(agentapi.Components{
-		Fleet: agents, Stats: s.agg, Metadata: pending, Reader: db, News: news, Pushes: pushed, Reports: watched,
-	}, opts, reg, log); err != nil {
+	if s.api, err = agentapi.NewServer(agents, opts, reg, log); err != nil {
+		return err
+	}
+	if _, err = agentapi.NewAgentService(s.api, agentapi.AgentComponents{
+		Fleet: agents, Stats: s.agg, Metadata: pending, Reports: watched,
+	}, agentapi.AgentOptions{}, reg, log); err != nil {
+		return err
+	}
+	if _, err = agentapi.NewCoderdService(s.api, agentapi.CoderdComponents{
+		Fleet: agents, Reader: db, News: news, Pushes: pushed, Reports: watched,
+	}, agentapi.CoderdOptions{StoreReady: db.Ping}, reg, log); err != nil {
 		return err
 	}
 	s.handler = scrape.NewHandler(reg, scrape.Options{Log: log}, pushed, s.agg)

@@ -110,35 +110,21 @@ func (c *config) reportsOptions() reports.Options {
 	}
 }
 
-// serverOptions has no credentials, no reflection and no check of the store.
+// serverOptions has no credentials and no reflection.
 func (c *config) serverOptions() agentapi.Options {
 	return agentapi.Options{
 		CoderdClientSAN:      c.coderdClientSAN,
-		ReportInterval:       c.reportInterval,
-		Limits:               agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
 		MaxMessageBytes:      int(c.maxMessageBytes),
 		MaxAgentMessageBytes: int(c.maxAgentMessageBytes),
 		MaxReceivingBytes:    int(c.maxReceivingBytes),
 		MessageTimeout:       c.messageTimeout,
 		MaxStreams:           uint32(c.grpcMaxStreams),
-		MaxSyncs:             int(c.maxSyncs),
-		SyncTimeout:          c.syncTimeout,
-		GoodbyeTimeout:       c.agentGoodbyeTimeout,
-		MaxPushBytes:         int(c.maxPushBytes),
-		MaxPushesBytes:       int(c.maxPushesBytes),
-		MaxRegistrationBytes: int(c.maxRegistrationBytes),
-		MaxSyncBytes:         int(c.maxSyncBytes),
-		MaxDeclaredKeys:      int(c.metadataDeclaredKeys),
-		MaxPushes:            int(c.maxCoderdInstances),
-		MaxWatches:           int(c.maxWatches),
-		MaxWatchBytes:        int(c.maxWatchBytes),
-		MaxWatchesBytes:      int(c.maxWatchesBytes),
 		SendTimeout:          c.grpcSendTimeout,
-		WatchInterval:        c.metadataRereadEvery,
 		DrainTimeout:         c.drainTimeout,
 
 		MaxStreamsPerAgent:     int(c.maxStreamsPerAgent),
-		IdleTimeout:            c.agentIdleTimeout,
+		MaxUnreadOfCoderd:      int(c.maxWatches),
+		IdleTimeout:            cmp.Or(c.agentIdleTimeout, 3*c.reportInterval),
 		MaxCoderdCalls:         int(c.maxCoderdCalls),
 		MaxConnections:         int(cmp.Or(c.grpcMaxConnections, openFiles()*3/4)),
 		MaxStrangersPerAddress: int(c.grpcMaxStrangers),
@@ -150,6 +136,32 @@ func (c *config) serverOptions() agentapi.Options {
 		AuthenticationTimeout:  c.authenticationTimeout,
 		ConnectionIdleTimeout:  c.grpcIdleTimeout,
 		HelloTimeout:           c.firstMessageTimeout,
+	}
+}
+
+func (c *config) agentServiceOptions() agentapi.AgentOptions {
+	return agentapi.AgentOptions{
+		ReportInterval: c.reportInterval,
+		Limits:         agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
+		GoodbyeTimeout: c.agentGoodbyeTimeout,
+	}
+}
+
+// coderdOptions has no check of the store.
+func (c *config) coderdServiceOptions() agentapi.CoderdOptions {
+	return agentapi.CoderdOptions{
+		MaxWatches:           int(c.maxWatches),
+		MaxSyncs:             int(c.maxSyncs),
+		MaxWatchBytes:        int(c.maxWatchBytes),
+		MaxWatchesBytes:      int(c.maxWatchesBytes),
+		MaxPushes:            int(c.maxCoderdInstances),
+		MaxPushBytes:         int(c.maxPushBytes),
+		MaxPushesBytes:       int(c.maxPushesBytes),
+		MaxRegistrationBytes: int(c.maxRegistrationBytes),
+		MaxSyncBytes:         int(c.maxSyncBytes),
+		MaxDeclaredKeys:      int(c.metadataDeclaredKeys),
+		SyncTimeout:          c.syncTimeout,
+		WatchInterval:        c.metadataRereadEvery,
 	}
 }
 

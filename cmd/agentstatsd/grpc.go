@@ -11,19 +11,10 @@ import (
 	"github.com/coder/agentstatsd/pubsub"
 )
 
-// buildServer makes the gRPC edge.
+// buildServer makes the gRPC server with its services.
 func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
-	parts := agentapi.Components{
-		Fleet:    s.fleet,
-		Stats:    s.stats(),
-		Metadata: s.batcher,
-		Reader:   s.store,
-		News:     news,
-		Pushes:   s.pushed,
-		Reports:  s.reports,
-	}
 	opts := s.config.serverOptions()
-	opts.CoderdTokenHash, opts.StoreReady = s.tokenHash, s.store.Ping
+	opts.CoderdTokenHash = s.tokenHash
 	var err error
 	if opts.Reflection, err = s.config.reflection(); err != nil {
 		return err
@@ -31,7 +22,28 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	if opts.Credentials, err = s.grpcCredentials(reg); err != nil {
 		return err
 	}
-	s.api, err = agentapi.NewServer(parts, opts, reg, s.log.With("component", "agentapi"))
+	s.api, err = agentapi.NewServer(s.fleet, opts, reg, s.log.With("component", "grpcserver"))
+	if err != nil {
+		return err
+	}
+	_, err = agentapi.NewAgentService(s.api, agentapi.AgentComponents{
+		Fleet:    s.fleet,
+		Stats:    s.stats(),
+		Metadata: s.batcher,
+		Reports:  s.reports,
+	}, s.config.agentServiceOptions(), reg, s.log.With("component", "agentapi"))
+	if err != nil {
+		return err
+	}
+	forCoderd := s.config.coderdServiceOptions()
+	forCoderd.StoreReady = s.store.Ping
+	_, err = agentapi.NewCoderdService(s.api, agentapi.CoderdComponents{
+		Fleet:   s.fleet,
+		Reader:  s.store,
+		News:    news,
+		Pushes:  s.pushed,
+		Reports: s.reports,
+	}, forCoderd, reg, s.log.With("component", "coderdapi"))
 	return err
 }
 

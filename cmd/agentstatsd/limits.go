@@ -45,7 +45,7 @@ func (c *config) validateLimits() []error {
 			flagValue{"--max-watches-bytes", c.maxWatchesBytes},
 		},
 		{
-			keys, fmt.Sprintf("%d bytes for each of ", agentapi.KeyBytes), agentapi.KeyBytes * keys.value,
+			keys, fmt.Sprintf("%d bytes for each of ", agentapi.MaxValueBytes), agentapi.MaxValueBytes * keys.value,
 			flagValue{"half of --max-watch-bytes", c.maxWatchBytes / 2},
 		},
 	} {

@@ -110,9 +110,9 @@ var wirings = map[string]wiring{
 		with:   map[string]string{"grpc-address": "0.0.0.0:0"},
 	},
 	"max-coderd-calls":          to("server.MaxCoderdCalls"),
-	"max-watches":               to("server.MaxWatches"),
-	"max-watch-bytes":           to("server.MaxWatchBytes"),
-	"max-watches-bytes":         to("server.MaxWatchesBytes"),
+	"max-watches":               to("coderd.MaxWatches", "server.MaxUnreadOfCoderd"),
+	"max-watch-bytes":           to("coderd.MaxWatchBytes"),
+	"max-watches-bytes":         to("coderd.MaxWatchesBytes"),
 	"grpc-send-timeout":         to("server.SendTimeout"),
 	"stats-retention":           to("reports.Retention"),
 	"max-report-subscriptions":  to("reports.MaxSubscriptions"),
@@ -130,18 +130,18 @@ var wirings = map[string]wiring{
 	"deployment-id":                to("store.DeploymentID"),
 	"lease-duration":               to("replica.LeaseDuration"),
 
-	"report-interval":            to("aggregator.ReportInterval", "server.ReportInterval"),
+	"report-interval":            to("agents.ReportInterval", "aggregator.ReportInterval", "server.IdleTimeout"),
 	"session-age":                to("fleet.SessionAge"),
 	"max-agents":                 to("fleet.MaxAgents"),
 	"max-registrations-bytes":    to("fleet.MaxBytes"),
-	"max-registration-bytes":     to("server.MaxRegistrationBytes"),
-	"max-sync-bytes":             to("server.MaxSyncBytes"),
-	"max-syncs":                  to("server.MaxSyncs"),
-	"sync-timeout":               to("server.SyncTimeout"),
+	"max-registration-bytes":     to("coderd.MaxRegistrationBytes"),
+	"max-sync-bytes":             to("coderd.MaxSyncBytes"),
+	"max-syncs":                  to("coderd.MaxSyncs"),
+	"sync-timeout":               to("coderd.SyncTimeout"),
 	"max-agent-message-bytes":    to("server.MaxAgentMessageBytes"),
 	"max-streams-per-agent":      to("server.MaxStreamsPerAgent"),
 	"agent-idle-timeout":         to("server.IdleTimeout"),
-	"agent-goodbye-timeout":      to("server.GoodbyeTimeout"),
+	"agent-goodbye-timeout":      to("agents.GoodbyeTimeout"),
 	"agent-message-rate":         to("fleet.MessagesPerSecond"),
 	"agent-message-burst":        to("fleet.MessagesBurst"),
 	"agent-byte-rate":            to("fleet.BytesPerSecond"),
@@ -150,7 +150,7 @@ var wirings = map[string]wiring{
 	"agent-refused-burst":        to("fleet.RefusedBurst"),
 	"series-ttl":                 to("aggregator.SeriesTTL", "pushed.SeriesTTL"),
 	"max-series":                 to("aggregator.MaxSeries"),
-	"max-series-per-agent":       to("aggregator.MaxSeriesPerAgent", "server.Limits.Series"),
+	"max-series-per-agent":       to("aggregator.MaxSeriesPerAgent", "agents.Limits.Series"),
 	"max-series-per-owner":       to("aggregator.MaxSeriesPerOwner"),
 	"max-series-bytes":           to("aggregator.MaxSeriesBytes"),
 	"max-series-bytes-per-agent": to("aggregator.MaxSeriesBytesPerAgent"),
@@ -158,16 +158,16 @@ var wirings = map[string]wiring{
 	"max-families":               to("aggregator.MaxFamilies"),
 	"max-families-per-agent":     to("aggregator.MaxFamiliesPerAgent"),
 
-	"max-coderd-instances":         to("pushed.MaxInstances", "server.MaxPushes"),
+	"max-coderd-instances":         to("pushed.MaxInstances", "coderd.MaxPushes"),
 	"max-pushed-series":            to("pushed.MaxSeries"),
 	"max-pushed-series-total":      to("pushed.MaxTotalSeries"),
 	"max-pushed-families":          to("pushed.MaxFamilies"),
-	"max-push-bytes":               to("server.MaxPushBytes"),
+	"max-push-bytes":               to("coderd.MaxPushBytes"),
 	"max-push-row-bytes":           to("pushed.MaxRowBytes"),
 	"max-pushed-label-value-bytes": to("pushed.MaxLabelValueBytes"),
 	"max-pushed-labels-bytes":      to("pushed.MaxLabelsBytes"),
 	"push-merge":                   {fields: []string{"pushed.Merge"}, value: "coderd_x=max"},
-	"max-pushes-bytes":             to("server.MaxPushesBytes"),
+	"max-pushes-bytes":             to("coderd.MaxPushesBytes"),
 
 	"metadata-flush-interval":        to("batcher.FlushInterval"),
 	"metadata-batch-size":            to("batcher.BatchSize"),
@@ -175,8 +175,8 @@ var wirings = map[string]wiring{
 	"metadata-max-pending-per-agent": to("batcher.MaxPendingPerAgent"),
 	"metadata-max-pending-per-owner": to("batcher.MaxPendingPerOwner"),
 	"metadata-max-keys":              to("fleet.MaxMetadataKeys"),
-	"metadata-max-declared-keys":     to("server.MaxDeclaredKeys"),
-	"metadata-reread-interval":       to("server.WatchInterval"),
+	"metadata-max-declared-keys":     to("coderd.MaxDeclaredKeys"),
+	"metadata-reread-interval":       to("coderd.WatchInterval"),
 	"metadata-touch-interval":        to("store.TouchInterval"),
 
 	"log-format":         {effect: logged, value: "json"},
@@ -187,7 +187,7 @@ var wirings = map[string]wiring{
 // withoutOption are the fields of components' options that no option sets, and why.
 var withoutOption = map[string][]string{
 	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name"},
-	"a component":    {"pushed.Lease", "pushed.News", "scrape.Log", "server.StoreReady"},
+	"a component":    {"pushed.Lease", "pushed.News", "scrape.Log", "coderd.StoreReady"},
 	"made of several options or of files": {
 		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.Reflection",
 	},
@@ -195,7 +195,7 @@ var withoutOption = map[string][]string{
 		"pprof.Config", "pprof.WriteTimeout", "pprof.Handshakes.Max", "pprof.Handshakes.MaxPerAddress", "pprof.Handshakes.Timeout",
 	},
 	"of the contract": {
-		"server.Limits.MetadataKeyBytes", "server.Limits.MetadataReportKeyBytes", "server.Limits.MetadataValueBytes", "server.Limits.MetadataErrorBytes",
+		"agents.Limits.MetadataKeyBytes", "agents.Limits.MetadataReportKeyBytes", "agents.Limits.MetadataValueBytes", "agents.Limits.MetadataErrorBytes",
 	},
 	"bounds a call or a pause within the service": {
 		"store.StatementTimeout", "store.BusyTimeout", "batcher.FlushTimeout", "batcher.ShutdownTimeout", "batcher.PublishTimeout",
@@ -306,6 +306,7 @@ func components(t *testing.T, c *config) map[string]any {
 	for name, options := range map[string]any{
 		"store": c.storeOptions(), "replica": c.replicaOptions(), "aggregator": c.aggregatorOptions(), "batcher": c.batcherOptions(),
 		"fleet": c.fleetOptions(), "pushed": c.pushedOptions(merges), "reports": c.reportsOptions(), "server": c.serverOptions(),
+		"agents": c.agentServiceOptions(), "coderd": c.coderdServiceOptions(),
 		"scrape": c.scrapeOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "grpc handshakes": c.handshakes(),
 	} {
 		flatten(name, reflect.ValueOf(options), fields)
@@ -450,6 +451,13 @@ func build(c *config) error {
 	if _, err := c.newScrapes(http.NotFoundHandler(), reg); err != nil {
 		return err
 	}
-	_, err = agentapi.NewServer(agentapi.Components{Fleet: agents, Stats: series, Metadata: pending, Pushes: families, Reports: watched}, c.serverOptions(), reg, log)
+	server, err := agentapi.NewServer(agents, c.serverOptions(), reg, log)
+	if err != nil {
+		return err
+	}
+	if _, err = agentapi.NewAgentService(server, agentapi.AgentComponents{Fleet: agents, Stats: series, Metadata: pending, Reports: watched}, c.agentServiceOptions(), reg, log); err != nil {
+		return err
+	}
+	_, err = agentapi.NewCoderdService(server, agentapi.CoderdComponents{Fleet: agents, Pushes: families, Reports: watched}, c.coderdServiceOptions(), reg, log)
 	return err
 }

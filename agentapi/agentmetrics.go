@@ -1,0 +1,43 @@
+package agentapi
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Reasons of refused states, as the counter labels them and as agents are told.
+const (
+	reasonUnknownState = "unknown_state"
+	reasonInvalidField = "invalid_field"
+)
+
+// requestCounters are those of agents' requests by what they carry.
+type requestCounters struct {
+	stats, metadata, lifecycle, appHealth, network, goodbye prometheus.Counter
+}
+
+type agentMetrics struct {
+	requests      requestCounters
+	refusedStates *prometheus.CounterVec
+	sessionNames  prometheus.Counter
+}
+
+func newAgentMetrics(reg prometheus.Registerer) *agentMetrics {
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "agentstatsd_agent_requests_total", Help: "Requests of agents by what they carry, within a session and without.",
+	}, []string{"kind"})
+	m := &agentMetrics{
+		requests: requestCounters{
+			stats:     requests.WithLabelValues("stats"),
+			metadata:  requests.WithLabelValues("metadata"),
+			lifecycle: requests.WithLabelValues("lifecycle"),
+			appHealth: requests.WithLabelValues("app_health"),
+			network:   requests.WithLabelValues("network"),
+			goodbye:   requests.WithLabelValues("goodbye"),
+		},
+		refusedStates: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_state_refused_total", Help: "Lifecycle states, healths of apps and networks refused."}, []string{"reason"}),
+		sessionNames:  prometheus.NewCounter(prometheus.CounterOpts{Name: "coderd_agentstats_session_counts_overflow_total", Help: "Names in session_counts beyond the 64 of one report, which count as unknown."}),
+	}
+	for _, reason := range []string{reasonUnknownState, reasonInvalidField} {
+		m.refusedStates.WithLabelValues(reason)
+	}
+	reg.MustRegister(requests, m.refusedStates, m.sessionNames)
+	return m
+}

@@ -1,0 +1,59 @@
+package agentapi
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// Limits are what agents are told that the components accept of one agent.
+type Limits struct {
+	// Series that an agent may have at once.
+	Series int
+	// MetadataKeyBytes of one key; default agent.MaxMetadataKeyBytes.
+	// MetadataReportKeyBytes in one report; default 6144.
+	MetadataKeyBytes, MetadataReportKeyBytes int
+	// MetadataValueBytes and MetadataErrorBytes of one value; default 2048.
+	MetadataValueBytes, MetadataErrorBytes int
+}
+
+// AgentOptions are the knobs of an AgentService. A zero field takes its default.
+type AgentOptions struct {
+	// ReportInterval that agents are told; default 30 s, at least 1 s.
+	ReportInterval time.Duration
+	Limits         Limits
+	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
+	GoodbyeTimeout time.Duration
+}
+
+// Defaults of Limits.
+const (
+	defaultValueBytes = 2048
+	defaultErrorBytes = 2048
+)
+
+// MaxValueBytes is what a stored value takes at most with its key and the default limits
+// of Limits.
+const MaxValueBytes = agent.MaxMetadataKeyBytes + defaultValueBytes + defaultErrorBytes + 128
+
+func (o AgentOptions) withDefaults() AgentOptions {
+	o.ReportInterval = cmp.Or(o.ReportInterval, 30*time.Second)
+	o.Limits.MetadataKeyBytes = cmp.Or(o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
+	o.Limits.MetadataReportKeyBytes = cmp.Or(o.Limits.MetadataReportKeyBytes, 6144)
+	o.Limits.MetadataValueBytes = cmp.Or(o.Limits.MetadataValueBytes, defaultValueBytes)
+	o.Limits.MetadataErrorBytes = cmp.Or(o.Limits.MetadataErrorBytes, defaultErrorBytes)
+	o.GoodbyeTimeout = cmp.Or(o.GoodbyeTimeout, 15*time.Second)
+	return o
+}
+
+func (o AgentOptions) validate() error {
+	if o.ReportInterval < time.Second {
+		return fmt.Errorf("report interval: want at least 1s, got %v", o.ReportInterval)
+	}
+	if o.GoodbyeTimeout < 0 {
+		return fmt.Errorf("goodbye timeout: want at least 0, got %d", o.GoodbyeTimeout)
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+// Package agentapi is the gRPC edge for agents: it validates and converts what they
+// send, and calls the components. It serves agentstats.v1.AgentService.
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Stats takes in reports of stats and samples. It touches memory only. The
+// report is valid during the call; one with another epoch than the agent's open
+// session is ignored. created is the number of series that the report has and
+// that nobody served before.
+type Stats interface {
+	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int)
+}
+
+// Metadata takes in metadata that is to be stored. It touches memory only. The
+// texts of the report are valid during the call.
+type Metadata interface {
+	Add(now time.Time, r agent.MetadataReport) []agent.Refusal
+}
+
+// Reports keeps what agents report for those who watch it.
+type Reports interface {
+	// Wanted tells whether anybody does: a report costs no more than that otherwise.
+	Wanted() bool
+	// Add takes in a report. It touches memory only and copies the data.
+	Add(sum *agent.ReportSum)
+}
+
+// AgentComponents are what an AgentService stands before; all are required.
+type AgentComponents struct {
+	Fleet    *fleet.Fleet
+	Stats    Stats
+	Metadata Metadata
+	Reports  Reports
+}
+
+// AgentService serves agents.
+type AgentService struct {
+	agentstatsv1.UnimplementedAgentServiceServer
+	AgentComponents
+	server  *Server
+	opts    AgentOptions
+	metrics *agentMetrics
+	log     *slog.Logger
+}
+
+// NewAgentService returns an AgentService that the server serves: it is registered with
+// it. Its metrics are registered with reg.
+func NewAgentService(server *Server, c AgentComponents, opts AgentOptions, reg prometheus.Registerer, log *slog.Logger) (*AgentService, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("agentapi options: %w", err)
+	}
+	if c.Reports == nil {
+		return nil, errors.New("agentapi components: reports is absent")
+	}
+	s := &AgentService{AgentComponents: c, server: server, opts: opts, metrics: newAgentMetrics(reg), log: log}
+	server.Register(Service{
+		Desc:  &agentstatsv1.AgentService_ServiceDesc,
+		Impl:  s,
+		Role:  RoleAgent,
+		Ready: func(context.Context) error { return c.Fleet.Ready() },
+	})
+	return s, nil
+}
+
+// failure returns the status that tells the agent of an error of the components.
+func (s *AgentService) failure(ctx context.Context, doing string, err error) error {
+	switch {
+	case errors.Is(err, fleet.ErrUnavailable):
+		return errNotLoaded
+	case errors.Is(err, fleet.ErrUnknownAgent):
+		// An agent of its own got here by its token: that is gone now.
+		if callerFrom(ctx).token == "" {
+			return status.Error(codes.NotFound, agentIDKey+": no such agent is registered")
+		}
+		return status.Error(codes.Unauthenticated, "unknown token")
+	}
+	return failure(ctx, s.log, doing, err)
+}
+
+// ended returns the status of a stream whose session ended by the fleet.
+func ended(end fleet.End) error {
+	switch end {
+	case fleet.EndTakeover:
+		return status.Error(codes.Aborted, "superseded by a newer session")
+	case fleet.EndDeregistered:
+		return status.Error(codes.Unauthenticated, "the agent was deregistered")
+	case fleet.EndSuperseded:
+		return status.Error(codes.Unauthenticated, "the agent was superseded by that of a newer build")
+	case fleet.EndRevoked:
+		return status.Error(codes.Unauthenticated, "the token was revoked")
+	case fleet.EndAged:
+		return status.Error(codes.Unavailable, "the session is too old; connect again")
+	case fleet.EndOutdated:
+		return status.Error(codes.Unavailable, "what another session said was stored in its place; connect again")
+	}
+	return errDraining
+}
