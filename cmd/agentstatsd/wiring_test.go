@@ -205,7 +205,7 @@ var withoutOption = map[string][]string{
 		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.ClaimFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
 	},
 	"nobody needs another one": {"store.ReadConns", "store.RemovalsKept"},
-	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random"},
+	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random"},
 }
 
 // TestOptionsReachTheirComponents sets one option after another, and looks which fields
