@@ -1,10 +1,10 @@
-// Package aggregator keeps the latest values of what agents report, and writes
-// them out for Prometheus.
+// Package aggregator keeps the latest values of what agents report, and writes them
+// for Prometheus.
 //
-// Locks are taken in this order: Aggregator.life, source.mu, descs.mu,
-// family.mu, families.mu; states.mu comes alone. Those of package arena come
-// last. No lock is held
-// while anything is written to a client.
+// Locks are taken in this order: Aggregator.lifecycleMu, agentSeries.mu, descs.mu,
+// family.mu, families.mu. No other lock is taken together with states.mu, but those
+// of package arena, which come last. No lock is held while anything is written to a
+// client.
 package aggregator
 
 import (
@@ -22,12 +22,12 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// sweepEvery is the shortest time between two looks for what has expired: it
-// bounds both their cost, some 2 ms for 100,000 agents, and how late they are.
+// sweepEvery is the shortest time between two searches for expired series. It
+// bounds their cost, some 2 ms for 100,000 agents, and how late they are.
 const sweepEvery = time.Second
 
 // shardCount spreads the look-up of an agent over several locks. Reports only
-// read them: it is the cache line of the lock that cores would fight for.
+// read-lock them, but all cores write to the cache line of a lock.
 const shardCount = 64
 
 // Aggregator keeps the series of all agents. Its methods may be called
@@ -48,41 +48,41 @@ type Aggregator struct {
 	stats       [statsGauges]*desc
 	apps        [len(agent.SessionApps)]*desc
 	states      *states
-	claims      atomic.Pointer[claims]
-	// series counts the series and the groups that are held, seriesBytes the
-	// bytes of the names and labels that agents made them of.
+	hiddenNames atomic.Pointer[nameSet]
+	// series is the number of series and groups. seriesBytes are the bytes of the
+	// names and labels that agents gave them.
 	series, seriesBytes atomic.Int64
 	// typeChanges counts the changes of families' types.
 	typeChanges atomic.Uint64
-	ghosts      ghosts
-	intakes     sync.Pool
+	orphans     orphanQueue
+	ingesters   sync.Pool
 
 	shards [shardCount]shard
 
-	// life serialises what happens in the life of an agent: open, close,
-	// relabel, remove, expire.
-	life sync.Mutex
-	// named has the agents by the labels that tell them apart. Of several with
-	// equal labels the first is served.
-	named    map[nameKey][]*source
-	shadowed atomic.Int64
-	// owners are those of the agents by their names. It is guarded by life.
+	// lifecycleMu serialises the events of agents' lives: open, close, relabel,
+	// remove, expire.
+	lifecycleMu sync.Mutex
+	// named has the agents by the labels that tell them apart. The first of several
+	// with equal labels is served. The others are hidden.
+	named        map[nameKey][]*agentSeries
+	hiddenAgents atomic.Int64
+	// owners are those of the agents, by name. lifecycleMu guards the map.
 	owners map[string]*owner
 }
 
 type shard struct {
-	mu      sync.RWMutex
-	sources map[agent.ID]*source
+	mu     sync.RWMutex
+	agents map[agent.ID]*agentSeries
 }
 
-// nameKey is what makes agents the same to whoever scrapes: the stats gauges
-// carry no template_name.
+// nameKey are the labels that tell agents apart. The stats gauges have no
+// template_name.
 type nameKey struct {
 	username, workspace, agent string
 }
 
 // New returns an empty aggregator that counts in reg. It fails on options that
-// contradict each other; the error names the option.
+// contradict each other. The error names the option.
 func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 	opts = opts.withDefaults()
 	keep, err := opts.validate()
@@ -98,12 +98,12 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 		now:     time.Now,
 		started: time.Now(),
 		descs:   newDescs(),
-		named:   make(map[nameKey][]*source),
+		named:   make(map[nameKey][]*agentSeries),
 		owners:  make(map[string]*owner),
 	}
 	a.families = newFamilies(a)
 	for i := range a.shards {
-		a.shards[i].sources = make(map[agent.ID]*source)
+		a.shards[i].agents = make(map[agent.ID]*agentSeries)
 	}
 	if a.metrics, err = newOwnMetrics(reg, a); err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 	sessions := a.families.addDocumented(sessionsFamily.Name)
 	sessions.documented = sessionsFamily
 	a.apps = newSessionDescs(sessions)
-	a.intakes.New = func() any { return newIntake(a) }
+	a.ingesters.New = func() any { return newIngester(a) }
 	return a, nil
 }
 
@@ -140,73 +140,71 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	}
 }
 
-// Open begins a session of an agent, or lets it take over from the one before:
-// series that the agent has are handed over. A session that is older than the
-// open one is ignored.
+// Open opens a session of an agent. Series that the agent has go over to it from
+// the session before. A session that is older than the open one is ignored.
 func (a *Aggregator) Open(id agent.ID, ident agent.Identity, s agent.Session) {
-	a.life.Lock()
-	defer a.life.Unlock()
-	src := a.source(id)
-	if src == nil {
-		src = newSource(id, s)
-		a.setIdentity(src, sanitise(ident))
-		a.attach(src)
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
+	as := a.agent(id)
+	if as == nil {
+		as = newAgentSeries(id, s)
+		a.setIdentity(as, sanitise(ident))
+		a.addName(as)
 		sh := a.shard(id)
 		sh.mu.Lock()
-		sh.sources[id] = src
+		sh.agents[id] = as
 		sh.mu.Unlock()
 		return
 	}
-	if !src.reopen(s) {
+	if !as.openSession(s) {
 		return
 	}
-	a.relabel(src, sanitise(ident))
+	a.relabel(as, sanitise(ident))
 }
 
-// Close ends the session of that epoch, if it is still the open one. With
-// goodbye the agent's series go at once, else they stay for the TTL after its
+// Close ends the session of that epoch, if it is still the open one. With goodbye
+// the agent's series are removed at once. Without it they expire one TTL after its
 // last report.
 func (a *Aggregator) Close(id agent.ID, epoch int64, goodbye bool) {
-	a.life.Lock()
-	defer a.life.Unlock()
-	src := a.source(id)
-	if src == nil {
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
+	as := a.agent(id)
+	if as == nil {
 		return
 	}
-	src.mu.Lock()
-	if src.epoch != epoch {
-		src.mu.Unlock()
+	as.mu.Lock()
+	if as.epoch != epoch {
+		as.mu.Unlock()
 		return
 	}
-	src.open = false
-	empty := src.empty()
-	src.mu.Unlock()
+	as.open = false
+	empty := as.empty()
+	as.mu.Unlock()
 	if goodbye || empty {
-		a.remove(src)
+		a.remove(as)
 	}
 }
 
-// Relabel gives an agent's series another identity. An agent that has none is
-// ignored.
+// Relabel gives an agent's series another identity. An unknown agent is ignored.
 func (a *Aggregator) Relabel(id agent.ID, ident agent.Identity) {
-	a.life.Lock()
-	defer a.life.Unlock()
-	if src := a.source(id); src != nil {
-		a.relabel(src, sanitise(ident))
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
+	if as := a.agent(id); as != nil {
+		a.relabel(as, sanitise(ident))
 	}
 }
 
-// Remove takes away all series of an agent, and ends its session.
+// Remove removes all series of an agent, and ends its session.
 func (a *Aggregator) Remove(id agent.ID) {
-	a.life.Lock()
-	defer a.life.Unlock()
-	if src := a.source(id); src != nil {
-		a.remove(src)
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
+	if as := a.agent(id); as != nil {
+		a.remove(as)
 	}
 }
 
-// WriteText writes all families in the text format 0.0.4, sorted by name. The
-// documented ones have HELP and TYPE even without a series.
+// WriteText writes all families in the text format 0.0.4, sorted by name.
+// Documented families have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
 	return a.write(w, arena.NewText)
 }
@@ -217,10 +215,10 @@ func (a *Aggregator) WriteProtobuf(w io.Writer) error {
 	return a.write(w, arena.NewProto)
 }
 
-func (a *Aggregator) write(w io.Writer, begin func(io.Writer, *arena.Generations) *arena.Scrape) error {
-	list := a.refreshed()
+func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape) error {
+	list := a.familiesToServe()
 	a.states.mu.Lock()
-	s := begin(w, &a.generations)
+	s := newScrape(w, &a.generations)
 	a.states.mu.Unlock()
 	var err error
 	for _, f := range list {
@@ -232,11 +230,10 @@ func (a *Aggregator) write(w io.Writer, begin func(io.Writer, *arena.Generations
 	return s.Close(err)
 }
 
-// refreshed returns the families to serve, with the lines of their groups up to
-// date. It comes before the scrape begins: the scrape shows no line that is
-// younger.
-func (a *Aggregator) refreshed() []*family {
-	list := a.unclaimed(a.families.list())
+// familiesToServe returns the families to serve, with the newest lines of their
+// groups. It is called before the scrape begins, which shows only older lines.
+func (a *Aggregator) familiesToServe() []*family {
+	list := a.visible(a.families.list())
 	if a.grouped {
 		for _, f := range list {
 			f.refresh()
@@ -249,22 +246,22 @@ func (a *Aggregator) shard(id agent.ID) *shard {
 	return &a.shards[id[15]%shardCount]
 }
 
-// source returns the agent's record; nil if there is none.
-func (a *Aggregator) source(id agent.ID) *source {
+// agent returns the agent's series; nil if it is unknown.
+func (a *Aggregator) agent(id agent.ID) *agentSeries {
 	sh := a.shard(id)
 	sh.mu.RLock()
 	defer sh.mu.RUnlock()
-	return sh.sources[id]
+	return sh.agents[id]
 }
 
-// since returns a time on the aggregator's own clock. Times that carry a
-// monotonic reading are not disturbed by changes of the wall clock.
+// since returns t as nanoseconds since the aggregator started. Changes of the wall
+// clock do not affect times with a monotonic reading.
 func (a *Aggregator) since(t time.Time) int64 {
 	return int64(t.Sub(a.started))
 }
 
-// sanitise makes the labels of an identity fit for both formats. They come from
-// coderd; what is wrong with them must not take an agent's series away.
+// sanitise makes the labels of an identity valid in both formats. They come from
+// coderd. An invalid one must not remove an agent's series.
 func sanitise(ident agent.Identity) agent.Identity {
 	for _, s := range []*string{&ident.Username, &ident.WorkspaceName, &ident.AgentName, &ident.TemplateName} {
 		*s = strings.ToValidUTF8(*s, "\uFFFD")

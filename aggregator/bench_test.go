@@ -129,10 +129,10 @@ func BenchmarkMemory(b *testing.B) {
 	for b.Loop() {
 		before := heap()
 		a := fleetOf(b, n, Options{})
-		held := float64(heap() - before)
+		known := float64(heap() - before)
 		w := &discard{}
 		require.NoError(b, a.WriteText(w))
-		b.ReportMetric(held/n, "B/series")
+		b.ReportMetric(known/n, "B/series")
 		b.ReportMetric(float64(w.n)/n, "B/line")
 		runtime.KeepAlive(a)
 	}

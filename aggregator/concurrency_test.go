@@ -56,10 +56,10 @@ func TestConcurrentUse(t *testing.T) {
 			workers.Wait()
 			cancel()
 			readers.Wait()
-			for a.ghosts.evict(a) {
+			for a.orphans.evictOldest(a) {
 			}
 			require.Zero(t, a.series.Load())
-			require.Zero(t, a.shadowed.Load())
+			require.Zero(t, a.hiddenAgents.Load())
 			require.Empty(t, a.named)
 			require.Empty(t, a.descs.byKey)
 			require.Equal(t, alwaysFamilies, a.families.count())
@@ -170,7 +170,7 @@ func TestAllocations(t *testing.T) {
 			_ = a.WriteProtobuf(io.Discard)
 		}
 		// Pools may be emptied meanwhile: some chunks are made anew, and with the
-		// race detector some intakes.
+		// race detector some ingesters.
 		require.LessOrEqual(t, testing.AllocsPerRun(10, func() { report(); once() }), 60.0+float64(len(reports)), "%d series", n)
 		if !raceEnabled {
 			require.LessOrEqual(t, testing.AllocsPerRun(10, report), 2.0, "%d series", n)

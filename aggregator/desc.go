@@ -7,14 +7,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// desc is the name and the extra labels of a series. All agents that send the
-// same share it. Only its encoding changes.
+// desc is the name and the extra labels of a series. All agents that send the same
+// share it. Only its encoding changes.
 type desc struct {
 	family *family
 	name   string
 	// labels are valid, sorted, not empty, none twice.
 	labels []agent.Label
-	// key is what the strings above are cut from.
+	// key contains the strings above.
 	key  string
 	refs atomic.Int32
 	// encoding is nil until an agent has sent a sample that has one. Agents of one
@@ -22,7 +22,7 @@ type desc struct {
 	encoding atomic.Pointer[typedEncoding]
 }
 
-// computed tells whether the service computes the series, of no agent's making.
+// computed reports whether the service computes the series.
 func (d *desc) computed() bool { return d.key == "" }
 
 // bytes are those of the name and the labels.
@@ -34,8 +34,8 @@ type typedEncoding struct {
 	typ agent.SampleType
 }
 
-// encodingPart is the most that is encoded for a name or a label beside its strings:
-// tags and lengths. It is 9 bytes for a label, 5 for a name with its type.
+// encodingPart bounds what a name or a label takes beside its strings: tags and
+// lengths. They are 9 bytes for a label, 5 for a name with its type.
 const encodingPart = 16
 
 // learnEncoding keeps the encoding of sample i, s, of the desc, if it is the first. An
@@ -75,7 +75,7 @@ func newDescs() *descs {
 	return &descs{byKey: make(map[string]*desc)}
 }
 
-// acquire returns the desc with that key, to be released; nil if there is none.
+// acquire returns the desc with that key and a new reference; nil if there is none.
 func (t *descs) acquire(key []byte) *desc {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -86,8 +86,8 @@ func (t *descs) acquire(key []byte) *desc {
 	return d
 }
 
-// create is acquire that makes the desc if there is none. What it is made from
-// must be valid. It is nil if there are too many families.
+// create is acquire that creates a missing desc. Its name and labels must be valid.
+// It returns nil if there are too many families.
 func (t *descs) create(key []byte, labels int, fams *families) *desc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,7 +119,7 @@ func (t *descs) create(key []byte, labels int, fams *families) *desc {
 	return d
 }
 
-// release gives back one hold of d.
+// release releases a reference of d.
 func (t *descs) release(d *desc, fams *families) {
 	if d.refs.Add(-1) > 0 {
 		return

@@ -61,7 +61,7 @@ func TestEncodingsAreBounded(t *testing.T) {
 	a := newTest(t, Options{})
 	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
 	s := sample("a", agent.Gauge, 1, "x", "1")
-	encoding := func() *typedEncoding { return a.source(id(1)).series[0].desc.encoding.Load() }
+	encoding := func() *typedEncoding { return a.agent(id(1)).series[0].desc.encoding.Load() }
 	for range 2 {
 		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &bulky{*samples(s)})))
 		require.Nil(t, encoding())

@@ -2,77 +2,77 @@ package aggregator
 
 import "time"
 
-// expire takes away what has expired, and returns how long nothing more will:
-// at most the TTL, for what is reported from now on.
+// expire removes expired series. It returns the time until the next one expires.
+// That is at most the TTL, as agents report meanwhile.
 func (a *Aggregator) expire(now time.Time) time.Duration {
 	t := a.since(now)
-	a.ghosts.expire(t, a)
+	a.orphans.removeExpired(t, a)
 	next := t + a.ttl
-	var due []*source
+	var due []*agentSeries
 	for i := range a.shards {
 		sh := &a.shards[i]
 		sh.mu.RLock()
-		for _, src := range sh.sources {
-			if at := src.deadline.Load(); at <= t {
-				due = append(due, src)
+		for _, as := range sh.agents {
+			if at := as.deadline.Load(); at <= t {
+				due = append(due, as)
 			} else {
 				next = min(next, at)
 			}
 		}
 		sh.mu.RUnlock()
 	}
-	// All series that are due go before the first source does: else those of one
-	// that it shadowed would show up, only to go as well.
-	var ended []*source
-	for _, src := range due {
-		at, end := a.dropExpired(src, t)
+	// All expired series are dropped before the first agent is removed. Otherwise an
+	// agent that it hid would be served, and dropped as well.
+	var ended []*agentSeries
+	for _, as := range due {
+		at, end := a.dropExpired(as, t)
 		next = min(next, at)
 		if end {
-			ended = append(ended, src)
+			ended = append(ended, as)
 		}
 	}
-	for _, src := range ended {
-		a.removeEnded(src)
+	for _, as := range ended {
+		a.removeEnded(as)
 	}
 	return time.Duration(next - t)
 }
 
-// dropExpired drops what has expired. It returns when more will, and whether
-// nothing is left of a source whose session has ended.
-func (a *Aggregator) dropExpired(src *source, t int64) (next int64, ended bool) {
-	src.mu.Lock()
-	defer src.mu.Unlock()
+// dropExpired drops the agent's expired series. It returns when the next one
+// expires, and whether a closed agent has none left.
+func (a *Aggregator) dropExpired(as *agentSeries, t int64) (next int64, ended bool) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
 	dropped := 0
-	if src.reported+a.ttl <= t {
-		dropped = a.dropAll(src)
+	if as.reported+a.ttl <= t {
+		dropped = a.dropAll(as)
 	}
-	kept := src.stale[:0]
-	for i := range src.stale {
-		s := &src.stale[i]
+	kept := as.stale[:0]
+	for i := range as.stale {
+		s := &as.stale[i]
 		if s.seen+a.ttl <= t {
-			a.drop(src, &s.series)
+			a.drop(as, &s.series)
 			dropped++
 			continue
 		}
 		kept = append(kept, *s)
 	}
-	clear(src.stale[len(kept):])
-	src.stale = kept
-	src.tidyFamilies(false)
+	clear(as.stale[len(kept):])
+	as.stale = kept
+	as.removeUnusedFamilies(false)
 	a.metrics.expired.Add(float64(dropped))
-	next = src.expiresAt(a.ttl)
-	src.deadline.Store(next)
-	return next, !src.open && src.empty()
+	next = as.expiresAt(a.ttl)
+	as.deadline.Store(next)
+	return next, !as.open && as.empty()
 }
 
-// removeEnded forgets a source unless it has a session again.
-func (a *Aggregator) removeEnded(src *source) {
-	a.life.Lock()
-	defer a.life.Unlock()
-	src.mu.Lock()
-	ended := !src.gone && !src.open && src.empty()
-	src.mu.Unlock()
+// removeEnded removes an agent unless it has a session again.
+func (a *Aggregator) removeEnded(as *agentSeries) {
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
+	as.mu.Lock()
+	ended := !as.removed && !as.open && as.empty()
+	as.mu.Unlock()
 	if ended {
-		a.remove(src)
+		a.remove(as)
 	}
 }

@@ -21,46 +21,46 @@ type family struct {
 	documented *metrics.Family
 	agg        *Aggregator
 
-	// refs are descs, groups, and agents, which may count for a type without a series. It is guarded by families.mu.
+	// refs counts descs, groups, and agents, which may count for a type without a
+	// series. families.mu guards it.
 	refs int
 
-	// generation counts the changes of typ. A series of an older one is not
-	// served, and is dropped by the next report of its agent. It is written
-	// under mu.
-	generation atomic.Uint32
+	// typeVersion counts the changes of typ. A series of an older version is not
+	// served. The next report of its agent drops it. It is written under mu.
+	typeVersion atomic.Uint32
 
 	mu sync.Mutex
-	// lines has the series of the newest generation. That of a documented family
+	// lines has the series of the newest type version. That of a documented family
 	// is never replaced.
 	lines *arena.Family
-	// typ is what most agents say; of equally many the one before. It and the
+	// typ is the type that most agents send. A tie keeps the one before. It and the
 	// next two fields are not used if the family is documented.
 	typ agent.SampleType
-	// typeCounts has the number of agents by the type that they give the family.
+	// typeCounts are the numbers of agents by the type that they send.
 	typeCounts [agent.UnknownType + 1]int
-	// series counts those of the newest generation.
+	// series is the number of series of the newest type version.
 	series int
-	// groups of the newest generation by prefix, and how many of them have no
-	// members.
-	groups map[string]*group
-	ghosts int
+	// groups are those of the newest type version, by prefix. orphans is the number
+	// of groups without contributors.
+	groups  map[string]*group
+	orphans int
 
-	// refreshing is held by the scrape that brings the groups up to date.
+	// refreshing is held by the scrape that refreshes the groups.
 	refreshing sync.Mutex
-	// spare is swapped with dirty. It is guarded by refreshing.
+	// spare is swapped with dirty. refreshing guards it.
 	spare []*group
 
 	dirtyMu sync.Mutex
 	dirty   []*group
 }
 
-// noType in place of a type in moveAgent: the agent does not have the family.
+// noType in place of a type in countType: the agent does not have the family.
 const noType = agent.UnknownType
 
-// moveAgent counts an agent that gave the family one type for another one, which
-// may change the family's type. A family that is not contested does not change
-// its type for one agent, however many series that has.
-func (f *family) moveAgent(from, to agent.SampleType) {
+// countType moves an agent from one type's count to another's, which may change the
+// family's type. One agent does not change the type that others send, however many
+// series it has.
+func (f *family) countType(from, to agent.SampleType) {
 	if f.documented != nil {
 		return
 	}
@@ -73,10 +73,10 @@ func (f *family) moveAgent(from, to agent.SampleType) {
 	if before == 1 && f.typesLocked() == 2 {
 		f.agg.metrics.conflicts.Inc()
 	}
-	f.electTypeLocked()
+	f.chooseTypeLocked()
 }
 
-// hasOneAgent tells whether one agent alone keeps a family that is not documented.
+// hasOneAgent reports whether only one agent has a family that is not documented.
 func (f *family) hasOneAgent() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,10 +84,10 @@ func (f *family) hasOneAgent() bool {
 	for _, n := range f.typeCounts[:noType] {
 		agents += n
 	}
-	return agents == 1 && f.ghosts == 0
+	return agents == 1 && f.orphans == 0
 }
 
-// typesLocked returns how many types agents give the family.
+// typesLocked returns the number of types that agents send.
 func (f *family) typesLocked() int {
 	n := 0
 	for _, agents := range f.typeCounts[:noType] {
@@ -98,11 +98,11 @@ func (f *family) typesLocked() int {
 	return n
 }
 
-// electTypeLocked gives the family the type that most agents say. Sums that
-// outlived their agents count as one agent.
-func (f *family) electTypeLocked() {
+// chooseTypeLocked gives the family the type that most agents send. All orphaned
+// groups together count as one agent.
+func (f *family) chooseTypeLocked() {
 	most, newest := f.typeCounts[f.typ], f.typ
-	if f.ghosts > 0 {
+	if f.orphans > 0 {
 		most = max(most, 1)
 	}
 	for t, agents := range f.typeCounts[:noType] {
@@ -121,14 +121,14 @@ func (f *family) electTypeLocked() {
 	f.series = 0
 	f.lines = arena.NewFamily(&f.agg.generations, f.name)
 	for _, g := range f.groups {
-		f.agg.abandonLocked(g)
+		f.agg.forgetGroupLocked(g)
 	}
-	f.groups, f.ghosts = nil, 0
-	f.generation.Add(1)
+	f.groups, f.orphans = nil, 0
+	f.typeVersion.Add(1)
 	f.agg.typeChanges.Add(1)
 }
 
-// exposition returns what a scrape writes of the family.
+// exposition returns the lines and the header that a scrape writes.
 func (f *family) exposition() (*arena.Family, arena.Header) {
 	if d := f.documented; d != nil {
 		return f.lines, arena.Header{Help: d.Help, Type: d.Type, Always: true}
@@ -185,7 +185,7 @@ func newFamilies(a *Aggregator) *families {
 	return &families{agg: a, byName: make(map[string]*family)}
 }
 
-// addDocumented makes a family that is served even without series. It is never
+// addDocumented adds a family that is served even without series. It is never
 // released, and MaxFamilies does not count it.
 func (t *families) addDocumented(name string) *family {
 	t.mu.Lock()
@@ -195,8 +195,8 @@ func (t *families) addDocumented(name string) *family {
 	return f
 }
 
-// acquire returns the family called name, which is made if need be, to be
-// released; false if there are too many.
+// acquire returns the family called name and a new reference. It creates a missing
+// one. It returns false if there are too many.
 func (t *families) acquire(name string) (*family, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -216,8 +216,8 @@ func (t *families) acquire(name string) (*family, bool) {
 	return f, true
 }
 
-// hold is acquire for a family that is held already.
-func (t *families) hold(f *family) {
+// retain adds a reference to a family that has one.
+func (t *families) retain(f *family) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f.refs++

@@ -11,44 +11,44 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// ghostAge is how long the sum of counters outlives its last member. A workspace
-// that is stopped over night goes on in the morning where it was, as a counter
-// should; longer would only keep what nobody asks for.
-const ghostAge = 24 * time.Hour
+// orphanAge is how long the sum of counters outlives its last contributor. A
+// workspace that is stopped overnight continues its sum in the morning, as a
+// counter should.
+const orphanAge = 24 * time.Hour
 
-// ghostShare is the part of MaxSeries that such sums may take, one in 10: they
-// outlive the agents that made them, so those could fill all of it with them.
-const ghostShare = 10
+// orphanShare is the part of MaxSeries that orphaned groups may be, 1 in 10. They
+// outlive their agents, which could otherwise fill all of it.
+const orphanShare = 10
 
-// uncounted as a member's last count has the next one taken for a baseline.
+// uncounted as a contributor's last value makes its next value a baseline.
 var uncounted = math.NaN()
 
-// member is one series of one agent as a part of a group.
-type member struct {
-	// value is the latest of a gauge; not a number: none that counts.
+// contributor is one series of one agent in a group.
+type contributor struct {
+	// value is the latest one of a gauge. Not a number: the group leaves it out.
 	value atomic.Uint64
-	// weight is the agent's connection count. It is set with latencies only.
+	// weight is the agent's connection count, for latencies only.
 	weight atomic.Uint64
 
-	// The fields below are guarded by the source's mutex.
+	// The fields below are guarded by the agent's mutex.
 
 	counter bool
-	// last is how far a counter was counted.
+	// last is the value up to which a counter was added to the group.
 	last float64
-	// group is nil while the source is not served.
+	// group is nil while the agent is not served.
 	group *group
-	// index in group.members is guarded by the family's mutex.
+	// index in group.contributors. The family's mutex guards it.
 	index int
 }
 
-// set stores the member's newest value and counts what a counter grew by: what
-// is below the last value was counted by a process that began anew. A value that
-// is left out of the group changes nothing of what a counter counted.
-func (m *member) set(v float64) omission {
+// set stores the newest value. It adds a counter's increase to the group. A value
+// below the last one was counted by a new process. A value that is left out does
+// not change a counter's total.
+func (m *contributor) set(v float64) omission {
 	omitted := omit(v)
 	if m.counter {
 		if omitted == included {
-			m.count(v)
+			m.countGrowth(v)
 		}
 		return omitted
 	}
@@ -57,66 +57,72 @@ func (m *member) set(v float64) omission {
 	}
 	if u := math.Float64bits(v); m.value.Load() != u {
 		m.value.Store(u)
-		m.touch()
+		m.markGroupDirty()
 	}
 	return omitted
 }
 
-func (m *member) count(v float64) {
+func (m *contributor) countGrowth(v float64) {
 	if m.group != nil && !math.IsNaN(m.last) && v != m.last {
 		grown := v - m.last
 		if grown < 0 {
 			grown = v
 		}
 		m.group.total.add(grown)
-		m.group.touch()
+		m.group.markDirty()
 	}
 	m.last = v
 }
 
-func (m *member) setWeight(w float64) {
+func (m *contributor) setWeight(w float64) {
 	if u := math.Float64bits(w); m.weight.Load() != u {
 		m.weight.Store(u)
-		m.touch()
+		m.markGroupDirty()
 	}
 }
 
-func (m *member) touch() {
+func (m *contributor) markGroupDirty() {
 	if m.group != nil {
-		m.group.touch()
+		m.group.markDirty()
 	}
 }
 
-// group is one series that several agents make up.
+// group is one series to which several agents contribute.
+//
+//	(none) --first contributor--> live --last one removed--> removed
+//	live --last counter removed--> orphaned --24 h, or its room is needed--> removed
+//	orphaned --contributor added--> live
+//
+// Only sums of counters become orphaned. The family's mutex guards the state.
 type group struct {
 	family *family
 	prefix string
-	// total is the sum of what its counters grew by.
+	// total is the sum of the increases of its counters.
 	total tally
 	// dirty is true while the group is in family.dirty.
 	dirty atomic.Bool
 
 	// The fields below are guarded by the family's mutex.
 
-	members []*member
-	gone    bool
-	// orphan is true while it is kept without members.
-	orphan bool
-	// shown is the total that was last served, in its round.
-	shown float64
-	round uint64
+	contributors []*contributor
+	removed      bool
+	// orphaned is true while the group is kept without contributors.
+	orphaned bool
+	// served is the total that was last served, in its round.
+	served float64
+	round  uint64
 	// block is nil while the group has no line.
 	block *arena.Block
 	slot  uint32
 
-	// ghost is its place among the groups without members. It is guarded by
-	// ghosts.mu.
-	ghost *list.Element
-	since int64
+	// element is the group's place in the queue of orphaned groups. orphanQueue.mu
+	// guards it.
+	element    *list.Element
+	orphanedAt int64
 }
 
-// touch has the group's line made anew by the next scrape.
-func (g *group) touch() {
+// markDirty makes the next scrape render the group's line.
+func (g *group) markDirty() {
 	if g.dirty.Load() || !g.dirty.CompareAndSwap(false, true) {
 		return
 	}
@@ -126,10 +132,10 @@ func (g *group) touch() {
 	f.dirty = append(f.dirty, g)
 }
 
-// joinLocked makes a series a member of its group, which is made if need be. A sum
-// that outlived its agents counts for the family's type no more: if agents give the
-// family another one, that is its type now, and the series is outdated.
-func (a *Aggregator) joinLocked(f *family, prefix []byte, m *member) {
+// addToGroupLocked adds a series to its group, which is created if it is missing. A
+// group that was orphaned does not count for the family's type any more. If that
+// changes the type, the series is outdated.
+func (a *Aggregator) addToGroupLocked(f *family, prefix []byte, m *contributor) {
 	g := f.groups[string(prefix)]
 	if g == nil {
 		g = &group{family: f, prefix: string(prefix)}
@@ -139,80 +145,79 @@ func (a *Aggregator) joinLocked(f *family, prefix []byte, m *member) {
 		f.groups[g.prefix] = g
 		a.series.Add(1)
 		a.seriesBytes.Add(int64(len(g.prefix)))
-		a.families.hold(f)
+		a.families.retain(f)
 	}
-	m.group, m.index = g, len(g.members)
-	g.members = append(g.members, m)
-	g.touch()
-	if g.orphan {
-		g.orphan = false
-		f.ghosts--
-		a.ghosts.remove(g)
-		f.electTypeLocked()
+	m.group, m.index = g, len(g.contributors)
+	g.contributors = append(g.contributors, m)
+	g.markDirty()
+	if g.orphaned {
+		g.orphaned = false
+		f.orphans--
+		a.orphans.remove(g)
+		f.chooseTypeLocked()
 	}
 }
 
-// leave takes a series out of its group. A group without members is gone at
-// once, but for sums of counters.
-func (a *Aggregator) leave(s *series) {
-	g := s.member.group
+// removeFromGroup removes a series from its group. A group without contributors is
+// removed at once, or orphaned if it sums counters.
+func (a *Aggregator) removeFromGroup(s *series) {
+	g := s.contributor.group
 	if g == nil {
 		return
 	}
-	s.member.group = nil
+	s.contributor.group = nil
 	f := g.family
 	f.mu.Lock()
-	last := len(g.members) - 1
-	g.members[s.member.index] = g.members[last]
-	g.members[s.member.index].index = s.member.index
-	g.members[last] = nil
-	g.members = g.members[:last]
-	ghost := last == 0 && !g.gone && f.groupingLocked() == metrics.GroupIncrements
+	last := len(g.contributors) - 1
+	g.contributors[s.contributor.index] = g.contributors[last]
+	g.contributors[s.contributor.index].index = s.contributor.index
+	g.contributors[last] = nil
+	g.contributors = g.contributors[:last]
+	orphaned := last == 0 && !g.removed && f.groupingLocked() == metrics.GroupIncrements
 	switch {
-	case ghost:
-		g.orphan = true
-		f.ghosts++
-		a.ghosts.add(g, a.since(a.now()))
-		g.touch()
-	case last == 0 && !g.gone:
-		a.disbandLocked(g)
+	case orphaned:
+		g.orphaned = true
+		f.orphans++
+		a.orphans.add(g, a.since(a.now()))
+		g.markDirty()
+	case last == 0 && !g.removed:
+		a.removeGroupLocked(g)
 	default:
-		g.touch()
+		g.markDirty()
 	}
 	f.mu.Unlock()
-	if ghost {
-		for a.ghosts.count() > max(1, a.opts.MaxSeries/ghostShare) {
-			a.ghosts.evict(a)
+	if orphaned {
+		for a.orphans.count() > max(1, a.opts.MaxSeries/orphanShare) {
+			a.orphans.evictOldest(a)
 		}
 	}
 }
 
-// disbandLocked takes a group without members away.
-func (a *Aggregator) disbandLocked(g *group) {
+// removeGroupLocked removes a group without contributors.
+func (a *Aggregator) removeGroupLocked(g *group) {
 	if g.block != nil {
 		g.block.Retire(g.slot)
 		g.block = nil
 	}
-	if g.orphan {
-		g.family.ghosts--
+	if g.orphaned {
+		g.family.orphans--
 	}
 	delete(g.family.groups, g.prefix)
-	a.abandonLocked(g)
-	g.family.electTypeLocked()
+	a.forgetGroupLocked(g)
+	g.family.chooseTypeLocked()
 }
 
-// abandonLocked forgets a group, whose line and place in the family are the
-// caller's.
-func (a *Aggregator) abandonLocked(g *group) {
-	g.gone = true
-	a.ghosts.remove(g)
+// forgetGroupLocked removes a group but its line and its entry in the family, which
+// the caller removes.
+func (a *Aggregator) forgetGroupLocked(g *group) {
+	g.removed = true
+	a.orphans.remove(g)
 	a.series.Add(-1)
 	a.seriesBytes.Add(-int64(len(g.prefix)))
 	a.families.release(g.family)
 }
 
-// refresh brings the lines of the groups up to date. Reports wait for one group
-// at most.
+// refresh renders the lines of dirty groups. Reports wait for one group at most.
 func (f *family) refresh() {
 	f.refreshing.Lock()
 	defer f.refreshing.Unlock()
@@ -230,9 +235,9 @@ func (f *family) refresh() {
 	f.spare = dirty
 }
 
-// renderLocked gives the group's line its value.
+// renderLocked writes the group's value into its line.
 func (g *group) renderLocked() {
-	if g.gone {
+	if g.removed {
 		return
 	}
 	v, ok := g.valueLocked()
@@ -248,34 +253,33 @@ func (g *group) renderLocked() {
 	}
 }
 
-// valueLocked returns the group's value; false if it has none, as all values
-// are left out.
+// valueLocked returns the group's value; false if all values are left out.
 func (g *group) valueLocked() (float64, bool) {
 	switch g.family.groupingLocked() {
 	case metrics.GroupIncrements:
 		return g.totalLocked(), true
 	case metrics.GroupMax:
-		return maxOf(g.members)
+		return maxOf(g.contributors)
 	case metrics.GroupWeightedMean:
-		return meanOf(g.members)
+		return meanOf(g.contributors)
 	default:
-		return sumOf(g.members)
+		return sumOf(g.contributors)
 	}
 }
 
-// totalLocked returns the total, which does not fall but to begin anew.
+// totalLocked returns the total, which falls only when a round ends.
 func (g *group) totalLocked() float64 {
 	v, round := g.total.value()
-	if round != g.round || v > g.shown {
-		g.shown, g.round = v, round
+	if round != g.round || v > g.served {
+		g.served, g.round = v, round
 	}
-	return g.shown
+	return g.served
 }
 
-func sumOf(members []*member) (float64, bool) {
+func sumOf(contributors []*contributor) (float64, bool) {
 	var s sum
 	some := false
-	for _, m := range members {
+	for _, m := range contributors {
 		if v := math.Float64frombits(m.value.Load()); !math.IsNaN(v) {
 			s.add(v)
 			some = true
@@ -284,9 +288,9 @@ func sumOf(members []*member) (float64, bool) {
 	return canonical(s.value()), some
 }
 
-func maxOf(members []*member) (float64, bool) {
+func maxOf(contributors []*contributor) (float64, bool) {
 	most := math.Inf(-1)
-	for _, m := range members {
+	for _, m := range contributors {
 		if v := math.Float64frombits(m.value.Load()); v > most {
 			most = v
 		}
@@ -294,12 +298,12 @@ func maxOf(members []*member) (float64, bool) {
 	return most, !math.IsInf(most, -1)
 }
 
-// meanOf returns the mean weighted by connections; if there is none anywhere,
-// the plain mean.
-func meanOf(members []*member) (float64, bool) {
+// meanOf returns the mean weighted by connections. Without any connection it
+// returns the plain mean.
+func meanOf(contributors []*contributor) (float64, bool) {
 	var weighted, weights, plain float64
 	n := 0
-	for _, m := range members {
+	for _, m := range contributors {
 		v, w := math.Float64frombits(m.value.Load()), math.Float64frombits(m.weight.Load())
 		if math.IsNaN(v) {
 			continue
@@ -318,36 +322,36 @@ func meanOf(members []*member) (float64, bool) {
 	return weighted / weights, true
 }
 
-// ghosts are the groups without members, the oldest first.
-type ghosts struct {
+// orphanQueue has the orphaned groups, the oldest first.
+type orphanQueue struct {
 	mu    sync.Mutex
 	queue list.List
 }
 
-func (q *ghosts) add(g *group, now int64) {
+func (q *orphanQueue) add(g *group, now int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	g.since = now
-	g.ghost = q.queue.PushBack(g)
+	g.orphanedAt = now
+	g.element = q.queue.PushBack(g)
 }
 
-func (q *ghosts) remove(g *group) {
+func (q *orphanQueue) remove(g *group) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if g.ghost != nil {
-		q.queue.Remove(g.ghost)
-		g.ghost = nil
+	if g.element != nil {
+		q.queue.Remove(g.element)
+		g.element = nil
 	}
 }
 
-func (q *ghosts) count() int {
+func (q *orphanQueue) count() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.queue.Len()
 }
 
-// pop takes the oldest ghost out if it is from before the given time.
-func (q *ghosts) pop(before int64) *group {
+// popBefore pops the oldest group if it was orphaned before the given time.
+func (q *orphanQueue) popBefore(before int64) *group {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	e := q.queue.Front()
@@ -355,35 +359,35 @@ func (q *ghosts) pop(before int64) *group {
 		return nil
 	}
 	g := e.Value.(*group)
-	if g.since > before {
+	if g.orphanedAt > before {
 		return nil
 	}
 	q.queue.Remove(e)
-	g.ghost = nil
+	g.element = nil
 	return g
 }
 
-// evict takes the oldest ghost away; false if there is none. The caller holds
-// no family's mutex.
-func (q *ghosts) evict(a *Aggregator) bool {
-	return q.disband(q.pop(math.MaxInt64), a)
+// evictOldest removes the oldest group; false if there is none. The caller holds no
+// family's mutex.
+func (q *orphanQueue) evictOldest(a *Aggregator) bool {
+	return q.removeGroup(q.popBefore(math.MaxInt64), a)
 }
 
-// expire takes away the ghosts that are old enough.
-func (q *ghosts) expire(now int64, a *Aggregator) {
-	for q.disband(q.pop(now-int64(ghostAge)), a) {
+// removeExpired removes the groups that were orphaned for orphanAge.
+func (q *orphanQueue) removeExpired(now int64, a *Aggregator) {
+	for q.removeGroup(q.popBefore(now-int64(orphanAge)), a) {
 	}
 }
 
-func (q *ghosts) disband(g *group, a *Aggregator) bool {
+func (q *orphanQueue) removeGroup(g *group, a *Aggregator) bool {
 	if g == nil {
 		return false
 	}
 	g.family.mu.Lock()
 	defer g.family.mu.Unlock()
-	// It may have found a member meanwhile, even lost it again.
-	if len(g.members) == 0 && !g.gone {
-		a.disbandLocked(g)
+	// It may have got a contributor since it was popped, and lost it again.
+	if len(g.contributors) == 0 && !g.removed {
+		a.removeGroupLocked(g)
 	}
 	return true
 }

@@ -137,7 +137,7 @@ func TestGroupedCounters(t *testing.T) {
 			{"agent", func(a *Aggregator) { a.Relabel(id(1), identity("other")) }, "5"},
 			{"grows", count(1, 1, 6), "6"},
 		},
-		"shadowed agents do not count": {
+		"hidden agents do not count": {
 			{"two with equal labels", func(a *Aggregator) {
 				a.Open(id(1), identity("same"), first(1))
 				a.Open(id(2), identity("same"), first(2))
@@ -149,8 +149,8 @@ func TestGroupedCounters(t *testing.T) {
 		},
 		"kept for a day": {
 			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a); a.Remove(id(1)) }, "5"},
-			{"nearly", func(a *Aggregator) { a.expire(a.now().Add(ghostAge - time.Minute)) }, "5"},
-			{"gone", func(a *Aggregator) { a.expire(a.now().Add(ghostAge + time.Minute)) }, ""},
+			{"nearly", func(a *Aggregator) { a.expire(a.now().Add(orphanAge - time.Minute)) }, "5"},
+			{"gone", func(a *Aggregator) { a.expire(a.now().Add(orphanAge + time.Minute)) }, ""},
 			{"anew", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 3)(a) }, "3"},
 		},
 	} {
@@ -207,7 +207,7 @@ func TestGroupIsNotSpoilt(t *testing.T) {
 	require.InDelta(t, 6, testutil.ToFloat64(a.metrics.omitted[notFinite]), 0, "the counters are refused")
 	require.InDelta(t, 12, testutil.ToFloat64(a.metrics.omitted[tooLarge]), 0)
 
-	// A large one that is taken in leaves with its sender, and hides no small one.
+	// A large one that is included leaves with its sender, and hides no small one.
 	require.Zero(t, send(2, 1<<52, 1<<53, 2000))
 	shown(1<<52+12, 1<<53, 1<<53, 2)
 	for range 100 {
@@ -237,9 +237,9 @@ func TestGhostsKeepTheirType(t *testing.T) {
 	a.Remove(id(0))
 	require.Equal(t, 1, report(1, agent.Gauge))
 	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 5`))
-	require.Equal(t, 1, a.ghosts.count())
+	require.Equal(t, 1, a.orphans.count())
 	require.Zero(t, report(2, agent.Gauge))
-	require.Zero(t, a.ghosts.count())
+	require.Zero(t, a.orphans.count())
 	require.Zero(t, report(1, agent.Gauge))
 	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 10`))
 }
@@ -249,12 +249,12 @@ func TestGhostsThatComeBackHaveTheTypeOfAgents(t *testing.T) {
 	a := byTemplate(t, Options{}, first(1), first(2))
 	a.Report(id(0), 1, time.Now(), samples(sample("c_total", agent.Counter, 5)))
 	a.Remove(id(0))
-	require.Equal(t, 1, a.ghosts.count())
+	require.Equal(t, 1, a.orphans.count())
 	contradiction := samples(sample("c_total", agent.Gauge, 7, "x", "1"), sample("c_total", agent.Counter, 6))
 	refused := refusals(a.Report(id(1), 1, time.Now(), contradiction))
 	require.Len(t, refused, 1)
-	require.Equal(t, 2, refused[0].Count, "nothing is taken in that is not served")
-	require.Zero(t, a.ghosts.count())
+	require.Equal(t, 2, refused[0].Count, "nothing is stored that is not served")
+	require.Zero(t, a.orphans.count())
 	require.Empty(t, forwardedText(t, a), "the only agent says that it is a gauge")
 
 	refused = refusals(a.Report(id(1), 1, time.Now(), contradiction))
@@ -295,7 +295,7 @@ func TestGroupedCounterMoves(t *testing.T) {
 		"c_total{template_name=\"tpl\"} 5\nc_total{template_name=\"new\"} 2\n", forwardedText(t, a))
 }
 
-// A sum that finds a member again is no longer counted among those that are left,
+// A sum that gets a contributor again is no longer counted among those that are left,
 // nor taken away with them.
 func TestGhostsComeBack(t *testing.T) {
 	a := byTemplate(t, Options{}, first(1))
@@ -304,18 +304,18 @@ func TestGhostsComeBack(t *testing.T) {
 	}
 	report()
 	a.Remove(id(0))
-	require.Equal(t, 1, a.ghosts.count())
+	require.Equal(t, 1, a.orphans.count())
 	a.Open(id(0), identity("main"), first(2))
 	report()
-	require.Zero(t, a.ghosts.count())
+	require.Zero(t, a.orphans.count())
 	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 10`))
 
 	// The same between the choice to take it away and the deed.
 	a.Remove(id(0))
-	g := a.ghosts.pop(math.MaxInt64)
+	g := a.orphans.popBefore(math.MaxInt64)
 	a.Open(id(0), identity("main"), first(3))
 	report()
-	require.True(t, a.ghosts.disband(g, a))
+	require.True(t, a.orphans.removeGroup(g, a))
 	require.Equal(t, 1, seriesOf(t, a, `c_total{template_name="tpl"} 15`))
 }
 
@@ -349,14 +349,14 @@ func TestGhostsAreBounded(t *testing.T) {
 	for n := range byte(8) {
 		a.Remove(id(n))
 	}
-	for a.ghosts.evict(a) {
+	for a.orphans.evictOldest(a) {
 	}
 	require.Zero(t, a.series.Load())
 	require.Equal(t, alwaysFamilies, a.families.count())
 }
 
 // An agent that disagrees on the type of a family counts for its own also when the
-// series of those it disagreed with have gone: nobody is taken in with the other type
+// series of those it disagreed with have gone: no sample is stored with the other type
 // who then is no majority.
 func TestDisagreementOutlastsTheSeries(t *testing.T) {
 	a := newTest(t, Options{})

@@ -36,11 +36,11 @@ func identityLabel(name string) (identityLabels, bool) {
 	return 0, false
 }
 
-// appendPrefix appends what a line of the series begins with: the name, the
-// labels in braces, if there are any, and a blank. The labels are the extra ones
-// of d, which are sorted, and those of ident that keep has and that are not
-// empty, all sorted by name. No extra label is named like one of ident's, so two
-// prefixes are equal only if everything in them is.
+// appendPrefix appends the beginning of the series' lines: the name, the labels in
+// braces, if there are any, and a blank. The labels are d's extra ones, which are
+// sorted, and those of ident that keep has and that are not empty, sorted by name.
+// No extra label has the name of one of ident's. So two prefixes are equal only if
+// all their parts are.
 func appendPrefix(dst []byte, d *desc, ident *agent.Identity, keep identityLabels) []byte {
 	dst = append(dst, d.name...)
 	values := [...]string{ident.AgentName, ident.TemplateName, ident.Username, ident.WorkspaceName}

@@ -93,13 +93,13 @@ func TestAgentsThatEndedAreForgotten(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
 		require.Zero(t, a.series.Load())
-		require.Nil(t, a.source(id(0)))
-		require.NotNil(t, a.source(id(1)))
-		require.NotNil(t, a.source(id(2)))
-		a.removeEnded(a.source(id(2))) // its session began again meanwhile
-		require.NotNil(t, a.source(id(2)))
+		require.Nil(t, a.agent(id(0)))
+		require.NotNil(t, a.agent(id(1)))
+		require.NotNil(t, a.agent(id(2)))
+		a.removeEnded(a.agent(id(2))) // its session began again meanwhile
+		require.NotNil(t, a.agent(id(2)))
 		a.Close(id(1), 2, false) // has nothing to hand over
-		require.Nil(t, a.source(id(1)))
+		require.Nil(t, a.agent(id(1)))
 	})
 }
 
@@ -165,11 +165,11 @@ func TestShadowing(t *testing.T) {
 	report := func(n byte, v float64) {
 		require.Empty(t, refusals(a.Report(id(n), 1, time.Now(), samples(sample("a", agent.Gauge, v)))))
 	}
-	shown := func(v string, shadowed int) {
+	shown := func(v string, hidden int) {
 		t.Helper()
 		require.Equal(t, "# HELP a Forwarded by workspace agents.\n# TYPE a gauge\n"+
 			`a{agent_name="main",template_name="tpl",username="user",workspace_name="ws"} `+v+"\n", forwardedText(t, a))
-		require.EqualValues(t, shadowed, a.shadowed.Load())
+		require.EqualValues(t, hidden, a.hiddenAgents.Load())
 		_, err := scrapeBoth(a)
 		require.NoError(t, err)
 	}
@@ -197,5 +197,5 @@ func TestShadowing(t *testing.T) {
 	other := identity("other")
 	a.Relabel(id(1), other)
 	require.Equal(t, 2, seriesOf(t, a, "a{"))
-	require.Zero(t, a.shadowed.Load())
+	require.Zero(t, a.hiddenAgents.Load())
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// ownMetrics are what the aggregator says of itself.
+// ownMetrics are the aggregator's own metrics.
 type ownMetrics struct {
 	reports   prometheus.Counter
 	ignored   prometheus.Counter
@@ -26,7 +26,7 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 	m := &ownMetrics{
 		reports: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_reports_total",
-			Help: "Reports of stats that were taken in.",
+			Help: "Reports of stats that were stored.",
 		}),
 		ignored: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_reports_ignored_total",
@@ -34,7 +34,7 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 		}),
 		samples: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_samples_total",
-			Help: "Forwarded samples that were taken in.",
+			Help: "Forwarded samples that were stored.",
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_samples_refused_total",
@@ -42,24 +42,24 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 		}, []string{"reason"}),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_series_expired_total",
-			Help: "Series that were taken away because they were not reported for the TTL.",
+			Help: "Series removed because they were not reported for the TTL.",
 		}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_family_type_conflicts_total",
-			Help: "How often agents came to disagree on the type of a family, which has the type that most of them say.",
+			Help: "How often agents began to disagree on the type of a family. It has the type that most of them send.",
 		}),
 		typeChanges: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_family_type_changes_total",
-			Help: "How often a family got another type, as most agents said so. Its series of the type before went.",
+			Help: "How often a family got another type because most agents send it. Its series of the type before are removed.",
 		}),
 		replaced: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_series_replaced_total",
-			Help: "Series that were taken away before the TTL, as new ones of the same agent needed their place.",
+			Help: "Series removed before the TTL to make room for new ones of the same agent.",
 		}),
 	}
 	omitted := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "agentstatsd_group_values_omitted_total",
-		Help: "Reported values that were left out of the group that they belong to, by reason.",
+		Help: "Reported values that their group left out, by reason.",
 	}, []string{"reason"})
 	for o, reason := range omissionReasons {
 		if reason != "" {
@@ -71,11 +71,11 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 		m.reports, m.ignored, m.samples, m.refused, m.expired, m.replaced, m.conflicts, m.typeChanges, omitted,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series",
-			Help: "Series of agents that are held, stats gauges, states and groups included.",
+			Help: "Series of agents in memory, stats gauges, states and groups included.",
 		}, func() float64 { return float64(a.series.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series_limit",
-			Help: "Series of agents that may be held. What the service computes is never refused.",
+			Help: "Limit of agentstatsd_series. What the service computes is never refused.",
 		}, func() float64 { return float64(a.opts.MaxSeries) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series_bytes",
@@ -83,20 +83,20 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 		}, func() float64 { return float64(a.seriesBytes.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series_bytes_limit",
-			Help: "Bytes that the names and labels of series may have.",
+			Help: "Limit of agentstatsd_series_bytes.",
 		}, func() float64 { return float64(a.opts.MaxSeriesBytes) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_families",
-			Help: "Families of agents that are held.",
+			Help: "Families of agents in memory.",
 		}, func() float64 { return float64(a.families.count()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_hidden_families",
-			Help: "Families of agents that are not served because coderd pushes one with which they collide.",
-		}, func() float64 { return float64(a.hidden()) }),
+			Help: "Families of agents that are not served because they collide with one that coderd pushes.",
+		}, func() float64 { return float64(a.countHidden()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_shadowed_agents",
-			Help: "Agents whose series are not served because a newer agent has the same labels.",
-		}, func() float64 { return float64(a.shadowed.Load()) }),
+			Name: "agentstatsd_hidden_agents",
+			Help: "Agents hidden by a newer agent with the same labels: their series are not served.",
+		}, func() float64 { return float64(a.hiddenAgents.Load()) }),
 	} {
 		errs = append(errs, reg.Register(c))
 	}

@@ -30,7 +30,7 @@ type naive struct {
 	sums map[string]*naiveSum
 	// states has what each key has, in the order in which it came.
 	states []naiveState
-	claims map[string]metrics.Type
+	hidden map[string]metrics.Type
 }
 
 type naiveState struct {
@@ -83,7 +83,7 @@ type naiveMoved struct {
 type naiveSum struct {
 	name  string
 	sum   *big.Float
-	empty time.Time // zero: it has members
+	empty time.Time // zero: it has contributors
 }
 
 func newNaive(opts Options) *naive {
@@ -215,7 +215,7 @@ func (m *naive) report(id agent.ID, epoch int64, now time.Time, r *report) int {
 	}
 	a.reported = now
 	refused := m.reportStats(a, now, r.stats)
-	held := len(a.series)
+	known := len(a.series)
 	for _, key := range slices.Concat(a.absent, a.order) {
 		if a.series[key].dead {
 			a.drop(key)
@@ -225,7 +225,7 @@ func (m *naive) report(id agent.ID, epoch int64, now time.Time, r *report) int {
 	var order []string
 	var deferred []agent.Sample
 	try := func(s agent.Sample) naiveOutcome {
-		key, outcome := m.take(a, s, now, had, order)
+		key, outcome := m.ingest(a, s, now, had, order)
 		if outcome == naiveTaken {
 			had[key] = true
 			order = append(order, key)
@@ -234,7 +234,7 @@ func (m *naive) report(id agent.ID, epoch int64, now time.Time, r *report) int {
 	}
 	for _, s := range r.samples {
 		switch outcome := try(s); {
-		case outcome == naiveNoRoom && len(deferred) < held:
+		case outcome == naiveNoRoom && len(deferred) < known:
 			deferred = append(deferred, s)
 		case outcome != naiveTaken:
 			refused++
@@ -250,7 +250,7 @@ func (m *naive) report(id agent.ID, epoch int64, now time.Time, r *report) int {
 			}
 			a.drop(old[at])
 			a.tidy()
-			m.elect()
+			m.chooseTypes()
 			outcome = try(s)
 		}
 		if outcome != naiveTaken {
@@ -281,8 +281,8 @@ const (
 	naiveTaken
 )
 
-// take takes in a sample of a report that had some already.
-func (m *naive) take(a *naiveAgent, s agent.Sample, now time.Time, had map[string]bool, order []string) (string, naiveOutcome) {
+// ingest ingests a sample of a report that had some already.
+func (m *naive) ingest(a *naiveAgent, s agent.Sample, now time.Time, had map[string]bool, order []string) (string, naiveOutcome) {
 	extra, ok := m.accept(s)
 	key := s.Name + labels.FromMap(extra).String()
 	if !ok || had[key] {
@@ -302,23 +302,23 @@ func (m *naive) take(a *naiveAgent, s agent.Sample, now time.Time, had map[strin
 				of.typ = s.Type
 			}
 		}
-		m.elect()
+		m.chooseTypes()
 		return true
 	}
-	held := a.series[key]
-	if held != nil && !held.dead && held.typ != s.Type {
+	known := a.series[key]
+	if known != nil && !known.dead && known.typ != s.Type {
 		agree()
-		if !held.dead {
+		if !known.dead {
 			a.families[s.Name].contested = true
 			return key, naiveRefused
 		}
 	}
 	last := a.firstCount()
-	if held != nil && held.dead {
+	if known != nil && known.dead {
 		a.drop(key)
-		held, last = nil, math.NaN()
+		known, last = nil, math.NaN()
 	}
-	if held == nil {
+	if known == nil {
 		if len(a.series) >= m.opts.MaxSeriesPerAgent || !agree() {
 			return key, naiveNoRoom
 		}
@@ -326,27 +326,27 @@ func (m *naive) take(a *naiveAgent, s agent.Sample, now time.Time, had map[strin
 			a.families[s.Name].contested = true
 			return key, naiveRefused
 		}
-		held = &naiveSeries{name: s.Name, labels: extra, typ: s.Type, last: last}
-		a.series[key] = held
-		if m.elect(); held.dead {
+		known = &naiveSeries{name: s.Name, labels: extra, typ: s.Type, last: last}
+		a.series[key] = known
+		if m.chooseTypes(); known.dead {
 			delete(a.series, key)
 			a.families[s.Name].contested = true
 			return key, naiveRefused
 		}
 	}
-	held.value, held.seen = s.Value, now
+	known.value, known.seen = s.Value, now
 	if s.Type != agent.Counter || m.grouped() && s.Value > 1<<53 {
 		return key, naiveTaken
 	}
-	if m.served(a) && m.grouped() && !math.IsNaN(held.last) {
-		grown := s.Value - held.last
+	if m.served(a) && m.grouped() && !math.IsNaN(known.last) {
+		grown := s.Value - known.last
 		if grown < 0 {
 			grown = s.Value
 		}
-		sum := m.sum(a, held)
+		sum := m.sum(a, known)
 		sum.sum.Add(sum.sum, big.NewFloat(grown))
 	}
-	held.last = s.Value
+	known.last = s.Value
 	return key, naiveTaken
 }
 
@@ -366,7 +366,7 @@ func (a *naiveAgent) tidy() {
 }
 
 // elect gives each family the type that most agents say.
-func (m *naive) elect() {
+func (m *naive) chooseTypes() {
 	said := make(map[string]*[3]int)
 	for _, a := range m.agents {
 		for name, of := range a.families {
@@ -402,7 +402,7 @@ func (m *naive) elect() {
 	}
 }
 
-// hasOrphan tells whether a sum of the family has outlived its agents.
+// hasOrphan reports whether a sum of the family has outlived its agents.
 func (m *naive) hasOrphan(name string) bool {
 	live := make(map[*naiveSum]bool)
 	for _, a := range m.agents {
@@ -524,12 +524,12 @@ func (m *naive) setState(key agent.SeriesKey, series []agent.Series) {
 	m.states = append(m.states, added...)
 }
 
-// claimed reports whether a family of agents meets one that others serve.
-func (m *naive) claimed(name string) bool {
+// isHidden reports whether a family of agents collides with one that others serve.
+func (m *naive) isHidden(name string) bool {
 	if !ownedRE.MatchString(name) || forwardedTypes[name] != 0 {
-		for claim, t := range m.claims {
+		for other, t := range m.hidden {
 			long := t == metrics.Histogram || t == metrics.Summary
-			if name == claim || long && (name == claim+"_count" || name == claim+"_sum" || name == claim+"_bucket") {
+			if name == other || long && (name == other+"_count" || name == other+"_sum" || name == other+"_bucket") {
 				return true
 			}
 		}
@@ -537,9 +537,9 @@ func (m *naive) claimed(name string) bool {
 	return false
 }
 
-// settle brings the types and the sums up to date after an event at now.
-func (m *naive) settle(now time.Time) {
-	m.elect()
+// reconcile updates the types and the sums after an event at now.
+func (m *naive) reconcile(now time.Time) {
+	m.chooseTypes()
 	live := make(map[*naiveSum]bool)
 	for _, a := range m.agents {
 		if !m.grouped() || !m.served(a) {
@@ -573,7 +573,7 @@ func (m *naive) expire(now time.Time) {
 			delete(m.sums, key)
 		}
 	}
-	m.settle(now) // a type that only sums stood for goes before what expires with it
+	m.reconcile(now) // a type that only sums stood for goes before what expires with it
 	ids := slices.SortedFunc(maps.Keys(m.agents), func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
 	for _, id := range ids {
 		a := m.agents[id]
@@ -592,20 +592,20 @@ func (m *naive) expire(now time.Time) {
 		gone := func(key string) bool { return a.series[key] == nil }
 		a.order, a.absent = slices.DeleteFunc(a.order, gone), slices.DeleteFunc(a.absent, gone)
 		a.tidy()
-		m.settle(now)
+		m.reconcile(now)
 	}
 	for _, id := range ids {
 		if a := m.agents[id]; !a.open && a.empty() {
 			delete(m.agents, id)
 		}
 	}
-	m.settle(now)
+	m.reconcile(now)
 }
 
 // scrape returns what is to be served.
 func (m *naive) scrape() scraped {
 	out := newScraped()
-	members := make(map[string][]naiveMember)
+	contributors := make(map[string][]naiveMember)
 	for _, a := range m.agents {
 		if !m.served(a) {
 			continue
@@ -615,22 +615,22 @@ func (m *naive) scrape() scraped {
 				continue
 			}
 			key := m.seriesLabels(a, s.name, s.labels).String()
-			members[key] = append(members[key], naiveMember{family: s.name, typ: s.typ, value: s.value})
+			contributors[key] = append(contributors[key], naiveMember{family: s.name, typ: s.typ, value: s.value})
 		}
 		for app, n := range a.apps {
 			if n > 0 {
 				key := m.seriesLabels(a, sessionsFamily.Name, appLabels(app)).String()
-				members[key] = append(members[key], naiveMember{family: sessionsFamily.Name, typ: agent.Gauge, value: float64(n)})
+				contributors[key] = append(contributors[key], naiveMember{family: sessionsFamily.Name, typ: agent.Gauge, value: float64(n)})
 			}
 		}
 		for name, v := range a.stats {
 			key := m.seriesLabels(a, name, nil).String()
-			members[key] = append(members[key], naiveMember{
+			contributors[key] = append(contributors[key], naiveMember{
 				family: name, typ: agent.Gauge, value: v, weight: a.stats["coderd_agentstats_connection_count"],
 			})
 		}
 	}
-	for key, of := range members {
+	for key, of := range contributors {
 		if m.grouped() && of[0].typ == agent.Counter {
 			continue
 		}
@@ -654,13 +654,13 @@ func (m *naive) scrape() scraped {
 		out.values[key] = math.Float64bits(v)
 	}
 	for name := range out.types {
-		if m.claimed(name) {
+		if m.isHidden(name) {
 			delete(out.types, name)
 			maps.DeleteFunc(out.values, func(key string, _ uint64) bool { return strings.Contains(key, `__name__="`+name+`"`) })
 		}
 	}
 	for _, s := range m.states {
-		if _, taken := out.values[s.series]; !taken {
+		if _, accepted := out.values[s.series]; !accepted {
 			out.values[s.series] = math.Float64bits(canonical(s.value))
 		}
 	}

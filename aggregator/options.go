@@ -15,9 +15,9 @@ type Options struct {
 	// SeriesTTL is how long series outlive the last report that had them, at
 	// least twice the report interval; default 2 min or, if longer, that.
 	SeriesTTL time.Duration
-	// MaxSeries that are held of all agents, the stats gauges, states and groups
-	// included; default 2,000,000, which is some 700 MB. The stats gauges and
-	// states are counted but never refused.
+	// MaxSeries of all agents, the stats gauges, states and groups included;
+	// default 2,000,000, which is some 700 MB. The stats gauges and states are
+	// counted but never refused.
 	MaxSeries int
 	// MaxSeriesPerOwner that the agents of one user may forward; default a
 	// quarter of MaxSeries.
@@ -54,7 +54,7 @@ const (
 	defaultMaxBytesPerAgent  = 1 << 20
 	defaultMaxFamilies       = 20_000
 	defaultFamiliesPerAgent  = 200
-	// ownersShare is the part that one owner may take of what all share, one in 4.
+	// ownersShare is the part of each shared limit that one owner may use, 1 in 4.
 	ownersShare = 4
 )
 

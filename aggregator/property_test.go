@@ -24,7 +24,7 @@ var groupings = map[string][]string{
 	"template":       {"template_name"},
 }
 
-// Whatever agents and coderd do, both formats parse, and hold exactly what the
+// Whatever agents and coderd do, both formats parse, and have exactly what the
 // naive model does.
 func TestAnySequenceOfEvents(t *testing.T) {
 	for name, groupBy := range groupings {
@@ -55,7 +55,7 @@ func events(groupBy []string) func(*rapid.T) {
 			"relabel": w.relabel,
 			"remove":  w.remove,
 			"state":   w.state,
-			"claim":   w.claim,
+			"hide":    w.hideFamilies,
 			"wait":    w.wait,
 		})
 	}
@@ -85,7 +85,7 @@ func newWorld(t *rapid.T, opts Options) *world {
 func (w *world) check(t *rapid.T) {
 	now := w.now
 	w.real.expire(now)
-	w.model.settle(now)
+	w.model.reconcile(now)
 	w.model.expire(now)
 	got, err := scrapeBoth(w.real)
 	require.NoError(t, err)
@@ -99,11 +99,11 @@ func (w *world) check(t *rapid.T) {
 		}
 	}
 	require.LessOrEqual(t, len(got.types), len(want.types)+alwaysFamilies)
-	require.Equal(t, w.held(), w.real.series.Load(), "series held")
+	require.Equal(t, w.seriesCount(), w.real.series.Load(), "series in memory")
 }
 
-// held is how many series and groups the model holds.
-func (w *world) held() int64 {
+// seriesCount is the number of series and groups in the model.
+func (w *world) seriesCount() int64 {
 	n := 0
 	groups := make(map[string]bool)
 	for key := range w.model.sums {
@@ -156,7 +156,7 @@ func (w *world) open(t *rapid.T) {
 	}
 	w.real.Open(a, ident, s)
 	w.model.open(a, sanitise(ident), s)
-	w.model.settle(w.now)
+	w.model.reconcile(w.now)
 	w.epochs[a] = max(w.epochs[a], s.Epoch)
 }
 
@@ -205,7 +205,7 @@ func (w *world) send(t *rapid.T, a agent.ID, r *report) {
 		}
 	}
 	want := w.model.report(a, epoch, now, r)
-	w.model.settle(w.now)
+	w.model.reconcile(w.now)
 	require.Equal(t, want, refused, "samples refused")
 }
 
@@ -215,21 +215,21 @@ func (w *world) close(t *rapid.T) {
 	goodbye := rapid.Bool().Draw(t, "goodbye")
 	w.real.Close(a, epoch, goodbye)
 	w.model.close(a, epoch, goodbye)
-	w.model.settle(w.now)
+	w.model.reconcile(w.now)
 }
 
 func (w *world) relabel(t *rapid.T) {
 	a, ident := anID(t), anIdentity(t)
 	w.real.Relabel(a, ident)
 	w.model.relabel(a, sanitise(ident))
-	w.model.settle(w.now)
+	w.model.reconcile(w.now)
 }
 
 func (w *world) remove(t *rapid.T) {
 	a := anID(t)
 	w.real.Remove(a)
 	w.model.remove(a)
-	w.model.settle(w.now)
+	w.model.reconcile(w.now)
 }
 
 // state replaces the series of a key, of which two may be the same, and the same
@@ -250,13 +250,13 @@ func aState(t *rapid.T) agent.Series {
 	}
 }
 
-func (w *world) claim(t *rapid.T) {
+func (w *world) hideFamilies(t *rapid.T) {
 	names := rapid.MapOfN(
 		rapid.SampledFrom([]string{"a_total", "a", "b", "b_count", "c", "c:d", "b_sum", "agent_scripts_executed_total", "coderd_agents_up", "coderd_agentstats_connection"}),
 		rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge, metrics.Summary, metrics.Histogram}), 0, 3,
 	).Draw(t, "names")
-	w.real.Claim(names)
-	w.model.claims = names
+	w.real.HideFamilies(names)
+	w.model.hidden = names
 }
 
 func (w *world) wait(t *rapid.T) {

@@ -25,7 +25,7 @@ const (
 	reasonTooManyFamilies metrics.Reason = "too_many_families"
 )
 
-// refusalKind tells whether sending again can help.
+// refusalKind returns whether sending again can help.
 func refusalKind(r metrics.Reason) agent.RefusalKind {
 	switch r {
 	case metrics.ReasonReservedName, metrics.ReasonReservedLabel:
@@ -37,9 +37,9 @@ func refusalKind(r metrics.Reason) agent.RefusalKind {
 	return agent.RefusedInvalid
 }
 
-// refuse notes that something called name is refused. message is called for the
-// first of each reason.
-func (in *intake) refuse(r metrics.Reason, name string, message func() string) {
+// refuse records that something called name is refused. It calls message for the
+// first one of each reason.
+func (in *ingester) refuse(r metrics.Reason, name string, message func() string) {
 	var to *agent.Refusal
 	for i := range in.refusals {
 		if in.refusals[i].Reason == string(r) {
@@ -67,7 +67,7 @@ func copyName(name string) string {
 
 // refuseSample refuses a sample for a reason that lies in its name, or in one of
 // its labels.
-func (in *intake) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label) {
+func (in *ingester) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label) {
 	in.refuse(r, s.Name, func() string {
 		name, label := copyName(s.Name), copyName(l.Name)
 		switch r {
@@ -108,7 +108,7 @@ func (in *intake) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Label)
 }
 
 // limitMessage says which limit a sample exceeds.
-func (in *intake) limitMessage(r metrics.Reason, name string) string {
+func (in *ingester) limitMessage(r metrics.Reason, name string) string {
 	o := &in.agg.opts
 	switch r {
 	case reasonAgentSeries:

@@ -8,22 +8,22 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Report takes in one report, received at now, and returns what was refused of
-// it, one refusal for each reason, and how many series were created for it, which
-// costs some 10 us each. A report of a session that is not the open one is
-// ignored. r is not kept.
+// Report ingests one report, which was received at now. It returns the refusals,
+// one for each reason. created is the number of series that it created, which cost
+// some 10 us each. A report of a session that is not the open one is ignored. r is
+// not kept.
 //
-// Series that the agent had and that are absent from r expire.
+// Series that are absent from r expire.
 func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int) {
-	src := a.source(id)
-	if src == nil {
+	as := a.agent(id)
+	if as == nil {
 		a.metrics.ignored.Inc()
 		return nil, 0
 	}
-	in := a.intakes.Get().(*intake)
-	refused, ok := in.take(src, epoch, a.since(now), r)
+	in := a.ingesters.Get().(*ingester)
+	refused, ok := in.ingest(as, epoch, a.since(now), r)
 	created = in.created
-	a.intakes.Put(in)
+	a.ingesters.Put(in)
 	if !ok {
 		a.metrics.ignored.Inc()
 		return nil, 0
@@ -34,40 +34,43 @@ func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Rep
 	return refused, created
 }
 
-// intake takes in one report at a time. It holds what is needed for that, so
-// that a report like the one before allocates nothing.
+// ingester ingests one report at a time. It keeps its buffers, so that a report
+// like the one before allocates nothing.
 //
 // An agent mostly sends the same series in the same order. So each sample is
-// compared, undecoded if it can be, with the series that stood at its place in
-// the last report. Only from the first one on that is another series is each
-// looked up.
-type intake struct {
+// compared with the series at its place in the last report, undecoded if possible.
+// This is the matching state. The first sample of another series starts the lookup
+// state: from there on series are found by their descs.
+//
+//	matching --startLookup--> lookup --finishReport--> matching
+//
+// The goroutine of the report owns all fields. It holds the agent's mutex.
+type ingester struct {
 	agg    *Aggregator
-	src    *source
+	agent  *agentSeries
 	report agent.Report
 	// now is the report's time, or that of the report before if that is later.
 	now int64
 
-	// cursor is the next series of src.series to compare with.
-	cursor   int
-	accepted int
-	// created are the series that nobody served before the report.
+	// cursor is the index of the series of agent.series to compare next.
+	cursor int
+	stored int
+	// created is the number of series that the report created.
 	created  int
 	omitted  [omissions]int
 	refusals []agent.Refusal
-	// deferred are the samples that found no room, by their indices: they are
-	// looked at again once it is known what the report does not have any more.
+	// deferred are the indices of samples that were over a limit. They are ingested
+	// again once the absent series are known.
 	deferred []int
 
-	// lookup is true from the first unexpected sample on. Then next has the
-	// series that the report had so far, and held says of each of the source's
-	// where it is.
+	// lookup is true in the lookup state. Then next has the series that the report
+	// had so far. places has the place of each of the agent's series.
 	lookup bool
 	next   []series
-	held   map[*desc]place
+	places map[*desc]place
 
-	// families is a buffer, which the source has while borrowed is true: a report can
-	// bring many families.
+	// families is a buffer for the agent's list, which uses it while borrowed is
+	// true. A report can add many families.
 	families []agentFamily
 	borrowed bool
 
@@ -76,63 +79,63 @@ type intake struct {
 	key, prefix []byte
 }
 
-// place of a series: an index of src.series; from len(src.series) on, an index
-// of src.stale; or taken. A series that was dropped leaves an empty one.
+// place of a series: an index of agent.series; from len(agent.series) on, an index
+// of agent.stale; or inReport. A series that was dropped leaves an empty place.
 type place int
 
-// taken by the report.
-const taken place = -1
+// inReport is the place of a series that the report had.
+const inReport place = -1
 
-func newIntake(a *Aggregator) *intake {
-	return &intake{agg: a, held: make(map[*desc]place)}
+func newIngester(a *Aggregator) *ingester {
+	return &ingester{agg: a, places: make(map[*desc]place)}
 }
 
-// take takes in a report; false if the source has another session.
-func (in *intake) take(src *source, epoch, now int64, r agent.Report) ([]agent.Refusal, bool) {
-	src.mu.Lock()
-	defer src.mu.Unlock()
-	if !src.open || src.epoch != epoch {
+// ingest ingests a report. It returns false if the session is not the agent's open
+// one.
+func (in *ingester) ingest(as *agentSeries, epoch, now int64, r agent.Report) ([]agent.Refusal, bool) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if !as.open || as.epoch != epoch {
 		return nil, false
 	}
-	in.src, in.report, in.now = src, r, max(now, src.reported)
-	in.cursor, in.accepted, in.created = 0, 0, 0
+	in.agent, in.report, in.now = as, r, max(now, as.reported)
+	in.cursor, in.stored, in.created = 0, 0, 0
 	in.omitted, in.refusals = [omissions]int{}, nil
-	// Deferred for the case that r panics: what was taken in until then counts.
-	defer in.finish()
-	in.stats(r.Stats())
+	// Deferred for the case that r panics: what was stored until then counts.
+	defer in.finishReport()
+	in.ingestStats(r.Stats())
 	in.dropOutdated()
 	for i := range r.Len() {
-		in.sample(i)
+		in.ingestSample(i)
 	}
-	in.retry()
+	in.retryDeferred()
 	return in.refusals, true
 }
 
-// dropOutdated drops what is not served any more, as its family has another
-// type.
-func (in *intake) dropOutdated() {
-	src := in.src
+// dropOutdated drops the series whose family has another type now.
+func (in *ingester) dropOutdated() {
+	as := in.agent
 	changes := in.agg.typeChanges.Load()
-	if src.typeChanges == changes {
+	if as.typeChanges == changes {
 		return
 	}
-	src.typeChanges = changes
-	for s := range src.forwarded() {
+	as.typeChanges = changes
+	for s := range as.forwarded() {
 		if s.outdated() {
 			in.startLookup()
-			delete(in.held, s.desc)
-			in.agg.drop(src, s)
+			delete(in.places, s.desc)
+			in.agg.drop(as, s)
 		}
 	}
 }
 
-// sample takes in one sample.
-func (in *intake) sample(i int) {
-	have := in.expected()
+// ingestSample ingests one sample.
+func (in *ingester) ingestSample(i int) {
+	have := in.expectedSeries()
 	if have != nil {
 		if f := have.desc.encoding.Load(); f != nil && f.typ == have.typ {
 			if v, ok := in.report.Match(i, &f.SampleEncoding); ok {
-				in.match(i, have, canonical(v))
+				in.ingestExpected(i, have, canonical(v))
 				return
 			}
 		}
@@ -140,35 +143,35 @@ func (in *intake) sample(i int) {
 	s := in.report.Sample(i)
 	v := canonical(s.Value)
 	if have == nil || have.typ != s.Type || !have.desc.is(s.Name, s.Labels) {
-		in.unexpected(i, s, v)
+		in.ingestUnexpected(i, s, v)
 		return
 	}
 	have.desc.learnEncoding(in.report, i, s)
-	in.match(i, have, v)
+	in.ingestExpected(i, have, v)
 }
 
-// expected returns the series that stood at this place in the last report; nil
-// if there was none.
-func (in *intake) expected() *series {
-	src := in.src
+// expectedSeries returns the series at this place of the last report; nil if there
+// is none.
+func (in *ingester) expectedSeries() *series {
+	as := in.agent
 	if in.lookup {
-		for in.cursor < len(src.series) && in.passed(&src.series[in.cursor]) {
+		for in.cursor < len(as.series) && in.isPassed(&as.series[in.cursor]) {
 			in.cursor++
 		}
 	}
-	if in.cursor == len(src.series) {
+	if in.cursor == len(as.series) {
 		return nil
 	}
-	return &src.series[in.cursor]
+	return &as.series[in.cursor]
 }
 
-// passed tells whether no sample is to be expected of a series any more.
-func (in *intake) passed(s *series) bool {
-	return s.desc == nil || in.held[s.desc] == taken || s.outdated()
+// isPassed reports whether no sample of a series is expected any more.
+func (in *ingester) isPassed(s *series) bool {
+	return s.desc == nil || in.places[s.desc] == inReport || s.outdated()
 }
 
-// match takes in sample i, which is of the expected series.
-func (in *intake) match(i int, have *series, v float64) {
+// ingestExpected ingests sample i, which is of the expected series.
+func (in *ingester) ingestExpected(i int, have *series, v float64) {
 	if have.typ == agent.Counter && !countable(v) {
 		// As if it were not in the report: it expires, unless it comes back.
 		in.startLookup()
@@ -177,31 +180,31 @@ func (in *intake) match(i int, have *series, v float64) {
 		return
 	}
 	in.cursor++
-	in.accept(have, v)
+	in.storeValue(have, v)
 	if in.lookup {
-		in.held[have.desc] = taken
+		in.places[have.desc] = inReport
 		in.next = append(in.next, *have)
 	}
 }
 
-// accept stores the value of a sample.
-func (in *intake) accept(s *series, v float64) {
-	in.accepted++
+// storeValue stores the value of a sample.
+func (in *ingester) storeValue(s *series, v float64) {
+	in.stored++
 	if o := s.set(v); o != included {
 		in.omitted[o]++
 	}
 }
 
-// unexpected takes in sample i, s, which is not known to be of the expected
-// series.
-func (in *intake) unexpected(i int, s *agent.Sample, v float64) {
+// ingestUnexpected ingests sample i, s, which may be of another series than the
+// expected one.
+func (in *ingester) ingestUnexpected(i int, s *agent.Sample, v float64) {
 	if reason, label := in.canonicalise(s); reason != "" {
 		in.refuseSample(reason, s, label)
 		return
 	}
-	if have := in.expected(); have != nil && have.typ == s.Type && have.desc.is(s.Name, in.labels) {
+	if have := in.expectedSeries(); have != nil && have.typ == s.Type && have.desc.is(s.Name, in.labels) {
 		have.desc.learnEncoding(in.report, i, s)
-		in.match(i, have, v)
+		in.ingestExpected(i, have, v)
 		return
 	}
 	if s.Type == agent.Counter && !countable(v) {
@@ -209,109 +212,109 @@ func (in *intake) unexpected(i int, s *agent.Sample, v float64) {
 		return
 	}
 	in.startLookup()
-	switch reason, label := in.place(s, v); {
+	switch reason, label := in.ingestCanonical(s, v); {
 	case reason == "":
-	case isLimit(reason) && len(in.deferred) < len(in.src.series)+len(in.src.stale):
+	case isLimit(reason) && len(in.deferred) < len(in.agent.series)+len(in.agent.stale):
 		in.deferred = append(in.deferred, i)
 	default:
 		in.refuseSample(reason, s, label)
 	}
 }
 
-// place takes in a sample whose labels are in canonical form: as one of a series
-// that the agent has, else as a new one. It returns why it did not.
-func (in *intake) place(s *agent.Sample, v float64) (metrics.Reason, agent.Label) {
+// ingestCanonical ingests a sample whose labels are in canonical form. It creates a
+// missing series. It returns a reason if it refuses the sample.
+func (in *ingester) ingestCanonical(s *agent.Sample, v float64) (metrics.Reason, agent.Label) {
 	in.key = appendKey(in.key[:0], s.Name, in.labels)
 	d := in.agg.descs.acquire(in.key)
 	if d == nil {
 		// Nobody has it, so this agent has not.
-		if reason, label := in.check(s); reason != "" {
+		if reason, label := in.checkNew(s); reason != "" {
 			return reason, label
 		}
 		// Before it costs a desc.
-		if in.src.count >= int64(in.agg.opts.MaxSeriesPerAgent) {
+		if in.agent.count >= int64(in.agg.opts.MaxSeriesPerAgent) {
 			return reasonAgentSeries, agent.Label{}
 		}
 		if d = in.agg.descs.create(in.key, len(in.labels), in.agg.families); d == nil {
 			return reasonTooManyFamilies, agent.Label{}
 		}
 	}
-	reason := in.found(d, s, v)
+	reason := in.ingestDesc(d, s, v)
 	if reason != "" {
 		in.agg.descs.release(d, in.agg.families)
 	}
 	return reason, agent.Label{}
 }
 
-// found takes in a sample of d, which the caller holds. If it returns a reason
-// not to, the hold is still the caller's.
-func (in *intake) found(d *desc, s *agent.Sample, v float64) metrics.Reason {
-	src, a := in.src, in.agg
+// ingestDesc ingests a sample of d, of which the caller has a reference. The caller
+// keeps it if ingestDesc returns a reason.
+func (in *ingester) ingestDesc(d *desc, s *agent.Sample, v float64) metrics.Reason {
+	as, a := in.agent, in.agg
 	if doc := d.family.documented; doc != nil && doc.Type != sampleType(s.Type) {
 		return reasonWrongType
 	}
-	at, held := in.held[d]
-	if held && at == taken {
+	at, known := in.places[d]
+	if known && at == inReport {
 		return reasonDuplicateSeries
 	}
-	if held {
-		have := in.at(at)
+	if known {
+		have := in.seriesAt(at)
 		if !have.outdated() && have.typ != s.Type {
-			if reason := in.agree(d.family, s.Type); reason != "" {
+			if reason := in.declareType(d.family, s.Type); reason != "" {
 				return reason
 			}
 		}
 		if !have.outdated() {
 			if have.typ != s.Type {
-				return src.contest(d.family)
+				return as.contestType(d.family)
 			}
-			a.descs.release(d, a.families) // the series has its own hold
-			in.takeIn(*have, v)
+			a.descs.release(d, a.families) // the series has its own reference
+			in.addToReport(*have, v)
 			return ""
 		}
-		a.drop(src, have)
-		delete(in.held, d)
+		a.drop(as, have)
+		delete(in.places, d)
 	}
-	if reason := a.reserve(src, d.bytes()); reason != "" {
+	if reason := a.reserve(as, d.bytes()); reason != "" {
 		return reason
 	}
-	if reason := in.agree(d.family, s.Type); reason != "" {
-		a.unreserve(src, d.bytes())
+	if reason := in.declareType(d.family, s.Type); reason != "" {
+		a.unreserve(as, d.bytes())
 		return reason
 	}
-	made, scratch, ok := a.create(src, d, s.Type, v, in.prefix)
+	made, scratch, ok := a.create(as, d, s.Type, v, in.prefix)
 	in.prefix = scratch
 	if !ok {
-		a.unreserve(src, d.bytes())
-		return src.contest(d.family)
+		a.unreserve(as, d.bytes())
+		return as.contestType(d.family)
 	}
 	in.created++
-	src.familyOf(d.family).series++
-	if held && made.member != nil {
-		made.member.last = uncounted // it was of another type
+	as.familyOf(d.family).series++
+	if known && made.contributor != nil {
+		made.contributor.last = uncounted // it was of another type
 	}
-	in.takeIn(made, v)
+	in.addToReport(made, v)
 	return ""
 }
 
-// takeIn makes a series one of the report.
-func (in *intake) takeIn(s series, v float64) {
-	in.accept(&s, v)
-	in.held[s.desc] = taken
+// addToReport stores the value of a series, and adds it to those of the report.
+func (in *ingester) addToReport(s series, v float64) {
+	in.storeValue(&s, v)
+	in.places[s.desc] = inReport
 	in.next = append(in.next, s)
 }
 
-// at returns the series that the source has at a place that is not taken.
-func (in *intake) at(p place) *series {
-	if n := len(in.src.series); int(p) >= n {
-		return &in.src.stale[int(p)-n].series
+// seriesAt returns the agent's series at a place other than inReport.
+func (in *ingester) seriesAt(p place) *series {
+	if n := len(in.agent.series); int(p) >= n {
+		return &in.agent.stale[int(p)-n].series
 	}
-	return &in.src.series[p]
+	return &in.agent.series[p]
 }
 
-// canonicalise puts the sample's labels into in.labels, sorted and without the
-// empty ones. It checks what bounds their size.
-func (in *intake) canonicalise(s *agent.Sample) (metrics.Reason, agent.Label) {
+// canonicalise puts the sample's labels into in.labels, sorted and without empty
+// ones. It checks the limits of their size.
+func (in *ingester) canonicalise(s *agent.Sample) (metrics.Reason, agent.Label) {
 	switch {
 	case s.Type > agent.Gauge:
 		return reasonInvalidType, agent.Label{}
@@ -346,9 +349,8 @@ func (in *intake) canonicalise(s *agent.Sample) (metrics.Reason, agent.Label) {
 	return "", agent.Label{}
 }
 
-// check applies to a new name and its labels the rules that those of a desc have
-// passed.
-func (in *intake) check(s *agent.Sample) (metrics.Reason, agent.Label) {
+// checkNew checks a new name and its labels. Those of a desc were checked before.
+func (in *ingester) checkNew(s *agent.Sample) (metrics.Reason, agent.Label) {
 	if reason := metrics.CheckForwardedName(s.Name); reason != "" {
 		return reason, agent.Label{}
 	}
@@ -363,83 +365,82 @@ func (in *intake) check(s *agent.Sample) (metrics.Reason, agent.Label) {
 	return "", agent.Label{}
 }
 
-// startLookup notes what the source has and what of it the report had so far.
-func (in *intake) startLookup() {
+// startLookup starts the lookup state. It records the places of the agent's series.
+func (in *ingester) startLookup() {
 	if in.lookup {
 		return
 	}
 	in.lookup = true
-	n := len(in.src.series)
-	for i, s := range in.src.series {
-		in.held[s.desc] = place(i)
+	n := len(in.agent.series)
+	for i, s := range in.agent.series {
+		in.places[s.desc] = place(i)
 		if i < in.cursor {
-			in.held[s.desc] = taken
+			in.places[s.desc] = inReport
 			in.next = append(in.next, s)
 		}
 	}
-	for i, s := range in.src.stale {
-		in.held[s.desc] = place(n + i)
+	for i, s := range in.agent.stale {
+		in.places[s.desc] = place(n + i)
 	}
 }
 
-// finish makes the series that the report had those of the source, and the
-// others stale.
-func (in *intake) finish() {
-	src := in.src
-	if in.cursor < len(src.series) {
+// finishReport replaces the agent's series by those of the report. The others
+// become stale.
+func (in *ingester) finishReport() {
+	as := in.agent
+	if in.cursor < len(as.series) {
 		in.startLookup()
 	}
 	if in.lookup {
-		in.settle()
+		in.reconcileSeries()
 	}
-	src.tidyFamilies(true)
+	as.removeUnusedFamilies(true)
 	in.returnFamilies()
-	src.reported = in.now
-	src.deadline.Store(src.expiresAt(in.agg.ttl))
+	as.reported = in.now
+	as.deadline.Store(as.expiresAt(in.agg.ttl))
 	in.agg.metrics.reports.Inc()
-	in.agg.metrics.samples.Add(float64(in.accepted))
+	in.agg.metrics.samples.Add(float64(in.stored))
 	for o, n := range in.omitted {
 		if n > 0 {
 			in.agg.metrics.omitted[o].Add(float64(n))
 		}
 	}
 	clear(in.labels[:cap(in.labels)]) // strings of the report
-	in.src, in.report, in.refusals, in.deferred = nil, nil, nil, in.deferred[:0]
+	in.agent, in.report, in.refusals, in.deferred = nil, nil, nil, in.deferred[:0]
 }
 
-// settle makes stale what the report does not have any more, and drops what is
-// not served any more.
-func (in *intake) settle() {
-	src := in.src
-	kept := src.stale[:0]
+// reconcileSeries makes the absent series stale, and drops outdated ones.
+func (in *ingester) reconcileSeries() {
+	as := in.agent
+	kept := as.stale[:0]
 	keep := func(s *series, seen int64) {
 		switch {
-		case s.desc == nil || in.held[s.desc] == taken:
+		case s.desc == nil || in.places[s.desc] == inReport:
 		case s.outdated():
-			in.agg.drop(src, s)
+			in.agg.drop(as, s)
 		default:
 			kept = append(kept, staleSeries{series: *s, seen: seen})
 		}
 	}
-	for i := range src.stale {
-		keep(&src.stale[i].series, src.stale[i].seen)
+	for i := range as.stale {
+		keep(&as.stale[i].series, as.stale[i].seen)
 	}
-	clear(src.stale[len(kept):])
-	for i := range src.series {
-		keep(&src.series[i], src.reported)
+	clear(as.stale[len(kept):])
+	for i := range as.series {
+		keep(&as.series[i], as.reported)
 	}
-	if src.stale = kept; len(kept) == 0 {
-		src.stale = nil
+	if as.stale = kept; len(kept) == 0 {
+		as.stale = nil
 	}
-	if len(in.next) > cap(src.series) {
-		src.series = make([]series, len(in.next)) // no longer than need be
+	if len(in.next) > cap(as.series) {
+		as.series = make([]series, len(in.next)) // no longer than need be
 	} else {
-		clear(src.series[:cap(src.series)])
-		src.series = src.series[:len(in.next)]
+		clear(as.series[:cap(as.series)])
+		as.series = as.series[:len(in.next)]
 	}
-	copy(src.series, in.next)
+	copy(as.series, in.next)
 	clear(in.next)
-	clear(in.held)
+	clear(in.places)
 	in.next, in.lookup = in.next[:0], false
 }
 
@@ -449,8 +450,8 @@ func countable(v float64) bool {
 }
 
 // canonical returns v with one bit pattern for everything that is not a number,
-// which is not the one that Prometheus takes for the end of a series, and
-// without the sign of zero, which the text drops.
+// other than Prometheus's marker of the end of a series. It removes the sign of
+// zero, which the text format does not have.
 func canonical(v float64) float64 {
 	switch {
 	case v != v:

@@ -216,7 +216,7 @@ func TestSeriesPerAgentLimit(t *testing.T) {
 	require.Equal(t, 4, seriesOf(t, a, "template_name"))
 }
 
-// A report is all that the agent has: it is taken in, whatever was there before,
+// A report is all that the agent has: it is stored, whatever was there before,
 // and what is not in it stays for the TTL as far as there is room.
 func TestReportReplacesAllSeries(t *testing.T) {
 	for _, opts := range []Options{
@@ -260,7 +260,7 @@ func TestSeriesLimit(t *testing.T) {
 		Names: []string{"b"},
 	}}, refusals(a.Report(id(2), 1, time.Now(), r))))
 	require.EqualValues(t, 17, a.series.Load())
-	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)), "what is held goes on")
+	require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)), "known series go on")
 	a.Open(id(3), identity("third"), agent.Session{Epoch: 1})
 	require.Len(t, refusals(a.Report(id(3), 1, time.Now(), r)), 1)
 	require.Equal(t, 7, seriesOf(t, a, "third"), "what the service computes is not refused")
@@ -293,7 +293,7 @@ func TestShares(t *testing.T) {
 	for _, c := range []struct {
 		opts   Options
 		sample func(agent, i int) agent.Sample
-		// What is taken of an agent's 100 samples, and of 10 agents of an owner.
+		// What is stored of an agent's 100 samples, and of 10 agents of an owner.
 		agent, owner int
 		reason       string
 	}{
@@ -320,29 +320,29 @@ func TestShares(t *testing.T) {
 	} {
 		t.Run(c.reason, func(t *testing.T) {
 			a := newTest(t, c.opts)
-			send := func(n int) (taken int) {
+			send := func(n int) (accepted int) {
 				r := samples()
 				for i := range 100 {
 					r.samples = append(r.samples, c.sample(n, i))
 				}
-				taken = 100
+				accepted = 100
 				for _, f := range refusals(a.Report(benchID(n), 1, now, r)) {
 					require.Equal(t, c.reason, f.Reason)
 					require.Equal(t, agent.RefusedLimit, f.Kind)
 					require.NotContains(t, f.Message, "all agents is reached")
-					taken -= f.Count
+					accepted -= f.Count
 				}
-				return taken
+				return accepted
 			}
 			for round := range 2 {
 				total := 0
 				for n := range 10 {
 					a.Open(benchID(n), identity(fmt.Sprint(n)), agent.Session{Epoch: 1})
-					taken := send(n)
+					accepted := send(n)
 					if n == 0 {
-						require.Equal(t, c.agent, taken)
+						require.Equal(t, c.agent, accepted)
 					}
-					total += taken
+					total += accepted
 				}
 				require.Equal(t, c.owner, total)
 				other := identity("other")
@@ -425,7 +425,7 @@ func TestTypeConflicts(t *testing.T) {
 		report(1, 0, agent.Counter)
 		shown("counter", 1, 2, 1)
 		a.Remove(id(1))
-		for a.ghosts.evict(a) {
+		for a.orphans.evictOldest(a) {
 		}
 		require.Zero(t, a.series.Load())
 		require.Equal(t, alwaysFamilies, a.families.count())
@@ -479,7 +479,7 @@ func TestAbsentSeriesExpire(t *testing.T) {
 		now = now.Add(30 * time.Second)
 		want := 3
 		if i > 3 {
-			want = 2 // x was last taken in at 0 s
+			want = 2 // x was last stored at 0 s
 		}
 		require.Equal(t, want, seriesOf(t, a, "template_name"), "report %d", i)
 	}
@@ -551,7 +551,7 @@ func TestWindow(t *testing.T) {
 	require.LessOrEqual(t, cap(w.buckets), 2*maxBuckets)
 }
 
-// Report tells how many series a report made, which is what they cost: none if they
+// Report returns how many series a report made, which is what they cost: none if they
 // were there, also in another order or within the TTL.
 func TestReportCountsCreatedSeries(t *testing.T) {
 	a := newTest(t, Options{})

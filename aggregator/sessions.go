@@ -7,21 +7,20 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// sessionsFamily is one of the newer families of Coder, of which the contract
-// knows nothing.
+// sessionsFamily is one of Coder's newer families, which the contract lacks.
 var sessionsFamily = &metrics.Family{
 	Name: "coderd_agentstats_session_count", Type: metrics.Gauge, Owner: metrics.OwnerService, Group: metrics.GroupSum,
 	Labels: []string{"agent_name", "app_name", "family", "username", "workspace_name"},
 	Help:   "The number of open sessions by app.",
 }
 
-// appSeries has the sessions of one app.
+// appSeries is the number of sessions of one app.
 type appSeries struct {
 	series
 	app agent.SessionApp
 }
 
-// newSessionDescs returns what the series of each app have in common.
+// newSessionDescs returns the descs of all apps.
 func newSessionDescs(f *family) (descs [len(agent.SessionApps)]*desc) {
 	for app, names := range agent.SessionApps {
 		d := &desc{family: f, name: f.name, labels: []agent.Label{{Name: "app_name", Value: names.Name}, {Name: "family", Value: names.Family}}}
@@ -31,28 +30,28 @@ func newSessionDescs(f *family) (descs [len(agent.SessionApps)]*desc) {
 	return descs
 }
 
-// sessions makes the source's sessions those of a report. Counts that are refused
-// are so by their families.
-func (in *intake) sessions(counts *agent.AppCounts) {
-	src := in.src
+// ingestSessions replaces the agent's sessions by those of a report. ingestStats
+// refuses invalid counts by their families.
+func (in *ingester) ingestSessions(counts *agent.AppCounts) {
+	as := in.agent
 	at := 0
 	for app, n := range counts {
-		have := at < len(src.sessions) && src.sessions[at].app == agent.SessionApp(app)
+		have := at < len(as.sessions) && as.sessions[at].app == agent.SessionApp(app)
 		switch present := n > 0 && n <= agent.MaxReportedCount; {
 		case have && present:
-			src.sessions[at].set(float64(n))
+			as.sessions[at].set(float64(n))
 			at++
 		case have:
-			in.agg.drop(src, &src.sessions[at].series)
-			src.sessions = slices.Delete(src.sessions, at, at+1)
+			in.agg.drop(as, &as.sessions[at].series)
+			as.sessions = slices.Delete(as.sessions, at, at+1)
 		case present:
 			d := in.agg.apps[app]
 			d.refs.Add(1)
 			in.agg.series.Add(1)
 			s := appSeries{app: agent.SessionApp(app)}
-			s.series, in.prefix, _ = in.agg.create(src, d, agent.Gauge, float64(n), in.prefix)
+			s.series, in.prefix, _ = in.agg.create(as, d, agent.Gauge, float64(n), in.prefix)
 			s.set(float64(n))
-			src.sessions = slices.Insert(src.sessions, at, s)
+			as.sessions = slices.Insert(as.sessions, at, s)
 			at++
 		}
 	}

@@ -18,14 +18,14 @@ var stateNames = [...]string{
 	"coderd_agents_up",
 }
 
-// states has the series that the service computes of agents and workspaces. A
-// label set has one line however many keys have it, so none is shown twice.
+// states has the series that the service computes of agents and workspaces. A label
+// set has one line, also if several keys have it.
 type states struct {
 	families map[string]*family
 	scratch  sync.Pool
 
-	// mu is also held while a scrape begins: it begins before a key's series
-	// are replaced, or after.
+	// mu guards the fields below it. It is also held while a scrape begins. So a
+	// scrape begins before a key's series are replaced, or after.
 	mu       sync.Mutex
 	byKey    map[agent.SeriesKey][]*stateLine
 	byPrefix map[string]*stateLine
@@ -36,13 +36,14 @@ type stateLine struct {
 	prefix string
 	block  *arena.Block
 	slot   uint32
-	// key is whose value is shown.
-	key agent.SeriesKey
-	// waiting are the other keys that have the label set, the next one first.
-	waiting []stateHolder
+	// owner is the key whose value the line has.
+	owner agent.SeriesKey
+	// waiting are the other keys that have the label set, in the order in which
+	// they get the line.
+	waiting []stateValue
 }
 
-type stateHolder struct {
+type stateValue struct {
 	key   agent.SeriesKey
 	value float64
 }
@@ -72,16 +73,15 @@ func newStates(fams *families) *states {
 	return t
 }
 
-// SetState makes series those of the key, an agent or a workspace, instead of
-// the ones that it has: a scrape that begins later shows none of the old ones
-// that are gone, and all of the new ones. Series with the labels of an old one
-// keep their line; they are the cheap ones.
+// SetState replaces the series of the key, an agent or a workspace. A scrape that
+// begins later shows none of the removed series, and all of the new ones. Series
+// with the labels of an old one keep their line, which is cheap.
 //
-// The series are of the families coderd_agents_*; others are ignored, as are
-// those with the labels of an earlier one in the list. Of several keys with a
-// series of equal labels the first one's value is shown until that key has it no
-// more. The series do not expire and are not grouped. They count as held, but
-// none is refused: whoever computes them bounds them. series is not kept.
+// The series are of the families coderd_agents_*. Others are ignored, and so are
+// those with the labels of an earlier one in the list. If several keys have a
+// series with equal labels, the first key's value is served until that key has it
+// no more. The series do not expire and are not grouped. They count as series, but
+// none is refused: the caller bounds them. series is not kept.
 func (a *Aggregator) SetState(key agent.SeriesKey, series []agent.Series) {
 	t := a.states
 	r := t.scratch.Get().(*rendered)
@@ -117,7 +117,7 @@ func (r *rendered) render(fams map[string]*family, series []agent.Series) {
 	}
 }
 
-// replaceLocked returns by how many more lines there are.
+// replaceLocked returns the increase of the number of lines.
 func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 	before := len(t.byPrefix)
 	old := t.byKey[key]
@@ -135,13 +135,13 @@ func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 		}
 		switch {
 		case line == nil:
-			line = &stateLine{prefix: string(prefix), key: key}
+			line = &stateLine{prefix: string(prefix), owner: key}
 			line.block, line.slot = s.family.lines.Add(prefix, s.value)
 			t.byPrefix[line.prefix] = line
 		case slices.Contains(lines, line):
 			continue
 		default:
-			line.hold(key, s.value)
+			line.setValue(key, s.value)
 		}
 		lines = append(lines, line)
 	}
@@ -149,7 +149,7 @@ func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 		if i < len(lines) && lines[i] == line || slices.Contains(lines, line) {
 			continue
 		}
-		t.letGoLocked(line, key)
+		t.releaseLineLocked(line, key)
 	}
 	if len(lines) == 0 {
 		delete(t.byKey, key)
@@ -159,9 +159,10 @@ func (t *states) replaceLocked(key agent.SeriesKey, r *rendered) int {
 	return len(t.byPrefix) - before
 }
 
-// hold gives the key's value to the line, or has it wait.
-func (l *stateLine) hold(key agent.SeriesKey, v float64) {
-	if l.key == key {
+// setValue sets the value of the line, or, if another key has it, the waiting
+// value.
+func (l *stateLine) setValue(key agent.SeriesKey, v float64) {
+	if l.owner == key {
 		l.block.Set(l.slot, v)
 		return
 	}
@@ -171,18 +172,19 @@ func (l *stateLine) hold(key agent.SeriesKey, v float64) {
 			return
 		}
 	}
-	l.waiting = append(l.waiting, stateHolder{key, v})
+	l.waiting = append(l.waiting, stateValue{key, v})
 }
 
-// letGoLocked takes the line from the key.
-func (t *states) letGoLocked(l *stateLine, key agent.SeriesKey) {
+// releaseLineLocked removes the key from the line, which the first waiting key
+// gets.
+func (t *states) releaseLineLocked(l *stateLine, key agent.SeriesKey) {
 	switch {
-	case l.key != key:
-		l.waiting = slices.DeleteFunc(l.waiting, func(h stateHolder) bool { return h.key == key })
+	case l.owner != key:
+		l.waiting = slices.DeleteFunc(l.waiting, func(h stateValue) bool { return h.key == key })
 	case len(l.waiting) > 0:
 		next := l.waiting[0]
 		l.waiting = slices.Delete(l.waiting, 0, 1)
-		l.key = next.key
+		l.owner = next.key
 		l.block.Set(l.slot, next.value)
 	default:
 		l.block.Retire(l.slot)

@@ -57,7 +57,7 @@ coderd_agents_connections{agent_name="main",status="connecting",username="ann"} 
 coderd_agents_up 0
 `, stateText(t, a), "grouping has no part in it")
 		require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP agentstatsd_series Series of agents that are held, stats gauges, states and groups included.
+# HELP agentstatsd_series Series of agents in memory, stats gauges, states and groups included.
 # TYPE agentstatsd_series gauge
 agentstatsd_series 3
 `), "agentstatsd_series"))
@@ -267,7 +267,7 @@ func (c *changing) Write(p []byte) (int, error) {
 	return c.Buffer.Write(p)
 }
 
-func TestClaim(t *testing.T) {
+func TestHideFamilies(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	a, err := New(Options{}, reg)
 	require.NoError(t, err)
@@ -292,11 +292,11 @@ func TestClaim(t *testing.T) {
 	}
 	report("x", "x_count", "x_sum", "x_total", "y")
 	for _, c := range []struct {
-		why    string
-		claims map[string]metrics.Type
-		want   string
+		why   string
+		names map[string]metrics.Type
+		want  string
 	}{
-		{"nothing is claimed", nil, "x x_count x_sum x_total y"},
+		{"nothing is hidden", nil, "x x_count x_sum x_total y"},
 		{"the same name", map[string]metrics.Type{"x": metrics.Gauge}, "x_count x_sum x_total y"},
 		{"a histogram has more names", map[string]metrics.Type{"x": metrics.Histogram}, "x_total y"},
 		{"as has a summary", map[string]metrics.Type{"x": metrics.Summary}, "x_total y"},
@@ -304,19 +304,19 @@ func TestClaim(t *testing.T) {
 		{"two", map[string]metrics.Type{"y": metrics.Counter, "x_total": metrics.Untyped}, "x x_count x_sum"},
 		{"no longer", map[string]metrics.Type{}, "x x_count x_sum x_total y"},
 	} {
-		a.Claim(c.claims)
+		a.HideFamilies(c.names)
 		require.Equal(t, c.want, shown(), c.why)
 	}
 
-	a.Claim(map[string]metrics.Type{"y": metrics.Histogram, "coderd_agents_up": metrics.Gauge})
+	a.HideFamilies(map[string]metrics.Type{"y": metrics.Histogram, "coderd_agents_up": metrics.Gauge})
 	report("x", "x_bucket", "y", "y_count")
 	require.Equal(t, "x x_bucket x_count x_sum x_total", shown(), "what comes later is hidden as well")
 	require.Contains(t, text(t, a), "# TYPE coderd_agents_up gauge", "the service's own are not")
 	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP agentstatsd_hidden_families Families of agents that are not served because coderd pushes one with which they collide.
+# HELP agentstatsd_hidden_families Families of agents that are not served because they collide with one that coderd pushes.
 # TYPE agentstatsd_hidden_families gauge
 agentstatsd_hidden_families 2
 `), "agentstatsd_hidden_families"))
-	a.Claim(nil)
+	a.HideFamilies(nil)
 	require.Equal(t, "x x_bucket x_count x_sum x_total y y_count", shown())
 }

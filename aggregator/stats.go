@@ -7,7 +7,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// The stats gauges of an agent, in the order of source.gauges.
+// The stats gauges of an agent, in the order of agentSeries.gauges.
 const (
 	gaugeRxBytes = iota
 	gaugeTxBytes
@@ -32,19 +32,19 @@ var statsNames = [statsGauges]string{
 	gaugeSSH:             "coderd_agentstats_session_count_ssh",
 }
 
-// stats takes in the scalar values of a report. What it refuses counts as not
+// ingestStats ingests the scalar values of a report. A refused value counts as not
 // reported.
-func (in *intake) stats(s agent.Stats) {
-	rx, _ := in.checked("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
-	tx, _ := in.checked("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
-	rxSum, txSum := in.src.moved.add(in.now, in.agg.window, int64(rx), int64(tx))
-	in.gauge(gaugeRxBytes, float64(rxSum), true)
-	in.gauge(gaugeTxBytes, float64(txSum), true)
+func (in *ingester) ingestStats(s agent.Stats) {
+	rx, _ := in.checkedField("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
+	tx, _ := in.checkedField("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
+	rxSum, txSum := in.agent.bytesMoved.add(in.now, in.agg.window, int64(rx), int64(tx))
+	in.setGauge(gaugeRxBytes, float64(rxSum), true)
+	in.setGauge(gaugeTxBytes, float64(txSum), true)
 
-	in.sessions(&s.Apps)
+	in.ingestSessions(&s.Apps)
 
-	connections, ok := in.checked("connection_count", s.ConnectionCount, agent.MaxReportedCount)
-	in.gauge(gaugeConnections, connections, ok)
+	connections, ok := in.checkedField("connection_count", s.ConnectionCount, agent.MaxReportedCount)
+	in.setGauge(gaugeConnections, connections, ok)
 	latency := s.MedianLatencyMS / 1000
 	if math.IsNaN(latency) || s.MedianLatencyMS > agent.MaxLatencyMS {
 		in.refuse(reasonInvalidStats, "connection_median_latency_ms", func() string {
@@ -52,12 +52,12 @@ func (in *intake) stats(s agent.Stats) {
 		})
 		latency = 0
 	}
-	if g := &in.src.gauges[gaugeLatency]; g.member != nil && latency > 0 {
-		g.member.setWeight(connections)
+	if g := &in.agent.gauges[gaugeLatency]; g.contributor != nil && latency > 0 {
+		g.contributor.setWeight(connections)
 	}
-	created := in.gauge(gaugeLatency, latency, latency > 0)
+	created := in.setGauge(gaugeLatency, latency, latency > 0)
 	if created && in.agg.grouped {
-		in.src.gauges[gaugeLatency].member.setWeight(connections)
+		in.agent.gauges[gaugeLatency].contributor.setWeight(connections)
 	}
 	for _, c := range [...]struct {
 		gauge int
@@ -69,13 +69,13 @@ func (in *intake) stats(s agent.Stats) {
 		{gaugeReconnectingPTY, "session_count_reconnecting_pty", s.Sessions.ReconnectingPTY},
 		{gaugeSSH, "session_count_ssh", s.Sessions.SSH},
 	} {
-		v, ok := in.checked(c.field, c.count, agent.MaxReportedCount)
-		in.gauge(c.gauge, v, ok)
+		v, ok := in.checkedField(c.field, c.count, agent.MaxReportedCount)
+		in.setGauge(c.gauge, v, ok)
 	}
 }
 
-// checked returns a field's value; 0 and false if it is refused.
-func (in *intake) checked(field string, v, limit int64) (float64, bool) {
+// checkedField returns a field's value; 0 and false if it is refused.
+func (in *ingester) checkedField(field string, v, limit int64) (float64, bool) {
 	if v >= 0 && v <= limit {
 		return float64(v), true
 	}
@@ -88,31 +88,30 @@ func (in *intake) checked(field string, v, limit int64) (float64, bool) {
 	return 0, false
 }
 
-// gauge sets one stats gauge, or takes it away if there is no value. It reports
-// whether it made the series.
-func (in *intake) gauge(i int, v float64, present bool) bool {
-	g := &in.src.gauges[i]
+// setGauge sets one stats gauge, or drops it if there is no value. It reports
+// whether it created the series.
+func (in *ingester) setGauge(i int, v float64, present bool) bool {
+	g := &in.agent.gauges[i]
 	switch {
 	case g.desc != nil && present:
 		if o := g.set(v); o != included {
 			in.omitted[o]++
 		}
 	case g.desc != nil:
-		in.agg.drop(in.src, g)
+		in.agg.drop(in.agent, g)
 	case present:
 		d := in.agg.stats[i]
 		d.refs.Add(1)
 		in.agg.series.Add(1)
-		*g, in.prefix, _ = in.agg.create(in.src, d, agent.Gauge, v, in.prefix)
+		*g, in.prefix, _ = in.agg.create(in.agent, d, agent.Gauge, v, in.prefix)
 		g.set(v)
 		return true
 	}
 	return false
 }
 
-// maxBuckets bounds a window's memory. Reports that come more often than this
-// many in a window are put together, so that each leaves it up to half a second
-// early when the window is 1 min long.
+// maxBuckets bounds a window's memory. Reports that come closer together share a
+// bucket. So each leaves a window of 1 min up to half a second early.
 const maxBuckets = 128
 
 // window sums bytes over a trailing time.
@@ -120,15 +119,14 @@ type window struct {
 	buckets []bucket
 }
 
-// bucket has the bytes that were reported at a time, or shortly after.
+// bucket has the bytes of reports at a time, or shortly after.
 type bucket struct {
 	at     int64
 	rx, tx int64
 }
 
-// add takes in a report of time now, and returns the sums over (now-width, now],
-// or the largest value where they exceed that.
-// now does not fall from call to call.
+// add adds a report of time now, and returns the sums over (now-width, now]. A sum
+// beyond the largest value is that value. now does not fall from call to call.
 func (w *window) add(now, width, rx, tx int64) (rxSum, txSum int64) {
 	left := 0
 	for left < len(w.buckets) && w.buckets[left].at <= now-width {

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// maxTerm is the largest value that becomes part of a group. Beyond it a float64
-// does not count by ones any more: one such term would hide what all others say.
+// maxTerm is the largest value that a group includes. A float64 beyond it does not
+// count by ones: one such term would hide all others.
 const maxTerm = 1 << 53
 
 // omission is why a value is left out of its group.
@@ -23,7 +23,7 @@ const (
 // omissionReasons are the omissions as the counter labels them.
 var omissionReasons = [omissions]string{notFinite: "not_finite", tooLarge: "too_large"}
 
-// omit returns why v is left out of a group, if it is.
+// omit returns the reason for which a group leaves v out, if it does.
 func omit(v float64) omission {
 	switch {
 	case math.Abs(v) <= maxTerm:
@@ -34,9 +34,9 @@ func omit(v float64) omission {
 	return tooLarge
 }
 
-// tally is a sum of many terms from 0 to maxTerm, without the loss of small ones
-// beside large ones. It counts modulo 2^53, as a counter of that many bits would:
-// then it begins anew, which is a reset to whoever reads it.
+// tally is a sum of many terms from 0 to maxTerm. Large terms do not hide small
+// ones. It counts modulo 2^53, as a counter of that many bits would. A reader takes
+// the new round for a reset.
 type tally struct {
 	// whole and part are the sum, in ones and in units of 2^-64.
 	whole, part atomic.Uint64
@@ -56,15 +56,15 @@ func (t *tally) add(v float64) {
 	}
 }
 
-// value returns the sum, and how often it began anew. While terms are added it
-// may be less than one before.
+// value returns the sum, and its round. While terms are added it may be less than
+// one before.
 func (t *tally) value() (v float64, round uint64) {
 	whole, part := t.whole.Load(), t.part.Load()
 	return float64(whole%tallyRange) + float64(part)/(1<<64), whole / tallyRange
 }
 
-// sum is a sum of few terms, without the loss of small ones beside large ones,
-// in any order. It keeps what one float64 does not hold in another.
+// sum is a sum of few terms in any order. Large terms do not hide small ones. What
+// one float64 cannot represent is kept in another.
 type sum struct{ high, low float64 }
 
 func (s *sum) add(v float64) {

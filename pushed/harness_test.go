@@ -129,7 +129,7 @@ type claims struct {
 	names map[string]metrics.Type
 }
 
-func (c *claims) Claim(names map[string]metrics.Type) {
+func (c *claims) HideFamilies(names map[string]metrics.Type) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.names = names

@@ -165,7 +165,7 @@ type Store interface {
 // minutes, so that nobody else serves them. It replaces what it was told
 // before. aggregator.Aggregator is one. It must not block nor keep the map.
 type Claims interface {
-	Claim(names map[string]metrics.Type)
+	HideFamilies(names map[string]metrics.Type)
 }
 
 // Families is the pushed families of all coderd instances. Its methods are

@@ -179,5 +179,5 @@ func (f *Families) claimLocked(now time.Time) {
 	for name, c := range f.claimed {
 		names[name] = c.typ
 	}
-	f.claims.Claim(names)
+	f.claims.HideFamilies(names)
 }
