@@ -1,7 +1,6 @@
 package agent
 
-// StoredEpoch says what of an agent was to be written and lost against what is in the
-// database.
+// StoredEpoch is the epoch that a written value of an agent lost against.
 type StoredEpoch struct {
 	Agent ID
 	// Key of a metadata value; empty: it is the agent's state.
@@ -23,7 +22,7 @@ type Session struct {
 	// First is true if this is the instance's first session anywhere: nothing
 	// that it reports was counted before.
 	First bool
-	// Elsewhere is true if the instance may have had a session on another replica
-	// since its last one here: what it counted meanwhile was counted there.
-	Elsewhere bool
+	// Moved is true if the instance may have had a session on another replica since
+	// its last one here. That replica counted what it reported there.
+	Moved bool
 }

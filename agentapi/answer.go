@@ -72,7 +72,7 @@ func (c *connection) dueLocked() (d due) {
 	if c.session.Aged() && !c.asked {
 		c.asked, d.aged = true, true
 	}
-	progress, refusals, tells := c.session.Take()
+	progress, refusals, tells := c.session.NextAck()
 	if !tells {
 		return d // another session of the instance does
 	}

@@ -84,7 +84,7 @@ func (c *connection) serve() error {
 	hello, err := c.hello()
 	if err != nil {
 		if isRefusal(err) {
-			s.Fleet.Refused(who.agent, brokenItems, c.frame.size)
+			s.Fleet.ChargeRefused(who.agent, brokenItems, c.frame.size)
 		}
 		return err
 	}
@@ -196,7 +196,7 @@ func (c *connection) take() (wait time.Duration, err error) {
 		return 0, c.sentAway(retry)
 	}
 	if err := c.check(&c.frame); err != nil {
-		c.session.Refused(brokenItems, c.frame.size)
+		c.session.ChargeRefused(brokenItems, c.frame.size)
 		c.setEnd(fleet.EndRefused)
 		return 0, err
 	}
@@ -259,7 +259,7 @@ func (c *connection) refused(refusals []agent.Refusal, size int) error {
 	if n == 0 {
 		return nil
 	}
-	if retry := c.session.Refused(n, size); retry > 0 {
+	if retry := c.session.ChargeRefused(n, size); retry > 0 {
 		return c.sentAway(retry)
 	}
 	return nil

@@ -145,7 +145,7 @@ func (c *connection) received(refused bool) {
 		return
 	}
 	c.answer()
-	c.awaitRoom(c.stream.Context(), c.session.Untold)
+	c.awaitRoom(c.stream.Context(), c.session.UnsentRefusals)
 }
 
 // awaitRoom waits while there is too much to tell.

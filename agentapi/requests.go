@@ -64,8 +64,8 @@ func (s *AgentService) takeReport(r fleet.Request, report agent.Report, rest fun
 		s.Reports.Add(&sum)
 	}
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
-	r.Created(created)
-	r.Reported()
+	r.ChargeSeries(created)
+	r.MarkReported()
 	return refused
 }
 

@@ -115,7 +115,7 @@ func (as *agentSeries) openSession(s agent.Session) bool {
 		return false
 	}
 	as.epoch, as.open = s.Epoch, true
-	if s.Instance == as.instance && !s.Elsewhere {
+	if s.Instance == as.instance && !s.Moved {
 		return true
 	}
 	// Another process: its counters began anew. What they counted before this

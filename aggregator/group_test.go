@@ -90,7 +90,7 @@ func TestGroupedCounters(t *testing.T) {
 		"another replica counted meanwhile": {
 			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
 			{"it was elsewhere", func(a *Aggregator) {
-				open(1, agent.Session{Epoch: 3, Instance: agent.Instance{1}, Elsewhere: true})(a)
+				open(1, agent.Session{Epoch: 3, Instance: agent.Instance{1}, Moved: true})(a)
 				count(1, 3, 9)(a)
 			}, "5"},
 			{"grows here", count(1, 3, 10), "6"},

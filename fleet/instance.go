@@ -39,7 +39,7 @@ func (i *instance) AddPending(sequence int64) { i.acks.AddPending(sequence) }
 // are any, the caller must not hold entry.mu.
 func (i *instance) Resolve(resolutions []agent.Resolution) {
 	if refused := i.acks.Resolve(resolutions); refused > 0 {
-		i.fleet.chargeRefused(i.entry, refused, 0)
+		i.fleet.chargeRefusedTo(i.entry, refused, 0)
 	}
 }
 

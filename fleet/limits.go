@@ -58,8 +58,8 @@ func (s *Session) Charge(bytes int) (wait, retry time.Duration, refused bool) {
 	return wait, retry, false
 }
 
-// Created charges the agent's rate of messages for the series that a report created.
-func (r Request) Created(series int) {
+// ChargeSeries charges the agent's rate of messages for the series that a report created.
+func (r Request) ChargeSeries(series int) {
 	if series < fewSeries {
 		return
 	}
@@ -79,22 +79,22 @@ func (f *Fleet) Excess(id agent.ID) string {
 	return e.budget.Excess(time.Now(), &f.limits)
 }
 
-// Refused charges the agent for refused items of a message of so many bytes. It
+// ChargeRefused charges the agent for refused items of a message of so many bytes. It
 // returns how long the agent must wait; 0: the session goes on.
-func (s *Session) Refused(items, bytes int) time.Duration {
-	return s.fleet.chargeRefused(s.entry, items, bytes)
+func (s *Session) ChargeRefused(items, bytes int) time.Duration {
+	return s.fleet.chargeRefusedTo(s.entry, items, bytes)
 }
 
-// Refused is Session.Refused for an agent without a session.
-func (f *Fleet) Refused(id agent.ID, items, bytes int) time.Duration {
+// ChargeRefused is Session.ChargeRefused for an agent without a session.
+func (f *Fleet) ChargeRefused(id agent.ID, items, bytes int) time.Duration {
 	e, err := f.entry(id)
 	if err != nil {
 		return 0
 	}
-	return f.chargeRefused(e, items, bytes)
+	return f.chargeRefusedTo(e, items, bytes)
 }
 
-func (f *Fleet) chargeRefused(e *entry, items, bytes int) time.Duration {
+func (f *Fleet) chargeRefusedTo(e *entry, items, bytes int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	retry := e.budget.ChargeRefused(time.Now(), &f.limits, items, bytes)

@@ -63,15 +63,15 @@ func TestBudgetOfRefusals(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
 		s, err := f.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 		require.NoError(t, err)
-		require.Zero(t, s.Refused(4000, 0))
+		require.Zero(t, s.ChargeRefused(4000, 0))
 		require.Zero(t, f.Admit(nid(1)))
-		require.Equal(t, 240*time.Millisecond, s.Refused(1000, 24<<10), "bytes count too")
+		require.Equal(t, 240*time.Millisecond, s.ChargeRefused(1000, 24<<10), "bytes count too")
 		require.Equal(t, 240*time.Millisecond, f.Admit(nid(1)))
 		time.Sleep(240 * time.Millisecond)
 		require.Zero(t, f.Admit(nid(1)))
-		require.Equal(t, 50*time.Second, f.Refused(nid(1), 40_000_000, 1<<20), "at most a burst is waited for")
+		require.Equal(t, 50*time.Second, f.ChargeRefused(nid(1), 40_000_000, 1<<20), "at most a burst is waited for")
 		require.Equal(t, 50*time.Second, f.Admit(nid(1)))
-		require.Zero(t, f.Refused(nid(9), 1, 1), "nobody's")
+		require.Zero(t, f.ChargeRefused(nid(9), 1, 1), "nobody's")
 	})
 }
 
@@ -93,7 +93,7 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		require.Zero(t, retry)
 		require.Zero(t, p.Admit(nid(1)))
 		refused(3, 2)
-		_, refusals, tells := s.Take()
+		_, refusals, tells := s.NextAck()
 		require.True(t, tells, "it is told why before it goes")
 		require.Len(t, refusals, 3)
 		_, retry, by := s.Charge(100)
@@ -124,7 +124,7 @@ func TestBudgetOfNewSeries(t *testing.T) {
 				break
 			}
 			messages++
-			require.NoError(t, s.Receive(int64(messages), func(r Request) { r.Created(200) }))
+			require.NoError(t, s.Receive(int64(messages), func(r Request) { r.ChargeSeries(200) }))
 		}
 		require.Equal(t, 49, messages, "each counts as 41, and 2,000 are the burst")
 	})

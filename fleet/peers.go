@@ -38,19 +38,19 @@ type Replicas interface {
 	Live(id agent.ID) bool
 }
 
-// News carries notifications between replicas. A nil payload means that some may
+// PubSub carries notifications between replicas. A nil payload means that some may
 // have been missed. The engines of package pubsub implement it.
-type News interface {
+type PubSub interface {
 	Publish(ctx context.Context, channel string, payload []byte) error
 	Subscribe(channel string, f func(payload []byte)) (cancel func(), err error)
 }
 
 // Join makes the fleet one of several replicas over one store. It is called at most
 // once, before Load and Run.
-func (f *Fleet) Join(r Replicas, n News) {
+func (f *Fleet) Join(r Replicas, p PubSub) {
 	f.peers = &peers{
 		replicas:    r,
-		pubsub:      n,
+		pubsub:      p,
 		metrics:     f.metrics,
 		log:         f.log,
 		lookups:     make(chan struct{}, f.opts.MaxLookups),
@@ -72,7 +72,7 @@ func (f *Fleet) self() agent.ID {
 // peers is this replica's view of the other replicas.
 type peers struct {
 	replicas Replicas
-	pubsub   News
+	pubsub   PubSub
 	metrics  *metrics
 	log      *slog.Logger
 

@@ -104,10 +104,10 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		instance: i,
 		order:    order,
 		info: agent.Session{
-			Epoch:     order.Epoch,
-			Instance:  hello.Instance,
-			First:     hello.Ordinal == 1 && !known,
-			Elsewhere: moved,
+			Epoch:    order.Epoch,
+			Instance: hello.Instance,
+			First:    hello.Ordinal == 1 && !known,
+			Moved:    moved,
 		},
 		done: make(chan struct{}),
 	}
@@ -203,8 +203,8 @@ func (s *Session) Done() <-chan struct{} { return s.done }
 // End returns how the session ended. It is valid once Done is closed.
 func (s *Session) End() End { return s.end }
 
-// Watch registers wake, which is called when Done, Take or Aged may have changed.
-// After Close(EndGoodbye) it is still called for Take, until the instance connects
+// Watch registers wake, which is called when Done, NextAck or Aged may have changed.
+// After Close(EndGoodbye) it is still called for NextAck, until the instance connects
 // again. wake must not block, nor use the session.
 func (s *Session) Watch(wake func()) { s.stream.Watch(wake) }
 
@@ -214,14 +214,14 @@ func (s *Session) Aged() bool { return s.aged.Load() }
 // Progress returns the progress of the instance.
 func (s *Session) Progress() Progress { return s.instance.acks.Progress() }
 
-// Take returns the refusals to send, each once, and the progress to ack after them.
+// NextAck returns the refusals to send, each once, and the progress to ack after them.
 // They belong to the instance, so some may predate the session. False: the session
 // may send nothing any more, because the instance has another session, or because
 // this one ended other than by EndGoodbye.
-func (s *Session) Take() (Progress, []Refusal, bool) { return s.instance.acks.NextAck(&s.stream) }
+func (s *Session) NextAck() (Progress, []Refusal, bool) { return s.instance.acks.NextAck(&s.stream) }
 
-// Untold returns the number of refusals that Take will return.
-func (s *Session) Untold() int { return s.instance.acks.UnsentCount() }
+// UnsentRefusals returns the number of refusals that NextAck will return.
+func (s *Session) UnsentRefusals() int { return s.instance.acks.UnsentCount() }
 
 // Close ends the session, unless it has ended. EndGoodbye removes the series at
 // once. Otherwise they are retained for a reconnect until their TTL.

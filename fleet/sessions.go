@@ -39,9 +39,9 @@ func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
 	f.queueSessionLocked(e)
 }
 
-// Reported records that a report of the session was handled. From then on this
+// MarkReported records that a report of the session was handled. From then on this
 // replica publishes the agent's series, and the others remove them.
-func (r Request) Reported() {
+func (r Request) MarkReported() {
 	f, e := r.fleet, r.entry
 	if f.peers == nil {
 		return

@@ -204,7 +204,7 @@ func TestRejectedStateIsIsolated(t *testing.T) {
 	}
 	require.NoError(t, p.write(t.Context()))
 	require.Equal(t, Progress{Received: 1, Durable: 0}, sessions[5].Progress(), "the refusal is not told")
-	_, refusals, _ := sessions[5].Take()
+	_, refusals, _ := sessions[5].NextAck()
 	for n := 1; n <= 9; n++ {
 		require.Equal(t, Progress{Received: 1, Durable: 1}, sessions[n].Progress())
 		require.Equal(t, n != 5, p.store.state(nid(n)).Agent != uuid.Nil)

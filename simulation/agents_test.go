@@ -269,7 +269,7 @@ func (w *world) report(c *client) {
 	c.sequence++
 	err := c.session.Receive(c.sequence, func(q fleet.Request) {
 		c.on.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
-		q.Reported()
+		q.MarkReported()
 	})
 	if err != nil {
 		w.ended(c)
@@ -308,7 +308,7 @@ func (w *world) poll(c *client) {
 // tell has the agent told what its session has to tell: refusals, then the ack
 // that covers them.
 func (w *world) tell(c *client) {
-	progress, refusals, tells := c.session.Take()
+	progress, refusals, tells := c.session.NextAck()
 	if !tells {
 		return
 	}
