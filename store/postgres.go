@@ -230,6 +230,10 @@ func column[From, To any](rows [][]any, i int, convert func(From) To) []To {
 // connectTimeout is how long a connection may take, unless the URL says so.
 const connectTimeout = 5 * time.Second
 
+// silence is after how long a server that is gone without a word is noticed, even by who
+// waits for an answer without a limit.
+const silence = 30 * time.Second
+
 // openPostgres connects to the database.
 func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	config, err := postgresConfig(opts)
@@ -285,11 +289,10 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
-	// A server that is gone without a word is noticed after half a minute even
-	// by who waits for an answer without a limit.
-	config.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-	}}).DialContext
+	config.DialFunc = (&net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 6, Count: 3},
+		Control:         endSilence(silence),
+	}).DialContext
 	params := map[string]string{"application_name": cmp.Or(opts.Name, "agentstatsd")}
 	if opts.TransactionPooling {
 		config.DefaultQueryExecMode = pgx.QueryExecModeExec

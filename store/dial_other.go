@@ -1,0 +1,11 @@
+//go:build !linux
+
+package store
+
+import (
+	"syscall"
+	"time"
+)
+
+// endSilence does nothing: there is no such option.
+func endSilence(time.Duration) func(network, address string, c syscall.RawConn) error { return nil }
