@@ -99,6 +99,12 @@ var agents = []attack{
 		return parkCalls(ctx, at, 1, 60000, pathConnect, "authorization", "Bearer "+tokenOf(at.First))
 	}},
 	{name: "sessions that read nothing", run: unread},
+	{name: "half-sent large messages of agents", run: func(ctx context.Context, at target) (int64, error) {
+		return halfSentByAgents(ctx, at, megabyte)
+	}},
+	{name: "half-sent small messages of agents", run: func(ctx context.Context, at target) (int64, error) {
+		return halfSentByAgents(ctx, at, 64<<10)
+	}},
 }
 
 // owners have many agents and want all the room that there is.
@@ -223,4 +229,69 @@ func unread(ctx context.Context, at target) (int64, error) {
 		}
 		return nil
 	})
+}
+
+// halfSentByAgents has every agent open as many sessions as it may have streams, one
+// after another on a connection with no room for answers, and send all of a message on
+// each but its end. As many streams more send half a hello. A connection that the service
+// ends is made again.
+func halfSentByAgents(ctx context.Context, at target, size int) (int64, error) {
+	var sent atomic.Int64
+	var running sync.WaitGroup
+	for i := range at.Agents {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				sent.Add(halfSend(ctx, at, tokenOf(at.First+i), size))
+				pause(ctx, 50*time.Millisecond)
+			}
+		})
+	}
+	running.Wait()
+	return sent.Load(), nil
+}
+
+// halfSend does so with one agent's connection, until that or ctx ends, and returns how
+// many parts of messages it sent.
+func halfSend(ctx context.Context, at target, token string, size int) (sent int64) {
+	const (
+		streams = 8
+		part    = 8 << 10
+	)
+	c, err := dialRaw(at.GRPC, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = c.Close() }()
+	go c.answer()
+	data := func(stream uint32, data []byte) bool {
+		if c.gone.Load() || ctx.Err() != nil || c.write(func() error { return c.framer.WriteData(stream, false, data) }) != nil {
+			return false
+		}
+		sent++
+		return true
+	}
+	stream := uint32(1)
+	for range streams {
+		if c.call(stream, pathConnect, "authorization", "Bearer "+token) != nil || c.message(stream, helloMessage()) != nil || !data(stream, prefix(size)) {
+			return sent
+		}
+		pause(ctx, 5*time.Millisecond) // for its session to open
+		for left := size - 1; left >= part; left -= part {
+			if !data(stream, make([]byte, part)) {
+				return sent
+			}
+			pause(ctx, time.Millisecond) // for what is read to make room
+		}
+		stream += 2
+	}
+	for range streams - 1 {
+		if c.call(stream, pathConnect, "authorization", "Bearer "+token) != nil || !data(stream, append(prefix(4<<10), make([]byte, 4<<10-1)...)) {
+			return sent
+		}
+		stream += 2
+	}
+	for ctx.Err() == nil && !c.gone.Load() {
+		pause(ctx, 50*time.Millisecond)
+	}
+	return sent
 }
