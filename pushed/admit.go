@@ -24,7 +24,7 @@ func (f *Families) decode(now time.Time, p *agent.Push) []*decodedFamily {
 	if n == len(p.Families) {
 		return out
 	}
-	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are taken (--max-pushed-families)", len(p.Families), n)
+	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are stored (--max-pushed-families)", len(p.Families), n)
 	one := refusals{beyond}
 	for i, raw := range p.Families[n:] {
 		d := &decodedFamily{name: nameOf(raw)}
@@ -43,9 +43,9 @@ func (f *Families) decode(now time.Time, p *agent.Push) []*decodedFamily {
 	return out
 }
 
-// liveLocked returns the names that are held by an instance that is alive, other
-// than the one except.
-func (f *Families) liveLocked(except agent.Instance) map[string]bool {
+// liveNamesLocked returns the names that a live instance has, other than the one
+// except.
+func (f *Families) liveNamesLocked(except agent.Instance) map[string]bool {
 	live := make(map[string]bool, len(f.types))
 	for _, i := range f.instances {
 		if !i.live || i.id == except {
@@ -60,20 +60,20 @@ func (f *Families) liveLocked(except agent.Instance) map[string]bool {
 	return live
 }
 
-// collisions returns which held names cannot be served beside a family: its own
-// with another type, and those that its lines, or it among theirs, would meet.
-func collisions(held map[string]metrics.Type, name string, typ metrics.Type) []string {
+// collisions returns which known names cannot be served beside a family: its own
+// name with another type, and names of equal lines.
+func collisions(known map[string]metrics.Type, name string, typ metrics.Type) []string {
 	var out []string
-	if t, ok := held[name]; ok && t != typ {
+	if t, ok := known[name]; ok && t != typ {
 		out = append(out, name)
 	}
 	compound := func(t metrics.Type) bool { return t == metrics.Histogram || t == metrics.Summary }
 	for _, suffix := range [...]string{"_bucket", "_count", "_sum"} {
-		if _, ok := held[name+suffix]; ok && compound(typ) {
+		if _, ok := known[name+suffix]; ok && compound(typ) {
 			out = append(out, name+suffix)
 		}
 		if base, ok := strings.CutSuffix(name, suffix); ok {
-			if t, ok := held[base]; ok && compound(t) {
+			if t, ok := known[base]; ok && compound(t) {
 				out = append(out, base)
 			}
 		}
@@ -86,34 +86,34 @@ func collisions(held map[string]metrics.Type, name string, typ metrics.Type) []s
 type admission struct {
 	// next is what becomes of old, which may be nil.
 	next, old *instance
-	// held are the types of all names, with those that were admitted.
-	held map[string]metrics.Type
-	// live are the names that cannot make way: those of others who are alive, and
-	// those that were admitted.
+	// types are the types of all names, with those that were admitted.
+	types map[string]metrics.Type
+	// live are the names that cannot be displaced: those of other live instances,
+	// and those that were admitted.
 	live map[string]bool
-	// alive is what all others hold that are alive.
+	// alive is the number of lines of all other live instances.
 	alive int
-	// most are the lines that next may have for the sake of its row's size.
+	// most is the number of lines that next may have for the size of its row.
 	most int
 	// displaced are the names that made way.
 	displaced map[string]bool
 }
 
 // admitLocked fills next, the successor of old, with the families that can be
-// served and with the refusals of the others. Held families make way for them if
-// nobody who is alive has them.
+// served. It returns the refusals of the others. Families that no live instance has
+// are displaced by them.
 //
-// A name that is served keeps its type as long as an instance that is alive
-// pushes it so; families that are held already come before new ones.
+// A name keeps its type as long as a live instance pushes it so. Known families
+// come before new ones.
 //
-// What an instance counts under a name that it pushes in a form that is refused
-// is kept, but not served.
+// What an instance counts under a name that it pushes in a refused way is kept, but
+// not served.
 func (f *Families) admitLocked(next, old *instance, decoded []*decodedFamily, most int) (refused []refusals) {
 	if old != nil {
-		old = old.only(f.types)
+		old = old.ofTypes(f.types)
 	}
 	a := &admission{
-		next: next, old: old, held: maps.Clone(f.types), live: f.liveLocked(next.id), displaced: make(map[string]bool),
+		next: next, old: old, types: maps.Clone(f.types), live: f.liveNamesLocked(next.id), displaced: make(map[string]bool),
 		most: most,
 	}
 	next.families = make(map[string]*family)
@@ -140,7 +140,7 @@ func (f *Families) admitLocked(next, old *instance, decoded []*decodedFamily, mo
 	known, unknown := make([]int, 0, len(decoded)), []int(nil)
 	for i, d := range decoded {
 		refused[i] = d.refused
-		t, isHeld := a.held[d.name]
+		t, isHeld := a.types[d.name]
 		switch {
 		case d.name != "" && seen[d.name] && i < f.opts.MaxFamilies:
 			refused[i] = refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
@@ -155,14 +155,14 @@ func (f *Families) admitLocked(next, old *instance, decoded []*decodedFamily, mo
 	for _, i := range append(known, unknown...) {
 		refused[i] = f.admitFamily(a, decoded[i])
 	}
-	f.outlastLocked(next, a.displaced)
+	f.makeNewestLocked(next, a.displaced)
 	return refused
 }
 
-// outlastLocked makes next newer than those whose families made way for its own,
-// so that all replicas find it right: by the clock of a replica that took in the
-// others it might not be.
-func (f *Families) outlastLocked(next *instance, displaced map[string]bool) {
+// makeNewestLocked makes next newer than the instances whose families it displaces,
+// so that all replicas prefer it. It may not be, by the clock of the replica that
+// stored them.
+func (f *Families) makeNewestLocked(next *instance, displaced map[string]bool) {
 	for name := range displaced {
 		for _, i := range f.instances {
 			if i.families[name] != nil && !next.updatedAt.After(i.updatedAt) {
@@ -172,18 +172,18 @@ func (f *Families) outlastLocked(next *instance, displaced map[string]bool) {
 	}
 }
 
-// admitFamily takes one family into next, as far as there is room for its series,
-// and returns what of it is refused. A family without series is not there.
+// admitFamily admits one family into next, with as many series as there is room
+// for. It returns what it refuses. A family without series is absent.
 func (f *Families) admitFamily(a *admission, d *decodedFamily) refusals {
 	fam := d.family
-	displaced := collisions(a.held, fam.Name, fam.Type)
+	displaced := collisions(a.types, fam.Name, fam.Type)
 	for _, name := range displaced {
 		switch {
 		case !a.live[name]:
 		case name == fam.Name:
-			return refusals{refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, a.held[name])}
+			return refusals{refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, a.types[name])}
 		default:
-			return refusals{refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.held[name], name)}
+			return refusals{refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.types[name], name)}
 		}
 	}
 	lines := a.next.lines
@@ -214,15 +214,15 @@ func (f *Families) admitFamily(a *admission, d *decodedFamily) refusals {
 	if len(after.Series) == 0 {
 		return refused // it takes nothing from what others push
 	}
-	after.haveSince(a.next.updatedAt.UnixNano(), before != nil && a.old.live)
+	after.setSince(a.next.updatedAt.UnixNano(), before != nil && a.old.live)
 	lines += after.lines()
 	for _, name := range displaced {
 		delete(a.next.families, name)
-		delete(a.held, name)
+		delete(a.types, name)
 		a.displaced[name] = true
 	}
 	a.next.families[fam.Name], a.next.lines = after, lines
-	a.held[fam.Name], a.live[fam.Name] = fam.Type, true
+	a.types[fam.Name], a.live[fam.Name] = fam.Type, true
 	return refused
 }
 
@@ -257,26 +257,26 @@ func (f *family) fit(before, after *family, lines int) (_ *family, refused int) 
 			}
 		}
 	}
-	taken := make(map[string]bool, len(f.Series))
+	fitting := make(map[string]bool, len(f.Series))
 	for i := range f.Series {
-		taken[f.Series[i].Labels] = false
+		fitting[f.Series[i].Labels] = false
 	}
 	for _, isKnown := range [...]bool{true, false} {
 		for i := range after.Series {
 			s := &after.Series[i]
 			was, ok := known[s.Labels]
-			if _, pushed := taken[s.Labels]; !pushed || ok != isKnown {
+			if _, pushed := fitting[s.Labels]; !pushed || ok != isKnown {
 				continue
 			}
 			if more := s.lines() - was; more <= max(lines, 0) {
 				lines -= more
-				taken[s.Labels] = true
+				fitting[s.Labels] = true
 			}
 		}
 	}
 	out := &family{Name: f.Name, Type: f.Type, Help: f.Help, refusedLabels: maps.Clone(f.refusedLabels)}
 	for i := range f.Series {
-		if taken[f.Series[i].Labels] {
+		if fitting[f.Series[i].Labels] {
 			out.Series = append(out.Series, f.Series[i])
 			continue
 		}

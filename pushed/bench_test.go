@@ -22,13 +22,13 @@ func coderdRegistry(t fataler) *prometheus.Registry {
 	latencies := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "coderd_api_request_latencies_seconds", Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10, 30},
 	}, []string{"method", "path"})
-	claims := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	hider := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "coderd_prebuilt_workspace_claim_duration_seconds", Buckets: []float64{1, 5, 10, 20, 30, 60, 120, 180, 240, 300},
 		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100,
 	}, []string{"organization_name", "preset_name", "template_name"})
 	builds := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "coderd_workspace_builds_total"}, []string{"action", "workspace_name"})
 	latest := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "coderd_workspace_latest_build_status"}, []string{"status", "template_name"})
-	reg.MustRegister(requests, latencies, claims, builds, latest)
+	reg.MustRegister(requests, latencies, hider, builds, latest)
 	for i := range 50 {
 		path := "/api/v2/route/" + strconv.Itoa(i)
 		for _, code := range []string{"200", "400", "404", "500"} {
@@ -38,7 +38,7 @@ func coderdRegistry(t fataler) *prometheus.Registry {
 		latest.WithLabelValues("succeeded", path).Set(1)
 	}
 	for i := range 20 {
-		c := claims.WithLabelValues("default", "preset", "template-"+strconv.Itoa(i))
+		c := hider.WithLabelValues("default", "preset", "template-"+strconv.Itoa(i))
 		for j := range 100 {
 			c.Observe(float64(j*j) / 50)
 		}

@@ -10,31 +10,30 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// foldIdle folds instances that are idle for FoldAfter into the totals, and
-// forgets those that are for ForgetAfter. It does nothing if another replica
-// leads.
+// foldIdle folds instances that are idle for FoldAfter into the totals, and forgets
+// those that are idle for ForgetAfter. It does nothing if another replica leads.
 func (f *Families) foldIdle(ctx context.Context, now time.Time) error {
 	if !f.serves() {
 		return nil
 	}
-	totals, err := f.foldIdleInTurn(ctx, now)
+	totals, err := f.foldIdleWriting(ctx, now)
 	if totals != nil {
-		f.tell(ctx, totals.id, totals.version)
+		f.publishStored(ctx, totals.id, totals.version)
 	}
 	return err
 }
 
-// foldIdleInTurn returns the new totals, nil if nothing was folded. It decides
-// again if an instance was not idle by the newest that is stored.
-func (f *Families) foldIdleInTurn(ctx context.Context, now time.Time) (totals *instance, err error) {
-	if err := f.takeTurn(ctx); err != nil {
+// foldIdleWriting acquires writing and returns the new totals; nil if nothing was
+// folded. It decides again if an instance was not idle by its newest row.
+func (f *Families) foldIdleWriting(ctx context.Context, now time.Time) (totals *instance, err error) {
+	if err := f.acquireWriting(ctx); err != nil {
 		return nil, err
 	}
-	defer f.endTurn()
+	defer f.releaseWriting()
 	for range decisions {
 		var idle []*instance
 		forgotten := f.overdue(now)
-		for _, i := range f.gone() {
+		for _, i := range f.goneInstances() {
 			switch age := now.Sub(i.aliveAt); {
 			case i.folded && age >= f.opts.ForgetAfter:
 				forgotten = append(forgotten, i)
@@ -57,9 +56,9 @@ func (f *Families) foldIdleInTurn(ctx context.Context, now time.Time) (totals *i
 	return totals, err
 }
 
-// gone returns the instances that are not alive, folded ones first, the oldest
-// first.
-func (f *Families) gone() []*instance {
+// goneInstances returns the instances that are not alive: folded ones first, then
+// by age, the oldest first.
+func (f *Families) goneInstances() []*instance {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []*instance
@@ -80,7 +79,7 @@ func (f *Families) gone() []*instance {
 	return out
 }
 
-// folding is what happens in one transaction.
+// folding is one transaction.
 type folding struct {
 	// idle instances become part of the totals. Those that are not removed keep
 	// their last values.
@@ -93,11 +92,11 @@ type folding struct {
 }
 
 // fold adds what instances counted to the totals and deletes the rows of removed
-// ones. But for what is pushed, what is served stays the same. The caller has the
-// turn.
+// ones. What is served stays the same, but for what is pushed. The caller holds
+// writing.
 //
-// The totals are written anew even if nothing is added: by their version the
-// others know that there was a fold, see readNewer.
+// The totals are written again even if nothing is added. Their version says to the
+// other replicas that there was a fold, see readNewer.
 func (f *Families) fold(ctx context.Context, now time.Time, what folding) (totals *instance, _ error) {
 	f.mu.Lock()
 	totals, types := f.instances[agent.Instance{}], f.types // a map that is replaced, never changed
@@ -105,19 +104,19 @@ func (f *Families) fold(ctx context.Context, now time.Time, what folding) (total
 	if totals == nil {
 		totals = &instance{version: f.replacedVersion(agent.Instance{})}
 	}
-	rows, err := f.setAside(ctx, now)
+	rows, err := f.copyUnreadableTotals(ctx, now)
 	if err != nil {
 		return nil, err
 	}
 	counted := make([]*instance, len(what.idle))
 	for i := range what.idle {
-		counted[i] = what.idle[i].only(types)
+		counted[i] = what.idle[i].ofTypes(types)
 	}
 	added := counted
 	if what.spilled != nil {
 		added = append(slices.Clone(counted), what.spilled)
 	}
-	totals, forgotten := f.trim(f.merges.foldInto(totals.only(types), added), what)
+	totals, forgotten := f.trim(f.merges.foldInto(totals.ofTypes(types), added), what)
 	next := []*instance{totals}
 	for i := range what.idle {
 		if !slices.Contains(what.removed, what.idle[i]) {
@@ -146,13 +145,13 @@ func (f *Families) fold(ctx context.Context, now time.Time, what folding) (total
 	f.mu.Unlock()
 	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
 	defer cancel()
-	if err := f.noteStored(ctx, f.store.FoldPushes(bounded, rows, gone)); err != nil {
-		return nil, fmt.Errorf("fold pushes: %w", err)
+	if err := f.recordWrite(ctx, f.store.FoldPushes(bounded, rows, gone)); err != nil {
+		return nil, fmt.Errorf("merge pushes into totals: %w", err)
 	}
 	f.metrics.folded.Add(float64(len(what.idle)))
 	f.metrics.forgotten.Add(float64(forgotten))
 	if forgotten > 0 {
-		f.log.WarnContext(ctx, "series of instances that are gone are forgotten for want of room", "series", forgotten)
+		f.log.WarnContext(ctx, "series of the totals are forgotten to make room", "series", forgotten)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
-// Lease says which replica serves what exactly one may serve. It must not block.
+// Lease decides which replica serves what exactly one may serve. It must not block.
 type Lease interface {
 	// Term returns 0 while this replica does not lead, otherwise a number above 0
 	// that is another one each time it came to lead: what another leader served
@@ -20,9 +20,10 @@ type Lease interface {
 	Term() int64
 }
 
-// News carries hints between replicas. pubsub's engines are some.
-type News interface {
-	// Publish tells subscribers of channel. It may fail, and news may be lost.
+// Notifier carries notifications between replicas. Engines of pubsub implement it.
+type Notifier interface {
+	// Publish notifies subscribers of channel. It may fail, and notifications may
+	// be lost.
 	Publish(ctx context.Context, channel string, payload []byte) error
 	// Subscribe calls f with each payload, one after the other; with nil after
 	// some were lost.
@@ -30,15 +31,15 @@ type News interface {
 }
 
 const (
-	// newsChannel carries an instance in hex and the version of its row that was
-	// stored; the zero instance after a fold.
-	newsChannel = "agentstatsd_pushes"
-	// newsTimeout bounds one publication.
-	newsTimeout = time.Second
-	// followPause is the least time between two looks at the store: what is pushed
-	// meanwhile is merged and rendered at once.
+	// notificationChannel carries an instance in hex and the version of its stored
+	// row; after a fold those of the zero instance.
+	notificationChannel = "agentstatsd_pushes"
+	// notificationTimeout bounds one publication.
+	notificationTimeout = time.Second
+	// followPause is the least time between two reads of the store. What is pushed
+	// meanwhile is merged and rendered together.
 	followPause = 100 * time.Millisecond
-	// leaseCheck is how often the lease, which is in memory, is looked at: a new
+	// leaseCheck is how often the lease, which is in memory, is checked. A new
 	// leader begins to serve that much later at most.
 	leaseCheck = 100 * time.Millisecond
 	// unreadIntervals that reading fails make the families unhealthy.
@@ -55,8 +56,7 @@ func (f *Families) serves() bool {
 	return term != 0 && term == f.caughtUp.Load()
 }
 
-// Follow reads what is stored and not held here, because other replicas stored
-// or removed it, and shows it.
+// Follow reads what other replicas stored or removed, and serves it.
 func (f *Families) Follow(ctx context.Context) error {
 	if err := f.follow(ctx, time.Now()); err != nil {
 		return fmt.Errorf("follow pushes: %w", err)
@@ -65,14 +65,14 @@ func (f *Families) Follow(ctx context.Context) error {
 }
 
 func (f *Families) follow(ctx context.Context, now time.Time) error {
-	if err := f.takeTurn(ctx); err != nil {
+	if err := f.acquireWriting(ctx); err != nil {
 		return err
 	}
-	defer f.endTurn()
+	defer f.releaseWriting()
 	return f.catchUp(ctx, now)
 }
 
-// catchUp is follow for who has the turn.
+// catchUp is follow for a caller that holds writing.
 func (f *Families) catchUp(ctx context.Context, now time.Time) error {
 	term := int64(0)
 	if f.opts.Lease != nil {
@@ -84,12 +84,12 @@ func (f *Families) catchUp(ctx context.Context, now time.Time) error {
 	if err != nil {
 		f.metrics.follows.WithLabelValues(followFailed).Inc()
 		if ctx.Err() == nil {
-			f.unread.note(err)
+			f.readError.record(err)
 		}
-		f.nudge()
+		f.requestFollow()
 		return err
 	}
-	f.unread.note(nil)
+	f.readError.record(nil)
 	f.skipLocked(ctx, bad)
 	switch {
 	case len(next)+len(gone) == 0:
@@ -104,14 +104,14 @@ func (f *Families) catchUp(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// readNewer returns the instances whose rows are newer than what is held here,
-// those whose rows are gone, and the rows that cannot be decoded. The caller has
-// the turn.
+// readNewer returns the instances whose rows are newer than those in memory, those
+// whose rows were removed, and the rows that cannot be decoded. The caller holds
+// writing.
 //
-// A push changes one row, and rows are shown in any mixture of before and after
-// pushes. A fold changes several, which must be seen together: so if there was
-// one, which the version of the totals tells, all are read at one moment. A row
-// that was removed and came back, its versions counted anew, is seen by that too.
+// A push changes one row. Rows are read in any mixture of before and after pushes.
+// A fold changes several rows, which must be read together. The version of the
+// totals shows that there was a fold. Then all rows are read in one transaction.
+// That also finds a row that was removed and came back, whose versions start again.
 func (f *Families) readNewer(ctx context.Context, now time.Time) (
 	next []*instance, gone []agent.Instance, bad []badRow, _ error,
 ) {
@@ -140,12 +140,12 @@ func (f *Families) readNewer(ctx context.Context, now time.Time) (
 		}
 	}
 	f.mu.Lock()
-	held := f.instances // only changed by who has the turn
+	known := f.instances // only changed by who has the turn
 	f.mu.Unlock()
 	stay := make(map[agent.Instance]bool, len(rows))
 	for _, r := range rows {
 		stay[r.Instance] = true
-		if h := held[r.Instance]; h != nil && h.version == r.Version && h.updatedAt.Equal(r.UpdatedAt) {
+		if h := known[r.Instance]; h != nil && h.version == r.Version && h.updatedAt.Equal(r.UpdatedAt) {
 			continue
 		}
 		i, healed, err := f.codec.decode(r, now)
@@ -156,7 +156,7 @@ func (f *Families) readNewer(ctx context.Context, now time.Time) (
 		f.metrics.healed.Add(float64(healed))
 		next = append(next, i)
 	}
-	for id := range held {
+	for id := range known {
 		if folded && !stay[id] {
 			gone = append(gone, id)
 		}
@@ -164,9 +164,9 @@ func (f *Families) readNewer(ctx context.Context, now time.Time) (
 	return next, gone, bad, nil
 }
 
-// newer returns the instances whose stored versions are newer than those held
-// here. folded means that there is more to it: rows were folded or removed, or
-// nothing is held yet.
+// newer returns the instances whose stored versions are newer than those in memory.
+// folded is true if all rows are to be read: some were folded or removed, or
+// nothing was loaded yet.
 func (f *Families) newer(stored map[agent.Instance]int64) (ids []agent.Instance, folded bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -178,25 +178,25 @@ func (f *Families) newer(stored map[agent.Instance]int64) (ids []agent.Instance,
 			delete(f.unreadable, id)
 		}
 	}
-	known := 0
+	count := 0
 	for id, version := range stored {
-		held := f.instances[id]
+		known := f.instances[id]
 		switch {
-		case held == nil && f.unreadable[id].version == version:
+		case known == nil && f.unreadable[id].version == version:
 			continue
-		case held == nil:
+		case known == nil:
 			ids = append(ids, id)
 			folded = folded || id == agent.Instance{}
 			continue
-		case held.version == version:
-		case held.version < version && id != agent.Instance{}:
+		case known.version == version:
+		case known.version < version && id != agent.Instance{}:
 			ids = append(ids, id)
 		default:
 			folded = true
 		}
-		known++
+		count++
 	}
-	return ids, folded || known < len(f.instances)
+	return ids, folded || count < len(f.instances)
 }
 
 func (f *Families) readVersions(ctx context.Context) (map[agent.Instance]int64, error) {
@@ -219,8 +219,8 @@ func (f *Families) readRows(ctx context.Context, ids []agent.Instance) ([]agent.
 	return rows, nil
 }
 
-// followUntilDone follows when it is nudged, and if there is a lease every
-// FollowInterval and when this replica comes to lead.
+// followUntilDone follows on request. With a lease it also follows every
+// FollowInterval, and when this replica becomes the leader.
 func (f *Families) followUntilDone(ctx context.Context) {
 	var interval, check <-chan time.Time
 	if f.opts.Lease != nil {
@@ -234,7 +234,7 @@ func (f *Families) followUntilDone(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-f.nudged:
+		case <-f.followRequested:
 		case <-interval:
 		case <-check:
 			if !f.cameToLead() {
@@ -267,42 +267,43 @@ func (f *Families) cameToLead() bool {
 	return term != 0 && term != f.caughtUp.Load()
 }
 
-// nudge has Run follow soon.
-func (f *Families) nudge() {
+// requestFollow makes Run follow soon.
+func (f *Families) requestFollow() {
 	select {
-	case f.nudged <- struct{}{}:
+	case f.followRequested <- struct{}{}:
 	default:
 	}
 }
 
-// tell tells the other replicas that a row was stored. What they are not told
-// they see within FollowInterval.
-func (f *Families) tell(ctx context.Context, id agent.Instance, version int64) {
-	if f.opts.News == nil {
+// publishStored notifies the other replicas of a stored row. Without a notification
+// they read it within FollowInterval.
+func (f *Families) publishStored(ctx context.Context, id agent.Instance, version int64) {
+	if f.opts.Notifier == nil {
 		return
 	}
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), newsTimeout)
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), notificationTimeout)
 	defer cancel()
-	if err := f.opts.News.Publish(bounded, newsChannel, fmt.Appendf(nil, "%x %d", id, version)); err != nil {
-		f.metrics.untold.Inc()
-		f.log.DebugContext(ctx, "news of a push are not published", "error", err)
+	if err := f.opts.Notifier.Publish(bounded, notificationChannel, fmt.Appendf(nil, "%x %d", id, version)); err != nil {
+		f.metrics.notificationErrors.Inc()
+		f.log.DebugContext(ctx, "notification of a push is not published", "error", err)
 	}
 }
 
-// hear takes news of a push; nil: some were missed. What is held here already,
-// like the pushes of this replica, is nothing new.
-func (f *Families) hear(payload []byte) {
+// handleNotification handles a notification of a push; nil: some were missed. A row
+// that is in memory here, as after a push to this replica, is not read.
+func (f *Families) handleNotification(payload []byte) {
 	name, number, _ := strings.Cut(string(payload), " ")
 	id, idErr := hex.DecodeString(name)
 	version, err := strconv.ParseInt(number, 10, 64)
-	if idErr != nil || err != nil || len(id) != len(agent.Instance{}) || !f.holds(agent.Instance(id), version) {
-		f.nudge()
+	if idErr != nil || err != nil || len(id) != len(agent.Instance{}) || !f.isKnown(agent.Instance(id), version) {
+		f.requestFollow()
 	}
 }
 
-func (f *Families) holds(id agent.Instance, version int64) bool {
+// isKnown reports whether this version of a row, or a later one, is in memory.
+func (f *Families) isKnown(id agent.Instance, version int64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	held := f.instances[id]
-	return held != nil && held.version >= version
+	known := f.instances[id]
+	return known != nil && known.version >= version
 }

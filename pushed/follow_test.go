@@ -95,8 +95,8 @@ func TestCallerGoes(t *testing.T) {
 	defer again()
 	cancel = again
 	require.ErrorIs(t, f.Follow(ctx), context.Canceled)
-	require.NoError(t, f.unread.err)
-	require.Len(t, f.nudged, 1, "and it is found out what the store has")
+	require.NoError(t, f.readError.err)
+	require.Len(t, f.followRequested, 1, "and it is found out what the store has")
 }
 
 // Somebody else writes the row each time: after a few attempts the pusher is
@@ -297,7 +297,7 @@ func TestClockAhead(t *testing.T) {
 // running is a replica that runs until the test ends.
 func running(t *testing.T, store Store, opts Options) *Families {
 	t.Helper()
-	f, err := New(store, new(claims), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	f, err := New(store, new(hider), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -328,7 +328,7 @@ func TestLease(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, counter("5"), text(t, a))
 		require.Empty(t, text(t, b))
-		require.Empty(t, b.claims.(*claims).get())
+		require.Empty(t, b.hider.(*hider).get())
 		pushText(t, a, time.Now(), 1, 2, counter("6"))
 
 		// The database is away: who leads goes on, who comes to lead must wait.
@@ -343,7 +343,7 @@ func TestLease(t *testing.T) {
 		time.Sleep(maxRetry)
 		synctest.Wait()
 		require.Equal(t, counter("6"), text(t, b))
-		require.Contains(t, b.claims.(*claims).get(), "x_total")
+		require.Contains(t, b.hider.(*hider).get(), "x_total")
 
 		// Lost and won again before anybody looked.
 		pushText(t, b, time.Now(), 1, 3, counter("7"))
@@ -405,7 +405,7 @@ func TestNews(t *testing.T) {
 		var l lease
 		l.give(2)
 		opts := func(replica int) Options {
-			return Options{Lease: l.of(replica), News: news, FollowInterval: time.Hour}
+			return Options{Lease: l.of(replica), Notifier: news, FollowInterval: time.Hour}
 		}
 		a, b := running(t, database, opts(1)), running(t, database, opts(2))
 		time.Sleep(time.Second)
@@ -427,12 +427,12 @@ func TestNews(t *testing.T) {
 		// News that were missed, that make no sense, or that it has.
 		before := follows(b, followUnchanged)
 		for i, payload := range []string{"", "zz 1", "00 1", strings.Repeat("00", 40) + " 1", "0c00000000000000000000000000000b 1"} {
-			b.hear([]byte(payload))
+			b.handleNotification([]byte(payload))
 			time.Sleep(2 * followPause)
 			synctest.Wait()
 			require.Equal(t, before+1+float64(i), follows(b, followUnchanged))
 		}
-		b.hear([]byte("0c000000000000000000000000000001 10"))
+		b.handleNotification([]byte("0c000000000000000000000000000001 10"))
 		time.Sleep(2 * followPause)
 		synctest.Wait()
 		require.Equal(t, before+5, follows(b, followUnchanged))
@@ -441,7 +441,7 @@ func TestNews(t *testing.T) {
 		news.err = errors.New("no bus")
 		news.mu.Unlock()
 		pushText(t, a, time.Now(), 1, 11, counter("7"))
-		require.Equal(t, 1.0, testutil.ToFloat64(a.metrics.untold))
+		require.Equal(t, 1.0, testutil.ToFloat64(a.metrics.notificationErrors))
 		require.NoError(t, a.Healthy())
 		synctest.Wait()
 		require.Equal(t, counter("6"), text(t, b))

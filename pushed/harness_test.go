@@ -124,18 +124,18 @@ func (m *memory) Pushes(ctx context.Context, ids []agent.Instance) (rows []agent
 }
 
 // claims keeps what was claimed last.
-type claims struct {
+type hider struct {
 	mu    sync.Mutex
 	names map[string]metrics.Type
 }
 
-func (c *claims) HideFamilies(names map[string]metrics.Type) {
+func (c *hider) HideFamilies(names map[string]metrics.Type) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.names = names
 }
 
-func (c *claims) get() map[string]metrics.Type {
+func (c *hider) get() map[string]metrics.Type {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.names
@@ -180,7 +180,7 @@ type fataler interface {
 
 func open(t fataler, store Store, opts Options) *Families {
 	t.Helper()
-	f, err := New(store, new(claims), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	f, err := New(store, new(hider), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, f.Load(context.Background()))
 	return f
@@ -316,7 +316,7 @@ func parse(t fataler, p textparse.Parser, samples map[string]float64) {
 func newUnloaded(t fataler, store Store) (*Families, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	f, err := New(store, new(claims), Options{}, reg, slog.New(slog.DiscardHandler))
+	f, err := New(store, new(hider), Options{}, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	return f, reg
 }

@@ -7,9 +7,9 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// decodeInLine is decode of one snapshot at a time: what a snapshot takes while it is
-// decoded is bounded, and so is what all of them take. It ends with ctx.
-func (f *Families) decodeInLine(ctx context.Context, now time.Time, p *agent.Push) ([]*decodedFamily, error) {
+// decodeSerially decodes one snapshot at a time. That bounds the memory of all that
+// are being decoded. It returns the error of ctx when that ends.
+func (f *Families) decodeSerially(ctx context.Context, now time.Time, p *agent.Push) ([]*decodedFamily, error) {
 	select {
 	case f.decoding <- struct{}{}:
 	case <-ctx.Done():

@@ -54,7 +54,7 @@ func (f *Families) mergeLocked(name string) *family {
 	switch how := f.merges.of(name, out.Type); {
 	case cumulative(out.Type):
 		out.Series = sumSeries(all, how != metrics.MergeSum, f.floors[name])
-		f.keepFloorsLocked(out)
+		f.updateFloorsLocked(out)
 		if out.Type == metrics.Summary {
 			addQuantiles(out.Series, all)
 		}
@@ -62,7 +62,7 @@ func (f *Families) mergeLocked(name string) *family {
 			out.Series = slices.DeleteFunc(out.Series, func(s series) bool { return hidden[s.Labels] })
 		}
 	case how == metrics.MergeSticky:
-		out.Series = longestHeld(all).Series
+		out.Series = longestPresent(all).Series
 	default:
 		out.Series = combineGauges(all, how)
 	}
@@ -72,8 +72,8 @@ func (f *Families) mergeLocked(name string) *family {
 	return out
 }
 
-// contributionsLocked returns what counts towards a family. What is folded adds
-// up to 0.
+// contributionsLocked returns the contributions to a family. A folded instance
+// contributes nothing.
 func (f *Families) contributionsLocked(name string) []contribution {
 	var all []contribution
 	for _, i := range f.instances {
@@ -91,16 +91,16 @@ func compareAge(a, b *instance) int {
 	return cmp.Or(a.updatedAt.Compare(b.updatedAt), bytes.Compare(a.id[:], b.id[:]))
 }
 
-// member is a series of one instance.
-type member struct {
+// contributedSeries is a series of one instance.
+type contributedSeries struct {
 	*series
 	instance *instance
 }
 
-// gather returns all series by their labels, in the order of these.
-func gather(all []contribution) [][]member {
+// groupByLabels returns all series by their labels, sorted by these.
+func groupByLabels(all []contribution) [][]contributedSeries {
 	index := make(map[string]int, len(all[0].family.Series))
-	var out [][]member
+	var out [][]contributedSeries
 	for _, c := range all {
 		for i := range c.family.Series {
 			s := &c.family.Series[i]
@@ -110,10 +110,10 @@ func gather(all []contribution) [][]member {
 				index[s.Labels] = at
 				out = append(out, nil)
 			}
-			out[at] = append(out[at], member{s, c.instance})
+			out[at] = append(out[at], contributedSeries{s, c.instance})
 		}
 	}
-	slices.SortFunc(out, func(a, b []member) int { return strings.Compare(a[0].Labels, b[0].Labels) })
+	slices.SortFunc(out, func(a, b []contributedSeries) int { return strings.Compare(a[0].Labels, b[0].Labels) })
 	return out
 }
 
@@ -121,7 +121,7 @@ func gather(all []contribution) [][]member {
 // alone, so that a sum can be added to again. floors are added too. If each
 // instance has the whole, the largest is taken, in Value or Hist.
 func sumSeries(all []contribution, whole bool, floors map[string]*distribution) []series {
-	groups := gather(all)
+	groups := groupByLabels(all)
 	out := make([]series, len(groups))
 	var parts []*distribution
 	for i, group := range groups {
@@ -171,19 +171,19 @@ func (s *series) whole(of *instance) (float64, *distribution) {
 // are alive, and by all of these in a form that is refused; nil: there are none.
 func refusedOnly(all []contribution) map[string]bool {
 	var refused map[string]bool
-	for _, taken := range [...]bool{false, true} {
+	for _, stored := range [...]bool{false, true} {
 		for _, c := range all {
 			if !c.instance.live {
 				continue
 			}
 			for i := range c.family.Series {
 				switch s := &c.family.Series[i]; {
-				case s.Refused && !taken:
+				case s.Refused && !stored:
 					if refused == nil {
 						refused = make(map[string]bool)
 					}
 					refused[s.Labels] = true
-				case !s.Refused && taken:
+				case !s.Refused && stored:
 					delete(refused, s.Labels)
 				}
 			}
@@ -218,14 +218,14 @@ func addQuantiles(merged []series, all []contribution) {
 	}
 }
 
-// keepFloorsLocked remembers how coarse the native buckets of a merged family
-// are, as distributions that count nothing, and forgets those of series that it
-// has no more. Without them the zero bucket could become narrower when an
-// instance widens its own and so loses the bucket for which that of the sum was
-// widened. They end with the process and are not known to other replicas: only
-// where instances disagree on the zero bucket can a restart or another leader
-// make it narrower, which Prometheus takes for a reset.
-func (f *Families) keepFloorsLocked(merged *family) {
+// updateFloorsLocked records how coarse the native buckets of a merged family are,
+// as distributions without counts. It forgets those of series that the family has
+// no more. Without them the zero bucket could become narrower, when an instance
+// widens its own and loses the bucket for which the sum's was widened. Floors end
+// with the process, and other replicas do not have them. So a restart or another
+// leader can make a zero bucket narrower where instances disagree. Prometheus takes
+// that for a reset.
+func (f *Families) updateFloorsLocked(merged *family) {
 	before := f.floors[merged.Name]
 	var kept map[string]*distribution
 	for i := range merged.Series {
@@ -256,7 +256,7 @@ func combineGauges(all []contribution, how metrics.Merge) []series {
 	if how == metrics.MergeStickySeries { // of two that had it at once all replicas choose the same
 		slices.SortFunc(all, func(a, b contribution) int { return bytes.Compare(a.instance.id[:], b.instance.id[:]) })
 	}
-	groups := gather(all)
+	groups := groupByLabels(all)
 	out := make([]series, len(groups))
 	for i, group := range groups {
 		best := *group[0].series
@@ -291,7 +291,7 @@ func combines(how metrics.Merge) bool {
 // combine adds gauges, or takes the largest or the least. What is no number, or
 // beyond all that is measured, does not count beside one that is; of several such
 // alone it is the largest, or the least. The result does not depend on the order.
-func combine(how metrics.Merge, group []member) float64 {
+func combine(how metrics.Merge, group []contributedSeries) float64 {
 	terms := make([]float64, 0, len(group))
 	for _, s := range group {
 		if isTerm(s.Value) {
@@ -321,10 +321,10 @@ func combine(how metrics.Merge, group []member) float64 {
 	return sum.value()
 }
 
-// longestHeld returns the family of the instance that has had it for longest
-// without a break: it goes on being served from there while others come and go,
-// whichever replica serves it.
-func longestHeld(all []contribution) *family {
+// longestPresent returns the family of the instance that has had it longest without
+// a break. So it is served from there while others come and go, whichever replica
+// serves it.
+func longestPresent(all []contribution) *family {
 	return slices.MinFunc(all, func(a, b contribution) int {
 		return cmp.Or(cmp.Compare(a.family.Since, b.family.Since), bytes.Compare(a.instance.id[:], b.instance.id[:]))
 	}).family

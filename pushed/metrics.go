@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// What became of a push: the label outcome.
+// Outcomes of a push, as labels.
 const (
 	outcomeStored      = "stored"
 	outcomeDuplicate   = "duplicate"
@@ -15,14 +15,14 @@ const (
 	outcomeUnavailable = "unavailable"
 )
 
-// What became of a look for what other replicas stored: the label outcome.
+// Outcomes of a read of what other replicas stored, as labels.
 const (
 	followChanged   = "changed"
 	followUnchanged = "unchanged"
 	followFailed    = "failed"
 )
 
-// ownMetrics are what the pushed families say of themselves.
+// ownMetrics are the metrics of this package.
 type ownMetrics struct {
 	pushes  *prometheus.CounterVec
 	refused *prometheus.CounterVec
@@ -34,7 +34,7 @@ type ownMetrics struct {
 	rowsRead                     prometheus.Counter
 	undecodable, healed          prometheus.Counter
 	outdated                     prometheus.Counter
-	untold                       prometheus.Counter
+	notificationErrors           prometheus.Counter
 	renderErrors                 prometheus.Counter
 }
 
@@ -42,7 +42,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 	m := &ownMetrics{
 		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_pushes_total",
-			Help: "Snapshots that coderd instances pushed, by what became of them.",
+			Help: "Snapshots that coderd instances pushed, by outcome.",
 		}, []string{"outcome"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_pushed_families_refused_total",
@@ -57,16 +57,16 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 			Help: "Exemplars, created timestamps and sums of stored snapshots that were left out, and gauges of them that count in no sum, maximum or minimum, once for each snapshot, by reason; their series are served.",
 		}, []string{"reason"}),
 		folded: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_push_instances_folded_total",
-			Help: "Instances that were gone and whose counts became part of the totals.",
+			Name: "agentstatsd_push_instances_merged_total",
+			Help: "Instances that were gone and whose counts were merged into totals.",
 		}),
 		forgotten: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_totals_series_forgotten_total",
-			Help: "Series of instances that are gone which were forgotten for want of room.",
+			Help: "Series of the totals, of instances that are gone, that were forgotten to make room.",
 		}),
 		follows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_push_follows_total",
-			Help: "Looks for pushes that are stored and not held here, by what became of them.",
+			Help: "Reads of what other replicas stored of pushes, by outcome.",
 		}, []string{"outcome"}),
 		rowsRead: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_rows_read_total",
@@ -82,11 +82,11 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 		}),
 		outdated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pushes_outdated_total",
-			Help: "How often a push or fold was not stored, and decided again, because another replica had written the same row.",
+			Help: "How often a push, or a merge into totals, was decided again because another replica had written the same row.",
 		}),
-		untold: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_push_news_errors_total",
-			Help: "Stored pushes and folds that the other replicas could not be told of: they find out later.",
+		notificationErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_push_notification_errors_total",
+			Help: "Stored pushes, and merges into totals, of which the other replicas could not be notified: they read them later.",
 		}),
 		renderErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pushed_family_render_errors_total",
@@ -106,7 +106,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 	return m, errors.Join(
 		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues),
 		reg.Register(m.folded), reg.Register(m.forgotten), reg.Register(m.renderErrors),
-		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.healed), reg.Register(m.outdated), reg.Register(m.untold),
+		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.healed), reg.Register(m.outdated), reg.Register(m.notificationErrors),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_pushed_families_served",
 			Help: "1 while this replica is the one that serves what coderd instances pushed.",
@@ -116,7 +116,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 			}
 			return 0
 		})),
-		gauge("agentstatsd_push_instances", "Instances that something is kept of, the totals included.",
+		gauge("agentstatsd_push_instances", "Instances with a stored row, the totals included.",
 			func(v *view) int { return v.instances }),
 		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",
 			func(v *view) int { return v.series }),

@@ -11,13 +11,13 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Push takes in a snapshot that was received at now, and returns what it
-// refused of it, when the rest is durable and shown. After an error the snapshot
-// can be pushed again, here or elsewhere: if it was stored nevertheless, it does
-// not count twice. A snapshot that is not above the newest of its instance is
-// known already: its refusals are those of the newest.
+// Push stores a snapshot that was received at now, and returns its refusals. The
+// rest is then durable and served. After an error the snapshot can be pushed again,
+// here or elsewhere. It does not count twice if it was stored nevertheless. A
+// snapshot that is not above the newest of its instance is known. Its refusals are
+// those of the newest.
 //
-// It waits for pushes that came before. p is not changed, nor kept.
+// It waits for pushes that came before. p is neither changed nor kept.
 func (f *Families) Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error) {
 	if p.Instance == (agent.Instance{}) {
 		f.metrics.pushes.WithLabelValues(outcomeInvalid).Inc()
@@ -27,33 +27,33 @@ func (f *Families) Push(ctx context.Context, now time.Time, p agent.Push) ([]age
 		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
 		return nil, errNotLoaded
 	}
-	decoded, err := f.decodeInLine(ctx, now, &p)
+	decoded, err := f.decodeSerially(ctx, now, &p)
 	if err != nil {
 		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
 		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
 	}
-	taken, outcome, err := f.push(ctx, now, &p, decoded)
+	stored, outcome, err := f.push(ctx, now, &p, decoded)
 	f.metrics.pushes.WithLabelValues(outcome).Inc()
 	if err != nil {
 		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
 	}
 	if outcome == outcomeStored {
-		f.tell(ctx, taken.id, taken.version)
+		f.publishStored(ctx, stored.id, stored.version)
 	}
-	return taken.refused, nil
+	return stored.refused, nil
 }
 
-// push returns the instance as it is with the snapshot. It decides again if what
-// it decided on was not the newest.
+// push returns the instance with the snapshot. It decides again if it decided on a
+// row that was not the newest.
 func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
-	taken *instance, outcome string, err error,
+	stored *instance, outcome string, err error,
 ) {
-	if err := f.takeTurn(ctx); err != nil {
+	if err := f.acquireWriting(ctx); err != nil {
 		return nil, outcomeUnavailable, err
 	}
-	defer f.endTurn()
+	defer f.releaseWriting()
 	for range decisions {
-		taken, outcome, err = f.pushOnHeld(ctx, now, p, decoded)
+		stored, outcome, err = f.pushOnKnown(ctx, now, p, decoded)
 		if !errors.Is(err, agent.ErrOutdated) {
 			break
 		}
@@ -62,12 +62,11 @@ func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, decod
 			return nil, outcomeUnavailable, err
 		}
 	}
-	return taken, outcome, err
+	return stored, outcome, err
 }
 
-// pushOnHeld decides on what is held here of the instance. The caller has the
-// turn.
-func (f *Families) pushOnHeld(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
+// pushOnKnown decides on the instance as it is in memory. The caller holds writing.
+func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
 	_ *instance, outcome string, _ error,
 ) {
 	old, full := f.find(p.Instance)
@@ -94,12 +93,13 @@ func (f *Families) pushOnHeld(ctx context.Context, now time.Time, p *agent.Push,
 	return next, outcomeStored, nil
 }
 
-// maxShrinks bounds how often it is decided on fewer series until the row is small
-// enough. Each time the size tells how many will fit; the last time no new ones do.
+// maxShrinks bounds how often a push is decided on fewer series until its row is
+// small enough. Each time the row's size gives the next number of series. The last
+// time no new ones are stored.
 const maxShrinks = 5
 
-// decideAndSave decides what is taken in of a snapshot, and stores it. Where the
-// row would be too large, it takes in fewer series.
+// decideAndSave decides which series of a snapshot are stored, and stores them. If
+// the row would be too large, it stores fewer series.
 func (f *Families) decideAndSave(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance) (
 	*instance, []refusals, error,
 ) {
@@ -127,7 +127,7 @@ func (f *Families) decideAndSave(ctx context.Context, now time.Time, p *agent.Pu
 	}
 }
 
-// outcomeOf returns what becomes of a push that was not stored.
+// outcomeOf returns the outcome of a push that was not stored.
 func outcomeOf(err error) string {
 	switch {
 	case errors.Is(err, agent.ErrNoRoom):
@@ -138,9 +138,9 @@ func outcomeOf(err error) string {
 	return outcomeUnavailable
 }
 
-// decide returns the instance with the snapshot, where old is what is held of it,
-// nil if nothing is. It has at most that many lines, but for what it counted before.
-// spilled is what it counted, does not push any more, and has no room for.
+// decide returns the instance with the snapshot. old is the instance in memory; nil
+// if it is new. most bounds the lines beside those that it counted before. spilled
+// is what it counted, does not push any more, and has no room for.
 func (f *Families) decide(now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance, most int) (
 	next, spilled *instance, refused []refusals,
 ) {
@@ -164,25 +164,25 @@ func (f *Families) decide(now time.Time, p *agent.Push, decoded []*decodedFamily
 		refused = f.admitLocked(next, old, decoded, most)
 	}
 	admit()
-	if old != nil && slices.ContainsFunc(refused, refusals.wantRoom) {
+	if old != nil && slices.ContainsFunc(refused, refusals.needRoom) {
 		f.mu.Lock()
-		old, spilled = old.only(f.types).spill(decoded)
+		old, spilled = old.ofTypes(f.types).splitAbsent(decoded)
 		f.mu.Unlock()
 		if spilled != nil {
 			admit()
 		}
 	}
-	next.refused = told(decoded, refused)
+	next.refused = refusalMessages(decoded, refused)
 	return next, spilled, refused
 }
 
-// savePush stores an instance and serves it, and adds to the totals what was
-// spilled.
+// savePush stores an instance and serves it. It adds what was spilled to the
+// totals.
 func (f *Families) savePush(ctx context.Context, now time.Time, next, spilled *instance) error {
 	if spilled != nil {
 		totals, err := f.fold(ctx, now, folding{pushed: next, spilled: spilled})
 		if err == nil {
-			f.tell(ctx, totals.id, totals.version)
+			f.publishStored(ctx, totals.id, totals.version)
 		}
 		return err
 	}
@@ -192,7 +192,7 @@ func (f *Families) savePush(ctx context.Context, now time.Time, next, spilled *i
 	}
 	bounded, cancel := context.WithTimeout(ctx, f.opts.StoreTimeout)
 	defer cancel()
-	if err := f.noteStored(ctx, f.store.SavePush(bounded, row)); err != nil {
+	if err := f.recordWrite(ctx, f.store.SavePush(bounded, row)); err != nil {
 		return err
 	}
 	next.version++
@@ -202,8 +202,8 @@ func (f *Families) savePush(ctx context.Context, now time.Time, next, spilled *i
 	return nil
 }
 
-// rowTooLargeError is why fewer series are taken in, or if what was counted before is
-// too large alone, why a push is refused as a whole.
+// rowTooLargeError is why fewer series are stored. If the earlier counts are too
+// large alone, it is why a push is refused as a whole.
 type rowTooLargeError struct{ size, most int }
 
 func (e *rowTooLargeError) Error() string {
@@ -212,8 +212,8 @@ func (e *rowTooLargeError) Error() string {
 
 func (e *rowTooLargeError) Unwrap() error { return agent.ErrNoRoom }
 
-// fewer returns how many of the lines fit into the row, about, and some less: what
-// is compressed is not all alike.
+// fewer estimates how many lines fit into the row, with a margin: series compress
+// unequally.
 func (e *rowTooLargeError) fewer(lines int) int {
 	return int(float64(lines) * float64(e.most) / float64(e.size) * 15 / 16)
 }
@@ -228,8 +228,8 @@ func (f *Families) encode(i *instance) (agent.PushRow, error) {
 	return row, err
 }
 
-// find returns what is held of an instance, nil if nothing is, and whether there
-// is no room for another.
+// find returns an instance in memory, nil if it is new, and whether there is no
+// room for another.
 func (f *Families) find(id agent.Instance) (_ *instance, full bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,20 +1,29 @@
-// Package pushed keeps the metric families that coderd instances push,
-// makes one family of those of several instances, and serves them.
+// Package pushed keeps the metric families that coderd instances push. It merges
+// the families of several instances, and serves the result.
 //
-// A push is stored before it is served or acknowledged. What an instance counted
-// counts for ever, gauges while it is alive. The merged families are kept
-// rendered: a scrape copies bytes.
+// A push is stored before it is served or acknowledged. Counts of an instance count
+// for ever, its gauges while it is alive. The merged families are kept rendered: a
+// scrape copies bytes.
 //
-// Of several replicas over one store any takes a push, and all keep and render
-// everything; the one that holds the lease serves it, once it has read what was
-// stored before it came to lead. Each row has a version, and is only replaced by
-// what was decided on the newest. What is served follows from the rows alone, so
-// it goes on from one leader to the next, but for one thing: how wide the zero
-// bucket of a native histogram has been is memory of a replica. Where instances
-// disagree on it, another leader can serve a narrower one, which Prometheus takes
-// for a reset of that histogram.
+// An instance has one of these states:
 //
-// The turn is taken before mu.
+//	(none) --Push--> alive --TTL or final push--> gone --FoldAfter--> folded --ForgetAfter--> (none)
+//	alive <--Push-- gone, folded
+//
+// A folded instance is merged into the totals. It keeps its last values, to count
+// only the increase if it comes back.
+//
+// Any of several replicas over one store takes a push. All keep and render
+// everything. The one with the lease serves, once it has read what was stored
+// before its term. Each row has a version. A row is replaced only by a decision on
+// its newest version. What is served follows from the rows alone, so another leader
+// continues it. The exception is the width that the zero bucket of a native
+// histogram has had, which a replica has in memory. Where instances disagree on it,
+// another leader can serve a narrower one. Prometheus takes that for a reset of the
+// histogram.
+//
+// writing is acquired before mu. The holder of writing is the only one that changes
+// instances, also over calls of the store. mu guards the fields below it.
 package pushed
 
 import (
@@ -44,13 +53,13 @@ type Options struct {
 	// KiB of labels counted as one; more are refused. Counts that it does not push
 	// any more go to the totals when there is no room for them. 0: 200,000.
 	MaxSeries int
-	// MaxTotalSeries is the same of all instances that are alive. With those that
-	// are gone and the totals there are not more either, but where the totals of
-	// what instances have that are alive are beyond it. 0: 2,000,000.
+	// MaxTotalSeries bounds the series of all instances that are alive. It also
+	// bounds all series, with those of gone instances and the totals, unless the
+	// totals of live series alone exceed it. 0: 2,000,000.
 	MaxTotalSeries int
-	// MaxInstances is how many have a row of their own. For one more the oldest
-	// that are gone are folded and forgotten; if none is gone it is refused.
-	// 0: 256.
+	// MaxInstances bounds the instances with a row of their own. For one more the
+	// oldest gone ones are merged into the totals and forgotten. If none is gone it
+	// is refused. 0: 256.
 	MaxInstances int
 	// MaxRowBytes bounds what is stored of one instance, compressed; series beyond
 	// are refused. 0: 64 MiB.
@@ -70,19 +79,19 @@ type Options struct {
 	// name. Of counters, histograms and summaries all but MergeSum mean that each
 	// instance has the whole: the largest is served.
 	Merge map[string]metrics.Merge
-	// ClaimFor is how long a name stays claimed after its family was last
+	// OwnFor is how long this package still owns a name after its family was last
 	// served. 0: 5 min, the time over which Prometheus looks back.
-	ClaimFor time.Duration
+	OwnFor time.Duration
 	// StoreTimeout bounds one call of the store. 0: 10 s.
 	StoreTimeout time.Duration
-	// Lease tells whether this replica serves and folds; nil: it is alone, and
+	// Lease decides whether this replica serves and folds. nil: it is alone, and
 	// does.
 	Lease Lease
-	// News tells replicas of one another's pushes; nil: they find out within
-	// FollowInterval.
-	News News
-	// FollowInterval is the time between two looks for what other replicas
-	// stored, if there is a lease. 0: 5 s.
+	// Notifier notifies replicas of one another's pushes. nil: they read them
+	// within FollowInterval.
+	Notifier Notifier
+	// FollowInterval is the time between two reads of what other replicas stored,
+	// if there is a lease. 0: 5 s.
 	FollowInterval time.Duration
 	// Random draws the waits after reads that failed, within [0, 1); nil: rand.Float64.
 	Random func() float64
@@ -117,7 +126,7 @@ func (o *Options) validate() error {
 		{"series TTL", &o.SeriesTTL, 2 * time.Minute},
 		{"time to fold", &o.FoldAfter, 24 * time.Hour},
 		{"time to forget", &o.ForgetAfter, 7 * 24 * time.Hour},
-		{"time to claim", &o.ClaimFor, 5 * time.Minute},
+		{"time to own names", &o.OwnFor, 5 * time.Minute},
 		{"store timeout", &o.StoreTimeout, 10 * time.Second},
 		{"time to follow", &o.FollowInterval, 5 * time.Second},
 	} {
@@ -161,10 +170,10 @@ type Store interface {
 	Pushes(ctx context.Context, ids []agent.Instance) ([]agent.PushRow, error)
 }
 
-// Claims is told which families are served here, or were within the last
-// minutes, so that nobody else serves them. It replaces what it was told
-// before. aggregator.Aggregator is one. It must not block nor keep the map.
-type Claims interface {
+// FamilyHider hides the families of others that are served here, or were within
+// OwnFor. HideFamilies replaces the set of their names. It must not block nor keep
+// the map. aggregator.Aggregator is one.
+type FamilyHider interface {
 	HideFamilies(names map[string]metrics.Type)
 }
 
@@ -172,65 +181,68 @@ type Claims interface {
 // safe for concurrent use.
 type Families struct {
 	store   Store
-	claims  Claims
+	hider   FamilyHider
 	opts    Options
 	log     *slog.Logger
 	retries backoff.Backoff
 	metrics *ownMetrics
-	codec   *codec // used by whoever has the turn
-	merges  merges
+	// codec is used by the holder of writing.
+	codec  *codec
+	merges merges
 
-	// turn is held by whoever changes instances, over the call of the store:
-	// pushes are stored one after the other.
-	turn chan struct{}
-	// decoding is held while a snapshot is decoded.
+	// writing is a semaphore of one for changes of instances, calls of the store
+	// included. So pushes are stored one after the other.
+	writing chan struct{}
+	// decoding is a semaphore of one for decoding a snapshot.
 	decoding chan struct{}
-	// wake tells Run that deadlines have changed.
+	// wake wakes Run after deadlines have changed.
 	wake chan struct{}
-	// nudged tells Run that something was stored that is not held here.
-	nudged chan struct{}
-	view   atomic.Pointer[view]
+	// followRequested wakes Run after something was stored that is not in memory
+	// here.
+	followRequested chan struct{}
+	view            atomic.Pointer[view]
 	// caughtUp is the newest term of the lease in which everything was read.
 	caughtUp atomic.Int64
 
-	// mu guards what follows. Only with the turn are instances changed.
+	// mu guards the fields below. Only the holder of writing changes instances.
 	mu     sync.Mutex
 	loaded bool
 	// unstored and unread are what fails of the store: writing and reading.
-	unstored, unread failing
-	instances        map[agent.Instance]*instance
+	writeError, readError storeError
+	instances             map[agent.Instance]*instance
 	// unreadable are the rows that cannot be decoded.
 	unreadable map[agent.Instance]badRow
-	// types are those of the names that are held, see settleLocked.
+	// types are those of all families in memory, by name. See updateTypesLocked.
 	types    map[string]metrics.Type
 	rendered map[string]*rendered
-	claimed  map[string]claim
+	owned    map[string]ownership
 	// floors are what native histograms must not be finer than, by family and
 	// labels.
 	floors map[string]map[string]*distribution
 }
 
-// failing describes the calls of the store that failed since the last good one.
-type failing struct {
+// storeError is the last error of the store, and the time of the first one since a
+// call succeeded.
+type storeError struct {
 	since time.Time
 	err   error
 }
 
-// New returns a Families that takes pushes after Load, or within Run. Its
-// metrics are registered with reg, once.
-func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Families, error) {
+// New returns a Families that takes pushes after Load, or within Run. It registers
+// its metrics with reg.
+func New(store Store, hider FamilyHider, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Families, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
 	f := &Families{
-		store: store, claims: claims, opts: opts, log: log, merges: opts.Merge,
+		store: store, hider: hider, opts: opts, log: log, merges: opts.Merge,
 		retries: backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
-		turn:    make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), nudged: make(chan struct{}, 1),
+		writing: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), followRequested: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
 		unreadable: make(map[agent.Instance]badRow),
 		types:      make(map[string]metrics.Type),
 		rendered:   make(map[string]*rendered),
-		claimed:    make(map[string]claim),
+		owned:      make(map[string]ownership),
 		floors:     make(map[string]map[string]*distribution),
 	}
 	f.view.Store(new(view))
@@ -244,17 +256,17 @@ func New(store Store, claims Claims, opts Options, reg prometheus.Registerer, lo
 	return f, nil
 }
 
-// takeTurn waits for the turn.
-func (f *Families) takeTurn(ctx context.Context) error {
+// acquireWriting acquires writing, or returns the error of ctx.
+func (f *Families) acquireWriting(ctx context.Context) error {
 	select {
-	case f.turn <- struct{}{}:
+	case f.writing <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (f *Families) endTurn() { <-f.turn }
+func (f *Families) releaseWriting() { <-f.writing }
 
 // Load reads what is stored and serves it. It does nothing when it was done
 // before.
@@ -278,32 +290,32 @@ func (f *Families) isLoaded() bool {
 	return f.loaded
 }
 
-// note keeps the outcome of a call of the store.
-func (w *failing) note(err error) {
+// record records the result of a call of the store.
+func (w *storeError) record(err error) {
 	switch {
 	case err == nil:
-		*w = failing{}
+		*w = storeError{}
 	case w.err == nil:
-		*w = failing{time.Now(), err}
+		*w = storeError{time.Now(), err}
 	default:
 		w.err = err
 	}
 }
 
-// noteStored keeps the outcome of writing to the store for Healthy, and returns
-// it. After an error that leaves open whether it was written, it is read. That
-// the caller's ctx ended tells nothing of the store.
-func (f *Families) noteStored(ctx context.Context, err error) error {
+// recordWrite records the result of a write to the store for Healthy, and returns
+// it. After an error it is unknown whether the write happened, so the rows are
+// read. An error because the caller's ctx ended is not the store's.
+func (f *Families) recordWrite(ctx context.Context, err error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case err == nil, errors.Is(err, agent.ErrOutdated):
-		f.unstored.note(nil)
+		f.writeError.record(nil)
 		return err
 	case ctx.Err() == nil:
-		f.unstored.note(err)
+		f.writeError.record(err)
 	}
-	f.nudge()
+	f.requestFollow()
 	return err
 }
 
@@ -313,12 +325,12 @@ func (f *Families) Healthy() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.unstored.err != nil:
+	case f.writeError.err != nil:
 		return fmt.Errorf("pushed families are not stored since %s: %w",
-			f.unstored.since.UTC().Format(time.RFC3339), f.unstored.err)
-	case f.unread.err != nil && (!f.loaded || time.Since(f.unread.since) > unreadIntervals*f.opts.FollowInterval):
+			f.writeError.since.UTC().Format(time.RFC3339), f.writeError.err)
+	case f.readError.err != nil && (!f.loaded || time.Since(f.readError.since) > unreadIntervals*f.opts.FollowInterval):
 		return fmt.Errorf("stored pushes are not read since %s: %w",
-			f.unread.since.UTC().Format(time.RFC3339), f.unread.err)
+			f.readError.since.UTC().Format(time.RFC3339), f.readError.err)
 	case !f.loaded:
 		return errNotLoaded
 	}
@@ -327,14 +339,14 @@ func (f *Families) Healthy() error {
 
 var errNotLoaded = errors.New("pushed families are not loaded yet")
 
-// Run loads what is stored, unless that is done, takes gauges away at their TTL,
-// follows other replicas and folds instances that are gone, until ctx is
-// cancelled. Then it returns nil; an error only if the news cannot be had.
+// Run loads what is stored, unless that is done. Then it expires gauges, follows
+// other replicas, and folds gone instances, until ctx is cancelled. Then it returns
+// nil. It returns an error only if it cannot subscribe to notifications.
 func (f *Families) Run(ctx context.Context) error {
-	if f.opts.News != nil {
-		cancel, err := f.opts.News.Subscribe(newsChannel, f.hear)
+	if f.opts.Notifier != nil {
+		cancel, err := f.opts.Notifier.Subscribe(notificationChannel, f.handleNotification)
 		if err != nil {
-			return fmt.Errorf("subscribe to news of pushes: %w", err)
+			return fmt.Errorf("subscribe to notifications of pushes: %w", err)
 		}
 		defer cancel()
 	}
@@ -369,7 +381,8 @@ func (f *Families) Run(ctx context.Context) error {
 	}
 }
 
-// expire takes away what is over at now and returns the time until the next is.
+// expire removes what has expired at now, and returns the time until the next
+// expiry.
 func (f *Families) expire(now time.Time) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -386,7 +399,7 @@ func (f *Families) expire(now time.Time) time.Duration {
 		}
 	}
 	f.rebuildLocked(now, changed)
-	for _, c := range f.claimed {
+	for _, c := range f.owned {
 		if !c.until.IsZero() {
 			next = min(next, c.until.Sub(now))
 		}
@@ -404,7 +417,7 @@ func (f *Families) foldEvery(ctx context.Context, every time.Duration) {
 		case <-ticker.C:
 		}
 		if err := f.foldIdle(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			f.log.WarnContext(ctx, "pushes are not folded, trying again later", "error", err)
+			f.log.WarnContext(ctx, "idle instances are not merged into totals, trying again later", "error", err)
 		}
 	}
 }

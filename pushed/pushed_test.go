@@ -138,7 +138,7 @@ func TestStoreFails(t *testing.T) {
 
 func TestGaugesLive(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		f := open(t, new(memory), Options{SeriesTTL: time.Minute, ClaimFor: 5 * time.Minute})
+		f := open(t, new(memory), Options{SeriesTTL: time.Minute, OwnFor: 5 * time.Minute})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- f.Run(ctx) }()
@@ -190,13 +190,13 @@ x_total 1
 		want := map[string]metrics.Type{
 			"coderd_api_concurrent_requests": metrics.Gauge, "coderd_license_active_users": metrics.Gauge, "x_total": metrics.Counter,
 		}
-		require.Equal(t, want, f.claims.(*claims).get())
+		require.Equal(t, want, f.hider.(*hider).get())
 		time.Sleep(5*time.Minute - time.Nanosecond)
 		synctest.Wait()
-		require.Equal(t, want, f.claims.(*claims).get())
+		require.Equal(t, want, f.hider.(*hider).get())
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		require.Equal(t, map[string]metrics.Type{"x_total": metrics.Counter}, f.claims.(*claims).get())
+		require.Equal(t, map[string]metrics.Type{"x_total": metrics.Counter}, f.hider.(*hider).get())
 		cancel()
 		require.NoError(t, <-done)
 	})

@@ -41,7 +41,7 @@ const (
 // and reasons.
 const maxMessages = 64
 
-// scope is what a refusal takes away.
+// scope is what a refusal removes.
 type scope uint8
 
 const (
@@ -50,12 +50,11 @@ const (
 	ofValues
 )
 
-// refusal is why a family, some of its series or values of these are not taken
-// in.
+// refusal is why a family, some of its series or some of their values are refused.
 type refusal struct {
 	reason metrics.Reason
 	of     scope
-	// message tells of the first, count how many there are.
+	// message describes the first one. count is their number.
 	message string
 	count   int
 }
@@ -96,8 +95,8 @@ func (l *refusals) add(of scope, labels string, r *refusal) {
 	*l = append(*l, &refusal{r.reason, of, message, 1})
 }
 
-// wantRoom reports whether series are refused that more room would take in.
-func (l refusals) wantRoom() bool {
+// needRoom reports whether series are refused that more room would admit.
+func (l refusals) needRoom() bool {
 	return slices.ContainsFunc(l, func(r *refusal) bool {
 		return r.reason == reasonTooManySeries || r.reason == reasonTooManyBytes
 	})
@@ -121,8 +120,8 @@ func (m merges) invalidTerms(f *family) *refusal {
 	return &refusal{reason: reasonInvalidTerm, of: ofValues, count: n}
 }
 
-// told returns what a coderd is told of the refusals of its families.
-func told(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal) {
+// refusalMessages returns the refusals that are sent to a coderd.
+func refusalMessages(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal) {
 	for i, all := range refused {
 		for _, r := range all {
 			if r.reason == reasonInvalidTerm {

@@ -11,15 +11,15 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// spareParts of a limit are freed when room is made, one of them, so that it is
-// not made at each push.
+// spareParts divides a limit: one part is freed beside the room that is needed, so
+// that not every push makes room.
 const spareParts = 16
 
-// makeRoom gives up the rows of the oldest instances that are gone, an eighth
-// of MaxInstances: folded ones first, then the others, which are folded. The
-// caller has the turn.
+// makeRoom removes the rows of the oldest gone instances, an eighth of
+// MaxInstances: folded ones first, then the others, which it folds. The caller
+// holds writing.
 func (f *Families) makeRoom(ctx context.Context, now time.Time) error {
-	gone := f.gone()
+	gone := f.goneInstances()
 	if len(gone) == 0 {
 		return fmt.Errorf("%w: %d instances are alive, which is the limit (--max-coderd-instances)", agent.ErrNoRoom, f.opts.MaxInstances)
 	}
@@ -37,8 +37,8 @@ func notFolded(gone []*instance) (out []*instance) {
 	return out
 }
 
-// excess returns by how much all lines exceed MaxTotalSeries with next in the
-// place of what is held of its instance.
+// excess returns by how much all lines exceed MaxTotalSeries if next replaces its
+// instance.
 func (f *Families) excess(next *instance) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -51,14 +51,14 @@ func (f *Families) excess(next *instance) int {
 	return lines
 }
 
-// makeSeriesRoom folds the oldest instances that are gone, and gives up their rows,
-// until there is room for next, and has the totals forget the oldest of what
-// nobody pushes if that is not enough. It reports whether anything changed. The
-// caller has the turn.
+// makeSeriesRoom folds the oldest gone instances and removes their rows until there
+// is room for next. If that is not enough, the totals forget the oldest series that
+// no live instance has. It reports whether anything changed. The caller holds
+// writing.
 func (f *Families) makeSeriesRoom(ctx context.Context, now time.Time, next *instance, excess int) (bool, error) {
 	var gone []*instance
 	freed := 0
-	for _, i := range f.gone() {
+	for _, i := range f.goneInstances() {
 		if i.id != next.id && freed < excess+f.opts.MaxTotalSeries/spareParts {
 			gone, freed = append(gone, i), freed+i.lines
 		}
@@ -66,12 +66,12 @@ func (f *Families) makeSeriesRoom(ctx context.Context, now time.Time, next *inst
 	f.mu.Lock()
 	totals := f.instances[agent.Instance{}]
 	f.mu.Unlock()
-	held := 0
+	known := 0
 	if totals != nil {
-		held = totals.lines
+		known = totals.lines
 	}
 	// What all but the totals leave to them.
-	most := max(1, held+freed-excess)
+	most := max(1, known+freed-excess)
 	if len(gone) == 0 {
 		if totals == nil {
 			return false, nil
@@ -130,8 +130,8 @@ func (f *Families) trim(totals *instance, what folding) (_ *instance, forgotten 
 	return &out, len(drop)
 }
 
-// aliveSeries returns which series instances have that are alive, that which is
-// pushed included, by family and labels.
+// aliveSeries returns the series of live instances and of the pushed one, by family
+// and labels.
 func (f *Families) aliveSeries(what folding) map[string]map[string]bool {
 	f.mu.Lock()
 	alive := slices.Collect(maps.Values(f.instances))
@@ -157,11 +157,10 @@ func (f *Families) aliveSeries(what folding) map[string]map[string]bool {
 	return out
 }
 
-// spill parts an instance, where its newest snapshot has no room, into what that
-// has too and the counts that it does not have any more, which go to the totals.
-// nil: there are none. If such a series comes back it is taken for one that began
-// anew.
-func (i *instance) spill(decoded []*decodedFamily) (kept, spilled *instance) {
+// splitAbsent splits an instance, if its newest snapshot has no room. spilled are
+// the counts that the snapshot does not have, which go to the totals; nil: there
+// are none. kept is the rest. If such a series comes back, it counts from 0 again.
+func (i *instance) splitAbsent(decoded []*decodedFamily) (kept, spilled *instance) {
 	pushed := make(map[string]*decodedFamily, len(decoded))
 	for _, d := range decoded {
 		if _, twice := pushed[d.name]; !twice {

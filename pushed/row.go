@@ -13,8 +13,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// row is what a row of the store holds: gob, compressed with zstd. Fields may
-// be added; gob skips those that it does not know.
+// row is the content of a row of the store: gob, compressed with zstd. Fields may
+// be added, as gob skips unknown ones.
 type row struct {
 	Interval time.Duration
 	Snapshot int64
@@ -94,7 +94,7 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (_ *instance, healed int
 		if len(f.Series) == 0 {
 			continue // rows of before have families that were refused series by series
 		}
-		f.haveSince(f.Since, true) // rows of before series had it
+		f.setSince(f.Since, true) // rows of before series had it
 		healed += f.heal(in.Instance == agent.Instance{})
 		i.families[f.Name] = f
 	}

@@ -205,8 +205,8 @@ func TestFamiliesBeyondTheLimit(t *testing.T) {
 	require.Contains(t, text(t, f), "x3_total")
 	refused := push(t, f, start, 1, 2, false, family(0), family(1), family(2), family(3))
 	require.Equal(t, []agent.PushRefusal{
-		{Name: "x2_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken (--max-pushed-families)"},
-		{Name: "x3_total", Reason: "too_many_families", Message: "4 families, the first 2 are taken (--max-pushed-families)"},
+		{Name: "x2_total", Reason: "too_many_families", Message: "4 families, the first 2 are stored (--max-pushed-families)"},
+		{Name: "x3_total", Reason: "too_many_families", Message: "4 families, the first 2 are stored (--max-pushed-families)"},
 	}, refused)
 	require.NotContains(t, text(t, f), "x3_total")
 	count := func() float64 { return testutil.ToFloat64(f.metrics.refused.WithLabelValues("too_many_families")) }
@@ -220,10 +220,10 @@ func TestFamiliesBeyondTheLimit(t *testing.T) {
 	require.Equal(t, 10.0, count())
 	require.Len(t, refused, 3)
 	require.Equal(t, []string{"x2_total", "x3_total", "x4_total"}, []string{refused[0].Name, refused[1].Name, refused[2].Name})
-	require.Equal(t, "10 families, the first 2 are taken (--max-pushed-families); 5 after this one are refused too", refused[2].Message)
+	require.Equal(t, "10 families, the first 2 are stored (--max-pushed-families); 5 after this one are refused too", refused[2].Message)
 	refused = push(t, f, start, 1, 4, false, many[:5]...)
 	require.Len(t, refused, 3)
-	require.Equal(t, "5 families, the first 2 are taken (--max-pushed-families)", refused[2].Message)
+	require.Equal(t, "5 families, the first 2 are stored (--max-pushed-families)", refused[2].Message)
 	require.Equal(t, 13.0, count())
 }
 
@@ -319,9 +319,9 @@ func TestGaugesInAnyOrder(t *testing.T) {
 		rapid.SampledFrom([]float64{0, 1, 5, 0.1, most, -most, 2 * most, -1e300, 1e300, math.Inf(1), math.Inf(-1), math.NaN(), math.MaxFloat64}),
 		rapid.Float64(),
 	)
-	group := func(values []float64) (out []member) {
+	group := func(values []float64) (out []contributedSeries) {
 		for _, v := range values {
-			out = append(out, member{series: &series{Value: canonical(v)}})
+			out = append(out, contributedSeries{series: &series{Value: canonical(v)}})
 		}
 		return out
 	}
@@ -520,9 +520,9 @@ z 7
 	require.Empty(t, push(t, f, start.Add(1), 2, 1, false, good[0]))
 	require.Contains(t, text(t, f), "coderd_license_active_users 7\n")
 
-	held := *f.instances[instanceID(1)]
-	held.families = map[string]*family{"coderd_license_active_users": {Name: "coderd_license_active_users", Type: metrics.Gauge, Since: 1}}
-	row, err := f.codec.encode(&held)
+	known := *f.instances[instanceID(1)]
+	known.families = map[string]*family{"coderd_license_active_users": {Name: "coderd_license_active_users", Type: metrics.Gauge, Since: 1}}
+	row, err := f.codec.encode(&known)
 	require.NoError(t, err)
 	store.spoil(instanceID(1), row.Data)
 	require.Contains(t, text(t, open(t, store, Options{})), "coderd_license_active_users 7\n")

@@ -29,8 +29,8 @@ type instance struct {
 	// aliveAt is the same, but no later than when the row was read here: a clock
 	// that is ahead keeps nobody alive.
 	aliveAt time.Time
-	// folded means that all it counted is part of the totals. It is kept, with
-	// its last values taken off again, to count only what is new if it comes back.
+	// folded means that the totals include all that it counted. It is kept with its
+	// last values, to count only the increase if it comes back.
 	folded   bool
 	refused  []agent.PushRefusal
 	families map[string]*family
@@ -192,7 +192,7 @@ func (m merges) succeed(old, next *family) *family {
 			s.Created = earliest(was[0].Created, s.Created)
 			s.Base, s.BaseHist = was[0].Base, was[0].BaseHist // for when the operator has it summed again
 		default:
-			s.countOn(&was[0])
+			s.continueFrom(&was[0])
 		}
 		out.Series = append(out.Series, s)
 		was, is = was[1:], is[1:]
@@ -200,9 +200,9 @@ func (m merges) succeed(old, next *family) *family {
 	return out
 }
 
-// haveSince notes since when the instance has a family of gauges and each of its
-// series: goesOn is true if it had some of them, and was alive.
-func (f *family) haveSince(now int64, goesOn bool) {
+// setSince sets since when the instance has a family of gauges and each of its
+// series. goesOn is true if it had some of them, and was alive.
+func (f *family) setSince(now int64, goesOn bool) {
 	if cumulative(f.Type) {
 		return
 	}
@@ -216,11 +216,11 @@ func (f *family) haveSince(now int64, goesOn bool) {
 	}
 }
 
-// countOn makes s, as it was pushed, the successor of old. What s counts began
-// anew if it is less, or if it says so by its created timestamp.
+// continueFrom makes s, as it was pushed, the successor of old. s counts from 0
+// again if it is less, or if its created timestamp says so.
 //
-// A sum that is no number is left out, in favour of the last one that was.
-func (s *series) countOn(old *series) {
+// A sum that is no number is replaced by the last one that was.
+func (s *series) continueFrom(old *series) {
 	s.Created = earliest(old.Created, s.Created)
 	anew := old.Since != 0 && s.Since > old.Since
 	s.Since = max(s.Since, old.Since)
@@ -273,8 +273,8 @@ func earliest(a, b int64) int64 {
 	return min(a, b)
 }
 
-// foldInstance returns the instance without what it contributes: of each sum its last
-// value is taken off, and added again only by what is counted from then on.
+// foldInstance returns the instance without its contribution: its last value is
+// subtracted from each sum. Only what is counted from then on is added.
 func foldInstance(i *instance) *instance {
 	out := *i
 	out.folded, out.live, out.refused = true, false, nil
@@ -315,14 +315,15 @@ func (i *instance) countLines() {
 // names returns the names of all families.
 func (i *instance) names() []string { return slices.Collect(maps.Keys(i.families)) }
 
-// isOf reports whether f has the type that is held under its name.
+// isOf reports whether f has the type that its name has.
 func (f *family) isOf(types map[string]metrics.Type) bool {
-	t, held := types[f.Name]
-	return held && t == f.Type
+	t, known := types[f.Name]
+	return known && t == f.Type
 }
 
-// only returns the instance with those families that have the types that are held.
-func (i *instance) only(types map[string]metrics.Type) *instance {
+// ofTypes returns the instance with the families that have the types of their
+// names.
+func (i *instance) ofTypes(types map[string]metrics.Type) *instance {
 	families := maps.Clone(i.families)
 	maps.DeleteFunc(families, func(_ string, f *family) bool { return !f.isOf(types) })
 	if len(families) == len(i.families) {

@@ -12,12 +12,12 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// badRow is a row that cannot be decoded. It is skipped: what is held of its
-// instance stays as it is, and the next snapshot of the instance replaces the row.
-// If none comes it is deleted when its instance would be forgotten.
+// badRow is a row that cannot be decoded. It is skipped. Its instance in memory
+// stays as it is, and the instance's next snapshot replaces the row. Without one
+// the row is deleted after ForgetAfter.
 //
-// The totals go on from what is held of them, or from nothing; the row is kept
-// under another id when it is replaced.
+// The totals continue from those in memory, or from nothing. Their row is copied
+// under another id before it is replaced.
 type badRow struct {
 	id        agent.Instance
 	version   int64
@@ -25,8 +25,7 @@ type badRow struct {
 	err       error
 }
 
-// skipLocked notes rows that cannot be decoded, and reports those that it did not
-// know.
+// skipLocked records rows that cannot be decoded, and logs new ones.
 func (f *Families) skipLocked(ctx context.Context, bad []badRow) {
 	for _, b := range bad {
 		if f.unreadable[b.id].version == b.version {
@@ -35,8 +34,8 @@ func (f *Families) skipLocked(ctx context.Context, bad []badRow) {
 		f.unreadable[b.id] = b
 		f.metrics.undecodable.Inc()
 		f.log.ErrorContext(ctx, "a stored push cannot be decoded and is skipped", "instance", fmt.Sprintf("%x", b.id), "error", b.err)
-		if held := f.instances[b.id]; held != nil {
-			copied := *held
+		if known := f.instances[b.id]; known != nil {
+			copied := *known
 			copied.version = b.version
 			f.instances[b.id] = &copied
 		}
@@ -48,16 +47,15 @@ func (f *Families) skipLocked(ctx context.Context, bad []badRow) {
 	}
 }
 
-// replacedVersion returns the version of the row that a first one of the instance
-// replaces: 0, or that of one that cannot be decoded.
+// replacedVersion returns the version of the row that an instance's first one
+// replaces: 0, or that of a row that cannot be decoded.
 func (f *Families) replacedVersion(id agent.Instance) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.unreadable[id].version
 }
 
-// overdue returns the rows that cannot be decoded, and of instances that would be
-// forgotten, to be removed.
+// overdue returns the rows that cannot be decoded, of instances to be forgotten.
 func (f *Families) overdue(now time.Time) (out []*instance) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -69,10 +67,9 @@ func (f *Families) overdue(now time.Time) (out []*instance) {
 	return out
 }
 
-// setAside returns the totals, which cannot be decoded, as a row of another id, so
-// that they are there to be looked at; nil: there are none such. The caller has
-// the turn.
-func (f *Families) setAside(ctx context.Context, now time.Time) ([]agent.PushRow, error) {
+// copyUnreadableTotals returns totals that cannot be decoded as a row of another
+// id, for inspection; nil: they can be decoded. The caller holds writing.
+func (f *Families) copyUnreadableTotals(ctx context.Context, now time.Time) ([]agent.PushRow, error) {
 	f.mu.Lock()
 	b, ok := f.unreadable[agent.Instance{}]
 	f.mu.Unlock()
@@ -84,7 +81,7 @@ func (f *Families) setAside(ctx context.Context, now time.Time) ([]agent.PushRow
 		return nil, err
 	}
 	if len(rows) != 1 || rows[0].Version != b.version {
-		return nil, fmt.Errorf("fold pushes: totals: %w", agent.ErrOutdated)
+		return nil, fmt.Errorf("merge pushes into totals: %w", agent.ErrOutdated)
 	}
 	row := agent.PushRow{Replica: "totals", UpdatedAt: now, Data: rows[0].Data}
 	if _, err := rand.Read(row.Instance[:]); err != nil {
@@ -93,7 +90,7 @@ func (f *Families) setAside(ctx context.Context, now time.Time) ([]agent.PushRow
 	return []agent.PushRow{row}, nil
 }
 
-// check returns why what was decoded cannot be worked with.
+// check returns an error if the decoded instance is invalid.
 func (i *instance) check() error {
 	for name, f := range i.families {
 		switch {

@@ -18,8 +18,9 @@ type view struct {
 	instances, series, rowBytes, unreadable int
 }
 
-// claim is a name that is claimed; until is zero while its family is served.
-type claim struct {
+// ownership is a name that this package owns. until is zero while its family is
+// served.
+type ownership struct {
 	typ   metrics.Type
 	until time.Time
 }
@@ -56,8 +57,8 @@ func (f *Families) served() []*rendered {
 	return f.view.Load().families
 }
 
-// replaceLocked puts instances in the place of those with their ids, takes away
-// those that are gone, and shows what follows.
+// replaceLocked replaces the instances with the ids of next, removes those of gone,
+// and serves the result.
 func (f *Families) replaceLocked(now time.Time, next []*instance, gone []agent.Instance) {
 	var changed []string
 	for _, id := range gone {
@@ -74,34 +75,34 @@ func (f *Families) replaceLocked(now time.Time, next []*instance, gone []agent.I
 		i.live = i.isLive(now, f.opts.SeriesTTL)
 		f.instances[i.id] = i
 	}
-	f.rebuildLocked(now, append(changed, f.settleLocked()...))
+	f.rebuildLocked(now, append(changed, f.updateTypesLocked()...))
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
 }
 
-// settleLocked decides which type each name has, and returns the names for which
-// that is new. Where families collide, as one of them was displaced, the newest
-// instance is right; those of the others are not shown.
-func (f *Families) settleLocked() (changed []string) {
+// updateTypesLocked chooses the type of each name, and returns the names whose type
+// changed. Where families collide, the newest instance's is chosen. Those of other
+// instances are not served.
+func (f *Families) updateTypesLocked() (changed []string) {
 	types := make(map[string]metrics.Type, len(f.types))
 	newestFirst := slices.SortedFunc(maps.Values(f.instances), func(a, b *instance) int { return compareAge(b, a) })
 	for _, i := range newestFirst {
 		for name, fam := range i.families {
-			if _, held := types[name]; !held && len(collisions(types, name, fam.Type)) == 0 {
+			if _, known := types[name]; !known && len(collisions(types, name, fam.Type)) == 0 {
 				types[name] = fam.Type
 			}
 		}
 	}
 	for name, was := range f.types {
-		if is, held := types[name]; !held || is != was {
+		if is, known := types[name]; !known || is != was {
 			delete(f.floors, name)
 			changed = append(changed, name)
 		}
 	}
 	for name := range types {
-		if _, held := f.types[name]; !held {
+		if _, known := f.types[name]; !known {
 			changed = append(changed, name)
 		}
 	}
@@ -121,8 +122,8 @@ func (i *instance) mortalNames() []string {
 	return out
 }
 
-// rebuildLocked merges and renders the named families anew, claims what is
-// served, then serves it.
+// rebuildLocked merges and renders the named families, owns the names of those that
+// it serves, then serves them.
 func (f *Families) rebuildLocked(now time.Time, names []string) {
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
@@ -141,7 +142,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 		}
 		f.rendered[name] = r
 	}
-	f.claimLocked(now)
+	f.updateOwnedLocked(now)
 	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *rendered) int {
 		return strings.Compare(a.name, b.name)
 	}), unreadable: len(f.unreadable)}
@@ -153,31 +154,31 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 	f.view.Store(v)
 }
 
-// claimLocked claims what is about to be served, and lets go of what was not
-// for ClaimFor.
-func (f *Families) claimLocked(now time.Time) {
+// updateOwnedLocked owns the names of the families to be served. It releases those
+// that were not served for OwnFor.
+func (f *Families) updateOwnedLocked(now time.Time) {
 	changed := false
-	for name, c := range f.claimed {
+	for name, c := range f.owned {
 		switch {
 		case f.rendered[name] != nil:
 		case c.until.IsZero():
-			f.claimed[name] = claim{c.typ, now.Add(f.opts.ClaimFor)}
+			f.owned[name] = ownership{c.typ, now.Add(f.opts.OwnFor)}
 		case !now.Before(c.until):
-			delete(f.claimed, name)
+			delete(f.owned, name)
 			changed = true
 		}
 	}
 	for name, r := range f.rendered {
-		c, ok := f.claimed[name]
+		c, ok := f.owned[name]
 		changed = changed || !ok || c.typ != r.typ
-		f.claimed[name] = claim{typ: r.typ}
+		f.owned[name] = ownership{typ: r.typ}
 	}
 	if !changed {
 		return
 	}
-	names := make(map[string]metrics.Type, len(f.claimed))
-	for name, c := range f.claimed {
+	names := make(map[string]metrics.Type, len(f.owned))
+	for name, c := range f.owned {
 		names[name] = c.typ
 	}
-	f.claims.HideFamilies(names)
+	f.hider.HideFamilies(names)
 }

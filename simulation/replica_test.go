@@ -201,7 +201,7 @@ func (w *world) start(slot int) *process {
 	must(err)
 	p.fleet.Join(p.standing, p.end)
 	p.pushed, err = pushed.New(p.db, p.series, pushed.Options{
-		Lease: p.standing, News: p.end, Random: func() float64 { return draw.float("pushed") },
+		Lease: p.standing, Notifier: p.end, Random: func() float64 { return draw.float("pushed") },
 	}, registry(), log)
 	must(err)
 

@@ -8,7 +8,7 @@ import (
 func (c *config) pushOptions() serpent.OptionSet {
 	return serpent.OptionSet{
 		{
-			Description: "Instances of coderd whose families are kept apart; of more, those that are gone the longest are folded into totals.",
+			Description: "Instances of coderd whose families are kept apart; of more, those that are gone the longest are merged into totals.",
 			Flag:        "max-coderd-instances", Env: "AGENTSTATSD_MAX_CODERD_INSTANCES", YAML: "max_coderd_instances",
 			Default: "256", Value: atLeast(&c.maxCoderdInstances, 1), Group: &groupPushes,
 		},
@@ -19,7 +19,7 @@ func (c *config) pushOptions() serpent.OptionSet {
 		},
 		{
 			Description: "Series of all instances of coderd that are alive, counted alike; series beyond are refused. " +
-				"When those that are gone take up more, they are folded into totals.",
+				"When those that are gone take up more, they are merged into totals.",
 			Flag: "max-pushed-series-total", Env: "AGENTSTATSD_MAX_PUSHED_SERIES_TOTAL", YAML: "max_series_total",
 			Default: "2000000", Value: atLeast(&c.maxPushedSeriesTotal, 1), Group: &groupPushes,
 		},

@@ -136,7 +136,7 @@ func (s *service) build(ctx context.Context) error {
 	opts := c.pushedOptions(merges)
 	if s.replicas != nil {
 		s.fleet.Join(s.replicas, s.pubsub)
-		opts.Lease, opts.News = s.replicas, s.pubsub
+		opts.Lease, opts.Notifier = s.replicas, s.pubsub
 	}
 	s.pushed, err = pushed.New(s.store, s.aggregator, opts, reg, s.log.With("component", "pushed"))
 	if err != nil {

@@ -187,7 +187,7 @@ var wirings = map[string]wiring{
 // withoutOption are the fields of components' options that no option sets, and why.
 var withoutOption = map[string][]string{
 	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name"},
-	"a component":    {"pushed.Lease", "pushed.News", "scrape.Log", "coderd.StoreReady"},
+	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Log", "coderd.StoreReady"},
 	"made of several options or of files": {
 		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.Reflection",
 	},
@@ -202,7 +202,7 @@ var withoutOption = map[string][]string{
 		"pushed.StoreTimeout", "pushed.FollowInterval", "fleet.WriteInterval", "fleet.WriteTimeout", "fleet.FollowInterval", "http.WriteTimeout",
 	},
 	"what docs promise": {
-		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.ClaimFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
+		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.OwnFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
 	},
 	"nobody needs another one": {"store.ReadConns", "store.RemovalsKept"},
 	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random"},
