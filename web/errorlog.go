@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// errorLog has net/http log what it has to say with the peer as an attribute, so
-// that lines about one peer can be limited.
+// errorLog logs net/http's messages with the peer as an attribute, so that lines
+// about one peer can be limited.
 type errorLog struct{ log *slog.Logger }
 
 func newErrorLog(l *slog.Logger) *log.Logger { return log.New(errorLog{l}, "", 0) }

@@ -15,7 +15,7 @@ const (
 	lineLength = 64
 	// lineWait bounds the wait for a slot: half of Prometheus's usual timeout.
 	lineWait = 5 * time.Second
-	// lineLook is how often those who wait look for a slot that can be taken back.
+	// lineLook is how often waiting tickets look for a slot to reclaim.
 	lineLook = 250 * time.Millisecond
 	// stallAfter is how long a reader that takes nothing keeps its slot while others
 	// wait.
@@ -81,7 +81,7 @@ type ticket struct {
 	wasCut  bool
 }
 
-// progress is how far a reader came.
+// progress describes how far a reader came.
 type progress struct {
 	// bytes were taken in blocked, the time in which the reader was waited for.
 	bytes   int64
@@ -106,7 +106,7 @@ func (t *ticket) headStart() time.Time {
 // given back with release.
 func (l *line) acquire(ctx context.Context, t *ticket, wait time.Duration) bool {
 	t.arrived, t.granted = time.Now(), make(chan struct{})
-	if !l.enter(t) {
+	if !l.addTicket(t) {
 		return false
 	}
 	timeout := time.NewTimer(min(wait, lineWait))
@@ -120,16 +120,16 @@ func (l *line) acquire(ctx context.Context, t *ticket, wait time.Duration) bool 
 		case now := <-look.C:
 			l.reclaim(now)
 		case <-ctx.Done():
-			return l.leave(t)
+			return l.cancelWait(t)
 		case <-timeout.C:
-			return l.leave(t)
+			return l.cancelWait(t)
 		}
 	}
 }
 
-// enter has t wait, or gives it a slot at once. If the line is full, whoever comes
-// last in it loses the place.
-func (l *line) enter(t *ticket) bool {
+// addTicket gives t a slot at once, or adds it to the line. If the line is full,
+// the last ticket loses its place.
+func (l *line) addTicket(t *ticket) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = append(l.waiting, t)
@@ -144,8 +144,8 @@ func (l *line) enter(t *ticket) bool {
 	return last != t
 }
 
-// leave ends the wait. It reports whether t was given a slot meanwhile.
-func (l *line) leave(t *ticket) bool {
+// cancelWait ends the wait. It reports whether t got a slot meanwhile.
+func (l *line) cancelWait(t *ticket) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -243,9 +243,9 @@ func (l *line) compareLocked(a, b *ticket) int {
 	}
 }
 
-// reclaim takes slots back from readers that take nothing, as many as there are who
-// wait. If there are none, and whoever comes first waits for long, it takes the slot
-// of the slowest reader that is too slow.
+// reclaim reclaims the slots of readers that read nothing, at most one for each
+// waiting ticket. If there are none and the first ticket waits for long, it
+// reclaims the slot of the slowest reader that is too slow.
 func (l *line) reclaim(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	// knownLength is up to which size a response to HTTP/1.0 is kept back, so that
-	// its length can be told.
+	// knownLength is the largest size of a response to HTTP/1.0 that is buffered,
+	// to send its length.
 	knownLength = 1 << 20
-	// lastWrite bounds the writing of what was kept back.
+	// lastWrite bounds the write of a buffered response.
 	lastWrite = 30 * time.Second
 )
 
@@ -27,11 +27,11 @@ type response struct {
 
 	// err is the first one of a write.
 	err error
-	// keep is true while the response is kept back; code is its status, if it was
-	// told.
-	keep bool
-	kept []byte
-	code int
+	// buffering is true while the response is buffered. code is its status, if one was
+	// set.
+	buffering bool
+	buffered  []byte
+	code      int
 }
 
 // Unwrap is for http.ResponseController.
@@ -39,7 +39,7 @@ func (r *response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // WriteHeader implements http.ResponseWriter.
 func (r *response) WriteHeader(code int) {
-	if r.keep {
+	if r.buffering {
 		if r.code == 0 {
 			r.code = code
 		}
@@ -50,12 +50,12 @@ func (r *response) WriteHeader(code int) {
 
 // Write implements http.ResponseWriter.
 func (r *response) Write(p []byte) (int, error) {
-	if r.keep {
-		if len(r.kept)+len(p) <= knownLength {
-			r.kept = append(r.kept, p...)
+	if r.buffering {
+		if len(r.buffered)+len(p) <= knownLength {
+			r.buffered = append(r.buffered, p...)
 			return len(p), nil
 		}
-		if err := r.writeKept(); err != nil {
+		if err := r.writeBuffered(); err != nil {
 			return 0, err
 		}
 	}
@@ -79,10 +79,10 @@ func (r *response) done(start time.Time, err error) {
 	}
 }
 
-// writeKept writes what was kept back.
-func (r *response) writeKept() error {
-	kept := r.kept
-	r.keep, r.kept = false, nil
+// writeBuffered writes what is buffered.
+func (r *response) writeBuffered() error {
+	kept := r.buffered
+	r.buffering, r.buffered = false, nil
 	if r.code != 0 {
 		r.ResponseWriter.WriteHeader(r.code)
 	}
@@ -95,7 +95,7 @@ func (r *response) writeKept() error {
 
 // FlushError is for http.ResponseController.
 func (r *response) FlushError() error {
-	if r.keep {
+	if r.buffering {
 		return nil
 	}
 	start := time.Now()
@@ -108,15 +108,15 @@ func (r *response) FlushError() error {
 // Flush implements http.Flusher.
 func (r *response) Flush() { _ = r.FlushError() }
 
-// finish writes what is still kept back, with its length.
+// finish writes a response that is still buffered, with its length.
 func (r *response) finish() {
-	if !r.keep {
+	if !r.buffering {
 		return
 	}
-	r.Header().Set("Content-Length", strconv.Itoa(len(r.kept)))
+	r.Header().Set("Content-Length", strconv.Itoa(len(r.buffered)))
 	control := http.NewResponseController(r.ResponseWriter)
 	_ = control.SetWriteDeadline(time.Now().Add(lastWrite))
-	if err := r.writeKept(); err != nil {
+	if err := r.writeBuffered(); err != nil {
 		return
 	}
 	_ = r.FlushError()

@@ -69,7 +69,7 @@ func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := connOf(r)
-	resp := &response{ResponseWriter: w, keep: r.ProtoMajor == 1 && r.ProtoMinor == 0}
+	resp := &response{ResponseWriter: w, buffering: r.ProtoMajor == 1 && r.ProtoMinor == 0}
 	trusted, byAddress := s.trustedSince(c)
 	t := &ticket{
 		address: c.address, conn: c, trusted: trusted, byAddress: byAddress, progress: resp.progress,
@@ -88,7 +88,7 @@ func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	whole := false
 	defer func() {
 		s.line.release(t)
-		s.learn(c, resp, whole)
+		s.updateTrust(c, resp, whole)
 		if !whole {
 			c.reset()
 		}
@@ -122,8 +122,9 @@ func (s *Scrapes) trustedSince(c *conn) (since time.Time, byAddress bool) {
 	return s.addresses[c.address], true
 }
 
-// learn remembers who reads scrapes as they come, and forgets who does not.
-func (s *Scrapes) learn(c *conn, resp *response, whole bool) {
+// updateTrust remembers the readers that read whole scrapes, and forgets the
+// others.
+func (s *Scrapes) updateTrust(c *conn, resp *response, whole bool) {
 	if resp.cut.Load() {
 		s.cut.Inc()
 	}

@@ -75,22 +75,22 @@ func TestTrustIsLostByAStall(t *testing.T) {
 	}
 	c := &conn{address: address(1)}
 	whole := &response{}
-	s.learn(c, whole, true)
+	s.updateTrust(c, whole, true)
 	require.True(t, trusted(c))
 	require.True(t, trusted(&conn{address: address(1)}), "its address is known too")
 	require.False(t, trusted(&conn{address: address(2)}))
 	cut := &response{}
 	cut.cut.Store(true)
-	s.learn(c, cut, false)
+	s.updateTrust(c, cut, false)
 	require.False(t, trusted(c))
 	slow := &response{}
 	slow.blocked.Store(int64(10 * time.Second))
-	s.learn(c, slow, true)
+	s.updateTrust(c, slow, true)
 	require.False(t, trusted(c), "slowly is not well")
-	s.learn(c, whole, false)
+	s.updateTrust(c, whole, false)
 	require.False(t, trusted(c))
 	for i := range 2 * maxTrusted {
-		s.learn(&conn{address: address(i)}, whole, true)
+		s.updateTrust(&conn{address: address(i)}, whole, true)
 	}
 	require.Len(t, s.addresses, maxTrusted)
 }
