@@ -82,7 +82,7 @@ func newConnection(s *AgentService, stream connectStream) (*connection, error) {
 	}
 	return &connection{
 		service: s, stream: stream, ender: ender, end: fleet.EndDisconnect,
-		frame: frame{agent: callerFrom(stream.Context()).agent, limit: s.server.Options().MaxAgentMessageBytes},
+		frame: newFrame(callerFrom(stream.Context()).agent, s.server.Options().MaxAgentMessageBytes),
 	}, nil
 }
 

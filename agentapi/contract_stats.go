@@ -1,7 +1,10 @@
 package agentapi
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -10,12 +13,63 @@ import (
 // maxWatchedName bounds the names of protocols and apps that watchers are told.
 const maxWatchedName = 128
 
+// sumOf returns the counts of a report, for those who watch reports: 0 for each that
+// is refused where reports are served.
+func sumOf(s agent.Stats, now time.Time) agent.ReportSum {
+	sum := agent.ReportSum{
+		Reports:    1,
+		RxPackets:  within(agent.MaxReportedBytes, s.RxPackets),
+		RxBytes:    within(agent.MaxReportedBytes, s.RxBytes),
+		TxPackets:  within(agent.MaxReportedBytes, s.TxPackets),
+		TxBytes:    within(agent.MaxReportedBytes, s.TxBytes),
+		ReceivedAt: now,
+	}
+	if inUse(&s) {
+		sum.LastUsedAt = now
+	}
+	return sum
+}
+
+// inUse tells whether a report shows that the workspace is in use: by a connection,
+// or by a session. A count that is refused shows nothing.
+func inUse(s *agent.Stats) bool {
+	if within(agent.MaxReportedCount, s.ConnectionCount) > 0 {
+		return true
+	}
+	for _, n := range s.Apps {
+		if within(agent.MaxReportedCount, n) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // encodeRest encodes what watchers are told of a report beside its counts.
 func encodeRest(s *agentstatsv1.Stats) []byte {
 	// A map of 64 short names cannot fail to be encoded but by invalid UTF-8, which
 	// the codec has refused.
 	b, _ := proto.Marshal(boundedStats(s))
 	return b
+}
+
+// agentStats is what a watcher is told of an agent.
+func agentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
+	raw := &agentstatsv1.Stats{}
+	_ = proto.Unmarshal(sum.Data, raw) // it was valid when it was taken in
+	stats := boundedStats(raw)
+	stats.RxPackets, stats.RxBytes = sum.RxPackets, sum.RxBytes
+	stats.TxPackets, stats.TxBytes = sum.TxPackets, sum.TxBytes
+	told := &agentstatsv1.AgentStats{
+		AgentId:     sum.Agent[:],
+		WorkspaceId: sum.Workspace[:],
+		Stats:       stats,
+		Reports:     sum.Reports,
+		ReceivedAt:  timestamppb.New(sum.ReceivedAt),
+	}
+	if !sum.LastUsedAt.IsZero() {
+		told.LastUsedAt = timestamppb.New(sum.LastUsedAt)
+	}
+	return told
 }
 
 // boundedStats returns a report without its samples and counts, with bounded maps, and

@@ -11,6 +11,9 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
+// maxApps is how many apps an agent may have.
+const maxApps = 256
+
 // lifecycleStates are named as the label lifecycle_state.
 var lifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
 	agentstatsv1.Lifecycle_STATE_CREATED:          agent.LifecycleCreated,

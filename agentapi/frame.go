@@ -45,6 +45,9 @@ var (
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
 )
 
+// newFrame returns a frame of an agent's stream, whose messages have at most limit bytes.
+func newFrame(id agent.ID, limit int) frame { return frame{agent: id, limit: limit} }
+
 // release lets go of all that the frame has but what is the stream's.
 func (f *frame) release() {
 	if f.stats != nil {
@@ -60,6 +63,14 @@ func (f *frame) release() {
 	}
 	*f = frame{encodings: f.encodings, agent: f.agent, limit: f.limit}
 }
+
+// metadataEntries returns the entries of a plain request of metadata; false: it is none.
+// The caller may change them.
+func (f *frame) metadataEntries() ([]agent.MetadataEntry, bool) { return f.entries, f.metadata != nil }
+
+// keepEncodings keeps what is known of the encodings of a plain report's samples, for the
+// stream's next one.
+func (f *frame) keepEncodings() { f.encodings = f.stats.encodings(f.encodings) }
 
 // hasMessage tells whether the request has any of the messages.
 func (f *frame) hasMessage() bool {

@@ -20,7 +20,6 @@ const (
 	maxAgentName        = 64
 	maxName             = 256
 	maxSlug             = 128
-	maxApps             = 256
 )
 
 // maxAhead is how far ahead of this service's clock a registration's times may be.

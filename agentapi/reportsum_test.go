@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
@@ -18,12 +19,14 @@ import (
 // told is what a watcher is told of one report, which is read from the wire.
 func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 	t.Helper()
-	encoded, err := proto.Marshal(s)
+	encoded, err := proto.Marshal(&agentstatsv1.ConnectRequest{Sequence: 1, Message: &agentstatsv1.ConnectRequest_Stats{Stats: s}})
 	require.NoError(t, err)
-	var r wireReport
-	require.True(t, r.read(wire(encoded), nil))
-	sum := sumOf(r.Stats(), time.Unix(1, 0))
-	sum.Data = r.rest()
+	f := newFrame(agent.ID{}, 1<<20)
+	require.NoError(t, f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(encoded)}))
+	defer f.release()
+	require.NotNil(t, f.stats)
+	sum := sumOf(f.stats.Stats(), time.Unix(1, 0))
+	sum.Data = f.stats.rest()
 	require.LessOrEqual(t, len(sum.Data), 18<<10)
 
 	// A report that the generated code has decoded is told the same.

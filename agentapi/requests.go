@@ -22,13 +22,13 @@ const (
 
 // takeRequest takes in one request of a stream and returns what it refused.
 func (s *AgentService) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
-	switch {
-	case f.stats != nil:
+	if f.stats != nil {
 		refused := s.takeReport(r, f.stats, f.stats.rest)
-		f.encodings = f.stats.encodings(f.encodings)
+		f.keepEncodings()
 		return refused
-	case f.metadata != nil:
-		return s.takeEntries(r, f.entries)
+	}
+	if entries, ok := f.metadataEntries(); ok {
+		return s.takeEntries(r, entries)
 	}
 	switch m := f.request.GetMessage().(type) {
 	case *agentstatsv1.ConnectRequest_Stats:

@@ -52,6 +52,9 @@ func (s *Server) Register(service Service) {
 	s.health.SetServingStatus(service.Desc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
 }
 
+// ServiceInfo returns what is served, health and reflection included, by name.
+func (s *Server) ServiceInfo() map[string]grpc.ServiceInfo { return s.grpc.GetServiceInfo() }
+
 // roleOf returns the role of a service; 0: it is not registered here.
 func (s *Server) roleOf(name string) Role {
 	if service := s.services[name]; service != nil {

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
@@ -132,24 +131,4 @@ func statsResponse(m agent.ReportMessage) *agentstatsv1.WatchStatsResponse {
 		resp.Agents[i] = agentStats(&m.Sums[i])
 	}
 	return resp
-}
-
-// agentStats is what a watcher is told of an agent.
-func agentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
-	raw := &agentstatsv1.Stats{}
-	_ = proto.Unmarshal(sum.Data, raw) // it was valid when it was taken in
-	stats := boundedStats(raw)
-	stats.RxPackets, stats.RxBytes = sum.RxPackets, sum.RxBytes
-	stats.TxPackets, stats.TxBytes = sum.TxPackets, sum.TxBytes
-	told := &agentstatsv1.AgentStats{
-		AgentId:     sum.Agent[:],
-		WorkspaceId: sum.Workspace[:],
-		Stats:       stats,
-		Reports:     sum.Reports,
-		ReceivedAt:  timestamppb.New(sum.ReceivedAt),
-	}
-	if !sum.LastUsedAt.IsZero() {
-		told.LastUsedAt = timestamppb.New(sum.LastUsedAt)
-	}
-	return told
 }

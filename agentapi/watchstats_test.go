@@ -297,14 +297,40 @@ func TestWatchStatsLimits(t *testing.T) {
 	})
 }
 
+// heldReader has nothing, and says so when it is let.
+type heldReader struct{ hold chan struct{} }
+
+func (r *heldReader) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata, []agent.ID, error) {
+	<-r.hold
+	return nil, nil, nil
+}
+
+// takeReads has GetMetadata hold all that may be read for watches at once.
+func (r *heldReader) takeReads(s *service) (giveBack func()) {
+	r.hold = make(chan struct{})
+	ended := make(chan error)
+	go func() {
+		_, err := s.coderd().GetMetadata(s.asCoderd(), &pb.GetMetadataRequest{AgentIds: bids(1, 2, 3, 4, 5, 6)})
+		ended <- err
+	}()
+	synctest.Wait()
+	return func() {
+		close(r.hold)
+		require.NoError(s.t, <-ended)
+	}
+}
+
 // What is read for watches of stats has room with all that is read for watches; while
 // there is none they wait, and keep their subscription.
 func TestWatchStatsWaitsForRoom(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		reader := &heldReader{}
+		s := start(t, settings{
+			coderd:       agentapi.CoderdOptions{MaxWatchesBytes: 24 << 20}, // half for reads: one of GetMetadata
+			changeCoderd: func(c *agentapi.CoderdComponents) { c.Reader = reader },
+		})
 		s.register(1)
-		giveBack, err := s.coderdService.TakeReads(t.Context())
-		require.NoError(t, err)
+		giveBack := reader.takeReads(s)
 		w := s.watchStats(&pb.WatchStatsRequest{Name: "a"})
 		time.Sleep(10 * time.Second)
 		require.NotZero(t, s.counter("agentstatsd_coderd_memory_refused_total", "report_batches"))
@@ -314,8 +340,7 @@ func TestWatchStatsWaitsForRoom(t *testing.T) {
 		synctest.Wait()
 		require.Zero(t, s.memory("watches"))
 
-		giveBack, err = s.coderdService.TakeReads(t.Context())
-		require.NoError(t, err)
+		giveBack = reader.takeReads(s)
 		s.report(1, &pb.Stats{RxBytes: 1000})
 		time.Sleep(time.Minute) // four times the lease
 		other := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})

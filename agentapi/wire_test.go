@@ -22,13 +22,13 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// newFrame returns a frame of a stream with the default limit.
-func newFrame() frame { return frame{limit: 1 << 20} }
+// testFrame returns a frame of a stream with the default limit.
+func testFrame() frame { return newFrame(agent.ID{}, 1<<20) }
 
 // checkFrame checks that data is read as the generated code decodes it, and
 // returns whether it is plain. The report before it may be any.
 func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) {
-	f := newFrame()
+	f := testFrame()
 	for _, data := range before {
 		require.NoError(t, f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(data)}))
 		f.matchOwn()

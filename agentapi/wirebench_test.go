@@ -42,7 +42,7 @@ func newIntake(t testing.TB) *intake {
 		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 10_000, MaxSeriesPerAgent: 1000,
 	}, prometheus.NewRegistry())
 	require.NoError(t, err)
-	in := &intake{series: series, agent: agent.ID{1}, frame: newFrame()}
+	in := &intake{series: series, agent: agent.ID{1}, frame: testFrame()}
 	series.Open(in.agent, agent.Identity{Username: "u", WorkspaceName: "w", AgentName: "a"}, agent.Session{Epoch: 1})
 	return in
 }

@@ -3,15 +3,11 @@ package agentapi
 import (
 	"fmt"
 	"math"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -53,43 +49,4 @@ func samplesOf(r agent.Report) []string {
 		all = append(all, fmt.Sprint(*r.Sample(i)))
 	}
 	return all
-}
-
-func TestRefusalMessageIsBounded(t *testing.T) {
-	long := strings.Repeat("é", 5000)
-	names := make([]string, 100)
-	for i := range names {
-		names[i] = long
-	}
-	own := ownRefusals([]agent.Refusal{{Kind: agent.RefusedStore, Reason: "r", Message: long, Names: names, Count: 100}})
-	require.Len(t, names[0], 10000, "the names are copies")
-	m := refusalMessage(&fleet.Refusal{Sequence: 5, Refusal: own[0]})
-	require.Equal(t, agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, m.GetCode())
-	require.Len(t, m.GetNames(), agent.MaxRefusalNames)
-	require.Len(t, m.GetNames()[0], maxNameBytes)
-	require.Len(t, m.GetMessage(), maxRefusalText)
-	require.Equal(t, int64(100), m.GetCount())
-}
-
-func TestTimeThatIsAbsent(t *testing.T) {
-	for name, at := range map[string]*timestamppb.Timestamp{
-		"absent": nil, "the zero of protobuf": {}, "the zero of Go": timestamppb.New(time.Time{}),
-	} {
-		got, err := timeOf(at)
-		require.NoError(t, err, name)
-		require.True(t, got.IsZero(), name)
-	}
-}
-
-func TestEnumsAreWhole(t *testing.T) {
-	require.Len(t, lifecycleStates, len(agentstatsv1.Lifecycle_State_name)-1)
-	require.Len(t, appHealths, len(agentstatsv1.AppHealth_name)-1)
-	require.Len(t, transitions, len(agentstatsv1.Build_Transition_name))
-	require.Len(t, refusalCodes, len(agentstatsv1.RefusalCode_name)-1)
-	for number, state := range lifecycleStates {
-		require.Equal(t, "STATE_"+strings.ToUpper(string(state)), number.String())
-	}
-	for number, health := range appHealths {
-		require.Equal(t, "APP_HEALTH_"+strings.ToUpper(string(health)), number.String())
-	}
 }
