@@ -22,7 +22,7 @@ demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo
 
 # Have bounds that do not hold with the race detector, which makes pools forget.
-ALLOCATIONS := ./agentapi ./aggregator/... ./batcher ./fleet ./metrics ./reports ./scrape
+ALLOCATIONS := ./agentapi/... ./aggregator/... ./batcher ./fleet ./metrics ./reports ./scrape
 
 # In the short mode of go test, tests that need PostgreSQL are left out, and random
 # ones draw less. Nothing is left out of `make test`.
@@ -48,7 +48,7 @@ test: servers lint check-generated ## all that CI checks: lint, generated code, 
 # go test fuzzes one target of one package at a time.
 FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
 	aggregator:FuzzEvents aggregator:FuzzEventsGrouped pushed:FuzzPush \
-	agentapi:FuzzRequest agentapi:FuzzMetadataWire
+	agentapi/internal/wire:FuzzRequest agentapi/internal/wire:FuzzMetadataWire
 soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...

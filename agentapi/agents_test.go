@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"fmt"
 	"slices"
@@ -14,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -168,8 +170,8 @@ func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
 		const size = 64 << 10
 		s := start(t, settings{
 			fleet:  fleet.Options{MaxAgents: 2000},
-			server: agentapi.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size},
-			coderd: agentapi.CoderdOptions{MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
+			server: grpcserver.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size},
+			coderd: coderdapi.Options{MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
 		})
 		for from := 0; from < 1500; from += 150 {
 			var numbers []int

@@ -1,6 +1,9 @@
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -50,7 +53,7 @@ type due struct {
 	drains   bool // it is asked to leave
 	aged     bool // its session is old
 	acks     bool
-	ack      ack
+	ack      wire.Ack
 }
 
 // dueLocked takes what is due.
@@ -78,7 +81,7 @@ func (c *connection) dueLocked() (d due) {
 	}
 	d.refusals = refusals
 	if c.ackDue || progress != c.acked {
-		d.acks, d.ack = true, ack{progress.Received, progress.Durable, &c.outbox}
+		d.acks, d.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable, Box: &c.outbox}
 		c.ackDue, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
 	if c.bye != nil && progress.Durable == progress.Received {
@@ -116,7 +119,7 @@ func (c *connection) send(d *due) error {
 }
 
 func (c *connection) sendCounted(m *agentstatsv1.ConnectResponse) error {
-	return c.stream.SendMsg(&outgoing{m, &c.outbox})
+	return c.stream.SendMsg(&grpcserver.CountedResponse{Message: m, Box: &c.outbox})
 }
 
 // sendReconnect asks the agent to connect again, when it likes.

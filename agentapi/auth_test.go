@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -21,7 +23,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -179,7 +180,7 @@ func TestClientCertificate(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := start(t, settings{
-				server: agentapi.Options{
+				server: grpcserver.Options{
 					CoderdClientSAN: c.san,
 					Credentials: credentials.NewTLS(&tls.Config{
 						Certificates: []tls.Certificate{ours.issue("service")},

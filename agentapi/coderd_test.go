@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -222,7 +224,7 @@ func TestRegisterAndList(t *testing.T) {
 
 func TestSync(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, coderd: agentapi.CoderdOptions{MaxSyncs: 1, SyncTimeout: time.Minute}})
+		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, coderd: coderdapi.Options{MaxSyncs: 1, SyncTimeout: time.Minute}})
 		s.register(1, 2, 3, 4)
 		sync := func(parts ...*pb.SyncAgentsRequest) (*pb.SyncAgentsResponse, error) {
 			c, err := s.coderd().SyncAgents(s.asCoderd())
@@ -283,7 +285,7 @@ func TestSync(t *testing.T) {
 
 func TestGetMetadata(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
+		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
 		s.register(1, 2, 3)
 		sent := time.Now()
 		for n, pairs := range map[int][]string{1: {"b", "2", "a", "1"}, 3: {"c", "3"}} {

@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"bytes"
 	"fmt"
 	"strings"
@@ -10,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -24,7 +26,7 @@ func (s *service) memory(kind string) float64 {
 // by its elements.
 func TestSyncsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{coderd: agentapi.CoderdOptions{MaxSyncBytes: 1 << 20}})
+		s := start(t, settings{coderd: coderdapi.Options{MaxSyncBytes: 1 << 20}})
 		sync := func() pb.CoderdService_SyncAgentsClient {
 			c, err := s.coderd().SyncAgents(s.asCoderd())
 			require.NoError(t, err)
@@ -72,7 +74,7 @@ func TestSyncsAreBounded(t *testing.T) {
 // decoded.
 func TestPushesAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{MaxMessageBytes: 100_000, MaxAgentMessageBytes: 100_000}, coderd: agentapi.CoderdOptions{MaxPushBytes: 100_000, MaxPushesBytes: 150_000}})
+		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 100_000, MaxAgentMessageBytes: 100_000}, coderd: coderdapi.Options{MaxPushBytes: 100_000, MaxPushesBytes: 150_000}})
 		first, second := s.openPush(pushHello(1, "a")), s.openPush(pushHello(2, "b"))
 		family := "\x12\xc0\xb8\x02" + strings.Repeat("h", 40_000) // of help
 		for n := range int64(5) {

@@ -1,6 +1,9 @@
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"errors"
 	"io"
@@ -21,7 +24,7 @@ const protocolVersion = 1
 type connectStream = grpc.BidiStreamingServer[agentstatsv1.ConnectRequest, agentstatsv1.ConnectResponse]
 
 // Connect implements agentstatsv1.AgentServiceServer.
-func (s *AgentService) Connect(stream connectStream) error {
+func (s *Service) Connect(stream connectStream) error {
 	c, err := newConnection(s, stream)
 	if err != nil {
 		return err
@@ -47,7 +50,7 @@ func (c *connection) awaitLeave(retry time.Duration) error {
 	if err := c.pause(min(retry, awayHold)); err != nil {
 		return err
 	}
-	return exhausted(max(retry-time.Since(asked), time.Millisecond), c.excess()+": it must stay away for a while")
+	return grpcserver.Exhausted(max(retry-time.Since(asked), time.Millisecond), c.excess()+": it must stay away for a while")
 }
 
 // pause waits. An error is why the stream should end before.
@@ -67,7 +70,7 @@ func (c *connection) pause(d time.Duration) error {
 	case <-over:
 		return ended(c.session.End())
 	case <-c.service.server.Stopping():
-		return errDraining
+		return grpcserver.ErrDraining
 	case <-c.stream.Context().Done():
 		return c.stream.Context().Err()
 	}
@@ -77,18 +80,18 @@ func (c *connection) pause(d time.Duration) error {
 // it has half-closed, or is to be ended with the error.
 func (c *connection) serve() error {
 	ctx, s := c.stream.Context(), c.service
-	who := callerFrom(ctx)
-	if retry := s.Fleet.Admit(who.agent); retry > 0 {
+	who := grpcserver.CallerFrom(ctx)
+	if retry := s.Fleet.Admit(who.Agent); retry > 0 {
 		return c.awaitLeave(retry)
 	}
 	hello, err := c.hello()
 	if err != nil {
 		if isRefusal(err) {
-			s.Fleet.ChargeRefused(who.agent, brokenItems, c.frame.size)
+			s.Fleet.ChargeRefused(who.Agent, brokenItems, c.frame.Size)
 		}
 		return err
 	}
-	session, err := s.Fleet.Connect(ctx, who.agent, fleet.Hello{
+	session, err := s.Fleet.Connect(ctx, who.Agent, fleet.Hello{
 		Instance: agent.Instance(hello.GetInstanceId()),
 		Ordinal:  hello.GetSession(),
 		Epoch:    hello.GetEpoch(),
@@ -112,49 +115,51 @@ func (c *connection) serve() error {
 
 // recheck tells whether the caller's token is still the agent's, after its
 // session was opened: from then on a revoked token ends the session.
-func (s *AgentService) recheck(ctx context.Context, c caller) bool {
-	if c.token == "" {
+func (s *Service) recheck(ctx context.Context, c grpcserver.Caller) bool {
+	if c.Token == "" {
 		return true
 	}
-	id, err := s.Fleet.Authenticate(ctx, c.token)
-	return err == nil && id == c.agent
+	id, err := s.Fleet.Authenticate(ctx, c.Token)
+	return err == nil && id == c.Agent
 }
 
 // hello waits for the first message.
 func (c *connection) hello() (*agentstatsv1.Hello, error) {
 	within := c.service.server.Options().HelloTimeout
-	timeout := time.AfterFunc(within, func() { c.Finish(invalid("hello", "want it within %v (%s)", within, flagFirstMessage)) })
+	timeout := time.AfterFunc(within, func() {
+		c.Finish(grpcserver.Invalid("hello", "want it within %v (%s)", within, grpcserver.FlagFirstMessage))
+	})
 	defer timeout.Stop()
 	switch err := c.stream.RecvMsg(&c.frame); {
 	case errors.Is(err, io.EOF):
-		return nil, invalid("hello", "want it as the first message, got none")
+		return nil, grpcserver.Invalid("hello", "want it as the first message, got none")
 	case err != nil:
 		return nil, err
 	}
-	defer c.frame.release()
-	if c.frame.refused != nil {
-		return nil, c.frame.refused
+	defer c.frame.Release()
+	if c.frame.Refused != nil {
+		return nil, c.frame.Refused
 	}
-	return checkHello(c.frame.request)
+	return checkHello(c.frame.Request)
 }
 
 func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 	hello := req.GetHello()
 	switch {
 	case hello == nil:
-		return nil, invalid("hello", "want it as the first message")
+		return nil, grpcserver.Invalid("hello", "want it as the first message")
 	case hello.GetProtocolVersion() != protocolVersion:
 		return nil, status.Errorf(codes.FailedPrecondition, "hello.protocol_version: want %d, got %d", protocolVersion, hello.GetProtocolVersion())
 	case req.GetSequence() != 0:
-		return nil, invalid("sequence", "want 0 with hello, got %d", req.GetSequence())
+		return nil, grpcserver.Invalid("sequence", "want 0 with hello, got %d", req.GetSequence())
 	case len(hello.GetInstanceId()) != len(agent.Instance{}):
-		return nil, invalid("hello.instance_id", "want %d bytes, got %d", len(agent.Instance{}), len(hello.GetInstanceId()))
+		return nil, grpcserver.Invalid("hello.instance_id", "want %d bytes, got %d", len(agent.Instance{}), len(hello.GetInstanceId()))
 	case hello.GetSession() < 0:
-		return nil, invalid("hello.session", "want at least 0, got %d", hello.GetSession())
+		return nil, grpcserver.Invalid("hello.session", "want at least 0, got %d", hello.GetSession())
 	case hello.GetEpoch() < 0:
-		return nil, invalid("hello.epoch", "want at least 0, got %d", hello.GetEpoch())
+		return nil, grpcserver.Invalid("hello.epoch", "want at least 0, got %d", hello.GetEpoch())
 	case hello.GetDurableSequence() < 0:
-		return nil, invalid("hello.durable_sequence", "want at least 0, got %d", hello.GetDurableSequence())
+		return nil, grpcserver.Invalid("hello.durable_sequence", "want at least 0, got %d", hello.GetDurableSequence())
 	}
 	return hello, nil
 }
@@ -189,14 +194,14 @@ func (c *connection) next() error {
 
 // take takes in the frame, which it releases.
 func (c *connection) take() (wait time.Duration, err error) {
-	defer c.frame.release()
-	wait, retry, _ := c.session.Charge(c.frame.size)
+	defer c.frame.Release()
+	wait, retry, _ := c.session.Charge(c.frame.Size)
 	if retry > 0 {
 		c.setEnd(fleet.EndRefused)
 		return 0, c.sentAway(retry)
 	}
 	if err := c.check(&c.frame); err != nil {
-		c.session.ChargeRefused(brokenItems, c.frame.size)
+		c.session.ChargeRefused(brokenItems, c.frame.Size)
 		c.setEnd(fleet.EndRefused)
 		return 0, err
 	}
@@ -208,27 +213,27 @@ func (c *connection) take() (wait time.Duration, err error) {
 }
 
 // check returns how a request breaks the contract, which ends the stream.
-func (c *connection) check(f *frame) error {
+func (c *connection) check(f *wire.Frame) error {
 	switch {
-	case f.refused != nil:
-		return f.refused
+	case f.Refused != nil:
+		return f.Refused
 	case c.saidGoodbye:
-		return invalid("message", "want none after goodbye")
-	case f.request.GetHello() != nil:
-		return invalid("hello", "want it as the first message only")
-	case !f.hasMessage():
-		return invalid("message", "want one of stats, metadata, lifecycle, app_health, network and goodbye, got none")
-	case f.sequence < 1:
-		return invalid("sequence", "want at least 1, got %d", f.sequence)
+		return grpcserver.Invalid("message", "want none after goodbye")
+	case f.Request.GetHello() != nil:
+		return grpcserver.Invalid("hello", "want it as the first message only")
+	case !f.HasMessage():
+		return grpcserver.Invalid("message", "want one of stats, metadata, lifecycle, app_health, network and goodbye, got none")
+	case f.Sequence < 1:
+		return grpcserver.Invalid("sequence", "want at least 1, got %d", f.Sequence)
 	}
 	return nil
 }
 
 // accept takes in a request. An error ends the stream.
-func (c *connection) accept(f *frame) error {
+func (c *connection) accept(f *wire.Frame) error {
 	var refused []agent.Refusal
-	goodbye := f.request.GetGoodbye() != nil
-	err := c.session.Receive(f.sequence, func(r fleet.Request) {
+	goodbye := f.Request.GetGoodbye() != nil
+	err := c.session.Receive(f.Sequence, func(r fleet.Request) {
 		if goodbye {
 			c.endSession() // before anybody can ack it
 		}
@@ -244,7 +249,7 @@ func (c *connection) accept(f *frame) error {
 		c.goodbye()
 		return nil
 	}
-	err = c.refused(refused, f.size)
+	err = c.refused(refused, f.Size)
 	c.received(len(refused) > 0)
 	return err
 }
@@ -267,10 +272,10 @@ func (c *connection) refused(refusals []agent.Refusal, size int) error {
 
 // sentAway returns the status of an agent that must stay away for a while.
 func (c *connection) sentAway(retry time.Duration) error {
-	return exhausted(retry, c.excess())
+	return grpcserver.Exhausted(retry, c.excess())
 }
 
 // excess says which limit the agent is above.
 func (c *connection) excess() string {
-	return c.service.Fleet.Excess(callerFrom(c.stream.Context()).agent)
+	return c.service.Fleet.Excess(grpcserver.CallerFrom(c.stream.Context()).Agent)
 }

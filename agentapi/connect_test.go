@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +19,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -96,7 +97,7 @@ func TestSession(t *testing.T) {
 
 func TestViolations(t *testing.T) {
 	s := start(t, settings{
-		server: agentapi.Options{MaxAgentMessageBytes: 1000},
+		server: grpcserver.Options{MaxAgentMessageBytes: 1000},
 		fleet:  fleet.Options{RefusedBurst: 3, RefusedPerSecond: 1},
 	})
 	with := func(req *pb.ConnectRequest, change func(*pb.ConnectRequest)) *pb.ConnectRequest {

@@ -1,6 +1,9 @@
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"errors"
 	"io"
@@ -36,14 +39,14 @@ const (
 // one goroutine, its handler's, which reads. Whoever has news of it answers, one
 // at a time.
 type connection struct {
-	service *AgentService
+	service *Service
 	stream  connectStream
-	ender   streamEnder
-	outbox  outbox
+	ender   grpcserver.StreamEnder
+	outbox  grpcserver.Outbox
 	// session is nil until the hello.
 	session *fleet.Session
 	// frame is what is being taken in. It and the next field are the handler's.
-	frame       frame
+	frame       wire.Frame
 	saidGoodbye bool
 	// heard is set by each message, and cleared by the check for idle streams.
 	heard atomic.Bool
@@ -75,14 +78,14 @@ type connection struct {
 	told    bool
 }
 
-func newConnection(s *AgentService, stream connectStream) (*connection, error) {
-	ender, err := enderOf(stream.Context())
+func newConnection(s *Service, stream connectStream) (*connection, error) {
+	ender, err := grpcserver.EnderOf(stream.Context())
 	if err != nil {
 		return nil, err
 	}
 	return &connection{
 		service: s, stream: stream, ender: ender, end: fleet.EndDisconnect,
-		frame: newFrame(callerFrom(stream.Context()).agent, s.server.Options().MaxAgentMessageBytes),
+		frame: wire.NewFrame(grpcserver.CallerFrom(stream.Context()).Agent, s.server.Options().MaxAgentMessageBytes),
 	}, nil
 }
 
@@ -105,7 +108,7 @@ func (c *connection) greet() {
 }
 
 // settings returns what an agent is told when its session opens.
-func (s *AgentService) settings(session *fleet.Session) *agentstatsv1.Settings {
+func (s *Service) settings(session *fleet.Session) *agentstatsv1.Settings {
 	opts, resume := &s.opts, session.Resume()
 	settings := &agentstatsv1.Settings{
 		ReportInterval: durationpb.New(opts.ReportInterval),

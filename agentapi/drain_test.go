@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"testing"
 	"testing/synctest"
@@ -11,7 +14,6 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -20,7 +22,7 @@ import (
 func TestDrain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := start(t, settings{
-			server:  agentapi.Options{HelloTimeout: time.Minute},
+			server:  grpcserver.Options{HelloTimeout: time.Minute},
 			batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
 		})
 		s.register(1, 2)
@@ -114,7 +116,7 @@ func TestDrainIsSpread(t *testing.T) {
 
 func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{DrainTimeout: time.Hour}})
+		s := start(t, settings{server: grpcserver.Options{DrainTimeout: time.Hour}})
 		s.register(1)
 		c := s.connect(1, 1, 1)
 		began := time.Now()
@@ -133,7 +135,7 @@ func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 func TestHealth(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var s *service
-		s = start(t, settings{down: true, coderd: agentapi.CoderdOptions{StoreReady: func(ctx context.Context) error {
+		s = start(t, settings{down: true, coderd: coderdapi.Options{StoreReady: func(ctx context.Context) error {
 			if err := s.store.err(); err != nil {
 				return err
 			}

@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,7 +13,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -35,7 +36,7 @@ func (c *rawClient) halfSend(n int, size uint32) (id uint32) {
 // ever. Small messages of others, and those of coderd, do not wait for them.
 func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10}})
+		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10}})
 		s.register(1, 2, 3, 4)
 		receiving := func(role string) float64 { return s.counter("agentstatsd_grpc_receiving_bytes", role) }
 		raw := s.rawClient(t)
@@ -88,7 +89,7 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 // there.
 func TestStreamsOfCoderdWithoutARequestAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{MaxCoderdCalls: 2}})
+		s := start(t, settings{server: grpcserver.Options{MaxCoderdCalls: 2}})
 		s.register(1)
 		for range 3 {
 			s.watch(1).requireSynced()

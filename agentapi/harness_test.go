@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -111,9 +114,9 @@ type service struct {
 	registry      *prometheus.Registry
 	pushes        *pushes
 	reports       *reports.Reports
-	server        *agentapi.Server
-	agentService  *agentapi.AgentService
-	coderdService *agentapi.CoderdService
+	server        *grpcserver.Server
+	agentService  *agentapi.Service
+	coderdService *coderdapi.Service
 	conn          *grpc.ClientConn
 	addr          string // of the listener
 	dialConn      func(context.Context) (net.Conn, error)
@@ -140,13 +143,13 @@ func (b *lockedBuffer) String() string {
 
 type settings struct {
 	fleet   fleet.Options
-	server  agentapi.Options
-	agents  agentapi.AgentOptions
-	coderd  agentapi.CoderdOptions
+	server  grpcserver.Options
+	agents  agentapi.Options
+	coderd  coderdapi.Options
 	batcher batcher.Options
 	// changeAgents and changeCoderd put other components in place.
-	changeAgents func(*agentapi.AgentComponents)
-	changeCoderd func(*agentapi.CoderdComponents)
+	changeAgents func(*agentapi.Components)
+	changeCoderd func(*coderdapi.Components)
 	down         bool // the database, at start
 	tcp          bool // listen on loopback rather than in memory
 	dial         []grpc.DialOption
@@ -188,20 +191,20 @@ func start(t testing.TB, set settings) *service {
 	if set.server.IdleTimeout == 0 {
 		set.server.IdleTimeout = 1000 * time.Hour
 	}
-	s.server, err = agentapi.NewServer(s.fleet, set.server, s.registry, log)
+	s.server, err = grpcserver.New(s.fleet, set.server, s.registry, log)
 	require.NoError(t, err)
 	set.agents.Limits.Series = 1000
-	agents := agentapi.AgentComponents{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reports: s.reports}
+	agents := agentapi.Components{Fleet: s.fleet, Stats: s.series, Metadata: pending, Reports: s.reports}
 	if set.changeAgents != nil {
 		set.changeAgents(&agents)
 	}
-	s.agentService, err = agentapi.NewAgentService(s.server, agents, set.agents, s.registry, log)
+	s.agentService, err = agentapi.New(s.server, agents, set.agents, s.registry, log)
 	require.NoError(t, err)
-	coderd := agentapi.CoderdComponents{Fleet: s.fleet, Reader: s.store, News: s.news, Pushes: s.pushes, Reports: s.reports}
+	coderd := coderdapi.Components{Fleet: s.fleet, Reader: s.store, News: s.news, Pushes: s.pushes, Reports: s.reports}
 	if set.changeCoderd != nil {
 		set.changeCoderd(&coderd)
 	}
-	s.coderdService, err = agentapi.NewCoderdService(s.server, coderd, set.coderd, s.registry, log)
+	s.coderdService, err = coderdapi.New(s.server, coderd, set.coderd, s.registry, log)
 	require.NoError(t, err)
 
 	var lis net.Listener = bufconn.Listen(1 << 20)

@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"strings"
 	"testing"
@@ -13,7 +15,6 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -168,7 +169,7 @@ func TestOpenServicesAreBounded(t *testing.T) {
 }
 
 func TestStreamsOfAnAgentAreBounded(t *testing.T) {
-	s := start(t, settings{server: agentapi.Options{MaxStreamsPerAgent: 2}})
+	s := start(t, settings{server: grpcserver.Options{MaxStreamsPerAgent: 2}})
 	s.register(1, 2)
 	ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
 	defer cancel()
@@ -195,7 +196,7 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 
 func TestIdleStreamsEnd(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{IdleTimeout: 90 * time.Second}})
+		s := start(t, settings{server: grpcserver.Options{IdleTimeout: 90 * time.Second}})
 		s.register(1, 2, 3)
 		silent, busy := s.connect(1, 1, 1), s.connect(2, 1, 1)
 		relayed := s.open(as(t.Context(), coderdToken, "agentstats-agent-id", nid(3).String())).greet(1, 1)
@@ -215,7 +216,7 @@ func TestIdleStreamsEnd(t *testing.T) {
 
 func TestCallsOfCoderdAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{MaxCoderdCalls: 2}})
+		s := start(t, settings{server: grpcserver.Options{MaxCoderdCalls: 2}})
 		for range 2 {
 			s.call(s.asCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")
 		}

@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"errors"
 	"io"
@@ -17,7 +19,6 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/coder/agentstatsd/agentapi"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -54,7 +55,7 @@ func limited(s *service, reason string) float64 {
 // One address has few connections of strangers, and as many as it likes of agents
 // and coderd. Connections that are closed do not count.
 func TestConnectionsOfStrangersAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{MaxStrangersPerAddress: 3}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStrangersPerAddress: 3}})
 	s.register(1)
 	for range 10 {
 		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
@@ -78,7 +79,7 @@ func TestConnectionsOfStrangersAreBounded(t *testing.T) {
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{MaxConnections: 2}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxConnections: 2}})
 	s.register(1)
 	other := s.client()
 	_, err := pb.NewCoderdServiceClient(other).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
@@ -95,7 +96,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 
 // A stranger has a while and a number of calls; a probe of health may go on.
 func TestStrangersAreDisconnected(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{AuthenticationTimeout: 300 * time.Millisecond}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{AuthenticationTimeout: 300 * time.Millisecond}})
 	s.register(1)
 	c := s.connect(1, 1, 1)
 	requireClosed(t, s.dial())
@@ -107,7 +108,7 @@ func TestStrangersAreDisconnected(t *testing.T) {
 // Strangers who come and go, or call and call, are disconnected when their address
 // has used up its allowance; who is authenticated does not use it up.
 func TestChurnOfStrangersIsBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{StrangerRate: 1, StrangerBurst: 20}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{StrangerRate: 1, StrangerBurst: 20}})
 	s.register(1)
 	for range 50 {
 		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
@@ -136,7 +137,7 @@ func TestChurnOfStrangersIsBounded(t *testing.T) {
 
 // A connection without a call is closed after a while, an authenticated one too.
 func TestIdleConnectionsAreClosed(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{ConnectionIdleTimeout: 300 * time.Millisecond}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{ConnectionIdleTimeout: 300 * time.Millisecond}})
 	s.register(1)
 	c := s.connect(1, 1, 1)
 	raw := s.rawClient(t)
@@ -177,7 +178,7 @@ func TestCallsOfStrangersAreBounded(t *testing.T) {
 
 // An agent's connection is read slowly when it has call after call; coderd's is not.
 func TestCallsOfAgentsArePaced(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{AgentCallRate: 100, MaxStreamsPerAgent: 1}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{AgentCallRate: 100, MaxStreamsPerAgent: 1}})
 	s.register(1)
 	open := func(ctx context.Context) { // of which the service refuses all but one
 		ctx, cancel := context.WithCancel(ctx)

@@ -2,46 +2,42 @@ package agentapi
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// Reasons of failed authentications, as the counter labels them.
+// Reasons of refused states, as the counter labels them and as agents are told.
 const (
-	authMissing     = "missing"
-	authMalformed   = "malformed"
-	authUnknown     = "unknown"
-	authUnavailable = "unavailable"
-	authForbidden   = "forbidden"
+	reasonUnknownState = "unknown_state"
+	reasonInvalidField = "invalid_field"
 )
 
+// requestCounters are those of agents' requests by what they carry.
+type requestCounters struct {
+	stats, metadata, lifecycle, appHealth, network, goodbye prometheus.Counter
+}
+
 type metrics struct {
-	panics       prometheus.Counter
-	authFailures *prometheus.CounterVec
-	limited      *prometheus.CounterVec
+	requests      requestCounters
+	refusedStates *prometheus.CounterVec
+	sessionNames  prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "agentstatsd_agent_requests_total", Help: "Requests of agents by what they carry, within a session and without.",
+	}, []string{"kind"})
 	m := &metrics{
-		panics:       prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
-		authFailures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_auth_failures_total", Help: "gRPC calls that were not let in."}, []string{"reason"}),
-		limited:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_grpc_limited_total", Help: "Calls, messages and connections that were refused or ended by a limit."}, []string{"reason"}),
+		requests: requestCounters{
+			stats:     requests.WithLabelValues("stats"),
+			metadata:  requests.WithLabelValues("metadata"),
+			lifecycle: requests.WithLabelValues("lifecycle"),
+			appHealth: requests.WithLabelValues("app_health"),
+			network:   requests.WithLabelValues("network"),
+			goodbye:   requests.WithLabelValues("goodbye"),
+		},
+		refusedStates: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_state_refused_total", Help: "Lifecycle states, healths of apps and networks refused."}, []string{"reason"}),
+		sessionNames:  prometheus.NewCounter(prometheus.CounterOpts{Name: "coderd_agentstats_session_counts_overflow_total", Help: "Names in session_counts beyond the 64 of one report, which count as unknown."}),
 	}
-	for _, reason := range []string{authMissing, authMalformed, authUnknown, authUnavailable, authForbidden} {
-		m.authFailures.WithLabelValues(reason)
+	for _, reason := range []string{reasonUnknownState, reasonInvalidField} {
+		m.refusedStates.WithLabelValues(reason)
 	}
-	for _, reason := range limitedReasons {
-		m.limited.WithLabelValues(reason)
-	}
-	reg.MustRegister(m.panics, m.authFailures, m.limited)
+	reg.MustRegister(requests, m.refusedStates, m.sessionNames)
 	return m
-}
-
-// observe registers the gauges of what the server has now.
-func (m *metrics) observe(reg prometheus.Registerer, s *Server) {
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
-	}, func() float64 { return float64(s.connections.count()) }))
-	for role, r := range s.receiving {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_grpc_receiving_bytes", Help: "Bytes of messages above 64 KiB that are being received, or have room for it.",
-			ConstLabels: prometheus.Labels{"role": role.String()},
-		}, func() float64 { return float64(r.inUse()) }))
-	}
 }

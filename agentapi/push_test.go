@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +21,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -150,13 +152,13 @@ func TestPush(t *testing.T) {
 }
 
 func TestComponentsAreRequired(t *testing.T) {
-	server, err := agentapi.NewServer(nil, agentapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	server, err := grpcserver.New(nil, grpcserver.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	for want, c := range map[string]agentapi.CoderdComponents{
+	for want, c := range map[string]coderdapi.Components{
 		"coderdapi components: pushes is absent":  {},
 		"coderdapi components: reports is absent": {Pushes: &pushes{}},
 	} {
-		_, err = agentapi.NewCoderdService(server, c, agentapi.CoderdOptions{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		_, err = coderdapi.New(server, c, coderdapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.EqualError(t, err, want)
 	}
 }
@@ -236,7 +238,7 @@ func TestPushBreaksTheContract(t *testing.T) {
 }
 
 func TestPushLimits(t *testing.T) {
-	s := start(t, settings{coderd: agentapi.CoderdOptions{MaxPushes: 1, MaxPushBytes: 1000}})
+	s := start(t, settings{coderd: coderdapi.Options{MaxPushes: 1, MaxPushBytes: 1000}})
 	p := s.openPush(pushHello(1, "a"))
 	half := strings.Repeat("x", 500-24)
 	for n := range int64(2) {

@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"strings"
 	"testing"
@@ -9,7 +12,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/agentapi"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -33,8 +35,8 @@ func (r *countingReader) MetadataWithin(_ context.Context, ids []agent.ID, limit
 func TestReadsAreBounded(t *testing.T) {
 	reader := &countingReader{}
 	s := start(t, settings{
-		server:       agentapi.Options{MaxMessageBytes: 200_000, MaxAgentMessageBytes: 200_000},
-		changeCoderd: func(c *agentapi.CoderdComponents) { c.Reader = reader },
+		server:       grpcserver.Options{MaxMessageBytes: 200_000, MaxAgentMessageBytes: 200_000},
+		changeCoderd: func(c *coderdapi.Components) { c.Reader = reader },
 	})
 	req := &pb.GetMetadataRequest{}
 	for n := range 1000 {

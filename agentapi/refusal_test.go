@@ -45,7 +45,7 @@ func startRejecting(t *testing.T, set settings, opts batcher.Options) (s *servic
 	running.Go(func() { _ = b.Run(ctx) })
 	flush = func() { cancel(); running.Wait() }
 	t.Cleanup(flush)
-	set.changeAgents = func(c *agentapi.AgentComponents) { c.Metadata = b }
+	set.changeAgents = func(c *agentapi.Components) { c.Metadata = b }
 	return start(t, set), flush
 }
 

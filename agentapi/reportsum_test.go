@@ -1,6 +1,9 @@
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/internal/contract"
+
 	"math"
 	"strings"
 	"testing"
@@ -21,21 +24,21 @@ func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 	t.Helper()
 	encoded, err := proto.Marshal(&agentstatsv1.ConnectRequest{Sequence: 1, Message: &agentstatsv1.ConnectRequest_Stats{Stats: s}})
 	require.NoError(t, err)
-	f := newFrame(agent.ID{}, 1<<20)
+	f := wire.NewFrame(agent.ID{}, 1<<20)
 	require.NoError(t, f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(encoded)}))
-	defer f.release()
-	require.NotNil(t, f.stats)
-	sum := sumOf(f.stats.Stats(), time.Unix(1, 0))
-	sum.Data = f.stats.rest()
+	defer f.Release()
+	require.NotNil(t, f.Stats)
+	sum := contract.SumOf(f.Stats.Stats(), time.Unix(1, 0))
+	sum.Data = f.Stats.Rest()
 	require.LessOrEqual(t, len(sum.Data), 18<<10)
 
 	// A report that the generated code has decoded is told the same.
-	m := newMessageReport(s)
-	defer m.release()
-	other := sumOf(m.Stats(), time.Unix(1, 0))
-	other.Data = encodeRest(s)
-	require.Empty(t, cmp.Diff(agentStats(&sum), agentStats(&other), protocmp.Transform()))
-	return agentStats(&sum)
+	m := wire.NewMessageReport(s)
+	defer m.Release()
+	other := contract.SumOf(m.Stats(), time.Unix(1, 0))
+	other.Data = contract.EncodeRest(s)
+	require.Empty(t, cmp.Diff(contract.AgentStats(&sum), contract.AgentStats(&other), protocmp.Transform()))
+	return contract.AgentStats(&sum)
 }
 
 // Watchers are told what is served: a value that is refused is told to nobody.
@@ -67,9 +70,9 @@ func TestWatchedNamesAreBounded(t *testing.T) {
 		counts["b"+strings.Repeat("x", i)] = 1
 	}
 	s := &agentstatsv1.Stats{SessionCounts: counts, ConnectionsByProto: counts}
-	kept := encodeRest(s)
+	kept := contract.EncodeRest(s)
 	require.LessOrEqual(t, len(kept), 18<<10)
-	got := agentStats(&agent.ReportSum{Data: kept}).GetStats()
+	got := contract.AgentStats(&agent.ReportSum{Data: kept}).GetStats()
 	for _, names := range []map[string]int64{got.GetSessionCounts(), got.GetConnectionsByProto()} {
 		require.Len(t, names, 63, "64 are looked at, and one of them is too long")
 		require.Equal(t, int64(1), names["vscode"])

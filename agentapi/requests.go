@@ -1,6 +1,9 @@
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/internal/contract"
+
 	"fmt"
 	"slices"
 	"strings"
@@ -21,16 +24,16 @@ const (
 )
 
 // takeRequest takes in one request of a stream and returns what it refused.
-func (s *AgentService) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
-	if f.stats != nil {
-		refused := s.takeReport(r, f.stats, f.stats.rest)
-		f.keepEncodings()
+func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) []agent.Refusal {
+	if f.Stats != nil {
+		refused := s.takeReport(r, f.Stats, f.Stats.Rest)
+		f.KeepEncodings()
 		return refused
 	}
-	if entries, ok := f.metadataEntries(); ok {
+	if entries, ok := f.MetadataEntries(); ok {
 		return s.takeEntries(r, entries)
 	}
-	switch m := f.request.GetMessage().(type) {
+	switch m := f.Request.GetMessage().(type) {
 	case *agentstatsv1.ConnectRequest_Stats:
 		return s.takeStats(r, m.Stats)
 	case *agentstatsv1.ConnectRequest_Metadata:
@@ -47,19 +50,19 @@ func (s *AgentService) takeRequest(r fleet.Request, f *frame) []agent.Refusal {
 	return nil
 }
 
-func (s *AgentService) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
-	report := newMessageReport(stats)
-	defer report.release()
-	s.metrics.sessionNames.Add(float64(report.overflow))
-	return s.takeReport(r, report, func() []byte { return encodeRest(stats) })
+func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
+	report := wire.NewMessageReport(stats)
+	defer report.Release()
+	s.metrics.sessionNames.Add(float64(report.Overflow))
+	return s.takeReport(r, report, func() []byte { return contract.EncodeRest(stats) })
 }
 
 // takeReport takes in a report. rest returns it encoded without samples, for those
 // who watch reports.
-func (s *AgentService) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
+func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
 	if s.Reports.Wanted() {
-		sum := sumOf(report.Stats(), r.Now())
+		sum := contract.SumOf(report.Stats(), r.Now())
 		sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), r.Workspace(), r.Order(), rest()
 		s.Reports.Add(&sum)
 	}
@@ -69,7 +72,7 @@ func (s *AgentService) takeReport(r fleet.Request, report agent.Report, rest fun
 	return refused
 }
 
-func (s *AgentService) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
+func (s *Service) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
 	entries := make([]agent.MetadataEntry, len(metadata))
 	for i, m := range metadata {
 		entries[i] = agent.MetadataEntry{Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError()}
@@ -78,7 +81,7 @@ func (s *AgentService) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Me
 }
 
 // takeEntries takes in metadata. It may change the entries.
-func (s *AgentService) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
+func (s *Service) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
 	s.metrics.requests.metadata.Inc()
 	entries, refused := r.AdmitMetadata(entries)
 	if len(entries) == 0 {
@@ -95,13 +98,13 @@ func (s *AgentService) takeEntries(r fleet.Request, entries []agent.MetadataEntr
 	})...)
 }
 
-func (s *AgentService) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []agent.Refusal {
+func (s *Service) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []agent.Refusal {
 	s.metrics.requests.lifecycle.Inc()
-	state, known := lifecycleStates[l.GetState()]
+	state, known := contract.LifecycleStates[l.GetState()]
 	if !known {
 		return s.refuseState(reasonUnknownState, "lifecycle.state: unknown lifecycle state %d", l.GetState())
 	}
-	changedAt, err := timeOf(l.GetChangedAt())
+	changedAt, err := contract.TimeOf(l.GetChangedAt())
 	if err != nil {
 		return s.refuseState(reasonInvalidField, "lifecycle.changed_at: %v", err)
 	}
@@ -109,10 +112,10 @@ func (s *AgentService) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle)
 	return nil
 }
 
-func (s *AgentService) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
+func (s *Service) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
 	s.metrics.requests.appHealth.Inc()
-	if n := len(updates); n > maxApps {
-		refused := s.refuseState(reasonInvalidField, "app_health.updates: want at most %d, got %d", maxApps, n)
+	if n := len(updates); n > contract.MaxApps {
+		refused := s.refuseState(reasonInvalidField, "app_health.updates: want at most %d, got %d", contract.MaxApps, n)
 		refused[0].Count = n
 		return refused
 	}
@@ -132,7 +135,7 @@ func (s *AgentService) takeAppHealth(r fleet.Request, updates []*agentstatsv1.Ap
 			refuse(i, "id", "want 16 bytes, got %d", len(u.GetId()))
 			continue
 		}
-		state, known := appHealths[u.GetHealth()]
+		state, known := contract.AppHealths[u.GetHealth()]
 		if !known {
 			refuse(i, "health", "unknown health %d", u.GetHealth())
 			continue
@@ -149,7 +152,7 @@ func (s *AgentService) takeAppHealth(r fleet.Request, updates []*agentstatsv1.Ap
 	return append(refused, r.SetAppHealth(health)...)
 }
 
-func (s *AgentService) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
+func (s *Service) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
 	s.metrics.requests.network.Inc()
 	network, err := networkOf(n)
 	if err != nil {
@@ -179,7 +182,7 @@ func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
 			return network, fmt.Errorf("network.regions[%d].id: want each region once, got %d again", i, region.ID)
 		}
 		seen[region.ID] = struct{}{}
-		if problem := textProblem(region.Name, 0, maxRegionName); problem != "" {
+		if problem := contract.TextProblem(region.Name, 0, maxRegionName); problem != "" {
 			return network, fmt.Errorf("network.regions[%d].name: %s", i, problem)
 		}
 		if region.Name == "" {
@@ -196,7 +199,7 @@ func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
 	return network, nil
 }
 
-func (s *AgentService) refuseState(reason, format string, args ...any) []agent.Refusal {
+func (s *Service) refuseState(reason, format string, args ...any) []agent.Refusal {
 	s.metrics.refusedStates.WithLabelValues(reason).Inc()
 	return []agent.Refusal{{
 		Kind:    agent.RefusedInvalid,
@@ -221,9 +224,9 @@ func ownRefusals(refused []agent.Refusal) []agent.Refusal {
 		r := &own[i]
 		names := make([]string, min(len(r.Names), agent.MaxRefusalNames))
 		for n := range names {
-			names[n] = strings.Clone(agent.ShortenText(r.Names[n], maxNameBytes))
+			names[n] = strings.Clone(agent.ShortenText(r.Names[n], contract.MaxNameBytes))
 		}
-		r.Names, r.Message = names, strings.Clone(agent.ShortenText(r.Message, maxRefusalText))
+		r.Names, r.Message = names, strings.Clone(agent.ShortenText(r.Message, contract.MaxRefusalText))
 	}
 	return own
 }

@@ -1,6 +1,8 @@
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/internal/contract"
+
 	"strings"
 	"testing"
 
@@ -22,8 +24,8 @@ func TestRefusalMessageIsBounded(t *testing.T) {
 	m := refusalMessage(&fleet.Refusal{Sequence: 5, Refusal: own[0]})
 	require.Equal(t, agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, m.GetCode())
 	require.Len(t, m.GetNames(), agent.MaxRefusalNames)
-	require.Len(t, m.GetNames()[0], maxNameBytes)
-	require.Len(t, m.GetMessage(), maxRefusalText)
+	require.Len(t, m.GetNames()[0], contract.MaxNameBytes)
+	require.Len(t, m.GetMessage(), contract.MaxRefusalText)
 	require.Equal(t, int64(100), m.GetCount())
 }
 

@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"testing"
 	"testing/synctest"
@@ -30,8 +33,8 @@ func (panics) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata
 
 func TestPanicsStayInside(t *testing.T) {
 	s := start(t, settings{
-		changeAgents: func(c *agentapi.AgentComponents) { c.Stats = panics{} },
-		changeCoderd: func(c *agentapi.CoderdComponents) { c.Reader = panics{} },
+		changeAgents: func(c *agentapi.Components) { c.Stats = panics{} },
+		changeCoderd: func(c *coderdapi.Components) { c.Reader = panics{} },
 	})
 	s.register(1, 2)
 	_, err := s.coderd().GetMetadata(s.asCoderd(), &pb.GetMetadataRequest{AgentIds: [][]byte{bid(1)}})
@@ -48,7 +51,7 @@ func TestPanicsStayInside(t *testing.T) {
 
 func TestPanicEndsTheSession(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{changeAgents: func(c *agentapi.AgentComponents) { c.Stats = panics{} }})
+		s := start(t, settings{changeAgents: func(c *agentapi.Components) { c.Stats = panics{} }})
 		s.register(1)
 		c := s.connect(1, 1, 1)
 		require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
@@ -72,11 +75,11 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	for want, opts := range map[string]agentapi.Options{
+	for want, opts := range map[string]grpcserver.Options{
 		"grpcserver options: max agent message bytes: want at most the max message bytes of 4194304, got 8388608": {MaxAgentMessageBytes: 8 << 20},
 		"grpcserver options: drain timeout: want at least 0, got -1":                                              {DrainTimeout: -1},
 	} {
-		_, err := agentapi.NewServer(nil, opts, prometheus.NewRegistry(), nil)
+		_, err := grpcserver.New(nil, opts, prometheus.NewRegistry(), nil)
 		require.EqualError(t, err, want)
 	}
 }

@@ -1,72 +1,115 @@
+// Package agentapi is the gRPC edge for agents: it validates and converts what they
+// send, and calls the components. It serves agentstats.v1.AgentService.
 package agentapi
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
 
-	"google.golang.org/grpc"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Role is who may call a service.
-type Role uint8
-
-// The roles.
-const (
-	// RoleAgent is an agent by its token, or coderd that names an agent.
-	RoleAgent Role = iota + 1
-	// RoleCoderd is coderd by its token, or its client certificate.
-	RoleCoderd
-)
-
-// String returns the role as the metrics label it.
-func (r Role) String() string {
-	switch r {
-	case RoleAgent:
-		return "agent"
-	case RoleCoderd:
-		return "coderd"
-	}
-	return "none"
+// Stats takes in reports of stats and samples. It touches memory only. The
+// report is valid during the call; one with another epoch than the agent's open
+// session is ignored. created is the number of series that the report has and
+// that nobody served before.
+type Stats interface {
+	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int)
 }
 
-// Service is a service that a Server serves to those of a role.
+// Metadata takes in metadata that is to be stored. It touches memory only. The
+// texts of the report are valid during the call.
+type Metadata interface {
+	Add(now time.Time, r agent.MetadataReport) []agent.Refusal
+}
+
+// Reports keeps what agents report for those who watch it.
+type Reports interface {
+	// Wanted tells whether anybody does: a report costs no more than that otherwise.
+	Wanted() bool
+	// Add takes in a report. It touches memory only and copies the data.
+	Add(sum *agent.ReportSum)
+}
+
+// AgentComponents are what an AgentService stands before; all are required.
+type Components struct {
+	Fleet    *fleet.Fleet
+	Stats    Stats
+	Metadata Metadata
+	Reports  Reports
+}
+
+// AgentService serves agents.
 type Service struct {
-	Desc *grpc.ServiceDesc
-	Impl any
-	Role Role
-	// MessageBytes are limits of messages by the full name of their method, where they
-	// are lower than the role's.
-	MessageBytes map[string]int
-	// Intercept is called last before the handler, when the caller is known and within
-	// its limits; nil: the handler is.
-	Intercept grpc.StreamServerInterceptor
-	// Ready returns why the service cannot be used now, within a second; health tells
-	// whether it can.
-	Ready func(ctx context.Context) error
+	agentstatsv1.UnimplementedAgentServiceServer
+	Components
+	server  *grpcserver.Server
+	opts    Options
+	metrics *metrics
+	log     *slog.Logger
 }
 
-// Register adds a service, before Serve.
-func (s *Server) Register(service Service) {
-	registrar{s.grpc}.RegisterService(service.Desc, service.Impl)
-	s.services[service.Desc.ServiceName] = &service
-	s.health.SetServingStatus(service.Desc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
-}
-
-// ServiceInfo returns what is served, health and reflection included, by name.
-func (s *Server) ServiceInfo() map[string]grpc.ServiceInfo { return s.grpc.GetServiceInfo() }
-
-// roleOf returns the role of a service; 0: it is not registered here.
-func (s *Server) roleOf(name string) Role {
-	if service := s.services[name]; service != nil {
-		return service.Role
+// NewAgentService returns an AgentService that the server serves: it is registered with
+// it. Its metrics are registered with reg.
+func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("agentapi options: %w", err)
 	}
-	return 0
+	if c.Reports == nil {
+		return nil, errors.New("agentapi components: reports is absent")
+	}
+	s := &Service{Components: c, server: server, opts: opts, metrics: newMetrics(reg), log: log}
+	server.Register(grpcserver.Service{
+		Desc:  &agentstatsv1.AgentService_ServiceDesc,
+		Impl:  s,
+		Role:  grpcserver.RoleAgent,
+		Ready: func(context.Context) error { return c.Fleet.Ready() },
+	})
+	return s, nil
 }
 
-// interceptStream calls what the service has registered.
-func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if service := s.services[serviceOf(info.FullMethod)]; service != nil && service.Intercept != nil {
-		return service.Intercept(srv, stream, info, handler)
+// failure returns the status that tells the agent of an error of the components.
+func (s *Service) failure(ctx context.Context, doing string, err error) error {
+	switch {
+	case errors.Is(err, fleet.ErrUnavailable):
+		return grpcserver.ErrNotLoaded
+	case errors.Is(err, fleet.ErrUnknownAgent):
+		// An agent of its own got here by its token: that is gone now.
+		if grpcserver.CallerFrom(ctx).Token == "" {
+			return status.Error(codes.NotFound, grpcserver.AgentIDKey+": no such agent is registered")
+		}
+		return status.Error(codes.Unauthenticated, "unknown token")
 	}
-	return handler(srv, stream)
+	return grpcserver.Failure(ctx, s.log, doing, err)
+}
+
+// ended returns the status of a stream whose session ended by the fleet.
+func ended(end fleet.End) error {
+	switch end {
+	case fleet.EndTakeover:
+		return status.Error(codes.Aborted, "superseded by a newer session")
+	case fleet.EndDeregistered:
+		return status.Error(codes.Unauthenticated, "the agent was deregistered")
+	case fleet.EndSuperseded:
+		return status.Error(codes.Unauthenticated, "the agent was superseded by that of a newer build")
+	case fleet.EndRevoked:
+		return status.Error(codes.Unauthenticated, "the token was revoked")
+	case fleet.EndAged:
+		return status.Error(codes.Unavailable, "the session is too old; connect again")
+	case fleet.EndOutdated:
+		return status.Error(codes.Unavailable, "what another session said was stored in its place; connect again")
+	}
+	return grpcserver.ErrDraining
 }

@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"fmt"
 	"strings"
 	"testing"
@@ -12,7 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -43,8 +45,8 @@ func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const limit = 1 << 20
 		s := start(t, settings{
-			server: agentapi.Options{MaxMessageBytes: limit / 6, MaxAgentMessageBytes: limit / 6},
-			coderd: agentapi.CoderdOptions{MaxWatchBytes: limit / 4, MaxWatchesBytes: limit},
+			server: grpcserver.Options{MaxMessageBytes: limit / 6, MaxAgentMessageBytes: limit / 6},
+			coderd: coderdapi.Options{MaxWatchBytes: limit / 4, MaxWatchesBytes: limit},
 			dial:   fixedWindows,
 		})
 		numbers := s.putMuch(100)
@@ -107,7 +109,7 @@ func TestWatchersThatReadSlowlyAreEnded(t *testing.T) {
 
 func TestWatchRemembersWithinItsLimit(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}, coderd: agentapi.CoderdOptions{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000}})
+		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}, coderd: coderdapi.Options{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000}})
 		s.register(1, 2)
 		_, err := s.watch(make20()...).Recv()
 		requireCode(t, err, codes.ResourceExhausted, "agent_ids: want at most 5000 bytes in memory of a watch, half of --max-watch-bytes, got 5120: watch fewer agents at once")
@@ -133,8 +135,8 @@ func make20() (numbers []int) {
 func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 	s := start(t, settings{
 		tcp:     true,
-		server:  agentapi.Options{SendTimeout: time.Second, MaxUnreadOfCoderd: 4},
-		coderd:  agentapi.CoderdOptions{MaxWatches: 4},
+		server:  grpcserver.Options{SendTimeout: time.Second, MaxUnreadOfCoderd: 4},
+		coderd:  coderdapi.Options{MaxWatches: 4},
 		batcher: batcher.Options{BatchSize: 10, FlushInterval: 10 * time.Millisecond, MaxPending: 10_000},
 	})
 	numbers := s.putMuch(20)

@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"bytes"
 	"io"
 	"net"
@@ -11,8 +13,6 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/coder/agentstatsd/agentapi"
 )
 
 // rawClient speaks HTTP/2 with no room in the windows of its streams.
@@ -91,7 +91,7 @@ func (c *rawClient) call(method string, headers ...string) (id uint32, err error
 // An agent that reads nothing and opens session after session, each of which ends
 // the one before, is disconnected: gRPC keeps an ended stream until it is read.
 func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{MaxStreamsPerAgent: 4}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStreamsPerAgent: 4}})
 	s.register(1)
 	c := s.rawClient(t)
 	deadline := time.After(30 * time.Second)
@@ -115,7 +115,7 @@ func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
 
 // Streams that a relay does not read end those of that agent only.
 func TestRelayedStreamsThatAreNotReadAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: agentapi.Options{MaxStreamsPerAgent: 4}})
+	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStreamsPerAgent: 4}})
 	s.register(1, 2)
 	c := s.rawClient(t)
 	deadline := time.After(30 * time.Second)

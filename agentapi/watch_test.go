@@ -1,6 +1,9 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
+
 	"context"
 	"fmt"
 	"slices"
@@ -14,7 +17,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -114,7 +116,7 @@ func TestWatch(t *testing.T) {
 func TestWatchRepairsMissedNews(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := start(t, settings{changeCoderd: func(c *agentapi.CoderdComponents) { c.News = news }})
+		s := start(t, settings{changeCoderd: func(c *coderdapi.Components) { c.News = news }})
 		s.register(1, 2)
 		w := s.watch(1, 2)
 		w.requireSynced()
@@ -140,7 +142,7 @@ func TestWatchRepairsMissedNews(t *testing.T) {
 func TestWatchWaitsForTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := start(t, settings{changeCoderd: func(c *agentapi.CoderdComponents) { c.News = news }})
+		s := start(t, settings{changeCoderd: func(c *coderdapi.Components) { c.News = news }})
 		s.register(1)
 		s.store.set(true)
 		_, err := s.watch(1).Recv()
@@ -182,7 +184,7 @@ func TestWatchTellsWhatComesBack(t *testing.T) {
 // does not read gets the newest in the end.
 func TestWatchOfMuch(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: agentapi.Options{SendTimeout: 10 * time.Minute}})
+		s := start(t, settings{server: grpcserver.Options{SendTimeout: 10 * time.Minute}})
 		var numbers []int
 		for n := 1; n <= 150; n++ {
 			numbers = append(numbers, n)
@@ -240,7 +242,7 @@ func valuesOf(m map[string]string) func(func(string) bool) {
 }
 
 func TestWatchLimits(t *testing.T) {
-	s := start(t, settings{coderd: agentapi.CoderdOptions{MaxWatches: 1}})
+	s := start(t, settings{coderd: coderdapi.Options{MaxWatches: 1}})
 	s.register(1)
 	ctx, cancel := context.WithCancel(s.asCoderd())
 	first, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})

@@ -1,6 +1,8 @@
 package agentapi_test
 
 import (
+	"github.com/coder/agentstatsd/coderdapi"
+
 	"context"
 	"errors"
 	"io"
@@ -16,7 +18,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -251,7 +252,7 @@ func TestWatchStatsTakeover(t *testing.T) {
 
 func TestWatchStatsLimits(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{coderd: agentapi.CoderdOptions{MaxWatches: 4}}) // with 3 subscriptions
+		s := start(t, settings{coderd: coderdapi.Options{MaxWatches: 4}}) // with 3 subscriptions
 		for want, first := range map[string]*pb.WatchStatsRequest{
 			"name: want 1 to 64 bytes, got 0":                 {},
 			"name: want 1 to 64 bytes, got 65":                {Name: strings.Repeat("n", 65)},
@@ -326,8 +327,8 @@ func TestWatchStatsWaitsForRoom(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		reader := &heldReader{}
 		s := start(t, settings{
-			coderd:       agentapi.CoderdOptions{MaxWatchesBytes: 24 << 20}, // half for reads: one of GetMetadata
-			changeCoderd: func(c *agentapi.CoderdComponents) { c.Reader = reader },
+			coderd:       coderdapi.Options{MaxWatchesBytes: 24 << 20}, // half for reads: one of GetMetadata
+			changeCoderd: func(c *coderdapi.Components) { c.Reader = reader },
 		})
 		s.register(1)
 		giveBack := reader.takeReads(s)

@@ -17,7 +17,9 @@ import (
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/reports"
@@ -71,11 +73,11 @@ func (s *service) start() {
 	watched, err := reports.New(database, reports.Options{}, reg, log)
 	must(err)
 	must(watched.Load(context.Background()))
-	api, err := agentapi.NewServer(agents, agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond}, reg, log)
+	api, err := grpcserver.New(agents, grpcserver.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond}, reg, log)
 	must(err)
-	_, err = agentapi.NewAgentService(api, agentapi.AgentComponents{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched}, agentapi.AgentOptions{}, reg, log)
+	_, err = agentapi.New(api, agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched}, agentapi.Options{}, reg, log)
 	must(err)
-	_, err = agentapi.NewCoderdService(api, agentapi.CoderdComponents{Fleet: agents, Reader: database, News: news, Pushes: s.pushed, Reports: watched}, agentapi.CoderdOptions{}, reg, log)
+	_, err = coderdapi.New(api, coderdapi.Components{Fleet: agents, Reader: database, News: news, Pushes: s.pushed, Reports: watched}, coderdapi.Options{}, reg, log)
 	must(err)
 	s.mu.Lock()
 	s.listener = bufconn.Listen(64 << 10)

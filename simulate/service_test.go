@@ -24,7 +24,9 @@ import (
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/reports"
@@ -154,15 +156,15 @@ func (s *service) start() {
 	for _, address := range s.addresses {
 		listener := bufconn.Listen(64 << 10)
 		reg := prometheus.NewRegistry()
-		api, err := agentapi.NewServer(agents, agentapi.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), IdleTimeout: 15 * time.Second}, reg, log)
+		api, err := grpcserver.New(agents, grpcserver.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), IdleTimeout: 15 * time.Second}, reg, log)
 		require.NoError(t, err)
-		_, err = agentapi.NewAgentService(api,
-			agentapi.AgentComponents{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched},
-			agentapi.AgentOptions{ReportInterval: 5 * time.Second}, reg, log)
+		_, err = agentapi.New(api,
+			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched},
+			agentapi.Options{ReportInterval: 5 * time.Second}, reg, log)
 		require.NoError(t, err)
-		_, err = agentapi.NewCoderdService(api,
-			agentapi.CoderdComponents{Fleet: agents, Reader: s.store, News: news, Pushes: s.pushes, Reports: watched},
-			agentapi.CoderdOptions{}, reg, log)
+		_, err = coderdapi.New(api,
+			coderdapi.Components{Fleet: agents, Reader: s.store, News: news, Pushes: s.pushes, Reports: watched},
+			coderdapi.Options{}, reg, log)
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(context.Background())
 		var serving sync.WaitGroup

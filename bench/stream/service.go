@@ -22,7 +22,9 @@ import (
 	"github.com/coder/agentstatsd/bench/load"
 	"github.com/coder/agentstatsd/bench/process"
 	benchscrape "github.com/coder/agentstatsd/bench/scrape"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
@@ -54,7 +56,7 @@ type serviceReady struct{ GRPC, HTTP string }
 // garbage, and who waited for locks.
 type service struct {
 	agg        *aggregator.Aggregator
-	api        *agentapi.Server
+	api        *grpcserver.Server
 	handler    http.Handler
 	background []func(context.Context) error
 	close      func() error
@@ -97,7 +99,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	if err != nil {
 		return err
 	}
-	opts := agentapi.Options{
+	opts := grpcserver.Options{
 		CoderdTokenHash: sha256.Sum256([]byte(args.Token)),
 		// Idle streams are measured, and thousands come at once from one address.
 		IdleTimeout: time.Hour, MaxConnections: 1 << 20, MaxStrangersPerAddress: 1 << 20,
@@ -114,17 +116,17 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	if err != nil {
 		return err
 	}
-	if s.api, err = agentapi.NewServer(agents, opts, reg, log); err != nil {
+	if s.api, err = grpcserver.New(agents, opts, reg, log); err != nil {
 		return err
 	}
-	if _, err = agentapi.NewAgentService(s.api, agentapi.AgentComponents{
+	if _, err = agentapi.New(s.api, agentapi.Components{
 		Fleet: agents, Stats: s.agg, Metadata: pending, Reports: watched,
-	}, agentapi.AgentOptions{}, reg, log); err != nil {
+	}, agentapi.Options{}, reg, log); err != nil {
 		return err
 	}
-	if _, err = agentapi.NewCoderdService(s.api, agentapi.CoderdComponents{
+	if _, err = coderdapi.New(s.api, coderdapi.Components{
 		Fleet: agents, Reader: db, News: news, Pushes: pushed, Reports: watched,
-	}, agentapi.CoderdOptions{StoreReady: db.Ping}, reg, log); err != nil {
+	}, coderdapi.Options{StoreReady: db.Ping}, reg, log); err != nil {
 		return err
 	}
 	s.handler = scrape.NewHandler(reg, scrape.Options{Log: log}, pushed, s.agg)

@@ -8,7 +8,9 @@ import (
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
@@ -111,8 +113,8 @@ func (c *config) reportsOptions() reports.Options {
 }
 
 // serverOptions has no credentials and no reflection.
-func (c *config) serverOptions() agentapi.Options {
-	return agentapi.Options{
+func (c *config) serverOptions() grpcserver.Options {
+	return grpcserver.Options{
 		CoderdClientSAN:      c.coderdClientSAN,
 		MaxMessageBytes:      int(c.maxMessageBytes),
 		MaxAgentMessageBytes: int(c.maxAgentMessageBytes),
@@ -139,8 +141,8 @@ func (c *config) serverOptions() agentapi.Options {
 	}
 }
 
-func (c *config) agentServiceOptions() agentapi.AgentOptions {
-	return agentapi.AgentOptions{
+func (c *config) agentServiceOptions() agentapi.Options {
+	return agentapi.Options{
 		ReportInterval: c.reportInterval,
 		Limits:         agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
 		GoodbyeTimeout: c.agentGoodbyeTimeout,
@@ -148,8 +150,8 @@ func (c *config) agentServiceOptions() agentapi.AgentOptions {
 }
 
 // coderdOptions has no check of the store.
-func (c *config) coderdServiceOptions() agentapi.CoderdOptions {
-	return agentapi.CoderdOptions{
+func (c *config) coderdServiceOptions() coderdapi.Options {
+	return coderdapi.Options{
 		MaxWatches:           int(c.maxWatches),
 		MaxSyncs:             int(c.maxSyncs),
 		MaxWatchBytes:        int(c.maxWatchBytes),

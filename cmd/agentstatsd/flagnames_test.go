@@ -17,7 +17,7 @@ import (
 var flagName = regexp.MustCompile(`--[a-z][a-z0-9-]+`)
 
 // Every flag that an error of a component names is one of the options, and every name
-// that agentapi has of one is used.
+// that a package has of one is used.
 func TestErrorsNameFlagsThatExist(t *testing.T) {
 	known := make(map[string]bool)
 	for _, o := range new(config).options() {
@@ -25,7 +25,7 @@ func TestErrorsNameFlagsThatExist(t *testing.T) {
 	}
 	named := make(map[string]bool)
 	identifiers := make(map[string]int)
-	for _, dir := range []string{"agentapi", "aggregator", "batcher", "fleet", "pubsub", "pushed", "replica", "reports", "scrape", "store", "web"} {
+	for _, dir := range []string{"agentapi", "aggregator", "batcher", "coderdapi", "fleet", "grpcserver", "pubsub", "pushed", "replica", "reports", "scrape", "store", "web"} {
 		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
 				return err
@@ -57,7 +57,7 @@ func TestErrorsNameFlagsThatExist(t *testing.T) {
 		require.NoError(t, err)
 	}
 	for name, n := range identifiers {
-		if strings.HasPrefix(name, "flag") && len(name) > 4 && strings.ToUpper(name[4:5]) == name[4:5] {
+		if strings.HasPrefix(strings.ToLower(name), "flag") && len(name) > 4 && strings.ToUpper(name[4:5]) == name[4:5] {
 			require.Greater(t, n, 1, "%s is not used", name)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/pubsub"
 )
 
@@ -22,11 +24,11 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	if opts.Credentials, err = s.grpcCredentials(reg); err != nil {
 		return err
 	}
-	s.api, err = agentapi.NewServer(s.fleet, opts, reg, s.log.With("component", "grpcserver"))
+	s.api, err = grpcserver.New(s.fleet, opts, reg, s.log.With("component", "grpcserver"))
 	if err != nil {
 		return err
 	}
-	_, err = agentapi.NewAgentService(s.api, agentapi.AgentComponents{
+	_, err = agentapi.New(s.api, agentapi.Components{
 		Fleet:    s.fleet,
 		Stats:    s.stats(),
 		Metadata: s.batcher,
@@ -37,7 +39,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	}
 	forCoderd := s.config.coderdServiceOptions()
 	forCoderd.StoreReady = s.store.Ping
-	_, err = agentapi.NewCoderdService(s.api, agentapi.CoderdComponents{
+	_, err = coderdapi.New(s.api, coderdapi.Components{
 		Fleet:   s.fleet,
 		Reader:  s.store,
 		News:    news,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/coderdapi"
 )
 
 // validateLimits checks the limits that must leave room for others.
@@ -41,7 +42,7 @@ func (c *config) validateLimits() []error {
 		{flagValue{"--max-push-bytes", c.maxPushBytes}, "", c.maxPushBytes, flagValue{"--max-pushes-bytes", c.maxPushesBytes}},
 		{flagValue{"--max-watch-bytes", c.maxWatchBytes}, "", c.maxWatchBytes, flagValue{"--max-watches-bytes", c.maxWatchesBytes}},
 		{
-			flagValue{"--max-message-bytes", c.maxMessageBytes}, "six times ", agentapi.ReadMessages * c.maxMessageBytes,
+			flagValue{"--max-message-bytes", c.maxMessageBytes}, "six times ", coderdapi.ReadMessages * c.maxMessageBytes,
 			flagValue{"--max-watches-bytes", c.maxWatchesBytes},
 		},
 		{

@@ -13,10 +13,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
@@ -44,7 +44,7 @@ type service struct {
 	fleet      *fleet.Fleet
 	pushed     *pushed.Families
 	reports    *reports.Reports
-	api        *agentapi.Server
+	api        *grpcserver.Server
 
 	grpcListener  net.Listener
 	httpListener  net.Listener // nil: not served

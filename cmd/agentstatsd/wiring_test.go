@@ -21,7 +21,9 @@ import (
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed"
@@ -451,13 +453,13 @@ func build(c *config) error {
 	if _, err := c.newScrapes(http.NotFoundHandler(), reg); err != nil {
 		return err
 	}
-	server, err := agentapi.NewServer(agents, c.serverOptions(), reg, log)
+	server, err := grpcserver.New(agents, c.serverOptions(), reg, log)
 	if err != nil {
 		return err
 	}
-	if _, err = agentapi.NewAgentService(server, agentapi.AgentComponents{Fleet: agents, Stats: series, Metadata: pending, Reports: watched}, c.agentServiceOptions(), reg, log); err != nil {
+	if _, err = agentapi.New(server, agentapi.Components{Fleet: agents, Stats: series, Metadata: pending, Reports: watched}, c.agentServiceOptions(), reg, log); err != nil {
 		return err
 	}
-	_, err = agentapi.NewCoderdService(server, agentapi.CoderdComponents{Fleet: agents, Pushes: families, Reports: watched}, c.coderdServiceOptions(), reg, log)
+	_, err = coderdapi.New(server, coderdapi.Components{Fleet: agents, Pushes: families, Reports: watched}, c.coderdServiceOptions(), reg, log)
 	return err
 }

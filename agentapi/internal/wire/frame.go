@@ -1,0 +1,155 @@
+package wire
+
+import (
+	"github.com/coder/agentstatsd/grpcserver"
+
+	"sync"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/decoded"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// frame is one message of an agent's stream. What it has is valid until its
+// release. At most one of the fields stats, metadata, request and refused is set.
+type Frame struct {
+	// size of the message, in bytes.
+	Size int
+	// sequence of the request.
+	Sequence int64
+	// stats and metadata are those of a plain request.
+	Stats    *Report
+	metadata *metadataDecoder
+	entries  []agent.MetadataEntry // of metadata
+	// request is any other one.
+	Request *agentstatsv1.ConnectRequest
+	// refused is the status that a message ends the stream with that was too
+	// large or did not decode. gRPC would end it with one of its own.
+	Refused error
+
+	// buffer has the bytes of a plain request; nil: there are none to keep.
+	buffer mem.Buffer
+
+	// encodings are those of the samples of the stream's last report. agent is the
+	// stream's, limit that of its messages, in bytes. They outlast a release.
+	encodings []*agent.SampleEncoding
+	agent     agent.ID
+	limit     int
+}
+
+// The decoders of plain requests are reused, so that an idle stream holds none.
+var (
+	wireReports      = sync.Pool{New: func() any { return new(Report) }}
+	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
+)
+
+// newFrame returns a frame of an agent's stream, whose messages have at most limit bytes.
+func NewFrame(id agent.ID, limit int) Frame { return Frame{agent: id, limit: limit} }
+
+// release lets go of all that the frame has but what is the stream's.
+func (f *Frame) Release() {
+	if f.Stats != nil {
+		f.Stats.reset()
+		wireReports.Put(f.Stats)
+	}
+	if f.metadata != nil {
+		f.metadata.release()
+		metadataDecoders.Put(f.metadata)
+	}
+	if f.buffer != nil {
+		f.buffer.Free()
+	}
+	*f = Frame{encodings: f.encodings, agent: f.agent, limit: f.limit}
+}
+
+// metadataEntries returns the entries of a plain request of metadata; false: it is none.
+// The caller may change them.
+func (f *Frame) MetadataEntries() ([]agent.MetadataEntry, bool) { return f.entries, f.metadata != nil }
+
+// keepEncodings keeps what is known of the encodings of a plain report's samples, for the
+// stream's next one.
+func (f *Frame) KeepEncodings() { f.encodings = f.Stats.encodings(f.encodings) }
+
+// hasMessage tells whether the request has any of the messages.
+func (f *Frame) HasMessage() bool {
+	return f.Stats != nil || f.metadata != nil || f.Request.GetMessage() != nil
+}
+
+// agentRequests estimates what an agent's request takes.
+var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
+
+// Sender returns whose stream it is.
+func (f *Frame) Sender() agent.ID { return f.agent }
+
+// Refuse has the frame hold the status of a message of size bytes that is not read.
+func (f *Frame) Refuse(size int, err error) { f.Size, f.Refused = size, err }
+
+// UnmarshalMessage reads a message. The error is nil: the status of one that does not
+// decode is in the frame.
+func (f *Frame) UnmarshalMessage(data mem.BufferSlice) error {
+	f.Size = data.Len()
+	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	if f.readPlain(buffer.ReadOnlyData()) {
+		f.buffer = buffer
+		return nil
+	}
+	defer buffer.Free()
+	request := &agentstatsv1.ConnectRequest{}
+	if _, err := grpcserver.FitsDecoded(agentRequests, request, buffer.ReadOnlyData(), f.limit, grpcserver.FlagAgentMessageBytes); err != nil {
+		f.Refused = err
+		return nil
+	}
+	if err := proto.Unmarshal(buffer.ReadOnlyData(), request); err != nil {
+		f.Refused = grpcserver.Malformed(request, buffer.ReadOnlyData())
+		return nil
+	}
+	f.Sequence, f.Request = request.GetSequence(), request
+	return nil
+}
+
+// The first bytes of the fields of ConnectRequest that are read.
+const (
+	tagSequence = 1<<3 | byte(protowire.VarintType)
+	tagStats    = 3<<3 | byte(protowire.BytesType)
+	tagMetadata = 4<<3 | byte(protowire.BytesType)
+)
+
+// readPlain reads a request of stats or metadata; false if it is not plain, or
+// is another one. Then nothing is kept.
+func (f *Frame) readPlain(w reader) bool {
+	t, ok := w.tag()
+	if !ok || t != tagSequence {
+		return false
+	}
+	sequence, ok := w.varint()
+	if !ok {
+		return false
+	}
+	t, _ = w.tag()
+	message, ok := w.bytes()
+	if !ok || len(w) > 0 {
+		return false
+	}
+	switch t {
+	case tagStats:
+		f.Stats, _ = wireReports.Get().(*Report)
+		ok = f.Stats.read(message, f.encodings)
+	case tagMetadata:
+		f.metadata, _ = metadataDecoders.Get().(*metadataDecoder)
+		f.entries, ok = f.metadata.decode(message)
+	default:
+		return false
+	}
+	if !ok {
+		size := f.Size
+		f.Release()
+		f.Size = size
+		return false
+	}
+	f.Sequence = int64(sequence)
+	return true
+}

@@ -1,0 +1,26 @@
+package agentapi_test
+
+import (
+	"github.com/coder/agentstatsd/grpcserver"
+
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agentapi"
+)
+
+func TestAgentOptions(t *testing.T) {
+	server, err := grpcserver.New(nil, grpcserver.Options{}, prometheus.NewRegistry(), nil)
+	require.NoError(t, err)
+	for want, opts := range map[string]agentapi.Options{
+		"agentapi options: report interval: want at least 1s, got 1ms": {ReportInterval: time.Millisecond},
+		"agentapi options: goodbye timeout: want at least 0, got -1":   {GoodbyeTimeout: -1},
+		"agentapi components: reports is absent":                       {},
+	} {
+		_, err := agentapi.New(server, agentapi.Components{}, opts, prometheus.NewRegistry(), nil)
+		require.EqualError(t, err, want)
+	}
+}

@@ -1,0 +1,93 @@
+package coderdapi
+
+import (
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// dirtySet is what a watcher has to look at again. It is told by any goroutine
+// and read by the watcher's own.
+type dirtySet struct {
+	// only these agents are of interest; nil: all are.
+	only map[agent.ID]struct{}
+	// limit of ids that are kept; beyond it everything is dirty.
+	limit int
+	// wake has an element when something is dirty.
+	wake chan struct{}
+
+	mu sync.Mutex
+	// Guarded by mu.
+	ids map[agent.ID]struct{}
+	all bool
+}
+
+// newDirtySet returns a set for the agents of interest; none: all of at most
+// limit.
+func newDirtySet(only []agent.ID, limit int) *dirtySet {
+	d := &dirtySet{limit: limit, wake: make(chan struct{}, 1), ids: make(map[agent.ID]struct{})}
+	if len(only) > 0 {
+		d.only = make(map[agent.ID]struct{}, len(only))
+		for _, id := range only {
+			d.only[id] = struct{}{}
+		}
+	}
+	return d
+}
+
+// changed marks those of the agents that are of interest; nil: all of them. It
+// does not block.
+func (d *dirtySet) changed(ids []agent.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.addLocked(ids)
+	if ids == nil {
+		d.setAllLocked()
+	}
+	if len(d.ids) == 0 && !d.all {
+		return
+	}
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (d *dirtySet) addLocked(ids []agent.ID) {
+	for _, id := range ids {
+		if d.all {
+			return
+		}
+		if _, watched := d.only[id]; !watched && d.only != nil {
+			continue
+		}
+		d.ids[id] = struct{}{}
+		if len(d.ids) > d.limit {
+			d.setAllLocked()
+		}
+	}
+}
+
+func (d *dirtySet) setAllLocked() {
+	d.all = true
+	clear(d.ids)
+}
+
+// take returns what is dirty, which is clean then: the agents, or all.
+func (d *dirtySet) take() (ids []agent.ID, all bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ids, all = slices.Collect(maps.Keys(d.ids)), d.all
+	clear(d.ids)
+	d.all = false
+	return ids, all
+}
+
+// putBack makes the agents dirty again, without waking the watcher.
+func (d *dirtySet) putBack(ids []agent.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.addLocked(ids)
+}

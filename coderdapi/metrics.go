@@ -1,0 +1,48 @@
+package coderdapi
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Kinds of watches, as the gauge labels them.
+const (
+	watchMetadata = "metadata"
+	watchAgents   = "agents"
+	watchStats    = "stats"
+)
+
+// Kinds of streams that are refused, as the counter labels them.
+const (
+	refusedWatch = "watch"
+	refusedSync  = "sync"
+	refusedPush  = "push"
+)
+
+type metrics struct {
+	watches         *prometheus.GaugeVec
+	pushes          prometheus.Gauge
+	refused         *prometheus.CounterVec
+	watchErrors     prometheus.Counter
+	oversizedPushes prometheus.Counter
+	bytesRefused    *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches that go on, by what is watched."}, []string{"kind"}),
+		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
+		refused:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_streams_refused_total", Help: "Streams refused because too many went on."}, []string{"kind"}),
+		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
+		bytesRefused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_coderd_memory_refused_total", Help: "Messages of coderd refused, watches ended, and batches of reports that wait, as all calls of their kind have too much in memory."}, []string{"kind"}),
+		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
+	}
+	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {
+		m.watches.WithLabelValues(kind)
+	}
+	for _, kind := range []string{refusedWatch, refusedSync, refusedPush} {
+		m.refused.WithLabelValues(kind)
+	}
+	for _, kind := range []string{bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches} {
+		m.bytesRefused.WithLabelValues(kind)
+	}
+	reg.MustRegister(m.watches, m.pushes, m.refused, m.watchErrors, m.bytesRefused, m.oversizedPushes)
+	return m
+}

@@ -1,0 +1,290 @@
+package coderdapi
+
+import (
+	"github.com/coder/agentstatsd/internal/contract"
+
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Limits of registrations, as the contract states them.
+const (
+	maxRegisteredAtOnce = 10_000
+	maxAgentName        = 64
+	maxName             = 256
+	maxSlug             = 128
+)
+
+// maxAhead is how far ahead of this service's clock a registration's times may be.
+// Clocks and time zones that are wrong differ by less than a day. A build of years
+// ahead would be the newest of its labels for that long, whatever is built after it.
+const maxAhead = 24 * time.Hour
+
+// problem is the first field of a registration that breaks the contract.
+type problem struct {
+	field, text string
+}
+
+func (p *problem) Error() string { return p.field + ": " + p.text }
+
+// in returns the problem as one of a field of the message that holds it.
+func (p *problem) in(field string, args ...any) *problem {
+	p.field = fmt.Sprintf(field, args...) + p.field
+	return p
+}
+
+func problemf(field, format string, args ...any) *problem {
+	return &problem{field, fmt.Sprintf(format, args...)}
+}
+
+// setOf converts a set of registrations.
+func (s *Service) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (fleet.Set, *problem) {
+	set := fleet.Set{
+		Agents:     make([]agent.Registration, 0, len(agents)),
+		Workspaces: make([]agent.Workspace, 0, len(workspaces)),
+	}
+	now := time.Now()
+	for i, pb := range agents {
+		if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
+			return set, problemf(fmt.Sprintf("agents[%d]", i), "want at most %d bytes (%s), got %d", limit, flagRegistrationBytes, n)
+		}
+		reg, err := registrationOf(pb, s.opts.MaxDeclaredKeys, now)
+		if err != nil {
+			return set, err.in("agents[%d].", i)
+		}
+		set.Agents = append(set.Agents, reg)
+	}
+	for i, pb := range workspaces {
+		w, err := workspaceOf(pb, now)
+		if err != nil {
+			return set, err.in("workspaces[%d].", i)
+		}
+		set.Workspaces = append(set.Workspaces, w)
+	}
+	return set, nil
+}
+
+// checkOnce refuses an id that comes twice.
+func checkOnce(set fleet.Set) *problem {
+	seen := make(map[agent.ID]struct{}, len(set.Agents)+len(set.Workspaces))
+	for i := range set.Agents {
+		if _, twice := seen[set.Agents[i].ID]; twice {
+			return problemf(fmt.Sprintf("agents[%d].id", i), "want each agent once, got %s again", set.Agents[i].ID)
+		}
+		seen[set.Agents[i].ID] = struct{}{}
+	}
+	clear(seen)
+	for i := range set.Workspaces {
+		if _, twice := seen[set.Workspaces[i].ID]; twice {
+			return problemf(fmt.Sprintf("workspaces[%d].id", i), "want each workspace once, got %s again", set.Workspaces[i].ID)
+		}
+		seen[set.Workspaces[i].ID] = struct{}{}
+	}
+	return nil
+}
+
+func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now time.Time) (agent.Registration, *problem) {
+	r := agent.Registration{Name: pb.GetName(), MetadataKeys: pb.GetMetadataKeys()}
+	var err *problem
+	if r.ID, err = idOf("id", pb.GetId()); err != nil {
+		return r, err
+	}
+	if text := contract.TextProblem(r.Name, 1, maxAgentName); text != "" {
+		return r, &problem{"name", text}
+	}
+	if r.CreatedAt, err = requiredTime("created_at", pb.GetCreatedAt(), now); err != nil {
+		return r, err
+	}
+	if r.ConnectionTimeout, err = durationOf("connection_timeout", pb.GetConnectionTimeout()); err != nil {
+		return r, err
+	}
+	if n := copy(r.TokenHash[:], pb.GetTokenSha256()); n != len(r.TokenHash) || n != len(pb.GetTokenSha256()) {
+		return r, problemf("token_sha256", "want %d bytes, got %d", len(r.TokenHash), len(pb.GetTokenSha256()))
+	}
+	if pb.GetWorkspace() == nil {
+		return r, problemf("workspace", "want it, got none")
+	}
+	if r.Workspace, err = workspaceOf(pb.GetWorkspace(), now); err != nil {
+		return r, err.in("workspace.")
+	}
+	if pb.GetWorkspace().GetBuild() == nil {
+		return r, problemf("workspace.build", "want it with an agent, got none")
+	}
+	if r.Apps, err = appsOf(pb.GetApps()); err != nil {
+		return r, err
+	}
+	if n := len(r.MetadataKeys); n > maxDeclaredKeys {
+		return r, problemf("metadata_keys", "want at most %d (%s), got %d", maxDeclaredKeys, flagDeclaredKeys, n)
+	}
+	for i, key := range r.MetadataKeys {
+		if text := contract.TextProblem(key, 1, agent.MaxMetadataKeyBytes); text != "" {
+			return r, &problem{fmt.Sprintf("metadata_keys[%d]", i), text}
+		}
+	}
+	if len(pb.GetParentId()) > 0 {
+		if r.Parent, err = idOf("parent_id", pb.GetParentId()); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func workspaceOf(pb *agentstatsv1.Workspace, now time.Time) (agent.Workspace, *problem) {
+	w := agent.Workspace{
+		Name:          pb.GetName(),
+		OwnerUsername: pb.GetOwnerUsername(),
+		Organization:  pb.GetOrganizationName(),
+		Template:      agent.Template{Name: pb.GetTemplate().GetName(), Version: pb.GetTemplate().GetVersion()},
+	}
+	var err *problem
+	if w.ID, err = idOf("id", pb.GetId()); err != nil {
+		return w, err
+	}
+	if w.OwnerID, err = idOf("owner_id", pb.GetOwnerId()); err != nil {
+		return w, err
+	}
+	if pb.GetTemplate() == nil {
+		return w, problemf("template", "want it, got none")
+	}
+	if w.Template.ID, err = idOf("template.id", pb.GetTemplate().GetId()); err != nil {
+		return w, err
+	}
+	for _, c := range []struct {
+		field, text string
+		lo          int
+	}{
+		{"name", w.Name, 1},
+		{"owner_username", w.OwnerUsername, 1},
+		{"template.name", w.Template.Name, 1},
+		{"template.version", w.Template.Version, 0},
+		{"organization_name", w.Organization, 0},
+	} {
+		if text := contract.TextProblem(c.text, c.lo, maxName); text != "" {
+			return w, &problem{c.field, text}
+		}
+	}
+	if w.Template.Version == "" {
+		w.Template.Version = "unknown"
+	}
+	if pb.GetBuild() == nil {
+		return w, nil
+	}
+	if w.Build, err = buildOf(pb.GetBuild(), now); err != nil {
+		return w, err.in("build.")
+	}
+	return w, nil
+}
+
+var transitions = map[agentstatsv1.Build_Transition]agent.Transition{
+	agentstatsv1.Build_TRANSITION_UNSPECIFIED: "",
+	agentstatsv1.Build_TRANSITION_START:       "start",
+	agentstatsv1.Build_TRANSITION_STOP:        "stop",
+	agentstatsv1.Build_TRANSITION_DELETE:      "delete",
+}
+
+func buildOf(pb *agentstatsv1.Build, now time.Time) (agent.Build, *problem) {
+	b := agent.Build{IsPrebuild: pb.GetIsPrebuild()}
+	var err *problem
+	if b.ID, err = idOf("id", pb.GetId()); err != nil {
+		return b, err
+	}
+	if b.CreatedAt, err = requiredTime("created_at", pb.GetCreatedAt(), now); err != nil {
+		return b, err
+	}
+	known := false
+	if b.Transition, known = transitions[pb.GetTransition()]; !known {
+		return b, problemf("transition", "unknown transition %d", pb.GetTransition())
+	}
+	return b, nil
+}
+
+func appsOf(apps []*agentstatsv1.App) ([]agent.App, *problem) {
+	if len(apps) > contract.MaxApps {
+		return nil, problemf("apps", "want at most %d, got %d", contract.MaxApps, len(apps))
+	}
+	var out []agent.App
+	seen := make(map[agent.ID]struct{}, len(apps))
+	for i, pb := range apps {
+		id, err := idOf("id", pb.GetId())
+		if err != nil {
+			return nil, err.in("apps[%d].", i)
+		}
+		if _, twice := seen[id]; twice {
+			return nil, problemf(fmt.Sprintf("apps[%d].id", i), "want each app once, got %s again", id)
+		}
+		seen[id] = struct{}{}
+		if text := contract.TextProblem(pb.GetSlug(), 0, maxSlug); text != "" {
+			return nil, &problem{fmt.Sprintf("apps[%d].slug", i), text}
+		}
+		if text := contract.TextProblem(pb.GetDisplayName(), 0, maxName); text != "" {
+			return nil, &problem{fmt.Sprintf("apps[%d].display_name", i), text}
+		}
+		health, known := contract.AppHealths[pb.GetHealth()]
+		if !known {
+			return nil, problemf(fmt.Sprintf("apps[%d].health", i), "unknown health %d", pb.GetHealth())
+		}
+		out = append(out, agent.App{ID: id, Slug: pb.GetSlug(), DisplayName: pb.GetDisplayName(), Health: health})
+	}
+	return out, nil
+}
+
+func idOf(field string, b []byte) (agent.ID, *problem) {
+	id, err := uuid.FromBytes(b)
+	if err != nil {
+		return id, problemf(field, "want 16 bytes, got %d", len(b))
+	}
+	if id == uuid.Nil {
+		return id, problemf(field, "want a UUID that is not zero")
+	}
+	return id, nil
+}
+
+// idsOf converts a list of ids, of which there may be at most limit.
+func idsOf(field string, list [][]byte, limit int) ([]agent.ID, *problem) {
+	if len(list) > limit {
+		return nil, problemf(field, "want at most %d, got %d", limit, len(list))
+	}
+	ids := make([]agent.ID, len(list))
+	for i, b := range list {
+		id, err := idOf("", b)
+		if err != nil {
+			return nil, err.in("%s[%d]", field, i)
+		}
+		ids[i] = id
+	}
+	return ids, nil
+}
+
+func requiredTime(field string, t *timestamppb.Timestamp, now time.Time) (time.Time, *problem) {
+	at, err := contract.TimeOf(t)
+	if err != nil {
+		return at, &problem{field, err.Error()}
+	}
+	if at.IsZero() {
+		return at, problemf(field, "want it, got none")
+	}
+	if at.Sub(now) > maxAhead {
+		return at, problemf(field, "want at most %v after the service's clock (%s), got %s",
+			maxAhead, now.UTC().Format(time.RFC3339), at.Format(time.RFC3339))
+	}
+	return at, nil
+}
+
+func durationOf(field string, d *durationpb.Duration) (time.Duration, *problem) {
+	if d == nil {
+		return 0, nil
+	}
+	if d.CheckValid() != nil || d.AsDuration() < 0 {
+		return 0, problemf(field, "want at least 0 s, got %d s and %d ns", d.GetSeconds(), d.GetNanos())
+	}
+	return d.AsDuration(), nil
+}

@@ -1,0 +1,161 @@
+// Package coderdapi is the gRPC edge for coderd: it validates and converts what it
+// sends, and calls the components. It serves agentstats.v1.CoderdService.
+package coderdapi
+
+import (
+	"github.com/coder/agentstatsd/grpcserver"
+
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent and
+// key. It stops before the values of an agent with which they would take more than limit
+// bytes, unless it is the first one that has any, and returns the agents that are left.
+type MetadataReader interface {
+	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (rows []agent.Metadata, left []agent.ID, err error)
+}
+
+// MetadataNews tells whose stored metadata has changed. The function must not
+// block; nil ids tell that news may have been missed.
+type MetadataNews interface {
+	SubscribeMetadata(f func(ids []agent.ID)) (cancel func(), err error)
+}
+
+// Pushes takes in snapshots of coderd's families, of each instance one at a
+// time. It returns once the snapshot is durable, with what it refused of it.
+type Pushes interface {
+	Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error)
+}
+
+// ReportStreams serve those who watch reports.
+type ReportStreams interface {
+	// Serve serves a stream until acks is closed, ctx ends, or another stream has the
+	// name. send gets one message at a time, and no batch before the one before is acked.
+	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
+}
+
+// CoderdComponents are what a CoderdService stands before; all are required.
+type Components struct {
+	Fleet   *fleet.Fleet
+	Reader  MetadataReader
+	News    MetadataNews
+	Pushes  Pushes
+	Reports ReportStreams
+}
+
+// CoderdService serves coderd.
+type Service struct {
+	agentstatsv1.UnimplementedCoderdServiceServer
+	Components
+	server  *grpcserver.Server
+	opts    Options
+	metrics *metrics
+	log     *slog.Logger
+	// What may go on at once.
+	watches, syncs, pushes grpcserver.Slots
+	// watchBytes are what watches of metadata share.
+	watchBytes *watchBytes
+	// byteBudgets are by the full name of the method.
+	byteBudgets map[string]*byteBudget
+	// instances of coderd that push.
+	instances *pushInstances
+}
+
+// NewCoderdService returns a CoderdService that the server serves: it is registered with
+// it. Its metrics are registered with reg.
+func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(server.Options().MaxMessageBytes); err != nil {
+		return nil, fmt.Errorf("coderdapi options: %w", err)
+	}
+	switch {
+	case c.Pushes == nil:
+		return nil, errors.New("coderdapi components: pushes is absent")
+	case c.Reports == nil:
+		return nil, errors.New("coderdapi components: reports is absent")
+	}
+	m := newMetrics(reg)
+	s := &Service{
+		Components: c,
+		server:     server,
+		opts:       opts,
+		metrics:    m,
+		log:        log,
+
+		watches:    grpcserver.NewSlots(opts.MaxWatches),
+		syncs:      grpcserver.NewSlots(opts.MaxSyncs),
+		pushes:     grpcserver.NewSlots(opts.MaxPushes),
+		watchBytes: newWatchBytes(&opts, m),
+		instances:  newPushInstances(),
+	}
+	s.shareBytes(reg)
+	server.Register(grpcserver.Service{
+		Desc:         &agentstatsv1.CoderdService_ServiceDesc,
+		Impl:         s,
+		Role:         grpcserver.RoleCoderd,
+		MessageBytes: messageBytes,
+		Intercept:    s.boundStream,
+		Ready:        s.ready,
+	})
+	return s, nil
+}
+
+// ready returns why coderd cannot be served now.
+func (s *Service) ready(ctx context.Context) error {
+	if err := s.Fleet.Ready(); err != nil || s.opts.StoreReady == nil {
+		return err
+	}
+	return s.opts.StoreReady(ctx)
+}
+
+// failure returns the status that tells coderd of an error of the components. What it
+// cannot do anything about is logged, and told in general terms.
+func (s *Service) failure(ctx context.Context, doing string, err error) error {
+	var field *fleet.FieldError
+	switch {
+	case errors.As(err, &field):
+		return grpcserver.Invalid(field.Field, "%s", field.Problem)
+	case errors.Is(err, fleet.ErrTooMany), errors.Is(err, fleet.ErrTooLarge):
+		return status.Error(codes.ResourceExhausted, err.Error())
+	case errors.Is(err, fleet.ErrNeedsForce):
+		return status.Error(codes.FailedPrecondition, err.Error()+"; force: want true to do so")
+	case errors.Is(err, fleet.ErrUnavailable):
+		return grpcserver.ErrNotLoaded
+	}
+	return grpcserver.Failure(ctx, s.log, doing, err)
+}
+
+// Limits of messages that no operator needs another one of.
+const (
+	// maxIDsBytes bounds a message that names maxReadAtOnce agents at most, of 18 bytes
+	// each, and some more, so that it is said which of them are too many.
+	maxIDsBytes = 32 << 10
+	// maxDeregisterBytes is the same of a message that names maxRegisteredAtOnce agents
+	// and as many workspaces.
+	maxDeregisterBytes = 512 << 10
+	// maxSmallRequest bounds a message of a page, or of a name and a position.
+	maxSmallRequest = 4 << 10
+)
+
+// messageLimits are the limits of those methods of coderd whose messages never need
+// Options.MaxMessageBytes.
+var messageBytes = map[string]int{
+	agentstatsv1.CoderdService_GetMetadata_FullMethodName:      maxIDsBytes,
+	agentstatsv1.CoderdService_WatchMetadata_FullMethodName:    maxIDsBytes,
+	agentstatsv1.CoderdService_WatchAgents_FullMethodName:      maxIDsBytes,
+	agentstatsv1.CoderdService_DeregisterAgents_FullMethodName: maxDeregisterBytes,
+	agentstatsv1.CoderdService_ListAgents_FullMethodName:       maxSmallRequest,
+	agentstatsv1.CoderdService_WatchStats_FullMethodName:       maxSmallRequest,
+}

@@ -1,0 +1,41 @@
+package coderdapi
+
+import (
+	"github.com/coder/agentstatsd/grpcserver"
+
+	"context"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// neverPushes is told nothing.
+type neverPushes struct{ t *testing.T }
+
+func (p neverPushes) Push(context.Context, time.Time, agent.Push) ([]agent.PushRefusal, error) {
+	p.t.Error("a push of a stream that was superseded")
+	return nil, nil
+}
+
+func TestSupersededPushIsNotHandedOver(t *testing.T) {
+	server, err := grpcserver.New(nil, grpcserver.Options{}, prometheus.NewRegistry(), nil)
+	require.NoError(t, err)
+	instances := newPushInstances()
+	first, superseded := instances.enter(agent.Instance{1})
+	_, newer := instances.enter(agent.Instance{1})
+	defer instances.leave(agent.Instance{1}, newer)
+	defer instances.leave(agent.Instance{1}, superseded)
+	p := &push{
+		service:    &Service{Components: Components{Pushes: neverPushes{t}}, server: server},
+		instance:   first,
+		superseded: superseded,
+	}
+	for range 100 {
+		_, err := p.handOver(t.Context())
+		require.Equal(t, errSuperseded, err)
+	}
+}

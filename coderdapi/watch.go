@@ -1,0 +1,282 @@
+package coderdapi
+
+import (
+	"github.com/coder/agentstatsd/grpcserver"
+
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agent"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// watchRead agents are read at once, fewer if they have much: with 15 keys of 100 bytes
+// that is 50 KB. So many the store reads by one statement.
+const watchRead = 32
+
+// watchPart is the size at which a part of the answer is sent. gRPC keeps one beside 64
+// KB for a watcher that does not read, and one is encoded while it is there.
+const watchPart = 64 << 10
+
+// watchRetry is the time to the next read after one that failed.
+const watchRetry = time.Second
+
+// WatchMetadata implements agentstatsv1.CoderdServiceServer.
+func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse]) error {
+	ids, err := readIDs(req.GetAgentIds())
+	if err != nil {
+		return err
+	}
+	end, err := s.beginWatch(watchMetadata)
+	if err != nil {
+		return err
+	}
+	defer end()
+	w := newWatch(ids, s.opts.MaxWatchBytes/2, s.watchBytes.sent)
+	defer w.close()
+	if err := w.grow(0); err != nil {
+		return err
+	}
+	cancel, err := s.News.SubscribeMetadata(w.dirty.changed)
+	if err != nil {
+		return s.failure(stream.Context(), "subscribe to metadata", err)
+	}
+	defer cancel()
+	return s.watch(stream, w)
+}
+
+// beginWatch takes a place among the watches, which end gives back.
+func (s *Service) beginWatch(kind string) (end func(), err error) {
+	if err := s.server.Enter(); err != nil {
+		return nil, err
+	}
+	if !s.watches.Take() {
+		s.server.Leave()
+		s.metrics.refused.WithLabelValues(refusedWatch).Inc()
+		return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.MaxWatches, grpcserver.FlagWatches))
+	}
+	s.metrics.watches.WithLabelValues(kind).Inc()
+	return func() {
+		s.metrics.watches.WithLabelValues(kind).Dec()
+		s.watches.Free()
+		s.server.Leave()
+	}, nil
+}
+
+// watch sends what is stored, then what changes, until the stream or the service
+// ends.
+func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch) error {
+	ctx := stream.Context()
+	// The subscription stands: what changes from here on is dirty.
+	if err := s.sendMetadata(ctx, stream, w, w.ids); err != nil {
+		return err
+	}
+	if err := stream.Send(&agentstatsv1.WatchMetadataResponse{Synced: true}); err != nil {
+		return err
+	}
+	reread := time.NewTicker(s.opts.WatchInterval)
+	defer reread.Stop()
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	<-retry.C
+	for {
+		select {
+		case <-w.dirty.wake:
+		case <-retry.C:
+		case <-reread.C:
+			w.dirty.changed(nil)
+		case <-s.server.Draining():
+			return grpcserver.ErrDraining
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		dirty, all := w.dirty.take()
+		if all {
+			dirty = w.ids
+		}
+		if len(dirty) == 0 {
+			continue
+		}
+		err := s.sendMetadata(ctx, stream, w, dirty)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, grpcserver.ErrDatabaseDown):
+			// The database is down for a while: the watcher waits.
+			w.dirty.putBack(dirty)
+			retry.Reset(watchRetry)
+		default:
+			return err
+		}
+	}
+}
+
+// sendMetadata reads the metadata of agents and sends what is new to the
+// watcher. The error is errDown if it cannot be read.
+func (s *Service) sendMetadata(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) error {
+	for size := watchRead; len(ids) > 0; {
+		some := ids[:min(size, len(ids))]
+		read, cut, err := s.sendSome(ctx, stream, w, some)
+		if err != nil {
+			return err
+		}
+		if cut {
+			size = max(1, read)
+		}
+		ids = ids[read:]
+	}
+	return nil
+}
+
+// sendSome reads the metadata of as many of the agents as fit a read, one at least, and
+// sends what is new. It returns how many these are, and whether all did not fit.
+func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
+	// Those who are before in line may all be slow.
+	hold, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
+	if err != nil {
+		return 0, false, err
+	}
+	defer hold.release()
+	slices.SortFunc(ids, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
+	rows, left, err := s.Reader.MetadataWithin(ctx, ids, s.opts.MaxWatchBytes/4)
+	if err != nil {
+		s.metrics.watchErrors.Inc()
+		return 0, false, grpcserver.ErrDatabaseDown
+	}
+	ids = ids[:len(ids)-len(left)]
+	hold.shrink(metadataBytes(rows) + 2*watchPart)
+	began := time.Now()
+	err = w.news(ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
+		if time.Since(began) > s.server.Options().SendTimeout {
+			return s.server.SlowReader() // who reads a little from time to time
+		}
+		return stream.Send(part)
+	})
+	return len(ids), len(left) > 0, err
+}
+
+// watch is what a watcher of metadata waits for, and what it was told.
+type watch struct {
+	ids   []agent.ID
+	dirty *dirtySet
+	// sent are hashes of the values that were sent, with their keys, in order. The
+	// handler's own, as are the next.
+	sent   map[agent.ID][]uint64
+	values int // in sent
+	seed   maphash.Seed
+	// held bytes of the budget, at most limit.
+	held, limit int
+	budget      *byteBudget
+}
+
+func newWatch(ids []agent.ID, limit int, budget *byteBudget) *watch {
+	return &watch{
+		ids:    ids,
+		dirty:  newDirtySet(ids, len(ids)),
+		sent:   make(map[agent.ID][]uint64, len(ids)),
+		seed:   maphash.MakeSeed(),
+		limit:  limit,
+		budget: budget,
+	}
+}
+
+// hash tells one value of a key from another, and from those of other keys.
+func (w *watch) hash(m *agent.Metadata) uint64 {
+	return maphash.Comparable(w.seed, struct {
+		key   string
+		order agent.Order
+		at    int64
+		zero  bool
+	}{m.Key, m.Order, m.CollectedAt.UnixNano(), m.CollectedAt.IsZero()})
+}
+
+// news sends what of the rows, which are all that is stored of the agents, is
+// new to the watcher, in parts of about watchPart bytes. Of an agent without
+// rows it is forgotten what was sent: if it comes back it is news.
+func (w *watch) news(ids []agent.ID, rows []agent.Metadata, send func(*agentstatsv1.WatchMetadataResponse) error) error {
+	part, size := &agentstatsv1.WatchMetadataResponse{}, 0
+	for _, id := range ids {
+		n := 0
+		for n < len(rows) && rows[n].Agent == id {
+			n++
+		}
+		before := w.sent[id]
+		if err := w.grow(w.values - len(before) + n); err != nil {
+			return err
+		}
+		sent := make([]uint64, n)
+		for i := range n {
+			sent[i] = w.hash(&rows[i])
+			if _, told := slices.BinarySearch(before, sent[i]); told {
+				continue
+			}
+			value := metadataValue(&rows[i])
+			appendValue(part, id, value)
+			if size += proto.Size(value); size < watchPart {
+				continue
+			}
+			if err := send(part); err != nil {
+				return err
+			}
+			part, size = &agentstatsv1.WatchMetadataResponse{}, 0
+		}
+		rows = rows[n:]
+		w.values += n - len(before)
+		if n == 0 {
+			delete(w.sent, id)
+			continue
+		}
+		slices.Sort(sent)
+		w.sent[id] = sent
+	}
+	if len(part.GetAgents()) == 0 {
+		return nil
+	}
+	return send(part)
+}
+
+// appendValue adds a value to the part; those of one agent come one after
+// another.
+func appendValue(part *agentstatsv1.WatchMetadataResponse, id agent.ID, value *agentstatsv1.MetadataValue) {
+	n := len(part.Agents)
+	if n == 0 || agent.ID(part.Agents[n-1].AgentId) != id {
+		part.Agents = append(part.Agents, &agentstatsv1.AgentMetadata{AgentId: id[:]})
+		n++
+	}
+	part.Agents[n-1].Values = append(part.Agents[n-1].Values, value)
+}
+
+// watchPause is the time between two messages to a watcher of agents, in which
+// changes gather.
+const watchPause = 250 * time.Millisecond
+
+// pause lets changes gather for a watcher.
+func (s *Service) pause(ctx context.Context) error {
+	timer := time.NewTimer(watchPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-s.server.Draining():
+		return grpcserver.ErrDraining
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// watchIDs converts the ids of agents that are watched; none: all.
+func watchIDs(list [][]byte) ([]agent.ID, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	return readIDs(list)
+}

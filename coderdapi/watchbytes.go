@@ -1,0 +1,143 @@
+package coderdapi
+
+import (
+	"github.com/coder/agentstatsd/grpcserver"
+
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// ReadMessages is how many times the server's Options.MaxMessageBytes fits Options.MaxWatchesBytes at
+// least: a response of GetMetadata takes three in half of that, of which its values take
+// at most twice as much as encoded.
+const ReadMessages = 6
+
+// watchBytes bounds what watches have in memory, and GetMetadata. Half of
+// Options.MaxWatchesBytes is for what is read: it is taken before a read, which waits
+// for it in line. The other half is for what the watches remember to have sent.
+type watchBytes struct {
+	room    *semaphore.Weighted
+	limit   int64 // of room
+	used    atomic.Int64
+	sent    *byteBudget
+	refused prometheus.Counter
+	// batchesRefused is the same of batches of reports, which wait then.
+	batchesRefused prometheus.Counter
+}
+
+func newWatchBytes(o *Options, m *metrics) *watchBytes {
+	half := o.MaxWatchesBytes / 2
+	return &watchBytes{
+		room:    semaphore.NewWeighted(int64(half)),
+		limit:   int64(half),
+		sent:    newByteBudget(bytesWatches, flagWatchesBytes, half, m),
+		refused: m.bytesRefused.WithLabelValues(bytesReads),
+
+		batchesRefused: m.bytesRefused.WithLabelValues(bytesBatches),
+	}
+}
+
+// acquire waits until n bytes may be read, at most for so long. The caller releases
+// what it gets. An error is a status.
+func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (*readHold, error) {
+	waiting, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	if w.room.Acquire(waiting, int64(n)) != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		w.refused.Inc()
+		return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d bytes of metadata read at once, half of %s, waited %v for %d bytes; try again later",
+			w.limit, flagWatchesBytes, within, n))
+	}
+	w.used.Add(int64(n))
+	return &readHold{w, n}, nil
+}
+
+// A batch of reports is 1 MiB at most as it is read. It is decoded for the watcher,
+// encoded, and sent.
+const (
+	batchCopies    = 4
+	reportsRoom    = batchCopies << 20
+	reportsPatient = 2 * time.Second // much less than the lease of a subscription
+)
+
+// batchRoom waits for room for a batch of reports, as agent.ReportWatch says.
+func (w *watchBytes) batchRoom(ctx context.Context) (keep func(bytes int), err error) {
+	n := min(reportsRoom, w.limit)
+	waiting, cancel := context.WithTimeout(ctx, reportsPatient)
+	defer cancel()
+	if w.room.Acquire(waiting, n) != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		w.batchesRefused.Inc()
+		return nil, agent.ErrNoRoom
+	}
+	w.used.Add(n)
+	hold := &readHold{w, int(n)}
+	return func(bytes int) { hold.shrink(batchCopies * bytes) }, nil
+}
+
+// inUse returns how many bytes are taken.
+func (w *watchBytes) inUse() int { return int(w.used.Load()) + w.sent.inUse() }
+
+// readHold is what one read has taken.
+type readHold struct {
+	of *watchBytes
+	n  int
+}
+
+// shrink gives back all but n bytes.
+func (h *readHold) shrink(n int) {
+	if n < h.n {
+		h.of.used.Add(int64(n - h.n))
+		h.of.room.Release(int64(h.n - n))
+		h.n = n
+	}
+}
+
+func (h *readHold) release() { h.shrink(0) }
+
+// What a watch takes for each agent, beside 8 bytes for each value that was sent: its
+// id, entries of three maps, and the head of a slice.
+const watchedAgentBytes = 256
+
+// grow takes memory for a watch that remembers so many values. It has what it had
+// before if it may not have more.
+func (w *watch) grow(values int) error {
+	n := watchedAgentBytes*len(w.ids) + 8*values
+	if n > w.limit {
+		w.budget.refused.Inc()
+		return grpcserver.Exhausted(time.Second, fmt.Sprintf("agent_ids: want at most %d bytes in memory of a watch, half of %s, got %d: watch fewer agents at once", w.limit, flagWatchBytes, n))
+	}
+	if n > w.held {
+		if err := w.budget.acquire(n - w.held); err != nil {
+			return err
+		}
+		w.held = n
+	}
+	return nil
+}
+
+// close gives back what the watch has.
+func (w *watch) close() {
+	w.budget.release(w.held)
+	w.held = 0
+}
+
+// metadataBytes returns what values take in memory.
+func metadataBytes(rows []agent.Metadata) int {
+	n := 0
+	for i := range rows {
+		n += rows[i].Bytes()
+	}
+	return n
+}

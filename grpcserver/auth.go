@@ -1,0 +1,252 @@
+package grpcserver
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionalphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// agentIDKey is the request metadata by which coderd names the agent that it
+// relays for.
+const AgentIDKey = "agentstats-agent-id"
+
+// maxTokenBytes bounds what is hashed for a stranger.
+const maxTokenBytes = 1024
+
+// caller is who calls a method.
+type Caller struct {
+	// agent that the call is of; zero for coderd's own calls.
+	Agent agent.ID
+	// token of the agent; empty if coderd relays.
+	Token string
+}
+
+type callerKey struct{}
+
+// callerFrom returns who calls; auth has put it there.
+func CallerFrom(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+// Tokens tell whose an agent's token is. It may block.
+type Tokens interface {
+	// Authenticate returns the agent with the token. The error is
+	// agent.ErrUnknownToken if there is none, else why that cannot be told now.
+	Authenticate(ctx context.Context, token string) (agent.ID, error)
+}
+
+// authenticator tells who calls, and whether they may.
+type authenticator struct {
+	tokens    Tokens
+	tokenHash [32]byte
+	clientSAN string
+	metrics   *metrics
+	log       *slog.Logger
+	logged    logLimit
+	// roleOf returns the role of a service; 0: it has none.
+	roleOf func(service string) Role
+	// authenticated is told of each call that has a credential.
+	authenticated func(ctx context.Context, coderd bool)
+}
+
+func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, err := a.admit(stream.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return handler(srv, &streamWithContext{ServerStream: stream, ctx: ctx})
+}
+
+type streamWithContext struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements grpc.ServerStream.
+func (s *streamWithContext) Context() context.Context { return s.ctx }
+
+// authError is a call that is not let in.
+type authError struct {
+	reason string
+	code   codes.Code
+	text   string
+}
+
+func (e *authError) Error() string { return e.text }
+
+// admit returns the context of the handler, or the status for the peer.
+func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.Context, error) {
+	service := serviceOf(fullMethod)
+	if isOpen(service) {
+		return ctx, nil
+	}
+	c, err := a.authenticate(ctx, a.roleOf(service))
+	if err == nil {
+		a.authenticated(ctx, c.Token == "")
+		return context.WithValue(ctx, callerKey{}, c), nil
+	}
+	a.metrics.authFailures.WithLabelValues(err.reason).Inc()
+	host := peerHost(ctx)
+	if suppressed, ok := a.logged.allow(host, time.Now()); ok {
+		a.log.Warn("a gRPC call was not let in", "peer", host, "method", fullMethod, "reason", err.reason, "suppressed", suppressed)
+	}
+	return nil, status.Error(err.code, err.text)
+}
+
+// isOpen tells whether the service needs no credential: health and reflection.
+func isOpen(service string) bool {
+	switch service {
+	case healthpb.Health_ServiceDesc.ServiceName,
+		reflectionpb.ServerReflection_ServiceDesc.ServiceName, reflectionalphapb.ServerReflection_ServiceDesc.ServiceName:
+		return true
+	}
+	return false
+}
+
+func (a *authenticator) authenticate(ctx context.Context, role Role) (Caller, *authError) {
+	token, err := bearerToken(ctx)
+	if err != nil {
+		return Caller{}, err
+	}
+	forCoderd := role != RoleAgent
+	relayed := metadata.ValueFromIncomingContext(ctx, AgentIDKey)
+	if a.isCoderd(ctx, token) {
+		if forCoderd {
+			return Caller{}, nil
+		}
+		return relayedAgent(relayed)
+	}
+	if token == "" {
+		return Caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
+	}
+	id, lookupErr := a.tokens.Authenticate(ctx, token)
+	switch {
+	case errors.Is(lookupErr, agent.ErrUnknownToken):
+		return Caller{}, &authError{authUnknown, codes.Unauthenticated, "unknown token"}
+	case lookupErr != nil:
+		return Caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
+	case forCoderd:
+		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for coderd, not for agents"}
+	case len(relayed) > 0:
+		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "only coderd may name an agent by " + AgentIDKey}
+	}
+	return Caller{Agent: id, Token: token}, nil
+}
+
+// relayedAgent returns the agent that coderd relays for. Whether it is
+// registered is for the handler to find out.
+func relayedAgent(values []string) (Caller, *authError) {
+	if len(values) != 1 {
+		return Caller{}, &authError{authMalformed, codes.InvalidArgument, "coderd's credential needs the request metadata " + AgentIDKey + " once, to name the agent"}
+	}
+	id, err := uuid.Parse(values[0])
+	if err != nil || id == uuid.Nil {
+		return Caller{}, &authError{authMalformed, codes.InvalidArgument, AgentIDKey + ": want a UUID"}
+	}
+	return Caller{Agent: id}, nil
+}
+
+// bearerToken returns the token of the call; empty: there is none.
+func bearerToken(ctx context.Context) (string, *authError) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) == 0 {
+		return "", nil
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	problem := ""
+	switch {
+	case len(values) > 1:
+		problem = fmt.Sprintf("want it once, got it %d times", len(values))
+	case !strings.EqualFold(scheme, "bearer") || token == "":
+		problem = "want Bearer and a token" // what came instead may be a secret
+	case len(token) > maxTokenBytes:
+		problem = fmt.Sprintf("want a token of at most %d bytes, got %d", maxTokenBytes, len(token))
+	default:
+		return token, nil
+	}
+	return "", &authError{authMalformed, codes.Unauthenticated, "authorization: " + problem}
+}
+
+// isCoderd tells whether the peer has coderd's credential: its token, or without
+// any token a client certificate with its name.
+func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
+	if token != "" {
+		hash := sha256.Sum256([]byte(token)) // no token's is zero
+		return subtle.ConstantTimeCompare(hash[:], a.tokenHash[:]) == 1
+	}
+	if a.clientSAN == "" {
+		return false
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return false
+	}
+	leaf := info.State.VerifiedChains[0][0]
+	return slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, a.clientSAN) })
+}
+
+func peerHost(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(p.Addr.String())
+	if err != nil {
+		return p.Addr.String()
+	}
+	return host
+}
+
+// logLimit bounds log lines about strangers: one a minute for a host, and for
+// at most maxLoggedHosts hosts.
+type logLimit struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	since      time.Time
+	hosts      map[string]struct{}
+	suppressed int
+}
+
+const maxLoggedHosts = 16
+
+// allow tells whether to log, and how many lines were not since the last one.
+func (l *logLimit) allow(host string, now time.Time) (suppressed int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts == nil || now.Sub(l.since) >= time.Minute {
+		l.since, l.hosts = now, make(map[string]struct{})
+	}
+	if _, seen := l.hosts[host]; seen || len(l.hosts) >= maxLoggedHosts {
+		l.suppressed++
+		return 0, false
+	}
+	l.hosts[host] = struct{}{}
+	suppressed, l.suppressed = l.suppressed, 0
+	return suppressed, true
+}

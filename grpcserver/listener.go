@@ -1,0 +1,318 @@
+package grpcserver
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
+)
+
+// sweepPause is the shortest time between two looks for connections that are
+// closed.
+const sweepPause = 100 * time.Millisecond
+
+// connections bounds the connections of the listener: all of them, and those of
+// one address that have not made an authenticated call yet. An ingress, or a
+// network behind one address, has many agents, so those are not counted by
+// address.
+//
+// gRPC reads a TCP connection that is idle without a buffer, but only if it is
+// not wrapped. So nobody tells that a connection is closed; it is looked for
+// when a limit is reached.
+type connections struct {
+	max, perAddress int
+	// maxCalls on a connection are let through before one of them is authenticated.
+	// Whoever makes more of them is disconnected: their answers wait in memory for a
+	// peer that does not read.
+	maxCalls int
+	// timeout bounds the time until the first authenticated call, or between two
+	// of open services.
+	timeout time.Duration
+	// callRate is how many calls a second are read from a connection of agents, a
+	// quarter of them at once. Each is a goroutine, and all that are ready go before
+	// whoever comes next.
+	callRate int
+	limited  *prometheus.CounterVec
+
+	mu sync.Mutex
+	// Guarded by mu.
+	all       map[*net.TCPAddr]*peerConn // by what gRPC tells of the peer of a call
+	strangers map[netip.Prefix]int
+	churn     *churn
+	sweepAt   int
+	sweptAt   time.Time
+}
+
+// peerConn is one connection.
+type peerConn struct {
+	conn *net.TCPConn
+	raw  syscall.RawConn
+	host netip.Prefix
+	// Guarded by connections.mu.
+	timer  *time.Timer   // nil: it is no stranger's any more
+	pace   *rate.Limiter // of calls; nil: a stranger's, or coderd's
+	calls  int           // that are not authenticated
+	open   int           // calls of open services that go on
+	taken  int           // of the address's allowance
+	called bool          // there was one
+}
+
+// closed tells whether the service has closed the connection.
+func (p *peerConn) closed() bool { return p.raw.Control(func(uintptr) {}) != nil }
+
+func newConnections(o *Options, m *metrics) *connections {
+	return &connections{
+		max: o.MaxConnections, perAddress: o.MaxStrangersPerAddress, timeout: o.AuthenticationTimeout,
+		limited:   m.limited,
+		all:       make(map[*net.TCPAddr]*peerConn),
+		strangers: make(map[netip.Prefix]int),
+		churn:     newChurn(o.StrangerRate, o.StrangerBurst),
+		maxCalls:  o.MaxStrangerCalls,
+		callRate:  o.AgentCallRate,
+		sweepAt:   1024,
+	}
+}
+
+// limitedListener closes connections beyond the limits.
+type limitedListener struct {
+	net.Listener
+	connections *connections
+}
+
+// Accept implements net.Listener.
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		tcp, ok := conn.(*net.TCPConn)
+		if !ok || l.connections.admit(tcp, time.Now()) {
+			return conn, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+// admit returns false if the connection is beyond a limit.
+func (c *connections) admit(conn *net.TCPConn, now time.Time) bool {
+	addr, ok := conn.RemoteAddr().(*net.TCPAddr)
+	raw, err := conn.SyscallConn()
+	if !ok || err != nil {
+		return false // it is closed already
+	}
+	host := hostOf(addr)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.all) >= min(c.max, c.sweepAt) || c.strangers[host] >= c.perAddress {
+		c.sweepLocked(now)
+	}
+	switch {
+	case len(c.all) >= c.max:
+		c.limited.WithLabelValues(limitedConnections).Inc()
+		return false
+	case c.strangers[host] >= c.perAddress:
+		c.limited.WithLabelValues(limitedAddress).Inc()
+		return false
+	case !c.churn.take(host, now):
+		c.limited.WithLabelValues(limitedRate).Inc()
+		return false
+	}
+	p := &peerConn{conn: conn, raw: raw, host: host, taken: 1}
+	p.timer = time.AfterFunc(c.timeout, func() { c.expire(addr, p) })
+	c.all[addr] = p
+	c.strangers[host]++
+	return true
+}
+
+// hostOf returns the address, of IPv6 the network of one site.
+func hostOf(addr *net.TCPAddr) netip.Prefix {
+	ip := addr.AddrPort().Addr().Unmap().WithZone("")
+	bits := ip.BitLen()
+	if ip.Is6() {
+		bits = 64
+	}
+	prefix, _ := ip.Prefix(bits) // the bits are within the address
+	return prefix
+}
+
+// sweepLocked forgets connections that are closed.
+func (c *connections) sweepLocked(now time.Time) {
+	if now.Sub(c.sweptAt) < sweepPause {
+		return
+	}
+	c.sweptAt = now
+	for addr, p := range c.all {
+		if p.closed() {
+			c.removeLocked(addr, p)
+		}
+	}
+	c.sweepAt = max(1024, 2*len(c.all))
+}
+
+func (c *connections) removeLocked(addr *net.TCPAddr, p *peerConn) {
+	if c.all[addr] != p {
+		return
+	}
+	delete(c.all, addr)
+	c.admitLocked(p)
+}
+
+// admitLocked has the connection not counted as a stranger's any more.
+func (c *connections) admitLocked(p *peerConn) {
+	if p.timer == nil {
+		return
+	}
+	p.timer.Stop()
+	p.timer = nil
+	if c.strangers[p.host]--; c.strangers[p.host] == 0 {
+		delete(c.strangers, p.host)
+	}
+}
+
+// expire closes the connection of a stranger whose time is over.
+func (c *connections) expire(addr *net.TCPAddr, p *peerConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.timer == nil {
+		return
+	}
+	if p.open > 0 {
+		p.timer.Reset(c.timeout)
+		return
+	}
+	if !p.closed() {
+		c.limited.WithLabelValues(limitedStranger).Inc()
+	}
+	_ = p.conn.Close()
+	c.removeLocked(addr, p)
+}
+
+// ofLocked returns the connection of a call; nil: it is not known.
+func (c *connections) ofLocked(ctx context.Context) *peerConn {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	addr, ok := p.Addr.(*net.TCPAddr)
+	if !ok {
+		return nil
+	}
+	return c.all[addr]
+}
+
+// of returns the connection of a call; nil: it is not known any more.
+func (c *connections) of(ctx context.Context) *peerConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ofLocked(ctx)
+}
+
+// tap sees each call before gRPC has anything for it but its headers. It runs where the
+// connection is read: to wait here is not to read.
+func (c *connections) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	if wait := c.countCall(ctx, time.Now()); wait > 0 {
+		c.limited.WithLabelValues(limitedCallRate).Inc()
+		time.Sleep(wait) // as long as one call takes at the rate
+	}
+	return ctx, nil
+}
+
+// countCall returns how long a call must wait.
+func (c *connections) countCall(ctx context.Context, now time.Time) (wait time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch p := c.ofLocked(ctx); {
+	case p == nil:
+	case p.timer != nil:
+		c.countCallLocked(p, now)
+	case p.pace != nil:
+		return p.pace.ReserveN(now, 1).DelayFrom(now)
+	}
+	return 0
+}
+
+// countCallLocked counts a call of a stranger, and closes the connection if it is
+// one too many.
+func (c *connections) countCallLocked(p *peerConn, now time.Time) {
+	reason := ""
+	switch p.calls++; {
+	case p.calls > c.maxCalls:
+		reason = limitedCalls
+	case p.called && !c.churn.take(p.host, now):
+		reason = limitedRate
+	case p.called:
+		p.taken++
+	}
+	p.called = true // the first call goes with the connection
+	if reason == "" {
+		return
+	}
+	if p.conn.Close() == nil { // which ends the call, too
+		c.limited.WithLabelValues(reason).Inc()
+	}
+}
+
+// authenticated tells that the call has a credential: coderd's, which relays many
+// agents, or an agent's.
+func (c *connections) authenticated(ctx context.Context, coderd bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.ofLocked(ctx)
+	if p == nil {
+		return
+	}
+	if p.timer != nil {
+		c.churn.giveBack(p.host, p.taken, time.Now())
+		c.admitLocked(p)
+		p.pace = rate.NewLimiter(rate.Limit(c.callRate), max(1, c.callRate/4))
+	}
+	if coderd {
+		p.pace = nil
+	}
+}
+
+// openCall tells that a call of an open service begins. done is called at its end,
+// and told whether it had a request: then the stranger may go on.
+func (c *connections) openCall(ctx context.Context) (done func(asked bool)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.ofLocked(ctx)
+	if p == nil {
+		return func(bool) {}
+	}
+	p.open++
+	return func(asked bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		p.open--
+		if asked && p.timer != nil {
+			p.calls--
+			p.timer.Reset(c.timeout)
+		}
+	}
+}
+
+// count returns the number of connections.
+func (c *connections) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sweepLocked(time.Now())
+	return len(c.all)
+}
+
+// close forgets all connections, which are closed.
+func (c *connections) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for addr, p := range c.all {
+		c.removeLocked(addr, p)
+	}
+}

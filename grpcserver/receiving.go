@@ -1,0 +1,145 @@
+package grpcserver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// largeMessage is the size above which a message takes room before its content is
+// read. gRPC keeps up to streamWindow of what a peer sends on a stream, whether it is
+// read or not: to wait with messages below that would save nothing.
+const largeMessage = 64 << 10
+
+// receiving bounds the large messages of a role that are being received. A message
+// has room from its header until it is decoded, or its stream ends. Those that find
+// none wait in line; one of an agent that has another one is passed by others.
+type receiving struct {
+	limit int
+
+	mu sync.Mutex
+	// Guarded by mu.
+	used int
+	of   map[agent.ID]struct{} // agents with a message that has room
+	line []*receipt
+}
+
+// receipt is one large message.
+type receipt struct {
+	in   *receiving
+	size int
+	of   agent.ID // zero: coderd, which may have several
+	// ready is closed when it has room. Guarded by receiving.mu, as is done.
+	ready chan struct{}
+	done  bool
+}
+
+func newReceiving(limit int) *receiving {
+	return &receiving{limit: limit, of: make(map[agent.ID]struct{})}
+}
+
+// enter puts a message into the line. The caller calls leave.
+func (r *receiving) enter(size int, of agent.ID) *receipt {
+	m := &receipt{in: r, size: size, of: of, ready: make(chan struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.line = append(r.line, m)
+	r.admitLocked()
+	return m
+}
+
+// admitLocked gives room to those who are first in line. The first one that does not
+// fit keeps the others waiting, so that large ones have their turn.
+func (r *receiving) admitLocked() {
+	full := false
+	r.line = slices.DeleteFunc(r.line, func(m *receipt) bool {
+		if _, another := r.of[m.of]; full || another {
+			return false
+		}
+		if full = r.used+m.size > r.limit; full {
+			return false
+		}
+		r.used += m.size
+		if m.of != (agent.ID{}) {
+			r.of[m.of] = struct{}{}
+		}
+		close(m.ready)
+		return true
+	})
+}
+
+// leave gives the room back, or the place in the line.
+func (m *receipt) leave() {
+	r := m.in
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.done {
+		return
+	}
+	m.done = true
+	if i := slices.Index(r.line, m); i >= 0 {
+		r.line = slices.Delete(r.line, i, i+1)
+	} else {
+		r.used -= m.size
+		delete(r.of, m.of)
+	}
+	r.admitLocked()
+}
+
+// inUse returns how many bytes have room.
+func (r *receiving) inUse() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.used
+}
+
+// receive waits for room for a large message, and bounds the time to its end. The
+// caller calls done when it is decoded. An error is a status.
+func (s *sizedStream) receive(size int, m any) (done func(), err error) {
+	of := agent.ID{}
+	if message, ok := m.(AgentMessage); ok {
+		of = message.Sender()
+	}
+	within := s.server.opts.MessageTimeout
+	began := time.Now()
+	receipt := s.receiving.enter(size, of)
+	if err := s.awaitRoom(receipt, within/2); err != nil {
+		receipt.leave()
+		return nil, err
+	}
+	timer := time.AfterFunc(within-time.Since(began), func() {
+		s.server.metrics.limited.WithLabelValues(limitedSlowMessage).Inc()
+		_ = s.reader.WriteStatus(status.Newf(codes.DeadlineExceeded, "message: want all of its %d bytes within %v (%s)", size, within, flagMessageTimeout))
+	})
+	return func() {
+		timer.Stop()
+		receipt.leave()
+	}, nil
+}
+
+func (s *sizedStream) awaitRoom(m *receipt, within time.Duration) error {
+	select {
+	case <-m.ready:
+		return nil
+	default:
+	}
+	timeout := time.NewTimer(within)
+	defer timeout.Stop()
+	select {
+	case <-m.ready:
+		return nil
+	case <-timeout.C:
+		s.server.metrics.limited.WithLabelValues(limitedReceiving).Inc()
+		return Exhausted(within, fmt.Sprintf("message: want at most %d bytes of large messages received at once, half of %s, waited %v for %d bytes; try again later",
+			m.in.limit, flagReceivingBytes, within, m.size))
+	case <-s.Context().Done():
+		return context.Cause(s.Context())
+	}
+}

@@ -1,0 +1,291 @@
+// Package grpcserver is a gRPC server that authenticates its callers, agents and coderd,
+// and bounds what they may cost.
+//
+// It serves what is registered, gRPC's health service and, if asked to, its
+// reflection. Health and reflection are open to anyone who reaches the listener: they
+// tell what the published contract tells, and whether the service is up. Of all other
+// calls nothing but the headers is read before the caller is known.
+package grpcserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+)
+
+// stopTimeout bounds what is left after the drain: calls without a stream.
+const stopTimeout = 2 * time.Second
+
+// drainSpread of the drain's time is what the requests to connect again are
+// spread over: evenly, so that the other replicas are not stormed. In the rest
+// the last ones to be asked can leave.
+const drainSpread = 0.75
+
+// healthInterval is how late the health service may be.
+const healthInterval = time.Second
+
+// Agents' connections are many and mostly idle: buffers of 8 KB rather than 32
+// save about 13 KB on each TLS connection.
+const bufferBytes = 8 << 10
+
+// Windows of fixed size bound what a peer can have lie here unread. To find better
+// ones, gRPC would send a ping for each report that comes alone, and have it
+// answered. A report is some 3 KB; at 10 ms to coderd, 256 KB are 25 MB/s.
+const (
+	streamWindow     = 256 << 10
+	connectionWindow = 1 << 20
+)
+
+// Server serves registered services, health and reflection.
+type Server struct {
+	opts     Options
+	metrics  *metrics
+	log      *slog.Logger
+	auth     *authenticator
+	grpc     *grpc.Server
+	health   *health.Server
+	services map[string]*Service // by name; not changed once the server serves
+	streams  *gate
+	codec    codec
+	// What callers may have at once.
+	coderdCalls  Slots
+	agentStreams *agentStreams
+	// Large messages that are being received, by role.
+	receiving   map[Role]*receiving
+	unread      *unreadStreams
+	openCalls   openCalls
+	connections *connections
+	rpc         *grpcprom.ServerMetrics
+	// background are the goroutines of Go.
+	background sync.WaitGroup
+}
+
+// NewServer returns a Server that serves once, by Serve, after its services are
+// registered. tokens tells whose an agent's token is. It registers its metrics, gRPC's
+// among them, with reg.
+func New(tokens Tokens, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("grpcserver options: %w", err)
+	}
+	rpc := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
+	if err := reg.Register(rpc); err != nil {
+		return nil, fmt.Errorf("register the metrics of gRPC: %w", err)
+	}
+	m := newMetrics(reg)
+	s := &Server{
+		opts:     opts,
+		metrics:  m,
+		log:      log,
+		health:   health.NewServer(),
+		services: make(map[string]*Service),
+		streams:  newGate(),
+		codec:    codec{protoCodec},
+
+		coderdCalls:  NewSlots(opts.MaxCoderdCalls),
+		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
+		receiving: map[Role]*receiving{
+			RoleAgent:  newReceiving(opts.MaxReceivingBytes / 2),
+			RoleCoderd: newReceiving(opts.MaxReceivingBytes / 2),
+		},
+		connections: newConnections(&opts, m),
+		rpc:         rpc,
+	}
+	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd, s.connections, m.limited.WithLabelValues(limitedUnread))
+	s.auth = &authenticator{
+		tokens:        tokens,
+		tokenHash:     opts.CoderdTokenHash,
+		clientSAN:     opts.CoderdClientSAN,
+		metrics:       m,
+		log:           log,
+		roleOf:        s.roleOf,
+		authenticated: s.connections.authenticated,
+	}
+	m.observe(reg, s)
+	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
+	healthpb.RegisterHealthServer(registrar{s.grpc}, s.health)
+	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	if opts.Reflection {
+		reflection.Register(registrar{s.grpc})
+	}
+	return s, nil
+}
+
+// Options returns the server's options with their defaults.
+func (s *Server) Options() Options { return s.opts }
+
+// Go runs f in a goroutine that Serve waits for. f ends soon after the handler that
+// called Go.
+func (s *Server) Go(f func()) { s.background.Go(f) }
+
+func (s *Server) serverOptions(rpc *grpcprom.ServerMetrics) []grpc.ServerOption {
+	opts := []grpc.ServerOption{
+		grpc.ChainStreamInterceptor(
+			s.sizeStream,
+			rpc.StreamServerInterceptor(),
+			s.recoverStream(),
+			s.guardStream,
+			s.auth.stream,
+			s.limitStream,
+			s.interceptStream,
+		),
+		grpc.InTapHandle(s.connections.tap),
+		grpc.ForceServerCodecV2(s.codec),
+		grpc.MaxRecvMsgSize(s.opts.MaxMessageBytes),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.MaxConcurrentStreams(s.opts.MaxStreams),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
+		grpc.ConnectionTimeout(s.opts.HelloTimeout),
+		// A dead agent is noticed within a minute and a half, although nobody
+		// sends to it.
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: s.opts.ConnectionIdleTimeout,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	}
+	if s.opts.Credentials != nil {
+		opts = append(opts, grpc.Creds(s.opts.Credentials))
+	}
+	return opts
+}
+
+// Serve serves until ctx is cancelled. Then it lets nobody in any more, asks the
+// agents to connect again elsewhere or later, waits for them within
+// Options.DrainTimeout, stops, and returns nil. It closes the listener. An error
+// is the listener's.
+func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	s.rpc.InitializeMetrics(s.grpc)
+	var serving sync.WaitGroup
+	healthCtx, stopHealth := context.WithCancel(ctx)
+	serving.Go(func() { s.watchHealth(healthCtx) })
+	failed := make(chan error, 1)
+	serving.Go(func() { s.watchIdle(healthCtx) })
+	serving.Go(func() { failed <- s.grpc.Serve(&limitedListener{Listener: lis, connections: s.connections}) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	stopHealth()
+	s.drain(err == nil)
+	serving.Wait()
+	s.background.Wait()
+	s.connections.close()
+	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve gRPC: %w", err)
+	}
+	return nil
+}
+
+// drain ends everything. With patience the agents are asked first.
+func (s *Server) drain(patience bool) {
+	s.health.Shutdown()
+	left := s.streams.drain()
+	// Every connection is told at once that it takes no new streams: whoever
+	// shares one among many has another by the time that they ask for it.
+	stopped := make(chan struct{})
+	var graceful sync.WaitGroup
+	graceful.Go(func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	})
+	if patience {
+		s.askToLeave(left)
+	}
+	s.streams.stop()
+	for _, a := range s.streams.all() {
+		go a.stream.Finish(ErrDraining) // it may wait for the agent
+	}
+	timeout := time.NewTimer(stopTimeout)
+	defer timeout.Stop()
+	select {
+	case <-stopped:
+	case <-timeout.C:
+		s.grpc.Stop()
+	}
+	graceful.Wait()
+}
+
+// askToLeave asks the agents one after another to connect again, and waits until
+// all streams have left, within Options.DrainTimeout.
+func (s *Server) askToLeave(left <-chan struct{}) {
+	agents := s.streams.all()
+	turns := make([]time.Duration, len(agents))
+	for i := range turns {
+		turns[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.DrainTimeout))
+	}
+	slices.Sort(turns)
+	start := time.Now()
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for i := 0; ; {
+		select {
+		case <-left:
+			return
+		case <-next.C:
+		}
+		passed := time.Since(start)
+		for ; i < len(turns) && turns[i] <= passed; i++ {
+			agents[i].stream.AskToLeave()
+		}
+		switch {
+		case i < len(turns):
+			next.Reset(turns[i] - passed)
+		case passed < s.opts.DrainTimeout:
+			next.Reset(s.opts.DrainTimeout - passed)
+		default:
+			return
+		}
+	}
+}
+
+// watchHealth keeps the health service truthful.
+func (s *Server) watchHealth(ctx context.Context) {
+	ticker := time.NewTicker(healthInterval)
+	defer ticker.Stop()
+	for {
+		s.setHealth(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (s *Server) setHealth(ctx context.Context) {
+	whole := healthpb.HealthCheckResponse_SERVING // while the services of agents are
+	for name, service := range s.services {
+		askCtx, cancel := context.WithTimeout(ctx, healthInterval)
+		err := service.Ready(askCtx)
+		cancel()
+		status := healthpb.HealthCheckResponse_SERVING
+		if err != nil {
+			status = healthpb.HealthCheckResponse_NOT_SERVING
+			if service.Role == RoleAgent {
+				whole = status
+			}
+		}
+		s.health.SetServingStatus(name, status)
+	}
+	s.health.SetServingStatus("", whole)
+}

@@ -1,0 +1,72 @@
+package grpcserver
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// Role is who may call a service.
+type Role uint8
+
+// The roles.
+const (
+	// RoleAgent is an agent by its token, or coderd that names an agent.
+	RoleAgent Role = iota + 1
+	// RoleCoderd is coderd by its token, or its client certificate.
+	RoleCoderd
+)
+
+// String returns the role as the metrics label it.
+func (r Role) String() string {
+	switch r {
+	case RoleAgent:
+		return "agent"
+	case RoleCoderd:
+		return "coderd"
+	}
+	return "none"
+}
+
+// Service is a service that a Server serves to those of a role.
+type Service struct {
+	Desc *grpc.ServiceDesc
+	Impl any
+	Role Role
+	// MessageBytes are limits of messages by the full name of their method, where they
+	// are lower than the role's.
+	MessageBytes map[string]int
+	// Intercept is called last before the handler, when the caller is known and within
+	// its limits; nil: the handler is.
+	Intercept grpc.StreamServerInterceptor
+	// Ready returns why the service cannot be used now, within a second; health tells
+	// whether it can.
+	Ready func(ctx context.Context) error
+}
+
+// Register adds a service, before Serve.
+func (s *Server) Register(service Service) {
+	registrar{s.grpc}.RegisterService(service.Desc, service.Impl)
+	s.services[service.Desc.ServiceName] = &service
+	s.health.SetServingStatus(service.Desc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
+}
+
+// ServiceInfo returns what is served, health and reflection included, by name.
+func (s *Server) ServiceInfo() map[string]grpc.ServiceInfo { return s.grpc.GetServiceInfo() }
+
+// roleOf returns the role of a service; 0: it is not registered here.
+func (s *Server) roleOf(name string) Role {
+	if service := s.services[name]; service != nil {
+		return service.Role
+	}
+	return 0
+}
+
+// interceptStream calls what the service has registered.
+func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if service := s.services[serviceOf(info.FullMethod)]; service != nil && service.Intercept != nil {
+		return service.Intercept(srv, stream, info, handler)
+	}
+	return handler(srv, stream)
+}

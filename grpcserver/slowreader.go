@@ -1,0 +1,62 @@
+package grpcserver
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+// responseStream is a stream of responses to coderd. It ends if coderd does not read
+// them: whoever waits for that holds a response in memory.
+type responseStream struct {
+	grpc.ServerStream
+	box     Outbox
+	calls   Slots // of which the stream has one until its first message is there
+	begun   atomic.Bool
+	timeout time.Duration
+	timer   *time.Timer
+}
+
+// boundResponses returns the stream with a bound on the time that each response waits
+// for the reader. The stream has a slot of coderd's calls.
+func (s *Server) boundResponses(stream grpc.ServerStream) (*responseStream, error) {
+	ender, err := EnderOf(stream.Context())
+	if err != nil {
+		return nil, err
+	}
+	r := &responseStream{ServerStream: stream, calls: s.coderdCalls, timeout: s.opts.SendTimeout}
+	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.SlowReader())) })
+	r.timer.Stop()
+	return r, nil
+}
+
+// SlowReader counts a reader of responses that does not read them within
+// Options.SendTimeout, and returns the status that says so.
+func (s *Server) SlowReader() error {
+	s.metrics.limited.WithLabelValues(limitedSlowReader).Inc()
+	return Exhausted(time.Second, fmt.Sprintf("responses: want them read within %v (%s), they were not", s.opts.SendTimeout, flagSendTimeout))
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (r *responseStream) RecvMsg(m any) error {
+	err := r.ServerStream.RecvMsg(m)
+	r.begin()
+	return err
+}
+
+// begin gives the slot back, once.
+func (r *responseStream) begin() {
+	if r.begun.CompareAndSwap(false, true) {
+		r.calls.Free()
+	}
+}
+
+// SendMsg implements grpc.ServerStream.
+func (r *responseStream) SendMsg(m any) error {
+	r.timer.Reset(r.timeout)
+	defer r.timer.Stop()
+	return r.ServerStream.SendMsg(&CountedResponse{Message: m, Box: &r.box})
+}
