@@ -19,7 +19,7 @@ type Limits struct {
 	MetadataValueBytes, MetadataErrorBytes int
 }
 
-// AgentOptions are the knobs of an AgentService. A zero field takes its default.
+// Options are the knobs of an AgentService. A zero field takes its default.
 type Options struct {
 	// ReportInterval that agents are told; default 30 s, at least 1 s.
 	ReportInterval time.Duration

@@ -42,7 +42,7 @@ type Reports interface {
 	Add(sum *agent.ReportSum)
 }
 
-// AgentComponents are what an AgentService stands before; all are required.
+// Components are what an AgentService stands before; all are required.
 type Components struct {
 	Fleet    *fleet.Fleet
 	Stats    Stats
@@ -50,7 +50,7 @@ type Components struct {
 	Reports  Reports
 }
 
-// AgentService serves agents.
+// Service serves agents.
 type Service struct {
 	agentstatsv1.UnimplementedAgentServiceServer
 	Components
@@ -60,7 +60,7 @@ type Service struct {
 	log     *slog.Logger
 }
 
-// NewAgentService returns an AgentService that the server serves: it is registered with
+// New returns a Service that the server serves: it is registered with
 // it. Its metrics are registered with reg.
 func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	opts = opts.withDefaults()

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// CoderdOptions are the knobs of a CoderdService. A zero field takes its default.
+// Options are the knobs of a CoderdService. A zero field takes its default.
 type Options struct {
 	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
 	// default 4: each holds the whole set in memory.

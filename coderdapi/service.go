@@ -46,7 +46,7 @@ type ReportStreams interface {
 	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
 }
 
-// CoderdComponents are what a CoderdService stands before; all are required.
+// Components are what a CoderdService stands before; all are required.
 type Components struct {
 	Fleet   *fleet.Fleet
 	Reader  MetadataReader
@@ -55,7 +55,7 @@ type Components struct {
 	Reports ReportStreams
 }
 
-// CoderdService serves coderd.
+// Service serves coderd.
 type Service struct {
 	agentstatsv1.UnimplementedCoderdServiceServer
 	Components
@@ -73,7 +73,7 @@ type Service struct {
 	instances *pushInstances
 }
 
-// NewCoderdService returns a CoderdService that the server serves: it is registered with
+// New returns a Service that the server serves: it is registered with
 // it. Its metrics are registered with reg.
 func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Service, error) {
 	opts = opts.withDefaults()
@@ -149,7 +149,7 @@ const (
 	maxSmallRequest = 4 << 10
 )
 
-// messageLimits are the limits of those methods of coderd whose messages never need
+// messageBytes are the limits of those methods of coderd whose messages never need
 // Options.MaxMessageBytes.
 var messageBytes = map[string]int{
 	agentstatsv1.CoderdService_GetMetadata_FullMethodName:      maxIDsBytes,

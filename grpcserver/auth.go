@@ -27,14 +27,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// agentIDKey is the request metadata by which coderd names the agent that it
+// AgentIDKey is the request metadata by which coderd names the agent that it
 // relays for.
 const AgentIDKey = "agentstats-agent-id"
 
 // maxTokenBytes bounds what is hashed for a stranger.
 const maxTokenBytes = 1024
 
-// caller is who calls a method.
+// Caller is who calls a method.
 type Caller struct {
 	// agent that the call is of; zero for coderd's own calls.
 	Agent agent.ID
@@ -44,7 +44,7 @@ type Caller struct {
 
 type callerKey struct{}
 
-// callerFrom returns who calls; auth has put it there.
+// CallerFrom returns who calls; auth has put it there.
 func CallerFrom(ctx context.Context) Caller {
 	c, _ := ctx.Value(callerKey{}).(Caller)
 	return c

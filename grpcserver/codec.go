@@ -54,12 +54,12 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return c.CodecV2.Unmarshal(data, v)
 }
 
-// expansion is how many times its limit of encoded bytes a message may take in
+// Expansion is how many times its limit of encoded bytes a message may take in
 // memory once it is decoded. A label of a few bytes takes eleven times its size, so
 // an agent's 1 MiB is never full of what is plain but of what is not.
 const Expansion = 8
 
-// fitsDecoded returns how many bytes a message will take in memory, or the status that
+// FitsDecoded returns how many bytes a message will take in memory, or the status that
 // refuses one that does not decode, or would take more than expansion times limit. flag
 // sets the limit.
 func FitsDecoded(e *decoded.Estimator, m proto.Message, message []byte, limit int, flag string) (int, error) {

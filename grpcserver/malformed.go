@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// malformed returns the status that refuses bytes that are no message of m's type: it
+// Malformed returns the status that refuses bytes that are no message of m's type: it
 // names the type and the first field that is wrong.
 func Malformed(m any, encoded []byte) error {
 	message, ok := m.(proto.Message)

@@ -74,7 +74,7 @@ type Server struct {
 	background sync.WaitGroup
 }
 
-// NewServer returns a Server that serves once, by Serve, after its services are
+// New returns a Server that serves once, by Serve, after its services are
 // registered. tokens tells whose an agent's token is. It registers its metrics, gRPC's
 // among them, with reg.
 func New(tokens Tokens, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {

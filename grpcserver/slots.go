@@ -1,11 +1,12 @@
 package grpcserver
 
-// slots bounds how many of something go on at once.
+// Slots bounds how many of something go on at once.
 type Slots chan struct{}
 
+// NewSlots returns n slots.
 func NewSlots(n int) Slots { return make(Slots, n) }
 
-// take returns false if all slots are taken.
+// Take returns false if all slots are taken.
 func (s Slots) Take() bool {
 	select {
 	case s <- struct{}{}:
@@ -15,4 +16,5 @@ func (s Slots) Take() bool {
 	}
 }
 
+// Free gives back a slot that was taken.
 func (s Slots) Free() { <-s }

@@ -16,13 +16,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
+// Statuses of what is no fault of the caller.
 var (
 	ErrDraining     = status.Error(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 	ErrDatabaseDown = status.Error(codes.Unavailable, "the database cannot be used now; try again")
 	ErrNotLoaded    = status.Error(codes.Unavailable, "the registrations are not available now; try again")
 )
 
-// invalid returns INVALID_ARGUMENT that names the field.
+// Invalid returns INVALID_ARGUMENT that names the field.
 func Invalid(field, format string, args ...any) error {
 	problem := fmt.Sprintf(format, args...)
 	return withDetails(codes.InvalidArgument, field+": "+problem, &errdetails.BadRequest{
@@ -30,7 +31,7 @@ func Invalid(field, format string, args ...any) error {
 	})
 }
 
-// exhausted returns RESOURCE_EXHAUSTED with the time to stay away.
+// Exhausted returns RESOURCE_EXHAUSTED with the time to stay away.
 func Exhausted(retry time.Duration, text string) error {
 	return withDetails(codes.ResourceExhausted, text, &errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
 }
@@ -44,7 +45,7 @@ func withDetails(code codes.Code, text string, details protoadapt.MessageV1) err
 	return detailed.Err()
 }
 
-// failure returns the status that tells the peer of an error of a component, which the
+// Failure returns the status that tells the peer of an error of a component, which the
 // peer cannot do anything about: it is logged, and told in general terms.
 func Failure(ctx context.Context, log *slog.Logger, doing string, err error) error {
 	if ctx.Err() != nil {

@@ -51,7 +51,7 @@ func asStreams(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return &served
 }
 
-// streamEnder is what gRPC has to end a stream from another goroutine than that
+// StreamEnder is what gRPC has to end a stream from another goroutine than that
 // of its handler: an implementation of grpc.ServerTransportStream, which has this
 // method although the interface does not name it. It unblocks whoever reads or
 // writes, and cancels the stream's context. Else each stream would need a second
@@ -60,7 +60,7 @@ type StreamEnder interface {
 	WriteStatus(*status.Status) error
 }
 
-// enderOf returns what ends the stream of a call. The error is a status.
+// EnderOf returns what ends the stream of a call. The error is a status.
 func EnderOf(ctx context.Context) (StreamEnder, error) {
 	ender, ok := grpc.ServerTransportStreamFromContext(ctx).(StreamEnder)
 	if !ok {

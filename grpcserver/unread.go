@@ -13,13 +13,13 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// outbox counts the responses of a stream that gRPC has and did not write yet. A
+// Outbox counts the responses of a stream that gRPC has and did not write yet. A
 // stream that ended stays in gRPC's memory until they are written, with up to 64
 // KB of them: a peer without room in its window pins it for as long as its
 // connection lives. gRPC tells nobody, so the buffers of the responses do.
 type Outbox struct{ unwritten atomic.Int64 }
 
-// outgoing is a response that is counted.
+// CountedResponse is a response that is counted.
 type CountedResponse struct {
 	Message any
 	Box     *Outbox
@@ -37,7 +37,7 @@ func (o *CountedResponse) MarshalMessage() (mem.BufferSlice, error) {
 
 var protoCodec = encoding.GetCodecV2("proto")
 
-// outBuffer is an encoded response. gRPC frees it once it is written, or the
+// CountedBuffer is an encoded response. gRPC frees it once it is written, or the
 // stream was reset; if the connection closes before, it does not.
 type CountedBuffer struct {
 	mem.SliceBuffer
@@ -51,6 +51,7 @@ func newOutBuffer(data []byte, box *Outbox) *CountedBuffer {
 	return b
 }
 
+// Init gives the buffer its data, which box counts until it is freed.
 func (b *CountedBuffer) Init(data []byte, box *Outbox) {
 	b.SliceBuffer, b.box = data, box
 	b.refs.Store(1)

@@ -13,7 +13,7 @@ import (
 // maxWatchedName bounds the names of protocols and apps that watchers are told.
 const maxWatchedName = 128
 
-// sumOf returns the counts of a report, for those who watch reports: 0 for each that
+// SumOf returns the counts of a report, for those who watch reports: 0 for each that
 // is refused where reports are served.
 func SumOf(s agent.Stats, now time.Time) agent.ReportSum {
 	sum := agent.ReportSum{
@@ -44,7 +44,7 @@ func inUse(s *agent.Stats) bool {
 	return false
 }
 
-// encodeRest encodes what watchers are told of a report beside its counts.
+// EncodeRest encodes what watchers are told of a report beside its counts.
 func EncodeRest(s *agentstatsv1.Stats) []byte {
 	// A map of 64 short names cannot fail to be encoded but by invalid UTF-8, which
 	// the codec has refused.
@@ -52,7 +52,7 @@ func EncodeRest(s *agentstatsv1.Stats) []byte {
 	return b
 }
 
-// agentStats is what a watcher is told of an agent.
+// AgentStats is what a watcher is told of an agent.
 func AgentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
 	raw := &agentstatsv1.Stats{}
 	_ = proto.Unmarshal(sum.Data, raw) // it was valid when it was taken in

@@ -11,7 +11,7 @@ const (
 	MaxRefusalText = 1024
 )
 
-// textProblem returns what is wrong with a text of lo to hi bytes; empty:
+// TextProblem returns what is wrong with a text of lo to hi bytes; empty:
 // nothing. Databases cannot hold a NUL.
 func TextProblem(text string, lo, hi int) string {
 	switch {

@@ -13,10 +13,10 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxApps is how many apps an agent may have.
+// MaxApps is how many apps an agent may have.
 const MaxApps = 256
 
-// lifecycleStates are named as the label lifecycle_state.
+// LifecycleStates are named as the label lifecycle_state.
 var LifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
 	agentstatsv1.Lifecycle_STATE_CREATED:          agent.LifecycleCreated,
 	agentstatsv1.Lifecycle_STATE_STARTING:         agent.LifecycleStarting,
@@ -29,7 +29,7 @@ var LifecycleStates = map[agentstatsv1.Lifecycle_State]agent.LifecycleState{
 	agentstatsv1.Lifecycle_STATE_OFF:              agent.LifecycleOff,
 }
 
-// appHealths are named as the label health.
+// AppHealths are named as the label health.
 var AppHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
 	agentstatsv1.AppHealth_APP_HEALTH_DISABLED:     agent.AppHealthDisabled,
 	agentstatsv1.AppHealth_APP_HEALTH_INITIALIZING: agent.AppHealthInitializing,
@@ -37,7 +37,7 @@ var AppHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
 	agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY:    agent.AppHealthUnhealthy,
 }
 
-// keyOf returns the number of an enum that stands for the value; 0: none does.
+// NumberOf returns the number of an enum that stands for the value; 0: none does.
 func NumberOf[K cmp.Ordered, V comparable](numbers map[K]V, value V) K {
 	var key K
 	for k, v := range numbers {
@@ -51,7 +51,7 @@ func NumberOf[K cmp.Ordered, V comparable](numbers map[K]V, value V) K {
 // Times are kept in nanoseconds since 1970.
 var minTime, maxTime = time.Unix(0, 0), time.Unix(0, 1<<63-1)
 
-// timeOf returns the time; the zero time for one that is absent or zero, be that
+// TimeOf returns the time; the zero time for one that is absent or zero, be that
 // of protobuf (1970) or that of Go (the year 1).
 func TimeOf(t *timestamppb.Timestamp) (time.Time, error) {
 	if t == nil || (t.GetSeconds() == 0 && t.GetNanos() == 0) || t.AsTime().IsZero() {

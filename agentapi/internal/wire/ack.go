@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// ack is a response with an acknowledgement, encoded without a message: there is
+// Ack is a response with an acknowledgement, encoded without a message: there is
 // one for nearly every report.
 type Ack struct {
 	Received, Durable int64 // sequences

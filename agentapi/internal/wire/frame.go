@@ -14,7 +14,7 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// frame is one message of an agent's stream. What it has is valid until its
+// Frame is one message of an agent's stream. What it has is valid until its
 // release. At most one of the fields stats, metadata, request and refused is set.
 type Frame struct {
 	// size of the message, in bytes.
@@ -47,10 +47,10 @@ var (
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
 )
 
-// newFrame returns a frame of an agent's stream, whose messages have at most limit bytes.
+// NewFrame returns a frame of an agent's stream, whose messages have at most limit bytes.
 func NewFrame(id agent.ID, limit int) Frame { return Frame{agent: id, limit: limit} }
 
-// release lets go of all that the frame has but what is the stream's.
+// Release lets go of all that the frame has but what is the stream's.
 func (f *Frame) Release() {
 	if f.Stats != nil {
 		f.Stats.reset()
@@ -66,15 +66,15 @@ func (f *Frame) Release() {
 	*f = Frame{encodings: f.encodings, agent: f.agent, limit: f.limit}
 }
 
-// metadataEntries returns the entries of a plain request of metadata; false: it is none.
+// MetadataEntries returns the entries of a plain request of metadata; false: it is none.
 // The caller may change them.
 func (f *Frame) MetadataEntries() ([]agent.MetadataEntry, bool) { return f.entries, f.metadata != nil }
 
-// keepEncodings keeps what is known of the encodings of a plain report's samples, for the
+// KeepEncodings keeps what is known of the encodings of a plain report's samples, for the
 // stream's next one.
 func (f *Frame) KeepEncodings() { f.encodings = f.Stats.encodings(f.encodings) }
 
-// hasMessage tells whether the request has any of the messages.
+// HasMessage tells whether the request has any of the messages.
 func (f *Frame) HasMessage() bool {
 	return f.Stats != nil || f.metadata != nil || f.Request.GetMessage() != nil
 }

@@ -7,7 +7,7 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// messageReport implements agent.Report over the generated message. It is valid
+// MessageReport implements agent.Report over the generated message. It is valid
 // until its release.
 type MessageReport struct {
 	message *agentstatsv1.Stats
@@ -21,6 +21,7 @@ type MessageReport struct {
 // messageReports are reused, so that a stream that is idle holds none.
 var messageReports = sync.Pool{New: func() any { return new(MessageReport) }}
 
+// NewMessageReport returns the report of a message. The caller releases it.
 func NewMessageReport(message *agentstatsv1.Stats) *MessageReport {
 	r, _ := messageReports.Get().(*MessageReport)
 	r.message = message
@@ -43,7 +44,7 @@ func NewMessageReport(message *agentstatsv1.Stats) *MessageReport {
 	return r
 }
 
-// release gives the report back. Its strings are the message's: none is kept.
+// Release gives the report back. Its strings are the message's: none is kept.
 func (r *MessageReport) Release() {
 	clear(r.labels[:cap(r.labels)])
 	*r = MessageReport{labels: r.labels[:0]}

@@ -67,7 +67,7 @@ const maxRestBytes = 1024
 // valueBytes is the size of a sample's value with its tag.
 const valueBytes = 1 + 8
 
-// wireReport is a report that is read from the wire. It implements agent.Report.
+// Report is a report that is read from the wire. It implements agent.Report.
 // It is valid while the bytes are.
 type Report struct {
 	stats   agent.Stats
@@ -378,7 +378,7 @@ func (r *Report) Encoding(i int) agent.SampleEncoding {
 	return agent.SampleEncoding{Head: strings.Clone(sample[:head].string()), Tail: strings.Clone(sample[tail:].string())}
 }
 
-// rest returns the report without its samples, encoded: at most maxRestBytes of what
+// Rest returns the report without its samples, encoded: at most maxRestBytes of what
 // was sent, or what is left of it when it is bounded. It is valid while the bytes are.
 func (r *Report) Rest() []byte {
 	if len(r.others) <= maxRestBytes {

@@ -17,7 +17,7 @@ import (
 // make of a plain request is what is read. Whatever is not plain is left to the
 // generated code: it is rare, so that need not be fast.
 
-// wire is what is left to read of an encoded message. A read that fails returns
+// reader is what is left to read of an encoded message. A read that fails returns
 // false and leaves it undefined.
 type reader []byte
 
