@@ -108,7 +108,7 @@ lint: check-format ## lint all modules and the wire contract
 
 generate: ## generated Go, and what is generated into documents
 	$(TOOL) buf generate
-	$(GO) test ./cmd/agentstatsd -run TestREADMEConfiguration -update
+	$(GO) test ./cmd/agentstatsd -run 'TestREADMEConfiguration|TestDocsOwnMetrics' -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
 
 GENERATED := git ls-files -z proto README.md docs/metrics.md

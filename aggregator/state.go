@@ -1,6 +1,8 @@
 package aggregator
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -77,27 +79,34 @@ func newStates(fams *families) *states {
 // begins later shows none of the removed series, and all of the new ones. Series
 // with the labels of an old one keep their line, which is cheap.
 //
-// The series are of the families coderd_agents_*. Others are ignored, and so are
-// those with the labels of an earlier one in the list. If several keys have a
-// series with equal labels, the first key's value is served until that key has it
-// no more. The series do not expire and are not grouped. They count as series, but
-// none is refused: the caller bounds them. series is not kept.
-func (a *Aggregator) SetState(key agent.SeriesKey, series []agent.Series) {
+// The series are of the families coderd_agents_*. If one is not, the error names its
+// family, and the others are taken. A series with the labels of an earlier one in the
+// list is ignored. If several keys have a series with equal labels, the first key's
+// value is served until that key has it no more. The series do not expire and are not
+// grouped. They count as series, but none is refused: the caller bounds them. series
+// is not kept.
+func (a *Aggregator) SetState(key agent.SeriesKey, series []agent.Series) error {
 	t := a.states
 	r := t.scratch.Get().(*rendered)
-	r.render(t.families, series)
+	unserved := r.render(t.families, series)
 	t.mu.Lock()
 	a.series.Add(int64(t.replaceLocked(key, r)))
 	t.mu.Unlock()
 	t.scratch.Put(r)
+	if unserved != "" {
+		return fmt.Errorf("family %q is not one of %v", unserved, stateNames)
+	}
+	return nil
 }
 
-func (r *rendered) render(fams map[string]*family, series []agent.Series) {
+// render renders series, and returns the first family that is not among fams.
+func (r *rendered) render(fams map[string]*family, series []agent.Series) (unserved string) {
 	r.text, r.series = r.text[:0], r.series[:0]
 	for i := range series {
 		s := &series[i]
 		f := fams[s.Family]
 		if f == nil {
+			unserved = cmp.Or(unserved, s.Family)
 			continue
 		}
 		r.text = append(r.text, f.name...)
@@ -115,6 +124,7 @@ func (r *rendered) render(fams map[string]*family, series []agent.Series) {
 		r.text = append(r.text, ' ')
 		r.series = append(r.series, renderedSeries{family: f, end: len(r.text), value: canonical(s.Value)})
 	}
+	return unserved
 }
 
 // replaceLocked returns the increase of the number of lines.

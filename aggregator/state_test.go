@@ -45,13 +45,14 @@ func TestSetState(t *testing.T) {
 		require.Empty(t, stateText(t, a))
 		require.Contains(t, text(t, a), "# HELP coderd_agents_up The number of active agents per workspace.\n# TYPE coderd_agents_up gauge\n")
 
-		a.SetState(agentKey(1), []agent.Series{
+		err = a.SetState(agentKey(1), []agent.Series{
 			state("coderd_agents_connections", 1, "agent_name", "main", "status", "connecting", "username", "ann"),
 			state("coderd_agents_apps", 2, "agent_name", "main", "app_name", "a\"\n\xff", "username", ""),
 			state("coderd_agents_apps", 3, "agent_name", "main", "app_name", "a\"\n\ufffd"),
 			state("coderd_agentstats_rx_bytes", 1, "agent_name", "main"),
 		})
-		a.SetState(agentKey(2), []agent.Series{state("coderd_agents_up", 0)})
+		require.ErrorContains(t, err, `family "coderd_agentstats_rx_bytes" is not one of [coderd_agents_apps `)
+		require.NoError(t, a.SetState(agentKey(2), []agent.Series{state("coderd_agents_up", 0)}))
 		require.Equal(t, `coderd_agents_apps{agent_name="main",app_name="a\"\n`+"\ufffd"+`"} 2
 coderd_agents_connections{agent_name="main",status="connecting",username="ann"} 1
 coderd_agents_up 0

@@ -23,8 +23,8 @@ type Options struct {
 	// FlushInterval is the time between flushes of whatever waits. 0: 5 s.
 	FlushInterval time.Duration
 	// MaxPending bounds the entries that wait or are being written; a new key
-	// beyond it is refused. 0: 250,000, the keys of 25,000 agents with 10
-	// each; with short values that is about 100 MB, at most 1 GB.
+	// beyond it is refused. 0: 500,000, the keys of 50,000 agents with 10
+	// each; with short values that is about 200 MB, at most 2 GB.
 	MaxPending int
 	// MaxPendingPerAgent bounds the keys of one agent that have entries that wait
 	// or are being written, MaxPendingPerOwner those of all agents of one owner;
@@ -47,7 +47,7 @@ func (o *Options) validate() error {
 		o.BatchSize = 500
 	}
 	if o.MaxPending == 0 {
-		o.MaxPending = 250_000
+		o.MaxPending = 500_000
 	}
 	if o.MaxPendingPerAgent == 0 {
 		o.MaxPendingPerAgent = 1000

@@ -34,7 +34,7 @@ func TestOptions(t *testing.T) {
 		require.EqualError(t, err, "batcher: "+want)
 	}
 	require.Equal(t, Options{
-		BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 250_000, MaxPendingPerAgent: 1000, MaxPendingPerOwner: 62_500,
+		BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 500_000, MaxPendingPerAgent: 1000, MaxPendingPerOwner: 125_000,
 		FlushTimeout: 10 * time.Second, PublishTimeout: 5 * time.Second, ShutdownTimeout: 15 * time.Second,
 	}, newBatcher(t, &fakeStore{}, Options{}).opts)
 

@@ -107,8 +107,9 @@ type RegisteredSeries interface {
 	Relabel(id agent.ID, ident agent.Identity)
 	Remove(id agent.ID)
 	// SetState replaces the series that the fleet computes for an agent or a
-	// workspace. It does not retain the slice.
-	SetState(key agent.SeriesKey, series []agent.Series)
+	// workspace. It does not retain the slice. The error is of a family that is not
+	// served; the others are.
+	SetState(key agent.SeriesKey, series []agent.Series) error
 }
 
 // Pending is the metadata that waits to be written. Remove drops that of one

@@ -47,8 +47,9 @@ type seriesJournal struct {
 	states *stateSeries
 }
 
-func (s seriesJournal) SetState(key agent.SeriesKey, series []agent.Series) {
+func (s seriesJournal) SetState(key agent.SeriesKey, series []agent.Series) error {
 	s.states.set(key, series)
+	return nil
 }
 
 func (s seriesJournal) Open(id agent.ID, ident agent.Identity, i agent.Session) {

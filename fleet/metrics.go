@@ -7,6 +7,7 @@ import (
 )
 
 type metrics struct {
+	statesUnserved         prometheus.Counter
 	agents                 prometheus.Gauge
 	workspaces             prometheus.Gauge
 	bytes                  prometheus.Gauge
@@ -73,6 +74,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		beyondLimit:            vec("agentstatsd_registrations_beyond_limit_total", "Agents read from the database while the registrations exceeded a limit of this replica; they are served.", "limit", refusedMaxAgents, refusedMaxBytes),
 		registrations:          vec("agentstatsd_registrations_total", "Registrations of agents by outcome.", "outcome", outcomeNew, outcomeChanged, outcomeUnchanged, outcomeSuperseded, outcomeStale, outcomeDeregistered),
 		refused:                vec("agentstatsd_registration_changes_refused_total", "Refused changes of the registrations, by reason. Nothing of them takes effect.", "reason", refusedInvalid, refusedMaxAgents, refusedMaxBytes, refusedNeedsForce, refusedStore),
+		statesUnserved:         counter("agentstatsd_states_unserved_total", "Times that a series of an agent's state was of a family that is not served, a fault of the service."),
 		sessions:               gauge("agentstatsd_sessions", "Live sessions of agents."),
 		sessionsEnded:          vec("agentstatsd_sessions_total", "Ended sessions of agents, by end.", "end", ends...),
 		duplicates:             counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),

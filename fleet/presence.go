@@ -77,12 +77,19 @@ func (f *Fleet) setLabels(w *workspace, labels *agent.Workspace) bool {
 	return true
 }
 
+// setState publishes the series of an agent or a workspace.
+func (f *Fleet) setState(key agent.SeriesKey, series []agent.Series) {
+	if f.series.SetState(key, series) != nil {
+		f.metrics.statesUnserved.Inc()
+	}
+}
+
 func (f *Fleet) publishUpLocked(w *workspace) {
 	if w.up.labels == nil || !f.publishes(w.up.local > 0, w.up.remote > 0) {
-		f.series.SetState(w.up.key, nil)
+		f.setState(w.up.key, nil)
 		return
 	}
-	f.series.SetState(w.up.key, families.Up(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
+	f.setState(w.up.key, families.Up(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
 }
 
 // publishPresenceLocked publishes the agent's series and its part in the count of its
@@ -97,9 +104,9 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	statusChanged := e.presence.status != next.status
 	e.presence = next
 	if next.published {
-		f.series.SetState(agent.SeriesKey{ID: e.id}, families.Agent(e.reg.Load(), &e.state.newest, next.status))
+		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(e.reg.Load(), &e.state.newest, next.status))
 	} else {
-		f.series.SetState(agent.SeriesKey{ID: e.id}, nil)
+		f.setState(agent.SeriesKey{ID: e.id}, nil)
 	}
 	if statusChanged {
 		f.watchers.notify(e.id)

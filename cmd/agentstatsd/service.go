@@ -45,6 +45,7 @@ type service struct {
 	pushed     *pushed.Families
 	reports    *reports.Reports
 	api        *grpcserver.Server
+	registry   *prometheus.Registry
 
 	grpcListener  net.Listener
 	httpListener  net.Listener // nil: not served
@@ -100,6 +101,7 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 func (s *service) build(ctx context.Context) error {
 	c := s.config
 	reg := metrics.NewRegistry()
+	s.registry = reg
 	if err := registerBuildInfo(reg); err != nil {
 		return err
 	}
