@@ -1,13 +1,13 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
 )
 
 func TestCoderdOptions(t *testing.T) {

@@ -1,9 +1,6 @@
 package agentapi
 
 import (
-	"github.com/coder/agentstatsd/agentapi/internal/wire"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"errors"
 	"io"
@@ -14,7 +11,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

@@ -1,9 +1,6 @@
 package agentapi
 
 import (
-	"github.com/coder/agentstatsd/agentapi/internal/wire"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"errors"
 	"io"
@@ -13,7 +10,9 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

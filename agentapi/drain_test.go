@@ -1,9 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"testing"
 	"testing/synctest"
@@ -15,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

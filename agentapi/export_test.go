@@ -1,11 +1,10 @@
 package agentapi
 
 import (
-	"github.com/coder/agentstatsd/agentapi/internal/wire"
-
 	"google.golang.org/grpc/mem"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
 )
 

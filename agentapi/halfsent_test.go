@@ -1,8 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,9 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -34,7 +31,9 @@ import (
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/reports"

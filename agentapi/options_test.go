@@ -1,8 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"testing"
 	"time"
 
@@ -10,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/grpcserver"
 )
 
 func TestAgentOptions(t *testing.T) {

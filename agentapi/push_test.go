@@ -1,9 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +18,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,9 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"strings"
 	"testing"
@@ -12,6 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

@@ -1,9 +1,6 @@
 package agentapi
 
 import (
-	"github.com/coder/agentstatsd/agentapi/internal/wire"
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"math"
 	"strings"
 	"testing"
@@ -16,6 +13,8 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

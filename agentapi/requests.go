@@ -1,9 +1,6 @@
 package agentapi
 
 import (
-	"github.com/coder/agentstatsd/agentapi/internal/wire"
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"fmt"
 	"slices"
 	"strings"
@@ -12,7 +9,9 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

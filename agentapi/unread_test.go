@@ -1,8 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"bytes"
 	"io"
 	"net"
@@ -13,6 +11,8 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/grpcserver"
 )
 
 // rawClient speaks HTTP/2 with no room in the windows of its streams.

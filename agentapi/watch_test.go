@@ -1,9 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"fmt"
 	"slices"
@@ -17,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,8 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/coderdapi"
-
 	"context"
 	"errors"
 	"io"
@@ -18,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,8 +1,6 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"fmt"
 	"sync"
@@ -15,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/decoded"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,9 +1,6 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +14,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/contract"
 	"github.com/coder/agentstatsd/internal/decoded"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,11 +1,11 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"errors"
 	"io"
+
+	"github.com/coder/agentstatsd/grpcserver"
 )
 
 // received is one message of a stream, or how it ended.

@@ -1,8 +1,6 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"fmt"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

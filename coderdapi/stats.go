@@ -1,9 +1,6 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"context"
 	"errors"
 	"io"
@@ -15,6 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

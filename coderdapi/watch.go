@@ -1,8 +1,6 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"bytes"
 	"context"
 	"errors"
@@ -15,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

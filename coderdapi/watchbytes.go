@@ -1,8 +1,6 @@
 package coderdapi
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -12,6 +10,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/grpcserver"
 )
 
 // ReadMessages is how many times the server's Options.MaxMessageBytes fits Options.MaxWatchesBytes at

@@ -1,10 +1,10 @@
 package wire
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/coder/agentstatsd/grpcserver"
 )
 
 // Ack is a response with an acknowledgement, encoded without a message: there is

@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"context"
 	"fmt"
 	"log/slog"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/reports"
 )

@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"sync"
 
 	"google.golang.org/grpc/mem"
@@ -10,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/decoded"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )

@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"github.com/coder/agentstatsd/internal/contract"
-
 	"slices"
 	"strings"
 
@@ -10,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 

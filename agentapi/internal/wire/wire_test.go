@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"bytes"
 	"fmt"
 	"math"
@@ -21,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
