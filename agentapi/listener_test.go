@@ -1,8 +1,6 @@
 package agentapi_test
 
 import (
-	"github.com/coder/agentstatsd/grpcserver"
-
 	"context"
 	"errors"
 	"io"
@@ -13,12 +11,15 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -206,4 +207,70 @@ func TestCallsOfAgentsArePaced(t *testing.T) {
 	require.Zero(t, limited(s, "call_rate"))
 	open(as(t.Context(), token(1))) // 25 of them at once
 	require.Positive(t, limited(s, "call_rate"))
+}
+
+// An agent that must stay away and calls all the same is a stranger: its connection is
+// closed, and new ones take of its address's allowance. Others are not disconnected, nor
+// is a proxy's connection, or coderd's.
+func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
+	s := start(t, settings{
+		tcp: true, fleet: fleet.Options{MessagesPerSecond: 1, MessagesBurst: 100},
+		server: grpcserver.Options{MaxStrangerCalls: 10, StrangerRate: 1, StrangerBurst: 200},
+	})
+	s.register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+	good := s.connect(2, 2, 1)
+	proxy := s.rawClient(t)
+	for _, n := range []int{1, 3, 4, 5, 6, 7, 8, 9, 10} {
+		require.NoError(t, proxy.session(1, "authorization", "Bearer "+token(n)))
+	}
+	own := s.rawClient(t)
+	require.NoError(t, own.session(1, "authorization", "Bearer "+token(11)))
+	require.Eventually(t, func() bool { return s.counter("agentstatsd_sessions", "") == 11 }, 30*time.Second, time.Millisecond)
+	// reset opens a stream of agent 1 and resets it; an error tells that the connection
+	// is closed.
+	reset := func(c *rawClient) error {
+		id, err := c.call(methodConnect, "authorization", "Bearer "+token(1))
+		if err != nil {
+			return err
+		}
+		return c.framer.WriteRSTStream(id, http2.ErrCodeCancel)
+	}
+	connections := 0
+	for limited(s, "unauthenticated_rate") == 0 && connections < 200 {
+		connections++
+		c := &rawClient{t: t, conn: s.dial(), next: 1}
+		c.header, c.framer = hpack.NewEncoder(&c.fields), http2.NewFramer(c.conn, c.conn)
+		_, err := io.WriteString(c.conn, http2.ClientPreface)
+		if err == nil {
+			err = c.framer.WriteSettings()
+		}
+		for i := 0; i < 100 && err == nil; i++ {
+			err = reset(c)
+		}
+		requireClosed(t, c.conn)
+	}
+	require.Less(t, connections, 200, "each has a call at least")
+	for range 100 {
+		if reset(own) != nil {
+			break
+		}
+	}
+	<-own.closed
+	require.Positive(t, limited(s, "turned_away_calls"))
+
+	for range 100 {
+		require.NoError(t, reset(proxy), "its connection has others, too")
+	}
+	for range 100 {
+		stream, err := pb.NewAgentServiceClient(s.conn).Connect(as(t.Context(), coderdToken, "agentstats-agent-id", nid(1).String()))
+		require.NoError(t, err)
+		require.NoError(t, stream.CloseSend())
+	}
+	good.send(stats(&pb.Stats{}))
+	good.requireAck(1, 1)
+	select {
+	case <-proxy.closed:
+		require.FailNow(t, "the proxy's connection is closed")
+	default:
+	}
 }

@@ -41,6 +41,19 @@ func (f *Fleet) Admit(id agent.ID) (retry time.Duration) {
 	return retry
 }
 
+// RetryAfter returns how long the agent must wait before it may open a session; 0: it
+// may now. It charges nothing.
+func (f *Fleet) RetryAfter(id agent.ID) time.Duration {
+	e, err := f.entry(id)
+	if err != nil {
+		return 0
+	}
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return max(e.budget.PenaltyLeft(now), e.budget.Delay(now, &f.limits))
+}
+
 // Charge charges the agent for a message of so many bytes, before it is handled. It
 // returns how long the message must wait. If retry is above 0, the session must end,
 // and the agent must wait so long: see Fleet.Excess. Then refused is true if the

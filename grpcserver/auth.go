@@ -50,16 +50,22 @@ func CallerFrom(ctx context.Context) Caller {
 	return c
 }
 
-// Tokens tell whose an agent's token is. It may block.
-type Tokens interface {
+// Agents tell whose a token is, and keep the agents' budgets.
+type Agents interface {
 	// Authenticate returns the agent with the token. The error is
 	// agent.ErrUnknownToken if there is none, else why that cannot be told now.
+	// It may block.
 	Authenticate(ctx context.Context, token string) (agent.ID, error)
+	// RetryAfter returns how long the agent must wait before it may open a session; 0: it
+	// may now. It charges nothing.
+	RetryAfter(id agent.ID) time.Duration
+	// ChargeRefused charges the agent for refused items, and the bytes that they came in.
+	ChargeRefused(id agent.ID, items, bytes int) (retry time.Duration)
 }
 
 // authenticator tells who calls, and whether they may.
 type authenticator struct {
-	tokens    Tokens
+	agents    Agents
 	tokenHash [32]byte
 	clientSAN string
 	metrics   *metrics
@@ -67,8 +73,10 @@ type authenticator struct {
 	logged    logLimit
 	// roleOf returns the role of a service; 0: it has none.
 	roleOf func(service string) Role
-	// authenticated is told of each call that has a credential.
-	authenticated func(ctx context.Context, coderd bool)
+	// authenticated is called for each call that has a credential, turnedAway instead for
+	// those of agents that must stay away.
+	authenticated func(ctx context.Context, who Caller)
+	turnedAway    func(ctx context.Context)
 }
 
 func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -104,7 +112,11 @@ func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.C
 	}
 	c, err := a.authenticate(ctx, a.roleOf(service))
 	if err == nil {
-		a.authenticated(ctx, c.Token == "")
+		if c.Token != "" && a.agents.RetryAfter(c.Agent) > 0 {
+			a.turnedAway(ctx)
+		} else {
+			a.authenticated(ctx, c)
+		}
 		return context.WithValue(ctx, callerKey{}, c), nil
 	}
 	a.metrics.authFailures.WithLabelValues(err.reason).Inc()
@@ -141,7 +153,7 @@ func (a *authenticator) authenticate(ctx context.Context, role Role) (Caller, *a
 	if token == "" {
 		return Caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
 	}
-	id, lookupErr := a.tokens.Authenticate(ctx, token)
+	id, lookupErr := a.agents.Authenticate(ctx, token)
 	switch {
 	case errors.Is(lookupErr, agent.ErrUnknownToken):
 		return Caller{}, &authError{authUnknown, codes.Unauthenticated, "unknown token"}

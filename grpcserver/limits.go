@@ -34,12 +34,13 @@ const (
 	limitedCalls        = "unauthenticated_calls"
 	limitedRate         = "unauthenticated_rate"
 	limitedCallRate     = "call_rate"
+	limitedTurnedAway   = "turned_away_calls"
 )
 
 var limitedReasons = []string{
 	limitedFirstMessage, limitedIdleStream, limitedAgentStreams, limitedUnread, limitedSlowReader, limitedCoderdCalls, limitedOpenCalls,
 	limitedMessageBytes, limitedReceiving, limitedSlowMessage, limitedConnections, limitedAddress, limitedStranger, limitedCalls, limitedRate,
-	limitedCallRate,
+	limitedCallRate, limitedTurnedAway,
 }
 
 // Methods that are open to anyone may have Options.MaxOpenCalls streams at once:
@@ -60,13 +61,16 @@ const (
 func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	switch s.roleOf(serviceOf(info.FullMethod)) {
 	case RoleAgent:
-		id := CallerFrom(stream.Context()).Agent
+		who := CallerFrom(stream.Context())
+		id := who.Agent
 		if !s.agentStreams.acquire(id) {
 			s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
+			s.chargeCall(who)
 			return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once (%s)", s.agentStreams.limit, flagStreamsPerAgent))
 		}
 		defer s.agentStreams.release(id)
 		if !s.unread.admit(id) {
+			s.chargeCall(who)
 			return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent))
 		}
 		return handler(srv, stream) // which bounds the time to the hello itself
@@ -100,6 +104,17 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		return handler(srv, prompt)
 	}
 	return s.serveOpen(srv, stream, info, handler)
+}
+
+// refusedCallItems is how many refused items a refused call of an agent counts as that
+// has too many streams.
+const refusedCallItems = 20
+
+// chargeCall charges an agent for a refused call, unless coderd relays it.
+func (s *Server) chargeCall(who Caller) {
+	if who.Token != "" {
+		s.auth.agents.ChargeRefused(who.Agent, refusedCallItems, 0)
+	}
 }
 
 // awaitCall waits for a slot of coderd's calls without a stream of responses, and of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // sweepPause is the shortest time between two looks for connections that are
@@ -58,11 +61,20 @@ type peerConn struct {
 	// Guarded by connections.mu.
 	timer  *time.Timer   // nil: it is no stranger's any more
 	pace   *rate.Limiter // of calls; nil: a stranger's, or coderd's
-	calls  int           // that are not authenticated
+	calls  int           // that are not authenticated, or turned away
 	open   int           // calls of open services that go on
 	taken  int           // of the address's allowance
 	called bool          // there was one
+	// agents that made calls with tokens of their own, at most maxOwnAgents and one more.
+	agents []agent.ID
 }
+
+// maxOwnAgents is the most agents that may call on a connection of their own. One with
+// more is a proxy's: nobody is disconnected for what another agent does.
+const maxOwnAgents = 8
+
+// isShared reports whether the connection is a proxy's, or coderd's.
+func (p *peerConn) isShared() bool { return len(p.agents) == 0 || len(p.agents) > maxOwnAgents }
 
 // closed tells whether the service has closed the connection.
 func (p *peerConn) closed() bool { return p.raw.Control(func(uintptr) {}) != nil }
@@ -262,21 +274,50 @@ func (c *connections) countCallLocked(p *peerConn, now time.Time) {
 
 // authenticated tells that the call has a credential: coderd's, which relays many
 // agents, or an agent's.
-func (c *connections) authenticated(ctx context.Context, coderd bool) {
+func (c *connections) authenticated(ctx context.Context, who Caller) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.ofLocked(ctx)
 	if p == nil {
 		return
 	}
+	if who.Token != "" && len(p.agents) <= maxOwnAgents && !slices.Contains(p.agents, who.Agent) {
+		p.agents = append(p.agents, who.Agent)
+	}
 	if p.timer != nil {
 		c.churn.giveBack(p.host, p.taken, time.Now())
 		c.admitLocked(p)
 		p.pace = rate.NewLimiter(rate.Limit(c.callRate), max(1, c.callRate/4))
 	}
-	if coderd {
+	if who.Token == "" {
 		p.pace = nil
 	}
+}
+
+// turnedAway counts a call of an agent that must stay away as a stranger's, and takes it
+// of the allowance of its address. A connection of its own with too many such calls is
+// closed; a new one is a stranger's until the agent may come.
+func (c *connections) turnedAway(ctx context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.ofLocked(ctx)
+	if p == nil || p.timer != nil || p.isShared() {
+		return // tap has counted it, or others have the connection
+	}
+	p.calls++
+	if p.calls <= c.maxCalls && c.churn.take(p.host, time.Now()) {
+		return
+	}
+	if p.conn.Close() == nil {
+		c.limited.WithLabelValues(limitedTurnedAway).Inc()
+	}
+}
+
+// isShared reports whether the connection is a proxy's, or coderd's.
+func (c *connections) isShared(p *peerConn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return p.isShared()
 }
 
 // openCall tells that a call of an open service begins. done is called at its end,

@@ -75,9 +75,9 @@ type Server struct {
 }
 
 // New returns a Server that serves once, by Serve, after its services are
-// registered. tokens tells whose an agent's token is. It registers its metrics, gRPC's
+// registered. agents tells whose a token is. It registers its metrics, gRPC's
 // among them, with reg.
-func New(tokens Tokens, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
+func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("grpcserver options: %w", err)
@@ -107,13 +107,14 @@ func New(tokens Tokens, opts Options, reg prometheus.Registerer, log *slog.Logge
 	}
 	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd, s.connections, m.limited.WithLabelValues(limitedUnread))
 	s.auth = &authenticator{
-		tokens:        tokens,
+		agents:        agents,
 		tokenHash:     opts.CoderdTokenHash,
 		clientSAN:     opts.CoderdClientSAN,
 		metrics:       m,
 		log:           log,
 		roleOf:        s.roleOf,
 		authenticated: s.connections.authenticated,
+		turnedAway:    s.connections.turnedAway,
 	}
 	m.observe(reg, s)
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)

@@ -117,7 +117,7 @@ func (u *unreadStreams) admit(id agent.ID) bool {
 		return true
 	}
 	for _, s := range u.streams[id] {
-		if s.own && !s.conn.closed() {
+		if s.own && !u.connections.isShared(s.conn) && !s.conn.closed() {
 			u.limited.Inc() // before anybody can see it closed
 			_ = s.conn.conn.Close()
 		}

@@ -99,6 +99,15 @@ var agents = []attack{
 		return parkCalls(ctx, at, 1, 60000, pathConnect, "authorization", "Bearer "+tokenOf(at.First))
 	}},
 	{name: "sessions that read nothing", run: unread},
+	{name: "rapid reset by agents", run: func(ctx context.Context, at target) (int64, error) {
+		return floodFrames(ctx, at, 4, true, func(c *rawHTTP2, i int) error {
+			stream := uint32(2*i + 1)
+			if err := c.call(stream, pathConnect, "authorization", "Bearer "+tokenOf(at.First+i%8)); err != nil {
+				return err
+			}
+			return c.write(func() error { return c.framer.WriteRSTStream(stream, http2.ErrCodeCancel) })
+		})
+	}},
 	{name: "half-sent large messages of agents", run: func(ctx context.Context, at target) (int64, error) {
 		return halfSentByAgents(ctx, at, megabyte)
 	}},
