@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/pgpool"
 )
 
 // postgresDialect is PostgreSQL, version 14 or later.
@@ -240,9 +240,9 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	if err != nil {
 		return nil, err
 	}
-	pool := openRenewable(config, opts.MaxConns)
+	pool := pgpool.Open(config, opts.MaxConns)
 	s := &Store{
-		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.renew,
+		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.Renew,
 		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, patience: opts.StatementTimeout, log: log,
 	}
 	var o opened
@@ -285,14 +285,11 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 			" it is like postgres://user:password@host:5432/database?sslmode=verify-full," +
 			" with what is special in a user name or a password percent-encoded")
 	}
-	preferPrimary(&config.Config)
+	pgpool.PreferPrimary(&config.Config)
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
-	config.DialFunc = (&net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 6, Count: 3},
-		Control:         endSilence(silence),
-	}).DialContext
+	config.DialFunc = pgpool.Dialer(silence).DialContext
 	params := map[string]string{"application_name": cmp.Or(opts.Name, "agentstatsd")}
 	if opts.TransactionPooling {
 		config.DefaultQueryExecMode = pgx.QueryExecModeExec

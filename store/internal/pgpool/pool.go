@@ -1,9 +1,12 @@
-package store
+// Package pgpool has connections to PostgreSQL that can be dropped all at once: when
+// one says that it leads to the wrong server, the others do too.
+package pgpool
 
 import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"net"
 	"sync"
 	"time"
 
@@ -16,9 +19,8 @@ import (
 // is not found, each call would make all connections anew.
 const dropPause = time.Second
 
-// renewable is a pool whose connections can be dropped all at once: when one of them
-// says that it leads to the wrong server, the others do too.
-type renewable struct {
+// Pool is a pool of connections that belong to a generation.
+type Pool struct {
 	*sql.DB
 	idle int
 
@@ -34,9 +36,9 @@ const generationKey = "agentstatsd generation"
 
 type contextKey struct{}
 
-// openRenewable opens a pool of at most conns connections. It connects to nobody.
-func openRenewable(config *pgx.ConnConfig, conns int) *renewable {
-	p := &renewable{idle: conns}
+// Open returns a pool of at most conns connections. It connects to nobody.
+func Open(config *pgx.ConnConfig, conns int) *Pool {
+	p := &Pool{idle: conns}
 	p.DB = sql.OpenDB(connector{stdlib.GetConnector(*config,
 		stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 			conn.PgConn().CustomData()[generationKey] = ctx.Value(contextKey{})
@@ -59,15 +61,15 @@ func openRenewable(config *pgx.ConnConfig, conns int) *renewable {
 	return p
 }
 
-func (p *renewable) current() int64 {
+func (p *Pool) current() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.generation
 }
 
-// renew closes all connections, those in use when they are given back. It returns false
+// Renew closes all connections, those in use when they are given back. It returns false
 // if that was done a moment ago.
-func (p *renewable) renew() bool {
+func (p *Pool) Renew() bool {
 	p.mu.Lock()
 	now := time.Now()
 	if now.Sub(p.renewed) < dropPause {
@@ -85,7 +87,7 @@ func (p *renewable) renew() bool {
 // connector makes connections that know their generation.
 type connector struct {
 	driver.Connector
-	pool *renewable
+	pool *Pool
 }
 
 // Connect implements driver.Connector.
@@ -93,10 +95,10 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return c.Connector.Connect(context.WithValue(ctx, contextKey{}, c.pool.current()))
 }
 
-// preferPrimary has the server be looked for that can be written to, if the URL names
+// PreferPrimary has the server be looked for that can be written to, if the URL names
 // several and does not say which one is wanted: connections would stay with the first
 // one that answers, which is a standby after a failover.
-func preferPrimary(config *pgconn.Config) {
+func PreferPrimary(config *pgconn.Config) {
 	if config.ValidateConnect != nil {
 		return
 	}
@@ -105,5 +107,14 @@ func preferPrimary(config *pgconn.Config) {
 			config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 			return
 		}
+	}
+}
+
+// Dialer returns a dialer of connections that end when the server is silent: when it
+// confirms nothing for that long, whether somebody waits for an answer or not.
+func Dialer(silence time.Duration) *net.Dialer {
+	return &net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 6, Count: 3},
+		Control:         endSilence(silence),
 	}
 }

@@ -1,4 +1,4 @@
-package store
+package pgpool
 
 import (
 	"strings"
