@@ -396,13 +396,14 @@ func TestRetry(t *testing.T) {
 		name    string
 		answers []error // the last one again and again; nil elements: it hangs
 		want    error
-		after   time.Duration
+		// How long it takes, as half of each wait is random.
+		atLeast, atMost time.Duration
 	}{
-		{"a service that starts", []error{unavailable, unavailable, errDone}, nil, time.Second},
-		{"a wrong token", []error{unavailable, unauthenticated}, unauthenticated, 500 * time.Millisecond},
-		{"nobody there", []error{unavailable}, unavailable, 10 * time.Second},
-		{"a service that hangs in the end", []error{unavailable, nil}, unavailable, 10 * time.Second},
-		{"a service that hangs", []error{nil}, context.DeadlineExceeded, 10 * time.Second},
+		{"a service that starts", []error{unavailable, unavailable, errDone}, nil, 750 * time.Millisecond, 1500 * time.Millisecond},
+		{"a wrong token", []error{unavailable, unauthenticated}, unauthenticated, 250 * time.Millisecond, 500 * time.Millisecond},
+		{"nobody there", []error{unavailable}, unavailable, 10 * time.Second, 10 * time.Second},
+		{"a service that hangs in the end", []error{unavailable, nil}, unavailable, 10 * time.Second, 10 * time.Second},
+		{"a service that hangs", []error{nil}, context.DeadlineExceeded, 10 * time.Second, 10 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
@@ -421,7 +422,9 @@ func TestRetry(t *testing.T) {
 					return answer
 				})
 				require.Equal(t, test.want, err)
-				require.Equal(t, test.after, time.Since(began))
+				took := time.Since(began)
+				require.GreaterOrEqual(t, took, test.atLeast)
+				require.LessOrEqual(t, took, test.atMost)
 			})
 		})
 	}
