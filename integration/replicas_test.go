@@ -61,6 +61,8 @@ func startReplicas(t *testing.T, n int, nats bool, args ...string) *replicas {
 		all := append([]string{
 			"--database-url", database.before(t, r.url), "--coderd-token-file", r.tokenFile,
 			"--lease-duration", lease.String(),
+			// Agents that report no more wait for their last acks, also from a slow database.
+			"--agent-idle-timeout", "1m",
 		}, args...)
 		if nats {
 			pubsub := newProxy(t, hostOf(t, natsURL))
