@@ -478,3 +478,34 @@ func TestAloneWritesNoEnds(t *testing.T) {
 		require.Equal(t, moved, p.store.moved)
 	})
 }
+
+// A replica is killed before it wrote the session that an agent moved to. Replicas that
+// start later must not read that the agent is connected where it was before.
+func TestSessionThatIsNeverWritten(t *testing.T) {
+	for name, noticed := range map[string]bool{"open here": false, "closed here": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				c, r := startReplicas(t, 1)
+				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+				require.NoError(t, err)
+				s := connectTo(t, r[0], 1, hello(1, 1))
+				settle()
+				if noticed {
+					s.Close(EndDisconnect)
+				}
+				require.True(t, r[0].applySessions([]agent.SessionRecord{
+					{Agent: nid(1), Epoch: s.Info().Epoch + 1, Replica: replicaID(2), Open: true},
+				}, 1<<60))
+				settle()
+				later := startReplica(t, c, r[0].store, 1, Options{})
+				settle()
+				for _, p := range []parts{r[0], later} {
+					info, err := p.Agent(nid(1))
+					require.NoError(t, err)
+					require.False(t, info.Connected)
+				}
+				require.Equal(t, "disconnected", statusOf(t, "ws1", r[0], later))
+			})
+		})
+	}
+}

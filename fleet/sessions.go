@@ -145,6 +145,13 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 		return
 	}
 	e.sessions.newest = record
+	if before.Replica == f.self() && order > 0 {
+		// The record of the other replica may never be written: it can be killed before.
+		// This one's would stay open in the database, for all who read it later.
+		before.Open = false
+		e.sessions.ended = before
+		f.queue.addSession(e)
+	}
 	if s := e.sessions.live; s != nil {
 		f.endSessionLocked(s, EndTakeover)
 		f.closeSeriesLocked(e, s.info.Epoch, false)
@@ -179,8 +186,11 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	written := make([]*entry, 0, len(entries))
 	for _, e := range entries {
 		e.mu.Lock()
-		if e.phase != phaseRemoved && e.sessions.newest.Replica == f.self() {
-			record := e.sessions.newest
+		record := e.sessions.newest
+		if record.Replica != f.self() {
+			record = e.sessions.ended
+		}
+		if e.phase != phaseRemoved && record.Epoch != 0 {
 			record.Incarnation = e.reg.Load().Incarnation
 			records, written = append(records, record), append(written, e)
 		}
