@@ -43,7 +43,8 @@ const (
 // with a head start for those who were served whole before. One slot is kept for
 // them. While somebody waits, readers that take nothing, or too little, lose
 // their slots. Slots are given at a limited rate: small scrapes that follow one another
-// without a pause would take all processors.
+// without a pause would take all processors. A slot counts for its address and its
+// connection for as long as the rate needs to give all slots, also if it is free before.
 type line struct {
 	slots int
 	pace  *rate.Limiter // of slots that are given
@@ -51,6 +52,7 @@ type line struct {
 	mu      sync.Mutex
 	waiting []*ticket // no order
 	running []*ticket
+	recent  []*ticket   // done, and still counted
 	paced   *time.Timer // gives slots when the pace allows it; nil: it is not waited for
 }
 
@@ -162,7 +164,15 @@ func (l *line) release(t *ticket) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.running = slices.DeleteFunc(l.running, func(o *ticket) bool { return o == t })
+	l.recent = append(l.recent, &ticket{address: t.address, conn: t.conn, started: t.started})
+	l.forgetLocked(time.Now())
 	l.grantLocked()
+}
+
+// forgetLocked forgets who was given a slot too long ago to count.
+func (l *line) forgetLocked(now time.Time) {
+	counts := time.Duration(float64(l.slots) / float64(l.pace.Limit()) * float64(time.Second))
+	l.recent = slices.DeleteFunc(l.recent, func(t *ticket) bool { return now.Sub(t.started) >= counts })
 }
 
 func (l *line) removeWaitingLocked(t *ticket) {
@@ -192,6 +202,7 @@ func (l *line) grantPaced() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.paced = nil
+	l.forgetLocked(time.Now())
 	l.grantLocked()
 }
 
@@ -216,18 +227,20 @@ func (l *line) nextLocked() *ticket {
 // compareLocked is negative if a comes before b.
 func (l *line) compareLocked(a, b *ticket) int {
 	var ofAddress, ofConn int
-	for _, r := range l.running {
-		switch r.address {
-		case a.address:
-			ofAddress++
-		case b.address:
-			ofAddress--
-		}
-		if r.conn == a.conn {
-			ofConn++
-		}
-		if r.conn == b.conn {
-			ofConn--
+	for _, had := range [...][]*ticket{l.running, l.recent} {
+		for _, r := range had {
+			switch r.address {
+			case a.address:
+				ofAddress++
+			case b.address:
+				ofAddress--
+			}
+			if r.conn == a.conn {
+				ofConn++
+			}
+			if r.conn == b.conn {
+				ofConn--
+			}
 		}
 	}
 	if a.address == b.address {

@@ -303,3 +303,45 @@ func TestSlotsArePaced(t *testing.T) {
 		require.EqualValues(t, 40, served.Load())
 	})
 }
+
+// Connections of one address that scrape without a pause, all of them served whole
+// before, do not delay a scraper of another address.
+func TestGreedyAddressesWaitForOthers(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const slots, perSecond = 16, 100
+		l := newLine(slots, perSecond)
+		trusted := time.Now().Add(-time.Hour)
+		stop := make(chan struct{})
+		var served atomic.Int64
+		for range 60 {
+			go func() {
+				for conn := newReader(1, trusted); ; {
+					r := newReader(1, trusted)
+					r.conn = conn
+					if r.acquire(l) {
+						served.Add(1)
+						l.release(&r.ticket)
+					}
+					select {
+					case <-stop:
+						return
+					default:
+					}
+				}
+			}()
+		}
+		conn := newReader(2, trusted)
+		for range 20 {
+			time.Sleep(500 * time.Millisecond)
+			r := newReader(2, trusted)
+			r.conn = conn
+			before := time.Now()
+			require.True(t, r.acquire(l))
+			require.LessOrEqual(t, time.Since(before), time.Second/perSecond)
+			l.release(&r.ticket)
+		}
+		close(stop)
+		require.Greater(t, served.Load(), int64(900), "of 1,000 in 10 s")
+		time.Sleep(time.Minute)
+	})
+}
