@@ -54,9 +54,9 @@ type entry struct {
 type sessions struct {
 	live   *Session            // on this replica; nil: none
 	newest agent.SessionRecord // on any replica; zero: there never was one
-	// ended is the last record of this replica, closed, while newest is another replica's;
-	// zero: there is none.
-	ended agent.SessionRecord
+	// endedEpoch is that of the last session on this replica, which has ended, while newest
+	// is another replica's; 0: there was none.
+	endedEpoch int64
 	// storedEpoch is the highest epoch known to be stored of its values.
 	// recordedEpoch is the highest one known to be stored of its sessions and state.
 	storedEpoch, recordedEpoch int64

@@ -148,8 +148,7 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 	if before.Replica == f.self() && order > 0 {
 		// The record of the other replica may never be written: it can be killed before.
 		// This one's would stay open in the database, for all who read it later.
-		before.Open = false
-		e.sessions.ended = before
+		e.sessions.endedEpoch = before.Epoch
 		f.queue.addSession(e)
 	}
 	if s := e.sessions.live; s != nil {
@@ -188,7 +187,7 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 		e.mu.Lock()
 		record := e.sessions.newest
 		if record.Replica != f.self() {
-			record = e.sessions.ended
+			record = agent.SessionRecord{Agent: e.id, Epoch: e.sessions.endedEpoch, Replica: f.self()}
 		}
 		if e.phase != phaseRemoved && record.Epoch != 0 {
 			record.Incarnation = e.reg.Load().Incarnation
