@@ -113,33 +113,55 @@ func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
 	requireEventuallyConnects(t, s, 1)
 }
 
-// Streams that a relay does not read end those of that agent only.
-func TestRelayedStreamsThatAreNotReadAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStreamsPerAgent: 4}})
-	s.register(1, 2)
-	c := s.rawClient(t)
-	deadline := time.After(30 * time.Second)
-	refused := ""
-	for number := int64(1); refused == ""; number++ {
-		require.NoError(t, c.session(number, "authorization", "Bearer "+coderdToken, "agentstats-agent-id", nid(1).String()))
-		select {
-		case refused = <-c.refused:
-			if refused == "superseded by a newer session" {
-				refused = "" // one that ended before its window was full
+// Streams that one agent of a shared connection does not read end those of that agent
+// only: of a relay, or of a proxy on whose connection many agents call.
+func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		headers func(n int) []string
+	}{
+		{"relay", func(n int) []string {
+			return []string{"authorization", "Bearer " + coderdToken, "agentstats-agent-id", nid(n).String()}
+		}},
+		{"proxy", func(n int) []string { return []string{"authorization", "Bearer " + token(n)} }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStreamsPerAgent: 4}})
+			const others = 9
+			c := s.rawClient(t)
+			connected := func(n float64) {
+				t.Helper()
+				require.Eventually(t, func() bool { return s.counter("agentstatsd_sessions", "") == n }, 30*time.Second, time.Millisecond)
 			}
-		case <-deadline:
-			require.FailNow(t, "no stream is refused", "%d sessions", number)
-		case <-time.After(time.Millisecond):
-		}
-	}
-	require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read (--max-streams-per-agent)", refused)
-	require.Positive(t, limited(s, "unread_streams"))
-	require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
-	require.NoError(t, c.session(1, "authorization", "Bearer "+coderdToken, "agentstats-agent-id", nid(2).String()))
-	require.Eventually(t, func() bool { return s.counter("agentstatsd_sessions", "") == 2 }, 30*time.Second, time.Millisecond, "another agent of that relay")
+			s.register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+			for n := range others {
+				require.NoError(t, c.session(1, test.headers(2+n)...))
+			}
+			connected(others)
+			deadline := time.After(30 * time.Second)
+			refused := ""
+			for number := int64(1); refused == ""; number++ {
+				require.NoError(t, c.session(number, test.headers(1)...))
+				select {
+				case refused = <-c.refused:
+					if refused == "superseded by a newer session" {
+						refused = "" // one that ended before its window was full
+					}
+				case <-deadline:
+					require.FailNow(t, "no stream is refused", "%d sessions", number)
+				case <-time.After(time.Millisecond):
+				}
+			}
+			require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read (--max-streams-per-agent)", refused)
+			require.Positive(t, limited(s, "unread_streams"))
+			connected(others + 1)
+			require.NoError(t, c.session(1, test.headers(11)...))
+			connected(others + 2) // another agent of that connection
 
-	require.NoError(t, c.conn.Close())
-	requireEventuallyConnects(t, s, 1)
+			require.NoError(t, c.conn.Close())
+			requireEventuallyConnects(t, s, 1)
+		})
+	}
 }
 
 // requireEventuallyConnects waits until the agent can have a session.
