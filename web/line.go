@@ -43,8 +43,9 @@ const (
 // with a head start for those who were served whole before. One slot is kept for
 // them. While somebody waits, readers that take nothing, or too little, lose
 // their slots. Slots are given at a limited rate: small scrapes that follow one another
-// without a pause would take all processors. A slot counts for its address and its
-// connection for as long as the rate needs to give all slots, also if it is free before.
+// without a pause would take all processors. A slot counts for its address for as long
+// as the rate needs to give all slots, also if it is free before. It does not for its
+// connection: that would favor new ones, of which anybody can have many.
 type line struct {
 	slots int
 	pace  *rate.Limiter // of slots that are given
@@ -164,7 +165,7 @@ func (l *line) release(t *ticket) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.running = slices.DeleteFunc(l.running, func(o *ticket) bool { return o == t })
-	l.recent = append(l.recent, &ticket{address: t.address, conn: t.conn, started: t.started})
+	l.recent = append(l.recent, &ticket{address: t.address, started: t.started})
 	l.forgetLocked(time.Now())
 	l.grantLocked()
 }

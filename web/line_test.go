@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -343,5 +344,42 @@ func TestGreedyAddressesWaitForOthers(t *testing.T) {
 		close(stop)
 		require.Greater(t, served.Load(), int64(900), "of 1,000 in 10 s")
 		time.Sleep(time.Minute)
+	})
+}
+
+// A connection that scrapes without a pause, and was served whole before, keeps its
+// place when new connections of its address fill the line.
+func TestKnownConnectionsKeepTheirPlace(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const slots, perSecond = 16, 100
+		l := newLine(slots, perSecond)
+		trusted := time.Now().Add(-time.Hour)
+		conn := newReader(1, trusted)
+		scrape := func() {
+			r := newReader(1, trusted)
+			r.conn = conn
+			before := time.Now()
+			require.True(t, r.acquire(l))
+			require.LessOrEqual(t, time.Since(before), time.Second/perSecond)
+			l.release(&r.ticket)
+		}
+		for range slots {
+			scrape()
+		}
+		var waited sync.WaitGroup
+		for range 2 * lineLength {
+			waited.Go(func() {
+				r := newReader(1, time.Time{})
+				if r.acquire(l) {
+					time.Sleep(10 * time.Millisecond)
+					l.release(&r.ticket)
+				}
+			})
+		}
+		synctest.Wait()
+		for range 20 {
+			scrape()
+		}
+		waited.Wait()
 	})
 }
