@@ -2,10 +2,12 @@ package agentapi_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -112,4 +114,58 @@ func requireCodeContains(t *testing.T, err error, code codes.Code, text string) 
 	t.Helper()
 	require.Equal(t, code, codeOf(err), "%v", err)
 	require.Contains(t, err.Error(), text)
+}
+
+// Calls of coderd that come to nothing are paced; others do not wait.
+func TestFutileCallsArePaced(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := start(t, settings{})
+		took := func(f func()) time.Duration {
+			before := time.Now()
+			f()
+			return time.Since(before)
+		}
+		bomb := &pb.SyncAgentsRequest{}
+		for range 1_000_000 {
+			bomb.Agents = append(bomb.Agents, &pb.AgentRegistration{})
+		}
+		refused := func() {
+			c, err := s.coderd().SyncAgents(s.asCoderd())
+			require.NoError(t, err)
+			require.NoError(t, c.Send(bomb))
+			_, err = c.CloseAndRecv()
+			requireCodeContains(t, err, codes.ResourceExhausted, "it has too many elements")
+		}
+		left := func(part string, end func(pushing)) {
+			ctx, cancel := context.WithCancel(s.asCoderd())
+			c, err := s.coderd().PushMetrics(ctx)
+			require.NoError(t, err)
+			p := pushing{c, t}
+			p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(1, "a")}})
+			p.part(part)
+			end(p)
+			synctest.Wait()
+			cancel()
+			synctest.Wait()
+		}
+		family := "\x12\x80\x89\x7a" + strings.Repeat("h", 2_000_000) // of help
+
+		require.Zero(t, took(func() {
+			for range 3 {
+				refused()
+			}
+		}), "8 MiB cost nothing")
+		require.Zero(t, took(func() {
+			for n := range 20 {
+				left(family, func(p pushing) { p.end(int64(n+1), false); p.answer() })
+			}
+		}), "what is answered costs nothing, and each call that is left 64 KiB")
+		require.InDelta(t, 0.25, took(refused).Seconds(), 0.05)
+		for range 4 {
+			left(family, func(pushing) {})
+		}
+		require.InDelta(t, 2.46, took(refused).Seconds(), 0.05)
+		require.Zero(t, took(func() { s.register(1) }))
+		require.NotZero(t, s.counter("agentstatsd_coderd_calls_slowed_total", ""))
+	})
 }

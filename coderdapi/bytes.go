@@ -101,6 +101,7 @@ type byteHold struct {
 	waiting []int
 	kept    int
 	closed  bool
+	sent    int // bytes on the wire, that nothing has come of yet
 }
 
 type byteHoldKey struct{}
@@ -112,6 +113,19 @@ func holdFrom(ctx context.Context) *byteHold {
 		return &byteHold{}
 	}
 	return h
+}
+
+// addSent counts bytes of messages; answered says that something came of them.
+func (h *byteHold) addSent(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sent += n
+}
+
+func (h *byteHold) answered() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sent = 0
 }
 
 // add takes n bytes for a message that is about to be decoded; an error refuses it.
@@ -157,8 +171,9 @@ func (h *byteHold) dropLocked() {
 	}
 }
 
-// close gives everything back.
-func (h *byteHold) close() {
+// close gives everything back. It returns how many bytes were sent for nothing, if
+// nothing comes of them any more.
+func (h *byteHold) close() (sent int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.dropLocked()
@@ -166,25 +181,31 @@ func (h *byteHold) close() {
 		h.budget.release(n)
 	}
 	h.waiting, h.closed = nil, true
+	return h.sent
 }
 
 // boundStream bounds what coderd's messages take in memory: each, and of calls that
-// share a budget all together.
+// share a budget all together, how often they may come to nothing.
 func (s *Service) boundStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	hold := &byteHold{budget: s.byteBudgets[info.FullMethod]}
 	defer hold.close()
-	return handler(srv, &boundedStream{
-		ServerStream: stream, hold: hold, limit: s.server.Options().MaxMessageBytes,
-		ctx: context.WithValue(stream.Context(), byteHoldKey{}, hold),
-	})
+	ctx, cancel := context.WithCancel(context.WithValue(stream.Context(), byteHoldKey{}, hold))
+	defer cancel()
+	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx, hold: hold, decoders: s.decoders, limit: s.server.Options().MaxMessageBytes})
+	cancel() // no message is kept for the handler any more
+	if sent := hold.close(); hold.budget != nil && isFutile(err) {
+		s.futile.await(sent, s.server.Draining())
+	}
+	return err
 }
 
 // boundedStream is a stream of coderd's.
 type boundedStream struct {
 	grpc.ServerStream
-	ctx   context.Context
-	hold  *byteHold
-	limit int
+	ctx      context.Context
+	hold     *byteHold
+	decoders chan struct{}
+	limit    int
 }
 
 // Context implements grpc.ServerStream.
@@ -196,7 +217,7 @@ func (b *boundedStream) RecvMsg(m any) error {
 	if !ok {
 		return b.ServerStream.RecvMsg(m)
 	}
-	r := boundedRequest{message: message, hold: b.hold, limit: b.limit}
+	r := boundedRequest{message: message, hold: b.hold, decoders: b.decoders, limit: b.limit}
 	if err := b.ServerStream.RecvMsg(&r); err != nil {
 		return err
 	}
@@ -205,18 +226,28 @@ func (b *boundedStream) RecvMsg(m any) error {
 
 // boundedRequest has the codec decode a message within a limit of memory.
 type boundedRequest struct {
-	message proto.Message
-	hold    *byteHold
-	limit   int
-	refused error // the status that refuses the message
+	message  proto.Message
+	hold     *byteHold
+	decoders chan struct{} // holds one element for each large message that is being decoded
+	limit    int
+	refused  error // the status that refuses the message
 }
+
+// largeMessage is how large a message is that stands in line to be decoded: as many
+// are at once as half of the processors, so that agents do not wait for them all.
+const largeMessage = 64 << 10
 
 // UnmarshalMessage implements Unmarshaler. The error is nil: the status of a message that
 // is refused is in r.
 func (r *boundedRequest) UnmarshalMessage(data mem.BufferSlice) error {
+	if data.Len() > largeMessage {
+		r.decoders <- struct{}{}
+		defer func() { <-r.decoders }()
+	}
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buffer.Free()
 	encoded := buffer.ReadOnlyData()
+	r.hold.addSent(len(encoded))
 	estimator := coderdRequests[r.message.ProtoReflect().Descriptor().FullName()]
 	n, err := grpcserver.FitsDecoded(estimator, r.message, encoded, r.limit, grpcserver.FlagMessageBytes)
 	if err == nil {

@@ -110,6 +110,10 @@ func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.Sync
 // collect reads the parts of a sync up to the one that completes it.
 func (s *Service) collect(ctx context.Context, parts <-chan received[*agentstatsv1.SyncAgentsRequest]) (fleet.Set, bool, error) {
 	var set fleet.Set
+	// The parts are joined once: what never completes is not copied.
+	var agents [][]agent.Registration
+	var workspaces [][]agent.Workspace
+	var nAgents, nWorkspaces int
 	limit := s.Fleet.MaxAgents()
 	for n := 0; ; n++ {
 		var part received[*agentstatsv1.SyncAgentsRequest]
@@ -131,12 +135,18 @@ func (s *Service) collect(ctx context.Context, parts <-chan received[*agentstats
 			return set, false, grpcserver.Invalid(problem.in("messages[%d].", n).field, "%s", problem.text)
 		}
 		holdFrom(ctx).keep(proto.Size(part.message) + registrationBytes*(len(more.Agents)+len(more.Workspaces)))
-		set.Agents = append(set.Agents, more.Agents...)
-		set.Workspaces = append(set.Workspaces, more.Workspaces...)
-		if len(set.Agents) > limit || len(set.Workspaces) > limit {
-			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces (%s), got %d and %d so far", limit, flagAgents, len(set.Agents), len(set.Workspaces))
+		if len(more.Agents) > 0 {
+			agents = append(agents, more.Agents)
+		}
+		if len(more.Workspaces) > 0 {
+			workspaces = append(workspaces, more.Workspaces)
+		}
+		nAgents, nWorkspaces = nAgents+len(more.Agents), nWorkspaces+len(more.Workspaces)
+		if nAgents > limit || nWorkspaces > limit {
+			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces (%s), got %d and %d so far", limit, flagAgents, nAgents, nWorkspaces)
 		}
 		if part.message.GetComplete() {
+			set.Agents, set.Workspaces = slices.Concat(agents...), slices.Concat(workspaces...)
 			if problem := checkOnce(set); problem != nil {
 				return set, false, grpcserver.Invalid(problem.field, "%s", problem.text)
 			}

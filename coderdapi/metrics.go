@@ -23,6 +23,7 @@ type metrics struct {
 	watchErrors     prometheus.Counter
 	oversizedPushes prometheus.Counter
 	bytesRefused    *prometheus.CounterVec
+	slowedCalls     prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -32,6 +33,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		refused:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_streams_refused_total", Help: "Streams refused because too many went on."}, []string{"kind"}),
 		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
 		bytesRefused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_coderd_memory_refused_total", Help: "Messages of coderd refused, watches ended, and batches of reports that wait, as all calls of their kind have too much in memory."}, []string{"kind"}),
+		slowedCalls:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_coderd_calls_slowed_total", Help: "Calls of coderd whose end waited, as too much was sent for nothing: calls were refused, or left before they were complete."}),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
 	}
 	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {
@@ -43,6 +45,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, kind := range []string{bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches} {
 		m.bytesRefused.WithLabelValues(kind)
 	}
-	reg.MustRegister(m.watches, m.pushes, m.refused, m.watchErrors, m.bytesRefused, m.oversizedPushes)
+	reg.MustRegister(m.watches, m.pushes, m.refused, m.watchErrors, m.bytesRefused, m.slowedCalls, m.oversizedPushes)
 	return m
 }

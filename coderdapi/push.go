@@ -191,6 +191,7 @@ func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
 	if err != nil {
 		return err
 	}
+	holdFrom(ctx).answered()
 	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused))}
 	for _, r := range refused[:min(len(refused), maxPushRefusals)] {
 		resp.Refused = append(resp.Refused, &agentstatsv1.FamilyRefusal{

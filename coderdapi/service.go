@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -68,6 +69,8 @@ type Service struct {
 	watchBytes *watchBytes
 	// byteBudgets are by the full name of the method.
 	byteBudgets map[string]*byteBudget
+	futile      *futile
+	decoders    chan struct{} // see largeMessage
 	// instances of coderd that push.
 	instances *pushInstances
 }
@@ -97,6 +100,8 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		syncs:      grpcserver.NewSlots(opts.MaxSyncs),
 		pushes:     grpcserver.NewSlots(opts.MaxPushes),
 		watchBytes: newWatchBytes(&opts, m),
+		futile:     newFutile(m),
+		decoders:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		instances:  newPushInstances(),
 	}
 	s.shareBytes(reg)
