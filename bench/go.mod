@@ -7,6 +7,7 @@ replace github.com/coder/agentstatsd => ../
 require (
 	github.com/VictoriaMetrics/metrics v1.44.0
 	github.com/coder/agentstatsd v0.0.0-00010101000000-000000000000
+	github.com/google/pprof v0.0.0-20261105003125-4bf881d7fb0b
 	github.com/klauspost/compress v1.20.3
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/common v0.73.1

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -131,19 +132,15 @@ func (o options) render(results figure.Results) error {
 func (o options) measure(ctx context.Context, before *figure.Run, sections []section) (*figure.Run, error) {
 	start := time.Now()
 	run := &figure.Run{Date: start.UTC().Truncate(time.Second), Commit: commit, Machine: figure.ThisMachine()}
-	wanted := func(string) bool { return true }
+	wanted := func(s section) bool { return !s.asked }
 	if o.only != "" {
 		names := strings.Split(o.only, ",")
-		wanted = func(name string) bool {
-			for _, n := range names {
-				if n == name {
-					return true
-				}
-			}
-			return false
-		}
-		if before != nil {
-			run.Figures, run.Notes = before.Figures, before.Notes
+		wanted = func(s section) bool { return slices.Contains(names, s.name) }
+	}
+	if before != nil {
+		run.Figures = before.Figures
+		if o.only != "" {
+			run.Notes = before.Notes
 		}
 	}
 	dir, err := os.MkdirTemp("", "agentstatsd-bench-")
@@ -152,7 +149,7 @@ func (o options) measure(ctx context.Context, before *figure.Run, sections []sec
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	for _, s := range sections {
-		if !wanted(s.name) {
+		if !wanted(s) {
 			continue
 		}
 		for _, figures := range s.figures {

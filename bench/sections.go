@@ -21,6 +21,8 @@ type section struct {
 	// figures are the sections of figures that it makes.
 	figures []string
 	steps   []step
+	// asked: it is measured only if -only names it.
+	asked bool
 }
 
 type step struct {
@@ -31,6 +33,9 @@ type step struct {
 // idleStreams are as many as a server with 20,000 files has room for, with some
 // for the rest.
 const idleStreams = 10_000
+
+// coderSamples is what a report of Coder's own agent has.
+const coderSamples = 85
 
 // benchSections take some 15 minutes on two cores. What is fast is measured more
 // often.
@@ -87,7 +92,25 @@ func benchSections() []section {
 			},
 		}}},
 		scrapes,
+		fleetSection(),
 	}
+}
+
+// fleetSection takes some 25 minutes, and is measured only if it is asked for.
+func fleetSection() section {
+	s := section{name: "fleet", figures: []string{stream.FleetSection}, asked: true}
+	for _, samples := range []int{stream.Samples, coderSamples} {
+		for _, agents := range []int{1000, 4000, 9000} {
+			f := stream.Fleet{Agents: agents, Samples: samples, Settle: 45 * time.Second, Window: time.Minute}
+			s.steps = append(s.steps, step{
+				"a fleet of " + f.Case(),
+				func(ctx context.Context, o options, run *figure.Run, dir string) error {
+					return stream.MeasureFleet(ctx, run, o.agentstatsd, dir, f)
+				},
+			})
+		}
+	}
+	return s
 }
 
 // peerPatience is how long a peer may take for one step. A scrape that takes a

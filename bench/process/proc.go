@@ -5,6 +5,7 @@ package process
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -44,6 +45,20 @@ func PeakRSS(pid int) (int64, error) {
 		return 0, fmt.Errorf("peak of resident memory: %w", err)
 	}
 	return kilobytes(text, "VmHWM")
+}
+
+// BytesRead returns the bytes that a process has read, of sockets and files.
+func BytesRead(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	if err != nil {
+		return 0, fmt.Errorf("bytes read: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "rchar:"); ok {
+			return strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		}
+	}
+	return 0, errors.New("bytes read: rchar not found")
 }
 
 // kilobytes finds a line "name:   123 kB" and returns it in bytes.

@@ -45,6 +45,7 @@ func Page(r figure.Results) []byte {
 	p.scrapes()
 	p.memory()
 	p.ingest()
+	p.fleet()
 	p.updates()
 	p.idle()
 	p.acks()
@@ -221,6 +222,31 @@ func (p *page) ingest() {
 			{head: "against discard and ack", metric: stream.CPUPerReport, unit: times, against: stream.Answering},
 			{head: "reports a second", metric: stream.ReportsPerSec, unit: number},
 			{head: "reports an ack", metric: stream.ReportsPerAck, unit: number},
+		})
+	}
+}
+
+func (p *page) fleet() {
+	p.heading("A fleet")
+	p.line("What an agent takes in a minute: agents of the real client on connections of their own, with the default intervals,")
+	p.line("30 samples or the 85 of Coder's own agent, and 10 metadata keys whose values all change each 10 s, on SQLite. The time")
+	p.line("in the database's driver is by a profile. The limit is a bare grpc-go server that receives as many bytes in as many")
+	p.line("messages, and answers as many.")
+	var cases []string
+	for _, run := range p.results {
+		for _, f := range run.Figures {
+			if f.Section == stream.FleetSection && !slices.Contains(cases, f.Case) {
+				cases = append(cases, f.Case)
+			}
+		}
+	}
+	for _, c := range cases {
+		p.rows(c, stream.FleetSection, c, stream.FleetSubjects, []column{
+			{head: "CPU, ms", metric: stream.FleetCPU, unit: number},
+			{head: "without the driver, ms", metric: stream.FleetRest, unit: number},
+			{head: "in the driver, ms", metric: stream.FleetDatabase, unit: number},
+			{head: "messages", metric: stream.FleetMessages, unit: number},
+			{head: "resident, bytes an agent", metric: stream.FleetResident, unit: number},
 		})
 	}
 }

@@ -19,8 +19,8 @@ import (
 // Agentstatsd is a running service, the very binary.
 type Agentstatsd struct {
 	*process.Process
-	// GRPC and HTTP are its addresses, Token is coderd's.
-	GRPC, HTTP, Token string
+	// GRPC and HTTP are its addresses, Token is coderd's, TokenFile holds it.
+	GRPC, HTTP, Token, TokenFile string
 }
 
 // readyTimeout bounds the wait for a service that starts.
@@ -49,7 +49,8 @@ func StartAgentstatsd(ctx context.Context, binary, dir string, options ...string
 		a.Kill()
 		return nil, fmt.Errorf("start agentstatsd: %w\n%s", err, a.Log())
 	}
-	token, err := os.ReadFile(filepath.Join(dataDir, "coderd-token"))
+	a.TokenFile = filepath.Join(dataDir, "coderd-token")
+	token, err := os.ReadFile(a.TokenFile)
 	if err != nil {
 		a.Kill()
 		return nil, fmt.Errorf("read coderd's token: %w", err)

@@ -4,13 +4,18 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
+	"github.com/google/pprof/profile"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/process"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -129,4 +134,36 @@ func TestSumLocks(t *testing.T) {
 		require.EqualValues(t, 3, sum.Count)
 		require.EqualValues(t, 150, sum.Cycles)
 	}
+}
+
+// TestFleet has few agents of the real client measured for a moment.
+func TestFleet(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "agentstatsd")
+	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
+	build.Dir = filepath.Join("..", "..")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	run := new(figure.Run)
+	f := Fleet{Agents: 20, Samples: 5, Settle: 100 * time.Millisecond, Window: 2 * time.Second}
+	require.NoError(t, MeasureFleet(t.Context(), run, binary, t.TempDir(), f))
+	for _, metric := range []string{FleetCPU, FleetRest, FleetMessages, FleetResident} {
+		values := run.Values(figure.Key{Section: FleetSection, Case: f.Case(), Subject: Fast, Metric: metric})
+		require.Len(t, values, 1, metric)
+		require.Positive(t, values[0], metric)
+	}
+	require.Len(t, run.Values(figure.Key{Section: FleetSection, Case: f.Case(), Subject: Answering, Metric: FleetCPU}), 1)
+}
+
+func TestCalls(t *testing.T) {
+	stack := func(names ...string) *profile.Sample {
+		s := new(profile.Sample)
+		for _, name := range names {
+			s.Location = append(s.Location, &profile.Location{Line: []profile.Line{{Function: &profile.Function{Name: name}}}})
+		}
+		return s
+	}
+	require.True(t, calls(stack("runtime.memmove", "modernc.org/libc.Xmemcpy", "main.main"), drivers))
+	require.True(t, calls(stack("database/sql.(*Tx).Commit"), drivers))
+	require.False(t, calls(stack("runtime.memmove", "github.com/coder/agentstatsd/batcher.(*Batcher).Add"), drivers))
+	require.False(t, calls(stack(), drivers))
 }
