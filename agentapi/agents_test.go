@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -26,15 +27,15 @@ type watchingAgents struct {
 	t testing.TB
 }
 
-func (s *service) watchAgents(numbers ...int) watchingAgents {
-	s.t.Helper()
+func watchAgents(s *edgetest.Service, numbers ...int) watchingAgents {
+	s.T.Helper()
 	req := &pb.WatchAgentsRequest{}
 	for _, n := range numbers {
-		req.AgentIds = append(req.AgentIds, bid(n))
+		req.AgentIds = append(req.AgentIds, edgetest.IDBytes(n))
 	}
-	w, err := s.coderd().WatchAgents(s.asCoderd(), req)
-	require.NoError(s.t, err)
-	return watchingAgents{w, s.t}
+	w, err := s.Coderd().WatchAgents(s.AsCoderd(), req)
+	require.NoError(s.T, err)
+	return watchingAgents{w, s.T}
 }
 
 // next returns the next message: each agent with its status, lifecycle and the
@@ -66,34 +67,34 @@ func (w watchingAgents) next() []string {
 
 func TestWatchAgents(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		created := time.Now()
 		fresh := func(n int) *pb.AgentRegistration {
-			r := registration(n)
+			r := edgetest.Registration(n)
 			r.CreatedAt = timestamppb.New(created)
 			r.ConnectionTimeout = durationpb.New(time.Minute)
 			return r
 		}
-		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{fresh(1), fresh(2)}})
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{fresh(1), fresh(2)}})
 		require.NoError(t, err)
-		all, first := s.watchAgents(), s.watchAgents(1, 99)
+		all, first := watchAgents(s), watchAgents(s, 1, 99)
 		require.Equal(t, []string{"1 CONNECTING INITIALIZING", "2 CONNECTING INITIALIZING"}, all.next())
 		require.Equal(t, []string{"synced"}, all.next())
 		require.Equal(t, []string{"1 CONNECTING INITIALIZING"}, first.next())
 		require.Equal(t, []string{"synced"}, first.next())
-		require.Equal(t, 2.0, s.counter("agentstatsd_watches", "agents"))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_watches", "agents"))
 
 		time.Sleep(time.Second)
 		began := time.Now()
-		c := s.connect(1, 1, 1)
+		c := s.Connect(1, 1, 1)
 		for _, w := range []watchingAgents{all, first} {
 			require.Equal(t, []string{"1 CONNECTED INITIALIZING"}, w.next())
 		}
-		c.send(lifecycle(pb.Lifecycle_STATE_READY))
+		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_READY))
 		synctest.Wait()
 		require.Equal(t, []string{"1 CONNECTED READY INITIALIZING"}, all.next())
-		c.send(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{
-			Updates: []*pb.AppHealthUpdate{{Id: bid(50_001), Health: pb.AppHealth_APP_HEALTH_HEALTHY}},
+		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{
+			Updates: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_HEALTHY}},
 		}}})
 		synctest.Wait()
 		require.Equal(t, []string{"1 CONNECTED READY HEALTHY"}, all.next())
@@ -101,7 +102,7 @@ func TestWatchAgents(t *testing.T) {
 
 		// Reports change nothing that is told. Statuses move by time.
 		for range 10 {
-			c.send(stats(&pb.Stats{RxBytes: 1}))
+			c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 1}))
 			time.Sleep(5 * time.Second)
 		}
 		require.Equal(t, []string{"2 TIMEOUT INITIALIZING"}, all.next())
@@ -109,19 +110,19 @@ func TestWatchAgents(t *testing.T) {
 
 		// A watcher who did not read gets the newest state.
 		require.NoError(t, c.CloseSend())
-		c.requireEnd(codes.OK, "")
+		c.RequireEnd(codes.OK, "")
 		time.Sleep(time.Minute)
 		require.Equal(t, []string{"1 DISCONNECTED READY HEALTHY"}, all.next())
 
 		registerYoung := func(n int) {
-			r := registration(n)
+			r := edgetest.Registration(n)
 			r.CreatedAt = timestamppb.Now()
-			_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
 			require.NoError(t, err)
 		}
 		registerYoung(3)
 		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next())
-		_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1), bid(3)}})
+		_, err = s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{edgetest.IDBytes(1), edgetest.IDBytes(3)}})
 		require.NoError(t, err)
 		time.Sleep(31 * time.Second)
 		var removed []string
@@ -140,13 +141,13 @@ func TestWatchAgents(t *testing.T) {
 
 func TestWatchAgentsOfMany(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		var numbers []int
 		for n := range 1100 {
 			numbers = append(numbers, n+1)
 		}
-		s.register(numbers...)
-		w := s.watchAgents()
+		s.Register(numbers...)
+		w := watchAgents(s)
 		told := 0
 		for {
 			words := w.next()
@@ -156,9 +157,9 @@ func TestWatchAgentsOfMany(t *testing.T) {
 			told += len(words)
 		}
 		require.Equal(t, 1100, told)
-		go s.stop()
+		go s.Stop()
 		_, err := w.Recv()
-		requireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		edgetest.RequireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 	})
 }
 
@@ -167,17 +168,17 @@ func TestWatchAgentsOfMany(t *testing.T) {
 func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const size = 64 << 10
-		s := start(t, settings{
-			fleet:  fleet.Options{MaxAgents: 2000},
-			server: grpcserver.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size},
-			coderd: coderdapi.Options{MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
+		s := edgetest.Start(t, edgetest.Settings{
+			Fleet:  fleet.Options{MaxAgents: 2000},
+			Server: grpcserver.Options{MaxMessageBytes: size, MaxAgentMessageBytes: size},
+			Coderd: coderdapi.Options{MaxWatchBytes: 6 * size, MaxWatchesBytes: 6 * size},
 		})
 		for from := 0; from < 1500; from += 150 {
 			var numbers []int
 			for n := range 150 {
 				numbers = append(numbers, from+n+1)
 			}
-			s.register(numbers...)
+			s.Register(numbers...)
 		}
 		requireAll := func(w watchingAgents, want int) {
 			t.Helper()
@@ -187,32 +188,32 @@ func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
 			}
 			require.Equal(t, want, told)
 		}
-		ctx, cancel := context.WithCancel(s.asCoderd())
-		first, err := s.coderd().WatchAgents(ctx, &pb.WatchAgentsRequest{})
+		ctx, cancel := context.WithCancel(s.AsCoderd())
+		first, err := s.Coderd().WatchAgents(ctx, &pb.WatchAgentsRequest{})
 		require.NoError(t, err)
 		requireAll(watchingAgents{first, t}, 1500)
-		used := s.counter("agentstatsd_coderd_memory_bytes", "watches")
+		used := s.Counter("agentstatsd_coderd_memory_bytes", "watches")
 		require.InDelta(t, 100_000, used, 10_000)
 
-		second := s.watchAgents()
+		second := watchAgents(s)
 		for err == nil {
 			_, err = second.Recv()
 		}
-		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 196608 bytes in memory of all watches under way (--max-watches-bytes)")
-		require.Equal(t, 1.0, s.counter("agentstatsd_coderd_memory_refused_total", "watches"))
+		edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 196608 bytes in memory of all watches under way (--max-watches-bytes)")
+		require.Equal(t, 1.0, s.Counter("agentstatsd_coderd_memory_refused_total", "watches"))
 		synctest.Wait()
-		require.InDelta(t, used, s.counter("agentstatsd_coderd_memory_bytes", "watches"), 0)
+		require.InDelta(t, used, s.Counter("agentstatsd_coderd_memory_bytes", "watches"), 0)
 		cancel()
 		synctest.Wait()
-		require.Zero(t, s.counter("agentstatsd_coderd_memory_bytes", "watches"))
+		require.Zero(t, s.Counter("agentstatsd_coderd_memory_bytes", "watches"))
 
-		third := s.watchAgents()
+		third := watchAgents(s)
 		requireAll(third, 1500)
 		var ids [][]byte
 		for n := range 400 {
-			ids = append(ids, bid(n+1))
+			ids = append(ids, edgetest.IDBytes(n+1))
 		}
-		_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: ids})
+		_, err = s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: ids})
 		require.NoError(t, err)
 		removed := 0
 		for removed < 400 {
@@ -226,7 +227,7 @@ func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
 }
 
 func TestWatchAgentsBeforeTheFleetIsLoaded(t *testing.T) {
-	s := start(t, settings{down: true})
-	_, err := s.watchAgents().Recv()
-	requireCode(t, err, codes.Unavailable, "the registrations are not available now; try again")
+	s := edgetest.Start(t, edgetest.Settings{Down: true})
+	_, err := watchAgents(s).Recv()
+	edgetest.RequireCode(t, err, codes.Unavailable, "the registrations are not available now; try again")
 }

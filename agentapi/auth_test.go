@@ -20,31 +20,33 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestAuthentication(t *testing.T) {
-	s := start(t, settings{})
-	s.register(1)
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
 	header := func(values ...string) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), values...)
 	}
 	agentStream := func(ctx context.Context) error {
-		c, err := s.agents().Connect(ctx)
+		c, err := s.Agents().Connect(ctx)
 		require.NoError(t, err)
-		_ = c.Send(hello(1, 1)) // the answer tells why it did not go
+		_ = c.Send(edgetest.Hello(1, 1)) // the answer tells why it did not go
 		_, err = c.Recv()
 		return err
 	}
 	coderdCall := func(ctx context.Context) error {
-		_, err := s.coderd().ListAgents(ctx, &pb.ListAgentsRequest{})
+		_, err := s.Coderd().ListAgents(ctx, &pb.ListAgentsRequest{})
 		return err
 	}
 	coderdStream := func(ctx context.Context) error {
-		w, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})
+		w, err := s.Coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
 		require.NoError(t, err)
 		_, err = w.Recv()
 		return err
@@ -58,30 +60,30 @@ func TestAuthentication(t *testing.T) {
 		coderdReason string
 	}{
 		{"nothing", t.Context(), codes.Unauthenticated, codes.Unauthenticated, "missing", "missing"},
-		{"an agent's token", as(t.Context(), token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
-		{"an unknown token", as(t.Context(), "x"), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
-		{"coderd's token", s.asCoderd(), codes.InvalidArgument, codes.OK, "malformed", ""},
-		{"coderd relays", as(t.Context(), coderdToken, "agentstats-agent-id", nid(1).String()), codes.OK, codes.OK, "", ""},
-		{"the start of coderd's token", as(t.Context(), coderdToken[:10]), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
-		{"another scheme", header("authorization", "Basic "+token(1)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"an agent's token", edgetest.As(t.Context(), edgetest.Token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
+		{"an unknown token", edgetest.As(t.Context(), "x"), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
+		{"coderd's token", s.AsCoderd(), codes.InvalidArgument, codes.OK, "malformed", ""},
+		{"coderd relays", edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(1).String()), codes.OK, codes.OK, "", ""},
+		{"the start of coderd's token", edgetest.As(t.Context(), edgetest.CoderdToken[:10]), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
+		{"another scheme", header("authorization", "Basic "+edgetest.Token(1)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
 		{"no token", header("authorization", "Bearer "), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
-		{"a long token", as(t.Context(), strings.Repeat("x", 2000)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
-		{"two tokens", header("authorization", "Bearer "+token(1), "authorization", "Bearer "+coderdToken), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
-		{"lower case", header("authorization", "bearer "+token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
+		{"a long token", edgetest.As(t.Context(), strings.Repeat("x", 2000)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"two tokens", header("authorization", "Bearer "+edgetest.Token(1), "authorization", "Bearer "+edgetest.CoderdToken), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
+		{"lower case", header("authorization", "bearer "+edgetest.Token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			check := func(call func(context.Context) error, want codes.Code, reason string) {
 				t.Helper()
 				before := 0.0
 				if reason != "" {
-					before = s.counter("agentstatsd_auth_failures_total", reason)
+					before = s.Counter("agentstatsd_auth_failures_total", reason)
 				}
 				ctx, cancel := context.WithCancel(c.ctx)
 				defer cancel()
 				err := call(ctx)
-				require.Equal(t, want, codeOf(err), "%v", err)
+				require.Equal(t, want, status.Code(err), "%v", err)
 				if reason != "" {
-					require.Equal(t, before+1, s.counter("agentstatsd_auth_failures_total", reason))
+					require.Equal(t, before+1, s.Counter("agentstatsd_auth_failures_total", reason))
 				}
 			}
 			check(agentStream, c.agent, c.agentReason)
@@ -89,14 +91,14 @@ func TestAuthentication(t *testing.T) {
 			check(coderdStream, c.coderd, c.coderdReason)
 		})
 	}
-	require.Equal(t, 1, strings.Count(s.log.String(), "was not let in"), "one line for a host")
+	require.Equal(t, 1, strings.Count(s.Log.String(), "was not let in"), "one line for a host")
 
 	// Open to anyone: health and reflection.
-	_, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	_, err := healthpb.NewHealthClient(s.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	r, err := reflectionpb.NewServerReflectionClient(s.conn).ServerReflectionInfo(ctx)
+	r, err := reflectionpb.NewServerReflectionClient(s.Conn).ServerReflectionInfo(ctx)
 	require.NoError(t, err)
 	require.NoError(t, r.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}))
 	resp, err := r.Recv()
@@ -110,15 +112,15 @@ func TestAuthentication(t *testing.T) {
 
 func TestLogOfStrangersIsBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		for range 5 {
-			s.open(as(t.Context(), "x")).requireEnd(codes.Unauthenticated, "unknown token")
+			s.Open(edgetest.As(t.Context(), "x")).RequireEnd(codes.Unauthenticated, "unknown token")
 		}
 		time.Sleep(time.Minute)
-		s.open(as(t.Context(), "x")).requireEnd(codes.Unauthenticated, "unknown token")
-		require.Equal(t, 2, strings.Count(s.log.String(), "was not let in"))
-		require.Contains(t, s.log.String(), "suppressed=4")
-		require.NotContains(t, s.log.String(), "Bearer")
+		s.Open(edgetest.As(t.Context(), "x")).RequireEnd(codes.Unauthenticated, "unknown token")
+		require.Equal(t, 2, strings.Count(s.Log.String(), "was not let in"))
+		require.Contains(t, s.Log.String(), "suppressed=4")
+		require.NotContains(t, s.Log.String(), "Bearer")
 	})
 }
 
@@ -178,26 +180,26 @@ func TestClientCertificate(t *testing.T) {
 		{"no name configured", []tls.Certificate{ours.issue("")}, "", codes.Unauthenticated},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := start(t, settings{
-				server: grpcserver.Options{
+			s := edgetest.Start(t, edgetest.Settings{
+				Server: grpcserver.Options{
 					CoderdClientSAN: c.san,
 					Credentials: credentials.NewTLS(&tls.Config{
 						Certificates: []tls.Certificate{ours.issue("service")},
 						ClientCAs:    ours.pool(), ClientAuth: tls.VerifyClientCertIfGiven,
 					}),
 				},
-				dial: []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+				Dial: []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 					RootCAs: ours.pool(), ServerName: "service", Certificates: c.cert,
 				}))},
 			})
-			_, err := s.coderd().ListAgents(t.Context(), &pb.ListAgentsRequest{})
-			require.Equal(t, c.want, codeOf(err), "%v", err)
+			_, err := s.Coderd().ListAgents(t.Context(), &pb.ListAgentsRequest{})
+			require.Equal(t, c.want, status.Code(err), "%v", err)
 			if c.want == codes.OK {
-				_, err = s.coderd().ListAgents(as(t.Context(), "a token"), &pb.ListAgentsRequest{})
-				require.Equal(t, codes.Unauthenticated, codeOf(err), "a token counts before the certificate")
-				relayed := s.open(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", nid(9).String()))
-				require.NoError(t, relayed.Send(hello(1, 1)))
-				relayed.requireEnd(codes.NotFound, "agentstats-agent-id: no such agent is registered")
+				_, err = s.Coderd().ListAgents(edgetest.As(t.Context(), "a token"), &pb.ListAgentsRequest{})
+				require.Equal(t, codes.Unauthenticated, status.Code(err), "a token counts before the certificate")
+				relayed := s.Open(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", edgetest.ID(9).String()))
+				require.NoError(t, relayed.Send(edgetest.Hello(1, 1)))
+				relayed.RequireEnd(codes.NotFound, "agentstats-agent-id: no such agent is registered")
 			}
 		})
 	}
@@ -205,7 +207,7 @@ func TestClientCertificate(t *testing.T) {
 
 // What is wrong with a credential is said, but not the credential.
 func TestMalformedCredentials(t *testing.T) {
-	s := start(t, settings{})
+	s := edgetest.Start(t, edgetest.Settings{})
 	for want, values := range map[string][]string{
 		"authorization: want it once, got it 2 times":                 {"Bearer a", "Bearer b"},
 		"authorization: want Bearer and a token":                      {"Basic hunter2"},
@@ -215,7 +217,7 @@ func TestMalformedCredentials(t *testing.T) {
 		for _, v := range values {
 			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", v)
 		}
-		_, err := s.coderd().ListAgents(ctx, &pb.ListAgentsRequest{})
-		requireCode(t, err, codes.Unauthenticated, want)
+		_, err := s.Coderd().ListAgents(ctx, &pb.ListAgentsRequest{})
+		edgetest.RequireCode(t, err, codes.Unauthenticated, want)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -22,7 +23,7 @@ func report30() *pb.ConnectRequest {
 			Labels: []*pb.Stats_Metric_Label{{Name: "kind", Value: "p2p"}, {Name: "success", Value: "true"}},
 		})
 	}
-	return stats(s)
+	return edgetest.Stats(s)
 }
 
 // BenchmarkStream sends reports of 30 samples on one stream and receives its
@@ -30,11 +31,11 @@ func report30() *pb.ConnectRequest {
 func BenchmarkStream(b *testing.B) {
 	// An agent's rates would be what is measured.
 	const unlimited = 1 << 40
-	s := start(b, settings{fleet: fleet.Options{
+	s := edgetest.Start(b, edgetest.Settings{Fleet: fleet.Options{
 		MessagesPerSecond: unlimited, MessagesBurst: unlimited, BytesPerSecond: unlimited, BytesBurst: unlimited,
 	}})
-	s.register(1)
-	c := s.connect(1, 1, 1)
+	s.Register(1)
+	c := s.Connect(1, 1, 1)
 	req := report30()
 	ended := make(chan error)
 	go func() {
@@ -46,7 +47,7 @@ func BenchmarkStream(b *testing.B) {
 	}()
 	b.ReportAllocs()
 	for b.Loop() {
-		c.send(req)
+		c.SendNext(req)
 	}
 	require.NoError(b, c.CloseSend())
 	require.Equal(b, io.EOF, <-ended) // all of them were taken in
@@ -56,18 +57,18 @@ func BenchmarkStream(b *testing.B) {
 // client and server together, many on one connection as coderd relays them.
 func BenchmarkIdleStreams(b *testing.B) {
 	const n = 1000
-	s := start(b, settings{})
+	s := edgetest.Start(b, edgetest.Settings{})
 	req := &pb.RegisterAgentsRequest{}
 	for i := range n {
-		req.Agents = append(req.Agents, registration(i+1))
+		req.Agents = append(req.Agents, edgetest.Registration(i+1))
 	}
-	_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
+	_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
 	require.NoError(b, err)
 	for b.Loop() {
 		before := memory()
 		ctx, cancel := context.WithCancel(b.Context())
 		for i := range n {
-			s.open(as(ctx, coderdToken, "agentstats-agent-id", nid(i+1).String())).greet(1, 1)
+			s.Open(edgetest.As(ctx, edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(i+1).String())).SayHello(1, 1)
 		}
 		b.ReportMetric(float64(memory()-before)/n, "bytes/stream")
 		cancel()

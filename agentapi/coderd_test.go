@@ -18,11 +18,12 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestRegistrationsAreValidated(t *testing.T) {
-	s := start(t, settings{})
+	s := edgetest.Start(t, edgetest.Settings{})
 	long := strings.Repeat("x", 257)
 	for _, c := range []struct {
 		want   string
@@ -30,7 +31,7 @@ func TestRegistrationsAreValidated(t *testing.T) {
 	}{
 		{"agents[1].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Id = nil }},
 		{"agents[1].id: want a UUID that is not zero", func(r *pb.AgentRegistration) { r.Id = make([]byte, 16) }},
-		{"agents[1].id: want each agent once, got " + nid(1).String() + " again", func(r *pb.AgentRegistration) { r.Id = bid(1) }},
+		{"agents[1].id: want each agent once, got " + edgetest.ID(1).String() + " again", func(r *pb.AgentRegistration) { r.Id = edgetest.IDBytes(1) }},
 		{"agents[1].name: want 1 to 64 bytes, got 0", func(r *pb.AgentRegistration) { r.Name = "" }},
 		{"agents[1].name: want 1 to 64 bytes, got 257", func(r *pb.AgentRegistration) { r.Name = long }},
 		{"agents[1].name: want no NUL in it", func(r *pb.AgentRegistration) { r.Name = "a\x00" }},
@@ -39,7 +40,7 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		{"agents[1].connection_timeout: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.ConnectionTimeout = durationpb.New(-1) }},
 		{"agents[1].token_sha256: want 32 bytes, got 5", func(r *pb.AgentRegistration) { r.TokenSha256 = []byte("short") }},
 		{"agents[1].token_sha256: want 32 bytes, got 33", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 33) }},
-		{"agents[1].token_sha256: want one of its own, got that of agent " + nid(1).String(), func(r *pb.AgentRegistration) { r.TokenSha256 = hashOf(token(1)) }},
+		{"agents[1].token_sha256: want one of its own, got that of agent " + edgetest.ID(1).String(), func(r *pb.AgentRegistration) { r.TokenSha256 = edgetest.TokenHash(edgetest.Token(1)) }},
 		{"agents[1].workspace: want it, got none", func(r *pb.AgentRegistration) { r.Workspace = nil }},
 		{"agents[1].workspace.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Id = nil }},
 		{"agents[1].workspace.name: want 1 to 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Name = long }},
@@ -56,7 +57,7 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		{"agents[1].workspace.build.transition: unknown transition 9", func(r *pb.AgentRegistration) { r.Workspace.Build.Transition = 9 }},
 		{"agents[1].apps: want at most 256, got 257", func(r *pb.AgentRegistration) { r.Apps = make([]*pb.App, 257) }},
 		{"agents[1].apps[0].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Apps[0].Id = nil }},
-		{"agents[1].apps[1].id: want each app once, got " + nid(50_002).String() + " again", func(r *pb.AgentRegistration) { r.Apps = append(r.Apps, r.Apps[0]) }},
+		{"agents[1].apps[1].id: want each app once, got " + edgetest.ID(50_002).String() + " again", func(r *pb.AgentRegistration) { r.Apps = append(r.Apps, r.Apps[0]) }},
 		{"agents[1].apps[0].slug: want at most 128 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].Slug = long }},
 		{"agents[1].apps[0].display_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].DisplayName = long }},
 		{"agents[1].apps[0].health: unknown health 0", func(r *pb.AgentRegistration) { r.Apps[0].Health = 0 }},
@@ -71,15 +72,15 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		{"agents[1].parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
 	} {
 		t.Run(c.want, func(t *testing.T) {
-			bad := registration(2)
+			bad := edgetest.Registration(2)
 			c.change(bad)
 			for i := range bad.Apps {
 				if bad.Apps[i] == nil {
 					bad.Apps[i] = &pb.App{}
 				}
 			}
-			_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{registration(1), bad}})
-			requireCode(t, err, codes.InvalidArgument, c.want)
+			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(1), bad}})
+			edgetest.RequireCode(t, err, codes.InvalidArgument, c.want)
 			details, ok := status.Convert(err).Details()[0].(*errdetails.BadRequest)
 			require.True(t, ok)
 			field, _, _ := strings.Cut(c.want, ": ")
@@ -87,10 +88,10 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		})
 	}
 	for want, req := range map[string]*pb.RegisterAgentsRequest{
-		"workspaces[0].id: want 16 bytes, got 0":                                             {Workspaces: []*pb.Workspace{{}}},
-		"workspaces[1].id: want each workspace once, got " + nid(10_001).String() + " again": {Workspaces: []*pb.Workspace{workspace(1), workspace(1)}},
-		"agents: want at most 10000, got 10001":                                              {Agents: make([]*pb.AgentRegistration, 10_001)},
-		"workspaces: want at most 10000, got 10001":                                          {Workspaces: make([]*pb.Workspace, 10_001)},
+		"workspaces[0].id: want 16 bytes, got 0":                                                     {Workspaces: []*pb.Workspace{{}}},
+		"workspaces[1].id: want each workspace once, got " + edgetest.ID(10_001).String() + " again": {Workspaces: []*pb.Workspace{edgetest.Workspace(1), edgetest.Workspace(1)}},
+		"agents: want at most 10000, got 10001":                                                      {Agents: make([]*pb.AgentRegistration, 10_001)},
+		"workspaces: want at most 10000, got 10001":                                                  {Workspaces: make([]*pb.Workspace, 10_001)},
 	} {
 		for i := range req.Agents {
 			req.Agents[i] = &pb.AgentRegistration{}
@@ -100,19 +101,19 @@ func TestRegistrationsAreValidated(t *testing.T) {
 				req.Workspaces[i] = &pb.Workspace{}
 			}
 		}
-		_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
-		requireCode(t, err, codes.InvalidArgument, want)
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
+		edgetest.RequireCode(t, err, codes.InvalidArgument, want)
 	}
 	for want, req := range map[string]*pb.DeregisterAgentsRequest{
-		"agent_ids[1]: want 16 bytes, got 1":           {AgentIds: [][]byte{bid(1), []byte("x")}},
+		"agent_ids[1]: want 16 bytes, got 1":           {AgentIds: [][]byte{edgetest.IDBytes(1), []byte("x")}},
 		"workspace_ids[0]: want 16 bytes, got 1":       {WorkspaceIds: [][]byte{[]byte("x")}},
 		"agent_ids: want at most 10000, got 10001":     {AgentIds: make([][]byte, 10_001)},
 		"workspace_ids: want at most 10000, got 10001": {WorkspaceIds: make([][]byte, 10_001)},
 	} {
-		_, err := s.coderd().DeregisterAgents(s.asCoderd(), req)
-		requireCode(t, err, codes.InvalidArgument, want)
+		_, err := s.Coderd().DeregisterAgents(s.AsCoderd(), req)
+		edgetest.RequireCode(t, err, codes.InvalidArgument, want)
 	}
-	resp, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	resp, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err)
 	require.Empty(t, resp.GetAgents(), "all or nothing")
 }
@@ -120,59 +121,59 @@ func TestRegistrationsAreValidated(t *testing.T) {
 // Clocks may differ, but not by years: the newest build of its labels is served.
 func TestRegistrationsAhead(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		for field, of := range map[string]func(*pb.AgentRegistration) **timestamppb.Timestamp{
 			"created_at":                 func(r *pb.AgentRegistration) **timestamppb.Timestamp { return &r.CreatedAt },
 			"workspace.build.created_at": func(r *pb.AgentRegistration) **timestamppb.Timestamp { return &r.Workspace.Build.CreatedAt },
 		} {
-			r := registration(1)
+			r := edgetest.Registration(1)
 			*of(r) = timestamppb.New(time.Now().Add(24*time.Hour + time.Second))
-			_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
-			requireCode(t, err, codes.InvalidArgument, "agents[0]."+field+
+			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			edgetest.RequireCode(t, err, codes.InvalidArgument, "agents[0]."+field+
 				": want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2000-01-02T00:00:01Z")
 			*of(r) = timestamppb.New(time.Now().Add(24 * time.Hour))
-			_, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			_, err = s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
 			require.NoError(t, err)
-			_, err = s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1)}})
+			_, err = s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
 			require.NoError(t, err)
 		}
-		ws := workspace(1)
+		ws := edgetest.Workspace(1)
 		ws.Build.CreatedAt = timestamppb.New(time.Now().Add(10 * 365 * 24 * time.Hour))
-		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Workspaces: []*pb.Workspace{ws}})
-		requireCode(t, err, codes.InvalidArgument, "workspaces[0].build.created_at"+
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Workspaces: []*pb.Workspace{ws}})
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "workspaces[0].build.created_at"+
 			": want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2009-12-29T00:00:00Z")
 	})
 }
 
 func TestRegisterAndList(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{fleet: fleet.Options{MaxAgents: 150}})
+		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{MaxAgents: 150}})
 		var numbers []int
 		for n := 1; n <= 120; n++ {
 			numbers = append(numbers, n)
 		}
-		s.register(numbers...)
-		sub := registration(1)
-		sub.Id, sub.Name, sub.TokenSha256, sub.ParentId = bid(121), "dev", hashOf(token(121)), bid(1)
+		s.Register(numbers...)
+		sub := edgetest.Registration(1)
+		sub.Id, sub.Name, sub.TokenSha256, sub.ParentId = edgetest.IDBytes(121), "dev", edgetest.TokenHash(edgetest.Token(121)), edgetest.IDBytes(1)
 		sub.Workspace.Template.Version = ""
-		resp, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{
-			Agents: []*pb.AgentRegistration{sub, rebuilt(registration(2), 122)}, Workspaces: []*pb.Workspace{workspace(123)},
+		resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{
+			Agents: []*pb.AgentRegistration{sub, edgetest.Rebuilt(edgetest.Registration(2), 122)}, Workspaces: []*pb.Workspace{edgetest.Workspace(123)},
 		})
 		require.NoError(t, err)
-		require.Equal(t, [][]byte{bid(2)}, resp.GetSupersededIds())
-		resp, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{registration(2)}})
+		require.Equal(t, [][]byte{edgetest.IDBytes(2)}, resp.GetSupersededIds())
+		resp, err = s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(2)}})
 		require.NoError(t, err)
-		require.Equal(t, [][]byte{bid(2)}, resp.GetStaleIds())
+		require.Equal(t, [][]byte{edgetest.IDBytes(2)}, resp.GetStaleIds())
 
-		c := s.connect(1, 1, 1)
+		c := s.Connect(1, 1, 1)
 		now := time.Now()
-		c.send(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now.Add(time.Hour))}}})
-		c.requireAck(1, 0)
+		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now.Add(time.Hour))}}})
+		c.RequireAck(1, 0)
 
 		var all []*pb.Agent
 		page := &pb.ListAgentsRequest{PageSize: 50}
 		for {
-			resp, err := s.coderd().ListAgents(s.asCoderd(), page)
+			resp, err := s.Coderd().ListAgents(s.AsCoderd(), page)
 			require.NoError(t, err)
 			require.LessOrEqual(t, len(resp.GetAgents()), 50)
 			all = append(all, resp.GetAgents()...)
@@ -182,19 +183,19 @@ func TestRegisterAndList(t *testing.T) {
 			}
 		}
 		require.Len(t, all, 121)
-		ws := workspace(1)
+		ws := edgetest.Workspace(1)
 		ws.Template.Version = "unknown"
 		want := &pb.Agent{
-			Id: bid(1), Name: "main", Workspace: ws, Connected: true, LastSeenAt: timestamppb.New(now),
+			Id: edgetest.IDBytes(1), Name: "main", Workspace: ws, Connected: true, LastSeenAt: timestamppb.New(now),
 			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now)}, // what it told is to come
-			AppHealth: []*pb.AppHealthUpdate{{Id: bid(50_001), Health: pb.AppHealth_APP_HEALTH_INITIALIZING}},
+			AppHealth: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_INITIALIZING}},
 		}
 		require.True(t, proto.Equal(want, all[0]), "got %v", all[0])
-		require.Equal(t, bid(1), all[119].GetParentId())
+		require.Equal(t, edgetest.IDBytes(1), all[119].GetParentId())
 		require.False(t, all[119].GetConnected())
 		require.Nil(t, all[119].GetLastSeenAt())
 
-		first, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		first, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 		require.NoError(t, err)
 		require.Len(t, first.GetAgents(), 100)
 
@@ -203,30 +204,30 @@ func TestRegisterAndList(t *testing.T) {
 			"page_size: want 0 to 1000, got 1001":                                         {PageSize: 1001},
 			"page_token: want next_page_token of another page, got 1 bytes that are none": {PageToken: "!"},
 		} {
-			_, err := s.coderd().ListAgents(s.asCoderd(), req)
-			requireCode(t, err, codes.InvalidArgument, want)
+			_, err := s.Coderd().ListAgents(s.AsCoderd(), req)
+			edgetest.RequireCode(t, err, codes.InvalidArgument, want)
 		}
 
 		var more []*pb.AgentRegistration
 		for n := 200; n < 230; n++ {
-			more = append(more, registration(n))
+			more = append(more, edgetest.Registration(n))
 		}
-		_, err = s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: more})
-		requireCode(t, err, codes.ResourceExhausted, "too many registrations: want at most 150 agents (--max-agents), got 151")
+		_, err = s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: more})
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "too many registrations: want at most 150 agents (--max-agents), got 151")
 
-		gone, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(3), bid(4)}, WorkspaceIds: [][]byte{bid(10_001)}})
+		gone, err := s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{edgetest.IDBytes(3), edgetest.IDBytes(4)}, WorkspaceIds: [][]byte{edgetest.IDBytes(10_001)}})
 		require.NoError(t, err)
 		require.Equal(t, int64(4), gone.GetDeregistered())
-		c.requireEnd(codes.Unauthenticated, "the agent was deregistered")
+		c.RequireEnd(codes.Unauthenticated, "the agent was deregistered")
 	})
 }
 
 func TestSync(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{fleet: fleet.Options{MaxAgents: 5}, coderd: coderdapi.Options{MaxSyncs: 1, SyncTimeout: time.Minute}})
-		s.register(1, 2, 3, 4)
+		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{MaxAgents: 5}, Coderd: coderdapi.Options{MaxSyncs: 1, SyncTimeout: time.Minute}})
+		s.Register(1, 2, 3, 4)
 		sync := func(parts ...*pb.SyncAgentsRequest) (*pb.SyncAgentsResponse, error) {
-			c, err := s.coderd().SyncAgents(s.asCoderd())
+			c, err := s.Coderd().SyncAgents(s.AsCoderd())
 			require.NoError(t, err)
 			for _, part := range parts {
 				if c.Send(part) != nil {
@@ -238,41 +239,41 @@ func TestSync(t *testing.T) {
 		agents := func(numbers ...int) *pb.SyncAgentsRequest {
 			req := &pb.SyncAgentsRequest{}
 			for _, n := range numbers {
-				req.Agents = append(req.Agents, registration(n))
+				req.Agents = append(req.Agents, edgetest.Registration(n))
 			}
 			return req
 		}
 		complete, force := &pb.SyncAgentsRequest{Complete: true}, &pb.SyncAgentsRequest{Complete: true, Force: true}
 
 		_, err := sync(agents(1))
-		requireCode(t, err, codes.InvalidArgument, "complete: want a message that completes the sync, got the end of the stream")
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "complete: want a message that completes the sync, got the end of the stream")
 		_, err = sync(agents(1), agents(1), complete)
-		requireCode(t, err, codes.InvalidArgument, "agents[1].id: want each agent once, got "+nid(1).String()+" again")
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "agents[1].id: want each agent once, got "+edgetest.ID(1).String()+" again")
 		_, err = sync(agents(1), &pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{{}}}, complete)
-		requireCode(t, err, codes.InvalidArgument, "messages[1].agents[0].id: want 16 bytes, got 0")
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "messages[1].agents[0].id: want 16 bytes, got 0")
 		_, err = sync(agents(1, 2, 3), agents(4, 5, 6), complete)
-		requireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces (--max-agents), got 6 and 0 so far")
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces (--max-agents), got 6 and 0 so far")
 		_, err = sync(agents(1), complete)
-		requireCode(t, err, codes.FailedPrecondition, "more than half of all agents would be deregistered: 3 of 4; force: want true to do so")
+		edgetest.RequireCode(t, err, codes.FailedPrecondition, "more than half of all agents would be deregistered: 3 of 4; force: want true to do so")
 
-		held, err := s.coderd().SyncAgents(s.asCoderd())
+		held, err := s.Coderd().SyncAgents(s.AsCoderd())
 		require.NoError(t, err)
 		require.NoError(t, held.Send(agents(1, 2)))
 		synctest.Wait()
 		_, err = sync(complete)
-		requireCode(t, err, codes.ResourceExhausted, "want at most 1 syncs at once (--max-syncs)")
-		s.register(5) // survives, as it is newer than the sync
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 1 syncs at once (--max-syncs)")
+		s.Register(5) // survives, as it is newer than the sync
 		require.NoError(t, held.Send(agents(3)))
 		require.NoError(t, held.Send(complete))
 		resp, err := held.CloseAndRecv()
 		require.NoError(t, err)
 		require.True(t, proto.Equal(&pb.SyncAgentsResponse{Registered: 3, Deregistered: 1}, resp), "got %v", resp)
 
-		resp, err = sync(&pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{rebuilt(registration(1), 6)}}, force)
+		resp, err = sync(&pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Rebuilt(edgetest.Registration(1), 6)}}, force)
 		require.NoError(t, err)
 		require.True(t, proto.Equal(&pb.SyncAgentsResponse{Registered: 1, Deregistered: 3, Superseded: 1}, resp), "got %v", resp)
 
-		slow, err := s.coderd().SyncAgents(s.asCoderd())
+		slow, err := s.Coderd().SyncAgents(s.AsCoderd())
 		require.NoError(t, err)
 		require.NoError(t, slow.Send(agents(1)))
 		time.Sleep(time.Minute)
@@ -284,43 +285,43 @@ func TestSync(t *testing.T) {
 
 func TestGetMetadata(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
-		s.register(1, 2, 3)
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxMessageBytes: 10_000, MaxAgentMessageBytes: 10_000}})
+		s.Register(1, 2, 3)
 		sent := time.Now()
 		for n, pairs := range map[int][]string{1: {"b", "2", "a", "1"}, 3: {"c", "3"}} {
-			s.request(n, meta(pairs...))
+			s.Request(n, edgetest.Metadata(pairs...))
 		}
-		s.request(2, meta())
+		s.Request(2, edgetest.Metadata())
 		time.Sleep(10 * time.Second)
 		get := func(numbers ...int) (*pb.GetMetadataResponse, error) {
 			req := &pb.GetMetadataRequest{}
 			for _, n := range numbers {
-				req.AgentIds = append(req.AgentIds, bid(n))
+				req.AgentIds = append(req.AgentIds, edgetest.IDBytes(n))
 			}
-			return s.coderd().GetMetadata(s.asCoderd(), req)
+			return s.Coderd().GetMetadata(s.AsCoderd(), req)
 		}
 		resp, err := get(3, 2, 99, 1)
 		require.NoError(t, err)
 		at := timestamppb.New(sent)
 		require.True(t, proto.Equal(&pb.GetMetadataResponse{Agents: []*pb.AgentMetadata{
-			{AgentId: bid(3), Values: []*pb.MetadataValue{{Key: "c", Value: "3", CollectedAt: at}}},
-			{AgentId: bid(1), Values: []*pb.MetadataValue{{Key: "a", Value: "1", CollectedAt: at}, {Key: "b", Value: "2", CollectedAt: at}}},
+			{AgentId: edgetest.IDBytes(3), Values: []*pb.MetadataValue{{Key: "c", Value: "3", CollectedAt: at}}},
+			{AgentId: edgetest.IDBytes(1), Values: []*pb.MetadataValue{{Key: "a", Value: "1", CollectedAt: at}, {Key: "b", Value: "2", CollectedAt: at}}},
 		}}, resp), "got %v", resp)
 
 		_, err = get()
-		requireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
 		_, err = get(make([]int, 1001)...)
-		require.Equal(t, codes.ResourceExhausted, codeOf(err), "17 KB of ids")
+		require.Equal(t, codes.ResourceExhausted, status.Code(err), "17 KB of ids")
 		_, err = get(1, 1)
-		requireCode(t, err, codes.InvalidArgument, "agent_ids[1]: want each agent once, got "+nid(1).String()+" again")
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "agent_ids[1]: want each agent once, got "+edgetest.ID(1).String()+" again")
 
 		for i := range 8 {
 			key := string(rune('a' + i))
-			s.request(1, meta(key, strings.Repeat("x", 2000)))
+			s.Request(1, edgetest.Metadata(key, strings.Repeat("x", 2000)))
 		}
 		time.Sleep(10 * time.Second)
 		_, err = get(1)
-		require.Equal(t, codes.ResourceExhausted, codeOf(err))
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		require.Contains(t, err.Error(), "want at most 10000 bytes of metadata (--max-message-bytes), got 16157: ask for fewer agents at once")
 	})
 }
@@ -329,24 +330,24 @@ func TestGetMetadata(t *testing.T) {
 // value, which sending again does not change.
 func TestRegistrationsTooLarge(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{fleet: fleet.Options{MaxBytes: 4000}})
-		s.register(1)
+		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{MaxBytes: 4000}})
+		s.Register(1)
 		var more []*pb.AgentRegistration
 		for n := range 10 {
-			more = append(more, registration(n+2))
+			more = append(more, edgetest.Registration(n+2))
 		}
 		requireTooLarge := func(err error) {
 			t.Helper()
 			require.Equal(t, codes.ResourceExhausted, status.Code(err))
 			require.Regexp(t, `^too large registrations: want at most 4000 bytes in memory of all \(--max-registrations-bytes\), got [0-9]+$`, status.Convert(err).Message())
 		}
-		_, err := s.coderd().RegisterAgents(s.asCoderd(), &pb.RegisterAgentsRequest{Agents: more})
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: more})
 		requireTooLarge(err)
-		sync, err := s.coderd().SyncAgents(s.asCoderd())
+		sync, err := s.Coderd().SyncAgents(s.AsCoderd())
 		require.NoError(t, err)
 		require.NoError(t, sync.Send(&pb.SyncAgentsRequest{Agents: more, Complete: true, Force: true}))
 		_, err = sync.CloseAndRecv()
 		requireTooLarge(err)
-		require.Equal(t, 2.0, s.counter("agentstatsd_registration_changes_refused_total", "max_bytes"))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_registration_changes_refused_total", "max_bytes"))
 	})
 }

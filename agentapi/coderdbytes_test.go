@@ -15,27 +15,28 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // memory is what calls of coderd have, as it is told.
-func (s *service) memory(kind string) float64 {
-	return s.counter("agentstatsd_coderd_memory_bytes", kind)
+func callsMemory(s *edgetest.Service, kind string) float64 {
+	return s.Counter("agentstatsd_coderd_memory_bytes", kind)
 }
 
 // All syncs that are under way have a budget together, and each message is counted
 // by its elements.
 func TestSyncsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{coderd: coderdapi.Options{MaxSyncBytes: 1 << 20}})
+		s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxSyncBytes: 1 << 20}})
 		sync := func() pb.CoderdService_SyncAgentsClient {
-			c, err := s.coderd().SyncAgents(s.asCoderd())
+			c, err := s.Coderd().SyncAgents(s.AsCoderd())
 			require.NoError(t, err)
 			return c
 		}
 		part := &pb.SyncAgentsRequest{}
 		for n := range 100 {
-			reg := registration(n + 1)
+			reg := edgetest.Registration(n + 1)
 			for i := range 50 {
 				reg.MetadataKeys = append(reg.MetadataKeys, fmt.Sprint(strings.Repeat("k", 100), i))
 			}
@@ -44,21 +45,21 @@ func TestSyncsAreBounded(t *testing.T) {
 		first := sync()
 		require.NoError(t, first.Send(part))
 		synctest.Wait()
-		held := s.memory("registrations")
+		held := callsMemory(s, "registrations")
 		require.Greater(t, held, 500_000.0)
 		second := sync()
 		require.NoError(t, second.Send(part))
 		_, err := second.CloseAndRecv()
-		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 1048576 bytes in memory of all registrations under way (--max-sync-bytes), got ")
-		require.NotZero(t, retryDelay(t, err))
-		require.Equal(t, 1.0, s.counter("agentstatsd_coderd_memory_refused_total", "registrations"))
+		edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 1048576 bytes in memory of all registrations under way (--max-sync-bytes), got ")
+		require.NotZero(t, edgetest.RetryDelay(t, err))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_coderd_memory_refused_total", "registrations"))
 		synctest.Wait()
-		require.Equal(t, held, s.memory("registrations"), "what was refused holds nothing")
+		require.Equal(t, held, callsMemory(s, "registrations"), "what was refused holds nothing")
 		require.NoError(t, first.Send(&pb.SyncAgentsRequest{Complete: true}))
 		_, err = first.CloseAndRecv()
 		require.NoError(t, err)
 		synctest.Wait()
-		require.Zero(t, s.memory("registrations"))
+		require.Zero(t, callsMemory(s, "registrations"))
 
 		bomb := sync()
 		empty := &pb.SyncAgentsRequest{}
@@ -67,7 +68,7 @@ func TestSyncsAreBounded(t *testing.T) {
 		}
 		require.NoError(t, bomb.Send(empty))
 		_, err = bomb.CloseAndRecv()
-		requireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 33554432 bytes in memory once decoded (8 times --max-message-bytes), got 2000000 encoded")
+		edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 33554432 bytes in memory once decoded (8 times --max-message-bytes), got 2000000 encoded")
 	})
 }
 
@@ -75,18 +76,18 @@ func TestSyncsAreBounded(t *testing.T) {
 // decoded.
 func TestPushesAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 100_000, MaxAgentMessageBytes: 100_000}, coderd: coderdapi.Options{MaxPushBytes: 100_000, MaxPushesBytes: 150_000}})
-		first, second := s.openPush(pushHello(1, "a")), s.openPush(pushHello(2, "b"))
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxMessageBytes: 100_000, MaxAgentMessageBytes: 100_000}, Coderd: coderdapi.Options{MaxPushBytes: 100_000, MaxPushesBytes: 150_000}})
+		first, second := openPush(s, pushHello(1, "a")), openPush(s, pushHello(2, "b"))
 		family := "\x12\xc0\xb8\x02" + strings.Repeat("h", 40_000) // of help
 		for n := range int64(5) {
 			first.part(family)
 			synctest.Wait()
-			require.InDelta(t, 40_000, s.memory("pushes"), 1000)
+			require.InDelta(t, 40_000, callsMemory(s, "pushes"), 1000)
 			first.part(family)
 			first.end(n+1, false)
 			first.answer()
 			synctest.Wait()
-			require.Less(t, s.memory("pushes"), 1000.0, "what is taken in is given back")
+			require.Less(t, callsMemory(s, "pushes"), 1000.0, "what is taken in is given back")
 		}
 		first.part(family)
 		first.part(family)
@@ -99,27 +100,21 @@ func TestPushesAreBounded(t *testing.T) {
 
 		first.part(string(bytes.Repeat([]byte{0x22, 0}, 20_000)))
 		first.requireEnd(codes.ResourceExhausted, "families.families[0]: want at most 1600000 bytes in memory once decoded (16 times --max-message-bytes), got 40000 encoded and more decoded: it has too many elements")
-		third := s.openPush(pushHello(3, "c"))
+		third := openPush(s, pushHello(3, "c"))
 		for range 8 {
 			third.part(string(bytes.Repeat([]byte{0x22, 0}, 600)))
 		}
 		third.requireEnd(codes.ResourceExhausted, "families: want at most 400000 bytes in memory once decoded (4 times --max-push-bytes), got ")
-		require.Equal(t, 2.0, s.counter("agentstatsd_push_oversized_total", ""))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_push_oversized_total", ""))
 		synctest.Wait()
-		require.Zero(t, s.memory("pushes"))
+		require.Zero(t, callsMemory(s, "pushes"))
 	})
-}
-
-func requireCodeContains(t *testing.T, err error, code codes.Code, text string) {
-	t.Helper()
-	require.Equal(t, code, codeOf(err), "%v", err)
-	require.Contains(t, err.Error(), text)
 }
 
 // Calls of coderd that come to nothing are paced; others do not wait.
 func TestFutileCallsArePaced(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		took := func(f func()) time.Duration {
 			before := time.Now()
 			f()
@@ -130,15 +125,15 @@ func TestFutileCallsArePaced(t *testing.T) {
 			bomb.Agents = append(bomb.Agents, &pb.AgentRegistration{})
 		}
 		refused := func() {
-			c, err := s.coderd().SyncAgents(s.asCoderd())
+			c, err := s.Coderd().SyncAgents(s.AsCoderd())
 			require.NoError(t, err)
 			require.NoError(t, c.Send(bomb))
 			_, err = c.CloseAndRecv()
-			requireCodeContains(t, err, codes.ResourceExhausted, "it has too many elements")
+			edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "it has too many elements")
 		}
 		left := func(part string, end func(pushing)) {
-			ctx, cancel := context.WithCancel(s.asCoderd())
-			c, err := s.coderd().PushMetrics(ctx)
+			ctx, cancel := context.WithCancel(s.AsCoderd())
+			c, err := s.Coderd().PushMetrics(ctx)
 			require.NoError(t, err)
 			p := pushing{c, t}
 			p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(1, "a")}})
@@ -165,7 +160,7 @@ func TestFutileCallsArePaced(t *testing.T) {
 			left(family, func(pushing) {})
 		}
 		require.InDelta(t, 2.46, took(refused).Seconds(), 0.05)
-		require.Zero(t, took(func() { s.register(1) }))
-		require.NotZero(t, s.counter("agentstatsd_coderd_calls_slowed_total", ""))
+		require.Zero(t, took(func() { s.Register(1) }))
+		require.NotZero(t, s.Counter("agentstatsd_coderd_calls_slowed_total", ""))
 	})
 }

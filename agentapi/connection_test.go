@@ -16,6 +16,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -24,30 +25,30 @@ import (
 func TestAcksAreSparse(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const burst = 6*32 + 8
-		s := start(t, settings{})
-		s.register(1)
-		c := s.connect(1, 1, 1)
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		c := s.Connect(1, 1, 1)
 		time.Sleep(time.Second)
 		began := time.Now()
-		c.send(stats(gauge("custom", 1)))
-		received, _ := c.ack()
+		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
+		received, _ := c.NextAck()
 		require.EqualValues(t, 1, received)
 		require.Zero(t, time.Since(began))
 
 		for range burst {
-			c.send(stats(gauge("custom", 2)))
+			c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 2)))
 		}
 		for n := range 6 {
-			received, _ = c.ack()
+			received, _ = c.NextAck()
 			require.EqualValues(t, 1+(n+1)*32, received)
 		}
 		require.Zero(t, time.Since(began))
-		received, _ = c.ack()
+		received, _ = c.NextAck()
 		require.EqualValues(t, 1+burst, received)
 		require.Equal(t, 5*time.Millisecond, time.Since(began))
 		synctest.Wait()
-		c.send(stats(gauge("custom", 3)))
-		c.requireAck(burst+2, burst+2)
+		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 3)))
+		c.RequireAck(burst+2, burst+2)
 	})
 }
 
@@ -55,18 +56,18 @@ func TestAcksAreSparse(t *testing.T) {
 func TestStreamsHaveOneGoroutine(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const agents = 50
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		numbers := make([]int, agents)
 		for i := range numbers {
 			numbers[i] = i + 1
 		}
-		s.register(numbers...)
+		s.Register(numbers...)
 		synctest.Wait()
 		before := ownGoroutines()
 		for _, n := range numbers {
-			c := s.connect(n, 1, 1)
-			c.send(stats(gauge("custom", 1)))
-			c.requireAck(1, 1)
+			c := s.Connect(n, 1, 1)
+			c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
+			c.RequireAck(1, 1)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -91,13 +92,13 @@ func ownGoroutines() (n int) {
 func TestAgentThatDoesNotRead(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const bad, requests = 40, 2000
-		s := start(t, settings{
-			fleet: fleet.Options{RefusedBurst: bad * requests, RefusedPerSecond: 1},
+		s := edgetest.Start(t, edgetest.Settings{
+			Fleet: fleet.Options{RefusedBurst: bad * requests, RefusedPerSecond: 1},
 			// Else the client would have bigger windows in time.
-			dial: []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
+			Dial: []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
 		})
-		s.register(1, 2)
-		silent := s.connect(1, 1, 1)
+		s.Register(1, 2)
+		silent := s.Connect(1, 1, 1)
 		m := &pb.Stats{}
 		for range bad {
 			m.Metrics = append(m.Metrics, &pb.Stats_Metric{Name: strings.Repeat("bad name ", 20)})
@@ -105,7 +106,7 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 		var sent atomic.Int64
 		go func() {
 			for i := range int64(requests) {
-				req := stats(m)
+				req := edgetest.Stats(m)
 				req.Sequence = i + 1
 				if silent.Send(req) != nil {
 					return
@@ -116,18 +117,18 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 		synctest.Wait()
 		require.Less(t, sent.Load(), int64(requests/4), "its requests wait")
 
-		other := s.connect(2, 1, 1)
-		other.send(stats(gauge("custom", 1)))
-		other.requireAck(1, 1)
-		second := s.connect(1, 2, 1)
-		second.send(stats(gauge("custom", 2)))
-		second.requireAck(1, 1)
+		other := s.Connect(2, 1, 1)
+		other.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
+		other.RequireAck(1, 1)
+		second := s.Connect(1, 2, 1)
+		second.SendNext(edgetest.Stats(edgetest.Gauge("custom", 2)))
+		second.RequireAck(1, 1)
 
 		refusals := 0
 		for {
 			m, err := silent.Recv()
 			if err != nil {
-				requireCode(t, err, codes.Aborted, "superseded by a newer session")
+				edgetest.RequireCode(t, err, codes.Aborted, "superseded by a newer session")
 				break
 			}
 			if m.GetRefusal() != nil {
@@ -141,19 +142,19 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 // Agents that do not read do not hold up the stop of the service.
 func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{
-			fleet: fleet.Options{RefusedBurst: 1 << 20, RefusedPerSecond: 1},
-			dial:  []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
+		s := edgetest.Start(t, edgetest.Settings{
+			Fleet: fleet.Options{RefusedBurst: 1 << 20, RefusedPerSecond: 1},
+			Dial:  []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
 		})
-		s.register(1)
-		silent := s.connect(1, 1, 1)
+		s.Register(1)
+		silent := s.Connect(1, 1, 1)
 		m := &pb.Stats{}
 		for range 16 {
 			m.Metrics = append(m.Metrics, &pb.Stats_Metric{Name: strings.Repeat("bad name ", 20)})
 		}
 		go func() {
 			for i := range int64(500) {
-				req := stats(m)
+				req := edgetest.Stats(m)
 				req.Sequence = i + 1
 				if silent.Send(req) != nil {
 					return
@@ -162,7 +163,7 @@ func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 		}()
 		synctest.Wait()
 		began := time.Now()
-		s.stop()
+		s.Stop()
 		require.Equal(t, 12*time.Second, time.Since(began))
 	})
 }
@@ -171,23 +172,23 @@ func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 // somebody else than who took in the goodbye: here metadata becomes durable when
 // it arrives.
 func TestSeriesAreGoneWhenGoodbyeIsAcked(t *testing.T) {
-	s := start(t, settings{
-		batcher: batcher.Options{BatchSize: 1, FlushInterval: time.Hour, MaxPending: 10},
-		fleet:   fleet.Options{MessagesBurst: 100_000},
+	s := edgetest.Start(t, edgetest.Settings{
+		Batcher: batcher.Options{BatchSize: 1, FlushInterval: time.Hour, MaxPending: 10},
+		Fleet:   fleet.Options{MessagesBurst: 100_000},
 	})
-	s.register(1)
+	s.Register(1)
 	for i := range int64(300) {
-		c := s.connect(1, byte(i), 1)
-		c.send(stats(gauge("custom", 1)))
+		c := s.Connect(1, byte(i), 1)
+		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
 		for range 3 {
-			c.send(meta("k", fmt.Sprint(i)))
+			c.SendNext(edgetest.Metadata("k", fmt.Sprint(i)))
 		}
-		c.send(goodbye())
+		c.SendNext(edgetest.Goodbye())
 		for received := int64(0); received < 5; {
-			received, _ = c.ack()
+			received, _ = c.NextAck()
 		}
-		require.Empty(t, s.exposition("custom"), "round %d", i)
+		require.Empty(t, s.Exposition("custom"), "round %d", i)
 		require.NoError(t, c.CloseSend())
-		c.requireEnd(codes.OK, "")
+		c.RequireEnd(codes.OK, "")
 	}
 }

@@ -15,27 +15,28 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 func TestDrain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{
-			server:  grpcserver.Options{HelloTimeout: time.Minute},
-			batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
+		s := edgetest.Start(t, edgetest.Settings{
+			Server:  grpcserver.Options{HelloTimeout: time.Minute},
+			Batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
 		})
-		s.register(1, 2)
-		follows, ignores := s.connect(1, 1, 1), s.connect(2, 2, 1)
-		silent := s.open(as(t.Context(), token(1)))
-		watch, err := s.coderd().WatchMetadata(s.asCoderd(), &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})
+		s.Register(1, 2)
+		follows, ignores := s.Connect(1, 1, 1), s.Connect(2, 2, 1)
+		silent := s.Open(edgetest.As(t.Context(), edgetest.Token(1)))
+		watch, err := s.Coderd().WatchMetadata(s.AsCoderd(), &pb.WatchMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
 		require.NoError(t, err)
 		synced, err := watch.Recv()
 		require.NoError(t, err)
 		require.True(t, synced.GetSynced())
-		sync, err := s.coderd().SyncAgents(s.asCoderd())
+		sync, err := s.Coderd().SyncAgents(s.AsCoderd())
 		require.NoError(t, err)
 		require.NoError(t, sync.Send(&pb.SyncAgentsRequest{}))
-		stays, err := healthpb.NewHealthClient(s.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+		stays, err := healthpb.NewHealthClient(s.Conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
 		require.NoError(t, err)
 		_, err = stays.Recv()
 		require.NoError(t, err)
@@ -43,7 +44,7 @@ func TestDrain(t *testing.T) {
 
 		began := time.Now()
 		stopped := make(chan time.Duration, 1)
-		go func() { s.stop(); stopped <- time.Since(began) }()
+		go func() { s.Stop(); stopped <- time.Since(began) }()
 		_, err = watch.Recv()
 		require.Equal(t, codes.Unavailable, status.Code(err))
 		_, err = sync.CloseAndRecv()
@@ -51,10 +52,10 @@ func TestDrain(t *testing.T) {
 		require.Zero(t, time.Since(began), "watches and syncs end at once")
 		// The connection takes no more streams, and there is no other one.
 		synctest.Wait()
-		_, err = healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		_, err = healthpb.NewHealthClient(s.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		require.Equal(t, codes.Unavailable, status.Code(err))
-		for _, c := range []*stream{follows, ignores} {
-			reconnect := c.recv().GetReconnect()
+		for _, c := range []*edgetest.Stream{follows, ignores} {
+			reconnect := c.Next().GetReconnect()
 			require.Equal(t, "draining", reconnect.GetReason())
 			require.Zero(t, reconnect.GetDelay().AsDuration(), "it stays until it is its turn")
 		}
@@ -62,15 +63,15 @@ func TestDrain(t *testing.T) {
 		require.LessOrEqual(t, time.Since(began), 7500*time.Millisecond)
 
 		// What it has it may still send.
-		follows.send(meta("k", "v"))
-		follows.requireAck(1, 1)
+		follows.SendNext(edgetest.Metadata("k", "v"))
+		follows.RequireAck(1, 1)
 		require.NoError(t, follows.CloseSend())
-		follows.requireEnd(codes.OK, "")
-		ignores.requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
-		silent.requireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		follows.RequireEnd(codes.OK, "")
+		ignores.RequireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+		silent.RequireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		require.Equal(t, 10*time.Second, time.Since(began))
 		require.Equal(t, 12*time.Second, <-stopped, "who watches the health leaves when the connection does")
-		require.Equal(t, 2.0, s.counter("agentstatsd_sessions_total", "drain"))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_total", "drain"))
 	})
 }
 
@@ -79,15 +80,15 @@ func TestDrain(t *testing.T) {
 func TestDrainIsSpread(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const agents, parts = 600, 12
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		numbers := make([]int, agents)
 		for i := range numbers {
 			numbers[i] = i + 1
 		}
-		s.register(numbers...)
-		streams := make([]*stream, agents)
+		s.Register(numbers...)
+		streams := make([]*edgetest.Stream, agents)
 		for i := range streams {
-			streams[i] = s.connect(i+1, byte(i), 1)
+			streams[i] = s.Connect(i+1, byte(i), 1)
 		}
 		synctest.Wait()
 		began := time.Now()
@@ -100,7 +101,7 @@ func TestDrainIsSpread(t *testing.T) {
 				_ = c.CloseSend()
 			}()
 		}
-		s.stop()
+		s.Stop()
 		require.Len(t, asked, agents)
 		var counts [parts]int
 		for range agents {
@@ -115,50 +116,50 @@ func TestDrainIsSpread(t *testing.T) {
 
 func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{DrainTimeout: time.Hour}})
-		s.register(1)
-		c := s.connect(1, 1, 1)
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{DrainTimeout: time.Hour}})
+		s.Register(1)
+		c := s.Connect(1, 1, 1)
 		began := time.Now()
 		stopped := make(chan time.Duration, 1)
-		go func() { s.stop(); stopped <- time.Since(began) }()
-		require.NotNil(t, c.recv().GetReconnect())
+		go func() { s.Stop(); stopped <- time.Since(began) }()
+		require.NotNil(t, c.Next().GetReconnect())
 		asked := time.Since(began)
 		require.LessOrEqual(t, asked, 45*time.Minute)
 		time.Sleep(time.Minute)
 		require.NoError(t, c.CloseSend())
-		c.requireEnd(codes.OK, "")
+		c.RequireEnd(codes.OK, "")
 		require.Less(t, <-stopped, asked+time.Minute+3*time.Second)
 	})
 }
 
 func TestHealth(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		var s *service
-		s = start(t, settings{down: true, coderd: coderdapi.Options{StoreReady: func(ctx context.Context) error {
-			if err := s.store.err(); err != nil {
+		var s *edgetest.Service
+		s = edgetest.Start(t, edgetest.Settings{Down: true, Coderd: coderdapi.Options{StoreReady: func(ctx context.Context) error {
+			if err := s.Store.Err(); err != nil {
 				return err
 			}
-			return s.store.Ping(ctx)
+			return s.Store.Ping(ctx)
 		}}})
 		check := func(service string) healthpb.HealthCheckResponse_ServingStatus {
 			t.Helper()
 			synctest.Wait()
-			resp, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
+			resp, err := healthpb.NewHealthClient(s.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
 			require.NoError(t, err)
 			return resp.GetStatus()
 		}
 		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {
 			require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, check(service))
 		}
-		s.store.set(false)
+		s.Store.SetDown(false)
 		time.Sleep(time.Minute)
 		for _, service := range []string{"", "agentstats.v1.AgentService", "agentstats.v1.CoderdService"} {
 			require.Equal(t, healthpb.HealthCheckResponse_SERVING, check(service))
 		}
-		s.store.set(true)
+		s.Store.SetDown(true)
 		time.Sleep(2 * time.Second)
 		require.Equal(t, healthpb.HealthCheckResponse_SERVING, check("agentstats.v1.AgentService"), "agents do not need it")
 		require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, check("agentstats.v1.CoderdService"))
-		s.store.set(false)
+		s.Store.SetDown(false)
 	})
 }

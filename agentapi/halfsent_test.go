@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -20,10 +21,10 @@ import (
 // and one of these.
 func (c *rawClient) halfSend(n int, size uint32) (id uint32) {
 	c.t.Helper()
-	id, err := c.call(methodConnect, "authorization", "Bearer "+token(n))
+	id, err := c.call(methodConnect, "authorization", "Bearer "+edgetest.Token(n))
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.framer.WriteWindowUpdate(id, 64<<10))
-	message, err := proto.Marshal(hello(byte(n), 0))
+	message, err := proto.Marshal(edgetest.Hello(byte(n), 0))
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(uint32(len(message))), message...)))
 	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(size), 1)))
@@ -35,10 +36,10 @@ func (c *rawClient) halfSend(n int, size uint32) (id uint32) {
 // ever. Small messages of others, and those of coderd, do not wait for them.
 func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10}})
-		s.register(1, 2, 3, 4)
-		receiving := func(role string) float64 { return s.counter("agentstatsd_grpc_receiving_bytes", role) }
-		raw := s.rawClient(t)
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10}})
+		s.Register(1, 2, 3, 4)
+		receiving := func(role string) float64 { return s.Counter("agentstatsd_grpc_receiving_bytes", role) }
+		raw := dialRaw(s, t)
 		raw.halfSend(1, 200_000)
 		require.Equal(t, 200_000.0, receiving("agent"))
 		raw.halfSend(2, 100_000)
@@ -49,13 +50,13 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 		for range 30 {
 			entries = append(entries, strings.Repeat("k", 8), strings.Repeat("v", 2000))
 		}
-		s.request(3, meta(entries...)) // 60 KB
+		s.Request(3, edgetest.Metadata(entries...)) // 60 KB
 		req := &pb.RegisterAgentsRequest{}
 		for n := range 500 {
-			req.Agents = append(req.Agents, registration(100+n))
+			req.Agents = append(req.Agents, edgetest.Registration(100+n))
 		}
 		require.Greater(t, proto.Size(req), 64<<10)
-		_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
 		require.NoError(t, err)
 		require.Less(t, time.Since(began), 5*time.Second)
 		require.Zero(t, receiving("coderd"), "it is read")
@@ -71,13 +72,13 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 
 		id := raw.halfSend(2, 200_000)
 		require.Equal(t, 200_000.0, receiving("agent"))
-		large := s.connect(4, 4, 0)
-		large.send(meta("k", strings.Repeat("v", 250_000)))
+		large := s.Connect(4, 4, 0)
+		large.SendNext(edgetest.Metadata("k", strings.Repeat("v", 250_000)))
 		synctest.Wait()
 		require.Equal(t, 200_000.0, receiving("agent"), "it waits")
 		require.NoError(t, raw.framer.WriteRSTStream(id, http2.ErrCodeCancel))
 		for received := int64(0); received < 1; {
-			m := large.recv()
+			m := large.Next()
 			received = m.GetAck().GetReceivedSequence()
 		}
 		require.Zero(t, receiving("agent"), "the one was cut, the other is read")
@@ -88,20 +89,20 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 // there.
 func TestStreamsOfCoderdWithoutARequestAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{MaxCoderdCalls: 2}})
-		s.register(1)
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxCoderdCalls: 2}})
+		s.Register(1)
 		for range 3 {
-			s.watch(1).requireSynced()
+			watchMetadata(s, 1).requireSynced()
 		}
 		for _, method := range []string{methodWatch, methodPush} {
-			s.call(s.asCoderd(), method)
+			openCall(s, s.AsCoderd(), method)
 		}
 		synctest.Wait()
-		_, err := s.watch(1).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
+		_, err := watchMetadata(s, 1).Recv()
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
 		time.Sleep(6 * time.Second)
-		_, err = s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		_, err = s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 		require.NoError(t, err, "those two have had their time")
-		s.watch(1).requireSynced()
+		watchMetadata(s, 1).requireSynced()
 	})
 }

@@ -12,9 +12,11 @@ import (
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -26,8 +28,8 @@ func (bytesCodec) Unmarshal([]byte, any) error   { return nil }
 func (bytesCodec) Name() string                  { return "proto" }
 
 // methods returns the full names of all that is served, but for open services.
-func (s *service) methods() (closed, open []string) {
-	for service, info := range s.server.ServiceInfo() {
+func methods(s *edgetest.Service) (closed, open []string) {
+	for service, info := range s.Server.ServiceInfo() {
 		for _, m := range info.Methods {
 			name := "/" + service + "/" + m.Name
 			if strings.HasPrefix(name, "/grpc.") {
@@ -41,10 +43,10 @@ func (s *service) methods() (closed, open []string) {
 }
 
 // call opens a stream of any method.
-func (s *service) call(ctx context.Context, method string) grpc.ClientStream {
-	s.t.Helper()
-	stream, err := s.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(bytesCodec{}))
-	require.NoError(s.t, err)
+func openCall(s *edgetest.Service, ctx context.Context, method string) grpc.ClientStream {
+	s.T.Helper()
+	stream, err := s.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(bytesCodec{}))
+	require.NoError(s.T, err)
 	return stream
 }
 
@@ -52,8 +54,8 @@ func (s *service) call(ctx context.Context, method string) grpc.ClientStream {
 // sends no message is answered, and one that sends a message that does not decode
 // is not told so.
 func TestNothingIsReadOfStrangers(t *testing.T) {
-	s := start(t, settings{})
-	closed, open := s.methods()
+	s := edgetest.Start(t, edgetest.Settings{})
+	closed, open := methods(s)
 	require.GreaterOrEqual(t, len(closed), 10)
 	require.GreaterOrEqual(t, len(open), 4)
 	garbage := make([]byte, 4<<20)
@@ -66,70 +68,70 @@ func TestNothingIsReadOfStrangers(t *testing.T) {
 			for _, token := range []string{"", "wrong"} {
 				ctx, cancel := context.WithCancel(t.Context())
 				if token != "" {
-					ctx = as(ctx, token)
+					ctx = edgetest.As(ctx, token)
 				}
-				stream := s.call(ctx, method)
+				stream := openCall(s, ctx, method)
 				if message != nil {
 					_ = stream.SendMsg(&message) // it may be refused before all is sent
 				}
-				require.Equal(t, codes.Unauthenticated, codeOf(stream.RecvMsg(&reply)), "%s, %s, token %q", method, name, token)
+				require.Equal(t, codes.Unauthenticated, status.Code(stream.RecvMsg(&reply)), "%s, %s, token %q", method, name, token)
 				cancel()
 			}
 		}
 	}
-	require.Zero(t, s.counter("agentstatsd_grpc_limited_total", "first_message"))
+	require.Zero(t, s.Counter("agentstatsd_grpc_limited_total", "first_message"))
 }
 
 // A method of another service than the open ones needs a credential also if nobody
 // thought of it.
 func TestAgentsAreNoCoderd(t *testing.T) {
-	s := start(t, settings{})
-	s.register(1)
-	closed, _ := s.methods()
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
+	closed, _ := methods(s)
 	var reply []byte
 	for _, method := range closed {
 		if strings.HasPrefix(method, "/agentstats.v1.AgentService/") {
 			continue
 		}
-		ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
-		require.Equal(t, codes.PermissionDenied, codeOf(s.call(ctx, method).RecvMsg(&reply)), method)
+		ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
+		require.Equal(t, codes.PermissionDenied, status.Code(openCall(s, ctx, method).RecvMsg(&reply)), method)
 		cancel()
 	}
 }
 
 func TestFirstMessageIsBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		s.register(1)
-		closed, open := s.methods()
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		closed, open := methods(s)
 		var began time.Time
 		var reply []byte
 		for _, method := range closed {
-			ctx := s.asCoderd()
+			ctx := s.AsCoderd()
 			within := 10 * time.Second
 			text := "message: want the first one within 10s (--grpc-first-message-timeout)"
 			switch {
 			case strings.HasSuffix(method, "/SyncAgents"): // which has a timeout of its own
 			case strings.HasPrefix(method, "/agentstats.v1.AgentService/"):
-				ctx, text = as(t.Context(), token(1)), "hello: want it within 10s (--grpc-first-message-timeout)"
+				ctx, text = edgetest.As(t.Context(), edgetest.Token(1)), "hello: want it within 10s (--grpc-first-message-timeout)"
 			}
 			began = time.Now()
-			requireCode(t, s.call(ctx, method).RecvMsg(&reply), codes.InvalidArgument, text)
+			edgetest.RequireCode(t, openCall(s, ctx, method).RecvMsg(&reply), codes.InvalidArgument, text)
 			require.Equal(t, within, time.Since(began), method)
 		}
 		for _, method := range open {
 			began = time.Now()
-			requireCode(t, s.call(t.Context(), method).RecvMsg(&reply), codes.InvalidArgument, "message: want the first one within 5s")
+			edgetest.RequireCode(t, openCall(s, t.Context(), method).RecvMsg(&reply), codes.InvalidArgument, "message: want the first one within 5s")
 			require.Equal(t, 5*time.Second, time.Since(began), method)
 		}
-		require.Equal(t, float64(len(closed)-1+len(open)), s.counter("agentstatsd_grpc_limited_total", "first_message"))
+		require.Equal(t, float64(len(closed)-1+len(open)), s.Counter("agentstatsd_grpc_limited_total", "first_message"))
 	})
 }
 
 func TestOpenServicesAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		health := healthpb.NewHealthClient(s.conn)
+		s := edgetest.Start(t, edgetest.Settings{})
+		health := healthpb.NewHealthClient(s.Conn)
 		began := time.Now()
 		var watches []healthpb.Health_WatchClient
 		for range 4 { // a quarter of 16
@@ -142,8 +144,8 @@ func TestOpenServicesAreBounded(t *testing.T) {
 		w, err := health.Watch(t.Context(), &healthpb.HealthCheckRequest{})
 		require.NoError(t, err)
 		_, err = w.Recv()
-		requireCode(t, err, codes.ResourceExhausted, "want at most 16 calls of this kind at once, and 4 of one address (--grpc-max-open-calls 64)")
-		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "open_calls"))
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 16 calls of this kind at once, and 4 of one address (--grpc-max-open-calls 64)")
+		require.Equal(t, 1.0, s.Counter("agentstatsd_grpc_limited_total", "open_calls"))
 
 		// Probes go on, as clients call them.
 		for range 100 {
@@ -152,79 +154,79 @@ func TestOpenServicesAreBounded(t *testing.T) {
 			require.Equal(t, healthpb.HealthCheckResponse_SERVING, resp.GetStatus())
 		}
 		_, err = health.Check(t.Context(), &healthpb.HealthCheckRequest{Service: strings.Repeat("x", 5000)})
-		requireCode(t, err, codes.ResourceExhausted, "message: want at most 4096 bytes, got 5003")
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "message: want at most 4096 bytes, got 5003")
 
 		_, err = watches[0].Recv()
-		requireCode(t, err, codes.Unavailable, "the call has taken its time; call again")
+		edgetest.RequireCode(t, err, codes.Unavailable, "the call has taken its time; call again")
 		require.Equal(t, 10*time.Minute, time.Since(began))
-		r, err := reflectionpb.NewServerReflectionClient(s.conn).ServerReflectionInfo(t.Context())
+		r, err := reflectionpb.NewServerReflectionClient(s.Conn).ServerReflectionInfo(t.Context())
 		require.NoError(t, err)
 		require.NoError(t, r.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}))
 		_, err = r.Recv()
 		require.NoError(t, err)
 		_, err = r.Recv()
-		requireCode(t, err, codes.Unavailable, "the call has taken its time; call again")
+		edgetest.RequireCode(t, err, codes.Unavailable, "the call has taken its time; call again")
 	})
 }
 
 func TestStreamsOfAnAgentAreBounded(t *testing.T) {
-	s := start(t, settings{server: grpcserver.Options{MaxStreamsPerAgent: 2}})
-	s.register(1, 2)
-	ctx, cancel := context.WithCancel(as(t.Context(), token(1)))
+	s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxStreamsPerAgent: 2}})
+	s.Register(1, 2)
+	ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
 	defer cancel()
-	s.connect(1, 1, 1)
+	s.Connect(1, 1, 1)
 	// One of two more is refused, whichever comes second.
-	parked, other := s.open(ctx), s.open(ctx)
+	parked, other := s.Open(ctx), s.Open(ctx)
 	ended := make(chan error, 2)
-	for _, c := range []*stream{parked, other} {
+	for _, c := range []*edgetest.Stream{parked, other} {
 		go func() {
 			_, err := c.Recv()
 			ended <- err
 		}()
 	}
-	require.Equal(t, codes.ResourceExhausted, codeOf(<-ended))
-	require.Positive(t, s.counter("agentstatsd_grpc_limited_total", "agent_streams"))
-	s.connect(2, 1, 1)     // others are not held back
+	require.Equal(t, codes.ResourceExhausted, status.Code(<-ended))
+	require.Positive(t, s.Counter("agentstatsd_grpc_limited_total", "agent_streams"))
+	s.Connect(2, 1, 1)     // others are not held back
 	_ = parked.CloseSend() // one of them is over
 	_ = other.CloseSend()
 	err := <-ended
-	require.Equal(t, codes.InvalidArgument, codeOf(err))
+	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	require.ErrorContains(t, err, "hello: want it as the first message, got none")
-	s.connect(1, 1, 2)
+	s.Connect(1, 1, 2)
 }
 
 func TestIdleStreamsEnd(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{IdleTimeout: 90 * time.Second}})
-		s.register(1, 2, 3)
-		silent, busy := s.connect(1, 1, 1), s.connect(2, 1, 1)
-		relayed := s.open(as(t.Context(), coderdToken, "agentstats-agent-id", nid(3).String())).greet(1, 1)
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{IdleTimeout: 90 * time.Second}})
+		s.Register(1, 2, 3)
+		silent, busy := s.Connect(1, 1, 1), s.Connect(2, 1, 1)
+		relayed := s.Open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(3).String())).SayHello(1, 1)
 		began := time.Now()
 		for range 10 {
 			time.Sleep(time.Minute)
-			busy.send(stats(&pb.Stats{}))
+			busy.SendNext(edgetest.Stats(&pb.Stats{}))
 		}
-		silent.requireEnd(codes.DeadlineExceeded, "message: want one within 1m30s (--agent-idle-timeout)")
+		silent.RequireEnd(codes.DeadlineExceeded, "message: want one within 1m30s (--agent-idle-timeout)")
 		require.Less(t, time.Since(began), 11*time.Minute)
-		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "idle_stream"))
-		require.Equal(t, 2.0, s.counter("agentstatsd_sessions", ""))
-		relayed.send(stats(&pb.Stats{}))
-		relayed.requireAck(1, 1)
+		require.Equal(t, 1.0, s.Counter("agentstatsd_grpc_limited_total", "idle_stream"))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions", ""))
+		relayed.SendNext(edgetest.Stats(&pb.Stats{}))
+		relayed.RequireAck(1, 1)
 	})
 }
 
 func TestCallsOfCoderdAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{MaxCoderdCalls: 2}})
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxCoderdCalls: 2}})
 		for range 2 {
-			s.call(s.asCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")
+			openCall(s, s.AsCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")
 		}
 		synctest.Wait()
-		_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
-		requireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
-		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "coderd_calls"))
+		_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
+		require.Equal(t, 1.0, s.Counter("agentstatsd_grpc_limited_total", "coderd_calls"))
 		time.Sleep(time.Minute) // those two have had their time
-		_, err = s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		_, err = s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 		require.NoError(t, err)
 	})
 }

@@ -20,15 +20,16 @@ import (
 
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // dial opens a connection that says nothing.
-func (s *service) dial() net.Conn {
-	s.t.Helper()
-	c, err := s.dialConn(s.t.Context())
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { _ = c.Close() })
+func dial(s *edgetest.Service) net.Conn {
+	s.T.Helper()
+	c, err := s.Dial(s.T.Context())
+	require.NoError(s.T, err)
+	s.T.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -41,83 +42,83 @@ func requireClosed(t *testing.T, c net.Conn) {
 }
 
 // client returns a client with a connection of its own.
-func (s *service) client() *grpc.ClientConn {
-	s.t.Helper()
-	conn, err := grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { _ = conn.Close() })
+func newClient(s *edgetest.Service) *grpc.ClientConn {
+	s.T.Helper()
+	conn, err := grpc.NewClient(s.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(s.T, err)
+	s.T.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
 
-func limited(s *service, reason string) float64 {
-	return s.counter("agentstatsd_grpc_limited_total", reason)
+func limited(s *edgetest.Service, reason string) float64 {
+	return s.Counter("agentstatsd_grpc_limited_total", reason)
 }
 
 // One address has few connections of strangers, and as many as it likes of agents
 // and coderd. Connections that are closed do not count.
 func TestConnectionsOfStrangersAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStrangersPerAddress: 3}})
-	s.register(1)
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStrangersPerAddress: 3}})
+	s.Register(1)
 	for range 10 {
-		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		_, err := pb.NewCoderdServiceClient(newClient(s)).ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 		require.NoError(t, err)
 	}
-	strangers := []net.Conn{s.dial(), s.dial(), s.dial()}
-	requireClosed(t, s.dial())
+	strangers := []net.Conn{dial(s), dial(s), dial(s)}
+	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "address_connections"))
-	_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err, "over a connection that is known")
 
 	for _, c := range strangers {
 		require.NoError(t, c.Close())
 	}
 	require.Eventually(t, func() bool {
-		ctx, cancel := context.WithTimeout(s.asCoderd(), time.Second)
+		ctx, cancel := context.WithTimeout(s.AsCoderd(), time.Second)
 		defer cancel()
-		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(ctx, &pb.ListAgentsRequest{})
+		_, err := pb.NewCoderdServiceClient(newClient(s)).ListAgents(ctx, &pb.ListAgentsRequest{})
 		return err == nil
 	}, 30*time.Second, 10*time.Millisecond)
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxConnections: 2}})
-	s.register(1)
-	other := s.client()
-	_, err := pb.NewCoderdServiceClient(other).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxConnections: 2}})
+	s.Register(1)
+	other := newClient(s)
+	_, err := pb.NewCoderdServiceClient(other).ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err)
-	require.Equal(t, 2.0, s.counter("agentstatsd_grpc_connections", ""))
-	requireClosed(t, s.dial())
+	require.Equal(t, 2.0, s.Counter("agentstatsd_grpc_connections", ""))
+	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "connections"))
 	require.NoError(t, other.Close())
-	require.Eventually(t, func() bool { return s.counter("agentstatsd_grpc_connections", "") == 1 }, 30*time.Second, 150*time.Millisecond)
-	third := s.client()
-	_, err = pb.NewCoderdServiceClient(third).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{}, grpc.WaitForReady(true))
+	require.Eventually(t, func() bool { return s.Counter("agentstatsd_grpc_connections", "") == 1 }, 30*time.Second, 150*time.Millisecond)
+	third := newClient(s)
+	_, err = pb.NewCoderdServiceClient(third).ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{}, grpc.WaitForReady(true))
 	require.NoError(t, err)
 }
 
 // A stranger has a while and a number of calls; a probe of health may go on.
 func TestStrangersAreDisconnected(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{AuthenticationTimeout: 300 * time.Millisecond}})
-	s.register(1)
-	c := s.connect(1, 1, 1)
-	requireClosed(t, s.dial())
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{AuthenticationTimeout: 300 * time.Millisecond}})
+	s.Register(1)
+	c := s.Connect(1, 1, 1)
+	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "authentication_timeout"))
-	c.send(stats(&pb.Stats{}))
-	c.requireAck(1, 1)
+	c.SendNext(edgetest.Stats(&pb.Stats{}))
+	c.RequireAck(1, 1)
 }
 
 // Strangers who come and go, or call and call, are disconnected when their address
 // has used up its allowance; who is authenticated does not use it up.
 func TestChurnOfStrangersIsBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{StrangerRate: 1, StrangerBurst: 20}})
-	s.register(1)
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{StrangerRate: 1, StrangerBurst: 20}})
+	s.Register(1)
 	for range 50 {
-		_, err := pb.NewCoderdServiceClient(s.client()).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+		_, err := pb.NewCoderdServiceClient(newClient(s)).ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 		require.NoError(t, err)
 	}
 	require.Zero(t, limited(s, "unauthenticated_rate"))
 	// Calls take of it, those that are answered too.
-	calling := s.client()
+	calling := newClient(s)
 	calls := 0
 	require.Eventually(t, func() bool {
 		calls++
@@ -129,19 +130,19 @@ func TestChurnOfStrangersIsBounded(t *testing.T) {
 	// So do connections.
 	before := limited(s, "unauthenticated_rate")
 	for range 10 {
-		_ = s.dial().Close()
+		_ = dial(s).Close()
 	}
 	require.Eventually(t, func() bool { return limited(s, "unauthenticated_rate") > before }, 30*time.Second, time.Millisecond)
-	_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err, "over a connection that is known")
 }
 
 // A connection without a call is closed after a while, an authenticated one too.
 func TestIdleConnectionsAreClosed(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{ConnectionIdleTimeout: 300 * time.Millisecond}})
-	s.register(1)
-	c := s.connect(1, 1, 1)
-	raw := s.rawClient(t)
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{ConnectionIdleTimeout: 300 * time.Millisecond}})
+	s.Register(1)
+	c := s.Connect(1, 1, 1)
+	raw := dialRaw(s, t)
 	id, err := raw.call(methodConnect, "authorization", "Bearer nobody's")
 	require.NoError(t, err)
 	require.NoError(t, raw.framer.WriteRSTStream(id, http2.ErrCodeCancel))
@@ -151,13 +152,13 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		require.FailNow(t, "it is open")
 	}
 	require.Zero(t, limited(s, "authentication_timeout"))
-	c.send(stats(&pb.Stats{}))
-	c.requireAck(1, 1)
+	c.SendNext(edgetest.Stats(&pb.Stats{}))
+	c.RequireAck(1, 1)
 }
 
 func TestCallsOfStrangersAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true})
-	conn := s.client()
+	s := edgetest.Start(t, edgetest.Settings{TCP: true})
+	conn := newClient(s)
 	for i := range 1000 {
 		_, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		require.NoError(t, err, i)
@@ -169,23 +170,23 @@ func TestCallsOfStrangersAreBounded(t *testing.T) {
 		require.Error(t, err)
 	}
 	require.Positive(t, limited(s, "unauthenticated_calls"))
-	_, err := pb.NewCoderdServiceClient(conn).ListAgents(s.asCoderd(), &pb.ListAgentsRequest{}, grpc.WaitForReady(true))
+	_, err := pb.NewCoderdServiceClient(conn).ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{}, grpc.WaitForReady(true))
 	require.NoError(t, err)
 	for range 150 {
-		_, err := pb.NewCoderdServiceClient(conn).ListAgents(as(t.Context(), "wrong"), &pb.ListAgentsRequest{})
-		require.Equal(t, codes.Unauthenticated, codeOf(err))
+		_, err := pb.NewCoderdServiceClient(conn).ListAgents(edgetest.As(t.Context(), "wrong"), &pb.ListAgentsRequest{})
+		require.Equal(t, codes.Unauthenticated, status.Code(err))
 	}
 }
 
 // An agent's connection is read slowly when it has call after call; coderd's is not.
 func TestCallsOfAgentsArePaced(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{AgentCallRate: 100, MaxStreamsPerAgent: 1}})
-	s.register(1)
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{AgentCallRate: 100, MaxStreamsPerAgent: 1}})
+	s.Register(1)
 	open := func(ctx context.Context) { // of which the service refuses all but one
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		const streams = 50
-		agents, ends := pb.NewAgentServiceClient(s.client()), make(chan error, streams)
+		agents, ends := pb.NewAgentServiceClient(newClient(s)), make(chan error, streams)
 		first, err := agents.Connect(ctx) // from which on it is no stranger's connection
 		require.NoError(t, err)
 		require.NoError(t, first.CloseSend())
@@ -203,9 +204,9 @@ func TestCallsOfAgentsArePaced(t *testing.T) {
 			require.Equal(t, codes.ResourceExhausted, status.Code(<-ends))
 		}
 	}
-	open(as(t.Context(), coderdToken, "agentstats-agent-id", nid(1).String()))
+	open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(1).String()))
 	require.Zero(t, limited(s, "call_rate"))
-	open(as(t.Context(), token(1))) // 25 of them at once
+	open(edgetest.As(t.Context(), edgetest.Token(1))) // 25 of them at once
 	require.Positive(t, limited(s, "call_rate"))
 }
 
@@ -213,23 +214,23 @@ func TestCallsOfAgentsArePaced(t *testing.T) {
 // closed, and new ones take of its address's allowance. Others are not disconnected, nor
 // is a proxy's connection, or coderd's.
 func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
-	s := start(t, settings{
-		tcp: true, fleet: fleet.Options{MessagesPerSecond: 1, MessagesBurst: 100},
-		server: grpcserver.Options{MaxStrangerCalls: 10, StrangerRate: 1, StrangerBurst: 200},
+	s := edgetest.Start(t, edgetest.Settings{
+		TCP: true, Fleet: fleet.Options{MessagesPerSecond: 1, MessagesBurst: 100},
+		Server: grpcserver.Options{MaxStrangerCalls: 10, StrangerRate: 1, StrangerBurst: 200},
 	})
-	s.register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
-	good := s.connect(2, 2, 1)
-	proxy := s.rawClient(t)
+	s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+	good := s.Connect(2, 2, 1)
+	proxy := dialRaw(s, t)
 	for _, n := range []int{1, 3, 4, 5, 6, 7, 8, 9, 10} {
-		require.NoError(t, proxy.session(1, "authorization", "Bearer "+token(n)))
+		require.NoError(t, proxy.session(1, "authorization", "Bearer "+edgetest.Token(n)))
 	}
-	own := s.rawClient(t)
-	require.NoError(t, own.session(1, "authorization", "Bearer "+token(11)))
-	require.Eventually(t, func() bool { return s.counter("agentstatsd_sessions", "") == 11 }, 30*time.Second, time.Millisecond)
+	own := dialRaw(s, t)
+	require.NoError(t, own.session(1, "authorization", "Bearer "+edgetest.Token(11)))
+	require.Eventually(t, func() bool { return s.Counter("agentstatsd_sessions", "") == 11 }, 30*time.Second, time.Millisecond)
 	// reset opens a stream of agent 1 and resets it; an error tells that the connection
 	// is closed.
 	reset := func(c *rawClient) error {
-		id, err := c.call(methodConnect, "authorization", "Bearer "+token(1))
+		id, err := c.call(methodConnect, "authorization", "Bearer "+edgetest.Token(1))
 		if err != nil {
 			return err
 		}
@@ -238,7 +239,7 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 	connections := 0
 	for limited(s, "unauthenticated_rate") == 0 && connections < 200 {
 		connections++
-		c := &rawClient{t: t, conn: s.dial(), next: 1}
+		c := &rawClient{t: t, conn: dial(s), next: 1}
 		c.header, c.framer = hpack.NewEncoder(&c.fields), http2.NewFramer(c.conn, c.conn)
 		_, err := io.WriteString(c.conn, http2.ClientPreface)
 		if err == nil {
@@ -262,12 +263,12 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 		require.NoError(t, reset(proxy), "its connection has others, too")
 	}
 	for range 100 {
-		stream, err := pb.NewAgentServiceClient(s.conn).Connect(as(t.Context(), coderdToken, "agentstats-agent-id", nid(1).String()))
+		stream, err := pb.NewAgentServiceClient(s.Conn).Connect(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(1).String()))
 		require.NoError(t, err)
 		require.NoError(t, stream.CloseSend())
 	}
-	good.send(stats(&pb.Stats{}))
-	good.requireAck(1, 1)
+	good.SendNext(edgetest.Stats(&pb.Stats{}))
+	good.RequireAck(1, 1)
 	select {
 	case <-proxy.closed:
 		require.FailNow(t, "the proxy's connection is closed")

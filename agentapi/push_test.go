@@ -1,13 +1,11 @@
 package agentapi_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,52 +13,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
-
-// pushes keeps what it is handed.
-type pushes struct {
-	mu     sync.Mutex
-	taken  []agent.Push
-	at     []time.Time
-	refuse []agent.PushRefusal
-	err    error
-	// hold, unless nil, keeps a push waiting until it is closed.
-	hold chan struct{}
-}
-
-func (p *pushes) Push(_ context.Context, now time.Time, push agent.Push) ([]agent.PushRefusal, error) {
-	p.mu.Lock()
-	hold := p.hold
-	p.mu.Unlock()
-	if hold != nil {
-		<-hold
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.err != nil {
-		return nil, p.err
-	}
-	p.taken, p.at = append(p.taken, push), append(p.at, now)
-	return p.refuse, nil
-}
-
-// names returns what was taken, as instance/snapshot.
-func (p *pushes) names() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var names []string
-	for _, push := range p.taken {
-		names = append(names, fmt.Sprintf("%s/%d", push.Replica, push.Snapshot))
-	}
-	return names
-}
 
 type pushing struct {
 	pb.CoderdService_PushMetricsClient
@@ -73,11 +35,11 @@ func pushHello(instance byte, replica string) *pb.PushHello {
 	return &pb.PushHello{Replica: replica, InstanceId: id, Interval: durationpb.New(15 * time.Second)}
 }
 
-func (s *service) openPush(hello *pb.PushHello) pushing {
-	s.t.Helper()
-	c, err := s.coderd().PushMetrics(s.asCoderd())
-	require.NoError(s.t, err)
-	p := pushing{c, s.t}
+func openPush(s *edgetest.Service, hello *pb.PushHello) pushing {
+	s.T.Helper()
+	c, err := s.Coderd().PushMetrics(s.AsCoderd())
+	require.NoError(s.T, err)
+	p := pushing{c, s.T}
 	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: hello}})
 	return p
 }
@@ -114,19 +76,19 @@ func (p pushing) answer() *pb.PushMetricsResponse {
 func (p pushing) requireEnd(code codes.Code, text string) {
 	p.t.Helper()
 	_, err := p.Recv()
-	require.Equal(p.t, code, codeOf(err), "%v", err)
+	require.Equal(p.t, code, status.Code(err), "%v", err)
 	require.Contains(p.t, err.Error(), text)
 }
 
 func TestPush(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		p := s.openPush(pushHello(7, "coderd-0"))
+		s := edgetest.Start(t, edgetest.Settings{})
+		p := openPush(s, pushHello(7, "coderd-0"))
 		p.part("a", "bb")
 		p.part("ccc")
 		p.end(3, false)
 		require.Equal(t, int64(3), p.answer().GetSnapshot())
-		require.Equal(t, 1.0, s.counter("agentstatsd_pushes", ""))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_pushes", ""))
 		began := time.Now()
 		time.Sleep(time.Second)
 		p.end(4, true)
@@ -135,18 +97,18 @@ func TestPush(t *testing.T) {
 			Replica: "coderd-0", Instance: agent.Instance{15: 7}, Interval: 15 * time.Second, Snapshot: 3,
 			Families: [][]byte{[]byte("a"), []byte("bb"), []byte("ccc")},
 		}
-		require.Equal(t, want, s.pushes.taken[0])
+		require.Equal(t, want, s.Pushes.Taken[0])
 		want.Snapshot, want.Final, want.Families = 4, true, nil
-		require.Equal(t, want, s.pushes.taken[1])
-		require.Equal(t, []time.Time{began, began.Add(time.Second)}, s.pushes.at)
+		require.Equal(t, want, s.Pushes.Taken[1])
+		require.Equal(t, []time.Time{began, began.Add(time.Second)}, s.Pushes.At)
 
 		// A part without an end is nothing.
 		p.part("x")
 		require.NoError(t, p.CloseSend())
 		p.requireEnd(codes.Unknown, "EOF")
-		require.Len(t, s.pushes.names(), 2)
+		require.Len(t, s.Pushes.Names(), 2)
 		synctest.Wait()
-		require.Equal(t, 0.0, s.counter("agentstatsd_pushes", ""))
+		require.Equal(t, 0.0, s.Counter("agentstatsd_pushes", ""))
 	})
 }
 
@@ -155,7 +117,7 @@ func TestComponentsAreRequired(t *testing.T) {
 	require.NoError(t, err)
 	for want, c := range map[string]coderdapi.Components{
 		"coderdapi components: pushes is absent":  {},
-		"coderdapi components: reports is absent": {Pushes: &pushes{}},
+		"coderdapi components: reports is absent": {Pushes: &edgetest.Pushes{}},
 	} {
 		_, err = coderdapi.New(server, c, coderdapi.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.EqualError(t, err, want)
@@ -163,13 +125,13 @@ func TestComponentsAreRequired(t *testing.T) {
 }
 
 func TestPushTellsRefusals(t *testing.T) {
-	s := start(t, settings{})
+	s := edgetest.Start(t, edgetest.Settings{})
 	for i := range 100 {
-		s.pushes.refuse = append(s.pushes.refuse, agent.PushRefusal{
+		s.Pushes.Refuse = append(s.Pushes.Refuse, agent.PushRefusal{
 			Name: fmt.Sprint(i, strings.Repeat("n", 300)), Reason: "owned_by_service", Message: "m\xff" + strings.Repeat("m", 2000),
 		})
 	}
-	p := s.openPush(pushHello(1, "a"))
+	p := openPush(s, pushHello(1, "a"))
 	p.end(1, false)
 	got := p.answer()
 	require.Equal(t, int64(100), got.GetRefusedCount())
@@ -181,7 +143,7 @@ func TestPushTellsRefusals(t *testing.T) {
 
 func TestPushHello(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
+		s := edgetest.Start(t, edgetest.Settings{})
 		for want, change := range map[string]func(*pb.PushHello){
 			"hello.replica: want 1 to 256 bytes, got 0":            func(h *pb.PushHello) { h.Replica = "" },
 			"hello.replica: want 1 to 256 bytes, got 257":          func(h *pb.PushHello) { h.Replica = strings.Repeat("x", 257) },
@@ -194,30 +156,30 @@ func TestPushHello(t *testing.T) {
 		} {
 			hello := pushHello(1, "a")
 			change(hello)
-			p := s.openPush(hello)
+			p := openPush(s, hello)
 			p.requireEnd(codes.InvalidArgument, want)
 		}
-		p, err := s.coderd().PushMetrics(s.asCoderd())
+		p, err := s.Coderd().PushMetrics(s.AsCoderd())
 		require.NoError(t, err)
 		pushing{p, t}.send(&pb.PushMetricsRequest{})
 		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message")
-		p, err = s.coderd().PushMetrics(s.asCoderd())
+		p, err = s.Coderd().PushMetrics(s.AsCoderd())
 		require.NoError(t, err)
 		require.NoError(t, p.CloseSend())
 		pushing{p, t}.requireEnd(codes.InvalidArgument, "hello: want it as the first message, got none")
-		p, err = s.coderd().PushMetrics(s.asCoderd())
+		p, err = s.Coderd().PushMetrics(s.AsCoderd())
 		require.NoError(t, err)
 		pushing{p, t}.requireEnd(codes.InvalidArgument, "message: want the first one within 10s (--grpc-first-message-timeout)")
-		s.register(1)
-		p, err = s.coderd().PushMetrics(as(t.Context(), token(1)))
+		s.Register(1)
+		p, err = s.Coderd().PushMetrics(edgetest.As(t.Context(), edgetest.Token(1)))
 		require.NoError(t, err)
 		pushing{p, t}.requireEnd(codes.PermissionDenied, "for coderd")
-		require.Empty(t, s.pushes.names())
+		require.Empty(t, s.Pushes.Names())
 	})
 }
 
 func TestPushBreaksTheContract(t *testing.T) {
-	s := start(t, settings{})
+	s := edgetest.Start(t, edgetest.Settings{})
 	for want, send := range map[string]func(pushing){
 		"hello: want it as the first message only": func(p pushing) {
 			p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(1, "a")}})
@@ -230,15 +192,15 @@ func TestPushBreaksTheContract(t *testing.T) {
 			p.end(5, false)
 		},
 	} {
-		p := s.openPush(pushHello(1, "a"))
+		p := openPush(s, pushHello(1, "a"))
 		send(p)
 		p.requireEnd(codes.InvalidArgument, want)
 	}
 }
 
 func TestPushLimits(t *testing.T) {
-	s := start(t, settings{coderd: coderdapi.Options{MaxPushes: 1, MaxPushBytes: 1000}})
-	p := s.openPush(pushHello(1, "a"))
+	s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxPushes: 1, MaxPushBytes: 1000}})
+	p := openPush(s, pushHello(1, "a"))
 	half := strings.Repeat("x", 500-24)
 	for n := range int64(2) {
 		p.part(half)
@@ -246,24 +208,24 @@ func TestPushLimits(t *testing.T) {
 		p.end(n+1, false)
 		p.answer()
 	}
-	s.openPush(pushHello(2, "b")).requireEnd(codes.ResourceExhausted, "want at most 1 pushes at once (--max-coderd-instances)")
-	require.Equal(t, 1.0, s.counter("agentstatsd_streams_refused_total", "push"))
+	openPush(s, pushHello(2, "b")).requireEnd(codes.ResourceExhausted, "want at most 1 pushes at once (--max-coderd-instances)")
+	require.Equal(t, 1.0, s.Counter("agentstatsd_streams_refused_total", "push"))
 	p.part(half)
 	p.part(half, "")
 	p.requireEnd(codes.ResourceExhausted, "families: want at most 1000 bytes in a snapshot (--max-push-bytes), with 24 for each family, got 1024 so far")
-	require.Equal(t, 1.0, s.counter("agentstatsd_push_oversized_total", ""))
-	require.Len(t, s.pushes.names(), 2)
+	require.Equal(t, 1.0, s.Counter("agentstatsd_push_oversized_total", ""))
+	require.Len(t, s.Pushes.Names(), 2)
 }
 
 func TestPushWhileTheStoreFails(t *testing.T) {
-	s := start(t, settings{})
-	s.pushes.err = errors.New("disk I/O error at /var/lib/secret")
-	p := s.openPush(pushHello(1, "a"))
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Pushes.Err = errors.New("disk I/O error at /var/lib/secret")
+	p := openPush(s, pushHello(1, "a"))
 	p.end(1, false)
 	p.requireEnd(codes.Unavailable, "the database cannot be used now; try again")
-	require.Contains(t, s.log.String(), "disk I/O error")
-	s.pushes.err = nil
-	p = s.openPush(pushHello(1, "a"))
+	require.Contains(t, s.Log.String(), "disk I/O error")
+	s.Pushes.Err = nil
+	p = openPush(s, pushHello(1, "a"))
 	p.end(1, false)
 	p.answer()
 }
@@ -278,9 +240,9 @@ func TestPushWithoutRoom(t *testing.T) {
 		{fmt.Errorf("push: %w: 2 instances are alive, which is the limit", agent.ErrNoRoom), codes.ResourceExhausted, "push: no room: 2 instances are alive, which is the limit"},
 		{fmt.Errorf("save push of /var/lib/secret: %w", agent.ErrRejected), codes.InvalidArgument, "the database refuses the data"},
 	} {
-		s := start(t, settings{})
-		s.pushes.err = c.err
-		p := s.openPush(pushHello(1, "a"))
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Pushes.Err = c.err
+		p := openPush(s, pushHello(1, "a"))
 		p.end(1, false)
 		p.requireEnd(c.code, c.text)
 	}
@@ -290,28 +252,28 @@ func TestPushWithoutRoom(t *testing.T) {
 // one, and that no snapshot of the older comes after one of the newer.
 func TestPushSupersedes(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		other := s.openPush(pushHello(2, "other"))
-		first := s.openPush(pushHello(1, "a"))
+		s := edgetest.Start(t, edgetest.Settings{})
+		other := openPush(s, pushHello(2, "other"))
+		first := openPush(s, pushHello(1, "a"))
 		first.end(1, false)
 		first.answer()
 		hold := make(chan struct{})
-		s.pushes.hold = hold
+		s.Pushes.Hold = hold
 		first.end(2, false)
 		synctest.Wait()
 
-		second := s.openPush(pushHello(1, "b"))
+		second := openPush(s, pushHello(1, "b"))
 		second.end(3, false)
 		synctest.Wait()
-		third := s.openPush(pushHello(1, "c"))
+		third := openPush(s, pushHello(1, "c"))
 		third.end(4, false)
 		second.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
 		synctest.Wait()
-		require.Equal(t, []string{"a/1"}, s.pushes.names(), "the third waits for the first")
+		require.Equal(t, []string{"a/1"}, s.Pushes.Names(), "the third waits for the first")
 		close(hold)
 		third.answer()
 		synctest.Wait()
-		require.Equal(t, []string{"a/1", "a/2", "c/4"}, s.pushes.names())
+		require.Equal(t, []string{"a/1", "a/2", "c/4"}, s.Pushes.Names())
 		require.Equal(t, int64(2), first.answer().GetSnapshot(), "what is durable is answered")
 		first.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
 
@@ -319,7 +281,7 @@ func TestPushSupersedes(t *testing.T) {
 		other.answer()
 		require.NoError(t, third.CloseSend())
 		third.requireEnd(codes.Unknown, "EOF")
-		again := s.openPush(pushHello(1, "d"))
+		again := openPush(s, pushHello(1, "d"))
 		again.end(1, true)
 		again.answer()
 	})
@@ -327,18 +289,18 @@ func TestPushSupersedes(t *testing.T) {
 
 func TestPushDrains(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		idle, busy := s.openPush(pushHello(1, "idle")), s.openPush(pushHello(2, "busy"))
-		s.pushes.hold = make(chan struct{})
+		s := edgetest.Start(t, edgetest.Settings{})
+		idle, busy := openPush(s, pushHello(1, "idle")), openPush(s, pushHello(2, "busy"))
+		s.Pushes.Hold = make(chan struct{})
 		busy.end(1, false)
-		silent, err := s.coderd().PushMetrics(s.asCoderd())
+		silent, err := s.Coderd().PushMetrics(s.AsCoderd())
 		require.NoError(t, err)
 		synctest.Wait()
 		began := time.Now()
-		go s.stop()
+		go s.Stop()
 		idle.requireEnd(codes.Unavailable, "the service is stopping")
 		pushing{silent, t}.requireEnd(codes.Unavailable, "the service is stopping")
-		close(s.pushes.hold)
+		close(s.Pushes.Hold)
 		busy.answer()
 		busy.requireEnd(codes.Unavailable, "the service is stopping")
 		require.Zero(t, time.Since(began))

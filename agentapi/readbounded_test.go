@@ -11,6 +11,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -33,21 +34,21 @@ func (r *countingReader) MetadataWithin(_ context.Context, ids []agent.ID, limit
 // Metadata that does not fit a response is not read to its end.
 func TestReadsAreBounded(t *testing.T) {
 	reader := &countingReader{}
-	s := start(t, settings{
-		server:       grpcserver.Options{MaxMessageBytes: 200_000, MaxAgentMessageBytes: 200_000},
-		changeCoderd: func(c *coderdapi.Components) { c.Reader = reader },
+	s := edgetest.Start(t, edgetest.Settings{
+		Server:       grpcserver.Options{MaxMessageBytes: 200_000, MaxAgentMessageBytes: 200_000},
+		ChangeCoderd: func(c *coderdapi.Components) { c.Reader = reader },
 	})
 	req := &pb.GetMetadataRequest{}
 	for n := range 1000 {
-		req.AgentIds = append(req.AgentIds, bid(n+1))
+		req.AgentIds = append(req.AgentIds, edgetest.IDBytes(n+1))
 	}
-	_, err := s.coderd().GetMetadata(s.asCoderd(), req)
-	requireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: want at most 200000 bytes of metadata (--max-message-bytes), got more: ask for fewer agents at once")
+	_, err := s.Coderd().GetMetadata(s.AsCoderd(), req)
+	edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: want at most 200000 bytes of metadata (--max-message-bytes), got more: ask for fewer agents at once")
 	require.Less(t, reader.read, 200, "400 KB in memory")
 	req.AgentIds = req.AgentIds[:97]
-	_, err = s.coderd().GetMetadata(s.asCoderd(), req)
-	requireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: want at most 200000 bytes of metadata (--max-message-bytes), got 20")
+	_, err = s.Coderd().GetMetadata(s.AsCoderd(), req)
+	edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "agent_ids: want at most 200000 bytes of metadata (--max-message-bytes), got 20")
 	req.AgentIds = req.AgentIds[:90]
-	_, err = s.coderd().GetMetadata(s.asCoderd(), req)
+	_, err = s.Coderd().GetMetadata(s.AsCoderd(), req)
 	require.NoError(t, err)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -36,7 +37,7 @@ func (noNews) PublishMetadata(context.Context, []agent.ID) error { return nil }
 
 // startRejecting starts a service whose database refuses all metadata. flush
 // ends the batcher, after its last flush.
-func startRejecting(t *testing.T, set settings, opts batcher.Options) (s *service, flush func()) {
+func startRejecting(t *testing.T, set edgetest.Settings, opts batcher.Options) (s *edgetest.Service, flush func()) {
 	t.Helper()
 	b, err := batcher.New(rejecting{}, noNews{}, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -45,23 +46,23 @@ func startRejecting(t *testing.T, set settings, opts batcher.Options) (s *servic
 	running.Go(func() { _ = b.Run(ctx) })
 	flush = func() { cancel(); running.Wait() }
 	t.Cleanup(flush)
-	set.changeAgents = func(c *agentapi.Components) { c.Metadata = b }
-	return start(t, set), flush
+	set.ChangeAgents = func(c *agentapi.Components) { c.Metadata = b }
+	return edgetest.Start(t, set), flush
 }
 
 // What the database refuses is told before an ack covers it: else the client
 // takes it for durable.
 func TestRefusalsComeBeforeAcks(t *testing.T) {
-	s, _ := startRejecting(t, settings{}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
+	s, _ := startRejecting(t, edgetest.Settings{}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
 	const agents, requests = 4, 300
 	var numbers []int
 	for n := range agents {
 		numbers = append(numbers, n+1)
 	}
-	s.register(numbers...)
+	s.Register(numbers...)
 	var sessions sync.WaitGroup
 	for _, n := range numbers {
-		c := s.connect(n, 1, 1)
+		c := s.Connect(n, 1, 1)
 		sessions.Go(func() {
 			// All are taken in while the refusals of those before are told.
 			slots := make(chan struct{}, 8)
@@ -113,7 +114,7 @@ type toldOf struct {
 
 func (o *toldOf) options(n int) client.AgentOptions {
 	return client.AgentOptions{
-		Credentials: client.Token(token(n), true),
+		Credentials: client.Token(edgetest.Token(n), true),
 		OnDurable: func(list []client.Metadata) {
 			o.mu.Lock()
 			defer o.mu.Unlock()
@@ -148,10 +149,10 @@ func flushAll(t *testing.T, a *client.Agent) {
 
 // Of many values that are refused in one flush none is told as durable.
 func TestManyRefusals(t *testing.T) {
-	s, _ := startRejecting(t, settings{}, batcher.Options{BatchSize: 2000, FlushInterval: 100 * time.Millisecond, MaxPending: 2000})
-	s.register(1)
+	s, _ := startRejecting(t, edgetest.Settings{}, batcher.Options{BatchSize: 2000, FlushInterval: 100 * time.Millisecond, MaxPending: 2000})
+	s.Register(1)
 	var told toldOf
-	a, err := client.NewAgent(s.conn, told.options(1))
+	a, err := client.NewAgent(s.Conn, told.options(1))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -175,8 +176,8 @@ func TestManyRefusals(t *testing.T) {
 // A value that the database refuses between two sessions of the agent is not told
 // as durable by the second one.
 func TestRefusedBetweenSessions(t *testing.T) {
-	s, flush := startRejecting(t, settings{}, batcher.Options{FlushInterval: time.Hour})
-	s.register(1)
+	s, flush := startRejecting(t, edgetest.Settings{}, batcher.Options{FlushInterval: time.Hour})
+	s.Register(1)
 	var told toldOf
 	received := make(chan struct{}, 10)
 	opts := told.options(1)
@@ -185,7 +186,7 @@ func TestRefusedBetweenSessions(t *testing.T) {
 			received <- struct{}{}
 		}
 	}
-	a, err := client.NewAgent(s.conn, opts)
+	a, err := client.NewAgent(s.Conn, opts)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -194,7 +195,7 @@ func TestRefusedBetweenSessions(t *testing.T) {
 	<-received
 	changed := make(chan struct{}, 1)
 	changed <- struct{}{}
-	defer s.fleet.Watch(func([]agent.ID) {
+	defer s.Fleet.Watch(func([]agent.ID) {
 		select {
 		case changed <- struct{}{}:
 		default:
@@ -204,7 +205,7 @@ func TestRefusedBetweenSessions(t *testing.T) {
 	running.Wait()
 	for connected := true; connected; {
 		<-changed
-		info, err := s.fleet.Agent(nid(1))
+		info, err := s.Fleet.Agent(edgetest.ID(1))
 		require.NoError(t, err)
 		connected = info.Connected
 	}
@@ -220,16 +221,16 @@ func TestRefusedBetweenSessions(t *testing.T) {
 // What is refused on receipt is told before an ack covers it, too, if the stream
 // that it was told on is gone: a session that knows no ack of it hears of it.
 func TestRefusalOfALostStream(t *testing.T) {
-	s := start(t, settings{})
-	s.register(1)
-	c := s.connect(1, 1, 1)
-	c.send(meta("", "v"))
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
+	c := s.Connect(1, 1, 1)
+	c.SendNext(edgetest.Metadata("", "v"))
 	r, err := c.Recv()
 	require.NoError(t, err)
 	require.EqualValues(t, 1, r.GetRefusal().GetSequence())
-	second := s.connect(1, 1, 2) // it does not say that it knows of it
-	require.EqualValues(t, 1, second.settings.GetResume().GetReceivedSequence())
-	require.Zero(t, second.settings.GetResume().GetDurableSequence())
+	second := s.Connect(1, 1, 2) // it does not say that it knows of it
+	require.EqualValues(t, 1, second.Settings.GetResume().GetReceivedSequence())
+	require.Zero(t, second.Settings.GetResume().GetDurableSequence())
 	r, err = second.Recv()
 	require.NoError(t, err)
 	require.EqualValues(t, 1, r.GetRefusal().GetFirstSequence())
@@ -243,12 +244,12 @@ func TestRefusalOfALostStream(t *testing.T) {
 // are refused on receipt.
 func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s, _ := startRejecting(t, settings{fleet: fleet.Options{RefusedBurst: 5, RefusedPerSecond: 1}}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
-		s.register(1, 2)
-		c := s.connect(1, 1, 1)
+		s, _ := startRejecting(t, edgetest.Settings{Fleet: fleet.Options{RefusedBurst: 5, RefusedPerSecond: 1}}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
+		s.Register(1, 2)
+		c := s.Connect(1, 1, 1)
 		refused := 0
 		for refused < 6 {
-			c.send(meta(fmt.Sprint("k", refused), "v"))
+			c.SendNext(edgetest.Metadata(fmt.Sprint("k", refused), "v"))
 			for told := false; !told; {
 				m, err := c.Recv()
 				require.NoError(t, err)
@@ -259,11 +260,11 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		c.send(meta("k", "v"))
+		c.SendNext(edgetest.Metadata("k", "v"))
 		synctest.Wait()
-		require.Equal(t, 1.0, s.counter("agentstatsd_agents_limited_total", "refused"))
-		require.Equal(t, 1.0, s.counter("agentstatsd_sessions_total", "refused"))
-		c.requireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 5 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 6")
-		s.connect(2, 1, 1) // nobody else is
+		require.Equal(t, 1.0, s.Counter("agentstatsd_agents_limited_total", "refused"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "refused"))
+		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 5 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 6")
+		s.Connect(2, 1, 1) // nobody else is
 	})
 }

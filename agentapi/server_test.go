@@ -16,6 +16,7 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -31,44 +32,44 @@ func (panics) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata
 }
 
 func TestPanicsStayInside(t *testing.T) {
-	s := start(t, settings{
-		changeAgents: func(c *agentapi.Components) { c.Stats = panics{} },
-		changeCoderd: func(c *coderdapi.Components) { c.Reader = panics{} },
+	s := edgetest.Start(t, edgetest.Settings{
+		ChangeAgents: func(c *agentapi.Components) { c.Stats = panics{} },
+		ChangeCoderd: func(c *coderdapi.Components) { c.Reader = panics{} },
 	})
-	s.register(1, 2)
-	_, err := s.coderd().GetMetadata(s.asCoderd(), &pb.GetMetadataRequest{AgentIds: [][]byte{bid(1)}})
-	requireCode(t, err, codes.Internal, "internal error")
-	c := s.connect(2, 1, 1)
-	c.send(stats(&pb.Stats{}))
-	c.requireEnd(codes.Internal, "internal error")
-	require.Equal(t, 2.0, s.counter("agentstatsd_panics_total", ""))
-	require.Contains(t, s.log.String(), "secret of the service")
-	require.Contains(t, s.log.String(), "panics.Report", "the stack")
-	c = s.connect(2, 1, 2)
-	require.Zero(t, c.settings.GetResume().GetReceivedSequence(), "what was not taken in is not received")
+	s.Register(1, 2)
+	_, err := s.Coderd().GetMetadata(s.AsCoderd(), &pb.GetMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
+	edgetest.RequireCode(t, err, codes.Internal, "internal error")
+	c := s.Connect(2, 1, 1)
+	c.SendNext(edgetest.Stats(&pb.Stats{}))
+	c.RequireEnd(codes.Internal, "internal error")
+	require.Equal(t, 2.0, s.Counter("agentstatsd_panics_total", ""))
+	require.Contains(t, s.Log.String(), "secret of the service")
+	require.Contains(t, s.Log.String(), "panics.Report", "the stack")
+	c = s.Connect(2, 1, 2)
+	require.Zero(t, c.Settings.GetResume().GetReceivedSequence(), "what was not taken in is not received")
 }
 
 func TestPanicEndsTheSession(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{changeAgents: func(c *agentapi.Components) { c.Stats = panics{} }})
-		s.register(1)
-		c := s.connect(1, 1, 1)
-		require.Equal(t, 1.0, s.counter("agentstatsd_sessions", ""))
-		c.send(stats(&pb.Stats{}))
-		c.requireEnd(codes.Internal, "internal error")
+		s := edgetest.Start(t, edgetest.Settings{ChangeAgents: func(c *agentapi.Components) { c.Stats = panics{} }})
+		s.Register(1)
+		c := s.Connect(1, 1, 1)
+		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions", ""))
+		c.SendNext(edgetest.Stats(&pb.Stats{}))
+		c.RequireEnd(codes.Internal, "internal error")
 		synctest.Wait()
-		require.Zero(t, s.counter("agentstatsd_sessions", ""))
+		require.Zero(t, s.Counter("agentstatsd_sessions", ""))
 	})
 }
 
 func TestMetrics(t *testing.T) {
-	s := start(t, settings{})
-	problems, err := testutil.GatherAndLint(s.registry)
+	s := edgetest.Start(t, edgetest.Settings{})
+	problems, err := testutil.GatherAndLint(s.Registry)
 	require.NoError(t, err)
 	for _, p := range problems {
 		require.NotContains(t, p.Metric, "agentstatsd_", p.Text)
 	}
-	n, err := testutil.GatherAndCount(s.registry, "grpc_server_handling_seconds")
+	n, err := testutil.GatherAndCount(s.Registry, "grpc_server_handling_seconds")
 	require.NoError(t, err)
 	require.Positive(t, n, "every method from the start")
 }

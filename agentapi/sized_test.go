@@ -11,8 +11,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -29,9 +31,9 @@ func sizeOnly(n uint32) []byte { return binary.BigEndian.AppendUint32([]byte{0},
 // A message that is too large is refused when its header is there: nothing of it is
 // waited for, or buffered.
 func TestSizeIsKnownFromTheHeader(t *testing.T) {
-	s := start(t, settings{tcp: true})
-	s.register(1)
-	agentCredential, coderdCredential := "Bearer "+token(1), "Bearer "+coderdToken
+	s := edgetest.Start(t, edgetest.Settings{TCP: true})
+	s.Register(1)
+	agentCredential, coderdCredential := "Bearer "+edgetest.Token(1), "Bearer "+edgetest.CoderdToken
 	for _, c := range []struct {
 		name, method, credential string
 		hello                    bool
@@ -49,12 +51,12 @@ func TestSizeIsKnownFromTheHeader(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := limited(s, "message_bytes")
-			raw := s.rawClient(t)
+			raw := dialRaw(s, t)
 			id, err := raw.call(c.method, "authorization", c.credential)
 			require.NoError(t, err)
 			require.NoError(t, raw.framer.WriteWindowUpdate(id, 64<<10))
 			if c.hello {
-				message, err := proto.Marshal(hello(1, 1))
+				message, err := proto.Marshal(edgetest.Hello(1, 1))
 				require.NoError(t, err)
 				require.NoError(t, raw.framer.WriteData(id, false, append(sizeOnly(uint32(len(message))), message...)))
 			}
@@ -73,16 +75,16 @@ func TestSizeIsKnownFromTheHeader(t *testing.T) {
 // Calls that end before, or within, a message are told so, and are no errors of the
 // service.
 func TestMessagesThatAreCutOff(t *testing.T) {
-	s := start(t, settings{})
-	s.register(1)
-	closed, open := s.methods()
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
+	closed, open := methods(s)
 	var reply []byte
 	for _, method := range append(closed, open...) {
-		ctx, cancel := context.WithCancel(s.asCoderd())
+		ctx, cancel := context.WithCancel(s.AsCoderd())
 		if method == methodConnect {
-			ctx = as(t.Context(), token(1))
+			ctx = edgetest.As(t.Context(), edgetest.Token(1))
 		}
-		stream := s.call(ctx, method)
+		stream := openCall(s, ctx, method)
 		require.NoError(t, stream.CloseSend())
 		err := stream.RecvMsg(&reply)
 		if strings.HasPrefix(method, "/grpc.reflection.") { // which is asked nothing
@@ -90,24 +92,24 @@ func TestMessagesThatAreCutOff(t *testing.T) {
 			cancel()
 			continue
 		}
-		require.Equal(t, codes.InvalidArgument, codeOf(err), method)
+		require.Equal(t, codes.InvalidArgument, status.Code(err), method)
 		require.Regexp(t, "want .*, got (none|the end of the stream)$", err.Error(), method)
 		cancel()
 	}
-	require.NotContains(t, s.log.String(), "handler failed")
+	require.NotContains(t, s.Log.String(), "handler failed")
 }
 
 func TestMessageIsCutOffWithin(t *testing.T) {
-	s := start(t, settings{tcp: true})
-	s.register(1)
-	raw := s.rawClient(t)
+	s := edgetest.Start(t, edgetest.Settings{TCP: true})
+	s.Register(1)
+	raw := dialRaw(s, t)
 	for _, part := range [][]byte{{0, 0}, append(sizeOnly(10), 1)} {
-		id, err := raw.call(methodRegister, "authorization", "Bearer "+coderdToken)
+		id, err := raw.call(methodRegister, "authorization", "Bearer "+edgetest.CoderdToken)
 		require.NoError(t, err)
 		require.NoError(t, raw.framer.WriteData(id, true, part))
 		require.Equal(t, "message: want all of it, the stream ended within it", <-raw.refused)
 	}
-	require.NotContains(t, s.log.String(), "handler failed")
-	_, err := s.coderd().ListAgents(s.asCoderd(), &pb.ListAgentsRequest{})
+	require.NotContains(t, s.Log.String(), "handler failed")
+	_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err)
 }

@@ -1,67 +1,47 @@
 package agentapi_test
 
 import (
-	"fmt"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
-
-// putMuch has so many agents have 16 KB of metadata each.
-func (s *service) putMuch(agents int) (numbers []int) {
-	for n := 1; n <= agents; n++ {
-		numbers = append(numbers, n)
-	}
-	s.register(numbers...)
-	var pairs []string
-	for key := range 8 {
-		pairs = append(pairs, fmt.Sprint("key", key), strings.Repeat("x", 2000))
-	}
-	for _, n := range numbers {
-		s.request(n, meta(pairs...))
-	}
-	return numbers
-}
-
-// fixedWindows do not grow with what the other streams of the connection read.
-var fixedWindows = []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(16 << 20)}
 
 // Watchers that do not read hold no more than all of them may, and are ended; one that
 // reads has its turn then.
 func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const limit = 1 << 20
-		s := start(t, settings{
-			server: grpcserver.Options{MaxMessageBytes: limit / 6, MaxAgentMessageBytes: limit / 6},
-			coderd: coderdapi.Options{MaxWatchBytes: limit / 4, MaxWatchesBytes: limit},
-			dial:   fixedWindows,
+		s := edgetest.Start(t, edgetest.Settings{
+			Server: grpcserver.Options{MaxMessageBytes: limit / 6, MaxAgentMessageBytes: limit / 6},
+			Coderd: coderdapi.Options{MaxWatchBytes: limit / 4, MaxWatchesBytes: limit},
+			Dial:   edgetest.FixedWindows,
 		})
-		numbers := s.putMuch(100)
+		numbers := s.StoreMuch(100)
 		time.Sleep(10 * time.Second)
 		began := time.Now()
 		var slow []watching
 		for range 10 {
-			slow = append(slow, s.watch(numbers...))
+			slow = append(slow, watchMetadata(s, numbers...))
 			synctest.Wait()
-			require.LessOrEqual(t, s.memory("watches"), float64(limit))
+			require.LessOrEqual(t, callsMemory(s, "watches"), float64(limit))
 		}
-		require.Greater(t, s.memory("watches"), float64(limit/4))
+		require.Greater(t, callsMemory(s, "watches"), float64(limit/4))
 		time.Sleep(31 * time.Second)
-		require.GreaterOrEqual(t, s.counter("agentstatsd_grpc_limited_total", "slow_reader"), 4.0)
+		require.GreaterOrEqual(t, s.Counter("agentstatsd_grpc_limited_total", "slow_reader"), 4.0)
 
-		good := s.watch(numbers...)
+		good := watchMetadata(s, numbers...)
 		values := 0
 		for {
 			got, synced := good.next()
@@ -79,21 +59,21 @@ func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
 			for err == nil {
 				_, err = w.Recv()
 			}
-			require.Equal(t, codes.ResourceExhausted, codeOf(err), "%v", err)
+			require.Equal(t, codes.ResourceExhausted, status.Code(err), "%v", err)
 			require.Regexp(t, `responses: want them read within 30s \(--grpc-send-timeout\), they were not|want at most 524288 bytes of metadata read at once, half of --max-watches-bytes, waited 1m0s for 131072 bytes`, err.Error())
-			require.Equal(t, time.Second, retryDelay(t, err))
+			require.Equal(t, time.Second, edgetest.RetryDelay(t, err))
 		}
 		synctest.Wait()
-		require.Less(t, s.memory("watches"), 60_000.0, "what the good one was sent")
-		require.Equal(t, 10.0, s.counter("agentstatsd_grpc_limited_total", "slow_reader")+s.counter("agentstatsd_coderd_memory_refused_total", "metadata_reads"))
+		require.Less(t, callsMemory(s, "watches"), 60_000.0, "what the good one was sent")
+		require.Equal(t, 10.0, s.Counter("agentstatsd_grpc_limited_total", "slow_reader")+s.Counter("agentstatsd_coderd_memory_refused_total", "metadata_reads"))
 	})
 }
 
 // So are those that read a little from time to time.
 func TestWatchersThatReadSlowlyAreEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{dial: fixedWindows})
-		w := s.watch(s.putMuch(200)...)
+		s := edgetest.Start(t, edgetest.Settings{Dial: edgetest.FixedWindows})
+		w := watchMetadata(s, s.StoreMuch(200)...)
 		time.Sleep(10 * time.Second)
 		began := time.Now()
 		var err error
@@ -101,24 +81,24 @@ func TestWatchersThatReadSlowlyAreEnded(t *testing.T) {
 			_, err = w.Recv()
 			time.Sleep(10 * time.Second)
 		}
-		requireCode(t, err, codes.ResourceExhausted, "responses: want them read within 30s (--grpc-send-timeout), they were not")
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "responses: want them read within 30s (--grpc-send-timeout), they were not")
 		require.Less(t, time.Since(began), 5*time.Minute)
 	})
 }
 
 func TestWatchRemembersWithinItsLimit(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}, coderd: coderdapi.Options{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000}})
-		s.register(1, 2)
-		_, err := s.watch(make20()...).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "agent_ids: want at most 5000 bytes in memory of a watch, half of --max-watch-bytes, got 5120: watch fewer agents at once")
-		require.Equal(t, 1.0, s.counter("agentstatsd_coderd_memory_refused_total", "watches"))
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxMessageBytes: 5000, MaxAgentMessageBytes: 5000}, Coderd: coderdapi.Options{MaxWatchBytes: 10_000, MaxWatchesBytes: 30_000}})
+		s.Register(1, 2)
+		_, err := watchMetadata(s, make20()...).Recv()
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "agent_ids: want at most 5000 bytes in memory of a watch, half of --max-watch-bytes, got 5120: watch fewer agents at once")
+		require.Equal(t, 1.0, s.Counter("agentstatsd_coderd_memory_refused_total", "watches"))
 		for range 3 { // each takes 3840 of half of 30,000
-			w := s.watch(make20()[:15]...)
+			w := watchMetadata(s, make20()[:15]...)
 			w.requireSynced()
 		}
-		_, err = s.watch(make20()[:15]...).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "message: want at most 15000 bytes in memory of all watches under way (--max-watches-bytes), got 3840 more than the 11520 that there are; try again later, or with less at once")
+		_, err = watchMetadata(s, make20()[:15]...).Recv()
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "message: want at most 15000 bytes in memory of all watches under way (--max-watches-bytes), got 3840 more than the 11520 that there are; try again later, or with less at once")
 	})
 }
 
@@ -132,19 +112,19 @@ func make20() (numbers []int) {
 // What a reader did not take of a stream that ended lies in gRPC's memory: coderd may
 // have as many such streams as watches, then the connection that has them is closed.
 func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
-	s := start(t, settings{
-		tcp:     true,
-		server:  grpcserver.Options{SendTimeout: time.Second, MaxUnreadOfCoderd: 4},
-		coderd:  coderdapi.Options{MaxWatches: 4},
-		batcher: batcher.Options{BatchSize: 10, FlushInterval: 10 * time.Millisecond, MaxPending: 10_000},
+	s := edgetest.Start(t, edgetest.Settings{
+		TCP:     true,
+		Server:  grpcserver.Options{SendTimeout: time.Second, MaxUnreadOfCoderd: 4},
+		Coderd:  coderdapi.Options{MaxWatches: 4},
+		Batcher: batcher.Options{BatchSize: 10, FlushInterval: 10 * time.Millisecond, MaxPending: 10_000},
 	})
-	numbers := s.putMuch(20)
+	numbers := s.StoreMuch(20)
 	req := &pb.WatchMetadataRequest{}
 	for _, n := range numbers {
-		req.AgentIds = append(req.AgentIds, bid(n))
+		req.AgentIds = append(req.AgentIds, edgetest.IDBytes(n))
 	}
 	for {
-		resp, err := s.coderd().GetMetadata(s.asCoderd(), &pb.GetMetadataRequest{AgentIds: req.GetAgentIds()})
+		resp, err := s.Coderd().GetMetadata(s.AsCoderd(), &pb.GetMetadataRequest{AgentIds: req.GetAgentIds()})
 		require.NoError(t, err)
 		if len(resp.GetAgents()) == 20 {
 			break
@@ -152,9 +132,9 @@ func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 	}
 	message, err := proto.Marshal(req)
 	require.NoError(t, err)
-	raw := s.rawClient(t)
+	raw := dialRaw(s, t)
 	watch := func() error {
-		id, err := raw.call("/agentstats.v1.CoderdService/WatchMetadata", "authorization", "Bearer "+coderdToken)
+		id, err := raw.call("/agentstats.v1.CoderdService/WatchMetadata", "authorization", "Bearer "+edgetest.CoderdToken)
 		if err != nil {
 			return err
 		}
@@ -176,7 +156,7 @@ func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 	require.GreaterOrEqual(t, limited(s, "slow_reader"), 4.0)
 	require.GreaterOrEqual(t, limited(s, "unread_streams"), 1.0)
 
-	good, err := s.coderd().WatchMetadata(s.asCoderd(), req) // of another connection
+	good, err := s.Coderd().WatchMetadata(s.AsCoderd(), req) // of another connection
 	require.NoError(t, err)
 	for synced := false; !synced; {
 		m, err := good.Recv()
@@ -188,23 +168,23 @@ func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 // A watcher of agents that does not read is ended too.
 func TestWatchersOfAgentsThatDoNotReadAreEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{dial: fixedWindows})
+		s := edgetest.Start(t, edgetest.Settings{Dial: edgetest.FixedWindows})
 		for part := range 10 {
 			req := &pb.RegisterAgentsRequest{}
 			for n := range 100 {
-				reg := registration(1 + 100*part + n)
+				reg := edgetest.Registration(1 + 100*part + n)
 				for i := range 20 {
-					reg.Apps = append(reg.Apps, &pb.App{Id: bid(60_000 + i), Health: pb.AppHealth_APP_HEALTH_HEALTHY})
+					reg.Apps = append(reg.Apps, &pb.App{Id: edgetest.IDBytes(60_000 + i), Health: pb.AppHealth_APP_HEALTH_HEALTHY})
 				}
 				req.Agents = append(req.Agents, reg)
 			}
-			_, err := s.coderd().RegisterAgents(s.asCoderd(), req)
+			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
 			require.NoError(t, err)
 		}
 		began := time.Now()
-		slow, err := s.coderd().WatchAgents(s.asCoderd(), &pb.WatchAgentsRequest{})
+		slow, err := s.Coderd().WatchAgents(s.AsCoderd(), &pb.WatchAgentsRequest{})
 		require.NoError(t, err)
-		good, err := s.coderd().WatchAgents(s.asCoderd(), &pb.WatchAgentsRequest{})
+		good, err := s.Coderd().WatchAgents(s.AsCoderd(), &pb.WatchAgentsRequest{})
 		require.NoError(t, err)
 		agents := 0
 		for {
@@ -216,12 +196,12 @@ func TestWatchersOfAgentsThatDoNotReadAreEnded(t *testing.T) {
 		}
 		require.Equal(t, 1000, agents)
 		time.Sleep(31*time.Second - time.Since(began))
-		require.Equal(t, 1.0, s.counter("agentstatsd_grpc_limited_total", "slow_reader"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_grpc_limited_total", "slow_reader"))
 		synctest.Wait()
-		require.Equal(t, 1.0, s.counter("agentstatsd_watches", "agents"), "the good one")
+		require.Equal(t, 1.0, s.Counter("agentstatsd_watches", "agents"), "the good one")
 		for err == nil {
 			_, err = slow.Recv()
 		}
-		requireCode(t, err, codes.ResourceExhausted, "responses: want them read within 30s (--grpc-send-timeout), they were not")
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "responses: want them read within 30s (--grpc-send-timeout), they were not")
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/edgetest"
 )
 
 // rawClient speaks HTTP/2 with no room in the windows of its streams.
@@ -28,9 +29,9 @@ type rawClient struct {
 	closed  chan struct{}
 }
 
-func (s *service) rawClient(t *testing.T) *rawClient {
+func dialRaw(s *edgetest.Service, t *testing.T) *rawClient {
 	t.Helper()
-	c := &rawClient{t: t, conn: s.dial(), next: 1, refused: make(chan string, 1000), closed: make(chan struct{})}
+	c := &rawClient{t: t, conn: dial(s), next: 1, refused: make(chan string, 1000), closed: make(chan struct{})}
 	c.header = hpack.NewEncoder(&c.fields)
 	c.framer = http2.NewFramer(c.conn, c.conn)
 	_, err := io.WriteString(c.conn, http2.ClientPreface)
@@ -68,7 +69,7 @@ func (c *rawClient) session(number int64, headers ...string) error {
 	if err != nil {
 		return err
 	}
-	message, err := proto.Marshal(hello(1, number))
+	message, err := proto.Marshal(edgetest.Hello(1, number))
 	require.NoError(c.t, err)
 	return c.framer.WriteData(id, false, append([]byte{0, 0, 0, 0, byte(len(message))}, message...))
 }
@@ -91,12 +92,12 @@ func (c *rawClient) call(method string, headers ...string) (id uint32, err error
 // An agent that reads nothing and opens session after session, each of which ends
 // the one before, is disconnected: gRPC keeps an ended stream until it is read.
 func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
-	s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStreamsPerAgent: 4}})
-	s.register(1)
-	c := s.rawClient(t)
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
+	s.Register(1)
+	c := dialRaw(s, t)
 	deadline := time.After(30 * time.Second)
 	for number := int64(1); ; number++ {
-		if c.session(number, "authorization", "Bearer "+token(1)) != nil {
+		if c.session(number, "authorization", "Bearer "+edgetest.Token(1)) != nil {
 			break
 		}
 		select {
@@ -121,19 +122,19 @@ func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
 		headers func(n int) []string
 	}{
 		{"relay", func(n int) []string {
-			return []string{"authorization", "Bearer " + coderdToken, "agentstats-agent-id", nid(n).String()}
+			return []string{"authorization", "Bearer " + edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(n).String()}
 		}},
-		{"proxy", func(n int) []string { return []string{"authorization", "Bearer " + token(n)} }},
+		{"proxy", func(n int) []string { return []string{"authorization", "Bearer " + edgetest.Token(n)} }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := start(t, settings{tcp: true, server: grpcserver.Options{MaxStreamsPerAgent: 4}})
+			s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
 			const others = 9
-			c := s.rawClient(t)
+			c := dialRaw(s, t)
 			connected := func(n float64) {
 				t.Helper()
-				require.Eventually(t, func() bool { return s.counter("agentstatsd_sessions", "") == n }, 30*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return s.Counter("agentstatsd_sessions", "") == n }, 30*time.Second, time.Millisecond)
 			}
-			s.register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+			s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
 			for n := range others {
 				require.NoError(t, c.session(1, test.headers(2+n)...))
 			}
@@ -165,13 +166,13 @@ func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
 }
 
 // requireEventuallyConnects waits until the agent can have a session.
-func requireEventuallyConnects(t *testing.T, s *service, n int) {
+func requireEventuallyConnects(t *testing.T, s *edgetest.Service, n int) {
 	t.Helper()
 	session := int64(1000)
 	require.Eventually(t, func() bool {
 		session++
-		c := s.open(as(t.Context(), token(n)))
-		require.NoError(t, c.Send(hello(1, session)))
+		c := s.Open(edgetest.As(t.Context(), edgetest.Token(n)))
+		require.NoError(t, c.Send(edgetest.Hello(1, session)))
 		resp, err := c.Recv()
 		return err == nil && resp.GetSettings() != nil
 	}, 30*time.Second, time.Millisecond)

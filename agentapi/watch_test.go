@@ -12,11 +12,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -40,9 +42,9 @@ func (d *deafNews) tell(ids []agent.ID) {
 }
 
 // put has agent n's metadata stored.
-func (s *service) put(n int, pairs ...string) {
-	s.t.Helper()
-	s.request(n, meta(pairs...))
+func storeMetadata(s *edgetest.Service, n int, pairs ...string) {
+	s.T.Helper()
+	s.Request(n, edgetest.Metadata(pairs...))
 	time.Sleep(6 * time.Second)
 	synctest.Wait()
 }
@@ -52,15 +54,15 @@ type watching struct {
 	t testing.TB
 }
 
-func (s *service) watch(numbers ...int) watching {
-	s.t.Helper()
+func watchMetadata(s *edgetest.Service, numbers ...int) watching {
+	s.T.Helper()
 	req := &pb.WatchMetadataRequest{}
 	for _, n := range numbers {
-		req.AgentIds = append(req.AgentIds, bid(n))
+		req.AgentIds = append(req.AgentIds, edgetest.IDBytes(n))
 	}
-	w, err := s.coderd().WatchMetadata(s.asCoderd(), req)
-	require.NoError(s.t, err)
-	return watching{w, s.t}
+	w, err := s.Coderd().WatchMetadata(s.AsCoderd(), req)
+	require.NoError(s.T, err)
+	return watching{w, s.T}
 }
 
 // next returns the next message, as agent/key=value.
@@ -93,19 +95,19 @@ func (w watching) requireSynced() {
 
 func TestWatch(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		s.register(1, 2, 3)
-		s.put(1, "a", "1", "b", "2")
-		s.put(3, "x", "1")
-		w := s.watch(1, 2, 99)
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1, 2, 3)
+		storeMetadata(s, 1, "a", "1", "b", "2")
+		storeMetadata(s, 3, "x", "1")
+		w := watchMetadata(s, 1, 2, 99)
 		w.requireNext("1/a=1", "1/b=2")
 		w.requireSynced()
-		require.Equal(t, 1.0, s.counter("agentstatsd_watches", "metadata"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_watches", "metadata"))
 
 		began := time.Now()
-		s.put(2, "c", "3")
-		s.put(3, "x", "2") // not watched
-		s.put(1, "a", "4")
+		storeMetadata(s, 2, "c", "3")
+		storeMetadata(s, 3, "x", "2") // not watched
+		storeMetadata(s, 1, "a", "4")
 		w.requireNext("2/c=3")
 		w.requireNext("1/a=4")
 		require.Less(t, time.Since(began), 20*time.Second, "by news, not by the re-read")
@@ -115,25 +117,25 @@ func TestWatch(t *testing.T) {
 func TestWatchRepairsMissedNews(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := start(t, settings{changeCoderd: func(c *coderdapi.Components) { c.News = news }})
-		s.register(1, 2)
-		w := s.watch(1, 2)
+		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.News = news }})
+		s.Register(1, 2)
+		w := watchMetadata(s, 1, 2)
 		w.requireSynced()
 		began := time.Now()
-		s.put(1, "a", "1")
+		storeMetadata(s, 1, "a", "1")
 		w.requireNext("1/a=1")
 		require.Equal(t, 30*time.Second, time.Since(began))
 
-		s.put(1, "a", "2")
-		s.put(2, "b", "3")
+		storeMetadata(s, 1, "a", "2")
+		storeMetadata(s, 2, "b", "3")
 		news.tell(nil) // something may have been missed
 		w.requireNext("1/a=2", "2/b=3")
 		require.Equal(t, 42*time.Second, time.Since(began))
 
-		s.put(1, "a", "4")
-		news.tell([]agent.ID{nid(2), nid(77)})
+		storeMetadata(s, 1, "a", "4")
+		news.tell([]agent.ID{edgetest.ID(2), edgetest.ID(77)})
 		synctest.Wait()
-		news.tell([]agent.ID{nid(1)})
+		news.tell([]agent.ID{edgetest.ID(1)})
 		w.requireNext("1/a=4")
 	})
 }
@@ -141,40 +143,40 @@ func TestWatchRepairsMissedNews(t *testing.T) {
 func TestWatchWaitsForTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := start(t, settings{changeCoderd: func(c *coderdapi.Components) { c.News = news }})
-		s.register(1)
-		s.store.set(true)
-		_, err := s.watch(1).Recv()
-		requireCode(t, err, codes.Unavailable, "the database cannot be used now; try again")
+		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.News = news }})
+		s.Register(1)
+		s.Store.SetDown(true)
+		_, err := watchMetadata(s, 1).Recv()
+		edgetest.RequireCode(t, err, codes.Unavailable, "the database cannot be used now; try again")
 
-		s.store.set(false)
-		w := s.watch(1)
+		s.Store.SetDown(false)
+		w := watchMetadata(s, 1)
 		w.requireSynced()
-		s.put(1, "a", "1")
-		s.store.set(true)
-		news.tell([]agent.ID{nid(1)})
+		storeMetadata(s, 1, "a", "1")
+		s.Store.SetDown(true)
+		news.tell([]agent.ID{edgetest.ID(1)})
 		time.Sleep(9*time.Second + time.Second/2)
-		s.store.set(false)
+		s.Store.SetDown(false)
 		began := time.Now()
 		w.requireNext("1/a=1")
 		require.LessOrEqual(t, time.Since(began), time.Second)
-		require.Equal(t, 11.0, s.counter("agentstatsd_watch_read_errors_total", ""), "one a second, and the first")
+		require.Equal(t, 11.0, s.Counter("agentstatsd_watch_read_errors_total", ""), "one a second, and the first")
 	})
 }
 
 func TestWatchTellsWhatComesBack(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		s.register(1)
-		s.put(1, "a", "1")
-		w := s.watch(1)
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		storeMetadata(s, 1, "a", "1")
+		w := watchMetadata(s, 1)
 		w.requireNext("1/a=1")
 		w.requireSynced()
-		_, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{bid(1)}})
+		_, err := s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
 		require.NoError(t, err)
 		time.Sleep(30 * time.Second)
-		s.register(1)
-		s.put(1, "a", "1")
+		s.Register(1)
+		storeMetadata(s, 1, "a", "1")
 		w.requireNext("1/a=1")
 	})
 }
@@ -183,18 +185,18 @@ func TestWatchTellsWhatComesBack(t *testing.T) {
 // does not read gets the newest in the end.
 func TestWatchOfMuch(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{server: grpcserver.Options{SendTimeout: 10 * time.Minute}})
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{SendTimeout: 10 * time.Minute}})
 		var numbers []int
 		for n := 1; n <= 150; n++ {
 			numbers = append(numbers, n)
 		}
-		s.register(numbers...)
+		s.Register(numbers...)
 		big := strings.Repeat("x", 2000)
 		for _, n := range numbers {
-			s.request(n, meta("a", big, "b", big))
+			s.Request(n, edgetest.Metadata("a", big, "b", big))
 		}
 		time.Sleep(10 * time.Second)
-		w := s.watch(numbers...)
+		w := watchMetadata(s, numbers...)
 		values, parts := 0, 0
 		for {
 			got, synced := w.next()
@@ -210,7 +212,7 @@ func TestWatchOfMuch(t *testing.T) {
 		// 300 changes of 600 KB each do not fit into the buffers between.
 		for i := range 20 {
 			for _, n := range numbers {
-				s.request(n, meta("a", fmt.Sprint(i)+big[:1900]))
+				s.Request(n, edgetest.Metadata("a", fmt.Sprint(i)+big[:1900]))
 			}
 			time.Sleep(6 * time.Second)
 		}
@@ -241,21 +243,21 @@ func valuesOf(m map[string]string) func(func(string) bool) {
 }
 
 func TestWatchLimits(t *testing.T) {
-	s := start(t, settings{coderd: coderdapi.Options{MaxWatches: 1}})
-	s.register(1)
-	ctx, cancel := context.WithCancel(s.asCoderd())
-	first, err := s.coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{bid(1)}})
+	s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxWatches: 1}})
+	s.Register(1)
+	ctx, cancel := context.WithCancel(s.AsCoderd())
+	first, err := s.Coderd().WatchMetadata(ctx, &pb.WatchMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
 	require.NoError(t, err)
 	_, err = first.Recv()
 	require.NoError(t, err)
-	_, err = s.watch(1).Recv()
-	requireCode(t, err, codes.ResourceExhausted, "want at most 1 watches at once (--max-watches)")
-	require.Equal(t, 1.0, s.counter("agentstatsd_streams_refused_total", "watch"))
-	_, err = s.watch().Recv()
-	requireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
-	_, err = s.watch(make([]int, 1001)...).Recv()
-	requireCode(t, err, codes.InvalidArgument, "agent_ids: want at most 1000, got 1001")
+	_, err = watchMetadata(s, 1).Recv()
+	edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 1 watches at once (--max-watches)")
+	require.Equal(t, 1.0, s.Counter("agentstatsd_streams_refused_total", "watch"))
+	_, err = watchMetadata(s).Recv()
+	edgetest.RequireCode(t, err, codes.InvalidArgument, "agent_ids: want 1 to 1000, got 0")
+	_, err = watchMetadata(s, make([]int, 1001)...).Recv()
+	edgetest.RequireCode(t, err, codes.InvalidArgument, "agent_ids: want at most 1000, got 1001")
 	cancel()
 	_, err = first.Recv()
-	require.Equal(t, codes.Canceled, codeOf(err))
+	require.Equal(t, codes.Canceled, status.Code(err))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -22,9 +23,9 @@ import (
 // allocation, of its sum, while there is, of an agent that has a report waiting for the
 // database.
 func TestWatchedReportAllocations(t *testing.T) {
-	s := start(t, settings{})
-	s.register(1)
-	session, err := s.fleet.Connect(t.Context(), nid(1), fleet.Hello{Instance: agent.Instance(uuid.New())})
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
+	session, err := s.Fleet.Connect(t.Context(), edgetest.ID(1), fleet.Hello{Instance: agent.Instance(uuid.New())})
 	require.NoError(t, err)
 	var requests [1024]mem.BufferSlice
 	for i := range requests {
@@ -38,7 +39,7 @@ func TestWatchedReportAllocations(t *testing.T) {
 	in := agentapi.NewIntake()
 	sequence := int64(0)
 	take := func(r fleet.Request) {
-		refused, err := in.Take(s.agentService, r, requests[sequence%int64(len(requests))])
+		refused, err := in.Take(s.AgentService, r, requests[sequence%int64(len(requests))])
 		if err != nil || len(refused) > 0 {
 			t.Fatal(refused, err)
 		}
@@ -56,12 +57,12 @@ func TestWatchedReportAllocations(t *testing.T) {
 		}
 		return least
 	}
-	require.False(t, s.reports.Wanted())
+	require.False(t, s.Reports.Wanted())
 	nobody := perReport()
-	_, err = s.store.OpenSubscription(t.Context(), agent.SubscriptionOpening{Name: "a", Stream: uuid.New(), Incarnation: 1, Max: 1, Lease: time.Hour})
+	_, err = s.Store.OpenSubscription(t.Context(), agent.SubscriptionOpening{Name: "a", Stream: uuid.New(), Incarnation: 1, Max: 1, Lease: time.Hour})
 	require.NoError(t, err)
-	require.NoError(t, s.reports.Load(t.Context()))
-	require.True(t, s.reports.Wanted())
+	require.NoError(t, s.Reports.Load(t.Context()))
+	require.True(t, s.Reports.Wanted())
 	watched := perReport()
 	require.Zero(t, nobody)
 	require.LessOrEqual(t, watched, 1.0)

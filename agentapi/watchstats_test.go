@@ -18,21 +18,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // report has agent n report.
-func (s *service) report(n int, report *pb.Stats) {
-	s.t.Helper()
-	s.request(n, stats(report))
-}
-
-func bids(numbers ...int) [][]byte {
-	var ids [][]byte
-	for _, n := range numbers {
-		ids = append(ids, bid(n))
-	}
-	return ids
+func report(s *edgetest.Service, n int, report *pb.Stats) {
+	s.T.Helper()
+	s.Request(n, edgetest.Stats(report))
 }
 
 // statsWatcher is one stream of a watch of stats.
@@ -43,15 +36,15 @@ type statsWatcher struct {
 }
 
 // watchStats begins a stream, which cut breaks.
-func (s *service) watchStats(first *pb.WatchStatsRequest) *statsWatcher {
-	s.t.Helper()
-	ctx, cancel := context.WithCancel(s.asCoderd())
-	w, err := s.coderd().WatchStats(ctx)
-	require.NoError(s.t, err)
+func watchStats(s *edgetest.Service, first *pb.WatchStatsRequest) *statsWatcher {
+	s.T.Helper()
+	ctx, cancel := context.WithCancel(s.AsCoderd())
+	w, err := s.Coderd().WatchStats(ctx)
+	require.NoError(s.T, err)
 	if err := w.Send(first); !errors.Is(err, io.EOF) { // a refused stream may have ended
-		require.NoError(s.t, err)
+		require.NoError(s.T, err)
 	}
-	return &statsWatcher{w, s.t, func() {
+	return &statsWatcher{w, s.T, func() {
 		cancel()
 		synctest.Wait()
 	}}
@@ -92,15 +85,15 @@ func (w *statsWatcher) ack(number int64) {
 
 func TestWatchStats(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		s.register(1, 2)
-		s.report(1, &pb.Stats{RxBytes: 1000}) // nobody watches
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1, 2)
+		report(s, 1, &pb.Stats{RxBytes: 1000}) // nobody watches
 		began := time.Now()
-		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		w := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		first := w.began(0)
 		require.WithinRange(t, first.GetSince().AsTime(), began, time.Now())
-		require.Equal(t, 1.0, s.counter("agentstatsd_watches", "stats"))
-		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions", ""))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_watches", "stats"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_report_subscriptions", ""))
 
 		requireNext := func(number int64, want ...*pb.AgentStats) {
 			t.Helper()
@@ -111,7 +104,7 @@ func TestWatchStats(t *testing.T) {
 			w.ack(number)
 		}
 		entry := func(n int, reports int64, used bool, stats *pb.Stats) *pb.AgentStats {
-			e := &pb.AgentStats{AgentId: bid(n), WorkspaceId: bid(10_000 + n), Reports: reports, Stats: stats, ReceivedAt: timestamppb.Now()}
+			e := &pb.AgentStats{AgentId: edgetest.IDBytes(n), WorkspaceId: edgetest.IDBytes(10_000 + n), Reports: reports, Stats: stats, ReceivedAt: timestamppb.Now()}
 			if used {
 				e.LastUsedAt = e.ReceivedAt
 			}
@@ -122,30 +115,30 @@ func TestWatchStats(t *testing.T) {
 			RxPackets: 1, RxBytes: 2, TxPackets: 3, TxBytes: 4,
 			SessionCountVscode: 5, SessionCountJetbrains: 6, SessionCountReconnectingPty: 7, SessionCountSsh: 8,
 			SessionCounts: map[string]int64{"cursor": 2, "new": 1},
-			Metrics:       gauge("g", 1).GetMetrics(),
+			Metrics:       edgetest.Gauge("g", 1).GetMetrics(),
 		}
-		c := s.connect(1, 1, 1)
-		c.send(stats(full))
+		c := s.Connect(1, 1, 1)
+		c.SendNext(edgetest.Stats(full))
 		want := entry(1, 1, true, full)
 		full.Metrics = nil
 		requireNext(1, want)
 
 		// Reports that come together are made one. A session that has ended shows.
-		s.report(2, &pb.Stats{RxBytes: 10, RxPackets: agent.MaxReportedBytes, TxBytes: -4, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}})
+		report(s, 2, &pb.Stats{RxBytes: 10, RxPackets: agent.MaxReportedBytes, TxBytes: -4, ConnectionCount: 9, SessionCounts: map[string]int64{"old": 1}})
 		used := timestamppb.Now()
 		time.Sleep(time.Millisecond)
-		s.report(2, &pb.Stats{RxBytes: 20, RxPackets: 5, TxBytes: 7, TxPackets: 3})
-		c.send(stats(&pb.Stats{RxBytes: 1}))
+		report(s, 2, &pb.Stats{RxBytes: 20, RxPackets: 5, TxBytes: 7, TxPackets: 3})
+		c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 1}))
 		synctest.Wait()
 		both := entry(2, 2, false, &pb.Stats{RxBytes: 30, RxPackets: agent.MaxReportedBytes + 5, TxBytes: 7, TxPackets: 3})
 		both.LastUsedAt = used
 		requireNext(2, entry(1, 1, false, &pb.Stats{RxBytes: 1}), both)
 
 		// What a removed agent last counted is told.
-		c.send(stats(&pb.Stats{RxBytes: 9}))
+		c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 9}))
 		synctest.Wait()
 		last := entry(1, 1, false, &pb.Stats{RxBytes: 9})
-		_, err := s.coderd().DeregisterAgents(s.asCoderd(), &pb.DeregisterAgentsRequest{AgentIds: bids(1)})
+		_, err := s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: edgetest.IDsBytes(1)})
 		require.NoError(t, err)
 		requireNext(3, last)
 	})
@@ -153,44 +146,44 @@ func TestWatchStats(t *testing.T) {
 
 func TestWatchStatsContinues(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		s.register(1)
-		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		w := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		incarnation := w.began(0).GetIncarnation()
 		at := func(incarnation uint64, number int64, nonce uint64) *pb.WatchStatsRequest {
 			return &pb.WatchStatsRequest{Name: "insights", Incarnation: incarnation, Number: number, Nonce: nonce}
 		}
-		s.report(1, &pb.Stats{RxBytes: 1})
+		report(s, 1, &pb.Stats{RxBytes: 1})
 		first := w.requireBytes(1, 1)
-		s.report(1, &pb.Stats{RxBytes: 2})
+		report(s, 1, &pb.Stats{RxBytes: 2})
 		time.Sleep(time.Minute) // nothing more comes before the ack
 		w.cut()
-		require.Equal(t, 0.0, s.counter("agentstatsd_watches", "stats"))
-		s.report(1, &pb.Stats{RxBytes: 4})
+		require.Equal(t, 0.0, s.Counter("agentstatsd_watches", "stats"))
+		report(s, 1, &pb.Stats{RxBytes: 4})
 		time.Sleep(2 * time.Second) // it is written
 
 		// It was not processed: it comes again, unchanged.
-		w = s.watchStats(at(0, 0, 0))
+		w = watchStats(s, at(0, 0, 0))
 		w.began(0)
 		require.Empty(t, cmp.Diff(first, w.next(), protocmp.Transform()))
 		w.ack(1)
 		second := w.requireBytes(2, 6)
 		w.cut()
 		// A number of another incarnation says nothing.
-		w = s.watchStats(at(incarnation+1, 2, second.GetNonce()))
+		w = watchStats(s, at(incarnation+1, 2, second.GetNonce()))
 		w.began(1)
 		w.requireBytes(2, 6)
 		w.cut()
 		// It was processed, but its ack was lost.
-		w = s.watchStats(at(incarnation, 2, second.GetNonce()))
+		w = watchStats(s, at(incarnation, 2, second.GetNonce()))
 		require.Equal(t, second.GetNonce(), w.began(2).GetNonce())
-		s.report(1, &pb.Stats{RxBytes: 8})
+		report(s, 1, &pb.Stats{RxBytes: 8})
 		w.requireBytes(3, 8)
 		w.ack(2) // old acks say nothing
 		w.ack(0)
 		synctest.Wait()
 		w.cut()
-		w = s.watchStats(at(incarnation, 1, first.GetNonce()))
+		w = watchStats(s, at(incarnation, 1, first.GetNonce()))
 		w.began(2)
 		w.requireBytes(3, 8)
 		w.ack(3)
@@ -199,16 +192,16 @@ func TestWatchStatsContinues(t *testing.T) {
 		require.Equal(t, io.EOF, err, "the last ack is stored")
 
 		// The watcher knows more than the database: that is an older one.
-		w = s.watchStats(at(incarnation, 7, 1))
+		w = watchStats(s, at(incarnation, 7, 1))
 		third := w.began(3)
 		require.NotEqual(t, incarnation, third.GetIncarnation())
-		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions_restored_total", ""))
-		s.report(1, &pb.Stats{RxBytes: 16})
+		require.Equal(t, 1.0, s.Counter("agentstatsd_report_subscriptions_restored_total", ""))
+		report(s, 1, &pb.Stats{RxBytes: 16})
 		w.requireBytes(4, 16)
 		w.cut()
 
 		// It has processed another batch with the number.
-		w = s.watchStats(at(third.GetIncarnation(), 4, 1))
+		w = watchStats(s, at(third.GetIncarnation(), 4, 1))
 		require.NotEqual(t, third.GetIncarnation(), w.began(3).GetIncarnation())
 		w.requireBytes(4, 16)
 		w.cut()
@@ -217,20 +210,20 @@ func TestWatchStatsContinues(t *testing.T) {
 
 func TestWatchStatsTakeover(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{})
-		s.register(1)
-		old := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		old := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		old.began(0)
-		s.report(1, &pb.Stats{RxBytes: 1})
+		report(s, 1, &pb.Stats{RxBytes: 1})
 		old.requireBytes(1, 1)
-		w := s.watchStats(&pb.WatchStatsRequest{Name: "insights"})
+		w := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		w.began(0)
 		w.requireBytes(1, 1)
 		_, err := old.Recv()
-		requireCode(t, err, codes.Aborted, "superseded by a newer watch of the name")
+		edgetest.RequireCode(t, err, codes.Aborted, "superseded by a newer watch of the name")
 
 		// It stands by until the newer one has gone.
-		old = s.watchStats(&pb.WatchStatsRequest{Name: "insights", StandBy: true})
+		old = watchStats(s, &pb.WatchStatsRequest{Name: "insights", StandBy: true})
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		began := time.Now()
@@ -239,19 +232,19 @@ func TestWatchStatsTakeover(t *testing.T) {
 		_, err = w.Recv()
 		require.Equal(t, io.EOF, err)
 		_, err = old.Recv()
-		requireCode(t, err, codes.Unavailable, "the watcher that had the name is gone; connect again")
+		edgetest.RequireCode(t, err, codes.Unavailable, "the watcher that had the name is gone; connect again")
 		require.LessOrEqual(t, time.Since(began), 5*time.Second)
-		w = s.watchStats(&pb.WatchStatsRequest{Name: "insights", StandBy: true})
+		w = watchStats(s, &pb.WatchStatsRequest{Name: "insights", StandBy: true})
 		w.began(1)
 		w.ack(2)
 		_, err = w.Recv()
-		requireCode(t, err, codes.InvalidArgument, "number: want 0 to 1, got 2")
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "number: want 0 to 1, got 2")
 	})
 }
 
 func TestWatchStatsLimits(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		s := start(t, settings{coderd: coderdapi.Options{MaxWatches: 4}}) // with 3 subscriptions
+		s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxWatches: 4}}) // with 3 subscriptions
 		for want, first := range map[string]*pb.WatchStatsRequest{
 			"name: want 1 to 64 bytes, got 0":                 {},
 			"name: want 1 to 64 bytes, got 65":                {Name: strings.Repeat("n", 65)},
@@ -261,37 +254,37 @@ func TestWatchStatsLimits(t *testing.T) {
 		} {
 			var w *statsWatcher
 			if first == nil {
-				c, err := s.coderd().WatchStats(s.asCoderd())
+				c, err := s.Coderd().WatchStats(s.AsCoderd())
 				require.NoError(t, err)
 				require.NoError(t, c.CloseSend())
 				w = &statsWatcher{c, t, nil}
 			} else {
-				w = s.watchStats(first)
+				w = watchStats(s, first)
 			}
 			_, err := w.Recv()
-			requireCode(t, err, codes.InvalidArgument, want)
+			edgetest.RequireCode(t, err, codes.InvalidArgument, want)
 		}
 		synctest.Wait()
 		var streams []*statsWatcher
 		for _, name := range []string{"a", "b", "c"} {
-			w := s.watchStats(&pb.WatchStatsRequest{Name: name})
+			w := watchStats(s, &pb.WatchStatsRequest{Name: name})
 			w.began(0)
 			streams = append(streams, w)
 		}
-		_, err := s.watchStats(&pb.WatchStatsRequest{Name: "d"}).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "open subscription: too many subscriptions: want at most 3 (--max-report-subscriptions)")
-		require.Equal(t, 1.0, s.counter("agentstatsd_report_subscriptions_refused_total", ""))
+		_, err := watchStats(s, &pb.WatchStatsRequest{Name: "d"}).Recv()
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "open subscription: too many subscriptions: want at most 3 (--max-report-subscriptions)")
+		require.Equal(t, 1.0, s.Counter("agentstatsd_report_subscriptions_refused_total", ""))
 		synctest.Wait()
-		waits := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})
+		waits := watchStats(s, &pb.WatchStatsRequest{Name: "a", StandBy: true})
 		synctest.Wait()
-		_, err = s.watchStats(&pb.WatchStatsRequest{Name: "a"}).Recv()
-		requireCode(t, err, codes.ResourceExhausted, "want at most 4 watches at once (--max-watches)")
+		_, err = watchStats(s, &pb.WatchStatsRequest{Name: "a"}).Recv()
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 4 watches at once (--max-watches)")
 
 		began := time.Now()
-		go s.stop()
+		go s.Stop()
 		for _, w := range append(streams, waits) {
 			_, err = w.Recv()
-			requireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
+			edgetest.RequireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		}
 		require.Zero(t, time.Since(began))
 	})
@@ -306,17 +299,17 @@ func (r *heldReader) MetadataWithin(context.Context, []agent.ID, int) ([]agent.M
 }
 
 // takeReads has GetMetadata hold all that may be read for watches at once.
-func (r *heldReader) takeReads(s *service) (giveBack func()) {
+func (r *heldReader) takeReads(s *edgetest.Service) (giveBack func()) {
 	r.hold = make(chan struct{})
 	ended := make(chan error)
 	go func() {
-		_, err := s.coderd().GetMetadata(s.asCoderd(), &pb.GetMetadataRequest{AgentIds: bids(1, 2, 3, 4, 5, 6)})
+		_, err := s.Coderd().GetMetadata(s.AsCoderd(), &pb.GetMetadataRequest{AgentIds: edgetest.IDsBytes(1, 2, 3, 4, 5, 6)})
 		ended <- err
 	}()
 	synctest.Wait()
 	return func() {
 		close(r.hold)
-		require.NoError(s.t, <-ended)
+		require.NoError(s.T, <-ended)
 	}
 }
 
@@ -325,31 +318,31 @@ func (r *heldReader) takeReads(s *service) (giveBack func()) {
 func TestWatchStatsWaitsForRoom(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		reader := &heldReader{}
-		s := start(t, settings{
-			coderd:       coderdapi.Options{MaxWatchesBytes: 24 << 20}, // half for reads: one of GetMetadata
-			changeCoderd: func(c *coderdapi.Components) { c.Reader = reader },
+		s := edgetest.Start(t, edgetest.Settings{
+			Coderd:       coderdapi.Options{MaxWatchesBytes: 24 << 20}, // half for reads: one of GetMetadata
+			ChangeCoderd: func(c *coderdapi.Components) { c.Reader = reader },
 		})
-		s.register(1)
+		s.Register(1)
 		giveBack := reader.takeReads(s)
-		w := s.watchStats(&pb.WatchStatsRequest{Name: "a"})
+		w := watchStats(s, &pb.WatchStatsRequest{Name: "a"})
 		time.Sleep(10 * time.Second)
-		require.NotZero(t, s.counter("agentstatsd_coderd_memory_refused_total", "report_batches"))
-		require.Zero(t, s.counter("agentstatsd_report_subscriptions", ""), "it is not asked for")
+		require.NotZero(t, s.Counter("agentstatsd_coderd_memory_refused_total", "report_batches"))
+		require.Zero(t, s.Counter("agentstatsd_report_subscriptions", ""), "it is not asked for")
 		giveBack()
 		w.began(0)
 		synctest.Wait()
-		require.Zero(t, s.memory("watches"))
+		require.Zero(t, callsMemory(s, "watches"))
 
 		giveBack = reader.takeReads(s)
-		s.report(1, &pb.Stats{RxBytes: 1000})
+		report(s, 1, &pb.Stats{RxBytes: 1000})
 		time.Sleep(time.Minute) // four times the lease
-		other := s.watchStats(&pb.WatchStatsRequest{Name: "a", StandBy: true})
+		other := watchStats(s, &pb.WatchStatsRequest{Name: "a", StandBy: true})
 		time.Sleep(time.Minute)
 		giveBack()
 		w.requireBytes(1, 1000)
 		w.ack(1)
 		synctest.Wait()
-		require.Zero(t, s.memory("watches"))
+		require.Zero(t, callsMemory(s, "watches"))
 		other.cut()
 	})
 }

@@ -1,0 +1,259 @@
+// Package edgetest runs the gRPC server with both its services over the real
+// components and a database in a file, for the tests of grpcserver, agentapi and
+// coderdapi.
+package edgetest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
+	"github.com/coder/agentstatsd/aggregator"
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+	"github.com/coder/agentstatsd/pubsub"
+	"github.com/coder/agentstatsd/reports"
+	"github.com/coder/agentstatsd/store"
+)
+
+// CoderdToken is coderd's.
+const CoderdToken = "coderd's own token"
+
+// Service is the whole service but its command. It ends with its test.
+type Service struct {
+	T            testing.TB
+	Store        *Store
+	Series       *aggregator.Aggregator
+	Fleet        *fleet.Fleet
+	Reports      *reports.Reports
+	Pushes       *Pushes
+	Server       *grpcserver.Server
+	AgentService *agentapi.Service
+	Registry     *prometheus.Registry
+	Log          *Log
+	// Conn is a client's, without a token.
+	Conn *grpc.ClientConn
+	// Addr is that of the listener.
+	Addr string
+	// Dial opens a connection to the listener.
+	Dial func(context.Context) (net.Conn, error)
+	// Stop stops the server, then the workers. It is safe to repeat.
+	Stop func()
+}
+
+// Settings are what tests of a Service change.
+type Settings struct {
+	Fleet   fleet.Options
+	Server  grpcserver.Options
+	Agents  agentapi.Options
+	Coderd  coderdapi.Options
+	Batcher batcher.Options
+	// ChangeAgents and ChangeCoderd put other components in place.
+	ChangeAgents func(*agentapi.Components)
+	ChangeCoderd func(*coderdapi.Components)
+	// Down: the database is down at the start.
+	Down bool
+	// TCP: listen on loopback rather than in memory.
+	TCP bool
+	// Dial has options of Conn.
+	Dial []grpc.DialOption
+}
+
+// FixedWindows do not grow with what the other streams of the connection read.
+var FixedWindows = []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(16 << 20)}
+
+// Start starts a Service.
+func Start(t testing.TB, set Settings) *Service {
+	t.Helper()
+	s := &Service{T: t, Pushes: &Pushes{}, Registry: prometheus.NewPedanticRegistry(), Log: &Log{}}
+	log := slog.New(slog.NewTextHandler(s.Log, nil))
+	db, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "test.db")}, prometheus.NewRegistry(), log)
+	require.NoError(t, err)
+	s.Store = &Store{Store: db, down: set.Down}
+	memory, err := pubsub.NewMemory(s.Registry)
+	require.NoError(t, err)
+	published := pubsub.NewMetadata(memory)
+	s.Series, err = aggregator.New(aggregator.Options{
+		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 100_000, MaxSeriesPerAgent: 1000,
+	}, s.Registry)
+	require.NoError(t, err)
+	if set.Batcher.BatchSize == 0 {
+		set.Batcher = batcher.Options{BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 10_000}
+	}
+	pending, err := batcher.New(s.Store, published, set.Batcher, s.Registry, log)
+	require.NoError(t, err)
+	s.Fleet, err = fleet.New(s.Store, s.Series, pending, set.Fleet, s.Registry, log)
+	require.NoError(t, err)
+	if !set.Down {
+		require.NoError(t, s.Fleet.Load(t.Context()))
+	}
+	s.Reports, err = reports.New(s.Store, reports.Options{MaxSubscriptions: 3}, s.Registry, log)
+	require.NoError(t, err)
+	if !set.Down {
+		require.NoError(t, s.Reports.Load(t.Context()))
+	}
+	if set.Server.CoderdClientSAN == "" {
+		set.Server.CoderdTokenHash = sha256.Sum256([]byte(CoderdToken))
+	}
+	set.Server.Reflection = true
+	if set.Server.IdleTimeout == 0 {
+		set.Server.IdleTimeout = 1000 * time.Hour
+	}
+	s.Server, err = grpcserver.New(s.Fleet, set.Server, s.Registry, log)
+	require.NoError(t, err)
+	set.Agents.Limits.Series = 1000
+	agents := agentapi.Components{Fleet: s.Fleet, Stats: s.Series, Metadata: pending, Reports: s.Reports}
+	if set.ChangeAgents != nil {
+		set.ChangeAgents(&agents)
+	}
+	s.AgentService, err = agentapi.New(s.Server, agents, set.Agents, s.Registry, log)
+	require.NoError(t, err)
+	coderd := coderdapi.Components{Fleet: s.Fleet, Reader: s.Store, News: published, Pushes: s.Pushes, Reports: s.Reports}
+	if set.ChangeCoderd != nil {
+		set.ChangeCoderd(&coderd)
+	}
+	_, err = coderdapi.New(s.Server, coderd, set.Coderd, s.Registry, log)
+	require.NoError(t, err)
+
+	var lis net.Listener = bufconn.Listen(1 << 20)
+	if set.TCP {
+		lis, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+	}
+	s.Addr = lis.Addr().String()
+	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(t.Context()))
+	workCtx, stopWorking := context.WithCancel(context.WithoutCancel(t.Context()))
+	var serving, working sync.WaitGroup
+	serving.Go(func() { require.NoError(t, s.Server.Serve(serveCtx, lis)) })
+	for _, run := range []func(context.Context) error{s.Fleet.Run, pending.Run, s.Series.Run, s.Reports.Run} {
+		working.Go(func() { require.NoError(t, run(workCtx)) })
+	}
+	s.Stop = sync.OnceFunc(func() {
+		stopServing()
+		serving.Wait()
+		stopWorking()
+		working.Wait()
+	})
+	s.Dial = func(ctx context.Context) (net.Conn, error) {
+		if memory, ok := lis.(*bufconn.Listener); ok {
+			return memory.DialContext(ctx)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", s.Addr)
+	}
+	dial := append([]grpc.DialOption{
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.Dial(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+	}, set.Dial...)
+	s.Conn, err = grpc.NewClient("passthrough:///test", dial...)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, s.Conn.Close())
+		s.Stop()
+		require.NoError(t, db.Close())
+	})
+	return s
+}
+
+// Agents is a client of agents on Conn.
+func (s *Service) Agents() pb.AgentServiceClient { return pb.NewAgentServiceClient(s.Conn) }
+
+// Coderd is a client of coderd on Conn.
+func (s *Service) Coderd() pb.CoderdServiceClient { return pb.NewCoderdServiceClient(s.Conn) }
+
+// As adds a credential, and pairs of keys and values, to the metadata of calls.
+func As(ctx context.Context, token string, more ...string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, append([]string{"authorization", "Bearer " + token}, more...)...)
+}
+
+// AsCoderd is a context of the test with the credential of coderd.
+func (s *Service) AsCoderd() context.Context { return As(s.T.Context(), CoderdToken) }
+
+// Register registers agents by number.
+func (s *Service) Register(numbers ...int) {
+	s.T.Helper()
+	req := &pb.RegisterAgentsRequest{}
+	for _, n := range numbers {
+		req.Agents = append(req.Agents, Registration(n))
+	}
+	_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
+	require.NoError(s.T, err)
+}
+
+// Exposition returns the lines of the scrape that are no comments and hold text.
+func (s *Service) Exposition(containing string) []string {
+	s.T.Helper()
+	var b bytes.Buffer
+	require.NoError(s.T, s.Series.WriteText(&b))
+	var lines []string
+	for line := range bytes.Lines(b.Bytes()) {
+		if line[0] != '#' && bytes.Contains(line, []byte(containing)) {
+			lines = append(lines, strings.Join(strings.Fields(string(line)), " "))
+		}
+	}
+	return lines
+}
+
+// StoredMetadata returns what the database has of agent n, as key=value.
+func (s *Service) StoredMetadata(n int) []string {
+	s.T.Helper()
+	rows, _, err := s.Store.MetadataWithin(s.T.Context(), []agent.ID{ID(n)}, 1<<30)
+	require.NoError(s.T, err)
+	var out []string
+	for _, r := range rows {
+		out = append(out, r.Key+"="+r.Value)
+	}
+	return out
+}
+
+// Counter returns the value of a family's counter or gauge with the label value.
+func (s *Service) Counter(name, label string) float64 {
+	s.T.Helper()
+	families, err := s.Registry.Gather()
+	require.NoError(s.T, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || len(m.GetLabel()) > 0 && m.GetLabel()[0].GetValue() == label) {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	s.T.Fatalf("no %s{%s}", name, label)
+	return 0
+}
+
+// StoreMuch registers so many agents and has each report 16 KB of metadata. It
+// returns their numbers.
+func (s *Service) StoreMuch(agents int) (numbers []int) {
+	for n := 1; n <= agents; n++ {
+		numbers = append(numbers, n)
+	}
+	s.Register(numbers...)
+	var pairs []string
+	for key := range 8 {
+		pairs = append(pairs, fmt.Sprint("key", key), strings.Repeat("x", 2000))
+	}
+	for _, n := range numbers {
+		s.Request(n, Metadata(pairs...))
+	}
+	return numbers
+}

@@ -1,0 +1,111 @@
+package edgetest
+
+import (
+	"context"
+	"io"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Stream is an agent's stream.
+type Stream struct {
+	pb.AgentService_ConnectClient
+	T testing.TB
+	// Settings are the answer to its hello.
+	Settings *pb.Settings
+	// Sequence is that of the last request that SendNext sent.
+	Sequence int64
+}
+
+// Open opens a stream without a hello.
+func (s *Service) Open(ctx context.Context) *Stream {
+	s.T.Helper()
+	c, err := s.Agents().Connect(ctx)
+	require.NoError(s.T, err)
+	return &Stream{AgentService_ConnectClient: c, T: s.T}
+}
+
+// Connect opens a session of agent n.
+func (s *Service) Connect(n int, instance byte, session int64) *Stream {
+	s.T.Helper()
+	return s.Open(As(s.T.Context(), Token(n))).SayHello(instance, session)
+}
+
+// Request has agent n connect, send one request and disconnect. It returns once
+// the request was taken in.
+func (s *Service) Request(n int, req *pb.ConnectRequest) {
+	s.T.Helper()
+	c := s.Connect(n, byte(n), 0)
+	c.SendNext(req)
+	require.NoError(s.T, c.CloseSend())
+	c.RequireEnd(codes.OK, "")
+}
+
+// SayHello sends the hello and receives the settings. It returns c.
+func (c *Stream) SayHello(instance byte, session int64) *Stream {
+	c.T.Helper()
+	require.NoError(c.T, c.Send(Hello(instance, session)))
+	c.Settings = c.Next().GetSettings()
+	require.NotNil(c.T, c.Settings.GetResume())
+	c.Sequence = c.Settings.GetResume().GetReceivedSequence()
+	return c
+}
+
+// SendNext sends a request with the next sequence and returns that.
+func (c *Stream) SendNext(req *pb.ConnectRequest) int64 {
+	c.T.Helper()
+	c.Sequence++
+	req.Sequence = c.Sequence
+	require.NoError(c.T, c.Send(req))
+	return req.Sequence
+}
+
+// Next receives the next response.
+func (c *Stream) Next() *pb.ConnectResponse {
+	c.T.Helper()
+	m, err := c.Recv()
+	require.NoError(c.T, err)
+	return m
+}
+
+// NextAck receives the next response, which is an ack.
+func (c *Stream) NextAck() (received, durable int64) {
+	c.T.Helper()
+	m := c.Next()
+	require.NotNil(c.T, m.GetAck(), "got %v", m)
+	return m.GetAck().GetReceivedSequence(), m.GetAck().GetDurableSequence()
+}
+
+// RequireAck receives acks until both sequences are reached.
+func (c *Stream) RequireAck(received, durable int64) {
+	c.T.Helper()
+	for {
+		r, d := c.NextAck()
+		require.LessOrEqual(c.T, r, received)
+		require.LessOrEqual(c.T, d, durable)
+		if r == received && d == durable {
+			return
+		}
+	}
+}
+
+// RequireEnd receives until the end, which has the code and the text.
+func (c *Stream) RequireEnd(code codes.Code, text string) {
+	c.T.Helper()
+	for {
+		_, err := c.Recv()
+		if err == nil {
+			continue
+		}
+		if code == codes.OK {
+			require.Equal(c.T, io.EOF, err)
+			return
+		}
+		RequireCode(c.T, err, code, text)
+		return
+	}
+}
