@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
@@ -494,6 +495,26 @@ func TestSessionAge(t *testing.T) {
 		wg.Wait()
 		synctest.Wait() // the session is closed after its stream
 		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "aged"))
+	})
+}
+
+// panickingStats is a component that is broken.
+type panickingStats struct{}
+
+func (panickingStats) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal, int) {
+	panic("secret of the service")
+}
+
+func TestPanicEndsTheSession(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{ChangeAgents: func(c *agentapi.Components) { c.Stats = panickingStats{} }})
+		s.Register(1)
+		c := s.Connect(1, 1, 1)
+		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions", ""))
+		c.SendNext(edgetest.Stats(&pb.Stats{}))
+		c.RequireEnd(codes.Internal, "internal error")
+		synctest.Wait()
+		require.Zero(t, s.Counter("agentstatsd_sessions", ""))
 	})
 }
 

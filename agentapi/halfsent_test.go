@@ -91,18 +91,30 @@ func TestStreamsOfCoderdWithoutARequestAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxCoderdCalls: 2}})
 		s.Register(1)
+		watch := func() (*pb.WatchMetadataResponse, error) {
+			w, err := s.Coderd().WatchMetadata(s.AsCoderd(), &pb.WatchMetadataRequest{AgentIds: edgetest.IDsBytes(1)})
+			require.NoError(t, err)
+			return w.Recv()
+		}
+		requireSynced := func() {
+			t.Helper()
+			resp, err := watch()
+			require.NoError(t, err)
+			require.Empty(t, resp.GetAgents())
+			require.True(t, resp.GetSynced())
+		}
 		for range 3 {
-			watchMetadata(s, 1).requireSynced()
+			requireSynced()
 		}
 		for _, method := range []string{methodWatch, methodPush} {
 			openCall(s, s.AsCoderd(), method)
 		}
 		synctest.Wait()
-		_, err := watchMetadata(s, 1).Recv()
+		_, err := watch()
 		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 2 calls of coderd at once (--max-coderd-calls)")
 		time.Sleep(6 * time.Second)
 		_, err = s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 		require.NoError(t, err, "those two have had their time")
-		watchMetadata(s, 1).requireSynced()
+		requireSynced()
 	})
 }

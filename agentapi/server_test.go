@@ -3,7 +3,6 @@ package agentapi_test
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,7 +14,6 @@ import (
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
-	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -47,19 +45,6 @@ func TestPanicsStayInside(t *testing.T) {
 	require.Contains(t, s.Log.String(), "panics.Report", "the stack")
 	c = s.Connect(2, 1, 2)
 	require.Zero(t, c.Settings.GetResume().GetReceivedSequence(), "what was not taken in is not received")
-}
-
-func TestPanicEndsTheSession(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		s := edgetest.Start(t, edgetest.Settings{ChangeAgents: func(c *agentapi.Components) { c.Stats = panics{} }})
-		s.Register(1)
-		c := s.Connect(1, 1, 1)
-		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions", ""))
-		c.SendNext(edgetest.Stats(&pb.Stats{}))
-		c.RequireEnd(codes.Internal, "internal error")
-		synctest.Wait()
-		require.Zero(t, s.Counter("agentstatsd_sessions", ""))
-	})
 }
 
 func TestMetrics(t *testing.T) {

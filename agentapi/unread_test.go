@@ -12,8 +12,11 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/edgetest"
+	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // rawClient speaks HTTP/2 with no room in the windows of its streams.
@@ -162,6 +165,59 @@ func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
 			require.NoError(t, c.conn.Close())
 			requireEventuallyConnects(t, s, 1)
 		})
+	}
+}
+
+// What a reader did not take of a stream that ended lies in gRPC's memory: coderd may
+// have as many such streams as watches, then the connection that has them is closed.
+func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{
+		TCP:     true,
+		Server:  grpcserver.Options{SendTimeout: time.Second, MaxUnreadOfCoderd: 4},
+		Coderd:  coderdapi.Options{MaxWatches: 4},
+		Batcher: batcher.Options{BatchSize: 10, FlushInterval: 10 * time.Millisecond, MaxPending: 10_000},
+	})
+	numbers := s.StoreMuch(20)
+	req := &pb.WatchMetadataRequest{AgentIds: edgetest.IDsBytes(numbers...)}
+	for {
+		resp, err := s.Coderd().GetMetadata(s.AsCoderd(), &pb.GetMetadataRequest{AgentIds: req.GetAgentIds()})
+		require.NoError(t, err)
+		if len(resp.GetAgents()) == 20 {
+			break
+		}
+	}
+	message, err := proto.Marshal(req)
+	require.NoError(t, err)
+	raw := dialRaw(s, t)
+	watch := func() error {
+		id, err := raw.call("/agentstats.v1.CoderdService/WatchMetadata", "authorization", "Bearer "+edgetest.CoderdToken)
+		if err != nil {
+			return err
+		}
+		return raw.framer.WriteData(id, true, append(sizeOnly(uint32(len(message))), message...))
+	}
+	deadline := time.After(30 * time.Second)
+	closed := false
+	for n := 1.0; !closed && watch() == nil; n++ {
+		for !closed && limited(s, "slow_reader") < n { // it has ended
+			select {
+			case <-raw.closed:
+				closed = true
+			case <-deadline:
+				require.FailNow(t, "neither ended nor disconnected")
+			default:
+			}
+		}
+	}
+	require.GreaterOrEqual(t, limited(s, "slow_reader"), 4.0)
+	require.GreaterOrEqual(t, limited(s, "unread_streams"), 1.0)
+
+	good, err := s.Coderd().WatchMetadata(s.AsCoderd(), req) // of another connection
+	require.NoError(t, err)
+	for synced := false; !synced; {
+		m, err := good.Recv()
+		require.NoError(t, err)
+		synced = m.GetSynced()
 	}
 }
 
