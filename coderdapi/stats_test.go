@@ -1,4 +1,4 @@
-package agentapi_test
+package coderdapi_test
 
 import (
 	"context"

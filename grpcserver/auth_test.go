@@ -1,4 +1,4 @@
-package agentapi_test
+package grpcserver_test
 
 import (
 	"context"
