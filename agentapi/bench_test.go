@@ -35,7 +35,7 @@ func BenchmarkStream(b *testing.B) {
 		MessagesPerSecond: unlimited, MessagesBurst: unlimited, BytesPerSecond: unlimited, BytesBurst: unlimited,
 	}})
 	s.Register(1)
-	c := s.Connect(1, 1, 1)
+	c := s.Connect(edgetest.Session{Agent: 1})
 	req := report30()
 	ended := make(chan error)
 	go func() {
@@ -68,7 +68,7 @@ func BenchmarkIdleStreams(b *testing.B) {
 		before := memory()
 		ctx, cancel := context.WithCancel(b.Context())
 		for i := range n {
-			s.Open(edgetest.As(ctx, edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(i+1).String())).SayHello(1, 1)
+			s.Open(edgetest.As(ctx, edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(i+1).String())).SayHello(edgetest.Session{})
 		}
 		b.ReportMetric(float64(memory()-before)/n, "bytes/stream")
 		cancel()

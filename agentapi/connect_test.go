@@ -29,7 +29,7 @@ func TestSession(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{SessionAge: time.Hour}})
 		s.Register(1)
-		c := s.Connect(1, 7, 1)
+		c := s.Connect(edgetest.Session{Agent: 1, Instance: 7})
 		want := &pb.Settings{
 			ReportInterval: durationpb.New(30 * time.Second),
 			SessionAge:     durationpb.New(time.Hour),
@@ -47,28 +47,28 @@ func TestSession(t *testing.T) {
 			SessionCounts: map[string]int64{"cursor": 1, "vscode": 2, "ssh": 0},
 			Metrics:       []*pb.Stats_Metric{{Name: "custom", Type: pb.Stats_Metric_TYPE_GAUGE, Value: 3, Labels: []*pb.Stats_Metric_Label{{Name: "k", Value: "v"}}}},
 		}))
-		c.RequireAck(1, 1)
+		c.RequireDurable(1)
 		labels := `{agent_name="main",username="ada",workspace_name="ws1"}`
 		require.Equal(t, []string{"coderd_agentstats_rx_bytes" + labels + " 100"}, s.Exposition("rx_bytes"))
 		require.Equal(t, []string{"coderd_agentstats_session_count_vscode" + labels + " 3"}, s.Exposition("session_count_vscode"))
 		require.Len(t, s.Exposition(`k="v"`), 1)
 
 		c.SendNext(edgetest.Metadata("cpu", "1", "mem", "2"))
-		c.RequireAck(2, 1)
+		c.RequireAck(edgetest.Ack{Received: 2, Durable: 1})
 		require.Empty(t, s.StoredMetadata(1))
-		c.RequireAck(2, 2)
+		c.RequireDurable(2)
 		require.Equal(t, []string{"cpu=1", "mem=2"}, s.StoredMetadata(1))
 
 		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_READY))
-		c.RequireAck(3, 2)
-		c.RequireAck(3, 3)
+		c.RequireAck(edgetest.Ack{Received: 3, Durable: 2})
+		c.RequireDurable(3)
 		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{
 			Updates: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_HEALTHY}},
 		}}})
 		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Network{Network: &pb.Network{
 			NodeId: 9, PreferredRegionId: 1, Regions: []*pb.Network_Region{{Id: 1, Latency: durationpb.New(time.Millisecond)}, {Id: 2, Name: "Sydney"}},
 		}}})
-		c.RequireAck(5, 5)
+		c.RequireDurable(5)
 		states, _, err := s.Store.States(t.Context(), 0)
 		require.NoError(t, err)
 		require.Len(t, states, 1)
@@ -87,7 +87,7 @@ func TestSession(t *testing.T) {
 		}
 		require.Equal(t, int64(5), durable)
 		require.Empty(t, s.Exposition("coderd_agentstats_"), "at once, not when the last ack is sent")
-		c.RequireAck(7, 7)
+		c.RequireDurable(7)
 		c.RequireEnd(codes.OK, "")
 		require.Equal(t, []string{"cpu=5", "mem=2"}, s.StoredMetadata(1))
 		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "goodbye"))
@@ -104,7 +104,7 @@ func TestViolations(t *testing.T) {
 		change(req)
 		return req
 	}
-	good := edgetest.Hello(1, 1)
+	good := edgetest.Hello(edgetest.Session{})
 	seq := func(n int64, req *pb.ConnectRequest) *pb.ConnectRequest {
 		req.Sequence = n
 		return req
@@ -118,12 +118,12 @@ func TestViolations(t *testing.T) {
 		{"nothing", nil, codes.InvalidArgument, "hello: want it as the first message, got none"},
 		{"no hello", []*pb.ConnectRequest{seq(1, edgetest.Stats(&pb.Stats{}))}, codes.InvalidArgument, "hello: want it as the first message"},
 		{"empty", []*pb.ConnectRequest{{}}, codes.InvalidArgument, "hello: want it as the first message"},
-		{"protocol version", []*pb.ConnectRequest{with(edgetest.Hello(1, 1), func(r *pb.ConnectRequest) { r.GetHello().ProtocolVersion = 2 })}, codes.FailedPrecondition, "hello.protocol_version: want 1, got 2"},
-		{"instance", []*pb.ConnectRequest{with(edgetest.Hello(1, 1), func(r *pb.ConnectRequest) { r.GetHello().InstanceId = []byte("short") })}, codes.InvalidArgument, "hello.instance_id: want 16 bytes, got 5"},
-		{"session", []*pb.ConnectRequest{edgetest.Hello(1, -1)}, codes.InvalidArgument, "hello.session: want at least 0, got -1"},
+		{"protocol version", []*pb.ConnectRequest{with(edgetest.Hello(edgetest.Session{}), func(r *pb.ConnectRequest) { r.GetHello().ProtocolVersion = 2 })}, codes.FailedPrecondition, "hello.protocol_version: want 1, got 2"},
+		{"instance", []*pb.ConnectRequest{with(edgetest.Hello(edgetest.Session{}), func(r *pb.ConnectRequest) { r.GetHello().InstanceId = []byte("short") })}, codes.InvalidArgument, "hello.instance_id: want 16 bytes, got 5"},
+		{"session", []*pb.ConnectRequest{edgetest.Hello(edgetest.Session{Number: -1})}, codes.InvalidArgument, "hello.session: want at least 0, got -1"},
 		{"epoch", []*pb.ConnectRequest{{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1, Epoch: -1}}}}, codes.InvalidArgument, "hello.epoch: want at least 0, got -1"},
-		{"sequence of hello", []*pb.ConnectRequest{seq(4, edgetest.Hello(1, 1))}, codes.InvalidArgument, "sequence: want 0 with hello, got 4"},
-		{"second hello", []*pb.ConnectRequest{good, edgetest.Hello(1, 2)}, codes.InvalidArgument, "hello: want it as the first message only"},
+		{"sequence of hello", []*pb.ConnectRequest{seq(4, edgetest.Hello(edgetest.Session{}))}, codes.InvalidArgument, "sequence: want 0 with hello, got 4"},
+		{"second hello", []*pb.ConnectRequest{good, edgetest.Hello(edgetest.Session{Number: 2})}, codes.InvalidArgument, "hello: want it as the first message only"},
 		{"no message", []*pb.ConnectRequest{good, {Sequence: 1}}, codes.InvalidArgument, "message: want one of stats, metadata, lifecycle, app_health, network and goodbye, got none"},
 		{"zero sequence", []*pb.ConnectRequest{good, edgetest.Stats(&pb.Stats{})}, codes.InvalidArgument, "sequence: want at least 1, got 0"},
 		{"negative sequence", []*pb.ConnectRequest{good, seq(-1, edgetest.Stats(&pb.Stats{}))}, codes.InvalidArgument, "sequence: want at least 1, got -1"},
@@ -148,7 +148,7 @@ func TestViolations(t *testing.T) {
 func TestMalformedMessage(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)
-	c := s.Connect(1, 1, 1)
+	c := s.Connect(edgetest.Session{Agent: 1})
 	// The bytes of field 3 (stats) end early.
 	bad := &pb.ConnectRequest{}
 	bad.ProtoReflect().SetUnknown([]byte{0x1a, 0x05, 0x01})
@@ -173,7 +173,7 @@ func TestRefusalsByName(t *testing.T) {
 		r.MetadataKeys = []string{"cpu"}
 		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
 		require.NoError(t, err)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 
 		refused := func() *pb.Refusal {
 			t.Helper()
@@ -190,7 +190,7 @@ func TestRefusalsByName(t *testing.T) {
 		require.Equal(t, "invalid_name", got.GetReason())
 		require.Equal(t, []string{"bad name", "worse name"}, got.GetNames())
 		require.Equal(t, int64(2), got.GetCount())
-		c.RequireAck(1, 1)
+		c.RequireDurable(1)
 		require.Len(t, s.Exposition("good"), 1)
 
 		c.SendNext(edgetest.Metadata("cpu", "1", "mem", "2"))
@@ -198,20 +198,20 @@ func TestRefusalsByName(t *testing.T) {
 		require.Equal(t, "undeclared_key", got.GetReason())
 		require.Equal(t, pb.RefusalCode_REFUSAL_CODE_NOT_ALLOWED, got.GetCode())
 		require.Equal(t, []string{"mem"}, got.GetNames())
-		c.RequireAck(2, 2)
+		c.RequireDurable(2)
 		require.Equal(t, []string{"cpu=1"}, s.StoredMetadata(1))
 
 		c.SendNext(edgetest.Lifecycle(-999))
 		got = refused()
 		require.Equal(t, "lifecycle.state: unknown lifecycle state -999", got.GetMessage())
 		require.Equal(t, "unknown_state", got.GetReason())
-		c.RequireAck(3, 3)
+		c.RequireDurable(3)
 
 		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{
 			State: pb.Lifecycle_STATE_READY, ChangedAt: &timestamppb.Timestamp{Seconds: -5},
 		}}})
 		require.Equal(t, "lifecycle.changed_at: want a time from 1970 to 2262, got -5 s and 0 ns since 1970", refused().GetMessage())
-		c.RequireAck(4, 4)
+		c.RequireDurable(4)
 
 		healthy := pb.AppHealth_APP_HEALTH_HEALTHY
 		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{Updates: []*pb.AppHealthUpdate{
@@ -221,8 +221,8 @@ func TestRefusalsByName(t *testing.T) {
 		require.Equal(t, "app_health.updates[1].health: unknown health 0", refused().GetMessage())
 		require.Equal(t, "app_health.updates[3].id: want each app once, got "+edgetest.ID(50_001).String()+" again", refused().GetMessage())
 		require.Equal(t, []string{edgetest.ID(9).String()}, refused().GetNames())
-		c.RequireAck(5, 4)
-		c.RequireAck(5, 5)
+		c.RequireAck(edgetest.Ack{Received: 5, Durable: 4})
+		c.RequireDurable(5)
 
 		for text, n := range map[string]*pb.Network{
 			"network.preferred_region_id: want at least 0, got -1":                            {PreferredRegionId: -1},
@@ -242,7 +242,7 @@ func TestRefusalsByName(t *testing.T) {
 			}
 			c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Network{Network: n}})
 			require.Equal(t, text, refused().GetMessage())
-			c.RequireAck(c.Sequence, c.Sequence)
+			c.RequireDurable(c.Sequence)
 		}
 	})
 }
@@ -251,7 +251,7 @@ func TestGarbageIsSentAway(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{RefusedBurst: 10, RefusedPerSecond: 1}})
 		s.Register(1, 2)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		c.SendNext(edgetest.Stats(&pb.Stats{Metrics: make([]*pb.Stats_Metric, 0)}))
 		bad := &pb.Stats{}
 		for range 15 {
@@ -278,10 +278,10 @@ func TestGarbageIsSentAway(t *testing.T) {
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		require.Equal(t, time.Second, time.Since(began))
 		require.InDelta(t, 4, edgetest.RetryDelay(t, err).Seconds(), 0.5)
-		s.Connect(2, 1, 1) // nobody else is
+		s.Connect(edgetest.Session{Agent: 2}) // nobody else is
 		time.Sleep(edgetest.RetryDelay(t, err) + time.Millisecond)
 
-		c = s.Connect(1, 1, 2)
+		c = s.Connect(edgetest.Session{Agent: 1, Number: 2})
 		c.SendNext(edgetest.Stats(edgetest.Gauge("bad name", 1)))
 		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 10 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 11")
 		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_total", "refused"))
@@ -299,7 +299,7 @@ func TestBrokenMessagesAreCounted(t *testing.T) {
 			require.Less(t, session, int64(13))
 			c := s.Open(edgetest.As(t.Context(), edgetest.Token(1)))
 			if session%2 == 0 {
-				require.NoError(t, c.Send(edgetest.Hello(1, session)))
+				require.NoError(t, c.Send(edgetest.Hello(edgetest.Session{Number: session})))
 			}
 			_ = c.Send(&pb.ConnectRequest{Sequence: -1})
 			var err error
@@ -320,7 +320,7 @@ func TestFloodIsSlowed(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{MessagesPerSecond: 10, MessagesBurst: 100}})
 		s.Register(1, 2)
-		flood, good := s.Connect(1, 1, 1), s.Connect(2, 1, 1)
+		flood, good := s.Connect(edgetest.Session{Agent: 1}), s.Connect(edgetest.Session{Agent: 2})
 		began := time.Now()
 		ended := make(chan error, 1)
 		go func() {
@@ -343,7 +343,7 @@ func TestFloodIsSlowed(t *testing.T) {
 		for i := range 5 {
 			good.SendNext(edgetest.Stats(edgetest.Gauge("custom", float64(i))))
 			asked := time.Now()
-			good.RequireAck(int64(i+1), int64(i+1))
+			good.RequireDurable(int64(i + 1))
 			require.LessOrEqual(t, time.Since(asked), 10*time.Millisecond)
 			time.Sleep(time.Second)
 		}
@@ -362,7 +362,7 @@ func TestFloodIsSlowed(t *testing.T) {
 func TestElementsAreCounted(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)
-	c := s.Connect(1, 1, 1)
+	c := s.Connect(edgetest.Session{Agent: 1})
 	st := &pb.Stats{}
 	for range 200_000 {
 		st.Metrics = append(st.Metrics, &pb.Stats_Metric{})
@@ -376,27 +376,27 @@ func TestTakeoverAndResume(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		s.Register(1)
-		first := s.Connect(1, 1, 1)
+		first := s.Connect(edgetest.Session{Agent: 1})
 		first.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 10}))
-		first.RequireAck(1, 1)
+		first.RequireDurable(1)
 		first.SendNext(edgetest.Metadata("k", "v"))
-		first.RequireAck(2, 1)
+		first.RequireAck(edgetest.Ack{Received: 2, Durable: 1})
 
-		second := s.Connect(1, 1, 2)
+		second := s.Connect(edgetest.Session{Agent: 1, Number: 2})
 		require.Equal(t, int64(2), second.Settings.GetResume().GetReceivedSequence())
 		require.Equal(t, int64(1), second.Settings.GetResume().GetDurableSequence())
 		first.RequireEnd(codes.Aborted, "superseded by a newer session")
-		second.RequireAck(2, 2)
+		second.RequireDurable(2)
 
 		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 1, Message: edgetest.Stats(&pb.Stats{RxBytes: 10}).Message}))
-		second.RequireAck(2, 2)
+		second.RequireDurable(2)
 		require.Contains(t, s.Exposition("rx_bytes")[0], "} 10", "a duplicate is ignored")
 
 		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 100, Message: edgetest.Stats(&pb.Stats{RxBytes: 5}).Message}))
-		second.RequireAck(100, 100)
+		second.RequireDurable(100)
 		require.Contains(t, s.Exposition("rx_bytes")[0], "} 15")
 
-		other := s.Connect(1, 2, 1)
+		other := s.Connect(edgetest.Session{Agent: 1, Instance: 2})
 		require.Zero(t, other.Settings.GetResume().GetReceivedSequence(), "of another instance nothing is known")
 		second.RequireEnd(codes.Aborted, "superseded by a newer session")
 	})
@@ -405,10 +405,10 @@ func TestTakeoverAndResume(t *testing.T) {
 func TestStreamsOfAgentsThatGo(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1, 2, 3)
-	deregistered, superseded, revoked := s.Connect(1, 1, 1), s.Connect(2, 2, 1), s.Connect(3, 3, 1)
+	deregistered, superseded, revoked := s.Connect(edgetest.Session{Agent: 1}), s.Connect(edgetest.Session{Agent: 2, Instance: 2}), s.Connect(edgetest.Session{Agent: 3, Instance: 3})
 	for _, c := range []*edgetest.Stream{deregistered, superseded, revoked} {
 		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-		c.RequireAck(1, 1)
+		c.RequireDurable(1)
 	}
 	require.Len(t, s.Exposition("custom"), 3)
 
@@ -426,8 +426,8 @@ func TestStreamsOfAgentsThatGo(t *testing.T) {
 	revoked.RequireEnd(codes.Unauthenticated, "the token was revoked")
 	require.Empty(t, s.Exposition("custom"))
 
-	s.Connect(12, 1, 1)
-	c := s.Open(edgetest.As(t.Context(), "another")).SayHello(3, 2)
+	s.Connect(edgetest.Session{Agent: 12})
+	c := s.Open(edgetest.As(t.Context(), "another")).SayHello(edgetest.Session{Instance: 3, Number: 2})
 	require.Equal(t, int64(1), c.Settings.GetResume().GetReceivedSequence())
 }
 
@@ -443,7 +443,7 @@ func TestTokenRevokedBeforeTheHello(t *testing.T) {
 		changed.TokenSha256 = edgetest.TokenHash("another")
 		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{changed}})
 		require.NoError(t, err)
-		require.NoError(t, c.Send(edgetest.Hello(1, 1)))
+		require.NoError(t, c.Send(edgetest.Hello(edgetest.Session{})))
 		c.RequireEnd(codes.Unauthenticated, "the token was revoked")
 	})
 }
@@ -454,14 +454,14 @@ func TestRelaying(t *testing.T) {
 	relay := func(id string) *edgetest.Stream {
 		return s.Open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", id))
 	}
-	one, two := relay(edgetest.ID(1).String()).SayHello(1, 1), relay(edgetest.ID(2).String()).SayHello(2, 1)
+	one, two := relay(edgetest.ID(1).String()).SayHello(edgetest.Session{}), relay(edgetest.ID(2).String()).SayHello(edgetest.Session{Instance: 2})
 	one.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
 	two.SendNext(edgetest.Stats(edgetest.Gauge("custom", 2)))
-	one.RequireAck(1, 1)
-	two.RequireAck(1, 1)
+	one.RequireDurable(1)
+	two.RequireDurable(1)
 	require.Len(t, s.Exposition("custom"), 2)
 	c := relay(edgetest.ID(9).String())
-	require.NoError(t, c.Send(edgetest.Hello(1, 1)))
+	require.NoError(t, c.Send(edgetest.Hello(edgetest.Session{})))
 	c.RequireEnd(codes.NotFound, "agentstats-agent-id: no such agent is registered")
 	relay("x").RequireEnd(codes.InvalidArgument, "agentstats-agent-id: want a UUID")
 	relay(uuid.Nil.String()).RequireEnd(codes.InvalidArgument, "agentstats-agent-id: want a UUID")
@@ -469,7 +469,7 @@ func TestRelaying(t *testing.T) {
 	s.Open(edgetest.As(t.Context(), edgetest.Token(1), "agentstats-agent-id", edgetest.ID(2).String())).
 		RequireEnd(codes.PermissionDenied, "only coderd may name an agent by agentstats-agent-id")
 
-	direct := s.Connect(1, 1, 2)
+	direct := s.Connect(edgetest.Session{Agent: 1, Number: 2})
 	one.RequireEnd(codes.Aborted, "superseded by a newer session")
 	require.Equal(t, int64(1), direct.Settings.GetResume().GetReceivedSequence())
 }
@@ -478,7 +478,7 @@ func TestSessionAge(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{SessionAge: 10 * time.Minute}})
 		s.Register(1, 2)
-		stays, goes := s.Connect(1, 1, 1), s.Connect(2, 2, 1)
+		stays, goes := s.Connect(edgetest.Session{Agent: 1}), s.Connect(edgetest.Session{Agent: 2, Instance: 2})
 		began := time.Now()
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -490,7 +490,7 @@ func TestSessionAge(t *testing.T) {
 		require.Equal(t, "session_age", m.GetReason())
 		require.InDelta(t, 10*time.Minute, time.Since(began), float64(time.Minute+2*time.Second))
 		stays.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-		stays.RequireAck(1, 1)
+		stays.RequireDurable(1)
 		stays.RequireEnd(codes.Unavailable, "the session is too old; connect again")
 		wg.Wait()
 		synctest.Wait() // the session is closed after its stream
@@ -509,7 +509,7 @@ func TestPanicEndsTheSession(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{ChangeAgents: func(c *agentapi.Components) { c.Stats = panickingStats{} }})
 		s.Register(1)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions", ""))
 		c.SendNext(edgetest.Stats(&pb.Stats{}))
 		c.RequireEnd(codes.Internal, "internal error")
@@ -522,7 +522,7 @@ func TestGoodbyeDoesNotWaitForEver(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		s.Register(1)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		s.Store.SetDown(true)
 		c.SendNext(edgetest.Metadata("k", "v"))
 		c.SendNext(edgetest.Goodbye())
@@ -545,7 +545,7 @@ func TestUnavailableUntilLoaded(t *testing.T) {
 		s.Store.SetDown(false)
 		time.Sleep(time.Minute)
 		s.Register(1)
-		s.Connect(1, 1, 1)
+		s.Connect(edgetest.Session{Agent: 1})
 	})
 }
 
@@ -555,11 +555,11 @@ func TestDatabaseDown(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		s.Register(1)
 		s.Store.SetDown(true)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		c.SendNext(edgetest.Metadata("k", "v"))
 		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_READY))
 		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-		c.RequireAck(3, 0)
+		c.RequireAck(edgetest.Ack{Received: 3})
 		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(2)}})
 		edgetest.RequireCode(t, err, codes.Unavailable, "the database cannot be used now; try again")
 		_, err = s.Coderd().GetMetadata(s.AsCoderd(), &pb.GetMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
@@ -567,7 +567,7 @@ func TestDatabaseDown(t *testing.T) {
 		require.Contains(t, s.Log.String(), edgetest.ErrDown.Error())
 		time.Sleep(time.Minute)
 		s.Store.SetDown(false)
-		c.RequireAck(3, 3)
+		c.RequireDurable(3)
 		require.Equal(t, []string{"k=v"}, s.StoredMetadata(1))
 	})
 }

@@ -27,7 +27,7 @@ func TestAcksAreSparse(t *testing.T) {
 		const burst = 6*32 + 8
 		s := edgetest.Start(t, edgetest.Settings{})
 		s.Register(1)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		time.Sleep(time.Second)
 		began := time.Now()
 		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
@@ -48,7 +48,7 @@ func TestAcksAreSparse(t *testing.T) {
 		require.Equal(t, 5*time.Millisecond, time.Since(began))
 		synctest.Wait()
 		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 3)))
-		c.RequireAck(burst+2, burst+2)
+		c.RequireDurable(burst + 2)
 	})
 }
 
@@ -65,9 +65,9 @@ func TestStreamsHaveOneGoroutine(t *testing.T) {
 		synctest.Wait()
 		before := ownGoroutines()
 		for _, n := range numbers {
-			c := s.Connect(n, 1, 1)
+			c := s.Connect(edgetest.Session{Agent: n})
 			c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-			c.RequireAck(1, 1)
+			c.RequireDurable(1)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -98,7 +98,7 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 			Dial: []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
 		})
 		s.Register(1, 2)
-		silent := s.Connect(1, 1, 1)
+		silent := s.Connect(edgetest.Session{Agent: 1})
 		m := &pb.Stats{}
 		for range bad {
 			m.Metrics = append(m.Metrics, &pb.Stats_Metric{Name: strings.Repeat("bad name ", 20)})
@@ -117,12 +117,12 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 		synctest.Wait()
 		require.Less(t, sent.Load(), int64(requests/4), "its requests wait")
 
-		other := s.Connect(2, 1, 1)
+		other := s.Connect(edgetest.Session{Agent: 2})
 		other.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-		other.RequireAck(1, 1)
-		second := s.Connect(1, 2, 1)
+		other.RequireDurable(1)
+		second := s.Connect(edgetest.Session{Agent: 1, Instance: 2})
 		second.SendNext(edgetest.Stats(edgetest.Gauge("custom", 2)))
-		second.RequireAck(1, 1)
+		second.RequireDurable(1)
 
 		refusals := 0
 		for {
@@ -147,7 +147,7 @@ func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 			Dial:  []grpc.DialOption{grpc.WithStaticStreamWindowSize(64 << 10), grpc.WithStaticConnWindowSize(1 << 20)},
 		})
 		s.Register(1)
-		silent := s.Connect(1, 1, 1)
+		silent := s.Connect(edgetest.Session{Agent: 1})
 		m := &pb.Stats{}
 		for range 16 {
 			m.Metrics = append(m.Metrics, &pb.Stats_Metric{Name: strings.Repeat("bad name ", 20)})
@@ -178,7 +178,7 @@ func TestSeriesAreGoneWhenGoodbyeIsAcked(t *testing.T) {
 	})
 	s.Register(1)
 	for i := range int64(300) {
-		c := s.Connect(1, byte(i), 1)
+		c := s.Connect(edgetest.Session{Agent: 1, Instance: byte(1 + i%250)})
 		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
 		for range 3 {
 			c.SendNext(edgetest.Metadata("k", fmt.Sprint(i)))

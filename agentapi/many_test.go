@@ -37,7 +37,7 @@ func TestManyAgents(t *testing.T) {
 	for _, n := range numbers {
 		sessions.Go(func() {
 			for session := range int64(3) {
-				c := s.Connect(n, byte(n), session+1)
+				c := s.Connect(edgetest.Session{Agent: n, Instance: byte(n), Number: session + 1})
 				for i := range 10 {
 					c.SendNext(edgetest.Stats(edgetest.Gauge(fmt.Sprint("custom_", i), float64(i))))
 					c.SendNext(edgetest.Metadata("k", fmt.Sprint(c.Sequence)))

@@ -62,7 +62,7 @@ func TestRefusalsComeBeforeAcks(t *testing.T) {
 	s.Register(numbers...)
 	var sessions sync.WaitGroup
 	for _, n := range numbers {
-		c := s.Connect(n, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: n})
 		sessions.Go(func() {
 			// All are taken in while the refusals of those before are told.
 			slots := make(chan struct{}, 8)
@@ -223,12 +223,12 @@ func TestRefusedBetweenSessions(t *testing.T) {
 func TestRefusalOfALostStream(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)
-	c := s.Connect(1, 1, 1)
+	c := s.Connect(edgetest.Session{Agent: 1})
 	c.SendNext(edgetest.Metadata("", "v"))
 	r, err := c.Recv()
 	require.NoError(t, err)
 	require.EqualValues(t, 1, r.GetRefusal().GetSequence())
-	second := s.Connect(1, 1, 2) // it does not say that it knows of it
+	second := s.Connect(edgetest.Session{Agent: 1, Number: 2}) // it does not say that it knows of it
 	require.EqualValues(t, 1, second.Settings.GetResume().GetReceivedSequence())
 	require.Zero(t, second.Settings.GetResume().GetDurableSequence())
 	r, err = second.Recv()
@@ -246,7 +246,7 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s, _ := startRejecting(t, edgetest.Settings{Fleet: fleet.Options{RefusedBurst: 5, RefusedPerSecond: 1}}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
 		s.Register(1, 2)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		refused := 0
 		for refused < 6 {
 			c.SendNext(edgetest.Metadata(fmt.Sprint("k", refused), "v"))
@@ -265,6 +265,6 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 		require.Equal(t, 1.0, s.Counter("agentstatsd_agents_limited_total", "refused"))
 		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "refused"))
 		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 5 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 6")
-		s.Connect(2, 1, 1) // nobody else is
+		s.Connect(edgetest.Session{Agent: 2}) // nobody else is
 	})
 }

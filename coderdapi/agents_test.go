@@ -86,7 +86,7 @@ func TestWatchAgents(t *testing.T) {
 
 		time.Sleep(time.Second)
 		began := time.Now()
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		for _, w := range []watchingAgents{all, first} {
 			require.Equal(t, []string{"1 CONNECTED INITIALIZING"}, w.next())
 		}

@@ -84,7 +84,7 @@ func TestPushesAreBounded(t *testing.T) {
 			synctest.Wait()
 			require.InDelta(t, 40_000, callsMemory(s, "pushes"), 1000)
 			first.part(family)
-			first.end(n+1, false)
+			first.end(&pb.PushEnd{Snapshot: n + 1})
 			first.answer()
 			synctest.Wait()
 			require.Less(t, callsMemory(s, "pushes"), 1000.0, "what is taken in is given back")
@@ -95,7 +95,7 @@ func TestPushesAreBounded(t *testing.T) {
 		second.part(family)
 		second.part(family)
 		second.requireEnd(codes.ResourceExhausted, "message: want at most 150000 bytes in memory of all pushes under way (--max-pushes-bytes)")
-		first.end(6, false)
+		first.end(&pb.PushEnd{Snapshot: 6})
 		first.answer()
 
 		first.part(string(bytes.Repeat([]byte{0x22, 0}, 20_000)))
@@ -152,7 +152,7 @@ func TestFutileCallsArePaced(t *testing.T) {
 		}), "8 MiB cost nothing")
 		require.Zero(t, took(func() {
 			for n := range 20 {
-				left(family, func(p pushing) { p.end(int64(n+1), false); p.answer() })
+				left(family, func(p pushing) { p.end(&pb.PushEnd{Snapshot: int64(n + 1)}); p.answer() })
 			}
 		}), "what is answered costs nothing, and each call that is left 64 KiB")
 		require.InDelta(t, 0.25, took(refused).Seconds(), 0.05)

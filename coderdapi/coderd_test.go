@@ -165,10 +165,10 @@ func TestRegisterAndList(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, [][]byte{edgetest.IDBytes(2)}, resp.GetStaleIds())
 
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		now := time.Now()
 		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now.Add(time.Hour))}}})
-		c.RequireAck(1, 0)
+		c.RequireAck(edgetest.Ack{Received: 1})
 
 		var all []*pb.Agent
 		page := &pb.ListAgentsRequest{PageSize: 50}

@@ -61,9 +61,9 @@ func (p pushing) part(families ...string) {
 	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Families{Families: part}})
 }
 
-func (p pushing) end(number int64, final bool) {
+func (p pushing) end(end *pb.PushEnd) {
 	p.t.Helper()
-	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_End{End: &pb.PushEnd{Snapshot: number, Final: final}}})
+	p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_End{End: end}})
 }
 
 func (p pushing) answer() *pb.PushMetricsResponse {
@@ -86,12 +86,12 @@ func TestPush(t *testing.T) {
 		p := openPush(s, pushHello(7, "coderd-0"))
 		p.part("a", "bb")
 		p.part("ccc")
-		p.end(3, false)
+		p.end(&pb.PushEnd{Snapshot: 3})
 		require.Equal(t, int64(3), p.answer().GetSnapshot())
 		require.Equal(t, 1.0, s.Counter("agentstatsd_pushes", ""))
 		began := time.Now()
 		time.Sleep(time.Second)
-		p.end(4, true)
+		p.end(&pb.PushEnd{Snapshot: 4, Final: true})
 		require.Equal(t, int64(4), p.answer().GetSnapshot())
 		want := agent.Push{
 			Replica: "coderd-0", Instance: agent.Instance{15: 7}, Interval: 15 * time.Second, Snapshot: 3,
@@ -132,7 +132,7 @@ func TestPushTellsRefusals(t *testing.T) {
 		})
 	}
 	p := openPush(s, pushHello(1, "a"))
-	p.end(1, false)
+	p.end(&pb.PushEnd{Snapshot: 1})
 	got := p.answer()
 	require.Equal(t, int64(100), got.GetRefusedCount())
 	require.Len(t, got.GetRefused(), 64)
@@ -185,11 +185,11 @@ func TestPushBreaksTheContract(t *testing.T) {
 			p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(1, "a")}})
 		},
 		"message: want one of families and end, got none": func(p pushing) { p.send(&pb.PushMetricsRequest{}) },
-		"end.snapshot: want above 0, got 0":               func(p pushing) { p.end(0, false) },
+		"end.snapshot: want above 0, got 0":               func(p pushing) { p.end(&pb.PushEnd{Snapshot: 0}) },
 		"end.snapshot: want above 5, got 5": func(p pushing) {
-			p.end(5, false)
+			p.end(&pb.PushEnd{Snapshot: 5})
 			p.answer()
-			p.end(5, false)
+			p.end(&pb.PushEnd{Snapshot: 5})
 		},
 	} {
 		p := openPush(s, pushHello(1, "a"))
@@ -205,7 +205,7 @@ func TestPushLimits(t *testing.T) {
 	for n := range int64(2) {
 		p.part(half)
 		p.part(half)
-		p.end(n+1, false)
+		p.end(&pb.PushEnd{Snapshot: n + 1})
 		p.answer()
 	}
 	openPush(s, pushHello(2, "b")).requireEnd(codes.ResourceExhausted, "want at most 1 pushes at once (--max-coderd-instances)")
@@ -221,12 +221,12 @@ func TestPushWhileTheStoreFails(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Pushes.Err = errors.New("disk I/O error at /var/lib/secret")
 	p := openPush(s, pushHello(1, "a"))
-	p.end(1, false)
+	p.end(&pb.PushEnd{Snapshot: 1})
 	p.requireEnd(codes.Unavailable, "the database cannot be used now; try again")
 	require.Contains(t, s.Log.String(), "disk I/O error")
 	s.Pushes.Err = nil
 	p = openPush(s, pushHello(1, "a"))
-	p.end(1, false)
+	p.end(&pb.PushEnd{Snapshot: 1})
 	p.answer()
 }
 
@@ -243,7 +243,7 @@ func TestPushWithoutRoom(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		s.Pushes.Err = c.err
 		p := openPush(s, pushHello(1, "a"))
-		p.end(1, false)
+		p.end(&pb.PushEnd{Snapshot: 1})
 		p.requireEnd(c.code, c.text)
 	}
 }
@@ -255,18 +255,18 @@ func TestPushSupersedes(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		other := openPush(s, pushHello(2, "other"))
 		first := openPush(s, pushHello(1, "a"))
-		first.end(1, false)
+		first.end(&pb.PushEnd{Snapshot: 1})
 		first.answer()
 		hold := make(chan struct{})
 		s.Pushes.Hold = hold
-		first.end(2, false)
+		first.end(&pb.PushEnd{Snapshot: 2})
 		synctest.Wait()
 
 		second := openPush(s, pushHello(1, "b"))
-		second.end(3, false)
+		second.end(&pb.PushEnd{Snapshot: 3})
 		synctest.Wait()
 		third := openPush(s, pushHello(1, "c"))
-		third.end(4, false)
+		third.end(&pb.PushEnd{Snapshot: 4})
 		second.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
 		synctest.Wait()
 		require.Equal(t, []string{"a/1"}, s.Pushes.Names(), "the third waits for the first")
@@ -277,12 +277,12 @@ func TestPushSupersedes(t *testing.T) {
 		require.Equal(t, int64(2), first.answer().GetSnapshot(), "what is durable is answered")
 		first.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
 
-		other.end(1, false)
+		other.end(&pb.PushEnd{Snapshot: 1})
 		other.answer()
 		require.NoError(t, third.CloseSend())
 		third.requireEnd(codes.Unknown, "EOF")
 		again := openPush(s, pushHello(1, "d"))
-		again.end(1, true)
+		again.end(&pb.PushEnd{Snapshot: 1, Final: true})
 		again.answer()
 	})
 }
@@ -292,7 +292,7 @@ func TestPushDrains(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		idle, busy := openPush(s, pushHello(1, "idle")), openPush(s, pushHello(2, "busy"))
 		s.Pushes.Hold = make(chan struct{})
-		busy.end(1, false)
+		busy.end(&pb.PushEnd{Snapshot: 1})
 		silent, err := s.Coderd().PushMetrics(s.AsCoderd())
 		require.NoError(t, err)
 		synctest.Wait()

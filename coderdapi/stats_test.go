@@ -67,14 +67,16 @@ func (w *statsWatcher) began(number int64) *pb.WatchStatsResponse {
 	return m
 }
 
-// requireBytes receives the next response, which has the number and one agent with the
-// bytes.
-func (w *statsWatcher) requireBytes(number, bytes int64) *pb.WatchStatsResponse {
+// batch has the number and what its only agent received.
+type batch struct{ number, bytes int64 }
+
+// requireBatch receives the next response, which is the batch.
+func (w *statsWatcher) requireBatch(want batch) *pb.WatchStatsResponse {
 	w.t.Helper()
 	m := w.next()
-	require.Equal(w.t, number, m.GetNumber())
+	require.Equal(w.t, want.number, m.GetNumber())
 	require.Len(w.t, m.GetAgents(), 1)
-	require.Equal(w.t, bytes, m.GetAgents()[0].GetStats().GetRxBytes())
+	require.Equal(w.t, want.bytes, m.GetAgents()[0].GetStats().GetRxBytes())
 	return m
 }
 
@@ -103,12 +105,9 @@ func TestWatchStats(t *testing.T) {
 			require.Empty(t, cmp.Diff(want, got.GetAgents(), protocmp.Transform()))
 			w.ack(number)
 		}
-		entry := func(n int, reports int64, used bool, stats *pb.Stats) *pb.AgentStats {
-			e := &pb.AgentStats{AgentId: edgetest.IDBytes(n), WorkspaceId: edgetest.IDBytes(10_000 + n), Reports: reports, Stats: stats, ReceivedAt: timestamppb.Now()}
-			if used {
-				e.LastUsedAt = e.ReceivedAt
-			}
-			return e
+		// entry is of an agent that reported once, and is not used.
+		entry := func(n int, stats *pb.Stats) *pb.AgentStats {
+			return &pb.AgentStats{AgentId: edgetest.IDBytes(n), WorkspaceId: edgetest.IDBytes(10_000 + n), Reports: 1, Stats: stats, ReceivedAt: timestamppb.Now()}
 		}
 		full := &pb.Stats{
 			ConnectionsByProto: map[string]int64{"TCP": 3}, ConnectionCount: 3, ConnectionMedianLatencyMs: 1.5,
@@ -117,9 +116,10 @@ func TestWatchStats(t *testing.T) {
 			SessionCounts: map[string]int64{"cursor": 2, "new": 1},
 			Metrics:       edgetest.Gauge("g", 1).GetMetrics(),
 		}
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		c.SendNext(edgetest.Stats(full))
-		want := entry(1, 1, true, full)
+		want := entry(1, full)
+		want.LastUsedAt = want.GetReceivedAt()
 		full.Metrics = nil
 		requireNext(1, want)
 
@@ -130,14 +130,14 @@ func TestWatchStats(t *testing.T) {
 		report(s, 2, &pb.Stats{RxBytes: 20, RxPackets: 5, TxBytes: 7, TxPackets: 3})
 		c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 1}))
 		synctest.Wait()
-		both := entry(2, 2, false, &pb.Stats{RxBytes: 30, RxPackets: agent.MaxReportedBytes + 5, TxBytes: 7, TxPackets: 3})
-		both.LastUsedAt = used
-		requireNext(2, entry(1, 1, false, &pb.Stats{RxBytes: 1}), both)
+		both := entry(2, &pb.Stats{RxBytes: 30, RxPackets: agent.MaxReportedBytes + 5, TxBytes: 7, TxPackets: 3})
+		both.Reports, both.LastUsedAt = 2, used
+		requireNext(2, entry(1, &pb.Stats{RxBytes: 1}), both)
 
 		// What a removed agent last counted is told.
 		c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 9}))
 		synctest.Wait()
-		last := entry(1, 1, false, &pb.Stats{RxBytes: 9})
+		last := entry(1, &pb.Stats{RxBytes: 9})
 		_, err := s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: edgetest.IDsBytes(1)})
 		require.NoError(t, err)
 		requireNext(3, last)
@@ -150,11 +150,13 @@ func TestWatchStatsContinues(t *testing.T) {
 		s.Register(1)
 		w := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		incarnation := w.began(0).GetIncarnation()
-		at := func(incarnation uint64, number int64, nonce uint64) *pb.WatchStatsRequest {
-			return &pb.WatchStatsRequest{Name: "insights", Incarnation: incarnation, Number: number, Nonce: nonce}
+		// from continues the watch.
+		from := func(position *pb.WatchStatsRequest) *pb.WatchStatsRequest {
+			position.Name = "insights"
+			return position
 		}
 		report(s, 1, &pb.Stats{RxBytes: 1})
-		first := w.requireBytes(1, 1)
+		first := w.requireBatch(batch{number: 1, bytes: 1})
 		report(s, 1, &pb.Stats{RxBytes: 2})
 		time.Sleep(time.Minute) // nothing more comes before the ack
 		w.cut()
@@ -163,47 +165,47 @@ func TestWatchStatsContinues(t *testing.T) {
 		time.Sleep(2 * time.Second) // it is written
 
 		// It was not processed: it comes again, unchanged.
-		w = watchStats(s, at(0, 0, 0))
+		w = watchStats(s, from(&pb.WatchStatsRequest{}))
 		w.began(0)
 		require.Empty(t, cmp.Diff(first, w.next(), protocmp.Transform()))
 		w.ack(1)
-		second := w.requireBytes(2, 6)
+		second := w.requireBatch(batch{number: 2, bytes: 6})
 		w.cut()
 		// A number of another incarnation says nothing.
-		w = watchStats(s, at(incarnation+1, 2, second.GetNonce()))
+		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: incarnation + 1, Number: 2, Nonce: second.GetNonce()}))
 		w.began(1)
-		w.requireBytes(2, 6)
+		w.requireBatch(batch{number: 2, bytes: 6})
 		w.cut()
 		// It was processed, but its ack was lost.
-		w = watchStats(s, at(incarnation, 2, second.GetNonce()))
+		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: incarnation, Number: 2, Nonce: second.GetNonce()}))
 		require.Equal(t, second.GetNonce(), w.began(2).GetNonce())
 		report(s, 1, &pb.Stats{RxBytes: 8})
-		w.requireBytes(3, 8)
+		w.requireBatch(batch{number: 3, bytes: 8})
 		w.ack(2) // old acks say nothing
 		w.ack(0)
 		synctest.Wait()
 		w.cut()
-		w = watchStats(s, at(incarnation, 1, first.GetNonce()))
+		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: incarnation, Number: 1, Nonce: first.GetNonce()}))
 		w.began(2)
-		w.requireBytes(3, 8)
+		w.requireBatch(batch{number: 3, bytes: 8})
 		w.ack(3)
 		require.NoError(t, w.CloseSend())
 		_, err := w.Recv()
 		require.Equal(t, io.EOF, err, "the last ack is stored")
 
 		// The watcher knows more than the database: that is an older one.
-		w = watchStats(s, at(incarnation, 7, 1))
+		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: incarnation, Number: 7, Nonce: 1}))
 		third := w.began(3)
 		require.NotEqual(t, incarnation, third.GetIncarnation())
 		require.Equal(t, 1.0, s.Counter("agentstatsd_report_subscriptions_restored_total", ""))
 		report(s, 1, &pb.Stats{RxBytes: 16})
-		w.requireBytes(4, 16)
+		w.requireBatch(batch{number: 4, bytes: 16})
 		w.cut()
 
 		// It has processed another batch with the number.
-		w = watchStats(s, at(third.GetIncarnation(), 4, 1))
+		w = watchStats(s, from(&pb.WatchStatsRequest{Incarnation: third.GetIncarnation(), Number: 4, Nonce: 1}))
 		require.NotEqual(t, third.GetIncarnation(), w.began(3).GetIncarnation())
-		w.requireBytes(4, 16)
+		w.requireBatch(batch{number: 4, bytes: 16})
 		w.cut()
 	})
 }
@@ -215,10 +217,10 @@ func TestWatchStatsTakeover(t *testing.T) {
 		old := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		old.began(0)
 		report(s, 1, &pb.Stats{RxBytes: 1})
-		old.requireBytes(1, 1)
+		old.requireBatch(batch{number: 1, bytes: 1})
 		w := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
 		w.began(0)
-		w.requireBytes(1, 1)
+		w.requireBatch(batch{number: 1, bytes: 1})
 		_, err := old.Recv()
 		edgetest.RequireCode(t, err, codes.Aborted, "superseded by a newer watch of the name")
 
@@ -339,7 +341,7 @@ func TestWatchStatsWaitsForRoom(t *testing.T) {
 		other := watchStats(s, &pb.WatchStatsRequest{Name: "a", StandBy: true})
 		time.Sleep(time.Minute)
 		giveBack()
-		w.requireBytes(1, 1000)
+		w.requireBatch(batch{number: 1, bytes: 1000})
 		w.ack(1)
 		synctest.Wait()
 		require.Zero(t, callsMemory(s, "watches"))

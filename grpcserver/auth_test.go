@@ -37,7 +37,7 @@ func TestAuthentication(t *testing.T) {
 	agentStream := func(ctx context.Context) error {
 		c, err := s.Agents().Connect(ctx)
 		require.NoError(t, err)
-		_ = c.Send(edgetest.Hello(1, 1)) // the answer tells why it did not go
+		_ = c.Send(edgetest.Hello(edgetest.Session{})) // the answer tells why it did not go
 		_, err = c.Recv()
 		return err
 	}
@@ -198,7 +198,7 @@ func TestClientCertificate(t *testing.T) {
 				_, err = s.Coderd().ListAgents(edgetest.As(t.Context(), "a token"), &pb.ListAgentsRequest{})
 				require.Equal(t, codes.Unauthenticated, status.Code(err), "a token counts before the certificate")
 				relayed := s.Open(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", edgetest.ID(9).String()))
-				require.NoError(t, relayed.Send(edgetest.Hello(1, 1)))
+				require.NoError(t, relayed.Send(edgetest.Hello(edgetest.Session{})))
 				relayed.RequireEnd(codes.NotFound, "agentstats-agent-id: no such agent is registered")
 			}
 		})

@@ -26,7 +26,7 @@ func TestDrain(t *testing.T) {
 			Batcher: batcher.Options{BatchSize: 500, FlushInterval: time.Second, MaxPending: 10_000},
 		})
 		s.Register(1, 2)
-		follows, ignores := s.Connect(1, 1, 1), s.Connect(2, 2, 1)
+		follows, ignores := s.Connect(edgetest.Session{Agent: 1}), s.Connect(edgetest.Session{Agent: 2})
 		silent := s.Open(edgetest.As(t.Context(), edgetest.Token(1)))
 		watch, err := s.Coderd().WatchMetadata(s.AsCoderd(), &pb.WatchMetadataRequest{AgentIds: [][]byte{edgetest.IDBytes(1)}})
 		require.NoError(t, err)
@@ -64,7 +64,7 @@ func TestDrain(t *testing.T) {
 
 		// What it has it may still send.
 		follows.SendNext(edgetest.Metadata("k", "v"))
-		follows.RequireAck(1, 1)
+		follows.RequireDurable(1)
 		require.NoError(t, follows.CloseSend())
 		follows.RequireEnd(codes.OK, "")
 		ignores.RequireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
@@ -88,7 +88,7 @@ func TestDrainIsSpread(t *testing.T) {
 		s.Register(numbers...)
 		streams := make([]*edgetest.Stream, agents)
 		for i := range streams {
-			streams[i] = s.Connect(i+1, byte(i), 1)
+			streams[i] = s.Connect(edgetest.Session{Agent: i + 1})
 		}
 		synctest.Wait()
 		began := time.Now()
@@ -118,7 +118,7 @@ func TestDrainEndsWhenAllHaveLeft(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{DrainTimeout: time.Hour}})
 		s.Register(1)
-		c := s.Connect(1, 1, 1)
+		c := s.Connect(edgetest.Session{Agent: 1})
 		began := time.Now()
 		stopped := make(chan time.Duration, 1)
 		go func() { s.Stop(); stopped <- time.Since(began) }()

@@ -17,17 +17,23 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// halfSend opens a session of agent n and sends the header of a message of size bytes,
-// and one of these.
-func (c *rawClient) halfSend(n int, size uint32) (id uint32) {
+// halfSent is a message of an agent, of so many bytes.
+type halfSent struct {
+	agent int
+	size  uint32
+}
+
+// halfSend opens a session of the agent and sends the header of a message, and one
+// byte of it.
+func (c *rawClient) halfSend(m halfSent) (id uint32) {
 	c.t.Helper()
-	id, err := c.call(methodConnect, "authorization", "Bearer "+edgetest.Token(n))
+	id, err := c.call(methodConnect, "authorization", "Bearer "+edgetest.Token(m.agent))
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.framer.WriteWindowUpdate(id, 64<<10))
-	message, err := proto.Marshal(edgetest.Hello(byte(n), 0))
+	message, err := proto.Marshal(edgetest.Hello(edgetest.Session{Instance: byte(m.agent), Unnumbered: true}))
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(uint32(len(message))), message...)))
-	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(size), 1)))
+	require.NoError(c.t, c.framer.WriteData(id, false, append(sizeOnly(m.size), 1)))
 	synctest.Wait()
 	return id
 }
@@ -40,9 +46,9 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 		s.Register(1, 2, 3, 4)
 		receiving := func(role string) float64 { return s.Counter("agentstatsd_grpc_receiving_bytes", role) }
 		raw := dialRaw(s, t)
-		raw.halfSend(1, 200_000)
+		raw.halfSend(halfSent{agent: 1, size: 200_000})
 		require.Equal(t, 200_000.0, receiving("agent"))
-		raw.halfSend(2, 100_000)
+		raw.halfSend(halfSent{agent: 2, size: 100_000})
 		require.Equal(t, 200_000.0, receiving("agent"), "it waits")
 
 		began := time.Now()
@@ -70,9 +76,9 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 		require.Equal(t, 1.0, limited(s, "slow_message"))
 		require.Zero(t, receiving("agent"), "they have ended")
 
-		id := raw.halfSend(2, 200_000)
+		id := raw.halfSend(halfSent{agent: 2, size: 200_000})
 		require.Equal(t, 200_000.0, receiving("agent"))
-		large := s.Connect(4, 4, 0)
+		large := s.Connect(edgetest.Session{Agent: 4})
 		large.SendNext(edgetest.Metadata("k", strings.Repeat("v", 250_000)))
 		synctest.Wait()
 		require.Equal(t, 200_000.0, receiving("agent"), "it waits")
@@ -107,7 +113,7 @@ func TestStreamsOfCoderdWithoutARequestAreBounded(t *testing.T) {
 			requireSynced()
 		}
 		for _, method := range []string{methodWatch, methodPush} {
-			openCall(s, s.AsCoderd(), method)
+			openCall(s.AsCoderd(), s, method)
 		}
 		synctest.Wait()
 		_, err := watch()

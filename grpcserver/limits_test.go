@@ -43,7 +43,7 @@ func methods(s *edgetest.Service) (closed, open []string) {
 }
 
 // call opens a stream of any method.
-func openCall(s *edgetest.Service, ctx context.Context, method string) grpc.ClientStream {
+func openCall(ctx context.Context, s *edgetest.Service, method string) grpc.ClientStream {
 	s.T.Helper()
 	stream, err := s.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(bytesCodec{}))
 	require.NoError(s.T, err)
@@ -70,7 +70,7 @@ func TestNothingIsReadOfStrangers(t *testing.T) {
 				if token != "" {
 					ctx = edgetest.As(ctx, token)
 				}
-				stream := openCall(s, ctx, method)
+				stream := openCall(ctx, s, method)
 				if message != nil {
 					_ = stream.SendMsg(&message) // it may be refused before all is sent
 				}
@@ -94,7 +94,7 @@ func TestAgentsAreNoCoderd(t *testing.T) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
-		require.Equal(t, codes.PermissionDenied, status.Code(openCall(s, ctx, method).RecvMsg(&reply)), method)
+		require.Equal(t, codes.PermissionDenied, status.Code(openCall(ctx, s, method).RecvMsg(&reply)), method)
 		cancel()
 	}
 }
@@ -116,12 +116,12 @@ func TestFirstMessageIsBounded(t *testing.T) {
 				ctx, text = edgetest.As(t.Context(), edgetest.Token(1)), "hello: want it within 10s (--grpc-first-message-timeout)"
 			}
 			began = time.Now()
-			edgetest.RequireCode(t, openCall(s, ctx, method).RecvMsg(&reply), codes.InvalidArgument, text)
+			edgetest.RequireCode(t, openCall(ctx, s, method).RecvMsg(&reply), codes.InvalidArgument, text)
 			require.Equal(t, within, time.Since(began), method)
 		}
 		for _, method := range open {
 			began = time.Now()
-			edgetest.RequireCode(t, openCall(s, t.Context(), method).RecvMsg(&reply), codes.InvalidArgument, "message: want the first one within 5s")
+			edgetest.RequireCode(t, openCall(t.Context(), s, method).RecvMsg(&reply), codes.InvalidArgument, "message: want the first one within 5s")
 			require.Equal(t, 5*time.Second, time.Since(began), method)
 		}
 		require.Equal(t, float64(len(closed)-1+len(open)), s.Counter("agentstatsd_grpc_limited_total", "first_message"))
@@ -174,7 +174,7 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 	s.Register(1, 2)
 	ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
 	defer cancel()
-	s.Connect(1, 1, 1)
+	s.Connect(edgetest.Session{Agent: 1})
 	// One of two more is refused, whichever comes second.
 	parked, other := s.Open(ctx), s.Open(ctx)
 	ended := make(chan error, 2)
@@ -186,21 +186,21 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 	}
 	require.Equal(t, codes.ResourceExhausted, status.Code(<-ended))
 	require.Positive(t, s.Counter("agentstatsd_grpc_limited_total", "agent_streams"))
-	s.Connect(2, 1, 1)     // others are not held back
-	_ = parked.CloseSend() // one of them is over
+	s.Connect(edgetest.Session{Agent: 2}) // others are not held back
+	_ = parked.CloseSend()                // one of them is over
 	_ = other.CloseSend()
 	err := <-ended
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	require.ErrorContains(t, err, "hello: want it as the first message, got none")
-	s.Connect(1, 1, 2)
+	s.Connect(edgetest.Session{Agent: 1, Number: 2})
 }
 
 func TestIdleStreamsEnd(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{IdleTimeout: 90 * time.Second}})
 		s.Register(1, 2, 3)
-		silent, busy := s.Connect(1, 1, 1), s.Connect(2, 1, 1)
-		relayed := s.Open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(3).String())).SayHello(1, 1)
+		silent, busy := s.Connect(edgetest.Session{Agent: 1}), s.Connect(edgetest.Session{Agent: 2})
+		relayed := s.Open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(3).String())).SayHello(edgetest.Session{})
 		began := time.Now()
 		for range 10 {
 			time.Sleep(time.Minute)
@@ -211,7 +211,7 @@ func TestIdleStreamsEnd(t *testing.T) {
 		require.Equal(t, 1.0, s.Counter("agentstatsd_grpc_limited_total", "idle_stream"))
 		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions", ""))
 		relayed.SendNext(edgetest.Stats(&pb.Stats{}))
-		relayed.RequireAck(1, 1)
+		relayed.RequireDurable(1)
 	})
 }
 
@@ -219,7 +219,7 @@ func TestCallsOfCoderdAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxCoderdCalls: 2}})
 		for range 2 {
-			openCall(s, s.AsCoderd(), "/agentstats.v1.CoderdService/RegisterAgents")
+			openCall(s.AsCoderd(), s, "/agentstats.v1.CoderdService/RegisterAgents")
 		}
 		synctest.Wait()
 		_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})

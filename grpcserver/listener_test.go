@@ -100,11 +100,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 func TestStrangersAreDisconnected(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{AuthenticationTimeout: 300 * time.Millisecond}})
 	s.Register(1)
-	c := s.Connect(1, 1, 1)
+	c := s.Connect(edgetest.Session{Agent: 1})
 	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "authentication_timeout"))
 	c.SendNext(edgetest.Stats(&pb.Stats{}))
-	c.RequireAck(1, 1)
+	c.RequireDurable(1)
 }
 
 // Strangers who come and go, or call and call, are disconnected when their address
@@ -141,7 +141,7 @@ func TestChurnOfStrangersIsBounded(t *testing.T) {
 func TestIdleConnectionsAreClosed(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{ConnectionIdleTimeout: 300 * time.Millisecond}})
 	s.Register(1)
-	c := s.Connect(1, 1, 1)
+	c := s.Connect(edgetest.Session{Agent: 1})
 	raw := dialRaw(s, t)
 	id, err := raw.call(methodConnect, "authorization", "Bearer nobody's")
 	require.NoError(t, err)
@@ -153,7 +153,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 	}
 	require.Zero(t, limited(s, "authentication_timeout"))
 	c.SendNext(edgetest.Stats(&pb.Stats{}))
-	c.RequireAck(1, 1)
+	c.RequireDurable(1)
 }
 
 func TestCallsOfStrangersAreBounded(t *testing.T) {
@@ -219,7 +219,7 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 		Server: grpcserver.Options{MaxStrangerCalls: 10, StrangerRate: 1, StrangerBurst: 200},
 	})
 	s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
-	good := s.Connect(2, 2, 1)
+	good := s.Connect(edgetest.Session{Agent: 2, Instance: 2})
 	proxy := dialRaw(s, t)
 	for _, n := range []int{1, 3, 4, 5, 6, 7, 8, 9, 10} {
 		require.NoError(t, proxy.session(1, "authorization", "Bearer "+edgetest.Token(n)))
@@ -268,7 +268,7 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 		require.NoError(t, stream.CloseSend())
 	}
 	good.SendNext(edgetest.Stats(&pb.Stats{}))
-	good.RequireAck(1, 1)
+	good.RequireDurable(1)
 	select {
 	case <-proxy.closed:
 		require.FailNow(t, "the proxy's connection is closed")

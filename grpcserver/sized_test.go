@@ -56,7 +56,7 @@ func TestSizeIsKnownFromTheHeader(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, raw.framer.WriteWindowUpdate(id, 64<<10))
 			if c.hello {
-				message, err := proto.Marshal(edgetest.Hello(1, 1))
+				message, err := proto.Marshal(edgetest.Hello(edgetest.Session{}))
 				require.NoError(t, err)
 				require.NoError(t, raw.framer.WriteData(id, false, append(sizeOnly(uint32(len(message))), message...)))
 			}
@@ -84,7 +84,7 @@ func TestMessagesThatAreCutOff(t *testing.T) {
 		if method == methodConnect {
 			ctx = edgetest.As(t.Context(), edgetest.Token(1))
 		}
-		stream := openCall(s, ctx, method)
+		stream := openCall(ctx, s, method)
 		require.NoError(t, stream.CloseSend())
 		err := stream.RecvMsg(&reply)
 		if strings.HasPrefix(method, "/grpc.reflection.") { // which is asked nothing

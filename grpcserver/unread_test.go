@@ -72,7 +72,7 @@ func (c *rawClient) session(number int64, headers ...string) error {
 	if err != nil {
 		return err
 	}
-	message, err := proto.Marshal(edgetest.Hello(1, number))
+	message, err := proto.Marshal(edgetest.Hello(edgetest.Session{Number: number}))
 	require.NoError(c.t, err)
 	return c.framer.WriteData(id, false, append([]byte{0, 0, 0, 0, byte(len(message))}, message...))
 }
@@ -228,7 +228,7 @@ func requireEventuallyConnects(t *testing.T, s *edgetest.Service, n int) {
 	require.Eventually(t, func() bool {
 		session++
 		c := s.Open(edgetest.As(t.Context(), edgetest.Token(n)))
-		require.NoError(t, c.Send(edgetest.Hello(1, session)))
+		require.NoError(t, c.Send(edgetest.Hello(edgetest.Session{Number: session})))
 		resp, err := c.Recv()
 		return err == nil && resp.GetSettings() != nil
 	}, 30*time.Second, time.Millisecond)

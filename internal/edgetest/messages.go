@@ -1,6 +1,7 @@
 package edgetest
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"time"
@@ -76,11 +77,27 @@ func Rebuilt(r *pb.AgentRegistration, id int) *pb.AgentRegistration {
 	return r
 }
 
+// Session is what a hello says of itself.
+type Session struct {
+	// Agent has ID(Agent) and Token(Agent). Only Connect reads it.
+	Agent int
+	// Instance of the agent; 0: 1.
+	Instance byte
+	// Number counts the sessions of the instance; 0: 1.
+	Number int64
+	// Unnumbered: the instance does not count its sessions.
+	Unnumbered bool
+}
+
 // Hello is the first request of a session.
-func Hello(instance byte, session int64) *pb.ConnectRequest {
+func Hello(session Session) *pb.ConnectRequest {
 	id := make([]byte, 16)
-	id[0] = instance
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: id, ProtocolVersion: 1, Session: session}}}
+	id[0] = cmp.Or(session.Instance, 1)
+	number := cmp.Or(session.Number, 1)
+	if session.Unnumbered {
+		number = 0
+	}
+	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: id, ProtocolVersion: 1, Session: number}}}
 }
 
 // Stats is a report.

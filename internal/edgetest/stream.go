@@ -29,26 +29,26 @@ func (s *Service) Open(ctx context.Context) *Stream {
 	return &Stream{AgentService_ConnectClient: c, T: s.T}
 }
 
-// Connect opens a session of agent n.
-func (s *Service) Connect(n int, instance byte, session int64) *Stream {
+// Connect opens a session of an agent.
+func (s *Service) Connect(session Session) *Stream {
 	s.T.Helper()
-	return s.Open(As(s.T.Context(), Token(n))).SayHello(instance, session)
+	return s.Open(As(s.T.Context(), Token(session.Agent))).SayHello(session)
 }
 
 // Request has agent n connect, send one request and disconnect. It returns once
 // the request was taken in.
 func (s *Service) Request(n int, req *pb.ConnectRequest) {
 	s.T.Helper()
-	c := s.Connect(n, byte(n), 0)
+	c := s.Connect(Session{Agent: n, Instance: byte(n), Unnumbered: true})
 	c.SendNext(req)
 	require.NoError(s.T, c.CloseSend())
 	c.RequireEnd(codes.OK, "")
 }
 
 // SayHello sends the hello and receives the settings. It returns c.
-func (c *Stream) SayHello(instance byte, session int64) *Stream {
+func (c *Stream) SayHello(session Session) *Stream {
 	c.T.Helper()
-	require.NoError(c.T, c.Send(Hello(instance, session)))
+	require.NoError(c.T, c.Send(Hello(session)))
 	c.Settings = c.Next().GetSettings()
 	require.NotNil(c.T, c.Settings.GetResume())
 	c.Sequence = c.Settings.GetResume().GetReceivedSequence()
@@ -80,17 +80,26 @@ func (c *Stream) NextAck() (received, durable int64) {
 	return m.GetAck().GetReceivedSequence(), m.GetAck().GetDurableSequence()
 }
 
+// Ack has the sequences up to which all is received and durable.
+type Ack struct{ Received, Durable int64 }
+
 // RequireAck receives acks until both sequences are reached.
-func (c *Stream) RequireAck(received, durable int64) {
+func (c *Stream) RequireAck(want Ack) {
 	c.T.Helper()
 	for {
-		r, d := c.NextAck()
-		require.LessOrEqual(c.T, r, received)
-		require.LessOrEqual(c.T, d, durable)
-		if r == received && d == durable {
+		received, durable := c.NextAck()
+		require.LessOrEqual(c.T, received, want.Received)
+		require.LessOrEqual(c.T, durable, want.Durable)
+		if received == want.Received && durable == want.Durable {
 			return
 		}
 	}
+}
+
+// RequireDurable receives acks until all up to the sequence is durable.
+func (c *Stream) RequireDurable(sequence int64) {
+	c.T.Helper()
+	c.RequireAck(Ack{Received: sequence, Durable: sequence})
 }
 
 // RequireEnd receives until the end, which has the code and the text.
