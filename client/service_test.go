@@ -20,6 +20,7 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/sqlitetest"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/reports"
@@ -43,9 +44,12 @@ func startService() *service {
 	dir, err := os.MkdirTemp("", "agentstatsd-client-")
 	must(err)
 	s := &service{dir: dir}
+	must(sqlitetest.Create(s.database()))
 	s.start()
 	return s
 }
+
+func (s *service) database() string { return filepath.Join(s.dir, "agentstatsd.db") }
 
 func must(err error) {
 	if err != nil {
@@ -55,7 +59,7 @@ func must(err error) {
 
 func (s *service) start() {
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	database, err := store.Open(context.Background(), store.Options{Path: filepath.Join(s.dir, "agentstatsd.db")}, prometheus.NewRegistry(), log)
+	database, err := store.Open(context.Background(), store.Options{Path: s.database()}, prometheus.NewRegistry(), log)
 	must(err)
 	memory, err := pubsub.NewMemory(reg)
 	must(err)

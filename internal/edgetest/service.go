@@ -30,6 +30,7 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/sqlitetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/reports"
@@ -87,7 +88,9 @@ func Start(t testing.TB, set Settings) *Service {
 	t.Helper()
 	s := &Service{T: t, Pushes: &Pushes{}, Registry: prometheus.NewPedanticRegistry(), Log: &Log{}}
 	log := slog.New(slog.NewTextHandler(s.Log, nil))
-	db, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "test.db")}, prometheus.NewRegistry(), log)
+	path := filepath.Join(t.TempDir(), "test.db")
+	require.NoError(t, sqlitetest.Create(path))
+	db, err := store.Open(t.Context(), store.Options{Path: path}, prometheus.NewRegistry(), log)
 	require.NoError(t, err)
 	s.Store = &Store{Store: db, down: set.Down}
 	memory, err := pubsub.NewMemory(s.Registry)
