@@ -42,22 +42,27 @@ func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 
 // Watchers are told what is served: a value that is refused is told to nobody.
 func TestWatchedStatsAreBounded(t *testing.T) {
-	filled := func(bytes, count int64, latency float64) *agentstatsv1.Stats {
+	// fill is what each field of a kind has.
+	type fill struct {
+		bytes, count int64
+		latency      float64
+	}
+	filled := func(f fill) *agentstatsv1.Stats {
 		return &agentstatsv1.Stats{
-			ConnectionsByProto: map[string]int64{"TCP": count}, ConnectionCount: count, ConnectionMedianLatencyMs: latency,
-			RxPackets: bytes, RxBytes: bytes, TxPackets: bytes, TxBytes: bytes,
-			SessionCountVscode: count, SessionCountJetbrains: count, SessionCountReconnectingPty: count, SessionCountSsh: count,
-			SessionCounts: map[string]int64{"ssh": count},
+			ConnectionsByProto: map[string]int64{"TCP": f.count}, ConnectionCount: f.count, ConnectionMedianLatencyMs: f.latency,
+			RxPackets: f.bytes, RxBytes: f.bytes, TxPackets: f.bytes, TxBytes: f.bytes,
+			SessionCountVscode: f.count, SessionCountJetbrains: f.count, SessionCountReconnectingPty: f.count, SessionCountSsh: f.count,
+			SessionCounts: map[string]int64{"ssh": f.count},
 		}
 	}
-	most := filled(agent.MaxReportedBytes, agent.MaxReportedCount, agent.MaxLatencyMS)
+	most := filled(fill{bytes: agent.MaxReportedBytes, count: agent.MaxReportedCount, latency: agent.MaxLatencyMS})
 	require.Empty(t, cmp.Diff(most, told(t, most).GetStats(), protocmp.Transform()))
-	unmeasured := filled(0, 0, -0.001)
+	unmeasured := filled(fill{latency: -0.001})
 	require.Empty(t, cmp.Diff(unmeasured, told(t, unmeasured).GetStats(), protocmp.Transform()))
-	nothing := filled(0, 0, 0)
+	nothing := filled(fill{})
 	for _, latency := range []float64{agent.MaxLatencyMS + 1, math.MaxFloat64, math.Inf(1), math.Inf(-1), math.NaN()} {
 		for _, v := range []int64{-1, math.MinInt64, agent.MaxReportedBytes + 1, math.MaxInt64} {
-			require.Empty(t, cmp.Diff(nothing, told(t, filled(v, v, latency)).GetStats(), protocmp.Transform()), "%v, %v ms", v, latency)
+			require.Empty(t, cmp.Diff(nothing, told(t, filled(fill{bytes: v, count: v, latency: latency})).GetStats(), protocmp.Transform()), "%v, %v ms", v, latency)
 		}
 	}
 }

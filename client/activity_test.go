@@ -16,29 +16,38 @@ func TestActivity(t *testing.T) {
 	a := client.NewActivity(time.Minute)
 	began := time.Unix(1000, 0).UTC()
 	at := func(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.Second) }
-	entry := func(workspace byte, usedAt int) *agentstatsv1.AgentStats {
-		id := uuid.UUID{workspace}
-		return &agentstatsv1.AgentStats{WorkspaceId: id[:], LastUsedAt: timestamppb.New(at(usedAt))}
+	// used is a use of a workspace so many seconds after that.
+	type used struct {
+		workspace byte
+		at        int
 	}
-	use := func(workspace byte, usedAt int) client.WorkspaceUse {
-		return client.WorkspaceUse{WorkspaceID: uuid.UUID{workspace}, At: at(usedAt)}
+	entries := func(uses []used) (all []*agentstatsv1.AgentStats) {
+		for _, u := range uses {
+			id := uuid.UUID{u.workspace}
+			all = append(all, &agentstatsv1.AgentStats{WorkspaceId: id[:], LastUsedAt: timestamppb.New(at(u.at))})
+		}
+		return all
 	}
+	require.Empty(t, a.Add(at(0), []*agentstatsv1.AgentStats{{WorkspaceId: make([]byte, 16)}, {WorkspaceId: []byte{1}, LastUsedAt: timestamppb.New(began)}}), "idle, and bad")
 	for _, c := range []struct {
 		name    string
 		now     int
-		entries []*agentstatsv1.AgentStats
-		want    []client.WorkspaceUse
+		entries []used
+		want    []used
 	}{
 		{"nothing", 0, nil, nil},
-		{"idle, and bad", 0, []*agentstatsv1.AgentStats{{WorkspaceId: make([]byte, 16)}, {WorkspaceId: []byte{1}, LastUsedAt: timestamppb.New(began)}}, nil},
-		{"two agents of one workspace", 10, []*agentstatsv1.AgentStats{entry(2, 9), entry(1, 8), entry(1, 7)}, []client.WorkspaceUse{use(1, 8), use(2, 9)}},
-		{"within the interval", 20, []*agentstatsv1.AgentStats{entry(1, 15)}, nil},
-		{"another one does not wait", 69, []*agentstatsv1.AgentStats{entry(3, 60)}, []client.WorkspaceUse{use(3, 60)}},
-		{"a session that ended is told", 70, nil, []client.WorkspaceUse{use(1, 15)}},
+		{"two agents of one workspace", 10, []used{{workspace: 2, at: 9}, {workspace: 1, at: 8}, {workspace: 1, at: 7}}, []used{{workspace: 1, at: 8}, {workspace: 2, at: 9}}},
+		{"within the interval", 20, []used{{workspace: 1, at: 15}}, nil},
+		{"another one does not wait", 69, []used{{workspace: 3, at: 60}}, []used{{workspace: 3, at: 60}}},
+		{"a session that ended is told", 70, nil, []used{{workspace: 1, at: 15}}},
 		{"once", 200, nil, nil},
-		{"an older use of one that is forgotten", 201, []*agentstatsv1.AgentStats{entry(1, 190)}, []client.WorkspaceUse{use(1, 190)}},
-		{"an older use", 300, []*agentstatsv1.AgentStats{entry(1, 180), entry(1, 290)}, []client.WorkspaceUse{use(1, 290)}},
+		{"an older use of one that is forgotten", 201, []used{{workspace: 1, at: 190}}, []used{{workspace: 1, at: 190}}},
+		{"an older use", 300, []used{{workspace: 1, at: 180}, {workspace: 1, at: 290}}, []used{{workspace: 1, at: 290}}},
 	} {
-		require.Equal(t, c.want, a.Add(at(c.now), c.entries), c.name)
+		var want []client.WorkspaceUse
+		for _, u := range c.want {
+			want = append(want, client.WorkspaceUse{WorkspaceID: uuid.UUID{u.workspace}, At: at(u.at)})
+		}
+		require.Equal(t, want, a.Add(at(c.now), entries(c.entries)), c.name)
 	}
 }

@@ -43,17 +43,13 @@ func put(t *testing.T, o *outbox, key, value string) {
 	require.NoError(t, o.putMetadata(Metadata{Key: key, Value: value}))
 }
 
-func resume(received, durable int64) *agentstatsv1.Resume {
-	return &agentstatsv1.Resume{ReceivedSequence: received, DurableSequence: durable}
-}
-
 // After a crash of the service, an ack in the new session covers sequences of
 // lost requests: what these carried must not be taken as durable.
 func TestOutboxAckDoesNotSettleWhatWasLost(t *testing.T) {
 	var o outbox
 	put(t, &o, "a", "1")
 	sendAll(&o)
-	require.Empty(t, o.resume(resume(0, 0)))
+	require.Empty(t, o.resume(&agentstatsv1.Resume{}))
 	o.lifecycle.make(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
 	lifecycle := o.next(anyLimits, time.Time{})
 	require.Equal(t, int64(2), lifecycle.GetSequence())
@@ -89,7 +85,7 @@ func TestOutboxMetadataResume(t *testing.T) {
 			put(t, &o, "a", "2")
 			sendAll(&o)
 			put(t, &o, "c", "1")
-			require.ElementsMatch(t, test.settled, o.resume(resume(test.received, test.durable)))
+			require.ElementsMatch(t, test.settled, o.resume(&agentstatsv1.Resume{ReceivedSequence: test.received, DurableSequence: test.durable}))
 			sent := sendAll(&o)
 			require.Equal(t, test.resent, keysOf(sent))
 			for _, req := range sent {
@@ -153,7 +149,7 @@ func TestOutboxRefusalByStore(t *testing.T) {
 // A service that knows more of the instance than it can know does no harm.
 func TestOutboxResumeAhead(t *testing.T) {
 	var o outbox
-	o.resume(resume(100, 50))
+	o.resume(&agentstatsv1.Resume{ReceivedSequence: 100, DurableSequence: 50})
 	put(t, &o, "a", "1")
 	require.Equal(t, int64(101), sendAll(&o)[0].GetSequence())
 }
@@ -203,7 +199,7 @@ func TestOutboxGoodbyeComesLast(t *testing.T) {
 	put(t, &o, "late", "1")
 	require.Empty(t, sendAll(&o), "nothing follows")
 
-	o.resume(resume(0, 0))
+	o.resume(&agentstatsv1.Resume{})
 	sent = sendAll(&o)
 	require.Len(t, sent, 3)
 	require.NotNil(t, sent[2].GetGoodbye(), "it is said again in a new session")
@@ -216,7 +212,7 @@ func TestOutboxKeepsTheNewestReport(t *testing.T) {
 	sendAll(&o)
 	o.putStats(&agentstatsv1.Stats{RxBytes: 2, ConnectionCount: 2, TxPackets: 5})
 	sendAll(&o)
-	o.resume(resume(0, 0))
+	o.resume(&agentstatsv1.Resume{})
 	sent := sendAll(&o)
 	require.Len(t, sent, 1)
 	require.Equal(t, int64(3), sent[0].GetStats().GetRxBytes())
@@ -225,7 +221,7 @@ func TestOutboxKeepsTheNewestReport(t *testing.T) {
 	o.ack(3, 3)
 	require.Nil(t, o.stats.newest)
 	require.Equal(t, int64(2), o.counts.ReportsReceived)
-	o.resume(resume(3, 3))
+	o.resume(&agentstatsv1.Resume{ReceivedSequence: 3, DurableSequence: 3})
 	require.Empty(t, sendAll(&o))
 }
 
@@ -328,7 +324,7 @@ func TestStatementOfApps(t *testing.T) {
 	require.Equal(t, 1, o.unsettledStates())
 	o.ack(2, 2)
 	require.Zero(t, o.unsettledStates())
-	o.resume(resume(2, 2))
+	o.resume(&agentstatsv1.Resume{ReceivedSequence: 2, DurableSequence: 2})
 	require.Equal(t, 2, o.unsettledStates())
 	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2, "a new session hears all")
 }

@@ -402,16 +402,20 @@ func TestPushToTheService(t *testing.T) {
 		return text.String()
 	}
 	refused := make(chan string, 10)
-	start := func(instance byte, count float64) (counter prometheus.Counter, stop func() error) {
+	type coderd struct {
+		instance byte
+		counted  float64
+	}
+	start := func(c coderd) (counter prometheus.Counter, stop func() error) {
 		t.Helper()
 		reg := everything(t)
 		counter = prometheus.NewCounter(prometheus.CounterOpts{Name: "pushed_total", Help: "Pushed."})
 		inUse := prometheus.NewGauge(prometheus.GaugeOpts{Name: "coderd_api_concurrent_requests", Help: "Now."})
 		inUse.Set(1)
 		reg.MustRegister(counter, inUse, collectors.NewGoCollector(), prometheus.NewGauge(prometheus.GaugeOpts{Name: "coderd_agents_up"}))
-		counter.Add(count)
+		counter.Add(c.counted)
 		pusher, err := client.NewPusher(conn, client.PushOptions{
-			Gatherer: reg, Interval: time.Second, InstanceID: uuid.UUID{instance},
+			Gatherer: reg, Interval: time.Second, InstanceID: uuid.UUID{c.instance},
 			Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond},
 			OnRefused: func(all []*agentstatsv1.FamilyRefusal, _ int64) {
 				for _, r := range all {
@@ -424,10 +428,10 @@ func TestPushToTheService(t *testing.T) {
 		require.NoError(t, err)
 		return counter, run(t.Context(), pusher.Run)
 	}
-	a, stopA := start(1, 5)
+	a, stopA := start(coderd{instance: 1, counted: 5})
 	require.Equal(t, "coderd_agents_up owned_by_service", <-refused)
 	require.Equal(t, "go_goroutines owned_by_service", <-refused)
-	_, stopB := start(2, 7)
+	_, stopB := start(coderd{instance: 2, counted: 7})
 	<-refused
 	text := scrape()
 	for _, line := range []string{
@@ -447,7 +451,7 @@ func TestPushToTheService(t *testing.T) {
 	text = scrape()
 	require.Contains(t, text, "\npushed_total 112\n")
 	require.NotContains(t, text, "coderd_api_concurrent_requests ", "gauges go with the last snapshot")
-	a, stopA = start(3, 1) // a restart of the first
+	a, stopA = start(coderd{instance: 3, counted: 1}) // a restart of the first
 	<-refused
 	a.Inc()
 	require.NoError(t, stopA())

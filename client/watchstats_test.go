@@ -20,21 +20,26 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
+// passing is how many bytes still pass a connection in each direction; negative: all
+// do.
+type passing struct{ read, write int }
+
+var unbroken = passing{read: -1, write: -1}
+
 // fragileConn breaks after a number of bytes: what is in flight then is lost.
 type fragileConn struct {
 	net.Conn
-	mu          sync.Mutex
-	read, write int // bytes that still pass; negative: all do
+	mu   sync.Mutex
+	left passing
 }
 
 var errFragile = errors.New("the connection broke")
 
-// breakAfter has the connection break after so many more bytes; negative: it
-// does not.
-func (c *fragileConn) breakAfter(read, write int) {
+// breakAfter has the connection break after so many more bytes.
+func (c *fragileConn) breakAfter(left passing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.read, c.write = read, write
+	c.left = left
 }
 
 // pass returns how many of n bytes pass, and whether all do.
@@ -51,7 +56,7 @@ func (c *fragileConn) pass(left *int, n int) (int, bool) {
 
 func (c *fragileConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if passed, all := c.pass(&c.read, n); !all {
+	if passed, all := c.pass(&c.left.read, n); !all {
 		_ = c.Close()
 		return passed, errFragile
 	}
@@ -59,7 +64,7 @@ func (c *fragileConn) Read(b []byte) (int, error) {
 }
 
 func (c *fragileConn) Write(b []byte) (int, error) {
-	passed, all := c.pass(&c.write, len(b))
+	passed, all := c.pass(&c.left.write, len(b))
 	n, err := c.Conn.Write(b[:passed])
 	if err == nil && !all {
 		_ = c.Close()
@@ -84,14 +89,14 @@ func (n *fragileNetwork) dial(ctx context.Context, target string) (net.Conn, err
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.dialed++
-	n.last = &fragileConn{Conn: conn, read: -1, write: -1}
+	n.last = &fragileConn{Conn: conn, left: unbroken}
 	return n.last, nil
 }
 
-func (n *fragileNetwork) breakAfter(read, write int) {
+func (n *fragileNetwork) breakAfter(left passing) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.last.breakAfter(read, write)
+	n.last.breakAfter(left)
 }
 
 // watchStep is one step of a random history of a watch of stats.
@@ -238,7 +243,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 	// heal lets everything arrive, after a last break or without.
 	heal := func() {
 		time.Sleep(time.Second)
-		fragile.breakAfter(-1, -1)
+		fragile.breakAfter(unbroken)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 	}
@@ -254,9 +259,9 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 			reported |= bit
 			reports++
 		case "read":
-			fragile.breakAfter(step.bytes, -1)
+			fragile.breakAfter(passing{read: step.bytes, write: -1})
 		case "write":
-			fragile.breakAfter(-1, step.bytes)
+			fragile.breakAfter(passing{read: -1, write: step.bytes})
 		case "slow":
 			mu.Lock()
 			slow = step.after
