@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -18,8 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -36,8 +33,6 @@ const (
 	pushOverhead = 32
 	// pushTimeout bounds the time in which a snapshot is sent and answered.
 	pushTimeout = time.Minute
-	// finalTimeout bounds what Run does after its context has ended.
-	finalTimeout = 5 * time.Second
 	// maxReplicaBytes is the longest name of an instance.
 	maxReplicaBytes = 256
 )
@@ -167,38 +162,20 @@ func (p *Pusher) Run(ctx context.Context) error {
 		}
 	})
 
-	for attempt := 0; ; attempt++ {
-		answered, err := p.session(ctx, live)
-		if err == nil {
-			return nil
-		}
-		switch status.Code(err) {
-		case codes.InvalidArgument, codes.PermissionDenied, codes.Unimplemented:
-			return fmt.Errorf("push metrics: %w", err)
-		}
-		if answered {
-			attempt = 0
-		}
-		wait := p.opts.Backoff.wait(attempt) + retryDelay(err)
-		p.log.WarnContext(ctx, "push broke", "error", err, "retry_in", wait)
-		// The end of ctx cuts the wait short, once.
-		ended := ctx.Done()
-		if ctx.Err() != nil {
-			ended = nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ended:
-			timer.Stop()
-			attempt = -1
-		case <-live.Done():
-			timer.Stop()
-			p.log.WarnContext(ctx, "last snapshot was not taken in", "error", err)
-			return nil
-		}
+	var last error
+	pushes := streams{what: "push metrics", backoff: p.opts.Backoff, log: p.log}
+	err := pushes.run(ctx, live, func() (answered bool, err error) {
+		answered, last = p.session(ctx, live)
+		return answered, last
+	})
+	if err == nil && last != nil {
+		p.log.WarnContext(ctx, "last snapshot was not taken in", "error", last)
 	}
+	return err
 }
+
+// pushStream is one stream of snapshots.
+type pushStream = duplex[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]
 
 // session pushes over one stream until that breaks, or until ctx has ended and
 // the last snapshot is taken in: then there is no error. It tells whether any
@@ -210,12 +187,8 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 		cancel(nil)
 		return false, err
 	}
-	s := &pushSession{stream: stream, answers: make(chan *agentstatsv1.PushMetricsResponse), done: make(chan struct{})}
-	go s.receive(live)
-	defer func() {
-		cancel(nil)
-		<-s.done
-	}()
+	s := newDuplex(live, func() { cancel(nil) }, stream)
+	defer s.close()
 	err = s.send(&agentstatsv1.PushMetricsRequest{Message: &agentstatsv1.PushMetricsRequest_Hello{Hello: &agentstatsv1.PushHello{
 		Replica:    p.opts.Replica,
 		InstanceId: p.opts.InstanceID[:],
@@ -254,7 +227,7 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 }
 
 // push sends one snapshot and takes in the answer.
-func (p *Pusher) push(ctx context.Context, s *pushSession, final bool) error {
+func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
 	families, gatherErr := p.opts.Gatherer.Gather()
 	p.tellGatherError(ctx, gatherErr)
 	var refused []*agentstatsv1.FamilyRefusal
@@ -295,9 +268,11 @@ func (p *Pusher) push(ctx context.Context, s *pushSession, final bool) error {
 	if err != nil {
 		return err
 	}
-	answer, err := s.answer()
-	if err != nil {
-		return err
+	var answer *agentstatsv1.PushMetricsResponse
+	select {
+	case answer = <-s.responses:
+	case <-s.done:
+		return s.err
 	}
 	if answer.GetSnapshot() != p.snapshot {
 		return fmt.Errorf("push snapshot: the answer is to snapshot %d, want %d", answer.GetSnapshot(), p.snapshot)
@@ -359,60 +334,5 @@ func (p *Pusher) tellRefused(ctx context.Context, refused []*agentstatsv1.Family
 	p.log.WarnContext(ctx, "families that are refused have changed", "count", count, "names", names)
 	if p.opts.OnRefused != nil {
 		p.opts.OnRefused(refused, count)
-	}
-}
-
-// pushSession is one stream of snapshots.
-type pushSession struct {
-	stream  grpc.BidiStreamingClient[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]
-	answers chan *agentstatsv1.PushMetricsResponse
-	// done is closed when receive has ended. Then err may be read.
-	done chan struct{}
-	err  error
-}
-
-// receive takes in answers until the stream ends.
-func (s *pushSession) receive(ctx context.Context) {
-	defer close(s.done)
-	for {
-		answer, err := s.stream.Recv()
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the service ended the stream")
-		}
-		if err != nil {
-			s.err = err
-			return
-		}
-		select {
-		case s.answers <- answer:
-		case <-ctx.Done():
-			s.err = ctx.Err()
-			return
-		}
-	}
-}
-
-func (s *pushSession) send(req *agentstatsv1.PushMetricsRequest) error {
-	err := s.stream.Send(req)
-	if errors.Is(err, io.EOF) {
-		<-s.done
-		return s.err
-	}
-	return err
-}
-
-func (s *pushSession) answer() (*agentstatsv1.PushMetricsResponse, error) {
-	select {
-	case answer := <-s.answers:
-		return answer, nil
-	case <-s.done:
-		return nil, s.err
-	}
-}
-
-// end ends the stream after its last answer, whatever the service says to that.
-func (s *pushSession) end() {
-	if err := s.stream.CloseSend(); err == nil {
-		<-s.done
 	}
 }

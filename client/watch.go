@@ -3,12 +3,9 @@ package client
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -58,37 +55,12 @@ func watch[Req, Resp any](
 	req *Req,
 	news func(*Resp),
 ) error {
-	return c.keepWatching(ctx, what, func() (told bool, err error) {
-		return follow(ctx, open, req, news)
-	})
+	return c.streams(what).run(ctx, ctx, func() (told bool, err error) { return follow(ctx, open, req, news) })
 }
 
-// keepWatching serves one stream after another until ctx is cancelled. The
-// function serves one until that ends, and tells whether there was any news.
-func (c *Coderd) keepWatching(ctx context.Context, what string, serve func() (told bool, err error)) error {
-	for attempt := 0; ; attempt++ {
-		began := time.Now()
-		told, err := serve()
-		if ctx.Err() != nil {
-			return nil
-		}
-		switch status.Code(err) {
-		case codes.InvalidArgument, codes.PermissionDenied, codes.Unimplemented:
-			return fmt.Errorf("watch %s: %w", what, err)
-		}
-		if told && status.Code(err) != codes.Aborted || time.Since(began) >= c.backoff.Max {
-			attempt = 0
-		}
-		wait := c.backoff.wait(attempt) + retryDelay(err)
-		c.log.WarnContext(ctx, "watch broke", "what", what, "error", err, "retry_in", wait)
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		}
-	}
+// streams returns the streams of a watch.
+func (c *Coderd) streams(what string) *streams {
+	return &streams{what: "watch " + what, backoff: c.backoff, log: c.log}
 }
 
 // follow serves one stream until it ends, and tells whether there was any news.

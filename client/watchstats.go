@@ -2,9 +2,7 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"google.golang.org/grpc"
@@ -75,7 +73,7 @@ func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
 		return fmt.Errorf("watch stats: the name has %d bytes, 1 to %d are allowed", n, maxWatchName)
 	}
 	w := &statsWatch{StatsWatch: watch, service: c.service}
-	return c.keepWatching(ctx, "stats", func() (bool, error) { return w.follow(ctx) })
+	return c.streams("stats").run(ctx, ctx, func() (told bool, err error) { return w.follow(ctx) })
 }
 
 // statsWatch is a watch of stats over all its streams.
@@ -128,12 +126,8 @@ func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
 		stop()
 		return false, err
 	}
-	s := &statsStream{stream: stream, responses: make(chan *agentstatsv1.WatchStatsResponse), done: make(chan struct{})}
-	go s.receive(live)
-	defer func() {
-		cancel()
-		<-s.done
-	}()
+	s := newDuplex(live, cancel, stream)
+	defer s.close()
 	err = s.send(first)
 	stop()
 	if err != nil {
@@ -143,7 +137,7 @@ func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
 		select {
 		case resp := <-s.responses:
 			if ctx.Err() != nil {
-				s.end(cancel)
+				s.end()
 				return told, ctx.Err()
 			}
 			began := !told
@@ -154,11 +148,14 @@ func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
 		case <-s.done:
 			return told, s.err
 		case <-ctx.Done():
-			s.end(cancel)
+			s.end()
 			return told, ctx.Err()
 		}
 	}
 }
+
+// statsStream is one stream of a watch of stats.
+type statsStream = duplex[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse]
 
 // handle takes in a response; began is true for the first of a stream, which is not
 // acked.
@@ -184,65 +181,4 @@ func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsRespons
 		return nil
 	}
 	return s.send(&agentstatsv1.WatchStatsRequest{Number: resp.GetNumber()})
-}
-
-// statsStream is one stream of a watch of stats.
-type statsStream struct {
-	stream    grpc.BidiStreamingClient[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse]
-	responses chan *agentstatsv1.WatchStatsResponse
-	// done is closed when receive has ended. Then err may be read.
-	done chan struct{}
-	err  error
-}
-
-// receive takes in responses until the stream ends.
-func (s *statsStream) receive(ctx context.Context) {
-	defer close(s.done)
-	for {
-		resp, err := s.stream.Recv()
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the service ended the stream")
-		}
-		if err != nil {
-			s.err = err
-			return
-		}
-		select {
-		case s.responses <- resp:
-		case <-ctx.Done():
-			s.err = ctx.Err()
-			return
-		}
-	}
-}
-
-func (s *statsStream) send(req *agentstatsv1.WatchStatsRequest) error {
-	err := s.stream.Send(req)
-	if errors.Is(err, io.EOF) {
-		s.drain()
-		return s.err
-	}
-	return err
-}
-
-// drain waits for the end of the stream. A response that comes meanwhile stays
-// with the service.
-func (s *statsStream) drain() {
-	for {
-		select {
-		case <-s.responses:
-		case <-s.done:
-			return
-		}
-	}
-}
-
-// end waits until the service has taken in what was sent, or calls cancel after
-// finalTimeout.
-func (s *statsStream) end(cancel func()) {
-	guard := time.AfterFunc(finalTimeout, cancel)
-	defer guard.Stop()
-	if err := s.stream.CloseSend(); err == nil {
-		s.drain()
-	}
 }
