@@ -1,6 +1,10 @@
 package agentapi
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
 
 // Reasons of refused states, as the counter labels them and as agents are told.
 const (
@@ -19,7 +23,7 @@ type metrics struct {
 	sessionNames  prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "agentstatsd_agent_requests_total", Help: "Requests of agents by what they carry, within a session and without.",
 	}, []string{"kind"})
@@ -38,6 +42,5 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, reason := range []string{reasonUnknownState, reasonInvalidField} {
 		m.refusedStates.WithLabelValues(reason)
 	}
-	reg.MustRegister(requests, m.refusedStates, m.sessionNames)
-	return m
+	return m, ownmetrics.Register(reg, requests, m.refusedStates, m.sessionNames)
 }

@@ -69,7 +69,11 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	if c.Reports == nil {
 		return nil, errors.New("agentapi components: reports is absent")
 	}
-	s := &Service{Components: c, server: server, opts: opts, metrics: newMetrics(reg), log: log}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("agentapi: %w", err)
+	}
+	s := &Service{Components: c, server: server, opts: opts, metrics: m, log: log}
 	server.Register(grpcserver.Service{
 		Desc:  &agentstatsv1.AgentService_ServiceDesc,
 		Impl:  s,

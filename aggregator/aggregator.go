@@ -9,6 +9,7 @@ package aggregator
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -85,9 +86,12 @@ type nameKey struct {
 // contradict each other. The error names the option.
 func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 	opts = opts.withDefaults()
-	keep, err := opts.validate()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("aggregator options: %w", err)
+	}
+	keep, err := opts.keptLabels()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("aggregator options: %w", err)
 	}
 	a := &Aggregator{
 		opts:    opts,
@@ -105,8 +109,11 @@ func New(opts Options, reg prometheus.Registerer) (*Aggregator, error) {
 	for i := range a.shards {
 		a.shards[i].agents = make(map[agent.ID]*agentSeries)
 	}
-	if a.metrics, err = newOwnMetrics(reg, a); err != nil {
-		return nil, err
+	if a.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("aggregator: %w", err)
+	}
+	if err := a.registerGauges(reg); err != nil {
+		return nil, fmt.Errorf("aggregator: %w", err)
 	}
 	for _, f := range metrics.Catalogue() {
 		if f.Owner == metrics.OwnerAgents {

@@ -60,10 +60,10 @@ func TestOptionsAreChecked(t *testing.T) {
 		opts Options
 		want string
 	}{
-		"interval": {Options{ReportInterval: time.Millisecond}, "report interval 1ms is below 1s"},
-		"ttl":      {Options{ReportInterval: time.Minute, SeriesTTL: time.Minute}, "series TTL 1m0s is below twice the report interval 1m0s"},
-		"series":   {Options{MaxSeries: -1}, "the limit of series is negative"},
-		"agent":    {Options{MaxSeriesPerAgent: -1}, "the limit of series per agent is negative"},
+		"interval": {Options{ReportInterval: time.Millisecond}, "report interval: want at least 1s, got 1ms"},
+		"ttl":      {Options{ReportInterval: time.Minute, SeriesTTL: time.Minute}, "series TTL: want at least twice the report interval of 1m0s, got 1m0s"},
+		"series":   {Options{MaxSeries: -1}, "max series: want at least 0, got -1"},
+		"agent":    {Options{MaxSeriesPerAgent: -1}, "max series per agent: want at least 0, got -1"},
 		"group by": {
 			Options{GroupBy: []string{"username", "nonsense"}},
 			`"nonsense" is not a valid aggregation label; only one or more of "agent_name, template_name, username, workspace_name" are acceptable`,
@@ -71,7 +71,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := New(c.opts, prometheus.NewRegistry())
-			require.EqualError(t, err, c.want)
+			require.EqualError(t, err, "aggregator options: "+c.want)
 		})
 	}
 	reg := prometheus.NewRegistry()

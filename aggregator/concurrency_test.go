@@ -17,7 +17,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/scrape"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -183,7 +182,7 @@ func TestAllocations(t *testing.T) {
 func TestScrapeAllocations(t *testing.T) {
 	for _, n := range []int{10 * perAgent, 20_000} {
 		a := fleetOf(t, n, Options{})
-		h := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
+		h := newScrape(t, a)
 		round := 0
 		for _, accept := range []string{textType, protoType} {
 			for _, encoding := range []string{"identity", "gzip"} {

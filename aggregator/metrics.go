@@ -1,10 +1,9 @@
 package aggregator
 
 import (
-	"errors"
-	"fmt"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 // ownMetrics are the aggregator's own metrics.
@@ -22,7 +21,7 @@ type ownMetrics struct {
 	omitted [omissions]prometheus.Counter
 }
 
-func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error) {
+func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 	m := &ownMetrics{
 		reports: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_reports_total",
@@ -66,9 +65,13 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 			m.omitted[o] = omitted.WithLabelValues(reason)
 		}
 	}
-	var errs []error
-	for _, c := range []prometheus.Collector{
-		m.reports, m.ignored, m.samples, m.refused, m.expired, m.replaced, m.conflicts, m.typeChanges, omitted,
+	return m, ownmetrics.Register(reg, m.reports, m.ignored, m.samples, m.refused, m.expired, m.replaced, m.conflicts,
+		m.typeChanges, omitted)
+}
+
+// registerGauges registers the gauges of what the aggregator has now.
+func (a *Aggregator) registerGauges(reg prometheus.Registerer) error {
+	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series",
 			Help: "Series of agents in memory, stats gauges, states and groups included.",
@@ -97,11 +100,5 @@ func newOwnMetrics(reg prometheus.Registerer, a *Aggregator) (*ownMetrics, error
 			Name: "agentstatsd_hidden_agents",
 			Help: "Agents hidden by a newer agent with the same labels: their series are not served.",
 		}, func() float64 { return float64(a.hiddenAgents.Load()) }),
-	} {
-		errs = append(errs, reg.Register(c))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("register the aggregator's metrics: %w", err)
-	}
-	return m, nil
+	)
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Options are the knobs of an aggregator. Zero values stand for the defaults.
+// Options are the knobs of an Aggregator. A zero field takes its default.
 type Options struct {
 	// ReportInterval is how often agents report, at least 1 s; default 30 s.
 	// The byte gauges sum over it, or over 1 min if that is longer.
@@ -76,27 +76,31 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// validate returns the identity labels that series keep.
-func (o Options) validate() (identityLabels, error) {
+func (o Options) validate() error {
 	switch {
 	case o.ReportInterval < minReportInterval:
-		return 0, fmt.Errorf("report interval %v is below %v", o.ReportInterval, minReportInterval)
+		return fmt.Errorf("report interval: want at least %v, got %v", minReportInterval, o.ReportInterval)
 	case o.SeriesTTL < 2*o.ReportInterval:
-		return 0, fmt.Errorf("series TTL %v is below twice the report interval %v", o.SeriesTTL, o.ReportInterval)
+		return fmt.Errorf("series TTL: want at least twice the report interval of %v, got %v", o.ReportInterval, o.SeriesTTL)
 	}
 	for _, limit := range [...]struct {
-		of    string
+		name  string
 		value int
 	}{
-		{"series", o.MaxSeries}, {"series per owner", o.MaxSeriesPerOwner}, {"series per agent", o.MaxSeriesPerAgent},
-		{"bytes of series", o.MaxSeriesBytes}, {"bytes of series per owner", o.MaxSeriesBytesPerOwner},
-		{"bytes of series per agent", o.MaxSeriesBytesPerAgent},
-		{"families", o.MaxFamilies}, {"families per agent", o.MaxFamiliesPerAgent},
+		{"max series", o.MaxSeries}, {"max series per owner", o.MaxSeriesPerOwner}, {"max series per agent", o.MaxSeriesPerAgent},
+		{"max series bytes", o.MaxSeriesBytes}, {"max series bytes per owner", o.MaxSeriesBytesPerOwner},
+		{"max series bytes per agent", o.MaxSeriesBytesPerAgent},
+		{"max families", o.MaxFamilies}, {"max families per agent", o.MaxFamiliesPerAgent},
 	} {
 		if limit.value < 0 {
-			return 0, fmt.Errorf("the limit of %s is negative", limit.of)
+			return fmt.Errorf("%s: want at least 0, got %d", limit.name, limit.value)
 		}
 	}
+	return nil
+}
+
+// keptLabels returns the identity labels that series keep.
+func (o Options) keptLabels() (identityLabels, error) {
 	if len(o.GroupBy) == 0 {
 		return allLabels, nil
 	}

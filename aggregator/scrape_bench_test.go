@@ -92,12 +92,20 @@ func BenchmarkScrape1M(b *testing.B) { benchmarkScrape(b, 1_000_000) }
 
 // benchmarkScrape compares scrapes with those of a Collector that makes const
 // metrics of the same series, which takes this many times as long: x-collector.
+// newScrape returns the handler that serves a.
+func newScrape(tb testing.TB, a *Aggregator) http.Handler {
+	tb.Helper()
+	h, err := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
+	require.NoError(tb, err)
+	return h
+}
+
 func benchmarkScrape(b *testing.B, n int) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(newConstCollector(n))
 	usual := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	a := fleetOf(b, n, Options{})
-	h := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
+	h := newScrape(b, a)
 	round := 0
 	for _, c := range []struct {
 		name     string
@@ -161,7 +169,7 @@ func BenchmarkLoopback(b *testing.B) {
 
 func benchmarkLoopback(b *testing.B, n int) {
 	a := fleetOf(b, n, Options{})
-	served := newLoopback(b, scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a))
+	served := newLoopback(b, newScrape(b, a))
 	var kept memory
 	copied := newLoopback(b, &kept)
 	reports := make([]*report, n/perAgent)

@@ -8,10 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
-
-	"github.com/coder/agentstatsd/scrape"
 )
 
 // BenchmarkConcurrentScrapes compares two scrapes with gzip that begin at the same
@@ -19,7 +16,7 @@ import (
 func BenchmarkConcurrentScrapes(b *testing.B) {
 	const n = 100_000
 	a := fleetOf(b, n, Options{})
-	h := scrape.NewHandler(prometheus.NewRegistry(), scrape.Options{}, a)
+	h := newScrape(b, a)
 	reports := make([]*report, n/perAgent)
 	for i := range reports {
 		reports[i] = benchReport(i, 0)

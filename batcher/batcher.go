@@ -13,77 +13,8 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
-
-// Options of a Batcher.
-type Options struct {
-	// BatchSize is how many entries one flush writes; a flush begins when so
-	// many wait. 0: 500.
-	BatchSize int
-	// FlushInterval is the time between flushes of whatever waits. 0: 5 s.
-	FlushInterval time.Duration
-	// MaxPending bounds the entries that wait or are being written; a new key
-	// beyond it is refused. 0: 500,000, the keys of 50,000 agents with 10
-	// each; with short values that is about 200 MB, at most 2 GB.
-	MaxPending int
-	// MaxPendingPerAgent bounds the keys of one agent that have entries that wait
-	// or are being written, MaxPendingPerOwner those of all agents of one owner;
-	// new keys beyond are refused. 0: 1,000, more than an agent may have keys, and
-	// a quarter of MaxPending.
-	MaxPendingPerAgent, MaxPendingPerOwner int
-	// FlushTimeout bounds one call of the store. 0: 10 s.
-	FlushTimeout time.Duration
-	// PublishTimeout bounds one call of the publisher. 0: 5 s.
-	PublishTimeout time.Duration
-	// ShutdownTimeout bounds the last flush. 0: 15 s.
-	ShutdownTimeout time.Duration
-	// Random draws the wait after a flush that failed, within [0, 1); nil:
-	// rand.Float64.
-	Random func() float64
-}
-
-func (o *Options) validate() error {
-	if o.BatchSize == 0 {
-		o.BatchSize = 500
-	}
-	if o.MaxPending == 0 {
-		o.MaxPending = 500_000
-	}
-	if o.MaxPendingPerAgent == 0 {
-		o.MaxPendingPerAgent = 1000
-	}
-	if o.MaxPendingPerOwner == 0 {
-		o.MaxPendingPerOwner = max(o.MaxPending/4, 1)
-	}
-	switch {
-	case o.BatchSize < 1 || o.BatchSize > 10_000:
-		return fmt.Errorf("batcher: batch size %d is not within 1 and 10000", o.BatchSize)
-	case o.MaxPending < o.BatchSize:
-		return fmt.Errorf("batcher: at most %d pending entries, but batches of %d", o.MaxPending, o.BatchSize)
-	case o.MaxPendingPerAgent < 1:
-		return fmt.Errorf("batcher: pending entries of one agent: want at least 1, got %d", o.MaxPendingPerAgent)
-	case o.MaxPendingPerOwner < 1:
-		return fmt.Errorf("batcher: pending entries of one owner: want at least 1, got %d", o.MaxPendingPerOwner)
-	}
-	for _, d := range []struct {
-		name     string
-		value    *time.Duration
-		standard time.Duration
-	}{
-		{"flush interval", &o.FlushInterval, 5 * time.Second},
-		{"flush timeout", &o.FlushTimeout, 10 * time.Second},
-		{"publish timeout", &o.PublishTimeout, 5 * time.Second},
-		{"shutdown timeout", &o.ShutdownTimeout, 15 * time.Second},
-	} {
-		if *d.value == 0 {
-			*d.value = d.standard
-		}
-		if *d.value < 0 {
-			return fmt.Errorf("batcher: %s %v is negative", d.name, *d.value)
-		}
-	}
-	return nil
-}
 
 // Store is the database. store.Store is one.
 type Store interface {
@@ -135,8 +66,9 @@ type failing struct {
 // New returns a Batcher that holds nothing. Its metrics are registered with
 // reg, once.
 func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Batcher, error) {
+	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("batcher options: %w", err)
 	}
 	b := &Batcher{
 		store:     store,
@@ -149,7 +81,10 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		pending:   newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
 	}
 	var err error
-	if b.metrics, err = newMetrics(reg, b.snapshot); err != nil {
+	if b.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("batcher: %w", err)
+	}
+	if err := ownmetrics.Register(reg, newEntriesCollector(b.snapshot)); err != nil {
 		return nil, fmt.Errorf("batcher: %w", err)
 	}
 	return b, nil

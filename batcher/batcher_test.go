@@ -18,20 +18,20 @@ var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func TestOptions(t *testing.T) {
 	for want, opts := range map[string]Options{
-		"batch size -1 is not within 1 and 10000":    {BatchSize: -1},
-		"batch size 10001 is not within 1 and 10000": {BatchSize: 10_001},
-		"at most 9 pending entries, but batches of 10": {
+		"batch size: want 1 to 10000, got -1":    {BatchSize: -1},
+		"batch size: want 1 to 10000, got 10001": {BatchSize: 10_001},
+		"max pending: want at least the batch size of 10, got 9": {
 			BatchSize: 10, MaxPending: 9,
 		},
-		"pending entries of one agent: want at least 1, got -1": {MaxPendingPerAgent: -1},
-		"pending entries of one owner: want at least 1, got -1": {MaxPendingPerOwner: -1},
-		"flush interval -1ns is negative":                       {FlushInterval: -1},
-		"flush timeout -1ns is negative":                        {FlushTimeout: -1},
-		"publish timeout -1ns is negative":                      {PublishTimeout: -1},
-		"shutdown timeout -1ns is negative":                     {ShutdownTimeout: -1},
+		"max pending per agent: want at least 1, got -1": {MaxPendingPerAgent: -1},
+		"max pending per owner: want at least 1, got -1": {MaxPendingPerOwner: -1},
+		"flush interval: want at least 0, got -1ns":      {FlushInterval: -1},
+		"flush timeout: want at least 0, got -1ns":       {FlushTimeout: -1},
+		"publish timeout: want at least 0, got -1ns":     {PublishTimeout: -1},
+		"shutdown timeout: want at least 0, got -1ns":    {ShutdownTimeout: -1},
 	} {
 		_, err := New(&fakeStore{}, &fakePublisher{}, opts, prometheus.NewRegistry(), quiet)
-		require.EqualError(t, err, "batcher: "+want)
+		require.EqualError(t, err, "batcher options: "+want)
 	}
 	require.Equal(t, Options{
 		BatchSize: 500, FlushInterval: 5 * time.Second, MaxPending: 500_000, MaxPendingPerAgent: 1000, MaxPendingPerOwner: 125_000,
@@ -42,7 +42,7 @@ func TestOptions(t *testing.T) {
 	_, err := New(&fakeStore{}, &fakePublisher{}, Options{}, reg, quiet)
 	require.NoError(t, err)
 	_, err = New(&fakeStore{}, &fakePublisher{}, Options{}, reg, quiet)
-	require.ErrorContains(t, err, "batcher: duplicate metrics collector")
+	require.ErrorContains(t, err, "batcher: register metrics: duplicate metrics collector")
 }
 
 // flushAll flushes what waits; it is what the schedule does.

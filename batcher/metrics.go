@@ -1,9 +1,9 @@
 package batcher
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 // Why a batch was flushed: the label reason of Coder's families.
@@ -57,8 +57,7 @@ type metrics struct {
 	flushErrors prometheus.Counter
 }
 
-// newMetrics registers all. now returns what is told of one moment.
-func newMetrics(reg prometheus.Registerer, now func() snapshot) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "coderd_agentapi_metadata_batch_size",
@@ -100,12 +99,8 @@ func newMetrics(reg prometheus.Registerer, now func() snapshot) (*metrics, error
 		m.batches.WithLabelValues(reason)
 		m.flushDuration.WithLabelValues(reason)
 	}
-	return m, errors.Join(
-		reg.Register(m.batchSize), reg.Register(m.batchUtilization), reg.Register(m.batches),
-		reg.Register(m.droppedKeys), reg.Register(m.flushDuration), reg.Register(m.flushed),
-		reg.Register(m.publishErrors), reg.Register(m.flushErrors),
-		reg.Register(newEntriesCollector(now)),
-	)
+	return m, ownmetrics.Register(reg, m.batchSize, m.batchUtilization, m.batches, m.droppedKeys, m.flushDuration,
+		m.flushed, m.publishErrors, m.flushErrors)
 }
 
 // entriesCollector serves the ledger of one moment, so that its law holds in

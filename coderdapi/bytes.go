@@ -73,21 +73,13 @@ func (b *byteBudget) inUse() int {
 }
 
 // shareBytes makes the budgets of the methods that have one.
-func (s *Service) shareBytes(reg prometheus.Registerer) {
+func (s *Service) shareBytes() {
 	registrations := newByteBudget(bytesRegistrations, flagSyncBytes, s.opts.MaxSyncBytes, s.metrics)
 	pushes := newByteBudget(bytesPushes, flagPushesBytes, s.opts.MaxPushesBytes, s.metrics)
 	s.byteBudgets = map[string]*byteBudget{
 		agentstatsv1.CoderdService_RegisterAgents_FullMethodName: registrations,
 		agentstatsv1.CoderdService_SyncAgents_FullMethodName:     registrations,
 		agentstatsv1.CoderdService_PushMetrics_FullMethodName:    pushes,
-	}
-	for kind, inUse := range map[string]func() int{
-		bytesRegistrations: registrations.inUse, bytesPushes: pushes.inUse, bytesWatches: s.watchBytes.inUse,
-	} {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_coderd_memory_bytes", Help: "Bytes that calls of coderd under way have in memory, as they are estimated.",
-			ConstLabels: prometheus.Labels{"kind": kind},
-		}, func() float64 { return float64(inUse()) }))
 	}
 }
 

@@ -1,6 +1,11 @@
 package coderdapi
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
 
 // Kinds of watches, as the gauge labels them.
 const (
@@ -26,7 +31,7 @@ type metrics struct {
 	slowedCalls     prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches that go on, by what is watched."}, []string{"kind"}),
 		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
@@ -45,6 +50,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, kind := range []string{bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches} {
 		m.bytesRefused.WithLabelValues(kind)
 	}
-	reg.MustRegister(m.watches, m.pushes, m.refused, m.watchErrors, m.bytesRefused, m.slowedCalls, m.oversizedPushes)
-	return m
+	return m, ownmetrics.Register(reg, m.watches, m.pushes, m.refused, m.watchErrors, m.bytesRefused, m.slowedCalls, m.oversizedPushes)
+}
+
+// registerGauges registers the gauges of what calls have in memory now.
+func (s *Service) registerGauges(reg prometheus.Registerer) error {
+	var gauges []prometheus.Collector
+	for kind, inUse := range map[string]func() int{
+		bytesRegistrations: s.byteBudgets[agentstatsv1.CoderdService_RegisterAgents_FullMethodName].inUse,
+		bytesPushes:        s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName].inUse,
+		bytesWatches:       s.watchBytes.inUse,
+	} {
+		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_coderd_memory_bytes", Help: "Bytes that calls of coderd under way have in memory, as they are estimated.",
+			ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 { return float64(inUse()) }))
+	}
+	return ownmetrics.Register(reg, gauges...)
 }

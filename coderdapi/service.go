@@ -88,7 +88,10 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	case c.Reports == nil:
 		return nil, errors.New("coderdapi components: reports is absent")
 	}
-	m := newMetrics(reg)
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("coderdapi: %w", err)
+	}
 	s := &Service{
 		Components: c,
 		server:     server,
@@ -104,7 +107,10 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		decoders:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		instances:  newPushInstances(),
 	}
-	s.shareBytes(reg)
+	s.shareBytes()
+	if err := s.registerGauges(reg); err != nil {
+		return nil, fmt.Errorf("coderdapi: %w", err)
+	}
 	server.Register(grpcserver.Service{
 		Desc:         &agentstatsv1.CoderdService_ServiceDesc,
 		Impl:         s,

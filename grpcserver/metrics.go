@@ -1,6 +1,10 @@
 package grpcserver
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
 
 // Reasons of failed authentications, as the counter labels them.
 const (
@@ -17,7 +21,7 @@ type metrics struct {
 	limited      *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		panics:       prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_panics_total", Help: "Panics of gRPC handlers."}),
 		authFailures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_auth_failures_total", Help: "gRPC calls that were not let in."}, []string{"reason"}),
@@ -29,19 +33,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, reason := range limitedReasons {
 		m.limited.WithLabelValues(reason)
 	}
-	reg.MustRegister(m.panics, m.authFailures, m.limited)
-	return m
+	return m, ownmetrics.Register(reg, m.panics, m.authFailures, m.limited)
 }
 
-// observe registers the gauges of what the server has now.
-func (m *metrics) observe(reg prometheus.Registerer, s *Server) {
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+// registerGauges registers the gauges of what the server has now.
+func (s *Server) registerGauges(reg prometheus.Registerer) error {
+	gauges := []prometheus.Collector{prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_grpc_connections", Help: "Connections of the gRPC listener.",
-	}, func() float64 { return float64(s.connections.count()) }))
+	}, func() float64 { return float64(s.connections.count()) })}
 	for role, r := range s.receiving {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_grpc_receiving_bytes", Help: "Bytes of messages above 64 KiB that are being received, or have room for it.",
 			ConstLabels: prometheus.Labels{"role": role.String()},
 		}, func() float64 { return float64(r.inUse()) }))
 	}
+	return ownmetrics.Register(reg, gauges...)
 }

@@ -86,7 +86,10 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 	if err := reg.Register(rpc); err != nil {
 		return nil, fmt.Errorf("register the metrics of gRPC: %w", err)
 	}
-	m := newMetrics(reg)
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("grpcserver: %w", err)
+	}
 	s := &Server{
 		opts:     opts,
 		metrics:  m,
@@ -116,7 +119,9 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 		authenticated: s.connections.authenticated,
 		turnedAway:    s.connections.turnedAway,
 	}
-	m.observe(reg, s)
+	if err := s.registerGauges(reg); err != nil {
+		return nil, fmt.Errorf("grpcserver: %w", err)
+	}
 	s.grpc = grpc.NewServer(s.serverOptions(rpc)...)
 	healthpb.RegisterHealthServer(registrar{s.grpc}, s.health)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)

@@ -18,9 +18,8 @@ import (
 // Its limits are below those of the engine: a channel's name has at most
 // MaxDeploymentChannel bytes, a payload MaxDeploymentPayload.
 type Deployment struct {
-	engine    Engine
-	foreign   prometheus.Counter
-	malformed prometheus.Counter
+	engine  Engine
+	metrics *deploymentMetrics
 
 	id atomic.Pointer[string] // written under switching
 
@@ -54,17 +53,13 @@ func (s *deploymentSubscription) call(payload []byte) {
 // NewDeployment returns the engine of a deployment over that of a server. Run of the
 // latter is part of its own.
 func NewDeployment(engine Engine, id uuid.UUID, reg prometheus.Registerer) (*Deployment, error) {
-	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_pubsub_refused_messages_total",
-		Help: "Messages that arrived and were told to nobody: of another deployment, or without a sender's id.",
-	}, []string{"reason"})
-	if err := reg.Register(refused); err != nil {
+	m, err := newDeploymentMetrics(reg)
+	if err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
 	d := &Deployment{
 		engine:        engine,
-		foreign:       refused.WithLabelValues("other_deployment"),
-		malformed:     refused.WithLabelValues("malformed"),
+		metrics:       m,
 		subscriptions: make(map[*deploymentSubscription]struct{}),
 	}
 	d.id.Store(deploymentText(id))
@@ -129,9 +124,9 @@ func (d *Deployment) subscribeLocked(s *deploymentSubscription) (cancel func(), 
 		case payload == nil:
 			s.call(nil)
 		case len(payload) <= len(id):
-			d.malformed.Inc()
+			d.metrics.malformed.Inc()
 		case string(payload[:len(id)]) != id:
-			d.foreign.Inc()
+			d.metrics.foreign.Inc()
 		default:
 			s.call(payload[len(id):])
 		}

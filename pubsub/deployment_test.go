@@ -78,8 +78,8 @@ func TestDeploymentsApart(t *testing.T) {
 			require.Equal(t, []string{"of a", "last of a"}, heardAgain.waitFor("last of a"))
 			require.Equal(t, []string{"of b", "last of b"}, heardB.waitFor("last of b"))
 			for _, d := range []*Deployment{a, again} {
-				require.InDelta(t, 1, testutil.ToFloat64(d.foreign), 0)
-				require.InDelta(t, 2, testutil.ToFloat64(d.malformed), 0)
+				require.InDelta(t, 1, testutil.ToFloat64(d.metrics.foreign), 0)
+				require.InDelta(t, 2, testutil.ToFloat64(d.metrics.malformed), 0)
 			}
 		})
 	}

@@ -18,18 +18,16 @@ import (
 )
 
 func TestOptions(t *testing.T) {
-	var o Options
+	o := Options{}.withDefaults()
 	require.NoError(t, o.validate())
 	require.Equal(t, Options{Name: "agentstatsd", Timeout: 5 * time.Second, CheckInterval: 5 * time.Second, PingInterval: 15 * time.Second}, o)
-	o.Timeout = time.Second
-	require.NoError(t, o.validate())
+	o = Options{Timeout: time.Second, CheckInterval: -time.Second}.withDefaults()
 	require.Equal(t, time.Second, o.Timeout)
-	o.CheckInterval = -time.Second
-	require.EqualError(t, o.validate(), "check interval -1s is negative")
+	require.EqualError(t, o.validate(), "check interval: want at least 0, got -1s")
 }
 
 func testMetrics(t *testing.T) *metrics {
-	m, err := newMetrics(prometheus.NewRegistry(), func() error { return nil })
+	m, err := newMetrics(prometheus.NewRegistry())
 	require.NoError(t, err)
 	return m
 }

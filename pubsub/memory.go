@@ -22,7 +22,10 @@ type Memory struct {
 func NewMemory(reg prometheus.Registerer) (*Memory, error) {
 	m := &Memory{channels: make(map[string]audience)}
 	var err error
-	if m.metrics, err = newMetrics(reg, m.Connected); err != nil {
+	if m.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	if err := registerConnected(reg, m); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
 	return m, nil

@@ -1,10 +1,11 @@
 package pubsub
 
 import (
-	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 // buckets go from 0.1 ms, a round trip on one machine, to 6.6 s, past the
@@ -23,8 +24,7 @@ type metrics struct {
 	subscribers       prometheus.Gauge
 }
 
-// newMetrics registers the metrics of an engine; connected is its Connected.
-func newMetrics(reg prometheus.Registerer, connected func() error) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		published: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pubsub_published_messages_total",
@@ -63,20 +63,33 @@ func newMetrics(reg prometheus.Registerer, connected func() error) (*metrics, er
 	}, []string{"reason"})
 	m.droppedSubscriber = dropped.WithLabelValues("slow_subscriber")
 	m.droppedConnection = dropped.WithLabelValues("slow_connection")
-	up := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	return m, ownmetrics.Register(reg, m.published, m.publishErrors, m.publishDuration, m.deliveryLatency, m.reconnects,
+		m.overflows, dropped, m.subscribers)
+}
+
+// registerConnected registers the gauge of whether an engine is connected.
+func registerConnected(reg prometheus.Registerer, engine Engine) error {
+	return ownmetrics.Register(reg, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_pubsub_connected",
 		Help: "1 while messages can arrive, otherwise 0.",
 	}, func() float64 {
-		if connected() != nil {
+		if engine.Connected() != nil {
 			return 0
 		}
 		return 1
-	})
-	return m, errors.Join(
-		reg.Register(m.published), reg.Register(m.publishErrors), reg.Register(m.publishDuration),
-		reg.Register(m.deliveryLatency), reg.Register(m.reconnects), reg.Register(up),
-		reg.Register(m.overflows), reg.Register(dropped), reg.Register(m.subscribers),
-	)
+	}))
+}
+
+// deploymentMetrics count messages that a deployment refused.
+type deploymentMetrics struct{ foreign, malformed prometheus.Counter }
+
+func newDeploymentMetrics(reg prometheus.Registerer) (*deploymentMetrics, error) {
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "agentstatsd_pubsub_refused_messages_total",
+		Help: "Messages that arrived and were told to nobody: of another deployment, or without a sender's id.",
+	}, []string{"reason"})
+	m := &deploymentMetrics{foreign: refused.WithLabelValues("other_deployment"), malformed: refused.WithLabelValues("malformed")}
+	return m, ownmetrics.Register(reg, refused)
 }
 
 // countPublish counts a publish that began at start and ended with err.

@@ -76,12 +76,16 @@ func NewNATS(url string, opts Options, reg prometheus.Registerer, log *slog.Logg
 			return nil, fmt.Errorf("pubsub: NATS: %w", err)
 		}
 	}
+	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
-		return nil, fmt.Errorf("pubsub: %w", err)
+		return nil, fmt.Errorf("pubsub options: %w", err)
 	}
 	n := &NATS{url: url, opts: opts, log: log, channels: make(map[string]*natsChannel), parts: newSplitter()}
 	var err error
-	if n.metrics, err = newMetrics(reg, n.Connected); err != nil {
+	if n.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	if err := registerConnected(reg, n); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
 	n.link = newLink(n.metrics, log)

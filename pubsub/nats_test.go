@@ -189,11 +189,11 @@ func TestNATSRequiresTLS(t *testing.T) {
 func TestNATSOptions(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	_, err := NewNATS("nats://127.0.0.1", Options{PingInterval: -1}, reg, slog.New(slog.DiscardHandler))
-	require.EqualError(t, err, "pubsub: ping interval -1ns is negative")
+	require.EqualError(t, err, "pubsub options: ping interval: want at least 0, got -1ns")
 	_, err = NewNATS("nats://a,tls://b:1,nats://token@[::1]:4222", Options{}, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	_, err = NewNATS("nats://a", Options{}, reg, slog.New(slog.DiscardHandler))
-	require.ErrorContains(t, err, "pubsub: duplicate metrics collector")
+	require.ErrorContains(t, err, "pubsub: register metrics: duplicate metrics collector")
 }
 
 // The servers show whose connections they have.

@@ -73,8 +73,9 @@ func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.
 	if err != nil {
 		return nil, fmt.Errorf("pubsub: PostgreSQL: %w", err)
 	}
+	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
-		return nil, fmt.Errorf("pubsub: %w", err)
+		return nil, fmt.Errorf("pubsub options: %w", err)
 	}
 	if _, ok := config.RuntimeParams["application_name"]; !ok { // the URL's counts
 		config.RuntimeParams["application_name"] = opts.Name
@@ -90,7 +91,10 @@ func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.
 		channels:   make(map[string]*postgresChannel),
 		changes:    make(map[string]struct{}),
 	}
-	if p.metrics, err = newMetrics(reg, p.Connected); err != nil {
+	if p.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("pubsub: %w", err)
+	}
+	if err := registerConnected(reg, p); err != nil {
 		return nil, fmt.Errorf("pubsub: %w", err)
 	}
 	p.publishing <- publisher{}

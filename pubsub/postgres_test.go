@@ -318,11 +318,11 @@ func TestPostgresSecrets(t *testing.T) {
 		require.NotContains(t, err.Error(), "s3cr3t")
 	}
 	_, err = NewPostgres("postgres://u@h", Options{Timeout: -1}, reg, slog.New(slog.DiscardHandler))
-	require.EqualError(t, err, "pubsub: timeout -1ns is negative")
+	require.EqualError(t, err, "pubsub options: timeout: want at least 0, got -1ns")
 	_, err = NewPostgres("postgresql://u:s3cr3t@h:1,h:2/d?sslmode=require", Options{}, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err, "several hosts")
 	_, err = NewPostgres("postgres://u@h", Options{}, reg, slog.New(slog.DiscardHandler))
-	require.ErrorContains(t, err, "pubsub: duplicate metrics collector")
+	require.ErrorContains(t, err, "pubsub: register metrics: duplicate metrics collector")
 }
 
 func BenchmarkPostgres(b *testing.B) {

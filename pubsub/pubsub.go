@@ -6,13 +6,11 @@ package pubsub
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
-	"time"
 	"unicode/utf8"
 )
 
@@ -54,44 +52,6 @@ type Engine interface {
 	Run(ctx context.Context) error
 	// Connected returns nil while news can arrive, otherwise why not.
 	Connected() error
-}
-
-// Options are those of the engines that have a server.
-type Options struct {
-	// Name is that of the connections, for people who look at the server: at most 63
-	// bytes of ASCII. A URL of PostgreSQL may have another. Empty means agentstatsd.
-	Name string
-	// Timeout bounds each connect, publish, subscribe and check, beside the
-	// caller's context. Zero means 5 s.
-	Timeout time.Duration
-	// CheckInterval is the time between checks whether the server still
-	// answers; a dead connection is noticed within CheckInterval and Timeout,
-	// or twice CheckInterval on NATS. Zero means 5 s.
-	CheckInterval time.Duration
-	// PingInterval is the time between messages of the engine to itself, which
-	// show how long delivery takes and whether it works. Zero means 15 s.
-	PingInterval time.Duration
-}
-
-func (o *Options) validate() error {
-	o.Name = cmp.Or(o.Name, "agentstatsd")
-	for _, d := range []struct {
-		name     string
-		value    *time.Duration
-		fallback time.Duration
-	}{
-		{"timeout", &o.Timeout, 5 * time.Second},
-		{"check interval", &o.CheckInterval, 5 * time.Second},
-		{"ping interval", &o.PingInterval, 15 * time.Second},
-	} {
-		if *d.value < 0 {
-			return fmt.Errorf("%s %s is negative", d.name, *d.value)
-		}
-		if *d.value == 0 {
-			*d.value = d.fallback
-		}
-	}
-	return nil
 }
 
 // errNotRunning is why nothing works before and after Run.

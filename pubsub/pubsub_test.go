@@ -95,7 +95,7 @@ agentstatsd_pubsub_subscribers 1
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	_, err = NewMemory(reg)
-	require.ErrorContains(t, err, "pubsub: duplicate metrics collector")
+	require.ErrorContains(t, err, "pubsub: register metrics: duplicate metrics collector")
 }
 
 func ids(n int) []uuid.UUID {

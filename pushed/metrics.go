@@ -1,9 +1,9 @@
 package pushed
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 // Outcomes of a push, as labels.
@@ -38,7 +38,7 @@ type ownMetrics struct {
 	renderErrors                 prometheus.Counter
 }
 
-func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) {
+func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 	m := &ownMetrics{
 		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_pushes_total",
@@ -99,15 +99,18 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 	for _, outcome := range []string{followChanged, followUnchanged, followFailed} {
 		m.follows.WithLabelValues(outcome)
 	}
-	gauge := func(name, help string, value func(*view) int) error {
-		return reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
-			func() float64 { return float64(value(f.view.Load())) }))
+	return m, ownmetrics.Register(reg, m.pushes, m.refused, m.refusedSeries, m.refusedValues, m.folded, m.forgotten,
+		m.renderErrors, m.follows, m.rowsRead, m.undecodable, m.healed, m.outdated, m.notificationErrors)
+}
+
+// registerGauges registers the gauges of what is stored and served now.
+func (f *Families) registerGauges(reg prometheus.Registerer) error {
+	gauge := func(name, help string, value func(*view) int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			func() float64 { return float64(value(f.view.Load())) })
 	}
-	return m, errors.Join(
-		reg.Register(m.pushes), reg.Register(m.refused), reg.Register(m.refusedSeries), reg.Register(m.refusedValues),
-		reg.Register(m.folded), reg.Register(m.forgotten), reg.Register(m.renderErrors),
-		reg.Register(m.follows), reg.Register(m.rowsRead), reg.Register(m.undecodable), reg.Register(m.healed), reg.Register(m.outdated), reg.Register(m.notificationErrors),
-		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	return ownmetrics.Register(reg,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_pushed_families_served",
 			Help: "1 while this replica is the one that serves what coderd instances pushed.",
 		}, func() float64 {
@@ -115,7 +118,7 @@ func newOwnMetrics(reg prometheus.Registerer, f *Families) (*ownMetrics, error) 
 				return 1
 			}
 			return 0
-		})),
+		}),
 		gauge("agentstatsd_push_instances", "Instances with a stored row, the totals included.",
 			func(v *view) int { return v.instances }),
 		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",

@@ -42,104 +42,6 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Options of a Families. The zero value is usable.
-type Options struct {
-	// SeriesTTL is how long gauges are served after the newest snapshot of
-	// their instance; longer if three of its intervals are. 0: 2 min.
-	SeriesTTL time.Duration
-	// MaxFamilies of one snapshot; more are refused. 0: 2,000.
-	MaxFamilies int
-	// MaxSeries is how many series one instance may have, each bucket and each
-	// KiB of labels counted as one; more are refused. Counts that it does not push
-	// any more go to the totals when there is no room for them. 0: 200,000.
-	MaxSeries int
-	// MaxTotalSeries bounds the series of all instances that are alive. It also
-	// bounds all series, with those of gone instances and the totals, unless the
-	// totals of live series alone exceed it. 0: 2,000,000.
-	MaxTotalSeries int
-	// MaxInstances bounds the instances with a row of their own. For one more the
-	// oldest gone ones are merged into the totals and forgotten. If none is gone it
-	// is refused. 0: 256.
-	MaxInstances int
-	// MaxRowBytes bounds what is stored of one instance, compressed; series beyond
-	// are refused. 0: 64 MiB.
-	MaxRowBytes int
-	// MaxLabelValueBytes of one label, MaxLabelsBytes of all names and values of a
-	// series; series beyond are refused. 0: 32 KiB, as parameters of templates have at
-	// most, which a family has as a label, and 40 KiB.
-	MaxLabelValueBytes, MaxLabelsBytes int
-	// FoldAfter the newest snapshot of an instance its counts become part of
-	// the totals. 0: 24 h.
-	FoldAfter time.Duration
-	// ForgetAfter the newest snapshot of an instance its last values are
-	// forgotten too; until then it can come back without counting anything
-	// twice. 0: 7 days.
-	ForgetAfter time.Duration
-	// Merge is how families merge whose documented or guessed way is wrong, by
-	// name. Of counters, histograms and summaries all but MergeSum mean that each
-	// instance has the whole: the largest is served.
-	Merge map[string]metrics.Merge
-	// OwnFor is how long this package still owns a name after its family was last
-	// served. 0: 5 min, the time over which Prometheus looks back.
-	OwnFor time.Duration
-	// StoreTimeout bounds one call of the store. 0: 10 s.
-	StoreTimeout time.Duration
-	// Lease decides whether this replica serves and folds. nil: it is alone, and
-	// does.
-	Lease Lease
-	// Notifier notifies replicas of one another's pushes. nil: they read them
-	// within FollowInterval.
-	Notifier Notifier
-	// FollowInterval is the time between two reads of what other replicas stored,
-	// if there is a lease. 0: 5 s.
-	FollowInterval time.Duration
-	// Random draws the waits after reads that failed, within [0, 1); nil: rand.Float64.
-	Random func() float64
-}
-
-func (o *Options) validate() error {
-	for _, n := range []struct {
-		name     string
-		value    *int
-		standard int
-	}{
-		{"families", &o.MaxFamilies, 2000},
-		{"series", &o.MaxSeries, 200_000},
-		{"series of all instances", &o.MaxTotalSeries, 2_000_000},
-		{"instances", &o.MaxInstances, 256},
-		{"bytes of a row", &o.MaxRowBytes, 64 << 20},
-		{"bytes of a label's value", &o.MaxLabelValueBytes, 32 << 10},
-		{"bytes of labels", &o.MaxLabelsBytes, 40 << 10},
-	} {
-		if *n.value == 0 {
-			*n.value = n.standard
-		}
-		if *n.value < 0 {
-			return fmt.Errorf("pushed: at most %d %s", *n.value, n.name)
-		}
-	}
-	for _, d := range []struct {
-		name     string
-		value    *time.Duration
-		standard time.Duration
-	}{
-		{"series TTL", &o.SeriesTTL, 2 * time.Minute},
-		{"time to fold", &o.FoldAfter, 24 * time.Hour},
-		{"time to forget", &o.ForgetAfter, 7 * 24 * time.Hour},
-		{"time to own names", &o.OwnFor, 5 * time.Minute},
-		{"store timeout", &o.StoreTimeout, 10 * time.Second},
-		{"time to follow", &o.FollowInterval, 5 * time.Second},
-	} {
-		if *d.value == 0 {
-			*d.value = d.standard
-		}
-		if *d.value < 0 {
-			return fmt.Errorf("pushed: %s %v is negative", d.name, *d.value)
-		}
-	}
-	return nil
-}
-
 const (
 	// maxInterval bounds for how long an instance can have its gauges served.
 	maxInterval = time.Hour
@@ -231,8 +133,9 @@ type storeError struct {
 // New returns a Families that takes pushes after Load, or within Run. It registers
 // its metrics with reg.
 func New(store Store, hider FamilyHider, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Families, error) {
+	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("pushed options: %w", err)
 	}
 	f := &Families{
 		store: store, hider: hider, opts: opts, log: log, merges: opts.Merge,
@@ -250,7 +153,10 @@ func New(store Store, hider FamilyHider, opts Options, reg prometheus.Registerer
 	if f.codec, err = newCodec(); err != nil {
 		return nil, fmt.Errorf("pushed: %w", err)
 	}
-	if f.metrics, err = newOwnMetrics(reg, f); err != nil {
+	if f.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("pushed: %w", err)
+	}
+	if err := f.registerGauges(reg); err != nil {
 		return nil, fmt.Errorf("pushed: %w", err)
 	}
 	return f, nil

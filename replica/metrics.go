@@ -1,13 +1,17 @@
 package replica
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
 
 type metrics struct {
 	errors  prometheus.Counter
 	changes prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer, r *Replicas) *metrics {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_replica_beat_errors_total",
@@ -18,7 +22,12 @@ func newMetrics(reg prometheus.Registerer, r *Replicas) *metrics {
 			Help: "Times that this replica took the lease or lost it.",
 		}),
 	}
-	reg.MustRegister(m.errors, m.changes,
+	return m, ownmetrics.Register(reg, m.errors, m.changes)
+}
+
+// registerGauges registers the gauges of what the replica knows now.
+func (r *Replicas) registerGauges(reg prometheus.Registerer) error {
+	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replica_leads",
 			Help: "1 while this replica holds the lease on what exactly one serves.",
@@ -36,7 +45,6 @@ func newMetrics(reg prometheus.Registerer, r *Replicas) *metrics {
 			Help: "Replicas that are heard but are not in the database: cut off from it, or of another deployment with the same id.",
 		}, func() float64 { return float64(r.countStrangers()) }),
 	)
-	return m
 }
 
 func number(b bool) float64 {

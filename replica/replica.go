@@ -21,22 +21,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
 )
-
-// Options of Replicas. A zero field takes its default.
-type Options struct {
-	// ID of this replica, which no other ever had; zero: one at random.
-	ID agent.ID
-	// Name of this replica for people; at most 256 bytes are kept.
-	Name string
-	// LeaseDuration is how long the others watch a silent replica before they
-	// take it for gone; default 15 s, at least 2 s.
-	LeaseDuration time.Duration
-}
 
 const (
 	// beatShare of the lease's duration passes between two beats: three of them
@@ -55,24 +43,6 @@ const (
 	// newsTimeout bounds one publication.
 	newsTimeout = time.Second
 )
-
-func (o Options) withDefaults() Options {
-	if o.ID == (agent.ID{}) {
-		o.ID = uuid.New()
-	}
-	if o.LeaseDuration == 0 {
-		o.LeaseDuration = 15 * time.Second
-	}
-	o.Name = agent.ShortenText(o.Name, maxNameBytes)
-	return o
-}
-
-func (o Options) validate() error {
-	if o.LeaseDuration < 2*time.Second {
-		return fmt.Errorf("lease duration: want at least 2s, got %v", o.LeaseDuration)
-	}
-	return nil
-}
 
 // Store is the database. store.Store is one.
 type Store interface {
@@ -150,7 +120,13 @@ func New(store Store, news News, opts Options, reg prometheus.Registerer, log *s
 
 		strangers: make(map[agent.ID]stranger),
 	}
-	r.metrics = newMetrics(reg, r)
+	var err error
+	if r.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("replica: %w", err)
+	}
+	if err := r.registerGauges(reg); err != nil {
+		return nil, fmt.Errorf("replica: %w", err)
+	}
 	return r, nil
 }
 

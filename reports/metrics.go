@@ -1,9 +1,9 @@
 package reports
 
 import (
-	"fmt"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 // Why reports do not reach a subscription, and which calls of the database fail, as
@@ -31,7 +31,7 @@ type metrics struct {
 	sums, sumBytes        prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_" + name, Help: help})
 	}
@@ -59,9 +59,13 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		sumBytes:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums_bytes", Help: "Bytes of the newest reports of these, of the subscription that has the most."}),
 		sums:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums", Help: "Agents with reports in the database that no batch has, of the subscription that has the most."}),
 	}
-	for _, c := range []prometheus.Collector{
-		m.written, m.writes, m.lost, m.dropped, m.errors, m.delivered, m.batches, m.superseded, m.restored, m.expired,
-		m.unconfirmed, m.refused, m.reduced, m.sums, m.sumBytes,
+	return m, ownmetrics.Register(reg, m.written, m.writes, m.lost, m.dropped, m.errors, m.delivered, m.batches,
+		m.superseded, m.restored, m.expired, m.unconfirmed, m.refused, m.reduced, m.sums, m.sumBytes)
+}
+
+// registerGauges registers the gauges of what the replica has now.
+func (r *Reports) registerGauges(reg prometheus.Registerer) error {
+	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_subscriptions", Help: "Subscriptions to reports that this replica adds to.",
 		}, func() float64 { return float64(r.count(func() int { return len(r.subscriptions) })) }),
@@ -74,12 +78,7 @@ func newMetrics(reg prometheus.Registerer, r *Reports) (*metrics, error) {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_streams", Help: "Streams of subscriptions that go on.",
 		}, func() float64 { return float64(r.count(func() int { return len(r.streams) })) }),
-	} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register the metrics of reports: %w", err)
-		}
-	}
-	return m, nil
+	)
 }
 
 // unwrittenLocked counts the sums that the database does not have yet.

@@ -41,7 +41,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
@@ -79,31 +78,6 @@ type Store interface {
 	ExpireSubscriptions(ctx context.Context, retention time.Duration) ([]agent.ExpiredSubscription, error)
 }
 
-// Options of Reports. A zero field takes its default.
-type Options struct {
-	// ID of this replica, which no other ever had; zero: one at random.
-	ID agent.ID
-	// Shared says that there may be other replicas on the database.
-	Shared bool
-	// MaxSubscriptions at once; default 16.
-	MaxSubscriptions int
-	// MaxPending is how many agents' sums wait to be written; default 100,000.
-	MaxPending int
-	// MaxPendingBytes bounds the memory of these; default 64 MiB. A sum takes 256 bytes
-	// and what is encoded of the newest report, which is 18 KB at most, and some 60 of
-	// an agent that behaves.
-	MaxPendingBytes int
-	// MaxSums is how many agents' sums the database has of one subscription, and
-	// MaxSumBytes how many bytes are encoded of their newest reports; both without those
-	// that come within 5 s. Defaults 500,000 and 256 MiB.
-	MaxSums, MaxSumBytes int
-	// Retention is how long a subscription is kept without a stream; default 24 h.
-	Retention time.Duration
-	// Lease is how long a stream that was cut off without a word keeps those waiting
-	// that stand by; default 15 s.
-	Lease time.Duration
-}
-
 const (
 	// batchSize agents are written at once, and delivered at once, or as many as have
 	// batchBytes: a message is below the 4 MiB that gRPC's clients take by default.
@@ -135,47 +109,6 @@ const (
 
 // retries spaces calls of the database that failed.
 var retries = backoff.Backoff{Min: 250 * time.Millisecond, Max: 10 * time.Second}
-
-func (o Options) withDefaults() Options {
-	if o.ID == (agent.ID{}) {
-		o.ID = uuid.New()
-	}
-	setDefault(&o.MaxSubscriptions, 16)
-	setDefault(&o.MaxPending, 100_000)
-	setDefault(&o.MaxPendingBytes, 64<<20)
-	setDefault(&o.MaxSums, 500_000)
-	setDefault(&o.MaxSumBytes, 256<<20)
-	setDefault(&o.Retention, 24*time.Hour)
-	setDefault(&o.Lease, 15*time.Second)
-	return o
-}
-
-func setDefault[T comparable](field *T, to T) {
-	var zero T
-	if *field == zero {
-		*field = to
-	}
-}
-
-func (o Options) validate() error {
-	switch {
-	case o.MaxSubscriptions < 1:
-		return fmt.Errorf("max subscriptions: want at least 1, got %d", o.MaxSubscriptions)
-	case o.MaxPending < 1:
-		return fmt.Errorf("max pending: want at least 1, got %d", o.MaxPending)
-	case o.MaxPendingBytes < 1:
-		return fmt.Errorf("max pending bytes: want at least 1, got %d", o.MaxPendingBytes)
-	case o.MaxSums < 1:
-		return fmt.Errorf("max sums: want at least 1, got %d", o.MaxSums)
-	case o.MaxSumBytes < 1:
-		return fmt.Errorf("max sum bytes: want at least 1, got %d", o.MaxSumBytes)
-	case o.Retention < time.Minute:
-		return fmt.Errorf("retention: want at least 1m, got %v", o.Retention)
-	case o.Lease < time.Second:
-		return fmt.Errorf("lease: want at least 1s, got %v", o.Lease)
-	}
-	return nil
-}
 
 // Reports are this replica's part in all subscriptions. Its methods are safe for
 // concurrent use.
@@ -245,8 +178,11 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 		streams:   make(map[chan struct{}]struct{}),
 	}
 	var err error
-	if r.metrics, err = newMetrics(reg, r); err != nil {
-		return nil, err
+	if r.metrics, err = newMetrics(reg); err != nil {
+		return nil, fmt.Errorf("reports: %w", err)
+	}
+	if err := r.registerGauges(reg); err != nil {
+		return nil, fmt.Errorf("reports: %w", err)
 	}
 	return r, nil
 }

@@ -80,7 +80,7 @@ func TestGatheringConn(t *testing.T) {
 func TestGatherWrites(t *testing.T) {
 	big := &part{text: bytes.Repeat(benchText(2000), 5)}
 	serve := func(gather bool) (url string, conns chan *gatheringConn) {
-		scrape := NewHandler(own(), Options{}, big)
+		scrape := newHandler(t, own(), Options{}, big)
 		conns = make(chan *gatheringConn, 10)
 		var protocols http.Protocols
 		protocols.SetHTTP1(true)

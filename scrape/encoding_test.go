@@ -62,8 +62,8 @@ func TestChooseGzip(t *testing.T) {
 }
 
 func TestNeitherEncodingIsNotAcceptable(t *testing.T) {
-	w := get(t, NewHandler(own(), Options{}, onePart()), "Accept-Encoding", "gzip;Q=0, identity;Q=0")
+	w := get(t, newHandler(t, own(), Options{}, onePart()), "Accept-Encoding", "gzip;Q=0, identity;Q=0")
 	require.Equal(t, http.StatusNotAcceptable, w.Code)
 	require.Empty(t, w.Header().Get("Content-Encoding"))
-	require.Equal(t, http.StatusOK, get(t, NewHandler(own(), Options{}, onePart()), "Accept-Encoding", "gzip;Q=0").Code)
+	require.Equal(t, http.StatusOK, get(t, newHandler(t, own(), Options{}, onePart()), "Accept-Encoding", "gzip;Q=0").Code)
 }

@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"time"
 
@@ -18,20 +17,8 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Options are the knobs of a scrape handler. The zero value is usable.
-type Options struct {
-	// WriteTimeout is how long one scrape may take, from its first byte to its
-	// last. 0: 1 min, the longest scrape timeout that is common.
-	WriteTimeout time.Duration
-	// Log gets what could not be gathered. nil: it is not logged.
-	Log *slog.Logger
-}
-
-const (
-	defaultWriteTimeout = time.Minute
-	// registryBuffer buffers the short writes of expfmt.
-	registryBuffer = 32 << 10
-)
+// registryBuffer buffers the short writes of expfmt.
+const registryBuffer = 32 << 10
 
 // NewHandler returns the scrape handler: reg's families, then those of parts in
 // their order, in text 0.0.4 or delimited protobuf, plain or compressed with
@@ -43,26 +30,23 @@ const (
 //
 // The handler registers families of its own in reg. Call NewHandler once for each
 // registry.
-func NewHandler(reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) http.Handler {
-	if opts.WriteTimeout <= 0 {
-		opts.WriteTimeout = defaultWriteTimeout
+func NewHandler(reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) (http.Handler, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("scrape options: %w", err)
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("scrape: %w", err)
 	}
-	return promhttp.InstrumentMetricHandler(reg, &handler{
-		reg:     reg,
-		opts:    opts,
-		parts:   parts,
-		metrics: newScrapeMetrics(reg),
-	})
+	return promhttp.InstrumentMetricHandler(reg, &handler{reg: reg, opts: opts, parts: parts, metrics: m}), nil
 }
 
 type handler struct {
 	reg     *prometheus.Registry
 	opts    Options
 	parts   []metrics.Exposer
-	metrics *scrapeMetrics
+	metrics *ownMetrics
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {

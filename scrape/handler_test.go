@@ -42,6 +42,14 @@ func (p *part) write(w io.Writer, data []byte) error {
 	return p.err
 }
 
+// newHandler returns a handler of parts.
+func newHandler(tb testing.TB, reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) http.Handler {
+	tb.Helper()
+	h, err := NewHandler(reg, opts, parts...)
+	require.NoError(tb, err)
+	return h
+}
+
 // onePart has one family of one series.
 func onePart() *part {
 	family := metrics.AppendProtoMetric(metrics.AppendProtoHeader(nil, "part", "A part.", metrics.Gauge), []byte(`l="v"`), metrics.Gauge, 2)
@@ -75,7 +83,7 @@ func own() *prometheus.Registry {
 }
 
 func TestScrapeIsTheRegistryAndThenTheParts(t *testing.T) {
-	w := get(t, NewHandler(own(), Options{}, onePart(), &part{text: []byte("last 1\n")}))
+	w := get(t, newHandler(t, own(), Options{}, onePart(), &part{text: []byte("last 1\n")}))
 	require.Equal(t, http.StatusOK, w.Code)
 	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", w.Header().Get("Content-Type"))
 	require.Equal(t, []string{"Accept", "Accept-Encoding"}, w.Header().Values("Vary"))
@@ -136,7 +144,7 @@ func TestFormatsAndEncodingsAgree(t *testing.T) {
 		{askProto, "*", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores", "gzip"},
 	} {
 		// A handler each time, on a registry that has not counted yet.
-		w := get(t, NewHandler(reg, Options{}, onePart()), "Accept", c.accept, "Accept-Encoding", c.encoding)
+		w := get(t, newHandler(t, reg, Options{}, onePart()), "Accept", c.accept, "Accept-Encoding", c.encoding)
 		reg = own()
 		require.Equal(t, http.StatusOK, w.Code)
 		require.Equal(t, c.wantType, w.Header().Get("Content-Type"), c.accept)
@@ -172,7 +180,7 @@ func TestBrokenCollectorsDoNotFailTheScrape(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reg := own()
 			reg.MustRegister(c)
-			h := NewHandler(reg, Options{}, onePart())
+			h := newHandler(t, reg, Options{}, onePart())
 			for range 2 {
 				w := get(t, h)
 				require.Equal(t, http.StatusOK, w.Code)
@@ -190,7 +198,7 @@ func TestPartThatFailsCutsTheConnection(t *testing.T) {
 		bad := onePart()
 		bad.err = errors.New("a bug")
 		reg := own()
-		server := httptest.NewServer(NewHandler(reg, Options{}, bad))
+		server := httptest.NewServer(newHandler(t, reg, Options{}, bad))
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
 		require.NoError(t, err)
 		r.Header.Set("Accept-Encoding", encoding)
@@ -217,7 +225,7 @@ func errorsText(gather, part, write int) string {
 }
 
 func TestMethods(t *testing.T) {
-	h := NewHandler(own(), Options{}, onePart())
+	h := newHandler(t, own(), Options{}, onePart())
 	for method, want := range map[string]int{
 		http.MethodHead: http.StatusOK, http.MethodPost: http.StatusMethodNotAllowed, http.MethodDelete: http.StatusMethodNotAllowed,
 	} {
@@ -252,7 +260,7 @@ func (p *endless) WriteProtobuf(w io.Writer) error { return p.WriteText(w) }
 func TestSlowClient(t *testing.T) {
 	p := &endless{err: make(chan error, 1)}
 	reg := own()
-	server := httptest.NewServer(NewHandler(reg, Options{WriteTimeout: 50 * time.Millisecond}, p))
+	server := httptest.NewServer(newHandler(t, reg, Options{WriteTimeout: 50 * time.Millisecond}, p))
 	defer server.Close()
 	var d net.Dialer
 	conn, err := d.DialContext(context.Background(), "tcp", server.Listener.Addr().String())
@@ -286,7 +294,7 @@ func (d *deadlines) SetWriteDeadline(t time.Time) error {
 func TestDeadlineEndsWithTheScrape(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
-		NewHandler(own(), Options{WriteTimeout: time.Second}, onePart()).
+		newHandler(t, own(), Options{WriteTimeout: time.Second}, onePart()).
 			ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 		require.Equal(t, []time.Time{time.Now().Add(time.Second), {}}, w.set)
 		require.Equal(t, []int{0, w.Body.Len()}, w.at)
@@ -296,7 +304,7 @@ func TestDeadlineEndsWithTheScrape(t *testing.T) {
 
 func TestOwnFamiliesPassTheLinter(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	h := NewHandler(reg, Options{})
+	h := newHandler(t, reg, Options{})
 	get(t, h)
 	body := get(t, h).Body.String()
 	problems, err := promlint.New(strings.NewReader(body)).Lint()
@@ -312,7 +320,7 @@ func TestOwnFamiliesPassTheLinter(t *testing.T) {
 // A scrape of a new registry has all documented runtime families: those of the
 // client library, and those that come with the scrape handler.
 func TestScrapeHasTheDocumentedRuntimeFamilies(t *testing.T) {
-	body := get(t, NewHandler(metrics.NewRegistry(), Options{}), "Accept", askText).Body.Bytes()
+	body := get(t, newHandler(t, metrics.NewRegistry(), Options{}), "Accept", askText).Body.Bytes()
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	got, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	require.NoError(t, err)

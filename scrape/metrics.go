@@ -1,15 +1,19 @@
 package scrape
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
 
-type scrapeMetrics struct {
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+type ownMetrics struct {
 	duration *prometheus.HistogramVec
 	bytes    *prometheus.CounterVec
 	errors   *prometheus.CounterVec
 }
 
-func newScrapeMetrics(reg prometheus.Registerer) *scrapeMetrics {
-	m := &scrapeMetrics{
+func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
+	m := &ownMetrics{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "agentstatsd_scrape_duration_seconds",
 			Help: "Time from a scrape's start to its last byte, by format (text, protobuf).",
@@ -28,6 +32,5 @@ func newScrapeMetrics(reg prometheus.Registerer) *scrapeMetrics {
 	for _, cause := range []string{"gather", "part", "write"} {
 		m.errors.WithLabelValues(cause)
 	}
-	reg.MustRegister(m.duration, m.bytes, m.errors)
-	return m
+	return m, ownmetrics.Register(reg, m.duration, m.bytes, m.errors)
 }

@@ -222,7 +222,7 @@ func TestSegmentThatPanics(t *testing.T) {
 	for _, encoding := range []string{"identity", "gzip"} {
 		bad := true
 		reg := own()
-		server := httptest.NewServer(NewHandler(reg, Options{}, segmented(func(w metrics.SegmentWriter) error {
+		server := httptest.NewServer(newHandler(t, reg, Options{}, segmented(func(w metrics.SegmentWriter) error {
 			for i := range 50 {
 				if err := w.WriteSegment(segmentFunc(func() []byte {
 					if bad && i == 20 {

@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,20 +123,20 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.Fleet, "sim")
-	setDefault(&o.Agents, defaultAgents)
-	setDefault(&o.MetricsPerAgent, defaultMetricsPerAgent)
-	setDefault(&o.MetadataKeys, defaultMetadataKeys)
-	setDefault(&o.MetadataInterval, defaultMetadataInterval)
-	setDefault(&o.Ramp, min(maxDefaultRamp, time.Duration(o.Agents)*rampPerAgent))
-	setDefault(&o.DrainTimeout, defaultDrainTimeout)
-	setDefault(&o.Coderds, defaultCoderds)
-	setDefault(&o.PushInterval, defaultPushInterval)
-	setDefault(&o.CheckInterval, defaultCheckInterval)
+	o.Fleet = cmp.Or(o.Fleet, "sim")
+	o.Agents = cmp.Or(o.Agents, defaultAgents)
+	o.MetricsPerAgent = cmp.Or(o.MetricsPerAgent, defaultMetricsPerAgent)
+	o.MetadataKeys = cmp.Or(o.MetadataKeys, defaultMetadataKeys)
+	o.MetadataInterval = cmp.Or(o.MetadataInterval, defaultMetadataInterval)
+	o.Ramp = cmp.Or(o.Ramp, min(maxDefaultRamp, time.Duration(o.Agents)*rampPerAgent))
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, defaultDrainTimeout)
+	o.Coderds = cmp.Or(o.Coderds, defaultCoderds)
+	o.PushInterval = cmp.Or(o.PushInterval, defaultPushInterval)
+	o.CheckInterval = cmp.Or(o.CheckInterval, defaultCheckInterval)
 	if o.Journal != nil {
-		setDefault(&o.RebuildInterval, -1)
+		o.RebuildInterval = cmp.Or(o.RebuildInterval, -1)
 	}
-	setDefault(&o.RebuildInterval, defaultRebuilds/time.Duration(max(1, o.Agents)))
+	o.RebuildInterval = cmp.Or(o.RebuildInterval, defaultRebuilds/time.Duration(max(1, o.Agents)))
 	if o.PushInterval < 0 {
 		o.Coderds = 0
 	}
@@ -144,13 +145,6 @@ func (o Options) withDefaults() Options {
 	o.MetadataKeys = max(o.MetadataKeys, 0)
 	o.Ramp = max(o.Ramp, 0)
 	return o
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // validate returns what is wrong with options that have their defaults.

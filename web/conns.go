@@ -52,13 +52,13 @@ func (l *conns) add(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.addresses[c.address] >= l.maxPerAddress {
-		l.refused("address")
+		l.refused(limitAddress)
 		if !l.evictLocked(func(o *conn) bool { return o.address == c.address }) {
 			return false
 		}
 	}
 	if len(l.all) >= l.max {
-		l.refused("all")
+		l.refused(limitAll)
 		most := 0
 		for _, n := range l.addresses {
 			most = max(most, n)

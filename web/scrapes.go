@@ -25,8 +25,7 @@ const maxTrusted = 1024
 type Scrapes struct {
 	line    *line
 	next    http.Handler
-	refused prometheus.Counter
-	cut     prometheus.Counter
+	metrics *scrapesMetrics
 
 	mu        sync.Mutex
 	addresses map[netip.Prefix]time.Time // served whole since
@@ -35,29 +34,13 @@ type Scrapes struct {
 // NewScrapes returns a handler that has next serve at most slots requests at once, and
 // perSecond for ever. It registers families in reg.
 func NewScrapes(next http.Handler, slots int, perSecond rate.Limit, reg prometheus.Registerer) (*Scrapes, error) {
-	s := &Scrapes{
-		line: newLine(slots, perSecond), next: next, addresses: make(map[netip.Prefix]time.Time),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_scrapes_refused_total",
-			Help: "Scrapes answered 503: as many as may be served at once, or in a second, were, for as long as it could wait.",
-		}),
-		cut: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_scrapes_cut_total",
-			Help: "Scrapes ended before they were whole: their readers took nothing, or too little, while others waited.",
-		}),
+	m, err := newScrapesMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("web: %w", err)
 	}
-	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "agentstatsd_scrapes_waiting",
-		Help: "Scrapes that wait until others are served.",
-	}, func() float64 {
-		s.line.mu.Lock()
-		defer s.line.mu.Unlock()
-		return float64(len(s.line.waiting))
-	})
-	for _, c := range []prometheus.Collector{s.refused, s.cut, waiting} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register metrics of scrapes: %w", err)
-		}
+	s := &Scrapes{line: newLine(slots, perSecond), next: next, metrics: m, addresses: make(map[netip.Prefix]time.Time)}
+	if err := s.registerGauges(reg); err != nil {
+		return nil, fmt.Errorf("web: %w", err)
 	}
 	return s, nil
 }
@@ -79,7 +62,7 @@ func (s *Scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		},
 	}
 	if !s.line.acquire(r.Context(), t, scrapeWait(r)) {
-		s.refused.Inc()
+		s.metrics.refused.Inc()
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, fmt.Sprintf("too many scrapes: at most %d at once (--max-concurrent-scrapes) and %.0f a second (--max-scrapes-per-second) are served",
 			s.line.slots, float64(s.line.pace.Limit())), http.StatusServiceUnavailable)
@@ -126,7 +109,7 @@ func (s *Scrapes) trustedSince(c *conn) (since time.Time, byAddress bool) {
 // others.
 func (s *Scrapes) updateTrust(c *conn, resp *response, whole bool) {
 	if resp.cut.Load() {
-		s.cut.Inc()
+		s.metrics.cut.Inc()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

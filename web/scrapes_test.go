@@ -59,7 +59,7 @@ func TestScrapesAreAnsweredBesideSlowReaders(t *testing.T) {
 				stop.Store(true)
 				attack.Wait()
 				good.CloseIdleConnections()
-				require.Positive(t, testutil.ToFloat64(scrapes.cut))
+				require.Positive(t, testutil.ToFloat64(scrapes.metrics.cut))
 				time.Sleep(time.Minute)
 			})
 		})
@@ -110,7 +110,7 @@ func TestBusy(t *testing.T) {
 		require.Equal(t, http.StatusServiceUnavailable, w.Code)
 		require.Equal(t, "1", w.Header().Get("Retry-After"))
 		require.Equal(t, 1500*time.Millisecond, time.Since(start))
-		require.InDelta(t, 1, testutil.ToFloat64(s.refused), 0)
+		require.InDelta(t, 1, testutil.ToFloat64(s.metrics.refused), 0)
 		close(block)
 	})
 	for header, want := range map[string]time.Duration{

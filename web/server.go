@@ -22,25 +22,7 @@ import (
 	"github.com/coder/agentstatsd/secrets"
 )
 
-// Options are the knobs of a Server. The zero value is usable.
-type Options struct {
-	// Name is the label listener of the server's own metrics.
-	Name string
-	// Config has TLS and passwords; nil: neither.
-	Config *Config
-	// MaxConns bounds the connections in all, MaxConnsPerAddress those of one address
-	// (of IPv6: of one network of 64 bits). 0: 512 and 128.
-	MaxConns, MaxConnsPerAddress int
-	// Handshakes are the limits of those of TLS.
-	Handshakes handshake.Options
-	// WriteTimeout bounds the writing of a response whose handler sets no deadline of
-	// its own. 0: none.
-	WriteTimeout time.Duration
-}
-
 const (
-	defaultMaxConns           = 512
-	defaultMaxConnsPerAddress = 128
 	// maxStreams bounds the requests at once on one connection of HTTP/2.
 	maxStreams = 32
 	// bodyTimeout is how long a client may go on to send the body of a request that is
@@ -62,11 +44,9 @@ type Server struct {
 
 // NewServer returns a server of next. It registers families in reg.
 func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
-	if opts.MaxConns <= 0 {
-		opts.MaxConns = defaultMaxConns
-	}
-	if opts.MaxConnsPerAddress <= 0 {
-		opts.MaxConnsPerAddress = defaultMaxConnsPerAddress
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("web options: %w", err)
 	}
 	s := &Server{passwords: newPasswords(), next: next}
 	s.conns = &conns{
@@ -80,8 +60,14 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 			return nil, err
 		}
 	}
-	if err := s.register(reg, opts.Name); err != nil {
-		return nil, err
+	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"listener": opts.Name}, reg)
+	m, err := newServerMetrics(labelled)
+	if err != nil {
+		return nil, fmt.Errorf("web: %w", err)
+	}
+	s.conns.refused = func(limit string) { m.closed.WithLabelValues(limit).Inc() }
+	if err := s.registerGauges(labelled); err != nil {
+		return nil, fmt.Errorf("web: %w", err)
 	}
 	s.http = &http.Server{
 		Handler: s,
@@ -114,35 +100,6 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 		},
 	}
 	return s, nil
-}
-
-func (s *Server) register(reg prometheus.Registerer, name string) error {
-	labels := prometheus.Labels{"listener": name}
-	open := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "agentstatsd_http_connections", Help: "Open connections of HTTP.", ConstLabels: labels,
-	}, func() float64 { return float64(s.conns.len()) })
-	closed := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name:        "agentstatsd_http_connections_closed_total",
-		Help:        "Connections of HTTP closed to stay within a limit (address: of one address; all: in all).",
-		ConstLabels: labels,
-	}, []string{"limit"})
-	s.conns.refused = func(limit string) { closed.WithLabelValues(limit).Inc() }
-	closed.WithLabelValues("address")
-	closed.WithLabelValues("all")
-	collectors := []prometheus.Collector{open, closed}
-	if s.settings != nil && s.settings.Leaf() != nil {
-		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name:        "agentstatsd_tls_certificate_expiry_timestamp_seconds",
-			Help:        "Unix time at which the certificate of a listener expires.",
-			ConstLabels: labels,
-		}, func() float64 { return float64(s.settings.Leaf().NotAfter.Unix()) }))
-	}
-	for _, c := range collectors {
-		if err := reg.Register(c); err != nil {
-			return fmt.Errorf("register metrics of HTTP: %w", err)
-		}
-	}
-	return nil
 }
 
 // Serve serves on lis until ctx ends, then waits a moment for requests that are

@@ -31,7 +31,8 @@ func NewAggregator(agents int) (*aggregator.Aggregator, http.Handler, error) {
 	if err := Fill(agg, agents); err != nil {
 		return nil, nil, err
 	}
-	return agg, scrape.NewHandler(reg, scrape.Options{}, agg), nil
+	handler, err := scrape.NewHandler(reg, scrape.Options{}, agg)
+	return agg, handler, err
 }
 
 // Fill opens the sessions of that many agents and takes their first reports in.

@@ -154,7 +154,11 @@ func (s *service) build(ctx context.Context) error {
 	scrapes.Log = s.log.With("component", "metrics")
 	// What is pushed is written first: the aggregator yields to whatever was served
 	// before it, so no family stands twice.
-	return s.buildHTTP(reg, scrape.NewHandler(reg, scrapes, s.pushed, s.aggregator))
+	handler, err := scrape.NewHandler(reg, scrapes, s.pushed, s.aggregator)
+	if err != nil {
+		return err
+	}
+	return s.buildHTTP(reg, handler)
 }
 
 // checks are what readiness depends on.

@@ -16,23 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Options are the knobs of a Gate. A zero field takes its default.
-type Options struct {
-	// Max handshakes at once; default 256. MaxPerAddress of one address, in IPv6
-	// of one network of 64 bits; default 64. More wait.
-	Max, MaxPerAddress int
-	// Timeout bounds a handshake and its wait, from the client's first message on;
-	// default 10 s.
-	Timeout time.Duration
-}
-
-// Reasons of refusals, as the counter labels them.
-const (
-	refusedWait    = "wait"    // there was no room within the timeout
-	refusedTimeout = "timeout" // the client did not end it within the timeout
-	refusedEvicted = "evicted" // it was slow, and others waited
-)
-
 const (
 	// patience is how old a handshake is at least that gives way to one that waits.
 	// A good one takes two round trips.
@@ -51,7 +34,7 @@ var errNoRoom = errors.New("too many handshakes")
 //	                    +-> wait   +-> timeout, evicted: the connection is closed
 type Gate struct {
 	opts    Options
-	refused *prometheus.CounterVec
+	metrics *metrics
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -74,36 +57,18 @@ type entry struct {
 
 // New returns a gate of the listener of that name, whose metrics are registered.
 func New(opts Options, listener string, reg prometheus.Registerer) (*Gate, error) {
-	if opts.Max <= 0 {
-		opts.Max = 256
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("handshake options: %w", err)
 	}
-	if opts.MaxPerAddress <= 0 {
-		opts.MaxPerAddress = 64
+	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"listener": listener}, reg)
+	m, err := newMetrics(labelled)
+	if err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
 	}
-	if opts.Timeout <= 0 {
-		opts.Timeout = 10 * time.Second
-	}
-	labels := prometheus.Labels{"listener": listener}
-	g := &Gate{opts: opts, addresses: make(map[netip.Prefix]int)}
-	g.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name:        "agentstatsd_tls_handshakes_refused_total",
-		Help:        "TLS handshakes ended by a limit (wait: no room in time; timeout: too slow; evicted: slow while others waited).",
-		ConstLabels: labels,
-	}, []string{"reason"})
-	for _, reason := range []string{refusedWait, refusedTimeout, refusedEvicted} {
-		g.refused.WithLabelValues(reason)
-	}
-	running := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "agentstatsd_tls_handshakes", Help: "TLS handshakes that go on.", ConstLabels: labels,
-	}, func() float64 {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return float64(len(g.running))
-	})
-	for _, c := range []prometheus.Collector{g.refused, running} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register metrics of TLS handshakes: %w", err)
-		}
+	g := &Gate{opts: opts, metrics: m, addresses: make(map[netip.Prefix]int)}
+	if err := g.registerGauges(labelled); err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	return g, nil
 }
@@ -165,7 +130,7 @@ func (g *Gate) await(ctx context.Context, e *entry, timeout <-chan time.Time) er
 			return nil // it runs, since a moment ago
 		}
 		g.waiting = slices.Delete(g.waiting, i, i+1)
-		g.refused.WithLabelValues(refusedWait).Inc()
+		g.metrics.refused.WithLabelValues(refusedWait).Inc()
 		return errNoRoom
 	}
 }
@@ -215,7 +180,7 @@ func (g *Gate) end(e *entry, reason string) {
 		return
 	}
 	e.reason = reason
-	g.refused.WithLabelValues(reason).Inc()
+	g.metrics.refused.WithLabelValues(reason).Inc()
 	_ = e.conn.Close() // which ends the handshake
 }
 

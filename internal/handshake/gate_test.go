@@ -51,7 +51,7 @@ func newGate(t *testing.T, opts Options) *Gate {
 }
 
 func (g *Gate) refusals(reason string) float64 {
-	return testutil.ToFloat64(g.refused.WithLabelValues(reason))
+	return testutil.ToFloat64(g.metrics.refused.WithLabelValues(reason))
 }
 
 func TestHandshakesOfAnAddressWait(t *testing.T) {

@@ -1,0 +1,75 @@
+package web
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+// Limits that close connections, as the counter labels them.
+const (
+	limitAddress = "address"
+	limitAll     = "all"
+)
+
+// serverMetrics are those of one listener.
+type serverMetrics struct {
+	closed *prometheus.CounterVec
+}
+
+func newServerMetrics(reg prometheus.Registerer) (*serverMetrics, error) {
+	m := &serverMetrics{
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_http_connections_closed_total",
+			Help: "Connections of HTTP closed to stay within a limit (address: of one address; all: in all).",
+		}, []string{"limit"}),
+	}
+	for _, limit := range []string{limitAddress, limitAll} {
+		m.closed.WithLabelValues(limit)
+	}
+	return m, ownmetrics.Register(reg, m.closed)
+}
+
+// registerGauges registers the gauges of what the server has now.
+func (s *Server) registerGauges(reg prometheus.Registerer) error {
+	gauges := []prometheus.Collector{prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_http_connections", Help: "Open connections of HTTP.",
+	}, func() float64 { return float64(s.conns.len()) })}
+	if s.settings != nil && s.settings.Leaf() != nil {
+		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_tls_certificate_expiry_timestamp_seconds",
+			Help: "Unix time at which the certificate of a listener expires.",
+		}, func() float64 { return float64(s.settings.Leaf().NotAfter.Unix()) }))
+	}
+	return ownmetrics.Register(reg, gauges...)
+}
+
+type scrapesMetrics struct {
+	refused, cut prometheus.Counter
+}
+
+func newScrapesMetrics(reg prometheus.Registerer) (*scrapesMetrics, error) {
+	m := &scrapesMetrics{
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_scrapes_refused_total",
+			Help: "Scrapes answered 503: as many as may be served at once, or in a second, were, for as long as it could wait.",
+		}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_scrapes_cut_total",
+			Help: "Scrapes ended before they were whole: their readers took nothing, or too little, while others waited.",
+		}),
+	}
+	return m, ownmetrics.Register(reg, m.refused, m.cut)
+}
+
+// registerGauges registers the gauge of scrapes that wait now.
+func (s *Scrapes) registerGauges(reg prometheus.Registerer) error {
+	return ownmetrics.Register(reg, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_scrapes_waiting",
+		Help: "Scrapes that wait until others are served.",
+	}, func() float64 {
+		s.line.mu.Lock()
+		defer s.line.mu.Unlock()
+		return float64(len(s.line.waiting))
+	}))
+}
