@@ -10,7 +10,7 @@ import (
 // database of its own.
 func testContract(t *testing.T, open func(testing.TB, Options) *Store) {
 	storetest.Run(t, func(t testing.TB, opts storetest.Options) storetest.Store {
-		return open(t, Options{TouchInterval: opts.TouchInterval, RemovalsKept: opts.RemovalsKept})
+		return open(t, Options{TouchInterval: opts.TouchInterval, RemovalsKept: opts.RemovalsKept, NamedKept: opts.NamedKept})
 	})
 }
 

@@ -2,13 +2,11 @@ package store
 
 import (
 	"fmt"
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 // An older dump is restored under a running replica, and others go on from there before
@@ -16,8 +14,8 @@ import (
 // nothing on the basis of what was.
 func TestOlderDumpIsRestored(t *testing.T) {
 	for engine, options := range map[string]func(testing.TB) Options{
-		"sqlite":   func(t testing.TB) Options { return Options{Path: filepath.Join(t.TempDir(), "a.db")} },
-		"postgres": func(t testing.TB) Options { return Options{URL: postgrestest.Shared(t).CreateDatabase(t)} },
+		"sqlite":   func(t testing.TB) Options { return Options{Path: migratedPath(t)} },
+		"postgres": func(t testing.TB) Options { return Options{URL: migratedDatabase(t)} },
 	} {
 		for _, c := range []struct {
 			// by is how far beyond the revision that the replica knows the others are; made

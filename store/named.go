@@ -8,13 +8,9 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// namedBytes is how much is remembered of who was named again: a million ids, ten
-// syncs of 100,000 agents. A replica that reads too late for it reads all.
-const namedBytes = 16 << 20
-
 // noteNamed notes who was named again without a change. A row a change, rather
 // than one an agent, makes naming 10,000 agents one insert.
-func noteNamed(ctx context.Context, tx *sql.Tx, c *agent.Change, revision int64) error {
+func (s *Store) noteNamed(ctx context.Context, tx *sql.Tx, c *agent.Change, revision int64) error {
 	if len(c.NamedAgents)+len(c.NamedWorkspaces) == 0 {
 		return nil
 	}
@@ -27,7 +23,7 @@ func noteNamed(ctx context.Context, tx *sql.Tx, c *agent.Change, revision int64)
 	err = tx.QueryRowContext(ctx, `
 SELECT max(revision) FROM (
     SELECT revision, sum(length(agents) + length(workspaces)) OVER (ORDER BY revision DESC) AS bytes FROM named
-) AS n WHERE bytes > $1`, namedBytes).Scan(&forgotten)
+) AS n WHERE bytes > $1`, s.namedKept*len(agent.ID{})).Scan(&forgotten)
 	if err != nil || !forgotten.Valid {
 		return err
 	}

@@ -243,7 +243,7 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	pool := pgpool.Open(config, opts.MaxConns)
 	s := &Store{
 		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.Renew,
-		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, patience: opts.StatementTimeout, log: log,
+		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, namedKept: opts.NamedKept, patience: opts.StatementTimeout, log: log,
 	}
 	var o opened
 	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, hosts(config)), func() (err error) {

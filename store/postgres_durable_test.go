@@ -6,7 +6,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 // What is acked is on disk, also where the database is set not to wait for that;
@@ -14,7 +13,7 @@ import (
 func TestCommitIsDurable(t *testing.T) {
 	for set, want := range map[string]string{"off": "on", "on": "on", "remote_apply": "remote_apply"} {
 		t.Run(set, func(t *testing.T) {
-			url := postgrestest.Shared(t).CreateDatabase(t)
+			url := migratedDatabase(t)
 			conn := admin(t, url)
 			execute(t, conn, `ALTER DATABASE `+scalar[string](t, conn, `SELECT current_database()`)+` SET synchronous_commit = '`+set+`'`)
 			s := openURL(t, Options{URL: url})

@@ -138,7 +138,7 @@ func TestPostgresWrongServer(t *testing.T) {
 // Behind one name, too, connections that were made to a read-only server are not kept
 // when a new one could write.
 func TestPostgresReadOnlyPool(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
 	conn := admin(t, url)

@@ -156,7 +156,7 @@ func TestPostgresDown(t *testing.T) {
 
 // Connections that an administrator ends are replaced without an error.
 func TestPostgresTerminated(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
 	conn := admin(t, url)
@@ -205,7 +205,7 @@ WHERE datname = current_database() AND application_name = 'agentstatsd'`)
 // A deadlock, here with somebody else who takes rows in another order, is tried
 // again.
 func TestPostgresDeadlock(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	watch, gate, other := admin(t, url), admin(t, url), admin(t, url)
 	// We look for it when we are the last to wait, the other does not.
 	execute(t, watch, `ALTER DATABASE `+scalar[string](t, watch, `SELECT current_database()`)+` SET deadlock_timeout = '20ms'`)
@@ -255,7 +255,7 @@ func deadlocks(t testing.TB, conn *pgx.Conn) int {
 
 // Replicas that write the same rows, each in another order, lock them in one.
 func TestPostgresOppositeOrder(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	stores := openEach(t, 2, Options{URL: url})
 	register(t, stores[0], id(1), id(2))
 	var group errgroup.Group
@@ -301,7 +301,7 @@ func TestPostgresOppositeOrder(t *testing.T) {
 // nothing of the data and nothing of the database; one that is kept shorter
 // than the attempts last does not.
 func TestPostgresLockTimeout(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url, StatementTimeout: 400 * time.Millisecond})
 	register(t, s, id(1))
 	rows := []agent.Metadata{row(id(1), "k", "1", 1, 1)}
@@ -333,7 +333,7 @@ func TestPostgresLockTimeout(t *testing.T) {
 
 // A statement that takes too long is ended by the server, once.
 func TestPostgresStatementTimeout(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	register(t, openURL(t, Options{URL: url}), id(1))
 	// What is before the trigger has the timeout, too, and so has each wait between two
 	// statements: it must be enough on a busy machine.
@@ -351,7 +351,7 @@ func TestPostgresStatementTimeout(t *testing.T) {
 
 // A process that stood still in a transaction until the server ended it does it again.
 func TestPostgresStoodStill(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url, StatementTimeout: time.Second})
 	calls := 0
 	err := s.change(t.Context(), "test", func(tx *sql.Tx) error {
@@ -375,7 +375,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND sta
 // A call whose commit may still come must not let a later value be taken for
 // one that is stored already.
 func TestPostgresLateCommit(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url, TouchInterval: time.Hour})
 	register(t, s, id(1))
 	value := func(v string, sequence int64) []agent.Metadata {
@@ -439,7 +439,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 // An agent that is removed while its state is written is skipped like one that
 // was removed before.
 func TestPostgresRemovedMeanwhile(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	conn := admin(t, url)
 	watch := admin(t, url)

@@ -12,11 +12,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 // rowTracer notes how many rows each statement returned.
@@ -70,18 +68,17 @@ func fill(t testing.TB, conn *pgx.Conn, n int) {
 // does not depend on its size; and what the pages make together is all.
 func TestPostgresPages(t *testing.T) {
 	const agents = 12_345
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	openURL(t, Options{URL: url})
 	fill(t, admin(t, url), agents)
-	opts := Options{URL: url}
-	require.NoError(t, opts.validate())
+	opts := Options{URL: url}.withDefaults()
 	config, err := postgresConfig(opts)
 	require.NoError(t, err)
 	tracer := &rowTracer{}
 	config.Tracer = tracer
 	db := stdlib.OpenDB(*config)
 	s := &Store{dialect: &postgresDialect, writer: db, reader: db, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
-	s.undecodable = newUndecodable(prometheus.NewRegistry(), s.log)
+	s.undecodable = newUndecodable(testMetrics(t), s.log)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 
 	var ids []agent.ID
@@ -153,7 +150,7 @@ func TestPostgresPages(t *testing.T) {
 // Old records of builds are looked for a thousand at a time, and all are looked at in
 // the end. Those of workspaces stay.
 func TestPostgresBuildsAreForgottenInParts(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	conn := admin(t, url)
 	fill(t, conn, 1500)
@@ -176,7 +173,7 @@ func TestPostgresBuildsAreForgottenInParts(t *testing.T) {
 // A large read is of one moment, whatever is written between two of its pages.
 func TestPostgresPagesOfOneMoment(t *testing.T) {
 	const agents = 3500
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	conn := admin(t, url)
 	fill(t, conn, agents)
@@ -200,7 +197,7 @@ FROM agents WHERE id::text LIKE '%b'`)
 // Rows that a dump brought from a cluster with more transactions are read once,
 // by a cursor of that cluster, too; and then what is written here.
 func TestPostgresYoungerCluster(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1), id(2))
 	state := func(a byte, sequence int64) agent.State {
@@ -237,7 +234,7 @@ func TestPostgresYoungerCluster(t *testing.T) {
 // A large read may take longer than any of its statements, but does not wait for a server
 // that has fallen silent.
 func TestPostgresPagesStandStill(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url, TransactionPooling: true}) // no limit of the server's
 	fill(t, admin(t, url), 1500)
 	conn := admin(t, url)

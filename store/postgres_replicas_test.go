@@ -26,10 +26,10 @@ const replicas = 4
 func withReplicas(t *testing.T, test func(t *testing.T, stores []*Store)) {
 	server := postgrestest.Shared(t)
 	t.Run("direct", func(t *testing.T) {
-		test(t, openEach(t, replicas, Options{URL: server.CreateDatabase(t)}))
+		test(t, openEach(t, replicas, Options{URL: migratedDatabase(t)}))
 	})
 	t.Run("pooled", func(t *testing.T) {
-		url := server.PgBouncer(t, server.CreateDatabase(t))
+		url := server.PgBouncer(t, migratedDatabase(t))
 		test(t, openEach(t, replicas, Options{URL: url, TransactionPooling: true}))
 	})
 }
@@ -152,7 +152,7 @@ func TestPostgresFollowed(t *testing.T) {
 // What is read of registrations is of one moment, even if a change comes between
 // two statements.
 func TestPostgresOneMoment(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
 	want, err := s.Registrations(t.Context(), 0)
@@ -178,7 +178,7 @@ func TestPostgresOneMoment(t *testing.T) {
 // A row that is written late does not replace one that became newer while it
 // waited.
 func TestPostgresOlderMeanwhile(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
 	upsert(t, s, []agent.Metadata{row(id(1), "k", "first", 1, 1)})
@@ -207,7 +207,7 @@ func TestPostgresOlderMeanwhile(t *testing.T) {
 // A cursor does not pass what a transaction that began earlier commits later,
 // and what a server does not know makes it read all.
 func TestPostgresCursor(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1), id(2))
 	late := admin(t, url)
@@ -263,7 +263,7 @@ func TestPostgresCursor(t *testing.T) {
 func TestPostgresIsolation(t *testing.T) {
 	for _, level := range []string{"serializable", "repeatable read"} {
 		t.Run(level, func(t *testing.T) {
-			url := postgrestest.Shared(t).CreateDatabase(t)
+			url := migratedDatabase(t)
 			execute(t, admin(t, url), `ALTER DATABASE `+databaseOf(url)+` SET default_transaction_isolation = '`+level+`'`)
 			stores := make([]*Store, 3)
 			var group errgroup.Group
@@ -402,7 +402,7 @@ func TestPostgresLeaseOnce(t *testing.T) {
 // An agent is removed and registered again while a write of it is under way: that waits
 // for the change, writes nothing of the agent that was, and says so.
 func TestPostgresLateWriteMeetsItsSuccessor(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
 	r, err := s.Registrations(t.Context(), 0)
@@ -446,7 +446,7 @@ func TestPostgresLateWriteMeetsItsSuccessor(t *testing.T) {
 // under way whose session did not know of it: that waits for the commit, and loses,
 // although it saw nothing of the row when it began.
 func TestPostgresFirstCommitStays(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	register(t, s, id(1))
 	other, watcher := admin(t, url), admin(t, url)

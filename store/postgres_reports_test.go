@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 func reportOpening(name string, stream byte) agent.SubscriptionOpening {
@@ -21,7 +20,7 @@ func reportOpening(name string, stream byte) agent.SubscriptionOpening {
 
 // An attempt whose outcome is not known is waited for: it counts, or it does not.
 func TestPostgresReportsInDoubt(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	a, err := s.OpenSubscription(t.Context(), reportOpening("a", 1))
 	require.NoError(t, err)
@@ -69,7 +68,7 @@ func TestPostgresReportsInDoubt(t *testing.T) {
 // Replicas that write the same rows while they are delivered and a subscription
 // expires do not wait for one another in a circle, and lose nothing.
 func TestPostgresReportsMeet(t *testing.T) {
-	stores := openEach(t, 4, Options{URL: postgrestest.Shared(t).CreateDatabase(t)})
+	stores := openEach(t, 4, Options{URL: migratedDatabase(t)})
 	const writes, agents = 40, 20
 	a, err := stores[0].OpenSubscription(t.Context(), reportOpening("a", 1))
 	require.NoError(t, err)
@@ -137,7 +136,7 @@ func TestPostgresReportsMeet(t *testing.T) {
 
 // Streams that begin at once make no more subscriptions than there may be.
 func TestPostgresSubscriptionsBound(t *testing.T) {
-	stores := openEach(t, 8, Options{URL: postgrestest.Shared(t).CreateDatabase(t)})
+	stores := openEach(t, 8, Options{URL: migratedDatabase(t)})
 	const limit = 3
 	for round := range 5 {
 		var opening errgroup.Group

@@ -20,7 +20,7 @@ import (
 
 func TestPostgres(t *testing.T) {
 	testContract(t, func(t testing.TB, opts Options) *Store {
-		opts.URL = postgrestest.Shared(t).CreateDatabase(t)
+		opts.URL = migratedDatabase(t)
 		return openURL(t, opts)
 	})
 }
@@ -29,15 +29,26 @@ func TestPostgres(t *testing.T) {
 // behind ours after each transaction.
 func TestPostgresPooled(t *testing.T) {
 	testContract(t, func(t testing.TB, opts Options) *Store {
-		server := postgrestest.Shared(t)
-		opts.URL, opts.TransactionPooling = server.PgBouncer(t, server.CreateDatabase(t)), true
+		opts.URL, opts.TransactionPooling = postgrestest.Shared(t).PgBouncer(t, migratedDatabase(t)), true
 		return openURL(t, opts)
 	})
 }
 
 func openPostgresTemp(t testing.TB) *Store {
-	return openURL(t, Options{URL: postgrestest.Shared(t).CreateDatabase(t)})
+	return openURL(t, Options{URL: migratedDatabase(t)})
 }
+
+var schema = postgrestest.NewTemplate(func(url string) error {
+	s, err := Open(context.Background(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	return s.Close()
+})
+
+// migratedDatabase returns the URL of a database of its own that has the newest schema
+// and nothing else.
+func migratedDatabase(t testing.TB) string { return schema.Copy(t) }
 
 func openURL(t testing.TB, opts Options) *Store {
 	t.Helper()
@@ -151,7 +162,7 @@ FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = '
 }
 
 func TestPostgresNewerSchema(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
 	_, err := s.writer.ExecContext(t.Context(), `INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (77, true)`)
 	require.NoError(t, err)
@@ -200,7 +211,7 @@ func TestPostgresPasswordIsSecret(t *testing.T) {
 // refuse it or the URL says otherwise.
 func TestPostgresParameters(t *testing.T) {
 	server := postgrestest.Shared(t)
-	url := server.CreateDatabase(t)
+	url := migratedDatabase(t)
 	for name, c := range map[string]struct {
 		opts Options
 		want string
@@ -225,7 +236,7 @@ func TestPostgresParameters(t *testing.T) {
 }
 
 func TestPostgresMaxConns(t *testing.T) {
-	url := postgrestest.Shared(t).CreateDatabase(t)
+	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url, MaxConns: 2})
 	register(t, s, id(1))
 	var group errgroup.Group
@@ -242,7 +253,6 @@ func TestPostgresMaxConns(t *testing.T) {
 // database.
 func TestPostgresOrderOfKeys(t *testing.T) {
 	server := postgrestest.Shared(t)
-	server.CreateDatabase(t)
 	main := admin(t, server.URL())
 	execute(t, main, `CREATE DATABASE icu TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'`)
 	defer execute(t, main, `DROP DATABASE icu WITH (FORCE)`)

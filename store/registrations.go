@@ -55,7 +55,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 				return err
 			}
 		}
-		if err := noteNamed(ctx, tx, &c, revision); err != nil {
+		if err := s.noteNamed(ctx, tx, &c, revision); err != nil {
 			return err
 		}
 		if len(c.RemovedAgents)+len(c.RemovedWorkspaces) > 0 {

@@ -155,7 +155,7 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 
 	s := &Store{
 		dialect: &sqliteDialect, writer: writer, reader: reader, log: log,
-		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, patience: opts.StatementTimeout,
+		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, namedKept: opts.NamedKept, patience: opts.StatementTimeout,
 	}
 	var o opened
 	o.from, o.to, err = s.dialect.migrate(ctx, writer, func(context.Context) error { return nil })

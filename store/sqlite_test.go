@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -39,13 +41,49 @@ func TestMain(m *testing.M) {
 
 func TestSQLite(t *testing.T) {
 	testContract(t, func(t testing.TB, opts Options) *Store {
-		opts.Path = filepath.Join(t.TempDir(), "agentstatsd.db")
+		opts.Path = migratedPath(t)
 		return openURL(t, opts)
 	})
 }
 
+func testMetrics(t testing.TB) *metrics {
+	t.Helper()
+	m, err := newMetrics(prometheus.NewRegistry())
+	require.NoError(t, err)
+	return m
+}
+
 func openTemp(t testing.TB) *Store {
-	return openPath(t, filepath.Join(t.TempDir(), "agentstatsd.db"))
+	return openPath(t, migratedPath(t))
+}
+
+// migratedFile is a database that has the newest schema and nothing else: to migrate one
+// takes some ten times as long as to copy it.
+var migratedFile = sync.OnceValues(func() (content []byte, err error) {
+	dir, err := os.MkdirTemp("", "store")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	path := filepath.Join(dir, "a.db")
+	s, err := Open(context.Background(), Options{Path: path}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Close(); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
+
+// migratedPath returns the path of a database of its own that has the newest schema.
+func migratedPath(t testing.TB) string {
+	t.Helper()
+	content, err := migratedFile()
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "agentstatsd.db")
+	require.NoError(t, os.WriteFile(path, content, 0o600))
+	return path
 }
 
 func openPath(t testing.TB, path string) *Store {
@@ -57,9 +95,9 @@ func openPath(t testing.TB, path string) *Store {
 
 func TestOptions(t *testing.T) {
 	for want, opts := range map[string]Options{
-		"no path":          {},
-		"read connections": {Path: "x", ReadConns: -1},
-		"busy timeout":     {Path: "x", BusyTimeout: -1},
+		"path: want":   {},
+		"read conns":   {Path: "x", ReadConns: -1},
+		"busy timeout": {Path: "x", BusyTimeout: -1},
 	} {
 		_, err := Open(t.Context(), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.ErrorContains(t, err, want)

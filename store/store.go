@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,89 +21,6 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 )
-
-// Options of a Store.
-type Options struct {
-	// Name is that of the connections to PostgreSQL, for people who look at the server:
-	// at most 63 bytes of ASCII. The URL may have another. Empty means agentstatsd.
-	Name string
-	// URL of a PostgreSQL database, with the scheme postgres or postgresql; what
-	// it leaves out is taken from the environment variables of libpq, like
-	// PGPASSFILE. Empty: SQLite.
-	URL string
-	// Path of the SQLite file. It and its directory are made if they do not
-	// exist, readable by the owner only. Required, and used, if there is no URL.
-	Path string
-
-	// TouchInterval is after how long a value that is reported again unchanged
-	// is written again, with its newer time; 0: each time.
-	TouchInterval time.Duration
-	// RemovalsKept is how many removals of agents and workspaces are remembered;
-	// 0: 50,000. A replica that missed more than that reads all registrations.
-	RemovalsKept int
-
-	// DeploymentID, if it is not zero, becomes that of the database; see
-	// Store.Deployment.
-	DeploymentID agent.ID
-
-	// ReadConns is how many reads run at once on SQLite; 0: 4.
-	ReadConns int
-	// BusyTimeout is how long a statement waits for another process that has
-	// locked the SQLite file; 0: 5 s. A context that ends sooner ends the wait.
-	BusyTimeout time.Duration
-
-	// MaxConns is how many connections to PostgreSQL are open at most; 0: 10.
-	MaxConns int
-	// StatementTimeout is how long PostgreSQL works on one statement, and waits
-	// for the next one in a transaction, at most; for a lock half as long. 0:
-	// 10 s. A large read is several statements; on SQLite, too, it ends when
-	// nothing came of it for this long. Migrations have no limit of their own.
-	StatementTimeout time.Duration
-	// TransactionPooling says that a pooler stands before PostgreSQL which
-	// changes the connection behind ours between transactions, like PgBouncer in
-	// transaction mode. Then nothing is kept in a session: no statements are
-	// prepared, and StatementTimeout has no effect, so the same limits should be
-	// set on the role. Contexts end statements as ever.
-	TransactionPooling bool
-}
-
-func (o *Options) validate() error {
-	if o.ReadConns == 0 {
-		o.ReadConns = 4
-	}
-	if o.BusyTimeout == 0 {
-		o.BusyTimeout = 5 * time.Second
-	}
-	if o.RemovalsKept == 0 {
-		o.RemovalsKept = 50_000
-	}
-	if o.MaxConns == 0 {
-		o.MaxConns = 10
-	}
-	if o.StatementTimeout == 0 {
-		o.StatementTimeout = 10 * time.Second
-	}
-	switch {
-	case o.URL == "" && o.Path == "":
-		return errors.New("store: no path of a database file, and no URL")
-	case o.URL != "" && !strings.HasPrefix(o.URL, "postgres://") && !strings.HasPrefix(o.URL, "postgresql://"):
-		// Without the URL: it may hold a password.
-		return errors.New("store: the database URL does not begin with postgres://")
-	case o.ReadConns < 0:
-		return fmt.Errorf("store: %d read connections", o.ReadConns)
-	case o.BusyTimeout < 0:
-		return fmt.Errorf("store: busy timeout %v is negative", o.BusyTimeout)
-	case o.TouchInterval < 0:
-		return fmt.Errorf("store: touch interval %v is negative", o.TouchInterval)
-	case o.RemovalsKept < 0:
-		return fmt.Errorf("store: %d removals kept", o.RemovalsKept)
-	case o.MaxConns < 0:
-		return fmt.Errorf("store: %d connections", o.MaxConns)
-	case o.StatementTimeout < time.Millisecond:
-		return fmt.Errorf("store: statement timeout %v is below 1ms", o.StatementTimeout)
-	}
-	return nil
-}
 
 // Store is an open database. Its methods are safe for concurrent use, and end
 // with an error soon after their context does. A row that cannot be decoded is
@@ -124,6 +40,7 @@ type Store struct {
 
 	touchInterval time.Duration
 	removalsKept  int
+	namedKept     int
 	// renew drops all connections, if it was not done a moment ago; nil: there is
 	// nothing to drop.
 	renew func() bool
@@ -143,8 +60,13 @@ type Store struct {
 // newer version of this program made is an error. It blocks for as long as the
 // migrations take, those of another replica included.
 func Open(ctx context.Context, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Store, error) {
+	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("store options: %w", err)
+	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
 	}
 	open := openSQLite
 	if opts.URL != "" {
@@ -154,7 +76,7 @@ func Open(ctx context.Context, opts Options, reg prometheus.Registerer, log *slo
 	if err != nil {
 		return nil, err
 	}
-	s.undecodable = newUndecodable(reg, log)
+	s.undecodable = newUndecodable(m, log)
 	return s, nil
 }
 

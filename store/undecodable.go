@@ -57,22 +57,14 @@ type undecodable struct {
 	logged int       // in the period
 }
 
-func newUndecodable(reg prometheus.Registerer, log *slog.Logger) *undecodable {
-	u := &undecodable{
-		log: log,
-		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_store_undecodable_rows_total",
-			Help: "Rows of the database that are skipped as they cannot be decoded, each once.",
-		}, []string{"kind"}),
+func newUndecodable(m *metrics, log *slog.Logger) *undecodable {
+	return &undecodable{
+		log:    log,
+		rows:   m.undecodableRows,
 		seed:   maphash.MakeSeed(),
 		known:  make(map[uint64]struct{}),
 		agents: make(map[agent.ID]struct{}),
 	}
-	for _, kind := range kinds {
-		u.rows.WithLabelValues(kind)
-	}
-	reg.MustRegister(u.rows)
-	return u
 }
 
 // report counts and logs a row, unless it did before. key names the row within its

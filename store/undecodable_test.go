@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/bubble"
-	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
 // A row that cannot be decoded is counted and logged once, and left out: the rest is
@@ -129,8 +127,8 @@ func TestUndecodableRows(t *testing.T) {
 		},
 	} {
 		for engine, opts := range map[string]func(testing.TB) Options{
-			"sqlite":   func(t testing.TB) Options { return Options{Path: filepath.Join(t.TempDir(), "a.db")} },
-			"postgres": func(t testing.TB) Options { return Options{URL: postgrestest.Shared(t).CreateDatabase(t)} },
+			"sqlite":   func(t testing.TB) Options { return Options{Path: migratedPath(t)} },
+			"postgres": func(t testing.TB) Options { return Options{URL: migratedDatabase(t)} },
 		} {
 			t.Run(name+"/"+engine, func(t *testing.T) {
 				opts := opts(t)
@@ -176,7 +174,7 @@ func TestUndecodableRows(t *testing.T) {
 func TestUndecodableRowsAreLimited(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		u := newUndecodable(prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
+		u := newUndecodable(testMetrics(t), slog.New(slog.NewTextHandler(&log, nil)))
 		bad := func(from, to int) {
 			for range 2 {
 				for n := from; n < to; n++ {

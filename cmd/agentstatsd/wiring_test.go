@@ -206,7 +206,7 @@ var withoutOption = map[string][]string{
 	"what docs promise": {
 		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.OwnFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
 	},
-	"nobody needs another one": {"store.ReadConns", "store.RemovalsKept"},
+	"nobody needs another one": {"store.ReadConns", "store.RemovalsKept", "store.NamedKept"},
 	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random"},
 }
 

@@ -14,7 +14,7 @@ import (
 
 func TestContract(t *testing.T) {
 	storetest.Run(t, func(_ testing.TB, opts storetest.Options) storetest.Store {
-		return New().Open(Options{TouchInterval: opts.TouchInterval, RemovalsKept: opts.RemovalsKept})
+		return New().Open(Options{TouchInterval: opts.TouchInterval, RemovalsKept: opts.RemovalsKept, NamedKept: opts.NamedKept})
 	})
 }
 

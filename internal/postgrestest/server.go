@@ -129,8 +129,13 @@ func (s *Server) url(database string) string {
 // and returns its URL.
 func (s *Server) CreateDatabase(tb testing.TB) string {
 	tb.Helper()
+	return s.createDatabase(tb, "template1")
+}
+
+func (s *Server) createDatabase(tb testing.TB, template string) string {
+	tb.Helper()
 	name := fmt.Sprintf("test_%d", s.created.Add(1))
-	if err := s.exec("CREATE DATABASE " + name); err != nil {
+	if err := s.exec("CREATE DATABASE " + name + " TEMPLATE " + template); err != nil {
 		tb.Fatalf("create database: %v", err)
 	}
 	tb.Cleanup(func() {

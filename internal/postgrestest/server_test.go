@@ -56,6 +56,24 @@ func TestShared(t *testing.T) {
 	execute(t, Shared(t).CreateDatabase(t), `CREATE TABLE t (n int)`)
 }
 
+// Copies have what the template has, which is filled once, and nothing in common.
+func TestTemplate(t *testing.T) {
+	filled := 0
+	template := NewTemplate(func(url string) error {
+		filled++
+		execute(t, url, `CREATE TABLE t (n int)`)
+		return nil
+	})
+	first, second := template.Copy(t), template.Copy(t)
+	require.Equal(t, 1, filled)
+	execute(t, first, `INSERT INTO t VALUES (1)`)
+	for url, want := range map[string]int{first: 1, second: 0} {
+		var n int
+		require.NoError(t, connect(t, url).QueryRow(t.Context(), `SELECT count(*) FROM t`).Scan(&n))
+		require.Equal(t, want, n)
+	}
+}
+
 func TestDurable(t *testing.T) {
 	require.Equal(t, []string{"on", "on"}, settings(t, Start(t, Durable()).URL(), "fsync", "synchronous_commit"))
 }

@@ -280,7 +280,7 @@ func testRegistrationsNamedForgotten(t *testing.T, s Store) {
 		require.NoError(t, err)
 		return r.Complete
 	}
-	half := slices.Repeat([]agent.ID{id(1)}, 1<<19)
+	half := slices.Repeat([]agent.ID{id(1)}, 1<<9)
 	apply(t, s, agent.Change{NamedAgents: half})     // 3
 	apply(t, s, agent.Change{NamedWorkspaces: half}) // 4
 	require.False(t, complete(2))

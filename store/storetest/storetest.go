@@ -62,6 +62,9 @@ type Options struct {
 	TouchInterval time.Duration
 	// RemovalsKept is how many removals are remembered; 0: at least 10,000.
 	RemovalsKept int
+	// NamedKept is how many ids of those who were named again are remembered; 0: at least
+	// 10,000.
+	NamedKept int
 }
 
 // Run tests what every database must do. open returns an empty Store that is
@@ -73,7 +76,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("RegistrationsIncarnation", func(t *testing.T) { testRegistrationsIncarnation(t, open(t, Options{})) })
 	t.Run("RegistrationsLateWrites", func(t *testing.T) { testRegistrationsLateWrites(t, open(t, Options{})) })
 	t.Run("RegistrationsNamed", func(t *testing.T) { testRegistrationsNamed(t, open(t, Options{})) })
-	t.Run("RegistrationsNamedForgotten", func(t *testing.T) { testRegistrationsNamedForgotten(t, open(t, Options{})) })
+	t.Run("RegistrationsNamedForgotten", func(t *testing.T) { testRegistrationsNamedForgotten(t, open(t, Options{NamedKept: 1 << 10})) })
 	t.Run("RegistrationsAtomic", func(t *testing.T) { testRegistrationsAtomic(t, open(t, Options{})) })
 	t.Run("RegistrationsSince", func(t *testing.T) { testRegistrationsSince(t, open(t, Options{})) })
 	t.Run("RegistrationsForgotten", func(t *testing.T) { testRegistrationsForgotten(t, open) })
