@@ -48,8 +48,8 @@ type Order struct {
 	// compared, and stores do not return them. Clocks of replicas differ: a lower
 	// epoch that the session did not know of may be of a session that began later.
 	//
-	// Basis is the highest epoch that was known to be stored of the agent, 1 if none
-	// was; 0: what is stored under any lower epoch is older.
+	// Basis is the highest epoch of a session of the agent that was known to be stored,
+	// 1 if none was; 0: what is stored under any lower epoch is older.
 	Basis int64
 	// Previous is the epoch of the session before, stored or not; 0: none.
 	Previous int64

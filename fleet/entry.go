@@ -57,8 +57,8 @@ type sessions struct {
 	// endedEpoch is that of the last session on this replica, which has ended, while newest
 	// is another replica's; 0: there was none.
 	endedEpoch int64
-	// storedEpoch is the highest epoch known to be stored of its values.
-	// recordedEpoch is the highest one known to be stored of its sessions and state.
+	// storedEpoch is the highest epoch known to be stored of its values. recordedEpoch is
+	// the highest one known to be stored of its sessions.
 	storedEpoch, recordedEpoch int64
 	lastSeen                   time.Time
 	instances                  []*instance // those without a session first, oldest first

@@ -120,7 +120,7 @@ func TestWhatSessionsKnow(t *testing.T) {
 	sixth := begin(0)
 	knows(sixth, fourth.Epoch, elsewhere.Epoch)
 	elsewhere.Epoch = sixth.Epoch + 10
-	require.NoError(t, store.SaveSessions(t.Context(), []agent.SessionRecord{elsewhere}))
+	saveSessions(t, store, []agent.SessionRecord{elsewhere})
 	require.NoError(t, p.follow(t.Context()))
 	knows(begin(sixth.Epoch), elsewhere.Epoch, sixth.Epoch)
 
@@ -133,7 +133,7 @@ func TestWhatSessionsKnow(t *testing.T) {
 	require.NoError(t, p.writeStates(t.Context()))
 	stored := store.state(nid(1)).LifecycleOrder.Epoch
 	ordinal = 100
-	knows(begin(0), stored, stored)
+	knows(begin(0), elsewhere.Epoch, stored) // its record is not stored
 }
 
 // A fleet that is alone shares its agents with nobody.

@@ -82,7 +82,9 @@ type StateStore interface {
 type SessionStore interface {
 	// Sessions pages as StateStore.States does.
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
-	SaveSessions(ctx context.Context, records []agent.SessionRecord) error
+	// before has what was stored of each agent that was not skipped as unknown or of
+	// another incarnation, read after the call began: epoch 0 if nothing was.
+	SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error)
 }
 
 // BuildStore remembers which builds were observed. ObserveBuilds returns the

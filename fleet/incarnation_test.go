@@ -143,7 +143,7 @@ func TestStateReadBeforeARemoval(t *testing.T) {
 
 		_, err = r[0].store.SaveStates(t.Context(), []agent.State{old})
 		require.NoError(t, err)
-		require.NoError(t, r[0].store.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: nid(1), Epoch: 1, Replica: nid(99), Open: true}}))
+		saveSessions(t, r[0].store, []agent.SessionRecord{{Agent: nid(1), Epoch: 1, Replica: nid(99), Open: true}})
 		require.NoError(t, r[0].followSessions(t.Context(), revision))
 		require.NoError(t, r[0].followStates(t.Context(), revision))
 		info, err := r[0].Agent(nid(1))

@@ -30,6 +30,9 @@ type instance struct {
 	detachedAt time.Time // the end of the last session; zero while there is one
 	ordinal    int64     // of the newest session here
 	epoch      int64     // likewise
+	// unconfirmed is the lowest epoch of its sessions here that may have opened below
+	// a stored one; 0: none. Meanwhile acks are held.
+	unconfirmed int64
 }
 
 // AddPending implements agent.Tracker.
@@ -45,6 +48,24 @@ func (i *instance) Resolve(resolutions []agent.Resolution) {
 
 // Supersede implements agent.Tracker.
 func (i *instance) Supersede(epoch int64) { i.fleet.supersede(i, epoch) }
+
+// holdLocked holds acks until the instance's newest session is confirmed.
+func (i *instance) holdLocked() {
+	if i.unconfirmed == 0 {
+		i.unconfirmed = i.epoch
+	}
+	i.acks.Hold()
+}
+
+// confirmLocked confirms the sessions up to the epoch.
+func (i *instance) confirmLocked(epoch int64) {
+	if i.epoch > epoch { // it has another one since
+		i.unconfirmed = epoch + 1
+		return
+	}
+	i.unconfirmed = 0
+	i.acks.Release()
+}
 
 // instanceLocked returns the instance, and whether it existed before.
 func (f *Fleet) instanceLocked(e *entry, id agent.Instance) (_ *instance, known bool) {

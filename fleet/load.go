@@ -94,7 +94,6 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 		if last > e.sessions.newest.Epoch {
 			e.sessions.newest = agent.SessionRecord{Agent: e.id, Epoch: last}
 		}
-		e.sessions.recordedEpoch = max(e.sessions.recordedEpoch, last)
 		e.dropForeignApps()
 	}
 	f.revision = registered.Revision

@@ -17,6 +17,13 @@ import (
 // session ends. The agent's next session has an epoch above the stored one, and sends
 // all values again.
 //
+// Such a session may meet no value of the higher epoch. A session that knows a stored
+// epoch takes all below it for older, and would replace what was acked here. So acks
+// are held until a write of the session's record has read the one stored before. If
+// that is lower the session is confirmed: whoever knows a higher stored epoch opens
+// later. If it is higher, the held values count as lost. Read on the server that
+// takes writes: a standby could be behind.
+//
 // An agent that was removed and registered again. Values of its earlier incarnation
 // are not stored: the writer calls Supersede with epoch 0. The session ends when this
 // replica follows the registrations.
@@ -25,10 +32,27 @@ import (
 // Meanwhile a newer process of the agent gets a lower epoch on another replica, and
 // its values are stored and acked. So each value carries what its session knew of
 // those before (agent.Order), and replaces only values of those. Of two sessions that
-// did not know of each other the first writer wins. A session knows which epochs are
-// stored when it opens, and the session before it: from the agent, from memory or
+// did not know of each other the first writer wins. A session knows which sessions
+// are stored when it opens, and the one before it: from the agent, from memory or
 // from notifications. It does not know earlier unstored epochs, because another
 // replica may have assigned one between them.
+
+// confirmSessions is called when this replica wrote its session with the epoch. stored
+// is the record before, which may be its own if an answer was lost.
+func (f *Fleet) confirmSessions(e *entry, epoch int64, stored agent.SessionRecord) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sessions.recordedEpoch = max(e.sessions.recordedEpoch, epoch, stored.Epoch)
+	for _, i := range slices.Clone(e.sessions.instances) {
+		switch first := i.unconfirmed; {
+		case first == 0 || first > epoch:
+		case stored.Epoch < first || stored.Epoch == first && stored.Replica == f.self():
+			i.confirmLocked(epoch)
+		default:
+			f.supersedeLocked(i, stored.Epoch)
+		}
+	}
+}
 
 // supersede forgets the instance. It ends the instance's session, unless another
 // replica has a newer session or registration of the agent. Those are read first:

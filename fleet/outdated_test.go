@@ -49,6 +49,93 @@ func TestEpochBelowTheStoredOne(t *testing.T) {
 	})
 }
 
+// The same, but nothing is stored of the process before except its session. Another
+// process with a higher epoch may have values that wait to be written, and takes all
+// lower ones for older.
+func TestEpochBelowTheStoredSession(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c := newCluster()
+		store := newMemStore(&journal{})
+		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
+		slow := startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
+		settle()
+		_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		c.setCut(true, fast, slow)
+		connectTo(t, fast, 1, hello(1, 1)).Close(EndGoodbye)
+		settle()
+		high := store.epoch(nid(1))
+
+		s := connectTo(t, slow, 1, hello(2, 1))
+		require.Less(t, s.Info().Epoch, high)
+		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		settle()
+		require.Equal(t, Progress{Received: 1, Durable: 0}, s.Progress(), "it may be replaced")
+		require.True(t, closed(s.Done()))
+		s = connectTo(t, slow, 1, hello(2, 2))
+		require.Equal(t, Progress{}, s.Resume(), "nothing is known of the instance")
+		require.Greater(t, s.Info().Epoch, high)
+		receive(t, s, 2, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		settle()
+		require.Equal(t, Progress{Received: 2, Durable: 2}, s.Progress())
+	})
+}
+
+// What is stored is acked once the record of its session was written, over whatever
+// sessions the instance had on this replica since. Requests of which nothing is to be
+// stored do not wait.
+func TestAcksWaitForTheSession(t *testing.T) {
+	c := newCluster()
+	store := newMemStore(&journal{})
+	p := joined(t, c, store, 0, Options{})
+	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+	require.NoError(t, err)
+	e, err := p.entry(nid(1))
+	require.NoError(t, err)
+	say := func(s *Session, sequence int64) {
+		receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}) })
+	}
+	s := connectTo(t, p, 1, hello(1, 1))
+	reportOn(t, s, 1)
+	require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
+	say(s, 2)
+	require.NoError(t, p.writeStates(t.Context()))
+	require.Equal(t, Progress{Received: 2, Durable: 1}, s.Progress())
+	s = connectTo(t, p, 1, hello(1, 2))
+	require.Equal(t, Progress{Received: 2, Durable: 1}, s.Resume())
+	say(s, 3)
+	require.NoError(t, p.writeStates(t.Context()))
+	require.NoError(t, p.writeSessions(t.Context()))
+	require.Equal(t, Progress{Received: 3, Durable: 3}, s.Progress())
+
+	// It has another session by the time the record is written.
+	say(s, 4)
+	require.NoError(t, p.write(t.Context()))
+	require.Equal(t, Progress{Received: 4, Durable: 4}, s.Progress())
+	s = connectTo(t, p, 1, hello(1, 3))
+	say(s, 5)
+	record := e.sessions.newest
+	s = connectTo(t, p, 1, hello(1, 4))
+	say(s, 6)
+	require.NoError(t, p.writeStates(t.Context()))
+	p.confirmSessions(e, record.Epoch, agent.SessionRecord{Epoch: record.Epoch - 1})
+	require.Equal(t, Progress{Received: 6, Durable: 4}, s.Progress())
+	// Its answer was lost: this replica's own record is there.
+	p.confirmSessions(e, e.sessions.newest.Epoch, record)
+	require.Equal(t, Progress{Received: 6, Durable: 6}, s.Progress())
+
+	// It may have overlooked a session between its two, as its own record is all that it reads.
+	s = connectTo(t, p, 1, hello(1, 5))
+	say(s, 7)
+	s = connectTo(t, p, 1, hello(1, 6))
+	require.NoError(t, p.writeStates(t.Context()))
+	p.confirmSessions(e, e.sessions.newest.Epoch, e.sessions.newest)
+	require.NoError(t, p.follow(t.Context()))
+	require.True(t, closed(s.Done()))
+	require.Equal(t, EndOutdated, s.End())
+}
+
 // Who is told that its epoch is below the stored one by whoever stores metadata has
 // its session ended as outdated; if a newer session on another replica is the reason,
 // as taken over, so that the two do not take turns.
@@ -64,9 +151,9 @@ func TestSuperseded(t *testing.T) {
 			receive(t, s, 1, func(q Request) { q.Tracker().AddPending(1) })
 			epoch := s.Info().Epoch + int64(time.Minute)
 			if open {
-				require.NoError(t, r[0].store.SaveSessions(t.Context(), []agent.SessionRecord{
+				saveSessions(t, r[0].store, []agent.SessionRecord{
 					{Agent: nid(1), Epoch: epoch, Replica: replicaID(1), Open: true},
-				}))
+				})
 			}
 			s.instance.Supersede(epoch)
 			settle()

@@ -89,7 +89,7 @@ func TestSessionBeforeRegistration(t *testing.T) {
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
 		for _, n := range []int{2, 1} { // the other write comes later
-			require.NoError(t, store.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: nid(n), Epoch: 1 << 60, Replica: replicaID(7)}}))
+			saveSessions(t, store, []agent.SessionRecord{{Agent: nid(n), Epoch: 1 << 60, Replica: replicaID(7)}})
 		}
 		settle()
 		_, err = r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 2, 1)}})

@@ -97,6 +97,9 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	reg := e.reg.Load()
 	order := f.assignEpochLocked(e, hello.Epoch)
 	i.epoch = order.Epoch
+	if f.peers != nil {
+		i.holdLocked()
+	}
 	s := &Session{
 		fleet:    f,
 		token:    reg.TokenHash,
@@ -146,7 +149,7 @@ func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
 	f.queueSessionLocked(e)
 	order := agent.Order{Epoch: e.sessions.newest.Epoch}
 	if f.peers != nil {
-		order.Basis, order.Previous = max(e.sessions.storedEpoch, e.sessions.recordedEpoch, 1), previous
+		order.Basis, order.Previous = max(e.sessions.recordedEpoch, 1), previous
 	}
 	return order
 }

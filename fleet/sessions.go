@@ -200,11 +200,18 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.opts.WriteTimeout)
 	defer cancel()
-	if err := f.store.SaveSessions(ctx, records); err != nil {
+	replaced, err := f.store.SaveSessions(ctx, records)
+	if err != nil {
 		return err
 	}
+	before := make(map[agent.ID]agent.SessionRecord, len(replaced))
+	for _, r := range replaced {
+		before[r.Agent] = r
+	}
 	for i, e := range written {
-		e.noteRecordedEpoch(records[i].Epoch)
+		if stored, registered := before[e.id]; registered {
+			f.confirmSessions(e, records[i].Epoch, stored)
+		}
 	}
 	return nil
 }

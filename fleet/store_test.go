@@ -7,7 +7,10 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -253,11 +256,11 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []
 	return newer, nil
 }
 
-func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord) error {
-	err := s.begin()
+func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error) {
+	err = s.begin()
 	defer s.mu.Unlock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.moved++
 	for _, r := range records {
@@ -267,6 +270,8 @@ func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord
 		}
 		r.Incarnation = 0
 		held := s.sessions[r.Agent]
+		held.Agent = r.Agent
+		before = append(before, held)
 		switch compareSessions(&r, &held) {
 		case -1:
 			continue
@@ -275,7 +280,13 @@ func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord
 		}
 		s.sessions[r.Agent], s.sessionsAt[r.Agent] = r, s.moved
 	}
-	return nil
+	return before, nil
+}
+
+func saveSessions(t *testing.T, s *memStore, records []agent.SessionRecord) {
+	t.Helper()
+	_, err := s.SaveSessions(t.Context(), records)
+	require.NoError(t, err)
 }
 
 func (s *memStore) ObserveBuilds(_ context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {

@@ -125,11 +125,12 @@ func (f *Fleet) writeFinally(ctx context.Context) {
 	}
 }
 
-// write writes all that is queued. What fails stays queued.
+// write writes all that is queued. What fails stays queued. Acks of states wait for
+// the sessions.
 func (f *Fleet) write(ctx context.Context) error {
-	err := f.writeStates(ctx)
+	err := f.writeSessions(ctx)
 	if err == nil {
-		err = f.writeSessions(ctx)
+		err = f.writeStates(ctx)
 	}
 	if err == nil {
 		err = f.writeBuilds(ctx)
@@ -201,13 +202,11 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 		}
 		for _, w := range batch {
 			stored, lost := against[w.entry.id]
-			switch {
-			case !lost:
-				w.entry.noteRecordedEpoch(w.state.MaxEpoch())
-			case stored.First:
+			if lost && stored.First {
 				f.supersedeByFirst(w, stored.Epoch)
 				continue
-			default:
+			}
+			if lost {
 				w.supersedePending(stored.Epoch)
 			}
 			w.resolve(nil)

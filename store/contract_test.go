@@ -24,6 +24,7 @@ var (
 	row           = storetest.Row
 	upsert        = storetest.Upsert
 	saveStates    = storetest.SaveStates
+	saveSessions  = storetest.SaveSessions
 	push          = storetest.Push
 	allPushes     = storetest.Pushes
 )

@@ -46,7 +46,7 @@ func TestMigrationsDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
 			register(t, s, id(1))
-			require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 7}}))
+			saveSessions(t, s, []agent.SessionRecord{{Agent: id(1), Epoch: 7}})
 			provider := migrator(t, s)
 			_, err := provider.DownTo(t.Context(), 0)
 			require.NoError(t, err)

@@ -50,7 +50,7 @@ func TestPostgresFailover(t *testing.T) {
 			}
 			// The pool has no connection to the old one any more, or none that is used again.
 			for range 20 {
-				require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 1}}))
+				saveSessions(t, s, []agent.SessionRecord{{Agent: id(1), Epoch: 1}})
 				require.False(t, ask[bool](t, s, `SELECT current_setting('transaction_read_only')::boolean`))
 			}
 			require.Zero(t, scalar[int](t, admin(t, primary.URL()), `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agentstatsd'`))
@@ -75,7 +75,7 @@ func TestPostgresFailoverLosesTransactions(t *testing.T) {
 	burn := func() {
 		for range 20 {
 			epoch++
-			require.NoError(t, writer.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: epoch}}))
+			saveSessions(t, writer, []agent.SessionRecord{{Agent: id(1), Epoch: epoch}})
 			saveStates(t, writer, []agent.State{{Agent: id(1), NetworkOrder: agent.Order{Epoch: epoch}}})
 		}
 	}
@@ -88,7 +88,7 @@ func TestPostgresFailoverLosesTransactions(t *testing.T) {
 	primary.Crash(t)
 	standby.Promote(t, primary)
 	record := agent.SessionRecord{Agent: id(2), Epoch: 1}
-	require.NoError(t, writer.SaveSessions(t.Context(), []agent.SessionRecord{record}))
+	saveSessions(t, writer, []agent.SessionRecord{record})
 	saveStates(t, writer, []agent.State{{Agent: id(2), NetworkOrder: agent.Order{Epoch: 1}}})
 	burn()
 	burn() // the new server is further than the old one was

@@ -451,7 +451,8 @@ func TestPostgresRemovedMeanwhile(t *testing.T) {
 			return err
 		},
 		"sessions": func() error {
-			return s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 1}, {Agent: id(2), Epoch: 1}})
+			_, err := s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 1}, {Agent: id(2), Epoch: 1}})
+			return err
 		},
 	} {
 		register(t, s, id(1), id(2))

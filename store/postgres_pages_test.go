@@ -204,7 +204,7 @@ func TestPostgresYoungerCluster(t *testing.T) {
 		return agent.State{Agent: id(a), NetworkOrder: agent.Order{Epoch: 1, Sequence: sequence}, Network: agent.Network{NodeID: uint64(sequence)}}
 	}
 	saveStates(t, s, []agent.State{state(1, 1), state(2, 1)})
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 1}, {Agent: id(2), Epoch: 1}}))
+	saveSessions(t, s, []agent.SessionRecord{{Agent: id(1), Epoch: 1}, {Agent: id(2), Epoch: 1}})
 	conn := admin(t, url)
 	const ahead = 1 << 40
 	execute(t, conn, `UPDATE agent_states SET changed = $1::text::xid8`, fmt.Sprint(ahead))
@@ -226,7 +226,7 @@ func TestPostgresYoungerCluster(t *testing.T) {
 	changed, records = read()
 	require.Equal(t, []int{0, 0}, []int{changed, records}, "once")
 	saveStates(t, s, []agent.State{state(2, 2)})
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 2}}))
+	saveSessions(t, s, []agent.SessionRecord{{Agent: id(1), Epoch: 2}})
 	changed, records = read()
 	require.Equal(t, []int{1, 1}, []int{changed, records})
 }

@@ -217,7 +217,7 @@ func TestPostgresCursor(t *testing.T) {
 
 	second := agent.SessionRecord{Agent: id(2), Epoch: 1, Replica: id(50), Open: true}
 	secondState := agent.State{Agent: id(2), NetworkOrder: agent.Order{Epoch: 1}}
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{second}))
+	saveSessions(t, s, []agent.SessionRecord{second})
 	saveStates(t, s, []agent.State{secondState})
 	records, nextSession, err := s.Sessions(t.Context(), 0)
 	require.NoError(t, err)
@@ -243,7 +243,7 @@ func TestPostgresCursor(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, states)
 	// What changes nothing is not written, either.
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{first, second}))
+	saveSessions(t, s, []agent.SessionRecord{first, second})
 	saveStates(t, s, []agent.State{secondState})
 	records, _, err = s.Sessions(t.Context(), nextSession)
 	require.NoError(t, err)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"slices"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -13,20 +14,59 @@ import (
 // forward: what is closed is not opened, what has reported stays so. Unknown
 // agents are skipped, and those of another incarnation: they were deregistered
 // meanwhile.
-func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) error {
+//
+// before has, in the order of their ids, the epoch and replica that the records of the
+// other agents had when the transaction began; 0 if there was none. It is read on the
+// server that takes writes.
+func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error) {
 	if len(records) == 0 {
-		return nil
+		return nil, nil
 	}
 	records = inOrder(records, func(a, b agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) }, newerSession)
 	rows, err := toRows(records, func(r *agent.SessionRecord) ([]any, error) {
 		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Reported, r.Incarnation}, nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.change(ctx, "save sessions", func(tx *sql.Tx) error {
+	err = s.change(ctx, "save sessions", func(tx *sql.Tx) (err error) {
+		if before, err = s.sessionsOf(ctx, tx, records); err != nil {
+			return err
+		}
 		return s.skipOrphans(s.dialect.exec(ctx, tx, s.dialect.queries.upsertSession, rows))
 	})
+	if err != nil {
+		return nil, err
+	}
+	return before, nil
+}
+
+// sessionsOf returns what is stored of the agents of records, which are in order.
+func (s *Store) sessionsOf(ctx context.Context, tx *sql.Tx, records []agent.SessionRecord) (stored []agent.SessionRecord, err error) {
+	for part := range slices.Chunk(records, idChunk) {
+		ids := make([]agent.ID, len(part))
+		for i := range part {
+			ids[i] = part[i].Agent
+		}
+		condition, args := s.dialect.among(ids)
+		err := query(ctx, tx, `SELECT a.id, a.registered, s.epoch, s.replica_id
+FROM agents AS a LEFT JOIN sessions AS s ON s.agent_id = a.id WHERE a.id `+condition+` ORDER BY a.id`, args, func(rows *sql.Rows) error {
+			var r agent.SessionRecord
+			var epoch sql.NullInt64
+			if err := rows.Scan(&r.Agent, &r.Incarnation, &epoch, &r.Replica); err != nil {
+				return s.skip(ctx, rows, kindSessions, idKey(r.Agent), err)
+			}
+			i, _ := slices.BinarySearchFunc(part, r.Agent, func(p agent.SessionRecord, id agent.ID) int { return compareIDs(p.Agent, id) })
+			if is := part[i].Incarnation; is == 0 || is == r.Incarnation {
+				stored = append(stored, agent.SessionRecord{Agent: r.Agent, Epoch: epoch.Int64, Replica: r.Replica})
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return stored, nil
 }
 
 // newerSession is what is stored of a, then b.

@@ -139,7 +139,7 @@ func TestUndecodableRows(t *testing.T) {
 					saveStates(t, s, []agent.State{{
 						Agent: a, LifecycleOrder: agent.Order{Epoch: 4, Sequence: 1}, NetworkOrder: agent.Order{Epoch: 4, Sequence: 2},
 					}})
-					require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: a, Epoch: 4}}))
+					saveSessions(t, s, []agent.SessionRecord{{Agent: a, Epoch: 4}})
 				}
 				for n := range byte(2) {
 					p := push(n+1, "x")
@@ -214,7 +214,7 @@ func TestUndecodableAgentIsRegisteredAgain(t *testing.T) {
 
 			revision, err := s.ApplyChange(t.Context(), r.Revision, agent.Change{Agents: []agent.Registration{changed}})
 			require.NoError(t, err)
-			require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 5}}))
+			saveSessions(t, s, []agent.SessionRecord{{Agent: id(1), Epoch: 5}})
 			sessions, _, err := s.Sessions(t.Context(), 0)
 			require.NoError(t, err)
 			require.Len(t, sessions, 1, "before it reads its own change")

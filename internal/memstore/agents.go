@@ -186,20 +186,40 @@ func (s *Store) MetadataKeys(ctx context.Context) (map[agent.ID][]string, error)
 }
 
 // SaveSessions is as in store.Store.
-func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) error {
+func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error) {
 	if len(records) == 0 {
-		return nil
+		return nil, nil
 	}
 	records = slices.Clone(records)
-	return s.run(ctx, transaction{doing: "save sessions", apply: func(t *tables, number int64) error {
-		for _, r := range records {
-			if t.of(r.Agent, r.Incarnation) {
-				r.Incarnation = 0
-				t.putSession(r, number)
-			}
-		}
-		return nil
-	}})
+	slices.SortStableFunc(records, func(a, b agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) })
+	err = s.runEach(ctx, func() (transaction, func()) {
+		var found []agent.SessionRecord
+		return transaction{
+			doing: "save sessions",
+			prepare: func(t *tables) error {
+				for _, r := range records {
+					if n := len(found); t.of(r.Agent, r.Incarnation) && (n == 0 || found[n-1].Agent != r.Agent) {
+						old := t.sessions[r.Agent]
+						found = append(found, agent.SessionRecord{Agent: r.Agent, Epoch: old.Epoch, Replica: old.Replica})
+					}
+				}
+				return nil
+			},
+			apply: func(t *tables, number int64) error {
+				for _, r := range records {
+					if t.of(r.Agent, r.Incarnation) {
+						r.Incarnation = 0
+						t.putSession(r, number)
+					}
+				}
+				return nil
+			},
+		}, func() { before = found }
+	})
+	if err != nil {
+		return nil, err
+	}
+	return before, nil
 }
 
 func (t *tables) putSession(r agent.SessionRecord, number int64) {

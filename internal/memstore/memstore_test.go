@@ -103,7 +103,7 @@ func TestFailOver(t *testing.T) {
 		states, _, err := a.States(t.Context(), 0)
 		require.NoError(t, err)
 		require.Empty(t, states, "of the old server")
-		require.NoError(t, a.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: storetest.ID(1), Epoch: 1}}))
+		storetest.SaveSessions(t, a, []agent.SessionRecord{{Agent: storetest.ID(1), Epoch: 1}})
 		states, _, err = a.States(t.Context(), 0)
 		require.NoError(t, err)
 		require.Equal(t, network(7, 1), states)

@@ -39,7 +39,7 @@ func testRegistrationsReplaced(t *testing.T, s Store) {
 	kept := row(id(1), "cpu", "1", 5, 1)
 	upsert(t, s, []agent.Metadata{kept})
 	session := agent.SessionRecord{Agent: id(1), Epoch: 5, Replica: id(50), Open: true}
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{session}))
+	saveSessions(t, s, []agent.SessionRecord{session})
 	state := agent.State{
 		Agent:          id(1),
 		Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: time.Unix(9, 0).UTC()},
@@ -87,7 +87,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 	for _, a := range []agent.ID{id(1), id(2), id(3)} {
 		upsert(t, s, []agent.Metadata{row(a, "k", "v", 4, 1)})
 		saveStates(t, s, []agent.State{{Agent: a, NetworkOrder: order}})
-		require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: a, Epoch: 4}}))
+		saveSessions(t, s, []agent.SessionRecord{{Agent: a, Epoch: 4}})
 	}
 
 	// Removals come first: agent 2 moves to the workspace's successor.
@@ -168,9 +168,9 @@ func testRegistrationsLateWrites(t *testing.T, s Store) {
 	// write returns what is told; id(2), beside it, loses nothing.
 	beside := int64(0)
 	write := func(incarnation, epoch int64) (lostKeys, lostStates []agent.StoredEpoch) {
-		require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{
+		saveSessions(t, s, []agent.SessionRecord{
 			{Agent: id(1), Incarnation: incarnation, Epoch: epoch}, {Agent: id(2), Epoch: epoch},
-		}))
+		})
 		beside++
 		m := row(id(1), "k", fmt.Sprint("of ", incarnation), epoch, 1)
 		m.Incarnation = incarnation

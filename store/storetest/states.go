@@ -186,7 +186,7 @@ func testSessions(t *testing.T, s Store) {
 	// save expects that nothing changes but what change does.
 	save := func(name string, change func(), saved ...agent.SessionRecord) {
 		t.Helper()
-		require.NoError(t, s.SaveSessions(t.Context(), saved), name)
+		saveSessions(t, s, saved)
 		change()
 		records, _, err := s.Sessions(t.Context(), 0)
 		require.NoError(t, err)
@@ -201,7 +201,7 @@ func testSessions(t *testing.T, s Store) {
 	set := func(r agent.SessionRecord) func() { return func() { want[r.Agent] = r } }
 	same := func() {}
 
-	require.NoError(t, s.SaveSessions(t.Context(), nil))
+	saveSessions(t, s, nil)
 	want[id(1)] = of(1, 10, 50, "o")
 	save("first", set(of(2, 20, 60, "or")), of(2, 20, 60, "or"), of(99, 30, 1, "o"), of(1, 10, 50, "o"))
 	save("older epoch", same, of(2, 19, 99, ""))
@@ -216,18 +216,47 @@ func testSessions(t *testing.T, s Store) {
 	save("several", set(of(1, 11, 2, "r")), of(1, 11, 2, "r"), of(1, 11, 2, "o"), of(1, 11, 1, "o"))
 }
 
+// What was stored before a write tells whether the session of the record opened below
+// another one.
+func testSessionsBefore(t *testing.T, s Store) {
+	register(t, s, id(1), id(2), id(3))
+	incarnation := registrations(t, s).Agents[0].Incarnation
+	save := func(want []agent.SessionRecord, records ...agent.SessionRecord) {
+		t.Helper()
+		before, err := s.SaveSessions(t.Context(), records)
+		require.NoError(t, err)
+		require.Equal(t, want, before)
+	}
+	of := func(n byte, epoch int64, replica byte) agent.SessionRecord {
+		r := agent.SessionRecord{Agent: id(n), Epoch: epoch}
+		if replica != 0 {
+			r.Replica = id(replica)
+		}
+		return r
+	}
+	save(nil)
+	first := of(1, 10, 50)
+	first.Open, first.Reported, first.Incarnation = true, true, incarnation
+	save([]agent.SessionRecord{of(1, 0, 0), of(2, 0, 0)}, of(2, 20, 60), first)
+	save([]agent.SessionRecord{of(1, 10, 50), of(2, 20, 60), of(3, 0, 0)}, of(3, 1, 50), of(2, 19, 50), of(1, 11, 51))
+	save([]agent.SessionRecord{of(1, 11, 51), of(2, 20, 60)}, of(1, 11, 51), of(2, 21, 50), of(2, 22, 50))
+	gone := of(1, 12, 50)
+	gone.Incarnation = incarnation + 1
+	save([]agent.SessionRecord{of(2, 22, 50)}, gone, of(2, 1, 50), of(99, 1, 50))
+}
+
 func testSessionsSince(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	a, b := agent.SessionRecord{Agent: id(1), Epoch: 1, Open: true}, agent.SessionRecord{Agent: id(2), Epoch: 1, Open: true}
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{a}))
+	saveSessions(t, s, []agent.SessionRecord{a})
 	_, cursor, err := s.Sessions(t.Context(), 0)
 	require.NoError(t, err)
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{b}))
+	saveSessions(t, s, []agent.SessionRecord{b})
 	records, cursor, err := s.Sessions(t.Context(), cursor)
 	require.NoError(t, err)
 	require.Contains(t, records, b)
 	a.Open = false
-	require.NoError(t, s.SaveSessions(t.Context(), []agent.SessionRecord{a}))
+	saveSessions(t, s, []agent.SessionRecord{a})
 	records, _, err = s.Sessions(t.Context(), cursor)
 	require.NoError(t, err)
 	require.Contains(t, records, a)

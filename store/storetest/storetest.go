@@ -30,7 +30,7 @@ type Store interface {
 	States(ctx context.Context, since int64) (states []agent.State, next int64, err error)
 	SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error)
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
-	SaveSessions(ctx context.Context, records []agent.SessionRecord) error
+	SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error)
 	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
 
 	Beat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
@@ -96,6 +96,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("NewerEpochs", func(t *testing.T) { testNewerEpochs(t, open) })
 	t.Run("FirstStays", func(t *testing.T) { testFirstStays(t, open(t, Options{})) })
 	t.Run("Sessions", func(t *testing.T) { testSessions(t, open(t, Options{})) })
+	t.Run("SessionsBefore", func(t *testing.T) { testSessionsBefore(t, open(t, Options{})) })
 	t.Run("SessionsSince", func(t *testing.T) { testSessionsSince(t, open(t, Options{})) })
 	t.Run("Pushes", func(t *testing.T) { testPushes(t, open(t, Options{})) })
 	t.Run("PushesFolded", func(t *testing.T) { testPushesFolded(t, open(t, Options{})) })
@@ -204,6 +205,12 @@ func saveStates(t testing.TB, s Store, states []agent.State) {
 	require.NoError(t, err)
 }
 
+func saveSessions(t testing.TB, s Store, records []agent.SessionRecord) {
+	t.Helper()
+	_, err := s.SaveSessions(t.Context(), records)
+	require.NoError(t, err)
+}
+
 func testMetadata(t *testing.T, s Store) {
 	register(t, s, id(1), id(2), id(3))
 	upsert(t, s, nil)
@@ -277,8 +284,11 @@ func testContext(t *testing.T, s Store) {
 			_, err := s.ApplyChange(ended, 2, agent.Change{RemovedAgents: []agent.ID{id(1)}})
 			return err
 		},
-		"SaveStates":     func() error { _, err := s.SaveStates(ended, []agent.State{state}); return err },
-		"SaveSessions":   func() error { return s.SaveSessions(ended, []agent.SessionRecord{{Agent: id(1), Epoch: 1}}) },
+		"SaveStates": func() error { _, err := s.SaveStates(ended, []agent.State{state}); return err },
+		"SaveSessions": func() error {
+			_, err := s.SaveSessions(ended, []agent.SessionRecord{{Agent: id(1), Epoch: 1}})
+			return err
+		},
 		"SavePush":       func() error { return s.SavePush(ended, push(1, "x")) },
 		"FoldPushes":     func() error { return s.FoldPushes(ended, []agent.PushRow{push(1, "x")}, nil) },
 		"Pushes":         func() error { _, err := s.Pushes(ended, nil); return err },
@@ -366,6 +376,12 @@ func Row(a agent.ID, key, value string, epoch, sequence int64) agent.Metadata {
 func SaveStates(t testing.TB, s Store, states []agent.State) {
 	t.Helper()
 	saveStates(t, s, states)
+}
+
+// SaveSessions writes records of sessions.
+func SaveSessions(t testing.TB, s Store, records []agent.SessionRecord) {
+	t.Helper()
+	saveSessions(t, s, records)
 }
 
 // Upsert writes metadata.

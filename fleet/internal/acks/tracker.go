@@ -73,6 +73,10 @@ type Tracker struct {
 	summary     span              // unsent, too, beyond maxUnsent
 	unconfirmed span
 	stream      *Stream // nil: none is attached
+
+	held bool
+	// heldFrom is the lowest sequence that was resolved while held; 0: none.
+	heldFrom int64
 }
 
 // pendingSequence counts the pending parts of one request. There are at most as many
@@ -129,8 +133,12 @@ func (t *Tracker) Resolve(resolutions []agent.Resolution) (refused int) {
 		if !found {
 			continue
 		}
-		if t.pending[i].count--; t.pending[i].count == 0 {
-			t.pending = slices.Delete(t.pending, i, i+1)
+		if t.pending[i].count--; t.pending[i].count > 0 {
+			continue
+		}
+		t.pending = slices.Delete(t.pending, i, i+1)
+		if t.held && (t.heldFrom == 0 || r.Sequence < t.heldFrom) {
+			t.heldFrom = r.Sequence
 		}
 	}
 	if len(t.pending) == 0 {
@@ -140,6 +148,24 @@ func (t *Tracker) Resolve(resolutions []agent.Resolution) (refused int) {
 		t.stream.Wake()
 	}
 	return refused
+}
+
+// Hold keeps Durable below what is resolved until Release.
+func (t *Tracker) Hold() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = true
+}
+
+// Release ends Hold.
+func (t *Tracker) Release() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before := t.progressLocked()
+	t.held, t.heldFrom = false, 0
+	if t.stream != nil && t.progressLocked() != before {
+		t.stream.Wake()
+	}
 }
 
 func (t *Tracker) find(sequence int64) (int, bool) {
@@ -204,6 +230,9 @@ func (t *Tracker) progressLocked() Progress {
 	p := Progress{Received: t.received, Durable: t.received}
 	if len(t.pending) > 0 {
 		p.Durable = min(p.Durable, t.pending[0].sequence-1)
+	}
+	if t.heldFrom > 0 {
+		p.Durable = min(p.Durable, t.heldFrom-1)
 	}
 	for i := range t.unsent {
 		p.Durable = min(p.Durable, t.unsent[i].Sequence-1)

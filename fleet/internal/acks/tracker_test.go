@@ -26,12 +26,19 @@ func TestTrackerModel(t *testing.T) {
 		tr.Attach(stream, 0)
 		var pending []int64
 		var received, durable int64
+		var held bool
+		var resolvedHeld []int64
 		model := func() Progress {
 			p := Progress{received, received}
-			if len(pending) > 0 {
-				p.Durable = min(received, slices.Min(pending)-1)
+			if waits := slices.Concat(pending, resolvedHeld); len(waits) > 0 {
+				p.Durable = min(received, slices.Min(waits)-1)
 			}
 			return p
+		}
+		resolvedNow := func(seq int64) {
+			if held && !slices.Contains(pending, seq) {
+				resolvedHeld = append(resolvedHeld, seq)
+			}
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(t *rapid.T) {
@@ -53,8 +60,10 @@ func TestTrackerModel(t *testing.T) {
 				}
 				// A flush may resolve before the request is received wholly.
 				if len(pending) > 0 && rapid.Bool().Draw(t, "resolved at once") {
-					tr.Resolve([]agent.Resolution{{Sequence: pending[len(pending)-1]}})
+					last := pending[len(pending)-1]
+					tr.Resolve([]agent.Resolution{{Sequence: last}})
 					pending = pending[:len(pending)-1]
+					resolvedNow(last)
 				}
 				require.LessOrEqual(t, tr.Progress().Durable, received)
 				tr.MarkReceived(seq)
@@ -69,14 +78,30 @@ func TestTrackerModel(t *testing.T) {
 						break
 					}
 					i := rapid.IntRange(0, len(pending)-1).Draw(t, "which")
-					resolved = append(resolved, agent.Resolution{Sequence: pending[i]})
+					seq := pending[i]
+					resolved = append(resolved, agent.Resolution{Sequence: seq})
 					pending = slices.Delete(pending, i, i+1)
+					resolvedNow(seq)
 				}
 				select {
 				case <-wakes:
 				default:
 				}
 				tr.Resolve(resolved)
+				require.Equal(t, model() != before, len(wakes) == 1, "woken when durable moved, and only then")
+			},
+			"hold": func(*rapid.T) {
+				held = true
+				tr.Hold()
+			},
+			"release": func(t *rapid.T) {
+				select {
+				case <-wakes:
+				default:
+				}
+				before := model()
+				held, resolvedHeld = false, nil
+				tr.Release()
 				require.Equal(t, model() != before, len(wakes) == 1, "woken when durable moved, and only then")
 			},
 			"resolve what is not pending": func(t *rapid.T) {
