@@ -25,9 +25,11 @@ type distribution struct {
 	NativeExemplars []exemplar
 }
 
+// bucketExemplar is the exemplar of the bucket up to Bound.
 type bucketExemplar struct {
 	Bound float64
-	exemplar
+	// Exemplar is not embedded: gob leaves out embedded structs of unexported types.
+	Exemplar exemplar
 }
 
 // exemplar is one of the observations that were counted.
@@ -303,7 +305,7 @@ func newestByBucket(a, b []bucketExemplar) []bucketExemplar {
 			out, b = append(out, b[0]), b[1:]
 		default:
 			newer := b[0]
-			if a[0].Time > b[0].Time {
+			if a[0].Exemplar.Time > b[0].Exemplar.Time {
 				newer = a[0]
 			}
 			out, a, b = append(out, newer), a[1:], b[1:]

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
@@ -211,6 +212,21 @@ func parseText(t fataler, text string) []*dto.MetricFamily {
 		out = append(out, families[name])
 	}
 	return out
+}
+
+// createdAt returns a time in nanoseconds since 1970; of 0 nil.
+func createdAt(ns int64) *timestamppb.Timestamp {
+	if ns == 0 {
+		return nil
+	}
+	return timestamppb.New(time.Unix(0, ns))
+}
+
+// exemplarOf returns an exemplar at a time in nanoseconds since 1970.
+func exemplarOf(value float64, at int64) *dto.Exemplar {
+	return &dto.Exemplar{
+		Label: []*dto.LabelPair{{Name: proto.String("trace"), Value: proto.String("t")}}, Value: &value, Timestamp: createdAt(at),
+	}
 }
 
 // pushText pushes a snapshot that is written in the text format.

@@ -411,10 +411,11 @@ func TestLimits(t *testing.T) {
 func TestExemplars(t *testing.T) {
 	f := open(t, new(memory), Options{})
 	family := func(value float64, created, at int64) *dto.MetricFamily {
-		e := (&exemplar{Labels: "trace" + labelEnd + "t" + labelEnd, Value: value, Time: at}).message()
 		return &dto.MetricFamily{
 			Name: proto.String("x_total"), Type: dto.MetricType_COUNTER.Enum(),
-			Metric: []*dto.Metric{{Counter: &dto.Counter{Value: &value, CreatedTimestamp: timestamp(created), Exemplar: e}}},
+			Metric: []*dto.Metric{{Counter: &dto.Counter{
+				Value: &value, CreatedTimestamp: createdAt(created), Exemplar: exemplarOf(value, at),
+			}}},
 		}
 	}
 	for i, m := range []*dto.MetricFamily{family(1, 500, 10), family(2, 400, 30), family(4, 600, 20)} {
@@ -426,4 +427,23 @@ func TestExemplars(t *testing.T) {
 	require.Equal(t, 400, got.CreatedTimestamp.AsTime().Nanosecond())
 	require.Equal(t, 2.0, got.Exemplar.GetValue())
 	require.Equal(t, "trace", got.Exemplar.Label[0].GetName())
+}
+
+// Another replica, and this one after a restart, serves the same exemplars: of
+// counters, of buckets, and of native histograms.
+func TestExemplarsAreStored(t *testing.T) {
+	store := new(memory)
+	f := open(t, store, Options{})
+	counted := counterOf(map[string]float64{"a": 1}, func(_ string, m *dto.Metric) { m.Counter.Exemplar = exemplarOf(1, 10) })
+	classic := parseText(t, "# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum 6\nh_count 2\n")[0]
+	classic.Metric[0].Histogram.Bucket[0].Exemplar = exemplarOf(0.5, 20)
+	classic.Metric[0].Histogram.Bucket[1].Exemplar = exemplarOf(5.5, 30)
+	native := nativeFamily("n", 1)
+	native.Metric[0].Histogram.Exemplars = []*dto.Exemplar{exemplarOf(1, 40)}
+	require.Empty(t, push(t, f, start, 1, 1, false, counted, classic, native))
+
+	buckets := families(t, f)["h"].Metric[0].Histogram.Bucket
+	require.Equal(t, 0.5, buckets[0].Exemplar.GetValue())
+	require.Equal(t, 5.5, buckets[1].Exemplar.GetValue())
+	require.Equal(t, protobuf(t, f), protobuf(t, open(t, store, Options{})))
 }

@@ -128,7 +128,7 @@ func (d *distribution) message() *dto.Histogram {
 		b := &dto.Bucket{UpperBound: &bound}
 		b.CumulativeCount, b.CumulativeCountFloat = count(cumulative)
 		if len(exemplars) > 0 && exemplars[0].Bound == bound {
-			b.Exemplar = exemplars[0].message()
+			b.Exemplar = exemplars[0].Exemplar.message()
 			exemplars = exemplars[1:]
 		}
 		out.Bucket = append(out.Bucket, b)

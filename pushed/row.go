@@ -95,6 +95,7 @@ func (c *codec) decode(in agent.PushRow, now time.Time) (_ *instance, healed int
 			continue // rows of before have families that were refused series by series
 		}
 		f.setSince(f.Since, true) // rows of before series had it
+		f.dropEmptyExemplars()
 		healed += f.heal(in.Instance == agent.Instance{})
 		i.families[f.Name] = f
 	}
@@ -144,6 +145,18 @@ func (f *family) heal(isTotals bool) (healed int) {
 		}
 	}
 	return healed
+}
+
+// dropEmptyExemplars drops the exemplars of buckets that rows of before have
+// without their content.
+func (f *family) dropEmptyExemplars() {
+	for i := range f.Series {
+		for _, d := range []*distribution{f.Series[i].Hist, f.Series[i].BaseHist} {
+			if d != nil {
+				d.Exemplars = slices.DeleteFunc(d.Exemplars, func(e bucketExemplar) bool { return e.Exemplar == exemplar{} })
+			}
+		}
+	}
 }
 
 func (f *family) withoutBases() *family {

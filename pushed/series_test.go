@@ -15,6 +15,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
@@ -149,8 +150,7 @@ func TestLongLabelsAndWrongValues(t *testing.T) {
 
 	wrong := func(label string, m *dto.Metric) {
 		m.Counter.Exemplar = &dto.Exemplar{Value: proto.Float64(1), Label: []*dto.LabelPair{{Name: proto.String("-"), Value: proto.String("v")}}}
-		m.Counter.CreatedTimestamp = timestamp(1)
-		m.Counter.CreatedTimestamp.Seconds = -5
+		m.Counter.CreatedTimestamp = &timestamppb.Timestamp{Seconds: -5, Nanos: 1}
 	}
 	refused = push(t, f, start, 1, 2, false, counterOf(map[string]float64{"a": 2, "b": 3}, wrong))
 	require.Len(t, refused, 2)
@@ -373,18 +373,18 @@ func TestCreatedTimestamps(t *testing.T) {
 	families := func(scale float64, created int64) []*dto.MetricFamily {
 		n := uint64(scale)
 		counter := parseText(t, "# TYPE x_total counter\nx_total 1\n")[0]
-		counter.Metric[0].Counter.Value, counter.Metric[0].Counter.CreatedTimestamp = &scale, timestamp(created)
+		counter.Metric[0].Counter.Value, counter.Metric[0].Counter.CreatedTimestamp = &scale, createdAt(created)
 		classic := parseText(t, "# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n")[0]
 		h := classic.Metric[0].Histogram
-		h.SampleCount, h.SampleSum, h.CreatedTimestamp = &n, &scale, timestamp(created)
+		h.SampleCount, h.SampleSum, h.CreatedTimestamp = &n, &scale, createdAt(created)
 		h.Bucket[0].CumulativeCount, h.Bucket[1].CumulativeCount = &n, &n
 		native := &dto.MetricFamily{Name: proto.String("n"), Type: dto.MetricType_HISTOGRAM.Enum(), Metric: []*dto.Metric{{Histogram: &dto.Histogram{
-			SampleCount: &n, SampleSum: &scale, Schema: proto.Int32(0), ZeroThreshold: proto.Float64(0.001), CreatedTimestamp: timestamp(created),
+			SampleCount: &n, SampleSum: &scale, Schema: proto.Int32(0), ZeroThreshold: proto.Float64(0.001), CreatedTimestamp: createdAt(created),
 			PositiveSpan: []*dto.BucketSpan{{Offset: proto.Int32(0), Length: proto.Uint32(1)}}, PositiveDelta: []int64{int64(n)},
 		}}}}
 		summary := parseText(t, "# TYPE s summary\ns_sum 1\ns_count 1\n")[0]
 		s := summary.Metric[0].Summary
-		s.SampleCount, s.SampleSum, s.CreatedTimestamp = &n, &scale, timestamp(created)
+		s.SampleCount, s.SampleSum, s.CreatedTimestamp = &n, &scale, createdAt(created)
 		return []*dto.MetricFamily{counter, classic, native, summary}
 	}
 	now := start
