@@ -1,149 +1,103 @@
 package pushed
 
 import (
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/metrics"
 )
 
-// decode decodes and checks each family by itself. Of those beyond MaxFamilies
-// only the names are read: each is refused, as many as the limit by name, and the
-// rest together with the first of them.
-func (f *Families) decode(now time.Time, p *agent.Push) []*decodedFamily {
-	n := min(len(p.Families), f.opts.MaxFamilies)
-	limits := labelLimits{f.opts.MaxLabelValueBytes, f.opts.MaxLabelsBytes}
-	out := make([]*decodedFamily, len(p.Families))
-	for i, raw := range p.Families[:n] {
-		out[i] = decodeFamily(raw, limits, now)
-	}
-	if n == len(p.Families) {
-		return out
-	}
-	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are stored (--max-pushed-families)", len(p.Families), n)
-	one := refusals{beyond}
-	for i, raw := range p.Families[n:] {
-		d := &decodedFamily{name: nameOf(raw)}
-		switch rest := len(p.Families) - n - i; {
-		case i < n:
-			d.refused = one
-		case i == n && rest > 1:
-			d.refused = refusals{{
-				reason: beyond.reason, message: fmt.Sprintf("%s; %d after this one are refused too", beyond.message, rest-1), count: rest,
-			}}
-		case i == n:
-			d.refused = one
-		}
-		out[n+i] = d
-	}
-	return out
+// Limits bound the snapshots of instances. All are above 0. Refusals name the
+// options that set them.
+type Limits struct {
+	// MaxFamilies of one snapshot.
+	MaxFamilies int
+	// MaxLabelValueBytes of one label, MaxLabelsBytes of all names and values of a
+	// series.
+	MaxLabelValueBytes, MaxLabelsBytes int
+	// MaxSeries of one instance, MaxTotalSeries of all that are alive, counted as by
+	// Set.Lines.
+	MaxSeries, MaxTotalSeries int
+	// MaxRowBytes of one instance, encoded. Admission.MaxRowLines follows from it.
+	MaxRowBytes int
 }
 
-// liveNamesLocked returns the names that a live instance has, other than the one
-// except.
-func (f *Families) liveNamesLocked(except agent.Instance) map[string]bool {
-	live := make(map[string]bool, len(f.types))
-	for _, i := range f.instances {
-		if !i.live || i.id == except {
-			continue
-		}
-		for name, fam := range i.families {
-			if fam.isOf(f.types) {
-				live[name] = true
-			}
-		}
-	}
-	return live
+// Admission is what a snapshot of an instance is checked against, family by family.
+type Admission struct {
+	Policy Policy
+	Limits Limits
+	// Received is when the snapshot was received.
+	Received time.Time
+	// Old are the families that the instance has so far, all of Types. OldLive means
+	// that its gauges were served without a break.
+	Old     Set
+	OldLive bool
+	// Types are the types of all names.
+	Types Types
+	// Live are the names that other live instances have.
+	Live map[string]bool
+	// LiveLines is the number of lines of all other live instances.
+	LiveLines int
+	// MaxRowLines is the number of lines that the instance may have for the size of
+	// its row.
+	MaxRowLines int
 }
 
-// collisions returns which known names cannot be served beside a family: its own
-// name with another type, and names of equal lines.
-func collisions(known map[string]metrics.Type, name string, typ metrics.Type) []string {
-	var out []string
-	if t, ok := known[name]; ok && t != typ {
-		out = append(out, name)
-	}
-	compound := func(t metrics.Type) bool { return t == metrics.Histogram || t == metrics.Summary }
-	for _, suffix := range [...]string{"_bucket", "_count", "_sum"} {
-		if _, ok := known[name+suffix]; ok && compound(typ) {
-			out = append(out, name+suffix)
-		}
-		if base, ok := strings.CutSuffix(name, suffix); ok {
-			if t, ok := known[base]; ok && compound(t) {
-				out = append(out, base)
-			}
-		}
-	}
-	return out
+// Admitted is what of a snapshot can be served.
+type Admitted struct {
+	// Families are those of the instance with the snapshot, Lines their number of
+	// lines.
+	Families Set
+	Lines    int
+	// Refused has the refusals of each family of the snapshot, in its order.
+	Refused []Refusals
+	// Displaced are the names of families of other instances that made way: no live
+	// instance has them.
+	Displaced map[string]bool
 }
 
-// admission is what a snapshot of an instance is checked against, family by
-// family.
-type admission struct {
-	// next is what becomes of old, which may be nil.
-	next, old *instance
-	// types are the types of all names, with those that were admitted.
-	types map[string]metrics.Type
+// admitter is one Admit.
+type admitter struct {
+	*Admission
+	*Admitted
+	// types are those of all names, with those that were admitted.
+	types Types
 	// live are the names that cannot be displaced: those of other live instances,
 	// and those that were admitted.
 	live map[string]bool
-	// alive is the number of lines of all other live instances.
-	alive int
-	// most is the number of lines that next may have for the size of its row.
-	most int
-	// displaced are the names that made way.
-	displaced map[string]bool
 }
 
-// admitLocked fills next, the successor of old, with the families that can be
-// served. It returns the refusals of the others. Families that no live instance has
-// are displaced by them.
+// Admit returns the families that the instance has with the snapshot, of which those
+// that cannot be served are refused. Families that no live instance has are displaced
+// by them. It changes neither the admission nor the snapshot, whose series the result
+// shares.
 //
 // A name keeps its type as long as a live instance pushes it so. Known families
 // come before new ones.
 //
 // What an instance counts under a name that it pushes in a refused way is kept, but
 // not served.
-func (f *Families) admitLocked(next, old *instance, decoded []*decodedFamily, most int) (refused []refusals) {
-	if old != nil {
-		old = old.ofTypes(f.types)
-	}
-	a := &admission{
-		next: next, old: old, types: maps.Clone(f.types), live: f.liveNamesLocked(next.id), displaced: make(map[string]bool),
-		most: most,
-	}
-	next.families = make(map[string]*family)
-	for id, i := range f.instances {
-		if id != next.id && i.live {
-			a.alive += i.lines
-		}
-	}
-	seen := make(map[string]bool, len(decoded))
-	for _, d := range decoded {
+func (a *Admission) Admit(snapshot Snapshot) *Admitted {
+	out := &Admitted{Families: make(Set), Refused: make([]Refusals, len(snapshot)), Displaced: make(map[string]bool)}
+	seen := make(map[string]bool, len(snapshot))
+	for _, d := range snapshot {
 		seen[d.name] = true
 	}
-	if old != nil {
-		for name, fam := range old.families {
-			if cumulative(fam.Type) {
-				next.families[name] = fam.refuseAll(seen[name])
-			}
+	for name, f := range a.Old {
+		if f.Cumulative() {
+			out.Families[name] = f.refuseAll(seen[name])
 		}
 	}
-	next.countLines()
+	out.Lines = out.Families.Lines()
 
-	refused = make([]refusals, len(decoded))
+	admitter := &admitter{a, out, maps.Clone(a.Types), maps.Clone(a.Live)}
 	clear(seen)
-	known, unknown := make([]int, 0, len(decoded)), []int(nil)
-	for i, d := range decoded {
-		refused[i] = d.refused
-		t, isHeld := a.types[d.name]
+	known, unknown := make([]int, 0, len(snapshot)), []int(nil)
+	for i, d := range snapshot {
+		out.Refused[i] = d.refused
+		t, isHeld := a.Types[d.name]
 		switch {
-		case d.name != "" && seen[d.name] && i < f.opts.MaxFamilies:
-			refused[i] = refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
+		case d.name != "" && seen[d.name] && i < a.Limits.MaxFamilies:
+			out.Refused[i] = Refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
 		case d.family == nil:
 		case isHeld && t == d.family.Type:
 			known = append(known, i)
@@ -153,76 +107,62 @@ func (f *Families) admitLocked(next, old *instance, decoded []*decodedFamily, mo
 		seen[d.name] = true
 	}
 	for _, i := range append(known, unknown...) {
-		refused[i] = f.admitFamily(a, decoded[i])
+		out.Refused[i] = admitter.admit(snapshot[i])
 	}
-	f.makeNewestLocked(next, a.displaced)
-	return refused
+	return out
 }
 
-// makeNewestLocked makes next newer than the instances whose families it displaces,
-// so that all replicas prefer it. It may not be, by the clock of the replica that
-// stored them.
-func (f *Families) makeNewestLocked(next *instance, displaced map[string]bool) {
-	for name := range displaced {
-		for _, i := range f.instances {
-			if i.families[name] != nil && !next.updatedAt.After(i.updatedAt) {
-				next.updatedAt = i.updatedAt.Add(1)
-			}
-		}
-	}
-}
-
-// admitFamily admits one family into next, with as many series as there is room
-// for. It returns what it refuses. A family without series is absent.
-func (f *Families) admitFamily(a *admission, d *decodedFamily) refusals {
-	fam := d.family
-	displaced := collisions(a.types, fam.Name, fam.Type)
+// admit admits one family, with as many series as there is room for. It returns
+// what it refuses. A family without series is absent.
+func (a *admitter) admit(d *decodedFamily) Refusals {
+	f := d.family
+	displaced := a.types.collisions(f.Name, f.Type)
 	for _, name := range displaced {
 		switch {
 		case !a.live[name]:
-		case name == fam.Name:
-			return refusals{refuse(reasonTypeMismatch, "type %v, but it is served as %v", fam.Type, a.types[name])}
+		case name == f.Name:
+			return Refusals{refuse(reasonTypeMismatch, "type %v, but it is served as %v", f.Type, a.types[name])}
 		default:
-			return refusals{refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.types[name], name)}
+			return Refusals{refuse(reasonNameCollision, "lines of it and of the %v %s would have the same names", a.types[name], name)}
 		}
 	}
-	lines := a.next.lines
+	lines := a.Lines
 	for _, name := range displaced {
-		if gone := a.next.families[name]; gone != nil {
+		if gone := a.Families[name]; gone != nil {
 			lines -= gone.lines()
 		}
 	}
 	var before *family
-	if !slices.Contains(displaced, fam.Name) && a.old != nil {
-		before = a.old.families[fam.Name]
-		if kept := a.next.families[fam.Name]; kept != nil {
+	if !slices.Contains(displaced, f.Name) {
+		before = a.Old[f.Name]
+		if kept := a.Families[f.Name]; kept != nil {
 			lines -= kept.lines()
 		}
 	}
 	refused := d.refused
-	after := f.merges.succeed(before, fam)
-	if room := f.room(a); lines+after.lines() > max(room.lines, a.next.lines) {
-		fits, n := fam.fit(before, after, room.lines-lines)
-		after = f.merges.succeed(before, fits)
+	after := a.Policy.succeed(before, f)
+	if room := a.room(); lines+after.lines() > max(room.lines, a.Lines) {
+		fits, n := f.fit(before, after, room.lines-lines)
+		after = a.Policy.succeed(before, fits)
 		refused = slices.Clone(refused)
 		room.refusal.count, room.refusal.of = n, ofSeries
 		refused = append(refused, room.refusal)
 	}
-	if terms := f.merges.invalidTerms(after); terms != nil {
+	if terms := a.Policy.invalidTerms(after); terms != nil {
 		refused = append(slices.Clone(refused), terms)
 	}
 	if len(after.Series) == 0 {
 		return refused // it takes nothing from what others push
 	}
-	after.setSince(a.next.updatedAt.UnixNano(), before != nil && a.old.live)
+	after.setSince(a.Received.UnixNano(), before != nil && a.OldLive)
 	lines += after.lines()
 	for _, name := range displaced {
-		delete(a.next.families, name)
+		delete(a.Families, name)
 		delete(a.types, name)
-		a.displaced[name] = true
+		a.Displaced[name] = true
 	}
-	a.next.families[fam.Name], a.next.lines = after, lines
-	a.types[fam.Name], a.live[fam.Name] = fam.Type, true
+	a.Families[f.Name], a.Lines = after, lines
+	a.types[f.Name], a.live[f.Name] = f.Type, true
 	return refused
 }
 
@@ -232,14 +172,15 @@ type room struct {
 	refusal *refusal
 }
 
-func (f *Families) room(a *admission) room {
-	if a.most < min(f.opts.MaxSeries, f.opts.MaxTotalSeries-a.alive) {
-		return room{a.most, refuse(reasonTooManyBytes, "no room: at most %d bytes stored of one instance, compressed (--max-push-row-bytes)", f.opts.MaxRowBytes)}
+func (a *Admission) room() room {
+	all := a.Limits.MaxTotalSeries - a.LiveLines
+	switch {
+	case a.MaxRowLines < min(a.Limits.MaxSeries, all):
+		return room{a.MaxRowLines, refuse(reasonTooManyBytes, "no room: at most %d bytes stored of one instance, compressed (--max-push-row-bytes)", a.Limits.MaxRowBytes)}
+	case all < a.Limits.MaxSeries:
+		return room{all, refuse(reasonTooManySeries, "no room: at most %d of all instances that are alive (--max-pushed-series-total)", a.Limits.MaxTotalSeries)}
 	}
-	if all := f.opts.MaxTotalSeries - a.alive; all < f.opts.MaxSeries {
-		return room{all, refuse(reasonTooManySeries, "no room: at most %d of all instances that are alive (--max-pushed-series-total)", f.opts.MaxTotalSeries)}
-	}
-	return room{f.opts.MaxSeries, refuse(reasonTooManySeries, "no room: at most %d of one instance (--max-pushed-series)", f.opts.MaxSeries)}
+	return room{a.Limits.MaxSeries, refuse(reasonTooManySeries, "no room: at most %d of one instance (--max-pushed-series)", a.Limits.MaxSeries)}
 }
 
 // fit returns the family with as many of its series as fit into lines, and how

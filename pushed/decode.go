@@ -1,6 +1,7 @@
 package pushed
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -25,8 +26,41 @@ const (
 	maxExemplarBytes = 512
 )
 
-// labelLimits are Options.MaxLabelValueBytes and MaxLabelsBytes.
-type labelLimits struct{ value, all int }
+// Snapshot is the families that an instance pushed at once, decoded and checked each
+// by itself.
+type Snapshot []*decodedFamily
+
+// DecodeSnapshot decodes and checks serialized io.prometheus.client.MetricFamily
+// messages, which were received at now. Of those beyond MaxFamilies only the names
+// are read: each is refused, as many as the limit by name, and the rest together with
+// the first of them. families are neither changed nor kept.
+func DecodeSnapshot(families [][]byte, limits Limits, now time.Time) Snapshot {
+	n := min(len(families), limits.MaxFamilies)
+	out := make(Snapshot, len(families))
+	for i, raw := range families[:n] {
+		out[i] = decodeFamily(raw, limits, now)
+	}
+	if n == len(families) {
+		return out
+	}
+	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are stored (--max-pushed-families)", len(families), n)
+	one := Refusals{beyond}
+	for i, raw := range families[n:] {
+		d := &decodedFamily{name: nameOf(raw)}
+		switch rest := len(families) - n - i; {
+		case i < n:
+			d.refused = one
+		case i == n && rest > 1:
+			d.refused = Refusals{{
+				reason: beyond.reason, message: fmt.Sprintf("%s; %d after this one are refused too", beyond.message, rest-1), count: rest,
+			}}
+		case i == n:
+			d.refused = one
+		}
+		out[n+i] = d
+	}
+	return out
+}
 
 // decodedFamily is one family of a push, or why it is refused, or some of it.
 type decodedFamily struct {
@@ -34,17 +68,17 @@ type decodedFamily struct {
 	name   string
 	family *family // nil: refused
 	// refused are why the family, or series of it, or values are not taken in.
-	refused refusals
+	refused Refusals
 }
 
 func (d *decodedFamily) refuse(r *refusal) *decodedFamily {
-	d.family, d.refused = nil, refusals{r}
+	d.family, d.refused = nil, Refusals{r}
 	return d
 }
 
 // decodeFamily decodes and checks one io.prometheus.client.MetricFamily that
 // was received at now. What of its series is not right is left out.
-func decodeFamily(raw []byte, limits labelLimits, now time.Time) *decodedFamily {
+func decodeFamily(raw []byte, limits Limits, now time.Time) *decodedFamily {
 	d := &decodedFamily{name: nameOf(raw)}
 	var in dto.MetricFamily
 	if err := proto.Unmarshal(raw, &in); err != nil {
@@ -156,7 +190,7 @@ func decodeType(in *dto.MetricFamily) (metrics.Type, *refusal) {
 
 // decodeSeries decodes and checks the values of one series. It is refused, or
 // some of them are, which goes to values.
-func decodeSeries(m *dto.Metric, labels string, t metrics.Type, now time.Time, values *refusals) (s series, r *refusal) {
+func decodeSeries(m *dto.Metric, labels string, t metrics.Type, now time.Time, values *Refusals) (s series, r *refusal) {
 	s.Labels = labels
 	var created *timestamppb.Timestamp
 	var missing bool
@@ -218,7 +252,7 @@ func canonical(v float64) float64 {
 
 // decodeLabels returns the labels of a series. Those without a value are left
 // out: to Prometheus they are not there.
-func decodeLabels(in []*dto.LabelPair, limits labelLimits, t metrics.Type) (string, *refusal) {
+func decodeLabels(in []*dto.LabelPair, limits Limits, t metrics.Type) (string, *refusal) {
 	if len(in) > metrics.MaxLabels {
 		return "", refuse(metrics.ReasonTooManyLabels, "%d labels, at most %d", len(in), metrics.MaxLabels)
 	}
@@ -232,11 +266,11 @@ func decodeLabels(in []*dto.LabelPair, limits labelLimits, t metrics.Type) (stri
 		case strings.HasPrefix(name, "__"),
 			(t == metrics.Histogram || t == metrics.Summary) && (name == "le" || name == "quantile"):
 			return "", refuse(metrics.ReasonReservedLabel, "label %s of a %v", name, t)
-		case len(value) > limits.value:
-			return "", refuse(metrics.ReasonLabelValueTooLong, "value of label %s of %d bytes, at most %d (--max-pushed-label-value-bytes)", name, len(value), limits.value)
+		case len(value) > limits.MaxLabelValueBytes:
+			return "", refuse(metrics.ReasonLabelValueTooLong, "value of label %s of %d bytes, at most %d (--max-pushed-label-value-bytes)", name, len(value), limits.MaxLabelValueBytes)
 		}
 	}
-	labels, r := joinLabels(in, limits.all)
+	labels, r := joinLabels(in, limits.MaxLabelsBytes)
 	if r != nil && r.reason == metrics.ReasonLabelsTooLong {
 		r.message += " (--max-pushed-labels-bytes)"
 	}
@@ -274,7 +308,7 @@ func joinLabels(in []*dto.LabelPair, limit int) (string, *refusal) {
 
 // decodeExemplar returns nil if the exemplar of the series is refused, which goes
 // to values.
-func decodeExemplar(in *dto.Exemplar, labels string, values *refusals) *exemplar {
+func decodeExemplar(in *dto.Exemplar, labels string, values *Refusals) *exemplar {
 	e, r := checkExemplar(in)
 	if r != nil {
 		values.add(ofValues, labels, r)

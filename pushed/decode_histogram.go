@@ -46,7 +46,7 @@ func decodeSummary(in *dto.Summary) (*distribution, []quantile, *refusal) {
 	return &distribution{Count: count, Sum: exact{canonical(in.GetSampleSum())}}, quantiles, nil
 }
 
-func decodeHistogram(in *dto.Histogram, labels string, values *refusals) (*distribution, *refusal) {
+func decodeHistogram(in *dto.Histogram, labels string, values *Refusals) (*distribution, *refusal) {
 	d := &distribution{Sum: exact{canonical(in.GetSampleSum())}}
 	var ok bool
 	if d.Count, ok = decodeCount(in.GetSampleCountFloat(), in.GetSampleCount()); !ok {
@@ -93,7 +93,7 @@ func quantize(f float64) float64 {
 	return math.Floor(f/countQuantum) * countQuantum
 }
 
-func (d *distribution) decodeClassic(buckets []*dto.Bucket, labels string, values *refusals) *refusal {
+func (d *distribution) decodeClassic(buckets []*dto.Bucket, labels string, values *Refusals) *refusal {
 	if len(buckets) > maxBuckets {
 		return refuse(reasonInvalidHistogram, "%d buckets, at most %d", len(buckets), maxBuckets)
 	}

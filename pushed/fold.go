@@ -116,11 +116,11 @@ func (f *Families) fold(ctx context.Context, now time.Time, what folding) (total
 	if what.spilled != nil {
 		added = append(slices.Clone(counted), what.spilled)
 	}
-	totals, forgotten := f.trim(f.merges.foldInto(totals.ofTypes(types), added), what)
+	totals, forgotten := f.trim(f.foldInto(totals.ofTypes(types), added), what)
 	next := []*instance{totals}
 	for i := range what.idle {
 		if !slices.Contains(what.removed, what.idle[i]) {
-			next = append(next, foldInstance(counted[i]))
+			next = append(next, counted[i].fold())
 		}
 	}
 	if what.pushed != nil {
@@ -163,4 +163,28 @@ func (f *Families) fold(ctx context.Context, now time.Time, what folding) (total
 	}
 	f.replaceLocked(now, next, ids)
 	return totals, nil
+}
+
+// foldInto returns totals with all that the instances counted added.
+func (f *Families) foldInto(totals *instance, folded []*instance) *instance {
+	out := &instance{version: totals.version}
+	contributions := make(map[string][]Contribution)
+	for _, i := range append([]*instance{totals}, folded...) {
+		if i.updatedAt.After(out.updatedAt) {
+			out.updatedAt = i.updatedAt
+		}
+		if i.folded {
+			continue
+		}
+		for name, fam := range i.families {
+			if fam.Cumulative() {
+				contributions[name] = append(contributions[name], Contribution{i.contributor(), fam})
+			}
+		}
+	}
+	families := make(Set, len(contributions))
+	for name, all := range contributions {
+		families[name] = f.policy.Fold(all)
+	}
+	return out.withFamilies(families)
 }

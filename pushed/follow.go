@@ -148,12 +148,12 @@ func (f *Families) readNewer(ctx context.Context, now time.Time) (
 		if h := known[r.Instance]; h != nil && h.version == r.Version && h.updatedAt.Equal(r.UpdatedAt) {
 			continue
 		}
-		i, healed, err := f.codec.decode(r, now)
+		i, omitted, err := f.decode(r, now)
 		if err != nil {
 			bad = append(bad, badRow{r.Instance, r.Version, r.UpdatedAt, err})
 			continue
 		}
-		f.metrics.healed.Add(float64(healed))
+		f.metrics.omitted.Add(float64(omitted))
 		next = append(next, i)
 	}
 	for id := range known {

@@ -9,12 +9,12 @@ import (
 
 // decodeSerially decodes one snapshot at a time. That bounds the memory of all that
 // are being decoded. It returns the error of ctx when that ends.
-func (f *Families) decodeSerially(ctx context.Context, now time.Time, p *agent.Push) ([]*decodedFamily, error) {
+func (f *Families) decodeSerially(ctx context.Context, now time.Time, p *agent.Push) (Snapshot, error) {
 	select {
 	case f.decoding <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	defer func() { <-f.decoding }()
-	return f.decode(now, p), nil
+	return DecodeSnapshot(p.Families, f.opts.limits(), now), nil
 }

@@ -14,11 +14,13 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// merges are the ways of merging that an operator set, by family.
-type merges map[string]metrics.Merge
+// Policy is how families merge whose documented or guessed way is wrong, by name.
+// nil: none is. Of counters, histograms and summaries all ways but metrics.MergeSum
+// mean that each instance has the whole: the largest is right.
+type Policy map[string]metrics.Merge
 
-func (m merges) of(name string, t metrics.Type) metrics.Merge {
-	if how, ok := m[name]; ok {
+func (p Policy) of(name string, t metrics.Type) metrics.Merge {
+	if how, ok := p[name]; ok {
 		return how
 	}
 	how, _ := metrics.MergeOf(name, t)
@@ -27,34 +29,66 @@ func (m merges) of(name string, t metrics.Type) metrics.Merge {
 
 // isWhole reports whether each instance has the whole of a cumulative family,
 // read from the database: the largest is right.
-func (m merges) isWhole(name string, t metrics.Type) bool {
-	return cumulative(t) && m.of(name, t) != metrics.MergeSum
+func (p Policy) isWhole(name string, t metrics.Type) bool {
+	return cumulative(t) && p.of(name, t) != metrics.MergeSum
 }
 
-// contribution is what one instance has of a family.
-type contribution struct {
-	instance *instance
-	family   *family
+// Contributor is an instance that contributes to a merge.
+type Contributor struct {
+	// Instance is zero for the totals.
+	Instance agent.Instance
+	// UpdatedAt is when its newest snapshot was received.
+	UpdatedAt time.Time
+	// Live means that its gauges are served.
+	Live bool
 }
 
-// mergeLocked makes one family of several: counters, histograms and summaries of
-// all, gauges and untyped series of those that are live. It returns nil if
-// nothing is left. The help text is the newest.
-func (f *Families) mergeLocked(name string) *family {
-	all := f.contributionsLocked(name)
+func (c *Contributor) isTotals() bool { return c.Instance == agent.Instance{} }
+
+// CompareAge is below 0 if the newest snapshot of c is older than that of o, and
+// above 0 if it is newer. It is 0 only for one instance.
+func (c Contributor) CompareAge(o Contributor) int {
+	return cmp.Or(c.UpdatedAt.Compare(o.UpdatedAt), bytes.Compare(c.Instance[:], o.Instance[:]))
+}
+
+// Contribution is what one instance has of a family.
+type Contribution struct {
+	Contributor
+	Family *family
+}
+
+func sortByAge(all []Contribution) {
+	slices.SortFunc(all, func(a, b Contribution) int { return a.CompareAge(b.Contributor) })
+}
+
+// Floors are what the native histograms of one family must not be finer than, by
+// labels. Without them the zero bucket could become narrower, when an instance
+// widens its own and loses the bucket for which the sum's was widened. Prometheus
+// takes that for a reset.
+type Floors map[string]*distribution
+
+// Merge makes one family of those that instances have of a name and a type:
+// counters, histograms and summaries of all, gauges and untyped series of those that
+// are live. It returns nil if nothing is left. The help text is the newest.
+//
+// floors are those that the Merge before returned for the name. The ones that it
+// returns are for the next, and have no series that the family lacks. Neither is
+// changed. all is sorted anew.
+func (p Policy) Merge(all []Contribution, floors Floors) (*family, Floors) {
+	all = slices.DeleteFunc(all, func(c Contribution) bool { return !c.Live && !c.Family.Cumulative() })
 	if len(all) == 0 {
-		delete(f.floors, name)
-		return nil
+		return nil, nil
 	}
-	slices.SortFunc(all, func(a, b contribution) int { return compareAge(a.instance, b.instance) })
-	out := &family{Name: name, Type: all[0].family.Type}
+	sortByAge(all)
+	out := &family{Name: all[0].Family.Name, Type: all[0].Family.Type}
 	for _, c := range all {
-		out.Help = cmp.Or(c.family.Help, out.Help)
+		out.Help = cmp.Or(c.Family.Help, out.Help)
 	}
-	switch how := f.merges.of(name, out.Type); {
+	var next Floors
+	switch how := p.of(out.Name, out.Type); {
 	case cumulative(out.Type):
-		out.Series = sumSeries(all, how != metrics.MergeSum, f.floors[name])
-		f.updateFloorsLocked(out)
+		out.Series = sumSeries(all, how != metrics.MergeSum, floors)
+		next = floors.next(out)
 		if out.Type == metrics.Summary {
 			addQuantiles(out.Series, all)
 		}
@@ -67,50 +101,43 @@ func (f *Families) mergeLocked(name string) *family {
 		out.Series = combineGauges(all, how)
 	}
 	if len(out.Series) == 0 {
-		return nil
+		return nil, next
 	}
-	return out
+	return out, next
 }
 
-// contributionsLocked returns the contributions to a family. A folded instance
-// contributes nothing.
-func (f *Families) contributionsLocked(name string) []contribution {
-	var all []contribution
-	for _, i := range f.instances {
-		fam := i.families[name]
-		if fam == nil || !fam.isOf(f.types) || i.folded || !i.live && !cumulative(fam.Type) {
-			continue
-		}
-		all = append(all, contribution{i, fam})
+// Fold returns the family that the totals have of a name, once all that is in the
+// contributions is merged into them. One of these is what the totals had. All are
+// cumulative. all, which is not empty, is sorted anew.
+func (p Policy) Fold(all []Contribution) *family {
+	sortByAge(all)
+	newest := all[len(all)-1].Family
+	return &family{
+		Name: newest.Name, Type: newest.Type, Help: newest.Help, Series: sumSeries(all, p.isWhole(newest.Name, newest.Type), nil),
 	}
-	return all
-}
-
-// compareAge puts the instance with the newest snapshot last.
-func compareAge(a, b *instance) int {
-	return cmp.Or(a.updatedAt.Compare(b.updatedAt), bytes.Compare(a.id[:], b.id[:]))
 }
 
 // contributedSeries is a series of one instance.
 type contributedSeries struct {
 	*series
-	instance *instance
+	of *Contributor
 }
 
 // groupByLabels returns all series by their labels, sorted by these.
-func groupByLabels(all []contribution) [][]contributedSeries {
-	index := make(map[string]int, len(all[0].family.Series))
+func groupByLabels(all []Contribution) [][]contributedSeries {
+	index := make(map[string]int, len(all[0].Family.Series))
 	var out [][]contributedSeries
-	for _, c := range all {
-		for i := range c.family.Series {
-			s := &c.family.Series[i]
+	for i := range all {
+		c := &all[i]
+		for j := range c.Family.Series {
+			s := &c.Family.Series[j]
 			at, ok := index[s.Labels]
 			if !ok {
 				at = len(out)
 				index[s.Labels] = at
 				out = append(out, nil)
 			}
-			out[at] = append(out[at], contributedSeries{s, c.instance})
+			out[at] = append(out[at], contributedSeries{s, &c.Contributor})
 		}
 	}
 	slices.SortFunc(out, func(a, b []contributedSeries) int { return strings.Compare(a[0].Labels, b[0].Labels) })
@@ -120,7 +147,7 @@ func groupByLabels(all []contribution) [][]contributedSeries {
 // sumSeries adds up cumulative series. What is summed is in Base and BaseHist
 // alone, so that a sum can be added to again. floors are added too. If each
 // instance has the whole, the largest is taken, in Value or Hist.
-func sumSeries(all []contribution, whole bool, floors map[string]*distribution) []series {
+func sumSeries(all []Contribution, whole bool, floors Floors) []series {
 	groups := groupByLabels(all)
 	out := make([]series, len(groups))
 	var parts []*distribution
@@ -130,14 +157,14 @@ func sumSeries(all []contribution, whole bool, floors map[string]*distribution) 
 		parts = parts[:0]
 		for _, s := range group {
 			sum.Created = earliest(sum.Created, s.Created)
-			if sum.Changed = max(sum.Changed, s.Changed); s.instance.id != (agent.Instance{}) {
-				sum.Changed = max(sum.Changed, s.instance.updatedAt.UnixNano())
+			if sum.Changed = max(sum.Changed, s.Changed); !s.of.isTotals() {
+				sum.Changed = max(sum.Changed, s.of.UpdatedAt.UnixNano())
 			}
 			if s.Exemplar != nil && (sum.Exemplar == nil || s.Exemplar.Time >= sum.Exemplar.Time) {
 				sum.Exemplar = s.Exemplar
 			}
 			if whole {
-				value, hist := s.whole(s.instance)
+				value, hist := s.whole()
 				sum.Value, sum.Hist = max(sum.Value, value), larger(sum.Hist, hist)
 				continue
 			}
@@ -160,8 +187,8 @@ func sumSeries(all []contribution, whole bool, floors map[string]*distribution) 
 
 // whole returns what an instance counted of a series of which each has the whole.
 // What the totals have may have been summed, before the operator set another way.
-func (s *series) whole(of *instance) (float64, *distribution) {
-	if of.id != (agent.Instance{}) {
+func (s *contributedSeries) whole() (float64, *distribution) {
+	if !s.of.isTotals() {
 		return s.Value, s.Hist
 	}
 	return s.Base.plus(s.Value).value(), s.merged()
@@ -169,15 +196,15 @@ func (s *series) whole(of *instance) (float64, *distribution) {
 
 // refusedOnly returns the labels of the series that are pushed by instances that
 // are alive, and by all of these in a form that is refused; nil: there are none.
-func refusedOnly(all []contribution) map[string]bool {
+func refusedOnly(all []Contribution) map[string]bool {
 	var refused map[string]bool
 	for _, stored := range [...]bool{false, true} {
 		for _, c := range all {
-			if !c.instance.live {
+			if !c.Live {
 				continue
 			}
-			for i := range c.family.Series {
-				switch s := &c.family.Series[i]; {
+			for i := range c.Family.Series {
+				switch s := &c.Family.Series[i]; {
 				case s.Refused && !stored:
 					if refused == nil {
 						refused = make(map[string]bool)
@@ -197,18 +224,18 @@ func refusedOnly(all []contribution) map[string]bool {
 
 // addQuantiles gives each merged summary the quantiles of the only live instance
 // that has it.
-func addQuantiles(merged []series, all []contribution) {
+func addQuantiles(merged []series, all []Contribution) {
 	only := make(map[string]*series) // nil: several have it
 	for _, c := range all {
-		if !c.instance.live {
+		if !c.Live {
 			continue
 		}
-		for i := range c.family.Series {
-			s := &c.family.Series[i]
+		for i := range c.Family.Series {
+			s := &c.Family.Series[i]
 			if _, several := only[s.Labels]; several {
 				s = nil
 			}
-			only[c.family.Series[i].Labels] = s
+			only[c.Family.Series[i].Labels] = s
 		}
 	}
 	for i := range merged {
@@ -218,22 +245,16 @@ func addQuantiles(merged []series, all []contribution) {
 	}
 }
 
-// updateFloorsLocked records how coarse the native buckets of a merged family are,
-// as distributions without counts. It forgets those of series that the family has
-// no more. Without them the zero bucket could become narrower, when an instance
-// widens its own and loses the bucket for which the sum's was widened. Floors end
-// with the process, and other replicas do not have them. So a restart or another
-// leader can make a zero bucket narrower where instances disagree. Prometheus takes
-// that for a reset.
-func (f *Families) updateFloorsLocked(merged *family) {
-	before := f.floors[merged.Name]
-	var kept map[string]*distribution
+// next returns how coarse the native buckets of a merged family are, as distributions
+// without counts.
+func (f Floors) next(merged *family) Floors {
+	var next Floors
 	for i := range merged.Series {
 		s := &merged.Series[i]
 		if s.BaseHist == nil || s.BaseHist.Native == nil {
 			continue
 		}
-		n, floor := s.BaseHist.Native, before[s.Labels]
+		n, floor := s.BaseHist.Native, f[s.Labels]
 		if floor == nil || floor.Native.Schema != n.Schema || floor.Native.ZeroThreshold != n.ZeroThreshold || len(floor.Bounds) != len(s.BaseHist.Bounds) {
 			floor = &distribution{
 				Bounds: s.BaseHist.Bounds,
@@ -241,20 +262,18 @@ func (f *Families) updateFloorsLocked(merged *family) {
 				Native: &histogram.FloatHistogram{Schema: n.Schema, ZeroThreshold: n.ZeroThreshold},
 			}
 		}
-		if kept == nil {
-			kept = make(map[string]*distribution, max(1, len(before)))
+		if next == nil {
+			next = make(Floors, max(1, len(f)))
 		}
-		kept[s.Labels] = floor
+		next[s.Labels] = floor
 	}
-	if delete(f.floors, merged.Name); len(kept) > 0 {
-		f.floors[merged.Name] = kept
-	}
+	return next
 }
 
 // combineGauges makes one value of each series' current ones.
-func combineGauges(all []contribution, how metrics.Merge) []series {
+func combineGauges(all []Contribution, how metrics.Merge) []series {
 	if how == metrics.MergeStickySeries { // of two that had it at once all replicas choose the same
-		slices.SortFunc(all, func(a, b contribution) int { return bytes.Compare(a.instance.id[:], b.instance.id[:]) })
+		slices.SortFunc(all, func(a, b Contribution) int { return bytes.Compare(a.Instance[:], b.Instance[:]) })
 	}
 	groups := groupByLabels(all)
 	out := make([]series, len(groups))
@@ -324,39 +343,8 @@ func combine(how metrics.Merge, group []contributedSeries) float64 {
 // longestPresent returns the family of the instance that has had it longest without
 // a break. So it is served from there while others come and go, whichever replica
 // serves it.
-func longestPresent(all []contribution) *family {
-	return slices.MinFunc(all, func(a, b contribution) int {
-		return cmp.Or(cmp.Compare(a.family.Since, b.family.Since), bytes.Compare(a.instance.id[:], b.instance.id[:]))
-	}).family
-}
-
-// foldInto returns totals with all that the instances counted added.
-func (m merges) foldInto(totals *instance, folded []*instance) *instance {
-	out := &instance{families: make(map[string]*family), version: totals.version}
-	members := append([]*instance{totals}, folded...)
-	slices.SortFunc(members, compareAge)
-	contributions := make(map[string][]contribution)
-	for _, i := range members {
-		out.updatedAt = latest(out.updatedAt, i.updatedAt)
-		for name, fam := range i.families {
-			if cumulative(fam.Type) && !i.folded {
-				contributions[name] = append(contributions[name], contribution{i, fam})
-			}
-		}
-	}
-	for name, all := range contributions {
-		newest := all[len(all)-1].family
-		out.families[name] = &family{
-			Name: name, Type: newest.Type, Help: newest.Help, Series: sumSeries(all, m.isWhole(name, newest.Type), nil),
-		}
-	}
-	out.countLines()
-	return out
-}
-
-func latest(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
+func longestPresent(all []Contribution) *family {
+	return slices.MinFunc(all, func(a, b Contribution) int {
+		return cmp.Or(cmp.Compare(a.Family.Since, b.Family.Since), bytes.Compare(a.Instance[:], b.Instance[:]))
+	}).Family
 }

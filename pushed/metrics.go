@@ -32,7 +32,7 @@ type ownMetrics struct {
 	folded, forgotten            prometheus.Counter
 	follows                      *prometheus.CounterVec
 	rowsRead                     prometheus.Counter
-	undecodable, healed          prometheus.Counter
+	undecodable, omitted         prometheus.Counter
 	outdated                     prometheus.Counter
 	notificationErrors           prometheus.Counter
 	renderErrors                 prometheus.Counter
@@ -76,7 +76,7 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 			Name: "agentstatsd_push_rows_undecodable_total",
 			Help: "Stored rows of pushes that could not be decoded, and were skipped.",
 		}),
-		healed: prometheus.NewCounter(prometheus.CounterOpts{
+		omitted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_row_values_omitted_total",
 			Help: "Counters and sums in stored rows of pushes that were left out when the row was read: they are no numbers, or beyond all that is measured.",
 		}),
@@ -100,7 +100,7 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 		m.follows.WithLabelValues(outcome)
 	}
 	return m, ownmetrics.Register(reg, m.pushes, m.refused, m.refusedSeries, m.refusedValues, m.folded, m.forgotten,
-		m.renderErrors, m.follows, m.rowsRead, m.undecodable, m.healed, m.outdated, m.notificationErrors)
+		m.renderErrors, m.follows, m.rowsRead, m.undecodable, m.omitted, m.outdated, m.notificationErrors)
 }
 
 // registerGauges registers the gauges of what is stored and served now.
@@ -130,7 +130,7 @@ func (f *Families) registerGauges(reg prometheus.Registerer) error {
 	)
 }
 
-func (m *ownMetrics) countRefused(refused []refusals) {
+func (m *ownMetrics) countRefused(refused []Refusals) {
 	by := map[scope]*prometheus.CounterVec{ofFamily: m.refused, ofSeries: m.refusedSeries, ofValues: m.refusedValues}
 	for _, all := range refused {
 		for _, r := range all {

@@ -163,7 +163,7 @@ func TestAnyHistogram(t *testing.T) {
 				require.Nil(t, before)
 				continue
 			}
-			d, r := decodeHistogram(m.Metric[0].Histogram, "", new(refusals))
+			d, r := decodeHistogram(m.Metric[0].Histogram, "", new(Refusals))
 			require.Nil(t, r)
 			if before != nil {
 				require.False(t, d.Native.DetectReset(before), "%v after %v", d.Native, before)

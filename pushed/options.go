@@ -114,3 +114,11 @@ func (o Options) validate() error {
 	}
 	return nil
 }
+
+// limits returns the options that bound a snapshot.
+func (o Options) limits() Limits {
+	return Limits{
+		MaxFamilies: o.MaxFamilies, MaxLabelValueBytes: o.MaxLabelValueBytes, MaxLabelsBytes: o.MaxLabelsBytes,
+		MaxSeries: o.MaxSeries, MaxTotalSeries: o.MaxTotalSeries, MaxRowBytes: o.MaxRowBytes,
+	}
+}

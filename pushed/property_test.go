@@ -63,7 +63,7 @@ type world struct {
 	opts     Options
 	lease    lease
 	replicas []*Families
-	codec    *codec
+	codec    *Codec
 	now      time.Time
 	procs    []*process
 	next     byte
@@ -88,7 +88,7 @@ func newWorld(t *rapid.T) *world {
 	w.opts = Options{SeriesTTL: seriesTTL, ForgetAfter: 100_000 * time.Hour}
 	w.opts.MaxInstances = rapid.SampledFrom([]int{4, 1000}).Draw(t, "instances")
 	var err error
-	w.codec, err = newCodec()
+	w.codec, err = NewCodec()
 	require.NoError(t, err)
 	w.replicas = make([]*Families, rapid.IntRange(1, 3).Draw(t, "replicas"))
 	for i := range w.replicas {
@@ -234,9 +234,9 @@ func (w *world) push(replica int) {
 	}
 	stored := int64(0)
 	if r, ok := w.store.rows[p.id]; ok {
-		i, _, err := w.codec.decode(r, w.now)
+		row, _, err := w.codec.Decode(r.Data, false)
 		require.NoError(w.t, err)
-		stored = i.snapshot
+		stored = row.Snapshot
 	}
 	switch {
 	case err == nil:
@@ -370,7 +370,7 @@ func (w *world) check() {
 
 	served = false
 	if m := families(w.t, leader)["wait_seconds"]; m != nil && m.Metric[0].Histogram.Schema != nil {
-		d, r := decodeHistogram(m.Metric[0].Histogram, "", new(refusals))
+		d, r := decodeHistogram(m.Metric[0].Histogram, "", new(Refusals))
 		require.Nil(w.t, r)
 		if w.native != nil {
 			require.False(w.t, d.Native.DetectReset(w.native), "%v after %v", d.Native, w.native)

@@ -27,12 +27,12 @@ func (f *Families) Push(ctx context.Context, now time.Time, p agent.Push) ([]age
 		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
 		return nil, errNotLoaded
 	}
-	decoded, err := f.decodeSerially(ctx, now, &p)
+	snapshot, err := f.decodeSerially(ctx, now, &p)
 	if err != nil {
 		f.metrics.pushes.WithLabelValues(outcomeUnavailable).Inc()
 		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
 	}
-	stored, outcome, err := f.push(ctx, now, &p, decoded)
+	stored, outcome, err := f.push(ctx, now, &p, snapshot)
 	f.metrics.pushes.WithLabelValues(outcome).Inc()
 	if err != nil {
 		return nil, fmt.Errorf("push families of %q: %w", p.Replica, err)
@@ -45,7 +45,7 @@ func (f *Families) Push(ctx context.Context, now time.Time, p agent.Push) ([]age
 
 // push returns the instance with the snapshot. It decides again if it decided on a
 // row that was not the newest.
-func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
+func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, snapshot Snapshot) (
 	stored *instance, outcome string, err error,
 ) {
 	if err := f.acquireWriting(ctx); err != nil {
@@ -53,7 +53,7 @@ func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, decod
 	}
 	defer f.releaseWriting()
 	for range decisions {
-		stored, outcome, err = f.pushOnKnown(ctx, now, p, decoded)
+		stored, outcome, err = f.pushOnKnown(ctx, now, p, snapshot)
 		if !errors.Is(err, agent.ErrOutdated) {
 			break
 		}
@@ -66,7 +66,7 @@ func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, decod
 }
 
 // pushOnKnown decides on the instance as it is in memory. The caller holds writing.
-func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily) (
+func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push, snapshot Snapshot) (
 	_ *instance, outcome string, _ error,
 ) {
 	old, full := f.find(p.Instance)
@@ -85,7 +85,7 @@ func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push
 			return nil, outcomeOf(err), err
 		}
 	}
-	next, refused, err := f.decideAndSave(ctx, now, p, decoded, old)
+	next, refused, err := f.decideAndSave(ctx, now, p, snapshot, old)
 	if err != nil {
 		return nil, outcomeOf(err), err
 	}
@@ -100,19 +100,19 @@ const maxShrinks = 5
 
 // decideAndSave decides which series of a snapshot are stored, and stores them. If
 // the row would be too large, it stores fewer series.
-func (f *Families) decideAndSave(ctx context.Context, now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance) (
-	*instance, []refusals, error,
+func (f *Families) decideAndSave(ctx context.Context, now time.Time, p *agent.Push, snapshot Snapshot, old *instance) (
+	*instance, []Refusals, error,
 ) {
 	most := math.MaxInt
 	for shrinks := 0; ; shrinks++ {
-		next, spilled, refused := f.decide(now, p, decoded, old, most)
+		next, spilled, refused := f.decide(now, p, snapshot, old, most)
 		if excess := f.excess(next); excess > 0 {
 			changed, err := f.makeSeriesRoom(ctx, now, next, excess)
 			if err != nil {
 				return nil, nil, err
 			}
 			if changed {
-				next, spilled, refused = f.decide(now, p, decoded, old, most)
+				next, spilled, refused = f.decide(now, p, snapshot, old, most)
 			}
 		}
 		err := f.savePush(ctx, now, next, spilled)
@@ -141,39 +141,80 @@ func outcomeOf(err error) string {
 // decide returns the instance with the snapshot. old is the instance in memory; nil
 // if it is new. most bounds the lines beside those that it counted before. spilled
 // is what it counted, does not push any more, and has no room for.
-func (f *Families) decide(now time.Time, p *agent.Push, decoded []*decodedFamily, old *instance, most int) (
-	next, spilled *instance, refused []refusals,
+func (f *Families) decide(now time.Time, p *agent.Push, snapshot Snapshot, old *instance, most int) (
+	next, spilled *instance, refused []Refusals,
 ) {
-	admit := func() {
-		next = &instance{
-			id:        p.Instance,
-			replica:   agent.ShortenText(p.Replica, maxReplicaBytes),
-			interval:  min(max(p.Interval, 0), maxInterval),
-			snapshot:  p.Snapshot,
-			final:     p.Final,
-			updatedAt: now,
-			aliveAt:   now,
-		}
-		if old != nil {
-			next.version = old.version
-		} else {
-			next.version = f.replacedVersion(p.Instance)
-		}
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		refused = f.admitLocked(next, old, decoded, most)
-	}
-	admit()
-	if old != nil && slices.ContainsFunc(refused, refusals.needRoom) {
-		f.mu.Lock()
-		old, spilled = old.ofTypes(f.types).splitAbsent(decoded)
-		f.mu.Unlock()
-		if spilled != nil {
-			admit()
+	admission := f.admission(now, p.Instance, old, most)
+	admitted := admission.Admit(snapshot)
+	if old != nil && slices.ContainsFunc(admitted.Refused, Refusals.NeedRoom) {
+		kept, absent := admission.Old.Split(snapshot)
+		if absent != nil {
+			f.mu.Lock()
+			spilled = old.withFamilies(absent)
+			f.mu.Unlock()
+			admission.Old = kept
+			admitted = admission.Admit(snapshot)
 		}
 	}
-	next.refused = refusalMessages(decoded, refused)
-	return next, spilled, refused
+	next = &instance{
+		id:        p.Instance,
+		replica:   agent.ShortenText(p.Replica, maxReplicaBytes),
+		interval:  min(max(p.Interval, 0), maxInterval),
+		snapshot:  p.Snapshot,
+		final:     p.Final,
+		updatedAt: f.newerThan(admitted.Displaced, now),
+		aliveAt:   now,
+		refused:   snapshot.Messages(admitted.Refused),
+		families:  admitted.Families,
+		lines:     admitted.Lines,
+	}
+	if old != nil {
+		next.version = old.version
+	} else {
+		next.version = f.replacedVersion(p.Instance)
+	}
+	return next, spilled, admitted.Refused
+}
+
+// admission returns what a snapshot of an instance is checked against. The caller
+// holds writing.
+func (f *Families) admission(now time.Time, id agent.Instance, old *instance, most int) *Admission {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := &Admission{
+		Policy: f.policy, Limits: f.opts.limits(), Received: now, Types: f.types, Live: make(map[string]bool, len(f.types)), MaxRowLines: most,
+	}
+	if old != nil {
+		a.Old, a.OldLive = old.families.OfTypes(f.types), old.live
+	}
+	for _, i := range f.instances {
+		if !i.live || i.id == id {
+			continue
+		}
+		a.LiveLines += i.lines
+		for name, fam := range i.families {
+			if f.types.Include(fam) {
+				a.Live[name] = true
+			}
+		}
+	}
+	return a
+}
+
+// newerThan returns a time not before now at which an instance is newer than those
+// whose families it displaces, so that all replicas prefer it. now may not be, by the
+// clock of the replica that stored them. The caller holds writing.
+func (f *Families) newerThan(displaced map[string]bool, now time.Time) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range displaced {
+		for _, i := range f.instances {
+			if i.families[name] != nil && !now.After(i.updatedAt) {
+				now = i.updatedAt.Add(1)
+			}
+		}
+	}
+	return now
 }
 
 // savePush stores an instance and serves it. It adds what was spilled to the
@@ -216,16 +257,6 @@ func (e *rowTooLargeError) Unwrap() error { return agent.ErrNoRoom }
 // unequally.
 func (e *rowTooLargeError) fewer(lines int) int {
 	return int(float64(lines) * float64(e.most) / float64(e.size) * 15 / 16)
-}
-
-// encode returns the row of an instance. Only that of the totals may be larger
-// than MaxRowBytes.
-func (f *Families) encode(i *instance) (agent.PushRow, error) {
-	row, err := f.codec.encode(i)
-	if err == nil && len(row.Data) > f.opts.MaxRowBytes && i.id != (agent.Instance{}) {
-		err = &rowTooLargeError{len(row.Data), f.opts.MaxRowBytes}
-	}
-	return row, err
 }
 
 // find returns an instance in memory, nil if it is new, and whether there is no

@@ -89,8 +89,8 @@ type Families struct {
 	retries backoff.Backoff
 	metrics *ownMetrics
 	// codec is used by the holder of writing.
-	codec  *codec
-	merges merges
+	codec  *Codec
+	policy Policy
 
 	// writing is a semaphore of one for changes of instances, calls of the store
 	// included. So pushes are stored one after the other.
@@ -115,12 +115,11 @@ type Families struct {
 	// unreadable are the rows that cannot be decoded.
 	unreadable map[agent.Instance]badRow
 	// types are those of all families in memory, by name. See updateTypesLocked.
-	types    map[string]metrics.Type
-	rendered map[string]*rendered
+	types    Types
+	rendered map[string]*Rendered
 	owned    map[string]ownership
-	// floors are what native histograms must not be finer than, by family and
-	// labels.
-	floors map[string]map[string]*distribution
+	// floors are what native histograms must not be finer than, by family.
+	floors map[string]Floors
 }
 
 // storeError is the last error of the store, and the time of the first one since a
@@ -138,19 +137,19 @@ func New(store Store, hider FamilyHider, opts Options, reg prometheus.Registerer
 		return nil, fmt.Errorf("pushed options: %w", err)
 	}
 	f := &Families{
-		store: store, hider: hider, opts: opts, log: log, merges: opts.Merge,
+		store: store, hider: hider, opts: opts, log: log, policy: opts.Merge,
 		retries: backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
 		writing: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), followRequested: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
 		unreadable: make(map[agent.Instance]badRow),
-		types:      make(map[string]metrics.Type),
-		rendered:   make(map[string]*rendered),
+		types:      make(Types),
+		rendered:   make(map[string]*Rendered),
 		owned:      make(map[string]ownership),
-		floors:     make(map[string]map[string]*distribution),
+		floors:     make(map[string]Floors),
 	}
 	f.view.Store(new(view))
 	var err error
-	if f.codec, err = newCodec(); err != nil {
+	if f.codec, err = NewCodec(); err != nil {
 		return nil, fmt.Errorf("pushed: %w", err)
 	}
 	if f.metrics, err = newMetrics(reg); err != nil {
@@ -301,7 +300,7 @@ func (f *Families) expire(now time.Time) time.Duration {
 			next = min(next, i.expiresAt(f.opts.SeriesTTL).Sub(now))
 		default:
 			i.live = false
-			changed = append(changed, i.mortalNames()...)
+			changed = append(changed, i.families.Mortal()...)
 		}
 	}
 	f.rebuildLocked(now, changed)

@@ -37,9 +37,9 @@ const (
 	reasonInvalidTerm metrics.Reason = "invalid_term"
 )
 
-// maxMessages are kept of the refusals of one snapshot; of the others the names
+// MaxMessages are kept of the refusals of one snapshot; of the others the names
 // and reasons.
-const maxMessages = 64
+const MaxMessages = 64
 
 // scope is what a refusal removes.
 type scope uint8
@@ -59,7 +59,7 @@ type refusal struct {
 	count   int
 }
 
-// refuse refuses a family, or whatever the caller is about to add to refusals.
+// refuse refuses a family, or whatever the caller is about to add to Refusals.
 func refuse(reason metrics.Reason, format string, args ...any) *refusal {
 	return &refusal{reason: reason, message: fmt.Sprintf(format, args...), count: 1}
 }
@@ -77,11 +77,11 @@ func (r *refusal) text() string {
 	return fmt.Sprintf("%d series, the first: %s", r.count, r.message)
 }
 
-// refusals are those of one family, one for each reason.
-type refusals []*refusal
+// Refusals are those of one family, one for each reason.
+type Refusals []*refusal
 
 // add counts a series, or a value of one, as refused. labels may not be known.
-func (l *refusals) add(of scope, labels string, r *refusal) {
+func (l *Refusals) add(of scope, labels string, r *refusal) {
 	for _, before := range *l {
 		if before.reason == r.reason && before.of == of {
 			before.count++
@@ -95,8 +95,8 @@ func (l *refusals) add(of scope, labels string, r *refusal) {
 	*l = append(*l, &refusal{r.reason, of, message, 1})
 }
 
-// needRoom reports whether series are refused that more room would admit.
-func (l refusals) needRoom() bool {
+// NeedRoom reports whether series are refused that more room would admit.
+func (l Refusals) NeedRoom() bool {
 	return slices.ContainsFunc(l, func(r *refusal) bool {
 		return r.reason == reasonTooManySeries || r.reason == reasonTooManyBytes
 	})
@@ -104,8 +104,8 @@ func (l refusals) needRoom() bool {
 
 // invalidTerms returns the refusal of the gauges of a family that count in no sum,
 // maximum or minimum; nil: there are none.
-func (m merges) invalidTerms(f *family) *refusal {
-	if cumulative(f.Type) || !combines(m.of(f.Name, f.Type)) {
+func (p Policy) invalidTerms(f *family) *refusal {
+	if cumulative(f.Type) || !combines(p.of(f.Name, f.Type)) {
 		return nil
 	}
 	n := 0
@@ -120,21 +120,22 @@ func (m merges) invalidTerms(f *family) *refusal {
 	return &refusal{reason: reasonInvalidTerm, of: ofValues, count: n}
 }
 
-// refusalMessages returns the refusals that are sent to a coderd.
-func refusalMessages(decoded []*decodedFamily, refused []refusals) (out []agent.PushRefusal) {
+// Messages returns the refusals that are sent to a coderd. refused are those of each
+// family of the snapshot, as Admit returned them. The first MaxMessages have texts.
+func (s Snapshot) Messages(refused []Refusals) (out []agent.PushRefusal) {
 	for i, all := range refused {
 		for _, r := range all {
 			if r.reason == reasonInvalidTerm {
 				continue
 			}
 			t := agent.PushRefusal{
-				Name:   agent.ShortenText(decoded[i].name, metrics.MaxNameBytes),
+				Name:   agent.ShortenText(s[i].name, metrics.MaxNameBytes),
 				Reason: string(r.reason),
 			}
 			if r.of != ofFamily {
 				t.Series = r.count
 			}
-			if len(out) < maxMessages {
+			if len(out) < MaxMessages {
 				t.Message = r.text()
 			}
 			out = append(out, t)

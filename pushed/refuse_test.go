@@ -86,7 +86,7 @@ func TestRefused(t *testing.T) {
 			require.Equal(t, "# TYPE good gauge\ngood 1\n", text(t, f))
 		})
 	}
-	d := decodeFamily([]byte{0xff}, labelLimits{1, 1}, start)
+	d := decodeFamily([]byte{0xff}, Limits{}, start)
 	require.Equal(t, reasonUndecodable, d.refused[0].reason)
 }
 

@@ -16,15 +16,20 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// rendered is a merged family as it is served. It is never changed.
-type rendered struct {
-	name           string
-	typ            metrics.Type
-	text, protobuf []byte
+// Rendered is a merged family as it is served. It is never changed.
+type Rendered struct {
+	Name string
+	Type metrics.Type
+	// Text is in the text format 0.0.4. Of native histograms it has the classic
+	// buckets.
+	Text []byte
+	// Protobuf is a delimited io.prometheus.client.MetricFamily message.
+	Protobuf []byte
 }
 
-// render writes a merged family in both formats. f has series.
-func render(f *family) (*rendered, error) {
+// Render writes a merged family, which has series, in both formats. It returns an
+// error only if the family is not one that was decoded or merged here.
+func Render(f *family) (*Rendered, error) {
 	message := f.message()
 	var text, protobuf bytes.Buffer
 	if _, err := expfmt.MetricFamilyToText(&text, message); err != nil {
@@ -33,7 +38,7 @@ func render(f *family) (*rendered, error) {
 	if _, err := protodelim.MarshalTo(&protobuf, message); err != nil {
 		return nil, fmt.Errorf("render %s as protobuf: %w", f.Name, err)
 	}
-	return &rendered{f.Name, f.Type, text.Bytes(), protobuf.Bytes()}, nil
+	return &Rendered{f.Name, f.Type, text.Bytes(), protobuf.Bytes()}, nil
 }
 
 func (f *family) message() *dto.MetricFamily {

@@ -13,9 +13,23 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// row is the content of a row of the store: gob, compressed with zstd. Fields may
-// be added, as gob skips unknown ones.
-type row struct {
+// Row is what is stored of one instance, or of the totals.
+type Row struct {
+	// Interval is the time between two snapshots, as the instance announced it.
+	Interval time.Duration
+	// Snapshot is the number of the newest one. Final means that it is the last.
+	Snapshot int64
+	Final    bool
+	// Folded means that the totals include all that the families counted.
+	Folded bool
+	// Refused are the refusals of the newest snapshot.
+	Refused  []agent.PushRefusal
+	Families Set
+}
+
+// encodedRow is a row as it is stored: gob, compressed with zstd. Fields may be
+// added, as gob skips unknown ones.
+type encodedRow struct {
 	Interval time.Duration
 	Snapshot int64
 	Final    bool
@@ -25,8 +39,8 @@ type row struct {
 	Families []*family
 }
 
-// codec compresses rows. It is used by one goroutine at a time.
-type codec struct {
+// Codec encodes and decodes rows. It is used by one goroutine at a time.
+type Codec struct {
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
 }
@@ -36,7 +50,8 @@ type codec struct {
 // much is stored is bounded by the series and their labels.
 const maxPlainBytes = 16 << 30
 
-func newCodec() (*codec, error) {
+// NewCodec returns a Codec, which starts no goroutine and needs no end.
+func NewCodec() (*Codec, error) {
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("make a compressor: %w", err)
@@ -45,18 +60,17 @@ func newCodec() (*codec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a decompressor: %w", err)
 	}
-	return &codec{encoder, decoder}, nil
+	return &Codec{encoder, decoder}, nil
 }
 
-// encode returns i as a row in place of that of its version, and notes how large
-// it is.
-func (c *codec) encode(i *instance) (agent.PushRow, error) {
-	r := row{
-		Interval: i.interval, Snapshot: i.snapshot, Final: i.final, Folded: i.folded, Refused: i.refused,
-		Families: make([]*family, 0, len(i.families)),
+// Encode returns the row as it is stored. The caller owns the result.
+func (c *Codec) Encode(in *Row) ([]byte, error) {
+	r := encodedRow{
+		Interval: in.Interval, Snapshot: in.Snapshot, Final: in.Final, Folded: in.Folded, Refused: in.Refused,
+		Families: make([]*family, 0, len(in.Families)),
 	}
-	for _, f := range i.families {
-		if i.folded {
+	for _, f := range in.Families {
+		if in.Folded {
 			f = f.withoutBases()
 		}
 		r.Families = append(r.Families, f)
@@ -64,60 +78,52 @@ func (c *codec) encode(i *instance) (agent.PushRow, error) {
 	slices.SortFunc(r.Families, func(a, b *family) int { return strings.Compare(a.Name, b.Name) })
 	var plain bytes.Buffer
 	if err := gob.NewEncoder(&plain).Encode(&r); err != nil {
-		return agent.PushRow{}, fmt.Errorf("encode what instance %x pushed: %w", i.id, err)
+		return nil, fmt.Errorf("encode a row: %w", err)
 	}
-	data := c.encoder.EncodeAll(plain.Bytes(), nil)
-	i.rowBytes = len(data)
-	return agent.PushRow{Instance: i.id, Replica: i.replica, UpdatedAt: i.updatedAt, Data: data, Version: i.version}, nil
+	return c.encoder.EncodeAll(plain.Bytes(), nil), nil
 }
 
-// decode returns the instance of a row that was read at now, and how many values
-// were left out, see heal.
-func (c *codec) decode(in agent.PushRow, now time.Time) (_ *instance, healed int, _ error) {
-	plain, err := c.decoder.DecodeAll(in.Data, nil)
+// Decode returns the row that was stored as data, which it neither changes nor keeps.
+// omitted is the number of counters and sums that are left out, as they are no
+// numbers, or beyond all that is measured. isTotals means that the row is that of the
+// totals. Of data that Encode did not return there is an error.
+func (c *Codec) Decode(data []byte, isTotals bool) (_ *Row, omitted int, _ error) {
+	plain, err := c.decoder.DecodeAll(data, nil)
 	if err != nil {
-		return nil, 0, fmt.Errorf("decompress what instance %x pushed: %w", in.Instance, err)
+		return nil, 0, fmt.Errorf("decompress a row: %w", err)
 	}
-	var r row
+	var r encodedRow
 	if err := gob.NewDecoder(bytes.NewReader(plain)).Decode(&r); err != nil {
-		return nil, 0, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
+		return nil, 0, fmt.Errorf("decode a row: %w", err)
 	}
-	i := &instance{
-		id: in.Instance, replica: in.Replica, version: in.Version, updatedAt: in.UpdatedAt, aliveAt: in.UpdatedAt,
-		interval: r.Interval, snapshot: r.Snapshot, final: r.Final, folded: r.Folded, refused: r.Refused,
-		families: make(map[string]*family, len(r.Families)), rowBytes: len(in.Data),
-	}
+	families := make(Set, len(r.Families))
 	for _, f := range r.Families {
 		if f == nil {
-			return nil, 0, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, errNoFamily)
+			return nil, 0, fmt.Errorf("decode a row: %w", errNoFamily)
 		}
 		if len(f.Series) == 0 {
 			continue // rows of before have families that were refused series by series
 		}
 		f.setSince(f.Since, true) // rows of before series had it
 		f.dropEmptyExemplars()
-		healed += f.heal(in.Instance == agent.Instance{})
-		i.families[f.Name] = f
+		omitted += f.heal(isTotals)
+		families[f.Name] = f
 	}
-	if err := i.check(); err != nil {
-		return nil, 0, fmt.Errorf("decode what instance %x pushed: %w", in.Instance, err)
+	if err := families.check(isTotals); err != nil {
+		return nil, 0, fmt.Errorf("decode a row: %w", err)
 	}
-	for name, f := range i.families {
-		if i.folded {
-			i.families[name] = foldFamily(f)
-		}
+	if r.Folded {
+		families = families.Fold()
 	}
-	if now.Before(i.aliveAt) {
-		i.aliveAt = now
-	}
-	i.countLines()
-	return i, healed, nil
+	return &Row{
+		Interval: r.Interval, Snapshot: r.Snapshot, Final: r.Final, Folded: r.Folded, Refused: r.Refused, Families: families,
+	}, omitted, nil
 }
 
 // heal leaves out what of a cumulative family is no number any more, or beyond all
 // that is measured: rows of before this was refused have it. It returns how much
 // that is.
-func (f *family) heal(isTotals bool) (healed int) {
+func (f *family) heal(isTotals bool) (omitted int) {
 	if !cumulative(f.Type) {
 		return 0
 	}
@@ -129,22 +135,22 @@ func (f *family) heal(isTotals bool) (healed int) {
 		s := &f.Series[i]
 		if !isLast(s.Value) || s.Value < 0 {
 			s.Value = 0
-			healed++
+			omitted++
 		}
 		if !isSum(s.Base.value()) {
 			s.Base = nil
-			healed++
+			omitted++
 		}
 		if s.Hist != nil && !isLast(s.Hist.Sum.value()) {
 			s.Hist.Sum = nil
-			healed++
+			omitted++
 		}
 		if s.BaseHist != nil && !isSum(s.BaseHist.Sum.value()) {
 			s.BaseHist.Sum = nil
-			healed++
+			omitted++
 		}
 	}
-	return healed
+	return omitted
 }
 
 // dropEmptyExemplars drops the exemplars of buckets that rows of before have

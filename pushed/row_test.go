@@ -1,15 +1,12 @@
 package pushed
 
 import (
-	"bytes"
-	"encoding/gob"
 	"math"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
@@ -18,32 +15,32 @@ import (
 )
 
 // rowOf returns a row as it was once written, of whatever is in it.
-func rowOf(t *testing.T, id agent.Instance, r row) agent.PushRow {
+func rowOf(t *testing.T, id agent.Instance, r Row) agent.PushRow {
 	t.Helper()
-	var plain bytes.Buffer
-	require.NoError(t, gob.NewEncoder(&plain).Encode(&r))
-	encoder, err := zstd.NewWriter(nil)
+	codec, err := NewCodec()
 	require.NoError(t, err)
-	return agent.PushRow{Instance: id, UpdatedAt: start, Data: encoder.EncodeAll(plain.Bytes(), nil), Version: 1}
+	data, err := codec.Encode(&r)
+	require.NoError(t, err)
+	return agent.PushRow{Instance: id, UpdatedAt: start, Data: data, Version: 1}
 }
 
 // Rows of before, in which a counter, a sum or what was counted before is no number,
 // or beyond all that is measured, are read without it: others count on.
 func TestRowsHeal(t *testing.T) {
 	for _, bad := range []float64{1e300, -1, math.NaN(), math.Inf(1), math.Inf(-1)} {
-		families := func(hist bool) []*family {
+		families := func(hist bool) Set {
 			x := &family{Name: "x_total", Type: metrics.Counter, Series: []series{{Value: bad}}}
 			if !hist {
-				return []*family{x}
+				return Set{x.Name: x}
 			}
 			s := &family{Name: "s", Type: metrics.Summary, Series: []series{{Hist: &distribution{Count: 2, Sum: exact{bad}}}}}
-			return []*family{s, x}
+			return Set{s.Name: s, x.Name: x}
 		}
 		for name, rows := range map[string]map[agent.Instance]agent.PushRow{
-			"instance": {instanceID(1): rowOf(t, instanceID(1), row{Snapshot: 1, Families: families(true)})},
+			"instance": {instanceID(1): rowOf(t, instanceID(1), Row{Snapshot: 1, Families: families(true)})},
 			"folded": {
-				instanceID(1): rowOf(t, instanceID(1), row{Snapshot: 1, Folded: true, Families: families(true)}),
-				{}:            rowOf(t, agent.Instance{}, row{Families: families(false)}),
+				instanceID(1): rowOf(t, instanceID(1), Row{Snapshot: 1, Folded: true, Families: families(true)}),
+				{}:            rowOf(t, agent.Instance{}, Row{Families: families(false)}),
 			},
 		} {
 			store := &memory{rows: rows}
@@ -55,7 +52,7 @@ func TestRowsHeal(t *testing.T) {
 			if name == "folded" {
 				healed++ // the total too
 			}
-			require.Equal(t, healed, testutil.ToFloat64(f.metrics.healed), "%s of %v", name, bad)
+			require.Equal(t, healed, testutil.ToFloat64(f.metrics.omitted), "%s of %v", name, bad)
 			pushText(t, f, time.Now(), 2, 1, counter("5"))
 			require.Equal(t, 5.0, total(t, f), "%s of %v", name, bad)
 			pushText(t, f, time.Now(), 1, 2, counter("3"))
@@ -92,7 +89,7 @@ func TestSumsBeyondTerms(t *testing.T) {
 	served(f)
 	again := open(t, store, Options{})
 	served(again)
-	require.Zero(t, testutil.ToFloat64(again.metrics.healed))
+	require.Zero(t, testutil.ToFloat64(again.metrics.omitted))
 	// Also if the operator has the largest served: it was summed before.
 	whole := map[string]metrics.Merge{"x_total": metrics.MergeMax, "h": metrics.MergeMax}
 	f = open(t, store, Options{Merge: whole})

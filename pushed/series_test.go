@@ -188,7 +188,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 			messages++
 		}
 	}
-	require.Equal(t, maxMessages, messages)
+	require.Equal(t, MaxMessages, messages)
 	require.Equal(t, 2000.0, testutil.ToFloat64(f.metrics.refusedSeries.WithLabelValues("invalid_counter")))
 }
 
@@ -520,10 +520,8 @@ z 7
 	require.Empty(t, push(t, f, start.Add(1), 2, 1, false, good[0]))
 	require.Contains(t, text(t, f), "coderd_license_active_users 7\n")
 
-	known := *f.instances[instanceID(1)]
-	known.families = map[string]*family{"coderd_license_active_users": {Name: "coderd_license_active_users", Type: metrics.Gauge, Since: 1}}
-	row, err := f.codec.encode(&known)
-	require.NoError(t, err)
+	const name = "coderd_license_active_users"
+	row := rowOf(t, instanceID(1), Row{Snapshot: 1, Families: Set{name: {Name: name, Type: metrics.Gauge, Since: 1}}})
 	store.spoil(instanceID(1), row.Data)
 	require.Contains(t, text(t, open(t, store, Options{})), "coderd_license_active_users 7\n")
 }

@@ -2,44 +2,12 @@ package pushed
 
 import (
 	"cmp"
-	"maps"
 	"math"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
 )
-
-// instance is what is kept of one coderd instance, or, with the zero id, of all
-// that are folded into one. But for live it is never changed: a push makes a
-// new one.
-type instance struct {
-	id       agent.Instance
-	replica  string
-	interval time.Duration
-	snapshot int64
-	final    bool
-	// version is that of the row; until it is written, of the row that it replaces.
-	version int64
-	// updatedAt is when the newest snapshot was received, by the clock of the
-	// replica that received it: all replicas put instances in the same order.
-	updatedAt time.Time
-	// aliveAt is the same, but no later than when the row was read here: a clock
-	// that is ahead keeps nobody alive.
-	aliveAt time.Time
-	// folded means that the totals include all that it counted. It is kept with its
-	// last values, to count only the increase if it comes back.
-	folded   bool
-	refused  []agent.PushRefusal
-	families map[string]*family
-	rowBytes int
-	lines    int
-
-	// live means that its gauges are served. Guarded by Families.mu.
-	live bool
-}
 
 // family is one family of one instance. It is never changed.
 type family struct {
@@ -104,8 +72,10 @@ type quantile struct {
 // of UTF-8.
 const labelEnd = "\xff"
 
-// cumulative reports whether values of a type are counted up, so that they
-// outlive their instance.
+// Cumulative reports whether the values of the family are counted up, so that they
+// outlive their instance: those of counters, histograms and summaries.
+func (f *family) Cumulative() bool { return cumulative(f.Type) }
+
 func cumulative(t metrics.Type) bool {
 	return t == metrics.Counter || t == metrics.Histogram || t == metrics.Summary
 }
@@ -130,26 +100,16 @@ func compareExemplars(a, b exemplar) int {
 	return cmp.Or(cmp.Compare(a.Time, b.Time), strings.Compare(a.Labels, b.Labels), cmp.Compare(a.Value, b.Value))
 }
 
-// expiresAt is when the gauges go.
-func (i *instance) expiresAt(seriesTTL time.Duration) time.Time {
-	return i.aliveAt.Add(max(seriesTTL, 3*i.interval))
-}
-
-// isLive reports whether gauges are served at now.
-func (i *instance) isLive(now time.Time, seriesTTL time.Duration) bool {
-	return i.id != (agent.Instance{}) && !i.final && !i.folded && now.Before(i.expiresAt(seriesTTL))
-}
-
 // succeed returns the family after a snapshot that has next, where old is what
 // the instance had; nil: nothing. Cumulative series that next lacks are kept.
 // Gauges that old lacks have no Since.
-func (m merges) succeed(old, next *family) *family {
+func (p Policy) succeed(old, next *family) *family {
 	if old == nil {
 		return next
 	}
 	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
 	keep := cumulative(next.Type)
-	whole := m.isWhole(next.Name, next.Type)
+	whole := p.isWhole(next.Name, next.Type)
 	out.Series = make([]series, 0, max(len(old.Series), len(next.Series)))
 	was, is := old.Series, next.Series
 	for len(was) > 0 || len(is) > 0 {
@@ -273,22 +233,9 @@ func earliest(a, b int64) int64 {
 	return min(a, b)
 }
 
-// foldInstance returns the instance without its contribution: its last value is
-// subtracted from each sum. Only what is counted from then on is added.
-func foldInstance(i *instance) *instance {
-	out := *i
-	out.folded, out.live, out.refused = true, false, nil
-	out.families = make(map[string]*family, len(i.families))
-	for name, f := range i.families {
-		if cumulative(f.Type) {
-			out.families[name] = foldFamily(f)
-		}
-	}
-	out.countLines()
-	return &out
-}
-
-func foldFamily(f *family) *family {
+// fold returns a cumulative family without its contribution: its last values are
+// subtracted from its sums. Only what is counted from then on is added.
+func (f *family) fold() *family {
 	out := *f
 	out.Series = slices.Clone(f.Series)
 	for i := range out.Series {
@@ -302,35 +249,5 @@ func foldFamily(f *family) *family {
 		last.Exemplars, last.NativeExemplars = nil, nil
 		s.Hist, s.BaseHist = &last, last.minus()
 	}
-	return &out
-}
-
-func (i *instance) countLines() {
-	i.lines = 0
-	for _, f := range i.families {
-		i.lines += f.lines()
-	}
-}
-
-// names returns the names of all families.
-func (i *instance) names() []string { return slices.Collect(maps.Keys(i.families)) }
-
-// isOf reports whether f has the type that its name has.
-func (f *family) isOf(types map[string]metrics.Type) bool {
-	t, known := types[f.Name]
-	return known && t == f.Type
-}
-
-// ofTypes returns the instance with the families that have the types of their
-// names.
-func (i *instance) ofTypes(types map[string]metrics.Type) *instance {
-	families := maps.Clone(i.families)
-	maps.DeleteFunc(families, func(_ string, f *family) bool { return !f.isOf(types) })
-	if len(families) == len(i.families) {
-		return i
-	}
-	out := *i
-	out.families = families
-	out.countLines()
 	return &out
 }

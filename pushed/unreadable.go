@@ -3,13 +3,10 @@ package pushed
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/metrics"
 )
 
 // badRow is a row that cannot be decoded. It is skipped. Its instance in memory
@@ -89,31 +86,3 @@ func (f *Families) copyUnreadableTotals(ctx context.Context, now time.Time) ([]a
 	}
 	return []agent.PushRow{row}, nil
 }
-
-// check returns an error if the decoded instance is invalid.
-func (i *instance) check() error {
-	for name, f := range i.families {
-		switch {
-		case f.Name != name:
-			return fmt.Errorf("family %q under the name %q", f.Name, name)
-		case !slices.IsSortedFunc(f.Series, compareSeries):
-			return fmt.Errorf("the series of %s are not sorted", name)
-		}
-		for j := range f.Series {
-			s := &f.Series[j]
-			if f.Type == metrics.Histogram || f.Type == metrics.Summary {
-				if s.Hist == nil && (s.BaseHist == nil || i.id != agent.Instance{}) {
-					return fmt.Errorf("a series of the %v %s has no distribution", f.Type, name)
-				}
-			}
-			for _, d := range []*distribution{s.Hist, s.BaseHist} {
-				if d != nil && len(d.Bounds) != len(d.Counts) {
-					return fmt.Errorf("%s has %d bounds and %d counts", name, len(d.Bounds), len(d.Counts))
-				}
-			}
-		}
-	}
-	return nil
-}
-
-var errNoFamily = errors.New("a family is missing")

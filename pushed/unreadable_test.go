@@ -5,10 +5,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // spoil makes the stored row of an instance undecodable, in a new version, as if
@@ -24,17 +26,17 @@ func (m *memory) spoil(id agent.Instance, data []byte) {
 
 // garbage returns data that cannot be decoded, in each of the ways that there are.
 func garbage(t *testing.T) map[string][]byte {
-	c, err := newCodec()
+	c, err := NewCodec()
 	require.NoError(t, err)
-	noHistogram, err := c.encode(&instance{id: instanceID(1), families: map[string]*family{
-		"h": {Name: "h", Type: 4, Series: []series{{Labels: ""}}},
-	}})
+	noHistogram, err := c.Encode(&Row{Families: Set{"h": {Name: "h", Type: metrics.Histogram, Series: []series{{Labels: ""}}}}})
 	require.NoError(t, err)
-	whole, err := c.encode(&instance{id: instanceID(1)})
+	whole, err := c.Encode(&Row{})
+	require.NoError(t, err)
+	zstandard, err := zstd.NewWriter(nil)
 	require.NoError(t, err)
 	return map[string][]byte{
-		"empty": nil, "no zstd": []byte("garbage"), "cut": whole.Data[:len(whole.Data)/2],
-		"no gob": c.encoder.EncodeAll([]byte("garbage"), nil), "no histogram": noHistogram.Data,
+		"empty": nil, "no zstd": []byte("garbage"), "cut": whole[:len(whole)/2],
+		"no gob": zstandard.EncodeAll([]byte("garbage"), nil), "no histogram": noHistogram,
 	}
 }
 

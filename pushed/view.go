@@ -13,7 +13,7 @@ import (
 
 // view is what a scrape shows of all instances. It is never changed.
 type view struct {
-	families []*rendered
+	families []*Rendered
 	// What the gauges of the service itself tell.
 	instances, series, rowBytes, unreadable int
 }
@@ -30,7 +30,7 @@ type ownership struct {
 // buckets.
 func (f *Families) WriteText(w io.Writer) error {
 	for _, r := range f.served() {
-		if _, err := w.Write(r.text); err != nil {
+		if _, err := w.Write(r.Text); err != nil {
 			return err
 		}
 	}
@@ -42,7 +42,7 @@ func (f *Families) WriteText(w io.Writer) error {
 // another replica serves them.
 func (f *Families) WriteProtobuf(w io.Writer) error {
 	for _, r := range f.served() {
-		if _, err := w.Write(r.protobuf); err != nil {
+		if _, err := w.Write(r.Protobuf); err != nil {
 			return err
 		}
 	}
@@ -50,7 +50,7 @@ func (f *Families) WriteProtobuf(w io.Writer) error {
 }
 
 // served returns what this replica serves now.
-func (f *Families) served() []*rendered {
+func (f *Families) served() []*Rendered {
 	if !f.serves() {
 		return nil
 	}
@@ -62,16 +62,16 @@ func (f *Families) served() []*rendered {
 func (f *Families) replaceLocked(now time.Time, next []*instance, gone []agent.Instance) {
 	var changed []string
 	for _, id := range gone {
-		changed = append(changed, f.instances[id].names()...)
+		changed = append(changed, f.instances[id].families.Names()...)
 		delete(f.instances, id)
 		delete(f.unreadable, id)
 	}
 	for _, i := range next {
 		delete(f.unreadable, i.id)
 		if old := f.instances[i.id]; old != nil {
-			changed = append(changed, old.names()...)
+			changed = append(changed, old.families.Names()...)
 		}
-		changed = append(changed, i.names()...)
+		changed = append(changed, i.families.Names()...)
 		i.live = i.isLive(now, f.opts.SeriesTTL)
 		f.instances[i.id] = i
 	}
@@ -86,40 +86,34 @@ func (f *Families) replaceLocked(now time.Time, next []*instance, gone []agent.I
 // changed. Where families collide, the newest instance's is chosen. Those of other
 // instances are not served.
 func (f *Families) updateTypesLocked() (changed []string) {
-	types := make(map[string]metrics.Type, len(f.types))
 	newestFirst := slices.SortedFunc(maps.Values(f.instances), func(a, b *instance) int { return compareAge(b, a) })
-	for _, i := range newestFirst {
-		for name, fam := range i.families {
-			if _, known := types[name]; !known && len(collisions(types, name, fam.Type)) == 0 {
-				types[name] = fam.Type
-			}
-		}
+	sets := make([]Set, len(newestFirst))
+	for n, i := range newestFirst {
+		sets[n] = i.families
 	}
-	for name, was := range f.types {
-		if is, known := types[name]; !known || is != was {
-			delete(f.floors, name)
-			changed = append(changed, name)
-		}
-	}
-	for name := range types {
-		if _, known := f.types[name]; !known {
-			changed = append(changed, name)
-		}
+	types := ChooseTypes(sets)
+	changed = f.types.Diff(types)
+	for _, name := range changed {
+		delete(f.floors, name)
 	}
 	f.types = types
 	return changed
 }
 
-// mortalNames are the families that change when their instance is gone: gauges,
-// summaries for their quantiles, and what was refused of it.
-func (i *instance) mortalNames() []string {
-	var out []string
-	for name, f := range i.families {
-		if !cumulative(f.Type) || f.Type == metrics.Summary || slices.ContainsFunc(f.Series, func(s series) bool { return s.Refused }) {
-			out = append(out, name)
+// mergeLocked makes one family of those of all instances; nil: nobody has it. A
+// folded instance contributes nothing.
+func (f *Families) mergeLocked(name string) *family {
+	var all []Contribution
+	for _, i := range f.instances {
+		if fam := i.families[name]; fam != nil && f.types.Include(fam) && !i.folded {
+			all = append(all, Contribution{i.contributor(), fam})
 		}
 	}
-	return out
+	merged, floors := f.policy.Merge(all, f.floors[name])
+	if delete(f.floors, name); len(floors) > 0 {
+		f.floors[name] = floors
+	}
+	return merged
 }
 
 // rebuildLocked merges and renders the named families, owns the names of those that
@@ -132,7 +126,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 			delete(f.rendered, name)
 			continue
 		}
-		r, err := render(merged)
+		r, err := Render(merged)
 		if err != nil {
 			// What was pushed was checked: a bug. The others are served.
 			f.log.Error("pushed family left out", "error", err)
@@ -143,8 +137,8 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 		f.rendered[name] = r
 	}
 	f.updateOwnedLocked(now)
-	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *rendered) int {
-		return strings.Compare(a.name, b.name)
+	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *Rendered) int {
+		return strings.Compare(a.Name, b.Name)
 	}), unreadable: len(f.unreadable)}
 	for _, i := range f.instances {
 		v.instances++
@@ -170,8 +164,8 @@ func (f *Families) updateOwnedLocked(now time.Time) {
 	}
 	for name, r := range f.rendered {
 		c, ok := f.owned[name]
-		changed = changed || !ok || c.typ != r.typ
-		f.owned[name] = ownership{typ: r.typ}
+		changed = changed || !ok || c.typ != r.Type
+		f.owned[name] = ownership{typ: r.Type}
 	}
 	if !changed {
 		return
