@@ -80,7 +80,7 @@ func (a *Admission) Admit(snapshot Snapshot) *Admitted {
 	out := &Admitted{Families: make(Set), Refused: make([]Refusals, len(snapshot)), Displaced: make(map[string]bool)}
 	seen := make(map[string]bool, len(snapshot))
 	for _, d := range snapshot {
-		seen[d.name] = true
+		seen[d.Name] = true
 	}
 	for name, f := range a.Old {
 		if f.Cumulative() {
@@ -93,18 +93,18 @@ func (a *Admission) Admit(snapshot Snapshot) *Admitted {
 	clear(seen)
 	known, unknown := make([]int, 0, len(snapshot)), []int(nil)
 	for i, d := range snapshot {
-		out.Refused[i] = d.refused
-		t, isHeld := a.Types[d.name]
+		out.Refused[i] = d.Refused
+		t, isHeld := a.Types[d.Name]
 		switch {
-		case d.name != "" && seen[d.name] && i < a.Limits.MaxFamilies:
+		case d.Name != "" && seen[d.Name] && i < a.Limits.MaxFamilies:
 			out.Refused[i] = Refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
-		case d.family == nil:
-		case isHeld && t == d.family.Type:
+		case d.Family == nil:
+		case isHeld && t == d.Family.Type:
 			known = append(known, i)
 		default:
 			unknown = append(unknown, i)
 		}
-		seen[d.name] = true
+		seen[d.Name] = true
 	}
 	for _, i := range append(known, unknown...) {
 		out.Refused[i] = admitter.admit(snapshot[i])
@@ -114,8 +114,8 @@ func (a *Admission) Admit(snapshot Snapshot) *Admitted {
 
 // admit admits one family, with as many series as there is room for. It returns
 // what it refuses. A family without series is absent.
-func (a *admitter) admit(d *decodedFamily) Refusals {
-	f := d.family
+func (a *admitter) admit(d *Decoded) Refusals {
+	f := d.Family
 	displaced := a.types.collisions(f.Name, f.Type)
 	for _, name := range displaced {
 		switch {
@@ -132,20 +132,20 @@ func (a *admitter) admit(d *decodedFamily) Refusals {
 			lines -= gone.lines()
 		}
 	}
-	var before *family
+	var before *Family
 	if !slices.Contains(displaced, f.Name) {
 		before = a.Old[f.Name]
 		if kept := a.Families[f.Name]; kept != nil {
 			lines -= kept.lines()
 		}
 	}
-	refused := d.refused
+	refused := d.Refused
 	after := a.Policy.succeed(before, f)
 	if room := a.room(); lines+after.lines() > max(room.lines, a.Lines) {
 		fits, n := f.fit(before, after, room.lines-lines)
 		after = a.Policy.succeed(before, fits)
 		refused = slices.Clone(refused)
-		room.refusal.count, room.refusal.of = n, ofSeries
+		room.refusal.Count, room.refusal.Scope = n, OfSeries
 		refused = append(refused, room.refusal)
 	}
 	if terms := a.Policy.invalidTerms(after); terms != nil {
@@ -169,7 +169,7 @@ func (a *admitter) admit(d *decodedFamily) Refusals {
 // room is how many lines an instance may have, and why series beyond are refused.
 type room struct {
 	lines   int
-	refusal *refusal
+	refusal *Refusal
 }
 
 func (a *Admission) room() room {
@@ -186,7 +186,7 @@ func (a *Admission) room() room {
 // fit returns the family with as many of its series as fit into lines, and how
 // many do not. after is what would become of it and of before, which may be nil.
 // What before counted is kept in any case; its series come before new ones.
-func (f *family) fit(before, after *family, lines int) (_ *family, refused int) {
+func (f *Family) fit(before, after *Family, lines int) (_ *Family, refused int) {
 	known := make(map[string]int)
 	if before != nil {
 		for i := range before.Series {
@@ -215,7 +215,7 @@ func (f *family) fit(before, after *family, lines int) (_ *family, refused int) 
 			}
 		}
 	}
-	out := &family{Name: f.Name, Type: f.Type, Help: f.Help, refusedLabels: maps.Clone(f.refusedLabels)}
+	out := &Family{Name: f.Name, Type: f.Type, Help: f.Help, refusedLabels: maps.Clone(f.refusedLabels)}
 	for i := range f.Series {
 		if fitting[f.Series[i].Labels] {
 			out.Series = append(out.Series, f.Series[i])

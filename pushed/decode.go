@@ -28,7 +28,7 @@ const (
 
 // Snapshot is the families that an instance pushed at once, decoded and checked each
 // by itself.
-type Snapshot []*decodedFamily
+type Snapshot []*Decoded
 
 // DecodeSnapshot decodes and checks serialized io.prometheus.client.MetricFamily
 // messages, which were received at now. Of those beyond MaxFamilies only the names
@@ -46,54 +46,54 @@ func DecodeSnapshot(families [][]byte, limits Limits, now time.Time) Snapshot {
 	beyond := refuse(reasonTooManyFamilies, "%d families, the first %d are stored (--max-pushed-families)", len(families), n)
 	one := Refusals{beyond}
 	for i, raw := range families[n:] {
-		d := &decodedFamily{name: nameOf(raw)}
+		d := &Decoded{Name: nameOf(raw)}
 		switch rest := len(families) - n - i; {
 		case i < n:
-			d.refused = one
+			d.Refused = one
 		case i == n && rest > 1:
-			d.refused = Refusals{{
-				reason: beyond.reason, message: fmt.Sprintf("%s; %d after this one are refused too", beyond.message, rest-1), count: rest,
+			d.Refused = Refusals{{
+				Reason: beyond.Reason, Message: fmt.Sprintf("%s; %d after this one are refused too", beyond.Message, rest-1), Count: rest,
 			}}
 		case i == n:
-			d.refused = one
+			d.Refused = one
 		}
 		out[n+i] = d
 	}
 	return out
 }
 
-// decodedFamily is one family of a push, or why it is refused, or some of it.
-type decodedFamily struct {
-	// name is set as far as it can be told.
-	name   string
-	family *family // nil: refused
-	// refused are why the family, or series of it, or values are not taken in.
-	refused Refusals
+// Decoded is one family of a snapshot, or why it is refused, or some of it.
+type Decoded struct {
+	// Name is set as far as it can be told.
+	Name   string
+	Family *Family // nil: refused
+	// Refused are why the family, or series of it, or values of these are left out.
+	Refused Refusals
 }
 
-func (d *decodedFamily) refuse(r *refusal) *decodedFamily {
-	d.family, d.refused = nil, Refusals{r}
+func (d *Decoded) refuse(r *Refusal) *Decoded {
+	d.Family, d.Refused = nil, Refusals{r}
 	return d
 }
 
 // decodeFamily decodes and checks one io.prometheus.client.MetricFamily that
 // was received at now. What of its series is not right is left out.
-func decodeFamily(raw []byte, limits Limits, now time.Time) *decodedFamily {
-	d := &decodedFamily{name: nameOf(raw)}
+func decodeFamily(raw []byte, limits Limits, now time.Time) *Decoded {
+	d := &Decoded{Name: nameOf(raw)}
 	var in dto.MetricFamily
 	if err := proto.Unmarshal(raw, &in); err != nil {
 		return d.refuse(refuse(reasonUndecodable, "not an io.prometheus.client.MetricFamily: %v", err))
 	}
-	d.name = in.GetName()
-	if reason := metrics.CheckPushedName(d.name); reason != "" {
-		return d.refuse(nameRefusal(d.name, reason))
+	d.Name = in.GetName()
+	if reason := metrics.CheckPushedName(d.Name); reason != "" {
+		return d.refuse(nameRefusal(d.Name, reason))
 	}
-	f := &family{Name: d.name}
-	var r *refusal
+	f := &Family{Name: d.Name}
+	var r *Refusal
 	if f.Type, r = decodeType(&in); r != nil {
 		return d.refuse(r)
 	}
-	if known, ok := metrics.Documented(d.name); ok {
+	if known, ok := metrics.Documented(d.Name); ok {
 		if f.Type != known.Type {
 			return d.refuse(refuse(reasonTypeMismatch, "type %v, but documented as %v", f.Type, known.Type))
 		}
@@ -101,16 +101,16 @@ func decodeFamily(raw []byte, limits Limits, now time.Time) *decodedFamily {
 	} else {
 		f.Help = agent.ShortenText(in.GetHelp(), maxHelpBytes)
 	}
-	f.Series = make([]series, 0, len(in.Metric))
+	f.Series = make([]Series, 0, len(in.Metric))
 	for _, m := range in.Metric {
 		labels, r := decodeLabels(m.GetLabel(), limits, f.Type)
 		if r != nil {
-			d.refused.add(ofSeries, "", r)
+			d.Refused.add(OfSeries, "", r)
 			continue
 		}
-		s, r := decodeSeries(m, labels, f.Type, now, &d.refused)
+		s, r := decodeSeries(m, labels, f.Type, now, &d.Refused)
 		if r != nil {
-			d.refused.add(ofSeries, labels, r)
+			d.Refused.add(OfSeries, labels, r)
 			f.refuse(labels)
 			continue
 		}
@@ -118,13 +118,13 @@ func decodeFamily(raw []byte, limits Limits, now time.Time) *decodedFamily {
 	}
 	slices.SortFunc(f.Series, compareSeries)
 	f.Series = d.withoutDuplicates(f)
-	d.family = f
+	d.Family = f
 	return d
 }
 
 // withoutDuplicates returns the series whose labels are theirs alone: of several
 // nobody knows which is right. Those that are refused already count too.
-func (d *decodedFamily) withoutDuplicates(f *family) []series {
+func (d *Decoded) withoutDuplicates(f *Family) []Series {
 	out := f.Series[:0]
 	for i := 0; i < len(f.Series); {
 		next := i + 1
@@ -137,7 +137,7 @@ func (d *decodedFamily) withoutDuplicates(f *family) []series {
 			out = append(out, f.Series[i])
 		default:
 			for range next - i {
-				d.refused.add(ofSeries, labels, refuse(reasonDuplicateSeries, "another series has the same labels"))
+				d.Refused.add(OfSeries, labels, refuse(reasonDuplicateSeries, "another series has the same labels"))
 			}
 			f.refuse(labels)
 		}
@@ -170,7 +170,7 @@ func nameOf(raw []byte) (name string) {
 	return name
 }
 
-func decodeType(in *dto.MetricFamily) (metrics.Type, *refusal) {
+func decodeType(in *dto.MetricFamily) (metrics.Type, *Refusal) {
 	if in.Type != nil { // absent, or not known to the library
 		switch in.GetType() {
 		case dto.MetricType_COUNTER:
@@ -190,7 +190,7 @@ func decodeType(in *dto.MetricFamily) (metrics.Type, *refusal) {
 
 // decodeSeries decodes and checks the values of one series. It is refused, or
 // some of them are, which goes to values.
-func decodeSeries(m *dto.Metric, labels string, t metrics.Type, now time.Time, values *Refusals) (s series, r *refusal) {
+func decodeSeries(m *dto.Metric, labels string, t metrics.Type, now time.Time, values *Refusals) (s Series, r *Refusal) {
 	s.Labels = labels
 	var created *timestamppb.Timestamp
 	var missing bool
@@ -228,13 +228,13 @@ func decodeSeries(m *dto.Metric, labels string, t metrics.Type, now time.Time, v
 	}
 	if created != nil {
 		if s.Created, r = decodeTime(created); r != nil {
-			values.add(ofValues, labels, r)
+			values.add(OfValues, labels, r)
 		}
 		s.Since = s.Created
 	}
 	if s.Hist != nil {
 		if sum := s.Hist.Sum.value(); !isTerm(sum) {
-			values.add(ofValues, s.Labels, refuse(reasonInvalidSum, "sum of %v: want a number from -2^64 to 2^64", sum))
+			values.add(OfValues, s.Labels, refuse(reasonInvalidSum, "sum of %v: want a number from -2^64 to 2^64", sum))
 			s.Hist.Sum, s.noSum = nil, true
 		}
 	}
@@ -252,7 +252,7 @@ func canonical(v float64) float64 {
 
 // decodeLabels returns the labels of a series. Those without a value are left
 // out: to Prometheus they are not there.
-func decodeLabels(in []*dto.LabelPair, limits Limits, t metrics.Type) (string, *refusal) {
+func decodeLabels(in []*dto.LabelPair, limits Limits, t metrics.Type) (string, *Refusal) {
 	if len(in) > metrics.MaxLabels {
 		return "", refuse(metrics.ReasonTooManyLabels, "%d labels, at most %d", len(in), metrics.MaxLabels)
 	}
@@ -271,14 +271,14 @@ func decodeLabels(in []*dto.LabelPair, limits Limits, t metrics.Type) (string, *
 		}
 	}
 	labels, r := joinLabels(in, limits.MaxLabelsBytes)
-	if r != nil && r.reason == metrics.ReasonLabelsTooLong {
-		r.message += " (--max-pushed-labels-bytes)"
+	if r != nil && r.Reason == metrics.ReasonLabelsTooLong {
+		r.Message += " (--max-pushed-labels-bytes)"
 	}
 	return labels, r
 }
 
 // joinLabels sorts and joins labels whose names are valid.
-func joinLabels(in []*dto.LabelPair, limit int) (string, *refusal) {
+func joinLabels(in []*dto.LabelPair, limit int) (string, *Refusal) {
 	slices.SortFunc(in, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
 	size := 0
 	for i, l := range in {
@@ -308,36 +308,36 @@ func joinLabels(in []*dto.LabelPair, limit int) (string, *refusal) {
 
 // decodeExemplar returns nil if the exemplar of the series is refused, which goes
 // to values.
-func decodeExemplar(in *dto.Exemplar, labels string, values *Refusals) *exemplar {
+func decodeExemplar(in *dto.Exemplar, labels string, values *Refusals) *Exemplar {
 	e, r := checkExemplar(in)
 	if r != nil {
-		values.add(ofValues, labels, r)
+		values.add(OfValues, labels, r)
 		return nil
 	}
 	return &e
 }
 
-func checkExemplar(in *dto.Exemplar) (exemplar, *refusal) {
-	e := exemplar{Value: canonical(in.GetValue())}
+func checkExemplar(in *dto.Exemplar) (Exemplar, *Refusal) {
+	e := Exemplar{Value: canonical(in.GetValue())}
 	for _, l := range in.GetLabel() {
 		if !model.LegacyValidation.IsValidLabelName(l.GetName()) {
 			return e, refuse(reasonInvalidExemplar, "label name %q of an exemplar", agent.ShortenText(l.GetName(), metrics.MaxLabelNameBytes))
 		}
 	}
-	var r *refusal
+	var r *Refusal
 	if e.Labels, r = joinLabels(in.GetLabel(), maxExemplarBytes); r != nil {
-		return e, refuse(reasonInvalidExemplar, "exemplar: %s", r.message)
+		return e, refuse(reasonInvalidExemplar, "exemplar: %s", r.Message)
 	}
 	if in.Timestamp != nil {
 		if e.Time, r = decodeTime(in.Timestamp); r != nil {
-			return e, refuse(reasonInvalidExemplar, "exemplar: %s", r.message)
+			return e, refuse(reasonInvalidExemplar, "exemplar: %s", r.Message)
 		}
 	}
 	return e, nil
 }
 
 // decodeTime returns nanoseconds since 1970.
-func decodeTime(in *timestamppb.Timestamp) (int64, *refusal) {
+func decodeTime(in *timestamppb.Timestamp) (int64, *Refusal) {
 	const most = math.MaxInt64/int64(time.Second) - 1 // in the year 2262
 	if err := in.CheckValid(); err != nil || in.Seconds < 0 || in.Seconds > most {
 		return 0, refuse(reasonInvalidTime, "time of %d s is not within 1970 and 2262", in.Seconds)

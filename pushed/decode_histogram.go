@@ -21,7 +21,7 @@ const (
 const maxQuantiles = 64
 
 // decodeSummary returns count and sum, and the quantiles sorted.
-func decodeSummary(in *dto.Summary) (*distribution, []quantile, *refusal) {
+func decodeSummary(in *dto.Summary) (*Distribution, []Quantile, *Refusal) {
 	count := float64(in.GetSampleCount())
 	if count > maxCount {
 		return nil, nil, refuse(reasonInvalidSummary, "count %v, at most 2^53", count)
@@ -29,25 +29,25 @@ func decodeSummary(in *dto.Summary) (*distribution, []quantile, *refusal) {
 	if n := len(in.GetQuantile()); n > maxQuantiles {
 		return nil, nil, refuse(reasonInvalidSummary, "%d quantiles, at most %d", n, maxQuantiles)
 	}
-	var quantiles []quantile
+	var quantiles []Quantile
 	for _, q := range in.GetQuantile() {
 		rank := canonical(q.GetQuantile())
 		if !(rank >= 0 && rank <= 1) {
 			return nil, nil, refuse(reasonInvalidSummary, "quantile %v is not within 0 and 1", rank)
 		}
-		quantiles = append(quantiles, quantile{rank, canonical(q.GetValue())})
+		quantiles = append(quantiles, Quantile{rank, canonical(q.GetValue())})
 	}
-	slices.SortFunc(quantiles, func(a, b quantile) int { return cmp.Compare(a.Rank, b.Rank) })
+	slices.SortFunc(quantiles, func(a, b Quantile) int { return cmp.Compare(a.Rank, b.Rank) })
 	for i := range quantiles {
 		if i > 0 && quantiles[i].Rank == quantiles[i-1].Rank {
 			return nil, nil, refuse(reasonInvalidSummary, "quantile %v twice", quantiles[i].Rank)
 		}
 	}
-	return &distribution{Count: count, Sum: exact{canonical(in.GetSampleSum())}}, quantiles, nil
+	return &Distribution{Count: count, Sum: ExactSum{canonical(in.GetSampleSum())}}, quantiles, nil
 }
 
-func decodeHistogram(in *dto.Histogram, labels string, values *Refusals) (*distribution, *refusal) {
-	d := &distribution{Sum: exact{canonical(in.GetSampleSum())}}
+func decodeHistogram(in *dto.Histogram, labels string, values *Refusals) (*Distribution, *Refusal) {
+	d := &Distribution{Sum: ExactSum{canonical(in.GetSampleSum())}}
 	var ok bool
 	if d.Count, ok = decodeCount(in.GetSampleCountFloat(), in.GetSampleCount()); !ok {
 		return nil, refuse(reasonInvalidHistogram, "sample count is not within 0 and 2^53")
@@ -93,7 +93,7 @@ func quantize(f float64) float64 {
 	return math.Floor(f/countQuantum) * countQuantum
 }
 
-func (d *distribution) decodeClassic(buckets []*dto.Bucket, labels string, values *Refusals) *refusal {
+func (d *Distribution) decodeClassic(buckets []*dto.Bucket, labels string, values *Refusals) *Refusal {
 	if len(buckets) > maxBuckets {
 		return refuse(reasonInvalidHistogram, "%d buckets, at most %d", len(buckets), maxBuckets)
 	}
@@ -114,7 +114,7 @@ func (d *distribution) decodeClassic(buckets []*dto.Bucket, labels string, value
 		}
 		if e := b.GetExemplar(); e != nil {
 			if decoded := decodeExemplar(e, labels, values); decoded != nil {
-				d.Exemplars = append(d.Exemplars, bucketExemplar{bound, *decoded})
+				d.Exemplars = append(d.Exemplars, BucketExemplar{bound, *decoded})
 			}
 		}
 		if !math.IsInf(bound, 1) {
@@ -138,7 +138,7 @@ func isFloat(in *dto.Histogram) bool {
 		len(in.GetPositiveCount()) > 0 || len(in.GetNegativeCount()) > 0
 }
 
-func (d *distribution) decodeNative(in *dto.Histogram) *refusal {
+func (d *Distribution) decodeNative(in *dto.Histogram) *Refusal {
 	buckets := max(len(in.GetPositiveDelta()), len(in.GetPositiveCount())) +
 		max(len(in.GetNegativeDelta()), len(in.GetNegativeCount()))
 	switch threshold := in.GetZeroThreshold(); {
@@ -208,7 +208,7 @@ func (d *distribution) decodeNative(in *dto.Histogram) *refusal {
 }
 
 // decodeSpans bounds what the library does arithmetic with.
-func decodeSpans(in []*dto.BucketSpan) ([]histogram.Span, *refusal) {
+func decodeSpans(in []*dto.BucketSpan) ([]histogram.Span, *Refusal) {
 	if len(in) > maxBuckets {
 		return nil, refuse(reasonInvalidNative, "%d spans of native buckets, at most %d", len(in), maxBuckets)
 	}

@@ -7,33 +7,33 @@ import (
 	"github.com/prometheus/prometheus/model/histogram"
 )
 
-// distribution is what a histogram or the count and sum of a summary hold.
+// Distribution is what a histogram or the count and sum of a summary hold.
 // Counts are multiples of countQuantum, so that their sums are exact in any
 // order up to 2^37, those of whole numbers up to 2^53.
-type distribution struct {
+type Distribution struct {
 	Count float64
-	Sum   exact
+	Sum   ExactSum
 	// Bounds of the classic buckets in increasing order, +Inf left out, and the
 	// cumulative count of each.
 	Bounds, Counts []float64
 	// Exemplars of the classic buckets, by bound; +Inf is one.
-	Exemplars []bucketExemplar
+	Exemplars []BucketExemplar
 	// Native are the native buckets; nil: there are none. Its Count is Count,
 	// its Sum is not used.
 	Native *histogram.FloatHistogram
 	// NativeExemplars are in the order of their times.
-	NativeExemplars []exemplar
+	NativeExemplars []Exemplar
 }
 
-// bucketExemplar is the exemplar of the bucket up to Bound.
-type bucketExemplar struct {
+// BucketExemplar is the exemplar of the bucket up to Bound.
+type BucketExemplar struct {
 	Bound float64
 	// Exemplar is not embedded: gob leaves out embedded structs of unexported types.
-	Exemplar exemplar
+	Exemplar Exemplar
 }
 
-// exemplar is one of the observations that were counted.
-type exemplar struct {
+// Exemplar is one of the observations that were counted.
+type Exemplar struct {
 	// Labels as those of a series.
 	Labels string
 	Value  float64
@@ -53,7 +53,7 @@ const (
 )
 
 // lines is what d counts as against limits on series.
-func (d *distribution) lines() int {
+func (d *Distribution) lines() int {
 	if d == nil {
 		return 0
 	}
@@ -67,7 +67,7 @@ func (d *distribution) lines() int {
 // resetSince reports whether d was counted from 0 again after old: any count is
 // lower, or the buckets are others, which a process has only if it makes the
 // histogram anew.
-func (d *distribution) resetSince(old *distribution) bool {
+func (d *Distribution) resetSince(old *Distribution) bool {
 	if d.Count < old.Count || !slices.Equal(d.Bounds, old.Bounds) {
 		return true
 	}
@@ -88,14 +88,14 @@ func (d *distribution) resetSince(old *distribution) bool {
 }
 
 // withSum returns d with another sum.
-func (d *distribution) withSum(sum exact) *distribution {
+func (d *Distribution) withSum(sum ExactSum) *Distribution {
 	out := *d
 	out.Sum = sum
 	return &out
 }
 
 // larger returns the one that counted more; of equal ones, and where a is nil, b.
-func larger(a, b *distribution) *distribution {
+func larger(a, b *Distribution) *Distribution {
 	if a != nil && (b == nil || a.Count > b.Count) {
 		return a
 	}
@@ -103,8 +103,8 @@ func larger(a, b *distribution) *distribution {
 }
 
 // minus returns -d, without exemplars.
-func (d *distribution) minus() *distribution {
-	n := &distribution{Count: -d.Count, Sum: d.Sum.minus(), Bounds: d.Bounds, Counts: make([]float64, len(d.Counts))}
+func (d *Distribution) minus() *Distribution {
+	n := &Distribution{Count: -d.Count, Sum: d.Sum.minus(), Bounds: d.Bounds, Counts: make([]float64, len(d.Counts))}
 	for i := range d.Counts {
 		n.Counts[i] = -d.Counts[i]
 	}
@@ -126,11 +126,11 @@ func (d *distribution) minus() *distribution {
 // stays part of the sum, it is never finer again. Where some have native
 // buckets, those that have none count in the native bucket of their classic
 // bucket's bound.
-func sumDistributions(list []*distribution) *distribution {
+func sumDistributions(list []*Distribution) *Distribution {
 	if len(list) == 1 {
 		return list[0]
 	}
-	sum := &distribution{Bounds: uniteBounds(list)}
+	sum := &Distribution{Bounds: uniteBounds(list)}
 	sum.Counts = make([]float64, len(sum.Bounds))
 	schema, native := maxSchema, false
 	for _, d := range list {
@@ -164,7 +164,7 @@ func sumDistributions(list []*distribution) *distribution {
 // above the widest zero bucket of list. Else a process that takes its fine
 // buckets into its zero bucket would cut a coarse bucket of the sum served
 // before in two, which Prometheus takes for a reset.
-func sumNative(list []*distribution, schema int32) *histogram.FloatHistogram {
+func sumNative(list []*Distribution, schema int32) *histogram.FloatHistogram {
 	zero := 0.0
 	for _, d := range list {
 		if d.Native != nil {
@@ -192,7 +192,7 @@ func sumNative(list []*distribution, schema int32) *histogram.FloatHistogram {
 	return sum.Compact(0)
 }
 
-func uniteBounds(list []*distribution) []float64 {
+func uniteBounds(list []*Distribution) []float64 {
 	bounds, same := list[0].Bounds, true
 	for _, d := range list[1:] {
 		same = same && slices.Equal(d.Bounds, bounds)
@@ -210,7 +210,7 @@ func uniteBounds(list []*distribution) []float64 {
 
 // asNative returns the classic buckets as native ones of the finest resolution:
 // each counts where its bound is, that of +Inf in the bucket of +Inf.
-func (d *distribution) asNative() *histogram.FloatHistogram {
+func (d *Distribution) asNative() *histogram.FloatHistogram {
 	n := &histogram.FloatHistogram{Schema: maxSchema, Count: d.Count}
 	var positive, negative []nativeBucket
 	before := 0.0
@@ -292,11 +292,11 @@ func layOut(buckets []nativeBucket) (spans []histogram.Span, counts []float64) {
 
 // newestByBucket returns the newer exemplar of each bucket; of equally old ones
 // that of b. Neither is changed.
-func newestByBucket(a, b []bucketExemplar) []bucketExemplar {
+func newestByBucket(a, b []BucketExemplar) []BucketExemplar {
 	if len(a) == 0 {
 		return b
 	}
-	out := make([]bucketExemplar, 0, max(len(a), len(b)))
+	out := make([]BucketExemplar, 0, max(len(a), len(b)))
 	for len(a) > 0 && len(b) > 0 {
 		switch {
 		case a[0].Bound < b[0].Bound:
@@ -315,7 +315,7 @@ func newestByBucket(a, b []bucketExemplar) []bucketExemplar {
 }
 
 // newestExemplars returns the newest of both, each once. Neither is changed.
-func newestExemplars(a, b []exemplar) []exemplar {
+func newestExemplars(a, b []Exemplar) []Exemplar {
 	if len(a) == 0 {
 		return b
 	}

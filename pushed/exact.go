@@ -15,26 +15,26 @@ const maxSum = maxTerm << 32
 // isSum reports whether v is a number, and can be a sum of terms.
 func isSum(v float64) bool { return math.Abs(v) <= maxSum }
 
-// exact is a sum of numbers without rounding errors: terms that do not overlap,
+// ExactSum is a sum of numbers without rounding errors: terms that do not overlap,
 // in increasing magnitude, whose sum it is (Shewchuk 1997, "Adaptive precision
 // floating-point arithmetic"). Whole numbers below 2^53 take one term.
 //
 // Plain sums depend on the order of adding. When instances are folded that
 // order changes, and a sum that falls by its last digit is a reset of the
 // counter to Prometheus. The value of an exact sum does not depend on it.
-type exact []float64
+type ExactSum []float64
 
 // plus returns e + x; e is not changed.
-func (e exact) plus(x float64) exact {
-	return append(make(exact, 0, len(e)+1), e...).add(x)
+func (e ExactSum) plus(x float64) ExactSum {
+	return append(make(ExactSum, 0, len(e)+1), e...).add(x)
 }
 
 // plusAll returns e + o; neither is changed.
-func (e exact) plusAll(o exact) exact {
-	return append(make(exact, 0, len(e)+len(o)), e...).addAll(o)
+func (e ExactSum) plusAll(o ExactSum) ExactSum {
+	return append(make(ExactSum, 0, len(e)+len(o)), e...).addAll(o)
 }
 
-func (e exact) addAll(o exact) exact {
+func (e ExactSum) addAll(o ExactSum) ExactSum {
 	for _, x := range o {
 		e = e.add(x)
 	}
@@ -42,8 +42,8 @@ func (e exact) addAll(o exact) exact {
 }
 
 // minus returns -e.
-func (e exact) minus() exact {
-	n := make(exact, len(e))
+func (e ExactSum) minus() ExactSum {
+	n := make(ExactSum, len(e))
 	for i := range e {
 		n[i] = -e[i]
 	}
@@ -52,7 +52,7 @@ func (e exact) minus() exact {
 
 // add returns e + x in place of e. A sum beyond all numbers is infinite, and
 // stays so; NaN likewise.
-func (e exact) add(x float64) exact {
+func (e ExactSum) add(x float64) ExactSum {
 	if len(e) == 1 && (math.IsInf(e[0], 0) || math.IsNaN(e[0])) {
 		e[0] += x
 		return e
@@ -76,7 +76,7 @@ func (e exact) add(x float64) exact {
 }
 
 // value returns the number nearest to the sum; of two as near the even one.
-func (e exact) value() float64 {
+func (e ExactSum) value() float64 {
 	if len(e) == 0 {
 		return 0
 	}

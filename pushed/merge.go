@@ -54,7 +54,7 @@ func (c Contributor) CompareAge(o Contributor) int {
 // Contribution is what one instance has of a family.
 type Contribution struct {
 	Contributor
-	Family *family
+	Family *Family
 }
 
 func sortByAge(all []Contribution) {
@@ -65,7 +65,7 @@ func sortByAge(all []Contribution) {
 // labels. Without them the zero bucket could become narrower, when an instance
 // widens its own and loses the bucket for which the sum's was widened. Prometheus
 // takes that for a reset.
-type Floors map[string]*distribution
+type Floors map[string]*Distribution
 
 // Merge makes one family of those that instances have of a name and a type:
 // counters, histograms and summaries of all, gauges and untyped series of those that
@@ -74,13 +74,13 @@ type Floors map[string]*distribution
 // floors are those that the Merge before returned for the name. The ones that it
 // returns are for the next, and have no series that the family lacks. Neither is
 // changed. all is sorted anew.
-func (p Policy) Merge(all []Contribution, floors Floors) (*family, Floors) {
+func (p Policy) Merge(all []Contribution, floors Floors) (*Family, Floors) {
 	all = slices.DeleteFunc(all, func(c Contribution) bool { return !c.Live && !c.Family.Cumulative() })
 	if len(all) == 0 {
 		return nil, nil
 	}
 	sortByAge(all)
-	out := &family{Name: all[0].Family.Name, Type: all[0].Family.Type}
+	out := &Family{Name: all[0].Family.Name, Type: all[0].Family.Type}
 	for _, c := range all {
 		out.Help = cmp.Or(c.Family.Help, out.Help)
 	}
@@ -93,7 +93,7 @@ func (p Policy) Merge(all []Contribution, floors Floors) (*family, Floors) {
 			addQuantiles(out.Series, all)
 		}
 		if hidden := refusedOnly(all); hidden != nil {
-			out.Series = slices.DeleteFunc(out.Series, func(s series) bool { return hidden[s.Labels] })
+			out.Series = slices.DeleteFunc(out.Series, func(s Series) bool { return hidden[s.Labels] })
 		}
 	case how == metrics.MergeSticky:
 		out.Series = longestPresent(all).Series
@@ -109,17 +109,17 @@ func (p Policy) Merge(all []Contribution, floors Floors) (*family, Floors) {
 // Fold returns the family that the totals have of a name, once all that is in the
 // contributions is merged into them. One of these is what the totals had. All are
 // cumulative. all, which is not empty, is sorted anew.
-func (p Policy) Fold(all []Contribution) *family {
+func (p Policy) Fold(all []Contribution) *Family {
 	sortByAge(all)
 	newest := all[len(all)-1].Family
-	return &family{
+	return &Family{
 		Name: newest.Name, Type: newest.Type, Help: newest.Help, Series: sumSeries(all, p.isWhole(newest.Name, newest.Type), nil),
 	}
 }
 
 // contributedSeries is a series of one instance.
 type contributedSeries struct {
-	*series
+	*Series
 	of *Contributor
 }
 
@@ -147,10 +147,10 @@ func groupByLabels(all []Contribution) [][]contributedSeries {
 // sumSeries adds up cumulative series. What is summed is in Base and BaseHist
 // alone, so that a sum can be added to again. floors are added too. If each
 // instance has the whole, the largest is taken, in Value or Hist.
-func sumSeries(all []Contribution, whole bool, floors Floors) []series {
+func sumSeries(all []Contribution, whole bool, floors Floors) []Series {
 	groups := groupByLabels(all)
-	out := make([]series, len(groups))
-	var parts []*distribution
+	out := make([]Series, len(groups))
+	var parts []*Distribution
 	for i, group := range groups {
 		sum := &out[i]
 		sum.Labels = group[0].Labels
@@ -168,7 +168,7 @@ func sumSeries(all []Contribution, whole bool, floors Floors) []series {
 				sum.Value, sum.Hist = max(sum.Value, value), larger(sum.Hist, hist)
 				continue
 			}
-			for _, d := range []*distribution{s.BaseHist, s.Hist} {
+			for _, d := range []*Distribution{s.BaseHist, s.Hist} {
 				if d != nil {
 					parts = append(parts, d)
 				}
@@ -187,7 +187,7 @@ func sumSeries(all []Contribution, whole bool, floors Floors) []series {
 
 // whole returns what an instance counted of a series of which each has the whole.
 // What the totals have may have been summed, before the operator set another way.
-func (s *contributedSeries) whole() (float64, *distribution) {
+func (s *contributedSeries) whole() (float64, *Distribution) {
 	if !s.of.isTotals() {
 		return s.Value, s.Hist
 	}
@@ -224,8 +224,8 @@ func refusedOnly(all []Contribution) map[string]bool {
 
 // addQuantiles gives each merged summary the quantiles of the only live instance
 // that has it.
-func addQuantiles(merged []series, all []Contribution) {
-	only := make(map[string]*series) // nil: several have it
+func addQuantiles(merged []Series, all []Contribution) {
+	only := make(map[string]*Series) // nil: several have it
 	for _, c := range all {
 		if !c.Live {
 			continue
@@ -247,7 +247,7 @@ func addQuantiles(merged []series, all []Contribution) {
 
 // next returns how coarse the native buckets of a merged family are, as distributions
 // without counts.
-func (f Floors) next(merged *family) Floors {
+func (f Floors) next(merged *Family) Floors {
 	var next Floors
 	for i := range merged.Series {
 		s := &merged.Series[i]
@@ -256,7 +256,7 @@ func (f Floors) next(merged *family) Floors {
 		}
 		n, floor := s.BaseHist.Native, f[s.Labels]
 		if floor == nil || floor.Native.Schema != n.Schema || floor.Native.ZeroThreshold != n.ZeroThreshold || len(floor.Bounds) != len(s.BaseHist.Bounds) {
-			floor = &distribution{
+			floor = &Distribution{
 				Bounds: s.BaseHist.Bounds,
 				Counts: make([]float64, len(s.BaseHist.Bounds)),
 				Native: &histogram.FloatHistogram{Schema: n.Schema, ZeroThreshold: n.ZeroThreshold},
@@ -271,14 +271,14 @@ func (f Floors) next(merged *family) Floors {
 }
 
 // combineGauges makes one value of each series' current ones.
-func combineGauges(all []Contribution, how metrics.Merge) []series {
+func combineGauges(all []Contribution, how metrics.Merge) []Series {
 	if how == metrics.MergeStickySeries { // of two that had it at once all replicas choose the same
 		slices.SortFunc(all, func(a, b Contribution) int { return bytes.Compare(a.Instance[:], b.Instance[:]) })
 	}
 	groups := groupByLabels(all)
-	out := make([]series, len(groups))
+	out := make([]Series, len(groups))
 	for i, group := range groups {
-		best := *group[0].series
+		best := *group[0].Series
 		if combines(how) && len(group) > 1 {
 			best.Value = combine(how, group)
 			out[i] = best
@@ -288,11 +288,11 @@ func combineGauges(all []Contribution, how metrics.Merge) []series {
 			switch how {
 			case metrics.MergeNewest: // of several the instance with the newest snapshot
 				if s.Changed >= best.Changed {
-					best = *s.series
+					best = *s.Series
 				}
 			default: // whichever had it first
 				if s.Since < best.Since {
-					best = *s.series
+					best = *s.Series
 				}
 			}
 		}
@@ -333,7 +333,7 @@ func combine(how metrics.Merge, group []contributedSeries) float64 {
 	case how == metrics.MergeMax || alone:
 		return slices.Max(terms)
 	}
-	var sum exact
+	var sum ExactSum
 	for _, v := range terms {
 		sum = sum.add(v)
 	}
@@ -343,7 +343,7 @@ func combine(how metrics.Merge, group []contributedSeries) float64 {
 // longestPresent returns the family of the instance that has had it longest without
 // a break. So it is served from there while others come and go, whichever replica
 // serves it.
-func longestPresent(all []Contribution) *family {
+func longestPresent(all []Contribution) *Family {
 	return slices.MinFunc(all, func(a, b Contribution) int {
 		return cmp.Or(cmp.Compare(a.Family.Since, b.Family.Since), bytes.Compare(a.Instance[:], b.Instance[:]))
 	}).Family

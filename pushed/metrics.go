@@ -131,10 +131,10 @@ func (f *Families) registerGauges(reg prometheus.Registerer) error {
 }
 
 func (m *ownMetrics) countRefused(refused []Refusals) {
-	by := map[scope]*prometheus.CounterVec{ofFamily: m.refused, ofSeries: m.refusedSeries, ofValues: m.refusedValues}
+	by := map[Scope]*prometheus.CounterVec{OfFamily: m.refused, OfSeries: m.refusedSeries, OfValues: m.refusedValues}
 	for _, all := range refused {
 		for _, r := range all {
-			by[r.of].WithLabelValues(string(r.reason)).Add(float64(r.count))
+			by[r.Scope].WithLabelValues(string(r.Reason)).Add(float64(r.Count))
 		}
 	}
 }

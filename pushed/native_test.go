@@ -333,11 +333,11 @@ func TestNativeBound(t *testing.T) {
 }
 
 func TestResetSince(t *testing.T) {
-	d := func(count float64, counts ...float64) *distribution {
-		return &distribution{Count: count, Bounds: []float64{1, 2, 3}[:len(counts)], Counts: counts}
+	d := func(count float64, counts ...float64) *Distribution {
+		return &Distribution{Count: count, Bounds: []float64{1, 2, 3}[:len(counts)], Counts: counts}
 	}
 	for _, c := range []struct {
-		old, next *distribution
+		old, next *Distribution
 		want      bool
 	}{
 		{d(5, 1, 2, 3), d(5, 1, 2, 3), false},

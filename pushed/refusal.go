@@ -41,70 +41,73 @@ const (
 // and reasons.
 const MaxMessages = 64
 
-// scope is what a refusal removes.
-type scope uint8
+// Scope is what a refusal removes.
+type Scope uint8
 
 const (
-	ofFamily scope = iota
-	ofSeries
-	ofValues
+	// OfFamily removes a family.
+	OfFamily Scope = iota
+	// OfSeries removes series. The others of the family are served.
+	OfSeries
+	// OfValues removes values. Their series are served.
+	OfValues
 )
 
-// refusal is why a family, some of its series or some of their values are refused.
-type refusal struct {
-	reason metrics.Reason
-	of     scope
-	// message describes the first one. count is their number.
-	message string
-	count   int
+// Refusal is why a family, some of its series or some of their values are refused.
+type Refusal struct {
+	Reason metrics.Reason
+	Scope  Scope
+	// Message describes the first one, for people. Count is their number.
+	Message string
+	Count   int
 }
 
 // refuse refuses a family, or whatever the caller is about to add to Refusals.
-func refuse(reason metrics.Reason, format string, args ...any) *refusal {
-	return &refusal{reason: reason, message: fmt.Sprintf(format, args...), count: 1}
+func refuse(reason metrics.Reason, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Message: fmt.Sprintf(format, args...), Count: 1}
 }
 
 // text is the refusal for people.
-func (r *refusal) text() string {
+func (r *Refusal) text() string {
 	switch {
-	case r.of == ofFamily:
-		return r.message
-	case r.of == ofValues:
-		return fmt.Sprintf("left out %d times, the first: %s", r.count, r.message)
-	case r.count == 1:
-		return r.message
+	case r.Scope == OfFamily:
+		return r.Message
+	case r.Scope == OfValues:
+		return fmt.Sprintf("left out %d times, the first: %s", r.Count, r.Message)
+	case r.Count == 1:
+		return r.Message
 	}
-	return fmt.Sprintf("%d series, the first: %s", r.count, r.message)
+	return fmt.Sprintf("%d series, the first: %s", r.Count, r.Message)
 }
 
 // Refusals are those of one family, one for each reason.
-type Refusals []*refusal
+type Refusals []*Refusal
 
 // add counts a series, or a value of one, as refused. labels may not be known.
-func (l *Refusals) add(of scope, labels string, r *refusal) {
+func (l *Refusals) add(of Scope, labels string, r *Refusal) {
 	for _, before := range *l {
-		if before.reason == r.reason && before.of == of {
-			before.count++
+		if before.Reason == r.Reason && before.Scope == of {
+			before.Count++
 			return
 		}
 	}
-	message := r.message
+	message := r.Message
 	if labels != "" {
 		message = fmt.Sprintf("{%s}: %s", labelsText(labels), message)
 	}
-	*l = append(*l, &refusal{r.reason, of, message, 1})
+	*l = append(*l, &Refusal{r.Reason, of, message, 1})
 }
 
 // NeedRoom reports whether series are refused that more room would admit.
 func (l Refusals) NeedRoom() bool {
-	return slices.ContainsFunc(l, func(r *refusal) bool {
-		return r.reason == reasonTooManySeries || r.reason == reasonTooManyBytes
+	return slices.ContainsFunc(l, func(r *Refusal) bool {
+		return r.Reason == reasonTooManySeries || r.Reason == reasonTooManyBytes
 	})
 }
 
 // invalidTerms returns the refusal of the gauges of a family that count in no sum,
 // maximum or minimum; nil: there are none.
-func (p Policy) invalidTerms(f *family) *refusal {
+func (p Policy) invalidTerms(f *Family) *Refusal {
 	if cumulative(f.Type) || !combines(p.of(f.Name, f.Type)) {
 		return nil
 	}
@@ -117,7 +120,7 @@ func (p Policy) invalidTerms(f *family) *refusal {
 	if n == 0 {
 		return nil
 	}
-	return &refusal{reason: reasonInvalidTerm, of: ofValues, count: n}
+	return &Refusal{Reason: reasonInvalidTerm, Scope: OfValues, Count: n}
 }
 
 // Messages returns the refusals that are sent to a coderd. refused are those of each
@@ -125,15 +128,15 @@ func (p Policy) invalidTerms(f *family) *refusal {
 func (s Snapshot) Messages(refused []Refusals) (out []agent.PushRefusal) {
 	for i, all := range refused {
 		for _, r := range all {
-			if r.reason == reasonInvalidTerm {
+			if r.Reason == reasonInvalidTerm {
 				continue
 			}
 			t := agent.PushRefusal{
-				Name:   agent.ShortenText(s[i].name, metrics.MaxNameBytes),
-				Reason: string(r.reason),
+				Name:   agent.ShortenText(s[i].Name, metrics.MaxNameBytes),
+				Reason: string(r.Reason),
 			}
-			if r.of != ofFamily {
-				t.Series = r.count
+			if r.Scope != OfFamily {
+				t.Series = r.Count
 			}
 			if len(out) < MaxMessages {
 				t.Message = r.text()
@@ -145,7 +148,7 @@ func (s Snapshot) Messages(refused []Refusals) (out []agent.PushRefusal) {
 }
 
 // nameRefusal is why a family of that name is refused.
-func nameRefusal(name string, reason metrics.Reason) *refusal {
+func nameRefusal(name string, reason metrics.Reason) *Refusal {
 	switch reason {
 	case metrics.ReasonNameTooLong:
 		return refuse(reason, "name of %d bytes, at most %d", len(name), metrics.MaxNameBytes)

@@ -87,7 +87,7 @@ func TestRefused(t *testing.T) {
 		})
 	}
 	d := decodeFamily([]byte{0xff}, Limits{}, start)
-	require.Equal(t, reasonUndecodable, d.refused[0].reason)
+	require.Equal(t, reasonUndecodable, d.Refused[0].Reason)
 }
 
 func h(template, in string) string { return strings.ReplaceAll(template, "%s", in) }

@@ -29,7 +29,7 @@ type Rendered struct {
 
 // Render writes a merged family, which has series, in both formats. It returns an
 // error only if the family is not one that was decoded or merged here.
-func Render(f *family) (*Rendered, error) {
+func Render(f *Family) (*Rendered, error) {
 	message := f.message()
 	var text, protobuf bytes.Buffer
 	if _, err := expfmt.MetricFamilyToText(&text, message); err != nil {
@@ -41,7 +41,7 @@ func Render(f *family) (*Rendered, error) {
 	return &Rendered{f.Name, f.Type, text.Bytes(), protobuf.Bytes()}, nil
 }
 
-func (f *family) message() *dto.MetricFamily {
+func (f *Family) message() *dto.MetricFamily {
 	out := &dto.MetricFamily{Name: &f.Name, Metric: make([]*dto.Metric, len(f.Series))}
 	if f.Help != "" {
 		out.Help = &f.Help
@@ -88,7 +88,7 @@ func (f *family) message() *dto.MetricFamily {
 }
 
 // merged is the distribution of a merged series: a sum, or one of the whole.
-func (s *series) merged() *distribution {
+func (s *Series) merged() *Distribution {
 	if s.Hist != nil {
 		return s.Hist
 	}
@@ -111,14 +111,14 @@ func timestamp(ns int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.Unix(0, ns))
 }
 
-func (e *exemplar) message() *dto.Exemplar {
+func (e *Exemplar) message() *dto.Exemplar {
 	return &dto.Exemplar{Label: labelPairs(e.Labels), Value: &e.Value, Timestamp: timestamp(e.Time)}
 }
 
 // message returns d as a histogram. Its counts are whole numbers unless one of
 // them is not, or is so large that Prometheus could find that they do not add
 // up.
-func (d *distribution) message() *dto.Histogram {
+func (d *Distribution) message() *dto.Histogram {
 	out := &dto.Histogram{SampleSum: proto.Float64(d.Sum.value())}
 	whole := d.whole()
 	count := func(v float64) (n *uint64, f *float64) {
@@ -168,7 +168,7 @@ func (d *distribution) message() *dto.Histogram {
 
 // whole reports whether all counts are whole numbers that are exact, and those
 // of native buckets add up: observations that were no number are in none.
-func (d *distribution) whole() bool {
+func (d *Distribution) whole() bool {
 	isWhole := func(v float64) bool { return v == math.Trunc(v) && v <= maxCount }
 	ok := isWhole(d.Count)
 	for _, c := range d.Counts {

@@ -36,7 +36,7 @@ type encodedRow struct {
 	// Folded families lack their bases, which follow from the last values.
 	Folded   bool
 	Refused  []agent.PushRefusal
-	Families []*family
+	Families []*Family
 }
 
 // Codec encodes and decodes rows. It is used by one goroutine at a time.
@@ -67,7 +67,7 @@ func NewCodec() (*Codec, error) {
 func (c *Codec) Encode(in *Row) ([]byte, error) {
 	r := encodedRow{
 		Interval: in.Interval, Snapshot: in.Snapshot, Final: in.Final, Folded: in.Folded, Refused: in.Refused,
-		Families: make([]*family, 0, len(in.Families)),
+		Families: make([]*Family, 0, len(in.Families)),
 	}
 	for _, f := range in.Families {
 		if in.Folded {
@@ -75,7 +75,7 @@ func (c *Codec) Encode(in *Row) ([]byte, error) {
 		}
 		r.Families = append(r.Families, f)
 	}
-	slices.SortFunc(r.Families, func(a, b *family) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(r.Families, func(a, b *Family) int { return strings.Compare(a.Name, b.Name) })
 	var plain bytes.Buffer
 	if err := gob.NewEncoder(&plain).Encode(&r); err != nil {
 		return nil, fmt.Errorf("encode a row: %w", err)
@@ -123,7 +123,7 @@ func (c *Codec) Decode(data []byte, isTotals bool) (_ *Row, omitted int, _ error
 // heal leaves out what of a cumulative family is no number any more, or beyond all
 // that is measured: rows of before this was refused have it. It returns how much
 // that is.
-func (f *family) heal(isTotals bool) (omitted int) {
+func (f *Family) heal(isTotals bool) (omitted int) {
 	if !cumulative(f.Type) {
 		return 0
 	}
@@ -155,17 +155,17 @@ func (f *family) heal(isTotals bool) (omitted int) {
 
 // dropEmptyExemplars drops the exemplars of buckets that rows of before have
 // without their content.
-func (f *family) dropEmptyExemplars() {
+func (f *Family) dropEmptyExemplars() {
 	for i := range f.Series {
-		for _, d := range []*distribution{f.Series[i].Hist, f.Series[i].BaseHist} {
+		for _, d := range []*Distribution{f.Series[i].Hist, f.Series[i].BaseHist} {
 			if d != nil {
-				d.Exemplars = slices.DeleteFunc(d.Exemplars, func(e bucketExemplar) bool { return e.Exemplar == exemplar{} })
+				d.Exemplars = slices.DeleteFunc(d.Exemplars, func(e BucketExemplar) bool { return e.Exemplar == Exemplar{} })
 			}
 		}
 	}
 }
 
-func (f *family) withoutBases() *family {
+func (f *Family) withoutBases() *Family {
 	out := *f
 	out.Series = slices.Clone(f.Series)
 	for i := range out.Series {

@@ -29,11 +29,11 @@ func rowOf(t *testing.T, id agent.Instance, r Row) agent.PushRow {
 func TestRowsHeal(t *testing.T) {
 	for _, bad := range []float64{1e300, -1, math.NaN(), math.Inf(1), math.Inf(-1)} {
 		families := func(hist bool) Set {
-			x := &family{Name: "x_total", Type: metrics.Counter, Series: []series{{Value: bad}}}
+			x := &Family{Name: "x_total", Type: metrics.Counter, Series: []Series{{Value: bad}}}
 			if !hist {
 				return Set{x.Name: x}
 			}
-			s := &family{Name: "s", Type: metrics.Summary, Series: []series{{Hist: &distribution{Count: 2, Sum: exact{bad}}}}}
+			s := &Family{Name: "s", Type: metrics.Summary, Series: []Series{{Hist: &Distribution{Count: 2, Sum: ExactSum{bad}}}}}
 			return Set{s.Name: s, x.Name: x}
 		}
 		for name, rows := range map[string]map[agent.Instance]agent.PushRow{

@@ -321,7 +321,7 @@ func TestGaugesInAnyOrder(t *testing.T) {
 	)
 	group := func(values []float64) (out []contributedSeries) {
 		for _, v := range values {
-			out = append(out, contributedSeries{series: &series{Value: canonical(v)}})
+			out = append(out, contributedSeries{Series: &Series{Value: canonical(v)}})
 		}
 		return out
 	}

@@ -12,7 +12,7 @@ import (
 
 // Set is the families of one instance, or of the totals, by name. Its methods do
 // not change it. Sets share families, which are never changed.
-type Set map[string]*family
+type Set map[string]*Family
 
 // Lines returns what the set counts as against limits on series: each line in a
 // scrape, and each KiB of labels.
@@ -31,7 +31,7 @@ func (s Set) Names() []string { return slices.Collect(maps.Keys(s)) }
 // have.
 func (s Set) OfTypes(types Types) Set {
 	out := maps.Clone(s)
-	maps.DeleteFunc(out, func(_ string, f *family) bool { return !types.Include(f) })
+	maps.DeleteFunc(out, func(_ string, f *Family) bool { return !types.Include(f) })
 	if len(out) == len(s) {
 		return s
 	}
@@ -43,7 +43,7 @@ func (s Set) OfTypes(types Types) Set {
 func (s Set) Mortal() []string {
 	var out []string
 	for name, f := range s {
-		if !f.Cumulative() || f.Type == metrics.Summary || slices.ContainsFunc(f.Series, func(s series) bool { return s.Refused }) {
+		if !f.Cumulative() || f.Type == metrics.Summary || slices.ContainsFunc(f.Series, func(s Series) bool { return s.Refused }) {
 			out = append(out, name)
 		}
 	}
@@ -73,7 +73,7 @@ const SpareParts = 16
 func (s Set) Trim(most int, alive []Set) (_ Set, forgotten int) {
 	type candidate struct {
 		family string
-		*series
+		*Series
 	}
 	known := seriesOf(alive)
 	var oldest []candidate
@@ -87,9 +87,9 @@ func (s Set) Trim(most int, alive []Set) (_ Set, forgotten int) {
 	slices.SortFunc(oldest, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.Changed, b.Changed), cmp.Compare(a.family, b.family), cmp.Compare(a.Labels, b.Labels))
 	})
-	drop := make(map[*series]bool)
+	drop := make(map[*Series]bool)
 	for lines := s.Lines(); len(oldest) > 0 && lines > most-most/SpareParts; oldest = oldest[1:] {
-		drop[oldest[0].series] = true
+		drop[oldest[0].Series] = true
 		lines -= oldest[0].lines()
 	}
 	out := make(Set, len(s))
@@ -132,23 +132,23 @@ func seriesOf(sets []Set) map[string]map[string]bool {
 // nil: there are none. kept is the rest. If such a series comes back, it counts from
 // 0 again. A family that is refused as a whole spills nothing.
 func (s Set) Split(newest Snapshot) (kept, spilled Set) {
-	pushed := make(map[string]*decodedFamily, len(newest))
+	pushed := make(map[string]*Decoded, len(newest))
 	for _, d := range newest {
-		if _, twice := pushed[d.name]; !twice {
-			pushed[d.name] = d
+		if _, twice := pushed[d.Name]; !twice {
+			pushed[d.Name] = d
 		}
 	}
 	kept, spilled = maps.Clone(s), make(Set)
 	for name, f := range s {
 		d := pushed[name]
-		if !f.Cumulative() || d != nil && d.family == nil {
+		if !f.Cumulative() || d != nil && d.Family == nil {
 			continue
 		}
 		stays := make(map[string]bool)
 		if d != nil {
-			maps.Copy(stays, d.family.refusedLabels)
-			for i := range d.family.Series {
-				stays[d.family.Series[i].Labels] = true
+			maps.Copy(stays, d.Family.refusedLabels)
+			for i := range d.Family.Series {
+				stays[d.Family.Series[i].Labels] = true
 			}
 		}
 		goes, remains := *f, *f
@@ -193,7 +193,7 @@ func (s Set) check(isTotals bool) error {
 					return fmt.Errorf("a series of the %v %s has no distribution", f.Type, name)
 				}
 			}
-			for _, d := range []*distribution{one.Hist, one.BaseHist} {
+			for _, d := range []*Distribution{one.Hist, one.BaseHist} {
 				if d != nil && len(d.Bounds) != len(d.Counts) {
 					return fmt.Errorf("%s has %d bounds and %d counts", name, len(d.Bounds), len(d.Counts))
 				}

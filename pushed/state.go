@@ -9,8 +9,8 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// family is one family of one instance. It is never changed.
-type family struct {
+// Family is one family of one instance. It is never changed.
+type Family struct {
 	Name string
 	Type metrics.Type
 	Help string
@@ -18,28 +18,28 @@ type family struct {
 	// nanoseconds since 1970. Cumulative families have none.
 	Since int64
 	// Series are sorted by their labels.
-	Series []series
+	Series []Series
 	// refusedLabels are those of series that were pushed with it and refused.
 	refusedLabels map[string]bool
 }
 
 // refuse notes that the series of these labels is refused.
-func (f *family) refuse(labels string) {
+func (f *Family) refuse(labels string) {
 	if f.refusedLabels == nil {
 		f.refusedLabels = make(map[string]bool)
 	}
 	f.refusedLabels[labels] = true
 }
 
-// series is one series of one instance. What it contributes to a sum is Base
+// Series is one series of one instance. What it contributes to a sum is Base
 // plus Value, BaseHist plus Hist.
-type series struct {
+type Series struct {
 	// Labels are pairs, sorted by name, see appendLabel.
 	Labels string
 	// Value is the newest of a counter, gauge or untyped series.
 	Value float64
 	// Base is what a counter counted before its resets.
-	Base exact
+	Base ExactSum
 	// Changed is when a gauge got its value, Since when the instance came to have
 	// it and to be alive, in nanoseconds since 1970. Of a counter, histogram or
 	// summary Since is when what it counts now began, 0 if that is unknown; in the
@@ -48,12 +48,12 @@ type series struct {
 	// Created is when a counter, histogram or summary began, in nanoseconds
 	// since 1970; 0: unknown.
 	Created  int64
-	Exemplar *exemplar
+	Exemplar *Exemplar
 	// Hist and BaseHist are those of histograms and summaries.
-	Hist, BaseHist *distribution
+	Hist, BaseHist *Distribution
 	// Quantiles of a summary, sorted. They are served while no other instance
 	// that is alive has the series: of several there is no common one.
-	Quantiles []quantile
+	Quantiles []Quantile
 	// Refused means that the newest snapshot has the series in a form that is
 	// refused. What it counted before counts on, but is served only where another
 	// instance pushes the series.
@@ -62,8 +62,8 @@ type series struct {
 	noSum bool
 }
 
-// quantile is one quantile of a summary.
-type quantile struct {
+// Quantile is one quantile of a summary.
+type Quantile struct {
 	// Rank is from 0 to 1.
 	Rank, Value float64
 }
@@ -74,7 +74,7 @@ const labelEnd = "\xff"
 
 // Cumulative reports whether the values of the family are counted up, so that they
 // outlive their instance: those of counters, histograms and summaries.
-func (f *family) Cumulative() bool { return cumulative(f.Type) }
+func (f *Family) Cumulative() bool { return cumulative(f.Type) }
 
 func cumulative(t metrics.Type) bool {
 	return t == metrics.Counter || t == metrics.Histogram || t == metrics.Summary
@@ -82,11 +82,11 @@ func cumulative(t metrics.Type) bool {
 
 // lines is what s counts as against limits: each line in a scrape, and each KiB of
 // labels.
-func (s *series) lines() int {
+func (s *Series) lines() int {
 	return 1 + len(s.Labels)>>10 + s.Hist.lines() + s.BaseHist.lines() + len(s.Quantiles)
 }
 
-func (f *family) lines() int {
+func (f *Family) lines() int {
 	n := 0
 	for i := range f.Series {
 		n += f.Series[i].lines()
@@ -94,23 +94,23 @@ func (f *family) lines() int {
 	return n
 }
 
-func compareSeries(a, b series) int { return strings.Compare(a.Labels, b.Labels) }
+func compareSeries(a, b Series) int { return strings.Compare(a.Labels, b.Labels) }
 
-func compareExemplars(a, b exemplar) int {
+func compareExemplars(a, b Exemplar) int {
 	return cmp.Or(cmp.Compare(a.Time, b.Time), strings.Compare(a.Labels, b.Labels), cmp.Compare(a.Value, b.Value))
 }
 
 // succeed returns the family after a snapshot that has next, where old is what
 // the instance had; nil: nothing. Cumulative series that next lacks are kept.
 // Gauges that old lacks have no Since.
-func (p Policy) succeed(old, next *family) *family {
+func (p Policy) succeed(old, next *Family) *Family {
 	if old == nil {
 		return next
 	}
-	out := &family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
+	out := &Family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
 	keep := cumulative(next.Type)
 	whole := p.isWhole(next.Name, next.Type)
-	out.Series = make([]series, 0, max(len(old.Series), len(next.Series)))
+	out.Series = make([]Series, 0, max(len(old.Series), len(next.Series)))
 	was, is := old.Series, next.Series
 	for len(was) > 0 || len(is) > 0 {
 		order := 0
@@ -162,7 +162,7 @@ func (p Policy) succeed(old, next *family) *family {
 
 // setSince sets since when the instance has a family of gauges and each of its
 // series. goesOn is true if it had some of them, and was alive.
-func (f *family) setSince(now int64, goesOn bool) {
+func (f *Family) setSince(now int64, goesOn bool) {
 	if cumulative(f.Type) {
 		return
 	}
@@ -180,7 +180,7 @@ func (f *family) setSince(now int64, goesOn bool) {
 // again if it is less, or if its created timestamp says so.
 //
 // A sum that is no number is replaced by the last one that was.
-func (s *series) continueFrom(old *series) {
+func (s *Series) continueFrom(old *Series) {
 	s.Created = earliest(old.Created, s.Created)
 	anew := old.Since != 0 && s.Since > old.Since
 	s.Since = max(s.Since, old.Since)
@@ -197,7 +197,7 @@ func (s *series) continueFrom(old *series) {
 	if anew || s.Hist.resetSince(old.Hist) {
 		s.BaseHist = old.Hist
 		if old.BaseHist != nil {
-			s.BaseHist = sumDistributions([]*distribution{old.BaseHist, old.Hist})
+			s.BaseHist = sumDistributions([]*Distribution{old.BaseHist, old.Hist})
 		}
 		return
 	}
@@ -212,9 +212,9 @@ func (s *series) continueFrom(old *series) {
 }
 
 // refuseAll returns the family with all its series refused, or not.
-func (f *family) refuseAll(refused bool) *family {
-	same := func(s series) bool { return s.Refused == refused }
-	if !slices.ContainsFunc(f.Series, func(s series) bool { return !same(s) }) {
+func (f *Family) refuseAll(refused bool) *Family {
+	same := func(s Series) bool { return s.Refused == refused }
+	if !slices.ContainsFunc(f.Series, func(s Series) bool { return !same(s) }) {
 		return f
 	}
 	out := *f
@@ -235,14 +235,14 @@ func earliest(a, b int64) int64 {
 
 // fold returns a cumulative family without its contribution: its last values are
 // subtracted from its sums. Only what is counted from then on is added.
-func (f *family) fold() *family {
+func (f *Family) fold() *Family {
 	out := *f
 	out.Series = slices.Clone(f.Series)
 	for i := range out.Series {
 		s := &out.Series[i]
 		s.Exemplar, s.Quantiles, s.Refused = nil, nil, false
 		if s.Hist == nil {
-			s.Base = exact{-s.Value}
+			s.Base = ExactSum{-s.Value}
 			continue
 		}
 		last := *s.Hist

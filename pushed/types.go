@@ -25,7 +25,7 @@ func ChooseTypes(sets []Set) Types {
 }
 
 // Include reports whether the family has the type that its name has.
-func (t Types) Include(f *family) bool {
+func (t Types) Include(f *Family) bool {
 	typ, known := t[f.Name]
 	return known && typ == f.Type
 }

@@ -28,7 +28,7 @@ func (m *memory) spoil(id agent.Instance, data []byte) {
 func garbage(t *testing.T) map[string][]byte {
 	c, err := NewCodec()
 	require.NoError(t, err)
-	noHistogram, err := c.Encode(&Row{Families: Set{"h": {Name: "h", Type: metrics.Histogram, Series: []series{{Labels: ""}}}}})
+	noHistogram, err := c.Encode(&Row{Families: Set{"h": {Name: "h", Type: metrics.Histogram, Series: []Series{{Labels: ""}}}}})
 	require.NoError(t, err)
 	whole, err := c.Encode(&Row{})
 	require.NoError(t, err)

@@ -102,7 +102,7 @@ func (f *Families) updateTypesLocked() (changed []string) {
 
 // mergeLocked makes one family of those of all instances; nil: nobody has it. A
 // folded instance contributes nothing.
-func (f *Families) mergeLocked(name string) *family {
+func (f *Families) mergeLocked(name string) *Family {
 	var all []Contribution
 	for _, i := range f.instances {
 		if fam := i.families[name]; fam != nil && f.types.Include(fam) && !i.folded {
