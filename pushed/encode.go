@@ -5,13 +5,14 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // encode returns i as a row in place of that of its version, and notes how large it
 // is. Only the row of the totals may be larger than MaxRowBytes. The caller holds
 // writing.
 func (f *Families) encode(i *instance) (agent.PushRow, error) {
-	data, err := f.codec.Encode(&Row{
+	data, err := f.codec.Encode(&family.Row{
 		Interval: i.interval, Snapshot: i.snapshot, Final: i.final, Folded: i.folded, Refused: i.refused, Families: i.families,
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // foldIdle folds instances that are idle for FoldAfter into the totals, and forgets
@@ -168,7 +169,7 @@ func (f *Families) fold(ctx context.Context, now time.Time, what folding) (total
 // foldInto returns totals with all that the instances counted added.
 func (f *Families) foldInto(totals *instance, folded []*instance) *instance {
 	out := &instance{version: totals.version}
-	contributions := make(map[string][]Contribution)
+	contributions := make(map[string][]family.Contribution)
 	for _, i := range append([]*instance{totals}, folded...) {
 		if i.updatedAt.After(out.updatedAt) {
 			out.updatedAt = i.updatedAt
@@ -178,11 +179,11 @@ func (f *Families) foldInto(totals *instance, folded []*instance) *instance {
 		}
 		for name, fam := range i.families {
 			if fam.Cumulative() {
-				contributions[name] = append(contributions[name], Contribution{i.contributor(), fam})
+				contributions[name] = append(contributions[name], family.Contribution{Contributor: i.contributor(), Family: fam})
 			}
 		}
 	}
-	families := make(Set, len(contributions))
+	families := make(family.Set, len(contributions))
 	for name, all := range contributions {
 		families[name] = f.policy.Fold(all)
 	}

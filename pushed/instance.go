@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // instance is what is kept of one coderd instance, or, with the zero id, of all
@@ -27,7 +28,7 @@ type instance struct {
 	// last values, to count only the increase if it comes back.
 	folded   bool
 	refused  []agent.PushRefusal
-	families Set
+	families family.Set
 	// lines are those of families. rowBytes is the size of the row.
 	lines, rowBytes int
 
@@ -46,7 +47,7 @@ func (i *instance) isLive(now time.Time, seriesTTL time.Duration) bool {
 }
 
 // withFamilies returns the instance with other families.
-func (i *instance) withFamilies(families Set) *instance {
+func (i *instance) withFamilies(families family.Set) *instance {
 	out := *i
 	out.families, out.lines = families, families.Lines()
 	return &out
@@ -54,7 +55,7 @@ func (i *instance) withFamilies(families Set) *instance {
 
 // ofTypes returns the instance with the families that have the types of their
 // names.
-func (i *instance) ofTypes(types Types) *instance {
+func (i *instance) ofTypes(types family.Types) *instance {
 	families := i.families.OfTypes(types)
 	if len(families) == len(i.families) {
 		return i
@@ -70,8 +71,8 @@ func (i *instance) fold() *instance {
 }
 
 // contributor returns who the instance is to a merge.
-func (i *instance) contributor() Contributor {
-	return Contributor{Instance: i.id, UpdatedAt: i.updatedAt, Live: i.live}
+func (i *instance) contributor() family.Contributor {
+	return family.Contributor{Instance: i.id, UpdatedAt: i.updatedAt, Live: i.live}
 }
 
 // compareAge puts the instance with the newest snapshot last.

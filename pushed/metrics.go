@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/internal/ownmetrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // Outcomes of a push, as labels.
@@ -130,8 +131,8 @@ func (f *Families) registerGauges(reg prometheus.Registerer) error {
 	)
 }
 
-func (m *ownMetrics) countRefused(refused []Refusals) {
-	by := map[Scope]*prometheus.CounterVec{OfFamily: m.refused, OfSeries: m.refusedSeries, OfValues: m.refusedValues}
+func (m *ownMetrics) countRefused(refused []family.Refusals) {
+	by := map[family.Scope]*prometheus.CounterVec{family.OfFamily: m.refused, family.OfSeries: m.refusedSeries, family.OfValues: m.refusedValues}
 	for _, all := range refused {
 		for _, r := range all {
 			by[r.Scope].WithLabelValues(string(r.Reason)).Add(float64(r.Count))

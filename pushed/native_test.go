@@ -48,8 +48,8 @@ func (s *source) push(t *testing.T, f *Families, values ...float64) {
 	check(t, f)
 }
 
-// served returns the native histogram as Prometheus gets it.
-func served(t *testing.T, f *Families) *histogram.FloatHistogram {
+// nativeServed returns the only native histogram as Prometheus gets it.
+func nativeServed(t fataler, f *Families) *histogram.FloatHistogram {
 	t.Helper()
 	p := textparse.NewProtobufParser(protobuf(t, f), false, false, false, false, labels.NewSymbolTable())
 	for {
@@ -70,7 +70,7 @@ func observed(t *testing.T, factor float64, values ...float64) *histogram.FloatH
 	t.Helper()
 	f := open(t, new(memory), Options{})
 	newSource(1, factor).push(t, f, values...)
-	return served(t, f)
+	return nativeServed(t, f)
 }
 
 // Two processes make what one process would that saw both's values, at the
@@ -80,12 +80,12 @@ func TestNative(t *testing.T) {
 	f := open(t, database, Options{})
 	fine, coarse := newSource(1, 1.1, 1, 5), newSource(2, 2, 1, 5)
 	fine.push(t, f, 0.3, 1, 2.5, 0, -4)
-	require.Equal(t, int32(3), served(t, f).Schema)
+	require.Equal(t, int32(3), nativeServed(t, f).Schema)
 	coarse.push(t, f, 1, 100, -0.1, 1e-300)
 	want := observed(t, 2, 0.3, 1, 2.5, 0, -4, 1, 100, -0.1, 1e-300)
-	want.Sum = served(t, f).Sum // added up in another order
+	want.Sum = nativeServed(t, f).Sum // added up in another order
 	require.Equal(t, int32(0), want.Schema)
-	require.Equal(t, want.String(), served(t, f).String())
+	require.Equal(t, want.String(), nativeServed(t, f).String())
 	require.Equal(t, map[string]float64{
 		`{__name__="h_bucket", le="1.0"}`: 7, `{__name__="h_bucket", le="5.0"}`: 8, `{__name__="h_bucket", le="+Inf"}`: 9,
 		`{__name__="h_count"}`: 9, `{__name__="h_sum"}`: 100.7,
@@ -95,9 +95,9 @@ func TestNative(t *testing.T) {
 	again := newSource(2, 1.1, 1, 5)
 	again.snapshot = 1
 	again.push(t, f, 0.3)
-	require.Equal(t, int32(0), served(t, f).Schema)
-	require.Equal(t, 10.0, served(t, f).Count)
-	require.Equal(t, served(t, f), served(t, open(t, database, Options{})))
+	require.Equal(t, int32(0), nativeServed(t, f).Schema)
+	require.Equal(t, 10.0, nativeServed(t, f).Count)
+	require.Equal(t, nativeServed(t, f), nativeServed(t, open(t, database, Options{})))
 }
 
 // An instance without native buckets counts in the bucket of its bounds, so
@@ -106,7 +106,7 @@ func TestNativeAndClassic(t *testing.T) {
 	f := open(t, new(memory), Options{})
 	newSource(1, 0, -1, 0, 2).push(t, f, -3, -0.5, 1, 2, 3)
 	newSource(2, 2).push(t, f, 1.5)
-	got := served(t, f)
+	got := nativeServed(t, f)
 	require.Equal(t, 6.0, got.Count)
 	buckets := map[float64]float64{}
 	for it := got.AllBucketIterator(); it.Next(); {
@@ -163,12 +163,11 @@ func TestAnyHistogram(t *testing.T) {
 				require.Nil(t, before)
 				continue
 			}
-			d, r := decodeHistogram(m.Metric[0].Histogram, "", new(Refusals))
-			require.Nil(t, r)
+			native := nativeServed(t, f)
 			if before != nil {
-				require.False(t, d.Native.DetectReset(before), "%v after %v", d.Native, before)
+				require.False(t, native.DetectReset(before), "%v after %v", native, before)
 			}
-			before = d.Native
+			before = native
 		}
 	})
 }
@@ -247,7 +246,7 @@ func TestZeroBucket(t *testing.T) {
 		refused, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(step.id), Snapshot: int64(1 + n), Families: serialize(t, &family)})
 		require.NoError(t, err)
 		require.Empty(t, refused)
-		got := served(t, f)
+		got := nativeServed(t, f)
 		require.GreaterOrEqual(t, got.ZeroThreshold, last)
 		last = got.ZeroThreshold
 	}
@@ -273,7 +272,7 @@ func TestZeroBucketWithinCoarseBucket(t *testing.T) {
 		refused, err := f.Push(t.Context(), start, agent.Push{Instance: instanceID(step.id), Snapshot: int64(1 + n), Families: serialize(t, &family)})
 		require.NoError(t, err)
 		require.Empty(t, refused)
-		got := served(t, f)
+		got := nativeServed(t, f)
 		require.False(t, before != nil && got.DetectReset(before), "%v after %v", got, before)
 		before = got
 	}
@@ -297,60 +296,6 @@ func TestFloorsAreForgotten(t *testing.T) {
 		require.Len(t, f.floors["n"], len(families(t, f)["n"].Metric))
 	}
 	require.Less(t, len(f.floors["n"]), 100)
-}
-
-func TestNativeBound(t *testing.T) {
-	for _, c := range []struct {
-		v      float64
-		schema int32
-		want   float64
-	}{
-		{0, 3, 0},
-		{0x1p-128, 8, 0x1p-128}, // client_golang's
-		{0x1p-128, -4, 0x1p-128},
-		{7, 0, 8},
-		{7, -2, 16},
-		{7, -4, 65536},
-		{8, 0, 8},
-		{0.3, 0, 0.5},
-		{0.3, 1, 0.35355339059327373},
-		{5e-324, -4, 0x1p-1072},
-		{math.MaxFloat64, 8, math.MaxFloat64},
-		{math.MaxFloat64, -4, math.MaxFloat64},
-		{1.5e308, 0, math.MaxFloat64},
-	} {
-		require.Equal(t, c.want, nativeBound(c.v, c.schema), "of %v at %d", c.v, c.schema)
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		v := math.Abs(rapid.Float64Range(0, math.MaxFloat64).Draw(t, "v"))
-		fine := rapid.Int32Range(-4, 8).Draw(t, "fine")
-		coarse := rapid.Int32Range(-4, fine).Draw(t, "coarse")
-		bound := nativeBound(v, fine)
-		require.GreaterOrEqual(t, bound, v)
-		require.Equal(t, bound, nativeBound(bound, fine))
-		require.Equal(t, nativeBound(v, coarse), nativeBound(bound, coarse))
-	})
-}
-
-func TestResetSince(t *testing.T) {
-	d := func(count float64, counts ...float64) *Distribution {
-		return &Distribution{Count: count, Bounds: []float64{1, 2, 3}[:len(counts)], Counts: counts}
-	}
-	for _, c := range []struct {
-		old, next *Distribution
-		want      bool
-	}{
-		{d(5, 1, 2, 3), d(5, 1, 2, 3), false},
-		{d(5, 1, 2, 3), d(7, 1, 3, 5), false},
-		{d(5, 1, 2, 3), d(4, 1, 2, 2), true},
-		{d(5, 1, 2, 3), d(9, 0, 2, 3), true},
-		{d(5, 1, 2, 3), d(9, 2, 2, 3), true}, // none between 1 and 2
-		{d(5, 1, 2, 3), d(5, 1, 2, 4), true}, // fewer above 3
-		{d(5, 1, 2, 3), d(5, 1, 2), true},
-		{d(5, 1, 2), d(5, 1, 2, 3), true},
-	} {
-		require.Equal(t, c.want, c.next.resetSince(c.old), "%v after %v", c.next, c.old)
-	}
 }
 
 // nativeFamily has a native histogram that counts n in one bucket.

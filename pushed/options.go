@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // Options are the knobs of a Families. A zero field takes its default.
@@ -116,8 +117,8 @@ func (o Options) validate() error {
 }
 
 // limits returns the options that bound a snapshot.
-func (o Options) limits() Limits {
-	return Limits{
+func (o Options) limits() family.Limits {
+	return family.Limits{
 		MaxFamilies: o.MaxFamilies, MaxLabelValueBytes: o.MaxLabelValueBytes, MaxLabelsBytes: o.MaxLabelsBytes,
 		MaxSeries: o.MaxSeries, MaxTotalSeries: o.MaxTotalSeries, MaxRowBytes: o.MaxRowBytes,
 	}

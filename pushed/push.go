@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // Push stores a snapshot that was received at now, and returns its refusals. The
@@ -45,7 +46,7 @@ func (f *Families) Push(ctx context.Context, now time.Time, p agent.Push) ([]age
 
 // push returns the instance with the snapshot. It decides again if it decided on a
 // row that was not the newest.
-func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, snapshot Snapshot) (
+func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, snapshot family.Snapshot) (
 	stored *instance, outcome string, err error,
 ) {
 	if err := f.acquireWriting(ctx); err != nil {
@@ -66,7 +67,7 @@ func (f *Families) push(ctx context.Context, now time.Time, p *agent.Push, snaps
 }
 
 // pushOnKnown decides on the instance as it is in memory. The caller holds writing.
-func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push, snapshot Snapshot) (
+func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push, snapshot family.Snapshot) (
 	_ *instance, outcome string, _ error,
 ) {
 	old, full := f.find(p.Instance)
@@ -100,8 +101,8 @@ const maxShrinks = 5
 
 // decideAndSave decides which series of a snapshot are stored, and stores them. If
 // the row would be too large, it stores fewer series.
-func (f *Families) decideAndSave(ctx context.Context, now time.Time, p *agent.Push, snapshot Snapshot, old *instance) (
-	*instance, []Refusals, error,
+func (f *Families) decideAndSave(ctx context.Context, now time.Time, p *agent.Push, snapshot family.Snapshot, old *instance) (
+	*instance, []family.Refusals, error,
 ) {
 	most := math.MaxInt
 	for shrinks := 0; ; shrinks++ {
@@ -141,12 +142,12 @@ func outcomeOf(err error) string {
 // decide returns the instance with the snapshot. old is the instance in memory; nil
 // if it is new. most bounds the lines beside those that it counted before. spilled
 // is what it counted, does not push any more, and has no room for.
-func (f *Families) decide(now time.Time, p *agent.Push, snapshot Snapshot, old *instance, most int) (
-	next, spilled *instance, refused []Refusals,
+func (f *Families) decide(now time.Time, p *agent.Push, snapshot family.Snapshot, old *instance, most int) (
+	next, spilled *instance, refused []family.Refusals,
 ) {
 	admission := f.admission(now, p.Instance, old, most)
 	admitted := admission.Admit(snapshot)
-	if old != nil && slices.ContainsFunc(admitted.Refused, Refusals.NeedRoom) {
+	if old != nil && slices.ContainsFunc(admitted.Refused, family.Refusals.NeedRoom) {
 		kept, absent := admission.Old.Split(snapshot)
 		if absent != nil {
 			f.mu.Lock()
@@ -178,10 +179,10 @@ func (f *Families) decide(now time.Time, p *agent.Push, snapshot Snapshot, old *
 
 // admission returns what a snapshot of an instance is checked against. The caller
 // holds writing.
-func (f *Families) admission(now time.Time, id agent.Instance, old *instance, most int) *Admission {
+func (f *Families) admission(now time.Time, id agent.Instance, old *instance, most int) *family.Admission {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a := &Admission{
+	a := &family.Admission{
 		Policy: f.policy, Limits: f.opts.limits(), Received: now, Types: f.types, Live: make(map[string]bool, len(f.types)), MaxRowLines: most,
 	}
 	if old != nil {

@@ -40,6 +40,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 const (
@@ -89,8 +90,8 @@ type Families struct {
 	retries backoff.Backoff
 	metrics *ownMetrics
 	// codec is used by the holder of writing.
-	codec  *Codec
-	policy Policy
+	codec  *family.Codec
+	policy family.Policy
 
 	// writing is a semaphore of one for changes of instances, calls of the store
 	// included. So pushes are stored one after the other.
@@ -115,11 +116,11 @@ type Families struct {
 	// unreadable are the rows that cannot be decoded.
 	unreadable map[agent.Instance]badRow
 	// types are those of all families in memory, by name. See updateTypesLocked.
-	types    Types
-	rendered map[string]*Rendered
+	types    family.Types
+	rendered map[string]*family.Rendered
 	owned    map[string]ownership
 	// floors are what native histograms must not be finer than, by family.
-	floors map[string]Floors
+	floors map[string]family.Floors
 }
 
 // storeError is the last error of the store, and the time of the first one since a
@@ -142,14 +143,14 @@ func New(store Store, hider FamilyHider, opts Options, reg prometheus.Registerer
 		writing: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), followRequested: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
 		unreadable: make(map[agent.Instance]badRow),
-		types:      make(Types),
-		rendered:   make(map[string]*Rendered),
+		types:      make(family.Types),
+		rendered:   make(map[string]*family.Rendered),
 		owned:      make(map[string]ownership),
-		floors:     make(map[string]Floors),
+		floors:     make(map[string]family.Floors),
 	}
 	f.view.Store(new(view))
 	var err error
-	if f.codec, err = NewCodec(); err != nil {
+	if f.codec, err = family.NewCodec(); err != nil {
 		return nil, fmt.Errorf("pushed: %w", err)
 	}
 	if f.metrics, err = newMetrics(reg); err != nil {

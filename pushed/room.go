@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // makeRoom removes the rows of the oldest gone instances, an eighth of
@@ -52,7 +53,7 @@ func (f *Families) makeSeriesRoom(ctx context.Context, now time.Time, next *inst
 	var gone []*instance
 	freed := 0
 	for _, i := range f.goneInstances() {
-		if i.id != next.id && freed < excess+f.opts.MaxTotalSeries/SpareParts {
+		if i.id != next.id && freed < excess+f.opts.MaxTotalSeries/family.SpareParts {
 			gone, freed = append(gone, i), freed+i.lines
 		}
 	}
@@ -83,7 +84,7 @@ func (f *Families) trim(totals *instance, what folding) (_ *instance, forgotten 
 	if what.most == 0 || totals.lines <= what.most {
 		return totals, 0
 	}
-	var alive []Set
+	var alive []family.Set
 	f.mu.Lock()
 	for _, i := range f.instances {
 		if i.live {

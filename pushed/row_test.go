@@ -12,12 +12,13 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // rowOf returns a row as it was once written, of whatever is in it.
-func rowOf(t *testing.T, id agent.Instance, r Row) agent.PushRow {
+func rowOf(t *testing.T, id agent.Instance, r family.Row) agent.PushRow {
 	t.Helper()
-	codec, err := NewCodec()
+	codec, err := family.NewCodec()
 	require.NoError(t, err)
 	data, err := codec.Encode(&r)
 	require.NoError(t, err)
@@ -28,19 +29,19 @@ func rowOf(t *testing.T, id agent.Instance, r Row) agent.PushRow {
 // or beyond all that is measured, are read without it: others count on.
 func TestRowsHeal(t *testing.T) {
 	for _, bad := range []float64{1e300, -1, math.NaN(), math.Inf(1), math.Inf(-1)} {
-		families := func(hist bool) Set {
-			x := &Family{Name: "x_total", Type: metrics.Counter, Series: []Series{{Value: bad}}}
+		families := func(hist bool) family.Set {
+			x := &family.Family{Name: "x_total", Type: metrics.Counter, Series: []family.Series{{Value: bad}}}
 			if !hist {
-				return Set{x.Name: x}
+				return family.Set{x.Name: x}
 			}
-			s := &Family{Name: "s", Type: metrics.Summary, Series: []Series{{Hist: &Distribution{Count: 2, Sum: ExactSum{bad}}}}}
-			return Set{s.Name: s, x.Name: x}
+			s := &family.Family{Name: "s", Type: metrics.Summary, Series: []family.Series{{Hist: &family.Distribution{Count: 2, Sum: family.ExactSum{bad}}}}}
+			return family.Set{s.Name: s, x.Name: x}
 		}
 		for name, rows := range map[string]map[agent.Instance]agent.PushRow{
-			"instance": {instanceID(1): rowOf(t, instanceID(1), Row{Snapshot: 1, Families: families(true)})},
+			"instance": {instanceID(1): rowOf(t, instanceID(1), family.Row{Snapshot: 1, Families: families(true)})},
 			"folded": {
-				instanceID(1): rowOf(t, instanceID(1), Row{Snapshot: 1, Folded: true, Families: families(true)}),
-				{}:            rowOf(t, agent.Instance{}, Row{Families: families(false)}),
+				instanceID(1): rowOf(t, instanceID(1), family.Row{Snapshot: 1, Folded: true, Families: families(true)}),
+				{}:            rowOf(t, agent.Instance{}, family.Row{Families: families(false)}),
 			},
 		} {
 			store := &memory{rows: rows}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // spoil makes the stored row of an instance undecodable, in a new version, as if
@@ -26,11 +27,11 @@ func (m *memory) spoil(id agent.Instance, data []byte) {
 
 // garbage returns data that cannot be decoded, in each of the ways that there are.
 func garbage(t *testing.T) map[string][]byte {
-	c, err := NewCodec()
+	c, err := family.NewCodec()
 	require.NoError(t, err)
-	noHistogram, err := c.Encode(&Row{Families: Set{"h": {Name: "h", Type: metrics.Histogram, Series: []Series{{Labels: ""}}}}})
+	noHistogram, err := c.Encode(&family.Row{Families: family.Set{"h": {Name: "h", Type: metrics.Histogram, Series: []family.Series{{Labels: ""}}}}})
 	require.NoError(t, err)
-	whole, err := c.Encode(&Row{})
+	whole, err := c.Encode(&family.Row{})
 	require.NoError(t, err)
 	zstandard, err := zstd.NewWriter(nil)
 	require.NoError(t, err)

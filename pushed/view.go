@@ -9,11 +9,12 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 )
 
 // view is what a scrape shows of all instances. It is never changed.
 type view struct {
-	families []*Rendered
+	families []*family.Rendered
 	// What the gauges of the service itself tell.
 	instances, series, rowBytes, unreadable int
 }
@@ -50,7 +51,7 @@ func (f *Families) WriteProtobuf(w io.Writer) error {
 }
 
 // served returns what this replica serves now.
-func (f *Families) served() []*Rendered {
+func (f *Families) served() []*family.Rendered {
 	if !f.serves() {
 		return nil
 	}
@@ -87,11 +88,11 @@ func (f *Families) replaceLocked(now time.Time, next []*instance, gone []agent.I
 // instances are not served.
 func (f *Families) updateTypesLocked() (changed []string) {
 	newestFirst := slices.SortedFunc(maps.Values(f.instances), func(a, b *instance) int { return compareAge(b, a) })
-	sets := make([]Set, len(newestFirst))
+	sets := make([]family.Set, len(newestFirst))
 	for n, i := range newestFirst {
 		sets[n] = i.families
 	}
-	types := ChooseTypes(sets)
+	types := family.ChooseTypes(sets)
 	changed = f.types.Diff(types)
 	for _, name := range changed {
 		delete(f.floors, name)
@@ -102,11 +103,11 @@ func (f *Families) updateTypesLocked() (changed []string) {
 
 // mergeLocked makes one family of those of all instances; nil: nobody has it. A
 // folded instance contributes nothing.
-func (f *Families) mergeLocked(name string) *Family {
-	var all []Contribution
+func (f *Families) mergeLocked(name string) *family.Family {
+	var all []family.Contribution
 	for _, i := range f.instances {
 		if fam := i.families[name]; fam != nil && f.types.Include(fam) && !i.folded {
-			all = append(all, Contribution{i.contributor(), fam})
+			all = append(all, family.Contribution{Contributor: i.contributor(), Family: fam})
 		}
 	}
 	merged, floors := f.policy.Merge(all, f.floors[name])
@@ -126,7 +127,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 			delete(f.rendered, name)
 			continue
 		}
-		r, err := Render(merged)
+		r, err := family.Render(merged)
 		if err != nil {
 			// What was pushed was checked: a bug. The others are served.
 			f.log.Error("pushed family left out", "error", err)
@@ -137,7 +138,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 		f.rendered[name] = r
 	}
 	f.updateOwnedLocked(now)
-	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *Rendered) int {
+	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *family.Rendered) int {
 		return strings.Compare(a.Name, b.Name)
 	}), unreadable: len(f.unreadable)}
 	for _, i := range f.instances {

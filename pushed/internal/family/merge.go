@@ -1,4 +1,4 @@
-package pushed
+package family
 
 import (
 	"bytes"
