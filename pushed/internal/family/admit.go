@@ -89,7 +89,9 @@ func (a *Admission) Admit(snapshot Snapshot) *Admitted {
 	}
 	out.Lines = out.Families.Lines()
 
-	admitter := &admitter{a, out, maps.Clone(a.Types), maps.Clone(a.Live)}
+	admitter := &admitter{a, out, make(Types, len(a.Types)), make(map[string]bool, len(a.Live))}
+	maps.Copy(admitter.types, a.Types)
+	maps.Copy(admitter.live, a.Live)
 	clear(seen)
 	known, unknown := make([]int, 0, len(snapshot)), []int(nil)
 	for i, d := range snapshot {

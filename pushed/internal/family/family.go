@@ -1,3 +1,15 @@
+// Package family has metric families as values. It decodes what an instance of coderd
+// pushes, decides what of it can be served, merges the families of several instances,
+// and encodes and renders the results.
+//
+//	messages --DecodeSnapshot--> Snapshot --Admission.Admit--> Set, of an instance
+//	Sets --Policy.Merge--> Family --Render--> text, protobuf
+//	Sets --Policy.Fold--> Set, of the totals
+//	Set <--Codec--> bytes of a row
+//
+// Its functions follow from their arguments alone. There is no lock, no clock and no
+// state. Callers may share families and sets between goroutines, as nothing changes
+// them. Limits, instances and what becomes of refusals are package pushed's.
 package family
 
 import (
