@@ -63,6 +63,7 @@ type sessions struct {
 	lastSeen                   time.Time
 	instances                  []*instance // those without a session first, oldest first
 	seriesRetained             bool        // the series outlast the session, for a reconnect
+	unwritten                  uint8       // scans: see countUnwrittenLocked
 }
 
 // state is the agent's state on its way to the database: request.go, write.go,

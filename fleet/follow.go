@@ -79,11 +79,11 @@ func (f *Fleet) follow(ctx context.Context) error {
 		f.statesRead.Store(0)
 	}
 	if err == nil {
-		doubted := f.peers.drainSuspects()
+		suspects := f.peers.drainSuspects()
 		if err = f.followSessions(ctx, revision); err == nil {
-			f.endOutdatedSessions(doubted)
+			f.checkSuspects(suspects)
 		} else {
-			f.peers.addSuspects(doubted...)
+			f.peers.addSuspects(suspects...)
 		}
 	}
 	if err == nil {

@@ -81,10 +81,10 @@ func (f *Fleet) supersedeLocked(i *instance, epoch int64) {
 	}
 }
 
-// raiseEpochLocked is called when the stored epoch is below that of a session known to
-// this replica. If that session was on another replica and was never written, only
-// this replica knows it, and would treat it as the newest for ever. So this replica
-// makes a closed record above it, which ends sessions with lower epochs on all
+// raiseEpochLocked is called when the stored epoch is, or may be, below that of a
+// session known to this replica. If that session was on another replica and was never
+// written, only this replica knows it, and would treat it as the newest for ever. So
+// this replica makes a closed record above it, which ends sessions with lower epochs on all
 // replicas. Their agents reconnect with epochs above it.
 func (f *Fleet) raiseEpochLocked(e *entry) {
 	if f.peers == nil || e.sessions.newest.Replica == f.self() || e.phase != phaseRegistered {
@@ -135,16 +135,47 @@ func (f *Fleet) endOutdatedLocked(e *entry) {
 	f.publishPresenceLocked(e, time.Now())
 }
 
-// endOutdatedSessions ends the sessions of forgotten instances. The sessions of other
-// replicas were read before: a session that lost against a newer one has ended.
-func (f *Fleet) endOutdatedSessions(doubted []*entry) {
-	for _, e := range doubted {
+// checkSuspects ends the sessions of forgotten instances, and raises epochs that nobody
+// will write. The sessions of other replicas were read before: a session that lost
+// against a newer one has ended.
+func (f *Fleet) checkSuspects(suspects []*entry) {
+	for _, e := range suspects {
 		e.mu.Lock()
 		if s := e.sessions.live; s != nil && !slices.Contains(e.sessions.instances, s.instance) {
 			f.endOutdatedLocked(e)
 		}
+		if e.sessions.unwritten >= unwrittenScans && f.isUnwrittenLocked(e) {
+			f.raiseEpochLocked(e)
+		}
 		e.mu.Unlock()
 	}
+}
+
+// unwrittenScans is the number of scans after which nobody is expected to write a
+// session. Replicas that start, or can reach the database again, are known to be alive
+// earlier.
+const unwrittenScans = 15
+
+// countUnwrittenLocked counts the scans that found the newest session unwritten.
+// Another replica, which had no notification of it, may have opened a session below
+// it. That one ends when this replica raises the epoch: see checkSuspects.
+func (f *Fleet) countUnwrittenLocked(e *entry) {
+	switch {
+	case !f.isUnwrittenLocked(e):
+		e.sessions.unwritten = 0
+	case e.sessions.unwritten < unwrittenScans:
+		e.sessions.unwritten++
+	default:
+		f.peers.addSuspects(e)
+	}
+}
+
+// isUnwrittenLocked returns whether the newest session is known from notifications
+// only, and its replica is gone.
+func (f *Fleet) isUnwrittenLocked(e *entry) bool {
+	newest := &e.sessions.newest
+	return newest.Epoch > e.sessions.recordedEpoch && f.peers != nil && newest.Replica != f.self() &&
+		f.peers.member.Load() && !f.peers.replicas.Live(newest.Replica)
 }
 
 // noteStoredEpochLocked notes that the database has a value of the agent with this

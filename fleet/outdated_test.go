@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -168,6 +169,41 @@ func TestSuperseded(t *testing.T) {
 			require.False(t, closed(next.Done()))
 		})
 	}
+}
+
+// The newest session is known from notifications only, and its replica goes before it
+// wrote it. A replica that heard nothing has a session below it. That one ends, as the
+// others would take the agent for gone.
+func TestUnwrittenSessionOfAReplicaThatIsGone(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		s := connectTo(t, r[1], 1, hello(1, 1))
+		settle()
+		c.setLive(replicaID(7), true)
+		unwritten := agent.SessionRecord{Agent: nid(1), Epoch: s.Info().Epoch + int64(time.Minute), Replica: replicaID(7)}
+		r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{unwritten}))
+		settle()
+		c.setLive(replicaID(7), false)
+		settle()
+		require.False(t, closed(s.Done()), "it may still be written")
+
+		time.Sleep(unwrittenScans * scanInterval)
+		settle()
+		require.True(t, closed(s.Done()))
+		require.Equal(t, EndTakeover, s.End())
+		s = connectTo(t, r[1], 1, hello(1, 2))
+		require.Greater(t, s.Info().Epoch, unwritten.Epoch)
+		settle()
+		require.False(t, closed(s.Done()))
+		for _, p := range r {
+			info, err := p.Agent(nid(1))
+			require.NoError(t, err)
+			require.True(t, info.Connected)
+		}
+	})
 }
 
 // A fleet that is alone looks for nobody.

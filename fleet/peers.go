@@ -98,7 +98,8 @@ type peers struct {
 	err  error // of the last pass
 	// Notifications to publish: sessions of these agents, and flags of the others.
 	sessions map[*entry]struct{}
-	// suspects have a session that lost against a stored value: see outdated.go.
+	// suspects have a session that lost against a stored value, or one that nobody will
+	// write: see outdated.go.
 	suspects                       map[*entry]struct{}
 	registrations, states, request bool
 }

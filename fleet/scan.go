@@ -67,6 +67,7 @@ func (f *Fleet) scanLocked(e *entry, now time.Time) {
 	if f.peers != nil && !f.peers.member.Load() && e.sessions.live == nil {
 		f.dropRetainedSeriesLocked(e)
 	}
+	f.countUnwrittenLocked(e)
 	if f.presenceLocked(e, now) != e.presence {
 		f.publishPresenceLocked(e, now)
 	}

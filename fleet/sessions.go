@@ -144,7 +144,7 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 	if record == before {
 		return
 	}
-	e.sessions.newest = record
+	e.sessions.newest, e.sessions.unwritten = record, 0
 	if before.Replica == f.self() && order > 0 {
 		// The record of the other replica may never be written: it can be killed before.
 		// This one's would stay open in the database, for all who read it later.
