@@ -183,13 +183,17 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("fleet options: %w", err)
 	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, fmt.Errorf("fleet: %w", err)
+	}
 	return &Fleet{
 		store:     store,
 		series:    series,
 		pending:   pending,
 		opts:      opts,
 		limits:    opts.limits(),
-		metrics:   newMetrics(reg),
+		metrics:   m,
 		log:       log,
 		changeSem: make(chan struct{}, 1),
 		registry:  newRegistry(),

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 type metrics struct {
@@ -38,15 +39,16 @@ type metrics struct {
 	builds                 *buildDurations
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	var all []prometheus.Collector
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-		reg.MustRegister(c)
+		all = append(all, c)
 		return c
 	}
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-		reg.MustRegister(g)
+		all = append(all, g)
 		return g
 	}
 	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
@@ -54,7 +56,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		for _, value := range values {
 			v.WithLabelValues(value)
 		}
-		reg.MustRegister(v)
+		all = append(all, v)
 		return v
 	}
 	collection := prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -62,12 +64,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help:    "Histogram for duration of agents metrics collection in seconds.",
 		Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10, 30},
 	})
-	reg.MustRegister(collection)
+	builds := newBuildDurations()
+	all = append(all, collection, builds.vec)
 	ends := make([]string, 0, len(allEnds))
 	for _, end := range allEnds {
 		ends = append(ends, string(end))
 	}
-	return &metrics{
+	m := &metrics{
 		agents:                 gauge("agentstatsd_agents_registered", "Agents that are registered."),
 		workspaces:             gauge("agentstatsd_workspaces_registered", "Workspaces that are registered, with or without agents."),
 		bytes:                  gauge("agentstatsd_registrations_bytes", "Estimated memory of all registrations, in bytes."),
@@ -96,6 +99,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		notificationsMalformed: counter("agentstatsd_fleet_notifications_malformed_total", "Notifications of the fleet that could not be decoded."),
 		lookupsRefused:         counter("agentstatsd_fleet_lookups_refused_total", "Lookups of unknown tokens and agents that were refused, because too many were waiting."),
 		collection:             collection,
-		builds:                 newBuildDurations(reg),
+		builds:                 builds,
 	}
+	return m, ownmetrics.Register(reg, all...)
 }

@@ -35,8 +35,8 @@ type buildDurations struct {
 	seen map[templateKey]time.Time
 }
 
-func newBuildDurations(reg prometheus.Registerer) *buildDurations {
-	d := &buildDurations{
+func newBuildDurations() *buildDurations {
+	return &buildDurations{
 		seen: make(map[templateKey]time.Time),
 		vec: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                            "coderd_template_workspace_build_duration_seconds",
@@ -47,8 +47,6 @@ func newBuildDurations(reg prometheus.Registerer) *buildDurations {
 			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"is_prebuild", "organization_name", "status", "template_name", "transition"}),
 	}
-	reg.MustRegister(d.vec)
-	return d
 }
 
 // observe adds the build's duration.
