@@ -58,6 +58,7 @@ func TestCollisionsWithOthers(t *testing.T) {
 			require.Equal(t, got, a.Admit(snapshot), "it can be decided again")
 			require.Equal(t, types, a.Types)
 			require.Equal(t, live, a.Live)
+			require.Equal(t, decode(t, c.ours), snapshot, "it is as it was decoded")
 
 			if alive && c.want != "" {
 				require.Empty(t, got.Families)

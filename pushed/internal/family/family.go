@@ -114,10 +114,15 @@ func compareExemplars(a, b Exemplar) int {
 
 // succeed returns the family after a snapshot that has next, where old is what
 // the instance had; nil: nothing. Cumulative series that next lacks are kept.
-// Gauges that old lacks have no Since.
+// Gauges that old lacks have no Since, and the caller may set it.
 func (p Policy) succeed(old, next *Family) *Family {
-	if old == nil {
+	switch {
+	case old == nil && next.Cumulative():
 		return next
+	case old == nil:
+		out := *next
+		out.Series = slices.Clone(next.Series)
+		return &out
 	}
 	out := &Family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
 	keep := cumulative(next.Type)
