@@ -1,6 +1,6 @@
 package metrics
 
-// metadataFamilies are what the batcher tells of its flushes.
+// metadataFamilies are the batcher's, about its flushes.
 var metadataFamilies = []Family{
 	{
 		Name: "coderd_agentapi_metadata_batch_size", Type: Histogram, Owner: OwnerService,

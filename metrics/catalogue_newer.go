@@ -1,7 +1,7 @@
 package metrics
 
 // newerFamilies are those that Coder documents since the contract, sorted by
-// name. How they merge follows from what they count, as far as Coder tells it.
+// name. How they merge follows from what they count, as far as Coder documents it.
 //
 // Left out: those that the catalogue has by now.
 var newerFamilies = []NewerFamily{

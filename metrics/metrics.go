@@ -1,7 +1,6 @@
-// Package metrics holds what every part of the exposition shares: the catalogue
-// of documented families, the rules for names, the rendering of text and
-// protobuf, the service's own registry, and what a part and a scrape say to each
-// other (segments, compressed or not).
+// Package metrics has what every part of the exposition shares: the catalogue of
+// documented families, the rules for names, the rendering of text and protobuf, and the
+// service's own registry. A part and a scrape exchange segments, compressed or not.
 package metrics
 
 import "io"

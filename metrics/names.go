@@ -13,9 +13,9 @@ const (
 	// MaxLabels of a sample, those of its agent's identity not counted.
 	// Prometheus servers are commonly set to refuse more than 30 to 60.
 	MaxLabels = 32
-	// MaxLabelsBytes is the sum over a sample's label names and values. Without
-	// it 32 labels of full length would make a line of 36 KB, and the limits on
-	// the number of series would allow 36 GB.
+	// MaxLabelsBytes is the sum over a sample's label names and values. Without it 32
+	// labels of full length would make a line of 36 KB. The limits on the number of
+	// series would then allow 36 GB.
 	MaxLabelsBytes = 4096
 )
 

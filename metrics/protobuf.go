@@ -9,7 +9,7 @@ import (
 )
 
 // Field numbers of io.prometheus.client.MetricFamily, Metric, LabelPair and of
-// the messages that hold one double.
+// the messages that have one double.
 const (
 	fieldFamilyName   = 1
 	fieldFamilyHelp   = 2

@@ -140,7 +140,7 @@ func (f *Families) readNewer(ctx context.Context, now time.Time) (
 		}
 	}
 	f.mu.Lock()
-	known := f.instances // only changed by who has the turn
+	known := f.instances // only the holder of writing changes it
 	f.mu.Unlock()
 	stay := make(map[agent.Instance]bool, len(rows))
 	for _, r := range rows {

@@ -50,7 +50,7 @@ func TestMove(t *testing.T) {
 	require.Equal(t, 10.0, total(t, b))
 	require.Equal(t, 2.0, testutil.ToFloat64(a.metrics.outdated))
 
-	// Stored, but told an error; then pushed again to the same.
+	// Stored, but answered by an error; then pushed again to the same.
 	database.loseNext()
 	p := agent.Push{Instance: instanceID(1), Snapshot: 5, Families: serialize(t, parseText(t, counter("1"))...)}
 	_, err := a.Push(t.Context(), start, p)
@@ -394,9 +394,9 @@ func (b *bus) Publish(ctx context.Context, channel string, payload []byte) error
 	return b.Memory.Publish(ctx, channel, payload)
 }
 
-// A push is known to others when the news are there, without them after
+// A push is known to others when the notification is there, without them after
 // FollowInterval, and its publisher does not read it.
-func TestNews(t *testing.T) {
+func TestNotification(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		database := new(memory)
 		engine, err := pubsub.NewMemory(prometheus.NewRegistry())

@@ -124,7 +124,7 @@ func (m *memory) Pushes(ctx context.Context, ids []agent.Instance) (rows []agent
 	return rows, err
 }
 
-// claims keeps what was claimed last.
+// hider keeps the names that were hidden last.
 type hider struct {
 	mu    sync.Mutex
 	names map[string]metrics.Type

@@ -103,8 +103,8 @@ func (r *replicaOfCoderd) text(families []newestFamily, own string) string {
 }
 
 // Each family that the newest Coder exports merges right, with two replicas and
-// with three, while they push, stop, crash and start again, and while this
-// service restarts and folds.
+// with three. Meanwhile they push, stop, crash and start again, and this service
+// restarts and folds.
 func TestNewestMergesRight(t *testing.T) {
 	families, others := newestFamilies(t)
 	for _, replicas := range []int{2, 3} {

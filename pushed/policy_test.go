@@ -43,8 +43,8 @@ func pushPolicy(t *testing.T, f *Families, now time.Time, id byte, snapshot int6
 	require.NoError(t, err)
 }
 
-// Totals that were merged in one way are served when the operator sets another,
-// in each of the ways and types, and are merged on into it.
+// Totals that were merged in one way are served when the operator sets another, and
+// are merged on in it. All ways and types are tried.
 func TestPolicyChangesOverTotals(t *testing.T) {
 	ways := []metrics.Merge{metrics.MergeSum, metrics.MergeMax, metrics.MergeMin, metrics.MergeSticky, metrics.MergeNewest}
 	for _, before := range ways {

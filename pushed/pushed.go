@@ -110,7 +110,7 @@ type Families struct {
 	// mu guards the fields below. Only the holder of writing changes instances.
 	mu     sync.Mutex
 	loaded bool
-	// unstored and unread are what fails of the store: writing and reading.
+	// writeError and readError are what fails of the store.
 	writeError, readError storeError
 	instances             map[agent.Instance]*instance
 	// unreadable are the rows that cannot be decoded.

@@ -25,8 +25,8 @@ func rowOf(t *testing.T, id agent.Instance, r family.Row) agent.PushRow {
 	return agent.PushRow{Instance: id, UpdatedAt: start, Data: data, Version: 1}
 }
 
-// Rows of before, in which a counter, a sum or what was counted before is no number,
-// or beyond all that is measured, are read without it: others count on.
+// Rows of before can have counters and sums that are no numbers, or beyond all that
+// is measured. They are read without these, and others count on.
 func TestRowsHeal(t *testing.T) {
 	for _, bad := range []float64{1e300, -1, math.NaN(), math.Inf(1), math.Inf(-1)} {
 		families := func(hist bool) family.Set {

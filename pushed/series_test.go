@@ -226,8 +226,8 @@ func TestFamiliesBeyondTheLimit(t *testing.T) {
 	require.Equal(t, 13.0, count())
 }
 
-// A sum that is no number is left out of all sums, at once, over restarts of coderd
-// and of this service, and when its instance is folded.
+// A sum that is no number is left out of all sums at once. It stays so over restarts
+// of coderd and of this service, and when its instance is folded.
 func TestSumsStayNumbers(t *testing.T) {
 	for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 1e300} {
 		store := new(memory)

@@ -55,8 +55,8 @@ func (swallower) Publish(ctx context.Context, _ string, _ []byte) error {
 
 func (swallower) Subscribe(string, func([]byte)) (func(), error) { return func() {}, nil }
 
-// However many instances there are to fold, and whatever the store and the pubsub
-// do, Run ends within the time for one publication, and logs no error.
+// Run ends within the time for one publication, and logs no error. It does so whatever
+// the store and the pubsub do, and however many instances there are to fold.
 func TestRunEndsSoon(t *testing.T) {
 	for name, stop := range map[string]struct {
 		after time.Duration // the loops are waiting, following, folding or publishing then

@@ -15,7 +15,7 @@ import (
 // view is what a scrape shows of all instances. It is never changed.
 type view struct {
 	families []*family.Rendered
-	// What the gauges of the service itself tell.
+	// Values of the service's own gauges.
 	instances, series, rowBytes, unreadable int
 }
 

@@ -25,7 +25,8 @@ type conn struct {
 	closed   bool
 }
 
-// reset has the close of the connection tell its client that what came is not all.
+// reset makes the close of the connection a reset, so that the client knows that what
+// came is not all.
 func (c *conn) reset() {
 	if tcp, ok := c.net.(interface{ SetLinger(seconds int) error }); ok {
 		_ = tcp.SetLinger(0)

@@ -28,20 +28,20 @@ const (
 	// have read it within the usual timeout.
 	slowRate          = 64 << 10
 	slowRateToTrusted = 1 << 20
-	// headStart is by how much connections that were served whole before go before those
-	// that were not, and headStartGrowth by how much more at most, after trustGrowth.
-	// Both together are less than lineWait: everybody becomes first in the end. Other
-	// connections of their addresses have headStartOfAddress.
+	// headStart is the advantage in line of a connection that was served whole before.
+	// It grows by headStartGrowth within trustGrowth. Both together are less than
+	// lineWait: everybody becomes first in the end. Other connections of its address
+	// have headStartOfAddress.
 	headStart          = 3 * time.Second
 	headStartOfAddress = 1 * time.Second
 	headStartGrowth    = 1 * time.Second
 	trustGrowth        = 2 * time.Minute
 )
 
-// line gives slots to those who ask, in a fair order: first to the address that has
-// the fewest, then to the connection that has the fewest, then to who came first,
-// with a head start for those who were served whole before. One slot is kept for
-// them. While somebody waits, readers that take nothing, or too little, lose
+// line gives slots to requests, in a fair order. The address with the fewest slots is
+// first, within it the connection with the fewest, within that the oldest request.
+// Connections that were served whole before have a head start, and one slot is kept
+// for them. While somebody waits, readers that take nothing, or too little, lose
 // their slots. Slots are given at a limited rate: small scrapes that follow one another
 // without a pause would take all processors. A slot counts for its address for as long
 // as the rate needs to give all slots, also if it is free before. It does not for its
@@ -72,7 +72,7 @@ type ticket struct {
 	trusted   time.Time
 	byAddress bool
 	// progress says how the reader does; cut takes its slot back. Neither blocks. They
-	// are called with the line's mutex held, and not after release.
+	// are called under the line's mutex, and not after release.
 	progress func(now time.Time) progress
 	cut      func()
 

@@ -25,7 +25,7 @@ const (
 	// wrongDelay is by how much the answer to whoever is not let in is delayed, so that a
 	// guesser needs many connections, which are bounded.
 	wrongDelay = time.Second
-	// fakeHash is checked for users that do not exist, so that time does not tell. It
+	// fakeHash is checked for users that do not exist, so that the time shows nothing. It
 	// is that of the exporter toolkit: "fakepassword".
 	fakeHash = "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"
 )

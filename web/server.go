@@ -1,7 +1,7 @@
 // Package web is the edge of the HTTP listener: what stands between the network and
-// a handler. It bounds connections, requests and time, keeps slow and greedy readers
-// from taking all the room, and speaks TLS and asks for passwords as a web
-// configuration file of Prometheus's exporter toolkit says.
+// a handler. It bounds connections, requests and time. Slow and greedy readers cannot
+// take all the room. A web configuration file of Prometheus's exporter toolkit sets TLS
+// and passwords.
 package web
 
 import (
@@ -25,8 +25,8 @@ import (
 const (
 	// maxStreams bounds the requests at once on one connection of HTTP/2.
 	maxStreams = 32
-	// bodyTimeout is how long a client may go on to send the body of a request that is
-	// refused for having one, so that it sees the answer.
+	// bodyTimeout bounds the reading of the body of a request that is refused for having
+	// one. A client whose body is not read may not see the answer.
 	bodyTimeout = time.Second
 	// stopTimeout bounds the wait for requests that are being served at a stop.
 	stopTimeout = time.Second

@@ -280,7 +280,7 @@ func hashOf(t *testing.T, password string) string {
 	return string(hash)
 }
 
-// While 30 clients guess passwords, from the scraper's own address too, who knows
+// 30 clients guess passwords, from the scraper's own address too. Meanwhile who knows
 // its password is answered at once, and a new scraper within some seconds.
 func TestGuessersDoNotStarveScrapers(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

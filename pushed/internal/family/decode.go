@@ -31,9 +31,10 @@ const (
 type Snapshot []*Decoded
 
 // DecodeSnapshot decodes and checks serialized io.prometheus.client.MetricFamily
-// messages, which were received at now. Of those beyond MaxFamilies only the names
-// are read: each is refused, as many as the limit by name, and the rest together with
-// the first of them. families are neither changed nor kept.
+// messages, which were received at now. Each has an element of the result, in the same
+// order. Families beyond MaxFamilies are refused, and only their names are read. As many
+// as the limit are refused by name, the rest together with the first of them. families
+// are neither changed nor kept.
 func DecodeSnapshot(families [][]byte, limits Limits, now time.Time) Snapshot {
 	n := min(len(families), limits.MaxFamilies)
 	out := make(Snapshot, len(families))
@@ -64,7 +65,7 @@ func DecodeSnapshot(families [][]byte, limits Limits, now time.Time) Snapshot {
 
 // Decoded is one family of a snapshot, or why it is refused, or some of it.
 type Decoded struct {
-	// Name is set as far as it can be told.
+	// Name is set as far as it can be decoded.
 	Name   string
 	Family *Family // nil: refused
 	// Refused are why the family, or series of it, or values of these are left out.

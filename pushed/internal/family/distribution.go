@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/prometheus/model/histogram"
 )
 
-// Distribution is what a histogram or the count and sum of a summary hold.
+// Distribution is the value of a histogram, or the count and sum of a summary.
 // Counts are multiples of countQuantum, so that their sums are exact in any
 // order up to 2^37, those of whole numbers up to 2^53.
 type Distribution struct {
@@ -161,9 +161,9 @@ func sumDistributions(list []*Distribution) *Distribution {
 // fault with what was checked when it was pushed.
 //
 // The zero bucket ends where a bucket of that resolution ends, the first at or
-// above the widest zero bucket of list. Else a process that takes its fine
-// buckets into its zero bucket would cut a coarse bucket of the sum served
-// before in two, which Prometheus takes for a reset.
+// above the widest zero bucket of list. A process can merge its fine buckets into
+// its zero bucket. That would cut a coarse bucket of the sum in two otherwise, and
+// Prometheus takes it for a reset.
 func sumNative(list []*Distribution, schema int32) *histogram.FloatHistogram {
 	zero := 0.0
 	for _, d := range list {

@@ -3,7 +3,7 @@ package family
 import "math"
 
 // maxTerm is the largest magnitude of what is summed: all that a 64 bit counter
-// holds. Beside a number of 1e300 all others would be nothing.
+// can count. Beside a number of 1e300 all others would be nothing.
 const maxTerm = 1 << 64
 
 // isTerm reports whether v is a number, and small enough to be summed.

@@ -1,6 +1,6 @@
 // Package family has metric families as values. It decodes what an instance of coderd
-// pushes, decides what of it can be served, merges the families of several instances,
-// and encodes and renders the results.
+// pushes, and decides what of it can be served. It merges the families of several
+// instances, and encodes and renders the results.
 //
 //	messages --DecodeSnapshot--> Snapshot --Admission.Admit--> Set, of an instance
 //	Sets --Policy.Merge--> Family --Render--> text, protobuf
@@ -21,7 +21,7 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Family is one family of one instance. It is never changed.
+// Family is one family of one instance, or several merged. It is never changed.
 type Family struct {
 	Name string
 	Type metrics.Type
@@ -46,16 +46,17 @@ func (f *Family) refuse(labels string) {
 // Series is one series of one instance. What it contributes to a sum is Base
 // plus Value, BaseHist plus Hist.
 type Series struct {
-	// Labels are pairs, sorted by name, see appendLabel.
+	// Labels are names and values, sorted by name. labelEnd ends each.
+	// Two series are the same if these are equal.
 	Labels string
 	// Value is the newest of a counter, gauge or untyped series.
 	Value float64
 	// Base is what a counter counted before its resets.
 	Base ExactSum
-	// Changed is when a gauge got its value, Since when the instance came to have
-	// it and to be alive, in nanoseconds since 1970. Of a counter, histogram or
-	// summary Since is when what it counts now began, 0 if that is unknown; in the
-	// totals Changed is when the newest of what was added was pushed.
+	// Changed is when a gauge got its value, and Since when the instance came to have
+	// it and to be alive. Both are in nanoseconds since 1970. A counter, histogram or
+	// summary has in Since when it last began at 0; 0: unknown. In the totals Changed
+	// is when the newest of what was added was pushed.
 	Changed, Since int64
 	// Created is when a counter, histogram or summary began, in nanoseconds
 	// since 1970; 0: unknown.
@@ -66,7 +67,7 @@ type Series struct {
 	// Quantiles of a summary, sorted. They are served while no other instance
 	// that is alive has the series: of several there is no common one.
 	Quantiles []Quantile
-	// Refused means that the newest snapshot has the series in a form that is
+	// Refused means that the newest snapshot has the series with a value that is
 	// refused. What it counted before counts on, but is served only where another
 	// instance pushes the series.
 	Refused bool

@@ -194,8 +194,8 @@ func (s *contributedSeries) whole() (float64, *Distribution) {
 	return s.Base.plus(s.Value).value(), s.merged()
 }
 
-// refusedOnly returns the labels of the series that are pushed by instances that
-// are alive, and by all of these in a form that is refused; nil: there are none.
+// refusedOnly returns the labels of the series that live instances push, but all of
+// them with a value that is refused; nil: there are none.
 func refusedOnly(all []Contribution) map[string]bool {
 	var refused map[string]bool
 	for _, stored := range [...]bool{false, true} {

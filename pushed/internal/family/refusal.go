@@ -32,7 +32,7 @@ const (
 	reasonInvalidExemplar metrics.Reason = "invalid_exemplar"
 	reasonInvalidSum      metrics.Reason = "invalid_sum"
 	reasonInvalidTime     metrics.Reason = "invalid_time"
-	// reasonInvalidTerm is counted, never told: such a gauge is served where it is
+	// reasonInvalidTerm is counted, but not sent: such a gauge is served where it is
 	// alone.
 	reasonInvalidTerm metrics.Reason = "invalid_term"
 )

@@ -152,7 +152,7 @@ func (d *Distribution) message() *dto.Histogram {
 	out.ZeroCount, out.ZeroCountFloat = count(n.ZeroCount)
 	out.PositiveSpan, out.NegativeSpan = spanMessages(n.PositiveSpans), spanMessages(n.NegativeSpans)
 	if len(out.PositiveSpan) == 0 && len(out.NegativeSpan) == 0 {
-		// This tells an empty native histogram from one without native buckets.
+		// With it an empty native histogram differs from one without native buckets.
 		out.PositiveSpan = []*dto.BucketSpan{{Offset: proto.Int32(0), Length: proto.Uint32(0)}}
 	}
 	if whole {
