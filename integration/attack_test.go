@@ -89,8 +89,12 @@ func littleRoom(t *testing.T) []string {
 // scrapes: nothing of theirs may fail. With -soak each attack takes 20 s, and the
 // agent's acks are timed.
 func TestAttacks(t *testing.T) {
+	lanes := make(chan struct{}, attackedAtOnce())
 	for _, c := range campaigns {
 		t.Run(c.name, func(t *testing.T) {
+			beside(t)
+			lanes <- struct{}{}
+			defer func() { <-lanes }()
 			args := []string{"--pprof-address", freeAddr()}
 			if c.args != nil {
 				args = append(args, c.args(t)...)
@@ -104,12 +108,22 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-// Times of an attack, in make test and in make soak.
+// Times of an attack, in make test and in make soak. The shorter quiet time is that of
+// a scrape and an ack.
 func attackTimes() (quiet, during time.Duration) {
 	if *soak {
 		return 10 * time.Second, 20 * time.Second
 	}
-	return 500 * time.Millisecond, time.Second
+	return 0, time.Second
+}
+
+// attackedAtOnce is how many services are attacked at the same time. Where latencies are
+// looked at each has the machine for itself.
+func attackedAtOnce() int {
+	if *soak {
+		return 1
+	}
+	return 2
 }
 
 // suffer measures one attack.
@@ -160,6 +174,9 @@ func (v *victim) recover(t *testing.T, before, resident int64) {
 	})
 }
 
+// pollInterval is the time between two looks of await.
+const pollInterval = 50 * time.Millisecond
+
 // await polls until done says so.
 func await(t *testing.T, limit time.Duration, what string, done func() (bool, string)) {
 	t.Helper()
@@ -170,7 +187,7 @@ func await(t *testing.T, limit time.Duration, what string, done func() (bool, st
 			return
 		}
 		require.True(t, time.Now().Before(deadline), "%s: not within %s: %s", what, limit, state)
-		time.Sleep(250 * time.Millisecond)
+		time.Sleep(pollInterval)
 	}
 }
 

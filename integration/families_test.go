@@ -108,6 +108,7 @@ func startDemo(t *testing.T) *service {
 // the demo, as it is documented, and native histograms in a Prometheus that
 // takes them.
 func TestDemoServesAllFamilies(t *testing.T) {
+	beside(t)
 	want, newest := documentedFamilies(t), newestLabels(t)
 	s := startDemo(t)
 	p := startPrometheus(t, s.httpAddr,

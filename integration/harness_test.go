@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +26,16 @@ import (
 
 var soak = flag.Bool("soak", false, "run the long tests at full size")
 
+// besides is how many parallel tests run at once: three take one and a half cores.
+const besides = 3
+
+// beside lets a test run beside others, but for its full size.
+func beside(t *testing.T) {
+	if !*soak {
+		t.Parallel()
+	}
+}
+
 // binary is the path of agentstatsd, built once for all tests.
 var binary string
 
@@ -33,6 +44,12 @@ func TestMain(m *testing.M) {
 		os.Exit(beAttacker(name))
 	}
 	flag.Parse()
+	// These tests wait for processes most of the time, so there are more at once than
+	// cores.
+	if err := flag.Set("test.parallel", fmt.Sprint(max(besides, runtime.GOMAXPROCS(0)))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	dir, err := os.MkdirTemp("", "agentstatsd-integration-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -248,7 +248,7 @@ func sizeOf(t *testing.T) size {
 	if *soak {
 		return size{3000, 30 * time.Second, 2 * time.Minute, 10 * time.Second, 10 * time.Second, 10 * time.Second}
 	}
-	t.Parallel()
+	beside(t)
 	return size{150, 5 * time.Second, 15 * time.Second, 2 * time.Second, time.Second, time.Second}
 }
 

@@ -314,9 +314,8 @@ func TestWatchedReportsOfAFleet(t *testing.T) {
 	agents, rounds, restarts, step, interval := 60, 1, 1, time.Second, time.Second
 	if *soak {
 		agents, rounds, restarts, step, interval = 2000, 2, 2, 6*time.Second, 6*time.Second
-	} else {
-		t.Parallel()
 	}
+	beside(t)
 	server := postgrestest.Start(t)
 	database := server.CreateDatabase(t)
 	f := &watchedFleet{

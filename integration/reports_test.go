@@ -16,6 +16,7 @@ import (
 // What agents reported waits in the database: all replicas are killed at once, again
 // and again, and coderd is told of each report once.
 func TestWatchedReportsSurviveKills(t *testing.T) {
+	beside(t)
 	d := newDeployment(t, "killed", postgrestest.Shared(t).CreateDatabase(t), "")
 	d.run(t, uuid.New())
 	total := int64(0)
