@@ -170,29 +170,32 @@ func TestOpenServicesAreBounded(t *testing.T) {
 }
 
 func TestStreamsOfAnAgentAreBounded(t *testing.T) {
-	s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxStreamsPerAgent: 2}})
-	s.Register(1, 2)
-	ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
-	defer cancel()
-	s.Connect(edgetest.Session{Agent: 1})
-	// One of two more is refused, whichever comes second.
-	parked, other := s.Open(ctx), s.Open(ctx)
-	ended := make(chan error, 2)
-	for _, c := range []*edgetest.Stream{parked, other} {
-		go func() {
-			_, err := c.Recv()
-			ended <- err
-		}()
-	}
-	require.Equal(t, codes.ResourceExhausted, status.Code(<-ended))
-	require.Positive(t, s.Counter("agentstatsd_grpc_limited_total", "agent_streams"))
-	s.Connect(edgetest.Session{Agent: 2}) // others are not held back
-	_ = parked.CloseSend()                // one of them is over
-	_ = other.CloseSend()
-	err := <-ended
-	require.Equal(t, codes.InvalidArgument, status.Code(err))
-	require.ErrorContains(t, err, "hello: want it as the first message, got none")
-	s.Connect(edgetest.Session{Agent: 1, Number: 2})
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxStreamsPerAgent: 2}})
+		s.Register(1, 2)
+		ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
+		defer cancel()
+		s.Connect(edgetest.Session{Agent: 1})
+		// One of two more is refused, whichever comes second.
+		parked, other := s.Open(ctx), s.Open(ctx)
+		ended := make(chan error, 2)
+		for _, c := range []*edgetest.Stream{parked, other} {
+			go func() {
+				_, err := c.Recv()
+				ended <- err
+			}()
+		}
+		require.Equal(t, codes.ResourceExhausted, status.Code(<-ended))
+		require.Positive(t, s.Counter("agentstatsd_grpc_limited_total", "agent_streams"))
+		s.Connect(edgetest.Session{Agent: 2}) // others are not held back
+		_ = parked.CloseSend()                // one of them is over
+		_ = other.CloseSend()
+		err := <-ended
+		require.Equal(t, codes.InvalidArgument, status.Code(err))
+		require.ErrorContains(t, err, "hello: want it as the first message, got none")
+		synctest.Wait() // its place is free after its end is told
+		s.Connect(edgetest.Session{Agent: 1, Number: 2})
+	})
 }
 
 func TestIdleStreamsEnd(t *testing.T) {
