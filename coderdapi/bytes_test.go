@@ -24,6 +24,13 @@ func callsMemory(s *edgetest.Service, kind string) float64 {
 	return s.Counter("agentstatsd_coderd_memory_bytes", kind)
 }
 
+// millionRegistrations are empty, and are encoded already.
+func millionRegistrations() *pb.SyncAgentsRequest {
+	req := &pb.SyncAgentsRequest{}
+	req.ProtoReflect().SetUnknown(bytes.Repeat([]byte{1<<3 | 2, 0}, 1_000_000))
+	return req
+}
+
 // All syncs that are under way have a budget together, and each message is counted
 // by its elements.
 func TestSyncsAreBounded(t *testing.T) {
@@ -62,11 +69,7 @@ func TestSyncsAreBounded(t *testing.T) {
 		require.Zero(t, callsMemory(s, "registrations"))
 
 		bomb := sync()
-		empty := &pb.SyncAgentsRequest{}
-		for range 1_000_000 {
-			empty.Agents = append(empty.Agents, &pb.AgentRegistration{})
-		}
-		require.NoError(t, bomb.Send(empty))
+		require.NoError(t, bomb.Send(millionRegistrations()))
 		_, err = bomb.CloseAndRecv()
 		edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "message: want at most 33554432 bytes in memory once decoded (8 times --max-message-bytes), got 2000000 encoded")
 	})
@@ -120,10 +123,7 @@ func TestFutileCallsArePaced(t *testing.T) {
 			f()
 			return time.Since(before)
 		}
-		bomb := &pb.SyncAgentsRequest{}
-		for range 1_000_000 {
-			bomb.Agents = append(bomb.Agents, &pb.AgentRegistration{})
-		}
+		bomb := millionRegistrations()
 		refused := func() {
 			c, err := s.Coderd().SyncAgents(s.AsCoderd())
 			require.NoError(t, err)

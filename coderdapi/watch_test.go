@@ -210,9 +210,13 @@ func TestWatchOfMuch(t *testing.T) {
 		require.Equal(t, 10, parts, "four reads of 32 agents, one of 22, in two parts each")
 
 		// 300 changes of 600 KB each do not fit into the buffers between.
+		var agents []*edgetest.Stream
+		for _, n := range numbers {
+			agents = append(agents, s.Connect(edgetest.Session{Agent: n}))
+		}
 		for i := range 20 {
-			for _, n := range numbers {
-				s.Request(n, edgetest.Metadata("a", fmt.Sprint(i)+big[:1900]))
+			for _, a := range agents {
+				a.SendNext(edgetest.Metadata("a", fmt.Sprint(i)+big[:1900]))
 			}
 			time.Sleep(6 * time.Second)
 		}
