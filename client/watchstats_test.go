@@ -240,11 +240,18 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		synctest.Wait()
 		return stop
 	}
+	allTold := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return told == reported
+	}
 	// heal lets everything arrive, after a last break or without.
 	heal := func() {
 		time.Sleep(time.Second)
 		fragile.breakAfter(unbroken)
-		time.Sleep(2 * time.Minute)
+		for waited := time.Duration(0); waited < 2*time.Minute && !allTold(); waited += time.Second {
+			time.Sleep(time.Second)
+		}
 		synctest.Wait()
 	}
 	stop := watch()
@@ -275,6 +282,8 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		}
 	}
 	heal()
+	time.Sleep(time.Minute) // nothing is told twice, also after the lease
+	synctest.Wait()
 	if err := stop(); err != nil {
 		return 0, err
 	}
