@@ -20,16 +20,16 @@ type Replica struct {
 	ID ID
 	// Name is for people: the name of the host.
 	Name string
-	// Beats counts up while the replica is alive.
-	Beats int64
+	// Heartbeats counts up while the replica is alive.
+	Heartbeats int64
 }
 
 // Lease says which replica serves what exactly one may serve.
 type Lease struct {
 	// Holder is zero while nobody has it.
 	Holder ID
-	// Beats counts up while the holder is alive, and with each new holder.
-	Beats int64
+	// Heartbeats counts up while the holder is alive, and with each new holder.
+	Heartbeats int64
 }
 
 // SessionRecord is the newest session of an agent, as replicas share it. A record

@@ -12,19 +12,20 @@ import (
 
 // The kinds of messages between replicas.
 const (
-	kindBeat  = "beat"  // the replica lives
-	kindNews  = "news"  // and something about it changed: look into the database
-	kindLeave = "leave" // it does not any more
+	kindHeartbeat = "heartbeat" // the replica lives
+	kindChange    = "change"    // and something about it changed: look into the database
+	kindLeave     = "leave"     // it does not any more
 )
 
-// message is what one replica tells the others.
+// message is what a replica publishes to the others.
 type message struct {
 	kind string
 	from agent.ID
-	// lease has the beats of the lease if the replica holds it; 0: it does not.
+	// lease is the lease's number of heartbeats if the replica is its holder; 0: it
+	// is not.
 	lease int64
-	// sent is when, in nanoseconds since 1970 by the sender's clock, which only
-	// the sender reads.
+	// sent is the time in nanoseconds since 1970 by the sender's clock. Only the
+	// sender reads it.
 	sent int64
 }
 
@@ -45,12 +46,13 @@ func parseMessage(payload string) (message, error) {
 	return m, nil
 }
 
-// tellEvery beats over the pubsub until ctx ends.
-func (r *Replicas) tellEvery(ctx context.Context, every time.Duration) {
+// publishHeartbeats publishes a heartbeat at once and then at each interval, until
+// ctx ends.
+func (r *Replicas) publishHeartbeats(ctx context.Context, every time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
-		r.tell(ctx, kindBeat)
+		r.publish(ctx, kindHeartbeat)
 		select {
 		case <-ctx.Done():
 			return
@@ -59,32 +61,32 @@ func (r *Replicas) tellEvery(ctx context.Context, every time.Duration) {
 	}
 }
 
-// tell tells the others of this replica, once it is in the database. What it
-// fails to tell they see there.
-func (r *Replicas) tell(ctx context.Context, kind string) {
+// publish sends a message of this replica, once its row is in the database. After
+// an error the others find the same in the database.
+func (r *Replicas) publish(ctx context.Context, kind string) {
 	r.mu.RLock()
 	known := !r.until.IsZero()
 	m := message{kind: kind, from: r.self, sent: time.Now().UnixNano()}
 	if r.leads && r.memberLocked() {
-		m.lease = r.leaseBeats
+		m.lease = r.leaseHeartbeats
 	}
 	r.mu.RUnlock()
 	if !known && kind != kindLeave {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, newsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	if err := r.news.Publish(ctx, channel, []byte(m.String())); err != nil {
-		r.log.DebugContext(ctx, "a beat is not published", "error", err)
+	if err := r.pubsub.Publish(ctx, channel, []byte(m.String())); err != nil {
+		r.log.DebugContext(ctx, "a heartbeat is not published", "error", err)
 	}
 }
 
-// hear takes in what replicas tell, this one too: what comes back was heard by
-// the others. It is called by the pubsub, one call at a time.
-func (r *Replicas) hear(payload []byte) {
+// handleMessage takes in a message of a replica, this one too: its own message,
+// once it is back, has reached the others. The pubsub calls it, one call at a time.
+func (r *Replicas) handleMessage(payload []byte) {
 	m, err := parseMessage(string(payload))
 	if err != nil { // also nil: something was missed
-		r.nudge()
+		r.wakeRun()
 		return
 	}
 	now := time.Now()
@@ -95,51 +97,51 @@ func (r *Replicas) hear(payload []byte) {
 		r.leads = r.leads && r.memberLocked()
 		// The clock may have been set: an echo from the future says nothing.
 		if took := now.UnixNano() - m.sent; took >= 0 {
-			r.echoed = r.validFrom(now.Add(-time.Duration(took)))
+			r.echoed = r.validUntil(now.Add(-time.Duration(took)))
 		}
 		return
 	}
 	switch m.kind {
 	case kindLeave:
-		delete(r.heard, m.from)
+		delete(r.messages, m.from)
 		delete(r.live, m.from)
-		r.nudge()
+		r.wakeRun()
 		return
-	case kindNews:
-		r.nudge()
+	case kindChange:
+		r.wakeRun()
 	}
-	r.heardLocked(m.from, now)
+	r.noteMessageLocked(m.from, now)
 	// While the database is reached, it alone says who holds the lease.
-	if m.lease > r.leaseBeats && !now.Before(r.until) {
+	if m.lease > r.leaseHeartbeats && !now.Before(r.until) {
 		r.leads = false
 	}
 }
 
-// heardLocked notes that another replica lives, and forgets those that were not
-// heard for a lease.
-func (r *Replicas) heardLocked(id agent.ID, now time.Time) {
-	for other, at := range r.heard {
+// noteMessageLocked notes that another replica lives. It forgets those without a
+// message for a lease's duration.
+func (r *Replicas) noteMessageLocked(id agent.ID, now time.Time) {
+	for other, at := range r.messages {
 		if now.Sub(at) >= r.opts.LeaseDuration {
-			delete(r.heard, other)
+			delete(r.messages, other)
 		}
 	}
-	r.heard[id] = now
+	r.messages[id] = now
 }
 
-// stranger is a replica that is heard but is not in the database.
+// stranger is a replica that sends messages but is not in the database.
 type stranger struct {
-	heard time.Time // when, as of the last beat
-	beats int       // beats of ours in a row that it was not in
+	message    time.Time // when the newest came, as of the last heartbeat
+	heartbeats int       // of ours in a row after which it was not in the database
 }
 
-// strangeBeats is after how many such beats a replica is told as a stranger. One that
-// leaves is heard for a moment after its row is gone.
-const strangeBeats = 5
+// strangerHeartbeats is after how many of our heartbeats such a replica is
+// reported. Messages of one that leaves arrive for a moment after its row is gone.
+const strangerHeartbeats = 5
 
-// lookForStrangers tells of replicas that are heard time and again but are not in the
-// database: a replica writes its row before it is heard. Either it is cut off from the
-// database for so long that its row was removed, or it has another database, and this
-// one is a physical copy of that, with its deployment's id.
+// lookForStrangers logs replicas that send messages time and again but are not in
+// the database. A replica writes its row before its first message. So it is cut off
+// from the database, and its row was removed. Or it has another database, of which
+// this one is a physical copy, deployment id included.
 func (r *Replicas) lookForStrangers(ctx context.Context, began time.Time, replicas []agent.Replica) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -149,15 +151,15 @@ func (r *Replicas) lookForStrangers(ctx context.Context, began time.Time, replic
 	}
 	before := r.strangers
 	r.strangers = make(map[agent.ID]stranger)
-	for id, at := range r.heard {
+	for id, at := range r.messages {
 		if _, known := listed[id]; known || began.Sub(at) >= r.opts.LeaseDuration {
 			continue
 		}
 		s := before[id]
-		if at.After(s.heard) && !at.After(began) {
-			s = stranger{heard: at, beats: s.beats + 1}
-			if s.beats == strangeBeats {
-				r.log.WarnContext(ctx, "a replica is heard that is not in the database: it is cut off from it,"+
+		if at.After(s.message) && !at.After(began) {
+			s = stranger{message: at, heartbeats: s.heartbeats + 1}
+			if s.heartbeats == strangerHeartbeats {
+				r.log.WarnContext(ctx, "a replica sends messages but is not in the database: it is cut off from it,"+
 					" or it is of another deployment whose database this one was copied from: give one of them --deployment-id", "replica", id)
 			}
 		}
@@ -165,12 +167,12 @@ func (r *Replicas) lookForStrangers(ctx context.Context, began time.Time, replic
 	}
 }
 
-// countStrangers returns how many replicas are told as strangers.
+// countStrangers returns how many replicas are reported as strangers.
 func (r *Replicas) countStrangers() (n int) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, s := range r.strangers {
-		if s.beats >= strangeBeats {
+		if s.heartbeats >= strangerHeartbeats {
 			n++
 		}
 	}

@@ -14,8 +14,8 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "agentstatsd_replica_beat_errors_total",
-			Help: "Beats to the database that failed.",
+			Name: "agentstatsd_replica_heartbeat_errors_total",
+			Help: "Heartbeats to the database that failed.",
 		}),
 		changes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_replica_lease_changes_total",
@@ -39,10 +39,10 @@ func (r *Replicas) registerGauges(reg prometheus.Registerer) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replicas_live",
 			Help: "Replicas that this one takes for alive, itself included.",
-		}, func() float64 { return float64(r.count()) }),
+		}, func() float64 { return float64(r.countLive()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replica_strangers",
-			Help: "Replicas that are heard but are not in the database: cut off from it, or of another deployment with the same id.",
+			Help: "Replicas that send messages but are not in the database: cut off from it, or of another deployment with the same id.",
 		}, func() float64 { return float64(r.countStrangers()) }),
 	)
 }

@@ -1,16 +1,17 @@
-// Package replica knows which replicas of this service live, and which one of
-// them holds the lease on what exactly one may serve.
+// Package replica knows which replicas of this service live, and which one has the
+// lease on what exactly one may serve.
 //
-// Each replica beats: it counts up a number in its row of the database. Who has
-// watched a number stand still for the duration of the lease takes its replica
-// for gone, unless it hears of it by the pubsub, over which replicas beat too. So
-// no two clocks are compared, and a database that was away makes nobody look
-// dead: what is watched counts anew from the first beat that works.
+// Each replica has a row in the database with a number of heartbeats, which it
+// counts up. A replica is taken for gone when others saw its number stand still for
+// the lease's duration. A message of it over the pubsub counts as a heartbeat too.
+// So no two clocks are compared. An outage of the database makes nobody look dead:
+// the others' numbers are watched anew from the first heartbeat after it.
 //
-// A replica that cannot beat, nor hears its own beats on the pubsub, takes itself
-// for gone a little before the others can, unless the database says itself that
-// nobody can use it. The lease changes hands in the database only. Its holder,
-// while it cannot reach that, goes on until it hears of another one.
+// A replica may fail to record heartbeats, and get none of its own messages back
+// from the pubsub. Then it takes itself for gone a little before the others can.
+// The exception is a database that says itself that nobody can use it. The lease
+// changes hands in the database only. A holder that cannot reach the database keeps
+// the lease until it learns of another holder.
 package replica
 
 import (
@@ -27,9 +28,9 @@ import (
 )
 
 const (
-	// beatShare of the lease's duration passes between two beats: three of them
-	// may fail before a replica takes itself for gone.
-	beatShare = 5
+	// heartbeatShare of the lease's duration passes between two heartbeats: three
+	// of them may fail before a replica takes itself for gone.
+	heartbeatShare = 5
 	// marginShare of the lease's duration is kept between the moment at which a
 	// replica takes itself for gone and that at which the others can. It covers
 	// the second within which what it serves is taken away.
@@ -38,24 +39,25 @@ const (
 	forgetAfter = 20
 	// maxNameBytes bounds a name.
 	maxNameBytes = 256
-	// channel carries beats.
+	// channel carries the messages of replicas.
 	channel = "agentstatsd_replicas"
-	// newsTimeout bounds one publication.
-	newsTimeout = time.Second
+	// publishTimeout bounds one publication.
+	publishTimeout = time.Second
 )
 
 // Store is the database. store.Store is one.
 type Store interface {
-	// Beat counts up the beats of me, and those of the lease if me holds it or
-	// takes it: when it is free, or its beats equal takeover. It returns all
-	// replicas and the lease as they are then.
-	Beat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
+	// RecordHeartbeat counts up the heartbeats of me, of which ID and Name count.
+	// It counts up those of the lease if me is its holder or takes it. me takes it
+	// if it is free or its heartbeats equal takeover. It returns all replicas and
+	// the lease as they are then.
+	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
 	// RemoveReplicas forgets replicas, and frees the lease if one of them has it.
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 }
 
-// News carries beats. pubsub's engines are some.
-type News interface {
+// PubSub carries messages between replicas. pubsub's engines are some.
+type PubSub interface {
 	Publish(ctx context.Context, channel string, payload []byte) error
 	Subscribe(channel string, f func(payload []byte)) (cancel func(), err error)
 }
@@ -66,7 +68,7 @@ type Replicas struct {
 	self    agent.ID
 	opts    Options
 	store   Store
-	news    News
+	pubsub  PubSub
 	metrics *metrics
 	log     *slog.Logger
 	wake    chan struct{}
@@ -74,49 +76,49 @@ type Replicas struct {
 	mu sync.RWMutex
 	// Guarded by mu.
 
-	// until is how long the database has the others take this replica for alive;
-	// zero: it never beat. echoed is the same of the pubsub.
+	// until is how long the others take this replica for alive by the database;
+	// zero: no heartbeat was recorded. echoed is the same by the pubsub.
 	until, echoed time.Time
-	// leads is true since the lease was taken, until another holder is known;
-	// leaseBeats are those of the lease then or later.
-	leads      bool
-	leaseBeats int64
-	term       int64 // counts the times that this replica came to lead
-	live       map[agent.ID]struct{}
-	heard      map[agent.ID]time.Time // by the pubsub
-	// strangers are those that are heard but are not in the database.
+	// leads is true since the lease was taken, until another holder is known.
+	// leaseHeartbeats are those of the lease then or later.
+	leads           bool
+	leaseHeartbeats int64
+	term            int64 // counts the times that this replica came to lead
+	live            map[agent.ID]struct{}
+	messages        map[agent.ID]time.Time // when the newest of each came by the pubsub
+	// strangers are those that send messages but are not in the database.
 	strangers map[agent.ID]stranger
-	err       error // of the last beat
+	err       error // of the last heartbeat
 	since     time.Time
 
 	// Only Run uses what follows.
 	seen   map[agent.ID]observation
 	lease  observation
-	broken bool // the last beat failed
+	broken bool // the last heartbeat failed
 }
 
-// observation is a number of beats and when it was first seen.
+// observation is a number of heartbeats and when it was first seen.
 type observation struct {
-	beats int64
-	at    time.Time
+	heartbeats int64
+	at         time.Time
 }
 
-// New returns a replica that has not beaten yet.
-func New(store Store, news News, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Replicas, error) {
+// New returns a replica that has recorded no heartbeat yet.
+func New(store Store, pubsub PubSub, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Replicas, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("replica options: %w", err)
 	}
 	r := &Replicas{
-		self:  opts.ID,
-		opts:  opts,
-		store: store,
-		news:  news,
-		log:   log,
-		wake:  make(chan struct{}, 1),
-		live:  make(map[agent.ID]struct{}),
-		heard: make(map[agent.ID]time.Time),
-		seen:  make(map[agent.ID]observation),
+		self:     opts.ID,
+		opts:     opts,
+		store:    store,
+		pubsub:   pubsub,
+		log:      log,
+		wake:     make(chan struct{}, 1),
+		live:     make(map[agent.ID]struct{}),
+		messages: make(map[agent.ID]time.Time),
+		seen:     make(map[agent.ID]observation),
 
 		strangers: make(map[agent.ID]stranger),
 	}
@@ -133,8 +135,8 @@ func New(store Store, news News, opts Options, reg prometheus.Registerer, log *s
 // Self returns the id of this replica.
 func (r *Replicas) Self() agent.ID { return r.self }
 
-// Member tells whether the others take this replica for alive: until then it
-// serves what it holds of what they would serve otherwise.
+// Member reports whether the others take this replica for alive. Until then it
+// serves what it has of what they would serve otherwise.
 func (r *Replicas) Member() bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -146,11 +148,11 @@ func (r *Replicas) memberLocked() bool {
 	return now.Before(r.until) || !r.until.IsZero() && now.Before(r.echoed)
 }
 
-// Leads tells whether this replica holds the lease.
+// Leads reports whether this replica is the lease's holder.
 func (r *Replicas) Leads() bool { return r.Term() != 0 }
 
-// Term returns 0 while this replica does not hold the lease, otherwise how often
-// it came to hold it: while that stays the same nobody else did in between.
+// Term returns how often this replica became the lease's holder; 0: it is not the
+// holder. While it stays the same there was no other holder in between.
 func (r *Replicas) Term() int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -160,18 +162,18 @@ func (r *Replicas) Term() int64 {
 	return r.term
 }
 
-// Live tells whether another replica is taken for alive. While this one cannot
-// beat, nothing changes about the others.
+// Live reports whether another replica is taken for alive. While this one cannot
+// record heartbeats, nothing changes about the others.
 func (r *Replicas) Live(id agent.ID) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	_, live := r.live[id]
-	at, heard := r.heard[id]
-	return live || heard && time.Since(at) < r.opts.LeaseDuration
+	at, received := r.messages[id]
+	return live || received && time.Since(at) < r.opts.LeaseDuration
 }
 
-// count returns how many replicas live, this one included.
-func (r *Replicas) count() int {
+// countLive returns how many replicas live, this one included.
+func (r *Replicas) countLive() int {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if r.memberLocked() {
@@ -180,7 +182,7 @@ func (r *Replicas) count() int {
 	return len(r.live)
 }
 
-// Healthy returns nil if the newest beat was good, or why it was not.
+// Healthy returns nil if the newest heartbeat was recorded, or why it was not.
 func (r *Replicas) Healthy() error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -191,76 +193,77 @@ func (r *Replicas) Healthy() error {
 	return nil
 }
 
-// Run beats until ctx is cancelled, then leaves: the others know at once. It
-// returns nil.
+// Run records and publishes heartbeats until ctx is cancelled. Then it removes this
+// replica, which the others know at once. It returns nil.
 func (r *Replicas) Run(ctx context.Context) error {
-	cancel, err := r.news.Subscribe(channel, r.hear)
+	cancel, err := r.pubsub.Subscribe(channel, r.handleMessage)
 	if err != nil {
-		return fmt.Errorf("subscribe to beats of replicas: %w", err)
+		return fmt.Errorf("subscribe to heartbeats of replicas: %w", err)
 	}
 	defer cancel()
-	every := r.opts.LeaseDuration / beatShare
-	var telling sync.WaitGroup
-	defer telling.Wait()
-	telling.Go(func() { r.tellEvery(ctx, every) })
+	every := r.opts.LeaseDuration / heartbeatShare
+	var publishing sync.WaitGroup
+	defer publishing.Wait()
+	publishing.Go(func() { r.publishHeartbeats(ctx, every) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			r.leave(ctx)
+			r.removeSelf(ctx)
 			return nil
 		case <-r.wake:
 		case <-timer.C:
 		}
-		r.beat(ctx)
+		r.recordHeartbeat(ctx)
 		timer.Reset(every)
 	}
 }
 
-// nudge has Run beat now.
-func (r *Replicas) nudge() {
+// wakeRun makes Run record a heartbeat now.
+func (r *Replicas) wakeRun() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
 }
 
-// beat tells the database that this replica lives, and looks who else does.
-func (r *Replicas) beat(ctx context.Context) {
+// recordHeartbeat counts up this replica's heartbeats in the database, and reads
+// who else lives.
+func (r *Replicas) recordHeartbeat(ctx context.Context) {
 	began := time.Now()
-	beatCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
+	heartbeatCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 	defer cancel()
-	replicas, lease, err := r.store.Beat(beatCtx, agent.Replica{ID: r.self, Name: r.opts.Name}, r.takeover(began))
+	replicas, lease, err := r.store.RecordHeartbeat(heartbeatCtx, agent.Replica{ID: r.self, Name: r.opts.Name}, r.takeover(began))
 	if err != nil {
-		r.missed(ctx, began, err)
+		r.noteFailure(ctx, began, err)
 		return
 	}
 	now := time.Now()
-	gone := r.observe(now, replicas, lease)
+	gone := r.observeReplicas(now, replicas, lease)
 	r.lookForStrangers(ctx, began, replicas)
 	was, led := r.Member(), r.Leads()
 
 	r.mu.Lock()
-	r.until = r.validFrom(began)
-	r.leads, r.leaseBeats = lease.Holder == r.self, lease.Beats
+	r.until = r.validUntil(began)
+	r.leads, r.leaseHeartbeats = lease.Holder == r.self, lease.Heartbeats
 	if r.leads && !led {
 		r.term++
 	}
-	r.live = r.living(now)
+	r.live = r.liveReplicas(now)
 	r.err = nil
 	r.mu.Unlock()
 
 	leads := r.Leads()
 	if !was || led != leads {
-		r.tell(ctx, kindNews)
+		r.publish(ctx, kindChange)
 	}
 	if led != leads {
 		r.log.InfoContext(ctx, "the lease changed hands", "leads", leads)
 		r.metrics.changes.Inc()
 	}
 	if leads && len(gone) > 0 {
-		removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
+		removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 		defer cancel()
 		if err := r.store.RemoveReplicas(removeCtx, gone); err != nil && ctx.Err() == nil {
 			r.log.WarnContext(ctx, "rows of replicas that are gone are not removed, trying again", "error", err)
@@ -268,16 +271,16 @@ func (r *Replicas) beat(ctx context.Context) {
 	}
 }
 
-// validFrom returns how long a beat that began then is valid for its replica: it
-// was written later, and seen by others later still.
-func (r *Replicas) validFrom(began time.Time) time.Time {
+// validUntil returns how long a heartbeat is valid for its replica. It was written
+// after began, and the others see it later still.
+func (r *Replicas) validUntil(began time.Time) time.Time {
 	return began.Add(r.opts.LeaseDuration - r.opts.LeaseDuration/marginShare)
 }
 
-// missed notes a beat that failed.
-func (r *Replicas) missed(ctx context.Context, began time.Time, err error) {
+// noteFailure notes a heartbeat that was not recorded.
+func (r *Replicas) noteFailure(ctx context.Context, began time.Time, err error) {
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return // told to stop
+		return // stopped
 	}
 	r.broken = true
 	r.metrics.errors.Inc()
@@ -285,26 +288,26 @@ func (r *Replicas) missed(ctx context.Context, began time.Time, err error) {
 	defer r.mu.Unlock()
 	if r.err == nil {
 		r.since = began
-		r.log.WarnContext(ctx, "this replica cannot tell the others that it lives, trying again", "error", err)
+		r.log.WarnContext(ctx, "this replica cannot record its heartbeat in the database, trying again", "error", err)
 	}
 	r.err = err
-	// Nobody can watch it miss a beat, nor take its place.
+	// No other replica can see its number stand still, nor take the lease.
 	if errors.Is(err, agent.ErrStoreDown) && began.Before(r.until) {
-		r.until = r.validFrom(time.Now())
+		r.until = r.validUntil(time.Now())
 	}
 }
 
-// takeover returns the beats at which the lease stood still for so long that its
+// takeover returns the lease's heartbeats if they stood still for so long that the
 // holder is gone; -1: it is not.
 func (r *Replicas) takeover(now time.Time) int64 {
 	if r.broken || r.lease.at.IsZero() || now.Sub(r.lease.at) < r.opts.LeaseDuration {
 		return -1
 	}
-	return r.lease.beats
+	return r.lease.heartbeats
 }
 
-// observe notes what was read, and returns the replicas whose rows can go.
-func (r *Replicas) observe(now time.Time, replicas []agent.Replica, lease agent.Lease) (gone []agent.ID) {
+// observeReplicas notes what was read, and returns the replicas whose rows can go.
+func (r *Replicas) observeReplicas(now time.Time, replicas []agent.Replica, lease agent.Lease) (gone []agent.ID) {
 	before := r.seen
 	r.seen = make(map[agent.ID]observation, len(replicas))
 	for _, other := range replicas {
@@ -312,23 +315,23 @@ func (r *Replicas) observe(now time.Time, replicas []agent.Replica, lease agent.
 			continue
 		}
 		o, known := before[other.ID]
-		if !known || o.beats != other.Beats || r.broken {
-			o = observation{other.Beats, now}
+		if !known || o.heartbeats != other.Heartbeats || r.broken {
+			o = observation{other.Heartbeats, now}
 		}
 		r.seen[other.ID] = o
 		if now.Sub(o.at) > forgetAfter*r.opts.LeaseDuration {
 			gone = append(gone, other.ID)
 		}
 	}
-	if r.lease.at.IsZero() || r.lease.beats != lease.Beats || r.broken {
-		r.lease = observation{lease.Beats, now}
+	if r.lease.at.IsZero() || r.lease.heartbeats != lease.Heartbeats || r.broken {
+		r.lease = observation{lease.Heartbeats, now}
 	}
 	r.broken = false
 	return gone
 }
 
-// living returns the other replicas that beat lately.
-func (r *Replicas) living(now time.Time) map[agent.ID]struct{} {
+// liveReplicas returns the other replicas whose number of heartbeats rose lately.
+func (r *Replicas) liveReplicas(now time.Time) map[agent.ID]struct{} {
 	live := make(map[agent.ID]struct{}, len(r.seen))
 	for id, o := range r.seen {
 		if now.Sub(o.at) < r.opts.LeaseDuration {
@@ -338,18 +341,18 @@ func (r *Replicas) living(now time.Time) map[agent.ID]struct{} {
 	return live
 }
 
-// leave has the others take over at once. What it fails to do they do when the
-// lease has run out.
-func (r *Replicas) leave(ctx context.Context) {
+// removeSelf removes this replica from the database, so that the others take over
+// at once. After an error they do when the lease has run out.
+func (r *Replicas) removeSelf(ctx context.Context) {
 	r.mu.Lock()
 	r.until, r.leads = time.Time{}, false
 	r.mu.Unlock()
 	ctx = context.WithoutCancel(ctx)
-	removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/beatShare)
+	removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 	defer cancel()
 	if err := r.store.RemoveReplicas(removeCtx, []agent.ID{r.self}); err != nil {
-		r.log.WarnContext(ctx, "this replica leaves without telling: the others notice when its lease runs out", "error", err)
+		r.log.WarnContext(ctx, "this replica leaves without publishing: the others notice when its lease runs out", "error", err)
 		return
 	}
-	r.tell(ctx, kindLeave)
+	r.publish(ctx, kindLeave)
 }

@@ -87,7 +87,7 @@ func (a *access) reach(ctx context.Context) error {
 	return a.down
 }
 
-func (a *access) Beat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error) {
+func (a *access) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error) {
 	if err := a.reach(ctx); err != nil {
 		if !errors.Is(err, ctx.Err()) {
 			a.database.mu.Unlock()
@@ -95,11 +95,11 @@ func (a *access) Beat(ctx context.Context, me agent.Replica, takeover int64) ([]
 		return nil, agent.Lease{}, err
 	}
 	defer a.database.mu.Unlock()
-	me.Beats = a.replicas[me.ID].Beats + 1
+	me.Heartbeats = a.replicas[me.ID].Heartbeats + 1
 	a.replicas[me.ID] = me
-	if l := &a.lease; l.Holder == me.ID || l.Holder == (agent.ID{}) || l.Beats == takeover {
+	if l := &a.lease; l.Holder == me.ID || l.Holder == (agent.ID{}) || l.Heartbeats == takeover {
 		l.Holder = me.ID
-		l.Beats++
+		l.Heartbeats++
 	}
 	return slices.Collect(maps.Values(a.replicas)), a.lease, nil
 }
@@ -156,7 +156,7 @@ type running struct {
 	access *access
 	reg    *prometheus.Registry
 	stop   func() // gracefully
-	kill   func() // as a crash: the database and the others hear nothing
+	kill   func() // as a crash: the database and the others get no message
 }
 
 type world struct {
@@ -223,7 +223,7 @@ func TestFirstLeads(t *testing.T) {
 		b := w.start(t)
 		require.True(t, b.Member())
 		require.False(t, b.Leads())
-		wait(time.Second) // by news: before the next beat
+		wait(time.Second) // by a message: before the next heartbeat
 		require.True(t, a.Live(b.Self()))
 		require.True(t, b.Live(a.Self()))
 		require.NoError(t, testutil.GatherAndCompare(b.reg, strings.NewReader(`
@@ -268,9 +268,9 @@ func TestDies(t *testing.T) {
 			wait(100 * time.Millisecond)
 		}
 		took := time.Since(died)
-		require.Greater(t, took, lease-lease/beatShare-time.Second)
-		require.LessOrEqual(t, took, lease+2*lease/beatShare)
-		wait(lease / beatShare)
+		require.Greater(t, took, lease-lease/heartbeatShare-time.Second)
+		require.LessOrEqual(t, took, lease+2*lease/heartbeatShare)
+		wait(lease / heartbeatShare)
 		require.False(t, b.Live(a.Self()))
 		require.False(t, c.Live(a.Self()))
 		require.Equal(t, 1, leaders(b, c))
@@ -341,11 +341,11 @@ func TestHearsAgain(t *testing.T) {
 }
 
 func TestMessages(t *testing.T) {
-	m := message{kindNews, agent.ID{1, 2}, 7, 1 << 60}
+	m := message{kindChange, agent.ID{1, 2}, 7, 1 << 60}
 	got, err := parseMessage(m.String())
 	require.NoError(t, err)
 	require.Equal(t, m, got)
-	for _, bad := range []string{"", "beat", "beat x 1 1", "beat " + agent.ID{}.String() + " x 1"} {
+	for _, bad := range []string{"", "heartbeat", "heartbeat x 1 1", "heartbeat " + agent.ID{}.String() + " x 1"} {
 		_, err := parseMessage(bad)
 		require.ErrorContains(t, err, "message of a replica: ", bad)
 	}
@@ -407,8 +407,8 @@ func TestDatabaseDown(t *testing.T) {
 		}
 		a.access.setDeaf(true) // so the database is all that they have
 		b.access.setDeaf(true)
-		a.access.setCut(true) // so that the other has seen its last beat
-		wait(lease/beatShare + time.Second)
+		a.access.setCut(true) // so that the other has seen its last heartbeat
+		wait(lease/heartbeatShare + time.Second)
 		w.setDown(agent.ErrStoreDown)
 		a.access.setCut(false)
 		steady(5 * time.Minute)

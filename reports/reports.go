@@ -49,12 +49,12 @@ import (
 
 // Store is the database. store.Store is one; its methods say more.
 type Store interface {
-	// BeatReportWriter says that a replica is alive, RemoveReportWriter that it adds
-	// nothing any more.
-	BeatReportWriter(ctx context.Context, writer agent.ID) error
+	// RecordReportWriterHeartbeat notes that a replica is alive, RemoveReportWriter that
+	// it adds nothing any more.
+	RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error
 	RemoveReportWriter(ctx context.Context, writer agent.ID) error
 	// AddReports adds sums to subscriptions, once for each sequence of a writer, which
-	// must have beaten.
+	// must have recorded a heartbeat.
 	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
 	// CountReportSums returns how many sums there are, by subscription; HasReportSums
 	// whether a subscription has any.
@@ -91,10 +91,10 @@ const (
 	batchInterval = time.Second
 	// pollInterval is how soon a replica knows of a new subscription.
 	pollInterval = time.Second
-	// beatInterval passes between two beats of a writer. One that was not heard of for
+	// heartbeatInterval passes between two heartbeats of a writer. One without them for
 	// writerTimeout is not waited for when a subscription begins.
-	beatInterval  = 5 * time.Second
-	writerTimeout = 4 * beatInterval
+	heartbeatInterval = 5 * time.Second
+	writerTimeout     = 4 * heartbeatInterval
 	// countInterval passes between two counts of what the database has.
 	countInterval = 5 * time.Second
 	// expireInterval passes between two looks for subscriptions to remove.
@@ -190,7 +190,7 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 // Load reads the subscriptions. It is called before the first report: a subscription
 // that is made later waits for this replica to confirm it.
 func (r *Reports) Load(ctx context.Context) error {
-	if err := r.store.BeatReportWriter(ctx, r.opts.ID); err != nil {
+	if err := r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID); err != nil {
 		return err
 	}
 	return r.readSubscriptions(ctx)

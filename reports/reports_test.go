@@ -423,7 +423,7 @@ func TestWriterIsRemembered(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var beats atomic.Int64
 		startReplica(t, memstore.New(), Options{}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
-			if doing == "beat as a writer of reports" {
+			if doing == "record heartbeat of a report writer" {
 				beats.Add(1)
 			}
 			return memstore.Fault{}
@@ -490,7 +490,7 @@ func TestAcksWhileStandingBy(t *testing.T) {
 func TestUnconfirmed(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
-		require.NoError(t, database.Open(memstore.Options{}).BeatReportWriter(t.Context(), agent.ID{99}))
+		require.NoError(t, database.Open(memstore.Options{}).RecordReportWriterHeartbeat(t.Context(), agent.ID{99}))
 		r := startReplica(t, database, Options{Shared: true}, memstore.Options{})
 		began := time.Now()
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
@@ -504,7 +504,7 @@ func TestUnconfirmed(t *testing.T) {
 func TestUnconfirmedAnswerIsLost(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
-		require.NoError(t, database.Open(memstore.Options{}).BeatReportWriter(t.Context(), agent.ID{99}))
+		require.NoError(t, database.Open(memstore.Options{}).RecordReportWriterHeartbeat(t.Context(), agent.ID{99}))
 		began := time.Now()
 		r := startReplica(t, database, Options{Shared: true}, memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
 			if since := time.Since(began); doing == "start subscription" && since >= confirmTimeout && since < 2*confirmTimeout {

@@ -10,13 +10,13 @@ import (
 
 // poll keeps the subscriptions known, and those that nobody watches away.
 func (r *Reports) poll(ctx context.Context) {
-	var beat, count, expire time.Time
+	var heartbeat, count, expire time.Time
 	failures := 0
 	for {
 		now := time.Now()
 		err := r.readSubscriptions(ctx)
-		if err == nil && now.Sub(beat) >= r.beatInterval() {
-			err, beat = r.call(ctx, func(ctx context.Context) error { return r.store.BeatReportWriter(ctx, r.opts.ID) }), now
+		if err == nil && now.Sub(heartbeat) >= r.heartbeatInterval() {
+			err, heartbeat = r.call(ctx, func(ctx context.Context) error { return r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID) }), now
 		}
 		if err == nil && now.Sub(count) >= countInterval && r.Wanted() {
 			err, count = r.countSums(ctx), now
@@ -48,11 +48,11 @@ func (r *Reports) poll(ctx context.Context) {
 	}
 }
 
-// beatInterval is how often this replica says that it is alive. Without others nobody
+// heartbeatInterval is how often this replica says that it is alive. Without others nobody
 // waits for it, but a writer that was not heard of for a month is forgotten.
-func (r *Reports) beatInterval() time.Duration {
+func (r *Reports) heartbeatInterval() time.Duration {
 	if r.opts.Shared {
-		return beatInterval
+		return heartbeatInterval
 	}
 	return time.Hour
 }

@@ -154,7 +154,7 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		written, err = r.store.AddReports(ctx, r.frozen.write)
 		if errors.Is(err, agent.ErrUnknownWriter) {
 			// The database is older than this process.
-			if err = r.store.BeatReportWriter(ctx, r.opts.ID); err == nil {
+			if err = r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID); err == nil {
 				written, err = r.store.AddReports(ctx, r.frozen.write)
 			}
 		}

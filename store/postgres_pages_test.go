@@ -141,7 +141,7 @@ func TestPostgresPages(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, versions, 12_050)
 	require.LessOrEqual(t, tracer.take(), int64(pageOfVersions.rows))
-	replicas, _, err := s.Beat(t.Context(), agent.Replica{ID: id(1)}, -1)
+	replicas, _, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(1)}, -1)
 	require.NoError(t, err)
 	require.Len(t, replicas, 3001)
 	require.LessOrEqual(t, tracer.take(), int64(pageOfReplicas.rows))

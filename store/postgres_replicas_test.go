@@ -279,7 +279,7 @@ func TestPostgresIsolation(t *testing.T) {
 			for i, s := range stores {
 				group.Go(func() error {
 					for n := range int64(30) {
-						if _, _, err := s.Beat(t.Context(), agent.Replica{ID: id(byte(10 + i))}, -1); err != nil {
+						if _, _, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(byte(10 + i))}, -1); err != nil {
 							return err
 						}
 						if _, _, err := s.UpsertMetadata(t.Context(), []agent.Metadata{row(id(1), "k", fmt.Sprint(i), n+1, int64(i))}); err != nil {
@@ -376,7 +376,7 @@ func TestPostgresLeaseOnce(t *testing.T) {
 			holders := make(map[agent.Lease]int)
 			atOnce(t, stores, 1, func(_, replica int, s *Store) error {
 				me := agent.Replica{ID: id(byte(replica + 1)), Name: fmt.Sprint(replica)}
-				_, lease, err := s.Beat(t.Context(), me, beats)
+				_, lease, err := s.RecordHeartbeat(t.Context(), me, beats)
 				mu.Lock()
 				defer mu.Unlock()
 				if lease.Holder == me.ID {
@@ -386,15 +386,15 @@ func TestPostgresLeaseOnce(t *testing.T) {
 			})
 			require.Len(t, holders, 1)
 			for lease := range holders {
-				require.Greater(t, lease.Beats, beats)
-				beats = lease.Beats
+				require.Greater(t, lease.Heartbeats, beats)
+				beats = lease.Heartbeats
 			}
 		}
-		known, _, err := stores[0].Beat(t.Context(), agent.Replica{ID: id(1)}, -1)
+		known, _, err := stores[0].RecordHeartbeat(t.Context(), agent.Replica{ID: id(1)}, -1)
 		require.NoError(t, err)
 		require.Len(t, known, replicas)
 		for _, r := range known[1:] {
-			require.EqualValues(t, rounds, r.Beats)
+			require.EqualValues(t, rounds, r.Heartbeats)
 		}
 	})
 }

@@ -24,7 +24,7 @@ func TestPostgresReportsInDoubt(t *testing.T) {
 	s := openURL(t, Options{URL: url})
 	a, err := s.OpenSubscription(t.Context(), reportOpening("a", 1))
 	require.NoError(t, err)
-	require.NoError(t, s.BeatReportWriter(t.Context(), id(50)))
+	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(50)))
 	before := admin(t, url)
 	w := agent.ReportWrite{
 		Writer: id(50), Sequence: 1, To: []agent.ReportTarget{{Subscription: a.ID}},
@@ -79,7 +79,7 @@ func TestPostgresReportsMeet(t *testing.T) {
 
 	writing, ctx := errgroup.WithContext(t.Context())
 	for n, s := range stores[:3] {
-		require.NoError(t, s.BeatReportWriter(t.Context(), id(byte(50+n))))
+		require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(byte(50+n))))
 		writing.Go(func() error {
 			for sequence := range int64(writes) {
 				w := agent.ReportWrite{Writer: id(byte(50 + n)), Sequence: sequence + 1, To: []agent.ReportTarget{{Subscription: b.ID}, {Subscription: a.ID}}}

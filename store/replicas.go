@@ -8,14 +8,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Beat says that the replica me, of which ID and Name count, is alive: its beats
-// count up by one. It takes the lease if nobody has it, or if the lease's beats
-// are takeover, which the caller saw for too long; below 0: only if nobody has
-// it. It renews a lease that is me's. It returns all replicas, in the order of
-// their ids, and the lease, as they are after that. All in one transaction.
-func (s *Store) Beat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
+// RecordHeartbeat counts up the heartbeats of the replica me, of which ID and Name
+// count. me takes the lease if nobody has it, or if the lease's heartbeats are takeover,
+// which the caller saw for too long; below 0: only if nobody has it. A lease that is
+// me's is renewed. It returns all replicas, in the order of their ids, and the lease, as
+// they are after that. All in one transaction.
+func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
 	id, nobody := s.dialect.id(me.ID), s.dialect.id(agent.ID{})
-	err = s.change(ctx, "beat", func(tx *sql.Tx) error {
+	err = s.change(ctx, "record heartbeat", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `
 INSERT INTO replicas (id, name, beats) VALUES ($1, $2, 1)
 ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1`, id, me.Name)
@@ -29,14 +29,14 @@ WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
 			return fmt.Errorf("take lease: %w", err)
 		}
 		if err := query(ctx, tx, `SELECT holder, beats FROM lease`, nil, func(rows *sql.Rows) error {
-			return rows.Scan(&lease.Holder, &lease.Beats)
+			return rows.Scan(&lease.Holder, &lease.Heartbeats)
 		}); err != nil {
 			return fmt.Errorf("read lease: %w", err)
 		}
 		replicas = nil
 		if err := s.stream(ctx, tx, pageOfReplicas, `SELECT id, name, beats FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
 			var r agent.Replica
-			err := rows.Scan(&r.ID, &r.Name, &r.Beats)
+			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats)
 			replicas = append(replicas, r)
 			return err
 		}); err != nil {

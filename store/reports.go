@@ -49,9 +49,9 @@ ON CONFLICT (subscription_id, agent_id) DO UPDATE SET`
         THEN excluded.last_used_at ELSE report_sums.last_used_at END`
 }
 
-// BeatReportWriter says that a replica that adds to subscriptions is alive.
-func (s *Store) BeatReportWriter(ctx context.Context, writer agent.ID) error {
-	return s.change(ctx, "beat as a writer of reports", func(tx *sql.Tx) error {
+// RecordReportWriterHeartbeat notes that a replica that adds to subscriptions is alive.
+func (s *Store) RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error {
+	return s.change(ctx, "record heartbeat of a report writer", func(tx *sql.Tx) error {
 		now, err := s.dialect.clock(ctx, tx)
 		if err != nil {
 			return err

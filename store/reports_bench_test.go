@@ -30,7 +30,7 @@ func BenchmarkReportsWAL(b *testing.B) {
 	sub, err := s.OpenSubscription(b.Context(), reportOpening("a", 1))
 	require.NoError(b, err)
 	for replica := range byte(3) {
-		require.NoError(b, s.BeatReportWriter(b.Context(), id(50+replica)))
+		require.NoError(b, s.RecordReportWriterHeartbeat(b.Context(), id(50+replica)))
 	}
 
 	type cost struct {
@@ -115,7 +115,7 @@ func BenchmarkExpiry(b *testing.B) {
 	for name, open := range map[string]func(testing.TB) *Store{"sqlite": openTemp, "postgres": openPostgresTemp} {
 		b.Run(name, func(b *testing.B) {
 			s := open(b)
-			require.NoError(b, s.BeatReportWriter(b.Context(), id(50)))
+			require.NoError(b, s.RecordReportWriterHeartbeat(b.Context(), id(50)))
 			sequence := int64(0)
 			for b.Loop() {
 				b.StopTimer()

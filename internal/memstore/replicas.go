@@ -10,15 +10,15 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Beat is as in store.Store.
-func (s *Store) Beat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
+// RecordHeartbeat is as in store.Store.
+func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
 	err = s.runEach(ctx, func() (transaction, func()) {
 		var all []agent.Replica
 		var held agent.Lease
-		return transaction{doing: "beat", apply: func(t *tables, _ int64) error {
-			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Beats: t.replicas[me.ID].Beats + 1}
-			if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Beats == takeover {
-				t.lease = agent.Lease{Holder: me.ID, Beats: t.lease.Beats + 1}
+		return transaction{doing: "record heartbeat", apply: func(t *tables, _ int64) error {
+			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Heartbeats: t.replicas[me.ID].Heartbeats + 1}
+			if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Heartbeats == takeover {
+				t.lease = agent.Lease{Holder: me.ID, Heartbeats: t.lease.Heartbeats + 1}
 			}
 			held = t.lease
 			for _, id := range sortedKeys(t.replicas) {

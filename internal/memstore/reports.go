@@ -90,9 +90,9 @@ func (d *Database) ReportSums() (sums []agent.ReportSum) {
 	return sums
 }
 
-// BeatReportWriter is as in store.Store.
-func (s *Store) BeatReportWriter(ctx context.Context, writer agent.ID) error {
-	return s.run(ctx, transaction{doing: "beat as a writer of reports", apply: func(t *tables, _ int64) error {
+// RecordReportWriterHeartbeat is as in store.Store.
+func (s *Store) RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error {
+	return s.run(ctx, transaction{doing: "record heartbeat of a report writer", apply: func(t *tables, _ int64) error {
 		row := t.reports.writers[writer]
 		row.seenAt = time.Now()
 		t.reports.writers[writer] = row

@@ -121,38 +121,38 @@ func testPushesFolded(t *testing.T, s Store) {
 
 func testReplicas(t *testing.T, s Store) {
 	beat := func(n byte, name string) []agent.Replica {
-		replicas, _, err := s.Beat(t.Context(), agent.Replica{ID: id(n), Name: name, Beats: 77}, -1)
+		replicas, _, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n), Name: name, Heartbeats: 77}, -1)
 		require.NoError(t, err)
 		return replicas
 	}
-	require.Equal(t, []agent.Replica{{ID: id(2), Name: "b", Beats: 1}}, beat(2, "b"))
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Beats: 1}, {ID: id(2), Name: "b", Beats: 1}}, beat(1, "a"))
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Beats: 1}, {ID: id(2), Name: "c", Beats: 2}}, beat(2, "c"))
+	require.Equal(t, []agent.Replica{{ID: id(2), Name: "b", Heartbeats: 1}}, beat(2, "b"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 1}, {ID: id(2), Name: "b", Heartbeats: 1}}, beat(1, "a"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 1}, {ID: id(2), Name: "c", Heartbeats: 2}}, beat(2, "c"))
 	require.NoError(t, s.RemoveReplicas(t.Context(), nil))
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(9), id(2), id(9)}))
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Beats: 2}}, beat(1, "a"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}}, beat(1, "a"))
 	// One that was thought dead is back.
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Beats: 2}, {ID: id(2), Name: "b", Beats: 1}}, beat(2, "b"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}, {ID: id(2), Name: "b", Heartbeats: 1}}, beat(2, "b"))
 }
 
 func testLease(t *testing.T, s Store) {
 	beat := func(n byte, takeover int64) agent.Lease {
-		_, lease, err := s.Beat(t.Context(), agent.Replica{ID: id(n)}, takeover)
+		_, lease, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n)}, takeover)
 		require.NoError(t, err)
 		return lease
 	}
-	require.Equal(t, agent.Lease{Holder: id(1), Beats: 1}, beat(1, -1), "nobody had it")
-	require.Equal(t, agent.Lease{Holder: id(1), Beats: 1}, beat(2, -1), "not taken")
-	require.Equal(t, agent.Lease{Holder: id(1), Beats: 2}, beat(1, -1), "renewed")
-	require.Equal(t, agent.Lease{Holder: id(1), Beats: 2}, beat(2, 1), "it is alive")
-	require.Equal(t, agent.Lease{Holder: id(1), Beats: 2}, beat(2, 3), "it was never there")
-	require.Equal(t, agent.Lease{Holder: id(2), Beats: 3}, beat(2, 2), "taken over")
-	require.Equal(t, agent.Lease{Holder: id(2), Beats: 3}, beat(1, -1), "lost")
+	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 1}, beat(1, -1), "nobody had it")
+	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 1}, beat(2, -1), "not taken")
+	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 2}, beat(1, -1), "renewed")
+	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 2}, beat(2, 1), "it is alive")
+	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 2}, beat(2, 3), "it was never there")
+	require.Equal(t, agent.Lease{Holder: id(2), Heartbeats: 3}, beat(2, 2), "taken over")
+	require.Equal(t, agent.Lease{Holder: id(2), Heartbeats: 3}, beat(1, -1), "lost")
 
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1)}))
-	require.Equal(t, agent.Lease{Holder: id(2), Beats: 3}, beat(3, -1), "not of the removed one")
+	require.Equal(t, agent.Lease{Holder: id(2), Heartbeats: 3}, beat(3, -1), "not of the removed one")
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1), id(2)}))
-	require.Equal(t, agent.Lease{Holder: id(3), Beats: 4}, beat(3, -1), "free")
+	require.Equal(t, agent.Lease{Holder: id(3), Heartbeats: 4}, beat(3, -1), "free")
 }
 
 func testBuilds(t *testing.T, s Store) {

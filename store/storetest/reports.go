@@ -41,7 +41,7 @@ func write(writer byte, sequence int64, sums []agent.ReportSum, to ...int64) age
 func addReports(t testing.TB, s Store, w agent.ReportWrite) agent.ReportWritten {
 	t.Helper()
 	if w.Sequence == 1 {
-		require.NoError(t, s.BeatReportWriter(t.Context(), w.Writer))
+		require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), w.Writer))
 	}
 	written, err := s.AddReports(t.Context(), w)
 	require.NoError(t, err)
@@ -162,12 +162,12 @@ func testReportsWrittenOnce(t *testing.T, s Store) {
 		require.Equal(t, bytes, batch.Sums[0].RxBytes)
 	}
 	for _, writer := range []byte{50, 50, 51} {
-		require.NoError(t, s.BeatReportWriter(t.Context(), id(writer)))
+		require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(writer)))
 	}
 	add(agent.ReportWritten{}, 50, 1, 1)
 	add(agent.ReportWritten{Repeated: true}, 50, 1, 1)
 	add(agent.ReportWritten{}, 50, 2, 2)
-	require.NoError(t, s.BeatReportWriter(t.Context(), id(50)))
+	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(50)))
 	add(agent.ReportWritten{Repeated: true}, 50, 2, 2)
 	add(agent.ReportWritten{Repeated: true}, 50, 1, 1)
 	add(agent.ReportWritten{}, 51, 1, 4)
@@ -178,7 +178,7 @@ func testReportsWrittenOnce(t *testing.T, s Store) {
 	_, err := s.AddReports(t.Context(), write(52, 2, []agent.ReportSum{sumOf(1, 64, 1, 1)}, a.ID))
 	require.ErrorIs(t, err, agent.ErrUnknownWriter)
 	require.NotErrorIs(t, err, agent.ErrRejected)
-	require.NoError(t, s.BeatReportWriter(t.Context(), id(52)))
+	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(52)))
 	add(agent.ReportWritten{Lost: 1}, 52, 2, 32)
 	require.Equal(t, int64(63), sum)
 }
@@ -197,7 +197,7 @@ func testReportsRefused(t *testing.T, s Store) {
 	require.Len(t, deliver(t, s, step(b, 2, 0, 0)).Sums, 3)
 	// The answer was lost.
 	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
-	require.NoError(t, s.BeatReportWriter(t.Context(), id(50)))
+	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(50)))
 	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
 	w.Sequence, w.To = 3, w.To[1:2]
 	require.Zero(t, addReports(t, s, w))
@@ -220,7 +220,7 @@ func testSubscriptionStarts(t *testing.T, s Store) {
 		return since
 	}
 	for _, writer := range []byte{50, 51, 52} {
-		require.NoError(t, s.BeatReportWriter(t.Context(), id(writer)))
+		require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(writer)))
 	}
 	require.Zero(t, starts(0, false))
 	require.NoError(t, s.ConfirmSubscriptions(t.Context(), id(50), []int64{a.ID, 999}))
@@ -231,7 +231,7 @@ func testSubscriptionStarts(t *testing.T, s Store) {
 	require.NoError(t, s.RemoveReportWriter(t.Context(), id(52)))
 	since := starts(time.Hour, false)
 	require.WithinDuration(t, time.Now(), since, time.Minute)
-	require.NoError(t, s.BeatReportWriter(t.Context(), id(53)))
+	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(53)))
 	require.Equal(t, since, starts(time.Hour, false), "it stays")
 	all, err := s.Subscriptions(t.Context())
 	require.NoError(t, err)

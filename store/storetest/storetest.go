@@ -33,7 +33,7 @@ type Store interface {
 	SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error)
 	ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error)
 
-	Beat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
+	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
 
 	SavePush(ctx context.Context, row agent.PushRow) error
@@ -41,7 +41,7 @@ type Store interface {
 	Pushes(ctx context.Context, instances []agent.Instance) ([]agent.PushRow, error)
 	PushVersions(ctx context.Context) (map[agent.Instance]int64, error)
 
-	BeatReportWriter(ctx context.Context, writer agent.ID) error
+	RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error
 	RemoveReportWriter(ctx context.Context, writer agent.ID) error
 	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
 	CountReportSums(ctx context.Context) (map[int64]agent.ReportCount, error)
@@ -289,27 +289,27 @@ func testContext(t *testing.T, s Store) {
 			_, err := s.SaveSessions(ended, []agent.SessionRecord{{Agent: id(1), Epoch: 1}})
 			return err
 		},
-		"SavePush":       func() error { return s.SavePush(ended, push(1, "x")) },
-		"FoldPushes":     func() error { return s.FoldPushes(ended, []agent.PushRow{push(1, "x")}, nil) },
-		"Pushes":         func() error { _, err := s.Pushes(ended, nil); return err },
-		"PushVersions":   func() error { _, err := s.PushVersions(ended); return err },
-		"ObserveBuilds":  func() error { _, err := s.ObserveBuilds(ended, []agent.ID{id(1)}, time.Unix(1, 0)); return err },
-		"Beat":           func() error { _, _, err := s.Beat(ended, agent.Replica{ID: id(1)}, -1); return err },
-		"RemoveReplicas": func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
-		"MetadataWithin": func() error { _, _, err := s.MetadataWithin(ended, []agent.ID{id(1)}, 1); return err },
-		"MetadataKeys":   func() error { _, err := s.MetadataKeys(ended); return err },
-		"Registrations":  func() error { _, err := s.Registrations(ended, 0); return err },
-		"States":         func() error { _, _, err := s.States(ended, 0); return err },
-		"Sessions":       func() error { _, _, err := s.Sessions(ended, 0); return err },
+		"SavePush":        func() error { return s.SavePush(ended, push(1, "x")) },
+		"FoldPushes":      func() error { return s.FoldPushes(ended, []agent.PushRow{push(1, "x")}, nil) },
+		"Pushes":          func() error { _, err := s.Pushes(ended, nil); return err },
+		"PushVersions":    func() error { _, err := s.PushVersions(ended); return err },
+		"ObserveBuilds":   func() error { _, err := s.ObserveBuilds(ended, []agent.ID{id(1)}, time.Unix(1, 0)); return err },
+		"RecordHeartbeat": func() error { _, _, err := s.RecordHeartbeat(ended, agent.Replica{ID: id(1)}, -1); return err },
+		"RemoveReplicas":  func() error { return s.RemoveReplicas(ended, []agent.ID{id(1)}) },
+		"MetadataWithin":  func() error { _, _, err := s.MetadataWithin(ended, []agent.ID{id(1)}, 1); return err },
+		"MetadataKeys":    func() error { _, err := s.MetadataKeys(ended); return err },
+		"Registrations":   func() error { _, err := s.Registrations(ended, 0); return err },
+		"States":          func() error { _, _, err := s.States(ended, 0); return err },
+		"Sessions":        func() error { _, _, err := s.Sessions(ended, 0); return err },
 
-		"BeatReportWriter":     func() error { return s.BeatReportWriter(ended, id(1)) },
-		"RemoveReportWriter":   func() error { return s.RemoveReportWriter(ended, id(1)) },
-		"AddReports":           func() error { _, err := s.AddReports(ended, agent.ReportWrite{Sequence: 1}); return err },
-		"CountReportSums":      func() error { _, err := s.CountReportSums(ended); return err },
-		"HasReportSums":        func() error { _, err := s.HasReportSums(ended, 1); return err },
-		"Subscriptions":        func() error { _, err := s.Subscriptions(ended); return err },
-		"ConfirmSubscriptions": func() error { return s.ConfirmSubscriptions(ended, id(1), []int64{1}) },
-		"StartSubscription":    func() error { _, err := s.StartSubscription(ended, 1, id(1), 0, false); return err },
+		"RecordReportWriterHeartbeat": func() error { return s.RecordReportWriterHeartbeat(ended, id(1)) },
+		"RemoveReportWriter":          func() error { return s.RemoveReportWriter(ended, id(1)) },
+		"AddReports":                  func() error { _, err := s.AddReports(ended, agent.ReportWrite{Sequence: 1}); return err },
+		"CountReportSums":             func() error { _, err := s.CountReportSums(ended); return err },
+		"HasReportSums":               func() error { _, err := s.HasReportSums(ended, 1); return err },
+		"Subscriptions":               func() error { _, err := s.Subscriptions(ended); return err },
+		"ConfirmSubscriptions":        func() error { return s.ConfirmSubscriptions(ended, id(1), []int64{1}) },
+		"StartSubscription":           func() error { _, err := s.StartSubscription(ended, 1, id(1), 0, false); return err },
 		"OpenSubscription": func() error {
 			_, err := s.OpenSubscription(ended, agent.SubscriptionOpening{Name: "a", Max: 1, Incarnation: 1})
 			return err
@@ -335,7 +335,7 @@ func testContext(t *testing.T, s Store) {
 	pushes, err := s.Pushes(t.Context(), nil)
 	require.NoError(t, err)
 	require.Empty(t, pushes)
-	replicas, _, err := s.Beat(t.Context(), agent.Replica{ID: id(2)}, -1)
+	replicas, _, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(2)}, -1)
 	require.NoError(t, err)
 	require.Len(t, replicas, 1)
 }

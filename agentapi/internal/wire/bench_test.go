@@ -194,7 +194,7 @@ type oneSubscription struct {
 	reports.Store
 }
 
-func (oneSubscription) BeatReportWriter(context.Context, agent.ID) error { return nil }
+func (oneSubscription) RecordReportWriterHeartbeat(context.Context, agent.ID) error { return nil }
 
 func (oneSubscription) ConfirmSubscriptions(context.Context, agent.ID, []int64) error { return nil }
 
