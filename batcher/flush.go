@@ -236,7 +236,7 @@ func (b *Batcher) publish(ctx context.Context) {
 	defer cancel()
 	if err := b.publisher.PublishMetadata(ctx, agents); err != nil {
 		b.metrics.publishErrors.Inc()
-		b.log.WarnContext(ctx, "publish of metadata news failed: watchers read it later", "agents", len(agents), "error", err)
+		b.log.WarnContext(ctx, "publish of changed metadata failed: watchers read it later", "agents", len(agents), "error", err)
 	}
 }
 

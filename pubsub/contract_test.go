@@ -166,7 +166,7 @@ func testCancel(t *testing.T, ps PubSub) {
 	require.Equal(t, before, calls)
 }
 
-// A subscriber that stands still holds nobody up, and is told that it missed
+// A subscriber that stands still holds nobody up, and is notified that it missed
 // something.
 func testSlowSubscriber(t *testing.T, ps PubSub) {
 	entered, leave := make(chan struct{}), make(chan struct{})
@@ -195,7 +195,7 @@ func testSlowSubscriber(t *testing.T, ps PubSub) {
 }
 
 // Publishers and subscribers come and go; each subscriber gets the messages of
-// each publisher in order, without a gap unless it is told.
+// each publisher in order, without a gap unless subscribers are notified of it.
 func testConcurrent(t *testing.T, ps PubSub) {
 	const publishers, messages = 4, 500
 	var group, publishing errgroup.Group

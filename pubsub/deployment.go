@@ -11,9 +11,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Deployment is an Engine that carries the messages of one deployment over an engine
-// whose server others use, too. The deployment's id is part of each channel's name, and
-// stands before each payload: what comes from another is counted, and told to nobody.
+// Deployment is an Engine that carries the messages of one deployment over an
+// engine whose server others use, too. The deployment's id is part of each
+// channel's name, and stands before each payload. Messages of another deployment
+// are counted and discarded.
 //
 // Its limits are below those of the engine: a channel's name has at most
 // MaxDeploymentChannel bytes, a payload MaxDeploymentPayload.
@@ -21,10 +22,10 @@ type Deployment struct {
 	engine  Engine
 	metrics *deploymentMetrics
 
-	id atomic.Pointer[string] // written under switching
+	id atomic.Pointer[string] // written under switchMu
 
-	// switching is held while subscriptions begin, end, and move to another id.
-	switching     sync.Mutex
+	// switchMu is locked while subscriptions begin, end, and move to another id.
+	switchMu      sync.Mutex
 	subscriptions map[*deploymentSubscription]struct{}
 }
 
@@ -38,15 +39,15 @@ const (
 // deploymentSubscription is one subscription over all ids that the deployment has.
 type deploymentSubscription struct {
 	channel string
-	cancel  func() // of the engine; Deployment.switching guards it
+	cancel  func() // of the engine; Deployment.switchMu guards it
 
-	calling sync.Mutex // of f
-	f       func(payload []byte)
+	callMu sync.Mutex // of f
+	f      func(payload []byte)
 }
 
 func (s *deploymentSubscription) call(payload []byte) {
-	s.calling.Lock()
-	defer s.calling.Unlock()
+	s.callMu.Lock()
+	defer s.callMu.Unlock()
 	s.f(payload)
 }
 
@@ -102,17 +103,17 @@ func (d *Deployment) Subscribe(channel string, f func(payload []byte)) (cancel f
 		return nil, fmt.Errorf("subscribe: channel name %.64q has %d bytes, not 1 to %d", channel, len(channel), MaxDeploymentChannel)
 	}
 	s := &deploymentSubscription{channel: channel, f: f}
-	d.switching.Lock()
-	defer d.switching.Unlock()
+	d.switchMu.Lock()
+	defer d.switchMu.Unlock()
 	if s.cancel, err = d.subscribeLocked(s); err != nil {
 		return nil, err
 	}
 	d.subscriptions[s] = struct{}{}
 	return sync.OnceFunc(func() {
-		d.switching.Lock()
+		d.switchMu.Lock()
 		delete(d.subscriptions, s)
 		end := s.cancel
-		d.switching.Unlock()
+		d.switchMu.Unlock()
 		end()
 	}), nil
 }
@@ -133,13 +134,13 @@ func (d *Deployment) subscribeLocked(s *deploymentSubscription) (cancel func(), 
 	})
 }
 
-// Switch makes id that of the deployment. All subscribers are told that they may have
-// missed something: processes that have not switched yet are not heard. After an error
-// it can be tried again.
+// Switch makes id that of the deployment. Each subscriber is notified that it may
+// have missed something: messages of processes that have not switched yet do not
+// arrive. After an error Switch can be called again.
 func (d *Deployment) Switch(id uuid.UUID) error {
 	text := deploymentText(id)
-	d.switching.Lock()
-	defer d.switching.Unlock()
+	d.switchMu.Lock()
+	defer d.switchMu.Unlock()
 	before := d.id.Load()
 	if *text == *before {
 		return nil

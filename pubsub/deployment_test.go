@@ -45,7 +45,7 @@ func TestDeployment(t *testing.T) {
 }
 
 // Two deployments on one server do not hear each other, whatever carries their messages;
-// and what one says on a channel of the other is counted, and told to nobody.
+// and what one says on a channel of the other is counted and discarded.
 func TestDeploymentsApart(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	natsURL := startNATS(t, -1, nil).ClientURL()

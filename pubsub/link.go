@@ -13,61 +13,63 @@ import (
 // reconnects spaces the attempts to connect.
 var reconnects = backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 
-// link is whether the connection on which messages arrive stands.
+// link is the state of the connection on which messages arrive.
 type link struct {
 	metrics *metrics
 	log     *slog.Logger
 
 	mu sync.Mutex
-	// why the connection does not stand; nil if it does.
-	why error
-	// before is true once it stood; told once its loss was logged.
-	before, told bool
+	// cause is why there is no connection; nil: there is one.
+	cause error
+	// wasConnected is true once there was a connection, lossLogged once its loss
+	// was logged.
+	wasConnected, lossLogged bool
 }
 
 func newLink(m *metrics, log *slog.Logger) *link {
-	return &link{metrics: m, log: log, why: errNotRunning}
+	return &link{metrics: m, log: log, cause: errNotRunning}
 }
 
-// lost notes that there is no connection and why; of several in a row the
-// first is logged.
-func (l *link) lost(why error) {
+// noteLost notes that there is no connection, and the cause. Only the first of
+// several in a row is logged.
+func (l *link) noteLost(cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.why = why
-	if !l.told {
-		l.told = true
-		l.log.Warn("no connection to the pubsub, trying again", "error", why)
+	l.cause = cause
+	if !l.lossLogged {
+		l.lossLogged = true
+		l.log.Warn("no connection to the pubsub, trying again", "error", cause)
 	}
 }
 
-// made notes that the connection stands, and that subscribers were told.
-func (l *link) made() {
+// noteConnected notes that there is a connection, and that subscribers were
+// notified.
+func (l *link) noteConnected() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.why = nil
-	if l.before {
+	l.cause = nil
+	if l.wasConnected {
 		l.metrics.reconnects.Inc()
 	}
-	if l.told {
+	if l.lossLogged {
 		l.log.Info("connected to the pubsub")
 	}
-	l.before, l.told = true, false
+	l.wasConnected, l.lossLogged = true, false
 }
 
-// ended notes that Run has ended.
-func (l *link) ended() {
+// noteEnded notes that Run has ended.
+func (l *link) noteEnded() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.why = errNotRunning
+	l.cause = errNotRunning
 }
 
-// err returns nil while the connection stands.
+// err returns nil while there is a connection.
 func (l *link) err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.why != nil {
-		return fmt.Errorf("no connection to the pubsub: %w", l.why)
+	if l.cause != nil {
+		return fmt.Errorf("no connection to the pubsub: %w", l.cause)
 	}
 	return nil
 }

@@ -25,19 +25,19 @@ const (
 // Each value has one text only: trailing bits must be zero.
 var idEncoding = base64.StdEncoding.WithPadding(base64.NoPadding).Strict()
 
-// Metadata is news of metadata over a PubSub.
+// Metadata carries notifications of changed metadata over a PubSub.
 type Metadata struct {
 	ps PubSub
 }
 
-// NewMetadata returns the news of metadata that ps carries.
+// NewMetadata returns a Metadata over ps.
 func NewMetadata(ps PubSub) *Metadata {
 	return &Metadata{ps: ps}
 }
 
-// PublishMetadata tells that the metadata of agents has changed, each once, in
-// as many messages as it takes. An error means that some of the messages may
-// not have been sent.
+// PublishMetadata publishes that the metadata of agents has changed, each once, in
+// as many messages as it takes. An error means that some of the messages may not
+// have been sent.
 func (m *Metadata) PublishMetadata(ctx context.Context, ids []uuid.UUID) error {
 	ids = slices.Clone(ids)
 	slices.SortFunc(ids, func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
@@ -51,15 +51,15 @@ func (m *Metadata) PublishMetadata(ctx context.Context, ids []uuid.UUID) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("publish metadata news: %w", err)
+		return fmt.Errorf("publish notification of metadata: %w", err)
 	}
 	return nil
 }
 
-// SubscribeMetadata calls f with the agents of each message, one call at a
-// time; ids is f's to keep. f(nil) says that news may have been missed: read
-// everything again. f must not block for long, nor call cancel. After cancel
-// has returned f is not called.
+// SubscribeMetadata calls f with the agents of each message, one call at a time. f
+// may keep ids. f(nil) means that notifications may have been missed: read
+// everything again. f must not block for long, nor call cancel. After cancel has
+// returned f is not called.
 func (m *Metadata) SubscribeMetadata(f func(ids []uuid.UUID)) (cancel func(), err error) {
 	cancel, err = m.ps.Subscribe(MetadataChannel, func(payload []byte) {
 		// Missed, or not ours: either way what it meant is not known.
@@ -67,7 +67,7 @@ func (m *Metadata) SubscribeMetadata(f func(ids []uuid.UUID)) (cancel func(), er
 		f(ids)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("subscribe to metadata news: %w", err)
+		return nil, fmt.Errorf("subscribe to notifications of metadata: %w", err)
 	}
 	return cancel, nil
 }

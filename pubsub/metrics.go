@@ -50,7 +50,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}),
 		overflows: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_pubsub_overflows_total",
-			Help: "Times that a slow subscriber was told to resynchronise, as its queue was full.",
+			Help: "Times that a slow subscriber was notified to resynchronise, as its queue was full.",
 		}),
 		subscribers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "agentstatsd_pubsub_subscribers",
@@ -86,7 +86,7 @@ type deploymentMetrics struct{ foreign, malformed prometheus.Counter }
 func newDeploymentMetrics(reg prometheus.Registerer) (*deploymentMetrics, error) {
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "agentstatsd_pubsub_refused_messages_total",
-		Help: "Messages that arrived and were told to nobody: of another deployment, or without a sender's id.",
+		Help: "Messages that arrived and were discarded: of another deployment, or without a sender's id.",
 	}, []string{"reason"})
 	m := &deploymentMetrics{foreign: refused.WithLabelValues("other_deployment"), malformed: refused.WithLabelValues("malformed")}
 	return m, ownmetrics.Register(reg, refused)

@@ -25,8 +25,8 @@ const (
 	maxReceived = 1024
 )
 
-// NATS is an Engine over core NATS: what is published while a replica is not
-// connected is missed by it, and told.
+// NATS is an Engine over core NATS. While a replica is not connected it misses what
+// is published; subscribers are notified of that.
 type NATS struct {
 	url     string
 	opts    Options
@@ -35,9 +35,9 @@ type NATS struct {
 	link    *link
 	pings   *pinger
 
-	// turn is held while subscriptions are made and ended on the server, which
-	// may block; before mu.
-	turn sync.Mutex
+	// subscribeMu is locked while subscriptions are made and ended on the server,
+	// which may block; before mu.
+	subscribeMu sync.Mutex
 
 	mu sync.Mutex
 	// conn is nil before and after Run.
@@ -46,29 +46,29 @@ type NATS struct {
 	tooSmall error
 	channels map[string]*natsChannel
 
-	// sending is held while the parts of a message are handed to the connection, which
-	// must not be mixed.
-	sending sync.Mutex
-	parts   splitter
+	// sendMu is locked while the parts of a message are handed to the connection,
+	// so that parts of several messages do not mix.
+	sendMu sync.Mutex
+	parts  splitter
 }
 
 // natsChannel is one subscription on the server and who shares it.
 type natsChannel struct {
-	// subscription is nil while there is no conn. NATS.turn guards it.
+	// subscription is nil while there is no conn. NATS.subscribeMu guards it.
 	subscription *nats.Subscription
 
 	// NATS.mu guards these.
 	subscribers audience
 	parts       assembler
-	// dropped is how many messages the subscription had lost when that was
-	// last told.
+	// dropped is how many messages the subscription had lost when subscribers were
+	// last notified of that.
 	dropped int
 }
 
-// NewNATS returns a NATS that will connect to url: nats:// or tls:// (TLS is
-// required, the server's certificate is checked by the system's roots), with
-// user and password, or a token, before the host; several are separated by
-// commas. What else servers of a cluster tell of themselves is used too. It
+// NewNATS returns a NATS that will connect to url. It is nats:// or tls://, with
+// user and password, or a token, before the host. Several are separated by commas.
+// Other servers of the cluster are used too, as servers announce them. With tls://
+// TLS is required: the server's certificate is checked by the system's roots. It
 // does not connect.
 func NewNATS(url string, opts Options, reg prometheus.Registerer, log *slog.Logger) (*NATS, error) {
 	for part := range strings.SplitSeq(url, ",") {
@@ -101,6 +101,7 @@ func (n *NATS) Connected() error {
 	if err := n.link.err(); err != nil {
 		return err
 	}
+	// The link knows of a loss a moment later.
 	// The link is told of a loss a moment later.
 	if conn == nil || !conn.IsConnected() {
 		return fmt.Errorf("no connection to the pubsub: %w", nats.ErrDisconnected)
@@ -129,9 +130,9 @@ func (n *NATS) Run(ctx context.Context) error {
 		n.mu.Lock()
 		n.conn = nil
 		n.mu.Unlock()
-		n.link.ended()
+		n.link.noteEnded()
 	}()
-	if err := n.begin(conn); err != nil {
+	if err := n.subscribeChannels(conn); err != nil {
 		return fmt.Errorf("pubsub: %w", err)
 	}
 	pings.Go(func() { n.pings.run(ctx, n.send) })
@@ -151,10 +152,10 @@ func (n *NATS) Run(ctx context.Context) error {
 	}
 }
 
-// options of the connection: it is made, and made again, until ctx is
-// cancelled. made is told each time, closed is closed at the end.
+// options returns those of the connection, which is made, and made again, until ctx
+// is cancelled. made gets a value each time, closed is closed at the end.
 func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- struct{}) []nats.Option {
-	tell := func(*nats.Conn) {
+	notify := func(*nats.Conn) {
 		select {
 		case made <- struct{}{}:
 		default:
@@ -165,7 +166,7 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 			err = nats.ErrDisconnected
 		}
 		if ctx.Err() == nil {
-			n.link.lost(err)
+			n.link.noteLost(err)
 		}
 	}
 	// An error can come with each message.
@@ -186,8 +187,8 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 		// lost.
 		nats.PingInterval(n.opts.CheckInterval),
 		nats.MaxPingsOutstanding(1),
-		nats.ConnectHandler(tell),
-		nats.ReconnectHandler(tell),
+		nats.ConnectHandler(notify),
+		nats.ReconnectHandler(notify),
 		nats.DisconnectErrHandler(lost),
 		nats.ReconnectErrHandler(lost),
 		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
@@ -224,32 +225,32 @@ func (c *natsConn) Close() error {
 	return c.Conn.Close()
 }
 
-// begin subscribes to the channels that have subscribers. Without a connection
-// conn keeps the subscriptions until there is one.
-func (n *NATS) begin(conn *nats.Conn) error {
-	n.turn.Lock()
-	defer n.turn.Unlock()
+// subscribeChannels subscribes to the channels that have subscribers. Without a
+// connection conn keeps the subscriptions until there is one.
+func (n *NATS) subscribeChannels(conn *nats.Conn) error {
+	n.subscribeMu.Lock()
+	defer n.subscribeMu.Unlock()
 	n.mu.Lock()
 	n.conn = conn
 	channels := maps.Clone(n.channels)
 	n.mu.Unlock()
 	if _, err := conn.Subscribe(subjectPrefix+n.pings.channel, func(msg *nats.Msg) {
-		if n.pings.arrived(msg.Data) {
+		if n.pings.handlePing(msg.Data) {
 			n.resynchronise()
 		}
 	}); err != nil {
 		return fmt.Errorf("subscribe to pings: %w", err)
 	}
 	for name, c := range channels {
-		if err := n.subscribeTurn(conn, name, c); err != nil {
+		if err := n.subscribeLocked(conn, name, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// connected follows each connect, when conn has sent its subscriptions: they
-// are in effect when it was flushed.
+// connected follows each connect, when conn has sent its subscriptions: they are in
+// effect when it was flushed.
 func (n *NATS) connected(ctx context.Context, conn *nats.Conn) {
 	if err := n.flush(ctx, conn); err != nil {
 		// Lost again, or forced to be: this will be called again.
@@ -257,12 +258,12 @@ func (n *NATS) connected(ctx context.Context, conn *nats.Conn) {
 		return
 	}
 	n.resynchronise()
-	n.pings.connected()
-	n.link.made()
+	n.pings.restart()
+	n.link.noteConnected()
 	n.checkLimit(conn)
 }
 
-// resynchronise tells all subscribers that they may have missed something.
+// resynchronise notifies all subscribers that they may have missed something.
 func (n *NATS) resynchronise() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -271,8 +272,8 @@ func (n *NATS) resynchronise() {
 	}
 }
 
-// flush waits until the server has taken all that was sent before. A server
-// that does not within the timeout is left, so that subscribers are told.
+// flush waits until the server has taken all that was sent before. A server that
+// does not within the timeout is left, so that subscribers are notified.
 func (n *NATS) flush(ctx context.Context, conn *nats.Conn) error {
 	bounded, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
@@ -285,9 +286,9 @@ func (n *NATS) flush(ctx context.Context, conn *nats.Conn) error {
 	return err
 }
 
-// Publish is as in PubSub. It flushes: that costs a round trip, which some
-// tens of messages a second can afford, and without it the loss of a message
-// on a broken connection would not be noticed.
+// Publish is as in PubSub. It flushes, as otherwise the loss of a message on a
+// broken connection would not be noticed. That costs a round trip, which some tens
+// of messages a second can afford.
 func (n *NATS) Publish(ctx context.Context, channel string, payload []byte) error {
 	start := time.Now()
 	err := checkMessage(ctx, channel, payload)
@@ -334,10 +335,10 @@ func (n *NATS) Subscribe(channel string, f func(payload []byte)) (cancel func(),
 		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	s := newSubscriber(f)
-	conn, err := n.add(channel, s)
+	conn, err := n.addSubscriber(channel, s)
 	n.metrics.subscribers.Inc()
 	cancel = sync.OnceFunc(func() {
-		n.remove(channel, s)
+		n.removeSubscriber(channel, s)
 		s.stop()
 		n.metrics.subscribers.Dec()
 	})
@@ -355,11 +356,11 @@ func (n *NATS) Subscribe(channel string, f func(payload []byte)) (cancel func(),
 	return cancel, nil
 }
 
-// add makes s a subscriber of channel and returns the connection, nil if there
-// is none.
-func (n *NATS) add(channel string, s *subscriber) (*nats.Conn, error) {
-	n.turn.Lock()
-	defer n.turn.Unlock()
+// addSubscriber makes s a subscriber of channel. It returns the connection; nil:
+// there is none.
+func (n *NATS) addSubscriber(channel string, s *subscriber) (*nats.Conn, error) {
+	n.subscribeMu.Lock()
+	defer n.subscribeMu.Unlock()
 	n.mu.Lock()
 	c := n.channels[channel]
 	if c == nil {
@@ -372,11 +373,11 @@ func (n *NATS) add(channel string, s *subscriber) (*nats.Conn, error) {
 	if conn == nil || c.subscription != nil {
 		return conn, nil
 	}
-	return conn, n.subscribeTurn(conn, channel, c)
+	return conn, n.subscribeLocked(conn, channel, c)
 }
 
-// subscribeTurn subscribes on the server; n.turn is held.
-func (n *NATS) subscribeTurn(conn *nats.Conn, channel string, c *natsChannel) error {
+// subscribeLocked subscribes on the server. The caller has locked subscribeMu.
+func (n *NATS) subscribeLocked(conn *nats.Conn, channel string, c *natsChannel) error {
 	// The subscription is c's alone: what still arrives for one that has ended
 	// never reaches the subscribers of the next.
 	subscription, err := conn.Subscribe(subjectPrefix+channel, func(msg *nats.Msg) { n.receive(c, msg) })
@@ -390,10 +391,11 @@ func (n *NATS) subscribeTurn(conn *nats.Conn, channel string, c *natsChannel) er
 	return nil
 }
 
-// remove takes s from channel, and ends the subscription with the last one.
-func (n *NATS) remove(channel string, s *subscriber) {
-	n.turn.Lock()
-	defer n.turn.Unlock()
+// removeSubscriber takes s from channel, and ends the subscription with the last
+// subscriber.
+func (n *NATS) removeSubscriber(channel string, s *subscriber) {
+	n.subscribeMu.Lock()
+	defer n.subscribeMu.Unlock()
 	n.mu.Lock()
 	c := n.channels[channel]
 	delete(c.subscribers, s)
@@ -420,7 +422,7 @@ func (n *NATS) receive(c *natsChannel, msg *nats.Msg) {
 		c.dropped = dropped
 		c.subscribers.offer(nil, n.metrics)
 	}
-	payload, err := c.parts.take(msg.Data)
+	payload, err := c.parts.addPart(msg.Data)
 	if err == nil && payload == nil && len(msg.Data) > 0 {
 		return // more parts follow
 	}

@@ -47,8 +47,8 @@ func (n *NATS) publishParts(conn *nats.Conn, subject string, payload []byte) err
 	if limit <= 0 || len(payload) <= limit || limit < minMaxPayload {
 		return conn.Publish(subject, payload)
 	}
-	n.sending.Lock()
-	defer n.sending.Unlock()
+	n.sendMu.Lock()
+	defer n.sendMu.Unlock()
 	for _, part := range n.parts.split(payload, limit) {
 		if err := conn.Publish(subject, part); err != nil {
 			return err
@@ -69,8 +69,8 @@ func newSplitter() splitter {
 	return s
 }
 
-// split returns what is to be sent of payload in messages of at most limit bytes, payload
-// itself if it fits. limit is at least minMaxPayload.
+// split returns payload as messages of at most limit bytes: payload itself if it
+// fits. limit is at least minMaxPayload.
 func (s *splitter) split(payload []byte, limit int) [][]byte {
 	if len(payload) <= limit {
 		return [][]byte{payload}
@@ -96,16 +96,16 @@ type assembler struct {
 	publishers map[[8]byte]*assembly
 }
 
-// assembly is what there is of a publisher's message.
+// assembly is what has arrived of a publisher's message.
 type assembly struct {
 	message uint32
 	next    byte
 	payload []byte
 }
 
-// take takes in what arrived. It returns the payload that is whole with it, nil without
-// an error if more parts are to come. After an error something was missed.
-func (a *assembler) take(data []byte) ([]byte, error) {
+// addPart takes in what arrived. It returns the payload that is whole with it, nil
+// without an error if more parts are to come. After an error something was missed.
+func (a *assembler) addPart(data []byte) ([]byte, error) {
 	if len(data) == 0 || data[0] != 0 {
 		return data, nil
 	}

@@ -25,7 +25,7 @@ func TestNATSSmallMaxPayload(t *testing.T) {
 }
 
 // Messages of all sizes that several replicas send at once arrive whole, each once, over
-// a server whose max_payload is below most of them; nobody is told that one was missed.
+// a server whose max_payload is below most of them; no subscriber is notified of a missed one.
 func TestNATSParts(t *testing.T) {
 	s := startNATS(t, -1, func(o *server.Options) { o.MaxPayload = 2048 })
 	var engines []*NATS
@@ -105,12 +105,12 @@ func TestNATSMaxPayload(t *testing.T) {
 }
 
 // Of a message in parts nothing comes out unless all of it arrived, and what did not come
-// out is told by the first part that comes after it.
+// out is noticed with the first part that comes after it.
 func TestPartsLost(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var receiver assembler
 		senders := []splitter{newSplitter(), newSplitter()}
-		missing := make([]bool, len(senders)) // something, and it was not told
+		missing := make([]bool, len(senders)) // something, without a notification
 		for range rapid.IntRange(1, 30).Draw(t, "messages") {
 			sender := rapid.IntRange(0, len(senders)-1).Draw(t, "sender")
 			limit := rapid.IntRange(minMaxPayload, MaxPayload-1).Draw(t, "limit")
@@ -123,7 +123,7 @@ func TestPartsLost(t *testing.T) {
 				if slices.Contains(lost, i) {
 					continue
 				}
-				got, err := receiver.take(part)
+				got, err := receiver.addPart(part)
 				if missing[sender] {
 					require.ErrorIs(t, err, errPart)
 					missing[sender] = false
@@ -138,7 +138,7 @@ func TestPartsLost(t *testing.T) {
 					require.Nil(t, got)
 				}
 				if err != nil {
-					lost = append(lost, i) // told already
+					lost = append(lost, i) // notified already
 				}
 			}
 			_, unfinished := receiver.publishers[senders[sender].publisher]
@@ -153,20 +153,20 @@ func TestPartsMadeUp(t *testing.T) {
 	var receiver assembler
 	for range 3 * maxAssembled {
 		s := newSplitter()
-		_, _ = receiver.take(s.split(bytes.Repeat([]byte("p"), MaxPayload), minMaxPayload)[0])
+		_, _ = receiver.addPart(s.split(bytes.Repeat([]byte("p"), MaxPayload), minMaxPayload)[0])
 		require.LessOrEqual(t, len(receiver.publishers), maxAssembled)
 	}
 	s := newSplitter()
 	parts := s.split(bytes.Repeat([]byte("p"), 2*MaxPayload), minMaxPayload)
 	var err error
 	for _, part := range parts {
-		if _, err = receiver.take(part); err != nil {
+		if _, err = receiver.addPart(part); err != nil {
 			break
 		}
 	}
 	require.ErrorIs(t, err, errPart)
 	for _, data := range []string{"\x00", "\x00" + strings.Repeat("p", partHeader-1)} {
-		_, err := receiver.take([]byte(data))
+		_, err := receiver.addPart([]byte(data))
 		require.ErrorContains(t, err, "a part has ")
 	}
 }

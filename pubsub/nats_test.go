@@ -76,7 +76,7 @@ func TestNATSReplicas(t *testing.T) {
 	testReplicas(t, replicas[0], replicas[1])
 }
 
-// What the client library drops is told: here the engine stands still while
+// Subscribers are notified of what the client library drops: here the engine stands still while
 // more arrives than may wait.
 func TestNATSSlowConnection(t *testing.T) {
 	n := openNATS(t)
@@ -95,7 +95,7 @@ func TestNATSSlowConnection(t *testing.T) {
 	require.Greater(t, testutil.ToFloat64(n.metrics.droppedConnection), float64(maxReceived-10))
 }
 
-// What no engine published is told as missed.
+// What no engine published is handed over as missed.
 func TestNATSForeign(t *testing.T) {
 	n := openNATS(t)
 	got := subscribe(t, n, "a")

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// pinger sends messages to the engine itself on a channel of its own: they
-// show how long delivery takes, and that what a server takes it also delivers
-// (PgBouncer in transaction mode takes a LISTEN and delivers nothing).
+// pinger sends messages to the engine itself on a channel of its own. They measure
+// how long delivery takes. They also show that what a server takes it delivers:
+// PgBouncer in transaction mode takes a LISTEN and delivers nothing.
 type pinger struct {
 	channel  string
 	interval time.Duration
 	metrics  *metrics
 	log      *slog.Logger
 	hint     string        // why pings may not arrive, for the log
-	again    chan struct{} // a connection was made: ping now
+	pingNow  chan struct{} // a connection was made: ping now
 
 	mu sync.Mutex
 	// nonce is of the ping under way, empty if there is none.
@@ -28,12 +28,12 @@ type pinger struct {
 	wait time.Duration
 	// missing is the time within which a ping did not arrive, until one does; 0: they do.
 	missing time.Duration
-	// told is true once it was logged that pings do not arrive, until one does.
-	told bool
+	// logged is true once it was logged that pings do not arrive, until one does.
+	logged bool
 }
 
-// firstPing is how long the first ping on a connection may take, if that is
-// shorter than the interval: what is wrong from the beginning is said soon.
+// firstPing bounds the first ping on a connection, if that is shorter than the
+// interval: what is wrong from the beginning is logged soon.
 const firstPing = 5 * time.Second
 
 func newPinger(interval time.Duration, hint string, m *metrics, log *slog.Logger) *pinger {
@@ -43,17 +43,17 @@ func newPinger(interval time.Duration, hint string, m *metrics, log *slog.Logger
 		channel:  "agentstatsd_ping_" + rand.Text(),
 		interval: interval,
 		metrics:  m,
-		again:    make(chan struct{}, 1),
+		pingNow:  make(chan struct{}, 1),
 	}
 }
 
-// connected begins anew on a new connection: pings on the old one may be lost.
-func (p *pinger) connected() {
+// restart forgets the ping under way and sends one on the new connection.
+func (p *pinger) restart() {
 	p.mu.Lock()
 	p.nonce, p.missing = "", 0
 	p.mu.Unlock()
 	select {
-	case p.again <- struct{}{}:
+	case p.pingNow <- struct{}{}:
 	default:
 	}
 }
@@ -68,38 +68,38 @@ func (p *pinger) run(ctx context.Context, publish func(ctx context.Context, chan
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.again:
+		case <-p.pingNow:
 			wait = min(firstPing, p.interval)
 		case <-ticker.C:
 		}
 		ticker.Reset(wait)
-		nonce := p.start(wait)
+		nonce := p.startPing(wait)
 		if err := publish(ctx, p.channel, []byte(nonce)); err != nil {
 			// Not sent, or not known to be: no reason to wait for it.
-			p.forget(nonce)
+			p.cancelPing(nonce)
 		}
 	}
 }
 
-// start returns the nonce of a new ping, which has that time to arrive; one before it
-// that is still under way is missing.
-func (p *pinger) start(wait time.Duration) (nonce string) {
+// startPing returns the nonce of a new ping, which has wait to arrive. One before
+// it that is still under way is missing.
+func (p *pinger) startPing(wait time.Duration) (nonce string) {
 	nonce = rand.Text()
 	p.mu.Lock()
 	if p.nonce != "" {
 		p.missing = p.wait
 	}
-	tell := p.missing != 0 && !p.told
-	p.told = p.told || tell
+	warn := p.missing != 0 && !p.logged
+	p.logged = p.logged || warn
 	p.nonce, p.sent, p.wait = nonce, time.Now(), wait
 	p.mu.Unlock()
-	if tell {
+	if warn {
 		p.log.Warn("what is sent by the pubsub does not arrive", "hint", p.hint)
 	}
 	return nonce
 }
 
-func (p *pinger) forget(nonce string) {
+func (p *pinger) cancelPing(nonce string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.nonce == nonce {
@@ -107,19 +107,19 @@ func (p *pinger) forget(nonce string) {
 	}
 }
 
-// arrived takes in a ping. It returns true if one before it was missing: then
-// other messages may be too.
-func (p *pinger) arrived(payload []byte) (missed bool) {
+// handlePing takes in a ping that arrived. It returns true if one before it was
+// missing: then other messages may be too.
+func (p *pinger) handlePing(payload []byte) (missed bool) {
 	p.mu.Lock()
 	if p.nonce == "" || string(payload) != p.nonce {
 		p.mu.Unlock()
 		return false
 	}
 	p.metrics.deliveryLatency.Observe(time.Since(p.sent).Seconds())
-	missed, told := p.missing != 0, p.told
-	p.nonce, p.missing, p.told = "", 0, false
+	missed, logged := p.missing != 0, p.logged
+	p.nonce, p.missing, p.logged = "", 0, false
 	p.mu.Unlock()
-	if told {
+	if logged {
 		p.log.Info("what is sent by the pubsub arrives again")
 	}
 	return missed

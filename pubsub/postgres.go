@@ -16,9 +16,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Postgres is an Engine over PostgreSQL's NOTIFY: what is published while a
-// replica is not connected is missed by it, and told. It has two connections:
-// one listens, one publishes.
+// Postgres is an Engine over PostgreSQL's NOTIFY. While a replica is not connected
+// it misses what is published; subscribers are notified of that. It has two
+// connections: one listens, one publishes.
 type Postgres struct {
 	config  *pgconn.Config
 	opts    Options
@@ -27,20 +27,19 @@ type Postgres struct {
 	link    *link
 	pings   *pinger
 
-	// publishing holds the connection that publishes, which may be none; whoever has
-	// taken it may use it, and puts it back.
+	// publishing has the connection that publishes, which may be none. Who receives
+	// it may use it, and sends it back.
 	publishing chan publisher
-	// server counts the times that the connection that listens was made: what
-	// publishes is on the same server only if it was connected since.
+	// server counts the connections that listened. The connection that publishes is
+	// on the same server only if it is not older than the newest of them.
 	server atomic.Int64
 
 	mu sync.Mutex
 	// running ends with Run; nil before and after it.
 	running  context.Context
 	channels map[string]*postgresChannel
-	// listening is true while there is a connection that listens: then changes
-	// takes the names of channels that it shall listen to from now on, or no
-	// more, and wake makes it look.
+	// listening is true while there is a connection that listens. Then changes are
+	// the channels that it has to listen to, or no more, and wake makes it look.
 	listening bool
 	changes   map[string]struct{}
 	wake      context.CancelFunc
@@ -52,22 +51,22 @@ type publisher struct {
 	server int64
 }
 
-// postgresChannel is who listens to a channel. Postgres.mu guards it.
+// postgresChannel has the subscribers of a channel. Postgres.mu guards it.
 type postgresChannel struct {
 	subscribers audience
-	// active is true while the server is known to send the channel's messages
-	// and not told to end that. What arrives otherwise is handed to nobody, so
-	// that a subscriber does not get messages from before a gap.
+	// active is true while the server sends the channel's messages for certain, and
+	// has no command to end that. What arrives otherwise is discarded, so that a
+	// subscriber gets no message from before a gap.
 	active bool
-	// settled is closed when active becomes true or the connection is lost; nil
-	// if nobody waits for that.
-	settled chan struct{}
+	// ready is closed when active becomes true or the connection is lost; nil:
+	// nobody waits for that.
+	ready chan struct{}
 }
 
-// NewPostgres returns a Postgres that will connect to url, postgres:// with
-// the parameters of libpq. It must lead to PostgreSQL itself or to a proxy that
-// keeps a session on one connection: PgBouncer in transaction mode takes a
-// LISTEN, but delivers nothing; Connected tells that. It does not connect.
+// NewPostgres returns a Postgres that will connect to url, postgres:// with the
+// parameters of libpq. url leads to PostgreSQL itself or to a proxy that keeps a
+// session on one connection. PgBouncer in transaction mode takes a LISTEN, but
+// delivers nothing; Connected returns an error then. NewPostgres does not connect.
 func NewPostgres(url string, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Postgres, error) {
 	config, err := parsePostgresURL(url)
 	if err != nil {
@@ -123,8 +122,9 @@ func parsePostgresURL(text string) (*pgconn.Config, error) {
 	return config, nil
 }
 
-// preferPrimary has the server be looked for that can be written to, if the URL names
-// several and does not say which one is wanted: nobody listens on a standby.
+// preferPrimary makes a connection look for the server that takes writes, as nobody
+// listens on a standby. It does so if the URL names several and does not say which
+// one is wanted.
 func preferPrimary(config *pgconn.Config) {
 	if config.ValidateConnect != nil {
 		return
@@ -165,7 +165,7 @@ func (p *Postgres) Run(ctx context.Context) error {
 		hangUp(conn.PgConn)
 	}
 	p.publishing <- publisher{}
-	p.link.ended()
+	p.link.noteEnded()
 	return nil
 }
 
@@ -178,7 +178,7 @@ func (p *Postgres) keepListening(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		p.link.lost(err)
+		p.link.noteLost(err)
 		if time.Since(start) > reconnects.Max {
 			failures = 1
 		}
@@ -303,20 +303,20 @@ func (p *Postgres) Subscribe(channel string, f func(payload []byte)) (cancel fun
 	}
 	s := newSubscriber(f)
 	p.metrics.subscribers.Inc()
-	if settled := p.add(channel, s); settled != nil {
-		<-settled // within the timeout
+	if ready := p.addSubscriber(channel, s); ready != nil {
+		<-ready // within the timeout
 	}
 	return sync.OnceFunc(func() {
-		p.remove(channel, s)
+		p.removeSubscriber(channel, s)
 		s.stop()
 		p.metrics.subscribers.Dec()
 	}), nil
 }
 
-// add makes s a subscriber of channel. If it has to wait until the server
-// sends the channel's messages, the returned channel is closed then, or when
+// addSubscriber makes s a subscriber of channel. ready is nil if there is nothing
+// to wait for. It is closed when the server sends the channel's messages, or when
 // the connection is lost.
-func (p *Postgres) add(channel string, s *subscriber) (settled <-chan struct{}) {
+func (p *Postgres) addSubscriber(channel string, s *subscriber) (ready <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.channels[channel]
@@ -328,15 +328,15 @@ func (p *Postgres) add(channel string, s *subscriber) (settled <-chan struct{}) 
 	if c.active || !p.listening {
 		return nil
 	}
-	if c.settled == nil {
-		c.settled = make(chan struct{})
+	if c.ready == nil {
+		c.ready = make(chan struct{})
 	}
 	p.changeLocked(channel)
-	return c.settled
+	return c.ready
 }
 
-// remove takes s from channel.
-func (p *Postgres) remove(channel string, s *subscriber) {
+// removeSubscriber takes s from channel.
+func (p *Postgres) removeSubscriber(channel string, s *subscriber) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.channels[channel]

@@ -14,7 +14,7 @@ import (
 type listener struct {
 	*Postgres
 	conn *pgconn.PgConn
-	// listens holds the channels that the server was told to send.
+	// listens are the channels that the server sends.
 	listens map[string]struct{}
 	// writable is true if the server could be written to when it was connected.
 	writable bool
@@ -41,11 +41,11 @@ func (p *Postgres) listen(ctx context.Context) error {
 	}
 	p.server.Add(1)
 	defer p.unlisten()
-	if err := l.begin(ctx); err != nil {
+	if err := l.startListening(ctx); err != nil {
 		return err
 	}
 	for {
-		if err := l.settle(ctx); err != nil {
+		if err := l.applyChanges(ctx); err != nil {
 			return err
 		}
 		if err := l.wait(ctx); err != nil {
@@ -54,9 +54,9 @@ func (p *Postgres) listen(ctx context.Context) error {
 	}
 }
 
-// begin listens to all channels that have subscribers, and to pings, and tells
-// all subscribers that they may have missed something.
-func (l *listener) begin(ctx context.Context) error {
+// startListening listens to all channels that have subscribers, and to pings. Then
+// it notifies all subscribers that they may have missed something.
+func (l *listener) startListening(ctx context.Context) error {
 	if err := l.exec(ctx, listenSQL("LISTEN", l.pings.channel)); err != nil {
 		return fmt.Errorf("listen to pings: %w", err)
 	}
@@ -66,12 +66,12 @@ func (l *listener) begin(ctx context.Context) error {
 		l.changes[name] = struct{}{}
 	}
 	l.mu.Unlock()
-	if err := l.settle(ctx); err != nil {
+	if err := l.applyChanges(ctx); err != nil {
 		return err
 	}
 	l.resynchronise()
-	l.pings.connected()
-	l.link.made()
+	l.pings.restart()
+	l.link.noteConnected()
 	return nil
 }
 
@@ -83,22 +83,22 @@ func (p *Postgres) unlisten() {
 	clear(p.changes)
 	for name, c := range p.channels {
 		c.active = false
-		c.settleLocked()
+		c.endWaitLocked()
 		if len(c.subscribers) == 0 {
 			delete(p.channels, name)
 		}
 	}
 }
 
-// settleLocked ends the wait of those who subscribe.
-func (c *postgresChannel) settleLocked() {
-	if c.settled != nil {
-		close(c.settled)
-		c.settled = nil
+// endWaitLocked ends the wait of those who subscribe.
+func (c *postgresChannel) endWaitLocked() {
+	if c.ready != nil {
+		close(c.ready)
+		c.ready = nil
 	}
 }
 
-// resynchronise tells all subscribers that they may have missed something.
+// resynchronise notifies all subscribers that they may have missed something.
 func (p *Postgres) resynchronise() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -110,7 +110,7 @@ func (p *Postgres) resynchronise() {
 // notified takes in a message, which can come with the answer to any command.
 func (l *listener) notified(_ *pgconn.PgConn, n *pgconn.Notification) {
 	if n.Channel == l.pings.channel {
-		if l.pings.arrived([]byte(n.Payload)) {
+		if l.pings.handlePing([]byte(n.Payload)) {
 			l.resynchronise()
 		}
 		return
@@ -122,9 +122,9 @@ func (l *listener) notified(_ *pgconn.PgConn, n *pgconn.Notification) {
 	}
 }
 
-// settle tells the server about channels that have got their first subscriber,
-// or lost their last.
-func (l *listener) settle(ctx context.Context) error {
+// applyChanges has the server send channels that have got their first subscriber,
+// and end those that lost their last.
+func (l *listener) applyChanges(ctx context.Context) error {
 	listen, unlisten := l.takeChanges()
 	if len(listen)+len(unlisten) == 0 {
 		return nil
@@ -148,12 +148,12 @@ func (l *listener) noteChanges(listen, unlisten []string) {
 		l.listens[name] = struct{}{}
 		c := l.channels[name]
 		c.active = true
-		c.settleLocked()
+		c.endWaitLocked()
 	}
 }
 
-// takeChanges returns what settle has to do. Channels to be left are not active
-// from now on: a subscriber that comes now waits for the next settle.
+// takeChanges returns what applyChanges has to do. Channels to be left are not
+// active from now on: a subscriber that comes now waits for the next applyChanges.
 func (l *listener) takeChanges() (listen, unlisten []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,7 +187,7 @@ func (l *listener) wait(ctx context.Context) error {
 	if changed {
 		return nil
 	}
-	// A wait that is cancelled leaves the connection as it was: pgx ends the
+	// A wait that is cancelled leaves the connection as it was. pgx ends the
 	// read by a deadline, and keeps what it had read of a message.
 	var err error
 	for err == nil {
@@ -210,7 +210,7 @@ func (l *listener) wait(ctx context.Context) error {
 	return nil
 }
 
-// errDemoted is why a connection is left that works: an old primary may live on, and
+// errDemoted is why a connection is left that works. An old primary may live on and
 // cut nobody, while all others are with the new one.
 var errDemoted = errors.New("the server takes no writes any more: it may have been replaced")
 

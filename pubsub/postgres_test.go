@@ -56,7 +56,7 @@ func TestPostgresReconnect(t *testing.T) {
 }
 
 // An operator ends connections. The one that listens is made again and
-// subscribers are told; the one that publishes is replaced without an error.
+// subscribers are notified; the one that publishes is replaced without an error.
 func TestPostgresTerminated(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	p := openPostgres(t, url)
@@ -146,7 +146,7 @@ func TestPostgresSubscribeInTraffic(t *testing.T) {
 	require.Empty(t, p.channels)
 }
 
-// What no engine published is told as missed.
+// What no engine published is handed over as missed.
 func TestPostgresForeign(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	p := openPostgres(t, url)
@@ -198,7 +198,7 @@ func TestPostgresChanges(t *testing.T) {
 		got := newReceived()
 		s := newSubscriber(got.add)
 		t.Cleanup(s.stop)
-		return got, s, p.add("a", s)
+		return got, s, p.addSubscriber("a", s)
 	}
 	change := func(listens, unlistens int, meanwhile func()) {
 		listen, unlisten := l.takeChanges()
@@ -209,43 +209,43 @@ func TestPostgresChanges(t *testing.T) {
 	}
 	p.listening = true
 
-	first, s1, settled := join()
+	first, s1, ready := join()
 	message("too early")
 	change(1, 0, func() {
 		message("too early")
 		select {
-		case <-settled:
-			t.Error("settled before the server answered")
+		case <-ready:
+			t.Error("ready before the server answered")
 		default:
 		}
 	})
-	<-settled
+	<-ready
 	message("1")
-	second, s2, settled := join()
-	require.Nil(t, settled, "there already")
+	second, s2, ready := join()
+	require.Nil(t, ready, "there already")
 	message("2")
 	require.Equal(t, []string{"1", "2"}, first.waitFor("2"))
 	require.Equal(t, []string{"2"}, second.waitFor("2"))
 
-	// The last goes and another comes, before the server is told.
-	p.remove("a", s1)
-	p.remove("a", s2)
-	third, s3, settled := join()
-	require.Nil(t, settled)
+	// The last goes and another comes, before the server knows.
+	p.removeSubscriber("a", s1)
+	p.removeSubscriber("a", s2)
+	third, s3, ready := join()
+	require.Nil(t, ready)
 	change(0, 0, func() { message("3") })
 	require.Equal(t, []string{"3"}, third.waitFor("3"))
 
-	// The same while the server is told.
-	p.remove("a", s3)
+	// The same while the server gets the command.
+	p.removeSubscriber("a", s3)
 	var fourth *received
 	change(0, 1, func() {
-		fourth, _, settled = join()
+		fourth, _, ready = join()
 		message("on the way")
 	})
-	require.NotNil(t, settled)
+	require.NotNil(t, ready)
 	message("on the way")
 	change(1, 0, func() {})
-	<-settled
+	<-ready
 	message("4")
 	require.Equal(t, []string{"4"}, fourth.waitFor("4"))
 
@@ -255,8 +255,8 @@ func TestPostgresChanges(t *testing.T) {
 	p.listening = true
 	p.changes["a"] = struct{}{}
 	message("before nil")
-	fifth, _, settled := join()
-	require.NotNil(t, settled)
+	fifth, _, ready := join()
+	require.NotNil(t, ready)
 	change(1, 0, func() { message("before nil") })
 	l.resynchronise()
 	message("5")
@@ -266,7 +266,7 @@ func TestPostgresChanges(t *testing.T) {
 
 	// Nothing is kept of a channel whose last subscriber goes just before that.
 	for s := range p.channels["a"].subscribers {
-		p.remove("a", s)
+		p.removeSubscriber("a", s)
 	}
 	require.NotEmpty(t, p.channels)
 	p.unlisten()

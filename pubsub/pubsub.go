@@ -1,7 +1,7 @@
-// Package pubsub carries small messages between the replicas of this service
-// and to their watchers: within one process (Memory), by PostgreSQL's NOTIFY
-// (Postgres) or by NATS (NATS). Messages are hints to read the database again;
-// delivery is not promised, but a loss is told.
+// Package pubsub carries small messages between the replicas of this service and to
+// their watchers. Its engines are Memory, within one process, Postgres, by
+// PostgreSQL's NOTIFY, and NATS. Messages are hints to read the database again.
+// Delivery is not promised, but subscribers are notified of a loss.
 package pubsub
 
 import (
@@ -34,23 +34,22 @@ type PubSub interface {
 	// means that it may not have.
 	Publish(ctx context.Context, channel string, payload []byte) error
 	// Subscribe calls f for each message on channel that is published after it
-	// returned, one call at a time, in the order in which each publisher sent
-	// them. f(nil) says that messages may have been missed until now. Without a
-	// connection it returns at once, and f(nil) follows when there is one. f
-	// must neither change nor keep payload, nor call cancel. After cancel has
-	// returned f is not called; it waits for a call under way and is safe to
+	// returned. Calls come one at a time, in the order in which each publisher sent
+	// the messages. f(nil) means that messages may have been missed until now.
+	// Without a connection it returns at once, and f(nil) follows when there is
+	// one. f must neither change nor keep payload, nor call cancel. After cancel
+	// has returned f is not called; it waits for a call under way and is safe to
 	// repeat.
 	Subscribe(channel string, f func(payload []byte)) (cancel func(), err error)
 }
 
-// Engine is a PubSub with a life of its own. Memory, Postgres and NATS are
-// engines.
+// Engine is a PubSub that runs. Memory, Postgres and NATS are engines.
 type Engine interface {
 	PubSub
 	// Run connects and keeps connected until ctx is cancelled; then it returns
 	// nil and leaves nothing running. To be called once.
 	Run(ctx context.Context) error
-	// Connected returns nil while news can arrive, otherwise why not.
+	// Connected returns nil while messages can arrive, otherwise why not.
 	Connected() error
 }
 
@@ -95,9 +94,9 @@ func checkPayload(payload []byte) error {
 	return nil
 }
 
-// fromServer returns payload as subscribers get it: nil, which tells that
-// something was missed, if no engine could have published it. Its meaning is
-// not known then.
+// fromServer returns payload as subscribers get it. What no engine could have
+// published has an unknown meaning: then it is nil, as for a message that was
+// missed.
 func fromServer(payload []byte) []byte {
 	if checkPayload(payload) != nil {
 		return nil

@@ -65,7 +65,7 @@ agentstatsd_pubsub_connected 1
 # TYPE agentstatsd_pubsub_dropped_messages_total counter
 agentstatsd_pubsub_dropped_messages_total{reason="slow_connection"} 0
 agentstatsd_pubsub_dropped_messages_total{reason="slow_subscriber"} %d
-# HELP agentstatsd_pubsub_overflows_total Times that a slow subscriber was told to resynchronise, as its queue was full.
+# HELP agentstatsd_pubsub_overflows_total Times that a slow subscriber was notified to resynchronise, as its queue was full.
 # TYPE agentstatsd_pubsub_overflows_total counter
 agentstatsd_pubsub_overflows_total 2
 # HELP agentstatsd_pubsub_publish_errors_total Messages that could not be published, or may not have been.
@@ -153,7 +153,7 @@ func TestMetadataMalformed(t *testing.T) {
 	_, ok := parseMetadata(nil)
 	require.False(t, ok)
 
-	// Such a message is told as missed news, and the next one is read again.
+	// Such a message is told as a missed one, and the next one is read again.
 	memory := newMemory(t)
 	news := make(chan []uuid.UUID, 2)
 	cancel, err := NewMetadata(memory).SubscribeMetadata(func(ids []uuid.UUID) { news <- ids })

@@ -6,13 +6,12 @@ import "sync"
 // 512 KB. A flush of metadata is 2 messages, so that is 32 flushes.
 const queueLength = 64
 
-// audience is the subscribers of one channel. The mutex of its engine guards
-// it.
+// audience is the subscribers of one channel. The engine's mutex guards it.
 type audience map[*subscriber]struct{}
 
-// offer queues payload for each subscriber without waiting; nil tells them
-// that something was missed. A subscriber that is queueLength messages behind
-// loses those that wait, and is called with nil in their place.
+// offer queues payload for each subscriber without waiting; nil notifies them that
+// something was missed. A subscriber that is queueLength messages behind loses
+// those that wait, and is called with nil in their place.
 func (a audience) offer(payload []byte, m *metrics) {
 	for s := range a {
 		if dropped := s.offer(payload); dropped > 0 {
@@ -29,7 +28,7 @@ type subscriber struct {
 	ended chan struct{} // closed when deliver has returned
 
 	mu sync.Mutex
-	// queue holds what waits, oldest first; nil in it: something was missed.
+	// queue is what waits, oldest first; nil in it: something was missed.
 	queue  [][]byte
 	ending bool
 }
@@ -47,7 +46,7 @@ func (s *subscriber) offer(payload []byte) (dropped int) {
 	s.mu.Lock()
 	switch waiting := len(s.queue); {
 	case payload == nil && waiting > 0 && s.queue[waiting-1] == nil:
-		// Told already.
+		// Notified already.
 	case waiting < queueLength:
 		s.queue = append(s.queue, payload)
 	default:
