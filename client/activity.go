@@ -18,22 +18,23 @@ type WorkspaceUse struct {
 	At time.Time
 }
 
-// Activity makes of what agents report which workspaces are in use: at most one use a
-// workspace and interval. Its methods may be called at any time by any goroutine.
+// Activity derives from what agents report which workspaces are in use: at most one
+// use a workspace and interval. Its methods may be called at any time by any
+// goroutine.
 type Activity struct {
 	interval time.Duration
 
 	mu sync.Mutex
-	// Guarded by mu: the workspaces that were used within the interval, or are to be
-	// told.
+	// Guarded by mu: the workspaces that were used within the interval, or whose
+	// last use is pending.
 	used map[uuid.UUID]*workspaceUse
 }
 
 // workspaceUse is the use of one workspace.
 type workspaceUse struct {
-	at     time.Time
-	due    time.Time // of the next use that is told
-	untold bool
+	at      time.Time
+	due     time.Time // of the next use that is returned
+	pending bool
 }
 
 // NewActivity returns an Activity that knows of no use. It is for one watch.
@@ -41,10 +42,11 @@ func NewActivity(interval time.Duration) *Activity {
 	return &Activity{interval: interval, used: make(map[uuid.UUID]*workspaceUse)}
 }
 
-// Add takes in the entries of a batch, and returns the uses that are due now, in the
-// order of the workspaces. A use that comes sooner after one of its workspace is
-// returned by a later call, which may have no entries: a session that ended within an
-// interval is told, too. It forgets workspaces that were not used for the interval.
+// Add takes in the entries of a batch, and returns the uses that are due now, in
+// the order of the workspaces. A use within an interval of the one before is
+// pending until a later call, which may have no entries. So a session that ended
+// within an interval is returned, too. Workspaces that were not used for the
+// interval are forgotten.
 func (a *Activity) Add(now time.Time, agents []*agentstatsv1.AgentStats) (due []WorkspaceUse) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -59,15 +61,15 @@ func (a *Activity) Add(now time.Time, agents []*agentstatsv1.AgentStats) (due []
 			a.used[id] = u
 		}
 		if at := entry.GetLastUsedAt().AsTime(); at.After(u.at) {
-			u.at, u.untold = at, true
+			u.at, u.pending = at, true
 		}
 	}
 	for id, u := range a.used {
 		switch {
 		case u.due.After(now):
-		case u.untold:
+		case u.pending:
 			due = append(due, WorkspaceUse{WorkspaceID: id, At: u.at})
-			u.untold, u.due = false, now.Add(a.interval)
+			u.pending, u.due = false, now.Add(a.interval)
 		default:
 			delete(a.used, id)
 		}

@@ -39,7 +39,7 @@ func TestActivity(t *testing.T) {
 		{"two agents of one workspace", 10, []used{{workspace: 2, at: 9}, {workspace: 1, at: 8}, {workspace: 1, at: 7}}, []used{{workspace: 1, at: 8}, {workspace: 2, at: 9}}},
 		{"within the interval", 20, []used{{workspace: 1, at: 15}}, nil},
 		{"another one does not wait", 69, []used{{workspace: 3, at: 60}}, []used{{workspace: 3, at: 60}}},
-		{"a session that ended is told", 70, nil, []used{{workspace: 1, at: 15}}},
+		{"a session that ended is returned", 70, nil, []used{{workspace: 1, at: 15}}},
 		{"once", 200, nil, nil},
 		{"an older use of one that is forgotten", 201, []used{{workspace: 1, at: 190}}, []used{{workspace: 1, at: 190}}},
 		{"an older use", 300, []used{{workspace: 1, at: 180}, {workspace: 1, at: 290}}, []used{{workspace: 1, at: 290}}},

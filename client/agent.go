@@ -35,24 +35,24 @@ type AgentOptions struct {
 	// ReportInterval between two calls of Collect; 0: what the service says,
 	// which is what agents should do.
 	ReportInterval time.Duration
-	// InstanceID tells this process of the agent from others; zero: random.
+	// InstanceID identifies this process of the agent; zero: random.
 	InstanceID uuid.UUID
 	// Credentials of the agent, if the connection does not carry them: see
 	// Token and TokenFile.
 	Credentials credentials.PerRPCCredentials
 	// Backoff bounds the waits between two sessions.
 	Backoff Backoff
-	// Logger is told of sessions that open and end; nil: nobody is.
+	// Logger of sessions that open and end; nil: they are not logged.
 	Logger *slog.Logger
-	// OnState is told when the state changes.
+	// OnState is called when the state changes.
 	OnState func(State)
-	// OnAck is told of each ack.
+	// OnAck is called for each ack.
 	OnAck func(Ack)
-	// OnDurable is told of metadata values that are in the database now: the
+	// OnDurable is called with metadata values that are in the database now: the
 	// newest of each key that an ack covers. A value that was refused is never
 	// among them.
 	OnDurable func([]Metadata)
-	// OnRefusal is told of what the service refused, and, with sequence 0, of
+	// OnRefusal is called with what the service refused, and, with sequence 0, with
 	// what the Agent itself refused to send.
 	OnRefusal func(*agentstatsv1.Refusal)
 }
@@ -73,7 +73,7 @@ type Ack struct {
 	RoundTrip time.Duration
 }
 
-// Connection is how an Agent stands to the service.
+// Connection is the phase of an Agent's connection.
 type Connection int
 
 // The ways in which an Agent stands to the service.
@@ -103,7 +103,7 @@ func (c Connection) String() string {
 	return fmt.Sprintf("connection(%d)", int(c))
 }
 
-// State is where an Agent stands.
+// State is the state of an Agent's connection.
 type State struct {
 	Connection Connection
 	// Err is why the last session ended or did not open; nil once one is open.
@@ -124,8 +124,8 @@ type Status struct {
 type Counts struct {
 	// Sessions that were opened.
 	Sessions int64
-	// Reports that were handed over or collected, and of them those whose
-	// content the service has taken in, also as a part of a later report.
+	// Reports are those that were handed over or collected. Of them ReportsReceived
+	// were taken in by the service, also as a part of a later report.
 	Reports, ReportsReceived int64
 	// Samples in the reports that were sent.
 	Samples int64
@@ -137,11 +137,11 @@ type Counts struct {
 	Refused int64
 }
 
-// Agent is an agent's side of the service: what is handed over to it is sent as
-// soon as there is a session, and kept until the service has it. It keeps the
-// newest metadata value of a key, the newest lifecycle, app health and network,
-// and one report with the counts of all that were not received; so its memory
-// is bounded while the service is away.
+// Agent is an agent's side of the service. What is handed over to it is sent as
+// soon as there is a session, and kept until the service has it. Its memory is
+// bounded: it keeps the newest metadata value of a key, the newest lifecycle, app
+// health and network, and one report. That report has the counts of all that were
+// not received.
 //
 // All methods may be called at any time by any goroutine.
 type Agent struct {
@@ -151,7 +151,7 @@ type Agent struct {
 	header      metadata.MD
 	callOptions []grpc.CallOption
 	log         *slog.Logger
-	// wake tells Run that there is something to do.
+	// wake is signalled when there is something to do for Run.
 	wake chan struct{}
 
 	mu     sync.Mutex
@@ -164,23 +164,23 @@ type Agent struct {
 	stopped chan struct{}
 	cancel  context.CancelFunc
 	closing bool
-	// idle is closed when all is settled; nil: nobody waits.
+	// idle is closed when no ack is pending; nil: nobody waits.
 	idle chan struct{}
 }
 
-// NewAgent makes an Agent that talks over conn, which it does not close. It
-// does nothing before Run. All its sessions run over the same connection while
-// that lives: agents of a service with several replicas behind a load balancer
-// of connections are made by NewDialingAgent.
+// NewAgent makes an Agent that talks over conn, which it does not close. It does
+// nothing before Run. All its sessions run over the same connection while that
+// lives. NewDialingAgent is for agents of a service with several replicas behind a
+// load balancer of connections.
 func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) {
 	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, nil, opts)
 }
 
-// NewDialingAgent makes an Agent whose sessions have connections of their own:
-// it calls dial for each, like one that calls Dial, and closes the connection at
-// the session's end. So a session that the service asked to end, as its replica
-// stops, or was there for long, is followed by one wherever a load balancer puts
-// a new connection. It costs a handshake of TLS a session. An error of dial is
+// NewDialingAgent makes an Agent whose sessions have connections of their own. It
+// calls dial for each, like one that calls Dial, and closes the connection at the
+// session's end. So the next session can be on another replica, wherever a load
+// balancer puts a new connection. The service asks for that when a replica stops or
+// a session is old. It costs a handshake of TLS a session. An error of dial is
 // retried like any other.
 func NewDialingAgent(dial func() (*grpc.ClientConn, error), opts AgentOptions) (*Agent, error) {
 	return newAgent(func() (grpc.ClientConnInterface, func(), error) {
@@ -248,7 +248,7 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 // since the service receives it. It does not block.
 func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.mu.Lock()
-	a.outbox.lifecycle.make(lifecycle{state: state, changedAt: changedAt})
+	a.outbox.lifecycle.put(lifecycle{state: state, changedAt: changedAt})
 	a.mu.Unlock()
 	a.signal()
 }
@@ -274,13 +274,13 @@ func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 		region.Name = strings.ToValidUTF8(region.GetName(), "\uFFFD")
 	}
 	a.mu.Lock()
-	a.outbox.network.make(network)
+	a.outbox.network.put(network)
 	a.mu.Unlock()
 	a.signal()
 	return nil
 }
 
-// Status returns where the Agent stands.
+// Status returns a snapshot of the Agent.
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -291,10 +291,10 @@ func (a *Agent) Status() Status {
 	return status
 }
 
-// Flush waits until all that was handed over is settled: reports received,
-// metadata and states in the database or refused. It does not hurry the service,
-// which writes metadata every few seconds. It returns an error if ctx ends
-// first.
+// Flush waits until no ack is pending for what was handed over: reports are
+// received, metadata and states are in the database or refused. It does not hurry
+// the service, which writes metadata every few seconds. It returns an error if ctx
+// ends first.
 func (a *Agent) Flush(ctx context.Context) error {
 	for {
 		a.mu.Lock()
@@ -310,22 +310,21 @@ func (a *Agent) Flush(ctx context.Context) error {
 		select {
 		case <-idle:
 		case <-ctx.Done():
-			return a.notSettled(ctx.Err())
+			return a.pendingError(ctx.Err())
 		}
 	}
 }
 
-// Close ends the agent's presence for good: it sends what is left and a goodbye,
-// waits until all is settled, and ends Run. If ctx ends first, it ends Run. It
-// returns an error if something is not settled, which it names. Run does not
-// start again after it.
+// Close ends the agent's presence for good. It sends what is left and a goodbye,
+// waits for all acks, and ends Run. If ctx ends first, it ends Run. It returns an
+// error that names what was not acked. Run does not start again after it.
 func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Lock()
 	a.closing = true
 	stopped, cancel := a.stopped, a.cancel
 	a.mu.Unlock()
 	if stopped == nil {
-		return a.notSettled(errors.New("run agent: is not running"))
+		return a.pendingError(errors.New("run agent: is not running"))
 	}
 	a.signal()
 	select {
@@ -334,18 +333,18 @@ func (a *Agent) Close(ctx context.Context) error {
 		cancel()
 		<-stopped
 	}
-	return a.notSettled(cmp.Or(ctx.Err(), context.Canceled))
+	return a.pendingError(cmp.Or(ctx.Err(), context.Canceled))
 }
 
-// notSettled returns nil if all is settled, otherwise an error that names what
-// is not and wraps err.
-func (a *Agent) notSettled(err error) error {
+// pendingError returns nil if no ack is pending, otherwise an error that names what
+// waits and wraps err.
+func (a *Agent) pendingError(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.outbox.idle() {
 		return nil
 	}
-	return fmt.Errorf("wait for acks of %s: %w", a.outbox.unsettled(), err)
+	return fmt.Errorf("wait for acks of %s: %w", a.outbox.describePending(), err)
 }
 
 // Run keeps a session with the service until ctx is cancelled, which ends it

@@ -133,7 +133,7 @@ func TestAgentCloseEnds(t *testing.T) {
 	}
 }
 
-// An ack that was lost with its stream is told by the next session's settings.
+// An ack that was lost with its stream comes with the next session's settings.
 func TestAgentFlushEndsByResume(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)

@@ -38,13 +38,13 @@ const (
 type CoderdOptions struct {
 	// Backoff bounds the waits before a watch connects again.
 	Backoff Backoff
-	// Logger is told of watches that break; nil: nobody is.
+	// Logger of watches that break; nil: they are not logged.
 	Logger *slog.Logger
 }
 
-// Coderd is coderd's side of the service. All methods may be called at any time
-// by any goroutine; those with a context block until the service has answered.
-// Errors wrap gRPC's, so that status.Code tells their kind.
+// Coderd is coderd's side of the service. All methods may be called at any time by
+// any goroutine; those with a context block until the service has answered. Errors
+// wrap gRPC's, so that status.Code returns their kind.
 type Coderd struct {
 	conn    grpc.ClientConnInterface
 	service agentstatsv1.CoderdServiceClient

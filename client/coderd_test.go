@@ -202,7 +202,7 @@ func TestCoderdWatchResynchronises(t *testing.T) {
 
 func TestCoderdWatchErrors(t *testing.T) {
 	s, coderd := startCoderd(t)
-	nothing := func(*agentstatsv1.WatchMetadataResponse) { t.Error("news") }
+	nothing := func(*agentstatsv1.WatchMetadataResponse) { t.Error("a response") }
 	require.ErrorContains(t, coderd.WatchMetadata(t.Context(), nil, nothing), "0 agents are named")
 	require.ErrorContains(t, coderd.WatchMetadata(t.Context(), make([]uuid.UUID, 1001), nothing), "1001 agents are named")
 

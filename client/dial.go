@@ -32,19 +32,18 @@ type DialOptions struct {
 	TokenFile string
 }
 
-// shuffled makes those who dial a name with an address for each replica spread
-// over the replicas: resolvers give all of them the addresses in one order, of
-// which gRPC takes the first.
+// shuffled spreads clients over the replicas if the name has an address for each
+// replica. Resolvers give all clients the addresses in one order, of which gRPC
+// takes the first.
 const shuffled = `{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}`
 
 // Dial makes a connection to target, like "stats.example.com:2113". It connects
-// when it is first used. Of several addresses that a name has it takes one at
-// random, and the others if that cannot be reached. extra options come last and
-// win.
+// when it is first used. If a name has several addresses, it takes one at random,
+// and another one if that cannot be reached. extra options come last and win.
 //
 // It pings a silent server each minute while a stream is open. Whoever makes a
-// connection otherwise must not ping more often than each 30 s: the service
-// ends connections that do.
+// connection otherwise must not ping more often than each 30 s: the service ends
+// connections that do.
 func Dial(target string, opts DialOptions, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
 	if opts.Plaintext && opts.TLS != nil {
 		return nil, fmt.Errorf("dial %s: both plaintext and TLS are set", target)
@@ -133,8 +132,7 @@ func (b bearer) RequireTransportSecurity() bool {
 
 // TLSFiles names the files of a TLS client, in PEM.
 type TLSFiles struct {
-	// CA holds the certificates that the service's is signed by; empty: the
-	// system's.
+	// CA has the certificates that the service's is signed by; empty: the system's.
 	CA string
 	// Cert and Key identify the client; empty: it has no certificate. They are
 	// read anew for each connection, so that they can be renewed.
@@ -154,7 +152,7 @@ func (f TLSFiles) Config() (*tls.Config, error) {
 		}
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read CA certificates: %s holds none", f.CA)
+			return nil, fmt.Errorf("read CA certificates: %s has none", f.CA)
 		}
 	}
 	if (f.Cert == "") != (f.Key == "") {

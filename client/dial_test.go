@@ -166,7 +166,7 @@ func TestTLSFilesErrors(t *testing.T) {
 		want  string
 	}{
 		{client.TLSFiles{CA: ca.path("none")}, "read CA certificates: open"},
-		{client.TLSFiles{CA: ca.path("ca.key")}, "holds none"},
+		{client.TLSFiles{CA: ca.path("ca.key")}, "has none"},
 		{client.TLSFiles{Cert: ca.path("ca.crt")}, "both the certificate and the key are needed"},
 		{client.TLSFiles{Cert: ca.path("ca.crt"), Key: ca.path("none")}, "read client certificate: open"},
 	} {

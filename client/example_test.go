@@ -149,12 +149,12 @@ func ExampleCoderd() {
 	}
 
 	// The watch survives restarts of the service.
-	synced, news := make(chan struct{}), make(chan string)
+	synced, changes := make(chan struct{}), make(chan string)
 	running.Go(func() {
 		err := coderd.WatchMetadata(ctx, []uuid.UUID{agentID}, func(r *agentstatsv1.WatchMetadataResponse) {
 			for _, agent := range r.GetAgents() {
 				for _, v := range agent.GetValues() {
-					news <- fmt.Sprintf("news: %s = %s", v.GetKey(), v.GetValue())
+					changes <- fmt.Sprintf("change: %s = %s", v.GetKey(), v.GetValue())
 				}
 			}
 			if r.GetSynced() {
@@ -167,7 +167,7 @@ func ExampleCoderd() {
 	})
 	<-synced
 
-	// What the agent told coderd goes on to the service.
+	// What the agent reported to coderd goes on to the service.
 	relayed, err := coderd.Relay(agentID, client.AgentOptions{})
 	if err != nil {
 		fmt.Println(err)
@@ -178,7 +178,7 @@ func ExampleCoderd() {
 	if err := relayed.UpdateMetadata(client.Metadata{Key: "disk", Value: "3/50 GiB"}); err != nil {
 		fmt.Println(err)
 	}
-	fmt.Println(<-news)
+	fmt.Println(<-changes)
 
 	for agent, err := range coderd.Agents(ctx) {
 		if err != nil {
@@ -191,7 +191,7 @@ func ExampleCoderd() {
 	fmt.Println("deregistered:", deregistered, err)
 
 	// Output:
-	// news: disk = 3/50 GiB
+	// change: disk = 3/50 GiB
 	// agent: dev main connected: true
 	// deregistered: 1 <nil>
 }

@@ -78,8 +78,8 @@ type fakeInstance struct {
 }
 
 type fakePending struct {
-	value string
-	hold  int64
+	value    string
+	sequence int64
 }
 
 type fakeStream struct {
@@ -104,7 +104,7 @@ func newFakeService() *fakeService {
 func (i *fakeInstance) durable() int64 {
 	durable := i.received
 	for _, p := range i.pending {
-		durable = min(durable, p.hold-1)
+		durable = min(durable, p.sequence-1)
 	}
 	return durable
 }
@@ -157,7 +157,7 @@ func (f *fakeService) Connect(server agentstatsv1.AgentService_ConnectServer) er
 				if server.Context().Err() != nil {
 					return server.Context().Err()
 				}
-				if f.settled(instance) {
+				if f.allAcked(instance) {
 					return nil
 				}
 				halfClosed = nil
@@ -179,7 +179,7 @@ func (f *fakeService) Connect(server agentstatsv1.AgentService_ConnectServer) er
 			if err := server.Send(resp); err != nil {
 				return err
 			}
-			if halfClosed == nil && f.settled(instance) {
+			if halfClosed == nil && f.allAcked(instance) {
 				return nil
 			}
 		case err := <-stream.end:
@@ -240,7 +240,7 @@ func (f *fakeService) hit(point fault) error {
 	return status.Error(f.faultCode, "fault")
 }
 
-func (f *fakeService) settled(i *fakeInstance) bool {
+func (f *fakeService) allAcked(i *fakeInstance) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(i.pending) == 0 && !f.linger
@@ -278,11 +278,11 @@ func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequ
 			if len(refused) > 0 && refused[0] == m.GetKey() {
 				continue
 			}
-			hold := req.GetSequence()
+			sequence := req.GetSequence()
 			if p, ok := instance.pending[m.GetKey()]; ok {
-				hold = p.hold
+				sequence = p.sequence
 			}
-			instance.pending[m.GetKey()] = fakePending{value: m.GetResult().GetValue(), hold: hold}
+			instance.pending[m.GetKey()] = fakePending{value: m.GetResult().GetValue(), sequence: sequence}
 		}
 	case *agentstatsv1.ConnectRequest_Lifecycle:
 		f.lifecycle = message.Lifecycle
@@ -325,8 +325,8 @@ func (f *fakeService) flush() {
 	}
 }
 
-// tell sends a response to the agent that is connected.
-func (f *fakeService) tell(resp *agentstatsv1.ConnectResponse) {
+// respond sends a response to the agent that is connected.
+func (f *fakeService) respond(resp *agentstatsv1.ConnectResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stream != nil {

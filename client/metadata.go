@@ -22,14 +22,14 @@ const (
 	// maxReportKeyBytes is the most that the keys of one report may have in sum,
 	// unless the service says otherwise.
 	maxReportKeyBytes = 6144
-	// maxNameBytes is how much of a key a refusal tells at most.
+	// maxNameBytes is how much of a key a refusal names at most.
 	maxNameBytes = 200
 	// maxTextBytes is kept of a value or an error text. The contract allows
 	// 2048; what is longer stays longer after the cut, so that the service still
 	// sees, cuts and counts it.
 	maxTextBytes = 2048 + utf8.UTFMax
-	// maxReportKeys is sent in one request. A refusal names at most 16, so that
-	// of a request's keys it is always known which were refused.
+	// maxReportKeys is sent in one request. A refusal names at most 16 keys, so
+	// that it names all of a request's that were refused.
 	maxReportKeys = 16
 )
 
@@ -53,9 +53,9 @@ type metadataValue struct {
 	entries int64
 }
 
-// metadataQueue holds what is not known to be durable, at most two values a
-// key: one that was sent, and a newer one. So what is acked is told even if
-// values change faster than the service writes them.
+// metadataQueue has what is not known to be durable, at most two values a key: one
+// that was sent, and a newer one. So acked values reach OnDurable even if values
+// change faster than the service writes them.
 type metadataQueue struct {
 	keys map[string][]metadataValue
 	// unsent are the keys whose last value is to be sent, oldest first.
@@ -123,9 +123,10 @@ func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64) *agentstats
 	return report
 }
 
-// durable removes what was settled by the service, up to a sequence. It returns
-// the newest settled value of each key and how many updates they stand for.
-func (q *metadataQueue) durable(sequence int64) (settled []Metadata, entries int64) {
+// durable removes what the service has stored or refused, up to a sequence. It
+// returns the newest of these values of each key and how many updates they stand
+// for.
+func (q *metadataQueue) durable(sequence int64) (stored []Metadata, entries int64) {
 	for key, values := range q.keys {
 		n := 0
 		for n < len(values) && values[n].sequence > 0 && values[n].sequence <= sequence {
@@ -135,16 +136,16 @@ func (q *metadataQueue) durable(sequence int64) (settled []Metadata, entries int
 		if n == 0 {
 			continue
 		}
-		settled = append(settled, values[n-1].metadata)
-		q.keep(key, values[n:])
+		stored = append(stored, values[n-1].metadata)
+		q.setValues(key, values[n:])
 	}
-	return settled, entries
+	return stored, entries
 }
 
-// refused removes what the service refused of the request with the given
-// sequence. Of a key that the database refused all sent values go: the service
-// may have put newer ones in the place of the one that it names. It returns how
-// many updates these stand for.
+// refused removes what the service refused of the request with the given sequence.
+// If the database refused a key, all its sent values go: the service may have
+// replaced the named one by a newer one. It returns how many updates these stand
+// for.
 func (q *metadataQueue) refused(sequence int64, byStore bool, keys []string) (entries int64) {
 	for _, key := range q.named(keys) {
 		values := q.keys[key]
@@ -159,7 +160,7 @@ func (q *metadataQueue) refused(sequence int64, byStore bool, keys []string) (en
 			}
 			return gone
 		})
-		q.keep(key, kept)
+		q.setValues(key, kept)
 	}
 	return entries
 }
@@ -183,8 +184,8 @@ func (q *metadataQueue) named(names []string) []string {
 	return keys
 }
 
-// resend makes what was sent by requests from first to last unsent again: of
-// each key the newest value.
+// resend makes what was sent by requests from first to last unsent again: of each
+// key the newest value.
 func (q *metadataQueue) resend(first, last int64) {
 	again := func(v *metadataValue) bool { return v.sequence >= first && v.sequence <= last }
 	lost := make(map[string]int64)
@@ -205,7 +206,7 @@ func (q *metadataQueue) resend(first, last int64) {
 	q.unsent = append(resent, q.unsent...)
 }
 
-func (q *metadataQueue) keep(key string, values []metadataValue) {
+func (q *metadataQueue) setValues(key string, values []metadataValue) {
 	if len(values) == 0 {
 		delete(q.keys, key)
 		return

@@ -21,36 +21,35 @@ const (
 	maxRegions = 128
 )
 
-// statement is the newest that was said of one thing. It is said again in each
-// session.
-type statement[T any] struct {
+// latest is the newest value of one thing. It is sent again in each session.
+type latest[T any] struct {
 	value T
-	made  bool
+	isSet bool
 	// sequence of the request that carried it in this session; 0: none.
 	sequence int64
-	settled  bool
+	acked    bool
 }
 
-func (s *statement[T]) make(v T) {
-	*s = statement[T]{value: v, made: true}
+func (l *latest[T]) put(v T) {
+	*l = latest[T]{value: v, isSet: true}
 }
 
-func (s *statement[T]) unsent() bool {
-	return s.made && s.sequence == 0
+func (l *latest[T]) unsent() bool {
+	return l.isSet && l.sequence == 0
 }
 
-func (s *statement[T]) durable(sequence int64) {
-	if s.sequence > 0 && s.sequence <= sequence {
-		s.settled = true
+func (l *latest[T]) ack(sequence int64) {
+	if l.sequence > 0 && l.sequence <= sequence {
+		l.acked = true
 	}
 }
 
-func (s *statement[T]) resume() {
-	s.sequence, s.settled = 0, false
+func (l *latest[T]) reset() {
+	l.sequence, l.acked = 0, false
 }
 
-func (s *statement[T]) idle() bool {
-	return !s.made || s.settled
+func (l *latest[T]) idle() bool {
+	return !l.isSet || l.acked
 }
 
 type lifecycle struct {
@@ -61,27 +60,26 @@ type lifecycle struct {
 // app is the health of one app.
 type app struct {
 	id     uuid.UUID
-	health statement[agentstatsv1.AppHealth]
+	health latest[agentstatsv1.AppHealth]
 }
 
-// outbox holds what an agent has to say until the service has it: what to send
-// next, what a new session has to repeat, what is settled. It does no I/O and
-// has no lock.
+// outbox is what an agent has to send until the service has it: what to send next,
+// what a new session has to repeat. It does no I/O and has no lock.
 type outbox struct {
 	// sequence of the last request.
 	sequence int64
-	// confirmed is the highest durable sequence that the service told: all
+	// confirmed is the highest durable sequence that the service acked: all
 	// refusals up to it are known.
 	confirmed int64
 	stats     statsQueue
 	metadata  metadataQueue
-	lifecycle statement[lifecycle]
+	lifecycle latest[lifecycle]
 	apps      []app
-	network   statement[*agentstatsv1.Network]
-	// goodbye is made when nothing follows.
-	goodbye statement[struct{}]
+	network   latest[*agentstatsv1.Network]
+	// goodbye is set when nothing follows.
+	goodbye latest[struct{}]
 	counts  Counts
-	// refusals are the client's own that nobody was told of yet.
+	// refusals are the client's own that OnRefusal was not called with yet.
 	refusals []*agentstatsv1.Refusal
 }
 
@@ -109,7 +107,7 @@ func (o *outbox) putAppHealth(id uuid.UUID, health agentstatsv1.AppHealth) error
 		i = len(o.apps)
 		o.apps = append(o.apps, app{id: id})
 	}
-	o.apps[i].health.make(health)
+	o.apps[i].health.put(health)
 	return nil
 }
 
@@ -199,22 +197,22 @@ func (o *outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
 	return report
 }
 
-// ack takes in what the service has received and settled, in this session. It
-// returns the values that are durable now, and when the newest of the reports
-// that were received now was sent; zero: none was.
-func (o *outbox) ack(received, durable int64) (settled []Metadata, sent time.Time) {
+// ack takes in what the service has received and stored or refused, in this
+// session. It returns the values that are durable now. sent is when the newest of
+// the reports that were received now was sent; zero: there was none.
+func (o *outbox) ack(received, durable int64) (stored []Metadata, sent time.Time) {
 	o.confirmed = max(o.confirmed, durable)
 	reports, sent := o.stats.received(received)
 	o.counts.ReportsReceived += reports
-	settled, entries := o.metadata.durable(durable)
+	stored, entries := o.metadata.durable(durable)
 	o.counts.MetadataDurable += entries
-	o.lifecycle.durable(durable)
+	o.lifecycle.ack(durable)
 	for i := range o.apps {
-		o.apps[i].health.durable(durable)
+		o.apps[i].health.ack(durable)
 	}
-	o.network.durable(durable)
-	o.goodbye.durable(durable)
-	return settled, sent
+	o.network.ack(durable)
+	o.goodbye.ack(durable)
+	return stored, sent
 }
 
 // refusal takes in what the service refused. A summary names nothing: what it may
@@ -229,28 +227,28 @@ func (o *outbox) refusal(r *agentstatsv1.Refusal) {
 	o.counts.MetadataRefused += o.metadata.refused(r.GetSequence(), byStore, r.GetNames())
 }
 
-// resume begins a session with a service that knows this much of the instance:
-// what it does not have is to be sent again, under new sequences.
-func (o *outbox) resume(r *agentstatsv1.Resume) (settled []Metadata) {
-	settled, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
+// resume begins a session with a service that has received and stored this much of
+// the instance. The rest is sent again, under new sequences.
+func (o *outbox) resume(r *agentstatsv1.Resume) (stored []Metadata) {
+	stored, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()
 	o.metadata.resend(r.GetReceivedSequence()+1, math.MaxInt64)
-	o.lifecycle.resume()
+	o.lifecycle.reset()
 	for i := range o.apps {
-		o.apps[i].health.resume()
+		o.apps[i].health.reset()
 	}
-	o.network.resume()
-	o.goodbye.resume()
+	o.network.reset()
+	o.goodbye.reset()
 	o.sequence = max(o.sequence, r.GetReceivedSequence())
-	return settled
+	return stored
 }
 
-// idle tells whether all that was handed over is settled.
+// idle reports whether no ack is pending.
 func (o *outbox) idle() bool {
-	return o.stats.idle() && len(o.metadata.keys) == 0 && o.unsettledStates() == 0 && o.goodbye.idle()
+	return o.stats.idle() && len(o.metadata.keys) == 0 && o.pendingStates() == 0 && o.goodbye.idle()
 }
 
-func (o *outbox) unsettledStates() int {
+func (o *outbox) pendingStates() int {
 	n := 0
 	for _, idle := range []bool{o.lifecycle.idle(), o.network.idle()} {
 		if !idle {
@@ -265,8 +263,8 @@ func (o *outbox) unsettledStates() int {
 	return n
 }
 
-// unsettled says for a person what is not settled.
-func (o *outbox) unsettled() string {
+// describePending returns for people what was not acked.
+func (o *outbox) describePending() string {
 	var parts []string
 	for _, part := range []struct {
 		n    int
@@ -274,7 +272,7 @@ func (o *outbox) unsettled() string {
 	}{
 		{int(o.counts.Reports - o.counts.ReportsReceived), "reports"},
 		{len(o.metadata.keys), "metadata keys"},
-		{o.unsettledStates(), "states"},
+		{o.pendingStates(), "states"},
 	} {
 		if part.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", part.n, part.what))

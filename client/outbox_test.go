@@ -50,15 +50,15 @@ func TestOutboxAckDoesNotSettleWhatWasLost(t *testing.T) {
 	put(t, &o, "a", "1")
 	sendAll(&o)
 	require.Empty(t, o.resume(&agentstatsv1.Resume{}))
-	o.lifecycle.make(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
+	o.lifecycle.put(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
 	lifecycle := o.next(anyLimits, time.Time{})
 	require.Equal(t, int64(2), lifecycle.GetSequence())
 
-	settled, _ := o.ack(2, 2)
-	require.Empty(t, settled)
+	stored, _ := o.ack(2, 2)
+	require.Empty(t, stored)
 	require.Equal(t, []string{"a=1"}, keysOf(sendAll(&o)))
-	settled, _ = o.ack(3, 3)
-	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, settled)
+	stored, _ = o.ack(3, 3)
+	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, stored)
 	require.True(t, o.idle())
 }
 
@@ -67,7 +67,7 @@ func TestOutboxMetadataResume(t *testing.T) {
 		name              string
 		received, durable int64
 		resent            []string
-		settled           []Metadata
+		stored            []Metadata
 	}{
 		{"all lost", 0, 0, []string{"b=1", "a=2", "c=1"}, nil},
 		{"the first value received", 1, 0, []string{"b=1", "a=2", "c=1"}, nil},
@@ -85,7 +85,7 @@ func TestOutboxMetadataResume(t *testing.T) {
 			put(t, &o, "a", "2")
 			sendAll(&o)
 			put(t, &o, "c", "1")
-			require.ElementsMatch(t, test.settled, o.resume(&agentstatsv1.Resume{ReceivedSequence: test.received, DurableSequence: test.durable}))
+			require.ElementsMatch(t, test.stored, o.resume(&agentstatsv1.Resume{ReceivedSequence: test.received, DurableSequence: test.durable}))
 			sent := sendAll(&o)
 			require.Equal(t, test.resent, keysOf(sent))
 			for _, req := range sent {
@@ -99,7 +99,7 @@ func TestOutboxMetadataResume(t *testing.T) {
 }
 
 // Of a key whose values change faster than they are written, the sent one is
-// told when it is durable.
+// acked when it is durable.
 func TestOutboxMetadataKeepsASentValue(t *testing.T) {
 	var o outbox
 	put(t, &o, "a", "1")
@@ -109,20 +109,20 @@ func TestOutboxMetadataKeepsASentValue(t *testing.T) {
 		sendAll(&o)
 	}
 	require.Len(t, o.metadata.keys["a"], 2)
-	settled, _ := o.ack(4, 3)
-	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, settled)
-	settled, _ = o.ack(4, 4)
-	require.Equal(t, []Metadata{{Key: "a", Value: "4"}}, settled)
+	stored, _ := o.ack(4, 3)
+	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, stored)
+	stored, _ = o.ack(4, 4)
+	require.Equal(t, []Metadata{{Key: "a", Value: "4"}}, stored)
 	require.Equal(t, int64(4), o.counts.MetadataDurable)
 }
 
 func TestOutboxRefusalByStore(t *testing.T) {
 	for _, test := range []struct {
 		code    agentstatsv1.RefusalCode
-		settled []Metadata
+		stored  []Metadata
 		refused int64
 	}{
-		// The row that was refused may have held the newer value.
+		// The row that was refused may have had the newer value.
 		{agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, nil, 2},
 		{agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID, []Metadata{{Key: "a", Value: "2"}}, 1},
 	} {
@@ -133,8 +133,8 @@ func TestOutboxRefusalByStore(t *testing.T) {
 			put(t, &o, "a", "2")
 			sendAll(&o)
 			o.refusal(&agentstatsv1.Refusal{Sequence: 1, Code: test.code, Names: []string{"a", "unknown"}, Count: 1})
-			settled, _ := o.ack(2, 2)
-			require.Equal(t, test.settled, settled)
+			stored, _ := o.ack(2, 2)
+			require.Equal(t, test.stored, stored)
 			require.Equal(t, test.refused, o.counts.MetadataRefused)
 			require.True(t, o.idle())
 		})
@@ -188,14 +188,14 @@ func TestOutboxGoodbyeComesLast(t *testing.T) {
 		o.putStats(&agentstatsv1.Stats{})
 		sendAll(&o)
 	}
-	o.goodbye.make(struct{}{})
+	o.goodbye.put(struct{}{})
 	require.Empty(t, sendAll(&o), "a report waits")
 	o.ack(1, 1)
 	sent := sendAll(&o)
 	require.Len(t, sent, 2)
 	require.NotNil(t, sent[0].GetStats())
 	require.NotNil(t, sent[1].GetGoodbye())
-	require.Equal(t, "16 reports, the goodbye", o.unsettled())
+	require.Equal(t, "16 reports, the goodbye", o.describePending())
 	put(t, &o, "late", "1")
 	require.Empty(t, sendAll(&o), "nothing follows")
 
@@ -236,8 +236,8 @@ func TestOutboxSummaryOfRefusals(t *testing.T) {
 	require.NoError(t, o.putMetadata(Metadata{Key: "b", Value: "2"}))
 	sendAll(&o) // 4, of a key whose older value is in doubt
 	o.refusal(&agentstatsv1.Refusal{FirstSequence: 1, Sequence: 2, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, Count: 2})
-	settled, _ := o.ack(4, 4)
-	require.ElementsMatch(t, []Metadata{{Key: "b", Value: "2"}, {Key: "c", Value: "1"}}, settled)
+	stored, _ := o.ack(4, 4)
+	require.ElementsMatch(t, []Metadata{{Key: "b", Value: "2"}, {Key: "c", Value: "1"}}, stored)
 	sent := sendAll(&o)
 	require.Len(t, sent, 1)
 	require.EqualValues(t, 5, sent[0].GetSequence())
@@ -245,8 +245,8 @@ func TestOutboxSummaryOfRefusals(t *testing.T) {
 	require.Zero(t, o.counts.Refused, "it is counted when it is named")
 	require.EqualValues(t, 4, o.confirmed)
 	o.refusal(&agentstatsv1.Refusal{Sequence: 5, Names: []string{"a"}, Count: 1})
-	settled, _ = o.ack(5, 5)
-	require.Empty(t, settled)
+	stored, _ = o.ack(5, 5)
+	require.Empty(t, stored)
 	require.EqualValues(t, 1, o.counts.MetadataRefused)
 }
 
@@ -259,8 +259,8 @@ func TestOutboxRefusalOfALongKey(t *testing.T) {
 	require.NoError(t, o.putMetadata(Metadata{Key: "y", Value: "1"}))
 	sendAll(&o)
 	o.refusal(&agentstatsv1.Refusal{Sequence: 1, Names: []string{long[:198], other[:200]}, Count: 2})
-	settled, _ := o.ack(1, 1)
-	require.Equal(t, []Metadata{{Key: "y", Value: "1"}}, settled)
+	stored, _ := o.ack(1, 1)
+	require.Equal(t, []Metadata{{Key: "y", Value: "1"}}, stored)
 }
 
 func TestDeltasSaturate(t *testing.T) {
@@ -321,12 +321,12 @@ func TestStatementOfApps(t *testing.T) {
 	sent := sendAll(&o)
 	require.Len(t, sent[0].GetAppHealth().GetUpdates(), 1, "only what changed")
 	o.ack(1, 1)
-	require.Equal(t, 1, o.unsettledStates())
+	require.Equal(t, 1, o.pendingStates())
 	o.ack(2, 2)
-	require.Zero(t, o.unsettledStates())
+	require.Zero(t, o.pendingStates())
 	o.resume(&agentstatsv1.Resume{ReceivedSequence: 2, DurableSequence: 2})
-	require.Equal(t, 2, o.unsettledStates())
-	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2, "a new session hears all")
+	require.Equal(t, 2, o.pendingStates())
+	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2, "a new session gets all")
 }
 
 func TestSized(t *testing.T) {

@@ -91,11 +91,11 @@ func live(ctx context.Context, history []step) error {
 		OnDurable: func(entries []client.Metadata) {
 			fake.locked(func() {
 				for _, m := range entries {
-					told, _ := strconv.Atoi(m.Value)
+					acked, _ := strconv.Atoi(m.Value)
 					stored, _ := strconv.Atoi(fake.database[m.Key])
-					if stored < told {
+					if stored < acked {
 						mu.Lock()
-						early = fmt.Errorf("%s: %d is called durable, the database has %d", m.Key, told, stored)
+						early = fmt.Errorf("%s: %d is called durable, the database has %d", m.Key, acked, stored)
 						mu.Unlock()
 					}
 				}
@@ -138,7 +138,7 @@ func live(ctx context.Context, history []step) error {
 			time.Sleep(s.after)
 			n.start()
 		case "reconnect":
-			fake.tell(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{
+			fake.respond(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{
 				Reconnect: &agentstatsv1.Reconnect{Delay: durationpb.New(s.after)},
 			}})
 		}

@@ -51,20 +51,21 @@ type PushOptions struct {
 	// Replica is the name of this instance for people, at most 256 bytes; empty:
 	// the host's name.
 	Replica string
-	// InstanceID tells this process from others, and from itself before a
-	// restart, when its counters began anew; zero: random. No other Pusher may
-	// have it, as each numbers its snapshots from 1.
+	// InstanceID identifies this process. It changes with a restart, when counters
+	// begin anew; zero: random. No other Pusher may have it, as each numbers its
+	// snapshots from 1.
 	InstanceID uuid.UUID
 	// MaxMessageBytes of one request, as the service is set up; 0: 4 MiB. A
 	// family that is larger is not sent, and counts as refused.
 	MaxMessageBytes int
 	// Backoff bounds the waits before it connects again.
 	Backoff Backoff
-	// OnRefused is told which families are not served and why, when that
-	// changes: at most 64 and those that were not sent, and how many there are.
+	// OnRefused is called with the families that are not served and why, when these
+	// change. They are at most 64 and those that were not sent; count is how many
+	// there are.
 	OnRefused func(refused []*agentstatsv1.FamilyRefusal, count int64)
-	// Logger is told of streams that break, of errors of the Gatherer and of
-	// what is refused; nil: nobody is.
+	// Logger of streams that break, of errors of the Gatherer and of what is
+	// refused; nil: none.
 	Logger *slog.Logger
 }
 
@@ -92,8 +93,9 @@ type Pusher struct {
 
 	// snapshot is the number of the newest one.
 	snapshot int64
-	// told is what OnRefused was told last, gatherError what the log was told.
-	told        string
+	// lastRefused is the text of the last call of OnRefused, gatherError what was
+	// logged last.
+	lastRefused string
 	gatherError string
 }
 
@@ -135,12 +137,12 @@ func PushGatherer(ctx context.Context, conn grpc.ClientConnInterface, g promethe
 	return p.Run(ctx)
 }
 
-// Run pushes a snapshot at once and then one each interval, until ctx ends. Then
-// it pushes a last one, so that the counters end exact and the gauges go at
-// once, waits for the answer at most 5 s, and returns nil. It connects again
-// whenever the stream breaks. It returns an error that trying again cannot cure:
-// a credential that is not coderd's, or a service that does not take in pushes.
-// It is called once.
+// Run pushes a snapshot at once and then one each interval, until ctx ends. Then it
+// pushes a last one, so that the counters end exact and the gauges go at once. It
+// waits for the answer at most 5 s, and returns nil. It connects again whenever the
+// stream breaks. It returns an error that trying again cannot cure: a credential
+// that is not coderd's, or a service that does not take in pushes. It is called
+// once.
 func (p *Pusher) Run(ctx context.Context) error {
 	// The last snapshot is sent when ctx has ended already.
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -177,9 +179,9 @@ func (p *Pusher) Run(ctx context.Context) error {
 // pushStream is one stream of snapshots.
 type pushStream = duplex[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]
 
-// session pushes over one stream until that breaks, or until ctx has ended and
-// the last snapshot is taken in: then there is no error. It tells whether any
-// snapshot was. The stream lives as long as live.
+// session pushes over one stream until that breaks, or until ctx has ended and the
+// last snapshot is taken in: then there is no error. answered is true if any
+// snapshot was taken in. The stream lives as long as live.
 func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 	live, cancel := context.WithCancelCause(live)
 	stream, err := p.service.PushMetrics(live)
@@ -213,7 +215,7 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 		}
 		answered = true
 		if final {
-			s.end()
+			s.closeStream()
 			return true, nil
 		}
 		timer := time.NewTimer(p.opts.Interval - time.Since(began))
@@ -229,7 +231,7 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 // push sends one snapshot and takes in the answer.
 func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
 	families, gatherErr := p.opts.Gatherer.Gather()
-	p.tellGatherError(ctx, gatherErr)
+	p.logGatherError(ctx, gatherErr)
 	var refused []*agentstatsv1.FamilyRefusal
 	part := &agentstatsv1.PushFamilies{}
 	size := 0
@@ -277,7 +279,7 @@ func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
 	if answer.GetSnapshot() != p.snapshot {
 		return fmt.Errorf("push snapshot: the answer is to snapshot %d, want %d", answer.GetSnapshot(), p.snapshot)
 	}
-	p.tellRefused(ctx, append(refused, answer.GetRefused()...), int64(len(refused))+answer.GetRefusedCount())
+	p.notifyRefused(ctx, append(refused, answer.GetRefused()...), int64(len(refused))+answer.GetRefusedCount())
 	return nil
 }
 
@@ -301,8 +303,8 @@ func (p *Pusher) encode(family *dto.MetricFamily) ([]byte, *agentstatsv1.FamilyR
 // reasonMalformed is why a family that cannot be encoded is not sent.
 const reasonMalformed = "malformed"
 
-// tellGatherError logs an error of the Gatherer unless it was logged last time.
-func (p *Pusher) tellGatherError(ctx context.Context, err error) {
+// logGatherError logs an error of the Gatherer unless it was logged last time.
+func (p *Pusher) logGatherError(ctx context.Context, err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
@@ -313,8 +315,8 @@ func (p *Pusher) tellGatherError(ctx context.Context, err error) {
 	p.gatherError = text
 }
 
-// tellRefused tells of what is not served, if that changed.
-func (p *Pusher) tellRefused(ctx context.Context, refused []*agentstatsv1.FamilyRefusal, count int64) {
+// notifyRefused calls OnRefused and logs what is not served, if that changed.
+func (p *Pusher) notifyRefused(ctx context.Context, refused []*agentstatsv1.FamilyRefusal, count int64) {
 	slices.SortStableFunc(refused, func(a, b *agentstatsv1.FamilyRefusal) int {
 		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetReason(), b.GetReason()))
 	})
@@ -327,10 +329,10 @@ func (p *Pusher) tellRefused(ctx context.Context, refused []*agentstatsv1.Family
 		fmt.Fprintf(&all, " %q %q", r.GetName(), r.GetReason())
 		names[i] = r.GetName()
 	}
-	if all.String() == p.told {
+	if all.String() == p.lastRefused {
 		return
 	}
-	p.told = all.String()
+	p.lastRefused = all.String()
 	p.log.WarnContext(ctx, "families that are refused have changed", "count", count, "names", names)
 	if p.opts.OnRefused != nil {
 		p.opts.OnRefused(refused, count)

@@ -204,15 +204,15 @@ func TestPushSplits(t *testing.T) {
 		families = append(families, family(fmt.Sprintf("small_%02d", i), 20_000))
 	}
 	families = append(families, family("large", 700_000), family("too_large", 1<<20), family("after", 1))
-	type told struct {
+	type refusal struct {
 		refused []*agentstatsv1.FamilyRefusal
 		count   int64
 	}
-	refusals := make(chan told, 10)
+	refusals := make(chan refusal, 10)
 	pusher, err := client.NewPusher(conn, client.PushOptions{
 		Gatherer:        prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, nil }),
 		MaxMessageBytes: 1 << 20,
-		OnRefused:       func(r []*agentstatsv1.FamilyRefusal, n int64) { refusals <- told{r, n} },
+		OnRefused:       func(r []*agentstatsv1.FamilyRefusal, n int64) { refusals <- refusal{r, n} },
 	})
 	require.NoError(t, err)
 	stop := run(t.Context(), pusher.Run)
@@ -232,12 +232,12 @@ func TestPushSplits(t *testing.T) {
 	})
 }
 
-// TestPushTellsChangesOfRefusals shows that what is refused is told once, not
-// with each snapshot.
-func TestPushTellsChangesOfRefusals(t *testing.T) {
+// TestPushNotifiesOfChangedRefusals shows that OnRefused is called once for what is
+// refused, not with each snapshot.
+func TestPushNotifiesOfChangedRefusals(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startPushes(t)
-		var told []string
+		var texts []string
 		pusher, err := client.NewPusher(conn, client.PushOptions{
 			Gatherer: everything(t),
 			OnRefused: func(refused []*agentstatsv1.FamilyRefusal, count int64) {
@@ -245,7 +245,7 @@ func TestPushTellsChangesOfRefusals(t *testing.T) {
 				for _, r := range refused {
 					text += " " + r.GetName() + "=" + r.GetReason()
 				}
-				told = append(told, text)
+				texts = append(texts, text)
 			},
 		})
 		require.NoError(t, err)
@@ -261,7 +261,7 @@ func TestPushTellsChangesOfRefusals(t *testing.T) {
 		phase(b)
 		phase()
 		require.NoError(t, stop())
-		require.Equal(t, []string{"2 a=owned_by_service b=invalid_name", "1 b=invalid_name", "0"}, told)
+		require.Equal(t, []string{"2 a=owned_by_service b=invalid_name", "1 b=invalid_name", "0"}, texts)
 	})
 }
 

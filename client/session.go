@@ -19,9 +19,9 @@ const (
 	protocolVersion = 1
 	// handshakeTimeout bounds the time from the connect to the settings.
 	handshakeTimeout = 30 * time.Second
-	// partingTimeout bounds the wait for the last acks of a stream that the
+	// lastAcksTimeout bounds the wait for the last acks of a stream that the
 	// service asked to end: what they would cover is sent again otherwise.
-	partingTimeout = 5 * time.Second
+	lastAcksTimeout = 5 * time.Second
 	// minReportInterval is the least that the contract allows.
 	minReportInterval = time.Second
 )
@@ -36,7 +36,7 @@ type sessionEnd struct {
 	delay time.Duration
 	// lived is true if the session was of use, so that the backoff begins anew.
 	lived bool
-	// closed is true if the goodbye was said and all is settled.
+	// closed is true if the goodbye was sent and no ack is pending.
 	closed bool
 }
 
@@ -45,10 +45,10 @@ type session struct {
 	agent  *Agent
 	stream agentstatsv1.AgentService_ConnectClient
 	opened time.Time
-	// reconnect holds the delay of a please-reconnect.
+	// reconnect gets the delay of a please-reconnect.
 	reconnect chan time.Duration
-	// retimed tells that the report interval changed.
-	retimed chan struct{}
+	// intervalChanged is signalled when the report interval changed.
+	intervalChanged chan struct{}
 
 	// done is closed when receive has ended. Then the fields below may be read.
 	done chan struct{}
@@ -71,10 +71,10 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	defer cancel(nil)
 
 	s := &session{
-		agent:     a,
-		reconnect: make(chan time.Duration, 1),
-		retimed:   make(chan struct{}, 1),
-		done:      make(chan struct{}),
+		agent:           a,
+		reconnect:       make(chan time.Duration, 1),
+		intervalChanged: make(chan struct{}, 1),
+		done:            make(chan struct{}),
 	}
 	if err := s.open(ctx, cancel, conn); err != nil {
 		return sessionEnd{err: err, delay: retryDelay(err)}
@@ -125,13 +125,13 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	// the next session is not its first.
 	a.status.Counts.Sessions++
 	a.epoch = settings.GetEpoch()
-	settled := a.outbox.resume(settings.GetResume())
+	stored := a.outbox.resume(settings.GetResume())
 	a.mu.Unlock()
 	s.applySettings(settings)
-	if len(settled) > 0 && a.opts.OnDurable != nil {
-		a.opts.OnDurable(settled)
+	if len(stored) > 0 && a.opts.OnDurable != nil {
+		a.opts.OnDurable(stored)
 	}
-	a.settle()
+	a.wakeWaiting()
 	return nil
 }
 
@@ -158,16 +158,16 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	return stream.Recv()
 }
 
-// applySettings takes in settings and tells whether the report interval is new.
-func (s *session) applySettings(settings *agentstatsv1.Settings) (retimed bool) {
+// applySettings takes in settings, and reports whether the report interval is new.
+func (s *session) applySettings(settings *agentstatsv1.Settings) (intervalChanged bool) {
 	a := s.agent
 	interval := max(settings.GetReportInterval().AsDuration(), minReportInterval)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	retimed = a.status.ReportInterval != interval
+	intervalChanged = a.status.ReportInterval != interval
 	a.status.ReportInterval = interval
 	a.limits = newLimits(settings.GetLimits())
-	return retimed
+	return intervalChanged
 }
 
 // send sends what the outbox has until the session is to end. Then no Send is
@@ -175,15 +175,15 @@ func (s *session) applySettings(settings *agentstatsv1.Settings) (retimed bool) 
 func (s *session) send(ctx context.Context) sessionEnd {
 	a := s.agent
 	// The first report is sent at once, the second after a random part of the
-	// interval: agents that connect together do not report together for ever.
+	// interval. So agents that connect together do not report together for ever.
 	s.collect(ctx)
 	timer := time.NewTimer(jitter(s.interval()))
 	defer timer.Stop()
 	collected, halfClosed := false, false
 
 	for {
-		req, closing, settled := s.next()
-		a.tellRefusals()
+		req, closing, idle := s.next()
+		a.notifyRefusals()
 		switch {
 		case req != nil:
 			if err := s.stream.Send(req); errors.Is(err, io.EOF) {
@@ -197,12 +197,12 @@ func (s *session) send(ctx context.Context) sessionEnd {
 			collected = true
 			s.collect(ctx)
 			a.mu.Lock()
-			a.outbox.goodbye.make(struct{}{})
+			a.outbox.goodbye.put(struct{}{})
 			a.mu.Unlock()
 			continue
-		case closing && settled:
+		case closing && idle:
 			return sessionEnd{closed: true}
-		case closing && !halfClosed && s.saidGoodbye():
+		case closing && !halfClosed && s.goodbyeSent():
 			halfClosed = true
 			if err := s.stream.CloseSend(); err != nil {
 				return sessionEnd{err: fmt.Errorf("close send: %w", err)}
@@ -216,50 +216,50 @@ func (s *session) send(ctx context.Context) sessionEnd {
 			if !collected {
 				s.collect(ctx)
 			}
-		case <-s.retimed:
+		case <-s.intervalChanged:
 			timer.Reset(jitter(s.interval()))
 		case delay := <-s.reconnect:
-			return s.part(ctx, delay)
+			return s.endStream(ctx, delay)
 		case <-s.done:
-			return sessionEnd{err: s.err, closed: s.parted()}
+			return sessionEnd{err: s.err, closed: s.endedByGoodbye()}
 		}
 	}
 }
 
-// next returns the next request, whether Close was called, and whether all is
-// settled, the goodbye included.
-func (s *session) next() (req *agentstatsv1.ConnectRequest, closing, settled bool) {
+// next returns the next request, whether Close was called, and whether no ack is
+// pending, that of the goodbye included.
+func (s *session) next() (req *agentstatsv1.ConnectRequest, closing, idle bool) {
 	a := s.agent
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.outbox.next(a.limits, time.Now()), a.closing, a.outbox.idle()
 }
 
-func (s *session) saidGoodbye() bool {
+func (s *session) goodbyeSent() bool {
 	s.agent.mu.Lock()
 	defer s.agent.mu.Unlock()
 	return s.agent.outbox.goodbye.sequence > 0
 }
 
-// parted tells whether a stream that ended was ended by the service for the
-// goodbye, when all else was settled. That settles the goodbye too.
-func (s *session) parted() bool {
+// endedByGoodbye reports whether the service ended the stream for the goodbye, when
+// no other ack was pending. That acks the goodbye too.
+func (s *session) endedByGoodbye() bool {
 	s.agent.mu.Lock()
 	defer s.agent.mu.Unlock()
 	o := &s.agent.outbox
 	if s.ended && o.goodbye.sequence > 0 {
-		o.goodbye.settled = true
+		o.goodbye.acked = true
 		return o.idle()
 	}
 	return false
 }
 
-// part ends the stream as the service asked, after its last acks.
-func (s *session) part(ctx context.Context, delay time.Duration) sessionEnd {
+// endStream ends the stream as the service asked, after its last acks.
+func (s *session) endStream(ctx context.Context, delay time.Duration) sessionEnd {
 	asked := time.Now()
 	end := sessionEnd{err: errReconnect}
 	if err := s.stream.CloseSend(); err == nil {
-		timer := time.NewTimer(partingTimeout)
+		timer := time.NewTimer(lastAcksTimeout)
 		defer timer.Stop()
 		select {
 		case <-s.done:
@@ -315,7 +315,7 @@ func (s *session) receive() {
 		case *agentstatsv1.ConnectResponse_Settings:
 			if s.applySettings(message.Settings) {
 				select {
-				case s.retimed <- struct{}{}:
+				case s.intervalChanged <- struct{}{}:
 				default:
 				}
 			}
@@ -330,19 +330,19 @@ func (s *session) receive() {
 
 func (a *Agent) ack(ack *agentstatsv1.Ack) {
 	a.mu.Lock()
-	settled, sent := a.outbox.ack(ack.GetReceivedSequence(), ack.GetDurableSequence())
+	stored, sent := a.outbox.ack(ack.GetReceivedSequence(), ack.GetDurableSequence())
 	a.mu.Unlock()
-	if a.opts.OnDurable != nil && len(settled) > 0 {
-		a.opts.OnDurable(settled)
+	if a.opts.OnDurable != nil && len(stored) > 0 {
+		a.opts.OnDurable(stored)
 	}
 	if a.opts.OnAck != nil {
-		told := Ack{Received: ack.GetReceivedSequence(), Durable: ack.GetDurableSequence()}
+		acked := Ack{Received: ack.GetReceivedSequence(), Durable: ack.GetDurableSequence()}
 		if !sent.IsZero() {
-			told.RoundTrip = time.Since(sent)
+			acked.RoundTrip = time.Since(sent)
 		}
-		a.opts.OnAck(told)
+		a.opts.OnAck(acked)
 	}
-	a.settle()
+	a.wakeWaiting()
 }
 
 func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
@@ -353,11 +353,11 @@ func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
 	if a.opts.OnRefusal != nil && refusal.GetFirstSequence() == 0 {
 		a.opts.OnRefusal(refusal)
 	}
-	a.settle()
+	a.wakeWaiting()
 }
 
-// tellRefusals tells of what the Agent itself refused to send.
-func (a *Agent) tellRefusals() {
+// notifyRefusals calls OnRefusal with what the Agent itself refused to send.
+func (a *Agent) notifyRefusals() {
 	a.mu.Lock()
 	refusals := a.outbox.takeRefusals()
 	a.mu.Unlock()
@@ -369,9 +369,9 @@ func (a *Agent) tellRefusals() {
 	}
 }
 
-// settle wakes Run, for which there may be more to send now, and those that
-// wait until all is settled.
-func (a *Agent) settle() {
+// wakeWaiting wakes Run, for which there may be more to send now, and those that
+// wait for all acks.
+func (a *Agent) wakeWaiting() {
 	a.mu.Lock()
 	if a.idle != nil && a.outbox.idle() {
 		close(a.idle)

@@ -52,8 +52,7 @@ type sentReport struct {
 	at       time.Time
 }
 
-// statsQueue holds the newest report, and the deltas of all that the service is
-// not known to have.
+// statsQueue has the newest report, and the deltas of all that were not acked.
 type statsQueue struct {
 	// newest was handed over last; nil once all reports are acked.
 	newest *agentstatsv1.Stats
@@ -80,7 +79,7 @@ func (q *statsQueue) put(stats *agentstatsv1.Stats) []*agentstatsv1.Refusal {
 	return refusals
 }
 
-// ready tells whether next has a report.
+// ready reports whether next has a report.
 func (q *statsQueue) ready() bool {
 	return q.unsent && len(q.inFlight) < maxInFlight
 }
@@ -193,8 +192,8 @@ func validMetric(m *agentstatsv1.Stats_Metric) bool {
 }
 
 // fitRequest drops samples from the end of a request's report until the request
-// fits into limit bytes: a larger one would end the stream each time it is
-// sent. It returns nil if the request fits.
+// fits into limit bytes. A larger one would end the stream each time it is sent. It
+// returns nil if the request fits.
 func fitRequest(req *agentstatsv1.ConnectRequest, limit int64) *agentstatsv1.Refusal {
 	// Lengths are encoded in at most 5 bytes each; two of them shrink here.
 	excess := int64(proto.Size(req)) - limit

@@ -127,9 +127,9 @@ func (d *duplex[Req, Resp]) drain() {
 	}
 }
 
-// end waits until the service has taken in what was sent, or cuts the stream off after
+// closeStream waits until the service has taken in what was sent, or cuts the stream off after
 // finalTimeout.
-func (d *duplex[Req, Resp]) end() {
+func (d *duplex[Req, Resp]) closeStream() {
 	guard := time.AfterFunc(finalTimeout, d.cancel)
 	defer guard.Stop()
 	if err := d.stream.CloseSend(); err == nil {

@@ -13,37 +13,36 @@ import (
 // maxWatchAgents is how many agents one watch may name.
 const maxWatchAgents = 1000
 
-// WatchMetadata watches the stored metadata of at most 1000 agents. It calls
-// news with the current values of all of them, in one or more parts of which
-// the last has Synced set, then with those that change. When the stream breaks,
-// it connects again and begins anew: current values, Synced, changes. A slow
-// news misses intermediate values, never the newest.
+// WatchMetadata watches the stored metadata of at most 1000 agents. It calls handle
+// with the current values of all of them, in one or more parts. The last of these
+// has Synced set. Then it calls handle with values that change. When the stream
+// breaks, it connects again and begins anew: current values, Synced, changes. A
+// slow handle misses intermediate values, never the newest.
 //
-// It blocks until ctx is cancelled, and returns nil then. It returns an error
-// that trying again cannot cure: a bad request, or a credential that is not
-// coderd's.
-func (c *Coderd) WatchMetadata(ctx context.Context, agentIDs []uuid.UUID, news func(*agentstatsv1.WatchMetadataResponse)) error {
+// It blocks until ctx is cancelled, and returns nil then. It returns an error that
+// trying again cannot cure: a bad request, or a credential that is not coderd's.
+func (c *Coderd) WatchMetadata(ctx context.Context, agentIDs []uuid.UUID, handle func(*agentstatsv1.WatchMetadataResponse)) error {
 	if len(agentIDs) == 0 || len(agentIDs) > maxWatchAgents {
 		return fmt.Errorf("watch metadata: %d agents are named, 1 to %d may be", len(agentIDs), maxWatchAgents)
 	}
 	req := &agentstatsv1.WatchMetadataRequest{AgentIds: idBytes(agentIDs)}
-	return watch(ctx, c, "metadata", c.service.WatchMetadata, req, news)
+	return watch(ctx, c, "metadata", c.service.WatchMetadata, req, handle)
 }
 
 // WatchAgents watches the states of at most 1000 agents; nil: of all agents. It
-// calls news with the current states, in one or more parts, with Synced, then
-// with those that change and with agents that are not registered any more. When
-// the stream breaks, it connects again and begins anew: agents that have not
-// been told again when Synced comes are gone. A slow news misses intermediate
-// states, never the newest.
+// calls handle with the current states, in one or more parts. The last of these has
+// Synced set. Then it calls handle with states that change and with agents that are
+// not registered any more. When the stream breaks, it connects again and begins
+// anew: agents that did not come again before Synced are gone. A slow handle misses
+// intermediate states, never the newest.
 //
 // It blocks and returns as WatchMetadata does.
-func (c *Coderd) WatchAgents(ctx context.Context, agentIDs []uuid.UUID, news func(*agentstatsv1.WatchAgentsResponse)) error {
+func (c *Coderd) WatchAgents(ctx context.Context, agentIDs []uuid.UUID, handle func(*agentstatsv1.WatchAgentsResponse)) error {
 	if len(agentIDs) > maxWatchAgents {
 		return fmt.Errorf("watch agents: %d agents are named, at most %d may be", len(agentIDs), maxWatchAgents)
 	}
 	req := &agentstatsv1.WatchAgentsRequest{AgentIds: idBytes(agentIDs)}
-	return watch(ctx, c, "agents", c.service.WatchAgents, req, news)
+	return watch(ctx, c, "agents", c.service.WatchAgents, req, handle)
 }
 
 // watch keeps a stream of responses open until ctx is cancelled.
@@ -53,9 +52,9 @@ func watch[Req, Resp any](
 	what string,
 	open func(context.Context, *Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error),
 	req *Req,
-	news func(*Resp),
+	handle func(*Resp),
 ) error {
-	return c.streams(what).run(ctx, ctx, func() (told bool, err error) { return follow(ctx, open, req, news) })
+	return c.streams(what).run(ctx, ctx, func() (received bool, err error) { return receiveAll(ctx, open, req, handle) })
 }
 
 // streams returns the streams of a watch.
@@ -63,13 +62,14 @@ func (c *Coderd) streams(what string) *streams {
 	return &streams{what: "watch " + what, backoff: c.backoff, log: c.log}
 }
 
-// follow serves one stream until it ends, and tells whether there was any news.
-func follow[Req, Resp any](
+// receiveAll serves one stream until it ends, and reports whether any response was
+// received.
+func receiveAll[Req, Resp any](
 	ctx context.Context,
 	open func(context.Context, *Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error),
 	req *Req,
-	news func(*Resp),
-) (told bool, err error) {
+	handle func(*Resp),
+) (received bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := open(ctx, req, grpc.MaxCallRecvMsgSize(maxReadBytes))
@@ -79,9 +79,9 @@ func follow[Req, Resp any](
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
-			return told, err
+			return received, err
 		}
-		told = true
-		news(resp)
+		received = true
+		handle(resp)
 	}
 }

@@ -37,7 +37,7 @@ func TestCoderdWatchesReports(t *testing.T) {
 
 	used, reported := make(chan time.Time), make(chan time.Time)
 	activity := client.NewActivity(time.Second)
-	told := func(to chan time.Time, at time.Time) {
+	send := func(to chan time.Time, at time.Time) {
 		select {
 		case to <- at:
 		case <-ctx.Done():
@@ -49,13 +49,13 @@ func TestCoderdWatchesReports(t *testing.T) {
 				if got := a.GetStats().GetRxBytes(); got < 3*a.GetReports() || got == 0 {
 					t.Errorf("%d bytes of %d reports", got, a.GetReports())
 				}
-				told(reported, a.GetReceivedAt().AsTime())
+				send(reported, a.GetReceivedAt().AsTime())
 			}
 			for _, use := range activity.Add(time.Now(), batch.Agents) {
 				if use.WorkspaceID != workspaceID {
 					t.Errorf("activity of %s", use.WorkspaceID)
 				}
-				told(used, use.At)
+				send(used, use.At)
 			}
 			return nil
 		}})
@@ -86,7 +86,7 @@ func TestCoderdWatchReportsErrors(t *testing.T) {
 	s, coderd := startCoderd(t)
 	watch := func(name string) client.StatsWatch {
 		return client.StatsWatch{Name: name, Handle: func(client.StatsBatch) error {
-			t.Error("news")
+			t.Error("a response")
 			return nil
 		}}
 	}
@@ -116,11 +116,11 @@ func TestCoderdWatchesAgents(t *testing.T) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	news := make(chan *agentstatsv1.WatchAgentsResponse)
+	responses := make(chan *agentstatsv1.WatchAgentsResponse)
 	running.Go(func() {
 		err := coderd.WatchAgents(ctx, nil, func(r *agentstatsv1.WatchAgentsResponse) {
 			select {
-			case news <- r:
+			case responses <- r:
 			case <-ctx.Done():
 			}
 		})
@@ -132,12 +132,12 @@ func TestCoderdWatchesAgents(t *testing.T) {
 		t.Helper()
 		for {
 			select {
-			case r := <-news:
+			case r := <-responses:
 				if done(r) {
 					return
 				}
 			case <-time.After(20 * time.Second):
-				t.Fatalf("is not told: %s", what)
+				t.Fatalf("did not come: %s", what)
 			}
 		}
 	}
@@ -167,6 +167,6 @@ func TestCoderdWatchesAgents(t *testing.T) {
 	require.NoError(t, err)
 	until("removed", func(r *agentstatsv1.WatchAgentsResponse) bool { return len(r.GetRemovedIds()) == 1 })
 
-	nothing := func(*agentstatsv1.WatchAgentsResponse) { t.Error("news") }
+	nothing := func(*agentstatsv1.WatchAgentsResponse) { t.Error("a response") }
 	require.ErrorContains(t, coderd.WatchAgents(t.Context(), make([]uuid.UUID, 1001), nothing), "1001 agents are named")
 }

@@ -27,8 +27,8 @@ type StatsPosition struct {
 
 // StatsBatch is a part of what a subscription has gathered.
 type StatsBatch struct {
-	// Position of the batch, to be stored with what is made of it, in the place of
-	// Previous: that of the batch before, or what Load returned.
+	// Position of the batch is to be stored with what is made of the batch. It
+	// takes the place of Previous: that of the batch before, or what Load returned.
 	Position, Previous StatsPosition
 	// Agents are what agents reported since their last entry, each at most once: counts
 	// are added, the rest is as it was reported last.
@@ -43,37 +43,39 @@ type StatsWatch struct {
 	// Load returns the position that was stored last; nil: that of the last call of
 	// Handle. It is called before each stream. After an error it is called again.
 	Load func(ctx context.Context) (StatsPosition, error)
-	// Handle processes a batch, which is acked when it returns nil. After an error it is
-	// told again. If it is slow, more reports are in one entry. The first batch of a
-	// stream has no agents if only the position is another one: the incarnation is new,
-	// or others have processed what was before.
+	// Handle processes a batch, which is acked when it returns nil. After an error
+	// it is called with the batch again. If it is slow, more reports are in one
+	// entry. The first batch of a stream may have no agents but another position.
+	// Then the incarnation is new, or others have processed what was before.
 	Handle func(batch StatsBatch) error
-	// Started is called when a stream stands, with the time since when all that agents
-	// report is in the subscription; nil: nothing is.
+	// Started is called when a stream is open. All that agents report from since on
+	// is in the subscription; nil: it is not called.
 	Started func(since time.Time)
 }
 
 // WatchStats watches what agents report.
 //
-// Each report is in one batch, whichever replica of the service serves the stream, and
-// whichever are killed or restarted. If Handle stores the position with what it makes
-// of a batch, in one transaction that fails if the stored position is not Previous, and
-// Load returns the stored one, then each report counts exactly once, over any crash of this
-// process. It fails if another process had the name meanwhile; then the watch begins anew,
-// with what Load returns. Without that a batch whose ack the service did not learn of is
-// told again.
+// Each report is in one batch, whichever replica of the service serves the stream,
+// and whichever are killed or restarted. Each report counts exactly once, over any
+// crash of this process, under two conditions. Handle stores the position with what
+// it makes of a batch, in one transaction that fails if the stored position is not
+// Previous. Load returns the stored position. That transaction fails if another
+// process had the name meanwhile; then the watch begins anew, with what Load
+// returns. Without these conditions Handle gets a batch again if the service did
+// not get its ack.
 //
-// A newer watcher takes a name from an older one, whose stream breaks. That one stands
-// by until the newer one has gone: so two of them do not take turns.
+// A newer watcher takes a name from an older one, whose stream breaks. The older
+// one stands by until the newer one has gone. So they do not take the name from each
+// other again and again.
 //
-// It blocks and returns as WatchMetadata does, but when ctx ends it waits for Handle
-// to return, and at most 5 s for the service to know that.
+// It blocks and returns as WatchMetadata does, but when ctx ends it waits for
+// Handle to return. Then it waits at most 5 s for the service to get the last ack.
 func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
 	if n := len(watch.Name); n < 1 || n > maxWatchName {
 		return fmt.Errorf("watch stats: the name has %d bytes, 1 to %d are allowed", n, maxWatchName)
 	}
 	w := &statsWatch{StatsWatch: watch, service: c.service}
-	return c.streams("stats").run(ctx, ctx, func() (told bool, err error) { return w.follow(ctx) })
+	return c.streams("stats").run(ctx, ctx, func() (received bool, err error) { return w.serveStream(ctx) })
 }
 
 // statsWatch is a watch of stats over all its streams.
@@ -87,7 +89,7 @@ type statsWatch struct {
 }
 
 // first returns the first request of a stream.
-func (w *statsWatch) first(ctx context.Context) (*agentstatsv1.WatchStatsRequest, error) {
+func (w *statsWatch) firstRequest(ctx context.Context) (*agentstatsv1.WatchStatsRequest, error) {
 	if w.Load != nil {
 		stored, err := w.Load(ctx)
 		if err != nil {
@@ -101,25 +103,26 @@ func (w *statsWatch) first(ctx context.Context) (*agentstatsv1.WatchStatsRequest
 	}, nil
 }
 
-// follow serves one stream until it ends, and tells whether there was any news.
-func (w *statsWatch) follow(ctx context.Context) (told bool, err error) {
-	told, err = w.serve(ctx)
+// serveStream serves one stream until it ends, and reports whether any response was
+// received.
+func (w *statsWatch) serveStream(ctx context.Context) (received bool, err error) {
+	received, err = w.receiveBatches(ctx)
 	if status.Code(err) == codes.Aborted {
 		w.standBy = true
 	}
-	return told, err
+	return received, err
 }
 
-// serve serves one stream. When ctx ends, the service takes in the last ack before the
-// stream ends.
-func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
-	first, err := w.first(ctx)
+// receiveBatches serves one stream. When ctx ends, the service takes in the last
+// ack before the stream ends.
+func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err error) {
+	first, err := w.firstRequest(ctx)
 	if err != nil {
 		return false, err
 	}
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	// Until the stream stands, the end of ctx may cut it off.
+	// Until the stream is open, the end of ctx may cut it off.
 	stop := context.AfterFunc(ctx, cancel)
 	stream, err := w.service.WatchStats(live, grpc.MaxCallRecvMsgSize(maxReadBytes))
 	if err != nil {
@@ -137,19 +140,19 @@ func (w *statsWatch) serve(ctx context.Context) (told bool, err error) {
 		select {
 		case resp := <-s.responses:
 			if ctx.Err() != nil {
-				s.end()
-				return told, ctx.Err()
+				s.closeStream()
+				return received, ctx.Err()
 			}
-			began := !told
-			told = true
+			began := !received
+			received = true
 			if err := w.handle(s, resp, began); err != nil {
-				return told, err
+				return received, err
 			}
 		case <-s.done:
-			return told, s.err
+			return received, s.err
 		case <-ctx.Done():
-			s.end()
-			return told, ctx.Err()
+			s.closeStream()
+			return received, ctx.Err()
 		}
 	}
 }

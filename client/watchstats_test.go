@@ -117,7 +117,7 @@ var watchSteps = rapid.Custom(func(t *rapid.T) watchStep {
 })
 
 // Whatever breaks, and whenever: of the bytes reported nothing is lost and
-// nothing is told twice.
+// nothing is handled twice.
 func TestCoderdWatchesStatsExactly(t *testing.T) {
 	breaks := 0
 	rapid.Check(t, func(rt *rapid.T) {
@@ -166,7 +166,7 @@ func reportBytes(ctx context.Context, conn *grpc.ClientConn, bytes int64) error 
 	}
 }
 
-// watchThrough watches through a history and checks what was told at its end. It
+// watchThrough watches through a history and checks what was handled at its end. It
 // returns how many connections that took.
 func watchThrough(ctx context.Context, history []watchStep) (connections int, err error) {
 	s := startService()
@@ -197,7 +197,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 
 	// Each report has a bit of its own.
 	var mu sync.Mutex
-	var reported, told, reports, toldReports int64
+	var reported, handled, reports, handledReports int64
 	var slow time.Duration
 	var problem error
 	var position client.StatsPosition
@@ -206,7 +206,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		defer mu.Unlock()
 		return position, nil
 	}
-	news := func(batch client.StatsBatch) error {
+	handle := func(batch client.StatsBatch) error {
 		mu.Lock()
 		pause := slow
 		slow = 0
@@ -220,11 +220,11 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		position = batch.Position
 		for _, e := range batch.Agents {
 			bits := e.GetStats().GetRxBytes()
-			if uuid.UUID(e.GetAgentId()) != agentID || told&bits != 0 {
-				problem = fmt.Errorf("told %b of %x after %b", bits, e.GetAgentId(), told)
+			if uuid.UUID(e.GetAgentId()) != agentID || handled&bits != 0 {
+				problem = fmt.Errorf("handled %b of %x after %b", bits, e.GetAgentId(), handled)
 			}
-			told |= bits
-			toldReports += e.GetReports()
+			handled |= bits
+			handledReports += e.GetReports()
 		}
 		return nil
 	}
@@ -233,7 +233,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 	watch := func() (stop func() error) {
 		stop = run(ctx, func(ctx context.Context) error {
 			return coderd.WatchStats(ctx, client.StatsWatch{
-				Name: "insights", Load: load, Handle: news, Started: func(time.Time) { started() },
+				Name: "insights", Load: load, Handle: handle, Started: func(time.Time) { started() },
 			})
 		})
 		<-counts
@@ -243,7 +243,7 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 	allTold := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return told == reported
+		return handled == reported
 	}
 	// heal lets everything arrive, after a last break or without.
 	heal := func() {
@@ -282,23 +282,23 @@ func watchThrough(ctx context.Context, history []watchStep) (connections int, er
 		}
 	}
 	heal()
-	time.Sleep(time.Minute) // nothing is told twice, also after the lease
+	time.Sleep(time.Minute) // nothing is handled twice, also after the lease
 	synctest.Wait()
 	if err := stop(); err != nil {
 		return 0, err
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if problem == nil && (told != reported || toldReports != reports) {
-		problem = fmt.Errorf("told %b in %d reports, want %b in %d", told, toldReports, reported, reports)
+	if problem == nil && (handled != reported || handledReports != reports) {
+		problem = fmt.Errorf("handled %b in %d reports, want %b in %d", handled, handledReports, reported, reports)
 	}
 	fragile.mu.Lock()
 	defer fragile.mu.Unlock()
 	return fragile.dialed, problem
 }
 
-// The end of a watch during news is told to the service: what a later call is
-// told is new.
+// A watch that ends while a batch is handled acks it: a later call of Handle gets the next
+// one.
 func TestCoderdWatchStatsEnds(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s, coderd := startCoderd(t)
@@ -313,7 +313,7 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		var told []int64
+		var handled []int64
 		for i := range 3 {
 			ctx, cancel := context.WithCancel(t.Context())
 			started := make(chan struct{}, 1)
@@ -328,7 +328,7 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 						cancel()
 						time.Sleep(time.Second)
 						for _, e := range batch.Agents {
-							told = append(told, e.GetStats().GetRxBytes())
+							handled = append(handled, e.GetStats().GetRxBytes())
 						}
 						return nil
 					},
@@ -347,8 +347,8 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 			report(2)
 			report(4)
 		}
-		if fmt.Sprint(told) != "[1 6 6]" {
-			t.Errorf("told %v", told)
+		if fmt.Sprint(handled) != "[1 6 6]" {
+			t.Errorf("handled %v", handled)
 		}
 	})
 }
