@@ -161,7 +161,7 @@ func checkPooler(ctx context.Context, db *sql.DB) error {
 }
 
 var errPooler = errors.New("a pooler in transaction mode stands before the server: " +
-	"set --database-transaction-pooling, and --pubsub-url, as news are not heard through it")
+	"set --database-transaction-pooling, and --pubsub-url, as notifications do not arrive through it")
 
 // backend is the server's side of a connection.
 type backend struct {

@@ -85,7 +85,7 @@ func (c *config) fleetOptions() fleet.Options {
 	}
 }
 
-// pushedOptions has no lease and no news: those are of replicas.
+// pushedOptions has no lease and no notifier: those are of replicas.
 func (c *config) pushedOptions(merges map[string]metrics.Merge) pushed.Options {
 	return pushed.Options{
 		Merge:          merges,

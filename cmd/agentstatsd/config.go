@@ -188,7 +188,7 @@ func (c *config) validatePprof() error {
 	return nil
 }
 
-// validateAddresses checks the form of what is listened on.
+// validateAddresses checks the syntax of what is listened on.
 func (c *config) validateAddresses() []error {
 	var errs []error
 	for _, l := range []struct{ flag, address string }{
@@ -206,14 +206,14 @@ func (c *config) validateAddresses() []error {
 	return errs
 }
 
-// checkAddress returns what is wrong with the form of host:port. It asks no name
+// checkAddress returns what is wrong with the syntax of host:port. It asks no name
 // server.
 func checkAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		var form *net.AddrError
-		if errors.As(err, &form) {
-			return errors.New(form.Err)
+		var invalid *net.AddrError
+		if errors.As(err, &invalid) {
+			return errors.New(invalid.Err)
 		}
 		return err
 	}
@@ -274,9 +274,9 @@ func (c *config) validateEngines() []error {
 	return errs
 }
 
-// unclearURL reports whether a part of a URL of PostgreSQL may be a piece of its
-// password, with a character that is not escaped: the driver would take it for the
-// host or the database, and show it in errors.
+// unclearURL reports whether a part of a URL of PostgreSQL may belong to its password,
+// as a character is not escaped. The driver would take that part for the host or the
+// database, and show it in errors.
 func unclearURL(rawURL string) bool {
 	switch schemeOf(rawURL) {
 	case "postgres", "postgresql":
@@ -321,7 +321,7 @@ func (c *config) tokenFile() string {
 // lookupTimeout bounds how long a start waits for a name server.
 const lookupTimeout = 10 * time.Second
 
-// isLoopback tells whether a listener on address can be reached from this
+// isLoopback reports whether a listener on address can be reached from this
 // machine only. A name counts if all that it resolves to is loopback.
 func isLoopback(address string) (bool, error) {
 	host, _, err := net.SplitHostPort(address)

@@ -16,10 +16,9 @@ import (
 	"github.com/coder/agentstatsd/secrets"
 )
 
-// configured completes c before the command runs: it applies the YAML file to the
-// options that neither flags nor environment gave, refuses variables that look
-// like options and are none, and validates the whole. It touches nothing on disk
-// but that file.
+// configured completes and validates c before the command runs. It applies the YAML
+// file to the options that neither flags nor environment gave. It refuses variables
+// that look like options and are none. It touches nothing on disk but that file.
 func (c *config) configured(next serpent.HandlerFunc) serpent.HandlerFunc {
 	return func(inv *serpent.Invocation) error {
 		options := inv.Command.Options
@@ -217,7 +216,7 @@ func applyValue(o *serpent.Option, n *yaml.Node) error {
 	return o.Value.Set(text)
 }
 
-// commaSeparated returns the texts of a list in the form that flags take.
+// commaSeparated returns the texts of a list as flags take them.
 func commaSeparated(n *yaml.Node) (string, error) {
 	texts := make([]string, len(n.Content))
 	for i, e := range n.Content {

@@ -23,7 +23,7 @@ import (
 // otherDefaults are the fields whose default differs from that of their option, and why.
 var otherDefaults = map[string]string{
 	"server.MaxConnections": "follows from the files that the process may open",
-	"agents.Limits.Series":  "is told to agents; the aggregator has the limit",
+	"agents.Limits.Series":  "is sent to agents; the aggregator has the limit",
 	"fleet.SessionAge":      "0 means for ever",
 	"aggregator.GroupBy":    "nil means that nothing is grouped",
 }

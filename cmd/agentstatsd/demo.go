@@ -13,8 +13,8 @@ import (
 	"github.com/coder/agentstatsd/simulate"
 )
 
-// demoAckDeadline bounds how long a demo that is told to stop waits for acks:
-// what it simulates is worth no wait, and the service flushes it anyway.
+// demoAckDeadline bounds how long a demo that stops waits for acks. What it simulates
+// is worth no wait, and the service flushes it anyway.
 const demoAckDeadline = time.Second
 
 // demoStop bounds the stop of the simulation, which waits demoAckDeadline for
@@ -99,7 +99,7 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 	)
 }
 
-// describe tells where to look.
+// describe prints where to look.
 func (s *service) describe(w io.Writer, agents int) error {
 	registry := "not served: --prometheus-enable=false"
 	if s.httpListener != nil {

@@ -38,7 +38,7 @@ func (c *config) deployment() agent.ID {
 	return store.DeploymentID(c.deploymentID)
 }
 
-// newPubSub returns what carries the news of this deployment.
+// newPubSub returns what carries messages between the replicas of this deployment.
 func (s *service) newPubSub(ctx context.Context, reg prometheus.Registerer) (*pubsub.Deployment, error) {
 	id, err := s.store.Deployment(ctx)
 	if err != nil {
@@ -103,10 +103,10 @@ func (s *service) joinReplicas(reg prometheus.Registerer) error {
 // deploymentInterval is how often a replica looks whether the deployment has another id.
 const deploymentInterval = 10 * time.Second
 
-// followDeployment has the pubsub take over a new id of the deployment until ctx ends:
-// one that a process found out which started later, after the database was moved to
-// another cluster, say. read returns the id, take takes it over.
-func followDeployment(ctx context.Context, id agent.ID, read func(context.Context) (agent.ID, error), take func(uuid.UUID) error, log *slog.Logger) error {
+// followDeployment makes the pubsub use a new id of the deployment, until ctx ends. A
+// process that started later may have given it one, as after a move of the database to
+// another cluster. read returns the id, change makes it that of the pubsub.
+func followDeployment(ctx context.Context, id agent.ID, read func(context.Context) (agent.ID, error), change func(uuid.UUID) error, log *slog.Logger) error {
 	ticker := time.NewTicker(deploymentInterval)
 	defer ticker.Stop()
 	for {
@@ -117,9 +117,9 @@ func followDeployment(ctx context.Context, id agent.ID, read func(context.Contex
 		}
 		now, err := read(ctx)
 		if err != nil || now == id || now == (agent.ID{}) {
-			continue // a database that is away is told by others
+			continue // others log that the database is unreachable
 		}
-		if err := take(now); err != nil {
+		if err := change(now); err != nil {
 			log.WarnContext(ctx, "another id of the deployment is not taken over, trying again", "error", err)
 			continue
 		}

@@ -14,7 +14,7 @@ import (
 )
 
 // buildServer makes the gRPC server with its services.
-func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) error {
+func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.Metadata) error {
 	opts := s.config.serverOptions()
 	opts.CoderdTokenHash = s.tokenHash
 	var err error
@@ -42,7 +42,7 @@ func (s *service) buildServer(reg prometheus.Registerer, news *pubsub.Metadata) 
 	_, err = coderdapi.New(s.api, coderdapi.Components{
 		Fleet:   s.fleet,
 		Reader:  s.store,
-		News:    news,
+		News:    notifications,
 		Pushes:  s.pushed,
 		Reports: s.reports,
 	}, forCoderd, reg, s.log.With("component", "coderdapi"))
@@ -57,7 +57,7 @@ func (s *service) stats() agentapi.Stats {
 	return s.aggregator
 }
 
-// reflection tells whether gRPC's reflection is served.
+// reflection reports whether gRPC's reflection is served.
 func (c *config) reflection() (bool, error) {
 	if c.grpcReflection {
 		return true, nil

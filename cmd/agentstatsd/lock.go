@@ -17,10 +17,10 @@ const databaseFile = "agentstatsd.db"
 // token, which can be somewhere else.
 var ownFiles = []string{"lock", databaseFile, databaseFile + "-wal", databaseFile + "-shm", databaseFile + "-journal"}
 
-// lockDataDir makes the data directory, mode 0700, and claims it for this
-// process: two services over one SQLite file would each believe to be the only
-// one. The claim ends with the process, however it ends. A directory that others
-// can write, and files in it that others may have put there, are refused.
+// lockDataDir makes the data directory, mode 0700, and locks it for this process. Two
+// services over one SQLite file would each believe to be the only one. The lock ends
+// with the process, however that ends. A directory that others can write, and files in
+// it that others may have put there, are refused.
 func lockDataDir(dir string) (unlock func(), err error) {
 	if dir == "" {
 		return nil, errors.New("--data-dir: want a directory, got an empty name")

@@ -14,16 +14,16 @@ import (
 const (
 	// logSourceShare is which part of the lines with one text may be about one source.
 	logSourceShare = 6
-	// maxLogSources bounds the sources, and texts, that are told apart.
+	// maxLogSources bounds the sources, and texts, that are counted apart.
 	maxLogSources = 4096
 )
 
 // logSources are the keys of attributes that say whom a line is about.
 var logSources = []string{"peer", "agent", "instance", "replica", "channel", "family"}
 
-// logLimit passes on so many lines a minute with the same text, and a share of them
-// that are about the same source: whoever is noisy hides nobody else. The next line
-// that is passed on says how many were not.
+// logLimit passes on so many lines a minute with the same text, and of them a share
+// about the same source. So who is noisy hides nobody else. The next line that is passed
+// on says how many were not.
 type logLimit struct {
 	next slog.Handler
 	// source is that of attributes which all lines of this handler have.

@@ -24,7 +24,7 @@ func TestLogIsLimitedByTextAndSource(t *testing.T) {
 		}
 		require.Equal(t, 10, count("peer=10.0.0.1"))
 		log.Warn("a TLS handshake failed", "peer", "10.0.0.2")
-		require.Equal(t, 1, count("peer=10.0.0.2"), "others are heard")
+		require.Equal(t, 1, count("peer=10.0.0.2"), "others are logged")
 		require.Equal(t, 1, count("suppressed=39990"))
 		log.Info("something else")
 		require.Equal(t, 1, count("something else"))

@@ -47,9 +47,9 @@ func rootCommand() *serpent.Command {
 	return root
 }
 
-// What holds a password in texts that people and programs write: a URL's
-// user part, up to the last @ of the quoted text or the line, and the parameters of
-// PostgreSQL's URLs. And what repeats arguments that are nothing that is known.
+// Passwords in texts that people and programs write. They are in a URL's user part, up
+// to the last @ of the quoted text or the line, or in a parameter of PostgreSQL's URLs.
+// An argument that an error repeats may be one, too.
 var (
 	urlPassword       = regexp.MustCompile(`(://[^:/@\s]*:)(?:[^"\n]|"[^ \n])+@`)
 	parameterPassword = regexp.MustCompile(`(?i)((?:ssl)?password=)[^&\s]+`)
@@ -78,7 +78,7 @@ func noArguments(next serpent.HandlerFunc) serpent.HandlerFunc {
 	}
 }
 
-// userError returns what the user is told of err: without the arguments that
+// userError returns the text of err for the user: without the arguments that
 // serpent repeats when it cannot parse them, and without passwords.
 func userError(err error) string {
 	text := repeatedArgument.ReplaceAllString(plainError(err), "${1}")

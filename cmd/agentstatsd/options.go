@@ -13,7 +13,7 @@ var (
 	groupPrometheus = serpent.Group{Name: "Prometheus", YAML: "prometheus", Description: "The endpoint that Prometheus scrapes."}
 	groupGRPC       = serpent.Group{Name: "gRPC", YAML: "grpc", Description: "The listener that agents and coderd dial."}
 	groupStorage    = serpent.Group{Name: "Storage", YAML: "storage", Description: "Where registrations, state and metadata are kept."}
-	groupAgents     = serpent.Group{Name: "Agents", YAML: "agents", Description: "What agents are told and allowed."}
+	groupAgents     = serpent.Group{Name: "Agents", YAML: "agents", Description: "Settings and limits of agents."}
 	groupPushes     = serpent.Group{Name: "Pushes", YAML: "pushes", Description: "What instances of coderd may push of their own families."}
 	groupMetadata   = serpent.Group{Name: "Metadata", YAML: "metadata", Description: "How metadata reaches the database."}
 	groupLogging    = serpent.Group{Name: "Logging", YAML: "logging", Description: "What the service says, and how."}

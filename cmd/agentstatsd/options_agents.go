@@ -6,11 +6,11 @@ import (
 	"github.com/coder/serpent"
 )
 
-// agentOptions are what agents are told and allowed.
+// agentOptions are the settings and limits of agents.
 func (c *config) agentOptions() serpent.OptionSet {
 	return serpent.OptionSet{
 		{
-			Description: "Time between two reports of an agent, as agents are told.",
+			Description: "Time between two reports of an agent, which agents get in their settings.",
 			Flag:        "report-interval", Env: "AGENTSTATSD_REPORT_INTERVAL", YAML: "report_interval",
 			Default: "30s", Value: notBelow(&c.reportInterval, time.Second), Group: &groupAgents,
 		},

@@ -81,7 +81,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "65536", Value: within(&c.grpcMaxStreams, 1, math.MaxInt32), Group: &groupGRPC,
 		},
 		{
-			Description: "Callers at once that this replica does not know and that wait for what other replicas wrote; more are told to try again.",
+			Description: "Callers at once that this replica does not know and that wait for what other replicas wrote; more are refused with a delay.",
 			Flag:        "max-lookups", Env: "AGENTSTATSD_MAX_LOOKUPS", YAML: "max_lookups",
 			Default: "256", Value: atLeast(&c.maxLookups, 1), Group: &groupGRPC,
 		},

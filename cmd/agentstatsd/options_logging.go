@@ -8,7 +8,7 @@ import (
 func (c *config) loggingOptions() serpent.OptionSet {
 	return serpent.OptionSet{
 		{
-			Description: "Form of the log on standard error.",
+			Description: "Format of the log on standard error.",
 			Flag:        "log-format", Env: "AGENTSTATSD_LOG_FORMAT", YAML: "format",
 			Default: "text", Value: serpent.EnumOf(&c.logFormat, "text", "json"), Group: &groupLogging,
 		},

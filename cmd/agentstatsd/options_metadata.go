@@ -43,7 +43,7 @@ func (c *config) metadataOptions() serpent.OptionSet {
 			Default: "256", Value: atLeast(&c.metadataDeclaredKeys, 1), Group: &groupMetadata,
 		},
 		{
-			Description: "Time between two reads of what is watched, which repair missed news.",
+			Description: "Time between two reads of what is watched, which repair missed notifications.",
 			Flag:        "metadata-reread-interval", Env: "AGENTSTATSD_METADATA_REREAD_INTERVAL", YAML: "reread_interval",
 			Default: "30s", Value: positive(&c.metadataRereadEvery), Group: &groupMetadata,
 		},

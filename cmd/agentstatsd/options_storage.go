@@ -27,18 +27,18 @@ func (c *config) storageOptions() serpent.OptionSet {
 		},
 		{
 			Description: "A pooler in transaction mode, like PgBouncer, stands before PostgreSQL: keep nothing in a session. " +
-				"Needs --pubsub-url, as news are not heard through it.",
+				"Needs --pubsub-url, as notifications do not arrive through it.",
 			Flag: "database-transaction-pooling", Env: "AGENTSTATSD_DATABASE_TRANSACTION_POOLING", YAML: "database_transaction_pooling",
 			Default: "false", Value: serpent.BoolOf(&c.databasePooling), Group: &groupStorage,
 		},
 		{
-			Description: "What carries news between replicas: nats:// or tls:// for NATS, postgres:// for NOTIFY of a PostgreSQL that is dialed directly. " +
+			Description: "What carries notifications between replicas: nats:// or tls:// for NATS, postgres:// for NOTIFY of a PostgreSQL that is dialed directly. " +
 				"Empty: that of the database; in memory with SQLite.",
 			Flag: "pubsub-url", Env: "AGENTSTATSD_PUBSUB_URL", YAML: "pubsub_url",
 			Value: serpent.StringOf(&c.pubsubURL), Group: &groupStorage,
 		},
 		{
-			Description: "Id of this deployment, a UUID or any name: what other deployments say on the same NATS or PostgreSQL is not heard. " +
+			Description: "Id of this deployment, a UUID or any name: messages of other deployments on the same NATS or PostgreSQL are discarded. " +
 				"It is kept in the database. Empty: the database's own, which is made with it, and anew in a copy. " +
 				"To be given where a database was copied as a whole, by a snapshot of its volume. The same on all replicas.",
 			Flag: "deployment-id", Env: "AGENTSTATSD_DEPLOYMENT_ID", YAML: "deployment_id",

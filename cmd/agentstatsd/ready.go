@@ -16,7 +16,7 @@ type check struct {
 // readiness is the answer of /-/ready.
 type readiness struct {
 	Ready bool `json:"ready"`
-	// Reasons why not, by the part that says so. What the database says is told once,
+	// Reasons why not, by the part that says so. What the database says is there once,
 	// in words of ours: its own have names of users and servers.
 	Reasons map[string]string `json:"reasons,omitempty"`
 }

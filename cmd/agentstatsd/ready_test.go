@@ -14,8 +14,8 @@ import (
 	"github.com/coder/agentstatsd/store"
 )
 
-// What the database says does not leave the process, whoever wraps it; it is told once,
-// and each part tells what it means for it.
+// What the database says does not leave the process, whoever wraps it. It is in the answer once,
+// and each part says what that means for it.
 func TestReadyTellsNothingOfTheDatabase(t *testing.T) {
 	_, refused := store.Open(t.Context(), store.Options{URL: "postgres://someone:hunter2@127.0.0.1:1/agents?sslmode=disable"}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, refused, "someone")

@@ -27,7 +27,7 @@ func serveCommand() *serpent.Command {
 	}
 }
 
-// unlessStopped returns err, or nil if the program was told to stop before it
+// unlessStopped returns err, or nil if the program was stopped before it
 // had started: then err says only that.
 func unlessStopped(ctx context.Context, err error) error {
 	if ctx.Err() != nil {

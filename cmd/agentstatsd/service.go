@@ -60,7 +60,7 @@ type service struct {
 }
 
 // newService builds a service from a validated configuration. It starts
-// nothing; the caller calls run, once, which also releases what it holds.
+// nothing; the caller calls run, once, which also releases its resources.
 func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, err error) {
 	if err := c.validate(); err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 	return s, nil
 }
 
-// build makes the components, from the ground of the house up.
+// build makes the components, each after those that it needs.
 func (s *service) build(ctx context.Context) error {
 	c := s.config
 	reg := metrics.NewRegistry()
@@ -118,12 +118,12 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.joinReplicas(reg); err != nil {
 		return err
 	}
-	news := pubsub.NewMetadata(s.pubsub)
+	notifications := pubsub.NewMetadata(s.pubsub)
 	s.aggregator, err = aggregator.New(c.aggregatorOptions(), reg)
 	if err != nil {
 		return err
 	}
-	s.batcher, err = batcher.New(s.store, news, c.batcherOptions(), reg, s.log.With("component", "batcher"))
+	s.batcher, err = batcher.New(s.store, notifications, c.batcherOptions(), reg, s.log.With("component", "batcher"))
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildReports(ctx, reg); err != nil {
 		return err
 	}
-	if err := s.buildServer(reg, news); err != nil {
+	if err := s.buildServer(reg, notifications); err != nil {
 		return err
 	}
 	scrapes := c.scrapeOptions()
@@ -193,7 +193,7 @@ func (s *service) buildReports(ctx context.Context, reg prometheus.Registerer) e
 	return nil
 }
 
-// notDraining returns an error once the service is told to stop.
+// notDraining returns an error once the service stops.
 func (s *service) notDraining() error {
 	if s.draining.Load() {
 		return errors.New("the service is stopping")
@@ -201,7 +201,7 @@ func (s *service) notDraining() error {
 	return nil
 }
 
-// registerBuildInfo tells the version, as Prometheus's own components do.
+// registerBuildInfo registers the version, as Prometheus's own components do.
 func registerBuildInfo(reg prometheus.Registerer) error {
 	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "agentstatsd_build_info",
@@ -214,7 +214,7 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 	return nil
 }
 
-// registerLogAndTLS tells what the log left out, and when the certificate expires.
+// registerLogAndTLS registers what the log left out, and when the certificate expires.
 func (s *service) registerLogAndTLS(reg prometheus.Registerer) error {
 	var collectors []prometheus.Collector
 	if limit, ok := s.log.Handler().(*logLimit); ok {
@@ -280,7 +280,7 @@ func (s *service) run(ctx context.Context) error {
 }
 
 // How long each stage may take to stop; that of the gRPC server has the drain
-// before it. ARCHITECTURE.md tells the sum.
+// before it. ARCHITECTURE.md has the sum.
 const (
 	serverStop   = 5 * time.Second  // streams that do not end, the last parts for watchers
 	workerStop   = 20 * time.Second // the last flush, of at most 15 s, and what is written after it
@@ -304,7 +304,7 @@ func (s *service) stages() []stage {
 		{"reports", s.reports.Run},
 		{"aggregator", s.aggregator.Run},
 	}
-	// This replica leaves when its last writes are done, and tells that too.
+	// This replica is removed when its last writes are done, which the others know at once.
 	var membership []task
 	if s.replicas != nil {
 		membership = append(membership, task{"replicas", s.replicas.Run}, task{"deployment", s.follow})
@@ -330,7 +330,7 @@ func (s *service) stages() []stage {
 	}
 }
 
-// close releases what the service holds.
+// close releases the service's resources.
 func (s *service) close() {
 	for i := len(s.cleanups) - 1; i >= 0; i-- {
 		s.cleanups[i]()

@@ -80,7 +80,7 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "watch", Default: "false",
-				Description: "Have coderd watch what agents report, and print how much it was told.", Value: serpent.BoolOf(&watch),
+				Description: "Have coderd watch what agents report, and print how much it received.", Value: serpent.BoolOf(&watch),
 			},
 			{
 				Flag: "churn", Default: "0s",
@@ -102,7 +102,7 @@ func simulateCommand() *serpent.Command {
 			},
 			{
 				Flag: "duration", Default: "0s",
-				Description: "Time until the agents stop. 0: until the program is told to.", Value: notBelow(&duration, 0),
+				Description: "Time until the agents stop. 0: until the program is stopped.", Value: notBelow(&duration, 0),
 			},
 			{
 				Flag: "ack-deadline", Default: "30s",
@@ -177,7 +177,7 @@ func simulateCommand() *serpent.Command {
 	}
 }
 
-// orNone turns a number of which 0 means none into one of which 0 means the
+// orNone converts a number of which 0 means none into one of which 0 means the
 // default.
 func orNone[T int | time.Duration](n T) T {
 	if n == 0 {
@@ -186,7 +186,7 @@ func orNone[T int | time.Duration](n T) T {
 	return n
 }
 
-// coderdDialOptions returns how to dial the service as coderd: with TLS if told
+// coderdDialOptions returns how to dial the service as coderd: with TLS if asked
 // to, or if there is a CA. An empty server name is the host of the target.
 func coderdDialOptions(tokenFile, caFile, serverName string, useTLS bool, log *slog.Logger) (client.DialOptions, error) {
 	token, err := readToken(tokenFile, log)

@@ -21,21 +21,20 @@ type task struct {
 type stage struct {
 	name  string
 	tasks []task
-	// timeout bounds the wait for the tasks once they are told to stop.
+	// timeout bounds the wait for the tasks once they are stopped.
 	timeout time.Duration
 }
 
 var (
-	errEndedEarly = errors.New("ended before it was told to")
+	errEndedEarly = errors.New("ended before it was stopped")
 	errNotStopped = errors.New("did not stop in time")
 )
 
-// runStages runs all tasks of all stages at once. When ctx ends, or a task does
-// before it was told to, the stages stop one after another: each is told to
-// stop only when all tasks of the one before it have returned, or its timeout
-// has passed. So what produces stands before what consumes, and a stop takes at
-// most the sum of the timeouts. It returns what the tasks returned, joined, and
-// errNotStopped for a stage that it left behind.
+// runStages runs all tasks of all stages at once. When ctx or a task ends, the stages
+// stop one after another. Each is stopped when all tasks of the one before it have
+// returned, or its timeout has passed. So what produces stands before what consumes,
+// and a stop takes at most the sum of the timeouts. It returns what the tasks
+// returned, joined, and errNotStopped for a stage that it left behind.
 func runStages(ctx context.Context, log *slog.Logger, stages ...stage) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -103,7 +102,7 @@ func (r *runningStage) finish(name string, err error) {
 	}
 }
 
-// stop tells the tasks to stop, waits for them within the timeout, and returns
+// stop cancels the tasks, waits for them within the timeout, and returns
 // their errors.
 func (r *runningStage) stop(log *slog.Logger) error {
 	r.cancel()

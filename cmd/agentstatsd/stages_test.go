@@ -71,7 +71,7 @@ func TestRunStagesStopsWhenATaskEnds(t *testing.T) {
 				)
 				require.ErrorIs(t, err, tc.want)
 				require.ErrorContains(t, err, "grpc: ")
-				require.True(t, flushed, "the other stages are told to stop, and waited for")
+				require.True(t, flushed, "the other stages are stopped, and waited for")
 			})
 		})
 	}

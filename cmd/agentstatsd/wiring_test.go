@@ -373,7 +373,7 @@ func beforeTheDisk(t *testing.T, c *config) string {
 	return err.Error()
 }
 
-// engine returns what carries news.
+// engine returns what carries messages.
 func engine(t *testing.T, c *config) string {
 	s := &service{config: c, log: slog.New(slog.DiscardHandler)}
 	engine, err := s.newEngine(prometheus.NewRegistry(), "name")
