@@ -126,7 +126,7 @@ func (s *Service) recheck(ctx context.Context, c grpcserver.Caller) bool {
 func (c *connection) hello() (*agentstatsv1.Hello, error) {
 	within := c.service.server.Options().HelloTimeout
 	timeout := time.AfterFunc(within, func() {
-		c.Finish(grpcserver.Invalid("hello", "want it within %v (%s)", within, grpcserver.FlagFirstMessage))
+		c.CloseStream(grpcserver.Invalid("hello", "want it within %v (%s)", within, grpcserver.FlagFirstMessage))
 	})
 	defer timeout.Stop()
 	switch err := c.stream.RecvMsg(&c.frame); {

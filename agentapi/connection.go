@@ -190,13 +190,13 @@ func (c *connection) goodbye() {
 	}
 	c.mu.Lock()
 	c.ackDue = true
-	c.bye = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.Finish(nil) })
+	c.bye = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.CloseStream(nil) })
 	c.mu.Unlock()
 	c.answer()
 }
 
-// AskToLeave has the agent told to connect again as the service stops.
-func (c *connection) AskToLeave() {
+// AskToReconnect has the agent told to connect again as the service stops.
+func (c *connection) AskToReconnect() {
 	c.mu.Lock()
 	c.end, c.drains = fleet.EndDrain, true
 	c.mu.Unlock()
@@ -204,7 +204,7 @@ func (c *connection) AskToLeave() {
 }
 
 // Heard tells whether a message came since it was called last.
-func (c *connection) Heard() bool { return c.heard.Swap(false) }
+func (c *connection) ReceivedMessage() bool { return c.heard.Swap(false) }
 
 // wake has somebody answer. It does not block.
 func (c *connection) wake() {
@@ -236,7 +236,7 @@ func (c *connection) leave(err error) error {
 		err = nil
 	}
 	if !waits {
-		c.Finish(err)
+		c.CloseStream(err)
 	}
 	// Whoever ends the stream cancels its context.
 	ctx := c.stream.Context()
@@ -265,9 +265,9 @@ func (c *connection) close() {
 	}
 }
 
-// Finish ends the stream with an error, nil: none, unless it is over already.
+// CloseStream ends the stream with an error, nil: none, unless it is over already.
 // What is due is answered before. It may block while the agent does not read.
-func (c *connection) Finish(err error) {
+func (c *connection) CloseStream(err error) {
 	c.mu.Lock()
 	c.endLocked(err)
 	c.mu.Unlock()

@@ -81,7 +81,7 @@ func (s *service) start() {
 	must(err)
 	_, err = agentapi.New(api, agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched}, agentapi.Options{}, reg, log)
 	must(err)
-	_, err = coderdapi.New(api, coderdapi.Components{Fleet: agents, Reader: database, News: news, Pushes: s.pushed, Reports: watched}, coderdapi.Options{}, reg, log)
+	_, err = coderdapi.New(api, coderdapi.Components{Fleet: agents, Reader: database, Subscriber: news, Pushes: s.pushed, Reports: watched}, coderdapi.Options{}, reg, log)
 	must(err)
 	s.mu.Lock()
 	s.listener = bufconn.Listen(64 << 10)

@@ -26,11 +26,11 @@ const (
 	appReadBytes   = 192
 )
 
-// What a watch of agents keeps: of each agent that it was told an entry of a map, which
-// is half full at least, of each that may be dirty another one and a copy, and of each
-// that it asked for its id and an entry.
+// What a watch of agents keeps. An agent that was sent has an entry of a map, which is
+// half full at least. One that may be dirty has another entry and a copy. One that was
+// asked for has its id and an entry.
 const (
-	toldAgentBytes  = 64
+	sentAgentBytes  = 64
 	dirtyAgentBytes = 56
 	askedAgentBytes = 56
 )
@@ -57,19 +57,19 @@ func (s *Service) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.
 	if err := s.Fleet.Ready(); err != nil {
 		return s.failure(ctx, "watch agents", err)
 	}
-	end, err := s.beginWatch(watchAgents)
+	stop, err := s.startWatch(watchAgents)
 	if err != nil {
 		return err
 	}
-	defer end()
+	defer stop()
 	w := newAgentsWatch(s.Fleet, ids, s.watchBytes)
 	defer w.close()
 	if err := w.grow(0); err != nil {
 		return err
 	}
 	// What changes from here on is dirty.
-	defer s.Fleet.Watch(w.dirty.changed)()
-	w.dirty.changed(nil)
+	defer s.Fleet.Watch(w.dirty.markDirty)()
+	w.dirty.markDirty(nil)
 
 	reread := time.NewTicker(s.opts.WatchInterval)
 	defer reread.Stop()
@@ -77,15 +77,17 @@ func (s *Service) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.
 		select {
 		case <-w.dirty.wake:
 		case <-reread.C:
-			w.dirty.changed(nil)
+			w.dirty.markDirty(nil)
 		case <-s.server.Draining():
 			return grpcserver.ErrDraining
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		// Those who are before in line may all be slow.
-		room := func(n int) (*readHold, error) { return s.watchBytes.acquire(ctx, n, 2*s.server.Options().SendTimeout) }
-		if err := w.tell(room, stream.Send); err != nil {
+		// All reads before this one in the queue may be slow.
+		room := func(n int) (*readReservation, error) {
+			return s.watchBytes.acquire(ctx, n, 2*s.server.Options().SendTimeout)
+		}
+		if err := w.sendDirty(room, stream.Send); err != nil {
 			return err
 		}
 		if !synced {
@@ -99,20 +101,20 @@ func (s *Service) WatchAgents(req *agentstatsv1.WatchAgentsRequest, stream grpc.
 	}
 }
 
-// agentsWatch is what a watcher of agents' states waits for, and what it was
-// told. Only dirty is shared.
+// agentsWatch is the state of a watch of agents' states. Only dirty is shared
+// between goroutines.
 type agentsWatch struct {
 	fleet *fleet.Fleet
 	ids   []agent.ID // none: all agents
 	dirty *dirtySet
 	seed  maphash.Seed
-	// told are the hashes of the states that were sent. Their lowest bit is that of the
-	// last look at all agents that found the agent.
-	told map[agent.ID]uint64
-	look uint64 // 0 or 1
-	// held bytes of the budget.
-	held   int
-	budget *watchBytes
+	// sent are the hashes of the states that were sent. Their lowest bit is the
+	// scan of all agents that found the agent last.
+	sent map[agent.ID]uint64
+	scan uint64 // 0 or 1
+	// reserved bytes of the budget.
+	reserved int
+	budget   *watchBytes
 }
 
 func newAgentsWatch(f *fleet.Fleet, ids []agent.ID, budget *watchBytes) *agentsWatch {
@@ -125,41 +127,41 @@ func newAgentsWatch(f *fleet.Fleet, ids []agent.ID, budget *watchBytes) *agentsW
 		ids:    ids,
 		dirty:  newDirtySet(ids, limit),
 		seed:   maphash.MakeSeed(),
-		told:   make(map[agent.ID]uint64),
+		sent:   make(map[agent.ID]uint64),
 		budget: budget,
 	}
 }
 
-// grow takes memory for a watch that is told so many agents. A map does not shrink:
-// it keeps what it has.
+// grow reserves memory for a watch to which so many agents were sent. A map does
+// not shrink: the reservation does not either.
 func (w *agentsWatch) grow(agents int) error {
-	n := toldAgentBytes*agents + dirtyAgentBytes*min(agents, w.dirty.limit) + askedAgentBytes*len(w.ids)
-	if n <= w.held {
+	n := sentAgentBytes*agents + dirtyAgentBytes*min(agents, w.dirty.limit) + askedAgentBytes*len(w.ids)
+	if n <= w.reserved {
 		return nil
 	}
-	if err := w.budget.sent.acquire(n - w.held); err != nil {
+	if err := w.budget.sent.acquire(n - w.reserved); err != nil {
 		return err
 	}
-	w.held = n
+	w.reserved = n
 	return nil
 }
 
-// close gives back what the watch has.
+// close releases what the watch has reserved.
 func (w *agentsWatch) close() {
-	w.budget.sent.release(w.held)
-	w.held = 0
+	w.budget.sent.release(w.reserved)
+	w.reserved = 0
 }
 
 type (
-	readRoom   = func(bytes int) (*readHold, error)
+	readRoom   = func(bytes int) (*readReservation, error)
 	sendAgents = func(*agentstatsv1.WatchAgentsResponse) error
 )
 
-// tell sends what is dirty and new to the watcher.
-func (w *agentsWatch) tell(room readRoom, send sendAgents) error {
-	ids, all := w.dirty.take()
+// sendDirty sends the states that are dirty and have changed.
+func (w *agentsWatch) sendDirty(room readRoom, send sendAgents) error {
+	ids, all := w.dirty.takeDirty()
 	if all && len(w.ids) == 0 {
-		return w.tellAll(room, send)
+		return w.sendAll(room, send)
 	}
 	if all {
 		ids = w.ids
@@ -167,14 +169,14 @@ func (w *agentsWatch) tell(room readRoom, send sendAgents) error {
 	var removed []agent.ID
 	for part := range slices.Chunk(ids, agentsPage) {
 		removed = removed[:0]
-		_, err := w.page(room, send, func() (infos []fleet.Info) {
+		_, err := w.sendPage(room, send, func() (infos []fleet.Info) {
 			for _, id := range part {
-				// The registrations were loaded when the watch began: whoever is not
+				// The registrations were loaded when the watch began: who is not
 				// found is not registered.
 				info, err := w.fleet.Agent(id)
 				if err == nil {
 					infos = append(infos, info)
-				} else if _, told := w.told[id]; told {
+				} else if _, known := w.sent[id]; known {
 					removed = append(removed, id)
 				}
 			}
@@ -190,12 +192,12 @@ func (w *agentsWatch) tell(room readRoom, send sendAgents) error {
 	return nil
 }
 
-// tellAll sends whatever is new of all agents.
-func (w *agentsWatch) tellAll(room readRoom, send sendAgents) error {
-	w.look ^= 1
+// sendAll sends the states of all agents that have changed.
+func (w *agentsWatch) sendAll(room readRoom, send sendAgents) error {
+	w.scan ^= 1
 	var after agent.ID
 	for {
-		last, err := w.page(room, send, func() []fleet.Info { return w.fleet.List(after, agentsPage) })
+		last, err := w.sendPage(room, send, func() []fleet.Info { return w.fleet.List(after, agentsPage) })
 		if err != nil {
 			return err
 		}
@@ -205,8 +207,8 @@ func (w *agentsWatch) tellAll(room readRoom, send sendAgents) error {
 		after = last.ID
 	}
 	var gone []agent.ID
-	for id, hash := range w.told {
-		if hash&1 == w.look {
+	for id, hash := range w.sent {
+		if hash&1 == w.scan {
 			continue
 		}
 		if gone = append(gone, id); len(gone) < agentsPage {
@@ -220,14 +222,14 @@ func (w *agentsWatch) tellAll(room readRoom, send sendAgents) error {
 	return w.sendRemoved(send, gone)
 }
 
-// page reads at most agentsPage agents and sends what is new of them. It returns the
-// last one; nil: there was none.
-func (w *agentsWatch) page(room readRoom, send sendAgents, read func() []fleet.Info) (last *agent.Registration, err error) {
-	hold, err := room(int(min(agentsRead, w.budget.limit)))
+// sendPage reads at most agentsPage agents and sends the states that have changed.
+// It returns the last one; nil: there was none.
+func (w *agentsWatch) sendPage(room readRoom, send sendAgents, read func() []fleet.Info) (last *agent.Registration, err error) {
+	reserved, err := room(int(min(agentsRead, w.budget.limit)))
 	if err != nil {
 		return nil, err
 	}
-	defer hold.release()
+	defer reserved.release()
 	infos := read()
 	if len(infos) == 0 {
 		return nil, nil
@@ -236,26 +238,27 @@ func (w *agentsWatch) page(room readRoom, send sendAgents, read func() []fleet.I
 	for i := range infos {
 		n += agentReadBytes + appReadBytes*len(infos[i].Registration.Apps)
 	}
-	hold.shrink(n)
-	if err := w.grow(len(w.told) + len(infos)); err != nil {
+	reserved.shrink(n)
+	if err := w.grow(len(w.sent) + len(infos)); err != nil {
 		return nil, err
 	}
-	return infos[len(infos)-1].Registration, w.send(send, infos)
+	return infos[len(infos)-1].Registration, w.sendChanged(send, infos)
 }
 
-// sendRemoved tells that agents are not registered any more.
+// sendRemoved sends the ids of agents that are not registered any more.
 func (w *agentsWatch) sendRemoved(send sendAgents, removed []agent.ID) error {
 	if len(removed) == 0 {
 		return nil
 	}
 	for _, id := range removed {
-		delete(w.told, id)
+		delete(w.sent, id)
 	}
 	return send(&agentstatsv1.WatchAgentsResponse{RemovedIds: idBytes(removed)})
 }
 
-// send sends what is new of some agents, in parts of about watchPart bytes.
-func (w *agentsWatch) send(send sendAgents, infos []fleet.Info) error {
+// sendChanged sends the states of some agents that have changed, in parts of about
+// watchPart bytes.
+func (w *agentsWatch) sendChanged(send sendAgents, infos []fleet.Info) error {
 	resp := &agentstatsv1.WatchAgentsResponse{}
 	size := 0
 	for i := range infos {
@@ -263,11 +266,11 @@ func (w *agentsWatch) send(send sendAgents, infos []fleet.Info) error {
 		if err != nil {
 			return err
 		}
-		hash = hash&^1 | w.look
+		hash = hash&^1 | w.scan
 		id := infos[i].Registration.ID
-		before, told := w.told[id]
-		w.told[id] = hash
-		if told && before|1 == hash|1 {
+		before, known := w.sent[id]
+		w.sent[id] = hash
+		if known && before|1 == hash|1 {
 			continue
 		}
 		resp.Agents = append(resp.Agents, state)
@@ -284,8 +287,8 @@ func (w *agentsWatch) send(send sendAgents, infos []fleet.Info) error {
 	return send(resp)
 }
 
-// state returns an agent's state, and a hash of it without the time at which it
-// was last heard of.
+// state returns an agent's state, and a hash of it without the time at which the
+// agent was last seen.
 func (w *agentsWatch) state(info *fleet.Info) (*agentstatsv1.AgentState, uint64, error) {
 	state := &agentstatsv1.AgentState{
 		AgentId:   info.Registration.ID[:],

@@ -44,7 +44,8 @@ func newByteBudget(kind, flag string, limit int, m *metrics) *byteBudget {
 	return &byteBudget{kind: kind, flag: flag, limit: limit, refused: m.bytesRefused.WithLabelValues(kind)}
 }
 
-// acquire returns the status that refuses n bytes; nil: they are the caller's.
+// acquire reserves n bytes. The error is the status of a message for which there is
+// no room.
 func (b *byteBudget) acquire(n int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -57,8 +58,8 @@ func (b *byteBudget) acquire(n int) error {
 	return nil
 }
 
-// release gives n bytes back, or takes them for what exists already if it is
-// negative.
+// release gives n bytes back. A negative n reserves them without a limit, for what
+// exists already.
 func (b *byteBudget) release(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -83,9 +84,9 @@ func (s *Service) shareBytes() {
 	}
 }
 
-// byteHold is what one call has of a budget: for each message that was received
-// and not looked at yet what it was estimated at, and what is kept of the others.
-type byteHold struct {
+// reservation is what one call has of a budget. It has the estimates of messages
+// that were received and are not processed yet, and what is kept of the others.
+type reservation struct {
 	budget *byteBudget // nil: the call has none
 
 	mu sync.Mutex
@@ -93,99 +94,101 @@ type byteHold struct {
 	waiting []int
 	kept    int
 	closed  bool
-	sent    int // bytes on the wire, that nothing has come of yet
+	sent    int // bytes on the wire, without a result yet
 }
 
-type byteHoldKey struct{}
+type reservationKey struct{}
 
-// holdFrom returns that of a call of coderd.
-func holdFrom(ctx context.Context) *byteHold {
-	h, _ := ctx.Value(byteHoldKey{}).(*byteHold)
-	if h == nil {
-		return &byteHold{}
+// reservationFrom returns that of a call of coderd.
+func reservationFrom(ctx context.Context) *reservation {
+	r, _ := ctx.Value(reservationKey{}).(*reservation)
+	if r == nil {
+		return &reservation{}
 	}
-	return h
+	return r
 }
 
-// addSent counts bytes of messages; answered says that something came of them.
-func (h *byteHold) addSent(n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sent += n
+// addSent counts bytes of messages. markAnswered notes that they had a result.
+func (r *reservation) addSent(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sent += n
 }
 
-func (h *byteHold) answered() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sent = 0
+func (r *reservation) markAnswered() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sent = 0
 }
 
-// add takes n bytes for a message that is about to be decoded; an error refuses it.
-func (h *byteHold) add(n int) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.budget == nil {
+// reserve takes n bytes for a message that is about to be decoded; an error refuses
+// it.
+func (r *reservation) reserve(n int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.budget == nil {
 		return nil
 	}
-	if h.closed { // whoever reads for the handler is a little late
+	if r.closed { // the goroutine that reads for the handler is a little late
 		return grpcserver.ErrDraining
 	}
-	if err := h.budget.acquire(n); err != nil {
+	if err := r.budget.acquire(n); err != nil {
 		return err
 	}
-	h.waiting = append(h.waiting, n)
+	r.waiting = append(r.waiting, n)
 	return nil
 }
 
-// keep says that of the oldest message that waits so many bytes are kept.
-func (h *byteHold) keep(kept int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if len(h.waiting) == 0 {
+// keepBytes reduces the estimate of the oldest waiting message to the bytes that
+// are kept of it.
+func (r *reservation) keepBytes(kept int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) == 0 {
 		return
 	}
-	h.budget.release(h.waiting[0] - kept)
-	h.waiting = h.waiting[1:]
-	h.kept += kept
+	r.budget.release(r.waiting[0] - kept)
+	r.waiting = r.waiting[1:]
+	r.kept += kept
 }
 
-// drop says that nothing is kept any more.
-func (h *byteHold) drop() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.dropLocked()
+// releaseKept releases what was kept.
+func (r *reservation) releaseKept() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.releaseKeptLocked()
 }
 
-func (h *byteHold) dropLocked() {
-	if h.budget != nil {
-		h.budget.release(h.kept)
-		h.kept = 0
+func (r *reservation) releaseKeptLocked() {
+	if r.budget != nil {
+		r.budget.release(r.kept)
+		r.kept = 0
 	}
 }
 
-// close gives everything back. It returns how many bytes were sent for nothing, if
-// nothing comes of them any more.
-func (h *byteHold) close() (sent int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.dropLocked()
-	for _, n := range h.waiting {
-		h.budget.release(n)
+// close releases everything. It returns how many bytes were sent for nothing, if the
+// call has no result.
+func (r *reservation) close() (sent int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.releaseKeptLocked()
+	for _, n := range r.waiting {
+		r.budget.release(n)
 	}
-	h.waiting, h.closed = nil, true
-	return h.sent
+	r.waiting, r.closed = nil, true
+	return r.sent
 }
 
-// boundStream bounds what coderd's messages take in memory: each, and of calls that
-// share a budget all together, how often they may come to nothing.
+// boundStream bounds what coderd's messages take in memory: each message, and all
+// messages of the calls that share a budget. It paces calls without a result.
 func (s *Service) boundStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	hold := &byteHold{budget: s.byteBudgets[info.FullMethod]}
-	defer hold.close()
-	ctx, cancel := context.WithCancel(context.WithValue(stream.Context(), byteHoldKey{}, hold))
+	reserved := &reservation{budget: s.byteBudgets[info.FullMethod]}
+	defer reserved.close()
+	ctx, cancel := context.WithCancel(context.WithValue(stream.Context(), reservationKey{}, reserved))
 	defer cancel()
-	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx, hold: hold, decoders: s.decoders, limit: s.server.Options().MaxMessageBytes})
+	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx, reserved: reserved, decoders: s.decoders, limit: s.server.Options().MaxMessageBytes})
 	cancel() // no message is kept for the handler any more
-	if sent := hold.close(); hold.budget != nil && isFutile(err) {
+	if sent := reserved.close(); reserved.budget != nil && isFutile(err) {
 		s.futile.await(sent, s.server.Draining())
 	}
 	return err
@@ -195,7 +198,7 @@ func (s *Service) boundStream(srv any, stream grpc.ServerStream, info *grpc.Stre
 type boundedStream struct {
 	grpc.ServerStream
 	ctx      context.Context
-	hold     *byteHold
+	reserved *reservation
 	decoders chan struct{}
 	limit    int
 }
@@ -209,18 +212,18 @@ func (b *boundedStream) RecvMsg(m any) error {
 	if !ok {
 		return b.ServerStream.RecvMsg(m)
 	}
-	r := boundedRequest{message: message, hold: b.hold, decoders: b.decoders, limit: b.limit}
+	r := boundedRequest{message: message, reserved: b.reserved, decoders: b.decoders, limit: b.limit}
 	if err := b.ServerStream.RecvMsg(&r); err != nil {
 		return err
 	}
 	return r.refused
 }
 
-// boundedRequest has the codec decode a message within a limit of memory.
+// boundedRequest makes the codec decode a message within a limit of memory.
 type boundedRequest struct {
 	message  proto.Message
-	hold     *byteHold
-	decoders chan struct{} // holds one element for each large message that is being decoded
+	reserved *reservation
+	decoders chan struct{} // a semaphore of large messages that are being decoded
 	limit    int
 	refused  error // the status that refuses the message
 }
@@ -239,11 +242,11 @@ func (r *boundedRequest) UnmarshalMessage(data mem.BufferSlice) error {
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buffer.Free()
 	encoded := buffer.ReadOnlyData()
-	r.hold.addSent(len(encoded))
+	r.reserved.addSent(len(encoded))
 	estimator := coderdRequests[r.message.ProtoReflect().Descriptor().FullName()]
 	n, err := grpcserver.FitsDecoded(estimator, r.message, encoded, r.limit, grpcserver.FlagMessageBytes)
 	if err == nil {
-		err = r.hold.add(n)
+		err = r.reserved.reserve(n)
 	}
 	if err == nil && proto.Unmarshal(encoded, r.message) != nil {
 		err = grpcserver.Malformed(r.message, encoded)

@@ -76,15 +76,15 @@ func (s *Service) DeregisterAgents(ctx context.Context, req *agentstatsv1.Deregi
 
 // SyncAgents implements agentstatsv1.CoderdServiceServer.
 func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.SyncAgentsRequest, agentstatsv1.SyncAgentsResponse]) error {
-	if err := s.server.Enter(); err != nil {
+	if err := s.server.BeginStream(); err != nil {
 		return err
 	}
-	defer s.server.Leave()
-	if !s.syncs.Take() {
+	defer s.server.EndStream()
+	if !s.syncs.TryAcquire() {
 		s.metrics.refused.WithLabelValues(refusedSync).Inc()
 		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d syncs at once (%s)", s.opts.MaxSyncs, flagSyncs))
 	}
-	defer s.syncs.Free()
+	defer s.syncs.Release()
 	ctx, cancel := context.WithTimeoutCause(stream.Context(), s.opts.SyncTimeout,
 		status.Errorf(codes.DeadlineExceeded, "complete: want it within %v (%s)", s.opts.SyncTimeout, flagSyncTimeout))
 	defer cancel()
@@ -92,7 +92,7 @@ func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.Sync
 	if err != nil {
 		return s.failure(ctx, "begin a sync", err)
 	}
-	set, force, err := s.collect(ctx, receive(ctx, s.server, stream.Recv))
+	set, force, err := s.collectSync(ctx, receive(ctx, s.server, stream.Recv))
 	if err != nil {
 		return err
 	}
@@ -107,8 +107,8 @@ func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.Sync
 	})
 }
 
-// collect reads the parts of a sync up to the one that completes it.
-func (s *Service) collect(ctx context.Context, parts <-chan received[*agentstatsv1.SyncAgentsRequest]) (fleet.Set, bool, error) {
+// collectSync reads the parts of a sync up to the one that completes it.
+func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agentstatsv1.SyncAgentsRequest]) (fleet.Set, bool, error) {
 	var set fleet.Set
 	// The parts are joined once: what never completes is not copied.
 	var agents [][]agent.Registration
@@ -134,7 +134,7 @@ func (s *Service) collect(ctx context.Context, parts <-chan received[*agentstats
 		if problem != nil {
 			return set, false, grpcserver.Invalid(problem.in("messages[%d].", n).field, "%s", problem.text)
 		}
-		holdFrom(ctx).keep(proto.Size(part.message) + registrationBytes*(len(more.Agents)+len(more.Workspaces)))
+		reservationFrom(ctx).keepBytes(proto.Size(part.message) + registrationBytes*(len(more.Agents)+len(more.Workspaces)))
 		if len(more.Agents) > 0 {
 			agents = append(agents, more.Agents)
 		}
@@ -164,11 +164,11 @@ func (s *Service) GetMetadata(ctx context.Context, req *agentstatsv1.GetMetadata
 	}
 	// The values, which take at most twice as much in memory as encoded, and the
 	// response; an agent's values fit a read.
-	hold, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.MaxWatchBytes/2), s.server.Options().HelloTimeout/2)
+	reserved, err := s.watchBytes.acquire(ctx, min(3*limit, len(ids)*s.opts.MaxWatchBytes/2), s.server.Options().HelloTimeout/2)
 	if err != nil {
 		return nil, err
 	}
-	defer hold.release()
+	defer reserved.release()
 	rows, left, err := s.Reader.MetadataWithin(ctx, ids, 2*limit)
 	if err != nil {
 		return nil, s.failure(ctx, "read metadata", err)
@@ -241,7 +241,7 @@ func (s *Service) ListAgents(ctx context.Context, req *agentstatsv1.ListAgentsRe
 	if err := s.Fleet.Ready(); err != nil {
 		return nil, s.failure(ctx, "list agents", err)
 	}
-	// One more than the page tells whether there is a next one.
+	// One agent more than the page shows whether there is a next page.
 	infos := s.Fleet.List(after, size+1)
 	resp := &agentstatsv1.ListAgentsResponse{}
 	if len(infos) > size {
@@ -287,7 +287,7 @@ func agentMessage(info *fleet.Info) *agentstatsv1.Agent {
 	return m
 }
 
-// lifecycleMessage returns nil if the agent has not told.
+// lifecycleMessage returns nil if the agent has reported no lifecycle.
 func lifecycleMessage(info *fleet.Info) *agentstatsv1.Lifecycle {
 	l := info.State.Lifecycle
 	if l.State == "" {

@@ -8,8 +8,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// dirtySet is what a watcher has to look at again. It is told by any goroutine
-// and read by the watcher's own.
+// dirtySet is the set of agents that a watch has to read again. Any goroutine adds
+// to it, the watch's own reads it.
 type dirtySet struct {
 	// only these agents are of interest; nil: all are.
 	only map[agent.ID]struct{}
@@ -37,9 +37,9 @@ func newDirtySet(only []agent.ID, limit int) *dirtySet {
 	return d
 }
 
-// changed marks those of the agents that are of interest; nil: all of them. It
-// does not block.
-func (d *dirtySet) changed(ids []agent.ID) {
+// markDirty adds the agents that are of interest; nil: all of them. It does not
+// block.
+func (d *dirtySet) markDirty(ids []agent.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.addLocked(ids)
@@ -75,8 +75,8 @@ func (d *dirtySet) setAllLocked() {
 	clear(d.ids)
 }
 
-// take returns what is dirty, which is clean then: the agents, or all.
-func (d *dirtySet) take() (ids []agent.ID, all bool) {
+// takeDirty returns and empties the set: the agents, or all.
+func (d *dirtySet) takeDirty() (ids []agent.ID, all bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	ids, all = slices.Collect(maps.Keys(d.ids)), d.all

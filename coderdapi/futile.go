@@ -62,10 +62,10 @@ func (f *futile) await(sent int, stop <-chan struct{}) {
 		wait = futileWait
 	}
 	f.slowed.Inc()
-	if !f.places.Take() {
+	if !f.places.TryAcquire() {
 		return
 	}
-	defer f.places.Free()
+	defer f.places.Release()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

@@ -10,13 +10,13 @@ import (
 // Options are the knobs of a CoderdService. A zero field takes its default.
 type Options struct {
 	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
-	// default 4: each holds the whole set in memory.
+	// default 4: each has the whole set in memory.
 	MaxWatches, MaxSyncs int
-	// MaxWatchBytes is what one watch of metadata may have in memory: half for a read of
-	// the database, of which half is values, half for what it was sent; default 4 MiB. The
-	// values of one agent must fit a read. Of all watches, and GetMetadata, together:
-	// MaxWatchesBytes, default 64 MiB, at least six times the server's
-	// MaxMessageBytes.
+	// MaxWatchBytes is what one watch of metadata may have in memory; default 4
+	// MiB. Half is for a read of the database, of which half is values. Half is for
+	// what was sent. The values of one agent must fit a read. MaxWatchesBytes is
+	// for all watches and GetMetadata together; default 64 MiB, at least six times
+	// the server's MaxMessageBytes.
 	MaxWatchBytes, MaxWatchesBytes int
 	// MaxPushes is how many instances of coderd may push at once; default 256.
 	MaxPushes int
@@ -27,10 +27,10 @@ type Options struct {
 	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
 	MaxRegistrationBytes int
 	// MaxSyncBytes is what registrations and syncs under way may take in memory
-	// together; default 64 MiB, with which the process stays below 300 MB: with
-	// garbage it takes some three times as much. That is room for 6 syncs of 10,000
-	// agents, or one of 60,000: an agent with 3 apps and 15 keys counts 1.0 KB, and
-	// 2.1 KB while its message is decoded.
+	// together; default 64 MiB. With that the process stays below 300 MB: with
+	// garbage it takes some three times as much. There is room for 6 syncs of
+	// 10,000 agents, or one of 60,000. An agent with 3 apps and 15 keys counts 1.0
+	// KB, and 2.1 KB while its message is decoded.
 	MaxSyncBytes int
 	// MaxDeclaredKeys is how many metadata keys a registration may declare;
 	// default 256.
@@ -38,11 +38,11 @@ type Options struct {
 	// SyncTimeout bounds a sync; default 5 min.
 	SyncTimeout time.Duration
 	// WatchInterval is the time between two re-reads of what is watched, which
-	// repair missed news; default 30 s.
+	// repair missed notifications; default 30 s.
 	WatchInterval time.Duration
 
-	// StoreReady returns why the database cannot be used now; nil: it is not
-	// asked. CoderdService is served only while it returns nil.
+	// StoreReady returns why the database cannot be used now; nil: it is not asked.
+	// CoderdService is served only while it returns nil.
 	StoreReady func(ctx context.Context) error
 }
 

@@ -24,7 +24,7 @@ const (
 	maxReplicaBytes = 256
 	minPushInterval = time.Second
 	maxPushInterval = time.Hour
-	// maxPushRefusals are told of one snapshot.
+	// maxPushRefusals of one snapshot are sent.
 	maxPushRefusals = 64
 	// pushFamilyBytes are what a family takes beside its own bytes.
 	pushFamilyBytes = 24
@@ -34,15 +34,15 @@ var errSuperseded = status.Error(codes.Aborted, "superseded by a newer stream of
 
 // PushMetrics implements agentstatsv1.CoderdServiceServer.
 func (s *Service) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]) error {
-	if err := s.server.Enter(); err != nil {
+	if err := s.server.BeginStream(); err != nil {
 		return err
 	}
-	defer s.server.Leave()
-	if !s.pushes.Take() {
+	defer s.server.EndStream()
+	if !s.pushes.TryAcquire() {
 		s.metrics.refused.WithLabelValues(refusedPush).Inc()
 		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once (%s)", s.opts.MaxPushes, flagInstances))
 	}
-	defer s.pushes.Free()
+	defer s.pushes.Release()
 	s.metrics.pushes.Inc()
 	defer s.metrics.pushes.Dec()
 
@@ -52,14 +52,14 @@ func (s *Service) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushM
 	if err != nil {
 		return err
 	}
-	holdFrom(ctx).keep(0)
+	reservationFrom(ctx).keepBytes(0)
 	snapshot, err := checkPushHello(first.GetHello())
 	if err != nil {
 		return err
 	}
 	p := &push{service: s, stream: stream, requests: requests, snapshot: snapshot}
-	p.instance, p.superseded = s.instances.enter(snapshot.Instance)
-	defer s.instances.leave(snapshot.Instance, p.superseded)
+	p.instance, p.superseded = s.instances.addStream(snapshot.Instance)
+	defer s.instances.removeStream(snapshot.Instance, p.superseded)
 	return p.run()
 }
 
@@ -103,9 +103,9 @@ type push struct {
 // pushedFamilies estimates what a family takes.
 var pushedFamilies = decoded.New(&dto.MetricFamily{})
 
-// expandedFamily is how many times the limit of a message, which holds it, a family
-// may take in memory once it is decoded, expandedPush how many times its own limit
-// a snapshot may. Series with three short labels take some eight times their size.
+// expandedFamily is how many times the limit of its message a family may take in memory
+// once it is decoded. expandedPush is how many times its own limit a snapshot may. Series
+// with three short labels take some eight times their size.
 const (
 	expandedFamily = 16
 	expandedPush   = 4
@@ -122,7 +122,7 @@ func (p *push) run() error {
 			if r.err != nil {
 				return r.err
 			}
-			if err := p.take(ctx, r.message); err != nil {
+			if err := p.handleRequest(ctx, r.message); err != nil {
 				return err
 			}
 		case <-p.superseded:
@@ -135,23 +135,24 @@ func (p *push) run() error {
 	}
 }
 
-// take takes in one request. An error is the status to end the stream with.
-func (p *push) take(ctx context.Context, req *agentstatsv1.PushMetricsRequest) error {
+// handleRequest takes in one request. An error is the status to end the stream
+// with.
+func (p *push) handleRequest(ctx context.Context, req *agentstatsv1.PushMetricsRequest) error {
 	before := p.size
-	defer func() { holdFrom(ctx).keep(max(0, p.size-before)) }()
+	defer func() { reservationFrom(ctx).keepBytes(max(0, p.size-before)) }()
 	switch message := req.GetMessage().(type) {
 	case *agentstatsv1.PushMetricsRequest_Families:
-		return p.collect(message.Families.GetFamilies())
+		return p.addFamilies(message.Families.GetFamilies())
 	case *agentstatsv1.PushMetricsRequest_End:
-		return p.end(ctx, message.End)
+		return p.finishSnapshot(ctx, message.End)
 	case *agentstatsv1.PushMetricsRequest_Hello:
 		return grpcserver.Invalid("hello", "want it as the first message only")
 	}
 	return grpcserver.Invalid("message", "want one of families and end, got none")
 }
 
-// collect adds a part to the snapshot.
-func (p *push) collect(families [][]byte) error {
+// addFamilies adds a part to the snapshot.
+func (p *push) addFamilies(families [][]byte) error {
 	for i, f := range families {
 		p.size += len(f) + pushFamilyBytes
 		// The families are decoded one after another, the series that they become
@@ -179,19 +180,19 @@ func (p *push) collect(families [][]byte) error {
 	return nil
 }
 
-// end hands the snapshot over and answers it.
-func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
+// finishSnapshot stores the snapshot and answers it.
+func (p *push) finishSnapshot(ctx context.Context, end *agentstatsv1.PushEnd) error {
 	if end.GetSnapshot() <= p.snapshot.Snapshot {
 		return grpcserver.Invalid("end.snapshot", "want above %d, got %d", p.snapshot.Snapshot, end.GetSnapshot())
 	}
 	p.snapshot.Snapshot, p.snapshot.Final = end.GetSnapshot(), end.GetFinal()
-	refused, err := p.handOver(ctx)
+	refused, err := p.storeSnapshot(ctx)
 	p.snapshot.Families, p.size, p.decoded = nil, 0, 0
-	holdFrom(ctx).drop()
+	reservationFrom(ctx).releaseKept()
 	if err != nil {
 		return err
 	}
-	holdFrom(ctx).answered()
+	reservationFrom(ctx).markAnswered()
 	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused))}
 	for _, r := range refused[:min(len(refused), maxPushRefusals)] {
 		resp.Refused = append(resp.Refused, &agentstatsv1.FamilyRefusal{
@@ -204,12 +205,12 @@ func (p *push) end(ctx context.Context, end *agentstatsv1.PushEnd) error {
 	return p.stream.Send(resp)
 }
 
-// handOver has the snapshot stored and served. Those of one instance come one
-// after another, and none of an older stream after one of a newer.
-func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
+// storeSnapshot stores the snapshot and serves it. Snapshots of one instance come
+// one after another, and none of an older stream after one of a newer.
+func (p *push) storeSnapshot(ctx context.Context) ([]agent.PushRefusal, error) {
 	select {
-	case p.instance.turn <- struct{}{}:
-		defer func() { <-p.instance.turn }()
+	case p.instance.storing <- struct{}{}:
+		defer func() { <-p.instance.storing }()
 	case <-p.superseded:
 		return nil, errSuperseded
 	case <-p.service.server.Stopping():
@@ -232,7 +233,7 @@ func (p *push) handOver(ctx context.Context) ([]agent.PushRefusal, error) {
 	return refused, nil
 }
 
-// failure returns the status that tells coderd why nothing of a snapshot is taken in.
+// failure returns the status for coderd of a snapshot of which nothing is taken in.
 func (p *push) failure(err error) error {
 	log := p.service.log.With("replica", p.snapshot.Replica, "error", err)
 	switch {
@@ -256,8 +257,9 @@ type pushInstances struct {
 
 // pushInstance is one of them.
 type pushInstance struct {
-	// turn is held while a snapshot of the instance is handed over.
-	turn chan struct{}
+	// storing is a semaphore of one: one snapshot of the instance is stored at a
+	// time.
+	storing chan struct{}
 
 	// Guarded by pushInstances.mu.
 	streams int
@@ -268,14 +270,14 @@ func newPushInstances() *pushInstances {
 	return &pushInstances{byID: make(map[agent.Instance]*pushInstance)}
 }
 
-// enter makes a stream the instance's only one: the channel of the one before is
-// closed. It returns the stream's own channel.
-func (p *pushInstances) enter(id agent.Instance) (*pushInstance, chan struct{}) {
+// addStream makes a stream the instance's only one: the channel of the one before
+// is closed. It returns the stream's own channel.
+func (p *pushInstances) addStream(id agent.Instance) (*pushInstance, chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := p.byID[id]
 	if i == nil {
-		i = &pushInstance{turn: make(chan struct{}, 1)}
+		i = &pushInstance{storing: make(chan struct{}, 1)}
 		p.byID[id] = i
 	}
 	if i.newest != nil {
@@ -286,8 +288,8 @@ func (p *pushInstances) enter(id agent.Instance) (*pushInstance, chan struct{}) 
 	return i, i.newest
 }
 
-// leave ends a stream, which may be superseded.
-func (p *pushInstances) leave(id agent.Instance, superseded chan struct{}) {
+// removeStream removes a stream that ended, which may be superseded.
+func (p *pushInstances) removeStream(id agent.Instance, superseded chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := p.byID[id]

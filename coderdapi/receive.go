@@ -14,9 +14,9 @@ type received[T any] struct {
 	err     error
 }
 
-// receive reads messages until the stream ends or ctx, that of the stream, is
-// done, for the streams of coderd, which are few: their handlers wait for a message
-// and something else, and are the only ones who take messages in and send.
+// receive reads messages until the stream or ctx, that of the stream, ends. It is
+// for the streams of coderd, which are few. Their handlers wait for a message and
+// something else, and only they process messages and send.
 func receive[T any](ctx context.Context, server *grpcserver.Server, next func() (T, error)) <-chan received[T] {
 	ch := make(chan received[T], 4)
 	server.Go(func() {
@@ -35,8 +35,8 @@ func receive[T any](ctx context.Context, server *grpcserver.Server, next func() 
 	return ch
 }
 
-// awaitFirst waits for the first message of a stream, which holds the field. How
-// long it may take is bounded for all of coderd's calls.
+// awaitFirst waits for the first message of a stream, which has the field. The time
+// is bounded for all of coderd's calls.
 func awaitFirst[T any](ctx context.Context, server *grpcserver.Server, messages <-chan received[T], field string) (T, error) {
 	var none T
 	select {

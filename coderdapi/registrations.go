@@ -24,8 +24,8 @@ const (
 )
 
 // maxAhead is how far ahead of this service's clock a registration's times may be.
-// Clocks and time zones that are wrong differ by less than a day. A build of years
-// ahead would be the newest of its labels for that long, whatever is built after it.
+// Clocks and time zones that are wrong differ by less than a day. A build with a
+// time years ahead would be the newest of its labels for that long.
 const maxAhead = 24 * time.Hour
 
 // problem is the first field of a registration that breaks the contract.
@@ -35,7 +35,7 @@ type problem struct {
 
 func (p *problem) Error() string { return p.field + ": " + p.text }
 
-// in returns the problem as one of a field of the message that holds it.
+// in returns the problem with the path of the message that contains its field.
 func (p *problem) in(field string, args ...any) *problem {
 	p.field = fmt.Sprintf(field, args...) + p.field
 	return p

@@ -20,16 +20,17 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent and
-// key. It stops before the values of an agent with which they would take more than limit
-// bytes, unless it is the first one that has any, and returns the agents that are left.
+// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent
+// and key. It stops before the agent with whose values they would take more than
+// limit bytes, unless that is the first one. left are the agents that were not
+// read.
 type MetadataReader interface {
 	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (rows []agent.Metadata, left []agent.ID, err error)
 }
 
-// MetadataNews tells whose stored metadata has changed. The function must not
-// block; nil ids tell that news may have been missed.
-type MetadataNews interface {
+// MetadataSubscriber calls f with the agents whose stored metadata has changed. f
+// must not block; nil ids mean that notifications may have been missed.
+type MetadataSubscriber interface {
 	SubscribeMetadata(f func(ids []agent.ID)) (cancel func(), err error)
 }
 
@@ -39,20 +40,20 @@ type Pushes interface {
 	Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error)
 }
 
-// ReportStreams serve those who watch reports.
+// ReportStreams serves streams of watched reports.
 type ReportStreams interface {
 	// Serve serves a stream until acks is closed, ctx ends, or another stream has the
 	// name. send gets one message at a time, and no batch before the one before is acked.
 	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
 }
 
-// Components are what a CoderdService stands before; all are required.
+// Components are what a CoderdService calls; all are required.
 type Components struct {
-	Fleet   *fleet.Fleet
-	Reader  MetadataReader
-	News    MetadataNews
-	Pushes  Pushes
-	Reports ReportStreams
+	Fleet      *fleet.Fleet
+	Reader     MetadataReader
+	Subscriber MetadataSubscriber
+	Pushes     Pushes
+	Reports    ReportStreams
 }
 
 // Service serves coderd.
@@ -130,8 +131,8 @@ func (s *Service) ready(ctx context.Context) error {
 	return s.opts.StoreReady(ctx)
 }
 
-// failure returns the status that tells coderd of an error of the components. What it
-// cannot do anything about is logged, and told in general terms.
+// failure returns the status for coderd of an error of the components. An error
+// that coderd cannot do anything about is logged; its text does not reach coderd.
 func (s *Service) failure(ctx context.Context, doing string, err error) error {
 	var field *fleet.FieldError
 	switch {
@@ -149,8 +150,8 @@ func (s *Service) failure(ctx context.Context, doing string, err error) error {
 
 // Limits of messages that no operator needs another one of.
 const (
-	// maxIDsBytes bounds a message that names maxReadAtOnce agents at most, of 18 bytes
-	// each, and some more, so that it is said which of them are too many.
+	// maxIDsBytes bounds a message that names at most maxReadAtOnce agents, of 18 bytes
+	// each. It fits some more, so that an error can name those that are too many.
 	maxIDsBytes = 32 << 10
 	// maxDeregisterBytes is the same of a message that names maxRegisteredAtOnce agents
 	// and as many workspaces.

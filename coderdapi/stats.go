@@ -30,11 +30,11 @@ type statsStream = grpc.BidiStreamingServer[agentstatsv1.WatchStatsRequest, agen
 
 // WatchStats implements agentstatsv1.CoderdServiceServer.
 func (s *Service) WatchStats(stream statsStream) error {
-	end, err := s.beginWatch(watchStats)
+	stop, err := s.startWatch(watchStats)
 	if err != nil {
 		return err
 	}
-	defer end()
+	defer stop()
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	requests := receive(ctx, s.server, stream.Recv)
@@ -51,7 +51,7 @@ func (s *Service) WatchStats(stream statsStream) error {
 	acks := make(chan int64)
 	var acking sync.WaitGroup
 	acking.Go(func() {
-		if err := s.passAcks(ctx, requests, acks); err != nil {
+		if err := s.forwardAcks(ctx, requests, acks); err != nil {
 			cancel(err)
 		}
 	})
@@ -67,9 +67,9 @@ func (s *Service) WatchStats(stream statsStream) error {
 	return s.watchEnded(stream.Context(), err, cause)
 }
 
-// passAcks passes on what the watcher acks, and closes acks when it ends the stream. Its
-// error ends that.
-func (s *Service) passAcks(ctx context.Context, requests <-chan received[*agentstatsv1.WatchStatsRequest], acks chan<- int64) error {
+// forwardAcks forwards the watcher's acks, and closes acks when the watcher ends
+// the stream. Its error ends the stream.
+func (s *Service) forwardAcks(ctx context.Context, requests <-chan received[*agentstatsv1.WatchStatsRequest], acks chan<- int64) error {
 	for {
 		var r received[*agentstatsv1.WatchStatsRequest]
 		select {
@@ -96,8 +96,8 @@ func (s *Service) passAcks(ctx context.Context, requests <-chan received[*agents
 	}
 }
 
-// watchEnded returns the status of a watch that ended with an error, for a cause if its
-// context was cancelled.
+// watchEnded returns the status of a watch that ended with an error. cause is that
+// of its context, if it was cancelled.
 func (s *Service) watchEnded(ctx context.Context, err, cause error) error {
 	var ack *agent.AckError
 	switch {

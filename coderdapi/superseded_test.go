@@ -12,7 +12,7 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 )
 
-// neverPushes is told nothing.
+// neverPushes is never called.
 type neverPushes struct{ t *testing.T }
 
 func (p neverPushes) Push(context.Context, time.Time, agent.Push) ([]agent.PushRefusal, error) {
@@ -24,17 +24,17 @@ func TestSupersededPushIsNotHandedOver(t *testing.T) {
 	server, err := grpcserver.New(nil, grpcserver.Options{}, prometheus.NewRegistry(), nil)
 	require.NoError(t, err)
 	instances := newPushInstances()
-	first, superseded := instances.enter(agent.Instance{1})
-	_, newer := instances.enter(agent.Instance{1})
-	defer instances.leave(agent.Instance{1}, newer)
-	defer instances.leave(agent.Instance{1}, superseded)
+	first, superseded := instances.addStream(agent.Instance{1})
+	_, newer := instances.addStream(agent.Instance{1})
+	defer instances.removeStream(agent.Instance{1}, newer)
+	defer instances.removeStream(agent.Instance{1}, superseded)
 	p := &push{
 		service:    &Service{Components: Components{Pushes: neverPushes{t}}, server: server},
 		instance:   first,
 		superseded: superseded,
 	}
 	for range 100 {
-		_, err := p.handOver(t.Context())
+		_, err := p.storeSnapshot(t.Context())
 		require.Equal(t, errSuperseded, err)
 	}
 }

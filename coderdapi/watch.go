@@ -17,8 +17,8 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// watchRead agents are read at once, fewer if they have much: with 15 keys of 100 bytes
-// that is 50 KB. So many the store reads by one statement.
+// watchRead agents are read at once, fewer if they have much: with 15 keys of 100
+// bytes that is 50 KB. The store reads so many by one statement.
 const watchRead = 32
 
 // watchPart is the size at which a part of the answer is sent. gRPC keeps one beside 64
@@ -34,17 +34,17 @@ func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream g
 	if err != nil {
 		return err
 	}
-	end, err := s.beginWatch(watchMetadata)
+	stop, err := s.startWatch(watchMetadata)
 	if err != nil {
 		return err
 	}
-	defer end()
+	defer stop()
 	w := newWatch(ids, s.opts.MaxWatchBytes/2, s.watchBytes.sent)
 	defer w.close()
 	if err := w.grow(0); err != nil {
 		return err
 	}
-	cancel, err := s.News.SubscribeMetadata(w.dirty.changed)
+	cancel, err := s.Subscriber.SubscribeMetadata(w.dirty.markDirty)
 	if err != nil {
 		return s.failure(stream.Context(), "subscribe to metadata", err)
 	}
@@ -52,21 +52,21 @@ func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream g
 	return s.watch(stream, w)
 }
 
-// beginWatch takes a place among the watches, which end gives back.
-func (s *Service) beginWatch(kind string) (end func(), err error) {
-	if err := s.server.Enter(); err != nil {
+// startWatch takes a slot of the watches, which stop gives back.
+func (s *Service) startWatch(kind string) (stop func(), err error) {
+	if err := s.server.BeginStream(); err != nil {
 		return nil, err
 	}
-	if !s.watches.Take() {
-		s.server.Leave()
+	if !s.watches.TryAcquire() {
+		s.server.EndStream()
 		s.metrics.refused.WithLabelValues(refusedWatch).Inc()
 		return nil, grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d watches at once (%s)", s.opts.MaxWatches, grpcserver.FlagWatches))
 	}
 	s.metrics.watches.WithLabelValues(kind).Inc()
 	return func() {
 		s.metrics.watches.WithLabelValues(kind).Dec()
-		s.watches.Free()
-		s.server.Leave()
+		s.watches.Release()
+		s.server.EndStream()
 	}, nil
 }
 
@@ -74,7 +74,7 @@ func (s *Service) beginWatch(kind string) (end func(), err error) {
 // ends.
 func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch) error {
 	ctx := stream.Context()
-	// The subscription stands: what changes from here on is dirty.
+	// The subscription is made: what changes from here on is dirty.
 	if err := s.sendMetadata(ctx, stream, w, w.ids); err != nil {
 		return err
 	}
@@ -91,13 +91,13 @@ func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMeta
 		case <-w.dirty.wake:
 		case <-retry.C:
 		case <-reread.C:
-			w.dirty.changed(nil)
+			w.dirty.markDirty(nil)
 		case <-s.server.Draining():
 			return grpcserver.ErrDraining
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		dirty, all := w.dirty.take()
+		dirty, all := w.dirty.takeDirty()
 		if all {
 			dirty = w.ids
 		}
@@ -119,8 +119,8 @@ func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMeta
 	}
 }
 
-// sendMetadata reads the metadata of agents and sends what is new to the
-// watcher. The error is errDown if it cannot be read.
+// sendMetadata reads the metadata of agents and sends the values that have changed.
+// The error is grpcserver.ErrDatabaseDown if they cannot be read.
 func (s *Service) sendMetadata(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) error {
 	for size := watchRead; len(ids) > 0; {
 		some := ids[:min(size, len(ids))]
@@ -136,15 +136,16 @@ func (s *Service) sendMetadata(ctx context.Context, stream grpc.ServerStreamingS
 	return nil
 }
 
-// sendSome reads the metadata of as many of the agents as fit a read, one at least, and
-// sends what is new. It returns how many these are, and whether all did not fit.
+// sendSome reads the metadata of as many of the agents as fit a read, one at least,
+// and sends the values that have changed. It returns how many agents these are, and
+// whether not all did fit.
 func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
-	// Those who are before in line may all be slow.
-	hold, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
+	// All reads before this one in the queue may be slow.
+	reserved, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
 	if err != nil {
 		return 0, false, err
 	}
-	defer hold.release()
+	defer reserved.release()
 	slices.SortFunc(ids, func(a, b agent.ID) int { return bytes.Compare(a[:], b[:]) })
 	rows, left, err := s.Reader.MetadataWithin(ctx, ids, s.opts.MaxWatchBytes/4)
 	if err != nil {
@@ -152,9 +153,9 @@ func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServe
 		return 0, false, grpcserver.ErrDatabaseDown
 	}
 	ids = ids[:len(ids)-len(left)]
-	hold.shrink(metadataBytes(rows) + 2*watchPart)
+	reserved.shrink(metadataBytes(rows) + 2*watchPart)
 	began := time.Now()
-	err = w.news(ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
+	err = w.sendChanged(ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
 		if time.Since(began) > s.server.Options().SendTimeout {
 			return s.server.SlowReader() // who reads a little from time to time
 		}
@@ -163,7 +164,7 @@ func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServe
 	return len(ids), len(left) > 0, err
 }
 
-// watch is what a watcher of metadata waits for, and what it was told.
+// watch is the state of a watch of metadata.
 type watch struct {
 	ids   []agent.ID
 	dirty *dirtySet
@@ -172,9 +173,9 @@ type watch struct {
 	sent   map[agent.ID][]uint64
 	values int // in sent
 	seed   maphash.Seed
-	// held bytes of the budget, at most limit.
-	held, limit int
-	budget      *byteBudget
+	// reserved bytes of the budget, at most limit.
+	reserved, limit int
+	budget          *byteBudget
 }
 
 func newWatch(ids []agent.ID, limit int, budget *byteBudget) *watch {
@@ -188,7 +189,8 @@ func newWatch(ids []agent.ID, limit int, budget *byteBudget) *watch {
 	}
 }
 
-// hash tells one value of a key from another, and from those of other keys.
+// hash returns a value's hash, which differs between values of a key and between
+// keys.
 func (w *watch) hash(m *agent.Metadata) uint64 {
 	return maphash.Comparable(w.seed, struct {
 		key   string
@@ -198,10 +200,10 @@ func (w *watch) hash(m *agent.Metadata) uint64 {
 	}{m.Key, m.Order, m.CollectedAt.UnixNano(), m.CollectedAt.IsZero()})
 }
 
-// news sends what of the rows, which are all that is stored of the agents, is
-// new to the watcher, in parts of about watchPart bytes. Of an agent without
-// rows it is forgotten what was sent: if it comes back it is news.
-func (w *watch) news(ids []agent.ID, rows []agent.Metadata, send func(*agentstatsv1.WatchMetadataResponse) error) error {
+// sendChanged sends the rows that have changed since they were sent, in parts of
+// about watchPart bytes. rows are all that is stored of the agents. What was sent
+// of an agent without rows is forgotten: its next values count as changed.
+func (w *watch) sendChanged(ids []agent.ID, rows []agent.Metadata, send func(*agentstatsv1.WatchMetadataResponse) error) error {
 	part, size := &agentstatsv1.WatchMetadataResponse{}, 0
 	for _, id := range ids {
 		n := 0
@@ -215,7 +217,7 @@ func (w *watch) news(ids []agent.ID, rows []agent.Metadata, send func(*agentstat
 		sent := make([]uint64, n)
 		for i := range n {
 			sent[i] = w.hash(&rows[i])
-			if _, told := slices.BinarySearch(before, sent[i]); told {
+			if _, known := slices.BinarySearch(before, sent[i]); known {
 				continue
 			}
 			value := metadataValue(&rows[i])
@@ -255,10 +257,10 @@ func appendValue(part *agentstatsv1.WatchMetadataResponse, id agent.ID, value *a
 }
 
 // watchPause is the time between two messages to a watcher of agents, in which
-// changes gather.
+// changes accumulate.
 const watchPause = 250 * time.Millisecond
 
-// pause lets changes gather for a watcher.
+// pause waits for more changes before the next message to a watcher.
 func (s *Service) pause(ctx context.Context) error {
 	timer := time.NewTimer(watchPause)
 	defer timer.Stop()

@@ -117,7 +117,7 @@ func TestWatch(t *testing.T) {
 func TestWatchRepairsMissedNews(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.News = news }})
+		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Subscriber = news }})
 		s.Register(1, 2)
 		w := watchMetadata(s, 1, 2)
 		w.requireSynced()
@@ -143,7 +143,7 @@ func TestWatchRepairsMissedNews(t *testing.T) {
 func TestWatchWaitsForTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		news := &deafNews{}
-		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.News = news }})
+		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Subscriber = news }})
 		s.Register(1)
 		s.Store.SetDown(true)
 		_, err := watchMetadata(s, 1).Recv()

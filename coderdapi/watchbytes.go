@@ -13,21 +13,22 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 )
 
-// ReadMessages is how many times the server's Options.MaxMessageBytes fits Options.MaxWatchesBytes at
-// least: a response of GetMetadata takes three in half of that, of which its values take
-// at most twice as much as encoded.
+// ReadMessages is how many times the server's Options.MaxMessageBytes fits
+// Options.MaxWatchesBytes at least. A response of GetMetadata takes three in half
+// of that: its values take at most twice as much as encoded.
 const ReadMessages = 6
 
-// watchBytes bounds what watches have in memory, and GetMetadata. Half of
-// Options.MaxWatchesBytes is for what is read: it is taken before a read, which waits
-// for it in line. The other half is for what the watches remember to have sent.
+// watchBytes bounds what watches and GetMetadata have in memory. Half of
+// Options.MaxWatchesBytes is for what is read: a read waits in a queue for its
+// part. The other half is for what the watches remember to have sent.
 type watchBytes struct {
 	room    *semaphore.Weighted
 	limit   int64 // of room
 	used    atomic.Int64
 	sent    *byteBudget
 	refused prometheus.Counter
-	// batchesRefused is the same of batches of reports, which wait then.
+	// batchesRefused counts batches of reports for which there was no room. They
+	// wait then.
 	batchesRefused prometheus.Counter
 }
 
@@ -43,9 +44,9 @@ func newWatchBytes(o *Options, m *metrics) *watchBytes {
 	}
 }
 
-// acquire waits until n bytes may be read, at most for so long. The caller releases
-// what it gets. An error is a status.
-func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (*readHold, error) {
+// acquire waits until n bytes may be read, at most within. The caller releases
+// them. An error is a status.
+func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (*readReservation, error) {
 	waiting, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	if w.room.Acquire(waiting, int64(n)) != nil {
@@ -57,7 +58,7 @@ func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (
 			w.limit, flagWatchesBytes, within, n))
 	}
 	w.used.Add(int64(n))
-	return &readHold{w, n}, nil
+	return &readReservation{w, n}, nil
 }
 
 // A batch of reports is 1 MiB at most as it is read. It is decoded for the watcher,
@@ -81,55 +82,55 @@ func (w *watchBytes) batchRoom(ctx context.Context) (keep func(bytes int), err e
 		return nil, agent.ErrNoRoom
 	}
 	w.used.Add(n)
-	hold := &readHold{w, int(n)}
-	return func(bytes int) { hold.shrink(batchCopies * bytes) }, nil
+	reserved := &readReservation{w, int(n)}
+	return func(bytes int) { reserved.shrink(batchCopies * bytes) }, nil
 }
 
-// inUse returns how many bytes are taken.
+// inUse returns how many bytes are reserved.
 func (w *watchBytes) inUse() int { return int(w.used.Load()) + w.sent.inUse() }
 
-// readHold is what one read has taken.
-type readHold struct {
+// readReservation is what one read has reserved.
+type readReservation struct {
 	of *watchBytes
 	n  int
 }
 
-// shrink gives back all but n bytes.
-func (h *readHold) shrink(n int) {
-	if n < h.n {
-		h.of.used.Add(int64(n - h.n))
-		h.of.room.Release(int64(h.n - n))
-		h.n = n
+// shrink releases all but n bytes.
+func (r *readReservation) shrink(n int) {
+	if n < r.n {
+		r.of.used.Add(int64(n - r.n))
+		r.of.room.Release(int64(r.n - n))
+		r.n = n
 	}
 }
 
-func (h *readHold) release() { h.shrink(0) }
+func (r *readReservation) release() { r.shrink(0) }
 
-// What a watch takes for each agent, beside 8 bytes for each value that was sent: its
-// id, entries of three maps, and the head of a slice.
+// What a watch takes for each agent: its id, entries of three maps, and the head of a
+// slice. Beside that each value that was sent takes 8 bytes.
 const watchedAgentBytes = 256
 
-// grow takes memory for a watch that remembers so many values. It has what it had
-// before if it may not have more.
+// grow reserves memory for a watch that remembers so many values. After an error
+// the reservation is as before.
 func (w *watch) grow(values int) error {
 	n := watchedAgentBytes*len(w.ids) + 8*values
 	if n > w.limit {
 		w.budget.refused.Inc()
 		return grpcserver.Exhausted(time.Second, fmt.Sprintf("agent_ids: want at most %d bytes in memory of a watch, half of %s, got %d: watch fewer agents at once", w.limit, flagWatchBytes, n))
 	}
-	if n > w.held {
-		if err := w.budget.acquire(n - w.held); err != nil {
+	if n > w.reserved {
+		if err := w.budget.acquire(n - w.reserved); err != nil {
 			return err
 		}
-		w.held = n
+		w.reserved = n
 	}
 	return nil
 }
 
-// close gives back what the watch has.
+// close releases what the watch has reserved.
 func (w *watch) close() {
-	w.budget.release(w.held)
-	w.held = 0
+	w.budget.release(w.reserved)
+	w.reserved = 0
 }
 
 // metadataBytes returns what values take in memory.

@@ -50,11 +50,11 @@ func CallerFrom(ctx context.Context) Caller {
 	return c
 }
 
-// Agents tell whose a token is, and keep the agents' budgets.
+// Agents finds agents by their tokens, and keeps the agents' budgets.
 type Agents interface {
 	// Authenticate returns the agent with the token. The error is
-	// agent.ErrUnknownToken if there is none, else why that cannot be told now.
-	// It may block.
+	// agent.ErrUnknownToken if there is none, else why that is not known now. It
+	// may block.
 	Authenticate(ctx context.Context, token string) (agent.ID, error)
 	// RetryAfter returns how long the agent must wait before it may open a session; 0: it
 	// may now. It charges nothing.
@@ -63,7 +63,7 @@ type Agents interface {
 	ChargeRefused(id agent.ID, items, bytes int) (retry time.Duration)
 }
 
-// authenticator tells who calls, and whether they may.
+// authenticator finds out who calls, and whether they may.
 type authenticator struct {
 	agents    Agents
 	tokenHash [32]byte
@@ -73,8 +73,8 @@ type authenticator struct {
 	logged    logLimit
 	// roleOf returns the role of a service; 0: it has none.
 	roleOf func(service string) Role
-	// authenticated is called for each call that has a credential, turnedAway instead for
-	// those of agents that must stay away.
+	// authenticated is called for each call that has a credential. For calls of
+	// agents that must stay away turnedAway is called instead.
 	authenticated func(ctx context.Context, who Caller)
 	turnedAway    func(ctx context.Context)
 }
@@ -127,7 +127,7 @@ func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.C
 	return nil, status.Error(err.code, err.text)
 }
 
-// isOpen tells whether the service needs no credential: health and reflection.
+// isOpen reports whether the service needs no credential: health and reflection.
 func isOpen(service string) bool {
 	switch service {
 	case healthpb.Health_ServiceDesc.ServiceName,
@@ -201,7 +201,7 @@ func bearerToken(ctx context.Context) (string, *authError) {
 	return "", &authError{authMalformed, codes.Unauthenticated, "authorization: " + problem}
 }
 
-// isCoderd tells whether the peer has coderd's credential: its token, or without
+// isCoderd reports whether the peer has coderd's credential: its token, or without
 // any token a client certificate with its name.
 func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 	if token != "" {
@@ -247,7 +247,8 @@ type logLimit struct {
 
 const maxLoggedHosts = 16
 
-// allow tells whether to log, and how many lines were not since the last one.
+// allow reports whether to log, and how many lines were not logged since the last
+// one.
 func (l *logLimit) allow(host string, now time.Time) (suppressed int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -5,18 +5,18 @@ import (
 	"time"
 )
 
-// maxChurnAddresses are told apart; more share one allowance. An address is forgotten
-// once its allowance is full again, which by default is 10 ms after its last connection:
-// so many are not full only at 650,000 connections a second.
+// maxChurnAddresses have an allowance each; more share one. An address is forgotten
+// once its allowance is full again, by default 10 ms after its last connection. So
+// many are not full only at 650,000 connections a second.
 const maxChurnAddresses = 1 << 16
 
 // prunePause is the shortest time between two looks for addresses to forget, each of
 // which takes some 2 ms.
 const prunePause = 100 * time.Millisecond
 
-// churn is what addresses have left of their allowance of connections and calls
-// without authentication. A connection that is authenticated gives back what it
-// took: who has a credential is not slowed, however many share an address.
+// churn is a token bucket for each address, of connections and calls without
+// authentication. A connection that is authenticated gets a refund: who has a
+// credential is not slowed, however many share an address.
 type churn struct {
 	perSecond, burst float64
 	addresses        map[netip.Prefix]*allowance
@@ -32,8 +32,9 @@ func newChurn(perSecond, burst int) *churn {
 	return &churn{perSecond: float64(perSecond), burst: float64(burst), addresses: make(map[netip.Prefix]*allowance)}
 }
 
-// take returns false if the address has nothing left.
-func (c *churn) take(address netip.Prefix, now time.Time) bool {
+// allow takes one from the address. It returns false if the address has nothing
+// left.
+func (c *churn) allow(address netip.Prefix, now time.Time) bool {
 	a := c.of(address, now)
 	c.refill(a, now)
 	if a.left < 1 {
@@ -43,8 +44,8 @@ func (c *churn) take(address netip.Prefix, now time.Time) bool {
 	return true
 }
 
-// giveBack returns n to the address.
-func (c *churn) giveBack(address netip.Prefix, n int, now time.Time) {
+// refund gives n back to the address.
+func (c *churn) refund(address netip.Prefix, n int, now time.Time) {
 	a := c.of(address, now)
 	c.refill(a, now)
 	a.left = min(c.burst, a.left+float64(n))

@@ -23,11 +23,11 @@ func TestChurnOfManyAddresses(t *testing.T) {
 	c := newChurn(100, burst)
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for n := range maxChurnAddresses {
-		require.True(t, c.take(nth(n), now))
+		require.True(t, c.allow(nth(n), now))
 	}
 	allowed := 0
 	for n := range 1000 {
-		if c.take(nth(maxChurnAddresses+n), now) {
+		if c.allow(nth(maxChurnAddresses+n), now) {
 			allowed++
 		}
 	}
@@ -35,29 +35,29 @@ func TestChurnOfManyAddresses(t *testing.T) {
 	require.LessOrEqual(t, len(c.addresses), maxChurnAddresses+1)
 	require.Equal(t, now, c.prunedAt, "once for all of them")
 	for range burst - 1 {
-		require.True(t, c.take(nth(0), now), "what it has left")
+		require.True(t, c.allow(nth(0), now), "what it has left")
 	}
-	require.False(t, c.take(nth(0), now))
+	require.False(t, c.allow(nth(0), now))
 
 	// What is given back goes to whom it was taken of.
-	c.giveBack(nth(maxChurnAddresses), 3, now)
-	c.giveBack(nth(0), 2, now)
+	c.refund(nth(maxChurnAddresses), 3, now)
+	c.refund(nth(0), 2, now)
 	allowed = 0
 	for n := range 1000 {
-		if c.take(nth(maxChurnAddresses+n), now) {
+		if c.allow(nth(maxChurnAddresses+n), now) {
 			allowed++
 		}
 	}
 	require.Equal(t, 3, allowed)
-	require.True(t, c.take(nth(0), now))
-	require.True(t, c.take(nth(0), now))
-	require.False(t, c.take(nth(0), now))
+	require.True(t, c.allow(nth(0), now))
+	require.True(t, c.allow(nth(0), now))
+	require.False(t, c.allow(nth(0), now))
 
 	// Those that are forgotten had all of it, and leave room for new ones.
 	now = now.Add(prunePause - time.Millisecond)
 	allowed = 0
 	for n := range 1000 {
-		if c.take(nth(maxChurnAddresses+n), now) {
+		if c.allow(nth(maxChurnAddresses+n), now) {
 			allowed++
 		}
 	}
@@ -65,9 +65,9 @@ func TestChurnOfManyAddresses(t *testing.T) {
 	now = now.Add(time.Millisecond)
 	for n := range 1000 {
 		for range burst {
-			require.True(t, c.take(nth(maxChurnAddresses+n), now), "it has an allowance of its own")
+			require.True(t, c.allow(nth(maxChurnAddresses+n), now), "it has an allowance of its own")
 		}
-		require.False(t, c.take(nth(maxChurnAddresses+n), now))
+		require.False(t, c.allow(nth(maxChurnAddresses+n), now))
 	}
 	require.LessOrEqual(t, len(c.addresses), 1002)
 }

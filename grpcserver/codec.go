@@ -55,13 +55,13 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 // Expansion is how many times its limit of encoded bytes a message may take in
-// memory once it is decoded. A label of a few bytes takes eleven times its size, so
-// an agent's 1 MiB is never full of what is plain but of what is not.
+// memory once it is decoded. A label of a few bytes takes eleven times its size. So
+// an agent's 1 MiB is never full of plain content, but of what is not plain.
 const Expansion = 8
 
-// FitsDecoded returns how many bytes a message will take in memory, or the status that
-// refuses one that does not decode, or would take more than expansion times limit. flag
-// sets the limit.
+// FitsDecoded returns how many bytes a message will take in memory. The error is
+// the status of a message that does not decode, or would take more than Expansion
+// times limit. flag sets the limit.
 func FitsDecoded(e *decoded.Estimator, m proto.Message, message []byte, limit int, flag string) (int, error) {
 	most := Expansion * limit
 	n, err := e.Bytes(message, most)

@@ -1,7 +1,7 @@
 package grpcserver
 
-// Flags of the command that set limits, as errors name them: whoever meets a limit can
-// tell an operator which one it is.
+// Flags of the command that set limits, as errors name them: who meets a limit can name
+// it to an operator.
 const (
 	flagReceivingBytes  = "--max-receiving-bytes"
 	flagMessageTimeout  = "--grpc-message-timeout"

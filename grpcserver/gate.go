@@ -9,14 +9,14 @@ import (
 
 // AgentStream is an agent's stream, as the server ends it.
 type AgentStream interface {
-	// AskToLeave has the agent asked to connect again elsewhere or later. It does not
-	// block.
-	AskToLeave()
-	// Finish ends the stream with the status err. It may block while the agent does not
-	// read.
-	Finish(err error)
-	// Heard tells whether a message came since it was called last.
-	Heard() bool
+	// AskToReconnect asks the agent to connect again elsewhere or later. It does
+	// not block.
+	AskToReconnect()
+	// CloseStream ends the stream with the status err. It may block while the agent
+	// does not read.
+	CloseStream(err error)
+	// ReceivedMessage reports whether a message came since its last call.
+	ReceivedMessage() bool
 }
 
 // admitted is an agent's stream that the gate has let in.
@@ -29,36 +29,36 @@ type admitted struct {
 	silent int
 }
 
-// Admit lets in an agent's stream, whose context is ctx. The server asks it to leave
-// before it stops, and ends it when the agent sends nothing. The caller calls leave at
-// its end; box counts its responses. The error is a status.
-func (s *Server) Admit(ctx context.Context, stream AgentStream, box *Outbox) (leave func(), err error) {
+// Admit lets in an agent's stream, whose context is ctx. The server asks it to
+// connect again before it stops, and ends it when the agent sends nothing. The
+// caller calls release at its end; box counts its responses. The error is a status.
+func (s *Server) Admit(ctx context.Context, stream AgentStream, box *Outbox) (release func(), err error) {
 	ender, err := EnderOf(ctx)
 	if err != nil {
 		return nil, err
 	}
 	who := CallerFrom(ctx)
 	a := &admitted{stream: stream, ender: ender, checked: who.Token != ""}
-	if !s.streams.admit(a) {
+	if !s.streams.addAgent(a) {
 		return nil, ErrDraining
 	}
 	return func() {
 		s.unread.add(ctx, who, box)
-		s.streams.dismiss(a)
+		s.streams.removeAgent(a)
 	}, nil
 }
 
-// Enter lets in a stream of coderd's, which ends soon once Draining is closed. The
-// caller calls Leave at its end. The error is a status.
-func (s *Server) Enter() error {
-	if !s.streams.enter() {
+// BeginStream lets in a stream of coderd's, which ends soon once Draining is
+// closed. The caller calls EndStream at its end. The error is a status.
+func (s *Server) BeginStream() error {
+	if !s.streams.add() {
 		return ErrDraining
 	}
 	return nil
 }
 
-// Leave tells that a stream that was let in has ended.
-func (s *Server) Leave() { s.streams.leave() }
+// EndStream removes a stream that BeginStream let in.
+func (s *Server) EndStream() { s.streams.remove() }
 
 // Draining is closed when streams should end soon.
 func (s *Server) Draining() <-chan struct{} { return s.streams.draining }
@@ -74,9 +74,9 @@ type gate struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	closed bool
-	inside int
+	open   int
 	empty  chan struct{}
-	agents map[*admitted]struct{} // those inside
+	agents map[*admitted]struct{} // open streams of agents
 }
 
 func newGate() *gate {
@@ -88,67 +88,68 @@ func newGate() *gate {
 	}
 }
 
-// enter returns false if no more streams may begin.
-func (g *gate) enter() bool {
+// add returns false if no more streams may begin.
+func (g *gate) add() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.enterLocked()
+	return g.addLocked()
 }
 
-func (g *gate) enterLocked() bool {
+func (g *gate) addLocked() bool {
 	if g.closed {
 		return false
 	}
-	g.inside++
+	g.open++
 	return true
 }
 
-// admit is enter for an agent's stream.
-func (g *gate) admit(a *admitted) bool {
+// addAgent is add for an agent's stream.
+func (g *gate) addAgent(a *admitted) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.enterLocked() {
+	if !g.addLocked() {
 		return false
 	}
 	g.agents[a] = struct{}{}
 	return true
 }
 
-// dismiss is leave for an agent's stream.
-func (g *gate) dismiss(a *admitted) {
+// removeAgent is remove for an agent's stream.
+func (g *gate) removeAgent(a *admitted) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.agents, a)
-	g.leaveLocked()
+	g.removeLocked()
 }
 
-// all returns the agents' streams inside, in any order.
-func (g *gate) all() []*admitted {
+// allAgents returns the open streams of agents, in any order.
+func (g *gate) allAgents() []*admitted {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Collect(maps.Keys(g.agents))
 }
 
-func (g *gate) leave() {
+func (g *gate) remove() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.leaveLocked()
+	g.removeLocked()
 }
 
-func (g *gate) leaveLocked() {
-	g.inside--
-	if g.closed && g.inside == 0 {
+func (g *gate) removeLocked() {
+	g.open--
+	if g.closed && g.open == 0 {
 		close(g.empty)
 	}
 }
 
-// drain lets nobody in and returns a channel that is closed when all have left.
+// drain lets nobody in and returns a channel that is closed when all streams have
+// ended.
 func (g *gate) drain() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
 	close(g.draining)
-	if g.inside == 0 {
+	if g.open == 0 {
 		close(g.empty)
 	}
 	return g.empty

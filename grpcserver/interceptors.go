@@ -14,7 +14,7 @@ import (
 // errInternal is all that a peer learns of an error that is ours.
 var errInternal = status.Error(codes.Internal, "internal error")
 
-// recovered turns a panic of a handler into an error of its call.
+// recovered converts a panic of a handler into an error of its call.
 func (s *Server) recovered(_ context.Context, p any) error {
 	s.metrics.panics.Inc()
 	s.log.Error("a gRPC handler panicked", "panic", p, "stack", string(debug.Stack()))

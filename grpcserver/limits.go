@@ -43,21 +43,22 @@ var limitedReasons = []string{
 	limitedCallRate, limitedTurnedAway,
 }
 
-// Methods that are open to anyone may have Options.MaxOpenCalls streams at once:
-// half of them checks of health, a quarter watches of health, a quarter reflection.
+// Methods that are open to anyone may have Options.MaxOpenCalls streams at once. Half
+// of them are for checks of health, a quarter for watches of health, a quarter for
+// reflection.
 // One address has at most a quarter of each, so that a stranger does not keep probes
 // out.
 const (
-	// openRequestTimeout bounds the time to the request of an open stream. No client
-	// waits between the two: nobody needs another one.
+	// openRequestTimeout bounds the time to the request of an open stream. No
+	// client waits between the two, so no operator needs another value.
 	openRequestTimeout = 5 * time.Second
 	// A client that watches health comes back when its stream ends, whenever that is.
 	openWatchLife = 10 * time.Minute
 	openLife      = time.Minute
 )
 
-// limitStream bounds what a caller, who is known by now, may have at once, and how
-// long it may take to say what it wants.
+// limitStream bounds what a caller, who is known by now, may have at once. It also
+// bounds the time to the first message.
 func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	switch s.roleOf(serviceOf(info.FullMethod)) {
 	case RoleAgent:
@@ -87,11 +88,11 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			}
 			responses, err := s.boundResponses(prompt)
 			if err != nil {
-				s.coderdCalls.Free()
+				s.coderdCalls.Release()
 				return err
 			}
 			defer func() {
-				responses.begin()
+				responses.releaseCall()
 				responses.timer.Stop()
 				s.unread.add(stream.Context(), Caller{}, &responses.box)
 			}()
@@ -100,14 +101,14 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		if err := s.awaitCall(stream.Context()); err != nil {
 			return err
 		}
-		defer s.coderdCalls.Free()
+		defer s.coderdCalls.Release()
 		return handler(srv, prompt)
 	}
 	return s.serveOpen(srv, stream, info, handler)
 }
 
-// refusedCallItems is how many refused items a refused call of an agent counts as that
-// has too many streams.
+// refusedCallItems is how many refused items a call counts as that is refused for
+// an agent's open streams.
 const refusedCallItems = 20
 
 // chargeCall charges an agent for a refused call, unless coderd relays it.
@@ -117,11 +118,11 @@ func (s *Server) chargeCall(who Caller) {
 	}
 }
 
-// awaitCall waits for a slot of coderd's calls without a stream of responses, and of
-// those whose first message is to come: each may have a message of
+// awaitCall waits for a slot of coderd's calls. Calls need one that stream no
+// responses, or whose first message is to come: each may have a message of
 // Options.MaxMessageBytes in memory.
 func (s *Server) awaitCall(ctx context.Context) error {
-	if s.coderdCalls.Take() {
+	if s.coderdCalls.TryAcquire() {
 		return nil
 	}
 	timeout := time.NewTimer(s.opts.HelloTimeout / 2) // before that of the first message
@@ -267,7 +268,7 @@ func (s *Server) watchIdle(ctx context.Context) {
 		case <-ticker.C:
 		}
 		s.unread.prune()
-		for _, a := range s.streams.all() {
+		for _, a := range s.streams.allAgents() {
 			s.checkIdle(a)
 		}
 	}
@@ -275,7 +276,7 @@ func (s *Server) watchIdle(ctx context.Context) {
 
 // checkIdle is called by one goroutine.
 func (s *Server) checkIdle(a *admitted) {
-	if a.stream.Heard() || !a.checked {
+	if a.stream.ReceivedMessage() || !a.checked {
 		a.silent = 0
 		return
 	}
@@ -286,7 +287,7 @@ func (s *Server) checkIdle(a *admitted) {
 	err := status.Errorf(codes.DeadlineExceeded, "message: want one within %v (%s)", s.opts.IdleTimeout, flagAgentIdle)
 	if a.silent == silentChecks+1 {
 		s.metrics.limited.WithLabelValues(limitedIdleStream).Inc()
-		go a.stream.Finish(err) // it may wait for the agent
+		go a.stream.CloseStream(err) // it may wait for the agent
 		return
 	}
 	_ = a.ender.WriteStatus(status.Convert(err)) // it does not read either

@@ -21,32 +21,31 @@ import (
 // closed.
 const sweepPause = 100 * time.Millisecond
 
-// connections bounds the connections of the listener: all of them, and those of
-// one address that have not made an authenticated call yet. An ingress, or a
-// network behind one address, has many agents, so those are not counted by
-// address.
+// connections bounds the connections of the listener: all of them, and those of one
+// address that have not made an authenticated call yet. An ingress, or a network
+// behind one address, has many agents, so those are not counted by address.
 //
-// gRPC reads a TCP connection that is idle without a buffer, but only if it is
-// not wrapped. So nobody tells that a connection is closed; it is looked for
-// when a limit is reached.
+// gRPC reads a TCP connection that is idle without a buffer, but only if it is not
+// wrapped. So there is no callback when a connection is closed. Closed connections
+// are looked for when a limit is reached.
 type connections struct {
 	max, perAddress int
 	// maxCalls on a connection are let through before one of them is authenticated.
-	// Whoever makes more of them is disconnected: their answers wait in memory for a
+	// Who makes more of them is disconnected: their answers wait in memory for a
 	// peer that does not read.
 	maxCalls int
 	// timeout bounds the time until the first authenticated call, or between two
 	// of open services.
 	timeout time.Duration
 	// callRate is how many calls a second are read from a connection of agents, a
-	// quarter of them at once. Each is a goroutine, and all that are ready go before
-	// whoever comes next.
+	// quarter of them at once. Each is a goroutine, and all that are ready go
+	// before who comes next.
 	callRate int
 	limited  *prometheus.CounterVec
 
 	mu sync.Mutex
 	// Guarded by mu.
-	all       map[*net.TCPAddr]*peerConn // by what gRPC tells of the peer of a call
+	all       map[*net.TCPAddr]*peerConn // by the peer's address, as calls have it
 	strangers map[netip.Prefix]int
 	churn     *churn
 	sweepAt   int
@@ -76,7 +75,7 @@ const maxOwnAgents = 8
 // isShared reports whether the connection is a proxy's, or coderd's.
 func (p *peerConn) isShared() bool { return len(p.agents) == 0 || len(p.agents) > maxOwnAgents }
 
-// closed tells whether the service has closed the connection.
+// closed reports whether the service has closed the connection.
 func (p *peerConn) closed() bool { return p.raw.Control(func(uintptr) {}) != nil }
 
 func newConnections(o *Options, m *metrics) *connections {
@@ -133,7 +132,7 @@ func (c *connections) admit(conn *net.TCPConn, now time.Time) bool {
 	case c.strangers[host] >= c.perAddress:
 		c.limited.WithLabelValues(limitedAddress).Inc()
 		return false
-	case !c.churn.take(host, now):
+	case !c.churn.allow(host, now):
 		c.limited.WithLabelValues(limitedRate).Inc()
 		return false
 	}
@@ -174,11 +173,11 @@ func (c *connections) removeLocked(addr *net.TCPAddr, p *peerConn) {
 		return
 	}
 	delete(c.all, addr)
-	c.admitLocked(p)
+	c.trustLocked(p)
 }
 
-// admitLocked has the connection not counted as a stranger's any more.
-func (c *connections) admitLocked(p *peerConn) {
+// trustLocked removes the connection from those of strangers.
+func (c *connections) trustLocked(p *peerConn) {
 	if p.timer == nil {
 		return
 	}
@@ -227,8 +226,8 @@ func (c *connections) of(ctx context.Context) *peerConn {
 	return c.ofLocked(ctx)
 }
 
-// tap sees each call before gRPC has anything for it but its headers. It runs where the
-// connection is read: to wait here is not to read.
+// tap is called for each call when gRPC has only its headers. It runs where the
+// connection is read: a wait here stops the reading.
 func (c *connections) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	if wait := c.countCall(ctx, time.Now()); wait > 0 {
 		c.limited.WithLabelValues(limitedCallRate).Inc()
@@ -258,7 +257,7 @@ func (c *connections) countCallLocked(p *peerConn, now time.Time) {
 	switch p.calls++; {
 	case p.calls > c.maxCalls:
 		reason = limitedCalls
-	case p.called && !c.churn.take(p.host, now):
+	case p.called && !c.churn.allow(p.host, now):
 		reason = limitedRate
 	case p.called:
 		p.taken++
@@ -272,7 +271,7 @@ func (c *connections) countCallLocked(p *peerConn, now time.Time) {
 	}
 }
 
-// authenticated tells that the call has a credential: coderd's, which relays many
+// authenticated notes that the call has a credential: coderd's, which relays many
 // agents, or an agent's.
 func (c *connections) authenticated(ctx context.Context, who Caller) {
 	c.mu.Lock()
@@ -285,8 +284,8 @@ func (c *connections) authenticated(ctx context.Context, who Caller) {
 		p.agents = append(p.agents, who.Agent)
 	}
 	if p.timer != nil {
-		c.churn.giveBack(p.host, p.taken, time.Now())
-		c.admitLocked(p)
+		c.churn.refund(p.host, p.taken, time.Now())
+		c.trustLocked(p)
 		p.pace = rate.NewLimiter(rate.Limit(c.callRate), max(1, c.callRate/4))
 	}
 	if who.Token == "" {
@@ -294,9 +293,10 @@ func (c *connections) authenticated(ctx context.Context, who Caller) {
 	}
 }
 
-// turnedAway counts a call of an agent that must stay away as a stranger's, and takes it
-// of the allowance of its address. A connection of its own with too many such calls is
-// closed; a new one is a stranger's until the agent may come.
+// turnedAway counts a call of an agent that must stay away as a stranger's, and
+// takes it from the allowance of its address. A connection of the agent's own with
+// too many such calls is closed; a new one is a stranger's until the agent may
+// come.
 func (c *connections) turnedAway(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -305,7 +305,7 @@ func (c *connections) turnedAway(ctx context.Context) {
 		return // tap has counted it, or others have the connection
 	}
 	p.calls++
-	if p.calls <= c.maxCalls && c.churn.take(p.host, time.Now()) {
+	if p.calls <= c.maxCalls && c.churn.allow(p.host, time.Now()) {
 		return
 	}
 	if p.conn.Close() == nil {
@@ -320,8 +320,8 @@ func (c *connections) isShared(p *peerConn) bool {
 	return p.isShared()
 }
 
-// openCall tells that a call of an open service begins. done is called at its end,
-// and told whether it had a request: then the stranger may go on.
+// openCall notes that a call of an open service begins. done is called at its end,
+// with asked true if it had a request: then the stranger may go on.
 func (c *connections) openCall(ctx context.Context) (done func(asked bool)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

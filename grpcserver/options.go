@@ -14,17 +14,17 @@ type Options struct {
 	Credentials credentials.TransportCredentials
 	// CoderdTokenHash is the SHA-256 of coderd's token; zero: it has none.
 	CoderdTokenHash [32]byte
-	// CoderdClientSAN is the DNS name in a verified client certificate that
-	// makes its holder coderd; empty: none does.
+	// CoderdClientSAN is the DNS name in a verified client certificate that makes
+	// its owner coderd; empty: none does.
 	CoderdClientSAN string
 
 	// MaxMessageBytes of one request, encoded; default 4 MiB.
 	MaxMessageBytes int
 	// MaxAgentMessageBytes of one request of an agent; default 1 MiB.
 	MaxAgentMessageBytes int
-	// MaxReceivingBytes of messages above 64 KiB that are being received; half for agents,
-	// each of which has one at a time, half for coderd; default 64 MiB, at least twice
-	// MaxMessageBytes. More of them wait in line.
+	// MaxReceivingBytes of messages above 64 KiB that are being received; default
+	// 64 MiB, at least twice MaxMessageBytes. Half is for agents, each of which has
+	// one at a time, half for coderd. More of them wait in line.
 	MaxReceivingBytes int
 	// MessageTimeout bounds the time of such a message from its header to its end, half
 	// of which it may wait for room; default 30 s.
@@ -52,8 +52,8 @@ type Options struct {
 	// MaxStrangerCalls on a connection without an authenticated one; default 100.
 	MaxStrangerCalls int
 	// StrangerRate is how many connections and calls without authentication one
-	// address may make each second for ever, StrangerBurst how many at once; default
-	// 100 and 4096. A connection that is authenticated does not count.
+	// address may make each second for ever; default 100. StrangerBurst is how many
+	// at once; default 4096. A connection that is authenticated does not count.
 	StrangerRate, StrangerBurst int
 	// AgentCallRate is how many calls a second are read from a connection of agents, a
 	// quarter of them at once; default 1000. An ingress may have many agents on one;
@@ -71,15 +71,15 @@ type Options struct {
 	// IdleTimeout bounds the time between two messages of an agent's stream that
 	// coderd does not relay; default 90 s.
 	IdleTimeout time.Duration
-	// Reflection has gRPC's reflection served, to anyone.
+	// Reflection makes gRPC's reflection served, to anyone.
 	Reflection bool
 
 	// HelloTimeout bounds the time from the start of a call to the end of its
 	// first message; default 10 s.
 	HelloTimeout time.Duration
-	// DrainTimeout is the time that agents have to leave when the service
-	// stops; default 10 s. They are asked one after another, over three quarters
-	// of it. Serve returns at most 2 s later.
+	// DrainTimeout bounds the time in which agents end their streams when the
+	// service stops; default 10 s. They are asked one after another, over three
+	// quarters of it. Serve returns at most 2 s later.
 	DrainTimeout time.Duration
 }
 

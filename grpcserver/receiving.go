@@ -13,22 +13,22 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// largeMessage is the size above which a message takes room before its content is
-// read. gRPC keeps up to streamWindow of what a peer sends on a stream, whether it is
-// read or not: to wait with messages below that would save nothing.
+// largeMessage is the size above which a message needs room before its content is
+// read. gRPC keeps up to streamWindow of what a peer sends on a stream, whether it
+// is read or not. So smaller messages need not wait.
 const largeMessage = 64 << 10
 
 // receiving bounds the large messages of a role that are being received. A message
-// has room from its header until it is decoded, or its stream ends. Those that find
-// none wait in line; one of an agent that has another one is passed by others.
+// has room from its header until it is decoded, or its stream ends. Messages
+// without room wait in a queue; one of an agent that has another one is overtaken.
 type receiving struct {
 	limit int
 
 	mu sync.Mutex
 	// Guarded by mu.
-	used int
-	of   map[agent.ID]struct{} // agents with a message that has room
-	line []*receipt
+	used  int
+	of    map[agent.ID]struct{} // agents with a message that has room
+	queue []*receipt
 }
 
 // receipt is one large message.
@@ -45,21 +45,21 @@ func newReceiving(limit int) *receiving {
 	return &receiving{limit: limit, of: make(map[agent.ID]struct{})}
 }
 
-// enter puts a message into the line. The caller calls leave.
-func (r *receiving) enter(size int, of agent.ID) *receipt {
+// enqueue puts a message into the queue. The caller calls release.
+func (r *receiving) enqueue(size int, of agent.ID) *receipt {
 	m := &receipt{in: r, size: size, of: of, ready: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.line = append(r.line, m)
+	r.queue = append(r.queue, m)
 	r.admitLocked()
 	return m
 }
 
-// admitLocked gives room to those who are first in line. The first one that does not
-// fit keeps the others waiting, so that large ones have their turn.
+// admitLocked gives room to the first in the queue. The first one that does not fit
+// keeps the others waiting, so that large ones are not starved.
 func (r *receiving) admitLocked() {
 	full := false
-	r.line = slices.DeleteFunc(r.line, func(m *receipt) bool {
+	r.queue = slices.DeleteFunc(r.queue, func(m *receipt) bool {
 		if _, another := r.of[m.of]; full || another {
 			return false
 		}
@@ -75,8 +75,8 @@ func (r *receiving) admitLocked() {
 	})
 }
 
-// leave gives the room back, or the place in the line.
-func (m *receipt) leave() {
+// release gives the room back, or the place in the queue.
+func (m *receipt) release() {
 	r := m.in
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -84,8 +84,8 @@ func (m *receipt) leave() {
 		return
 	}
 	m.done = true
-	if i := slices.Index(r.line, m); i >= 0 {
-		r.line = slices.Delete(r.line, i, i+1)
+	if i := slices.Index(r.queue, m); i >= 0 {
+		r.queue = slices.Delete(r.queue, i, i+1)
 	} else {
 		r.used -= m.size
 		delete(r.of, m.of)
@@ -100,18 +100,18 @@ func (r *receiving) inUse() int {
 	return r.used
 }
 
-// receive waits for room for a large message, and bounds the time to its end. The
+// reserve waits for room for a large message, and bounds the time to its end. The
 // caller calls done when it is decoded. An error is a status.
-func (s *sizedStream) receive(size int, m any) (done func(), err error) {
+func (s *sizedStream) reserve(size int, m any) (done func(), err error) {
 	of := agent.ID{}
 	if message, ok := m.(AgentMessage); ok {
 		of = message.Sender()
 	}
 	within := s.server.opts.MessageTimeout
 	began := time.Now()
-	receipt := s.receiving.enter(size, of)
+	receipt := s.receiving.enqueue(size, of)
 	if err := s.awaitRoom(receipt, within/2); err != nil {
-		receipt.leave()
+		receipt.release()
 		return nil, err
 	}
 	timer := time.AfterFunc(within-time.Since(began), func() {
@@ -120,7 +120,7 @@ func (s *sizedStream) receive(size int, m any) (done func(), err error) {
 	})
 	return func() {
 		timer.Stop()
-		receipt.leave()
+		receipt.release()
 	}, nil
 }
 

@@ -22,33 +22,33 @@ func (m *receipt) hasRoom() bool {
 func TestReceivingInLine(t *testing.T) {
 	r := newReceiving(100)
 	a, b, c, d := agent.ID{1}, agent.ID{2}, agent.ID{3}, agent.ID{4}
-	first := r.enter(60, a)
-	second := r.enter(20, a)
-	other := r.enter(30, b)
+	first := r.enqueue(60, a)
+	second := r.enqueue(20, a)
+	other := r.enqueue(30, b)
 	require.True(t, first.hasRoom())
 	require.False(t, second.hasRoom(), "the agent has one")
 	require.True(t, other.hasRoom())
-	large, small := r.enter(50, c), r.enter(5, d)
-	given := r.enter(90, agent.ID{5})
+	large, small := r.enqueue(50, c), r.enqueue(5, d)
+	given := r.enqueue(90, agent.ID{5})
 	require.False(t, large.hasRoom())
 	require.False(t, small.hasRoom(), "it would keep the large one waiting")
-	other.leave()
+	other.release()
 	require.False(t, large.hasRoom())
 	require.Equal(t, 60, r.inUse())
-	given.leave() // it has waited too long
-	first.leave()
+	given.release() // it has waited too long
+	first.release()
 	for _, m := range []*receipt{second, large, small} {
 		require.True(t, m.hasRoom())
 	}
 	require.Equal(t, 75, r.inUse())
-	first.leave()
+	first.release()
 	require.Equal(t, 75, r.inUse(), "it has left already")
-	relay := []*receipt{r.enter(10, agent.ID{}), r.enter(10, agent.ID{})} // coderd's
+	relay := []*receipt{r.enqueue(10, agent.ID{}), r.enqueue(10, agent.ID{})} // coderd's
 	for _, m := range append(relay, second, large, small) {
 		require.True(t, m.hasRoom())
-		m.leave()
+		m.release()
 	}
 	require.Zero(t, r.inUse())
 	require.Empty(t, r.of)
-	require.Empty(t, r.line)
+	require.Empty(t, r.queue)
 }

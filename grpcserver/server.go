@@ -1,9 +1,9 @@
-// Package grpcserver is a gRPC server that authenticates its callers, agents and coderd,
-// and bounds what they may cost.
+// Package grpcserver is a gRPC server that authenticates its callers, agents and
+// coderd, and bounds what they may cost.
 //
 // It serves what is registered, gRPC's health service and, if asked to, its
-// reflection. Health and reflection are open to anyone who reaches the listener: they
-// tell what the published contract tells, and whether the service is up. Of all other
+// reflection. Health and reflection are open to anyone who reaches the listener.
+// They show the published contract, and whether the service is up. Of all other
 // calls nothing but the headers is read before the caller is known.
 package grpcserver
 
@@ -30,9 +30,9 @@ import (
 // stopTimeout bounds what is left after the drain: calls without a stream.
 const stopTimeout = 2 * time.Second
 
-// drainSpread of the drain's time is what the requests to connect again are
-// spread over: evenly, so that the other replicas are not stormed. In the rest
-// the last ones to be asked can leave.
+// drainSpread of the drain's time is what the requests to connect again are spread
+// over: evenly, so that the other replicas are not stormed. In the rest the last
+// agents that were asked can end their streams.
 const drainSpread = 0.75
 
 // healthInterval is how late the health service may be.
@@ -75,7 +75,7 @@ type Server struct {
 }
 
 // New returns a Server that serves once, by Serve, after its services are
-// registered. agents tells whose a token is. It registers its metrics, gRPC's
+// registered. agents finds agents by their tokens. It registers its metrics, gRPC's
 // among them, with reg.
 func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Server, error) {
 	opts = opts.withDefaults()
@@ -206,8 +206,8 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 func (s *Server) drain(patience bool) {
 	s.health.Shutdown()
 	left := s.streams.drain()
-	// Every connection is told at once that it takes no new streams: whoever
-	// shares one among many has another by the time that they ask for it.
+	// Every connection refuses new streams at once. So who shares one among many has
+	// another one by the time that it is needed.
 	stopped := make(chan struct{})
 	var graceful sync.WaitGroup
 	graceful.Go(func() {
@@ -215,11 +215,11 @@ func (s *Server) drain(patience bool) {
 		close(stopped)
 	})
 	if patience {
-		s.askToLeave(left)
+		s.askToReconnect(left)
 	}
 	s.streams.stop()
-	for _, a := range s.streams.all() {
-		go a.stream.Finish(ErrDraining) // it may wait for the agent
+	for _, a := range s.streams.allAgents() {
+		go a.stream.CloseStream(ErrDraining) // it may wait for the agent
 	}
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
@@ -231,15 +231,15 @@ func (s *Server) drain(patience bool) {
 	graceful.Wait()
 }
 
-// askToLeave asks the agents one after another to connect again, and waits until
-// all streams have left, within Options.DrainTimeout.
-func (s *Server) askToLeave(left <-chan struct{}) {
-	agents := s.streams.all()
-	turns := make([]time.Duration, len(agents))
-	for i := range turns {
-		turns[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.DrainTimeout))
+// askToReconnect asks the agents one after another to connect again. It waits until
+// all streams have ended, within Options.DrainTimeout.
+func (s *Server) askToReconnect(left <-chan struct{}) {
+	agents := s.streams.allAgents()
+	delays := make([]time.Duration, len(agents))
+	for i := range delays {
+		delays[i] = time.Duration(rand.Float64() * drainSpread * float64(s.opts.DrainTimeout))
 	}
-	slices.Sort(turns)
+	slices.Sort(delays)
 	start := time.Now()
 	next := time.NewTimer(0)
 	defer next.Stop()
@@ -250,12 +250,12 @@ func (s *Server) askToLeave(left <-chan struct{}) {
 		case <-next.C:
 		}
 		passed := time.Since(start)
-		for ; i < len(turns) && turns[i] <= passed; i++ {
-			agents[i].stream.AskToLeave()
+		for ; i < len(delays) && delays[i] <= passed; i++ {
+			agents[i].stream.AskToReconnect()
 		}
 		switch {
-		case i < len(turns):
-			next.Reset(turns[i] - passed)
+		case i < len(delays):
+			next.Reset(delays[i] - passed)
 		case passed < s.opts.DrainTimeout:
 			next.Reset(s.opts.DrainTimeout - passed)
 		default:
@@ -264,7 +264,7 @@ func (s *Server) askToLeave(left <-chan struct{}) {
 	}
 }
 
-// watchHealth keeps the health service truthful.
+// watchHealth updates the health service each healthInterval.
 func (s *Server) watchHealth(ctx context.Context) {
 	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()

@@ -40,8 +40,8 @@ type Service struct {
 	// Intercept is called last before the handler, when the caller is known and within
 	// its limits; nil: the handler is.
 	Intercept grpc.StreamServerInterceptor
-	// Ready returns why the service cannot be used now, within a second; health tells
-	// whether it can.
+	// Ready returns why the service cannot be used now, within a second. The health
+	// service serves it.
 	Ready func(ctx context.Context) error
 }
 

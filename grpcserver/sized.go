@@ -35,8 +35,8 @@ type messageReader interface {
 }
 
 // sizedStream reads messages of a limited size. gRPC has one limit for all methods,
-// coderd's, and buffers messages up to that; here the header of a message, which
-// tells its size, is read first, and one that is too large is not buffered at all.
+// coderd's, and buffers messages up to that. Here the header of a message, which
+// has its size, is read first. One that is too large is not buffered at all.
 type sizedStream struct {
 	grpc.ServerStream
 	server *Server
@@ -88,7 +88,7 @@ func (s *sizedStream) RecvMsg(m any) error {
 		return err
 	}
 	if size > largeMessage {
-		done, err := s.receive(size, m)
+		done, err := s.reserve(size, m)
 		if err != nil {
 			return err
 		}

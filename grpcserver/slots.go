@@ -1,13 +1,13 @@
 package grpcserver
 
-// Slots bounds how many of something go on at once.
+// Slots is a semaphore: it bounds how many of something go on at once.
 type Slots chan struct{}
 
 // NewSlots returns n slots.
 func NewSlots(n int) Slots { return make(Slots, n) }
 
-// Take returns false if all slots are taken.
-func (s Slots) Take() bool {
+// TryAcquire takes a slot. It returns false if there is none.
+func (s Slots) TryAcquire() bool {
 	select {
 	case s <- struct{}{}:
 		return true
@@ -16,5 +16,5 @@ func (s Slots) Take() bool {
 	}
 }
 
-// Free gives back a slot that was taken.
-func (s Slots) Free() { <-s }
+// Release gives back a slot that TryAcquire took.
+func (s Slots) Release() { <-s }

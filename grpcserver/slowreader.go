@@ -9,15 +9,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// responseStream is a stream of responses to coderd. It ends if coderd does not read
-// them: whoever waits for that holds a response in memory.
+// responseStream is a stream of responses to coderd. It ends if coderd does not
+// read them: a writer that waits for that has a response in memory.
 type responseStream struct {
 	grpc.ServerStream
-	box     Outbox
-	calls   Slots // of which the stream has one until its first message is there
-	begun   atomic.Bool
-	timeout time.Duration
-	timer   *time.Timer
+	box      Outbox
+	calls    Slots // of which the stream has one until its first message is there
+	released atomic.Bool
+	timeout  time.Duration
+	timer    *time.Timer
 }
 
 // boundResponses returns the stream with a bound on the time that each response waits
@@ -43,14 +43,14 @@ func (s *Server) SlowReader() error {
 // RecvMsg implements grpc.ServerStream.
 func (r *responseStream) RecvMsg(m any) error {
 	err := r.ServerStream.RecvMsg(m)
-	r.begin()
+	r.releaseCall()
 	return err
 }
 
-// begin gives the slot back, once.
-func (r *responseStream) begin() {
-	if r.begun.CompareAndSwap(false, true) {
-		r.calls.Free()
+// releaseCall gives the slot back, once.
+func (r *responseStream) releaseCall() {
+	if r.released.CompareAndSwap(false, true) {
+		r.calls.Release()
 	}
 }
 

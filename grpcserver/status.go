@@ -31,7 +31,7 @@ func Invalid(field, format string, args ...any) error {
 	})
 }
 
-// Exhausted returns RESOURCE_EXHAUSTED with the time to stay away.
+// Exhausted returns RESOURCE_EXHAUSTED with the delay before the next attempt.
 func Exhausted(retry time.Duration, text string) error {
 	return withDetails(codes.ResourceExhausted, text, &errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
 }
@@ -45,8 +45,8 @@ func withDetails(code codes.Code, text string, details protoadapt.MessageV1) err
 	return detailed.Err()
 }
 
-// Failure returns the status that tells the peer of an error of a component, which the
-// peer cannot do anything about: it is logged, and told in general terms.
+// Failure returns the status of an error of a component, which the peer cannot do
+// anything about. The error is logged; its text does not reach the peer.
 func Failure(ctx context.Context, log *slog.Logger, doing string, err error) error {
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()

@@ -9,10 +9,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// registrar registers every method as a stream. gRPC reads and decodes the
-// message of a unary method before it calls an interceptor: whoever has no
-// credential would be read, too. A handler of a stream reads when the
-// interceptors are through.
+// registrar registers every method as a stream. gRPC reads and decodes the message
+// of a unary method before it calls an interceptor: who has no credential would be
+// read, too. A handler of a stream reads after the interceptors.
 type registrar struct{ *grpc.Server }
 
 // RegisterService implements grpc.ServiceRegistrar.
@@ -51,11 +50,11 @@ func asStreams(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return &served
 }
 
-// StreamEnder is what gRPC has to end a stream from another goroutine than that
-// of its handler: an implementation of grpc.ServerTransportStream, which has this
-// method although the interface does not name it. It unblocks whoever reads or
-// writes, and cancels the stream's context. Else each stream would need a second
-// goroutine, of 8 KB, to wait for messages and anything else.
+// StreamEnder ends a stream from another goroutine than that of its handler. It
+// unblocks who reads or writes, and cancels the stream's context. gRPC's
+// implementation of grpc.ServerTransportStream has this method, although the
+// interface does not name it. Without it each stream would need a second goroutine,
+// of 8 KB, to wait for messages and anything else.
 type StreamEnder interface {
 	WriteStatus(*status.Status) error
 }

@@ -14,9 +14,10 @@ import (
 )
 
 // Outbox counts the responses of a stream that gRPC has and did not write yet. A
-// stream that ended stays in gRPC's memory until they are written, with up to 64
-// KB of them: a peer without room in its window pins it for as long as its
-// connection lives. gRPC tells nobody, so the buffers of the responses do.
+// stream that ended stays in gRPC's memory until they are written, with up to 64 KB
+// of them. A peer without room in its window keeps it there for as long as its
+// connection lives. gRPC has no callback for that, so the buffers of the responses
+// count.
 type Outbox struct{ unwritten atomic.Int64 }
 
 // CountedResponse is a response that is counted.
@@ -93,7 +94,7 @@ func newUnreadStreams(limit, coderdLimit int, c *connections, limited prometheus
 	return &unreadStreams{limit: limit, coderdLimit: coderdLimit, connections: c, limited: limited, streams: make(map[agent.ID][]unreadStream)}
 }
 
-// add tells that a stream of the caller ended.
+// add notes that a stream of the caller ended.
 func (u *unreadStreams) add(ctx context.Context, who Caller, box *Outbox) {
 	if box.unwritten.Load() == 0 {
 		return
@@ -131,7 +132,7 @@ func (u *unreadStreams) admit(id agent.ID) bool {
 }
 
 // admitCoderd returns false if coderd may have no new stream of responses. The
-// connection that has the most ended streams unread is closed before: whoever has it
+// connection that has the most ended streams unread is closed before: its peer
 // reads nothing, or is lost.
 func (u *unreadStreams) admitCoderd() bool {
 	u.mu.Lock()

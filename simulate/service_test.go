@@ -163,7 +163,7 @@ func (s *service) start() {
 			agentapi.Options{ReportInterval: 5 * time.Second}, reg, log)
 		require.NoError(t, err)
 		_, err = coderdapi.New(api,
-			coderdapi.Components{Fleet: agents, Reader: s.store, News: news, Pushes: s.pushes, Reports: watched},
+			coderdapi.Components{Fleet: agents, Reader: s.store, Subscriber: news, Pushes: s.pushes, Reports: watched},
 			coderdapi.Options{}, reg, log)
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(context.Background())

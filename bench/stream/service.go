@@ -125,7 +125,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 		return err
 	}
 	if _, err = coderdapi.New(s.api, coderdapi.Components{
-		Fleet: agents, Reader: db, News: news, Pushes: pushed, Reports: watched,
+		Fleet: agents, Reader: db, Subscriber: news, Pushes: pushed, Reports: watched,
 	}, coderdapi.Options{StoreReady: db.Ping}, reg, log); err != nil {
 		return err
 	}

@@ -40,11 +40,11 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 	forCoderd := s.config.coderdServiceOptions()
 	forCoderd.StoreReady = s.store.Ping
 	_, err = coderdapi.New(s.api, coderdapi.Components{
-		Fleet:   s.fleet,
-		Reader:  s.store,
-		News:    notifications,
-		Pushes:  s.pushed,
-		Reports: s.reports,
+		Fleet:      s.fleet,
+		Reader:     s.store,
+		Subscriber: notifications,
+		Pushes:     s.pushed,
+		Reports:    s.reports,
 	}, forCoderd, reg, s.log.With("component", "coderdapi"))
 	return err
 }
