@@ -28,46 +28,45 @@ func (s *Service) Connect(stream connectStream) error {
 	if err != nil {
 		return err
 	}
-	leave, err := s.server.Admit(stream.Context(), c, &c.outbox)
+	release, err := s.server.Admit(stream.Context(), c, &c.outbox)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer release()
 	defer c.close() // also if a panic comes through here
-	return c.leave(c.serve())
+	return c.awaitEnd(c.serve())
 }
 
-// awayHold is how long the stream of an agent that must stay away is held before
-// it is told so: agents that do not obey cost a stream a second for each one that
-// they may have open.
-const awayHold = time.Second
+// awayDelay is how long the status for an agent that must stay away is delayed. An
+// agent that does not obey can open one stream a second in the place of each that
+// it may have open.
+const awayDelay = time.Second
 
-// awaitLeave holds the stream of an agent that must stay away, and returns the
-// status that says so.
-func (c *connection) awaitLeave(retry time.Duration) error {
+// refuseAway delays the status for an agent that must stay away, and returns it.
+func (c *connection) refuseAway(retry time.Duration) error {
 	asked := time.Now()
-	if err := c.pause(min(retry, awayHold)); err != nil {
+	if err := c.pause(min(retry, awayDelay)); err != nil {
 		return err
 	}
 	return grpcserver.Exhausted(max(retry-time.Since(asked), time.Millisecond), c.excess()+": it must stay away for a while")
 }
 
-// pause waits. An error is why the stream should end before.
+// pause waits. An error is why the stream should end before that.
 func (c *connection) pause(d time.Duration) error {
 	if d <= 0 {
 		return nil
 	}
-	var over <-chan struct{}
+	var ended <-chan struct{}
 	if c.session != nil {
-		over = c.session.Done()
+		ended = c.session.Done()
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return nil
-	case <-over:
-		return ended(c.session.End())
+	case <-ended:
+		return endStatus(c.session.End())
 	case <-c.service.server.Stopping():
 		return grpcserver.ErrDraining
 	case <-c.stream.Context().Done():
@@ -75,15 +74,15 @@ func (c *connection) pause(d time.Duration) error {
 	}
 }
 
-// serve takes in what the agent sends until its stream ends, which is io.EOF if
-// it has half-closed, or is to be ended with the error.
+// serve takes in what the agent sends. It returns io.EOF when the agent has
+// half-closed the stream, or the error with which the stream is to end.
 func (c *connection) serve() error {
 	ctx, s := c.stream.Context(), c.service
 	who := grpcserver.CallerFrom(ctx)
 	if retry := s.Fleet.Admit(who.Agent); retry > 0 {
-		return c.awaitLeave(retry)
+		return c.refuseAway(retry)
 	}
-	hello, err := c.hello()
+	hello, err := c.awaitHello()
 	if err != nil {
 		if isRefusal(err) {
 			s.Fleet.ChargeRefused(who.Agent, brokenItems, c.frame.Size)
@@ -99,22 +98,22 @@ func (c *connection) serve() error {
 	if err != nil {
 		return s.failure(ctx, "open a session", err)
 	}
-	c.open(session)
-	if !s.recheck(ctx, who) {
+	c.setSession(session)
+	if !s.recheckToken(ctx, who) {
 		c.setEnd(fleet.EndRevoked)
-		return ended(fleet.EndRevoked)
+		return endStatus(fleet.EndRevoked)
 	}
-	c.greet()
+	c.startSending()
 	for {
-		if err := c.next(); err != nil {
+		if err := c.handleNext(); err != nil {
 			return err
 		}
 	}
 }
 
-// recheck tells whether the caller's token is still the agent's, after its
-// session was opened: from then on a revoked token ends the session.
-func (s *Service) recheck(ctx context.Context, c grpcserver.Caller) bool {
+// recheckToken reports whether the caller's token is still the agent's, after its
+// session was opened. From then on a revoked token ends the session.
+func (s *Service) recheckToken(ctx context.Context, c grpcserver.Caller) bool {
 	if c.Token == "" {
 		return true
 	}
@@ -122,8 +121,8 @@ func (s *Service) recheck(ctx context.Context, c grpcserver.Caller) bool {
 	return err == nil && id == c.Agent
 }
 
-// hello waits for the first message.
-func (c *connection) hello() (*agentstatsv1.Hello, error) {
+// awaitHello waits for the first message.
+func (c *connection) awaitHello() (*agentstatsv1.Hello, error) {
 	within := c.service.server.Options().HelloTimeout
 	timeout := time.AfterFunc(within, func() {
 		c.CloseStream(grpcserver.Invalid("hello", "want it within %v (%s)", within, grpcserver.FlagFirstMessage))
@@ -167,8 +166,8 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 // contract and ends the stream: ten of them are the burst.
 const brokenItems = 500
 
-// isRefusal tells whether err is a status that says that the agent's message
-// breaks the contract.
+// isRefusal reports whether err is the status of a message that breaks the
+// contract.
 func isRefusal(err error) bool {
 	switch status.Code(err) {
 	case codes.InvalidArgument, codes.ResourceExhausted, codes.FailedPrecondition:
@@ -177,46 +176,47 @@ func isRefusal(err error) bool {
 	return false
 }
 
-// next takes in the next request. An agent that sends too fast is not read for a
-// while after it, so that its own flow control stops it, or is sent away before.
-func (c *connection) next() error {
+// handleNext takes in the next request. An agent that sends too fast is not read
+// for a while after it, so that its own flow control stops it. If it goes on, its
+// stream ends.
+func (c *connection) handleNext() error {
 	if err := c.stream.RecvMsg(&c.frame); err != nil {
 		return err
 	}
-	c.heard.Store(true)
-	wait, err := c.take()
+	c.active.Store(true)
+	wait, err := c.handleFrame()
 	if err != nil {
 		return err
 	}
 	return c.pause(wait)
 }
 
-// take takes in the frame, which it releases.
-func (c *connection) take() (wait time.Duration, err error) {
+// handleFrame takes in the frame, which it releases.
+func (c *connection) handleFrame() (wait time.Duration, err error) {
 	defer c.frame.Release()
 	wait, retry, _ := c.session.Charge(c.frame.Size)
 	if retry > 0 {
 		c.setEnd(fleet.EndRefused)
-		return 0, c.sentAway(retry)
+		return 0, c.awayStatus(retry)
 	}
-	if err := c.check(&c.frame); err != nil {
+	if err := c.checkFrame(&c.frame); err != nil {
 		c.session.ChargeRefused(brokenItems, c.frame.Size)
 		c.setEnd(fleet.EndRefused)
 		return 0, err
 	}
-	if err := c.accept(&c.frame); err != nil {
+	if err := c.handleRequest(&c.frame); err != nil {
 		c.setEnd(fleet.EndRefused)
 		return 0, err
 	}
 	return wait, nil
 }
 
-// check returns how a request breaks the contract, which ends the stream.
-func (c *connection) check(f *wire.Frame) error {
+// checkFrame returns how a request breaks the contract, which ends the stream.
+func (c *connection) checkFrame(f *wire.Frame) error {
 	switch {
 	case f.Refused != nil:
 		return f.Refused
-	case c.saidGoodbye:
+	case c.goodbyeRead:
 		return grpcserver.Invalid("message", "want none after goodbye")
 	case f.Request.GetHello() != nil:
 		return grpcserver.Invalid("hello", "want it as the first message only")
@@ -228,34 +228,34 @@ func (c *connection) check(f *wire.Frame) error {
 	return nil
 }
 
-// accept takes in a request. An error ends the stream.
-func (c *connection) accept(f *wire.Frame) error {
+// handleRequest takes in a request. An error ends the stream.
+func (c *connection) handleRequest(f *wire.Frame) error {
 	var refused []agent.Refusal
 	goodbye := f.Request.GetGoodbye() != nil
 	err := c.session.Receive(f.Sequence, func(r fleet.Request) {
 		if goodbye {
-			c.endSession() // before anybody can ack it
+			c.closeSession() // before anybody can ack it
 		}
 		refused = c.service.takeRequest(r, f)
 		r.Refuse(ownRefusals(refused)) // this, too
 	})
 	if err != nil {
-		// The session is over: by whom is told by its channel.
+		// The session has ended. Its channel is closed with the reason.
 		<-c.session.Done()
-		return ended(c.session.End())
+		return endStatus(c.session.End())
 	}
 	if goodbye {
-		c.goodbye()
+		c.awaitLastAck()
 		return nil
 	}
-	err = c.refused(refused, f.Size)
-	c.received(len(refused) > 0)
+	err = c.chargeRefused(refused, f.Size)
+	c.handled(len(refused) > 0)
 	return err
 }
 
-// refused counts what was refused of a message of size bytes. Too much of it ends
-// the stream.
-func (c *connection) refused(refusals []agent.Refusal, size int) error {
+// chargeRefused charges the agent for what was refused of a message of size bytes.
+// Too much of it ends the stream.
+func (c *connection) chargeRefused(refusals []agent.Refusal, size int) error {
 	n := 0
 	for _, r := range refusals {
 		n += r.Count
@@ -264,17 +264,17 @@ func (c *connection) refused(refusals []agent.Refusal, size int) error {
 		return nil
 	}
 	if retry := c.session.ChargeRefused(n, size); retry > 0 {
-		return c.sentAway(retry)
+		return c.awayStatus(retry)
 	}
 	return nil
 }
 
-// sentAway returns the status of an agent that must stay away for a while.
-func (c *connection) sentAway(retry time.Duration) error {
+// awayStatus returns the status of an agent that must stay away for a while.
+func (c *connection) awayStatus(retry time.Duration) error {
 	return grpcserver.Exhausted(retry, c.excess())
 }
 
-// excess says which limit the agent is above.
+// excess names the limit that the agent is above.
 func (c *connection) excess() string {
 	return c.service.Fleet.Excess(grpcserver.CallerFrom(c.stream.Context()).Agent)
 }

@@ -3,6 +3,7 @@ package agentapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -16,17 +17,16 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// ackPause is the shortest time between two acks of a stream, but for those that
-// tell more or are of ackRequests requests: a busy agent gets one ack for many
-// reports, and one that lets only some be without an ack need not pause.
+// A busy stream is acked at most every ackPause. A request that was refused in part,
+// and every ackRequests-th request, is acked at once.
 const (
 	ackPause    = 5 * time.Millisecond
 	ackRequests = 32
 )
 
-// maxUntold refusals of an agent; while there are more, and it does not read, it
-// is not read: the fleet would tell it the rest without their names.
-const maxUntold = 32
+// maxUnsentRefusals of an agent. Beyond that an agent that does not read is not read
+// either: the fleet would send it the rest without their names.
+const maxUnsentRefusals = 32
 
 // Reasons of please-reconnect.
 const (
@@ -34,9 +34,54 @@ const (
 	reconnectDrain = "draining"
 )
 
-// connection is an agent's stream. Agents are many and mostly idle, so it has
-// one goroutine, its handler's, which reads. Whoever has news of it answers, one
-// at a time.
+// phase is how far an agent's stream has come. It never goes back, and may skip phases.
+//
+//	handshake   nothing is sent but the status
+//	    │  the session is open: the settings are due
+//	    ▼
+//	open        requests are taken in, responses are sent
+//	    │  a goodbye is taken in: the session is closed
+//	    ▼
+//	goodbye     responses are sent, requests are refused
+//	    │  the goodbye is received: its ack is due
+//	    ▼
+//	last ack    the same, until all is durable or Options.GoodbyeTimeout has passed
+//	    │  the status is sent, or the handler has ended the stream
+//	    ▼
+//	closed      nothing is sent any more
+//
+// Each phase leads to closed when the stream is to end: the status is due then. It is
+// sent after all else that is due.
+type phase uint8
+
+const (
+	phaseHandshake phase = iota
+	phaseOpen
+	phaseGoodbye
+	phaseLastAck
+	phaseClosed
+)
+
+// String returns the name of the phase.
+func (p phase) String() string {
+	switch p {
+	case phaseHandshake:
+		return "handshake"
+	case phaseOpen:
+		return "open"
+	case phaseGoodbye:
+		return "goodbye"
+	case phaseLastAck:
+		return "last ack"
+	case phaseClosed:
+		return "closed"
+	}
+	return fmt.Sprintf("phase(%d)", uint8(p))
+}
+
+// connection is an agent's stream. Agents are many and mostly idle, so it has one
+// goroutine, its handler's, which reads. A goroutine that makes something due sends it,
+// one at a time. None of them has mu locked while it sends.
 type connection struct {
 	service *Service
 	stream  connectStream
@@ -44,37 +89,32 @@ type connection struct {
 	outbox  grpcserver.Outbox
 	// session is nil until the hello.
 	session *fleet.Session
-	// frame is what is being taken in. It and the next field are the handler's.
+	// frame is what is being taken in. Only the handler uses it and goodbyeRead.
 	frame       wire.Frame
-	saidGoodbye bool
-	// heard is set by each message, and cleared by the check for idle streams.
-	heard atomic.Bool
-	// woken and paced are true while somebody is about to answer, at once or in
-	// a while.
-	woken, paced atomic.Bool
+	goodbyeRead bool
+	// active is set by each message, and cleared by the check for idle streams.
+	active atomic.Bool
+	// sendScheduled is true while a goroutine is about to send what is due,
+	// ackScheduled while one is about to do so after ackPause.
+	sendScheduled, ackScheduled atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
 
-	answering bool // somebody is
-	again     bool // there may be something to answer since it was looked for
-	greeted   bool // before, there is nothing to answer
+	phase     phase
+	due       due
+	askedAged bool // the please-reconnect of an old session was sent
 
-	settings *agentstatsv1.Settings // to be sent first
-	drains   bool                   // it is to be asked to leave
-	asked    bool                   // to connect again, as the session is old
-	ackDue   bool
-	unacked  int // requests since the last ack
-	acked    fleet.Progress
-	ackedAt  time.Time
-	sent     chan struct{} // closed when something was; nil: nobody waits for that
+	unacked int // requests since the last ack
+	acked   fleet.Progress
+	ackedAt time.Time
 
-	leaving bool        // goodbye was said
-	bye     *time.Timer // bounds the wait for the last ack; nil: it is not waited for
-	end     fleet.End   // how the session will end
-	over    bool
-	verdict error // that the stream is over with
-	told    bool
+	sending bool          // a goroutine sends what is due
+	resend  bool          // something may be due since that goroutine looked
+	sent    chan struct{} // closed when something was sent; nil: nobody waits for that
+
+	closeTimer *time.Timer // bounds the last ack; nil: it is not waited for
+	end        fleet.End   // how the session will end
 }
 
 func newConnection(s *Service, stream connectStream) (*connection, error) {
@@ -88,25 +128,28 @@ func newConnection(s *Service, stream connectStream) (*connection, error) {
 	}, nil
 }
 
-// open gives the connection its session.
-func (c *connection) open(session *fleet.Session) {
+// advanceLocked moves the connection to a later phase.
+func (c *connection) advanceLocked(p phase) { c.phase = max(c.phase, p) }
+
+// setSession gives the connection its session.
+func (c *connection) setSession(session *fleet.Session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.session = session
 }
 
-// greet sends the settings, and from then on what is due.
-func (c *connection) greet() {
-	c.session.Watch(c.wake)
+// startSending sends the settings, and from then on what is due.
+func (c *connection) startSending() {
+	c.session.Watch(c.scheduleSend)
 	c.mu.Lock()
-	c.greeted = true
+	c.advanceLocked(phaseOpen)
 	c.acked = c.session.Resume()
-	c.settings = c.service.settings(c.session)
+	c.due.settings = c.service.settings(c.session)
 	c.mu.Unlock()
-	c.answer()
+	c.sendDue()
 }
 
-// settings returns what an agent is told when its session opens.
+// settings returns those of a session that opens.
 func (s *Service) settings(session *fleet.Session) *agentstatsv1.Settings {
 	opts, resume := &s.opts, session.Resume()
 	settings := &agentstatsv1.Settings{
@@ -129,38 +172,40 @@ func (s *Service) settings(session *fleet.Session) *agentstatsv1.Settings {
 	return settings
 }
 
-// received has a request acked, at once if something of it was refused or many
-// wait for an ack. It waits while the agent does not read what was refused before.
-func (c *connection) received(refused bool) {
+// handled makes the ack of a request due. It is sent at once if something of the
+// request was refused, or if many requests wait for an ack. handled waits while the agent
+// does not read its refusals.
+func (c *connection) handled(refused bool) {
 	c.mu.Lock()
-	c.ackDue = true
+	c.due.ack = true
 	c.unacked++
-	paced := !refused && c.unacked < ackRequests && time.Since(c.ackedAt) < ackPause
+	later := !refused && c.unacked < ackRequests && time.Since(c.ackedAt) < ackPause
 	c.mu.Unlock()
-	if paced {
-		if c.paced.CompareAndSwap(false, true) {
+	if later {
+		if c.ackScheduled.CompareAndSwap(false, true) {
 			time.AfterFunc(ackPause, func() {
-				c.paced.Store(false)
-				c.answer()
+				c.ackScheduled.Store(false)
+				c.sendDue()
 			})
 		}
 		return
 	}
-	c.answer()
-	c.awaitRoom(c.stream.Context(), c.session.UnsentRefusals)
+	c.sendDue()
+	c.awaitRefusals(c.stream.Context(), c.session.UnsentRefusals)
 }
 
-// awaitRoom waits while there is too much to tell.
-func (c *connection) awaitRoom(ctx context.Context, untold func() int) {
+// awaitRefusals waits while another goroutine sends and there are too many unsent
+// refusals.
+func (c *connection) awaitRefusals(ctx context.Context, unsent func() int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.answering && untold() > maxUntold && ctx.Err() == nil {
-		c.awaitAnswerLocked(ctx)
+	for c.sending && unsent() > maxUnsentRefusals && ctx.Err() == nil {
+		c.awaitSentLocked(ctx)
 	}
 }
 
-// awaitAnswerLocked waits, without the lock, until something was sent.
-func (c *connection) awaitAnswerLocked(ctx context.Context) {
+// awaitSentLocked waits, without the lock, until something was sent.
+func (c *connection) awaitSentLocked(ctx context.Context) {
 	if c.sent == nil {
 		c.sent = make(chan struct{})
 	}
@@ -173,45 +218,47 @@ func (c *connection) awaitAnswerLocked(ctx context.Context) {
 	c.mu.Lock()
 }
 
-// endSession ends the session of an agent that goes away for good.
-func (c *connection) endSession() {
-	c.saidGoodbye = true
+// closeSession closes the session of an agent that said goodbye.
+func (c *connection) closeSession() {
+	c.goodbyeRead = true
 	c.mu.Lock()
-	c.leaving = true
+	c.advanceLocked(phaseGoodbye)
 	c.end = fleet.EndGoodbye
 	c.mu.Unlock()
 	c.session.Close(fleet.EndGoodbye)
 }
 
-// goodbye has the stream end with the last ack, which tells what was not durable.
-func (c *connection) goodbye() {
-	if !c.saidGoodbye { // it was received before, by another connection
-		c.endSession()
+// awaitLastAck makes the stream end with the last ack, which covers what was not
+// durable.
+func (c *connection) awaitLastAck() {
+	if !c.goodbyeRead { // it was received before, by another connection
+		c.closeSession()
 	}
 	c.mu.Lock()
-	c.ackDue = true
-	c.bye = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.CloseStream(nil) })
+	c.advanceLocked(phaseLastAck)
+	c.due.ack = true
+	c.closeTimer = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.CloseStream(nil) })
 	c.mu.Unlock()
-	c.answer()
+	c.sendDue()
 }
 
-// AskToReconnect has the agent told to connect again as the service stops.
+// AskToReconnect makes a please-reconnect due, as the service stops. It does not block.
 func (c *connection) AskToReconnect() {
 	c.mu.Lock()
-	c.end, c.drains = fleet.EndDrain, true
+	c.end, c.due.drain = fleet.EndDrain, true
 	c.mu.Unlock()
-	c.wake()
+	c.scheduleSend()
 }
 
-// Heard tells whether a message came since it was called last.
-func (c *connection) ReceivedMessage() bool { return c.heard.Swap(false) }
+// ReceivedMessage reports whether a message came since its last call.
+func (c *connection) ReceivedMessage() bool { return c.active.Swap(false) }
 
-// wake has somebody answer. It does not block.
-func (c *connection) wake() {
-	if c.woken.CompareAndSwap(false, true) {
+// scheduleSend sends what is due in another goroutine. It does not block.
+func (c *connection) scheduleSend() {
+	if c.sendScheduled.CompareAndSwap(false, true) {
 		go func() {
-			c.woken.Store(false)
-			c.answer()
+			c.sendScheduled.Store(false)
+			c.sendDue()
 		}()
 	}
 }
@@ -225,57 +272,58 @@ func (c *connection) setEnd(end fleet.End) {
 	}
 }
 
-// leave ends the stream for the handler, with the error that serve returned. It
-// returns what the handler has to.
-func (c *connection) leave(err error) error {
-	ended := errors.Is(err, io.EOF)
+// awaitEnd waits for the end of the stream, which it causes unless the last ack is
+// pending. err is what serve returned. It returns the handler's result.
+func (c *connection) awaitEnd(err error) error {
+	halfClosed := errors.Is(err, io.EOF)
 	c.mu.Lock()
-	waits := ended && c.leaving // half-closed, for the last ack
+	waits := halfClosed && c.phase >= phaseGoodbye // for the last ack
 	c.mu.Unlock()
-	if ended {
+	if halfClosed {
 		err = nil
 	}
 	if !waits {
 		c.CloseStream(err)
 	}
-	// Whoever ends the stream cancels its context.
+	// The end of the stream cancels its context.
 	ctx := c.stream.Context()
 	<-ctx.Done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.told = true
-	for c.answering { // which the end of the stream ends, too
-		c.awaitAnswerLocked(context.Background())
+	c.advanceLocked(phaseClosed)
+	for c.sending { // which the end of the stream ends, too
+		c.awaitSentLocked(context.Background())
 	}
-	c.endLocked(ctx.Err())
-	return c.verdict
+	c.closeLocked(ctx.Err())
+	return c.due.closeErr
 }
 
-// close ends the session. The stream must not be used from now on.
+// close closes the session. The stream must not be used from now on.
 func (c *connection) close() {
 	c.mu.Lock()
-	c.told = true
-	session, end, bye := c.session, c.end, c.bye
+	c.advanceLocked(phaseClosed)
+	session, end, timer := c.session, c.end, c.closeTimer
 	c.mu.Unlock()
-	if bye != nil {
-		bye.Stop()
+	if timer != nil {
+		timer.Stop()
 	}
 	if session != nil {
 		session.Close(end)
 	}
 }
 
-// CloseStream ends the stream with an error, nil: none, unless it is over already.
-// What is due is answered before. It may block while the agent does not read.
+// CloseStream ends the stream with an error, nil: none, unless it has a status already.
+// What is due is sent before. It may block while the agent does not read.
 func (c *connection) CloseStream(err error) {
 	c.mu.Lock()
-	c.endLocked(err)
+	c.closeLocked(err)
 	c.mu.Unlock()
-	c.answer()
+	c.sendDue()
 }
 
-func (c *connection) endLocked(err error) {
-	if !c.over {
-		c.over, c.verdict = true, err
+// closeLocked makes the status due, unless one is.
+func (c *connection) closeLocked(err error) {
+	if !c.due.close {
+		c.due.close, c.due.closeErr = true, err
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
-// Reasons of refused states, as the counter labels them and as agents are told.
+// Reasons of refused states, as the counter labels them and refusals have them.
 const (
 	reasonUnknownState = "unknown_state"
 	reasonInvalidField = "invalid_field"

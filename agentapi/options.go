@@ -8,7 +8,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Limits are what agents are told that the components accept of one agent.
+// Limits are what the components accept of one agent, as its settings say.
 type Limits struct {
 	// Series that an agent may have at once.
 	Series int
@@ -21,7 +21,7 @@ type Limits struct {
 
 // Options are the knobs of an AgentService. A zero field takes its default.
 type Options struct {
-	// ReportInterval that agents are told; default 30 s, at least 1 s.
+	// ReportInterval in the settings of agents; default 30 s, at least 1 s.
 	ReportInterval time.Duration
 	Limits         Limits
 	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
@@ -34,8 +34,8 @@ const (
 	defaultErrorBytes = 2048
 )
 
-// MaxValueBytes is what a stored value takes at most with its key and the default limits
-// of Limits.
+// MaxValueBytes is what a stored value takes at most with its key, under the
+// default Limits.
 const MaxValueBytes = agent.MaxMetadataKeyBytes + defaultValueBytes + defaultErrorBytes + 128
 
 func (o Options) withDefaults() Options {

@@ -56,8 +56,8 @@ func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.
 	return s.takeReport(r, report, func() []byte { return contract.EncodeRest(stats) })
 }
 
-// takeReport takes in a report. rest returns it encoded without samples, for those
-// who watch reports.
+// takeReport takes in a report. rest returns it encoded without samples, for
+// watchers of reports.
 func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
 	if s.Reports.Wanted() {
@@ -161,7 +161,7 @@ func (s *Service) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.
 	return nil
 }
 
-// networkOf converts the agent's view, which is good or bad as a whole.
+// networkOf converts the agent's view, which is valid or refused as a whole.
 func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
 	network := agent.Network{NodeID: n.GetNodeId(), PreferredRegion: n.GetPreferredRegionId()}
 	if network.PreferredRegion < 0 {
@@ -215,8 +215,8 @@ var refusalCodes = map[agent.RefusalKind]agentstatsv1.RefusalCode{
 	agent.RefusedStore:      agentstatsv1.RefusalCode_REFUSAL_CODE_STORE,
 }
 
-// ownRefusals returns copies that hold nothing of a request, and are as long as
-// an agent is told.
+// ownRefusals returns copies that reference nothing of a request, shortened to what
+// an agent is sent.
 func ownRefusals(refused []agent.Refusal) []agent.Refusal {
 	own := slices.Clone(refused)
 	for i := range own {

@@ -12,107 +12,117 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// answer sends what is due, and ends the stream if it is over. If somebody else
-// does so just then, that one looks again. It may block while the agent does not
-// read. That stops only the answers to that agent, and its requests when there is
-// too much to answer; its session can be taken over or removed meanwhile.
-func (c *connection) answer() {
+// due is what is to be sent beside the session's refusals and progress, in this order.
+// mu of the connection guards it.
+type due struct {
+	settings *agentstatsv1.Settings // nil: not due
+	drain    bool                   // a please-reconnect, as the service stops
+	ack      bool
+	close    bool  // the status, which is the last to be sent
+	closeErr error // of the status
+}
+
+// responses are what one round of sendDue sends, in this order.
+type responses struct {
+	settings *agentstatsv1.Settings
+	refusals []fleet.Refusal
+	drain    bool
+	aged     bool // a please-reconnect, as the session is old
+	acks     bool // there is an ack
+	ack      wire.Ack
+}
+
+// sendDue sends what is due. One goroutine sends at a time: if another one does, that
+// one looks again. sendDue may block while the agent does not read. That stops the
+// responses to that agent, and its requests when there are too many refusals. Its
+// session can be taken over or removed meanwhile.
+func (c *connection) sendDue() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.again = true
-	if c.answering {
+	c.resend = true
+	if c.sending {
 		return
 	}
-	c.answering = true
-	for c.again && !c.told {
-		c.again = false
-		due := c.dueLocked()
+	c.sending = true
+	for c.resend && c.phase != phaseClosed {
+		c.resend = false
+		r := c.takeDueLocked()
 		c.mu.Unlock()
-		err := c.send(&due)
+		err := c.send(&r)
 		c.mu.Lock()
 		if err != nil {
-			c.endLocked(err)
+			c.closeLocked(err)
 		}
 		if c.sent != nil {
 			close(c.sent)
 			c.sent = nil
 		}
 	}
-	c.answering = false
-	if c.over && !c.told {
-		c.told = true
-		_ = c.ender.WriteStatus(status.Convert(c.verdict)) // nobody can be told more
+	c.sending = false
+	if c.due.close && c.phase != phaseClosed {
+		c.phase = phaseClosed
+		_ = c.ender.WriteStatus(status.Convert(c.due.closeErr)) // after an error nothing can be sent
 	}
 }
 
-// due is what an agent is to be told.
-type due struct {
-	settings *agentstatsv1.Settings
-	refusals []fleet.Refusal
-	drains   bool // it is asked to leave
-	aged     bool // its session is old
-	acks     bool
-	ack      wire.Ack
-}
-
-// dueLocked takes what is due.
-func (c *connection) dueLocked() (d due) {
-	if !c.greeted {
-		return d
+// takeDueLocked returns what is due, which is not due any more.
+func (c *connection) takeDueLocked() (r responses) {
+	if c.phase == phaseHandshake {
+		return r
 	}
 	select {
 	case <-c.session.Done():
-		if !c.leaving {
-			// What is late is another session's to tell.
-			c.endLocked(ended(c.session.End()))
-			return d
+		if c.phase < phaseGoodbye {
+			// Another session of the instance sends the rest.
+			c.closeLocked(endStatus(c.session.End()))
+			return r
 		}
 	default:
 	}
-	d.settings, c.settings = c.settings, nil
-	d.drains, c.drains = c.drains, false
-	if c.session.Aged() && !c.asked {
-		c.asked, d.aged = true, true
+	r.settings, c.due.settings = c.due.settings, nil
+	r.drain, c.due.drain = c.due.drain, false
+	if c.session.Aged() && !c.askedAged {
+		c.askedAged, r.aged = true, true
 	}
-	progress, refusals, tells := c.session.NextAck()
-	if !tells {
-		return d // another session of the instance does
+	progress, refusals, ok := c.session.NextAck()
+	if !ok {
+		return r // another session of the instance sends them
 	}
-	d.refusals = refusals
-	if c.ackDue || progress != c.acked {
-		d.acks, d.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable, Box: &c.outbox}
-		c.ackDue, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
+	r.refusals = refusals
+	if c.due.ack || progress != c.acked {
+		r.acks, r.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable, Box: &c.outbox}
+		c.due.ack, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
-	if c.bye != nil && progress.Durable == progress.Received {
-		c.endLocked(nil)
+	if c.phase == phaseLastAck && progress.Durable == progress.Received {
+		c.closeLocked(nil)
 	}
-	return d
+	return r
 }
 
-func (c *connection) send(d *due) error {
-	if d.settings != nil {
-		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: d.settings}}); err != nil {
+func (c *connection) send(r *responses) error {
+	if r.settings != nil {
+		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: r.settings}}); err != nil {
 			return err
 		}
 	}
-	for i := range d.refusals {
-		r := refusalMessage(&d.refusals[i])
-		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}}); err != nil {
+	for i := range r.refusals {
+		m := refusalMessage(&r.refusals[i])
+		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: m}}); err != nil {
 			return err
 		}
 	}
-	if d.drains {
+	if r.drain {
 		if err := c.sendReconnect(reconnectDrain); err != nil {
 			return err
 		}
 	}
-	if d.aged {
+	if r.aged {
 		if err := c.sendReconnect(reconnectAge); err != nil {
 			return err
 		}
 	}
-	if d.acks {
-		return c.stream.SendMsg(&d.ack)
+	if r.acks {
+		return c.stream.SendMsg(&r.ack)
 	}
 	return nil
 }

@@ -8,36 +8,36 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// While somebody else waits for the agent, what it is to be told does not grow.
-func TestAwaitRoom(t *testing.T) {
+// While another goroutine waits for the agent, its unsent refusals do not grow.
+func TestAwaitRefusals(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		waits := func(ctx context.Context, unsent int) (c *connection, done chan struct{}) {
-			c = &connection{answering: true}
+			c = &connection{sending: true}
 			done = make(chan struct{})
 			go func() {
-				c.awaitRoom(ctx, func() int { return unsent })
+				c.awaitRefusals(ctx, func() int { return unsent })
 				close(done)
 			}()
 			synctest.Wait()
 			return c, done
 		}
-		_, done := waits(t.Context(), maxUntold)
+		_, done := waits(t.Context(), maxUnsentRefusals)
 		<-done
 
-		c, done := waits(t.Context(), maxUntold+1)
+		c, done := waits(t.Context(), maxUnsentRefusals+1)
 		select {
 		case <-done:
 			t.Fatal("it does not wait")
 		default:
 		}
 		c.mu.Lock()
-		c.answering = false
+		c.sending = false
 		c.mu.Unlock()
-		c.answer()
+		c.sendDue()
 		<-done
 
 		ctx, cancel := context.WithCancel(t.Context())
-		_, done = waits(ctx, maxUntold+1)
+		_, done = waits(ctx, maxUnsentRefusals+1)
 		cancel()
 		<-done
 	})

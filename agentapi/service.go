@@ -33,15 +33,16 @@ type Metadata interface {
 	Add(now time.Time, r agent.MetadataReport) []agent.Refusal
 }
 
-// Reports keeps what agents report for those who watch it.
+// Reports takes in what agents report for those who watch it.
 type Reports interface {
-	// Wanted tells whether anybody does: a report costs no more than that otherwise.
+	// Wanted reports whether anybody watches reports: a report costs no more than
+	// this call otherwise.
 	Wanted() bool
 	// Add takes in a report. It touches memory only and copies the data.
 	Add(sum *agent.ReportSum)
 }
 
-// Components are what an AgentService stands before; all are required.
+// Components are what an AgentService calls; all are required.
 type Components struct {
 	Fleet    *fleet.Fleet
 	Stats    Stats
@@ -83,7 +84,7 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	return s, nil
 }
 
-// failure returns the status that tells the agent of an error of the components.
+// failure returns the status for the agent of an error of the components.
 func (s *Service) failure(ctx context.Context, doing string, err error) error {
 	switch {
 	case errors.Is(err, fleet.ErrUnavailable):
@@ -98,8 +99,8 @@ func (s *Service) failure(ctx context.Context, doing string, err error) error {
 	return grpcserver.Failure(ctx, s.log, doing, err)
 }
 
-// ended returns the status of a stream whose session ended by the fleet.
-func ended(end fleet.End) error {
+// endStatus returns the status of a stream whose session ended by the fleet.
+func endStatus(end fleet.End) error {
 	switch end {
 	case fleet.EndTakeover:
 		return status.Error(codes.Aborted, "superseded by a newer session")

@@ -7,8 +7,8 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 )
 
-// Ack is a response with an acknowledgement, encoded without a message: there is
-// one for nearly every report.
+// Ack is a response with an acknowledgement. It is encoded without a message, as
+// there is one for nearly every report.
 type Ack struct {
 	Received, Durable int64 // sequences
 	Box               *grpcserver.Outbox

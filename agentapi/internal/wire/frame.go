@@ -14,20 +14,20 @@ import (
 )
 
 // Frame is one message of an agent's stream. What it has is valid until its
-// release. At most one of the fields stats, metadata, request and refused is set.
+// release. At most one of Stats, metadata, Request and Refused is set.
 type Frame struct {
-	// size of the message, in bytes.
+	// Size of the message, in bytes.
 	Size int
-	// sequence of the request.
+	// Sequence of the request.
 	Sequence int64
-	// stats and metadata are those of a plain request.
+	// Stats and metadata are those of a plain request.
 	Stats    *Report
 	metadata *metadataDecoder
 	entries  []agent.MetadataEntry // of metadata
-	// request is any other one.
+	// Request is any other one.
 	Request *agentstatsv1.ConnectRequest
-	// refused is the status that a message ends the stream with that was too
-	// large or did not decode. gRPC would end it with one of its own.
+	// Refused is the status that ends the stream of a message that was too large or
+	// did not decode. gRPC would end it with one of its own.
 	Refused error
 
 	// buffer has the bytes of a plain request; nil: there are none to keep.
@@ -40,7 +40,7 @@ type Frame struct {
 	limit     int
 }
 
-// The decoders of plain requests are reused, so that an idle stream holds none.
+// The decoders of plain requests are reused, so that an idle stream has none.
 var (
 	wireReports      = sync.Pool{New: func() any { return new(Report) }}
 	metadataDecoders = sync.Pool{New: func() any { return new(metadataDecoder) }}
@@ -49,7 +49,7 @@ var (
 // NewFrame returns a frame of an agent's stream, whose messages have at most limit bytes.
 func NewFrame(id agent.ID, limit int) Frame { return Frame{agent: id, limit: limit} }
 
-// Release lets go of all that the frame has but what is the stream's.
+// Release releases all that the frame has but what is the stream's.
 func (f *Frame) Release() {
 	if f.Stats != nil {
 		f.Stats.reset()
@@ -73,7 +73,7 @@ func (f *Frame) MetadataEntries() ([]agent.MetadataEntry, bool) { return f.entri
 // stream's next one.
 func (f *Frame) KeepEncodings() { f.encodings = f.Stats.encodings(f.encodings) }
 
-// HasMessage tells whether the request has any of the messages.
+// HasMessage reports whether the request has any of the messages.
 func (f *Frame) HasMessage() bool {
 	return f.Stats != nil || f.metadata != nil || f.Request.GetMessage() != nil
 }
@@ -84,7 +84,7 @@ var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
 // Sender returns whose stream it is.
 func (f *Frame) Sender() agent.ID { return f.agent }
 
-// Refuse has the frame hold the status of a message of size bytes that is not read.
+// Refuse keeps the status of a message of size bytes that is not read.
 func (f *Frame) Refuse(size int, err error) { f.Size, f.Refused = size, err }
 
 // UnmarshalMessage reads a message. The error is nil: the status of one that does not
@@ -117,8 +117,8 @@ const (
 	tagMetadata = 4<<3 | byte(protowire.BytesType)
 )
 
-// readPlain reads a request of stats or metadata; false if it is not plain, or
-// is another one. Then nothing is kept.
+// readPlain reads a request of stats or metadata. It returns false, and keeps
+// nothing, if the request is not plain or is another one.
 func (f *Frame) readPlain(w reader) bool {
 	t, ok := w.tag()
 	if !ok || t != tagSequence {

@@ -18,7 +18,7 @@ type MessageReport struct {
 	labels   []agent.Label
 }
 
-// messageReports are reused, so that a stream that is idle holds none.
+// messageReports are reused, so that an idle stream has none.
 var messageReports = sync.Pool{New: func() any { return new(MessageReport) }}
 
 // NewMessageReport returns the report of a message. The caller releases it.
@@ -74,7 +74,7 @@ func (r *MessageReport) Sample(i int) *agent.Sample {
 	return &r.sample
 }
 
-// sampleType returns the sample's type; UnknownType if the contract has it not.
+// sampleType returns the sample's type; UnknownType: it is not in the contract.
 func sampleType(t agentstatsv1.Stats_Metric_Type) agent.SampleType {
 	switch t {
 	case agentstatsv1.Stats_Metric_TYPE_UNSPECIFIED:

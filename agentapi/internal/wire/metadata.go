@@ -36,8 +36,9 @@ type metadataDecoder struct {
 }
 
 // decode returns all entries of an encoded MetadataReport, those of equal keys
-// included; false if it is not plain, or has a field twice in one message. The
-// entries are valid until the next decode or release, and while the bytes are.
+// included. It returns false if the report is not plain, or has a field twice in
+// one message. The entries are valid until the next decode or release, and while
+// the bytes are.
 func (d *metadataDecoder) decode(w reader) ([]agent.MetadataEntry, bool) {
 	d.release()
 	for len(w) > 0 {
@@ -57,7 +58,7 @@ func (d *metadataDecoder) decode(w reader) ([]agent.MetadataEntry, bool) {
 	return d.entries, true
 }
 
-// release lets go of the strings, and of a buffer that few agents need.
+// release releases the strings, and a buffer that few agents need.
 func (d *metadataDecoder) release() {
 	if cap(d.entries) > maxKeptEntries {
 		d.entries = nil
@@ -118,8 +119,8 @@ func readResult(w reader, entry *agent.MetadataEntry) bool {
 	return true
 }
 
-// validTimestamp tells whether w is a plain Timestamp. Decoding does not ask
-// whether there can be such a time.
+// validTimestamp reports whether w is a plain Timestamp. Whether there can be such
+// a time is not decoding's question.
 func validTimestamp(w reader) bool {
 	for len(w) > 0 {
 		t, ok := w.tag()

@@ -51,16 +51,15 @@ const (
 	maxPlainLabels  = 256
 )
 
-// maxKeptSamples and maxKeptBytes bound the buffers of a report that is used
-// again: 40 bytes for each sample, of which an agent of Coder has some 30.
+// maxKeptSamples and maxKeptBytes bound the buffers of a report that is used again. A
+// sample takes 40 bytes, and an agent of Coder has some 30 samples.
 const (
 	maxKeptSamples = 1024
 	maxKeptBytes   = 4096
 )
 
-// maxRestBytes of a report are kept for watchers as they were sent, to be bounded
-// when they are told: an agent's has some 100. Of a larger one is kept what watchers
-// are told, at most 18 KB.
+// maxRestBytes of a report are kept for watchers as they were sent; an agent's has
+// some 100. A larger one is bounded at once, to at most 18 KB.
 const maxRestBytes = 1024
 
 // valueBytes is the size of a sample's value with its tag.
@@ -183,8 +182,8 @@ func (r *Report) setCount(t byte, v int64, older *agent.Sessions) bool {
 	return true
 }
 
-// readSessions reads an entry of session_counts. Of equal names the last one
-// would count: they are not plain.
+// readSessions reads an entry of session_counts. An entry with a name that another
+// one has is not plain: the last one counts then.
 func (r *Report) readSessions(w *reader) bool {
 	entry, ok := w.entry()
 	if !ok || len(r.apps) == maxPlainSessions {
@@ -264,7 +263,7 @@ func validLabel(w reader) bool {
 	return true
 }
 
-// reset lets go of the bytes, and of buffers that few reports need.
+// reset releases the bytes, and buffers that few reports need.
 func (r *Report) reset() {
 	if cap(r.samples) > maxKeptSamples || cap(r.others) > maxKeptBytes {
 		*r = Report{}

@@ -11,11 +11,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Agents' requests are read from the wire without decoding them into messages,
-// if they are plain: known fields with their wire types, tags of one byte, and
-// messages that are not split over several fields. What the generated code would
-// make of a plain request is what is read. Whatever is not plain is left to the
-// generated code: it is rare, so that need not be fast.
+// Agents' requests are read from the wire without decoding them into messages, if they
+// are plain. A plain request has known fields with their wire types, tags of one byte,
+// and messages that are not split over several fields. It is read as the generated code
+// would decode it. The generated code decodes what is not plain: that is rare, so it
+// need not be fast.
 
 // reader is what is left to read of an encoded message. A read that fails returns
 // false and leaves it undefined.
