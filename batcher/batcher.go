@@ -26,7 +26,7 @@ type Store interface {
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 }
 
-// Publisher tells watchers whose metadata has changed. pubsub.Metadata is one.
+// Publisher notifies watchers of changed metadata. pubsub.Metadata is one.
 type Publisher interface {
 	// PublishMetadata gets each agent once. It must not keep agents.
 	PublishMetadata(ctx context.Context, agents []agent.ID) error
@@ -49,8 +49,8 @@ type Batcher struct {
 	failing failing
 
 	// Only Run uses what follows.
-	batch batch
-	ends  settlements
+	batch    batch
+	resolved resolutions
 	// calls of the store since that was last set, passes of the quarantine.
 	calls  int
 	passes uint64
@@ -63,8 +63,7 @@ type failing struct {
 	err      error
 }
 
-// New returns a Batcher that holds nothing. Its metrics are registered with
-// reg, once.
+// New returns an empty Batcher. Its metrics are registered with reg.
 func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Batcher, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
@@ -90,20 +89,20 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 	return b, nil
 }
 
-// Add takes in a report, received at now, and returns what it refused of it:
-// entries over the limits of a report, and new keys when MaxPending, or the share
-// of the agent or its owner, is reached. It keeps nothing of r but copies, of a value or an error only if they
-// differ from those that it has of the key, and r.Tracker, whose type must be
-// comparable. That is told to hold r's sequence before Add returns; the slice
-// that it later gets to settle is valid only during that call.
+// Add takes in a report, received at now, and returns what it refused of it. It
+// refuses entries over the limits of a report. It refuses new keys when MaxPending,
+// or the share of the agent or its owner, is reached. Of r it keeps copies, of a
+// value or an error only if they differ from those that it has of the key, and
+// r.Tracker. The tracker's type must be comparable. Its AddPending is called before
+// Add returns; the slice that its Resolve gets is valid only during that call.
 func (b *Batcher) Add(now time.Time, r agent.MetadataReport) []agent.Refusal {
 	var refused refusals
-	var ends settlements
+	var resolved resolutions
 	kept := b.kept.Get().(*[]agent.MetadataEntry)
 	*kept = limitReport((*kept)[:0], r.Entries, &refused)
 
 	b.mu.Lock()
-	b.pending.add(now, &r, *kept, &refused, &ends)
+	b.pending.add(now, &r, *kept, &refused, &resolved)
 	full := b.pending.queue.n >= b.opts.BatchSize
 	b.mu.Unlock()
 
@@ -118,18 +117,18 @@ func (b *Batcher) Add(now time.Time, r agent.MetadataReport) []agent.Refusal {
 		default:
 		}
 	}
-	ends.tell()
+	resolved.notifyTrackers()
 	return refused.list
 }
 
 // Remove drops what is pending of an agent that is known no more. A write that
 // is under way is not stopped, but not repeated either.
 func (b *Batcher) Remove(id agent.ID) {
-	var ends settlements
+	var resolved resolutions
 	b.mu.Lock()
-	b.pending.remove(id, &ends)
+	b.pending.remove(id, &resolved)
 	b.mu.Unlock()
-	ends.tell()
+	resolved.notifyTrackers()
 }
 
 // Healthy returns nil if the newest flush was good, or why it was not.
@@ -144,7 +143,7 @@ func (b *Batcher) Healthy() error {
 		f.since.UTC().Format(time.RFC3339), f.attempts, f.err)
 }
 
-// snapshot is what is told of the pending entries at one moment.
+// snapshot is what the metrics show of the pending entries at one moment.
 type snapshot struct {
 	ledger  ledger
 	pending int

@@ -95,9 +95,9 @@ func TestSuperseded(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, "new", store.rows[rowKey{id(1), "a"}].Value)
 	require.Equal(t, []int64{5, 5}, tracker.superseded)
-	require.Equal(t, []agent.Resolution{{Sequence: 1}}, tracker.settled)
+	require.Equal(t, []agent.Resolution{{Sequence: 1}}, tracker.resolved)
 	require.Equal(t, []int64{1, 2}, tracker.sequences()[:2])
-	require.Equal(t, []agent.Resolution{{Sequence: 1}}, other.settled)
+	require.Equal(t, []agent.Resolution{{Sequence: 1}}, other.resolved)
 	flushAll(t, b)
 	require.Equal(t, "newest", store.rows[rowKey{id(1), "c"}].Value)
 	require.Equal(t, []int64{1, 2}, tracker.sequences(), "what lost stays held")
@@ -139,7 +139,7 @@ func TestFailedFlushIsMergedBack(t *testing.T) {
 	}
 	require.ErrorIs(t, b.flushWaiting(t.Context(), t.Context()), errDown)
 	requireLaw(t, b)
-	require.Equal(t, []int64{1, 1, 1, 1}, tracker.sequences(), "b's older hold stays")
+	require.Equal(t, []int64{1, 1, 1, 1}, tracker.sequences(), "b's older ack stays pending")
 	require.Equal(t, 1, tracker.calls)
 	flushAll(t, b)
 	require.Equal(t, []string{"a=1", "b=2", "c=1"}, texts(store.calls[1].rows))
@@ -158,14 +158,14 @@ func TestHoldsOfNewProcess(t *testing.T) {
 	b.Add(now, report(id(1), 1, 7, old, "a=1", "b=1"))
 	b.Add(now, report(id(1), 2, 1, young, "a=2"))
 	require.Equal(t, []int64{7}, old.sequences())
-	require.Equal(t, []agent.Resolution{{Sequence: 7}}, old.settled)
+	require.Equal(t, []agent.Resolution{{Sequence: 7}}, old.resolved)
 	require.Equal(t, []int64{1}, young.sequences())
-	// A value without a tracker ends the hold too, and the other way round.
+	// A value without a tracker resolves the ack too, and the other way round.
 	b.Add(now, report(id(1), 3, 1, nil, "a=3"))
 	require.Empty(t, young.sequences())
 	b.Add(now, report(id(1), 4, 4, young, "a=4"))
 	require.Equal(t, []int64{4}, young.sequences())
-	// A lower sequence in a newer session is the one to hold.
+	// A lower sequence in a newer session is the pending one.
 	b.Add(now, report(id(1), 5, 2, young, "a=5"))
 	require.Equal(t, []int64{2}, young.sequences())
 
@@ -200,14 +200,14 @@ func TestRejectedRowsAreIsolated(t *testing.T) {
 
 	require.Len(t, store.rows, 100)
 	require.Less(t, len(store.calls), 30, "halves, not single rows")
-	require.Len(t, tracker.settled, 100)
+	require.Len(t, tracker.resolved, 100)
 	require.Empty(t, tracker.sequences())
 	require.Empty(t, bad.sequences())
 	require.ElementsMatch(t, []agent.Resolution{
 		{Sequence: 4, Refusal: refusedByStore("first")},
 		{Sequence: 4, Refusal: refusedByStore("second")},
 		{Sequence: 5, Refusal: refusedByStore("third")},
-	}, bad.settled)
+	}, bad.resolved)
 	l, _ := b.told()
 	want := ledger{received: 103, flushed: 100}
 	want.dropped[dropRejected] = 3
@@ -226,7 +226,7 @@ func refusedByStore(key string) *agent.Refusal {
 }
 
 // The database goes down while the refused row is looked for: what was written
-// and refused by then is settled, the rest waits.
+// and refused by then is resolved, the rest waits.
 func TestRejectedThenDown(t *testing.T) {
 	store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
 	store.before = func(_ context.Context, rows []agent.Metadata) error {
@@ -302,11 +302,11 @@ func TestRemove(t *testing.T) {
 	b.Remove(id(9))
 	requireLaw(t, b)
 	require.Empty(t, tracker.sequences())
-	require.ElementsMatch(t, []string{"a", "b"}, []string{tracker.settled[0].Refusal.Names[0], tracker.settled[1].Refusal.Names[0]})
+	require.ElementsMatch(t, []string{"a", "b"}, []string{tracker.resolved[0].Refusal.Names[0], tracker.resolved[1].Refusal.Names[0]})
 	require.Equal(t, &agent.Refusal{
 		Kind: agent.RefusedNotAllowed, Reason: "deregistered", Message: "the agent was deregistered",
-		Names: tracker.settled[0].Refusal.Names, Count: 1,
-	}, tracker.settled[0].Refusal)
+		Names: tracker.resolved[0].Refusal.Names, Count: 1,
+	}, tracker.resolved[0].Refusal)
 
 	// Removed, and registered again, while a write is under way that fails.
 	b.Add(now, report(id(1), 1, 2, tracker, "a=2", "b=2"))
@@ -354,7 +354,7 @@ func TestPublish(t *testing.T) {
 	}
 	flushAll(t, b)
 	require.Equal(t, [][]agent.ID{{id(0), id(1)}, {id(1)}}, publisher.agents)
-	require.Empty(t, tracker.sequences(), "what is written is settled")
+	require.Empty(t, tracker.sequences(), "what is written is resolved")
 	require.NoError(t, b.Healthy())
 	require.Equal(t, 2.0, value(t, reg, "coderd_agentapi_metadata_publish_errors_total"))
 	require.Equal(t, 4.0, value(t, reg, "coderd_agentapi_metadata_flushed_total"))

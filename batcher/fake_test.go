@@ -95,13 +95,13 @@ func (p *fakePublisher) PublishMetadata(_ context.Context, agents []agent.ID) er
 	return p.err
 }
 
-// fakeTracker checks that each hold ends once.
+// fakeTracker checks that each pending ack is resolved once.
 type fakeTracker struct {
-	mu      sync.Mutex
-	held    map[int64]int
-	settled []agent.Resolution
-	calls   int
-	wrong   []agent.Resolution // settled without being held
+	mu       sync.Mutex
+	held     map[int64]int
+	resolved []agent.Resolution
+	calls    int
+	wrong    []agent.Resolution // resolved without being pending
 	// superseded has the epochs that it was told of.
 	superseded []int64
 }
@@ -121,12 +121,12 @@ func (f *fakeTracker) AddPending(sequence int64) {
 	f.held[sequence]++
 }
 
-func (f *fakeTracker) Resolve(settled []agent.Resolution) {
+func (f *fakeTracker) Resolve(resolved []agent.Resolution) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++
-	f.settled = append(f.settled, settled...)
-	for _, s := range settled {
+	f.resolved = append(f.resolved, resolved...)
+	for _, s := range resolved {
 		switch f.held[s.Sequence] {
 		case 0:
 			f.wrong = append(f.wrong, s)

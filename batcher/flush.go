@@ -174,7 +174,7 @@ func (b *Batcher) flush(
 ) (done flushed, err error) {
 	defer b.batch.reset()
 	b.mu.Lock()
-	b.pending.take(&b.batch, q, n)
+	b.pending.fillBatch(&b.batch, q, n)
 	b.mu.Unlock()
 	done.rows = len(b.batch.rows)
 	if done.rows == 0 {
@@ -190,11 +190,11 @@ func (b *Batcher) flush(
 	done.rejected = b.batch.count(rejected)
 
 	b.mu.Lock()
-	b.pending.land(&b.batch, time.Now(), &b.ends)
+	b.pending.finishBatch(&b.batch, time.Now(), &b.resolved)
 	b.noteLocked(err, began)
 	b.mu.Unlock()
-	// Trackers do not wait for the news: what is written is durable.
-	b.ends.tell()
+	// Trackers do not wait for the notification: what is written is durable.
+	b.resolved.notifyTrackers()
 	for _, l := range b.batch.lost {
 		if l.tracker != nil {
 			l.tracker.Supersede(l.epoch)
@@ -212,7 +212,7 @@ func (b *Batcher) flush(
 	return done, nil
 }
 
-// noteLocked keeps what Healthy tells.
+// noteLocked keeps what Healthy returns.
 func (b *Batcher) noteLocked(err error, now time.Time) {
 	if err == nil {
 		b.failing = failing{}
@@ -225,7 +225,7 @@ func (b *Batcher) noteLocked(err error, now time.Time) {
 	b.failing.err = err
 }
 
-// publish tells of the agents that have a row that changed something.
+// publish notifies watchers of the agents that have a row that changed something.
 func (b *Batcher) publish(ctx context.Context) {
 	if len(b.batch.changed) == 0 {
 		return

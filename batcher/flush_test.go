@@ -209,7 +209,7 @@ func TestShutdown(t *testing.T) {
 	})
 }
 
-// A database that does not answer holds up the end for ShutdownTimeout.
+// A database that does not answer delays the end by ShutdownTimeout.
 func TestShutdownIsBounded(t *testing.T) {
 	for _, flushUnderWay := range []bool{false, true} {
 		t.Run(strconv.FormatBool(flushUnderWay), func(t *testing.T) {
@@ -352,7 +352,7 @@ func TestSQLite(t *testing.T) {
 		}
 		require.Empty(t, tracker.sequences())
 		require.Empty(t, unknown.sequences())
-		require.Equal(t, refusedByStore("a"), unknown.settled[0].Refusal)
+		require.Equal(t, refusedByStore("a"), unknown.resolved[0].Refusal)
 		require.NoError(t, b.Healthy())
 		require.NotEmpty(t, publisher.agents)
 		l, pending := b.told()

@@ -161,7 +161,7 @@ func (m *model) flush() {
 func (m *model) check() {
 	requireLaw(m.t, m.b)
 	for _, tracker := range m.trackers {
-		require.Empty(m.t, tracker.wrong, "settled without a hold")
+		require.Empty(m.t, tracker.wrong, "resolved without a pending ack")
 	}
 	for _, a := range m.agents {
 		durable := a.sequence
@@ -180,7 +180,7 @@ func (m *model) check() {
 }
 
 // At any moment of any life the counts add up and what is acknowledged is in
-// the database; in the end each hold has ended and the newest values are there.
+// the database; in the end each pending ack is resolved and the newest values are there.
 func TestLaw(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
@@ -198,7 +198,7 @@ func TestLaw(t *testing.T) {
 		require.Zero(t, pending)
 		require.Empty(t, m.b.pending.agents)
 		for _, tracker := range m.trackers {
-			require.Empty(t, tracker.sequences(), "each hold ends")
+			require.Empty(t, tracker.sequences(), "each pending ack is resolved")
 		}
 		for _, a := range m.agents {
 			for key, value := range a.newest {

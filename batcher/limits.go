@@ -59,9 +59,9 @@ func limitReport(dst, entries []agent.MetadataEntry, refused *refusals) []agent.
 	return dst
 }
 
-// limitTexts returns value and error text as they are stored. That something
-// was too long is told in the error text, with the number of bytes that were
-// sent, or that it would take after the replacement of what is not text.
+// limitTexts returns value and error text as they are stored. If something was too
+// long, the error text says so, with the number of bytes that were sent, or that it
+// would take after the replacement of what is not text.
 func limitTexts(value, text string) (string, string) {
 	value, valueBytes := limitText(value, MaxValueBytes)
 	text, textBytes := limitText(text, MaxErrorBytes)

@@ -69,10 +69,10 @@ func everyPath(t *testing.T, add func(b *Batcher, r agent.MetadataReport) []agen
 	for _, c := range store.calls {
 		out = append(out, c.rows)
 	}
-	slices.SortStableFunc(tracker.settled, func(a, b agent.Resolution) int {
+	slices.SortStableFunc(tracker.resolved, func(a, b agent.Resolution) int {
 		return strings.Compare(fmt.Sprint(a.Refusal), fmt.Sprint(b.Refusal)) // keys of one agent are in no order
 	})
-	return append(out, tracker.settled, logged.String())
+	return append(out, tracker.resolved, logged.String())
 }
 
 // A report's memory is somebody else's after Add: nothing that comes out then

@@ -56,9 +56,9 @@ type agentEntries struct {
 type entry struct {
 	agent      *agentEntries
 	prev, next *entry // in the ring, if waiting
-	// value and hold are those that wait, or else those that are being written.
+	// value and ack are those that wait, or else those that are being written.
 	value   agent.Metadata
-	hold    hold
+	ack     pendingAck
 	waiting bool
 	writing bool
 	// removed says that the agent was, during the write.
@@ -70,7 +70,7 @@ type batch struct {
 	// rows are given to the store; the slices below are parallel to them.
 	rows    []agent.Metadata
 	entries []*entry
-	holds   []hold
+	acks    []pendingAck
 	fates   []fate
 	// changed has the agent of each written row that changed something; unchanged
 	// is how many did not.
@@ -88,7 +88,7 @@ type batch struct {
 	agents []int
 }
 
-// lost is a tracker that is to be told of an epoch.
+// lost is a tracker to be notified of an epoch.
 type lost struct {
 	tracker agent.Tracker
 	epoch   int64
@@ -142,9 +142,9 @@ func (q *queue) remove(e *entry) {
 func (p *pending) len() int { return p.waiting + p.writing }
 
 // add takes in the entries of r that are within the limits of a report, kept;
-// refused are the others, and becomes those that do not fit. ends gets the
-// holds that end.
-func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.MetadataEntry, refused *refusals, ends *settlements) {
+// refused are the others, and becomes those that do not fit. resolved gets the
+// acks that are resolved.
+func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.MetadataEntry, refused *refusals, resolved *resolutions) {
 	p.ledger.received += int64(len(r.Entries))
 	if len(kept) > 0 {
 		a := p.agents[r.Agent]
@@ -153,7 +153,7 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 		}
 		p.setOwner(a, r.Owner)
 		for i := range kept {
-			reason, full := p.put(a, now, r, &kept[i], ends)
+			reason, full := p.put(a, now, r, &kept[i], resolved)
 			if !full {
 				continue
 			}
@@ -172,9 +172,9 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 // put takes in one entry. It is full if the key is new and there is no room for
 // it, for the reason. Of values of equal order the later one counts: they are of
 // one report.
-func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry, ends *settlements) (reason dropReason, full bool) {
+func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry, resolved *resolutions) (reason dropReason, full bool) {
 	e := a.keys[in.Key]
-	next := hold{r.Tracker, r.Order.Sequence}
+	next := pendingAck{r.Tracker, r.Order.Sequence}
 	switch {
 	case e == nil:
 		if reason, full := p.full(a); full {
@@ -186,19 +186,19 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		a.keys[e.value.Key] = e
 		p.count(a.owner, 1)
 		p.pushBack(e)
-		e.hold = next
-		next.begin()
+		e.ack = next
+		next.addPending()
 	case r.Order.Compare(e.value.Order) < 0:
 		// Its request is not held: a newer value is on its way.
 		p.ledger.coalesced++
 		return 0, false
 	case e.waiting:
 		p.ledger.coalesced++
-		e.hold = e.hold.overwrite(next, ends)
-	default: // being written, with a hold of its own
+		e.ack = e.ack.overwrite(next, resolved)
+	default: // being written, with an ack of its own
 		p.pushBack(e)
-		e.hold = next
-		next.begin()
+		e.ack = next
+		next.addPending()
 	}
 	keep(&e.value.Value, in.Value)
 	keep(&e.value.Error, in.Error)
@@ -214,8 +214,8 @@ func keep(text *string, s string) {
 	}
 }
 
-// take moves up to n of the oldest entries of q into b, which is empty.
-func (p *pending) take(b *batch, q *queue, n int) {
+// fillBatch moves up to n of the oldest entries of q into b, which is empty.
+func (p *pending) fillBatch(b *batch, q *queue, n int) {
 	for range min(n, q.n) {
 		e := q.head.next
 		p.unlink(e)
@@ -228,7 +228,7 @@ func (p *pending) take(b *batch, q *queue, n int) {
 		b.agents[e.agent.slot-1]++
 		b.rows = append(b.rows, e.value)
 		b.entries = append(b.entries, e)
-		b.holds = append(b.holds, e.hold)
+		b.acks = append(b.acks, e.ack)
 		b.fates = append(b.fates, failed)
 	}
 	for _, e := range b.entries {
@@ -236,10 +236,10 @@ func (p *pending) take(b *batch, q *queue, n int) {
 	}
 }
 
-// land ends what take began: rows that were neither written nor rejected wait
-// again, before all others and in their order; agents with refused ones go into
-// quarantine. ends gets the holds that end.
-func (p *pending) land(b *batch, now time.Time, ends *settlements) {
+// finishBatch ends the writing that fillBatch began. Rows that were neither written
+// nor rejected wait again, before all others and in their order. Agents with
+// refused rows go into quarantine. resolved gets the acks that are resolved.
+func (p *pending) finishBatch(b *batch, now time.Time, resolved *resolutions) {
 	p.ledger.unchanged += int64(b.unchanged)
 	p.ledger.flushed -= int64(b.unchanged)
 	b.unsort()
@@ -249,22 +249,22 @@ func (p *pending) land(b *batch, now time.Time, ends *settlements) {
 		}
 	}
 	for i := len(b.entries) - 1; i >= 0; i-- {
-		e, h := b.entries[i], b.holds[i]
+		e, h := b.entries[i], b.acks[i]
 		e.writing = false
 		p.writing--
 		switch {
 		case b.fates[i] == written:
 			p.ledger.flushed++
-			ends.add(h, nil)
+			resolved.add(h, nil)
 		case e.removed:
-			p.drop(e, h, dropDeregistered, ends)
-		case b.fates[i] == superseded: // its hold stays: no ack passes it
+			p.drop(e, h, dropDeregistered, resolved)
+		case b.fates[i] == superseded: // its ack stays pending
 			p.ledger.coalesced++
 		case b.fates[i] == rejected:
-			p.drop(e, h, dropRejected, ends)
+			p.drop(e, h, dropRejected, resolved)
 		case e.waiting: // a newer value, which takes the place of this one
 			p.ledger.coalesced++
-			e.hold = h.join(e.hold, ends)
+			e.ack = h.join(e.ack, resolved)
 			p.unlink(e)
 			p.pushFront(e)
 		default:
@@ -284,18 +284,18 @@ func (p *pending) land(b *batch, now time.Time, ends *settlements) {
 func (b *batch) reset() {
 	clear(b.rows) // let go of the strings
 	clear(b.entries)
-	clear(b.holds)
+	clear(b.acks)
 	clear(b.suspects)
 	clear(b.lost)
-	b.rows, b.entries, b.holds = b.rows[:0], b.entries[:0], b.holds[:0]
+	b.rows, b.entries, b.acks = b.rows[:0], b.entries[:0], b.acks[:0]
 	b.fates, b.agents, b.changed = b.fates[:0], b.agents[:0], b.changed[:0]
 	b.suspects, b.order, b.lost = b.suspects[:0], b.order[:0], b.lost[:0]
 	b.unchanged = 0
 }
 
 // remove drops the entries of an agent; those that are being written are
-// dropped by land unless the write succeeds. ends gets the holds that end.
-func (p *pending) remove(id agent.ID, ends *settlements) {
+// dropped by finishBatch unless the write succeeds. resolved gets the acks that are resolved.
+func (p *pending) remove(id agent.ID, resolved *resolutions) {
 	a := p.agents[id]
 	if a == nil {
 		return
@@ -305,7 +305,7 @@ func (p *pending) remove(id agent.ID, ends *settlements) {
 		e.removed = true
 		if e.waiting {
 			p.unlink(e)
-			p.drop(e, e.hold, dropDeregistered, ends)
+			p.drop(e, e.ack, dropDeregistered, resolved)
 		}
 		if !e.writing {
 			p.count(a.owner, -1)
@@ -314,9 +314,9 @@ func (p *pending) remove(id agent.ID, ends *settlements) {
 	delete(p.quarantine, id)
 }
 
-// drop counts an entry that is given up and tells its tracker, in words that
-// hold no more than the agent may know.
-func (p *pending) drop(e *entry, h hold, reason dropReason, ends *settlements) {
+// drop counts an entry that is given up and resolves its ack. The refusal has no
+// more than the agent may know.
+func (p *pending) drop(e *entry, h pendingAck, reason dropReason, resolved *resolutions) {
 	p.ledger.dropped[reason]++
 	if h.tracker == nil {
 		return
@@ -329,7 +329,7 @@ func (p *pending) drop(e *entry, h hold, reason dropReason, ends *settlements) {
 	} else {
 		refusal.Message = fmt.Sprintf("the database refused the value of key %q", refusal.Names[0])
 	}
-	ends.add(h, refusal)
+	resolved.add(h, refusal)
 }
 
 // queueOf returns the queue that the agent's entries wait in.

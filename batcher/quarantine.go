@@ -63,7 +63,7 @@ func (p *pending) confine(id agent.ID, now time.Time) {
 		}
 	}
 	// In the order in which they became pending, so that durable moves.
-	slices.SortFunc(moved, func(a, b *entry) int { return cmp.Compare(a.hold.sequence, b.hold.sequence) })
+	slices.SortFunc(moved, func(a, b *entry) int { return cmp.Compare(a.ack.sequence, b.ack.sequence) })
 	for _, e := range moved {
 		p.unlink(e)
 	}
@@ -161,7 +161,7 @@ func (b *Batcher) writeAgents(ctx context.Context, from, to int) (refused error,
 	return cmp.Or(left, right), err
 }
 
-// canConfine tells whether an agent can be in quarantine.
+// canConfine reports whether an agent can be in quarantine.
 func (b *Batcher) canConfine(id agent.ID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -220,7 +220,7 @@ func (b *batch) noteNewer(from, to int, newer []agent.StoredEpoch) {
 		if epoch, is := epochs[key{b.rows[i].Agent, b.rows[i].Key}]; is {
 			b.fates[i] = superseded
 			b.unchanged--
-			b.lost = append(b.lost, lost{b.holds[i].tracker, epoch})
+			b.lost = append(b.lost, lost{b.acks[i].tracker, epoch})
 		}
 	}
 }
@@ -235,7 +235,7 @@ func (b *batch) sortByAgent() {
 	slices.SortStableFunc(order, func(i, j int) int { return bytes.Compare(b.rows[i].Agent[:], b.rows[j].Agent[:]) })
 	b.rows = permuted(b.rows, order)
 	b.entries = permuted(b.entries, order)
-	b.holds = permuted(b.holds, order)
+	b.acks = permuted(b.acks, order)
 	b.fates = permuted(b.fates, order)
 	b.order = order
 }
@@ -251,7 +251,7 @@ func (b *batch) unsort() {
 	}
 	b.rows = permuted(b.rows, back)
 	b.entries = permuted(b.entries, back)
-	b.holds = permuted(b.holds, back)
+	b.acks = permuted(b.acks, back)
 	b.fates = permuted(b.fates, back)
 	b.order = b.order[:0]
 }

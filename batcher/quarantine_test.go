@@ -63,7 +63,7 @@ func TestQuarantine(t *testing.T) {
 		stop()
 		require.Empty(t, bad.sequences(), "the end takes what it takes")
 		require.Empty(t, append(bad.wrong, good.wrong...))
-		require.Len(t, bad.settled, hostile*12*80)
+		require.Len(t, bad.resolved, hostile*12*80)
 	})
 }
 

@@ -2,78 +2,79 @@ package batcher
 
 import "github.com/coder/agentstatsd/agent"
 
-// hold is one pending part of a tracker that is not resolved.
-type hold struct {
-	tracker  agent.Tracker // nil: nobody is told
+// pendingAck is one pending part of a tracker: no durable ack passes its sequence
+// until it is resolved.
+type pendingAck struct {
+	tracker  agent.Tracker // nil: none
 	sequence int64
 }
 
-// begin tells the tracker.
-func (h hold) begin() {
-	if h.tracker != nil {
-		h.tracker.AddPending(h.sequence)
+// addPending notifies the tracker of the pending part.
+func (a pendingAck) addPending() {
+	if a.tracker != nil {
+		a.tracker.AddPending(a.sequence)
 	}
 }
 
-// overwrite returns the hold of an entry that has h when a value arrives whose
-// hold would be next, which has not begun. Of one tracker the older sequence
-// stays held. Otherwise the agent's process is a new one, and what the old one
-// waited for has become pointless: its hold ends.
-func (h hold) overwrite(next hold, ends *settlements) hold {
-	if h.tracker == next.tracker && h.sequence <= next.sequence {
-		return h
+// overwrite returns the pending ack of an entry that has a when a value with next
+// arrives. next is not pending yet. Of one tracker the older sequence stays
+// pending. Otherwise the agent's process is a new one, for which the old one's ack
+// is pointless: a is resolved.
+func (a pendingAck) overwrite(next pendingAck, resolved *resolutions) pendingAck {
+	if a.tracker == next.tracker && a.sequence <= next.sequence {
+		return a
 	}
-	next.begin()
-	ends.add(h, nil)
+	next.addPending()
+	resolved.add(a, nil)
 	return next
 }
 
-// join returns the hold of an entry of which an older value, held by h, and a
-// newer one, held by next, have become one; the other of the two ends.
-func (h hold) join(next hold, ends *settlements) hold {
-	if h.tracker == next.tracker && h.sequence <= next.sequence {
-		ends.add(next, nil)
-		return h
+// join returns the pending ack of an entry in which an older value, with a, and a
+// newer one, with next, have become one. The other of the two is resolved.
+func (a pendingAck) join(next pendingAck, resolved *resolutions) pendingAck {
+	if a.tracker == next.tracker && a.sequence <= next.sequence {
+		resolved.add(next, nil)
+		return a
 	}
-	ends.add(h, nil)
+	resolved.add(a, nil)
 	return next
 }
 
-// settlements collects the ends of holds by tracker. The zero value is empty.
-// Its buffers are used again.
-type settlements struct {
+// resolutions collects resolved acks by tracker. The zero value is empty. Its
+// buffers are used again.
+type resolutions struct {
 	index    map[agent.Tracker]int
 	trackers []agent.Tracker
-	settled  [][]agent.Resolution
+	lists    [][]agent.Resolution
 }
 
-// add ends a hold. refusal is nil unless the entry was given up.
-func (s *settlements) add(h hold, refusal *agent.Refusal) {
-	if h.tracker == nil {
+// add resolves an ack. refusal is nil unless the entry was given up.
+func (s *resolutions) add(a pendingAck, refusal *agent.Refusal) {
+	if a.tracker == nil {
 		return
 	}
-	i, ok := s.index[h.tracker]
+	i, ok := s.index[a.tracker]
 	if !ok {
 		if s.index == nil {
 			s.index = make(map[agent.Tracker]int)
 		}
 		i = len(s.trackers)
-		s.index[h.tracker] = i
-		s.trackers = append(s.trackers, h.tracker)
-		if i == len(s.settled) {
-			s.settled = append(s.settled, nil)
+		s.index[a.tracker] = i
+		s.trackers = append(s.trackers, a.tracker)
+		if i == len(s.lists) {
+			s.lists = append(s.lists, nil)
 		}
 	}
-	s.settled[i] = append(s.settled[i], agent.Resolution{Sequence: h.sequence, Refusal: refusal})
+	s.lists[i] = append(s.lists[i], agent.Resolution{Sequence: a.sequence, Refusal: refusal})
 }
 
-// tell settles with each tracker once, and empties s. It must be called
-// without a lock that a tracker may want.
-func (s *settlements) tell() {
+// notifyTrackers calls each tracker once, and empties s. It must be called without
+// a lock that a tracker may want.
+func (s *resolutions) notifyTrackers() {
 	for i, tracker := range s.trackers {
-		tracker.Resolve(s.settled[i])
-		clear(s.settled[i])
-		s.settled[i] = s.settled[i][:0]
+		tracker.Resolve(s.lists[i])
+		clear(s.lists[i])
+		s.lists[i] = s.lists[i][:0]
 	}
 	clear(s.index)
 	clear(s.trackers)

@@ -35,7 +35,7 @@ func (p *pending) count(owner agent.ID, n int) {
 	}
 }
 
-// full tells whether there is no room for a new key of the agent, and why.
+// full reports whether there is no room for a new key of the agent, and why.
 func (p *pending) full(a *agentEntries) (dropReason, bool) {
 	switch {
 	case p.len() >= p.limits.all:
