@@ -36,7 +36,7 @@ type Identity struct {
 // Instance is one process of an agent, chosen at random by it.
 type Instance [16]byte
 
-// Order tells which of two statements of one agent is newer. Times do not.
+// Order says which of two statements of one agent is newer. Times do not.
 type Order struct {
 	// Epoch of the agent's session, in nanoseconds since 1970 when it opened,
 	// but always above the epochs before it.
@@ -60,7 +60,7 @@ func (o Order) Compare(p Order) int {
 	return cmp.Or(cmp.Compare(o.Epoch, p.Epoch), cmp.Compare(o.Sequence, p.Sequence))
 }
 
-// Follows tells whether what has the order o may take the place of what is stored
+// Follows reports whether what has the order o may take the place of what is stored
 // with another one: it is newer, and its session began after that of the other.
 func (o Order) Follows(stored Order) bool {
 	return o.Compare(stored) > 0 && (o.Epoch == stored.Epoch || o.knew(stored.Epoch))

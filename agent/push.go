@@ -26,9 +26,9 @@ type Push struct {
 	Families [][]byte
 }
 
-// PushRefusal tells why a family of a push, or a part of it, is not served.
+// PushRefusal is why a family of a push, or a part of it, is not served.
 type PushRefusal struct {
-	// Name of the family; empty if it has none that can be told.
+	// Name of the family; empty if it has no readable one.
 	Name string
 	// Reason as the counters label it, like "owned_by_service".
 	Reason string
@@ -40,7 +40,7 @@ type PushRefusal struct {
 }
 
 // PushRow is what is kept of one coderd instance, or, with the zero instance,
-// of all that are folded into one.
+// of all that are merged into totals.
 type PushRow struct {
 	Instance Instance
 	Replica  string

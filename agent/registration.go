@@ -19,9 +19,8 @@ type Registration struct {
 	MetadataKeys []string
 	// Parent is the agent that this one is a sub-agent of; zero: none.
 	Parent ID
-	// Incarnation tells registrations of one agent apart that was removed in
-	// between: it is the revision at which the agent was made known, and the
-	// store's to say.
+	// Incarnation is the revision at which the agent was made known, which the store
+	// sets. It differs between registrations of an agent that was removed in between.
 	Incarnation int64
 }
 

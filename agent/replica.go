@@ -10,7 +10,7 @@ var (
 	ErrOutdated = errors.New("changed meanwhile by another replica")
 	// ErrStoreDown is wrapped when the database itself says that nobody can use
 	// it: it refuses connections, starts or stops. Then no other replica can use
-	// it either, which a timeout does not tell.
+	// it either. After a timeout that is not known.
 	ErrStoreDown = errors.New("the database is down")
 )
 

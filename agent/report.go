@@ -16,8 +16,8 @@ type Stats struct {
 	Apps     AppCounts
 }
 
-// The most that a report may say. What exceeds it counts as not reported, to
-// whoever is told of the report.
+// The most that a report may say. What exceeds it counts as not reported, for all
+// readers of the report.
 const (
 	// MaxReportedBytes, or packets, moved since the report before: 1 PiB takes a
 	// link of 100 Gbit/s a day.
@@ -105,7 +105,7 @@ type Refusal struct {
 // small: 16 names of 200 bytes are 3 KB.
 const MaxRefusalNames = 16
 
-// RefusalKind tells whether sending again can help.
+// RefusalKind reports whether sending again can help.
 type RefusalKind uint8
 
 // The kinds of refusals.
@@ -133,7 +133,7 @@ type MetadataReport struct {
 	Incarnation int64
 	// Entries in the order of the wire; of equal keys the last one counts.
 	Entries []MetadataEntry
-	// Tracker is told what becomes of the entries; nil: nobody is.
+	// Tracker is notified of what becomes of the entries; nil: none.
 	Tracker Tracker
 }
 

@@ -12,12 +12,12 @@ type Series struct {
 // SeriesKey names whose series the service computes: those of an agent, or of a
 // workspace. One id may be both.
 type SeriesKey struct {
-	// Workspace tells that ID is a workspace's.
+	// Workspace is true if ID is a workspace's.
 	Workspace bool
 	ID        ID
 }
 
-// Status is how an agent stands to the service, named as in the label status.
+// Status is an agent's presence, named as in the label status.
 type Status string
 
 // The statuses of an agent.

@@ -116,7 +116,7 @@ func (s *State) CurrentLifecycle() LifecycleState {
 	return cmp.Or(s.Lifecycle.State, LifecycleCreated)
 }
 
-// StartEnded tells whether the newest start is known to have ended.
+// StartEnded reports whether the newest start is known to have ended.
 func (s *State) StartEnded() bool { return s.ReadyOrder.Compare(s.StartedOrder) > 0 }
 
 // MaxEpoch is the highest of the epochs of the parts; 0: nothing was ever said.

@@ -12,10 +12,10 @@ var (
 	// ErrSuperseded is wrapped by the error of a stream whose subscription has
 	// another stream meanwhile, was removed, or is that of an older database.
 	ErrSuperseded = errors.New("superseded by a newer watch of the name")
-	// ErrUnknownWriter is wrapped by the error of a write of a replica that was not
-	// heard of, or was removed.
+	// ErrUnknownWriter is wrapped by the error of a write of a replica that recorded no
+	// heartbeat, or was removed.
 	ErrUnknownWriter = errors.New("unknown writer of reports")
-	// ErrNameFree is the error of a stream that stood by when its turn has come: others
+	// ErrNameFree is the error of a stream that stood by when the name is free. Others
 	// have processed more meanwhile than it knows, so the watcher begins anew.
 	ErrNameFree = errors.New("the name is free: the watcher that had it is gone")
 	// ErrTooMany is wrapped by the error of what would be one too many.
@@ -215,7 +215,7 @@ type ReportWatch struct {
 	Room func(ctx context.Context) (keep func(bytes int), err error)
 }
 
-// ReportMessage is what a watcher is told. The first of a stream has no sums.
+// ReportMessage is what a watcher is sent. The first of a stream has no sums.
 type ReportMessage struct {
 	// Position is that of the batch, or of the first message: the newest that is acked.
 	Position Position

@@ -63,7 +63,7 @@ type Aggregator struct {
 	// lifecycleMu serialises the events of agents' lives: open, close, relabel,
 	// remove, expire.
 	lifecycleMu sync.Mutex
-	// named has the agents by the labels that tell them apart. The first of several
+	// named has the agents by the labels that identify them. The first of several
 	// with equal labels is served. The others are hidden.
 	named        map[nameKey][]*agentSeries
 	hiddenAgents atomic.Int64
@@ -76,7 +76,7 @@ type shard struct {
 	agents map[agent.ID]*agentSeries
 }
 
-// nameKey are the labels that tell agents apart. The stats gauges have no
+// nameKey are the labels that identify agents. The stats gauges have no
 // template_name.
 type nameKey struct {
 	username, workspace, agent string

@@ -67,7 +67,7 @@ func appendPrefix(dst []byte, d *desc, ident *agent.Identity, keep identityLabel
 	return append(dst, ' ')
 }
 
-// appendKey appends an unambiguous form of a name and its sorted labels, from
+// appendKey appends an unambiguous encoding of a name and its sorted labels, from
 // which the strings of a desc can be cut.
 func appendKey(dst []byte, name string, labels []agent.Label) []byte {
 	dst = appendKeyPart(dst, name)

@@ -73,7 +73,7 @@ type ingester struct {
 	families []agentFamily
 	borrowed bool
 
-	// labels are a sample's in canonical form. key and prefix are scratch.
+	// labels are a sample's canonical ones. key and prefix are scratch.
 	labels      []agent.Label
 	key, prefix []byte
 }
@@ -220,7 +220,7 @@ func (in *ingester) ingestUnexpected(i int, s *agent.Sample, v float64) {
 	}
 }
 
-// ingestCanonical ingests a sample whose labels are in canonical form. It creates a
+// ingestCanonical ingests a sample whose labels are canonical. It creates a
 // missing series. It returns a reason if it refuses the sample.
 func (in *ingester) ingestCanonical(s *agent.Sample, v float64) (metrics.Reason, agent.Label) {
 	in.key = appendKey(in.key[:0], s.Name, in.labels)

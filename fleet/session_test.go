@@ -50,7 +50,7 @@ func TestTakeover(t *testing.T) {
 	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
 }
 
-// lockedSeries tells whether the agent's turn was taken when its series opened.
+// lockedSeries reports whether the agent's turn was taken when its series opened.
 type lockedSeries struct {
 	seriesJournal
 	turn func() *sync.Mutex

@@ -168,7 +168,7 @@ func awaitFamilies(t *testing.T, s *service, want map[string]family, timeout tim
 	}
 }
 
-// alive tells whether the family has a sample, and a histogram an observation.
+// alive reports whether the family has a sample, and a histogram an observation.
 func alive(f *dto.MetricFamily) bool {
 	return slices.ContainsFunc(f.GetMetric(), func(m *dto.Metric) bool {
 		return m.GetHistogram() == nil || m.GetHistogram().GetSampleCount() > 0

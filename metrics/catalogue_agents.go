@@ -25,7 +25,7 @@ var agentFamilies = []Family{
 		Name: "coderd_agents_connections", Type: Gauge, Owner: OwnerService,
 		Labels: []string{"agent_name", "lifecycle_state", "status", "tailnet_node", "username", "workspace_name"},
 		Help:   "Agent connections with statuses.",
-		Source: "1 for each agent, with its status: connecting, connected, disconnected or timeout. tailnet_node is unknown until the agent has told its node.",
+		Source: "1 for each agent, with its status: connecting, connected, disconnected or timeout. tailnet_node is unknown until the agent has reported its node.",
 	},
 	{
 		Name: "coderd_agents_up", Type: Gauge, Owner: OwnerService,

@@ -85,7 +85,7 @@ func MergeOf(name string, t Type) (how Merge, known bool) {
 	}
 }
 
-// ParseMerges parses settings of the form name=sum, of any of sum, max, min,
+// ParseMerges parses settings like name=sum, of any of sum, max, min,
 // sticky and newest, by the families' names.
 func ParseMerges(settings []string) (map[string]Merge, error) {
 	merges := make(map[string]Merge, len(settings))

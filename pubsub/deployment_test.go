@@ -176,7 +176,7 @@ func TestPostgresFailover(t *testing.T) {
 	}
 }
 
-// heardOn publishes, and tells whether the text was heard by then or soon.
+// heardOn publishes, and reports whether the text was heard by then or soon.
 func heardOn(r *received, publish func(), text string) bool {
 	publish()
 	time.Sleep(5 * time.Millisecond)

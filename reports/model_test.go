@@ -380,7 +380,7 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 	return w.trace, w.check()
 }
 
-// unconfirmed tells whether the subscription may have begun without a replica, which was
+// unconfirmed reports whether the subscription may have begun without a replica, which was
 // cut off for too long.
 func (w *world) unconfirmed() bool {
 	w.mu.Lock()
@@ -404,7 +404,7 @@ func (f forcing) StartSubscription(ctx context.Context, id int64, self agent.ID,
 	return f.Store.StartSubscription(ctx, id, self, within, force)
 }
 
-// counts tells whether the subscription counts.
+// counts reports whether the subscription counts.
 func (w *world) counts() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -66,7 +66,7 @@ type Store interface {
 	// ConfirmSubscriptions says that a replica adds to them from now on.
 	ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error
 	// StartSubscription returns from when a subscription counts, which is now if all
-	// replicas that were heard of within a time have confirmed it, or with force;
+	// replicas with a heartbeat within a time have confirmed it, or with force;
 	// zero: they have not.
 	StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error)
 	// OpenSubscription gives a subscription to a stream, DeliverReports makes a step
@@ -136,7 +136,7 @@ type Reports struct {
 	// pending sums are in groups, with pendingBytes.
 	pending, pendingBytes int
 	free                  []*agent.ReportSum
-	// streams of this replica are told of writes.
+	// streams of this replica are notified of writes.
 	streams map[chan struct{}]struct{}
 	// frozen is changed by the writer only; nil: nothing is. halves are to be written
 	// next: the database refused a batch for one of its rows.
@@ -196,7 +196,7 @@ func (r *Reports) Load(ctx context.Context) error {
 	return r.readSubscriptions(ctx)
 }
 
-// Wanted tells whether there is a subscription.
+// Wanted reports whether there is a subscription.
 func (r *Reports) Wanted() bool { return r.wanted.Load() }
 
 // Add takes in a report, or several that were made one. It touches memory only and
@@ -230,7 +230,7 @@ func (r *Reports) Add(sum *agent.ReportSum) {
 	}
 }
 
-// hasRoomLocked tells whether as many bytes more may wait.
+// hasRoomLocked reports whether as many bytes more may wait.
 func (r *Reports) hasRoomLocked(more int) bool {
 	return more <= 0 || r.pendingBytes+more <= r.opts.MaxPendingBytes
 }

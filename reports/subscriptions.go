@@ -48,8 +48,8 @@ func (r *Reports) poll(ctx context.Context) {
 	}
 }
 
-// heartbeatInterval is how often this replica says that it is alive. Without others nobody
-// waits for it, but a writer that was not heard of for a month is forgotten.
+// heartbeatInterval passes between two heartbeats of this replica. Without others nobody
+// waits for it, but a writer without a heartbeat for a month is forgotten.
 func (r *Reports) heartbeatInterval() time.Duration {
 	if r.opts.Shared {
 		return heartbeatInterval

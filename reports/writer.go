@@ -27,7 +27,7 @@ func (r *Reports) write(ctx context.Context) {
 		timer.Stop()
 		// What is gathered now is at most two batches if the database keeps up.
 		for failures := 0; ctx.Err() == nil && r.freeze(); {
-			// An attempt goes on when the service is told to stop: its outcome is wanted.
+			// An attempt goes on when the service stops: its outcome is wanted.
 			if r.writeFrozen(context.WithoutCancel(ctx)) {
 				failures = 0
 				continue

@@ -145,7 +145,7 @@ func formatName(f expfmt.Format) string {
 }
 
 // scrapeWriter writes a scrape, and counts its bytes. It keeps the first error: so a
-// client that went away is told from a part that failed.
+// client that went away is distinguished from a part that failed.
 type scrapeWriter struct {
 	w    io.Writer
 	conn *gatheringConn

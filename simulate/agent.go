@@ -39,7 +39,7 @@ type agent struct {
 	healthy bool
 }
 
-// observer is told what the clients of all agents see.
+// observer counts what the clients of all agents see.
 type observer struct {
 	journal *journal
 	acks    *latencies

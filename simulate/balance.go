@@ -103,7 +103,7 @@ func (b *balancer) onState(s client.State) {
 }
 
 // move breaks the connection of an open session, whose next one goes to another
-// target. It tells whether there was one.
+// target. It reports whether there was one.
 func (b *balancer) move() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 const (
 	// maxSessions of an agent are remembered: those of the last few checks.
 	maxSessions = 8
-	// maxViolations are told in words.
+	// maxViolations are described in words.
 	maxViolations = 10
 )
 
@@ -82,9 +82,9 @@ func (p *presence) onAck(received int64, now time.Time) {
 	}
 }
 
-// leave ends the session: with a goodbye the agent's series go, before its
+// endSession ends the session: with a goodbye the agent's series go, before its
 // stream does.
-func (p *presence) leave(now time.Time) {
+func (p *presence) endSession(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.endLocked(now)
@@ -113,9 +113,9 @@ type finding struct {
 // them see: a second series that nothing that happened between them explains,
 // or none at all of an agent that was connected throughout.
 type verdict struct {
-	// twice is true if the last check saw a second series; told is true if that
+	// twice is true if the last check saw a second series; counted is true if that
 	// is a violation already.
-	twice, told bool
+	twice, counted bool
 	// missed counts the last checks that saw none.
 	missed int
 	// doubt is when the second of these ended, in the session that opened then:
@@ -128,20 +128,20 @@ type verdict struct {
 // check now that follows the check before. The sessions are those that are known
 // after the check.
 func (v *verdict) judge(before, now check, n float64, sessions []session) finding {
-	f := v.settle(sessions)
+	f := v.resolveDoubt(sessions)
 	switch {
 	case n <= 1:
 		f.transientDuplicates += v.once()
 	case !v.twice:
 		v.twice = true
-	case v.told:
+	case v.counted:
 	case slices.ContainsFunc(sessions, func(s session) bool {
 		return s.opened.After(before.ended) || s.reported.After(before.ended)
 	}):
 		// Another replica serves it since.
 		f.transientDuplicates++
 	default:
-		v.told = true
+		v.counted = true
 		f.duplicates++
 	}
 
@@ -162,8 +162,8 @@ func (v *verdict) judge(before, now check, n float64, sessions []session) findin
 	return f
 }
 
-// settle decides on a doubt if the sessions can.
-func (v *verdict) settle(sessions []session) (f finding) {
+// resolveDoubt decides on a doubt if the sessions can.
+func (v *verdict) resolveDoubt(sessions []session) (f finding) {
 	if v.doubt.IsZero() {
 		return f
 	}
@@ -183,10 +183,10 @@ func (v *verdict) settle(sessions []session) (f finding) {
 // once takes in that there is no second series, and returns 1 if there was one
 // in a single check.
 func (v *verdict) once() (transient int64) {
-	if v.twice && !v.told {
+	if v.twice && !v.counted {
 		transient = 1
 	}
-	v.twice, v.told = false, false
+	v.twice, v.counted = false, false
 	return transient
 }
 
@@ -253,13 +253,13 @@ func (c *checker) run(ctx context.Context, agents func() []*agent) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.tellFailures(ctx)
-		c.take(now, found, agents())
+		c.logFailures(ctx)
+		c.judgeAgents(now, found, agents())
 	}
 }
 
-// tellFailures tells of endpoints that fail since this scrape.
-func (c *checker) tellFailures(ctx context.Context) {
+// logFailures logs endpoints that fail since this scrape.
+func (c *checker) logFailures(ctx context.Context) {
 	for i, e := range c.scraper.endpoints {
 		if e.err != nil && !c.failing[i] {
 			c.log.WarnContext(ctx, "a replica cannot be scraped", "url", e.url.Redacted(), "error", e.err)
@@ -268,9 +268,9 @@ func (c *checker) tellFailures(ctx context.Context) {
 	}
 }
 
-// take judges the agents after a check. Those whose life began after the check
+// judgeAgents judges the agents after a check. Those whose life began after the check
 // before are left out: what an earlier life of theirs left is not theirs.
-func (c *checker) take(now check, found served, agents []*agent) {
+func (c *checker) judgeAgents(now check, found served, agents []*agent) {
 	c.summary.Checks++
 	for _, a := range agents {
 		born, sessions := a.presence.snapshot()
@@ -298,7 +298,7 @@ func (c *checker) finish(agents []*agent) *CheckSummary {
 	for _, a := range agents {
 		_, sessions := a.presence.snapshot()
 		for i := range a.verdicts {
-			f := a.verdicts[i].settle(sessions)
+			f := a.verdicts[i].resolveDoubt(sessions)
 			f.transientDuplicates += a.verdicts[i].once()
 			c.add(subject{identityOf(a.planned.registration), i}, f, nil)
 		}
@@ -353,5 +353,5 @@ type CheckSummary struct {
 	Violations []string `json:"violations,omitempty"`
 }
 
-// Clean tells whether there was no violation; without checks there is none.
+// Clean reports whether there was no violation; without checks there is none.
 func (c *CheckSummary) Clean() bool { return c == nil || c.Duplicates == 0 && c.Misses == 0 }

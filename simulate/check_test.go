@@ -167,7 +167,7 @@ func TestJudge(t *testing.T) {
 			if test.name == "missed in a session that is forgotten" {
 				end = nil
 			}
-			add(v.settle(end))
+			add(v.resolveDoubt(end))
 			add(finding{transientDuplicates: v.once()})
 			require.Equal(t, test.want, all)
 		})
@@ -181,7 +181,7 @@ func TestPresence(t *testing.T) {
 	require.Empty(t, sessions)
 	p.onState(client.Connecting, 0, second(1))
 	p.onAck(1, second(1))
-	p.leave(second(1))
+	p.endSession(second(1))
 	p.onState(client.Waiting, 0, second(1))
 	_, sessions = p.snapshot()
 	require.Empty(t, sessions)
@@ -190,7 +190,7 @@ func TestPresence(t *testing.T) {
 	p.onAck(3, second(3))
 	p.onAck(4, second(4))
 	p.onAck(5, second(5))
-	p.leave(second(6))
+	p.endSession(second(6))
 	p.onState(client.Stopped, 5, second(7))
 	born, sessions = p.snapshot()
 	require.Equal(t, second(2), born)
@@ -302,7 +302,7 @@ func TestCheckerNamesViolations(t *testing.T) {
 	for i, found := range []served{once, once, twice, twice, once, once, none, none, once} {
 		now := checkAt(i + 1)
 		a.presence.onAck(int64(i+2), now.began)
-		c.take(now, found, agents)
+		c.judgeAgents(now, found, agents)
 	}
 	summary := c.finish(agents)
 	require.False(t, summary.Clean())
@@ -320,7 +320,7 @@ func TestCheckerNamesViolations(t *testing.T) {
 		if i%3 > 0 {
 			found = twice
 		}
-		c.take(checkAt(20+i), found, agents)
+		c.judgeAgents(checkAt(20+i), found, agents)
 	}
 	require.Equal(t, int64(1+13), c.summary.Duplicates)
 	require.Len(t, c.summary.Violations, maxViolations)
@@ -334,11 +334,11 @@ func TestCheckerLeavesOutTheNewborn(t *testing.T) {
 	born := &agent{planned: a.planned}
 	born.presence.onState(client.Connected, 0, second(10.5))
 	for i := 1; i <= 3; i++ {
-		c.take(checkAt(i), twice, []*agent{born})
+		c.judgeAgents(checkAt(i), twice, []*agent{born})
 		require.Zero(t, c.summary.Duplicates)
 	}
 	require.Equal(t, int64(1), c.summary.Agents)
-	c.take(checkAt(4), twice, []*agent{born})
+	c.judgeAgents(checkAt(4), twice, []*agent{born})
 	require.Equal(t, int64(3), c.summary.Duplicates)
 	require.Equal(t, int64(2), c.summary.Agents)
 }
@@ -408,7 +408,7 @@ func TestAgentLeaves(t *testing.T) {
 		go func() { ran <- a.client.Run(t.Context()) }()
 		time.Sleep(10 * time.Second)
 		a.stopped.Store(true)
-		require.NoError(t, a.leave(t.Context(), agentstatsv1.Lifecycle_STATE_OFF))
+		require.NoError(t, a.sayGoodbye(t.Context(), agentstatsv1.Lifecycle_STATE_OFF))
 		require.NoError(t, <-ran)
 		require.Equal(t, began.Add(10*time.Second+goodbyeTimeout), time.Now())
 		born, sessions := a.presence.snapshot()

@@ -38,19 +38,19 @@ type coderd struct {
 	planner planner
 	log     *slog.Logger
 
-	// turn is held by who talks of workspaces, so that what is told is the
-	// newest.
-	turn       chan struct{}
+	// changing is a semaphore of one for changes of workspaces, so that the last one
+	// is the newest.
+	changing   chan struct{}
 	workspaces []plannedWorkspace
 }
 
 func newCoderd(c *client.Coderd, p planner, workspaces []plannedWorkspace, log *slog.Logger) *coderd {
-	return &coderd{client: c, planner: p, workspaces: slices.Clone(workspaces), log: log, turn: make(chan struct{}, 1)}
+	return &coderd{client: c, planner: p, workspaces: slices.Clone(workspaces), log: log, changing: make(chan struct{}, 1)}
 }
 
 // register makes the fleet known.
 func (c *coderd) register(ctx context.Context) error {
-	return c.inTurn(ctx, c.registerAll)
+	return c.changeAlone(ctx, c.registerAll)
 }
 
 func (c *coderd) registerAll(ctx context.Context) error {
@@ -117,21 +117,21 @@ func (c *coderd) start(ctx context.Context, number int) (plannedWorkspace, error
 	return w, err
 }
 
-// inTurn calls f while nobody else talks of workspaces.
-func (c *coderd) inTurn(ctx context.Context, f func(context.Context) error) error {
+// changeAlone calls f while no other change of workspaces is under way.
+func (c *coderd) changeAlone(ctx context.Context, f func(context.Context) error) error {
 	select {
-	case c.turn <- struct{}{}:
+	case c.changing <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-c.turn }()
+	defer func() { <-c.changing }()
 	return f(ctx)
 }
 
-// change calls f in turn while the service is unavailable, until ctx ends.
+// change calls changeAlone while the service is unavailable, until ctx ends.
 func (c *coderd) change(ctx context.Context, f func(context.Context) error) error {
 	for failures := 1; ; failures++ {
-		err := c.inTurn(ctx, f)
+		err := c.changeAlone(ctx, f)
 		if status.Code(err) != codes.Unavailable || !retries.Wait(ctx, failures) {
 			return err
 		}

@@ -101,10 +101,10 @@ func (c *connections) newAgent(number int, opts client.AgentOptions) (*client.Ag
 		return client.NewAgent(c.shared[number%len(c.shared)], opts)
 	}
 	b := c.balancers[number]
-	tell := opts.OnState
+	onState := opts.OnState
 	opts.OnState = func(s client.State) {
 		b.onState(s)
-		tell(s)
+		onState(s)
 	}
 	return client.NewDialingAgent(func() (*grpc.ClientConn, error) { return c.dial(b) }, opts)
 }

@@ -36,7 +36,7 @@ func (j *journal) write(agent uuid.UUID, entries []client.Metadata) {
 	now := time.Now()
 	lines := make([][]byte, len(entries))
 	for i, m := range entries {
-		// A Record always has a JSON form.
+		// A Record can always be encoded as JSON.
 		line, _ := json.Marshal(Record{Agent: agent, Key: m.Key, Value: m.Value, Error: m.Error, At: now})
 		lines[i] = append(line, '\n')
 	}

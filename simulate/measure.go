@@ -49,7 +49,7 @@ type counts struct {
 	n  map[string]int64
 }
 
-// add counts n and tells whether the name is new.
+// add counts n and reports whether the name is new.
 func (c *counts) add(name string, n int64) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

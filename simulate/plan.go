@@ -136,7 +136,7 @@ func (p planner) inBuild(w plannedWorkspace, transition agentstatsv1.Build_Trans
 	return w
 }
 
-// isPrebuild tells whether nobody has claimed the workspace yet: its next build
+// isPrebuild reports whether nobody has claimed the workspace yet: its next build
 // is the claim.
 func (w *plannedWorkspace) isPrebuild() bool { return w.number%7 == 3 && w.build == 0 }
 
@@ -213,7 +213,7 @@ func tokenHash(token string) []byte {
 	return sum[:]
 }
 
-// shortID tells runs apart in logs.
+// shortID identifies runs in logs.
 func shortID(secret []byte) string {
 	sum := sha256.Sum256(secret)
 	return hex.EncodeToString(sum[:4])

@@ -61,7 +61,7 @@ func (f *fleet) rebuildOne(ctx context.Context, now time.Time) {
 	number := w.number
 	f.rebuilding.Go(func() {
 		for i, a := range agents {
-			if a.leave(ctx, ends[i]) != nil {
+			if a.sayGoodbye(ctx, ends[i]) != nil {
 				return
 			}
 		}
@@ -80,9 +80,9 @@ func (f *fleet) rebuildOne(ctx context.Context, now time.Time) {
 	})
 }
 
-// leave waits until all that the agent said is settled, then ends it with a
+// sayGoodbye waits for all acks of the agent, then ends it with a
 // goodbye. If ctx ends first, the agent goes on, and is to be drained.
-func (a *agent) leave(ctx context.Context, end agentstatsv1.Lifecycle_State) error {
+func (a *agent) sayGoodbye(ctx context.Context, end agentstatsv1.Lifecycle_State) error {
 	if err := a.client.Flush(ctx); err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (a *agent) leave(ctx context.Context, end agentstatsv1.Lifecycle_State) err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTimeout)
 	defer cancel()
-	a.presence.leave(time.Now())
+	a.presence.endSession(time.Now())
 	// A goodbye that is lost is no loss: the agent is deregistered next.
 	_ = a.client.Close(ctx)
 	return nil

@@ -46,7 +46,7 @@ func (r *running) end() simulate.Summary {
 	return r.summary
 }
 
-// A replica is told to stop, another one is killed: agents and coderd go on with
+// A replica is stopped, another one is killed: agents and coderd go on with
 // the one that is left, and nothing is lost.
 func TestRunLeavesReplicas(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

@@ -26,7 +26,7 @@ const (
 	maxLineBytes = 1 << 20
 )
 
-// identity are the labels that tell agents apart.
+// identity are the labels that identify agents.
 type identity struct {
 	username, workspace, agent string
 }

@@ -99,8 +99,8 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 	running.Wait()
 	summary := f.summary(errs, duration)
 	if watched != nil {
-		told := watched.summary()
-		summary.Watched = &told
+		received := watched.summary()
+		summary.Watched = &received
 	}
 	pushed.addTo(&summary)
 	if checks != nil {
@@ -339,7 +339,7 @@ func (f *fleet) drain(living context.Context) (unsettled int64) {
 		slots <- struct{}{}
 		leaving.Go(func() {
 			defer func() { <-slots }()
-			// What is not settled is counted above; a goodbye that is lost is
+			// What is not acked is counted above; a goodbye that is lost is
 			// no loss, as the agents are deregistered next.
 			_ = a.client.Close(ctx)
 		})

@@ -165,12 +165,12 @@ func TestRunSurvivesCrashes(t *testing.T) {
 		for i := range 5 {
 			time.Sleep(20*time.Second + time.Duration(i)*700*time.Millisecond)
 			s.crash()
-			told := durable(t, journal.String())
-			require.Len(t, told, 100)
+			acked := durable(t, journal.String())
+			require.Len(t, acked, 100)
 			time.Sleep(time.Duration(i) * time.Second)
 			s.start()
-			for key, n := range inDatabase(t, s, told) {
-				require.GreaterOrEqual(t, n, told[key], "%v", key)
+			for key, n := range inDatabase(t, s, acked) {
+				require.GreaterOrEqual(t, n, acked[key], "%v", key)
 			}
 		}
 		time.Sleep(20 * time.Second)

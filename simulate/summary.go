@@ -49,7 +49,7 @@ type Summary struct {
 	// none.
 	Check *CheckSummary `json:"check,omitempty"`
 
-	// Watched is what coderd was told of reports; nil: it did not watch.
+	// Watched is what coderd received of reports; nil: it did not watch.
 	Watched *WatchSummary `json:"watched,omitempty"`
 
 	// Refusals by reason.
@@ -65,7 +65,7 @@ type Quantiles struct {
 	P99 float64 `json:"p99"`
 }
 
-// Complete tells whether all that was sent was acked and nothing went wrong.
+// Complete reports whether all that was sent was acked and nothing went wrong.
 func (s Summary) Complete() bool {
 	return s.Errors == 0 && s.ReportsSent == s.ReportsAcked && s.MetadataSent == s.MetadataAcked && s.Check.Clean()
 }

@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// watchStartTimeout bounds the wait until all that agents report is told.
+	// watchStartTimeout bounds the wait until all that agents report is sent.
 	watchStartTimeout = 30 * time.Second
-	// watchEndTimeout bounds the wait for the last reports to be told: they are written
-	// within a second, and told within another.
+	// watchEndTimeout bounds the wait for the last reports: they are written within a
+	// second, and sent within another.
 	watchEndTimeout = 10 * time.Second
 	// lookInterval is how often that is looked at.
 	lookInterval = 500 * time.Millisecond
@@ -24,7 +24,7 @@ const (
 	activityInterval = time.Minute
 )
 
-// WatchSummary is what coderd was told of agents' reports, those of other fleets
+// WatchSummary is what coderd received of agents' reports, those of other fleets
 // included.
 type WatchSummary struct {
 	// Batches, and the reports in them. A report that a client sent again is in one
@@ -47,7 +47,7 @@ type statsWatcher struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	position client.StatsPosition
-	told     WatchSummary
+	received WatchSummary
 }
 
 func newStatsWatcher(c *client.Coderd, name string, log *slog.Logger) *statsWatcher {
@@ -64,7 +64,7 @@ func (w *statsWatcher) run(ctx context.Context) {
 		Started: func(time.Time) { started() },
 	})
 	if err != nil {
-		w.log.ErrorContext(ctx, "coderd is not told of reports", "error", err)
+		w.log.ErrorContext(ctx, "coderd gets no reports", "error", err)
 	}
 }
 
@@ -73,19 +73,19 @@ func shortName(fleet string) string {
 	return strings.ToValidUTF8(fleet[:min(len(fleet), 48)], "")
 }
 
-// awaitStart waits until all that agents report is told.
+// awaitStart waits until all that agents report is sent.
 func (w *statsWatcher) awaitStart(ctx context.Context) {
 	timer := time.NewTimer(watchStartTimeout)
 	defer timer.Stop()
 	select {
 	case <-w.started:
 	case <-timer.C:
-		w.log.WarnContext(ctx, "the watch of reports has not started: the first ones may not be told")
+		w.log.WarnContext(ctx, "the watch of reports has not started: the first ones may not be sent")
 	case <-ctx.Done():
 	}
 }
 
-// awaitEnd waits until as many reports were told as the service has.
+// awaitEnd waits until as many reports were received as the service has.
 func (w *statsWatcher) awaitEnd(ctx context.Context, reports int64) {
 	ctx, cancel := context.WithTimeout(ctx, watchEndTimeout)
 	defer cancel()
@@ -107,16 +107,16 @@ func (w *statsWatcher) handle(batch client.StatsBatch) error {
 		return fmt.Errorf("stored is %v, not %v", w.position, batch.Previous)
 	}
 	w.position = batch.Position
-	w.told.Batches++
+	w.received.Batches++
 	for _, a := range batch.Agents {
-		w.told.Reports += a.GetReports()
+		w.received.Reports += a.GetReports()
 	}
-	w.told.Uses += int64(len(w.activity.Add(time.Now(), batch.Agents)))
+	w.received.Uses += int64(len(w.activity.Add(time.Now(), batch.Agents)))
 	return nil
 }
 
 func (w *statsWatcher) summary() WatchSummary {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.told
+	return w.received
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/coder/agentstatsd/simulate"
 )
 
-// coderd is told of each report that the service has, once.
+// coderd gets each report that the service has, once.
 func TestRunWatches(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)

@@ -373,7 +373,7 @@ func (w *world) acked(c *client, durable int64) {
 	}
 }
 
-// isStart tells whether a lifecycle begins a start.
+// isStart reports whether a lifecycle begins a start.
 func isStart(v value) bool { return strings.HasPrefix(v.text, string(agent.LifecycleStarting)) }
 
 func (c *client) String() string { return fmt.Sprintf("agent %d.%d", c.agent.number, c.instance[0]) }

@@ -261,7 +261,7 @@ func (w *world) checkAgreed(a *simAgent) (errs []error) {
 	return errs
 }
 
-// hasZombie tells whether the agent has a session whose process is gone without a
+// hasZombie reports whether the agent has a session whose process is gone without a
 // word: its replica takes it for connected.
 func (w *world) hasZombie(a *simAgent) bool {
 	return slices.ContainsFunc(w.zombies, func(z zombie) bool {

@@ -203,7 +203,7 @@ func (w *world) settle() error {
 	return nil
 }
 
-// anybodyBetweenSessions tells whether an agent that is registered has a process
+// anybodyBetweenSessions reports whether an agent that is registered has a process
 // without a session, or is about to have one.
 func (w *world) anybodyBetweenSessions() bool {
 	registered := w.db.Agents()

@@ -75,7 +75,7 @@ var kinds = []string{
 	"cut", "slow", "flaky", "down", "failover", "pubsub", "alone", "reorder", "skew", "kill", "stop",
 }
 
-// with tells whether the run has this kind.
+// with reports whether the run has this kind.
 func (w *world) with(kind string) bool {
 	if !slices.Contains(kinds, kind) {
 		panic(kind)

@@ -23,7 +23,7 @@ type place struct {
 	object string
 }
 
-// differs tells whether p is for certain another place than that of a record.
+// differs reports whether p is for certain another place than that of a record.
 func (p place) differs(recorded place) bool {
 	return p.object != recorded.object ||
 		p.cluster != "" && recorded.cluster != "" && p.cluster != recorded.cluster

@@ -37,7 +37,7 @@ func (h *history) note(revision, token int64) {
 	h.seen[1], h.seen[0] = h.seen[0], struct{ revision, token int64 }{revision, token}
 }
 
-// differs tells whether a revision was seen with another token.
+// differs reports whether a revision was seen with another token.
 func (h *history) differs(revision, token int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

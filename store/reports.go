@@ -223,7 +223,7 @@ SELECT subscription_id, count(*), CAST(sum(length(data)) AS bigint) FROM report_
 	return counts, nil
 }
 
-// HasReportSums tells whether a subscription has any.
+// HasReportSums reports whether a subscription has any.
 func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool, err error) {
 	err = s.read(ctx, "look for sums of reports", func(q querier) error {
 		has = false

@@ -105,7 +105,7 @@ func (u *undecodable) setAgent(id agent.ID, is bool) {
 	}
 }
 
-// agent tells whether an agent's registration cannot be decoded.
+// agent reports whether an agent's registration cannot be decoded.
 func (u *undecodable) agent(id agent.ID) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -119,7 +119,7 @@ func lastBytes(last, next []byte) []byte {
 	return last[max(0, len(last)-len(chunkedEnd)):]
 }
 
-// whole tells whether an answer is a good one, of what was asked for, and came
+// whole reports whether an answer is a good one, of what was asked for, and came
 // to its end.
 func whole(head, end []byte, n int64, ask Ask) error {
 	if n == 0 {

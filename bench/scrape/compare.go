@@ -126,7 +126,7 @@ func (c *comparison) startCopy(ctx context.Context) error {
 	return c.start(ctx, Copy, files)
 }
 
-// takes tells whether a subject knows the format. What coderd's way costs is
+// takes reports whether a subject knows the format. What coderd's way costs is
 // seen in text.
 func takes(subject string, ask Ask) bool {
 	return ask.Format == Text || subject != Victoria && subject != CoderdWay

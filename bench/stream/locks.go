@@ -18,7 +18,7 @@ import (
 type LockWait struct {
 	// Where a lock was let go that others waited for.
 	Where string
-	// Own tells whether that is code of the service, not of a library.
+	// Own reports whether that is code of the service, not of a library.
 	Own   bool
 	Waits int64
 	// MeanMS is the mean wait. AtMostMS bounds the longest one: it is the sum of

@@ -10,7 +10,7 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxWatchedName bounds the names of protocols and apps that watchers are told.
+// maxWatchedName bounds the names of protocols and apps that watchers are sent.
 const maxWatchedName = 128
 
 // SumOf returns the counts of a report, for those who watch reports: 0 for each that
@@ -30,7 +30,7 @@ func SumOf(s agent.Stats, now time.Time) agent.ReportSum {
 	return sum
 }
 
-// inUse tells whether a report shows that the workspace is in use: by a connection,
+// inUse reports whether a report shows that the workspace is in use: by a connection,
 // or by a session. A count that is refused shows nothing.
 func inUse(s *agent.Stats) bool {
 	if within(agent.MaxReportedCount, s.ConnectionCount) > 0 {
@@ -44,7 +44,7 @@ func inUse(s *agent.Stats) bool {
 	return false
 }
 
-// EncodeRest encodes what watchers are told of a report beside its counts.
+// EncodeRest encodes what watchers are sent of a report beside its counts.
 func EncodeRest(s *agentstatsv1.Stats) []byte {
 	// A map of 64 short names cannot fail to be encoded but by invalid UTF-8, which
 	// the codec has refused.
@@ -52,14 +52,14 @@ func EncodeRest(s *agentstatsv1.Stats) []byte {
 	return b
 }
 
-// AgentStats is what a watcher is told of an agent.
+// AgentStats is what a watcher is sent of an agent.
 func AgentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
 	raw := &agentstatsv1.Stats{}
 	_ = proto.Unmarshal(sum.Data, raw) // it was valid when it was taken in
 	stats := boundedStats(raw)
 	stats.RxPackets, stats.RxBytes = sum.RxPackets, sum.RxBytes
 	stats.TxPackets, stats.TxBytes = sum.TxPackets, sum.TxBytes
-	told := &agentstatsv1.AgentStats{
+	entry := &agentstatsv1.AgentStats{
 		AgentId:     sum.Agent[:],
 		WorkspaceId: sum.Workspace[:],
 		Stats:       stats,
@@ -67,9 +67,9 @@ func AgentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
 		ReceivedAt:  timestamppb.New(sum.ReceivedAt),
 	}
 	if !sum.LastUsedAt.IsZero() {
-		told.LastUsedAt = timestamppb.New(sum.LastUsedAt)
+		entry.LastUsedAt = timestamppb.New(sum.LastUsedAt)
 	}
-	return told
+	return entry
 }
 
 // boundedStats returns a report without its samples and counts, with bounded maps, and
@@ -104,7 +104,7 @@ func boundedLatency(ms float64) float64 {
 	return 0 // of what is not a number, too
 }
 
-// boundedCounts copies what watchers are told of a map: at most agent.MaxSessionNames.
+// boundedCounts copies what watchers are sent of a map: at most agent.MaxSessionNames.
 func boundedCounts(counts map[string]int64) map[string]int64 {
 	if len(counts) == 0 {
 		return nil

@@ -1,4 +1,4 @@
-// Package decoded tells what an encoded message will take in memory, before it
+// Package decoded estimates what an encoded message will take in memory, before it
 // is decoded. Two bytes of an empty nested message become a hundred: a limit of
 // encoded bytes alone bounds nothing.
 package decoded

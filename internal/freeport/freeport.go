@@ -1,5 +1,5 @@
 // Package freeport chooses addresses for tests whose servers must start, and start
-// again, where they were told to.
+// again, where they were asked to.
 package freeport
 
 import (

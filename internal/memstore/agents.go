@@ -85,7 +85,7 @@ func (s *Store) touchLocked() time.Duration {
 	return s.opts.TouchInterval
 }
 
-// saysNew tells whether m is to be written.
+// saysNew reports whether m is to be written.
 func (t *tables) saysNew(m *agent.Metadata, touch time.Duration) bool {
 	old, known := t.metadata[m.Agent][m.Key]
 	switch {
@@ -101,7 +101,7 @@ func (t *tables) saysNew(m *agent.Metadata, touch time.Duration) bool {
 	return old.CollectedAt.IsZero() || m.CollectedAt.Sub(old.CollectedAt) >= touch
 }
 
-// of tells whether the agent is registered as that incarnation; 0: as any.
+// of reports whether the agent is registered as that incarnation; 0: as any.
 func (t *tables) of(id agent.ID, incarnation int64) bool {
 	row, known := t.agents[id]
 	return known && (incarnation == 0 || row.Incarnation == incarnation)

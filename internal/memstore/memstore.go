@@ -47,7 +47,7 @@ type Fault struct {
 	// Hang: there is no answer until the caller's context ends, or the connection
 	// is given up. Nothing is written.
 	Hang bool
-	// Lost: the caller is told ErrReset once Work has passed, and the transaction
+	// Lost: the caller gets ErrReset once Work has passed, and the transaction
 	// commits when Late has passed since.
 	Lost bool
 	Late time.Duration
@@ -381,7 +381,7 @@ func (d *Database) commit(tx transaction, number int64) error {
 	return tx.apply(d.tables, number)
 }
 
-// commitLater commits when late has passed. Its replica is not told.
+// commitLater commits when late has passed. Its replica gets no answer.
 func (s *Store) commitLater(tx transaction, number int64, late time.Duration) {
 	if tx.apply == nil {
 		return

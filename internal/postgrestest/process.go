@@ -157,7 +157,7 @@ func (p *process) waitReady(try func(context.Context) error) error {
 	}
 }
 
-// stop tells the process to end, and waits for it.
+// stop asks the process to end, and waits for it.
 func (p *process) stop(signal syscall.Signal) error {
 	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
