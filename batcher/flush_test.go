@@ -319,9 +319,9 @@ func TestSQLite(t *testing.T) {
 			known = append(known, id(n))
 			change.Agents = append(change.Agents, agent.Registration{ID: id(n), Workspace: agent.Workspace{ID: id(200)}})
 		}
-		roster, err := s.Registrations(t.Context(), 0)
+		registrations, err := s.Registrations(t.Context(), 0)
 		require.NoError(t, err)
-		_, err = s.ApplyChange(t.Context(), roster.Revision, change)
+		_, err = s.ApplyChange(t.Context(), registrations.Revision, change)
 		require.NoError(t, err)
 
 		publisher := &fakePublisher{}

@@ -192,9 +192,9 @@ func TestWritesCarryTheIncarnation(t *testing.T) {
 		for n := range int64(2) {
 			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 			require.NoError(t, err)
-			roster, err := store.Registrations(t.Context(), 0)
+			registrations, err := store.Registrations(t.Context(), 0)
 			require.NoError(t, err)
-			want = append(want, roster.Agents[0].Incarnation)
+			want = append(want, registrations.Agents[0].Incarnation)
 			s := connectTo(t, r[0], 1, hello(byte(n)+1, 1))
 			receive(t, s, 1, func(q Request) {
 				require.Equal(t, want[n], q.Incarnation())

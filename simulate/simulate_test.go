@@ -230,13 +230,13 @@ func TestRunCancelledInTheRamp(t *testing.T) {
 
 // registered returns the agents and the builds of workspaces in the database.
 func (s *service) registered() (agents map[agent.ID]agent.Registration, builds map[agent.ID]agent.Build) {
-	roster, err := s.store.Registrations(context.Background(), 0)
+	registrations, err := s.store.Registrations(context.Background(), 0)
 	require.NoError(s.t, err)
 	agents, builds = map[agent.ID]agent.Registration{}, map[agent.ID]agent.Build{}
-	for _, r := range roster.Agents {
+	for _, r := range registrations.Agents {
 		agents[r.ID] = r
 	}
-	for _, w := range roster.Workspaces {
+	for _, w := range registrations.Workspaces {
 		builds[w.ID] = w.Build
 	}
 	return agents, builds

@@ -15,9 +15,8 @@ import (
 const buildRetention = 30 * 24 * time.Hour
 
 // ObserveBuilds records that builds are observed at a time, in one transaction,
-// and returns those of them that were not before: of all callers, on any
-// replica, one is told at most. It is told none if the answer of the database
-// was lost. Records that are older than 30 days and of no workspace's build go:
+// and returns those of them that were not before: at most one caller, on any
+// replica, gets each. Nobody gets it if the answer of the database was lost. Records that are older than 30 days and of no workspace's build go:
 // each call looks at the next thousand.
 func (s *Store) ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
 	if len(builds) == 0 {

@@ -152,7 +152,7 @@ const (
 	reasonCrowded  = "the database has no connection left"
 )
 
-// classify wraps err so that callers tell what writing again can cure.
+// classify wraps err so that callers know what writing again can cure.
 func (s *Store) classify(ctx context.Context, doing string, err error) error {
 	f := s.dialect.faultOf(err)
 	e := &Error{doing: doing, reason: cmp.Or(f.reason, reasonUnknown), err: err}

@@ -31,8 +31,8 @@ func (s *servers) cursor(transaction, started int64) int64 {
 	return s.count<<transactionBits | transaction
 }
 
-// readSince reads what was written since an earlier call, if the database can
-// tell, and returns the cursor of this one. tx is a snapshot.
+// readSince reads what was written since an earlier call, if the database knows
+// that, and returns the cursor of this one. tx is a snapshot.
 //
 // PostgreSQL numbers transactions as they begin to write. All below next had
 // ended when the snapshot was taken, so it has what they wrote; what is above is

@@ -19,7 +19,7 @@ type dialect struct {
 	// roomOfItsOwn is what an operator gives a deployment that meets another
 	// program's tables.
 	roomOfItsOwn string
-	// faultOf tells what an error means; it is not nil.
+	// faultOf classifies an error; it is not nil.
 	faultOf func(error) fault
 
 	// id is an id as an argument.
@@ -96,8 +96,8 @@ type queries struct {
 	upsertState, upsertSession string
 	// forgetApps takes agents. It deletes the health of apps that they do not have.
 	forgetApps string
-	// cursor reads that of incremental reads, as a transaction, and what tells the
-	// server from another; empty: there are none. since is the condition on what was
+	// cursor reads that of incremental reads, as a transaction, and what identifies the
+	// server; empty: there are none. since is the condition on what was
 	// written since a transaction.
 	cursor, since string
 
@@ -118,7 +118,7 @@ type queries struct {
 
 // page is how a large read is taken apart.
 type page struct {
-	// name tells reads of different columns apart.
+	// name identifies reads of different columns.
 	name string
 	// rows are those of one page: some hundred KB.
 	rows int

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileIdentity tells a file from its copies: it stays the same when the file system is
+// fileIdentity differs between a file and its copies. It stays the same when the file system is
 // mounted elsewhere, in another container say. Device numbers do not. A copy on another
 // file system may have the inode's number by chance, but not the time of birth.
 func fileIdentity(path string) (string, error) {

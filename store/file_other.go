@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// fileIdentity tells a file from its copies, but for one on another file system that has
+// fileIdentity differs between a file and its copies, but for one on another file system that has
 // the inode's number by chance.
 func fileIdentity(path string) (string, error) {
 	info, err := os.Stat(path)

@@ -95,7 +95,7 @@ func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agen
 FROM agents AS a LEFT JOIN metadata AS m ON m.agent_id = a.id WHERE a.id `)
 }
 
-// doubtMetadata is told of each attempt at writing metadata that failed. On
+// doubtMetadata notes an attempt at writing metadata that failed. On
 // PostgreSQL rows that are the same as the stored ones are left out by reading
 // them, without a lock. If a commit is still under way then, they are about to
 // be replaced: a value that was reported since, and is that of before, would be

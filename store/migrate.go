@@ -193,7 +193,7 @@ func (f *firstFault) note(err error) error {
 	return err
 }
 
-// cause returns err, or the first error if that is not told in it.
+// cause returns err, or the first error if err does not wrap it.
 func (f *firstFault) cause(err error) error {
 	if err == nil || f.err == nil || errors.Is(err, f.err) {
 		return err

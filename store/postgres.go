@@ -76,8 +76,8 @@ func postgresQueries() queries {
 	// rather read the whole table, 10 times as long. A row that is written locks
 	// its agent, as the foreign key does: nobody else becomes the agent before the
 	// commit. One of an unknown agent goes on to the foreign key, which refuses it.
-	// Who says nothing new under the stored epoch is told by the zero id: what lost
-	// need not be looked for if that is all that was not written.
+	// Rows that say nothing new under the stored epoch have the zero id in the answer:
+	// what lost need not be looked for if that is all that was not written.
 	q.upsertMetadata = `
 WITH n AS MATERIALIZED (
     SELECT u.*, m.epoch AS stored, m.agent_id IS NULL
@@ -260,7 +260,7 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	}
 	s.opened(ctx, o)
 	if o.deployment.where.cluster == "" {
-		s.log.WarnContext(ctx, "this role may not execute pg_control_system(): a copy of the database in another cluster is not told from it")
+		s.log.WarnContext(ctx, "this role may not execute pg_control_system(): a copy of the database in another cluster cannot be distinguished from it")
 	}
 	return s, nil
 }
@@ -276,7 +276,7 @@ func hosts(config *pgx.ConnConfig) string {
 	return strings.Join(names, ", ")
 }
 
-// postgresConfig reads the URL. Its errors tell nothing of it: a URL that cannot
+// postgresConfig reads the URL. Its errors have nothing of it: a URL that cannot
 // be taken apart may have the password anywhere.
 func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 	config, err := pgx.ParseConfig(opts.URL)

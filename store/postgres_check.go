@@ -167,7 +167,7 @@ var errPooler = errors.New("a pooler in transaction mode stands before the serve
 type backend struct {
 	conn   *sql.Conn
 	pid    uint32
-	direct bool // the server greeted us itself
+	direct bool // the server itself answered the connect
 }
 
 func backendOf(ctx context.Context, db *sql.DB) (*backend, error) {

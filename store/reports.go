@@ -147,7 +147,7 @@ UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id 
 	return w, fmt.Errorf("%s: %w", writer, agent.ErrUnknownWriter)
 }
 
-// keepOutcome has the reports that a write did not add told to whoever repeats it.
+// keepOutcome keeps which reports a write did not add, for the answer to its repetition.
 func (s *Store) keepOutcome(ctx context.Context, tx *sql.Tx, writer agent.ID, written *agent.ReportWritten) error {
 	if written.Refused == 0 && written.Gone == 0 {
 		return nil

@@ -4,7 +4,7 @@
 //
 // The methods and what they promise are the same on both. On PostgreSQL a call
 // that writes many rows is a few statements, whatever their number, and what
-// other replicas write at the same time is either waited for or told as an
+// other replicas write at the same time is either waited for or returned as an
 // error: see agent.ErrOutdated.
 package store
 

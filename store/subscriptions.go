@@ -71,9 +71,9 @@ SELECT id, $1 FROM report_subscriptions WHERE id = $2 ON CONFLICT DO NOTHING`, s
 	})
 }
 
-// StartSubscription has a subscription count from now on if all replicas add to it:
-// self, and those that were heard of within a time. With force they need not. It
-// returns from when it counts; zero: it does not yet.
+// StartSubscription makes a subscription count from now on if all replicas add to it:
+// self, and those with a heartbeat within a time. With force they need not. It returns
+// from when it counts; zero: it does not yet.
 func (s *Store) StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error) {
 	err = s.change(ctx, "start subscription", func(tx *sql.Tx) error {
 		since = time.Time{}
@@ -285,11 +285,11 @@ func (s *Store) ReleaseSubscription(ctx context.Context, id int64, stream agent.
 	})
 }
 
-// writersKept is how long a replica that was not heard of is remembered: its writes
+// writersKept is how long a replica without heartbeats is remembered: its writes
 // whose outcome it does not know must not be taken for new ones.
 const writersKept = 30 * 24 * time.Hour
 
-// writerGone is how much longer ago a replica that left was heard of: no subscription
+// writerGone is how much older the last heartbeat of a replica that left is made: no subscription
 // waits for it.
 const writerGone = 24 * time.Hour
 

@@ -126,7 +126,7 @@ func (u *undecodable) replaced(c agent.Change) []agent.ID {
 	return removed
 }
 
-// mended is told of a change that is committed: its agents can be decoded, or are gone.
+// mended notes a change that is committed: its agents can be decoded, or are gone.
 func (u *undecodable) mended(c agent.Change) {
 	for i := range c.Agents {
 		u.setAgent(c.Agents[i].ID, false)

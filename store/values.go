@@ -9,7 +9,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// The first and last moment that nanoseconds since 1970 can tell.
+// The first and last moment that nanoseconds since 1970 can express.
 var (
 	minTime = time.Unix(0, math.MinInt64)
 	maxTime = time.Unix(0, math.MaxInt64)

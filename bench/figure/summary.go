@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Summary is what is told of many values.
+// Summary is what is shown of many values.
 type Summary struct {
 	N                int
 	Median, Min, Max float64

@@ -32,7 +32,7 @@ const (
 	RSSScraped   = "resident after scrapes, bytes a series"
 )
 
-// Subjects in the order in which they are told.
+// Subjects in the order in which they are shown.
 var Subjects = []string{Agentstatsd, Pushgateway, StatsdExporter, Collector}
 
 // Options of a comparison.

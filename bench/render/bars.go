@@ -121,7 +121,7 @@ const (
 	few, many            = 8, 2000
 )
 
-// bars in the order in which they are told.
+// bars in the order in which they are shown.
 var bars = []bar{
 	{
 		name: "scrape of 1M series, plain text, all new: against a Collector of const metrics",

@@ -33,7 +33,7 @@ const (
 // and protobuf.
 var Asks = []Ask{{Text, false}, {Text, true}, {Protobuf, false}, {Protobuf, true}}
 
-// Subjects in the order in which they are told.
+// Subjects in the order in which they are shown.
 var Subjects = []string{Agentstatsd, Unchanged, Copy, Victoria, GaugeVec, Collector, CoderdWay}
 
 // Size is how many series are compared, and how often.

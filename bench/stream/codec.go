@@ -52,7 +52,7 @@ const (
 	ackReceived       = 1
 )
 
-// response is what an agent hears.
+// response is what an agent receives.
 type response struct {
 	settings bool
 	ack      int64 // 0: none
@@ -63,7 +63,7 @@ func (r *response) receive(data mem.BufferSlice) error {
 	text := data.Materialize() // a few bytes
 	number, kind, n := protowire.ConsumeTag(text)
 	if n < 0 || kind != protowire.BytesType {
-		return errors.New("a response of an unknown form")
+		return errors.New("a response of an unknown kind")
 	}
 	body, m := protowire.ConsumeBytes(text[n:])
 	if m < 0 {

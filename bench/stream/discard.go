@@ -46,8 +46,8 @@ type counter struct {
 // request is what the server looks at.
 type request struct {
 	// sequence is read if acks are sent. The hello has none.
-	wanted, greeted bool
-	sequence        int64
+	wanted, handshakeDone bool
+	sequence              int64
 }
 
 func (r *request) receive(data mem.BufferSlice) error {
@@ -55,7 +55,7 @@ func (r *request) receive(data mem.BufferSlice) error {
 		return nil
 	}
 	// It stands first, and is not 0 in a report.
-	if r.sequence = varint(data[0].ReadOnlyData(), 1); r.sequence == 0 && r.greeted {
+	if r.sequence = varint(data[0].ReadOnlyData(), 1); r.sequence == 0 && r.handshakeDone {
 		return errors.New("a report without a sequence")
 	}
 	return nil
@@ -73,7 +73,7 @@ func (d *discard) connect(_ any, stream grpc.ServerStream) error {
 	if err := stream.SendMsg(mem.BufferSlice{mem.SliceBuffer(emptySettings)}); err != nil {
 		return err
 	}
-	r.greeted = true
+	r.handshakeDone = true
 	for unacked := 1; ; unacked++ {
 		if err := stream.RecvMsg(&r); err != nil {
 			return err

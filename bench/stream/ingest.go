@@ -24,7 +24,7 @@ const (
 	Answering = "receive, discard and ack"
 )
 
-// IngestSubjects in the order in which they are told.
+// IngestSubjects in the order in which they are shown.
 var IngestSubjects = []string{Fast, Generated, Answering, Discard}
 
 // Metrics of ingest.

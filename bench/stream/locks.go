@@ -83,7 +83,7 @@ func (l *lockWatch) look(first bool) {
 	}
 }
 
-// maxClasses of waits are told, the longest first.
+// maxClasses of waits are shown, the longest first.
 const maxClasses = 8
 
 func (l *lockWatch) stop() []LockWait {

@@ -59,14 +59,14 @@ func open(ctx context.Context, conn *grpc.ClientConn, n int, template *load.Temp
 		return nil, fmt.Errorf("open the stream of agent %d: %w", n, err)
 	}
 	if err := stream.SendMsg(mem.BufferSlice{mem.SliceBuffer(hello)}); err != nil {
-		return nil, fmt.Errorf("greet for agent %d: %w", n, err)
+		return nil, fmt.Errorf("handshake of agent %d: %w", n, err)
 	}
 	var first response
 	if err := stream.RecvMsg(&first); err != nil {
-		return nil, fmt.Errorf("greet for agent %d: %w", n, err)
+		return nil, fmt.Errorf("handshake of agent %d: %w", n, err)
 	}
 	if !first.settings {
-		return nil, fmt.Errorf("greet for agent %d: want settings first", n)
+		return nil, fmt.Errorf("handshake of agent %d: want settings first", n)
 	}
 	s := &sender{stream: stream, template: template, acking: acking, ended: make(chan struct{})}
 	s.changed = sync.NewCond(&s.mu)

@@ -83,11 +83,11 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	if err != nil {
 		return err
 	}
-	news := pubsub.NewMetadata(engine)
+	notifications := pubsub.NewMetadata(engine)
 	if s.agg, err = aggregator.New(aggregator.Options{}, reg); err != nil {
 		return err
 	}
-	pending, err := batcher.New(db, news, batcher.Options{}, reg, log)
+	pending, err := batcher.New(db, notifications, batcher.Options{}, reg, log)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 		return err
 	}
 	if _, err = coderdapi.New(s.api, coderdapi.Components{
-		Fleet: agents, Reader: db, Subscriber: news, Pushes: pushed, Reports: watched,
+		Fleet: agents, Reader: db, Subscriber: notifications, Pushes: pushed, Reports: watched,
 	}, coderdapi.Options{StoreReady: db.Ping}, reg, log); err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func serveAll(ctx context.Context, c *process.Console) (err error) {
 // seriesAgents is where the agents begin that have no stream.
 const seriesAgents = 1_000_000
 
-// reportEvery is how often they report, as agents are told to.
+// reportEvery is how often they report, as their settings say.
 const reportEvery = 30 * time.Second
 
 // fill has agents without a stream report, evenly over time.

@@ -27,7 +27,7 @@ const (
 	StringMap   = "map keyed by a built string"
 )
 
-// Subjects in the order in which they are told.
+// Subjects in the order in which they are shown.
 var Subjects = []string{Agentstatsd, StringMap}
 
 // Metrics of an update.

@@ -105,7 +105,7 @@ func (t *tables) clone() *tables {
 	return &c
 }
 
-// The first and last moment that nanoseconds since 1970 can tell.
+// The first and last moment that nanoseconds since 1970 can express.
 var (
 	minTime = time.Unix(0, math.MinInt64)
 	maxTime = time.Unix(0, math.MaxInt64)
