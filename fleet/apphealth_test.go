@@ -9,7 +9,7 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// Two replicas of which neither has heard the other's news write the health of
+// Two replicas of which neither got the other's notifications write the health of
 // two apps of one agent. What was acked as durable stays.
 func TestAppHealthOfTwoReplicasIsMerged(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
@@ -18,7 +18,7 @@ func TestAppHealthOfTwoReplicasIsMerged(t *testing.T) {
 		reg.Apps = []agent.App{{ID: nid(501), Slug: "a"}, {ID: nid(502), Slug: "b"}}
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{reg}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		c.setCut(true, r...)
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) {
@@ -32,13 +32,13 @@ func TestAppHealthOfTwoReplicasIsMerged(t *testing.T) {
 		receive(t, s, 1, func(q Request) {
 			require.Empty(t, q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(502): agent.AppHealthHealthy}))
 		})
-		settle()
-		settle()
+		awaitReplicas()
+		awaitReplicas()
 		want := map[agent.ID]agent.AppHealth{nid(501): agent.AppHealthUnhealthy, nid(502): agent.AppHealthHealthy}
 		require.Equal(t, want, r[0].store.state(nid(1)).AppHealth)
 		c.setCut(false, r...)
-		settle()
-		settle()
+		awaitReplicas()
+		awaitReplicas()
 		for _, p := range r {
 			info, err := p.Agent(nid(1))
 			require.NoError(t, err)

@@ -27,7 +27,7 @@ type cluster struct {
 	bus    bus
 }
 
-// bus delivers news at once to and from those who are not cut off.
+// bus delivers notifications at once to and from those who are not cut off.
 type bus struct {
 	mu     sync.Mutex
 	cutOff map[agent.ID]bool
@@ -42,34 +42,34 @@ func newCluster() *cluster {
 	}
 }
 
-// standingOf is one replica's place in the cluster.
-type standingOf struct {
+// membership is one replica's place in the cluster.
+type membership struct {
 	c    *cluster
 	self agent.ID
 }
 
-func (s standingOf) Self() agent.ID { return s.self }
+func (s membership) Self() agent.ID { return s.self }
 
-func (s standingOf) Member() bool { return s.Live(s.self) }
+func (s membership) Member() bool { return s.Live(s.self) }
 
-func (s standingOf) Leads() bool {
+func (s membership) Leads() bool {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	return s.c.leader == s.self && s.c.live[s.self]
 }
 
-func (s standingOf) Live(id agent.ID) bool {
+func (s membership) Live(id agent.ID) bool {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	return s.c.live[id]
 }
 
-func (s standingOf) Publish(ctx context.Context, channel string, payload []byte) error {
+func (s membership) Publish(ctx context.Context, channel string, payload []byte) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if channel != notificationChannel || len(payload) > 7977 {
-		panic("bad news")
+		panic("bad notification")
 	}
 	b := &s.c.bus
 	b.mu.Lock()
@@ -82,7 +82,7 @@ func (s standingOf) Publish(ctx context.Context, channel string, payload []byte)
 	return nil
 }
 
-func (s standingOf) Subscribe(_ string, f func([]byte)) (func(), error) {
+func (s membership) Subscribe(_ string, f func([]byte)) (func(), error) {
 	b := &s.c.bus
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,8 +106,8 @@ func (c *cluster) setLeader(id agent.ID) {
 	c.leader = id
 }
 
-// setCut cuts these replicas off from the bus, or mends that: then they are told
-// that they missed news.
+// setCut cuts these replicas off from the bus, or mends that: then they are notified
+// that they missed notifications.
 func (c *cluster) setCut(cut bool, replicas ...parts) {
 	b := &c.bus
 	b.mu.Lock()
@@ -140,7 +140,7 @@ func startReplicasWith(t *testing.T, n int, opts Options) (*cluster, []parts) {
 	for i := range replicas {
 		replicas[i] = startReplica(t, c, store, i, opts)
 	}
-	settle()
+	awaitReplicas()
 	return c, replicas
 }
 
@@ -148,14 +148,14 @@ func startReplica(t *testing.T, c *cluster, store *memStore, n int, opts Options
 	t.Helper()
 	c.setLive(replicaID(n), true)
 	p := newPartsOn(t, opts, store, &journal{})
-	p.Join(standingOf{c, replicaID(n)}, standingOf{c, replicaID(n)})
+	p.Join(membership{c, replicaID(n)}, membership{c, replicaID(n)})
 	stop := running(t, p)
 	t.Cleanup(stop)
 	return p
 }
 
-// settle waits until everybody has looked at everything twice.
-func settle() {
+// awaitReplicas waits until everybody has looked at everything twice.
+func awaitReplicas() {
 	time.Sleep(5 * time.Second)
 	synctest.Wait()
 }
@@ -224,7 +224,7 @@ func labelOf(line, name string) string {
 	return rest[:strings.IndexAny(rest, ",}")]
 }
 
-// Callers with tokens that nobody has heard of wait for what other replicas wrote,
+// Callers with unknown tokens wait for what other replicas wrote,
 // but not without bound, and nobody waits who is known.
 func TestLookupsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
@@ -233,7 +233,7 @@ func TestLookupsAreBounded(t *testing.T) {
 		require.Equal(t, 256, most)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		_, err = r[0].Authenticate(t.Context(), "unknown")
 		require.ErrorIs(t, err, ErrUnknownToken) // the next look is 100 ms later
 		var wg sync.WaitGroup

@@ -15,7 +15,7 @@ func joined(t *testing.T, c *cluster, store *memStore, n int, opts Options) part
 	t.Helper()
 	c.setLive(replicaID(n), true)
 	p := newPartsOn(t, opts, store, &journal{})
-	p.Join(standingOf{c, replicaID(n)}, standingOf{c, replicaID(n)})
+	p.Join(membership{c, replicaID(n)}, membership{c, replicaID(n)})
 	require.NoError(t, p.Load(t.Context()))
 	return p
 }
@@ -88,10 +88,10 @@ func TestWhatSessionsKnow(t *testing.T) {
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
 	ordinal := int64(0)
-	begin := func(told int64) agent.Order {
+	begin := func(epoch int64) agent.Order {
 		t.Helper()
 		ordinal++
-		s := connectTo(t, p, 1, Hello{Instance: instanceID(1), Ordinal: ordinal, Epoch: told})
+		s := connectTo(t, p, 1, Hello{Instance: instanceID(1), Ordinal: ordinal, Epoch: epoch})
 		var order agent.Order
 		receive(t, s, ordinal, func(q Request) { order = q.Order() })
 		require.Equal(t, ordinal, order.Sequence)
@@ -109,14 +109,14 @@ func TestWhatSessionsKnow(t *testing.T) {
 	third := begin(first.Epoch)
 	knows(third, 1, first.Epoch) // the agent knows
 	fourth := begin(time.Now().Add(2 * time.Hour).UnixNano())
-	knows(fourth, 1, third.Epoch) // it told nonsense
+	knows(fourth, 1, third.Epoch) // its epoch is nonsense
 
 	require.NoError(t, p.write(t.Context())) // the session's record
 	fifth := begin(fourth.Epoch)
 	knows(fifth, fourth.Epoch, fourth.Epoch)
 
 	elsewhere := agent.SessionRecord{Agent: nid(1), Epoch: fifth.Epoch + 10, Replica: replicaID(7)}
-	require.True(t, p.applySessions([]agent.SessionRecord{elsewhere}, e.reg.Load().Incarnation)) // news
+	require.True(t, p.applySessions([]agent.SessionRecord{elsewhere}, e.reg.Load().Incarnation)) // a notification
 	sixth := begin(0)
 	knows(sixth, fourth.Epoch, elsewhere.Epoch)
 	elsewhere.Epoch = sixth.Epoch + 10

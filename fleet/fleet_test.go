@@ -137,7 +137,7 @@ func loaded(t *testing.T, opts Options, regs ...agent.Registration) parts {
 
 func instanceID(n byte) agent.Instance { return agent.Instance{15: n} }
 
-// waker returns what tells the channel that it was woken.
+// waker returns what notes in the channel that it was woken.
 func waker(ch chan<- struct{}) func() {
 	return func() {
 		select {
@@ -147,7 +147,7 @@ func waker(ch chan<- struct{}) func() {
 	}
 }
 
-// notified returns a channel that has an element when there is news of s.
+// notified returns a channel that has an element when s has something to send.
 func notified(s *Session) <-chan struct{} {
 	ch := make(chan struct{}, 1)
 	s.Watch(waker(ch))

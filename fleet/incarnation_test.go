@@ -21,13 +21,13 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
 		_, err := r[0].Register(t.Context(), set())
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		s := connectTo(t, r[1], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) {
 			q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
 			q.MarkReported()
 		})
-		settle()
+		awaitReplicas()
 		require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
 		r[1].journal.take()
 
@@ -35,7 +35,7 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 		require.NoError(t, err)
 		_, err = r[0].Register(t.Context(), set())
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		require.True(t, closed(s.Done()))
 		require.Equal(t, EndDeregistered, s.End())
 		require.Contains(t, r[1].journal.take(), "pending remove 1")
@@ -50,7 +50,7 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 		// Its next session is its own, and begins with nothing.
 		s = connectTo(t, r[1], 1, hello(1, 2))
 		require.Equal(t, Progress{}, s.Resume())
-		settle()
+		awaitReplicas()
 		require.Equal(t, "connected", statusOf(t, "ws1", r...))
 	})
 }
@@ -72,7 +72,7 @@ func TestNamedDuringASync(t *testing.T) {
 			all.Workspaces = []agent.Workspace{lonely}
 			_, err := r[0].Register(t.Context(), all)
 			require.NoError(t, err)
-			settle()
+			awaitReplicas()
 			sync, err := r[0].BeginSync()
 			require.NoError(t, err)
 			again := set(1)
@@ -82,7 +82,7 @@ func TestNamedDuringASync(t *testing.T) {
 			done, err := sync.Apply(t.Context(), set(2, 3), false)
 			require.NoError(t, err)
 			require.Equal(t, 1, done.Deregistered, "registered again by replica %d", by)
-			settle()
+			awaitReplicas()
 			for _, p := range r {
 				require.Equal(t, ids(1, 2, 3), registered(p.Fleet))
 				require.Contains(t, p.registry.workspaces, lonely.ID)
@@ -100,10 +100,10 @@ func TestReadBeforeItsRemoval(t *testing.T) {
 		set := func() Set { return Set{Agents: []agent.Registration{registration(1, 1, 1)}} }
 		_, err := r[0].Register(t.Context(), set())
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		reader := newPartsOn(t, Options{}, r[0].store, &journal{})
 		c.setLive(replicaID(1), true)
-		reader.Join(standingOf{c, replicaID(1)}, standingOf{c, replicaID(1)})
+		reader.Join(membership{c, replicaID(1)}, membership{c, replicaID(1)})
 		require.NoError(t, reader.Load(t.Context()))
 		require.NoError(t, reader.follow(t.Context()))
 
@@ -113,7 +113,7 @@ func TestReadBeforeItsRemoval(t *testing.T) {
 		require.NoError(t, err)
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) { q.SetNetwork(agent.Network{NodeID: 7}) })
-		settle()
+		awaitReplicas()
 		require.NoError(t, reader.followSessions(t.Context(), math.MaxInt64))
 		require.NoError(t, reader.followStates(t.Context(), math.MaxInt64))
 		require.NoError(t, reader.follow(t.Context()))
@@ -163,7 +163,7 @@ func TestDatabaseReplaced(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		store := r[0].store
 		store.mu.Lock()
 		delete(store.regs, nid(1))
@@ -174,7 +174,7 @@ func TestDatabaseReplaced(t *testing.T) {
 		}
 		store.replaced = true
 		store.mu.Unlock()
-		settle()
+		awaitReplicas()
 		_, err = r[0].Agent(nid(1))
 		require.ErrorIs(t, err, ErrUnknownAgent)
 		info, err := r[0].Agent(nid(2))
@@ -200,7 +200,7 @@ func TestWritesCarryTheIncarnation(t *testing.T) {
 				require.Equal(t, want[n], q.Incarnation())
 				q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
 			})
-			settle()
+			awaitReplicas()
 			_, err = r[0].Deregister(t.Context(), ids(1), nil)
 			require.NoError(t, err)
 		}
@@ -210,32 +210,32 @@ func TestWritesCarryTheIncarnation(t *testing.T) {
 	})
 }
 
-// News of a session of the agent that was there before change nothing. Those of one
+// Notifications of a session of the agent that was there before change nothing. Those of one
 // that comes after it are asked for again, once its registration is read.
-func TestNewsOfAnotherIncarnation(t *testing.T) {
+func TestNotificationsOfAnotherIncarnation(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 1)
 		for n := 2; n > 0; n-- {
 			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(n, n, 1)}})
 			require.NoError(t, err)
 		}
-		settle()
+		awaitReplicas()
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		e, err := r[0].entry(nid(1))
 		require.NoError(t, err)
 		is := e.reg.Load().Incarnation
-		tell := func(incarnation int64) {
+		notify := func(incarnation int64) {
 			record := agent.SessionRecord{Agent: nid(1), Incarnation: incarnation, Epoch: s.Info().Epoch + 1, Open: true}
 			r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{record}))
 		}
 		r[0].peers.missed.Store(false)
-		tell(is - 1)
+		notify(is - 1)
 		require.False(t, closed(s.Done()))
 		require.False(t, r[0].peers.missed.Load())
-		tell(is + 1)
+		notify(is + 1)
 		require.False(t, closed(s.Done()))
 		require.True(t, r[0].peers.missed.Load())
-		tell(is)
+		notify(is)
 		require.True(t, closed(s.Done()))
 		require.Equal(t, EndTakeover, s.End())
 		require.Zero(t, e.sessions.newest.Incarnation)

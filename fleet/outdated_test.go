@@ -11,7 +11,7 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// A new process of an agent connects to a replica with a slow clock that heard
+// A new process of an agent connects to a replica with a slow clock that got
 // nothing of the process before. What it says loses against what is stored: it is not
 // acked, the session ends, and the next one is above.
 func TestEpochBelowTheStoredOne(t *testing.T) {
@@ -20,10 +20,10 @@ func TestEpochBelowTheStoredOne(t *testing.T) {
 		store := newMemStore(&journal{})
 		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
 		slow := startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
-		settle()
+		awaitReplicas()
 		_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		c.setCut(true, fast, slow)
 		say := func(s *Session, sequence int64, state agent.LifecycleState) {
 			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}) })
@@ -31,20 +31,20 @@ func TestEpochBelowTheStoredOne(t *testing.T) {
 		before := connectTo(t, fast, 1, hello(1, 1))
 		say(before, 1, agent.LifecycleReady)
 		before.Close(EndDisconnect)
-		settle()
+		awaitReplicas()
 		high := store.state(nid(1)).LifecycleOrder.Epoch
 
 		s := connectTo(t, slow, 1, hello(2, 1))
 		require.Less(t, s.Info().Epoch, high)
 		say(s, 1, agent.LifecycleShuttingDown)
-		settle()
+		awaitReplicas()
 		require.Equal(t, Progress{Received: 1, Durable: 0}, s.Progress(), "it is not stored")
 		require.True(t, closed(s.Done()))
 		s = connectTo(t, slow, 1, hello(2, 2))
 		require.Equal(t, Progress{}, s.Resume(), "nothing is known of the instance")
 		require.Greater(t, s.Info().Epoch, high)
 		say(s, 2, agent.LifecycleShuttingDown)
-		settle()
+		awaitReplicas()
 		require.Equal(t, Progress{Received: 2, Durable: 2}, s.Progress())
 		require.Equal(t, agent.LifecycleShuttingDown, store.state(nid(1)).Lifecycle.State)
 	})
@@ -59,26 +59,26 @@ func TestEpochBelowTheStoredSession(t *testing.T) {
 		store := newMemStore(&journal{})
 		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
 		slow := startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
-		settle()
+		awaitReplicas()
 		_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		c.setCut(true, fast, slow)
 		connectTo(t, fast, 1, hello(1, 1)).Close(EndGoodbye)
-		settle()
+		awaitReplicas()
 		high := store.epoch(nid(1))
 
 		s := connectTo(t, slow, 1, hello(2, 1))
 		require.Less(t, s.Info().Epoch, high)
 		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
-		settle()
+		awaitReplicas()
 		require.Equal(t, Progress{Received: 1, Durable: 0}, s.Progress(), "it may be replaced")
 		require.True(t, closed(s.Done()))
 		s = connectTo(t, slow, 1, hello(2, 2))
 		require.Equal(t, Progress{}, s.Resume(), "nothing is known of the instance")
 		require.Greater(t, s.Info().Epoch, high)
 		receive(t, s, 2, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
-		settle()
+		awaitReplicas()
 		require.Equal(t, Progress{Received: 2, Durable: 2}, s.Progress())
 	})
 }
@@ -137,16 +137,16 @@ func TestAcksWaitForTheSession(t *testing.T) {
 	require.Equal(t, EndOutdated, s.End())
 }
 
-// Who is told that its epoch is below the stored one by whoever stores metadata has
-// its session ended as outdated; if a newer session on another replica is the reason,
-// as taken over, so that the two do not take turns.
+// A session whose epoch is below the stored one, as the batcher found out, ends as
+// outdated. If a newer session on another replica is the reason, it ends as taken over,
+// so that the two do not take over from each other for ever.
 func TestSuperseded(t *testing.T) {
 	for want, open := range map[End]bool{EndOutdated: false, EndTakeover: true} {
 		bubble.Test(t, func(t *testing.T) {
 			c, r := startReplicasWith(t, 2, Options{FollowInterval: time.Hour})
 			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 			require.NoError(t, err)
-			settle()
+			awaitReplicas()
 			c.setCut(true, r...)
 			s := connectTo(t, r[0], 1, hello(1, 1))
 			receive(t, s, 1, func(q Request) { q.Tracker().AddPending(1) })
@@ -157,7 +157,7 @@ func TestSuperseded(t *testing.T) {
 				})
 			}
 			s.instance.Supersede(epoch)
-			settle()
+			awaitReplicas()
 			require.True(t, closed(s.Done()))
 			require.Equal(t, want, s.End())
 			next := connectTo(t, r[0], 1, hello(1, 2))
@@ -165,7 +165,7 @@ func TestSuperseded(t *testing.T) {
 			require.Greater(t, next.Info().Epoch, epoch)
 
 			s.instance.Supersede(epoch) // of what was said before
-			settle()
+			awaitReplicas()
 			require.False(t, closed(next.Done()))
 		})
 	}
@@ -179,24 +179,24 @@ func TestUnwrittenSessionOfAReplicaThatIsGone(t *testing.T) {
 		c, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		s := connectTo(t, r[1], 1, hello(1, 1))
-		settle()
+		awaitReplicas()
 		c.setLive(replicaID(7), true)
 		unwritten := agent.SessionRecord{Agent: nid(1), Epoch: s.Info().Epoch + int64(time.Minute), Replica: replicaID(7)}
 		r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{unwritten}))
-		settle()
+		awaitReplicas()
 		c.setLive(replicaID(7), false)
-		settle()
+		awaitReplicas()
 		require.False(t, closed(s.Done()), "it may still be written")
 
 		time.Sleep(unwrittenScans * scanInterval)
-		settle()
+		awaitReplicas()
 		require.True(t, closed(s.Done()))
 		require.Equal(t, EndTakeover, s.End())
 		s = connectTo(t, r[1], 1, hello(1, 2))
 		require.Greater(t, s.Info().Epoch, unwritten.Epoch)
-		settle()
+		awaitReplicas()
 		require.False(t, closed(s.Done()))
 		for _, p := range r {
 			info, err := p.Agent(nid(1))

@@ -328,7 +328,7 @@ func TestDeregister(t *testing.T) {
 	require.Equal(t, writes, p.store.writeCount())
 }
 
-// A registration may be all that is written: that it is not stored is told until one is,
+// A registration may be all that is written: that it is not stored is an error until one is,
 // for a minute at most.
 func TestRegistrationsThatAreNotStoredAreTold(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

@@ -24,7 +24,7 @@ func TestReplicasAtRandom(t *testing.T) {
 			}
 			_, err := r[0].Register(t.Context(), set)
 			require.NoError(t, err)
-			settle()
+			awaitReplicas()
 			type where struct {
 				session *Session
 				replica int
@@ -63,7 +63,7 @@ func TestReplicasAtRandom(t *testing.T) {
 			for i := range live {
 				c.setLive(replicaID(i), true)
 			}
-			settle()
+			awaitReplicas()
 			for n := 1; n <= agents; n++ {
 				want := "disconnected"
 				switch w := at[n]; {

@@ -32,7 +32,7 @@ func TestRegistrationsReachAllReplicas(t *testing.T) {
 
 		_, err = r[2].Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 2, 1), registration(3, 1, 2)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		for _, p := range r {
 			_, err = p.Authenticate(t.Context(), token(1))
 			require.ErrorIs(t, err, ErrUnknownToken)
@@ -41,7 +41,7 @@ func TestRegistrationsReachAllReplicas(t *testing.T) {
 		n, err := r[1].Deregister(t.Context(), nil, []agent.ID{nid(1001), nid(1002)})
 		require.NoError(t, err)
 		require.Equal(t, 2, n)
-		settle()
+		awaitReplicas()
 		for _, p := range r {
 			require.Empty(t, registered(p.Fleet))
 			require.Empty(t, p.registry.workspaces)
@@ -50,18 +50,18 @@ func TestRegistrationsReachAllReplicas(t *testing.T) {
 	})
 }
 
-// News have what happens on one replica known on the others long before they look
+// Notifications make what happens on one replica known on the others long before they look
 // by themselves.
-func TestNews(t *testing.T) {
+func TestNotifications(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicasWith(t, 2, Options{FollowInterval: time.Hour})
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		require.Equal(t, ids(1), registered(r[1].Fleet))
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}) })
-		settle()
+		awaitReplicas()
 		info, err := r[1].Agent(nid(1))
 		require.NoError(t, err)
 		require.Equal(t, agent.StatusConnected, info.Status)
@@ -72,7 +72,7 @@ func TestNews(t *testing.T) {
 		require.NoError(t, err)
 		open := e.sessions.newest
 		s.Close(EndGoodbye)
-		settle()
+		awaitReplicas()
 		r[1].handleNotification(notification.Encode(notification.Sessions, replicaID(0), []agent.SessionRecord{open}))
 		info, err = r[1].Agent(nid(1))
 		require.NoError(t, err)
@@ -91,10 +91,10 @@ func TestSessionBeforeRegistration(t *testing.T) {
 		for _, n := range []int{2, 1} { // the other write comes later
 			saveSessions(t, store, []agent.SessionRecord{{Agent: nid(n), Epoch: 1 << 60, Replica: replicaID(7)}})
 		}
-		settle()
+		awaitReplicas()
 		_, err = r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 2, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		for _, p := range r {
 			e, err := p.entry(nid(2))
 			require.NoError(t, err)
@@ -112,10 +112,10 @@ func TestUnknownTokenWhileTheDatabaseIsDown(t *testing.T) {
 		require.ErrorIs(t, err, ErrUnavailable)
 		_, err = r[1].Connect(t.Context(), nid(1), hello(1, 1))
 		require.ErrorIs(t, err, ErrUnavailable)
-		settle()
+		awaitReplicas()
 		require.ErrorContains(t, r[1].Healthy(), "follow the other replicas: read registrations: ")
 		r[0].store.fail(nil)
-		settle()
+		awaitReplicas()
 		require.NoError(t, r[1].Healthy())
 		_, err = r[1].Authenticate(t.Context(), token(1))
 		require.ErrorIs(t, err, ErrUnknownToken)
@@ -164,7 +164,7 @@ func TestChangesOfTwoReplicas(t *testing.T) {
 			})
 		}
 		changing.Wait()
-		settle()
+		awaitReplicas()
 		require.Len(t, registered(r[0].Fleet), 2*(n-n/4))
 		require.Equal(t, registered(r[0].Fleet), registered(r[1].Fleet))
 		require.ElementsMatch(t, r[0].store.agents(), registered(r[0].Fleet))
@@ -192,17 +192,17 @@ func TestDeregisteredElsewhere(t *testing.T) {
 // An agent that moves counts once: its old session ends when it connects, its old
 // series go when the new replica has a report.
 func TestAgentMoves(t *testing.T) {
-	for name, cut := range map[string]bool{"by news": false, "by the database": true} {
+	for name, cut := range map[string]bool{"by notifications": false, "by the database": true} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				c, r := startReplicas(t, 3)
 				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 				require.NoError(t, err)
-				settle()
+				awaitReplicas()
 				require.Equal(t, "connecting", statusOf(t, "ws1", r...))
 				old := connectTo(t, r[1], 1, hello(1, 1))
 				reportOn(t, old, 1)
-				settle()
+				awaitReplicas()
 				require.Equal(t, "connected", statusOf(t, "ws1", r...))
 				require.Equal(t, 1.0, connectedIn(t, "ws1", r...))
 				r[1].journal.take()
@@ -212,7 +212,7 @@ func TestAgentMoves(t *testing.T) {
 				require.Greater(t, s.Info().Epoch, old.Info().Epoch)
 				<-old.Done()
 				require.Equal(t, EndTakeover, old.End())
-				settle()
+				awaitReplicas()
 				require.Equal(t, []string{"close 1 goodbye=false"}, r[1].journal.take(), "the new replica has no report yet")
 				require.Equal(t, "connected", statusOf(t, "ws1", r...))
 				for _, p := range r {
@@ -221,7 +221,7 @@ func TestAgentMoves(t *testing.T) {
 					require.True(t, info.Connected)
 				}
 				reportOn(t, s, 2)
-				settle()
+				awaitReplicas()
 				require.Equal(t, []string{"series remove 1"}, r[1].journal.take())
 
 				// Back again: what it counted meanwhile was counted elsewhere.
@@ -229,9 +229,9 @@ func TestAgentMoves(t *testing.T) {
 				require.True(t, back.Info().Moved)
 				require.False(t, back.Info().First)
 				require.Equal(t, []string{"open 1 ws1 first=false"}, r[1].journal.take())
-				settle()
+				awaitReplicas()
 				back.Close(EndGoodbye)
-				settle()
+				awaitReplicas()
 				require.Equal(t, "disconnected", statusOf(t, "ws1", r...), "the leader serves it")
 				require.Equal(t, 0.0, connectedIn(t, "ws1", r...))
 			})
@@ -239,28 +239,29 @@ func TestAgentMoves(t *testing.T) {
 	}
 }
 
-// An agent moves while neither news nor writes get through: when news do again,
-// the sessions that are not written are told, whichever replica missed something.
+// An agent moves while neither notifications nor writes get through. When notifications
+// do again, the sessions that are not written are sent, whichever replica missed
+// something.
 func TestAgentMovesUnseen(t *testing.T) {
 	type outage struct {
-		missing int // the replica that misses news
+		missing int // the replica that misses notifications
 		hangs   bool
 	}
 	for name, o := range map[string]outage{
-		"the old one misses news, writes fail":   {0, false},
-		"the old one misses news, a write hangs": {0, true},
-		"the new one cannot tell, writes fail":   {1, false},
-		"the new one cannot tell, a write hangs": {1, true},
+		"the old one misses notifications, writes fail":   {0, false},
+		"the old one misses notifications, a write hangs": {0, true},
+		"the new one cannot publish, writes fail":         {1, false},
+		"the new one cannot publish, a write hangs":       {1, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				c, r := startReplicas(t, 2)
 				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 				require.NoError(t, err)
-				settle()
+				awaitReplicas()
 				old := connectTo(t, r[0], 1, hello(1, 1))
 				reportOn(t, old, 1)
-				settle()
+				awaitReplicas()
 				r[0].journal.take()
 
 				c.setCut(true, r[o.missing])
@@ -272,10 +273,10 @@ func TestAgentMovesUnseen(t *testing.T) {
 					r[0].store.fail(errDown)
 				}
 				reportOn(t, connectTo(t, r[1], 1, hello(1, 2)), 2)
-				settle()
-				require.False(t, closed(old.Done()), "nobody could tell it")
+				awaitReplicas()
+				require.False(t, closed(old.Done()), "nobody could notify it")
 				c.setCut(false, r[o.missing])
-				settle()
+				awaitReplicas()
 				require.True(t, closed(old.Done()))
 				require.Equal(t, EndTakeover, old.End())
 				require.Equal(t, []string{"close 1 goodbye=false", "series remove 1"}, r[0].journal.take())
@@ -285,7 +286,7 @@ func TestAgentMovesUnseen(t *testing.T) {
 	}
 }
 
-// The epoch that an agent tells makes up for clocks that differ and for news that
+// The epoch that an agent says makes up for clocks that differ and for notifications that
 // are not there yet; what no clock can be ahead is not believed.
 func TestEpochThatTheAgentTells(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
@@ -303,7 +304,7 @@ func TestClockBehind(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		ahead := s.Info().Epoch + int64(time.Minute)
 		r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{{Agent: nid(1), Epoch: ahead, Reported: true}}))
@@ -322,29 +323,29 @@ func TestReplicaDies(t *testing.T) {
 		c, r := startReplicas(t, 3)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), registration(2, 2, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		for n := 1; n <= 2; n++ {
 			reportOn(t, connectTo(t, r[2], n, hello(byte(n), 1)), 1)
 		}
-		settle()
+		awaitReplicas()
 		alive := r[:2]
 		c.setLive(replicaID(2), false)
-		settle()
+		awaitReplicas()
 		require.Empty(t, served(t, r[2]), "one that the others take for gone serves nothing of theirs")
 		require.Equal(t, "disconnected", statusOf(t, "ws1", alive...))
 		reportOn(t, connectTo(t, r[1], 1, hello(1, 2)), 2)
-		settle()
+		awaitReplicas()
 		require.Equal(t, "connected", statusOf(t, "ws1", alive...))
 		require.Equal(t, "disconnected", statusOf(t, "ws2", alive...))
 
 		c.setLeader(replicaID(1))
-		settle()
+		awaitReplicas()
 		require.Empty(t, served(t, r[0]))
 		require.Equal(t, "disconnected", statusOf(t, "ws2", alive...))
 
 		// It was only cut off: the agent that stayed is its own again.
 		c.setLive(replicaID(2), true)
-		settle()
+		awaitReplicas()
 		require.Equal(t, "connected", statusOf(t, "ws2", r...))
 		require.Equal(t, "connected", statusOf(t, "ws1", r...))
 	})
@@ -357,20 +358,20 @@ func TestOutOfTouchKeepsNothing(t *testing.T) {
 		c, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), registration(2, 2, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		left := connectTo(t, r[1], 1, hello(1, 1))
 		stays := connectTo(t, r[1], 2, hello(2, 1))
 		left.Close(EndDisconnect)
 		r[1].journal.take()
 		c.setLive(replicaID(1), false)
-		settle()
+		awaitReplicas()
 		require.Equal(t, []string{"series remove 1"}, r[1].journal.take())
 		stays.Close(EndDisconnect)
 		require.Equal(t, []string{"close 2 goodbye=true"}, r[1].journal.take())
 	})
 }
 
-// States that agents tell one replica are known on all, and a build whose agents
+// States that agents report to one replica are known on all, and a build whose agents
 // are on different replicas is observed once.
 func TestStatesReachAllReplicas(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
@@ -379,14 +380,14 @@ func TestStatesReachAllReplicas(t *testing.T) {
 		second.Name = "second"
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), second}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		var mu sync.Mutex
-		told := map[agent.ID]bool{}
+		stored := map[agent.ID]bool{}
 		defer r[0].Watch(func(ids []agent.ID) {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, id := range ids {
-				told[id] = true
+				stored[id] = true
 			}
 		})()
 		ready := agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(2 * time.Hour)}
@@ -397,7 +398,7 @@ func TestStatesReachAllReplicas(t *testing.T) {
 				q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5000 + n): agent.AppHealthHealthy})
 			})
 		}
-		settle()
+		awaitReplicas()
 		for _, p := range r {
 			for n := 1; n <= 2; n++ {
 				info, err := p.Agent(nid(n))
@@ -407,7 +408,7 @@ func TestStatesReachAllReplicas(t *testing.T) {
 				require.Equal(t, agent.StatusConnected, info.Status)
 			}
 		}
-		require.Equal(t, map[agent.ID]bool{nid(1): true, nid(2): true}, told)
+		require.Equal(t, map[agent.ID]bool{nid(1): true, nid(2): true}, stored)
 		var builds []string
 		for _, p := range r {
 			builds = append(builds, observed(t, p)...)
@@ -416,11 +417,11 @@ func TestStatesReachAllReplicas(t *testing.T) {
 	})
 }
 
-// News that are lost, late, twice or malformed change nothing in the end.
-func TestNewsAreParsed(t *testing.T) {
+// Notifications that are lost, late, twice or malformed change nothing in the end.
+func TestNotificationsAreParsed(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	c := newCluster()
-	at := standingOf{c, replicaID(1)}
+	at := membership{c, replicaID(1)}
 	p.Join(at, at)
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
@@ -470,11 +471,11 @@ func TestAloneWritesNoEnds(t *testing.T) {
 		defer running(t, p)()
 		s := connect(t, p, 1)
 		reportOn(t, s, 1)
-		settle()
+		awaitReplicas()
 		require.Equal(t, s.Info().Epoch, p.store.epoch(nid(1)))
 		moved := p.store.moved
 		s.Close(EndDisconnect)
-		settle()
+		awaitReplicas()
 		require.Equal(t, moved, p.store.moved)
 	})
 }
@@ -489,16 +490,16 @@ func TestSessionThatIsNeverWritten(t *testing.T) {
 				_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 				require.NoError(t, err)
 				s := connectTo(t, r[0], 1, hello(1, 1))
-				settle()
+				awaitReplicas()
 				if noticed {
 					s.Close(EndDisconnect)
 				}
 				require.True(t, r[0].applySessions([]agent.SessionRecord{
 					{Agent: nid(1), Epoch: s.Info().Epoch + 1, Replica: replicaID(2), Open: true},
 				}, 1<<60))
-				settle()
+				awaitReplicas()
 				later := startReplica(t, c, r[0].store, 1, Options{})
-				settle()
+				awaitReplicas()
 				for _, p := range []parts{r[0], later} {
 					info, err := p.Agent(nid(1))
 					require.NoError(t, err)

@@ -111,8 +111,8 @@ func (w *stateWorld) expected(t require.TestingT) []string {
 		lines = append(lines, fmt.Sprintf("connections{agent_name=%s,lifecycle_state=%s,status=%s,tailnet_node=%s,", reg.Name, life, st, node)+user+"1")
 		apps := map[string]int{}
 		for _, a := range reg.Apps {
-			health, told := s.AppHealth[a.ID]
-			if !told {
+			health, reported := s.AppHealth[a.ID]
+			if !reported {
 				health = a.Health
 			}
 			name := a.DisplayName

@@ -317,20 +317,20 @@ func TestReadmittedAgentIsShownAgain(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	p := newParts(t, Options{})
-	var told [][]agent.ID
-	cancel := p.Watch(func(ids []agent.ID) { told = append(told, ids) })
+	var watched [][]agent.ID
+	cancel := p.Watch(func(ids []agent.ID) { watched = append(watched, ids) })
 	expect := func(why string, want ...[]agent.ID) {
 		t.Helper()
-		require.Equal(t, want, told, why)
-		told = nil
+		require.Equal(t, want, watched, why)
+		watched = nil
 	}
 	require.NoError(t, p.Load(t.Context()))
 	expect("all are to be read", nil)
 	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 	require.NoError(t, err)
-	require.NotEmpty(t, told)
-	require.Equal(t, ids(1), told[len(told)-1])
-	told = nil
+	require.NotEmpty(t, watched)
+	require.Equal(t, ids(1), watched[len(watched)-1])
+	watched = nil
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 	require.NoError(t, err)
 	expect("nothing changed")
@@ -350,8 +350,8 @@ func TestWatch(t *testing.T) {
 	expect("a status", ids(1))
 	_, err = p.Deregister(t.Context(), ids(1), nil)
 	require.NoError(t, err)
-	require.Contains(t, told, ids(1), "it is gone")
-	told = nil
+	require.Contains(t, watched, ids(1), "it is gone")
+	watched = nil
 	cancel()
 	_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{registration(2, 1, 2)}})
 	require.NoError(t, err)

@@ -50,27 +50,27 @@ func TestTakeover(t *testing.T) {
 	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
 }
 
-// lockedSeries reports whether the agent's turn was taken when its series opened.
+// lockedSeries reports whether requestMu was locked when its series opened.
 type lockedSeries struct {
 	seriesJournal
-	turn func() *sync.Mutex
-	free bool
+	requestMu func() *sync.Mutex
+	free      bool
 }
 
 func (s *lockedSeries) Open(agent.ID, agent.Identity, agent.Session) {
-	s.free = s.free || s.turn().TryLock()
+	s.free = s.free || s.requestMu().TryLock()
 }
 
-// TestTakeoverAndRequestsTakeTurns shows that a request is not lost between two
+// TestTakeoverWaitsForRequests shows that a request is not lost between two
 // sessions: it is taken in before the second one learns where to resume.
-func TestTakeoverAndRequestsTakeTurns(t *testing.T) {
+func TestTakeoverWaitsForRequests(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	turn := func() *sync.Mutex { return &p.registry.agents[nid(1)].requestMu }
-	series := &lockedSeries{seriesJournal: seriesJournal{p.journal, newStateSeries()}, turn: turn}
+	requestMu := func() *sync.Mutex { return &p.registry.agents[nid(1)].requestMu }
+	series := &lockedSeries{seriesJournal: seriesJournal{p.journal, newStateSeries()}, requestMu: requestMu}
 	p.series = series
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
 	require.NoError(t, err)
-	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || turn().TryLock() }))
+	require.NoError(t, s.Receive(1, func(Request) { series.free = series.free || requestMu().TryLock() }))
 	s.Close(EndDisconnect)
 	require.False(t, series.free)
 }
@@ -100,7 +100,7 @@ func TestGoodbye(t *testing.T) {
 
 	woken := notified(s)
 	s.instance.Resolve([]agent.Resolution{{Sequence: 1}})
-	require.True(t, closed(woken), "its last ack is still told")
+	require.True(t, closed(woken), "its last ack is still sent")
 	require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
 	s.Close(EndGoodbye)
 	require.Empty(t, p.journal.take())

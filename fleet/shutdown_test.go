@@ -15,7 +15,7 @@ import (
 )
 
 // deafNews takes messages like a server behind a route that drops all packets.
-type deafNews struct{ standingOf }
+type deafNews struct{ membership }
 
 func (deafNews) Publish(ctx context.Context, _ string, _ []byte) error {
 	<-ctx.Done()
@@ -30,7 +30,7 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 		c.setLive(replicaID(0), true)
 		c.setLeader(replicaID(0))
 		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})
-		p.Join(standingOf{c, replicaID(0)}, deafNews{standingOf{c, replicaID(0)}})
+		p.Join(membership{c, replicaID(0)}, deafNews{membership{c, replicaID(0)}})
 		stop := running(t, p)
 		time.Sleep(time.Second)
 		var set Set
@@ -54,36 +54,36 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 	})
 }
 
-// Whatever is ready when a replica stops, what there is to tell is told once more,
-// and once after the last write. Each turn has a select choose anew.
+// Whatever is ready when a replica stops, its notifications are sent once more, and once
+// after the last write. In each round a select chooses anew.
 func TestShutdownTellsOnce(t *testing.T) {
 	for range 50 {
 		bubble.Test(t, func(t *testing.T) {
 			c := newCluster()
 			c.setLive(replicaID(0), true)
-			news := &tellingNews{standingOf: standingOf{c, replicaID(0)}}
+			busy := &busyPubSub{membership: membership{c, replicaID(0)}}
 			p := newPartsOn(t, Options{FollowInterval: publishTimeout}, newMemStore(&journal{}), &journal{})
-			p.Join(standingOf{c, replicaID(0)}, news)
-			news.tellMore = p.peers.queueStates
+			p.Join(membership{c, replicaID(0)}, busy)
+			busy.publishMore = p.peers.queueStates
 			ctx, cancel := context.WithCancel(t.Context())
-			news.cancel = cancel
+			busy.cancel = cancel
 			p.peers.queueStates()
 			require.NoError(t, p.Run(ctx))
-			require.LessOrEqual(t, news.afterCancel, 2)
+			require.LessOrEqual(t, busy.afterCancel, 2)
 		})
 	}
 }
 
-// tellingNews swallows messages, has more to tell with each, and ends the replica
+// busyPubSub swallows messages, queues more with each, and ends the replica
 // with the first that is under way while the next look is due.
-type tellingNews struct {
-	standingOf
-	tellMore, cancel func()
+type busyPubSub struct {
+	membership
+	publishMore, cancel func()
 	// published and afterCancel count the messages.
 	published, afterCancel int
 }
 
-func (n *tellingNews) Publish(ctx context.Context, _ string, _ []byte) error {
+func (n *busyPubSub) Publish(ctx context.Context, _ string, _ []byte) error {
 	n.published++
 	switch {
 	case n.published > 2:
@@ -91,26 +91,26 @@ func (n *tellingNews) Publish(ctx context.Context, _ string, _ []byte) error {
 	case n.published == 2:
 		n.cancel()
 	}
-	n.tellMore()
+	n.publishMore()
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-// What a replica has to tell when it stops goes out, also if it is gathered just
+// What a replica has queued when it stops is sent, also if it is gathered just
 // then: here the database takes nothing.
-func TestLastNewsGoOut(t *testing.T) {
+func TestLastNotificationsAreSent(t *testing.T) {
 	for _, wait := range []time.Duration{0, publishDelay / 2, publishDelay - 1, publishDelay} {
 		bubble.Test(t, func(t *testing.T) {
 			c, r := startReplicas(t, 1)
 			leaving := newPartsOn(t, Options{}, r[0].store, &journal{})
 			c.setLive(replicaID(1), true)
-			leaving.Join(standingOf{c, replicaID(1)}, standingOf{c, replicaID(1)})
+			leaving.Join(membership{c, replicaID(1)}, membership{c, replicaID(1)})
 			stop := running(t, leaving)
 			_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 			require.NoError(t, err)
-			settle()
+			awaitReplicas()
 			s := connectTo(t, leaving, 1, hello(1, 1))
-			settle()
+			awaitReplicas()
 			r[0].store.fail(errDown)
 			s.Close(EndDrain)
 			time.Sleep(wait)
@@ -132,7 +132,7 @@ func TestCleanExitLogsNoErrors(t *testing.T) {
 		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})
 		var lines bytes.Buffer
 		p.log = slog.New(slog.NewTextHandler(&lines, nil))
-		p.Join(standingOf{c, replicaID(0)}, standingOf{c, replicaID(0)})
+		p.Join(membership{c, replicaID(0)}, membership{c, replicaID(0)})
 		stop := running(t, p)
 		time.Sleep(10 * time.Second)
 		// It stops while it looks for what others wrote.

@@ -97,11 +97,11 @@ func TestRegistrationsBeyondTheLimits(t *testing.T) {
 			low := startReplica(t, cluster, high.store, 1, c.low)
 			var log bytes.Buffer
 			low.log = slog.New(slog.NewTextHandler(&log, nil))
-			settle()
+			awaitReplicas()
 			for n := range 4 {
 				_, err := high.Register(t.Context(), Set{Agents: []agent.Registration{large(n+1, 20_000)}})
 				require.NoError(t, err)
-				settle()
+				awaitReplicas()
 			}
 			require.Equal(t, ids(1, 2, 3, 4), registered(low.Fleet), "all are served")
 			connectTo(t, low, 4, hello(4, 1)).Close(EndGoodbye)
@@ -112,12 +112,12 @@ func TestRegistrationsBeyondTheLimits(t *testing.T) {
 
 			_, err = high.Deregister(t.Context(), []agent.ID{nid(1), nid(2), nid(3)}, []agent.ID{nid(1001), nid(1002), nid(1003)})
 			require.NoError(t, err)
-			settle()
+			awaitReplicas()
 			require.Equal(t, 1, strings.Count(log.String(), "more registrations than this replica would take in"), log.String())
 			require.Equal(t, 1, strings.Count(log.String(), "within the limits of this replica again"), log.String())
 
 			started := startReplica(t, cluster, high.store, 2, Options{MaxAgents: 1, MaxBytes: 1000})
-			settle()
+			awaitReplicas()
 			require.Equal(t, ids(4), registered(started.Fleet))
 			require.Equal(t, []string{"max_bytes 1"}, metric(t, started, "agentstatsd_registrations_beyond_limit_total"))
 		})

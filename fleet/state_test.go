@@ -144,7 +144,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 	})
 }
 
-// TestStateChangesWhileItIsWritten shows that a write settles only what it wrote.
+// TestStateChangesWhileItIsWritten shows that a write resolves only what it wrote.
 func TestStateChangesWhileItIsWritten(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
@@ -203,7 +203,7 @@ func TestRejectedStateIsIsolated(t *testing.T) {
 		receive(t, sessions[n], 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
 	}
 	require.NoError(t, p.write(t.Context()))
-	require.Equal(t, Progress{Received: 1, Durable: 0}, sessions[5].Progress(), "the refusal is not told")
+	require.Equal(t, Progress{Received: 1, Durable: 0}, sessions[5].Progress(), "the refusal is not sent")
 	_, refusals, _ := sessions[5].NextAck()
 	for n := 1; n <= 9; n++ {
 		require.Equal(t, Progress{Received: 1, Durable: 1}, sessions[n].Progress())

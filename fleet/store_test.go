@@ -24,7 +24,7 @@ type memStore struct {
 	err      error
 	reject   agent.ID // whose state is refused
 	revision int64
-	replaced bool // the next read of registrations is told so, once
+	replaced bool // the next read of registrations says so, once
 	regs     map[agent.ID]agent.Registration
 	spaces   map[agent.ID]agent.Workspace
 	// changed and removed are the revisions at which agents and workspaces were.

@@ -96,12 +96,12 @@ func (a *Admission) Admit(snapshot Snapshot) *Admitted {
 	known, unknown := make([]int, 0, len(snapshot)), []int(nil)
 	for i, d := range snapshot {
 		out.Refused[i] = d.Refused
-		t, isHeld := a.Types[d.Name]
+		t, hasType := a.Types[d.Name]
 		switch {
 		case d.Name != "" && seen[d.Name] && i < a.Limits.MaxFamilies:
 			out.Refused[i] = Refusals{refuse(reasonDuplicateFamily, "a second family of this name in the snapshot")}
 		case d.Family == nil:
-		case isHeld && t == d.Family.Type:
+		case hasType && t == d.Family.Type:
 			known = append(known, i)
 		default:
 			unknown = append(unknown, i)
