@@ -75,7 +75,7 @@ func docsTables() string {
 	}
 	b.WriteString("\n### Newer families of Coder\n\n" +
 		"Documented by newer versions of Coder than the tables above. Their help is what coderd pushes. How they merge\n" +
-		"follows from what they count as far as Coder tells it, which is less certain than above.\n\n" +
+		"follows from what they count as far as Coder says it, which is less certain than above.\n\n" +
 		"| family | type | labels | whose | merged by |\n| --- | --- | --- | --- | --- |\n")
 	for _, f := range newerFamilies {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", f.Name, f.Type, docsLabels(f.Labels), f.Owner, f.Merge)

@@ -377,8 +377,8 @@ func (s *Store) ReleaseSubscription(ctx context.Context, id int64, stream agent.
 	}})
 }
 
-// How long a writer is remembered, and how much longer ago one was heard of that
-// left: those of store.Store.
+// How long a writer is remembered, and how much older the last heartbeat of one that
+// left is made: those of store.Store.
 const (
 	writersKept = 30 * 24 * time.Hour
 	writerGone  = 24 * time.Hour
