@@ -262,3 +262,28 @@ func TestNextEpochsOfReplicas(t *testing.T) {
 	}
 	require.Len(t, seen, 3)
 }
+
+// An instance comes back within the time in which records are written, after a session
+// on another replica, whose record is stored first. It sends again what it sent here,
+// and keeps its session.
+func TestBackBeforeTheRecordIsWritten(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		settle()
+		say := func(s *Session, sequence int64) {
+			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		}
+		first := connectTo(t, r[0], 1, hello(1, 1))
+		say(first, 1)
+		second := connectTo(t, r[1], 1, Hello{Instance: instanceID(1), Ordinal: 2, Epoch: first.Info().Epoch})
+		require.NoError(t, r[1].writeSessions(t.Context()))
+		third := connectTo(t, r[0], 1, Hello{Instance: instanceID(1), Ordinal: 3, Epoch: second.Info().Epoch})
+		require.Equal(t, Progress{}, third.Resume())
+		say(third, 2)
+		settle()
+		require.False(t, closed(third.Done()))
+		require.Equal(t, Progress{Received: 2, Durable: 2}, third.Progress())
+	})
+}

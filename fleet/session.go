@@ -93,6 +93,12 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	i, known := f.instanceLocked(e, hello.Instance)
 	moved := f.mayHaveMovedLocked(e, i.ordinal, hello.Ordinal)
+	if moved && i.unconfirmed != 0 {
+		// The record of the other replica's session may have been stored before that of
+		// the one here: see confirmSessions. Then this session would end soon.
+		e.forgetInstanceLocked(i)
+		i, _ = f.instanceLocked(e, hello.Instance)
+	}
 	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
 	order := f.assignEpochLocked(e, hello.Epoch)

@@ -128,6 +128,9 @@ func (w *world) actAgent() {
 		}
 		a.client = nil
 		if w.random.IntN(2) == 0 { // and another one begins
+			if w.calm { // it takes longer than replicas take to hear of the end
+				time.Sleep(100 * time.Millisecond)
+			}
 			w.newClient(a)
 		}
 	case x == 3:
