@@ -47,6 +47,9 @@ type simAgent struct {
 	// removals counts those that were committed.
 	removals int
 	client   *client
+	// reports counts those that watchers are told of, reported has them.
+	reports  int
+	reported reported
 	// clients counts the processes.
 	clients int
 }
@@ -268,6 +271,9 @@ func (w *world) report(c *client) {
 	}
 	c.sequence++
 	err := c.session.Receive(c.sequence, func(q fleet.Request) {
+		if w.watcher != nil {
+			w.reportToWatchers(c, agent.ReportSum{Agent: q.Agent(), Workspace: q.Workspace(), Order: q.Order(), ReceivedAt: q.Now()})
+		}
 		c.on.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
 		q.MarkReported()
 	})

@@ -132,12 +132,14 @@ type process struct {
 	pending  *batcher.Batcher
 	fleet    *fleet.Fleet
 	pushed   *pushed.Families
+	watched  *watched
 	// registries are those of the components.
 	registries []*prometheus.Registry
 	metadata   *ledgerRegistry
 	counters   map[string]float64 // as of the last look
 
-	serving bool // agents and coderd reach it
+	serving bool            // agents and coderd reach it
+	ctx     context.Context // ends when the process stops
 	stop    context.CancelFunc
 	leave   context.CancelFunc
 	workers sync.WaitGroup
@@ -207,7 +209,10 @@ func (w *world) start(slot int) *process {
 
 	ctx, stop := context.WithCancel(context.Background())
 	member, leave := context.WithCancel(context.Background())
-	p.stop, p.leave = stop, leave
+	p.ctx, p.stop, p.leave = ctx, stop, leave
+	if w.watcher != nil {
+		p.startReports(ctx, registry(), log)
+	}
 	for _, run := range []func(context.Context) error{p.fleet.Run, p.pending.Run, p.series.Run, p.pushed.Run} {
 		p.workers.Go(func() { must(run(ctx)) })
 	}
@@ -228,6 +233,9 @@ func (p *process) kill() {
 	p.db.Kill()
 	p.end.kill()
 	p.serving = false
+	if p.watched != nil {
+		p.watched.killed = true
+	}
 	p.stop()
 	p.leave()
 }

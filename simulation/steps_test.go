@@ -200,7 +200,7 @@ func (w *world) settle() error {
 			w.pollAcks(a.client)
 		}
 	}
-	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkSettled()); err != nil {
+	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkSettled(), w.checkWatched(true)); err != nil {
 		return err
 	}
 	return nil

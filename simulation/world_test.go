@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -57,6 +58,9 @@ type world struct {
 	pushersMade int
 	pushedSum   float64 // the newest that was served
 	mends       []mend
+	watcher     *watcher // nil: nobody watches what agents report
+	watching    sync.WaitGroup
+	unwatch     context.CancelFunc
 
 	// Each run does without some kinds of what can happen, so that what one kind
 	// leads to is not hidden by others.
@@ -122,6 +126,9 @@ func newWorld(seed uint64) *world {
 	for kind := range strings.SplitSeq(*without, ",") {
 		w.omitted[kind] = true
 	}
+	if seed%2 == 0 {
+		w.watcher = &watcher{draw: newSource(seed, 2), told: make(map[agent.ID]reported)}
+	}
 	for i := range w.slots {
 		w.skew[i] = new(atomic.Int64)
 		if w.with("skew") {
@@ -129,6 +136,11 @@ func newWorld(seed uint64) *world {
 		}
 		w.begin(i)
 		time.Sleep(w.within(time.Millisecond, time.Second)) // their ticks are of different moments
+	}
+	if w.watcher != nil {
+		var ctx context.Context
+		ctx, w.unwatch = context.WithCancel(context.Background())
+		w.watching.Go(func() { w.watcher.run(ctx) })
 	}
 	for n := 1; n <= agents; n++ {
 		w.agents[n] = &simAgent{number: n, reg: w.registration(n), said: make(map[string][]value), acked: make(map[string]int)}
@@ -138,6 +150,9 @@ func newWorld(seed uint64) *world {
 
 func (w *world) begin(slot int) {
 	w.slots[slot] = w.start(slot)
+	if w.watcher != nil {
+		w.watcher.setTarget(slot, w.slots[slot])
+	}
 	w.all = append(w.all, w.slots[slot])
 	w.log("%s starts", w.slots[slot].name)
 }
@@ -159,7 +174,7 @@ func (w *world) within(from, to time.Duration) time.Duration {
 // serving returns the processes that agents reach.
 func (w *world) serving() (list []*process) {
 	for _, p := range w.slots {
-		if p.serving && p.fleet.Ready() == nil {
+		if p.serving && p.fleet.Ready() == nil && (p.watched == nil || p.watched.ready()) {
 			list = append(list, p)
 		}
 	}
@@ -232,6 +247,10 @@ func (w *world) end() {
 		m.do()
 	}
 	w.coderd.calls.Wait()
+	if w.watcher != nil {
+		w.unwatch()
+		w.watching.Wait()
+	}
 	for _, p := range w.slots {
 		if p.serving {
 			p.kill()
