@@ -31,15 +31,15 @@ func (rejecting) UpsertMetadata(context.Context, []agent.Metadata) ([]agent.ID, 
 	return nil, nil, fmt.Errorf("value out of range: %w", agent.ErrRejected)
 }
 
-type noNews struct{}
+type noPublisher struct{}
 
-func (noNews) PublishMetadata(context.Context, []agent.ID) error { return nil }
+func (noPublisher) PublishMetadata(context.Context, []agent.ID) error { return nil }
 
 // startRejecting starts a service whose database refuses all metadata. flush
 // ends the batcher, after its last flush.
 func startRejecting(t *testing.T, set edgetest.Settings, opts batcher.Options) (s *edgetest.Service, flush func()) {
 	t.Helper()
-	b, err := batcher.New(rejecting{}, noNews{}, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	b, err := batcher.New(rejecting{}, noPublisher{}, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

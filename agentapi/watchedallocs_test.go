@@ -36,7 +36,7 @@ func TestWatchedReportAllocations(t *testing.T) {
 		require.NoError(t, err)
 		requests[i] = mem.BufferSlice{mem.SliceBuffer(data)}
 	}
-	in := agentapi.NewIntake()
+	in := agentapi.NewIngester()
 	sequence := int64(0)
 	take := func(r fleet.Request) {
 		refused, err := in.Take(s.AgentService, r, requests[sequence%int64(len(requests))])

@@ -22,20 +22,20 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// deafNews tells nothing, unless told to.
-type deafNews struct {
+// manualSubscriber notifies nobody, unless notify is called.
+type manualSubscriber struct {
 	mu sync.Mutex
 	f  func([]agent.ID)
 }
 
-func (d *deafNews) SubscribeMetadata(f func([]agent.ID)) (func(), error) {
+func (d *manualSubscriber) SubscribeMetadata(f func([]agent.ID)) (func(), error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.f = f
 	return func() {}, nil
 }
 
-func (d *deafNews) tell(ids []agent.ID) {
+func (d *manualSubscriber) notify(ids []agent.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.f(ids)
@@ -110,14 +110,14 @@ func TestWatch(t *testing.T) {
 		storeMetadata(s, 1, "a", "4")
 		w.requireNext("2/c=3")
 		w.requireNext("1/a=4")
-		require.Less(t, time.Since(began), 20*time.Second, "by news, not by the re-read")
+		require.Less(t, time.Since(began), 20*time.Second, "by a notification, not by the re-read")
 	})
 }
 
-func TestWatchRepairsMissedNews(t *testing.T) {
+func TestWatchRepairsMissedNotifications(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		news := &deafNews{}
-		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Subscriber = news }})
+		subscriber := &manualSubscriber{}
+		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Subscriber = subscriber }})
 		s.Register(1, 2)
 		w := watchMetadata(s, 1, 2)
 		w.requireSynced()
@@ -128,22 +128,22 @@ func TestWatchRepairsMissedNews(t *testing.T) {
 
 		storeMetadata(s, 1, "a", "2")
 		storeMetadata(s, 2, "b", "3")
-		news.tell(nil) // something may have been missed
+		subscriber.notify(nil) // something may have been missed
 		w.requireNext("1/a=2", "2/b=3")
 		require.Equal(t, 42*time.Second, time.Since(began))
 
 		storeMetadata(s, 1, "a", "4")
-		news.tell([]agent.ID{edgetest.ID(2), edgetest.ID(77)})
+		subscriber.notify([]agent.ID{edgetest.ID(2), edgetest.ID(77)})
 		synctest.Wait()
-		news.tell([]agent.ID{edgetest.ID(1)})
+		subscriber.notify([]agent.ID{edgetest.ID(1)})
 		w.requireNext("1/a=4")
 	})
 }
 
 func TestWatchWaitsForTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		news := &deafNews{}
-		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Subscriber = news }})
+		subscriber := &manualSubscriber{}
+		s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Subscriber = subscriber }})
 		s.Register(1)
 		s.Store.SetDown(true)
 		_, err := watchMetadata(s, 1).Recv()
@@ -154,7 +154,7 @@ func TestWatchWaitsForTheDatabase(t *testing.T) {
 		w.requireSynced()
 		storeMetadata(s, 1, "a", "1")
 		s.Store.SetDown(true)
-		news.tell([]agent.ID{edgetest.ID(1)})
+		subscriber.notify([]agent.ID{edgetest.ID(1)})
 		time.Sleep(9*time.Second + time.Second/2)
 		s.Store.SetDown(false)
 		began := time.Now()

@@ -14,10 +14,10 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// deafNews takes messages like a server behind a route that drops all packets.
-type deafNews struct{ membership }
+// manualSubscriber takes messages like a server behind a route that drops all packets.
+type manualSubscriber struct{ membership }
 
-func (deafNews) Publish(ctx context.Context, _ string, _ []byte) error {
+func (manualSubscriber) Publish(ctx context.Context, _ string, _ []byte) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -30,7 +30,7 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 		c.setLive(replicaID(0), true)
 		c.setLeader(replicaID(0))
 		p := newPartsOn(t, Options{}, newMemStore(&journal{}), &journal{})
-		p.Join(membership{c, replicaID(0)}, deafNews{membership{c, replicaID(0)}})
+		p.Join(membership{c, replicaID(0)}, manualSubscriber{membership{c, replicaID(0)}})
 		stop := running(t, p)
 		time.Sleep(time.Second)
 		var set Set

@@ -40,6 +40,6 @@ var metadataFamilies = []Family{
 	{
 		Name: "coderd_agentapi_metadata_publish_errors_total", Type: Counter, Owner: OwnerService,
 		Help:   "Total number of metadata batch pubsub publish calls that have resulted in an error.",
-		Source: "News of flushed metadata that could not be published.",
+		Source: "Notifications of flushed metadata that could not be published.",
 	},
 }

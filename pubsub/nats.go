@@ -102,7 +102,7 @@ func (n *NATS) Connected() error {
 		return err
 	}
 	// The link knows of a loss a moment later.
-	// The link is told of a loss a moment later.
+	// The link knows of a loss a moment later.
 	if conn == nil || !conn.IsConnected() {
 		return fmt.Errorf("no connection to the pubsub: %w", nats.ErrDisconnected)
 	}

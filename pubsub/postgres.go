@@ -109,7 +109,7 @@ func parsePostgresURL(text string) (*pgconn.Config, error) {
 	}
 	config, err := pgconn.ParseConfig(text)
 	if err != nil {
-		// pgx masks passwords as far as it can tell what is one.
+		// pgx masks passwords as far as it recognises them.
 		if unclear := checkURL(text, "postgres", "postgresql"); unclear != nil {
 			return nil, unclear
 		}

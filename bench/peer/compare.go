@@ -173,7 +173,7 @@ const (
 	quietShare = 0.1
 )
 
-// quiet waits until a process that does not tell has nothing more to do, and
+// quiet waits until a process that does not say so has nothing more to do, and
 // returns since when.
 func quiet(ctx context.Context, p *process.Process) (time.Time, error) {
 	last, err := p.CPU()

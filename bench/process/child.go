@@ -184,7 +184,7 @@ func (p *Process) wait() {
 	}
 }
 
-// failure tells why a process that is gone is gone.
+// failure returns why a process ended.
 func (p *Process) failure() error {
 	select {
 	case <-p.exited:

@@ -63,7 +63,7 @@ func (c *Console) Args(v any) error {
 // Handler answers a command; args are to be decoded by the function given.
 type Handler func(args func(v any) error) (any, error)
 
-// Serve tells the parent that the child is ready and answers commands, one at a
+// Serve reports to the parent that the child is ready and answers commands, one at a
 // time, until there are no more.
 func (c *Console) Serve(ready any, handlers map[string]Handler) error {
 	if err := c.answer(ready, nil); err != nil {

@@ -84,7 +84,7 @@ func (p *page) table(heads ...string) {
 	p.row(rules...)
 }
 
-// run tells of one part where and with what it was measured.
+// run writes where and with what one part was measured.
 func (p *page) run(part string) {
 	run, ok := p.results[part]
 	if !ok {
@@ -292,7 +292,7 @@ func (p *page) acks() {
 	p.locks()
 }
 
-// locks tells who waited for locks.
+// locks writes who waited for locks.
 func (p *page) locks() {
 	p.line("")
 	p.line("Waits for locks meanwhile, by Go's profile of mutexes, by the place where the lock was let go. The longest is at most the")

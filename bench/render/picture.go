@@ -25,7 +25,7 @@ type group struct {
 type row struct {
 	label string
 	key   figure.Key
-	// limit tells a limit from a competitor.
+	// limit is true for a limit, false for a competitor.
 	limit bool
 }
 

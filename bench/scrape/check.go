@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/prometheus/model/textparse"
 )
 
-// contentTypes are what Prometheus's parser is told.
+// contentTypes are what Prometheus's parser gets.
 var contentTypes = map[string]string{
 	Text:     "text/plain; version=0.0.4; charset=utf-8",
 	Protobuf: accepts[Protobuf],

@@ -188,8 +188,8 @@ func (c *comparison) address(subject string) string {
 	return c.addrs[subject]
 }
 
-// settle lets what a child still does after the last command come to its end.
-const settle = 20 * time.Millisecond
+// idleTime is how long a child may still work after the last command.
+const idleTime = 20 * time.Millisecond
 
 func (c *comparison) scrape(ctx context.Context, subject string, ask Ask) error {
 	child := c.child(subject)
@@ -198,7 +198,7 @@ func (c *comparison) scrape(ctx context.Context, subject string, ask Ask) error 
 			return err
 		}
 	}
-	time.Sleep(settle)
+	time.Sleep(idleTime)
 	before, err := child.CPU()
 	if err != nil {
 		return err

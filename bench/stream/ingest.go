@@ -59,7 +59,7 @@ type taker struct {
 		CPU() (time.Duration, error)
 		Stop()
 	}
-	// received tells how many reports the server has seen; nil: it acks them.
+	// received returns how many reports the server has seen; nil: it acks them.
 	received func() (int64, error)
 	senders  *process.Child
 	before   int64 // what was sent so far

@@ -161,7 +161,7 @@ func place(stack []uintptr) (lockPlace, bool) {
 	return p, len(names) > 0
 }
 
-// cyclesPerSecond is what the profile counts in. Only its text tells it.
+// cyclesPerSecond is what the profile counts in. Only its text has it.
 func cyclesPerSecond() float64 {
 	var text bytes.Buffer
 	if err := pprof.Lookup("mutex").WriteTo(&text, 1); err != nil {

@@ -48,7 +48,7 @@ type serviceArgs struct {
 	Locks bool
 }
 
-// serviceReady tells where a service listens.
+// serviceReady says where a service listens.
 type serviceReady struct{ GRPC, HTTP string }
 
 // service is all of agentstatsd, put together as its main package does. It is

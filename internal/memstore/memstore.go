@@ -67,7 +67,7 @@ type Options struct {
 	Fault func(doing string, writes bool) Fault
 	// Random draws the pause between two attempts, within [0, 1).
 	Random func() float64
-	// Rejects tells which rows the database refuses, beside those that no database
+	// Rejects returns which rows the database refuses, beside those that no database
 	// takes.
 	Rejects func(*agent.Metadata) bool
 }

@@ -113,7 +113,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 	require.Empty(t, sessions)
 
 	// Agents go with their workspace; who came back is there.
-	news, err := registrationsSince(t, s, before)
+	changes, err := registrationsSince(t, s, before)
 	require.NoError(t, err)
 	require.Equal(t, agent.Registrations{
 		Revision:          before + 1,
@@ -121,7 +121,7 @@ func testRegistrationsRemoved(t *testing.T, s Store) {
 		Workspaces:        []agent.Workspace{moved.Workspace},
 		RemovedAgents:     []agent.ID{id(1), id(3)},
 		RemovedWorkspaces: []agent.ID{id(101)},
-	}, news)
+	}, changes)
 }
 
 // An agent that was removed and comes back is another one, also for who reads
@@ -157,7 +157,7 @@ func testRegistrationsIncarnation(t *testing.T, s Store) {
 }
 
 // What is late of an agent that was removed does not become that of its successor.
-// Whoever wrote it is told.
+// Its writer gets an error.
 func testRegistrationsLateWrites(t *testing.T, s Store) {
 	incarnation := func() int64 {
 		r, err := s.Registrations(t.Context(), 0)
@@ -165,7 +165,7 @@ func testRegistrationsLateWrites(t *testing.T, s Store) {
 		return r.Agents[0].Incarnation
 	}
 	register(t, s, id(1), id(2))
-	// write returns what is told; id(2), beside it, loses nothing.
+	// write returns the answer; id(2), beside it, loses nothing.
 	beside := int64(0)
 	write := func(incarnation, epoch int64) (lostKeys, lostStates []agent.StoredEpoch) {
 		saveSessions(t, s, []agent.SessionRecord{
@@ -245,7 +245,7 @@ func testRegistrationsLateWrites(t *testing.T, s Store) {
 	require.Equal(t, []agent.StoredEpoch{{Agent: id(1)}}, lost, "it is not there any more")
 }
 
-// Who was named again without a change is told to who reads later.
+// An agent that was named again without a change is in later reads.
 func testRegistrationsNamed(t *testing.T, s Store) {
 	register(t, s, id(1), id(2), id(3))
 	before := registrations(t, s).Revision
@@ -271,7 +271,7 @@ func testRegistrationsNamed(t *testing.T, s Store) {
 	require.ErrorIs(t, err, agent.ErrOutdated, "a naming is a change like any other")
 }
 
-// Who asks for what changed since before the oldest naming that is remembered is told
+// Who asks for what changed since before the oldest naming that is remembered gets
 // all.
 func testRegistrationsNamedForgotten(t *testing.T, s Store) {
 	register(t, s, id(1)) // 2
@@ -351,7 +351,7 @@ func testRegistrationsSince(t *testing.T, s Store) {
 }
 
 // Who asks for what changed since before the oldest removal that is remembered
-// is told all.
+// gets all.
 func testRegistrationsForgotten(t *testing.T, open func(testing.TB, Options) Store) {
 	s := open(t, Options{RemovalsKept: 3})
 	register(t, s, id(1), id(2), id(3), id(4))                         // 2
@@ -412,7 +412,7 @@ func testRegistrationsMany(t *testing.T, s Store) {
 	got := registrations(t, s)
 	require.Empty(t, got.Agents)
 	require.Len(t, got.Workspaces, many)
-	news, err := registrationsSince(t, s, 2)
+	changes, err := registrationsSince(t, s, 2)
 	require.NoError(t, err)
-	require.Len(t, news.RemovedAgents, many)
+	require.Len(t, changes.RemovedAgents, many)
 }

@@ -142,7 +142,7 @@ func testReports(t *testing.T, s Store) {
 }
 
 // A write counts once, whenever it is repeated; what the database has lost is
-// told.
+// reported.
 func testReportsWrittenOnce(t *testing.T, s Store) {
 	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
 	number, sum := int64(0), int64(0)
@@ -241,7 +241,7 @@ func testSubscriptionStarts(t *testing.T, s Store) {
 	a = b
 	require.NoError(t, s.ConfirmSubscriptions(t.Context(), id(50), []int64{b.ID}))
 	require.Zero(t, starts(time.Hour, false))
-	require.NotZero(t, starts(0, false), "the others were not heard of lately")
+	require.NotZero(t, starts(0, false), "the others recorded no heartbeat lately")
 	c := openSubscription(t, s, opening("c", 3, agent.Position{}))
 	a = c
 	require.NotZero(t, starts(time.Hour, true))

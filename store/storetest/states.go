@@ -77,7 +77,7 @@ func testStatesOrder(t *testing.T, s Store) {
 	require.Equal(t, []agent.State{both}, states)
 }
 
-// The beginning and the end of a start that two writers tell, each knowing nothing
+// The beginning and the end of a start that two writers report, each knowing nothing
 // of the other, are merged, whoever comes first; a cursor finds both. What is of an
 // older start changes nothing.
 func testStartup(t *testing.T, s Store) {
@@ -216,7 +216,7 @@ func testSessions(t *testing.T, s Store) {
 	save("several", set(of(1, 11, 2, "r")), of(1, 11, 2, "r"), of(1, 11, 2, "o"), of(1, 11, 1, "o"))
 }
 
-// What was stored before a write tells whether the session of the record opened below
+// What was stored before a write shows whether the session of the record opened below
 // another one.
 func testSessionsBefore(t *testing.T, s Store) {
 	register(t, s, id(1), id(2), id(3))
@@ -262,7 +262,7 @@ func testSessionsSince(t *testing.T, s Store) {
 	require.Contains(t, records, a)
 }
 
-// Who loses against a higher epoch is told of it. What is the same again in its
+// Who loses against a higher epoch gets that in the answer. What is the same again in its
 // session, or is older in it, is not lost.
 func testNewerEpochs(t *testing.T, open func(testing.TB, Options) Store) {
 	s := open(t, Options{TouchInterval: time.Hour})
@@ -338,7 +338,7 @@ var stateParts = map[string]func(agent.State) agent.State{
 }
 
 // What would take the place of a row that its session did not know of is left out: that
-// stays, although its epoch is lower, and whoever wrote the other one is told.
+// stays, although its epoch is lower, and the writer of the other one gets an error.
 func testFirstStays(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	for name, c := range map[string]struct {

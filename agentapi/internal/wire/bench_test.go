@@ -31,25 +31,25 @@ func wireStats(n, round int) *agentstatsv1.Stats {
 	return m
 }
 
-// intake takes in encoded requests of one agent as a stream does.
-type intake struct {
+// ingester takes in encoded requests of one agent as a stream does.
+type ingester struct {
 	series *aggregator.Aggregator
 	agent  agent.ID
 	frame  Frame
 }
 
-func newIntake(t testing.TB) *intake {
+func newIngester(t testing.TB) *ingester {
 	series, err := aggregator.New(aggregator.Options{MaxFamiliesPerAgent: 1000,
 		ReportInterval: 30 * time.Second, SeriesTTL: 2 * time.Minute, MaxSeries: 10_000, MaxSeriesPerAgent: 1000,
 	}, prometheus.NewRegistry())
 	require.NoError(t, err)
-	in := &intake{series: series, agent: agent.ID{1}, frame: testFrame()}
+	in := &ingester{series: series, agent: agent.ID{1}, frame: testFrame()}
 	series.Open(in.agent, agent.Identity{Username: "u", WorkspaceName: "w", AgentName: "a"}, agent.Session{Epoch: 1})
 	return in
 }
 
 // take takes in a plain request of stats.
-func (in *intake) take(t testing.TB, now time.Time, data []byte) {
+func (in *ingester) take(t testing.TB, now time.Time, data []byte) {
 	f := &in.frame
 	if err := f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(data)}); err != nil || f.Stats == nil {
 		t.Fatal("not plain", err)
@@ -62,7 +62,7 @@ func (in *intake) take(t testing.TB, now time.Time, data []byte) {
 }
 
 // takeDecoded takes in a request of stats that the generated code decodes.
-func (in *intake) takeDecoded(t testing.TB, now time.Time, data []byte) {
+func (in *ingester) takeDecoded(t testing.TB, now time.Time, data []byte) {
 	request := &agentstatsv1.ConnectRequest{}
 	if err := proto.Unmarshal(data, request); err != nil {
 		t.Fatal(err)
@@ -76,7 +76,7 @@ func (in *intake) takeDecoded(t testing.TB, now time.Time, data []byte) {
 
 func TestReportAllocations(t *testing.T) {
 	perReport := func(samples int) float64 {
-		in := newIntake(t)
+		in := newIngester(t)
 		var rounds [2][]byte
 		for i := range rounds {
 			rounds[i] = encoded(t, statsRequest(int64(i+1), wireStats(samples, i)))
@@ -97,7 +97,7 @@ func TestReportAllocations(t *testing.T) {
 
 // What was taken in holds nothing of the bytes that it was read from.
 func TestReportKeepsNothingOfTheWire(t *testing.T) {
-	in := newIntake(t)
+	in := newIngester(t)
 	for round := range 3 {
 		data := encoded(t, statsRequest(int64(round+1), wireStats(3, round)))
 		in.take(t, time.Now(), data)
@@ -123,13 +123,13 @@ func (w *writer) Write(p []byte) (int, error) {
 func BenchmarkReport30(b *testing.B) {
 	for _, c := range []struct {
 		name string
-		take func(*intake, testing.TB, time.Time, []byte)
+		take func(*ingester, testing.TB, time.Time, []byte)
 	}{
-		{"wire", (*intake).take},
-		{"generated", (*intake).takeDecoded},
+		{"wire", (*ingester).take},
+		{"generated", (*ingester).takeDecoded},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			in := newIntake(b)
+			in := newIngester(b)
 			var rounds [8][]byte
 			for i := range rounds {
 				rounds[i] = encoded(b, statsRequest(int64(i+1), wireStats(30, i)))
