@@ -271,7 +271,7 @@ func TestBackBeforeTheRecordIsWritten(t *testing.T) {
 		_, r := startReplicas(t, 2)
 		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
 		require.NoError(t, err)
-		settle()
+		awaitReplicas()
 		say := func(s *Session, sequence int64) {
 			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
 		}
@@ -282,7 +282,7 @@ func TestBackBeforeTheRecordIsWritten(t *testing.T) {
 		third := connectTo(t, r[0], 1, Hello{Instance: instanceID(1), Ordinal: 3, Epoch: second.Info().Epoch})
 		require.Equal(t, Progress{}, third.Resume())
 		say(third, 2)
-		settle()
+		awaitReplicas()
 		require.False(t, closed(third.Done()))
 		require.Equal(t, Progress{Received: 2, Durable: 2}, third.Progress())
 	})
