@@ -166,7 +166,6 @@ func (l *line) release(t *ticket) {
 	defer l.mu.Unlock()
 	l.running = slices.DeleteFunc(l.running, func(o *ticket) bool { return o == t })
 	l.recent = append(l.recent, &ticket{address: t.address, started: t.started})
-	l.forgetLocked(time.Now())
 	l.grantLocked()
 }
 
@@ -183,6 +182,7 @@ func (l *line) removeWaitingLocked(t *ticket) {
 // grantLocked gives free slots to those who come first, or will do so when the pace
 // allows it.
 func (l *line) grantLocked() {
+	l.forgetLocked(time.Now())
 	for l.paced == nil && len(l.running) < l.slots {
 		t := l.nextLocked()
 		if t == nil {
@@ -203,7 +203,6 @@ func (l *line) grantPaced() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.paced = nil
-	l.forgetLocked(time.Now())
 	l.grantLocked()
 }
 
@@ -263,6 +262,7 @@ func (l *line) compareLocked(a, b *ticket) int {
 func (l *line) reclaim(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.forgetLocked(now)
 	wanted := len(l.waiting)
 	var slowest *ticket
 	var slowestRate float64

@@ -383,3 +383,32 @@ func TestKnownConnectionsKeepTheirPlace(t *testing.T) {
 		waited.Wait()
 	})
 }
+
+// Who was served too long ago to count has its place, also if no slot was free since.
+func TestOldSlotsDoNotCount(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		l := newLine(2, 2)
+		known := time.Now()
+		modest := newReader(1, known)
+		require.True(t, modest.acquire(l))
+		l.release(&modest.ticket)
+		var slow []*reader
+		for n := range 2 {
+			r := newReader(2+n, known)
+			require.True(t, r.acquire(l))
+			slow = append(slow, r)
+		}
+		time.Sleep(lineWait)
+		for n := range lineLength {
+			go newReader(10+n, time.Time{}).acquire(l)
+		}
+		synctest.Wait()
+		got := make(chan bool, 1)
+		again := newReader(1, known)
+		go func() { got <- again.acquire(l) }()
+		synctest.Wait()
+		l.release(&slow[0].ticket)
+		require.True(t, <-got)
+		time.Sleep(2 * lineWait)
+	})
+}
