@@ -108,7 +108,7 @@ func reservationFrom(ctx context.Context) *reservation {
 	return r
 }
 
-// addSent counts bytes of messages. markAnswered notes that they had a result.
+// addSent counts bytes of messages. markAnswered notes that they have a result.
 func (r *reservation) addSent(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,7 +188,7 @@ func (s *Service) boundStream(srv any, stream grpc.ServerStream, info *grpc.Stre
 	defer cancel()
 	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx, reserved: reserved, decoders: s.decoders, limit: s.server.Options().MaxMessageBytes})
 	cancel() // no message is kept for the handler any more
-	if sent := reserved.close(); reserved.budget != nil && isFutile(err) {
+	if sent := reserved.close(); reserved.budget != nil && isFutile(err, sent) {
 		s.futile.await(sent, s.server.Draining())
 	}
 	return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -163,4 +164,71 @@ func TestFutileCallsArePaced(t *testing.T) {
 		require.Zero(t, took(func() { s.Register(1) }))
 		require.NotZero(t, s.Counter("agentstatsd_coderd_calls_slowed_total", ""))
 	})
+}
+
+// A call comes to nothing also if its end has no error, or if it is not what was sent
+// that is wrong.
+func TestFutileCalls(t *testing.T) {
+	filler := bytes.Repeat([]byte{15<<3 | 2, 0}, 1_000_000) // of a field that is unknown
+	family := "\x12\x80\x89\x7a" + strings.Repeat("h", 2_000_000)
+	sync := func(s *edgetest.Service, req *pb.SyncAgentsRequest) error {
+		req.ProtoReflect().SetUnknown(filler)
+		c, err := s.Coderd().SyncAgents(s.AsCoderd())
+		require.NoError(s.T, err)
+		require.NoError(s.T, c.Send(req))
+		_, err = c.CloseAndRecv()
+		return err
+	}
+	for name, c := range map[string]struct {
+		futile bool
+		call   func(s *edgetest.Service)
+	}{
+		"a push without its end": {true, func(s *edgetest.Service) {
+			p := openPush(s, pushHello(1, "a"))
+			p.part(family)
+			require.NoError(s.T, p.CloseSend())
+			_, err := p.Recv()
+			require.ErrorIs(s.T, err, io.EOF)
+		}},
+		"a push that is superseded": {true, func(s *edgetest.Service) {
+			p := openPush(s, pushHello(1, "a"))
+			p.part(family)
+			synctest.Wait()
+			newer := openPush(s, pushHello(1, "a"))
+			p.requireEnd(codes.Aborted, "superseded")
+			require.NoError(s.T, newer.CloseSend())
+		}},
+		"a sync that needs force": {true, func(s *edgetest.Service) {
+			edgetest.RequireCodeContains(s.T, sync(s, &pb.SyncAgentsRequest{Complete: true}), codes.FailedPrecondition, "force")
+		}},
+		"a sync": {false, func(s *edgetest.Service) {
+			require.NoError(s.T, sync(s, &pb.SyncAgentsRequest{Complete: true, Force: true}))
+		}},
+		"a registration": {false, func(s *edgetest.Service) {
+			req := &pb.RegisterAgentsRequest{}
+			req.ProtoReflect().SetUnknown(filler)
+			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
+			require.NoError(s.T, err)
+		}},
+		"a push": {false, func(s *edgetest.Service) {
+			p := openPush(s, pushHello(1, "a"))
+			p.part(family)
+			p.end(&pb.PushEnd{Snapshot: 1})
+			p.answer()
+			require.NoError(s.T, p.CloseSend())
+			_, err := p.Recv()
+			require.ErrorIs(s.T, err, io.EOF)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				s := edgetest.Start(t, edgetest.Settings{})
+				s.Register(1, 2, 3)
+				for range 6 {
+					c.call(s)
+				}
+				require.Equal(t, c.futile, s.Counter("agentstatsd_coderd_calls_slowed_total", "") > 0)
+			})
+		})
+	}
 }

@@ -51,6 +51,7 @@ func (s *Service) RegisterAgents(ctx context.Context, req *agentstatsv1.Register
 	if err != nil {
 		return nil, s.failure(ctx, "register agents", err)
 	}
+	reservationFrom(ctx).markAnswered()
 	return &agentstatsv1.RegisterAgentsResponse{
 		SupersededIds: idBytes(done.Superseded),
 		StaleIds:      idBytes(done.Stale),
@@ -100,6 +101,7 @@ func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.Sync
 	if err != nil {
 		return s.failure(ctx, "sync agents", err)
 	}
+	reservationFrom(ctx).markAnswered()
 	return stream.SendAndClose(&agentstatsv1.SyncAgentsResponse{
 		Registered:   int64(done.Registered),
 		Deregistered: int64(done.Deregistered),

@@ -37,14 +37,17 @@ func newFutile(m *metrics) *futile {
 	return &futile{pace: rate.NewLimiter(futileRate, futileBurst), places: grpcserver.NewSlots(futileCalls), slowed: m.slowedCalls}
 }
 
-// isFutile reports whether a call ended through what it sent, or was left.
-func isFutile(err error) bool {
+// isFutile reports whether a call ended through what it sent, or was left. Of the bytes
+// that it sent so many had no result.
+func isFutile(err error, sent int) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return true
 	}
 	switch status.Code(err) {
-	case codes.InvalidArgument, codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded:
+	case codes.InvalidArgument, codes.ResourceExhausted, codes.FailedPrecondition, codes.Aborted, codes.Canceled, codes.DeadlineExceeded:
 		return true
+	case codes.OK:
+		return sent > 0 // of a snapshot without its end
 	}
 	return false
 }
