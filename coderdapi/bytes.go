@@ -188,8 +188,9 @@ func (s *Service) boundStream(srv any, stream grpc.ServerStream, info *grpc.Stre
 	defer cancel()
 	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx, reserved: reserved, decoders: s.decoders, limit: s.server.Options().MaxMessageBytes})
 	cancel() // no message is kept for the handler any more
-	if sent := reserved.close(); reserved.budget != nil && isFutile(err, sent) {
-		s.futile.await(sent, s.server.Draining())
+	sent := reserved.close()
+	if call, ok := stream.(grpcserver.Call); ok && reserved.budget != nil && isFutile(err, sent) {
+		s.futile.await(call, sent, s.server.Draining())
 	}
 	return err
 }

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/grpcserver"
@@ -231,4 +234,32 @@ func TestFutileCalls(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A call that is paced keeps no other one out.
+func TestFutileCallsHaveNoSlots(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{MaxCoderdCalls: 2}})
+		bomb := millionRegistrations()
+		var refused sync.WaitGroup
+		for range 8 {
+			refused.Go(func() {
+				c, err := s.Coderd().SyncAgents(s.AsCoderd())
+				if err == nil {
+					err = c.Send(bomb)
+				}
+				if err == nil {
+					_, err = c.CloseAndRecv()
+				}
+				assert.Equal(t, codes.ResourceExhausted, status.Code(err), "%v", err)
+			})
+		}
+		synctest.Wait()
+		require.Equal(t, 4.0, s.Counter("agentstatsd_coderd_calls_slowed_total", ""))
+		began := time.Now()
+		s.Register(1)
+		require.Zero(t, time.Since(began))
+		refused.Wait()
+		require.NotZero(t, time.Since(began))
+	})
 }

@@ -16,7 +16,8 @@ import (
 // What calls may cost that come to nothing: together futileRate bytes a second, and
 // futileBurst at once. A call costs what it sent and futileCall. A core takes in some
 // 50 MB a second. A call that costs more ends later, by futileWait at most. Of these
-// futileCalls wait at once, whose goroutines take some MB.
+// futileCalls wait at once, whose goroutines take some MB, and those that have a slot of
+// coderd's calls.
 const (
 	futileRate  = 4 << 20
 	futileBurst = 8 << 20
@@ -53,8 +54,8 @@ func isFutile(err error, sent int) bool {
 }
 
 // await blocks until a call that sent so many bytes for nothing may end, or stop is
-// closed.
-func (f *futile) await(sent int, stop <-chan struct{}) {
+// closed. While there is a place for it, it does not keep other calls out.
+func (f *futile) await(call grpcserver.Call, sent int, stop <-chan struct{}) {
 	reserved := f.pace.ReserveN(time.Now(), min(futileCall+sent, futileBurst))
 	wait := reserved.Delay()
 	if wait == 0 {
@@ -65,10 +66,13 @@ func (f *futile) await(sent int, stop <-chan struct{}) {
 		wait = futileWait
 	}
 	f.slowed.Inc()
-	if !f.places.TryAcquire() {
+	switch {
+	case f.places.TryAcquire():
+		defer f.places.Release()
+		call.ReleaseCall()
+	case !call.HoldsCall():
 		return
 	}
-	defer f.places.Release()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

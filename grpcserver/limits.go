@@ -92,7 +92,7 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 				return err
 			}
 			defer func() {
-				responses.releaseCall()
+				responses.ReleaseCall()
 				responses.timer.Stop()
 				s.unread.add(stream.Context(), Caller{}, &responses.box)
 			}()
@@ -101,8 +101,9 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		if err := s.awaitCall(stream.Context()); err != nil {
 			return err
 		}
-		defer s.coderdCalls.Release()
-		return handler(srv, prompt)
+		call := &callStream{prompt, callSlot{calls: s.coderdCalls}}
+		defer call.ReleaseCall()
+		return handler(srv, call)
 	}
 	return s.serveOpen(srv, stream, info, handler)
 }

@@ -1,5 +1,11 @@
 package grpcserver
 
+import (
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+)
+
 // Slots is a semaphore: it bounds how many of something go on at once.
 type Slots chan struct{}
 
@@ -18,3 +24,34 @@ func (s Slots) TryAcquire() bool {
 
 // Release gives back a slot that TryAcquire took.
 func (s Slots) Release() { <-s }
+
+// Call is a stream of coderd's that may have a slot of Options.MaxCoderdCalls. Those that
+// Service.Intercept gets of a service of coderd's are.
+type Call interface {
+	// HoldsCall reports whether it has a slot, which ReleaseCall gives back before the
+	// end: for a call that only waits.
+	HoldsCall() bool
+	ReleaseCall()
+}
+
+// callSlot is a slot that is given back once.
+type callSlot struct {
+	calls    Slots
+	released atomic.Bool
+}
+
+// HoldsCall implements Call.
+func (c *callSlot) HoldsCall() bool { return !c.released.Load() }
+
+// ReleaseCall implements Call.
+func (c *callSlot) ReleaseCall() {
+	if c.released.CompareAndSwap(false, true) {
+		c.calls.Release()
+	}
+}
+
+// callStream is a stream with one response to coderd.
+type callStream struct {
+	grpc.ServerStream
+	callSlot
+}

@@ -2,7 +2,6 @@ package grpcserver
 
 import (
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -13,9 +12,8 @@ import (
 // read them: a writer that waits for that has a response in memory.
 type responseStream struct {
 	grpc.ServerStream
+	callSlot // until its first message is there
 	box      Outbox
-	calls    Slots // of which the stream has one until its first message is there
-	released atomic.Bool
 	timeout  time.Duration
 	timer    *time.Timer
 }
@@ -27,7 +25,7 @@ func (s *Server) boundResponses(stream grpc.ServerStream) (*responseStream, erro
 	if err != nil {
 		return nil, err
 	}
-	r := &responseStream{ServerStream: stream, calls: s.coderdCalls, timeout: s.opts.SendTimeout}
+	r := &responseStream{ServerStream: stream, callSlot: callSlot{calls: s.coderdCalls}, timeout: s.opts.SendTimeout}
 	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.SlowReader())) })
 	r.timer.Stop()
 	return r, nil
@@ -43,15 +41,8 @@ func (s *Server) SlowReader() error {
 // RecvMsg implements grpc.ServerStream.
 func (r *responseStream) RecvMsg(m any) error {
 	err := r.ServerStream.RecvMsg(m)
-	r.releaseCall()
+	r.ReleaseCall()
 	return err
-}
-
-// releaseCall gives the slot back, once.
-func (r *responseStream) releaseCall() {
-	if r.released.CompareAndSwap(false, true) {
-		r.calls.Release()
-	}
 }
 
 // SendMsg implements grpc.ServerStream.
