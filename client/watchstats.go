@@ -88,12 +88,16 @@ type statsWatch struct {
 	standBy bool
 }
 
-// first returns the first request of a stream.
+// callbackError is an error of the user's function. It does not wrap it: a code of gRPC
+// in it says nothing of the stream.
+type callbackError struct{ error }
+
+// firstRequest returns the first request of a stream.
 func (w *statsWatch) firstRequest(ctx context.Context) (*agentstatsv1.WatchStatsRequest, error) {
 	if w.Load != nil {
 		stored, err := w.Load(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("load the position: %w", err)
+			return nil, callbackError{fmt.Errorf("load the position: %w", err)}
 		}
 		w.position = stored
 	}
@@ -176,7 +180,7 @@ func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsRespons
 	same := batch.Position.Incarnation == w.position.Incarnation
 	if !same || batch.Position.Number > w.position.Number {
 		if err := w.Handle(batch); err != nil {
-			return fmt.Errorf("handle a batch of stats: %w", err)
+			return callbackError{fmt.Errorf("handle a batch of stats: %w", err)}
 		}
 		w.position = batch.Position
 	}

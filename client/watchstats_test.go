@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/client"
@@ -351,4 +353,41 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 			t.Errorf("handled %v", handled)
 		}
 	})
+}
+
+// After an error of the user's functions the watch goes on, whatever code of gRPC the
+// error has: it may be of a call of another service.
+func TestCoderdWatchStatsGoesOnAfterErrors(t *testing.T) {
+	for _, code := range []codes.Code{codes.InvalidArgument, codes.Aborted, codes.Unknown} {
+		bubble.Test(t, func(t *testing.T) {
+			_, coderd := startCoderd(t)
+			fault := status.Error(code, "of another service")
+			loads, handles := 0, 0
+			stop := run(t.Context(), func(ctx context.Context) error {
+				return coderd.WatchStats(ctx, client.StatsWatch{
+					Name: "insights",
+					Load: func(context.Context) (client.StatsPosition, error) {
+						if loads++; loads == 1 {
+							return client.StatsPosition{}, fault
+						}
+						return client.StatsPosition{}, nil
+					},
+					Handle: func(client.StatsBatch) error {
+						if handles++; handles == 1 {
+							return fault
+						}
+						return nil
+					},
+				})
+			})
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if err := stop(); err != nil {
+				t.Errorf("%v: %v", code, err)
+			}
+			if loads != 3 || handles != 2 {
+				t.Errorf("%v: loaded %d times, handled %d", code, loads, handles)
+			}
+		})
+	}
 }
