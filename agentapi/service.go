@@ -50,9 +50,11 @@ type Components struct {
 	Reports  Reports
 }
 
+var _ agentstatsv1.AgentServiceServer = (*Service)(nil)
+
 // Service serves agents.
 type Service struct {
-	agentstatsv1.UnimplementedAgentServiceServer
+	agentstatsv1.UnsafeAgentServiceServer // without methods: none may be missing
 	Components
 	server  *grpcserver.Server
 	opts    Options

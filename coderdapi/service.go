@@ -56,9 +56,11 @@ type Components struct {
 	Reports    ReportStreams
 }
 
+var _ agentstatsv1.CoderdServiceServer = (*Service)(nil)
+
 // Service serves coderd.
 type Service struct {
-	agentstatsv1.UnimplementedCoderdServiceServer
+	agentstatsv1.UnsafeCoderdServiceServer // without methods: none may be missing
 	Components
 	server  *grpcserver.Server
 	opts    Options
