@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +52,40 @@ func TestEqualIdentityForgetsNoField(t *testing.T) {
 	eachField(t, "", whole, func(name string, root, field reflect.Value) {
 		change(t, field)
 		require.False(t, equalIdentity(a, root.Interface().(agent.Identity)), "equalIdentity forgets %s", name)
+	})
+}
+
+// TestIdentityIsWhole fails for a label that no registration gives a value.
+func TestIdentityIsWhole(t *testing.T) {
+	var r agent.Registration
+	fill(t, reflect.ValueOf(&r).Elem())
+	ident := reflect.ValueOf(r.Identity())
+	for i := range ident.NumField() {
+		require.False(t, ident.Field(i).IsZero(), "Identity forgets %s", ident.Type().Field(i).Name)
+	}
+}
+
+// Each text of a registration, and each item of a list, counts towards its size.
+func TestRegistrationBytesForgetNoText(t *testing.T) {
+	whole := func() reflect.Value {
+		v := reflect.New(reflect.TypeFor[agent.Registration]()).Elem()
+		fill(t, v)
+		return v
+	}
+	size := func(v reflect.Value) int64 {
+		r := v.Addr().Interface().(*agent.Registration)
+		return registrationBytes(r) + workspaceBytes(&r.Workspace)
+	}
+	least := size(whole())
+	eachField(t, "", whole, func(name string, root, field reflect.Value) {
+		switch {
+		case strings.HasSuffix(name, " (length)"):
+		case field.Kind() == reflect.String:
+			field.SetString(field.String() + "longer")
+		default:
+			return
+		}
+		require.Greater(t, size(root), least, "the size forgets %s", name)
 	})
 }
 

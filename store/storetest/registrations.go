@@ -16,6 +16,8 @@ func testRegistrations(t *testing.T, s Store) {
 	require.Equal(t, agent.Registrations{Revision: 1, Complete: true}, registrations(t, s))
 
 	full := registration(id(1), id(100))
+	requireWhole(t, full, "Incarnation") // which the store gives
+	requireWhole(t, full.Workspace)
 	bare := agent.Registration{ID: id(2), Workspace: agent.Workspace{ID: id(101)}}
 	lonely := agent.Workspace{ID: id(102), Name: "stopped"}
 	revision, err := s.ApplyChange(t.Context(), 1, agent.Change{

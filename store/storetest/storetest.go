@@ -6,6 +6,7 @@ package storetest
 import (
 	"context"
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -147,6 +148,18 @@ func registration(agentID, workspaceID agent.ID) agent.Registration {
 		},
 		MetadataKeys: []string{"cpu", "disk usage"},
 		Parent:       id(205),
+	}
+}
+
+// requireWhole fails if a field of the struct is zero: the contract would not notice
+// that a database forgets it.
+func requireWhole(t *testing.T, v any, except ...string) {
+	t.Helper()
+	fields := reflect.ValueOf(v)
+	for i := range fields.NumField() {
+		if name := fields.Type().Field(i).Name; !slices.Contains(except, name) {
+			require.False(t, fields.Field(i).IsZero(), "give %s a value", name)
+		}
 	}
 }
 
