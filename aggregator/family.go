@@ -151,7 +151,7 @@ func (f *family) groupingLocked() metrics.Grouping {
 
 // identity returns which identity labels of keep the family's series have.
 func (f *family) identity(keep identityLabels) identityLabels {
-	if f.documented != nil && !slices.Contains(f.documented.Labels, identityNames[1]) {
+	if f.documented != nil && !slices.Contains(f.documented.Labels, labelTemplateName) {
 		return keep &^ labelTemplate
 	}
 	return keep
