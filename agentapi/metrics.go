@@ -25,7 +25,7 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_agent_requests_total", Help: "Requests of agents by what they carry, within a session and without.",
+		Name: "agentstatsd_agent_requests_total", Help: "Requests of agents, by what they carry.",
 	}, []string{"kind"})
 	m := &metrics{
 		requests: requestCounters{

@@ -53,6 +53,10 @@ func ownTable(t *testing.T) string {
 	t.Helper()
 	c := configWith(t, nil)
 	c.dataDir, c.pprofAddress = t.TempDir(), "127.0.0.1:0"
+	cert, key := newAuthority(t).issue(t, 1, "agentstatsd.test")
+	c.tlsCertFile, c.tlsKeyFile = filepath.Join(c.dataDir, "cert.pem"), filepath.Join(c.dataDir, "key.pem")
+	require.NoError(t, os.WriteFile(c.tlsCertFile, cert, 0o600))
+	require.NoError(t, os.WriteFile(c.tlsKeyFile, key, 0o600))
 	log, err := newLogger(new(strings.Builder), c)
 	require.NoError(t, err)
 	s, err := newService(t.Context(), c, log)
