@@ -69,8 +69,8 @@ func (f *futile) await(call grpcserver.Call, sent int, stop <-chan struct{}) {
 	switch {
 	case f.places.TryAcquire():
 		defer f.places.Release()
-		call.ReleaseCall()
-	case !call.HoldsCall():
+		call.ReleaseSlot()
+	case !call.HasSlot():
 		return
 	}
 	timer := time.NewTimer(wait)

@@ -92,7 +92,7 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 				return err
 			}
 			defer func() {
-				responses.ReleaseCall()
+				responses.ReleaseSlot()
 				responses.timer.Stop()
 				s.unread.add(stream.Context(), Caller{}, &responses.box)
 			}()
@@ -102,7 +102,7 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			return err
 		}
 		call := &callStream{prompt, callSlot{calls: s.coderdCalls}}
-		defer call.ReleaseCall()
+		defer call.ReleaseSlot()
 		return handler(srv, call)
 	}
 	return s.serveOpen(srv, stream, info, handler)

@@ -28,10 +28,10 @@ func (s Slots) Release() { <-s }
 // Call is a stream of coderd's that may have a slot of Options.MaxCoderdCalls. Those that
 // Service.Intercept gets of a service of coderd's are.
 type Call interface {
-	// HoldsCall reports whether it has a slot, which ReleaseCall gives back before the
+	// HasSlot reports whether it has a slot, which ReleaseSlot gives back before the
 	// end: for a call that only waits.
-	HoldsCall() bool
-	ReleaseCall()
+	HasSlot() bool
+	ReleaseSlot()
 }
 
 // callSlot is a slot that is given back once.
@@ -40,11 +40,11 @@ type callSlot struct {
 	released atomic.Bool
 }
 
-// HoldsCall implements Call.
-func (c *callSlot) HoldsCall() bool { return !c.released.Load() }
+// HasSlot implements Call.
+func (c *callSlot) HasSlot() bool { return !c.released.Load() }
 
-// ReleaseCall implements Call.
-func (c *callSlot) ReleaseCall() {
+// ReleaseSlot implements Call.
+func (c *callSlot) ReleaseSlot() {
 	if c.released.CompareAndSwap(false, true) {
 		c.calls.Release()
 	}

@@ -41,7 +41,7 @@ func (s *Server) SlowReader() error {
 // RecvMsg implements grpc.ServerStream.
 func (r *responseStream) RecvMsg(m any) error {
 	err := r.ServerStream.RecvMsg(m)
-	r.ReleaseCall()
+	r.ReleaseSlot()
 	return err
 }
 
