@@ -53,7 +53,7 @@ func (o Options) validate() error {
 		return fmt.Errorf("report interval: want at least 1s, got %v", o.ReportInterval)
 	}
 	if o.GoodbyeTimeout < 0 {
-		return fmt.Errorf("goodbye timeout: want at least 0, got %d", o.GoodbyeTimeout)
+		return fmt.Errorf("goodbye timeout: want at least 0, got %v", o.GoodbyeTimeout)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -56,35 +57,28 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	set(&o.MaxAgents, 200_000)
-	set(&o.MaxBytes, 512<<20)
-	set(&o.MaxMetadataKeys, 128)
-	set(&o.SessionGrace, 30*time.Second)
-	set(&o.InstanceRetention, time.Hour)
-	set(&o.WriteInterval, 500*time.Millisecond)
-	set(&o.WriteTimeout, 10*time.Second)
-	set(&o.FollowInterval, 2*time.Second)
-	set(&o.MaxLookups, 256)
-	set(&o.RefusedPerSecond, 100)
-	set(&o.RefusedBurst, 5000)
-	if o.Random == nil {
-		o.Random = rand.Float64
-	}
-	set(&o.MessagesPerSecond, 200)
-	set(&o.MessagesBurst, 2000)
-	set(&o.BytesPerSecond, 512<<10)
-	set(&o.BytesBurst, 8<<20)
+	o.MaxAgents = cmp.Or(o.MaxAgents, 200_000)
+	o.MaxBytes = cmp.Or(o.MaxBytes, 512<<20)
+	o.MaxMetadataKeys = cmp.Or(o.MaxMetadataKeys, 128)
+	o.SessionGrace = cmp.Or(o.SessionGrace, 30*time.Second)
+	o.InstanceRetention = cmp.Or(o.InstanceRetention, time.Hour)
+	o.WriteInterval = cmp.Or(o.WriteInterval, 500*time.Millisecond)
+	o.WriteTimeout = cmp.Or(o.WriteTimeout, 10*time.Second)
+	o.FollowInterval = cmp.Or(o.FollowInterval, 2*time.Second)
+	o.MaxLookups = cmp.Or(o.MaxLookups, 256)
+	o.RefusedPerSecond = cmp.Or(o.RefusedPerSecond, 100)
+	o.RefusedBurst = cmp.Or(o.RefusedBurst, 5000)
+	o.MessagesPerSecond = cmp.Or(o.MessagesPerSecond, 200)
+	o.MessagesBurst = cmp.Or(o.MessagesBurst, 2000)
+	o.BytesPerSecond = cmp.Or(o.BytesPerSecond, 512<<10)
+	o.BytesBurst = cmp.Or(o.BytesBurst, 8<<20)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return o
-}
-
-func set[T comparable](field *T, to T) {
-	var zero T
-	if *field == zero {
-		*field = to
+	if o.Random == nil {
+		o.Random = rand.Float64
 	}
+	return o
 }
 
 func (o Options) validate() error {
