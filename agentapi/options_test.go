@@ -16,7 +16,7 @@ func TestAgentOptions(t *testing.T) {
 	require.NoError(t, err)
 	for want, opts := range map[string]agentapi.Options{
 		"agentapi options: report interval: want at least 1s, got 1ms": {ReportInterval: time.Millisecond},
-		"agentapi options: goodbye timeout: want at least 0, got -1":   {GoodbyeTimeout: -1},
+		"agentapi options: goodbye timeout: want at least 0, got -1ns": {GoodbyeTimeout: -1},
 		"agentapi components: reports is absent":                       {},
 	} {
 		_, err := agentapi.New(server, agentapi.Components{}, opts, prometheus.NewRegistry(), nil)
