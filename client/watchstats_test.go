@@ -134,8 +134,12 @@ func TestCoderdWatchesStatsExactly(t *testing.T) {
 			rt.Fatal(err)
 		}
 	})
-	if breaks < 10 {
-		t.Errorf("the connections broke %d times, want at least 10", breaks)
+	want := 10
+	if testing.Short() { // a fifth of the histories
+		want = 1
+	}
+	if breaks < want {
+		t.Errorf("the connections broke %d times, want at least %d", breaks, want)
 	}
 }
 
