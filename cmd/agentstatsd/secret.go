@@ -39,8 +39,11 @@ func loadTokenHash(path string, own bool, log *slog.Logger) ([sha256.Size]byte, 
 	token, err := readToken(path, log)
 	if errors.Is(err, fs.ErrNotExist) {
 		token, err = writeToken(path)
-		if err == nil {
+		switch {
+		case err == nil:
 			log.Info("made a token for coderd", "file", path)
+		case errors.Is(err, fs.ErrExist): // another process was first
+			return loadTokenHash(path, own, log)
 		}
 	}
 	if err != nil {
@@ -50,9 +53,9 @@ func loadTokenHash(path string, own bool, log *slog.Logger) ([sha256.Size]byte, 
 }
 
 // writeToken makes the file at path with a random token. It never replaces a
-// file, and a crash leaves none that is half written.
+// file, which is fs.ErrExist, and a crash leaves none that is half written.
 func writeToken(path string) (string, error) {
-	if _, err := os.Lstat(path); err == nil {
+	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
 		return "", fmt.Errorf("make coderd's token: %s is a symbolic link to a file that does not exist", path)
 	}
 	dir := filepath.Dir(path)

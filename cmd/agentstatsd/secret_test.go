@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -99,4 +100,22 @@ func TestOpenDataDirIsRefused(t *testing.T) {
 	unlock, err = lockDataDir(dir)
 	require.NoError(t, err)
 	unlock()
+}
+
+// Processes that start at once agree on a token that none of them found.
+func TestProcessesAgreeOnToken(t *testing.T) {
+	for range 50 {
+		path := filepath.Join(t.TempDir(), "coderd-token")
+		hashes := make([][sha256.Size]byte, 8)
+		errs := make([]error, len(hashes))
+		var all sync.WaitGroup
+		for i := range hashes {
+			all.Go(func() { hashes[i], errs[i] = loadTokenHash(path, true, slog.New(slog.DiscardHandler)) })
+		}
+		all.Wait()
+		for i := range hashes {
+			require.NoError(t, errs[i])
+			require.Equal(t, hashes[0], hashes[i])
+		}
+	}
 }
