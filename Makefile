@@ -27,7 +27,7 @@ demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo
 
 # Have bounds that do not hold with the race detector, which makes pools forget.
-ALLOCATIONS := ./agentapi/... ./aggregator/... ./batcher ./fleet ./metrics ./reports ./scrape
+ALLOCATIONS := ./agentapi/... ./aggregator/... ./batcher ./fleet ./reports ./scrape
 
 # In the short mode of go test, tests that need PostgreSQL are left out, and random
 # ones draw less. Nothing is left out of `make test`.
