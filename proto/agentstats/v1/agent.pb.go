@@ -419,27 +419,27 @@ type ConnectRequest_Hello struct {
 }
 
 type ConnectRequest_Stats struct {
-	// Counters and samples since the last report. Settled when taken in.
+	// Counters and samples since the last report. Acked as durable when taken in.
 	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3,oneof"`
 }
 
 type ConnectRequest_Metadata struct {
-	// Newest metadata. Settled when in the database or refused.
+	// Newest metadata. Acked as durable when in the database or refused.
 	Metadata *MetadataReport `protobuf:"bytes,4,opt,name=metadata,proto3,oneof"`
 }
 
 type ConnectRequest_Lifecycle struct {
-	// Lifecycle state of the agent. Settled when in the database.
+	// Lifecycle state of the agent. Acked as durable when in the database.
 	Lifecycle *Lifecycle `protobuf:"bytes,5,opt,name=lifecycle,proto3,oneof"`
 }
 
 type ConnectRequest_AppHealth struct {
-	// Health of the agent's apps. Settled when in the database.
+	// Health of the agent's apps. Acked as durable when in the database.
 	AppHealth *AppHealthReport `protobuf:"bytes,6,opt,name=app_health,json=appHealth,proto3,oneof"`
 }
 
 type ConnectRequest_Network struct {
-	// The agent's view of the network. Settled when in the database.
+	// The agent's view of the network. Acked as durable when in the database.
 	Network *Network `protobuf:"bytes,7,opt,name=network,proto3,oneof"`
 }
 
@@ -473,14 +473,14 @@ type Hello struct {
 	// Ordinal of this session in the instance's life, from 1. Above 1, the first
 	// value of a counter is a baseline for grouped sums; 0 is taken as above 1.
 	Session int64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
-	// Epoch of the instance's session before this one, as its settings told it;
+	// Epoch of the instance's session before this one, as its settings had it;
 	// 0: none, or not known. The epoch of this session will be above it, so that
 	// replicas whose clocks differ agree on which session is the newest. An epoch
 	// more than an hour ahead of the service's clock is ignored.
 	Epoch int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Highest durable_sequence that the instance was told by an ack or a resume, in
-	// any session; 0: none. Refusals above it that an earlier session sent may not
-	// have arrived: the service tells them again, as a summary.
+	// Highest durable_sequence that the instance got in an ack or a resume, in any
+	// session; 0: none. Refusals above it that an earlier session sent may not have
+	// arrived: the service sends them again, as a summary.
 	DurableSequence int64 `protobuf:"varint,5,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -709,7 +709,7 @@ func (*ConnectResponse_Refusal) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Reconnect) isConnectResponse_Message() {}
 
-// Settings tells an agent how to behave.
+// Settings are how an agent is to behave.
 type Settings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Time between two reports of stats. Always set, at least 1 s.
@@ -799,8 +799,8 @@ type Resume struct {
 	// Highest sequence taken in; 0: none known. Nothing up to it is to be sent
 	// again, but what is above durable_sequence may be lost in a crash.
 	ReceivedSequence int64 `protobuf:"varint,1,opt,name=received_sequence,json=receivedSequence,proto3" json:"received_sequence,omitempty"`
-	// Every sequence up to it is settled, and every refusal up to it told; 0: none
-	// known. What was refused between two sessions is above it until it is told.
+	// Every sequence up to it is durable as in Ack, and every refusal up to it sent; 0:
+	// none known. What was refused between two sessions is above it until it is sent.
 	DurableSequence int64 `protobuf:"varint,2,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -955,8 +955,8 @@ type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Taken in: not to be sent again.
 	ReceivedSequence int64 `protobuf:"varint,1,opt,name=received_sequence,json=receivedSequence,proto3" json:"received_sequence,omitempty"`
-	// Settled: in the database, refused, or not meant for the database. What was
-	// refused is told on the same stream before the ack that covers it. Never above
+	// Durable: in the database, refused, or not meant for the database. Refusals are
+	// sent on the same stream before the ack that covers them. Never above
 	// received_sequence.
 	DurableSequence int64 `protobuf:"varint,2,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -1024,10 +1024,10 @@ type Refusal struct {
 	Names []string `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
 	// How many were refused for this reason, those beyond names included.
 	Count int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
-	// Set in a summary: the first of its requests. Too much was refused to be told
-	// one by one, or what was told before may not have arrived. What of the
+	// Set in a summary: the first of its requests. There were too many refusals to
+	// send each, or those that were sent before may not have arrived. What of the
 	// requests from here to sequence was refused is not known, so the values that
-	// are not settled are to be sent again, under new sequences. names is empty.
+	// are not durable are to be sent again, under new sequences. names is empty.
 	FirstSequence int64 `protobuf:"varint,7,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -627,7 +627,7 @@ func (x *RegisterAgentsRequest) GetWorkspaces() []*Workspace {
 	return nil
 }
 
-// RegisterAgentsResponse tells what a registration did.
+// RegisterAgentsResponse is what a registration did.
 type RegisterAgentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Agents that were superseded and are known no more.
@@ -737,7 +737,7 @@ func (x *DeregisterAgentsRequest) GetWorkspaceIds() [][]byte {
 	return nil
 }
 
-// DeregisterAgentsResponse tells what was forgotten.
+// DeregisterAgentsResponse is what was forgotten.
 type DeregisterAgentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Agents that were known and are not now.
@@ -856,7 +856,7 @@ func (x *SyncAgentsRequest) GetForce() bool {
 	return false
 }
 
-// SyncAgentsResponse tells what a sync did.
+// SyncAgentsResponse is what a sync did.
 type SyncAgentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Agents in the set.
@@ -1362,7 +1362,7 @@ type Agent struct {
 	Workspace *Workspace `protobuf:"bytes,3,opt,name=workspace,proto3" json:"workspace,omitempty"`
 	// True while it has a session with this replica.
 	Connected bool `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
-	// When it was last heard of; absent: never since the service started.
+	// When its last message came to this replica; absent: none did since it started.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
 	// Newest lifecycle state; absent: none reported.
 	Lifecycle *Lifecycle `protobuf:"bytes,6,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
@@ -1796,10 +1796,10 @@ func (x *PushMetricsResponse) GetRefusedCount() int64 {
 	return 0
 }
 
-// FamilyRefusal tells why a family of a snapshot, or a part of it, is not served.
+// FamilyRefusal is why a family of a snapshot, or a part of it, is not served.
 type FamilyRefusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the family; empty if it has none that can be told.
+	// Name of the family; empty if it has none that can be sent.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The reason as the service's counters label it, like "owned_by_service".
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1992,7 +1992,7 @@ type AgentState struct {
 	Lifecycle *Lifecycle `protobuf:"bytes,3,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
 	// Newest health of its apps.
 	AppHealth []*AppHealthUpdate `protobuf:"bytes,4,rep,name=app_health,json=appHealth,proto3" json:"app_health,omitempty"`
-	// When it was last heard of; absent: never since the service started.
+	// When its last message came to this replica; absent: none did since it started.
 	LastSeenAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

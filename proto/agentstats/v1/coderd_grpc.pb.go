@@ -87,15 +87,15 @@ type CoderdServiceClient interface {
 	// until it is acked, on a later stream too. A watcher that stores incarnation, number
 	// and nonce with what it makes of a response, begins its next stream with them, and
 	// begins anew if a response is not above them in the same incarnation, counts each
-	// report exactly once, over any crash of its own too; another one may be told again
+	// report exactly once, over any crash of its own too; another one may be sent again
 	// what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
 	// stand by then. A subscription that no stream has had for a day is removed. Not
-	// told is what a replica that was killed had gathered and not written: the last
+	// sent is what a replica that was killed had gathered and not written: the last
 	// second, or since the database became unreachable; what is beyond the service's
-	// limits; and what the database lost. An older database that is restored may have
-	// reports told again: the incarnation is another one then.
+	// limits; and what the database lost. After an older database was restored, reports
+	// may be sent again: the incarnation is another one then.
 	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
 }
 
@@ -281,15 +281,15 @@ type CoderdServiceServer interface {
 	// until it is acked, on a later stream too. A watcher that stores incarnation, number
 	// and nonce with what it makes of a response, begins its next stream with them, and
 	// begins anew if a response is not above them in the same incarnation, counts each
-	// report exactly once, over any crash of its own too; another one may be told again
+	// report exactly once, over any crash of its own too; another one may be sent again
 	// what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
 	// stand by then. A subscription that no stream has had for a day is removed. Not
-	// told is what a replica that was killed had gathered and not written: the last
+	// sent is what a replica that was killed had gathered and not written: the last
 	// second, or since the database became unreachable; what is beyond the service's
-	// limits; and what the database lost. An older database that is restored may have
-	// reports told again: the incarnation is another one then.
+	// limits; and what the database lost. After an older database was restored, reports
+	// may be sent again: the incarnation is another one then.
 	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
