@@ -249,22 +249,22 @@ func (p *pending) finishBatch(b *batch, now time.Time, resolved *resolutions) {
 		}
 	}
 	for i := len(b.entries) - 1; i >= 0; i-- {
-		e, h := b.entries[i], b.acks[i]
+		e, ack := b.entries[i], b.acks[i]
 		e.writing = false
 		p.writing--
 		switch {
 		case b.fates[i] == written:
 			p.ledger.flushed++
-			resolved.add(h, nil)
+			resolved.add(ack, nil)
 		case e.removed:
-			p.drop(e, h, dropDeregistered, resolved)
+			p.drop(e, ack, dropDeregistered, resolved)
 		case b.fates[i] == superseded: // its ack stays pending
 			p.ledger.coalesced++
 		case b.fates[i] == rejected:
-			p.drop(e, h, dropRejected, resolved)
+			p.drop(e, ack, dropRejected, resolved)
 		case e.waiting: // a newer value, which takes the place of this one
 			p.ledger.coalesced++
-			e.ack = h.join(e.ack, resolved)
+			e.ack = ack.join(e.ack, resolved)
 			p.unlink(e)
 			p.pushFront(e)
 		default:
@@ -316,9 +316,9 @@ func (p *pending) remove(id agent.ID, resolved *resolutions) {
 
 // drop counts an entry that is given up and resolves its ack. The refusal has no
 // more than the agent may know.
-func (p *pending) drop(e *entry, h pendingAck, reason dropReason, resolved *resolutions) {
+func (p *pending) drop(e *entry, ack pendingAck, reason dropReason, resolved *resolutions) {
 	p.ledger.dropped[reason]++
-	if h.tracker == nil {
+	if ack.tracker == nil {
 		return
 	}
 	refusal := &agent.Refusal{Kind: agent.RefusedStore, Reason: reason.String(), Count: 1}
@@ -329,7 +329,7 @@ func (p *pending) drop(e *entry, h pendingAck, reason dropReason, resolved *reso
 	} else {
 		refusal.Message = fmt.Sprintf("the database refused the value of key %q", refusal.Names[0])
 	}
-	resolved.add(h, refusal)
+	resolved.add(ack, refusal)
 }
 
 // queueOf returns the queue that the agent's entries wait in.

@@ -101,9 +101,9 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 // parts in memory. The replaced values will never be written, so no ack may wait for
 // the next write. Instances that sent them under a lower epoch must send them again.
 func (f *Fleet) supersedePendingLocked(e *entry, epoch int64) {
-	for _, h := range slices.Clone(e.state.pendingAcks) {
-		if h.epoch < epoch {
-			f.supersedeLocked(h.instance, epoch)
+	for _, ack := range slices.Clone(e.state.pendingAcks) {
+		if ack.epoch < epoch {
+			f.supersedeLocked(ack.instance, epoch)
 		}
 	}
 }
@@ -116,8 +116,8 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 	e := w.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, h := range slices.Concat(w.pendingAcks, e.state.pendingAcks) {
-		f.supersedeLocked(h.instance, stored)
+	for _, ack := range slices.Concat(w.pendingAcks, e.state.pendingAcks) {
+		f.supersedeLocked(ack.instance, stored)
 	}
 	e.sessions.storedEpoch = max(e.sessions.storedEpoch, stored)
 	e.state.newest = agent.State{Agent: e.id}

@@ -237,19 +237,19 @@ func (f *Fleet) saveStates(ctx context.Context, batch []stateWrite) error {
 // 0 it supersedes all: they belong to another incarnation. Their acks stay pending.
 func (w *stateWrite) supersedePending(stored int64) {
 	stay := w.pendingAcks[:0]
-	for _, h := range w.pendingAcks {
-		if stored == 0 || stored > h.epoch {
-			h.instance.Supersede(stored)
+	for _, ack := range w.pendingAcks {
+		if stored == 0 || stored > ack.epoch {
+			ack.instance.Supersede(stored)
 		} else {
-			stay = append(stay, h)
+			stay = append(stay, ack)
 		}
 	}
 	w.pendingAcks = stay
 }
 
 func (w stateWrite) resolve(refusal *agent.Refusal) {
-	for _, h := range w.pendingAcks {
-		h.instance.Resolve([]agent.Resolution{{Sequence: h.sequence, Refusal: refusal}})
+	for _, ack := range w.pendingAcks {
+		ack.instance.Resolve([]agent.Resolution{{Sequence: ack.sequence, Refusal: refusal}})
 	}
 }
 
@@ -263,16 +263,16 @@ func (f *Fleet) requeueState(w stateWrite) {
 	}
 	newer := e.state.pendingAcks
 	e.state.pendingAcks = w.pendingAcks
-	for _, h := range newer {
+	for _, ack := range newer {
 		riding := false
 		for _, older := range w.pendingAcks {
-			riding = riding || older.instance == h.instance
+			riding = riding || older.instance == ack.instance
 		}
 		if riding {
-			h.instance.Resolve([]agent.Resolution{{Sequence: h.sequence}})
+			ack.instance.Resolve([]agent.Resolution{{Sequence: ack.sequence}})
 			continue
 		}
-		e.state.pendingAcks = append(e.state.pendingAcks, h)
+		e.state.pendingAcks = append(e.state.pendingAcks, ack)
 	}
 	f.supersedePendingLocked(e, e.sessions.storedEpoch) // stored parts may have replaced some meanwhile
 	if !e.state.queued {
