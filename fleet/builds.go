@@ -8,13 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
-)
-
-// Values of the label status of a build, the worst one first.
-const (
-	buildError   = "error"
-	buildTimeout = "timeout"
-	buildSuccess = "success"
+	"github.com/coder/agentstatsd/fleet/internal/durations"
 )
 
 // finishedBuild is a build whose agents have all ended their start.
@@ -59,7 +53,7 @@ func (w *workspace) observedBuild() agent.ID {
 // another one. If clocks differ, the duration is at least 0.
 func finished(w *workspace) (finishedBuild, bool) {
 	var last time.Time
-	status := buildSuccess
+	status := durations.StatusSuccess
 	for _, e := range w.agents {
 		reg := e.reg.Load()
 		if reg.Parent != (agent.ID{}) || reg.CreatedAt.Before(w.Build.CreatedAt) {
@@ -72,9 +66,9 @@ func finished(w *workspace) (finishedBuild, bool) {
 		case s.ReadyAt.IsZero():
 			return finishedBuild{}, false
 		case s.Result == agent.LifecycleStartError:
-			status = buildError
-		case s.Result == agent.LifecycleStartTimeout && status != buildError:
-			status = buildTimeout
+			status = durations.StatusError
+		case s.Result == agent.LifecycleStartTimeout && status != durations.StatusError:
+			status = durations.StatusTimeout
 		}
 		if s.ReadyAt.After(last) {
 			last = s.ReadyAt
@@ -108,10 +102,17 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	}
 	for _, id := range fresh {
 		b := builds[id]
-		f.metrics.builds.observe(&b, now)
+		f.metrics.builds.Observe(&b.labels, b.status, b.seconds, now)
 	}
 	for _, b := range builds {
 		b.workspace.observed.Store(&b.labels.Build.ID)
 	}
 	return nil
+}
+
+// removeStaleTemplates removes the build series of removed templates.
+func (f *Fleet) removeStaleTemplates(now time.Time) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	f.metrics.builds.RemoveStale(func(t durations.Template) bool { return f.registry.templates[t] > 0 }, now)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/durations"
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/documented"
 )
@@ -277,8 +278,7 @@ func TestBuildIsObservedAfterARestart(t *testing.T) {
 // table.
 func TestDocumentedFamilies(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
-	b := finishedBuild{status: buildSuccess, seconds: 7}
-	p.metrics.builds.observe(&b, time.Now())
+	p.metrics.builds.Observe(&agent.Workspace{}, durations.StatusSuccess, 7, time.Now())
 	p.scan(time.Now())
 	checked := 0
 	for _, want := range documented.Families() {

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/durations"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
@@ -36,7 +37,7 @@ type metrics struct {
 	notificationsMalformed prometheus.Counter
 	lookupsRefused         prometheus.Counter
 	collection             prometheus.Histogram
-	builds                 *buildDurations
+	builds                 *durations.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -64,8 +65,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		Help:    "Histogram for duration of agents metrics collection in seconds.",
 		Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10, 30},
 	})
-	builds := newBuildDurations()
-	all = append(all, collection, builds.vec)
+	builds := durations.NewHistogram()
+	all = append(all, collection, builds)
 	ends := make([]string, 0, len(allEnds))
 	for _, end := range allEnds {
 		ends = append(ends, string(end))

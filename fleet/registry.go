@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/durations"
 )
 
 // registry is the set of registrations with its indexes. Each agent's registration
@@ -18,7 +19,7 @@ type registry struct {
 	// byLabels indexes the workspaces by the labels of their series.
 	byLabels map[labelKey][]*workspace
 	// templates counts the workspaces of each template that has any.
-	templates map[templateKey]int
+	templates map[durations.Template]int
 	// order lists the agents by id. It is replaced, never changed in place:
 	// readers walk it without a lock.
 	order []*entry
@@ -43,7 +44,7 @@ func newRegistry() registry {
 		tokens:     make(map[[32]byte]*entry),
 		workspaces: make(map[agent.ID]*workspace),
 		byLabels:   make(map[labelKey][]*workspace),
-		templates:  make(map[templateKey]int),
+		templates:  make(map[durations.Template]int),
 	}
 }
 
@@ -65,7 +66,7 @@ func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct
 	}
 	key := labelKeyOf(&w)
 	r.byLabels[key] = append(r.byLabels[key], existing)
-	r.templates[templateOf(&w)]++
+	r.templates[durations.TemplateOf(&w)]++
 	labelKeys[key] = struct{}{}
 	return existing
 }
@@ -83,7 +84,7 @@ func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
 	if len(r.byLabels[key]) == 0 {
 		delete(r.byLabels, key)
 	}
-	template := templateOf(&w.Workspace)
+	template := durations.TemplateOf(&w.Workspace)
 	if r.templates[template]--; r.templates[template] == 0 {
 		delete(r.templates, template)
 	}

@@ -3,6 +3,8 @@ package fleet
 import (
 	"context"
 	"time"
+
+	"github.com/coder/agentstatsd/fleet/internal/durations"
 )
 
 // scanInterval bounds the delay between a session's age and its end.
@@ -11,7 +13,7 @@ const scanInterval = time.Second
 func (f *Fleet) runScans(ctx context.Context) {
 	ticker := time.NewTicker(scanInterval)
 	defer ticker.Stop()
-	templates := time.NewTicker(templateScan)
+	templates := time.NewTicker(durations.ScanInterval)
 	defer templates.Stop()
 	for {
 		select {

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/durations"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -40,34 +41,33 @@ func TestBuildDurationsOfATemplateThatIsGone(t *testing.T) {
 		}
 
 		gone(1)
-		time.Sleep(2 * templateRetention)
+		time.Sleep(2 * durations.Retention)
 		require.ElementsMatch(t, all, observed(t, p), "one workspace has it still")
 		gone(2)
-		time.Sleep(templateRetention - templateScan)
+		time.Sleep(durations.Retention - durations.ScanInterval)
 		require.ElementsMatch(t, all, observed(t, p), "whoever scrapes is to see the last increase")
 
 		// A workspace that comes back within the hour keeps the counts.
 		_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{named(5, 5, "acme", "go")}})
 		require.NoError(t, err)
-		time.Sleep(2 * templateRetention)
+		time.Sleep(2 * durations.Retention)
 		require.ElementsMatch(t, all, observed(t, p))
 
 		// It is made from another template now: the old one has none.
 		moved := named(5, 5, "acme", "java")
 		_, err = p.Register(t.Context(), Set{Agents: []agent.Registration{moved}})
 		require.NoError(t, err)
-		time.Sleep(templateRetention + templateScan + time.Second)
+		time.Sleep(durations.Retention + durations.ScanInterval + time.Second)
 		require.ElementsMatch(t, others, observed(t, p))
 
 		// A build that is observed after its workspace went stays as long.
 		f := p.Fleet
-		b := finishedBuild{labels: named(1, 1, "acme", "go").Workspace, status: buildSuccess, seconds: 1}
-		f.metrics.builds.observe(&b, time.Now())
-		time.Sleep(templateRetention - templateScan)
+		w := named(1, 1, "acme", "go").Workspace
+		f.metrics.builds.Observe(&w, durations.StatusSuccess, 1, time.Now())
+		time.Sleep(durations.Retention - durations.ScanInterval)
 		require.ElementsMatch(t, append([]string{worked}, others...), observed(t, p))
-		time.Sleep(2*templateScan + time.Second)
+		time.Sleep(2*durations.ScanInterval + time.Second)
 		require.ElementsMatch(t, others, observed(t, p))
-		require.Len(t, f.metrics.builds.seen, 2)
 		require.Len(t, f.registry.templates, 2)
 	})
 }

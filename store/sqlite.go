@@ -18,6 +18,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/fileid"
 )
 
 // walBytes is the size to which the write-ahead log is cut back after a
@@ -174,7 +175,7 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 
 // identifyFile finds the identity of the file.
 func (s *Store) identifyFile(ctx context.Context, path string, forced agent.ID) (deployment, error) {
-	file, err := fileIdentity(path)
+	file, err := fileid.Of(path)
 	if err != nil {
 		return deployment{}, err
 	}

@@ -1,6 +1,7 @@
 //go:build !linux
 
-package store
+// Package fileid tells a file from its copies.
+package fileid
 
 import (
 	"fmt"
@@ -8,9 +9,10 @@ import (
 	"syscall"
 )
 
-// fileIdentity differs between a file and its copies, but for one on another file system that has
+// Of returns what differs between a file and its copies, but for one on another file
+// system that has
 // the inode's number by chance.
-func fileIdentity(path string) (string, error) {
+func Of(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return "", fmt.Errorf("identify %s: %w", path, err)

@@ -1,4 +1,5 @@
-package store
+// Package fileid tells a file from its copies.
+package fileid
 
 import (
 	"fmt"
@@ -6,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileIdentity differs between a file and its copies. It stays the same when the file system is
-// mounted elsewhere, in another container say. Device numbers do not. A copy on another
-// file system may have the inode's number by chance, but not the time of birth.
-func fileIdentity(path string) (string, error) {
+// Of returns what differs between a file and its copies, as a text. It stays the same
+// when the file system is mounted elsewhere, in another container say. Device numbers do
+// not. A copy on another file system may have the inode's number by chance, but not the
+// time of birth.
+func Of(path string) (string, error) {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_BTIME, &st)
 	if err != nil {
