@@ -92,6 +92,7 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 	}
 	e.sessions.newest = agent.SessionRecord{
 		Agent: e.id, Epoch: nextEpoch(time.Unix(0, 0), e.sessions.newest.Epoch, f.self()), Replica: f.self(),
+		Reported: e.sessions.newest.Reported, // others retain no series from before that report
 	}
 	f.queueSessionLocked(e)
 	f.publishPresenceLocked(e, time.Now())

@@ -206,6 +206,30 @@ func TestUnwrittenSessionOfAReplicaThatIsGone(t *testing.T) {
 	})
 }
 
+// The session that nobody wrote had a report: with the record above it, series that
+// another replica retained from before that report go.
+func TestUnwrittenSessionHadAReport(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		awaitReplicas()
+		s := connectTo(t, r[1], 1, hello(1, 1))
+		reportOn(t, s, 1)
+		s.Close(EndDisconnect)
+		c.setLive(replicaID(7), true)
+		r[0].handleNotification(notification.Encode(notification.Sessions, replicaID(7), []agent.SessionRecord{
+			{Agent: nid(1), Epoch: s.Info().Epoch + int64(time.Minute), Replica: replicaID(7), Open: true, Reported: true},
+		}))
+		awaitReplicas()
+		require.NotContains(t, r[1].journal.take(), "series remove 1", "it had no notification")
+		c.setLive(replicaID(7), false)
+		time.Sleep(unwrittenScans * scanInterval)
+		awaitReplicas()
+		require.Contains(t, r[1].journal.take(), "series remove 1")
+	})
+}
+
 // A fleet that is alone looks for nobody.
 func TestSupersededAlone(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
