@@ -19,18 +19,32 @@ func (w *world) fault() {
 			change(p.road, on)
 		})
 	}
-	faults := []string{"cut", "slow", "flaky", "flaky", "down", "failover", "pubsub", "pubsub", "alone", "reorder", "skew", "kill", "stop"}
-	kind := faults[w.random.IntN(len(faults))]
+	kind := w.draw(faults)
 	switch {
 	case w.calm:
 		kind = "stop"
-	case !w.with(kind):
+	case kind == "":
 		kind = "flaky" // so that each run has faults
 	}
 	w.faults++
 	switch kind {
 	case "cut":
 		onRoad(fmt.Sprintf("cut the database (hangs: %v)", hangs), func(r *road, on bool) { r.cut, r.hangs = on, hangs })
+	case "deaf":
+		w.breaks(fmt.Sprintf("%s reads nothing, and gets no notifications (hangs: %v)", p.name, hangs), func(on bool) {
+			w.roads.Lock()
+			p.road.deaf, p.road.hangs = on, hangs
+			w.roads.Unlock()
+			if on {
+				p.end.sever(hangs)
+			} else {
+				p.end.heal()
+			}
+		})
+	case "writes":
+		onRoad(fmt.Sprintf("no session and no value is written (hangs: %v)", hangs), func(r *road, on bool) { r.noWrites, r.hangs = on, hangs })
+	case "values":
+		onRoad(fmt.Sprintf("no value is written (hangs: %v)", hangs), func(r *road, on bool) { r.noValues, r.hangs = on, hangs })
 	case "slow":
 		onRoad("slow database", func(r *road, on bool) { r.slow = on })
 	case "flaky":
@@ -74,8 +88,17 @@ func (w *world) fault() {
 			}
 		})
 	case "kill", "stop":
+		if i := slices.IndexFunc(w.slots[:], (*process).cannotWrite); i >= 0 && hangs {
+			p = w.slots[i] // is in trouble, so it ends more often
+		}
 		w.restart(p, kind == "kill")
 	}
+}
+
+func (p *process) cannotWrite() bool {
+	p.road.mu.Lock()
+	defer p.road.mu.Unlock()
+	return p.serving && p.road.noWrites
 }
 
 func (w *world) skewClock(slot int) {

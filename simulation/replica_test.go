@@ -56,6 +56,8 @@ type road struct {
 	cut, hangs bool
 	slow       bool
 	flaky      bool
+	// Some transactions fail: those that read, that write sessions and values, or values.
+	deaf, noWrites, noValues bool
 }
 
 // poison is the start of keys that the database refuses.
@@ -73,12 +75,14 @@ func (r *road) fault(doing string, writes bool) memstore.Fault {
 	if r.slow {
 		f.Before, f.Work = r.draw.upTo(500*time.Millisecond, "before "+doing), r.draw.upTo(time.Second, "work "+doing)
 	}
+	cut := r.cut || r.deaf && !writes || r.noWrites && doing == "save sessions" ||
+		(r.noWrites || r.noValues) && (doing == "save states" || doing == "upsert metadata")
 	switch {
 	case *r.down:
 		f.Err = memstore.ErrRefused
-	case r.cut && r.hangs:
+	case cut && r.hangs:
 		f.Hang = true
-	case r.cut:
+	case cut:
 		f.Err = memstore.ErrReset
 	case r.flaky:
 		switch x := r.draw.float(doing); {

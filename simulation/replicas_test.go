@@ -56,7 +56,7 @@ func TestMovesAlone(t *testing.T) {
 			t.Parallel()
 			bubble.Test(t, func(t *testing.T) {
 				w := newWorld(seed)
-				w.calm = true
+				w.calm, w.profile = true, everything
 				for _, kind := range []string{"move", "process", "unnoticed", "lifecycle", "network", "health", "age"} {
 					w.omitted[kind] = false
 				}
@@ -108,7 +108,7 @@ func runSeed(t *testing.T, seed uint64) {
 			}
 		}
 		if err != nil {
-			t.Errorf("seed %d, step %d: %v\n(without %v)\nreplay: go test ./simulation -run TestReplicas -seed %d -v", seed, w.step, err, w.omittedKinds(), seed)
+			t.Errorf("seed %d, step %d: %v\n(%s, without %v)\nreplay: go test ./simulation -run TestReplicas -seed %d -v", seed, w.step, err, profileNames[w.profile], w.omittedKinds(), seed)
 		}
 	})
 }

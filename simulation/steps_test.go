@@ -16,18 +16,18 @@ func (w *world) act() error {
 	w.step++
 	w.tick() // what was begun before is under way
 	w.finishMends()
-	if w.random.IntN(7) == 0 {
+	if w.random.IntN(faultEvery[w.profile]) == 0 {
 		w.fault()
 	}
-	switch w.random.IntN(12) {
-	case 0, 1:
+	switch w.draw(actors) {
+	case "agent":
+		w.actAgent()
+	case "coderd":
 		w.actCoderd()
-	case 2:
-		if p := w.anyProcess(); p != nil && w.with("push") {
+	case "push":
+		if p := w.anyProcess(); p != nil {
 			w.push(p)
 		}
-	default:
-		w.actAgent()
 	}
 	pause := w.within(time.Millisecond, w.pace)
 	if w.random.IntN(15) == 0 {
@@ -73,22 +73,22 @@ func (w *world) actCoderd() {
 		return
 	}
 	n := 1 + w.random.IntN(w.few)
-	s := w.coderd.sync
-	switch x := w.random.IntN(10); {
-	case x < 3:
+	switch w.draw(coderdActs) {
+	case "register":
 		w.register(p, n)
-	case x < 4 && w.with("deregister"):
+	case "deregister":
 		w.deregister(p, n)
-	case x < 7 && w.with("bounce"):
+	case "bounce":
 		w.bounce(p, q, n)
-	case !w.with("sync"):
-	case s == nil:
+	case "sync":
+		if w.coderd.sync != nil {
+			w.endSync()
+			return
+		}
 		if w.random.IntN(2) == 0 { // which the sync knows nothing of, and which may come back
 			w.coderd.desired[n] = false
 		}
 		w.beginSync(p)
-	default:
-		w.endSync()
 	}
 }
 
@@ -112,15 +112,18 @@ func (w *world) actAgent() {
 		return
 	}
 	noticed := !w.with("unnoticed") || w.random.IntN(2) == 0
-	switch x := w.random.IntN(16); {
-	case x == 0 && w.with("move"): // goes elsewhere
+	switch w.draw(agentActs) {
+	case "move": // goes elsewhere
 		w.disconnect(c, noticed, fleet.EndDisconnect)
 		if p := w.anyTarget(); p != nil {
 			w.connect(c, p)
 		}
-	case x == 1:
+	case "leave":
 		w.disconnect(c, noticed, fleet.EndDisconnect)
-	case x == 2 && w.with("process"): // dies, or ends
+		if w.random.IntN(4) == 0 {
+			c.retryAt = time.Now().Add(w.within(0, 20*time.Second))
+		}
+	case "process": // dies, or ends
 		if w.random.IntN(2) == 0 {
 			w.disconnect(c, true, fleet.EndGoodbye)
 		} else {
@@ -133,15 +136,15 @@ func (w *world) actAgent() {
 			}
 			w.newClient(a)
 		}
-	case x == 3:
+	case "report":
 		w.report(c)
-	case x <= 5 && w.with("lifecycle"):
+	case "lifecycle":
 		w.send(c, w.say(c, lifecycle))
-	case x <= 8 && w.with("health"):
+	case "health":
 		w.send(c, w.say(c, health+string("abc"[w.random.IntN(3)])))
-	case x == 9 && w.with("network"):
+	case "network":
 		w.send(c, w.say(c, network))
-	case x == 10 && w.with("poison"): // what the database refuses
+	case "poison": // what the database refuses
 		count := 1
 		if w.with("many") && w.random.IntN(6) == 0 {
 			count = 100
@@ -151,7 +154,7 @@ func (w *world) actAgent() {
 			parts[i] = fmt.Sprintf("%s%s-%d", meta, poison, i)
 		}
 		w.send(c, w.say(c, parts...))
-	default:
+	case "metadata":
 		var parts []string
 		for _, key := range []string{"cpu", "disk", "load"} {
 			if w.random.IntN(2) == 0 {

@@ -62,8 +62,9 @@ type world struct {
 	watching    sync.WaitGroup
 	unwatch     context.CancelFunc
 
-	// Each run does without some kinds of what can happen, so that what one kind
-	// leads to is not hidden by others.
+	// profile is what the run concentrates on. Each does without some kinds of what can
+	// happen, so that what one kind leads to is not hidden by others.
+	profile int
 	omitted map[string]bool
 	// pace is the time between two steps, at most; few agents do all that is done.
 	pace time.Duration
@@ -76,7 +77,7 @@ type world struct {
 var kinds = []string{
 	"move", "unnoticed", "process", "lifecycle", "health", "network", "poison", "many",
 	"deregister", "bounce", "sync", "push", "age",
-	"cut", "slow", "flaky", "down", "failover", "pubsub", "alone", "reorder", "skew", "kill", "stop",
+	"cut", "deaf", "writes", "values", "slow", "flaky", "down", "failover", "pubsub", "alone", "reorder", "skew", "kill", "stop",
 }
 
 // with reports whether the run has this kind.
@@ -117,12 +118,7 @@ func newWorld(seed uint64) *world {
 		w.newPusher(i)
 	}
 	w.db.OnChange(w.coderd.onChange)
-	w.omitted = make(map[string]bool)
-	for _, kind := range kinds {
-		w.omitted[kind] = w.random.IntN(3) == 0
-	}
-	w.pace = []time.Duration{200 * time.Millisecond, 600 * time.Millisecond, 2 * time.Second}[w.random.IntN(3)]
-	w.few = 1 + w.random.IntN(agents)
+	w.drawProfile()
 	for kind := range strings.SplitSeq(*without, ",") {
 		w.omitted[kind] = true
 	}
@@ -194,7 +190,7 @@ func (w *world) anyTarget() *process {
 	if list := w.serving(); w.random.IntN(3) == 0 {
 		w.roads.Lock()
 		defer w.roads.Unlock()
-		list = slices.DeleteFunc(list, func(p *process) bool { return !p.road.cut && !p.end.isCut() })
+		list = slices.DeleteFunc(list, func(p *process) bool { return !p.road.cut && !p.road.deaf && !p.end.isCut() })
 		if len(list) > 0 {
 			return list[w.random.IntN(len(list))]
 		}
