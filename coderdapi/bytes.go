@@ -229,8 +229,8 @@ type boundedRequest struct {
 	refused  error // the status that refuses the message
 }
 
-// largeMessage is how large a message is that stands in line to be decoded: as many
-// are at once as half of the processors, so that agents do not wait for them all.
+// largeMessage is the size in bytes above which messages are decoded in line. Half as
+// many as there are processors are decoded at once, so that agents need not wait for all.
 const largeMessage = 64 << 10
 
 // UnmarshalMessage implements Unmarshaler. The error is nil: the status of a message that

@@ -11,20 +11,29 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
+// startCutReplicas returns two replicas that share a store, in which agent 1 is
+// registered, and send each other nothing any more. The clock of slow is half an hour
+// behind that of fast.
+func startCutReplicas(t *testing.T) (store *memStore, fast, slow parts) {
+	t.Helper()
+	c := newCluster()
+	store = newMemStore(&journal{})
+	fast = startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
+	slow = startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
+	awaitReplicas()
+	_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+	require.NoError(t, err)
+	awaitReplicas()
+	c.setCut(true, fast, slow)
+	return store, fast, slow
+}
+
 // A new process of an agent connects to a replica with a slow clock that got
 // nothing of the process before. What it says loses against what is stored: it is not
 // acked, the session ends, and the next one is above.
 func TestEpochBelowTheStoredOne(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		c := newCluster()
-		store := newMemStore(&journal{})
-		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
-		slow := startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
-		awaitReplicas()
-		_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
-		require.NoError(t, err)
-		awaitReplicas()
-		c.setCut(true, fast, slow)
+		store, fast, slow := startCutReplicas(t)
 		say := func(s *Session, sequence int64, state agent.LifecycleState) {
 			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}) })
 		}
@@ -55,15 +64,7 @@ func TestEpochBelowTheStoredOne(t *testing.T) {
 // lower ones for older.
 func TestEpochBelowTheStoredSession(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		c := newCluster()
-		store := newMemStore(&journal{})
-		fast := startReplica(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
-		slow := startReplica(t, c, store, 1, Options{FollowInterval: time.Hour})
-		awaitReplicas()
-		_, err := fast.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
-		require.NoError(t, err)
-		awaitReplicas()
-		c.setCut(true, fast, slow)
+		store, fast, slow := startCutReplicas(t)
 		connectTo(t, fast, 1, hello(1, 1)).Close(EndGoodbye)
 		awaitReplicas()
 		high := store.epoch(nid(1))

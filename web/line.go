@@ -53,8 +53,14 @@ type line struct {
 	mu      sync.Mutex
 	waiting []*ticket // no order
 	running []*ticket
-	recent  []*ticket   // done, and still counted
+	recent  []served    // done, and still counted
 	paced   *time.Timer // gives slots when the pace allows it; nil: it is not waited for
+}
+
+// served is a slot that is free again.
+type served struct {
+	address netip.Prefix
+	started time.Time
 }
 
 // newLine returns a line that gives so many slots a second for ever, and slots at once.
@@ -165,14 +171,14 @@ func (l *line) release(t *ticket) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.running = slices.DeleteFunc(l.running, func(o *ticket) bool { return o == t })
-	l.recent = append(l.recent, &ticket{address: t.address, started: t.started})
+	l.recent = append(l.recent, served{t.address, t.started})
 	l.grantLocked()
 }
 
 // forgetLocked forgets who was given a slot too long ago to count.
 func (l *line) forgetLocked(now time.Time) {
 	counts := time.Duration(float64(l.slots) / float64(l.pace.Limit()) * float64(time.Second))
-	l.recent = slices.DeleteFunc(l.recent, func(t *ticket) bool { return now.Sub(t.started) >= counts })
+	l.recent = slices.DeleteFunc(l.recent, func(s served) bool { return now.Sub(s.started) >= counts })
 }
 
 func (l *line) removeWaitingLocked(t *ticket) {
@@ -227,20 +233,24 @@ func (l *line) nextLocked() *ticket {
 // compareLocked is negative if a comes before b.
 func (l *line) compareLocked(a, b *ticket) int {
 	var ofAddress, ofConn int
-	for _, had := range [...][]*ticket{l.running, l.recent} {
-		for _, r := range had {
-			switch r.address {
-			case a.address:
-				ofAddress++
-			case b.address:
-				ofAddress--
-			}
-			if r.conn == a.conn {
-				ofConn++
-			}
-			if r.conn == b.conn {
-				ofConn--
-			}
+	count := func(address netip.Prefix) {
+		switch address {
+		case a.address:
+			ofAddress++
+		case b.address:
+			ofAddress--
+		}
+	}
+	for _, s := range l.recent {
+		count(s.address)
+	}
+	for _, r := range l.running {
+		count(r.address)
+		if r.conn == a.conn {
+			ofConn++
+		}
+		if r.conn == b.conn {
+			ofConn--
 		}
 	}
 	if a.address == b.address {
