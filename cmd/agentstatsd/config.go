@@ -260,9 +260,7 @@ func (c *config) validateEngines() []error {
 			errs = append(errs, fmt.Errorf("--%s has an @, # or ? where none belongs: write special characters of the password as %%40 and the like", u.flag))
 		}
 	}
-	switch schemeOf(c.pubsubURL) {
-	case "", "postgres", "postgresql", "nats", "tls":
-	default:
+	if _, known := engines[schemeOf(c.pubsubURL)]; !known {
 		errs = append(errs, errors.New("--pubsub-url: want a URL with the scheme nats, tls or postgres, or none"))
 	}
 	if c.databasePooling && c.databaseURL == "" {

@@ -51,6 +51,25 @@ func (s *service) newPubSub(ctx context.Context, reg prometheus.Registerer) (*pu
 	return pubsub.NewDeployment(engine, id, reg)
 }
 
+// engines makes what carries messages, by the scheme of its URL.
+var engines = map[string]func(url string, o pubsub.Options, reg prometheus.Registerer, log *slog.Logger) (pubsub.Engine, error){
+	"": func(_ string, _ pubsub.Options, reg prometheus.Registerer, _ *slog.Logger) (pubsub.Engine, error) {
+		return pubsub.NewMemory(reg)
+	},
+	"postgres":   newPostgresEngine,
+	"postgresql": newPostgresEngine,
+	"nats":       newNATSEngine,
+	"tls":        newNATSEngine,
+}
+
+func newPostgresEngine(url string, o pubsub.Options, reg prometheus.Registerer, log *slog.Logger) (pubsub.Engine, error) {
+	return pubsub.NewPostgres(url, o, reg, log)
+}
+
+func newNATSEngine(url string, o pubsub.Options, reg prometheus.Registerer, log *slog.Logger) (pubsub.Engine, error) {
+	return pubsub.NewNATS(url, o, reg, log)
+}
+
 // newEngine returns what carries messages, those of other deployments, too.
 func (s *service) newEngine(reg prometheus.Registerer, name string) (pubsub.Engine, error) {
 	url := s.config.pubsubURL
@@ -58,14 +77,7 @@ func (s *service) newEngine(reg prometheus.Registerer, name string) (pubsub.Engi
 		url = s.config.databaseURL
 	}
 	log := s.log.With("component", "pubsub")
-	switch schemeOf(url) {
-	case "":
-		return pubsub.NewMemory(reg)
-	case "postgres", "postgresql":
-		return pubsub.NewPostgres(url, pubsub.Options{Name: name}, reg, log)
-	default:
-		return pubsub.NewNATS(url, pubsub.Options{Name: name}, reg, log)
-	}
+	return engines[schemeOf(url)](url, pubsub.Options{Name: name}, reg, log)
 }
 
 // hostname returns the name of this replica for people; empty if there is none.
