@@ -223,6 +223,16 @@ func runSimulation(t *testing.T, args ...string) *simulation {
 	return sim
 }
 
+// stop ends a simulation that was given no duration: it sends no more, and returns
+// when the last acks are there. So no simulation ends within a fault, however long
+// the service takes to recover from it.
+func (sim *simulation) stop() error {
+	if err := sim.cmd.Process.Signal(os.Interrupt); err != nil {
+		return err
+	}
+	return sim.wait()
+}
+
 // wait returns when the simulation has ended.
 func (sim *simulation) wait() error {
 	if err := sim.cmd.Wait(); err != nil {

@@ -213,11 +213,11 @@ func requireWatched(t *testing.T, watchers []*watcher, found values) {
 	}
 }
 
-// ended waits for a simulation, and fails unless all that it sent was acked and
-// every agent was served once all the time.
+// ended stops a simulation, and fails unless all that it sent was acked and every
+// agent was served once all the time.
 func ended(t *testing.T, sim *simulation) simulate.Summary {
 	t.Helper()
-	err := sim.wait()
+	err := sim.stop()
 	t.Logf("%s", &sim.stdout)
 	require.NoError(t, err)
 	var summary simulate.Summary
@@ -252,11 +252,11 @@ func sizeOf(t *testing.T) size {
 	return size{150, 5 * time.Second, 15 * time.Second, 2 * time.Second, time.Second, time.Second}
 }
 
-func (s size) args(duration time.Duration, journalFile string) []string {
+func (s size) args(journalFile string) []string {
 	return []string{
 		"--agents", fmt.Sprint(s.agents), "--metadata-keys", "10", "--metrics-per-agent", "30",
 		"--metadata-interval", s.metadataInterval.String(), "--churn", s.churn.String(),
-		"--check-interval", s.check.String(), "--duration", duration.String(), "--ack-deadline", "60s", "--journal", journalFile,
+		"--check-interval", s.check.String(), "--ack-deadline", "60s", "--journal", journalFile,
 	}
 }
 
@@ -269,7 +269,7 @@ func TestReplicas(t *testing.T) {
 			size := sizeOf(t)
 			r := startReplicas(t, 3, nats, "--report-interval", size.reportInterval.String())
 			journalFile := filepath.Join(t.TempDir(), "journal")
-			sim := r.simulate(t, size.args(5*size.step, journalFile)...)
+			sim := r.simulate(t, size.args(journalFile)...)
 			time.Sleep(size.step)
 			watchers := r.watch(t)
 
@@ -281,6 +281,7 @@ func TestReplicas(t *testing.T) {
 			require.NoError(t, err)
 			require.Less(t, took, 15*time.Second)
 			r.services[0].start(t)
+			time.Sleep(size.step)
 
 			ended(t, sim)
 			found := r.stored(t)
@@ -302,7 +303,7 @@ func TestReplicaCutOff(t *testing.T) {
 	// One that hears no news looks into the database each 2 s, for what was written
 	// there within 500 ms: scrapes are further apart than that.
 	size.check = max(size.check, 4*time.Second)
-	sim := r.simulate(t, size.args(12*size.step, journalFile)...)
+	sim := r.simulate(t, size.args(journalFile)...)
 	time.Sleep(size.step)
 	watchers := r.watch(t)
 	for _, p := range []*proxy{r.database[0], r.pubsub[0], r.database[1]} {
@@ -340,7 +341,7 @@ func TestDatabaseAway(t *testing.T) {
 			func() { r.database[0].set(noFault); r.database[1].set(noFault) },
 		}
 	}
-	sim := r.simulate(t, size.args(time.Duration(2*len(away)+2)*(size.step+2*time.Second), journalFile)...)
+	sim := r.simulate(t, size.args(journalFile)...)
 	time.Sleep(size.step)
 	for name, fault := range away {
 		sessions := sumOf(t, r.services, "agentstatsd_sessions_total")
@@ -375,6 +376,7 @@ func TestDatabaseAway(t *testing.T) {
 	for _, p := range r.database {
 		p.set(delays)
 	}
+	time.Sleep(size.step)
 	ended(t, sim)
 	require.Equal(t, journal(t, journalFile), r.stored(t))
 	accounts := sumOf(t, r.services, "agentstatsd_metadata_entries_total") + sumOf(t, r.services, "agentstatsd_metadata_pending")
