@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
@@ -158,6 +159,8 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 		return nil, grpcserver.Invalid("hello.epoch", "want at least 0, got %d", hello.GetEpoch())
 	case hello.GetDurableSequence() < 0:
 		return nil, grpcserver.Invalid("hello.durable_sequence", "want at least 0, got %d", hello.GetDurableSequence())
+	case !proto.Equal(req, &agentstatsv1.ConnectRequest{Hello: hello}):
+		return nil, grpcserver.Invalid("hello", "want nothing beside it")
 	}
 	return hello, nil
 }
@@ -220,8 +223,10 @@ func (c *connection) checkFrame(f *wire.Frame) error {
 		return grpcserver.Invalid("message", "want none after goodbye")
 	case f.Request.GetHello() != nil:
 		return grpcserver.Invalid("hello", "want it as the first message only")
-	case !f.HasMessage():
-		return grpcserver.Invalid("message", "want one of stats, metadata, lifecycle, app_health, network and goodbye, got none")
+	case f.IsEmpty():
+		return grpcserver.Invalid("message", "want any of stats, metadata, lifecycle, app_health, network, goodbye and ack_now, got none")
+	case f.Request.GetStatsSuperseded() && f.Request.GetStats() == nil:
+		return grpcserver.Invalid("stats_superseded", "want it with stats only")
 	case f.Sequence < 1:
 		return grpcserver.Invalid("sequence", "want at least 1, got %d", f.Sequence)
 	}

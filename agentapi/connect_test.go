@@ -63,12 +63,12 @@ func TestSession(t *testing.T) {
 		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_READY))
 		c.RequireAck(edgetest.Ack{Received: 3, Durable: 2})
 		c.RequireDurable(3)
-		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{
+		c.SendNext(&pb.ConnectRequest{AppHealth: &pb.AppHealthReport{
 			Updates: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_HEALTHY}},
-		}}})
-		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Network{Network: &pb.Network{
+		}})
+		c.SendNext(&pb.ConnectRequest{Network: &pb.Network{
 			NodeId: 9, PreferredRegionId: 1, Regions: []*pb.Network_Region{{Id: 1, Latency: durationpb.New(time.Millisecond)}, {Id: 2, Name: "Sydney"}},
-		}}})
+		}})
 		c.RequireDurable(5)
 		states, _, err := s.Store.States(t.Context(), 0)
 		require.NoError(t, err)
@@ -122,10 +122,12 @@ func TestViolations(t *testing.T) {
 		{"protocol version", []*pb.ConnectRequest{with(edgetest.Hello(edgetest.Session{}), func(r *pb.ConnectRequest) { r.GetHello().ProtocolVersion = 2 })}, codes.FailedPrecondition, "hello.protocol_version: want 1, got 2"},
 		{"instance", []*pb.ConnectRequest{with(edgetest.Hello(edgetest.Session{}), func(r *pb.ConnectRequest) { r.GetHello().InstanceId = []byte("short") })}, codes.InvalidArgument, "hello.instance_id: want 16 bytes, got 5"},
 		{"session", []*pb.ConnectRequest{edgetest.Hello(edgetest.Session{Number: -1})}, codes.InvalidArgument, "hello.session: want at least 0, got -1"},
-		{"epoch", []*pb.ConnectRequest{{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1, Epoch: -1}}}}, codes.InvalidArgument, "hello.epoch: want at least 0, got -1"},
+		{"hello with stats", []*pb.ConnectRequest{{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1}, Stats: &pb.Stats{}}}, codes.InvalidArgument, "hello: want nothing beside it"},
+		{"superseded", []*pb.ConnectRequest{edgetest.Hello(edgetest.Session{}), {Sequence: 1, StatsSuperseded: true, AckNow: true}}, codes.InvalidArgument, "stats_superseded: want it with stats only"},
+		{"epoch", []*pb.ConnectRequest{{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1, Epoch: -1}}}, codes.InvalidArgument, "hello.epoch: want at least 0, got -1"},
 		{"sequence of hello", []*pb.ConnectRequest{seq(4, edgetest.Hello(edgetest.Session{}))}, codes.InvalidArgument, "sequence: want 0 with hello, got 4"},
 		{"second hello", []*pb.ConnectRequest{good, edgetest.Hello(edgetest.Session{Number: 2})}, codes.InvalidArgument, "hello: want it as the first message only"},
-		{"no message", []*pb.ConnectRequest{good, {Sequence: 1}}, codes.InvalidArgument, "message: want one of stats, metadata, lifecycle, app_health, network and goodbye, got none"},
+		{"no message", []*pb.ConnectRequest{good, {Sequence: 1}}, codes.InvalidArgument, "message: want any of stats, metadata, lifecycle, app_health, network, goodbye and ack_now, got none"},
 		{"zero sequence", []*pb.ConnectRequest{good, edgetest.Stats(&pb.Stats{})}, codes.InvalidArgument, "sequence: want at least 1, got 0"},
 		{"negative sequence", []*pb.ConnectRequest{good, seq(-1, edgetest.Stats(&pb.Stats{}))}, codes.InvalidArgument, "sequence: want at least 1, got -1"},
 		{"after goodbye", []*pb.ConnectRequest{good, seq(1, edgetest.Metadata("k", "v")), seq(2, edgetest.Goodbye()), seq(3, edgetest.Goodbye())}, codes.InvalidArgument, "message: want none after goodbye"},
@@ -179,8 +181,8 @@ func TestRefusalsByName(t *testing.T) {
 		refused := func() *pb.Refusal {
 			t.Helper()
 			m := c.Next()
-			require.NotNil(t, m.GetRefusal(), "got %v", m)
-			return m.GetRefusal()
+			require.NotNil(t, edgetest.RefusalOf(m), "got %v", m)
+			return edgetest.RefusalOf(m)
 		}
 		c.SendNext(edgetest.Stats(&pb.Stats{Metrics: []*pb.Stats_Metric{
 			{Name: "good", Value: 1}, {Name: "bad name", Value: 1}, {Name: "worse name", Value: 2},
@@ -208,16 +210,16 @@ func TestRefusalsByName(t *testing.T) {
 		require.Equal(t, "unknown_state", got.GetReason())
 		c.RequireDurable(3)
 
-		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{
+		c.SendNext(&pb.ConnectRequest{Lifecycle: &pb.Lifecycle{
 			State: pb.Lifecycle_STATE_READY, ChangedAt: &timestamppb.Timestamp{Seconds: -5},
-		}}})
+		}})
 		require.Equal(t, "lifecycle.changed_at: want a time from 1970 to 2262, got -5 s and 0 ns since 1970", refused().GetMessage())
 		c.RequireDurable(4)
 
 		healthy := pb.AppHealth_APP_HEALTH_HEALTHY
-		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{Updates: []*pb.AppHealthUpdate{
+		c.SendNext(&pb.ConnectRequest{AppHealth: &pb.AppHealthReport{Updates: []*pb.AppHealthUpdate{
 			{Id: []byte("x"), Health: healthy}, {Id: edgetest.IDBytes(50_001)}, {Id: edgetest.IDBytes(50_001), Health: healthy}, {Id: edgetest.IDBytes(50_001), Health: healthy}, {Id: edgetest.IDBytes(9), Health: healthy},
-		}}}})
+		}}})
 		require.Equal(t, "app_health.updates[0].id: want 16 bytes, got 1", refused().GetMessage())
 		require.Equal(t, "app_health.updates[1].health: unknown health 0", refused().GetMessage())
 		require.Equal(t, "app_health.updates[3].id: want each app once, got "+edgetest.ID(50_001).String()+" again", refused().GetMessage())
@@ -241,7 +243,7 @@ func TestRefusalsByName(t *testing.T) {
 					n.Regions[i] = &pb.Network_Region{Id: int64(i + 1)}
 				}
 			}
-			c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Network{Network: n}})
+			c.SendNext(&pb.ConnectRequest{Network: n})
 			require.Equal(t, text, refused().GetMessage())
 			c.RequireDurable(c.Sequence)
 		}
@@ -264,7 +266,7 @@ func TestGarbageIsSentAway(t *testing.T) {
 		for err == nil {
 			var m *pb.ConnectResponse
 			m, err = c.Recv()
-			if m.GetRefusal() != nil {
+			if edgetest.RefusalOf(m) != nil {
 				refused++
 			}
 		}
@@ -369,7 +371,7 @@ func TestElementsAreCounted(t *testing.T) {
 	st.ProtoReflect().SetUnknown(bytes.Repeat([]byte{12<<3 | 2, 0}, 200_000))
 	c.SendNext(edgetest.Stats(st))
 	c.RequireEnd(codes.ResourceExhausted,
-		"message: want at most 8388608 bytes in memory once decoded (8 times --max-agent-message-bytes), got 400006 encoded and at least 8388720 decoded: it has too many elements")
+		"message: want at most 8388608 bytes in memory once decoded (8 times --max-agent-message-bytes), got 400006 encoded and at least 8388624 decoded: it has too many elements")
 }
 
 func TestTakeoverAndResume(t *testing.T) {
@@ -388,11 +390,11 @@ func TestTakeoverAndResume(t *testing.T) {
 		first.RequireEnd(codes.Aborted, "superseded by a newer session")
 		second.RequireDurable(2)
 
-		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 1, Message: edgetest.Stats(&pb.Stats{RxBytes: 10}).Message}))
+		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 1, Stats: &pb.Stats{RxBytes: 10}}))
 		second.RequireDurable(2)
 		require.Contains(t, s.Exposition("rx_bytes")[0], "} 10", "a duplicate is ignored")
 
-		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 100, Message: edgetest.Stats(&pb.Stats{RxBytes: 5}).Message}))
+		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 100, Stats: &pb.Stats{RxBytes: 5}}))
 		second.RequireDurable(100)
 		require.Contains(t, s.Exposition("rx_bytes")[0], "} 15")
 
@@ -502,6 +504,10 @@ func TestSessionAge(t *testing.T) {
 type panickingStats struct{}
 
 func (panickingStats) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal, int) {
+	panic("secret of the service")
+}
+
+func (panickingStats) AddBytes(agent.ID, int64, time.Time, agent.Stats) []agent.Refusal {
 	panic("secret of the service")
 }
 

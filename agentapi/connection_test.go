@@ -131,7 +131,7 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 				edgetest.RequireCode(t, err, codes.Aborted, "superseded by a newer session")
 				break
 			}
-			if m.GetRefusal() != nil {
+			if edgetest.RefusalOf(m) != nil {
 				refusals++
 			}
 		}

@@ -69,9 +69,9 @@ func TestRefusalsComeBeforeAcks(t *testing.T) {
 			sessions.Go(func() {
 				for seq := int64(1); seq <= requests; seq++ {
 					slots <- struct{}{}
-					_ = c.Send(&pb.ConnectRequest{Sequence: seq, Message: &pb.ConnectRequest_Metadata{Metadata: &pb.MetadataReport{
+					_ = c.Send(&pb.ConnectRequest{Sequence: seq, Metadata: &pb.MetadataReport{
 						Metadata: []*pb.Metadata{{Key: fmt.Sprint("k", seq%100), Result: &pb.Metadata_Result{Value: "v"}}},
-					}}})
+					}})
 				}
 				_ = c.CloseSend()
 			})
@@ -82,7 +82,7 @@ func TestRefusalsComeBeforeAcks(t *testing.T) {
 				if err != nil {
 					break // half-closed: the rest may be of no session
 				}
-				if r := m.GetRefusal(); r != nil {
+				if r := edgetest.RefusalOf(m); r != nil {
 					for seq := r.GetSequence(); seq >= max(1, r.GetFirstSequence()) && r.GetFirstSequence() > 0; seq-- {
 						refused[seq] = true
 					}
@@ -227,14 +227,14 @@ func TestRefusalOfALostStream(t *testing.T) {
 	c.SendNext(edgetest.Metadata("", "v"))
 	r, err := c.Recv()
 	require.NoError(t, err)
-	require.EqualValues(t, 1, r.GetRefusal().GetSequence())
+	require.EqualValues(t, 1, edgetest.RefusalOf(r).GetSequence())
 	second := s.Connect(edgetest.Session{Agent: 1, Number: 2}) // it does not say that it knows of it
 	require.EqualValues(t, 1, second.Settings.GetResume().GetReceivedSequence())
 	require.Zero(t, second.Settings.GetResume().GetDurableSequence())
 	r, err = second.Recv()
 	require.NoError(t, err)
-	require.EqualValues(t, 1, r.GetRefusal().GetFirstSequence())
-	require.EqualValues(t, 1, r.GetRefusal().GetSequence())
+	require.EqualValues(t, 1, edgetest.RefusalOf(r).GetFirstSequence())
+	require.EqualValues(t, 1, edgetest.RefusalOf(r).GetSequence())
 	r, err = second.Recv()
 	require.NoError(t, err)
 	require.EqualValues(t, 1, r.GetAck().GetDurableSequence())
@@ -253,7 +253,7 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 			for told := false; !told; {
 				m, err := c.Recv()
 				require.NoError(t, err)
-				if r := m.GetRefusal(); r != nil {
+				if r := edgetest.RefusalOf(m); r != nil {
 					require.Equal(t, pb.RefusalCode_REFUSAL_CODE_STORE, r.GetCode())
 					refused, told = refused+int(r.GetCount()), true
 				}

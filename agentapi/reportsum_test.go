@@ -21,7 +21,7 @@ import (
 // told is what a watcher is told of one report, which is read from the wire.
 func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 	t.Helper()
-	encoded, err := proto.Marshal(&agentstatsv1.ConnectRequest{Sequence: 1, Message: &agentstatsv1.ConnectRequest_Stats{Stats: s}})
+	encoded, err := proto.Marshal(&agentstatsv1.ConnectRequest{Sequence: 1, Stats: s})
 	require.NoError(t, err)
 	f := wire.NewFrame(agent.ID{}, 1<<20)
 	require.NoError(t, f.UnmarshalMessage(mem.BufferSlice{mem.SliceBuffer(encoded)}))

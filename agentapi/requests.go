@@ -23,52 +23,72 @@ const (
 )
 
 // takeRequest takes in one request of a stream and returns what it refused.
-func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) []agent.Refusal {
+func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.Refusal) {
+	add := func(more []agent.Refusal) { refused = append(refused, more...) }
 	if f.Stats != nil {
-		refused := s.takeReport(r, f.Stats, f.Stats.Rest)
+		add(s.takeReport(r, f.Stats, f.Stats.Rest))
 		f.KeepEncodings()
-		return refused
 	}
 	if entries, ok := f.MetadataEntries(); ok {
-		return s.takeEntries(r, entries)
+		add(s.takeEntries(r, entries))
 	}
-	switch m := f.Request.GetMessage().(type) {
-	case *agentstatsv1.ConnectRequest_Stats:
-		return s.takeStats(r, m.Stats)
-	case *agentstatsv1.ConnectRequest_Metadata:
-		return s.takeMetadata(r, m.Metadata.GetMetadata())
-	case *agentstatsv1.ConnectRequest_Lifecycle:
-		return s.takeLifecycle(r, m.Lifecycle)
-	case *agentstatsv1.ConnectRequest_AppHealth:
-		return s.takeAppHealth(r, m.AppHealth.GetUpdates())
-	case *agentstatsv1.ConnectRequest_Network:
-		return s.takeNetwork(r, m.Network)
-	case *agentstatsv1.ConnectRequest_Goodbye:
+	m := f.Request
+	if m == nil {
+		return refused
+	}
+	if m.Lifecycle != nil {
+		add(s.takeLifecycle(r, m.GetLifecycle()))
+	}
+	if m.AppHealth != nil {
+		add(s.takeAppHealth(r, m.GetAppHealth().GetUpdates()))
+	}
+	if m.Network != nil {
+		add(s.takeNetwork(r, m.GetNetwork()))
+	}
+	if m.Stats != nil {
+		add(s.takeStats(r, m.GetStats(), m.GetStatsSuperseded()))
+	}
+	if m.Metadata != nil {
+		add(s.takeMetadata(r, m.GetMetadata().GetMetadata()))
+	}
+	if m.Goodbye != nil {
 		s.metrics.requests.goodbye.Inc()
 	}
-	return nil
+	return refused
 }
 
-func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats) []agent.Refusal {
+func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, superseded bool) []agent.Refusal {
 	report := wire.NewMessageReport(stats)
 	defer report.Release()
 	s.metrics.sessionNames.Add(float64(report.Overflow))
-	return s.takeReport(r, report, func() []byte { return contract.EncodeRest(stats) })
+	rest := func() []byte { return contract.EncodeRest(stats) }
+	if superseded {
+		s.metrics.requests.stats.Inc()
+		s.sumReport(r, report, rest)
+		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
+	}
+	return s.takeReport(r, report, rest)
 }
 
 // takeReport takes in a report. rest returns it encoded without samples, for
 // watchers of reports.
 func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
-	if s.Reports.Wanted() {
-		sum := contract.SumOf(report.Stats(), r.Now())
-		sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), r.Workspace(), r.Order(), rest()
-		s.Reports.Add(&sum)
-	}
+	s.sumReport(r, report, rest)
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 	r.ChargeSeries(created)
 	r.MarkReported()
 	return refused
+}
+
+// sumReport adds a report to the sums of those who watch reports.
+func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte) {
+	if !s.Reports.Wanted() {
+		return
+	}
+	sum := contract.SumOf(report.Stats(), r.Now())
+	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), r.Workspace(), r.Order(), rest()
+	s.Reports.Add(&sum)
 }
 
 func (s *Service) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {

@@ -22,7 +22,7 @@ type due struct {
 	closeErr error // of the status
 }
 
-// responses are what one round of sendDue sends, in this order.
+// responses are what one round of sendDue sends, in one message.
 type responses struct {
 	settings *agentstatsv1.Settings
 	refusals []fleet.Refusal
@@ -99,42 +99,43 @@ func (c *connection) takeDueLocked() (r responses) {
 	return r
 }
 
+// send sends what was due in one message.
 func (c *connection) send(r *responses) error {
-	if r.settings != nil {
-		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: r.settings}}); err != nil {
-			return err
-		}
-	}
-	for i := range r.refusals {
-		m := refusalMessage(&r.refusals[i])
-		if err := c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: m}}); err != nil {
-			return err
-		}
-	}
-	if r.drain {
-		if err := c.sendReconnect(reconnectDrain); err != nil {
-			return err
-		}
-	}
-	if r.aged {
-		if err := c.sendReconnect(reconnectAge); err != nil {
-			return err
-		}
-	}
-	if r.acks {
+	if r.isAckOnly() {
 		return c.stream.SendMsg(&r.ack)
+	}
+	if m := r.message(); m != nil {
+		return c.stream.SendMsg(&grpcserver.CountedResponse{Message: m, Box: &c.outbox})
 	}
 	return nil
 }
 
-func (c *connection) sendCounted(m *agentstatsv1.ConnectResponse) error {
-	return c.stream.SendMsg(&grpcserver.CountedResponse{Message: m, Box: &c.outbox})
+func (r *responses) isAckOnly() bool {
+	return r.acks && r.settings == nil && len(r.refusals) == 0 && !r.drain && !r.aged
 }
 
-// sendReconnect asks the agent to connect again, when it likes.
-func (c *connection) sendReconnect(reason string) error {
-	return c.sendCounted(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{Reconnect: &agentstatsv1.Reconnect{
-		Delay:  durationpb.New(0),
-		Reason: reason,
-	}}})
+// message returns the responses as one message; nil: there are none.
+func (r *responses) message() *agentstatsv1.ConnectResponse {
+	m := &agentstatsv1.ConnectResponse{Settings: r.settings}
+	for i := range r.refusals {
+		m.Refusals = append(m.Refusals, refusalMessage(&r.refusals[i]))
+	}
+	if r.acks {
+		m.Ack = &agentstatsv1.Ack{ReceivedSequence: r.ack.Received, DurableSequence: r.ack.Durable}
+	}
+	switch {
+	case r.drain:
+		m.Reconnect = reconnect(reconnectDrain)
+	case r.aged:
+		m.Reconnect = reconnect(reconnectAge)
+	}
+	if m.Settings == nil && m.Refusals == nil && m.Ack == nil && m.Reconnect == nil {
+		return nil
+	}
+	return m
+}
+
+// reconnect asks the agent to connect again, when it likes.
+func reconnect(reason string) *agentstatsv1.Reconnect {
+	return &agentstatsv1.Reconnect{Delay: durationpb.New(0), Reason: reason}
 }

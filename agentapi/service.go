@@ -25,6 +25,8 @@ import (
 // that nobody served before.
 type Stats interface {
 	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int)
+	// AddBytes takes in the bytes of an older report, which a newer one follows.
+	AddBytes(id agent.ID, epoch int64, now time.Time, s agent.Stats) (refused []agent.Refusal)
 }
 
 // Metadata takes in metadata that is to be stored. It touches memory only. The

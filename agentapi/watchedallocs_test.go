@@ -31,7 +31,7 @@ func TestWatchedReportAllocations(t *testing.T) {
 	for i := range requests {
 		data, err := proto.Marshal(&pb.ConnectRequest{
 			Sequence: int64(i + 1),
-			Message:  &pb.ConnectRequest_Stats{Stats: &pb.Stats{RxBytes: 1, ConnectionCount: 1, ConnectionMedianLatencyMs: 2, SessionCounts: map[string]int64{"ssh": 1}}},
+			Stats:    &pb.Stats{RxBytes: 1, ConnectionCount: 1, ConnectionMedianLatencyMs: 2, SessionCounts: map[string]int64{"ssh": 1}},
 		})
 		require.NoError(t, err)
 		requests[i] = mem.BufferSlice{mem.SliceBuffer(data)}

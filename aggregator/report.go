@@ -27,10 +27,33 @@ func (a *Aggregator) Report(id agent.ID, epoch int64, now time.Time, r agent.Rep
 		a.metrics.ignored.Inc()
 		return nil, 0
 	}
+	a.countRefused(refused)
+	return refused, created
+}
+
+// AddBytes ingests the bytes of an older report of the session's instance, which a
+// newer one follows. It returns the fields that it refused.
+func (a *Aggregator) AddBytes(id agent.ID, epoch int64, now time.Time, s agent.Stats) []agent.Refusal {
+	as := a.agent(id)
+	if as == nil {
+		a.metrics.ignored.Inc()
+		return nil
+	}
+	in := a.ingesters.Get().(*ingester)
+	refused, ok := in.ingestOlder(as, epoch, a.since(now), s)
+	a.ingesters.Put(in)
+	if !ok {
+		a.metrics.ignored.Inc()
+		return nil
+	}
+	a.countRefused(refused)
+	return refused
+}
+
+func (a *Aggregator) countRefused(refused []agent.Refusal) {
 	for i := range refused {
 		a.metrics.refused.WithLabelValues(refused[i].Reason).Add(float64(refused[i].Count))
 	}
-	return refused, created
 }
 
 // ingester ingests one report at a time. It keeps its buffers, so that a report
@@ -109,6 +132,24 @@ func (in *ingester) ingest(as *agentSeries, epoch, now int64, r agent.Report) ([
 	}
 	in.retryDeferred()
 	return in.refusals, true
+}
+
+// ingestOlder ingests the bytes of an older report. It returns false if the session is
+// not the agent's open one.
+func (in *ingester) ingestOlder(as *agentSeries, epoch, now int64, s agent.Stats) ([]agent.Refusal, bool) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if !as.open || as.epoch != epoch {
+		return nil, false
+	}
+	in.agent, in.now = as, max(now, as.reported)
+	in.omitted, in.refusals = [omissions]int{}, nil
+	in.ingestBytes(s)
+	as.reported = in.now
+	as.deadline.Store(as.expiresAt(in.agg.ttl))
+	refused := in.refusals
+	in.agent, in.refusals = nil, nil
+	return refused, true
 }
 
 // dropOutdated drops the series whose family has another type now.

@@ -35,12 +35,7 @@ var statsNames = [statsGauges]string{
 // ingestStats ingests the scalar values of a report. A refused value counts as not
 // reported.
 func (in *ingester) ingestStats(s agent.Stats) {
-	rx, _ := in.checkedField("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
-	tx, _ := in.checkedField("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
-	rxSum, txSum := in.agent.bytesMoved.add(in.now, in.agg.window, int64(rx), int64(tx))
-	in.setGauge(gaugeRxBytes, float64(rxSum), true)
-	in.setGauge(gaugeTxBytes, float64(txSum), true)
-
+	in.ingestBytes(s)
 	in.ingestSessions(&s.Apps)
 
 	connections, ok := in.checkedField("connection_count", s.ConnectionCount, agent.MaxReportedCount)
@@ -72,6 +67,15 @@ func (in *ingester) ingestStats(s agent.Stats) {
 		v, ok := in.checkedField(c.field, c.count, agent.MaxReportedCount)
 		in.setGauge(c.gauge, v, ok)
 	}
+}
+
+// ingestBytes adds the bytes of a report to those of the trailing window.
+func (in *ingester) ingestBytes(s agent.Stats) {
+	rx, _ := in.checkedField("rx_bytes", s.RxBytes, agent.MaxReportedBytes)
+	tx, _ := in.checkedField("tx_bytes", s.TxBytes, agent.MaxReportedBytes)
+	rxSum, txSum := in.agent.bytesMoved.add(in.now, in.agg.window, int64(rx), int64(tx))
+	in.setGauge(gaugeRxBytes, float64(rxSum), true)
+	in.setGauge(gaugeTxBytes, float64(txSum), true)
 }
 
 // checkedField returns a field's value; 0 and false if it is refused.

@@ -218,7 +218,7 @@ func (f *fakeService) open(ctx context.Context, stream *fakeStream, first *agent
 	settings := proto.CloneOf(f.settings)
 	settings.Epoch = f.epoch
 	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: instance.received, DurableSequence: instance.durable()}
-	return instance, &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: settings}}, nil
+	return instance, &agentstatsv1.ConnectResponse{Settings: settings}, nil
 }
 
 func (f *fakeService) close(stream *fakeStream) {
@@ -263,39 +263,40 @@ func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequ
 	if f.refuse != nil {
 		if r := f.refuse(req); r != nil {
 			refused = r.GetNames()
-			responses = append(responses, &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{Refusal: r}})
+			responses = append(responses, &agentstatsv1.ConnectResponse{Refusals: []*agentstatsv1.Refusal{r}})
 		}
 	}
-	switch message := req.GetMessage().(type) {
-	case *agentstatsv1.ConnectRequest_Stats:
+	if stats := req.GetStats(); stats != nil {
 		life := len(f.lives) - 1
-		f.lives[life] = append(f.lives[life], message.Stats.GetRxBytes())
-	case *agentstatsv1.ConnectRequest_Metadata:
-		if n := len(message.Metadata.GetMetadata()); n > 16 {
-			f.violations = append(f.violations, fmt.Sprintf("%d keys in a report", n))
+		f.lives[life] = append(f.lives[life], stats.GetRxBytes())
+	}
+	if n := len(req.GetMetadata().GetMetadata()); n > 16 {
+		f.violations = append(f.violations, fmt.Sprintf("%d keys in a report", n))
+	}
+	for _, m := range req.GetMetadata().GetMetadata() {
+		if len(refused) > 0 && refused[0] == m.GetKey() {
+			continue
 		}
-		for _, m := range message.Metadata.GetMetadata() {
-			if len(refused) > 0 && refused[0] == m.GetKey() {
-				continue
-			}
-			sequence := req.GetSequence()
-			if p, ok := instance.pending[m.GetKey()]; ok {
-				sequence = p.sequence
-			}
-			instance.pending[m.GetKey()] = fakePending{value: m.GetResult().GetValue(), sequence: sequence}
+		sequence := req.GetSequence()
+		if p, ok := instance.pending[m.GetKey()]; ok {
+			sequence = p.sequence
 		}
-	case *agentstatsv1.ConnectRequest_Lifecycle:
-		f.lifecycle = message.Lifecycle
-	case *agentstatsv1.ConnectRequest_AppHealth:
-		for _, u := range message.AppHealth.GetUpdates() {
-			f.apps[string(u.GetId())] = u.GetHealth()
-		}
-	case *agentstatsv1.ConnectRequest_Network:
-		f.network = message.Network
-	case *agentstatsv1.ConnectRequest_Goodbye:
+		instance.pending[m.GetKey()] = fakePending{value: m.GetResult().GetValue(), sequence: sequence}
+	}
+	if lifecycle := req.GetLifecycle(); lifecycle != nil {
+		f.lifecycle = lifecycle
+	}
+	for _, u := range req.GetAppHealth().GetUpdates() {
+		f.apps[string(u.GetId())] = u.GetHealth()
+	}
+	if network := req.GetNetwork(); network != nil {
+		f.network = network
+	}
+	if req.GetGoodbye() != nil {
 		f.goodbyes++
-	default:
-		f.violations = append(f.violations, fmt.Sprintf("unexpected %T", message))
+	}
+	if req.GetHello() != nil || proto.Equal(req, &agentstatsv1.ConnectRequest{Sequence: req.GetSequence()}) {
+		f.violations = append(f.violations, fmt.Sprintf("unexpected %v", req))
 	}
 	if !f.mute {
 		responses = append(responses, ackOf(instance))
@@ -305,9 +306,9 @@ func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequ
 }
 
 func ackOf(i *fakeInstance) *agentstatsv1.ConnectResponse {
-	return &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Ack{Ack: &agentstatsv1.Ack{
+	return &agentstatsv1.ConnectResponse{Ack: &agentstatsv1.Ack{
 		ReceivedSequence: i.received, DurableSequence: i.durable(),
-	}}}
+	}}
 }
 
 // flush writes what is pending to the database and acks it.

@@ -157,29 +157,29 @@ func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
 			message.ChangedAt = timestamppb.New(o.lifecycle.value.changedAt)
 		}
 		o.lifecycle.sequence = req.GetSequence()
-		req.Message = &agentstatsv1.ConnectRequest_Lifecycle{Lifecycle: message}
+		req.Lifecycle = message
 	case slices.ContainsFunc(o.apps, func(a app) bool { return a.health.unsent() }):
-		req.Message = &agentstatsv1.ConnectRequest_AppHealth{AppHealth: o.nextAppHealth(req.GetSequence())}
+		req.AppHealth = o.nextAppHealth(req.GetSequence())
 	case o.network.unsent():
 		o.network.sequence = req.GetSequence()
-		req.Message = &agentstatsv1.ConnectRequest_Network{Network: o.network.value}
+		req.Network = o.network.value
 	case o.stats.ready():
 		stats := o.stats.next(req.GetSequence(), now)
-		req.Message = &agentstatsv1.ConnectRequest_Stats{Stats: stats}
+		req.Stats = stats
 		if refusal := fitRequest(req, l.message); refusal != nil {
 			o.refuse(refusal)
 		}
 		o.counts.Samples += int64(len(stats.GetMetrics()))
 	default:
 		if report := o.metadata.next(req.GetSequence(), l.reportKeys, l.message); report != nil {
-			req.Message = &agentstatsv1.ConnectRequest_Metadata{Metadata: report}
+			req.Metadata = report
 			break
 		}
 		if !o.goodbye.unsent() || o.stats.unsent {
 			return nil
 		}
 		o.goodbye.sequence = req.GetSequence()
-		req.Message = &agentstatsv1.ConnectRequest_Goodbye{Goodbye: &agentstatsv1.Goodbye{}}
+		req.Goodbye = &agentstatsv1.Goodbye{}
 	}
 	o.sequence++
 	return req

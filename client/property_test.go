@@ -138,9 +138,7 @@ func live(ctx context.Context, history []step) error {
 			time.Sleep(s.after)
 			n.start()
 		case "reconnect":
-			fake.respond(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{
-				Reconnect: &agentstatsv1.Reconnect{Delay: durationpb.New(s.after)},
-			}})
+			fake.respond(&agentstatsv1.ConnectResponse{Reconnect: &agentstatsv1.Reconnect{Delay: durationpb.New(s.after)}})
 		}
 	}
 

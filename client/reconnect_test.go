@@ -30,9 +30,7 @@ func TestAgentReconnectsWhenAsked(t *testing.T) {
 		stop := run(t.Context(), agent.Run)
 		synctest.Wait()
 		asked := time.Now()
-		fake.respond(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{
-			Reconnect: &agentstatsv1.Reconnect{Delay: durationpb.New(20 * time.Second), Reason: "draining"},
-		}})
+		fake.respond(&agentstatsv1.ConnectResponse{Reconnect: &agentstatsv1.Reconnect{Delay: durationpb.New(20 * time.Second), Reason: "draining"}})
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 		fake.locked(func() {
@@ -59,7 +57,7 @@ func TestAgentsComeBackSpread(t *testing.T) {
 		end  func(*fakeService)
 	}{
 		{"asked to reconnect", func(f *fakeService) {
-			f.respond(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{Reconnect: &agentstatsv1.Reconnect{}}})
+			f.respond(&agentstatsv1.ConnectResponse{Reconnect: &agentstatsv1.Reconnect{}})
 		}},
 		{"superseded", func(f *fakeService) { f.kill(codes.Aborted) }},
 		{"unavailable", func(f *fakeService) { f.kill(codes.Unavailable) }},
@@ -112,7 +110,7 @@ func TestAgentMovesToAnotherReplica(t *testing.T) {
 		leave func(*fakeService, *network)
 	}{
 		{"asked to reconnect", func(f *fakeService, _ *network) {
-			f.respond(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Reconnect{Reconnect: &agentstatsv1.Reconnect{Reason: "draining"}}})
+			f.respond(&agentstatsv1.ConnectResponse{Reconnect: &agentstatsv1.Reconnect{Reason: "draining"}})
 		}},
 		{"refused", func(f *fakeService, _ *network) {
 			f.openError = status.Error(codes.Unavailable, "the service is stopping")
@@ -313,9 +311,7 @@ func TestAgentFollowsSettings(t *testing.T) {
 		require.NoError(t, err)
 		stop := run(t.Context(), agent.Run)
 		synctest.Wait()
-		fake.respond(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{
-			Settings: &agentstatsv1.Settings{ReportInterval: durationpb.New(2 * time.Second)},
-		}})
+		fake.respond(&agentstatsv1.ConnectResponse{Settings: &agentstatsv1.Settings{ReportInterval: durationpb.New(2 * time.Second)}})
 		time.Sleep(20*time.Second + time.Millisecond)
 		synctest.Wait()
 		require.Equal(t, 2*time.Second, agent.Status().ReportInterval)

@@ -132,6 +132,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 		a.opts.OnDurable(stored)
 	}
 	a.wakeWaiting()
+	s.handle(resp)
 	return nil
 }
 
@@ -145,13 +146,13 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	a.mu.Lock()
 	ordinal, epoch, confirmed := a.status.Counts.Sessions+1, a.epoch, a.outbox.confirmed
 	a.mu.Unlock()
-	err = stream.Send(&agentstatsv1.ConnectRequest{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{
+	err = stream.Send(&agentstatsv1.ConnectRequest{Hello: &agentstatsv1.Hello{
 		InstanceId:      a.opts.InstanceID[:],
 		ProtocolVersion: protocolVersion,
 		Session:         ordinal,
 		Epoch:           epoch,
 		DurableSequence: confirmed,
-	}}})
+	}})
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
@@ -306,24 +307,29 @@ func (s *session) receive() {
 			}
 			return
 		}
-		switch message := resp.GetMessage().(type) {
-		case *agentstatsv1.ConnectResponse_Ack:
-			s.acked = true
-			s.agent.ack(message.Ack)
-		case *agentstatsv1.ConnectResponse_Refusal:
-			s.agent.refusal(message.Refusal)
-		case *agentstatsv1.ConnectResponse_Settings:
-			if s.applySettings(message.Settings) {
-				select {
-				case s.intervalChanged <- struct{}{}:
-				default:
-				}
-			}
-		case *agentstatsv1.ConnectResponse_Reconnect:
+		if settings := resp.GetSettings(); settings != nil && s.applySettings(settings) {
 			select {
-			case s.reconnect <- message.Reconnect.GetDelay().AsDuration():
+			case s.intervalChanged <- struct{}{}:
 			default:
 			}
+		}
+		s.handle(resp)
+	}
+}
+
+// handle takes in what a response has beside settings.
+func (s *session) handle(resp *agentstatsv1.ConnectResponse) {
+	for _, refusal := range resp.GetRefusals() {
+		s.agent.refusal(refusal)
+	}
+	if ack := resp.GetAck(); ack != nil {
+		s.acked = true
+		s.agent.ack(ack)
+	}
+	if reconnect := resp.GetReconnect(); reconnect != nil {
+		select {
+		case s.reconnect <- reconnect.GetDelay().AsDuration():
+		default:
 		}
 	}
 }

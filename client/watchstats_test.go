@@ -152,8 +152,8 @@ func reportBytes(ctx context.Context, conn *grpc.ClientConn, bytes int64) error 
 	}
 	instance := uuid.New()
 	for _, req := range []*agentstatsv1.ConnectRequest{
-		{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{InstanceId: instance[:], ProtocolVersion: 1}}},
-		{Sequence: 1, Message: &agentstatsv1.ConnectRequest_Stats{Stats: &agentstatsv1.Stats{RxBytes: bytes}}},
+		{Hello: &agentstatsv1.Hello{InstanceId: instance[:], ProtocolVersion: 1}},
+		{Sequence: 1, Stats: &agentstatsv1.Stats{RxBytes: bytes}},
 	} {
 		if err := stream.Send(req); err != nil {
 			return err

@@ -93,9 +93,9 @@ func TestWatchAgents(t *testing.T) {
 		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_READY))
 		synctest.Wait()
 		require.Equal(t, []string{"1 CONNECTED READY INITIALIZING"}, all.next())
-		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_AppHealth{AppHealth: &pb.AppHealthReport{
+		c.SendNext(&pb.ConnectRequest{AppHealth: &pb.AppHealthReport{
 			Updates: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_HEALTHY}},
-		}}})
+		}})
 		synctest.Wait()
 		require.Equal(t, []string{"1 CONNECTED READY HEALTHY"}, all.next())
 		require.Less(t, time.Since(began), 5*time.Second, "by news, not by the re-read")

@@ -167,7 +167,7 @@ func TestRegisterAndList(t *testing.T) {
 
 		c := s.Connect(edgetest.Session{Agent: 1})
 		now := time.Now()
-		c.SendNext(&pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now.Add(time.Hour))}}})
+		c.SendNext(&pb.ConnectRequest{Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now.Add(time.Hour))}})
 		c.RequireAck(edgetest.Ack{Received: 1})
 
 		var all []*pb.Agent

@@ -25,6 +25,10 @@ func (panics) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal,
 	panic("secret of the service")
 }
 
+func (panics) AddBytes(agent.ID, int64, time.Time, agent.Stats) []agent.Refusal {
+	panic("secret of the service")
+}
+
 func (panics) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata, []agent.ID, error) {
 	panic("another secret")
 }

@@ -232,7 +232,7 @@ func unread(ctx context.Context, at target) (int64, error) {
 			return err
 		}
 		for seq := int64(1); seq <= 10; seq++ {
-			if err := c.message(id, &pb.ConnectRequest{Sequence: seq, Message: &pb.ConnectRequest_Stats{Stats: report}}); err != nil {
+			if err := c.message(id, &pb.ConnectRequest{Sequence: seq, Stats: report}); err != nil {
 				return err
 			}
 		}

@@ -274,8 +274,8 @@ func (v *victim) behave(ctx context.Context, conn *grpc.ClientConn) {
 		changing.Labels[0].Value = strconv.FormatInt(seq%50, 10)
 		value := &pb.Metadata{Key: "k", Result: &pb.Metadata_Result{Value: strconv.FormatInt(seq, 10)}}
 		err := errors.Join(
-			s.Send(&pb.ConnectRequest{Sequence: seq, Message: &pb.ConnectRequest_Stats{Stats: report}}),
-			s.Send(&pb.ConnectRequest{Sequence: seq + 1, Message: &pb.ConnectRequest_Metadata{Metadata: &pb.MetadataReport{Metadata: []*pb.Metadata{value}}}}),
+			s.Send(&pb.ConnectRequest{Sequence: seq, Stats: report}),
+			s.Send(&pb.ConnectRequest{Sequence: seq + 1, Metadata: &pb.MetadataReport{Metadata: []*pb.Metadata{value}}}),
 		)
 		for acked := int64(0); err == nil && acked < seq; {
 			var resp *pb.ConnectResponse
@@ -283,7 +283,7 @@ func (v *victim) behave(ctx context.Context, conn *grpc.ClientConn) {
 				break
 			}
 			acked = max(acked, resp.GetAck().GetReceivedSequence())
-			if r := resp.GetRefusal(); r != nil {
+			for _, r := range resp.GetRefusals() {
 				v.fail("the good agent was refused %s: %s", r.GetReason(), r.GetMessage())
 			}
 			if resp.GetReconnect() != nil {
@@ -383,7 +383,7 @@ func register(ctx context.Context, conn *grpc.ClientConn, token, owner string, n
 func helloMessage() *pb.ConnectRequest {
 	instance := make([]byte, 16)
 	_, _ = rand.Read(instance)
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: instance, ProtocolVersion: 1, Session: 1}}}
+	return &pb.ConnectRequest{Hello: &pb.Hello{InstanceId: instance, ProtocolVersion: 1, Session: 1}}
 }
 
 // openSession opens an agent's session and reads its settings.

@@ -156,9 +156,7 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&agentstatsv1.ConnectRequest{Message: &agentstatsv1.ConnectRequest_Hello{
-		Hello: &agentstatsv1.Hello{InstanceId: instance[:], ProtocolVersion: 1},
-	}})
+	err = stream.Send(&agentstatsv1.ConnectRequest{Hello: &agentstatsv1.Hello{InstanceId: instance[:], ProtocolVersion: 1}})
 	if err != nil {
 		return err
 	}
@@ -176,7 +174,7 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 		a.doubtful |= 1 << bit
 		err := stream.Send(&agentstatsv1.ConnectRequest{
 			Sequence: sequence,
-			Message:  &agentstatsv1.ConnectRequest_Stats{Stats: &agentstatsv1.Stats{RxBytes: 1 << bit, ConnectionCount: 1}},
+			Stats:    &agentstatsv1.Stats{RxBytes: 1 << bit, ConnectionCount: 1},
 		})
 		if err != nil {
 			return err
@@ -186,8 +184,8 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 			if err != nil {
 				return err
 			}
-			if resp.GetRefusal() != nil {
-				return fmt.Errorf("refused: %v", resp.GetRefusal())
+			if len(resp.GetRefusals()) > 0 {
+				return fmt.Errorf("refused: %v", resp.GetRefusals())
 			}
 			acked = max(acked, resp.GetAck().GetReceivedSequence())
 		}

@@ -370,15 +370,15 @@ func (slowGoodbye) Connect(stream agentstatsv1.AgentService_ConnectServer) error
 		if err != nil {
 			return err
 		}
-		resp := &agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Ack{Ack: &agentstatsv1.Ack{
+		resp := &agentstatsv1.ConnectResponse{Ack: &agentstatsv1.Ack{
 			ReceivedSequence: req.GetSequence(), DurableSequence: req.GetSequence(),
-		}}}
+		}}
 		switch {
 		case req.GetGoodbye() != nil:
 			<-stream.Context().Done()
 			return stream.Context().Err()
 		case req.GetHello() != nil:
-			resp.Message = &agentstatsv1.ConnectResponse_Settings{Settings: &agentstatsv1.Settings{Resume: &agentstatsv1.Resume{}}}
+			resp.Settings = &agentstatsv1.Settings{Resume: &agentstatsv1.Resume{}}
 		}
 		if err := stream.Send(resp); err != nil {
 			return err

@@ -133,11 +133,11 @@ func (t *Template) Append(dst []byte, sequence int64, round int) []byte {
 // Hello encodes the first request of a stream of agent n.
 func Hello(n int, session int64) ([]byte, error) {
 	id := ID(n)
-	req := &agentstatsv1.ConnectRequest{Message: &agentstatsv1.ConnectRequest_Hello{Hello: &agentstatsv1.Hello{
+	req := &agentstatsv1.ConnectRequest{Hello: &agentstatsv1.Hello{
 		InstanceId:      id[:],
 		ProtocolVersion: 1,
 		Session:         session,
-	}}}
+	}}
 	text, err := proto.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("encode a hello: %w", err)

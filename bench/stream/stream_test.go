@@ -38,19 +38,15 @@ func TestResponse(t *testing.T) {
 		return mem.BufferSlice{mem.SliceBuffer(text)}
 	}
 	var r response
-	require.NoError(t, r.receive(encode(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Settings{Settings: &agentstatsv1.Settings{Epoch: 5}}})))
+	require.NoError(t, r.receive(encode(&agentstatsv1.ConnectResponse{Settings: &agentstatsv1.Settings{Epoch: 5}})))
 	require.Equal(t, response{settings: true}, r)
-	require.NoError(t, r.receive(encode(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Ack{
-		Ack: &agentstatsv1.Ack{ReceivedSequence: 300, DurableSequence: 299},
-	}})))
+	require.NoError(t, r.receive(encode(&agentstatsv1.ConnectResponse{Ack: &agentstatsv1.Ack{ReceivedSequence: 300, DurableSequence: 299}})))
 	require.Equal(t, response{ack: 300}, r)
 	require.NoError(t, r.receive(mem.BufferSlice{mem.SliceBuffer(encodeAck(77))}))
 	require.Equal(t, response{ack: 77}, r)
 	require.NoError(t, r.receive(mem.BufferSlice{mem.SliceBuffer(emptySettings)}))
 	require.True(t, r.settings)
-	require.ErrorContains(t, r.receive(encode(&agentstatsv1.ConnectResponse{Message: &agentstatsv1.ConnectResponse_Refusal{
-		Refusal: &agentstatsv1.Refusal{Reason: "invalid_name"},
-	}})), "invalid_name")
+	require.ErrorContains(t, r.receive(encode(&agentstatsv1.ConnectResponse{Refusals: []*agentstatsv1.Refusal{{Reason: "invalid_name"}}})), "invalid_name")
 }
 
 // TestServiceAndSenders has senders report to the whole service, by both ways of

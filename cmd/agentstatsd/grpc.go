@@ -75,3 +75,5 @@ type discardStats struct{}
 func (discardStats) Report(agent.ID, int64, time.Time, agent.Report) ([]agent.Refusal, int) {
 	return nil, 0
 }
+
+func (discardStats) AddBytes(agent.ID, int64, time.Time, agent.Stats) []agent.Refusal { return nil }

@@ -97,12 +97,12 @@ func Hello(session Session) *pb.ConnectRequest {
 	if session.Unnumbered {
 		number = 0
 	}
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Hello{Hello: &pb.Hello{InstanceId: id, ProtocolVersion: 1, Session: number}}}
+	return &pb.ConnectRequest{Hello: &pb.Hello{InstanceId: id, ProtocolVersion: 1, Session: number}}
 }
 
 // Stats is a report.
 func Stats(s *pb.Stats) *pb.ConnectRequest {
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Stats{Stats: s}}
+	return &pb.ConnectRequest{Stats: s}
 }
 
 // Gauge is a report of one gauge.
@@ -116,15 +116,15 @@ func Metadata(pairs ...string) *pb.ConnectRequest {
 	for i := 0; i < len(pairs); i += 2 {
 		report.Metadata = append(report.Metadata, &pb.Metadata{Key: pairs[i], Result: &pb.Metadata_Result{Value: pairs[i+1]}})
 	}
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Metadata{Metadata: report}}
+	return &pb.ConnectRequest{Metadata: report}
 }
 
 // Lifecycle is a report of a state.
 func Lifecycle(state pb.Lifecycle_State) *pb.ConnectRequest {
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Lifecycle{Lifecycle: &pb.Lifecycle{State: state}}}
+	return &pb.ConnectRequest{Lifecycle: &pb.Lifecycle{State: state}}
 }
 
 // Goodbye is the last request of an instance.
 func Goodbye() *pb.ConnectRequest {
-	return &pb.ConnectRequest{Message: &pb.ConnectRequest_Goodbye{Goodbye: &pb.Goodbye{}}}
+	return &pb.ConnectRequest{Goodbye: &pb.Goodbye{}}
 }

@@ -2,6 +2,7 @@ package edgetest
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
 
@@ -19,6 +20,45 @@ type Stream struct {
 	Settings *pb.Settings
 	// Sequence is that of the last request that SendNext sent.
 	Sequence int64
+
+	parts []*pb.ConnectResponse // of the last response, not returned yet
+}
+
+// Recv receives responses part by part: settings, each refusal, the ack, the
+// please-reconnect.
+func (c *Stream) Recv() (*pb.ConnectResponse, error) {
+	if len(c.parts) == 0 {
+		m, err := c.AgentService_ConnectClient.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if m.GetSettings() != nil {
+			c.parts = append(c.parts, &pb.ConnectResponse{Settings: m.GetSettings()})
+		}
+		for _, r := range m.GetRefusals() {
+			c.parts = append(c.parts, &pb.ConnectResponse{Refusals: []*pb.Refusal{r}})
+		}
+		if m.GetAck() != nil {
+			c.parts = append(c.parts, &pb.ConnectResponse{Ack: m.GetAck()})
+		}
+		if m.GetReconnect() != nil {
+			c.parts = append(c.parts, &pb.ConnectResponse{Reconnect: m.GetReconnect()})
+		}
+		if len(c.parts) == 0 {
+			return nil, fmt.Errorf("received a response with nothing in it: %v", m)
+		}
+	}
+	part := c.parts[0]
+	c.parts = c.parts[1:]
+	return part, nil
+}
+
+// RefusalOf returns the refusal that a part of a response is; nil: it is none.
+func RefusalOf(part *pb.ConnectResponse) *pb.Refusal {
+	if len(part.GetRefusals()) == 0 {
+		return nil
+	}
+	return part.GetRefusals()[0]
 }
 
 // Open opens a stream without a hello.

@@ -14,12 +14,15 @@ import (
 )
 
 // Frame is one message of an agent's stream. What it has is valid until its
-// release. At most one of Stats, metadata, Request and Refused is set.
+// release. A plain request has stats, metadata or both, and maybe ack_now; of any
+// other message, Request or Refused is set.
 type Frame struct {
 	// Size of the message, in bytes.
 	Size int
 	// Sequence of the request.
 	Sequence int64
+	// AckNow is set if an ack is waited for.
+	AckNow bool
 	// Stats and metadata are those of a plain request.
 	Stats    *Report
 	metadata *metadataDecoder
@@ -73,9 +76,12 @@ func (f *Frame) MetadataEntries() ([]agent.MetadataEntry, bool) { return f.entri
 // stream's next one.
 func (f *Frame) KeepEncodings() { f.encodings = f.Stats.encodings(f.encodings) }
 
-// HasMessage reports whether the request has any of the messages.
-func (f *Frame) HasMessage() bool {
-	return f.Stats != nil || f.metadata != nil || f.Request.GetMessage() != nil
+// IsEmpty reports whether the request has nothing beside its sequence.
+func (f *Frame) IsEmpty() bool {
+	r := f.Request
+	return f.Stats == nil && f.metadata == nil && !f.AckNow && r.GetHello() == nil && r.GetStats() == nil &&
+		r.GetMetadata() == nil && r.GetLifecycle() == nil && r.GetAppHealth() == nil && r.GetNetwork() == nil &&
+		r.GetGoodbye() == nil
 }
 
 // agentRequests estimates what an agent's request takes.
@@ -106,7 +112,7 @@ func (f *Frame) UnmarshalMessage(data mem.BufferSlice) error {
 		f.Refused = grpcserver.Malformed(request, buffer.ReadOnlyData())
 		return nil
 	}
-	f.Sequence, f.Request = request.GetSequence(), request
+	f.Sequence, f.AckNow, f.Request = request.GetSequence(), request.GetAckNow(), request
 	return nil
 }
 
@@ -115,11 +121,25 @@ const (
 	tagSequence = 1<<3 | byte(protowire.VarintType)
 	tagStats    = 3<<3 | byte(protowire.BytesType)
 	tagMetadata = 4<<3 | byte(protowire.BytesType)
+	tagAckNow   = 10<<3 | byte(protowire.VarintType)
 )
 
-// readPlain reads a request of stats or metadata. It returns false, and keeps
-// nothing, if the request is not plain or is another one.
+// readPlain reads a request that has nothing but a sequence, stats, metadata and
+// ack_now, each once, in the order of their numbers, as encoders write them. It
+// returns false, and keeps nothing, if the request is another one.
 func (f *Frame) readPlain(w reader) bool {
+	if f.readFields(&w) && len(w) == 0 && (f.Stats != nil || f.metadata != nil) {
+		return true
+	}
+	size := f.Size
+	f.Release()
+	f.Size = size
+	return false
+}
+
+// readFields reads the fields of a plain request; false: one of them is malformed, or
+// the sequence is not the first. It stops before a field that is none of them.
+func (f *Frame) readFields(w *reader) bool {
 	t, ok := w.tag()
 	if !ok || t != tagSequence {
 		return false
@@ -128,27 +148,31 @@ func (f *Frame) readPlain(w reader) bool {
 	if !ok {
 		return false
 	}
-	t, _ = w.tag()
-	message, ok := w.bytes()
-	if !ok || len(w) > 0 {
-		return false
-	}
-	switch t {
-	case tagStats:
-		f.Stats, _ = wireReports.Get().(*Report)
-		ok = f.Stats.read(message, f.encodings)
-	case tagMetadata:
-		f.metadata, _ = metadataDecoders.Get().(*metadataDecoder)
-		f.entries, ok = f.metadata.decode(message)
-	default:
-		return false
-	}
-	if !ok {
-		size := f.Size
-		f.Release()
-		f.Size = size
-		return false
-	}
 	f.Sequence = int64(sequence)
+	if w.nextIs(tagStats) {
+		message, ok := w.bytes()
+		if !ok {
+			return false
+		}
+		f.Stats, _ = wireReports.Get().(*Report)
+		if !f.Stats.read(message, f.encodings) {
+			return false
+		}
+	}
+	if w.nextIs(tagMetadata) {
+		message, ok := w.bytes()
+		if !ok {
+			return false
+		}
+		f.metadata, _ = metadataDecoders.Get().(*metadataDecoder)
+		if f.entries, ok = f.metadata.decode(message); !ok {
+			return false
+		}
+	}
+	if w.nextIs(tagAckNow) {
+		now, ok := w.varint()
+		f.AckNow = now != 0
+		return ok
+	}
 	return true
 }

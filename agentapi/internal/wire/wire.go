@@ -32,6 +32,16 @@ func (w *reader) tag() (byte, bool) {
 	return b[0], true
 }
 
+// nextIs reads the tag of the next field if it is this one.
+func (w *reader) nextIs(tag byte) bool {
+	b := *w
+	if len(b) == 0 || b[0] != tag {
+		return false
+	}
+	*w = b[1:]
+	return true
+}
+
 func (w *reader) varint() (uint64, bool) {
 	b := *w
 	if len(b) > 0 && b[0] < 0x80 {

@@ -51,19 +51,27 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	}
 	require.NoError(t, f.Refused)
 	require.Equal(t, want.GetSequence(), f.Sequence)
-	switch {
-	case f.Stats != nil:
-		require.NotNil(t, want.GetStats())
+	require.Equal(t, want.GetAckNow(), f.AckNow)
+	if f.Request != nil {
+		require.Nil(t, f.Stats)
+		require.Nil(t, f.metadata)
+		require.Empty(t, cmp.Diff(want, f.Request, protocmp.Transform(), cmpopts.EquateNaNs()))
+		return false
+	}
+	// A plain request has all that the message has.
+	rest := proto.CloneOf(want)
+	rest.Sequence, rest.AckNow, rest.Stats, rest.Metadata = 0, false, nil, nil
+	require.Zero(t, proto.Size(rest))
+	require.Equal(t, want.GetStats() != nil, f.Stats != nil)
+	if f.Stats != nil {
 		checkReport(t, f.Stats, want.GetStats())
-	case f.metadata != nil:
-		require.NotNil(t, want.GetMetadata())
+	}
+	require.Equal(t, want.GetMetadata() != nil, f.metadata != nil)
+	if f.metadata != nil {
 		require.Equal(t, len(want.GetMetadata().GetMetadata()), len(f.entries))
 		for i, m := range want.GetMetadata().GetMetadata() {
 			require.Equal(t, agent.MetadataEntry{Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError()}, f.entries[i])
 		}
-	default:
-		require.Empty(t, cmp.Diff(want, f.Request, protocmp.Transform(), cmpopts.EquateNaNs()))
-		return false
 	}
 	return true
 }
@@ -126,7 +134,7 @@ func encoded(t require.TestingT, m proto.Message) []byte {
 }
 
 func statsRequest(sequence int64, stats *agentstatsv1.Stats) *agentstatsv1.ConnectRequest {
-	return &agentstatsv1.ConnectRequest{Sequence: sequence, Message: &agentstatsv1.ConnectRequest_Stats{Stats: stats}}
+	return &agentstatsv1.ConnectRequest{Sequence: sequence, Stats: stats}
 }
 
 // fullStats has each field set.
@@ -149,10 +157,16 @@ func fullStats() *agentstatsv1.Stats {
 
 // plainRequests are what encoders make of requests.
 func plainRequests(t require.TestingT) map[string][]byte {
+	both := statsRequest(7, fullStats())
+	both.Metadata = &agentstatsv1.MetadataReport{Metadata: []*agentstatsv1.Metadata{{Key: "k"}}}
+	now := proto.CloneOf(both)
+	now.AckNow = true
 	return map[string][]byte{
+		"both":     encoded(t, both),
+		"ack now":  encoded(t, now),
 		"full":     encoded(t, statsRequest(7, fullStats())),
 		"empty":    encoded(t, statsRequest(1<<40, &agentstatsv1.Stats{})),
-		"metadata": encoded(t, &agentstatsv1.ConnectRequest{Sequence: 2, Message: &agentstatsv1.ConnectRequest_Metadata{Metadata: &agentstatsv1.MetadataReport{Metadata: []*agentstatsv1.Metadata{{Key: "k", Result: &agentstatsv1.Metadata_Result{Value: "v", Error: "e", Age: 5}}, {}}}}}),
+		"metadata": encoded(t, &agentstatsv1.ConnectRequest{Sequence: 2, Metadata: &agentstatsv1.MetadataReport{Metadata: []*agentstatsv1.Metadata{{Key: "k", Result: &agentstatsv1.Metadata_Result{Value: "v", Error: "e", Age: 5}}, {}}}}),
 	}
 }
 
@@ -180,6 +194,10 @@ func oddRequests() map[string][]byte {
 		"sequence twice":          append(varint(1, 8), stats()...),
 		"stats in two parts":      append(stats(varint(5, 1), field(12, name, value)), field(3, varint(7, 2), field(12, name))...),
 		"stats, then metadata":    append(stats(varint(5, 1)), field(4, field(1, field(1, []byte("k"))))...),
+		"metadata, then stats":    append(append(varint(1, 9), field(4, field(1, field(1, []byte("k"))))...), field(3, varint(5, 1))...),
+		"ack now, nothing else":   append(varint(1, 9), varint(10, 1)...),
+		"ack now twice":           append(stats(), append(varint(10, 1), varint(10, 0)...)...),
+		"superseded":              append(stats(varint(5, 1)), varint(9, 1)...),
 		"unknown field":           append(stats(varint(5, 1)), varint(1000, 1)...),
 		"unknown field of stats":  stats(varint(5, 1), varint(1000, 1)),
 		"unknown small field":     stats(varint(14, 1)),
@@ -224,7 +242,7 @@ func TestPlainRequests(t *testing.T) {
 	for name, data := range plainRequests(t) {
 		t.Run(name, func(t *testing.T) { require.True(t, checkFrame(t, data)) })
 	}
-	goodbye := &agentstatsv1.ConnectRequest{Sequence: 3, Message: &agentstatsv1.ConnectRequest_Goodbye{Goodbye: &agentstatsv1.Goodbye{}}}
+	goodbye := &agentstatsv1.ConnectRequest{Sequence: 3, Goodbye: &agentstatsv1.Goodbye{}}
 	require.False(t, checkFrame(t, encoded(t, goodbye)), "a request of another kind")
 }
 

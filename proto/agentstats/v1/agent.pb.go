@@ -279,25 +279,41 @@ func (Lifecycle_State) EnumDescriptor() ([]byte, []int) {
 	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
-// ConnectRequest is one message of an agent's stream.
+// ConnectRequest is one message of an agent's stream: all that is due at one moment.
+// Of the fields above sequence any may be set together, but hello, which comes alone.
+// They are taken in together: stored, acked and refused under the one sequence.
 type ConnectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Rises by any amount from message to message for the life of the agent's
 	// process (its instance), across connections. From 1; 0 only with hello. A
-	// request whose sequence is not above the last received one is ignored.
+	// request whose sequence is not above the last received one is ignored: what was
+	// sent before and not acked may be sent again as it was.
 	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Exactly one is set.
-	//
-	// Types that are valid to be assigned to Message:
-	//
-	//	*ConnectRequest_Hello
-	//	*ConnectRequest_Stats
-	//	*ConnectRequest_Metadata
-	//	*ConnectRequest_Lifecycle
-	//	*ConnectRequest_AppHealth
-	//	*ConnectRequest_Network
-	//	*ConnectRequest_Goodbye
-	Message       isConnectRequest_Message `protobuf_oneof:"message"`
+	// First message of the stream, and only that.
+	Hello *Hello `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
+	// Counters and samples since the last report. Durable when taken in. Acked as
+	// received when its counts cannot be lost to a watcher of reports any more.
+	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
+	// Newest metadata. Acked as durable when in the database or refused.
+	Metadata *MetadataReport `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Lifecycle state of the agent. Acked as durable when in the database.
+	Lifecycle *Lifecycle `protobuf:"bytes,5,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
+	// Health of the agent's apps. Acked as durable when in the database.
+	AppHealth *AppHealthReport `protobuf:"bytes,6,opt,name=app_health,json=appHealth,proto3" json:"app_health,omitempty"`
+	// The agent's view of the network. Acked as durable when in the database.
+	Network *Network `protobuf:"bytes,7,opt,name=network,proto3" json:"network,omitempty"`
+	// Last message of an agent that goes away for good, which is taken in after the
+	// rest of its request: its series vanish at once. The agent then half-closes and
+	// waits for the last ack.
+	Goodbye *Goodbye `protobuf:"bytes,8,opt,name=goodbye,proto3" json:"goodbye,omitempty"`
+	// Stats was sent before under this sequence, in another session, and not acked as
+	// received; a newer report follows it in this session. Only what adds up is taken
+	// in: packets, bytes, and whether the workspace was in use. Its metrics may be
+	// left out.
+	StatsSuperseded bool `protobuf:"varint,9,opt,name=stats_superseded,json=statsSuperseded,proto3" json:"stats_superseded,omitempty"`
+	// An ack is waited for: what is taken in is acked at once, what is durable as
+	// soon as it is. May come without anything else, with a sequence.
+	AckNow        bool `protobuf:"varint,10,opt,name=ack_now,json=ackNow,proto3" json:"ack_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -339,129 +355,68 @@ func (x *ConnectRequest) GetSequence() int64 {
 	return 0
 }
 
-func (x *ConnectRequest) GetMessage() isConnectRequest_Message {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
 func (x *ConnectRequest) GetHello() *Hello {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_Hello); ok {
-			return x.Hello
-		}
+		return x.Hello
 	}
 	return nil
 }
 
 func (x *ConnectRequest) GetStats() *Stats {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_Stats); ok {
-			return x.Stats
-		}
+		return x.Stats
 	}
 	return nil
 }
 
 func (x *ConnectRequest) GetMetadata() *MetadataReport {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_Metadata); ok {
-			return x.Metadata
-		}
+		return x.Metadata
 	}
 	return nil
 }
 
 func (x *ConnectRequest) GetLifecycle() *Lifecycle {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_Lifecycle); ok {
-			return x.Lifecycle
-		}
+		return x.Lifecycle
 	}
 	return nil
 }
 
 func (x *ConnectRequest) GetAppHealth() *AppHealthReport {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_AppHealth); ok {
-			return x.AppHealth
-		}
+		return x.AppHealth
 	}
 	return nil
 }
 
 func (x *ConnectRequest) GetNetwork() *Network {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_Network); ok {
-			return x.Network
-		}
+		return x.Network
 	}
 	return nil
 }
 
 func (x *ConnectRequest) GetGoodbye() *Goodbye {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectRequest_Goodbye); ok {
-			return x.Goodbye
-		}
+		return x.Goodbye
 	}
 	return nil
 }
 
-type isConnectRequest_Message interface {
-	isConnectRequest_Message()
+func (x *ConnectRequest) GetStatsSuperseded() bool {
+	if x != nil {
+		return x.StatsSuperseded
+	}
+	return false
 }
 
-type ConnectRequest_Hello struct {
-	// First message of the stream, and only that.
-	Hello *Hello `protobuf:"bytes,2,opt,name=hello,proto3,oneof"`
+func (x *ConnectRequest) GetAckNow() bool {
+	if x != nil {
+		return x.AckNow
+	}
+	return false
 }
-
-type ConnectRequest_Stats struct {
-	// Counters and samples since the last report. Acked as durable when taken in.
-	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3,oneof"`
-}
-
-type ConnectRequest_Metadata struct {
-	// Newest metadata. Acked as durable when in the database or refused.
-	Metadata *MetadataReport `protobuf:"bytes,4,opt,name=metadata,proto3,oneof"`
-}
-
-type ConnectRequest_Lifecycle struct {
-	// Lifecycle state of the agent. Acked as durable when in the database.
-	Lifecycle *Lifecycle `protobuf:"bytes,5,opt,name=lifecycle,proto3,oneof"`
-}
-
-type ConnectRequest_AppHealth struct {
-	// Health of the agent's apps. Acked as durable when in the database.
-	AppHealth *AppHealthReport `protobuf:"bytes,6,opt,name=app_health,json=appHealth,proto3,oneof"`
-}
-
-type ConnectRequest_Network struct {
-	// The agent's view of the network. Acked as durable when in the database.
-	Network *Network `protobuf:"bytes,7,opt,name=network,proto3,oneof"`
-}
-
-type ConnectRequest_Goodbye struct {
-	// Last message of an agent that goes away for good: its series vanish at
-	// once. The agent then half-closes and waits for the last ack.
-	Goodbye *Goodbye `protobuf:"bytes,8,opt,name=goodbye,proto3,oneof"`
-}
-
-func (*ConnectRequest_Hello) isConnectRequest_Message() {}
-
-func (*ConnectRequest_Stats) isConnectRequest_Message() {}
-
-func (*ConnectRequest_Metadata) isConnectRequest_Message() {}
-
-func (*ConnectRequest_Lifecycle) isConnectRequest_Message() {}
-
-func (*ConnectRequest_AppHealth) isConnectRequest_Message() {}
-
-func (*ConnectRequest_Network) isConnectRequest_Message() {}
-
-func (*ConnectRequest_Goodbye) isConnectRequest_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -588,18 +543,19 @@ func (*Goodbye) Descriptor() ([]byte, []int) {
 	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{2}
 }
 
-// ConnectResponse is one message to an agent.
+// ConnectResponse is one message to an agent: all that is due at one moment. At least
+// one of the fields is set. They are taken in in this order: settings, refusals, ack,
+// reconnect.
 type ConnectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Exactly one is set.
-	//
-	// Types that are valid to be assigned to Message:
-	//
-	//	*ConnectResponse_Settings
-	//	*ConnectResponse_Ack
-	//	*ConnectResponse_Refusal
-	//	*ConnectResponse_Reconnect
-	Message       isConnectResponse_Message `protobuf_oneof:"message"`
+	// First response, and again whenever a setting changes.
+	Settings *Settings `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	// What is taken in and what is durable.
+	Ack *Ack `protobuf:"bytes,2,opt,name=ack,proto3" json:"ack,omitempty"`
+	// What was refused, each of one request.
+	Refusals []*Refusal `protobuf:"bytes,3,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	// The agent should close this stream and connect again.
+	Reconnect     *Reconnect `protobuf:"bytes,4,opt,name=reconnect,proto3" json:"reconnect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,80 +590,33 @@ func (*ConnectResponse) Descriptor() ([]byte, []int) {
 	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *ConnectResponse) GetMessage() isConnectResponse_Message {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
 func (x *ConnectResponse) GetSettings() *Settings {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectResponse_Settings); ok {
-			return x.Settings
-		}
+		return x.Settings
 	}
 	return nil
 }
 
 func (x *ConnectResponse) GetAck() *Ack {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectResponse_Ack); ok {
-			return x.Ack
-		}
+		return x.Ack
 	}
 	return nil
 }
 
-func (x *ConnectResponse) GetRefusal() *Refusal {
+func (x *ConnectResponse) GetRefusals() []*Refusal {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectResponse_Refusal); ok {
-			return x.Refusal
-		}
+		return x.Refusals
 	}
 	return nil
 }
 
 func (x *ConnectResponse) GetReconnect() *Reconnect {
 	if x != nil {
-		if x, ok := x.Message.(*ConnectResponse_Reconnect); ok {
-			return x.Reconnect
-		}
+		return x.Reconnect
 	}
 	return nil
 }
-
-type isConnectResponse_Message interface {
-	isConnectResponse_Message()
-}
-
-type ConnectResponse_Settings struct {
-	// First response, and again whenever a setting changes.
-	Settings *Settings `protobuf:"bytes,1,opt,name=settings,proto3,oneof"`
-}
-
-type ConnectResponse_Ack struct {
-	// What is taken in and what is durable.
-	Ack *Ack `protobuf:"bytes,2,opt,name=ack,proto3,oneof"`
-}
-
-type ConnectResponse_Refusal struct {
-	// What was refused of one request.
-	Refusal *Refusal `protobuf:"bytes,3,opt,name=refusal,proto3,oneof"`
-}
-
-type ConnectResponse_Reconnect struct {
-	// The agent should close this stream and connect again.
-	Reconnect *Reconnect `protobuf:"bytes,4,opt,name=reconnect,proto3,oneof"`
-}
-
-func (*ConnectResponse_Settings) isConnectResponse_Message() {}
-
-func (*ConnectResponse_Ack) isConnectResponse_Message() {}
-
-func (*ConnectResponse_Refusal) isConnectResponse_Message() {}
-
-func (*ConnectResponse_Reconnect) isConnectResponse_Message() {}
 
 // Settings are how an agent is to behave.
 type Settings struct {
@@ -723,7 +632,15 @@ type Settings struct {
 	Resume *Resume `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Epoch of this session: above that of every earlier session of the agent, in
 	// about nanoseconds since 1970. Set in the first response only.
-	Epoch         int64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch int64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Time between two messages with metadata: values that change more often are
+	// sent once. Absent: as often as they change. It is lengthened with
+	// report_interval while the service is overloaded.
+	MetadataInterval *durationpb.Duration `protobuf:"bytes,6,opt,name=metadata_interval,json=metadataInterval,proto3" json:"metadata_interval,omitempty"`
+	// Longest time that an ack waits which nothing else is sent with. What a request
+	// leaves to be stored is acked when that is durable, and earlier only if that
+	// takes longer than the service's flush interval and this.
+	AckDelay      *durationpb.Duration `protobuf:"bytes,7,opt,name=ack_delay,json=ackDelay,proto3" json:"ack_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -791,6 +708,20 @@ func (x *Settings) GetEpoch() int64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *Settings) GetMetadataInterval() *durationpb.Duration {
+	if x != nil {
+		return x.MetadataInterval
+	}
+	return nil
+}
+
+func (x *Settings) GetAckDelay() *durationpb.Duration {
+	if x != nil {
+		return x.AckDelay
+	}
+	return nil
 }
 
 // Resume is what the service knows of an instance when its session opens.
@@ -950,7 +881,11 @@ func (x *Limits) GetMetadataKeyBytes() int64 {
 	return 0
 }
 
-// Ack is cumulative: it covers every sequence up to the two that it names.
+// Ack is cumulative: it covers every sequence up to the two that it names. Acks are
+// for resending, not for latency: one comes with the next response, after
+// Settings.ack_delay, or when something became durable, whichever is first; at once
+// after ack_now, a goodbye, a refusal or a please-reconnect, and when many requests
+// are not acked.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Taken in: not to be sent again.
@@ -1917,18 +1852,20 @@ var File_agentstats_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x03\n" +
+	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x03\n" +
 	"\x0eConnectRequest\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12,\n" +
-	"\x05hello\x18\x02 \x01(\v2\x14.agentstats.v1.HelloH\x00R\x05hello\x12,\n" +
-	"\x05stats\x18\x03 \x01(\v2\x14.agentstats.v1.StatsH\x00R\x05stats\x12;\n" +
-	"\bmetadata\x18\x04 \x01(\v2\x1d.agentstats.v1.MetadataReportH\x00R\bmetadata\x128\n" +
-	"\tlifecycle\x18\x05 \x01(\v2\x18.agentstats.v1.LifecycleH\x00R\tlifecycle\x12?\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12*\n" +
+	"\x05hello\x18\x02 \x01(\v2\x14.agentstats.v1.HelloR\x05hello\x12*\n" +
+	"\x05stats\x18\x03 \x01(\v2\x14.agentstats.v1.StatsR\x05stats\x129\n" +
+	"\bmetadata\x18\x04 \x01(\v2\x1d.agentstats.v1.MetadataReportR\bmetadata\x126\n" +
+	"\tlifecycle\x18\x05 \x01(\v2\x18.agentstats.v1.LifecycleR\tlifecycle\x12=\n" +
 	"\n" +
-	"app_health\x18\x06 \x01(\v2\x1e.agentstats.v1.AppHealthReportH\x00R\tappHealth\x122\n" +
-	"\anetwork\x18\a \x01(\v2\x16.agentstats.v1.NetworkH\x00R\anetwork\x122\n" +
-	"\agoodbye\x18\b \x01(\v2\x16.agentstats.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\amessage\"\xae\x01\n" +
+	"app_health\x18\x06 \x01(\v2\x1e.agentstats.v1.AppHealthReportR\tappHealth\x120\n" +
+	"\anetwork\x18\a \x01(\v2\x16.agentstats.v1.NetworkR\anetwork\x120\n" +
+	"\agoodbye\x18\b \x01(\v2\x16.agentstats.v1.GoodbyeR\agoodbye\x12)\n" +
+	"\x10stats_superseded\x18\t \x01(\bR\x0fstatsSuperseded\x12\x17\n" +
+	"\aack_now\x18\n" +
+	" \x01(\bR\x06ackNow\"\xae\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +
@@ -1936,20 +1873,21 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\asession\x18\x03 \x01(\x03R\asession\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\x12)\n" +
 	"\x10durable_sequence\x18\x05 \x01(\x03R\x0fdurableSequence\"\t\n" +
-	"\aGoodbye\"\xe9\x01\n" +
-	"\x0fConnectResponse\x125\n" +
-	"\bsettings\x18\x01 \x01(\v2\x17.agentstats.v1.SettingsH\x00R\bsettings\x12&\n" +
-	"\x03ack\x18\x02 \x01(\v2\x12.agentstats.v1.AckH\x00R\x03ack\x122\n" +
-	"\arefusal\x18\x03 \x01(\v2\x16.agentstats.v1.RefusalH\x00R\arefusal\x128\n" +
-	"\treconnect\x18\x04 \x01(\v2\x18.agentstats.v1.ReconnectH\x00R\treconnectB\t\n" +
-	"\amessage\"\xfe\x01\n" +
+	"\aGoodbye\"\xd8\x01\n" +
+	"\x0fConnectResponse\x123\n" +
+	"\bsettings\x18\x01 \x01(\v2\x17.agentstats.v1.SettingsR\bsettings\x12$\n" +
+	"\x03ack\x18\x02 \x01(\v2\x12.agentstats.v1.AckR\x03ack\x122\n" +
+	"\brefusals\x18\x03 \x03(\v2\x16.agentstats.v1.RefusalR\brefusals\x126\n" +
+	"\treconnect\x18\x04 \x01(\v2\x18.agentstats.v1.ReconnectR\treconnect\"\xfe\x02\n" +
 	"\bSettings\x12B\n" +
 	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\x12-\n" +
 	"\x06limits\x18\x02 \x01(\v2\x15.agentstats.v1.LimitsR\x06limits\x12:\n" +
 	"\vsession_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sessionAge\x12-\n" +
 	"\x06resume\x18\x04 \x01(\v2\x15.agentstats.v1.ResumeR\x06resume\x12\x14\n" +
-	"\x05epoch\x18\x05 \x01(\x03R\x05epoch\"`\n" +
+	"\x05epoch\x18\x05 \x01(\x03R\x05epoch\x12F\n" +
+	"\x11metadata_interval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x10metadataInterval\x126\n" +
+	"\tack_delay\x18\a \x01(\v2\x19.google.protobuf.DurationR\backDelay\"`\n" +
 	"\x06Resume\x12+\n" +
 	"\x11received_sequence\x18\x01 \x01(\x03R\x10receivedSequence\x12)\n" +
 	"\x10durable_sequence\x18\x02 \x01(\x03R\x0fdurableSequence\"\xb7\x02\n" +
@@ -2119,56 +2057,43 @@ var file_agentstats_v1_agent_proto_depIdxs = []int32{
 	6,  // 6: agentstats.v1.ConnectRequest.goodbye:type_name -> agentstats.v1.Goodbye
 	8,  // 7: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
 	11, // 8: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
-	12, // 9: agentstats.v1.ConnectResponse.refusal:type_name -> agentstats.v1.Refusal
+	12, // 9: agentstats.v1.ConnectResponse.refusals:type_name -> agentstats.v1.Refusal
 	13, // 10: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
 	27, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
 	10, // 12: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
 	27, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
 	9,  // 14: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
-	0,  // 15: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
-	27, // 16: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
-	21, // 17: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
-	23, // 18: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
-	22, // 19: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
-	25, // 20: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
-	15, // 21: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
-	3,  // 22: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
-	28, // 23: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
-	1,  // 24: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
-	18, // 25: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
-	26, // 26: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
-	2,  // 27: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
-	24, // 28: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
-	28, // 29: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
-	27, // 30: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
-	4,  // 31: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
-	7,  // 32: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
-	32, // [32:33] is the sub-list for method output_type
-	31, // [31:32] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	27, // 15: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
+	27, // 16: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
+	0,  // 17: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
+	27, // 18: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
+	21, // 19: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
+	23, // 20: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
+	22, // 21: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
+	25, // 22: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
+	15, // 23: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
+	3,  // 24: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
+	28, // 25: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
+	1,  // 26: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
+	18, // 27: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
+	26, // 28: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
+	2,  // 29: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
+	24, // 30: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
+	28, // 31: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
+	27, // 32: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
+	4,  // 33: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
+	7,  // 34: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
+	34, // [34:35] is the sub-list for method output_type
+	33, // [33:34] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_agent_proto_init() }
 func file_agentstats_v1_agent_proto_init() {
 	if File_agentstats_v1_agent_proto != nil {
 		return
-	}
-	file_agentstats_v1_agent_proto_msgTypes[0].OneofWrappers = []any{
-		(*ConnectRequest_Hello)(nil),
-		(*ConnectRequest_Stats)(nil),
-		(*ConnectRequest_Metadata)(nil),
-		(*ConnectRequest_Lifecycle)(nil),
-		(*ConnectRequest_AppHealth)(nil),
-		(*ConnectRequest_Network)(nil),
-		(*ConnectRequest_Goodbye)(nil),
-	}
-	file_agentstats_v1_agent_proto_msgTypes[3].OneofWrappers = []any{
-		(*ConnectResponse_Settings)(nil),
-		(*ConnectResponse_Ack)(nil),
-		(*ConnectResponse_Refusal)(nil),
-		(*ConnectResponse_Reconnect)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
