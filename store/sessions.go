@@ -54,7 +54,11 @@ FROM agents AS a LEFT JOIN sessions AS s ON s.agent_id = a.id WHERE a.id `+condi
 			var r agent.SessionRecord
 			var epoch sql.NullInt64
 			if err := rows.Scan(&r.Agent, &r.Incarnation, &epoch, &r.Replica); err != nil {
-				return s.skip(ctx, rows, kindSessions, idKey(r.Agent), err)
+				if err := s.skip(ctx, rows, kindSessions, idKey(r.Agent), err); err != nil || r.Agent == (agent.ID{}) {
+					return err
+				}
+				// Nobody can know of that session.
+				epoch, r.Replica = sql.NullInt64{}, agent.ID{}
 			}
 			i, _ := slices.BinarySearchFunc(part, r.Agent, func(p agent.SessionRecord, id agent.ID) int { return compareIDs(p.Agent, id) })
 			if is := part[i].Incarnation; is == 0 || is == r.Incarnation {

@@ -170,6 +170,34 @@ func TestUndecodableRows(t *testing.T) {
 	}
 }
 
+// A session that cannot be decoded is no session to whoever opens the next one: its
+// acks wait for the answer.
+func TestSessionsBeforeUndecodableOnes(t *testing.T) {
+	for engine, open := range map[string]func(testing.TB) *Store{"sqlite": openTemp, "postgres": openPostgresTemp} {
+		t.Run(engine, func(t *testing.T) {
+			s := open(t)
+			exec := func(statement string) {
+				_, err := s.writer.ExecContext(t.Context(), statement)
+				require.NoError(t, err, statement)
+			}
+			register(t, s, id(1), id(2))
+			if engine == "postgres" {
+				exec(`ALTER TABLE sessions ALTER COLUMN epoch TYPE numeric`)
+			}
+			saveSessions(t, s, []agent.SessionRecord{{Agent: id(1), Epoch: 4}, {Agent: id(2), Epoch: 4}})
+			if engine == "postgres" {
+				exec(`UPDATE sessions SET epoch = 1e30 WHERE epoch = 4 AND agent_id = ` + fmt.Sprintf("'%s'", id(1)))
+			} else {
+				exec(`PRAGMA ignore_check_constraints = ON`)
+				exec(`UPDATE sessions SET replica_id = x'01' WHERE hex(agent_id) = ` + fmt.Sprintf("'%X'", [16]byte(id(1))))
+			}
+			before, err := s.SaveSessions(t.Context(), []agent.SessionRecord{{Agent: id(1), Epoch: 9}, {Agent: id(2), Epoch: 9}})
+			require.NoError(t, err)
+			require.Equal(t, []agent.SessionRecord{{Agent: id(1)}, {Agent: id(2), Epoch: 4}}, before)
+		})
+	}
+}
+
 // Many rows are counted, and few of them logged.
 func TestUndecodableRowsAreLimited(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

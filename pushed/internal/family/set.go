@@ -130,7 +130,8 @@ func seriesOf(sets []Set) map[string]map[string]bool {
 // Split splits the families of an instance whose newest snapshot has no room.
 // spilled are the counts that the snapshot does not have, which go to the totals;
 // nil: there are none. kept is the rest. If such a series comes back, it counts from
-// 0 again. A family that is refused as a whole spills nothing.
+// 0 again. A family that is refused as a whole, or has another type now, spills
+// nothing.
 func (s Set) Split(newest Snapshot) (kept, spilled Set) {
 	pushed := make(map[string]*Decoded, len(newest))
 	for _, d := range newest {
@@ -141,7 +142,7 @@ func (s Set) Split(newest Snapshot) (kept, spilled Set) {
 	kept, spilled = maps.Clone(s), make(Set)
 	for name, f := range s {
 		d := pushed[name]
-		if !f.Cumulative() || d != nil && d.Family == nil {
+		if !f.Cumulative() || d != nil && (d.Family == nil || d.Family.Type != f.Type) {
 			continue
 		}
 		stays := make(map[string]bool)

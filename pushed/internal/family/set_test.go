@@ -10,8 +10,8 @@ import (
 // beside it, stays.
 func TestSplit(t *testing.T) {
 	old := admit(t, nil, manySeries("a_total", "counter", 0, 4)+manySeries("b_total", "counter", 0, 2)+manySeries("c_total", "counter", 0, 2)+
-		manySeries("g", "gauge", 0, 2)).Families
-	newest := decode(t, "# TYPE a_total counter\na_total{l=\"001\"} 2\na_total{l=\"002\"} NaN\na_total{l=\"009\"} 1\n# TYPE c_total counter\nc_total -1\n")
+		manySeries("d_total", "counter", 0, 2)+manySeries("g", "gauge", 0, 2)).Families
+	newest := decode(t, "# TYPE a_total counter\na_total{l=\"001\"} 2\na_total{l=\"002\"} NaN\na_total{l=\"009\"} 1\n# TYPE c_total counter\nc_total -1\n# TYPE d_total gauge\nd_total{l=\"009\"} 1\n")
 	newest[1].refuse(refuse(reasonUndecodable, "for the test"))
 	kept, spilled := old.Split(newest)
 	labels := func(f *Family) (out []string) {
@@ -20,15 +20,16 @@ func TestSplit(t *testing.T) {
 		}
 		return out
 	}
-	require.ElementsMatch(t, []string{"a_total", "c_total", "g"}, kept.Names())
+	require.ElementsMatch(t, []string{"a_total", "c_total", "d_total", "g"}, kept.Names())
 	require.ElementsMatch(t, []string{"a_total", "b_total"}, spilled.Names())
 	require.Equal(t, []string{`l="001"`, `l="002"`}, labels(kept["a_total"]))
 	require.Equal(t, []string{`l="000"`, `l="003"`}, labels(spilled["a_total"]))
 	require.Len(t, kept["c_total"].Series, 2, "refused as a whole")
+	require.Len(t, kept["d_total"].Series, 2, "of another type now")
 	require.Equal(t, old.Lines(), kept.Lines()+spilled.Lines())
-	require.Equal(t, 10, old.Lines(), "sets do not change")
+	require.Equal(t, 12, old.Lines(), "sets do not change")
 
-	all, none := old.Split(decode(t, manySeries("a_total", "counter", 0, 4)+manySeries("b_total", "counter", 0, 2)+manySeries("c_total", "counter", 0, 2)))
+	all, none := old.Split(decode(t, manySeries("a_total", "counter", 0, 4)+manySeries("b_total", "counter", 0, 2)+manySeries("c_total", "counter", 0, 2)+manySeries("d_total", "counter", 0, 2)))
 	require.Equal(t, old, all)
 	require.Nil(t, none)
 }
