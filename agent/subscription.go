@@ -38,6 +38,21 @@ type ReportSum struct {
 	LastUsedAt time.Time
 	// Data is the rest of the newest report, as whoever took it in encoded it.
 	Data []byte
+	// Instance sent the newest report.
+	Instance Instance
+	// Tracker is notified when a report that came alone need not be kept by its agent
+	// any more; nil: nobody waits for that.
+	Tracker ReportTracker
+}
+
+// ReportTracker tracks which reports of one instance are written. The method returns
+// at once and calls nothing back.
+type ReportTracker interface {
+	// ReportWritten notes that the counts of the report with the sequence cannot be lost
+	// by this replica any more: they are in the database, or they were dropped for good,
+	// and counted as such, or nobody subscribes to them. It is called once for each
+	// report, at the earliest while the report is taken in.
+	ReportWritten(sequence int64)
 }
 
 // Add adds other, which is of the same agent. s keeps other's Data if that is
