@@ -6,7 +6,6 @@ import (
 	"io"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -21,15 +20,14 @@ import (
 // protocolVersion of this contract.
 const protocolVersion = 1
 
-type connectStream = grpc.BidiStreamingServer[agentstatsv1.ConnectRequest, agentstatsv1.ConnectResponse]
-
 // Connect implements agentstatsv1.AgentServiceServer.
 func (s *Service) Connect(stream connectStream) error {
-	c, err := newConnection(s, stream)
+	own, err := newOwnStream(stream)
 	if err != nil {
 		return err
 	}
-	release, err := s.server.Admit(stream.Context(), c, &c.outbox)
+	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()))
+	release, err := s.server.Admit(stream.Context(), c, &own.outbox)
 	if err != nil {
 		return err
 	}
@@ -78,8 +76,19 @@ func (c *connection) pause(d time.Duration) error {
 // serve takes in what the agent sends. It returns io.EOF when the agent has
 // half-closed the stream, or the error with which the stream is to end.
 func (c *connection) serve() error {
-	ctx, s := c.stream.Context(), c.service
-	who := grpcserver.CallerFrom(ctx)
+	if err := c.open(); err != nil {
+		return err
+	}
+	for {
+		if err := c.handleNext(); err != nil {
+			return err
+		}
+	}
+}
+
+// open opens the session: it takes in the hello. The error is as that of serve.
+func (c *connection) open() error {
+	ctx, s, who := c.stream.Context(), c.service, c.who
 	if retry := s.Fleet.Admit(who.Agent); retry > 0 {
 		return c.refuseAway(retry)
 	}
@@ -97,7 +106,7 @@ func (c *connection) serve() error {
 		Durable:  hello.GetDurableSequence(),
 	})
 	if err != nil {
-		return s.failure(ctx, "open a session", err)
+		return s.failure(ctx, who, "open a session", err)
 	}
 	c.setSession(session)
 	if !s.recheckToken(ctx, who) {
@@ -105,11 +114,7 @@ func (c *connection) serve() error {
 		return endStatus(fleet.EndRevoked)
 	}
 	c.startSending()
-	for {
-		if err := c.handleNext(); err != nil {
-			return err
-		}
-	}
+	return nil
 }
 
 // recheckToken reports whether the caller's token is still the agent's, after its
@@ -129,7 +134,7 @@ func (c *connection) awaitHello() (*agentstatsv1.Hello, error) {
 		c.CloseStream(grpcserver.Invalid("hello", "want it within %v (%s)", within, grpcserver.FlagFirstMessage))
 	})
 	defer timeout.Stop()
-	switch err := c.stream.RecvMsg(&c.frame); {
+	switch err := c.stream.receive(&c.frame); {
 	case errors.Is(err, io.EOF):
 		return nil, grpcserver.Invalid("hello", "want it as the first message, got none")
 	case err != nil:
@@ -183,7 +188,7 @@ func isRefusal(err error) bool {
 // for a while after it, so that its own flow control stops it. If it goes on, its
 // stream ends.
 func (c *connection) handleNext() error {
-	if err := c.stream.RecvMsg(&c.frame); err != nil {
+	if err := c.stream.receive(&c.frame); err != nil {
 		return err
 	}
 	c.active.Store(true)
@@ -281,5 +286,5 @@ func (c *connection) awayStatus(retry time.Duration) error {
 
 // excess names the limit that the agent is above.
 func (c *connection) excess() string {
-	return c.service.Fleet.Excess(grpcserver.CallerFrom(c.stream.Context()).Agent)
+	return c.service.Fleet.Excess(c.who.Agent)
 }

@@ -84,9 +84,8 @@ func (p phase) String() string {
 // one at a time. None of them has mu locked while it sends.
 type connection struct {
 	service *Service
-	stream  connectStream
-	ender   grpcserver.StreamEnder
-	outbox  grpcserver.Outbox
+	stream  agentStream
+	who     grpcserver.Caller
 	// session is nil until the hello.
 	session *fleet.Session
 	// frame is what is being taken in. Only the handler uses it and goodbyeRead.
@@ -117,15 +116,11 @@ type connection struct {
 	end        fleet.End   // how the session will end
 }
 
-func newConnection(s *Service, stream connectStream) (*connection, error) {
-	ender, err := grpcserver.EnderOf(stream.Context())
-	if err != nil {
-		return nil, err
-	}
+func newConnection(s *Service, stream agentStream, who grpcserver.Caller) *connection {
 	return &connection{
-		service: s, stream: stream, ender: ender, end: fleet.EndDisconnect,
-		frame: wire.NewFrame(grpcserver.CallerFrom(stream.Context()).Agent, s.server.Options().MaxAgentMessageBytes),
-	}, nil
+		service: s, stream: stream, who: who, end: fleet.EndDisconnect,
+		frame: wire.NewFrame(who.Agent, s.server.Options().MaxAgentMessageBytes),
+	}
 }
 
 // advanceLocked moves the connection to a later phase.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
-	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -61,7 +60,7 @@ func (c *connection) sendDue() {
 	c.sending = false
 	if c.due.close && c.phase != phaseClosed {
 		c.phase = phaseClosed
-		_ = c.ender.WriteStatus(status.Convert(c.due.closeErr)) // after an error nothing can be sent
+		_ = c.stream.WriteStatus(status.Convert(c.due.closeErr)) // after an error nothing can be sent
 	}
 }
 
@@ -90,7 +89,7 @@ func (c *connection) takeDueLocked() (r responses) {
 	}
 	r.refusals = refusals
 	if c.due.ack || progress != c.acked {
-		r.acks, r.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable, Box: &c.outbox}
+		r.acks, r.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable}
 		c.due.ack, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
 	if c.phase == phaseLastAck && progress.Durable == progress.Received {
@@ -102,10 +101,10 @@ func (c *connection) takeDueLocked() (r responses) {
 // send sends what was due in one message.
 func (c *connection) send(r *responses) error {
 	if r.isAckOnly() {
-		return c.stream.SendMsg(&r.ack)
+		return c.stream.sendAck(r.ack)
 	}
 	if m := r.message(); m != nil {
-		return c.stream.SendMsg(&grpcserver.CountedResponse{Message: m, Box: &c.outbox})
+		return c.stream.send(m)
 	}
 	return nil
 }

@@ -88,14 +88,14 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	return s, nil
 }
 
-// failure returns the status for the agent of an error of the components.
-func (s *Service) failure(ctx context.Context, doing string, err error) error {
+// failure returns the status for the caller of an error of the components.
+func (s *Service) failure(ctx context.Context, who grpcserver.Caller, doing string, err error) error {
 	switch {
 	case errors.Is(err, fleet.ErrUnavailable):
 		return grpcserver.ErrNotLoaded
 	case errors.Is(err, fleet.ErrUnknownAgent):
 		// An agent of its own got here by its token: that is gone now.
-		if grpcserver.CallerFrom(ctx).Token == "" {
+		if who.Token == "" {
 			return status.Error(codes.NotFound, grpcserver.AgentIDKey+": no such agent is registered")
 		}
 		return status.Error(codes.Unauthenticated, "unknown token")

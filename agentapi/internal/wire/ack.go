@@ -11,7 +11,12 @@ import (
 // there is one for nearly every report.
 type Ack struct {
 	Received, Durable int64 // sequences
-	Box               *grpcserver.Outbox
+}
+
+// AckMessage is an ack as a message of a stream of its own.
+type AckMessage struct {
+	Ack
+	Box *grpcserver.Outbox
 }
 
 // Numbers of the fields of ConnectResponse and Ack.
@@ -21,14 +26,24 @@ const (
 	fieldDurable  protowire.Number = 2
 )
 
+// MaxAckBytes is the largest size of an encoded ack.
+const MaxAckBytes = 2 + 2*(1+10)
+
 // ackBuffer is an encoded ack in one allocation.
 type ackBuffer struct {
 	grpcserver.CountedBuffer
-	bytes [2 + 2*(1+10)]byte
+	bytes [MaxAckBytes]byte
 }
 
 // MarshalMessage encodes the response.
-func (a *Ack) MarshalMessage() (mem.BufferSlice, error) {
+func (a *AckMessage) MarshalMessage() (mem.BufferSlice, error) {
+	var buffer ackBuffer
+	buffer.Init(a.Append(buffer.bytes[:0]), a.Box)
+	return mem.BufferSlice{&buffer}, nil
+}
+
+// Append appends the encoded response, of at most MaxAckBytes.
+func (a *Ack) Append(b []byte) []byte {
 	var scratch [2 * (1 + 10)]byte // tags and the longest varints
 	message := scratch[:0]
 	for _, f := range [...]struct {
@@ -40,10 +55,6 @@ func (a *Ack) MarshalMessage() (mem.BufferSlice, error) {
 			message = protowire.AppendVarint(message, uint64(f.value))
 		}
 	}
-	var buffer ackBuffer
-	response := buffer.bytes[:0] // its length is below 128, which takes one byte
-	response = protowire.AppendTag(response, fieldAck, protowire.BytesType)
-	response = protowire.AppendBytes(response, message)
-	buffer.Init(response, a.Box)
-	return mem.BufferSlice{&buffer}, nil
+	b = protowire.AppendTag(b, fieldAck, protowire.BytesType)
+	return protowire.AppendBytes(b, message) // its length is below 128, which takes one byte
 }
