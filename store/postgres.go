@@ -17,6 +17,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/pgpool"
+	"github.com/coder/agentstatsd/store/internal/pgserver"
 )
 
 // postgresDialect is PostgreSQL, version 14 or later.
@@ -248,12 +249,12 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	var o opened
 	err = s.attempt(ctx, fmt.Sprintf("open database %q of %s", config.Database, hosts(config)), func() (err error) {
 		if !opts.TransactionPooling {
-			if err := checkPooler(ctx, pool.DB); err != nil {
-				return explainOpen(err, opts.TransactionPooling)
+			if err := pgserver.CheckPooler(ctx, pool.DB); err != nil {
+				return pgserver.ExplainOpen(err, opts.TransactionPooling)
 			}
 		}
 		o, err = preparePostgres(ctx, pool.DB, opts.DeploymentID)
-		return explainOpen(err, opts.TransactionPooling)
+		return pgserver.ExplainOpen(err, opts.TransactionPooling)
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.Close())

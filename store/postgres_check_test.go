@@ -141,24 +141,3 @@ func TestPostgresMigrationFails(t *testing.T) {
 	require.NotContains(t, err.Error(), "transaction is aborted")
 	require.Zero(t, scalar[int](t, conn, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`))
 }
-
-// What a server lacks is told in one sentence, the first thing first.
-func TestServerIsChecked(t *testing.T) {
-	good := server{version: oldestPostgres, encoding: "UTF8", schema: "public", creates: true}
-	require.NoError(t, good.check())
-	require.NoError(t, good.mayCreate(t.Context()))
-	for want, change := range map[string]func(*server){
-		"PostgreSQL 13 is older than 14, the oldest that this program knows": func(s *server) { s.version, s.encoding = 13, "LATIN1" },
-		"its encoding is LATIN1, not UTF8: make the database with ENCODING":  func(s *server) { s.encoding, s.standby = "LATIN1", true },
-		"the server is a standby, which cannot be written to":                func(s *server) { s.standby, s.readOnly = true, true },
-		"the server takes no writes (default_transaction_read_only is on)":   func(s *server) { s.readOnly, s.schema = true, "" },
-		"no schema of the search_path exists for this role":                  func(s *server) { s.schema, s.creates = "", false },
-	} {
-		s := good
-		change(&s)
-		require.ErrorContains(t, s.check(), want)
-	}
-	good.creates = false
-	require.NoError(t, good.check(), "it may be up to date")
-	require.ErrorContains(t, good.mayCreate(t.Context()), `the role may not make tables in schema "public"`)
-}

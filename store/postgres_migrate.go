@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/pgserver"
 )
 
 // migrationLock is the first half of the advisory lock of who migrates, "agnt" in
@@ -55,23 +56,23 @@ func preparePostgres(ctx context.Context, db *sql.DB, forced agent.ID) (out open
 }
 
 func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.ID) (out opened, err error) {
-	server, err := inspectServer(ctx, tx)
+	server, err := pgserver.Inspect(ctx, tx)
 	if err != nil {
 		return out, err
 	}
-	if err := server.check(); err != nil {
+	if err := server.Check(); err != nil {
 		return out, err
 	}
 	config := conn.Conn().Config()
-	if err := server.checkPath(config.RuntimeParams["search_path"]); err != nil {
+	if err := server.CheckPath(config.RuntimeParams["search_path"]); err != nil {
 		return out, err
 	}
 	if config.DefaultQueryExecMode == pgx.QueryExecModeExec {
-		if err := server.checkText(); err != nil {
+		if err := server.CheckText(); err != nil {
 			return out, err
 		}
 	}
-	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.schemaOID)))
+	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.SchemaOID)))
 	if err != nil {
 		return out, fmt.Errorf("lock schema: %w", err)
 	}
@@ -79,11 +80,15 @@ func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.I
 	db := sql.OpenDB(nested)
 	db.SetMaxOpenConns(1)
 	defer func() { err = errors.Join(err, db.Close()) }()
-	out.from, out.to, err = postgresDialect.migrate(ctx, db, server.mayCreate)
+	out.from, out.to, err = postgresDialect.migrate(ctx, db, server.MayCreate)
 	if err != nil {
 		return out, nested.first.cause(err)
 	}
-	if err := checkTables(ctx, tx); err != nil {
+	names, err := postgresDialect.tables()
+	if err != nil {
+		return out, err
+	}
+	if err := pgserver.CheckTables(ctx, tx, names); err != nil {
 		return out, err
 	}
 	where, err := postgresPlace(ctx, tx)
@@ -92,6 +97,27 @@ func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.I
 	}
 	out.deployment, err = postgresDialect.identify(ctx, db, where, forced)
 	return out, err
+}
+
+// postgresPlace returns where the table of the deployment is. The role may have been
+// denied to ask for the cluster.
+func postgresPlace(ctx context.Context, tx pgx.Tx) (place, error) {
+	var known bool
+	var where place
+	err := tx.QueryRow(ctx, `
+SELECT coalesce(has_function_privilege(to_regprocedure('pg_control_system()')::oid, 'EXECUTE'), false),
+    'database ' || (SELECT oid FROM pg_database WHERE datname = current_database())
+    || ' table ' || 'agentstatsd_deployment'::regclass::oid`).Scan(&known, &where.object)
+	if err != nil {
+		return where, fmt.Errorf("find the place of the database: %w", err)
+	}
+	if known {
+		err := tx.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&where.cluster)
+		if err != nil {
+			return where, fmt.Errorf("find the cluster of the database: %w", err)
+		}
+	}
+	return where, nil
 }
 
 // nestedConn is a connection that is in a transaction, which its user neither

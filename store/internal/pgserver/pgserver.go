@@ -1,4 +1,7 @@
-package store
+// Package pgserver looks at a PostgreSQL server before it is used: what it lacks, whether a
+// pooler stands before it, and what the errors of connecting to it mean. Its errors are
+// one sentence each, for operators.
+package pgserver
 
 import (
 	"context"
@@ -14,36 +17,39 @@ import (
 // oldestPostgres is the version that has all that the statements use.
 const oldestPostgres = 14
 
-// server is what a PostgreSQL is like, as far as it matters.
-type server struct {
-	version   int // major
-	encoding  string
-	standby   bool
-	readOnly  bool
-	schema    string // empty: none of the search_path exists
-	schemaOID uint32
-	creates   bool // this role may make tables in it
-	path      string
-	bytea     string // how bytes are shown
+// Server is what a PostgreSQL is like, as far as it matters.
+type Server struct {
+	// SchemaOID of the schema that tables are made in; 0: there is none.
+	SchemaOID uint32
+
+	version  int // major
+	encoding string
+	standby  bool
+	readOnly bool
+	schema   string // empty: none of the search_path exists
+	creates  bool   // this role may make tables in it
+	path     string
+	bytea    string // how bytes are shown
 }
 
-func inspectServer(ctx context.Context, tx pgx.Tx) (server, error) {
-	var s server
+// Inspect looks at the server of a transaction.
+func Inspect(ctx context.Context, tx pgx.Tx) (Server, error) {
+	var s Server
 	err := tx.QueryRow(ctx, `
 SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
     pg_is_in_recovery(), current_setting('transaction_read_only')::boolean, coalesce(current_schema()::text, ''),
     coalesce((SELECT oid FROM pg_namespace WHERE nspname = current_schema())::oid, 0),
     coalesce(has_schema_privilege(current_schema()::text, 'CREATE'), false), current_setting('search_path'),
     current_setting('bytea_output')`).Scan(
-		&s.version, &s.encoding, &s.standby, &s.readOnly, &s.schema, &s.schemaOID, &s.creates, &s.path, &s.bytea)
+		&s.version, &s.encoding, &s.standby, &s.readOnly, &s.schema, &s.SchemaOID, &s.creates, &s.path, &s.bytea)
 	if err != nil {
 		return s, fmt.Errorf("look at the server: %w", err)
 	}
 	return s, nil
 }
 
-// check returns in one sentence why the service cannot work here.
-func (s *server) check() error {
+// Check returns in one sentence why the service cannot work here.
+func (s *Server) Check() error {
 	switch {
 	case s.version < oldestPostgres:
 		return fmt.Errorf("PostgreSQL %d is older than %d, the oldest that this program knows", s.version, oldestPostgres)
@@ -62,10 +68,10 @@ func (s *server) check() error {
 	return nil
 }
 
-// checkPath returns in one sentence why the tables would not be where the URL says; asked
+// CheckPath returns in one sentence why the tables would not be where the URL says; asked
 // is its search_path, empty if it has none. A pooler may ignore it: then this would be a
 // replica of whoever has the schema that is used instead.
-func (s *server) checkPath(asked string) error {
+func (s *Server) CheckPath(asked string) error {
 	if asked == "" || asked == s.path {
 		return nil
 	}
@@ -74,9 +80,9 @@ func (s *server) checkPath(asked string) error {
 
 const pathOfRole = "set it on the role (ALTER ROLE ... SET search_path = ...) and leave it out of the URL"
 
-// checkText returns in one sentence why what is read as text, as it is by a pooler, cannot
+// CheckText returns in one sentence why what is read as text, as it is by a pooler, cannot
 // be understood.
-func (s *server) checkText() error {
+func (s *Server) CheckText() error {
 	if s.bytea != "hex" {
 		return fmt.Errorf("its bytea_output is %s, which this program does not read by a pooler: "+
 			"set it on the role (ALTER ROLE ... SET bytea_output = 'hex')", s.bytea)
@@ -84,8 +90,8 @@ func (s *server) checkText() error {
 	return nil
 }
 
-// mayCreate returns in one sentence why the schema cannot be brought up to date.
-func (s *server) mayCreate(context.Context) error {
+// MayCreate returns in one sentence why the schema cannot be brought up to date.
+func (s *Server) MayCreate(context.Context) error {
 	if !s.creates {
 		return fmt.Errorf("the role may not make tables in schema %q: GRANT USAGE, CREATE ON SCHEMA %q to it, "+
 			"or make a schema of its own (CREATE SCHEMA ... AUTHORIZATION ...) and name it by search_path in the URL", s.schema, s.schema)
@@ -93,15 +99,11 @@ func (s *server) mayCreate(context.Context) error {
 	return nil
 }
 
-// checkTables returns which of the tables this role may not use, as their owner is
+// CheckTables returns which of the tables this role may not use, as their owner is
 // another.
-func checkTables(ctx context.Context, tx pgx.Tx) error {
-	names, err := postgresDialect.tables()
-	if err != nil {
-		return err
-	}
+func CheckTables(ctx context.Context, tx pgx.Tx, names []string) error {
 	var refused *string
-	err = tx.QueryRow(ctx, `
+	err := tx.QueryRow(ctx, `
 SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = current_schema() AND c.relname = ANY ($1) AND NOT (
     has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
@@ -115,31 +117,10 @@ WHERE n.nspname = current_schema() AND c.relname = ANY ($1) AND NOT (
 	return nil
 }
 
-// postgresPlace returns where the table of the deployment is. The role may have been
-// denied to ask for the cluster.
-func postgresPlace(ctx context.Context, tx pgx.Tx) (place, error) {
-	var known bool
-	var where place
-	err := tx.QueryRow(ctx, `
-SELECT coalesce(has_function_privilege(to_regprocedure('pg_control_system()')::oid, 'EXECUTE'), false),
-    'database ' || (SELECT oid FROM pg_database WHERE datname = current_database())
-    || ' table ' || 'agentstatsd_deployment'::regclass::oid`).Scan(&known, &where.object)
-	if err != nil {
-		return where, fmt.Errorf("find the place of the database: %w", err)
-	}
-	if known {
-		err := tx.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&where.cluster)
-		if err != nil {
-			return where, fmt.Errorf("find the cluster of the database: %w", err)
-		}
-	}
-	return where, nil
-}
-
-// checkPooler returns an error if a pooler stands before the server that changes the
+// CheckPooler returns an error if a pooler stands before the server that changes the
 // connection behind ours, and nobody said so: what is prepared or set there would be
 // another's at any time.
-func checkPooler(ctx context.Context, db *sql.DB) error {
+func CheckPooler(ctx context.Context, db *sql.DB) error {
 	first, err := backendOf(ctx, db)
 	if err != nil {
 		return err
@@ -196,9 +177,9 @@ func backendOf(ctx context.Context, db *sql.DB) (*backend, error) {
 // close gives the connection back.
 func (b *backend) close() { _ = b.conn.Close() }
 
-// explainOpen makes an error of connecting a sentence, where it is known what it means.
+// ExplainOpen makes an error of connecting a sentence, where it is known what it means.
 // pooling says that a pooler is declared.
-func explainOpen(err error, pooling bool) error {
+func ExplainOpen(err error, pooling bool) error {
 	var e *pgconn.PgError
 	if !errors.As(err, &e) {
 		return err
