@@ -22,6 +22,29 @@ type Replica struct {
 	Name string
 	// Heartbeats counts up while the replica is alive.
 	Heartbeats int64
+	// Load of the replica at its last heartbeat.
+	Load Load
+}
+
+// Load is how busy a replica is and its database seems to it: means of half a minute,
+// each as a share of its target, finite and at least 0. Above 1 it is over it.
+type Load struct {
+	// CPU of the process.
+	CPU float64
+	// PendingAge is for how long metadata waits for the database.
+	PendingAge float64
+	// Flush is how much of the time metadata is being written.
+	Flush float64
+}
+
+// ServiceLoad is what the replicas know of each other's load and what was decided on it.
+type ServiceLoad struct {
+	// Replicas that are alive, in no order.
+	Replicas []Replica
+	// IntervalFactor that was decided; 0: it is not known yet.
+	IntervalFactor float64
+	// Decides is true for the replica that decides.
+	Decides bool
 }
 
 // Lease says which replica serves what exactly one may serve.
@@ -30,6 +53,9 @@ type Lease struct {
 	Holder ID
 	// Heartbeats counts up while the holder is alive, and with each new holder.
 	Heartbeats int64
+	// IntervalFactor by which the intervals of agents are lengthened, as the newest
+	// holder decided that did; 1 at first.
+	IntervalFactor float64
 }
 
 // SessionRecord is the newest session of an agent, as replicas share it. A record

@@ -47,13 +47,16 @@ const (
 
 // Store is the database. store.Store is one.
 type Store interface {
-	// RecordHeartbeat counts up the heartbeats of me, of which ID and Name count.
+	// RecordHeartbeat counts up the heartbeats of me, and stores its name and load.
 	// It counts up those of the lease if me is its holder or takes it. me takes it
 	// if it is free or its heartbeats equal takeover. It returns all replicas and
 	// the lease as they are then.
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
 	// RemoveReplicas forgets replicas, and frees the lease if one of them has it.
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
+	// SaveIntervalFactor stores what holder decided. If it has not the lease, the error
+	// wraps agent.ErrOutdated.
+	SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error
 }
 
 // PubSub carries messages between replicas. pubsub's engines are some.
@@ -90,6 +93,10 @@ type Replicas struct {
 	strangers map[agent.ID]stranger
 	err       error // of the last heartbeat
 	since     time.Time
+
+	load           agent.Load      // for the next heartbeat
+	others         []agent.Replica // those that live, as of the last heartbeat
+	intervalFactor float64         // as of the last heartbeat; 0: there was none
 
 	// Only Run uses what follows.
 	seen   map[agent.ID]observation
@@ -234,7 +241,7 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 	began := time.Now()
 	heartbeatCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 	defer cancel()
-	replicas, lease, err := r.store.RecordHeartbeat(heartbeatCtx, agent.Replica{ID: r.self, Name: r.opts.Name}, r.takeover(began))
+	replicas, lease, err := r.store.RecordHeartbeat(heartbeatCtx, r.describeSelf(), r.takeover(began))
 	if err != nil {
 		r.noteFailure(ctx, began, err)
 		return
@@ -251,6 +258,7 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 		r.term++
 	}
 	r.live = r.liveReplicas(now)
+	r.noteLoadsLocked(replicas, lease)
 	r.err = nil
 	r.mu.Unlock()
 

@@ -104,6 +104,21 @@ func (a *access) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover
 	return slices.Collect(maps.Values(a.replicas)), a.lease, nil
 }
 
+func (a *access) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error {
+	if err := a.reach(ctx); err != nil {
+		if !errors.Is(err, ctx.Err()) {
+			a.database.mu.Unlock()
+		}
+		return err
+	}
+	defer a.database.mu.Unlock()
+	if a.lease.Holder != holder {
+		return agent.ErrOutdated
+	}
+	a.lease.IntervalFactor = factor
+	return nil
+}
+
 func (a *access) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
 	if err := a.reach(ctx); err != nil {
 		if !errors.Is(err, ctx.Err()) {
@@ -167,7 +182,7 @@ type world struct {
 
 func newWorld() *world {
 	return &world{
-		database: &database{replicas: make(map[agent.ID]agent.Replica)},
+		database: &database{replicas: make(map[agent.ID]agent.Replica), lease: agent.Lease{IntervalFactor: 1}},
 		bus:      bus{listeners: make(map[int]func([]byte))},
 	}
 }

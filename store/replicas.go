@@ -8,8 +8,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// RecordHeartbeat counts up the heartbeats of the replica me, of which ID and Name
-// count. me takes the lease if nobody has it, or if the lease's heartbeats are takeover,
+// RecordHeartbeat counts up the heartbeats of the replica me, and stores its name and
+// load. me takes the lease if nobody has it, or if the lease's heartbeats are takeover,
 // which the caller saw for too long; below 0: only if nobody has it. A lease that is
 // me's is renewed. It returns all replicas, in the order of their ids, and the lease, as
 // they are after that. All in one transaction.
@@ -17,8 +17,10 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 	id, nobody := s.dialect.id(me.ID), s.dialect.id(agent.ID{})
 	err = s.change(ctx, "record heartbeat", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `
-INSERT INTO replicas (id, name, beats) VALUES ($1, $2, 1)
-ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1`, id, me.Name)
+INSERT INTO replicas (id, name, beats, load_cpu, load_pending_age, load_flush) VALUES ($1, $2, 1, $3, $4, $5)
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, beats = replicas.beats + 1,
+    load_cpu = excluded.load_cpu, load_pending_age = excluded.load_pending_age, load_flush = excluded.load_flush`,
+			id, me.Name, me.Load.CPU, me.Load.PendingAge, me.Load.Flush)
 		if err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
@@ -28,15 +30,14 @@ WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
 		if err != nil {
 			return fmt.Errorf("take lease: %w", err)
 		}
-		if err := query(ctx, tx, `SELECT holder, beats FROM lease`, nil, func(rows *sql.Rows) error {
-			return rows.Scan(&lease.Holder, &lease.Heartbeats)
-		}); err != nil {
+		if lease, err = readLease(ctx, tx); err != nil {
 			return fmt.Errorf("read lease: %w", err)
 		}
 		replicas = nil
-		if err := s.stream(ctx, tx, pageOfReplicas, `SELECT id, name, beats FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
+		if err := s.stream(ctx, tx, pageOfReplicas, `
+SELECT id, name, beats, load_cpu, load_pending_age, load_flush FROM replicas ORDER BY id`, nil, func(rows *sql.Rows) error {
 			var r agent.Replica
-			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats)
+			err := rows.Scan(&r.ID, &r.Name, &r.Heartbeats, &r.Load.CPU, &r.Load.PendingAge, &r.Load.Flush)
 			replicas = append(replicas, r)
 			return err
 		}); err != nil {
@@ -48,6 +49,38 @@ WHERE holder = $1 OR holder = $2 OR beats = $3`, id, nobody, takeover)
 		return nil, agent.Lease{}, err
 	}
 	return replicas, lease, nil
+}
+
+// Lease returns the lease.
+func (s *Store) Lease(ctx context.Context) (lease agent.Lease, err error) {
+	err = s.read(ctx, "read lease", func(q querier) (err error) {
+		lease, err = readLease(ctx, q)
+		return err
+	})
+	return lease, err
+}
+
+func readLease(ctx context.Context, q querier) (lease agent.Lease, err error) {
+	err = query(ctx, q, `SELECT holder, beats, interval_factor FROM lease`, nil, func(rows *sql.Rows) error {
+		return rows.Scan(&lease.Holder, &lease.Heartbeats, &lease.IntervalFactor)
+	})
+	return lease, err
+}
+
+// SaveIntervalFactor stores what holder decided. If it has not the lease, the zero id
+// while nobody has it, the error wraps agent.ErrOutdated.
+func (s *Store) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error {
+	return s.change(ctx, "save interval factor", func(tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, `UPDATE lease SET interval_factor = $2 WHERE holder = $1`, s.dialect.id(holder), factor)
+		if err != nil {
+			return err
+		}
+		n, err := result.RowsAffected()
+		if err == nil && n == 0 {
+			err = fmt.Errorf("replica %s has not the lease: %w", holder, agent.ErrOutdated)
+		}
+		return err
+	})
 }
 
 // RemoveReplicas forgets replicas, and frees the lease if one of them has it.

@@ -16,9 +16,10 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 		var all []agent.Replica
 		var held agent.Lease
 		return transaction{doing: "record heartbeat", apply: func(t *tables, _ int64) error {
-			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Heartbeats: t.replicas[me.ID].Heartbeats + 1}
+			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Heartbeats: t.replicas[me.ID].Heartbeats + 1, Load: me.Load}
 			if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Heartbeats == takeover {
-				t.lease = agent.Lease{Holder: me.ID, Heartbeats: t.lease.Heartbeats + 1}
+				t.lease.Holder = me.ID
+				t.lease.Heartbeats++
 			}
 			held = t.lease
 			for _, id := range sortedKeys(t.replicas) {
@@ -31,6 +32,30 @@ func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover 
 		return nil, agent.Lease{}, err
 	}
 	return replicas, lease, nil
+}
+
+// Lease is as in store.Store.
+func (s *Store) Lease(ctx context.Context) (agent.Lease, error) {
+	var lease agent.Lease
+	err := s.run(ctx, transaction{doing: "read lease", prepare: func(t *tables) error {
+		lease = t.lease
+		return nil
+	}})
+	if err != nil {
+		return agent.Lease{}, err
+	}
+	return lease, nil
+}
+
+// SaveIntervalFactor is as in store.Store.
+func (s *Store) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error {
+	return s.run(ctx, transaction{doing: "save interval factor", apply: func(t *tables, _ int64) error {
+		if t.lease.Holder != holder {
+			return fmt.Errorf("replica %s has not the lease: %w", holder, agent.ErrOutdated)
+		}
+		t.lease.IntervalFactor = factor
+		return nil
+	}})
 }
 
 // RemoveReplicas is as in store.Store.

@@ -82,6 +82,7 @@ func newTables() *tables {
 		builds:     make(map[agent.ID]time.Time),
 		pushes:     make(map[agent.Instance]agent.PushRow),
 		replicas:   make(map[agent.ID]agent.Replica),
+		lease:      agent.Lease{IntervalFactor: 1},
 		reports:    newReportTables(),
 	}
 }

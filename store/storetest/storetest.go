@@ -36,6 +36,8 @@ type Store interface {
 
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
+	Lease(ctx context.Context) (agent.Lease, error)
+	SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error
 
 	SavePush(ctx context.Context, row agent.PushRow) error
 	FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error
@@ -104,6 +106,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("PushesOutdated", func(t *testing.T) { testPushesOutdated(t, open(t, Options{})) })
 	t.Run("Replicas", func(t *testing.T) { testReplicas(t, open(t, Options{})) })
 	t.Run("Lease", func(t *testing.T) { testLease(t, open(t, Options{})) })
+	t.Run("IntervalFactor", func(t *testing.T) { testIntervalFactor(t, open(t, Options{})) })
 	t.Run("Builds", func(t *testing.T) { testBuilds(t, open(t, Options{})) })
 	t.Run("Reports", func(t *testing.T) { testReports(t, open(t, Options{})) })
 	t.Run("ReportsWrittenOnce", func(t *testing.T) { testReportsWrittenOnce(t, open(t, Options{})) })
