@@ -47,6 +47,10 @@ type Batcher struct {
 	mu      sync.Mutex
 	pending *pending
 	failing failing
+	// flushing is when the flush under way began, zero: there is none. flushed is the
+	// time that those before it took together.
+	flushing time.Time
+	flushed  time.Duration
 
 	// Only Run uses what follows.
 	batch    batch
@@ -141,6 +145,18 @@ func (b *Batcher) Healthy() error {
 	}
 	return fmt.Errorf("metadata is not written since %s (%d attempts): %w",
 		f.since.UTC().Format(time.RFC3339), f.attempts, f.err)
+}
+
+// Load returns for how long the oldest entry has been pending at now, 0: none is, and
+// for how long flushes ran since the start. Agents in quarantine do not count.
+func (b *Batcher) Load(now time.Time) (oldest, flushing time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	flushing = b.flushed
+	if !b.flushing.IsZero() {
+		flushing += max(0, now.Sub(b.flushing))
+	}
+	return b.pending.age(now), flushing
 }
 
 // snapshot is what the metrics show of the pending entries at one moment.

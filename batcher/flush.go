@@ -175,17 +175,20 @@ func (b *Batcher) flush(
 	defer b.batch.reset()
 	b.mu.Lock()
 	b.pending.fillBatch(&b.batch, q, n)
-	b.mu.Unlock()
 	done.rows = len(b.batch.rows)
 	if done.rows == 0 {
+		b.mu.Unlock()
 		return done, nil
 	}
+	began := time.Now()
+	b.flushing = began
+	b.mu.Unlock()
+	defer b.endFlush()
 	b.metrics.batchSize.Observe(float64(done.rows))
 	for _, n := range b.batch.agents {
 		b.metrics.batchUtilization.Observe(float64(n))
 	}
 
-	began := time.Now()
 	done.refused, err = write(ctx, 0, done.rows)
 	done.rejected = b.batch.count(rejected)
 
@@ -210,6 +213,14 @@ func (b *Batcher) flush(
 	b.metrics.batches.WithLabelValues(reason).Inc()
 	b.metrics.flushDuration.WithLabelValues(reason).Observe(time.Since(began).Seconds())
 	return done, nil
+}
+
+// endFlush adds the time of the flush under way to that of all.
+func (b *Batcher) endFlush() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.flushed += time.Since(b.flushing)
+	b.flushing = time.Time{}
 }
 
 // noteLocked keeps what Healthy returns.

@@ -1,6 +1,7 @@
 package batcher
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -24,7 +25,10 @@ type pending struct {
 	confined int64
 	// waiting and writing count entries, those in quarantine too.
 	waiting, writing int
-	ledger           ledger
+	// writingSince is the oldest since of the entries that are being written and are
+	// not in quarantine; 0: there are none.
+	writingSince int64
+	ledger       ledger
 
 	// spareEntries and spareAgents were released, and are for those to come:
 	// agents report less often than is flushed, so most entries are new.
@@ -61,6 +65,9 @@ type entry struct {
 	ack     pendingAck
 	waiting bool
 	writing bool
+	// since is when the entry began to wait, in nanoseconds since 1970. A newer value
+	// that takes its place does not change it.
+	since int64
 	// removed says that the agent was, during the write.
 	removed bool
 }
@@ -185,6 +192,7 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		e.value.Agent, e.value.Key = a.id, strings.Clone(in.Key)
 		a.keys[e.value.Key] = e
 		p.count(a.owner, 1)
+		e.since = now.UnixNano()
 		p.pushBack(e)
 		e.ack = next
 		next.addPending()
@@ -196,6 +204,7 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		p.ledger.coalesced++
 		e.ack = e.ack.overwrite(next, resolved)
 	default: // being written, with an ack of its own
+		e.since = now.UnixNano()
 		p.pushBack(e)
 		e.ack = next
 		next.addPending()
@@ -216,6 +225,9 @@ func keep(text *string, s string) {
 
 // fillBatch moves up to n of the oldest entries of q into b, which is empty.
 func (p *pending) fillBatch(b *batch, q *queue, n int) {
+	if q == &p.queue && q.n > 0 {
+		p.writingSince = q.head.next.since
+	}
 	for range min(n, q.n) {
 		e := q.head.next
 		p.unlink(e)
@@ -265,6 +277,7 @@ func (p *pending) finishBatch(b *batch, now time.Time, resolved *resolutions) {
 		case e.waiting: // a newer value, which takes the place of this one
 			p.ledger.coalesced++
 			e.ack = ack.join(e.ack, resolved)
+			e.since = min(e.since, cmp.Or(p.writingSince, e.since))
 			p.unlink(e)
 			p.pushFront(e)
 		default:
@@ -278,6 +291,20 @@ func (p *pending) finishBatch(b *batch, now time.Time, resolved *resolutions) {
 			p.release(e)
 		}
 	}
+	p.writingSince = 0
+}
+
+// age returns for how long the oldest entry of no agent in quarantine has been
+// pending; 0: there is none.
+func (p *pending) age(now time.Time) time.Duration {
+	since := p.writingSince
+	if since == 0 && p.queue.n > 0 {
+		since = p.queue.head.next.since
+	}
+	if since == 0 {
+		return 0
+	}
+	return max(0, time.Duration(now.UnixNano()-since))
 }
 
 // reset empties b, keeping its buffers.
