@@ -79,11 +79,7 @@ func (c *connection) serve() error {
 	if err := c.open(); err != nil {
 		return err
 	}
-	for {
-		if err := c.handleNext(); err != nil {
-			return err
-		}
-	}
+	return c.handleAll()
 }
 
 // open opens the session: it takes in the hello. The error is as that of serve.
@@ -168,6 +164,15 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 		return nil, grpcserver.Invalid("hello", "want nothing beside it")
 	}
 	return hello, nil
+}
+
+// handleAll takes in requests until the error of serve.
+func (c *connection) handleAll() error {
+	for {
+		if err := c.handleNext(); err != nil {
+			return err
+		}
+	}
 }
 
 // brokenItems is how many refused items a message counts as that breaks the

@@ -26,6 +26,10 @@ type Options struct {
 	Limits         Limits
 	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
 	GoodbyeTimeout time.Duration
+	// MaxRelayStreams of coderd that relay, at once; default 64: the requests that wait on
+	// each may take twice the server's MaxMessageBytes. MaxRelayedSessions on one of
+	// them; default 2000.
+	MaxRelayStreams, MaxRelayedSessions int
 }
 
 // Defaults of Limits.
@@ -45,6 +49,8 @@ func (o Options) withDefaults() Options {
 	o.Limits.MetadataValueBytes = cmp.Or(o.Limits.MetadataValueBytes, defaultValueBytes)
 	o.Limits.MetadataErrorBytes = cmp.Or(o.Limits.MetadataErrorBytes, defaultErrorBytes)
 	o.GoodbyeTimeout = cmp.Or(o.GoodbyeTimeout, 15*time.Second)
+	o.MaxRelayStreams = cmp.Or(o.MaxRelayStreams, 64)
+	o.MaxRelayedSessions = cmp.Or(o.MaxRelayedSessions, 2000)
 	return o
 }
 
@@ -54,6 +60,12 @@ func (o Options) validate() error {
 	}
 	if o.GoodbyeTimeout < 0 {
 		return fmt.Errorf("goodbye timeout: want at least 0, got %v", o.GoodbyeTimeout)
+	}
+	if o.MaxRelayStreams < 0 {
+		return fmt.Errorf("max relay streams: want at least 0, got %d", o.MaxRelayStreams)
+	}
+	if o.MaxRelayedSessions < 0 {
+		return fmt.Errorf("max relayed sessions: want at least 0, got %d", o.MaxRelayedSessions)
 	}
 	return nil
 }

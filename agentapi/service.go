@@ -62,6 +62,7 @@ type Service struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
+	relays  grpcserver.Slots // streams that relay
 }
 
 // New returns a Service that the server serves: it is registered with
@@ -78,11 +79,14 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	if err != nil {
 		return nil, fmt.Errorf("agentapi: %w", err)
 	}
-	s := &Service{Components: c, server: server, opts: opts, metrics: m, log: log}
+	s := &Service{Components: c, server: server, opts: opts, metrics: m, log: log, relays: grpcserver.NewSlots(opts.MaxRelayStreams)}
 	server.Register(grpcserver.Service{
-		Desc:  &agentstatsv1.AgentService_ServiceDesc,
-		Impl:  s,
-		Role:  grpcserver.RoleAgent,
+		Desc: &agentstatsv1.AgentService_ServiceDesc,
+		Impl: s,
+		Role: grpcserver.RoleAgent,
+		MethodRoles: map[string]grpcserver.Role{
+			agentstatsv1.AgentService_RelayAgents_FullMethodName: grpcserver.RoleCoderd,
+		},
 		Ready: func(context.Context) error { return c.Fleet.Ready() },
 	})
 	return s, nil
@@ -96,7 +100,7 @@ func (s *Service) failure(ctx context.Context, who grpcserver.Caller, doing stri
 	case errors.Is(err, fleet.ErrUnknownAgent):
 		// An agent of its own got here by its token: that is gone now.
 		if who.Token == "" {
-			return status.Error(codes.NotFound, grpcserver.AgentIDKey+": no such agent is registered")
+			return status.Error(codes.NotFound, "agent_id: no such agent is registered")
 		}
 		return status.Error(codes.Unauthenticated, "unknown token")
 	}

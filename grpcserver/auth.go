@@ -71,8 +71,8 @@ type authenticator struct {
 	metrics   *metrics
 	log       *slog.Logger
 	logged    logLimit
-	// roleOf returns the role of a service; 0: it has none.
-	roleOf func(service string) Role
+	// roleOf returns the role of a method; 0: it has none.
+	roleOf func(fullMethod string) Role
 	// authenticated is called for each call that has a credential. For calls of
 	// agents that must stay away turnedAway is called instead.
 	authenticated func(ctx context.Context, who Caller)
@@ -106,11 +106,10 @@ func (e *authError) Error() string { return e.text }
 
 // admit returns the context of the handler, or the status for the peer.
 func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.Context, error) {
-	service := serviceOf(fullMethod)
-	if isOpen(service) {
+	if isOpen(serviceOf(fullMethod)) {
 		return ctx, nil
 	}
-	c, err := a.authenticate(ctx, a.roleOf(service))
+	c, err := a.authenticate(ctx, a.roleOf(fullMethod))
 	if err == nil {
 		if c.Token != "" && a.agents.RetryAfter(c.Agent) > 0 {
 			a.turnedAway(ctx)

@@ -199,7 +199,7 @@ func TestClientCertificate(t *testing.T) {
 				require.Equal(t, codes.Unauthenticated, status.Code(err), "a token counts before the certificate")
 				relayed := s.Open(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", edgetest.ID(9).String()))
 				require.NoError(t, relayed.Send(edgetest.Hello(edgetest.Session{})))
-				relayed.RequireEnd(codes.NotFound, "agentstats-agent-id: no such agent is registered")
+				relayed.RequireEnd(codes.NotFound, "agent_id: no such agent is registered")
 			}
 		})
 	}

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // AgentStream is an agent's stream, as the server ends it.
@@ -45,6 +47,23 @@ func (s *Server) Admit(ctx context.Context, stream AgentStream, box *Outbox) (re
 	return func() {
 		s.unread.add(ctx, who, box)
 		s.streams.removeAgent(a)
+	}, nil
+}
+
+// AdmitRelayed lets in a session of the agent that coderd relays, as Admit does a
+// stream. It is not ended when the agent sends nothing: coderd knows when it has gone.
+func (s *Server) AdmitRelayed(id agent.ID, stream AgentStream) (release func(), err error) {
+	if err := s.acquireStream(id); err != nil {
+		return nil, err
+	}
+	a := &admitted{stream: stream}
+	if !s.streams.addAgent(a) {
+		s.agentStreams.release(id)
+		return nil, ErrDraining
+	}
+	return func() {
+		s.streams.removeAgent(a)
+		s.agentStreams.release(id)
 	}, nil
 }
 

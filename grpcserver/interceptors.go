@@ -14,15 +14,16 @@ import (
 // errInternal is all that a peer learns of an error that is ours.
 var errInternal = status.Error(codes.Internal, "internal error")
 
-// recovered converts a panic of a handler into an error of its call.
-func (s *Server) recovered(_ context.Context, p any) error {
+// Recovered converts a panic of a handler, or of a part of one, into an error for its
+// caller.
+func (s *Server) Recovered(p any) error {
 	s.metrics.panics.Inc()
 	s.log.Error("a gRPC handler panicked", "panic", p, "stack", string(debug.Stack()))
 	return errInternal
 }
 
 func (s *Server) recoverStream() grpc.StreamServerInterceptor {
-	return recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
+	return recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(s.Recovered))
 }
 
 // guard lets only errors out that were made for the peer.

@@ -60,14 +60,13 @@ const (
 // limitStream bounds what a caller, who is known by now, may have at once. It also
 // bounds the time to the first message.
 func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	switch s.roleOf(serviceOf(info.FullMethod)) {
+	switch s.roleOf(info.FullMethod) {
 	case RoleAgent:
 		who := CallerFrom(stream.Context())
 		id := who.Agent
-		if !s.agentStreams.acquire(id) {
-			s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
+		if err := s.acquireStream(id); err != nil {
 			s.chargeCall(who)
-			return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once (%s)", s.agentStreams.limit, flagStreamsPerAgent))
+			return err
 		}
 		defer s.agentStreams.release(id)
 		if !s.unread.admit(id) {
@@ -106,6 +105,16 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		return handler(srv, call)
 	}
 	return s.serveOpen(srv, stream, info, handler)
+}
+
+// acquireStream counts an open stream of the agent, which agentStreams.release ends. The
+// error is a status.
+func (s *Server) acquireStream(id agent.ID) error {
+	if s.agentStreams.acquire(id) {
+		return nil
+	}
+	s.metrics.limited.WithLabelValues(limitedAgentStreams).Inc()
+	return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d streams of an agent at once (%s)", s.agentStreams.limit, flagStreamsPerAgent))
 }
 
 // refusedCallItems is how many refused items a call counts as that is refused for

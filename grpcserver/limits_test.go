@@ -90,7 +90,7 @@ func TestAgentsAreNoCoderd(t *testing.T) {
 	closed, _ := methods(s)
 	var reply []byte
 	for _, method := range closed {
-		if strings.HasPrefix(method, "/agentstats.v1.AgentService/") {
+		if method == pb.AgentService_Connect_FullMethodName {
 			continue
 		}
 		ctx, cancel := context.WithCancel(edgetest.As(t.Context(), edgetest.Token(1)))
@@ -112,7 +112,7 @@ func TestFirstMessageIsBounded(t *testing.T) {
 			text := "message: want the first one within 10s (--grpc-first-message-timeout)"
 			switch {
 			case strings.HasSuffix(method, "/SyncAgents"): // which has a timeout of its own
-			case strings.HasPrefix(method, "/agentstats.v1.AgentService/"):
+			case method == pb.AgentService_Connect_FullMethodName:
 				ctx, text = edgetest.As(t.Context(), edgetest.Token(1)), "hello: want it within 10s (--grpc-first-message-timeout)"
 			}
 			began = time.Now()

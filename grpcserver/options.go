@@ -29,7 +29,7 @@ type Options struct {
 	// MessageTimeout bounds the time of such a message from its header to its end, half
 	// of which it may wait for room; default 30 s.
 	MessageTimeout time.Duration
-	// MaxStreams on one connection; default 65536, as coderd relays many.
+	// MaxStreams on one connection; default 65536.
 	MaxStreams uint32
 	// SendTimeout bounds the time that a response of a stream waits for coderd to read
 	// those before it; default 30 s.

@@ -34,6 +34,9 @@ type Service struct {
 	Desc *grpc.ServiceDesc
 	Impl any
 	Role Role
+	// MethodRoles are the roles of methods by their full names, where they differ from
+	// Role.
+	MethodRoles map[string]Role
 	// MessageBytes are limits of messages by the full name of their method, where they
 	// are lower than the role's.
 	MessageBytes map[string]int
@@ -55,12 +58,16 @@ func (s *Server) Register(service Service) {
 // ServiceInfo returns what is served, health and reflection included, by name.
 func (s *Server) ServiceInfo() map[string]grpc.ServiceInfo { return s.grpc.GetServiceInfo() }
 
-// roleOf returns the role of a service; 0: it is not registered here.
-func (s *Server) roleOf(name string) Role {
-	if service := s.services[name]; service != nil {
-		return service.Role
+// roleOf returns the role of a method; 0: its service is not registered here.
+func (s *Server) roleOf(fullMethod string) Role {
+	service := s.services[serviceOf(fullMethod)]
+	if service == nil {
+		return 0
 	}
-	return 0
+	if role, ok := service.MethodRoles[fullMethod]; ok {
+		return role
+	}
+	return service.Role
 }
 
 // interceptStream calls what the service has registered.

@@ -59,9 +59,10 @@ func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	}
 	sized := &sizedStream{ServerStream: stream, server: s, reader: reader, limit: maxOpenMessage}
 	if service := s.services[serviceOf(info.FullMethod)]; service != nil {
-		sized.receiving = s.receiving[service.Role]
+		role := s.roleOf(info.FullMethod)
+		sized.receiving = s.receiving[role]
 		sized.limit, sized.flag = s.opts.MaxMessageBytes, FlagMessageBytes
-		if service.Role == RoleAgent {
+		if role == RoleAgent {
 			sized.limit, sized.flag, sized.hello = s.opts.MaxAgentMessageBytes, FlagAgentMessageBytes, true
 		}
 		if limit, ok := service.MessageBytes[info.FullMethod]; ok && limit < sized.limit {
@@ -110,19 +111,32 @@ func (s *sizedStream) RecvMsg(m any) error {
 
 // check returns the status that refuses a message of so many bytes.
 func (s *sizedStream) check(size int) error {
-	field, limit, flag := "message", s.limit, s.flag
-	if s.hello {
+	err := s.server.checkSize(size, s.limit, s.flag, s.hello)
+	if err == nil {
+		s.hello = false
+	}
+	return err
+}
+
+// CheckAgentMessage returns the status that refuses a message of an agent of so many
+// bytes, nil: it is not too large. hello: it is the first.
+func (s *Server) CheckAgentMessage(size int, hello bool) error {
+	return s.checkSize(size, s.opts.MaxAgentMessageBytes, FlagAgentMessageBytes, hello)
+}
+
+func (s *Server) checkSize(size, limit int, flag string, hello bool) error {
+	field := "message"
+	if hello {
 		field = "hello"
 		if maxHelloBytes < limit {
 			limit, flag = maxHelloBytes, ""
 		}
 	}
-	if size > limit {
-		s.server.metrics.limited.WithLabelValues(limitedMessageBytes).Inc()
-		return tooLarge(field, size, limit, flag)
+	if size <= limit {
+		return nil
 	}
-	s.hello = false
-	return nil
+	s.metrics.limited.WithLabelValues(limitedMessageBytes).Inc()
+	return tooLarge(field, size, limit, flag)
 }
 
 // readError returns the error of a stream that a message could not be read from.

@@ -26,8 +26,14 @@ type CountedResponse struct {
 	Box     *Outbox
 }
 
+// Encoded is a response that is encoded already. Nobody may change it any more.
+type Encoded []byte
+
 // MarshalMessage encodes the response.
 func (o *CountedResponse) MarshalMessage() (mem.BufferSlice, error) {
+	if encoded, ok := o.Message.(Encoded); ok {
+		return mem.BufferSlice{newOutBuffer(encoded, o.Box)}, nil
+	}
 	data, err := protoCodec.Marshal(o.Message)
 	if err != nil {
 		return nil, err

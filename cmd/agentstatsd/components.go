@@ -146,6 +146,9 @@ func (c *config) agentServiceOptions() agentapi.Options {
 		ReportInterval: c.reportInterval,
 		Limits:         agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
 		GoodbyeTimeout: c.agentGoodbyeTimeout,
+
+		MaxRelayStreams:    int(c.maxRelayStreams),
+		MaxRelayedSessions: int(c.maxRelayedSessions),
 	}
 }
 

@@ -60,6 +60,8 @@ type config struct {
 	grpcIdleTimeout       time.Duration
 	maxCoderdCalls        int64
 	maxStreamsPerAgent    int64
+	maxRelayStreams       int64
+	maxRelayedSessions    int64
 	agentIdleTimeout      time.Duration
 	maxReceivingBytes     int64
 	messageTimeout        time.Duration

@@ -60,6 +60,16 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "8", Value: atLeast(&c.maxStreamsPerAgent, 2), Group: &groupAgents,
 		},
 		{
+			Description: "Streams of coderd that relay for agents at once; more are refused.",
+			Flag:        "max-relay-streams", Env: "AGENTSTATSD_MAX_RELAY_STREAMS", YAML: "max_relay_streams",
+			Default: "64", Value: atLeast(&c.maxRelayStreams, 1), Group: &groupAgents,
+		},
+		{
+			Description: "Agents' sessions on one of them at once; more are refused.",
+			Flag:        "max-relayed-sessions", Env: "AGENTSTATSD_MAX_RELAYED_SESSIONS", YAML: "max_relayed_sessions",
+			Default: "2000", Value: atLeast(&c.maxRelayedSessions, 1), Group: &groupAgents,
+		},
+		{
 			Description: "Time without a message after which an agent's stream is closed, unless coderd relays it. 0: three times --report-interval.",
 			Flag:        "agent-idle-timeout", Env: "AGENTSTATSD_AGENT_IDLE_TIMEOUT", YAML: "idle_timeout",
 			Default: "0s", Value: notBelow(&c.agentIdleTimeout, 0), Group: &groupAgents,

@@ -76,7 +76,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "30s", Value: positive(&c.messageTimeout), Group: &groupGRPC,
 		},
 		{
-			Description: "Streams at once on one connection; more wait at the client. A coderd relays each agent on a stream.",
+			Description: "Streams at once on one connection; more wait at the client.",
 			Flag:        "grpc-max-streams", Env: "AGENTSTATSD_GRPC_MAX_STREAMS", YAML: "max_streams",
 			Default: "65536", Value: within(&c.grpcMaxStreams, 1, math.MaxInt32), Group: &groupGRPC,
 		},

@@ -142,6 +142,8 @@ var wirings = map[string]wiring{
 	"sync-timeout":               to("coderd.SyncTimeout"),
 	"max-agent-message-bytes":    to("server.MaxAgentMessageBytes"),
 	"max-streams-per-agent":      to("server.MaxStreamsPerAgent"),
+	"max-relay-streams":          to("agents.MaxRelayStreams"),
+	"max-relayed-sessions":       to("agents.MaxRelayedSessions"),
 	"agent-idle-timeout":         to("server.IdleTimeout"),
 	"agent-goodbye-timeout":      to("agents.GoodbyeTimeout"),
 	"agent-message-rate":         to("fleet.MessagesPerSecond"),

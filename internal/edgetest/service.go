@@ -60,6 +60,9 @@ type Service struct {
 	Dial func(context.Context) (net.Conn, error)
 	// Stop stops the server, then the workers. It is safe to repeat.
 	Stop func()
+
+	relayOnce sync.Once
+	relay     *Relay // of a test over it
 }
 
 // Settings are what tests of a Service change.

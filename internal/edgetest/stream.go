@@ -64,6 +64,10 @@ func RefusalOf(part *pb.ConnectResponse) *pb.Refusal {
 // Open opens a stream without a hello.
 func (s *Service) Open(ctx context.Context) *Stream {
 	s.T.Helper()
+	if IsOverRelay(s.T) {
+		s.relayOnce.Do(func() { s.relay = s.OpenRelay(s.AsCoderd()) })
+		return s.relay.Open(ctx, s.T, agentOf(ctx))
+	}
 	c, err := s.Agents().Connect(ctx)
 	require.NoError(s.T, err)
 	return &Stream{AgentService_ConnectClient: c, T: s.T}

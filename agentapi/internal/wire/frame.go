@@ -96,24 +96,29 @@ func (f *Frame) Refuse(size int, err error) { f.Size, f.Refused = size, err }
 // UnmarshalMessage reads a message. The error is nil: the status of one that does not
 // decode is in the frame.
 func (f *Frame) UnmarshalMessage(data mem.BufferSlice) error {
-	f.Size = data.Len()
-	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	f.ReadBuffer(data.MaterializeToBuffer(mem.DefaultBufferPool()))
+	return nil
+}
+
+// ReadBuffer reads a message, as UnmarshalMessage does. The buffer is the frame's from
+// then on.
+func (f *Frame) ReadBuffer(buffer mem.Buffer) {
+	f.Size = buffer.Len()
 	if f.readPlain(buffer.ReadOnlyData()) {
 		f.buffer = buffer
-		return nil
+		return
 	}
 	defer buffer.Free()
 	request := &agentstatsv1.ConnectRequest{}
 	if _, err := grpcserver.FitsDecoded(agentRequests, request, buffer.ReadOnlyData(), f.limit, grpcserver.FlagAgentMessageBytes); err != nil {
 		f.Refused = err
-		return nil
+		return
 	}
 	if err := proto.Unmarshal(buffer.ReadOnlyData(), request); err != nil {
 		f.Refused = grpcserver.Malformed(request, buffer.ReadOnlyData())
-		return nil
+		return
 	}
 	f.Sequence, f.AckNow, f.Request = request.GetSequence(), request.GetAckNow(), request
-	return nil
 }
 
 // The first bytes of the fields of ConnectRequest that are read.

@@ -195,7 +195,7 @@ func (x Stats_Metric_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Stats_Metric_Type.Descriptor instead.
 func (Stats_Metric_Type) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10, 2, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15, 2, 0}
 }
 
 // State of an agent's life.
@@ -276,7 +276,7 @@ func (x Lifecycle_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Lifecycle_State.Descriptor instead.
 func (Lifecycle_State) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 // ConnectRequest is one message of an agent's stream: all that is due at one moment.
@@ -1102,6 +1102,320 @@ func (x *Reconnect) GetReason() string {
 	return ""
 }
 
+// RelayAgentsRequest is one message of a stream that relays for agents.
+type RelayAgentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is due, of any number of agents, in this order; of one agent any number of
+	// times. Together at most as large as a message of coderd may be.
+	Requests      []*RelayedRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAgentsRequest) Reset() {
+	*x = RelayAgentsRequest{}
+	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAgentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAgentsRequest) ProtoMessage() {}
+
+func (x *RelayAgentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAgentsRequest.ProtoReflect.Descriptor instead.
+func (*RelayAgentsRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RelayAgentsRequest) GetRequests() []*RelayedRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+// RelayedRequest is a request of one of the agents.
+type RelayedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the agent's session on the stream, chosen by the caller: above 0, and with
+	// hello above that of each session before it. A session is open from its hello until
+	// its end is sent by the service; what the caller sent for it meanwhile is ignored.
+	// As many may be open as the service is set to allow, by default 2,000: one more ends
+	// at once with RESOURCE_EXHAUSTED.
+	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// The agent's id, 16 bytes: with hello, and only then.
+	AgentId []byte `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// The request, as large as a message of an agent may be; absent with end.
+	Request *ConnectRequest `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	// The session is to end without a goodbye, as the half-close of an agent's stream ends
+	// it: after its last acks. Nothing follows for this session; the service answers
+	// with its end.
+	End           bool `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayedRequest) Reset() {
+	*x = RelayedRequest{}
+	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayedRequest) ProtoMessage() {}
+
+func (x *RelayedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayedRequest.ProtoReflect.Descriptor instead.
+func (*RelayedRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RelayedRequest) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RelayedRequest) GetAgentId() []byte {
+	if x != nil {
+		return x.AgentId
+	}
+	return nil
+}
+
+func (x *RelayedRequest) GetRequest() *ConnectRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RelayedRequest) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+// RelayAgentsResponse is one message to a caller that relays.
+type RelayAgentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is due, of any number of agents.
+	Responses     []*RelayedResponse `protobuf:"bytes,1,rep,name=responses,proto3" json:"responses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAgentsResponse) Reset() {
+	*x = RelayAgentsResponse{}
+	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAgentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAgentsResponse) ProtoMessage() {}
+
+func (x *RelayAgentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAgentsResponse.ProtoReflect.Descriptor instead.
+func (*RelayAgentsResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RelayAgentsResponse) GetResponses() []*RelayedResponse {
+	if x != nil {
+		return x.Responses
+	}
+	return nil
+}
+
+// RelayedResponse is what is due of one of the agents. At least one of the fields beside
+// index is set.
+type RelayedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the agent's session on the stream.
+	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// The response; absent: none.
+	Response *ConnectResponse `protobuf:"bytes,2,opt,name=response,proto3" json:"response,omitempty"`
+	// Requests of this session that were taken in since the last credit. A session may
+	// have 16 requests that no credit was received for, its hello included; together they
+	// have at most Limits.message_bytes. One more ends it with RESOURCE_EXHAUSTED. So one
+	// agent that is slow, or sends too much, holds nobody up. Credit comes with a
+	// response, or when it is for half of the requests.
+	Credit uint32 `protobuf:"varint,3,opt,name=credit,proto3" json:"credit,omitempty"`
+	// Set: the session has ended, and this is the last response to it.
+	End           *RelayedEnd `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayedResponse) Reset() {
+	*x = RelayedResponse{}
+	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayedResponse) ProtoMessage() {}
+
+func (x *RelayedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayedResponse.ProtoReflect.Descriptor instead.
+func (*RelayedResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RelayedResponse) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RelayedResponse) GetResponse() *ConnectResponse {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *RelayedResponse) GetCredit() uint32 {
+	if x != nil {
+		return x.Credit
+	}
+	return 0
+}
+
+func (x *RelayedResponse) GetEnd() *RelayedEnd {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+// RelayedEnd is how a session ended: the status of a stream of Connect.
+type RelayedEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Code of gRPC; 0: OK, after a goodbye or an end of the caller.
+	Code uint32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	// For a person.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// Time to stay away before a new session; absent: the caller's own backoff.
+	RetryDelay    *durationpb.Duration `protobuf:"bytes,3,opt,name=retry_delay,json=retryDelay,proto3" json:"retry_delay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayedEnd) Reset() {
+	*x = RelayedEnd{}
+	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayedEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayedEnd) ProtoMessage() {}
+
+func (x *RelayedEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayedEnd.ProtoReflect.Descriptor instead.
+func (*RelayedEnd) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RelayedEnd) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *RelayedEnd) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RelayedEnd) GetRetryDelay() *durationpb.Duration {
+	if x != nil {
+		return x.RetryDelay
+	}
+	return nil
+}
+
 // Stats is one report of an agent. Numbers of coder.agent.v2.Stats. A field out
 // of its bounds counts as not reported; a refusal names it, but for packets.
 type Stats struct {
@@ -1141,7 +1455,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1467,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1480,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Stats) GetConnectionsByProto() map[string]int64 {
@@ -1273,7 +1587,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1599,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1612,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Metadata) GetKey() string {
@@ -1327,7 +1641,7 @@ type MetadataReport struct {
 
 func (x *MetadataReport) Reset() {
 	*x = MetadataReport{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1653,7 @@ func (x *MetadataReport) String() string {
 func (*MetadataReport) ProtoMessage() {}
 
 func (x *MetadataReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1666,7 @@ func (x *MetadataReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataReport.ProtoReflect.Descriptor instead.
 func (*MetadataReport) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MetadataReport) GetMetadata() []*Metadata {
@@ -1375,7 +1689,7 @@ type Lifecycle struct {
 
 func (x *Lifecycle) Reset() {
 	*x = Lifecycle{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1701,7 @@ func (x *Lifecycle) String() string {
 func (*Lifecycle) ProtoMessage() {}
 
 func (x *Lifecycle) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1714,7 @@ func (x *Lifecycle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lifecycle.ProtoReflect.Descriptor instead.
 func (*Lifecycle) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lifecycle) GetState() Lifecycle_State {
@@ -1430,7 +1744,7 @@ type AppHealthUpdate struct {
 
 func (x *AppHealthUpdate) Reset() {
 	*x = AppHealthUpdate{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1756,7 @@ func (x *AppHealthUpdate) String() string {
 func (*AppHealthUpdate) ProtoMessage() {}
 
 func (x *AppHealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1769,7 @@ func (x *AppHealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealthUpdate.ProtoReflect.Descriptor instead.
 func (*AppHealthUpdate) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AppHealthUpdate) GetId() []byte {
@@ -1483,7 +1797,7 @@ type AppHealthReport struct {
 
 func (x *AppHealthReport) Reset() {
 	*x = AppHealthReport{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1809,7 @@ func (x *AppHealthReport) String() string {
 func (*AppHealthReport) ProtoMessage() {}
 
 func (x *AppHealthReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1822,7 @@ func (x *AppHealthReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealthReport.ProtoReflect.Descriptor instead.
 func (*AppHealthReport) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AppHealthReport) GetUpdates() []*AppHealthUpdate {
@@ -1533,7 +1847,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1859,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1872,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Network) GetNodeId() uint64 {
@@ -1600,7 +1914,7 @@ type Stats_Metric struct {
 
 func (x *Stats_Metric) Reset() {
 	*x = Stats_Metric{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1926,7 @@ func (x *Stats_Metric) String() string {
 func (*Stats_Metric) ProtoMessage() {}
 
 func (x *Stats_Metric) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1939,7 @@ func (x *Stats_Metric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats_Metric.ProtoReflect.Descriptor instead.
 func (*Stats_Metric) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10, 2}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15, 2}
 }
 
 func (x *Stats_Metric) GetName() string {
@@ -1669,7 +1983,7 @@ type Stats_Metric_Label struct {
 
 func (x *Stats_Metric_Label) Reset() {
 	*x = Stats_Metric_Label{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1995,7 @@ func (x *Stats_Metric_Label) String() string {
 func (*Stats_Metric_Label) ProtoMessage() {}
 
 func (x *Stats_Metric_Label) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +2008,7 @@ func (x *Stats_Metric_Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats_Metric_Label.ProtoReflect.Descriptor instead.
 func (*Stats_Metric_Label) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10, 2, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15, 2, 0}
 }
 
 func (x *Stats_Metric_Label) GetName() string {
@@ -1728,7 +2042,7 @@ type Metadata_Result struct {
 
 func (x *Metadata_Result) Reset() {
 	*x = Metadata_Result{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +2054,7 @@ func (x *Metadata_Result) String() string {
 func (*Metadata_Result) ProtoMessage() {}
 
 func (x *Metadata_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +2067,7 @@ func (x *Metadata_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata_Result.ProtoReflect.Descriptor instead.
 func (*Metadata_Result) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *Metadata_Result) GetCollectedAt() *timestamppb.Timestamp {
@@ -1799,7 +2113,7 @@ type Network_Region struct {
 
 func (x *Network_Region) Reset() {
 	*x = Network_Region{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2125,7 @@ func (x *Network_Region) String() string {
 func (*Network_Region) ProtoMessage() {}
 
 func (x *Network_Region) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +2138,7 @@ func (x *Network_Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network_Region.ProtoReflect.Descriptor instead.
 func (*Network_Region) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *Network_Region) GetId() int64 {
@@ -1912,7 +2226,27 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x0efirst_sequence\x18\a \x01(\x03R\rfirstSequence\"T\n" +
 	"\tReconnect\x12/\n" +
 	"\x05delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xcb\b\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"O\n" +
+	"\x12RelayAgentsRequest\x129\n" +
+	"\brequests\x18\x01 \x03(\v2\x1d.agentstats.v1.RelayedRequestR\brequests\"\x8c\x01\n" +
+	"\x0eRelayedRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\fR\aagentId\x127\n" +
+	"\arequest\x18\x03 \x01(\v2\x1d.agentstats.v1.ConnectRequestR\arequest\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\bR\x03end\"S\n" +
+	"\x13RelayAgentsResponse\x12<\n" +
+	"\tresponses\x18\x01 \x03(\v2\x1e.agentstats.v1.RelayedResponseR\tresponses\"\xa8\x01\n" +
+	"\x0fRelayedResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12:\n" +
+	"\bresponse\x18\x02 \x01(\v2\x1e.agentstats.v1.ConnectResponseR\bresponse\x12\x16\n" +
+	"\x06credit\x18\x03 \x01(\rR\x06credit\x12+\n" +
+	"\x03end\x18\x04 \x01(\v2\x19.agentstats.v1.RelayedEndR\x03end\"v\n" +
+	"\n" +
+	"RelayedEnd\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12:\n" +
+	"\vretry_delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryDelay\"\xcb\b\n" +
 	"\x05Stats\x12^\n" +
 	"\x14connections_by_proto\x18\x01 \x03(\v2,.agentstats.v1.Stats.ConnectionsByProtoEntryR\x12connectionsByProto\x12)\n" +
 	"\x10connection_count\x18\x02 \x01(\x03R\x0fconnectionCount\x12?\n" +
@@ -1998,9 +2332,10 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x13APP_HEALTH_DISABLED\x10\x01\x12\x1b\n" +
 	"\x17APP_HEALTH_INITIALIZING\x10\x02\x12\x16\n" +
 	"\x12APP_HEALTH_HEALTHY\x10\x03\x12\x18\n" +
-	"\x14APP_HEALTH_UNHEALTHY\x10\x042\\\n" +
+	"\x14APP_HEALTH_UNHEALTHY\x10\x042\xb6\x01\n" +
 	"\fAgentService\x12L\n" +
-	"\aConnect\x12\x1d.agentstats.v1.ConnectRequest\x1a\x1e.agentstats.v1.ConnectResponse(\x010\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
+	"\aConnect\x12\x1d.agentstats.v1.ConnectRequest\x1a\x1e.agentstats.v1.ConnectResponse(\x010\x01\x12X\n" +
+	"\vRelayAgents\x12!.agentstats.v1.RelayAgentsRequest\x1a\".agentstats.v1.RelayAgentsResponse(\x010\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
 
 var (
 	file_agentstats_v1_agent_proto_rawDescOnce sync.Once
@@ -2015,7 +2350,7 @@ func file_agentstats_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agentstats_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_agentstats_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_agentstats_v1_agent_proto_goTypes = []any{
 	(RefusalCode)(0),              // 0: agentstats.v1.RefusalCode
 	(AppHealth)(0),                // 1: agentstats.v1.AppHealth
@@ -2031,63 +2366,76 @@ var file_agentstats_v1_agent_proto_goTypes = []any{
 	(*Ack)(nil),                   // 11: agentstats.v1.Ack
 	(*Refusal)(nil),               // 12: agentstats.v1.Refusal
 	(*Reconnect)(nil),             // 13: agentstats.v1.Reconnect
-	(*Stats)(nil),                 // 14: agentstats.v1.Stats
-	(*Metadata)(nil),              // 15: agentstats.v1.Metadata
-	(*MetadataReport)(nil),        // 16: agentstats.v1.MetadataReport
-	(*Lifecycle)(nil),             // 17: agentstats.v1.Lifecycle
-	(*AppHealthUpdate)(nil),       // 18: agentstats.v1.AppHealthUpdate
-	(*AppHealthReport)(nil),       // 19: agentstats.v1.AppHealthReport
-	(*Network)(nil),               // 20: agentstats.v1.Network
-	nil,                           // 21: agentstats.v1.Stats.ConnectionsByProtoEntry
-	nil,                           // 22: agentstats.v1.Stats.SessionCountsEntry
-	(*Stats_Metric)(nil),          // 23: agentstats.v1.Stats.Metric
-	(*Stats_Metric_Label)(nil),    // 24: agentstats.v1.Stats.Metric.Label
-	(*Metadata_Result)(nil),       // 25: agentstats.v1.Metadata.Result
-	(*Network_Region)(nil),        // 26: agentstats.v1.Network.Region
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*RelayAgentsRequest)(nil),    // 14: agentstats.v1.RelayAgentsRequest
+	(*RelayedRequest)(nil),        // 15: agentstats.v1.RelayedRequest
+	(*RelayAgentsResponse)(nil),   // 16: agentstats.v1.RelayAgentsResponse
+	(*RelayedResponse)(nil),       // 17: agentstats.v1.RelayedResponse
+	(*RelayedEnd)(nil),            // 18: agentstats.v1.RelayedEnd
+	(*Stats)(nil),                 // 19: agentstats.v1.Stats
+	(*Metadata)(nil),              // 20: agentstats.v1.Metadata
+	(*MetadataReport)(nil),        // 21: agentstats.v1.MetadataReport
+	(*Lifecycle)(nil),             // 22: agentstats.v1.Lifecycle
+	(*AppHealthUpdate)(nil),       // 23: agentstats.v1.AppHealthUpdate
+	(*AppHealthReport)(nil),       // 24: agentstats.v1.AppHealthReport
+	(*Network)(nil),               // 25: agentstats.v1.Network
+	nil,                           // 26: agentstats.v1.Stats.ConnectionsByProtoEntry
+	nil,                           // 27: agentstats.v1.Stats.SessionCountsEntry
+	(*Stats_Metric)(nil),          // 28: agentstats.v1.Stats.Metric
+	(*Stats_Metric_Label)(nil),    // 29: agentstats.v1.Stats.Metric.Label
+	(*Metadata_Result)(nil),       // 30: agentstats.v1.Metadata.Result
+	(*Network_Region)(nil),        // 31: agentstats.v1.Network.Region
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_agentstats_v1_agent_proto_depIdxs = []int32{
 	5,  // 0: agentstats.v1.ConnectRequest.hello:type_name -> agentstats.v1.Hello
-	14, // 1: agentstats.v1.ConnectRequest.stats:type_name -> agentstats.v1.Stats
-	16, // 2: agentstats.v1.ConnectRequest.metadata:type_name -> agentstats.v1.MetadataReport
-	17, // 3: agentstats.v1.ConnectRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
-	19, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
-	20, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
+	19, // 1: agentstats.v1.ConnectRequest.stats:type_name -> agentstats.v1.Stats
+	21, // 2: agentstats.v1.ConnectRequest.metadata:type_name -> agentstats.v1.MetadataReport
+	22, // 3: agentstats.v1.ConnectRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
+	24, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
+	25, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
 	6,  // 6: agentstats.v1.ConnectRequest.goodbye:type_name -> agentstats.v1.Goodbye
 	8,  // 7: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
 	11, // 8: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
 	12, // 9: agentstats.v1.ConnectResponse.refusals:type_name -> agentstats.v1.Refusal
 	13, // 10: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
-	27, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
+	32, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
 	10, // 12: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
-	27, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
+	32, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
 	9,  // 14: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
-	27, // 15: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
-	27, // 16: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
+	32, // 15: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
+	32, // 16: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
 	0,  // 17: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
-	27, // 18: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
-	21, // 19: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
-	23, // 20: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
-	22, // 21: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
-	25, // 22: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
-	15, // 23: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
-	3,  // 24: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
-	28, // 25: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
-	1,  // 26: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
-	18, // 27: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
-	26, // 28: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
-	2,  // 29: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
-	24, // 30: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
-	28, // 31: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
-	27, // 32: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
-	4,  // 33: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
-	7,  // 34: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
-	34, // [34:35] is the sub-list for method output_type
-	33, // [33:34] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	32, // 18: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
+	15, // 19: agentstats.v1.RelayAgentsRequest.requests:type_name -> agentstats.v1.RelayedRequest
+	4,  // 20: agentstats.v1.RelayedRequest.request:type_name -> agentstats.v1.ConnectRequest
+	17, // 21: agentstats.v1.RelayAgentsResponse.responses:type_name -> agentstats.v1.RelayedResponse
+	7,  // 22: agentstats.v1.RelayedResponse.response:type_name -> agentstats.v1.ConnectResponse
+	18, // 23: agentstats.v1.RelayedResponse.end:type_name -> agentstats.v1.RelayedEnd
+	32, // 24: agentstats.v1.RelayedEnd.retry_delay:type_name -> google.protobuf.Duration
+	26, // 25: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
+	28, // 26: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
+	27, // 27: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
+	30, // 28: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
+	20, // 29: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
+	3,  // 30: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
+	33, // 31: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
+	1,  // 32: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
+	23, // 33: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
+	31, // 34: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
+	2,  // 35: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
+	29, // 36: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
+	33, // 37: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
+	32, // 38: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
+	4,  // 39: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
+	14, // 40: agentstats.v1.AgentService.RelayAgents:input_type -> agentstats.v1.RelayAgentsRequest
+	7,  // 41: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
+	16, // 42: agentstats.v1.AgentService.RelayAgents:output_type -> agentstats.v1.RelayAgentsResponse
+	41, // [41:43] is the sub-list for method output_type
+	39, // [39:41] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_agent_proto_init() }
@@ -2101,7 +2449,7 @@ func file_agentstats_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_agent_proto_rawDesc), len(file_agentstats_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   23,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

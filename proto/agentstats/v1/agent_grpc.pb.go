@@ -19,18 +19,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AgentService_Connect_FullMethodName = "/agentstats.v1.AgentService/Connect"
+	AgentService_Connect_FullMethodName     = "/agentstats.v1.AgentService/Connect"
+	AgentService_RelayAgents_FullMethodName = "/agentstats.v1.AgentService/RelayAgents"
 )
 
 // AgentServiceClient is the client API for AgentService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AgentService is called by workspace agents with their own token, or by coderd
-// relaying for them: with coderd's credential and the request metadata
-// "agentstats-agent-id" (the agent's UUID as text).
+// AgentService is called by workspace agents with their own token, and by coderd,
+// with its credential, for agents that cannot dial the service themselves.
 //
-// Errors of every method: UNAUTHENTICATED for an unknown or revoked token,
+// Errors of every method: UNAUTHENTICATED for an unknown or revoked credential,
 // UNAVAILABLE when a token cannot be checked or the service is stopping (try
 // again, maybe elsewhere), INVALID_ARGUMENT for a request that breaks the
 // contract, RESOURCE_EXHAUSTED for a message above the size limit.
@@ -40,6 +40,12 @@ type AgentServiceClient interface {
 	// request with a sequence of its own, and the service answers with sparse
 	// acks. A second session of the same agent ends the first with ABORTED.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConnectRequest, ConnectResponse], error)
+	// RelayAgents carries the sessions of many agents, each as Connect would; coderd's
+	// credential is needed. What ends one session leaves the others. When the caller
+	// half-closes the stream, the sessions that are open end as if it had ended each. The
+	// stream ends once they have; or with an error that is the caller's own, like an index
+	// that is not open, which ends them all.
+	RelayAgents(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayAgentsRequest, RelayAgentsResponse], error)
 }
 
 type agentServiceClient struct {
@@ -63,15 +69,27 @@ func (c *agentServiceClient) Connect(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_ConnectClient = grpc.BidiStreamingClient[ConnectRequest, ConnectResponse]
 
+func (c *agentServiceClient) RelayAgents(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayAgentsRequest, RelayAgentsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[1], AgentService_RelayAgents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RelayAgentsRequest, RelayAgentsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_RelayAgentsClient = grpc.BidiStreamingClient[RelayAgentsRequest, RelayAgentsResponse]
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
 //
-// AgentService is called by workspace agents with their own token, or by coderd
-// relaying for them: with coderd's credential and the request metadata
-// "agentstats-agent-id" (the agent's UUID as text).
+// AgentService is called by workspace agents with their own token, and by coderd,
+// with its credential, for agents that cannot dial the service themselves.
 //
-// Errors of every method: UNAUTHENTICATED for an unknown or revoked token,
+// Errors of every method: UNAUTHENTICATED for an unknown or revoked credential,
 // UNAVAILABLE when a token cannot be checked or the service is stopping (try
 // again, maybe elsewhere), INVALID_ARGUMENT for a request that breaks the
 // contract, RESOURCE_EXHAUSTED for a message above the size limit.
@@ -81,6 +99,12 @@ type AgentServiceServer interface {
 	// request with a sequence of its own, and the service answers with sparse
 	// acks. A second session of the same agent ends the first with ABORTED.
 	Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error
+	// RelayAgents carries the sessions of many agents, each as Connect would; coderd's
+	// credential is needed. What ends one session leaves the others. When the caller
+	// half-closes the stream, the sessions that are open end as if it had ended each. The
+	// stream ends once they have; or with an error that is the caller's own, like an index
+	// that is not open, which ends them all.
+	RelayAgents(grpc.BidiStreamingServer[RelayAgentsRequest, RelayAgentsResponse]) error
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -93,6 +117,9 @@ type UnimplementedAgentServiceServer struct{}
 
 func (UnimplementedAgentServiceServer) Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error {
 	return status.Error(codes.Unimplemented, "method Connect not implemented")
+}
+func (UnimplementedAgentServiceServer) RelayAgents(grpc.BidiStreamingServer[RelayAgentsRequest, RelayAgentsResponse]) error {
+	return status.Error(codes.Unimplemented, "method RelayAgents not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -122,6 +149,13 @@ func _AgentService_Connect_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_ConnectServer = grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]
 
+func _AgentService_RelayAgents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(AgentServiceServer).RelayAgents(&grpc.GenericServerStream[RelayAgentsRequest, RelayAgentsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_RelayAgentsServer = grpc.BidiStreamingServer[RelayAgentsRequest, RelayAgentsResponse]
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -133,6 +167,12 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Connect",
 			Handler:       _AgentService_Connect_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "RelayAgents",
+			Handler:       _AgentService_RelayAgents_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

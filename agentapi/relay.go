@@ -1,0 +1,326 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/grpcserver"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// Flags that set limits of relaying, as errors name them.
+const (
+	flagRelayStreams    = "--max-relay-streams"
+	flagRelayedSessions = "--max-relayed-sessions"
+)
+
+// relayRetry is the delay before the next attempt of who was refused for a limit.
+const relayRetry = 10 * time.Second
+
+// slowAgents is how long a stream is not read for agents that take in nothing of what is
+// queued for them, when that is all that it may have queued. Then the session with most
+// of it ends.
+const slowAgents = time.Second
+
+// queuedMessages of the largest size are what the requests of a stream may take that no
+// agent has taken in: the reconnect of 2,000 agents takes some 8 MB.
+const queuedMessages = 2
+
+type relayStream = grpc.BidiStreamingServer[agentstatsv1.RelayAgentsRequest, agentstatsv1.RelayAgentsResponse]
+
+// relay is a stream of RelayAgents. Its handler reads, and gives each request to the
+// agent's session, which has a goroutine only while there is something to do for it. One
+// more goroutine writes the responses of all.
+type relay struct {
+	service   *Service
+	stream    relayStream
+	ctx       context.Context // cancelled at the end of the stream
+	cancel    context.CancelFunc
+	responses relayResponses
+	newest    uint32         // index of the newest session; only the handler uses it
+	open      sync.WaitGroup // sessions that are not closed
+
+	mu sync.Mutex
+	// Guarded by mu.
+
+	sessions map[uint32]*relayedSession // that have no end
+	queued   int                        // bytes of requests that are not taken in
+	takenIn  chan struct{}              // closed when one was taken in; nil: nobody waits for that
+}
+
+// RelayAgents implements agentstatsv1.AgentServiceServer.
+func (s *Service) RelayAgents(stream relayStream) error {
+	if !s.relays.TryAcquire() {
+		s.metrics.relayRefused.WithLabelValues(refusedStreams).Inc()
+		return grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d streams that relay at once (%s)", cap(s.relays), flagRelayStreams))
+	}
+	defer s.relays.Release()
+	s.metrics.relayStreams.Inc()
+	defer s.metrics.relayStreams.Dec()
+	ender, err := grpcserver.EnderOf(stream.Context())
+	if err != nil {
+		return err
+	}
+	r := &relay{service: s, stream: stream, sessions: make(map[uint32]*relayedSession)}
+	r.ctx, r.cancel = context.WithCancel(stream.Context())
+	r.responses.init()
+	var writing sync.WaitGroup
+	writing.Go(func() { r.write(ender) })
+	defer writing.Wait()
+	defer r.end() // also if a panic comes through here
+	err = r.read()
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	r.forAll((*relayedSession).halfClose)
+	r.open.Wait()
+	r.responses.close()
+	writing.Wait()
+	return nil
+}
+
+// end ends the sessions that are open, and the writing.
+func (r *relay) end() {
+	r.cancel()
+	r.forAll((*relayedSession).wake)
+	r.open.Wait()
+}
+
+// read takes in what the caller sends. It returns io.EOF when the caller has half-closed
+// the stream, or the error with which the stream is to end.
+func (r *relay) read() error {
+	for {
+		var batch wire.RelayBatch
+		if err := r.stream.RecvMsg(&batch); err != nil {
+			return err
+		}
+		if err := r.handle(&batch); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *relay) handle(batch *wire.RelayBatch) error {
+	defer batch.Release()
+	for i := 0; ; i++ {
+		q, ok, err := batch.Next()
+		if err != nil || !ok {
+			return err
+		}
+		if err := r.route(&q); err != nil {
+			return grpcserver.Invalid(fmt.Sprintf("requests[%d].%s", i, err.field), "%s", err.problem)
+		}
+		if r.ctx.Err() != nil {
+			return r.ctx.Err()
+		}
+	}
+}
+
+// fieldError is what is wrong with a field of a request: the fault of who relays, which
+// ends the stream.
+type fieldError struct{ field, problem string }
+
+// route gives a request to its session.
+func (r *relay) route(q *wire.RelayedRequest) *fieldError {
+	hello := len(q.AgentID) > 0
+	switch {
+	case q.HasRequest == q.End:
+		return &fieldError{"request", "want either it or end"}
+	case hello && q.End:
+		return &fieldError{"end", "want none with agent_id"}
+	case hello && q.Index <= r.newest:
+		return &fieldError{"index", fmt.Sprintf("want one above %d with agent_id, got %d", r.newest, q.Index)}
+	case !hello && q.Index == 0:
+		return &fieldError{"index", "want one above 0, got 0"}
+	case !hello && q.Index > r.newest:
+		return &fieldError{"agent_id", fmt.Sprintf("want it with the hello of session %d, which is not open", q.Index)}
+	}
+	if hello {
+		r.newest = q.Index
+		r.openSession(q)
+		return nil
+	}
+	r.mu.Lock()
+	session := r.sessions[q.Index]
+	r.mu.Unlock()
+	switch {
+	case session == nil: // it has ended, which the caller did not know yet
+	case q.End:
+		session.halfClose()
+	default:
+		r.enqueue(session, q.Request, false)
+	}
+	return nil
+}
+
+// openSession opens a session, which begins with its hello, or sends its end.
+func (r *relay) openSession(q *wire.RelayedRequest) {
+	// Many that are refused do not make many responses wait.
+	if r.responses.awaitRoom(r.ctx) != nil {
+		return
+	}
+	id, err := r.admitted(q.AgentID)
+	if err != nil {
+		r.responses.appendEnd(q.Index, status.Convert(err), false, nil)
+		return
+	}
+	session := newRelayedSession(r, q.Index, id)
+	release, err := r.service.server.AdmitRelayed(id, session.connection)
+	if err != nil {
+		session.cancel()
+		r.responses.appendEnd(q.Index, status.Convert(err), errors.Is(err, grpcserver.ErrDraining), nil)
+		return
+	}
+	session.release = release
+	r.open.Add(1)
+	r.service.metrics.relayedSessions.Inc()
+	r.mu.Lock()
+	r.sessions[q.Index] = session
+	r.mu.Unlock()
+	r.enqueue(session, q.Request, true)
+}
+
+// admitted returns the agent of a new session. The error is the status of its end.
+func (r *relay) admitted(agentID []byte) (id agent.ID, err error) {
+	if len(agentID) != len(id) {
+		r.service.metrics.relayRefused.WithLabelValues(refusedAgentID).Inc()
+		return id, grpcserver.Invalid("agent_id", "want %d bytes, got %d", len(id), len(agentID))
+	}
+	r.mu.Lock()
+	n := len(r.sessions)
+	r.mu.Unlock()
+	if most := r.service.opts.MaxRelayedSessions; n >= most {
+		r.service.metrics.relayRefused.WithLabelValues(refusedSessions).Inc()
+		return id, grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d sessions on a stream that relays (%s)", most, flagRelayedSessions))
+	}
+	return agent.ID(agentID), nil
+}
+
+// enqueue gives a request to a session once there is room for it. It copies the request:
+// one that waits keeps no other's bytes.
+func (r *relay) enqueue(s *relayedSession, request []byte, hello bool) {
+	if err := r.service.server.CheckAgentMessage(len(request), hello); err != nil {
+		s.enqueue(relayedRequest{size: len(request), refused: err})
+		return
+	}
+	r.awaitRoom(len(request))
+	s.enqueue(relayedRequest{size: len(request), buffer: mem.Copy(request, mem.DefaultBufferPool())})
+}
+
+// awaitRoom takes room for a request of so many bytes, for which it waits.
+func (r *relay) awaitRoom(size int) {
+	most := queuedMessages * r.service.server.Options().MaxMessageBytes
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.queued > 0 && r.queued+size > most && r.ctx.Err() == nil {
+		if r.takenIn == nil {
+			r.takenIn = make(chan struct{})
+		}
+		takenIn := r.takenIn
+		r.mu.Unlock()
+		timer := time.NewTimer(slowAgents)
+		select {
+		case <-takenIn:
+		case <-timer.C:
+			r.endSlowest()
+		case <-r.ctx.Done():
+		}
+		timer.Stop()
+		r.mu.Lock()
+	}
+	r.queued += size
+}
+
+// giveRoom gives room back.
+func (r *relay) giveRoom(size int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queued -= size
+	if r.takenIn != nil {
+		close(r.takenIn)
+		r.takenIn = nil
+	}
+}
+
+// endSlowest ends the session that has most bytes queued.
+func (r *relay) endSlowest() {
+	var slowest *relayedSession
+	most := 0
+	r.forAll(func(s *relayedSession) {
+		if n := s.queuedBytes(); n > most {
+			slowest, most = s, n
+		}
+	})
+	if slowest != nil {
+		r.service.metrics.relayRefused.WithLabelValues(refusedSlow).Inc()
+		slowest.connection.CloseStream(grpcserver.Exhausted(relayRetry, fmt.Sprintf("want requests taken in within %v while the stream has many, %d bytes were not", slowAgents, most)))
+	}
+}
+
+// forAll calls f with each session that has no end.
+func (r *relay) forAll(f func(*relayedSession)) {
+	r.mu.Lock()
+	sessions := slices.Collect(maps.Values(r.sessions))
+	r.mu.Unlock()
+	for _, s := range sessions {
+		f(s)
+	}
+}
+
+// remove removes a session whose end is queued.
+func (r *relay) remove(index uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sessions, index)
+}
+
+// isEmpty reports whether no session is open.
+func (r *relay) isEmpty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sessions) == 0
+}
+
+// write writes responses until the end of the stream, which it causes once the service
+// stops and all sessions have ended.
+func (r *relay) write(ender grpcserver.StreamEnder) {
+	draining, stopping := r.service.server.Draining(), false
+	for {
+		select {
+		case <-draining:
+			draining, stopping = nil, true
+		case <-r.responses.ready:
+		case <-r.responses.closed:
+		case <-r.ctx.Done():
+			r.responses.discard()
+			return
+		}
+		empty := r.isEmpty() // before the last end is taken
+		for encoded := r.responses.take(); encoded != nil; encoded = r.responses.take() {
+			if err := r.stream.SendMsg(grpcserver.Encoded(encoded)); err != nil {
+				_ = ender.WriteStatus(status.Convert(err)) // unless it has ended
+			}
+		}
+		select {
+		case <-r.responses.closed:
+			return
+		default:
+		}
+		if stopping && empty {
+			_ = ender.WriteStatus(status.Convert(grpcserver.ErrDraining))
+			return
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	"github.com/coder/agentstatsd/grpcserver"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// relayedCredit is how many requests of a session may be without credit.
+const relayedCredit = 16
+
+// errNothing is why receive returns when nothing is queued: the session's goroutine ends
+// until there is something.
+var errNothing = errors.New("no request is queued")
+
+// relayedSession is an agent's session on a stream that relays, as its connection uses it.
+// A worker runs while there are requests, or an end: it opens the session, takes in the
+// requests, and closes the session.
+type relayedSession struct {
+	relay      *relay
+	index      uint32
+	connection *connection
+	ctx        context.Context
+	cancel     context.CancelFunc
+	release    func()
+	opened     bool // the worker has begun with the hello
+
+	mu sync.Mutex
+	// Guarded by mu.
+
+	working    bool
+	queue      []relayedRequest
+	uncredited credit // requests that were received
+	taken      credit // those of uncredited that were taken in
+	halfClosed bool
+	ended      bool // it has its end, or its stream has
+}
+
+// relayedRequest is a request that is queued.
+type relayedRequest struct {
+	size    int
+	buffer  mem.Buffer // if refused is nil
+	refused error      // the status of a request that is too large
+}
+
+// credit counts requests and their bytes.
+type credit struct{ requests, bytes int }
+
+func (c *credit) add(requests, bytes int) { c.requests, c.bytes = c.requests+requests, c.bytes+bytes }
+
+func newRelayedSession(r *relay, index uint32, id agent.ID) *relayedSession {
+	s := &relayedSession{relay: r, index: index}
+	s.ctx, s.cancel = context.WithCancel(r.ctx)
+	s.connection = newConnection(r.service, s, grpcserver.Caller{Agent: id})
+	return s
+}
+
+// Context implements agentStream.
+func (s *relayedSession) Context() context.Context { return s.ctx }
+
+// enqueue takes a request, which has its room. One beyond the credit ends the session.
+func (s *relayedSession) enqueue(q relayedRequest) {
+	limit := s.relay.service.server.Options().MaxAgentMessageBytes
+	s.mu.Lock()
+	excess := s.uncredited.requests == relayedCredit ||
+		q.refused == nil && s.uncredited.requests > 0 && s.uncredited.bytes+q.size > limit
+	if drop := excess || s.ended || s.halfClosed; drop {
+		ignored := s.ended
+		s.mu.Unlock()
+		s.drop(q)
+		if !ignored {
+			s.refuse(excess, limit)
+		}
+		return
+	}
+	s.uncredited.add(1, q.size)
+	s.queue = append(s.queue, q)
+	s.wakeLocked()
+	s.mu.Unlock()
+}
+
+// refuse ends a session that the caller sent too much for.
+func (s *relayedSession) refuse(excess bool, limit int) {
+	err := grpcserver.Invalid("request", "want none after end")
+	if excess {
+		s.relay.service.metrics.relayRefused.WithLabelValues(refusedCredit).Inc()
+		err = grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d requests of a session without credit, together of at most %d bytes (%s)",
+			relayedCredit, limit, grpcserver.FlagAgentMessageBytes))
+	}
+	s.end(status.Convert(err))
+}
+
+// halfClose ends the session once what is queued is taken in.
+func (s *relayedSession) halfClose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.halfClosed = true
+	s.wakeLocked()
+}
+
+// wake has the worker look whether the session has ended.
+func (s *relayedSession) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wakeLocked()
+}
+
+func (s *relayedSession) wakeLocked() {
+	if !s.working {
+		s.working = true
+		go s.work()
+	}
+}
+
+// work takes in what is queued, and closes the session at its end.
+func (s *relayedSession) work() {
+	defer func() {
+		if p := recover(); p != nil {
+			s.end(status.Convert(s.relay.service.server.Recovered(p)))
+			s.close()
+		}
+	}()
+	err := s.handleQueued()
+	if errors.Is(err, errNothing) {
+		return
+	}
+	_ = s.connection.awaitEnd(err)
+	s.close()
+}
+
+// handleQueued returns errNothing once all is taken in, or the error of serve.
+func (s *relayedSession) handleQueued() error {
+	if !s.opened {
+		s.opened = true
+		if err := s.connection.open(); err != nil {
+			return err
+		}
+	}
+	return s.connection.handleAll()
+}
+
+// close closes the session. Its worker does not run again.
+func (s *relayedSession) close() {
+	s.connection.close()
+	s.release()
+	s.cancel()
+	s.mu.Lock()
+	queue := s.queue
+	s.queue, s.ended = nil, true
+	s.mu.Unlock()
+	for _, q := range queue {
+		s.drop(q)
+	}
+	s.relay.remove(s.index)
+	s.relay.service.metrics.relayedSessions.Dec()
+	s.relay.open.Done()
+}
+
+// drop gives back what a request took.
+func (s *relayedSession) drop(q relayedRequest) {
+	if q.buffer != nil {
+		q.buffer.Free()
+		s.relay.giveRoom(q.size)
+	}
+}
+
+// receive implements agentStream: the error is errNothing if nothing is queued.
+func (s *relayedSession) receive(f *wire.Frame) error {
+	q, credit, err := s.next()
+	if err != nil {
+		return err
+	}
+	if credit > 0 {
+		if err := s.sendCredit(credit); err != nil {
+			s.drop(q)
+			return err
+		}
+	}
+	if q.refused != nil {
+		f.Refuse(q.size, q.refused)
+		return nil
+	}
+	s.relay.giveRoom(q.size)
+	f.ReadBuffer(q.buffer)
+	return nil
+}
+
+// next takes a request out of the queue. credit is what is to be sent alone.
+func (s *relayedSession) next() (q relayedRequest, credit int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ctx.Err() != nil:
+		return q, 0, s.ctx.Err()
+	case len(s.queue) > 0:
+	case s.halfClosed:
+		return q, 0, io.EOF
+	default:
+		s.working = false
+		return q, 0, errNothing
+	}
+	q = s.queue[0]
+	s.queue[0] = relayedRequest{}
+	if s.queue = s.queue[1:]; len(s.queue) == 0 {
+		s.queue = nil // an idle session has none
+	}
+	s.taken.add(1, q.size)
+	if s.taken.requests >= relayedCredit/2 || s.taken.bytes >= s.relay.service.server.Options().MaxAgentMessageBytes/2 {
+		credit = s.takeCreditLocked()
+	}
+	return q, credit, nil
+}
+
+// takeCreditLocked returns the credit that is due.
+func (s *relayedSession) takeCreditLocked() int {
+	n := s.taken.requests
+	s.uncredited.add(-n, -s.taken.bytes)
+	s.taken = credit{}
+	return n
+}
+
+// response returns the head of a response, with the credit that is due.
+func (s *relayedSession) response() wire.RelayedResponse {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return wire.RelayedResponse{Index: s.index, Credit: uint32(s.takeCreditLocked())}
+}
+
+func (s *relayedSession) sendCredit(n int) error {
+	r := wire.RelayedResponse{Index: s.index, Credit: uint32(n)}
+	return s.relay.responses.append(s.ctx, func(b []byte) []byte { return r.Append(b, nil) })
+}
+
+// sendAck implements agentStream.
+func (s *relayedSession) sendAck(a wire.Ack) error {
+	r := s.response()
+	return s.relay.responses.append(s.ctx, func(b []byte) []byte {
+		var ack [wire.MaxAckBytes]byte
+		return r.Append(b, a.Append(ack[:0]))
+	})
+}
+
+// send implements agentStream.
+func (s *relayedSession) send(m *agentstatsv1.ConnectResponse) error {
+	encoded, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	r := s.response()
+	return s.relay.responses.append(s.ctx, func(b []byte) []byte { return r.Append(b, encoded) })
+}
+
+// WriteStatus implements agentStream.
+func (s *relayedSession) WriteStatus(st *status.Status) error {
+	s.end(st)
+	return nil
+}
+
+// end sends the session's end, unless it has one. It does not block.
+func (s *relayedSession) end(st *status.Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	s.ended = true
+	s.cancel() // nothing is sent after the end
+	s.relay.responses.appendEnd(s.index, st, false, func() { s.relay.remove(s.index) })
+	s.wakeLocked()
+}
+
+// queuedBytes returns how many bytes are queued.
+func (s *relayedSession) queuedBytes() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queue {
+		n += q.size
+	}
+	return n
+}

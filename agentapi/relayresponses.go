@@ -1,0 +1,141 @@
+package agentapi
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/agentapi/internal/wire"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// relayResponseBytes of responses wait for the writer. Who has more to send waits for
+// it. Under load they are written together.
+const relayResponseBytes = 64 << 10
+
+// relayResponses are what a stream that relays is to write next: encoded, as fields of one
+// message. Ends are beyond the limit, as who ends a session must not wait: there is one
+// for each session.
+type relayResponses struct {
+	// ready is signalled when there are some, closed is closed when no more come.
+	ready  chan struct{}
+	closed chan struct{}
+
+	mu sync.Mutex
+	// Guarded by mu.
+
+	encoded []byte
+	taken   chan struct{} // closed when encoded was taken; nil: nobody waits for that
+	gone    bool          // nobody writes any more
+}
+
+func (q *relayResponses) init() {
+	q.ready, q.closed = make(chan struct{}, 1), make(chan struct{})
+}
+
+// close has the writer end once it has written all.
+func (q *relayResponses) close() { close(q.closed) }
+
+// append appends what encode appends, once there is room. The error is that of ctx.
+func (q *relayResponses) append(ctx context.Context, encode func([]byte) []byte) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.awaitRoomLocked(ctx); err != nil {
+		return err
+	}
+	q.appendLocked(encode)
+	return nil
+}
+
+// awaitRoom waits until there is room. The error is that of ctx.
+func (q *relayResponses) awaitRoom(ctx context.Context) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.awaitRoomLocked(ctx)
+}
+
+func (q *relayResponses) awaitRoomLocked(ctx context.Context) error {
+	for len(q.encoded) >= relayResponseBytes && ctx.Err() == nil {
+		if q.taken == nil {
+			q.taken = make(chan struct{})
+		}
+		taken := q.taken
+		q.mu.Unlock()
+		select {
+		case <-taken:
+		case <-ctx.Done():
+		}
+		q.mu.Lock()
+	}
+	return ctx.Err()
+}
+
+func (q *relayResponses) appendLocked(encode func([]byte) []byte) {
+	if q.gone {
+		return
+	}
+	q.encoded = encode(q.encoded)
+	q.signal()
+}
+
+// signal has the writer look.
+func (q *relayResponses) signal() {
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what there is, as one encoded message; nil: nothing.
+func (q *relayResponses) take() []byte {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	encoded := q.encoded
+	q.encoded = nil
+	if q.taken != nil {
+		close(q.taken)
+		q.taken = nil
+	}
+	return encoded
+}
+
+// discard drops what there is, and what comes.
+func (q *relayResponses) discard() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.encoded, q.gone = nil, true
+}
+
+// appendEnd appends the end of a session. before is called when it is certain to be
+// written before anything that comes later.
+func (q *relayResponses) appendEnd(index uint32, st *status.Status, draining bool, before func()) {
+	m := &agentstatsv1.RelayedResponse{Index: index, End: relayedEnd(st)}
+	if draining {
+		m.Response = &agentstatsv1.ConnectResponse{Reconnect: reconnect(reconnectDrain)}
+	}
+	encoded, err := proto.Marshal(m)
+	if err != nil { // a text that is not UTF-8
+		encoded, _ = proto.Marshal(&agentstatsv1.RelayedResponse{Index: index, End: &agentstatsv1.RelayedEnd{Code: uint32(codes.Internal)}})
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if before != nil {
+		before()
+	}
+	q.appendLocked(func(b []byte) []byte { return wire.AppendRelayed(b, encoded) })
+}
+
+// relayedEnd returns the end of a session with the status of a stream.
+func relayedEnd(st *status.Status) *agentstatsv1.RelayedEnd {
+	end := &agentstatsv1.RelayedEnd{Code: uint32(st.Code()), Message: st.Message()}
+	for _, detail := range st.Details() {
+		if retry, ok := detail.(*errdetails.RetryInfo); ok {
+			end.RetryDelay = retry.GetRetryDelay()
+		}
+	}
+	return end
+}
