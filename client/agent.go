@@ -28,12 +28,13 @@ import (
 type AgentOptions struct {
 	// Collect returns the agent's stats, with counts since the last call and the
 	// whole set of samples; nil: no report this time. It is called when a
-	// session opens, once each report interval, and before a goodbye. The
+	// session opens, once each report interval, and before a goodbye. A call may
+	// come up to a third of the interval early, to go with metadata. The
 	// message is the Agent's to read and change until the next call. Absent:
 	// reports come by Report.
 	Collect func(context.Context) *agentstatsv1.Stats
-	// ReportInterval between two calls of Collect; 0: what the service says,
-	// which is what agents should do.
+	// ReportInterval between two reports; 0: what the service says, which may
+	// change at any time, and which is what agents should do.
 	ReportInterval time.Duration
 	// InstanceID identifies this process of the agent; zero: random.
 	InstanceID uuid.UUID
@@ -64,84 +65,19 @@ func (o *AgentOptions) validate() error {
 	return o.Backoff.validate()
 }
 
-// Ack is one ack of the service.
-type Ack struct {
-	// Received and Durable sequences, as the service names them.
-	Received, Durable int64
-	// RoundTrip is the time since the newest report that this ack covers was
-	// sent; 0: it covers none that was not acked before.
-	RoundTrip time.Duration
-}
-
-// Connection is the phase of an Agent's connection.
-type Connection int
-
-// The ways in which an Agent stands to the service.
-const (
-	// Stopped means that Run is not running.
-	Stopped Connection = iota
-	// Connecting means that a session is being opened.
-	Connecting
-	// Connected means that a session is open.
-	Connected
-	// Waiting means that Run waits before it connects again.
-	Waiting
-)
-
-// String returns the name in lower case.
-func (c Connection) String() string {
-	switch c {
-	case Stopped:
-		return "stopped"
-	case Connecting:
-		return "connecting"
-	case Connected:
-		return "connected"
-	case Waiting:
-		return "waiting"
-	}
-	return fmt.Sprintf("connection(%d)", int(c))
-}
-
-// State is the state of an Agent's connection.
-type State struct {
-	Connection Connection
-	// Err is why the last session ended or did not open; nil once one is open.
-	Err error
-	// Wait is the time until the next attempt, while Waiting.
-	Wait time.Duration
-}
-
-// Status is a snapshot of an Agent.
-type Status struct {
-	State
-	// ReportInterval is what the service asks for; 0: no session was open yet.
-	ReportInterval time.Duration
-	Counts         Counts
-}
-
-// Counts are totals of an Agent since it was made.
-type Counts struct {
-	// Sessions that were opened.
-	Sessions int64
-	// Reports are those that were handed over or collected. Of them ReportsReceived
-	// were taken in by the service, also as a part of a later report.
-	Reports, ReportsReceived int64
-	// Samples in the reports that were sent.
-	Samples int64
-	// Metadata values that were handed over. Of them MetadataDurable are in the
-	// database, themselves or by a newer value of their key, and
-	// MetadataRefused were refused.
-	Metadata, MetadataDurable, MetadataRefused int64
-	// Refused is the sum of the counts of all refusals: samples, values, states.
-	Refused int64
-}
-
-// Agent is an agent's side of the service. What is handed over to it is sent as
-// soon as there is a session, and kept until the service has it. Its memory is
-// bounded: it keeps the newest metadata value of a key, the newest lifecycle, app
-// health and network, and one report. That report has the counts of all that were
-// not received.
+// Agent is an agent's side of the service. What is handed over to it is kept until
+// the service has it, and sent in few messages: states at once, metadata and reports
+// within a second, with what else is due. Metadata is sent at most each metadata
+// interval of the service, reports at most each report interval: until then newer
+// values take the place of older ones, and the counts of reports add up. The first
+// message of a session waits for nothing, and nothing waits for the time of a Flush or
+// Close.
+//
+// Each count is counted once by those who watch reports, whatever breaks: a report
+// that was not acked is sent again as it was. Memory is bounded: an Agent keeps two
+// metadata values of a key at most, the newest lifecycle, app health and network, the
+// newest report, and the counts of 16 that were sent. While those are not acked,
+// counts add up, and samples are sent without them.
 //
 // All methods may be called at any time by any goroutine.
 type Agent struct {
@@ -151,12 +87,16 @@ type Agent struct {
 	header      metadata.MD
 	callOptions []grpc.CallOption
 	log         *slog.Logger
-	// wake is signalled when there is something to do for Run.
+	// wake is signalled when there is something to do for Run before it looks again.
 	wake chan struct{}
 
 	mu     sync.Mutex
 	outbox outbox
 	limits limits
+	// sleeps is true while Run waits for something to be due in a session. looksAt is
+	// when it looks again.
+	sleeps  bool
+	looksAt time.Time
 	// epoch of the last session that was opened; 0: none was.
 	epoch  int64
 	status Status
@@ -203,6 +143,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), header m
 		_, _ = rand.Read(opts.InstanceID[:])
 	}
 	a := &Agent{
+		outbox:  outbox{pace: pace{collects: opts.Collect != nil}},
 		connect: connect,
 		opts:    opts,
 		header:  header,
@@ -220,51 +161,54 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), header m
 
 // Report hands over one report: counts since the last one, and the whole set of
 // samples. It is the Agent's from then on. If an older one was not sent yet, it
-// takes its place and adds up their counts. It does not block.
+// takes its place and adds up their counts: so reports that come more often than the
+// report interval merge. It does not block.
 func (a *Agent) Report(stats *agentstatsv1.Stats) {
 	a.mu.Lock()
-	a.outbox.putStats(stats)
-	a.mu.Unlock()
-	a.signal()
+	defer a.mu.Unlock()
+	a.outbox.putStats(stats, false, time.Now())
+	a.wakeLocked()
 }
 
-// UpdateMetadata hands over the newest values of metadata keys. It does not
-// block. An error names the first entry that was refused: its key is malformed,
-// or more than 1024 keys wait to become durable. The others are taken in.
+// UpdateMetadata hands over the newest values of metadata keys. They are sent within
+// a second, but at most each metadata interval of the service, the newest then. It
+// does not block. An error names the first entry that was refused: its key is
+// malformed, or more than 1024 keys wait to become durable. The others are taken in.
 func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 	var first error
 	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
 	for _, m := range entries {
-		if err := a.outbox.putMetadata(m); err != nil && first == nil {
+		if err := a.outbox.putMetadata(m, now); err != nil && first == nil {
 			first = err
 		}
 	}
-	a.mu.Unlock()
-	a.signal()
+	a.wakeLocked()
 	return first
 }
 
 // SetLifecycle says in which state the agent is, and since when; the zero time:
-// since the service receives it. It does not block.
+// since the service receives it. It is sent at once. SetLifecycle does not block.
 func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.outbox.lifecycle.put(lifecycle{state: state, changedAt: changedAt})
-	a.mu.Unlock()
-	a.signal()
+	a.wakeLocked()
 }
 
-// SetAppHealth says how an app of the agent is. It does not block. It returns an
-// error if it is the 257th app.
+// SetAppHealth says how an app of the agent is, which is sent at once. It does not
+// block. It returns an error if it is the 257th app.
 func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	err := a.outbox.putAppHealth(appID, health)
-	a.mu.Unlock()
-	a.signal()
+	a.wakeLocked()
 	return err
 }
 
-// SetNetwork says how the agent sees the network; network is copied. It does not
-// block. It returns an error if there are more than 128 regions.
+// SetNetwork says how the agent sees the network, which is sent at once; network is
+// copied. It does not block. It returns an error if there are more than 128 regions.
 func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	if n := len(network.GetRegions()); n > maxRegions {
 		return fmt.Errorf("network: has %d regions, at most %d are allowed", n, maxRegions)
@@ -274,9 +218,9 @@ func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 		region.Name = strings.ToValidUTF8(region.GetName(), "\uFFFD")
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.outbox.network.put(network)
-	a.mu.Unlock()
-	a.signal()
+	a.wakeLocked()
 	return nil
 }
 
@@ -292,10 +236,20 @@ func (a *Agent) Status() Status {
 }
 
 // Flush waits until no ack is pending for what was handed over: reports are
-// received, metadata and states are in the database or refused. It does not hurry
-// the service, which writes metadata every few seconds. It returns an error if ctx
-// ends first.
+// received, metadata and states are in the database or refused. Meanwhile all is sent
+// at once, and the service is asked to ack at once what is taken in or durable. That
+// does not hurry its writes of metadata, which come every few seconds. It returns an
+// error if ctx ends first.
 func (a *Agent) Flush(ctx context.Context) error {
+	a.mu.Lock()
+	a.outbox.pace.wait()
+	a.wakeLocked()
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.outbox.pace.unwait()
+	}()
 	for {
 		a.mu.Lock()
 		if a.outbox.idle() {
@@ -320,7 +274,10 @@ func (a *Agent) Flush(ctx context.Context) error {
 // error that names what was not acked. Run does not start again after it.
 func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Lock()
-	a.closing = true
+	if !a.closing {
+		a.closing = true
+		a.outbox.pace.wait()
+	}
 	stopped, cancel := a.stopped, a.cancel
 	a.mu.Unlock()
 	if stopped == nil {
@@ -406,6 +363,13 @@ func (a *Agent) setState(s State) {
 	a.mu.Unlock()
 	if a.opts.OnState != nil {
 		a.opts.OnState(s)
+	}
+}
+
+// wakeLocked wakes Run if something is due before it looks again.
+func (a *Agent) wakeLocked() {
+	if at, due := a.outbox.dueAt(); a.sleeps && due && at.Before(a.looksAt) {
+		a.signal()
 	}
 }
 

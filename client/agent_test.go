@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/bubble"
@@ -154,7 +155,11 @@ func TestAgentFlushEndsByResume(t *testing.T) {
 		require.Len(t, flushed, 1)
 		require.NoError(t, <-flushed)
 		require.NoError(t, stop())
-		fake.locked(func() { require.Len(t, fake.requests, 1, "it is not sent again") })
+		fake.locked(func() {
+			require.Len(t, fake.requests, 2, "it is not sent again")
+			require.NotNil(t, fake.requests[0].GetMetadata())
+			require.True(t, fake.requests[1].GetAckNow())
+		})
 	})
 }
 
@@ -184,21 +189,21 @@ func TestAgentCloseTimeout(t *testing.T) {
 	})
 }
 
-// A report that was not received is sent again with the counts of those after
-// it; one that was is not, also if its ack was lost.
-func TestAgentCarriesOver(t *testing.T) {
+// A report that was not received is sent again as it was; one that was is not, also if
+// its ack was lost.
+func TestAgentSendsReportsAgain(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		fault fault
-		want  []int64
 	}{
-		{"lost before it was taken in", beforeTaking, []int64{1, 6, 8}},
-		{"taken in without an ack", beforeAck, []int64{1, 2, 4, 8}},
-		{"acked", afterAck, []int64{1, 2, 4, 8}},
+		{"lost before it was taken in", beforeTaking},
+		{"taken in without an ack", beforeAck},
+		{"acked", afterAck},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				fake, _, conn := startFake(t)
+				fake.settings.ReportInterval = durationpb.New(time.Second)
 				agent, err := client.NewAgent(conn, client.AgentOptions{})
 				require.NoError(t, err)
 				stop := run(t.Context(), agent.Run)
@@ -206,17 +211,17 @@ func TestAgentCarriesOver(t *testing.T) {
 				synctest.Wait()
 				fake.locked(func() { fake.fault, fake.faultCode = test.fault, codes.Unavailable })
 				agent.Report(&agentstatsv1.Stats{RxBytes: 2, TxBytes: 20})
+				time.Sleep(time.Second)
 				synctest.Wait()
 				require.Equal(t, client.Waiting, agent.Status().Connection)
 				require.Equal(t, codes.Unavailable, status.Code(agent.Status().Err))
 				agent.Report(&agentstatsv1.Stats{RxBytes: 4, TxBytes: 40})
 				time.Sleep(time.Minute)
 				agent.Report(&agentstatsv1.Stats{RxBytes: 8, TxBytes: 80})
-				synctest.Wait()
 				require.NoError(t, agent.Flush(t.Context()))
 				require.NoError(t, stop())
 				fake.locked(func() {
-					require.Equal(t, [][]int64{test.want}, fake.lives)
+					require.Equal(t, [][]int64{{1, 2, 4, 8}}, fake.lives)
 					require.Equal(t, []int64{1, 2}, fake.ordinals)
 					for _, req := range fake.requests {
 						require.Equal(t, 10*req.GetStats().GetRxBytes(), req.GetStats().GetTxBytes())
@@ -227,29 +232,189 @@ func TestAgentCarriesOver(t *testing.T) {
 	}
 }
 
-// While acks do not come, reports merge instead of piling up.
-func TestAgentMergesUnackedReports(t *testing.T) {
+// While acks do not come, counts merge instead of piling up, and samples are sent on.
+func TestAgentMergesUnackedCounts(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		fake, _, conn := startFake(t)
 		fake.mute = true
+		fake.settings.ReportInterval = durationpb.New(time.Second)
 		agent, err := client.NewAgent(conn, client.AgentOptions{})
 		require.NoError(t, err)
 		stop := run(t.Context(), agent.Run)
 		for range 50 {
 			agent.Report(&agentstatsv1.Stats{RxBytes: 1})
-			synctest.Wait()
+			time.Sleep(time.Second)
 		}
 		fake.locked(func() {
-			require.Len(t, fake.lives[0], 16)
+			require.Len(t, fake.lives[0], 50)
+			for i, bytes := range fake.lives[0] {
+				require.Equal(t, i < 16, bytes == 1, "%d", i)
+			}
 			fake.mute = false
 		})
 		fake.flush()
 		require.NoError(t, agent.Flush(t.Context()))
 		fake.locked(func() {
-			require.Len(t, fake.lives[0], 17)
-			require.Equal(t, int64(34), fake.lives[0][16])
+			require.Len(t, fake.lives[0], 51)
+			require.Equal(t, int64(34), fake.lives[0][50])
 		})
 		require.Equal(t, int64(50), agent.Status().Counts.ReportsReceived)
+		require.NoError(t, stop())
+	})
+}
+
+// Ten minutes of an agent with metadata each 10 s and reports each 30 s: what is due
+// within a second is one message.
+func TestAgentSendsFewMessages(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		for range 10 {
+			fake, _, conn := startFake(t)
+			fake.lazy = true
+			agent, err := client.NewAgent(conn, client.AgentOptions{
+				Collect: func(context.Context) *agentstatsv1.Stats {
+					return &agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}}}
+				},
+			})
+			require.NoError(t, err)
+			for key := range 10 {
+				require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: strconv.Itoa(key)}))
+			}
+			stop := run(t.Context(), agent.Run)
+			for i := range 59 {
+				time.Sleep(9900 * time.Millisecond)
+				for key := range 10 {
+					require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: strconv.Itoa(key), Value: strconv.Itoa(i)}))
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+			time.Sleep(10 * time.Second)
+			require.NoError(t, stop())
+			fake.locked(func() {
+				require.LessOrEqual(t, len(fake.requests), 61)
+				require.GreaterOrEqual(t, len(fake.lives[0]), 20)
+				require.LessOrEqual(t, len(fake.lives[0]), 23)
+			})
+		}
+	})
+}
+
+// Flush waits for neither the pace nor the ack delay, and asks again in the next
+// session.
+func TestAgentFlushAsksForAcks(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		fake.lazy = true
+		fake.settings.MetadataInterval = durationpb.New(time.Hour)
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		agent.Report(&agentstatsv1.Stats{RxBytes: 1})
+		synctest.Wait()
+		began := time.Now()
+		require.NoError(t, agent.Flush(t.Context()))
+		agent.Report(&agentstatsv1.Stats{RxBytes: 2})
+		require.NoError(t, agent.Flush(t.Context()))
+		agent.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Time{})
+		require.NoError(t, agent.Flush(t.Context()))
+		require.Zero(t, time.Since(began))
+		for _, value := range []string{"1", "2"} {
+			require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: value}))
+			flushed := run(t.Context(), agent.Flush)
+			synctest.Wait()
+			fake.flush()
+			synctest.Wait()
+			fake.locked(func() { require.Equal(t, value, fake.database["k"]) })
+			require.NoError(t, flushed())
+		}
+		require.Zero(t, time.Since(began))
+
+		fake.locked(func() { fake.mute = true })
+		agent.Report(&agentstatsv1.Stats{RxBytes: 4})
+		flushed := run(t.Context(), agent.Flush)
+		synctest.Wait()
+		fake.locked(func() { fake.mute = false })
+		fake.kill(codes.Unavailable)
+		fake.forget()
+		time.Sleep(2 * time.Second)
+		require.NoError(t, flushed())
+		require.NoError(t, stop())
+		fake.locked(func() { require.Equal(t, [][]int64{{1, 2, 4}, {4}}, fake.lives) })
+	})
+}
+
+// The service's settings bind what is handed over, an interval of the agent's own comes
+// first.
+func TestAgentKeepsIntervals(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		own     time.Duration
+		reports int
+	}{{"the service's", 0, 11}, {"its own", 5 * time.Second, 21}} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				fake, _, conn := startFake(t)
+				fake.settings.ReportInterval = durationpb.New(10 * time.Second)
+				fake.settings.MetadataInterval = durationpb.New(20 * time.Second)
+				agent, err := client.NewAgent(conn, client.AgentOptions{ReportInterval: test.own})
+				require.NoError(t, err)
+				stop := run(t.Context(), agent.Run)
+				for i := range 199 {
+					agent.Report(&agentstatsv1.Stats{RxBytes: 1})
+					require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: strconv.Itoa(i)}))
+					time.Sleep(500 * time.Millisecond)
+				}
+				closed := run(t.Context(), agent.Close)
+				synctest.Wait()
+				fake.flush()
+				synctest.Wait()
+				require.NoError(t, closed())
+				require.NoError(t, stop())
+				fake.locked(func() {
+					var metadata int
+					var bytes int64
+					for _, req := range fake.requests {
+						if req.GetMetadata() != nil {
+							metadata++
+						}
+						bytes += req.GetStats().GetRxBytes()
+					}
+					require.Equal(t, 6, metadata)
+					require.Len(t, fake.lives[0], test.reports)
+					require.Equal(t, int64(199), bytes)
+					require.Equal(t, "198", fake.database["k"])
+				})
+			})
+		})
+	}
+}
+
+// States are sent at once.
+func TestAgentSendsStatesAtOnce(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		agent, err := client.NewAgent(conn, client.AgentOptions{})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		agent.Report(&agentstatsv1.Stats{})
+		time.Sleep(time.Second)
+		began := time.Now()
+		require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: "1"}))
+		synctest.Wait()
+		fake.locked(func() { require.Len(t, fake.requests, 1) })
+		require.NoError(t, agent.SetAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		synctest.Wait()
+		agent.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Time{})
+		synctest.Wait()
+		require.NoError(t, agent.SetNetwork(&agentstatsv1.Network{NodeId: 9}))
+		synctest.Wait()
+		require.Zero(t, time.Since(began))
+		fake.locked(func() {
+			require.Len(t, fake.requests, 4)
+			require.NotNil(t, fake.requests[1].GetAppHealth())
+			require.NotNil(t, fake.requests[1].GetMetadata(), "with what is there")
+			require.NotNil(t, fake.requests[2].GetLifecycle())
+			require.NotNil(t, fake.requests[3].GetNetwork())
+		})
 		require.NoError(t, stop())
 	})
 }

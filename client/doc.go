@@ -2,8 +2,8 @@
 // coderd's side of the service.
 //
 // An [Agent] keeps one session with the service, for as long as its Run lasts. It
-// reconnects with full jitter, and adds what a broken stream lost to what it sends
-// next. It keeps no more than the newest value of each thing. Behind a load
+// sends what is due together, reconnects with full jitter, and sends again what a
+// broken stream may have lost. Its memory is bounded. Behind a load
 // balancer of several replicas [NewDialingAgent] makes it. A [Coderd] registers
 // agents, relays for those that cannot dial themselves, and reads and watches what
 // they reported. A [Pusher] pushes coderd's own metric families.

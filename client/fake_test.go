@@ -32,11 +32,78 @@ const (
 	afterAck
 )
 
+// fakeSums is what replicas share: the sums of reports that somebody watches, and the
+// written sequence of each instance.
+type fakeSums struct {
+	mu      sync.Mutex
+	written map[string]int64
+	sums    fakeCounts
+	// most is the highest number of reports that were written at once.
+	most int
+	// sent are the counts of each report, and counted the reports that were added.
+	sent    map[string]map[int64]fakeCounts
+	changed []int64
+}
+
+type fakeCounts struct {
+	rxPackets, rxBytes, txPackets, txBytes int64
+}
+
+func countsOf(s *agentstatsv1.Stats) fakeCounts {
+	return fakeCounts{s.GetRxPackets(), s.GetRxBytes(), s.GetTxPackets(), s.GetTxBytes()}
+}
+
+func (c *fakeCounts) add(d fakeCounts) {
+	c.rxPackets += d.rxPackets
+	c.rxBytes += d.rxBytes
+	c.txPackets += d.txPackets
+	c.txBytes += d.txBytes
+}
+
+// see checks that a report is sent again as it was.
+func (f *fakeSums) see(instance string, sequence int64, c fakeCounts) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sent == nil {
+		f.sent, f.written = map[string]map[int64]fakeCounts{}, map[string]int64{}
+	}
+	if f.sent[instance] == nil {
+		f.sent[instance] = map[int64]fakeCounts{}
+	}
+	if former, known := f.sent[instance][sequence]; known && former != c {
+		f.changed = append(f.changed, sequence)
+	}
+	f.sent[instance][sequence] = c
+}
+
+func (f *fakeSums) has(instance string, sequence int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return sequence <= f.written[instance]
+}
+
+// write adds reports of an instance that are not written.
+func (f *fakeSums) write(instance string, reports []fakeReport) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.most = max(f.most, len(reports))
+	for _, r := range reports {
+		if r.sequence > f.written[instance] {
+			f.written[instance] = r.sequence
+			f.sums.add(r.counts)
+		}
+	}
+}
+
 // fakeService is a service with one agent, by the comments of the contract. What
 // it counts and what is pending is gone after a restart without memory; its
 // database stays.
 type fakeService struct {
 	agentstatsv1.UnimplementedAgentServiceServer
+	// sums is set if somebody watches reports: then they are acked when written.
+	sums *fakeSums
+	// lazy acks come when something is durable, or when one is asked for.
+	lazy bool
 
 	mu       sync.Mutex
 	settings *agentstatsv1.Settings
@@ -47,6 +114,7 @@ type fakeService struct {
 	// violations of the contract by the client.
 	violations []string
 	requests   []*agentstatsv1.ConnectRequest
+	receivedAt []time.Time
 	headers    []metadata.MD
 	ordinals   []int64
 	// epochs that the hellos named; epoch is that of the newest session.
@@ -72,9 +140,17 @@ type fakeService struct {
 }
 
 type fakeInstance struct {
+	id       string
 	received int64
 	// pending values by key, with the sequence that holds durable back.
 	pending map[string]fakePending
+	// reports that are not written.
+	reports []fakeReport
+}
+
+type fakeReport struct {
+	sequence int64
+	counts   fakeCounts
 }
 
 type fakePending struct {
@@ -83,9 +159,12 @@ type fakePending struct {
 }
 
 type fakeStream struct {
-	events chan *agentstatsv1.ConnectResponse
-	end    chan error
-	gone   chan struct{}
+	// resumed is the received sequence that the agent was told, last the sequence
+	// of its last request.
+	resumed, last int64
+	events        chan *agentstatsv1.ConnectResponse
+	end           chan error
+	gone          chan struct{}
 }
 
 func newFakeService() *fakeService {
@@ -101,8 +180,16 @@ func newFakeService() *fakeService {
 	}
 }
 
+// acked returns the received sequence that the agent is told.
+func (i *fakeInstance) acked() int64 {
+	if len(i.reports) > 0 {
+		return min(i.received, i.reports[0].sequence-1)
+	}
+	return i.received
+}
+
 func (i *fakeInstance) durable() int64 {
-	durable := i.received
+	durable := i.acked()
 	for _, p := range i.pending {
 		durable = min(durable, p.sequence-1)
 	}
@@ -163,7 +250,7 @@ func (f *fakeService) Connect(server agentstatsv1.AgentService_ConnectServer) er
 				halfClosed = nil
 				continue
 			}
-			responses, err := f.take(instance, req)
+			responses, err := f.take(instance, stream, req)
 			if err != nil {
 				return err
 			}
@@ -201,7 +288,7 @@ func (f *fakeService) open(ctx context.Context, stream *fakeStream, first *agent
 	}
 	hello := first.GetHello()
 	if hello == nil || first.GetSequence() != 0 || len(hello.GetInstanceId()) != 16 || hello.GetProtocolVersion() != 1 {
-		f.violations = append(f.violations, fmt.Sprintf("bad hello: %v", first))
+		f.violate("bad hello: %v", first)
 	}
 	f.ordinals = append(f.ordinals, hello.GetSession())
 	f.epochs = append(f.epochs, hello.GetEpoch())
@@ -212,12 +299,13 @@ func (f *fakeService) open(ctx context.Context, stream *fakeStream, first *agent
 	f.stream = stream
 	instance := f.memory[string(hello.GetInstanceId())]
 	if instance == nil {
-		instance = &fakeInstance{pending: map[string]fakePending{}}
+		instance = &fakeInstance{id: string(hello.GetInstanceId()), pending: map[string]fakePending{}}
 		f.memory[string(hello.GetInstanceId())] = instance
 	}
 	settings := proto.CloneOf(f.settings)
 	settings.Epoch = f.epoch
-	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: instance.received, DurableSequence: instance.durable()}
+	stream.resumed, stream.last = instance.acked(), instance.acked()
+	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: instance.acked(), DurableSequence: instance.durable()}
 	return instance, &agentstatsv1.ConnectResponse{Settings: settings}, nil
 }
 
@@ -243,19 +331,36 @@ func (f *fakeService) hit(point fault) error {
 func (f *fakeService) allAcked(i *fakeInstance) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(i.pending) == 0 && !f.linger
+	return len(i.pending) == 0 && len(i.reports) == 0 && !f.linger
 }
 
-func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequest) ([]*agentstatsv1.ConnectResponse, error) {
+func (f *fakeService) violate(format string, args ...any) {
+	f.violations = append(f.violations, fmt.Sprintf(format, args...))
+}
+
+func (f *fakeService) take(instance *fakeInstance, stream *fakeStream, req *agentstatsv1.ConnectRequest) ([]*agentstatsv1.ConnectResponse, error) {
 	if err := f.hit(beforeTaking); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	f.requests = append(f.requests, req)
+	f.receivedAt = append(f.receivedAt, time.Now())
+	if req.GetSequence() <= stream.last {
+		f.violate("sequence %d after %d", req.GetSequence(), stream.last)
+	}
+	stream.last = req.GetSequence()
+	if req.GetStatsSuperseded() && len(req.GetStats().GetMetrics()) > 0 {
+		f.violate("%d: samples of a report that is superseded", req.GetSequence())
+	}
+	if req.GetStats() != nil && f.sums != nil {
+		f.sums.see(instance.id, req.GetSequence(), countsOf(req.GetStats()))
+	}
 	if req.GetSequence() <= instance.received {
-		f.violations = append(f.violations, fmt.Sprintf("sequence %d after %d", req.GetSequence(), instance.received))
+		if !proto.Equal(req, &agentstatsv1.ConnectRequest{Sequence: req.GetSequence(), Stats: req.GetStats(), StatsSuperseded: req.GetStatsSuperseded()}) {
+			f.violate("%d is sent again with more than its report", req.GetSequence())
+		}
 		f.mu.Unlock()
-		return nil, nil
+		return nil, f.hit(beforeAck)
 	}
 	instance.received = req.GetSequence()
 	var responses []*agentstatsv1.ConnectResponse
@@ -269,9 +374,19 @@ func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequ
 	if stats := req.GetStats(); stats != nil {
 		life := len(f.lives) - 1
 		f.lives[life] = append(f.lives[life], stats.GetRxBytes())
+		if counts := countsOf(stats); f.sums != nil && counts != (fakeCounts{}) {
+			instance.reports = append(instance.reports, fakeReport{req.GetSequence(), counts})
+			if len(instance.reports) > 16 {
+				// The agent has at most 16: another replica has acked the oldest.
+				if !f.sums.has(instance.id, instance.reports[0].sequence) {
+					f.violate("%d reports with counts are not acked", len(instance.reports))
+				}
+				instance.reports = instance.reports[1:]
+			}
+		}
 	}
 	if n := len(req.GetMetadata().GetMetadata()); n > 16 {
-		f.violations = append(f.violations, fmt.Sprintf("%d keys in a report", n))
+		f.violate("%d keys in a report", n)
 	}
 	for _, m := range req.GetMetadata().GetMetadata() {
 		if len(refused) > 0 && refused[0] == m.GetKey() {
@@ -296,9 +411,9 @@ func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequ
 		f.goodbyes++
 	}
 	if req.GetHello() != nil || proto.Equal(req, &agentstatsv1.ConnectRequest{Sequence: req.GetSequence()}) {
-		f.violations = append(f.violations, fmt.Sprintf("unexpected %v", req))
+		f.violate("unexpected %v", req)
 	}
-	if !f.mute {
+	if !f.mute && (!f.lazy || req.GetAckNow() || len(responses) > 0 || req.GetGoodbye() != nil) {
 		responses = append(responses, ackOf(instance))
 	}
 	f.mu.Unlock()
@@ -307,7 +422,7 @@ func (f *fakeService) take(instance *fakeInstance, req *agentstatsv1.ConnectRequ
 
 func ackOf(i *fakeInstance) *agentstatsv1.ConnectResponse {
 	return &agentstatsv1.ConnectResponse{Ack: &agentstatsv1.Ack{
-		ReceivedSequence: i.received, DurableSequence: i.durable(),
+		ReceivedSequence: i.acked(), DurableSequence: i.durable(),
 	}}
 }
 
@@ -320,6 +435,10 @@ func (f *fakeService) flush() {
 			f.database[key] = p.value
 		}
 		clear(instance.pending)
+		if f.sums != nil {
+			f.sums.write(instance.id, instance.reports)
+			instance.reports = nil
+		}
 		if f.stream != nil && !f.mute {
 			f.stream.events <- ackOf(instance)
 		}

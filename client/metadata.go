@@ -94,12 +94,14 @@ func (q *metadataQueue) put(m Metadata) error {
 	return nil
 }
 
-// next takes the next values to send with the given sequence, within limits of
-// the service in bytes. It returns nil if there are none.
-func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64) *agentstatsv1.MetadataReport {
+// next takes the next values to send with the given sequence, within limits in
+// bytes. It returns nil if there are none. One is always taken if always is true.
+func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64, always bool) *agentstatsv1.MetadataReport {
 	if len(q.unsent) == 0 {
 		return nil
 	}
+	// 32 bytes are more than the tags and lengths of a report, and of an entry.
+	messageBytes -= 32
 	report := &agentstatsv1.MetadataReport{}
 	var taken int
 	for _, key := range q.unsent {
@@ -107,9 +109,8 @@ func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64) *agentstats
 		newest := &values[len(values)-1]
 		m := newest.metadata
 		keyBytes -= int64(len(m.Key))
-		// 32 bytes are more than the tags and lengths of an entry.
 		messageBytes -= int64(len(m.Key) + len(m.Value) + len(m.Error) + 32)
-		if taken == maxReportKeys || taken > 0 && (keyBytes < 0 || messageBytes < 0) {
+		if taken == maxReportKeys || (taken > 0 || !always) && (keyBytes < 0 || messageBytes < 0) {
 			break
 		}
 		taken++
@@ -118,6 +119,9 @@ func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64) *agentstats
 			Key:    m.Key,
 			Result: &agentstatsv1.Metadata_Result{Value: m.Value, Error: m.Error},
 		})
+	}
+	if taken == 0 {
+		return nil
 	}
 	q.unsent = slices.Delete(q.unsent, 0, taken)
 	return report

@@ -8,12 +8,15 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 const (
+	// reportOverhead is more than a report's counts, tag and length have in bytes.
+	reportOverhead = 64
 	// maxApps bounds the apps whose health is kept: as many as a registration
 	// may have.
 	maxApps = 256
@@ -63,9 +66,10 @@ type app struct {
 	health latest[agentstatsv1.AppHealth]
 }
 
-// outbox is what an agent has to send until the service has it: what to send next,
-// what a new session has to repeat. It does no I/O and has no lock.
+// outbox is what an agent has to send until the service has it: what to send next
+// and when, what a new session has to repeat. It does no I/O and has no lock.
 type outbox struct {
+	pace pace
 	// sequence of the last request.
 	sequence int64
 	// confirmed is the highest durable sequence that the service acked: all
@@ -83,15 +87,24 @@ type outbox struct {
 	refusals []*agentstatsv1.Refusal
 }
 
-func (o *outbox) putStats(stats *agentstatsv1.Stats) {
+// putStats takes in a report that was handed over, or collected to be sent at once.
+func (o *outbox) putStats(stats *agentstatsv1.Stats, collected bool, now time.Time) {
 	o.counts.Reports++
+	if !o.stats.unsent {
+		o.pace.reportHandedOver, o.pace.collected = now, false
+	}
+	o.pace.collected = o.pace.collected || collected
 	o.refuse(o.stats.put(stats)...)
 }
 
-func (o *outbox) putMetadata(m Metadata) error {
+func (o *outbox) putMetadata(m Metadata, now time.Time) error {
+	first := len(o.metadata.unsent) == 0
 	if err := o.metadata.put(m); err != nil {
 		o.counts.Refused++
 		return err
+	}
+	if first {
+		o.pace.metadataHandedOver = now
 	}
 	o.counts.Metadata++
 	return nil
@@ -143,46 +156,176 @@ func newLimits(l *agentstatsv1.Limits) limits {
 	return n
 }
 
-// next returns the next request to send; nil: there is none now. Nothing follows
-// a goodbye in its session.
+// dueAt returns when next has a request or wantsReport is true, unless something is
+// handed over or acked before; zero: now. ok is false if there is no such time.
+func (o *outbox) dueAt() (at time.Time, ok bool) {
+	at, ok = o.sendAt()
+	if o.collects() && (!ok || o.pace.collectAt.Before(at)) {
+		return o.pace.collectAt, true
+	}
+	return at, ok
+}
+
+// sendAt is dueAt of what next has.
+func (o *outbox) sendAt() (at time.Time, ok bool) {
+	add := func(due time.Time) {
+		if !ok || due.Before(at) {
+			at, ok = due, true
+		}
+	}
+	switch {
+	case o.goodbye.sequence > 0: // nothing follows
+		return at, false
+	case o.statesUnsent(), o.stats.resending < len(o.stats.inFlight), o.goodbyeReady(), o.pace.ask && !o.idle():
+		return at, true
+	}
+	if o.reportUnsent() {
+		add(o.pace.reportDue())
+	}
+	if len(o.metadata.unsent) > 0 {
+		add(o.pace.metadataDue())
+	}
+	return at, ok
+}
+
+// wantsReport reports whether a report is to be collected before the next request is
+// made.
+func (o *outbox) wantsReport(now time.Time) bool {
+	if !o.collects() {
+		return false
+	}
+	if !o.pace.collectAt.After(now) {
+		return true
+	}
+	at, ok := o.sendAt()
+	return ok && !at.After(now) && o.metadataReady(now) && o.pace.collectsEarly(now)
+}
+
+// collects reports whether reports are collected: after a goodbye there is none.
+func (o *outbox) collects() bool {
+	return o.pace.collects && !o.goodbye.isSet
+}
+
+// reportUnsent reports whether there is a report to send when the pace allows it.
+// Counts that could not be sent go with the next report that is collected, unless
+// somebody waits for their ack.
+func (o *outbox) reportUnsent() bool {
+	return o.stats.unsent || o.stats.owed() && (o.pace.urgent() || !o.collects())
+}
+
+func (o *outbox) metadataReady(now time.Time) bool {
+	return len(o.metadata.unsent) > 0 && !o.pace.metadataAllowed().After(now)
+}
+
+// goodbyeReady reports whether a goodbye is to be sent that is the last of all.
+func (o *outbox) goodbyeReady() bool {
+	return o.goodbye.unsent() && !o.stats.unsent && o.stats.carry.reports == 0 && len(o.metadata.unsent) == 0
+}
+
+func (o *outbox) statesUnsent() bool {
+	return o.lifecycle.unsent() || o.network.unsent() || o.appsUnsent()
+}
+
+func (o *outbox) appsUnsent() bool {
+	return slices.ContainsFunc(o.apps, func(a app) bool { return a.health.unsent() })
+}
+
+// next returns the next request to send; nil: there is none now. It has all that the
+// pace allows as far as there is room. What an earlier session sent comes first, each
+// report as it was sent. Nothing follows a goodbye in its session.
 func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
-	if o.goodbye.sequence > 0 {
+	at, ok := o.sendAt()
+	if !ok || at.After(now) {
 		return nil
 	}
-	req := &agentstatsv1.ConnectRequest{Sequence: o.sequence + 1}
-	switch {
-	case o.lifecycle.unsent():
-		message := &agentstatsv1.Lifecycle{State: o.lifecycle.value.state}
-		if !o.lifecycle.value.changedAt.IsZero() {
-			message.ChangedAt = timestamppb.New(o.lifecycle.value.changedAt)
-		}
-		o.lifecycle.sequence = req.GetSequence()
-		req.Lifecycle = message
-	case slices.ContainsFunc(o.apps, func(a app) bool { return a.health.unsent() }):
-		req.AppHealth = o.nextAppHealth(req.GetSequence())
-	case o.network.unsent():
-		o.network.sequence = req.GetSequence()
-		req.Network = o.network.value
-	case o.stats.ready():
-		stats := o.stats.next(req.GetSequence(), now)
-		req.Stats = stats
-		if refusal := fitRequest(req, l.message); refusal != nil {
-			o.refuse(refusal)
-		}
-		o.counts.Samples += int64(len(stats.GetMetrics()))
-	default:
-		if report := o.metadata.next(req.GetSequence(), l.reportKeys, l.message); report != nil {
-			req.Metadata = report
-			break
-		}
-		if !o.goodbye.unsent() || o.stats.unsent {
-			return nil
-		}
-		o.goodbye.sequence = req.GetSequence()
-		req.Goodbye = &agentstatsv1.Goodbye{}
+	if sequence, stats, superseded := o.stats.nextResent(now); stats != nil {
+		req := &agentstatsv1.ConnectRequest{Sequence: sequence, Stats: stats, StatsSuperseded: superseded}
+		o.fit(req, l)
+		return req
 	}
 	o.sequence++
+	req := &agentstatsv1.ConnectRequest{Sequence: o.sequence}
+	o.addStates(req)
+	if o.reportUnsent() && !o.pace.reportAllowed().After(now) {
+		o.addReport(req, l, now)
+	}
+	if o.metadataReady(now) {
+		o.addMetadata(req, l, now)
+	}
+	if o.goodbyeReady() {
+		o.goodbye.sequence = o.sequence
+		req.Goodbye = &agentstatsv1.Goodbye{}
+	}
+	if o.pace.waiting > 0 && !o.reportUnsent() && len(o.metadata.unsent) == 0 {
+		o.pace.ask, req.AckNow = false, true
+	}
+	o.pace.begun = true
 	return req
+}
+
+// addStates adds all states that were not sent.
+func (o *outbox) addStates(req *agentstatsv1.ConnectRequest) {
+	if o.lifecycle.unsent() {
+		o.lifecycle.sequence = req.GetSequence()
+		req.Lifecycle = &agentstatsv1.Lifecycle{State: o.lifecycle.value.state}
+		if !o.lifecycle.value.changedAt.IsZero() {
+			req.Lifecycle.ChangedAt = timestamppb.New(o.lifecycle.value.changedAt)
+		}
+	}
+	if o.appsUnsent() {
+		req.AppHealth = o.nextAppHealth(req.GetSequence())
+	}
+	if o.network.unsent() {
+		o.network.sequence = req.GetSequence()
+		req.Network = o.network.value
+	}
+}
+
+func hasStates(req *agentstatsv1.ConnectRequest) bool {
+	return req.Lifecycle != nil || req.AppHealth != nil || req.Network != nil
+}
+
+// addReport adds the newest report, unless the rest of the request leaves it too little
+// room.
+func (o *outbox) addReport(req *agentstatsv1.ConnectRequest, l limits, now time.Time) {
+	if hasStates(req) && int64(proto.Size(req)+proto.Size(o.stats.newest)+reportOverhead) > l.message {
+		return
+	}
+	req.Stats = o.stats.next(req.GetSequence(), now)
+	o.pace.reportedAt, o.pace.collected = now, false
+	o.fit(req, l)
+	o.counts.Samples += int64(len(req.GetStats().GetMetrics()))
+}
+
+// fit drops of the request's report what is beyond the limits. It leaves room for a
+// goodbye and for ack_now.
+func (o *outbox) fit(req *agentstatsv1.ConnectRequest, l limits) {
+	if refusal := fitRequest(req, l.message-8); refusal != nil {
+		o.refuse(refusal)
+	}
+}
+
+// addMetadata adds the oldest unsent values that the request has room for. One is
+// always sent, if it is alone.
+func (o *outbox) addMetadata(req *agentstatsv1.ConnectRequest, l limits, now time.Time) {
+	rest := int64(proto.Size(req))
+	alone := !hasStates(req) && req.Stats == nil
+	unsent := len(o.metadata.unsent)
+	report := o.metadata.next(req.GetSequence(), l.reportKeys, l.message-rest, alone)
+	if report == nil {
+		return
+	}
+	req.Metadata = report
+	p := &o.pace
+	if p.burst == 0 {
+		p.burst = unsent
+	}
+	p.burst = max(0, p.burst-len(report.GetMetadata()))
+	if p.burst == 0 {
+		// What is left was handed over since the burst began.
+		p.metadataHandedOver = now
+	}
+	p.metadataAt = now
 }
 
 func (o *outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
@@ -228,7 +371,8 @@ func (o *outbox) refusal(r *agentstatsv1.Refusal) {
 }
 
 // resume begins a session with a service that has received and stored this much of
-// the instance. The rest is sent again, under new sequences.
+// the instance. The rest is sent again: reports under their own sequences, so that
+// their counts count once whoever has them, and all else under new ones.
 func (o *outbox) resume(r *agentstatsv1.Resume) (stored []Metadata) {
 	stored, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()

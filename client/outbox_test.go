@@ -7,17 +7,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 var anyLimits = newLimits(nil)
 
-// sendAll takes all requests and returns them.
+// sendAll takes all requests at once and returns them.
 func sendAll(o *outbox) []*agentstatsv1.ConnectRequest {
+	o.pace.waiting = 1
 	var sent []*agentstatsv1.ConnectRequest
 	for {
 		req := o.next(anyLimits, time.Unix(0, 0))
@@ -40,7 +43,7 @@ func keysOf(reqs []*agentstatsv1.ConnectRequest) []string {
 
 func put(t *testing.T, o *outbox, key, value string) {
 	t.Helper()
-	require.NoError(t, o.putMetadata(Metadata{Key: key, Value: value}))
+	require.NoError(t, o.putMetadata(Metadata{Key: key, Value: value}, time.Time{}))
 }
 
 // After a crash of the service, an ack in the new session covers sequences of
@@ -50,14 +53,12 @@ func TestOutboxAckDoesNotSettleWhatWasLost(t *testing.T) {
 	put(t, &o, "a", "1")
 	sendAll(&o)
 	require.Empty(t, o.resume(&agentstatsv1.Resume{}))
-	o.lifecycle.put(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
-	lifecycle := o.next(anyLimits, time.Time{})
-	require.Equal(t, int64(2), lifecycle.GetSequence())
-
-	stored, _ := o.ack(2, 2)
+	stored, _ := o.ack(1, 1)
 	require.Empty(t, stored)
-	require.Equal(t, []string{"a=1"}, keysOf(sendAll(&o)))
-	stored, _ = o.ack(3, 3)
+	sent := sendAll(&o)
+	require.Equal(t, []string{"a=1"}, keysOf(sent))
+	require.Equal(t, int64(2), sent[0].GetSequence())
+	stored, _ = o.ack(2, 2)
 	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, stored)
 	require.True(t, o.idle())
 }
@@ -158,7 +159,7 @@ func TestOutboxMetadataParts(t *testing.T) {
 	sizes := func(l limits, entries ...Metadata) []int {
 		var o outbox
 		for _, m := range entries {
-			require.NoError(t, o.putMetadata(m))
+			require.NoError(t, o.putMetadata(m, time.Time{}))
 		}
 		var sizes []int
 		for {
@@ -185,44 +186,177 @@ func TestOutboxMetadataParts(t *testing.T) {
 func TestOutboxGoodbyeComesLast(t *testing.T) {
 	var o outbox
 	for range maxInFlight + 1 {
-		o.putStats(&agentstatsv1.Stats{})
-		sendAll(&o)
+		o.putStats(&agentstatsv1.Stats{RxBytes: 1}, false, time.Time{})
+		require.Len(t, sendAll(&o), 1)
 	}
 	o.goodbye.put(struct{}{})
-	require.Empty(t, sendAll(&o), "a report waits")
+	require.Empty(t, sendAll(&o), "counts wait")
 	o.ack(1, 1)
 	sent := sendAll(&o)
-	require.Len(t, sent, 2)
-	require.NotNil(t, sent[0].GetStats())
-	require.NotNil(t, sent[1].GetGoodbye())
+	require.Len(t, sent, 1)
+	require.Equal(t, int64(1), sent[0].GetStats().GetRxBytes())
+	require.NotNil(t, sent[0].GetGoodbye())
+	require.True(t, sent[0].GetAckNow())
 	require.Equal(t, "16 reports, the goodbye", o.describePending())
 	put(t, &o, "late", "1")
 	require.Empty(t, sendAll(&o), "nothing follows")
 
 	o.resume(&agentstatsv1.Resume{})
 	sent = sendAll(&o)
-	require.Len(t, sent, 3)
-	require.NotNil(t, sent[2].GetGoodbye(), "it is said again in a new session")
+	require.Len(t, sent, 17)
+	require.NotNil(t, sent[16].GetGoodbye(), "it is said again in a new session")
+	require.Equal(t, []string{"late=1"}, keysOf(sent[16:]))
 }
 
-// The newest report is kept only as long as it may have to be sent again.
-func TestOutboxKeepsTheNewestReport(t *testing.T) {
+// All that is due goes in one request, as far as there is room.
+func TestOutboxSendsAllInOneRequest(t *testing.T) {
+	fill := func() *outbox {
+		o := &outbox{}
+		put(t, o, "a", strings.Repeat("v", 1000))
+		o.putStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: strings.Repeat("m", 1000)}}}, false, time.Time{})
+		o.lifecycle.put(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
+		require.NoError(t, o.putAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		o.network.put(&agentstatsv1.Network{Regions: []*agentstatsv1.Network_Region{{Id: 1, Name: strings.Repeat("r", 1000)}}})
+		o.goodbye.put(struct{}{})
+		return o
+	}
+	sent := sendAll(fill())
+	require.Len(t, sent, 1)
+	require.Equal(t, int64(1), sent[0].GetSequence())
+	require.NotNil(t, sent[0].GetLifecycle())
+	require.NotNil(t, sent[0].GetAppHealth())
+	require.NotNil(t, sent[0].GetNetwork())
+	require.Len(t, sent[0].GetStats().GetMetrics(), 1)
+	require.Equal(t, []string{"a"}, []string{sent[0].GetMetadata().GetMetadata()[0].GetKey()})
+	require.NotNil(t, sent[0].GetGoodbye())
+	require.True(t, sent[0].GetAckNow())
+
+	for _, test := range []struct {
+		limit    int64
+		requests int
+	}{{4000, 1}, {2500, 2}, {1500, 3}} {
+		o := fill()
+		o.pace.waiting = 1
+		var last *agentstatsv1.ConnectRequest
+		n := 0
+		for req := o.next(limits{message: test.limit, reportKeys: 6144}, time.Time{}); req != nil; req = o.next(limits{message: test.limit, reportKeys: 6144}, time.Time{}) {
+			require.LessOrEqual(t, int64(proto.Size(req)), test.limit)
+			require.False(t, last.GetAckNow(), "more follows")
+			last = req
+			n++
+		}
+		require.Equal(t, test.requests, n, "%d bytes", test.limit)
+		require.NotNil(t, last.GetGoodbye())
+		require.True(t, last.GetAckNow())
+		require.Empty(t, o.takeRefusals(), "nothing is dropped")
+	}
+}
+
+// countsOf returns of each report its sequence, its bytes, and whether it is sent
+// whole.
+func countsOf(reqs []*agentstatsv1.ConnectRequest) (counts [][3]int64) {
+	for _, req := range reqs {
+		if req.GetStats() == nil {
+			continue
+		}
+		whole := int64(1)
+		if req.GetStatsSuperseded() {
+			whole = 0
+		}
+		counts = append(counts, [3]int64{req.GetSequence(), req.GetStats().GetRxBytes(), whole})
+	}
+	return counts
+}
+
+// A report that was not acked is sent again under its own sequence with its own
+// counts: the older ones without samples, the newest whole.
+func TestOutboxResendsReports(t *testing.T) {
+	report := func(bytes, connections int64) *agentstatsv1.Stats {
+		return &agentstatsv1.Stats{
+			RxBytes: bytes, TxPackets: 5 * bytes, ConnectionCount: connections, ConnectionsByProto: map[string]int64{"TCP": 1},
+			SessionCounts: map[string]int64{"ssh": connections, "idle": 0}, SessionCountSsh: connections,
+			Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}},
+		}
+	}
 	var o outbox
-	o.putStats(&agentstatsv1.Stats{RxBytes: 1, ConnectionCount: 1})
+	o.putStats(report(1, 1), false, time.Time{})
 	sendAll(&o)
-	o.putStats(&agentstatsv1.Stats{RxBytes: 2, ConnectionCount: 2, TxPackets: 5})
+	o.putStats(report(2, 2), false, time.Time{})
+	sendAll(&o)
+	put(t, &o, "a", "1")
 	sendAll(&o)
 	o.resume(&agentstatsv1.Resume{})
 	sent := sendAll(&o)
-	require.Len(t, sent, 1)
-	require.Equal(t, int64(3), sent[0].GetStats().GetRxBytes())
-	require.Equal(t, int64(2), sent[0].GetStats().GetConnectionCount())
-	require.Equal(t, int64(5), sent[0].GetStats().GetTxPackets())
-	o.ack(3, 3)
+	require.Equal(t, [][3]int64{{1, 1, 0}, {2, 2, 1}}, countsOf(sent))
+	require.Empty(t, cmp.Diff(&agentstatsv1.Stats{
+		RxBytes: 1, TxPackets: 5, ConnectionCount: 1, SessionCounts: map[string]int64{"ssh": 1}, SessionCountSsh: 1,
+	}, sent[0].GetStats(), protocmp.Transform()))
+	require.Empty(t, cmp.Diff(report(2, 2), sent[1].GetStats(), protocmp.Transform()))
+	require.Len(t, sent, 3)
+	require.Equal(t, []string{"a=1"}, keysOf(sent[2:]))
+	require.Equal(t, int64(4), sent[2].GetSequence())
+
+	// The message of a report that was collected is another report's now.
+	o.resume(&agentstatsv1.Resume{ReceivedSequence: 1})
+	o.putStats(report(4, 0), true, time.Time{})
+	require.Equal(t, [][3]int64{{2, 2, 0}, {5, 4, 1}}, countsOf(sendAll(&o)))
+
+	o.ack(5, 5)
 	require.Nil(t, o.stats.newest)
-	require.Equal(t, int64(2), o.counts.ReportsReceived)
-	o.resume(&agentstatsv1.Resume{ReceivedSequence: 3, DurableSequence: 3})
+	require.Equal(t, int64(3), o.counts.ReportsReceived)
+	o.resume(&agentstatsv1.Resume{ReceivedSequence: 5, DurableSequence: 5})
 	require.Empty(t, sendAll(&o))
+}
+
+// While the service acks nothing, memory is bounded: samples are sent on, counts stay
+// here, and each arrives once.
+func TestOutboxCarriesCounts(t *testing.T) {
+	var o outbox
+	send := func() []*agentstatsv1.ConnectRequest {
+		o.putStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}}}, false, time.Time{})
+		return sendAll(&o)
+	}
+	for range maxInFlight {
+		require.Equal(t, int64(1), send()[0].GetStats().GetRxBytes())
+	}
+	for range 1000 {
+		sent := send()
+		require.Len(t, sent, 1)
+		require.Zero(t, sent[0].GetStats().GetRxBytes())
+		require.Len(t, sent[0].GetStats().GetMetrics(), 1)
+	}
+	require.Len(t, o.stats.inFlight, maxInFlight)
+	require.Equal(t, "1016 reports", o.describePending())
+
+	// In a new session the counts that were sent come first, then the newest samples.
+	o.resume(&agentstatsv1.Resume{ReceivedSequence: 2})
+	sent := sendAll(&o)
+	require.Len(t, sent, 15)
+	require.Equal(t, [3]int64{3, 1, 0}, countsOf(sent)[0])
+	require.Equal(t, [3]int64{16, 1, 0}, countsOf(sent)[13])
+	require.Equal(t, [3]int64{1017, 1000, 1}, countsOf(sent)[14])
+
+	require.Equal(t, int64(1), send()[0].GetStats().GetRxBytes(), "there is room for one more")
+	require.Zero(t, send()[0].GetStats().GetRxBytes())
+	o.ack(3, 3)
+	require.Equal(t, [][3]int64{{1020, 1, 1}}, countsOf(sendAll(&o)), "as soon as there is room")
+	o.ack(1020, 1020)
+	require.True(t, o.idle())
+	require.Equal(t, o.counts.Reports, o.counts.ReportsReceived)
+}
+
+// Reports that merge have the connections of all.
+func TestOutboxMergesReports(t *testing.T) {
+	var o outbox
+	for _, connections := range []int64{3, 1} {
+		o.putStats(&agentstatsv1.Stats{RxBytes: 1, ConnectionCount: connections}, false, time.Time{})
+	}
+	sent := sendAll(&o)
+	require.Len(t, sent, 1)
+	require.Equal(t, int64(2), sent[0].GetStats().GetRxBytes())
+	require.Equal(t, int64(3), sent[0].GetStats().GetConnectionCount())
+	o.putStats(&agentstatsv1.Stats{}, false, time.Time{})
+	require.Zero(t, sendAll(&o)[0].GetStats().GetConnectionCount())
 }
 
 // A summary of refusals says of none of its values what became of it: all are sent
@@ -230,10 +364,10 @@ func TestOutboxKeepsTheNewestReport(t *testing.T) {
 func TestOutboxSummaryOfRefusals(t *testing.T) {
 	var o outbox
 	for _, key := range []string{"a", "b", "c"} {
-		require.NoError(t, o.putMetadata(Metadata{Key: key, Value: "1"}))
+		require.NoError(t, o.putMetadata(Metadata{Key: key, Value: "1"}, time.Time{}))
 		sendAll(&o) // requests 1, 2 and 3
 	}
-	require.NoError(t, o.putMetadata(Metadata{Key: "b", Value: "2"}))
+	require.NoError(t, o.putMetadata(Metadata{Key: "b", Value: "2"}, time.Time{}))
 	sendAll(&o) // 4, of a key whose older value is in doubt
 	o.refusal(&agentstatsv1.Refusal{FirstSequence: 1, Sequence: 2, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, Count: 2})
 	stored, _ := o.ack(4, 4)
@@ -254,9 +388,9 @@ func TestOutboxSummaryOfRefusals(t *testing.T) {
 func TestOutboxRefusalOfALongKey(t *testing.T) {
 	var o outbox
 	long, other := strings.Repeat("\u20ac", 100), strings.Repeat("y", 300)
-	require.NoError(t, o.putMetadata(Metadata{Key: long, Value: "1"}))
-	require.NoError(t, o.putMetadata(Metadata{Key: other, Value: "1"}))
-	require.NoError(t, o.putMetadata(Metadata{Key: "y", Value: "1"}))
+	require.NoError(t, o.putMetadata(Metadata{Key: long, Value: "1"}, time.Time{}))
+	require.NoError(t, o.putMetadata(Metadata{Key: other, Value: "1"}, time.Time{}))
+	require.NoError(t, o.putMetadata(Metadata{Key: "y", Value: "1"}, time.Time{}))
 	sendAll(&o)
 	o.refusal(&agentstatsv1.Refusal{Sequence: 1, Names: []string{long[:198], other[:200]}, Count: 2})
 	stored, _ := o.ack(1, 1)

@@ -53,8 +53,9 @@ var steps = rapid.Custom(func(t *rapid.T) step {
 func TestAgentResumes(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		history := rapid.SliceOfN(steps, 0, 40).Draw(rt, "history")
+		lazy := rapid.Bool().Draw(rt, "lazy")
 		var err error
-		bubble.Test(t, func(t *testing.T) { err = live(t.Context(), history) })
+		bubble.Test(t, func(t *testing.T) { err = live(t.Context(), history, lazy) })
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -62,8 +63,9 @@ func TestAgentResumes(t *testing.T) {
 }
 
 // live lives through a history and checks the laws at its end.
-func live(ctx context.Context, history []step) error {
+func live(ctx context.Context, history []step, lazy bool) error {
 	fake := newFakeService()
+	fake.lazy = lazy
 	fake.settings.ReportInterval = durationpb.New(time.Second)
 	n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterAgentServiceServer(s, fake) })
 	defer func() { n.stop() }()

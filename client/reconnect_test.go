@@ -124,6 +124,8 @@ func TestAgentMovesToAnotherReplica(t *testing.T) {
 				second, secondNetwork, _ := startFake(t)
 				second.epoch = 5 // behind the first one's
 				first.epoch = 100
+				first.settings.ReportInterval = durationpb.New(time.Second)
+				second.settings.ReportInterval = durationpb.New(time.Second)
 				agent, err := client.NewDialingAgent(balance(firstNetwork, secondNetwork), client.AgentOptions{})
 				require.NoError(t, err)
 				stop := run(t.Context(), agent.Run)
@@ -135,13 +137,14 @@ func TestAgentMovesToAnotherReplica(t *testing.T) {
 				require.NoError(t, agent.Flush(t.Context()))
 				require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "b", Value: "2"}))
 				agent.Report(&agentstatsv1.Stats{RxBytes: 2})
+				time.Sleep(time.Second)
 				synctest.Wait()
 
 				test.leave(first, firstNetwork)
 				time.Sleep(20 * time.Second)
 				require.Equal(t, client.Connected, agent.Status().Connection)
 				agent.Report(&agentstatsv1.Stats{RxBytes: 4})
-				synctest.Wait()
+				time.Sleep(time.Second)
 				second.flush()
 				require.NoError(t, agent.Flush(t.Context()))
 				require.NoError(t, stop())

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,9 @@ const (
 	lastAcksTimeout = 5 * time.Second
 	// minReportInterval is the least that the contract allows.
 	minReportInterval = time.Second
+	// maxSleep is the time after which a session looks whether something is due when
+	// nothing is in sight.
+	maxSleep = time.Hour
 )
 
 // errReconnect is why a session ended that the service asked to end.
@@ -42,13 +46,12 @@ type sessionEnd struct {
 
 // session is one stream.
 type session struct {
-	agent  *Agent
+	agent *Agent
+	// stream does not keep a request after Send: reports are changed and sent again.
 	stream agentstatsv1.AgentService_ConnectClient
 	opened time.Time
 	// reconnect gets the delay of a please-reconnect.
 	reconnect chan time.Duration
-	// intervalChanged is signalled when the report interval changed.
-	intervalChanged chan struct{}
 
 	// done is closed when receive has ended. Then the fields below may be read.
 	done chan struct{}
@@ -71,10 +74,9 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	defer cancel(nil)
 
 	s := &session{
-		agent:           a,
-		reconnect:       make(chan time.Duration, 1),
-		intervalChanged: make(chan struct{}, 1),
-		done:            make(chan struct{}),
+		agent:     a,
+		reconnect: make(chan time.Duration, 1),
+		done:      make(chan struct{}),
 	}
 	if err := s.open(ctx, cancel, conn); err != nil {
 		return sessionEnd{err: err, delay: retryDelay(err)}
@@ -126,8 +128,9 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	a.status.Counts.Sessions++
 	a.epoch = settings.GetEpoch()
 	stored := a.outbox.resume(settings.GetResume())
+	a.outbox.pace.begin(time.Now())
+	a.applySettingsLocked(settings)
 	a.mu.Unlock()
-	s.applySettings(settings)
 	if len(stored) > 0 && a.opts.OnDurable != nil {
 		a.opts.OnDurable(stored)
 	}
@@ -159,31 +162,27 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	return stream.Recv()
 }
 
-// applySettings takes in settings, and reports whether the report interval is new.
-func (s *session) applySettings(settings *agentstatsv1.Settings) (intervalChanged bool) {
-	a := s.agent
+// applySettingsLocked takes in settings.
+func (a *Agent) applySettingsLocked(settings *agentstatsv1.Settings) {
 	interval := max(settings.GetReportInterval().AsDuration(), minReportInterval)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	intervalChanged = a.status.ReportInterval != interval
 	a.status.ReportInterval = interval
 	a.limits = newLimits(settings.GetLimits())
-	return intervalChanged
+	metadataInterval := max(settings.GetMetadataInterval().AsDuration(), 0)
+	a.outbox.pace.setIntervals(cmp.Or(a.opts.ReportInterval, interval), metadataInterval, time.Now())
+	a.wakeLocked()
 }
 
 // send sends what the outbox has until the session is to end. Then no Send is
 // under way, and the caller ends the stream.
 func (s *session) send(ctx context.Context) sessionEnd {
 	a := s.agent
-	// The first report is sent at once, the second after a random part of the
-	// interval. So agents that connect together do not report together for ever.
-	s.collect(ctx)
-	timer := time.NewTimer(jitter(s.interval()))
+	timer := time.NewTimer(0)
 	defer timer.Stop()
-	collected, halfClosed := false, false
+	halfClosed := false
 
 	for {
-		req, closing, idle := s.next()
+		s.collect(ctx)
+		req, wait, closing, idle := s.next()
 		a.notifyRefusals()
 		switch {
 		case req != nil:
@@ -194,13 +193,6 @@ func (s *session) send(ctx context.Context) sessionEnd {
 				return sessionEnd{err: fmt.Errorf("send: %w", err)}
 			}
 			continue
-		case closing && !collected:
-			collected = true
-			s.collect(ctx)
-			a.mu.Lock()
-			a.outbox.goodbye.put(struct{}{})
-			a.mu.Unlock()
-			continue
 		case closing && idle:
 			return sessionEnd{closed: true}
 		case closing && !halfClosed && s.goodbyeSent():
@@ -210,15 +202,10 @@ func (s *session) send(ctx context.Context) sessionEnd {
 			}
 		}
 
+		timer.Reset(wait)
 		select {
 		case <-a.wake:
 		case <-timer.C:
-			timer.Reset(s.interval())
-			if !collected {
-				s.collect(ctx)
-			}
-		case <-s.intervalChanged:
-			timer.Reset(jitter(s.interval()))
 		case delay := <-s.reconnect:
 			return s.endStream(ctx, delay)
 		case <-s.done:
@@ -227,13 +214,22 @@ func (s *session) send(ctx context.Context) sessionEnd {
 	}
 }
 
-// next returns the next request, whether Close was called, and whether no ack is
-// pending, that of the goodbye included.
-func (s *session) next() (req *agentstatsv1.ConnectRequest, closing, idle bool) {
+// next returns the next request; nil: there is none before wait has passed, unless
+// Run is woken. It returns whether Close was called, and whether no ack is pending,
+// that of the goodbye included.
+func (s *session) next() (req *agentstatsv1.ConnectRequest, wait time.Duration, closing, idle bool) {
 	a := s.agent
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.outbox.next(a.limits, time.Now()), a.closing, a.outbox.idle()
+	now := time.Now()
+	req = a.outbox.next(a.limits, now)
+	at, due := a.outbox.dueAt()
+	wait = maxSleep
+	if due {
+		wait = min(wait, at.Sub(now))
+	}
+	a.sleeps, a.looksAt = req == nil, now.Add(wait)
+	return req, wait, a.closing, a.outbox.idle()
 }
 
 func (s *session) goodbyeSent() bool {
@@ -272,26 +268,32 @@ func (s *session) endStream(ctx context.Context, delay time.Duration) sessionEnd
 	return end
 }
 
-// collect takes in a report of the agent's function.
+// collect takes in a report of the agent's function if one is due, or the goodbye is.
 func (s *session) collect(ctx context.Context) {
 	a := s.agent
-	if a.opts.Collect == nil {
+	a.mu.Lock()
+	now := time.Now()
+	leaves := a.closing && !a.outbox.goodbye.isSet
+	wanted := a.outbox.wantsReport(now) || leaves && a.opts.Collect != nil
+	if wanted {
+		a.outbox.pace.collect(now)
+	}
+	a.mu.Unlock()
+	var stats *agentstatsv1.Stats
+	if wanted {
+		stats = a.opts.Collect(ctx)
+	}
+	if stats == nil && !leaves {
 		return
 	}
-	if stats := a.opts.Collect(ctx); stats != nil {
-		a.mu.Lock()
-		a.outbox.putStats(stats)
-		a.mu.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if stats != nil {
+		a.outbox.putStats(stats, true, time.Now())
 	}
-}
-
-func (s *session) interval() time.Duration {
-	if own := s.agent.opts.ReportInterval; own > 0 {
-		return own
+	if leaves {
+		a.outbox.goodbye.put(struct{}{})
 	}
-	s.agent.mu.Lock()
-	defer s.agent.mu.Unlock()
-	return s.agent.status.ReportInterval
 }
 
 // receive takes in responses until the stream ends.
@@ -307,11 +309,10 @@ func (s *session) receive() {
 			}
 			return
 		}
-		if settings := resp.GetSettings(); settings != nil && s.applySettings(settings) {
-			select {
-			case s.intervalChanged <- struct{}{}:
-			default:
-			}
+		if settings := resp.GetSettings(); settings != nil {
+			s.agent.mu.Lock()
+			s.agent.applySettingsLocked(settings)
+			s.agent.mu.Unlock()
 		}
 		s.handle(resp)
 	}
@@ -375,14 +376,17 @@ func (a *Agent) notifyRefusals() {
 	}
 }
 
-// wakeWaiting wakes Run, for which there may be more to send now, and those that
-// wait for all acks.
+// wakeWaiting wakes those that wait for all acks, and Run if there is more to send
+// now, or nothing any more before it ends.
 func (a *Agent) wakeWaiting() {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.idle != nil && a.outbox.idle() {
 		close(a.idle)
 		a.idle = nil
 	}
-	a.mu.Unlock()
-	a.signal()
+	if a.closing {
+		a.signal()
+	}
+	a.wakeLocked()
 }

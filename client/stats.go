@@ -2,6 +2,7 @@ package client
 
 import (
 	"math"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -10,10 +11,18 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxInFlight bounds the reports that are sent and not acked. The service acks
-// each report at once, so that more of them wait only if it is stuck; then
-// reports merge into one.
+// maxInFlight bounds the reports with counts that are sent and not acked: the
+// service keeps as many of an agent until they are written. Each is kept for 30 s
+// or longer, so that 16 last for a database that is away for 8 minutes; then counts
+// stay here and merge.
 const maxInFlight = 16
+
+// maxKeptSessions is how many names of session counts are kept of a report: as many
+// as the service looks at.
+const maxKeptSessions = 64
+
+// maxConnections is the highest connection count that the contract allows.
+const maxConnections = 1 << 30
 
 // The reasons of refusals by the client itself, as the service words its own.
 const (
@@ -37,6 +46,12 @@ func (d *deltas) add(e deltas) {
 	d.reports += e.reports
 }
 
+// put sets the counts of a report.
+func (d *deltas) put(stats *agentstatsv1.Stats) {
+	stats.RxPackets, stats.RxBytes = d.rxPackets, d.rxBytes
+	stats.TxPackets, stats.TxBytes = d.txPackets, d.txBytes
+}
+
 // addSaturated adds two numbers that are not negative.
 func addSaturated(a, b int64) int64 {
 	if a > math.MaxInt64-b {
@@ -45,30 +60,85 @@ func addSaturated(a, b int64) int64 {
 	return a + b
 }
 
-// sentReport is a report that the service has not acked.
+// sentReport is what is kept of a report that the service has not acked: what adds
+// up, and what shows whether the workspace was in use.
 type sentReport struct {
 	sequence int64
 	deltas   deltas
 	at       time.Time
+
+	connections int64
+	// sessions by app; nil: there are none, or the older fields have them.
+	sessions                          map[string]int64
+	vscode, jetbrains, terminals, ssh int64
 }
 
-// statsQueue has the newest report, and the deltas of all that were not acked.
+// newSentReport keeps nothing of stats.
+func newSentReport(sequence int64, d deltas, now time.Time, stats *agentstatsv1.Stats) sentReport {
+	r := sentReport{
+		sequence: sequence, deltas: d, at: now,
+		connections: stats.GetConnectionCount(),
+		vscode:      stats.GetSessionCountVscode(),
+		jetbrains:   stats.GetSessionCountJetbrains(),
+		terminals:   stats.GetSessionCountReconnectingPty(),
+		ssh:         stats.GetSessionCountSsh(),
+	}
+	for app, n := range stats.GetSessionCounts() {
+		if n <= 0 || len(r.sessions) == maxKeptSessions {
+			continue
+		}
+		if r.sessions == nil {
+			r.sessions = make(map[string]int64)
+		}
+		r.sessions[app] = n
+	}
+	return r
+}
+
+// superseded returns the report as it is sent again when a newer one follows.
+func (r *sentReport) superseded() *agentstatsv1.Stats {
+	stats := &agentstatsv1.Stats{
+		ConnectionCount: r.connections, SessionCounts: r.sessions,
+		SessionCountVscode: r.vscode, SessionCountJetbrains: r.jetbrains,
+		SessionCountReconnectingPty: r.terminals, SessionCountSsh: r.ssh,
+	}
+	r.deltas.put(stats)
+	return stats
+}
+
+// statsQueue has the newest report, and the counts of all that were not acked. What
+// was sent keeps its sequence and its counts until it is acked, so that the service
+// can tell whether it has them: it is sent again as it was. Counts that were never
+// sent merge.
 type statsQueue struct {
 	// newest was handed over last; nil once all reports are acked.
 	newest *agentstatsv1.Stats
-	// carry are the deltas for the next report, its own included.
+	// newestSequence is that of the request that carried newest with its counts; 0:
+	// none did.
+	newestSequence int64
+	// carry are the counts that were never sent, newest's included.
 	carry deltas
+	// connections is the highest connection count of the reports that merged into
+	// newest since the last one was sent.
+	connections int64
 	// unsent is true if newest is to be sent.
-	unsent   bool
-	inFlight []sentReport
+	unsent bool
+	// inFlight are sent and not acked, in the order of their sequences. Those from
+	// resending on are to be sent again in this session.
+	inFlight  []sentReport
+	resending int
 }
 
 // put takes in a report, in the place of one that was not sent yet. It returns
 // what it refused, with reasons, and keeps stats.
 func (q *statsQueue) put(stats *agentstatsv1.Stats) []*agentstatsv1.Refusal {
 	refusals := cleanStats(stats)
-	q.newest = stats
-	q.unsent = true
+	if q.unsent && q.connections <= maxConnections {
+		// Connections since the last report that was sent.
+		stats.ConnectionCount = max(stats.GetConnectionCount(), q.connections)
+	}
+	q.newest, q.newestSequence, q.unsent = stats, 0, true
+	q.connections = stats.GetConnectionCount()
 	q.carry.add(deltas{
 		rxPackets: stats.GetRxPackets(),
 		rxBytes:   stats.GetRxBytes(),
@@ -79,22 +149,41 @@ func (q *statsQueue) put(stats *agentstatsv1.Stats) []*agentstatsv1.Refusal {
 	return refusals
 }
 
-// ready reports whether next has a report.
-func (q *statsQueue) ready() bool {
-	return q.unsent && len(q.inFlight) < maxInFlight
+// owed reports whether newest was sent without counts that can be sent now.
+func (q *statsQueue) owed() bool {
+	return !q.unsent && q.carry.reports > 0 && len(q.inFlight) < maxInFlight
 }
 
-// next takes the next report, which must be ready, to be sent with the given
-// sequence.
+// next takes the newest report, which is unsent or owed, to be sent with the given
+// sequence. While there are too many in flight its counts are 0, and stay here.
 func (q *statsQueue) next(sequence int64, now time.Time) *agentstatsv1.Stats {
-	q.newest.RxPackets = q.carry.rxPackets
-	q.newest.RxBytes = q.carry.rxBytes
-	q.newest.TxPackets = q.carry.txPackets
-	q.newest.TxBytes = q.carry.txBytes
-	q.inFlight = append(q.inFlight, sentReport{sequence: sequence, deltas: q.carry, at: now})
-	q.carry = deltas{}
 	q.unsent = false
+	if len(q.inFlight) >= maxInFlight {
+		(&deltas{}).put(q.newest)
+		return q.newest
+	}
+	q.carry.put(q.newest)
+	q.inFlight = append(q.inFlight, newSentReport(sequence, q.carry, now, q.newest))
+	q.resending = len(q.inFlight)
+	q.newestSequence = sequence
+	q.carry = deltas{}
 	return q.newest
+}
+
+// nextResent takes the next report that is to be sent again under its own sequence;
+// 0: there is none. It is superseded if a newer one follows.
+func (q *statsQueue) nextResent(now time.Time) (sequence int64, stats *agentstatsv1.Stats, superseded bool) {
+	if q.resending >= len(q.inFlight) {
+		return 0, nil, false
+	}
+	r := &q.inFlight[q.resending]
+	q.resending++
+	r.at = now
+	if r.sequence != q.newestSequence {
+		return r.sequence, r.superseded(), true
+	}
+	r.deltas.put(q.newest)
+	return r.sequence, q.newest, false
 }
 
 // received removes what the service has taken in, up to a sequence. It returns
@@ -106,21 +195,21 @@ func (q *statsQueue) received(sequence int64) (reports int64, sent time.Time) {
 		sent = q.inFlight[n].at
 		n++
 	}
-	q.inFlight = append(q.inFlight[:0], q.inFlight[n:]...)
+	q.inFlight = slices.Delete(q.inFlight, 0, n)
+	q.resending = max(0, q.resending-n)
 	if q.idle() {
-		q.newest = nil
+		q.newest, q.newestSequence = nil, 0
 	}
 	return reports, sent
 }
 
-// resume carries over what the service has not received: the newest report is
-// to be sent again, with the deltas of all.
+// resume begins a session, in which what the service has not acked is sent again.
 func (q *statsQueue) resume() {
-	for _, r := range q.inFlight {
-		q.carry.add(r.deltas)
+	q.resending = 0
+	// It was sent without counts, or is not to be known to be received.
+	if q.carry.reports > 0 {
+		q.unsent = true
 	}
-	q.inFlight = q.inFlight[:0]
-	q.unsent = q.carry.reports > 0
 }
 
 func (q *statsQueue) idle() bool {

@@ -25,7 +25,7 @@ func TestCoderdWatchesReports(t *testing.T) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	agent, err := coderd.Relay(agentID, client.AgentOptions{Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
+	agent, err := coderd.Relay(agentID, client.AgentOptions{ReportInterval: time.Millisecond, Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
 	require.NoError(t, err)
 	running.Go(func() { _ = agent.Run(ctx) })
 	running.Go(func() {
@@ -150,7 +150,7 @@ func TestCoderdWatchesAgents(t *testing.T) {
 	until("connecting", is(agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTING))
 	until("synced", synced)
 
-	agent, err := coderd.Relay(agentID, client.AgentOptions{Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
+	agent, err := coderd.Relay(agentID, client.AgentOptions{ReportInterval: time.Millisecond, Backoff: client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}})
 	require.NoError(t, err)
 	running.Go(func() { _ = agent.Run(ctx) })
 	until("connected", is(agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTED))
