@@ -24,6 +24,8 @@ type agent struct {
 	generator *generator
 	// stopped is true when the agent produces no more.
 	stopped atomic.Bool
+	// changes of its metadata, for the clients' acks.
+	changes changes
 	// presence is for the checks; verdicts are theirs, one for each family.
 	presence presence
 	verdicts []verdict
@@ -42,7 +44,8 @@ type agent struct {
 // observer counts what the clients of all agents see.
 type observer struct {
 	journal *journal
-	acks    *latencies
+	// acks of reports, and of metadata values that are durable.
+	acks, values *latencies
 	// unknown is signalled when the service does not know an agent.
 	unknown    chan struct{}
 	unexpected atomic.Int64
@@ -80,8 +83,11 @@ func newAgent(planned plannedAgent, build int, conns *connections, all []series,
 			obs.onState(s)
 		}
 	}
-	if obs.journal != nil {
-		opts.OnDurable = func(entries []client.Metadata) { obs.journal.write(planned.id, entries) }
+	opts.OnDurable = func(entries []client.Metadata) {
+		a.changes.durable(entries, time.Now(), obs.values)
+		if obs.journal != nil {
+			obs.journal.write(planned.id, entries)
+		}
 	}
 	var err error
 	a.client, err = conns.newAgent(planned.number, opts)
@@ -201,6 +207,7 @@ func (a *agent) setNetwork() {
 // updateMetadata hands over a new value of each key.
 func (a *agent) updateMetadata(now time.Time) {
 	a.values++
+	a.changes.add(a.values, now)
 	entries := make([]client.Metadata, a.keys)
 	for i := range entries {
 		entries[i].Key = metadataKey(i)

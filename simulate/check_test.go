@@ -400,7 +400,7 @@ func TestAgentLeaves(t *testing.T) {
 		}.withDefaults()
 		conns, err := connect(opts, discardLogger)
 		require.NoError(t, err)
-		obs := &observer{acks: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
+		obs := &observer{acks: &latencies{}, values: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
 		a, err := newAgent(testPlanner("secret").plan(1, 0, at)[0].agents[0], 0, conns, nil, opts, obs)
 		require.NoError(t, err)
 		ran := make(chan error, 1)

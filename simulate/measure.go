@@ -3,9 +3,13 @@ package simulate
 import (
 	"maps"
 	"math"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coder/agentstatsd/client"
 )
 
 // latencyGrowth is the ratio of one bucket's bound to the one before: quantiles
@@ -65,4 +69,35 @@ func (c *counts) snapshot() map[string]int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.n)
+}
+
+// changes are when the newest values of an agent were handed over, by their number,
+// which rises by one from 1.
+type changes struct {
+	mu     sync.Mutex
+	at     [64]time.Time
+	newest int64
+}
+
+func (c *changes) add(number int64, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.newest = number
+	c.at[number%int64(len(c.at))] = at
+}
+
+// durable adds the time that values took to the latencies. One that is too old to be
+// remembered counts as the oldest that is.
+func (c *changes) durable(entries []client.Metadata, now time.Time, l *latencies) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range entries {
+		_, text, _ := strings.Cut(m.Value+m.Error, "#")
+		number, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			continue
+		}
+		number = max(number, c.newest-int64(len(c.at))+1)
+		l.add(now.Sub(c.at[number%int64(len(c.at))]))
+	}
 }

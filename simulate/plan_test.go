@@ -335,7 +335,7 @@ func TestAgentLives(t *testing.T) {
 	conns, err := connect(Options{Targets: []string{"nowhere:1"}, Agents: 1, Dial: client.DialOptions{Plaintext: true}}, discardLogger)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, conns.close()) }()
-	obs := &observer{acks: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
+	obs := &observer{acks: &latencies{}, values: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
 	o := Options{}.withDefaults()
 	reached := map[agentstatsv1.Lifecycle_State]int{}
 	ends := map[agentstatsv1.Lifecycle_State]int{}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/agentstatsd/client"
@@ -149,6 +150,7 @@ func newFleet(opts Options, workspaces []plannedWorkspace, conns *connections, c
 		series: seriesOfAgents(opts.MetricsPerAgent),
 		observer: &observer{
 			acks:    &latencies{},
+			values:  &latencies{},
 			unknown: make(chan struct{}, 1),
 			log:     log,
 		},
@@ -318,18 +320,26 @@ func (f *fleet) drain(living context.Context) (unsettled int64) {
 	for _, a := range f.agents {
 		a.stopped.Store(true)
 	}
+	// All at once: each waits for the next write of metadata.
+	var flushing sync.WaitGroup
+	var pending atomic.Int64
 	for _, a := range f.agents {
 		if a.state == 0 {
 			// It was not started.
 			continue
 		}
-		if a.client.Flush(ctx) != nil {
+		flushing.Go(func() {
+			if a.client.Flush(ctx) == nil {
+				return
+			}
 			c := a.client.Status().Counts
 			if c.Reports == c.ReportsReceived && c.Metadata == c.MetadataDurable+c.MetadataRefused {
-				unsettled++
+				pending.Add(1)
 			}
-		}
+		})
 	}
+	flushing.Wait()
+	unsettled = pending.Load()
 	if f.opts.Keep {
 		return unsettled
 	}
@@ -352,25 +362,21 @@ func (f *fleet) drain(living context.Context) (unsettled int64) {
 func (f *fleet) summary(unsettled int64, duration time.Duration) Summary {
 	t := f.tally()
 	lost := t.counts.Reports - t.counts.ReportsReceived + t.counts.Metadata - t.counts.MetadataDurable - t.counts.MetadataRefused
-	acks := f.observer.acks
 	return Summary{
-		Agents:          t.agents,
-		ReportsSent:     t.counts.Reports,
-		ReportsAcked:    t.counts.ReportsReceived,
-		SamplesSent:     t.counts.Samples,
-		MetadataSent:    t.counts.Metadata,
-		MetadataAcked:   t.counts.MetadataDurable,
-		Rebuilds:        f.rebuilds,
-		Moves:           f.moves,
-		Refused:         t.counts.Refused,
-		Errors:          lost + unsettled + t.unexpected,
-		Reconnects:      t.reconnects,
-		DurationSeconds: duration.Seconds(),
-		Refusals:        f.observer.refusals.snapshot(),
-		ReportAckSeconds: Quantiles{
-			P50: acks.quantile(0.5).Seconds(),
-			P95: acks.quantile(0.95).Seconds(),
-			P99: acks.quantile(0.99).Seconds(),
-		},
+		Agents:           t.agents,
+		ReportsSent:      t.counts.Reports,
+		ReportsAcked:     t.counts.ReportsReceived,
+		SamplesSent:      t.counts.Samples,
+		MetadataSent:     t.counts.Metadata,
+		MetadataAcked:    t.counts.MetadataDurable,
+		Rebuilds:         f.rebuilds,
+		Moves:            f.moves,
+		Refused:          t.counts.Refused,
+		Errors:           lost + unsettled + t.unexpected,
+		Reconnects:       t.reconnects,
+		DurationSeconds:  duration.Seconds(),
+		Refusals:         f.observer.refusals.snapshot(),
+		ReportAckSeconds: quantiles(f.observer.acks),
+		MetadataSeconds:  quantiles(f.observer.values),
 	}
 }

@@ -54,8 +54,13 @@ type Summary struct {
 
 	// Refusals by reason.
 	Refusals map[string]int64 `json:"refusals,omitempty"`
-	// ReportAckSeconds are quantiles of the time from a report to its ack.
+	// ReportAckSeconds are quantiles of the time from a report to its ack, which the
+	// service has wait for what else is due.
 	ReportAckSeconds Quantiles `json:"report_ack_seconds"`
+	// MetadataSeconds are quantiles of the time from the change of a metadata value
+	// to the ack that says that it is in the database. Values that a newer one
+	// replaced before are not among them.
+	MetadataSeconds Quantiles `json:"metadata_seconds"`
 }
 
 // Quantiles of a distribution, right within 10 %.
@@ -63,6 +68,10 @@ type Quantiles struct {
 	P50 float64 `json:"p50"`
 	P95 float64 `json:"p95"`
 	P99 float64 `json:"p99"`
+}
+
+func quantiles(l *latencies) Quantiles {
+	return Quantiles{P50: l.quantile(0.5).Seconds(), P95: l.quantile(0.95).Seconds(), P99: l.quantile(0.99).Seconds()}
 }
 
 // Complete reports whether all that was sent was acked and nothing went wrong.
@@ -95,6 +104,8 @@ func (s Summary) WriteText(w io.Writer) error {
 	row("moves", "%d", s.Moves)
 	q := s.ReportAckSeconds
 	row("acks of reports", "%.1f ms median, %.1f ms p95, %.1f ms p99", 1e3*q.P50, 1e3*q.P95, 1e3*q.P99)
+	q = s.MetadataSeconds
+	row("acks of values", "%.1f s median, %.1f s p95, %.1f s p99", q.P50, q.P95, q.P99)
 	row("reconnects", "%d", s.Reconnects)
 	reasons := make([]string, 0, len(s.Refusals))
 	for _, reason := range slices.Sorted(maps.Keys(s.Refusals)) {

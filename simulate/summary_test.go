@@ -14,6 +14,7 @@ func TestSummary(t *testing.T) {
 		PushesSent: 7, PushesAcked: 6, FamiliesRefused: 40, Rebuilds: 3, Moves: 2, Refused: 3, Reconnects: 1, DurationSeconds: 61.25,
 		Refusals:         map[string]int64{"series_limit": 2, "a_limit": 1},
 		ReportAckSeconds: Quantiles{P50: 0.0005, P95: 0.004, P99: 0.0125},
+		MetadataSeconds:  Quantiles{P50: 3.25, P95: 5, P99: 5.5},
 	}
 	require.True(t, s.Complete())
 	var text bytes.Buffer
@@ -27,6 +28,7 @@ pushes           7 sent, 6 durable, 40 families refused
 rebuilds         3
 moves            2
 acks of reports  0.5 ms median, 4.0 ms p95, 12.5 ms p99
+acks of values   3.2 s median, 5.0 s p95, 5.5 s p99
 reconnects       1
 refused          3 (a_limit: 1) (series_limit: 2)
 errors           0
@@ -37,7 +39,8 @@ errors           0
 		"agents": 25, "reports_sent": 52, "reports_acked": 52, "samples_sent": 1560, "metadata_sent": 1750,
 		"metadata_acked": 1750, "pushes_sent": 7, "pushes_acked": 6, "families_refused": 40, "rebuilds": 3, "moves": 2, "refused": 3, "errors": 0, "reconnects": 1, "duration_seconds": 61.25,
 		"refusals": {"a_limit": 1, "series_limit": 2},
-		"report_ack_seconds": {"p50": 0.0005, "p95": 0.004, "p99": 0.0125}
+		"report_ack_seconds": {"p50": 0.0005, "p95": 0.004, "p99": 0.0125},
+		"metadata_seconds": {"p50": 3.25, "p95": 5, "p99": 5.5}
 	}`, text.String())
 	require.Equal(t, 1, strings.Count(text.String(), "\n"))
 
