@@ -60,6 +60,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
+	o.Name = cmp.Or(o.Name, "agentstatsd")
 	o.RemovalsKept = cmp.Or(o.RemovalsKept, 50_000)
 	o.NamedKept = cmp.Or(o.NamedKept, 1<<20)
 	o.ReadConns = cmp.Or(o.ReadConns, 4)

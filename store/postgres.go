@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -291,7 +290,7 @@ func postgresConfig(opts Options) (*pgx.ConnConfig, error) {
 		config.ConnectTimeout = connectTimeout
 	}
 	config.DialFunc = pgpool.Dialer(silence).DialContext
-	params := map[string]string{"application_name": cmp.Or(opts.Name, "agentstatsd")}
+	params := map[string]string{"application_name": opts.Name}
 	if opts.TransactionPooling {
 		config.DefaultQueryExecMode = pgx.QueryExecModeExec
 		config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
