@@ -61,11 +61,21 @@ func (o Options) validate() error {
 	if o.GoodbyeTimeout < 0 {
 		return fmt.Errorf("goodbye timeout: want at least 0, got %v", o.GoodbyeTimeout)
 	}
-	if o.MaxRelayStreams < 0 {
-		return fmt.Errorf("max relay streams: want at least 0, got %d", o.MaxRelayStreams)
-	}
-	if o.MaxRelayedSessions < 0 {
-		return fmt.Errorf("max relayed sessions: want at least 0, got %d", o.MaxRelayedSessions)
+	for _, limit := range []struct {
+		name  string
+		value int
+	}{
+		{"limits: series", o.Limits.Series},
+		{"limits: metadata key bytes", o.Limits.MetadataKeyBytes},
+		{"limits: metadata report key bytes", o.Limits.MetadataReportKeyBytes},
+		{"limits: metadata value bytes", o.Limits.MetadataValueBytes},
+		{"limits: metadata error bytes", o.Limits.MetadataErrorBytes},
+		{"max relay streams", o.MaxRelayStreams},
+		{"max relayed sessions", o.MaxRelayedSessions},
+	} {
+		if limit.value < 0 {
+			return fmt.Errorf("%s: want at least 0, got %d", limit.name, limit.value)
+		}
 	}
 	return nil
 }
