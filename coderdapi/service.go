@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"time"
 
@@ -160,11 +161,15 @@ const (
 	maxDeregisterBytes = 512 << 10
 	// maxSmallRequest bounds a message of a page, or of a name and a position.
 	maxSmallRequest = 4 << 10
+	// maxOfRole leaves a message the limit of the role, grpcserver.Options.MaxMessageBytes.
+	maxOfRole = math.MaxInt
 )
 
-// messageBytes are the limits of those methods of coderd whose messages never need
-// Options.MaxMessageBytes.
+// messageBytes are the limits of the messages of each method.
 var messageBytes = map[string]int{
+	agentstatsv1.CoderdService_RegisterAgents_FullMethodName:   maxOfRole,
+	agentstatsv1.CoderdService_SyncAgents_FullMethodName:       maxOfRole,
+	agentstatsv1.CoderdService_PushMetrics_FullMethodName:      maxOfRole,
 	agentstatsv1.CoderdService_GetMetadata_FullMethodName:      maxIDsBytes,
 	agentstatsv1.CoderdService_WatchMetadata_FullMethodName:    maxIDsBytes,
 	agentstatsv1.CoderdService_WatchAgents_FullMethodName:      maxIDsBytes,
