@@ -25,6 +25,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/familytest"
 )
 
 // memory is a Store that can be made to fail.
@@ -174,10 +175,7 @@ func (l leaseOf) Term() int64 {
 }
 
 // fataler is a *testing.T, *testing.B, or *rapid.T.
-type fataler interface {
-	require.TestingT
-	Helper()
-}
+type fataler = familytest.T
 
 func open(t fataler, store Store, opts Options) *Families {
 	t.Helper()
@@ -189,30 +187,11 @@ func open(t fataler, store Store, opts Options) *Families {
 
 func instanceID(n byte) agent.Instance { return agent.Instance{0: 0xc, 15: n} }
 
-// serialize returns families as they are pushed.
-func serialize(t fataler, families ...*dto.MetricFamily) [][]byte {
-	t.Helper()
-	var out [][]byte
-	for _, f := range families {
-		raw, err := proto.Marshal(f)
-		require.NoError(t, err)
-		out = append(out, raw)
-	}
-	return out
-}
-
-// parseText returns families written in the text format.
-func parseText(t fataler, text string) []*dto.MetricFamily {
-	t.Helper()
-	parser := expfmt.NewTextParser(model.LegacyValidation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader([]byte(text)))
-	require.NoError(t, err)
-	var out []*dto.MetricFamily
-	for _, name := range slices.Sorted(maps.Keys(families)) {
-		out = append(out, families[name])
-	}
-	return out
-}
+// What the tests share with those of family.
+var (
+	serialize = familytest.Serialize
+	parseText = familytest.ParseText
+)
 
 // createdAt returns a time in nanoseconds since 1970; of 0 nil.
 func createdAt(ns int64) *timestamppb.Timestamp {

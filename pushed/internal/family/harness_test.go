@@ -1,17 +1,12 @@
 package family
 
 import (
-	"bytes"
-	"maps"
 	"math"
-	"slices"
 	"time"
 
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/coder/agentstatsd/pushed/internal/familytest"
 )
 
 // received is when the snapshots of the tests were received.
@@ -24,35 +19,13 @@ var limits = Limits{
 }
 
 // fataler is a *testing.T, *testing.B, or *rapid.T.
-type fataler interface {
-	require.TestingT
-	Helper()
-}
+type fataler = familytest.T
 
-// serialize returns families as they are pushed.
-func serialize(t fataler, families ...*dto.MetricFamily) [][]byte {
-	t.Helper()
-	var out [][]byte
-	for _, f := range families {
-		raw, err := proto.Marshal(f)
-		require.NoError(t, err)
-		out = append(out, raw)
-	}
-	return out
-}
-
-// parseText returns families written in the text format, by name.
-func parseText(t fataler, text string) []*dto.MetricFamily {
-	t.Helper()
-	parser := expfmt.NewTextParser(model.LegacyValidation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader([]byte(text)))
-	require.NoError(t, err)
-	var out []*dto.MetricFamily
-	for _, name := range slices.Sorted(maps.Keys(families)) {
-		out = append(out, families[name])
-	}
-	return out
-}
+// What the tests share with those of pushed.
+var (
+	serialize = familytest.Serialize
+	parseText = familytest.ParseText
+)
 
 // decode returns a snapshot that is written in the text format.
 func decode(t fataler, text string) Snapshot {
