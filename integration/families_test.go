@@ -45,7 +45,6 @@ func documentedFamilies(t *testing.T) map[string]family {
 		}
 		families[d.name] = d
 	}
-	require.Len(t, families, 97)
 	return families
 }
 
@@ -63,7 +62,7 @@ func newestLabels(t *testing.T) map[string][]string {
 			labels[old] = strings.Split(column[2], ",")
 		}
 	}
-	require.Greater(t, len(labels), 97)
+	require.Greater(t, len(labels), len(documented.Families()))
 	return labels
 }
 

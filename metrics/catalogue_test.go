@@ -40,9 +40,8 @@ func list(field string) []string {
 // The tables are the contract; the catalogue has no choice but to equal them.
 func TestCatalogueIsTheDocumentedTable(t *testing.T) {
 	families, policy := documented.Families(), table(t, "testdata/policy.tsv")
-	require.Len(t, families, 97)
-	require.Len(t, policy, 97)
-	require.Len(t, Catalogue(), 97)
+	require.Len(t, policy, len(families))
+	require.Len(t, Catalogue(), len(families))
 	require.True(t, slices.IsSortedFunc(Catalogue(), func(f, g Family) int { return strings.Compare(f.Name, g.Name) }))
 	for _, row := range families {
 		name := row.Name
