@@ -45,11 +45,11 @@ type Order struct {
 	Sequence int64
 
 	// Basis and Previous are what the session knew when it opened. They are not
-	// compared, and stores do not return them. Clocks of replicas differ: a lower
-	// epoch that the session did not know of may be of a session that began later.
+	// compared, and stores do not return them. Clocks of replicas differ: a lower epoch
+	// that the session did not know of may be of a session that began later.
 	//
-	// Basis is the highest epoch of a session of the agent that was known to be stored,
-	// 1 if none was; 0: what is stored under any lower epoch is older.
+	// Basis is the highest epoch of a session of the agent that was known to be stored;
+	// 1 if none was. With 0, what is stored under any lower epoch is older.
 	Basis int64
 	// Previous is the epoch of the session before, stored or not; 0: none.
 	Previous int64
@@ -61,7 +61,8 @@ func (o Order) Compare(p Order) int {
 }
 
 // Follows reports whether what has the order o may take the place of what is stored
-// with another one: it is newer, and its session began after that of the other.
+// with another one. It may if it is newer, and its session began after that of the
+// other.
 func (o Order) Follows(stored Order) bool {
 	return o.Compare(stored) > 0 && (o.Epoch == stored.Epoch || o.knew(stored.Epoch))
 }

@@ -48,8 +48,8 @@ type PushRow struct {
 	UpdatedAt time.Time
 	// Data is opaque to the store.
 	Data []byte
-	// Version counts the writes of the row. In a row that was read it is that of
-	// the row, from 1; in one to be written that of the row that it replaces, 0
-	// if there is none.
+	// Version counts the writes of the row. In a row that was read it is that of the
+	// row, from 1. In one to be written it is that of the row that it replaces, 0 if
+	// there is none.
 	Version int64
 }

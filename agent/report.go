@@ -137,12 +137,12 @@ type MetadataReport struct {
 	Tracker Tracker
 }
 
-// MaxMetadataKeyBytes bounds one metadata key, so that every database can store
-// it. A row of an index of PostgreSQL has at most a third of a page, 2,704 of
-// 8,192 bytes, or 1,336 if it was built with pages of 4,096. Beside the key it
-// has 8 bytes of a header, the 16 of the agent's id, 4 of the key's length and
-// up to 7 of padding: 1,059 bytes at most. What compresses well fits if it is
-// longer, which is no promise. SQLite has no such limit.
+// MaxMetadataKeyBytes bounds one metadata key, so that every database can store it. A
+// row of an index of PostgreSQL has at most a third of a page. That is 2,704 of 8,192
+// bytes, or 1,336 if it was built with pages of 4,096. Beside the key it has a header
+// of 8 bytes, the agent's id (16), the key's length (4) and up to 7 of padding. These
+// are 1,059 bytes at most. What compresses well fits if it is longer, which is no
+// promise. SQLite has no such limit.
 const MaxMetadataKeyBytes = 1024
 
 // MetadataEntry is one key of a metadata report.

@@ -13,9 +13,9 @@ type State struct {
 	Incarnation    int64
 	Lifecycle      Lifecycle
 	LifecycleOrder Order
-	// Startup is the part of the lifecycle that outlasts later states. StartedOrder
-	// is the order of the newest start that began, ReadyOrder of the newest that
-	// ended: two writers, of whom each knows one of them, lose neither.
+	// Startup is the part of the lifecycle that outlasts later states. StartedOrder is
+	// the order of the newest start that began, ReadyOrder of the newest that ended. So
+	// two writers, of whom each knows one of them, lose neither.
 	Startup                  Startup
 	StartedOrder, ReadyOrder Order
 	// AppHealth is the newest health of each app that the agent reported.

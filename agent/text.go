@@ -18,9 +18,10 @@ func CutText(text string, limit int) string {
 	return text[:end]
 }
 
-// ShortenText returns text as UTF-8 of at most limit >= 0 bytes: cut if it is longer,
-// with U+FFFD in place of what is no character. Text that is already so is returned
-// itself; else it is a copy, so that the rest of text does not stay in memory.
+// ShortenText returns text as UTF-8 of at most limit >= 0 bytes. Longer text is cut,
+// and U+FFFD takes the place of what is no character. Text that is already so is
+// returned itself. Other text is a copy, so that the rest of it does not stay in
+// memory.
 func ShortenText(text string, limit int) string {
 	if len(text) <= limit && utf8.ValidString(text) {
 		return text

@@ -1,4 +1,4 @@
-// Package batcher holds agents' metadata until it is in the database: the
+// Package batcher keeps agents' metadata until it is in the database: the
 // newest value of each key, written in batches, then published.
 package batcher
 
@@ -18,11 +18,11 @@ import (
 
 // Store is the database. store.Store is one.
 type Store interface {
-	// UpsertMetadata writes all rows or none. A row that is older, by agent.Order,
-	// than what it has, or says nothing new, may change nothing; it returns the
-	// agents of the others, one element for each row. newer are the keys of rows
-	// that lost, by agent.Order.Follows, or against another incarnation. An error that
-	// wraps agent.ErrRejected is about the rows themselves. It must not keep rows.
+	// UpsertMetadata writes all rows or none. A row that is older, by agent.Order, than
+	// what is stored, or says nothing new, may change nothing. changed are the agents
+	// of the other rows, one element for each row. newer are the keys of rows that
+	// lost, by agent.Order.Follows, or against another incarnation. An error that wraps
+	// agent.ErrRejected is about the rows themselves. It must not keep rows.
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 }
 

@@ -67,7 +67,7 @@ func TestLatestValueWins(t *testing.T) {
 	require.Equal(t, agent.Metadata{
 		Agent: id(1), Key: "b", Value: "2", CollectedAt: now.Add(time.Second), Order: agent.Order{Epoch: 1, Sequence: 2},
 	}, store.rows[rowKey{id(1), "b"}])
-	l, pending := b.told()
+	l, pending := b.snapshot()
 	require.Equal(t, ledger{received: 8, flushed: 5, coalesced: 3}, l)
 	require.Zero(t, pending)
 	require.Empty(t, b.pending.agents)
@@ -75,7 +75,7 @@ func TestLatestValueWins(t *testing.T) {
 	require.Len(t, store.calls, 1, "nothing waits: no call")
 }
 
-// A value that lost against one of a higher epoch is not acked: its tracker is told
+// A value that lost against one of a higher epoch is not acked: its tracker is notified
 // instead, once a flush. What is beside it, or was replaced while it was written, is
 // as ever.
 func TestSuperseded(t *testing.T) {
@@ -100,12 +100,12 @@ func TestSuperseded(t *testing.T) {
 	require.Equal(t, []agent.Resolution{{Sequence: 1}}, other.resolved)
 	flushAll(t, b)
 	require.Equal(t, "newest", store.rows[rowKey{id(1), "c"}].Value)
-	require.Equal(t, []int64{1, 2}, tracker.sequences(), "what lost stays held")
-	l, _ := b.told()
+	require.Equal(t, []int64{1, 2}, tracker.sequences(), "what lost stays pending")
+	l, _ := b.snapshot()
 	require.Equal(t, ledger{received: 7, flushed: 5, coalesced: 2}, l)
 }
 
-// Watchers are told of agents whose rows changed, each once, and of nobody else.
+// Watchers are notified of agents whose rows changed, each once, and of nobody else.
 func TestOnlyChangesArePublished(t *testing.T) {
 	store, publisher := &fakeStore{}, &fakePublisher{}
 	b, err := New(store, publisher, Options{}, prometheus.NewRegistry(), quiet)
@@ -132,7 +132,7 @@ func TestFailedFlushIsMergedBack(t *testing.T) {
 		// During the write a newer value of b arrives, and an older one of c.
 		b.Add(now, report(id(1), 1, 2, tracker, "b=2"))
 		b.Add(now, report(id(1), 0, 9, tracker, "c=old"))
-		_, pending := b.told()
+		_, pending := b.snapshot()
 		require.Equal(t, 5, pending)
 		require.Equal(t, []int64{1, 1, 1, 1, 2}, tracker.sequences())
 		return errDown
@@ -147,7 +147,7 @@ func TestFailedFlushIsMergedBack(t *testing.T) {
 	require.Empty(t, tracker.sequences())
 	require.Empty(t, tracker.wrong)
 	require.Equal(t, 3, tracker.calls, "once a flush")
-	l, _ := b.told()
+	l, _ := b.snapshot()
 	require.Equal(t, ledger{received: 6, flushed: 4, coalesced: 2}, l)
 }
 
@@ -208,7 +208,7 @@ func TestRejectedRowsAreIsolated(t *testing.T) {
 		{Sequence: 4, Refusal: refusedByStore("second")},
 		{Sequence: 5, Refusal: refusedByStore("third")},
 	}, bad.resolved)
-	l, _ := b.told()
+	l, _ := b.snapshot()
 	want := ledger{received: 103, flushed: 100}
 	want.dropped[dropRejected] = 3
 	require.Equal(t, want, l)
@@ -246,7 +246,7 @@ func TestRejectedThenDown(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, []string{"c=1", "d=bad"}, texts(store.calls[5].rows))
 	require.Empty(t, tracker.sequences())
-	l, _ := b.told()
+	l, _ := b.snapshot()
 	want := ledger{received: 4, flushed: 2}
 	want.dropped[dropRejected] = 2
 	require.Equal(t, want, l)
@@ -269,7 +269,7 @@ func TestCapacity(t *testing.T) {
 	}, refused)
 	require.Len(t, b.Add(now, report(id(3), 1, 2, tracker, "a=1")), 1)
 	requireLaw(t, b)
-	require.Equal(t, []int64{1, 1, 1, 2}, tracker.sequences(), "what is refused is not held")
+	require.Equal(t, []int64{1, 1, 1, 2}, tracker.sequences(), "what is refused is not pending")
 	// A known key is overwritten all the same, even while it is being written.
 	require.Empty(t, b.Add(now, report(id(1), 1, 3, tracker, "a=2")))
 	store.before = func(context.Context, []agent.Metadata) error {
@@ -283,7 +283,7 @@ func TestCapacity(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, "3", store.rows[rowKey{id(1), "a"}].Value)
 	require.Empty(t, b.Add(now, report(id(3), 1, 5, nil, "a=1")))
-	l, pending := b.told()
+	l, pending := b.snapshot()
 	want := ledger{received: 13, flushed: 6, coalesced: 1}
 	want.dropped[dropCapacity], want.dropped[dropEmptyKey] = 4, 1
 	require.Equal(t, want, l)
@@ -336,7 +336,7 @@ func TestRemove(t *testing.T) {
 	}
 	require.Empty(t, tracker.sequences())
 	require.Empty(t, tracker.wrong)
-	l, _ := b.told()
+	l, _ := b.snapshot()
 	want := ledger{received: 9, flushed: 3}
 	want.dropped[dropDeregistered] = 6
 	require.Equal(t, want, l)
@@ -345,7 +345,7 @@ func TestRemove(t *testing.T) {
 
 func TestPublish(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	publisher := &fakePublisher{err: errors.New("no news")}
+	publisher := &fakePublisher{err: errors.New("no pubsub")}
 	b, err := New(&fakeStore{}, publisher, Options{BatchSize: 3}, reg, quiet)
 	require.NoError(t, err)
 	tracker := &fakeTracker{}
@@ -395,9 +395,8 @@ func TestRemoveAheadOfFlush(t *testing.T) {
 	require.Len(t, store.calls, 1)
 }
 
-// Rows carry the incarnation of their agent of when they were said, and what their
-// session knew, also those that
-// wait again after a write that failed.
+// Rows carry the incarnation that their agent had when they were said, and what their
+// session knew. So do those that wait again after a write that failed.
 func TestRowsCarryTheIncarnation(t *testing.T) {
 	store := &fakeStore{before: func(context.Context, []agent.Metadata) error { return errDown }}
 	b := newBatcher(t, store, Options{})

@@ -165,8 +165,8 @@ func (m *model) check() {
 	}
 	for _, a := range m.agents {
 		durable := a.sequence
-		if held := a.tracker.sequences(); len(held) > 0 {
-			durable = held[0] - 1
+		if pending := a.tracker.sequences(); len(pending) > 0 {
+			durable = pending[0] - 1
 		}
 		for key, value := range a.sent {
 			if value.Order.Sequence > durable || a.rejected[key].Compare(value.Order) >= 0 {
@@ -179,8 +179,8 @@ func (m *model) check() {
 	}
 }
 
-// At any moment of any life the counts add up and what is acknowledged is in
-// the database; in the end each pending ack is resolved and the newest values are there.
+// At any moment of any life the counts add up, and what is acknowledged is in the
+// database. In the end each pending ack is resolved and the newest values are there.
 func TestLaw(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
@@ -194,7 +194,7 @@ func TestLaw(t *testing.T) {
 		m.store.before, m.store.rejects = nil, nil
 		m.b.drain(t.Context())
 		m.check()
-		_, pending := m.b.told()
+		_, pending := m.b.snapshot()
 		require.Zero(t, pending)
 		require.Empty(t, m.b.pending.agents)
 		for _, tracker := range m.trackers {

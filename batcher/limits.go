@@ -21,7 +21,7 @@ const (
 // maxNameBytes bounds a key in a refusal: see agent.MaxRefusalNames.
 const maxNameBytes = 200
 
-// replacement stands for what a text may not hold.
+// replacement stands for what a text may not have.
 const replacement = "\uFFFD"
 
 // limitReport appends to dst the entries that are taken in, in their order and
@@ -60,8 +60,8 @@ func limitReport(dst, entries []agent.MetadataEntry, refused *refusals) []agent.
 }
 
 // limitTexts returns value and error text as they are stored. If something was too
-// long, the error text says so, with the number of bytes that were sent, or that it
-// would take after the replacement of what is not text.
+// long, the error text says so. Its number of bytes is what was sent, or would be taken
+// after the replacement of what is not text.
 func limitTexts(value, text string) (string, string) {
 	value, valueBytes := limitText(value, MaxValueBytes)
 	text, textBytes := limitText(text, MaxErrorBytes)
@@ -74,8 +74,8 @@ func limitTexts(value, text string) (string, string) {
 	return value, text
 }
 
-// limitText returns s as valid UTF-8 without NUL, which PostgreSQL does not
-// take, cut to at most limit bytes between two characters: s itself, a part of
+// limitText returns s as valid UTF-8 without NUL, which PostgreSQL does not take. It is
+// cut to at most limit bytes between two characters. The result is s itself, a part of
 // it, or a new string. size is what s would have taken.
 func limitText(s string, limit int) (text string, size int) {
 	size = len(s)

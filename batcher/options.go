@@ -17,9 +17,9 @@ type Options struct {
 	// beyond it is refused. Default 500,000, the keys of 50,000 agents with 10
 	// each; with short values that is about 200 MB, at most 2 GB.
 	MaxPending int
-	// MaxPendingPerAgent bounds the keys of one agent that have entries that wait
-	// or are being written, MaxPendingPerOwner those of all agents of one owner;
-	// new keys beyond are refused. Defaults 1,000, more than an agent may have keys,
+	// MaxPendingPerAgent bounds the keys of one agent that have entries that wait or
+	// are being written. MaxPendingPerOwner bounds those of all agents of one owner.
+	// New keys beyond are refused. Defaults 1,000, more than an agent may have keys,
 	// and a quarter of MaxPending.
 	MaxPendingPerAgent, MaxPendingPerOwner int
 	// FlushTimeout bounds one call of the store; default 10 s.

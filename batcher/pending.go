@@ -9,7 +9,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// pending holds the entries that are not in the database: those that wait,
+// pending has the entries that are not in the database: those that wait,
 // oldest first, and those that are being written. It is not safe for
 // concurrent use.
 type pending struct {
@@ -36,8 +36,8 @@ type pending struct {
 	spareAgents  []*agentEntries
 }
 
-// Spares are kept for two flushes of 500 rows, by agents with 10 keys: 0.2 MB,
-// and at most 5 MB where agents have the 1024 keys that can be declared.
+// Spares are kept for two flushes of 500 rows. By agents with 10 keys they take 0.2 MB.
+// Where agents have the 1024 keys that can be declared they take 5 MB at most.
 const (
 	maxSpareEntries = 1000
 	maxSpareAgents  = 100
@@ -148,9 +148,9 @@ func (q *queue) remove(e *entry) {
 // older one is being written, both count.
 func (p *pending) len() int { return p.waiting + p.writing }
 
-// add takes in the entries of r that are within the limits of a report, kept;
-// refused are the others, and becomes those that do not fit. resolved gets the
-// acks that are resolved.
+// add takes in the entries of r that are within the limits of a report, which are kept.
+// refused has the others, and becomes those that do not fit. resolved gets the acks
+// that are resolved.
 func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.MetadataEntry, refused *refusals, resolved *resolutions) {
 	p.ledger.received += int64(len(r.Entries))
 	if len(kept) > 0 {
@@ -197,7 +197,7 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		e.ack = next
 		next.addPending()
 	case r.Order.Compare(e.value.Order) < 0:
-		// Its request is not held: a newer value is on its way.
+		// Its request does not wait: a newer value is on its way.
 		p.ledger.coalesced++
 		return 0, false
 	case e.waiting:

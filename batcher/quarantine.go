@@ -11,10 +11,10 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// An agent whose rows the database refused is in quarantine: its entries wait in
-// a queue of their own and are written apart, a few at a time, so that finding
-// its bad rows delays nobody else's. It leaves once none was refused for
-// quarantineTime and nothing of it waits.
+// An agent whose rows the database refused is in quarantine. Its entries wait in a
+// queue of their own and are written apart, a few at a time. So the search for its bad
+// rows delays nobody else's. It leaves once none was refused for quarantineTime and
+// nothing of it waits.
 const (
 	quarantineTime = 10 * time.Minute
 	// maxQuarantined bounds the agents in quarantine, 0.4 KB each. The bad rows of
@@ -23,8 +23,8 @@ const (
 	// quarantineRows are written of one agent first. While none is refused, the
 	// number doubles up to the batch size.
 	quarantineRows = 8
-	// quarantineCalls of the store are made after each scheduled flush at most,
-	// all agents together: 64 of 5 ms are a third of a second of five. Finding
+	// quarantineCalls of the store are made after each scheduled flush at most, by all
+	// agents together. 64 of 5 ms are a third of a second of five. Finding
 	// quarantineRows bad rows takes 15.
 	quarantineCalls = 64
 )
@@ -129,11 +129,11 @@ func (b *Batcher) flushQuarantine(work context.Context, reason string, calls int
 }
 
 // writeAgents upserts rows from to to of the batch and notes what became of each. If
-// the database refuses the data, the rows are sorted by agent and halves of the
-// agents are tried, until each one with refused rows stands alone: about
-// 2 log2(50) = 11 calls for one agent of 50. Its rows stay failed, and it goes
-// into quarantine. It returns the first refusal, and the first error that may pass;
-// rows not yet tried stay failed.
+// the database refuses the data, the rows are sorted by agent. Then halves of the
+// agents are tried, until each one with refused rows stands alone. That is about 2
+// log2(50) = 11 calls for one agent of 50. Its rows stay failed, and it goes into
+// quarantine. It returns the first refusal, and the first error that may pass; rows not
+// yet tried stay failed.
 func (b *Batcher) writeAgents(ctx context.Context, from, to int) (refused error, err error) {
 	err = b.tryRows(ctx, from, to)
 	if !errors.Is(err, agent.ErrRejected) {

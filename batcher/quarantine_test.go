@@ -175,8 +175,8 @@ func TestShares(t *testing.T) {
 	require.Empty(t, b.pending.agents)
 }
 
-// With no room in quarantine the refused rows of an agent are found at once: what it
-// has that is good is written, and nobody waits for it.
+// With no room in quarantine the refused rows of an agent are found at once. Its good
+// rows are written, and nobody waits for it.
 func TestQuarantineIsFull(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
@@ -194,7 +194,7 @@ func TestQuarantineIsFull(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		require.Zero(t, b.waiting())
-		require.Empty(t, tracker.sequences(), "none is held")
+		require.Empty(t, tracker.sequences(), "none is pending")
 		require.Less(t, len(store.flushes(time.Now())), 20)
 		stop()
 	})

@@ -13,9 +13,9 @@ import (
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
-// Flushes of 500 rows in turn over 2,000 agents with 10 keys each, all known,
-// as in the steady state of a fleet, each commit synced: of values that are new,
-// and of such that are stored already.
+// Flushes of 500 rows over 2,000 agents with 10 keys each, one after another, each
+// commit synced. All keys are known, as in the steady state of a fleet. The values are
+// new, or stored already.
 func BenchmarkUpsertMetadata500(b *testing.B) {
 	for _, database := range []struct {
 		name string

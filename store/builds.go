@@ -10,14 +10,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// buildRetention is how long it is remembered that a build was observed after
-// its workspace has another: a registration that comes late may bring it back.
+// buildRetention is how long the observation of a build is remembered after its
+// workspace has another one. A registration that comes late may bring it back.
 const buildRetention = 30 * 24 * time.Hour
 
-// ObserveBuilds records that builds are observed at a time, in one transaction,
-// and returns those of them that were not before: at most one caller, on any
-// replica, gets each. Nobody gets it if the answer of the database was lost. Records that are older than 30 days and of no workspace's build go:
-// each call looks at the next thousand.
+// ObserveBuilds records in one transaction that builds are observed at a time. It
+// returns those of them that were not before: at most one caller, on any replica, gets
+// each. Nobody gets it if the answer of the database was lost. Records that are older
+// than 30 days and of no workspace's build go; each call looks at the next thousand.
 func (s *Store) ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Time) (fresh []agent.ID, err error) {
 	if len(builds) == 0 {
 		return nil, nil
@@ -46,8 +46,8 @@ func (s *Store) ObserveBuilds(ctx context.Context, builds []agent.ID, at time.Ti
 	return fresh, nil
 }
 
-// buildsLookedAt are the records that a call looks at: those of as many workspaces as
-// have had their build for long would be looked at each time otherwise.
+// buildsLookedAt are the records that a call looks at. Without a limit those of all
+// workspaces with an old build would be looked at each time.
 const buildsLookedAt = 1000
 
 // forgetBuilds deletes records from before a time and of no workspace's build, among

@@ -15,10 +15,10 @@ import (
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
-// A call is tried a few times at once if the database says that it may well
-// succeed: replicas met in a deadlock, or a connection was cut as a server was
-// replaced. The waits differ so that those who met do not meet again. Longer
-// outages are the callers'.
+// A call is tried a few times at once if the database says that it may well succeed.
+// Then replicas met in a deadlock, or a connection was cut as a server was replaced.
+// The waits differ so that those who met do not meet again. Longer outages are the
+// callers'.
 const maxAttempts = 3
 
 var attempts = backoff.Backoff{Min: 100 * time.Millisecond, Max: 250 * time.Millisecond}
@@ -26,10 +26,10 @@ var attempts = backoff.Backoff{Min: 100 * time.Millisecond, Max: 250 * time.Mill
 // errAgain is wrapped by errors of an attempt that the next will not meet.
 var errAgain = errors.New("changed meanwhile")
 
-// change runs f in one transaction. doing names it in errors. f may run several
-// times, and the transaction of an earlier run may have been committed though
-// its answer was lost: f writes what is the same the second time, or what the
-// second time is refused as outdated.
+// change runs f in one transaction. doing names it in errors. f may run several times.
+// The transaction of an earlier run may have been committed though its answer was lost.
+// So f writes what is the same the second time, or what the second time is refused as
+// outdated.
 func (s *Store) change(ctx context.Context, doing string, f func(*sql.Tx) error) error {
 	return s.attempt(ctx, doing, func() error { return s.transact(ctx, s.writer, nil, f) })
 }

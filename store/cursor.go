@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// A cursor is the transaction up to which rows were read, in its lower bits, and above
-// them which of the servers, one after another, counted it. Another server may give the
-// numbers of transactions again that a cursor has passed: an asynchronous standby does
-// so that was promoted before it had the last ones, and so does a restored dump.
+// A cursor has in its lower bits the transaction up to which rows were read. Above them
+// it has which of the servers, one after another, counted it. Another server may give
+// the numbers of transactions again that a cursor has passed. An asynchronous standby
+// does so that was promoted before it had the last ones, and so does a restored dump.
 const transactionBits = 44 // 4,096 times as many as there are before the short ones wrap around
 
 // servers numbers the servers that the database was read from, by when they started.

@@ -37,8 +37,8 @@ type deployment struct {
 	where  place
 }
 
-// DeploymentID returns the id of a deployment that an operator has named: a UUID
-// as it stands, or one that is made of any other text.
+// DeploymentID returns the id of a deployment that an operator has named. A UUID is
+// taken as it stands; an id is made of any other text.
 func DeploymentID(name string) agent.ID {
 	if id, err := uuid.Parse(name); err == nil {
 		return id
@@ -97,8 +97,8 @@ func (dep *deployment) log(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// Deployment returns the id of the deployment whose database this is, as it
-// stands there now: a process that started later may have given it another.
+// Deployment returns the id of the deployment whose database this is, as it stands
+// there now. A process that started later may have given it another.
 func (s *Store) Deployment(ctx context.Context) (agent.ID, error) {
 	var id agent.ID
 	err := s.read(ctx, "read deployment", func(q querier) error {

@@ -11,7 +11,7 @@ import (
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
-// A query to a host that is gone ends in half a minute, whoever asked: probes of the
+// A query to a host that is gone ends in half a minute, whoever asked. Probes of the
 // connection do not find that out while something is unconfirmed.
 func TestPostgresSilence(t *testing.T) {
 	server := postgrestest.Shared(t)

@@ -29,8 +29,8 @@ type dialect struct {
 	// exec runs a statement that names the values of one row, for all rows, and
 	// returns how many were written.
 	exec func(ctx context.Context, tx *sql.Tx, text string, rows [][]any) (int64, error)
-	// execIDs is exec for a statement that returns an id: it returns the first
-	// value of each row that was written, in the order of the rows.
+	// execIDs is exec for a statement that returns an id. It returns the first value of
+	// each row that was written, in the order of the rows.
 	execIDs func(ctx context.Context, tx *sql.Tx, text string, rows [][]any) ([]agent.ID, error)
 	// stream runs a read of any size in a transaction, and calls scan for each
 	// row. No statement of it returns more than page rows.
@@ -82,10 +82,11 @@ type queries struct {
 	// relations returns the names of all that is in the schema.
 	relations string
 
-	// upsertMetadata has one argument more: up to which time of the stored row
-	// it is written again with the same value; then the incarnation of the agent,
-	// and what its session knew: basis and previous. It returns the agent of each row
-	// that it wrote, and may return the zero id for one that is stored already.
+	// upsertMetadata has more arguments. The first is up to which time of the stored
+	// row it is written again with the same value. Then come the incarnation of the
+	// agent, and what its session knew: basis and previous. It returns the agent of
+	// each row that it wrote, and may return the zero id for one that is stored
+	// already.
 	upsertMetadata string
 
 	upsertWorkspace, upsertAgent string
@@ -101,9 +102,8 @@ type queries struct {
 	// written since a transaction.
 	cursor, since string
 
-	// deletePush takes an instance and its version; both others have the version
-	// that the row gets as their last column, updatePush the one that it has
-	// before it.
+	// deletePush takes an instance and its version. The last column of both others is
+	// the version that the row gets. updatePush has before it the one that the row has.
 	insertPush, updatePush, deletePush string
 
 	insertBuild string
@@ -160,9 +160,9 @@ func knownBefore(o agent.Order) (basis, previous int64) {
 	return o.Basis, o.Previous
 }
 
-// newQueries makes the statements that differ in little: in where the rows come
-// from, what else an update sets, and what keeps a row that is read from being
-// deleted until the transaction ends.
+// newQueries makes the statements that differ in little: in where the rows come from,
+// and in what else an update sets. They differ, too, in what keeps a row that is read
+// from being deleted until the transaction ends.
 func newQueries(rows rowsAs, alsoSet, keyShare string) queries {
 	return queries{
 		upsertWorkspace: `
@@ -255,6 +255,6 @@ DELETE FROM pushes WHERE EXISTS (
 	}
 }
 
-// chunk is how many rows one statement has at most: beyond it no fewer round
-// trips are worth the time that locks are held and memory is used.
+// chunk is how many rows one statement has at most. Fewer round trips are not worth
+// more time of locks and more memory.
 const chunk = 1000

@@ -10,7 +10,7 @@ import (
 )
 
 // An older dump is restored under a running replica, and others go on from there before
-// it looks: it reads all, though the revision is not below what it knows, and it changes
+// it looks. It reads all, though the revision is not below what it knows. It changes
 // nothing on the basis of what was.
 func TestOlderDumpIsRestored(t *testing.T) {
 	for engine, options := range map[string]func(testing.TB) Options{
@@ -18,8 +18,8 @@ func TestOlderDumpIsRestored(t *testing.T) {
 		"postgres": func(t testing.TB) Options { return Options{URL: migratedDatabase(t)} },
 	} {
 		for _, c := range []struct {
-			// by is how far beyond the revision that the replica knows the others are; made
-			// tells that it knows that by a change of its own.
+			// by is how far beyond the revision that the replica knows the others are.
+			// made: it knows that by a change of its own.
 			by   int
 			made bool
 		}{{by: 0}, {by: 3}, {by: 0, made: true}, {by: 3, made: true}} {

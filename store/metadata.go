@@ -14,30 +14,29 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// rewriteWindow is how long a commit may still be under way in PostgreSQL after
-// its caller gave up: statements are ended there after 10 s by default, and a
-// pooler or a dead route may hold them back for a while before.
+// rewriteWindow is how long a commit may still be under way in PostgreSQL after its
+// caller gave up. Statements are ended there after 10 s by default. A pooler or a dead
+// route may delay them for a while before.
 const rewriteWindow = time.Minute
 
-// UpsertMetadata writes rows in one transaction, and returns the agent of each
-// row that changed something. Such a row is newer than what is stored under its
-// key, and differs from it in epoch, value or error, or was collected at least
-// Options.TouchInterval later; what is the same again is not written. Of several
-// rows of one key the newest counts. If the database refuses one of the rows
-// (its agent is unknown), none is written and the error wraps agent.ErrRejected.
-// A row of another incarnation of its agent than the registered one is left out:
-// it was said before the agent was removed, and comes late. So is one that takes the
-// place of a row of a lower epoch that its session did not know of, by agent.Order:
-// what was stored first stays.
+// UpsertMetadata writes rows in one transaction, and returns the agent of each row that
+// changed something. Such a row is newer than what is stored under its key, and says
+// something else: another epoch, value or error. Or it was collected at least
+// Options.TouchInterval later. What is the same again is not written. Of several rows
+// of one key the newest counts. If the database refuses one of the rows (its agent is
+// unknown), none is written and the error wraps agent.ErrRejected. A row of another
+// incarnation of its agent than the registered one is left out. It was said before the
+// agent was removed, and comes late. A row of a lower epoch that the session did not
+// know of stays, by agent.Order: what was stored first stays.
 //
-// newer has the keys of rows that lost: against a higher epoch, or a lower one that
-// was stored first, with that, or against another incarnation, with 0. It is ordered
-// by agent and key.
+// newer has the keys of rows that lost, ordered by agent and key. Each has the epoch
+// that it lost against: a higher one, or a lower one that was stored first. It is 0 if
+// it lost against another incarnation.
 //
-// Within one epoch rows must come in their order, over all calls: a row that is
-// not written because its value is stored already does not leave its order, so
-// an older one with another value could follow it. Rows of different epochs,
-// which several replicas may write, come in any order, if none has a Basis.
+// Within one epoch rows must come in their order, over all calls. A row that is not
+// written because its value is stored already does not leave its order. So an older one
+// with another value could follow it. Rows of different epochs, which several replicas
+// may write, come in any order, if none has a Basis.
 func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error) {
 	if len(rows) == 0 {
 		return nil, nil, nil
@@ -95,12 +94,11 @@ func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agen
 FROM agents AS a LEFT JOIN metadata AS m ON m.agent_id = a.id WHERE a.id `)
 }
 
-// doubtMetadata notes an attempt at writing metadata that failed. On
-// PostgreSQL rows that are the same as the stored ones are left out by reading
-// them, without a lock. If a commit is still under way then, they are about to
-// be replaced: a value that was reported since, and is that of before, would be
-// left out and the older one stay. So while that may be, all rows are written;
-// then they wait for the commit.
+// doubtMetadata notes an attempt at writing metadata that failed. On PostgreSQL rows
+// that are the same as the stored ones are left out by reading them, without a lock. If
+// a commit is still under way then, they are about to be replaced. A value that was
+// reported since, and is that of before, would be left out and the older one stay. So
+// while that may be, all rows are written; then they wait for the commit.
 func (s *Store) doubtMetadata(err error) {
 	if !s.dialect.faultOf(err).answered {
 		s.rewriteUntil.Store(time.Now().Add(rewriteWindow).UnixNano())
@@ -160,10 +158,10 @@ const fewAgents = 32
 // errFull ends a read that has as much as it may have.
 var errFull = errors.New("as much is read as may be")
 
-// MetadataWithin returns the stored values of at most 1,000 agents, ordered by agent and
-// key. Agents without any, and unknown ones, are left out. It stops before the values of
-// an agent with which they would take more than limit bytes, unless it is the first
-// one that has any, and returns the agents that are left, in order.
+// MetadataWithin returns the stored values of at most 1,000 agents, ordered by agent
+// and key. Agents without any, and unknown ones, are left out. It stops before the
+// agent with whose values they would take more than limit bytes, unless that is the
+// first one that has any. left are the agents that were not read, in order.
 func (s *Store) MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error) {
 	ids = inOrderIDs(ids)
 	if len(ids) > idChunk {

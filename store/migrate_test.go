@@ -58,8 +58,8 @@ func TestMigrationsDown(t *testing.T) {
 	}
 }
 
-// A database of the version before replicas: epochs become sessions, all that is
-// there has the first revision and version, and the way back keeps the epochs.
+// A database of the version before replicas: epochs become sessions, and all that is
+// there has the first revision and version. The way back keeps the epochs.
 func TestSQLiteMigratedFrom3(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.db")
 	s := openPath(t, path)
@@ -274,7 +274,7 @@ INSERT INTO agent_states (agent_id, part, epoch, sequence, data) VALUES ($1, 're
 			require.NoError(t, err)
 			states, _, err := s.States(t.Context(), 0)
 			require.NoError(t, err)
-			want[2].StartedOrder = order(0) // of a beginning that nobody told
+			want[2].StartedOrder = order(0) // of a beginning that nobody reported
 			want[4].ReadyOrder = agent.Order{}
 			require.Equal(t, want, states)
 		})

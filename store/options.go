@@ -46,16 +46,16 @@ type Options struct {
 
 	// MaxConns is how many connections to PostgreSQL are open at most; default 10.
 	MaxConns int
-	// StatementTimeout is how long PostgreSQL works on one statement, and waits
-	// for the next one in a transaction, at most; for a lock half as long. Default
-	// 10 s. A large read is several statements; on SQLite, too, it ends when
-	// nothing came of it for this long. Migrations have no limit of their own.
+	// StatementTimeout is how long PostgreSQL works on one statement, and waits for the
+	// next one in a transaction, at most. For a lock it waits half as long. Default 10
+	// s. A large read is several statements; on SQLite, too, it ends when nothing came
+	// of it for this long. Migrations have no limit of their own.
 	StatementTimeout time.Duration
-	// TransactionPooling says that a pooler stands before PostgreSQL which
-	// changes the connection behind ours between transactions, like PgBouncer in
-	// transaction mode. Then nothing is kept in a session: no statements are
-	// prepared, and StatementTimeout has no effect, so the same limits should be
-	// set on the role. Contexts end statements as ever.
+	// TransactionPooling says that a pooler stands before PostgreSQL which changes the
+	// connection behind ours between transactions, like PgBouncer in transaction mode.
+	// Then nothing is kept in a session and no statements are prepared.
+	// StatementTimeout has no effect, so the same limits should be set on the role.
+	// Contexts end statements as ever.
 	TransactionPooling bool
 }
 
@@ -75,7 +75,7 @@ func (o Options) validate() error {
 	case o.URL == "" && o.Path == "":
 		return errors.New("path: want that of a database file, as there is no URL")
 	case o.URL != "" && !strings.HasPrefix(o.URL, "postgres://") && !strings.HasPrefix(o.URL, "postgresql://"):
-		// Without the URL: it may hold a password.
+		// Without the URL: it may have a password.
 		return errors.New("the database URL does not begin with postgres://")
 	case o.ReadConns < 0:
 		return fmt.Errorf("read conns: want at least 0, got %d", o.ReadConns)

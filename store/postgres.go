@@ -53,8 +53,8 @@ var postgresDialect = dialect{
 	queries: postgresQueries(),
 }
 
-// postgresRows makes rows of arrays, one for each column: the text is the same
-// for any number of rows, and the server parses and plans it once.
+// postgresRows makes rows of arrays, one for each column. The text is the same for any
+// number of rows, and the server parses and plans it once.
 func postgresRows(columns ...string) string {
 	names, arrays := make([]string, len(columns)), make([]string, len(columns))
 	for i, column := range columns {
@@ -70,14 +70,14 @@ func postgresRows(columns ...string) string {
 
 func postgresQueries() queries {
 	q := newQueries(postgresRows, ", changed = pg_current_xact_id()", ` FOR KEY SHARE`)
-	// Rows that change nothing are left out before the insert: there, one that
-	// is not updated is locked all the same, which is a write. The limit keeps
-	// the planner to the index: of a fleet of some thousand agents it would
-	// rather read the whole table, 10 times as long. A row that is written locks
-	// its agent, as the foreign key does: nobody else becomes the agent before the
-	// commit. One of an unknown agent goes on to the foreign key, which refuses it.
-	// Rows that say nothing new under the stored epoch have the zero id in the answer:
-	// what lost need not be looked for if that is all that was not written.
+	// Rows that change nothing are left out before the insert: there, one that is not
+	// updated is locked all the same, which is a write. The limit keeps the planner to
+	// the index. Of a fleet of some thousand agents it would rather read the whole
+	// table, 10 times as long. A row that is written locks its agent, as the foreign
+	// key does: nobody else becomes the agent before the commit. One of an unknown
+	// agent goes on to the foreign key, which refuses it. Rows that say nothing new
+	// under the stored epoch have the zero id in the answer. What lost need not be
+	// looked for if that is all that was not written.
 	q.upsertMetadata = `
 WITH n AS MATERIALIZED (
     SELECT u.*, m.epoch AS stored, m.agent_id IS NULL

@@ -15,7 +15,7 @@ import (
 )
 
 // After a failover in which the old primary lives on, read-only, and cuts nobody, the
-// next call finds the new one; so do all connections that the pool had.
+// next call finds the new one. So do all connections that the pool had.
 func TestPostgresFailover(t *testing.T) {
 	for name, params := range map[string]string{
 		"asked for":  "&target_session_attrs=read-write",
@@ -61,8 +61,8 @@ func TestPostgresFailover(t *testing.T) {
 	}
 }
 
-// A standby that is promoted before it had the last transactions gives their numbers again:
-// what it writes under those is read, too, by who had read the lost ones.
+// A standby that is promoted before it had the last transactions gives their numbers
+// again. What it writes under those is read, too, by who had read the lost ones.
 func TestPostgresFailoverLosesTransactions(t *testing.T) {
 	primary := postgrestest.Start(t)
 	standby := primary.Standby(t)

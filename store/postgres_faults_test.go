@@ -30,21 +30,21 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 	}
 }
 
-// writer upserts a higher number under one key until it is told to stop. What
+// writer upserts a higher number under one key until it is stopped. What
 // was acknowledged last is acked.
 type writer struct {
 	mu    sync.Mutex
 	acked int64
 	errs  []error
-	// news has a value after each call, unless nobody took the last.
-	news chan error
-	stop context.CancelFunc
-	done chan struct{}
+	// results has a value after each call, unless nobody took the last.
+	results chan error
+	stop    context.CancelFunc
+	done    chan struct{}
 }
 
 func startWriter(t testing.TB, s *Store, key string, patience time.Duration) *writer {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &writer{news: make(chan error), stop: cancel, done: make(chan struct{})}
+	w := &writer{results: make(chan error), stop: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		for n := int64(1); ctx.Err() == nil; n++ {
@@ -60,7 +60,7 @@ func startWriter(t testing.TB, s *Store, key string, patience time.Duration) *wr
 			}
 			w.mu.Unlock()
 			select {
-			case w.news <- err:
+			case w.results <- err:
 			default:
 			}
 		}
@@ -71,7 +71,7 @@ func startWriter(t testing.TB, s *Store, key string, patience time.Duration) *wr
 
 // wait waits for a call that fails, or one that does not.
 func (w *writer) wait(fails bool) {
-	for (<-w.news != nil) != fails {
+	for (<-w.results != nil) != fails {
 		continue
 	}
 }
@@ -136,7 +136,7 @@ func TestPostgresRestarted(t *testing.T) {
 	}
 }
 
-// A server that is not there is told when opening, too.
+// A server that is not there is an error of opening, too.
 func TestPostgresDown(t *testing.T) {
 	server := postgrestest.Start(t)
 	server.Stop(t)
@@ -244,7 +244,7 @@ func TestPostgresDeadlock(t *testing.T) {
 }
 
 // deadlocks is how many there were; all others have closed their connections,
-// as they tell it then at the latest.
+// as they report it then at the latest.
 func deadlocks(t testing.TB, conn *pgx.Conn) int {
 	t.Helper()
 	for scalar[int](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'agentstatsd'`) > 0 {
@@ -297,9 +297,9 @@ func TestPostgresOppositeOrder(t *testing.T) {
 	require.Zero(t, deadlocks(t, admin(t, url)))
 }
 
-// A lock that somebody else keeps too long ends a call with an error that says
-// nothing of the data and nothing of the database; one that is kept shorter
-// than the attempts last does not.
+// A lock that somebody else keeps too long ends a call with an error that is not of the
+// data and not of the database. One that is kept shorter than the attempts last does
+// not.
 func TestPostgresLockTimeout(t *testing.T) {
 	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url, StatementTimeout: 400 * time.Millisecond})

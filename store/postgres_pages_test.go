@@ -64,8 +64,8 @@ func fill(t testing.TB, conn *pgx.Conn, n int) {
 	execute(t, conn, `INSERT INTO pushes SELECT `+number+`, 'r', 1, '\x01', 1 FROM generate_series(1, 50) AS n`)
 }
 
-// No statement of a read grows with the fleet, so that a limit of time for each
-// does not depend on its size; and what the pages make together is all.
+// No statement of a read grows with the fleet, so that a limit of time for each does
+// not depend on its size. What the pages make together is all.
 func TestPostgresPages(t *testing.T) {
 	const agents = 12_345
 	url := migratedDatabase(t)
@@ -194,8 +194,8 @@ FROM agents WHERE id::text LIKE '%b'`)
 	require.Equal(t, agents, read)
 }
 
-// Rows that a dump brought from a cluster with more transactions are read once,
-// by a cursor of that cluster, too; and then what is written here.
+// Rows that a dump brought from a cluster with more transactions are read once, by a
+// cursor of that cluster, too. Then what is written here is read.
 func TestPostgresYoungerCluster(t *testing.T) {
 	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})

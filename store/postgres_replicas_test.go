@@ -75,23 +75,23 @@ func TestPostgresOneChangePerRevision(t *testing.T) {
 }
 
 // A reader that follows changes while they are made knows at each moment what
-// one read of all would tell.
+// one read of all would return.
 func TestPostgresFollowed(t *testing.T) {
 	withReplicas(t, func(t *testing.T, stores []*Store) {
 		known := make(map[agent.ID]agent.Registration)
 		var revision int64
 		follow := func(s *Store) {
-			news, err := s.Registrations(t.Context(), revision)
+			changes, err := s.Registrations(t.Context(), revision)
 			require.NoError(t, err)
-			require.Equal(t, revision == 0, news.Complete)
-			revision = news.Revision
-			for _, gone := range news.RemovedAgents {
+			require.Equal(t, revision == 0, changes.Complete)
+			revision = changes.Revision
+			for _, gone := range changes.RemovedAgents {
 				delete(known, gone)
 			}
-			for _, r := range news.Agents {
+			for _, r := range changes.Agents {
 				known[r.ID] = r
 			}
-			for _, w := range news.Workspaces {
+			for _, w := range changes.Workspaces {
 				for k, r := range known {
 					if r.Workspace.ID == w.ID {
 						r.Workspace = w
@@ -258,8 +258,8 @@ func TestPostgresCursor(t *testing.T) {
 	require.Len(t, states, 2)
 }
 
-// Replicas that write at the same time do not fail, whatever isolation a database has by
-// default; nor do those that start at the same time.
+// Replicas that write at the same time do not fail, whatever isolation a database has
+// by default. Nor do those that start at the same time.
 func TestPostgresIsolation(t *testing.T) {
 	for _, level := range []string{"serializable", "repeatable read"} {
 		t.Run(level, func(t *testing.T) {
@@ -297,11 +297,11 @@ func TestPostgresIsolation(t *testing.T) {
 	}
 }
 
-// Of all replicas that see a build end, one is told to observe it.
+// Of all replicas that see a build end, one observes it.
 func TestPostgresBuildsOnce(t *testing.T) {
 	withReplicas(t, func(t *testing.T, stores []*Store) {
 		var mu sync.Mutex
-		told := make(map[agent.ID]int)
+		observers := make(map[agent.ID]int)
 		const rounds, builds = 10, 20
 		ids := make([]agent.ID, rounds*builds)
 		for i := range ids {
@@ -312,12 +312,12 @@ func TestPostgresBuildsOnce(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, f := range fresh {
-				told[f]++
+				observers[f]++
 			}
 			return err
 		})
-		require.Len(t, told, len(ids))
-		for _, n := range told {
+		require.Len(t, observers, len(ids))
+		for _, n := range observers {
 			require.Equal(t, 1, n)
 		}
 	})
@@ -370,13 +370,13 @@ func TestPostgresPushesOnce(t *testing.T) {
 func TestPostgresLeaseOnce(t *testing.T) {
 	withReplicas(t, func(t *testing.T, stores []*Store) {
 		const rounds = 10
-		beats := int64(-1)
+		heartbeats := int64(-1)
 		for range rounds {
 			var mu sync.Mutex
 			holders := make(map[agent.Lease]int)
 			atOnce(t, stores, 1, func(_, replica int, s *Store) error {
 				me := agent.Replica{ID: id(byte(replica + 1)), Name: fmt.Sprint(replica)}
-				_, lease, err := s.RecordHeartbeat(t.Context(), me, beats)
+				_, lease, err := s.RecordHeartbeat(t.Context(), me, heartbeats)
 				mu.Lock()
 				defer mu.Unlock()
 				if lease.Holder == me.ID {
@@ -386,8 +386,8 @@ func TestPostgresLeaseOnce(t *testing.T) {
 			})
 			require.Len(t, holders, 1)
 			for lease := range holders {
-				require.Greater(t, lease.Heartbeats, beats)
-				beats = lease.Heartbeats
+				require.Greater(t, lease.Heartbeats, heartbeats)
+				heartbeats = lease.Heartbeats
 			}
 		}
 		known, _, err := stores[0].RecordHeartbeat(t.Context(), agent.Replica{ID: id(1)}, -1)
@@ -399,8 +399,8 @@ func TestPostgresLeaseOnce(t *testing.T) {
 	})
 }
 
-// An agent is removed and registered again while a write of it is under way: that waits
-// for the change, writes nothing of the agent that was, and says so.
+// An agent is removed and registered again while a write of it is under way. The write
+// waits for the change, writes nothing of the agent that was, and says so.
 func TestPostgresLateWriteMeetsItsSuccessor(t *testing.T) {
 	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})
@@ -442,9 +442,9 @@ func TestPostgresLateWriteMeetsItsSuccessor(t *testing.T) {
 	}
 }
 
-// A row is stored, or written anew, by a session with a lower epoch while a write is
-// under way whose session did not know of it: that waits for the commit, and loses,
-// although it saw nothing of the row when it began.
+// A session with a lower epoch stores or renews a row while a write is under way whose
+// session did not know of it. The write waits for the commit, and loses, although it
+// saw nothing of the row when it began.
 func TestPostgresFirstCommitStays(t *testing.T) {
 	url := migratedDatabase(t)
 	s := openURL(t, Options{URL: url})

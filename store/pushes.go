@@ -9,17 +9,17 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// SavePush writes the row of one coderd instance, in place of the one of its
-// Version, or as the first if that is 0; it is stored with the next version. If
-// that is not the one that is stored, nothing is written, and the error wraps
+// SavePush writes the row of one coderd instance, in place of the one of its Version,
+// or as the first if that is 0. It is stored with the next version. If its version is
+// not the one that is stored, nothing is written, and the error wraps
 // agent.ErrOutdated.
 func (s *Store) SavePush(ctx context.Context, row agent.PushRow) error {
 	return s.writePushes(ctx, "save push", []agent.PushRow{row}, nil)
 }
 
-// FoldPushes writes rows as SavePush does, and deletes those of removed, which
-// counts by Instance and Version, in one transaction: all, or nothing if one of
-// them is outdated. No instance may be in both, or twice.
+// FoldPushes writes rows as SavePush does, and deletes those of removed, of which
+// Instance and Version count. All is one transaction: nothing is written if one of them
+// is outdated. No instance may be in both, or twice.
 func (s *Store) FoldPushes(ctx context.Context, rows, removed []agent.PushRow) error {
 	return s.writePushes(ctx, "fold pushes", rows, removed)
 }

@@ -20,13 +20,12 @@ type app struct {
 	Health      agent.AppHealth `json:"health"`
 }
 
-// ApplyChange writes c in one transaction, if the newest revision is still
-// basis, and returns the new one: first what is removed, with its metadata,
-// state and session, then workspaces, then agents with their workspaces. An
-// agent that is replaced keeps its metadata, state and session, but not the
-// health of apps that it does not have any more. If another
-// change came since basis, nothing is written and the error wraps
-// agent.ErrOutdated.
+// ApplyChange writes c in one transaction, if the newest revision is still basis, and
+// returns the new one. First goes what is removed, with its metadata, state and
+// session. Then come workspaces, then agents with their workspaces. An agent that is
+// replaced keeps its metadata, state and session, but not the health of apps that it
+// does not have any more. If another change came since basis, nothing is written and
+// the error wraps agent.ErrOutdated.
 func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error) {
 	revision = basis + 1
 	writes, err := s.registrationWrites(c, revision)
@@ -166,12 +165,12 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 	}, nil
 }
 
-// Registrations returns what changed since a revision, from an earlier call,
-// as of one moment; since 0 all. It is all, too, if it is not remembered any
-// more what was removed or named since, or since is not of this database, or was
-// another revision when it was read: an older dump was restored meanwhile. If nothing
-// changed it costs one small query. What was removed and made known again is
-// not among the removed.
+// Registrations returns what changed since a revision, from an earlier call, as of one
+// moment; since 0 all. It is all, too, if it is not remembered any more what was
+// removed or named since. So it is if since is not of this database, or was another
+// revision when it was read: an older dump was restored meanwhile. If nothing changed
+// it costs one small query. What was removed and made known again is not among the
+// removed.
 func (s *Store) Registrations(ctx context.Context, since int64) (agent.Registrations, error) {
 	const doing = "read registrations"
 	var registrations agent.Registrations

@@ -21,9 +21,9 @@ import (
 	"github.com/coder/agentstatsd/store/internal/fileid"
 )
 
-// walBytes is the size to which the write-ahead log is cut back after a
-// checkpoint. A checkpoint is tried every 1000 pages (4 MB); a long read can
-// hold it up for a while, and the file would keep the size it grew to.
+// walBytes is the size to which the write-ahead log is cut back after a checkpoint. A
+// checkpoint is tried every 1000 pages (4 MB). A long read can delay it for a while,
+// and the file would keep the size it grew to.
 const walBytes = 64 << 20
 
 // sqliteDialect is SQLite, version 3.35 (DROP COLUMN) or later.
@@ -193,8 +193,8 @@ func sqliteDSN(path string, opts Options, key, value string) string {
 			// An acked value survives a loss of power: each commit is synced.
 			"synchronous(FULL)",
 			"foreign_keys(1)",
-			// What sorting needs beside the file: a container may have no directory
-			// for it, and what is large is read in the order of an index.
+			// What sorting needs beside the file. A container may have no directory for
+			// it, and what is large is read in the order of an index.
 			"temp_store(MEMORY)",
 			"journal_size_limit(" + strconv.Itoa(walBytes) + ")",
 		},

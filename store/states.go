@@ -22,8 +22,8 @@ const (
 	partStarted = "started"
 	partReady   = "ready"
 	partNetwork = "network"
-	// partAppHealth is followed by the id of the app: each has a row and an order
-	// of its own, so that what two replicas write comes together here.
+	// partAppHealth is followed by the id of the app. Each has a row and an order of
+	// its own, so that what two replicas write comes together here.
 	partAppHealth = "app_health/"
 )
 
@@ -55,13 +55,12 @@ type (
 	}
 )
 
-// SaveStates writes the parts of states that were ever said, in one
-// transaction. A part whose order does not follow the stored one, by
-// agent.Order.Follows, changes nothing. Unknown agents are skipped, and those of
-// another incarnation: they were deregistered meanwhile. newer has, in the order of
-// their ids, the agents of parts that lost: against a higher epoch, or one that was
-// stored first, with the highest of those, or against another incarnation, or none,
-// with 0.
+// SaveStates writes the parts of states that were ever said, in one transaction. A part
+// whose order does not follow the stored one, by agent.Order.Follows, changes nothing.
+// Unknown agents are skipped, and those of another incarnation: they were deregistered
+// meanwhile. newer has the agents of parts that lost, in the order of their ids. Each
+// has the highest epoch that it lost against: a higher one, or one that was stored
+// first. It is 0 if it lost against another incarnation, or none.
 func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []agent.StoredEpoch, err error) {
 	parts := make([]statePart, 0, 5*len(states))
 	for i := range states {
@@ -139,8 +138,8 @@ func compareParts(a, b statePart) int {
 	return cmp.Or(compareIDs(a.agent, b.agent), strings.Compare(a.part, b.part))
 }
 
-// skipOrphans returns the error of a statement that leaves out rows of unknown
-// agents: if one was removed while it ran, the next attempt does not see it.
+// skipOrphans returns the error of a statement that leaves out rows of unknown agents.
+// If one was removed while it ran, the next attempt does not see it.
 func (s *Store) skipOrphans(_ int64, err error) error {
 	if err != nil && s.dialect.faultOf(err).orphaned {
 		return fmt.Errorf("%w: %w", errAgain, err)
@@ -167,11 +166,11 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data), p.incarnation, basis, previous}, nil
 }
 
-// States returns what is stored of each agent that said anything, in the order
-// of their ids, or, if since is not 0, at least what was written after the call
-// that returned since as next: of an agent of which one part was, the others
-// may have the zero order. On SQLite, which one process has, it is always all,
-// and next is 0. Agents whose registration cannot be decoded are left out.
+// States returns what is stored of each agent that said anything, in the order of their
+// ids. If since is not 0, it returns at least what was written after the call that
+// returned since as next. An agent of which one part was written may have the zero
+// order of the others. On SQLite, which one process has, it is always all, and next is
+// 0. Agents whose registration cannot be decoded are left out.
 func (s *Store) States(ctx context.Context, since int64) (states []agent.State, next int64, err error) {
 	err = s.view(ctx, "read states", func(tx *sql.Tx) error {
 		states = nil

@@ -1,11 +1,11 @@
-// Package store keeps registrations, states, sessions and metadata of agents,
-// and what the replicas of this service know of each other, in a SQL database:
-// SQLite in a file, for one process, or PostgreSQL, 14 or newer, for several.
+// Package store keeps registrations, states, sessions and metadata of agents, and what
+// the replicas of this service know of each other, in a SQL database: SQLite in a file,
+// for one process, or PostgreSQL, 14 or newer, for several.
 //
-// The methods and what they promise are the same on both. On PostgreSQL a call
-// that writes many rows is a few statements, whatever their number, and what
-// other replicas write at the same time is either waited for or returned as an
-// error: see agent.ErrOutdated.
+// The methods and what they promise are the same on both. On PostgreSQL a call that
+// writes many rows is a few statements, whatever their number. What other replicas
+// write at the same time is either waited for or returned as an error: see
+// agent.ErrOutdated.
 package store
 
 import (
@@ -22,13 +22,12 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Store is an open database. Its methods are safe for concurrent use, and end
-// with an error soon after their context does. A row that cannot be decoded is
-// counted, logged once and left out, and the rest of a read goes on. Errors that writing again
-// cannot cure wrap agent.ErrRejected, those of a database that says that nobody
-// can use it agent.ErrStoreDown. After an error nothing of the call was
-// written, unless the answer of PostgreSQL was lost or not waited for: then all
-// of it may have been.
+// Store is an open database. Its methods are safe for concurrent use, and end with an
+// error soon after their context does. A row that cannot be decoded is counted, logged
+// once and left out, and the rest of a read goes on. Errors that writing again cannot
+// cure wrap agent.ErrRejected. Those of a database that says that nobody can use it
+// wrap agent.ErrStoreDown. After an error nothing of the call was written, unless the
+// answer of PostgreSQL was lost or not waited for. Then all of it may have been.
 type Store struct {
 	dialect *dialect
 	log     *slog.Logger

@@ -50,8 +50,8 @@ type undecodable struct {
 	// Guarded by mu.
 	known map[uint64]struct{}
 	// agents are those whose registration cannot be decoded. Nobody knows them, so
-	// their states and sessions are left out, too: whoever follows reads again what
-	// is of agents that it does not know yet.
+	// their states and sessions are left out, too. Whoever follows reads again what is
+	// of agents that it does not know yet.
 	agents map[agent.ID]struct{}
 	began  time.Time // of the period
 	logged int       // in the period
@@ -114,8 +114,8 @@ func (u *undecodable) agent(id agent.ID) bool {
 }
 
 // replaced returns the agents that a change removes, with those that it registers anew
-// while their registration cannot be decoded: whoever made the change did not know them,
-// so their incarnation must be a new one.
+// while their registration cannot be decoded. Whoever made the change did not know
+// them, so their incarnation must be a new one.
 func (u *undecodable) replaced(c agent.Change) []agent.ID {
 	removed := slices.Clone(c.RemovedAgents)
 	for i := range c.Agents {

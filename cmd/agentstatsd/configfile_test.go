@@ -48,7 +48,7 @@ func TestConfigFileErrors(t *testing.T) {
 }
 
 // A start does not wait for the writer of a FIFO, and takes no file that others can
-// write: the file has passwords, and names what the service trusts.
+// write. The file has passwords, and names what the service trusts.
 func TestConfigFileIsChecked(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "config.yaml")
 	require.NoError(t, syscall.Mkfifo(fifo, 0o600))

@@ -47,9 +47,9 @@ func rootCommand() *serpent.Command {
 	return root
 }
 
-// Passwords in texts that people and programs write. They are in a URL's user part, up
-// to the last @ of the quoted text or the line, or in a parameter of PostgreSQL's URLs.
-// An argument that an error repeats may be one, too.
+// Passwords in texts that people and programs write. They are in a URL's user part, or
+// in a parameter of PostgreSQL's URLs. A user part ends at the last @ of the quoted
+// text or the line. An argument that an error repeats may be one, too.
 var (
 	urlPassword       = regexp.MustCompile(`(://[^:/@\s]*:)(?:[^"\n]|"[^ \n])+@`)
 	parameterPassword = regexp.MustCompile(`(?i)((?:ssl)?password=)[^&\s]+`)

@@ -64,9 +64,8 @@ func (a *authority) issue(t *testing.T, serial int64, name string) (cert, key []
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
 }
 
-// TestCertificateIsReloaded renews the certificate while a connection is open:
-// new connections see the new one, the old one goes on, and a broken file
-// changes nothing.
+// TestCertificateIsReloaded renews the certificate while a connection is open. New
+// connections see the new one, the old one goes on, and a broken file changes nothing.
 func TestCertificateIsReloaded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		// Made in here, where the clock that certificates are checked by starts.

@@ -396,9 +396,9 @@ func logged(t *testing.T, c *config) string {
 	return fmt.Sprint(len(lines), strings.Contains(out.String(), "quiet"), out.String()[:1])
 }
 
-// TestComponentsTakeWhatFlagsAllow gives options small and large values: what the checks
-// of flags let through no component may refuse, as that would be after the data directory
-// was made, and name no flag.
+// TestComponentsTakeWhatFlagsAllow gives options small and large values. No component
+// may refuse what the checks of flags let through. That would be after the data
+// directory was made, and name no flag.
 func TestComponentsTakeWhatFlagsAllow(t *testing.T) {
 	for _, o := range new(config).options() {
 		for exponent := -1; exponent < 63; exponent += 2 {

@@ -105,8 +105,8 @@ func testMetadataUnchanged(t *testing.T, open func(testing.TB, Options) Store) {
 	require.Equal(t, []agent.ID{id(2)}, changed)
 }
 
-// Rows of several agents and sessions that arrive in any order, but those of one
-// session in theirs, in any batches, the last one of a key and session perhaps again,
+// Rows of several agents and sessions arrive in any order, but those of one session in
+// theirs, in any batches. The last one of a key and session perhaps arrives again. They
 // end in the newest values.
 func testMetadataOrder(t *testing.T, open func(testing.TB, Options) Store) {
 	stores := make(map[time.Duration]Store)

@@ -77,9 +77,9 @@ func testStatesOrder(t *testing.T, s Store) {
 	require.Equal(t, []agent.State{both}, states)
 }
 
-// The beginning and the end of a start that two writers report, each knowing nothing
-// of the other, are merged, whoever comes first; a cursor finds both. What is of an
-// older start changes nothing.
+// Two writers report the beginning and the end of a start, each knowing nothing of the
+// other. Both are merged, whoever comes first; a cursor finds both. What is of an older
+// start changes nothing.
 func testStartup(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	at := func(s int64) time.Time { return time.Unix(s, 0).UTC() }
@@ -337,8 +337,8 @@ var stateParts = map[string]func(agent.State) agent.State{
 	},
 }
 
-// What would take the place of a row that its session did not know of is left out: that
-// stays, although its epoch is lower, and the writer of the other one gets an error.
+// A row that a session did not know of stays, although its epoch is lower. What would
+// take its place is left out, and its writer gets an error.
 func testFirstStays(t *testing.T, s Store) {
 	register(t, s, id(1), id(2))
 	for name, c := range map[string]struct {

@@ -9,8 +9,8 @@ import (
 )
 
 // endSilence ends a connection by TCP on which what was sent is not confirmed for that
-// long. Probes of a silent connection stop where something is unconfirmed: without this a
-// query to a host that is gone waits for a quarter of an hour.
+// long. Probes of a silent connection stop where something is unconfirmed. Without this
+// a query to a host that is gone waits for a quarter of an hour.
 func endSilence(after time.Duration) func(network, address string, c syscall.RawConn) error {
 	return func(network, _ string, c syscall.RawConn) error {
 		if !strings.HasPrefix(network, "tcp") {

@@ -1,4 +1,4 @@
-// Package pgpool has connections to PostgreSQL that can be dropped all at once: when
+// Package pgpool has connections to PostgreSQL that can be dropped all at once. When
 // one says that it leads to the wrong server, the others do too.
 package pgpool
 
@@ -95,9 +95,9 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return c.Connector.Connect(context.WithValue(ctx, contextKey{}, c.pool.current()))
 }
 
-// PreferPrimary has the server be looked for that can be written to, if the URL names
-// several and does not say which one is wanted: connections would stay with the first
-// one that answers, which is a standby after a failover.
+// PreferPrimary has connections lead to a server that can be written to, if the URL
+// names several and does not say which one is wanted. Else they would stay with the
+// first one that answers, which is a standby after a failover.
 func PreferPrimary(config *pgconn.Config) {
 	if config.ValidateConnect != nil {
 		return
@@ -110,8 +110,9 @@ func PreferPrimary(config *pgconn.Config) {
 	}
 }
 
-// Dialer returns a dialer of connections that end when the server is silent: when it
-// confirms nothing for that long, whether somebody waits for an answer or not.
+// Dialer returns a dialer of connections that end when the server is silent. It is
+// silent when it confirms nothing for that long, whether somebody waits for an answer
+// or not.
 func Dialer(silence time.Duration) *net.Dialer {
 	return &net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 6, Count: 3},
