@@ -104,7 +104,7 @@ func BenchmarkFlush500(b *testing.B) {
 	}
 }
 
-// The same of 500 that wait, when the flush is good: 50 agents are told.
+// The same of 500 that wait, when the flush is good: 50 agents are acked.
 func BenchmarkFlush500Written(b *testing.B) {
 	batcher := newBatcher(b, &switchStore{}, Options{})
 	batcher.publisher = nullPublisher{}

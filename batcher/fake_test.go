@@ -98,11 +98,11 @@ func (p *fakePublisher) PublishMetadata(_ context.Context, agents []agent.ID) er
 // fakeTracker checks that each pending ack is resolved once.
 type fakeTracker struct {
 	mu       sync.Mutex
-	held     map[int64]int
+	pending  map[int64]int
 	resolved []agent.Resolution
 	calls    int
 	wrong    []agent.Resolution // resolved without being pending
-	// superseded has the epochs that it was told of.
+	// superseded has the epochs that superseded its own.
 	superseded []int64
 }
 
@@ -115,10 +115,10 @@ func (f *fakeTracker) Supersede(epoch int64) {
 func (f *fakeTracker) AddPending(sequence int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.held == nil {
-		f.held = make(map[int64]int)
+	if f.pending == nil {
+		f.pending = make(map[int64]int)
 	}
-	f.held[sequence]++
+	f.pending[sequence]++
 }
 
 func (f *fakeTracker) Resolve(resolved []agent.Resolution) {
@@ -127,24 +127,24 @@ func (f *fakeTracker) Resolve(resolved []agent.Resolution) {
 	f.calls++
 	f.resolved = append(f.resolved, resolved...)
 	for _, s := range resolved {
-		switch f.held[s.Sequence] {
+		switch f.pending[s.Sequence] {
 		case 0:
 			f.wrong = append(f.wrong, s)
 		case 1:
-			delete(f.held, s.Sequence)
+			delete(f.pending, s.Sequence)
 		default:
-			f.held[s.Sequence]--
+			f.pending[s.Sequence]--
 		}
 	}
 }
 
-// sequences returns those held, each as often as it is.
+// sequences returns those that are pending, each as often as it is.
 func (f *fakeTracker) sequences() []int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var all []int64
-	for _, s := range slices.Sorted(maps.Keys(f.held)) {
-		all = append(all, slices.Repeat([]int64{s}, f.held[s])...)
+	for _, s := range slices.Sorted(maps.Keys(f.pending)) {
+		all = append(all, slices.Repeat([]int64{s}, f.pending[s])...)
 	}
 	return all
 }
@@ -265,8 +265,8 @@ func requireLaw(t require.TestingT, b *Batcher) {
 	require.LessOrEqual(t, p.len(), p.limits.all+b.opts.BatchSize)
 }
 
-// told returns the ledger and how many entries are pending.
-func (b *Batcher) told() (ledger, int) {
+// snapshot returns the ledger and how many entries are pending.
+func (b *Batcher) snapshot() (ledger, int) {
 	s := b.snapshot()
 	return s.ledger, s.pending
 }

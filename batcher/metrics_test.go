@@ -142,7 +142,7 @@ coderd_agentapi_metadata_flushed_total 2
 }
 
 // Coder's counter has what a flush brought to the database, whether that wrote it or had
-// it already; the service's own tells the two apart.
+// it already; the service's own counts the two apart.
 func TestUnchangedEntriesAreFlushed(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	b, err := New(&fakeStore{}, &fakePublisher{}, Options{}, reg, quiet)
@@ -151,7 +151,7 @@ func TestUnchangedEntriesAreFlushed(t *testing.T) {
 		b.Add(now, report(id(1), 1, 1, nil, "a=1"))
 		flushAll(t, b)
 	}
-	l, _ := b.told()
+	l, _ := b.snapshot()
 	require.Equal(t, ledger{received: 2, flushed: 1, unchanged: 1}, l)
 	require.Equal(t, 2.0, value(t, reg, "coderd_agentapi_metadata_flushed_total"))
 }

@@ -173,7 +173,7 @@ func TestSuperseded(t *testing.T) {
 }
 
 // The newest session is known from notifications only, and its replica goes before it
-// wrote it. A replica that heard nothing has a session below it. That one ends, as the
+// wrote it. A replica that received nothing has a session below it. That one ends, as the
 // others would take the agent for gone.
 func TestUnwrittenSessionOfAReplicaThatIsGone(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

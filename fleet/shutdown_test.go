@@ -22,7 +22,7 @@ func (manualSubscriber) Publish(ctx context.Context, _ string, _ []byte) error {
 	return ctx.Err()
 }
 
-// A pubsub that swallows holds a shutdown up once, not for each message.
+// A pubsub that swallows delays a shutdown once, not for each message.
 func TestShutdownWithoutPubsub(t *testing.T) {
 	const agents = 4000
 	bubble.Test(t, func(t *testing.T) {

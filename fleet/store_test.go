@@ -228,8 +228,8 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []
 			newer = append(newer, agent.StoredEpoch{Agent: st.Agent})
 			continue
 		}
-		held := s.states[st.Agent]
-		held.Agent = st.Agent
+		row := s.states[st.Agent]
+		row.Agent = st.Agent
 		lost := agent.StoredEpoch{Agent: st.Agent}
 		put := func(said, stored agent.Order, set func(agent.Order)) {
 			switch {
@@ -239,19 +239,19 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []
 				lost.Epoch, lost.First = max(lost.Epoch, stored.Epoch), lost.First || stored.Epoch < said.Epoch
 			}
 		}
-		put(st.LifecycleOrder, held.LifecycleOrder, func(o agent.Order) { held.Lifecycle, held.LifecycleOrder = st.Lifecycle, o })
-		put(st.StartedOrder, held.StartedOrder, func(o agent.Order) { held.SetStarted(st.Startup.StartedAt, o) })
-		put(st.ReadyOrder, held.ReadyOrder, func(o agent.Order) { held.SetReady(st.Startup, o) })
-		held.AppHealth, held.AppHealthOrder = maps.Clone(held.AppHealth), maps.Clone(held.AppHealthOrder)
+		put(st.LifecycleOrder, row.LifecycleOrder, func(o agent.Order) { row.Lifecycle, row.LifecycleOrder = st.Lifecycle, o })
+		put(st.StartedOrder, row.StartedOrder, func(o agent.Order) { row.SetStarted(st.Startup.StartedAt, o) })
+		put(st.ReadyOrder, row.ReadyOrder, func(o agent.Order) { row.SetReady(st.Startup, o) })
+		row.AppHealth, row.AppHealthOrder = maps.Clone(row.AppHealth), maps.Clone(row.AppHealthOrder)
 		for app, health := range st.AppHealth {
-			stored := held.AppHealthOrder[app]
-			put(st.AppHealthOrder[app], stored, func(o agent.Order) { held.SetAppHealth(app, health, o) })
+			stored := row.AppHealthOrder[app]
+			put(st.AppHealthOrder[app], stored, func(o agent.Order) { row.SetAppHealth(app, health, o) })
 		}
-		put(st.NetworkOrder, held.NetworkOrder, func(o agent.Order) { held.Network, held.NetworkOrder = st.Network, o })
+		put(st.NetworkOrder, row.NetworkOrder, func(o agent.Order) { row.Network, row.NetworkOrder = st.Network, o })
 		if lost.Epoch != 0 {
 			newer = append(newer, lost)
 		}
-		s.states[st.Agent], s.statesAt[st.Agent] = held, s.moved
+		s.states[st.Agent], s.statesAt[st.Agent] = row, s.moved
 	}
 	return newer, nil
 }
@@ -269,14 +269,14 @@ func (s *memStore) SaveSessions(_ context.Context, records []agent.SessionRecord
 			continue
 		}
 		r.Incarnation = 0
-		held := s.sessions[r.Agent]
-		held.Agent = r.Agent
-		before = append(before, held)
-		switch compareSessions(&r, &held) {
+		stored := s.sessions[r.Agent]
+		stored.Agent = r.Agent
+		before = append(before, stored)
+		switch compareSessions(&r, &stored) {
 		case -1:
 			continue
 		case 0:
-			r.Open, r.Reported = r.Open && held.Open, r.Reported || held.Reported
+			r.Open, r.Reported = r.Open && stored.Open, r.Reported || stored.Reported
 		}
 		s.sessions[r.Agent], s.sessionsAt[r.Agent] = r, s.moved
 	}

@@ -36,10 +36,10 @@ var scrapers = []attack{
 	{name: "slow readers", prepare: fill, run: slowReaders("")},
 	{name: "slow readers of gzip", prepare: fill, run: slowReaders("Accept-Encoding: gzip\r\n")},
 	{name: "slow headers", run: func(ctx context.Context, at target) (int64, error) {
-		return hold(ctx, at.HTTP, 4000, []byte("GET / HTTP/1.1\r\nHost: x\r\nX-A: "))
+		return openConnections(ctx, at.HTTP, 4000, []byte("GET / HTTP/1.1\r\nHost: x\r\nX-A: "))
 	}},
 	{name: "silent HTTP connections", run: func(ctx context.Context, at target) (int64, error) {
-		return hold(ctx, at.HTTP, 4000, nil)
+		return openConnections(ctx, at.HTTP, 4000, nil)
 	}},
 	{name: "many scrapes", run: func(ctx context.Context, at target) (int64, error) {
 		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 10 * time.Second}

@@ -76,10 +76,10 @@ var strangers = []attack{
 		})
 	}},
 	{name: "silent connections", run: func(ctx context.Context, at target) (int64, error) {
-		return hold(ctx, at.GRPC, 4000, nil)
+		return openConnections(ctx, at.GRPC, 4000, nil)
 	}},
 	{name: "connections with a preface", run: func(ctx context.Context, at target) (int64, error) {
-		return hold(ctx, at.GRPC, 4000, []byte(http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
+		return openConnections(ctx, at.GRPC, 4000, []byte(http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
 	}},
 	{name: "garbage", run: func(ctx context.Context, at target) (int64, error) { return garbage(ctx, at.GRPC) }},
 	{name: "guessed tokens", run: guessTokens},
@@ -106,7 +106,7 @@ var strangers = []attack{
 }
 
 // callUnary calls a method with a raw message, over and over, and wants to be
-// told that nobody knows the caller.
+// answered that nobody knows the caller.
 func callUnary(ctx context.Context, at target, method string, message []byte, callers int) (int64, error) {
 	var calls atomic.Int64
 	var running sync.WaitGroup
@@ -191,8 +191,8 @@ func continuation(c *rawHTTP2, i int) error {
 	})
 }
 
-// hold opens connections, says something on each, and keeps them.
-func hold(ctx context.Context, address string, n int, say []byte) (int64, error) {
+// openConnections opens connections, says something on each, and keeps them.
+func openConnections(ctx context.Context, address string, n int, say []byte) (int64, error) {
 	var all []net.Conn
 	defer func() { closeAll(all) }()
 	for range n {

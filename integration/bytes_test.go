@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// agentLabels are what a sample of an agent is told apart by.
+// agentLabels distinguish the samples of agents.
 type agentLabels struct{ username, workspace, agent string }
 
 // received is what the service says of the bytes of one agent, in one scrape.

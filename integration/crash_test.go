@@ -161,6 +161,6 @@ func runCrashes(t *testing.T, c crashes) {
 	took, err := s.stop(syscall.SIGTERM)
 	require.NoError(t, err)
 	require.Less(t, took, 15*time.Second)
-	// The newest value of every key is acked, and is what the database holds.
+	// The newest value of every key is acked, and is what the database has.
 	require.Equal(t, journal(t, journalFile), stored(t, s.database()))
 }

@@ -31,8 +31,8 @@ type deployment struct {
 	agent     *client.Agent
 
 	mu       sync.Mutex
-	received int64           // bytes, as coderd was told
-	values   map[string]bool // of metadata, as coderd was told
+	received int64           // bytes that coderd received
+	values   map[string]bool // of metadata that coderd received
 }
 
 // newDeployment makes a deployment with its two services, which it does not start.
@@ -136,19 +136,19 @@ func (d *deployment) send(t *testing.T, n int, bytes int64, value string) {
 	require.NoError(t, d.agent.Flush(ctx))
 }
 
-// wait waits until coderd was told of a value and of so many bytes.
+// wait waits until coderd received a value and so many bytes.
 func (d *deployment) wait(t *testing.T, bytes int64, value string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.received >= bytes && d.values[value]
-	}, 40*time.Second, 50*time.Millisecond, "coderd of %s was not told of its agent", d.name)
+	}, 40*time.Second, 50*time.Millisecond, "coderd of %s received nothing of its agent", d.name)
 }
 
 // TestDeployments runs two deployments over one NATS, and in two schemas of one database.
 // The second has the agents of the first under the same ids, as a staging that began as
-// a copy of production has: neither hears of the other's agents, sessions, leases,
+// a copy of production has: neither learns of the other's agents, sessions, leases,
 // reports and metadata.
 func TestDeployments(t *testing.T) {
 	for name, shared := range map[string]func(*testing.T) (pubsubURL string, databases [2]string){

@@ -178,7 +178,7 @@ func (r *replicas) watch(t *testing.T) []*watcher {
 		all = append(all, w)
 		for part := range slices.Chunk(ids, maxWatched) {
 			watching.Go(func() {
-				if err := coderd.WatchMetadata(ctx, part, w.news); err != nil {
+				if err := coderd.WatchMetadata(ctx, part, w.handle); err != nil {
 					t.Errorf("watch metadata: %v", err)
 				}
 			})
@@ -187,7 +187,7 @@ func (r *replicas) watch(t *testing.T) []*watcher {
 	return all
 }
 
-func (w *watcher) news(resp *agentstatsv1.WatchMetadataResponse) {
+func (w *watcher) handle(resp *agentstatsv1.WatchMetadataResponse) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range resp.GetAgents() {
@@ -294,13 +294,13 @@ func TestReplicas(t *testing.T) {
 // TestReplicaCutOff cuts one of three replicas off from the database, in each of
 // the ways in which a network fails, then from the pubsub: it keeps its agents
 // and serves them, and nobody else does. Each fault is mended before the next: a
-// replica that gets news only and one that reads the database only cannot know of
+// replica that gets notifications only and one that reads the database only cannot know of
 // each other.
 func TestReplicaCutOff(t *testing.T) {
 	size := sizeOf(t)
 	r := startReplicas(t, 3, true, "--report-interval", size.reportInterval.String())
 	journalFile := filepath.Join(t.TempDir(), "journal")
-	// One that hears no news looks into the database each 2 s, for what was written
+	// One that gets no notifications looks into the database each 2 s, for what was written
 	// there within 500 ms: scrapes are further apart than that.
 	size.check = max(size.check, 4*time.Second)
 	sim := r.simulate(t, size.args(journalFile)...)

@@ -34,7 +34,7 @@ const (
 	unwrittenFor = 10 * time.Second
 )
 
-// watchedFleet is a fleet of agents over three replicas, and a coderd that is told of
+// watchedFleet is a fleet of agents over three replicas, and a coderd that watches
 // their reports.
 type watchedFleet struct {
 	t         *testing.T
@@ -49,9 +49,9 @@ type watchedFleet struct {
 	// generation of each replica counts its processes; killed has those that were killed.
 	generation [3]int
 	killed     map[processID]time.Time
-	// What coderd stores in one transaction: position and told.
+	// What coderd stores in one transaction: position and received.
 	position client.StatsPosition
-	told     map[uuid.UUID]int64
+	received map[uuid.UUID]int64
 	problems []error
 	// crash is what happens to coderd at its next batch, restarts how often it did.
 	crash    crashPoint
@@ -196,7 +196,7 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 }
 
 // watch is coderd, one instance after another until ctx ends. started is called when
-// the first is told of all that agents report.
+// the first receives all that agents report.
 func (f *watchedFleet) watch(ctx context.Context, started func()) {
 	for n := 0; ctx.Err() == nil; n++ {
 		instance, crash := context.WithCancel(ctx)
@@ -243,12 +243,12 @@ func (f *watchedFleet) handle(batch client.StatsBatch, crash func()) error {
 	for _, a := range batch.Agents {
 		id, bytes := uuid.UUID(a.GetAgentId()), a.GetStats().GetRxBytes()
 		switch {
-		case f.told[id]&bytes != 0:
-			f.problems = append(f.problems, fmt.Errorf("%s: %b was told, now %b", id, f.told[id], bytes))
+		case f.received[id]&bytes != 0:
+			f.problems = append(f.problems, fmt.Errorf("%s: %b was received, now %b", id, f.received[id], bytes))
 		case int64(bits.OnesCount64(uint64(bytes))) != a.GetReports():
 			f.problems = append(f.problems, fmt.Errorf("%s: %d reports have %b", id, a.GetReports(), bytes))
 		}
-		f.told[id] |= bytes
+		f.received[id] |= bytes
 	}
 	if point == beforeAck {
 		return errCrashed
@@ -266,7 +266,7 @@ func (f *watchedFleet) restartCoderd(n int) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.restarts > before
-	}, time.Minute, 50*time.Millisecond, "coderd is told nothing")
+	}, time.Minute, 50*time.Millisecond, "coderd receives nothing")
 }
 
 // journalWrites has the database note what is added to sums, in the transactions that
@@ -305,7 +305,7 @@ func written(t *testing.T, db *sql.DB) map[uuid.UUID]int64 {
 }
 
 // TestWatchedReportsOfAFleet kills all replicas in turn and at once, crashes PostgreSQL
-// and restarts coderd, while a fleet reports: coderd is told of what was written, once,
+// and restarts coderd, while a fleet reports: coderd receives what was written, once,
 // and only what a killed replica had not written is missing. With -soak the fleet has
 // the size of a deployment.
 func TestWatchedReportsOfAFleet(t *testing.T) {
@@ -318,7 +318,7 @@ func TestWatchedReportsOfAFleet(t *testing.T) {
 	database := server.CreateDatabase(t)
 	f := &watchedFleet{
 		t: t, tokenFile: filepath.Join(t.TempDir(), "token"), interval: interval,
-		killed: make(map[processID]time.Time), told: make(map[uuid.UUID]int64),
+		killed: make(map[processID]time.Time), received: make(map[uuid.UUID]int64),
 	}
 	require.NoError(t, os.WriteFile(f.tokenFile, []byte(uuid.NewString()), 0o600))
 	for range 3 {
@@ -389,13 +389,13 @@ func TestWatchedReportsOfAFleet(t *testing.T) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for id, bits := range all {
-			if f.told[id] != bits {
+			if f.received[id] != bits {
 				return false
 			}
 		}
 		return true
-	}, time.Minute, time.Second, "coderd is not told of all that was written")
-	time.Sleep(3 * time.Second) // what is told twice would come
+	}, time.Minute, time.Second, "coderd does not receive all that was written")
+	time.Sleep(3 * time.Second) // what is sent twice would come
 	f.requireAccounts(written(t, db), rounds*len(events)*restarts)
 }
 
@@ -412,26 +412,26 @@ func requireWritten(t *testing.T, f *watchedFleet) {
 	}, time.Minute, 100*time.Millisecond, "reports are not written")
 }
 
-// requireAccounts compares what was sent, written and told.
+// requireAccounts compares what was sent, written and received.
 func (f *watchedFleet) requireAccounts(written map[uuid.UUID]int64, restarts int) {
 	t := f.t
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	require.NoError(t, errors.Join(f.problems...))
-	require.Equal(t, written, f.told, "each report that was written is told, once")
+	require.Equal(t, written, f.received, "each report that was written is received, once")
 	require.GreaterOrEqual(t, f.restarts, restarts)
 	sent, acked, lost, doubtful := 0, 0, 0, 0
 	oldest := time.Duration(0)
 	for _, a := range f.agents {
 		sent += bits.OnesCount64(uint64(a.sent))
 		doubtful += bits.OnesCount64(uint64(a.doubtful))
-		require.Zero(t, f.told[a.id]&^a.sent, "%s: what was never sent", a.id)
+		require.Zero(t, f.received[a.id]&^a.sent, "%s: what was never sent", a.id)
 		for bit, report := range a.acked {
 			if report.at.IsZero() {
 				continue
 			}
 			acked++
-			if f.told[a.id]&(1<<bit) != 0 {
+			if f.received[a.id]&(1<<bit) != 0 {
 				continue
 			}
 			lost++

@@ -14,7 +14,7 @@ import (
 )
 
 // What agents reported waits in the database: all replicas are killed at once, again
-// and again, and coderd is told of each report once.
+// and again, and coderd receives each report once.
 func TestWatchedReportsSurviveKills(t *testing.T) {
 	beside(t)
 	d := newDeployment(t, "killed", postgrestest.Shared(t).CreateDatabase(t), "")
@@ -41,7 +41,7 @@ func TestWatchedReportsSurviveKills(t *testing.T) {
 		}
 	}
 	d.wait(t, total, "round 3")
-	time.Sleep(3 * time.Second) // what is told twice would come
+	time.Sleep(3 * time.Second) // what is sent twice would come
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	require.Equal(t, total, d.received)

@@ -166,7 +166,7 @@ func testCancel(t *testing.T, ps PubSub) {
 	require.Equal(t, before, calls)
 }
 
-// A subscriber that stands still holds nobody up, and is notified that it missed
+// A subscriber that stands still delays nobody, and is notified that it missed
 // something.
 func testSlowSubscriber(t *testing.T, ps PubSub) {
 	entered, leave := make(chan struct{}), make(chan struct{})
@@ -244,7 +244,7 @@ func publishNumbers(ctx context.Context, ps PubSub, channel string, from, messag
 }
 
 // order checks that the numbers of each publisher rise by one, but for what
-// nil tells.
+// nil says.
 type order struct {
 	calls int
 	next  map[int]int

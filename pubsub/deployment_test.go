@@ -44,7 +44,7 @@ func TestDeployment(t *testing.T) {
 	})
 }
 
-// Two deployments on one server do not hear each other, whatever carries their messages;
+// Two deployments on one server do not receive from each other, whatever carries their messages;
 // and what one says on a channel of the other is counted and discarded.
 func TestDeploymentsApart(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
@@ -65,18 +65,18 @@ func TestDeploymentsApart(t *testing.T) {
 			raw := open(t)
 			a, b := newDeployment(t, raw, ids[0]), newDeployment(t, open(t), ids[1])
 			again := newDeployment(t, open(t), ids[0])
-			heardA, heardB, heardAgain := subscribe(t, a, "news"), subscribe(t, b, "news"), subscribe(t, again, "news")
-			publish(t, a, "news", "of a")
-			publish(t, b, "news", "of b")
+			messagesA, messagesB, messagesAgain := subscribe(t, a, "changes"), subscribe(t, b, "changes"), subscribe(t, again, "changes")
+			publish(t, a, "changes", "of a")
+			publish(t, b, "changes", "of b")
 			channelOfA := *deploymentText(ids[0]) + "_news"
 			publish(t, raw, channelOfA, *deploymentText(ids[1])+"forged")
 			publish(t, raw, channelOfA, "short")
 			publish(t, raw, channelOfA, *deploymentText(ids[0]))
-			publish(t, a, "news", "last of a")
-			publish(t, b, "news", "last of b")
-			require.Equal(t, []string{"of a", "last of a"}, heardA.waitFor("last of a"))
-			require.Equal(t, []string{"of a", "last of a"}, heardAgain.waitFor("last of a"))
-			require.Equal(t, []string{"of b", "last of b"}, heardB.waitFor("last of b"))
+			publish(t, a, "changes", "last of a")
+			publish(t, b, "changes", "last of b")
+			require.Equal(t, []string{"of a", "last of a"}, messagesA.waitFor("last of a"))
+			require.Equal(t, []string{"of a", "last of a"}, messagesAgain.waitFor("last of a"))
+			require.Equal(t, []string{"of b", "last of b"}, messagesB.waitFor("last of b"))
 			for _, d := range []*Deployment{a, again} {
 				require.InDelta(t, 1, testutil.ToFloat64(d.metrics.foreign), 0)
 				require.InDelta(t, 2, testutil.ToFloat64(d.metrics.malformed), 0)
@@ -85,23 +85,23 @@ func TestDeploymentsApart(t *testing.T) {
 	}
 }
 
-// Who learns that the deployment has another id goes on with that, and tells subscribers
+// Who learns that the deployment has another id goes on with that, and notifies subscribers
 // that they may have missed something.
 func TestDeploymentSwitch(t *testing.T) {
 	memory := newMemory(t)
 	ids := []uuid.UUID{uuid.New(), uuid.New()}
 	a, b := newDeployment(t, memory, ids[0]), newDeployment(t, memory, ids[1])
-	heard := subscribe(t, a, "news")
+	messages := subscribe(t, a, "changes")
 	gone, err := a.Subscribe("other", func([]byte) { t.Error("called") })
 	require.NoError(t, err)
 	gone()
-	publish(t, a, "news", "before")
-	heard.waitFor("before")
+	publish(t, a, "changes", "before")
+	messages.waitFor("before")
 	require.NoError(t, a.Switch(ids[0]))
 	require.NoError(t, a.Switch(ids[1]))
 	require.Equal(t, ids[1], a.ID())
-	publish(t, b, "news", "after")
-	require.Equal(t, []string{"before", "nil", "after"}, heard.waitFor("after"))
+	publish(t, b, "changes", "after")
+	require.Equal(t, []string{"before", "nil", "after"}, messages.waitFor("after"))
 	of := subscribe(t, b, "back")
 	publish(t, a, "back", "x")
 	of.waitFor("x")
@@ -149,20 +149,20 @@ func TestPostgresFailover(t *testing.T) {
 		return p
 	}
 	a, b := open(), open()
-	heard := subscribe(t, b, "news")
-	publish(t, a, "news", "before")
-	heard.waitFor("before")
+	messages := subscribe(t, b, "changes")
+	publish(t, a, "changes", "before")
+	messages.waitFor("before")
 
 	standby.Promote(t, primary)
 	primary.Demote(t)
 	onNew, _ := newPostgres(t, standby.URL(), opts)
 	runEngine(t, onNew)
 	waitConnected(onNew, true)
-	arrived := subscribe(t, onNew, "news")
+	arrived := subscribe(t, onNew, "changes")
 	for n := 0; ; n++ {
 		require.NoError(t, t.Context().Err())
 		// Until it has found the new one, it may publish to the old.
-		_ = a.Publish(t.Context(), "news", fmt.Appendf(nil, "after %d", n))
+		_ = a.Publish(t.Context(), "changes", fmt.Appendf(nil, "after %d", n))
 		arrived.mu.Lock()
 		done := len(arrived.messages) > 0
 		arrived.mu.Unlock()
@@ -171,13 +171,13 @@ func TestPostgresFailover(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	for !heardOn(heard, func() { publish(t, onNew, "news", "from the new") }, "from the new") {
+	for !receivedOn(messages, func() { publish(t, onNew, "changes", "from the new") }, "from the new") {
 		require.NoError(t, t.Context().Err())
 	}
 }
 
-// heardOn publishes, and reports whether the text was heard by then or soon.
-func heardOn(r *received, publish func(), text string) bool {
+// receivedOn publishes, and reports whether the text was received by then or soon.
+func receivedOn(r *received, publish func(), text string) bool {
 	publish()
 	time.Sleep(5 * time.Millisecond)
 	r.mu.Lock()

@@ -13,7 +13,7 @@ import (
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
-// News of flushes of 500 rows of as many agents, two messages each, at rates of
+// Notifications of flushes of 500 rows of as many agents, two messages each, at rates of
 // deployments: the time until a subscriber has both, and what this process, which
 // publishes and listens, spends on a flush. Run it with -benchtime 30x.
 func BenchmarkFlushes(b *testing.B) {
@@ -30,9 +30,9 @@ func BenchmarkFlushes(b *testing.B) {
 }
 
 func benchmarkFlushes(b *testing.B, ps PubSub, perSecond int) {
-	news := NewMetadata(ps)
+	metadata := NewMetadata(ps)
 	arrived := make(chan int, 2)
-	cancel, err := news.SubscribeMetadata(func(ids []uuid.UUID) { arrived <- len(ids) })
+	cancel, err := metadata.SubscribeMetadata(func(ids []uuid.UUID) { arrived <- len(ids) })
 	require.NoError(b, err)
 	defer cancel()
 	agents := ids(500)
@@ -43,7 +43,7 @@ func benchmarkFlushes(b *testing.B, ps PubSub, perSecond int) {
 	for b.Loop() {
 		<-ticker.C
 		began := time.Now()
-		require.NoError(b, news.PublishMetadata(b.Context(), agents))
+		require.NoError(b, metadata.PublishMetadata(b.Context(), agents))
 		for n := 0; n < len(agents); {
 			n += <-arrived
 		}

@@ -18,7 +18,7 @@ const MetadataChannel = "workspace_agent_metadata_batch"
 const (
 	// idText is one id: 16 bytes in unpadded base64.
 	idText = 22
-	// maxMetadataIDs is how many ids one message holds: 362 of 22 bytes are 7,964.
+	// maxMetadataIDs is how many ids one message has: 362 of 22 bytes are 7,964.
 	maxMetadataIDs = MaxDeploymentPayload / idText
 )
 

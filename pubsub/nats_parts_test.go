@@ -68,17 +68,17 @@ func TestNATSParts(t *testing.T) {
 	require.Equal(t, want, got)
 }
 
-// News of metadata and of the largest message of a deployment fit, too.
+// Notifications of metadata and of the largest message of a deployment fit, too.
 func TestNATSPartsOfDeployment(t *testing.T) {
 	s := startNATS(t, -1, func(o *server.Options) { o.MaxPayload = 2048 })
 	n, _ := newNATS(t, s.ClientURL(), Options{})
 	runEngine(t, n)
 	waitConnected(n, true)
 	d := newDeployment(t, n, uuid.New())
-	news := NewMetadata(d)
+	metadata := NewMetadata(d)
 	ids := make(map[uuid.UUID]bool)
 	got := make(chan []uuid.UUID, 10)
-	cancel, err := news.SubscribeMetadata(func(ids []uuid.UUID) { got <- ids })
+	cancel, err := metadata.SubscribeMetadata(func(ids []uuid.UUID) { got <- ids })
 	require.NoError(t, err)
 	defer cancel()
 	var all []uuid.UUID
@@ -86,7 +86,7 @@ func TestNATSPartsOfDeployment(t *testing.T) {
 		all = append(all, uuid.New())
 		ids[all[len(all)-1]] = true
 	}
-	require.NoError(t, news.PublishMetadata(t.Context(), all))
+	require.NoError(t, metadata.PublishMetadata(t.Context(), all))
 	message := <-got
 	require.Len(t, message, len(ids))
 	for _, id := range message {

@@ -48,7 +48,7 @@ func TestMemoryMetrics(t *testing.T) {
 	require.NoError(t, err)
 	publish(t, m, "a", "first")
 	<-entered
-	// The second overflow drops one message less: one place holds the notice.
+	// The second overflow drops one message less: one place is for the notice.
 	for range queueLength + 1 + queueLength {
 		publish(t, m, "a", "x")
 	}
@@ -108,8 +108,8 @@ func ids(n int) []uuid.UUID {
 
 // testMetadata is part of the contract: it shows that a full message fits.
 func testMetadata(t *testing.T, m *Metadata) {
-	news := make(chan []uuid.UUID, 10)
-	cancel, err := m.SubscribeMetadata(func(ids []uuid.UUID) { news <- ids })
+	changed := make(chan []uuid.UUID, 10)
+	cancel, err := m.SubscribeMetadata(func(ids []uuid.UUID) { changed <- ids })
 	require.NoError(t, err)
 	t.Cleanup(cancel)
 
@@ -119,9 +119,9 @@ func testMetadata(t *testing.T, m *Metadata) {
 	require.NoError(t, m.PublishMetadata(t.Context(), sent))
 	require.NoError(t, m.PublishMetadata(t.Context(), nil))
 	for part := range slices.Chunk(want, maxMetadataIDs) {
-		require.Equal(t, part, <-news)
+		require.Equal(t, part, <-changed)
 	}
-	require.Empty(t, news)
+	require.Empty(t, changed)
 }
 
 // The payload is that of spec/wire.md.
@@ -153,16 +153,16 @@ func TestMetadataMalformed(t *testing.T) {
 	_, ok := parseMetadata(nil)
 	require.False(t, ok)
 
-	// Such a message is told as a missed one, and the next one is read again.
+	// Such a message counts as a missed one, and the next one is read again.
 	memory := newMemory(t)
-	news := make(chan []uuid.UUID, 2)
-	cancel, err := NewMetadata(memory).SubscribeMetadata(func(ids []uuid.UUID) { news <- ids })
+	changed := make(chan []uuid.UUID, 2)
+	cancel, err := NewMetadata(memory).SubscribeMetadata(func(ids []uuid.UUID) { changed <- ids })
 	require.NoError(t, err)
 	t.Cleanup(cancel)
 	publish(t, memory, MetadataChannel, good[:43])
 	publish(t, memory, MetadataChannel, good)
-	require.Nil(t, <-news)
-	require.Equal(t, ids(2), <-news)
+	require.Nil(t, <-changed)
+	require.Equal(t, ids(2), <-changed)
 }
 
 type broken struct{ calls int }

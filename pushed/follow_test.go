@@ -32,7 +32,7 @@ func total(t *testing.T, f *Families) float64 {
 	return check(t, f)[`{__name__="x_total"}`]
 }
 
-// A stream moves between replicas that have not heard of one another: each push
+// A stream moves between replicas that do not know of one another: each push
 // is decided on the newest row.
 func TestMove(t *testing.T) {
 	database := new(memory)
@@ -78,7 +78,7 @@ func TestMoveWithoutRoom(t *testing.T) {
 	require.Zero(t, testutil.ToFloat64(a.metrics.outdated))
 }
 
-// A caller who goes away tells nothing of the store.
+// A caller who goes away says nothing of the store.
 func TestCallerGoes(t *testing.T) {
 	database := new(memory)
 	f := open(t, database, Options{})
@@ -100,7 +100,7 @@ func TestCallerGoes(t *testing.T) {
 }
 
 // Somebody else writes the row each time: after a few attempts the pusher is
-// told, and nothing is lost.
+// reported, and nothing is lost.
 func TestOutdatedForEver(t *testing.T) {
 	database := new(memory)
 	f := open(t, database, Options{})
@@ -401,11 +401,11 @@ func TestNotification(t *testing.T) {
 		database := new(memory)
 		engine, err := pubsub.NewMemory(prometheus.NewRegistry())
 		require.NoError(t, err)
-		news := &bus{Memory: engine}
+		notifier := &bus{Memory: engine}
 		var l lease
 		l.give(2)
 		opts := func(replica int) Options {
-			return Options{Lease: l.of(replica), Notifier: news, FollowInterval: time.Hour}
+			return Options{Lease: l.of(replica), Notifier: notifier, FollowInterval: time.Hour}
 		}
 		a, b := running(t, database, opts(1)), running(t, database, opts(2))
 		time.Sleep(time.Second)
@@ -424,7 +424,7 @@ func TestNotification(t *testing.T) {
 		require.LessOrEqual(t, follows(b, followChanged), 3.0)
 		require.Equal(t, unchanged, follows(a, followUnchanged)+follows(a, followChanged), "of its own pushes")
 
-		// News that were missed, that make no sense, or that it has.
+		// Notifications that were missed, that make no sense, or that it has.
 		before := follows(b, followUnchanged)
 		for i, payload := range []string{"", "zz 1", "00 1", strings.Repeat("00", 40) + " 1", "0c00000000000000000000000000000b 1"} {
 			b.handleNotification([]byte(payload))
@@ -437,9 +437,9 @@ func TestNotification(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, before+5, follows(b, followUnchanged))
 
-		news.mu.Lock()
-		news.err = errors.New("no bus")
-		news.mu.Unlock()
+		notifier.mu.Lock()
+		notifier.err = errors.New("no bus")
+		notifier.mu.Unlock()
 		pushText(t, a, time.Now(), 1, 11, counter("7"))
 		require.Equal(t, 1.0, testutil.ToFloat64(a.metrics.notificationErrors))
 		require.NoError(t, a.Healthy())

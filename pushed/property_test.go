@@ -194,7 +194,7 @@ func (w *world) work() {
 	kind := rapid.SampledFrom([]string{"a", "b"}).Draw(w.t, "kind")
 	v := rapid.Float64Range(0.001, 3).Draw(w.t, "seconds")
 	if rapid.IntRange(0, 9).Draw(w.t, "anew") == 0 {
-		// Its created timestamp tells, also if it counts to as much as before.
+		// Its created timestamp says so, also if it counts to as much as before.
 		p.events.DeleteLabelValues(kind)
 		p.round[kind]++
 		p.events.WithLabelValues(kind).Add(float64(rapid.IntRange(0, 5).Draw(w.t, "events")))

@@ -19,7 +19,7 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// start is ahead of the clock, by which Load tells what is gone: however long the
+// start is ahead of the clock, by which Load decides what is gone: however long the
 // tests take, what was pushed at start is not.
 var start = time.Now().Add(time.Hour)
 
@@ -186,7 +186,7 @@ x_total 1
 		synctest.Wait()
 		require.NotContains(t, text(t, f), "coderd_")
 
-		// Names are claimed for a while after.
+		// Names stay reserved for a while after.
 		want := map[string]metrics.Type{
 			"coderd_api_concurrent_requests": metrics.Gauge, "coderd_license_active_users": metrics.Gauge, "x_total": metrics.Counter,
 		}

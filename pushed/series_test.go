@@ -96,7 +96,7 @@ func TestSeriesIsRefusedAlone(t *testing.T) {
 }
 
 // A family that is refused as a whole is not served on either, whatever can be
-// told of it.
+// notified of it.
 func TestRefusedFamilyIsNotServedOn(t *testing.T) {
 	good := counterOf(map[string]float64{"a": 10}, nil)
 	gauge := &dto.MetricFamily{Name: good.Name, Type: dto.MetricType_GAUGE_HISTOGRAM.Enum()}
@@ -165,7 +165,7 @@ func TestLongLabelsAndWrongValues(t *testing.T) {
 	require.Equal(t, 1.0, check(t, f)[`{__name__="h_count"}`])
 }
 
-// However much of a snapshot is refused, what is told is bounded.
+// However much of a snapshot is refused, what is returned is bounded.
 func TestRefusalsAreBounded(t *testing.T) {
 	f := open(t, new(memory), Options{MaxFamilies: 100})
 	var families []*dto.MetricFamily
@@ -192,7 +192,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 }
 
 // Each family beyond the limit is refused by name and counted, and so is one that
-// has a counter which is not served for it; of very many only the number is told.
+// has a counter which is not served for it; of very many only the number is returned.
 func TestFamiliesBeyondTheLimit(t *testing.T) {
 	f := open(t, new(memory), Options{MaxFamilies: 2})
 	family := func(n int) *dto.MetricFamily {
@@ -320,7 +320,7 @@ func TestSumOfGaugesBeyondTerms(t *testing.T) {
 	require.Equal(t, float64(2<<64)+5, check(t, f)[`{__name__="coderd_api_concurrent_requests"}`])
 }
 
-// A newer created timestamp tells that a counter, histogram or summary began anew,
+// A newer created timestamp says that a counter, histogram or summary began anew,
 // though it is not less than before; over restarts of this service too.
 func TestCreatedTimestamps(t *testing.T) {
 	const t1, t2 = 100e9, 200e9
@@ -363,7 +363,7 @@ func TestCreatedTimestamps(t *testing.T) {
 		{10, t1, 10},
 		{10, t2, 20},     // the same
 		{12, t2, 22},     // counts on
-		{13, t1, 23},     // an older one tells nothing
+		{13, t1, 23},     // an older one says nothing
 		{13, t2, 23},     // nor that it is back
 		{13, 0, 23},      // nor does none
 		{15, t2 + 1, 38}, // higher

@@ -15,7 +15,7 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// stuck is a store that answers nothing once it is told to.
+// stuck is a store that answers nothing once its flag is set.
 type stuck struct {
 	*memory
 	now chan struct{}

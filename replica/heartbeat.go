@@ -111,7 +111,7 @@ func (r *Replicas) handleMessage(payload []byte) {
 		r.wakeRun()
 	}
 	r.noteMessageLocked(m.from, now)
-	// While the database is reached, it alone says who holds the lease.
+	// While the database is reached, it alone says who has the lease.
 	if m.lease > r.leaseHeartbeats && !now.Before(r.until) {
 		r.leads = false
 	}

@@ -295,8 +295,8 @@ func TestDies(t *testing.T) {
 	})
 }
 
-// One that is cut off from the database lives on, as it is heard, and lets go of
-// the lease when it hears of another holder.
+// One that is cut off from the database lives on, as its heartbeats arrive, and lets go of
+// the lease when it is notified of another holder.
 func TestCutOffFromTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -334,7 +334,7 @@ func TestDeaf(t *testing.T) {
 	})
 }
 
-// Who led, was replaced while it heard nothing, and hears itself again, does not
+// Who led, was replaced while it received nothing, and receives its own heartbeats again, does not
 // lead until the database says so.
 func TestHearsAgain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
@@ -345,7 +345,7 @@ func TestHearsAgain(t *testing.T) {
 		a.access.setDeaf(true)
 		wait(2 * lease)
 		require.True(t, b.Leads())
-		b.access.setDeaf(true) // so that it does not hear of the new one either
+		b.access.setDeaf(true) // so that it is not notified of the new one either
 		a.access.setDeaf(false)
 		for range 100 {
 			wait(100 * time.Millisecond)
@@ -434,8 +434,8 @@ func TestDatabaseDown(t *testing.T) {
 		a.access.setCut(false)
 		steady(5 * time.Minute)
 
-		// Of another error nobody can tell whom it is the error of. But who hears
-		// itself would hear of another holder.
+		// Another error does not say whose it is. But who receives
+		// its own heartbeats would be notified of another holder.
 		a.access.setDeaf(false)
 		b.access.setDeaf(false)
 		wait(lease)
@@ -468,7 +468,7 @@ func TestDownAtStart(t *testing.T) {
 	})
 }
 
-// A replica of another database that has the deployment's id is told; one that comes, one
+// A replica of another database that has the deployment's id is reported; one that comes, one
 // that leaves, and one whose database is away for a while are not.
 func TestStrangers(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

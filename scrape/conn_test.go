@@ -60,7 +60,7 @@ func TestGatheringConn(t *testing.T) {
 	write("end")
 	require.NoError(t, c.flush())
 	require.Equal(t, large+"moreend", arrived(t, peer, maxBufferedBytes+7))
-	require.NoError(t, c.flush(), "nothing is held")
+	require.NoError(t, c.flush(), "nothing is buffered")
 
 	// What could not be written is not counted as written.
 	c.startBuffering()
@@ -72,7 +72,7 @@ func TestGatheringConn(t *testing.T) {
 	c.startBuffering()
 	write("lost")
 	require.ErrorIs(t, c.flush(), net.ErrClosed)
-	require.NoError(t, c.flush(), "it is told once")
+	require.NoError(t, c.flush(), "it is returned once")
 }
 
 // A scrape over a server whose writes are gathered is the same as without, over

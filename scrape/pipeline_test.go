@@ -99,7 +99,7 @@ func TestPipelineKeepsTheOrder(t *testing.T) {
 	})
 }
 
-// A scrape that is cut short ends its workers, and what it holds serves the next.
+// A scrape that is cut short ends its workers, and its buffers serve the next.
 func TestPipelineThatIsNotFinished(t *testing.T) {
 	for _, zip := range []bool{false, true} {
 		bubble.Test(t, func(t *testing.T) {
@@ -129,7 +129,7 @@ func TestPipelineThatIsNotFinished(t *testing.T) {
 	}
 }
 
-// slowWriter tells of its first write and waits in all.
+// slowWriter signals its first write and waits in all.
 type slowWriter struct {
 	begun, let chan struct{}
 	n          int
@@ -145,7 +145,7 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 }
 
 // The first bytes are on their way while most segments are yet to be made, and
-// no more are made than the ring holds while the client takes none.
+// no more are made than fit the ring while the client takes none.
 func TestPipelineStreams(t *testing.T) {
 	for _, zip := range []bool{false, true} {
 		bubble.Test(t, func(t *testing.T) {

@@ -103,7 +103,7 @@ func watchPair(t *testing.T, cert, key []byte) *watchedPair {
 	return w
 }
 
-// What cannot be used changes nothing, is told once, and never shown.
+// What cannot be used changes nothing, is logged once, and its content never.
 func TestWatchKeepsTheLastGoodPair(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		day := time.Now().Add(24 * time.Hour)

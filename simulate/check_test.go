@@ -133,7 +133,7 @@ func TestJudge(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var v verdict
+			var v finding
 			var all finding
 			add := func(f finding) {
 				all.duplicates += f.duplicates
@@ -176,8 +176,8 @@ func TestJudge(t *testing.T) {
 
 func TestPresence(t *testing.T) {
 	var p presence
-	born, sessions := p.snapshot()
-	require.Zero(t, born)
+	opened, sessions := p.snapshot()
+	require.Zero(t, opened)
 	require.Empty(t, sessions)
 	p.onState(client.Connecting, 0, second(1))
 	p.onAck(1, second(1))
@@ -192,14 +192,14 @@ func TestPresence(t *testing.T) {
 	p.onAck(5, second(5))
 	p.endSession(second(6))
 	p.onState(client.Stopped, 5, second(7))
-	born, sessions = p.snapshot()
-	require.Equal(t, second(2), born)
+	opened, sessions = p.snapshot()
+	require.Equal(t, second(2), opened)
 	require.Equal(t, []session{sessionOf(2, 4, 5, 6)}, sessions)
 	for n := range 2 * maxSessions {
 		p.onState(client.Connected, 5, second(float64(10+n)))
 	}
-	born, sessions = p.snapshot()
-	require.Equal(t, second(2), born)
+	opened, sessions = p.snapshot()
+	require.Equal(t, second(2), opened)
 	require.Len(t, sessions, maxSessions)
 	require.Equal(t, second(9+2*maxSessions), sessions[maxSessions-1].opened)
 }
@@ -331,14 +331,14 @@ func TestCheckerLeavesOutTheNewborn(t *testing.T) {
 	c, a := fleetOfOne(Options{Metrics: []string{"http://a:1"}})
 	id := identityOf(a.planned.registration)
 	twice := served{{id, 0}: {2}, {id, 1}: {2}, {id, 2}: {2}}
-	born := &agent{planned: a.planned}
-	born.presence.onState(client.Connected, 0, second(10.5))
+	late := &agent{planned: a.planned}
+	late.presence.onState(client.Connected, 0, second(10.5))
 	for i := 1; i <= 3; i++ {
-		c.judgeAgents(checkAt(i), twice, []*agent{born})
+		c.judgeAgents(checkAt(i), twice, []*agent{late})
 		require.Zero(t, c.summary.Duplicates)
 	}
 	require.Equal(t, int64(1), c.summary.Agents)
-	c.judgeAgents(checkAt(4), twice, []*agent{born})
+	c.judgeAgents(checkAt(4), twice, []*agent{late})
 	require.Equal(t, int64(3), c.summary.Duplicates)
 	require.Equal(t, int64(2), c.summary.Agents)
 }
@@ -411,8 +411,8 @@ func TestAgentLeaves(t *testing.T) {
 		require.NoError(t, a.sayGoodbye(t.Context(), agentstatsv1.Lifecycle_STATE_OFF))
 		require.NoError(t, <-ran)
 		require.Equal(t, began.Add(10*time.Second+goodbyeTimeout), time.Now())
-		born, sessions := a.presence.snapshot()
-		require.Equal(t, began, born)
+		opened, sessions := a.presence.snapshot()
+		require.Equal(t, began, opened)
 		require.Len(t, sessions, 1)
 		require.Equal(t, began, sessions[0].reported)
 		require.Equal(t, began.Add(10*time.Second), sessions[0].acked)

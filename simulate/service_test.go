@@ -136,10 +136,10 @@ func (s *service) start() {
 	require.NoError(t, err)
 	memory, err := pubsub.NewMemory(reg)
 	require.NoError(t, err)
-	news := pubsub.NewMetadata(memory)
+	metadata := pubsub.NewMetadata(memory)
 	s.aggregator, err = aggregator.New(aggregator.Options{}, reg)
 	require.NoError(t, err)
-	pending, err := batcher.New(fragileStore{s.store, s.broken}, news, batcher.Options{ShutdownTimeout: time.Second}, reg, log)
+	pending, err := batcher.New(fragileStore{s.store, s.broken}, metadata, batcher.Options{ShutdownTimeout: time.Second}, reg, log)
 	require.NoError(t, err)
 	agents, err := fleet.New(s.store, s.aggregator, pending, fleet.Options{}, reg, log)
 	require.NoError(t, err)
@@ -163,7 +163,7 @@ func (s *service) start() {
 			agentapi.Options{ReportInterval: 5 * time.Second}, reg, log)
 		require.NoError(t, err)
 		_, err = coderdapi.New(api,
-			coderdapi.Components{Fleet: agents, Reader: s.store, Subscriber: news, Pushes: s.pushes, Reports: watched},
+			coderdapi.Components{Fleet: agents, Reader: s.store, Subscriber: metadata, Pushes: s.pushes, Reports: watched},
 			coderdapi.Options{}, reg, log)
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(context.Background())

@@ -274,14 +274,14 @@ func TestRunRebuilds(t *testing.T) {
 					stopped++
 				}
 			}
-			held := map[string]bool{}
+			seen := map[string]bool{}
 			for _, r := range agents {
-				held[r.Workspace.ID.String()+"/"+r.Name] = true
+				seen[r.Workspace.ID.String()+"/"+r.Name] = true
 				require.Equal(t, builds[r.Workspace.ID], r.Workspace.Build)
 				require.EqualValues(t, "start", r.Workspace.Build.Transition)
 			}
-			require.Len(t, held, len(agents), "a name is one agent's")
-			for name := range held {
+			require.Len(t, seen, len(agents), "a name is one agent's")
+			for name := range seen {
 				names[name] = true
 			}
 		}

@@ -21,7 +21,7 @@ func sqlstate(code, message string) error {
 	return fmt.Errorf("begin: %w", &pgconn.PgError{Severity: "FATAL", Code: code, Message: message})
 }
 
-// What is tried again, how often, and what is told in the end.
+// What is tried again, how often, and what is returned in the end.
 func TestAttempt(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	for name, c := range map[string]struct {

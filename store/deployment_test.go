@@ -39,7 +39,7 @@ func TestDeploymentID(t *testing.T) {
 	require.NotEqual(t, DeploymentID("staging"), DeploymentID("production"))
 }
 
-// The identity stays over restarts, is another one in a copy, and what it was told to be.
+// The identity stays over restarts, is another one in a copy, and what its option says.
 func TestDeployment(t *testing.T) {
 	server := postgrestest.Shared(t)
 	main := admin(t, server.URL())

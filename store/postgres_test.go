@@ -172,7 +172,7 @@ func TestPostgresNewerSchema(t *testing.T) {
 	require.ErrorContains(t, err, `open database "test_`)
 }
 
-// No error tells the password, wherever it stands in the URL.
+// No error shows the password, wherever it stands in the URL.
 func TestPostgresPasswordIsSecret(t *testing.T) {
 	server, err := url.Parse(postgrestest.Shared(t).CreateDatabase(t))
 	require.NoError(t, err)
@@ -311,7 +311,7 @@ func walPosition(t testing.TB, s *Store) int64 {
 	return ask[int64](t, s, `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint`)
 }
 
-// What PostgreSQL refuses and SQLite takes is told as refused, so that callers
+// What PostgreSQL refuses and SQLite takes is returned as refused, so that callers
 // look for the row.
 func TestPostgresRejected(t *testing.T) {
 	s := openPostgresTemp(t)

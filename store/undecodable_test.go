@@ -20,7 +20,7 @@ import (
 // A row that cannot be decoded is counted and logged once, and left out: the rest is
 // read.
 func TestUndecodableRows(t *testing.T) {
-	// What no statement of ours writes, and no constraint holds back.
+	// What no statement of ours writes, and no constraint refuses.
 	const lax = `PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; `
 	agentIDs := func(r agent.Registrations) (ids []agent.ID) {
 		for i := range r.Agents {

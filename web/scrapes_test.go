@@ -122,7 +122,7 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// A client of HTTP/1.0 can tell a scrape that was cut from a whole one.
+// A client of HTTP/1.0 can distinguish a scrape that was cut from a whole one.
 func TestHTTP10(t *testing.T) {
 	var size atomic.Int64
 	var fail atomic.Bool

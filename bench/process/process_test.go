@@ -94,7 +94,7 @@ func TestChildThatDies(t *testing.T) {
 	c, err := StartSelf(t.Context(), "echo", "hello", nil)
 	require.NoError(t, err)
 	defer c.Stop()
-	require.ErrorContains(t, c.Call("die", nil, nil), "panic: the end", "its log is told")
+	require.ErrorContains(t, c.Call("die", nil, nil), "panic: the end", "its log is in the error")
 }
 
 func TestChildThatCannotStart(t *testing.T) {

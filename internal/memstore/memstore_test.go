@@ -36,7 +36,7 @@ func network(node uint64, sequence int64) []agent.State {
 	}}
 }
 
-// What is tried again at once, and what its caller is told.
+// What is tried again at once, and what its caller gets.
 func TestAttempts(t *testing.T) {
 	for name, c := range map[string]struct {
 		faults []Fault

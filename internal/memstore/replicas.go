@@ -14,19 +14,19 @@ import (
 func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
 	err = s.runEach(ctx, func() (transaction, func()) {
 		var all []agent.Replica
-		var held agent.Lease
+		var current agent.Lease
 		return transaction{doing: "record heartbeat", apply: func(t *tables, _ int64) error {
 			t.replicas[me.ID] = agent.Replica{ID: me.ID, Name: me.Name, Heartbeats: t.replicas[me.ID].Heartbeats + 1, Load: me.Load}
 			if t.lease.Holder == me.ID || t.lease.Holder == (agent.ID{}) || t.lease.Heartbeats == takeover {
 				t.lease.Holder = me.ID
 				t.lease.Heartbeats++
 			}
-			held = t.lease
+			current = t.lease
 			for _, id := range sortedKeys(t.replicas) {
 				all = append(all, t.replicas[id])
 			}
 			return nil
-		}}, func() { replicas, lease = all, held }
+		}}, func() { replicas, lease = all, current }
 	})
 	if err != nil {
 		return nil, agent.Lease{}, err

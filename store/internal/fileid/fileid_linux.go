@@ -1,4 +1,4 @@
-// Package fileid tells a file from its copies.
+// Package fileid distinguishes a file from its copies.
 package fileid
 
 import (

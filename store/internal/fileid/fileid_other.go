@@ -1,6 +1,6 @@
 //go:build !linux
 
-// Package fileid tells a file from its copies.
+// Package fileid distinguishes a file from its copies.
 package fileid
 
 import (
