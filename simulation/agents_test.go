@@ -47,7 +47,7 @@ type simAgent struct {
 	// removals counts those that were committed.
 	removals int
 	client   *client
-	// reports counts those that watchers are told of, reported has them.
+	// reports counts those that watchers receive, reported has them.
 	reports  int
 	reported reported
 	// clients counts the processes.
@@ -61,7 +61,7 @@ type client struct {
 	ordinal  int64
 	epoch    int64
 	sequence int64
-	durable  int64 // the newest that it was told
+	durable  int64 // the newest that it has an ack of
 	// knows is what the process said of each part, the newest.
 	knows map[string]value
 	// sent are the requests that are not known to be durable, the oldest first.
@@ -291,7 +291,7 @@ func (w *world) ended(c *client) {
 	c.retryAt = time.Now().Add(w.within(0, time.Second))
 }
 
-// poll reads what the service tells the agent.
+// poll reads what the service sends the agent.
 func (w *world) poll(c *client) {
 	if c.session == nil {
 		return
@@ -302,7 +302,7 @@ func (w *world) poll(c *client) {
 		return
 	default:
 	}
-	w.tell(c)
+	w.receiveAck(c)
 	switch {
 	case c.session.Aged():
 		w.disconnect(c, true, fleet.EndDisconnect)
@@ -311,11 +311,11 @@ func (w *world) poll(c *client) {
 	}
 }
 
-// tell has the agent told what its session has to tell: refusals, then the ack
+// receiveAck has the agent receive what its session has for it: refusals, then the ack
 // that covers them.
-func (w *world) tell(c *client) {
-	progress, refusals, tells := c.session.NextAck()
-	if !tells {
+func (w *world) receiveAck(c *client) {
+	progress, refusals, ok := c.session.NextAck()
+	if !ok {
 		return
 	}
 	for i := range refusals {
@@ -347,14 +347,14 @@ func (w *world) refused(c *client, f *fleet.Refusal) {
 	for _, r := range c.sent {
 		for part := range r.values {
 			if parts[part] && r.sequence >= first {
-				w.told[told{c, part, r.sequence}] = struct{}{}
+				w.refusals[refusal{c, part, r.sequence}] = struct{}{}
 			}
 		}
 	}
 }
 
-// told is a value that a client knows to be refused.
-type told struct {
+// refusal is of a value that a client knows to be refused.
+type refusal struct {
 	client   *client
 	part     string
 	sequence int64
@@ -367,7 +367,7 @@ func (w *world) acked(c *client, durable int64) {
 		r := c.sent[0]
 		c.sent = c.sent[1:]
 		for part, v := range r.values {
-			if _, refused := w.told[told{c, part, r.sequence}]; refused || v.index <= c.agent.void {
+			if _, refused := w.refusals[refusal{c, part, r.sequence}]; refused || v.index <= c.agent.void {
 				continue
 			}
 			c.agent.acked[part] = max(c.agent.acked[part], v.index)

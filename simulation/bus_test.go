@@ -40,7 +40,7 @@ type busEnd struct {
 
 	// Guarded by bus.mu.
 
-	// cut: nothing goes in or out. hangs: who publishes then is not told so.
+	// cut: nothing goes in or out. hangs: who publishes then gets no error.
 	cut, hangs bool
 	dead       bool
 }
@@ -50,7 +50,7 @@ type subscription struct {
 	end     *busEnd
 	channel string
 
-	// calling is held during a call of f.
+	// calling is locked during a call of f.
 	calling  sync.Mutex
 	canceled bool
 	f        func([]byte)
@@ -137,7 +137,7 @@ func (e *busEnd) sever(hangs bool) {
 	e.cut, e.hangs = true, hangs
 }
 
-// heal connects the end again, and tells its subscribers that they missed
+// heal connects the end again, and notifies its subscribers that they missed
 // messages, as an engine does that had no connection.
 func (e *busEnd) heal() {
 	b := e.bus

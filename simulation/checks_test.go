@@ -14,7 +14,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// checkAlways checks what must hold at any time.
+// checkAlways checks what must be so at any time.
 func (w *world) checkAlways() error {
 	c := w.coderd
 	c.mu.Lock()
@@ -184,8 +184,8 @@ func labelsOf(m *dto.Metric) string {
 	return b.String()
 }
 
-// checkSettled checks what must hold a while after all was mended.
-func (w *world) checkSettled() error {
+// checkQuiescent checks what must be so a while after all was mended.
+func (w *world) checkQuiescent() error {
 	registered := w.db.Agents()
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -196,9 +196,9 @@ func (w *world) checkSettled() error {
 		case p.fleet.Ready() != nil:
 			fail("%s has not loaded", p.name)
 			return errors.Join(errs...)
-		case !p.standing.Member():
+		case !p.replicas.Member():
 			fail("%s takes itself for gone", p.name)
-		case p.standing.Leads():
+		case p.replicas.Leads():
 			leaders++
 		}
 	}
@@ -214,7 +214,7 @@ func (w *world) checkSettled() error {
 			case !is && c.session != nil:
 				fail("%s has a session, but the agent is not registered", c)
 			case c.session != nil && len(c.sent) > 0:
-				fail("%s: not acked after %v: %s", c, settleTime, c.partsSent())
+				fail("%s: not acked after %v: %s", c, quiesceTime, c.partsSent())
 			case c.session != nil && c.removals != a.removals:
 				fail("%s has a session from before the agent was removed", c)
 			}

@@ -46,7 +46,7 @@ type openSync struct {
 
 type syncKey struct{}
 
-// onChange is told by the database of each change that is committed.
+// onChange is notified by the database of each change that is committed.
 func (c *coderd) onChange(ctx context.Context, removed, added []agent.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

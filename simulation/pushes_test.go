@@ -103,10 +103,10 @@ func (w *world) counted() (least, most float64) {
 }
 
 // checkPushed checks that the sum that is served does not fall, from whatever
-// replica. Settled, exactly one serves it, and nothing that was acked is missing.
-// Before, two may: a leader that reaches only the pubsub goes on until it hears of
+// replica. Once quiescent, exactly one serves it, and nothing that was acked is missing.
+// Before, two may: a leader that reaches only the pubsub goes on until it learns of
 // another one.
-func (w *world) checkPushed(settled bool) error {
+func (w *world) checkPushed(quiescent bool) error {
 	least, most := w.counted()
 	var served []string
 	var sum float64
@@ -123,7 +123,7 @@ func (w *world) checkPushed(settled bool) error {
 		}
 	}
 	switch {
-	case settled && len(served) != 1 && least > 0:
+	case quiescent && len(served) != 1 && least > 0:
 		return fmt.Errorf("%d replicas serve what coderd pushed: %v", len(served), served)
 	case len(served) != 1:
 		return nil
@@ -131,7 +131,7 @@ func (w *world) checkPushed(settled bool) error {
 		return fmt.Errorf("%v of %s is served, %v was before", served, pushedFamily, w.pushedSum)
 	case sum > most:
 		return fmt.Errorf("%v of %s is served, coderd counted %v", served, pushedFamily, most)
-	case settled && sum < least:
+	case quiescent && sum < least:
 		return fmt.Errorf("%v of %s is served, %v was acked", served, pushedFamily, least)
 	}
 	w.pushedSum = sum

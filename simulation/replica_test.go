@@ -131,7 +131,7 @@ type process struct {
 	end  *busEnd
 	db   *memstore.Store
 
-	standing *replica.Replicas
+	replicas *replica.Replicas
 	series   *aggregator.Aggregator
 	pending  *batcher.Batcher
 	fleet    *fleet.Fleet
@@ -186,7 +186,7 @@ func (w *world) start(slot int) *process {
 			panic(err)
 		}
 	}
-	p.standing, err = replica.New(p.db, p.end, replica.Options{ID: p.id, Name: p.name}, registry(), log)
+	p.replicas, err = replica.New(p.db, p.end, replica.Options{ID: p.id, Name: p.name}, registry(), log)
 	must(err)
 	p.series, err = aggregator.New(aggregator.Options{}, registry())
 	must(err)
@@ -205,9 +205,9 @@ func (w *world) start(slot int) *process {
 		Now:        func() time.Time { return time.Now().Add(time.Duration(skew.Load())) },
 	}, registry(), log)
 	must(err)
-	p.fleet.Join(p.standing, p.end)
+	p.fleet.Join(p.replicas, p.end)
 	p.pushed, err = pushed.New(p.db, p.series, pushed.Options{
-		Lease: p.standing, Notifier: p.end, Random: func() float64 { return draw.float("pushed") },
+		Lease: p.replicas, Notifier: p.end, Random: func() float64 { return draw.float("pushed") },
 	}, registry(), log)
 	must(err)
 
@@ -221,7 +221,7 @@ func (w *world) start(slot int) *process {
 		p.workers.Go(func() { must(run(ctx)) })
 	}
 	var membership sync.WaitGroup
-	membership.Go(func() { must(p.standing.Run(member)) })
+	membership.Go(func() { must(p.replicas.Run(member)) })
 	go func() {
 		defer close(p.done)
 		p.workers.Wait()

@@ -22,9 +22,9 @@ var (
 const (
 	steps     = 200
 	minFaults = 5
-	// settleEvery so many steps all faults are mended, and what follows is waited
+	// quiesceEvery so many steps all faults are mended, and what follows is waited
 	// for.
-	settleEvery = 50
+	quiesceEvery = 50
 )
 
 // seeds returns how many are run: fewer in the short mode of go test.
@@ -114,7 +114,7 @@ func runSeed(t *testing.T, seed uint64) {
 }
 
 func (w *world) run() error {
-	if err := w.settle(); err != nil { // everybody starts
+	if err := w.quiesce(); err != nil { // everybody starts
 		return fmt.Errorf("before any fault: %w", err)
 	}
 	w.register(w.slots[0], 1, 2, 3, 4)
@@ -122,11 +122,11 @@ func (w *world) run() error {
 		if err := w.act(); err != nil {
 			return err
 		}
-		if w.step%settleEvery == 0 {
-			for w.faults < w.step/settleEvery*minFaults/4+1 {
+		if w.step%quiesceEvery == 0 {
+			for w.faults < w.step/quiesceEvery*minFaults/4+1 {
 				w.fault()
 			}
-			if err := w.settle(); err != nil {
+			if err := w.quiesce(); err != nil {
 				return fmt.Errorf("after all was mended: %w", err)
 			}
 		}

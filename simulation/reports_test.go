@@ -21,7 +21,7 @@ import (
 const bitsOf = 60
 
 // reported is a set of an agent's reports: each has a bit of its own in one of the
-// counts, so a sum tells which reports are in it.
+// counts, so a sum says which reports are in it.
 type reported [4]int64
 
 func setOf(s *agent.ReportSum) reported {
@@ -132,7 +132,7 @@ func (p *process) load(ctx context.Context) error {
 	return p.watched.Load(ctx)
 }
 
-// ready tells whether the process knows of all subscriptions: agents do not reach it
+// ready reports whether the process knows of all subscriptions: agents do not reach it
 // before.
 func (w *watched) ready() bool {
 	select {
@@ -181,7 +181,7 @@ type watcher struct {
 	targets  [slots]*process
 	position agent.Position
 	counts   bool // the subscription counts what agents report
-	told     map[agent.ID]reported
+	received map[agent.ID]reported
 	problem  error
 }
 
@@ -242,7 +242,7 @@ func (wa *watcher) stream(ctx context.Context, p *process, position agent.Positi
 	})
 }
 
-// process stores what a message tells with its position, in the place of the previous
+// process stores what a message has with its position, in the place of the previous
 // one. It returns false if another stream has stored another one.
 func (wa *watcher) process(previous *agent.Position, m agent.ReportMessage) (current bool) {
 	wa.mu.Lock()
@@ -257,11 +257,11 @@ func (wa *watcher) process(previous *agent.Position, m agent.ReportMessage) (cur
 	wa.position, *previous = m.Position, m.Position
 	for i := range m.Sums {
 		s, set := &m.Sums[i], setOf(&m.Sums[i])
-		twice := wa.told[s.Agent].and(set)
+		twice := wa.received[s.Agent].and(set)
 		if twice.count() > 0 || int64(set.count()) != s.Reports {
-			wa.problem = errors.Join(wa.problem, fmt.Errorf("agent %d: %d reports are told, %v, and %v again", s.Agent[15], s.Reports, set, twice))
+			wa.problem = errors.Join(wa.problem, fmt.Errorf("agent %d: %d reports are received, %v, and %v again", s.Agent[15], s.Reports, set, twice))
 		}
-		wa.told[s.Agent] = wa.told[s.Agent].union(set)
+		wa.received[s.Agent] = wa.received[s.Agent].union(set)
 	}
 	return true
 }
@@ -286,9 +286,9 @@ func (w *world) reportToWatchers(c *client, sum agent.ReportSum) {
 	}
 }
 
-// checkWatched checks that no report is told twice. Settled, each is told but for what
+// checkWatched checks that no report is received twice. Once quiescent, each is received but for what
 // processes had not written that were killed.
-func (w *world) checkWatched(settled bool) error {
+func (w *world) checkWatched(quiescent bool) error {
 	wa := w.watcher
 	if wa == nil {
 		return nil
@@ -296,23 +296,23 @@ func (w *world) checkWatched(settled bool) error {
 	wa.mu.Lock()
 	defer wa.mu.Unlock()
 	errs := []error{wa.problem}
-	if !settled {
+	if !quiescent {
 		return wa.problem
 	}
 	if !wa.counts {
 		errs = append(errs, errors.New("the subscription does not count"))
 	}
 	for _, a := range w.agents[1:] {
-		told := wa.told[a.reg.ID]
-		missing := a.reported.without(told)
+		received := wa.received[a.reg.ID]
+		missing := a.reported.without(received)
 		for _, p := range w.all {
 			missing = missing.without(p.unwritten(a.reg.ID))
 		}
 		if missing.count() > 0 {
-			errs = append(errs, fmt.Errorf("agent %d: its reports %v are not told", a.number, missing))
+			errs = append(errs, fmt.Errorf("agent %d: its reports %v are not received", a.number, missing))
 		}
-		if made := told.without(a.reported); made.count() > 0 {
-			errs = append(errs, fmt.Errorf("agent %d: reports %v are told, which it did not make", a.number, made))
+		if made := received.without(a.reported); made.count() > 0 {
+			errs = append(errs, fmt.Errorf("agent %d: reports %v are received, which it did not make", a.number, made))
 		}
 	}
 	return errors.Join(errs...)

@@ -41,7 +41,7 @@ func (w *world) act() error {
 	return w.checkLedgers()
 }
 
-// look has agents read what they are told, and checks what must hold at any time.
+// look has agents read what they are sent, and checks what must be so at any time.
 func (w *world) look() error {
 	w.drainChanges()
 	for _, a := range w.agents[1:] {
@@ -131,7 +131,7 @@ func (w *world) actAgent() {
 		}
 		a.client = nil
 		if w.random.IntN(2) == 0 { // and another one begins
-			if w.calm { // it takes longer than replicas take to hear of the end
+			if w.calm { // it takes longer than replicas take to learn of the end
 				time.Sleep(100 * time.Millisecond)
 			}
 			w.newClient(a)
@@ -167,9 +167,9 @@ func (w *world) actAgent() {
 	}
 }
 
-// settle mends all that is wrong, and waits until all that follows from it must be
+// quiesce mends all that is wrong, and waits until all that follows from it must be
 // over.
-func (w *world) settle() error {
+func (w *world) quiesce() error {
 	w.log("all is mended")
 	for _, m := range w.mends {
 		m.do()
@@ -178,7 +178,7 @@ func (w *world) settle() error {
 	if w.coderd.sync != nil {
 		w.endSync()
 	}
-	for end := time.Now().Add(settleTime); time.Now().Before(end); {
+	for end := time.Now().Add(quiesceTime); time.Now().Before(end); {
 		time.Sleep(w.within(400*time.Millisecond, 600*time.Millisecond))
 		synctest.Wait()
 		if err := w.look(); err != nil {
@@ -203,7 +203,7 @@ func (w *world) settle() error {
 			w.pollAcks(a.client)
 		}
 	}
-	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkSettled(), w.checkWatched(true)); err != nil {
+	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkQuiescent(), w.checkWatched(true)); err != nil {
 		return err
 	}
 	return nil
@@ -229,5 +229,5 @@ func (w *world) pollAcks(c *client) {
 	if c.session == nil {
 		return
 	}
-	w.tell(c)
+	w.receiveAck(c)
 }

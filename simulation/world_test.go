@@ -22,11 +22,11 @@ const (
 	agents = 6
 	// maxSkew is how much two clocks differ at most.
 	maxSkew = 40 * time.Minute
-	// settleTime after all faults are mended, everything is as it should be: the
+	// quiesceTime after all faults are mended, everything is as it should be: the
 	// backoff of a write (15 s), a lease that runs out (15 s, watched anew after
 	// each failed beat), transactions that commit late (20 s), with some time in
 	// which agents connect again.
-	settleTime = 60 * time.Second
+	quiesceTime = 60 * time.Second
 )
 
 // world is all there is in a run, and what is known of it.
@@ -50,7 +50,7 @@ type world struct {
 	processes int
 	agents    [agents + 1]*simAgent
 	zombies   []zombie
-	told      map[told]struct{}
+	refusals  map[refusal]struct{}
 	coderd    *coderd
 	// pushers are the processes of coderd that push, gone those that did.
 	pushers     [2]*pusher
@@ -106,13 +106,13 @@ type mend struct {
 
 func newWorld(seed uint64) *world {
 	w := &world{
-		seed:   seed,
-		random: rand.New(rand.NewPCG(seed, 0)),
-		began:  time.Now(),
-		db:     memstore.New(),
-		bus:    newBus(newSource(seed, 1)),
-		told:   make(map[told]struct{}),
-		coderd: &coderd{named: make(map[agent.ID]time.Time), desired: make(map[int]bool)},
+		seed:     seed,
+		random:   rand.New(rand.NewPCG(seed, 0)),
+		began:    time.Now(),
+		db:       memstore.New(),
+		bus:      newBus(newSource(seed, 1)),
+		refusals: make(map[refusal]struct{}),
+		coderd:   &coderd{named: make(map[agent.ID]time.Time), desired: make(map[int]bool)},
 	}
 	for i := range w.pushers {
 		w.newPusher(i)
@@ -123,7 +123,7 @@ func newWorld(seed uint64) *world {
 		w.omitted[kind] = true
 	}
 	if seed%2 == 0 {
-		w.watcher = &watcher{draw: newSource(seed, 2), told: make(map[agent.ID]reported)}
+		w.watcher = &watcher{draw: newSource(seed, 2), received: make(map[agent.ID]reported)}
 	}
 	for i := range w.slots {
 		w.skew[i] = new(atomic.Int64)
