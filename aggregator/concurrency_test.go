@@ -109,7 +109,7 @@ func (w *slow) Write(p []byte) (int, error) {
 }
 
 // While a client does not take its scrape, nobody else waits.
-func TestSlowClientHoldsNothingUp(t *testing.T) {
+func TestSlowClientDelaysNothing(t *testing.T) {
 	a := fleetOf(t, 20_000, Options{})
 	for _, write := range []func(io.Writer) error{a.WriteText, a.WriteProtobuf} {
 		w := &slow{begun: make(chan struct{}), let: make(chan struct{})}

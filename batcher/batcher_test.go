@@ -67,7 +67,7 @@ func TestLatestValueWins(t *testing.T) {
 	require.Equal(t, agent.Metadata{
 		Agent: id(1), Key: "b", Value: "2", CollectedAt: now.Add(time.Second), Order: agent.Order{Epoch: 1, Sequence: 2},
 	}, store.rows[rowKey{id(1), "b"}])
-	l, pending := b.snapshot()
+	l, pending := b.counts()
 	require.Equal(t, ledger{received: 8, flushed: 5, coalesced: 3}, l)
 	require.Zero(t, pending)
 	require.Empty(t, b.pending.agents)
@@ -101,7 +101,7 @@ func TestSuperseded(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, "newest", store.rows[rowKey{id(1), "c"}].Value)
 	require.Equal(t, []int64{1, 2}, tracker.sequences(), "what lost stays pending")
-	l, _ := b.snapshot()
+	l, _ := b.counts()
 	require.Equal(t, ledger{received: 7, flushed: 5, coalesced: 2}, l)
 }
 
@@ -132,7 +132,7 @@ func TestFailedFlushIsMergedBack(t *testing.T) {
 		// During the write a newer value of b arrives, and an older one of c.
 		b.Add(now, report(id(1), 1, 2, tracker, "b=2"))
 		b.Add(now, report(id(1), 0, 9, tracker, "c=old"))
-		_, pending := b.snapshot()
+		_, pending := b.counts()
 		require.Equal(t, 5, pending)
 		require.Equal(t, []int64{1, 1, 1, 1, 2}, tracker.sequences())
 		return errDown
@@ -147,11 +147,11 @@ func TestFailedFlushIsMergedBack(t *testing.T) {
 	require.Empty(t, tracker.sequences())
 	require.Empty(t, tracker.wrong)
 	require.Equal(t, 3, tracker.calls, "once a flush")
-	l, _ := b.snapshot()
+	l, _ := b.counts()
 	require.Equal(t, ledger{received: 6, flushed: 4, coalesced: 2}, l)
 }
 
-func TestHoldsOfNewProcess(t *testing.T) {
+func TestPendingOfNewProcess(t *testing.T) {
 	store := &fakeStore{}
 	b := newBatcher(t, store, Options{})
 	old, young := &fakeTracker{}, &fakeTracker{}
@@ -208,7 +208,7 @@ func TestRejectedRowsAreIsolated(t *testing.T) {
 		{Sequence: 4, Refusal: refusedByStore("second")},
 		{Sequence: 5, Refusal: refusedByStore("third")},
 	}, bad.resolved)
-	l, _ := b.snapshot()
+	l, _ := b.counts()
 	want := ledger{received: 103, flushed: 100}
 	want.dropped[dropRejected] = 3
 	require.Equal(t, want, l)
@@ -246,7 +246,7 @@ func TestRejectedThenDown(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, []string{"c=1", "d=bad"}, texts(store.calls[5].rows))
 	require.Empty(t, tracker.sequences())
-	l, _ := b.snapshot()
+	l, _ := b.counts()
 	want := ledger{received: 4, flushed: 2}
 	want.dropped[dropRejected] = 2
 	require.Equal(t, want, l)
@@ -283,7 +283,7 @@ func TestCapacity(t *testing.T) {
 	flushAll(t, b)
 	require.Equal(t, "3", store.rows[rowKey{id(1), "a"}].Value)
 	require.Empty(t, b.Add(now, report(id(3), 1, 5, nil, "a=1")))
-	l, pending := b.snapshot()
+	l, pending := b.counts()
 	want := ledger{received: 13, flushed: 6, coalesced: 1}
 	want.dropped[dropCapacity], want.dropped[dropEmptyKey] = 4, 1
 	require.Equal(t, want, l)
@@ -336,7 +336,7 @@ func TestRemove(t *testing.T) {
 	}
 	require.Empty(t, tracker.sequences())
 	require.Empty(t, tracker.wrong)
-	l, _ := b.snapshot()
+	l, _ := b.counts()
 	want := ledger{received: 9, flushed: 3}
 	want.dropped[dropDeregistered] = 6
 	require.Equal(t, want, l)

@@ -265,8 +265,8 @@ func requireLaw(t require.TestingT, b *Batcher) {
 	require.LessOrEqual(t, p.len(), p.limits.all+b.opts.BatchSize)
 }
 
-// snapshot returns the ledger and how many entries are pending.
-func (b *Batcher) snapshot() (ledger, int) {
+// counts returns the ledger and how many entries are pending.
+func (b *Batcher) counts() (ledger, int) {
 	s := b.snapshot()
 	return s.ledger, s.pending
 }

@@ -297,7 +297,7 @@ func TestConcurrent(t *testing.T) {
 		group.Wait()
 		store.setBefore(nil)
 		stop()
-		_, pending := b.snapshot()
+		_, pending := b.counts()
 		require.Zero(t, pending)
 		for n, tracker := range trackers {
 			require.Empty(t, tracker.sequences())
@@ -355,7 +355,7 @@ func TestSQLite(t *testing.T) {
 		require.Equal(t, refusedByStore("a"), unknown.resolved[0].Refusal)
 		require.NoError(t, b.Healthy())
 		require.NotEmpty(t, publisher.agents)
-		l, pending := b.snapshot()
+		l, pending := b.counts()
 		require.Zero(t, pending)
 		require.Equal(t, int64(3004), l.received)
 		require.NotZero(t, l.dropped[dropRejected])

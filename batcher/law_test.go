@@ -194,7 +194,7 @@ func TestLaw(t *testing.T) {
 		m.store.before, m.store.rejects = nil, nil
 		m.b.drain(t.Context())
 		m.check()
-		_, pending := m.b.snapshot()
+		_, pending := m.b.counts()
 		require.Zero(t, pending)
 		require.Empty(t, m.b.pending.agents)
 		for _, tracker := range m.trackers {

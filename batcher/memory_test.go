@@ -115,7 +115,7 @@ func TestFlushAllocations(t *testing.T) {
 			_, err := b.flushReady(t.Context(), flushScheduled, 500)
 			require.NoError(t, err)
 		}), 20.0, "%d pending", n)
-		_, pending := b.snapshot()
+		_, pending := b.counts()
 		require.Equal(t, n-1000, pending)
 	}
 }

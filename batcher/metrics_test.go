@@ -151,7 +151,7 @@ func TestUnchangedEntriesAreFlushed(t *testing.T) {
 		b.Add(now, report(id(1), 1, 1, nil, "a=1"))
 		flushAll(t, b)
 	}
-	l, _ := b.snapshot()
+	l, _ := b.counts()
 	require.Equal(t, ledger{received: 2, flushed: 1, unchanged: 1}, l)
 	require.Equal(t, 2.0, value(t, reg, "coderd_agentapi_metadata_flushed_total"))
 }

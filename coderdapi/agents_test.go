@@ -39,7 +39,7 @@ func watchAgents(s *edgetest.Service, numbers ...int) watchingAgents {
 }
 
 // next returns the next message: each agent with its status, lifecycle and the
-// health of its apps, those that were removed, and whether all is told.
+// health of its apps, those that were removed, and whether all was sent.
 func (w watchingAgents) next() []string {
 	w.t.Helper()
 	m, err := w.Recv()
@@ -98,9 +98,9 @@ func TestWatchAgents(t *testing.T) {
 		}})
 		synctest.Wait()
 		require.Equal(t, []string{"1 CONNECTED READY HEALTHY"}, all.next())
-		require.Less(t, time.Since(began), 5*time.Second, "by news, not by the re-read")
+		require.Less(t, time.Since(began), 5*time.Second, "by a notification, not by the re-read")
 
-		// Reports change nothing that is told. Statuses move by time.
+		// Reports change nothing that is sent. Statuses move by time.
 		for range 10 {
 			c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 1}))
 			time.Sleep(5 * time.Second)
@@ -132,7 +132,7 @@ func TestWatchAgents(t *testing.T) {
 		slices.Sort(removed)
 		require.Equal(t, []string{"removed 1", "removed 3"}, removed)
 		registerYoung(3)
-		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next(), "who comes back is told again")
+		require.Equal(t, []string{"3 CONNECTING INITIALIZING"}, all.next(), "who comes back is sent again")
 		for last := first.next(); !slices.Equal(last, []string{"removed 1"}); last = first.next() {
 			require.Contains(t, last[0], "1 ")
 		}
@@ -148,15 +148,15 @@ func TestWatchAgentsOfMany(t *testing.T) {
 		}
 		s.Register(numbers...)
 		w := watchAgents(s)
-		told := 0
+		sent := 0
 		for {
 			words := w.next()
 			if slices.Equal(words, []string{"synced"}) {
 				break
 			}
-			told += len(words)
+			sent += len(words)
 		}
-		require.Equal(t, 1100, told)
+		require.Equal(t, 1100, sent)
 		go s.Stop()
 		_, err := w.Recv()
 		edgetest.RequireCode(t, err, codes.Unavailable, "the service is stopping; connect again elsewhere or later")
@@ -182,11 +182,11 @@ func TestWatchesOfAgentsAreBoundedTogether(t *testing.T) {
 		}
 		requireAll := func(w watchingAgents, want int) {
 			t.Helper()
-			told := 0
+			sent := 0
 			for words := w.next(); !slices.Equal(words, []string{"synced"}); words = w.next() {
-				told += len(words)
+				sent += len(words)
 			}
-			require.Equal(t, want, told)
+			require.Equal(t, want, sent)
 		}
 		ctx, cancel := context.WithCancel(s.AsCoderd())
 		first, err := s.Coderd().WatchAgents(ctx, &pb.WatchAgentsRequest{})

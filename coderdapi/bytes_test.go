@@ -23,7 +23,7 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// memory is what calls of coderd have, as it is told.
+// memory is what calls of coderd have, as metrics say.
 func callsMemory(s *edgetest.Service, kind string) float64 {
 	return s.Counter("agentstatsd_coderd_memory_bytes", kind)
 }
@@ -56,8 +56,8 @@ func TestSyncsAreBounded(t *testing.T) {
 		first := sync()
 		require.NoError(t, first.Send(part))
 		synctest.Wait()
-		held := callsMemory(s, "registrations")
-		require.Greater(t, held, 500_000.0)
+		taken := callsMemory(s, "registrations")
+		require.Greater(t, taken, 500_000.0)
 		second := sync()
 		require.NoError(t, second.Send(part))
 		_, err := second.CloseAndRecv()
@@ -65,7 +65,7 @@ func TestSyncsAreBounded(t *testing.T) {
 		require.NotZero(t, edgetest.RetryDelay(t, err))
 		require.Equal(t, 1.0, s.Counter("agentstatsd_coderd_memory_refused_total", "registrations"))
 		synctest.Wait()
-		require.Equal(t, held, callsMemory(s, "registrations"), "what was refused holds nothing")
+		require.Equal(t, taken, callsMemory(s, "registrations"), "what was refused takes nothing")
 		require.NoError(t, first.Send(&pb.SyncAgentsRequest{Complete: true}))
 		_, err = first.CloseAndRecv()
 		require.NoError(t, err)

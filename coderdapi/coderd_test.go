@@ -187,7 +187,7 @@ func TestRegisterAndList(t *testing.T) {
 		ws.Template.Version = "unknown"
 		want := &pb.Agent{
 			Id: edgetest.IDBytes(1), Name: "main", Workspace: ws, Connected: true, LastSeenAt: timestamppb.New(now),
-			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now)}, // what it told is to come
+			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now)}, // what it said is to come
 			AppHealth: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_INITIALIZING}},
 		}
 		require.True(t, proto.Equal(want, all[0]), "got %v", all[0])
@@ -231,7 +231,7 @@ func TestSync(t *testing.T) {
 			require.NoError(t, err)
 			for _, part := range parts {
 				if c.Send(part) != nil {
-					break // the answer tells why
+					break // the answer says why
 				}
 			}
 			return c.CloseAndRecv()
@@ -256,16 +256,16 @@ func TestSync(t *testing.T) {
 		_, err = sync(agents(1), complete)
 		edgetest.RequireCode(t, err, codes.FailedPrecondition, "more than half of all agents would be deregistered: 3 of 4; force: want true to do so")
 
-		held, err := s.Coderd().SyncAgents(s.AsCoderd())
+		first, err := s.Coderd().SyncAgents(s.AsCoderd())
 		require.NoError(t, err)
-		require.NoError(t, held.Send(agents(1, 2)))
+		require.NoError(t, first.Send(agents(1, 2)))
 		synctest.Wait()
 		_, err = sync(complete)
 		edgetest.RequireCode(t, err, codes.ResourceExhausted, "want at most 1 syncs at once (--max-syncs)")
 		s.Register(5) // survives, as it is newer than the sync
-		require.NoError(t, held.Send(agents(3)))
-		require.NoError(t, held.Send(complete))
-		resp, err := held.CloseAndRecv()
+		require.NoError(t, first.Send(agents(3)))
+		require.NoError(t, first.Send(complete))
+		resp, err := first.CloseAndRecv()
 		require.NoError(t, err)
 		require.True(t, proto.Equal(&pb.SyncAgentsResponse{Registered: 3, Deregistered: 1}, resp), "got %v", resp)
 

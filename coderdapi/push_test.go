@@ -44,7 +44,7 @@ func openPush(s *edgetest.Service, hello *pb.PushHello) pushing {
 	return p
 }
 
-// send sends a request. Why a stream has ended is told by Recv.
+// send sends a request. Recv returns why a stream has ended.
 func (p pushing) send(req *pb.PushMetricsRequest) {
 	p.t.Helper()
 	if err := p.Send(req); !errors.Is(err, io.EOF) {
@@ -124,7 +124,7 @@ func TestComponentsAreRequired(t *testing.T) {
 	}
 }
 
-func TestPushTellsRefusals(t *testing.T) {
+func TestPushReturnsRefusals(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	for i := range 100 {
 		s.Pushes.Refuse = append(s.Pushes.Refuse, agent.PushRefusal{
@@ -230,7 +230,7 @@ func TestPushWhileTheStoreFails(t *testing.T) {
 	p.answer()
 }
 
-// What pushing again does not cure is not told as the database's being away.
+// What pushing again does not cure is not reported as the database's being away.
 func TestPushWithoutRoom(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -257,8 +257,8 @@ func TestPushSupersedes(t *testing.T) {
 		first := openPush(s, pushHello(1, "a"))
 		first.end(&pb.PushEnd{Snapshot: 1})
 		first.answer()
-		hold := make(chan struct{})
-		s.Pushes.Hold = hold
+		release := make(chan struct{})
+		s.Pushes.Release = release
 		first.end(&pb.PushEnd{Snapshot: 2})
 		synctest.Wait()
 
@@ -270,7 +270,7 @@ func TestPushSupersedes(t *testing.T) {
 		second.requireEnd(codes.Aborted, "superseded by a newer stream of the instance")
 		synctest.Wait()
 		require.Equal(t, []string{"a/1"}, s.Pushes.Names(), "the third waits for the first")
-		close(hold)
+		close(release)
 		third.answer()
 		synctest.Wait()
 		require.Equal(t, []string{"a/1", "a/2", "c/4"}, s.Pushes.Names())
@@ -291,7 +291,7 @@ func TestPushDrains(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		idle, busy := openPush(s, pushHello(1, "idle")), openPush(s, pushHello(2, "busy"))
-		s.Pushes.Hold = make(chan struct{})
+		s.Pushes.Release = make(chan struct{})
 		busy.end(&pb.PushEnd{Snapshot: 1})
 		silent, err := s.Coderd().PushMetrics(s.AsCoderd())
 		require.NoError(t, err)
@@ -300,7 +300,7 @@ func TestPushDrains(t *testing.T) {
 		go s.Stop()
 		idle.requireEnd(codes.Unavailable, "the service is stopping")
 		pushing{silent, t}.requireEnd(codes.Unavailable, "the service is stopping")
-		close(s.Pushes.Hold)
+		close(s.Pushes.Release)
 		busy.answer()
 		busy.requireEnd(codes.Unavailable, "the service is stopping")
 		require.Zero(t, time.Since(began))

@@ -134,7 +134,7 @@ func TestWatchStats(t *testing.T) {
 		both.Reports, both.LastUsedAt = 2, used
 		requireNext(2, entry(1, &pb.Stats{RxBytes: 1}), both)
 
-		// What a removed agent last counted is told.
+		// What a removed agent last counted is delivered.
 		c.SendNext(edgetest.Stats(&pb.Stats{RxBytes: 9}))
 		synctest.Wait()
 		last := entry(1, &pb.Stats{RxBytes: 9})
@@ -292,17 +292,17 @@ func TestWatchStatsLimits(t *testing.T) {
 	})
 }
 
-// heldReader has nothing, and says so when it is let.
-type heldReader struct{ hold chan struct{} }
+// blockedReader has nothing, and says so when it is let.
+type blockedReader struct{ release chan struct{} }
 
-func (r *heldReader) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata, []agent.ID, error) {
-	<-r.hold
+func (r *blockedReader) MetadataWithin(context.Context, []agent.ID, int) ([]agent.Metadata, []agent.ID, error) {
+	<-r.release
 	return nil, nil, nil
 }
 
-// takeReads has GetMetadata hold all that may be read for watches at once.
-func (r *heldReader) takeReads(s *edgetest.Service) (giveBack func()) {
-	r.hold = make(chan struct{})
+// takeReads has GetMetadata occupy all that may be read for watches at once.
+func (r *blockedReader) takeReads(s *edgetest.Service) (giveBack func()) {
+	r.release = make(chan struct{})
 	ended := make(chan error)
 	go func() {
 		_, err := s.Coderd().GetMetadata(s.AsCoderd(), &pb.GetMetadataRequest{AgentIds: edgetest.IDsBytes(1, 2, 3, 4, 5, 6)})
@@ -310,7 +310,7 @@ func (r *heldReader) takeReads(s *edgetest.Service) (giveBack func()) {
 	}()
 	synctest.Wait()
 	return func() {
-		close(r.hold)
+		close(r.release)
 		require.NoError(s.T, <-ended)
 	}
 }
@@ -319,7 +319,7 @@ func (r *heldReader) takeReads(s *edgetest.Service) (giveBack func()) {
 // there is none they wait, and keep their subscription.
 func TestWatchStatsWaitsForRoom(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		reader := &heldReader{}
+		reader := &blockedReader{}
 		s := edgetest.Start(t, edgetest.Settings{
 			Coderd:       coderdapi.Options{MaxWatchesBytes: 24 << 20}, // half for reads: one of GetMetadata
 			ChangeCoderd: func(c *coderdapi.Components) { c.Reader = reader },

@@ -164,7 +164,7 @@ func TestWatchWaitsForTheDatabase(t *testing.T) {
 	})
 }
 
-func TestWatchTellsWhatComesBack(t *testing.T) {
+func TestWatchSendsWhatComesBack(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})
 		s.Register(1)

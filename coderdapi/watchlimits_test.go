@@ -16,8 +16,8 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Watchers that do not read hold no more than all of them may, and are ended; one that
-// reads has its turn then.
+// Watchers that do not read take no more memory than all of them may, and are ended; one that
+// reads is served then.
 func TestWatchersThatDoNotReadAreEnded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const limit = 1 << 20

@@ -330,7 +330,7 @@ func TestDeregister(t *testing.T) {
 
 // A registration may be all that is written: that it is not stored is an error until one is,
 // for a minute at most.
-func TestRegistrationsThatAreNotStoredAreTold(t *testing.T) {
+func TestRegistrationsThatAreNotStoredAreReported(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		p := loaded(t, Options{})
 		register := func(ctx context.Context, n int) error {

@@ -288,7 +288,7 @@ func TestAgentMovesUnseen(t *testing.T) {
 
 // The epoch that an agent says makes up for clocks that differ and for notifications that
 // are not there yet; what no clock can be ahead is not believed.
-func TestEpochThatTheAgentTells(t *testing.T) {
+func TestEpochThatTheAgentSends(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	ahead := time.Now().Add(10 * time.Minute).UnixNano()
 	s := connectTo(t, p, 1, Hello{Instance: instanceID(1), Ordinal: 2, Epoch: ahead})

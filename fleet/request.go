@@ -68,7 +68,7 @@ func (r Request) Refuse(refused []agent.Refusal) {
 // AdmitMetadata returns the entries with admitted keys, and refusals of the others.
 // A template that declares keys admits those. Otherwise the first
 // Options.MaxMetadataKeys keys of the agent are admitted. It reuses the memory of
-// entries, and copies the texts that it retains. Keys that are empty, hold a NUL or
+// entries, and copies the texts that it retains. Keys that are empty, have a NUL or
 // exceed agent.MaxMetadataKeyBytes pass without being counted: the batcher refuses
 // them.
 func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataEntry, []agent.Refusal) {

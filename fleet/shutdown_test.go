@@ -56,7 +56,7 @@ func TestShutdownWithoutPubsub(t *testing.T) {
 
 // Whatever is ready when a replica stops, its notifications are sent once more, and once
 // after the last write. In each round a select chooses anew.
-func TestShutdownTellsOnce(t *testing.T) {
+func TestShutdownNotifiesOnce(t *testing.T) {
 	for range 50 {
 		bubble.Test(t, func(t *testing.T) {
 			c := newCluster()

@@ -16,7 +16,7 @@ func nth(n int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(ip), 64)
 }
 
-// More addresses than are told apart share one allowance: they take no more memory,
+// More addresses than are counted apart share one allowance: they take no more memory,
 // do not get in for nothing, and those that are known keep what they have.
 func TestChurnOfManyAddresses(t *testing.T) {
 	const burst = 10

@@ -57,7 +57,7 @@ func TestDrain(t *testing.T) {
 		for _, c := range []*edgetest.Stream{follows, ignores} {
 			reconnect := c.Next().GetReconnect()
 			require.Equal(t, "draining", reconnect.GetReason())
-			require.Zero(t, reconnect.GetDelay().AsDuration(), "it stays until it is its turn")
+			require.Zero(t, reconnect.GetDelay().AsDuration(), "it stays until the others have gone")
 		}
 		require.Positive(t, time.Since(began), "they are asked one after another")
 		require.LessOrEqual(t, time.Since(began), 7500*time.Millisecond)

@@ -38,7 +38,7 @@ func (c *rawClient) halfSend(m halfSent) (id uint32) {
 	return id
 }
 
-// Large messages that are sent in half hold no more than all of them may, and not for
+// Large messages that are sent in half take no more than all of them may, and not for
 // ever. Small messages of others, and those of coderd, do not wait for them.
 func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

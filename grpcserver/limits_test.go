@@ -52,7 +52,7 @@ func openCall(ctx context.Context, s *edgetest.Service, method string) grpc.Clie
 
 // Nothing but the headers of a call is read before its caller is known: one that
 // sends no message is answered, and one that sends a message that does not decode
-// is not told so.
+// gets no such answer.
 func TestNothingIsReadOfStrangers(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	closed, open := methods(s)
@@ -177,9 +177,9 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 		defer cancel()
 		s.Connect(edgetest.Session{Agent: 1})
 		// One of two more is refused, whichever comes second.
-		parked, other := s.Open(ctx), s.Open(ctx)
+		idle, other := s.Open(ctx), s.Open(ctx)
 		ended := make(chan error, 2)
-		for _, c := range []*edgetest.Stream{parked, other} {
+		for _, c := range []*edgetest.Stream{idle, other} {
 			go func() {
 				_, err := c.Recv()
 				ended <- err
@@ -187,13 +187,13 @@ func TestStreamsOfAnAgentAreBounded(t *testing.T) {
 		}
 		require.Equal(t, codes.ResourceExhausted, status.Code(<-ended))
 		require.Positive(t, s.Counter("agentstatsd_grpc_limited_total", "agent_streams"))
-		s.Connect(edgetest.Session{Agent: 2}) // others are not held back
-		_ = parked.CloseSend()                // one of them is over
+		s.Connect(edgetest.Session{Agent: 2}) // others are not delayed
+		_ = idle.CloseSend()                  // one of them is over
 		_ = other.CloseSend()
 		err := <-ended
 		require.Equal(t, codes.InvalidArgument, status.Code(err))
 		require.ErrorContains(t, err, "hello: want it as the first message, got none")
-		synctest.Wait() // its place is free after its end is told
+		synctest.Wait() // its place is free after its end is sent
 		s.Connect(edgetest.Session{Agent: 1, Number: 2})
 	})
 }

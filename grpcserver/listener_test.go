@@ -227,7 +227,7 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 	own := dialRaw(s, t)
 	require.NoError(t, own.session(1, "authorization", "Bearer "+edgetest.Token(11)))
 	require.Eventually(t, func() bool { return s.Counter("agentstatsd_sessions", "") == 11 }, 30*time.Second, time.Millisecond)
-	// reset opens a stream of agent 1 and resets it; an error tells that the connection
+	// reset opens a stream of agent 1 and resets it; an error says that the connection
 	// is closed.
 	reset := func(c *rawClient) error {
 		id, err := c.call(methodConnect, "authorization", "Bearer "+edgetest.Token(1))

@@ -16,7 +16,7 @@ func bytesField(number protowire.Number, content []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), content)
 }
 
-// A message that does not decode is told which type it should have, and which field
+// The answer to a message that does not decode says which type it should have, and which field
 // is wrong, whoever sends it.
 func TestMalformedNamesTheField(t *testing.T) {
 	request, sync := &agentstatsv1.ConnectRequest{}, &agentstatsv1.SyncAgentsRequest{}

@@ -72,7 +72,7 @@ func TestSizeIsKnownFromTheHeader(t *testing.T) {
 	}
 }
 
-// Calls that end before, or within, a message are told so, and are no errors of the
+// Calls that end before, or within, a message get an answer that says so, and are no errors of the
 // service.
 func TestMessagesThatAreCutOff(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})

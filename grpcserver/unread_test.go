@@ -65,7 +65,7 @@ func dialRaw(s *edgetest.Service, t *testing.T) *rawClient {
 	return c
 }
 
-// session opens a stream and says hello. An error tells that the connection is
+// session opens a stream and says hello. An error says that the connection is
 // closed.
 func (c *rawClient) session(number int64, headers ...string) error {
 	id, err := c.call("/agentstats.v1.AgentService/Connect", headers...)

@@ -336,7 +336,7 @@ func TestDeaf(t *testing.T) {
 
 // Who led, was replaced while it received nothing, and receives its own heartbeats again, does not
 // lead until the database says so.
-func TestHearsAgain(t *testing.T) {
+func TestReceivesAgain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		a, b := w.start(t), w.start(t)

@@ -133,7 +133,7 @@ func TestJudge(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var v finding
+			var v verdict
 			var all finding
 			add := func(f finding) {
 				all.duplicates += f.duplicates

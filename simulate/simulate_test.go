@@ -417,7 +417,7 @@ func TestRunWithoutPushes(t *testing.T) {
 }
 
 // What was never acked is an error, and the wait for it is bounded.
-func TestRunTellsWhatWasLost(t *testing.T) {
+func TestRunCountsWhatWasLost(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
 		opts := s.options()

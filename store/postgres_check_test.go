@@ -21,7 +21,7 @@ func as(t testing.TB, database, role, params string) string {
 	return u.String()
 }
 
-// A database that is not what is needed is told so in one sentence, and nothing is made
+// A database that is not what is needed is refused in one sentence, and nothing is made
 // in it.
 func TestPostgresStartChecks(t *testing.T) {
 	server := postgrestest.Shared(t)
@@ -107,7 +107,7 @@ func TestPostgresStartChecks(t *testing.T) {
 	}
 }
 
-// A standby is told apart from a primary.
+// A standby is not taken for a primary.
 func TestPostgresStandby(t *testing.T) {
 	primary := postgrestest.Start(t)
 	standby := primary.Standby(t)
@@ -115,7 +115,7 @@ func TestPostgresStandby(t *testing.T) {
 	require.ErrorContains(t, err, "the server is a standby, which cannot be written to: name the primary in the URL")
 }
 
-// A role that does not own the tables may use them, if it may; otherwise it is told what
+// A role that does not own the tables may use them, if it may; otherwise the error says what
 // it lacks.
 func TestPostgresRights(t *testing.T) {
 	server := postgrestest.Shared(t)
@@ -131,7 +131,7 @@ func TestPostgresRights(t *testing.T) {
 	require.ErrorContains(t, err, "the role may not read and write all tables: GRANT SELECT, INSERT, UPDATE, DELETE ON agents, removed to it")
 }
 
-// Of a migration that fails the cause is told, not that the transaction is over.
+// Of a migration that fails the cause is returned, not that the transaction is over.
 func TestPostgresMigrationFails(t *testing.T) {
 	database := postgrestest.Shared(t).CreateDatabase(t)
 	conn := admin(t, database)

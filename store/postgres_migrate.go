@@ -32,10 +32,10 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL lock_timeout = 0`
 
-// preparePostgres checks that the server is what is needed, brings the schema up to date
-// and finds the deployment's identity: in one transaction, which begins with a
-// lock, so that replicas that start together agree. A lock of the session, as
-// goose takes it, would be lost behind a pooler.
+// preparePostgres checks that the server is what is needed, brings the schema up to
+// date and finds the deployment's identity. All is one transaction, which begins with a
+// lock, so that replicas that start together agree. A lock of the session, as goose
+// takes it, would be lost behind a pooler.
 func preparePostgres(ctx context.Context, db *sql.DB, forced agent.ID) (out opened, err error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -120,9 +120,9 @@ SELECT coalesce(has_function_privilege(to_regprocedure('pg_control_system()')::o
 	return where, nil
 }
 
-// nestedConn is a connection that is in a transaction, which its user neither
-// ends nor knows: what it thinks are transactions are parts of that one. It is
-// its own connector.
+// nestedConn is a connection that is in a transaction, which its user neither ends nor
+// knows. What its user takes for transactions are parts of that one. It is its own
+// connector.
 type nestedConn struct {
 	*stdlib.Conn
 	first *firstFault

@@ -155,7 +155,7 @@ func TestScale(t *testing.T) {
 	require.Greater(t, s.most, 250.0)
 }
 
-func TestSubjectsAreTold(t *testing.T) {
+func TestSubjectsAreNamed(t *testing.T) {
 	require.Contains(t, scrape.Subjects, scrape.Agentstatsd)
 	require.Contains(t, stream.IngestSubjects, stream.Discard)
 }

@@ -210,7 +210,7 @@ func TestConfigExtraLabels(t *testing.T) {
 	}
 }
 
-func TestConfigAllowsPlaintextBeyondLoopbackWhenTold(t *testing.T) {
+func TestConfigAllowsPlaintextBeyondLoopbackByOption(t *testing.T) {
 	_, err := parse(t, "", nil, "--grpc-address", "0.0.0.0:2113", "--grpc-allow-plaintext")
 	require.NoError(t, err)
 }

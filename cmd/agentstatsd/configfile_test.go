@@ -62,7 +62,7 @@ func TestConfigFileIsChecked(t *testing.T) {
 	require.ErrorContains(t, err, "others can write "+open)
 }
 
-func TestConfigFileTellsAllMistakes(t *testing.T) {
+func TestConfigFileReportsAllMistakes(t *testing.T) {
 	_, err := parse(t, "agents:\n  max_series: x\n  nope: 1\nlogging:\n  level: loud\n", nil)
 	for _, want := range []string{"agents.max_series", "no key nope", "logging.level"} {
 		require.ErrorContains(t, err, want)

@@ -16,7 +16,7 @@ import (
 
 // What the database says does not leave the process, whoever wraps it. It is in the answer once,
 // and each part says what that means for it.
-func TestReadyTellsNothingOfTheDatabase(t *testing.T) {
+func TestReadyShowsNothingOfTheDatabase(t *testing.T) {
 	_, refused := store.Open(t.Context(), store.Options{URL: "postgres://someone:hunter2@127.0.0.1:1/agents?sslmode=disable"}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, refused, "someone")
 	require.ErrorContains(t, refused, "127.0.0.1")

@@ -12,7 +12,7 @@ const (
 )
 
 // TextProblem returns what is wrong with a text of lo to hi bytes; empty:
-// nothing. Databases cannot hold a NUL.
+// nothing. Databases cannot store a NUL.
 func TextProblem(text string, lo, hi int) string {
 	switch {
 	case len(text) < lo || len(text) > hi:

@@ -18,17 +18,17 @@ type Pushes struct {
 	// Refuse and Err are what Push returns.
 	Refuse []agent.PushRefusal
 	Err    error
-	// Hold, unless nil, keeps a push waiting until it is closed.
-	Hold chan struct{}
+	// Release, unless nil, keeps a push waiting until it is closed.
+	Release chan struct{}
 }
 
 // Push keeps a push, unless Err is set.
 func (p *Pushes) Push(_ context.Context, now time.Time, push agent.Push) ([]agent.PushRefusal, error) {
 	p.mu.Lock()
-	hold := p.Hold
+	release := p.Release
 	p.mu.Unlock()
-	if hold != nil {
-		<-hold
+	if release != nil {
+		<-release
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -205,7 +205,7 @@ func (s *Service) Register(numbers ...int) {
 	require.NoError(s.T, err)
 }
 
-// Exposition returns the lines of the scrape that are no comments and hold text.
+// Exposition returns the lines of the scrape that are no comments and contain text.
 func (s *Service) Exposition(containing string) []string {
 	s.T.Helper()
 	var b bytes.Buffer

@@ -1,6 +1,6 @@
-// Package pgserver looks at a PostgreSQL server before it is used: what it lacks, whether a
-// pooler stands before it, and what the errors of connecting to it mean. Its errors are
-// one sentence each, for operators.
+// Package pgserver looks at a PostgreSQL server before it is used: what it lacks, and
+// whether a pooler stands before it. It says what the errors of connecting to it mean.
+// Its errors are one sentence each, for operators.
 package pgserver
 
 import (
@@ -118,7 +118,7 @@ WHERE n.nspname = current_schema() AND c.relname = ANY ($1) AND NOT (
 }
 
 // CheckPooler returns an error if a pooler stands before the server that changes the
-// connection behind ours, and nobody said so: what is prepared or set there would be
+// connection behind ours, and nobody said so. What is prepared or set there would be
 // another's at any time.
 func CheckPooler(ctx context.Context, db *sql.DB) error {
 	first, err := backendOf(ctx, db)

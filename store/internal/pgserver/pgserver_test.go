@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a server lacks is told in one sentence, the first thing first.
+// What a server lacks is said in one sentence, the first thing first.
 func TestServerIsChecked(t *testing.T) {
 	good := Server{version: oldestPostgres, encoding: "UTF8", schema: "public", creates: true}
 	require.NoError(t, good.Check())
