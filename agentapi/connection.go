@@ -28,6 +28,11 @@ const (
 // either: the fleet would send it the rest without their names.
 const maxUnsentRefusals = 32
 
+// metadataInterval is what metadata intervals are multiples of while intervals are
+// lengthened, unless reports are more frequent: templates mostly have metadata collected
+// each 10 s. Otherwise agents send values as often as they change.
+const metadataInterval = 10 * time.Second
+
 // Reasons of please-reconnect.
 const (
 	reconnectAge   = "session_age"
@@ -102,7 +107,8 @@ type connection struct {
 
 	phase     phase
 	due       due
-	askedAged bool // the please-reconnect of an old session was sent
+	factor    float64 // of the intervals in the settings that were sent last
+	askedAged bool    // the please-reconnect of an old session was sent
 
 	unacked int // requests since the last ack
 	acked   fleet.Progress
@@ -139,16 +145,25 @@ func (c *connection) startSending() {
 	c.mu.Lock()
 	c.advanceLocked(phaseOpen)
 	c.acked = c.session.Resume()
-	c.due.settings = c.service.settings(c.session)
+	c.factor = c.service.intervalFactor()
+	c.due.settings = c.service.firstSettings(c.session, c.factor)
 	c.mu.Unlock()
 	c.sendDue()
 }
 
-// settings returns those of a session that opens.
-func (s *Service) settings(session *fleet.Session) *agentstatsv1.Settings {
-	opts, resume := &s.opts, session.Resume()
+// firstSettings returns those of a session that opens.
+func (s *Service) firstSettings(session *fleet.Session, factor float64) *agentstatsv1.Settings {
+	resume, settings := session.Resume(), s.settings(factor)
+	settings.Resume = &agentstatsv1.Resume{ReceivedSequence: resume.Received, DurableSequence: resume.Durable}
+	settings.Epoch = session.Info().Epoch
+	return settings
+}
+
+// settings returns those of all sessions, with intervals that are lengthened by factor.
+func (s *Service) settings(factor float64) *agentstatsv1.Settings {
+	opts := &s.opts
 	settings := &agentstatsv1.Settings{
-		ReportInterval: durationpb.New(opts.ReportInterval),
+		ReportInterval: lengthened(opts.ReportInterval, factor),
 		Limits: &agentstatsv1.Limits{
 			MessageBytes:           int64(s.server.Options().MaxAgentMessageBytes),
 			Series:                 int64(opts.Limits.Series),
@@ -158,13 +173,26 @@ func (s *Service) settings(session *fleet.Session) *agentstatsv1.Settings {
 			MetadataValueBytes:     int64(opts.Limits.MetadataValueBytes),
 			MetadataErrorBytes:     int64(opts.Limits.MetadataErrorBytes),
 		},
-		Resume: &agentstatsv1.Resume{ReceivedSequence: resume.Received, DurableSequence: resume.Durable},
-		Epoch:  session.Info().Epoch,
+	}
+	if factor > 1 {
+		settings.MetadataInterval = lengthened(min(metadataInterval, opts.ReportInterval), factor)
 	}
 	if age := s.Fleet.SessionAge(); age > 0 {
 		settings.SessionAge = durationpb.New(age)
 	}
 	return settings
+}
+
+func lengthened(d time.Duration, factor float64) *durationpb.Duration {
+	return durationpb.New(time.Duration(float64(d) * factor))
+}
+
+// intervalFactor returns by how much intervals are lengthened now.
+func (s *Service) intervalFactor() float64 {
+	if s.Intervals == nil {
+		return 1
+	}
+	return s.Intervals.Factor()
 }
 
 // handled makes the ack of a request due. It is sent at once if something of the

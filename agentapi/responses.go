@@ -92,10 +92,23 @@ func (c *connection) takeDueLocked() (r responses) {
 		r.acks, r.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable}
 		c.due.ack, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
 	}
+	c.addSettingsLocked(&r)
 	if c.phase == phaseLastAck && progress.Durable == progress.Received {
 		c.closeLocked(nil)
 	}
 	return r
+}
+
+// addSettingsLocked adds the settings to a response if intervals were changed since the
+// last ones. No response is sent for them alone. So a change reaches agents spread over
+// a report interval.
+func (c *connection) addSettingsLocked(r *responses) {
+	if r.settings != nil || !r.acks && len(r.refusals) == 0 && !r.drain && !r.aged {
+		return
+	}
+	if factor := c.service.intervalFactor(); factor != c.factor {
+		c.factor, r.settings = factor, c.service.settings(factor)
+	}
 }
 
 // send sends what was due in one message.

@@ -44,12 +44,20 @@ type Reports interface {
 	Add(sum *agent.ReportSum)
 }
 
-// Components are what an AgentService calls; all are required.
+// Intervals says by how much the intervals of agents are lengthened, as the service has
+// too much to do.
+type Intervals interface {
+	// Factor is at least 1. It is called for each response and reads memory only.
+	Factor() float64
+}
+
+// Components are what an AgentService calls; all but Intervals are required.
 type Components struct {
-	Fleet    *fleet.Fleet
-	Stats    Stats
-	Metadata Metadata
-	Reports  Reports
+	Fleet     *fleet.Fleet
+	Stats     Stats
+	Metadata  Metadata
+	Reports   Reports
+	Intervals Intervals // nil: they are never lengthened
 }
 
 var _ agentstatsv1.AgentServiceServer = (*Service)(nil)
