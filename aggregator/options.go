@@ -10,7 +10,8 @@ import (
 // Options are the knobs of an Aggregator. A zero field takes its default.
 type Options struct {
 	// ReportInterval is how often agents report, at least 1 s; default 30 s.
-	// The byte gauges sum over it, or over 1 min if that is longer.
+	// The byte gauges sum over it, or over 1 min if that is longer. Of an agent that
+	// reports less often, as it is asked to under load, they have one report.
 	ReportInterval time.Duration
 	// SeriesTTL is how long series outlive the last report that had them, at
 	// least twice the report interval; default 2 min or, if longer, that.

@@ -499,6 +499,19 @@ func TestBytesOutliveTheGauges(t *testing.T) {
 	require.Contains(t, shownLines(text(t, a)), `coderd_agentstats_rx_bytes{agent_name="main",username="user",workspace_name="ws"} 7`)
 }
 
+// Of an agent whose interval is longer than the window, as it is lengthened, the bytes are
+// those of one report: of one interval.
+func TestBytesOfLengthenedIntervals(t *testing.T) {
+	now := time.Now()
+	a := newTest(t, Options{ReportInterval: 30 * time.Second, SeriesTTL: 4 * time.Minute})
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	for i := range 5 {
+		a.Report(id(1), 1, now.Add(time.Duration(i)*2*time.Minute), &report{stats: agent.Stats{RxBytes: 100 + int64(i)}})
+		require.Contains(t, shownLines(text(t, a)),
+			fmt.Sprintf(`coderd_agentstats_rx_bytes{agent_name="main",username="user",workspace_name="ws"} %d`, 100+i))
+	}
+}
+
 // broken is a report whose samples end in a panic.
 type broken struct{ report }
 

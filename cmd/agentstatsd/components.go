@@ -11,6 +11,7 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
@@ -126,7 +127,7 @@ func (c *config) serverOptions() grpcserver.Options {
 
 		MaxStreamsPerAgent:     int(c.maxStreamsPerAgent),
 		MaxUnreadOfCoderd:      int(c.maxWatches),
-		IdleTimeout:            cmp.Or(c.agentIdleTimeout, 3*c.reportInterval),
+		IdleTimeout:            cmp.Or(c.agentIdleTimeout, 3*c.longestReportInterval()),
 		MaxCoderdCalls:         int(c.maxCoderdCalls),
 		MaxConnections:         int(cmp.Or(c.grpcMaxConnections, openFiles()*3/4)),
 		MaxStrangersPerAddress: int(c.grpcMaxStrangers),
@@ -138,6 +139,17 @@ func (c *config) serverOptions() grpcserver.Options {
 		AuthenticationTimeout:  c.authenticationTimeout,
 		ConnectionIdleTimeout:  c.grpcIdleTimeout,
 		HelloTimeout:           c.firstMessageTimeout,
+	}
+}
+
+func (c *config) intervalsOptions() intervals.Options {
+	return intervals.Options{
+		ReportInterval:   c.reportInterval,
+		LongestInterval:  c.longestReportInterval(),
+		FlushInterval:    c.metadataFlushInterval,
+		TargetCPU:        float64(c.targetCPUPercent) / 100,
+		TargetPendingAge: c.targetPendingAge,
+		TargetFlush:      float64(c.targetFlushPercent) / 100,
 	}
 }
 

@@ -89,6 +89,10 @@ type config struct {
 	deploymentID          string
 	leaseDuration         time.Duration
 	reportInterval        time.Duration
+	adaptiveIntervals     bool
+	targetCPUPercent      int64
+	targetPendingAge      time.Duration
+	targetFlushPercent    int64
 	sessionAge            time.Duration
 	maxAgents             int64
 	maxRegistrationsBytes int64
@@ -154,6 +158,9 @@ func (c *config) validate() error {
 	}
 	if c.agentIdleTimeout != 0 && c.agentIdleTimeout < 2*c.reportInterval {
 		errs = append(errs, fmt.Errorf("--agent-idle-timeout %s is below twice --report-interval %s", c.agentIdleTimeout, c.reportInterval))
+	}
+	if c.targetPendingAge != 0 && c.targetPendingAge <= c.metadataFlushInterval {
+		errs = append(errs, fmt.Errorf("--target-pending-age %s is not above --metadata-flush-interval %s", c.targetPendingAge, c.metadataFlushInterval))
 	}
 	errs = append(errs, c.validateLimits()...)
 	errs = append(errs, c.validateAddresses()...)

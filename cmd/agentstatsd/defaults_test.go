@@ -15,6 +15,7 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
@@ -23,6 +24,7 @@ import (
 // otherDefaults are the fields whose default differs from that of their option, and why.
 var otherDefaults = map[string]string{
 	"server.MaxConnections": "follows from the files that the process may open",
+	"server.IdleTimeout":    "follows from the longest report interval, which intervals are lengthened to",
 	"agents.Limits.Series":  "is sent to agents; the aggregator has the limit",
 	"fleet.SessionAge":      "0 means for ever",
 	"aggregator.GroupBy":    "nil means that nothing is grouped",
@@ -71,6 +73,8 @@ func withoutOptions(t *testing.T) map[string]any {
 	require.NoError(t, err)
 	replicas, err := replica.New(nil, nil, replica.Options{}, reg, log)
 	require.NoError(t, err)
+	lengthened, err := intervals.New(pending, nil, intervals.Options{}, reg, log)
+	require.NoError(t, err)
 	server, err := grpcserver.New(agents, grpcserver.Options{}, reg, log)
 	require.NoError(t, err)
 	agentService, err := agentapi.New(server, agentapi.Components{Fleet: agents, Stats: series, Metadata: pending, Reports: watched}, agentapi.Options{}, reg, log)
@@ -79,6 +83,6 @@ func withoutOptions(t *testing.T) map[string]any {
 	require.NoError(t, err)
 	return map[string]any{
 		"aggregator": series, "batcher": pending, "fleet": agents, "pushed": families, "reports": watched, "replica": replicas,
-		"server": server, "agents": agentService, "coderd": coderdService,
+		"intervals": lengthened, "server": server, "agents": agentService, "coderd": coderdService,
 	}
 }

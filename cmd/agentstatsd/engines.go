@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/store"
@@ -109,6 +110,18 @@ func (s *service) joinReplicas(reg prometheus.Registerer) error {
 	}
 	var err error
 	s.replicas, err = replica.New(s.store, s.pubsub, s.config.replicaOptions(), reg, s.log.With("component", "replica"))
+	return err
+}
+
+// buildIntervals makes what lengthens the intervals of agents, on the decision of the
+// replica that leads.
+func (s *service) buildIntervals(reg prometheus.Registerer) error {
+	var replicas intervals.Replicas = intervals.NewAlone(s.store)
+	if s.replicas != nil {
+		replicas = s.replicas
+	}
+	var err error
+	s.intervals, err = intervals.New(s.batcher, replicas, s.config.intervalsOptions(), reg, s.log.With("component", "intervals"))
 	return err
 }
 

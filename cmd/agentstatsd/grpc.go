@@ -29,10 +29,11 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		return err
 	}
 	_, err = agentapi.New(s.api, agentapi.Components{
-		Fleet:    s.fleet,
-		Stats:    s.stats(),
-		Metadata: s.batcher,
-		Reports:  s.reports,
+		Fleet:     s.fleet,
+		Stats:     s.stats(),
+		Metadata:  s.batcher,
+		Reports:   s.reports,
+		Intervals: s.intervals,
 	}, s.config.agentServiceOptions(), reg, s.log.With("component", "agentapi"))
 	if err != nil {
 		return err

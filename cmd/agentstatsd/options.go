@@ -32,6 +32,7 @@ func (c *config) options() serpent.OptionSet {
 		c.grpcOptions(),
 		c.storageOptions(),
 		c.agentOptions(),
+		c.intervalOptions(),
 		c.pushOptions(),
 		c.metadataOptions(),
 		c.loggingOptions(),

@@ -70,7 +70,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "2000", Value: atLeast(&c.maxRelayedSessions, 1), Group: &groupAgents,
 		},
 		{
-			Description: "Time without a message after which an agent's stream is closed, unless coderd relays it. 0: three times --report-interval.",
+			Description: "Time without a message after which an agent's stream is closed, unless coderd relays it. 0: three times --report-interval, as lengthened by --adaptive-intervals at most.",
 			Flag:        "agent-idle-timeout", Env: "AGENTSTATSD_AGENT_IDLE_TIMEOUT", YAML: "idle_timeout",
 			Default: "0s", Value: notBelow(&c.agentIdleTimeout, 0), Group: &groupAgents,
 		},

@@ -17,6 +17,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
@@ -44,6 +45,7 @@ type service struct {
 	fleet      *fleet.Fleet
 	pushed     *pushed.Families
 	reports    *reports.Reports
+	intervals  *intervals.Intervals
 	api        *grpcserver.Server
 	registry   *prometheus.Registry
 
@@ -145,6 +147,9 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	if err := s.buildReports(ctx, reg); err != nil {
+		return err
+	}
+	if err := s.buildIntervals(reg); err != nil {
 		return err
 	}
 	if err := s.buildServer(reg, notifications); err != nil {
@@ -303,6 +308,7 @@ func (s *service) stages() []stage {
 		{"pushed", s.pushed.Run},
 		{"reports", s.reports.Run},
 		{"aggregator", s.aggregator.Run},
+		{"intervals", s.intervals.Run},
 	}
 	// This replica is removed when its last writes are done, which the others know at once.
 	var membership []task

@@ -25,6 +25,7 @@ import (
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
@@ -132,27 +133,33 @@ var wirings = map[string]wiring{
 	"deployment-id":                to("store.DeploymentID"),
 	"lease-duration":               to("replica.LeaseDuration"),
 
-	"report-interval":            to("agents.ReportInterval", "aggregator.ReportInterval", "server.IdleTimeout"),
-	"session-age":                to("fleet.SessionAge"),
-	"max-agents":                 to("fleet.MaxAgents"),
-	"max-registrations-bytes":    to("fleet.MaxBytes"),
-	"max-registration-bytes":     to("coderd.MaxRegistrationBytes"),
-	"max-sync-bytes":             to("coderd.MaxSyncBytes"),
-	"max-syncs":                  to("coderd.MaxSyncs"),
-	"sync-timeout":               to("coderd.SyncTimeout"),
-	"max-agent-message-bytes":    to("server.MaxAgentMessageBytes"),
-	"max-streams-per-agent":      to("server.MaxStreamsPerAgent"),
-	"max-relay-streams":          to("agents.MaxRelayStreams"),
-	"max-relayed-sessions":       to("agents.MaxRelayedSessions"),
-	"agent-idle-timeout":         to("server.IdleTimeout"),
-	"agent-goodbye-timeout":      to("agents.GoodbyeTimeout"),
-	"agent-message-rate":         to("fleet.MessagesPerSecond"),
-	"agent-message-burst":        to("fleet.MessagesBurst"),
-	"agent-byte-rate":            to("fleet.BytesPerSecond"),
-	"agent-byte-burst":           to("fleet.BytesBurst"),
-	"agent-refused-rate":         to("fleet.RefusedPerSecond"),
-	"agent-refused-burst":        to("fleet.RefusedBurst"),
-	"series-ttl":                 to("aggregator.SeriesTTL", "pushed.SeriesTTL"),
+	"report-interval":         to("agents.ReportInterval", "aggregator.ReportInterval", "intervals.ReportInterval", "intervals.LongestInterval", "server.IdleTimeout"),
+	"adaptive-intervals":      to("intervals.LongestInterval", "server.IdleTimeout"),
+	"target-cpu-percent":      to("intervals.TargetCPU"),
+	"target-pending-age":      to("intervals.TargetPendingAge"),
+	"target-flush-percent":    to("intervals.TargetFlush"),
+	"session-age":             to("fleet.SessionAge"),
+	"max-agents":              to("fleet.MaxAgents"),
+	"max-registrations-bytes": to("fleet.MaxBytes"),
+	"max-registration-bytes":  to("coderd.MaxRegistrationBytes"),
+	"max-sync-bytes":          to("coderd.MaxSyncBytes"),
+	"max-syncs":               to("coderd.MaxSyncs"),
+	"sync-timeout":            to("coderd.SyncTimeout"),
+	"max-agent-message-bytes": to("server.MaxAgentMessageBytes"),
+	"max-streams-per-agent":   to("server.MaxStreamsPerAgent"),
+	"max-relay-streams":       to("agents.MaxRelayStreams"),
+	"max-relayed-sessions":    to("agents.MaxRelayedSessions"),
+	"agent-idle-timeout":      to("server.IdleTimeout", "intervals.LongestInterval"),
+	"agent-goodbye-timeout":   to("agents.GoodbyeTimeout"),
+	"agent-message-rate":      to("fleet.MessagesPerSecond"),
+	"agent-message-burst":     to("fleet.MessagesBurst"),
+	"agent-byte-rate":         to("fleet.BytesPerSecond"),
+	"agent-byte-burst":        to("fleet.BytesBurst"),
+	"agent-refused-rate":      to("fleet.RefusedPerSecond"),
+	"agent-refused-burst":     to("fleet.RefusedBurst"),
+	"series-ttl": {
+		fields: []string{"aggregator.SeriesTTL", "pushed.SeriesTTL", "intervals.LongestInterval", "server.IdleTimeout"}, value: "10m",
+	},
 	"max-series":                 to("aggregator.MaxSeries"),
 	"max-series-per-agent":       to("aggregator.MaxSeriesPerAgent", "agents.Limits.Series"),
 	"max-series-per-owner":       to("aggregator.MaxSeriesPerOwner"),
@@ -173,7 +180,7 @@ var wirings = map[string]wiring{
 	"push-merge":                   {fields: []string{"pushed.Merge"}, value: "coderd_x=max"},
 	"max-pushes-bytes":             to("coderd.MaxPushesBytes"),
 
-	"metadata-flush-interval":        to("batcher.FlushInterval"),
+	"metadata-flush-interval":        to("batcher.FlushInterval", "intervals.FlushInterval"),
 	"metadata-batch-size":            to("batcher.BatchSize"),
 	"metadata-max-pending":           to("batcher.MaxPending"),
 	"metadata-max-pending-per-agent": to("batcher.MaxPendingPerAgent"),
@@ -209,7 +216,7 @@ var withoutOption = map[string][]string{
 		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.OwnFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
 	},
 	"nobody needs another one": {"store.ReadConns", "store.RemovalsKept", "store.NamedKept"},
-	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random"},
+	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random", "intervals.CPU"},
 }
 
 // TestOptionsReachTheirComponents sets one option after another, and looks which fields
@@ -310,7 +317,7 @@ func components(t *testing.T, c *config) map[string]any {
 	for name, options := range map[string]any{
 		"store": c.storeOptions(), "replica": c.replicaOptions(), "aggregator": c.aggregatorOptions(), "batcher": c.batcherOptions(),
 		"fleet": c.fleetOptions(), "pushed": c.pushedOptions(merges), "reports": c.reportsOptions(), "server": c.serverOptions(),
-		"agents": c.agentServiceOptions(), "coderd": c.coderdServiceOptions(),
+		"agents": c.agentServiceOptions(), "coderd": c.coderdServiceOptions(), "intervals": c.intervalsOptions(),
 		"scrape": c.scrapeOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "grpc handshakes": c.handshakes(),
 	} {
 		flatten(name, reflect.ValueOf(options), fields)
@@ -453,6 +460,9 @@ func build(c *config) error {
 		return err
 	}
 	if _, err := c.newScrapes(http.NotFoundHandler(), reg); err != nil {
+		return err
+	}
+	if _, err := intervals.New(pending, nil, c.intervalsOptions(), reg, log); err != nil {
 		return err
 	}
 	server, err := grpcserver.New(agents, c.serverOptions(), reg, log)

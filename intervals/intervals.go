@@ -1,0 +1,151 @@
+// Package intervals lengthens the intervals at which agents report while the service or
+// its database is over its target load, and shortens them again. A factor, at least 1,
+// multiplies them all. One replica decides for all of them, on the loads of all: the
+// holder of the lease, in the database. While that is away the factor stays as it is.
+package intervals
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+const (
+	// measureInterval is the time between two measurements.
+	measureInterval = 5 * time.Second
+	// unknownInterval is the same while the factor was not read from the database.
+	unknownInterval = time.Second
+)
+
+// Metadata is what waits for the database. batcher.Batcher is one.
+type Metadata interface {
+	// Load returns for how long the oldest entry has been pending at now, and for how
+	// long entries were being written since the start.
+	Load(now time.Time) (oldest, flushing time.Duration)
+}
+
+// Replicas are those of this service. replica.Replicas are some, Alone is one.
+type Replicas interface {
+	// ExchangeLoads gives the others the load of this replica and returns what is known
+	// of all.
+	ExchangeLoads(ctx context.Context, load agent.Load) (agent.ServiceLoad, error)
+	// DecideIntervalFactor stores the factor. It fails unless this replica decides.
+	DecideIntervalFactor(ctx context.Context, factor float64) error
+}
+
+// Intervals has the factor. Its methods are safe for concurrent use.
+type Intervals struct {
+	metadata Metadata
+	replicas Replicas
+	opts     Options
+	log      *slog.Logger
+	metrics  *metrics
+	factor   atomic.Uint64 // bits of a float64
+
+	// Only Run uses what follows.
+	meter      meter
+	controller controller
+	failing    bool // the last exchange or decision
+}
+
+// New returns Intervals with a factor of 1. Its metrics are registered with reg.
+func New(metadata Metadata, replicas Replicas, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Intervals, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("intervals options: %w", err)
+	}
+	i := &Intervals{
+		metadata: metadata, replicas: replicas, opts: opts, log: log,
+		controller: newController(opts.maxFactor()),
+	}
+	i.setFactor(1)
+	var err error
+	if i.metrics, err = newMetrics(reg, i.Factor); err != nil {
+		return nil, fmt.Errorf("intervals: %w", err)
+	}
+	return i, nil
+}
+
+// Factor returns by how much intervals are lengthened: at least 1, and the same until a
+// step is decided. It reads memory only.
+func (i *Intervals) Factor() float64 { return math.Float64frombits(i.factor.Load()) }
+
+func (i *Intervals) setFactor(f float64) { i.factor.Store(math.Float64bits(f)) }
+
+// Run measures, decides and follows what was decided until ctx is cancelled. It returns
+// nil. To be called once.
+func (i *Intervals) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		if i.follow(ctx, time.Now()) {
+			timer.Reset(measureInterval)
+		} else {
+			timer.Reset(unknownInterval)
+		}
+	}
+}
+
+// follow measures once, takes in what was decided, and decides if this replica does. It
+// reports whether the factor is known.
+func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
+	ctx, cancel := context.WithTimeout(ctx, measureInterval)
+	defer cancel()
+	oldest, flushing := i.metadata.Load(now)
+	i.meter.add(sample{at: now, cpu: i.opts.CPU(), oldest: oldest, flushing: flushing})
+	load := i.meter.load(&i.opts)
+	i.metrics.setLoad(load)
+	all, err := i.replicas.ExchangeLoads(ctx, load)
+	if err != nil {
+		i.fail(ctx, "loads are not exchanged, the intervals of agents stay as they are", err)
+		return false
+	}
+	if all.IntervalFactor == 0 {
+		return false
+	}
+	factor := i.controller.clamp(all.IntervalFactor)
+	i.setFactor(factor)
+	step := i.controller.next(now, factor, all.Replicas)
+	if step.factor == factor || !all.Decides {
+		i.failing = false
+		return true
+	}
+	if err := i.replicas.DecideIntervalFactor(ctx, step.factor); err != nil {
+		i.fail(ctx, "another factor of the intervals of agents is not stored, trying again", err)
+		return true
+	}
+	i.failing = false
+	i.report(ctx, factor, step)
+	return true
+}
+
+// fail logs the first of several errors in a row.
+func (i *Intervals) fail(ctx context.Context, text string, err error) {
+	if !i.failing && ctx.Err() == nil {
+		i.log.WarnContext(ctx, text, "error", err)
+	}
+	i.failing = true
+}
+
+// report logs and counts a step that this replica decided.
+func (i *Intervals) report(ctx context.Context, before float64, s step) {
+	text, direction := "intervals of agents are shortened", stepDown
+	if s.factor > before {
+		text, direction = "intervals of agents are lengthened", stepUp
+	}
+	i.metrics.steps.WithLabelValues(direction).Inc()
+	i.log.InfoContext(ctx, text, "factor", s.factor, "before", before,
+		"load", s.peak.kind, "of_target", math.Round(s.peak.load*100)/100, "replica", s.peak.replica)
+}

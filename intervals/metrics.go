@@ -1,0 +1,46 @@
+package intervals
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+// Directions of steps, as the counter labels them.
+const (
+	stepUp   = "up"
+	stepDown = "down"
+)
+
+type metrics struct {
+	load  *prometheus.GaugeVec
+	steps *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer, factor func() float64) (*metrics, error) {
+	m := &metrics{
+		load: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "agentstatsd_load",
+			Help: "Load of this replica in the last 30 s as a share of its target: above 1 the intervals of agents are lengthened.",
+		}, []string{"kind"}),
+		steps: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_interval_steps_total",
+			Help: "Steps by which this replica, as the leader, lengthened the intervals of agents (up) or shortened them (down).",
+		}, []string{"direction"}),
+	}
+	for _, direction := range []string{stepUp, stepDown} {
+		m.steps.WithLabelValues(direction)
+	}
+	m.setLoad(agent.Load{})
+	return m, ownmetrics.Register(reg, m.load, m.steps, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "agentstatsd_interval_factor",
+		Help: "By how much the report and metadata intervals of agents are lengthened, the same on all replicas; 1: not at all.",
+	}, factor))
+}
+
+func (m *metrics) setLoad(l agent.Load) {
+	m.load.WithLabelValues(kindCPU).Set(l.CPU)
+	m.load.WithLabelValues(kindPendingAge).Set(l.PendingAge)
+	m.load.WithLabelValues(kindFlush).Set(l.Flush)
+}
