@@ -14,7 +14,6 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -84,7 +83,6 @@ type Agent struct {
 	// connect returns what the next session runs over, and what ends that.
 	connect     func() (conn grpc.ClientConnInterface, hangUp func(), err error)
 	opts        AgentOptions
-	header      metadata.MD
 	callOptions []grpc.CallOption
 	log         *slog.Logger
 	// wake is signalled when there is something to do for Run before it looks again.
@@ -113,7 +111,7 @@ type Agent struct {
 // lives. NewDialingAgent is for agents of a service with several replicas behind a
 // load balancer of connections.
 func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) {
-	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, nil, opts)
+	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, opts)
 }
 
 // NewDialingAgent makes an Agent whose sessions have connections of their own. It
@@ -130,10 +128,10 @@ func NewDialingAgent(dial func() (*grpc.ClientConn, error), opts AgentOptions) (
 		}
 		// The only error is that it is closed already.
 		return conn, func() { _ = conn.Close() }, nil
-	}, nil, opts)
+	}, opts)
 }
 
-func newAgent(connect func() (grpc.ClientConnInterface, func(), error), header metadata.MD, opts AgentOptions) (*Agent, error) {
+func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts AgentOptions) (*Agent, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("agent options: %w", err)
 	}
@@ -146,7 +144,6 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), header m
 		outbox:  outbox{pace: pace{collects: opts.Collect != nil}},
 		connect: connect,
 		opts:    opts,
-		header:  header,
 		log:     opts.Logger,
 		wake:    make(chan struct{}, 1),
 	}

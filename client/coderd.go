@@ -11,16 +11,12 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 const (
-	// agentIDHeader is the request metadata that names the agent that coderd
-	// relays for.
-	agentIDHeader = "agentstats-agent-id"
 	// maxPartAgents bounds the agents or workspaces in one request; the service
 	// allows 10000.
 	maxPartAgents = 1000
@@ -46,8 +42,8 @@ type CoderdOptions struct {
 // any goroutine; those with a context block until the service has answered. Errors
 // wrap gRPC's, so that status.Code returns their kind.
 type Coderd struct {
-	conn    grpc.ClientConnInterface
 	service agentstatsv1.CoderdServiceClient
+	relays  *relays
 	backoff Backoff
 	log     *slog.Logger
 }
@@ -59,8 +55,8 @@ func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, erro
 		return nil, fmt.Errorf("coderd options: %w", err)
 	}
 	c := &Coderd{
-		conn:    conn,
 		service: agentstatsv1.NewCoderdServiceClient(conn),
+		relays:  &relays{service: agentstatsv1.NewAgentServiceClient(conn)},
 		backoff: opts.Backoff.withDefaults(),
 		log:     opts.Logger,
 	}
@@ -160,11 +156,16 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 }
 
 // Relay makes an Agent for an agent that cannot dial the service itself: its
-// sessions run over coderd's connection, with coderd's credential. There is one
-// at a time for each agent; a second one supersedes the first.
+// sessions run over coderd's connection, with coderd's credential, on streams that
+// they share, up to 2,000 on each. There is one at a time for each agent; a second
+// one supersedes the first. An agent that is slow holds up no other one. The options
+// have no credentials.
 func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
-	connect := func() (grpc.ClientConnInterface, func(), error) { return c.conn, func() {}, nil }
-	return newAgent(connect, metadata.Pairs(agentIDHeader, agentID.String()), opts)
+	if opts.Credentials != nil {
+		return nil, errors.New("relay an agent: want no credentials, the connection has those of coderd")
+	}
+	conn := &relayConn{relays: c.relays, agent: agentID}
+	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, opts)
 }
 
 // Metadata reads the stored metadata of agents. Those without any, and unknown

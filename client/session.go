@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -105,11 +104,6 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 		cancel(fmt.Errorf("open session: no settings within %s", handshakeTimeout))
 	})
 	defer guard.Stop()
-	for key, values := range a.header {
-		for _, value := range values {
-			ctx = metadata.AppendToOutgoingContext(ctx, key, value)
-		}
-	}
 	resp, err := s.hello(ctx, conn)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
