@@ -55,6 +55,9 @@ type ReportTracker interface {
 	ReportWritten(sequence int64)
 }
 
+// HasCounts reports whether any of the counts is above 0.
+func (s *ReportSum) HasCounts() bool { return s.RxPackets|s.RxBytes|s.TxPackets|s.TxBytes != 0 }
+
 // Add adds other, which is of the same agent. s keeps other's Data if that is
 // newer.
 func (s *ReportSum) Add(other *ReportSum) {

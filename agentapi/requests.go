@@ -88,6 +88,10 @@ func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []
 	}
 	sum := contract.SumOf(report.Stats(), r.Now())
 	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), r.Workspace(), r.Order(), rest()
+	sum.Instance = r.Instance()
+	if sum.HasCounts() {
+		sum.Tracker = r.AwaitReport()
+	}
 	s.Reports.Add(&sum)
 }
 

@@ -40,7 +40,8 @@ type Reports interface {
 	// Wanted reports whether anybody watches reports: a report costs no more than
 	// this call otherwise.
 	Wanted() bool
-	// Add takes in a report. It touches memory only and copies the data.
+	// Add takes in a report. It touches memory only and copies the data. The sum's tracker
+	// is notified once, also if nobody watches any more.
 	Add(sum *agent.ReportSum)
 }
 

@@ -19,12 +19,12 @@ type Progress = acks.Progress
 type Refusal = acks.Refusal
 
 // instance is one process of an agent, over all its sessions. It implements
-// agent.Tracker.
+// agent.Tracker and agent.ReportTracker, partly by its tracker, whose lock is a leaf.
 type instance struct {
+	*acks.Tracker
 	id    agent.Instance
 	fleet *Fleet
 	entry *entry
-	acks  *acks.Tracker // its lock is a leaf
 
 	// Guarded by entry.mu.
 	detachedAt time.Time // the end of the last session; zero while there is one
@@ -35,13 +35,10 @@ type instance struct {
 	unconfirmed int64
 }
 
-// AddPending implements agent.Tracker.
-func (i *instance) AddPending(sequence int64) { i.acks.AddPending(sequence) }
-
 // Resolve implements agent.Tracker. Refused items are charged to the agent: if there
 // are any, the caller must not hold entry.mu.
 func (i *instance) Resolve(resolutions []agent.Resolution) {
-	if refused := i.acks.Resolve(resolutions); refused > 0 {
+	if refused := i.Tracker.Resolve(resolutions); refused > 0 {
 		i.fleet.chargeRefusedTo(i.entry, refused, 0)
 	}
 }
@@ -54,7 +51,7 @@ func (i *instance) holdLocked() {
 	if i.unconfirmed == 0 {
 		i.unconfirmed = i.epoch
 	}
-	i.acks.Hold()
+	i.Hold()
 }
 
 // confirmLocked confirms the sessions up to the epoch.
@@ -64,7 +61,7 @@ func (i *instance) confirmLocked(epoch int64) {
 		return
 	}
 	i.unconfirmed = 0
-	i.acks.Release()
+	i.Release()
 }
 
 // instanceLocked returns the instance, and whether it existed before.
@@ -80,7 +77,7 @@ func (f *Fleet) instanceLocked(e *entry, id agent.Instance) (_ *instance, known 
 		f.metrics.instancesDropped.Inc()
 		e.dropInstanceLocked(0)
 	}
-	i := &instance{id: id, fleet: f, entry: e, acks: acks.New(f.metrics.summarized)}
+	i := &instance{Tracker: acks.New(f.metrics.summarized), id: id, fleet: f, entry: e}
 	e.sessions.instances = append(e.sessions.instances, i)
 	return i, false
 }

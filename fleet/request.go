@@ -57,13 +57,19 @@ func (r Request) Now() time.Time { return r.now }
 // Tracker returns the tracker of the instance that sent the request.
 func (r Request) Tracker() agent.Tracker { return r.instance }
 
+// Instance returns the instance that sent the request.
+func (r Request) Instance() agent.Instance { return r.session.Instance }
+
+// AwaitReport keeps the request from being acked as received until the tracker that it
+// returns is notified.
+func (r Request) AwaitReport() agent.ReportTracker {
+	r.instance.AddUnwritten(r.order.Sequence)
+	return r.instance
+}
+
 // Refuse queues refusals for the instance. No ack covers the request before they are
 // sent. It takes ownership of the refusals and their names.
-func (r Request) Refuse(refused []agent.Refusal) {
-	if r.instance != nil && len(refused) > 0 {
-		r.instance.acks.AddRefusals(r.order.Sequence, refused)
-	}
-}
+func (r Request) Refuse(refused []agent.Refusal) { r.instance.AddRefusals(r.order.Sequence, refused) }
 
 // AdmitMetadata returns the entries with admitted keys, and refusals of the others.
 // A template that declares keys admits those. Otherwise the first

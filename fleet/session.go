@@ -125,7 +125,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	e.sessions.live = s
 	i.detachedAt = time.Time{}
-	s.resume = i.acks.Attach(&s.stream, hello.Durable)
+	s.resume = i.Attach(&s.stream, hello.Durable)
 	f.metrics.sessions.Inc()
 	f.openSeriesLocked(e, s.info)
 	f.publishPresenceLocked(e, now)
@@ -191,14 +191,11 @@ func (f *Fleet) endSessionLocked(s *Session, end End) {
 	s.stream.Wake()
 	s.instance.detachedAt = time.Now()
 	if end != EndGoodbye {
-		s.instance.acks.Detach(&s.stream)
+		s.instance.Detach(&s.stream)
 	}
 	f.metrics.sessions.Dec()
 	f.metrics.sessionsEnded.WithLabelValues(string(end)).Inc()
 }
-
-// Agent returns the agent's id.
-func (s *Session) Agent() agent.ID { return s.entry.id }
 
 // Info returns the session's epoch and instance.
 func (s *Session) Info() agent.Session { return s.info }
@@ -221,16 +218,16 @@ func (s *Session) Watch(wake func()) { s.stream.Watch(wake) }
 func (s *Session) Aged() bool { return s.aged.Load() }
 
 // Progress returns the progress of the instance.
-func (s *Session) Progress() Progress { return s.instance.acks.Progress() }
+func (s *Session) Progress() Progress { return s.instance.Progress() }
 
 // NextAck returns the refusals to send, each once, and the progress to ack after them.
 // They belong to the instance, so some may predate the session. False: the session
 // may send nothing any more, because the instance has another session, or because
 // this one ended other than by EndGoodbye.
-func (s *Session) NextAck() (Progress, []Refusal, bool) { return s.instance.acks.NextAck(&s.stream) }
+func (s *Session) NextAck() (Progress, []Refusal, bool) { return s.instance.NextAck(&s.stream) }
 
 // UnsentRefusals returns the number of refusals that NextAck will return.
-func (s *Session) UnsentRefusals() int { return s.instance.acks.UnsentCount() }
+func (s *Session) UnsentRefusals() int { return s.instance.UnsentCount() }
 
 // Close ends the session, unless it has ended. EndGoodbye removes the series at
 // once. Otherwise they are retained for a reconnect until their TTL.
@@ -239,7 +236,7 @@ func (s *Session) Close(end End) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.sessions.live != s {
-		s.instance.acks.Detach(&s.stream)
+		s.instance.Detach(&s.stream)
 		return
 	}
 	s.fleet.endSessionLocked(s, end)
@@ -265,7 +262,7 @@ func (s *Session) Receive(sequence int64, handle func(Request)) error {
 	if !live {
 		return ErrSessionOver
 	}
-	if !s.instance.acks.IsNew(sequence) {
+	if !s.instance.IsNew(sequence) {
 		s.fleet.metrics.duplicates.Inc()
 		return nil
 	}
@@ -279,6 +276,6 @@ func (s *Session) Receive(sequence int64, handle func(Request)) error {
 		instance: s.instance,
 		now:      now,
 	})
-	s.instance.acks.MarkReceived(sequence)
+	s.instance.MarkReceived(sequence)
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/coder/agentstatsd/agent"
@@ -264,11 +265,7 @@ func (f *Fleet) requeueState(w stateWrite) {
 	newer := e.state.pendingAcks
 	e.state.pendingAcks = w.pendingAcks
 	for _, ack := range newer {
-		riding := false
-		for _, older := range w.pendingAcks {
-			riding = riding || older.instance == ack.instance
-		}
-		if riding {
+		if slices.ContainsFunc(w.pendingAcks, func(older pendingAck) bool { return older.instance == ack.instance }) {
 			ack.instance.Resolve([]agent.Resolution{{Sequence: ack.sequence}})
 			continue
 		}

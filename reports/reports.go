@@ -202,6 +202,9 @@ func (r *Reports) Wanted() bool { return r.wanted.Load() }
 // Add takes in a report, or several that were made one. It touches memory only and
 // copies the data.
 func (r *Reports) Add(sum *agent.ReportSum) {
+	if sum.Tracker != nil {
+		defer sum.Tracker.ReportWritten(sum.Order.Sequence)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.subscriptions) == 0 {

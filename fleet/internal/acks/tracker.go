@@ -20,7 +20,8 @@ const maxUnsent = 64
 
 // Progress is how far the requests of an instance have come.
 type Progress struct {
-	// Received is the highest received sequence; 0: none.
+	// Received is the highest sequence up to which nothing need be sent again; 0: none.
+	// What is above it can be received nevertheless: see Tracker.AddUnwritten.
 	Received int64
 	// Durable is the highest sequence up to which everything is stored, or was
 	// refused with the refusal sent. It is at most Received.
@@ -55,13 +56,15 @@ func (s *Stream) Wake() {
 }
 
 // Tracker tracks the requests of one instance, over all its streams. A sequence is
-// pending while a part of its request waits to be stored. A refusal has three states:
+// pending while a part of its request waits to be stored, and unwritten while the
+// instance must keep the counts of its report. A refusal has three states:
 //
 //	unsent --NextAck--> unconfirmed --Attach, confirmed--> dropped
 //	   ^----Attach, not confirmed, as a summary---/
 //
 // Durable stays below all that is pending or unsent. So no ack covers a refusal that
-// was not sent before. At most one stream is attached.
+// was not sent before. Received, and Durable with it, stays below all that is unwritten.
+// At most one stream is attached.
 type Tracker struct {
 	summarized prometheus.Counter
 
@@ -69,6 +72,7 @@ type Tracker struct {
 	// Guarded by mu.
 	received    int64
 	pending     []pendingSequence // by sequence
+	unwritten   []int64           // rising
 	unsent      []Refusal         // at most maxUnsent, in the order of receipt
 	summary     span              // unsent, too, beyond maxUnsent
 	unconfirmed span
@@ -150,6 +154,36 @@ func (t *Tracker) Resolve(resolutions []agent.Resolution) (refused int) {
 	return refused
 }
 
+// AddUnwritten notes that the counts of the request's report wait to be written. It is
+// called before MarkReceived, with a sequence above all received ones.
+func (t *Tracker) AddUnwritten(sequence int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unwritten = append(t.unwritten, sequence)
+}
+
+// maxIdleUnwritten bounds the memory that an idle instance retains: most agents have one
+// report unwritten, or none.
+const maxIdleUnwritten = 2
+
+// ReportWritten implements agent.ReportTracker: it ends AddUnwritten.
+func (t *Tracker) ReportWritten(sequence int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, found := slices.BinarySearch(t.unwritten, sequence)
+	if !found {
+		return
+	}
+	before := t.progressLocked()
+	t.unwritten = slices.Delete(t.unwritten, i, i+1)
+	if len(t.unwritten) == 0 && cap(t.unwritten) > maxIdleUnwritten {
+		t.unwritten = nil
+	}
+	if t.stream != nil && t.progressLocked() != before {
+		t.stream.Wake()
+	}
+}
+
 // Hold keeps Durable below what is resolved until Release.
 func (t *Tracker) Hold() {
 	t.mu.Lock()
@@ -175,6 +209,9 @@ func (t *Tracker) find(sequence int64) (int, bool) {
 // AddRefusals adds refusals of a request before MarkReceived, so that no ack covers it
 // until they are sent. It takes ownership of the refusals' names.
 func (t *Tracker) AddRefusals(sequence int64, refused []agent.Refusal) {
+	if len(refused) == 0 {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range refused {
@@ -205,7 +242,7 @@ func (t *Tracker) addRefusalLocked(sequence int64, r agent.Refusal) {
 	t.unsent = append(t.unsent, Refusal{Sequence: sequence, Refusal: r})
 }
 
-// IsNew returns whether the sequence is above all received ones.
+// IsNew returns whether the sequence is above all received ones, unwritten or not.
 func (t *Tracker) IsNew(sequence int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -227,7 +264,11 @@ func (t *Tracker) Progress() Progress {
 }
 
 func (t *Tracker) progressLocked() Progress {
-	p := Progress{Received: t.received, Durable: t.received}
+	p := Progress{Received: t.received}
+	if len(t.unwritten) > 0 {
+		p.Received = min(p.Received, t.unwritten[0]-1)
+	}
+	p.Durable = p.Received
 	if len(t.pending) > 0 {
 		p.Durable = min(p.Durable, t.pending[0].sequence-1)
 	}

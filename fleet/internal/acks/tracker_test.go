@@ -17,21 +17,26 @@ func newTracker() *Tracker {
 	return New(prometheus.NewCounter(prometheus.CounterOpts{Name: "summarized"}))
 }
 
-// TestTrackerModel compares the tracker with a list of all pending parts.
+// TestTrackerModel compares the tracker with lists of all pending parts and unwritten
+// reports.
 func TestTrackerModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		stream, wakes := &Stream{}, make(chan struct{}, 1)
 		stream.Watch(waker(wakes))
 		tr := newTracker()
 		tr.Attach(stream, 0)
-		var pending []int64
-		var received, durable int64
+		var pending, unwritten []int64
+		var received, acked, durable int64
 		var held bool
 		var resolvedHeld []int64
 		model := func() Progress {
-			p := Progress{received, received}
+			p := Progress{Received: received}
+			if len(unwritten) > 0 {
+				p.Received = min(received, slices.Min(unwritten)-1)
+			}
+			p.Durable = p.Received
 			if waits := slices.Concat(pending, resolvedHeld); len(waits) > 0 {
-				p.Durable = min(received, slices.Min(waits)-1)
+				p.Durable = min(p.Durable, slices.Min(waits)-1)
 			}
 			return p
 		}
@@ -46,7 +51,8 @@ func TestTrackerModel(t *testing.T) {
 				require.Equal(t, model(), p)
 				require.LessOrEqual(t, p.Durable, p.Received)
 				require.GreaterOrEqual(t, p.Durable, durable, "durable never falls")
-				durable = p.Durable
+				require.GreaterOrEqual(t, p.Received, acked, "received never falls")
+				acked, durable = p.Received, p.Durable
 				distinct := slices.Clone(pending)
 				slices.Sort(distinct)
 				require.Len(t, tr.pending, len(slices.Compact(distinct)), "what is resolved takes no memory")
@@ -57,6 +63,14 @@ func TestTrackerModel(t *testing.T) {
 				for range rapid.IntRange(0, 3).Draw(t, "pending") {
 					tr.AddPending(seq)
 					pending = append(pending, seq)
+				}
+				if rapid.Bool().Draw(t, "has counts") {
+					tr.AddUnwritten(seq)
+					if rapid.Bool().Draw(t, "written at once") {
+						tr.ReportWritten(seq)
+					} else {
+						unwritten = append(unwritten, seq)
+					}
 				}
 				// A flush may resolve before the request is received wholly.
 				if len(pending) > 0 && rapid.Bool().Draw(t, "resolved at once") {
@@ -89,6 +103,25 @@ func TestTrackerModel(t *testing.T) {
 				}
 				tr.Resolve(resolved)
 				require.Equal(t, model() != before, len(wakes) == 1, "woken when durable moved, and only then")
+			},
+			"write": func(t *rapid.T) {
+				if len(unwritten) == 0 {
+					return
+				}
+				select {
+				case <-wakes:
+				default:
+				}
+				before := model()
+				i := rapid.IntRange(0, len(unwritten)-1).Draw(t, "which report")
+				seq := unwritten[i]
+				unwritten = slices.Delete(unwritten, i, i+1)
+				tr.ReportWritten(seq)
+				require.Equal(t, model() != before, len(wakes) == 1, "woken when received moved, and only then")
+				tr.ReportWritten(seq) // again
+				if len(unwritten) == 0 {
+					require.LessOrEqual(t, cap(tr.unwritten), maxIdleUnwritten, "what is written takes no memory")
+				}
 			},
 			"hold": func(*rapid.T) {
 				held = true
@@ -209,6 +242,23 @@ func TestTrackerRefusesBetweenSessions(t *testing.T) {
 	progress, refusals, _ := tr.NextAck(&second)
 	require.Len(t, refusals, 1)
 	require.Equal(t, Progress{1, 1}, progress)
+}
+
+// A session resumes from what is acked as received. What is received and not written is
+// not new, though.
+func TestTrackerResumesFromWhatIsWritten(t *testing.T) {
+	tr := newTracker()
+	var first, second Stream
+	tr.Attach(&first, 0)
+	tr.MarkReceived(1)
+	tr.AddUnwritten(2)
+	tr.MarkReceived(2)
+	tr.MarkReceived(3)
+	require.Equal(t, Progress{1, 1}, tr.Attach(&second, 1))
+	require.False(t, tr.IsNew(3))
+	tr.ReportWritten(2)
+	progress, _, _ := tr.NextAck(&second)
+	require.Equal(t, Progress{3, 3}, progress)
 }
 
 func TestTrackerWakesTheNewestStream(t *testing.T) {
