@@ -36,6 +36,7 @@ func BenchmarkStream(b *testing.B) {
 	}})
 	s.Register(1)
 	c := s.Connect(edgetest.Session{Agent: 1})
+	c.Patient = true
 	req := report30()
 	ended := make(chan error)
 	go func() {

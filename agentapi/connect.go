@@ -260,11 +260,11 @@ func (c *connection) handleRequest(f *wire.Frame) error {
 		return endStatus(c.session.End())
 	}
 	if goodbye {
-		c.awaitLastAck()
+		c.awaitLastAck(f.Sequence)
 		return nil
 	}
 	err = c.chargeRefused(refused, f.Size)
-	c.handled(len(refused) > 0)
+	c.handled(ackRequest{f.Sequence, f.ForStore(), f.AckNow}, len(refused) > 0)
 	return err
 }
 

@@ -38,8 +38,9 @@ func TestSession(t *testing.T) {
 				MessageBytes: 1 << 20, Series: 1000, MetadataKeys: 128,
 				MetadataKeyBytes: 1024, MetadataReportKeyBytes: 6144, MetadataValueBytes: 2048, MetadataErrorBytes: 2048,
 			},
-			Resume: &pb.Resume{},
-			Epoch:  time.Now().UnixNano(),
+			Resume:   &pb.Resume{},
+			Epoch:    time.Now().UnixNano(),
+			AckDelay: durationpb.New(5 * time.Second),
 		}
 		require.True(t, proto.Equal(want, c.Settings), "got %v", c.Settings)
 
@@ -369,6 +370,7 @@ func TestElementsAreCounted(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)
 	c := s.Connect(edgetest.Session{Agent: 1})
+	c.Patient = true
 	// The bytes of field 12 (metrics), which are encoded already.
 	st := &pb.Stats{}
 	st.ProtoReflect().SetUnknown(bytes.Repeat([]byte{12<<3 | 2, 0}, 200_000))
@@ -393,7 +395,7 @@ func TestTakeoverAndResume(t *testing.T) {
 		first.RequireEnd(codes.Aborted, "superseded by a newer session")
 		second.RequireDurable(2)
 
-		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 1, Stats: &pb.Stats{RxBytes: 10}}))
+		require.NoError(t, second.Send(&pb.ConnectRequest{Sequence: 1, Stats: &pb.Stats{RxBytes: 10}, AckNow: true}))
 		second.RequireDurable(2)
 		require.Contains(t, s.Exposition("rx_bytes")[0], "} 10", "a duplicate is ignored")
 

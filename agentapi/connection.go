@@ -17,13 +17,6 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// A busy stream is acked at most every ackPause. A request that was refused in part,
-// and every ackRequests-th request, is acked at once.
-const (
-	ackPause    = 5 * time.Millisecond
-	ackRequests = 32
-)
-
 // maxUnsentRefusals of an agent. Beyond that an agent that does not read is not read
 // either: the fleet would send it the rest without their names.
 const maxUnsentRefusals = 32
@@ -98,9 +91,8 @@ type connection struct {
 	goodbyeRead bool
 	// active is set by each message, and cleared by the check for idle streams.
 	active atomic.Bool
-	// sendScheduled is true while a goroutine is about to send what is due,
-	// ackScheduled while one is about to do so after ackPause.
-	sendScheduled, ackScheduled atomic.Bool
+	// sendScheduled is true while a goroutine is about to send what is due.
+	sendScheduled atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -110,9 +102,8 @@ type connection struct {
 	factor    float64 // of the intervals in the settings that were sent last
 	askedAged bool    // the please-reconnect of an old session was sent
 
-	unacked int // requests since the last ack
-	acked   fleet.Progress
-	ackedAt time.Time
+	acks     ackSchedule
+	ackTimer *time.Timer // for acks.at; nil: it is not set
 
 	sending bool          // a goroutine sends what is due
 	resend  bool          // something may be due since that goroutine looked
@@ -144,7 +135,7 @@ func (c *connection) startSending() {
 	c.session.Watch(c.scheduleSend)
 	c.mu.Lock()
 	c.advanceLocked(phaseOpen)
-	c.acked = c.session.Resume()
+	c.acks.resume(c.session.Resume())
 	c.factor = c.service.intervalFactor()
 	c.due.settings = c.service.firstSettings(c.session, c.factor)
 	c.mu.Unlock()
@@ -173,6 +164,7 @@ func (s *Service) settings(factor float64) *agentstatsv1.Settings {
 			MetadataValueBytes:     int64(opts.Limits.MetadataValueBytes),
 			MetadataErrorBytes:     int64(opts.Limits.MetadataErrorBytes),
 		},
+		AckDelay: durationpb.New(opts.AckDelay),
 	}
 	if factor > 1 {
 		settings.MetadataInterval = lengthened(min(metadataInterval, opts.ReportInterval), factor)
@@ -195,26 +187,41 @@ func (s *Service) intervalFactor() float64 {
 	return s.Intervals.Factor()
 }
 
-// handled makes the ack of a request due. It is sent at once if something of the
-// request was refused, or if many requests wait for an ack. handled waits while the agent
-// does not read its refusals.
-func (c *connection) handled(refused bool) {
+// handled makes the ack of a request due, some time. It is sent at once with what was
+// refused of the request. handled waits while the agent does not read its refusals.
+func (c *connection) handled(r ackRequest, refused bool) {
+	now := time.Now()
 	c.mu.Lock()
-	c.due.ack = true
-	c.unacked++
-	later := !refused && c.unacked < ackRequests && time.Since(c.ackedAt) < ackPause
-	c.mu.Unlock()
-	if later {
-		if c.ackScheduled.CompareAndSwap(false, true) {
-			time.AfterFunc(ackPause, func() {
-				c.ackScheduled.Store(false)
-				c.sendDue()
-			})
-		}
-		return
+	c.acks.add(r, now, &c.service.opts)
+	atOnce := refused || c.acks.force || !now.Before(c.acks.at)
+	if !atOnce {
+		c.setAckTimerLocked(now)
 	}
-	c.sendDue()
-	c.awaitRefusals(c.stream.Context(), c.session.UnsentRefusals)
+	c.mu.Unlock()
+	// What was stored before the request was noted has notified nobody of its ack.
+	if atOnce || r.forStore && c.session.Progress().Durable >= r.sequence {
+		c.sendDue()
+		c.awaitRefusals(c.stream.Context(), c.session.UnsentRefusals)
+	}
+}
+
+// setAckTimerLocked has what is due sent at acks.at, if that is another time than before.
+func (c *connection) setAckTimerLocked(now time.Time) {
+	switch {
+	case !c.acks.needsTimer(now):
+	case c.ackTimer == nil:
+		c.ackTimer = time.AfterFunc(c.acks.at.Sub(now), c.sendDue)
+	default:
+		c.ackTimer.Reset(c.acks.at.Sub(now))
+	}
+}
+
+// stopAckTimerLocked stops the timer, which takes no memory then.
+func (c *connection) stopAckTimerLocked() {
+	if c.ackTimer != nil {
+		c.ackTimer.Stop()
+		c.ackTimer = nil
+	}
 }
 
 // awaitRefusals waits while another goroutine sends and there are too many unsent
@@ -251,15 +258,15 @@ func (c *connection) closeSession() {
 	c.session.Close(fleet.EndGoodbye)
 }
 
-// awaitLastAck makes the stream end with the last ack, which covers what was not
-// durable.
-func (c *connection) awaitLastAck() {
+// awaitLastAck makes the stream end with the last ack, which covers the goodbye with the
+// sequence as durable.
+func (c *connection) awaitLastAck(sequence int64) {
 	if !c.goodbyeRead { // it was received before, by another connection
 		c.closeSession()
 	}
 	c.mu.Lock()
 	c.advanceLocked(phaseLastAck)
-	c.due.ack = true
+	c.acks.await(sequence)
 	c.closeTimer = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.CloseStream(nil) })
 	c.mu.Unlock()
 	c.sendDue()
@@ -326,6 +333,7 @@ func (c *connection) close() {
 	c.mu.Lock()
 	c.advanceLocked(phaseClosed)
 	session, end, timer := c.session, c.end, c.closeTimer
+	c.stopAckTimerLocked()
 	c.mu.Unlock()
 	if timer != nil {
 		timer.Stop()

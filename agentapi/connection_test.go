@@ -20,38 +20,6 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// A report that comes alone is acked at once; of many each 32nd, and the last one
-// soon.
-func TestAcksAreSparse(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		const burst = 6*32 + 8
-		s := edgetest.Start(t, edgetest.Settings{})
-		s.Register(1)
-		c := s.Connect(edgetest.Session{Agent: 1})
-		time.Sleep(time.Second)
-		began := time.Now()
-		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-		received, _ := c.NextAck()
-		require.EqualValues(t, 1, received)
-		require.Zero(t, time.Since(began))
-
-		for range burst {
-			c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 2)))
-		}
-		for n := range 6 {
-			received, _ = c.NextAck()
-			require.EqualValues(t, 1+(n+1)*32, received)
-		}
-		require.Zero(t, time.Since(began))
-		received, _ = c.NextAck()
-		require.EqualValues(t, 1+burst, received)
-		require.Equal(t, 5*time.Millisecond, time.Since(began))
-		synctest.Wait()
-		c.SendNext(edgetest.Stats(edgetest.Gauge("custom", 3)))
-		c.RequireDurable(burst + 2)
-	})
-}
-
 // An agent that is idle has one goroutine beside those of its connection.
 func TestStreamsHaveOneGoroutine(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

@@ -24,6 +24,10 @@ type Options struct {
 	// ReportInterval in the settings of agents; default 30 s, at least 1 s.
 	ReportInterval time.Duration
 	Limits         Limits
+	// AckDelay is how long an ack waits for something else to be sent; default 5 s.
+	// What a request leaves to be stored is acked when it is, or after FlushInterval,
+	// which is that of the Metadata component, and AckDelay; default 5 s.
+	AckDelay, FlushInterval time.Duration
 	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
 	GoodbyeTimeout time.Duration
 	// MaxRelayStreams of coderd that relay, at once; default 64: the requests that wait on
@@ -48,6 +52,8 @@ func (o Options) withDefaults() Options {
 	o.Limits.MetadataReportKeyBytes = cmp.Or(o.Limits.MetadataReportKeyBytes, 6144)
 	o.Limits.MetadataValueBytes = cmp.Or(o.Limits.MetadataValueBytes, defaultValueBytes)
 	o.Limits.MetadataErrorBytes = cmp.Or(o.Limits.MetadataErrorBytes, defaultErrorBytes)
+	o.AckDelay = cmp.Or(o.AckDelay, 5*time.Second)
+	o.FlushInterval = cmp.Or(o.FlushInterval, 5*time.Second)
 	o.GoodbyeTimeout = cmp.Or(o.GoodbyeTimeout, 15*time.Second)
 	o.MaxRelayStreams = cmp.Or(o.MaxRelayStreams, 64)
 	o.MaxRelayedSessions = cmp.Or(o.MaxRelayedSessions, 2000)
@@ -58,8 +64,13 @@ func (o Options) validate() error {
 	if o.ReportInterval < time.Second {
 		return fmt.Errorf("report interval: want at least 1s, got %v", o.ReportInterval)
 	}
-	if o.GoodbyeTimeout < 0 {
-		return fmt.Errorf("goodbye timeout: want at least 0, got %v", o.GoodbyeTimeout)
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"ack delay", o.AckDelay}, {"flush interval", o.FlushInterval}, {"goodbye timeout", o.GoodbyeTimeout}} {
+		if d.value < 0 {
+			return fmt.Errorf("%s: want at least 0, got %v", d.name, d.value)
+		}
 	}
 	for _, limit := range []struct {
 		name  string

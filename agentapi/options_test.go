@@ -16,6 +16,8 @@ func TestAgentOptions(t *testing.T) {
 	require.NoError(t, err)
 	for want, opts := range map[string]agentapi.Options{
 		"agentapi options: report interval: want at least 1s, got 1ms":                 {ReportInterval: time.Millisecond},
+		"agentapi options: ack delay: want at least 0, got -1ns":                       {AckDelay: -1},
+		"agentapi options: flush interval: want at least 0, got -1ns":                  {FlushInterval: -1},
 		"agentapi options: goodbye timeout: want at least 0, got -1ns":                 {GoodbyeTimeout: -1},
 		"agentapi options: max relay streams: want at least 0, got -1":                 {MaxRelayStreams: -1},
 		"agentapi options: max relayed sessions: want at least 0, got -1":              {MaxRelayedSessions: -1},

@@ -25,9 +25,9 @@ func TestPhaseOnlyAdvances(t *testing.T) {
 
 // Nothing but the status is due before the settings are, and only the first status is.
 func TestDueByPhase(t *testing.T) {
-	c := &connection{due: due{ack: true, drain: true}}
+	c := &connection{due: due{drain: true}}
 	require.Zero(t, c.takeDueLocked(), "the session is not open")
 	c.closeLocked(context.Canceled)
 	c.closeLocked(nil)
-	require.Equal(t, due{ack: true, drain: true, close: true, closeErr: context.Canceled}, c.due)
+	require.Equal(t, due{drain: true, close: true, closeErr: context.Canceled}, c.due)
 }

@@ -176,7 +176,7 @@ func TestManyRefusals(t *testing.T) {
 // A value that the database refuses between two sessions of the agent is not told
 // as durable by the second one.
 func TestRefusedBetweenSessions(t *testing.T) {
-	s, flush := startRejecting(t, edgetest.Settings{}, batcher.Options{FlushInterval: time.Hour})
+	s, flush := startRejecting(t, edgetest.Settings{Agents: agentapi.Options{AckDelay: time.Millisecond, FlushInterval: time.Millisecond}}, batcher.Options{FlushInterval: time.Hour})
 	s.Register(1)
 	var told toldOf
 	received := make(chan struct{}, 10)

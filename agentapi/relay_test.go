@@ -34,7 +34,12 @@ func TestRelayed(t *testing.T) {
 		"goodbye":             TestGoodbyeDoesNotWaitForEver,
 		"database down":       TestDatabaseDown,
 		"many agents":         TestManyAgents,
-		"sparse acks":         TestAcksAreSparse,
+		"acks wait":           TestAcksWait,
+		"acks of many":        TestManyRequestsAreAcked,
+		"acks at once":        TestAckNow,
+		"acks of a flush":     TestFlushHasOneAck,
+		"acks before the end": TestAckBeforeTheEnd,
+		"acks of reports":     TestAckOfAReportWaitsForItsWrite,
 		"goodbye ends series": TestSeriesAreGoneWhenGoodbyeIsAcked,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -262,7 +267,7 @@ func TestRelayAnswersTogether(t *testing.T) {
 	for n := range agents {
 		numbers = append(numbers, n+1)
 		requests.Requests = append(requests.Requests, helloOf(uint32(n+1), n+1),
-			requestOf(uint32(n+1), 1, edgetest.Stats(edgetest.Gauge("custom", float64(n)))))
+			requestOf(uint32(n+1), 1, &pb.ConnectRequest{Stats: edgetest.Gauge("custom", float64(n)), AckNow: true}))
 	}
 	s.Register(numbers...)
 	stream := relayRaw(t, s)

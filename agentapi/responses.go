@@ -16,9 +16,8 @@ import (
 type due struct {
 	settings *agentstatsv1.Settings // nil: not due
 	drain    bool                   // a please-reconnect, as the service stops
-	ack      bool
-	close    bool  // the status, which is the last to be sent
-	closeErr error // of the status
+	close    bool                   // the status, which is the last to be sent
+	closeErr error                  // of the status
 }
 
 // responses are what one round of sendDue sends, in one message.
@@ -88,12 +87,16 @@ func (c *connection) takeDueLocked() (r responses) {
 		return r // another session of the instance sends them
 	}
 	r.refusals = refusals
-	if c.due.ack || progress != c.acked {
+	now := time.Now()
+	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.acked || c.acks.isDue(progress, now, &c.service.opts) {
 		r.acks, r.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable}
-		c.due.ack, c.unacked, c.acked, c.ackedAt = false, 0, progress, time.Now()
+		c.acks.sent(progress)
+		c.stopAckTimerLocked()
+	} else {
+		c.setAckTimerLocked(now)
 	}
 	c.addSettingsLocked(&r)
-	if c.phase == phaseLastAck && progress.Durable == progress.Received {
+	if c.phase == phaseLastAck && progress.Durable >= c.acks.awaited {
 		c.closeLocked(nil)
 	}
 	return r
@@ -122,8 +125,11 @@ func (c *connection) send(r *responses) error {
 	return nil
 }
 
-func (r *responses) isAckOnly() bool {
-	return r.acks && r.settings == nil && len(r.refusals) == 0 && !r.drain && !r.aged
+func (r *responses) isAckOnly() bool { return r.acks && r.isEmpty() }
+
+// isEmpty reports whether there is nothing beside the ack.
+func (r *responses) isEmpty() bool {
+	return r.settings == nil && len(r.refusals) == 0 && !r.drain && !r.aged
 }
 
 // message returns the responses as one message; nil: there are none.

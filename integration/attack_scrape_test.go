@@ -100,7 +100,7 @@ func fill(_ context.Context, at target) error {
 		if proto.Size(report) > megabyte {
 			return fmt.Errorf("a report of %d bytes", proto.Size(report))
 		}
-		if err := s.Send(&pb.ConnectRequest{Sequence: 1, Stats: report}); err != nil {
+		if err := s.Send(&pb.ConnectRequest{Sequence: 1, Stats: report, AckNow: true}); err != nil {
 			return err
 		}
 		if _, err := s.Recv(); err != nil {

@@ -274,7 +274,7 @@ func (v *victim) behave(ctx context.Context, conn *grpc.ClientConn) {
 		changing.Labels[0].Value = strconv.FormatInt(seq%50, 10)
 		value := &pb.Metadata{Key: "k", Result: &pb.Metadata_Result{Value: strconv.FormatInt(seq, 10)}}
 		err := errors.Join(
-			s.Send(&pb.ConnectRequest{Sequence: seq, Stats: report}),
+			s.Send(&pb.ConnectRequest{Sequence: seq, Stats: report, AckNow: true}),
 			s.Send(&pb.ConnectRequest{Sequence: seq + 1, Metadata: &pb.MetadataReport{Metadata: []*pb.Metadata{value}}}),
 		)
 		for acked := int64(0); err == nil && acked < seq; {

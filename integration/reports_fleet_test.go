@@ -175,6 +175,7 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 		err := stream.Send(&agentstatsv1.ConnectRequest{
 			Sequence: sequence,
 			Stats:    &agentstatsv1.Stats{RxBytes: 1 << bit, ConnectionCount: 1},
+			AckNow:   true,
 		})
 		if err != nil {
 			return err

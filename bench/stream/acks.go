@@ -55,7 +55,7 @@ const (
 // AcksCase names the figures.
 var AcksCase = fmt.Sprintf("%d connections, %d series", ackStreams, ackSeries)
 
-// Acks looks at how long reports wait for their acks at a third of one core's
+// Acks looks at how long reports wait for the acks that they ask for at a third of one core's
 // load, without scrapes and while a million series are scraped, in turns. What
 // waited for locks during the scrapes is looked at too.
 func Acks(ctx context.Context, run *figure.Run, dir string, rounds int, length time.Duration) error {
@@ -75,7 +75,7 @@ func Acks(ctx context.Context, run *figure.Run, dir string, rounds int, length t
 		return err
 	}
 	senders, err := process.StartSelf(ctx, "stream-senders", SendersArgs{
-		Target: ready.GRPC, Count: ackStreams, Samples: Samples, Acking: Always,
+		Target: ready.GRPC, Count: ackStreams, Samples: Samples, Acking: Now,
 	}, nil)
 	if err != nil {
 		return err

@@ -52,6 +52,14 @@ const (
 	ackReceived       = 1
 )
 
+// askForAck is the encoded field ack_now of a request.
+var askForAck = []byte{10 << 3, 1}
+
+// encodeSequence encodes a request with nothing but its sequence.
+func encodeSequence(sequence int64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), uint64(sequence))
+}
+
 // response is what an agent receives.
 type response struct {
 	settings bool

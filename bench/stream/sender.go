@@ -23,8 +23,10 @@ const (
 	Never Acking = iota
 	// Some: the last ones of a stream may stay without an ack.
 	Some
-	// Always: in the end all.
+	// Always: in the end all, for which they ask.
 	Always
+	// Now: each at once, for which it asks.
+	Now
 )
 
 // sender is an agent that sends encoded reports on its stream.
@@ -131,8 +133,11 @@ func (s *sender) send(wait bool) (bool, error) {
 	s.mu.Unlock()
 
 	pool := mem.DefaultBufferPool()
-	buffer := pool.Get(s.template.Size())
+	buffer := pool.Get(s.template.Size() + len(askForAck))
 	*buffer = s.template.Append((*buffer)[:0], sequence, int(sequence))
+	if s.acking == Now {
+		*buffer = append(*buffer, askForAck...)
+	}
 	// gRPC frees the message.
 	if err := s.stream.SendMsg(mem.BufferSlice{mem.NewBuffer(buffer, pool)}); err != nil {
 		return false, fmt.Errorf("send a report: %w", err)
@@ -142,8 +147,18 @@ func (s *sender) send(wait bool) (bool, error) {
 
 // await waits until all that was sent is acked.
 func (s *sender) await() error {
-	if s.acking != Always {
+	if s.acking < Always {
 		return nil
+	}
+	if s.acking == Always {
+		s.mu.Lock()
+		s.sent++
+		s.flying = append(s.flying, time.Now())
+		ask := append(encodeSequence(s.sent), askForAck...)
+		s.mu.Unlock()
+		if err := s.stream.SendMsg(mem.BufferSlice{mem.SliceBuffer(ask)}); err != nil {
+			return fmt.Errorf("ask for an ack: %w", err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -157,6 +157,8 @@ func (c *config) agentServiceOptions() agentapi.Options {
 	return agentapi.Options{
 		ReportInterval: c.reportInterval,
 		Limits:         agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
+		AckDelay:       c.ackDelay,
+		FlushInterval:  c.metadataFlushInterval,
 		GoodbyeTimeout: c.agentGoodbyeTimeout,
 
 		MaxRelayStreams:    int(c.maxRelayStreams),

@@ -69,6 +69,7 @@ type config struct {
 	maxLookups            int64
 	maxSyncs              int64
 	syncTimeout           time.Duration
+	ackDelay              time.Duration
 	agentGoodbyeTimeout   time.Duration
 	maxWatches            int64
 	maxWatchBytes         int64

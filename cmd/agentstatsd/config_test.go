@@ -121,6 +121,8 @@ func TestConfigErrors(t *testing.T) {
 		"batch size":                 {[]string{"--metadata-batch-size", "0"}, "0 is below the least value 1"},
 		"report interval":            {[]string{"--report-interval", "10ms"}, "10ms is below the least value 1s"},
 		"session age":                {[]string{"--session-age", "-1s"}, "-1s is neither 0s nor at least 10s"},
+		"ack delay of nothing":       {[]string{"--ack-delay", "0s"}, "0s is below the least value 1ms"},
+		"long ack delay":             {[]string{"--ack-delay", "61s"}, "1m1s is above the largest value 1m0s"},
 		"short session age":          {[]string{"--session-age", "9s"}, "9s is neither 0s nor at least 10s"},
 		"short retention":            {[]string{"--stats-retention", "59s"}, "59s is below the least value 1m0s"},
 		"large batch":                {[]string{"--metadata-batch-size", "10001"}, "10001 is above the largest value 10000"},

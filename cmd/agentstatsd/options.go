@@ -88,6 +88,19 @@ func notBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent
 	})
 }
 
+// durationWithin is a duration option that refuses values below least and above most.
+func durationWithin(v *time.Duration, least, most time.Duration) *serpent.Validator[*serpent.Duration] {
+	return duration(v, func(d time.Duration) error {
+		switch {
+		case d < least:
+			return fmt.Errorf("%s is below the least value %s", d, least)
+		case d > most:
+			return fmt.Errorf("%s is above the largest value %s", d, most)
+		}
+		return nil
+	})
+}
+
 // zeroOrNotBelow is a duration option that refuses values below least but 0.
 func zeroOrNotBelow(v *time.Duration, least time.Duration) *serpent.Validator[*serpent.Duration] {
 	return duration(v, func(d time.Duration) error {

@@ -75,6 +75,11 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "0s", Value: notBelow(&c.agentIdleTimeout, 0), Group: &groupAgents,
 		},
 		{
+			Description: "Time that an ack waits for something else to be sent with it, which agents get in their settings, from 1ms to 1m. What is to be stored is acked when it is.",
+			Flag:        "ack-delay", Env: "AGENTSTATSD_ACK_DELAY", YAML: "ack_delay",
+			Default: "5s", Value: durationWithin(&c.ackDelay, time.Millisecond, time.Minute), Group: &groupAgents,
+		},
+		{
 			Description: "Time for which the stream of an agent that said goodbye waits for its last ack.",
 			Flag:        "agent-goodbye-timeout", Env: "AGENTSTATSD_AGENT_GOODBYE_TIMEOUT", YAML: "goodbye_timeout",
 			Default: "15s", Value: positive(&c.agentGoodbyeTimeout), Group: &groupAgents,

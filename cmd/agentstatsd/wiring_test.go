@@ -150,6 +150,7 @@ var wirings = map[string]wiring{
 	"max-relay-streams":       to("agents.MaxRelayStreams"),
 	"max-relayed-sessions":    to("agents.MaxRelayedSessions"),
 	"agent-idle-timeout":      to("server.IdleTimeout", "intervals.LongestInterval"),
+	"ack-delay":               to("agents.AckDelay"),
 	"agent-goodbye-timeout":   to("agents.GoodbyeTimeout"),
 	"agent-message-rate":      to("fleet.MessagesPerSecond"),
 	"agent-message-burst":     to("fleet.MessagesBurst"),
@@ -180,7 +181,7 @@ var wirings = map[string]wiring{
 	"push-merge":                   {fields: []string{"pushed.Merge"}, value: "coderd_x=max"},
 	"max-pushes-bytes":             to("coderd.MaxPushesBytes"),
 
-	"metadata-flush-interval":        to("batcher.FlushInterval", "intervals.FlushInterval"),
+	"metadata-flush-interval":        to("batcher.FlushInterval", "intervals.FlushInterval", "agents.FlushInterval"),
 	"metadata-batch-size":            to("batcher.BatchSize"),
 	"metadata-max-pending":           to("batcher.MaxPending"),
 	"metadata-max-pending-per-agent": to("batcher.MaxPendingPerAgent"),

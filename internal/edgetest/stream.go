@@ -20,6 +20,8 @@ type Stream struct {
 	Settings *pb.Settings
 	// Sequence is that of the last request that SendNext sent.
 	Sequence int64
+	// Patient: SendNext asks for no ack at once.
+	Patient bool
 
 	parts []*pb.ConnectResponse // of the last response, not returned yet
 }
@@ -99,11 +101,13 @@ func (c *Stream) SayHello(session Session) *Stream {
 	return c
 }
 
-// SendNext sends a request with the next sequence and returns that.
+// SendNext sends a request with the next sequence and returns that. It has ack_now,
+// unless the stream is patient.
 func (c *Stream) SendNext(req *pb.ConnectRequest) int64 {
 	c.T.Helper()
 	c.Sequence++
 	req.Sequence = c.Sequence
+	req.AckNow = req.AckNow || !c.Patient
 	require.NoError(c.T, c.Send(req))
 	return req.Sequence
 }

@@ -84,6 +84,12 @@ func (f *Frame) IsEmpty() bool {
 		r.GetGoodbye() == nil
 }
 
+// ForStore reports whether a part of the request is to be stored.
+func (f *Frame) ForStore() bool {
+	r := f.Request
+	return f.metadata != nil || r.GetMetadata() != nil || r.GetLifecycle() != nil || r.GetAppHealth() != nil || r.GetNetwork() != nil
+}
+
 // agentRequests estimates what an agent's request takes.
 var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
 

@@ -52,6 +52,8 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	require.NoError(t, f.Refused)
 	require.Equal(t, want.GetSequence(), f.Sequence)
 	require.Equal(t, want.GetAckNow(), f.AckNow)
+	forStore := want.GetMetadata() != nil || want.GetLifecycle() != nil || want.GetAppHealth() != nil || want.GetNetwork() != nil
+	require.Equal(t, forStore, f.ForStore())
 	if f.Request != nil {
 		require.Nil(t, f.Stats)
 		require.Nil(t, f.metadata)

@@ -1,0 +1,118 @@
+package agentapi
+
+import (
+	"time"
+
+	"github.com/coder/agentstatsd/fleet"
+)
+
+const (
+	// A client keeps at most 16 reports until they are acked. So ackSoon requests that
+	// are not acked are acked after ackPause. Of an agent that floods the service many
+	// come within that: ackAtOnce of them are acked at once.
+	ackSoon, ackAtOnce = 8, 32
+	ackPause           = 5 * time.Millisecond
+	// ackGather is how long an ack waits for the rest of a flush, which may be several
+	// batches: then one ack covers all of it.
+	ackGather = time.Second
+)
+
+// ackSchedule decides when the acks of a connection are sent. Acks are for resending,
+// not for latency: an ack waits for what is sent anyway, and for what will be durable
+// soon. It has no ack that waits without a time at which it is sent.
+type ackSchedule struct {
+	acked fleet.Progress // by the last ack that was sent
+	// storeFrom and storeTo are the lowest and the highest sequence of the requests that
+	// left something to be stored. None waits if storeTo is acked as durable.
+	storeFrom, storeTo int64
+	awaited            int64     // the highest sequence with ack_now or a goodbye
+	unacked            int       // requests since the last ack
+	force              bool      // an ack is due whatever it says
+	moved              bool      // at has changed since a timer was set for it
+	at                 time.Time // an ack is due if it says anything new; zero: none waits
+}
+
+// ackRequest is what of a request matters to its ack.
+type ackRequest struct {
+	sequence int64
+	// forStore: a part of it is to be stored. now: an ack is waited for.
+	forStore, now bool
+}
+
+// resume notes what the agent knows when its session opens.
+func (s *ackSchedule) resume(p fleet.Progress) {
+	s.acked = p
+	s.storeFrom, s.storeTo = p.Durable+1, p.Received
+}
+
+// add notes a request that was taken in.
+func (s *ackSchedule) add(r ackRequest, now time.Time, opts *Options) {
+	s.unacked++
+	wait := opts.AckDelay
+	if r.forStore {
+		if s.storeTo <= s.acked.Durable {
+			s.storeFrom = r.sequence
+		}
+		s.storeTo = max(s.storeTo, r.sequence)
+		wait += opts.FlushInterval
+	}
+	if r.now {
+		s.await(r.sequence)
+	}
+	switch {
+	case s.unacked >= ackAtOnce:
+		wait = 0
+	case s.unacked >= ackSoon:
+		wait = min(wait, ackPause)
+	}
+	s.dueBy(now.Add(wait))
+}
+
+// await makes an ack due, and another one with all progress until the sequence is
+// durable.
+func (s *ackSchedule) await(sequence int64) {
+	s.awaited = max(s.awaited, sequence)
+	s.force = true
+}
+
+// dueBy makes an ack due at the time, unless one is due before.
+func (s *ackSchedule) dueBy(at time.Time) {
+	if s.at.IsZero() || at.Before(s.at) {
+		s.at, s.moved = at, true
+	}
+}
+
+// isDue reports whether an ack of the progress is to be sent now. If one is to be sent
+// later, s.at is when, at the latest.
+func (s *ackSchedule) isDue(p fleet.Progress, now time.Time, opts *Options) bool {
+	if s.force {
+		return true
+	}
+	if p == s.acked {
+		return false
+	}
+	switch durable := p.Durable > s.acked.Durable; {
+	case s.awaited > s.acked.Durable && (durable || s.awaited > s.acked.Received):
+		return true
+	case s.storeTo > s.acked.Durable && p.Durable >= s.storeTo:
+		return true
+	case s.storeTo > s.acked.Durable && p.Durable >= s.storeFrom:
+		s.dueBy(now.Add(min(ackGather, opts.AckDelay)))
+	case s.at.IsZero():
+		s.dueBy(now.Add(opts.AckDelay))
+	}
+	return !now.Before(s.at)
+}
+
+// needsTimer reports whether a timer is to be set for s.at, which is then taken as set.
+func (s *ackSchedule) needsTimer(now time.Time) bool {
+	moved := s.moved && now.Before(s.at)
+	s.moved = false
+	return moved
+}
+
+// sent notes that the progress was acked.
+func (s *ackSchedule) sent(p fleet.Progress) {
+	s.acked, s.storeFrom = p, p.Durable+1
+	s.unacked, s.force, s.moved, s.at = 0, false, false, time.Time{}
+}
