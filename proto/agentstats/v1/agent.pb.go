@@ -291,8 +291,10 @@ type ConnectRequest struct {
 	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// First message of the stream, and only that.
 	Hello *Hello `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
-	// Counters and samples since the last report. Durable when taken in. Acked as
-	// received when its counts cannot be lost to a watcher of reports any more.
+	// Counters and samples since the last report. Durable when acked as received,
+	// which is when its counts cannot be lost to a watcher of reports any more. Until
+	// then they are to be kept, and sent again by the next session, under the same
+	// sequence.
 	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
 	// Newest metadata. Acked as durable when in the database or refused.
 	Metadata *MetadataReport `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
@@ -311,8 +313,9 @@ type ConnectRequest struct {
 	// in: packets, bytes, and whether the workspace was in use. Its metrics may be
 	// left out.
 	StatsSuperseded bool `protobuf:"varint,9,opt,name=stats_superseded,json=statsSuperseded,proto3" json:"stats_superseded,omitempty"`
-	// An ack is waited for: what is taken in is acked at once, what is durable as
-	// soon as it is. May come without anything else, with a sequence.
+	// An ack is waited for: what is taken in is acked at once, what is durable as soon
+	// as it is, until all up to this request is. May come without anything else but a
+	// sequence.
 	AckNow        bool `protobuf:"varint,10,opt,name=ack_now,json=ackNow,proto3" json:"ack_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -727,8 +730,8 @@ func (x *Settings) GetAckDelay() *durationpb.Duration {
 // Resume is what the service knows of an instance when its session opens.
 type Resume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Highest sequence taken in; 0: none known. Nothing up to it is to be sent
-	// again, but what is above durable_sequence may be lost in a crash.
+	// Received as in Ack; 0: none known. Nothing up to it is to be sent again, but what
+	// is above durable_sequence may be lost in a crash.
 	ReceivedSequence int64 `protobuf:"varint,1,opt,name=received_sequence,json=receivedSequence,proto3" json:"received_sequence,omitempty"`
 	// Every sequence up to it is durable as in Ack, and every refusal up to it sent; 0:
 	// none known. What was refused between two sessions is above it until it is sent.
@@ -882,10 +885,17 @@ func (x *Limits) GetMetadataKeyBytes() int64 {
 }
 
 // Ack is cumulative: it covers every sequence up to the two that it names. Acks are
-// for resending, not for latency: one comes with the next response, after
-// Settings.ack_delay, or when something became durable, whichever is first; at once
-// after ack_now, a goodbye, a refusal or a please-reconnect, and when many requests
-// are not acked.
+// for resending, not for latency. One comes when there is something new to say and
+// the first of these happens:
+//   - something else is sent to the agent, such as a refusal or a please-reconnect;
+//   - all that requests left to be stored is durable, or a part of it for a second;
+//   - Settings.ack_delay has passed since the first request without an ack that left
+//     nothing to be stored, or that and the flush interval since one that did;
+//   - 8 requests are without an ack, after at most 5 ms;
+//   - the stream ends in good order.
+//
+// After ack_now and a goodbye one comes at once, whatever it says, and another one
+// with each progress until that request is durable.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Taken in: not to be sent again.
