@@ -90,19 +90,17 @@ func (m *model) decide(replicas []agent.Replica) {
 	m.factor = s.factor
 }
 
-// A steady load leads to as many steps in one direction as it takes, and then to none.
+// A steady load leads to as many steps in one direction as it takes, and to none in the
+// other.
 func TestSteadyLoad(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.SampledFrom(factors[:]).Draw(t, "limit")
 		factor := min(limit, rapid.SampledFrom(factors[:]).Draw(t, "factor"))
 		demand := rapid.Float64Range(0.02, 6).Draw(t, "demand")
 		m := newModel(t, limit, factor, rapid.Uint64().Draw(t, "seed"))
-		m.run(demand, 10*time.Minute)
-		settled := len(m.steps)
+		m.run(demand, 2*time.Hour)
 		for i, s := range m.steps {
-			if demand < 0.9 || demand > 1.1 {
-				require.Equal(t, m.steps[0].to > m.steps[0].from, s.to > s.from, "step %d of %v", i, m.steps)
-			}
+			require.Equal(t, m.steps[0].to > m.steps[0].from, s.to > s.from, "step %d of %v", i, m.steps)
 		}
 		lower, _ := neighbours(m.factor, limit)
 		if m.factor < limit {
@@ -110,10 +108,6 @@ func TestSteadyLoad(t *testing.T) {
 		}
 		if m.factor > 1 {
 			require.GreaterOrEqual(t, demand/lower, 0.8)
-		}
-		m.run(demand, 2*time.Hour)
-		if r := demand / m.factor; r < 0.95 || r > 1.05 { // it is not at the edge, where noise decides
-			require.Len(t, m.steps, settled, "%v", m.steps)
 		}
 	})
 }
@@ -143,7 +137,7 @@ func TestOverloadPasses(t *testing.T) {
 func TestBurst(t *testing.T) {
 	m := newModel(t, 4, 1, 1)
 	for range 30 {
-		m.run(5, 15*time.Second)
+		m.run(5, 25*time.Second)
 		m.run(0.2, time.Minute)
 	}
 	require.Empty(t, m.steps)

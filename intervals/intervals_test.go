@@ -295,3 +295,47 @@ func TestNeverLengthened(t *testing.T) {
 		require.Equal(t, 1.0, a.Factor())
 	})
 }
+
+// told are Replicas that have been told a factor.
+type told struct {
+	mu      sync.Mutex
+	factor  float64
+	decided []float64
+}
+
+func (r *told) ExchangeLoads(context.Context, agent.Load) (agent.ServiceLoad, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	busy := []agent.Replica{{Load: agent.Load{CPU: 2}}}
+	return agent.ServiceLoad{Replicas: busy, IntervalFactor: r.factor, Decides: true}, nil
+}
+
+func (r *told) DecideIntervalFactor(_ context.Context, factor float64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.decided = append(r.decided, factor)
+	return nil
+}
+
+// Until the factor is known nothing is decided, and it is looked for each second.
+func TestFactorIsNotKnown(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		replicas := &told{}
+		i, err := intervals.New(&busy{}, replicas, intervals.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- i.Run(ctx) }()
+		time.Sleep(5*time.Minute + time.Second/2)
+		replicas.mu.Lock()
+		require.Empty(t, replicas.decided)
+		replicas.factor = 1.5
+		replicas.mu.Unlock()
+		time.Sleep(time.Second)
+		require.Equal(t, 1.5, i.Factor())
+		time.Sleep(time.Minute + 10*time.Second)
+		cancel()
+		require.NoError(t, <-ended)
+		require.Equal(t, []float64{2, 2, 2}, replicas.decided, "what is not seen to be stored is decided again")
+	})
+}
