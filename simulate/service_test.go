@@ -160,7 +160,8 @@ func (s *service) start() {
 		require.NoError(t, err)
 		_, err = agentapi.New(api,
 			agentapi.Components{Fleet: agents, Stats: s.aggregator, Metadata: pending, Reports: watched},
-			agentapi.Options{ReportInterval: 5 * time.Second}, reg, log)
+			// Checks know by its ack that a report was taken in.
+			agentapi.Options{ReportInterval: 5 * time.Second, AckDelay: 100 * time.Millisecond, FlushInterval: time.Millisecond}, reg, log)
 		require.NoError(t, err)
 		_, err = coderdapi.New(api,
 			coderdapi.Components{Fleet: agents, Reader: s.store, Subscriber: metadata, Pushes: s.pushes, Reports: watched},
