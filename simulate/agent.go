@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math/rand/v2"
@@ -30,12 +31,14 @@ type agent struct {
 	presence presence
 	verdicts []verdict
 
-	random  *rand.Rand
-	node    uint64
-	keys    int
-	values  int64
-	started time.Time
-	state   agentstatsv1.Lifecycle_State
+	random *rand.Rand
+	node   uint64
+	keys   int
+	// changing are the keys that have a new value at once.
+	changing int
+	values   int64
+	started  time.Time
+	state    agentstatsv1.Lifecycle_State
 	// flaps is true if the agent's first app comes and goes.
 	flaps   bool
 	healthy bool
@@ -62,6 +65,7 @@ func newAgent(planned plannedAgent, build int, conns *connections, all []series,
 		random:    rand.New(rand.NewPCG(o.Seed+1, life)),
 		node:      life + 1,
 		keys:      o.MetadataKeys,
+		changing:  cmp.Or(o.MetadataChanging, o.MetadataKeys),
 	}
 	a.flaps = a.random.IntN(12) == 0
 	opts := client.AgentOptions{
@@ -90,7 +94,7 @@ func newAgent(planned plannedAgent, build int, conns *connections, all []series,
 		}
 	}
 	var err error
-	a.client, err = conns.newAgent(planned.number, opts)
+	a.client, err = conns.newAgent(planned, opts)
 	return a, err
 }
 
@@ -204,14 +208,15 @@ func (a *agent) setNetwork() {
 	_ = a.client.SetNetwork(network(a.random, a.node))
 }
 
-// updateMetadata hands over a new value of each key.
+// updateMetadata hands over a new value of each key that changes: of others the next time.
 func (a *agent) updateMetadata(now time.Time) {
 	a.values++
 	a.changes.add(a.values, now)
-	entries := make([]client.Metadata, a.keys)
+	entries := make([]client.Metadata, a.changing)
 	for i := range entries {
-		entries[i].Key = metadataKey(i)
-		entries[i].Value, entries[i].Error = metadataValue(a.random, i, a.values, now.Sub(a.started))
+		key := (int(a.values-1)*a.changing + i) % a.keys
+		entries[i].Key = metadataKey(key)
+		entries[i].Value, entries[i].Error = metadataValue(a.random, key, a.values, now.Sub(a.started))
 	}
 	// The keys are well formed and fewer than the client's limit.
 	_ = a.client.UpdateMetadata(entries...)

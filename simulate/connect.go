@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -25,6 +26,9 @@ const (
 	// agentBufferBytes are read at once from an agent's connection: its acks
 	// are small.
 	agentBufferBytes = 4 << 10
+	// relayConnections is the default number of connections of instances of coderd that
+	// relay.
+	relayConnections = 2
 )
 
 // connections are what the agents and coderd talk over.
@@ -35,18 +39,25 @@ type connections struct {
 	// balancers decide on the agents' own connections, by number.
 	balancers []*balancer
 	dial      func(*balancer) (*grpc.ClientConn, error)
+	// relays are instances of coderd that relay for all agents, over the shared
+	// connections; none: the agents dial.
+	relays []*client.Coderd
 }
 
 // connect makes the connections; they connect when they are first used.
 func connect(o Options, log *slog.Logger) (*connections, error) {
-	n, err := countConnections(o.Agents, o.Connections, maxOpenFiles())
+	asked := o.Connections
+	if o.Relay {
+		asked = cmp.Or(asked, relayConnections)
+	}
+	n, err := countConnections(o.Agents, asked, maxOpenFiles())
 	if err != nil {
 		return nil, err
 	}
 	if n < o.Agents && o.Churn > 0 {
 		return nil, fmt.Errorf("churn: agents must not share connections: %d agents have %d", o.Agents, n)
 	}
-	if n < o.Agents && o.Connections == 0 {
+	if n < o.Agents && asked == 0 {
 		log.Warn("agents share connections, as the limit of open files is low", "agents", o.Agents, "connections", n, "limit", maxOpenFiles())
 	}
 	random := func(i int) *rand.Rand { return rand.New(rand.NewPCG(o.Seed+3, uint64(i))) }
@@ -60,6 +71,9 @@ func connect(o Options, log *slog.Logger) (*connections, error) {
 	// An agent has a token of its own, and is not coderd.
 	opts := client.DialOptions{TLS: withoutCertificate(o.Dial.TLS), Plaintext: o.Dial.Plaintext}
 	c.dial = func(b *balancer) (*grpc.ClientConn, error) {
+		if o.Relay {
+			return dial(o.Dial, b)
+		}
 		return dial(opts, b, grpc.WithReadBufferSize(agentBufferBytes), grpc.WithWriteBufferSize(agentBufferBytes))
 	}
 	for i := range n {
@@ -68,7 +82,7 @@ func connect(o Options, log *slog.Logger) (*connections, error) {
 			source = 1 + i/portsPerAddress
 		}
 		b := newBalancer(o.Targets, o.dialer(source), random(1+i))
-		if n == o.Agents {
+		if n == o.Agents && !o.Relay {
 			c.balancers = append(c.balancers, b)
 			continue
 		}
@@ -78,6 +92,14 @@ func connect(o Options, log *slog.Logger) (*connections, error) {
 			return nil, errors.Join(err, c.close())
 		}
 		c.shared = append(c.shared, conn)
+		if !o.Relay {
+			continue
+		}
+		relay, err := client.NewCoderd(conn, client.CoderdOptions{Backoff: o.Backoff, Logger: log})
+		if err != nil {
+			return nil, errors.Join(err, c.close())
+		}
+		c.relays = append(c.relays, relay)
 	}
 	return c, nil
 }
@@ -95,8 +117,13 @@ func dial(opts client.DialOptions, b *balancer, extra ...grpc.DialOption) (*grpc
 	return client.Dial("passthrough:///"+b.targets[0], opts, extra...)
 }
 
-// newAgent makes the client of the agent with the given number.
-func (c *connections) newAgent(number int, opts client.AgentOptions) (*client.Agent, error) {
+// newAgent makes the client of an agent.
+func (c *connections) newAgent(planned plannedAgent, opts client.AgentOptions) (*client.Agent, error) {
+	number := planned.number
+	if len(c.relays) > 0 {
+		opts.Credentials = nil
+		return c.relays[number%len(c.relays)].Relay(planned.id, opts)
+	}
 	if len(c.shared) > 0 {
 		return client.NewAgent(c.shared[number%len(c.shared)], opts)
 	}

@@ -84,6 +84,9 @@ type Options struct {
 	MetricsPerAgent int
 	// MetadataKeys of each agent; default 10, negative: none, at most 1024.
 	MetadataKeys int
+	// MetadataChanging is how many of them have a new value each MetadataInterval, in
+	// turn; default: all.
+	MetadataChanging int
 	// ReportInterval of each agent; default: what the service says.
 	ReportInterval time.Duration
 	// MetadataInterval between two values of a key; default 10 s.
@@ -101,6 +104,8 @@ type Options struct {
 	// Connections that the agents share; default: one for each agent, as real
 	// agents have, as far as the limit of open files allows.
 	Connections int
+	// Relay has instances of coderd relay for the agents, over Connections; default 2.
+	Relay bool
 	// Backoff of the agents' reconnects.
 	Backoff client.Backoff
 	// Seed of what agents and coderd report and do, and nothing else; any number.
@@ -176,6 +181,10 @@ func (o Options) validate() error {
 		return fmt.Errorf("metadata keys: want at most %d, got %d", maxMetadataKeys, o.MetadataKeys)
 	case len(o.Fleet) > 64:
 		return fmt.Errorf("fleet: want a name of at most 64 bytes, got %d", len(o.Fleet))
+	case o.Relay && o.Churn > 0:
+		return errors.New("churn: agents must not be relayed")
+	case o.MetadataChanging < 0 || o.MetadataChanging > o.MetadataKeys:
+		return fmt.Errorf("metadata keys that change: want 0 to %d, got %d", o.MetadataKeys, o.MetadataChanging)
 	case o.Connections < 0:
 		return fmt.Errorf("connections: want at least 0, got %d", o.Connections)
 	}

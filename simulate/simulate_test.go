@@ -210,6 +210,23 @@ func TestRunRegistersAgain(t *testing.T) {
 	})
 }
 
+// Agents that coderds relay for are as those that dial: all is acked, also of new builds,
+// and over a restart of the service.
+func TestRunRelayed(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := startService(t)
+		opts := s.options()
+		opts.Relay, opts.MetadataChanging, opts.Duration = true, 1, 2*time.Minute
+		summary, err := simulate.Run(t.Context(), opts, discard)
+		require.NoError(t, err)
+		require.True(t, summary.Complete(), "%+v", summary)
+		require.Equal(t, 25, summary.Agents)
+		require.Positive(t, summary.Rebuilds)
+		// One of ten keys each 10 s.
+		require.InDelta(t, 25*12, summary.MetadataSent, 100)
+	})
+}
+
 func TestRunCancelledInTheRamp(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := startService(t)
@@ -466,6 +483,10 @@ func TestRunErrors(t *testing.T) {
 			{"duration: want at least 0", func(o *simulate.Options) { o.Duration = -1 }},
 			{"connections: want at least 0", func(o *simulate.Options) { o.Connections = -1 }},
 			{"fleet: want a name of at most 64 bytes", func(o *simulate.Options) { o.Fleet = strings.Repeat("f", 65) }},
+			{"churn: agents must not be relayed", func(o *simulate.Options) {
+				o.Targets, o.Churn, o.Relay = append(o.Targets, o.Targets...), time.Second, true
+			}},
+			{"metadata keys that change: want 0 to 10, got 11", func(o *simulate.Options) { o.MetadataChanging = 11 }},
 			{"open files", func(o *simulate.Options) { o.Agents, o.Connections = 1<<20, 1<<20 }},
 			{"code = Unauthenticated", func(o *simulate.Options) { o.Dial.Token = "wrong" }},
 			{"both a token and a token file", func(o *simulate.Options) { o.Dial.TokenFile = "f" }},

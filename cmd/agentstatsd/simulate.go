@@ -23,8 +23,9 @@ func simulateCommand() *serpent.Command {
 	var (
 		targets, replicas                                        []string
 		tokenFile, caFile, journalFile                           string
-		useTLS, plaintext, asJSON, keep, watch                   bool
+		useTLS, plaintext, asJSON, keep, watch, relay            bool
 		agents, unreachable, metrics, keys, connections, coderds int64
+		changing                                                 int64
 		reportInterval, metadataInterval, pushInterval           time.Duration
 		rebuildInterval, duration, ackDeadline                   time.Duration
 		churn, checkInterval                                     time.Duration
@@ -66,6 +67,10 @@ func simulateCommand() *serpent.Command {
 			},
 			{Flag: "metrics-per-agent", Default: "30", Description: "Samples that each agent forwards in a report.", Value: atLeast(&metrics, 0)},
 			{Flag: "metadata-keys", Default: "10", Description: "Metadata keys of each agent.", Value: atLeast(&keys, 0)},
+			{
+				Flag: "metadata-changing", Default: "0",
+				Description: "Keys of these that have a new value each --metadata-interval, in turn. 0: all.", Value: atLeast(&changing, 0),
+			},
 			{
 				Flag: "report-interval", Default: "0s",
 				Description: "Time between two reports of an agent. 0: as the service says.", Value: notBelow(&reportInterval, 0),
@@ -112,6 +117,10 @@ func simulateCommand() *serpent.Command {
 				Flag: "connections", Default: "0",
 				Description: "Connections that the agents share. 0: one each, as real agents have.", Value: atLeast(&connections, 0),
 			},
+			{
+				Flag: "relay", Default: "false",
+				Description: "Have coderds relay for the agents, each over one of the --connections; 0 of these: 2.", Value: serpent.BoolOf(&relay),
+			},
 			{Flag: "keep", Default: "false", Description: "Leave the agents registered at the end.", Value: serpent.BoolOf(&keep)},
 			{Flag: "journal", Description: "A file to write each value to that was acknowledged as durable, as JSON lines.", Value: serpent.StringOf(&journalFile)},
 			{Flag: "json", Default: "false", Description: "Print the summary as one JSON object.", Value: serpent.BoolOf(&asJSON)},
@@ -141,11 +150,11 @@ func simulateCommand() *serpent.Command {
 				Targets: targets, Dial: dial, Churn: churn, Watch: watch,
 				Metrics: replicas, CheckInterval: checkInterval,
 				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: orNone(rebuildInterval),
-				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)),
+				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)), MetadataChanging: int(changing),
 				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
 				Coderds: orNone(int(coderds)), PushInterval: pushInterval,
 				Duration: duration, DrainTimeout: ackDeadline,
-				Keep: keep, Connections: int(connections), Progress: inv.Stderr,
+				Keep: keep, Connections: int(connections), Relay: relay, Progress: inv.Stderr,
 			}
 			if journalFile != "" {
 				journal, openErr := os.OpenFile(journalFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
