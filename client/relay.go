@@ -23,6 +23,9 @@ const (
 	// messages.
 	spreadSessions = 250
 	spreadStreams  = 8
+	// gatherTime is how long a request waits for those of other agents, unless it is
+	// urgent: a tenth of what an Agent waits for what else is due to itself.
+	gatherTime = 100 * time.Millisecond
 	// relayRequestBytes of encoded requests wait for the stream. Who has more to send
 	// waits. With the largest request of an agent that is below the limit of a message.
 	relayRequestBytes = 64 << 10
@@ -96,6 +99,7 @@ type relayStream struct {
 	ctx    context.Context // of the stream
 	cancel context.CancelFunc
 	ready  chan struct{} // signalled when there is something to send
+	urgent chan struct{} // signalled when it is to be sent at once
 
 	mu sync.Mutex
 	// Guarded by mu, as are the sessions' fields.
@@ -113,7 +117,7 @@ type relayStream struct {
 }
 
 func newRelayStream() *relayStream {
-	s := &relayStream{ready: make(chan struct{}, 1), sessions: make(map[uint32]*relayedSession)}
+	s := &relayStream{ready: make(chan struct{}, 1), urgent: make(chan struct{}, 1), sessions: make(map[uint32]*relayedSession)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -172,6 +176,13 @@ func (s *relayStream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
 		case <-s.ctx.Done():
 			return
 		}
+		gathered := time.NewTimer(gatherTime)
+		select {
+		case <-gathered.C:
+		case <-s.urgent:
+		case <-s.ctx.Done():
+		}
+		gathered.Stop()
 		encoded, last := s.take()
 		if len(encoded) > 0 {
 			// What is encoded is written as it is.
@@ -204,16 +215,12 @@ func (s *relayStream) takenLocked() {
 	}
 }
 
-// queueLocked queues an encoded request.
-func (s *relayStream) queueLocked(encoded []byte) {
+// queueLocked queues an encoded request. One that is not urgent waits for others.
+func (s *relayStream) queueLocked(encoded []byte, urgent bool) {
 	s.encoded = append(s.encoded, encoded...)
-	s.signal()
-}
-
-func (s *relayStream) signal() {
-	select {
-	case s.ready <- struct{}{}:
-	default:
+	signal(s.ready)
+	if urgent || len(s.encoded) >= relayRequestBytes {
+		signal(s.urgent)
 	}
 }
 
@@ -239,7 +246,8 @@ func (s *relayStream) handle(response *agentstatsv1.RelayedResponse) {
 // closedLocked counts a session that is not open any more. The last one ends the stream.
 func (s *relayStream) closedLocked() {
 	if s.open--; s.open == 0 {
-		s.signal()
+		signal(s.ready)
+		signal(s.urgent)
 	}
 }
 

@@ -76,7 +76,7 @@ func (s *relayedSession) halfCloseLocked() {
 	if s.index > 0 && s.stream.sessions[s.index] == s {
 		// The message has no text, so it can be encoded.
 		encoded, _ := encodeRelayed(&agentstatsv1.RelayedRequest{Index: s.index, End: true})
-		s.stream.queueLocked(encoded)
+		s.stream.queueLocked(encoded, true)
 	}
 }
 
@@ -223,7 +223,8 @@ func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size 
 		s.stream.sessions[s.index] = s
 	}
 	s.uncredited = append(s.uncredited, size)
-	s.stream.queueLocked(encoded)
+	urgent := request.GetHello() != nil || request.GetAckNow() || request.GetGoodbye() != nil
+	s.stream.queueLocked(encoded, urgent)
 	return nil
 }
 
