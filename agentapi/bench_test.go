@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -55,10 +56,10 @@ func BenchmarkStream(b *testing.B) {
 }
 
 // BenchmarkIdleStreams measures what a session without anything to say takes,
-// client and server together, many on one connection as coderd relays them.
+// client and server together, many on one connection.
 func BenchmarkIdleStreams(b *testing.B) {
 	const n = 1000
-	s := edgetest.Start(b, edgetest.Settings{})
+	s := edgetest.Start(b, edgetest.Settings{Server: grpcserver.Options{AgentCallRate: 1 << 20}})
 	req := &pb.RegisterAgentsRequest{}
 	for i := range n {
 		req.Agents = append(req.Agents, edgetest.Registration(i+1))
@@ -69,7 +70,7 @@ func BenchmarkIdleStreams(b *testing.B) {
 		before := memory()
 		ctx, cancel := context.WithCancel(b.Context())
 		for i := range n {
-			s.Open(edgetest.As(ctx, edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(i+1).String())).SayHello(edgetest.Session{})
+			s.Open(edgetest.As(ctx, edgetest.Token(i+1))).SayHello(edgetest.Session{})
 		}
 		b.ReportMetric(float64(memory()-before)/n, "bytes/stream")
 		cancel()

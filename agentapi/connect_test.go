@@ -8,7 +8,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -453,32 +452,6 @@ func TestTokenRevokedBeforeTheHello(t *testing.T) {
 		require.NoError(t, c.Send(edgetest.Hello(edgetest.Session{})))
 		c.RequireEnd(codes.Unauthenticated, "the token was revoked")
 	})
-}
-
-func TestRelaying(t *testing.T) {
-	s := edgetest.Start(t, edgetest.Settings{})
-	s.Register(1, 2)
-	relay := func(id string) *edgetest.Stream {
-		return s.Open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", id))
-	}
-	one, two := relay(edgetest.ID(1).String()).SayHello(edgetest.Session{}), relay(edgetest.ID(2).String()).SayHello(edgetest.Session{Instance: 2})
-	one.SendNext(edgetest.Stats(edgetest.Gauge("custom", 1)))
-	two.SendNext(edgetest.Stats(edgetest.Gauge("custom", 2)))
-	one.RequireDurable(1)
-	two.RequireDurable(1)
-	require.Len(t, s.Exposition("custom"), 2)
-	c := relay(edgetest.ID(9).String())
-	require.NoError(t, c.Send(edgetest.Hello(edgetest.Session{})))
-	c.RequireEnd(codes.NotFound, "agent_id: no such agent is registered")
-	relay("x").RequireEnd(codes.InvalidArgument, "agentstats-agent-id: want a UUID")
-	relay(uuid.Nil.String()).RequireEnd(codes.InvalidArgument, "agentstats-agent-id: want a UUID")
-	s.Open(s.AsCoderd()).RequireEnd(codes.InvalidArgument, "coderd's credential needs the request metadata agentstats-agent-id once, to name the agent")
-	s.Open(edgetest.As(t.Context(), edgetest.Token(1), "agentstats-agent-id", edgetest.ID(2).String())).
-		RequireEnd(codes.PermissionDenied, "only coderd may name an agent by agentstats-agent-id")
-
-	direct := s.Connect(edgetest.Session{Agent: 1, Number: 2})
-	one.RequireEnd(codes.Aborted, "superseded by a newer session")
-	require.Equal(t, int64(1), direct.Settings.GetResume().GetReceivedSequence())
 }
 
 func TestSessionAge(t *testing.T) {

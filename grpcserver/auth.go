@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -27,18 +26,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// AgentIDKey is the request metadata by which coderd names the agent that it
-// relays for.
-const AgentIDKey = "agentstats-agent-id"
-
 // maxTokenBytes bounds what is hashed for a stranger.
 const maxTokenBytes = 1024
 
 // Caller is who calls a method.
 type Caller struct {
-	// agent that the call is of; zero for coderd's own calls.
+	// Agent that the call is of; zero for coderd.
 	Agent agent.ID
-	// token of the agent; empty if coderd relays.
+	// Token of the agent; empty for coderd.
 	Token string
 }
 
@@ -142,12 +137,11 @@ func (a *authenticator) authenticate(ctx context.Context, role Role) (Caller, *a
 		return Caller{}, err
 	}
 	forCoderd := role != RoleAgent
-	relayed := metadata.ValueFromIncomingContext(ctx, AgentIDKey)
 	if a.isCoderd(ctx, token) {
 		if forCoderd {
 			return Caller{}, nil
 		}
-		return relayedAgent(relayed)
+		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for agents, not for coderd, which relays for them by RelayAgents"}
 	}
 	if token == "" {
 		return Caller{}, &authError{authMissing, codes.Unauthenticated, "missing credentials: want the request metadata authorization with a bearer token"}
@@ -160,23 +154,8 @@ func (a *authenticator) authenticate(ctx context.Context, role Role) (Caller, *a
 		return Caller{}, &authError{authUnavailable, codes.Unavailable, "the token cannot be checked now"}
 	case forCoderd:
 		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is for coderd, not for agents"}
-	case len(relayed) > 0:
-		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "only coderd may name an agent by " + AgentIDKey}
 	}
 	return Caller{Agent: id, Token: token}, nil
-}
-
-// relayedAgent returns the agent that coderd relays for. Whether it is
-// registered is for the handler to find out.
-func relayedAgent(values []string) (Caller, *authError) {
-	if len(values) != 1 {
-		return Caller{}, &authError{authMalformed, codes.InvalidArgument, "coderd's credential needs the request metadata " + AgentIDKey + " once, to name the agent"}
-	}
-	id, err := uuid.Parse(values[0])
-	if err != nil || id == uuid.Nil {
-		return Caller{}, &authError{authMalformed, codes.InvalidArgument, AgentIDKey + ": want a UUID"}
-	}
-	return Caller{Agent: id}, nil
 }
 
 // bearerToken returns the token of the call; empty: there is none.

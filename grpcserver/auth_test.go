@@ -62,8 +62,7 @@ func TestAuthentication(t *testing.T) {
 		{"nothing", t.Context(), codes.Unauthenticated, codes.Unauthenticated, "missing", "missing"},
 		{"an agent's token", edgetest.As(t.Context(), edgetest.Token(1)), codes.OK, codes.PermissionDenied, "", "forbidden"},
 		{"an unknown token", edgetest.As(t.Context(), "x"), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
-		{"coderd's token", s.AsCoderd(), codes.InvalidArgument, codes.OK, "malformed", ""},
-		{"coderd relays", edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(1).String()), codes.OK, codes.OK, "", ""},
+		{"coderd's token", s.AsCoderd(), codes.PermissionDenied, codes.OK, "forbidden", ""},
 		{"the start of coderd's token", edgetest.As(t.Context(), edgetest.CoderdToken[:10]), codes.Unauthenticated, codes.Unauthenticated, "unknown", "unknown"},
 		{"another scheme", header("authorization", "Basic "+edgetest.Token(1)), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
 		{"no token", header("authorization", "Bearer "), codes.Unauthenticated, codes.Unauthenticated, "malformed", "malformed"},
@@ -197,7 +196,7 @@ func TestClientCertificate(t *testing.T) {
 			if c.want == codes.OK {
 				_, err = s.Coderd().ListAgents(edgetest.As(t.Context(), "a token"), &pb.ListAgentsRequest{})
 				require.Equal(t, codes.Unauthenticated, status.Code(err), "a token counts before the certificate")
-				relayed := s.Open(metadata.AppendToOutgoingContext(t.Context(), "agentstats-agent-id", edgetest.ID(9).String()))
+				relayed := s.OpenRelay(t.Context()).Open(t.Context(), t, 9)
 				require.NoError(t, relayed.Send(edgetest.Hello(edgetest.Session{})))
 				relayed.RequireEnd(codes.NotFound, "agent_id: no such agent is registered")
 			}

@@ -25,7 +25,7 @@ type AgentStream interface {
 type admitted struct {
 	stream AgentStream
 	ender  StreamEnder
-	// checked is false for a stream that coderd relays.
+	// checked is false for a session that coderd relays.
 	checked bool
 	// silent counts the checks without a message between them.
 	silent int
@@ -40,7 +40,7 @@ func (s *Server) Admit(ctx context.Context, stream AgentStream, box *Outbox) (re
 		return nil, err
 	}
 	who := CallerFrom(ctx)
-	a := &admitted{stream: stream, ender: ender, checked: who.Token != ""}
+	a := &admitted{stream: stream, ender: ender, checked: true}
 	if !s.streams.addAgent(a) {
 		return nil, ErrDraining
 	}

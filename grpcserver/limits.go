@@ -62,15 +62,14 @@ const (
 func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	switch s.roleOf(info.FullMethod) {
 	case RoleAgent:
-		who := CallerFrom(stream.Context())
-		id := who.Agent
+		id := CallerFrom(stream.Context()).Agent
 		if err := s.acquireStream(id); err != nil {
-			s.chargeCall(who)
+			s.chargeCall(id)
 			return err
 		}
 		defer s.agentStreams.release(id)
 		if !s.unread.admit(id) {
-			s.chargeCall(who)
+			s.chargeCall(id)
 			return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent))
 		}
 		return handler(srv, stream) // which bounds the time to the hello itself
@@ -121,12 +120,8 @@ func (s *Server) acquireStream(id agent.ID) error {
 // an agent's open streams.
 const refusedCallItems = 20
 
-// chargeCall charges an agent for a refused call, unless coderd relays it.
-func (s *Server) chargeCall(who Caller) {
-	if who.Token != "" {
-		s.auth.agents.ChargeRefused(who.Agent, refusedCallItems, 0)
-	}
-}
+// chargeCall charges an agent for a refused call.
+func (s *Server) chargeCall(id agent.ID) { s.auth.agents.ChargeRefused(id, refusedCallItems, 0) }
 
 // awaitCall waits for a slot of coderd's calls. Calls need one that stream no
 // responses, or whose first message is to come: each may have a message of

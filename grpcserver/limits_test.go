@@ -203,7 +203,7 @@ func TestIdleStreamsEnd(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{IdleTimeout: 90 * time.Second}})
 		s.Register(1, 2, 3)
 		silent, busy := s.Connect(edgetest.Session{Agent: 1}), s.Connect(edgetest.Session{Agent: 2})
-		relayed := s.Open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(3).String())).SayHello(edgetest.Session{})
+		relayed := s.OpenRelay(s.AsCoderd()).Connect(t, edgetest.Session{Agent: 3})
 		began := time.Now()
 		for range 10 {
 			time.Sleep(time.Minute)

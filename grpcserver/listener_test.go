@@ -204,7 +204,11 @@ func TestCallsOfAgentsArePaced(t *testing.T) {
 			require.Equal(t, codes.ResourceExhausted, status.Code(<-ends))
 		}
 	}
-	open(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(1).String()))
+	coderd := pb.NewCoderdServiceClient(newClient(s))
+	for range 50 {
+		_, err := coderd.ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
+		require.NoError(t, err)
+	}
 	require.Zero(t, limited(s, "call_rate"))
 	open(edgetest.As(t.Context(), edgetest.Token(1))) // 25 of them at once
 	require.Positive(t, limited(s, "call_rate"))
@@ -262,10 +266,10 @@ func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 	for range 100 {
 		require.NoError(t, reset(proxy), "its connection has others, too")
 	}
+	relay := s.OpenRelay(s.AsCoderd())
 	for range 100 {
-		stream, err := pb.NewAgentServiceClient(s.Conn).Connect(edgetest.As(t.Context(), edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(1).String()))
-		require.NoError(t, err)
-		require.NoError(t, stream.CloseSend())
+		relayed := relay.Open(t.Context(), t, 1)
+		require.NoError(t, relayed.Send(edgetest.Hello(edgetest.Session{})))
 	}
 	good.SendNext(edgetest.Stats(&pb.Stats{}))
 	good.RequireDurable(1)

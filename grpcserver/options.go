@@ -68,8 +68,8 @@ type Options struct {
 	// ConnectionIdleTimeout is how long a connection may be without a call;
 	// default 5 min.
 	ConnectionIdleTimeout time.Duration
-	// IdleTimeout bounds the time between two messages of an agent's stream that
-	// coderd does not relay; default 90 s.
+	// IdleTimeout bounds the time between two messages of an agent's own stream; default
+	// 90 s.
 	IdleTimeout time.Duration
 	// Reflection makes gRPC's reflection served, to anyone.
 	Reflection bool

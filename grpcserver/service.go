@@ -12,7 +12,7 @@ type Role uint8
 
 // The roles.
 const (
-	// RoleAgent is an agent by its token, or coderd that names an agent.
+	// RoleAgent is an agent by its token.
 	RoleAgent Role = iota + 1
 	// RoleCoderd is coderd by its token, or its client certificate.
 	RoleCoderd

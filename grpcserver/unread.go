@@ -79,8 +79,6 @@ func (b *CountedBuffer) Free() {
 type unreadStream struct {
 	box  *Outbox
 	conn *peerConn
-	// own is false for a connection that relays.
-	own bool
 }
 
 // unreadStreams bounds the streams of each agent, and of coderd, that ended and are not
@@ -111,7 +109,7 @@ func (u *unreadStreams) add(ctx context.Context, who Caller, box *Outbox) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.streams[who.Agent] = append(u.streams[who.Agent], unreadStream{box, conn, who.Token != ""})
+	u.streams[who.Agent] = append(u.streams[who.Agent], unreadStream{box, conn})
 }
 
 // admit returns false if the agent may have no new stream. Connections of the
@@ -124,7 +122,7 @@ func (u *unreadStreams) admit(id agent.ID) bool {
 		return true
 	}
 	for _, s := range u.streams[id] {
-		if s.own && !u.connections.isShared(s.conn) && !s.conn.closed() {
+		if !u.connections.isShared(s.conn) && !s.conn.closed() {
 			u.limited.Inc() // before anybody can see it closed
 			_ = s.conn.conn.Close()
 		}

@@ -118,57 +118,46 @@ func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
 }
 
 // Streams that one agent of a shared connection does not read end those of that agent
-// only: of a relay, or of a proxy on whose connection many agents call.
+// only, as of a proxy on whose connection many agents call.
 func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
-	for _, test := range []struct {
-		name    string
-		headers func(n int) []string
-	}{
-		{"relay", func(n int) []string {
-			return []string{"authorization", "Bearer " + edgetest.CoderdToken, "agentstats-agent-id", edgetest.ID(n).String()}
-		}},
-		{"proxy", func(n int) []string { return []string{"authorization", "Bearer " + edgetest.Token(n)} }},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
-			const others = 9
-			c := dialRaw(s, t)
-			connected := func(n float64) {
-				t.Helper()
-				require.Eventually(t, func() bool { return s.Counter("agentstatsd_sessions", "") == n }, 30*time.Second, time.Millisecond)
-			}
-			s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
-			for n := range others {
-				require.NoError(t, c.session(1, test.headers(2+n)...))
-			}
-			connected(others)
-			deadline := time.After(30 * time.Second)
-			refused := ""
-			for number := int64(1); refused == ""; number++ {
-				require.NoError(t, c.session(number, test.headers(1)...))
-				select {
-				case refused = <-c.refused:
-					switch refused {
-					case "superseded by a newer session": // it ended before its window was full
-						refused = ""
-					case "want at most 4 streams of an agent at once (--max-streams-per-agent)": // those before it end yet
-						refused = ""
-					}
-				case <-deadline:
-					require.FailNow(t, "no stream is refused", "%d sessions", number)
-				case <-time.After(time.Millisecond):
-				}
-			}
-			require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read (--max-streams-per-agent)", refused)
-			require.Positive(t, limited(s, "unread_streams"))
-			connected(others + 1)
-			require.NoError(t, c.session(1, test.headers(11)...))
-			connected(others + 2) // another agent of that connection
-
-			require.NoError(t, c.conn.Close())
-			requireEventuallyConnects(t, s, 1)
-		})
+	headers := func(n int) []string { return []string{"authorization", "Bearer " + edgetest.Token(n)} }
+	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
+	const others = 9
+	c := dialRaw(s, t)
+	connected := func(n float64) {
+		t.Helper()
+		require.Eventually(t, func() bool { return s.Counter("agentstatsd_sessions", "") == n }, 30*time.Second, time.Millisecond)
 	}
+	s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+	for n := range others {
+		require.NoError(t, c.session(1, headers(2+n)...))
+	}
+	connected(others)
+	deadline := time.After(30 * time.Second)
+	refused := ""
+	for number := int64(1); refused == ""; number++ {
+		require.NoError(t, c.session(number, headers(1)...))
+		select {
+		case refused = <-c.refused:
+			switch refused {
+			case "superseded by a newer session": // it ended before its window was full
+				refused = ""
+			case "want at most 4 streams of an agent at once (--max-streams-per-agent)": // those before it end yet
+				refused = ""
+			}
+		case <-deadline:
+			require.FailNow(t, "no stream is refused", "%d sessions", number)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	require.Equal(t, "want at most 4 ended streams of an agent whose responses are not read (--max-streams-per-agent)", refused)
+	require.Positive(t, limited(s, "unread_streams"))
+	connected(others + 1)
+	require.NoError(t, c.session(1, headers(11)...))
+	connected(others + 2) // another agent of that connection
+
+	require.NoError(t, c.conn.Close())
+	requireEventuallyConnects(t, s, 1)
 }
 
 // What a reader did not take of a stream that ended lies in gRPC's memory: coderd may

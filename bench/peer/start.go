@@ -28,10 +28,9 @@ var starters = map[string]func(context.Context, Options) (*peer, error){
 	Collector:      startCollector,
 }
 
-// startAgentstatsd starts the service; coderd relays for the agents, over one
-// connection. Series are kept while the peers have their turns.
+// startAgentstatsd starts the service. Its agents share one connection. Series are kept while the peers have their turns.
 func startAgentstatsd(ctx context.Context, opts Options) (*peer, error) {
-	service, err := stream.StartAgentstatsd(ctx, opts.Agentstatsd, opts.Temp, "--series-ttl=4h")
+	service, err := stream.StartAgentstatsd(ctx, opts.Agentstatsd, opts.Temp, "--series-ttl=4h", "--grpc-agent-call-rate=100000")
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +40,7 @@ func startAgentstatsd(ctx context.Context, opts Options) (*peer, error) {
 		return nil, err
 	}
 	senders, err := process.StartSelf(ctx, "stream-senders", stream.SendersArgs{
-		Target: service.GRPC, Count: agents, Samples: load.Forwarded, Acking: stream.Always, CoderdToken: service.Token,
+		Target: service.GRPC, Count: agents, Samples: load.Forwarded, Acking: stream.Always, Shared: true,
 	}, nil)
 	if err != nil {
 		service.Stop()

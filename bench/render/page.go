@@ -330,8 +330,8 @@ func (p *page) peers() {
 		return
 	}
 	p.heading("Peers")
-	p.line("Programs as processes, given the same series by their own protocols: agentstatsd over gRPC from agents that coderd relays")
-	p.line("for; Pushgateway one group for each agent, without its consistency check; statsd_exporter lines with tags over TCP;")
+	p.line("Programs as processes, given the same series by their own protocols: agentstatsd over gRPC from agents that share a")
+	p.line("connection; Pushgateway one group for each agent, without its consistency check; statsd_exporter lines with tags over TCP;")
 	p.line("OpenTelemetry Collector OTLP over gRPC, served by its Prometheus exporter.")
 	for _, series := range []int{small, middle, large} {
 		p.rows(grouped(int64(series))+" series", peer.Section, peer.Case(series), peer.Subjects, []column{

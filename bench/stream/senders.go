@@ -34,9 +34,9 @@ type SendersArgs struct {
 	Unknown bool
 	// Acking of the server.
 	Acking Acking
-	// CoderdToken makes the agents share one connection, as coderd relays them;
-	// empty: each has a connection of its own.
-	CoderdToken string
+	// Shared has the agents share one connection, as behind a proxy; otherwise each has
+	// one of its own.
+	Shared bool
 	// CA is a file that verifies the server; empty: plaintext.
 	CA string
 }
@@ -143,7 +143,7 @@ func (s *senders) dial(n int) (*grpc.ClientConn, error) {
 			return d.DialContext(ctx, "tcp", addr)
 		}),
 	}
-	if s.args.Count > opening && s.args.CoderdToken == "" {
+	if s.args.Count > opening && !s.args.Shared {
 		opts = append(opts, grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
 	}
 	conn, err := grpc.NewClient("passthrough:///"+s.args.Target, opts...)
@@ -156,7 +156,7 @@ func (s *senders) dial(n int) (*grpc.ClientConn, error) {
 func (s *senders) open(ctx context.Context) error {
 	s.all = make([]*sender, s.args.Count)
 	connections := s.args.Count
-	if s.args.CoderdToken != "" {
+	if s.args.Shared {
 		connections = 1
 	}
 	for i := range connections {
@@ -176,10 +176,6 @@ func (s *senders) open(ctx context.Context) error {
 				return err
 			}
 			header := metadata.Pairs("authorization", "Bearer "+load.Token(n))
-			if s.args.CoderdToken != "" {
-				header = metadata.Pairs("authorization", "Bearer "+s.args.CoderdToken,
-					"agentstats-agent-id", load.ID(n).String())
-			}
 			s.all[i], err = open(metadata.NewOutgoingContext(ctx, header), s.conns[i%connections], n, template, s.args.Acking)
 			return err
 		})
