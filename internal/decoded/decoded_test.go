@@ -33,7 +33,7 @@ func took(t *testing.T, encoded []byte, message proto.Message) int {
 // What is estimated is never much less than what is allocated, and of messages as
 // they should be not much more.
 func TestBytes(t *testing.T) {
-	const size = 1 << 20
+	const size = 1 << 18
 	names := func(n int) (b []byte) {
 		for i := range n {
 			entry := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.BytesType), 4)
@@ -59,7 +59,7 @@ func TestBytes(t *testing.T) {
 	}{
 		"empty samples":      {&agentstatsv1.ConnectRequest{}, field(3, bytes.Repeat([]byte{0x62, 0}, size/2)), 2},
 		"empty labels":       {&agentstatsv1.ConnectRequest{}, field(3, field(12, bytes.Repeat([]byte{0x22, 0}, size/2))), 2},
-		"names":              {&agentstatsv1.ConnectRequest{}, field(3, names(80000)), 3},
+		"names":              {&agentstatsv1.ConnectRequest{}, field(3, names(20000)), 3},
 		"one name":           {&agentstatsv1.ConnectRequest{}, field(3, bytes.Repeat(field(13, nil), size/2)), 0},
 		"empty updates":      {&agentstatsv1.ConnectRequest{}, field(6, bytes.Repeat([]byte{0x0a, 0}, size/2)), 2},
 		"empty regions":      {&agentstatsv1.ConnectRequest{}, field(7, bytes.Repeat([]byte{0x1a, 0}, size/2)), 2},
