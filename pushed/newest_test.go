@@ -174,7 +174,11 @@ func testNewest(t *testing.T, families []newestFamily, replicas int) {
 			p.alive = false
 		}
 	}
-	for range 60 {
+	rounds := 60
+	if testing.Short() {
+		rounds = 15
+	}
+	for range rounds {
 		now = now.Add(time.Second)
 		for i := range inDatabase {
 			inDatabase[i] += float64(random.IntN(3)) * 100
