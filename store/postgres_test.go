@@ -28,8 +28,14 @@ func TestPostgres(t *testing.T) {
 // All that a store does works through a pooler that changes the connection
 // behind ours after each transaction.
 func TestPostgresPooled(t *testing.T) {
+	server := postgrestest.Shared(t)
+	pooler, err := url.Parse(server.PgBouncer(t, server.URL())) // of all databases
+	require.NoError(t, err)
 	testContract(t, func(t testing.TB, opts Options) *Store {
-		opts.URL, opts.TransactionPooling = postgrestest.Shared(t).PgBouncer(t, migratedDatabase(t)), true
+		database, err := url.Parse(migratedDatabase(t))
+		require.NoError(t, err)
+		database.Host = pooler.Host
+		opts.URL, opts.TransactionPooling = database.String(), true
 		return openURL(t, opts)
 	})
 }
