@@ -249,7 +249,7 @@ func sizeOf(t *testing.T) size {
 		return size{3000, 30 * time.Second, 2 * time.Minute, 10 * time.Second, 10 * time.Second, 10 * time.Second}
 	}
 	beside(t)
-	return size{150, 5 * time.Second, 15 * time.Second, 2 * time.Second, time.Second, time.Second}
+	return size{60, 5 * time.Second, 15 * time.Second, 2 * time.Second, time.Second, time.Second}
 }
 
 func (s size) args(journalFile string) []string {
