@@ -9,12 +9,18 @@ PKGS  := ./...
 # as slow. It shares no memory with ours: the driver copies, and is instrumented.
 RACE  := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false
 # Packages with the longest tests begin first, so that no core waits in the end.
-LONG  := ./store ./simulate ./client ./agentapi ./simulation
+LONG  := ./simulate ./simulation ./aggregator ./client ./pushed
+# Have tests that need PostgreSQL, which the short mode of go test leaves out.
+SERVERS := ./store/... ./pubsub/... ./internal/postgrestest
+# Have random tests, which draw less in the short mode, or bounds of allocations, which
+# do not hold with the race detector, as it makes pools forget.
+PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|func Test[A-Za-z]*Allocations' \
+	--include='*_test.go' --exclude-dir=bench --exclude-dir=integration .)))
 # Where `make soak` and `make microbench` put their time.
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo check test contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt vuln clean
+.PHONY: help build demo check test test-packages test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -26,9 +32,6 @@ build: ## build bin/agentstatsd
 demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo
 
-# Have bounds that do not hold with the race detector, which makes pools forget.
-ALLOCATIONS := ./agentapi/... ./aggregator/... ./batcher ./fleet ./reports ./scrape
-
 # In the short mode of go test, tests that need PostgreSQL are left out, and random
 # ones draw less. Nothing is left out of `make test`.
 check: check-format check-contract check-generated ## what needs no servers, in under 3 minutes once built: before each commit
@@ -36,16 +39,26 @@ check: check-format check-contract check-generated ## what needs no servers, in 
 	$(TOOL) golangci-lint run $(PKGS)
 	$(GO) test -short -timeout 4m $(PKGS)
 
-# All that CI checks: formatting, lint, generated code, the wire contract, vet,
-# and every test with the race detector.
+# All that CI checks: formatting, lint, generated code, the wire contract, vet, and
+# every test. Those of integration mostly wait for processes, so they run beside the
+# others. Those give way to them, as processes have deadlines.
 test: servers lint check-generated ## all that CI checks: lint, generated code, every test, with the race detector
 	$(GO) vet $(PKGS)
 	cd integration && $(GO) vet ./...
 	cd bench && $(GO) vet ./...
-	$(GO) test $(RACE) -timeout 14m $(LONG) $(PKGS)
-	$(GO) test -run Allocations $(ALLOCATIONS)
-	cd integration && $(GO) test -timeout 12m ./...
-	cd bench && $(GO) test -timeout 4m ./...
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-packages test-integration
+
+# With the race detector, which makes all several times as slow, random tests draw a
+# fifth, and the simulation runs 20 seeds: the short mode. Without it they draw all,
+# and the simulation runs its 100 seeds. vet has seen all that is tested.
+test-packages:
+	nice $(GO) test $(RACE) -vet=off -timeout 14m $(SERVERS)
+	nice $(GO) test $(RACE) -vet=off -short -timeout 14m $(LONG) $(filter-out $(shell $(GO) list $(SERVERS)),$(shell $(GO) list $(PKGS)))
+	nice $(GO) test -vet=off -timeout 10m $(PLAIN)
+	cd bench && nice $(GO) test -vet=off -timeout 4m ./...
+
+test-integration:
+	cd integration && $(GO) test -vet=off -timeout 12m ./...
 
 # The long tests: crashes at the size of a deployment, then each fuzz target.
 # go test fuzzes one target of one package at a time.
