@@ -142,6 +142,20 @@ func TestAckOfWhatIsNotStored(t *testing.T) {
 	})
 }
 
+// storedAtOnce is a database that has all before it is asked.
+type storedAtOnce struct{}
+
+func (storedAtOnce) Add(time.Time, agent.MetadataReport) []agent.Refusal { return nil }
+
+// What is stored before its request is noted is acked at once.
+func TestAckOfWhatIsStoredAtOnce(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, c := connectToSchedule(t, edgetest.Settings{ChangeAgents: func(c *agentapi.Components) { c.Metadata = storedAtOnce{} }})
+		c.SendNext(edgetest.Metadata("k", "1"))
+		c.requireAck(0, edgetest.Ack{Received: 1, Durable: 1})
+	})
+}
+
 // An ack that is waited for comes at once, and another one with each progress.
 func TestAckNow(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
