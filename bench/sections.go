@@ -96,19 +96,24 @@ func benchSections() []section {
 	}
 }
 
-// fleetSection takes some 25 minutes, and is measured only if it is asked for.
+// fleetSection takes some 40 minutes, and is measured only if it is asked for.
 func fleetSection() section {
 	s := section{name: "fleet", figures: []string{stream.FleetSection}, asked: true}
+	add := func(f stream.Fleet) {
+		s.steps = append(s.steps, step{
+			"a fleet of " + f.Case(),
+			func(ctx context.Context, o options, run *figure.Run, dir string) error {
+				return stream.MeasureFleet(ctx, run, o.agentstatsd, dir, f)
+			},
+		})
+	}
 	for _, samples := range []int{stream.Samples, coderSamples} {
 		for _, agents := range []int{1000, 4000, 9000} {
-			f := stream.Fleet{Agents: agents, Samples: samples, Settle: 45 * time.Second, Window: time.Minute}
-			s.steps = append(s.steps, step{
-				"a fleet of " + f.Case(),
-				func(ctx context.Context, o options, run *figure.Run, dir string) error {
-					return stream.MeasureFleet(ctx, run, o.agentstatsd, dir, f)
-				},
-			})
+			add(stream.Fleet{Agents: agents, Samples: samples, Settle: 45 * time.Second, Window: time.Minute})
 		}
+	}
+	for _, agents := range []int{4000, 50_000} {
+		add(stream.Fleet{Agents: agents, Samples: stream.Samples, Settle: time.Minute, Window: 5 * time.Minute, Relayed: true})
 	}
 	return s
 }

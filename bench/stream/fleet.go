@@ -47,10 +47,17 @@ type Fleet struct {
 	// Settle is the time from when all are connected to the measuring, which takes
 	// Window: the reports that agents send as they connect are then over.
 	Settle, Window time.Duration
+	// Relayed has coderds relay for the agents, of whose keys one changes each 10 s.
+	Relayed bool
 }
 
 // Case names the figures of a fleet.
-func (f Fleet) Case() string { return fmt.Sprintf("%d agents, %d samples", f.Agents, f.Samples) }
+func (f Fleet) Case() string {
+	if f.Relayed {
+		return fmt.Sprintf("%d relayed agents, %d samples", f.Agents, f.Samples)
+	}
+	return fmt.Sprintf("%d agents, %d samples", f.Agents, f.Samples)
+}
 
 // fleetConnects bounds the time until all are connected.
 const fleetConnects = 5 * time.Minute
@@ -71,6 +78,9 @@ func MeasureFleet(ctx context.Context, run *figure.Run, binary, dir string, f Fl
 	add(Fast, FleetRest, milliseconds*(1-seen.databaseShare))
 	add(Fast, FleetMessages, (seen.received+seen.sent)/minutes)
 	add(Fast, FleetResident, float64(seen.resident)/float64(f.Agents))
+	if f.Relayed { // many share a message, so there is nothing alike to discard
+		return nil
+	}
 	cpu, err := f.discard(ctx, seen)
 	if err != nil {
 		return fmt.Errorf("%s: %w", Answering, err)
@@ -100,8 +110,14 @@ func (f Fleet) measure(ctx context.Context, binary, dir string) (fleetSeen, erro
 		return seen, err
 	}
 	defer service.Stop()
-	agents, err := process.Start(ctx, binary, "simulate", "--target", service.GRPC, "--coderd-token-file", service.TokenFile,
-		"--agents", strconv.Itoa(f.Agents), "--metrics-per-agent", strconv.Itoa(f.Samples))
+	simulate := []string{
+		"simulate", "--target", service.GRPC, "--coderd-token-file", service.TokenFile,
+		"--agents", strconv.Itoa(f.Agents), "--metrics-per-agent", strconv.Itoa(f.Samples),
+	}
+	if f.Relayed {
+		simulate = append(simulate, "--relay", "--metadata-changing", "1")
+	}
+	agents, err := process.Start(ctx, binary, simulate...)
 	if err != nil {
 		return seen, err
 	}
@@ -208,7 +224,7 @@ func look(ctx context.Context, service *Agentstatsd) (looked, error) {
 		}
 		end := bytes.IndexAny(line, "{ ")
 		name := string(line[:end])
-		if strings.HasPrefix(name, "grpc_") && !bytes.Contains(line, []byte(`grpc_method="Connect"`)) {
+		if strings.HasPrefix(name, "grpc_") && !bytes.Contains(line, []byte(`grpc_method="Connect"`)) && !bytes.Contains(line, []byte(`grpc_method="RelayAgents"`)) {
 			continue
 		}
 		v, err := strconv.ParseFloat(string(line[bytes.LastIndexByte(line, ' ')+1:]), 64)

@@ -132,7 +132,7 @@ func TestSumLocks(t *testing.T) {
 	}
 }
 
-// TestFleet has few agents of the real client measured for a moment.
+// TestFleet has some agents of the real client measured for a moment.
 func TestFleet(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "agentstatsd")
 	build := exec.Command("go", "build", "-o", binary, "./cmd/agentstatsd")
@@ -140,7 +140,7 @@ func TestFleet(t *testing.T) {
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	run := new(figure.Run)
-	f := Fleet{Agents: 20, Samples: 5, Settle: 100 * time.Millisecond, Window: 2 * time.Second}
+	f := Fleet{Agents: 300, Samples: 5, Settle: 100 * time.Millisecond, Window: 4 * time.Second}
 	require.NoError(t, MeasureFleet(t.Context(), run, binary, t.TempDir(), f))
 	for _, metric := range []string{FleetCPU, FleetRest, FleetMessages, FleetResident} {
 		values := run.Values(figure.Key{Section: FleetSection, Case: f.Case(), Subject: Fast, Metric: metric})
@@ -148,6 +148,13 @@ func TestFleet(t *testing.T) {
 		require.Positive(t, values[0], metric)
 	}
 	require.Len(t, run.Values(figure.Key{Section: FleetSection, Case: f.Case(), Subject: Answering, Metric: FleetCPU}), 1)
+
+	f.Relayed = true
+	require.Equal(t, "300 relayed agents, 5 samples", f.Case())
+	require.NoError(t, MeasureFleet(t.Context(), run, binary, t.TempDir(), f))
+	values := run.Values(figure.Key{Section: FleetSection, Case: f.Case(), Subject: Fast, Metric: FleetMessages})
+	require.Len(t, values, 1)
+	require.Positive(t, values[0])
 }
 
 func TestCalls(t *testing.T) {
