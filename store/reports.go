@@ -5,9 +5,9 @@ import (
 	"database/sql"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/reportbatch"
 )
 
 // What agents report, added up per subscription. Rows are locked in one order by
@@ -251,7 +251,7 @@ FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialec
 		var received, used int64
 		err := rows.Scan(&sum.Agent, &sum.Workspace, &sum.Order.Epoch, &sum.Order.Sequence, &sum.Reports,
 			&sum.RxPackets, &sum.RxBytes, &sum.TxPackets, &sum.TxBytes, &received, &used, &sum.Data)
-		sum.ReceivedAt, sum.LastUsedAt = fromUnixNanos(received), fromUnixNanos(used)
+		sum.ReceivedAt, sum.LastUsedAt = reportbatch.TimeOf(received), reportbatch.TimeOf(used)
 		if len(sum.Data) == 0 {
 			sum.Data = nil
 		}
@@ -278,22 +278,6 @@ FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialec
 		}
 	}
 	return sums, more, nil
-}
-
-// fromUnixNanos returns the time; 0: the zero one.
-func fromUnixNanos(n int64) time.Time {
-	if n == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, n).UTC()
-}
-
-// unixNanos is the inverse of fromUnixNanos.
-func unixNanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
 }
 
 func affected(result sql.Result, err error) (int64, error) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/reportbatch"
 )
 
 // subscriptionRow is a subscription as it is stored.
@@ -220,7 +221,7 @@ WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5 AND nonce = $6
 		}
 		batch = &agent.ReportBatch{Number: d.Number + 1, Nonce: d.NextNonce, Sums: sums, More: more}
 		_, err = tx.ExecContext(ctx, `INSERT INTO report_batches (subscription_id, number, data) VALUES ($1, $2, $3)`,
-			d.Subscription, batch.Number, encodeSums(sums))
+			d.Subscription, batch.Number, reportbatch.Encode(sums))
 		if err != nil {
 			return err
 		}
@@ -261,7 +262,7 @@ func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, r *subscriptionRow) (
 		if err := rows.Scan(&data); err != nil {
 			return err
 		}
-		sums, err := decodeSums(data)
+		sums, err := reportbatch.Decode(data)
 		batch = &agent.ReportBatch{Number: r.number, Nonce: r.nonce, Sums: sums}
 		if err != nil {
 			// What can be read is delivered: the watcher must get on.

@@ -258,3 +258,28 @@ func TestUndecodableAgentIsRegisteredAgain(t *testing.T) {
 		})
 	}
 }
+
+// A batch that cannot be read is counted, and does not stop its watcher.
+func TestUndecodableBatch(t *testing.T) {
+	s := openTemp(t)
+	a, err := s.OpenSubscription(t.Context(), reportOpening("a", 1))
+	require.NoError(t, err)
+	for _, text := range []string{
+		"INSERT INTO report_batches (subscription_id, number, data) VALUES (1, 1, x'ff')",
+		"UPDATE report_subscriptions SET number = 1",
+	} {
+		_, err := s.writer.ExecContext(t.Context(), text)
+		require.NoError(t, err)
+	}
+	for range 2 {
+		opened, err := s.OpenSubscription(t.Context(), reportOpening("a", 1))
+		require.NoError(t, err)
+		require.Equal(t, &agent.ReportBatch{Number: 1}, opened.Unacked)
+	}
+	require.Equal(t, 1.0, testutil.ToFloat64(s.undecodable.rows.WithLabelValues(kindBatches)))
+	batch, err := s.DeliverReports(t.Context(), agent.Delivery{
+		Subscription: a.ID, Incarnation: a.Incarnation, Stream: id(1), Number: 1, Acked: 1, Limit: 1,
+	})
+	require.NoError(t, err)
+	require.Nil(t, batch)
+}

@@ -1,8 +1,10 @@
-package store
+// Package reportbatch encodes batches of reports as they are stored.
+package reportbatch
 
 import (
 	"encoding/binary"
 	"errors"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -10,13 +12,14 @@ import (
 // A batch of reports is a byte of version, then its sums: the ids of agent and
 // workspace, then numbers as varints in the order of the columns of report_sums,
 // and the length of the data with the data.
-const batchVersion = 1
+const version = 1
 
-var errBadBatch = errors.New("a batch of reports is cut off or of another version")
+var errBad = errors.New("a batch of reports is cut off or of another version")
 
-func encodeSums(sums []agent.ReportSum) []byte {
+// Encode returns the batch of the sums.
+func Encode(sums []agent.ReportSum) []byte {
 	b := make([]byte, 0, 1+len(sums)*160)
-	b = append(b, batchVersion)
+	b = append(b, version)
 	for i := range sums {
 		s := &sums[i]
 		b = append(append(b, s.Agent[:]...), s.Workspace[:]...)
@@ -35,16 +38,15 @@ func sumNumbers(s *agent.ReportSum) [7]*int64 {
 	return [...]*int64{&s.Order.Epoch, &s.Order.Sequence, &s.Reports, &s.RxPackets, &s.RxBytes, &s.TxPackets, &s.TxBytes}
 }
 
-// decodeSums returns what encodeSums encoded, and as much as can be read beside an
-// error.
-func decodeSums(b []byte) (sums []agent.ReportSum, err error) {
-	if len(b) == 0 || b[0] != batchVersion {
-		return nil, errBadBatch
+// Decode returns the sums of a batch, and as many as can be read beside an error.
+func Decode(b []byte) (sums []agent.ReportSum, err error) {
+	if len(b) == 0 || b[0] != version {
+		return nil, errBad
 	}
 	const ids = 2 * len(agent.ID{})
 	for b = b[1:]; len(b) > 0; {
 		if len(b) < ids {
-			return sums, errBadBatch
+			return sums, errBad
 		}
 		s := agent.ReportSum{Agent: agent.ID(b[:ids/2]), Workspace: agent.ID(b[ids/2 : ids])}
 		b = b[ids:]
@@ -53,14 +55,14 @@ func decodeSums(b []byte) (sums []agent.ReportSum, err error) {
 		for _, n := range append(numbers[:], &received, &used) {
 			v, size := binary.Varint(b)
 			if size <= 0 {
-				return sums, errBadBatch
+				return sums, errBad
 			}
 			*n, b = v, b[size:]
 		}
-		s.ReceivedAt, s.LastUsedAt = fromUnixNanos(received), fromUnixNanos(used)
+		s.ReceivedAt, s.LastUsedAt = TimeOf(received), TimeOf(used)
 		n, size := binary.Uvarint(b)
 		if size <= 0 || n > uint64(len(b)-size) {
-			return sums, errBadBatch
+			return sums, errBad
 		}
 		if b = b[size:]; n > 0 {
 			s.Data = append([]byte(nil), b[:n]...)
@@ -69,4 +71,20 @@ func decodeSums(b []byte) (sums []agent.ReportSum, err error) {
 		sums = append(sums, s)
 	}
 	return sums, nil
+}
+
+// TimeOf returns the time of a column in nanoseconds since 1970; 0: the zero one.
+func TimeOf(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
+
+// unixNanos is the inverse of TimeOf.
+func unixNanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
 }
