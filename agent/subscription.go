@@ -38,7 +38,8 @@ type ReportSum struct {
 	LastUsedAt time.Time
 	// Data is the rest of the newest report, as whoever took it in encoded it.
 	Data []byte
-	// Instance sent the newest report.
+	// Instance sent the report, or all that are added up before they are written; what
+	// is delivered has none.
 	Instance Instance
 	// Tracker is notified when a report that came alone need not be kept by its agent
 	// any more; nil: nobody waits for that.
@@ -134,7 +135,9 @@ type ReportWrite struct {
 	// Writer is the replica, Sequence the number of the write of it, from 1.
 	Writer   ID
 	Sequence int64
-	// Sums have each agent once. They are added to all subscriptions of To.
+	// Sums are reports, those of an agent in their order. They are added to all
+	// subscriptions of To, but for those whose sequence is not above all that were added
+	// of their instance. An instance must be one of the two newest of its agent.
 	Sums []ReportSum
 	To   []ReportTarget
 }
@@ -153,10 +156,11 @@ type ReportWritten struct {
 	// Lost is how many writes before it the database does not have: it is an
 	// older one, or a standby that was behind.
 	Lost int64
-	// Refused are the reports that a full subscription has no room for, and Gone
-	// those for subscriptions that were removed; once for each subscription. Those of an
-	// attempt before count too.
-	Refused, Gone int64
+	// Refused are the reports that a full subscription has no room for, Gone those for
+	// subscriptions that were removed, and Found those that a subscription had already,
+	// from this replica or another; once for each subscription. Those of an attempt before
+	// count too.
+	Refused, Gone, Found int64
 }
 
 // SubscriptionOpening begins a stream of a subscription, which is made if there

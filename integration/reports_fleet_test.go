@@ -278,7 +278,9 @@ func journalWrites(t *testing.T, db *sql.DB) {
 CREATE TABLE journal (agent_id uuid, bits bigint);
 CREATE FUNCTION note_sum() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO journal VALUES (NEW.agent_id, NEW.rx_bytes - CASE WHEN TG_OP = 'UPDATE' THEN OLD.rx_bytes ELSE 0 END);
+    IF NEW.pending THEN
+        INSERT INTO journal VALUES (NEW.agent_id, NEW.rx_bytes - CASE WHEN TG_OP = 'UPDATE' AND OLD.pending THEN OLD.rx_bytes ELSE 0 END);
+    END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER note_sum AFTER INSERT OR UPDATE ON report_sums FOR EACH ROW EXECUTE FUNCTION note_sum();`)

@@ -11,6 +11,7 @@ import (
 const (
 	droppedPending      = "pending_limit"
 	droppedPendingBytes = "pending_bytes_limit"
+	droppedAgent        = "agent_limit"
 	droppedFull         = "subscription_limit"
 	droppedRemoved      = "subscription_removed"
 	droppedRejected     = "rejected"
@@ -23,6 +24,7 @@ const (
 
 type metrics struct {
 	written, writes, lost prometheus.Counter
+	found                 prometheus.Counter
 	dropped, errors       *prometheus.CounterVec
 	delivered, batches    prometheus.Counter
 	superseded, restored  prometheus.Counter
@@ -46,7 +48,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		written:     counter("reports_written_total", "Reports that were added to subscriptions in the database, once for each subscription."),
 		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions; one that was tried again counts once."),
 		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database does not have any more."),
-		dropped:     vec("reports_dropped_total", "Reports that a subscription does not get: those that are written and beyond its limit, or for a removed one, once for each subscription; the others once.", "reason", droppedPending, droppedPendingBytes, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
+		found:       counter("reports_found_total", "Reports that were not added as a subscription had them already: their agents sent them again. Once for each subscription."),
+		dropped:     vec("reports_dropped_total", "Reports that a subscription does not get: those that are written and beyond its limit, or for a removed one, once for each subscription; the others once. Those of the reason shutdown are sent again by their agents.", "reason", droppedPending, droppedPendingBytes, droppedAgent, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
 		errors:      vec("report_errors_total", "Calls of the database for subscriptions that failed and are tried again.", "call", errorPoll, errorWrite, errorDeliver),
 		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, again included."),
 		batches:     counter("report_batches_total", "Batches of reports that were sent to watchers, again included."),
@@ -59,7 +62,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		sumBytes:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums_bytes", Help: "Bytes of the newest reports of these, of the subscription that has the most."}),
 		sums:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums", Help: "Agents with reports in the database that no batch has, of the subscription that has the most."}),
 	}
-	return m, ownmetrics.Register(reg, m.written, m.writes, m.lost, m.dropped, m.errors, m.delivered, m.batches,
+	return m, ownmetrics.Register(reg, m.written, m.writes, m.lost, m.found, m.dropped, m.errors, m.delivered, m.batches,
 		m.superseded, m.restored, m.expired, m.unconfirmed, m.refused, m.reduced, m.sums, m.sumBytes)
 }
 
@@ -81,14 +84,14 @@ func (r *Reports) registerGauges(reg prometheus.Registerer) error {
 	)
 }
 
-// unwrittenLocked counts the sums that the database does not have yet.
+// unwrittenLocked counts the agents whose reports the database does not have yet.
 func (r *Reports) unwrittenLocked() int {
 	n := r.pending
 	if r.frozen != nil {
-		n += len(r.frozen.sums)
+		n += len(r.frozen.agents)
 	}
 	for _, half := range r.halves {
-		n += len(half.sums)
+		n += len(half.agents)
 	}
 	return n
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
@@ -37,6 +37,41 @@ type process struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	ctx     context.Context
+	// trackers of the instances that reported to it.
+	trackers map[agent.Instance]*modelTracker
+}
+
+// modelTracker is how far the reports of an instance have come at a process.
+type modelTracker struct {
+	mu       sync.Mutex
+	received int64
+	awaited  map[int64]struct{}
+}
+
+// ReportWritten implements agent.ReportTracker.
+func (t *modelTracker) ReportWritten(sequence int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.awaited, sequence)
+}
+
+// acked returns up to where the instance need not keep its reports.
+func (t *modelTracker) acked() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	acked := t.received
+	for sequence := range t.awaited {
+		acked = min(acked, sequence-1)
+	}
+	return acked
+}
+
+// tracker returns that of an instance.
+func (p *process) tracker(of agent.Instance) *modelTracker {
+	if p.trackers[of] == nil {
+		p.trackers[of] = &modelTracker{awaited: make(map[int64]struct{})}
+	}
+	return p.trackers[of]
 }
 
 // world is three replicas on one database, agents that report to them, and instances
@@ -68,11 +103,33 @@ type world struct {
 // agentModel is an agent. Each of its reports has a bit of its own as bytes.
 type agentModel struct {
 	id       agent.ID
+	instance agent.Instance
 	order    agent.Order
 	reported int
-	// mayBeLost are the bits that a killed replica or an older database may not have;
-	// early those from before the subscription counts.
+	// on is the process that it has a stream of; nil: none.
+	on *process
+	// inFlight are the reports that it keeps, at most maxInFlight.
+	inFlight []sentReport
+	// mayBeLost are the bits that an older database or a process of the agent that ended
+	// took away; early those from before the subscription counts.
 	mayBeLost, early int64
+}
+
+type sentReport struct{ sequence, bit int64 }
+
+// maxInFlight is that of the client.
+const maxInFlight = 16
+
+func (a *agentModel) bitsInFlight() (bits int64) {
+	for _, r := range a.inFlight {
+		bits |= r.bit
+	}
+	return bits
+}
+
+// handleAck drops what need not be kept.
+func (a *agentModel) handleAck(acked int64) {
+	a.inFlight = slices.DeleteFunc(a.inFlight, func(r sentReport) bool { return r.sequence <= acked })
 }
 
 func (w *world) logf(format string, args ...any) {
@@ -112,7 +169,7 @@ func (w *world) start(i int) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &process{reports: r, store: store, cancel: cancel, done: make(chan struct{}), ctx: ctx}
+	p := &process{reports: r, store: store, cancel: cancel, done: make(chan struct{}), ctx: ctx, trackers: make(map[agent.Instance]*modelTracker)}
 	go func() {
 		defer close(p.done)
 		_ = r.Run(ctx)
@@ -123,74 +180,132 @@ func (w *world) start(i int) {
 	w.logf("replica %d starts", i)
 }
 
-// stop tells a replica to stop.
+// stop tells a replica to stop. What it cannot write within its time is sent again.
 func (w *world) stop(i int) {
 	w.logf("replica %d stops", i)
 	p := w.processes[i]
 	synctest.Wait()
-	before := w.agents
-	w.unwritten(p)
+	w.cut(p)
 	p.cancel()
 	<-p.done
-	// What it cannot write within its time is lost, and counted.
-	if testutil.ToFloat64(p.reports.metrics.dropped.WithLabelValues(droppedShutdown)) == 0 {
-		w.agents = before
-	}
 }
 
 func (w *world) kill(i int) {
 	w.logf("replica %d is killed", i)
 	p := w.processes[i]
 	synctest.Wait()
-	w.unwritten(p)
+	w.cut(p)
 	p.store.Kill()
 	p.cancel()
 	<-p.done
 }
 
-// unwritten notes what a replica holds.
-func (w *world) unwritten(p *process) {
-	p.reports.mu.Lock()
-	defer p.reports.mu.Unlock()
-	note := func(s *agent.ReportSum) {
-		for i := range w.agents {
-			if w.agents[i].id == s.Agent {
-				w.agents[i].mayBeLost |= s.RxBytes
-			}
-		}
-	}
-	for _, g := range p.reports.groups {
-		for _, s := range g.order {
-			note(s)
-		}
-	}
-	if f := p.reports.frozen; f != nil {
-		for i := range f.write.Sums {
-			note(&f.write.Sums[i])
+// cut cuts the streams of a process.
+func (w *world) cut(p *process) {
+	for i := range w.agents {
+		if w.agents[i].on == p {
+			w.agents[i].on = nil
 		}
 	}
 }
 
-func (w *world) report() {
-	a := &w.agents[w.random.IntN(len(w.agents))]
-	if a.reported == maxBits {
+// unwrittenBits returns what a replica has of an agent.
+func (p *process) unwrittenBits(id agent.ID) (bits int64) {
+	p.reports.mu.Lock()
+	defer p.reports.mu.Unlock()
+	for _, g := range p.reports.groups {
+		if u := g.agents[id]; u != nil {
+			for i := range u.reports {
+				bits |= u.reports[i].rxBytes
+			}
+		}
+	}
+	if f := p.reports.frozen; f != nil {
+		for i := range f.write.Sums {
+			if f.write.Sums[i].Agent == id {
+				bits |= f.write.Sums[i].RxBytes
+			}
+		}
+	}
+	return bits
+}
+
+// connect has an agent open a stream, and send again what it keeps. Some time a replica
+// has forgotten how far the instance has come.
+func (w *world) connect(a *agentModel, p *process, forgotten bool) {
+	if forgotten {
+		delete(p.trackers, a.instance)
+	}
+	a.on = p
+	a.order.Epoch++
+	acked := p.tracker(a.instance).acked()
+	a.handleAck(acked)
+	w.logf("agent %d connects, %d is acked, %d in flight", a.id[15], acked, len(a.inFlight))
+	for _, r := range a.inFlight {
+		w.send(a, r)
+	}
+}
+
+// send has the process take in a report, unless it has it.
+func (w *world) send(a *agentModel, r sentReport) {
+	p, t := a.on, a.on.tracker(a.instance)
+	wanted := p.reports.Wanted()
+	if !w.counts() || !wanted && w.unconfirmed() {
+		a.early |= r.bit
+	}
+	t.mu.Lock()
+	known := r.sequence <= t.received
+	t.received = max(t.received, r.sequence)
+	if wanted && !known {
+		t.awaited[r.sequence] = struct{}{}
+	}
+	t.mu.Unlock()
+	if known || !wanted {
 		return
 	}
-	if w.random.IntN(5) == 0 {
-		a.order = agent.Order{Epoch: a.order.Epoch + 1} // it connects elsewhere
+	order := agent.Order{Epoch: a.order.Epoch, Sequence: r.sequence}
+	p.reports.Add(&agent.ReportSum{
+		Agent: a.id, Instance: a.instance, Tracker: t, Order: order,
+		Reports: 1, RxBytes: r.bit, ReceivedAt: time.Now(), Data: []byte(fmt.Sprint(order)),
+	})
+}
+
+// report has an agent report, over the stream that it has or another one.
+func (w *world) report() {
+	a := &w.agents[w.random.IntN(len(w.agents))]
+	if a.reported == maxBits || len(a.inFlight) == maxInFlight {
+		return
+	}
+	if a.on == nil || w.random.IntN(5) == 0 {
+		w.connect(a, w.processes[w.random.IntN(len(w.processes))], w.random.IntN(8) == 0)
 	}
 	a.order.Sequence++
-	i := w.random.IntN(len(w.processes))
-	p := w.processes[i]
-	bit := int64(1) << a.reported
+	r := sentReport{a.order.Sequence, int64(1) << a.reported}
+	w.logf("agent %d reports bit %d as %d", a.id[15], a.reported, r.sequence)
 	a.reported++
-	w.logf("agent %d reports bit %d to %d", a.id[15], a.reported-1, i)
-	if !w.counts() || !p.reports.Wanted() && w.unconfirmed() {
-		a.early |= bit
+	a.inFlight = append(a.inFlight, r)
+	w.send(a, r)
+}
+
+// ack has the acks come that are due of some agents.
+func (w *world) ack() {
+	for i := range w.agents {
+		if a := &w.agents[i]; a.on != nil && w.random.IntN(2) == 0 {
+			a.handleAck(a.on.tracker(a.instance).acked())
+		}
 	}
-	if p.reports.Wanted() {
-		p.reports.Add(&agent.ReportSum{Agent: a.id, Order: a.order, Reports: 1, RxBytes: bit, ReceivedAt: time.Now(), Data: []byte(fmt.Sprint(a.order))})
+}
+
+// restart ends an agent's process, with what it keeps. The next one begins anew.
+func (w *world) restart() {
+	a := &w.agents[w.random.IntN(len(w.agents))]
+	if a.instance[0] > 0 {
+		return // the database knows of the two newest
 	}
+	w.logf("agent %d starts again", a.id[15])
+	a.mayBeLost |= a.bitsInFlight()
+	a.instance[0]++
+	a.on, a.inFlight, a.order.Sequence = nil, nil, 0
 }
 
 // watch is an instance of coderd, until ctx ends: it has streams of one replica after
@@ -296,13 +411,14 @@ func (w *world) process(name string, previous *agent.Position, m agent.ReportMes
 func (w *world) restore(restore func(), had []agent.ReportSum) {
 	w.logf("the database is restored")
 	synctest.Wait()
-	// A write whose answer is late may have been told already, and is made again.
-	for _, p := range w.processes {
-		p.reports.mu.Lock()
-		if f := p.reports.frozen; f != nil {
-			had = append(had, f.write.Sums...)
+	// What a replica or an agent has may have been told already, and is written again.
+	again := make(map[agent.ID]int64)
+	for i := range w.agents {
+		a := &w.agents[i]
+		again[a.id] = a.bitsInFlight()
+		for _, p := range w.processes {
+			again[a.id] |= p.unwrittenBits(a.id)
 		}
-		p.reports.mu.Unlock()
 	}
 	restore()
 	w.mu.Lock()
@@ -310,6 +426,7 @@ func (w *world) restore(restore func(), had []agent.ReportSum) {
 	for i := range w.agents {
 		// What came since the backup is lost, unless it was told or is not written yet.
 		w.agents[i].mayBeLost |= 1<<w.agents[i].reported - 1
+		w.twice[w.agents[i].id] |= again[w.agents[i].id]
 	}
 	for _, s := range had {
 		w.twice[s.Agent] |= s.RxBytes
@@ -322,7 +439,7 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 		database: memstore.New(), told: make(map[agent.ID]int64), twice: make(map[agent.ID]int64),
 	}
 	for i := range w.agents {
-		w.agents[i] = agentModel{id: agent.ID{15: byte(i + 1)}, order: agent.Order{Epoch: 1}}
+		w.agents[i] = agentModel{id: agent.ID{15: byte(i + 1)}, instance: agent.Instance{15: byte(i + 1)}, order: agent.Order{Epoch: 1}}
 	}
 	for i := range w.processes {
 		w.start(i)
@@ -341,7 +458,8 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 	var had []agent.ReportSum
 	w.setFaulty(true)
 	for range 150 {
-		switch n := w.random.IntN(40); {
+		w.ack()
+		switch n := w.random.IntN(41); {
 		case n < 25:
 			w.report()
 		case n == 25, n == 26:
@@ -361,6 +479,8 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 		case n == 29 && restore != nil:
 			w.restore(restore, had)
 			restore = nil
+		case n == 40:
+			w.restart()
 		case n < 33:
 			w.setFaulty(w.random.IntN(2) == 0)
 		default:
@@ -368,16 +488,25 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 		}
 	}
 	w.setFaulty(false)
+	for i := range w.agents {
+		w.connect(&w.agents[i], w.processes[w.random.IntN(len(w.processes))], false)
+	}
 	time.Sleep(2 * time.Minute)
 	w.database.Wait()
 	time.Sleep(2 * time.Minute)
+	for i := range w.agents {
+		a := &w.agents[i]
+		if a.handleAck(a.on.tracker(a.instance).acked()); len(a.inFlight) > 0 {
+			err = errors.Join(err, fmt.Errorf("agent %d: %d reports are not acked", a.id[15], len(a.inFlight)))
+		}
+	}
 	cancel()
 	watching.Wait()
 	for i := range w.processes {
 		w.stop(i)
 	}
 	w.database.Wait()
-	return w.trace, w.check()
+	return w.trace, errors.Join(err, w.check())
 }
 
 // unconfirmed reports whether the subscription may have begun without a replica, which was
@@ -438,8 +567,8 @@ func (w *world) check() error {
 }
 
 // Whoever is killed, stops or crashes, whatever the database does: each report counts
-// exactly once, but for what a killed replica had not written and an older database
-// does not have.
+// exactly once, wherever its agent sends it again, but for what an older database does not
+// have, and what an agent's process kept that ended.
 func TestModel(t *testing.T) {
 	first, n := uint64(1), *seeds
 	if *oneSeed != 0 {

@@ -18,11 +18,12 @@ type Options struct {
 	Shared bool
 	// MaxSubscriptions at once; default 16.
 	MaxSubscriptions int
-	// MaxPending is how many agents' sums wait to be written; default 100,000.
+	// MaxPending is how many agents' reports wait to be written; default 100,000.
 	MaxPending int
-	// MaxPendingBytes bounds the memory of these; default 64 MiB. A sum takes 256 bytes
-	// and what is encoded of the newest report, which is 18 KB at most, and some 60 of
-	// an agent that behaves.
+	// MaxPendingBytes bounds the memory of these; default 64 MiB. An agent takes 256 bytes,
+	// 96 for each report, and what is encoded of the newest, which is 18 KB at most, and
+	// some 60 of an agent that behaves. Without room a report is merged into the one before
+	// it, which its agent need not keep any more then.
 	MaxPendingBytes int
 	// MaxSums is how many agents' sums the database has of one subscription, and
 	// MaxSumBytes how many bytes are encoded of their newest reports; both without those

@@ -16,6 +16,12 @@
 // up the writes in the replica's row, so an attempt whose answer was lost is found
 // there, and one that is under way is waited for.
 //
+// An agent keeps the counts of a report until that is written, and sends it again over
+// its next stream, so several replicas may have it. The sum's row has the sequence of the
+// newest report that was added of the agent's process: the database decides for each
+// report whether it is added. So reports of an agent are kept one by one until they are
+// written, and then its tracker is notified, as it is of what will never be written.
+//
 // A stream of a subscription:
 //
 //	opening --another has it, and it stands by--> standing by --that is gone--> free, the end
@@ -28,8 +34,8 @@
 // newest batch: so two streams never make the same batch, and a step whose answer
 // was lost returns the batch that it made.
 //
-// What can be lost is what a killed replica had gathered and not written, which is
-// what was reported in the last second, or since the database became unreachable;
+// What a replica has gathered and not written is sent again by the agents if it is
+// killed. What can be lost is what an agent's process had not sent again when it ended;
 // what is beyond a limit, which is counted; and what a database has lost.
 package reports
 
@@ -79,13 +85,14 @@ type Store interface {
 }
 
 const (
-	// batchSize agents are written at once, and delivered at once, or as many as have
-	// batchBytes: a message is below the 4 MiB that gRPC's clients take by default.
+	// batchSize reports are written at once, and sums delivered at once, or as many as
+	// have batchBytes: a message is below the 4 MiB that gRPC's clients take by default.
 	batchSize  = 500
 	batchBytes = 1 << 20
 	// sumBytes is what a sum takes in memory beside its data: 200 of it, and its place
-	// in a map and a list.
-	sumBytes = 256
+	// in a map and a list. reportBytes is what each report takes that is not written.
+	sumBytes    = 256
+	reportBytes = 96
 	// batchInterval is how long reports gather before they are written, and again
 	// before they are delivered.
 	batchInterval = time.Second
@@ -130,12 +137,12 @@ type Reports struct {
 	subscriptions []agent.Subscription
 	confirmed     map[int64]struct{}
 	full          map[int64]bool
-	// groups are the sums that are not frozen yet, the oldest first. Only the last one
+	// groups are what is not frozen yet, the oldest first. Only the last one
 	// takes more.
 	groups []*group
-	// pending sums are in groups, with pendingBytes.
+	// pending agents are in groups, with pendingBytes.
 	pending, pendingBytes int
-	free                  []*agent.ReportSum
+	free                  []*unwritten
 	// streams of this replica are notified of writes.
 	streams map[chan struct{}]struct{}
 	// frozen is changed by the writer only; nil: nothing is. halves are to be written
@@ -147,18 +154,11 @@ type Reports struct {
 	sequence int64
 }
 
-// group is what is gathered for the same subscriptions.
-type group struct {
-	to []int64
-	// order are the sums as their first reports came.
-	order []*agent.ReportSum
-	sums  map[agent.ID]*agent.ReportSum
-}
-
 // frozenBatch is a write whose outcome is not known.
 type frozenBatch struct {
 	write agent.ReportWrite
-	sums  []*agent.ReportSum
+	// agents have the data of the write, and of the halves before it.
+	agents []*unwritten
 }
 
 // New returns Reports that know of no subscription yet.
@@ -198,74 +198,6 @@ func (r *Reports) Load(ctx context.Context) error {
 
 // Wanted reports whether there is a subscription.
 func (r *Reports) Wanted() bool { return r.wanted.Load() }
-
-// Add takes in a report, or several that were made one. It touches memory only and
-// copies the data.
-func (r *Reports) Add(sum *agent.ReportSum) {
-	if sum.Tracker != nil {
-		defer sum.Tracker.ReportWritten(sum.Order.Sequence)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.subscriptions) == 0 {
-		return
-	}
-	g := r.groups[len(r.groups)-1]
-	s := g.sums[sum.Agent]
-	switch {
-	case s == nil && r.pending >= r.opts.MaxPending:
-		r.dropLocked(droppedPending, sum)
-	case s == nil && !r.hasRoomLocked(sumBytes+len(sum.Data)):
-		r.dropLocked(droppedPendingBytes, sum)
-	case s == nil:
-		r.addNewLocked(g, sum)
-	case sum.Order.Compare(s.Order) <= 0:
-		s.AddCounts(sum)
-	case !r.hasRoomLocked(len(sum.Data) - len(s.Data)):
-		s.AddCounts(sum)
-		r.metrics.reduced.Add(float64(sum.Reports))
-	default:
-		r.pendingBytes += len(sum.Data) - len(s.Data)
-		data := s.Data[:0]
-		data = append(data, sum.Data...)
-		s.Add(sum)
-		s.Data = data
-	}
-}
-
-// hasRoomLocked reports whether as many bytes more may wait.
-func (r *Reports) hasRoomLocked(more int) bool {
-	return more <= 0 || r.pendingBytes+more <= r.opts.MaxPendingBytes
-}
-
-func (r *Reports) dropLocked(reason string, sum *agent.ReportSum) {
-	r.metrics.dropped.WithLabelValues(reason).Add(float64(sum.Reports))
-}
-
-// addNewLocked adds the first report of an agent to a group.
-func (r *Reports) addNewLocked(g *group, sum *agent.ReportSum) {
-	s := r.newSumLocked()
-	data := s.Data[:0]
-	data = append(data, sum.Data...)
-	*s = *sum
-	s.Data = data
-	g.sums[s.Agent] = s
-	g.order = append(g.order, s)
-	r.pendingBytes += sumBytes + len(data)
-	if r.pending++; r.pending == batchSize {
-		signal(r.due)
-	}
-}
-
-func (r *Reports) newSumLocked() *agent.ReportSum {
-	n := len(r.free)
-	if n == 0 {
-		return new(agent.ReportSum)
-	}
-	s := r.free[n-1]
-	r.free = r.free[:n-1]
-	return s
-}
 
 // signal puts an element into a channel of one, unless it has one.
 func signal(c chan struct{}) {

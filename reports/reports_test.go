@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -70,7 +71,10 @@ func (r *replica) watch(t *testing.T, w agent.ReportWatch) *watcher {
 
 // report has the replica take in a report of agent n.
 func (r *replica) report(n byte, sequence, bytes int64) {
-	r.Add(&agent.ReportSum{Agent: agent.ID{n}, Order: agent.Order{Epoch: 1, Sequence: sequence}, Reports: 1, RxBytes: bytes, Data: []byte{byte(sequence)}})
+	r.Add(&agent.ReportSum{
+		Agent: agent.ID{n}, Instance: agent.Instance(r.opts.ID), Order: agent.Order{Epoch: 1, Sequence: sequence},
+		Reports: 1, RxBytes: bytes, Data: []byte{byte(sequence)},
+	})
 }
 
 // Before there is a subscription nothing is kept; with one a report is told within two
@@ -229,36 +233,190 @@ func TestLimits(t *testing.T) {
 func TestPendingBytes(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const large = 18_000
-		r := startReplica(t, memstore.New(), Options{MaxPendingBytes: 3*sumBytes + large}, memstore.Options{})
+		r := startReplica(t, memstore.New(), Options{MaxPendingBytes: 3*sumBytes + 4*reportBytes + large}, memstore.Options{})
 		w := r.watch(t, agent.ReportWatch{Name: "a"})
 		<-w.messages
+		tracker := &tracker{}
 		add := func(n byte, sequence int64, size int) {
-			r.Add(&agent.ReportSum{Agent: agent.ID{n}, Order: agent.Order{Epoch: 1, Sequence: sequence}, Reports: 1, Data: make([]byte, size)})
+			r.Add(&agent.ReportSum{
+				Agent: agent.ID{n}, Tracker: tracker, Order: agent.Order{Epoch: 1, Sequence: sequence},
+				Reports: 1, RxBytes: 1, Data: make([]byte, size),
+			})
 		}
 		dropped := func() float64 { return testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedPendingBytes)) }
 		add(1, 1, large)
-		add(2, 1, 0)
+		add(2, 11, 0)
 		require.Zero(t, dropped())
-		add(3, 1, 1)
+		add(3, 21, 2*reportBytes+1)
 		require.Equal(t, 1.0, dropped(), "it has no room")
-		add(2, 2, 1)
+		require.Equal(t, []int64{21}, tracker.take())
+		add(2, 12, 1)
 		require.Zero(t, dropped()-1, "it waits already, and has room")
-		add(2, 3, sumBytes+1)
+		add(2, 13, sumBytes+reportBytes)
 		require.Equal(t, 1.0, testutil.ToFloat64(r.metrics.reduced), "it would become too large")
+		add(3, 22, 0)
+		require.Equal(t, 2.0, dropped())
+		require.Equal(t, []int64{22}, tracker.take())
+		add(2, 14, 0)
+		add(2, 15, 0)
+		require.Empty(t, tracker.take())
+		add(2, 16, 0)
+		require.Equal(t, []int64{15}, tracker.take(), "without room it is written with the one that came before, which need not be kept")
+		add(2, 12, 0)
 		add(1, 2, 0)
-		add(3, 2, large-1)
-		require.Equal(t, 1.0, dropped(), "there is room again")
+		require.Equal(t, []int64{1}, tracker.take())
+		add(3, 23, 1000)
+		require.Equal(t, 2.0, dropped(), "there is room again")
 		m := <-w.messages
 		require.Len(t, m.Sums, 3)
-		require.Equal(t, int64(3), m.Sums[1].Reports, "counts take no room")
-		require.Len(t, m.Sums[1].Data, 1)
+		require.Equal(t, []int64{2, 6, 1}, []int64{m.Sums[0].Reports, m.Sums[1].Reports, m.Sums[2].Reports})
+		require.Empty(t, m.Sums[1].Data)
+		require.ElementsMatch(t, []int64{2, 11, 12, 13, 14, 16, 23}, tracker.take())
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		require.Zero(t, r.pendingBytes)
-		for _, s := range r.free {
-			require.LessOrEqual(t, cap(s.Data), maxFreeBytes)
+		for _, u := range r.free {
+			require.LessOrEqual(t, cap(u.data), maxFreeBytes)
+			require.LessOrEqual(t, cap(u.reports), maxFreeReports)
 		}
 	})
+}
+
+// tracker notes the reports that its agent need not keep any more.
+type tracker struct {
+	mu      sync.Mutex
+	written []int64
+}
+
+// ReportWritten implements agent.ReportTracker.
+func (t *tracker) ReportWritten(sequence int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.written = append(t.written, sequence)
+}
+
+func (t *tracker) take() []int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	written := t.written
+	t.written = nil
+	return written
+}
+
+// A report's tracker is notified when it is written, found written, dropped for good or
+// wanted by nobody, but not if this replica could not write it before its end.
+func TestReportWritten(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		database := memstore.New()
+		var down atomic.Bool
+		fault := memstore.Options{Fault: func(doing string, _ bool) memstore.Fault {
+			if down.Load() && doing == "add reports" {
+				return memstore.Fault{Err: memstore.ErrRefused}
+			}
+			return memstore.Fault{}
+		}}
+		one := startReplica(t, database, Options{Shared: true, MaxPending: 2}, fault)
+		two := startReplica(t, database, Options{Shared: true}, memstore.Options{})
+		trackers := map[*replica]*tracker{one: {}, two: {}}
+		add := func(r *replica, n byte, sequence, bytes int64) {
+			r.Add(&agent.ReportSum{
+				Agent: agent.ID{n}, Tracker: trackers[r], Order: agent.Order{Epoch: 1, Sequence: sequence},
+				Reports: 1, RxBytes: bytes, Data: []byte{1},
+			})
+		}
+		add(one, 1, 1, 1)
+		require.Equal(t, []int64{1}, trackers[one].take(), "nobody wants it")
+		w := one.watch(t, agent.ReportWatch{Name: "a"})
+		<-w.messages
+		down.Store(true)
+		add(one, 1, 2, 2)
+		add(one, 1, 3, 4)
+		add(one, 2, 1, 1)
+		add(one, 3, 7, 1)
+		require.Equal(t, []int64{7}, trackers[one].take(), "it is beyond the limit")
+		time.Sleep(10 * time.Second)
+		require.Empty(t, trackers[one].take(), "the database does not have them")
+		// The stream is cut, and its agent sends them again.
+		for sequence := int64(2); sequence < 5; sequence++ {
+			add(two, 1, sequence, 1<<(sequence-1))
+		}
+		time.Sleep(5 * time.Second)
+		require.Equal(t, []int64{2, 3, 4}, trackers[two].take())
+		add(one, 1, 3, 4) // beside a batch that has it
+		down.Store(false)
+		time.Sleep(20 * time.Second)
+		require.ElementsMatch(t, []int64{2, 3, 3, 1}, trackers[one].take())
+		require.Equal(t, 3.0, testutil.ToFloat64(one.metrics.found))
+		require.Equal(t, 1.0, testutil.ToFloat64(one.metrics.written))
+		got := map[byte]int64{}
+		for m := range drain(w) {
+			for _, s := range m.Sums {
+				got[s.Agent[0]] += s.RxBytes
+			}
+		}
+		require.Equal(t, map[byte]int64{1: 14, 2: 1}, got)
+
+		one.Add(&agent.ReportSum{Agent: agent.ID{1}, Tracker: trackers[one], Order: agent.Order{Sequence: 9}, Reports: 1, ReceivedAt: time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)})
+		time.Sleep(5 * time.Second)
+		require.Equal(t, []int64{9}, trackers[one].take(), "the database refuses it")
+		down.Store(true)
+		add(one, 1, 10, 1)
+		one.stop()
+		require.Empty(t, trackers[one].take(), "it is to be sent elsewhere")
+		require.Equal(t, 1.0, testutil.ToFloat64(one.metrics.dropped.WithLabelValues(droppedShutdown)))
+	})
+}
+
+// Reports of an agent are kept one by one, but for those without counts, and not beyond
+// what its client has in flight.
+func TestUnwrittenReports(t *testing.T) {
+	r, err := New(nil, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	r.setSubscriptions([]agent.Subscription{{ID: 1}})
+	tracker := &tracker{}
+	add := func(instance byte, sequence, bytes int64) {
+		r.Add(&agent.ReportSum{
+			Instance: agent.Instance{instance}, Tracker: tracker, Order: agent.Order{Epoch: int64(instance), Sequence: sequence},
+			Reports: 1, RxBytes: bytes, Data: []byte{instance, byte(sequence)},
+		})
+	}
+	type key struct {
+		instance       byte
+		sequence       int64
+		reports, bytes int64
+	}
+	batch := func() (keys []key, data [][]byte) {
+		require.True(t, r.freeze())
+		for _, s := range r.frozen.write.Sums {
+			keys = append(keys, key{s.Instance[0], s.Order.Sequence, s.Reports, s.RxBytes})
+			data = append(data, slices.Clone(s.Data))
+		}
+		r.thaw()
+		return keys, data
+	}
+	add(1, 2, 5)
+	add(1, 3, 0)
+	add(1, 4, 0)
+	require.Equal(t, []int64{3}, tracker.take())
+	add(1, 4, 0)
+	add(1, 1, 7) // again, as a batch has it
+	add(2, 1, 9)
+	require.Empty(t, tracker.take())
+	keys, data := batch()
+	require.Equal(t, []key{{1, 1, 1, 7}, {1, 2, 1, 5}, {1, 4, 2, 0}, {2, 1, 1, 9}}, keys)
+	require.Equal(t, [][]byte{nil, nil, {2, 1}, {2, 1}}, data, "the database may have what came of the one before")
+
+	for sequence := range int64(maxUnwritten + 2) {
+		add(1, 10+sequence, 1)
+	}
+	require.Equal(t, []int64{10, 11}, tracker.take())
+	require.Equal(t, 2.0, testutil.ToFloat64(r.metrics.dropped.WithLabelValues(droppedAgent)))
+	add(1, 5, 1)
+	require.Equal(t, []int64{5}, tracker.take())
+	keys, _ = batch()
+	require.Len(t, keys, maxUnwritten)
+	require.Equal(t, key{1, 12, 1, 1}, keys[0])
+	require.Zero(t, r.pendingBytes)
 }
 
 // What the database has is bounded in bytes, too.

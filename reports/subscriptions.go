@@ -119,7 +119,7 @@ func (r *Reports) setSubscriptions(all []agent.Subscription) (fresh []int64) {
 		r.groups = r.groups[:n-1]
 	}
 	if len(all) > 0 {
-		r.groups = append(r.groups, &group{to: ids, sums: make(map[agent.ID]*agent.ReportSum)})
+		r.groups = append(r.groups, &group{to: ids, agents: make(map[agent.ID]*unwritten)})
 	}
 	return fresh
 }

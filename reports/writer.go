@@ -12,8 +12,11 @@ import (
 // that gathers.
 const maxFree = 2 * batchSize
 
-// maxFreeBytes of data are kept with such a sum.
-const maxFreeBytes = 1024
+// maxFreeBytes of data, and maxFreeReports, are kept with such a sum.
+const (
+	maxFreeBytes   = 1024
+	maxFreeReports = 4
+)
 
 // write writes batches until ctx is cancelled.
 func (r *Reports) write(ctx context.Context) {
@@ -58,7 +61,8 @@ func (r *Reports) stop(ctx context.Context) {
 	}
 }
 
-// dropAll counts what cannot be written before the end.
+// dropAll counts what cannot be written before the end. The trackers are not notified:
+// agents send it to another replica, or to this one when it is back.
 func (r *Reports) dropAll(ctx context.Context) {
 	var n int64
 	for r.freeze() {
@@ -68,7 +72,7 @@ func (r *Reports) dropAll(ctx context.Context) {
 	r.log.WarnContext(ctx, "reports for watchers could not be written before the end", "reports", n)
 }
 
-// freeze makes the oldest sums a batch, unless there is one. It returns false if there
+// freeze makes the oldest reports a batch, unless there is one. It returns false if there
 // is nothing to write.
 func (r *Reports) freeze() bool {
 	if r.frozen != nil {
@@ -88,23 +92,22 @@ func (r *Reports) freeze() bool {
 		return false
 	}
 	g := r.groups[0]
-	n, size := 0, 0
-	for n < min(len(g.order), batchSize) {
-		more := sumBytes + len(g.order[n].Data)
-		if n > 0 && size+more > batchBytes {
+	n, reports, size := 0, 0, 0
+	for _, u := range g.order {
+		if n > 0 && (reports+len(u.reports) > batchSize || size+u.bytes() > batchBytes) {
 			break
 		}
-		n, size = n+1, size+more
+		n, reports, size = n+1, reports+len(u.reports), size+u.bytes()
 	}
 	f := &frozenBatch{
-		sums:  g.order[:n:n],
-		write: agent.ReportWrite{Writer: r.opts.ID, Sequence: r.sequence + 1, Sums: make([]agent.ReportSum, n)},
+		agents: g.order[:n:n],
+		write:  agent.ReportWrite{Writer: r.opts.ID, Sequence: r.sequence + 1, Sums: make([]agent.ReportSum, 0, reports)},
 	}
 	g.order = g.order[n:]
 	r.pending, r.pendingBytes = r.pending-n, r.pendingBytes-size
-	for i, s := range f.sums {
-		f.write.Sums[i] = *s
-		delete(g.sums, s.Agent)
+	for _, u := range f.agents {
+		f.write.Sums = u.appendSums(f.write.Sums)
+		delete(g.agents, u.agent)
 	}
 	for _, id := range g.to {
 		f.write.To = append(f.write.To, agent.ReportTarget{Subscription: id, Full: r.full[id]})
@@ -119,13 +122,23 @@ func (r *Reports) thaw() (reports int64) {
 	defer r.mu.Unlock()
 	f := r.frozen
 	r.frozen = nil
-	for _, s := range f.sums {
-		reports = agent.SaturatingAdd(reports, s.Reports)
-		if cap(s.Data) > maxFreeBytes {
-			s.Data = nil
-		}
-		if len(r.free) < maxFree {
-			r.free = append(r.free, s)
+	for i := range f.write.Sums {
+		reports = agent.SaturatingAdd(reports, f.write.Sums[i].Reports)
+	}
+	for _, u := range f.agents {
+		r.freeLocked(u)
+	}
+	return reports
+}
+
+// finish is thaw of a batch that need not be kept: it is written, or never will be. It
+// notifies the trackers.
+func (r *Reports) finish() (reports int64) {
+	sums := r.frozen.write.Sums
+	reports = r.thaw()
+	for i := range sums {
+		if t := sums[i].Tracker; t != nil {
+			t.ReportWritten(sums[i].Order.Sequence)
 		}
 	}
 	return reports
@@ -137,13 +150,10 @@ func (r *Reports) halve() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f := r.frozen
-	n := len(f.sums) / 2
-	half := func(from, to int) *frozenBatch {
-		h := &frozenBatch{sums: f.sums[from:to], write: f.write}
-		h.write.Sums = f.write.Sums[from:to]
-		return h
-	}
-	r.frozen, r.halves = half(0, n), append(r.halves, half(n, len(f.sums)))
+	n := len(f.write.Sums) / 2
+	first, second := &frozenBatch{write: f.write}, &frozenBatch{write: f.write, agents: f.agents}
+	first.write.Sums, second.write.Sums = f.write.Sums[:n], f.write.Sums[n:]
+	r.frozen, r.halves = first, append(r.halves, second)
 }
 
 // writeFrozen makes one attempt. It returns false if the outcome is not known: the
@@ -161,12 +171,12 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		return err
 	})
 	switch {
-	case errors.Is(err, agent.ErrRejected) && len(r.frozen.sums) > 1:
+	case errors.Is(err, agent.ErrRejected) && len(r.frozen.write.Sums) > 1:
 		r.halve()
 		return true
 	case errors.Is(err, agent.ErrRejected):
 		// Its sequence is the next one's: nothing was written.
-		n := r.thaw()
+		n := r.finish()
 		r.metrics.dropped.WithLabelValues(droppedRejected).Add(float64(n))
 		r.log.ErrorContext(ctx, "the database refused reports of an agent for watchers", "reports", n, "error", err)
 		return true
@@ -178,7 +188,8 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 	r.sequence++
 	r.metrics.writes.Inc()
 	to := len(r.frozen.write.To)
-	r.metrics.written.Add(max(0, float64(r.thaw())*float64(to)-float64(written.Refused)-float64(written.Gone)))
+	r.metrics.written.Add(max(0, float64(r.finish())*float64(to)-float64(written.Refused)-float64(written.Gone)-float64(written.Found)))
+	r.metrics.found.Add(float64(written.Found))
 	r.metrics.dropped.WithLabelValues(droppedFull).Add(float64(written.Refused))
 	r.metrics.dropped.WithLabelValues(droppedRemoved).Add(float64(written.Gone))
 	if written.Lost > 0 {

@@ -272,7 +272,7 @@ func (w *world) report(c *client) {
 	c.sequence++
 	err := c.session.Receive(c.sequence, func(q fleet.Request) {
 		if w.watcher != nil {
-			w.reportToWatchers(c, agent.ReportSum{Agent: q.Agent(), Workspace: q.Workspace(), Order: q.Order(), ReceivedAt: q.Now()})
+			w.reportToWatchers(c, agent.ReportSum{Agent: q.Agent(), Workspace: q.Workspace(), Instance: q.Instance(), Order: q.Order(), ReceivedAt: q.Now()})
 		}
 		c.on.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
 		q.MarkReported()

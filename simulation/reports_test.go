@@ -279,6 +279,11 @@ func (w *world) reportToWatchers(c *client, sum agent.ReportSum) {
 	counted := []*int64{&sum.RxBytes, &sum.TxBytes, &sum.RxPackets, &sum.TxPackets}[a.reports/bitsOf]
 	a.reports++
 	*counted, sum.Reports, sum.Data = bit, 1, []byte{1}
+	// What is sent again to another replica is another report here, so it is of another
+	// instance: that a report counts once is the model's of package reports.
+	for i := range sum.Instance {
+		sum.Instance[i] ^= p.id[i]
+	}
 	a.reported = a.reported.union(setOf(&sum))
 	p.watched.added[sum.Agent] = p.watched.added[sum.Agent].union(setOf(&sum))
 	if p.watched.Wanted() {

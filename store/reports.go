@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -12,7 +13,8 @@ import (
 
 // What agents report, added up per subscription. Rows are locked in one order by
 // every transaction: the writer's, the subscriptions', then sums by subscription
-// and agent.
+// and agent. A sum's row has the sequences of the reports that were added, too, and
+// stays after it is delivered: so no row of an agent is locked beside it.
 
 // addedCounts are the columns of a sum that add up.
 var addedCounts = []string{"reports", "rx_packets", "rx_bytes", "tx_packets", "tx_bytes"}
@@ -20,33 +22,46 @@ var addedCounts = []string{"reports", "rx_packets", "rx_bytes", "tx_packets", "t
 // newestColumns are those that the newest report has.
 var newestColumns = []string{"workspace_id", "epoch", "sequence", "received_at", "data"}
 
-// upsertSum adds the rows to the sums.
+// upsertSum adds the rows to the sums, each agent once. It leaves out a report whose
+// sequence is not above those that were added of its instance.
 func upsertSum(rows rowsAs) string {
 	text := `
 INSERT INTO report_sums (agent_id, subscription_id, workspace_id, epoch, sequence,
-    reports, rx_packets, rx_bytes, tx_packets, tx_bytes, received_at, last_used_at, data)
+    reports, rx_packets, rx_bytes, tx_packets, tx_bytes, received_at, last_used_at, data, instance_id, written)
 SELECT n.agent_id, n.subscription_id, n.workspace_id, n.epoch, n.sequence,
-    n.reports, n.rx_packets, n.rx_bytes, n.tx_packets, n.tx_bytes, n.received_at, n.last_used_at, n.data
+    n.reports, n.rx_packets, n.rx_bytes, n.tx_packets, n.tx_bytes, n.received_at, n.last_used_at, n.data, n.instance_id, n.sequence
 FROM ` + rows("agent_id uuid", "subscription_id bigint", "workspace_id uuid", "epoch bigint", "sequence bigint",
 		"reports bigint", "rx_packets bigint", "rx_bytes bigint", "tx_packets bigint", "tx_bytes bigint",
-		"received_at bigint", "last_used_at bigint", "data bytea", "known_only boolean") + ` AS n
+		"received_at bigint", "last_used_at bigint", "data bytea", "instance_id uuid", "known_only boolean") + ` AS n
 WHERE NOT n.known_only OR EXISTS (
-    SELECT 1 FROM report_sums AS m WHERE m.subscription_id = n.subscription_id AND m.agent_id = n.agent_id)
+    SELECT 1 FROM report_sums AS m WHERE m.subscription_id = n.subscription_id AND m.agent_id = n.agent_id AND m.pending)
 ORDER BY n.subscription_id, n.agent_id
 ON CONFLICT (subscription_id, agent_id) DO UPDATE SET`
 	for _, c := range addedCounts {
 		text += fmt.Sprintf(`
-    %[1]s = CASE WHEN report_sums.%[1]s > 9223372036854775807 - excluded.%[1]s THEN 9223372036854775807
+    %[1]s = CASE WHEN NOT report_sums.pending THEN excluded.%[1]s
+        WHEN report_sums.%[1]s > 9223372036854775807 - excluded.%[1]s THEN 9223372036854775807
         ELSE report_sums.%[1]s + excluded.%[1]s END,`, c)
 	}
 	for _, c := range newestColumns {
 		text += fmt.Sprintf(`
-    %[1]s = CASE WHEN (excluded.epoch, excluded.sequence) > (report_sums.epoch, report_sums.sequence)
+    %[1]s = CASE WHEN NOT report_sums.pending OR (excluded.epoch, excluded.sequence) > (report_sums.epoch, report_sums.sequence)
         THEN excluded.%[1]s ELSE report_sums.%[1]s END,`, c)
 	}
 	return text + `
-    last_used_at = CASE WHEN excluded.last_used_at > report_sums.last_used_at
-        THEN excluded.last_used_at ELSE report_sums.last_used_at END`
+    last_used_at = CASE WHEN NOT report_sums.pending OR excluded.last_used_at > report_sums.last_used_at
+        THEN excluded.last_used_at ELSE report_sums.last_used_at END,
+    pending = excluded.pending,
+    instance_id = CASE WHEN excluded.instance_id = report_sums.older_instance_id
+        THEN report_sums.instance_id ELSE excluded.instance_id END,
+    written = CASE WHEN excluded.instance_id = report_sums.older_instance_id AND excluded.instance_id <> report_sums.instance_id
+        THEN report_sums.written ELSE excluded.written END,
+    older_instance_id = CASE WHEN excluded.instance_id IN (report_sums.instance_id, report_sums.older_instance_id)
+        THEN report_sums.older_instance_id ELSE report_sums.instance_id END,
+    older_written = CASE excluded.instance_id WHEN report_sums.instance_id THEN report_sums.older_written
+        WHEN report_sums.older_instance_id THEN excluded.written ELSE report_sums.written END
+WHERE excluded.written > CASE excluded.instance_id WHEN report_sums.instance_id THEN report_sums.written
+    WHEN report_sums.older_instance_id THEN report_sums.older_written ELSE 0 END`
 }
 
 // RecordReportWriterHeartbeat notes that a replica that adds to subscriptions is alive.
@@ -73,15 +88,14 @@ func (s *Store) RemoveReportWriter(ctx context.Context, writer agent.ID) error {
 	})
 }
 
-// AddReports adds sums to subscriptions, once, however often it is called with the
-// same write. An attempt that may still be under way is waited for. The writes of
-// a writer must be made in their order, each until it succeeds. A writer that the
-// database does not know is an error that wraps agent.ErrUnknownWriter.
+// AddReports adds reports to subscriptions, once, however often it is called with the
+// same write, and whoever writes them. An attempt that may still be under way is waited
+// for. The writes of a writer must be made in their order, each until it succeeds. A
+// writer that the database does not know is an error that wraps agent.ErrUnknownWriter.
 func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written agent.ReportWritten, err error) {
-	sums := slices.Clone(w.Sums)
-	slices.SortFunc(sums, func(a, b agent.ReportSum) int { return compareIDs(a.Agent, b.Agent) })
+	rounds := roundsOf(w.Sums)
 	to := slices.Clone(w.To)
-	slices.SortFunc(to, func(a, b agent.ReportTarget) int { return int(min(max(a.Subscription-b.Subscription, -1), 1)) })
+	slices.SortFunc(to, func(a, b agent.ReportTarget) int { return cmp.Compare(a.Subscription, b.Subscription) })
 	err = s.change(ctx, "add reports", func(tx *sql.Tx) error {
 		var err error
 		written, err = s.nextWrite(ctx, tx, w.Writer, w.Sequence)
@@ -94,19 +108,13 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 		}
 		for _, target := range to {
 			if _, ok := known[target.Subscription]; !ok {
-				written.Gone = agent.SaturatingAdd(written.Gone, countReports(sums, nil))
+				written.Gone = agent.SaturatingAdd(written.Gone, countReports(w.Sums, nil))
 				continue
 			}
-			rows, err := toRows(sums, func(sum *agent.ReportSum) ([]any, error) { return s.sumArgs(sum, target) })
-			if err != nil {
-				return err
-			}
-			ids, err := s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertSum, rows)
-			if err != nil {
-				return err
-			}
-			if len(ids) < len(sums) {
-				written.Refused = agent.SaturatingAdd(written.Refused, countReports(sums, ids))
+			for _, sums := range rounds {
+				if err := s.addSums(ctx, tx, target, sums, &written); err != nil {
+					return err
+				}
 			}
 		}
 		return s.keepOutcome(ctx, tx, w.Writer, &written)
@@ -117,20 +125,70 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 	return written, nil
 }
 
+// roundsOf returns the sums in parts, each in the order of its agents with each agent
+// once: the first part has the first of each.
+func roundsOf(sums []agent.ReportSum) (rounds [][]agent.ReportSum) {
+	sums = slices.Clone(sums)
+	slices.SortStableFunc(sums, func(a, b agent.ReportSum) int { return compareIDs(a.Agent, b.Agent) })
+	round := 0
+	for i := range sums {
+		if round++; i == 0 || sums[i].Agent != sums[i-1].Agent {
+			round = 0
+		}
+		if round == len(rounds) {
+			rounds = append(rounds, nil)
+		}
+		rounds[round] = append(rounds[round], sums[i])
+	}
+	return rounds
+}
+
+// addSums adds to a subscription, and to the outcome what it leaves out.
+func (s *Store) addSums(ctx context.Context, tx *sql.Tx, to agent.ReportTarget, sums []agent.ReportSum, written *agent.ReportWritten) error {
+	rows, err := toRows(sums, func(sum *agent.ReportSum) ([]any, error) { return s.sumArgs(sum, to) })
+	if err != nil {
+		return err
+	}
+	ids, err := s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertSum, rows)
+	if err != nil || len(ids) == len(sums) {
+		return err
+	}
+	out := countReports(sums, ids)
+	if to.Full {
+		err := s.eachPart(sums, func(condition string, args []any) error {
+			text := fmt.Sprintf(`SELECT agent_id FROM report_sums WHERE subscription_id = %d AND pending AND agent_id `, to.Subscription)
+			return query(ctx, tx, text+condition, args, func(rows *sql.Rows) error {
+				var id agent.ID
+				err := rows.Scan(&id)
+				ids = append(ids, id) // it has a sum: it is not refused
+				return err
+			})
+		})
+		if err != nil {
+			return err
+		}
+		refused := countReports(sums, ids)
+		written.Refused = agent.SaturatingAdd(written.Refused, refused)
+		out -= refused
+	}
+	written.Found = agent.SaturatingAdd(written.Found, out)
+	return nil
+}
+
 // nextWrite counts up the writes of a replica. What it finds is of a committed
 // transaction: it waits for others that changed the row.
 func (s *Store) nextWrite(ctx context.Context, tx *sql.Tx, writer agent.ID, sequence int64) (w agent.ReportWritten, err error) {
 	id := s.dialect.id(writer)
 	n, err := affected(tx.ExecContext(ctx, `
-UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id = $2 AND sequence = $3`, sequence, id, sequence-1))
+UPDATE report_writers SET sequence = $1, refused = 0, gone = 0, found = 0 WHERE replica_id = $2 AND sequence = $3`, sequence, id, sequence-1))
 	if err != nil || n == 1 {
 		return w, err
 	}
 	stored, known := int64(0), false
 	before := agent.ReportWritten{Repeated: true}
-	err = query(ctx, tx, `SELECT sequence, refused, gone FROM report_writers WHERE replica_id = $1`+s.dialect.forUpdate, []any{id}, func(rows *sql.Rows) error {
+	err = query(ctx, tx, `SELECT sequence, refused, gone, found FROM report_writers WHERE replica_id = $1`+s.dialect.forUpdate, []any{id}, func(rows *sql.Rows) error {
 		known = true
-		return rows.Scan(&stored, &before.Refused, &before.Gone)
+		return rows.Scan(&stored, &before.Refused, &before.Gone, &before.Found)
 	})
 	switch {
 	case err != nil:
@@ -140,7 +198,7 @@ UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id 
 	case stored > sequence:
 		return agent.ReportWritten{Repeated: true}, nil // nobody waits for its outcome
 	case known:
-		_, err = tx.ExecContext(ctx, `UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id = $2`, sequence, id)
+		_, err = tx.ExecContext(ctx, `UPDATE report_writers SET sequence = $1, refused = 0, gone = 0, found = 0 WHERE replica_id = $2`, sequence, id)
 		return agent.ReportWritten{Lost: sequence - 1 - stored}, err
 	}
 	// A removed writer writes nothing more, nor does an attempt that is late.
@@ -149,11 +207,11 @@ UPDATE report_writers SET sequence = $1, refused = 0, gone = 0 WHERE replica_id 
 
 // keepOutcome keeps which reports a write did not add, for the answer to its repetition.
 func (s *Store) keepOutcome(ctx context.Context, tx *sql.Tx, writer agent.ID, written *agent.ReportWritten) error {
-	if written.Refused == 0 && written.Gone == 0 {
+	if written.Refused|written.Gone|written.Found == 0 {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `UPDATE report_writers SET refused = $1, gone = $2 WHERE replica_id = $3`,
-		written.Refused, written.Gone, s.dialect.id(writer))
+	_, err := tx.ExecContext(ctx, `UPDATE report_writers SET refused = $1, gone = $2, found = $3 WHERE replica_id = $4`,
+		written.Refused, written.Gone, written.Found, s.dialect.id(writer))
 	return err
 }
 
@@ -184,12 +242,11 @@ func (s *Store) sumArgs(sum *agent.ReportSum, to agent.ReportTarget) ([]any, err
 	}
 	return []any{
 		s.dialect.id(sum.Agent), to.Subscription, s.dialect.id(sum.Workspace), sum.Order.Epoch, sum.Order.Sequence,
-		sum.Reports, sum.RxPackets, sum.RxBytes, sum.TxPackets, sum.TxBytes, received.Int64, used.Int64, data, to.Full,
+		sum.Reports, sum.RxPackets, sum.RxBytes, sum.TxPackets, sum.TxBytes, received.Int64, used.Int64, data, s.dialect.id(agent.ID(sum.Instance)), to.Full,
 	}, nil
 }
 
-// countReports returns the number of reports in sums, but for those of some agents,
-// which are in the order of the sums.
+// countReports returns the number of reports in sums, but for those of some agents.
 func countReports(sums []agent.ReportSum, but []agent.ID) (n int64) {
 	written := make(map[agent.ID]struct{}, len(but))
 	for _, id := range but {
@@ -209,7 +266,7 @@ func (s *Store) CountReportSums(ctx context.Context) (map[int64]agent.ReportCoun
 	err := s.read(ctx, "count sums of reports", func(q querier) error {
 		counts = make(map[int64]agent.ReportCount)
 		return query(ctx, q, `
-SELECT subscription_id, count(*), CAST(sum(length(data)) AS bigint) FROM report_sums GROUP BY subscription_id`, nil, func(rows *sql.Rows) error {
+SELECT subscription_id, count(*), CAST(sum(length(data)) AS bigint) FROM report_sums WHERE pending GROUP BY subscription_id`, nil, func(rows *sql.Rows) error {
 			var id int64
 			var n agent.ReportCount
 			err := rows.Scan(&id, &n.Agents, &n.Bytes)
@@ -227,7 +284,7 @@ SELECT subscription_id, count(*), CAST(sum(length(data)) AS bigint) FROM report_
 func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool, err error) {
 	err = s.read(ctx, "look for sums of reports", func(q querier) error {
 		has = false
-		return query(ctx, q, `SELECT 1 FROM report_sums WHERE subscription_id = $1 LIMIT 1`, []any{subscription}, func(*sql.Rows) error {
+		return query(ctx, q, `SELECT 1 FROM report_sums WHERE subscription_id = $1 AND pending LIMIT 1`, []any{subscription}, func(*sql.Rows) error {
 			has = true
 			return nil
 		})
@@ -235,15 +292,15 @@ func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool
 	return has, err
 }
 
-// takeSums removes up to d.Limit sums of a subscription, with up to d.Bytes, and
-// returns them in the order of their agents. More is true if there are more.
+// takeSums returns up to d.Limit sums of a subscription, with up to d.Bytes, in the
+// order of their agents. They are not pending any more. More is true if there are more.
 func (s *Store) takeSums(ctx context.Context, tx *sql.Tx, d *agent.Delivery) (sums []agent.ReportSum, more bool, err error) {
 	subscription, size := d.Subscription, 0
 	// A writer that holds one of the rows is waited for; what it added is read.
 	err = query(ctx, tx, `
 SELECT agent_id, workspace_id, epoch, sequence, reports, rx_packets, rx_bytes, tx_packets, tx_bytes,
     received_at, last_used_at, data
-FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialect.forUpdate, []any{subscription, d.Limit + 1}, func(rows *sql.Rows) error {
+FROM report_sums WHERE subscription_id = $1 AND pending ORDER BY agent_id LIMIT $2`+s.dialect.forUpdate, []any{subscription, d.Limit + 1}, func(rows *sql.Rows) error {
 		if more = more || len(sums) == d.Limit; more {
 			return nil
 		}
@@ -265,19 +322,30 @@ FROM report_sums WHERE subscription_id = $1 ORDER BY agent_id LIMIT $2`+s.dialec
 		return nil, false, err
 	}
 	// A statement of its own: it sees what the first one waited for.
+	err = s.eachPart(sums, func(condition string, args []any) error {
+		text := fmt.Sprintf(`UPDATE report_sums SET pending = false, data = coalesce(substr(data, 1, 0), data) WHERE subscription_id = %d AND agent_id `, subscription)
+		_, err := tx.ExecContext(ctx, text+condition, args...)
+		return err
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	return sums, more, nil
+}
+
+// eachPart calls f with the condition that a column is the agent of a sum, for some sums
+// after others. What else f needs is in its text: the databases count arguments differently.
+func (s *Store) eachPart(sums []agent.ReportSum, f func(condition string, args []any) error) error {
 	for part := range slices.Chunk(sums, idChunk) {
 		ids := make([]agent.ID, len(part))
 		for i := range part {
 			ids[i] = part[i].Agent
 		}
-		condition, args := s.dialect.among(ids)
-		// The number is in the text: the databases count arguments differently.
-		text := fmt.Sprintf(`DELETE FROM report_sums WHERE subscription_id = %d AND agent_id `, subscription)
-		if _, err := tx.ExecContext(ctx, text+condition, args...); err != nil {
-			return nil, false, err
+		if err := f(s.dialect.among(ids)); err != nil {
+			return err
 		}
 	}
-	return sums, more, nil
+	return nil
 }
 
 func affected(result sql.Result, err error) (int64, error) {

@@ -76,7 +76,7 @@ func BenchmarkReportsWAL(b *testing.B) {
 				w := agent.ReportWrite{Writer: id(byte(50 + replica)), Sequence: sequences[replica], To: []agent.ReportTarget{{Subscription: sub.ID}}}
 				for _, of := range now[len(now)*replica/3 : len(now)*(replica+1)/3] {
 					w.Sums = append(w.Sums, agent.ReportSum{
-						Agent: of, Workspace: of, Order: agent.Order{Epoch: time.Now().UnixNano(), Sequence: int64(second)}, Reports: 1,
+						Agent: of, Workspace: of, Instance: agent.Instance(of), Order: agent.Order{Epoch: time.Now().UnixNano(), Sequence: sequences[replica]}, Reports: 1,
 						RxPackets: 1000, RxBytes: 100_000, TxPackets: 1000, TxBytes: 100_000,
 						ReceivedAt: time.Now(), LastUsedAt: time.Now(), Data: make([]byte, 60),
 					})

@@ -302,7 +302,8 @@ const (
 )
 
 // ExpireSubscriptions removes the subscriptions that no stream has had for a time,
-// with what they gathered, and forgets replicas that are gone. What it did before an
+// with what they gathered, and forgets replicas that are gone. It forgets which reports
+// were added of agents without any for as long. What it did before an
 // error is returned beside that. Sums beyond 100,000 are left to the next call.
 func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
 	err = s.change(ctx, "expire subscriptions", func(tx *sql.Tx) (err error) {
@@ -318,6 +319,13 @@ func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration
 	// In a transaction of its own: writers lock their row before the subscriptions.
 	return expired, s.change(ctx, "forget writers of reports", func(tx *sql.Tx) error {
 		now, err := s.dialect.clock(ctx, tx)
+		if err != nil {
+			return err
+		}
+		// The conditions are there twice, as a writer may have the row meanwhile.
+		_, err = tx.ExecContext(ctx, `
+DELETE FROM report_sums WHERE NOT pending AND received_at < $1 AND (subscription_id, agent_id) IN (
+    SELECT subscription_id, agent_id FROM report_sums WHERE NOT pending AND received_at < $1 LIMIT $2)`, now-int64(retention), orphansPage)
 		if err != nil {
 			return err
 		}
@@ -346,7 +354,7 @@ func (s *Store) expire(ctx context.Context, tx *sql.Tx, retention time.Duration)
 		return nil, err
 	}
 	for i, id := range ids {
-		err := query(ctx, tx, `SELECT count(*) FROM report_sums WHERE subscription_id = $1`, []any{id}, func(rows *sql.Rows) error {
+		err := query(ctx, tx, `SELECT count(*) FROM report_sums WHERE subscription_id = $1 AND pending`, []any{id}, func(rows *sql.Rows) error {
 			return rows.Scan(&expired[i].Agents)
 		})
 		if err != nil {

@@ -192,7 +192,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "100000", Value: atLeast(&c.reportsMaxPending, 1), Group: &groupGRPC,
 		},
 		{
-			Description: "Bytes in memory of these reports; those of more agents are dropped, of the others the counts are kept. An agent takes some 300 bytes.",
+			Description: "Bytes in memory of these reports; those of more agents are dropped, those of the others are merged. An agent takes some 300 bytes, and 96 for each report.",
 			Flag:        "reports-max-pending-bytes", Env: "AGENTSTATSD_REPORTS_MAX_PENDING_BYTES", YAML: "reports_max_pending_bytes",
 			Default: "67108864", Value: atLeast(&c.reportsPendingBytes, 1<<20), Group: &groupGRPC,
 		},

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +43,8 @@ const CoderdToken = "coderd's own token"
 
 // Service is the whole service but its command. It ends with its test.
 type Service struct {
+	requests atomic.Int64 // made by Request
+
 	T            testing.TB
 	Store        *Store
 	Series       *aggregator.Aggregator

@@ -86,6 +86,7 @@ func (s *Service) Connect(session Session) *Stream {
 func (s *Service) Request(n int, req *pb.ConnectRequest) {
 	s.T.Helper()
 	c := s.Connect(Session{Agent: n, Instance: byte(n), Unnumbered: true})
+	c.Sequence = max(c.Sequence, s.requests.Add(1)) // one before may not be acked yet
 	c.SendNext(req)
 	require.NoError(s.T, c.CloseSend())
 	c.RequireEnd(codes.OK, "")

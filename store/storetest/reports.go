@@ -90,7 +90,7 @@ func testReports(t *testing.T, s Store) {
 		ReceivedAt: time.Unix(7, 9).UTC(), LastUsedAt: time.Unix(7, 1).UTC(), Data: []byte("\x00\xff"),
 	}
 	older := agent.ReportSum{
-		Agent: id(1), Workspace: id(102), Order: agent.Order{Epoch: 2, Sequence: 4}, Reports: 1,
+		Agent: id(1), Workspace: id(102), Instance: agent.Instance{1}, Order: agent.Order{Epoch: 2, Sequence: 4}, Reports: 1,
 		RxPackets: 10, RxBytes: 20, TxPackets: 30, TxBytes: 40,
 		ReceivedAt: time.Unix(6, 0).UTC(), LastUsedAt: time.Unix(8, 0).UTC(), Data: []byte("older"),
 	}
@@ -112,6 +112,7 @@ func testReports(t *testing.T, s Store) {
 
 	// A newer session, whatever its sequence.
 	newer := sumOf(1, 5, 3, 1)
+	newer.Instance, full.Order.Sequence = agent.Instance{2}, 6
 	require.Zero(t, addReports(t, s, write(50, 2, []agent.ReportSum{full}, a.ID)))
 	require.Zero(t, addReports(t, s, write(50, 3, []agent.ReportSum{newer}, a.ID)))
 	both = full
@@ -122,7 +123,7 @@ func testReports(t *testing.T, s Store) {
 	// More than one statement has.
 	var many []agent.ReportSum
 	for n := range 2*statementRows + 1 {
-		sum := sumOf(1, int64(n), 1, 1)
+		sum := sumOf(1, int64(n), 1, 100)
 		sum.Agent[1], sum.Agent[2] = byte(n>>8), byte(n)
 		many = append(many, sum)
 	}
@@ -148,7 +149,9 @@ func testReportsWrittenOnce(t *testing.T, s Store) {
 	number, sum := int64(0), int64(0)
 	add := func(want agent.ReportWritten, writer byte, sequence, bytes int64) {
 		t.Helper()
-		require.Equal(t, want, addReports(t, s, write(writer, sequence, []agent.ReportSum{sumOf(1, bytes, 1, sequence)}, a.ID)))
+		report := sumOf(1, bytes, 1, sequence)
+		report.Instance = agent.Instance{writer}
+		require.Equal(t, want, addReports(t, s, write(writer, sequence, []agent.ReportSum{report}, a.ID)))
 		if !want.Repeated {
 			sum += bytes
 		}
@@ -183,6 +186,95 @@ func testReportsWrittenOnce(t *testing.T, s Store) {
 	require.Equal(t, int64(63), sum)
 }
 
+// A report is added to a subscription once, whoever writes it, and however often, also
+// if a batch has it already.
+func testReportsAddedOnce(t *testing.T, s Store) {
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
+	older, newer := agent.Instance{}, agent.Instance{2} // that of zeros is one as any
+	// A report has the bit of its sequence, those of the newer instance further up.
+	reports := func(of agent.Instance, sequences ...int64) (sums []agent.ReportSum) {
+		for _, sequence := range sequences {
+			sum := sumOf(1, 1<<(int64(of[0])*16+sequence), 1+int64(of[0]), sequence)
+			sum.Instance = of
+			sums = append(sums, sum)
+		}
+		return sums
+	}
+	bits := func(sums []agent.ReportSum) (bits int64) {
+		for i := range sums {
+			bits |= sums[i].RxBytes
+		}
+		return bits
+	}
+	number := int64(0)
+	delivered := func(want ...agent.ReportSum) {
+		t.Helper()
+		batch := deliver(t, s, step(a, 1, number, number))
+		if len(want) == 0 {
+			require.Nil(t, batch)
+			return
+		}
+		number++
+		require.Len(t, batch.Sums, 1)
+		require.Equal(t, bits(want), batch.Sums[0].RxBytes)
+		require.Equal(t, int64(len(want)), batch.Sums[0].Reports)
+		require.Equal(t, want[len(want)-1].Data, batch.Sums[0].Data)
+		require.Zero(t, batch.Sums[0].Instance)
+	}
+	w := write(50, 1, append(reports(older, 1, 2, 3), sumOf(2, 1, 1, 1)), a.ID, b.ID)
+	require.Zero(t, addReports(t, s, w))
+	w = write(51, 1, reports(older, 2, 3, 4), b.ID, a.ID)
+	require.Equal(t, agent.ReportWritten{Found: 4}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true, Found: 4}, addReports(t, s, w))
+	batch := deliver(t, s, step(b, 2, 0, 0))
+	require.Len(t, batch.Sums, 2)
+	one := step(a, 1, 0, 0)
+	one.Limit = 1
+	require.Equal(t, batch.Sums[:1], deliver(t, s, one).Sums)
+	require.Equal(t, bits(reports(older, 1, 2, 3, 4)), batch.Sums[0].RxBytes)
+	require.Equal(t, int64(4), batch.Sums[0].Reports)
+	require.Equal(t, []byte{1, 4}, batch.Sums[0].Data)
+	require.Len(t, deliver(t, s, step(a, 1, 1, 1)).Sums, 1)
+	number = 2
+
+	require.Equal(t, agent.ReportWritten{Found: 2}, addReports(t, s, write(51, 2, reports(older, 1, 4), a.ID)))
+	delivered()
+	counts, err := s.CountReportSums(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, counts)
+	has, err := s.HasReportSums(t.Context(), a.ID)
+	require.NoError(t, err)
+	require.False(t, has)
+
+	// Reports of a process that ended come late; those of the next one are not theirs.
+	require.Equal(t, agent.ReportWritten{Found: 1}, addReports(t, s, write(50, 2, append(reports(older, 4, 5), reports(newer, 1)...), a.ID)))
+	delivered(append(reports(older, 5), reports(newer, 1)...)...)
+	require.Equal(t, agent.ReportWritten{Found: 2}, addReports(t, s, write(51, 3, reports(older, 4, 5, 6), a.ID)))
+	delivered(reports(older, 6)...)
+	require.Equal(t, agent.ReportWritten{Found: 2}, addReports(t, s, write(51, 4, append(reports(newer, 1, 2), reports(older, 6)...), a.ID)))
+	delivered(reports(newer, 2)...)
+
+	// Of what has no room only that counts as found which a sum has.
+	addReports(t, s, write(50, 3, reports(newer, 3), a.ID))
+	w = write(51, 5, append(reports(newer, 2, 3, 4), sumOf(2, 1, 1, 2)), a.ID)
+	w.To[0].Full = true
+	require.Equal(t, agent.ReportWritten{Found: 2, Refused: 1}, addReports(t, s, w))
+	delivered(reports(newer, 3, 4)...)
+
+	// Who reports nothing for long is forgotten.
+	_, err = s.ExpireSubscriptions(t.Context(), time.Hour)
+	require.NoError(t, err)
+	require.Zero(t, addReports(t, s, write(50, 4, reports(newer, 4), a.ID)))
+	recent := reports(newer, 5)
+	recent[0].ReceivedAt = time.Now()
+	require.Zero(t, addReports(t, s, write(50, 5, recent, a.ID)))
+	delivered(reports(newer, 4, 5)...)
+	_, err = s.ExpireSubscriptions(t.Context(), time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, agent.ReportWritten{Found: 1}, addReports(t, s, write(50, 6, recent, a.ID)))
+}
+
 func testReportsRefused(t *testing.T, s Store) {
 	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
 	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
@@ -200,6 +292,9 @@ func testReportsRefused(t *testing.T, s Store) {
 	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(50)))
 	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
 	w.Sequence, w.To = 3, w.To[1:2]
+	for i := range w.Sums {
+		w.Sums[i].Order.Sequence += 10
+	}
 	require.Zero(t, addReports(t, s, w))
 	require.Equal(t, agent.ReportWritten{Repeated: true}, addReports(t, s, w))
 	w.Sequence, w.To = 9, []agent.ReportTarget{{Subscription: 999}}
