@@ -47,9 +47,9 @@ func scrapeBytes(t *testing.T, s *service) map[agentLabels]received {
 
 // requireBytesOnce compares the gauges, after a life of the service that was
 // shorter than their window, with what the agents received since the scrape
-// before that life. A report that arrived between that scrape and the kill
-// shifts an agent by a report; that is less than half of them, also on a busy machine,
-// and none counts twice.
+// before that life. A report that arrived between that scrape and the kill, or whose
+// ack did, shifts an agent by a report; that is less than a quarter of them, also on a busy
+// machine, and none counts twice.
 func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
 	t.Helper()
 	exact := 0
@@ -65,5 +65,5 @@ func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
 			require.LessOrEqual(t, math.Abs(got-want), float64(maxReportBytes), "%v: gauge %v, received %v", of, got, want)
 		}
 	}
-	require.GreaterOrEqual(t, exact, len(before)/2, "agents whose bytes count exactly once")
+	require.GreaterOrEqual(t, exact, len(before)*3/4, "agents whose bytes count exactly once")
 }

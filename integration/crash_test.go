@@ -122,7 +122,9 @@ type crashes struct {
 }
 
 func runCrashes(t *testing.T, c crashes) {
-	s := newService(t, "--report-interval", c.reportInterval.String())
+	// An agent sends again what was not acked before a kill, also if it was served: one
+	// report at most if acks come soon.
+	s := newService(t, "--report-interval", c.reportInterval.String(), "--ack-delay", "50ms", "--metadata-flush-interval", "500ms")
 	s.start(t)
 	journalFile := filepath.Join(t.TempDir(), "journal")
 	sim := startSimulation(t, s, "--agents", fmt.Sprint(c.agents), "--metrics-per-agent", "30", "--metadata-keys", "10",

@@ -25,14 +25,9 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-const (
-	// maxBit is the last report of an agent: each has a bit of its own as bytes, of which
-	// 1<<50 are the most that one may have.
-	maxBit = 50
-	// unwrittenFor bounds the age of what a replica had not written when it was killed:
-	// it is a second on a machine with time.
-	unwrittenFor = 10 * time.Second
-)
+// maxBit is the last report of an agent: each has a bit of its own as bytes, of which
+// 1<<50 are the most that one may have.
+const maxBit = 50
 
 // watchedFleet is a fleet of agents over three replicas, and a coderd that watches
 // their reports.
@@ -46,9 +41,7 @@ type watchedFleet struct {
 	mu sync.Mutex
 	// Guarded by mu.
 
-	// generation of each replica counts its processes; killed has those that were killed.
-	generation [3]int
-	killed     map[processID]time.Time
+	kills int
 	// What coderd stores in one transaction: position and received.
 	position client.StatsPosition
 	received map[uuid.UUID]int64
@@ -66,38 +59,19 @@ const (
 	beforeAck
 )
 
-type processID struct{ replica, generation int }
-
 // watchedAgent sends each report once: one whose ack does not come is not sent again.
 type watchedAgent struct {
 	id    uuid.UUID
 	token string
 	// Its goroutine's own, until that has ended.
-	acked    [maxBit + 1]ackedReport
-	sent     int64 // bits
-	doubtful int64 // bits without an ack
-}
-
-type ackedReport struct {
-	by processID
-	at time.Time
-}
-
-func (f *watchedFleet) process(replica int) processID {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return processID{replica, f.generation[replica]}
+	sent, acked int64 // bits
 }
 
 func (f *watchedFleet) kill(replica int) {
-	f.mu.Lock()
-	f.killed[processID{replica, f.generation[replica]}] = time.Now().Add(time.Minute) // until it is known
-	f.mu.Unlock()
 	f.services[replica].kill()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.killed[processID{replica, f.generation[replica]}] = time.Now()
-	f.generation[replica]++
+	f.kills++
 }
 
 // dial returns a connection to a replica until ctx ends.
@@ -144,14 +118,14 @@ func (a *watchedAgent) run(ctx context.Context, f *watchedFleet, random *rand.Ra
 	for ctx.Err() == nil && next <= maxBit {
 		replica := random.IntN(len(conns))
 		streamCtx, cancel := context.WithCancel(ctx)
-		_ = a.follow(streamCtx, f, agentstatsv1.NewAgentServiceClient(conns[replica]), instance, replica, &next)
+		_ = a.follow(streamCtx, f, agentstatsv1.NewAgentServiceClient(conns[replica]), instance, &next)
 		cancel()
 		pause(ctx, 500*time.Millisecond+rand.N(time.Second))
 	}
 }
 
 // follow reports on one stream until that ends.
-func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstatsv1.AgentServiceClient, instance uuid.UUID, replica int, next *int) error {
+func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstatsv1.AgentServiceClient, instance uuid.UUID, next *int) error {
 	stream, err := to.Connect(ctx)
 	if err != nil {
 		return err
@@ -160,18 +134,14 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 	if err != nil {
 		return err
 	}
-	first, err := stream.Recv()
-	if err != nil {
+	if _, err := stream.Recv(); err != nil {
 		return err
 	}
-	process := f.process(replica)
-	sequence := first.GetSettings().GetResume().GetReceivedSequence()
 	for ; *next <= maxBit && ctx.Err() == nil; pause(ctx, f.interval) {
 		bit := *next
 		*next++
-		sequence++
+		sequence := int64(bit) + 1 // it rises for the life of the instance
 		a.sent |= 1 << bit
-		a.doubtful |= 1 << bit
 		err := stream.Send(&agentstatsv1.ConnectRequest{
 			Sequence: sequence,
 			Stats:    &agentstatsv1.Stats{RxBytes: 1 << bit, ConnectionCount: 1},
@@ -190,8 +160,7 @@ func (a *watchedAgent) follow(ctx context.Context, f *watchedFleet, to agentstat
 			}
 			acked = max(acked, resp.GetAck().GetReceivedSequence())
 		}
-		a.acked[bit] = ackedReport{process, time.Now()}
-		a.doubtful &^= 1 << bit
+		a.acked |= 1 << bit
 	}
 	return nil
 }
@@ -309,7 +278,7 @@ func written(t *testing.T, db *sql.DB) map[uuid.UUID]int64 {
 
 // TestWatchedReportsOfAFleet kills all replicas in turn and at once, crashes PostgreSQL
 // and restarts coderd, while a fleet reports: coderd receives what was written, once,
-// and only what a killed replica had not written is missing. With -soak the fleet has
+// and all that was acked. With -soak the fleet has
 // the size of a deployment.
 func TestWatchedReportsOfAFleet(t *testing.T) {
 	agents, rounds, restarts, step, interval := 60, 1, 1, time.Second, time.Second
@@ -321,7 +290,7 @@ func TestWatchedReportsOfAFleet(t *testing.T) {
 	database := server.CreateDatabase(t)
 	f := &watchedFleet{
 		t: t, tokenFile: filepath.Join(t.TempDir(), "token"), interval: interval,
-		killed: make(map[processID]time.Time), received: make(map[uuid.UUID]int64),
+		received: make(map[uuid.UUID]int64),
 	}
 	require.NoError(t, os.WriteFile(f.tokenFile, []byte(uuid.NewString()), 0o600))
 	for range 3 {
@@ -423,29 +392,14 @@ func (f *watchedFleet) requireAccounts(written map[uuid.UUID]int64, restarts int
 	require.NoError(t, errors.Join(f.problems...))
 	require.Equal(t, written, f.received, "each report that was written is received, once")
 	require.GreaterOrEqual(t, f.restarts, restarts)
-	sent, acked, lost, doubtful := 0, 0, 0, 0
-	oldest := time.Duration(0)
+	sent, acked := 0, 0
 	for _, a := range f.agents {
 		sent += bits.OnesCount64(uint64(a.sent))
-		doubtful += bits.OnesCount64(uint64(a.doubtful))
+		acked += bits.OnesCount64(uint64(a.acked))
 		require.Zero(t, f.received[a.id]&^a.sent, "%s: what was never sent", a.id)
-		for bit, report := range a.acked {
-			if report.at.IsZero() {
-				continue
-			}
-			acked++
-			if f.received[a.id]&(1<<bit) != 0 {
-				continue
-			}
-			lost++
-			at, killed := f.killed[report.by]
-			require.True(t, killed, "%s: report %d of %v is missing, which was not killed", a.id, bit, report.by)
-			age := at.Sub(report.at)
-			require.Less(t, age, unwrittenFor, "%s: report %d is missing", a.id, bit)
-			oldest = max(oldest, age)
-		}
+		require.Zero(t, a.acked&^f.received[a.id], "%s: acked, and not received", a.id)
 	}
-	t.Logf("%d agents, %d reports sent, %d acked, %d without an ack; %d lost with %d killed processes, the oldest %v before; coderd restarted %d times",
-		len(f.agents), sent, acked, doubtful, lost, len(f.killed), oldest, f.restarts)
-	require.Greater(t, acked, lost*3)
+	t.Logf("%d agents, %d reports sent, %d acked; %d replicas killed, coderd restarted %d times",
+		len(f.agents), sent, acked, f.kills, f.restarts)
+	require.Positive(t, acked)
 }

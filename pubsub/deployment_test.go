@@ -68,7 +68,7 @@ func TestDeploymentsApart(t *testing.T) {
 			messagesA, messagesB, messagesAgain := subscribe(t, a, "changes"), subscribe(t, b, "changes"), subscribe(t, again, "changes")
 			publish(t, a, "changes", "of a")
 			publish(t, b, "changes", "of b")
-			channelOfA := *deploymentText(ids[0]) + "_news"
+			channelOfA := *deploymentText(ids[0]) + "_changes"
 			publish(t, raw, channelOfA, *deploymentText(ids[1])+"forged")
 			publish(t, raw, channelOfA, "short")
 			publish(t, raw, channelOfA, *deploymentText(ids[0]))

@@ -284,6 +284,9 @@ func TestPostgresThroughPgBouncer(t *testing.T) {
 	p, log := newPostgres(t, s.PgBouncer(t, database), Options{PingInterval: 50 * time.Millisecond})
 	stop := runEngine(t, p)
 	waitError(p, "messages do not arrive: one to itself was not delivered within 50ms")
+	for !strings.Contains(log.String(), "what is sent by the pubsub does not arrive") {
+		time.Sleep(time.Millisecond) // it is logged next
+	}
 	require.Equal(t, 1, strings.Count(log.String(), "what is sent by the pubsub does not arrive"))
 	require.Contains(t, log.String(), "a pooler in transaction mode takes a LISTEN and delivers nothing")
 	publish(t, p, "a", "published all the same")
