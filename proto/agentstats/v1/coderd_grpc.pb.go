@@ -91,11 +91,12 @@ type CoderdServiceClient interface {
 	// what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
-	// stand by then. A subscription that no stream has had for a day is removed. Not
-	// sent is what a replica that was killed had gathered and not written: the last
-	// second, or since the database became unreachable; what is beyond the service's
-	// limits; and what the database lost. After an older database was restored, reports
-	// may be sent again: the incarnation is another one then.
+	// stand by then. A subscription that no stream has had for a day is removed. What a
+	// replica that was killed had gathered and not written is not acked, so agents send
+	// it to another one. Not sent is what an agent had whose process ended before that;
+	// what is beyond the service's limits; and what the database lost. After an older
+	// database was restored, reports may be sent again: the incarnation is another one
+	// then.
 	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
 }
 
@@ -285,11 +286,12 @@ type CoderdServiceServer interface {
 	// what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
-	// stand by then. A subscription that no stream has had for a day is removed. Not
-	// sent is what a replica that was killed had gathered and not written: the last
-	// second, or since the database became unreachable; what is beyond the service's
-	// limits; and what the database lost. After an older database was restored, reports
-	// may be sent again: the incarnation is another one then.
+	// stand by then. A subscription that no stream has had for a day is removed. What a
+	// replica that was killed had gathered and not written is not acked, so agents send
+	// it to another one. Not sent is what an agent had whose process ended before that;
+	// what is beyond the service's limits; and what the database lost. After an older
+	// database was restored, reports may be sent again: the incarnation is another one
+	// then.
 	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
