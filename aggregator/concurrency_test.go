@@ -146,60 +146,6 @@ func TestWriteErrorsAreReturned(t *testing.T) {
 	}
 }
 
-// Neither a scrape nor a report like the one before allocates for each series.
-func TestAllocations(t *testing.T) {
-	for _, n := range []int{10 * perAgent, 20_000} {
-		a := fleetOf(t, n, Options{})
-		reports := make([]*report, n/perAgent)
-		for i := range reports {
-			reports[i] = benchReport(i, 0)
-		}
-		now := time.Now()
-		report := func() {
-			for i, r := range reports {
-				for j := range r.samples {
-					r.samples[j].Value++
-				}
-				a.Report(benchID(i), 1, now, r)
-			}
-		}
-		report()
-		once := func() {
-			_ = a.WriteText(io.Discard)
-			_ = a.WriteProtobuf(io.Discard)
-		}
-		// Pools may be emptied meanwhile: some chunks are made anew, and with the
-		// race detector some ingesters.
-		require.LessOrEqual(t, testing.AllocsPerRun(10, func() { report(); once() }), 60.0+float64(len(reports)), "%d series", n)
-		if !raceEnabled {
-			require.LessOrEqual(t, testing.AllocsPerRun(10, report), 2.0, "%d series", n)
-		}
-	}
-}
-
-// What a scrape allocates does not depend on the number of series, in any format
-// and encoding.
-func TestScrapeAllocations(t *testing.T) {
-	for _, n := range []int{10 * perAgent, 20_000} {
-		a := fleetOf(t, n, Options{})
-		h := newScrape(t, a)
-		round := 0
-		for _, accept := range []string{textType, protoType} {
-			for _, encoding := range []string{"identity", "gzip"} {
-				once := func() { serve(t, h, accept, encoding) }
-				once()
-				round++
-				for i := range n / perAgent {
-					a.Report(benchID(i), 1, time.Now(), benchReport(i, round))
-				}
-				// 200 to 250 are the registry's and the request's, the rest is what
-				// pools may have to make anew.
-				require.LessOrEqual(t, testing.AllocsPerRun(5, once), 350.0, "%d series, %s, %s", n, accept, encoding)
-			}
-		}
-	}
-}
-
 func TestOwnFamilies(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	a, err := New(Options{}, reg)

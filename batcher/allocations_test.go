@@ -44,3 +44,29 @@ func TestAddAllocations(t *testing.T) {
 	add(0)
 	require.Less(t, testing.AllocsPerRun(100, func() { add(0) }), 5.0, "the error text")
 }
+
+// However much is pending, a flush of 500 rows costs a few allocations: of the
+// contexts of its two calls.
+func TestFlushAllocations(t *testing.T) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		store := &switchStore{}
+		b := newBatcher(t, store, Options{})
+		b.publisher = nullPublisher{}
+		for _, r := range benchReports(n / 10) {
+			b.Add(now, r)
+		}
+		store.err = errDown
+		require.LessOrEqual(t, testing.AllocsPerRun(20, func() {
+			_, err := b.flushReady(t.Context(), flushScheduled, 500)
+			require.ErrorIs(t, err, errDown)
+		}), 10.0, "%d pending, which come back", n)
+		// Twice, as the first one, which makes the buffers, is not counted.
+		store.err = nil
+		require.LessOrEqual(t, testing.AllocsPerRun(1, func() {
+			_, err := b.flushReady(t.Context(), flushScheduled, 500)
+			require.NoError(t, err)
+		}), 20.0, "%d pending", n)
+		_, pending := b.counts()
+		require.Equal(t, n-1000, pending)
+	}
+}

@@ -263,28 +263,6 @@ func TestSegmentThatPanics(t *testing.T) {
 	}
 }
 
-// What a scrape allocates does not depend on how many segments it has.
-func TestPipelineAllocations(t *testing.T) {
-	text := benchText(100)
-	for _, zip := range []bool{false, true} {
-		var s metrics.Segment = segmentFunc(func() []byte { return text })
-		for _, n := range []int{10, 200} {
-			scrape := func() {
-				p := newPipeline(io.Discard, zip)
-				for range n {
-					_, _ = p.Write(text[:1000])
-					_ = p.WriteSegment(s)
-				}
-				_ = p.finish()
-				p.release()
-			}
-			scrape()
-			// What pools may have to make anew.
-			require.LessOrEqual(t, testing.AllocsPerRun(3, scrape), 100.0, "%d segments", n)
-		}
-	}
-}
-
 // Buffers that became large are not kept for the next scrape.
 func TestPipelineLetsLargeBuffersGo(t *testing.T) {
 	huge := bytes.Repeat(benchText(100), 100)

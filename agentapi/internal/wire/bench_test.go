@@ -74,27 +74,6 @@ func (in *ingester) takeDecoded(t testing.TB, now time.Time, data []byte) {
 	report.Release()
 }
 
-func TestReportAllocations(t *testing.T) {
-	perReport := func(samples int) float64 {
-		in := newIngester(t)
-		var rounds [2][]byte
-		for i := range rounds {
-			rounds[i] = encoded(t, statsRequest(int64(i+1), wireStats(samples, i)))
-		}
-		i := 0
-		now := time.Now()
-		for range 4 { // until the encodings are known and the buffers have grown
-			in.take(t, now, rounds[0])
-		}
-		return testing.AllocsPerRun(100, func() {
-			in.take(t, now, rounds[i%2])
-			i++
-		})
-	}
-	// With the race detector a pool forgets now and then.
-	require.InDelta(t, perReport(1), perReport(300), 5, "none for a sample")
-}
-
 // What was taken in holds nothing of the bytes that it was read from.
 func TestReportKeepsNothingOfTheWire(t *testing.T) {
 	in := newIngester(t)

@@ -296,33 +296,6 @@ func TestConcurrentScrapes(t *testing.T) {
 	require.Empty(t, generations.sharing)
 }
 
-// What a scrape allocates does not depend on the number of series.
-func TestScrapeAllocations(t *testing.T) {
-	for _, n := range []int{100, 20_000} {
-		var generations Generations
-		f, blocks, slots := lines(&generations, n)
-		d := metrics.NewDeflater()
-		for name, format := range both {
-			begin := format.begin
-			for _, zip := range []bool{false, true} {
-				w := &inOrder{zip: zip, d: d}
-				v := 1000.0
-				scrape := func() {
-					v++
-					for i := range blocks {
-						blocks[i].Set(slots[i], v)
-					}
-					s := begin(w, &generations)
-					_ = s.Close(s.Family(f, Header{Type: metrics.Gauge}))
-				}
-				scrape()
-				// What pools may have to make anew.
-				require.LessOrEqual(t, testing.AllocsPerRun(5, scrape), 20.0, "%d series, %s, gzip: %v", n, name, zip)
-			}
-		}
-	}
-}
-
 // inOrder makes segments at once and throws them away.
 type inOrder struct {
 	zip bool
