@@ -137,7 +137,7 @@ type ReportWrite struct {
 	Sequence int64
 	// Sums are reports, those of an agent in their order. They are added to all
 	// subscriptions of To, but for those whose sequence is not above all that were added
-	// of their instance. An instance must be one of the two newest of its agent.
+	// of their instance. It is known for a day, of the 65 newest of an agent.
 	Sums []ReportSum
 	To   []ReportTarget
 }

@@ -299,9 +299,6 @@ func (w *world) ack() {
 // restart ends an agent's process, with what it keeps. The next one begins anew.
 func (w *world) restart() {
 	a := &w.agents[w.random.IntN(len(w.agents))]
-	if a.instance[0] > 0 {
-		return // the database knows of the two newest
-	}
 	w.logf("agent %d starts again", a.id[15])
 	a.mayBeLost |= a.bitsInFlight()
 	a.instance[0]++
@@ -459,7 +456,7 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 	w.setFaulty(true)
 	for range 150 {
 		w.ack()
-		switch n := w.random.IntN(41); {
+		switch n := w.random.IntN(42); {
 		case n < 25:
 			w.report()
 		case n == 25, n == 26:
@@ -479,7 +476,7 @@ func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 		case n == 29 && restore != nil:
 			w.restore(restore, had)
 			restore = nil
-		case n == 40:
+		case n >= 39:
 			w.restart()
 		case n < 33:
 			w.setFaulty(w.random.IntN(2) == 0)

@@ -41,6 +41,8 @@ type dialect struct {
 	// What follows a SELECT to lock its rows until the transaction ends: against
 	// other writers, against their removal, and to remove them.
 	forUpdate, forKeyShare, forDelete string
+	// forUpdateUnlocked is forUpdate but for rows that another transaction has locked.
+	forUpdateUnlocked string
 	// lockSubscriptions is run before a subscription is made, so that no other is
 	// made until the transaction ends; empty: none can be.
 	lockSubscriptions string
@@ -109,8 +111,11 @@ type queries struct {
 	insertBuild string
 
 	// upsertSum adds the rows to sums of reports. The last column has only those
-	// added that have a sum.
-	upsertSum string
+	// added that have a sum. upsertNewerSum adds only what is newer of the instance
+	// that the sum has, and returns the agents.
+	upsertSum, upsertNewerSum string
+	// Of the instances of agents that ended.
+	upsertInstance, deleteInstance string
 
 	// freeLease takes a replica and the zero id.
 	deleteReplica, freeLease string
@@ -235,7 +240,18 @@ WHERE (excluded.epoch, excluded.replica_id) > (sessions.epoch, sessions.replica_
     OR (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)
     AND (sessions.open AND NOT excluded.open OR excluded.reported AND NOT sessions.reported)`,
 
-		upsertSum: upsertSum(rows),
+		upsertSum:      upsertSum(rows),
+		upsertNewerSum: upsertSum(rows) + newerOfInstance,
+		upsertInstance: `
+INSERT INTO report_instances (subscription_id, agent_id, instance_id, written, written_at)
+SELECT * FROM ` + rows("subscription_id bigint", "agent_id uuid", "instance_id uuid", "written bigint", "written_at bigint") + ` AS n
+WHERE true ON CONFLICT (subscription_id, agent_id, instance_id) DO UPDATE SET
+    written = excluded.written, written_at = excluded.written_at`,
+		deleteInstance: `
+DELETE FROM report_instances WHERE EXISTS (
+    SELECT 1 FROM ` + rows("subscription_id bigint", "agent_id uuid", "instance_id uuid") + ` AS n
+    WHERE n.subscription_id = report_instances.subscription_id AND n.agent_id = report_instances.agent_id
+    AND n.instance_id = report_instances.instance_id)`,
 
 		insertPush: `
 INSERT INTO pushes (instance_id, replica, updated_at, data, version)

@@ -45,6 +45,7 @@ var postgresDialect = dialect{
 	},
 	// Not FOR UPDATE: a writer's FOR KEY SHARE of the same row goes on beside it.
 	forUpdate: ` FOR NO KEY UPDATE`, forKeyShare: ` FOR KEY SHARE`, forDelete: ` FOR UPDATE`,
+	forUpdateUnlocked: ` FOR NO KEY UPDATE SKIP LOCKED`,
 	// Who adds to them goes on.
 	lockSubscriptions: `LOCK TABLE report_subscriptions IN SHARE ROW EXCLUSIVE MODE`,
 	snapshot:          &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
@@ -109,7 +110,7 @@ UNION ALL
 SELECT '00000000-0000-0000-0000-000000000000' FROM n
 WHERE NOT is_new AND epoch = stored AND (n.incarnation = 0
     OR EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id AND registered = n.incarnation))`
-	q.upsertSum += ` RETURNING agent_id`
+	q.upsertNewerSum += ` RETURNING agent_id`
 	q.yes = `true`
 	q.relations = `
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

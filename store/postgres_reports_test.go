@@ -65,7 +65,7 @@ func TestPostgresReportsInDoubt(t *testing.T) {
 	require.Equal(t, int64(1), batch.Sums[0].RxBytes)
 }
 
-// Replicas that write the same reports while they are delivered and a subscription
+// Replicas that write the same reports, of several processes, while they are delivered and a subscription
 // expires do not wait for one another in a circle, and add each report once.
 func TestPostgresReportsMeet(t *testing.T) {
 	stores := openEach(t, 4, Options{URL: migratedDatabase(t)})
@@ -88,7 +88,7 @@ func TestPostgresReportsMeet(t *testing.T) {
 					of := (i*[]byte{3, 7, 9}[n] + byte(sequence)) % agents
 					for report := 2 * sequence; report < 2*sequence+2; report++ {
 						w.Sums = append(w.Sums, agent.ReportSum{
-							Agent: id(of), Instance: agent.Instance{of}, Order: agent.Order{Epoch: int64(n), Sequence: report + 1},
+							Agent: id(of), Instance: agent.Instance{of, byte(sequence / 7)}, Order: agent.Order{Epoch: int64(n), Sequence: report + 1},
 							Reports: 1, RxBytes: 1 << report, ReceivedAt: time.Now(),
 						})
 					}

@@ -13,8 +13,9 @@ import (
 
 // What agents report, added up per subscription. Rows are locked in one order by
 // every transaction: the writer's, the subscriptions', then sums by subscription
-// and agent. A sum's row has the sequences of the reports that were added, too, and
-// stays after it is delivered: so no row of an agent is locked beside it.
+// and agent. A sum's row has the sequence of the newest report that was added, too, and
+// stays after it is delivered: so of an agent whose process goes on no other row is
+// locked. Those of its processes before are changed under the lock of the sum.
 
 // addedCounts are the columns of a sum that add up.
 var addedCounts = []string{"reports", "rx_packets", "rx_bytes", "tx_packets", "tx_bytes"}
@@ -22,17 +23,17 @@ var addedCounts = []string{"reports", "rx_packets", "rx_bytes", "tx_packets", "t
 // newestColumns are those that the newest report has.
 var newestColumns = []string{"workspace_id", "epoch", "sequence", "received_at", "data"}
 
-// upsertSum adds the rows to the sums, each agent once. It leaves out a report whose
-// sequence is not above those that were added of its instance.
+// upsertSum adds the rows to the sums, each agent once. Written is the highest sequence
+// that is added of the instance then.
 func upsertSum(rows rowsAs) string {
 	text := `
 INSERT INTO report_sums (agent_id, subscription_id, workspace_id, epoch, sequence,
     reports, rx_packets, rx_bytes, tx_packets, tx_bytes, received_at, last_used_at, data, instance_id, written)
 SELECT n.agent_id, n.subscription_id, n.workspace_id, n.epoch, n.sequence,
-    n.reports, n.rx_packets, n.rx_bytes, n.tx_packets, n.tx_bytes, n.received_at, n.last_used_at, n.data, n.instance_id, n.sequence
+    n.reports, n.rx_packets, n.rx_bytes, n.tx_packets, n.tx_bytes, n.received_at, n.last_used_at, n.data, n.instance_id, n.written
 FROM ` + rows("agent_id uuid", "subscription_id bigint", "workspace_id uuid", "epoch bigint", "sequence bigint",
 		"reports bigint", "rx_packets bigint", "rx_bytes bigint", "tx_packets bigint", "tx_bytes bigint",
-		"received_at bigint", "last_used_at bigint", "data bytea", "instance_id uuid", "known_only boolean") + ` AS n
+		"received_at bigint", "last_used_at bigint", "data bytea", "instance_id uuid", "written bigint", "known_only boolean") + ` AS n
 WHERE NOT n.known_only OR EXISTS (
     SELECT 1 FROM report_sums AS m WHERE m.subscription_id = n.subscription_id AND m.agent_id = n.agent_id AND m.pending)
 ORDER BY n.subscription_id, n.agent_id
@@ -51,18 +52,13 @@ ON CONFLICT (subscription_id, agent_id) DO UPDATE SET`
 	return text + `
     last_used_at = CASE WHEN NOT report_sums.pending OR excluded.last_used_at > report_sums.last_used_at
         THEN excluded.last_used_at ELSE report_sums.last_used_at END,
-    pending = excluded.pending,
-    instance_id = CASE WHEN excluded.instance_id = report_sums.older_instance_id
-        THEN report_sums.instance_id ELSE excluded.instance_id END,
-    written = CASE WHEN excluded.instance_id = report_sums.older_instance_id AND excluded.instance_id <> report_sums.instance_id
-        THEN report_sums.written ELSE excluded.written END,
-    older_instance_id = CASE WHEN excluded.instance_id IN (report_sums.instance_id, report_sums.older_instance_id)
-        THEN report_sums.older_instance_id ELSE report_sums.instance_id END,
-    older_written = CASE excluded.instance_id WHEN report_sums.instance_id THEN report_sums.older_written
-        WHEN report_sums.older_instance_id THEN excluded.written ELSE report_sums.written END
-WHERE excluded.written > CASE excluded.instance_id WHEN report_sums.instance_id THEN report_sums.written
-    WHEN report_sums.older_instance_id THEN report_sums.older_written ELSE 0 END`
+    pending = excluded.pending, instance_id = excluded.instance_id, written = excluded.written`
 }
+
+// newerOfInstance leaves out of upsertSum what the sum has, and whatever is not of the
+// instance whose reports were added last.
+const newerOfInstance = `
+WHERE excluded.instance_id = report_sums.instance_id AND excluded.written > report_sums.written`
 
 // RecordReportWriterHeartbeat notes that a replica that adds to subscriptions is alive.
 func (s *Store) RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error {
@@ -108,7 +104,7 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 		}
 		for _, target := range to {
 			if _, ok := known[target.Subscription]; !ok {
-				written.Gone = agent.SaturatingAdd(written.Gone, countReports(w.Sums, nil))
+				written.Gone = agent.SaturatingAdd(written.Gone, countReports(w.Sums))
 				continue
 			}
 			for _, sums := range rounds {
@@ -145,34 +141,31 @@ func roundsOf(sums []agent.ReportSum) (rounds [][]agent.ReportSum) {
 
 // addSums adds to a subscription, and to the outcome what it leaves out.
 func (s *Store) addSums(ctx context.Context, tx *sql.Tx, to agent.ReportTarget, sums []agent.ReportSum, written *agent.ReportWritten) error {
-	rows, err := toRows(sums, func(sum *agent.ReportSum) ([]any, error) { return s.sumArgs(sum, to) })
+	rows, err := toRows(sums, func(sum *agent.ReportSum) ([]any, error) {
+		return s.sumArgs(sum, to, writtenInstance{sum.Instance, sum.Order.Sequence})
+	})
 	if err != nil {
 		return err
 	}
-	ids, err := s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertSum, rows)
+	ids, err := s.dialect.execIDs(ctx, tx, s.dialect.queries.upsertNewerSum, rows)
 	if err != nil || len(ids) == len(sums) {
 		return err
 	}
-	out := countReports(sums, ids)
-	if to.Full {
-		err := s.eachPart(sums, func(condition string, args []any) error {
-			text := fmt.Sprintf(`SELECT agent_id FROM report_sums WHERE subscription_id = %d AND pending AND agent_id `, to.Subscription)
-			return query(ctx, tx, text+condition, args, func(rows *sql.Rows) error {
-				var id agent.ID
-				err := rows.Scan(&id)
-				ids = append(ids, id) // it has a sum: it is not refused
-				return err
-			})
-		})
-		if err != nil {
-			return err
-		}
-		refused := countReports(sums, ids)
-		written.Refused = agent.SaturatingAdd(written.Refused, refused)
-		out -= refused
+	return s.addOtherSums(ctx, tx, to, leftOut(sums, ids), written)
+}
+
+// leftOut returns the sums but for those of some agents.
+func leftOut(sums []agent.ReportSum, but []agent.ID) (left []agent.ReportSum) {
+	added := make(map[agent.ID]struct{}, len(but))
+	for _, id := range but {
+		added[id] = struct{}{}
 	}
-	written.Found = agent.SaturatingAdd(written.Found, out)
-	return nil
+	for i := range sums {
+		if _, ok := added[sums[i].Agent]; !ok {
+			left = append(left, sums[i])
+		}
+	}
+	return left
 }
 
 // nextWrite counts up the writes of a replica. What it finds is of a committed
@@ -227,7 +220,9 @@ func (s *Store) lockSubscriptions(ctx context.Context, tx *sql.Tx) (map[int64]st
 	return known, err
 }
 
-func (s *Store) sumArgs(sum *agent.ReportSum, to agent.ReportTarget) ([]any, error) {
+// sumArgs returns the arguments of upsertSum. newest is what the sum's row says then of
+// the instances.
+func (s *Store) sumArgs(sum *agent.ReportSum, to agent.ReportTarget, newest writtenInstance) ([]any, error) {
 	received, err := nanos(sum.ReceivedAt)
 	if err != nil {
 		return nil, err
@@ -242,20 +237,15 @@ func (s *Store) sumArgs(sum *agent.ReportSum, to agent.ReportTarget) ([]any, err
 	}
 	return []any{
 		s.dialect.id(sum.Agent), to.Subscription, s.dialect.id(sum.Workspace), sum.Order.Epoch, sum.Order.Sequence,
-		sum.Reports, sum.RxPackets, sum.RxBytes, sum.TxPackets, sum.TxBytes, received.Int64, used.Int64, data, s.dialect.id(agent.ID(sum.Instance)), to.Full,
+		sum.Reports, sum.RxPackets, sum.RxBytes, sum.TxPackets, sum.TxBytes, received.Int64, used.Int64, data,
+		s.dialect.id(agent.ID(newest.instance)), newest.written, to.Full,
 	}, nil
 }
 
-// countReports returns the number of reports in sums, but for those of some agents.
-func countReports(sums []agent.ReportSum, but []agent.ID) (n int64) {
-	written := make(map[agent.ID]struct{}, len(but))
-	for _, id := range but {
-		written[id] = struct{}{}
-	}
+// countReports returns the number of reports in sums.
+func countReports(sums []agent.ReportSum) (n int64) {
 	for i := range sums {
-		if _, ok := written[sums[i].Agent]; !ok {
-			n = agent.SaturatingAdd(n, sums[i].Reports)
-		}
+		n = agent.SaturatingAdd(n, sums[i].Reports)
 	}
 	return n
 }

@@ -303,8 +303,8 @@ const (
 
 // ExpireSubscriptions removes the subscriptions that no stream has had for a time,
 // with what they gathered, and forgets replicas that are gone. It forgets which reports
-// were added of agents without any for as long. What it did before an
-// error is returned beside that. Sums beyond 100,000 are left to the next call.
+// were added of agents and instances without any for as long, and for a day. What it did
+// before an error is returned beside that. Sums beyond 100,000 are left to the next call.
 func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
 	err = s.change(ctx, "expire subscriptions", func(tx *sql.Tx) (err error) {
 		expired, err = s.expire(ctx, tx, retention)
@@ -322,11 +322,7 @@ func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration
 		if err != nil {
 			return err
 		}
-		// The conditions are there twice, as a writer may have the row meanwhile.
-		_, err = tx.ExecContext(ctx, `
-DELETE FROM report_sums WHERE NOT pending AND received_at < $1 AND (subscription_id, agent_id) IN (
-    SELECT subscription_id, agent_id FROM report_sums WHERE NOT pending AND received_at < $1 LIMIT $2)`, now-int64(retention), orphansPage)
-		if err != nil {
+		if err := s.forgetInstances(ctx, tx, now-int64(max(retention, writtenKept))); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `DELETE FROM report_writers WHERE seen_at < $1`, now-int64(writersKept))

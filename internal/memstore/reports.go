@@ -49,29 +49,48 @@ type sumKey struct {
 type sumRow struct {
 	agent.ReportSum
 	pending bool // no batch has the sum
-	// written are the highest sequences of the newest instance and of the one before.
-	written [2]writtenRow
+	// newest is of the instance whose reports were added last; before are those of others,
+	// the oldest first. They are not changed, but replaced.
+	newest writtenRow
+	before []writtenRow
 }
 
 type writtenRow struct {
 	instance agent.Instance
 	sequence int64
+	at       time.Time
 }
+
+// For how long, and of how many instances beside the newest, it is known what was added:
+// those of store.Store.
+const (
+	writtenKept   = 24 * time.Hour
+	instancesKept = 64
+)
 
 // add adds a report, unless it was added.
 func (row *sumRow) add(sum agent.ReportSum) (added bool) {
-	w := &row.written[0]
-	switch sum.Instance {
-	case row.written[0].instance:
-	case row.written[1].instance:
-		w = &row.written[1]
-	default:
-		row.written = [2]writtenRow{{instance: sum.Instance}, row.written[0]}
-	}
-	if sum.Order.Sequence <= w.sequence {
+	w := writtenRow{sum.Instance, sum.Order.Sequence, time.Now()}
+	at := slices.IndexFunc(row.before, func(b writtenRow) bool { return b.instance == w.instance })
+	switch {
+	case w.instance == row.newest.instance:
+		if w.sequence <= row.newest.sequence {
+			return false
+		}
+		row.newest = w
+	case at >= 0:
+		if w.sequence <= row.before[at].sequence {
+			return false
+		}
+		row.before = append(slices.Delete(slices.Clone(row.before), at, at+1), w)
+	case w.sequence <= 0:
 		return false
+	default:
+		row.newest.at = w.at
+		row.before = append(slices.Clone(row.before), row.newest)
+		row.before = row.before[max(0, len(row.before)-instancesKept):]
+		row.newest = w
 	}
-	w.sequence = sum.Order.Sequence
 	sum.Instance, sum.Tracker = agent.Instance{}, nil
 	if row.pending {
 		row.Add(&sum)
@@ -199,7 +218,7 @@ func (t *reportTables) add(target agent.ReportTarget, sums []agent.ReportSum, re
 		case target.Full && !row.pending:
 			result.Refused = agent.SaturatingAdd(result.Refused, sum.Reports)
 		case !has:
-			row.written[0] = writtenRow{sum.Instance, sum.Order.Sequence - 1}
+			row.newest = writtenRow{instance: sum.Instance, sequence: sum.Order.Sequence - 1}
 			fallthrough
 		default:
 			if !row.add(sum) && has {

@@ -207,12 +207,24 @@ func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration
 					gone = append(gone, t.reports.remove(row))
 				}
 			}
-			maps.DeleteFunc(t.reports.sums, func(_ sumKey, sum sumRow) bool { return !sum.pending && sum.ReceivedAt.Before(now.Add(-retention)) })
+			t.reports.forget(now.Add(-max(retention, writtenKept)))
 			maps.DeleteFunc(t.reports.writers, func(_ agent.ID, w writerRow) bool { return w.seenAt.Before(now.Add(-writersKept)) })
 			return nil
 		}}, func() { expired = gone }
 	})
 	return expired, err
+}
+
+// forget forgets what was added of whoever has reported nothing since a time.
+func (t *reportTables) forget(before time.Time) {
+	for key, sum := range t.sums {
+		if !sum.pending && sum.ReceivedAt.Before(before) {
+			delete(t.sums, key)
+			continue
+		}
+		sum.before = slices.DeleteFunc(slices.Clone(sum.before), func(w writtenRow) bool { return w.at.Before(before) })
+		t.sums[key] = sum
+	}
 }
 
 func (t *reportTables) remove(row subscriptionRow) agent.ExpiredSubscription {

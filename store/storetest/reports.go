@@ -262,17 +262,74 @@ func testReportsAddedOnce(t *testing.T, s Store) {
 	require.Equal(t, agent.ReportWritten{Found: 2, Refused: 1}, addReports(t, s, w))
 	delivered(reports(newer, 3, 4)...)
 
-	// Who reports nothing for long is forgotten.
+	// Who reports nothing for long is forgotten: for a day, however short the retention is.
 	_, err = s.ExpireSubscriptions(t.Context(), time.Hour)
 	require.NoError(t, err)
 	require.Zero(t, addReports(t, s, write(50, 4, reports(newer, 4), a.ID)))
 	recent := reports(newer, 5)
-	recent[0].ReceivedAt = time.Now()
+	recent[0].ReceivedAt = time.Now().Add(-2 * time.Hour)
 	require.Zero(t, addReports(t, s, write(50, 5, recent, a.ID)))
 	delivered(reports(newer, 4, 5)...)
 	_, err = s.ExpireSubscriptions(t.Context(), time.Hour)
 	require.NoError(t, err)
 	require.Equal(t, agent.ReportWritten{Found: 1}, addReports(t, s, write(50, 6, recent, a.ID)))
+}
+
+// Reports of any process of an agent are added once, however many began since. So many are
+// known: then the oldest is forgotten.
+func testReportsOfManyInstances(t *testing.T, s Store) {
+	const known = 65
+	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
+	b := openSubscription(t, s, opening("b", 2, agent.Position{}))
+	report := func(instance, epoch, sequence int64) agent.ReportSum {
+		sum := sumOf(1, 1, epoch, sequence)
+		sum.Instance = agent.Instance{0: byte(instance), 1: 1}
+		return sum
+	}
+	writes := int64(0)
+	add := func(want agent.ReportWritten, sums ...agent.ReportSum) {
+		t.Helper()
+		writes++
+		require.Equal(t, want, addReports(t, s, write(50, writes, sums, a.ID, b.ID)))
+	}
+	for n := int64(1); n <= 5; n++ { // one in a write, then several in one
+		add(agent.ReportWritten{}, report(n, n, 1), report(n, n, 2))
+	}
+	add(agent.ReportWritten{}, report(6, 6, 1), report(7, 7, 1), report(7, 7, 2), report(8, 8, 1))
+	sum := int64(14)
+	for n := int64(1); n <= 7; n++ {
+		// Another replica has both, and one that nobody has written.
+		found := int64(4)
+		if n == 6 {
+			found = 2
+		}
+		add(agent.ReportWritten{Found: found}, report(n, n, 1), report(n, n, 2), report(n, n, 3))
+		add(agent.ReportWritten{Found: 4}, report(n, n, 2), report(n, n, 3))
+		sum += 3 - found/2
+	}
+	add(agent.ReportWritten{Found: 2}, report(8, 8, 1), report(8, 8, 2))
+	sum++
+	batch := deliver(t, s, step(a, 1, 0, 0))
+	require.Equal(t, []int64{sum, sum}, []int64{batch.Sums[0].Reports, batch.Sums[0].RxBytes})
+	require.Equal(t, []byte{8, 2}, batch.Sums[0].Data)
+	require.Equal(t, batch.Sums, deliver(t, s, step(b, 2, 0, 0)).Sums)
+	add(agent.ReportWritten{Found: 2}, report(1, 1, 3))
+	require.Nil(t, deliver(t, s, step(a, 1, 1, 1)), "a batch had it")
+
+	// What has no room changes nothing.
+	full := write(50, writes+1, []agent.ReportSum{report(9, 9, 1)}, a.ID)
+	full.To[0].Full = true
+	require.Equal(t, agent.ReportWritten{Refused: 1}, addReports(t, s, full))
+	writes++
+	add(agent.ReportWritten{}, report(9, 9, 1))
+
+	for n := int64(10); n <= known; n++ {
+		add(agent.ReportWritten{}, report(n, n, 1))
+	}
+	add(agent.ReportWritten{Found: 4}, report(1, 1, 3), report(known, known, 1))
+	add(agent.ReportWritten{}, report(known+1, known+1, 1))
+	add(agent.ReportWritten{Found: 4}, report(2, 2, 3), report(known+1, known+1, 1))
+	add(agent.ReportWritten{}, report(1, 1, 1))
 }
 
 func testReportsRefused(t *testing.T, s Store) {

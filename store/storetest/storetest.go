@@ -112,6 +112,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("ReportsWrittenOnce", func(t *testing.T) { testReportsWrittenOnce(t, open(t, Options{})) })
 	t.Run("ReportsRefused", func(t *testing.T) { testReportsRefused(t, open(t, Options{})) })
 	t.Run("ReportsAddedOnce", func(t *testing.T) { testReportsAddedOnce(t, open(t, Options{})) })
+	t.Run("ReportsOfManyInstances", func(t *testing.T) { testReportsOfManyInstances(t, open(t, Options{})) })
 	t.Run("SubscriptionStarts", func(t *testing.T) { testSubscriptionStarts(t, open(t, Options{})) })
 	t.Run("SubscriptionStreams", func(t *testing.T) { testSubscriptionStreams(t, open(t, Options{})) })
 	t.Run("SubscriptionDelivers", func(t *testing.T) { testSubscriptionDelivers(t, open(t, Options{})) })
