@@ -75,6 +75,12 @@ func (s *ackSchedule) await(sequence int64) {
 	s.force = true
 }
 
+// isAwaited reports whether somebody waits for an ack, as an agent does that has many
+// requests without one.
+func (s *ackSchedule) isAwaited() bool {
+	return s.force || s.awaited > s.acked.Durable || s.unacked >= ackSoon
+}
+
 // dueBy makes an ack due at the time, unless one is due before.
 func (s *ackSchedule) dueBy(at time.Time) {
 	if s.at.IsZero() || at.Before(s.at) {

@@ -26,7 +26,7 @@ func (s *Service) Connect(stream connectStream) error {
 	if err != nil {
 		return err
 	}
-	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()))
+	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()), &s.opts)
 	release, err := s.server.Admit(stream.Context(), c, &own.outbox)
 	if err != nil {
 		return err

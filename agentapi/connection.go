@@ -103,6 +103,7 @@ type connection struct {
 	askedAged bool    // the please-reconnect of an old session was sent
 
 	acks     ackSchedule
+	ackOpts  *Options    // of acks
 	ackTimer *time.Timer // for acks.at; nil: it is not set
 
 	sending bool          // a goroutine sends what is due
@@ -113,9 +114,9 @@ type connection struct {
 	end        fleet.End   // how the session will end
 }
 
-func newConnection(s *Service, stream agentStream, who grpcserver.Caller) *connection {
+func newConnection(s *Service, stream agentStream, who grpcserver.Caller, ackOpts *Options) *connection {
 	return &connection{
-		service: s, stream: stream, who: who, end: fleet.EndDisconnect,
+		service: s, stream: stream, who: who, end: fleet.EndDisconnect, ackOpts: ackOpts,
 		frame: wire.NewFrame(who.Agent, s.server.Options().MaxAgentMessageBytes),
 	}
 }
@@ -192,7 +193,7 @@ func (s *Service) intervalFactor() float64 {
 func (c *connection) handled(r ackRequest, refused bool) {
 	now := time.Now()
 	c.mu.Lock()
-	c.acks.add(r, now, &c.service.opts)
+	c.acks.add(r, now, c.ackOpts)
 	atOnce := refused || c.acks.force || !now.Before(c.acks.at)
 	if !atOnce {
 		c.setAckTimerLocked(now)

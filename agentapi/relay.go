@@ -302,6 +302,7 @@ func (r *relay) write(ender grpcserver.StreamEnder) {
 		case <-draining:
 			draining, stopping = nil, true
 		case <-r.responses.ready:
+			r.responses.gather(r.ctx)
 		case <-r.responses.closed:
 		case <-r.ctx.Done():
 			r.responses.discard()

@@ -3,6 +3,7 @@ package agentapi_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -221,39 +222,49 @@ func TestRelayedFlood(t *testing.T) {
 }
 
 // Requests that agents take in slowly do not take more memory than a stream may have: the
-// session with most of them ends, the others go on.
+// session with most of them ends, the others go on. None is beyond its credit.
 func TestRelayedRequestsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		const agents = 8
+		const agents, each = 8, 3
 		s := edgetest.Start(t, edgetest.Settings{
 			Server: grpcserver.Options{MaxMessageBytes: 128 << 10, MaxAgentMessageBytes: 64 << 10},
-			Fleet:  fleet.Options{BytesBurst: 100 << 10, BytesPerSecond: 10 << 10},
+			// After the first of its requests an agent is not read for some seconds.
+			Fleet: fleet.Options{BytesBurst: 10 << 10, BytesPerSecond: 3 << 10},
 		})
 		s.Register(1, 2, 3, 4, 5, 6, 7, 8, 9)
 		stream := relayRaw(t, s)
-		large := strings.Repeat("x", 40<<10)
 		for n := range agents {
 			sendAll(t, stream, helloOf(uint32(1+n), 1+n))
 		}
 		sendAll(t, stream, helloOf(9, 9))
+		stats := edgetest.Stats(edgetest.Gauge(strings.Repeat("x", 20<<10), 1))
 		go func() {
-			for sequence := range int64(5) {
+			for sequence := range int64(each) {
 				for n := range agents {
-					if stream.Send(&pb.RelayAgentsRequest{Requests: []*pb.RelayedRequest{requestOf(uint32(1+n), 1+sequence, edgetest.Stats(edgetest.Gauge(large, 1)))}}) != nil {
+					if stream.Send(&pb.RelayAgentsRequest{Requests: []*pb.RelayedRequest{requestOf(uint32(1+n), 1+sequence, stats)}}) != nil {
 						return
 					}
 				}
 			}
 			_ = stream.Send(&pb.RelayAgentsRequest{Requests: []*pb.RelayedRequest{requestOf(9, 1, edgetest.Stats(edgetest.Gauge("custom", 1)))}})
 		}()
+		ends := 0
 		for acked := false; !acked; {
 			m, err := stream.Recv()
 			require.NoError(t, err)
 			for _, r := range m.GetResponses() {
 				acked = acked || r.GetIndex() == 9 && r.GetResponse().GetAck() != nil
+				if r.GetEnd() != nil {
+					require.Regexp(t, "^want requests taken in within 1s while the stream has many, [0-9]+ bytes were not$", r.GetEnd().GetMessage())
+					require.EqualValues(t, codes.ResourceExhausted, r.GetEnd().GetCode())
+					ends++
+				}
 			}
 		}
-		require.Positive(t, s.Counter("agentstatsd_relay_refused_total", "slow")+s.Counter("agentstatsd_relay_refused_total", "credit"))
+		require.Positive(t, ends)
+		require.Less(t, ends, agents/2)
+		require.Equal(t, float64(ends), s.Counter("agentstatsd_relay_refused_total", "slow"))
+		require.Zero(t, s.Counter("agentstatsd_relay_refused_total", "credit"))
 		require.Len(t, s.Exposition("custom"), 1)
 	})
 }
@@ -290,6 +301,63 @@ func TestRelayAnswersTogether(t *testing.T) {
 	require.Len(t, s.Exposition("custom"), agents)
 	require.Equal(t, float64(agents), s.Counter("agentstatsd_relayed_sessions", ""))
 	require.Equal(t, 1.0, s.Counter("agentstatsd_relay_streams", ""))
+}
+
+// Acks of many agents that report at any time share messages, and none is late.
+func TestRelayedAcksAreGathered(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const agents, ackDelay = 600, 5 * time.Second
+		s := edgetest.Start(t, edgetest.Settings{Agents: agentapi.Options{AckDelay: ackDelay}})
+		var numbers []int
+		for n := range agents {
+			numbers = append(numbers, n+1)
+		}
+		s.Register(numbers...)
+		stream := relayRaw(t, s)
+		for n := range agents {
+			sendAll(t, stream, helloOf(uint32(n+1), n+1))
+		}
+		var mu sync.Mutex
+		messages, acks, late := 0, 0, time.Duration(0)
+		sent := make(map[uint32]time.Time) // guarded by mu, as the counts are
+		go func() {
+			for {
+				m, err := stream.Recv()
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				messages++
+				for _, r := range m.GetResponses() {
+					if r.GetResponse().GetAck() != nil {
+						acks++
+						late = max(late, time.Since(sent[r.GetIndex()]))
+					}
+				}
+				mu.Unlock()
+			}
+		}()
+		time.Sleep(time.Minute)
+		mu.Lock()
+		messages, acks = 0, 0
+		mu.Unlock()
+		for sequence := range int64(2) { // each agent reports each half a minute
+			for n := range agents {
+				mu.Lock()
+				sent[uint32(n+1)] = time.Now()
+				mu.Unlock()
+				sendAll(t, stream, requestOf(uint32(n+1), 1+sequence, edgetest.Stats(edgetest.Gauge("custom", 1))))
+				time.Sleep(30 * time.Second / agents)
+			}
+		}
+		time.Sleep(ackDelay)
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, 2*agents, acks)
+		require.LessOrEqual(t, late, ackDelay)
+		require.LessOrEqual(t, messages, 10*65, "in 65 s")
+		t.Logf("%d acks in %d messages, after %v at most", acks, messages, late)
+	})
 }
 
 // Idle agents that are relayed have no goroutine.

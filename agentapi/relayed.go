@@ -62,7 +62,7 @@ func (c *credit) add(requests, bytes int) { c.requests, c.bytes = c.requests+req
 func newRelayedSession(r *relay, index uint32, id agent.ID) *relayedSession {
 	s := &relayedSession{relay: r, index: index}
 	s.ctx, s.cancel = context.WithCancel(r.ctx)
-	s.connection = newConnection(r.service, s, grpcserver.Caller{Agent: id})
+	s.connection = newConnection(r.service, s, grpcserver.Caller{Agent: id}, &r.service.relayedAcks)
 	return s
 }
 
@@ -239,13 +239,13 @@ func (s *relayedSession) response() wire.RelayedResponse {
 
 func (s *relayedSession) sendCredit(n int) error {
 	r := wire.RelayedResponse{Index: s.index, Credit: uint32(n)}
-	return s.relay.responses.append(s.ctx, func(b []byte) []byte { return r.Append(b, nil) })
+	return s.relay.responses.append(s.ctx, true, func(b []byte) []byte { return r.Append(b, nil) })
 }
 
 // sendAck implements agentStream.
-func (s *relayedSession) sendAck(a wire.Ack) error {
+func (s *relayedSession) sendAck(a wire.Ack, urgent bool) error {
 	r := s.response()
-	return s.relay.responses.append(s.ctx, func(b []byte) []byte {
+	return s.relay.responses.append(s.ctx, urgent, func(b []byte) []byte {
 		var ack [wire.MaxAckBytes]byte
 		return r.Append(b, a.Append(ack[:0]))
 	})
@@ -258,7 +258,7 @@ func (s *relayedSession) send(m *agentstatsv1.ConnectResponse) error {
 		return err
 	}
 	r := s.response()
-	return s.relay.responses.append(s.ctx, func(b []byte) []byte { return r.Append(b, encoded) })
+	return s.relay.responses.append(s.ctx, true, func(b []byte) []byte { return r.Append(b, encoded) })
 }
 
 // WriteStatus implements agentStream.

@@ -3,6 +3,7 @@ package agentapi
 import (
 	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -17,13 +18,19 @@ import (
 // it. Under load they are written together.
 const relayResponseBytes = 64 << 10
 
+// relayGather is how long an ack that nobody waits for waits for those of other agents: many
+// are due within a short time, each by a timer of its own. Their deadlines are so much
+// earlier than those of agents with streams of their own.
+const relayGather = 100 * time.Millisecond
+
 // relayResponses are what a stream that relays is to write next: encoded, as fields of one
 // message. Ends are beyond the limit, as who ends a session must not wait: there is one
 // for each session.
 type relayResponses struct {
-	// ready is signalled when there are some, closed is closed when no more come.
-	ready  chan struct{}
-	closed chan struct{}
+	// ready is signalled when there are some, urgent when they are to be written at once.
+	// closed is closed when no more come.
+	ready, urgent chan struct{}
+	closed        chan struct{}
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -34,20 +41,20 @@ type relayResponses struct {
 }
 
 func (q *relayResponses) init() {
-	q.ready, q.closed = make(chan struct{}, 1), make(chan struct{})
+	q.ready, q.urgent, q.closed = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 }
 
 // close has the writer end once it has written all.
 func (q *relayResponses) close() { close(q.closed) }
 
 // append appends what encode appends, once there is room. The error is that of ctx.
-func (q *relayResponses) append(ctx context.Context, encode func([]byte) []byte) error {
+func (q *relayResponses) append(ctx context.Context, urgent bool, encode func([]byte) []byte) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.awaitRoomLocked(ctx); err != nil {
 		return err
 	}
-	q.appendLocked(encode)
+	q.appendLocked(encode, urgent)
 	return nil
 }
 
@@ -74,19 +81,34 @@ func (q *relayResponses) awaitRoomLocked(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (q *relayResponses) appendLocked(encode func([]byte) []byte) {
+func (q *relayResponses) appendLocked(encode func([]byte) []byte, urgent bool) {
 	if q.gone {
 		return
 	}
 	q.encoded = encode(q.encoded)
-	q.signal()
+	signal(q.ready)
+	if urgent || len(q.encoded) >= relayResponseBytes {
+		signal(q.urgent)
+	}
 }
 
-// signal has the writer look.
-func (q *relayResponses) signal() {
+// signal puts an element into a channel of one, unless it has one.
+func signal(c chan struct{}) {
 	select {
-	case q.ready <- struct{}{}:
+	case c <- struct{}{}:
 	default:
+	}
+}
+
+// gather waits for a while, or until what there is is to be written at once.
+func (q *relayResponses) gather(ctx context.Context) {
+	timer := time.NewTimer(relayGather)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-q.urgent:
+	case <-q.closed:
+	case <-ctx.Done():
 	}
 }
 
@@ -96,6 +118,10 @@ func (q *relayResponses) take() []byte {
 	defer q.mu.Unlock()
 	encoded := q.encoded
 	q.encoded = nil
+	select {
+	case <-q.urgent: // it is taken
+	default:
+	}
 	if q.taken != nil {
 		close(q.taken)
 		q.taken = nil
@@ -126,7 +152,7 @@ func (q *relayResponses) appendEnd(index uint32, st *status.Status, draining boo
 	if before != nil {
 		before()
 	}
-	q.appendLocked(func(b []byte) []byte { return wire.AppendRelayed(b, encoded) })
+	q.appendLocked(func(b []byte) []byte { return wire.AppendRelayed(b, encoded) }, true)
 }
 
 // relayedEnd returns the end of a session with the status of a stream.

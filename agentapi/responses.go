@@ -27,6 +27,7 @@ type responses struct {
 	drain    bool
 	aged     bool // a please-reconnect, as the session is old
 	acks     bool // there is an ack
+	urgent   bool // somebody waits for the ack
 	ack      wire.Ack
 }
 
@@ -88,8 +89,8 @@ func (c *connection) takeDueLocked() (r responses) {
 	}
 	r.refusals = refusals
 	now := time.Now()
-	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.acked || c.acks.isDue(progress, now, &c.service.opts) {
-		r.acks, r.ack = true, wire.Ack{Received: progress.Received, Durable: progress.Durable}
+	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.acked || c.acks.isDue(progress, now, c.ackOpts) {
+		r.acks, r.urgent, r.ack = true, c.acks.isAwaited(), wire.Ack{Received: progress.Received, Durable: progress.Durable}
 		c.acks.sent(progress)
 		c.stopAckTimerLocked()
 	} else {
@@ -117,7 +118,7 @@ func (c *connection) addSettingsLocked(r *responses) {
 // send sends what was due in one message.
 func (c *connection) send(r *responses) error {
 	if r.isAckOnly() {
-		return c.stream.sendAck(r.ack)
+		return c.stream.sendAck(r.ack, r.urgent)
 	}
 	if m := r.message(); m != nil {
 		return c.stream.send(m)

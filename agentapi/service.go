@@ -67,11 +67,13 @@ var _ agentstatsv1.AgentServiceServer = (*Service)(nil)
 type Service struct {
 	agentstatsv1.UnsafeAgentServiceServer // without methods: none may be missing
 	Components
-	server  *grpcserver.Server
-	opts    Options
-	metrics *metrics
-	log     *slog.Logger
-	relays  grpcserver.Slots // streams that relay
+	server *grpcserver.Server
+	opts   Options
+	// relayedAcks are opts for the acks of relayed agents, which wait once more.
+	relayedAcks Options
+	metrics     *metrics
+	log         *slog.Logger
+	relays      grpcserver.Slots // streams that relay
 }
 
 // New returns a Service that the server serves: it is registered with
@@ -89,6 +91,8 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		return nil, fmt.Errorf("agentapi: %w", err)
 	}
 	s := &Service{Components: c, server: server, opts: opts, metrics: m, log: log, relays: grpcserver.NewSlots(opts.MaxRelayStreams)}
+	s.relayedAcks = opts
+	s.relayedAcks.AckDelay = max(0, opts.AckDelay-relayGather)
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AgentService_ServiceDesc,
 		Impl: s,

@@ -18,8 +18,9 @@ type agentStream interface {
 	// receive waits for the next request, which it reads into f. The error is io.EOF
 	// when the agent has half-closed the stream.
 	receive(f *wire.Frame) error
-	// sendAck and send send a response. They may block while responses are not read.
-	sendAck(a wire.Ack) error
+	// sendAck and send send a response. They may block while responses are not read. An
+	// ack that is not urgent may wait for those of other agents.
+	sendAck(a wire.Ack, urgent bool) error
 	send(m *agentstatsv1.ConnectResponse) error
 	// StreamEnder ends the stream. It does not block.
 	grpcserver.StreamEnder
@@ -44,7 +45,7 @@ func newOwnStream(stream connectStream) (*ownStream, error) {
 
 func (s *ownStream) receive(f *wire.Frame) error { return s.RecvMsg(f) }
 
-func (s *ownStream) sendAck(a wire.Ack) error {
+func (s *ownStream) sendAck(a wire.Ack, _ bool) error {
 	return s.SendMsg(&wire.AckMessage{Ack: a, Box: &s.outbox})
 }
 
