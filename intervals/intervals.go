@@ -118,7 +118,8 @@ func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 	factor := i.controller.clamp(all.IntervalFactor)
 	i.setFactor(factor)
 	step := i.controller.next(now, factor, all.Replicas)
-	if step.factor == factor || !all.Decides {
+	// What is stored may be above the limit: of a replica that led with another one.
+	if step.factor == all.IntervalFactor || !all.Decides {
 		i.failing = false
 		return true
 	}
@@ -127,7 +128,7 @@ func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 		return true
 	}
 	i.failing = false
-	i.report(ctx, factor, step)
+	i.report(ctx, all.IntervalFactor, step)
 	return true
 }
 

@@ -296,6 +296,23 @@ func TestNeverLengthened(t *testing.T) {
 	})
 }
 
+// What the leader may not exceed nobody does: it stores its limit in the place of a
+// factor that is above it.
+func TestLimitOfTheLeader(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		require.NoError(t, w.open().SaveIntervalFactor(t.Context(), agent.ID{}, 3))
+		leader := w.start("a", false, intervals.Options{LongestInterval: 45 * time.Second})
+		other := w.start("b", false, intervals.Options{LongestInterval: 2 * time.Minute})
+		leader.set(0.65) // which is not low
+		time.Sleep(15 * time.Second)
+		require.True(t, leader.replicas.Leads())
+		require.Equal(t, []float64{1.5, 1.5}, []float64{leader.Factor(), other.Factor()})
+		require.Equal(t, 1, w.logged.with(`msg="intervals of agents are shortened" factor=1.5 before=3`))
+		require.Empty(t, w.watch(10*time.Minute, leader, other))
+	})
+}
+
 // told are Replicas that have been told a factor.
 type told struct {
 	mu      sync.Mutex
