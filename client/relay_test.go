@@ -3,8 +3,6 @@ package client_test
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -250,47 +248,4 @@ func TestRelayNeedsNoCredentials(t *testing.T) {
 	require.NoError(t, err)
 	_, err = coderd.Relay(agentID, client.AgentOptions{Credentials: client.Token("x", true)})
 	require.EqualError(t, err, "relay an agent: want no credentials, the connection has those of coderd")
-}
-
-// Agents that share streams over connections that are cut at random lose nothing, and no
-// more than a stream is broken at once.
-func TestRelayedAgentsSurviveCuts(t *testing.T) {
-	s, coderd := startCoderd(t)
-	const agents, rounds = 40, 12
-	all := registrations(agents)
-	_, err := coderd.Register(t.Context(), all, nil)
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer cancel()
-	relayed := make([]*client.Agent, agents)
-	ids := make([]uuid.UUID, agents)
-	for i, r := range all {
-		ids[i] = uuid.UUID(r.GetId())
-		relayed[i], err = coderd.Relay(ids[i], client.AgentOptions{Backoff: client.Backoff{Min: time.Millisecond, Max: 20 * time.Millisecond}})
-		require.NoError(t, err)
-		running.Go(func() { _ = relayed[i].Run(ctx) })
-	}
-	random := rand.New(rand.NewPCG(1, 2))
-	newest := make([]string, agents)
-	for round := range rounds {
-		for i, agent := range relayed {
-			newest[i] = fmt.Sprint(round, " of ", i)
-			require.NoError(t, agent.UpdateMetadata(client.Metadata{Key: "k", Value: newest[i]}))
-			agent.Report(&agentstatsv1.Stats{RxBytes: 1})
-		}
-		time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond)
-		s.cut()
-	}
-	for _, agent := range relayed {
-		require.NoError(t, agent.Flush(ctx))
-	}
-	stored, err := coderd.Metadata(t.Context(), ids...)
-	require.NoError(t, err)
-	require.Len(t, stored, agents)
-	for _, a := range stored {
-		i := slices.Index(ids, uuid.UUID(a.GetAgentId()))
-		require.Equal(t, newest[i], a.GetValues()[0].GetValue())
-	}
 }
