@@ -47,9 +47,10 @@ type simAgent struct {
 	// removals counts those that were committed.
 	removals int
 	client   *client
-	// reports counts those that watchers receive, reported has them.
-	reports  int
-	reported reported
+	// reports counts those that watchers receive, reported has them. What its processes
+	// had not got acked when they ended is mayBeLost.
+	reports             int
+	reported, mayBeLost reported
 	// clients counts the processes.
 	clients int
 }
@@ -68,6 +69,11 @@ type client struct {
 	sent []request
 	// asked has the parts of all requests, by sequence.
 	asked map[int64][]string
+	// inFlight are the reports that it keeps until they are acked, unsent what merges.
+	inFlight []sentReport
+	unsent   reported
+	fresh    int     // sessions whose process knew nothing of it
+	factor   float64 // of its report interval, as it was sent last
 
 	session  *fleet.Session // nil: not connected
 	on       *process
@@ -114,7 +120,13 @@ func (w *world) connect(c *client, p *process) {
 	resume := s.Resume()
 	w.log("%s connects to %s: epoch %d, resume %d/%d", c, p.name, s.Info().Epoch-w.began.UnixNano(), resume.Received, resume.Durable)
 	c.session, c.on, c.removals, c.epoch, c.reported = s, p, removals, s.Info().Epoch, time.Time{}
+	if resume.Received == 0 {
+		c.fresh++
+	}
+	w.receiveSettings(c)
+	w.received(c, resume.Received)
 	w.acked(c, resume.Durable)
+	w.resend(c)
 	again := make(map[string]value)
 	for part, v := range c.knows {
 		if !strings.HasPrefix(part, meta) {
@@ -269,15 +281,7 @@ func (w *world) report(c *client) {
 	if c.session == nil {
 		return
 	}
-	c.sequence++
-	err := c.session.Receive(c.sequence, func(q fleet.Request) {
-		if w.watcher != nil {
-			w.reportToWatchers(c, agent.ReportSum{Agent: q.Agent(), Workspace: q.Workspace(), Instance: q.Instance(), Order: q.Order(), ReceivedAt: q.Now()})
-		}
-		c.on.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
-		q.MarkReported()
-	})
-	if err != nil {
+	if err := w.sendReport(c, w.newReport(c), false); err != nil {
 		w.ended(c)
 		return
 	}
@@ -306,7 +310,7 @@ func (w *world) poll(c *client) {
 	switch {
 	case c.session.Aged():
 		w.disconnect(c, true, fleet.EndDisconnect)
-	case time.Since(c.reported) >= reportInterval:
+	case time.Since(c.reported) >= time.Duration(c.factor*float64(reportInterval)):
 		w.report(c)
 	}
 }
@@ -321,6 +325,8 @@ func (w *world) receiveAck(c *client) {
 	for i := range refusals {
 		w.refused(c, &refusals[i])
 	}
+	w.receiveSettings(c)
+	w.received(c, progress.Received)
 	w.acked(c, progress.Durable)
 }
 

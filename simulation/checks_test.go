@@ -39,7 +39,7 @@ func (w *world) checkAlways() error {
 
 // checkLedgers checks what the processes count.
 func (w *world) checkLedgers() error {
-	if err := errors.Join(w.checkPushed(false), w.checkWatched(false)); err != nil {
+	if err := errors.Join(w.checkPushed(false), w.checkWatched(false), w.checkGauges(), w.checkIntervals(false)); err != nil {
 		return err
 	}
 	for _, p := range w.slots {

@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/memstore"
+	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
 	"github.com/coder/agentstatsd/replica"
@@ -137,10 +138,14 @@ type process struct {
 	fleet    *fleet.Fleet
 	pushed   *pushed.Families
 	watched  *watched
+	// intervals and what it measures; nil: they stay as they are.
+	intervals *intervals.Intervals
+	processor *processor
 	// registries are those of the components.
 	registries []*prometheus.Registry
 	metadata   *ledgerRegistry
 	counters   map[string]float64 // as of the last look
+	counted    map[agent.ID][]countedReport
 
 	serving bool            // agents and coderd reach it
 	ctx     context.Context // ends when the process stops
@@ -149,6 +154,9 @@ type process struct {
 	workers sync.WaitGroup
 	done    chan struct{} // closed when all of it has ended
 }
+
+// flushInterval of metadata.
+const flushInterval = 2 * time.Second
 
 // sessionAge is short, so that sessions age in a run.
 const sessionAge = 90 * time.Second
@@ -164,6 +172,7 @@ func (w *world) start(slot int) *process {
 		road:     &road{draw: draw, down: &w.databaseDown, mu: &w.roads},
 		end:      &busEnd{bus: w.bus, name: fmt.Sprint(w.processes)},
 		counters: make(map[string]float64),
+		counted:  make(map[agent.ID][]countedReport),
 		serving:  true,
 		done:     make(chan struct{}),
 	}
@@ -191,7 +200,7 @@ func (w *world) start(slot int) *process {
 	p.series, err = aggregator.New(aggregator.Options{}, registry())
 	must(err)
 	p.pending, err = batcher.New(p.db, pubsub.NewMetadata(p.end), batcher.Options{
-		FlushInterval: 2 * time.Second, Random: func() float64 { return draw.float("batcher") },
+		FlushInterval: flushInterval, Random: func() float64 { return draw.float("batcher") },
 	}, p.metadata, log)
 	must(err)
 	skew := w.skew[slot]
@@ -217,6 +226,9 @@ func (w *world) start(slot int) *process {
 	if w.watcher != nil {
 		p.startReports(ctx, registry(), log)
 	}
+	if w.adapts() {
+		p.startIntervals(ctx, newSource(w.seed, 1000+uint64(w.processes)), registry(), log)
+	}
 	for _, run := range []func(context.Context) error{p.fleet.Run, p.pending.Run, p.series.Run, p.pushed.Run} {
 		p.workers.Go(func() { must(run(ctx)) })
 	}
@@ -237,9 +249,6 @@ func (p *process) kill() {
 	p.db.Kill()
 	p.end.kill()
 	p.serving = false
-	if p.watched != nil {
-		p.watched.killed = true
-	}
 	p.stop()
 	p.leave()
 }

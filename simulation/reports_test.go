@@ -1,19 +1,21 @@
 package simulation
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/bits"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/internal/memstore"
+	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/reports"
 )
 
@@ -69,46 +71,18 @@ func (r reported) String() string {
 	return fmt.Sprint(numbers)
 }
 
-// watched is what agents reported to a process for those who watch.
+// watched is the part of a process in subscriptions.
 type watched struct {
 	*reports.Reports
-	store *journal
 	// loaded is closed when the process knows of all subscriptions.
 	loaded chan struct{}
-	// killed is true if the process did not stop in its order.
-	killed bool
-	// added has what agents reported to this process.
-	added map[agent.ID]reported
-}
-
-// journal is a store that notes which sums are written for certain.
-type journal struct {
-	*memstore.Store
-
-	mu      sync.Mutex
-	written map[agent.ID]reported
-}
-
-func (j *journal) AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error) {
-	written, err := j.Store.AddReports(ctx, w)
-	if err == nil {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		for i := range w.Sums {
-			j.written[w.Sums[i].Agent] = j.written[w.Sums[i].Agent].union(setOf(&w.Sums[i]))
-		}
-	}
-	return written, err
 }
 
 // startReports has a process take part in subscriptions, once it knows of all.
 func (p *process) startReports(ctx context.Context, reg prometheus.Registerer, log *slog.Logger) {
-	p.watched = &watched{
-		store:  &journal{Store: p.db, written: make(map[agent.ID]reported)},
-		loaded: make(chan struct{}), added: make(map[agent.ID]reported),
-	}
+	p.watched = &watched{loaded: make(chan struct{})}
 	var err error
-	if p.watched.Reports, err = reports.New(p.watched.store, reports.Options{ID: p.id, Shared: true}, reg, log); err != nil {
+	if p.watched.Reports, err = reports.New(p.db, reports.Options{ID: p.id, Shared: true}, reg, log); err != nil {
 		panic(err)
 	}
 	p.workers.Go(func() {
@@ -141,34 +115,6 @@ func (w *watched) ready() bool {
 	default:
 		return false
 	}
-}
-
-// unwritten returns the reports of an agent that may be lost with the process.
-func (p *process) unwritten(id agent.ID) reported {
-	if !p.watched.killed && p.dropped() == 0 {
-		return reported{}
-	}
-	p.watched.store.mu.Lock()
-	defer p.watched.store.mu.Unlock()
-	return p.watched.added[id].without(p.watched.store.written[id])
-}
-
-// dropped returns how many reports the process dropped.
-func (p *process) dropped() (n float64) {
-	for _, r := range p.registries {
-		families, err := r.Gather()
-		if err != nil {
-			panic(err)
-		}
-		for _, f := range families {
-			if f.GetName() == "agentstatsd_reports_dropped_total" {
-				for _, m := range f.GetMetric() {
-					n += m.GetCounter().GetValue()
-				}
-			}
-		}
-	}
-	return n
 }
 
 // watcher is a coderd that watches what agents report, over one stream after another.
@@ -266,33 +212,121 @@ func (wa *watcher) process(previous *agent.Position, m agent.ReportMessage) (cur
 	return true
 }
 
-// reportToWatchers has a process take in a report for those who watch.
-func (w *world) reportToWatchers(c *client, sum agent.ReportSum) {
-	a, p := c.agent, c.on
+// maxInFlight is that of package client: so many reports with counts are kept until they
+// are acked. Counts beyond them merge.
+const maxInFlight = 16
+
+// sentReport is a report with counts that its client keeps.
+type sentReport struct {
+	sequence int64
+	bits     reported
+}
+
+// newReport makes the next report of a process. It has a bit of its own while somebody
+// watches, and those that were not sent yet.
+func (w *world) newReport(c *client) sentReport {
+	c.sequence++
+	r := sentReport{sequence: c.sequence}
+	if w.watcher == nil {
+		return r
+	}
+	a := c.agent
 	w.watcher.mu.Lock()
 	counts := w.watcher.counts
 	w.watcher.mu.Unlock()
-	if !counts || a.reports == len(reported{})*bitsOf {
-		return
+	if counts && a.reports < len(reported{})*bitsOf {
+		c.unsent[a.reports/bitsOf] |= 1 << (a.reports % bitsOf)
+		a.reports++
+		a.reported = a.reported.union(c.unsent)
 	}
-	bit := int64(1) << (a.reports % bitsOf)
-	counted := []*int64{&sum.RxBytes, &sum.TxBytes, &sum.RxPackets, &sum.TxPackets}[a.reports/bitsOf]
-	a.reports++
-	*counted, sum.Reports, sum.Data = bit, 1, []byte{1}
-	// What is sent again to another replica is another report here, so it is of another
-	// instance: that a report counts once is the model's of package reports.
-	for i := range sum.Instance {
-		sum.Instance[i] ^= p.id[i]
+	if len(c.inFlight) == maxInFlight || c.unsent.count() == 0 {
+		return r
 	}
-	a.reported = a.reported.union(setOf(&sum))
-	p.watched.added[sum.Agent] = p.watched.added[sum.Agent].union(setOf(&sum))
-	if p.watched.Wanted() {
-		p.watched.Add(&sum)
+	r.bits, c.unsent = c.unsent, reported{}
+	c.inFlight = append(c.inFlight, r)
+	return r
+}
+
+// sendReport has the process of c's session take in a report, as agentapi does.
+func (w *world) sendReport(c *client, r sentReport, superseded bool) error {
+	p := c.on
+	return c.session.Receive(r.sequence, func(q fleet.Request) {
+		if r.bits.count() > 0 && p.watched.Wanted() {
+			p.watched.Add(&agent.ReportSum{
+				Agent: q.Agent(), Workspace: q.Workspace(), Instance: q.Instance(), Order: q.Order(), ReceivedAt: q.Now(),
+				Reports: int64(r.bits.count()), RxBytes: r.bits[0], TxBytes: r.bits[1], RxPackets: r.bits[2], TxPackets: r.bits[3],
+				Data: []byte{1}, Tracker: q.AwaitReport(),
+			})
+		}
+		p.counted[q.Agent()] = append(p.counted[q.Agent()], countedReport{q.Now(), q.Epoch(), q.Instance(), r.sequence, c.fresh})
+		if superseded {
+			p.series.AddBytes(q.Agent(), q.Epoch(), q.Now(), statsReport{}.Stats())
+			return
+		}
+		p.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
+		q.MarkReported()
+	})
+}
+
+// resend sends the reports again that are not acked, each under its own sequence.
+func (w *world) resend(c *client) {
+	for _, r := range c.inFlight {
+		w.log("%s sends report %d again: %v", c, r.sequence, r.bits)
+		if w.sendReport(c, r, true) != nil {
+			w.ended(c)
+			return
+		}
 	}
 }
 
-// checkWatched checks that no report is received twice. Once quiescent, each is received but for what
-// processes had not written that were killed.
+// received takes in that nothing up to a sequence need be sent again: what was counted of
+// it is in the database.
+func (w *world) received(c *client, sequence int64) {
+	n := 0
+	var acked reported
+	for n < len(c.inFlight) && c.inFlight[n].sequence <= sequence {
+		acked = acked.union(c.inFlight[n].bits)
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	c.inFlight = slices.Clone(c.inFlight[n:])
+	w.log("%s: reports %v are acked", c, acked)
+	if lost := acked.without(w.written(c.agent.reg.ID)); lost.count() > 0 {
+		w.watcher.fail(fmt.Errorf("%s: reports %v are acked and not written", c, lost))
+	}
+}
+
+// written returns which reports of an agent the database has, or the watcher.
+func (w *world) written(id agent.ID) (all reported) {
+	for _, s := range w.db.ReportSums() {
+		if s.Agent == id {
+			all = all.union(setOf(&s))
+		}
+	}
+	w.watcher.mu.Lock()
+	defer w.watcher.mu.Unlock()
+	return all.union(w.watcher.received[id])
+}
+
+// forgetReports notes what ends with the process of an agent.
+func (c *client) forgetReports() {
+	c.agent.mayBeLost = c.agent.mayBeLost.union(c.unsent)
+	for _, r := range c.inFlight {
+		c.agent.mayBeLost = c.agent.mayBeLost.union(r.bits)
+	}
+}
+
+func (wa *watcher) fail(err error) {
+	wa.mu.Lock()
+	defer wa.mu.Unlock()
+	wa.problem = errors.Join(wa.problem, err)
+}
+
+// checkWatched checks that no report is received twice, and none acked that is not
+// written. Once quiescent, each is acked and received, but for what processes of agents
+// took along that ended.
 func (w *world) checkWatched(quiescent bool) error {
 	wa := w.watcher
 	if wa == nil {
@@ -308,12 +342,16 @@ func (w *world) checkWatched(quiescent bool) error {
 		errs = append(errs, errors.New("the subscription does not count"))
 	}
 	for _, a := range w.agents[1:] {
-		received := wa.received[a.reg.ID]
-		missing := a.reported.without(received)
-		for _, p := range w.all {
-			missing = missing.without(p.unwritten(a.reg.ID))
+		received, lost := wa.received[a.reg.ID], a.mayBeLost
+		if c := a.client; c != nil && c.session != nil && len(c.inFlight) > 0 {
+			errs = append(errs, fmt.Errorf("%s: %d reports are not acked", c, len(c.inFlight)))
+		} else if c != nil {
+			lost = lost.union(c.unsent)
+			for _, r := range c.inFlight {
+				lost = lost.union(r.bits)
+			}
 		}
-		if missing.count() > 0 {
+		if missing := a.reported.without(received).without(lost); missing.count() > 0 {
 			errs = append(errs, fmt.Errorf("agent %d: its reports %v are not received", a.number, missing))
 		}
 		if made := received.without(a.reported); made.count() > 0 {
@@ -321,4 +359,72 @@ func (w *world) checkWatched(quiescent bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// countedReport is one that a process took in. Each has one byte in the gauges.
+type countedReport struct {
+	at       time.Time
+	epoch    int64
+	instance agent.Instance
+	sequence int64
+	// fresh counts the sessions before, of processes that knew nothing of the instance,
+	// or had forgotten it as it had moved: such a one may count a report once more.
+	fresh int
+}
+
+// Gauges of bytes are sums of the minute before the newest report, or of a second less or
+// more.
+const (
+	gaugeWindow = time.Minute
+	gaugeSlack  = time.Second
+)
+
+// checkGauges checks that the gauges of bytes of each agent, where it has its session,
+// have what was taken in on that session in the last minute, and no report twice.
+func (w *world) checkGauges() error {
+	if w.watcher == nil {
+		return nil
+	}
+	for _, p := range w.slots {
+		if !p.serving {
+			continue
+		}
+		var text bytes.Buffer
+		if err := p.series.WriteText(&text); err != nil {
+			return err
+		}
+		for line := range strings.Lines(text.String()) {
+			family, _, _ := strings.Cut(line, "{")
+			if family != "coderd_agentstats_rx_bytes" {
+				continue
+			}
+			i := slices.IndexFunc(w.agents[1:], func(a *simAgent) bool { return a.reg.Name == label(line, "agent_name") })
+			c := w.agents[1+i].client
+			if c == nil || c.session == nil || c.on != p || c.reported.IsZero() {
+				continue
+			}
+			var gauge int
+			_, _ = fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &gauge)
+			if least, most := p.countedOf(c); gauge < least || gauge > most {
+				return fmt.Errorf("%s: %s has %d bytes in a minute, want %d to %d", p.name, c, gauge, least, most)
+			}
+		}
+	}
+	return nil
+}
+
+// countedOf returns how many bytes the gauge of an agent has at least, and at most.
+func (p *process) countedOf(c *client) (least, most int) {
+	list := p.counted[c.agent.reg.ID]
+	newest := list[len(list)-1].at
+	list = slices.DeleteFunc(list, func(r countedReport) bool { return newest.Sub(r.at) > gaugeWindow+gaugeSlack })
+	p.counted[c.agent.reg.ID] = list
+	seen := make(map[countedReport]struct{})
+	for _, r := range list {
+		if r.epoch == c.epoch && newest.Sub(r.at) < gaugeWindow-gaugeSlack {
+			least++
+		}
+		seen[countedReport{instance: r.instance, sequence: r.sequence, fresh: r.fresh}] = struct{}{}
+	}
+	return least, len(seen)
 }

@@ -129,6 +129,7 @@ func (w *world) actAgent() {
 		} else {
 			w.disconnect(c, noticed, fleet.EndDisconnect)
 		}
+		c.forgetReports()
 		a.client = nil
 		if w.random.IntN(2) == 0 { // and another one begins
 			if w.calm { // it takes longer than replicas take to learn of the end
@@ -178,9 +179,14 @@ func (w *world) quiesce() error {
 	if w.coderd.sync != nil {
 		w.endSync()
 	}
+	calm := false
 	for end := time.Now().Add(quiesceTime); time.Now().Before(end); {
 		time.Sleep(w.within(400*time.Millisecond, 600*time.Millisecond))
 		synctest.Wait()
+		if !calm && time.Until(end) < quiesceTime-calmAfter {
+			calm = true
+			w.setCalm(true)
+		}
 		if err := w.look(); err != nil {
 			return err
 		}
@@ -203,9 +209,10 @@ func (w *world) quiesce() error {
 			w.pollAcks(a.client)
 		}
 	}
-	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkQuiescent(), w.checkWatched(true)); err != nil {
+	if err := errors.Join(w.checkAlways(), w.checkLedgers(), w.checkPushed(true), w.checkQuiescent(), w.checkWatched(true), w.checkIntervals(true)); err != nil {
 		return err
 	}
+	w.setCalm(false)
 	return nil
 }
 

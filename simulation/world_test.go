@@ -61,6 +61,7 @@ type world struct {
 	watcher     *watcher // nil: nobody watches what agents report
 	watching    sync.WaitGroup
 	unwatch     context.CancelFunc
+	decided     decision // the newest factor of intervals that was stored
 
 	// profile is what the run concentrates on. Each does without some kinds of what can
 	// happen, so that what one kind leads to is not hidden by others.
@@ -113,6 +114,7 @@ func newWorld(seed uint64) *world {
 		bus:      newBus(newSource(seed, 1)),
 		refusals: make(map[refusal]struct{}),
 		coderd:   &coderd{named: make(map[agent.ID]time.Time), desired: make(map[int]bool)},
+		decided:  decision{factor: 1},
 	}
 	for i := range w.pushers {
 		w.newPusher(i)
@@ -143,6 +145,9 @@ func newWorld(seed uint64) *world {
 	}
 	return w
 }
+
+// adapts reports whether intervals follow the load.
+func (w *world) adapts() bool { return w.seed%4 == 0 }
 
 func (w *world) begin(slot int) {
 	w.slots[slot] = w.start(slot)

@@ -134,6 +134,13 @@ func (d *Database) State(id agent.ID) agent.State {
 	return st
 }
 
+// Lease returns who leads, and what was decided.
+func (d *Database) Lease() agent.Lease {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tables.lease
+}
+
 // Value returns what is stored of a metadata key.
 func (d *Database) Value(id agent.ID, key string) (m agent.Metadata, known bool) {
 	d.mu.Lock()
