@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -50,6 +51,11 @@ type Server struct {
 	settings []string
 	running  *process // nil: stopped
 	created  atomic.Int64
+
+	mu sync.Mutex
+	// admin is a connection to the database postgres, nil: none yet. Each connection is
+	// a process of the server, which costs more than most statements.
+	admin *pgx.Conn
 }
 
 // Start starts a server, which is stopped when the test ends. TestMain must use
@@ -110,11 +116,12 @@ func (s *Server) start() error {
 	}
 	s.running = p
 	return p.waitReady(func(ctx context.Context) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.closeAdminLocked()
 		conn, err := pgx.Connect(ctx, s.URL())
-		if err != nil {
-			return err
-		}
-		return conn.Close(ctx)
+		s.admin = conn
+		return err
 	})
 }
 
@@ -148,16 +155,54 @@ func (s *Server) createDatabase(tb testing.TB, template string) string {
 }
 
 // exec runs one statement in the database postgres.
-func (s *Server) exec(statement string) (err error) {
+func (s *Server) exec(statement string) error {
+	return s.do(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, statement)
+		return err
+	})
+}
+
+// query reads one value in the database postgres.
+func (s *Server) query(value any, statement string) error {
+	return s.do(func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, statement).Scan(value)
+	})
+}
+
+// do runs f with the connection to the database postgres, one at a time.
+func (s *Server) do(f func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, s.URL())
-	if err != nil {
-		return err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// A server that was stopped, or a test, may have ended the one that there is.
+	if s.admin != nil && s.admin.Ping(ctx) != nil {
+		s.closeAdminLocked()
 	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	_, err = conn.Exec(ctx, statement)
-	return err
+	if s.admin == nil {
+		conn, err := pgx.Connect(ctx, s.URL())
+		if err != nil {
+			return err
+		}
+		s.admin = conn
+	}
+	return f(ctx, s.admin)
+}
+
+func (s *Server) closeAdmin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closeAdminLocked()
+}
+
+func (s *Server) closeAdminLocked() {
+	if s.admin == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	_ = s.admin.Close(ctx) // it may be broken
+	s.admin = nil
 }
 
 // Stop ends all connections and stops the server, orderly. One that is stopped
@@ -179,6 +224,7 @@ func (s *Server) end(tb testing.TB, signal syscall.Signal) {
 	if s.running == nil {
 		return
 	}
+	s.closeAdmin()
 	err := s.running.stop(signal)
 	s.running = nil
 	if err != nil {
@@ -199,6 +245,7 @@ func (s *Server) Restart(tb testing.TB) {
 func (s *Server) close() error {
 	var err error
 	if s.running != nil {
+		s.closeAdmin()
 		err = s.running.stop(syscall.SIGINT)
 		s.running = nil
 	}
@@ -288,18 +335,6 @@ func (s *Server) Demote(tb testing.TB) {
 
 // Address returns the host and port.
 func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
-
-// query reads one value in the database postgres.
-func (s *Server) query(value any, statement string) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, s.URL())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	return conn.QueryRow(ctx, statement).Scan(value)
-}
 
 // PgBouncer starts one in transaction mode before the server, which is stopped
 // when the test ends, and returns the URL of a database through it. database is
