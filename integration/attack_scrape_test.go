@@ -33,8 +33,10 @@ const (
 
 // scrapers reach the HTTP listener.
 var scrapers = []attack{
-	{name: "slow readers", prepare: fill, run: slowReaders("")},
-	{name: "slow readers of gzip", prepare: fill, run: slowReaders("Accept-Encoding: gzip\r\n")},
+	{name: "slow readers", prepare: fill, run: slowReaders(attackerDialer, 200, "")},
+	{name: "slow readers of gzip", prepare: fill, run: slowReaders(attackerDialer, 200, "Accept-Encoding: gzip\r\n")},
+	// As many as one address may have, and the scraper of that address besides.
+	{name: "slow readers of the scraper's address", prepare: fill, run: slowReaders(new(net.Dialer), 120, "")},
 	{name: "slow headers", run: func(ctx context.Context, at target) (int64, error) {
 		return openConnections(ctx, at.HTTP, 4000, []byte("GET / HTTP/1.1\r\nHost: x\r\nX-A: "))
 	}},
@@ -110,15 +112,17 @@ func fill(_ context.Context, at target) error {
 	return nil
 }
 
-// slowReaders ask for scrapes and read none.
-func slowReaders(header string) func(ctx context.Context, at target) (int64, error) {
+// slowReaders ask for scrapes on so many connections and read none. Those of one address
+// that are more than it may have take the places of others that are idle: also the
+// scraper's, between two scrapes, if they have its address.
+func slowReaders(dialer *net.Dialer, connections int, header string) func(ctx context.Context, at target) (int64, error) {
 	return func(ctx context.Context, at target) (int64, error) {
 		var all []net.Conn
 		defer func() { closeAll(all) }()
 		var asked int64
 		for ctx.Err() == nil {
-			if len(all) < 200 {
-				c, err := net.DialTimeout("tcp", at.HTTP, time.Second)
+			if len(all) < connections {
+				c, err := dialer.DialContext(ctx, "tcp", at.HTTP)
 				if err != nil {
 					pause(ctx, 50*time.Millisecond)
 					continue

@@ -77,7 +77,7 @@ var campaigns = []campaign{
 }
 
 // shortTTL lets what attackers leave behind expire within the test.
-func shortTTL(*testing.T) []string { return []string{"--report-interval", "5s", "--series-ttl", "10s"} }
+func shortTTL(*testing.T) []string { return []string{"--report-interval", "2s", "--series-ttl", "5s"} }
 
 // littleRoom is room for fewer series than one owner's agents try to have.
 func littleRoom(t *testing.T) []string {
@@ -89,12 +89,13 @@ func littleRoom(t *testing.T) []string {
 // scrapes: nothing of theirs may fail. With -soak each attack takes 20 s, and the
 // agent's acks are timed.
 func TestAttacks(t *testing.T) {
-	lanes := make(chan struct{}, attackedAtOnce())
+	parallel(t)
+	lanes := make(chan struct{}, attackedAtOnce)
 	for _, c := range campaigns {
 		t.Run(c.name, func(t *testing.T) {
-			beside(t)
-			lanes <- struct{}{}
-			defer func() { <-lanes }()
+			parallel(t)
+			takePlace(t, lanes)
+			takePlace(t, places)
 			args := []string{"--pprof-address", freeAddr()}
 			if c.args != nil {
 				args = append(args, c.args(t)...)
@@ -117,14 +118,9 @@ func attackTimes() (quiet, during time.Duration) {
 	return 0, time.Second
 }
 
-// attackedAtOnce is how many services are attacked at the same time. Where latencies are
-// looked at each has the machine for itself.
-func attackedAtOnce() int {
-	if *soak {
-		return 1
-	}
-	return 2
-}
+// attackedAtOnce is how many services are attacked at the same time, of those that run
+// beside others.
+const attackedAtOnce = 2
 
 // suffer measures one attack.
 func (v *victim) suffer(t *testing.T, a attack, limit int64) {
@@ -175,7 +171,7 @@ func (v *victim) recover(t *testing.T, before, resident int64) {
 }
 
 // pollInterval is the time between two looks of await.
-const pollInterval = 50 * time.Millisecond
+const pollInterval = 200 * time.Millisecond
 
 // await polls until done says so.
 func await(t *testing.T, limit time.Duration, what string, done func() (bool, string)) {

@@ -108,6 +108,7 @@ func requireDurable(t *testing.T, acked, found values) {
 // into the database each time. With -soak the fleet has the size and the
 // intervals of a deployment.
 func TestCrashes(t *testing.T) {
+	beside(t)
 	c := crashes{agents: 100, kills: 3, every: 2 * time.Second, metadataInterval: 500 * time.Millisecond, reportInterval: time.Second}
 	if *soak {
 		c = crashes{agents: 2000, kills: 5, every: 12 * time.Second, metadataInterval: 10 * time.Second, reportInterval: 30 * time.Second}

@@ -135,6 +135,7 @@ func (k kubeconform) check(manifest []byte) (string, error) {
 
 // Every manifest is what Kubernetes takes; a field that it would drop is found.
 func TestKubernetesManifestsAreValid(t *testing.T) {
+	beside(t)
 	conform := buildKubeconform(t)
 	files, err := filepath.Glob(filepath.Join(kubernetesDir, "*.yaml"))
 	require.NoError(t, err)
@@ -203,6 +204,7 @@ func TestKubernetesManifestsFitTogether(t *testing.T) {
 // The arguments of the Deployment start the service, the mounts are where they
 // look, and the probes pass.
 func TestServiceRunsAsDeployed(t *testing.T) {
+	beside(t)
 	c := readManifest(t, "deployment.yaml").Spec.Template.Spec.Containers[0]
 	ports := make(map[string]int)
 	for _, p := range c.Ports {

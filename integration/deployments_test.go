@@ -151,6 +151,7 @@ func (d *deployment) wait(t *testing.T, bytes int64, value string) {
 // a copy of production has: neither learns of the other's agents, sessions, leases,
 // reports and metadata.
 func TestDeployments(t *testing.T) {
+	parallel(t)
 	for name, shared := range map[string]func(*testing.T) (pubsubURL string, databases [2]string){
 		"one NATS": func(t *testing.T) (string, [2]string) {
 			postgres := postgrestest.Start(t)
@@ -167,7 +168,7 @@ func TestDeployments(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			beside(t)
 			pubsubURL, databases := shared(t)
 			agentID := uuid.New()
 			production := newDeployment(t, "production", databases[0], pubsubURL)

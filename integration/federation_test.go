@@ -156,7 +156,7 @@ func awaitServed(t *testing.T, s *service, want totals) {
 // the service 5 times, both without warning: no sum that Prometheus sees ever
 // falls, and each ends at what the instances counted in all their lives.
 func TestPushedCountersNeverFall(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	s := newService(t)
 	s.start(t)
 	p := startPrometheus(t, s.httpAddr, job{"native", []string{"scrape_native_histograms: true", "always_scrape_classic_histograms: true"}})
@@ -218,7 +218,7 @@ func TestPushedCountersNeverFall(t *testing.T) {
 // TestPushEqualsScrape compares what Prometheus sees of a coderd that it scrapes
 // itself with what it sees of it through the service.
 func TestPushEqualsScrape(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	s := newService(t)
 	s.start(t)
 	c := newCoderd()

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -29,11 +28,28 @@ var soak = flag.Bool("soak", false, "run the long tests at full size")
 // besides is how many parallel tests run at once: three take one and a half cores.
 const besides = 3
 
-// beside lets a test run beside others, but for its full size.
+// places has room for as many. A test that waits for something else has no place: the
+// flag of go test would count it.
+var places = make(chan struct{}, besides)
+
+// beside lets a test run beside others, but for its full size. It waits for a place,
+// which is free again when the test has cleaned up. Subtests have places of their own:
+// their test says parallel only.
 func beside(t *testing.T) {
+	parallel(t)
+	takePlace(t, places)
+}
+
+// parallel is that of t, but for the full size.
+func parallel(t *testing.T) {
 	if !*soak {
 		t.Parallel()
 	}
+}
+
+func takePlace(t *testing.T, places chan struct{}) {
+	places <- struct{}{}
+	t.Cleanup(func() { <-places })
 }
 
 // binary is the path of agentstatsd, built once for all tests.
@@ -44,9 +60,8 @@ func TestMain(m *testing.M) {
 		os.Exit(beAttacker(name))
 	}
 	flag.Parse()
-	// These tests wait for processes most of the time, so there are more at once than
-	// cores.
-	if err := flag.Set("test.parallel", fmt.Sprint(max(besides, runtime.GOMAXPROCS(0)))); err != nil {
+	// Places bound them, not cores.
+	if err := flag.Set("test.parallel", "1000"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

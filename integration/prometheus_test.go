@@ -186,6 +186,7 @@ func agentsOnly(samples map[string]float64) map[string]float64 {
 // formats while agents come and report, then compares the formats sample by
 // sample when the agents have gone quiet.
 func TestPrometheusScrapes(t *testing.T) {
+	beside(t)
 	s := newService(t, "--report-interval", "1s", "--metadata-flush-interval", "1s")
 	s.start(t)
 	p := startPrometheus(t, s.httpAddr, protocol(config.PrometheusText0_0_4), protocol(config.PrometheusProto))

@@ -264,6 +264,7 @@ func (s size) args(journalFile string) []string {
 // agents move between them: each agent is served once, nothing that was acked is
 // missing, and watchers over all replicas end with what is in the database.
 func TestReplicas(t *testing.T) {
+	parallel(t)
 	for name, nats := range map[string]bool{"NOTIFY": false, "NATS": true} {
 		t.Run(name, func(t *testing.T) {
 			size := sizeOf(t)
@@ -373,10 +374,17 @@ func TestDatabaseAway(t *testing.T) {
 		time.Sleep(size.step)
 	}
 	// The same with a slow network, which is no fault: all goes on.
+	slow := time.Now()
 	for _, p := range r.database {
 		p.set(delays)
 	}
 	time.Sleep(size.step)
+	require.Eventually(t, func() bool {
+		return slices.ContainsFunc(ackTimes(t, journalFile), slow.Add(size.step/2).Before)
+	}, time.Minute, 100*time.Millisecond, "nothing is acked as durable by a slow network")
+	for _, p := range r.database { // the last pushes of coderds have few seconds
+		p.set(noFault)
+	}
 	ended(t, sim)
 	require.Equal(t, journal(t, journalFile), r.stored(t))
 	accounts := sumOf(t, r.services, "agentstatsd_metadata_entries_total") + sumOf(t, r.services, "agentstatsd_metadata_pending")
