@@ -8,19 +8,23 @@ PKGS  := ./...
 # The detector's instrumentation makes SQLite, C that was translated to Go, several times
 # as slow. It shares no memory with ours: the driver copies, and is instrumented.
 RACE  := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false
+# At its end each program would wait for a second, for races that others still report.
+# Tests leave nobody behind.
+export GORACE ?= atexit_sleep_ms=0
 # Packages with the longest tests begin first, so that no core waits in the end.
 LONG  := ./simulate ./simulation ./aggregator ./client ./pushed
 # Have tests that need PostgreSQL, which the short mode of go test leaves out.
 SERVERS := ./store/... ./pubsub/... ./internal/postgrestest
 # Have random tests, which draw less in the short mode, or bounds of allocations, which
-# do not hold with the race detector, as it makes pools forget.
+# do not hold with the race detector, as it makes pools forget. Those that need servers
+# have run whole.
 PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|func Test[A-Za-z]*Allocations' \
-	--include='*_test.go' --exclude-dir=bench --exclude-dir=integration .)))
+	--include='*_test.go' --exclude-dir=bench --exclude-dir=integration --exclude-dir=store --exclude-dir=pubsub .)))
 # Where `make soak` and `make microbench` put their time.
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo check test test-packages test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt vuln clean
+.PHONY: help build demo check test test-packages test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -46,14 +50,22 @@ test: servers lint check-generated ## all that CI checks: lint, generated code, 
 	$(GO) vet $(PKGS)
 	cd integration && $(GO) vet ./...
 	cd bench && $(GO) vet ./...
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-packages test-integration
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-integration test-packages
+
+test-packages: test-servers test-race test-plain
+
+# These wait for servers half of their time, so they run beside the others, too.
+test-servers:
+	nice $(GO) test $(RACE) -vet=off -timeout 14m $(SERVERS)
 
 # With the race detector, which makes all several times as slow, random tests draw a
-# fifth, and the simulation runs 20 seeds: the short mode. Without it they draw all,
-# and the simulation runs its 100 seeds. vet has seen all that is tested.
-test-packages:
-	nice $(GO) test $(RACE) -vet=off -timeout 14m $(SERVERS)
+# fifth, and the simulation runs 20 seeds: the short mode. vet has seen all that is
+# tested.
+test-race:
 	nice $(GO) test $(RACE) -vet=off -short -timeout 14m $(LONG) $(filter-out $(shell $(GO) list $(SERVERS)),$(shell $(GO) list $(PKGS)))
+
+# Without it they draw all, and the simulation runs its 100 seeds.
+test-plain:
 	nice $(GO) test -vet=off -timeout 10m $(PLAIN)
 	cd bench && nice $(GO) test -vet=off -timeout 4m ./...
 

@@ -26,6 +26,7 @@ func TestScripts(t *testing.T) {
 			for _, name := range []string{"GRPC", "HTTP"} {
 				env.Setenv(name, freeport.Addr())
 			}
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
