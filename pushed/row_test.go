@@ -105,10 +105,10 @@ func TestSumsBeyondTerms(t *testing.T) {
 // What compresses well is read again, however small the limit of what is stored.
 func TestRowsThatCompressWell(t *testing.T) {
 	store := new(memory)
-	opts := Options{MaxRowBytes: 20_000}
+	opts := Options{MaxRowBytes: 5_000}
 	f := open(t, store, opts)
 	values := make(map[string]float64)
-	for n := range 100 {
+	for n := range 25 {
 		values[strings.Repeat("x", 32_000)+strconv.Itoa(n)] = 1
 	}
 	require.Empty(t, push(t, f, start, 1, 1, false, counterOf(values, nil)))
