@@ -9,8 +9,9 @@ PKGS  := ./...
 # as slow. It shares no memory with ours: the driver copies, and is instrumented.
 RACE  := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false
 # At its end each program would wait for a second, for races that others still report.
-# Tests leave nobody behind.
-export GORACE ?= atexit_sleep_ms=0
+# Tests leave nobody behind. The detector's own memory, some times that of the program,
+# comes in huge pages: page faults are slow on virtual machines.
+export GORACE ?= atexit_sleep_ms=0 no_huge_pages_for_shadow=0
 # Packages with the longest tests begin first, so that no core waits in the end.
 LONG  := ./simulate ./simulation ./aggregator ./client ./pushed
 # Have tests that need PostgreSQL, which the short mode of go test leaves out.
