@@ -22,8 +22,9 @@ import (
 // AgentOptions are the knobs of an Agent. The zero value works on a connection
 // that carries the agent's token.
 //
-// The functions are called by goroutines of Run, also at the same time, never
-// under a lock. They must not block for long and must not call Close or Flush.
+// The functions are called for the goroutines of Run, also at the same time, never
+// under a lock. They must not call Close or Flush, and must not block for long: see
+// CallbackTimeout.
 type AgentOptions struct {
 	// Collect returns the agent's stats, with counts since the last call and the
 	// whole set of samples; nil: no report this time. It is called when a
@@ -55,11 +56,19 @@ type AgentOptions struct {
 	// OnRefusal is called with what the service refused, and, with sequence 0, with
 	// what the Agent itself refused to send.
 	OnRefusal func(*agentstatsv1.Refusal)
+	// CallbackTimeout is how long a function may take; 0: 10 s. When Run ends it is
+	// 2 s at most. One that takes longer is logged and left to itself, and not called
+	// before it has returned: calls in between are left out. What Collect returns late
+	// is reported. For the function of NewDialingAgent it is an error like any other.
+	CallbackTimeout time.Duration
 }
 
 func (o *AgentOptions) validate() error {
 	if o.ReportInterval < 0 {
 		return errors.New("report interval: is negative")
+	}
+	if o.CallbackTimeout < 0 {
+		return errNegativeTimeout
 	}
 	return o.Backoff.validate()
 }
@@ -85,6 +94,7 @@ type Agent struct {
 	opts        AgentOptions
 	callOptions []grpc.CallOption
 	log         *slog.Logger
+	callbacks   callbacks
 	// wake is signalled when there is something to do for Run before it looks again.
 	wake chan struct{}
 
@@ -121,14 +131,20 @@ func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) 
 // a session is old. It costs a handshake of TLS a session. An error of dial is
 // retried like any other.
 func NewDialingAgent(dial func() (*grpc.ClientConn, error), opts AgentOptions) (*Agent, error) {
-	return newAgent(func() (grpc.ClientConnInterface, func(), error) {
-		conn, err := dial()
+	a, err := newAgent(nil, opts)
+	if err != nil {
+		return nil, err
+	}
+	c := a.callbacks.named("dial")
+	a.connect = func() (grpc.ClientConnInterface, func(), error) {
+		conn, err := c.dial(dial)
 		if err != nil {
 			return nil, nil, err
 		}
 		// The only error is that it is closed already.
 		return conn, func() { _ = conn.Close() }, nil
-	}, opts)
+	}
+	return a, nil
 }
 
 func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts AgentOptions) (*Agent, error) {
@@ -150,6 +166,8 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
+	a.callbacks.timeout, a.callbacks.log = cmp.Or(opts.CallbackTimeout, defaultCallbackTimeout), a.log
+	a.opts.bound(&a.callbacks, a.Report)
 	if opts.Credentials != nil {
 		a.callOptions = append(a.callOptions, grpc.PerRPCCredentials(opts.Credentials))
 	}
@@ -309,6 +327,7 @@ func (a *Agent) pendingError(err error) error {
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	a.callbacks.endWith(ctx)
 	a.mu.Lock()
 	if a.stopped != nil {
 		a.mu.Unlock()

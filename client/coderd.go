@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
@@ -34,8 +36,13 @@ const (
 type CoderdOptions struct {
 	// Backoff bounds the waits before a watch connects again.
 	Backoff Backoff
-	// Logger of watches that break; nil: they are not logged.
+	// Logger of watches that break, and of functions that do not return in time; nil:
+	// they are not logged.
 	Logger *slog.Logger
+	// CallbackTimeout is how long a function of a watch may take before it is logged;
+	// 0: 10 s. The watch waits for it. When the context of the watch ends, it waits
+	// 2 s at most.
+	CallbackTimeout time.Duration
 }
 
 // Coderd is coderd's side of the service. All methods may be called at any time by
@@ -46,6 +53,8 @@ type Coderd struct {
 	relays  *relays
 	backoff Backoff
 	log     *slog.Logger
+	// callbackTimeout is CoderdOptions.CallbackTimeout.
+	callbackTimeout time.Duration
 }
 
 // NewCoderd makes a Coderd that talks over conn, which carries coderd's
@@ -54,11 +63,16 @@ func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, erro
 	if err := opts.Backoff.validate(); err != nil {
 		return nil, fmt.Errorf("coderd options: %w", err)
 	}
+	if opts.CallbackTimeout < 0 {
+		return nil, fmt.Errorf("coderd options: %w", errNegativeTimeout)
+	}
 	c := &Coderd{
 		service: agentstatsv1.NewCoderdServiceClient(conn),
 		relays:  &relays{service: agentstatsv1.NewAgentServiceClient(conn)},
 		backoff: opts.Backoff.withDefaults(),
 		log:     opts.Logger,
+
+		callbackTimeout: cmp.Or(opts.CallbackTimeout, defaultCallbackTimeout),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

@@ -215,7 +215,7 @@ func ExamplePushGatherer() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := client.PushGatherer(ctx, conn, registry, 15*time.Second); err != nil {
+		if err := client.PushGatherer(ctx, conn, registry, client.PushOptions{}); err != nil {
 			fmt.Println(err)
 		}
 	})

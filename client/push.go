@@ -39,12 +39,17 @@ const (
 
 // PushOptions are the knobs of a Pusher.
 //
-// The functions are called by the goroutine of Run. They must not block for
-// long.
+// The functions are called one at a time. Run waits for them only so long.
 type PushOptions struct {
-	// Gatherer of the families to push, like prometheus.DefaultGatherer.
-	// Required.
+	// Gatherer of the families to push: the registry that coderd's own endpoint
+	// serves. Required. A prometheus.Gatherers is gathered element by element, each
+	// bounded by itself. What does not return in time costs only its own families.
+	// A Registry is one element: see BoundCollector for its collectors.
 	Gatherer prometheus.Gatherer
+	// GatherTimeout is how long a snapshot waits for a Gatherer, and Run for
+	// OnRefused; 0: 10 s. A call that takes longer is logged and left to itself; no
+	// other is begun before it returns. Its families are pushed then.
+	GatherTimeout time.Duration
 	// Interval between two snapshots, at least 1 s; 0: 15 s. The service serves
 	// gauges for three times that after the last snapshot.
 	Interval time.Duration
@@ -61,11 +66,11 @@ type PushOptions struct {
 	// Backoff bounds the waits before it connects again.
 	Backoff Backoff
 	// OnRefused is called with the families that are not served and why, when these
-	// change. They are at most 64 and those that were not sent; count is how many
-	// there are.
+	// change. They are at most 64 and those that were not sent, which include those
+	// that coderd forwards for its agents; count is how many there are.
 	OnRefused func(refused []*agentstatsv1.FamilyRefusal, count int64)
-	// Logger of streams that break, of errors of the Gatherer and of what is
-	// refused; nil: none.
+	// Logger of streams that break, of a Gatherer that fails or does not return, and
+	// of what is refused; nil: none.
 	Logger *slog.Logger
 }
 
@@ -75,6 +80,8 @@ func (o *PushOptions) validate() error {
 		return errors.New("gatherer: is absent")
 	case o.Interval < time.Second:
 		return fmt.Errorf("interval: is %s, at least 1s is allowed", o.Interval)
+	case o.GatherTimeout < 0:
+		return errors.New("gather timeout: is negative")
 	case len(o.Replica) > maxReplicaBytes:
 		return fmt.Errorf("replica: has %d bytes, at most %d are allowed", len(o.Replica), maxReplicaBytes)
 	case o.MaxMessageBytes <= pushOverhead:
@@ -84,25 +91,39 @@ func (o *PushOptions) validate() error {
 }
 
 // Pusher pushes the families of a process to the service, where Prometheus
-// scrapes them, merged with those of the other instances. It keeps nothing: a
-// snapshot that the service did not take in is replaced by the next one.
+// scrapes them, merged with those of the other instances. It keeps the newest snapshot,
+// encoded: one that the service did not take in is replaced by the next one.
 type Pusher struct {
-	service agentstatsv1.CoderdServiceClient
-	opts    PushOptions
-	log     *slog.Logger
+	service   agentstatsv1.CoderdServiceClient
+	opts      PushOptions
+	log       *slog.Logger
+	gatherers *gatherers
+	onRefused *callback
 
-	// snapshot is the number of the newest one.
-	snapshot int64
-	// lastRefused is the text of the last call of OnRefused, gatherError what was
-	// logged last.
-	lastRefused string
-	gatherError string
+	// newest is the snapshot that was gathered last.
+	newest snapshot
+	// number is that of the snapshot that was sent last.
+	number int64
+	// lastRefused is the text of the last call of OnRefused. loggedRefused and
+	// gatherError are what was logged last.
+	lastRefused, loggedRefused, gatherError string
+	// loggedForwarded are the forwarded families that were logged.
+	loggedForwarded map[string]bool
+}
+
+// snapshot is what a Pusher gathered at once.
+type snapshot struct {
+	families [][]byte
+	// refused are the families that are not sent, or not with all their series.
+	refused   []*agentstatsv1.FamilyRefusal
+	forwarded []*forwardedSeries
 }
 
 // NewPusher makes a Pusher that talks over conn, which carries coderd's
 // credential and which it does not close. It does nothing before Run.
 func NewPusher(conn grpc.ClientConnInterface, opts PushOptions) (*Pusher, error) {
 	opts.Interval = cmp.Or(opts.Interval, defaultPushInterval)
+	opts.GatherTimeout = cmp.Or(opts.GatherTimeout, defaultCallbackTimeout)
 	opts.MaxMessageBytes = cmp.Or(opts.MaxMessageBytes, defaultPushMessage)
 	if opts.Replica == "" {
 		host, err := os.Hostname()
@@ -120,17 +141,22 @@ func NewPusher(conn grpc.ClientConnInterface, opts PushOptions) (*Pusher, error)
 		// Read never fails.
 		_, _ = rand.Read(opts.InstanceID[:])
 	}
-	p := &Pusher{service: agentstatsv1.NewCoderdServiceClient(conn), opts: opts, log: opts.Logger}
-	if p.log == nil {
-		p.log = slog.New(slog.DiscardHandler)
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	return p, nil
+	callbacks := &callbacks{timeout: opts.GatherTimeout, log: opts.Logger}
+	return &Pusher{
+		service: agentstatsv1.NewCoderdServiceClient(conn), opts: opts, log: opts.Logger,
+		gatherers: newGatherers(opts.Gatherer, opts.GatherTimeout, opts.Logger),
+		onRefused: callbacks.named("OnRefused"), loggedForwarded: make(map[string]bool),
+	}, nil
 }
 
-// PushGatherer pushes all families of g each interval, at least 1 s, until ctx
-// ends. It is NewPusher and Run with no other options.
-func PushGatherer(ctx context.Context, conn grpc.ClientConnInterface, g prometheus.Gatherer, interval time.Duration) error {
-	p, err := NewPusher(conn, PushOptions{Gatherer: g, Interval: interval})
+// PushGatherer pushes all families of g until ctx ends. It is NewPusher, with g as the
+// Gatherer of opts, and Run.
+func PushGatherer(ctx context.Context, conn grpc.ClientConnInterface, g prometheus.Gatherer, opts PushOptions) error {
+	opts.Gatherer = g
+	p, err := NewPusher(conn, opts)
 	if err != nil {
 		return err
 	}
@@ -138,11 +164,17 @@ func PushGatherer(ctx context.Context, conn grpc.ClientConnInterface, g promethe
 }
 
 // Run pushes a snapshot at once and then one each interval, until ctx ends. Then it
-// pushes a last one, so that the counters end exact and the gauges go at once. It
-// waits for the answer at most 5 s, and returns nil. It connects again whenever the
-// stream breaks. It returns an error that trying again cannot cure: a credential
-// that is not coderd's, or a service that does not take in pushes. It is called
-// once.
+// pushes a last one, so that the counters end exact and the gauges go at once, and
+// returns nil. It returns at most 5 s after ctx has ended, whatever the Gatherer and
+// the service do. If the Gatherer does not return within 2 s then, or has not returned
+// since before, the newest snapshot is pushed again as the last one.
+//
+// It connects again whenever the stream breaks. It returns an error that trying again
+// cannot cure: a credential that is not coderd's, or a service that does not take in
+// pushes. A token that is refused after the service took in snapshots is tried again,
+// as it may be about to change. So is a service that speaks TLS where plaintext was
+// expected, or the reverse, as a restart of the service can change that: the log says
+// what to do. Run is called once.
 func (p *Pusher) Run(ctx context.Context) error {
 	// The last snapshot is sent when ctx has ended already.
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -202,10 +234,17 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 	for {
 		began := time.Now()
 		final := ctx.Err() != nil
+		gathered := p.gather(ctx, final)
+		if !gathered && !final {
+			if err := p.waitForNext(ctx, s, began, gathered); err != nil {
+				return answered, err
+			}
+			continue
+		}
 		guard := time.AfterFunc(pushTimeout, func() {
 			cancel(fmt.Errorf("push snapshot: no answer within %s", pushTimeout))
 		})
-		err := p.push(ctx, s, final)
+		err := p.push(ctx, live, s, final)
 		guard.Stop()
 		if err != nil {
 			if cause := context.Cause(live); cause != nil && !errors.Is(cause, context.Canceled) {
@@ -218,21 +257,73 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 			s.closeStream()
 			return true, nil
 		}
-		timer := time.NewTimer(p.opts.Interval - time.Since(began))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		case <-s.done:
+		if err := p.waitForNext(ctx, s, began, gathered); err != nil {
+			return answered, err
 		}
-		timer.Stop()
 	}
 }
 
-// push sends one snapshot and takes in the answer.
-func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
-	families, gatherErr := p.opts.Gatherer.Gather()
-	p.logGatherError(ctx, gatherErr)
-	var refused []*agentstatsv1.FamilyRefusal
+// waitForNext waits until the next snapshot is due, one interval after began, or ctx
+// ends. If nothing was gathered, it is due once a Gatherer has returned. An error says
+// how the stream ended.
+func (p *Pusher) waitForNext(ctx context.Context, s *pushStream, began time.Time, gathered bool) error {
+	returned := p.gatherers.returned
+	if gathered {
+		returned = nil
+	}
+	timer := time.NewTimer(p.opts.Interval - time.Since(began))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-returned:
+	case <-ctx.Done():
+	case <-s.done:
+		return s.err
+	}
+	return nil
+}
+
+// gather makes the newest snapshot of what the Gatherers return in time. It returns
+// false if none does: then the one before stays.
+func (p *Pusher) gather(ctx context.Context, final bool) bool {
+	wait := p.opts.GatherTimeout
+	if final {
+		ctx, wait = context.WithoutCancel(ctx), min(wait, leaveTimeout)
+	}
+	families, answered, err := p.gatherers.gather(ctx, wait)
+	p.logGatherError(ctx, err)
+	if answered == 0 {
+		return false
+	}
+	p.newest = p.encodeAll(families)
+	return true
+}
+
+// encodeAll encodes the families that are sent.
+func (p *Pusher) encodeAll(families []*dto.MetricFamily) snapshot {
+	var out snapshot
+	for _, family := range families {
+		own, forwarded := withoutForwarded(family)
+		if forwarded != nil {
+			forwarded.family = strings.ToValidUTF8(forwarded.family, "\uFFFD")
+			out.forwarded = append(out.forwarded, forwarded)
+			out.refused = append(out.refused, forwarded.refusal())
+		}
+		if own == nil {
+			continue
+		}
+		encoded, refusal := p.encode(own)
+		if refusal != nil {
+			out.refused = append(out.refused, refusal)
+			continue
+		}
+		out.families = append(out.families, encoded)
+	}
+	return out
+}
+
+// push sends the newest snapshot and takes in the answer.
+func (p *Pusher) push(ctx, live context.Context, s *pushStream, final bool) error {
 	part := &agentstatsv1.PushFamilies{}
 	size := 0
 	send := func() error {
@@ -244,12 +335,7 @@ func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
 		return err
 	}
 	target := min(maxPartBytes, p.opts.MaxMessageBytes-pushOverhead)
-	for _, family := range families {
-		encoded, refusal := p.encode(family)
-		if refusal != nil {
-			refused = append(refused, refusal)
-			continue
-		}
+	for _, encoded := range p.newest.families {
 		// 8 bytes are more than the tag and length of an element.
 		if size+len(encoded)+8 > target {
 			if err := send(); err != nil {
@@ -262,9 +348,9 @@ func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
 	if err := send(); err != nil {
 		return err
 	}
-	p.snapshot++
+	p.number++
 	err := s.send(&agentstatsv1.PushMetricsRequest{Message: &agentstatsv1.PushMetricsRequest_End{End: &agentstatsv1.PushEnd{
-		Snapshot: p.snapshot,
+		Snapshot: p.number,
 		Final:    final,
 	}}})
 	if err != nil {
@@ -276,10 +362,16 @@ func (p *Pusher) push(ctx context.Context, s *pushStream, final bool) error {
 	case <-s.done:
 		return s.err
 	}
-	if answer.GetSnapshot() != p.snapshot {
-		return fmt.Errorf("push snapshot: the answer is to snapshot %d, want %d", answer.GetSnapshot(), p.snapshot)
+	if answer.GetSnapshot() != p.number {
+		return fmt.Errorf("push snapshot: the answer is to snapshot %d, want %d", answer.GetSnapshot(), p.number)
 	}
-	p.notifyRefused(ctx, append(refused, answer.GetRefused()...), int64(len(refused))+answer.GetRefusedCount())
+	ends, leave := ctx.Done(), leaveTimeout
+	if final {
+		ends, leave = live.Done(), 0
+	}
+	p.logForwarded(ctx)
+	p.notifyRefused(ctx, append(slices.Clone(p.newest.refused), answer.GetRefused()...), int64(len(p.newest.refused))+answer.GetRefusedCount(),
+		func(f func()) bool { return p.onRefused.run(ends, leave, f) })
 	return nil
 }
 
@@ -302,39 +394,3 @@ func (p *Pusher) encode(family *dto.MetricFamily) ([]byte, *agentstatsv1.FamilyR
 
 // reasonMalformed is why a family that cannot be encoded is not sent.
 const reasonMalformed = "malformed"
-
-// logGatherError logs an error of the Gatherer unless it was logged last time.
-func (p *Pusher) logGatherError(ctx context.Context, err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != p.gatherError {
-		p.log.WarnContext(ctx, "some families were not gathered", "error", err)
-	}
-	p.gatherError = text
-}
-
-// notifyRefused calls OnRefused and logs what is not served, if that changed.
-func (p *Pusher) notifyRefused(ctx context.Context, refused []*agentstatsv1.FamilyRefusal, count int64) {
-	slices.SortStableFunc(refused, func(a, b *agentstatsv1.FamilyRefusal) int {
-		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetReason(), b.GetReason()))
-	})
-	var all strings.Builder
-	if count > 0 {
-		fmt.Fprint(&all, count)
-	}
-	names := make([]string, len(refused))
-	for i, r := range refused {
-		fmt.Fprintf(&all, " %q %q", r.GetName(), r.GetReason())
-		names[i] = r.GetName()
-	}
-	if all.String() == p.lastRefused {
-		return
-	}
-	p.lastRefused = all.String()
-	p.log.WarnContext(ctx, "families that are refused have changed", "count", count, "names", names)
-	if p.opts.OnRefused != nil {
-		p.opts.OnRefused(refused, count)
-	}
-}

@@ -379,12 +379,13 @@ func TestPushOptions(t *testing.T) {
 		"push options: interval: is 999ms, at least 1s is allowed":       {Gatherer: prometheus.NewRegistry(), Interval: 999 * time.Millisecond},
 		"push options: replica: has 257 bytes, at most 256 are allowed":  {Gatherer: prometheus.NewRegistry(), Replica: strings.Repeat("x", 257)},
 		"push options: max message bytes: is -1, more than 32 is needed": {Gatherer: prometheus.NewRegistry(), MaxMessageBytes: -1},
+		"push options: gather timeout: is negative":                      {Gatherer: prometheus.NewRegistry(), GatherTimeout: -1},
 		"push options: backoff: is negative":                             {Gatherer: prometheus.NewRegistry(), Backoff: client.Backoff{Min: -1}},
 	} {
 		_, err := client.NewPusher(conn, opts)
 		require.EqualError(t, err, want)
 	}
-	require.EqualError(t, client.PushGatherer(t.Context(), conn, nil, time.Second), "push options: gatherer: is absent")
+	require.EqualError(t, client.PushGatherer(t.Context(), conn, nil, client.PushOptions{}), "push options: gatherer: is absent")
 }
 
 // TestPushToTheService pushes to the real one: two instances are one, what the
@@ -397,9 +398,7 @@ func TestPushToTheService(t *testing.T) {
 
 	scrape := func() string {
 		t.Helper()
-		var text bytes.Buffer
-		require.NoError(t, s.pushed.WriteText(&text))
-		return text.String()
+		return pushedText(t, s)
 	}
 	refused := make(chan string, 10)
 	type coderd struct {

@@ -28,26 +28,27 @@ type streams struct {
 }
 
 // run calls serve for each stream until live ends or serve returns no error: then it
-// returns nil. It returns an error that trying again cannot cure: a bad request, a
-// credential that is not coderd's, or a service without this call. serve returns how
-// the stream ended, and whether it was of use, so that the backoff begins anew. The end of
-// ctx, which is at the latest that of live, cuts one wait short.
+// returns nil. It returns an error that trying again cannot cure, see isFutile. serve
+// returns how the stream ended, and whether it was of use, so that the backoff begins
+// anew. The end of ctx, which is at the latest that of live, cuts one wait short.
 func (s *streams) run(ctx, live context.Context, serve func() (useful bool, err error)) error {
+	accepted := false
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
 		useful, err := serve()
+		accepted = accepted || useful
 		if err == nil || live.Err() != nil {
 			return nil
 		}
-		switch status.Code(err) {
-		case codes.InvalidArgument, codes.PermissionDenied, codes.Unimplemented:
+		if isFutile(err, accepted) {
+			s.log.ErrorContext(ctx, "stream refused", "stream", s.what, "error", err)
 			return fmt.Errorf("%s: %w", s.what, err)
 		}
 		if useful && status.Code(err) != codes.Aborted || time.Since(began) >= s.backoff.Max {
 			attempt = 0
 		}
 		wait := s.backoff.wait(attempt) + retryDelay(err)
-		s.log.WarnContext(ctx, "stream broke", "stream", s.what, "error", err, "retry_in", wait)
+		s.log.WarnContext(ctx, "stream broke", append([]any{"stream", s.what, "error", err, "retry_in", wait}, hint(err)...)...)
 		ended := ctx.Done()
 		if ctx.Err() != nil {
 			ended = nil

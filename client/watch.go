@@ -17,10 +17,11 @@ const maxWatchAgents = 1000
 // with the current values of all of them, in one or more parts. The last of these
 // has Synced set. Then it calls handle with values that change. When the stream
 // breaks, it connects again and begins anew: current values, Synced, changes. A
-// slow handle misses intermediate values, never the newest.
+// slow handle misses intermediate values, never the newest. One that hangs is logged.
 //
-// It blocks until ctx is cancelled, and returns nil then. It returns an error that
-// trying again cannot cure: a bad request, or a credential that is not coderd's.
+// It blocks until ctx is cancelled, and returns nil then, at the latest 2 s later, even
+// if handle has not returned. It returns an error that trying again cannot cure: a bad
+// request, or a credential that is not coderd's.
 func (c *Coderd) WatchMetadata(ctx context.Context, agentIDs []uuid.UUID, handle func(*agentstatsv1.WatchMetadataResponse)) error {
 	if len(agentIDs) == 0 || len(agentIDs) > maxWatchAgents {
 		return fmt.Errorf("watch metadata: %d agents are named, 1 to %d may be", len(agentIDs), maxWatchAgents)
@@ -54,7 +55,16 @@ func watch[Req, Resp any](
 	req *Req,
 	handle func(*Resp),
 ) error {
-	return c.streams(what).run(ctx, ctx, func() (received bool, err error) { return receiveAll(ctx, open, req, handle) })
+	handler := c.callback("handler of the watch of " + what)
+	return c.streams(what).run(ctx, ctx, func() (received bool, err error) {
+		return receiveAll(ctx, open, req, func(resp *Resp) bool { return handler.finish(ctx, func() { handle(resp) }) })
+	})
+}
+
+// callback returns a function of a watch.
+func (c *Coderd) callback(name string) *callback {
+	calls := &callbacks{timeout: c.callbackTimeout, log: c.log}
+	return calls.named(name)
 }
 
 // streams returns the streams of a watch.
@@ -62,13 +72,13 @@ func (c *Coderd) streams(what string) *streams {
 	return &streams{what: "watch " + what, backoff: c.backoff, log: c.log}
 }
 
-// receiveAll serves one stream until it ends, and reports whether any response was
-// received.
+// receiveAll serves one stream until it ends, or until handle returns false. It reports
+// whether any response was received.
 func receiveAll[Req, Resp any](
 	ctx context.Context,
 	open func(context.Context, *Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error),
 	req *Req,
-	handle func(*Resp),
+	handle func(*Resp) bool,
 ) (received bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -82,6 +92,8 @@ func receiveAll[Req, Resp any](
 			return received, err
 		}
 		received = true
-		handle(resp)
+		if !handle(resp) {
+			return true, errCallbackLeft
+		}
 	}
 }

@@ -68,13 +68,14 @@ type StatsWatch struct {
 // one stands by until the newer one has gone. So they do not take the name from each
 // other again and again.
 //
-// It blocks and returns as WatchMetadata does, but when ctx ends it waits for
-// Handle to return. Then it waits at most 5 s for the service to get the last ack.
+// It blocks and returns as WatchMetadata does, but when Handle returns within 2 s after
+// ctx has ended, it waits at most 5 s for the service to get the last ack. One that
+// takes longer is left to itself: its batch is not acked.
 func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
 	if n := len(watch.Name); n < 1 || n > maxWatchName {
 		return fmt.Errorf("watch stats: the name has %d bytes, 1 to %d are allowed", n, maxWatchName)
 	}
-	w := &statsWatch{StatsWatch: watch, service: c.service}
+	w := &statsWatch{StatsWatch: watch, service: c.service, load: c.callback("Load"), handler: c.callback("Handle"), started: c.callback("Started")}
 	return c.streams("stats").run(ctx, ctx, func() (received bool, err error) { return w.serveStream(ctx) })
 }
 
@@ -82,6 +83,8 @@ func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
 type statsWatch struct {
 	StatsWatch
 	service agentstatsv1.CoderdServiceClient
+	// load, handler and started call the functions of StatsWatch.
+	load, handler, started *callback
 	// position is the last one that was processed.
 	position StatsPosition
 	// standBy is true after another watcher took the name.
@@ -95,7 +98,11 @@ type callbackError struct{ error }
 // firstRequest returns the first request of a stream.
 func (w *statsWatch) firstRequest(ctx context.Context) (*agentstatsv1.WatchStatsRequest, error) {
 	if w.Load != nil {
-		stored, err := w.Load(ctx)
+		var stored StatsPosition
+		var err error
+		if !w.load.finish(ctx, func() { stored, err = w.Load(ctx) }) {
+			return nil, errCallbackLeft
+		}
 		if err != nil {
 			return nil, callbackError{fmt.Errorf("load the position: %w", err)}
 		}
@@ -149,7 +156,7 @@ func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err err
 			}
 			began := !received
 			received = true
-			if err := w.handle(s, resp, began); err != nil {
+			if err := w.handle(ctx, s, resp, began); err != nil {
 				return received, err
 			}
 		case <-s.done:
@@ -166,20 +173,24 @@ type statsStream = duplex[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStat
 
 // handle takes in a response; began is true for the first of a stream, which is not
 // acked.
-func (w *statsWatch) handle(s *statsStream, resp *agentstatsv1.WatchStatsResponse, began bool) error {
+func (w *statsWatch) handle(ctx context.Context, s *statsStream, resp *agentstatsv1.WatchStatsResponse, began bool) error {
 	batch := StatsBatch{
 		Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber(), resp.GetNonce()},
 		Previous: w.position, Agents: resp.GetAgents(),
 	}
 	if began {
 		w.standBy = false
-		if w.Started != nil {
-			w.Started(resp.GetSince().AsTime())
+		if w.Started != nil && !w.started.finish(ctx, func() { w.Started(resp.GetSince().AsTime()) }) {
+			return errCallbackLeft
 		}
 	}
 	same := batch.Position.Incarnation == w.position.Incarnation
 	if !same || batch.Position.Number > w.position.Number {
-		if err := w.Handle(batch); err != nil {
+		var err error
+		if !w.handler.finish(ctx, func() { err = w.Handle(batch) }) {
+			return errCallbackLeft
+		}
+		if err != nil {
 			return callbackError{fmt.Errorf("handle a batch of stats: %w", err)}
 		}
 		w.position = batch.Position

@@ -99,7 +99,7 @@ func (c *coderd) push(t *testing.T, s *service) {
 	c.done = make(chan struct{})
 	go func() {
 		defer close(c.done)
-		_ = client.PushGatherer(ctx, c.conn, c.registry, time.Second)
+		_ = client.PushGatherer(ctx, c.conn, c.registry, client.PushOptions{Interval: time.Second})
 	}()
 }
 

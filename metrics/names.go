@@ -36,7 +36,12 @@ const (
 	ReasonLabelValueTooLong Reason = "label_value_too_long"
 	ReasonTooManyLabels     Reason = "too_many_labels"
 	ReasonLabelsTooLong     Reason = "labels_too_long"
+	// ReasonForwardedSeries is why series of agents are refused that a coderd pushes.
+	ReasonForwardedSeries Reason = "forwarded_series"
 )
+
+// ForwardedHelp is the help of all families that a coderd forwards for its agents.
+const ForwardedHelp = "Metrics are forwarded from workspace agents connected to this instance of coderd."
 
 // reservedPrefixes begin the names of families that are not the agents': those
 // of coderd, of this service, of the libraries in both, and of Prometheus.
@@ -113,6 +118,18 @@ func CheckPushedName(name string) Reason {
 func notCoderds(name string) bool {
 	owner, _ := ownerOf(name)
 	return owner != "" && owner != OwnerCoderd
+}
+
+// IsCoderds reports whether Coder documents the family called name as coderd's own.
+func IsCoderds(name string) bool {
+	owner, _ := ownerOf(name)
+	return owner == OwnerCoderd
+}
+
+// NamesAgent reports whether a label says which agent a series is of. Of coderd's own
+// families only documented ones have such labels; template_name is not one.
+func NamesAgent(label string) bool {
+	return label == "agent_name" || label == "username" || label == "workspace_name"
 }
 
 // CheckLabel returns why an agent's sample may not carry the label. An empty

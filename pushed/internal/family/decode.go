@@ -103,6 +103,13 @@ func decodeFamily(raw []byte, limits Limits, now time.Time) *Decoded {
 		f.Help = agent.ShortenText(in.GetHelp(), maxHelpBytes)
 	}
 	f.Series = make([]Series, 0, len(in.Metric))
+	in.Metric, r = withoutForwarded(&in)
+	switch {
+	case r != nil && len(in.Metric) == 0:
+		return d.refuse(refuse(r.Reason, "%s", r.text()))
+	case r != nil:
+		d.Refused = append(d.Refused, r)
+	}
 	for _, m := range in.Metric {
 		labels, r := decodeLabels(m.GetLabel(), limits, f.Type)
 		if r != nil {
