@@ -33,12 +33,12 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Watches that go on, by what is watched."}, []string{"kind"}),
+		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Open watches, by what is watched."}, []string{"kind"}),
 		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
-		refused:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_streams_refused_total", Help: "Streams refused because too many went on."}, []string{"kind"}),
+		refused:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_streams_refused_total", Help: "Streams refused because too many were open."}, []string{"kind"}),
 		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
-		bytesRefused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_coderd_memory_refused_total", Help: "Messages of coderd refused, watches ended, and batches of reports that wait, as all calls of their kind have too much in memory."}, []string{"kind"}),
-		slowedCalls:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_coderd_calls_slowed_total", Help: "Calls of coderd whose end waited, as too much was sent for nothing: calls were refused, or left before they were complete."}),
+		bytesRefused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_coderd_memory_refused_total", Help: "Messages of coderd refused, watches ended, and batches of reports delayed, as all calls of their kind take too much memory."}, []string{"kind"}),
+		slowedCalls:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_coderd_calls_slowed_total", Help: "Calls of coderd whose end was delayed, as calls that were refused or cancelled had sent too much."}),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
 	}
 	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {
@@ -62,7 +62,7 @@ func (s *Service) registerGauges(reg prometheus.Registerer) error {
 		bytesWatches:       s.watchBytes.inUse,
 	} {
 		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_coderd_memory_bytes", Help: "Bytes that calls of coderd under way have in memory, as they are estimated.",
+			Name: "agentstatsd_coderd_memory_bytes", Help: "Estimated memory of the calls of coderd under way, in bytes.",
 			ConstLabels: prometheus.Labels{"kind": kind},
 		}, func() float64 { return float64(inUse()) }))
 	}

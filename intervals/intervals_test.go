@@ -205,7 +205,7 @@ func TestReplicas(t *testing.T) {
 			require.Equal(t, 1, w.logged.with(`level=INFO msg="intervals of agents are lengthened" `+factors+" load=cpu of_target=1.29 replica=c"))
 		}
 		require.NoError(t, testutil.GatherAndCompare(a.reg, strings.NewReader(`
-# HELP agentstatsd_interval_factor By how much the report and metadata intervals of agents are lengthened, the same on all replicas; 1: not at all.
+# HELP agentstatsd_interval_factor Factor by which the report and metadata intervals of agents are multiplied, the same on all replicas.
 # TYPE agentstatsd_interval_factor gauge
 agentstatsd_interval_factor 2
 # HELP agentstatsd_interval_steps_total Steps by which this replica, as the leader, lengthened the intervals of agents (up) or shortened them (down).

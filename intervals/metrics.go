@@ -35,7 +35,7 @@ func newMetrics(reg prometheus.Registerer, factor func() float64) (*metrics, err
 	m.setLoad(agent.Load{})
 	return m, ownmetrics.Register(reg, m.load, m.steps, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_interval_factor",
-		Help: "By how much the report and metadata intervals of agents are lengthened, the same on all replicas; 1: not at all.",
+		Help: "Factor by which the report and metadata intervals of agents are multiplied, the same on all replicas.",
 	}, factor))
 }
 

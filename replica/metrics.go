@@ -30,15 +30,15 @@ func (r *Replicas) registerGauges(reg prometheus.Registerer) error {
 	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replica_leads",
-			Help: "1 while this replica holds the lease on what exactly one serves.",
+			Help: "1 while this replica has the lease on what exactly one serves.",
 		}, func() float64 { return number(r.Leads()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replica_member",
-			Help: "1 while this replica is known to be taken for alive by the others.",
+			Help: "1 while the other replicas consider this one alive.",
 		}, func() float64 { return number(r.Member()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replicas_live",
-			Help: "Replicas that this one takes for alive, itself included.",
+			Help: "Replicas that this one considers alive, itself included.",
 		}, func() float64 { return float64(r.countLive()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_replica_strangers",

@@ -242,13 +242,13 @@ func TestFirstLeads(t *testing.T) {
 		require.True(t, a.Live(b.Self()))
 		require.True(t, b.Live(a.Self()))
 		require.NoError(t, testutil.GatherAndCompare(b.reg, strings.NewReader(`
-# HELP agentstatsd_replica_leads 1 while this replica holds the lease on what exactly one serves.
+# HELP agentstatsd_replica_leads 1 while this replica has the lease on what exactly one serves.
 # TYPE agentstatsd_replica_leads gauge
 agentstatsd_replica_leads 0
-# HELP agentstatsd_replica_member 1 while this replica is known to be taken for alive by the others.
+# HELP agentstatsd_replica_member 1 while the other replicas consider this one alive.
 # TYPE agentstatsd_replica_member gauge
 agentstatsd_replica_member 1
-# HELP agentstatsd_replicas_live Replicas that this one takes for alive, itself included.
+# HELP agentstatsd_replicas_live Replicas that this one considers alive, itself included.
 # TYPE agentstatsd_replicas_live gauge
 agentstatsd_replicas_live 2
 `), "agentstatsd_replica_leads", "agentstatsd_replica_member", "agentstatsd_replicas_live"))
@@ -295,8 +295,8 @@ func TestDies(t *testing.T) {
 	})
 }
 
-// One that is cut off from the database lives on, as its heartbeats arrive, and lets go of
-// the lease when it is notified of another holder.
+// A replica that is cut off from the database stays alive, as its messages arrive. It
+// gives up the lease when a message names another holder.
 func TestCutOffFromTheDatabase(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -405,8 +405,8 @@ func TestCutOff(t *testing.T) {
 	})
 }
 
-// While the database says itself that it is down, all stays as it is, for as long
-// as that takes; and when it is back nobody takes another's place.
+// While the database refuses all clients, nothing changes, for as long as that takes.
+// When it is back, no replica takes another's place.
 func TestDatabaseDown(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -468,8 +468,8 @@ func TestDownAtStart(t *testing.T) {
 	})
 }
 
-// A replica of another database that has the deployment's id is reported; one that comes, one
-// that leaves, and one whose database is away for a while are not.
+// A replica of another database with the same deployment id is a stranger. One that
+// starts, one that stops, and one whose database is unavailable for a while are not.
 func TestStrangers(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w, copied := newWorld(), newWorld()

@@ -6,8 +6,8 @@ import (
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
-// Why reports do not reach a subscription, and which calls of the database fail, as
-// the counters label them.
+// Reasons of dropped reports, and failed calls of the database, as the counters label
+// them.
 const (
 	droppedPending      = "pending_limit"
 	droppedPendingBytes = "pending_bytes_limit"
@@ -47,20 +47,20 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		written:     counter("reports_written_total", "Reports that were added to subscriptions in the database, once for each subscription."),
 		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions; one that was tried again counts once."),
-		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database does not have any more."),
-		found:       counter("reports_found_total", "Reports that were not added as a subscription had them already: their agents sent them again. Once for each subscription."),
-		dropped:     vec("reports_dropped_total", "Reports that a subscription does not get: those that are written and beyond its limit, or for a removed one, once for each subscription; the others once. Those of the reason shutdown are sent again by their agents.", "reason", droppedPending, droppedPendingBytes, droppedAgent, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
+		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database has lost, by a failover or a restore."),
+		found:       counter("reports_found_total", "Reports that were not added as a subscription had them already, because their agents sent them again; once for each subscription."),
+		dropped:     vec("reports_dropped_total", "Reports that were dropped. Those beyond the limit of a subscription, or for a removed one, count once for each subscription, the others once. Agents send those of the reason shutdown again.", "reason", droppedPending, droppedPendingBytes, droppedAgent, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
 		errors:      vec("report_errors_total", "Calls of the database for subscriptions that failed and are tried again.", "call", errorPoll, errorWrite, errorDeliver),
-		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, again included."),
-		batches:     counter("report_batches_total", "Batches of reports that were sent to watchers, again included."),
-		superseded:  counter("report_streams_superseded_total", "Streams of subscriptions that ended as a newer one has the name."),
+		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, those of repeated batches included."),
+		batches:     counter("report_batches_total", "Batches of reports that were sent to watchers, repeated ones included."),
+		superseded:  counter("report_streams_superseded_total", "Streams of subscriptions that ended as a newer one owns the name."),
 		restored:    counter("report_subscriptions_restored_total", "Subscriptions whose watcher has processed a batch that the database does not have: some reports may be sent again."),
-		expired:     counter("report_subscriptions_expired_total", "Subscriptions removed as no stream had them for too long."),
-		unconfirmed: counter("report_subscriptions_unconfirmed_total", "Subscriptions that this replica began although another had not confirmed them for 10 s. One that was to begin and whose stream ended before the outcome was known is included."),
+		expired:     counter("report_subscriptions_expired_total", "Subscriptions removed as they had no stream for too long."),
+		unconfirmed: counter("report_subscriptions_unconfirmed_total", "Subscriptions that this replica started although another one had not confirmed them for 10 s. Attempts with an unknown outcome are included."),
 		reduced:     counter("reports_reduced_total", "Reports of which only the counts are kept, as there is no room in memory for the rest."),
 		refused:     counter("report_subscriptions_refused_total", "Subscriptions refused as there are too many."),
-		sumBytes:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums_bytes", Help: "Bytes of the newest reports of these, of the subscription that has the most."}),
-		sums:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums", Help: "Agents with reports in the database that no batch has, of the subscription that has the most."}),
+		sumBytes:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums_bytes", Help: "Bytes of the encoded newest reports of agents with sums in the database, of the subscription that has the most."}),
+		sums:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_report_sums", Help: "Agents with sums in the database that are in no batch, of the subscription that has the most."}),
 	}
 	return m, ownmetrics.Register(reg, m.written, m.writes, m.lost, m.found, m.dropped, m.errors, m.delivered, m.batches,
 		m.superseded, m.restored, m.expired, m.unconfirmed, m.refused, m.reduced, m.sums, m.sumBytes)
@@ -76,10 +76,10 @@ func (r *Reports) registerGauges(reg prometheus.Registerer) error {
 			Name: "agentstatsd_report_sums_pending", Help: "Agents whose reports wait to be written to subscriptions.",
 		}, func() float64 { return float64(r.count(r.unwrittenLocked)) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_report_sums_pending_bytes", Help: "Bytes that these take in memory, without the batch that is being written.",
+			Name: "agentstatsd_report_sums_pending_bytes", Help: "Memory of the reports that wait to be written, in bytes, without the batch that is being written.",
 		}, func() float64 { return float64(r.count(func() int { return r.pendingBytes })) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_report_streams", Help: "Streams of subscriptions that go on.",
+			Name: "agentstatsd_report_streams", Help: "Open streams of subscriptions.",
 		}, func() float64 { return float64(r.count(func() int { return len(r.streams) })) }),
 	)
 }
