@@ -26,8 +26,9 @@ type Replica struct {
 	Load Load
 }
 
-// Load is how busy a replica is and its database seems to it: means of half a minute,
-// each as a share of its target, finite and at least 0. Above 1 it is over it.
+// Load is how busy a replica is, and its database as the replica sees it. Each value is
+// a mean of half a minute, divided by its target. It is finite and at least 0. Above 1
+// it exceeds the target.
 type Load struct {
 	// CPU of the process.
 	CPU float64
@@ -37,11 +38,11 @@ type Load struct {
 	Flush float64
 }
 
-// ServiceLoad is what the replicas know of each other's load and what was decided on it.
+// ServiceLoad has the loads of all replicas, and the factor that was decided on them.
 type ServiceLoad struct {
 	// Replicas that are alive, in no order.
 	Replicas []Replica
-	// IntervalFactor that was decided; 0: it is not known yet.
+	// IntervalFactor is at least 1; 0: it is not known yet.
 	IntervalFactor float64
 	// Decides is true for the replica that decides.
 	Decides bool
@@ -53,8 +54,8 @@ type Lease struct {
 	Holder ID
 	// Heartbeats counts up while the holder is alive, and with each new holder.
 	Heartbeats int64
-	// IntervalFactor by which the intervals of agents are lengthened, as the newest
-	// holder decided that did; 1 at first.
+	// IntervalFactor is what the intervals of agents are multiplied by, as the newest
+	// holder decided; 1 at first.
 	IntervalFactor float64
 }
 

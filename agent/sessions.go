@@ -99,8 +99,8 @@ func CountSessions(apps []AppSessions, older Sessions) (Sessions, AppCounts) {
 	return s, counts
 }
 
-// AppsOf returns the sessions of a report by app: those of FirstApps, and those of the
-// overflow other names together, as one that is not known.
+// AppsOf returns the sessions of a report by app. Those of the names beyond FirstApps
+// count together as one app that is not known. overflow is the number of these names.
 func AppsOf(counts map[string]int64) (apps []AppSessions, overflow int) {
 	apps = FirstApps(counts)
 	overflow = len(counts) - len(apps)
@@ -130,9 +130,8 @@ func FirstApps(counts map[string]int64) []AppSessions {
 		}
 		return apps
 	}
-	// The best so far and as many more are kept: a report can have tens of
-	// thousands of names, of which few are sorted at once, and none is normalised
-	// twice.
+	// A report can have tens of thousands of names. So only twice as many as are needed
+	// are kept and sorted at once. None is normalized twice.
 	for name, n := range counts {
 		apps = append(apps, AppSessions{name, n, isKnown(name)})
 		if len(apps) == cap(apps) {

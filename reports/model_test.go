@@ -563,8 +563,8 @@ func (w *world) check() error {
 	return problem
 }
 
-// Whoever is killed, stops or crashes, whatever the database does: each report counts
-// exactly once, wherever its agent sends it again, but for what an older database does not
+// Each report counts exactly once, wherever its agent sends it again, whoever is
+// killed, stops or crashes. Two kinds are excepted: what an older database does not
 // have, and what an agent's process kept that ended.
 func TestModel(t *testing.T) {
 	first, n := uint64(1), *seeds

@@ -12,7 +12,7 @@ import (
 
 // Options are the knobs of Reports. A zero field takes its default.
 type Options struct {
-	// ID of this replica, which no other ever had; zero: one at random.
+	// ID of this replica, which must be new; zero: one at random.
 	ID agent.ID
 	// Shared says that there may be other replicas on the database.
 	Shared bool
@@ -20,19 +20,19 @@ type Options struct {
 	MaxSubscriptions int
 	// MaxPending is how many agents' reports wait to be written; default 100,000.
 	MaxPending int
-	// MaxPendingBytes bounds the memory of these; default 64 MiB. An agent takes 256 bytes,
-	// 96 for each report, and what is encoded of the newest, which is 18 KB at most, and
-	// some 60 of an agent that behaves. Without room a report is merged into the one before
-	// it, which its agent need not keep any more then.
+	// MaxPendingBytes bounds the memory of these; default 64 MiB. An agent takes 256
+	// bytes, 96 for each report, and the encoded rest of the newest one. That is some
+	// 60 bytes of a usual agent, 18 KB at most. Without room a report is merged into
+	// the one before it, which its agent need not keep any more then.
 	MaxPendingBytes int
-	// MaxSums is how many agents' sums the database has of one subscription, and
-	// MaxSumBytes how many bytes are encoded of their newest reports; both without those
-	// that come within 5 s. Defaults 500,000 and 256 MiB.
+	// MaxSums bounds the sums of one subscription in the database; default 500,000.
+	// MaxSumBytes bounds the encoded rest of their newest reports; default 256 MiB.
+	// Both are checked every 5 s, so what comes in between may exceed them.
 	MaxSums, MaxSumBytes int
 	// Retention is how long a subscription is kept without a stream; default 24 h.
 	Retention time.Duration
-	// Lease is how long a stream that was cut off without a word keeps those waiting
-	// that stand by; default 15 s.
+	// Lease is how long a stream that was cut off still owns its subscription, while
+	// others stand by; default 15 s.
 	Lease time.Duration
 }
 

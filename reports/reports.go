@@ -1,10 +1,10 @@
-// Package reports keeps what agents report for whoever watches it, in the
-// database, until the watcher has processed it.
+// Package reports adds up what agents report for watchers. The sums wait in the
+// database until the watcher has processed them.
 //
-// A subscription is a row with a name. While it lives, each replica gathers what
-// its agents report, and adds it to the subscription's sums: a row for each agent.
-// A stream moves sums into a numbered batch, sends it, and deletes it when it is
-// acked. Any replica can have the stream; nothing is sent from one to another.
+// A subscription is a row with a name. While it lives, each replica adds what its
+// agents report to the subscription's sums: a row for each agent. A stream moves sums
+// into a numbered batch, sends it, and deletes it when it is acked. Any replica can
+// have the stream. Replicas send each other nothing.
 //
 // The writer of a replica:
 //
@@ -12,15 +12,16 @@
 //	                                     |  ^
 //	                                     +--+ the outcome is not known: the same again
 //
-// A frozen batch does not change until the database says that it has it. It counts
-// up the writes in the replica's row, so an attempt whose answer was lost is found
-// there, and one that is under way is waited for.
+// A frozen batch does not change until its outcome is known. Its transaction counts up
+// the writes in the replica's row. So the next attempt sees there whether one whose
+// answer was lost was committed, and waits for one that is still under way.
 //
-// An agent keeps the counts of a report until that is written, and sends it again over
-// its next stream, so several replicas may have it. The sum's row has the sequence of the
-// newest report that was added of the agent's process: the database decides for each
-// report whether it is added. So reports of an agent are kept one by one until they are
-// written, and then its tracker is notified, as it is of what will never be written.
+// An agent keeps the counts of a report until it is written, and sends it again over
+// its next stream. So several replicas may have one report. The sum's row has the
+// highest sequence that was added of each instance. The database adds only reports
+// above it. For that a replica keeps the reports of an agent apart until they are
+// written. Then it notifies the report's tracker. It does so, too, if a report will
+// never be written.
 //
 // A stream of a subscription:
 //
@@ -29,14 +30,14 @@
 //	gathering --a batch was made--> sent --acked--> gathering
 //	any --a newer stream has the subscription--> superseded
 //
-// It has the subscription's row for the time of a lease, by the database's clock, and
-// renews it. Each step checks that the stream is the owner, and the number of the
-// newest batch: so two streams never make the same batch, and a step whose answer
-// was lost returns the batch that it made.
+// The stream owns the subscription's row for the time of a lease, by the database's
+// clock, and renews it. Each step checks in the row that the stream is the owner, and
+// the number of the newest batch. So two streams never make the same batch. A step
+// whose answer was lost returns the batch that it made.
 //
-// What a replica has gathered and not written is sent again by the agents if it is
-// killed. What can be lost is what an agent's process had not sent again when it ended;
-// what is beyond a limit, which is counted; and what a database has lost.
+// Agents send again what a killed replica had not written. Reports are lost if the
+// agent's process ends before that, or if the database loses them. Those beyond a limit
+// are dropped, and counted.
 package reports
 
 import (
@@ -55,56 +56,57 @@ import (
 
 // Store is the database. store.Store is one; its methods say more.
 type Store interface {
-	// RecordReportWriterHeartbeat notes that a replica is alive, RemoveReportWriter that
-	// it adds nothing any more.
+	// RecordReportWriterHeartbeat records that a replica is alive. RemoveReportWriter
+	// records that it adds nothing any more.
 	RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error
 	RemoveReportWriter(ctx context.Context, writer agent.ID) error
 	// AddReports adds sums to subscriptions, once for each sequence of a writer, which
 	// must have recorded a heartbeat.
 	AddReports(ctx context.Context, w agent.ReportWrite) (agent.ReportWritten, error)
-	// CountReportSums returns how many sums there are, by subscription; HasReportSums
-	// whether a subscription has any.
+	// CountReportSums returns how many sums each subscription has. HasReportSums
+	// returns whether one has any.
 	CountReportSums(ctx context.Context) (map[int64]agent.ReportCount, error)
 	HasReportSums(ctx context.Context, subscription int64) (bool, error)
 
 	// Subscriptions returns all, in the order of their ids.
 	Subscriptions(ctx context.Context) ([]agent.Subscription, error)
-	// ConfirmSubscriptions says that a replica adds to them from now on.
+	// ConfirmSubscriptions records that a replica adds to them from now on.
 	ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error
-	// StartSubscription returns from when a subscription counts, which is now if all
-	// replicas with a heartbeat within a time have confirmed it, or with force;
-	// zero: they have not.
+	// StartSubscription starts a subscription once all replicas with a heartbeat within
+	// that time have confirmed it. With force it starts it in any case. since is the
+	// time from which all reports count; zero: it has not started.
 	StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error)
-	// OpenSubscription gives a subscription to a stream, DeliverReports makes a step
-	// of that, ReleaseSubscription ends it.
+	// OpenSubscription makes a stream the owner of a subscription. DeliverReports makes
+	// a step of it. ReleaseSubscription ends the ownership.
 	OpenSubscription(ctx context.Context, o agent.SubscriptionOpening) (agent.OpenedSubscription, error)
 	DeliverReports(ctx context.Context, d agent.Delivery) (*agent.ReportBatch, error)
 	ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error
-	// ExpireSubscriptions removes those that no stream has had for a time.
+	// ExpireSubscriptions removes those that had no stream for that time.
 	ExpireSubscriptions(ctx context.Context, retention time.Duration) ([]agent.ExpiredSubscription, error)
 }
 
 const (
-	// batchSize reports are written at once, and sums delivered at once, or as many as
-	// have batchBytes: a message is below the 4 MiB that gRPC's clients take by default.
+	// A write has at most batchSize reports, a delivery at most batchSize sums. Each
+	// has at most batchBytes, which keeps messages below the 4 MiB that gRPC's clients
+	// accept by default.
 	batchSize  = 500
 	batchBytes = 1 << 20
-	// sumBytes is what a sum takes in memory beside its data: 200 of it, and its place
-	// in a map and a list. reportBytes is what each report takes that is not written.
+	// sumBytes is what an agent takes in memory beside its data: 200 bytes, and its
+	// place in a map and a list. reportBytes is what each of its reports takes.
 	sumBytes    = 256
 	reportBytes = 96
-	// batchInterval is how long reports gather before they are written, and again
-	// before they are delivered.
+	// batchInterval is the time between two writes of reports, and between two
+	// deliveries of sums.
 	batchInterval = time.Second
-	// pollInterval is how soon a replica knows of a new subscription.
+	// pollInterval is the time between two reads of the subscriptions.
 	pollInterval = time.Second
-	// heartbeatInterval passes between two heartbeats of a writer. One without them for
-	// writerTimeout is not waited for when a subscription begins.
+	// heartbeatInterval is the time between two heartbeats of a writer. A subscription
+	// that starts does not wait for a writer without one for writerTimeout.
 	heartbeatInterval = 5 * time.Second
 	writerTimeout     = 4 * heartbeatInterval
-	// countInterval passes between two counts of what the database has.
+	// countInterval is the time between two counts of the sums in the database.
 	countInterval = 5 * time.Second
-	// expireInterval passes between two looks for subscriptions to remove.
+	// expireInterval is the time between two removals of expired subscriptions.
 	expireInterval = time.Minute
 	// confirmTimeout bounds the wait for all replicas to add to a subscription.
 	confirmTimeout = 10 * time.Second
@@ -125,11 +127,11 @@ type Reports struct {
 	metrics *metrics
 	log     *slog.Logger
 
-	// wanted is true while there is a subscription: without, a report costs one load.
+	// wanted is true while there is a subscription. Otherwise a report costs one load.
 	wanted atomic.Bool
-	// due has an element when a batch is full, look when subscriptions may have
+	// due has an element when a batch is full, pollNow when subscriptions may have
 	// changed.
-	due, look chan struct{}
+	due, pollNow chan struct{}
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -137,16 +139,17 @@ type Reports struct {
 	subscriptions []agent.Subscription
 	confirmed     map[int64]struct{}
 	full          map[int64]bool
-	// groups are what is not frozen yet, the oldest first. Only the last one
-	// takes more.
+	// groups have the reports that are not frozen yet, the oldest first. Only the last
+	// one gets new ones.
 	groups []*group
 	// pending agents are in groups, with pendingBytes.
 	pending, pendingBytes int
 	free                  []*unwritten
-	// streams of this replica are notified of writes.
+	// streams of this replica. Each gets an element after a write.
 	streams map[chan struct{}]struct{}
-	// frozen is changed by the writer only; nil: nothing is. halves are to be written
-	// next: the database refused a batch for one of its rows.
+	// frozen is the batch that is being written; nil: none. Only the writer changes it.
+	// halves are what is left of a batch with a row that the database refused. They are
+	// written next.
 	frozen *frozenBatch
 	halves []*frozenBatch
 
@@ -157,7 +160,7 @@ type Reports struct {
 // frozenBatch is a write whose outcome is not known.
 type frozenBatch struct {
 	write agent.ReportWrite
-	// agents have the data of the write, and of the halves before it.
+	// agents own the data of the write, and of the halves before it.
 	agents []*unwritten
 }
 
@@ -172,7 +175,7 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 		opts:      opts,
 		log:       log,
 		due:       make(chan struct{}, 1),
-		look:      make(chan struct{}, 1),
+		pollNow:   make(chan struct{}, 1),
 		confirmed: make(map[int64]struct{}),
 		full:      make(map[int64]bool),
 		streams:   make(map[chan struct{}]struct{}),
@@ -187,8 +190,8 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 	return r, nil
 }
 
-// Load reads the subscriptions. It is called before the first report: a subscription
-// that is made later waits for this replica to confirm it.
+// Load reads the subscriptions from the database. It must return before the first
+// report. A subscription that is made later waits for this replica to confirm it.
 func (r *Reports) Load(ctx context.Context) error {
 	if err := r.store.RecordReportWriterHeartbeat(ctx, r.opts.ID); err != nil {
 		return err
@@ -199,7 +202,7 @@ func (r *Reports) Load(ctx context.Context) error {
 // Wanted reports whether there is a subscription.
 func (r *Reports) Wanted() bool { return r.wanted.Load() }
 
-// signal puts an element into a channel of one, unless it has one.
+// signal puts an element into a channel with room for one, unless it has one.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -207,13 +210,13 @@ func signal(c chan struct{}) {
 	}
 }
 
-// Run writes what is gathered until ctx is cancelled. Then it writes the rest, within
-// 10 s, and returns nil. What cannot be written by then is counted as dropped.
+// Run writes reports until ctx is cancelled. Then it writes the rest, within 10 s, and
+// returns nil. Reports that are not written by then are counted as dropped.
 func (r *Reports) Run(ctx context.Context) error {
 	var polling sync.WaitGroup
 	polling.Go(func() { r.poll(ctx) })
-	r.write(ctx)
+	r.writeBatches(ctx)
 	polling.Wait()
-	r.stop(ctx)
+	r.writeRest(ctx)
 	return nil
 }

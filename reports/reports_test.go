@@ -77,8 +77,8 @@ func (r *replica) report(n byte, sequence, bytes int64) {
 	})
 }
 
-// Before there is a subscription nothing is kept; with one a report is told within two
-// seconds, and at once after a pause if this replica has the stream.
+// Without a subscription nothing is kept. With one a report is delivered within two
+// seconds, and right after its write if this replica has the stream.
 func TestReportsAreDelivered(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
@@ -303,8 +303,9 @@ func (t *tracker) take() []int64 {
 	return written
 }
 
-// A report's tracker is notified when it is written, found written, dropped for good or
-// wanted by nobody, but not if this replica could not write it before its end.
+// A report's tracker is notified when it is written, found written, dropped for good,
+// or if there is no subscription. It is not notified if this replica could not write
+// the report before its end.
 func TestReportWritten(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()
@@ -391,7 +392,7 @@ func TestUnwrittenReports(t *testing.T) {
 			keys = append(keys, key{s.Instance[0], s.Order.Sequence, s.Reports, s.RxBytes})
 			data = append(data, slices.Clone(s.Data))
 		}
-		r.thaw()
+		r.freeFrozen()
 		return keys, data
 	}
 	add(1, 2, 5)
@@ -750,8 +751,8 @@ func TestNumberGivenTwice(t *testing.T) {
 	})
 }
 
-// A report of an agent that waits already is added without an allocation, one of another
-// agent with what the map and the list of a batch take.
+// A report of a pending agent is added without an allocation. That of another agent
+// takes what the map and the list of a batch take.
 func TestAddAllocations(t *testing.T) {
 	r, err := New(nil, Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -769,7 +770,7 @@ func TestAddAllocations(t *testing.T) {
 			r.Add(&sum)
 		}
 		for r.freeze() {
-			r.thaw()
+			r.freeFrozen()
 		}
 	}
 	batch()
@@ -871,7 +872,7 @@ func BenchmarkAdd(b *testing.B) {
 				sum.Agent[0], sum.Agent[1] = byte(n), byte(n>>8)
 				if n++; n%batchSize == 0 {
 					r.freeze()
-					r.thaw()
+					r.freeFrozen()
 				}
 				r.Add(&sum)
 			}

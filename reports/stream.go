@@ -13,18 +13,18 @@ import (
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
-// stream is one stream of a subscription. Its goroutine's own.
+// stream is one stream of a subscription. Only the goroutine of Serve uses it.
 type stream struct {
 	reports *Reports
 	watch   agent.ReportWatch
 	id      agent.ID
 	send    func(agent.ReportMessage) error
 	acks    <-chan int64
-	written chan struct{} // has an element after a write of this replica
+	written chan struct{} // has an element after each write of this replica
 
 	subscription agent.Subscription
 	// number and nonce are those of the newest batch. acked is the number of the newest
-	// that the watcher has acked, stored the same in the database.
+	// that the watcher has acked. stored is the newest whose ack is in the database.
 	number, nonce, acked, stored int64
 	// When the next batch may be made, the lease be renewed, and a call be tried
 	// again.
@@ -32,13 +32,13 @@ type stream struct {
 	failures           int
 }
 
-// Serve serves a stream until ctx ends, the watcher ends it by closing acks, or another
-// stream has the subscription. acks are the numbers that the watcher has processed;
-// send is called with one message at a time, and with no batch before the one before
-// it is acked. After acks is closed Serve returns nil, once the last ack is stored.
-// Other errors wrap agent.ErrSuperseded, ErrNameFree, ErrTooMany or ErrRejected, are an
-// *agent.AckError, or those of ctx and send. While the database cannot be used, the
-// watcher waits.
+// Serve serves a stream until ctx is cancelled, acks is closed, or another stream owns
+// the subscription. acks has the numbers that the watcher has processed. send is called
+// with one message at a time, and with a batch only after the one before was acked.
+// After acks is closed Serve stores the last ack and returns nil. Other errors wrap
+// agent.ErrSuperseded, ErrNameFree, ErrTooMany or ErrRejected, are an *agent.AckError,
+// or those of ctx and send. While the database cannot be used, Serve waits and tries
+// again.
 func (r *Reports) Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error {
 	s := &stream{reports: r, watch: w, id: uuid.New(), send: send, acks: acks, written: make(chan struct{}, 1)}
 	r.mu.Lock()
@@ -83,8 +83,8 @@ func (s *stream) serve(ctx context.Context) error {
 	return s.follow(ctx)
 }
 
-// room waits for the memory of a batch. The caller calls keep(0) when it has none any
-// more, which may be more than once.
+// room waits for the memory of a batch. The caller calls keep(0) when it has no batch
+// any more. Further calls have no effect.
 func (s *stream) room(ctx context.Context) (keep func(bytes int), err error) {
 	if s.watch.Room == nil {
 		return func(int) {}, nil
@@ -92,7 +92,7 @@ func (s *stream) room(ctx context.Context) (keep func(bytes int), err error) {
 	return s.watch.Room(ctx)
 }
 
-// bytesOf returns what the data of a batch takes, and the rest of it.
+// bytesOf returns what a batch takes in memory, in bytes.
 func bytesOf(b *agent.ReportBatch) int {
 	if b == nil {
 		return 0
@@ -104,7 +104,8 @@ func bytesOf(b *agent.ReportBatch) int {
 	return n
 }
 
-// position is that of a batch. Only the newest one's nonce is known.
+// position returns the position of the batch with a number. Its nonce is known only of
+// the newest one.
 func (s *stream) position(number int64) agent.Position {
 	p := agent.Position{Incarnation: s.subscription.Incarnation, Number: number}
 	if number == s.number {
@@ -113,13 +114,13 @@ func (s *stream) position(number int64) agent.Position {
 	return p
 }
 
-// randomID returns a number that nobody guesses or draws again, and that is not 0.
+// randomID returns a number above 0 that cannot be guessed and is not drawn again.
 func randomID() int64 { return 1 + rand.Int64N(1<<62) }
 
-// open waits until this stream has the subscription, which may have a batch that is not
-// acked: the caller calls keep(0) when that is sent.
+// open waits until this stream owns the subscription. There may be a batch that is not
+// acked. The caller calls keep(0) when that is sent.
 func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, keep func(int), err error) {
-	r, held := s.reports, false
+	r, owned := s.reports, false
 	for {
 		if keep, err = s.room(ctx); errors.Is(err, agent.ErrNoRoom) {
 			if err := s.wait(ctx, batchInterval); err != nil {
@@ -146,9 +147,9 @@ func (s *stream) open(ctx context.Context) (opened agent.OpenedSubscription, kee
 			return opened, nil, err
 		case err != nil:
 			wait = s.failed(ctx, err)
-		case opened.Held:
-			held = true
-		case held:
+		case opened.Owned:
+			owned = true
+		case owned:
 			s.subscription = opened.Subscription
 			keep(0)
 			return opened, nil, agent.ErrNameFree
@@ -176,12 +177,12 @@ func (s *stream) opened(ctx context.Context, o agent.OpenedSubscription) {
 		r.log.InfoContext(ctx, "a subscription to reports was made", "name", o.Name)
 	case o.Restored:
 		r.metrics.restored.Inc()
-		r.log.WarnContext(ctx, "a watcher has processed a batch that the database does not have, which is an older one", "name", o.Name)
+		r.log.WarnContext(ctx, "a watcher has processed a batch that the database does not have: an older database was restored", "name", o.Name)
 	}
-	signal(r.look)
+	signal(r.pollNow)
 }
 
-// start waits until all replicas add to the subscription.
+// start waits until all replicas add to the subscription, or for confirmTimeout.
 func (s *stream) start(ctx context.Context) error {
 	r := s.reports
 	within := writerTimeout
@@ -190,11 +191,12 @@ func (s *stream) start(ctx context.Context) error {
 	}
 	missing, forced := false, false
 	for began := time.Now(); s.subscription.Since.IsZero(); {
-		// A replica is known to be missing: else an attempt before may have been
-		// the forced one, whose answer was lost.
+		// The last attempt has shown that a replica is missing. After an error it may
+		// have been the forced one, whose answer was lost.
 		force := missing && time.Since(began) >= confirmTimeout
 		if force && !forced {
-			// Counted before it is known: nobody else would if the answer is lost.
+			// Counted before the outcome is known: if the answer is lost it would not
+			// be counted at all.
 			forced = true
 			r.metrics.unconfirmed.Inc()
 			r.log.WarnContext(ctx, "a subscription to reports begins although a replica does not confirm it", "name", s.watch.Name)
@@ -220,7 +222,7 @@ func (s *stream) start(ctx context.Context) error {
 	return nil
 }
 
-// wait waits before there is anything to ack.
+// wait waits for d while nothing was sent. The error is why the stream ends.
 func (s *stream) wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -269,7 +271,7 @@ func (s *stream) follow(ctx context.Context) error {
 			switch {
 			case !open:
 				timer.Stop()
-				return s.end(ctx)
+				return s.storeLastAck(ctx)
 			case number < 0 || number > s.number:
 				timer.Stop()
 				return s.badAck(number)
@@ -283,7 +285,7 @@ func (s *stream) follow(ctx context.Context) error {
 	}
 }
 
-// wakeAt is when there is something to do without an ack or a write.
+// wakeAt returns when the next step is due without an ack or a write.
 func (s *stream) wakeAt() time.Time {
 	at := s.renew
 	if s.acked == s.number && s.next.Before(at) {
@@ -317,7 +319,7 @@ func (s *stream) step(ctx context.Context) error {
 			defer keep(0)
 		case !errors.Is(err, agent.ErrNoRoom):
 			return err
-		default: // the sums wait; the lease does not
+		default: // the sums wait, the lease is renewed
 			if wanted, s.next = false, now.Add(batchInterval); !needed {
 				return nil
 			}
@@ -333,7 +335,7 @@ func (s *stream) step(ctx context.Context) error {
 	var batch *agent.ReportBatch
 	err := r.call(ctx, func(ctx context.Context) error {
 		if !needed {
-			// A look is cheaper than a transaction.
+			// A read is cheaper than a transaction.
 			if has, err := r.store.HasReportSums(ctx, s.subscription.ID); err != nil || !has {
 				return err
 			}
@@ -377,8 +379,9 @@ func (s *stream) deliver(batch *agent.ReportBatch) error {
 	return s.send(agent.ReportMessage{Position: s.position(batch.Number), Since: s.subscription.Since, Sums: batch.Sums})
 }
 
-// end stores the last ack.
-func (s *stream) end(ctx context.Context) error {
+// storeLastAck stores the last ack when the watcher has ended the stream. The error is
+// errEnded, or why it is not stored.
+func (s *stream) storeLastAck(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for s.acked > s.stored {
@@ -397,7 +400,7 @@ func (s *stream) end(ctx context.Context) error {
 	return errEnded
 }
 
-// release lets those that stand by have the subscription.
+// release ends the ownership, so that a stream that stands by gets the name at once.
 func (s *stream) release(ctx context.Context) {
 	if s.subscription.ID == 0 {
 		return

@@ -8,7 +8,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// poll keeps the subscriptions known, and those that nobody watches away.
+// poll reads the subscriptions, records heartbeats, counts sums and removes expired
+// subscriptions until ctx is cancelled.
 func (r *Reports) poll(ctx context.Context) {
 	var heartbeat, count, expire time.Time
 	failures := 0
@@ -22,7 +23,7 @@ func (r *Reports) poll(ctx context.Context) {
 			err, count = r.countSums(ctx), now
 		}
 		if err == nil && now.Sub(expire) >= expireInterval {
-			err, expire = r.expire(ctx), now
+			err, expire = r.expireSubscriptions(ctx), now
 		}
 		failures++
 		if err == nil {
@@ -37,7 +38,7 @@ func (r *Reports) poll(ctx context.Context) {
 		}
 		timer := time.NewTimer(wait)
 		select {
-		case <-r.look:
+		case <-r.pollNow:
 		case <-timer.C:
 		case <-ctx.Done():
 		}
@@ -48,8 +49,9 @@ func (r *Reports) poll(ctx context.Context) {
 	}
 }
 
-// heartbeatInterval passes between two heartbeats of this replica. Without others nobody
-// waits for it, but a writer without a heartbeat for a month is forgotten.
+// heartbeatInterval is the time between two heartbeats of this replica. Without other
+// replicas it may be long. It must be below a month, after which the row of a writer is
+// removed.
 func (r *Reports) heartbeatInterval() time.Duration {
 	if r.opts.Shared {
 		return heartbeatInterval
@@ -57,15 +59,15 @@ func (r *Reports) heartbeatInterval() time.Duration {
 	return time.Hour
 }
 
-// call bounds a call of the database.
+// call bounds a call of the database by callTimeout.
 func (r *Reports) call(ctx context.Context, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return f(ctx)
 }
 
-// readSubscriptions has reports gathered for those that there are, then confirms the
-// new ones.
+// readSubscriptions reads the subscriptions, adds reports to them from then on, and
+// confirms the new ones.
 func (r *Reports) readSubscriptions(ctx context.Context) error {
 	return r.call(ctx, func(ctx context.Context) error {
 		all, err := r.store.Subscriptions(ctx)
@@ -88,8 +90,8 @@ func (r *Reports) readSubscriptions(ctx context.Context) error {
 	})
 }
 
-// setSubscriptions begins a new group if they have changed. It returns those that
-// are not confirmed.
+// setSubscriptions begins a new group if the subscriptions have changed. It returns
+// those that are not confirmed.
 func (r *Reports) setSubscriptions(all []agent.Subscription) (fresh []int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,7 +126,7 @@ func (r *Reports) setSubscriptions(all []agent.Subscription) (fresh []int64) {
 	return fresh
 }
 
-// countSums finds the subscriptions that are full.
+// countSums counts the sums of each subscription, to find out which are full.
 func (r *Reports) countSums(ctx context.Context) error {
 	return r.call(ctx, func(ctx context.Context) error {
 		counts, err := r.store.CountReportSums(ctx)
@@ -145,8 +147,8 @@ func (r *Reports) countSums(ctx context.Context) error {
 	})
 }
 
-// expire removes the subscriptions that nobody watches.
-func (r *Reports) expire(ctx context.Context) error {
+// expireSubscriptions removes the subscriptions that nobody watches.
+func (r *Reports) expireSubscriptions(ctx context.Context) error {
 	return r.call(ctx, func(ctx context.Context) error {
 		expired, err := r.store.ExpireSubscriptions(ctx, r.opts.Retention)
 		for _, e := range expired {

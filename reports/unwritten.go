@@ -7,20 +7,20 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// maxUnwritten bounds the reports of an agent that wait to be written: the 16 with counts
-// that its client has in flight, and others between them.
+// maxUnwritten bounds the reports of an agent that wait to be written. Its client has
+// at most 16 with counts in flight, and there may be others between them.
 const maxUnwritten = 32
 
-// group is what is gathered for the same subscriptions.
+// group has the reports that go to the same subscriptions.
 type group struct {
 	to []int64
-	// order are the agents as their first reports came.
+	// order has the agents in the order of their first reports.
 	order  []*unwritten
 	agents map[agent.ID]*unwritten
 }
 
-// unwritten is what an agent reported and the database does not have. The counts are kept
-// by report, of the rest only the newest.
+// unwritten is what an agent reported and the database does not have. Counts are kept
+// for each report, the rest only of the newest.
 type unwritten struct {
 	agent, workspace       agent.ID
 	order                  agent.Order
@@ -30,8 +30,8 @@ type unwritten struct {
 	reports []report
 }
 
-// report is what is counted of one, or of several that are written together, under the
-// sequence of the newest.
+// report has the counts of one report. Several that are written together are one, with
+// the sequence of the newest.
 type report struct {
 	instance agent.Instance
 	tracker  agent.ReportTracker
@@ -59,7 +59,8 @@ func (p *report) add(newer report) {
 	*p = newer
 }
 
-// find returns where the report with a sequence is, or belongs.
+// find returns the index of the report with a sequence, or that at which it is to be
+// inserted.
 func (u *unwritten) find(instance agent.Instance, sequence int64) (at int, found bool) {
 	for i := range u.reports {
 		if p := &u.reports[i]; p.instance == instance && p.sequence >= sequence {
@@ -69,8 +70,8 @@ func (u *unwritten) find(instance agent.Instance, sequence int64) (at int, found
 	return len(u.reports), false
 }
 
-// appendSums appends the reports as they are written. The newest of each instance has the
-// rest, as the database may have the others already.
+// appendSums appends the reports as they are written. The rest is part of the newest of
+// each instance, as the database may have the others already.
 func (u *unwritten) appendSums(sums []agent.ReportSum) []agent.ReportSum {
 	for i := range u.reports {
 		p := &u.reports[i]
@@ -90,15 +91,16 @@ func (u *unwritten) appendSums(sums []agent.ReportSum) []agent.ReportSum {
 
 func (u *unwritten) bytes() int { return sumBytes + reportBytes*len(u.reports) + len(u.data) }
 
-// Add takes in a report. It touches memory only and copies the data. The report's tracker
-// is notified when it is written, or at once if it never will be.
+// Add adds a report to all subscriptions. It touches memory only, and copies the data.
+// The report's tracker is notified when it is written, or at once if it never will be.
+// It is not notified of what Run drops at its end.
 func (r *Reports) Add(sum *agent.ReportSum) {
 	if done := r.add(sum); done.tracker != nil {
 		done.tracker.ReportWritten(done.sequence)
 	}
 }
 
-// add returns the report that its agent need not keep any more; the zero value: none.
+// add returns a report that its agent need not keep any more; the zero value: none.
 func (r *Reports) add(sum *agent.ReportSum) (done report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,10 +127,10 @@ func (r *Reports) add(sum *agent.ReportSum) (done report) {
 		u.reports[at].tracker = sum.Tracker // it was sent again over a newer stream
 		return report{}
 	case at < len(u.reports) && (!room || len(u.reports) == maxUnwritten):
-		return added // the batch has it that is being written, or one that came later
+		return added // it is in the batch that is being written, or one that came later is
 	case newest.instance == added.instance && at == len(u.reports) && (!room || newest.empty() && added.empty()):
-		// Without room its agent is told that it need not keep the one before, which is
-		// lost if this replica is killed.
+		// Without room the agent need not keep the one before, which is lost if this
+		// replica is killed.
 		done = *newest
 		newest.add(added)
 	case !room:
@@ -163,7 +165,7 @@ func (r *Reports) addRestLocked(u *unwritten, sum *agent.ReportSum) {
 	}
 }
 
-// hasRoomLocked reports whether as many bytes more may wait.
+// hasRoomLocked reports whether the pending reports may take so many more bytes.
 func (r *Reports) hasRoomLocked(more int) bool {
 	return more <= 0 || r.pendingBytes+more <= r.opts.MaxPendingBytes
 }
@@ -199,7 +201,7 @@ func (r *Reports) newUnwrittenLocked() *unwritten {
 	return u
 }
 
-// freeLocked keeps the memory of what is written, unless it is large.
+// freeLocked keeps the memory of written reports for the next ones, unless it is large.
 func (r *Reports) freeLocked(u *unwritten) {
 	if len(r.free) == maxFree {
 		return
@@ -210,6 +212,6 @@ func (r *Reports) freeLocked(u *unwritten) {
 	if cap(u.reports) > maxFreeReports {
 		u.reports = nil
 	}
-	clear(u.reports) // it keeps no tracker
+	clear(u.reports) // no tracker is retained
 	r.free = append(r.free, u)
 }

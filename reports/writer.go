@@ -8,18 +8,18 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// maxFree sums are kept to be used again: those of a batch that is written and of one
-// that gathers.
+// maxFree bounds the free list: the agents of a batch that is being written, and of the
+// next one.
 const maxFree = 2 * batchSize
 
-// maxFreeBytes of data, and maxFreeReports, are kept with such a sum.
+// Each has at most maxFreeBytes of data, and maxFreeReports reports.
 const (
 	maxFreeBytes   = 1024
 	maxFreeReports = 4
 )
 
-// write writes batches until ctx is cancelled.
-func (r *Reports) write(ctx context.Context) {
+// writeBatches writes batches until ctx is cancelled.
+func (r *Reports) writeBatches(ctx context.Context) {
 	for ctx.Err() == nil {
 		timer := time.NewTimer(batchInterval)
 		select {
@@ -28,9 +28,10 @@ func (r *Reports) write(ctx context.Context) {
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		// What is gathered now is at most two batches if the database keeps up.
+		// If the database keeps up, at most two batches wait now.
 		for failures := 0; ctx.Err() == nil && r.freeze(); {
-			// An attempt goes on when the service stops: its outcome is wanted.
+			// An attempt is not cancelled when the service stops, as its outcome is
+			// needed.
 			if r.writeFrozen(context.WithoutCancel(ctx)) {
 				failures = 0
 				continue
@@ -41,8 +42,8 @@ func (r *Reports) write(ctx context.Context) {
 	}
 }
 
-// stop writes what is left, and says that this replica adds nothing any more.
-func (r *Reports) stop(ctx context.Context) {
+// writeRest writes what is left, then records that this replica adds nothing any more.
+func (r *Reports) writeRest(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	for failures := 0; r.freeze(); {
@@ -61,19 +62,20 @@ func (r *Reports) stop(ctx context.Context) {
 	}
 }
 
-// dropAll counts what cannot be written before the end. The trackers are not notified:
-// agents send it to another replica, or to this one when it is back.
+// dropAll drops and counts what could not be written before the end. The trackers are
+// not notified: agents send these reports to another replica, or to this one when it is
+// back.
 func (r *Reports) dropAll(ctx context.Context) {
 	var n int64
 	for r.freeze() {
-		n = agent.SaturatingAdd(n, r.thaw())
+		n = agent.SaturatingAdd(n, r.freeFrozen())
 	}
 	r.metrics.dropped.WithLabelValues(droppedShutdown).Add(float64(n))
-	r.log.WarnContext(ctx, "reports for watchers could not be written before the end", "reports", n)
+	r.log.WarnContext(ctx, "reports for watchers could not be written before the service stopped", "reports", n)
 }
 
-// freeze makes the oldest reports a batch, unless there is one. It returns false if there
-// is nothing to write.
+// freeze makes a batch of the oldest reports, unless there is one. It returns false if
+// there is nothing to write.
 func (r *Reports) freeze() bool {
 	if r.frozen != nil {
 		return true
@@ -116,8 +118,8 @@ func (r *Reports) freeze() bool {
 	return true
 }
 
-// thaw lets go of the batch, and returns its number of reports.
-func (r *Reports) thaw() (reports int64) {
+// freeFrozen frees the batch, and returns its number of reports.
+func (r *Reports) freeFrozen() (reports int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f := r.frozen
@@ -131,11 +133,11 @@ func (r *Reports) thaw() (reports int64) {
 	return reports
 }
 
-// finish is thaw of a batch that need not be kept: it is written, or never will be. It
-// notifies the trackers.
-func (r *Reports) finish() (reports int64) {
+// resolveFrozen frees a batch that is written, or never will be, and notifies the
+// trackers. It returns the number of reports.
+func (r *Reports) resolveFrozen() (reports int64) {
 	sums := r.frozen.write.Sums
-	reports = r.thaw()
+	reports = r.freeFrozen()
 	for i := range sums {
 		if t := sums[i].Tracker; t != nil {
 			t.ReportWritten(sums[i].Order.Sequence)
@@ -144,8 +146,8 @@ func (r *Reports) finish() (reports int64) {
 	return reports
 }
 
-// halve has half of the batch written first, under the same sequence: the database
-// refused the whole, whenever an attempt was made.
+// halve replaces the batch, which the database refused, by its first half. The sequence
+// stays the same, as no attempt was committed.
 func (r *Reports) halve() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -156,8 +158,8 @@ func (r *Reports) halve() {
 	r.frozen, r.halves = first, append(r.halves, second)
 }
 
-// writeFrozen makes one attempt. It returns false if the outcome is not known: the
-// same batch is to be written again.
+// writeFrozen makes one attempt to write the batch. It returns false if the outcome is
+// not known. Then the same batch is to be written again.
 func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 	var written agent.ReportWritten
 	err := r.call(ctx, func(ctx context.Context) (err error) {
@@ -176,7 +178,7 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		return true
 	case errors.Is(err, agent.ErrRejected):
 		// Its sequence is the next one's: nothing was written.
-		n := r.finish()
+		n := r.resolveFrozen()
 		r.metrics.dropped.WithLabelValues(droppedRejected).Add(float64(n))
 		r.log.ErrorContext(ctx, "the database refused reports of an agent for watchers", "reports", n, "error", err)
 		return true
@@ -188,13 +190,13 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 	r.sequence++
 	r.metrics.writes.Inc()
 	to := len(r.frozen.write.To)
-	r.metrics.written.Add(max(0, float64(r.finish())*float64(to)-float64(written.Refused)-float64(written.Gone)-float64(written.Found)))
+	r.metrics.written.Add(max(0, float64(r.resolveFrozen())*float64(to)-float64(written.Refused)-float64(written.Removed)-float64(written.Found)))
 	r.metrics.found.Add(float64(written.Found))
 	r.metrics.dropped.WithLabelValues(droppedFull).Add(float64(written.Refused))
-	r.metrics.dropped.WithLabelValues(droppedRemoved).Add(float64(written.Gone))
+	r.metrics.dropped.WithLabelValues(droppedRemoved).Add(float64(written.Removed))
 	if written.Lost > 0 {
 		r.metrics.lost.Add(float64(written.Lost))
-		r.log.ErrorContext(ctx, "the database has lost reports for watchers: it is an older one, or a standby that was behind", "writes", written.Lost)
+		r.log.ErrorContext(ctx, "the database has lost reports for watchers: it was restored from a backup, or is a standby that was behind", "writes", written.Lost)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

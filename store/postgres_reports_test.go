@@ -65,8 +65,8 @@ func TestPostgresReportsInDoubt(t *testing.T) {
 	require.Equal(t, int64(1), batch.Sums[0].RxBytes)
 }
 
-// Replicas that write the same reports, of several processes, while they are delivered and a subscription
-// expires do not wait for one another in a circle, and add each report once.
+// Replicas write the same reports, of several processes, while they are delivered and a
+// subscription expires. They do not deadlock, and each report is added once.
 func TestPostgresReportsMeet(t *testing.T) {
 	stores := openEach(t, 4, Options{URL: migratedDatabase(t)})
 	const writes, agents = 30, 20

@@ -9,10 +9,10 @@ import (
 )
 
 // RecordHeartbeat counts up the heartbeats of the replica me, and stores its name and
-// load. me takes the lease if nobody has it, or if the lease's heartbeats are takeover,
-// which the caller saw for too long; below 0: only if nobody has it. A lease that is
-// me's is renewed. It returns all replicas, in the order of their ids, and the lease, as
-// they are after that. All in one transaction.
+// load. It renews the lease if me is the holder. me takes the lease if it is free, or
+// if its heartbeats equal takeover; below 0: only if it is free. It returns all
+// replicas, ordered by id, and the lease, as they are after that. All is one
+// transaction.
 func (s *Store) RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) (replicas []agent.Replica, lease agent.Lease, err error) {
 	id, nobody := s.dialect.id(me.ID), s.dialect.id(agent.ID{})
 	err = s.change(ctx, "record heartbeat", func(tx *sql.Tx) error {
@@ -67,8 +67,9 @@ func readLease(ctx context.Context, q querier) (lease agent.Lease, err error) {
 	return lease, err
 }
 
-// SaveIntervalFactor stores what holder decided. If it has not the lease, the zero id
-// while nobody has it, the error wraps agent.ErrOutdated.
+// SaveIntervalFactor stores the factor that holder decided. While the lease is free
+// holder is the zero id. If holder does not have the lease, the error wraps
+// agent.ErrOutdated.
 func (s *Store) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error {
 	return s.change(ctx, "save interval factor", func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, `UPDATE lease SET interval_factor = $2 WHERE holder = $1`, s.dialect.id(holder), factor)
@@ -83,8 +84,8 @@ func (s *Store) SaveIntervalFactor(ctx context.Context, holder agent.ID, factor 
 	})
 }
 
-// RemoveReplicas forgets replicas, and frees the lease if one of them has it.
-// Unknown ones are fine.
+// RemoveReplicas removes replicas, and frees the lease if one of them has it. Unknown
+// ones are ignored.
 func (s *Store) RemoveReplicas(ctx context.Context, ids []agent.ID) error {
 	if len(ids) == 0 {
 		return nil

@@ -11,16 +11,16 @@ import (
 	"github.com/coder/agentstatsd/store/internal/reportbatch"
 )
 
-// What agents report, added up per subscription. Rows are locked in one order by
-// every transaction: the writer's, the subscriptions', then sums by subscription
-// and agent. A sum's row has the sequence of the newest report that was added, too, and
-// stays after it is delivered: so of an agent whose process goes on no other row is
-// locked. Those of its processes before are changed under the lock of the sum.
+// What agents report, added up by subscription and agent. Every transaction locks rows
+// in one order: the writer's, the subscriptions', then sums by subscription and agent.
+// The row of a sum also has the sequence of the newest report that was added, and stays
+// when the sum is delivered. So an agent whose process goes on needs no further lock.
+// Rows of its earlier processes are changed under the lock of the sum.
 
 // addedCounts are the columns of a sum that add up.
 var addedCounts = []string{"reports", "rx_packets", "rx_bytes", "tx_packets", "tx_bytes"}
 
-// newestColumns are those that the newest report has.
+// newestColumns are the columns that the newest report sets.
 var newestColumns = []string{"workspace_id", "epoch", "sequence", "received_at", "data"}
 
 // upsertSum adds the rows to the sums, each agent once. Written is the highest sequence
@@ -60,7 +60,8 @@ ON CONFLICT (subscription_id, agent_id) DO UPDATE SET`
 const newerOfInstance = `
 WHERE excluded.instance_id = report_sums.instance_id AND excluded.written > report_sums.written`
 
-// RecordReportWriterHeartbeat notes that a replica that adds to subscriptions is alive.
+// RecordReportWriterHeartbeat records that a replica that adds to subscriptions is
+// alive.
 func (s *Store) RecordReportWriterHeartbeat(ctx context.Context, writer agent.ID) error {
 	return s.change(ctx, "record heartbeat of a report writer", func(tx *sql.Tx) error {
 		now, err := s.dialect.clock(ctx, tx)
@@ -74,8 +75,9 @@ ON CONFLICT (replica_id) DO UPDATE SET seen_at = excluded.seen_at`, s.dialect.id
 	})
 }
 
-// RemoveReportWriter says that a replica adds nothing any more: no subscription waits
-// for it. Its writes are remembered, as one of them may come late.
+// RemoveReportWriter records that a replica adds nothing any more, so that no
+// subscription waits for it. Its row stays, as one of its writes may still be under
+// way.
 func (s *Store) RemoveReportWriter(ctx context.Context, writer agent.ID) error {
 	return s.change(ctx, "remove writer of reports", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `UPDATE report_writers SET seen_at = seen_at - $1 WHERE replica_id = $2`,
@@ -84,10 +86,11 @@ func (s *Store) RemoveReportWriter(ctx context.Context, writer agent.ID) error {
 	})
 }
 
-// AddReports adds reports to subscriptions, once, however often it is called with the
-// same write, and whoever writes them. An attempt that may still be under way is waited
-// for. The writes of a writer must be made in their order, each until it succeeds. A
-// writer that the database does not know is an error that wraps agent.ErrUnknownWriter.
+// AddReports adds reports to subscriptions. Each report is added once, however often
+// AddReports is called with the write, and whichever replicas write the report. It
+// waits for an earlier attempt that is still under way. The writes of a writer must be
+// made in their order, each until it succeeds. If the database does not know the
+// writer, the error wraps agent.ErrUnknownWriter.
 func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written agent.ReportWritten, err error) {
 	rounds := roundsOf(w.Sums)
 	to := slices.Clone(w.To)
@@ -104,7 +107,7 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 		}
 		for _, target := range to {
 			if _, ok := known[target.Subscription]; !ok {
-				written.Gone = agent.SaturatingAdd(written.Gone, countReports(w.Sums))
+				written.Removed = agent.SaturatingAdd(written.Removed, countReports(w.Sums))
 				continue
 			}
 			for _, sums := range rounds {
@@ -121,8 +124,8 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 	return written, nil
 }
 
-// roundsOf returns the sums in parts, each in the order of its agents with each agent
-// once: the first part has the first of each.
+// roundsOf splits the sums into parts that have each agent at most once, ordered by
+// agent. The first part has the first sum of each agent.
 func roundsOf(sums []agent.ReportSum) (rounds [][]agent.ReportSum) {
 	sums = slices.Clone(sums)
 	slices.SortStableFunc(sums, func(a, b agent.ReportSum) int { return compareIDs(a.Agent, b.Agent) })
@@ -139,7 +142,7 @@ func roundsOf(sums []agent.ReportSum) (rounds [][]agent.ReportSum) {
 	return rounds
 }
 
-// addSums adds to a subscription, and to the outcome what it leaves out.
+// addSums adds sums to a subscription, and those that are left out to the outcome.
 func (s *Store) addSums(ctx context.Context, tx *sql.Tx, to agent.ReportTarget, sums []agent.ReportSum, written *agent.ReportWritten) error {
 	rows, err := toRows(sums, func(sum *agent.ReportSum) ([]any, error) {
 		return s.sumArgs(sum, to, writtenInstance{sum.Instance, sum.Order.Sequence})
@@ -168,8 +171,8 @@ func leftOut(sums []agent.ReportSum, but []agent.ID) (left []agent.ReportSum) {
 	return left
 }
 
-// nextWrite counts up the writes of a replica. What it finds is of a committed
-// transaction: it waits for others that changed the row.
+// nextWrite counts up the writes of a replica. It waits for other transactions that
+// changed the row, so it sees committed ones only.
 func (s *Store) nextWrite(ctx context.Context, tx *sql.Tx, writer agent.ID, sequence int64) (w agent.ReportWritten, err error) {
 	id := s.dialect.id(writer)
 	n, err := affected(tx.ExecContext(ctx, `
@@ -181,7 +184,7 @@ UPDATE report_writers SET sequence = $1, refused = 0, gone = 0, found = 0 WHERE 
 	before := agent.ReportWritten{Repeated: true}
 	err = query(ctx, tx, `SELECT sequence, refused, gone, found FROM report_writers WHERE replica_id = $1`+s.dialect.forUpdate, []any{id}, func(rows *sql.Rows) error {
 		known = true
-		return rows.Scan(&stored, &before.Refused, &before.Gone, &before.Found)
+		return rows.Scan(&stored, &before.Refused, &before.Removed, &before.Found)
 	})
 	switch {
 	case err != nil:
@@ -189,26 +192,28 @@ UPDATE report_writers SET sequence = $1, refused = 0, gone = 0, found = 0 WHERE 
 	case stored == sequence:
 		return before, nil
 	case stored > sequence:
-		return agent.ReportWritten{Repeated: true}, nil // nobody waits for its outcome
+		return agent.ReportWritten{Repeated: true}, nil // its outcome is not needed any more
 	case known:
 		_, err = tx.ExecContext(ctx, `UPDATE report_writers SET sequence = $1, refused = 0, gone = 0, found = 0 WHERE replica_id = $2`, sequence, id)
 		return agent.ReportWritten{Lost: sequence - 1 - stored}, err
 	}
-	// A removed writer writes nothing more, nor does an attempt that is late.
+	// A removed writer adds nothing, nor does a late attempt of it.
 	return w, fmt.Errorf("%s: %w", writer, agent.ErrUnknownWriter)
 }
 
-// keepOutcome keeps which reports a write did not add, for the answer to its repetition.
+// keepOutcome stores how many reports a write did not add, for the answer to its
+// repetition.
 func (s *Store) keepOutcome(ctx context.Context, tx *sql.Tx, writer agent.ID, written *agent.ReportWritten) error {
-	if written.Refused|written.Gone|written.Found == 0 {
+	if written.Refused|written.Removed|written.Found == 0 {
 		return nil
 	}
 	_, err := tx.ExecContext(ctx, `UPDATE report_writers SET refused = $1, gone = $2, found = $3 WHERE replica_id = $4`,
-		written.Refused, written.Gone, written.Found, s.dialect.id(writer))
+		written.Refused, written.Removed, written.Found, s.dialect.id(writer))
 	return err
 }
 
-// lockSubscriptions returns the ids of all, which stay until the transaction ends.
+// lockSubscriptions returns the ids of all subscriptions, which cannot be removed until
+// the transaction ends.
 func (s *Store) lockSubscriptions(ctx context.Context, tx *sql.Tx) (map[int64]struct{}, error) {
 	known := make(map[int64]struct{})
 	err := query(ctx, tx, `SELECT id FROM report_subscriptions ORDER BY id`+s.dialect.forKeyShare, nil, func(rows *sql.Rows) error {
@@ -250,7 +255,8 @@ func countReports(sums []agent.ReportSum) (n int64) {
 	return n
 }
 
-// CountReportSums returns what each subscription that has any sum has gathered.
+// CountReportSums returns the number and size of each subscription's sums. Those
+// without any are absent.
 func (s *Store) CountReportSums(ctx context.Context) (map[int64]agent.ReportCount, error) {
 	var counts map[int64]agent.ReportCount
 	err := s.read(ctx, "count sums of reports", func(q querier) error {
@@ -270,7 +276,7 @@ SELECT subscription_id, count(*), CAST(sum(length(data)) AS bigint) FROM report_
 	return counts, nil
 }
 
-// HasReportSums reports whether a subscription has any.
+// HasReportSums reports whether a subscription has any sums.
 func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool, err error) {
 	err = s.read(ctx, "look for sums of reports", func(q querier) error {
 		has = false
@@ -282,11 +288,11 @@ func (s *Store) HasReportSums(ctx context.Context, subscription int64) (has bool
 	return has, err
 }
 
-// takeSums returns up to d.Limit sums of a subscription, with up to d.Bytes, in the
-// order of their agents. They are not pending any more. More is true if there are more.
+// takeSums returns up to d.Limit sums of a subscription, of up to d.Bytes, ordered by
+// agent. It marks them as not pending. more is true if there are further ones.
 func (s *Store) takeSums(ctx context.Context, tx *sql.Tx, d *agent.Delivery) (sums []agent.ReportSum, more bool, err error) {
 	subscription, size := d.Subscription, 0
-	// A writer that holds one of the rows is waited for; what it added is read.
+	// This waits for a writer that has locked one of the rows, and reads what it added.
 	err = query(ctx, tx, `
 SELECT agent_id, workspace_id, epoch, sequence, reports, rx_packets, rx_bytes, tx_packets, tx_bytes,
     received_at, last_used_at, data
@@ -311,7 +317,7 @@ FROM report_sums WHERE subscription_id = $1 AND pending ORDER BY agent_id LIMIT 
 	if err != nil {
 		return nil, false, err
 	}
-	// A statement of its own: it sees what the first one waited for.
+	// A second statement, as it sees what the first one waited for.
 	err = s.eachPart(sums, func(condition string, args []any) error {
 		text := fmt.Sprintf(`UPDATE report_sums SET pending = false, data = coalesce(substr(data, 1, 0), data) WHERE subscription_id = %d AND agent_id `, subscription)
 		_, err := tx.ExecContext(ctx, text+condition, args...)
@@ -323,8 +329,9 @@ FROM report_sums WHERE subscription_id = $1 AND pending ORDER BY agent_id LIMIT 
 	return sums, more, nil
 }
 
-// eachPart calls f with the condition that a column is the agent of a sum, for some sums
-// after others. What else f needs is in its text: the databases count arguments differently.
+// eachPart calls f for parts of the sums, with a condition that selects their agents
+// and its arguments. f must have no further arguments, as the databases number them
+// differently.
 func (s *Store) eachPart(sums []agent.ReportSum, f func(condition string, args []any) error) error {
 	for part := range slices.Chunk(sums, idChunk) {
 		ids := make([]agent.ID, len(part))

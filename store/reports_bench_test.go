@@ -12,9 +12,10 @@ import (
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
-// BenchmarkReportsWAL compares what 10,000 agents write to PostgreSQL while they are
-// watched with what their metadata does: a report in 30 s of each, of three replicas,
-// against 10 changed keys in 10 s of each. Adding, moving, acking are all counted.
+// BenchmarkReportsWAL compares what the watched reports of 10,000 agents write to
+// PostgreSQL with what their metadata does. On one side each agent reports once in 30
+// s, to one of three replicas. On the other each changes 10 keys in 10 s. Adding,
+// moving, acking are all counted.
 func BenchmarkReportsWAL(b *testing.B) {
 	const agents, keys, seconds = 10_000, 10, 30
 	url := postgrestest.Shared(b).CreateDatabase(b)

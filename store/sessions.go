@@ -9,15 +9,14 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// SaveSessions writes records in one transaction, each in place of the one of
-// its agent unless that is newer. A record of the same session changes it only
-// forward: what is closed is not opened, what has reported stays so. Unknown
-// agents are skipped, and those of another incarnation: they were deregistered
-// meanwhile.
+// SaveSessions writes records in one transaction. Each replaces that of its agent
+// unless that is newer. A record of the same session changes only forward: a closed
+// session stays closed, and reported stays true. Agents that are unknown or have
+// another incarnation are skipped, as they were deregistered meanwhile.
 //
-// before has, in the order of their ids, the epoch and replica that the records of the
-// other agents had when the transaction began; 0 if there was none. It is read on the
-// server that takes writes.
+// before has the epoch and replica of the other agents' records when the transaction
+// began, ordered by agent; 0 if there was none. They are read on the server that takes
+// writes.
 func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error) {
 	if len(records) == 0 {
 		return nil, nil
@@ -41,7 +40,8 @@ func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord)
 	return before, nil
 }
 
-// sessionsOf returns what is stored of the agents of records, which are in order.
+// sessionsOf returns the stored sessions of the agents of records, which are ordered by
+// agent.
 func (s *Store) sessionsOf(ctx context.Context, tx *sql.Tx, records []agent.SessionRecord) (stored []agent.SessionRecord, err error) {
 	for part := range slices.Chunk(records, idChunk) {
 		ids := make([]agent.ID, len(part))
@@ -57,7 +57,7 @@ FROM agents AS a LEFT JOIN sessions AS s ON s.agent_id = a.id WHERE a.id `+condi
 				if err := s.skip(ctx, rows, kindSessions, idKey(r.Agent), err); err != nil || r.Agent == (agent.ID{}) {
 					return err
 				}
-				// Nobody can know of that session.
+				// No replica can know of that session.
 				epoch, r.Replica = sql.NullInt64{}, agent.ID{}
 			}
 			i, _ := slices.BinarySearchFunc(part, r.Agent, func(p agent.SessionRecord, id agent.ID) int { return compareIDs(p.Agent, id) })
@@ -73,7 +73,7 @@ FROM agents AS a LEFT JOIN sessions AS s ON s.agent_id = a.id WHERE a.id `+condi
 	return stored, nil
 }
 
-// newerSession is what is stored of a, then b.
+// newerSession returns what is stored after a, then b was written.
 func newerSession(a, b agent.SessionRecord) agent.SessionRecord {
 	switch cmp.Or(cmp.Compare(b.Epoch, a.Epoch), compareIDs(b.Replica, a.Replica)) {
 	case -1:
@@ -85,11 +85,10 @@ func newerSession(a, b agent.SessionRecord) agent.SessionRecord {
 	return b
 }
 
-// Sessions returns the newest session of each agent that had one, in the order
-// of their ids, or, if since is not 0, at least those that were written after
-// the call that returned since as next. On SQLite, which one process has, it is
-// always all, and next is 0. Agents whose registration cannot be decoded are left
-// out.
+// Sessions returns the newest session of each agent that had one, ordered by agent. If
+// since is not 0, it returns at least those that were written after the call that
+// returned since as next. On SQLite, which one process has, it always returns all, and
+// next is 0. Agents whose registration cannot be decoded are left out.
 func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error) {
 	err = s.view(ctx, "read sessions", func(tx *sql.Tx) error {
 		records = nil

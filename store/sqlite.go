@@ -205,9 +205,9 @@ func sqliteDSN(path string, opts Options, key, value string) string {
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: query.Encode()}).String()
 }
 
-// createPrivate makes the file and its directory unless they exist. The file
-// holds hashes of tokens and what agents report, so only the owner may read
-// it, whatever the umask; SQLite gives -wal and -shm the mode of the file.
+// createPrivate makes the file and its directory unless they exist. The file has hashes
+// of tokens and data of agents. So only the owner may read it, whatever the umask.
+// SQLite gives -wal and -shm the mode of the file.
 func createPrivate(path string) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -1,11 +1,10 @@
-// Package store keeps registrations, states, sessions and metadata of agents, and what
-// the replicas of this service know of each other, in a SQL database: SQLite in a file,
-// for one process, or PostgreSQL, 14 or newer, for several.
+// Package store keeps the data of the service in a SQL database: agents, states,
+// sessions, metadata, watched reports, pushed families, replicas and the lease. SQLite
+// in a file is for one process, PostgreSQL, 14 or newer, for several.
 //
-// The methods and what they promise are the same on both. On PostgreSQL a call that
-// writes many rows is a few statements, whatever their number. What other replicas
-// write at the same time is either waited for or returned as an error: see
-// agent.ErrOutdated.
+// The methods promise the same on both. On PostgreSQL a call that writes many rows is a
+// few statements, whatever their number. If another replica writes the same rows, a
+// call waits for it, or returns an error that wraps agent.ErrOutdated.
 package store
 
 import (
@@ -43,13 +42,13 @@ type Store struct {
 	// renew drops all connections, if it was not done a moment ago; nil: there is
 	// nothing to drop.
 	renew func() bool
-	// patience is how long a large read may stand still.
+	// patience is how long a large read may make no progress.
 	patience time.Duration
-	// deployment is that of when the database was opened.
+	// deployment id that the database had when it was opened.
 	deployment agent.ID
 	history    history
 	servers    servers
-	// buildsSwept is up to where old records of builds were looked for.
+	// buildsSwept is the id of the build up to which old records were looked for.
 	buildsSwept atomic.Pointer[agent.ID]
 	// rewriteUntil, in nanoseconds since 1970: see UpsertMetadata.
 	rewriteUntil atomic.Int64
@@ -79,7 +78,7 @@ func Open(ctx context.Context, opts Options, reg prometheus.Registerer, log *slo
 	return s, nil
 }
 
-// opened takes in what came of opening the database.
+// opened logs the outcome of opening the database, and keeps the deployment.
 func (s *Store) opened(ctx context.Context, o opened) {
 	if o.from != o.to {
 		s.log.InfoContext(ctx, "database migrated", "from_version", o.from, "to_version", o.to)

@@ -28,7 +28,7 @@ func scanSubscription(rows *sql.Rows) (r subscriptionRow, err error) {
 	return r, err
 }
 
-// Subscriptions returns all, in the order of their ids.
+// Subscriptions returns all subscriptions, ordered by id.
 func (s *Store) Subscriptions(ctx context.Context) ([]agent.Subscription, error) {
 	var all []agent.Subscription
 	err := s.read(ctx, "read subscriptions", func(q querier) error {
@@ -56,8 +56,8 @@ func (s *Store) subscription(ctx context.Context, tx *sql.Tx, condition string, 
 	return r, found, err
 }
 
-// ConfirmSubscriptions says that a replica adds to subscriptions from now on. Those
-// that were removed are skipped.
+// ConfirmSubscriptions records that a replica adds to subscriptions from now on.
+// Removed ones are skipped.
 func (s *Store) ConfirmSubscriptions(ctx context.Context, writer agent.ID, ids []int64) error {
 	return s.change(ctx, "confirm subscriptions", func(tx *sql.Tx) error {
 		for _, id := range ids {
@@ -72,9 +72,10 @@ SELECT id, $1 FROM report_subscriptions WHERE id = $2 ON CONFLICT DO NOTHING`, s
 	})
 }
 
-// StartSubscription makes a subscription count from now on if all replicas add to it:
-// self, and those with a heartbeat within a time. With force they need not. It returns
-// from when it counts; zero: it does not yet.
+// StartSubscription starts a subscription if all replicas have confirmed it: self, and
+// those with a heartbeat within that time. With force it starts in any case. since is
+// the time from which all reports count, by the database's clock; zero: it has not
+// started. The error of a removed subscription wraps agent.ErrSuperseded.
 func (s *Store) StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (since time.Time, err error) {
 	err = s.change(ctx, "start subscription", func(tx *sql.Tx) error {
 		since = time.Time{}
@@ -110,8 +111,9 @@ SELECT count(*) FROM report_writers AS w WHERE (w.replica_id = $1 OR w.seen_at >
 	return since, nil
 }
 
-// OpenSubscription gives a subscription to a stream. The stream that had it is
-// superseded. One too many is an error that wraps agent.ErrTooMany.
+// OpenSubscription makes a stream the owner of a subscription, which it makes if there
+// is none. The stream that owned it is superseded. The error of a subscription beyond
+// the limit wraps agent.ErrTooMany.
 func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpening) (opened agent.OpenedSubscription, err error) {
 	err = s.change(ctx, "open subscription", func(tx *sql.Tx) error {
 		opened = agent.OpenedSubscription{}
@@ -127,7 +129,7 @@ func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpenin
 			opened, err = s.createSubscription(ctx, tx, o, now)
 			return err
 		case o.StandBy && r.owner != (agent.ID{}) && r.owner != o.Stream && r.ownerUntil > now:
-			opened.Held = true
+			opened.Owned = true
 			return nil
 		}
 		opened.Number, opened.Nonce = r.number, r.nonce
@@ -138,7 +140,8 @@ func (s *Store) OpenSubscription(ctx context.Context, o agent.SubscriptionOpenin
 			case upTo > r.number:
 				opened.Restored, r.Incarnation = true, o.Incarnation
 			case upTo == r.number && o.Position.Nonce != r.nonce:
-				// The number was given again: the watcher has processed another batch.
+				// The number was assigned again: the watcher has processed another
+				// batch.
 				opened.Restored, r.Incarnation, upTo = true, o.Incarnation, 0
 			}
 		}
@@ -182,14 +185,14 @@ ON CONFLICT DO NOTHING RETURNING id`, []any{o.Name, o.Incarnation, s.dialect.id(
 		return rows.Scan(&opened.ID)
 	})
 	if err == nil && opened.ID == 0 {
-		err = errAgain // by another one at the same time
+		err = errAgain // another stream made it at the same time
 	}
 	return opened, err
 }
 
-// DeliverReports makes a step of a stream. It returns the next batch; nil if none
-// was asked for, or nothing was gathered. The error wraps agent.ErrSuperseded if
-// the stream is to end.
+// DeliverReports makes a step of a stream. It returns the next batch; nil if none was
+// requested, or there are no sums. The error wraps agent.ErrSuperseded if the stream is
+// not the owner any more.
 func (s *Store) DeliverReports(ctx context.Context, d agent.Delivery) (batch *agent.ReportBatch, err error) {
 	stream := s.dialect.id(d.Stream)
 	err = s.change(ctx, "deliver reports", func(tx *sql.Tx) error {
@@ -234,8 +237,7 @@ WHERE id = $2 AND incarnation = $3 AND owner = $4 AND number = $5 AND nonce = $6
 	return batch, nil
 }
 
-// deliveredBefore returns the batch that an attempt before made whose answer was
-// lost.
+// deliveredBefore returns the batch of an earlier attempt whose answer was lost.
 func (s *Store) deliveredBefore(ctx context.Context, tx *sql.Tx, d agent.Delivery) (*agent.ReportBatch, error) {
 	r, found, err := s.subscription(ctx, tx, "id = $1", d.Subscription)
 	if err != nil {
@@ -265,7 +267,7 @@ func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, r *subscriptionRow) (
 		sums, err := reportbatch.Decode(data)
 		batch = &agent.ReportBatch{Number: r.number, Nonce: r.nonce, Sums: sums}
 		if err != nil {
-			// What can be read is delivered: the watcher must get on.
+			// What can be read is delivered, or the watcher could never go on.
 			s.undecodable.report(ctx, kindBatches, fmt.Sprint(r.ID, " ", r.number), err, time.Now())
 		}
 		return nil
@@ -273,7 +275,8 @@ func (s *Store) readBatch(ctx context.Context, tx *sql.Tx, r *subscriptionRow) (
 	return batch, err
 }
 
-// ReleaseSubscription ends a stream of it: another one that stands by has it next.
+// ReleaseSubscription ends a stream's ownership, so that another stream that stands by
+// gets the name.
 func (s *Store) ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error {
 	return s.change(ctx, "release subscription", func(tx *sql.Tx) error {
 		now, err := s.dialect.clock(ctx, tx)
@@ -286,25 +289,26 @@ func (s *Store) ReleaseSubscription(ctx context.Context, id int64, stream agent.
 	})
 }
 
-// writersKept is how long a replica without heartbeats is remembered: its writes
-// whose outcome it does not know must not be taken for new ones.
+// writersKept is how long the row of a replica without heartbeats is kept. Without the
+// row a repeated write would be added twice.
 const writersKept = 30 * 24 * time.Hour
 
-// writerGone is how much older the last heartbeat of a replica that left is made: no subscription
-// waits for it.
+// RemoveReportWriter makes the last heartbeat older by writerGone, so that no
+// subscription waits for the replica.
 const writerGone = 24 * time.Hour
 
 // An expired subscription's sums are removed in transactions of orphansPage rows, at
-// most orphansPages of them in a call, so that others get on.
+// most orphansPages of them in a call. So other transactions do not wait for long.
 const (
 	orphansPage  = 5000
 	orphansPages = 20
 )
 
-// ExpireSubscriptions removes the subscriptions that no stream has had for a time,
-// with what they gathered, and forgets replicas that are gone. It forgets which reports
-// were added of agents and instances without any for as long, and for a day. What it did
-// before an error is returned beside that. Sums beyond 100,000 are left to the next call.
+// ExpireSubscriptions removes the subscriptions that had no stream for retention, with
+// their sums and batches. It also removes what is known of instances without a report for
+// as long and for a day, and rows of replicas that are gone. It returns the removed
+// subscriptions, also beside an error. A call removes at most 100,000 sums. The next call
+// goes on.
 func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
 	err = s.change(ctx, "expire subscriptions", func(tx *sql.Tx) (err error) {
 		expired, err = s.expire(ctx, tx, retention)
@@ -330,14 +334,14 @@ func (s *Store) ExpireSubscriptions(ctx context.Context, retention time.Duration
 	})
 }
 
-// expire removes subscriptions, but not their sums.
+// expire removes subscriptions and their batches, but not their sums.
 func (s *Store) expire(ctx context.Context, tx *sql.Tx, retention time.Duration) (expired []agent.ExpiredSubscription, err error) {
 	now, err := s.dialect.clock(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
 	var ids []int64
-	// Whoever adds to one waits, and then finds that it is gone.
+	// A writer that adds to one waits, and then finds that it was removed.
 	err = query(ctx, tx, `SELECT id, name FROM report_subscriptions WHERE owner_until < $1 ORDER BY id`+s.dialect.forDelete,
 		[]any{now - int64(retention)}, func(rows *sql.Rows) error {
 			var id int64
@@ -366,11 +370,11 @@ func (s *Store) expire(ctx context.Context, tx *sql.Tx, retention time.Duration)
 	return expired, nil
 }
 
-// removeOrphans removes sums whose subscription is gone: nobody adds to them.
+// removeOrphans removes sums of removed subscriptions, to which nobody adds.
 func (s *Store) removeOrphans(ctx context.Context) error {
 	pages := 0
 	for last := int64(0); pages < orphansPages; {
-		next, gone, err := s.gathered(ctx, last)
+		next, gone, err := s.nextWithSums(ctx, last)
 		if err != nil || next == 0 {
 			return err
 		}
@@ -390,9 +394,9 @@ DELETE FROM report_sums WHERE subscription_id = $1 AND agent_id IN (
 	return nil
 }
 
-// gathered returns the id of the first subscription above last that has sums, and
-// whether it is gone; 0: there is none.
-func (s *Store) gathered(ctx context.Context, last int64) (id int64, gone bool, err error) {
+// nextWithSums returns the id of the first subscription above last that has sums, and
+// whether it was removed; 0: there is none.
+func (s *Store) nextWithSums(ctx context.Context, last int64) (id int64, gone bool, err error) {
 	err = s.read(ctx, "look for sums of reports", func(q querier) error {
 		id, gone = 0, false
 		return query(ctx, q, `

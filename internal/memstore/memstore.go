@@ -1,6 +1,6 @@
-// Package memstore is a database in memory for simulations: several replicas
-// share one, each by a Store of its own, and it does what PostgreSQL does to
-// them. It passes the contract of package storetest.
+// Package memstore is a database in memory for simulations. Several replicas share one,
+// each by a Store of its own. It fails in the ways in which PostgreSQL does. It passes
+// the contract of package storetest.
 //
 // A transaction begins, works and ends at moments that the simulation chooses; in
 // between others do the same. It may be refused, its answer may be lost before or
@@ -109,9 +109,9 @@ func (d *Database) Open(opts Options) *Store {
 	return &Store{db: d, opts: opts, server: d.generation}
 }
 
-// OnChange has f called with the agents that a change removes, and those that it
-// makes known, as it is committed, under the lock of the database. An agent can be
-// among both. ctx is that of ApplyChange.
+// OnChange sets f, which is called when a change of registrations is committed, with
+// the agents that it removes and adds. The database's lock is locked then. An agent can
+// be among both. ctx is that of ApplyChange.
 func (d *Database) OnChange(f func(ctx context.Context, removed, added []agent.ID)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -212,9 +212,9 @@ func (s *Store) run(ctx context.Context, tx transaction) error {
 	return s.runEach(ctx, func() (transaction, func()) { return tx, func() {} })
 }
 
-// runEach is run for transactions whose results go into variables: open makes
-// those of one attempt, as one whose answer was lost may still be under way, and
-// deliver hands on what the attempt that succeeded found.
+// runEach is run for transactions with results. open makes the transaction of one
+// attempt, with variables of its own, as an earlier attempt whose answer was lost may
+// still be under way. deliver copies the results of the attempt that succeeded.
 func (s *Store) runEach(ctx context.Context, open func() (tx transaction, deliver func())) error {
 	down := false
 	for n := 1; ; n++ {

@@ -29,10 +29,10 @@ type subscriptionRow struct {
 }
 
 type writerRow struct {
-	sequence      int64
-	refused, gone int64 // of the write with the sequence
-	found         int64
-	seenAt        time.Time
+	sequence         int64
+	refused, removed int64 // of the write with the sequence
+	found            int64
+	seenAt           time.Time
 }
 
 type confirmation struct {
@@ -188,7 +188,7 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 			if known && row.sequence >= w.Sequence {
 				result = agent.ReportWritten{Repeated: true}
 				if row.sequence == w.Sequence {
-					result.Refused, result.Gone, result.Found = row.refused, row.gone, row.found
+					result.Refused, result.Removed, result.Found = row.refused, row.removed, row.found
 				}
 				return nil
 			}
@@ -199,7 +199,7 @@ func (s *Store) AddReports(ctx context.Context, w agent.ReportWrite) (written ag
 			for _, target := range to {
 				t.reports.add(target, sums, &result)
 			}
-			row.sequence, row.refused, row.gone, row.found = w.Sequence, result.Refused, result.Gone, result.Found
+			row.sequence, row.refused, row.removed, row.found = w.Sequence, result.Refused, result.Removed, result.Found
 			t.reports.writers[w.Writer] = row
 			return nil
 		}}, func() { written = result }
@@ -214,7 +214,7 @@ func (t *reportTables) add(target agent.ReportTarget, sums []agent.ReportSum, re
 		row, has := t.sums[key]
 		switch {
 		case !known:
-			result.Gone = agent.SaturatingAdd(result.Gone, sum.Reports)
+			result.Removed = agent.SaturatingAdd(result.Removed, sum.Reports)
 		case target.Full && !row.pending:
 			result.Refused = agent.SaturatingAdd(result.Refused, sum.Reports)
 		case !has:

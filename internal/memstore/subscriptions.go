@@ -89,7 +89,7 @@ func (t *reportTables) open(o *agent.SubscriptionOpening, now time.Time) (opened
 		row.Subscription = agent.Subscription{ID: t.lastSubscription, Name: o.Name, Incarnation: o.Incarnation}
 		opened.Created = true
 	case o.StandBy && row.owner != (agent.ID{}) && row.owner != o.Stream && row.ownerUntil.After(now):
-		opened.Held = true
+		opened.Owned = true
 		return opened, nil
 	case o.Position.Incarnation == row.Incarnation:
 		upTo := o.Position.Number

@@ -339,15 +339,15 @@ func testReportsRefused(t *testing.T, s Store) {
 	w := write(50, 2, []agent.ReportSum{sumOf(1, 2, 1, 2), sumOf(2, 4, 1, 1), sumOf(3, 4, 1, 1)}, a.ID, b.ID, 999)
 	w.To[0].Full = true
 	w.Sums[1].Reports = 5
-	require.Equal(t, agent.ReportWritten{Refused: 6, Gone: 7}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Refused: 6, Removed: 7}, addReports(t, s, w))
 	batch := deliver(t, s, step(a, 1, 0, 0))
 	require.Len(t, batch.Sums, 1)
 	require.Equal(t, int64(3), batch.Sums[0].RxBytes)
 	require.Len(t, deliver(t, s, step(b, 2, 0, 0)).Sums, 3)
 	// The answer was lost.
-	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Removed: 7}, addReports(t, s, w))
 	require.NoError(t, s.RecordReportWriterHeartbeat(t.Context(), id(50)))
-	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Gone: 7}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true, Refused: 6, Removed: 7}, addReports(t, s, w))
 	w.Sequence, w.To = 3, w.To[1:2]
 	for i := range w.Sums {
 		w.Sums[i].Order.Sequence += 10
@@ -355,8 +355,8 @@ func testReportsRefused(t *testing.T, s Store) {
 	require.Zero(t, addReports(t, s, w))
 	require.Equal(t, agent.ReportWritten{Repeated: true}, addReports(t, s, w))
 	w.Sequence, w.To = 9, []agent.ReportTarget{{Subscription: 999}}
-	require.Equal(t, agent.ReportWritten{Lost: 5, Gone: 7}, addReports(t, s, w))
-	require.Equal(t, agent.ReportWritten{Repeated: true, Gone: 7}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Lost: 5, Removed: 7}, addReports(t, s, w))
+	require.Equal(t, agent.ReportWritten{Repeated: true, Removed: 7}, addReports(t, s, w))
 	w.Sequence, w.To = 12, nil
 	require.Equal(t, agent.ReportWritten{Lost: 2}, addReports(t, s, w))
 	require.Equal(t, agent.ReportWritten{Repeated: true}, addReports(t, s, w))
@@ -415,7 +415,7 @@ func testSubscriptionStreams(t *testing.T, s Store) {
 
 	standBy := opening("a", 2, agent.Position{})
 	standBy.StandBy = true
-	require.Equal(t, agent.OpenedSubscription{Held: true}, openSubscription(t, s, standBy))
+	require.Equal(t, agent.OpenedSubscription{Owned: true}, openSubscription(t, s, standBy))
 	require.Nil(t, deliver(t, s, step(a, 1, 1, 0)), "nothing changed")
 
 	// It has no time: who stands by has it.
@@ -428,16 +428,16 @@ func testSubscriptionStreams(t *testing.T, s Store) {
 	require.ErrorIs(t, err, agent.ErrSuperseded)
 	require.NoError(t, s.ReleaseSubscription(t.Context(), a.ID, id(1)), "of another stream: nothing")
 	standBy.Stream = id(3)
-	require.True(t, openSubscription(t, s, standBy).Held)
+	require.True(t, openSubscription(t, s, standBy).Owned)
 	require.NoError(t, s.ReleaseSubscription(t.Context(), a.ID, id(2)))
-	require.False(t, openSubscription(t, s, standBy).Held)
+	require.False(t, openSubscription(t, s, standBy).Owned)
 	require.Equal(t, first, openSubscription(t, s, opening("a", 4, agent.Position{})).Unacked)
 	_, err = s.DeliverReports(t.Context(), step(a, 3, 1, 1))
 	require.ErrorIs(t, err, agent.ErrSuperseded)
 }
 
 // A batch is the same until it is acked, by a step or by the position of the next
-// stream; the answer of a step can be lost.
+// stream. The answer of a step can be lost.
 func testSubscriptionDelivers(t *testing.T, s Store) {
 	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
 	require.Nil(t, deliver(t, s, step(a, 1, 0, 0)))
@@ -519,8 +519,8 @@ func testSubscriptionRestored(t *testing.T, s Store) {
 	require.Equal(t, batch, again.Unacked)
 }
 
-// The database is older than what the watcher has processed, and has given its number to
-// another batch meanwhile: what the watcher processed does not cover that.
+// The database is older than what the watcher has processed. It has assigned the number
+// to another batch since, which the watcher's position does not cover.
 func testNumberGivenTwice(t *testing.T, s Store) {
 	a := openSubscription(t, s, opening("a", 1, agent.Position{}))
 	addReports(t, s, write(50, 1, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID))
@@ -594,5 +594,5 @@ func testSubscriptionExpires(t *testing.T, s Store) {
 	require.True(t, again.Created)
 	require.NotEqual(t, a.ID, again.ID)
 	require.NotEqual(t, a.Incarnation, again.Incarnation)
-	require.Equal(t, agent.ReportWritten{Gone: 1}, addReports(t, s, write(50, 2, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID)))
+	require.Equal(t, agent.ReportWritten{Removed: 1}, addReports(t, s, write(50, 2, []agent.ReportSum{sumOf(1, 1, 1, 1)}, a.ID)))
 }

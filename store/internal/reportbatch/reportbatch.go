@@ -9,9 +9,9 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// A batch of reports is a byte of version, then its sums: the ids of agent and
-// workspace, then numbers as varints in the order of the columns of report_sums,
-// and the length of the data with the data.
+// A batch of reports is a byte of version, then its sums. A sum is the ids of agent and
+// workspace, then numbers as varints in the order of the columns of report_sums. The
+// data follows, after its length.
 const version = 1
 
 var errBad = errors.New("a batch of reports is cut off or of another version")
