@@ -7,19 +7,19 @@ import (
 )
 
 const (
-	// A client keeps at most 16 reports until they are acked. So ackSoon requests that
-	// are not acked are acked after ackPause. Of an agent that floods the service many
-	// come within that: ackAtOnce of them are acked at once.
+	// A client keeps at most 16 reports until they are acked. So ackSoon requests
+	// without an ack are acked after ackPause, and ackAtOnce of them at once. Only an
+	// agent that floods the service reaches the latter.
 	ackSoon, ackAtOnce = 8, 32
 	ackPause           = 5 * time.Millisecond
 	// ackGather is how long an ack waits for the rest of a flush, which may be several
-	// batches: then one ack covers all of it.
+	// batches. Then one ack covers all of them.
 	ackGather = time.Second
 )
 
-// ackSchedule decides when the acks of a connection are sent. Acks are for resending,
-// not for latency: an ack waits for what is sent anyway, and for what will be durable
-// soon. It has no ack that waits without a time at which it is sent.
+// ackSchedule decides when the acks of a connection are sent. Clients need acks to know
+// what to send again, and not at once. So an ack waits for another response, and for
+// what will be durable soon. An ack that waits always has a time at which it is sent.
 type ackSchedule struct {
 	acked fleet.Progress // by the last ack that was sent
 	// storeFrom and storeTo are the lowest and the highest sequence of the requests that
@@ -27,25 +27,26 @@ type ackSchedule struct {
 	storeFrom, storeTo int64
 	awaited            int64     // the highest sequence with ack_now or a goodbye
 	unacked            int       // requests since the last ack
-	force              bool      // an ack is due whatever it says
+	force              bool      // an ack is due even if it acks nothing new
 	moved              bool      // at has changed since a timer was set for it
-	at                 time.Time // an ack is due if it says anything new; zero: none waits
+	at                 time.Time // an ack is due if it acks anything new; zero: none waits
 }
 
-// ackRequest is what of a request matters to its ack.
+// ackRequest has the properties of a request that decide when it is acked.
 type ackRequest struct {
 	sequence int64
-	// forStore: a part of it is to be stored. now: an ack is waited for.
+	// forStore is true if a part of it is to be stored, now if the client waits for the
+	// ack.
 	forStore, now bool
 }
 
-// resume notes what the agent knows when its session opens.
+// resume sets the progress that the agent knows of when its session opens.
 func (s *ackSchedule) resume(p fleet.Progress) {
 	s.acked = p
 	s.storeFrom, s.storeTo = p.Durable+1, p.Received
 }
 
-// add notes a request that was taken in.
+// add adds a request that was handled.
 func (s *ackSchedule) add(r ackRequest, now time.Time, opts *Options) {
 	s.unacked++
 	wait := opts.AckDelay
@@ -68,7 +69,7 @@ func (s *ackSchedule) add(r ackRequest, now time.Time, opts *Options) {
 	s.dueBy(now.Add(wait))
 }
 
-// await makes an ack due, and another one with all progress until the sequence is
+// await makes an ack due, and another one with each progress until the sequence is
 // durable.
 func (s *ackSchedule) await(sequence int64) {
 	s.awaited = max(s.awaited, sequence)
@@ -89,7 +90,7 @@ func (s *ackSchedule) dueBy(at time.Time) {
 }
 
 // isDue reports whether an ack of the progress is to be sent now. If one is to be sent
-// later, s.at is when, at the latest.
+// later, s.at is the latest time for it.
 func (s *ackSchedule) isDue(p fleet.Progress, now time.Time, opts *Options) bool {
 	if s.force {
 		return true
@@ -110,14 +111,15 @@ func (s *ackSchedule) isDue(p fleet.Progress, now time.Time, opts *Options) bool
 	return !now.Before(s.at)
 }
 
-// needsTimer reports whether a timer is to be set for s.at, which is then taken as set.
+// needsTimer reports whether a timer must be set for s.at. It returns true once for
+// each s.at.
 func (s *ackSchedule) needsTimer(now time.Time) bool {
 	moved := s.moved && now.Before(s.at)
 	s.moved = false
 	return moved
 }
 
-// sent notes that the progress was acked.
+// sent records that the progress was acked.
 func (s *ackSchedule) sent(p fleet.Progress) {
 	s.acked, s.storeFrom = p, p.Durable+1
 	s.unacked, s.force, s.moved, s.at = 0, false, false, time.Time{}

@@ -36,21 +36,20 @@ func (s *Service) Connect(stream connectStream) error {
 	return c.awaitEnd(c.serve())
 }
 
-// awayDelay is how long the status for an agent that must stay away is delayed. An
-// agent that does not obey can open one stream a second in the place of each that
-// it may have open.
-const awayDelay = time.Second
+// suspendedDelay delays the status for a suspended agent. An agent that connects all
+// the same opens one stream a second for each stream that it may have open.
+const suspendedDelay = time.Second
 
-// refuseAway delays the status for an agent that must stay away, and returns it.
-func (c *connection) refuseAway(retry time.Duration) error {
+// refuseSuspended delays the status for a suspended agent, and returns it.
+func (c *connection) refuseSuspended(retry time.Duration) error {
 	asked := time.Now()
-	if err := c.pause(min(retry, awayDelay)); err != nil {
+	if err := c.pause(min(retry, suspendedDelay)); err != nil {
 		return err
 	}
-	return grpcserver.Exhausted(max(retry-time.Since(asked), time.Millisecond), c.excess()+": it must stay away for a while")
+	return grpcserver.Exhausted(max(retry-time.Since(asked), time.Millisecond), c.excess()+": it must wait before it connects again")
 }
 
-// pause waits. An error is why the stream should end before that.
+// pause waits for d. It returns an error if the stream is to end before that.
 func (c *connection) pause(d time.Duration) error {
 	if d <= 0 {
 		return nil
@@ -73,8 +72,8 @@ func (c *connection) pause(d time.Duration) error {
 	}
 }
 
-// serve takes in what the agent sends. It returns io.EOF when the agent has
-// half-closed the stream, or the error with which the stream is to end.
+// serve handles what the agent sends. It returns io.EOF when the agent has half-closed
+// the stream, or the error with which the stream is to end.
 func (c *connection) serve() error {
 	if err := c.open(); err != nil {
 		return err
@@ -82,11 +81,11 @@ func (c *connection) serve() error {
 	return c.handleAll()
 }
 
-// open opens the session: it takes in the hello. The error is as that of serve.
+// open reads the hello and opens the session. Its error is like that of serve.
 func (c *connection) open() error {
 	ctx, s, who := c.stream.Context(), c.service, c.who
 	if retry := s.Fleet.Admit(who.Agent); retry > 0 {
-		return c.refuseAway(retry)
+		return c.refuseSuspended(retry)
 	}
 	hello, err := c.awaitHello()
 	if err != nil {
@@ -166,7 +165,7 @@ func checkHello(req *agentstatsv1.ConnectRequest) (*agentstatsv1.Hello, error) {
 	return hello, nil
 }
 
-// handleAll takes in requests until the error of serve.
+// handleAll handles requests. Its error is that of serve.
 func (c *connection) handleAll() error {
 	for {
 		if err := c.handleNext(); err != nil {
@@ -175,8 +174,8 @@ func (c *connection) handleAll() error {
 	}
 }
 
-// brokenItems is how many refused items a message counts as that breaks the
-// contract and ends the stream: ten of them are the burst.
+// A message that breaks the contract ends the stream, and is charged as brokenItems
+// refused items. Ten of them exhaust the default burst.
 const brokenItems = 500
 
 // isRefusal reports whether err is the status of a message that breaks the
@@ -189,8 +188,8 @@ func isRefusal(err error) bool {
 	return false
 }
 
-// handleNext takes in the next request. An agent that sends too fast is not read
-// for a while after it, so that its own flow control stops it. If it goes on, its
+// handleNext handles the next request. After that it does not read from an agent that
+// sends too fast for a while, so that flow control slows the agent. If it goes on, its
 // stream ends.
 func (c *connection) handleNext() error {
 	if err := c.stream.receive(&c.frame); err != nil {
@@ -204,13 +203,14 @@ func (c *connection) handleNext() error {
 	return c.pause(wait)
 }
 
-// handleFrame takes in the frame, which it releases.
+// handleFrame handles the request in the frame, and releases the frame. wait is how
+// long the stream is not to be read.
 func (c *connection) handleFrame() (wait time.Duration, err error) {
 	defer c.frame.Release()
 	wait, retry, _ := c.session.Charge(c.frame.Size)
 	if retry > 0 {
 		c.setEnd(fleet.EndRefused)
-		return 0, c.awayStatus(retry)
+		return 0, c.suspendedStatus(retry)
 	}
 	if err := c.checkFrame(&c.frame); err != nil {
 		c.session.ChargeRefused(brokenItems, c.frame.Size)
@@ -243,7 +243,7 @@ func (c *connection) checkFrame(f *wire.Frame) error {
 	return nil
 }
 
-// handleRequest takes in a request. An error ends the stream.
+// handleRequest handles a request. An error ends the stream.
 func (c *connection) handleRequest(f *wire.Frame) error {
 	var refused []agent.Refusal
 	goodbye := f.Request.GetGoodbye() != nil
@@ -268,8 +268,8 @@ func (c *connection) handleRequest(f *wire.Frame) error {
 	return err
 }
 
-// chargeRefused charges the agent for what was refused of a message of size bytes.
-// Too much of it ends the stream.
+// chargeRefused charges the agent for what was refused of a message of size bytes. Its
+// error ends the stream of an agent that is above its budget.
 func (c *connection) chargeRefused(refusals []agent.Refusal, size int) error {
 	n := 0
 	for _, r := range refusals {
@@ -279,13 +279,13 @@ func (c *connection) chargeRefused(refusals []agent.Refusal, size int) error {
 		return nil
 	}
 	if retry := c.session.ChargeRefused(n, size); retry > 0 {
-		return c.awayStatus(retry)
+		return c.suspendedStatus(retry)
 	}
 	return nil
 }
 
-// awayStatus returns the status of an agent that must stay away for a while.
-func (c *connection) awayStatus(retry time.Duration) error {
+// suspendedStatus returns the status of an agent that is suspended for the time.
+func (c *connection) suspendedStatus(retry time.Duration) error {
 	return grpcserver.Exhausted(retry, c.excess())
 }
 

@@ -17,13 +17,14 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxUnsentRefusals of an agent. Beyond that an agent that does not read is not read
-// either: the fleet would send it the rest without their names.
+// maxUnsentRefusals bounds the refusals that an agent has not read. Beyond it the
+// agent's requests are not read either, as the fleet would drop the names of further
+// refusals.
 const maxUnsentRefusals = 32
 
-// metadataInterval is what metadata intervals are multiples of while intervals are
-// lengthened, unless reports are more frequent: templates mostly have metadata collected
-// each 10 s. Otherwise agents send values as often as they change.
+// metadataInterval is multiplied by the factor while intervals are lengthened, or the
+// report interval if that is shorter. Most templates collect metadata each 10 s. At a
+// factor of 1 agents send values as often as they change.
 const metadataInterval = 10 * time.Second
 
 // Reasons of please-reconnect.
@@ -77,16 +78,17 @@ func (p phase) String() string {
 	return fmt.Sprintf("phase(%d)", uint8(p))
 }
 
-// connection is an agent's stream. Agents are many and mostly idle, so it has one
-// goroutine, its handler's, which reads. A goroutine that makes something due sends it,
-// one at a time. None of them has mu locked while it sends.
+// connection is an agent's stream. As there are many agents, mostly idle, it has one
+// goroutine: its handler, which reads. A goroutine that makes something due sends it,
+// one at a time. mu is not locked while it sends.
 type connection struct {
 	service *Service
 	stream  agentStream
 	who     grpcserver.Caller
 	// session is nil until the hello.
 	session *fleet.Session
-	// frame is what is being taken in. Only the handler uses it and goodbyeRead.
+	// frame has the request that is being handled. Only the handler uses frame and
+	// goodbyeRead.
 	frame       wire.Frame
 	goodbyeRead bool
 	// active is set by each message, and cleared by the check for idle streams.
@@ -188,8 +190,8 @@ func (s *Service) intervalFactor() float64 {
 	return s.Intervals.Factor()
 }
 
-// handled makes the ack of a request due, some time. It is sent at once with what was
-// refused of the request. handled waits while the agent does not read its refusals.
+// handled schedules the ack of a request. The ack is sent at once if something was
+// refused of the request. handled blocks while the agent does not read its refusals.
 func (c *connection) handled(r ackRequest, refused bool) {
 	now := time.Now()
 	c.mu.Lock()
@@ -199,14 +201,15 @@ func (c *connection) handled(r ackRequest, refused bool) {
 		c.setAckTimerLocked(now)
 	}
 	c.mu.Unlock()
-	// What was stored before the request was noted has notified nobody of its ack.
+	// If all was stored before the request was added, nobody was notified of the ack.
 	if atOnce || r.forStore && c.session.Progress().Durable >= r.sequence {
 		c.sendDue()
 		c.awaitRefusals(c.stream.Context(), c.session.UnsentRefusals)
 	}
 }
 
-// setAckTimerLocked has what is due sent at acks.at, if that is another time than before.
+// setAckTimerLocked sets the timer that sends what is due at acks.at, if that has
+// changed.
 func (c *connection) setAckTimerLocked(now time.Time) {
 	switch {
 	case !c.acks.needsTimer(now):
@@ -262,7 +265,7 @@ func (c *connection) closeSession() {
 // awaitLastAck makes the stream end with the last ack, which covers the goodbye with the
 // sequence as durable.
 func (c *connection) awaitLastAck(sequence int64) {
-	if !c.goodbyeRead { // it was received before, by another connection
+	if !c.goodbyeRead { // another connection received it before
 		c.closeSession()
 	}
 	c.mu.Lock()
@@ -294,7 +297,7 @@ func (c *connection) scheduleSend() {
 	}
 }
 
-// setEnd says how the session will end, unless that is known.
+// setEnd sets how the session will end, unless that is set.
 func (c *connection) setEnd(end fleet.End) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -303,8 +306,8 @@ func (c *connection) setEnd(end fleet.End) {
 	}
 }
 
-// awaitEnd waits for the end of the stream, which it causes unless the last ack is
-// pending. err is what serve returned. It returns the handler's result.
+// awaitEnd ends the stream, unless the last ack is pending, and waits for its end. err
+// is what serve returned. It returns the handler's result.
 func (c *connection) awaitEnd(err error) error {
 	halfClosed := errors.Is(err, io.EOF)
 	c.mu.Lock()

@@ -55,8 +55,8 @@ func ownGoroutines() (n int) {
 	return n
 }
 
-// An agent that does not read what it is told is not read either, in the end,
-// and stands in nobody's way.
+// An agent that does not read its responses is not read either, in the end, and stands
+// in nobody's way.
 func TestAgentThatDoesNotRead(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const bad, requests = 40, 2000
@@ -136,9 +136,8 @@ func TestStopWithAgentThatDoesNotRead(t *testing.T) {
 	})
 }
 
-// The ack of a goodbye tells that the series are gone, also if it is sent by
-// somebody else than who took in the goodbye: here metadata becomes durable when
-// it arrives.
+// The ack of a goodbye is sent after the series are removed, also if another goroutine
+// than the handler sends it. Here metadata becomes durable when the goodbye arrives.
 func TestSeriesAreGoneWhenGoodbyeIsAcked(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{
 		Batcher: batcher.Options{BatchSize: 1, FlushInterval: time.Hour, MaxPending: 10},

@@ -8,7 +8,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Limits are what the components accept of one agent, as its settings say.
+// Limits are the limits of one agent that its settings name. The components enforce
+// them.
 type Limits struct {
 	// Series that an agent may have at once.
 	Series int
@@ -24,15 +25,15 @@ type Options struct {
 	// ReportInterval in the settings of agents; default 30 s, at least 1 s.
 	ReportInterval time.Duration
 	Limits         Limits
-	// AckDelay is how long an ack waits for something else to be sent; default 5 s.
-	// What a request leaves to be stored is acked when it is, or after FlushInterval,
-	// which is that of the Metadata component, and AckDelay; default 5 s.
+	// AckDelay is how long an ack waits for another response; default 5 s. A request
+	// with something to be stored is acked when it is stored, or after FlushInterval
+	// and AckDelay. FlushInterval is that of the Metadata component; default 5 s.
 	AckDelay, FlushInterval time.Duration
 	// GoodbyeTimeout bounds the wait for the last ack; default 15 s.
 	GoodbyeTimeout time.Duration
-	// MaxRelayStreams of coderd that relay, at once; default 64: the requests that wait on
-	// each may take twice the server's MaxMessageBytes. MaxRelayedSessions on one of
-	// them; default 2000.
+	// MaxRelayStreams bounds the streams of coderd that relay at once; default 64. The
+	// queued requests of each may take twice the server's MaxMessageBytes.
+	// MaxRelayedSessions bounds the sessions on one of them; default 2000.
 	MaxRelayStreams, MaxRelayedSessions int
 }
 
@@ -42,7 +43,7 @@ const (
 	defaultErrorBytes = 2048
 )
 
-// MaxValueBytes is what a stored value takes at most with its key, under the
+// MaxValueBytes is the most that a stored value takes with its key in memory, under the
 // default Limits.
 const MaxValueBytes = agent.MaxMetadataKeyBytes + defaultValueBytes + defaultErrorBytes + 128
 

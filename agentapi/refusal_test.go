@@ -218,8 +218,8 @@ func TestRefusedBetweenSessions(t *testing.T) {
 	told.requireRefused(t, []string{"cpu"})
 }
 
-// What is refused on receipt is told before an ack covers it, too, if the stream
-// that it was told on is gone: a session that knows no ack of it hears of it.
+// A refusal on receipt is sent before an ack covers it. If the stream ended meanwhile,
+// the next session sends it again, unless the client confirmed an ack that covers it.
 func TestRefusalOfALostStream(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)
@@ -240,8 +240,8 @@ func TestRefusalOfALostStream(t *testing.T) {
 	require.EqualValues(t, 1, r.GetAck().GetDurableSequence())
 }
 
-// An agent whose values the database refuses is sent away like one whose values
-// are refused on receipt.
+// An agent whose values the database refuses is refused for a while, like one whose
+// values are refused on receipt.
 func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s, _ := startRejecting(t, edgetest.Settings{Fleet: fleet.Options{RefusedBurst: 5, RefusedPerSecond: 1}}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})

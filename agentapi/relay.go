@@ -26,23 +26,22 @@ const (
 	flagRelayedSessions = "--max-relayed-sessions"
 )
 
-// relayRetry is the delay before the next attempt of who was refused for a limit.
+// relayRetry is the retry delay of streams and sessions that a limit refused.
 const relayRetry = 10 * time.Second
 
-// slowAgents is how long a stream is not read for agents that take in nothing of what is
-// queued for them, when that is all that it may have queued. Then the session with most
-// of it ends.
-const slowAgents = time.Second
+// A stream whose queue is full is not read. If no queued request is handled for
+// slowTimeout, the session with the most queued bytes ends.
+const slowTimeout = time.Second
 
-// queuedMessages of the largest size are what the requests of a stream may take that no
-// agent has taken in: the reconnect of 2,000 agents takes some 8 MB.
+// The queued requests of a stream may take as much as queuedMessages of the largest
+// size. When 2,000 agents reconnect they take some 8 MB.
 const queuedMessages = 2
 
 type relayStream = grpc.BidiStreamingServer[agentstatsv1.RelayAgentsRequest, agentstatsv1.RelayAgentsResponse]
 
-// relay is a stream of RelayAgents. Its handler reads, and gives each request to the
-// agent's session, which has a goroutine only while there is something to do for it. One
-// more goroutine writes the responses of all.
+// relay is a stream of RelayAgents. Its handler reads, and queues each request for the
+// agent's session. A session has a goroutine only while it has something to do. One
+// more goroutine writes the responses of all sessions.
 type relay struct {
 	service   *Service
 	stream    relayStream
@@ -55,9 +54,9 @@ type relay struct {
 	mu sync.Mutex
 	// Guarded by mu.
 
-	sessions map[uint32]*relayedSession // that have no end
-	queued   int                        // bytes of requests that are not taken in
-	takenIn  chan struct{}              // closed when one was taken in; nil: nobody waits for that
+	sessions map[uint32]*relayedSession // that have not ended
+	queued   int                        // bytes of queued requests
+	takenIn  chan struct{}              // closed when a request leaves its queue; nil: nobody waits for that
 }
 
 // RelayAgents implements agentstatsv1.AgentServiceServer.
@@ -79,7 +78,7 @@ func (s *Service) RelayAgents(stream relayStream) error {
 	var writing sync.WaitGroup
 	writing.Go(func() { r.write(ender) })
 	defer writing.Wait()
-	defer r.end() // also if a panic comes through here
+	defer r.endSessions() // also if a panic comes through here
 	err = r.read()
 	if !errors.Is(err, io.EOF) {
 		return err
@@ -91,15 +90,15 @@ func (s *Service) RelayAgents(stream relayStream) error {
 	return nil
 }
 
-// end ends the sessions that are open, and the writing.
-func (r *relay) end() {
+// endSessions ends the open sessions, and the goroutine that writes.
+func (r *relay) endSessions() {
 	r.cancel()
 	r.forAll((*relayedSession).wake)
 	r.open.Wait()
 }
 
-// read takes in what the caller sends. It returns io.EOF when the caller has half-closed
-// the stream, or the error with which the stream is to end.
+// read reads requests and queues them. It returns io.EOF when the caller has
+// half-closed the stream, or the error with which the stream is to end.
 func (r *relay) read() error {
 	for {
 		var batch wire.RelayBatch
@@ -128,11 +127,11 @@ func (r *relay) handle(batch *wire.RelayBatch) error {
 	}
 }
 
-// fieldError is what is wrong with a field of a request: the fault of who relays, which
-// ends the stream.
+// fieldError describes an invalid field of a relayed request. It is an error of coderd,
+// not of an agent, so it ends the stream.
 type fieldError struct{ field, problem string }
 
-// route gives a request to its session.
+// route queues a request for its session, or opens the session.
 func (r *relay) route(q *wire.RelayedRequest) *fieldError {
 	hello := len(q.AgentID) > 0
 	switch {
@@ -156,7 +155,7 @@ func (r *relay) route(q *wire.RelayedRequest) *fieldError {
 	session := r.sessions[q.Index]
 	r.mu.Unlock()
 	switch {
-	case session == nil: // it has ended, which the caller did not know yet
+	case session == nil: // it has ended, and the caller does not know yet
 	case q.End:
 		session.halfClose()
 	default:
@@ -165,9 +164,9 @@ func (r *relay) route(q *wire.RelayedRequest) *fieldError {
 	return nil
 }
 
-// openSession opens a session, which begins with its hello, or sends its end.
+// openSession opens a session with its hello. If it is refused, its end is sent.
 func (r *relay) openSession(q *wire.RelayedRequest) {
-	// Many that are refused do not make many responses wait.
+	// Refused sessions must not queue responses without a limit.
 	if r.responses.awaitRoom(r.ctx) != nil {
 		return
 	}
@@ -192,7 +191,8 @@ func (r *relay) openSession(q *wire.RelayedRequest) {
 	r.enqueue(session, q.Request, true)
 }
 
-// admitted returns the agent of a new session. The error is the status of its end.
+// admitted returns the agent of a new session. The error is the status with which the
+// session ends.
 func (r *relay) admitted(agentID []byte) (id agent.ID, err error) {
 	if len(agentID) != len(id) {
 		r.service.metrics.relayRefused.WithLabelValues(refusedAgentID).Inc()
@@ -208,8 +208,8 @@ func (r *relay) admitted(agentID []byte) (id agent.ID, err error) {
 	return agent.ID(agentID), nil
 }
 
-// enqueue gives a request to a session once there is room for it. It copies the request:
-// one that waits keeps no other's bytes.
+// enqueue queues a copy of a request once there is room for it. A copy, so that it does
+// not retain the bytes of the whole message.
 func (r *relay) enqueue(s *relayedSession, request []byte, hello bool) {
 	if err := r.service.server.CheckAgentMessage(len(request), hello); err != nil {
 		s.enqueue(relayedRequest{size: len(request), refused: err})
@@ -219,7 +219,7 @@ func (r *relay) enqueue(s *relayedSession, request []byte, hello bool) {
 	s.enqueue(relayedRequest{size: len(request), buffer: mem.Copy(request, mem.DefaultBufferPool())})
 }
 
-// awaitRoom takes room for a request of so many bytes, for which it waits.
+// awaitRoom waits for room for a request of size bytes, and reserves it.
 func (r *relay) awaitRoom(size int) {
 	most := queuedMessages * r.service.server.Options().MaxMessageBytes
 	r.mu.Lock()
@@ -230,7 +230,7 @@ func (r *relay) awaitRoom(size int) {
 		}
 		takenIn := r.takenIn
 		r.mu.Unlock()
-		timer := time.NewTimer(slowAgents)
+		timer := time.NewTimer(slowTimeout)
 		select {
 		case <-takenIn:
 		case <-timer.C:
@@ -243,8 +243,8 @@ func (r *relay) awaitRoom(size int) {
 	r.queued += size
 }
 
-// giveRoom gives room back.
-func (r *relay) giveRoom(size int) {
+// releaseRoom releases the room of a request that left its queue.
+func (r *relay) releaseRoom(size int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.queued -= size
@@ -254,7 +254,7 @@ func (r *relay) giveRoom(size int) {
 	}
 }
 
-// endSlowest ends the session that has most bytes queued.
+// endSlowest ends the session with the most queued bytes.
 func (r *relay) endSlowest() {
 	var slowest *relayedSession
 	most := 0
@@ -265,11 +265,11 @@ func (r *relay) endSlowest() {
 	})
 	if slowest != nil {
 		r.service.metrics.relayRefused.WithLabelValues(refusedSlow).Inc()
-		slowest.connection.CloseStream(grpcserver.Exhausted(relayRetry, fmt.Sprintf("want requests taken in within %v while the stream has many, %d bytes were not", slowAgents, most)))
+		slowest.connection.CloseStream(grpcserver.Exhausted(relayRetry, fmt.Sprintf("want requests handled within %v while the queue of the stream is full, %d bytes were not", slowTimeout, most)))
 	}
 }
 
-// forAll calls f with each session that has no end.
+// forAll calls f with each session that has not ended.
 func (r *relay) forAll(f func(*relayedSession)) {
 	r.mu.Lock()
 	sessions := slices.Collect(maps.Values(r.sessions))
@@ -286,15 +286,15 @@ func (r *relay) remove(index uint32) {
 	delete(r.sessions, index)
 }
 
-// isEmpty reports whether no session is open.
+// isEmpty reports whether all sessions have ended.
 func (r *relay) isEmpty() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.sessions) == 0
 }
 
-// write writes responses until the end of the stream, which it causes once the service
-// stops and all sessions have ended.
+// write writes responses until the end of the stream. When the service stops, it ends
+// the stream once all sessions have ended.
 func (r *relay) write(ender grpcserver.StreamEnder) {
 	draining, stopping := r.service.server.Draining(), false
 	for {
@@ -308,8 +308,8 @@ func (r *relay) write(ender grpcserver.StreamEnder) {
 			r.responses.discard()
 			return
 		}
-		empty := r.isEmpty() // before the last end is taken
-		for encoded := r.responses.take(); encoded != nil; encoded = r.responses.take() {
+		empty := r.isEmpty() // before the last end is written
+		for encoded := r.responses.takeEncoded(); encoded != nil; encoded = r.responses.takeEncoded() {
 			if err := r.stream.SendMsg(grpcserver.Encoded(encoded)); err != nil {
 				_ = ender.WriteStatus(status.Convert(err)) // unless it has ended
 			}

@@ -221,8 +221,8 @@ func TestRelayedFlood(t *testing.T) {
 	})
 }
 
-// Requests that agents take in slowly do not take more memory than a stream may have: the
-// session with most of them ends, the others go on. None is beyond its credit.
+// Requests that are handled slowly take no more memory than a stream may have. The
+// session with the most of them ends, the others go on. None is beyond its credit.
 func TestRelayedRequestsAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const agents, each = 8, 3

@@ -17,16 +17,16 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// relayedCredit is how many requests of a session may be without credit.
+// relayedCredit is how many requests a session may have sent without getting credit for
+// them.
 const relayedCredit = 16
 
-// errNothing is why receive returns when nothing is queued: the session's goroutine ends
-// until there is something.
+// errNothing is returned by receive if nothing is queued. The worker ends then. The
+// next request starts one again.
 var errNothing = errors.New("no request is queued")
 
-// relayedSession is an agent's session on a stream that relays, as its connection uses it.
-// A worker runs while there are requests, or an end: it opens the session, takes in the
-// requests, and closes the session.
+// relayedSession is an agent's session on a stream that relays. It is the agentStream
+// of the session's connection.
 type relayedSession struct {
 	relay      *relay
 	index      uint32
@@ -34,17 +34,17 @@ type relayedSession struct {
 	ctx        context.Context
 	cancel     context.CancelFunc
 	release    func()
-	opened     bool // the worker has begun with the hello
+	opened     bool // the worker has begun to open the session
 
 	mu sync.Mutex
 	// Guarded by mu.
 
 	working    bool
 	queue      []relayedRequest
-	uncredited credit // requests that were received
-	taken      credit // those of uncredited that were taken in
+	uncredited credit // received requests without credit
+	taken      credit // those of uncredited that left the queue
 	halfClosed bool
-	ended      bool // it has its end, or its stream has
+	ended      bool // its end is queued, or its stream has ended
 }
 
 // relayedRequest is a request that is queued.
@@ -69,7 +69,8 @@ func newRelayedSession(r *relay, index uint32, id agent.ID) *relayedSession {
 // Context implements agentStream.
 func (s *relayedSession) Context() context.Context { return s.ctx }
 
-// enqueue takes a request, which has its room. One beyond the credit ends the session.
+// enqueue queues a request, whose room is reserved. A request beyond the credit ends
+// the session.
 func (s *relayedSession) enqueue(q relayedRequest) {
 	limit := s.relay.service.server.Options().MaxAgentMessageBytes
 	s.mu.Lock()
@@ -90,7 +91,7 @@ func (s *relayedSession) enqueue(q relayedRequest) {
 	s.mu.Unlock()
 }
 
-// refuse ends a session that the caller sent too much for.
+// refuse ends a session that got a request beyond its credit, or after its end.
 func (s *relayedSession) refuse(excess bool, limit int) {
 	err := grpcserver.Invalid("request", "want none after end")
 	if excess {
@@ -98,10 +99,10 @@ func (s *relayedSession) refuse(excess bool, limit int) {
 		err = grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d requests of a session without credit, together of at most %d bytes (%s)",
 			relayedCredit, limit, grpcserver.FlagAgentMessageBytes))
 	}
-	s.end(status.Convert(err))
+	s.endSession(status.Convert(err))
 }
 
-// halfClose ends the session once what is queued is taken in.
+// halfClose ends the session once all queued requests are handled.
 func (s *relayedSession) halfClose() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,7 +110,7 @@ func (s *relayedSession) halfClose() {
 	s.wakeLocked()
 }
 
-// wake has the worker look whether the session has ended.
+// wake starts the worker, which closes the session if it has ended.
 func (s *relayedSession) wake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,11 +124,11 @@ func (s *relayedSession) wakeLocked() {
 	}
 }
 
-// work takes in what is queued, and closes the session at its end.
+// work handles the queued requests, and closes the session at its end.
 func (s *relayedSession) work() {
 	defer func() {
 		if p := recover(); p != nil {
-			s.end(status.Convert(s.relay.service.server.Recovered(p)))
+			s.endSession(status.Convert(s.relay.service.server.Recovered(p)))
 			s.close()
 		}
 	}()
@@ -139,7 +140,8 @@ func (s *relayedSession) work() {
 	s.close()
 }
 
-// handleQueued returns errNothing once all is taken in, or the error of serve.
+// handleQueued handles the queued requests. It returns errNothing if the session goes
+// on, else the error of serve.
 func (s *relayedSession) handleQueued() error {
 	if !s.opened {
 		s.opened = true
@@ -167,15 +169,15 @@ func (s *relayedSession) close() {
 	s.relay.open.Done()
 }
 
-// drop gives back what a request took.
+// drop frees a request that is not handled.
 func (s *relayedSession) drop(q relayedRequest) {
 	if q.buffer != nil {
 		q.buffer.Free()
-		s.relay.giveRoom(q.size)
+		s.relay.releaseRoom(q.size)
 	}
 }
 
-// receive implements agentStream: the error is errNothing if nothing is queued.
+// receive implements agentStream. It returns errNothing instead of waiting.
 func (s *relayedSession) receive(f *wire.Frame) error {
 	q, credit, err := s.next()
 	if err != nil {
@@ -191,12 +193,12 @@ func (s *relayedSession) receive(f *wire.Frame) error {
 		f.Refuse(q.size, q.refused)
 		return nil
 	}
-	s.relay.giveRoom(q.size)
+	s.relay.releaseRoom(q.size)
 	f.ReadBuffer(q.buffer)
 	return nil
 }
 
-// next takes a request out of the queue. credit is what is to be sent alone.
+// next removes a request from the queue. credit is to be sent at once; 0: none.
 func (s *relayedSession) next() (q relayedRequest, credit int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,7 +215,7 @@ func (s *relayedSession) next() (q relayedRequest, credit int, err error) {
 	q = s.queue[0]
 	s.queue[0] = relayedRequest{}
 	if s.queue = s.queue[1:]; len(s.queue) == 0 {
-		s.queue = nil // an idle session has none
+		s.queue = nil // an idle session retains none
 	}
 	s.taken.add(1, q.size)
 	if s.taken.requests >= relayedCredit/2 || s.taken.bytes >= s.relay.service.server.Options().MaxAgentMessageBytes/2 {
@@ -222,7 +224,7 @@ func (s *relayedSession) next() (q relayedRequest, credit int, err error) {
 	return q, credit, nil
 }
 
-// takeCreditLocked returns the credit that is due.
+// takeCreditLocked returns the credit that is due, and resets it.
 func (s *relayedSession) takeCreditLocked() int {
 	n := s.taken.requests
 	s.uncredited.add(-n, -s.taken.bytes)
@@ -230,7 +232,7 @@ func (s *relayedSession) takeCreditLocked() int {
 	return n
 }
 
-// response returns the head of a response, with the credit that is due.
+// response returns a response with the credit that is due.
 func (s *relayedSession) response() wire.RelayedResponse {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -263,12 +265,12 @@ func (s *relayedSession) send(m *agentstatsv1.ConnectResponse) error {
 
 // WriteStatus implements agentStream.
 func (s *relayedSession) WriteStatus(st *status.Status) error {
-	s.end(st)
+	s.endSession(st)
 	return nil
 }
 
-// end sends the session's end, unless it has one. It does not block.
-func (s *relayedSession) end(st *status.Status) {
+// endSession queues the session's end, unless it has ended. It does not block.
+func (s *relayedSession) endSession(st *status.Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {

@@ -14,20 +14,20 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// relayResponseBytes of responses wait for the writer. Who has more to send waits for
-// it. Under load they are written together.
+// relayResponseBytes bounds the responses that wait for the writer, in bytes. Beyond it
+// senders wait. Under load many responses are written at once.
 const relayResponseBytes = 64 << 10
 
-// relayGather is how long an ack that nobody waits for waits for those of other agents: many
-// are due within a short time, each by a timer of its own. Their deadlines are so much
-// earlier than those of agents with streams of their own.
+// relayGather is how long an ack that no agent waits for waits for those of other agents.
+// Many are due within a short time, each by its own timer. Their deadlines are earlier by
+// it than those of agents with their own streams.
 const relayGather = 100 * time.Millisecond
 
-// relayResponses are what a stream that relays is to write next: encoded, as fields of one
-// message. Ends are beyond the limit, as who ends a session must not wait: there is one
-// for each session.
+// relayResponses are the responses that a stream that relays is to write next, encoded
+// as fields of one message. An end is added beyond the limit, as whoever ends a session
+// must not wait. There is one for each session.
 type relayResponses struct {
-	// ready is signalled when there are some, urgent when they are to be written at once.
+	// ready has an element when there are some, urgent when they must be written at once.
 	// closed is closed when no more come.
 	ready, urgent chan struct{}
 	closed        chan struct{}
@@ -36,15 +36,15 @@ type relayResponses struct {
 	// Guarded by mu.
 
 	encoded []byte
-	taken   chan struct{} // closed when encoded was taken; nil: nobody waits for that
-	gone    bool          // nobody writes any more
+	taken   chan struct{} // closed when encoded is written; nil: nobody waits for that
+	gone    bool          // nothing is written any more
 }
 
 func (q *relayResponses) init() {
 	q.ready, q.urgent, q.closed = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 }
 
-// close has the writer end once it has written all.
+// close ends the writer once it has written all.
 func (q *relayResponses) close() { close(q.closed) }
 
 // append appends what encode appends, once there is room. The error is that of ctx.
@@ -100,7 +100,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// gather waits for a while, or until what there is is to be written at once.
+// gather waits for relayGather, or until the responses must be written at once.
 func (q *relayResponses) gather(ctx context.Context) {
 	timer := time.NewTimer(relayGather)
 	defer timer.Stop()
@@ -112,8 +112,9 @@ func (q *relayResponses) gather(ctx context.Context) {
 	}
 }
 
-// take returns what there is, as one encoded message; nil: nothing.
-func (q *relayResponses) take() []byte {
+// takeEncoded returns and removes all responses, as one encoded message; nil: there are
+// none.
+func (q *relayResponses) takeEncoded() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	encoded := q.encoded
@@ -129,15 +130,15 @@ func (q *relayResponses) take() []byte {
 	return encoded
 }
 
-// discard drops what there is, and what comes.
+// discard drops all responses, also those that are added later.
 func (q *relayResponses) discard() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.encoded, q.gone = nil, true
 }
 
-// appendEnd appends the end of a session. before is called when it is certain to be
-// written before anything that comes later.
+// appendEnd appends the end of a session. It calls before, if not nil, under the lock:
+// what is appended after before returns is written after the end.
 func (q *relayResponses) appendEnd(index uint32, st *status.Status, draining bool, before func()) {
 	m := &agentstatsv1.RelayedResponse{Index: index, End: relayedEnd(st)}
 	if draining {

@@ -18,11 +18,12 @@ import (
 const (
 	maxRegions    = 128
 	maxRegionName = 128
-	// maxLatency to a region is that of a report.
+	// maxLatency to a region is the same as that of a report.
 	maxLatency = agent.MaxLatencyMS * time.Millisecond
 )
 
-// takeRequest takes in one request of a stream and returns what it refused.
+// takeRequest hands one request of a stream to the components, and returns what they
+// refused.
 func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.Refusal) {
 	add := func(more []agent.Refusal) { refused = append(refused, more...) }
 	if f.Stats != nil {
@@ -70,8 +71,8 @@ func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, supersed
 	return s.takeReport(r, report, rest)
 }
 
-// takeReport takes in a report. rest returns it encoded without samples, for
-// watchers of reports.
+// takeReport hands a report to the components. rest returns the report encoded without
+// samples, for watchers of reports.
 func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
 	s.sumReport(r, report, rest)
@@ -81,7 +82,7 @@ func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() [
 	return refused
 }
 
-// sumReport adds a report to the sums of those who watch reports.
+// sumReport adds a report to the subscriptions, if there are any.
 func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte) {
 	if !s.Reports.Wanted() {
 		return
@@ -103,7 +104,7 @@ func (s *Service) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadat
 	return s.takeEntries(r, entries)
 }
 
-// takeEntries takes in metadata. It may change the entries.
+// takeEntries hands metadata to the components. It may change the entries.
 func (s *Service) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []agent.Refusal {
 	s.metrics.requests.metadata.Inc()
 	entries, refused := r.AdmitMetadata(entries)
@@ -185,7 +186,7 @@ func (s *Service) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.
 	return nil
 }
 
-// networkOf converts the agent's view, which is valid or refused as a whole.
+// networkOf converts the agent's view of the network. An error refuses all of it.
 func networkOf(n *agentstatsv1.Network) (agent.Network, error) {
 	network := agent.Network{NodeID: n.GetNodeId(), PreferredRegion: n.GetPreferredRegionId()}
 	if network.PreferredRegion < 0 {
@@ -239,8 +240,8 @@ var refusalCodes = map[agent.RefusalKind]agentstatsv1.RefusalCode{
 	agent.RefusedStore:      agentstatsv1.RefusalCode_REFUSAL_CODE_STORE,
 }
 
-// ownRefusals returns copies that reference nothing of a request, shortened to what
-// an agent is sent.
+// ownRefusals returns copies that do not reference the request, with texts shortened to
+// what agents are sent.
 func ownRefusals(refused []agent.Refusal) []agent.Refusal {
 	own := slices.Clone(refused)
 	for i := range own {

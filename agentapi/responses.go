@@ -20,7 +20,7 @@ type due struct {
 	closeErr error                  // of the status
 }
 
-// responses are what one round of sendDue sends, in one message.
+// responses are sent by one round of sendDue, in one message.
 type responses struct {
 	settings *agentstatsv1.Settings
 	refusals []fleet.Refusal
@@ -31,10 +31,10 @@ type responses struct {
 	ack      wire.Ack
 }
 
-// sendDue sends what is due. One goroutine sends at a time: if another one does, that
-// one looks again. sendDue may block while the agent does not read. That stops the
-// responses to that agent, and its requests when there are too many refusals. Its
-// session can be taken over or removed meanwhile.
+// sendDue sends what is due. One goroutine sends at a time. If another one is sending,
+// it checks again for what is due. sendDue may block while the agent does not read.
+// That delays the responses to that agent, and its requests if there are too many
+// refusals. The session can be taken over or removed meanwhile.
 func (c *connection) sendDue() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,11 +60,11 @@ func (c *connection) sendDue() {
 	c.sending = false
 	if c.due.close && c.phase != phaseClosed {
 		c.phase = phaseClosed
-		_ = c.stream.WriteStatus(status.Convert(c.due.closeErr)) // after an error nothing can be sent
+		_ = c.stream.WriteStatus(status.Convert(c.due.closeErr)) // the stream may have ended already
 	}
 }
 
-// takeDueLocked returns what is due, which is not due any more.
+// takeDueLocked returns what is due, and marks it as sent.
 func (c *connection) takeDueLocked() (r responses) {
 	if c.phase == phaseHandshake {
 		return r
@@ -85,7 +85,7 @@ func (c *connection) takeDueLocked() (r responses) {
 	}
 	progress, refusals, ok := c.session.NextAck()
 	if !ok {
-		return r // another session of the instance sends them
+		return r // another session of the instance sends acks and refusals
 	}
 	r.refusals = refusals
 	now := time.Now()
@@ -103,9 +103,9 @@ func (c *connection) takeDueLocked() (r responses) {
 	return r
 }
 
-// addSettingsLocked adds the settings to a response if intervals were changed since the
-// last ones. No response is sent for them alone. So a change reaches agents spread over
-// a report interval.
+// addSettingsLocked adds the settings to a response if the interval factor has changed.
+// No response is sent for them alone. So a change reaches agents spread over a report
+// interval.
 func (c *connection) addSettingsLocked(r *responses) {
 	if r.settings != nil || !r.acks && len(r.refusals) == 0 && !r.drain && !r.aged {
 		return
@@ -154,7 +154,7 @@ func (r *responses) message() *agentstatsv1.ConnectResponse {
 	return m
 }
 
-// reconnect asks the agent to connect again, when it likes.
+// reconnect returns a request to the agent to connect again, without a delay.
 func reconnect(reason string) *agentstatsv1.Reconnect {
 	return &agentstatsv1.Reconnect{Delay: durationpb.New(0), Reason: reason}
 }

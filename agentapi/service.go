@@ -19,34 +19,34 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Stats takes in reports of stats and samples. It touches memory only. The
-// report is valid during the call; one with another epoch than the agent's open
-// session is ignored. created is the number of series that the report has and
-// that nobody served before.
+// Stats stores reports of stats and samples. aggregator.Aggregator is one. It touches
+// memory only. The report is valid during the call. A report is ignored if its epoch is
+// not that of the agent's open session. created is the number of the report's series
+// that are new.
 type Stats interface {
 	Report(id agent.ID, epoch int64, now time.Time, r agent.Report) (refused []agent.Refusal, created int)
-	// AddBytes takes in the bytes of an older report, which a newer one follows.
+	// AddBytes adds the bytes of an older report, which a newer one follows.
 	AddBytes(id agent.ID, epoch int64, now time.Time, s agent.Stats) (refused []agent.Refusal)
 }
 
-// Metadata takes in metadata that is to be stored. It touches memory only. The
-// texts of the report are valid during the call.
+// Metadata accepts metadata that is to be stored. batcher.Batcher is one. It touches
+// memory only. The texts of the report are valid during the call.
 type Metadata interface {
 	Add(now time.Time, r agent.MetadataReport) []agent.Refusal
 }
 
-// Reports takes in what agents report for those who watch it.
+// Reports adds up reports for watchers. reports.Reports is one.
 type Reports interface {
-	// Wanted reports whether anybody watches reports: a report costs no more than
-	// this call otherwise.
+	// Wanted reports whether there is a subscription. Otherwise a report costs no more
+	// than this call.
 	Wanted() bool
-	// Add takes in a report. It touches memory only and copies the data. The sum's tracker
-	// is notified once, also if nobody watches any more.
+	// Add adds a report. It touches memory only, and copies the data. The sum's tracker
+	// is notified once, also if there is no subscription any more.
 	Add(sum *agent.ReportSum)
 }
 
-// Intervals says by how much the intervals of agents are lengthened, as the service has
-// too much to do.
+// Intervals has the factor by which the intervals of agents are lengthened under load.
+// intervals.Intervals is one.
 type Intervals interface {
 	// Factor is at least 1. It is called for each response and reads memory only.
 	Factor() float64
@@ -111,7 +111,8 @@ func (s *Service) failure(ctx context.Context, who grpcserver.Caller, doing stri
 	case errors.Is(err, fleet.ErrUnavailable):
 		return grpcserver.ErrNotLoaded
 	case errors.Is(err, fleet.ErrUnknownAgent):
-		// An agent of its own got here by its token: that is gone now.
+		// An agent on its own stream was authenticated by its token, which was revoked
+		// meanwhile.
 		if who.Token == "" {
 			return status.Error(codes.NotFound, "agent_id: no such agent is registered")
 		}

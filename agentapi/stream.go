@@ -10,8 +10,8 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// agentStream is what an agent's session runs over. One goroutine receives, another one
-// may send.
+// agentStream is the stream of an agent's session: its own, or a part of one that
+// relays. One goroutine receives, another one may send.
 type agentStream interface {
 	// Context is cancelled at the end of the stream.
 	Context() context.Context

@@ -12,8 +12,8 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Of a report that another one has superseded counts what adds up, once: in the window
-// of bytes, and in the sums of those who watch. What the newer one says stays.
+// Of a superseded report the counts are added, once: to the window of bytes, and to the
+// sums of subscriptions. What the newer one says stays.
 func TestSupersededReport(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})

@@ -19,9 +19,8 @@ import (
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Those who watch reports cost a report nothing while there is none of them; and one
-// allocation, of its sum, while there is, of an agent that has a report waiting for the
-// database.
+// Without a subscription a report costs no allocation for watchers. With one it costs
+// an allocation, of its sum, if a report of the agent is pending already.
 func TestWatchedReportAllocations(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	s.Register(1)

@@ -68,8 +68,8 @@ type authenticator struct {
 	logged    logLimit
 	// roleOf returns the role of a method; 0: it has none.
 	roleOf func(fullMethod string) Role
-	// authenticated is called for each call that has a credential. For calls of
-	// agents that must stay away turnedAway is called instead.
+	// authenticated is called for each call that has a credential. For calls of agents
+	// that are refused for a while turnedAway is called instead.
 	authenticated func(ctx context.Context, who Caller)
 	turnedAway    func(ctx context.Context)
 }

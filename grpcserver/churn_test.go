@@ -16,8 +16,8 @@ func nth(n int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(ip), 64)
 }
 
-// More addresses than are counted apart share one allowance: they take no more memory,
-// do not get in for nothing, and those that are known keep what they have.
+// Addresses beyond those that are counted apart share one allowance. They take no more
+// memory and are limited, too. Known addresses keep their allowances.
 func TestChurnOfManyAddresses(t *testing.T) {
 	const burst = 10
 	c := newChurn(100, burst)

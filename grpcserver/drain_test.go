@@ -75,8 +75,8 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// The requests to connect again are spread evenly over three quarters of the drain:
-// in no twelfth of that time there are more than twice the mean.
+// The requests to connect again are spread evenly over three quarters of the drain. No
+// twelfth of that time has more than twice the mean.
 func TestDrainIsSpread(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const agents, parts = 600, 12

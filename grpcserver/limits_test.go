@@ -50,9 +50,9 @@ func openCall(ctx context.Context, s *edgetest.Service, method string) grpc.Clie
 	return stream
 }
 
-// Nothing but the headers of a call is read before its caller is known: one that
-// sends no message is answered, and one that sends a message that does not decode
-// gets no such answer.
+// Nothing but the headers of a call is read before its caller is authenticated. A call
+// without a message is answered. One whose message does not decode gets the same
+// answer.
 func TestNothingIsReadOfStrangers(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	closed, open := methods(s)

@@ -60,7 +60,7 @@ type peerConn struct {
 	// Guarded by connections.mu.
 	timer  *time.Timer   // nil: it is no stranger's any more
 	pace   *rate.Limiter // of calls; nil: a stranger's, or coderd's
-	calls  int           // that are not authenticated, or turned away
+	calls  int           // that are not authenticated, or of refused agents
 	open   int           // calls of open services that go on
 	taken  int           // of the address's allowance
 	called bool          // there was one
@@ -293,10 +293,9 @@ func (c *connections) authenticated(ctx context.Context, who Caller) {
 	}
 }
 
-// turnedAway counts a call of an agent that must stay away as a stranger's, and
-// takes it from the allowance of its address. A connection of the agent's own with
-// too many such calls is closed; a new one is a stranger's until the agent may
-// come.
+// turnedAway counts a call of an agent that is refused for a while as a stranger's, and
+// takes it from the allowance of its address. A connection of the agent's own with too
+// many such calls is closed; a new one is a stranger's until the agent may come.
 func (c *connections) turnedAway(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -108,8 +108,8 @@ func TestStrangersAreDisconnected(t *testing.T) {
 	c.RequireDurable(1)
 }
 
-// Strangers who come and go, or call and call, are disconnected when their address
-// has used up its allowance; who is authenticated does not use it up.
+// Strangers that connect or call again and again are disconnected when their address
+// has used up its allowance. Authenticated callers do not use it up.
 func TestChurnOfStrangersIsBounded(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{StrangerRate: 1, StrangerBurst: 20}})
 	s.Register(1)
@@ -215,9 +215,9 @@ func TestCallsOfAgentsArePaced(t *testing.T) {
 	require.Positive(t, limited(s, "call_rate"))
 }
 
-// An agent that must stay away and calls all the same is a stranger: its connection is
-// closed, and new ones take of its address's allowance. Others are not disconnected, nor
-// is a proxy's connection, or coderd's.
+// An agent that is refused for a while and calls all the same counts as a stranger. Its
+// connection is closed, and new ones take of its address's allowance. Others are not
+// disconnected, nor is a proxy's connection, or coderd's.
 func TestCallsOfAgentsThatMustStayAwayAreBounded(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{
 		TCP: true, Fleet: fleet.Options{MessagesPerSecond: 1, MessagesBurst: 100},

@@ -92,8 +92,8 @@ func (c *rawClient) call(method string, headers ...string) (id uint32, err error
 	return id, c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.fields.Bytes(), EndHeaders: true})
 }
 
-// An agent that reads nothing and opens session after session, each of which ends
-// the one before, is disconnected: gRPC keeps an ended stream until it is read.
+// An agent that reads nothing and opens session after session, each of which ends the
+// one before, is disconnected. gRPC keeps an ended stream until it is read.
 func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
 	s.Register(1)
@@ -117,8 +117,8 @@ func TestStreamsThatAreNotReadAreBounded(t *testing.T) {
 	requireEventuallyConnects(t, s, 1)
 }
 
-// Streams that one agent of a shared connection does not read end those of that agent
-// only, as of a proxy on whose connection many agents call.
+// On a connection that many agents share, as through a proxy, unread streams of one
+// agent end streams of that agent only.
 func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
 	headers := func(n int) []string { return []string{"authorization", "Bearer " + edgetest.Token(n)} }
 	s := edgetest.Start(t, edgetest.Settings{TCP: true, Server: grpcserver.Options{MaxStreamsPerAgent: 4}})
@@ -160,8 +160,8 @@ func TestSharedConnectionsOutliveStreamsThatAreNotRead(t *testing.T) {
 	requireEventuallyConnects(t, s, 1)
 }
 
-// What a reader did not take of a stream that ended lies in gRPC's memory: coderd may
-// have as many such streams as watches, then the connection that has them is closed.
+// The unread rest of an ended stream stays in gRPC's memory. coderd may have as many
+// such streams as watches. Then the connection that has them is closed.
 func TestUnreadStreamsOfCoderdAreBounded(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{
 		TCP:     true,

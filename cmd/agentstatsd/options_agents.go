@@ -85,7 +85,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "15s", Value: positive(&c.agentGoodbyeTimeout), Group: &groupAgents,
 		},
 		{
-			Description: "Messages that an agent may send each second for ever; faster ones wait, and an agent that is slowed for 10 s is sent away for 30 s. " +
+			Description: "Messages that an agent may send each second for ever; faster ones wait, and an agent that is slowed for 10 s is refused for 30 s. " +
 				"The opening of a session counts as 20.",
 			Flag: "agent-message-rate", Env: "AGENTSTATSD_AGENT_MESSAGE_RATE", YAML: "message_rate",
 			Default: "200", Value: atLeast(&c.agentMessageRate, 1), Group: &groupAgents,
@@ -111,7 +111,7 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "100", Value: atLeast(&c.agentRefusedRate, 1), Group: &groupAgents,
 		},
 		{
-			Description: "Refused items of an agent that are tolerated at once. With more it is sent away until its rate has made up for them.",
+			Description: "Refused items of an agent that are tolerated at once. With more it is refused until its rate has made up for them.",
 			Flag:        "agent-refused-burst", Env: "AGENTSTATSD_AGENT_REFUSED_BURST", YAML: "refused_burst",
 			Default: "5000", Value: atLeast(&c.agentRefusedBurst, 1), Group: &groupAgents,
 		},

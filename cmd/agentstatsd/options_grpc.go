@@ -96,7 +96,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "1024", Value: atLeast(&c.grpcMaxStrangers, 1), Group: &groupGRPC,
 		},
 		{
-			Description: "Calls on a connection before one of them is authenticated, or of agents that must stay away; with more it is closed.",
+			Description: "Calls on a connection before one of them is authenticated, or of agents that are refused for a while; with more it is closed.",
 			Flag:        "grpc-max-unauthenticated-calls", Env: "AGENTSTATSD_GRPC_MAX_UNAUTHENTICATED_CALLS", YAML: "max_unauthenticated_calls",
 			Default: "100", Value: atLeast(&c.grpcStrangerCalls, 1), Group: &groupGRPC,
 		},

@@ -7,13 +7,13 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 )
 
-// Ack is a response with an acknowledgement. It is encoded without a message, as
-// there is one for nearly every report.
+// Ack is a response with nothing but an ack. It is encoded without the generated code,
+// as nearly every report causes one.
 type Ack struct {
 	Received, Durable int64 // sequences
 }
 
-// AckMessage is an ack as a message of a stream of its own.
+// AckMessage is an ack on an agent's own stream.
 type AckMessage struct {
 	Ack
 	Box *grpcserver.Outbox

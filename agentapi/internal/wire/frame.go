@@ -13,15 +13,15 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// Frame is one message of an agent's stream. What it has is valid until its
-// release. A plain request has stats, metadata or both, and maybe ack_now; of any
-// other message, Request or Refused is set.
+// Frame is one message of an agent's stream. Its contents are valid until Release. A
+// plain request has stats, metadata or both, and maybe ack_now. Of any other message
+// Request or Refused is set.
 type Frame struct {
 	// Size of the message, in bytes.
 	Size int
 	// Sequence of the request.
 	Sequence int64
-	// AckNow is set if an ack is waited for.
+	// AckNow is true if the client waits for the ack.
 	AckNow bool
 	// Stats and metadata are those of a plain request.
 	Stats    *Report
@@ -29,11 +29,11 @@ type Frame struct {
 	entries  []agent.MetadataEntry // of metadata
 	// Request is any other one.
 	Request *agentstatsv1.ConnectRequest
-	// Refused is the status that ends the stream of a message that was too large or
-	// did not decode. gRPC would end it with one of its own.
+	// Refused is the status that ends the stream, if the message was too large or did
+	// not decode. gRPC would end it with one of its own.
 	Refused error
 
-	// buffer has the bytes of a plain request; nil: there are none to keep.
+	// buffer has the bytes of a plain request; nil: nothing references it.
 	buffer mem.Buffer
 
 	// encodings are those of the samples of the stream's last report. agent is the
@@ -52,7 +52,7 @@ var (
 // NewFrame returns a frame of an agent's stream, whose messages have at most limit bytes.
 func NewFrame(id agent.ID, limit int) Frame { return Frame{agent: id, limit: limit} }
 
-// Release releases all that the frame has but what is the stream's.
+// Release releases all but what the stream keeps over its messages.
 func (f *Frame) Release() {
 	if f.Stats != nil {
 		f.Stats.reset()
@@ -72,8 +72,8 @@ func (f *Frame) Release() {
 // The caller may change them.
 func (f *Frame) MetadataEntries() ([]agent.MetadataEntry, bool) { return f.entries, f.metadata != nil }
 
-// KeepEncodings keeps what is known of the encodings of a plain report's samples, for the
-// stream's next one.
+// KeepEncodings keeps the encodings of a plain report's samples for the stream's next
+// report.
 func (f *Frame) KeepEncodings() { f.encodings = f.Stats.encodings(f.encodings) }
 
 // IsEmpty reports whether the request has nothing beside its sequence.
@@ -90,23 +90,23 @@ func (f *Frame) ForStore() bool {
 	return f.metadata != nil || r.GetMetadata() != nil || r.GetLifecycle() != nil || r.GetAppHealth() != nil || r.GetNetwork() != nil
 }
 
-// agentRequests estimates what an agent's request takes.
+// agentRequests estimates what an agent's request takes in memory when it is decoded.
 var agentRequests = decoded.New(&agentstatsv1.ConnectRequest{})
 
-// Sender returns whose stream it is.
+// Sender returns the agent whose stream it is.
 func (f *Frame) Sender() agent.ID { return f.agent }
 
-// Refuse keeps the status of a message of size bytes that is not read.
+// Refuse sets the status of a message of size bytes that is not read.
 func (f *Frame) Refuse(size int, err error) { f.Size, f.Refused = size, err }
 
-// UnmarshalMessage reads a message. The error is nil: the status of one that does not
-// decode is in the frame.
+// UnmarshalMessage reads a message. The error is always nil. If the message does not
+// decode, Refused is set.
 func (f *Frame) UnmarshalMessage(data mem.BufferSlice) error {
 	f.ReadBuffer(data.MaterializeToBuffer(mem.DefaultBufferPool()))
 	return nil
 }
 
-// ReadBuffer reads a message, as UnmarshalMessage does. The buffer is the frame's from
+// ReadBuffer reads a message, as UnmarshalMessage does. The frame owns the buffer from
 // then on.
 func (f *Frame) ReadBuffer(buffer mem.Buffer) {
 	f.Size = buffer.Len()
@@ -135,9 +135,9 @@ const (
 	tagAckNow   = 10<<3 | byte(protowire.VarintType)
 )
 
-// readPlain reads a request that has nothing but a sequence, stats, metadata and
-// ack_now, each once, in the order of their numbers, as encoders write them. It
-// returns false, and keeps nothing, if the request is another one.
+// readPlain reads a plain request: a sequence, stats, metadata and ack_now, each at
+// most once, in the order of their numbers. It returns false, and keeps nothing, if the
+// request is not plain.
 func (f *Frame) readPlain(w reader) bool {
 	if f.readFields(&w) && len(w) == 0 && (f.Stats != nil || f.metadata != nil) {
 		return true
@@ -148,8 +148,8 @@ func (f *Frame) readPlain(w reader) bool {
 	return false
 }
 
-// readFields reads the fields of a plain request; false: one of them is malformed, or
-// the sequence is not the first. It stops before a field that is none of them.
+// readFields reads the fields of a plain request, and stops before any other field. It
+// returns false if a field is malformed, or the sequence is not the first one.
 func (f *Frame) readFields(w *reader) bool {
 	t, ok := w.tag()
 	if !ok || t != tagSequence {

@@ -12,7 +12,7 @@ import (
 type MessageReport struct {
 	message *agentstatsv1.Stats
 	stats   agent.Stats
-	// overflow is the number of session names beyond those looked at.
+	// Overflow is the number of session names beyond those that are read.
 	Overflow int
 	sample   agent.Sample
 	labels   []agent.Label
@@ -44,7 +44,7 @@ func NewMessageReport(message *agentstatsv1.Stats) *MessageReport {
 	return r
 }
 
-// Release gives the report back. Its strings are the message's: none is kept.
+// Release makes the report reusable. It retains no string of the message.
 func (r *MessageReport) Release() {
 	clear(r.labels[:cap(r.labels)])
 	*r = MessageReport{labels: r.labels[:0]}

@@ -36,9 +36,9 @@ type metadataDecoder struct {
 }
 
 // decode returns all entries of an encoded MetadataReport, those of equal keys
-// included. It returns false if the report is not plain, or has a field twice in
-// one message. The entries are valid until the next decode or release, and while
-// the bytes are.
+// included. It returns false if the report is not plain, or has a field twice in one
+// message. The entries are valid until the next decode or release. They reference the
+// bytes of w.
 func (d *metadataDecoder) decode(w reader) ([]agent.MetadataEntry, bool) {
 	d.release()
 	for len(w) > 0 {
@@ -58,7 +58,7 @@ func (d *metadataDecoder) decode(w reader) ([]agent.MetadataEntry, bool) {
 	return d.entries, true
 }
 
-// release releases the strings, and a buffer that few agents need.
+// release releases the strings, and a large buffer.
 func (d *metadataDecoder) release() {
 	if cap(d.entries) > maxKeptEntries {
 		d.entries = nil
@@ -119,8 +119,7 @@ func readResult(w reader, entry *agent.MetadataEntry) bool {
 	return true
 }
 
-// validTimestamp reports whether w is a plain Timestamp. Whether there can be such
-// a time is not decoding's question.
+// validTimestamp reports whether w is a plain Timestamp. It does not check the range.
 func validTimestamp(w reader) bool {
 	for len(w) > 0 {
 		t, ok := w.tag()
@@ -134,8 +133,7 @@ func validTimestamp(w reader) bool {
 	return true
 }
 
-// fields is a set of fields by number, of which those above 15 are no fields of
-// ours.
+// fields is a set of field numbers from 0 to 15. The contract has none above.
 type fields uint16
 
 // add adds the field of a tag; false if it was in the set.

@@ -11,14 +11,14 @@ import (
 )
 
 // RelayBatch is a message of a stream that relays for agents. Its requests are read one
-// by one, without decoding what the agents sent: that is for each agent's own frame. So
-// it takes no more memory than its bytes.
+// by one. What the agents sent is decoded later, by each agent's own frame. So a batch
+// takes no more memory than its bytes.
 type RelayBatch struct {
 	buffer mem.Buffer
 	rest   []byte
 }
 
-// RelayedRequest is one request of a batch. Its bytes are the batch's.
+// RelayedRequest is one request of a batch. It references the batch's bytes.
 type RelayedRequest struct {
 	Index   uint32
 	AgentID []byte // empty: absent
@@ -35,7 +35,7 @@ func (b *RelayBatch) UnmarshalMessage(data mem.BufferSlice) error {
 	return nil
 }
 
-// Release gives the bytes back.
+// Release frees the bytes.
 func (b *RelayBatch) Release() {
 	if b.buffer != nil {
 		b.buffer.Free()
@@ -79,7 +79,8 @@ const (
 	fieldCredit   protowire.Number = 3
 )
 
-// read reads a request as the generated code would; false: it is malformed.
+// read reads a request as the generated code would. It returns false if the request is
+// malformed.
 func (q *RelayedRequest) read(b []byte) bool {
 	joined := false
 	for len(b) > 0 {
@@ -94,7 +95,7 @@ func (q *RelayedRequest) read(b []byte) bool {
 		case number == fieldAgentID && t == protowire.BytesType:
 			q.AgentID = content
 		case number == fieldRequest && t == protowire.BytesType:
-			if q.HasRequest { // a message that is split: its parts are joined
+			if q.HasRequest { // a message in several fields: they are joined
 				if !joined {
 					q.Request, joined = slices.Clone(q.Request), true
 				}
@@ -109,8 +110,8 @@ func (q *RelayedRequest) read(b []byte) bool {
 	return true
 }
 
-// consumeField reads a field. Its content is without the length, and, of a group, with
-// its end.
+// consumeField reads a field. The content has no length before it. That of a group
+// includes the end tag.
 func consumeField(b *[]byte) (protowire.Number, protowire.Type, []byte, bool) {
 	number, t, n := protowire.ConsumeTag(*b)
 	if n < 0 {
@@ -132,13 +133,13 @@ func consumeField(b *[]byte) (protowire.Number, protowire.Type, []byte, bool) {
 	return number, t, rest[:n], true
 }
 
-// RelayedResponse is one response of a message that relays, but for an end.
+// RelayedResponse is one response of a message that relays. It cannot encode an end.
 type RelayedResponse struct {
 	Index, Credit uint32
 }
 
-// Append appends it to an encoded message. response is what is for the agent, encoded;
-// empty: nothing.
+// Append appends it to an encoded message. response is the encoded response to the
+// agent; empty: there is none.
 func (r RelayedResponse) Append(b, response []byte) []byte {
 	var scratch [3 * (1 + 5)]byte // tags, and the longest varints of 32 bits
 	head := protowire.AppendVarint(protowire.AppendTag(scratch[:0], fieldIndex, protowire.VarintType), uint64(r.Index))

@@ -17,8 +17,8 @@ import (
 // would decode it. The generated code decodes what is not plain: that is rare, so it
 // need not be fast.
 
-// reader is what is left to read of an encoded message. A read that fails returns
-// false and leaves it undefined.
+// reader is the unread rest of an encoded message. A read that fails returns false and
+// leaves it undefined.
 type reader []byte
 
 // tag reads the tag of the next field; false at the end, or if it has more than
@@ -32,7 +32,7 @@ func (w *reader) tag() (byte, bool) {
 	return b[0], true
 }
 
-// nextIs reads the tag of the next field if it is this one.
+// nextIs reads the tag of the next field if it is tag.
 func (w *reader) nextIs(tag byte) bool {
 	b := *w
 	if len(b) == 0 || b[0] != tag {
@@ -65,7 +65,7 @@ func (w *reader) double() (float64, bool) {
 	return math.Float64frombits(binary.LittleEndian.Uint64(b)), true
 }
 
-// bytes reads what is written with its length before it. It is a part of w.
+// bytes reads a field that is prefixed with its length. The result references w.
 func (w *reader) bytes() (reader, bool) {
 	n, ok := w.varint()
 	b := *w
@@ -76,8 +76,8 @@ func (w *reader) bytes() (reader, bool) {
 	return b[:n:n], true
 }
 
-// text reads a string, which must be UTF-8. It is a part of w: it changes if the
-// bytes do.
+// text reads a string, which must be UTF-8. The result references w, and changes with
+// it.
 func (w *reader) text() (string, bool) {
 	b, ok := w.bytes()
 	if !ok || !utf8.Valid(b) {
@@ -86,5 +86,5 @@ func (w *reader) text() (string, bool) {
 	return b.string(), true
 }
 
-// string returns the bytes themselves as a string.
+// string returns the bytes as a string, without a copy.
 func (w reader) string() string { return unsafe.String(unsafe.SliceData(w), len(w)) }
