@@ -18,9 +18,8 @@ type WorkspaceUse struct {
 	At time.Time
 }
 
-// Activity derives from what agents report which workspaces are in use: at most one
-// use a workspace and interval. Its methods may be called at any time by any
-// goroutine.
+// Activity derives from reports which workspaces are in use: at most one use for each
+// workspace and interval. Its methods may be called at any time by any goroutine.
 type Activity struct {
 	interval time.Duration
 
@@ -37,16 +36,15 @@ type workspaceUse struct {
 	pending bool
 }
 
-// NewActivity returns an Activity that knows of no use. It is for one watch.
+// NewActivity returns an Activity without any use. It is for one watch.
 func NewActivity(interval time.Duration) *Activity {
 	return &Activity{interval: interval, used: make(map[uuid.UUID]*workspaceUse)}
 }
 
-// Add takes in the entries of a batch, and returns the uses that are due now, in
-// the order of the workspaces. A use within an interval of the one before is
-// pending until a later call, which may have no entries. So a session that ended
-// within an interval is returned, too. Workspaces that were not used for the
-// interval are forgotten.
+// Add adds the entries of a batch, and returns the uses that are due now, ordered by
+// workspace. A use within an interval of the one before is pending until a later call,
+// which may have no entries. So a session that ended within an interval is returned,
+// too. Workspaces that were not used for the interval are removed.
 func (a *Activity) Add(now time.Time, agents []*agentstatsv1.AgentStats) (due []WorkspaceUse) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

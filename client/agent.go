@@ -73,38 +73,38 @@ func (o *AgentOptions) validate() error {
 	return o.Backoff.validate()
 }
 
-// Agent is an agent's side of the service. What is handed over to it is kept until
-// the service has it, and sent in few messages: states at once, metadata and reports
-// within a second, with what else is due. Metadata is sent at most each metadata
-// interval of the service, reports at most each report interval: until then newer
-// values take the place of older ones, and the counts of reports add up. The first
-// message of a session waits for nothing, and nothing waits for the time of a Flush or
-// Close.
+// Agent is an agent's side of the service. It keeps what it is handed until the service
+// has it, and sends it in few messages. States are sent at once, metadata and reports
+// within a second, together with what else is due. Metadata is sent at most each
+// metadata interval of the service, reports at most each report interval. Until then
+// newer values replace older ones, and the counts of reports add up. The first message
+// of a session, and all messages during Flush and Close, are sent at once.
 //
-// Each count is counted once by those who watch reports, whatever breaks: a report
-// that was not acked is sent again as it was. Memory is bounded: an Agent keeps two
-// metadata values of a key at most, the newest lifecycle, app health and network, the
-// newest report, and the counts of 16 that were sent. While those are not acked,
-// counts add up, and samples are sent without them.
+// Watchers of reports get each count once, whatever breaks, as a report that was not
+// acked is sent again as it was. Memory is bounded. An Agent keeps at most two metadata
+// values of a key, the newest lifecycle, app healths and network, and the newest
+// report. Of sent reports it keeps the counts of 16. While these are not acked, further
+// counts add up, and samples are sent without counts.
 //
 // All methods may be called at any time by any goroutine.
 type Agent struct {
-	// connect returns what the next session runs over, and what ends that.
+	// connect returns the connection of the next session, and a function that closes
+	// it.
 	connect     func() (conn grpc.ClientConnInterface, hangUp func(), err error)
 	opts        AgentOptions
 	callOptions []grpc.CallOption
 	log         *slog.Logger
 	callbacks   callbacks
-	// wake is signalled when there is something to do for Run before it looks again.
+	// wake is signalled when something is due before Run checks again.
 	wake chan struct{}
 
 	mu     sync.Mutex
 	outbox outbox
 	limits limits
-	// sleeps is true while Run waits for something to be due in a session. looksAt is
-	// when it looks again.
-	sleeps  bool
-	looksAt time.Time
+	// sleeps is true while Run waits in a session until something is due. checksAt is
+	// when it checks again.
+	sleeps   bool
+	checksAt time.Time
 	// epoch of the last session that was opened; 0: none was.
 	epoch  int64
 	status Status
@@ -175,9 +175,9 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 }
 
 // Report hands over one report: counts since the last one, and the whole set of
-// samples. It is the Agent's from then on. If an older one was not sent yet, it
-// takes its place and adds up their counts: so reports that come more often than the
-// report interval merge. It does not block.
+// samples. The Agent owns stats from then on. If an older report was not sent yet, the
+// new one replaces it, with the counts of both. So reports that come more often than
+// the report interval merge. It does not block.
 func (a *Agent) Report(stats *agentstatsv1.Stats) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -185,10 +185,10 @@ func (a *Agent) Report(stats *agentstatsv1.Stats) {
 	a.wakeLocked()
 }
 
-// UpdateMetadata hands over the newest values of metadata keys. They are sent within
-// a second, but at most each metadata interval of the service, the newest then. It
-// does not block. An error names the first entry that was refused: its key is
-// malformed, or more than 1024 keys wait to become durable. The others are taken in.
+// UpdateMetadata hands over the newest values of metadata keys. They are sent within a
+// second, but at most each metadata interval of the service. Then the newest are sent.
+// It does not block. An error names the first entry that was refused: its key is
+// malformed, or more than 1024 keys wait to become durable. The others are accepted.
 func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 	var first error
 	a.mu.Lock()
@@ -203,8 +203,8 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 	return first
 }
 
-// SetLifecycle says in which state the agent is, and since when; the zero time:
-// since the service receives it. It is sent at once. SetLifecycle does not block.
+// SetLifecycle sets the agent's state, and since when it has it; the zero time: since
+// the service receives it. It is sent at once. SetLifecycle does not block.
 func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -212,8 +212,8 @@ func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.
 	a.wakeLocked()
 }
 
-// SetAppHealth says how an app of the agent is, which is sent at once. It does not
-// block. It returns an error if it is the 257th app.
+// SetAppHealth sets the health of an app of the agent, which is sent at once. It does
+// not block. It returns an error if it is the 257th app.
 func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -222,7 +222,7 @@ func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) err
 	return err
 }
 
-// SetNetwork says how the agent sees the network, which is sent at once; network is
+// SetNetwork sets the agent's view of the network, which is sent at once. network is
 // copied. It does not block. It returns an error if there are more than 128 regions.
 func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	if n := len(network.GetRegions()); n > maxRegions {
@@ -250,20 +250,19 @@ func (a *Agent) Status() Status {
 	return status
 }
 
-// Flush waits until no ack is pending for what was handed over: reports are
-// received, metadata and states are in the database or refused. Meanwhile all is sent
-// at once, and the service is asked to ack at once what is taken in or durable. That
-// does not hurry its writes of metadata, which come every few seconds. It returns an
-// error if ctx ends first.
+// Flush waits until no ack is pending for what was handed over: reports are received,
+// metadata and states are in the database or refused. Meanwhile all is sent at once,
+// and the service is asked to send acks at once. That does not hurry its writes of
+// metadata, which come every few seconds. It returns an error if ctx ends first.
 func (a *Agent) Flush(ctx context.Context) error {
 	a.mu.Lock()
-	a.outbox.pace.wait()
+	a.outbox.pace.addWaiter()
 	a.wakeLocked()
 	a.mu.Unlock()
 	defer func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.outbox.pace.unwait()
+		a.outbox.pace.removeWaiter()
 	}()
 	for {
 		a.mu.Lock()
@@ -291,7 +290,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Lock()
 	if !a.closing {
 		a.closing = true
-		a.outbox.pace.wait()
+		a.outbox.pace.addWaiter()
 	}
 	stopped, cancel := a.stopped, a.cancel
 	a.mu.Unlock()
@@ -382,9 +381,9 @@ func (a *Agent) setState(s State) {
 	}
 }
 
-// wakeLocked wakes Run if something is due before it looks again.
+// wakeLocked wakes Run if something is due before it checks again.
 func (a *Agent) wakeLocked() {
-	if at, due := a.outbox.dueAt(); a.sleeps && due && at.Before(a.looksAt) {
+	if at, due := a.outbox.dueAt(); a.sleeps && due && at.Before(a.checksAt) {
 		a.signal()
 	}
 }

@@ -21,11 +21,10 @@ const (
 	maxRetryDelay = 10 * time.Minute
 )
 
-// Backoff bounds the waits between attempts to connect. It is the client's own, as the
-// client shares no code with the service: it is linked by others, so it has few
-// requirements. It also differs. All of a wait is random, not its second half, since
-// all agents lose a service at one moment. The n-th wait is random
-// between 0 and Min * 2^n, at most Max.
+// Backoff bounds the waits between attempts to connect. It stands here as well as in
+// the service, as the client shares no code with it and so has few dependencies. It
+// also differs. The whole wait is random, not its second half, since all agents lose a
+// service at one moment. The n-th wait is random between 0 and Min * 2^n, at most Max.
 type Backoff struct {
 	// Min bounds the first wait; 0: 1 s.
 	Min time.Duration

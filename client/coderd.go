@@ -82,8 +82,8 @@ func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, erro
 
 // Registered is what registering did.
 type Registered struct {
-	// Superseded agents are known no more: the request has newer ones under the
-	// same identity.
+	// Superseded agents were removed, as the request has newer ones with the same
+	// identity.
 	Superseded []uuid.UUID
 	// Stale agents of the request were ignored: newer ones are known.
 	Stale []uuid.UUID
@@ -105,9 +105,8 @@ func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegis
 	return done, nil
 }
 
-// Deregister forgets agents, and workspaces with all their agents. It returns
-// when that is durable, and how many agents were known. A large set is sent in
-// parts.
+// Deregister removes agents, and workspaces with all their agents. It returns when that
+// is durable, and how many agents were known. A large set is sent in parts.
 func (c *Coderd) Deregister(ctx context.Context, agentIDs, workspaceIDs []uuid.UUID) (int64, error) {
 	var deregistered int64
 	deregister := func(req *agentstatsv1.DeregisterAgentsRequest) error {
@@ -169,11 +168,11 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 	return resp, nil
 }
 
-// Relay makes an Agent for an agent that cannot dial the service itself: its
-// sessions run over coderd's connection, with coderd's credential, on streams that
-// they share, up to 2,000 on each. There is one at a time for each agent; a second
-// one supersedes the first. An agent that is slow holds up no other one. The options
-// have no credentials.
+// Relay makes an Agent for an agent that cannot dial the service itself. Its sessions
+// run over coderd's connection, with coderd's credential. Relayed sessions share
+// streams, up to 2,000 on each. There is one session at a time for each agent. A second
+// one supersedes the first. A slow agent does not delay others. The options must have
+// no credentials.
 func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
 	if opts.Credentials != nil {
 		return nil, errors.New("relay an agent: want no credentials, the connection has those of coderd")

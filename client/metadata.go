@@ -24,9 +24,9 @@ const (
 	maxReportKeyBytes = 6144
 	// maxNameBytes is how much of a key a refusal names at most.
 	maxNameBytes = 200
-	// maxTextBytes is kept of a value or an error text. The contract allows
-	// 2048; what is longer stays longer after the cut, so that the service still
-	// sees, cuts and counts it.
+	// maxTextBytes bounds a value or an error text. The contract allows 2048. A longer
+	// text stays above that after the cut, so that the service still cuts and counts
+	// it.
 	maxTextBytes = 2048 + utf8.UTFMax
 	// maxReportKeys is sent in one request. A refusal names at most 16 keys, so
 	// that it names all of a request's that were refused.
@@ -62,7 +62,7 @@ type metadataQueue struct {
 	unsent []string
 }
 
-// put takes in the newest value of a key.
+// put adds the newest value of a key.
 func (q *metadataQueue) put(m Metadata) error {
 	if err := checkKey(m.Key); err != nil {
 		return err
@@ -94,8 +94,9 @@ func (q *metadataQueue) put(m Metadata) error {
 	return nil
 }
 
-// next takes the next values to send with the given sequence, within limits in
-// bytes. It returns nil if there are none. One is always taken if always is true.
+// next returns the next values for the request with the sequence, within limits in
+// bytes. It returns nil if there are none. If always is true, at least one value is
+// returned.
 func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64, always bool) *agentstatsv1.MetadataReport {
 	if len(q.unsent) == 0 {
 		return nil
@@ -127,8 +128,8 @@ func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64, always bool
 	return report
 }
 
-// durable removes what the service has stored or refused, up to a sequence. It
-// returns the newest of these values of each key and how many updates they stand
+// durable removes the values up to the sequence, which the service has stored or
+// refused. It returns the newest of them of each key, and how many updates they stand
 // for.
 func (q *metadataQueue) durable(sequence int64) (stored []Metadata, entries int64) {
 	for key, values := range q.keys {
@@ -230,8 +231,7 @@ func checkKey(key string) error {
 	return nil
 }
 
-// cleanText makes s fit to be sent: bytes that are not UTF-8 would make the
-// whole message unsendable.
+// cleanText makes s valid UTF-8, as protobuf encodes no other strings, and shortens it.
 func cleanText(s string) string {
 	return shortenText(s, maxTextBytes)
 }

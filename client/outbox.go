@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// reportOverhead is more than a report's counts, tag and length have in bytes.
+	// reportOverhead is above the size of a report's counts, tag and length, in bytes.
 	reportOverhead = 64
 	// maxApps bounds the apps whose health is kept: as many as a registration
 	// may have.
@@ -66,8 +66,8 @@ type app struct {
 	health latest[agentstatsv1.AppHealth]
 }
 
-// outbox is what an agent has to send until the service has it: what to send next
-// and when, what a new session has to repeat. It does no I/O and has no lock.
+// outbox has what the service does not have yet. It decides what to send next and when,
+// and what a new session sends again. It does no I/O and has no lock.
 type outbox struct {
 	pace pace
 	// sequence of the last request.
@@ -83,11 +83,11 @@ type outbox struct {
 	// goodbye is set when nothing follows.
 	goodbye latest[struct{}]
 	counts  Counts
-	// refusals are the client's own that OnRefusal was not called with yet.
+	// refusals of the client itself that OnRefusal was not called with yet.
 	refusals []*agentstatsv1.Refusal
 }
 
-// putStats takes in a report that was handed over, or collected to be sent at once.
+// putStats adds a report. collected is true if it was collected, to be sent at once.
 func (o *outbox) putStats(stats *agentstatsv1.Stats, collected bool, now time.Time) {
 	o.counts.Reports++
 	if !o.stats.unsent {
@@ -138,13 +138,12 @@ func (o *outbox) takeRefusals() []*agentstatsv1.Refusal {
 	return refusals
 }
 
-// limits of the service that bind what is sent, in bytes.
+// limits are the service's limits of requests, in bytes.
 type limits struct {
 	message, reportKeys int64
 }
 
-// newLimits takes limits from the service. Those that it does not name are what
-// the contract allows.
+// newLimits returns the limits of settings. An absent one is the contract's maximum.
 func newLimits(l *agentstatsv1.Limits) limits {
 	n := limits{message: l.GetMessageBytes(), reportKeys: l.GetMetadataReportKeyBytes()}
 	if n.message <= 0 {
@@ -156,8 +155,8 @@ func newLimits(l *agentstatsv1.Limits) limits {
 	return n
 }
 
-// dueAt returns when next has a request or wantsReport is true, unless something is
-// handed over or acked before; zero: now. ok is false if there is no such time.
+// dueAt returns when next has a request or wantsReport is true; zero: now. What is
+// handed over or acked before may change it. ok is false if there is no such time.
 func (o *outbox) dueAt() (at time.Time, ok bool) {
 	at, ok = o.sendAt()
 	if o.collects() && (!ok || o.pace.collectAt.Before(at)) {
@@ -166,7 +165,7 @@ func (o *outbox) dueAt() (at time.Time, ok bool) {
 	return at, ok
 }
 
-// sendAt is dueAt of what next has.
+// sendAt returns when next has a request, as dueAt does.
 func (o *outbox) sendAt() (at time.Time, ok bool) {
 	add := func(due time.Time) {
 		if !ok || due.Before(at) {
@@ -207,8 +206,8 @@ func (o *outbox) collects() bool {
 }
 
 // reportUnsent reports whether there is a report to send when the pace allows it.
-// Counts that could not be sent go with the next report that is collected, unless
-// somebody waits for their ack.
+// Counts that could not be sent go with the next collected report, unless a caller
+// waits for their ack.
 func (o *outbox) reportUnsent() bool {
 	return o.stats.unsent || o.stats.owed() && (o.pace.urgent() || !o.collects())
 }
@@ -217,7 +216,7 @@ func (o *outbox) metadataReady(now time.Time) bool {
 	return len(o.metadata.unsent) > 0 && !o.pace.metadataAllowed().After(now)
 }
 
-// goodbyeReady reports whether a goodbye is to be sent that is the last of all.
+// goodbyeReady reports whether the goodbye is to be sent: nothing else is unsent.
 func (o *outbox) goodbyeReady() bool {
 	return o.goodbye.unsent() && !o.stats.unsent && o.stats.carry.reports == 0 && len(o.metadata.unsent) == 0
 }
@@ -231,8 +230,8 @@ func (o *outbox) appsUnsent() bool {
 }
 
 // next returns the next request to send; nil: there is none now. It has all that the
-// pace allows as far as there is room. What an earlier session sent comes first, each
-// report as it was sent. Nothing follows a goodbye in its session.
+// pace allows, as far as there is room. Reports that an earlier session sent come
+// first, each as it was. In a session nothing follows a goodbye.
 func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
 	at, ok := o.sendAt()
 	if !ok || at.After(now) {
@@ -297,16 +296,16 @@ func (o *outbox) addReport(req *agentstatsv1.ConnectRequest, l limits, now time.
 	o.counts.Samples += int64(len(req.GetStats().GetMetrics()))
 }
 
-// fit drops of the request's report what is beyond the limits. It leaves room for a
-// goodbye and for ack_now.
+// fit drops samples of the request's report that are beyond the limits. It leaves room
+// for a goodbye and for ack_now.
 func (o *outbox) fit(req *agentstatsv1.ConnectRequest, l limits) {
 	if refusal := fitRequest(req, l.message-8); refusal != nil {
 		o.refuse(refusal)
 	}
 }
 
-// addMetadata adds the oldest unsent values that the request has room for. One is
-// always sent, if it is alone.
+// addMetadata adds the oldest unsent values that the request has room for. A request
+// without anything else has at least one.
 func (o *outbox) addMetadata(req *agentstatsv1.ConnectRequest, l limits, now time.Time) {
 	rest := int64(proto.Size(req))
 	alone := !hasStates(req) && req.Stats == nil
@@ -322,7 +321,7 @@ func (o *outbox) addMetadata(req *agentstatsv1.ConnectRequest, l limits, now tim
 	}
 	p.burst = max(0, p.burst-len(report.GetMetadata()))
 	if p.burst == 0 {
-		// What is left was handed over since the burst began.
+		// The remaining ones were handed over after the burst began.
 		p.metadataHandedOver = now
 	}
 	p.metadataAt = now
@@ -340,9 +339,9 @@ func (o *outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
 	return report
 }
 
-// ack takes in what the service has received and stored or refused, in this
-// session. It returns the values that are durable now. sent is when the newest of
-// the reports that were received now was sent; zero: there was none.
+// ack applies an ack: the highest sequences that the service has received, and has
+// stored or refused. It returns the values that are durable now. sent is the time at
+// which the newest report that this ack covers was sent; zero: it covers none.
 func (o *outbox) ack(received, durable int64) (stored []Metadata, sent time.Time) {
 	o.confirmed = max(o.confirmed, durable)
 	reports, sent := o.stats.received(received)
@@ -358,8 +357,8 @@ func (o *outbox) ack(received, durable int64) (stored []Metadata, sent time.Time
 	return stored, sent
 }
 
-// refusal takes in what the service refused. A summary names nothing: what it may
-// stand for is sent again, and then stored or refused by name.
+// refusal applies a refusal of the service. A summary has no names. What it may stand
+// for is sent again, and then stored or refused by name.
 func (o *outbox) refusal(r *agentstatsv1.Refusal) {
 	if first := r.GetFirstSequence(); first > 0 {
 		o.metadata.resend(first, r.GetSequence())
@@ -370,9 +369,9 @@ func (o *outbox) refusal(r *agentstatsv1.Refusal) {
 	o.counts.MetadataRefused += o.metadata.refused(r.GetSequence(), byStore, r.GetNames())
 }
 
-// resume begins a session with a service that has received and stored this much of
-// the instance. The rest is sent again: reports under their own sequences, so that
-// their counts count once whoever has them, and all else under new ones.
+// resume begins a session with what the service has received and stored of the
+// instance. The rest is sent again: reports under their own sequences, so that their
+// counts count once, whichever replica has them. All else gets new sequences.
 func (o *outbox) resume(r *agentstatsv1.Resume) (stored []Metadata) {
 	stored, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()
@@ -407,7 +406,7 @@ func (o *outbox) pendingStates() int {
 	return n
 }
 
-// describePending returns for people what was not acked.
+// describePending returns a text for people that lists what was not acked.
 func (o *outbox) describePending() string {
 	var parts []string
 	for _, part := range []struct {

@@ -46,8 +46,8 @@ func put(t *testing.T, o *outbox, key, value string) {
 	require.NoError(t, o.putMetadata(Metadata{Key: key, Value: value}, time.Time{}))
 }
 
-// After a crash of the service, an ack in the new session covers sequences of
-// lost requests: what these carried must not be taken as durable.
+// After a crash of the service, an ack in the new session covers sequences of lost
+// requests. The values of these must not count as durable.
 func TestOutboxAckDoesNotSettleWhatWasLost(t *testing.T) {
 	var o outbox
 	put(t, &o, "a", "1")

@@ -3,17 +3,17 @@ package client
 import "time"
 
 const (
-	// maxWait is how long something that was handed over waits for what else becomes
-	// due: with what is due within a second it makes one message of many. The rest of
-	// that second is for the way to the service.
+	// maxWait is how long a handed over value waits for others that become due. So what
+	// is due within a second makes one message. The rest of that second is for the
+	// transport.
 	maxWait = 800 * time.Millisecond
-	// tolerance is the part of an interval that something may come early: who hands it
-	// over has a timer of its own.
+	// tolerance is the share of an interval by which a value may come early, as the
+	// timers of callers differ from those of the session.
 	tolerance = 0.1
 )
 
-// pace is when an outbox sends what it has. It waits for nothing while somebody
-// waits for acks, and before the first request of a session. Otherwise
+// pace decides when an outbox sends what it has. While a caller waits for acks, and for
+// the first request of a session, all is due at once. Otherwise
 //
 //   - states are sent at once,
 //   - metadata maxWait after it was handed over, and each metadata interval at most,
@@ -21,46 +21,47 @@ const (
 //   - collected reports each report interval at once, or up to a third of it earlier
 //     with metadata, so that the two stay together.
 //
-// Whatever may be sent goes with what is due.
+// A request has all that is allowed then, not only what is due.
 type pace struct {
 	reportInterval, metadataInterval time.Duration
 	// collects is true if reports are collected, too.
 	collects bool
-	// waiting is how many wait for acks. ask is true if an ack is to be asked for
-	// even if nothing else is due.
+	// waiting is the number of callers that wait for acks. ask is true if an ack is to
+	// be requested even if nothing else is due.
 	waiting int
 	ask     bool
 
-	// Of the session: begun is true once a request with a new sequence was sent. The
-	// times are zero if there was none.
+	// begun is true once the session has sent a request with a new sequence. reportedAt
+	// and metadataAt are the times of its last ones; zero: there was none.
 	begun                  bool
 	reportedAt, metadataAt time.Time
 	// collectAt is when the next report is to be collected.
 	collectAt time.Time
 
-	// handedOver are when what is unsent was handed over, the oldest of each.
+	// The times at which the oldest unsent report and metadata were handed over.
 	reportHandedOver, metadataHandedOver time.Time
 	// collected is true if the unsent report was collected.
 	collected bool
-	// burst is how many keys are still to be sent of those that were due at one
-	// moment: one request does not have room for all.
+	// burst is the number of keys that are still to be sent of those that were due at
+	// one moment. One request may not have room for all.
 	burst int
 }
 
-// begin begins a session, whose first report is collected at once.
-func (p *pace) begin(now time.Time) {
+// beginSession resets what is kept of the last session. The first report of a session
+// is collected at once.
+func (p *pace) beginSession(now time.Time) {
 	p.begun, p.ask, p.burst = false, p.waiting > 0, 0
 	p.reportedAt, p.metadataAt = time.Time{}, time.Time{}
 	p.collectAt = now
 }
 
-// urgent reports whether nothing waits.
+// urgent reports whether all that is unsent is due at once.
 func (p *pace) urgent() bool {
 	return p.waiting > 0 || !p.begun
 }
 
-// setIntervals takes in settings. Agents whose interval changes together are spread
-// over it.
+// setIntervals applies the intervals of settings. Agents whose interval changes at one
+// moment are spread over it.
 func (p *pace) setIntervals(report, metadata time.Duration, now time.Time) {
 	changed := p.reportInterval != report
 	p.reportInterval, p.metadataInterval = report, metadata
@@ -69,9 +70,8 @@ func (p *pace) setIntervals(report, metadata time.Duration, now time.Time) {
 	}
 }
 
-// collect sets when the next report is collected: after the first of a session at a
-// random time of the interval, so that agents that connect together do not report
-// together for ever.
+// collect schedules the next report. The second one of a session comes at a random time
+// within the interval. So agents that connect together do not report together for ever.
 func (p *pace) collect(now time.Time) {
 	next := p.reportInterval
 	if !p.begun {
@@ -112,7 +112,7 @@ func (p *pace) metadataDue() time.Time {
 	return due(p.metadataHandedOver, p.metadataAt, p.metadataInterval)
 }
 
-// allowed returns when something may be sent that was last sent at a time; zero: at
+// allowed returns when something that was last sent at sent may be sent again; zero: at
 // any time.
 func allowed(sent time.Time, interval time.Duration) time.Time {
 	if sent.IsZero() {
@@ -121,8 +121,8 @@ func allowed(sent time.Time, interval time.Duration) time.Time {
 	return sent.Add(time.Duration((1 - tolerance) * float64(interval)))
 }
 
-// due returns when something is due that was handed over at a time: what comes too
-// often waits for the whole interval.
+// due returns when something is due that was handed over at handedOver and last sent at
+// sent. A value before allowed waits for the whole interval.
 func due(handedOver, sent time.Time, interval time.Duration) time.Time {
 	if handedOver.Before(allowed(sent, interval)) {
 		return sent.Add(interval)
@@ -131,20 +131,22 @@ func due(handedOver, sent time.Time, interval time.Duration) time.Time {
 }
 
 // collectsEarly reports whether a report that is to be collected later goes with
-// metadata now. Of messages with metadata a third of the interval apart one is in
-// time: the last one before the report is due, or one that waits then. Neither is
-// the last but one, also if they are half a wait early or late.
+// metadata now. That is so within a third of the interval, less half of maxWait.
+// Metadata may be sent each third of the interval. Then the report goes with the last
+// of these messages, or with one that waits when the report is due. The margin keeps it
+// from the last but one, also with some jitter.
 func (p *pace) collectsEarly(now time.Time) bool {
 	return p.begun && p.burst == 0 && p.collectAt.Sub(now) <= p.reportInterval/3-maxWait/2
 }
 
-// wait says that one more waits for acks. unwait takes that back.
-func (p *pace) wait() {
+// addWaiter adds a caller that waits for acks, and requests an ack. removeWaiter
+// removes it.
+func (p *pace) addWaiter() {
 	p.waiting++
 	p.ask = true
 }
 
-func (p *pace) unwait() {
+func (p *pace) removeWaiter() {
 	p.waiting--
 	p.ask = p.ask && p.waiting > 0
 }

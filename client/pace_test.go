@@ -30,7 +30,7 @@ type sentAt struct {
 func newClocked(report, metadata time.Duration, collects bool) *clocked {
 	began := time.Unix(1000, 0)
 	c := &clocked{outbox: &outbox{pace: pace{collects: collects}}, began: began, now: began, acks: true}
-	c.pace.begin(began)
+	c.pace.beginSession(began)
 	c.pace.setIntervals(report, metadata, began)
 	return c
 }
@@ -98,9 +98,9 @@ func (c *clocked) times(has func(*agentstatsv1.ConnectRequest) bool) (times []ti
 func hasMetadata(r *agentstatsv1.ConnectRequest) bool { return r.GetMetadata() != nil }
 func hasStats(r *agentstatsv1.ConnectRequest) bool    { return r.GetStats() != nil }
 
-// Whatever the phases of its timers, and with jitter, an agent with
-// metadata each 10 s and reports each 30 s sends 6 requests a minute, no value later
-// than a second, and its reports at most an interval apart.
+// An agent with metadata each 10 s and reports each 30 s sends 6 requests a minute,
+// whatever the phases and jitter of its timers. No value waits longer than a second.
+// Reports are at most an interval apart.
 func TestPaceOfAnAgent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := newClocked(30*time.Second, 10*time.Second, true)
@@ -193,7 +193,7 @@ func TestPaceOfReports(t *testing.T) {
 			times := c.times(hasStats)
 			require.Equal(t, test.sent, times[:len(test.sent)])
 			require.Equal(t, test.bytes, c.sent[1].req.GetStats().GetRxBytes())
-			c.pace.wait()
+			c.pace.addWaiter()
 			c.until(80 * time.Second)
 			var bytes int64
 			for _, s := range c.sent {
@@ -236,12 +236,12 @@ func TestPaceOfThoseWhoWait(t *testing.T) {
 	}
 	require.Len(t, c.sent, 1)
 	require.False(t, c.sent[0].req.GetAckNow())
-	c.pace.wait()
+	c.pace.addWaiter()
 	c.send()
 	require.Len(t, c.sent, 2)
 	require.NotNil(t, c.sent[1].req.GetMetadata())
 	require.True(t, c.sent[1].req.GetAckNow())
-	c.pace.wait()
+	c.pace.addWaiter()
 	c.send()
 	require.Len(t, c.sent, 3)
 	require.True(t, proto.Equal(&agentstatsv1.ConnectRequest{Sequence: 3, AckNow: true}, c.sent[2].req), "alone")
@@ -252,13 +252,13 @@ func TestPaceOfThoseWhoWait(t *testing.T) {
 	require.True(t, c.sent[4].req.GetAckNow())
 
 	c.resume(&agentstatsv1.Resume{ReceivedSequence: 5})
-	c.pace.begin(c.now)
+	c.pace.beginSession(c.now)
 	c.send()
 	require.True(t, proto.Equal(&agentstatsv1.ConnectRequest{Sequence: 6, AckNow: true}, c.sent[5].req), "in the next session")
-	c.pace.unwait()
-	c.pace.unwait()
+	c.pace.removeWaiter()
+	c.pace.removeWaiter()
 	c.resume(&agentstatsv1.Resume{ReceivedSequence: 6})
-	c.pace.begin(c.now)
+	c.pace.beginSession(c.now)
 	c.send()
 	require.Len(t, c.sent, 6)
 }

@@ -47,9 +47,9 @@ var steps = rapid.Custom(func(t *rapid.T) step {
 	}
 })
 
-// Whatever breaks, and whenever: of the bytes reported nothing is lost and
-// nothing counts twice in one life of the service, of metadata and states the
-// newest arrives, and nothing is called durable that is not in the database.
+// Whatever breaks, and whenever: within one life of the service reported bytes count
+// exactly once. The newest metadata and states arrive. Nothing counts as durable that
+// is not in the database.
 func TestAgentResumes(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		history := rapid.SliceOfN(steps, 0, 40).Draw(rt, "history")

@@ -16,20 +16,22 @@ import (
 )
 
 const (
-	// maxRelayedSessions of one stream are as many as the service allows by default.
+	// maxRelayedSessions bounds the sessions of one stream. It is the service's default
+	// limit.
 	maxRelayedSessions = 2000
-	// A stream has spreadSessions before there is another one, up to spreadStreams: where
-	// the connection balances, they are on several replicas. Fewer streams have fuller
-	// messages.
+	// A further stream is opened when all have spreadSessions, up to spreadStreams. On
+	// a connection that balances calls they reach several replicas. Fewer streams have
+	// fuller messages.
 	spreadSessions = 250
 	spreadStreams  = 8
-	// gatherTime is how long a request waits for those of other agents, unless it is
-	// urgent: a tenth of what an Agent waits for what else is due to itself.
+	// gatherTime is how long a request that is not urgent waits for those of other
+	// agents. It is short beside maxWait, which is within one Agent.
 	gatherTime = 100 * time.Millisecond
-	// relayRequestBytes of encoded requests wait for the stream. Who has more to send
-	// waits. With the largest request of an agent that is below the limit of a message.
+	// relayRequestBytes bounds the encoded requests that wait for the stream, but for
+	// the last one. Beyond it senders wait. With the largest request of an agent it is
+	// below the limit of a message.
 	relayRequestBytes = 64 << 10
-	// reasonDraining is that of a please-reconnect of a replica that stops.
+	// reasonDraining is the reason of the please-reconnect of a replica that stops.
 	reasonDraining = "draining"
 )
 
@@ -40,10 +42,10 @@ type relays struct {
 	service agentstatsv1.AgentServiceClient
 
 	mu      sync.Mutex
-	streams []*relayStream // guarded by mu; those that take sessions, and some that have ended
+	streams []*relayStream // guarded by mu; open ones, and some that have ended
 }
 
-// relayConn is what the sessions of a relayed agent run over.
+// relayConn is the connection of a relayed agent's sessions. Its only call is Connect.
 type relayConn struct {
 	relays *relays
 	agent  uuid.UUID
@@ -64,7 +66,7 @@ func (c *relayConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method st
 	return s, nil
 }
 
-// reserve returns the stream for a new session, which counts it.
+// reserve returns the stream for a new session, which is counted there.
 func (r *relays) reserve() *relayStream {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -93,26 +95,27 @@ func (r *relays) reserve() *relayStream {
 	return s
 }
 
-// relayStream is one stream of RelayAgents. One goroutine receives, and gives each response
-// to its session; another one sends what is queued.
+// relayStream is one stream of RelayAgents. One goroutine receives, and hands each
+// response to its session. Another one sends the queued requests.
 type relayStream struct {
 	ctx    context.Context // of the stream
 	cancel context.CancelFunc
 	ready  chan struct{} // signalled when there is something to send
-	urgent chan struct{} // signalled when it is to be sent at once
+	urgent chan struct{} // signalled when that is to be sent at once
 
 	mu sync.Mutex
 	// Guarded by mu, as are the sessions' fields.
 
 	encoded  []byte        // requests to send, as fields of one message
-	taken    chan struct{} // closed when they were taken; nil: nobody waits for that
+	taken    chan struct{} // closed when these are sent; nil: nobody waits for that
 	newest   uint32        // index of the newest session
 	sessions map[uint32]*relayedSession
-	open     int // sessions, from their reservation to their end
-	live     int // those of them that are used
-	// draining: its replica stops. leaving: no session is live, so it is to end.
-	draining, leaving bool
-	leaveTimer        *time.Timer
+	open     int // number of sessions, from their reservation to their end
+	live     int // number of those whose agent still uses them
+	// draining is true if the replica stops. closing is true if no session is live any
+	// more. Then the stream is to end.
+	draining, closing bool
+	closeTimer        *time.Timer
 	err               error // nil: it has not ended
 }
 
@@ -129,9 +132,9 @@ func (s *relayStream) load() (n int, open bool) {
 	return s.open, s.openLocked()
 }
 
-func (s *relayStream) openLocked() bool { return s.err == nil && !s.draining && !s.leaving }
+func (s *relayStream) openLocked() bool { return s.err == nil && !s.draining && !s.closing }
 
-// reserve counts a new session; false: there may be none any more.
+// reserve counts a new session. It returns false if there may be no further one.
 func (s *relayStream) reserve() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,12 +146,12 @@ func (s *relayStream) reserve() bool {
 	return true
 }
 
-// run runs the stream until its end.
+// run opens the stream, and receives and sends until its end.
 func (s *relayStream) run(service agentstatsv1.AgentServiceClient) {
 	defer s.cancel()
 	stream, err := service.RelayAgents(s.ctx)
 	if err != nil {
-		s.end(err)
+		s.endSessions(err)
 		return
 	}
 	var sending sync.WaitGroup
@@ -156,7 +159,7 @@ func (s *relayStream) run(service agentstatsv1.AgentServiceClient) {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
-			s.end(err)
+			s.endSessions(err)
 			break
 		}
 		for _, response := range m.GetResponses() {
@@ -167,8 +170,8 @@ func (s *relayStream) run(service agentstatsv1.AgentServiceClient) {
 	sending.Wait()
 }
 
-// send sends what is queued, all of it in one message, until the stream ends or no session
-// is left.
+// send sends the queued requests, all in one message, until the stream ends or has no
+// session any more.
 func (s *relayStream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
 	for {
 		select {
@@ -183,9 +186,9 @@ func (s *relayStream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
 		case <-s.ctx.Done():
 		}
 		gathered.Stop()
-		encoded, last := s.take()
+		encoded, last := s.takeEncoded()
 		if len(encoded) > 0 {
-			// What is encoded is written as it is.
+			// Unknown fields are encoded as they are.
 			m := &agentstatsv1.RelayAgentsRequest{}
 			m.ProtoReflect().SetUnknown(encoded)
 			if stream.Send(m) != nil {
@@ -199,13 +202,13 @@ func (s *relayStream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
 	}
 }
 
-// take returns what is queued. last: nothing follows.
-func (s *relayStream) take() (encoded []byte, last bool) {
+// takeEncoded returns and removes the queued requests. last is true if none follow.
+func (s *relayStream) takeEncoded() (encoded []byte, last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	encoded, s.encoded = s.encoded, nil
 	s.takenLocked()
-	return encoded, s.leaving && s.open == 0
+	return encoded, s.closing && s.open == 0
 }
 
 func (s *relayStream) takenLocked() {
@@ -215,7 +218,7 @@ func (s *relayStream) takenLocked() {
 	}
 }
 
-// queueLocked queues an encoded request. One that is not urgent waits for others.
+// queueLocked queues an encoded request. One that is not urgent waits for gatherTime.
 func (s *relayStream) queueLocked(encoded []byte, urgent bool) {
 	s.encoded = append(s.encoded, encoded...)
 	signal(s.ready)
@@ -224,7 +227,7 @@ func (s *relayStream) queueLocked(encoded []byte, urgent bool) {
 	}
 }
 
-// handle takes in a response. It does not wait for the agent.
+// handle hands a response to its session. It does not wait for the agent.
 func (s *relayStream) handle(response *agentstatsv1.RelayedResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -243,7 +246,7 @@ func (s *relayStream) handle(response *agentstatsv1.RelayedResponse) {
 	}
 }
 
-// closedLocked counts a session that is not open any more. The last one ends the stream.
+// closedLocked counts a session that has ended. After the last one the stream ends.
 func (s *relayStream) closedLocked() {
 	if s.open--; s.open == 0 {
 		signal(s.ready)
@@ -251,17 +254,17 @@ func (s *relayStream) closedLocked() {
 	}
 }
 
-// unusedLocked counts a session that is not used any more. If it was the last one, the
-// stream is to end: after the ends of all sessions, or when these do not come.
+// unusedLocked counts a session that its agent does not use any more. After the last
+// one the stream ends: once all sessions have ended, or after lastAcksTimeout.
 func (s *relayStream) unusedLocked() {
 	if s.live--; s.live == 0 && s.err == nil {
-		s.leaving = true
-		s.leaveTimer = time.AfterFunc(lastAcksTimeout, s.cancel)
+		s.closing = true
+		s.closeTimer = time.AfterFunc(lastAcksTimeout, s.cancel)
 	}
 }
 
-// end ends all sessions.
-func (s *relayStream) end(err error) {
+// endSessions ends all sessions, as the stream has ended with err.
+func (s *relayStream) endSessions(err error) {
 	if errors.Is(err, io.EOF) {
 		err = errRelayEnded
 	}
@@ -274,7 +277,7 @@ func (s *relayStream) end(err error) {
 	clear(s.sessions)
 	s.encoded = nil
 	s.takenLocked()
-	if s.leaveTimer != nil {
-		s.leaveTimer.Stop()
+	if s.closeTimer != nil {
+		s.closeTimer.Stop()
 	}
 }

@@ -17,28 +17,29 @@ import (
 )
 
 const (
-	// relayedCredit is how many requests of a session may be without credit.
+	// relayedCredit bounds the requests that a session may send without credit.
 	relayedCredit = 16
-	// maxRelayedResponses of a session may wait for its agent, without acks, of which the
-	// newest is enough.
+	// maxRelayedResponses bounds the responses of a session that wait for its agent. Of
+	// consecutive acks only the newest is kept.
 	maxRelayedResponses = 256
 )
 
-// relayedSession is a relayed agent's session, as a stream of Connect: a grpc.ClientStream.
+// relayedSession is a relayed agent's session. It implements the grpc.ClientStream of
+// Connect.
 type relayedSession struct {
 	stream *relayStream
 	agent  uuid.UUID
 	ctx    context.Context
-	// received is signalled when there is a response, credited when there is credit; done
-	// is closed at the end.
+	// received is signalled when there is a response, credited when there is credit.
+	// done is closed at the end.
 	received, credited chan struct{}
 	done               chan struct{}
 
 	// Guarded by the stream's mu.
 
-	index      uint32 // 0: there was no hello
+	index      uint32 // 0: the hello is not queued yet
 	halfClosed bool
-	uncredited []int // sizes of the requests without credit
+	uncredited []int // sizes in bytes of the requests without credit
 	limit      int   // of their bytes; 0: not known yet
 	inbox      []*agentstatsv1.ConnectResponse
 	err        error // nil: it has not ended
@@ -85,8 +86,8 @@ func encodeRelayed(q *agentstatsv1.RelayedRequest) ([]byte, error) {
 	return proto.Marshal(&agentstatsv1.RelayAgentsRequest{Requests: []*agentstatsv1.RelayedRequest{q}})
 }
 
-// abandon ends the session when its context is done: the agent is as one whose stream
-// broke.
+// abandon ends the session when its context is cancelled. To the service that is a
+// stream that broke.
 func (s *relayedSession) abandon() {
 	s.stream.mu.Lock()
 	defer s.stream.mu.Unlock()
@@ -110,7 +111,7 @@ func (s *relayedSession) endLocked(err error) {
 	s.stream.unusedLocked()
 }
 
-// endError returns the error of a stream with this end.
+// endError returns the error of a stream of Connect that ends like this.
 func endError(end *agentstatsv1.RelayedEnd) error {
 	if end.GetCode() == uint32(codes.OK) {
 		return io.EOF
@@ -124,7 +125,8 @@ func endError(end *agentstatsv1.RelayedEnd) error {
 	return st.Err()
 }
 
-// handleLocked takes in a response, but for its end.
+// handleLocked queues a response for the agent, and adds its credit. It does not handle
+// an end.
 func (s *relayedSession) handleLocked(response *agentstatsv1.RelayedResponse) {
 	if n := min(int(response.GetCredit()), len(s.uncredited)); n > 0 {
 		s.uncredited = s.uncredited[n:]
@@ -161,9 +163,9 @@ func signal(c chan struct{}) {
 	}
 }
 
-// SendMsg implements grpc.ClientStream: it sends a request, which it does not keep. It
-// waits while the session has no credit, or the stream much to send. After the end it
-// returns io.EOF.
+// SendMsg implements grpc.ClientStream: it queues a copy of a request. It waits while
+// the session has no credit, or the stream much to send. After the end it returns
+// io.EOF.
 func (s *relayedSession) SendMsg(m any) error {
 	request, ok := m.(*agentstatsv1.ConnectRequest)
 	if !ok {
@@ -189,8 +191,8 @@ func (s *relayedSession) SendMsg(m any) error {
 	}
 }
 
-// waitLocked returns what is closed or signalled when a request of so many bytes may be
-// queued; nil: it may now.
+// waitLocked returns a channel that is closed or signalled when a request of size bytes
+// may fit; nil: it fits now.
 func (s *relayedSession) waitLocked(size int) <-chan struct{} {
 	bytes := size
 	for _, n := range s.uncredited {
@@ -208,7 +210,8 @@ func (s *relayedSession) waitLocked(size int) <-chan struct{} {
 	return s.stream.taken
 }
 
-// queueLocked queues a request: the first one with the agent's id.
+// queueLocked queues a request. The first one carries the agent's id, and opens the
+// session.
 func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size int) error {
 	q := &agentstatsv1.RelayedRequest{Index: s.index, Request: request}
 	if s.index == 0 {
@@ -228,7 +231,7 @@ func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size 
 	return nil
 }
 
-// endErrorLocked returns why the session has ended, or its stream before the hello.
+// endErrorLocked returns why the session, or its stream, has ended; nil: it has not.
 func (s *relayedSession) endErrorLocked() error {
 	if s.err == nil && s.stream.err != nil {
 		s.endLocked(s.stream.err)

@@ -24,8 +24,7 @@ const (
 	lastAcksTimeout = 5 * time.Second
 	// minReportInterval is the least that the contract allows.
 	minReportInterval = time.Second
-	// maxSleep is the time after which a session looks whether something is due when
-	// nothing is in sight.
+	// maxSleep is the longest time between two checks for what is due.
 	maxSleep = time.Hour
 )
 
@@ -37,7 +36,7 @@ type sessionEnd struct {
 	err error
 	// delay that the service asked for.
 	delay time.Duration
-	// lived is true if the session was of use, so that the backoff begins anew.
+	// lived is true if the session was useful, so that the backoff begins anew.
 	lived bool
 	// closed is true if the goodbye was sent and no ack is pending.
 	closed bool
@@ -97,7 +96,7 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	return end
 }
 
-// open says hello over conn and takes in the settings.
+// open opens a stream over conn, sends the hello and applies the settings.
 func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn grpc.ClientConnInterface) error {
 	a := s.agent
 	guard := time.AfterFunc(handshakeTimeout, func() {
@@ -122,7 +121,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	a.status.Counts.Sessions++
 	a.epoch = settings.GetEpoch()
 	stored := a.outbox.resume(settings.GetResume())
-	a.outbox.pace.begin(time.Now())
+	a.outbox.pace.beginSession(time.Now())
 	a.applySettingsLocked(settings)
 	a.mu.Unlock()
 	if len(stored) > 0 && a.opts.OnDurable != nil {
@@ -156,7 +155,7 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	return stream.Recv()
 }
 
-// applySettingsLocked takes in settings.
+// applySettingsLocked applies settings.
 func (a *Agent) applySettingsLocked(settings *agentstatsv1.Settings) {
 	interval := max(settings.GetReportInterval().AsDuration(), minReportInterval)
 	a.status.ReportInterval = interval
@@ -222,7 +221,7 @@ func (s *session) next() (req *agentstatsv1.ConnectRequest, wait time.Duration, 
 	if due {
 		wait = min(wait, at.Sub(now))
 	}
-	a.sleeps, a.looksAt = req == nil, now.Add(wait)
+	a.sleeps, a.checksAt = req == nil, now.Add(wait)
 	return req, wait, a.closing, a.outbox.idle()
 }
 
@@ -262,13 +261,14 @@ func (s *session) endStream(ctx context.Context, delay time.Duration) sessionEnd
 	return end
 }
 
-// collect takes in a report of the agent's function if one is due, or the goodbye is.
+// collect adds a report of Collect if one is due, and before a goodbye. It adds the
+// goodbye if Close was called.
 func (s *session) collect(ctx context.Context) {
 	a := s.agent
 	a.mu.Lock()
 	now := time.Now()
-	leaves := a.closing && !a.outbox.goodbye.isSet
-	wanted := a.outbox.wantsReport(now) || leaves && a.opts.Collect != nil
+	goodbyeDue := a.closing && !a.outbox.goodbye.isSet
+	wanted := a.outbox.wantsReport(now) || goodbyeDue && a.opts.Collect != nil
 	if wanted {
 		a.outbox.pace.collect(now)
 	}
@@ -277,7 +277,7 @@ func (s *session) collect(ctx context.Context) {
 	if wanted {
 		stats = a.opts.Collect(ctx)
 	}
-	if stats == nil && !leaves {
+	if stats == nil && !goodbyeDue {
 		return
 	}
 	a.mu.Lock()
@@ -285,12 +285,12 @@ func (s *session) collect(ctx context.Context) {
 	if stats != nil {
 		a.outbox.putStats(stats, true, time.Now())
 	}
-	if leaves {
+	if goodbyeDue {
 		a.outbox.goodbye.put(struct{}{})
 	}
 }
 
-// receive takes in responses until the stream ends.
+// receive handles responses until the stream ends.
 func (s *session) receive() {
 	defer close(s.done)
 	for {
@@ -312,7 +312,7 @@ func (s *session) receive() {
 	}
 }
 
-// handle takes in what a response has beside settings.
+// handle handles the refusals, the ack and the please-reconnect of a response.
 func (s *session) handle(resp *agentstatsv1.ConnectResponse) {
 	for _, refusal := range resp.GetRefusals() {
 		s.agent.refusal(refusal)

@@ -11,14 +11,13 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxInFlight bounds the reports with counts that are sent and not acked: the
-// service keeps as many of an agent until they are written. Each is kept for 30 s
-// or longer, so that 16 last for a database that is away for 8 minutes; then counts
-// stay here and merge.
+// maxInFlight bounds the reports with counts that are sent and not acked. The service
+// keeps as many of an agent until they are written. At a report each 30 s they bridge 8
+// minutes without a database. Beyond that counts stay in the client and merge.
 const maxInFlight = 16
 
-// maxKeptSessions is how many names of session counts are kept of a report: as many
-// as the service looks at.
+// maxKeptSessions bounds the names of session counts that are kept of a report. The
+// service reads as many.
 const maxKeptSessions = 64
 
 // maxConnections is the highest connection count that the contract allows.
@@ -34,7 +33,7 @@ const (
 // deltas are the counts of reports that add up when the reports are merged.
 type deltas struct {
 	rxPackets, rxBytes, txPackets, txBytes int64
-	// reports is how many reports these are of.
+	// reports is the number of reports that are added up.
 	reports int64
 }
 
@@ -60,8 +59,8 @@ func addSaturated(a, b int64) int64 {
 	return a + b
 }
 
-// sentReport is what is kept of a report that the service has not acked: what adds
-// up, and what shows whether the workspace was in use.
+// sentReport is the part of a report that is kept until it is acked: its counts, and
+// whether the workspace was in use.
 type sentReport struct {
 	sequence int64
 	deltas   deltas
@@ -73,7 +72,7 @@ type sentReport struct {
 	vscode, jetbrains, terminals, ssh int64
 }
 
-// newSentReport keeps nothing of stats.
+// newSentReport returns what is kept of stats, without a reference to it.
 func newSentReport(sequence int64, d deltas, now time.Time, stats *agentstatsv1.Stats) sentReport {
 	r := sentReport{
 		sequence: sequence, deltas: d, at: now,
@@ -95,7 +94,7 @@ func newSentReport(sequence int64, d deltas, now time.Time, stats *agentstatsv1.
 	return r
 }
 
-// superseded returns the report as it is sent again when a newer one follows.
+// superseded returns the report as it is sent again if a newer one follows.
 func (r *sentReport) superseded() *agentstatsv1.Stats {
 	stats := &agentstatsv1.Stats{
 		ConnectionCount: r.connections, SessionCounts: r.sessions,
@@ -106,9 +105,9 @@ func (r *sentReport) superseded() *agentstatsv1.Stats {
 	return stats
 }
 
-// statsQueue has the newest report, and the counts of all that were not acked. What
-// was sent keeps its sequence and its counts until it is acked, so that the service
-// can tell whether it has them: it is sent again as it was. Counts that were never
+// statsQueue has the newest report, and the counts of all that were not acked. A sent
+// report keeps its sequence and its counts until it is acked, and is sent again with
+// both. So the service knows whether it has the counts already. Counts that were never
 // sent merge.
 type statsQueue struct {
 	// newest was handed over last; nil once all reports are acked.
@@ -129,8 +128,8 @@ type statsQueue struct {
 	resending int
 }
 
-// put takes in a report, in the place of one that was not sent yet. It returns
-// what it refused, with reasons, and keeps stats.
+// put adds a report, which replaces one that was not sent yet. It returns what it
+// refused. It owns stats from then on.
 func (q *statsQueue) put(stats *agentstatsv1.Stats) []*agentstatsv1.Refusal {
 	refusals := cleanStats(stats)
 	if q.unsent && q.connections <= maxConnections {
@@ -154,8 +153,8 @@ func (q *statsQueue) owed() bool {
 	return !q.unsent && q.carry.reports > 0 && len(q.inFlight) < maxInFlight
 }
 
-// next takes the newest report, which is unsent or owed, to be sent with the given
-// sequence. While there are too many in flight its counts are 0, and stay here.
+// next returns the newest report, which is unsent or owed, for the request with the
+// sequence. While there are too many in flight its counts are 0, and stay in the queue.
 func (q *statsQueue) next(sequence int64, now time.Time) *agentstatsv1.Stats {
 	q.unsent = false
 	if len(q.inFlight) >= maxInFlight {
@@ -170,8 +169,8 @@ func (q *statsQueue) next(sequence int64, now time.Time) *agentstatsv1.Stats {
 	return q.newest
 }
 
-// nextResent takes the next report that is to be sent again under its own sequence;
-// 0: there is none. It is superseded if a newer one follows.
+// nextResent returns the next report that is to be sent again, and its sequence; 0:
+// there is none. It is superseded if a newer one follows.
 func (q *statsQueue) nextResent(now time.Time) (sequence int64, stats *agentstatsv1.Stats, superseded bool) {
 	if q.resending >= len(q.inFlight) {
 		return 0, nil, false
@@ -186,8 +185,8 @@ func (q *statsQueue) nextResent(now time.Time) (sequence int64, stats *agentstat
 	return r.sequence, q.newest, false
 }
 
-// received removes what the service has taken in, up to a sequence. It returns
-// how many reports these were and when the newest of them was sent.
+// received removes the reports up to the sequence, which the service has received. It
+// returns their number, and when the newest of them was sent.
 func (q *statsQueue) received(sequence int64) (reports int64, sent time.Time) {
 	n := 0
 	for n < len(q.inFlight) && q.inFlight[n].sequence <= sequence {
@@ -203,10 +202,10 @@ func (q *statsQueue) received(sequence int64) (reports int64, sent time.Time) {
 	return reports, sent
 }
 
-// resume begins a session, in which what the service has not acked is sent again.
+// resume begins a session, which sends all reports again that are not acked.
 func (q *statsQueue) resume() {
 	q.resending = 0
-	// It was sent without counts, or is not to be known to be received.
+	// newest was never sent, or without its counts.
 	if q.carry.reports > 0 {
 		q.unsent = true
 	}
@@ -216,8 +215,8 @@ func (q *statsQueue) idle() bool {
 	return q.carry.reports == 0 && len(q.inFlight) == 0
 }
 
-// cleanStats removes from a report what would make it unsendable, or would be
-// refused and spoil the sum of merged reports.
+// cleanStats removes what cannot be encoded, and negative counts, which would spoil the
+// sum of merged reports. It returns these as refusals.
 func cleanStats(stats *agentstatsv1.Stats) (refusals []*agentstatsv1.Refusal) {
 	negative := ownRefusal(reasonNegativeDelta, "a count since the last report is negative")
 	for _, delta := range []struct {
@@ -308,7 +307,7 @@ func fitRequest(req *agentstatsv1.ConnectRequest, limit int64) *agentstatsv1.Ref
 	return refusal
 }
 
-// ownRefusal begins a refusal by the client itself.
+// ownRefusal returns a refusal by the client itself, without names.
 func ownRefusal(reason, message string) *agentstatsv1.Refusal {
 	code := agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID
 	if reason == reasonMessageSize {

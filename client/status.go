@@ -9,16 +9,16 @@ import (
 type Ack struct {
 	// Received and Durable sequences, as the service names them.
 	Received, Durable int64
-	// RoundTrip is the time since the newest report that this ack covers was
-	// sent, the time that the service had the ack wait included; 0: it covers none
-	// that was not acked before.
+	// RoundTrip is the time since the newest report that this ack covers was sent. It
+	// includes the time for which the service delayed the ack; 0: the ack covers no new
+	// report.
 	RoundTrip time.Duration
 }
 
 // Connection is the phase of an Agent's connection.
 type Connection int
 
-// The ways in which an Agent stands to the service.
+// The phases of an Agent's connection.
 const (
 	// Stopped means that Run is not running.
 	Stopped Connection = iota

@@ -13,7 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// finalTimeout bounds what a stream still does after the context of its user has ended.
+// finalTimeout bounds how long a stream goes on after the context of its user has
+// ended.
 const finalTimeout = 5 * time.Second
 
 // streams opens one stream of coderd after another: of a watch, or of pushes.
@@ -68,8 +69,9 @@ func (s *streams) run(ctx, live context.Context, serve func() (useful bool, err 
 	}
 }
 
-// duplex is a stream in both directions. A goroutine receives, so that its user can wait
-// for a response and for something else. Its methods are for one goroutine.
+// duplex is a stream in both directions. A goroutine receives, so that the user can
+// wait for a response and for something else at once. Its methods are for one
+// goroutine.
 type duplex[Req, Resp any] struct {
 	stream    grpc.BidiStreamingClient[Req, Resp]
 	cancel    func()
@@ -86,7 +88,7 @@ func newDuplex[Req, Resp any](ctx context.Context, cancel func(), stream grpc.Bi
 	return d
 }
 
-// receive takes in responses until the stream ends.
+// receive hands on responses until the stream ends.
 func (d *duplex[Req, Resp]) receive(ctx context.Context) {
 	defer close(d.done)
 	for {
@@ -128,7 +130,7 @@ func (d *duplex[Req, Resp]) drain() {
 	}
 }
 
-// closeStream waits until the service has taken in what was sent, or cuts the stream off after
+// closeStream half-closes the stream and waits for its end. It cancels the stream after
 // finalTimeout.
 func (d *duplex[Req, Resp]) closeStream() {
 	guard := time.AfterFunc(finalTimeout, d.cancel)
@@ -138,7 +140,7 @@ func (d *duplex[Req, Resp]) closeStream() {
 	}
 }
 
-// close cuts the stream off and waits until receive has ended.
+// close cancels the stream and waits until receive has ended.
 func (d *duplex[Req, Resp]) close() {
 	d.cancel()
 	<-d.done

@@ -15,38 +15,39 @@ import (
 // maxWatchName is the longest name of a watch, in bytes.
 const maxWatchName = 64
 
-// StatsPosition is how far a watcher of stats has come. The zero value is the start.
+// StatsPosition is how far a watcher of stats has processed a subscription. The zero
+// value is the start.
 type StatsPosition struct {
-	// Incarnation of the subscription. A position says nothing of another one.
+	// Incarnation of the subscription. A position covers no batch of another one.
 	Incarnation uint64
-	// Number and nonce of the last batch that was processed. An older database that is
-	// restored gives a number again, but not a nonce.
+	// Number and nonce of the last batch that was processed. After an older database
+	// was restored a number can come again, but not a nonce.
 	Number int64
 	Nonce  uint64
 }
 
-// StatsBatch is a part of what a subscription has gathered.
+// StatsBatch is a numbered batch of a subscription.
 type StatsBatch struct {
-	// Position of the batch is to be stored with what is made of the batch. It
-	// takes the place of Previous: that of the batch before, or what Load returned.
+	// Position of the batch is to be stored with the effects of the batch. It replaces
+	// Previous: that of the batch before, or what Load returned.
 	Position, Previous StatsPosition
-	// Agents are what agents reported since their last entry, each at most once: counts
-	// are added, the rest is as it was reported last.
+	// Agents has an entry for each agent that reported since its last entry. Counts are
+	// added up, the rest is that of the newest report.
 	Agents []*agentstatsv1.AgentStats
 }
 
 // StatsWatch is a watch of what all agents report.
 type StatsWatch struct {
-	// Name of the subscription, 1 to 64 bytes. It waits in the service's database, for
-	// a day after its last stream, and is of one watcher at a time.
+	// Name of the subscription, 1 to 64 bytes. The service keeps a subscription for a
+	// day after its last stream by default. One watcher has it at a time.
 	Name string
 	// Load returns the position that was stored last; nil: that of the last call of
 	// Handle. It is called before each stream. After an error it is called again.
 	Load func(ctx context.Context) (StatsPosition, error)
-	// Handle processes a batch, which is acked when it returns nil. After an error
-	// it is called with the batch again. If it is slow, more reports are in one
-	// entry. The first batch of a stream may have no agents but another position.
-	// Then the incarnation is new, or others have processed what was before.
+	// Handle processes a batch, which is acked when it returns nil. After an error it
+	// is called with the batch again. If it is slow, more reports are in one entry. The
+	// first batch of a stream may have no agents but another position. Then the
+	// incarnation is new, or another watcher has processed the batches before.
 	Handle func(batch StatsBatch) error
 	// Started is called when a stream is open. All that agents report from since on
 	// is in the subscription; nil: it is not called.
@@ -55,14 +56,13 @@ type StatsWatch struct {
 
 // WatchStats watches what agents report.
 //
-// Each report is in one batch, whichever replica of the service serves the stream,
-// and whichever are killed or restarted. Each report counts exactly once, over any
-// crash of this process, under two conditions. Handle stores the position with what
-// it makes of a batch, in one transaction that fails if the stored position is not
-// Previous. Load returns the stored position. That transaction fails if another
-// process had the name meanwhile; then the watch begins anew, with what Load
-// returns. Without these conditions Handle gets a batch again if the service did
-// not get its ack.
+// Each report is in one batch, whichever replica of the service serves the stream, and
+// whichever are killed or restarted. Each report counts exactly once, over any crash of
+// this process, under two conditions. Handle stores the position with the effects of a
+// batch, in one transaction that fails if the stored position is not Previous. Load
+// returns the stored position. That transaction fails if another process had the name
+// meanwhile. Then the watch begins anew, with what Load returns. Without these
+// conditions Handle gets a batch again if the service did not get its ack.
 //
 // A newer watcher takes a name from an older one, whose stream breaks. The older
 // one stands by until the newer one has gone. So they do not take the name from each
@@ -91,8 +91,8 @@ type statsWatch struct {
 	standBy bool
 }
 
-// callbackError is an error of the user's function. It does not wrap it: a code of gRPC
-// in it says nothing of the stream.
+// callbackError is an error of the user's function. It hides a gRPC code of that error,
+// which is not the stream's.
 type callbackError struct{ error }
 
 // firstRequest returns the first request of a stream.
@@ -124,8 +124,8 @@ func (w *statsWatch) serveStream(ctx context.Context) (received bool, err error)
 	return received, err
 }
 
-// receiveBatches serves one stream. When ctx ends, the service takes in the last
-// ack before the stream ends.
+// receiveBatches serves one stream. When ctx ends, it waits until the service has
+// received the last ack.
 func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err error) {
 	first, err := w.firstRequest(ctx)
 	if err != nil {
@@ -133,7 +133,7 @@ func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err err
 	}
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	// Until the stream is open, the end of ctx may cut it off.
+	// Until the stream is open, the end of ctx cancels it.
 	stop := context.AfterFunc(ctx, cancel)
 	stream, err := w.service.WatchStats(live, grpc.MaxCallRecvMsgSize(maxReadBytes))
 	if err != nil {
@@ -171,8 +171,8 @@ func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err err
 // statsStream is one stream of a watch of stats.
 type statsStream = duplex[agentstatsv1.WatchStatsRequest, agentstatsv1.WatchStatsResponse]
 
-// handle takes in a response; began is true for the first of a stream, which is not
-// acked.
+// handle processes a response and acks it. began is true for the first of a stream,
+// which is not acked.
 func (w *statsWatch) handle(ctx context.Context, s *statsStream, resp *agentstatsv1.WatchStatsResponse, began bool) error {
 	batch := StatsBatch{
 		Position: StatsPosition{resp.GetIncarnation(), resp.GetNumber(), resp.GetNonce()},

@@ -359,8 +359,8 @@ func TestCoderdWatchStatsEnds(t *testing.T) {
 	})
 }
 
-// After an error of the user's functions the watch goes on, whatever code of gRPC the
-// error has: it may be of a call of another service.
+// After an error of the user's functions the watch goes on, whatever gRPC code the
+// error has. It may be of a call of another service.
 func TestCoderdWatchStatsGoesOnAfterErrors(t *testing.T) {
 	for _, code := range []codes.Code{codes.InvalidArgument, codes.Aborted, codes.Unknown} {
 		bubble.Test(t, func(t *testing.T) {
