@@ -16,8 +16,8 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// agentsPage agents are looked at at once. What they and the message made of them take
-// is taken of the room for reads: agentsRead bytes at most, with maxApps apps each.
+// agentsPage is how many agents are read at once. They and the message made of them
+// take room for reads: agentsRead bytes at most, with maxApps apps each.
 const (
 	agentsPage = 64
 	agentsRead = agentsPage * (agentReadBytes + contract.MaxApps*appReadBytes)
@@ -26,17 +26,17 @@ const (
 	appReadBytes   = 192
 )
 
-// What a watch of agents keeps. An agent that was sent has an entry of a map, which is
-// half full at least. One that may be dirty has another entry and a copy. One that was
-// asked for has its id and an entry.
+// What a watch of agents takes in memory, in bytes. An agent that was sent has an entry
+// of a map, which is at least half full. One that may be dirty has another entry and a
+// copy. One that was asked for has its id and an entry.
 const (
 	sentAgentBytes  = 64
 	dirtyAgentBytes = 56
 	askedAgentBytes = 56
 )
 
-// dirtyAgents is the part of all agents that a watch of all remembers to be dirty.
-// Beyond it looks at all again, which takes as long as to look at a few times as many.
+// dirtyAgents is the share of all agents that a watch of all may have as dirty. Beyond
+// it the watch reads all again.
 const dirtyAgents = 1. / 16
 
 // agentStatuses are named as the label status.
@@ -171,8 +171,8 @@ func (w *agentsWatch) sendDirty(room readRoom, send sendAgents) error {
 		removed = removed[:0]
 		_, err := w.sendPage(room, send, func() (infos []fleet.Info) {
 			for _, id := range part {
-				// The registrations were loaded when the watch began: who is not
-				// found is not registered.
+				// The registrations were loaded when the watch began, so an agent that
+				// is not found is not registered.
 				info, err := w.fleet.Agent(id)
 				if err == nil {
 					infos = append(infos, info)
@@ -256,8 +256,7 @@ func (w *agentsWatch) sendRemoved(send sendAgents, removed []agent.ID) error {
 	return send(&agentstatsv1.WatchAgentsResponse{RemovedIds: idBytes(removed)})
 }
 
-// sendChanged sends the states of some agents that have changed, in parts of about
-// watchPart bytes.
+// sendChanged sends those states that have changed, in parts of about watchPart bytes.
 func (w *agentsWatch) sendChanged(send sendAgents, infos []fleet.Info) error {
 	resp := &agentstatsv1.WatchAgentsResponse{}
 	size := 0

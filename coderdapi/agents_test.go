@@ -38,8 +38,8 @@ func watchAgents(s *edgetest.Service, numbers ...int) watchingAgents {
 	return watchingAgents{w, s.T}
 }
 
-// next returns the next message: each agent with its status, lifecycle and the
-// health of its apps, those that were removed, and whether all was sent.
+// next returns the next message as text: each agent with its status, lifecycle and app
+// healths, the removed ones, and whether the message is synced.
 func (w watchingAgents) next() []string {
 	w.t.Helper()
 	m, err := w.Recv()

@@ -22,13 +22,12 @@ import (
 const (
 	bytesRegistrations = "registrations"
 	bytesPushes        = "pushes"
-	bytesWatches       = "watches"        // what is kept of them
-	bytesReads         = "metadata_reads" // by them, too
+	bytesWatches       = "watches"        // what they keep in memory
+	bytesReads         = "metadata_reads" // also those of watches
 	bytesBatches       = "report_batches" // for watches of stats
 )
 
-// byteBudget is what the calls of one kind that are under way may have in memory
-// together.
+// byteBudget bounds the memory of all calls of one kind that are under way together.
 type byteBudget struct {
 	kind    string // for people
 	flag    string // that sets it
@@ -73,7 +72,7 @@ func (b *byteBudget) inUse() int {
 	return b.used
 }
 
-// shareBytes makes the budgets of the methods that have one.
+// shareBytes makes the budgets that methods share.
 func (s *Service) shareBytes() {
 	registrations := newByteBudget(bytesRegistrations, flagSyncBytes, s.opts.MaxSyncBytes, s.metrics)
 	pushes := newByteBudget(bytesPushes, flagPushesBytes, s.opts.MaxPushesBytes, s.metrics)
@@ -84,8 +83,8 @@ func (s *Service) shareBytes() {
 	}
 }
 
-// reservation is what one call has of a budget. It has the estimates of messages
-// that were received and are not processed yet, and what is kept of the others.
+// reservation is the share of one call in a budget. It has the estimates of received
+// messages that are not processed yet, and what is kept of the others.
 type reservation struct {
 	budget *byteBudget // nil: the call has none
 
@@ -108,7 +107,7 @@ func reservationFrom(ctx context.Context) *reservation {
 	return r
 }
 
-// addSent counts bytes of messages. markAnswered notes that they have a result.
+// addSent counts received bytes. markAnswered resets them, as they had a result.
 func (r *reservation) addSent(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -129,7 +128,7 @@ func (r *reservation) reserve(n int) error {
 	if r.budget == nil {
 		return nil
 	}
-	if r.closed { // the goroutine that reads for the handler is a little late
+	if r.closed { // the goroutine that reads for the handler was slower
 		return grpcserver.ErrDraining
 	}
 	if err := r.budget.acquire(n); err != nil {
@@ -166,8 +165,7 @@ func (r *reservation) releaseKeptLocked() {
 	}
 }
 
-// close releases everything. It returns how many bytes were sent for nothing, if the
-// call has no result.
+// close releases everything. It returns the received bytes that had no result.
 func (r *reservation) close() (sent int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -187,7 +185,7 @@ func (s *Service) boundStream(srv any, stream grpc.ServerStream, info *grpc.Stre
 	ctx, cancel := context.WithCancel(context.WithValue(stream.Context(), reservationKey{}, reserved))
 	defer cancel()
 	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx, reserved: reserved, decoders: s.decoders, limit: s.server.Options().MaxMessageBytes})
-	cancel() // no message is kept for the handler any more
+	cancel() // no further message is handed to the handler
 	sent := reserved.close()
 	if call, ok := stream.(grpcserver.Call); ok && reserved.budget != nil && isFutile(err, sent) {
 		s.futile.await(call, sent, s.server.Draining())
@@ -229,12 +227,13 @@ type boundedRequest struct {
 	refused  error // the status that refuses the message
 }
 
-// largeMessage is the size in bytes above which messages are decoded in line. Half as
-// many as there are processors are decoded at once, so that agents need not wait for all.
+// largeMessage is the size in bytes above which messages wait to be decoded. At most
+// half as many as there are processors are decoded at once, so that agents are served
+// meanwhile.
 const largeMessage = 64 << 10
 
-// UnmarshalMessage implements Unmarshaler. The error is nil: the status of a message that
-// is refused is in r.
+// UnmarshalMessage implements Unmarshaler. The error is always nil. If the message is
+// refused, r.refused is set.
 func (r *boundedRequest) UnmarshalMessage(data mem.BufferSlice) error {
 	if data.Len() > largeMessage {
 		r.decoders <- struct{}{}
@@ -256,7 +255,8 @@ func (r *boundedRequest) UnmarshalMessage(data mem.BufferSlice) error {
 	return nil
 }
 
-// coderdRequests estimates what coderd's requests take, by the name of their type.
+// coderdRequests estimates what coderd's requests take in memory, by the name of their
+// type.
 var coderdRequests = func() map[protoreflect.FullName]*decoded.Estimator {
 	all := make(map[protoreflect.FullName]*decoded.Estimator)
 	methods := agentstatsv1.File_agentstats_v1_coderd_proto.Services().ByName("CoderdService").Methods()

@@ -8,12 +8,12 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// dirtySet is the set of agents that a watch has to read again. Any goroutine adds
-// to it, the watch's own reads it.
+// dirtySet is the set of agents that a watch has to read again. Any goroutine may add
+// to it. The watch's goroutine empties it.
 type dirtySet struct {
-	// only these agents are of interest; nil: all are.
+	// only these agents are added; nil: all are.
 	only map[agent.ID]struct{}
-	// limit of ids that are kept; beyond it everything is dirty.
+	// limit of ids in the set. Beyond it all agents are dirty.
 	limit int
 	// wake has an element when something is dirty.
 	wake chan struct{}
@@ -24,8 +24,8 @@ type dirtySet struct {
 	all bool
 }
 
-// newDirtySet returns a set for the agents of interest; none: all of at most
-// limit.
+// newDirtySet returns a set for these agents; none: for all. It keeps at most limit
+// ids.
 func newDirtySet(only []agent.ID, limit int) *dirtySet {
 	d := &dirtySet{limit: limit, wake: make(chan struct{}, 1), ids: make(map[agent.ID]struct{})}
 	if len(only) > 0 {
@@ -37,7 +37,7 @@ func newDirtySet(only []agent.ID, limit int) *dirtySet {
 	return d
 }
 
-// markDirty adds the agents that are of interest; nil: all of them. It does not
+// markDirty adds the agents that the watch has; nil ids: all of them. It does not
 // block.
 func (d *dirtySet) markDirty(ids []agent.ID) {
 	d.mu.Lock()
@@ -75,7 +75,7 @@ func (d *dirtySet) setAllLocked() {
 	clear(d.ids)
 }
 
-// takeDirty returns and empties the set: the agents, or all.
+// takeDirty returns and empties the set. If all is true, all agents were dirty.
 func (d *dirtySet) takeDirty() (ids []agent.ID, all bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -13,11 +13,11 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 )
 
-// What calls may cost that come to nothing: together futileRate bytes a second, and
-// futileBurst at once. A call costs what it sent and futileCall. A core takes in some
-// 50 MB a second. A call that costs more ends later, by futileWait at most. Of these
-// futileCalls wait at once, whose goroutines take some MB, and those that have a slot of
-// coderd's calls.
+// The budget of futile calls is futileRate bytes a second, with a burst of futileBurst.
+// A call costs the bytes that it sent, and futileCall. One processor decodes some 50 MB
+// a second. The end of a call beyond the budget is delayed, by futileWait at most. At
+// most futileCalls are delayed at once without a slot of coderd's calls. Their
+// goroutines take some MB.
 const (
 	futileRate  = 4 << 20
 	futileBurst = 8 << 20
@@ -26,8 +26,9 @@ const (
 	futileCalls = 256
 )
 
-// futile paces calls of coderd that send much and come to nothing: they are refused, or
-// left before they are complete. Their ends wait, and so does whoever tries again at once.
+// futile delays the ends of calls of coderd that send much without a result: they are
+// refused, or cancelled before they are complete. So a caller that tries again at once
+// is slowed.
 type futile struct {
 	pace   *rate.Limiter
 	places grpcserver.Slots
@@ -38,8 +39,8 @@ func newFutile(m *metrics) *futile {
 	return &futile{pace: rate.NewLimiter(futileRate, futileBurst), places: grpcserver.NewSlots(futileCalls), slowed: m.slowedCalls}
 }
 
-// isFutile reports whether a call ended through what it sent, or was left. Of the bytes
-// that it sent so many had no result.
+// isFutile reports whether a call that ended with err was refused for what it sent, or
+// cancelled. sent is the number of its bytes without a result.
 func isFutile(err error, sent int) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return true
@@ -48,13 +49,13 @@ func isFutile(err error, sent int) bool {
 	case codes.InvalidArgument, codes.ResourceExhausted, codes.FailedPrecondition, codes.Aborted, codes.Canceled, codes.DeadlineExceeded:
 		return true
 	case codes.OK:
-		return sent > 0 // of a snapshot without its end
+		return sent > 0 // a part of a snapshot
 	}
 	return false
 }
 
-// await blocks until a call that sent so many bytes for nothing may end, or stop is
-// closed. While there is a place for it, it does not keep other calls out.
+// await blocks until a call that sent so many bytes without a result may end, or stop
+// is closed. If it gets a place, it gives up its slot for other calls.
 func (f *futile) await(call grpcserver.Call, sent int, stop <-chan struct{}) {
 	reserved := f.pace.ReserveN(time.Now(), min(futileCall+sent, futileBurst))
 	wait := reserved.Delay()

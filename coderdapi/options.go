@@ -12,11 +12,11 @@ type Options struct {
 	// MaxWatches at once, of all kinds together; default 256. MaxSyncs at once;
 	// default 4: each has the whole set in memory.
 	MaxWatches, MaxSyncs int
-	// MaxWatchBytes is what one watch of metadata may have in memory; default 4
-	// MiB. Half is for a read of the database, of which half is values. Half is for
-	// what was sent. The values of one agent must fit a read. MaxWatchesBytes is
-	// for all watches and GetMetadata together; default 64 MiB, at least six times
-	// the server's MaxMessageBytes.
+	// MaxWatchBytes bounds the memory of one watch of metadata; default 4 MiB. Half is
+	// for a read of the database, of which half is values. Half is for hashes of what
+	// was sent. The values of one agent must fit a read. MaxWatchesBytes bounds all
+	// watches and GetMetadata together; default 64 MiB, at least six times the server's
+	// MaxMessageBytes.
 	MaxWatchBytes, MaxWatchesBytes int
 	// MaxPushes is how many instances of coderd may push at once; default 256.
 	MaxPushes int
@@ -26,11 +26,11 @@ type Options struct {
 	MaxPushBytes, MaxPushesBytes int
 	// MaxRegistrationBytes of one registration, encoded; default 64 KiB.
 	MaxRegistrationBytes int
-	// MaxSyncBytes is what registrations and syncs under way may take in memory
-	// together; default 64 MiB. With that the process stays below 300 MB: with
-	// garbage it takes some three times as much. There is room for 6 syncs of
-	// 10,000 agents, or one of 60,000. An agent with 3 apps and 15 keys counts 1.0
-	// KB, and 2.1 KB while its message is decoded.
+	// MaxSyncBytes bounds the memory of registrations and syncs under way together;
+	// default 64 MiB. With that the process stays below 300 MB, as garbage takes some
+	// three times as much. There is room for 6 syncs of 10,000 agents, or one of
+	// 60,000. An agent with 3 apps and 15 keys counts 1.0 KB, and 2.1 KB while its
+	// message is decoded.
 	MaxSyncBytes int
 	// MaxDeclaredKeys is how many metadata keys a registration may declare;
 	// default 256.

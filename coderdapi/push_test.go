@@ -248,8 +248,8 @@ func TestPushWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestPushSupersedes shows that a newer stream of an instance ends the older
-// one, and that no snapshot of the older comes after one of the newer.
+// TestPushSupersedes shows that a newer stream of an instance ends the older one. No
+// snapshot of the older is stored after one of the newer.
 func TestPushSupersedes(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})

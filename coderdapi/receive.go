@@ -14,9 +14,9 @@ type received[T any] struct {
 	err     error
 }
 
-// receive reads messages until the stream or ctx, that of the stream, ends. It is
-// for the streams of coderd, which are few. Their handlers wait for a message and
-// something else, and only they process messages and send.
+// receive reads messages in a goroutine until the stream, whose context is ctx, ends.
+// So a handler can wait for a message and for something else at once. Only the handler
+// processes messages and sends.
 func receive[T any](ctx context.Context, server *grpcserver.Server, next func() (T, error)) <-chan received[T] {
 	ch := make(chan received[T], 4)
 	server.Go(func() {
@@ -35,8 +35,8 @@ func receive[T any](ctx context.Context, server *grpcserver.Server, next func() 
 	return ch
 }
 
-// awaitFirst waits for the first message of a stream, which has the field. The time
-// is bounded for all of coderd's calls.
+// awaitFirst waits for the first message of a stream, which must have the field. The
+// server bounds the time, as of all of coderd's calls.
 func awaitFirst[T any](ctx context.Context, server *grpcserver.Server, messages <-chan received[T], field string) (T, error) {
 	var none T
 	select {

@@ -1,5 +1,5 @@
-// Package coderdapi is the gRPC edge for coderd: it validates and converts what it
-// sends, and calls the components. It serves agentstats.v1.CoderdService.
+// Package coderdapi is the gRPC edge for coderd. It validates and converts coderd's
+// requests, and calls the components. It serves agentstats.v1.CoderdService.
 package coderdapi
 
 import (
@@ -21,10 +21,9 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent
-// and key. It stops before the agent with whose values they would take more than
-// limit bytes, unless that is the first one. left are the agents that were not
-// read.
+// MetadataReader reads stored metadata of at most 1,000 agents, ordered by agent and
+// key. store.Store is one. It reads agents as long as their values take at most limit
+// bytes in memory, and at least one. left are the agents that were not read.
 type MetadataReader interface {
 	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (rows []agent.Metadata, left []agent.ID, err error)
 }
@@ -35,16 +34,17 @@ type MetadataSubscriber interface {
 	SubscribeMetadata(f func(ids []agent.ID)) (cancel func(), err error)
 }
 
-// Pushes takes in snapshots of coderd's families, of each instance one at a
-// time. It returns once the snapshot is durable, with what it refused of it.
+// Pushes stores snapshots of coderd's families, of each instance one at a time. It
+// returns once the snapshot is durable, with what it refused of it.
 type Pushes interface {
 	Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error)
 }
 
-// ReportStreams serves streams of watched reports.
+// ReportStreams serves streams of watched reports. reports.Reports is one.
 type ReportStreams interface {
-	// Serve serves a stream until acks is closed, ctx ends, or another stream has the
-	// name. send gets one message at a time, and no batch before the one before is acked.
+	// Serve serves a stream until acks is closed, ctx is cancelled, or another stream
+	// owns the name. It calls send with one message at a time, and with a batch only
+	// after the one before was acked.
 	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
 }
 
@@ -67,9 +67,9 @@ type Service struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
-	// What may go on at once.
+	// Limits of what may be under way at once.
 	watches, syncs, pushes grpcserver.Slots
-	// watchBytes are what watches of metadata share.
+	// watchBytes is the memory that watches and reads of metadata share.
 	watchBytes *watchBytes
 	// byteBudgets are by the full name of the method.
 	byteBudgets map[string]*byteBudget
@@ -134,8 +134,8 @@ func (s *Service) ready(ctx context.Context) error {
 	return s.opts.StoreReady(ctx)
 }
 
-// failure returns the status for coderd of an error of the components. An error
-// that coderd cannot do anything about is logged; its text does not reach coderd.
+// failure returns the status for coderd of an error of the components. An internal
+// error is logged. Its text does not reach coderd.
 func (s *Service) failure(ctx context.Context, doing string, err error) error {
 	var field *fleet.FieldError
 	switch {
@@ -151,12 +151,12 @@ func (s *Service) failure(ctx context.Context, doing string, err error) error {
 	return grpcserver.Failure(ctx, s.log, doing, err)
 }
 
-// Limits of messages that no operator needs another one of.
+// Limits of messages without an option, as they follow from the contract.
 const (
 	// maxIDsBytes bounds a message that names at most maxReadAtOnce agents, of 18 bytes
 	// each. It fits some more, so that an error can name those that are too many.
 	maxIDsBytes = 32 << 10
-	// maxDeregisterBytes is the same of a message that names maxRegisteredAtOnce agents
+	// maxDeregisterBytes bounds a message that names at most maxRegisteredAtOnce agents
 	// and as many workspaces.
 	maxDeregisterBytes = 512 << 10
 	// maxSmallRequest bounds a message of a page, or of a name and a position.

@@ -67,7 +67,7 @@ func (s *Service) WatchStats(stream statsStream) error {
 	return s.watchEnded(stream.Context(), err, cause)
 }
 
-// forwardAcks forwards the watcher's acks, and closes acks when the watcher ends
+// forwardAcks forwards the watcher's acks, and closes acks when the watcher half-closes
 // the stream. Its error ends the stream.
 func (s *Service) forwardAcks(ctx context.Context, requests <-chan received[*agentstatsv1.WatchStatsRequest], acks chan<- int64) error {
 	for {
@@ -96,8 +96,8 @@ func (s *Service) forwardAcks(ctx context.Context, requests <-chan received[*age
 	}
 }
 
-// watchEnded returns the status of a watch that ended with an error. cause is that
-// of its context, if it was cancelled.
+// watchEnded returns the status of a watch that ended with err. cause is why its
+// context was cancelled; nil: it was not.
 func (s *Service) watchEnded(ctx context.Context, err, cause error) error {
 	var ack *agent.AckError
 	switch {

@@ -315,8 +315,8 @@ func (r *blockedReader) takeReads(s *edgetest.Service) (giveBack func()) {
 	}
 }
 
-// What is read for watches of stats has room with all that is read for watches; while
-// there is none they wait, and keep their subscription.
+// Batches for watches of stats take room together with all that is read for watches.
+// Without room they wait, and their streams still own the subscription.
 func TestWatchStatsWaitsForRoom(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		reader := &blockedReader{}

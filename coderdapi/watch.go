@@ -17,15 +17,16 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// watchRead agents are read at once, fewer if they have much: with 15 keys of 100
-// bytes that is 50 KB. The store reads so many by one statement.
+// watchRead is how many agents are read at once, fewer if they have much. With 15 keys
+// of 100 bytes they have 50 KB. The store reads so many by one statement.
 const watchRead = 32
 
-// watchPart is the size at which a part of the answer is sent. gRPC keeps one beside 64
-// KB for a watcher that does not read, and one is encoded while it is there.
+// watchPart is the size in bytes at which a part of the answer is sent. For a watcher
+// that does not read, gRPC keeps one part beside a buffer of 64 KB. One more is encoded
+// meanwhile.
 const watchPart = 64 << 10
 
-// watchRetry is the time to the next read after one that failed.
+// watchRetry is the time between a failed read and the next one.
 const watchRetry = time.Second
 
 // WatchMetadata implements agentstatsv1.CoderdServiceServer.
@@ -52,7 +53,7 @@ func (s *Service) WatchMetadata(req *agentstatsv1.WatchMetadataRequest, stream g
 	return s.watch(stream, w)
 }
 
-// startWatch takes a slot of the watches, which stop gives back.
+// startWatch acquires a slot of the watches, which stop releases.
 func (s *Service) startWatch(kind string) (stop func(), err error) {
 	if err := s.server.BeginStream(); err != nil {
 		return nil, err
@@ -70,11 +71,10 @@ func (s *Service) startWatch(kind string) (stop func(), err error) {
 	}, nil
 }
 
-// watch sends what is stored, then what changes, until the stream or the service
-// ends.
+// watch sends the stored values, then changes, until the stream or the service ends.
 func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch) error {
 	ctx := stream.Context()
-	// The subscription is made: what changes from here on is dirty.
+	// The subscription exists: what changes from here on is dirty.
 	if err := s.sendMetadata(ctx, stream, w, w.ids); err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (s *Service) watch(stream grpc.ServerStreamingServer[agentstatsv1.WatchMeta
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, grpcserver.ErrDatabaseDown):
-			// The database is down for a while: the watcher waits.
+			// The database is unavailable: the watcher waits.
 			w.dirty.putBack(dirty)
 			retry.Reset(watchRetry)
 		default:
@@ -136,9 +136,9 @@ func (s *Service) sendMetadata(ctx context.Context, stream grpc.ServerStreamingS
 	return nil
 }
 
-// sendSome reads the metadata of as many of the agents as fit a read, one at least,
-// and sends the values that have changed. It returns how many agents these are, and
-// whether not all did fit.
+// sendSome reads the metadata of as many of the agents as fit a read, at least one, and
+// sends the values that have changed. It returns the number of these agents. cut is
+// true if not all did fit.
 func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServer[agentstatsv1.WatchMetadataResponse], w *watch, ids []agent.ID) (read int, cut bool, err error) {
 	// All reads before this one in the queue may be slow.
 	reserved, err := s.watchBytes.acquire(ctx, s.opts.MaxWatchBytes/2, 2*s.server.Options().SendTimeout)
@@ -157,7 +157,7 @@ func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServe
 	began := time.Now()
 	err = w.sendChanged(ids, rows, func(part *agentstatsv1.WatchMetadataResponse) error {
 		if time.Since(began) > s.server.Options().SendTimeout {
-			return s.server.SlowReader() // who reads a little from time to time
+			return s.server.SlowReader() // a reader that takes a little from time to time
 		}
 		return stream.Send(part)
 	})
@@ -168,8 +168,8 @@ func (s *Service) sendSome(ctx context.Context, stream grpc.ServerStreamingServe
 type watch struct {
 	ids   []agent.ID
 	dirty *dirtySet
-	// sent are hashes of the values that were sent, with their keys, in order. The
-	// handler's own, as are the next.
+	// sent are the sorted hashes of the values that were sent, with their keys. Only
+	// the handler uses sent and the fields below.
 	sent   map[agent.ID][]uint64
 	values int // in sent
 	seed   maphash.Seed
@@ -200,9 +200,9 @@ func (w *watch) hash(m *agent.Metadata) uint64 {
 	}{m.Key, m.Order, m.CollectedAt.UnixNano(), m.CollectedAt.IsZero()})
 }
 
-// sendChanged sends the rows that have changed since they were sent, in parts of
-// about watchPart bytes. rows are all that is stored of the agents. What was sent
-// of an agent without rows is forgotten: its next values count as changed.
+// sendChanged sends the rows that have changed since they were sent, in parts of about
+// watchPart bytes. rows are all that is stored of the agents. The hashes of an agent
+// without rows are removed. Its next values count as changed.
 func (w *watch) sendChanged(ids []agent.ID, rows []agent.Metadata, send func(*agentstatsv1.WatchMetadataResponse) error) error {
 	part, size := &agentstatsv1.WatchMetadataResponse{}, 0
 	for _, id := range ids {
@@ -245,7 +245,7 @@ func (w *watch) sendChanged(ids []agent.ID, rows []agent.Metadata, send func(*ag
 	return send(part)
 }
 
-// appendValue adds a value to the part; those of one agent come one after
+// appendValue adds a value to the part. The values of an agent must be added one after
 // another.
 func appendValue(part *agentstatsv1.WatchMetadataResponse, id agent.ID, value *agentstatsv1.MetadataValue) {
 	n := len(part.Agents)

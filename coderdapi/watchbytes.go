@@ -13,22 +13,21 @@ import (
 	"github.com/coder/agentstatsd/grpcserver"
 )
 
-// ReadMessages is how many times the server's Options.MaxMessageBytes fits
-// Options.MaxWatchesBytes at least. A response of GetMetadata takes three in half
-// of that: its values take at most twice as much as encoded.
+// ReadMessages is the least ratio of Options.MaxWatchesBytes to the server's
+// Options.MaxMessageBytes. A response of GetMetadata takes three times its size of half
+// of that, as its values take twice as much decoded.
 const ReadMessages = 6
 
-// watchBytes bounds what watches and GetMetadata have in memory. Half of
-// Options.MaxWatchesBytes is for what is read: a read waits in a queue for its
-// part. The other half is for what the watches remember to have sent.
+// watchBytes bounds the memory of watches and GetMetadata. Half of
+// Options.MaxWatchesBytes is for reads, which wait in a queue for their share. The
+// other half is for the hashes of what watches have sent.
 type watchBytes struct {
 	room    *semaphore.Weighted
 	limit   int64 // of room
 	used    atomic.Int64
 	sent    *byteBudget
 	refused prometheus.Counter
-	// batchesRefused counts batches of reports for which there was no room. They
-	// wait then.
+	// batchesRefused counts batches of reports that wait as there was no room.
 	batchesRefused prometheus.Counter
 }
 
@@ -44,8 +43,8 @@ func newWatchBytes(o *Options, m *metrics) *watchBytes {
 	}
 }
 
-// acquire waits until n bytes may be read, at most within. The caller releases
-// them. An error is a status.
+// acquire waits until n bytes may be read, for at most within. The caller releases the
+// reservation. The error is a status.
 func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (*readReservation, error) {
 	waiting, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -61,8 +60,8 @@ func (w *watchBytes) acquire(ctx context.Context, n int, within time.Duration) (
 	return &readReservation{w, n}, nil
 }
 
-// A batch of reports is 1 MiB at most as it is read. It is decoded for the watcher,
-// encoded, and sent.
+// A batch of reports has at most 1 MiB in the database. It is in memory as read, as
+// decoded, as encoded and as sent.
 const (
 	batchCopies    = 4
 	reportsRoom    = batchCopies << 20
@@ -110,8 +109,8 @@ func (r *readReservation) release() { r.shrink(0) }
 // slice. Beside that each value that was sent takes 8 bytes.
 const watchedAgentBytes = 256
 
-// grow reserves memory for a watch that remembers so many values. After an error
-// the reservation is as before.
+// grow reserves memory for a watch that has sent so many values. After an error the
+// reservation is as before.
 func (w *watch) grow(values int) error {
 	n := watchedAgentBytes*len(w.ids) + 8*values
 	if n > w.limit {

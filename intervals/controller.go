@@ -10,15 +10,16 @@ import (
 const (
 	// stepInterval is the shortest time between two steps.
 	stepInterval = time.Minute
-	// sustained is for how long a load must be over its target, without a break, before
-	// a step up, and low before a step down. Loads are means of half a minute. So a burst
-	// of half a minute leads to nothing, and what follows on a step is seen before the next.
+	// A step up follows only if a load was over its target for sustained, a step down
+	// only if all were low for as long. Loads are means of half a minute. So a burst of
+	// half a minute causes no step, and each step takes effect before the next.
 	sustained = 45 * time.Second
-	// headroom is what a step down must leave free of the target, by calculation: what
-	// agents cause grows with the number of their messages at most.
+	// headroom is the share of the target that a step down must leave free. That is
+	// calculated: the load of agents is at most proportional to the number of their
+	// messages.
 	headroom = 0.15
-	// A step down that was too early is followed by a step up within relapse. Then the
-	// next ones wait twice as long, up to longestPatience.
+	// If a step up follows on a step down within relapse, the step down was too early.
+	// Then further ones wait twice as long, up to longestPatience.
 	relapse         = 5 * time.Minute
 	longestPatience = time.Hour
 )
@@ -33,7 +34,7 @@ const (
 	kindFlush      = "flush"
 )
 
-// controller decides on the factor. It is a pure function of what it is called with.
+// controller decides on the factor. It does no I/O and reads no clock.
 //
 // A load is over its target above 1, and low if it would stay below 1 - headroom with
 // the factor one step lower. In between nothing changes.
@@ -42,19 +43,19 @@ type controller struct {
 
 	factor  float64   // at the last call; 0: there was none
 	changed time.Time // when it was first seen
-	// over and low are since when a load was over its target, or all were low; zero: that
-	// is not so.
+	// over is the time since which a load is over its target, low that since which all
+	// are low; zero: it is not so.
 	over, low time.Time
-	lowered   time.Time     // the newest step down; zero: none since the last one up
-	patience  time.Duration // for how long loads must be low before a step down
+	lowered   time.Time     // time of the newest step down; zero: none since the last step up
+	patience  time.Duration // how long loads must be low before a step down
 }
 
 func newController(limit float64) controller {
 	return controller{max: limit, patience: sustained}
 }
 
-// step is what is to be done: the same factor, or the next one up or down, and the
-// highest load.
+// step is a decision: the same factor, or the next one up or down. peak is the highest
+// load.
 type step struct {
 	factor float64
 	peak   peak
@@ -66,8 +67,8 @@ type peak struct {
 	kind, replica string
 }
 
-// clamp returns a factor that was decided as it is applied here: at least 1 and not above
-// the limit, which another replica's options may not have.
+// clamp returns a decided factor as this replica applies it: at least 1 and at most the
+// limit. Other replicas may have a higher limit.
 func (c *controller) clamp(factor float64) float64 {
 	if math.IsNaN(factor) {
 		return 1
@@ -75,8 +76,9 @@ func (c *controller) clamp(factor float64) float64 {
 	return max(1, min(factor, c.max))
 }
 
-// next takes in the factor that is applied at now, and the loads. now does not fall from
-// call to call. What it returns is done or not: the next call says so by its factor.
+// next returns the next step for the factor that is applied at now, and the loads. now
+// must not decrease from call to call. The step may fail. The next call has the factor
+// that is applied then.
 func (c *controller) next(now time.Time, factor float64, replicas []agent.Replica) step {
 	c.noteFactor(now, factor)
 	p := highest(replicas)
@@ -94,7 +96,7 @@ func (c *controller) next(now time.Time, factor float64, replicas []agent.Replic
 	return step{next, p}
 }
 
-// noteFactor notes whether the factor changed since the last call.
+// noteFactor records a change of the factor since the last call.
 func (c *controller) noteFactor(now time.Time, factor float64) {
 	before := c.factor
 	if factor == before {
@@ -106,7 +108,7 @@ func (c *controller) noteFactor(now time.Time, factor float64) {
 	case factor < before:
 		c.lowered = now
 		return
-	case c.lowered.IsZero(): // not the first step up since one down
+	case c.lowered.IsZero(): // not the first step up after a step down
 		return
 	case now.Sub(c.lowered) < c.patience+relapse:
 		c.patience = min(2*c.patience, longestPatience)
@@ -116,7 +118,7 @@ func (c *controller) noteFactor(now time.Time, factor float64) {
 	c.lowered = time.Time{}
 }
 
-// since returns since when it is so; zero: it is not.
+// since returns before if that is set, else now; zero if so is false.
 func since(before, now time.Time, so bool) time.Time {
 	if !so {
 		return time.Time{}
@@ -127,7 +129,8 @@ func since(before, now time.Time, so bool) time.Time {
 	return before
 }
 
-// neighbours returns the next factors below and above one, or itself where there is none.
+// neighbours returns the next lower and the next higher factor, or the factor itself
+// where there is none.
 func neighbours(factor, limit float64) (lower, higher float64) {
 	lower, higher = factor, factor
 	for _, f := range factors {
@@ -141,7 +144,7 @@ func neighbours(factor, limit float64) (lower, higher float64) {
 	return lower, higher
 }
 
-// highest returns the highest load.
+// highest returns the highest load of all replicas.
 func highest(replicas []agent.Replica) (p peak) {
 	for _, r := range replicas {
 		for _, l := range [...]struct {

@@ -13,8 +13,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// model is a service whose agents follow the factor late: each takes it over with its
-// next message, of which it sends one in 10 s at a factor of 1.
+// model is a service whose agents follow the factor late. Each applies it after its
+// next message. At a factor of 1 it sends one in 10 s.
 type model struct {
 	t          require.TestingT
 	controller controller
@@ -143,8 +143,8 @@ func TestBurst(t *testing.T) {
 	require.Empty(t, m.steps)
 }
 
-// Where a step takes away much more than it should, as of agents whose values change each
-// second, the way back is tried less and less often.
+// A step can reduce the load by much more than its factor, as with agents whose values
+// change each second. Then steps down follow less and less often.
 func TestSteepLoad(t *testing.T) {
 	m := newModel(t, 4, 1, 1)
 	m.steepness = 5

@@ -1,7 +1,8 @@
 // Package intervals lengthens the intervals at which agents report while the service or
-// its database is over its target load, and shortens them again. A factor, at least 1,
-// multiplies them all. One replica decides for all of them, on the loads of all: the
-// holder of the lease, in the database. While that is away the factor stays as it is.
+// its database is over its target load. Afterwards it shortens them again. All
+// intervals are multiplied by one factor of at least 1. The holder of the lease decides
+// it, on the loads of all replicas, and stores it in the database. While that is
+// unavailable the factor stays as it is.
 package intervals
 
 import (
@@ -20,27 +21,29 @@ import (
 const (
 	// measureInterval is the time between two measurements.
 	measureInterval = 5 * time.Second
-	// unknownInterval is the same while the factor was not read from the database.
+	// unknownInterval is that time until the factor is read from the database.
 	unknownInterval = time.Second
 )
 
-// Metadata is what waits for the database. batcher.Batcher is one.
+// Metadata is the metadata that waits for the database. batcher.Batcher is one.
 type Metadata interface {
-	// Load returns for how long the oldest entry has been pending at now, and for how
-	// long entries were being written since the start.
+	// Load returns how long the oldest entry has been pending at now, and the total
+	// time spent writing since the start.
 	Load(now time.Time) (oldest, flushing time.Duration)
 }
 
-// Replicas are those of this service. replica.Replicas are some, Alone is one.
+// Replicas exchange loads and decisions with the other replicas. replica.Replicas and
+// Alone are some.
 type Replicas interface {
-	// ExchangeLoads gives the others the load of this replica and returns what is known
-	// of all.
+	// ExchangeLoads publishes the load of this replica, and returns the newest known
+	// loads of all.
 	ExchangeLoads(ctx context.Context, load agent.Load) (agent.ServiceLoad, error)
 	// DecideIntervalFactor stores the factor. It fails unless this replica decides.
 	DecideIntervalFactor(ctx context.Context, factor float64) error
 }
 
-// Intervals has the factor. Its methods are safe for concurrent use.
+// Intervals measures the load, and has the factor of the intervals. Its methods are
+// safe for concurrent use.
 type Intervals struct {
 	metadata Metadata
 	replicas Replicas
@@ -52,7 +55,7 @@ type Intervals struct {
 	// Only Run uses what follows.
 	meter      meter
 	controller controller
-	failing    bool // the last exchange or decision
+	failing    bool // the last exchange or decision failed
 }
 
 // New returns Intervals with a factor of 1. Its metrics are registered with reg.
@@ -73,14 +76,14 @@ func New(metadata Metadata, replicas Replicas, opts Options, reg prometheus.Regi
 	return i, nil
 }
 
-// Factor returns by how much intervals are lengthened: at least 1, and the same until a
-// step is decided. It reads memory only.
+// Factor returns the factor by which intervals are multiplied, at least 1. It changes
+// only by steps. It reads memory only.
 func (i *Intervals) Factor() float64 { return math.Float64frombits(i.factor.Load()) }
 
 func (i *Intervals) setFactor(f float64) { i.factor.Store(math.Float64bits(f)) }
 
-// Run measures, decides and follows what was decided until ctx is cancelled. It returns
-// nil. To be called once.
+// Run measures the load, decides and applies the factor each 5 s until ctx is
+// cancelled. Then it returns nil. It must be called once.
 func (i *Intervals) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -98,8 +101,8 @@ func (i *Intervals) Run(ctx context.Context) error {
 	}
 }
 
-// follow measures once, takes in what was decided, and decides if this replica does. It
-// reports whether the factor is known.
+// follow measures the load once, applies the decided factor, and decides on the next
+// one if this replica has to. It reports whether the factor is known.
 func (i *Intervals) follow(ctx context.Context, now time.Time) (known bool) {
 	ctx, cancel := context.WithTimeout(ctx, measureInterval)
 	defer cancel()

@@ -7,21 +7,21 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// loadWindow is what loads are means over.
+// loadWindow is the time over which loads are averaged.
 const loadWindow = 30 * time.Second
 
-// sample is what is measured at a moment.
+// sample is one measurement.
 type sample struct {
 	at time.Time
-	// cpu and flushing add up since the start of the process.
+	// cpu and flushing are totals since the start of the process.
 	cpu, flushing time.Duration
-	oldest        time.Duration // what the oldest entry waits since
+	oldest        time.Duration // how long the oldest entry is pending
 }
 
 // meter has the samples of the newest loadWindow.
 type meter struct{ samples []sample }
 
-// add adds a sample, and forgets what is too old.
+// add adds a sample, and removes those that are too old.
 func (m *meter) add(s sample) {
 	first := 0
 	for first < len(m.samples) && s.at.Sub(m.samples[first].at) > loadWindow {
@@ -31,7 +31,7 @@ func (m *meter) add(s sample) {
 	m.samples = append(m.samples, s)
 }
 
-// load returns the means, 0 of less than two samples.
+// load returns the means over the window; 0 if there are less than two samples.
 func (m *meter) load(o *Options) (l agent.Load) {
 	if len(m.samples) < 2 {
 		return l
@@ -45,7 +45,7 @@ func (m *meter) load(o *Options) (l agent.Load) {
 	l.Flush = max(0, (last.flushing-first.flushing).Seconds()) / elapsed / o.TargetFlush
 	var late time.Duration
 	for _, s := range m.samples[1:] {
-		// An entry waits for up to an interval, whatever the load.
+		// An entry is pending for up to a flush interval, whatever the load.
 		late += max(0, s.oldest-o.FlushInterval)
 	}
 	l.PendingAge = late.Seconds() / float64(len(m.samples)-1) / (o.TargetPendingAge - o.FlushInterval).Seconds()

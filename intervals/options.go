@@ -10,10 +10,10 @@ import (
 type Options struct {
 	// ReportInterval of agents while the factor is 1; default 30 s.
 	ReportInterval time.Duration
-	// LongestInterval is what it is lengthened to at most; default twice the
-	// ReportInterval. The ReportInterval itself: never lengthened.
+	// LongestInterval bounds the lengthened report interval; default twice the
+	// ReportInterval. If it equals the ReportInterval, intervals are never lengthened.
 	LongestInterval time.Duration
-	// FlushInterval of metadata, which it is pending for in any case; default 5 s.
+	// FlushInterval of metadata; default 5 s. A pending age up to it is no load.
 	FlushInterval time.Duration
 	// TargetCPU of a replica, as a share of its processors, above 0; default 0.7.
 	TargetCPU float64
@@ -23,7 +23,8 @@ type Options struct {
 	// TargetFlush is the share of the time in which metadata is being written, above 0;
 	// default 0.5.
 	TargetFlush float64
-	// CPU returns the CPU time of this process; nil: as the system says.
+	// CPU returns the CPU time of this process since its start; nil: that of the
+	// operating system.
 	CPU func() time.Duration
 }
 
@@ -56,12 +57,13 @@ func (o Options) validate() error {
 	return nil
 }
 
-// maxFactor returns the highest factor.
+// maxFactor returns the highest factor that the LongestInterval allows.
 func (o *Options) maxFactor() float64 {
 	return min(factors[len(factors)-1], float64(o.LongestInterval)/float64(o.ReportInterval))
 }
 
-// Longest returns the longest report interval with a limit, which is at least interval.
+// Longest returns the longest report interval that a step leads to, at most limit.
+// limit must be at least interval.
 func Longest(interval, limit time.Duration) time.Duration {
 	longest := interval
 	for _, f := range factors {

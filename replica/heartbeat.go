@@ -13,8 +13,8 @@ import (
 // The kinds of messages between replicas.
 const (
 	kindHeartbeat = "heartbeat" // the replica lives
-	kindChange    = "change"    // and something about it changed: look into the database
-	kindLeave     = "leave"     // it does not any more
+	kindChange    = "change"    // and its row or the lease changed: the others read the database
+	kindLeave     = "leave"     // the replica stops
 )
 
 // message is what a replica publishes to the others.
@@ -61,8 +61,8 @@ func (r *Replicas) publishHeartbeats(ctx context.Context, every time.Duration) {
 	}
 }
 
-// publish sends a message of this replica, once its row is in the database. After
-// an error the others find the same in the database.
+// publish sends a message of this replica, once its row is in the database. After an
+// error the others read the same in the database.
 func (r *Replicas) publish(ctx context.Context, kind string) {
 	r.mu.RLock()
 	known := !r.until.IsZero()
@@ -81,7 +81,7 @@ func (r *Replicas) publish(ctx context.Context, kind string) {
 	}
 }
 
-// handleMessage takes in a message of a replica, this one too: its own message,
+// handleMessage handles a message of any replica, this one included: its own message,
 // once it is back, has reached the others. The pubsub calls it, one call at a time.
 func (r *Replicas) handleMessage(payload []byte) {
 	m, err := parseMessage(string(payload))
@@ -93,9 +93,9 @@ func (r *Replicas) handleMessage(payload []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m.from == r.self {
-		// Who was taken for gone may have been replaced.
+		// After this replica was considered gone another one may have the lease.
 		r.leads = r.leads && r.memberLocked()
-		// The clock may have been set: an echo from the future says nothing.
+		// The clock may have been set: a message from the future is ignored.
 		if took := now.UnixNano() - m.sent; took >= 0 {
 			r.echoed = r.validUntil(now.Add(-time.Duration(took)))
 		}
@@ -111,13 +111,13 @@ func (r *Replicas) handleMessage(payload []byte) {
 		r.wakeRun()
 	}
 	r.noteMessageLocked(m.from, now)
-	// While the database is reached, it alone says who has the lease.
+	// While the database is reached, it alone decides who has the lease.
 	if m.lease > r.leaseHeartbeats && !now.Before(r.until) {
 		r.leads = false
 	}
 }
 
-// noteMessageLocked notes that another replica lives. It forgets those without a
+// noteMessageLocked records that another replica lives. It removes those without a
 // message for a lease's duration.
 func (r *Replicas) noteMessageLocked(id agent.ID, now time.Time) {
 	for other, at := range r.messages {
@@ -131,17 +131,18 @@ func (r *Replicas) noteMessageLocked(id agent.ID, now time.Time) {
 // stranger is a replica that sends messages but is not in the database.
 type stranger struct {
 	message    time.Time // when the newest came, as of the last heartbeat
-	heartbeats int       // of ours in a row after which it was not in the database
+	heartbeats int       // of this replica in a row that did not find it in the database
 }
 
-// strangerHeartbeats is after how many of our heartbeats such a replica is
-// reported. Messages of one that leaves arrive for a moment after its row is gone.
+// strangerHeartbeats is the number of this replica's heartbeats after which a stranger
+// is logged and counted. It is above 1, as messages of a replica that stops arrive for
+// a moment after its row is removed.
 const strangerHeartbeats = 5
 
-// lookForStrangers logs replicas that send messages time and again but are not in
-// the database. A replica writes its row before its first message. So it is cut off
-// from the database, and its row was removed. Or it has another database, of which
-// this one is a physical copy, deployment id included.
+// lookForStrangers logs replicas that keep sending messages but are not in the
+// database. A replica writes its row before its first message. So it is cut off from
+// the database, and its row was removed. Or it has another database, of which this one
+// is a physical copy, deployment id included.
 func (r *Replicas) lookForStrangers(ctx context.Context, began time.Time, replicas []agent.Replica) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -167,7 +168,7 @@ func (r *Replicas) lookForStrangers(ctx context.Context, began time.Time, replic
 	}
 }
 
-// countStrangers returns how many replicas are reported as strangers.
+// countStrangers returns the number of strangers that were logged.
 func (r *Replicas) countStrangers() (n int) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

@@ -7,8 +7,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// ExchangeLoads gives the others this replica's load with its next heartbeat, and
-// returns what the last one brought. It touches memory only, its error is nil.
+// ExchangeLoads stores this replica's load with its next heartbeat, and returns the
+// loads that the last heartbeat read. It touches memory only. Its error is nil.
 func (r *Replicas) ExchangeLoads(_ context.Context, load agent.Load) (agent.ServiceLoad, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -20,8 +20,9 @@ func (r *Replicas) ExchangeLoads(_ context.Context, load agent.Load) (agent.Serv
 	}, nil
 }
 
-// DecideIntervalFactor stores what this replica decided, and makes all read it. If
-// another replica has the lease, the error wraps agent.ErrOutdated.
+// DecideIntervalFactor stores the factor that this replica decided, and makes all
+// replicas read it. If another replica has the lease, the error wraps
+// agent.ErrOutdated.
 func (r *Replicas) DecideIntervalFactor(ctx context.Context, factor float64) error {
 	if err := r.store.SaveIntervalFactor(ctx, r.self, factor); err != nil {
 		return err
@@ -42,7 +43,7 @@ func (r *Replicas) describeSelfLocked() agent.Replica {
 	return agent.Replica{ID: r.self, Name: r.opts.Name, Load: r.load}
 }
 
-// noteLoadsLocked notes what a heartbeat brought.
+// noteLoadsLocked keeps the loads and the factor that a heartbeat read.
 func (r *Replicas) noteLoadsLocked(replicas []agent.Replica, lease agent.Lease) {
 	r.intervalFactor = lease.IntervalFactor
 	r.others = r.others[:0]

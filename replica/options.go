@@ -12,12 +12,12 @@ import (
 
 // Options of Replicas. A zero field takes its default.
 type Options struct {
-	// ID of this replica, which no other ever had; zero: one at random.
+	// ID of this replica, which must be new; zero: one at random.
 	ID agent.ID
 	// Name of this replica for people; at most 256 bytes are kept.
 	Name string
-	// LeaseDuration is how long the others watch a silent replica before they
-	// take it for gone; default 15 s, at least 2 s.
+	// LeaseDuration is the time without a heartbeat after which the others consider a
+	// replica gone; default 15 s, at least 2 s.
 	LeaseDuration time.Duration
 }
 

@@ -1,17 +1,17 @@
-// Package replica knows which replicas of this service live, and which one has the
+// Package replica finds out which replicas of this service live. One of them has the
 // lease on what exactly one may serve.
 //
-// Each replica has a row in the database with a number of heartbeats, which it
-// counts up. A replica is taken for gone when others saw its number stand still for
-// the lease's duration. A message of it over the pubsub counts as a heartbeat too.
-// So no two clocks are compared. An outage of the database makes nobody look dead:
-// the others' numbers are watched anew from the first heartbeat after it.
+// Each replica has a row in the database with a number of heartbeats, which it counts
+// up. The others consider it gone when they saw no change of its number for the lease's
+// duration. A message of it over the pubsub counts as a heartbeat too. So no two clocks
+// are compared. An outage of the database makes no replica look dead: after it all
+// numbers are watched anew.
 //
-// A replica may fail to record heartbeats, and get none of its own messages back
-// from the pubsub. Then it takes itself for gone a little before the others can.
-// The exception is a database that says itself that nobody can use it. The lease
-// changes hands in the database only. A holder that cannot reach the database keeps
-// the lease until it learns of another holder.
+// A replica may fail to record heartbeats, and get none of its own messages back from
+// the pubsub. Then it considers itself gone a little before the others can. The
+// exception is a database that itself refuses all clients. The lease changes hands in
+// the database only. A holder that cannot reach the database keeps the lease until it
+// learns of another holder.
 package replica
 
 import (
@@ -28,14 +28,14 @@ import (
 )
 
 const (
-	// heartbeatShare of the lease's duration passes between two heartbeats: three
-	// of them may fail before a replica takes itself for gone.
+	// The time between two heartbeats is the lease's duration divided by
+	// heartbeatShare. Three may fail before a replica considers itself gone.
 	heartbeatShare = 5
-	// marginShare of the lease's duration is kept between the moment at which a
-	// replica takes itself for gone and that at which the others can. It covers
-	// the second within which what it serves is taken away.
+	// A replica considers itself gone before the others can, by the lease's duration
+	// divided by marginShare. That covers the second within which it stops serving.
 	marginShare = 5
-	// forgetAfter lease durations the row of a replica that is gone is removed.
+	// forgetAfter is the number of lease durations after which the row of a gone
+	// replica is removed.
 	forgetAfter = 20
 	// maxNameBytes bounds a name.
 	maxNameBytes = 256
@@ -52,10 +52,10 @@ type Store interface {
 	// if it is free or its heartbeats equal takeover. It returns all replicas and
 	// the lease as they are then.
 	RecordHeartbeat(ctx context.Context, me agent.Replica, takeover int64) ([]agent.Replica, agent.Lease, error)
-	// RemoveReplicas forgets replicas, and frees the lease if one of them has it.
+	// RemoveReplicas removes replicas, and frees the lease if one of them has it.
 	RemoveReplicas(ctx context.Context, ids []agent.ID) error
-	// SaveIntervalFactor stores what holder decided. If it has not the lease, the error
-	// wraps agent.ErrOutdated.
+	// SaveIntervalFactor stores the factor that holder decided. If holder does not have
+	// the lease, the error wraps agent.ErrOutdated.
 	SaveIntervalFactor(ctx context.Context, holder agent.ID, factor float64) error
 }
 
@@ -79,11 +79,11 @@ type Replicas struct {
 	mu sync.RWMutex
 	// Guarded by mu.
 
-	// until is how long the others take this replica for alive by the database;
-	// zero: no heartbeat was recorded. echoed is the same by the pubsub.
+	// until is the time until which the others consider this replica alive by the
+	// database; zero: no heartbeat was recorded. echoed is the same by the pubsub.
 	until, echoed time.Time
-	// leads is true since the lease was taken, until another holder is known.
-	// leaseHeartbeats are those of the lease then or later.
+	// leads is true from when the lease was taken until another holder is known.
+	// leaseHeartbeats is the newest known number of the lease's heartbeats.
 	leads           bool
 	leaseHeartbeats int64
 	term            int64 // counts the times that this replica came to lead
@@ -142,8 +142,8 @@ func New(store Store, pubsub PubSub, opts Options, reg prometheus.Registerer, lo
 // Self returns the id of this replica.
 func (r *Replicas) Self() agent.ID { return r.self }
 
-// Member reports whether the others take this replica for alive. Until then it
-// serves what it has of what they would serve otherwise.
+// Member reports whether the others consider this replica alive. If not, they may serve
+// what it would serve.
 func (r *Replicas) Member() bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -155,11 +155,11 @@ func (r *Replicas) memberLocked() bool {
 	return now.Before(r.until) || !r.until.IsZero() && now.Before(r.echoed)
 }
 
-// Leads reports whether this replica is the lease's holder.
+// Leads reports whether this replica has the lease.
 func (r *Replicas) Leads() bool { return r.Term() != 0 }
 
 // Term returns how often this replica became the lease's holder; 0: it is not the
-// holder. While it stays the same there was no other holder in between.
+// holder. While it does not change there was no other holder in between.
 func (r *Replicas) Term() int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -169,8 +169,8 @@ func (r *Replicas) Term() int64 {
 	return r.term
 }
 
-// Live reports whether another replica is taken for alive. While this one cannot
-// record heartbeats, nothing changes about the others.
+// Live reports whether another replica is considered alive. While this one cannot
+// record heartbeats, the result changes only by messages.
 func (r *Replicas) Live(id agent.ID) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -201,7 +201,7 @@ func (r *Replicas) Healthy() error {
 }
 
 // Run records and publishes heartbeats until ctx is cancelled. Then it removes this
-// replica, which the others know at once. It returns nil.
+// replica, which the others learn at once, and returns nil.
 func (r *Replicas) Run(ctx context.Context) error {
 	cancel, err := r.pubsub.Subscribe(channel, r.handleMessage)
 	if err != nil {
@@ -235,8 +235,8 @@ func (r *Replicas) wakeRun() {
 	}
 }
 
-// recordHeartbeat counts up this replica's heartbeats in the database, and reads
-// who else lives.
+// recordHeartbeat counts up this replica's heartbeats in the database, and reads those
+// of the others.
 func (r *Replicas) recordHeartbeat(ctx context.Context) {
 	began := time.Now()
 	heartbeatCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
@@ -285,7 +285,7 @@ func (r *Replicas) validUntil(began time.Time) time.Time {
 	return began.Add(r.opts.LeaseDuration - r.opts.LeaseDuration/marginShare)
 }
 
-// noteFailure notes a heartbeat that was not recorded.
+// noteFailure counts and logs a heartbeat that was not recorded.
 func (r *Replicas) noteFailure(ctx context.Context, began time.Time, err error) {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return // stopped
@@ -299,14 +299,14 @@ func (r *Replicas) noteFailure(ctx context.Context, began time.Time, err error) 
 		r.log.WarnContext(ctx, "this replica cannot record its heartbeat in the database, trying again", "error", err)
 	}
 	r.err = err
-	// No other replica can see its number stand still, nor take the lease.
+	// No other replica can read its number, nor take the lease.
 	if errors.Is(err, agent.ErrStoreDown) && began.Before(r.until) {
 		r.until = r.validUntil(time.Now())
 	}
 }
 
-// takeover returns the lease's heartbeats if they stood still for so long that the
-// holder is gone; -1: it is not.
+// takeover returns the lease's heartbeats if they did not change for the lease's
+// duration: the holder is gone; -1: it is not.
 func (r *Replicas) takeover(now time.Time) int64 {
 	if r.broken || r.lease.at.IsZero() || now.Sub(r.lease.at) < r.opts.LeaseDuration {
 		return -1
@@ -314,7 +314,8 @@ func (r *Replicas) takeover(now time.Time) int64 {
 	return r.lease.heartbeats
 }
 
-// observeReplicas notes what was read, and returns the replicas whose rows can go.
+// observeReplicas records the numbers that were read, and returns the replicas whose
+// rows can be removed.
 func (r *Replicas) observeReplicas(now time.Time, replicas []agent.Replica, lease agent.Lease) (gone []agent.ID) {
 	before := r.seen
 	r.seen = make(map[agent.ID]observation, len(replicas))
@@ -338,7 +339,8 @@ func (r *Replicas) observeReplicas(now time.Time, replicas []agent.Replica, leas
 	return gone
 }
 
-// liveReplicas returns the other replicas whose number of heartbeats rose lately.
+// liveReplicas returns the other replicas whose number of heartbeats changed within the
+// lease's duration.
 func (r *Replicas) liveReplicas(now time.Time) map[agent.ID]struct{} {
 	live := make(map[agent.ID]struct{}, len(r.seen))
 	for id, o := range r.seen {
@@ -349,8 +351,8 @@ func (r *Replicas) liveReplicas(now time.Time) map[agent.ID]struct{} {
 	return live
 }
 
-// removeSelf removes this replica from the database, so that the others take over
-// at once. After an error they do when the lease has run out.
+// removeSelf removes this replica from the database, so that the others take over at
+// once. After an error they do so when the lease has run out.
 func (r *Replicas) removeSelf(ctx context.Context) {
 	r.mu.Lock()
 	r.until, r.leads = time.Time{}, false
@@ -359,7 +361,7 @@ func (r *Replicas) removeSelf(ctx context.Context) {
 	removeCtx, cancel := context.WithTimeout(ctx, r.opts.LeaseDuration/heartbeatShare)
 	defer cancel()
 	if err := r.store.RemoveReplicas(removeCtx, []agent.ID{r.self}); err != nil {
-		r.log.WarnContext(ctx, "this replica leaves without publishing: the others notice when its lease runs out", "error", err)
+		r.log.WarnContext(ctx, "this replica stops and cannot publish it: the others notice when its lease runs out", "error", err)
 		return
 	}
 	r.publish(ctx, kindLeave)
