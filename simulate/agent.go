@@ -27,9 +27,9 @@ type agent struct {
 	stopped atomic.Bool
 	// changes of its metadata, for the clients' acks.
 	changes changes
-	// presence is for the checks; verdicts are theirs, one for each family.
-	presence presence
-	verdicts []verdict
+	// presence and histories are for the checks. There is a history for each family.
+	presence  presence
+	histories []history
 
 	random *rand.Rand
 	node   uint64

@@ -14,16 +14,16 @@ import (
 	"github.com/coder/agentstatsd/client"
 )
 
-// targetTimeout bounds the wait for one of several targets: of the 10 s that an
-// attempt to connect has, a target that drops packets leaves time for the others.
+// targetTimeout bounds the connect to one of several targets. An attempt has 10 s. So a
+// target that drops packets leaves time for others.
 const targetTimeout = 3 * time.Second
 
 // dialFunc connects to an address.
 type dialFunc func(ctx context.Context, address string) (net.Conn, error)
 
-// balancer decides where the connections of one client go, as a load balancer of
-// connections would: to a target at random, and to another one if that cannot
-// be reached. The client has one connection at a time.
+// balancer dials the connections of one client like a load balancer of connections. It
+// picks a target at random, and another one if that cannot be reached. The client has
+// one connection at a time.
 type balancer struct {
 	targets []string
 	connect dialFunc
@@ -86,8 +86,8 @@ func (b *balancer) order() []int {
 	return order
 }
 
-// onState takes in the state of the client: a target whose connection gave no
-// session is not tried again at once.
+// onState handles a state of the client. A target whose connection led to no session is
+// not tried next.
 func (b *balancer) onState(s client.State) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -126,7 +126,7 @@ func (b *balancer) targetOf(conn net.Conn) (string, bool) {
 	return b.targets[b.last], true
 }
 
-// balancedCredentials verify of each connection the name of the target that it goes
+// balancedCredentials verify each connection's certificate for the target that it goes
 // to.
 type balancedCredentials struct {
 	credentials.TransportCredentials

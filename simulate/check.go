@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// maxSessions of an agent are remembered: those of the last few checks.
+	// maxSessions bounds the sessions that are kept of an agent: those of the last few
+	// checks.
 	maxSessions = 8
-	// maxViolations are described in words.
+	// maxViolations bounds the violations that are described.
 	maxViolations = 10
 )
 
@@ -41,22 +42,22 @@ type session struct {
 // its client call it, and the check.
 type presence struct {
 	mu sync.Mutex
-	// born is when the first session opened.
-	born     time.Time
-	sessions []session
+	// firstOpened is when the first session opened.
+	firstOpened time.Time
+	sessions    []session
 	// received is how many reports were received before the newest session.
 	received int64
 }
 
-// onState takes in the state of the client, which has had this many reports
-// received.
+// onState handles a state of the client. received is the number of its reports that
+// were acked.
 func (p *presence) onState(c client.Connection, received int64, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch c {
 	case client.Connected:
-		if p.born.IsZero() {
-			p.born = now
+		if p.firstOpened.IsZero() {
+			p.firstOpened = now
 		}
 		if len(p.sessions) == maxSessions {
 			p.sessions = slices.Delete(p.sessions, 0, 1)
@@ -68,7 +69,7 @@ func (p *presence) onState(c client.Connection, received int64, now time.Time) {
 	}
 }
 
-// onAck takes in an ack.
+// onAck handles an ack.
 func (p *presence) onAck(received int64, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,8 +83,8 @@ func (p *presence) onAck(received int64, now time.Time) {
 	}
 }
 
-// endSession ends the session: with a goodbye the agent's series go, before its
-// stream does.
+// endSession ends the session. After a goodbye the agent's series are removed before
+// its stream ends.
 func (p *presence) endSession(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,50 +99,50 @@ func (p *presence) endLocked(now time.Time) {
 
 // snapshot returns when the first session opened, zero if none did, and the
 // newest sessions.
-func (p *presence) snapshot() (born time.Time, sessions []session) {
+func (p *presence) snapshot() (firstOpened time.Time, sessions []session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.born, slices.Clone(p.sessions)
+	return p.firstOpened, slices.Clone(p.sessions)
 }
 
-// finding is what a check says of a subject.
+// finding counts what a check found of a subject.
 type finding struct {
 	duplicates, transientDuplicates, misses, transientMisses int64
 }
 
-// verdict is what successive checks say of a subject. A violation is what two of
-// them see: a second series that nothing that happened between them explains,
-// or none at all of an agent that was connected throughout.
-type verdict struct {
+// history is what successive checks saw of a subject. A violation takes two of them.
+// Both see a second series although the agent had no new session, or none although it
+// was connected.
+type history struct {
 	// twice is true if the last check saw a second series; counted is true if that
 	// is a violation already.
 	twice, counted bool
 	// missed counts the last checks that saw none.
 	missed int
-	// doubt is when the second of these ended, in the session that opened then:
-	// it is a violation if the session lived on, which its next ack proves. A
-	// connection can be dead for long before the client knows it.
+	// doubt is when the second of these ended, doubted when the agent's session then
+	// was opened. It is a violation if the session was still alive, which its next ack
+	// proves. A connection can be dead long before the client knows.
 	doubt, doubted time.Time
 }
 
-// judge takes in that all replicas together serve the subject n times, in the
-// check now that follows the check before. The sessions are those that are known
+// addCheck adds the check now, which follows before, and returns what it found. n is
+// how often all replicas together serve the subject. sessions are those that are known
 // after the check.
-func (v *verdict) judge(before, now check, n float64, sessions []session) finding {
-	f := v.resolveDoubt(sessions)
+func (h *history) addCheck(before, now check, n float64, sessions []session) finding {
+	f := h.resolveDoubt(sessions)
 	switch {
 	case n <= 1:
-		f.transientDuplicates += v.once()
-	case !v.twice:
-		v.twice = true
-	case v.counted:
+		f.transientDuplicates += h.clearTwice()
+	case !h.twice:
+		h.twice = true
+	case h.counted:
 	case slices.ContainsFunc(sessions, func(s session) bool {
 		return s.opened.After(before.ended) || s.reported.After(before.ended)
 	}):
 		// Another replica serves it since.
 		f.transientDuplicates++
 	default:
-		v.counted = true
+		h.counted = true
 		f.duplicates++
 	}
 
@@ -149,44 +150,44 @@ func (v *verdict) judge(before, now check, n float64, sessions []session) findin
 		return !s.reported.IsZero() && s.reported.Before(before.began) && s.ended.IsZero()
 	})
 	if n > 0 || steady < 0 {
-		if v.missed == 1 {
+		if h.missed == 1 {
 			f.transientMisses++
 		}
-		v.missed = 0
+		h.missed = 0
 		return f
 	}
-	v.missed++
-	if v.missed == 2 && v.doubt.IsZero() {
-		v.doubt, v.doubted = now.ended, sessions[steady].opened
+	h.missed++
+	if h.missed == 2 && h.doubt.IsZero() {
+		h.doubt, h.doubted = now.ended, sessions[steady].opened
 	}
 	return f
 }
 
 // resolveDoubt decides on a doubt if the sessions can.
-func (v *verdict) resolveDoubt(sessions []session) (f finding) {
-	if v.doubt.IsZero() {
+func (h *history) resolveDoubt(sessions []session) (f finding) {
+	if h.doubt.IsZero() {
 		return f
 	}
-	at := slices.IndexFunc(sessions, func(s session) bool { return s.opened.Equal(v.doubted) })
+	at := slices.IndexFunc(sessions, func(s session) bool { return s.opened.Equal(h.doubted) })
 	switch {
-	case at >= 0 && sessions[at].acked.After(v.doubt):
+	case at >= 0 && sessions[at].acked.After(h.doubt):
 		f.misses++
 	case at >= 0 && sessions[at].ended.IsZero():
 		return f
 	default:
 		f.transientMisses++
 	}
-	v.doubt, v.doubted = time.Time{}, time.Time{}
+	h.doubt, h.doubted = time.Time{}, time.Time{}
 	return f
 }
 
-// once takes in that there is no second series, and returns 1 if there was one
-// in a single check.
-func (v *verdict) once() (transient int64) {
-	if v.twice && !v.counted {
+// clearTwice records that there is no second series any more. It returns 1 if there was
+// one in a single check.
+func (h *history) clearTwice() (transient int64) {
+	if h.twice && !h.counted {
 		transient = 1
 	}
-	v.twice, v.counted = false, false
+	h.twice, h.counted = false, false
 	return transient
 }
 
@@ -196,7 +197,7 @@ type checker struct {
 	interval time.Duration
 	log      *slog.Logger
 
-	// last is the newest check, the zero one at first.
+	// last is the newest check; zero: there was none.
 	last    check
 	summary CheckSummary
 	// failing are the endpoints that could not be scraped.
@@ -210,8 +211,7 @@ func newChecker(o Options, forwarded []series, log *slog.Logger) *checker {
 	}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) { return o.dialer(0)(ctx, address) },
-		// To compress costs the service more than to send, which is not what a
-		// check is to show.
+		// Compression would cost the service more than the scrape itself.
 		DisableCompression: true,
 	}
 	if config := withoutCertificate(o.Dial.TLS); config != nil {
@@ -254,7 +254,7 @@ func (c *checker) run(ctx context.Context, agents func() []*agent) {
 			return
 		}
 		c.logFailures(ctx)
-		c.judgeAgents(now, found, agents())
+		c.checkAgents(now, found, agents())
 	}
 }
 
@@ -268,26 +268,26 @@ func (c *checker) logFailures(ctx context.Context) {
 	}
 }
 
-// judgeAgents judges the agents after a check. Those whose life began after the check
-// before are left out: what an earlier life of theirs left is not theirs.
-func (c *checker) judgeAgents(now check, found served, agents []*agent) {
+// checkAgents adds a check to the agents' histories. It skips agents that started after
+// the check before: series may be left of the workspace's last agent.
+func (c *checker) checkAgents(now check, found served, agents []*agent) {
 	c.summary.Checks++
 	for _, a := range agents {
-		born, sessions := a.presence.snapshot()
-		if born.IsZero() || !born.Before(c.last.began) {
+		firstOpened, sessions := a.presence.snapshot()
+		if firstOpened.IsZero() || !firstOpened.Before(c.last.began) {
 			continue
 		}
 		c.summary.Agents++
-		if a.verdicts == nil {
-			a.verdicts = make([]verdict, len(c.scraper.families))
+		if a.histories == nil {
+			a.histories = make([]history, len(c.scraper.families))
 		}
-		for i := range a.verdicts {
+		for i := range a.histories {
 			at := subject{identityOf(a.planned.registration), i}
 			n := 0.0
 			for _, m := range found[at] {
 				n += m
 			}
-			c.add(at, a.verdicts[i].judge(c.last, now, n, sessions), found[at])
+			c.add(at, a.histories[i].addCheck(c.last, now, n, sessions), found[at])
 		}
 	}
 	c.last = now
@@ -297,17 +297,17 @@ func (c *checker) judgeAgents(now check, found served, agents []*agent) {
 func (c *checker) finish(agents []*agent) *CheckSummary {
 	for _, a := range agents {
 		_, sessions := a.presence.snapshot()
-		for i := range a.verdicts {
-			f := a.verdicts[i].resolveDoubt(sessions)
-			f.transientDuplicates += a.verdicts[i].once()
+		for i := range a.histories {
+			f := a.histories[i].resolveDoubt(sessions)
+			f.transientDuplicates += a.histories[i].clearTwice()
 			c.add(subject{identityOf(a.planned.registration), i}, f, nil)
 		}
 	}
 	return &c.summary
 }
 
-// add adds a finding, and words for a violation; values are what the replicas
-// serve now.
+// add adds a finding to the summary, and describes a violation. values are how often
+// each replica serves the subject now.
 func (c *checker) add(at subject, f finding, values []float64) {
 	s := &c.summary
 	s.Duplicates += f.duplicates
@@ -335,14 +335,13 @@ func (c *checker) add(at subject, f finding, values []float64) {
 
 // CheckSummary is what the checks of the replicas' metrics found.
 type CheckSummary struct {
-	// Checks that were made, and the sum over them of the agents that were
-	// looked at.
+	// Checks that were made, and the sum of the agents in each of them.
 	Checks int64 `json:"checks"`
 	Agents int64 `json:"agents"`
-	// Duplicates is how often a family of an agent was served more than once in
-	// successive checks, although the agent had not moved between them; Misses
-	// how often it was not served in successive checks, although the agent was
-	// connected and had reported before.
+	// Duplicates counts families of an agent that were served more than once in
+	// successive checks although the agent had not moved. Misses counts those that were
+	// not served in successive checks although the agent was connected and had
+	// reported.
 	Duplicates int64 `json:"duplicates"`
 	Misses     int64 `json:"misses"`
 	// TransientDuplicates and TransientMisses were seen in a single check, as a

@@ -133,7 +133,7 @@ func TestJudge(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var v verdict
+			var v history
 			var all finding
 			add := func(f finding) {
 				all.duplicates += f.duplicates
@@ -160,7 +160,7 @@ func TestJudge(t *testing.T) {
 					}
 					known = append(known, s)
 				}
-				add(v.judge(before, now, n, known))
+				add(v.addCheck(before, now, n, known))
 				before = now
 			}
 			end := test.sessions
@@ -168,7 +168,7 @@ func TestJudge(t *testing.T) {
 				end = nil
 			}
 			add(v.resolveDoubt(end))
-			add(finding{transientDuplicates: v.once()})
+			add(finding{transientDuplicates: v.clearTwice()})
 			require.Equal(t, test.want, all)
 		})
 	}
@@ -302,7 +302,7 @@ func TestCheckerNamesViolations(t *testing.T) {
 	for i, found := range []served{once, once, twice, twice, once, once, none, none, once} {
 		now := checkAt(i + 1)
 		a.presence.onAck(int64(i+2), now.began)
-		c.judgeAgents(now, found, agents)
+		c.checkAgents(now, found, agents)
 	}
 	summary := c.finish(agents)
 	require.False(t, summary.Clean())
@@ -320,7 +320,7 @@ func TestCheckerNamesViolations(t *testing.T) {
 		if i%3 > 0 {
 			found = twice
 		}
-		c.judgeAgents(checkAt(20+i), found, agents)
+		c.checkAgents(checkAt(20+i), found, agents)
 	}
 	require.Equal(t, int64(1+13), c.summary.Duplicates)
 	require.Len(t, c.summary.Violations, maxViolations)
@@ -334,11 +334,11 @@ func TestCheckerLeavesOutTheNewborn(t *testing.T) {
 	late := &agent{planned: a.planned}
 	late.presence.onState(client.Connected, 0, second(10.5))
 	for i := 1; i <= 3; i++ {
-		c.judgeAgents(checkAt(i), twice, []*agent{late})
+		c.checkAgents(checkAt(i), twice, []*agent{late})
 		require.Zero(t, c.summary.Duplicates)
 	}
 	require.Equal(t, int64(1), c.summary.Agents)
-	c.judgeAgents(checkAt(4), twice, []*agent{late})
+	c.checkAgents(checkAt(4), twice, []*agent{late})
 	require.Equal(t, int64(3), c.summary.Duplicates)
 	require.Equal(t, int64(2), c.summary.Agents)
 }

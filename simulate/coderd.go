@@ -20,7 +20,7 @@ import (
 const (
 	// firstRegisterTimeout bounds the wait for a service that is just starting.
 	firstRegisterTimeout = 15 * time.Second
-	// deregisterTimeout bounds the end.
+	// deregisterTimeout bounds the deregistration of the fleet.
 	deregisterTimeout = 15 * time.Second
 	// registerInterval is the time between two registrations of the whole
 	// fleet, as coderd repeats them in case the service lost its database.
@@ -48,7 +48,7 @@ func newCoderd(c *client.Coderd, p planner, workspaces []plannedWorkspace, log *
 	return &coderd{client: c, planner: p, workspaces: slices.Clone(workspaces), log: log, changing: make(chan struct{}, 1)}
 }
 
-// register makes the fleet known.
+// register registers the fleet.
 func (c *coderd) register(ctx context.Context) error {
 	return c.changeAlone(ctx, c.registerAll)
 }
@@ -74,8 +74,8 @@ func (c *coderd) registerAll(ctx context.Context) error {
 	return nil
 }
 
-// stop makes a workspace known in a build that stops it, and its agents
-// forgotten. It waits for a service that is unavailable until ctx ends.
+// stop deregisters a workspace's agents, and registers the workspace with a build that
+// stops it. While the service is unavailable it waits, until ctx ends.
 func (c *coderd) stop(ctx context.Context, number int) error {
 	return c.change(ctx, func(ctx context.Context) error {
 		w := c.workspaces[number]
@@ -96,8 +96,8 @@ func (c *coderd) stop(ctx context.Context, number int) error {
 	})
 }
 
-// start makes a workspace known in a new build with new agents, which supersede
-// those of the build before. It waits like stop.
+// start registers a workspace with a new build and new agents, which supersede those of
+// the build before. It waits like stop.
 func (c *coderd) start(ctx context.Context, number int) (plannedWorkspace, error) {
 	var w plannedWorkspace
 	err := c.change(ctx, func(ctx context.Context) error {
@@ -159,7 +159,8 @@ func retry(ctx context.Context, timeout time.Duration, f func(context.Context) e
 	}
 }
 
-// run keeps the fleet known until ctx is cancelled.
+// run registers the fleet again from time to time, and when the service does not know
+// an agent, until ctx is cancelled.
 func (c *coderd) run(ctx context.Context, unknown <-chan struct{}) {
 	ticker := time.NewTicker(registerInterval)
 	defer ticker.Stop()
@@ -181,7 +182,7 @@ func (c *coderd) run(ctx context.Context, unknown <-chan struct{}) {
 	}
 }
 
-// deregister makes the service forget the fleet. Nothing else may run.
+// deregister deregisters the fleet. Nothing else may run.
 func (c *coderd) deregister(ctx context.Context) error {
 	return retry(ctx, deregisterTimeout, func(ctx context.Context) error {
 		ids := make([]uuid.UUID, len(c.workspaces))

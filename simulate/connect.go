@@ -31,10 +31,10 @@ const (
 	relayConnections = 2
 )
 
-// connections are what the agents and coderd talk over.
+// connections are those of the agents and of coderd.
 type connections struct {
 	coderd *grpc.ClientConn
-	// shared are what the agents share; none: each has connections of its own.
+	// shared are those that the agents share; none: each has connections of its own.
 	shared []*grpc.ClientConn
 	// balancers decide on the agents' own connections, by number.
 	balancers []*balancer
@@ -44,7 +44,7 @@ type connections struct {
 	relays []*client.Coderd
 }
 
-// connect makes the connections; they connect when they are first used.
+// connect makes the connections, which connect when they are first used.
 func connect(o Options, log *slog.Logger) (*connections, error) {
 	asked := o.Connections
 	if o.Relay {
@@ -61,7 +61,7 @@ func connect(o Options, log *slog.Logger) (*connections, error) {
 		log.Warn("agents share connections, as the limit of open files is low", "agents", o.Agents, "connections", n, "limit", maxOpenFiles())
 	}
 	random := func(i int) *rand.Rand { return rand.New(rand.NewPCG(o.Seed+3, uint64(i))) }
-	// A connection of coderd that broke is the sign of a target that is gone.
+	// When a connection of coderd breaks, its target is probably gone.
 	b := newBalancer(o.Targets, o.dialer(0), random(0))
 	b.restless = true
 	c := &connections{}

@@ -1,5 +1,5 @@
-// Package simulate runs a fleet of agents against a service, and a coderd that
-// registers them, rebuilds their workspaces and pushes its metrics, over the
-// client that real ones use: for demos, for load and for tests. All that it
-// hands to the service is accounted for.
+// Package simulate runs a fleet of agents and a coderd against a service, for demos,
+// load and tests. The coderd registers the agents, rebuilds their workspaces and pushes
+// metrics. Both use package client, as real ones do. A summary counts all that was sent
+// and acked.
 package simulate

@@ -53,19 +53,19 @@ type Options struct {
 	// Dialer connects to an address of a target or a URL; nil: by TCP.
 	Dialer func(ctx context.Context, address string) (net.Conn, error)
 
-	// Fleet names the fleet; default "sim". Its workspaces are the same ones in
-	// each run, so that a run supersedes agents that an earlier one kept; fleets
-	// of other names are apart.
+	// Fleet names the fleet; default "sim". Each run has the same workspaces, so it
+	// supersedes agents that an earlier one kept. Fleets of other names have other
+	// ones.
 	Fleet string
 	// Agents is the size of the fleet; default 25.
 	Agents int
 	// Unreachable is the number of further agents that are registered and never
 	// connect, each in a workspace of its own; default: none.
 	Unreachable int
-	// RebuildInterval is the mean time between two rebuilds anywhere in the
-	// fleet: the agents of a workspace shut down and make way for new ones of a
-	// new build. Default: 500 s for each agent, or, with a Journal, none, as a
-	// rebuild takes the old agents' values out of the database; negative: none.
+	// RebuildInterval is the mean time between two rebuilds in the fleet. In a rebuild
+	// the agents of a workspace shut down, and new ones of a new build replace them.
+	// Default: 500 s for each agent, or, with a Journal, none, as a rebuild takes the
+	// old agents' values out of the database; negative: none.
 	RebuildInterval time.Duration
 	// Watch has coderd watch what agents report, under the name of the fleet.
 	Watch bool
@@ -119,11 +119,11 @@ type Options struct {
 	// CheckInterval between two checks of Metrics; default 2 s.
 	CheckInterval time.Duration
 
-	// Progress is where to show what goes on: a line that is drawn again each
-	// second on a terminal, else a line each 10 s; nil: nowhere.
+	// Progress is where the progress is shown; nil: nowhere. On a terminal it is a line
+	// that is drawn again each second, else a line each 10 s.
 	Progress io.Writer
-	// Journal is where to write what is durable, as a Record in JSON on a line
-	// of its own, each line whole in one Write; nil: nowhere.
+	// Journal is where durable values are recorded; nil: nowhere. Each line is a Record
+	// in JSON, written by one Write.
 	Journal io.Writer
 }
 

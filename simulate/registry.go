@@ -10,11 +10,10 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// CoderdRegistry is the registry of one instance of a simulated coderd: each
-// documented family that coderd owns, and the collectors of Go and of the
-// process, as a real coderd has them. Everything that it counts is a multiple of
-// 1/1024, so that sums of it are exact in any order. What comes from coderd's
-// database is the same on all instances at one time.
+// CoderdRegistry is the registry of one instance of a simulated coderd. As in a real
+// coderd, it has each documented family that coderd owns, and the collectors of Go and
+// of the process. All counts are multiples of 1/1024, so their sums are exact in any
+// order. Values from coderd's database are the same on all instances at one time.
 type CoderdRegistry struct {
 	registry *prometheus.Registry
 	families coderdFamilies
@@ -63,11 +62,10 @@ func (r *CoderdRegistry) Tick(now time.Time) {
 	r.showInsights(now)
 }
 
-// Totals returns what the instance itself counted in its life, over all series
-// of a family: of counters the sum, of histograms the sums of their counts and
-// sums under the family's name with _count and _sum. Neither
-// coderd_workspace_creation_total, which is read from the database, nor what Go
-// and the process count is in it.
+// Totals returns what the instance has counted, by family: the sum over all series. A
+// histogram has two totals, its name with _count and with _sum. It leaves out
+// coderd_workspace_creation_total, which is read from the database, and the families of
+// Go and the process.
 func (r *CoderdRegistry) Totals() (map[string]float64, error) {
 	families, err := r.registry.Gather()
 	if err != nil {

@@ -59,8 +59,8 @@ func labelsOf(m *dto.Metric) (labels []string) {
 	return labels
 }
 
-// After its first second an instance has all that is documented, as documented,
-// and beside it what a real coderd has of Go and its process.
+// After its first second an instance has all documented families, as documented, and
+// those of Go and the process.
 func TestCoderdRegistry(t *testing.T) {
 	r := simulate.NewCoderdRegistry(1)
 	r.Tick(noon)

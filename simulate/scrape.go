@@ -47,9 +47,8 @@ type watched struct {
 	summed bool
 }
 
-// watchedFamilies returns what is checked of agents that forward these series:
-// what the service knows of an agent, what it makes of its reports, and what it
-// forwards.
+// watchedFamilies returns the families that are checked of agents that forward these
+// series: one of states, one computed of reports, and a forwarded one.
 func watchedFamilies(forwarded []series) []watched {
 	families := []watched{
 		{name: "coderd_agents_connections", summed: true},
@@ -72,8 +71,7 @@ type subject struct {
 	family int
 }
 
-// served is how often each replica serves each subject, by the index of the
-// replica.
+// served has how often each replica serves each subject, by the index of the replica.
 type served map[subject][]float64
 
 func (s served) add(at subject, replica, replicas int, n float64) {

@@ -16,12 +16,12 @@ import (
 	"github.com/coder/agentstatsd/client"
 )
 
-// maxClosing is how many agents leave at the same time.
+// maxClosing is how many agents are closed at the same time.
 const maxClosing = 64
 
-// Run registers a fleet, lets it live, and returns what it did. When the
-// duration is over or ctx is cancelled, the fleet stops producing and waits for
-// its last acks; then it is deregistered, unless it is kept.
+// Run registers a fleet, lets it live, and returns what it did. When the duration is
+// over or ctx is cancelled, the fleet stops producing and waits for its last acks. Then
+// it is deregistered, unless it is kept.
 //
 // The error is about the simulation itself: bad options, a service that cannot
 // be reached at the start, a fleet that cannot be deregistered. What went wrong

@@ -239,8 +239,8 @@ func TestRunCancelledInTheRamp(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, summary.Complete(), "%+v", summary)
 		require.Equal(t, 25, summary.Agents)
-		// 13 agents have started, one each 2.4 s; the i-th has new values then, at
-		// 10 s + i * 2 s, and each 10 s after that.
+		// 13 agents have started, one each 2.4 s. The i-th has new values then, at 10 s
+		// + i * 2 s, and each 10 s after that.
 		require.Equal(t, int64(10*(13+3+5*2+5)), summary.MetadataSent)
 	})
 }

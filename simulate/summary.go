@@ -37,8 +37,8 @@ type Summary struct {
 	Moves int64 `json:"moves"`
 	// Refused samples, values and states, for any reason.
 	Refused int64 `json:"refused"`
-	// Errors are things lost or wrong: not acked at the end, refused for another
-	// reason than a limit, or families refused that are not the service's own.
+	// Errors counts what was not acked at the end, and what was refused other than for
+	// a limit. It includes refused families that are not the service's own.
 	Errors int64 `json:"errors"`
 	// Reconnects are sessions after an agent's first.
 	Reconnects int64 `json:"reconnects"`
@@ -54,8 +54,8 @@ type Summary struct {
 
 	// Refusals by reason.
 	Refusals map[string]int64 `json:"refusals,omitempty"`
-	// ReportAckSeconds are quantiles of the time from a report to its ack, which the
-	// service has wait for what else is due.
+	// ReportAckSeconds are quantiles of the time from a report to its ack, which waits
+	// in the service for other responses.
 	ReportAckSeconds Quantiles `json:"report_ack_seconds"`
 	// MetadataSeconds are quantiles of the time from the change of a metadata value
 	// to the ack that says that it is in the database. Values that a newer one

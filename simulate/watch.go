@@ -13,30 +13,29 @@ import (
 )
 
 const (
-	// watchStartTimeout bounds the wait until all that agents report is sent.
+	// watchStartTimeout bounds the wait until the subscription counts.
 	watchStartTimeout = 30 * time.Second
 	// watchEndTimeout bounds the wait for the last reports: they are written within a
 	// second, and sent within another.
 	watchEndTimeout = 10 * time.Second
-	// lookInterval is how often that is looked at.
-	lookInterval = 500 * time.Millisecond
+	// checkInterval is the time between two checks of that.
+	checkInterval = 500 * time.Millisecond
 	// activityInterval is how often coderd extends the deadline of a workspace in use.
 	activityInterval = time.Minute
 )
 
-// WatchSummary is what coderd received of agents' reports, those of other fleets
+// WatchSummary counts the reports of agents that coderd received, those of other fleets
 // included.
 type WatchSummary struct {
-	// Batches, and the reports in them. A report that a client sent again is in one
-	// with the next, so there are at most as many as were sent by all.
+	// Batches, and the reports in them.
 	Batches int64 `json:"batches"`
 	Reports int64 `json:"reports"`
 	// Uses of workspaces, at most one a workspace and minute.
 	Uses int64 `json:"uses"`
 }
 
-// statsWatcher is coderd's watch of what agents report. It keeps what a coderd would
-// store in one transaction: the position and the sums.
+// statsWatcher is coderd's watch of reports. It keeps in memory what a real coderd
+// stores in one transaction: the position and the sums.
 type statsWatcher struct {
 	client   *client.Coderd
 	name     string
@@ -68,12 +67,13 @@ func (w *statsWatcher) run(ctx context.Context) {
 	}
 }
 
-// shortName returns what a name of a watch has room for.
+// shortName shortens the name of a fleet so that it fits the name of a watch.
 func shortName(fleet string) string {
 	return strings.ToValidUTF8(fleet[:min(len(fleet), 48)], "")
 }
 
-// awaitStart waits until all that agents report is sent.
+// awaitStart waits until the subscription counts: all that agents report from then on
+// is sent.
 func (w *statsWatcher) awaitStart(ctx context.Context) {
 	timer := time.NewTimer(watchStartTimeout)
 	defer timer.Stop()
@@ -85,11 +85,11 @@ func (w *statsWatcher) awaitStart(ctx context.Context) {
 	}
 }
 
-// awaitEnd waits until as many reports were received as the service has.
+// awaitEnd waits until that many reports were received, at most for watchEndTimeout.
 func (w *statsWatcher) awaitEnd(ctx context.Context, reports int64) {
 	ctx, cancel := context.WithTimeout(ctx, watchEndTimeout)
 	defer cancel()
-	for w.summary().Reports < reports && backoff.Sleep(ctx, lookInterval) {
+	for w.summary().Reports < reports && backoff.Sleep(ctx, checkInterval) {
 	}
 }
 
@@ -99,7 +99,7 @@ func (w *statsWatcher) stored() client.StatsPosition {
 	return w.position
 }
 
-// handle stores a batch.
+// handle stores a batch in memory.
 func (w *statsWatcher) handle(batch client.StatsBatch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
