@@ -355,9 +355,8 @@ func TestGhostsAreBounded(t *testing.T) {
 	require.Equal(t, alwaysFamilies, a.families.count())
 }
 
-// An agent that disagrees on the type of a family counts for its own also when the
-// series of those it disagreed with have gone: no sample is stored with the other type
-// who then is no majority.
+// An agent with another type of a family counts for that type, also after the series of
+// the others are gone. No sample is stored with a type that has no majority then.
 func TestDisagreementOutlastsTheSeries(t *testing.T) {
 	a := newTest(t, Options{})
 	for n := range byte(3) {

@@ -36,8 +36,8 @@ func running(t *testing.T, a *Aggregator) (stop func()) {
 	}
 }
 
-// Series expire by timer, exactly the TTL after the report that last had them,
-// or up to a second later if something else has just expired.
+// Series expire by timer, exactly one TTL after the last report that had them, or up to
+// a second later if others have just expired.
 func TestExpiry(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		a := newTest(t, Options{ReportInterval: 30 * time.Second, SeriesTTL: 100 * time.Second})

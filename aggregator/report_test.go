@@ -216,8 +216,8 @@ func TestSeriesPerAgentLimit(t *testing.T) {
 	require.Equal(t, 4, seriesOf(t, a, "template_name"))
 }
 
-// A report is all that the agent has: it is stored, whatever was there before,
-// and what is not in it stays for the TTL as far as there is room.
+// A report is all that the agent has, so it is stored, whatever was there before.
+// Series that it does not have stay for the TTL, as far as there is room.
 func TestReportReplacesAllSeries(t *testing.T) {
 	for _, opts := range []Options{
 		{}, {GroupBy: []string{"username"}}, {MaxSeriesPerOwner: 1000}, {MaxSeries: 1100, MaxSeriesPerOwner: 1100}, {MaxFamiliesPerAgent: 1000, MaxFamilies: 1000},
@@ -564,7 +564,7 @@ func TestWindow(t *testing.T) {
 	require.LessOrEqual(t, cap(w.buckets), 2*maxBuckets)
 }
 
-// Report returns how many series a report made, which is what they cost: none if they
+// Report returns how many series a report made, which is their cost. It is 0 if they
 // were there, also in another order or within the TTL.
 func TestReportCountsCreatedSeries(t *testing.T) {
 	a := newTest(t, Options{})

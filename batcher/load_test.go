@@ -12,8 +12,8 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// The age is that of the oldest entry, whatever values took its place, while it waits,
-// is written and fails; and the time of flushes grows while one runs.
+// The age is that of the oldest entry, whatever values replaced it, while it waits, is
+// written and fails. The time of flushes grows while one runs.
 func TestLoad(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		store := &fakeStore{}

@@ -231,8 +231,8 @@ func TestBuildsWithoutTimeOrIDAreNotObserved(t *testing.T) {
 	})
 }
 
-// A build that finishes while the database is down is observed when it is back,
-// as it was when it finished; and not by the next process.
+// A build that finishes while the database is down is observed when it is back, as it
+// was when it finished. The next process does not observe it again.
 func TestBuildWaitsForTheDatabase(t *testing.T) {
 	for _, fail := range []func(*memStore, error){(*memStore).fail, (*memStore).failBuilds} {
 		bubble.Test(t, func(t *testing.T) {

@@ -77,8 +77,8 @@ func TestWhatIsStoredFirstStays(t *testing.T) {
 	}
 }
 
-// A session knows what is stored when it opens, and the one before it: not what is
-// between, nor what was not stored of those before.
+// A session knows the stored session when it opens, and the one before it. It knows
+// none in between, and no earlier one that was not stored.
 func TestWhatSessionsKnow(t *testing.T) {
 	c := newCluster()
 	store := newMemStore(&journal{})

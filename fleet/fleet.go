@@ -82,8 +82,9 @@ type StateStore interface {
 type SessionStore interface {
 	// Sessions pages as StateStore.States does.
 	Sessions(ctx context.Context, since int64) (records []agent.SessionRecord, next int64, err error)
-	// before has what was stored of each agent that was not skipped as unknown or of
-	// another incarnation, read after the call began: epoch 0 if nothing was.
+	// before has the stored record of each agent that was not skipped, as it was after
+	// the call began; epoch 0: there was none. Agents of another incarnation are
+	// skipped, too.
 	SaveSessions(ctx context.Context, records []agent.SessionRecord) (before []agent.SessionRecord, err error)
 }
 
@@ -298,9 +299,8 @@ func (f *Fleet) Ready() error {
 	return nil
 }
 
-// Healthy returns nil, or why the fleet works only in part: it is not Ready,
-// registrations, states or sessions cannot be written, or the other replicas cannot
-// be followed.
+// Healthy returns nil, or why the fleet works only in part. It may not be Ready, fail
+// to write registrations, states or sessions, or fail to follow the other replicas.
 func (f *Fleet) Healthy() error {
 	if err := f.Ready(); err != nil {
 		return err

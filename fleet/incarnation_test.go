@@ -12,9 +12,9 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// An agent is removed and registered again on one replica before the other one,
-// which has its session, looks: that session is over, and nothing of the agent
-// that was is left.
+// An agent is removed and registered again on one replica before the other one, which
+// has its session, reads that. The session ends, and nothing of the earlier incarnation
+// is left.
 func TestRemovedAndBackElsewhere(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		_, r := startReplicas(t, 2)
@@ -91,9 +91,8 @@ func TestNamedDuringASync(t *testing.T) {
 	}
 }
 
-// The session and the state of an agent that came back are read before its removal
-// is: they are not taken for those of the agent that it was before, and lost with
-// it.
+// The session and the state of an agent that came back are read before its removal is.
+// They do not count as those of the earlier incarnation, and are not lost with it.
 func TestReadBeforeItsRemoval(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c, r := startReplicas(t, 1)

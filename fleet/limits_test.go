@@ -11,7 +11,8 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// An agent that floods is slowed to its rates, then sent away, over its sessions.
+// An agent that floods is slowed to its rates, then refused for a while, over its
+// sessions.
 func TestBudgetOfFloods(t *testing.T) {
 	excess := map[string]string{
 		budget.ReasonMessages: `^messages of the agent: want at most 2000 at once \(--agent-message-burst\) and 200 a second after that \(--agent-message-rate\), got 20\d\d$`,
@@ -57,7 +58,8 @@ func TestBudgetOfFloods(t *testing.T) {
 	}
 }
 
-// Whoever has too much refused is away, whatever it sends between.
+// An agent with too many refused items is refused for a while, whatever it sends in
+// between.
 func TestBudgetOfRefusals(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
@@ -109,8 +111,8 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 	})
 }
 
-// New series cost more than new values: an agent that has new ones in each of its
-// reports is slowed long before its messages alone would do that.
+// New series cost more than new values. An agent with new series in each report is
+// slowed long before its messages alone would slow it.
 func TestBudgetOfNewSeries(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		f := loaded(t, Options{}, registration(1, 1, 1))
@@ -142,7 +144,7 @@ func TestBudgetOfSessions(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		// The burst, and the rate for 10 s before it is sent away for 30 s, twice.
+		// The burst, and the rate for 10 s before it is refused for 30 s, twice.
 		require.InDelta(t, (2000+2*10*200)/budget.SessionMessages, admitted, 110)
 	})
 }

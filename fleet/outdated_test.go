@@ -139,8 +139,8 @@ func TestAcksWaitForTheSession(t *testing.T) {
 }
 
 // A session whose epoch is below the stored one, as the batcher found out, ends as
-// outdated. If a newer session on another replica is the reason, it ends as taken over,
-// so that the two do not take over from each other for ever.
+// outdated. If the reason is a newer session on another replica, it ends as a takeover.
+// So the two do not take over from each other for ever.
 func TestSuperseded(t *testing.T) {
 	for want, open := range map[End]bool{EndOutdated: false, EndTakeover: true} {
 		bubble.Test(t, func(t *testing.T) {
@@ -242,9 +242,9 @@ func TestSupersededAlone(t *testing.T) {
 	require.Greater(t, connect(t, p, 1).Info().Epoch, epoch)
 }
 
-// A stored state of a higher epoch is taken in while what an ended session said waits
-// to be written, or is put back after a write that failed: what is written then is the
-// stored one, which says nothing of the session. It is not acked.
+// The state of an ended session waits to be written, or is put back after a failed
+// write. Then a stored state of a higher epoch is read. The stored one is written,
+// which does not resolve the session's acks. It is not acked.
 func TestStoredStateTakesThePlaceOfWhatWaits(t *testing.T) {
 	for name, underWay := range map[string]bool{"waits": false, "is put back": true} {
 		t.Run(name, func(t *testing.T) {

@@ -185,9 +185,9 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 	return p, nil
 }
 
-// unstoredCounts is how long a change of the registrations that could not be stored makes
-// the fleet unhealthy, unless another is stored: it may be the only thing that is written,
-// and nobody may try again.
+// If a change of the registrations cannot be stored, the fleet is unhealthy for
+// unstoredCounts, unless another change is stored before. There may be no other writes
+// that show the fault, and no further attempt.
 const unstoredCounts = time.Minute
 
 // unstored is why the newest change of the registrations could not be stored.

@@ -286,8 +286,8 @@ func TestAgentMovesUnseen(t *testing.T) {
 	}
 }
 
-// The epoch that an agent says makes up for clocks that differ and for notifications that
-// are not there yet; what no clock can be ahead is not believed.
+// The epoch that an agent sends makes up for clocks that differ and for notifications
+// that are late. An epoch that no clock can have is ignored.
 func TestEpochThatTheAgentSends(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	ahead := time.Now().Add(10 * time.Minute).UnixNano()

@@ -153,8 +153,8 @@ const (
 )
 
 // SetLifecycle records the lifecycle. The request's ack is pending until it is stored.
-// A ChangedAt that is zero, after the receipt, or before the agent's build is
-// replaced by the time of receipt; of a repeated state, by the time that it has.
+// A ChangedAt that is zero, after the receipt, or before the agent's build is replaced
+// by the time of receipt. If the state is a repeated one, it keeps its time instead.
 func (r Request) SetLifecycle(l agent.Lifecycle) {
 	if reason := r.clampedTime(l.ChangedAt); reason != "" {
 		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()

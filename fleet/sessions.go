@@ -97,10 +97,10 @@ func (f *Fleet) dropRetainedSeriesLocked(e *entry) {
 	}
 }
 
-// applySessions applies session records of other replicas. It returns false if a
-// record may have to be read again: its agent is unknown, was registered after that
-// revision, or has a later incarnation than this replica knows. A record of an
-// earlier incarnation is dropped.
+// applySessions applies session records of other replicas. It returns false if a record
+// may have to be read again. Its agent is unknown, was registered after that revision,
+// or has a later incarnation than this replica knows. A record of an earlier
+// incarnation is dropped.
 func (f *Fleet) applySessions(records []agent.SessionRecord, revision int64) (known bool) {
 	known = true
 	now := time.Now()

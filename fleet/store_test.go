@@ -15,8 +15,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// memStore is a Store, also of several fleets, that can be made to fail, and
-// that writes what happens to it into a journal shared with the other fakes.
+// memStore is a Store of one or several fleets that can be made to fail. It records its
+// calls in a journal that it shares with the other fakes.
 type memStore struct {
 	journal *journal
 

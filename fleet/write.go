@@ -15,8 +15,8 @@ import (
 // small rows, which is the longest that one state waits for others.
 const writeBatch = 1000
 
-// writeQueue is what waits to be written: at most one state and one session of each
-// agent, and at most one finished build of each registered workspace and build.
+// writeQueue has what waits to be written: at most one state and one session of each
+// agent, and finished builds of registered workspaces, each once.
 type writeQueue struct {
 	// wake has an element while something is queued.
 	wake chan struct{}

@@ -240,10 +240,10 @@ func unread(ctx context.Context, at target) (int64, error) {
 	})
 }
 
-// halfSentByAgents has every agent open as many sessions as it may have streams, one
-// after another on a connection with no room for answers, and send all of a message on
-// each but its end. As many streams more send half a hello. A connection that the service
-// ends is made again.
+// halfSentByAgents opens as many sessions of every agent as it may have streams, one
+// after another, on a connection without room for answers. On each it sends a message
+// without its end. As many streams more send half a hello. A connection that the
+// service ends is made again.
 func halfSentByAgents(ctx context.Context, at target, size int) (int64, error) {
 	var sent atomic.Int64
 	var running sync.WaitGroup

@@ -24,8 +24,8 @@ type attack struct {
 	name string
 	// prepare, if there is one, runs before the time of the attack.
 	prepare func(ctx context.Context, at target) error
-	// run attacks until ctx ends, and returns how much it did: 0 is an error of
-	// the test, as an attack that cannot begin shows nothing.
+	// run attacks until ctx ends, and returns how much it did. 0 is an error of the
+	// test, as an attack that cannot begin shows nothing.
 	run func(ctx context.Context, at target) (did int64, err error)
 	// idle is true of an attack that is to cost nearly nothing.
 	idle bool

@@ -257,8 +257,8 @@ func (v *victim) scrapeOnce(ctx context.Context) error {
 	return nil
 }
 
-// behave is the agent that behaves, ten times as lively as a real one: each
-// report is sent when the one before is acked, at most every 100 ms.
+// behave is the agent that behaves, ten times as lively as a real one. It sends each
+// report when the one before is acked, at most every 100 ms.
 func (v *victim) behave(ctx context.Context, conn *grpc.ClientConn) {
 	s, err := openSession(ctx, conn, goodAgent)
 	if err != nil {

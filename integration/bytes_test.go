@@ -45,11 +45,11 @@ func scrapeBytes(t *testing.T, s *service) map[agentLabels]received {
 	return found
 }
 
-// requireBytesOnce compares the gauges, after a life of the service that was
-// shorter than their window, with what the agents received since the scrape
-// before that life. A report that arrived between that scrape and the kill, or whose
-// ack did, shifts an agent by a report; that is less than a quarter of them, also on a busy
-// machine, and none counts twice.
+// requireBytesOnce compares the gauges with what the agents received since a scrape.
+// That scrape was before a life of the service that is shorter than their window. A
+// report that arrived between that scrape and the kill, or whose ack did, shifts an
+// agent by a report. That is less than a quarter of them, also on a busy machine. None
+// counts twice.
 func requireBytesOnce(t *testing.T, before, after map[agentLabels]received) {
 	t.Helper()
 	exact := 0

@@ -146,10 +146,10 @@ func (d *deployment) wait(t *testing.T, bytes int64, value string) {
 	}, 40*time.Second, 50*time.Millisecond, "coderd of %s received nothing of its agent", d.name)
 }
 
-// TestDeployments runs two deployments over one NATS, and in two schemas of one database.
-// The second has the agents of the first under the same ids, as a staging that began as
-// a copy of production has: neither learns of the other's agents, sessions, leases,
-// reports and metadata.
+// TestDeployments runs two deployments over one NATS, and in two schemas of one
+// database. The second has the agents of the first under the same ids, like a staging
+// deployment that began as a copy of production. Neither learns of the other's agents,
+// sessions, leases, reports and metadata.
 func TestDeployments(t *testing.T) {
 	parallel(t)
 	for name, shared := range map[string]func(*testing.T) (pubsubURL string, databases [2]string){

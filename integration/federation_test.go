@@ -152,9 +152,9 @@ func awaitServed(t *testing.T, s *service, want totals) {
 	}
 }
 
-// TestPushedCountersNeverFall restarts one of two coderd instances 20 times and
-// the service 5 times, both without warning: no sum that Prometheus sees ever
-// falls, and each ends at what the instances counted in all their lives.
+// TestPushedCountersNeverFall kills one of two coderd instances 20 times and the
+// service 5 times. No sum that Prometheus sees falls. Each ends at what the instances
+// counted in all their lives.
 func TestPushedCountersNeverFall(t *testing.T) {
 	beside(t)
 	s := newService(t)

@@ -182,9 +182,9 @@ func agentsOnly(samples map[string]float64) map[string]float64 {
 	return out
 }
 
-// TestPrometheusScrapes lets a real Prometheus scrape the service in both
-// formats while agents come and report, then compares the formats sample by
-// sample when the agents have gone quiet.
+// TestPrometheusScrapes scrapes the service with a real Prometheus in both formats
+// while agents come and report. When the agents are quiet, it compares the formats
+// sample by sample.
 func TestPrometheusScrapes(t *testing.T) {
 	beside(t)
 	s := newService(t, "--report-interval", "1s", "--metadata-flush-interval", "1s")

@@ -260,9 +260,9 @@ func (s size) args(journalFile string) []string {
 	}
 }
 
-// TestReplicas kills one of three replicas and restarts another gracefully while
-// agents move between them: each agent is served once, nothing that was acked is
-// missing, and watchers over all replicas end with what is in the database.
+// TestReplicas kills one of three replicas and restarts another gracefully while agents
+// move between them. Each agent is served once. Nothing that was acked is missing.
+// Watchers on all replicas end with what is in the database.
 func TestReplicas(t *testing.T) {
 	parallel(t)
 	for name, nats := range map[string]bool{"NOTIFY": false, "NATS": true} {
@@ -292,17 +292,17 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
-// TestReplicaCutOff cuts one of three replicas off from the database, in each of
-// the ways in which a network fails, then from the pubsub: it keeps its agents
-// and serves them, and nobody else does. Each fault is mended before the next: a
-// replica that gets notifications only and one that reads the database only cannot know of
-// each other.
+// TestReplicaCutOff cuts one of three replicas off from the database, in each of the
+// ways in which a network fails, then from the pubsub. It keeps its agents and serves
+// them, and no other replica does. Each fault is mended before the next: a replica that
+// gets notifications only and one that reads the database only cannot know of each
+// other.
 func TestReplicaCutOff(t *testing.T) {
 	size := sizeOf(t)
 	r := startReplicas(t, 3, true, "--report-interval", size.reportInterval.String())
 	journalFile := filepath.Join(t.TempDir(), "journal")
-	// One that gets no notifications looks into the database each 2 s, for what was written
-	// there within 500 ms: scrapes are further apart than that.
+	// A replica without notifications reads the database each 2 s. What it reads was
+	// written within 500 ms. Scrapes are further apart than both.
 	size.check = max(size.check, 4*time.Second)
 	sim := r.simulate(t, size.args(journalFile)...)
 	time.Sleep(size.step)

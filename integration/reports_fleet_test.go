@@ -25,8 +25,8 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxBit is the last report of an agent: each has a bit of its own as bytes, of which
-// 1<<50 are the most that one may have.
+// maxBit is the last report of an agent. Each has a bit of its own as bytes, and a
+// report may have 1<<50 bytes at most.
 const maxBit = 50
 
 // watchedFleet is a fleet of agents over three replicas, and a coderd that watches
@@ -277,9 +277,8 @@ func written(t *testing.T, db *sql.DB) map[uuid.UUID]int64 {
 }
 
 // TestWatchedReportsOfAFleet kills all replicas in turn and at once, crashes PostgreSQL
-// and restarts coderd, while a fleet reports: coderd receives what was written, once,
-// and all that was acked. With -soak the fleet has
-// the size of a deployment.
+// and restarts coderd, while a fleet reports. coderd receives each written report once,
+// and all that were acked. With -soak the fleet has the size of a deployment.
 func TestWatchedReportsOfAFleet(t *testing.T) {
 	agents, rounds, restarts, step, interval := 60, 1, 1, time.Second, time.Second
 	if *soak {

@@ -1,6 +1,6 @@
-// Package metrics has what every part of the exposition shares: the catalogue of
-// documented families, the rules for names, the rendering of text and protobuf, and the
-// service's own registry. A part and a scrape exchange segments, compressed or not.
+// Package metrics has what all parts of the exposition share: the catalogue of
+// documented families, the rules for names, rendering, and the service's own registry.
+// A part and a scrape exchange segments, compressed or not.
 package metrics
 
 import "io"

@@ -151,9 +151,9 @@ var pow10 = func() (p [17]uint64) {
 
 // appendDecimal appends a value that is not whole. It returns false if the value has
 // more than six decimals, or is written with an exponent. Many measured values have
-// fewer: percents, milliseconds, microseconds as seconds. It takes a third of what
-// strconv takes, with the same result: no two decimal numbers of up to 15 digits are
-// the same float64, so the one that parses to v is the shortest.
+// fewer: percents, milliseconds, microseconds as seconds. It takes a third of the time
+// of strconv, with the same result. No two decimal numbers of up to 15 digits are the
+// same float64. So the one that parses to v is the shortest.
 func appendDecimal(dst []byte, v float64) ([]byte, bool) {
 	const scale = 1e6
 	a := math.Abs(v)

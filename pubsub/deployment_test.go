@@ -44,8 +44,8 @@ func TestDeployment(t *testing.T) {
 	})
 }
 
-// Two deployments on one server do not receive from each other, whatever carries their messages;
-// and what one says on a channel of the other is counted and discarded.
+// Two deployments on one server do not receive from each other, whatever the engine. A
+// message of one on a channel of the other is counted and discarded.
 func TestDeploymentsApart(t *testing.T) {
 	url := postgrestest.Shared(t).CreateDatabase(t)
 	natsURL := startNATS(t, -1, nil).ClientURL()

@@ -13,9 +13,9 @@ import (
 	"github.com/coder/agentstatsd/internal/postgrestest"
 )
 
-// Notifications of flushes of 500 rows of as many agents, two messages each, at rates of
-// deployments: the time until a subscriber has both, and what this process, which
-// publishes and listens, spends on a flush. Run it with -benchtime 30x.
+// Flushes of 500 rows of as many agents notify by two messages each, at rates of
+// deployments. Measured are the time until a subscriber has both, and the CPU time of
+// this process, which publishes and listens, for a flush. Run it with -benchtime 30x.
 func BenchmarkFlushes(b *testing.B) {
 	for name, open := range map[string]func(testing.TB) PubSub{
 		"NOTIFY": func(tb testing.TB) PubSub {

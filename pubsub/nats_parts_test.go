@@ -24,8 +24,9 @@ func TestNATSSmallMaxPayload(t *testing.T) {
 	})
 }
 
-// Messages of all sizes that several replicas send at once arrive whole, each once, over
-// a server whose max_payload is below most of them; no subscriber is notified of a missed one.
+// Messages of all sizes that several replicas send at once arrive whole, each once,
+// over a server whose max_payload is below most of them. No subscriber is notified of a
+// missed one.
 func TestNATSParts(t *testing.T) {
 	s := startNATS(t, -1, func(o *server.Options) { o.MaxPayload = 2048 })
 	var engines []*NATS
@@ -104,8 +105,8 @@ func TestNATSMaxPayload(t *testing.T) {
 	require.Error(t, n.Publish(t.Context(), "a", []byte(strings.Repeat("p", 4000))))
 }
 
-// Of a message in parts nothing comes out unless all of it arrived, and what did not come
-// out is noticed with the first part that comes after it.
+// A message in parts is delivered only if all of it arrived. Otherwise the next part
+// that arrives reports a missed message.
 func TestPartsLost(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var receiver assembler

@@ -8,9 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// proxy stands between an engine and its server, and can go silent: it takes
-// in what is sent, passes nothing on and closes nothing, like a network that
-// drops packets.
+// proxy stands between an engine and its server. It can go silent: it forwards nothing
+// and closes nothing, like a network that drops packets.
 type proxy struct {
 	listener net.Listener
 	server   string

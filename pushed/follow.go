@@ -14,9 +14,9 @@ import (
 
 // Lease decides which replica serves what exactly one may serve. It must not block.
 type Lease interface {
-	// Term returns 0 while this replica does not lead, otherwise a number above 0
-	// that is another one each time it came to lead: what another leader served
-	// meanwhile is to be read first, or counters would fall.
+	// Term returns 0 while this replica does not lead. Otherwise it returns a number
+	// above 0, which differs each time that it came to lead. In a new term, what
+	// another leader served meanwhile must be read first, or counters would fall.
 	Term() int64
 }
 

@@ -47,7 +47,7 @@ type Options struct {
 	// instance has the whole: the largest is served.
 	Merge map[string]metrics.Merge
 	// OwnFor is how long this package still owns a name after its family was last
-	// served; default 5 min, the time over which Prometheus looks back.
+	// served; default 5 min, the lookback of Prometheus.
 	OwnFor time.Duration
 	// StoreTimeout bounds one call of the store; default 10 s.
 	StoreTimeout time.Duration

@@ -56,8 +56,8 @@ type round struct {
 	value  float64
 }
 
-// world is the families under test, several replicas of it over one store, and
-// the naive model: plain sums of all that happened, in rational numbers.
+// world has the families under test on several replicas over one store. Beside them is
+// a naive model: plain sums of all that happened, in rational numbers.
 type world struct {
 	t        *rapid.T
 	store    *memory
@@ -140,9 +140,9 @@ func (w *world) alive(p *process) bool {
 	return p.stored > 0 && !p.final && w.now.Before(p.pushedAt.Add(seriesTTL))
 }
 
-// disturb lets things happen during what a replica does: at some calls of the
-// store another replica does something, or the call fails, before or after it
-// took effect. It returns whether a call failed.
+// disturb disturbs some calls of the store during a step of a replica. Another replica
+// makes a step, or the call fails, before or after it took effect. It returns whether a
+// call failed.
 func (w *world) disturb(replica int, do func()) (failed bool) {
 	if w.nested {
 		do()

@@ -218,8 +218,8 @@ func TestNewestGauge(t *testing.T) {
 	require.Equal(t, 8.0, got[`{__name__="coderd_oauth2_external_requests_rate_limit_remaining", resource="search"}`])
 }
 
-// Gauges that nobody knows stick to an instance series by series: what only one
-// instance has is served too, and of what several have one stays.
+// Gauges that the catalogue does not know are sticky series by series. A series of only
+// one instance is served, too. Of a series of several instances one stays.
 func TestGuessedGauge(t *testing.T) {
 	store := new(memory)
 	f := open(t, store, Options{})

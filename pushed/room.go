@@ -79,7 +79,7 @@ func (f *Families) makeSeriesRoom(ctx context.Context, now time.Time, next *inst
 }
 
 // trim returns the totals with at most what.most lines, and how many series were
-// forgotten for it: the oldest of those that no instance has which is alive.
+// removed for it. It removes the oldest of those that no live instance has.
 func (f *Families) trim(totals *instance, what folding) (_ *instance, forgotten int) {
 	if what.most == 0 || totals.lines <= what.most {
 		return totals, 0

@@ -58,8 +58,8 @@ func TestRestartsBlockNobody(t *testing.T) {
 	require.Equal(t, 9000.0, v)
 }
 
-// Instances that are alive come before what gone ones counted; of that the oldest
-// is forgotten first, and nothing that an instance has which is alive.
+// Series of live instances have room before those that only gone ones counted. Of the
+// latter the oldest are removed first.
 func TestAliveComeFirst(t *testing.T) {
 	store := new(memory)
 	f := open(t, store, Options{MaxSeries: 100, MaxTotalSeries: 100})
@@ -91,8 +91,8 @@ func TestAliveComeFirst(t *testing.T) {
 	require.Equal(t, check(t, f), check(t, open(t, store, Options{MaxTotalSeries: 100})))
 }
 
-// An instance whose series come and go has room for those that it has: what it
-// counted and does not push any more goes to the totals.
+// An instance whose series come and go has room for those that it has. Counts of series
+// that it does not push any more move to the totals.
 func TestSeriesThatComeAndGo(t *testing.T) {
 	store := new(memory)
 	a, b := open(t, store, Options{MaxSeries: 100}), open(t, store, Options{MaxSeries: 100})

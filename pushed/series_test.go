@@ -58,8 +58,8 @@ func requireServed(t *testing.T, f *Families, store Store, want map[string]float
 	}
 }
 
-// A series that is not right is refused alone, the others are taken in; what it
-// counted before is not served on, but where another instance has it too.
+// A bad series is refused alone, and the others are stored. Its earlier count is served
+// only if another instance has the series, too.
 func TestSeriesIsRefusedAlone(t *testing.T) {
 	store := new(memory)
 	f := open(t, store, Options{})
@@ -134,8 +134,8 @@ func TestLimitsOfLabels(t *testing.T) {
 	require.Equal(t, "labels of more than 8 bytes (--max-pushed-labels-bytes)", refused[0].Message)
 }
 
-// A label as long as coderd's parameters is fine, a longer one is refused with its
-// series; of an exemplar or a created timestamp that is wrong the series is served.
+// A label as long as coderd's parameters is valid. A longer one is refused with its
+// series. A series with a wrong exemplar or created timestamp is served.
 func TestLongLabelsAndWrongValues(t *testing.T) {
 	store := new(memory)
 	f := open(t, store, Options{})
@@ -191,8 +191,8 @@ func TestRefusalsAreBounded(t *testing.T) {
 	require.Equal(t, 2000.0, testutil.ToFloat64(f.metrics.refusedSeries.WithLabelValues("invalid_counter")))
 }
 
-// Each family beyond the limit is refused by name and counted, and so is one that
-// has a counter which is not served for it; of very many only the number is returned.
+// Each family beyond the limit is refused by name and counted. So is one with a counter
+// that is not served for that. Of very many only the number is returned.
 func TestFamiliesBeyondTheLimit(t *testing.T) {
 	f := open(t, new(memory), Options{MaxFamilies: 2})
 	family := func(n int) *dto.MetricFamily {
@@ -320,8 +320,8 @@ func TestSumOfGaugesBeyondTerms(t *testing.T) {
 	require.Equal(t, float64(2<<64)+5, check(t, f)[`{__name__="coderd_api_concurrent_requests"}`])
 }
 
-// A newer created timestamp says that a counter, histogram or summary began anew,
-// though it is not less than before; over restarts of this service too.
+// A newer created timestamp means that a counter, histogram or summary began anew, even
+// if it is not less than before. That holds over restarts of this service, too.
 func TestCreatedTimestamps(t *testing.T) {
 	const t1, t2 = 100e9, 200e9
 	store := new(memory)
@@ -419,9 +419,8 @@ func TestRowsOfTheFirstVersion(t *testing.T) {
 	}
 }
 
-// A family whose series are all refused takes nothing from what others push: not
-// the place that a sticky family is served from, not the type of its name, nor
-// names beside it.
+// A family whose series are all refused has no effect on others. It does not become the
+// source of a sticky family, and sets no type of its name or of names beside it.
 func TestFamilyWithoutSeriesTakesNothing(t *testing.T) {
 	long := &dto.Metric{Label: []*dto.LabelPair{{Name: proto.String("l"), Value: proto.String(strings.Repeat("x", 32<<10+1))}}, Gauge: &dto.Gauge{Value: proto.Float64(1)}}
 	sticky := &dto.MetricFamily{Name: proto.String("coderd_license_active_users"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{long}}

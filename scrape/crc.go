@@ -2,10 +2,10 @@ package scrape
 
 import "hash/crc32"
 
-// combineCRC returns the CRC-32 of a text of which the first part has the one,
-// and the second part, of that size, has the other: the polynomial of the first
-// is moved up by multiplying it with x^(8 size), and the second is added. After
-// crc32_combine of zlib (Mark Adler), which it equals.
+// combineCRC returns the CRC-32 of two texts joined. first and second are their
+// checksums, size is that of the second in bytes. The polynomial of the first is
+// multiplied by x^(8 size), and the second is added. After crc32_combine of zlib (Mark
+// Adler), which it equals.
 func combineCRC(first, second uint32, size int64) uint32 {
 	// x^(8 size) from the bits of size: square upon square of x^8.
 	power, square := uint32(1)<<31, uint32(1)<<(31-8) // x^0 and x^8

@@ -7,8 +7,9 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// What stands before and after a member's segments (RFC 1952): no name, no time,
-// made by the fastest algorithm on an unknown system; an empty last block.
+// The bytes before and after a member's segments (RFC 1952). The header has no name and
+// no time, and says fastest algorithm and unknown system. The trailer has an empty last
+// block.
 const (
 	gzipHeader   = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 	deflateFinal = "\x03\x00"

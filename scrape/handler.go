@@ -1,6 +1,6 @@
-// Package scrape serves a registry over HTTP: the handler that negotiates format
-// and encoding, the workers that make segments of one scrape at once, and the
-// connections that gather what net/http writes.
+// Package scrape serves a registry over HTTP. The handler negotiates format and
+// encoding. Workers make segments of one scrape at once. Connections gather what
+// net/http writes in parts.
 package scrape
 
 import (

@@ -144,8 +144,8 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// The first bytes are on their way while most segments are yet to be made, and
-// no more are made than fit the ring while the client takes none.
+// The first bytes are sent before most segments are made. While the client reads
+// nothing, no more are made than fit the ring.
 func TestPipelineStreams(t *testing.T) {
 	for _, zip := range []bool{false, true} {
 		bubble.Test(t, func(t *testing.T) {

@@ -13,10 +13,10 @@ import (
 // maxFileBytes bounds what is read of a file: a chain of a hundred certificates.
 const maxFileBytes = 1 << 20
 
-// ReadFile returns the content of the regular file at path and what the file
-// system says about it. Symbolic links are followed, as Kubernetes mounts secrets
-// as such. A file that others (not the group) can write is refused; so is anything
-// that is no file, at once: ReadFile does not wait for the writer of a FIFO.
+// ReadFile returns the content of the regular file at path and what the file system
+// says about it. Symbolic links are followed, as Kubernetes mounts secrets as such. A
+// file that others (not the group) can write is refused. So is anything that is no
+// regular file. ReadFile does not wait for the writer of a FIFO.
 func ReadFile(path string) ([]byte, fs.FileInfo, error) {
 	// Looked at before it is opened, as the opening of a device can do things.
 	info, err := os.Stat(path)
@@ -76,9 +76,9 @@ func kindOf(mode fs.FileMode) string {
 	}
 }
 
-// CheckOwn refuses what a stranger may have put in the place of a file that the
-// service makes itself: the file at path must be a regular file, no symbolic link,
-// of this user or root, that others cannot write. One that does not exist is fine.
+// CheckOwn refuses a file that another user may have put in the place of one that the
+// service makes itself. It must be a regular file, no symbolic link, owned by this user
+// or root, and not writable by others. One that does not exist is fine.
 func CheckOwn(path string) error {
 	info, err := os.Lstat(path)
 	if os.IsNotExist(err) {
@@ -101,10 +101,9 @@ func checkOwner(path string, info fs.FileInfo) error {
 	return fmt.Errorf("%s belongs to user %d, want this process's user %d or root", path, stat.Uid, os.Geteuid())
 }
 
-// CheckDir refuses a directory that others (not the group, which fsGroup of
-// Kubernetes is) can write: they could put their own files in the place of the
-// service's. In a directory like /tmp, where everybody can make files, dir must be
-// of this user or root.
+// CheckDir refuses a directory that others can write, as they could replace the
+// service's files. The group may write, as fsGroup of Kubernetes does. In a directory
+// like /tmp, where everybody can make files, dir must be of this user or root.
 func CheckDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {

@@ -79,9 +79,9 @@ func (w *world) checkAcked(a *simAgent, part string) error {
 		a.number, a.acked[part], part, text, said[max(0, len(said)-8):])
 }
 
-// checkStarted checks that the start is stored that the newest of these lifecycles
-// belong to, if it was acked when it began, or one that was said later: it can be
-// stored although its lifecycle lost.
+// checkStarted checks the stored start. It must be that of the newest of these
+// lifecycles, if its beginning was acked, or a later one. A start can be stored
+// although its lifecycle lost.
 func (w *world) checkStarted(a *simAgent, said []value) error {
 	for i := len(said) - 1; i >= 0; i-- {
 		if !isStart(said[i]) {

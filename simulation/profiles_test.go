@@ -2,8 +2,8 @@ package simulation
 
 import "time"
 
-// The profiles. Half of all runs do everything; each of the others concentrates on
-// a few kinds of events, so that what takes several of them comes about sooner.
+// The profiles. Half of all runs do everything. Each of the others concentrates on a
+// few kinds of events, so that what takes several of them happens sooner.
 const (
 	everything = iota
 	// epochs: few agents start new processes, on replicas whose clocks differ and that

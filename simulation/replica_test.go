@@ -24,8 +24,8 @@ import (
 	"github.com/coder/agentstatsd/replica"
 )
 
-// source draws numbers for those who act at any time, by what they do and when: so
-// it does not matter who of several is first at one moment.
+// source draws random numbers for actors by what they do and when. So the order of
+// several actors at one moment does not matter.
 type source struct {
 	seed, stream uint64
 }

@@ -1,6 +1,6 @@
 // Package simulation runs three replicas of the service over one database and one
-// pubsub, with agents and a coderd, in a bubble of virtual time, and has things go
-// wrong at random. What is promised is checked after each step.
+// pubsub, with agents and a coderd, in a bubble of virtual time. Faults are drawn at
+// random. What is promised is checked after each step.
 package simulation
 
 import (
@@ -49,7 +49,7 @@ func TestReplicas(t *testing.T) {
 }
 
 // While the database and the pubsub work no session ends as outdated, however agents
-// move and start anew, and replicas stop and start: each session knows the one before.
+// move and start anew, and replicas stop and start. Each session knows the one before.
 func TestMovesAlone(t *testing.T) {
 	for seed := uint64(1); seed <= seeds()/10; seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {

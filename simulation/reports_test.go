@@ -22,8 +22,8 @@ import (
 // bitsOf is how many reports have a bit of their own in one count of a sum.
 const bitsOf = 60
 
-// reported is a set of an agent's reports: each has a bit of its own in one of the
-// counts, so a sum says which reports are in it.
+// reported is a set of an agent's reports. Each has a bit of its own in one of the
+// counts, so a sum shows which reports are in it.
 type reported [4]int64
 
 func setOf(s *agent.ReportSum) reported {

@@ -22,10 +22,10 @@ const (
 	agents = 6
 	// maxSkew is how much two clocks differ at most.
 	maxSkew = 40 * time.Minute
-	// quiesceTime after all faults are mended, everything is as it should be: the
-	// backoff of a write (15 s), a lease that runs out (15 s, watched anew after
-	// each failed beat), transactions that commit late (20 s), with some time in
-	// which agents connect again.
+	// quiesceTime after all faults have ended, everything must be as it should be. It
+	// covers the backoff of a write (15 s) and transactions that commit late (20 s). A
+	// lease that runs out takes 15 s, watched anew after a failed heartbeat. Then
+	// agents connect again.
 	quiesceTime = 60 * time.Second
 )
 

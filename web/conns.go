@@ -33,10 +33,9 @@ func (c *conn) reset() {
 	}
 }
 
-// conns are the connections of a listener, bounded in number. One that is too many
-// takes the place of another on which nothing is asked: of the one that waits the
-// longest for its first request, else of the one that is idle the longest. If there
-// is none, it is closed.
+// conns are the connections of a listener, bounded in number. One beyond the limit
+// replaces a connection without a request. That is the one that has waited the longest
+// for its first request, else the longest idle one. If there is none, it is closed.
 type conns struct {
 	max, maxPerAddress int
 	// refused counts what is closed for which limit: all, address.

@@ -22,10 +22,9 @@ const (
 	stallAfter = 2 * time.Second
 	// slowAfter is how long a reader may be slow before it can lose its slot.
 	slowAfter = 4 * time.Second
-	// slowRate and slowRateToTrusted are the bytes a second below which a reader is
-	// slow: in general, and if one waits that is better known than the reader. A
-	// scrape of a million series has 100 MB, or 10 MB compressed: who is slower cannot
-	// have read it within the usual timeout.
+	// A reader is slow below slowRate bytes a second, or below slowRateToTrusted while
+	// a better known one waits. A scrape of a million series has 100 MB, or 10 MB
+	// compressed: who is slower cannot have read it within the usual timeout.
 	slowRate          = 64 << 10
 	slowRateToTrusted = 1 << 20
 	// headStart is the advantage in line of a connection that was served whole before.

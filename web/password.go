@@ -31,10 +31,10 @@ const (
 )
 
 // passwords checks passwords. A check is expensive by design (bcrypt: 60 ms of a
-// processor), so one is made at a time, and what was right is remembered: those
-// who know their password do not wait for those who guess. Others wait in a line:
-// addresses in turn, of one address the newest first, as guessers are always there
-// and a scraper is not.
+// processor), so one is made at a time. Right passwords are remembered, so that who
+// knows one does not wait for those who guess. Others wait in a line: addresses in
+// turn, of one address the newest first, as guessers are always there and a scraper is
+// not.
 type passwords struct {
 	key [sha256.Size]byte // of known, so that no password is kept
 

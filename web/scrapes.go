@@ -20,8 +20,8 @@ const maxTrusted = 1024
 // or half of the scraper's own timeout, is answered 503.
 //
 // A response that is not written whole ends with a reset of its connection or HTTP/2
-// stream: HTTP/1.0 has no other way to mark it as incomplete. To HTTP/1.0 up to 1
-// MB is sent with its length.
+// stream. HTTP/1.0 has no other way to mark it as incomplete. To HTTP/1.0 up to 1 MB is
+// sent with its length.
 type Scrapes struct {
 	line    *line
 	next    http.Handler

@@ -24,8 +24,9 @@ import (
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
-// Sixteen clients that ask and read nothing, again and again, from the scraper's own
-// address: each of its scrapes is answered, over one connection and over new ones.
+// Sixteen clients of the scraper's own address send requests and read nothing, again
+// and again. Each scrape of the scraper is answered, over one connection and over new
+// ones.
 func TestScrapesAreAnsweredBesideSlowReaders(t *testing.T) {
 	for keepAlive, slots := range map[bool]int{true: 4, false: 16} {
 		t.Run(fmt.Sprint("keepAlive ", keepAlive), func(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package figure holds what was measured: raw values by what they are of, the
-// machine that they were seen on, and medians and ratios of them.
+// Package figure has what was measured: raw values by subject and metric, the machine
+// that they were measured on, and their medians and ratios.
 package figure
 
 import (

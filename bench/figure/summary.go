@@ -39,9 +39,9 @@ func Percentile(values []float64, p float64) float64 {
 	return sorted[below] + (at-float64(below))*(sorted[below+1]-sorted[below])
 }
 
-// Ratios divides a by b, value by value. If the numbers of values differ, as
-// what is slow was measured less often, the medians stand for the rest: each of
-// the longer one is compared with the median of the other.
+// Ratios divides a by b, value by value. The numbers of values can differ, as slow
+// subjects are measured less often. Then each value of the longer one is compared with
+// the median of the other.
 func Ratios(a, b []float64) []float64 {
 	if len(a) == 0 || len(b) == 0 {
 		return nil

@@ -1,6 +1,5 @@
-// Package load is what all subjects of a comparison are given: the same series
-// of simulated agents, as reports to the aggregator, as bytes on the wire, and
-// one by one.
+// Package load makes the load of all subjects of a comparison: series of simulated
+// agents. They come as reports to the aggregator, as encoded bytes, or one by one.
 package load
 
 import (
@@ -11,10 +10,10 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// The series of one agent: the eight gauges that the service makes of the scalar
-// values of a report, and the samples that the agent forwards. With them 100
-// agents have 4,000 series in 40 families. A forwarded series has six labels, a
-// gauge three; the mean is 5.4, and lines are some 196 bytes long.
+// The series of one agent: eight gauges that the service computes of the scalar values
+// of a report, and the samples that the agent forwards. With them 100 agents have 4,000
+// series in 40 families. A forwarded series has six labels, a gauge three; the mean is
+// 5.4, and lines are some 196 bytes long.
 const (
 	Gauges    = 8
 	Forwarded = 32

@@ -34,9 +34,9 @@ type Template struct {
 	base   float64
 }
 
-// NewTemplate encodes the report of agent n with that many samples. With unknown
-// it begins with a field that the contract does not know: the service sees at once
-// that the report is none for its own reader.
+// NewTemplate encodes the report of agent n with that many samples. If unknown is true,
+// it begins with a field that is not in the contract. So the service decodes it by the
+// generated code.
 func NewTemplate(n, samples int, unknown bool) (*Template, error) {
 	r := NewReport(n, samples)
 	stats := &agentstatsv1.Stats{

@@ -34,9 +34,8 @@ type Child struct {
 	out *bufio.Scanner
 }
 
-// StartSelf starts a child in a role and waits until it is ready; it decodes
-// what the child then says into ready, unless that is nil. The child is killed
-// when ctx ends.
+// StartSelf starts a child in a role and waits until it is ready. It decodes the
+// child's first line into ready, unless that is nil. The child is killed when ctx ends.
 func StartSelf(ctx context.Context, role string, args, ready any) (*Child, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -78,8 +77,8 @@ func Start(ctx context.Context, path string, args ...string) (*Process, error) {
 	return start(exec.CommandContext(ctx, path, args...))
 }
 
-// starter is a thread that lives as long as the program: the kernel kills a
-// child whose Pdeathsig is set when the thread that started it ends.
+// starter is a thread that lives as long as the program. A child with Pdeathsig is
+// killed when the thread that started it ends.
 var starter = sync.OnceValue(func() chan<- func() {
 	work := make(chan func())
 	go func() {

@@ -74,9 +74,9 @@ func serve(ctx context.Context, c *process.Console, h http.Handler, commands map
 	return err
 }
 
-// serveCopy serves answers that it reads from files, one for each ask, as they
-// came from the service: what a scrape would take if only the bytes had to be
-// copied to the connection.
+// serveCopy serves recorded answers of the service from files, one for each kind of
+// request. That takes what a scrape would take if bytes were only copied to the
+// connection.
 func serveCopy(ctx context.Context, c *process.Console) error {
 	var files map[string]string
 	if err := c.Args(&files); err != nil {

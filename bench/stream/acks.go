@@ -55,8 +55,8 @@ const (
 // AcksCase names the figures.
 var AcksCase = fmt.Sprintf("%d connections, %d series", ackStreams, ackSeries)
 
-// Acks looks at how long reports wait for the acks that they ask for at a third of one core's
-// load, without scrapes and while a million series are scraped, in turns. What
+// Acks measures how long reports wait for the acks that they request, at a third of one
+// core's load. It alternates between no scrapes and scrapes of a million series. What
 // waited for locks during the scrapes is looked at too.
 func Acks(ctx context.Context, run *figure.Run, dir string, rounds int, length time.Duration) error {
 	data, err := os.MkdirTemp(dir, "acks-")

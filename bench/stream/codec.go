@@ -1,6 +1,6 @@
-// Package stream compares how reports are taken in over gRPC: by the service, by
-// the service with generated decoding, and by a server that receives and
-// discards. Streams that say nothing, and acks under load, are looked at too.
+// Package stream compares the reception of reports over gRPC: by the service, by the
+// service with generated decoding, and by a server that discards them. Streams that say
+// nothing, and acks under load, are looked at too.
 package stream
 
 import (

@@ -44,8 +44,8 @@ var FleetSubjects = []string{Fast, Answering}
 // metadata keys, whose values change each 10 s.
 type Fleet struct {
 	Agents, Samples int
-	// Settle is the time from when all are connected to the measuring, which takes
-	// Window: the reports that agents send as they connect are then over.
+	// Settle is the time between the connect of all and the measurement, which takes
+	// Window. By then the reports that agents send as they connect are over.
 	Settle, Window time.Duration
 	// Relayed has coderds relay for the agents, of whose keys one changes each 10 s.
 	Relayed bool
@@ -296,8 +296,8 @@ func calls(s *profile.Sample, prefixes []string) bool {
 	return false
 }
 
-// discard returns the time of a server that receives as many bytes in as many
-// messages as the service did, on as many connections, and answers as many.
+// discard returns the time of a server that discards. It receives as many bytes and
+// messages as the service did, on as many connections, and sends as many answers.
 func (f Fleet) discard(ctx context.Context, seen fleetSeen) (time.Duration, error) {
 	samples, err := samplesOf(int(float64(seen.bytes) / seen.received))
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 // Acking is which reports a server acks.
 type Acking int
 
-// Of those that it acks only as many as maxFlying are in flight at once; of the
-// rest as many as the flow control of HTTP/2 lets through.
+// Of those that it acks at most maxFlying are in flight at once, of the rest as many as
+// the flow control of HTTP/2 allows.
 const (
 	// Never: it acks none.
 	Never Acking = iota

@@ -10,10 +10,9 @@ import (
 	"github.com/coder/agentstatsd/bench/load"
 )
 
-// stringMap keeps series the usual way, as coderd does and the exporters of
-// StatsD and OpenTelemetry: the labels of each sample, the agent's with its own,
-// are sorted and joined into a string, which is looked up in one map under one
-// lock.
+// stringMap keeps series in the usual way, like coderd and the exporters of StatsD and
+// OpenTelemetry. The labels of each sample and its agent are sorted and joined into a
+// string. It is looked up in one map under one lock.
 type stringMap struct {
 	mu sync.Mutex
 	// Guarded by mu.

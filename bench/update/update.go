@@ -1,5 +1,5 @@
-// Package update compares what it takes to give a series a new value: in the
-// service's aggregator, and in a map with a string for each series as its key.
+// Package update compares the cost of a new value of a series in the service's
+// aggregator with that in a map by strings.
 package update
 
 import (

@@ -6,9 +6,9 @@ import (
 	"testing/synctest"
 )
 
-// Test runs f as synctest.Test does. With the race detector one thread runs Go
-// code meanwhile, and the goroutines of a bubble take turns: on two threads that
-// meet a timer which is due, the detector itself crashes (golang/go#78156).
+// Test runs f as synctest.Test does. With the race detector one thread runs Go code
+// meanwhile. On two threads that meet a timer which is due, the detector itself crashes
+// (golang/go#78156).
 func Test(t *testing.T, f func(*testing.T)) {
 	t.Helper()
 	defer oneThread()()

@@ -51,8 +51,8 @@ func NumberOf[K cmp.Ordered, V comparable](numbers map[K]V, value V) K {
 // Times are kept in nanoseconds since 1970.
 var minTime, maxTime = time.Unix(0, 0), time.Unix(0, 1<<63-1)
 
-// TimeOf returns the time; the zero time for one that is absent or zero, be that
-// of protobuf (1970) or that of Go (the year 1).
+// TimeOf returns the time. It returns the zero time for one that is absent, or zero in
+// protobuf (1970) or in Go (the year 1).
 func TimeOf(t *timestamppb.Timestamp) (time.Time, error) {
 	if t == nil || (t.GetSeconds() == 0 && t.GetNanos() == 0) || t.AsTime().IsZero() {
 		return time.Time{}, nil

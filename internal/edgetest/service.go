@@ -1,6 +1,6 @@
-// Package edgetest runs the gRPC server with both its services over the real
-// components and a database in a file, for the tests of grpcserver, agentapi and
-// coderdapi.
+// Package edgetest runs the gRPC server with both its services, over the real
+// components and a database in a file. The tests of grpcserver, agentapi and coderdapi
+// use it.
 package edgetest
 
 import (

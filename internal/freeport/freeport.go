@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// The ports are below those that systems give to clients and to listeners on port
-// 0 (from 32,768 on Linux): nobody gets one while its server is not running.
+// The ports are below those that systems assign to clients and to listeners on port 0
+// (from 32,768 on Linux). So no one else gets a port while its server is not running.
 const (
 	lowest  = 15_000
 	highest = 31_999

@@ -1,5 +1,5 @@
-// Package handshake bounds the TLS handshakes of a listener: how many go on at
-// once, of all and of one address, and how long one may take.
+// Package handshake bounds the TLS handshakes of a listener: their number at once, of
+// all and of each address, and the time of each.
 package handshake
 
 import (

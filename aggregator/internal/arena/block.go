@@ -106,8 +106,8 @@ func (b *Block) Value(slot uint32) float64 {
 	return math.Float64frombits(b.values[slot].Load())
 }
 
-// Show replaces the line of a series by one that begins with prefix: the name, the
-// labels in braces if there are any, and one blank.
+// Show replaces the line of a series. prefix is its new beginning: the name, the labels
+// in braces if there are any, and one blank.
 func (b *Block) Show(slot uint32, prefix []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -161,8 +161,8 @@ func TestSegmentsAreWhatIsWrittenPlain(t *testing.T) {
 	}
 }
 
-// Series that come, go and change between the time when a family's length is
-// written and the time when its blocks are do not disturb a scrape in protobuf.
+// A scrape in protobuf writes a family's length before its blocks. Series that come, go
+// and change in between do not disturb it.
 func TestProtobufKeepsItsLength(t *testing.T) {
 	var generations Generations
 	f, blocks, slots := lines(&generations, 3*blockSlots)

@@ -10,8 +10,8 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// What is borrowed stays as it was, also when all of the block's lines go and others
-// come; the block's memory is its own again when it is returned.
+// Borrowed bytes do not change, also when all of the block's lines are replaced. When
+// they are returned, the block may change its memory again.
 func TestLent(t *testing.T) {
 	for name, format := range both {
 		t.Run(name, func(t *testing.T) {

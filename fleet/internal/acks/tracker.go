@@ -1,5 +1,5 @@
-// Package acks tracks the requests of one instance of an agent: which of them are
-// received, which are durable, and which refusals the instance has yet to receive.
+// Package acks tracks the requests of one instance of an agent: which are received,
+// which are durable, and which refusals the instance has not confirmed.
 package acks
 
 import (
@@ -56,7 +56,7 @@ func (s *Stream) Wake() {
 }
 
 // Tracker tracks the requests of one instance, over all its streams. A sequence is
-// pending while a part of its request waits to be stored, and unwritten while the
+// pending while a part of its request waits to be stored. It is unwritten while the
 // instance must keep the counts of its report. A refusal has three states:
 //
 //	unsent --NextAck--> unconfirmed --Attach, confirmed--> dropped

@@ -22,9 +22,9 @@ func TestBucket(t *testing.T) {
 	require.NotZero(t, b.add(now, 1, perSecond, burst))
 }
 
-// An agent that does what agents do at most is never slowed: 1,000 series each 30
-// seconds in 1 MB, 128 keys of metadata each second in messages of their own, and
-// everything anew after a reconnect now and then.
+// An agent that does the most that agents do is never slowed. Each 30 seconds it sends
+// 1,000 series in 1 MB, each second 128 metadata keys in messages of their own. Now and
+// then it reconnects and sends all anew.
 func TestBudgetLeavesAgentsAlone(t *testing.T) {
 	l := Limits{ // the defaults of the flags
 		MessagesPerSecond: 200, MessagesBurst: 2000,

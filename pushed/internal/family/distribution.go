@@ -64,9 +64,8 @@ func (d *Distribution) lines() int {
 	return n
 }
 
-// resetSince reports whether d was counted from 0 again after old: any count is
-// lower, or the buckets are others, which a process has only if it makes the
-// histogram anew.
+// resetSince reports whether d was counted from 0 again after old. Then a count is
+// lower, or the buckets are others, as the process made the histogram anew.
 func (d *Distribution) resetSince(old *Distribution) bool {
 	if d.Count < old.Count || !slices.Equal(d.Bounds, old.Bounds) {
 		return true
@@ -208,8 +207,8 @@ func uniteBounds(list []*Distribution) []float64 {
 	return slices.Compact(all)
 }
 
-// asNative returns the classic buckets as native ones of the finest resolution:
-// each counts where its bound is, that of +Inf in the bucket of +Inf.
+// asNative returns the classic buckets as native ones of the finest resolution. Each
+// counts in the bucket of its bound, +Inf included.
 func (d *Distribution) asNative() *histogram.FloatHistogram {
 	n := &histogram.FloatHistogram{Schema: maxSchema, Count: d.Count}
 	var positive, negative []nativeBucket

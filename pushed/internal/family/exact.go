@@ -15,9 +15,9 @@ const maxSum = maxTerm << 32
 // isSum reports whether v is a number, and can be a sum of terms.
 func isSum(v float64) bool { return math.Abs(v) <= maxSum }
 
-// ExactSum is a sum of numbers without rounding errors: terms that do not overlap,
-// in increasing magnitude, whose sum it is (Shewchuk 1997, "Adaptive precision
-// floating-point arithmetic"). Whole numbers below 2^53 take one term.
+// ExactSum is a sum of numbers without rounding errors. Its terms do not overlap, and
+// are in increasing magnitude (Shewchuk 1997, "Adaptive precision floating-point
+// arithmetic"). Whole numbers below 2^53 take one term.
 //
 // Plain sums depend on the order of adding. When instances are folded that
 // order changes, and a sum that falls by its last digit is a reset of the

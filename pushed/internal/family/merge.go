@@ -67,9 +67,9 @@ func sortByAge(all []Contribution) {
 // takes that for a reset.
 type Floors map[string]*Distribution
 
-// Merge makes one family of those that instances have of a name and a type:
-// counters, histograms and summaries of all, gauges and untyped series of those that
-// are live. It returns nil if nothing is left. The help text is the newest.
+// Merge makes one family of the instances' families of a name and a type. Counters,
+// histograms and summaries are of all instances, gauges and untyped series of live
+// ones. It returns nil if nothing is left. The help text is the newest.
 //
 // floors are those that the Merge before returned for the name. The ones that it
 // returns are for the next, and have no series that the family lacks. Neither is
@@ -307,9 +307,9 @@ func combines(how metrics.Merge) bool {
 	return how == metrics.MergeSum || how == metrics.MergeMax || how == metrics.MergeMin
 }
 
-// combine adds gauges, or takes the largest or the least. What is no number, or
-// beyond all that is measured, does not count beside one that is; of several such
-// alone it is the largest, or the least. The result does not depend on the order.
+// combine adds gauges, or takes the largest or the least. Values that are NaN or too
+// large (see isTerm) are ignored if there are others. Otherwise the result is the
+// largest, or the least, of them. The result does not depend on the order.
 func combine(how metrics.Merge, group []contributedSeries) float64 {
 	terms := make([]float64, 0, len(group))
 	for _, s := range group {

@@ -166,8 +166,8 @@ func (d *Distribution) message() *dto.Histogram {
 	return out
 }
 
-// whole reports whether all counts are whole numbers that are exact, and those
-// of native buckets add up: observations that were no number are in none.
+// whole reports whether all counts are exact whole numbers, and those of native buckets
+// add up. Observations of NaN are in no bucket.
 func (d *Distribution) whole() bool {
 	isWhole := func(v float64) bool { return v == math.Trunc(v) && v <= maxCount }
 	ok := isWhole(d.Count)

@@ -120,9 +120,8 @@ func (c *Codec) Decode(data []byte, isTotals bool) (_ *Row, omitted int, _ error
 	}, omitted, nil
 }
 
-// heal leaves out what of a cumulative family is no number any more, or beyond all
-// that is measured: rows of before this was refused have it. It returns how much
-// that is.
+// heal removes values of a cumulative family that are NaN or too large. Rows that were
+// written before such values were refused have them. It returns how much that is.
 func (f *Family) heal(isTotals bool) (omitted int) {
 	if !cumulative(f.Type) {
 		return 0

@@ -6,8 +6,8 @@ import (
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Types are the types that names have, so that what is served of several instances
-// is one exposition: one type for a name, and no two lines of one name.
+// Types are the types of names. They keep the families of several instances one valid
+// exposition: one type for a name, and no two lines of one series.
 type Types map[string]metrics.Type
 
 // ChooseTypes returns the type of each name of the sets. Where families collide,
