@@ -6,8 +6,9 @@ import (
 	"io"
 	"testing"
 
-	"github.com/coder/agentstatsd/metrics"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // With the race detector pools drop things at random.
