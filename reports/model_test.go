@@ -6,9 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"math/bits"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,39 +39,6 @@ type process struct {
 	trackers map[agent.Instance]*modelTracker
 }
 
-// modelTracker is how far the reports of an instance have come at a process.
-type modelTracker struct {
-	mu       sync.Mutex
-	received int64
-	awaited  map[int64]struct{}
-}
-
-// ReportWritten implements agent.ReportTracker.
-func (t *modelTracker) ReportWritten(sequence int64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.awaited, sequence)
-}
-
-// acked returns up to where the instance need not keep its reports.
-func (t *modelTracker) acked() int64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	acked := t.received
-	for sequence := range t.awaited {
-		acked = min(acked, sequence-1)
-	}
-	return acked
-}
-
-// tracker returns that of an instance.
-func (p *process) tracker(of agent.Instance) *modelTracker {
-	if p.trackers[of] == nil {
-		p.trackers[of] = &modelTracker{awaited: make(map[int64]struct{})}
-	}
-	return p.trackers[of]
-}
-
 // world is three replicas on one database, agents that report to them, and instances
 // of coderd that share one database of their own.
 type world struct {
@@ -92,44 +57,12 @@ type world struct {
 	faulty bool
 	chance *rand.Rand
 	// What coderd has stored, in one transaction of its database each time.
-	position agent.Position
-	since    time.Time
-	forced   bool
-	told     map[agent.ID]int64
-	twice    map[agent.ID]int64 // bits that may be told again
-	problem  error
-}
-
-// agentModel is an agent. Each of its reports has a bit of its own as bytes.
-type agentModel struct {
-	id       agent.ID
-	instance agent.Instance
-	order    agent.Order
-	reported int
-	// on is the process that it has a stream of; nil: none.
-	on *process
-	// inFlight are the reports that it keeps, at most maxInFlight.
-	inFlight []sentReport
-	// mayBeLost are the bits that an older database or a process of the agent that ended
-	// took away; early those from before the subscription counts.
-	mayBeLost, early int64
-}
-
-type sentReport struct{ sequence, bit int64 }
-
-// maxInFlight is that of the client.
-const maxInFlight = 16
-
-func (a *agentModel) bitsInFlight() (bits int64) {
-	for _, r := range a.inFlight {
-		bits |= r.bit
-	}
-	return bits
-}
-
-// handleAck drops what need not be kept.
-func (a *agentModel) handleAck(acked int64) {
-	a.inFlight = slices.DeleteFunc(a.inFlight, func(r sentReport) bool { return r.sequence <= acked })
+	position  agent.Position
+	since     time.Time
+	forced    bool
+	delivered map[agent.ID]int64
+	twice     map[agent.ID]int64 // bits that may be delivered again
+	problem   error
 }
 
 func (w *world) logf(format string, args ...any) {
@@ -180,7 +113,7 @@ func (w *world) start(i int) {
 	w.logf("replica %d starts", i)
 }
 
-// stop tells a replica to stop. What it cannot write within its time is sent again.
+// stop stops a replica. What it cannot write within its time is sent again.
 func (w *world) stop(i int) {
 	w.logf("replica %d stops", i)
 	p := w.processes[i]
@@ -209,231 +142,10 @@ func (w *world) cut(p *process) {
 	}
 }
 
-// unwrittenBits returns what a replica has of an agent.
-func (p *process) unwrittenBits(id agent.ID) (bits int64) {
-	p.reports.mu.Lock()
-	defer p.reports.mu.Unlock()
-	for _, g := range p.reports.groups {
-		if u := g.agents[id]; u != nil {
-			for i := range u.reports {
-				bits |= u.reports[i].rxBytes
-			}
-		}
-	}
-	if f := p.reports.frozen; f != nil {
-		for i := range f.write.Sums {
-			if f.write.Sums[i].Agent == id {
-				bits |= f.write.Sums[i].RxBytes
-			}
-		}
-	}
-	return bits
-}
-
-// connect has an agent open a stream, and send again what it keeps. Some time a replica
-// has forgotten how far the instance has come.
-func (w *world) connect(a *agentModel, p *process, forgotten bool) {
-	if forgotten {
-		delete(p.trackers, a.instance)
-	}
-	a.on = p
-	a.order.Epoch++
-	acked := p.tracker(a.instance).acked()
-	a.handleAck(acked)
-	w.logf("agent %d connects, %d is acked, %d in flight", a.id[15], acked, len(a.inFlight))
-	for _, r := range a.inFlight {
-		w.send(a, r)
-	}
-}
-
-// send has the process take in a report, unless it has it.
-func (w *world) send(a *agentModel, r sentReport) {
-	p, t := a.on, a.on.tracker(a.instance)
-	wanted := p.reports.Wanted()
-	if !w.counts() || !wanted && w.unconfirmed() {
-		a.early |= r.bit
-	}
-	t.mu.Lock()
-	known := r.sequence <= t.received
-	t.received = max(t.received, r.sequence)
-	if wanted && !known {
-		t.awaited[r.sequence] = struct{}{}
-	}
-	t.mu.Unlock()
-	if known || !wanted {
-		return
-	}
-	order := agent.Order{Epoch: a.order.Epoch, Sequence: r.sequence}
-	p.reports.Add(&agent.ReportSum{
-		Agent: a.id, Instance: a.instance, Tracker: t, Order: order,
-		Reports: 1, RxBytes: r.bit, ReceivedAt: time.Now(), Data: []byte(fmt.Sprint(order)),
-	})
-}
-
-// report has an agent report, over the stream that it has or another one.
-func (w *world) report() {
-	a := &w.agents[w.random.IntN(len(w.agents))]
-	if a.reported == maxBits || len(a.inFlight) == maxInFlight {
-		return
-	}
-	if a.on == nil || w.random.IntN(5) == 0 {
-		w.connect(a, w.processes[w.random.IntN(len(w.processes))], w.random.IntN(8) == 0)
-	}
-	a.order.Sequence++
-	r := sentReport{a.order.Sequence, int64(1) << a.reported}
-	w.logf("agent %d reports bit %d as %d", a.id[15], a.reported, r.sequence)
-	a.reported++
-	a.inFlight = append(a.inFlight, r)
-	w.send(a, r)
-}
-
-// ack has the acks come that are due of some agents.
-func (w *world) ack() {
-	for i := range w.agents {
-		if a := &w.agents[i]; a.on != nil && w.random.IntN(2) == 0 {
-			a.handleAck(a.on.tracker(a.instance).acked())
-		}
-	}
-}
-
-// restart ends an agent's process, with what it keeps. The next one begins anew.
-func (w *world) restart() {
-	a := &w.agents[w.random.IntN(len(w.agents))]
-	w.logf("agent %d starts again", a.id[15])
-	a.mayBeLost |= a.bitsInFlight()
-	a.instance[0]++
-	a.on, a.inFlight, a.order.Sequence = nil, nil, 0
-}
-
-// watch is an instance of coderd, until ctx ends: it has streams of one replica after
-// another, and crashes now and then.
-func (w *world) watch(ctx context.Context, name string, random *rand.Rand, crashes func() bool) {
-	standBy := false
-	for ctx.Err() == nil {
-		w.mu.Lock()
-		watch := agent.ReportWatch{Name: "insights", Position: w.position, StandBy: standBy}
-		i := random.IntN(len(w.processes))
-		p := w.processes[i]
-		w.mu.Unlock()
-		streamCtx, cancel := context.WithCancel(ctx)
-		stopped := context.AfterFunc(p.ctx, cancel)
-		acks := make(chan int64)
-		pending := make(chan int64, 1)
-		go func() {
-			defer close(acks)
-			for {
-				select {
-				case n := <-pending:
-					select {
-					case acks <- n:
-					case <-streamCtx.Done():
-						return
-					}
-				case <-streamCtx.Done():
-					return
-				}
-			}
-		}()
-		previous := watch.Position
-		err := p.reports.Serve(streamCtx, watch, acks, func(m agent.ReportMessage) error {
-			w.mu.Lock()
-			crash := w.faulty && crashes() // before it is stored
-			w.mu.Unlock()
-			if crash && len(m.Sums) > 0 && crashes() {
-				// It takes its time, while the lease is renewed.
-				time.AfterFunc(20*time.Second, cancel)
-				return nil
-			}
-			if crash {
-				return errors.New("coderd crashed")
-			}
-			if !w.process(name, &previous, m) {
-				return errors.New("another position is stored than the stream knows")
-			}
-			w.mu.Lock()
-			crash = w.faulty && crashes() // before it is acked
-			w.mu.Unlock()
-			if crash {
-				return errors.New("coderd crashed")
-			}
-			if len(m.Sums) > 0 {
-				pending <- m.Position.Number
-			}
-			return nil
-		})
-		stopped()
-		cancel()
-		standBy = errors.Is(err, agent.ErrSuperseded) || errors.Is(err, agent.ErrNameFree)
-		w.logf("%s: stream of %d ended: %v", name, i, err)
-		timer := time.NewTimer(100 * time.Millisecond)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-	}
-}
-
-// process stores what a message tells with its position, in the place of the previous
-// one. If that is not stored, as another instance had the name meanwhile, the stream is
-// to begin anew.
-func (w *world) process(name string, previous *agent.Position, m agent.ReportMessage) (current bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.since = m.Since
-	if m.Position.Incarnation == previous.Incarnation && m.Position.Number <= previous.Number {
-		return true // as the client does
-	}
-	if w.position != *previous {
-		return false
-	}
-	w.position, *previous = m.Position, m.Position
-	for i := range m.Sums {
-		s := &m.Sums[i]
-		w.logf("%s: %v of agent %d: %b", name, m.Position.Number, s.Agent[15], s.RxBytes)
-		switch {
-		case int64(bits.OnesCount64(uint64(s.RxBytes))) != s.Reports:
-			w.problem = errors.Join(w.problem, fmt.Errorf("agent %d: %d reports have %b", s.Agent[15], s.Reports, s.RxBytes))
-		case w.told[s.Agent]&s.RxBytes&^w.twice[s.Agent] != 0:
-			w.problem = errors.Join(w.problem, fmt.Errorf("agent %d: %b was told, now %b", s.Agent[15], w.told[s.Agent], s.RxBytes))
-		case string(s.Data) == "":
-			w.problem = errors.Join(w.problem, fmt.Errorf("agent %d: no data", s.Agent[15]))
-		}
-		w.told[s.Agent] |= s.RxBytes
-	}
-	return true
-}
-
-// restore puts the database back to what it was a while ago.
-func (w *world) restore(restore func(), had []agent.ReportSum) {
-	w.logf("the database is restored")
-	synctest.Wait()
-	// What a replica or an agent has may have been told already, and is written again.
-	again := make(map[agent.ID]int64)
-	for i := range w.agents {
-		a := &w.agents[i]
-		again[a.id] = a.bitsInFlight()
-		for _, p := range w.processes {
-			again[a.id] |= p.unwrittenBits(a.id)
-		}
-	}
-	restore()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i := range w.agents {
-		// What came since the backup is lost, unless it was told or is not written yet.
-		w.agents[i].mayBeLost |= 1<<w.agents[i].reported - 1
-		w.twice[w.agents[i].id] |= again[w.agents[i].id]
-	}
-	for _, s := range had {
-		w.twice[s.Agent] |= s.RxBytes
-	}
-}
-
 func runModel(t *testing.T, seed uint64) (trace []string, err error) {
 	w := &world{
 		t: t, random: rand.New(rand.NewPCG(seed, 1)), chance: rand.New(rand.NewPCG(seed, 2)),
-		database: memstore.New(), told: make(map[agent.ID]int64), twice: make(map[agent.ID]int64),
+		database: memstore.New(), delivered: make(map[agent.ID]int64), twice: make(map[agent.ID]int64),
 	}
 	for i := range w.agents {
 		w.agents[i] = agentModel{id: agent.ID{15: byte(i + 1)}, instance: agent.Instance{15: byte(i + 1)}, order: agent.Order{Epoch: 1}}
@@ -514,22 +226,6 @@ func (w *world) unconfirmed() bool {
 	return w.forced
 }
 
-// forcing notes that a subscription is to begin without a replica: the answer, with which
-// that is counted, may be lost.
-type forcing struct {
-	*memstore.Store
-	world *world
-}
-
-func (f forcing) StartSubscription(ctx context.Context, id int64, self agent.ID, within time.Duration, force bool) (time.Time, error) {
-	if force {
-		f.world.mu.Lock()
-		f.world.forced = true
-		f.world.mu.Unlock()
-	}
-	return f.Store.StartSubscription(ctx, id, self, within, force)
-}
-
 // counts reports whether the subscription counts.
 func (w *world) counts() bool {
 	w.mu.Lock()
@@ -552,11 +248,11 @@ func (w *world) check() error {
 	for i := range w.agents {
 		a := &w.agents[i]
 		sent := int64(1)<<a.reported - 1
-		told := w.told[a.id]
-		if lost := sent &^ told &^ a.mayBeLost &^ a.early; lost != 0 {
+		delivered := w.delivered[a.id]
+		if lost := sent &^ delivered &^ a.mayBeLost &^ a.early; lost != 0 {
 			problem = errors.Join(problem, fmt.Errorf("agent %d: %b is lost of %b", a.id[15], lost, sent))
 		}
-		if more := told &^ sent; more != 0 {
+		if more := delivered &^ sent; more != 0 {
 			problem = errors.Join(problem, fmt.Errorf("agent %d: %b was never reported", a.id[15], more))
 		}
 	}
