@@ -273,11 +273,11 @@ func TestGarbageIsSentAway(t *testing.T) {
 				refused++
 			}
 		}
-		require.Equal(t, 1, refused, "it is told why")
+		require.Equal(t, 1, refused, "the refusal says why")
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		require.InDelta(t, 5, edgetest.RetryDelay(t, err).Seconds(), 0.5)
 
-		// Whoever comes back before is held for a moment, then told how long is left.
+		// A call before that is delayed, and its status has the remaining time.
 		began := time.Now()
 		c = s.Open(edgetest.As(t.Context(), edgetest.Token(1)))
 		_, err = c.Recv()
@@ -533,7 +533,7 @@ func TestUnavailableUntilLoaded(t *testing.T) {
 	})
 }
 
-// TestDatabaseDown shows that streams go on, and what coderd is told.
+// TestDatabaseDown shows that streams go on, and what coderd gets.
 func TestDatabaseDown(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := edgetest.Start(t, edgetest.Settings{})

@@ -103,7 +103,7 @@ func TestAgentThatDoesNotRead(t *testing.T) {
 				refusals++
 			}
 		}
-		require.Positive(t, refusals, "what it was to be told before it is told")
+		require.Positive(t, refusals, "refusals wait before they are sent")
 	})
 }
 

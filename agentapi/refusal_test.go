@@ -50,7 +50,7 @@ func startRejecting(t *testing.T, set edgetest.Settings, opts batcher.Options) (
 	return edgetest.Start(t, set), flush
 }
 
-// What the database refuses is told before an ack covers it: else the client
+// A refusal of the database is sent before an ack covers it: else the client
 // takes it for durable.
 func TestRefusalsComeBeforeAcks(t *testing.T) {
 	s, _ := startRejecting(t, edgetest.Settings{}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000})
@@ -64,7 +64,7 @@ func TestRefusalsComeBeforeAcks(t *testing.T) {
 	for _, n := range numbers {
 		c := s.Connect(edgetest.Session{Agent: n})
 		sessions.Go(func() {
-			// All are taken in while the refusals of those before are told.
+			// All are handled while the refusals of earlier ones are sent.
 			slots := make(chan struct{}, 8)
 			sessions.Go(func() {
 				for seq := int64(1); seq <= requests; seq++ {
@@ -98,21 +98,21 @@ func TestRefusalsComeBeforeAcks(t *testing.T) {
 				}
 			}
 			if wrong > 0 {
-				t.Errorf("agent %d: %d requests whose only value was refused were acked before that was told", n, wrong)
+				t.Errorf("agent %d: %d requests whose only value was refused were acked before the refusal was sent", n, wrong)
 			}
 		})
 	}
 	sessions.Wait()
 }
 
-// toldOf collects what the client of an agent says of its metadata.
-type toldOf struct {
+// collected collects what the client of an agent says of its metadata.
+type collected struct {
 	mu      sync.Mutex
 	durable []string
 	refused []string
 }
 
-func (o *toldOf) options(n int) client.AgentOptions {
+func (o *collected) options(n int) client.AgentOptions {
 	return client.AgentOptions{
 		Credentials: client.Token(edgetest.Token(n), true),
 		OnDurable: func(list []client.Metadata) {
@@ -130,9 +130,9 @@ func (o *toldOf) options(n int) client.AgentOptions {
 	}
 }
 
-// requireRefused checks that these keys were refused, each once, and none was told
-// as durable.
-func (o *toldOf) requireRefused(t *testing.T, keys []string) {
+// requireRefused checks that these keys were refused, each once, and none was acked as
+// durable.
+func (o *collected) requireRefused(t *testing.T, keys []string) {
 	t.Helper()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -147,12 +147,12 @@ func flushAll(t *testing.T, a *client.Agent) {
 	require.NoError(t, a.Flush(ctx))
 }
 
-// Of many values that are refused in one flush none is told as durable.
+// Of many values that are refused in one flush none is acked as durable.
 func TestManyRefusals(t *testing.T) {
 	s, _ := startRejecting(t, edgetest.Settings{}, batcher.Options{BatchSize: 2000, FlushInterval: 100 * time.Millisecond, MaxPending: 2000})
 	s.Register(1)
-	var told toldOf
-	a, err := client.NewAgent(s.Conn, told.options(1))
+	var got collected
+	a, err := client.NewAgent(s.Conn, got.options(1))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -162,25 +162,25 @@ func TestManyRefusals(t *testing.T) {
 	var keys []string
 	for n := range 120 { // an agent without declared keys may have 128
 		key := fmt.Sprintf("key%03d", n)
-		if n%10 == 0 { // a refusal tells no more than its start
+		if n%10 == 0 { // a refusal has no more than its start
 			key += strings.Repeat("x", 500)
 		}
 		require.NoError(t, a.UpdateMetadata(client.Metadata{Key: key, Value: "v"}))
 		keys = append(keys, key[:min(len(key), 200)])
 	}
 	flushAll(t, a)
-	told.requireRefused(t, keys)
+	got.requireRefused(t, keys)
 	require.EqualValues(t, len(keys), a.Status().Counts.MetadataRefused)
 }
 
-// A value that the database refuses between two sessions of the agent is not told
-// as durable by the second one.
+// A value that the database refuses between two sessions of the agent is not acked as
+// durable by the second one.
 func TestRefusedBetweenSessions(t *testing.T) {
 	s, flush := startRejecting(t, edgetest.Settings{Agents: agentapi.Options{AckDelay: time.Millisecond, FlushInterval: time.Millisecond}}, batcher.Options{FlushInterval: time.Hour})
 	s.Register(1)
-	var told toldOf
+	var got collected
 	received := make(chan struct{}, 10)
-	opts := told.options(1)
+	opts := got.options(1)
 	opts.OnAck = func(a client.Ack) {
 		if a.Received > 0 {
 			received <- struct{}{}
@@ -215,7 +215,7 @@ func TestRefusedBetweenSessions(t *testing.T) {
 	defer cancel()
 	running.Go(func() { _ = a.Run(ctx) })
 	flushAll(t, a)
-	told.requireRefused(t, []string{"cpu"})
+	got.requireRefused(t, []string{"cpu"})
 }
 
 // A refusal on receipt is sent before an ack covers it. If the stream ended meanwhile,
@@ -250,12 +250,12 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 		refused := 0
 		for refused < 6 {
 			c.SendNext(edgetest.Metadata(fmt.Sprint("k", refused), "v"))
-			for told := false; !told; {
+			for received := false; !received; {
 				m, err := c.Recv()
 				require.NoError(t, err)
 				if r := edgetest.RefusalOf(m); r != nil {
 					require.Equal(t, pb.RefusalCode_REFUSAL_CODE_STORE, r.GetCode())
-					refused, told = refused+int(r.GetCount()), true
+					refused, received = refused+int(r.GetCount()), true
 				}
 			}
 		}

@@ -18,8 +18,8 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// told is what a watcher is told of one report, which is read from the wire.
-func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
+// watched returns what a watcher gets of one report, which is read from the wire.
+func watched(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 	t.Helper()
 	encoded, err := proto.Marshal(&agentstatsv1.ConnectRequest{Sequence: 1, Stats: s})
 	require.NoError(t, err)
@@ -31,7 +31,7 @@ func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 	sum.Data = f.Stats.Rest()
 	require.LessOrEqual(t, len(sum.Data), 18<<10)
 
-	// A report that the generated code has decoded is told the same.
+	// A report that the generated code has decoded leads to the same.
 	m := wire.NewMessageReport(s)
 	defer m.Release()
 	other := contract.SumOf(m.Stats(), time.Unix(1, 0))
@@ -40,7 +40,7 @@ func told(t *testing.T, s *agentstatsv1.Stats) *agentstatsv1.AgentStats {
 	return contract.AgentStats(&sum)
 }
 
-// Watchers are told what is served: a value that is refused is told to nobody.
+// Watchers get what is served. They do not get refused values.
 func TestWatchedStatsAreBounded(t *testing.T) {
 	// fill is what each field of a kind has.
 	type fill struct {
@@ -56,18 +56,18 @@ func TestWatchedStatsAreBounded(t *testing.T) {
 		}
 	}
 	most := filled(fill{bytes: agent.MaxReportedBytes, count: agent.MaxReportedCount, latency: agent.MaxLatencyMS})
-	require.Empty(t, cmp.Diff(most, told(t, most).GetStats(), protocmp.Transform()))
+	require.Empty(t, cmp.Diff(most, watched(t, most).GetStats(), protocmp.Transform()))
 	unmeasured := filled(fill{latency: -0.001})
-	require.Empty(t, cmp.Diff(unmeasured, told(t, unmeasured).GetStats(), protocmp.Transform()))
+	require.Empty(t, cmp.Diff(unmeasured, watched(t, unmeasured).GetStats(), protocmp.Transform()))
 	nothing := filled(fill{})
 	for _, latency := range []float64{agent.MaxLatencyMS + 1, math.MaxFloat64, math.Inf(1), math.Inf(-1), math.NaN()} {
 		for _, v := range []int64{-1, math.MinInt64, agent.MaxReportedBytes + 1, math.MaxInt64} {
-			require.Empty(t, cmp.Diff(nothing, told(t, filled(fill{bytes: v, count: v, latency: latency})).GetStats(), protocmp.Transform()), "%v, %v ms", v, latency)
+			require.Empty(t, cmp.Diff(nothing, watched(t, filled(fill{bytes: v, count: v, latency: latency})).GetStats(), protocmp.Transform()), "%v, %v ms", v, latency)
 		}
 	}
 }
 
-// Of a report that is all names few are kept, and told.
+// Of a report that is all names few are kept, and delivered.
 func TestWatchedNamesAreBounded(t *testing.T) {
 	counts := map[string]int64{"vscode": 1, strings.Repeat("a", 129): 1, strings.Repeat("a", 128): -1}
 	for i := range 100 {
@@ -85,7 +85,7 @@ func TestWatchedNamesAreBounded(t *testing.T) {
 	}
 	// From the wire: a plain report has few sessions, but any number of protocols.
 	s.SessionCounts = nil
-	require.Len(t, told(t, s).GetStats().GetConnectionsByProto(), 63)
+	require.Len(t, watched(t, s).GetStats().GetConnectionsByProto(), 63)
 }
 
 // A count that is refused is no use of a workspace either.
@@ -102,7 +102,7 @@ func TestUseIsBounded(t *testing.T) {
 			{SessionCounts: map[string]int64{"ssh": n}},
 			{SessionCounts: map[string]int64{"an app of the future": n}},
 		} {
-			require.Equal(t, used, told(t, s).GetLastUsedAt() != nil, "%v", s)
+			require.Equal(t, used, watched(t, s).GetLastUsedAt() != nil, "%v", s)
 		}
 	}
 }

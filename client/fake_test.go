@@ -159,7 +159,7 @@ type fakePending struct {
 }
 
 type fakeStream struct {
-	// resumed is the received sequence that the agent was told, last the sequence
+	// resumed is the received sequence that the agent got, last the sequence
 	// of its last request.
 	resumed, last int64
 	events        chan *agentstatsv1.ConnectResponse
@@ -180,7 +180,7 @@ func newFakeService() *fakeService {
 	}
 }
 
-// acked returns the received sequence that the agent is told.
+// acked returns the received sequence that the agent gets.
 func (i *fakeInstance) acked() int64 {
 	if len(i.reports) > 0 {
 		return min(i.received, i.reports[0].sequence-1)

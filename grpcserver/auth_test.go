@@ -37,7 +37,7 @@ func TestAuthentication(t *testing.T) {
 	agentStream := func(ctx context.Context) error {
 		c, err := s.Agents().Connect(ctx)
 		require.NoError(t, err)
-		_ = c.Send(edgetest.Hello(edgetest.Session{})) // the answer tells why it did not go
+		_ = c.Send(edgetest.Hello(edgetest.Session{})) // the answer says why it did not go
 		_, err = c.Recv()
 		return err
 	}

@@ -296,8 +296,8 @@ func TestNeverLengthened(t *testing.T) {
 	})
 }
 
-// What the leader may not exceed nobody does: it stores its limit in the place of a
-// factor that is above it.
+// No replica exceeds the leader's limit: the leader stores it in the place of a factor
+// that is above it.
 func TestLimitOfTheLeader(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -313,21 +313,21 @@ func TestLimitOfTheLeader(t *testing.T) {
 	})
 }
 
-// told are Replicas that have been told a factor.
-type told struct {
+// fakeReplicas have a factor that is set by the test.
+type fakeReplicas struct {
 	mu      sync.Mutex
 	factor  float64
 	decided []float64
 }
 
-func (r *told) ExchangeLoads(context.Context, agent.Load) (agent.ServiceLoad, error) {
+func (r *fakeReplicas) ExchangeLoads(context.Context, agent.Load) (agent.ServiceLoad, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	busy := []agent.Replica{{Load: agent.Load{CPU: 2}}}
 	return agent.ServiceLoad{Replicas: busy, IntervalFactor: r.factor, Decides: true}, nil
 }
 
-func (r *told) DecideIntervalFactor(_ context.Context, factor float64) error {
+func (r *fakeReplicas) DecideIntervalFactor(_ context.Context, factor float64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.decided = append(r.decided, factor)
@@ -337,7 +337,7 @@ func (r *told) DecideIntervalFactor(_ context.Context, factor float64) error {
 // Until the factor is known nothing is decided, and it is looked for each second.
 func TestFactorIsNotKnown(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		replicas := &told{}
+		replicas := &fakeReplicas{}
 		i, err := intervals.New(&busy{}, replicas, intervals.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -43,7 +43,7 @@ func BenchmarkReportsWAL(b *testing.B) {
 		execute(b, conn, "SELECT pg_stat_force_next_flush()")
 		return scalar[float64](b, conn, "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del)::float8 FROM pg_stat_user_tables")
 	}
-	const flush = 11 * time.Second // an idle connection tells its statistics within 10 s
+	const flush = 11 * time.Second // an idle connection publishes its statistics within 10 s
 	measure := func(f func()) (cost cost) {
 		time.Sleep(flush)
 		lsn, rows, began := scalar[string](b, conn, "SELECT pg_current_wal_lsn()::text"), written(), time.Now()

@@ -120,39 +120,39 @@ func testPushesFolded(t *testing.T, s Store) {
 }
 
 func testReplicas(t *testing.T, s Store) {
-	beat := func(n byte, name string) []agent.Replica {
+	heartbeat := func(n byte, name string) []agent.Replica {
 		replicas, _, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n), Name: name, Heartbeats: 77}, -1)
 		require.NoError(t, err)
 		return replicas
 	}
-	require.Equal(t, []agent.Replica{{ID: id(2), Name: "b", Heartbeats: 1}}, beat(2, "b"))
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 1}, {ID: id(2), Name: "b", Heartbeats: 1}}, beat(1, "a"))
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 1}, {ID: id(2), Name: "c", Heartbeats: 2}}, beat(2, "c"))
+	require.Equal(t, []agent.Replica{{ID: id(2), Name: "b", Heartbeats: 1}}, heartbeat(2, "b"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 1}, {ID: id(2), Name: "b", Heartbeats: 1}}, heartbeat(1, "a"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 1}, {ID: id(2), Name: "c", Heartbeats: 2}}, heartbeat(2, "c"))
 	require.NoError(t, s.RemoveReplicas(t.Context(), nil))
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(9), id(2), id(9)}))
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}}, beat(1, "a"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}}, heartbeat(1, "a"))
 	// One that was thought dead is back.
-	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}, {ID: id(2), Name: "b", Heartbeats: 1}}, beat(2, "b"))
+	require.Equal(t, []agent.Replica{{ID: id(1), Name: "a", Heartbeats: 2}, {ID: id(2), Name: "b", Heartbeats: 1}}, heartbeat(2, "b"))
 }
 
 func testLease(t *testing.T, s Store) {
-	beat := func(n byte, takeover int64) agent.Lease {
+	heartbeat := func(n byte, takeover int64) agent.Lease {
 		_, lease, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n)}, takeover)
 		require.NoError(t, err)
 		return lease
 	}
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 1}, beat(1, -1), "nobody had it")
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 1}, beat(2, -1), "not taken")
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 2}, beat(1, -1), "renewed")
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 2}, beat(2, 1), "it is alive")
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 2}, beat(2, 3), "it was never there")
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(2), Heartbeats: 3}, beat(2, 2), "taken over")
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(2), Heartbeats: 3}, beat(1, -1), "lost")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 1}, heartbeat(1, -1), "nobody had it")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 1}, heartbeat(2, -1), "not taken")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 2}, heartbeat(1, -1), "renewed")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 2}, heartbeat(2, 1), "it is alive")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(1), Heartbeats: 2}, heartbeat(2, 3), "it was never there")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(2), Heartbeats: 3}, heartbeat(2, 2), "taken over")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(2), Heartbeats: 3}, heartbeat(1, -1), "lost")
 
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1)}))
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(2), Heartbeats: 3}, beat(3, -1), "not of the removed one")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(2), Heartbeats: 3}, heartbeat(3, -1), "not of the removed one")
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1), id(2)}))
-	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(3), Heartbeats: 4}, beat(3, -1), "free")
+	require.Equal(t, agent.Lease{IntervalFactor: 1, Holder: id(3), Heartbeats: 4}, heartbeat(3, -1), "free")
 }
 
 func testIntervalFactor(t *testing.T, s Store) {
@@ -163,25 +163,25 @@ func testIntervalFactor(t *testing.T, s Store) {
 	require.NoError(t, s.SaveIntervalFactor(t.Context(), nobody, 1.5), "who is alone")
 	require.ErrorIs(t, s.SaveIntervalFactor(t.Context(), id(1), 4), agent.ErrOutdated)
 
-	beat := func(n byte, load agent.Load) (replicas []agent.Replica, lease agent.Lease) {
+	heartbeat := func(n byte, load agent.Load) (replicas []agent.Replica, lease agent.Lease) {
 		replicas, lease, err := s.RecordHeartbeat(t.Context(), agent.Replica{ID: id(n), Load: load}, -1)
 		require.NoError(t, err)
 		return replicas, lease
 	}
-	_, lease = beat(1, agent.Load{})
+	_, lease = heartbeat(1, agent.Load{})
 	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 1, IntervalFactor: 1.5}, lease, "a new holder takes it over")
 	require.ErrorIs(t, s.SaveIntervalFactor(t.Context(), nobody, 4), agent.ErrOutdated)
 	require.NoError(t, s.SaveIntervalFactor(t.Context(), id(1), 2))
 	busy, idle := agent.Load{CPU: 1.25, PendingAge: 1e6, Flush: 0.1}, agent.Load{CPU: 0.01}
-	replicas, lease := beat(2, busy)
+	replicas, lease := heartbeat(2, busy)
 	require.Equal(t, agent.Lease{Holder: id(1), Heartbeats: 1, IntervalFactor: 2}, lease)
 	require.Equal(t, []agent.Replica{{ID: id(1), Heartbeats: 1}, {ID: id(2), Heartbeats: 1, Load: busy}}, replicas)
 	require.ErrorIs(t, s.SaveIntervalFactor(t.Context(), id(2), 3), agent.ErrOutdated)
-	replicas, _ = beat(2, idle)
+	replicas, _ = heartbeat(2, idle)
 	require.Equal(t, idle, replicas[1].Load)
 
 	require.NoError(t, s.RemoveReplicas(t.Context(), []agent.ID{id(1)}))
-	_, lease = beat(2, idle)
+	_, lease = heartbeat(2, idle)
 	require.Equal(t, agent.Lease{Holder: id(2), Heartbeats: 2, IntervalFactor: 2}, lease)
 	stored, err := s.Lease(t.Context())
 	require.NoError(t, err)

@@ -124,7 +124,7 @@ func checkReport(t require.TestingT, got *Report, stats *agentstatsv1.Stats) {
 	require.Empty(t, cmp.Diff(rest, others, protocmp.Transform(), cmpopts.EquateNaNs()))
 }
 
-// inWords tells everything of a sample: of its value, each bit.
+// inWords describes a sample: of its value, each bit.
 func inWords(s agent.Sample) string {
 	return fmt.Sprintf("%q %d %x %q", s.Name, s.Type, math.Float64bits(s.Value), s.Labels)
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // The version of the template is a label if it is asked for, also where coderd
-// told none.
+// sent none.
 func TestUpSeriesTemplateVersion(t *testing.T) {
 	w := agent.Workspace{Name: "ws", OwnerUsername: "ann", Template: agent.Template{Name: "go", Version: "v1"}}
 	label := func(name, value string) agent.Label { return agent.Label{Name: name, Value: value} }
