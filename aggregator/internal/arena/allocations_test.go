@@ -5,8 +5,9 @@ package arena
 import (
 	"testing"
 
-	"github.com/coder/agentstatsd/metrics"
 	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // With the race detector pools drop things at random.
