@@ -286,15 +286,15 @@ type ConnectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Rises by any amount from message to message for the life of the agent's
 	// process (its instance), across connections. From 1; 0 only with hello. A
-	// request whose sequence is not above the last received one is ignored: what was
-	// sent before and not acked may be sent again as it was.
+	// request whose sequence is not above the last received one is ignored. So what
+	// was sent and not acked may be sent again as it was.
 	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// First message of the stream, and only that.
 	Hello *Hello `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
-	// Counters and samples since the last report. Durable when acked as received,
-	// which is when its counts cannot be lost to a watcher of reports any more. Until
-	// then they are to be kept, and sent again by the next session, under the same
-	// sequence.
+	// Counters and samples since the last report. Durable when acked as received.
+	// By then the service cannot lose its counts to a watcher of reports any more.
+	// Until then they are to be kept, and sent again by the next session, under the
+	// same sequence.
 	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
 	// Newest metadata. Acked as durable when in the database or refused.
 	Metadata *MetadataReport `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
@@ -313,8 +313,8 @@ type ConnectRequest struct {
 	// in: packets, bytes, and whether the workspace was in use. Its metrics may be
 	// left out.
 	StatsSuperseded bool `protobuf:"varint,9,opt,name=stats_superseded,json=statsSuperseded,proto3" json:"stats_superseded,omitempty"`
-	// An ack is waited for: what is taken in is acked at once, what is durable as soon
-	// as it is, until all up to this request is. May come without anything else but a
+	// The agent waits for acks. This request is acked at once, and again with each
+	// progress until all up to it is durable. May come without anything else but a
 	// sequence.
 	AckNow        bool `protobuf:"varint,10,opt,name=ack_now,json=ackNow,proto3" json:"ack_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -640,9 +640,9 @@ type Settings struct {
 	// sent once. Absent: as often as they change. It is lengthened with
 	// report_interval while the service is overloaded.
 	MetadataInterval *durationpb.Duration `protobuf:"bytes,6,opt,name=metadata_interval,json=metadataInterval,proto3" json:"metadata_interval,omitempty"`
-	// Longest time that an ack waits which nothing else is sent with. What a request
-	// leaves to be stored is acked when that is durable, and earlier only if that
-	// takes longer than the service's flush interval and this.
+	// Longest time that an ack waits for another response to go with. A request
+	// with something to be stored is acked when that is durable. It is acked
+	// earlier only if that takes longer than the service's flush interval and this.
 	AckDelay      *durationpb.Duration `protobuf:"bytes,7,opt,name=ack_delay,json=ackDelay,proto3" json:"ack_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -884,9 +884,9 @@ func (x *Limits) GetMetadataKeyBytes() int64 {
 	return 0
 }
 
-// Ack is cumulative: it covers every sequence up to the two that it names. Acks are
-// for resending, not for latency. One comes when there is something new to say and
-// the first of these happens:
+// Ack is cumulative: it covers every sequence up to the two that it names. Acks say
+// what need not be sent again, and wait for other responses. One with anything new
+// comes when the first of these happens:
 //   - something else is sent to the agent, such as a refusal or a please-reconnect;
 //   - all that requests left to be stored is durable, or a part of it for a second;
 //   - Settings.ack_delay has passed since the first request without an ack that left
@@ -894,7 +894,7 @@ func (x *Limits) GetMetadataKeyBytes() int64 {
 //   - 8 requests are without an ack, after at most 5 ms;
 //   - the stream ends in good order.
 //
-// After ack_now and a goodbye one comes at once, whatever it says, and another one
+// After ack_now and a goodbye one comes at once, even with nothing new, and another one
 // with each progress until that request is durable.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -970,9 +970,10 @@ type Refusal struct {
 	// How many were refused for this reason, those beyond names included.
 	Count int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
 	// Set in a summary: the first of its requests. There were too many refusals to
-	// send each, or those that were sent before may not have arrived. What of the
-	// requests from here to sequence was refused is not known, so the values that
-	// are not durable are to be sent again, under new sequences. names is empty.
+	// send each, or those that were sent before may not have arrived. It is not
+	// known what was refused of the requests from here to sequence. So their values
+	// that are not durable are to be sent again, under new sequences. names is
+	// empty.
 	FirstSequence int64 `protobuf:"varint,7,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1911,8 +1912,9 @@ type Stats_Metric struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the family, [a-zA-Z_:][a-zA-Z0-9_:]*, at most 200 bytes.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Type of the family. A sample of a number that is none of the contract's is
-	// refused, as is one that is not of the type that most agents give the family.
+	// Type of the family. A sample with a number that is not in the
+	// contract is refused. So is one of another type than most agents give
+	// the family.
 	Type Stats_Metric_Type `protobuf:"varint,2,opt,name=type,proto3,enum=agentstats.v1.Stats_Metric_Type" json:"type,omitempty"`
 	// The sample's value. Counters: finite and not negative.
 	Value float64 `protobuf:"fixed64,3,opt,name=value,proto3" json:"value,omitempty"`

@@ -30,21 +30,21 @@ const (
 // AgentService is called by workspace agents with their own token, and by coderd,
 // with its credential, for agents that cannot dial the service themselves.
 //
-// Errors of every method: UNAUTHENTICATED for an unknown or revoked credential,
-// UNAVAILABLE when a token cannot be checked or the service is stopping (try
-// again, maybe elsewhere), INVALID_ARGUMENT for a request that breaks the
-// contract, RESOURCE_EXHAUSTED for a message above the size limit.
+// Errors of every method: UNAUTHENTICATED for an unknown or revoked credential;
+// UNAVAILABLE when a token cannot be checked or the service is stopping. Then try
+// again, maybe elsewhere. INVALID_ARGUMENT is for a request that breaks the contract,
+// RESOURCE_EXHAUSTED for a message above the size limit.
 type AgentServiceClient interface {
 	// Connect opens an agent's session. The first request is a Hello, the first
-	// response a Settings with resume set; then the agent sends what it has, each
-	// request with a sequence of its own, and the service answers with sparse
-	// acks. A second session of the same agent ends the first with ABORTED.
+	// response a Settings with resume set. Then the agent sends what it has, each
+	// request with a sequence of its own. The service answers with sparse acks. A
+	// second session of the same agent ends the first with ABORTED.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConnectRequest, ConnectResponse], error)
-	// RelayAgents carries the sessions of many agents, each as Connect would; coderd's
-	// credential is needed. What ends one session leaves the others. When the caller
-	// half-closes the stream, the sessions that are open end as if it had ended each. The
-	// stream ends once they have; or with an error that is the caller's own, like an index
-	// that is not open, which ends them all.
+	// RelayAgents carries the sessions of many agents, each as Connect would. It
+	// needs coderd's credential. The end of one session does not affect the others.
+	// When the caller half-closes the stream, the open sessions end as if it had
+	// ended each. Then the stream ends. An error that is the caller's own, like an
+	// index that is not open, ends all sessions and the stream.
 	RelayAgents(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayAgentsRequest, RelayAgentsResponse], error)
 }
 
@@ -89,21 +89,21 @@ type AgentService_RelayAgentsClient = grpc.BidiStreamingClient[RelayAgentsReques
 // AgentService is called by workspace agents with their own token, and by coderd,
 // with its credential, for agents that cannot dial the service themselves.
 //
-// Errors of every method: UNAUTHENTICATED for an unknown or revoked credential,
-// UNAVAILABLE when a token cannot be checked or the service is stopping (try
-// again, maybe elsewhere), INVALID_ARGUMENT for a request that breaks the
-// contract, RESOURCE_EXHAUSTED for a message above the size limit.
+// Errors of every method: UNAUTHENTICATED for an unknown or revoked credential;
+// UNAVAILABLE when a token cannot be checked or the service is stopping. Then try
+// again, maybe elsewhere. INVALID_ARGUMENT is for a request that breaks the contract,
+// RESOURCE_EXHAUSTED for a message above the size limit.
 type AgentServiceServer interface {
 	// Connect opens an agent's session. The first request is a Hello, the first
-	// response a Settings with resume set; then the agent sends what it has, each
-	// request with a sequence of its own, and the service answers with sparse
-	// acks. A second session of the same agent ends the first with ABORTED.
+	// response a Settings with resume set. Then the agent sends what it has, each
+	// request with a sequence of its own. The service answers with sparse acks. A
+	// second session of the same agent ends the first with ABORTED.
 	Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error
-	// RelayAgents carries the sessions of many agents, each as Connect would; coderd's
-	// credential is needed. What ends one session leaves the others. When the caller
-	// half-closes the stream, the sessions that are open end as if it had ended each. The
-	// stream ends once they have; or with an error that is the caller's own, like an index
-	// that is not open, which ends them all.
+	// RelayAgents carries the sessions of many agents, each as Connect would. It
+	// needs coderd's credential. The end of one session does not affect the others.
+	// When the caller half-closes the stream, the open sessions end as if it had
+	// ended each. Then the stream ends. An error that is the caller's own, like an
+	// index that is not open, ends all sessions and the stream.
 	RelayAgents(grpc.BidiStreamingServer[RelayAgentsRequest, RelayAgentsResponse]) error
 	mustEmbedUnimplementedAgentServiceServer()
 }

@@ -1805,9 +1805,9 @@ type FamilyRefusal struct {
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For a person: names the field, the limit and the value.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	// How many series of the family are refused for the reason, or, if that is
-	// "invalid_exemplar", "invalid_sum" or "invalid_time", how many values of
-	// series that are served; 0: the whole family is refused.
+	// How many series of the family are refused for the reason; 0: the whole family
+	// is refused. For "invalid_exemplar", "invalid_sum" and "invalid_time" it is
+	// how many values of series that are served.
 	Series        int64 `protobuf:"varint,4,opt,name=series,proto3" json:"series,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2075,9 +2075,9 @@ type WatchStatsRequest struct {
 	// first request it counts only if incarnation is the subscription's, and nonce that
 	// of its response.
 	Number int64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
-	// Waits while another stream has the subscription, rather than to take it; when
-	// that has gone, the stream ends with UNAVAILABLE, and the next one begins with
-	// what has been processed by then. First request only.
+	// Waits while another stream owns the subscription, instead of superseding it.
+	// When the owner is gone, this stream ends with UNAVAILABLE. The next one
+	// begins with what has been processed by then. First request only.
 	StandBy bool `protobuf:"varint,5,opt,name=stand_by,json=standBy,proto3" json:"stand_by,omitempty"`
 	// Nonce of the last response that the watcher has processed. First request only.
 	Nonce         uint64 `protobuf:"fixed64,6,opt,name=nonce,proto3" json:"nonce,omitempty"`

@@ -41,10 +41,10 @@ const (
 // An agent's identity is its workspace's id and its own name: each rebuild of a
 // workspace makes new agent ids under the same identity.
 type CoderdServiceClient interface {
-	// RegisterAgents makes agents known. All or nothing: INVALID_ARGUMENT names
-	// the first bad field. Registering the same again is a no-op; the agent of a
-	// newer build supersedes the older one with the same identity in one step;
-	// changed labels apply to the series at once. Returns when it is durable.
+	// RegisterAgents makes agents known. All or nothing: INVALID_ARGUMENT names the
+	// first bad field. Registering the same again is a no-op. The agent of a newer
+	// build supersedes the older one with the same identity in one step. Changed
+	// labels apply to the series at once. Returns when it is durable.
 	RegisterAgents(ctx context.Context, in *RegisterAgentsRequest, opts ...grpc.CallOption) (*RegisterAgentsResponse, error)
 	// DeregisterAgents forgets agents: their streams are closed, then their
 	// series, pending and stored metadata go. Unknown ids are no error. Returns
@@ -66,37 +66,38 @@ type CoderdServiceClient interface {
 	// ListAgents lists the registered agents in the order of their ids.
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	// PushMetrics takes in snapshots of the families of one coderd instance, one
-	// after the other. The first request is a PushHello; then families in any
-	// number of parts, and a PushEnd for each snapshot, which is answered once the
-	// snapshot is durable. A second stream of the same instance ends the first
-	// with ABORTED. A stream that ends without final leaves the instance's gauges
-	// to their TTL.
+	// after the other. The first request is a PushHello. Then come families in any
+	// number of parts, and a PushEnd for each snapshot. It is answered once the
+	// snapshot is durable. A second stream of the same instance ends the first with
+	// ABORTED. A stream that ends without final leaves the instance's gauges to
+	// their TTL.
 	PushMetrics(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PushMetricsRequest, PushMetricsResponse], error)
 	// WatchAgents streams the states of agents: first all current ones, then
 	// whatever changes, the newest state of an agent only. last_seen_at alone is
 	// no change.
 	WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error)
-	// WatchStats streams what agents report, without forwarded samples. It begins or
-	// continues a subscription, which has a name and waits in the database: whatever
-	// replica has the stream, and whichever is killed, each report is in one
-	// response. Reports of one agent that come faster than the watcher acks are made
-	// one: counts since its last entry add up, the rest is the newest.
+	// WatchStats streams what agents report, without forwarded samples. It begins
+	// or continues a subscription, which has a name and waits in the database. Each
+	// report is in one response, whichever replica has the stream, and whichever is
+	// killed. Reports of one agent that come faster than the watcher acks become
+	// one entry. Its counts are those since the agent's last entry, the rest is of
+	// the newest report.
 	//
-	// The first response of a stream has no entries. It comes when all replicas gather
-	// for the subscription, and says since when. Each other one is numbered, and sent
-	// until it is acked, on a later stream too. A watcher that stores incarnation, number
-	// and nonce with what it makes of a response, begins its next stream with them, and
-	// begins anew if a response is not above them in the same incarnation, counts each
-	// report exactly once, over any crash of its own too; another one may be sent again
-	// what it had not acked.
+	// The first response of a stream has no entries. It comes when all replicas add
+	// to the subscription, and says since when. Each other one is numbered, and
+	// sent until it is acked, on later streams, too. A watcher counts each report
+	// exactly once, over any crash of its own, if it does three things. It stores
+	// incarnation, number and nonce with the effects of a response. It begins its
+	// next stream with them. It begins anew if a response is not above them in the
+	// same incarnation. Any other watcher may get again what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
-	// stand by then. A subscription that no stream has had for a day is removed. What a
-	// replica that was killed had gathered and not written is not acked, so agents send
-	// it to another one. Not sent is what an agent had whose process ended before that;
-	// what is beyond the service's limits; and what the database lost. After an older
-	// database was restored, reports may be sent again: the incarnation is another one
-	// then.
+	// stand by then. A subscription without a stream for a day is removed. What a
+	// killed replica had not written is not acked, so agents send it to another
+	// one. Not delivered is what an agent's process had kept when it ended before
+	// that, what is beyond the service's limits, and what the database lost. After
+	// an older database was restored, reports may be sent again. The incarnation
+	// changes then.
 	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
 }
 
@@ -236,10 +237,10 @@ type CoderdService_WatchStatsClient = grpc.BidiStreamingClient[WatchStatsRequest
 // An agent's identity is its workspace's id and its own name: each rebuild of a
 // workspace makes new agent ids under the same identity.
 type CoderdServiceServer interface {
-	// RegisterAgents makes agents known. All or nothing: INVALID_ARGUMENT names
-	// the first bad field. Registering the same again is a no-op; the agent of a
-	// newer build supersedes the older one with the same identity in one step;
-	// changed labels apply to the series at once. Returns when it is durable.
+	// RegisterAgents makes agents known. All or nothing: INVALID_ARGUMENT names the
+	// first bad field. Registering the same again is a no-op. The agent of a newer
+	// build supersedes the older one with the same identity in one step. Changed
+	// labels apply to the series at once. Returns when it is durable.
 	RegisterAgents(context.Context, *RegisterAgentsRequest) (*RegisterAgentsResponse, error)
 	// DeregisterAgents forgets agents: their streams are closed, then their
 	// series, pending and stored metadata go. Unknown ids are no error. Returns
@@ -261,37 +262,38 @@ type CoderdServiceServer interface {
 	// ListAgents lists the registered agents in the order of their ids.
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	// PushMetrics takes in snapshots of the families of one coderd instance, one
-	// after the other. The first request is a PushHello; then families in any
-	// number of parts, and a PushEnd for each snapshot, which is answered once the
-	// snapshot is durable. A second stream of the same instance ends the first
-	// with ABORTED. A stream that ends without final leaves the instance's gauges
-	// to their TTL.
+	// after the other. The first request is a PushHello. Then come families in any
+	// number of parts, and a PushEnd for each snapshot. It is answered once the
+	// snapshot is durable. A second stream of the same instance ends the first with
+	// ABORTED. A stream that ends without final leaves the instance's gauges to
+	// their TTL.
 	PushMetrics(grpc.BidiStreamingServer[PushMetricsRequest, PushMetricsResponse]) error
 	// WatchAgents streams the states of agents: first all current ones, then
 	// whatever changes, the newest state of an agent only. last_seen_at alone is
 	// no change.
 	WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error
-	// WatchStats streams what agents report, without forwarded samples. It begins or
-	// continues a subscription, which has a name and waits in the database: whatever
-	// replica has the stream, and whichever is killed, each report is in one
-	// response. Reports of one agent that come faster than the watcher acks are made
-	// one: counts since its last entry add up, the rest is the newest.
+	// WatchStats streams what agents report, without forwarded samples. It begins
+	// or continues a subscription, which has a name and waits in the database. Each
+	// report is in one response, whichever replica has the stream, and whichever is
+	// killed. Reports of one agent that come faster than the watcher acks become
+	// one entry. Its counts are those since the agent's last entry, the rest is of
+	// the newest report.
 	//
-	// The first response of a stream has no entries. It comes when all replicas gather
-	// for the subscription, and says since when. Each other one is numbered, and sent
-	// until it is acked, on a later stream too. A watcher that stores incarnation, number
-	// and nonce with what it makes of a response, begins its next stream with them, and
-	// begins anew if a response is not above them in the same incarnation, counts each
-	// report exactly once, over any crash of its own too; another one may be sent again
-	// what it had not acked.
+	// The first response of a stream has no entries. It comes when all replicas add
+	// to the subscription, and says since when. Each other one is numbered, and
+	// sent until it is acked, on later streams, too. A watcher counts each report
+	// exactly once, over any crash of its own, if it does three things. It stores
+	// incarnation, number and nonce with the effects of a response. It begins its
+	// next stream with them. It begins anew if a response is not above them in the
+	// same incarnation. Any other watcher may get again what it had not acked.
 	//
 	// A second stream of a name ends the first with ABORTED, whose watcher asks to
-	// stand by then. A subscription that no stream has had for a day is removed. What a
-	// replica that was killed had gathered and not written is not acked, so agents send
-	// it to another one. Not sent is what an agent had whose process ended before that;
-	// what is beyond the service's limits; and what the database lost. After an older
-	// database was restored, reports may be sent again: the incarnation is another one
-	// then.
+	// stand by then. A subscription without a stream for a day is removed. What a
+	// killed replica had not written is not acked, so agents send it to another
+	// one. Not delivered is what an agent's process had kept when it ended before
+	// that, what is beyond the service's limits, and what the database lost. After
+	// an older database was restored, reports may be sent again. The incarnation
+	// changes then.
 	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
 	mustEmbedUnimplementedCoderdServiceServer()
 }
