@@ -27,6 +27,13 @@ var errNothing = errors.New("no request is queued")
 
 // relayedSession is an agent's session on a stream that relays. It is the agentStream
 // of the session's connection.
+//
+//	idle --a request or an end is queued--> working --all requests are handled--> idle
+//	working --half-closed, refused or cancelled--> ended --the worker returns--> closed
+//
+// In idle it has no goroutine. In working the worker opens the session first, then handles
+// requests in their order. In ended nothing is sent any more. The worker closes the
+// connection, and frees what is queued.
 type relayedSession struct {
 	relay      *relay
 	index      uint32

@@ -97,6 +97,13 @@ func (r *relays) reserve() *relayStream {
 
 // relayStream is one stream of RelayAgents. One goroutine receives, and hands each
 // response to its session. Another one sends the queued requests.
+//
+//	open --its replica stops--> draining
+//	open, draining --no agent uses a session--> closing
+//	closing --all sessions have ended, or after lastAcksTimeout--> ended
+//	any --the stream breaks--> ended, with all sessions
+//
+// Only an open stream gets further sessions.
 type relayStream struct {
 	ctx    context.Context // of the stream
 	cancel context.CancelFunc

@@ -38,6 +38,12 @@ const (
 //
 // A load is over its target above 1, and low if it would stay below 1 - headroom with
 // the factor one step lower. In between nothing changes.
+//
+//	steady --a load is over--> over --for sustained--> a step up, then steady
+//	steady --all are low--> low --for patience--> a step down, then steady
+//	over, low --not so any more--> steady
+//
+// After a step no other one follows within stepInterval.
 type controller struct {
 	max float64 // the highest factor
 
