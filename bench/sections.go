@@ -96,7 +96,7 @@ func benchSections() []section {
 	}
 }
 
-// fleetSection takes some 40 minutes, and is measured only if it is asked for.
+// fleetSection takes some 50 minutes, and is measured only if it is asked for.
 func fleetSection() section {
 	s := section{name: "fleet", figures: []string{stream.FleetSection}, asked: true}
 	add := func(f stream.Fleet) {

@@ -212,8 +212,8 @@ func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.
 	a.wakeLocked()
 }
 
-// SetAppHealth sets the health of an app of the agent, which is sent at once. It does
-// not block. It returns an error if it is the 257th app.
+// SetAppHealth sets the health of an app of the agent, which is sent at once, unless it
+// is what was set before. It does not block. It returns an error if it is the 257th app.
 func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -222,8 +222,9 @@ func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) err
 	return err
 }
 
-// SetNetwork sets the agent's view of the network, which is sent at once. network is
-// copied. It does not block. It returns an error if there are more than 128 regions.
+// SetNetwork sets the agent's view of the network, which is sent at once, unless it is
+// what was set before. network is copied. It does not block. It returns an error if there
+// are more than 128 regions.
 func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	if n := len(network.GetRegions()); n > maxRegions {
 		return fmt.Errorf("network: has %d regions, at most %d are allowed", n, maxRegions)
@@ -234,7 +235,9 @@ func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.outbox.network.put(network)
+	if !a.outbox.network.isSet || !proto.Equal(a.outbox.network.value, network) {
+		a.outbox.network.put(network)
+	}
 	a.wakeLocked()
 	return nil
 }

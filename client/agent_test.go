@@ -406,6 +406,9 @@ func TestAgentSendsStatesAtOnce(t *testing.T) {
 		agent.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Time{})
 		synctest.Wait()
 		require.NoError(t, agent.SetNetwork(&agentstatsv1.Network{NodeId: 9}))
+		// What the service has is not sent again.
+		require.NoError(t, agent.SetAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		require.NoError(t, agent.SetNetwork(&agentstatsv1.Network{NodeId: 9}))
 		synctest.Wait()
 		require.Zero(t, time.Since(began))
 		fake.locked(func() {

@@ -112,6 +112,9 @@ func (o *outbox) putMetadata(m Metadata, now time.Time) error {
 
 func (o *outbox) putAppHealth(id uuid.UUID, health agentstatsv1.AppHealth) error {
 	i := slices.IndexFunc(o.apps, func(a app) bool { return a.id == id })
+	if i >= 0 && o.apps[i].health.value == health {
+		return nil
+	}
 	if i < 0 {
 		if len(o.apps) >= maxApps {
 			o.counts.Refused++

@@ -41,6 +41,7 @@ type agent struct {
 	state    agentstatsv1.Lifecycle_State
 	// flaps is true if the agent's first app comes and goes.
 	flaps   bool
+	steady  bool
 	healthy bool
 }
 
@@ -67,7 +68,7 @@ func newAgent(planned plannedAgent, build int, conns *connections, all []series,
 		keys:      o.MetadataKeys,
 		changing:  cmp.Or(o.MetadataChanging, o.MetadataKeys),
 	}
-	a.flaps = a.random.IntN(12) == 0
+	a.flaps, a.steady = a.random.IntN(12) == 0, o.Steady
 	opts := client.AgentOptions{
 		Collect:        a.collect,
 		ReportInterval: o.ReportInterval,
@@ -155,6 +156,9 @@ func (a *agent) live(now time.Time) time.Duration {
 		// Its scripts end after all.
 		a.setLifecycle(agentstatsv1.Lifecycle_STATE_READY, now)
 	default:
+		if a.steady {
+			return 0
+		}
 		// Now and then an app fails or recovers, or the network changes.
 		switch n := a.random.IntN(10); {
 		case a.flaps:

@@ -87,6 +87,9 @@ type Options struct {
 	// MetadataChanging is how many of them have a new value each MetadataInterval, in
 	// turn; default: all.
 	MetadataChanging int
+	// Steady agents change no state once they are ready: no health of an app and no
+	// network.
+	Steady bool
 	// ReportInterval of each agent; default: what the service says.
 	ReportInterval time.Duration
 	// MetadataInterval between two values of a key; default 10 s.

@@ -66,6 +66,8 @@ func unit(name string) func(float64) string {
 
 func kibibytes(v float64) string { return number(v/1024) + " KiB" }
 
+func gigabytes(v float64) string { return number(v/1e9) + " GB" }
+
 // number renders three digits that count.
 func number(v float64) string {
 	switch size := math.Abs(v); {
@@ -213,6 +215,61 @@ var bars = []bar{
 		text: "below 1 ms", unit: unit("ms"), limit: 1, always: true,
 		values: lockWaits,
 	},
+	{
+		name: "a fleet of 4,000 and 9,000, messages of both ways",
+		text: "at most 12 an agent-minute", unit: number, limit: 12, always: true,
+		values: fleets(stream.FleetMessages),
+	},
+	{
+		name: "the same, CPU without the database's driver",
+		text: "at most 1.3 ms an agent-minute", unit: unit("ms"), limit: 1.3, always: true,
+		values: fleets(stream.FleetRest),
+	},
+	{
+		name: "4,000 agents, CPU: relayed against connections of their own",
+		text: "at most a third", unit: times, limit: 1.0 / 3,
+		values: func(r figure.Results) []float64 {
+			return figure.Ratios(fleet(relayed, stream.FleetCPU)(r), fleet(stream.Fleet{Agents: 4000, Samples: stream.Samples}, stream.FleetCPU)(r))
+		},
+	},
+	{
+		name: "50,000 relayed agents",
+		text: "below 1 core", unit: unit("cores"), limit: 1, always: true,
+		values: fleet(manyRelayed, stream.FleetCores),
+	},
+	{
+		name: "the same, resident",
+		text: "below 5 GB", unit: gigabytes, limit: 5e9, always: true,
+		values: func(r figure.Results) (values []float64) {
+			for _, v := range fleet(manyRelayed, stream.FleetResident)(r) {
+				values = append(values, v*float64(manyRelayed.Agents))
+			}
+			return values
+		},
+	},
+}
+
+// Fleets that have bars.
+var (
+	ownConnections = []int{4000, 9000}
+	relayed        = stream.Fleet{Agents: 4000, Samples: stream.Samples, Relayed: true}
+	manyRelayed    = stream.Fleet{Agents: 50_000, Samples: stream.Samples, Relayed: true}
+)
+
+func fleet(f stream.Fleet, metric string) func(figure.Results) []float64 {
+	return func(r figure.Results) []float64 {
+		return r.Values(figure.Key{Section: stream.FleetSection, Case: f.Case(), Subject: stream.Fast, Metric: metric})
+	}
+}
+
+// fleets returns the values of the fleets on connections of their own that have bars.
+func fleets(metric string) func(figure.Results) []float64 {
+	return func(r figure.Results) (values []float64) {
+		for _, n := range ownConnections {
+			values = append(values, fleet(stream.Fleet{Agents: n, Samples: stream.Samples}, metric)(r)...)
+		}
+		return values
+	}
 }
 
 // lockWaits returns the longest wait for a lock of the service; 0 if there were none while

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/load"
@@ -34,6 +35,9 @@ const (
 	// FleetMessages are those of both ways.
 	FleetMessages = "messages an agent-minute"
 	FleetResident = "resident, bytes an agent"
+	FleetCores    = "cores of the service"
+	// FleetScrape is the longest of those each 30 s, text with gzip.
+	FleetScrape = "longest scrape, ms"
 )
 
 // FleetSubjects are the service, and a server that receives as many bytes in as many
@@ -78,9 +82,8 @@ func MeasureFleet(ctx context.Context, run *figure.Run, binary, dir string, f Fl
 	add(Fast, FleetRest, milliseconds*(1-seen.databaseShare))
 	add(Fast, FleetMessages, (seen.received+seen.sent)/minutes)
 	add(Fast, FleetResident, float64(seen.resident)/float64(f.Agents))
-	if f.Relayed { // many share a message, so there is nothing alike to discard
-		return nil
-	}
+	add(Fast, FleetCores, seen.cpu.Seconds()/f.Window.Seconds())
+	add(Fast, FleetScrape, float64(seen.scrape)/float64(time.Millisecond))
 	cpu, err := f.discard(ctx, seen)
 	if err != nil {
 		return fmt.Errorf("%s: %w", Answering, err)
@@ -96,6 +99,8 @@ type fleetSeen struct {
 	received, sent float64 // messages
 	bytes          int64   // received
 	resident       int64   // bytes, at the end
+	connections    int     // that agents or relays have
+	scrape         time.Duration
 }
 
 func (f Fleet) measure(ctx context.Context, binary, dir string) (fleetSeen, error) {
@@ -111,7 +116,7 @@ func (f Fleet) measure(ctx context.Context, binary, dir string) (fleetSeen, erro
 	}
 	defer service.Stop()
 	simulate := []string{
-		"simulate", "--target", service.GRPC, "--coderd-token-file", service.TokenFile,
+		"simulate", "--steady", "--target", service.GRPC, "--coderd-token-file", service.TokenFile,
 		"--agents", strconv.Itoa(f.Agents), "--metrics-per-agent", strconv.Itoa(f.Samples),
 	}
 	if f.Relayed {
@@ -129,7 +134,16 @@ func (f Fleet) measure(ctx context.Context, binary, dir string) (fleetSeen, erro
 	if err != nil {
 		return seen, err
 	}
-	if seen.databaseShare, err = databaseShare(ctx, addrs[0], f.Window); err != nil {
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		seen.scrape, err = scrapes(ctx, service.HTTP, f.Window)
+		return err
+	})
+	group.Go(func() (err error) {
+		seen.databaseShare, err = databaseShare(ctx, addrs[0], f.Window)
+		return err
+	})
+	if err := group.Wait(); err != nil {
 		return seen, err
 	}
 	after, err := look(ctx, service)
@@ -150,8 +164,55 @@ func (f Fleet) measure(ctx context.Context, binary, dir string) (fleetSeen, erro
 	seen.received = (after.values[messagesReceived] - before.values[messagesReceived]) * scale
 	seen.sent = (after.values[messagesSent] - before.values[messagesSent]) * scale
 	seen.bytes = int64(float64(after.read-before.read) * scale)
+	seen.connections = f.Agents
+	if f.Relayed {
+		seen.connections = int(after.values["agentstatsd_relay_streams"])
+	}
 	seen.resident, err = service.RSS()
 	return seen, err
+}
+
+// scrapeInterval is that of most who scrape.
+const scrapeInterval = 30 * time.Second
+
+// scrapes has the service scraped for a while as a Prometheus does, and returns how
+// long the longest scrape took.
+func scrapes(ctx context.Context, addr string, d time.Duration) (longest time.Duration, err error) {
+	ticker := time.NewTicker(scrapeInterval)
+	defer ticker.Stop()
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		began := time.Now()
+		if err := scrapeOnce(ctx, addr); err != nil {
+			return 0, fmt.Errorf("scrape: %w", err)
+		}
+		longest = max(longest, time.Since(began))
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	return longest, nil
+}
+
+// scrapeOnce asks for text with gzip.
+func scrapeOnce(ctx context.Context, addr string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", "text/plain;version=0.0.4")
+	req.Header.Set("Accept-Encoding", "gzip")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
 }
 
 // await waits until all agents are connected, and for a while more.
@@ -303,7 +364,7 @@ func (f Fleet) discard(ctx context.Context, seen fleetSeen) (time.Duration, erro
 	if err != nil {
 		return 0, err
 	}
-	args := SendersArgs{Count: f.Agents, Samples: samples, Acking: Some}
+	args := SendersArgs{Count: seen.connections, Samples: samples, Acking: Some}
 	server, err := process.StartSelf(ctx, "stream-discard", discardArgs{AckEvery: max(1, int(math.Round(seen.received/max(1, seen.sent))))}, &args.Target)
 	if err != nil {
 		return 0, err
@@ -327,15 +388,17 @@ func (f Fleet) discard(ctx context.Context, seen fleetSeen) (time.Duration, erro
 	return after - before, err
 }
 
-// samplesOf returns how many samples a report of so many bytes has, at least one.
+// samplesOf returns how many samples a report of about so many bytes has, at least one.
 func samplesOf(size int) (int, error) {
-	for samples := 1; ; samples++ {
-		t, err := load.NewTemplate(0, samples, false)
-		if err != nil {
-			return 0, err
-		}
-		if t.Size() >= size {
-			return samples, nil
-		}
+	const few, many = 10, 20
+	a, err := load.NewTemplate(0, few, false)
+	if err != nil {
+		return 0, err
 	}
+	b, err := load.NewTemplate(0, many, false)
+	if err != nil {
+		return 0, err
+	}
+	each := (b.Size() - a.Size()) / (many - few)
+	return max(1, few+(size-a.Size()+each/2)/each), nil
 }

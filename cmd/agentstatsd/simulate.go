@@ -23,7 +23,7 @@ func simulateCommand() *serpent.Command {
 	var (
 		targets, replicas                                        []string
 		tokenFile, caFile, journalFile                           string
-		useTLS, plaintext, asJSON, keep, watch, relay            bool
+		useTLS, plaintext, asJSON, keep, watch, relay, steady    bool
 		agents, unreachable, metrics, keys, connections, coderds int64
 		changing                                                 int64
 		reportInterval, metadataInterval, pushInterval           time.Duration
@@ -70,6 +70,10 @@ func simulateCommand() *serpent.Command {
 			{
 				Flag: "metadata-changing", Default: "0",
 				Description: "Keys of these that have a new value each --metadata-interval, in turn. 0: all.", Value: atLeast(&changing, 0),
+			},
+			{
+				Flag: "steady", Default: "false",
+				Description: "Agents change no state once they are ready: no health of an app and no network.", Value: serpent.BoolOf(&steady),
 			},
 			{
 				Flag: "report-interval", Default: "0s",
@@ -150,7 +154,7 @@ func simulateCommand() *serpent.Command {
 				Targets: targets, Dial: dial, Churn: churn, Watch: watch,
 				Metrics: replicas, CheckInterval: checkInterval,
 				Agents: int(agents), Unreachable: int(unreachable), RebuildInterval: orNone(rebuildInterval),
-				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)), MetadataChanging: int(changing),
+				MetricsPerAgent: orNone(int(metrics)), MetadataKeys: orNone(int(keys)), MetadataChanging: int(changing), Steady: steady,
 				ReportInterval: reportInterval, MetadataInterval: metadataInterval,
 				Coderds: orNone(int(coderds)), PushInterval: pushInterval,
 				Duration: duration, DrainTimeout: ackDeadline,
