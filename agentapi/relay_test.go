@@ -255,7 +255,7 @@ func TestRelayedRequestsAreBounded(t *testing.T) {
 			for _, r := range m.GetResponses() {
 				acked = acked || r.GetIndex() == 9 && r.GetResponse().GetAck() != nil
 				if r.GetEnd() != nil {
-					require.Regexp(t, "^want requests taken in within 1s while the stream has many, [0-9]+ bytes were not$", r.GetEnd().GetMessage())
+					require.Regexp(t, "^want requests handled within 1s while the queue of the stream is full, [0-9]+ bytes were not$", r.GetEnd().GetMessage())
 					require.EqualValues(t, codes.ResourceExhausted, r.GetEnd().GetCode())
 					ends++
 				}
