@@ -36,7 +36,7 @@ func connectPatient(s *edgetest.Service, session edgetest.Session) *patient {
 	c.Patient = true
 	p := &patient{Stream: c, began: time.Now()}
 	if edgetest.IsOverRelay(s.T) {
-		p.gather = 100 * time.Millisecond
+		p.gather = 200 * time.Millisecond
 	}
 	return p
 }

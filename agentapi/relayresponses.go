@@ -21,7 +21,7 @@ const relayResponseBytes = 64 << 10
 // relayGather is how long an ack that no agent waits for waits for those of other agents.
 // Many are due within a short time, each by its own timer. Their deadlines are earlier by
 // it than those of agents with their own streams.
-const relayGather = 100 * time.Millisecond
+const relayGather = 200 * time.Millisecond
 
 // relayResponses are the responses that a stream that relays is to write next, encoded
 // as fields of one message. An end is added beyond the limit, as whoever ends a session

@@ -26,7 +26,7 @@ const (
 	spreadStreams  = 8
 	// gatherTime is how long a request that is not urgent waits for those of other
 	// agents. It is short beside maxWait, which is within one Agent.
-	gatherTime = 100 * time.Millisecond
+	gatherTime = 200 * time.Millisecond
 	// relayRequestBytes bounds the encoded requests that wait for the stream, but for
 	// the last one. Beyond it senders wait. With the largest request of an agent it is
 	// below the limit of a message.
