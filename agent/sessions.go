@@ -3,6 +3,7 @@ package agent
 import (
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // SessionApp is an app that sessions are counted by: an index of SessionApps.
@@ -31,15 +32,22 @@ var SessionApps = [...]struct {
 	AppReconnectingPTY: {"reconnecting_pty", "reconnecting_pty"},
 	AppSSH:             {"ssh", "ssh"},
 
-	// Editors made from VS Code.
+	// Those that Coder counts with VS Code, then those that connect by SSH. Agents do
+	// not report sftp yet.
 	otherApps: {"antigravity", "vscode"},
+	{"code_server", "vscode"},
+	{"codium", "vscode"},
 	{"cursor", "vscode"},
+	{"devin", "vscode"},
 	{"kiro", "vscode"},
 	{"positron", "vscode"},
 	{"trae", "vscode"},
 	{"vscode_insiders", "vscode"},
+	{"vscode_web", "vscode"},
 	{"vscodium", "vscode"},
 	{"windsurf", "vscode"},
+	{"sftp", "sftp"},
+	{"zed", "ssh"},
 }
 
 // AppCounts are open sessions by app.
@@ -89,11 +97,11 @@ func CountSessions(apps []AppSessions, older Sessions) (Sessions, AppCounts) {
 		case "vscode":
 			s.VSCode = SaturatingAdd(s.VSCode, n)
 		case "jetbrains":
-			s.JetBrains = n
+			s.JetBrains = SaturatingAdd(s.JetBrains, n)
 		case "reconnecting_pty":
-			s.ReconnectingPTY = n
+			s.ReconnectingPTY = SaturatingAdd(s.ReconnectingPTY, n)
 		case "ssh":
-			s.SSH = n
+			s.SSH = SaturatingAdd(s.SSH, n)
 		}
 	}
 	return s, counts
@@ -157,7 +165,30 @@ func firstApps(apps []AppSessions) []AppSessions {
 
 func isKnown(name string) bool { return sessionApps[normalName(name)] != AppUnknown }
 
-// normalName returns the name in lower case with underscores.
+// maxAppName is the length at which Coder cuts the name of an app, in characters.
+const maxAppName = 64
+
+// normalName returns the name as Coder compares it: without control characters and space
+// around it, cut, in lower case with underscores.
 func normalName(name string) string {
-	return strings.ReplaceAll(strings.ToLower(strings.TrimSpace(name)), "-", "_")
+	if strings.ContainsFunc(name, unicode.IsControl) {
+		name = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return -1
+			}
+			return r
+		}, name)
+	}
+	name = strings.TrimSpace(name)
+	if len(name) > maxAppName {
+		characters := 0
+		for i := range name {
+			if characters == maxAppName {
+				name = strings.TrimSpace(name[:i])
+				break
+			}
+			characters++
+		}
+	}
+	return strings.ReplaceAll(strings.ToLower(name), "-", "_")
 }

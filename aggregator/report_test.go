@@ -124,7 +124,7 @@ func TestSessionsByApp(t *testing.T) {
 	}{
 		{agent.AppCounts{agent.AppSSH: 2, agent.AppUnknown: 1}, []string{"unknown unknown 1", "ssh ssh 2"}},
 		{agent.AppCounts{agent.AppSSH: 3, agent.AppVSCode: 4}, []string{"ssh ssh 3", "vscode vscode 4"}},
-		{agent.AppCounts{len(agent.SessionApps) - 1: 5, agent.AppSSH: agent.MaxReportedCount + 1, agent.AppVSCode: -1}, []string{"windsurf vscode 5"}},
+		{agent.AppCounts{len(agent.SessionApps) - 1: 5, agent.AppSSH: agent.MaxReportedCount + 1, agent.AppVSCode: -1}, []string{"zed ssh 5"}},
 		{agent.AppCounts{}, nil},
 	} {
 		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), &report{stats: agent.Stats{Apps: c.counts}})))

@@ -59,12 +59,13 @@ func limitReport(dst, entries []agent.MetadataEntry, refused *refusals) []agent.
 	return dst
 }
 
-// limitTexts returns value and error text as they are stored. If something was too
-// long, the error text says so. Its number of bytes is what was sent, or would be taken
-// after the replacement of what is not text.
+// limitTexts returns value and error text as they are stored: without white space around
+// them, as Coder does. If something was too long, the error text says so. Its number of
+// bytes is that of the trimmed text, or of the text after the replacement of what is not
+// text.
 func limitTexts(value, text string) (string, string) {
-	value, valueBytes := limitText(value, MaxValueBytes)
-	text, textBytes := limitText(text, MaxErrorBytes)
+	value, valueBytes := limitText(strings.TrimSpace(value), MaxValueBytes)
+	text, textBytes := limitText(strings.TrimSpace(text), MaxErrorBytes)
 	if valueBytes > MaxValueBytes {
 		text = fmt.Sprintf("value of %d bytes exceeded %d bytes", valueBytes, MaxValueBytes)
 	}

@@ -150,6 +150,22 @@ func TestLimitsRefusals(t *testing.T) {
 	require.Equal(t, 2*agent.MaxRefusalNames, many.list[0].Count)
 }
 
+// White space around a text counts nothing and is not stored, as in Coder.
+func TestLimitTextsTrims(t *testing.T) {
+	whole := strings.Repeat("x", MaxValueBytes)
+	for _, c := range []struct{ value, text, wantValue, wantText string }{
+		{" 0.42 load\n", "", "0.42 load", ""},
+		{"\t\n " + whole + strings.Repeat(" ", 3000), "", whole, ""},
+		{" a  b ", "\texit status 1\r\n", "a  b", "exit status 1"},
+		{" \n", strings.Repeat("\n", 3000), "", ""},
+		{" x" + whole + " ", "", whole[1:] + "x", "value of 2049 bytes exceeded 2048 bytes"},
+	} {
+		value, text := limitTexts(c.value, c.text)
+		require.Equal(t, c.wantValue, value)
+		require.Equal(t, c.wantText, text)
+	}
+}
+
 func TestLimitText(t *testing.T) {
 	for _, c := range []struct {
 		name, in, want string
@@ -181,6 +197,7 @@ func FuzzLimitTexts(f *testing.F) {
 		times = max(1, min(times, 4096/(len(value)+len(text)+1)))
 		in, inText := string(bytes.Repeat(value, times)), string(bytes.Repeat(text, times))
 		out, outText := limitTexts(in, inText)
+		in, inText = strings.TrimSpace(in), strings.TrimSpace(inText)
 		for _, s := range []string{out, outText} {
 			require.True(t, utf8.ValidString(s))
 			require.NotContains(t, s, "\x00")

@@ -33,7 +33,8 @@ const (
 	maxReportKeys = 16
 )
 
-// Metadata is the value of one metadata key.
+// Metadata is the value of one metadata key. White space around the value and the error
+// is not sent.
 type Metadata struct {
 	// Key is the name of the entry, at most 1024 bytes of UTF-8.
 	Key string
@@ -71,8 +72,8 @@ func (q *metadataQueue) put(m Metadata) error {
 	if len(values) == 0 && len(q.keys) >= maxPendingKeys {
 		return fmt.Errorf("metadata key %.64q: %d keys are pending, at most %d may be", m.Key, len(q.keys), maxPendingKeys)
 	}
-	m.Value = cleanText(m.Value)
-	m.Error = cleanText(m.Error)
+	m.Value = cleanText(strings.TrimSpace(m.Value))
+	m.Error = cleanText(strings.TrimSpace(m.Error))
 
 	newest := metadataValue{metadata: m, entries: 1}
 	last := len(values) - 1

@@ -73,10 +73,15 @@ func CheckForwardedName(name string) Reason {
 	return ""
 }
 
-// servicePrefixes begin the names of families that an instance of coderd has of
-// its own process, or that this service and Prometheus have.
-var servicePrefixes = []string{
-	"go_", "process_", "promhttp_", "agentstatsd_", "grpc_server_", "scrape_",
+// servicePrefixes begin the names of families of this service and of Prometheus.
+var servicePrefixes = []string{"agentstatsd_", "grpc_server_", "scrape_"}
+
+// runtimeNames are the families of the Go runtime, the process and promhttp that the
+// service has beside those of the catalogue. Others of these prefixes are coderd's, like
+// go_sql_open_connections and process_network_receive_bytes_total.
+var runtimeNames = map[string]struct{}{
+	"go_gc_gogc_percent": {}, "go_gc_gomemlimit_bytes": {}, "go_sched_gomaxprocs_threads": {},
+	"promhttp_metric_handler_errors_total": {},
 }
 
 // CheckPushedName returns why coderd may not push a family called name. Names
@@ -90,6 +95,9 @@ func CheckPushedName(name string) Reason {
 	case name == "up" || name == "ALERTS" || name == "ALERTS_FOR_STATE":
 		return ReasonOwnedByService
 	case notCoderds(name):
+		return ReasonOwnedByService
+	}
+	if _, ok := runtimeNames[name]; ok {
 		return ReasonOwnedByService
 	}
 	for _, p := range servicePrefixes {

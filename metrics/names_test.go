@@ -82,18 +82,31 @@ func TestCheckPushedName(t *testing.T) {
 		"coderd_metrics_collector_agents_execution_seconds": ReasonOwnedByService,
 		"agent_scripts_executed_total":                      ReasonOwnedByService,
 		"coderd_agentstats_startup_script_seconds":          ReasonOwnedByService,
-		"go_goroutines":             ReasonOwnedByService,
-		"go_x":                      ReasonOwnedByService,
-		"process_x":                 ReasonOwnedByService,
-		"promhttp_x":                ReasonOwnedByService,
-		"agentstatsd_x":             ReasonOwnedByService,
-		"grpc_server_handled_total": ReasonOwnedByService,
-		"scrape_duration_seconds":   ReasonOwnedByService,
-		"up":                        ReasonOwnedByService,
-		"ALERTS":                    ReasonOwnedByService,
-		"ALERTS_FOR_STATE":          ReasonOwnedByService,
+		"go_goroutines":                          ReasonOwnedByService,
+		"go_gc_gogc_percent":                     ReasonOwnedByService,
+		"process_open_fds":                       ReasonOwnedByService,
+		"promhttp_metric_handler_requests_total": ReasonOwnedByService,
+		"go_sql_open_connections":                "",
+		"go_gc_duration_seconds_sum":             ReasonOwnedByService,
+		"process_network_receive_bytes_total":    "",
+		"agentstatsd_x":                          ReasonOwnedByService,
+		"grpc_server_handled_total":              ReasonOwnedByService,
+		"scrape_duration_seconds":                ReasonOwnedByService,
+		"up":                                     ReasonOwnedByService,
+		"ALERTS":                                 ReasonOwnedByService,
+		"ALERTS_FOR_STATE":                       ReasonOwnedByService,
 	} {
 		require.Equal(t, want, CheckPushedName(name), "%q", name)
+	}
+}
+
+// No family that the service has of its own process may be pushed.
+func TestFamiliesOfTheProcessAreReserved(t *testing.T) {
+	families, err := NewRegistry().Gather()
+	require.NoError(t, err)
+	require.Greater(t, len(families), 35)
+	for _, f := range families {
+		require.Equal(t, ReasonOwnedByService, CheckPushedName(f.GetName()), f.GetName())
 	}
 }
 
