@@ -51,11 +51,12 @@ test: servers lint check-generated ## all that CI checks: lint, generated code, 
 	$(GO) vet $(PKGS)
 	cd integration && $(GO) vet ./...
 	cd bench && $(GO) vet ./...
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-integration test-packages
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-integration test-packages
 
-test-packages: test-servers test-race test-plain
+# One after another: beside all of them the processes of integration miss deadlines.
+test-packages:
+	$(MAKE) --no-print-directory --jobs 1 test-servers test-race test-plain
 
-# These wait for servers half of their time, so they run beside the others, too.
 test-servers:
 	nice $(GO) test $(RACE) -vet=off -timeout 14m $(SERVERS)
 
