@@ -329,6 +329,29 @@ func TestObserverCountsRefusals(t *testing.T) {
 	require.Equal(t, map[string]int64{"limit": 5, "bad": 3}, obs.refusals.snapshot())
 }
 
+// A steady agent starts like others. Then its apps stay healthy, and it is not called
+// again.
+func TestSteadyAgentChangesNoState(t *testing.T) {
+	planned := testPlanner("secret").plan(1, 0, at)[0].agents[0]
+	conns, err := connect(Options{Targets: []string{"nowhere:1"}, Agents: 1, Dial: client.DialOptions{Plaintext: true}}, discardLogger)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conns.close()) }()
+	obs := &observer{acks: &latencies{}, values: &latencies{}, unknown: make(chan struct{}, 1), log: discardLogger}
+	o := Options{Steady: true}.withDefaults()
+	for build := range 100 {
+		a, err := newAgent(planned, build, conns, seriesOfAgents(5), o, obs)
+		require.NoError(t, err)
+		a.start(at)
+		var calls int
+		for a.live(at) > 0 {
+			calls++
+			require.Less(t, calls, 5)
+		}
+		require.GreaterOrEqual(t, calls, 2)
+		require.True(t, a.healthy)
+	}
+}
+
 // An agent that cannot reach anything still takes everything in.
 func TestAgentLives(t *testing.T) {
 	planned := testPlanner("secret").plan(1, 0, at)[0].agents[0]
