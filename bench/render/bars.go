@@ -226,7 +226,7 @@ var bars = []bar{
 		values: fleets(stream.FleetRest),
 	},
 	{
-		name: "4,000 agents, CPU: relayed against connections of their own",
+		name: "4,000 agents, CPU: relayed, with one key changing, against connections of their own, with all ten",
 		text: "at most a third", unit: times, limit: 1.0 / 3,
 		values: func(r figure.Results) []float64 {
 			return figure.Ratios(fleet(relayed, stream.FleetCPU)(r), fleet(stream.Fleet{Agents: 4000, Samples: stream.Samples}, stream.FleetCPU)(r))

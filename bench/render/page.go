@@ -228,7 +228,8 @@ func (p *page) ingest() {
 
 func (p *page) fleet() {
 	p.heading("A fleet")
-	p.line("What an agent takes in a minute: agents of the real client on connections of their own, with the default intervals,")
+	p.line("What an agent takes in a minute: agents of the real client on connections of their own, with the default intervals, which")
+	p.line("load does not lengthen here,")
 	p.line("30 samples or the 85 of Coder's own agent, and 10 metadata keys whose values all change each 10 s, on SQLite. For relayed")
 	p.line("agents one of the keys changes each 10 s; their coderd has a connection for 2,000 of them. The service is scraped each 30 s,")
 	p.line("as text with gzip. The time in the database's driver is by a profile. The limit is a bare grpc-go server that receives")

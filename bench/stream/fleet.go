@@ -109,7 +109,7 @@ func (f Fleet) measure(ctx context.Context, binary, dir string) (fleetSeen, erro
 	if err != nil {
 		return seen, err
 	}
-	service, err := StartAgentstatsd(ctx, binary, dir, "--pprof-address", addrs[0],
+	service, err := StartAgentstatsd(ctx, binary, dir, "--pprof-address", addrs[0], "--adaptive-intervals=false",
 		"--max-agents", strconv.Itoa(2*f.Agents), "--max-series", strconv.Itoa(4*f.Agents*f.Samples))
 	if err != nil {
 		return seen, err
