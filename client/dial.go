@@ -104,13 +104,19 @@ func TokenFile(path string, plaintext bool) credentials.PerRPCCredentials {
 			if token == "" {
 				return "", fmt.Errorf("read token: %s is empty", path)
 			}
-			if i := strings.IndexFunc(token, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
+			if i := unprintable(token); i >= 0 {
 				return "", fmt.Errorf("read token: %s has a character that a header cannot have, at byte %d: want one line of printable ASCII", path, i+1)
 			}
 			return token, nil
 		},
 		plaintext: plaintext,
 	}
+}
+
+// unprintable returns the index of the first character that a token cannot have; below
+// 0: there is none.
+func unprintable(token string) int {
+	return strings.IndexFunc(token, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 type bearer struct {
