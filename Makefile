@@ -13,7 +13,7 @@ RACE  := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/
 # comes in huge pages: page faults are slow on virtual machines.
 export GORACE ?= atexit_sleep_ms=0 no_huge_pages_for_shadow=0
 # Packages with the longest tests begin first, so that no core waits in the end.
-LONG  := ./simulate ./simulation ./aggregator ./client ./pushed
+LONG  := ./simulate ./simulation ./aggregator ./internal/clienttest ./pushed
 # Have tests that need PostgreSQL, which the short mode of go test leaves out.
 SERVERS := ./store/... ./pubsub/... ./internal/postgrestest
 # Have random tests, which draw less in the short mode, or bounds of allocations, which

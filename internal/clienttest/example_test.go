@@ -1,4 +1,4 @@
-package client_test
+package clienttest
 
 import (
 	"bytes"
@@ -51,7 +51,7 @@ func registration() *agentstatsv1.AgentRegistration {
 }
 
 // An agent sends its stats each report interval, and what changes as it changes.
-func ExampleAgent() {
+func Example_agent() {
 	service := startService()
 	defer service.close()
 	registerExampleAgent(service)
@@ -123,7 +123,7 @@ func ExampleAgent() {
 
 // coderd registers agents, relays for one that cannot dial the service itself,
 // and watches what they say.
-func ExampleCoderd() {
+func Example_coderd() {
 	service := startService()
 	defer service.close()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -197,7 +197,7 @@ func ExampleCoderd() {
 }
 
 // A coderd pushes all its families, which Prometheus then sees at the service.
-func ExamplePushGatherer() {
+func Example_pushGatherer() {
 	service := startService()
 	defer service.close()
 	conn := service.conn(coderdToken)

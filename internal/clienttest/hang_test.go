@@ -1,4 +1,4 @@
-package client_test
+package clienttest
 
 import (
 	"context"
@@ -118,7 +118,7 @@ func TestPushGoesOnWithoutAGathererThatHangs(t *testing.T) {
 		require.Equal(t, []string{"a_total", "a_total", "a_total", "a_total"}, fake.names())
 		require.EqualValues(t, 1, b.calls.Load())
 		require.Len(t, log.with("gatherer has not returned"), 1)
-		require.Contains(t, log.with("gatherer has not returned")[0], `gatherer="2 of 2, *client_test.gate" after=10s`)
+		require.Contains(t, log.with("gatherer has not returned")[0], `gatherer="2 of 2, *clienttest.gate" after=10s`)
 
 		open()
 		time.Sleep(30 * time.Second)
