@@ -99,6 +99,7 @@ func (c *connection) open() error {
 		Ordinal:  hello.GetSession(),
 		Epoch:    hello.GetEpoch(),
 		Durable:  hello.GetDurableSequence(),
+		Relayed:  who.Token == "",
 	})
 	if err != nil {
 		return s.failure(ctx, who, "open a session", err)

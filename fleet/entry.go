@@ -69,9 +69,10 @@ type sessions struct {
 // state is the agent's state on its way to the database: request.go, write.go,
 // follow.go.
 type state struct {
-	newest      agent.State
-	queued      bool         // in writeQueue.states
-	pendingAcks []pendingAck // of sequences that newest has and the database may not
+	newest        agent.State
+	lifecycleFrom agent.Instance // who said the newest lifecycle; zero: not known
+	queued        bool           // in writeQueue.states
+	pendingAcks   []pendingAck   // of sequences that newest has and the database may not
 }
 
 func newEntry(reg *agent.Registration) *entry {

@@ -66,6 +66,7 @@ func TestWhatIsStoredFirstStays(t *testing.T) {
 				// Whoever comes back to the one knows what is stored, and has the newer epoch.
 				again := connectTo(t, fast, 1, hello(1, 2))
 				require.Equal(t, Progress{}, again.Resume(), "nothing is known of the instance")
+				time.Sleep(time.Millisecond)
 				say(again, 1, agent.LifecycleReady)
 				require.NoError(t, fast.write(t.Context()))
 				require.Equal(t, Progress{Received: 1, Durable: 1}, again.Progress())

@@ -292,6 +292,9 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.noteStoredEpochLocked(e, s.MaxEpoch())
+	if s.LifecycleOrder.Compare(e.state.newest.LifecycleOrder) > 0 {
+		e.state.lifecycleFrom = agent.Instance{}
+	}
 	changed, started := e.state.newest.Merge(s)
 	e.dropForeignApps()
 	if changed {

@@ -91,7 +91,7 @@ func (f *Fleet) raiseEpochLocked(e *entry) {
 		return
 	}
 	e.sessions.newest = agent.SessionRecord{
-		Agent: e.id, Epoch: nextEpoch(time.Unix(0, 0), e.sessions.newest.Epoch, f.self()), Replica: f.self(),
+		Agent: e.id, Epoch: agent.NextEpoch(time.Unix(0, 0), e.sessions.newest.Epoch, f.self()), Replica: f.self(),
 		Reported: e.sessions.newest.Reported, // others retain no series from before that report
 	}
 	f.queueSessionLocked(e)
@@ -121,7 +121,7 @@ func (f *Fleet) supersedeByFirst(w stateWrite, stored int64) {
 		f.supersedeLocked(ack.instance, stored)
 	}
 	e.sessions.storedEpoch = max(e.sessions.storedEpoch, stored)
-	e.state.newest = agent.State{Agent: e.id}
+	e.state.newest, e.state.lifecycleFrom = agent.State{Agent: e.id}, agent.Instance{}
 	f.rereadStates.Store(true)
 	if f.peers != nil {
 		f.peers.wakeFollower()

@@ -280,7 +280,7 @@ func TestNextEpochsOfReplicas(t *testing.T) {
 	last := time.Now().Add(time.Hour).UnixNano()
 	seen := make(map[int64]struct{})
 	for n := range 3 {
-		next := nextEpoch(time.Now(), last, replicaID(n))
+		next := agent.NextEpoch(time.Now(), last, replicaID(n))
 		require.Greater(t, next, last)
 		require.LessOrEqual(t, next, last+int64(time.Millisecond))
 		seen[next] = struct{}{}

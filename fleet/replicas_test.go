@@ -312,7 +312,7 @@ func TestClockBehind(t *testing.T) {
 		require.Equal(t, EndTakeover, s.End())
 		s = connectTo(t, r[0], 1, hello(2, 1))
 		require.Greater(t, s.Info().Epoch, ahead)
-		require.LessOrEqual(t, s.Info().Epoch, ahead+int64(maxEpochStep))
+		require.LessOrEqual(t, s.Info().Epoch, ahead+int64(agent.MaxEpochStep))
 	})
 }
 

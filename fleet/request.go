@@ -19,15 +19,12 @@ const (
 	ReasonDisabledApp   = "disabled_app"
 )
 
-// maxNameBytes bounds a key in a refusal.
-const maxNameBytes = 200
-
 // Request is one request of an agent while it is handled. It is valid during the
 // call that it is passed to.
 type Request struct {
 	fleet    *Fleet
 	entry    *entry
-	session  agent.Session
+	session  *Session
 	order    agent.Order
 	instance *instance
 	now      time.Time
@@ -46,7 +43,7 @@ func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.OwnerID 
 func (r Request) Incarnation() int64 { return r.entry.reg.Load().Incarnation }
 
 // Epoch returns the epoch of the session, under which the agent's series are open.
-func (r Request) Epoch() int64 { return r.session.Epoch }
+func (r Request) Epoch() int64 { return r.session.info.Epoch }
 
 // Order returns the order of the request among all requests of the agent.
 func (r Request) Order() agent.Order { return r.order }
@@ -58,7 +55,7 @@ func (r Request) Now() time.Time { return r.now }
 func (r Request) Tracker() agent.Tracker { return r.instance }
 
 // Instance returns the instance that sent the request.
-func (r Request) Instance() agent.Instance { return r.session.Instance }
+func (r Request) Instance() agent.Instance { return r.session.info.Instance }
 
 // AwaitReport keeps the request from being acked as received until the tracker that it
 // returns is notified.
@@ -86,14 +83,14 @@ func (r Request) AdmitMetadata(entries []agent.MetadataEntry) ([]agent.MetadataE
 	declared := r.entry.reg.Load().MetadataKeys
 	limit := r.fleet.opts.MaxMetadataKeys
 	if len(declared) > 0 {
-		kept, names, refused = filterEntries(entries, func(key string) bool {
+		kept, names, refused = agent.FilterEntries(entries, func(key string) bool {
 			_, found := slices.BinarySearch(declared, key)
 			return found
 		})
 	} else {
 		r.entry.mu.Lock()
 		defer r.entry.mu.Unlock()
-		kept, names, refused = filterEntries(entries, func(key string) bool { return r.entry.admitKeyLocked(key, limit) })
+		kept, names, refused = agent.FilterEntries(entries, func(key string) bool { return r.entry.admitKeyLocked(key, limit) })
 	}
 	if refused == 0 {
 		return kept, nil
@@ -127,69 +124,6 @@ func (e *entry) admitKeyLocked(key string, limit int) bool {
 	}
 	e.metadataKeys = slices.Insert(e.metadataKeys, i, strings.Clone(key))
 	return true
-}
-
-// filterEntries keeps the entries whose key is allowed. It returns copies of the first
-// refused keys, and the number of all refused ones.
-func filterEntries(entries []agent.MetadataEntry, allowed func(key string) bool) (kept []agent.MetadataEntry, names []string, refused int) {
-	kept = entries[:0]
-	for i := range entries {
-		if allowed(entries[i].Key) {
-			kept = append(kept, entries[i])
-			continue
-		}
-		refused++
-		if len(names) < agent.MaxRefusalNames {
-			names = append(names, strings.Clone(agent.ShortenText(entries[i].Key, maxNameBytes)))
-		}
-	}
-	return kept, names, refused
-}
-
-// Labels of the counter of clamped times.
-const (
-	clampedFuture = "future"
-	clampedBuild  = "before_build"
-)
-
-// SetLifecycle records the lifecycle. The request's ack is pending until it is stored.
-// A ChangedAt that is zero, after the receipt, or before the agent's build is replaced
-// by the time of receipt. If the state is a repeated one, it keeps its time instead.
-func (r Request) SetLifecycle(l agent.Lifecycle) {
-	if reason := r.clampedTime(l.ChangedAt); reason != "" {
-		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()
-		l.ChangedAt = time.Time{}
-	}
-	ended := false
-	r.changeState(func(s *agent.State) (notify bool) {
-		notify = s.CurrentLifecycle() != l.State
-		if l.ChangedAt.IsZero() {
-			l.ChangedAt = r.now
-			if !notify && !s.Lifecycle.ChangedAt.IsZero() {
-				l.ChangedAt = s.Lifecycle.ChangedAt
-			}
-		}
-		changed := s.SetLifecycle(l, r.order)
-		ended = changed && s.Startup.Result == l.State
-		return changed && notify
-	})
-	if ended {
-		r.fleet.queueFinishedBuild(r.entry)
-	}
-}
-
-// clampedTime returns why at cannot be a time of the agent's lifecycle; empty: it can.
-func (r Request) clampedTime(at time.Time) string {
-	reg := r.entry.reg.Load()
-	built := reg.Workspace.Build.CreatedAt
-	switch {
-	case at.IsZero():
-	case at.After(r.now):
-		return clampedFuture
-	case at.Before(built) && !reg.CreatedAt.Before(built): // an older agent is of another build
-		return clampedBuild
-	}
-	return ""
 }
 
 // SetAppHealth records the health of apps. The request's ack is pending until it is

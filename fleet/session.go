@@ -2,8 +2,6 @@ package fleet
 
 import (
 	"context"
-	"encoding/binary"
-	"hash/fnv"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +42,7 @@ type Session struct {
 	info     agent.Session
 	instance *instance
 	order    agent.Order // of its requests, without their sequence
+	hello    Hello
 	resume   Progress
 	token    [32]byte // hash of the agent's token when the session opened
 
@@ -54,8 +53,9 @@ type Session struct {
 	end End // written before done is closed
 
 	// Guarded by entry.mu.
-	ageAt   time.Time // zero: never
-	closeAt time.Time // zero: the agent was not asked to reconnect yet
+	ageAt         time.Time // zero: never
+	closeAt       time.Time // zero: the agent was not asked to reconnect yet
+	saidLifecycle bool
 }
 
 // Hello is what an instance sends when it connects.
@@ -69,6 +69,9 @@ type Hello struct {
 	// Durable is the highest durable sequence that the instance received. It has
 	// all refusals up to that one.
 	Durable int64
+	// Relayed is true if the instance is not the agent's process, but a relay for it.
+	// The agent may have others.
+	Relayed bool
 }
 
 // Connect opens a session of the agent. An older session, on any replica, ends with
@@ -112,6 +115,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		entry:    e,
 		instance: i,
 		order:    order,
+		hello:    hello,
 		info: agent.Session{
 			Epoch:    order.Epoch,
 			Instance: hello.Instance,
@@ -148,7 +152,7 @@ func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
 	}
 	e.sessions.newest = agent.SessionRecord{
 		Agent:   e.id,
-		Epoch:   nextEpoch(now, last, f.self()),
+		Epoch:   agent.NextEpoch(now, last, f.self()),
 		Replica: f.self(),
 		Open:    true,
 	}
@@ -159,28 +163,6 @@ func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
 	}
 	return order
 }
-
-// nextEpoch rises even if the clock does not. It can still be below a stored epoch
-// that this replica does not know, if the clock is slow or was set back. Then the
-// stored values win, and the session ends: EndOutdated.
-//
-// Two replicas with the same last epoch, and clocks behind it, take different steps
-// of up to a millisecond. With equal epochs, values of one replica would silently
-// replace those of the other.
-func nextEpoch(now time.Time, last int64, replica agent.ID) int64 {
-	step := int64(1)
-	if replica != (agent.ID{}) {
-		h := fnv.New64a()
-		h.Write(replica[:])
-		h.Write(binary.LittleEndian.AppendUint64(nil, uint64(last)))
-		step += int64(h.Sum64() % maxEpochStep)
-	}
-	return max(now.UnixNano(), last+step)
-}
-
-// maxEpochStep is in nanoseconds. Steps of two replicas are equal once in a million
-// times. An agent that connects each second does not outrun the clock.
-const maxEpochStep = uint64(time.Millisecond)
 
 // endSessionLocked ends a live session. The caller closes its series.
 func (f *Fleet) endSessionLocked(s *Session, end End) {
@@ -271,7 +253,7 @@ func (s *Session) Receive(sequence int64, handle func(Request)) error {
 	handle(Request{
 		fleet:    s.fleet,
 		entry:    e,
-		session:  s.info,
+		session:  s,
 		order:    order,
 		instance: s.instance,
 		now:      now,

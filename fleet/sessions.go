@@ -48,7 +48,7 @@ func (r Request) MarkReported() {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.sessions.newest.Epoch != r.session.Epoch || e.sessions.newest.Replica != f.self() || e.sessions.newest.Reported {
+	if e.sessions.newest.Epoch != r.session.info.Epoch || e.sessions.newest.Replica != f.self() || e.sessions.newest.Reported {
 		return
 	}
 	e.sessions.newest.Reported = true
