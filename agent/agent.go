@@ -33,6 +33,15 @@ type Identity struct {
 	CreatedAt time.Time
 }
 
+// Equal compares the identities.
+func (i Identity) Equal(other Identity) bool {
+	return i.Username == other.Username &&
+		i.WorkspaceName == other.WorkspaceName &&
+		i.AgentName == other.AgentName &&
+		i.TemplateName == other.TemplateName &&
+		i.CreatedAt.Equal(other.CreatedAt)
+}
+
 // Instance is one process of an agent, chosen at random by it.
 type Instance [16]byte
 

@@ -1,6 +1,11 @@
 package agent
 
-import "time"
+import (
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
 
 // Registration is what coderd says of one agent.
 type Registration struct {
@@ -11,7 +16,8 @@ type Registration struct {
 	// ConnectionTimeout after CreatedAt makes an agent that never connected
 	// count as timed out; 0: never.
 	ConnectionTimeout time.Duration
-	// TokenHash is the SHA-256 of the token that the agent authenticates with.
+	// TokenHash is the SHA-256 of the token that the agent authenticates with; zero: it
+	// has none, so it can only be relayed.
 	TokenHash [32]byte
 	Workspace Workspace
 	Apps      []App
@@ -24,11 +30,24 @@ type Registration struct {
 	Incarnation int64
 }
 
+// Equal compares all but the incarnations, which the store gives.
+func (r *Registration) Equal(other *Registration) bool {
+	return r.ID == other.ID &&
+		r.Name == other.Name &&
+		r.CreatedAt.Equal(other.CreatedAt) &&
+		r.ConnectionTimeout == other.ConnectionTimeout &&
+		r.TokenHash == other.TokenHash &&
+		r.Workspace.Equal(&other.Workspace) &&
+		slices.Equal(r.Apps, other.Apps) &&
+		slices.Equal(r.MetadataKeys, other.MetadataKeys) &&
+		r.Parent == other.Parent
+}
+
 // Workspace is what coderd says of one workspace, with or without agents.
 type Workspace struct {
 	ID            ID
 	Name          string
-	OwnerID       ID
+	OwnerID       ID // zero: not known
 	OwnerUsername string
 	Template      Template
 	Organization  string
@@ -36,12 +55,58 @@ type Workspace struct {
 	Build Build
 }
 
+// Equal compares the workspaces.
+func (w *Workspace) Equal(other *Workspace) bool {
+	return w.ID == other.ID &&
+		w.Name == other.Name &&
+		w.OwnerID == other.OwnerID &&
+		w.OwnerUsername == other.OwnerUsername &&
+		w.Template == other.Template &&
+		w.Organization == other.Organization &&
+		w.Build.ID == other.Build.ID &&
+		w.Build.CreatedAt.Equal(other.Build.CreatedAt) &&
+		w.Build.Transition == other.Build.Transition &&
+		w.Build.IsPrebuild == other.Build.IsPrebuild
+}
+
+// KeepKnown sets what w says nothing of to what was known of the workspace before, as
+// far as that still holds: a new owner has another id, a new build another version.
+func (w *Workspace) KeepKnown(known *Workspace) {
+	if w.OwnerID == (ID{}) && w.OwnerUsername == known.OwnerUsername {
+		w.OwnerID = known.OwnerID
+	}
+	if w.Template.ID == (ID{}) && w.Template.Name == known.Template.Name {
+		w.Template.ID = known.Template.ID
+	}
+	if w.Organization == "" {
+		w.Organization = known.Organization
+	}
+	if w.Build.ID == (ID{}) {
+		w.Build = known.Build
+	}
+	if w.Template.Version == UnknownVersion && w.Build.ID == known.Build.ID && w.Template.Name == known.Template.Name {
+		w.Template.Version = known.Template.Version
+	}
+}
+
+// Owner returns what stands for the owner: the id or, if that is not known, one made of
+// the name.
+func (w *Workspace) Owner() ID {
+	if w.OwnerID != (ID{}) {
+		return w.OwnerID
+	}
+	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(w.OwnerUsername))
+}
+
 // Template is a template in a version.
 type Template struct {
-	ID      ID
+	ID      ID // zero: not known
 	Name    string
 	Version string
 }
+
+// UnknownVersion is the version of a template if coderd names none.
+const UnknownVersion = "unknown"
 
 // Build is one build of a workspace.
 type Build struct {

@@ -283,9 +283,7 @@ func agentMessage(info *fleet.Info) *agentstatsv1.Agent {
 	if !info.LastSeen.IsZero() {
 		m.LastSeenAt = timestamppb.New(info.LastSeen)
 	}
-	if reg.Parent != (agent.ID{}) {
-		m.ParentId = reg.Parent[:]
-	}
+	m.ParentId = contract.OptionalID(&reg.Parent)
 	return m
 }
 
@@ -317,9 +315,9 @@ func workspaceMessage(w *agent.Workspace) *agentstatsv1.Workspace {
 	m := &agentstatsv1.Workspace{
 		Id:               w.ID[:],
 		Name:             w.Name,
-		OwnerId:          w.OwnerID[:],
+		OwnerId:          contract.OptionalID(&w.OwnerID),
 		OwnerUsername:    w.OwnerUsername,
-		Template:         &agentstatsv1.Template{Id: w.Template.ID[:], Name: w.Template.Name, Version: w.Template.Version},
+		Template:         &agentstatsv1.Template{Id: contract.OptionalID(&w.Template.ID), Name: w.Template.Name, Version: w.Template.Version},
 		OrganizationName: w.Organization,
 	}
 	if w.Build.ID != (agent.ID{}) {

@@ -38,20 +38,20 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		{"agents[1].created_at: want it, got none", func(r *pb.AgentRegistration) { r.CreatedAt = nil }},
 		{"agents[1].created_at: want a time from 1970 to 2262, got 99999999999 s and 0 ns since 1970", func(r *pb.AgentRegistration) { r.CreatedAt = &timestamppb.Timestamp{Seconds: 99999999999} }},
 		{"agents[1].connection_timeout: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.ConnectionTimeout = durationpb.New(-1) }},
-		{"agents[1].token_sha256: want 32 bytes, got 5", func(r *pb.AgentRegistration) { r.TokenSha256 = []byte("short") }},
-		{"agents[1].token_sha256: want 32 bytes, got 33", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 33) }},
+		{"agents[1].token_sha256: want 32 bytes or none, got 5", func(r *pb.AgentRegistration) { r.TokenSha256 = []byte("short") }},
+		{"agents[1].token_sha256: want 32 bytes or none, got 33", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 33) }},
+		{"agents[1].token_sha256: want a hash, or none at all, got 32 bytes of 0", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 32) }},
 		{"agents[1].token_sha256: want one of its own, got that of agent " + edgetest.ID(1).String(), func(r *pb.AgentRegistration) { r.TokenSha256 = edgetest.TokenHash(edgetest.Token(1)) }},
 		{"agents[1].workspace: want it, got none", func(r *pb.AgentRegistration) { r.Workspace = nil }},
 		{"agents[1].workspace.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Id = nil }},
 		{"agents[1].workspace.name: want 1 to 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Name = long }},
-		{"agents[1].workspace.owner_id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.OwnerId = nil }},
+		{"agents[1].workspace.owner_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.Workspace.OwnerId = []byte("abc") }},
 		{"agents[1].workspace.owner_username: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.OwnerUsername = "" }},
 		{"agents[1].workspace.template: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Template = nil }},
-		{"agents[1].workspace.template.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Template.Id = nil }},
+		{"agents[1].workspace.template.id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.Workspace.Template.Id = []byte("abc") }},
 		{"agents[1].workspace.template.name: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Template.Name = "" }},
 		{"agents[1].workspace.template.version: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Template.Version = long }},
 		{"agents[1].workspace.organization_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.OrganizationName = long }},
-		{"agents[1].workspace.build: want it with an agent, got none", func(r *pb.AgentRegistration) { r.Workspace.Build = nil }},
 		{"agents[1].workspace.build.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Build.Id = nil }},
 		{"agents[1].workspace.build.created_at: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Build.CreatedAt = nil }},
 		{"agents[1].workspace.build.transition: unknown transition 9", func(r *pb.AgentRegistration) { r.Workspace.Build.Transition = 9 }},
@@ -155,7 +155,7 @@ func TestRegisterAndList(t *testing.T) {
 		s.Register(numbers...)
 		sub := edgetest.Registration(1)
 		sub.Id, sub.Name, sub.TokenSha256, sub.ParentId = edgetest.IDBytes(121), "dev", edgetest.TokenHash(edgetest.Token(121)), edgetest.IDBytes(1)
-		sub.Workspace.Template.Version = ""
+		sub.Workspace.Template.Version, sub.Workspace.Build = "", nil // it keeps those of its workspace
 		resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{
 			Agents: []*pb.AgentRegistration{sub, edgetest.Rebuilt(edgetest.Registration(2), 122)}, Workspaces: []*pb.Workspace{edgetest.Workspace(123)},
 		})
@@ -183,10 +183,8 @@ func TestRegisterAndList(t *testing.T) {
 			}
 		}
 		require.Len(t, all, 121)
-		ws := edgetest.Workspace(1)
-		ws.Template.Version = "unknown"
 		want := &pb.Agent{
-			Id: edgetest.IDBytes(1), Name: "main", Workspace: ws, Connected: true, LastSeenAt: timestamppb.New(now),
+			Id: edgetest.IDBytes(1), Name: "main", Workspace: edgetest.Workspace(1), Connected: true, LastSeenAt: timestamppb.New(now),
 			Lifecycle: &pb.Lifecycle{State: pb.Lifecycle_STATE_STARTING, ChangedAt: timestamppb.New(now)}, // what it said is to come
 			AppHealth: []*pb.AppHealthUpdate{{Id: edgetest.IDBytes(50_001), Health: pb.AppHealth_APP_HEALTH_INITIALIZING}},
 		}

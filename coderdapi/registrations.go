@@ -106,17 +106,14 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now
 	if r.ConnectionTimeout, err = durationOf("connection_timeout", pb.GetConnectionTimeout()); err != nil {
 		return r, err
 	}
-	if n := copy(r.TokenHash[:], pb.GetTokenSha256()); n != len(r.TokenHash) || n != len(pb.GetTokenSha256()) {
-		return r, problemf("token_sha256", "want %d bytes, got %d", len(r.TokenHash), len(pb.GetTokenSha256()))
+	if r.TokenHash, err = tokenHashOf(pb.GetTokenSha256()); err != nil {
+		return r, err
 	}
 	if pb.GetWorkspace() == nil {
 		return r, problemf("workspace", "want it, got none")
 	}
 	if r.Workspace, err = workspaceOf(pb.GetWorkspace(), now); err != nil {
 		return r, err.in("workspace.")
-	}
-	if pb.GetWorkspace().GetBuild() == nil {
-		return r, problemf("workspace.build", "want it with an agent, got none")
 	}
 	if r.Apps, err = appsOf(pb.GetApps()); err != nil {
 		return r, err
@@ -129,12 +126,25 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now
 			return r, &problem{fmt.Sprintf("metadata_keys[%d]", i), text}
 		}
 	}
-	if len(pb.GetParentId()) > 0 {
-		if r.Parent, err = idOf("parent_id", pb.GetParentId()); err != nil {
-			return r, err
-		}
+	if r.Parent, err = optionalID("parent_id", pb.GetParentId()); err != nil {
+		return r, err
 	}
 	return r, nil
+}
+
+// tokenHashOf converts the hash of a token; zero: the agent has none.
+func tokenHashOf(b []byte) (hash [32]byte, _ *problem) {
+	if len(b) == 0 {
+		return hash, nil
+	}
+	if len(b) != len(hash) {
+		return hash, problemf("token_sha256", "want %d bytes or none, got %d", len(hash), len(b))
+	}
+	copy(hash[:], b)
+	if hash == [32]byte{} {
+		return hash, problemf("token_sha256", "want a hash, or none at all, got %d bytes of 0", len(hash))
+	}
+	return hash, nil
 }
 
 func workspaceOf(pb *agentstatsv1.Workspace, now time.Time) (agent.Workspace, *problem) {
@@ -148,13 +158,13 @@ func workspaceOf(pb *agentstatsv1.Workspace, now time.Time) (agent.Workspace, *p
 	if w.ID, err = idOf("id", pb.GetId()); err != nil {
 		return w, err
 	}
-	if w.OwnerID, err = idOf("owner_id", pb.GetOwnerId()); err != nil {
+	if w.OwnerID, err = optionalID("owner_id", pb.GetOwnerId()); err != nil {
 		return w, err
 	}
 	if pb.GetTemplate() == nil {
 		return w, problemf("template", "want it, got none")
 	}
-	if w.Template.ID, err = idOf("template.id", pb.GetTemplate().GetId()); err != nil {
+	if w.Template.ID, err = optionalID("template.id", pb.GetTemplate().GetId()); err != nil {
 		return w, err
 	}
 	for _, c := range []struct {
@@ -172,7 +182,7 @@ func workspaceOf(pb *agentstatsv1.Workspace, now time.Time) (agent.Workspace, *p
 		}
 	}
 	if w.Template.Version == "" {
-		w.Template.Version = "unknown"
+		w.Template.Version = agent.UnknownVersion
 	}
 	if pb.GetBuild() == nil {
 		return w, nil
@@ -245,6 +255,14 @@ func idOf(field string, b []byte) (agent.ID, *problem) {
 		return id, problemf(field, "want a UUID that is not zero")
 	}
 	return id, nil
+}
+
+// optionalID converts an id that may be absent; zero: it is.
+func optionalID(field string, b []byte) (agent.ID, *problem) {
+	if len(b) == 0 {
+		return agent.ID{}, nil
+	}
+	return idOf(field, b)
 }
 
 // idsOf converts a list of ids, of which there may be at most limit.

@@ -23,7 +23,7 @@ func TestEqualRegistrationForgetsNoField(t *testing.T) {
 		return &r
 	}
 	a := whole()
-	require.True(t, equalRegistration(a, whole()))
+	require.True(t, a.Equal(whole()))
 	// The store gives the incarnation; nobody registers one.
 	ignored := map[string]bool{"Incarnation": true}
 	checked := 0
@@ -34,8 +34,8 @@ func TestEqualRegistrationForgetsNoField(t *testing.T) {
 		checked++
 		change(t, field)
 		b := root.Addr().Interface().(*agent.Registration)
-		require.False(t, equalRegistration(a, b), "equalRegistration forgets %s", name)
-		require.False(t, equalRegistration(b, a), "equalRegistration forgets %s", name)
+		require.False(t, a.Equal(b), "Registration.Equal forgets %s", name)
+		require.False(t, b.Equal(a), "Registration.Equal forgets %s", name)
 	})
 	require.Greater(t, checked, 20)
 }
@@ -48,10 +48,10 @@ func TestEqualIdentityForgetsNoField(t *testing.T) {
 		return v
 	}
 	a := whole().Interface().(agent.Identity)
-	require.True(t, equalIdentity(a, whole().Interface().(agent.Identity)))
+	require.True(t, a.Equal(whole().Interface().(agent.Identity)))
 	eachField(t, "", whole, func(name string, root, field reflect.Value) {
 		change(t, field)
-		require.False(t, equalIdentity(a, root.Interface().(agent.Identity)), "equalIdentity forgets %s", name)
+		require.False(t, a.Equal(root.Interface().(agent.Identity)), "Identity.Equal forgets %s", name)
 	})
 }
 

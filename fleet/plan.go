@@ -81,6 +81,7 @@ func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, er
 		named:      make(map[agent.ID]struct{}, len(set.Agents)),
 		workspaces: make(map[agent.ID]agent.Workspace),
 	}
+	set.Agents = keepTokens(r, set.Agents)
 	for i := range set.Agents {
 		if _, twice := p.named[set.Agents[i].ID]; twice {
 			return nil, &FieldError{fmt.Sprintf("agents[%d].id", i), fmt.Sprintf("want each agent once, got %s again", set.Agents[i].ID)}
@@ -105,6 +106,26 @@ func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, er
 	return p, nil
 }
 
+// keepTokens returns the agents, those without a token with the one that is known. What
+// a plan changes of agents that say less than all is not theirs: a repeated decision
+// must not take it for what they said. So it returns copies then.
+func keepTokens(r *registry, agents []agent.Registration) []agent.Registration {
+	whole := func(reg agent.Registration) bool {
+		w := &reg.Workspace
+		return reg.TokenHash != noToken && w.OwnerID != uuid.Nil && w.Template.ID != uuid.Nil && w.Build.ID != uuid.Nil
+	}
+	if !slices.ContainsFunc(agents, func(reg agent.Registration) bool { return !whole(reg) }) {
+		return agents
+	}
+	agents = slices.Clone(agents)
+	for i := range agents {
+		if e := r.agents[agents[i].ID]; e != nil && agents[i].TokenHash == noToken {
+			agents[i].TokenHash = e.reg.Load().TokenHash
+		}
+	}
+	return agents
+}
+
 // planWorkspaces decides the new version of each named workspace: the one with the
 // newest build; of equal builds the last one named.
 func (p *plan) planWorkspaces(r *registry, set Set) {
@@ -117,10 +138,10 @@ func (p *plan) planWorkspaces(r *registry, set Set) {
 		}
 		switch {
 		case !known:
-		case w.Build.ID == uuid.Nil: // no build known: keep the one that is
-			w.Build = now.Build
-		case w.Build.CreatedAt.Before(now.Build.CreatedAt):
+		case w.Build.ID != uuid.Nil && w.Build.CreatedAt.Before(now.Build.CreatedAt):
 			w = now
+		default:
+			w.KeepKnown(&now)
 		}
 		p.workspaces[w.ID] = w
 	}
@@ -133,7 +154,8 @@ func (p *plan) planWorkspaces(r *registry, set Set) {
 }
 
 // planAgents decides between agents with one identity. An agent is stale if its
-// workspace has a newer build, or if a newer agent of its build has its name.
+// workspace has a newer build, or if a newer agent of its build has its name. One
+// without a build is of the newest, unless it is older.
 func (p *plan) planAgents(r *registry, set Set) {
 	type identity struct {
 		workspace agent.ID
@@ -151,7 +173,11 @@ func (p *plan) planAgents(r *registry, set Set) {
 	for i := range set.Agents {
 		reg := &set.Agents[i]
 		w := p.workspaces[reg.Workspace.ID]
-		if reg.Workspace.Build.CreatedAt.Before(w.Build.CreatedAt) {
+		of := reg.Workspace.Build.CreatedAt
+		if reg.Workspace.Build.ID == uuid.Nil {
+			of = reg.CreatedAt
+		}
+		if of.Before(w.Build.CreatedAt) {
 			p.stale = append(p.stale, reg.ID)
 			continue
 		}
@@ -201,7 +227,7 @@ func (p *plan) planSiblings(r *registry) {
 	removed := p.removed()
 	for id, w := range p.workspaces {
 		existing := r.workspaces[id]
-		if existing == nil || equalWorkspace(&existing.Workspace, &w) {
+		if existing == nil || existing.Equal(&w) {
 			continue
 		}
 		for _, e := range existing.agents {
@@ -249,7 +275,7 @@ func (p *plan) checkTokens(r *registry, set Set) error {
 	planned := make(map[[32]byte]agent.ID, len(p.regs))
 	for i := range set.Agents {
 		reg := p.regs[set.Agents[i].ID]
-		if reg == nil {
+		if reg == nil || reg.TokenHash == noToken {
 			continue
 		}
 		other, used := planned[reg.TokenHash]
@@ -274,7 +300,7 @@ func (p *plan) checkTokens(r *registry, set Set) error {
 // fillChange fills the change with the differences from the registry.
 func (p *plan) fillChange(r *registry) {
 	for id, reg := range p.regs {
-		if e := r.agents[id]; e != nil && equalRegistration(e.reg.Load(), reg) {
+		if e := r.agents[id]; e != nil && e.reg.Load().Equal(reg) {
 			p.unchanged++
 			if _, named := p.named[id]; named {
 				p.change.NamedAgents = append(p.change.NamedAgents, id)
@@ -284,7 +310,7 @@ func (p *plan) fillChange(r *registry) {
 		p.change.Agents = append(p.change.Agents, *reg)
 	}
 	for id, w := range p.workspaces {
-		if existing := r.workspaces[id]; existing != nil && equalWorkspace(&existing.Workspace, &w) {
+		if existing := r.workspaces[id]; existing != nil && existing.Equal(&w) {
 			p.change.NamedWorkspaces = append(p.change.NamedWorkspaces, id)
 			continue
 		}

@@ -69,7 +69,7 @@ func (f *Fleet) setLabels(w *workspace, labels *agent.Workspace) bool {
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
 	old := w.up.labels
-	if old == nil && labels == nil || old != nil && labels != nil && equalWorkspace(old, labels) {
+	if old == nil && labels == nil || old != nil && labels != nil && old.Equal(labels) {
 		return false
 	}
 	w.up.labels = labels
@@ -149,6 +149,20 @@ type labelKey struct{ username, workspace string }
 
 func labelKeyOf(w *agent.Workspace) labelKey { return labelKey{w.OwnerUsername, w.Name} }
 
+// builtAt returns the time of the newest build or, if none is known, that of the newest
+// agent.
+func (w *workspace) builtAt() time.Time {
+	at := w.Build.CreatedAt
+	if at.IsZero() {
+		for _, e := range w.agents {
+			if created := e.reg.Load().CreatedAt; created.After(at) {
+				at = created
+			}
+		}
+	}
+	return at
+}
+
 // electVisible chooses, of workspaces with equal labels, the one with the newest build.
 // The others are hidden. It returns the workspaces whose labels changed. The caller
 // holds changeSem.
@@ -160,7 +174,7 @@ func (f *Fleet) electVisible(r *registry, labelKeys map[labelKey]struct{}) []*wo
 			continue
 		}
 		newest := slices.MaxFunc(list, func(a, b *workspace) int {
-			return cmp.Or(a.Build.CreatedAt.Compare(b.Build.CreatedAt), bytes.Compare(a.ID[:], b.ID[:]))
+			return cmp.Or(a.builtAt().Compare(b.builtAt()), bytes.Compare(a.ID[:], b.ID[:]))
 		})
 		for _, w := range list {
 			labels := (*agent.Workspace)(nil)

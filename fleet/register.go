@@ -292,9 +292,14 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	f.mu.Lock()
 	r := &f.registry
 	r.revision++
+	for _, e := range entries {
+		r.addUnbuilt(r.workspaces[e.reg.Load().Workspace.ID], labelKeys)
+	}
 	r.remove(entries)
 	for _, w := range p.workspaces {
-		r.putWorkspace(w, labelKeys).namedAt = r.revision
+		put := r.putWorkspace(w, labelKeys)
+		put.namedAt = r.revision
+		r.addUnbuilt(put, labelKeys)
 	}
 	for id, reg := range p.regs {
 		e := r.agents[id]
@@ -305,7 +310,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		if old := e.reg.Load().TokenHash; r.tokens[old] == e {
 			delete(r.tokens, old)
 		}
-		r.tokens[reg.TokenHash] = e
+		r.setToken(reg, e)
 	}
 	for id, reg := range p.regs {
 		_, named := p.named[id]
@@ -320,13 +325,13 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 			e.namedAt = r.revision
 		}
 		old := e.reg.Load()
-		if equalRegistration(old, reg) {
+		if old.Equal(reg) {
 			continue
 		}
-		if old.TokenHash != reg.TokenHash {
+		if old.TokenHash != reg.TokenHash && old.TokenHash != noToken {
 			revoked = append(revoked, e)
 		}
-		if !equalIdentity(old.Identity(), reg.Identity()) {
+		if !old.Identity().Equal(reg.Identity()) {
 			relabeled = append(relabeled, e)
 		}
 		f.replaceLocked(e, old, reg)
@@ -403,13 +408,13 @@ func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 	}
 }
 
-// revoke ends the session that was opened with the agent's old token.
+// revoke ends the session that was opened while the agent had another token.
 func (e *entry) revoke(f *Fleet) {
 	e.requestMu.Lock()
 	defer e.requestMu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s := e.sessions.live; s != nil && s.token != e.reg.Load().TokenHash {
+	if s := e.sessions.live; s != nil && s.token != noToken && s.token != e.reg.Load().TokenHash {
 		f.endSessionLocked(s, EndRevoked)
 		f.closeSeriesLocked(e, s.info.Epoch, true)
 	}

@@ -224,7 +224,6 @@ func TestRegister(t *testing.T) {
 func requireConsistent(t require.TestingT, p parts) {
 	r := &p.registry
 	require.Len(t, r.order, len(r.agents))
-	require.Len(t, r.tokens, len(r.agents))
 	require.Len(t, p.store.regs, len(r.agents))
 	require.Len(t, p.store.spaces, len(r.workspaces))
 	in := 0
@@ -234,19 +233,24 @@ func requireConsistent(t require.TestingT, p parts) {
 	require.Equal(t, len(r.agents), in)
 	require.Equal(t, bytesOf(r), r.bytes)
 	identities := map[string]agent.ID{}
+	tokens := 0
 	for i, e := range r.order {
 		reg := e.reg.Load()
 		require.True(t, i == 0 || r.order[i-1].id.String() < e.id.String())
 		require.Same(t, e, r.agents[e.id])
-		require.Same(t, e, r.tokens[reg.TokenHash])
+		if reg.TokenHash != noToken {
+			require.Same(t, e, r.tokens[reg.TokenHash])
+			tokens++
+		}
 		require.Contains(t, r.workspaces[reg.Workspace.ID].agents, e)
-		require.True(t, equalWorkspace(&r.workspaces[reg.Workspace.ID].Workspace, &reg.Workspace))
+		require.True(t, r.workspaces[reg.Workspace.ID].Workspace.Equal(&reg.Workspace))
 		stored := p.store.regs[e.id]
-		require.True(t, equalRegistration(&stored, reg))
+		require.True(t, stored.Equal(reg))
 		key := fmt.Sprint(reg.Workspace.ID, reg.Name)
 		require.NotContains(t, identities, key)
 		identities[key] = e.id
 	}
+	require.Len(t, r.tokens, tokens)
 }
 
 // TestRegistrationsStayConsistent makes random changes, some of which fail.
@@ -261,6 +265,15 @@ func TestRegistrationsStayConsistent(t *testing.T) {
 			r.Name = rapid.SampledFrom([]string{"main", "dev"}).Draw(t, "name")
 			r.TokenHash = sha256.Sum256([]byte(token(rapid.IntRange(1, 8).Draw(t, "token"))))
 			r.Workspace.Name = rapid.SampledFrom([]string{"a", "b"}).Draw(t, "workspace name")
+			if rapid.Bool().Draw(t, "without a token") {
+				r.TokenHash = noToken
+			}
+			if rapid.Bool().Draw(t, "without a build") {
+				r.Workspace.Build = agent.Build{}
+			}
+			if rapid.Bool().Draw(t, "without ids") {
+				r.Workspace.OwnerID, r.Workspace.Template.ID = agent.ID{}, agent.ID{}
+			}
 			return r
 		}), 0, 4)
 		var sync *Sync

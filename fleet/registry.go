@@ -10,6 +10,9 @@ import (
 	"github.com/coder/agentstatsd/fleet/internal/durations"
 )
 
+// noToken is the hash of agents without a token, which can only be relayed.
+var noToken [32]byte
+
 // registry is the set of registrations with its indexes. Each agent's registration
 // has the same Workspace as the workspaces map.
 type registry struct {
@@ -57,7 +60,7 @@ func (r *registry) putWorkspace(w agent.Workspace, labelKeys map[labelKey]struct
 		r.workspaces[w.ID] = existing
 		r.bytes += workspaceBytes(&w)
 	} else {
-		if equalWorkspace(&existing.Workspace, &w) {
+		if existing.Equal(&w) {
 			return existing
 		}
 		r.dropLabelKey(existing, labelKeys)
@@ -90,6 +93,14 @@ func (r *registry) dropLabelKey(w *workspace, labelKeys map[labelKey]struct{}) {
 	}
 }
 
+// addUnbuilt adds to keys the label key of a workspace without a build: how new it is
+// follows from its agents, which change.
+func (*registry) addUnbuilt(w *workspace, labelKeys map[labelKey]struct{}) {
+	if w.Build.CreatedAt.IsZero() {
+		labelKeys[labelKeyOf(&w.Workspace)] = struct{}{}
+	}
+}
+
 // add adds agents whose workspaces are in the registry. No other goroutine knows
 // the agents yet.
 func (r *registry) add(entries []*entry) {
@@ -97,11 +108,18 @@ func (r *registry) add(entries []*entry) {
 		reg := e.reg.Load()
 		r.agents[e.id] = e
 		r.bytes += registrationBytes(reg)
-		r.tokens[reg.TokenHash] = e
+		r.setToken(reg, e)
 		e.workspace = r.workspaces[reg.Workspace.ID]
 		e.workspace.agents = append(e.workspace.agents, e)
 	}
 	r.order = withAdded(r.order, entries)
+}
+
+// setToken has the agent found by its token, if it has one.
+func (r *registry) setToken(reg *agent.Registration, e *entry) {
+	if reg.TokenHash != noToken {
+		r.tokens[reg.TokenHash] = e
+	}
 }
 
 // remove removes registered agents. Their workspaces stay.
@@ -179,38 +197,4 @@ func (r *registry) agentNamed(workspaceID agent.ID, name string, skip func(agent
 // compareAge returns 1 if a is newer than b, of one build of one workspace.
 func compareAge(a, b *agent.Registration) int {
 	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), bytes.Compare(a.ID[:], b.ID[:]))
-}
-
-func equalRegistration(a, b *agent.Registration) bool {
-	return a.ID == b.ID &&
-		a.Name == b.Name &&
-		a.CreatedAt.Equal(b.CreatedAt) &&
-		a.ConnectionTimeout == b.ConnectionTimeout &&
-		a.TokenHash == b.TokenHash &&
-		equalWorkspace(&a.Workspace, &b.Workspace) &&
-		slices.Equal(a.Apps, b.Apps) &&
-		slices.Equal(a.MetadataKeys, b.MetadataKeys) &&
-		a.Parent == b.Parent
-}
-
-func equalWorkspace(a, b *agent.Workspace) bool {
-	return a.ID == b.ID &&
-		a.Name == b.Name &&
-		a.OwnerID == b.OwnerID &&
-		a.OwnerUsername == b.OwnerUsername &&
-		a.Template == b.Template &&
-		a.Organization == b.Organization &&
-		a.Build.ID == b.Build.ID &&
-		a.Build.CreatedAt.Equal(b.Build.CreatedAt) &&
-		a.Build.Transition == b.Build.Transition &&
-		a.Build.IsPrebuild == b.Build.IsPrebuild
-}
-
-// equalIdentity compares what series are labelled by.
-func equalIdentity(a, b agent.Identity) bool {
-	return a.Username == b.Username &&
-		a.WorkspaceName == b.WorkspaceName &&
-		a.AgentName == b.AgentName &&
-		a.TemplateName == b.TemplateName &&
-		a.CreatedAt.Equal(b.CreatedAt)
 }

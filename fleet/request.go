@@ -36,8 +36,8 @@ func (r Request) Agent() agent.ID { return r.entry.id }
 // Workspace returns the id of the agent's workspace.
 func (r Request) Workspace() agent.ID { return r.entry.reg.Load().Workspace.ID }
 
-// Owner returns the id of the owner of the agent's workspace.
-func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.OwnerID }
+// Owner returns what stands for the owner of the agent's workspace.
+func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.Owner() }
 
 // Incarnation returns the incarnation of the agent's registration.
 func (r Request) Incarnation() int64 { return r.entry.reg.Load().Incarnation }

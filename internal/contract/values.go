@@ -37,6 +37,14 @@ var AppHealths = map[agentstatsv1.AppHealth]agent.AppHealth{
 	agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY:    agent.AppHealthUnhealthy,
 }
 
+// OptionalID returns the bytes of an id; nil: it is zero.
+func OptionalID(id *agent.ID) []byte {
+	if *id == (agent.ID{}) {
+		return nil
+	}
+	return id[:]
+}
+
 // NumberOf returns the number of an enum that stands for the value; 0: none does.
 func NumberOf[K cmp.Ordered, V comparable](numbers map[K]V, value V) K {
 	var key K

@@ -141,7 +141,10 @@ func (Build_Transition) EnumDescriptor() ([]byte, []int) {
 	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{3, 0}
 }
 
-// AgentRegistration makes one agent known.
+// AgentRegistration makes one agent known. What coderd has not at hand for an agent
+// that it relays for is optional: the token, the ids of owner and template, the build.
+// A later registration of the agent that has not got it keeps what is known. All else
+// is replaced by it, the lists, too.
 type AgentRegistration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID of the agent, 16 bytes.
@@ -153,7 +156,8 @@ type AgentRegistration struct {
 	// Time after created_at at which an agent that never connected counts as timed
 	// out; absent or 0: never.
 	ConnectionTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=connection_timeout,json=connectionTimeout,proto3" json:"connection_timeout,omitempty"`
-	// SHA-256 of the token that the agent authenticates with, 32 bytes.
+	// SHA-256 of the token that the agent authenticates with, 32 bytes. Absent: the
+	// token of an earlier registration stays; without any the agent can only be relayed.
 	TokenSha256 []byte `protobuf:"bytes,5,opt,name=token_sha256,json=tokenSha256,proto3" json:"token_sha256,omitempty"`
 	// The workspace that it belongs to. Required.
 	Workspace *Workspace `protobuf:"bytes,6,opt,name=workspace,proto3" json:"workspace,omitempty"`
@@ -268,15 +272,18 @@ type Workspace struct {
 	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Name, unique per owner, 1 to 256 bytes.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// UUID of the owner, 16 bytes.
+	// UUID of the owner, 16 bytes. Absent: what is known stays, if the owner's name is
+	// the same.
 	OwnerId []byte `protobuf:"bytes,3,opt,name=owner_id,json=ownerId,proto3" json:"owner_id,omitempty"`
 	// Name of the owner, 1 to 256 bytes.
 	OwnerUsername string `protobuf:"bytes,4,opt,name=owner_username,json=ownerUsername,proto3" json:"owner_username,omitempty"`
 	// Template that it is made from. Required.
 	Template *Template `protobuf:"bytes,5,opt,name=template,proto3" json:"template,omitempty"`
-	// Name of the organization, at most 256 bytes.
+	// Name of the organization, at most 256 bytes. Absent: what is known stays.
 	OrganizationName string `protobuf:"bytes,6,opt,name=organization_name,json=organizationName,proto3" json:"organization_name,omitempty"`
-	// Its latest build. Required with an agent.
+	// Its latest build. Absent: what is known stays. An agent without a build counts as
+	// one of the latest build, unless it was made before. Durations of builds are
+	// measured only of builds that are known.
 	Build         *Build `protobuf:"bytes,7,opt,name=build,proto3" json:"build,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -364,11 +371,12 @@ func (x *Workspace) GetBuild() *Build {
 // Template is a template in a version.
 type Template struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID, 16 bytes.
+	// UUID, 16 bytes. Absent: what is known stays, if the name is the same.
 	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Name, 1 to 256 bytes.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// Name of the version, at most 256 bytes; empty: "unknown".
+	// Name of the version, at most 256 bytes. Absent: what is known stays, if the build
+	// and the name are the same; else it is "unknown".
 	Version       string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
