@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // LifecycleClaim is a lifecycle, and how a session says it.
@@ -43,4 +44,24 @@ func (s LifecycleState) rank() int { return slices.Index(lifecycleStates, s) }
 var lifecycleStates = []LifecycleState{
 	LifecycleCreated, LifecycleStarting, LifecycleStartTimeout, LifecycleStartError, LifecycleReady,
 	LifecycleShuttingDown, LifecycleShutdownTimeout, LifecycleShutdownError, LifecycleOff,
+}
+
+// Reasons of ClampedTime.
+const (
+	ClampedFuture = "future"
+	ClampedBuild  = "before_build"
+)
+
+// ClampedTime returns why at cannot be a time of the agent's lifecycle that was received
+// at now; empty: it can.
+func (r *Registration) ClampedTime(at, now time.Time) string {
+	built := r.Workspace.Build.CreatedAt
+	switch {
+	case at.IsZero():
+	case at.After(now):
+		return ClampedFuture
+	case at.Before(built) && !r.CreatedAt.Before(built): // an older agent is of another build
+		return ClampedBuild
+	}
+	return ""
 }

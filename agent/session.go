@@ -20,8 +20,11 @@ type Session struct {
 	// Instance is the agent's process.
 	Instance Instance
 	// First is true if this is the instance's first session anywhere: nothing
-	// that it reports was counted before.
+	// that it reports was counted before. If it is relayed, it is the agent's first.
 	First bool
+	// Relayed is true if Instance is a relay. What it reports was counted by the
+	// agent's process, which may go on through another relay.
+	Relayed bool
 	// Moved is true if the instance may have had a session on another replica since
 	// its last one here. That replica counted what it reported there.
 	Moved bool

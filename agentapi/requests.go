@@ -27,7 +27,7 @@ const (
 func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.Refusal) {
 	add := func(more []agent.Refusal) { refused = append(refused, more...) }
 	if f.Stats != nil {
-		add(s.takeReport(r, f.Stats, f.Stats.Rest))
+		add(s.takeReport(r, f.Stats, f.Stats.Rest, 0))
 		f.KeepEncodings()
 	}
 	if entries, ok := f.MetadataEntries(); ok {
@@ -47,7 +47,8 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 		add(s.takeNetwork(r, m.GetNetwork()))
 	}
 	if m.Stats != nil {
-		add(s.takeStats(r, m.GetStats(), m.GetStatsSuperseded()))
+		age := max(0, m.GetStatsAge().AsDuration())
+		add(s.takeStats(r, m.GetStats(), m.GetStatsSuperseded() || r.IsOlderReport(age), age))
 	}
 	if m.Metadata != nil {
 		add(s.takeMetadata(r, m.GetMetadata().GetMetadata()))
@@ -58,7 +59,7 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 	return refused
 }
 
-func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, superseded bool) []agent.Refusal {
+func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, superseded bool, age time.Duration) []agent.Refusal {
 	report := wire.NewMessageReport(stats)
 	defer report.Release()
 	s.metrics.sessionNames.Add(float64(report.Overflow))
@@ -68,17 +69,17 @@ func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, supersed
 		s.sumReport(r, report, rest)
 		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
 	}
-	return s.takeReport(r, report, rest)
+	return s.takeReport(r, report, rest, age)
 }
 
 // takeReport hands a report to the components. rest returns the report encoded without
 // samples, for watchers of reports.
-func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte) []agent.Refusal {
+func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte, age time.Duration) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
 	s.sumReport(r, report, rest)
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 	r.ChargeSeries(created)
-	r.MarkReported()
+	r.MarkReported(age)
 	return refused
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/edgetest"
@@ -60,5 +61,33 @@ func TestSupersededReport(t *testing.T) {
 		require.EqualValues(t, 2, got.GetStats().GetRxPackets())
 		require.EqualValues(t, 7, got.GetStats().GetTxPackets())
 		require.Equal(t, used.UTC(), got.GetLastUsedAt().AsTime())
+	})
+}
+
+// A report that another relay could not send before counts its bytes only: its samples
+// are older than those that are served.
+func TestReportOfAnOlderRelay(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		relay := s.OpenRelay(s.AsCoderd())
+		report := func(value float64, bytes int64, age time.Duration) *pb.ConnectRequest {
+			q := &pb.ConnectRequest{Stats: &pb.Stats{RxBytes: bytes, Metrics: []*pb.Stats_Metric{{Name: "c_total", Type: pb.Stats_Metric_TYPE_COUNTER, Value: value}}}}
+			if age > 0 {
+				q.StatsAge = durationpb.New(age)
+			}
+			return q
+		}
+		relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1})
+		second := relay.Connect(t, edgetest.Session{Agent: 1, Instance: 2})
+		second.RequireDurable(second.SendNext(report(110, 1, 0)))
+		time.Sleep(time.Second)
+		again := relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1, Number: 2})
+		again.RequireDurable(again.SendNext(report(100, 10, 2*time.Second)))
+		require.Contains(t, s.Exposition("c_total")[0], "} 110")
+		require.Contains(t, s.Exposition("coderd_agentstats_rx_bytes")[0], "} 11")
+		again.RequireDurable(again.SendNext(report(120, 100, time.Second/2)))
+		require.Contains(t, s.Exposition("c_total")[0], "} 120")
+		require.Contains(t, s.Exposition("coderd_agentstats_rx_bytes")[0], "} 111")
 	})
 }

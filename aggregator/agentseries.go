@@ -115,6 +115,11 @@ func (as *agentSeries) openSession(s agent.Session) bool {
 		return false
 	}
 	as.epoch, as.open = s.Epoch, true
+	if s.Relayed && !s.Moved {
+		// Counters are compared by series: the agent's process may be the same.
+		as.instance = s.Instance
+		return true
+	}
 	if s.Instance == as.instance && !s.Moved {
 		return true
 	}

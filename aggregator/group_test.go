@@ -111,6 +111,34 @@ func TestGroupedCounters(t *testing.T) {
 			}, "11"},
 			{"grows", count(1, 3, 51), "12"},
 		},
+		"relays of one process": {
+			{"first of the agent", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 1, Instance: agent.Instance{1}, First: true, Relayed: true})(a)
+				count(1, 1, 5)(a)
+			}, "5"},
+			{"another relay", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 2, Instance: agent.Instance{2}, Relayed: true})(a)
+				count(1, 2, 8)(a)
+			}, "8"},
+			{"back to the first", func(a *Aggregator) {
+				a.Close(id(1), 2, false)
+				open(1, agent.Session{Epoch: 3, Instance: agent.Instance{1}, Relayed: true})(a)
+				count(1, 3, 9)(a)
+			}, "9"},
+			{"the process begins anew", count(1, 3, 2), "11"},
+			{"one that was relayed elsewhere", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 4, Instance: agent.Instance{2}, Relayed: true, Moved: true})(a)
+				count(1, 4, 30)(a)
+			}, "11"},
+			{"it dials: another process", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 5, Instance: agent.Instance{3}, First: true})(a)
+				count(1, 5, 31)(a)
+			}, "42"},
+			{"and is relayed again", func(a *Aggregator) {
+				open(1, agent.Session{Epoch: 6, Instance: agent.Instance{4}, Relayed: true})(a)
+				count(1, 6, 32)(a)
+			}, "43"},
+		},
 		"expired counters do not count again": {
 			{"first", func(a *Aggregator) { open(1, first(1))(a); count(1, 1, 5)(a) }, "5"},
 			{"absent for the TTL", func(a *Aggregator) {

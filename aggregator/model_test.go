@@ -112,7 +112,9 @@ func (m *naive) open(id agent.ID, ident agent.Identity, s agent.Session) {
 		}
 		m.agents[id] = a
 	}
-	if a.instance != s.Instance {
+	if s.Relayed {
+		a.instance = s.Instance
+	} else if a.instance != s.Instance {
 		a.instance, a.fresh = s.Instance, s.First
 		for _, s := range a.series {
 			s.last = a.firstCount()

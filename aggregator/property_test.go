@@ -153,6 +153,7 @@ func (w *world) open(t *rapid.T) {
 		Epoch:    w.epoch - rapid.SampledFrom([]int64{0, 0, 0, 2}).Draw(t, "behind"),
 		Instance: agent.Instance{rapid.ByteRange(0, 2).Draw(t, "instance")},
 		First:    rapid.Bool().Draw(t, "first"),
+		Relayed:  rapid.Bool().Draw(t, "relayed"),
 	}
 	w.real.Open(a, ident, s)
 	w.model.open(a, sanitise(ident), s)

@@ -171,7 +171,7 @@ func connectTo(t *testing.T, p parts, n int, h Hello) *Session {
 
 func reportOn(t *testing.T, s *Session, sequence int64) {
 	t.Helper()
-	receive(t, s, sequence, func(r Request) { r.MarkReported() })
+	receive(t, s, sequence, func(r Request) { r.MarkReported(0) })
 }
 
 // served returns all state series that the replicas serve together, added up, and

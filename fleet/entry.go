@@ -35,6 +35,9 @@ type entry struct {
 	// requestMu is held while a request is handled, while a session opens and while
 	// the agent is removed. So a request is handled wholly before them, or not at all.
 	requestMu sync.Mutex
+	// Guarded by requestMu.
+
+	lastReport lastReport
 
 	mu sync.Mutex
 	// The rest is guarded by mu.

@@ -25,7 +25,7 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 		s := connectTo(t, r[1], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) {
 			q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
-			q.MarkReported()
+			q.MarkReported(0)
 		})
 		awaitReplicas()
 		require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())

@@ -6,18 +6,12 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// Labels of the counter of clamped times.
-const (
-	clampedFuture = "future"
-	clampedBuild  = "before_build"
-)
-
 // SetLifecycle records the lifecycle, unless a newer one is known, as
 // agent.LifecycleClaim says. The request's ack is pending until it is stored. A
 // ChangedAt that is zero, after the receipt, or before the agent's build is replaced by
 // the time of receipt. If the state is a repeated one, it keeps its time instead.
 func (r Request) SetLifecycle(l agent.Lifecycle) {
-	if reason := r.clampedTime(l.ChangedAt); reason != "" {
+	if reason := r.entry.reg.Load().ClampedTime(l.ChangedAt, r.now); reason != "" {
 		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()
 		l.ChangedAt = time.Time{}
 	}
@@ -60,18 +54,4 @@ func (r Request) claimLocked(l agent.Lifecycle) agent.LifecycleClaim {
 		c.Order.Basis, c.Order.Previous = max(1, min(c.Order.Basis, known)), s.hello.Epoch
 	}
 	return c
-}
-
-// clampedTime returns why at cannot be a time of the agent's lifecycle; empty: it can.
-func (r Request) clampedTime(at time.Time) string {
-	reg := r.entry.reg.Load()
-	built := reg.Workspace.Build.CreatedAt
-	switch {
-	case at.IsZero():
-	case at.After(r.now):
-		return clampedFuture
-	case at.Before(built) && !reg.CreatedAt.Before(built): // an older agent is of another build
-		return clampedBuild
-	}
-	return ""
 }

@@ -104,3 +104,31 @@ func TestLifecycleOfAnOlderRelayOnAnotherReplica(t *testing.T) {
 		require.Equal(t, agent.LifecycleReady, lifecycleOf(t, r[1]))
 	})
 }
+
+// A relay's counters were counted by the agent's process: they count in full only if the
+// agent never had a session. A report is older than what another relay sent if it was
+// made before.
+func TestReportsOfRelays(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		p := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 2))
+		first := connectTo(t, p, 1, relayHello(1, 1, 0))
+		require.True(t, first.Info().First)
+		require.True(t, first.Info().Relayed)
+		receive(t, first, 1, func(q Request) {
+			require.False(t, q.IsOlderReport(time.Minute), "there is none")
+			q.MarkReported(0)
+		})
+		time.Sleep(time.Second)
+		second := connectTo(t, p, 1, relayHello(2, 1, 0))
+		require.False(t, second.Info().First)
+		receive(t, second, 1, func(q Request) {
+			require.False(t, q.IsOlderReport(0))
+			require.True(t, q.IsOlderReport(2*time.Second))
+			require.False(t, q.IsOlderReport(time.Second/2))
+			q.MarkReported(time.Second / 2)
+			require.False(t, q.IsOlderReport(time.Minute), "its own are in order")
+		})
+		require.True(t, connectTo(t, p, 2, hello(1, 1)).Info().First)
+		require.True(t, connectTo(t, p, 2, hello(2, 1)).Info().First, "a process that dials begins anew")
+	})
+}

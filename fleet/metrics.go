@@ -3,6 +3,7 @@ package fleet
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
@@ -88,7 +89,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		sessionsRefused:        counter("agentstatsd_sessions_refused_total", "Sessions refused because of a penalty or a rate of their agent."),
 		summarized:             counter("agentstatsd_refusals_summarized_total", "Refusals sent in a summary instead of by name, because too many waited for the agent."),
 		instancesDropped:       counter("agentstatsd_instances_dropped_total", "Instances of agents dropped before their retention, because an agent had too many."),
-		clampedTimes:           vec("agentstatsd_lifecycle_times_clamped_total", "Lifecycle states with an impossible time, which was replaced by the time of receipt.", "reason", clampedFuture, clampedBuild),
+		clampedTimes:           vec("agentstatsd_lifecycle_times_clamped_total", "Lifecycle states with an impossible time, which was replaced by the time of receipt.", "reason", agent.ClampedFuture, agent.ClampedBuild),
 		statesPending:          gauge("agentstatsd_states_pending", "Agents with a state that waits to be written."),
 		statesWritten:          counter("agentstatsd_states_written_total", "States of agents that were written."),
 		statesRejected:         counter("agentstatsd_states_rejected_total", "States of agents that the database refused."),

@@ -104,6 +104,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
+	first := hello.Ordinal == 1 && !known && (!hello.Relayed || e.sessions.newest.Epoch == 0)
 	order := f.assignEpochLocked(e, hello.Epoch)
 	i.epoch = order.Epoch
 	if f.peers != nil {
@@ -119,7 +120,8 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		info: agent.Session{
 			Epoch:    order.Epoch,
 			Instance: hello.Instance,
-			First:    hello.Ordinal == 1 && !known,
+			First:    first,
+			Relayed:  hello.Relayed,
 			Moved:    moved,
 		},
 		done: make(chan struct{}),

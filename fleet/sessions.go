@@ -39,16 +39,32 @@ func (f *Fleet) closeRecordLocked(e *entry, epoch int64) {
 	f.queueSessionLocked(e)
 }
 
-// MarkReported records that a report of the session was handled. From then on this
-// replica publishes the agent's series, and the others remove them.
-func (r Request) MarkReported() {
+// lastReport is when an agent made its newest report that was handled here, and who sent
+// it.
+type lastReport struct {
+	at   time.Time
+	from agent.Instance
+}
+
+// IsOlderReport reports whether a report that is older than its receipt by age was made
+// before the newest one, which another instance sent.
+func (r Request) IsOlderReport(age time.Duration) bool {
+	last := &r.entry.lastReport
+	return age > 0 && last.from != r.Instance() && r.now.Add(-age).Before(last.at)
+}
+
+// MarkReported records that a report of the session was handled, which is older than its
+// receipt by age. From then on this replica publishes the agent's series, and the others
+// remove them.
+func (r Request) MarkReported(age time.Duration) {
 	f, e := r.fleet, r.entry
+	e.lastReport = lastReport{r.now.Add(-age), r.Instance()}
 	if f.peers == nil {
 		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.sessions.newest.Epoch != r.session.info.Epoch || e.sessions.newest.Replica != f.self() || e.sessions.newest.Reported {
+	if e.sessions.newest.Epoch != r.Epoch() || e.sessions.newest.Replica != f.self() || e.sessions.newest.Reported {
 		return
 	}
 	e.sessions.newest.Reported = true

@@ -264,7 +264,7 @@ func (w *world) sendReport(c *client, r sentReport, superseded bool) error {
 			return
 		}
 		p.series.Report(q.Agent(), q.Epoch(), q.Now(), statsReport{})
-		q.MarkReported()
+		q.MarkReported(0)
 	})
 }
 
