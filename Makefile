@@ -3,8 +3,14 @@
 # and installs the servers that it starts: PostgreSQL and PgBouncer.
 
 GO    ?= go
-TOOL  := $(GO) tool -modfile=tools/go.mod
+TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 PKGS  := ./...
+# Modules of their own, which ./... of the root leaves out. What others link comes with
+# the oldest versions that it works with: its tests run with these.
+MODULES := proto client bench integration
+LINKED  := proto client
+# $(call each,modules,command) runs a command in each of them, up to one that fails.
+each = for module in $(1); do (cd $$module && $(2)) || exit 1; done
 # The detector's instrumentation makes SQLite, C that was translated to Go, several times
 # as slow. It shares no memory with ours: the driver copies, and is instrumented.
 RACE  := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false
@@ -20,12 +26,12 @@ SERVERS := ./store/... ./pubsub/... ./internal/postgrestest
 # do not hold with the race detector, as it makes pools forget. Those that need servers
 # have run whole.
 PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|func Test[A-Za-z]*Allocations' \
-	--include='*_test.go' --exclude-dir=bench --exclude-dir=integration --exclude-dir=store --exclude-dir=pubsub .)))
+	--include='*_test.go' --exclude-dir=client --exclude-dir=bench --exclude-dir=integration --exclude-dir=store --exclude-dir=pubsub .)))
 # Where `make soak` and `make microbench` put their time.
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo check test test-packages test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt vuln clean
+.PHONY: help build demo check test test-packages test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -40,17 +46,15 @@ demo: build ## run the service with a simulated fleet
 # In the short mode of go test, tests that need PostgreSQL are left out, and random
 # ones draw less. Nothing is left out of `make test`.
 check: check-format check-contract check-generated ## what needs no servers, in under 3 minutes once built: before each commit
-	$(GO) vet $(PKGS)
-	$(TOOL) golangci-lint run $(PKGS)
-	$(GO) test -short -timeout 4m $(PKGS)
+	@$(call each,. $(LINKED),$(GO) vet ./...)
+	@$(call each,. client,$(TOOL) golangci-lint run ./...)
+	@$(call each,. $(LINKED),$(GO) test -short -timeout 4m ./...)
 
 # All that CI checks: formatting, lint, generated code, the wire contract, vet, and
 # every test. Those of integration mostly wait for processes, so they run beside the
 # others. Those give way to them, as processes have deadlines.
 test: servers lint check-generated ## all that CI checks: lint, generated code, every test, with the race detector
-	$(GO) vet $(PKGS)
-	cd integration && $(GO) vet ./...
-	cd bench && $(GO) vet ./...
+	@$(call each,. $(MODULES),$(GO) vet ./...)
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-integration test-packages
 
 # One after another: beside all of them the processes of integration miss deadlines.
@@ -69,7 +73,7 @@ test-race:
 # Without it they draw all, and the simulation runs its 100 seeds.
 test-plain:
 	nice $(GO) test -vet=off -timeout 10m $(PLAIN)
-	cd bench && nice $(GO) test -vet=off -timeout 4m ./...
+	@$(call each,client bench,nice $(GO) test -vet=off -timeout 4m ./...)
 
 test-integration:
 	cd integration && $(GO) test -vet=off -timeout 12m ./...
@@ -131,9 +135,8 @@ check-format:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 
 lint: check-format check-contract ## lint all modules and the wire contract
-	$(TOOL) golangci-lint run $(PKGS)
-	cd bench && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
-	cd integration && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
+	@$(call each,. client bench integration,$(TOOL) golangci-lint run ./...)
+	@$(call each,$(LINKED),$(GO) mod tidy -diff)
 
 # Nothing of the contract breaks, and the image has all of it.
 check-contract:
@@ -159,9 +162,14 @@ check-generated: ## fail if generating changes a file
 	{ echo "generated files are not current: run make generate and commit"; git status --short; exit 1; }
 
 fmt: ## format the code
-	$(TOOL) golangci-lint fmt $(PKGS)
+	@$(call each,. $(MODULES),$(TOOL) golangci-lint fmt ./...)
 
-# Needs the vulnerability database, so it is not part of test.
+# The tests of a package that integration needs import a module that the proxy does not have.
+tidy: ## requirements of all modules, as they are used
+	@$(call each,. $(MODULES),$(GO) mod tidy -e)
+
+# Needs the vulnerability database, so it is not part of test. What those who link the
+# client build with is theirs: its go.mod has the lowest versions.
 vuln: ## look for known vulnerabilities
 	$(TOOL) govulncheck $(PKGS)
 

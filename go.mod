@@ -2,7 +2,14 @@ module github.com/coder/agentstatsd
 
 go 1.26.7
 
+replace (
+	github.com/coder/agentstatsd/client => ./client
+	github.com/coder/agentstatsd/proto => ./proto
+)
+
 require (
+	github.com/coder/agentstatsd/client v0.1.0
+	github.com/coder/agentstatsd/proto v0.1.0
 	github.com/coder/serpent v0.15.0
 	github.com/google/go-cmp v0.7.0
 	github.com/google/uuid v1.6.0

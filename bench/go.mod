@@ -2,11 +2,17 @@ module github.com/coder/agentstatsd/bench
 
 go 1.26.7
 
-replace github.com/coder/agentstatsd => ../
+replace (
+	github.com/coder/agentstatsd => ../
+	github.com/coder/agentstatsd/client => ../client
+	github.com/coder/agentstatsd/proto => ../proto
+)
 
 require (
 	github.com/VictoriaMetrics/metrics v1.44.0
 	github.com/coder/agentstatsd v0.0.0-00010101000000-000000000000
+	github.com/coder/agentstatsd/client v0.1.0
+	github.com/coder/agentstatsd/proto v0.1.0
 	github.com/google/pprof v0.0.0-20261105003125-4bf881d7fb0b
 	github.com/klauspost/compress v1.20.3
 	github.com/prometheus/client_golang v1.25.0

@@ -1,12 +1,12 @@
 package client
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
-	"pgregory.net/rapid"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -102,15 +102,16 @@ func hasStats(r *agentstatsv1.ConnectRequest) bool    { return r.GetStats() != n
 // whatever the phases and jitter of its timers. No value waits longer than a second.
 // Reports are at most an interval apart.
 func TestPaceOfAnAgent(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	// Without rapid, which a coderd does not have among its modules.
+	for seed := range uint64(100) {
+		random := rand.New(rand.NewPCG(seed, 0))
 		c := newClocked(30*time.Second, 10*time.Second, true)
 		ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
-		phase := ms(rapid.IntRange(0, 9799).Draw(t, "phase"))
-		c.second = ms(rapid.IntRange(1, 30000).Draw(t, "second"))
-		jitters := rapid.SliceOfN(rapid.IntRange(0, 200), 60, 60).Draw(t, "jitters")
+		phase := ms(random.IntN(9800))
+		c.second = ms(1 + random.IntN(30000))
 		handedOver := make(map[string]time.Duration)
 		for i := range 60 {
-			at := 10*time.Second*time.Duration(i) + phase + ms(jitters[i])
+			at := 10*time.Second*time.Duration(i) + phase + ms(random.IntN(201))
 			c.until(at)
 			value := at.String()
 			handedOver[value] = at
@@ -118,26 +119,26 @@ func TestPaceOfAnAgent(t *testing.T) {
 		}
 		c.until(10 * time.Minute)
 		if n := len(c.sent); n > 62 {
-			t.Fatalf("%d requests in 10 minutes: %v", n, c.times(hasStats))
+			t.Fatalf("seed %d: %d requests in 10 minutes: %v", seed, n, c.times(hasStats))
 		}
 		last := time.Duration(0)
 		for _, at := range c.times(hasStats) {
 			if at-last > 30*time.Second {
-				t.Fatalf("a report at %s, the one before at %s", at, last)
+				t.Fatalf("seed %d: a report at %s, the one before at %s", seed, at, last)
 			}
 			last = at
 		}
 		if n := len(c.times(hasStats)); n < 20 || n > 24 {
-			t.Fatalf("%d reports: %v", n, c.times(hasStats))
+			t.Fatalf("seed %d: %d reports: %v", seed, n, c.times(hasStats))
 		}
 		for _, s := range c.sent {
 			for _, m := range s.req.GetMetadata().GetMetadata() {
 				if waited := s.at - handedOver[m.GetResult().GetValue()]; waited > time.Second {
-					t.Fatalf("%s waited %s", m.GetResult().GetValue(), waited)
+					t.Fatalf("seed %d: %s waited %s", seed, m.GetResult().GetValue(), waited)
 				}
 			}
 		}
-	})
+	}
 }
 
 // The first message of a session waits for nothing, the next ones for a metadata

@@ -181,7 +181,9 @@ func (p *Pusher) Run(ctx context.Context) error {
 	var limiting sync.WaitGroup
 	defer limiting.Wait()
 	defer cancel()
-	limiting.Go(func() {
+	limiting.Add(1)
+	go func() {
+		defer limiting.Done()
 		select {
 		case <-ctx.Done():
 		case <-live.Done():
@@ -194,7 +196,7 @@ func (p *Pusher) Run(ctx context.Context) error {
 			cancel()
 		case <-live.Done():
 		}
-	})
+	}()
 
 	var last error
 	pushes := streams{what: "push metrics", backoff: p.opts.Backoff, log: p.log}

@@ -162,7 +162,11 @@ func (s *relayStream) run(service agentstatsv1.AgentServiceClient) {
 		return
 	}
 	var sending sync.WaitGroup
-	sending.Go(func() { s.send(stream) })
+	sending.Add(1)
+	go func() {
+		defer sending.Done()
+		s.send(stream)
+	}()
 	for {
 		m, err := stream.Recv()
 		if err != nil {

@@ -2,8 +2,16 @@ module github.com/coder/agentstatsd/integration
 
 go 1.26.7
 
+replace (
+	github.com/coder/agentstatsd => ../
+	github.com/coder/agentstatsd/client => ../client
+	github.com/coder/agentstatsd/proto => ../proto
+)
+
 require (
 	github.com/coder/agentstatsd v0.0.0-00010101000000-000000000000
+	github.com/coder/agentstatsd/client v0.1.0
+	github.com/coder/agentstatsd/proto v0.1.0
 	github.com/google/uuid v1.6.0
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3
@@ -113,5 +121,3 @@ require (
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
 )
-
-replace github.com/coder/agentstatsd => ../
