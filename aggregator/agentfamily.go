@@ -86,6 +86,11 @@ func (in *ingester) returnFamilies() {
 func (as *agentSeries) contestType(f *family) metrics.Reason {
 	as.familyOf(f).contested = true
 	as.familiesUnused = true
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.reserved.made {
+		return reasonPushedFamily
+	}
 	return reasonWrongType
 }
 

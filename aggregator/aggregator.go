@@ -2,7 +2,7 @@
 // for Prometheus.
 //
 // Locks are taken in this order: Aggregator.lifecycleMu, agentSeries.mu, descs.mu,
-// family.mu, families.mu. No other lock is taken together with states.mu, but those
+// Aggregator.reserving, family.mu, families.mu. No other lock is taken together with states.mu, but those
 // of package arena, which come last. No lock is held while anything is written to a
 // client.
 package aggregator
@@ -49,7 +49,8 @@ type Aggregator struct {
 	stats       [statsGauges]*desc
 	apps        [len(agent.SessionApps)]*desc
 	states      *states
-	hiddenNames atomic.Pointer[nameSet]
+	// reserving is held by the only ReserveFamilies that goes on.
+	reserving sync.Mutex
 	// series is the number of series and groups. seriesBytes are the bytes of the
 	// names and labels that agents gave them.
 	series, seriesBytes atomic.Int64
@@ -213,34 +214,28 @@ func (a *Aggregator) Remove(id agent.ID) {
 // WriteText writes all families in the text format 0.0.4, sorted by name.
 // Documented families have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
-	return a.write(w, arena.NewText)
+	return a.write(w, arena.NewText, nil)
 }
 
 // WriteProtobuf writes all families that have series as delimited
 // io.prometheus.client.MetricFamily messages, sorted by name.
 func (a *Aggregator) WriteProtobuf(w io.Writer) error {
-	return a.write(w, arena.NewProto)
+	return a.write(w, arena.NewProto, nil)
 }
 
-func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape) error {
+// write writes the families, and those that are pushed.
+func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape, pushed []*metrics.Rendered) error {
 	list := a.familiesToServe()
 	a.states.mu.Lock()
 	s := newScrape(w, &a.generations)
 	a.states.mu.Unlock()
-	var err error
-	for _, f := range list {
-		lines, header := f.exposition()
-		if err = s.Family(lines, header); err != nil {
-			break
-		}
-	}
-	return s.Close(err)
+	return s.Close(writeFamilies(s, list, pushed))
 }
 
 // familiesToServe returns the families to serve, with the newest lines of their
 // groups. It is called before the scrape begins, which shows only older lines.
 func (a *Aggregator) familiesToServe() []*family {
-	list := a.visible(a.families.list())
+	list := a.families.list()
 	if a.grouped {
 		for _, f := range list {
 			f.refresh()

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,11 +39,15 @@ func TestConcurrentUse(t *testing.T) {
 			for n := range agents {
 				workers.Go(func() { work(a, n, rounds) })
 			}
+			var view pushedView
+			view.Store(&servedFamilies{})
+			readers.Go(func() { pushUntilDone(ctx, a, &view) })
 			for range 2 {
 				readers.Go(func() {
 					for ctx.Err() == nil {
 						var txt, pb bytes.Buffer
-						if err := errors.Join(a.WriteText(&txt), a.WriteProtobuf(&pb)); err != nil {
+						all := a.Beside(&view)
+						if err := errors.Join(all.WriteText(&txt), all.WriteProtobuf(&pb)); err != nil {
 							t.Error(err)
 						}
 						if _, err := parsePrometheus(txt.Bytes(), textType); err != nil {
@@ -93,6 +101,35 @@ func work(a *Aggregator, n, rounds int) {
 		}
 	}
 	a.Remove(me)
+}
+
+// pushedView are the families that coderd pushes now.
+type pushedView struct {
+	atomic.Pointer[servedFamilies]
+}
+
+// Served implements Pushed.
+func (v *pushedView) Served() []*metrics.Rendered { return *v.Load() }
+
+// pushUntilDone has coderd push families of the names that agents send, in changing
+// types.
+func pushUntilDone(ctx context.Context, a *Aggregator, view *pushedView) {
+	for i := 0; ctx.Err() == nil; i++ {
+		names := make(map[string]metrics.Type)
+		for n, name := range []string{"c_total", "f1", "x"} {
+			if t := metrics.Type((i >> n) % 6); t <= metrics.Histogram {
+				names[name] = t
+			}
+		}
+		var served servedFamilies
+		for _, name := range slices.Sorted(maps.Keys(names)) {
+			if r, err := metrics.Render(pushedFamily(name, names[name]), names[name]); err == nil {
+				served = append(served, r)
+			}
+		}
+		a.ReserveFamilies(names)
+		view.Store(&served)
+	}
 }
 
 // slow is a client that reads nothing until it is let.

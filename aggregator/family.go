@@ -33,9 +33,11 @@ type family struct {
 	// lines has the series of the newest type version. That of a documented family
 	// is never replaced.
 	lines *arena.Family
-	// typ is the type that most agents send. A tie keeps the one before. It and the
-	// next two fields are not used if the family is documented.
+	// typ is the type that is reserved, or else that most agents send. A tie keeps the
+	// one before. It and the next three fields are not used if the family is documented.
 	typ agent.SampleType
+	// reserved is true while coderd pushes a family that this one must not contradict.
+	reserved reservation
 	// typeCounts are the numbers of agents by the type that they send.
 	typeCounts [agent.UnknownType + 1]int
 	// series is the number of series of the newest type version.
@@ -54,7 +56,8 @@ type family struct {
 	dirty   []*group
 }
 
-// noType in place of a type in countType: the agent does not have the family.
+// noType in place of a type in countType: the agent does not have the family. As the
+// type of a family: no sample has it.
 const noType = agent.UnknownType
 
 // countType moves an agent from one type's count to another's, which may change the
@@ -98,9 +101,18 @@ func (f *family) typesLocked() int {
 	return n
 }
 
-// chooseTypeLocked gives the family the type that most agents send. All orphaned
-// groups together count as one agent.
+// chooseTypeLocked gives the family the type that is reserved, or else that most
+// agents send. All orphaned groups together count as one agent.
 func (f *family) chooseTypeLocked() {
+	if newest := f.mostSentLocked(); newest != f.typ {
+		f.setTypeLocked(newest)
+	}
+}
+
+func (f *family) mostSentLocked() agent.SampleType {
+	if f.reserved.made {
+		return f.reserved.typ
+	}
 	most, newest := f.typeCounts[f.typ], f.typ
 	if f.orphans > 0 {
 		most = max(most, 1)
@@ -110,9 +122,11 @@ func (f *family) chooseTypeLocked() {
 			most, newest = agents, agent.SampleType(t)
 		}
 	}
-	if newest == f.typ {
-		return
-	}
+	return newest
+}
+
+// setTypeLocked gives the family another type, and new lines.
+func (f *family) setTypeLocked(newest agent.SampleType) {
 	f.typ = newest
 	if f.series == 0 && len(f.groups) == 0 {
 		return
@@ -175,6 +189,9 @@ type families struct {
 
 	mu     sync.Mutex
 	byName map[string]*family
+	// reserved are the types that names have, as coderd pushes families. It is
+	// replaced, never changed.
+	reserved map[string]agent.SampleType
 	// documented is the number of those that are there always.
 	documented int
 	// sorted is nil when it is out of date. It is replaced, never changed.
@@ -209,6 +226,9 @@ func (t *families) acquire(name string) (*family, bool) {
 		name = strings.Clone(name)
 		f = &family{name: name, lines: arena.NewFamily(&t.agg.generations, name), agg: t.agg}
 		f.documented, _ = metrics.Documented(name)
+		if typ, made := t.reserved[name]; made && f.documented == nil {
+			f.reserved, f.typ = reservation{made, typ}, typ
+		}
 		t.byName[name] = f
 		t.sorted = nil
 	}

@@ -18,8 +18,10 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // report is an agent.Report of a test. Its samples have encodings unless it is
@@ -210,18 +212,28 @@ func parseExpfmt(data []byte, format expfmt.Format) (scraped, error) {
 		}
 		out.types[f.GetName()] = model.MetricType(strings.ToLower(f.GetType().String()))
 		for _, m := range f.GetMetric() {
-			pairs := []string{model.MetricNameLabel, f.GetName()}
+			var pairs []string
 			for _, l := range m.GetLabel() {
 				pairs = append(pairs, l.GetName(), l.GetValue())
 			}
-			v := m.GetUntyped().GetValue()
+			add := func(suffix string, v float64, more ...string) error {
+				return out.add(labels.FromStrings(slices.Concat([]string{model.MetricNameLabel, f.GetName() + suffix}, pairs, more)...).String(), v)
+			}
+			var err error
 			switch f.GetType() {
 			case dto.MetricType_COUNTER:
-				v = m.GetCounter().GetValue()
+				err = add("", m.GetCounter().GetValue())
 			case dto.MetricType_GAUGE:
-				v = m.GetGauge().GetValue()
+				err = add("", m.GetGauge().GetValue())
+			case dto.MetricType_SUMMARY:
+				err = errors.Join(add("_count", float64(m.GetSummary().GetSampleCount())), add("_sum", m.GetSummary().GetSampleSum()))
+			case dto.MetricType_HISTOGRAM:
+				err = errors.Join(add("_count", float64(m.GetHistogram().GetSampleCount())), add("_sum", m.GetHistogram().GetSampleSum()),
+					add("_bucket", float64(m.GetHistogram().GetSampleCount()), "le", "+Inf"))
+			default:
+				err = add("", m.GetUntyped().GetValue())
 			}
-			if err := out.add(labels.FromStrings(pairs...).String(), v); err != nil {
+			if err != nil {
 				return out, err
 			}
 		}
@@ -235,7 +247,7 @@ const (
 
 // scrapeBoth writes both formats, has both of them parsed by Prometheus's parser and
 // by expfmt, and returns what all four agree on.
-func scrapeBoth(a *Aggregator) (scraped, error) {
+func scrapeBoth(a metrics.Exposer) (scraped, error) {
 	var txt, pb bytes.Buffer
 	if err := errors.Join(a.WriteText(&txt), a.WriteProtobuf(&pb)); err != nil {
 		return scraped{}, err
@@ -293,3 +305,44 @@ func value(s scraped, series string) float64 { return math.Float64frombits(s.val
 
 // refusals are those of what Report returns.
 func refusals(refused []agent.Refusal, _ int) []agent.Refusal { return refused }
+
+// servedFamilies are families that coderd pushes.
+type servedFamilies []*metrics.Rendered
+
+// Served implements Pushed.
+func (s servedFamilies) Served() []*metrics.Rendered { return s }
+
+// pushedFamily is a family of one series with the value 1. It has as many observations
+// if it is a histogram or summary.
+func pushedFamily(name string, t metrics.Type) *dto.MetricFamily {
+	one := proto.Float64(1)
+	m := &dto.Metric{Label: []*dto.LabelPair{{Name: proto.String("by"), Value: proto.String("coderd")}}}
+	f := &dto.MetricFamily{Name: &name, Help: proto.String("Pushed."), Metric: []*dto.Metric{m}}
+	switch t {
+	case metrics.Counter:
+		f.Type, m.Counter = dto.MetricType_COUNTER.Enum(), &dto.Counter{Value: one}
+	case metrics.Gauge:
+		f.Type, m.Gauge = dto.MetricType_GAUGE.Enum(), &dto.Gauge{Value: one}
+	case metrics.Summary:
+		f.Type, m.Summary = dto.MetricType_SUMMARY.Enum(), &dto.Summary{SampleCount: proto.Uint64(1), SampleSum: one}
+	case metrics.Histogram:
+		f.Type = dto.MetricType_HISTOGRAM.Enum()
+		m.Histogram = &dto.Histogram{SampleCount: proto.Uint64(1), SampleSum: one, Bucket: []*dto.Bucket{
+			{UpperBound: proto.Float64(math.Inf(1)), CumulativeCount: proto.Uint64(1)},
+		}}
+	default:
+		f.Type, m.Untyped = dto.MetricType_UNTYPED.Enum(), &dto.Untyped{Value: one}
+	}
+	return f
+}
+
+// parsed returns what Prometheus makes of families.
+func parsed(t require.TestingT, families []*metrics.Rendered) scraped {
+	var text []byte
+	for _, r := range families {
+		text = append(text, r.Text...)
+	}
+	out, err := parsePrometheus(text, textType)
+	require.NoError(t, err)
+	return out
+}

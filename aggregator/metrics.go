@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 		}),
 		typeChanges: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_family_type_changes_total",
-			Help: "How often a family got another type because most agents send it. Its series of the type before are removed.",
+			Help: "How often a family got another type because most agents send it, or coderd pushes it. Its series of the type before are removed.",
 		}),
 		replaced: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_series_replaced_total",
@@ -94,8 +94,8 @@ func (a *Aggregator) registerGauges(reg prometheus.Registerer) error {
 		}, func() float64 { return float64(a.families.count()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_hidden_families",
-			Help: "Families of agents that are not served because they collide with one that coderd pushes.",
-		}, func() float64 { return float64(a.countHidden()) }),
+			Help: "Families of which agents send samples that are refused, because they cannot be served beside one that coderd pushes.",
+		}, func() float64 { return float64(a.families.contradicted()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_hidden_agents",
 			Help: "Agents hidden by a newer agent with the same labels: their series are not served.",

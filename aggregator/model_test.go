@@ -30,7 +30,10 @@ type naive struct {
 	sums map[string]*naiveSum
 	// states has what each key has, in the order in which it came.
 	states []naiveState
-	hidden map[string]metrics.Type
+	// reserved are the types that coderd pushes; 3: none that agents can send.
+	reserved map[string]agent.SampleType
+	// pushed is what coderd pushes.
+	pushed scraped
 }
 
 type naiveState struct {
@@ -367,29 +370,38 @@ func (a *naiveAgent) tidy() {
 	}
 }
 
-// elect gives each family the type that most agents say.
+// chooseTypes gives each family the type that coderd pushes, or else that most agents say.
 func (m *naive) chooseTypes() {
-	said := make(map[string]*[3]int)
+	said := make(map[string]*[4]int)
 	for _, a := range m.agents {
 		for name, of := range a.families {
 			if _, documented := forwardedTypes[name]; documented {
 				continue
 			}
 			if said[name] == nil {
-				said[name] = new([3]int)
+				said[name] = new([4]int)
 			}
 			said[name][of.typ]++
 		}
 	}
+	for name := range m.reserved {
+		if said[name] == nil {
+			said[name] = new([4]int)
+		}
+	}
 	for name, agents := range said {
 		was := m.types[name]
-		most := agents[was]
-		if m.grouped() && m.hasOrphan(name) {
-			most = max(most, 1)
-		}
-		for t, n := range agents {
-			if n > most {
-				most, m.types[name] = n, agent.SampleType(t)
+		if typ, reserved := m.reserved[name]; reserved {
+			m.types[name] = typ
+		} else {
+			most := agents[was]
+			if m.grouped() && m.hasOrphan(name) {
+				most = max(most, 1)
+			}
+			for t, n := range agents {
+				if n > most {
+					most, m.types[name] = n, agent.SampleType(t)
+				}
 			}
 		}
 		if m.types[name] == was {
@@ -526,17 +538,24 @@ func (m *naive) setState(key agent.SeriesKey, series []agent.Series) {
 	m.states = append(m.states, added...)
 }
 
-// isHidden reports whether a family of agents collides with one that others serve.
-func (m *naive) isHidden(name string) bool {
-	if !ownedRE.MatchString(name) || forwardedTypes[name] != 0 {
-		for other, t := range m.hidden {
-			long := t == metrics.Histogram || t == metrics.Summary
-			if name == other || long && (name == other+"_count" || name == other+"_sum" || name == other+"_bucket") {
-				return true
-			}
+// reserve has coderd push families.
+func (m *naive) reserve(names map[string]metrics.Type, served scraped) {
+	m.pushed, m.reserved = served, make(map[string]agent.SampleType)
+	ofAgents := slices.ContainsFunc(m.keep, func(l string) bool { return l != "template_name" })
+	for name, t := range names {
+		if typ, ok := map[metrics.Type]agent.SampleType{
+			metrics.Untyped: agent.Untyped, metrics.Counter: agent.Counter, metrics.Gauge: agent.Gauge,
+		}[t]; ok && ofAgents {
+			m.reserved[name] = typ
+		} else {
+			m.reserved[name] = 3
 		}
 	}
-	return false
+	for name, t := range names {
+		if t == metrics.Histogram || t == metrics.Summary {
+			m.reserved[name+"_count"], m.reserved[name+"_sum"], m.reserved[name+"_bucket"] = 3, 3, 3
+		}
+	}
 }
 
 // reconcile updates the types and the sums after an event at now.
@@ -655,12 +674,8 @@ func (m *naive) scrape() scraped {
 		out.types[s.name] = model.MetricTypeCounter
 		out.values[key] = math.Float64bits(v)
 	}
-	for name := range out.types {
-		if m.isHidden(name) {
-			delete(out.types, name)
-			maps.DeleteFunc(out.values, func(key string, _ uint64) bool { return strings.Contains(key, `__name__="`+name+`"`) })
-		}
-	}
+	maps.Copy(out.types, m.pushed.types)
+	maps.Copy(out.values, m.pushed.values)
 	for _, s := range m.states {
 		if _, accepted := out.values[s.series]; !accepted {
 			out.values[s.series] = math.Float64bits(canonical(s.value))

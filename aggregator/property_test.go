@@ -55,7 +55,7 @@ func events(groupBy []string) func(*rapid.T) {
 			"relabel": w.relabel,
 			"remove":  w.remove,
 			"state":   w.state,
-			"hide":    w.hideFamilies,
+			"push":    w.push,
 			"wait":    w.wait,
 		})
 	}
@@ -69,6 +69,7 @@ type world struct {
 	epochs map[agent.ID]int64
 	last   map[agent.ID]*report
 	epoch  int64
+	pushed servedFamilies
 }
 
 func newWorld(t *rapid.T, opts Options) *world {
@@ -87,7 +88,7 @@ func (w *world) check(t *rapid.T) {
 	w.real.expire(now)
 	w.model.reconcile(now)
 	w.model.expire(now)
-	got, err := scrapeBoth(w.real)
+	got, err := scrapeBoth(w.real.Beside(w.pushed))
 	require.NoError(t, err)
 	want := w.model.scrape()
 	if diff := diffValues(want.values, got.values); diff != "" {
@@ -251,13 +252,29 @@ func aState(t *rapid.T) agent.Series {
 	}
 }
 
-func (w *world) hideFamilies(t *rapid.T) {
+// push has coderd push families, some of which it pushes no more.
+func (w *world) push(t *rapid.T) {
 	names := rapid.MapOfN(
-		rapid.SampledFrom([]string{"a_total", "a", "b", "b_count", "c", "c:d", "b_sum", "agent_scripts_executed_total", "coderd_agents_up", "coderd_agentstats_connection"}),
-		rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Gauge, metrics.Summary, metrics.Histogram}), 0, 3,
+		rapid.SampledFrom([]string{"a", "a_total", "b", "b_count", "b_sum", "c", "c:d", "z"}),
+		rapid.SampledFrom([]metrics.Type{metrics.Untyped, metrics.Counter, metrics.Counter, metrics.Gauge, metrics.Gauge, metrics.Summary, metrics.Histogram}), 0, 3,
 	).Draw(t, "names")
-	w.real.HideFamilies(names)
-	w.model.hidden = names
+	w.pushed = nil
+	compound := func(name string) bool { return names[name] == metrics.Histogram || names[name] == metrics.Summary }
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		base, isPart := strings.CutSuffix(name, "_count")
+		if !isPart {
+			base, isPart = strings.CutSuffix(name, "_sum")
+		}
+		if isPart && compound(base) || !rapid.SampledFrom([]bool{true, true, false}).Draw(t, "served") {
+			continue
+		}
+		r, err := metrics.Render(pushedFamily(name, names[name]), names[name])
+		require.NoError(t, err)
+		w.pushed = append(w.pushed, r)
+	}
+	w.real.ReserveFamilies(names)
+	w.model.reserve(names, parsed(t, w.pushed))
+	w.model.reconcile(w.now)
 }
 
 func (w *world) wait(t *rapid.T) {

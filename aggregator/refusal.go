@@ -14,6 +14,7 @@ const (
 	reasonInvalidType     metrics.Reason = "invalid_type"
 	reasonInvalidValue    metrics.Reason = "invalid_value"
 	reasonWrongType       metrics.Reason = "wrong_type"
+	reasonPushedFamily    metrics.Reason = "pushed_family"
 	reasonDuplicateSeries metrics.Reason = "duplicate_series"
 	reasonAgentSeries     metrics.Reason = "too_many_agent_series"
 	reasonOwnerSeries     metrics.Reason = "too_many_owner_series"
@@ -28,7 +29,7 @@ const (
 // refusalKind returns whether sending again can help.
 func refusalKind(r metrics.Reason) agent.RefusalKind {
 	switch r {
-	case metrics.ReasonReservedName, metrics.ReasonReservedLabel:
+	case metrics.ReasonReservedName, metrics.ReasonReservedLabel, reasonPushedFamily:
 		return agent.RefusedNotAllowed
 	case reasonAgentSeries, reasonOwnerSeries, reasonTooManySeries, reasonAgentBytes, reasonOwnerBytes, reasonTooManyBytes,
 		reasonAgentFamilies, reasonTooManyFamilies:
@@ -100,6 +101,9 @@ func (in *ingester) refuseSample(r metrics.Reason, s *agent.Sample, l agent.Labe
 			return fmt.Sprintf("value %v of counter %s is negative or not finite", s.Value, name)
 		case reasonWrongType:
 			return fmt.Sprintf("type %v of %s is not that of the family", sampleType(s.Type), name)
+		case reasonPushedFamily:
+			return fmt.Sprintf("%s as a %v cannot be served beside a family that coderd pushes: of this name with another type, or with equal lines",
+				name, sampleType(s.Type))
 		case reasonDuplicateSeries:
 			return fmt.Sprintf("%s is there twice with the same labels", name)
 		}

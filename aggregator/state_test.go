@@ -15,7 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/metrics"
 )
 
 func state(family string, v float64, labelPairs ...string) agent.Series {
@@ -266,58 +265,4 @@ func (c *changing) Write(p []byte) (int, error) {
 		c.change = nil
 	}
 	return c.Buffer.Write(p)
-}
-
-func TestHideFamilies(t *testing.T) {
-	reg := prometheus.NewPedanticRegistry()
-	a, err := New(Options{}, reg)
-	require.NoError(t, err)
-	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
-	report := func(names ...string) {
-		r := samples()
-		for _, n := range names {
-			r.samples = append(r.samples, sample(n, agent.Gauge, 1))
-		}
-		require.Empty(t, refusals(a.Report(id(1), 1, time.Now(), r)))
-	}
-	shown := func() string {
-		var out []string
-		got, err := scrapeBoth(a)
-		require.NoError(t, err)
-		for _, name := range []string{"x", "x_bucket", "x_count", "x_sum", "x_total", "y", "y_count"} {
-			if _, ok := got.types[name]; ok {
-				out = append(out, name)
-			}
-		}
-		return strings.Join(out, " ")
-	}
-	report("x", "x_count", "x_sum", "x_total", "y")
-	for _, c := range []struct {
-		why   string
-		names map[string]metrics.Type
-		want  string
-	}{
-		{"nothing is hidden", nil, "x x_count x_sum x_total y"},
-		{"the same name", map[string]metrics.Type{"x": metrics.Gauge}, "x_count x_sum x_total y"},
-		{"a histogram has more names", map[string]metrics.Type{"x": metrics.Histogram}, "x_total y"},
-		{"as has a summary", map[string]metrics.Type{"x": metrics.Summary}, "x_total y"},
-		{"a counter has not, and x is no histogram", map[string]metrics.Type{"x_count": metrics.Counter}, "x x_sum x_total y"},
-		{"two", map[string]metrics.Type{"y": metrics.Counter, "x_total": metrics.Untyped}, "x x_count x_sum"},
-		{"no longer", map[string]metrics.Type{}, "x x_count x_sum x_total y"},
-	} {
-		a.HideFamilies(c.names)
-		require.Equal(t, c.want, shown(), c.why)
-	}
-
-	a.HideFamilies(map[string]metrics.Type{"y": metrics.Histogram, "coderd_agents_up": metrics.Gauge})
-	report("x", "x_bucket", "y", "y_count")
-	require.Equal(t, "x x_bucket x_count x_sum x_total", shown(), "what comes later is hidden as well")
-	require.Contains(t, text(t, a), "# TYPE coderd_agents_up gauge", "the service's own are not")
-	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP agentstatsd_hidden_families Families of agents that are not served because they collide with one that coderd pushes.
-# TYPE agentstatsd_hidden_families gauge
-agentstatsd_hidden_families 2
-`), "agentstatsd_hidden_families"))
-	a.HideFamilies(nil)
-	require.Equal(t, "x x_bucket x_count x_sum x_total y y_count", shown())
 }

@@ -297,7 +297,7 @@ func TestClockAhead(t *testing.T) {
 // running is a replica that runs until the test ends.
 func running(t *testing.T, store Store, opts Options) *Families {
 	t.Helper()
-	f, err := New(store, new(hider), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	f, err := New(store, new(reserver), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -328,7 +328,7 @@ func TestLease(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, counter("5"), text(t, a))
 		require.Empty(t, text(t, b))
-		require.Empty(t, b.hider.(*hider).get())
+		require.Empty(t, b.reserver.(*reserver).get())
 		pushText(t, a, time.Now(), 1, 2, counter("6"))
 
 		// The database is away: who leads goes on, who comes to lead must wait.
@@ -343,7 +343,7 @@ func TestLease(t *testing.T) {
 		time.Sleep(maxRetry)
 		synctest.Wait()
 		require.Equal(t, counter("6"), text(t, b))
-		require.Contains(t, b.hider.(*hider).get(), "x_total")
+		require.Contains(t, b.reserver.(*reserver).get(), "x_total")
 
 		// Lost and won again before anybody looked.
 		pushText(t, b, time.Now(), 1, 3, counter("7"))

@@ -125,19 +125,19 @@ func (m *memory) Pushes(ctx context.Context, ids []agent.Instance) (rows []agent
 	return rows, err
 }
 
-// hider keeps the names that were hidden last.
-type hider struct {
+// reserver keeps the names that were reserved last.
+type reserver struct {
 	mu    sync.Mutex
 	names map[string]metrics.Type
 }
 
-func (c *hider) HideFamilies(names map[string]metrics.Type) {
+func (c *reserver) ReserveFamilies(names map[string]metrics.Type) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.names = names
 }
 
-func (c *hider) get() map[string]metrics.Type {
+func (c *reserver) get() map[string]metrics.Type {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.names
@@ -179,7 +179,7 @@ type fataler = familytest.T
 
 func open(t fataler, store Store, opts Options) *Families {
 	t.Helper()
-	f, err := New(store, new(hider), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	f, err := New(store, new(reserver), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, f.Load(context.Background()))
 	return f
@@ -311,7 +311,7 @@ func parse(t fataler, p textparse.Parser, samples map[string]float64) {
 func newUnloaded(t fataler, store Store) (*Families, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	f, err := New(store, new(hider), Options{}, reg, slog.New(slog.DiscardHandler))
+	f, err := New(store, new(reserver), Options{}, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	return f, reg
 }

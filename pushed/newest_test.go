@@ -128,7 +128,7 @@ func testNewest(t *testing.T, families []newestFamily, replicas int) {
 	database := new(memory)
 	now, step, next := start, 0, byte(0)
 	reopen := func() *Families {
-		f, err := New(database, new(hider), Options{SeriesTTL: time.Minute, FoldAfter: 5 * time.Minute}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		f, err := New(database, new(reserver), Options{SeriesTTL: time.Minute, FoldAfter: 5 * time.Minute}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		require.NoError(t, f.load(context.Background(), now))
 		return f

@@ -103,7 +103,7 @@ func newWorld(t *rapid.T) *world {
 func (w *world) open(replica int) {
 	opts := w.opts
 	opts.Lease = w.lease.of(replica)
-	f, err := New(w.store, new(hider), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	f, err := New(w.store, new(reserver), opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(w.t, err)
 	require.NoError(w.t, f.load(context.Background(), w.now))
 	w.replicas[replica] = f

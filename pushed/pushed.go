@@ -73,22 +73,22 @@ type Store interface {
 	Pushes(ctx context.Context, ids []agent.Instance) ([]agent.PushRow, error)
 }
 
-// FamilyHider hides the families of others that are served here, or were within
-// OwnFor. HideFamilies replaces the set of their names. It must not block nor keep
-// the map. aggregator.Aggregator is one.
-type FamilyHider interface {
-	HideFamilies(names map[string]metrics.Type)
+// FamilyReserver reserves names for the families that are served here, or were
+// within OwnFor, of others on the same endpoint. ReserveFamilies replaces the set. It
+// must not block nor keep the map. aggregator.Aggregator is one.
+type FamilyReserver interface {
+	ReserveFamilies(names map[string]metrics.Type)
 }
 
 // Families is the pushed families of all coderd instances. Its methods are
 // safe for concurrent use.
 type Families struct {
-	store   Store
-	hider   FamilyHider
-	opts    Options
-	log     *slog.Logger
-	retries backoff.Backoff
-	metrics *ownMetrics
+	store    Store
+	reserver FamilyReserver
+	opts     Options
+	log      *slog.Logger
+	retries  backoff.Backoff
+	metrics  *ownMetrics
 	// codec is used by the holder of writing.
 	codec  *family.Codec
 	policy family.Policy
@@ -117,7 +117,7 @@ type Families struct {
 	unreadable map[agent.Instance]badRow
 	// types are those of all families in memory, by name. See updateTypesLocked.
 	types    family.Types
-	rendered map[string]*family.Rendered
+	rendered map[string]*metrics.Rendered
 	owned    map[string]ownership
 	// floors are what native histograms must not be finer than, by family.
 	floors map[string]family.Floors
@@ -132,19 +132,19 @@ type storeError struct {
 
 // New returns a Families that takes pushes after Load, or within Run. It registers
 // its metrics with reg.
-func New(store Store, hider FamilyHider, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Families, error) {
+func New(store Store, reserver FamilyReserver, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Families, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("pushed options: %w", err)
 	}
 	f := &Families{
-		store: store, hider: hider, opts: opts, log: log, policy: opts.Merge,
+		store: store, reserver: reserver, opts: opts, log: log, policy: opts.Merge,
 		retries: backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
 		writing: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), followRequested: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
 		unreadable: make(map[agent.Instance]badRow),
 		types:      make(family.Types),
-		rendered:   make(map[string]*family.Rendered),
+		rendered:   make(map[string]*metrics.Rendered),
 		owned:      make(map[string]ownership),
 		floors:     make(map[string]family.Floors),
 	}

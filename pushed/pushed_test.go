@@ -190,13 +190,13 @@ x_total 1
 		want := map[string]metrics.Type{
 			"coderd_api_concurrent_requests": metrics.Gauge, "coderd_license_active_users": metrics.Gauge, "x_total": metrics.Counter,
 		}
-		require.Equal(t, want, f.hider.(*hider).get())
+		require.Equal(t, want, f.reserver.(*reserver).get())
 		time.Sleep(5*time.Minute - time.Nanosecond)
 		synctest.Wait()
-		require.Equal(t, want, f.hider.(*hider).get())
+		require.Equal(t, want, f.reserver.(*reserver).get())
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		require.Equal(t, map[string]metrics.Type{"x_total": metrics.Counter}, f.hider.(*hider).get())
+		require.Equal(t, map[string]metrics.Type{"x_total": metrics.Counter}, f.reserver.(*reserver).get())
 		cancel()
 		require.NoError(t, <-done)
 	})

@@ -71,7 +71,7 @@ func TestRunEndsSoon(t *testing.T) {
 				var l lease
 				l.give(1)
 				store := &stuck{memory: new(memory), now: make(chan struct{})}
-				f, err := New(store, new(hider), Options{Lease: l.of(1), Notifier: swallower{}}, prometheus.NewRegistry(),
+				f, err := New(store, new(reserver), Options{Lease: l.of(1), Notifier: swallower{}}, prometheus.NewRegistry(),
 					slog.New(slog.NewTextHandler(&said, nil)))
 				require.NoError(t, err)
 				ctx, cancel := context.WithCancel(t.Context())

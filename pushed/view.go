@@ -14,7 +14,7 @@ import (
 
 // view is what a scrape shows of all instances. It is never changed.
 type view struct {
-	families []*family.Rendered
+	families []*metrics.Rendered
 	// Values of the service's own gauges.
 	instances, series, rowBytes, unreadable int
 }
@@ -30,7 +30,7 @@ type ownership struct {
 // nothing if another replica serves them. Of native histograms it has the classic
 // buckets.
 func (f *Families) WriteText(w io.Writer) error {
-	for _, r := range f.served() {
+	for _, r := range f.Served() {
 		if _, err := w.Write(r.Text); err != nil {
 			return err
 		}
@@ -42,7 +42,7 @@ func (f *Families) WriteText(w io.Writer) error {
 // io.prometheus.client.MetricFamily messages, sorted by name, or nothing if
 // another replica serves them.
 func (f *Families) WriteProtobuf(w io.Writer) error {
-	for _, r := range f.served() {
+	for _, r := range f.Served() {
 		if _, err := w.Write(r.Protobuf); err != nil {
 			return err
 		}
@@ -50,8 +50,9 @@ func (f *Families) WriteProtobuf(w io.Writer) error {
 	return nil
 }
 
-// served returns what this replica serves now.
-func (f *Families) served() []*family.Rendered {
+// Served returns the families that this replica serves now, sorted by name. Neither
+// they nor the list are ever changed. Their names and types were reserved before.
+func (f *Families) Served() []*metrics.Rendered {
 	if !f.serves() {
 		return nil
 	}
@@ -138,7 +139,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 		f.rendered[name] = r
 	}
 	f.updateOwnedLocked(now)
-	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *family.Rendered) int {
+	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *metrics.Rendered) int {
 		return strings.Compare(a.Name, b.Name)
 	}), unreadable: len(f.unreadable)}
 	for _, i := range f.instances {
@@ -175,5 +176,5 @@ func (f *Families) updateOwnedLocked(now time.Time) {
 	for name, c := range f.owned {
 		names[name] = c.typ
 	}
-	f.hider.HideFamilies(names)
+	f.reserver.ReserveFamilies(names)
 }

@@ -129,7 +129,7 @@ func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Re
 	}, coderdapi.Options{StoreReady: db.Ping}, reg, log); err != nil {
 		return err
 	}
-	if s.handler, err = scrape.NewHandler(reg, scrape.Options{Log: log}, pushed, s.agg); err != nil {
+	if s.handler, err = scrape.NewHandler(reg, scrape.Options{Log: log}, s.agg.Beside(pushed)); err != nil {
 		return err
 	}
 	s.background = []func(context.Context) error{agents.Run, pending.Run, pushed.Run, s.agg.Run, watched.Run, engine.Run}

@@ -157,9 +157,7 @@ func (s *service) build(ctx context.Context) error {
 	}
 	scrapes := c.scrapeOptions()
 	scrapes.Log = s.log.With("component", "metrics")
-	// What is pushed is written first: the aggregator yields to whatever was served
-	// before it, so no family stands twice.
-	handler, err := scrape.NewHandler(reg, scrapes, s.pushed, s.aggregator)
+	handler, err := scrape.NewHandler(reg, scrapes, s.aggregator.Beside(s.pushed))
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,9 @@ type Header struct {
 	// Always is true if the header is written even without a series. In text only:
 	// consumers of protobuf refuse a family without metrics.
 	Always bool
+	// Joined is a family of the same name and type, whose series come before those
+	// of the family; nil: none. No series is in both.
+	Joined *metrics.Rendered
 }
 
 // Scrape writes families in one format. It is not for concurrent use.
@@ -95,9 +98,35 @@ func (s *Scrape) Family(f *Family, h Header) error {
 	return s.writeTextFamily(f, h)
 }
 
+// Rendered writes a family that is rendered.
+func (s *Scrape) Rendered(r *metrics.Rendered) error {
+	if s.format == formatProto {
+		return s.writeRendered(r.Protobuf)
+	}
+	return s.writeRendered(r.Text)
+}
+
+// writeRendered writes bytes behind the buffered output. Many are not copied.
+func (s *Scrape) writeRendered(data []byte) error {
+	if len(data) < chunkBytes {
+		s.buf = append(s.buf, data...)
+		return s.flushFull()
+	}
+	if err := s.flush(); err != nil {
+		return err
+	}
+	_, err := s.w.Write(data)
+	return err
+}
+
 func (s *Scrape) writeTextFamily(f *Family, h Header) error {
-	begin, headed := len(s.buf), h.Always
+	begin, headed := len(s.buf), h.Always || h.Joined != nil
 	s.buf = metrics.AppendTextHeader(s.buf, f.name, h.Help, h.Type)
+	if h.Joined != nil {
+		if err := s.writeRendered(h.Joined.TextSeries); err != nil {
+			return err
+		}
+	}
 	for _, b := range f.snapshot() {
 		size := b.textSize(s.generation)
 		if size == 0 {
@@ -136,12 +165,20 @@ func (s *Scrape) writeProtoFamily(f *Family, h Header) error {
 		s.sizes = append(s.sizes, size)
 		total += size
 	}
+	if h.Joined != nil {
+		total += len(h.Joined.ProtobufSeries)
+	}
 	if total == 0 {
 		return nil
 	}
 	total += metrics.SizeProtoHeader(f.name, h.Help, h.Type)
 	s.buf = protowire.AppendVarint(s.buf, uint64(total))
 	s.buf = metrics.AppendProtoHeader(s.buf, f.name, h.Help, h.Type)
+	if h.Joined != nil {
+		if err := s.writeRendered(h.Joined.ProtobufSeries); err != nil {
+			return err
+		}
+	}
 	for i, b := range blocks {
 		size := s.sizes[i]
 		var err error

@@ -46,3 +46,20 @@ func identityOf(m *dto.Metric) *dto.LabelPair {
 	}
 	return nil
 }
+
+// dropForwarded drops the series that a coderd has from its agents. Rows that were
+// written before such series were refused have them. No pushed series may equal one
+// that an agent sends.
+func (f *Family) dropForwarded() {
+	if metrics.IsCoderds(f.Name) {
+		return
+	}
+	f.Series = slices.DeleteFunc(f.Series, func(s Series) bool {
+		for name := range eachLabel(s.Labels) {
+			if metrics.NamesAgent(name) {
+				return true
+			}
+		}
+		return f.Help == metrics.ForwardedHelp
+	})
+}

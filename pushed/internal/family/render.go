@@ -1,44 +1,21 @@
 package family
 
 import (
-	"bytes"
-	"fmt"
 	"math"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/prometheus/model/histogram"
-	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/metrics"
 )
 
-// Rendered is a merged family as it is served. It is never changed.
-type Rendered struct {
-	Name string
-	Type metrics.Type
-	// Text is in the text format 0.0.4. Of native histograms it has the classic
-	// buckets.
-	Text []byte
-	// Protobuf is a delimited io.prometheus.client.MetricFamily message.
-	Protobuf []byte
-}
-
 // Render writes a merged family, which has series, in both formats. It returns an
 // error only if the family is not one that was decoded or merged here.
-func Render(f *Family) (*Rendered, error) {
-	message := f.message()
-	var text, protobuf bytes.Buffer
-	if _, err := expfmt.MetricFamilyToText(&text, message); err != nil {
-		return nil, fmt.Errorf("render %s as text: %w", f.Name, err)
-	}
-	if _, err := protodelim.MarshalTo(&protobuf, message); err != nil {
-		return nil, fmt.Errorf("render %s as protobuf: %w", f.Name, err)
-	}
-	return &Rendered{f.Name, f.Type, text.Bytes(), protobuf.Bytes()}, nil
+func Render(f *Family) (*metrics.Rendered, error) {
+	return metrics.Render(f.message(), f.Type)
 }
 
 func (f *Family) message() *dto.MetricFamily {

@@ -101,6 +101,7 @@ func (c *Codec) Decode(data []byte, isTotals bool) (_ *Row, omitted int, _ error
 		if f == nil {
 			return nil, 0, fmt.Errorf("decode a row: %w", errNoFamily)
 		}
+		f.dropForwarded()
 		if len(f.Series) == 0 {
 			continue // rows of before have families that were refused series by series
 		}

@@ -167,3 +167,21 @@ func TestRowsOmitEmptyExemplars(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []BucketExemplar{{math.Inf(1), whole}}, got.Families["h"].Series[0].Hist.Exemplars)
 }
+
+// Rows of before have series that coderd forwarded for its agents.
+func TestRowsOmitForwardedSeries(t *testing.T) {
+	c := newCodec(t)
+	series := func(label string) Series { return Series{Labels: label + labelEnd + "v" + labelEnd, Value: 1} }
+	data, err := c.Encode(&Row{Families: Set{
+		"a_total":                       {Name: "a_total", Type: metrics.Counter, Series: []Series{series("agent_name")}},
+		"b":                             {Name: "b", Type: metrics.Gauge, Series: []Series{series("l"), series("username"), series("workspace_name")}},
+		"c":                             {Name: "c", Type: metrics.Gauge, Help: metrics.ForwardedHelp, Series: []Series{series("template_name")}},
+		"coderd_workspace_builds_total": {Name: "coderd_workspace_builds_total", Type: metrics.Counter, Series: []Series{series("workspace_name")}},
+	}})
+	require.NoError(t, err)
+	got, omitted, err := c.Decode(data, false)
+	require.NoError(t, err)
+	require.Zero(t, omitted)
+	require.ElementsMatch(t, []string{"b", "coderd_workspace_builds_total"}, got.Families.Names())
+	require.Len(t, got.Families["b"].Series, 1)
+}
