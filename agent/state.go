@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"maps"
 	"time"
 )
 
@@ -24,6 +25,13 @@ type State struct {
 	AppHealthOrder map[ID]Order
 	Network        Network
 	NetworkOrder   Order
+}
+
+// Clone returns a copy that shares nothing that is changed in place.
+func (s *State) Clone() State {
+	c := *s
+	c.AppHealth, c.AppHealthOrder = maps.Clone(s.AppHealth), maps.Clone(s.AppHealthOrder)
+	return c // Network.Regions is replaced as a whole
 }
 
 // SetAppHealth takes in the health of one app, if its order is above the known

@@ -28,6 +28,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
@@ -125,7 +126,7 @@ type Pending interface {
 // concurrently.
 //
 // The lock order is: changeSem, entry.requestMu, mu, entry.mu, workspace.up.mu,
-// then the leaves (writeQueue.mu, watchers.mu, acks.Tracker.mu, and the locks of Series
+// then the leaves (writeQueue.mu, that of watchers, acks.Tracker.mu, and the locks of Series
 // and Pending).
 type Fleet struct {
 	store   Store
@@ -168,7 +169,7 @@ type Fleet struct {
 	registry registry
 
 	queue    writeQueue
-	watchers watchers
+	watchers watchers.Watchers
 	retries  backoff.Backoff
 }
 
@@ -420,6 +421,13 @@ func (f *Fleet) info(e *entry) Info {
 		Connected:    e.sessions.live != nil || f.connectedRemotelyLocked(e),
 		Status:       e.presence.status,
 		LastSeen:     e.sessions.lastSeen,
-		State:        cloneState(e.state.newest),
+		State:        e.state.newest.Clone(),
 	}
 }
+
+// Watch registers notify. It is called with the agents that were registered, changed
+// or removed, or that have another status, lifecycle or app health. With nil, all
+// agents are to be read again. What is read after a notification is at least as new
+// as the notification. notify must not block, nor call the fleet. After cancel
+// returns it is not called any more.
+func (f *Fleet) Watch(notify func(ids []agent.ID)) (cancel func()) { return f.watchers.Add(notify) }

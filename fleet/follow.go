@@ -300,7 +300,7 @@ func (f *Fleet) applyState(e *entry, s *agent.State, now time.Time) (started boo
 	if changed {
 		f.supersedePendingLocked(e, s.MaxEpoch())
 		f.publishPresenceLocked(e, now)
-		f.watchers.notify(e.id)
+		f.watchers.Notify(e.id)
 	}
 	return started
 }

@@ -32,7 +32,7 @@ func (f *Fleet) Load(ctx context.Context) error {
 	f.mu.Unlock()
 	f.setSizes()
 	f.checkReadSizes(len(r.agents))
-	f.watchers.notify()
+	f.watchers.Notify()
 	return nil
 }
 

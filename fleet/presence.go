@@ -109,7 +109,7 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 		f.setState(agent.SeriesKey{ID: e.id}, nil)
 	}
 	if statusChanged {
-		f.watchers.notify(e.id)
+		f.watchers.Notify(e.id)
 	}
 }
 

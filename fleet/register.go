@@ -383,7 +383,7 @@ func (f *Fleet) notifyChange(lists ...[]*entry) {
 		}
 	}
 	if len(ids) > 0 {
-		f.watchers.notify(ids...)
+		f.watchers.Notify(ids...)
 	}
 }
 

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -193,7 +192,7 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	notify := change(&e.state.newest)
 	r.fleet.publishPresenceLocked(e, r.now)
 	if notify {
-		r.fleet.watchers.notify(e.id)
+		r.fleet.watchers.Notify(e.id)
 	}
 	e.addPendingAckLocked(r.instance, r.order)
 	if !e.state.queued {
@@ -216,9 +215,4 @@ func (e *entry) addPendingAckLocked(i *instance, order agent.Order) {
 	}
 	i.AddPending(order.Sequence)
 	e.state.pendingAcks = append(e.state.pendingAcks, pendingAck{i, order.Sequence, order.Epoch})
-}
-
-func cloneState(s agent.State) agent.State {
-	s.AppHealth, s.AppHealthOrder = maps.Clone(s.AppHealth), maps.Clone(s.AppHealthOrder)
-	return s // Network.Regions is replaced as a whole, never changed in place
 }

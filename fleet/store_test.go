@@ -146,7 +146,7 @@ func (s *memStore) States(_ context.Context, since int64) ([]agent.State, int64,
 	var out []agent.State
 	for id, st := range s.states {
 		if s.statesAt[id] >= since {
-			out = append(out, cloneState(st))
+			out = append(out, st.Clone())
 		}
 	}
 	return out, s.moved, err

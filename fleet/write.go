@@ -174,7 +174,7 @@ func (e *entry) drainState() (stateWrite, bool) {
 	if e.phase == phaseRemoved {
 		return stateWrite{}, false
 	}
-	w := stateWrite{entry: e, state: cloneState(e.state.newest), pendingAcks: e.state.pendingAcks}
+	w := stateWrite{entry: e, state: e.state.newest.Clone(), pendingAcks: e.state.pendingAcks}
 	w.state.Incarnation = e.reg.Load().Incarnation
 	e.state.queued, e.state.pendingAcks = false, nil
 	return w, true
