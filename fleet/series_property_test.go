@@ -105,7 +105,7 @@ func (w *stateWorld) expected(t require.TestingT) []string {
 		if life == "" {
 			life = "created"
 		}
-		if s.Network.NodeID > 0 {
+		if s.Network.NodeID > 0 && st == agent.StatusConnected {
 			node = fmt.Sprintf("nodeid:%x", s.Network.NodeID)
 		}
 		lines = append(lines, fmt.Sprintf("connections{agent_name=%s,lifecycle_state=%s,status=%s,tailnet_node=%s,", reg.Name, life, st, node)+user+"1")

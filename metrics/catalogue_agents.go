@@ -25,13 +25,13 @@ var agentFamilies = []Family{
 		Name: "coderd_agents_connections", Type: Gauge, Owner: OwnerService,
 		Labels: []string{"agent_name", "lifecycle_state", "status", "tailnet_node", "username", "workspace_name"},
 		Help:   "Agent connections with statuses.",
-		Source: "1 for each agent, with its status: connecting, connected, disconnected or timeout. tailnet_node is unknown until the agent has reported its node.",
+		Source: "1 for each agent, with its status: connecting, connected, disconnected or timeout. tailnet_node is nodeid: and the id of the agent's node in hexadecimal; unknown until the agent has reported it, and while it is not connected.",
 	},
 	{
 		Name: "coderd_agents_up", Type: Gauge, Owner: OwnerService,
 		Labels: []string{"template_name", "username", "workspace_name"},
 		Help:   "The number of active agents per workspace.",
-		Source: "Number of connected agents of the workspace; 0 for a registered workspace without any. With --prometheus-extra-labels=template_version it has that label, as Coder's own family.",
+		Source: "Number of connected agents of the workspace, where Coder counts all of its latest build; 0 for a registered workspace without any. With --prometheus-extra-labels=template_version it has that label, as Coder's own family.",
 	},
 	{
 		Name: "coderd_agentstats_connection_count", Type: Gauge, Owner: OwnerService, Group: GroupSum,

@@ -53,10 +53,6 @@ func Agent(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Ser
 	name := agent.Label{Name: "agent_name", Value: reg.Name}
 	user := agent.Label{Name: "username", Value: reg.Workspace.OwnerUsername}
 	space := agent.Label{Name: "workspace_name", Value: reg.Workspace.Name}
-	node := "unknown"
-	if s.Network.NodeID != 0 {
-		node = "nodeid:" + strconv.FormatUint(s.Network.NodeID, 16)
-	}
 	series := make([]agent.Series, 0, 1+len(reg.Apps)+len(s.Network.Regions))
 	series = append(series, agent.Series{
 		Family: familyConnections,
@@ -64,7 +60,7 @@ func Agent(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Ser
 			name,
 			{Name: "lifecycle_state", Value: string(s.CurrentLifecycle())},
 			{Name: "status", Value: string(st)},
-			{Name: "tailnet_node", Value: node},
+			{Name: "tailnet_node", Value: node(s.Network.NodeID, st)},
 			user, space,
 		},
 		Value: 1,
@@ -87,6 +83,15 @@ func Agent(reg *agent.Registration, s *agent.State, st agent.Status) []agent.Ser
 		})
 	}
 	return series
+}
+
+// node returns the name of an agent's tailnet node as Coder has it. As there, it is
+// unknown while the agent is not connected. The state has the node of the last session.
+func node(id uint64, st agent.Status) string {
+	if id == 0 || st != agent.StatusConnected {
+		return "unknown"
+	}
+	return "nodeid:" + strconv.FormatUint(id, 16)
 }
 
 // appCount counts the apps of an agent with one name and health.

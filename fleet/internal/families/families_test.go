@@ -53,4 +53,23 @@ func TestLatencies(t *testing.T) {
 	}
 }
 
+// The node is that of Coder's golden vectors.
+func TestTailnetNode(t *testing.T) {
+	reg := &agent.Registration{Name: "main"}
+	for _, c := range []struct {
+		id   uint64
+		st   agent.Status
+		want string
+	}{
+		{0x16966f7df70d8cc5, agent.StatusConnected, "nodeid:16966f7df70d8cc5"},
+		{0x16966f7df70d8cc5, agent.StatusDisconnected, "unknown"},
+		{0x16966f7df70d8cc5, agent.StatusTimeout, "unknown"},
+		{1, agent.StatusConnected, "nodeid:1"},
+		{0, agent.StatusConnected, "unknown"},
+	} {
+		series := Agent(reg, &agent.State{Network: agent.Network{NodeID: c.id}}, c.st)
+		require.Contains(t, series[0].Labels, agent.Label{Name: "tailnet_node", Value: c.want}, "%v", c)
+	}
+}
+
 func nid(n byte) agent.ID { return agent.ID{n} }
