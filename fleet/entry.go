@@ -96,3 +96,5 @@ func (e *entry) availableLocked() error {
 }
 
 func compareEntry(e *entry, id agent.ID) int { return bytes.Compare(e.id[:], id[:]) }
+
+func compareEntries(a, b *entry) int { return compareEntry(a, b.id) }

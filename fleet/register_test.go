@@ -243,7 +243,7 @@ func requireConsistent(t require.TestingT, p parts) {
 			tokens++
 		}
 		require.Contains(t, r.workspaces[reg.Workspace.ID].agents, e)
-		require.True(t, r.workspaces[reg.Workspace.ID].Workspace.Equal(&reg.Workspace))
+		require.True(t, r.workspaces[reg.Workspace.ID].Equal(&reg.Workspace))
 		stored := p.store.regs[e.id]
 		require.True(t, stored.Equal(reg))
 		key := fmt.Sprint(reg.Workspace.ID, reg.Name)

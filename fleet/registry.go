@@ -8,6 +8,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
+	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
 
 // noToken is the hash of agents without a token, which can only be relayed.
@@ -112,7 +113,7 @@ func (r *registry) add(entries []*entry) {
 		e.workspace = r.workspaces[reg.Workspace.ID]
 		e.workspace.agents = append(e.workspace.agents, e)
 	}
-	r.order = withAdded(r.order, entries)
+	r.order = ordered.With(r.order, entries, compareEntries)
 }
 
 // setToken has the agent found by its token, if it has one.
@@ -134,49 +135,7 @@ func (r *registry) remove(entries []*entry) {
 		w := r.workspaces[reg.Workspace.ID]
 		w.agents = slices.DeleteFunc(w.agents, func(other *entry) bool { return other == e })
 	}
-	r.order = withoutRemoved(r.order, entries)
-}
-
-// fewEntries are inserted or deleted one by one. Moving 8 bytes for each of
-// 100,000 agents takes 50 us; sorting them takes 20 ms.
-const fewEntries = 64
-
-func withAdded(order, added []*entry) []*entry {
-	if len(added) == 0 {
-		return order
-	}
-	next := make([]*entry, len(order), len(order)+len(added))
-	copy(next, order)
-	if len(added) > fewEntries {
-		next = append(next, added...)
-		slices.SortFunc(next, func(a, b *entry) int { return compareEntry(a, b.id) })
-		return next
-	}
-	for _, e := range added {
-		i, _ := slices.BinarySearchFunc(next, e.id, compareEntry)
-		next = slices.Insert(next, i, e)
-	}
-	return next
-}
-
-func withoutRemoved(order, removed []*entry) []*entry {
-	if len(removed) == 0 {
-		return order
-	}
-	next := slices.Clone(order)
-	if len(removed) > fewEntries {
-		set := make(map[*entry]struct{}, len(removed))
-		for _, e := range removed {
-			set[e] = struct{}{}
-		}
-		return slices.DeleteFunc(next, func(e *entry) bool { _, found := set[e]; return found })
-	}
-	for _, e := range removed {
-		if i, found := slices.BinarySearchFunc(next, e.id, compareEntry); found {
-			next = slices.Delete(next, i, i+1)
-		}
-	}
-	return next
+	r.order = ordered.Without(r.order, entries, compareEntries)
 }
 
 // agentNamed returns the workspace's agent with the name, other than those that

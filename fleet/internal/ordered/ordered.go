@@ -1,0 +1,49 @@
+// Package ordered keeps elements in an order. A list is replaced, never changed in
+// place: readers walk it without a lock.
+package ordered
+
+import "slices"
+
+// few elements are inserted or deleted one by one. Moving 8 bytes for each of 100,000
+// agents takes 50 us; sorting them takes 20 ms.
+const few = 64
+
+// With returns the list with further elements.
+func With[E any](list, added []E, compare func(a, b E) int) []E {
+	if len(added) == 0 {
+		return list
+	}
+	next := make([]E, len(list), len(list)+len(added))
+	copy(next, list)
+	if len(added) > few {
+		next = append(next, added...)
+		slices.SortFunc(next, compare)
+		return next
+	}
+	for _, e := range added {
+		i, _ := slices.BinarySearchFunc(next, e, compare)
+		next = slices.Insert(next, i, e)
+	}
+	return next
+}
+
+// Without returns the list without these elements. Those that it has not are ignored.
+func Without[E comparable](list, removed []E, compare func(a, b E) int) []E {
+	if len(removed) == 0 {
+		return list
+	}
+	next := slices.Clone(list)
+	if len(removed) > few {
+		set := make(map[E]struct{}, len(removed))
+		for _, e := range removed {
+			set[e] = struct{}{}
+		}
+		return slices.DeleteFunc(next, func(e E) bool { _, found := set[e]; return found })
+	}
+	for _, e := range removed {
+		if i, found := slices.BinarySearchFunc(next, e, compare); found {
+			next = slices.Delete(next, i, i+1)
+		}
+	}
+	return next
+}
