@@ -36,7 +36,7 @@ func (f *Fleet) queueFinishedBuildOf(w *workspace) {
 		return
 	}
 	if b, finished := finished(w); finished {
-		f.queue.addBuild(build.ID, b)
+		f.queue.AddBuild(build.ID, b)
 	}
 }
 
@@ -87,7 +87,7 @@ func finished(w *workspace) (finishedBuild, bool) {
 // the two, or the outcome of the write is unknown, the build is not observed. That is
 // better than twice.
 func (f *Fleet) writeBuilds(ctx context.Context) error {
-	builds := f.queue.drainBuilds()
+	builds := f.queue.DrainBuilds()
 	if len(builds) == 0 {
 		return nil
 	}
@@ -97,7 +97,7 @@ func (f *Fleet) writeBuilds(ctx context.Context) error {
 	fresh, err := f.store.ObserveBuilds(ctx, slices.Collect(maps.Keys(builds)), now)
 	if err != nil {
 		f.metrics.writeErrors.WithLabelValues("builds").Inc()
-		f.queue.requeueBuilds(builds)
+		f.queue.RequeueBuilds(builds)
 		return fmt.Errorf("record observed builds: %w", err)
 	}
 	for _, id := range fresh {

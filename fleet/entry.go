@@ -74,7 +74,7 @@ type sessions struct {
 type state struct {
 	newest        agent.State
 	lifecycleFrom agent.Instance // who said the newest lifecycle; zero: not known
-	queued        bool           // in writeQueue.states
+	queued        bool           // in Fleet.queue
 	pendingAcks   []pendingAck   // of sequences that newest has and the database may not
 }
 

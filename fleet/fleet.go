@@ -29,6 +29,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
+	"github.com/coder/agentstatsd/fleet/internal/writequeue"
 	"github.com/coder/agentstatsd/internal/backoff"
 )
 
@@ -126,7 +127,7 @@ type Pending interface {
 // concurrently.
 //
 // The lock order is: changeSem, entry.requestMu, mu, entry.mu, workspace.up.mu,
-// then the leaves (writeQueue.mu, that of watchers, acks.Tracker.mu, and the locks of Series
+// then the leaves (those of queue and watchers, acks.Tracker.mu, and the locks of Series
 // and Pending).
 type Fleet struct {
 	store   Store
@@ -168,7 +169,7 @@ type Fleet struct {
 	loaded   bool
 	registry registry
 
-	queue    writeQueue
+	queue    *writequeue.Queue[*entry, finishedBuild]
 	watchers watchers.Watchers
 	retries  backoff.Backoff
 }
@@ -199,7 +200,7 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		log:       log,
 		changeSem: make(chan struct{}, 1),
 		registry:  newRegistry(),
-		queue:     newWriteQueue(),
+		queue:     writequeue.New[*entry, finishedBuild](),
 		retries:   backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: opts.Random},
 	}, nil
 }
@@ -240,7 +241,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 				f.peers.publish(ctx) // the last writes
 			}
 			return nil
-		case <-f.queue.wake:
+		case <-f.queue.Wake():
 			if !armed {
 				timer.Reset(f.opts.WriteInterval)
 				armed = true
@@ -306,7 +307,7 @@ func (f *Fleet) Healthy() error {
 	if err := f.Ready(); err != nil {
 		return err
 	}
-	if err := f.queue.lastError(); err != nil {
+	if err := f.queue.LastError(); err != nil {
 		return err
 	}
 	if err := f.unstored.lastError(time.Now()); err != nil {

@@ -243,7 +243,7 @@ func (f *Fleet) runPublisher(ctx context.Context) {
 func (f *Fleet) repairMissed() {
 	if f.peers.missed.Swap(false) {
 		f.peers.queueRequest()
-		f.peers.queueSessions(f.queue.unwritten()...)
+		f.peers.queueSessions(f.queue.Unwritten()...)
 	}
 }
 
@@ -322,7 +322,7 @@ func (f *Fleet) handleNotification(payload []byte) {
 			f.peers.wakeFollower()
 		}
 	case kind == notification.Request:
-		f.peers.queueSessions(f.queue.unwritten()...)
+		f.peers.queueSessions(f.queue.Unwritten()...)
 	default:
 		f.peers.wakeFollower()
 	}

@@ -282,7 +282,7 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		e.mu.Lock()
 		e.phase, e.sessions.instances, e.state.pendingAcks = phaseRemoved, nil, nil
 		e.mu.Unlock()
-		f.queue.remove(e)
+		f.queue.Remove(e)
 	}
 	var relabeled, revoked []*entry
 	var added, changed []*entry

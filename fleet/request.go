@@ -197,7 +197,7 @@ func (r Request) changeState(change func(*agent.State) (notify bool)) {
 	e.addPendingAckLocked(r.instance, r.order)
 	if !e.state.queued {
 		e.state.queued = true
-		r.fleet.queue.addState(e)
+		r.fleet.queue.AddState(e)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -20,7 +19,7 @@ func compareSessions(a, b *agent.SessionRecord) int {
 // queueSessionLocked queues the agent's newest session, which is this replica's, for
 // publication and for the database.
 func (f *Fleet) queueSessionLocked(e *entry) {
-	f.queue.addSession(e)
+	f.queue.AddSession(e)
 	if f.peers != nil {
 		f.peers.queueSessions(e)
 	}
@@ -165,7 +164,7 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 		// The record of the other replica may never be written: it can be killed before.
 		// This one's would stay open in the database, for all who read it later.
 		e.sessions.endedEpoch = before.Epoch
-		f.queue.addSession(e)
+		f.queue.AddSession(e)
 	}
 	if s := e.sessions.live; s != nil {
 		f.endSessionLocked(s, EndTakeover)
@@ -182,13 +181,13 @@ const sessionBatch = 1000
 
 // writeSessions writes the queued sessions. What fails is queued again.
 func (f *Fleet) writeSessions(ctx context.Context) error {
-	entries := f.queue.drainSessions()
-	defer f.queue.finishSessions()
+	entries := f.queue.DrainSessions()
+	defer f.queue.FinishSessions()
 	for i, part := range slices.Collect(slices.Chunk(entries, sessionBatch)) {
 		if err := f.saveSessions(ctx, part); err != nil {
 			f.metrics.writeErrors.WithLabelValues("sessions").Inc()
 			for _, e := range entries[i*sessionBatch:] {
-				f.queue.addSession(e)
+				f.queue.AddSession(e)
 			}
 			return fmt.Errorf("save sessions: %w", err)
 		}
@@ -230,38 +229,4 @@ func (f *Fleet) saveSessions(ctx context.Context, entries []*entry) error {
 		}
 	}
 	return nil
-}
-
-func (w *writeQueue) addSession(e *entry) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.sessions[e] = struct{}{}
-	w.wakeWriter()
-}
-
-// drainSessions returns all queued sessions. They are in flight until
-// finishSessions.
-func (w *writeQueue) drainSessions() []*entry {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.sessions) == 0 {
-		return nil
-	}
-	w.inFlight = slices.Collect(maps.Keys(w.sessions))
-	clear(w.sessions)
-	return w.inFlight
-}
-
-func (w *writeQueue) finishSessions() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.inFlight = nil
-}
-
-// unwritten returns the agents whose newest session may not be in the database yet.
-// An agent may be listed twice.
-func (w *writeQueue) unwritten() []*entry {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.AppendSeq(slices.Clone(w.inFlight), maps.Keys(w.sessions))
 }

@@ -158,7 +158,7 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 		receive(t, s, 2, func(r Request) { r.SetNetwork(agent.Network{NodeID: 2}) })
 	}
 	batch := func() (w []stateWrite) {
-		for _, e := range p.queue.drainStates(10) {
+		for _, e := range p.queue.DrainStates(10) {
 			one, ok := e.drainState()
 			require.True(t, ok)
 			w = append(w, one)
@@ -260,8 +260,8 @@ func TestNothingIsWrittenOfARemovedAgent(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
 	receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
-	taken := p.queue.drainStates(10)
-	p.queue.addState(taken[0])
+	taken := p.queue.DrainStates(10)
+	p.queue.AddState(taken[0])
 	_, err := p.Deregister(t.Context(), ids(1), nil)
 	require.NoError(t, err)
 	require.NoError(t, p.write(t.Context()))

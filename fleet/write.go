@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"sync"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -15,114 +13,11 @@ import (
 // small rows, which is the longest that one state waits for others.
 const writeBatch = 1000
 
-// writeQueue has what waits to be written: at most one state and one session of each
-// agent, and finished builds of registered workspaces, each once.
-type writeQueue struct {
-	// wake has an element while something is queued.
-	wake chan struct{}
-
-	mu sync.Mutex
-	// Guarded by mu.
-	states   map[*entry]struct{}
-	sessions map[*entry]struct{}
-	// inFlight are the sessions that are being written.
-	inFlight []*entry
-	builds   map[agent.ID]finishedBuild
-	err      error // of the last write; nil: it went well
-}
-
-func newWriteQueue() writeQueue {
-	return writeQueue{
-		wake:     make(chan struct{}, 1),
-		states:   make(map[*entry]struct{}),
-		sessions: make(map[*entry]struct{}),
-		builds:   make(map[agent.ID]finishedBuild),
-	}
-}
-
-func (w *writeQueue) addState(e *entry) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.states[e] = struct{}{}
-	w.wakeWriter()
-}
-
-// addBuild queues a finished build. An earlier result of the same build stays.
-func (w *writeQueue) addBuild(id agent.ID, b finishedBuild) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if _, waits := w.builds[id]; !waits {
-		w.builds[id] = b
-	}
-	w.wakeWriter()
-}
-
-// requeueBuilds queues builds again. They replace later results of the same builds.
-func (w *writeQueue) requeueBuilds(builds map[agent.ID]finishedBuild) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	maps.Copy(w.builds, builds)
-}
-
-func (w *writeQueue) drainBuilds() map[agent.ID]finishedBuild {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.builds) == 0 {
-		return nil
-	}
-	drained := w.builds
-	w.builds = make(map[agent.ID]finishedBuild)
-	return drained
-}
-
-func (w *writeQueue) wakeWriter() { signal(w.wake) }
-
-// remove drops what is queued of a removed agent.
-func (w *writeQueue) remove(e *entry) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.states, e)
-	delete(w.sessions, e)
-}
-
-// drainStates returns at most limit queued entries.
-func (w *writeQueue) drainStates(limit int) []*entry {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	drained := make([]*entry, 0, min(limit, len(w.states)))
-	for e := range w.states {
-		if len(drained) == limit {
-			break
-		}
-		drained = append(drained, e)
-		delete(w.states, e)
-	}
-	return drained
-}
-
-func (w *writeQueue) stateCount() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.states)
-}
-
-func (w *writeQueue) setError(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.err = err
-}
-
-func (w *writeQueue) lastError() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.err
-}
-
 func (f *Fleet) writeFinally(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.opts.WriteTimeout)
 	defer cancel()
 	if err := f.write(ctx); err != nil {
-		f.log.Error("the last states of agents are not written", "error", err, "agents", f.queue.stateCount())
+		f.log.Error("the last states of agents are not written", "error", err, "agents", f.queue.StateCount())
 	}
 }
 
@@ -136,8 +31,8 @@ func (f *Fleet) write(ctx context.Context) error {
 	if err == nil {
 		err = f.writeBuilds(ctx)
 	}
-	f.metrics.statesPending.Set(float64(f.queue.stateCount()))
-	f.queue.setError(err)
+	f.metrics.statesPending.Set(float64(f.queue.StateCount()))
+	f.queue.SetError(err)
 	return err
 }
 
@@ -150,7 +45,7 @@ type stateWrite struct {
 
 func (f *Fleet) writeStates(ctx context.Context) error {
 	for {
-		entries := f.queue.drainStates(writeBatch)
+		entries := f.queue.DrainStates(writeBatch)
 		if len(entries) == 0 {
 			return nil
 		}
@@ -274,6 +169,6 @@ func (f *Fleet) requeueState(w stateWrite) {
 	f.supersedePendingLocked(e, e.sessions.storedEpoch) // stored parts may have replaced some meanwhile
 	if !e.state.queued {
 		e.state.queued = true
-		f.queue.addState(e)
+		f.queue.AddState(e)
 	}
 }
