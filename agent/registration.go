@@ -140,6 +140,17 @@ func (r *Registration) Identity() Identity {
 	}
 }
 
+// RegistrationRefusal is why one registration of several is refused, alone.
+type RegistrationRefusal struct {
+	// Agent that it is of; zero: none that is valid, or it is of a workspace.
+	Agent ID
+	// Workspace that it is of; zero: none that is valid.
+	Workspace ID
+	// Field of the registration; empty: it is refused as a whole. Problem names the
+	// limit and the value.
+	Field, Problem string
+}
+
 // Change is one atomic change of the set of registrations.
 type Change struct {
 	// Agents and Workspaces are made known or replaced. The workspace of each

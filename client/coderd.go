@@ -36,8 +36,8 @@ const (
 type CoderdOptions struct {
 	// Backoff bounds the waits before a watch connects again.
 	Backoff Backoff
-	// Logger of watches that break, and of functions that do not return in time; nil:
-	// they are not logged.
+	// Logger of watches that break, of registrations that are refused, and of functions
+	// that do not return in time; nil: they are not logged.
 	Logger *slog.Logger
 	// CallbackTimeout is how long a function of a watch may take before it is logged;
 	// 0: 10 s. The watch waits for it. When the context of the watch ends, it waits
@@ -87,11 +87,15 @@ type Registered struct {
 	Superseded []uuid.UUID
 	// Stale agents of the request were ignored: newer ones are known.
 	Stale []uuid.UUID
+	// Refused registrations have no effect. Each says of which agent it is, and which
+	// field is why.
+	Refused []*agentstatsv1.RegistrationRefusal
 }
 
-// Register makes agents known, and workspaces without agents. It returns when
-// that is durable. A large set is sent in parts, each of which takes effect as a
-// whole; after an error the parts before it have.
+// Register makes agents known, and workspaces without agents. It returns when that is
+// durable. A registration that is not valid is refused alone, and logged: that is no
+// error. A large set is sent in parts; after an error the parts before it have taken
+// effect.
 func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (Registered, error) {
 	var done Registered
 	for agents, workspaces := range parts(agents, workspaces) {
@@ -101,8 +105,22 @@ func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegis
 		}
 		done.Superseded = appendIDs(done.Superseded, resp.GetSupersededIds())
 		done.Stale = appendIDs(done.Stale, resp.GetStaleIds())
+		done.Refused = append(done.Refused, resp.GetRefused()...)
 	}
+	c.logRefused(done.Refused, int64(len(done.Refused)))
 	return done, nil
+}
+
+// logRefused logs that registrations were refused, and the first one.
+func (c *Coderd) logRefused(refused []*agentstatsv1.RegistrationRefusal, count int64) {
+	if len(refused) == 0 {
+		return
+	}
+	first := refused[0]
+	agentID, _ := uuid.FromBytes(first.GetAgentId())
+	workspaceID, _ := uuid.FromBytes(first.GetWorkspaceId())
+	c.log.Warn("registrations are refused", "refused", count, "first_agent", agentID, "first_workspace", workspaceID,
+		"field", first.GetField(), "problem", first.GetMessage())
 }
 
 // Deregister removes agents, and workspaces with all their agents. It returns when that
@@ -138,7 +156,8 @@ type SyncOptions struct {
 
 // Sync replaces the whole set of registrations by this one, at once and only if
 // all of it was sent. It is FAILED_PRECONDITION if more than half of all agents
-// would go, unless it is forced.
+// would go, unless it is forced. Registrations that are not valid are refused alone, as
+// by Register. What is known of their agents stays.
 func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace, opts SyncOptions) (*agentstatsv1.SyncAgentsResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -165,6 +184,7 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 	if err != nil {
 		return nil, fmt.Errorf("sync agents: %w", err)
 	}
+	c.logRefused(resp.GetRefused(), resp.GetRefusedCount())
 	return resp, nil
 }
 

@@ -40,21 +40,16 @@ func (s *Service) RegisterAgents(ctx context.Context, req *agentstatsv1.Register
 	if n := len(req.GetWorkspaces()); n > maxRegisteredAtOnce {
 		return nil, grpcserver.Invalid("workspaces", "want at most %d, got %d", maxRegisteredAtOnce, n)
 	}
-	set, problem := s.setOf(req.GetAgents(), req.GetWorkspaces())
-	if problem == nil {
-		problem = checkOnce(set)
-	}
-	if problem != nil {
-		return nil, grpcserver.Invalid(problem.field, "%s", problem.text)
-	}
-	done, err := s.Fleet.Register(ctx, set)
+	done, err := s.Fleet.Register(ctx, s.setOf(req.GetAgents(), req.GetWorkspaces()))
 	if err != nil {
 		return nil, s.failure(ctx, "register agents", err)
 	}
-	reservationFrom(ctx).markAnswered()
+	s.answerRegistrations(ctx, len(req.GetAgents())+len(req.GetWorkspaces()), done.Refused)
 	return &agentstatsv1.RegisterAgentsResponse{
 		SupersededIds: idBytes(done.Superseded),
 		StaleIds:      idBytes(done.Stale),
+		Refused:       refusalMessages(done.Refused),
+		RefusedCount:  int64(len(done.Refused)),
 	}, nil
 }
 
@@ -101,11 +96,13 @@ func (s *Service) SyncAgents(stream grpc.ClientStreamingServer[agentstatsv1.Sync
 	if err != nil {
 		return s.failure(ctx, "sync agents", err)
 	}
-	reservationFrom(ctx).markAnswered()
+	s.answerRegistrations(ctx, done.Registered+len(set.Workspaces)+len(done.Refused), done.Refused)
 	return stream.SendAndClose(&agentstatsv1.SyncAgentsResponse{
 		Registered:   int64(done.Registered),
 		Deregistered: int64(done.Deregistered),
 		Superseded:   int64(done.Superseded),
+		Refused:      refusalMessages(done.Refused),
+		RefusedCount: int64(len(done.Refused)),
 	})
 }
 
@@ -117,7 +114,7 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 	var workspaces [][]agent.Workspace
 	var nAgents, nWorkspaces int
 	limit := s.Fleet.MaxAgents()
-	for n := 0; ; n++ {
+	for {
 		var part received[*agentstatsv1.SyncAgentsRequest]
 		select {
 		case part = <-parts:
@@ -132,26 +129,22 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 		case part.err != nil:
 			return set, false, part.err
 		}
-		more, problem := s.setOf(part.message.GetAgents(), part.message.GetWorkspaces())
-		if problem != nil {
-			return set, false, grpcserver.Invalid(problem.in("messages[%d].", n).field, "%s", problem.text)
+		moreAgents, moreWorkspaces := part.message.GetAgents(), part.message.GetWorkspaces()
+		nAgents, nWorkspaces = nAgents+len(moreAgents), nWorkspaces+len(moreWorkspaces)
+		if nAgents > limit || nWorkspaces > limit {
+			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces (%s), got %d and %d so far", limit, flagAgents, nAgents, nWorkspaces)
 		}
-		reservationFrom(ctx).keepBytes(proto.Size(part.message) + registrationBytes*(len(more.Agents)+len(more.Workspaces)))
+		reservationFrom(ctx).keepBytes(proto.Size(part.message) + registrationBytes*(len(moreAgents)+len(moreWorkspaces)))
+		more := s.setOf(moreAgents, moreWorkspaces)
 		if len(more.Agents) > 0 {
 			agents = append(agents, more.Agents)
 		}
 		if len(more.Workspaces) > 0 {
 			workspaces = append(workspaces, more.Workspaces)
 		}
-		nAgents, nWorkspaces = nAgents+len(more.Agents), nWorkspaces+len(more.Workspaces)
-		if nAgents > limit || nWorkspaces > limit {
-			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces (%s), got %d and %d so far", limit, flagAgents, nAgents, nWorkspaces)
-		}
+		set.Refused = append(set.Refused, more.Refused...)
 		if part.message.GetComplete() {
 			set.Agents, set.Workspaces = slices.Concat(agents...), slices.Concat(workspaces...)
-			if problem := checkOnce(set); problem != nil {
-				return set, false, grpcserver.Invalid(problem.field, "%s", problem.text)
-			}
 			return set, part.message.GetForce(), nil
 		}
 	}

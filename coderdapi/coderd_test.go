@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -25,53 +24,55 @@ import (
 func TestRegistrationsAreValidated(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{})
 	long := strings.Repeat("x", 257)
+	refusals := 0
 	for _, c := range []struct {
 		want   string
 		change func(*pb.AgentRegistration)
 	}{
-		{"agents[1].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Id = nil }},
-		{"agents[1].id: want a UUID that is not zero", func(r *pb.AgentRegistration) { r.Id = make([]byte, 16) }},
-		{"agents[1].id: want each agent once, got " + edgetest.ID(1).String() + " again", func(r *pb.AgentRegistration) { r.Id = edgetest.IDBytes(1) }},
-		{"agents[1].name: want 1 to 64 bytes, got 0", func(r *pb.AgentRegistration) { r.Name = "" }},
-		{"agents[1].name: want 1 to 64 bytes, got 257", func(r *pb.AgentRegistration) { r.Name = long }},
-		{"agents[1].name: want no NUL in it", func(r *pb.AgentRegistration) { r.Name = "a\x00" }},
-		{"agents[1].created_at: want it, got none", func(r *pb.AgentRegistration) { r.CreatedAt = nil }},
-		{"agents[1].created_at: want a time from 1970 to 2262, got 99999999999 s and 0 ns since 1970", func(r *pb.AgentRegistration) { r.CreatedAt = &timestamppb.Timestamp{Seconds: 99999999999} }},
-		{"agents[1].connection_timeout: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.ConnectionTimeout = durationpb.New(-1) }},
-		{"agents[1].token_sha256: want 32 bytes or none, got 5", func(r *pb.AgentRegistration) { r.TokenSha256 = []byte("short") }},
-		{"agents[1].token_sha256: want 32 bytes or none, got 33", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 33) }},
-		{"agents[1].token_sha256: want a hash, or none at all, got 32 bytes of 0", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 32) }},
-		{"agents[1].token_sha256: want one of its own, got that of agent " + edgetest.ID(1).String(), func(r *pb.AgentRegistration) { r.TokenSha256 = edgetest.TokenHash(edgetest.Token(1)) }},
-		{"agents[1].workspace: want it, got none", func(r *pb.AgentRegistration) { r.Workspace = nil }},
-		{"agents[1].workspace.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Id = nil }},
-		{"agents[1].workspace.name: want 1 to 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Name = long }},
-		{"agents[1].workspace.owner_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.Workspace.OwnerId = []byte("abc") }},
-		{"agents[1].workspace.owner_username: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.OwnerUsername = "" }},
-		{"agents[1].workspace.template: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Template = nil }},
-		{"agents[1].workspace.template.id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.Workspace.Template.Id = []byte("abc") }},
-		{"agents[1].workspace.template.name: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Template.Name = "" }},
-		{"agents[1].workspace.template.version: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Template.Version = long }},
-		{"agents[1].workspace.organization_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.OrganizationName = long }},
-		{"agents[1].workspace.build.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Build.Id = nil }},
-		{"agents[1].workspace.build.created_at: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Build.CreatedAt = nil }},
-		{"agents[1].workspace.build.transition: unknown transition 9", func(r *pb.AgentRegistration) { r.Workspace.Build.Transition = 9 }},
-		{"agents[1].apps: want at most 256, got 257", func(r *pb.AgentRegistration) { r.Apps = make([]*pb.App, 257) }},
-		{"agents[1].apps[0].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Apps[0].Id = nil }},
-		{"agents[1].apps[1].id: want each app once, got " + edgetest.ID(50_002).String() + " again", func(r *pb.AgentRegistration) { r.Apps = append(r.Apps, r.Apps[0]) }},
-		{"agents[1].apps[0].slug: want at most 128 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].Slug = long }},
-		{"agents[1].apps[0].display_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].DisplayName = long }},
-		{"agents[1].apps[0].health: unknown health 0", func(r *pb.AgentRegistration) { r.Apps[0].Health = 0 }},
-		{"agents[1].metadata_keys: want at most 256 (--metadata-max-declared-keys), got 257", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 257) }},
-		{"agents[1]: want at most 65536 bytes (--max-registration-bytes), got 70430", func(r *pb.AgentRegistration) {
+		{"id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Id = nil }},
+		{"id: want a UUID that is not zero", func(r *pb.AgentRegistration) { r.Id = make([]byte, 16) }},
+		{"id: want each agent once", func(r *pb.AgentRegistration) { r.Id = edgetest.IDBytes(1) }},
+		{"name: want 1 to 64 bytes, got 0", func(r *pb.AgentRegistration) { r.Name = "" }},
+		{"name: want 1 to 64 bytes, got 257", func(r *pb.AgentRegistration) { r.Name = long }},
+		{"name: want no NUL in it", func(r *pb.AgentRegistration) { r.Name = "a\x00" }},
+		{"created_at: want it, got none", func(r *pb.AgentRegistration) { r.CreatedAt = nil }},
+		{"created_at: want a time from 1970 to 2262, got 99999999999 s and 0 ns since 1970", func(r *pb.AgentRegistration) { r.CreatedAt = &timestamppb.Timestamp{Seconds: 99999999999} }},
+		{"connection_timeout: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.ConnectionTimeout = durationpb.New(-1) }},
+		{"token_sha256: want 32 bytes or none, got 5", func(r *pb.AgentRegistration) { r.TokenSha256 = []byte("short") }},
+		{"token_sha256: want 32 bytes or none, got 33", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 33) }},
+		{"token_sha256: want a hash, or none at all, got 32 bytes of 0", func(r *pb.AgentRegistration) { r.TokenSha256 = make([]byte, 32) }},
+		{"token_sha256: want one of its own, got that of agent " + edgetest.ID(1).String(), func(r *pb.AgentRegistration) { r.TokenSha256 = edgetest.TokenHash(edgetest.Token(1)) }},
+		{"workspace: want it, got none", func(r *pb.AgentRegistration) { r.Workspace = nil }},
+		{"workspace.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Id = nil }},
+		{"workspace.name: want 1 to 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Name = long }},
+		{"workspace.owner_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.Workspace.OwnerId = []byte("abc") }},
+		{"workspace.owner_username: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.OwnerUsername = "" }},
+		{"workspace.template: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Template = nil }},
+		{"workspace.template.id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.Workspace.Template.Id = []byte("abc") }},
+		{"workspace.template.name: want 1 to 256 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Template.Name = "" }},
+		{"workspace.template.version: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.Template.Version = long }},
+		{"workspace.organization_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Workspace.OrganizationName = long }},
+		{"workspace.build.id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Workspace.Build.Id = nil }},
+		{"workspace.build.created_at: want it, got none", func(r *pb.AgentRegistration) { r.Workspace.Build.CreatedAt = nil }},
+		{"workspace.build.transition: unknown transition 9", func(r *pb.AgentRegistration) { r.Workspace.Build.Transition = 9 }},
+		{"apps: want at most 256, got 257", func(r *pb.AgentRegistration) { r.Apps = make([]*pb.App, 257) }},
+		{"apps[0].id: want 16 bytes, got 0", func(r *pb.AgentRegistration) { r.Apps[0].Id = nil }},
+		{"apps[1].id: want each app once, got " + edgetest.ID(50_002).String() + " again", func(r *pb.AgentRegistration) { r.Apps = append(r.Apps, r.Apps[0]) }},
+		{"apps[0].slug: want at most 128 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].Slug = long }},
+		{"apps[0].display_name: want at most 256 bytes, got 257", func(r *pb.AgentRegistration) { r.Apps[0].DisplayName = long }},
+		{"apps[0].health: unknown health 0", func(r *pb.AgentRegistration) { r.Apps[0].Health = 0 }},
+		{"metadata_keys: want at most 256 (--metadata-max-declared-keys), got 257", func(r *pb.AgentRegistration) { r.MetadataKeys = make([]string, 257) }},
+		{": want at most 65536 bytes (--max-registration-bytes), got 70430", func(r *pb.AgentRegistration) {
 			r.MetadataKeys = nil
 			for range 70 {
 				r.MetadataKeys = append(r.MetadataKeys, strings.Repeat("k", 1000))
 			}
 		}},
-		{"agents[1].metadata_keys[1]: want 1 to 1024 bytes, got 0", func(r *pb.AgentRegistration) { r.MetadataKeys = []string{"a", ""} }},
-		{"agents[1].parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
+		{"metadata_keys[1]: want 1 to 1024 bytes, got 0", func(r *pb.AgentRegistration) { r.MetadataKeys = []string{"a", ""} }},
+		{"parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
 	} {
 		t.Run(c.want, func(t *testing.T) {
+			refusals++
 			bad := edgetest.Registration(2)
 			c.change(bad)
 			for i := range bad.Apps {
@@ -79,19 +80,38 @@ func TestRegistrationsAreValidated(t *testing.T) {
 					bad.Apps[i] = &pb.App{}
 				}
 			}
-			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(1), bad}})
-			edgetest.RequireCode(t, err, codes.InvalidArgument, c.want)
-			details, ok := status.Convert(err).Details()[0].(*errdetails.BadRequest)
-			require.True(t, ok)
-			field, _, _ := strings.Cut(c.want, ": ")
-			require.Equal(t, field, details.GetFieldViolations()[0].GetField())
+			resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(1), bad}})
+			require.NoError(t, err)
+			require.Equal(t, int64(1), resp.GetRefusedCount())
+			refused := resp.GetRefused()[0]
+			require.Equal(t, c.want, refused.GetField()+": "+refused.GetMessage())
+			if len(bad.GetId()) == 16 && bad.GetId()[15] != 0 {
+				require.Equal(t, bad.GetId(), refused.GetAgentId())
+			} else {
+				require.Nil(t, refused.GetAgentId())
+			}
+			if len(bad.GetWorkspace().GetId()) == 16 {
+				require.Equal(t, bad.GetWorkspace().GetId(), refused.GetWorkspaceId())
+			} else {
+				require.Nil(t, refused.GetWorkspaceId())
+			}
+			s.RequireAgents(1)
 		})
 	}
+	for want, workspaces := range map[string][]*pb.Workspace{
+		"id: want 16 bytes, got 0":     {{}},
+		"id: want each workspace once": {edgetest.Workspace(1), edgetest.Workspace(1)},
+	} {
+		resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Workspaces: workspaces})
+		require.NoError(t, err)
+		require.Equal(t, int64(1), resp.GetRefusedCount())
+		require.Equal(t, want, resp.GetRefused()[0].GetField()+": "+resp.GetRefused()[0].GetMessage())
+		require.Nil(t, resp.GetRefused()[0].GetAgentId())
+	}
+	require.Equal(t, float64(refusals+2), s.Counter("agentstatsd_registrations_total", "refused"))
 	for want, req := range map[string]*pb.RegisterAgentsRequest{
-		"workspaces[0].id: want 16 bytes, got 0":                                                     {Workspaces: []*pb.Workspace{{}}},
-		"workspaces[1].id: want each workspace once, got " + edgetest.ID(10_001).String() + " again": {Workspaces: []*pb.Workspace{edgetest.Workspace(1), edgetest.Workspace(1)}},
-		"agents: want at most 10000, got 10001":                                                      {Agents: make([]*pb.AgentRegistration, 10_001)},
-		"workspaces: want at most 10000, got 10001":                                                  {Workspaces: make([]*pb.Workspace, 10_001)},
+		"agents: want at most 10000, got 10001":     {Agents: make([]*pb.AgentRegistration, 10_001)},
+		"workspaces: want at most 10000, got 10001": {Workspaces: make([]*pb.Workspace, 10_001)},
 	} {
 		for i := range req.Agents {
 			req.Agents[i] = &pb.AgentRegistration{}
@@ -113,9 +133,7 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		_, err := s.Coderd().DeregisterAgents(s.AsCoderd(), req)
 		edgetest.RequireCode(t, err, codes.InvalidArgument, want)
 	}
-	resp, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
-	require.NoError(t, err)
-	require.Empty(t, resp.GetAgents(), "all or nothing")
+	s.RequireAgents(1)
 }
 
 // Clocks may differ, but not by years: the newest build of its labels is served.
@@ -128,9 +146,10 @@ func TestRegistrationsAhead(t *testing.T) {
 		} {
 			r := edgetest.Registration(1)
 			*of(r) = timestamppb.New(time.Now().Add(24*time.Hour + time.Second))
-			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
-			edgetest.RequireCode(t, err, codes.InvalidArgument, "agents[0]."+field+
-				": want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2000-01-02T00:00:01Z")
+			resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			require.NoError(t, err)
+			require.Equal(t, field, resp.GetRefused()[0].GetField())
+			require.Equal(t, "want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2000-01-02T00:00:01Z", resp.GetRefused()[0].GetMessage())
 			*of(r) = timestamppb.New(time.Now().Add(24 * time.Hour))
 			_, err = s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
 			require.NoError(t, err)
@@ -139,9 +158,10 @@ func TestRegistrationsAhead(t *testing.T) {
 		}
 		ws := edgetest.Workspace(1)
 		ws.Build.CreatedAt = timestamppb.New(time.Now().Add(10 * 365 * 24 * time.Hour))
-		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Workspaces: []*pb.Workspace{ws}})
-		edgetest.RequireCode(t, err, codes.InvalidArgument, "workspaces[0].build.created_at"+
-			": want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2009-12-29T00:00:00Z")
+		resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Workspaces: []*pb.Workspace{ws}})
+		require.NoError(t, err)
+		require.Equal(t, "build.created_at", resp.GetRefused()[0].GetField())
+		require.Equal(t, "want at most 24h0m0s after the service's clock (2000-01-01T00:00:00Z), got 2009-12-29T00:00:00Z", resp.GetRefused()[0].GetMessage())
 	})
 }
 
@@ -245,10 +265,6 @@ func TestSync(t *testing.T) {
 
 		_, err := sync(agents(1))
 		edgetest.RequireCode(t, err, codes.InvalidArgument, "complete: want a message that completes the sync, got the end of the stream")
-		_, err = sync(agents(1), agents(1), complete)
-		edgetest.RequireCode(t, err, codes.InvalidArgument, "agents[1].id: want each agent once, got "+edgetest.ID(1).String()+" again")
-		_, err = sync(agents(1), &pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{{}}}, complete)
-		edgetest.RequireCode(t, err, codes.InvalidArgument, "messages[1].agents[0].id: want 16 bytes, got 0")
 		_, err = sync(agents(1, 2, 3), agents(4, 5, 6), complete)
 		edgetest.RequireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces (--max-agents), got 6 and 0 so far")
 		_, err = sync(agents(1), complete)
@@ -278,6 +294,77 @@ func TestSync(t *testing.T) {
 		synctest.Wait()
 		_, err = slow.CloseAndRecv()
 		require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+	})
+}
+
+// A sync refuses registrations alone, and deregisters nothing that these may be of.
+func TestSyncRefusesAlone(t *testing.T) {
+	bad := func(n int, change func(*pb.AgentRegistration)) *pb.AgentRegistration {
+		r := edgetest.Registration(n)
+		r.Name = ""
+		change(r)
+		return r
+	}
+	for _, c := range []struct {
+		name    string
+		change  func(*pb.AgentRegistration)
+		want    []int
+		refused *pb.RegistrationRefusal
+	}{
+		{
+			"its agent", func(*pb.AgentRegistration) {}, []int{1, 2, 3},
+			&pb.RegistrationRefusal{AgentId: edgetest.IDBytes(3), WorkspaceId: edgetest.IDBytes(10_003), Field: "name", Message: "want 1 to 64 bytes, got 0"},
+		},
+		{
+			"the agents of its workspace", func(r *pb.AgentRegistration) { r.Id = []byte("none") }, []int{1, 2, 3},
+			&pb.RegistrationRefusal{WorkspaceId: edgetest.IDBytes(10_003), Field: "id", Message: "want 16 bytes, got 4"},
+		},
+		{
+			"all agents", func(r *pb.AgentRegistration) { r.Id, r.Workspace.Id = nil, nil }, []int{1, 2, 3, 4},
+			&pb.RegistrationRefusal{Field: "id", Message: "want 16 bytes, got 0"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := edgetest.Start(t, edgetest.Settings{})
+			s.Register(1, 2, 3, 4)
+			sync, err := s.Coderd().SyncAgents(s.AsCoderd())
+			require.NoError(t, err)
+			require.NoError(t, sync.Send(&pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(1), bad(3, c.change)}}))
+			require.NoError(t, sync.Send(&pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Registration(2), edgetest.Registration(1)}, Complete: true}))
+			resp, err := sync.CloseAndRecv()
+			require.NoError(t, err)
+			again := &pb.RegistrationRefusal{AgentId: edgetest.IDBytes(1), WorkspaceId: edgetest.IDBytes(10_001), Field: "id", Message: "want each agent once"}
+			require.True(t, proto.Equal(&pb.SyncAgentsResponse{
+				Registered: 2, Deregistered: int64(4 - len(c.want)), Refused: []*pb.RegistrationRefusal{c.refused, again}, RefusedCount: 2,
+			}, resp), "got %v", resp)
+			s.RequireAgents(c.want...)
+		})
+	}
+}
+
+// Of many refused registrations the first are named and all are counted; a call of
+// them is paced like one that is refused.
+func TestManyRefusedRegistrations(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		req := &pb.RegisterAgentsRequest{}
+		for n := range 2000 {
+			r := edgetest.Registration(n + 1)
+			r.Name = ""
+			req.Agents = append(req.Agents, r)
+		}
+		req.Agents = append(req.Agents, edgetest.Registration(3000))
+		resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
+		require.NoError(t, err)
+		require.Len(t, resp.GetRefused(), 1000)
+		require.Equal(t, int64(2000), resp.GetRefusedCount())
+		s.RequireAgents(3000)
+		began := time.Now()
+		for range 40 {
+			_, err = s.Coderd().RegisterAgents(s.AsCoderd(), req)
+			require.NoError(t, err)
+		}
+		require.Greater(t, time.Since(began), time.Second)
 	})
 }
 

@@ -1,6 +1,7 @@
 package coderdapi
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -45,50 +46,74 @@ func problemf(field, format string, args ...any) *problem {
 	return &problem{field, fmt.Sprintf(format, args...)}
 }
 
-// setOf converts a set of registrations.
-func (s *Service) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (fleet.Set, *problem) {
+// setOf converts a set of registrations. One that breaks the contract is refused alone.
+func (s *Service) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) fleet.Set {
 	set := fleet.Set{
 		Agents:     make([]agent.Registration, 0, len(agents)),
 		Workspaces: make([]agent.Workspace, 0, len(workspaces)),
 	}
 	now := time.Now()
-	for i, pb := range agents {
-		if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
-			return set, problemf(fmt.Sprintf("agents[%d]", i), "want at most %d bytes (%s), got %d", limit, flagRegistrationBytes, n)
-		}
-		reg, err := registrationOf(pb, s.opts.MaxDeclaredKeys, now)
+	for _, pb := range agents {
+		reg, err := s.boundedRegistrationOf(pb, now)
 		if err != nil {
-			return set, err.in("agents[%d].", i)
+			set.Refused = append(set.Refused, refusalOf(pb.GetId(), pb.GetWorkspace(), err))
+			continue
 		}
 		set.Agents = append(set.Agents, reg)
 	}
-	for i, pb := range workspaces {
+	for _, pb := range workspaces {
 		w, err := workspaceOf(pb, now)
 		if err != nil {
-			return set, err.in("workspaces[%d].", i)
+			set.Refused = append(set.Refused, refusalOf(nil, pb, err))
+			continue
 		}
 		set.Workspaces = append(set.Workspaces, w)
 	}
-	return set, nil
+	return set
 }
 
-// checkOnce refuses an id that comes twice.
-func checkOnce(set fleet.Set) *problem {
-	seen := make(map[agent.ID]struct{}, len(set.Agents)+len(set.Workspaces))
-	for i := range set.Agents {
-		if _, twice := seen[set.Agents[i].ID]; twice {
-			return problemf(fmt.Sprintf("agents[%d].id", i), "want each agent once, got %s again", set.Agents[i].ID)
-		}
-		seen[set.Agents[i].ID] = struct{}{}
+// refusalOf names what a refused registration is of, as far as that is valid.
+func refusalOf(agentID []byte, w *agentstatsv1.Workspace, err *problem) agent.RegistrationRefusal {
+	refusal := agent.RegistrationRefusal{Field: err.field, Problem: err.text}
+	// An id that is none is zero.
+	refusal.Agent, _ = optionalID("", agentID)
+	refusal.Workspace, _ = optionalID("", w.GetId())
+	return refusal
+}
+
+// maxRefusalsSent bounds the refusals of a response. It is below 500 KB then.
+const maxRefusalsSent = 1000
+
+// refusalMessages converts the first refusals.
+func refusalMessages(refused []agent.RegistrationRefusal) []*agentstatsv1.RegistrationRefusal {
+	var messages []*agentstatsv1.RegistrationRefusal
+	for i := range refused[:min(len(refused), maxRefusalsSent)] {
+		r := &refused[i]
+		messages = append(messages, &agentstatsv1.RegistrationRefusal{
+			AgentId: contract.OptionalID(&r.Agent), WorkspaceId: contract.OptionalID(&r.Workspace),
+			Field: r.Field, Message: r.Problem,
+		})
 	}
-	clear(seen)
-	for i := range set.Workspaces {
-		if _, twice := seen[set.Workspaces[i].ID]; twice {
-			return problemf(fmt.Sprintf("workspaces[%d].id", i), "want each workspace once, got %s again", set.Workspaces[i].ID)
-		}
-		seen[set.Workspaces[i].ID] = struct{}{}
+	return messages
+}
+
+// answerRegistrations logs what was refused of a call, and has it paced as one without
+// a result if that is more than half.
+func (s *Service) answerRegistrations(ctx context.Context, total int, refused []agent.RegistrationRefusal) {
+	if 2*len(refused) <= total {
+		reservationFrom(ctx).markAnswered()
 	}
-	return nil
+	if len(refused) > 0 {
+		s.log.Warn("registrations of coderd are refused", "refused", len(refused), "of", total,
+			"first_agent", refused[0].Agent, "first_workspace", refused[0].Workspace, "field", refused[0].Field, "problem", refused[0].Problem)
+	}
+}
+
+func (s *Service) boundedRegistrationOf(pb *agentstatsv1.AgentRegistration, now time.Time) (agent.Registration, *problem) {
+	if n, limit := proto.Size(pb), s.opts.MaxRegistrationBytes; n > limit {
+		return agent.Registration{}, problemf("", "want at most %d bytes (%s), got %d", limit, flagRegistrationBytes, n)
+	}
+	return registrationOf(pb, s.opts.MaxDeclaredKeys, now)
 }
 
 func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now time.Time) (agent.Registration, *problem) {

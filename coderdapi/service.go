@@ -137,10 +137,9 @@ func (s *Service) ready(ctx context.Context) error {
 // failure returns the status for coderd of an error of the components. An internal
 // error is logged. Its text does not reach coderd.
 func (s *Service) failure(ctx context.Context, doing string, err error) error {
-	var field *fleet.FieldError
 	switch {
-	case errors.As(err, &field):
-		return grpcserver.Invalid(field.Field, "%s", field.Problem)
+	case errors.Is(err, fleet.ErrTokens):
+		return grpcserver.Invalid("agents", "%v", err)
 	case errors.Is(err, fleet.ErrTooMany), errors.Is(err, fleet.ErrTooLarge):
 		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(err, fleet.ErrNeedsForce):

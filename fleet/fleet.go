@@ -127,8 +127,8 @@ type Pending interface {
 // concurrently.
 //
 // The lock order is: changeSem, entry.requestMu, mu, entry.mu, workspace.up.mu,
-// then the leaves (those of queue and watchers, acks.Tracker.mu, and the locks of Series
-// and Pending).
+// then the leaves (those of queue and watchers, acks.Tracker.mu, and the locks of
+// Series and Pending).
 type Fleet struct {
 	store   Store
 	series  Series

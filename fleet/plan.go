@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,26 +17,21 @@ var (
 	ErrTooMany = errors.New("too many registrations")
 	// ErrTooLarge is wrapped when it would exceed Options.MaxBytes.
 	ErrTooLarge = errors.New("too large registrations")
+	// ErrTokens is wrapped when agents exchange tokens and some of these are not theirs.
+	ErrTokens = errors.New("too many agents with tokens of others")
 	// ErrNeedsForce is wrapped when a sync would deregister more than half of
 	// all agents without force.
 	ErrNeedsForce = errors.New("more than half of all agents would be deregistered")
 )
-
-// FieldError is a registration that contradicts another one.
-type FieldError struct {
-	// Field is a path in the request, like "agents[3].token_sha256".
-	Field string
-	// Problem names the limit and the value.
-	Problem string
-}
-
-func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 
 // Set is a set of registrations. Workspaces lists those without agents. The
 // workspaces of Agents are implied.
 type Set struct {
 	Agents     []agent.Registration
 	Workspaces []agent.Workspace
+	// Refused were refused before. A sync deregisters nothing that they name; of one
+	// that names nothing it deregisters nothing at all.
+	Refused []agent.RegistrationRefusal
 }
 
 // plan is a decided change of the registrations. Planning changes nothing.
@@ -52,6 +48,7 @@ type plan struct {
 	stale        []agent.ID
 	deregistered []agent.ID
 	unchanged    int
+	refused      []agent.RegistrationRefusal
 }
 
 // removed returns the set of agents that the plan removes.
@@ -73,37 +70,84 @@ type scope struct {
 	force    bool
 }
 
+// maxRefusals bounds how often a set is planned again without agents that are refused.
+// It takes a chain of agents, each with the token of the next, to need several.
+const maxRefusals = 16
+
 // planRegistrations decides how the set changes the registry. With a scope, it also
 // deregisters what is not in the set. It takes ownership of the set.
 func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, error) {
-	p := &plan{
-		regs:       make(map[agent.ID]*agent.Registration, len(set.Agents)),
-		named:      make(map[agent.ID]struct{}, len(set.Agents)),
-		workspaces: make(map[agent.ID]agent.Workspace),
-	}
+	set = withoutRepeated(set)
 	set.Agents = keepTokens(r, set.Agents)
-	for i := range set.Agents {
-		if _, twice := p.named[set.Agents[i].ID]; twice {
-			return nil, &FieldError{fmt.Sprintf("agents[%d].id", i), fmt.Sprintf("want each agent once, got %s again", set.Agents[i].ID)}
+	for range maxRefusals {
+		p := &plan{
+			regs:       make(map[agent.ID]*agent.Registration, len(set.Agents)),
+			named:      make(map[agent.ID]struct{}, len(set.Agents)),
+			workspaces: make(map[agent.ID]agent.Workspace),
+			refused:    set.Refused,
 		}
-		p.named[set.Agents[i].ID] = struct{}{}
-	}
-	p.planWorkspaces(r, set)
-	p.planAgents(r, set)
-	p.planSiblings(r)
-	if sync != nil {
-		if err := p.planRemovals(r, *sync); err != nil {
+		for i := range set.Agents {
+			p.named[set.Agents[i].ID] = struct{}{}
+		}
+		p.planWorkspaces(r, set)
+		p.planAgents(r, set)
+		p.planSiblings(r)
+		if sync != nil {
+			if err := p.planRemovals(r, *sync); err != nil {
+				return nil, err
+			}
+		}
+		if next, refused := p.refuseTokens(r, set); refused {
+			set = next
+			continue
+		}
+		if err := p.sizes(r).check(r.sizes(), o); err != nil {
 			return nil, err
 		}
+		p.fillChange(r)
+		return p, nil
 	}
-	if err := p.checkTokens(r, set); err != nil {
-		return nil, err
+	return nil, fmt.Errorf("%w: want each to have one of its own", ErrTokens)
+}
+
+// withoutRepeated refuses agents and workspaces that come again.
+func withoutRepeated(set Set) Set {
+	seen := make(map[agent.ID]struct{}, len(set.Agents)+len(set.Workspaces))
+	isAgain := func(id agent.ID, refusal agent.RegistrationRefusal) bool {
+		_, again := seen[id]
+		seen[id] = struct{}{}
+		if again {
+			refusal.Field = "id"
+			set.Refused = append(set.Refused, refusal)
+		}
+		return again
 	}
-	if err := p.sizes(r).check(r.sizes(), o); err != nil {
-		return nil, err
+	set.Agents = without(set.Agents, func(reg *agent.Registration) bool {
+		return isAgain(reg.ID, agent.RegistrationRefusal{Agent: reg.ID, Workspace: reg.Workspace.ID, Problem: "want each agent once"})
+	})
+	clear(seen)
+	set.Workspaces = without(set.Workspaces, func(w *agent.Workspace) bool {
+		return isAgain(w.ID, agent.RegistrationRefusal{Workspace: w.ID, Problem: "want each workspace once"})
+	})
+	return set
+}
+
+// without returns the list, or a copy without what refuse returns true for. The list
+// does not change: it may be planned again.
+func without[T any](list []T, refuse func(*T) bool) []T {
+	for i := range list {
+		if !refuse(&list[i]) {
+			continue
+		}
+		left := slices.Clone(list[:i])
+		for i++; i < len(list); i++ {
+			if !refuse(&list[i]) {
+				left = append(left, list[i])
+			}
+		}
+		return left
 	}
-	p.fillChange(r)
-	return p, nil
+	return list
 }
 
 // keepTokens returns the agents, those without a token with the one that is known. What
@@ -242,13 +286,31 @@ func (p *plan) planSiblings(r *registry) {
 	}
 }
 
+// kept returns the agents and workspaces that a sync keeps, as it has refused
+// registrations of them. all is true if one names neither.
+func (p *plan) kept() (ids map[agent.ID]struct{}, all bool) {
+	ids = make(map[agent.ID]struct{}, len(p.refused))
+	for i := range p.refused {
+		id := cmp.Or(p.refused[i].Agent, p.refused[i].Workspace)
+		ids[id] = struct{}{}
+		all = all || id == uuid.Nil
+	}
+	return ids, all
+}
+
 // planRemovals deregisters the agents and workspaces that a sync did not name.
 func (p *plan) planRemovals(r *registry, s scope) error {
+	kept, all := p.kept()
+	if all {
+		return nil
+	}
 	removed := p.removed()
 	for id, e := range r.agents {
 		_, named := p.named[id]
 		_, isRemoved := removed[id]
-		if !named && !isRemoved && e.namedAt <= s.revision {
+		_, isKept := kept[id]
+		_, inKept := kept[e.reg.Load().Workspace.ID]
+		if !named && !isRemoved && !isKept && !inKept && e.namedAt <= s.revision {
 			p.deregistered = append(p.deregistered, id)
 			delete(p.regs, id)
 		}
@@ -258,7 +320,8 @@ func (p *plan) planRemovals(r *registry, s scope) error {
 	}
 	removed = p.removed()
 	for id, w := range r.workspaces {
-		if _, named := p.workspaces[id]; named || w.namedAt > s.revision {
+		_, named := p.workspaces[id]
+		if _, isKept := kept[id]; named || isKept || w.namedAt > s.revision {
 			continue
 		}
 		stays := slices.ContainsFunc(w.agents, func(e *entry) bool { _, isRemoved := removed[e.id]; return !isRemoved })
@@ -269,32 +332,40 @@ func (p *plan) planRemovals(r *registry, s scope) error {
 	return nil
 }
 
-// checkTokens refuses two agents with one token.
-func (p *plan) checkTokens(r *registry, set Set) error {
+// refuseTokens returns the set without agents that have a token of another one. refused
+// is true if there are any.
+func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 	removed := p.removed()
+	isRemoved := func(id agent.ID) bool { _, found := removed[id]; return found }
 	planned := make(map[[32]byte]agent.ID, len(p.regs))
-	for i := range set.Agents {
-		reg := p.regs[set.Agents[i].ID]
-		if reg == nil || reg.TokenHash == noToken {
-			continue
+	for id, reg := range p.regs {
+		if e := r.agents[id]; e != nil && e.reg.Load().TokenHash == reg.TokenHash {
+			planned[reg.TokenHash] = id // it keeps the token
+		}
+	}
+	next = set
+	next.Agents = without(set.Agents, func(named *agent.Registration) bool {
+		reg := p.regs[named.ID]
+		if reg == nil || reg.TokenHash == noToken || planned[reg.TokenHash] == reg.ID {
+			return false
 		}
 		other, used := planned[reg.TokenHash]
 		if !used {
-			planned[reg.TokenHash] = reg.ID
 			e := r.tokens[reg.TokenHash]
-			if e == nil || e.id == reg.ID {
-				continue
-			}
-			_, isRemoved := removed[e.id]
-			next := p.regs[e.id]
-			if isRemoved || next != nil && next.TokenHash != reg.TokenHash {
-				continue
+			if e == nil || isRemoved(e.id) || p.regs[e.id] != nil { // it has another one then
+				planned[reg.TokenHash] = reg.ID
+				return false
 			}
 			other = e.id
 		}
-		return &FieldError{fmt.Sprintf("agents[%d].token_sha256", i), fmt.Sprintf("want one of its own, got that of agent %s", other)}
-	}
-	return nil
+		next.Refused = append(slices.Clip(next.Refused), agent.RegistrationRefusal{
+			Agent: reg.ID, Workspace: reg.Workspace.ID, Field: "token_sha256",
+			Problem: fmt.Sprintf("want one of its own, got that of agent %s", other),
+		})
+		refused = true
+		return true
+	})
+	return next, refused
 }
 
 // fillChange fills the change with the differences from the registry.

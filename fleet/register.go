@@ -20,6 +20,7 @@ const (
 	outcomeSuperseded   = "superseded"
 	outcomeStale        = "stale"
 	outcomeDeregistered = "deregistered"
+	outcomeRefused      = "refused"
 
 	refusedInvalid    = "invalid"
 	refusedMaxAgents  = "max_agents"
@@ -35,16 +36,20 @@ type Registered struct {
 	// Stale agents of the request were ignored: a newer agent has their identity,
 	// or their workspace has a newer build.
 	Stale []agent.ID
+	// Refused are the registrations that were refused alone, those of the set included.
+	Refused []agent.RegistrationRefusal
 }
 
 // Synced is the outcome of a sync.
 type Synced struct {
 	Registered, Deregistered, Superseded int
+	Refused                              []agent.RegistrationRefusal
 }
 
-// Register adds or changes agents and workspaces. It is atomic, and durable when it
-// returns. It takes ownership of the set. Errors: *FieldError, ErrTooMany,
-// ErrTooLarge, ErrUnavailable, and those of the store.
+// Register adds or changes agents and workspaces. Those that come again, and agents with
+// the token of another one, are refused alone. The others are registered in one step,
+// which is durable when it returns. It takes ownership of the set. Errors: ErrTooMany,
+// ErrTooLarge, ErrTokens, ErrUnavailable, and those of the store.
 func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
 		return planRegistrations(r, sorted(set), nil, &f.opts)
@@ -52,7 +57,7 @@ func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
 	if err != nil {
 		return Registered{}, err
 	}
-	return Registered{Superseded: p.superseded, Stale: p.stale}, nil
+	return Registered{Superseded: p.superseded, Stale: p.stale, Refused: p.refused}, nil
 }
 
 // Deregister removes agents, and workspaces with all their agents. It ends their
@@ -91,14 +96,13 @@ func (f *Fleet) BeginSync() (*Sync, error) {
 // removes at most half of all agents; beyond that the error wraps ErrNeedsForce.
 // Other errors are those of Register.
 func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
-	n := len(set.Agents)
 	p, err := s.fleet.apply(ctx, func(r *registry) (*plan, error) {
 		return planRegistrations(r, sorted(set), &scope{s.revision, force}, &s.fleet.opts)
 	})
 	if err != nil {
 		return Synced{}, err
 	}
-	return Synced{Registered: n, Deregistered: len(p.deregistered), Superseded: len(p.superseded)}, nil
+	return Synced{Registered: len(p.named), Deregistered: len(p.deregistered), Superseded: len(p.superseded), Refused: p.refused}, nil
 }
 
 // sorted sorts the lists that are compared and searched later.
@@ -429,6 +433,7 @@ func (f *Fleet) countOutcomes(p *plan, added int) {
 		outcomeSuperseded:   len(p.superseded),
 		outcomeStale:        len(p.stale),
 		outcomeDeregistered: len(p.deregistered),
+		outcomeRefused:      len(p.refused),
 	} {
 		f.metrics.registrations.WithLabelValues(outcome).Add(float64(n))
 	}

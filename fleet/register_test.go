@@ -20,6 +20,14 @@ func with(r agent.Registration, change func(*agent.Registration)) agent.Registra
 	return r
 }
 
+// tokenRefusal refuses an agent of a workspace that has the token of another agent.
+func tokenRefusal(n, w, other int) agent.RegistrationRefusal {
+	return agent.RegistrationRefusal{
+		Agent: nid(n), Workspace: nid(1000 + w), Field: "token_sha256",
+		Problem: "want one of its own, got that of agent " + nid(other).String(),
+	}
+}
+
 func TestRegister(t *testing.T) {
 	type reg = agent.Registration
 	named := func(name string) func(*reg) { return func(r *reg) { r.Name = name } }
@@ -29,6 +37,7 @@ func TestRegister(t *testing.T) {
 		then       []reg
 		workspaces []agent.Workspace
 		err        string
+		refused    []agent.RegistrationRefusal
 		superseded []agent.ID
 		stale      []agent.ID
 		after      []agent.ID
@@ -154,22 +163,36 @@ func TestRegister(t *testing.T) {
 			journal:    []string{"series remove 1", "pending remove 1", "store change"},
 		},
 		{
-			name:   "the token of another agent",
-			before: []reg{registration(1, 1, 1)},
-			then:   []reg{registration(3, 3, 1), with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) })},
-			err:    "agents[1].token_sha256: want one of its own, got that of agent " + nid(1).String(),
-			after:  ids(1),
+			name:    "the token of another agent",
+			before:  []reg{registration(1, 1, 1)},
+			then:    []reg{registration(3, 3, 1), with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) })},
+			refused: []agent.RegistrationRefusal{tokenRefusal(2, 2, 1)},
+			after:   ids(1, 3),
+			journal: []string{"store change"},
 		},
 		{
-			name:  "one token for two",
-			then:  []reg{registration(1, 1, 1), with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) })},
-			err:   "agents[1].token_sha256: want one of its own, got that of agent " + nid(1).String(),
-			after: nil,
+			name:    "one token for two",
+			then:    []reg{registration(1, 1, 1), with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) })},
+			refused: []agent.RegistrationRefusal{tokenRefusal(2, 2, 1)},
+			after:   ids(1),
+			journal: []string{"store change"},
 		},
 		{
-			name: "one id twice",
-			then: []reg{registration(1, 1, 1), registration(1, 2, 1)},
-			err:  "agents[1].id: want each agent once, got " + nid(1).String() + " again",
+			name:   "who is refused a token keeps its own, which others do not get then",
+			before: []reg{registration(1, 1, 1), registration(2, 2, 1)},
+			then: []reg{
+				with(registration(3, 3, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(2))) }),
+				with(registration(2, 2, 1), func(r *reg) { r.TokenHash = sha256.Sum256([]byte(token(1))) }),
+			},
+			refused: []agent.RegistrationRefusal{tokenRefusal(2, 2, 1), tokenRefusal(3, 3, 2)},
+			after:   ids(1, 2),
+		},
+		{
+			name:    "one id twice",
+			then:    []reg{registration(1, 1, 1), registration(1, 2, 1)},
+			refused: []agent.RegistrationRefusal{{Agent: nid(1), Workspace: nid(1002), Field: "id", Problem: "want each agent once"}},
+			after:   ids(1),
+			journal: []string{"store change"},
 		},
 		{
 			name:   "too many agents",
@@ -211,6 +234,7 @@ func TestRegister(t *testing.T) {
 				require.NoError(t, err)
 			}
 			require.Equal(t, c.superseded, got.Superseded)
+			require.Equal(t, c.refused, got.Refused)
 			require.ElementsMatch(t, c.stale, got.Stale)
 			require.Equal(t, c.after, registered(p.Fleet))
 			require.ElementsMatch(t, c.journal, p.journal.take())

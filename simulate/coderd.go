@@ -68,6 +68,9 @@ func (c *coderd) registerAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n := len(registered.Refused); n > 0 {
+		return fmt.Errorf("register agents: %d are refused, the first one for its %s: %s", n, registered.Refused[0].GetField(), registered.Refused[0].GetMessage())
+	}
 	if n := len(registered.Stale); n > 0 {
 		return fmt.Errorf("register agents: %d are known in a newer build: another fleet of this name runs", n)
 	}

@@ -82,11 +82,6 @@ func TestCoderdRegistersInParts(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, client.Registered{Stale: []uuid.UUID{uuid.UUID(all[0].GetId())}}, done)
 
-	bad := registrations(1)
-	bad[0].Name = ""
-	_, err = coderd.Register(t.Context(), bad, nil)
-	require.Equal(t, codes.InvalidArgument, status.Code(err), err)
-
 	var ids []uuid.UUID
 	for _, r := range all[:1500] {
 		ids = append(ids, uuid.UUID(r.GetId()))
@@ -98,7 +93,7 @@ func TestCoderdRegistersInParts(t *testing.T) {
 }
 
 func TestCoderdSyncs(t *testing.T) {
-	_, coderd := startCoderd(t)
+	s, coderd := startCoderd(t)
 	all := registrations(2500)
 	resp, err := coderd.Sync(t.Context(), all, nil, client.SyncOptions{})
 	require.NoError(t, err)
@@ -111,10 +106,38 @@ func TestCoderdSyncs(t *testing.T) {
 	require.Equal(t, int64(2490), resp.GetDeregistered())
 	require.Equal(t, 10, listed(t, coderd))
 
-	bad := registrations(2000)
-	bad[0].Name = ""
-	_, err = coderd.Sync(t.Context(), bad, nil, client.SyncOptions{})
-	require.Equal(t, codes.InvalidArgument, status.Code(err), "the reason, although it was found early: %v", err)
+	conn := s.conn("not coderd's")
+	defer closeConn(t, conn)
+	stranger, err := client.NewCoderd(conn, client.CoderdOptions{})
+	require.NoError(t, err)
+	_, err = stranger.Sync(t.Context(), all, nil, client.SyncOptions{})
+	require.Equal(t, codes.Unauthenticated, status.Code(err), "the reason, although the stream ends early: %v", err)
+}
+
+// A registration that is not valid is named, and hinders no other one, in whichever
+// part it is.
+func TestCoderdRegistersTheOthers(t *testing.T) {
+	s, _ := startCoderd(t)
+	logged, log := newLog()
+	conn := s.conn(coderdToken)
+	defer closeConn(t, conn)
+	c, err := client.NewCoderd(conn, client.CoderdOptions{Logger: log})
+	require.NoError(t, err)
+	all := registrations(2500)
+	all[3].Name, all[2400].CreatedAt = "", nil
+	done, err := c.Register(t.Context(), all, nil)
+	require.NoError(t, err)
+	require.Len(t, done.Refused, 2)
+	require.Equal(t, all[3].GetId(), done.Refused[0].GetAgentId())
+	require.Equal(t, all[2400].GetId(), done.Refused[1].GetAgentId())
+	require.Equal(t, "created_at", done.Refused[1].GetField())
+	require.Equal(t, 2498, listed(t, c))
+
+	resp, err := c.Sync(t.Context(), all, nil, client.SyncOptions{})
+	require.NoError(t, err)
+	require.Equal(t, int64(2), resp.GetRefusedCount())
+	require.Equal(t, 2498, listed(t, c))
+	require.Len(t, logged.with("registrations are refused"), 2)
 }
 
 func TestCoderdReadsMetadata(t *testing.T) {

@@ -204,8 +204,21 @@ func (s *Service) Register(numbers ...int) {
 	for _, n := range numbers {
 		req.Agents = append(req.Agents, Registration(n))
 	}
-	_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
+	resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
 	require.NoError(s.T, err)
+	require.Empty(s.T, resp.GetRefused())
+}
+
+// RequireAgents fails unless these agents are registered, in the order of their ids.
+func (s *Service) RequireAgents(numbers ...int) {
+	s.T.Helper()
+	resp, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{PageSize: 1000})
+	require.NoError(s.T, err)
+	var ids [][]byte
+	for _, a := range resp.GetAgents() {
+		ids = append(ids, a.GetId())
+	}
+	require.Equal(s.T, IDsBytes(numbers...), ids)
 }
 
 // Exposition returns the lines of the scrape that are no comments and contain text.

@@ -641,7 +641,11 @@ type RegisterAgentsResponse struct {
 	// Agents that were superseded and are known no more.
 	SupersededIds [][]byte `protobuf:"bytes,1,rep,name=superseded_ids,json=supersededIds,proto3" json:"superseded_ids,omitempty"`
 	// Agents of the request that a newer build already superseded: ignored.
-	StaleIds      [][]byte `protobuf:"bytes,2,rep,name=stale_ids,json=staleIds,proto3" json:"stale_ids,omitempty"`
+	StaleIds [][]byte `protobuf:"bytes,2,rep,name=stale_ids,json=staleIds,proto3" json:"stale_ids,omitempty"`
+	// Registrations that were refused, the first 1000.
+	Refused []*RegistrationRefusal `protobuf:"bytes,3,rep,name=refused,proto3" json:"refused,omitempty"`
+	// How many were refused.
+	RefusedCount  int64 `protobuf:"varint,4,opt,name=refused_count,json=refusedCount,proto3" json:"refused_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -690,6 +694,94 @@ func (x *RegisterAgentsResponse) GetStaleIds() [][]byte {
 	return nil
 }
 
+func (x *RegisterAgentsResponse) GetRefused() []*RegistrationRefusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *RegisterAgentsResponse) GetRefusedCount() int64 {
+	if x != nil {
+		return x.RefusedCount
+	}
+	return 0
+}
+
+// RegistrationRefusal is why a registration does not take effect.
+type RegistrationRefusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID of the agent, 16 bytes; absent: it has none that is valid, or it is a
+	// registration of a workspace.
+	AgentId []byte `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// UUID of the workspace, 16 bytes; absent: it has none that is valid.
+	WorkspaceId []byte `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The field, like "workspace.name"; empty: all of it together.
+	Field string `protobuf:"bytes,3,opt,name=field,proto3" json:"field,omitempty"`
+	// For a person: names the limit and the value.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistrationRefusal) Reset() {
+	*x = RegistrationRefusal{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistrationRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistrationRefusal) ProtoMessage() {}
+
+func (x *RegistrationRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistrationRefusal.ProtoReflect.Descriptor instead.
+func (*RegistrationRefusal) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RegistrationRefusal) GetAgentId() []byte {
+	if x != nil {
+		return x.AgentId
+	}
+	return nil
+}
+
+func (x *RegistrationRefusal) GetWorkspaceId() []byte {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return nil
+}
+
+func (x *RegistrationRefusal) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *RegistrationRefusal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // DeregisterAgentsRequest names agents to forget.
 type DeregisterAgentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -703,7 +795,7 @@ type DeregisterAgentsRequest struct {
 
 func (x *DeregisterAgentsRequest) Reset() {
 	*x = DeregisterAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +807,7 @@ func (x *DeregisterAgentsRequest) String() string {
 func (*DeregisterAgentsRequest) ProtoMessage() {}
 
 func (x *DeregisterAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +820,7 @@ func (x *DeregisterAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterAgentsRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{7}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeregisterAgentsRequest) GetAgentIds() [][]byte {
@@ -756,7 +848,7 @@ type DeregisterAgentsResponse struct {
 
 func (x *DeregisterAgentsResponse) Reset() {
 	*x = DeregisterAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +860,7 @@ func (x *DeregisterAgentsResponse) String() string {
 func (*DeregisterAgentsResponse) ProtoMessage() {}
 
 func (x *DeregisterAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +873,7 @@ func (x *DeregisterAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterAgentsResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{8}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeregisterAgentsResponse) GetDeregistered() int64 {
@@ -808,7 +900,7 @@ type SyncAgentsRequest struct {
 
 func (x *SyncAgentsRequest) Reset() {
 	*x = SyncAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +912,7 @@ func (x *SyncAgentsRequest) String() string {
 func (*SyncAgentsRequest) ProtoMessage() {}
 
 func (x *SyncAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +925,7 @@ func (x *SyncAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncAgentsRequest.ProtoReflect.Descriptor instead.
 func (*SyncAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{9}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SyncAgentsRequest) GetAgents() []*AgentRegistration {
@@ -872,14 +964,18 @@ type SyncAgentsResponse struct {
 	// Agents that were deregistered as they were not in the set.
 	Deregistered int64 `protobuf:"varint,2,opt,name=deregistered,proto3" json:"deregistered,omitempty"`
 	// Agents that were superseded by the set.
-	Superseded    int64 `protobuf:"varint,3,opt,name=superseded,proto3" json:"superseded,omitempty"`
+	Superseded int64 `protobuf:"varint,3,opt,name=superseded,proto3" json:"superseded,omitempty"`
+	// Registrations that were refused, the first 1000.
+	Refused []*RegistrationRefusal `protobuf:"bytes,4,rep,name=refused,proto3" json:"refused,omitempty"`
+	// How many were refused.
+	RefusedCount  int64 `protobuf:"varint,5,opt,name=refused_count,json=refusedCount,proto3" json:"refused_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncAgentsResponse) Reset() {
 	*x = SyncAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +987,7 @@ func (x *SyncAgentsResponse) String() string {
 func (*SyncAgentsResponse) ProtoMessage() {}
 
 func (x *SyncAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1000,7 @@ func (x *SyncAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncAgentsResponse.ProtoReflect.Descriptor instead.
 func (*SyncAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{10}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SyncAgentsResponse) GetRegistered() int64 {
@@ -928,6 +1024,20 @@ func (x *SyncAgentsResponse) GetSuperseded() int64 {
 	return 0
 }
 
+func (x *SyncAgentsResponse) GetRefused() []*RegistrationRefusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *SyncAgentsResponse) GetRefusedCount() int64 {
+	if x != nil {
+		return x.RefusedCount
+	}
+	return 0
+}
+
 // AgentMetadata is the stored metadata of one agent.
 type AgentMetadata struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -941,7 +1051,7 @@ type AgentMetadata struct {
 
 func (x *AgentMetadata) Reset() {
 	*x = AgentMetadata{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1063,7 @@ func (x *AgentMetadata) String() string {
 func (*AgentMetadata) ProtoMessage() {}
 
 func (x *AgentMetadata) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1076,7 @@ func (x *AgentMetadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMetadata.ProtoReflect.Descriptor instead.
 func (*AgentMetadata) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{11}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AgentMetadata) GetAgentId() []byte {
@@ -1000,7 +1110,7 @@ type MetadataValue struct {
 
 func (x *MetadataValue) Reset() {
 	*x = MetadataValue{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1122,7 @@ func (x *MetadataValue) String() string {
 func (*MetadataValue) ProtoMessage() {}
 
 func (x *MetadataValue) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1135,7 @@ func (x *MetadataValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataValue.ProtoReflect.Descriptor instead.
 func (*MetadataValue) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{12}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MetadataValue) GetKey() string {
@@ -1067,7 +1177,7 @@ type GetMetadataRequest struct {
 
 func (x *GetMetadataRequest) Reset() {
 	*x = GetMetadataRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1189,7 @@ func (x *GetMetadataRequest) String() string {
 func (*GetMetadataRequest) ProtoMessage() {}
 
 func (x *GetMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1202,7 @@ func (x *GetMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetadataRequest.ProtoReflect.Descriptor instead.
 func (*GetMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{13}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetMetadataRequest) GetAgentIds() [][]byte {
@@ -1113,7 +1223,7 @@ type GetMetadataResponse struct {
 
 func (x *GetMetadataResponse) Reset() {
 	*x = GetMetadataResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1235,7 @@ func (x *GetMetadataResponse) String() string {
 func (*GetMetadataResponse) ProtoMessage() {}
 
 func (x *GetMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1248,7 @@ func (x *GetMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetadataResponse.ProtoReflect.Descriptor instead.
 func (*GetMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{14}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetMetadataResponse) GetAgents() []*AgentMetadata {
@@ -1159,7 +1269,7 @@ type WatchMetadataRequest struct {
 
 func (x *WatchMetadataRequest) Reset() {
 	*x = WatchMetadataRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1281,7 @@ func (x *WatchMetadataRequest) String() string {
 func (*WatchMetadataRequest) ProtoMessage() {}
 
 func (x *WatchMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1294,7 @@ func (x *WatchMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMetadataRequest.ProtoReflect.Descriptor instead.
 func (*WatchMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{15}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchMetadataRequest) GetAgentIds() [][]byte {
@@ -1207,7 +1317,7 @@ type WatchMetadataResponse struct {
 
 func (x *WatchMetadataResponse) Reset() {
 	*x = WatchMetadataResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1329,7 @@ func (x *WatchMetadataResponse) String() string {
 func (*WatchMetadataResponse) ProtoMessage() {}
 
 func (x *WatchMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1342,7 @@ func (x *WatchMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMetadataResponse.ProtoReflect.Descriptor instead.
 func (*WatchMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{16}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchMetadataResponse) GetAgents() []*AgentMetadata {
@@ -1262,7 +1372,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1384,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1397,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{17}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListAgentsRequest) GetPageSize() int32 {
@@ -1317,7 +1427,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1439,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1452,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{18}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -1384,7 +1494,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1506,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1519,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{19}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Agent) GetId() []byte {
@@ -1485,7 +1595,7 @@ type PushMetricsRequest struct {
 
 func (x *PushMetricsRequest) Reset() {
 	*x = PushMetricsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1607,7 @@ func (x *PushMetricsRequest) String() string {
 func (*PushMetricsRequest) ProtoMessage() {}
 
 func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1620,7 @@ func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushMetricsRequest.ProtoReflect.Descriptor instead.
 func (*PushMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PushMetricsRequest) GetMessage() isPushMetricsRequest_Message {
@@ -1588,7 +1698,7 @@ type PushHello struct {
 
 func (x *PushHello) Reset() {
 	*x = PushHello{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1710,7 @@ func (x *PushHello) String() string {
 func (*PushHello) ProtoMessage() {}
 
 func (x *PushHello) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1723,7 @@ func (x *PushHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushHello.ProtoReflect.Descriptor instead.
 func (*PushHello) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PushHello) GetReplica() string {
@@ -1649,7 +1759,7 @@ type PushFamilies struct {
 
 func (x *PushFamilies) Reset() {
 	*x = PushFamilies{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1771,7 @@ func (x *PushFamilies) String() string {
 func (*PushFamilies) ProtoMessage() {}
 
 func (x *PushFamilies) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1784,7 @@ func (x *PushFamilies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushFamilies.ProtoReflect.Descriptor instead.
 func (*PushFamilies) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PushFamilies) GetFamilies() [][]byte {
@@ -1697,7 +1807,7 @@ type PushEnd struct {
 
 func (x *PushEnd) Reset() {
 	*x = PushEnd{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1819,7 @@ func (x *PushEnd) String() string {
 func (*PushEnd) ProtoMessage() {}
 
 func (x *PushEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1832,7 @@ func (x *PushEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushEnd.ProtoReflect.Descriptor instead.
 func (*PushEnd) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PushEnd) GetSnapshot() int64 {
@@ -1755,7 +1865,7 @@ type PushMetricsResponse struct {
 
 func (x *PushMetricsResponse) Reset() {
 	*x = PushMetricsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1877,7 @@ func (x *PushMetricsResponse) String() string {
 func (*PushMetricsResponse) ProtoMessage() {}
 
 func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1890,7 @@ func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushMetricsResponse.ProtoReflect.Descriptor instead.
 func (*PushMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PushMetricsResponse) GetSnapshot() int64 {
@@ -1823,7 +1933,7 @@ type FamilyRefusal struct {
 
 func (x *FamilyRefusal) Reset() {
 	*x = FamilyRefusal{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1945,7 @@ func (x *FamilyRefusal) String() string {
 func (*FamilyRefusal) ProtoMessage() {}
 
 func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +1958,7 @@ func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FamilyRefusal.ProtoReflect.Descriptor instead.
 func (*FamilyRefusal) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FamilyRefusal) GetName() string {
@@ -1890,7 +2000,7 @@ type WatchAgentsRequest struct {
 
 func (x *WatchAgentsRequest) Reset() {
 	*x = WatchAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2012,7 @@ func (x *WatchAgentsRequest) String() string {
 func (*WatchAgentsRequest) ProtoMessage() {}
 
 func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2025,7 @@ func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchAgentsRequest) GetAgentIds() [][]byte {
@@ -1940,7 +2050,7 @@ type WatchAgentsResponse struct {
 
 func (x *WatchAgentsResponse) Reset() {
 	*x = WatchAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2062,7 @@ func (x *WatchAgentsResponse) String() string {
 func (*WatchAgentsResponse) ProtoMessage() {}
 
 func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2075,7 @@ func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchAgentsResponse) GetAgents() []*AgentState {
@@ -2008,7 +2118,7 @@ type AgentState struct {
 
 func (x *AgentState) Reset() {
 	*x = AgentState{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2130,7 @@ func (x *AgentState) String() string {
 func (*AgentState) ProtoMessage() {}
 
 func (x *AgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2143,7 @@ func (x *AgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentState.ProtoReflect.Descriptor instead.
 func (*AgentState) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AgentState) GetAgentId() []byte {
@@ -2095,7 +2205,7 @@ type WatchStatsRequest struct {
 
 func (x *WatchStatsRequest) Reset() {
 	*x = WatchStatsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2217,7 @@ func (x *WatchStatsRequest) String() string {
 func (*WatchStatsRequest) ProtoMessage() {}
 
 func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2230,7 @@ func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchStatsRequest) GetName() string {
@@ -2181,7 +2291,7 @@ type WatchStatsResponse struct {
 
 func (x *WatchStatsResponse) Reset() {
 	*x = WatchStatsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2303,7 @@ func (x *WatchStatsResponse) String() string {
 func (*WatchStatsResponse) ProtoMessage() {}
 
 func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2316,7 @@ func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchStatsResponse) GetAgents() []*AgentStats {
@@ -2266,7 +2376,7 @@ type AgentStats struct {
 
 func (x *AgentStats) Reset() {
 	*x = AgentStats{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2388,7 @@ func (x *AgentStats) String() string {
 func (*AgentStats) ProtoMessage() {}
 
 func (x *AgentStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2401,7 @@ func (x *AgentStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStats.ProtoReflect.Descriptor instead.
 func (*AgentStats) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AgentStats) GetAgentId() []byte {
@@ -2388,10 +2498,17 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x06agents\x18\x01 \x03(\v2 .agentstats.v1.AgentRegistrationR\x06agents\x128\n" +
 	"\n" +
 	"workspaces\x18\x02 \x03(\v2\x18.agentstats.v1.WorkspaceR\n" +
-	"workspaces\"\\\n" +
+	"workspaces\"\xbf\x01\n" +
 	"\x16RegisterAgentsResponse\x12%\n" +
 	"\x0esuperseded_ids\x18\x01 \x03(\fR\rsupersededIds\x12\x1b\n" +
-	"\tstale_ids\x18\x02 \x03(\fR\bstaleIds\"[\n" +
+	"\tstale_ids\x18\x02 \x03(\fR\bstaleIds\x12<\n" +
+	"\arefused\x18\x03 \x03(\v2\".agentstats.v1.RegistrationRefusalR\arefused\x12#\n" +
+	"\rrefused_count\x18\x04 \x01(\x03R\frefusedCount\"\x83\x01\n" +
+	"\x13RegistrationRefusal\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\fR\aagentId\x12!\n" +
+	"\fworkspace_id\x18\x02 \x01(\fR\vworkspaceId\x12\x14\n" +
+	"\x05field\x18\x03 \x01(\tR\x05field\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"[\n" +
 	"\x17DeregisterAgentsRequest\x12\x1b\n" +
 	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\x12#\n" +
 	"\rworkspace_ids\x18\x02 \x03(\fR\fworkspaceIds\">\n" +
@@ -2403,7 +2520,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"workspaces\x18\x02 \x03(\v2\x18.agentstats.v1.WorkspaceR\n" +
 	"workspaces\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x14\n" +
-	"\x05force\x18\x04 \x01(\bR\x05force\"x\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"\xdb\x01\n" +
 	"\x12SyncAgentsResponse\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\x03R\n" +
@@ -2411,7 +2528,9 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\fderegistered\x18\x02 \x01(\x03R\fderegistered\x12\x1e\n" +
 	"\n" +
 	"superseded\x18\x03 \x01(\x03R\n" +
-	"superseded\"`\n" +
+	"superseded\x12<\n" +
+	"\arefused\x18\x04 \x03(\v2\".agentstats.v1.RegistrationRefusalR\arefused\x12#\n" +
+	"\rrefused_count\x18\x05 \x01(\x03R\frefusedCount\"`\n" +
 	"\rAgentMetadata\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\fR\aagentId\x124\n" +
 	"\x06values\x18\x02 \x03(\v2\x1c.agentstats.v1.MetadataValueR\x06values\"\x8c\x01\n" +
@@ -2542,7 +2661,7 @@ func file_agentstats_v1_coderd_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_coderd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_agentstats_v1_coderd_proto_goTypes = []any{
 	(AgentStatus)(0),                 // 0: agentstats.v1.AgentStatus
 	(Build_Transition)(0),            // 1: agentstats.v1.Build.Transition
@@ -2553,99 +2672,102 @@ var file_agentstats_v1_coderd_proto_goTypes = []any{
 	(*App)(nil),                      // 6: agentstats.v1.App
 	(*RegisterAgentsRequest)(nil),    // 7: agentstats.v1.RegisterAgentsRequest
 	(*RegisterAgentsResponse)(nil),   // 8: agentstats.v1.RegisterAgentsResponse
-	(*DeregisterAgentsRequest)(nil),  // 9: agentstats.v1.DeregisterAgentsRequest
-	(*DeregisterAgentsResponse)(nil), // 10: agentstats.v1.DeregisterAgentsResponse
-	(*SyncAgentsRequest)(nil),        // 11: agentstats.v1.SyncAgentsRequest
-	(*SyncAgentsResponse)(nil),       // 12: agentstats.v1.SyncAgentsResponse
-	(*AgentMetadata)(nil),            // 13: agentstats.v1.AgentMetadata
-	(*MetadataValue)(nil),            // 14: agentstats.v1.MetadataValue
-	(*GetMetadataRequest)(nil),       // 15: agentstats.v1.GetMetadataRequest
-	(*GetMetadataResponse)(nil),      // 16: agentstats.v1.GetMetadataResponse
-	(*WatchMetadataRequest)(nil),     // 17: agentstats.v1.WatchMetadataRequest
-	(*WatchMetadataResponse)(nil),    // 18: agentstats.v1.WatchMetadataResponse
-	(*ListAgentsRequest)(nil),        // 19: agentstats.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 20: agentstats.v1.ListAgentsResponse
-	(*Agent)(nil),                    // 21: agentstats.v1.Agent
-	(*PushMetricsRequest)(nil),       // 22: agentstats.v1.PushMetricsRequest
-	(*PushHello)(nil),                // 23: agentstats.v1.PushHello
-	(*PushFamilies)(nil),             // 24: agentstats.v1.PushFamilies
-	(*PushEnd)(nil),                  // 25: agentstats.v1.PushEnd
-	(*PushMetricsResponse)(nil),      // 26: agentstats.v1.PushMetricsResponse
-	(*FamilyRefusal)(nil),            // 27: agentstats.v1.FamilyRefusal
-	(*WatchAgentsRequest)(nil),       // 28: agentstats.v1.WatchAgentsRequest
-	(*WatchAgentsResponse)(nil),      // 29: agentstats.v1.WatchAgentsResponse
-	(*AgentState)(nil),               // 30: agentstats.v1.AgentState
-	(*WatchStatsRequest)(nil),        // 31: agentstats.v1.WatchStatsRequest
-	(*WatchStatsResponse)(nil),       // 32: agentstats.v1.WatchStatsResponse
-	(*AgentStats)(nil),               // 33: agentstats.v1.AgentStats
-	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 35: google.protobuf.Duration
-	(AppHealth)(0),                   // 36: agentstats.v1.AppHealth
-	(*Lifecycle)(nil),                // 37: agentstats.v1.Lifecycle
-	(*AppHealthUpdate)(nil),          // 38: agentstats.v1.AppHealthUpdate
-	(*Stats)(nil),                    // 39: agentstats.v1.Stats
+	(*RegistrationRefusal)(nil),      // 9: agentstats.v1.RegistrationRefusal
+	(*DeregisterAgentsRequest)(nil),  // 10: agentstats.v1.DeregisterAgentsRequest
+	(*DeregisterAgentsResponse)(nil), // 11: agentstats.v1.DeregisterAgentsResponse
+	(*SyncAgentsRequest)(nil),        // 12: agentstats.v1.SyncAgentsRequest
+	(*SyncAgentsResponse)(nil),       // 13: agentstats.v1.SyncAgentsResponse
+	(*AgentMetadata)(nil),            // 14: agentstats.v1.AgentMetadata
+	(*MetadataValue)(nil),            // 15: agentstats.v1.MetadataValue
+	(*GetMetadataRequest)(nil),       // 16: agentstats.v1.GetMetadataRequest
+	(*GetMetadataResponse)(nil),      // 17: agentstats.v1.GetMetadataResponse
+	(*WatchMetadataRequest)(nil),     // 18: agentstats.v1.WatchMetadataRequest
+	(*WatchMetadataResponse)(nil),    // 19: agentstats.v1.WatchMetadataResponse
+	(*ListAgentsRequest)(nil),        // 20: agentstats.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 21: agentstats.v1.ListAgentsResponse
+	(*Agent)(nil),                    // 22: agentstats.v1.Agent
+	(*PushMetricsRequest)(nil),       // 23: agentstats.v1.PushMetricsRequest
+	(*PushHello)(nil),                // 24: agentstats.v1.PushHello
+	(*PushFamilies)(nil),             // 25: agentstats.v1.PushFamilies
+	(*PushEnd)(nil),                  // 26: agentstats.v1.PushEnd
+	(*PushMetricsResponse)(nil),      // 27: agentstats.v1.PushMetricsResponse
+	(*FamilyRefusal)(nil),            // 28: agentstats.v1.FamilyRefusal
+	(*WatchAgentsRequest)(nil),       // 29: agentstats.v1.WatchAgentsRequest
+	(*WatchAgentsResponse)(nil),      // 30: agentstats.v1.WatchAgentsResponse
+	(*AgentState)(nil),               // 31: agentstats.v1.AgentState
+	(*WatchStatsRequest)(nil),        // 32: agentstats.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),       // 33: agentstats.v1.WatchStatsResponse
+	(*AgentStats)(nil),               // 34: agentstats.v1.AgentStats
+	(*timestamppb.Timestamp)(nil),    // 35: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 36: google.protobuf.Duration
+	(AppHealth)(0),                   // 37: agentstats.v1.AppHealth
+	(*Lifecycle)(nil),                // 38: agentstats.v1.Lifecycle
+	(*AppHealthUpdate)(nil),          // 39: agentstats.v1.AppHealthUpdate
+	(*Stats)(nil),                    // 40: agentstats.v1.Stats
 }
 var file_agentstats_v1_coderd_proto_depIdxs = []int32{
-	34, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
-	35, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
+	35, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
+	36, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
 	3,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
 	6,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
 	4,  // 4: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
 	5,  // 5: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
-	34, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
+	35, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
 	1,  // 7: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
-	36, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
+	37, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
 	2,  // 9: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
 	3,  // 10: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	2,  // 11: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	3,  // 12: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	14, // 13: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
-	34, // 14: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
-	13, // 15: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	13, // 16: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	21, // 17: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
-	3,  // 18: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
-	34, // 19: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
-	37, // 20: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
-	38, // 21: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	23, // 22: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
-	24, // 23: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
-	25, // 24: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
-	35, // 25: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
-	27, // 26: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
-	30, // 27: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
-	0,  // 28: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
-	37, // 29: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
-	38, // 30: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	34, // 31: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
-	33, // 32: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
-	34, // 33: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
-	39, // 34: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
-	34, // 35: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
-	34, // 36: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
-	7,  // 37: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	9,  // 38: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	11, // 39: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	15, // 40: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	17, // 41: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	19, // 42: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	22, // 43: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
-	28, // 44: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
-	31, // 45: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
-	8,  // 46: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	10, // 47: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	12, // 48: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	16, // 49: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	18, // 50: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	20, // 51: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	26, // 52: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
-	29, // 53: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
-	32, // 54: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
-	46, // [46:55] is the sub-list for method output_type
-	37, // [37:46] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	9,  // 11: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	2,  // 12: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	3,  // 13: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	9,  // 14: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	15, // 15: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
+	35, // 16: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
+	14, // 17: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	14, // 18: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	22, // 19: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
+	3,  // 20: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
+	35, // 21: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
+	38, // 22: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
+	39, // 23: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	24, // 24: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
+	25, // 25: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
+	26, // 26: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
+	36, // 27: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
+	28, // 28: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
+	31, // 29: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 30: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	38, // 31: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	39, // 32: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	35, // 33: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	34, // 34: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	35, // 35: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
+	40, // 36: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	35, // 37: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	35, // 38: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
+	7,  // 39: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	10, // 40: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	12, // 41: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	16, // 42: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	18, // 43: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	20, // 44: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	23, // 45: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	29, // 46: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	32, // 47: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	8,  // 48: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	11, // 49: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	13, // 50: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	17, // 51: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	19, // 52: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	21, // 53: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	27, // 54: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	30, // 55: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	33, // 56: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	48, // [48:57] is the sub-list for method output_type
+	39, // [39:48] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }
@@ -2654,7 +2776,7 @@ func file_agentstats_v1_coderd_proto_init() {
 		return
 	}
 	file_agentstats_v1_agent_proto_init()
-	file_agentstats_v1_coderd_proto_msgTypes[20].OneofWrappers = []any{
+	file_agentstats_v1_coderd_proto_msgTypes[21].OneofWrappers = []any{
 		(*PushMetricsRequest_Hello)(nil),
 		(*PushMetricsRequest_Families)(nil),
 		(*PushMetricsRequest_End)(nil),
@@ -2665,7 +2787,7 @@ func file_agentstats_v1_coderd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_coderd_proto_rawDesc), len(file_agentstats_v1_coderd_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

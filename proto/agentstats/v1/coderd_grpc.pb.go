@@ -41,8 +41,10 @@ const (
 // An agent's identity is its workspace's id and its own name: each rebuild of a
 // workspace makes new agent ids under the same identity.
 type CoderdServiceClient interface {
-	// RegisterAgents makes agents known. All or nothing: INVALID_ARGUMENT names the
-	// first bad field. Registering the same again is a no-op. The agent of a newer
+	// RegisterAgents makes agents known. A registration that breaks the contract, that
+	// has the token of another agent, or whose id came before in the request, is refused
+	// alone, by name. The others take effect in one step; it is RESOURCE_EXHAUSTED and
+	// none does if they would exceed a limit. Registering the same again is a no-op. The agent of a newer
 	// build supersedes the older one with the same identity in one step. Changed
 	// labels apply to the series at once. Returns when it is durable.
 	RegisterAgents(ctx context.Context, in *RegisterAgentsRequest, opts ...grpc.CallOption) (*RegisterAgentsResponse, error)
@@ -54,7 +56,10 @@ type CoderdServiceClient interface {
 	// before the message with complete; a stream that ends without it changes
 	// nothing. Agents that were not in the stream are deregistered, except those
 	// that were registered since the sync began. If that were more than half of
-	// all agents, the sync is FAILED_PRECONDITION unless force is set.
+	// all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations are
+	// refused alone as by RegisterAgents. What a refused one names is not deregistered:
+	// its agent or, if that has no valid id, all agents of its workspace. If it has no
+	// valid id of a workspace either, nothing is deregistered.
 	SyncAgents(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SyncAgentsRequest, SyncAgentsResponse], error)
 	// GetMetadata reads the stored metadata of agents. Agents without any, and
 	// unknown ones, are left out.
@@ -237,8 +242,10 @@ type CoderdService_WatchStatsClient = grpc.BidiStreamingClient[WatchStatsRequest
 // An agent's identity is its workspace's id and its own name: each rebuild of a
 // workspace makes new agent ids under the same identity.
 type CoderdServiceServer interface {
-	// RegisterAgents makes agents known. All or nothing: INVALID_ARGUMENT names the
-	// first bad field. Registering the same again is a no-op. The agent of a newer
+	// RegisterAgents makes agents known. A registration that breaks the contract, that
+	// has the token of another agent, or whose id came before in the request, is refused
+	// alone, by name. The others take effect in one step; it is RESOURCE_EXHAUSTED and
+	// none does if they would exceed a limit. Registering the same again is a no-op. The agent of a newer
 	// build supersedes the older one with the same identity in one step. Changed
 	// labels apply to the series at once. Returns when it is durable.
 	RegisterAgents(context.Context, *RegisterAgentsRequest) (*RegisterAgentsResponse, error)
@@ -250,7 +257,10 @@ type CoderdServiceServer interface {
 	// before the message with complete; a stream that ends without it changes
 	// nothing. Agents that were not in the stream are deregistered, except those
 	// that were registered since the sync began. If that were more than half of
-	// all agents, the sync is FAILED_PRECONDITION unless force is set.
+	// all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations are
+	// refused alone as by RegisterAgents. What a refused one names is not deregistered:
+	// its agent or, if that has no valid id, all agents of its workspace. If it has no
+	// valid id of a workspace either, nothing is deregistered.
 	SyncAgents(grpc.ClientStreamingServer[SyncAgentsRequest, SyncAgentsResponse]) error
 	// GetMetadata reads the stored metadata of agents. Agents without any, and
 	// unknown ones, are left out.
