@@ -10,7 +10,7 @@ PKGS  := ./...
 MODULES := proto client bench integration
 LINKED  := proto client
 # $(call each,modules,command) runs a command in each of them, up to one that fails.
-each = for module in $(1); do (cd $$module && $(2)) || exit 1; done
+each = for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || exit 1; done
 # The detector's instrumentation makes SQLite, C that was translated to Go, several times
 # as slow. It shares no memory with ours: the driver copies, and is instrumented.
 RACE  := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false
@@ -73,7 +73,7 @@ test-race:
 # Without it they draw all, and the simulation runs its 100 seeds.
 test-plain:
 	nice $(GO) test -vet=off -timeout 10m $(PLAIN)
-	@$(call each,client bench,nice $(GO) test -vet=off -timeout 4m ./...)
+	@$(call each,$(filter-out integration,$(MODULES)),nice $(GO) test -vet=off -timeout 4m ./...)
 
 test-integration:
 	cd integration && $(GO) test -vet=off -timeout 12m ./...
@@ -134,8 +134,9 @@ servers: ## install PostgreSQL and PgBouncer, which tests start
 check-format:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 
+# proto has generated code only, which is not linted.
 lint: check-format check-contract ## lint all modules and the wire contract
-	@$(call each,. client bench integration,$(TOOL) golangci-lint run ./...)
+	@$(call each,. $(filter-out proto,$(MODULES)),$(TOOL) golangci-lint run ./...)
 	@$(call each,$(LINKED),$(GO) mod tidy -diff)
 
 # Nothing of the contract breaks, and the image has all of it.
