@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -83,13 +84,18 @@ func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() [
 	return refused
 }
 
+// restBuffers are []byte, as adding a report copies its data.
+var restBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 // sumReport adds a report to the subscriptions, if there are any.
 func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte) {
 	if !s.Reports.Wanted() {
 		return
 	}
-	sum := contract.SumOf(report.Stats(), r.Now())
-	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), r.Workspace(), r.Order(), rest()
+	sum, workspace, data := contract.SumOf(report.Stats(), r.Now()), r.Workspace(), restBuffers.Get().(*[]byte)
+	defer restBuffers.Put(data)
+	*data = contract.AppendIDs(append((*data)[:0], rest()...), workspace)
+	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), workspace.ID, r.Order(), *data
 	sum.Instance = r.Instance()
 	if sum.HasCounts() {
 		sum.Tracker = r.AwaitReport()

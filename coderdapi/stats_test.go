@@ -18,6 +18,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/internal/bubble"
+	"github.com/coder/agentstatsd/internal/contract"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -107,7 +108,10 @@ func TestWatchStats(t *testing.T) {
 		}
 		// entry is of an agent that reported once, and is not used.
 		entry := func(n int, stats *pb.Stats) *pb.AgentStats {
-			return &pb.AgentStats{AgentId: edgetest.IDBytes(n), WorkspaceId: edgetest.IDBytes(10_000 + n), Reports: 1, Stats: stats, ReceivedAt: timestamppb.Now()}
+			return &pb.AgentStats{
+				AgentId: edgetest.IDBytes(n), WorkspaceId: edgetest.IDBytes(10_000 + n), OwnerId: edgetest.IDBytes(20_000), TemplateId: edgetest.IDBytes(30_000),
+				Reports: 1, Stats: stats, ReceivedAt: timestamppb.Now(),
+			}
 		}
 		full := &pb.Stats{
 			ConnectionsByProto: map[string]int64{"TCP": 3}, ConnectionCount: 3, ConnectionMedianLatencyMs: 1.5,
@@ -141,6 +145,33 @@ func TestWatchStats(t *testing.T) {
 		_, err := s.Coderd().DeregisterAgents(s.AsCoderd(), &pb.DeregisterAgentsRequest{AgentIds: edgetest.IDsBytes(1)})
 		require.NoError(t, err)
 		requireNext(3, last)
+	})
+}
+
+// The ids of owner and template are those of the registration when the report came.
+// An agent cannot send its own.
+func TestWatchStatsHasTheIDsOfARegistration(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		partial := edgetest.Registration(1)
+		partial.Workspace.OwnerId, partial.Workspace.Template.Id = nil, nil
+		_, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{partial}})
+		require.NoError(t, err)
+		w := watchStats(s, &pb.WatchStatsRequest{Name: "insights"})
+		w.began(0)
+		forged := &pb.Stats{RxBytes: 1}
+		forged.ProtoReflect().SetUnknown(contract.AppendIDs(nil, &agent.Workspace{OwnerID: edgetest.ID(7), Template: agent.Template{ID: edgetest.ID(8)}}))
+		report(s, 1, forged)
+		entry := w.next().GetAgents()[0]
+		require.Nil(t, entry.GetOwnerId())
+		require.Nil(t, entry.GetTemplateId())
+		w.ack(1)
+
+		s.Register(1)
+		report(s, 1, forged)
+		entry = w.next().GetAgents()[0]
+		require.Equal(t, edgetest.IDBytes(20_000), entry.GetOwnerId())
+		require.Equal(t, edgetest.IDBytes(30_000), entry.GetTemplateId())
 	})
 }
 

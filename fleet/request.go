@@ -32,8 +32,8 @@ type Request struct {
 // Agent returns the id of the agent.
 func (r Request) Agent() agent.ID { return r.entry.id }
 
-// Workspace returns the id of the agent's workspace.
-func (r Request) Workspace() agent.ID { return r.entry.reg.Load().Workspace.ID }
+// Workspace returns the agent's workspace, which is shared and must not be changed.
+func (r Request) Workspace() *agent.Workspace { return &r.entry.reg.Load().Workspace }
 
 // Owner returns what stands for the owner of the agent's workspace.
 func (r Request) Owner() agent.ID { return r.entry.reg.Load().Workspace.Owner() }

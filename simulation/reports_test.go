@@ -253,7 +253,7 @@ func (w *world) sendReport(c *client, r sentReport, superseded bool) error {
 	return c.session.Receive(r.sequence, func(q fleet.Request) {
 		if r.bits.count() > 0 && p.watched.Wanted() {
 			p.watched.Add(&agent.ReportSum{
-				Agent: q.Agent(), Workspace: q.Workspace(), Instance: q.Instance(), Order: q.Order(), ReceivedAt: q.Now(),
+				Agent: q.Agent(), Workspace: q.Workspace().ID, Instance: q.Instance(), Order: q.Order(), ReceivedAt: q.Now(),
 				Reports: int64(r.bits.count()), RxBytes: r.bits[0], TxBytes: r.bits[1], RxPackets: r.bits[2], TxPackets: r.bits[3],
 				Data: []byte{1}, Tracker: q.AwaitReport(),
 			})

@@ -1,9 +1,13 @@
 package contract
 
 import (
+	"bytes"
 	"time"
 
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/agent"
@@ -52,6 +56,51 @@ func EncodeRest(s *agentstatsv1.Stats) []byte {
 	return b
 }
 
+// The ids of a report are kept with it in fields that Stats has not and reserves. Who
+// does not know them leaves them out.
+const (
+	fieldOwner    protowire.Number = 1000
+	fieldTemplate protowire.Number = 1001
+)
+
+// AppendIDs appends the ids of the owner and the template of a workspace to an encoded
+// report, also those that are not known: the last ones count, so an agent cannot send
+// any.
+func AppendIDs(rest []byte, w *agent.Workspace) []byte {
+	rest = protowire.AppendTag(rest, fieldOwner, protowire.BytesType)
+	rest = protowire.AppendBytes(rest, w.OwnerID[:])
+	rest = protowire.AppendTag(rest, fieldTemplate, protowire.BytesType)
+	return protowire.AppendBytes(rest, w.Template.ID[:])
+}
+
+// idsOf returns what AppendIDs appended; nil: an id is not known.
+func idsOf(unknown protoreflect.RawFields) (owner, template []byte) {
+	for len(unknown) > 0 {
+		field, kind, tag := protowire.ConsumeTag(unknown)
+		size := protowire.ConsumeFieldValue(field, kind, unknown[max(0, tag):])
+		if tag < 0 || size < 0 {
+			return nil, nil // it was decoded, so this does not occur
+		}
+		value, _ := protowire.ConsumeBytes(unknown[tag:])
+		unknown = unknown[tag+size:]
+		switch {
+		case kind != protowire.BytesType:
+		case field == fieldOwner:
+			owner = knownID(value)
+		case field == fieldTemplate:
+			template = knownID(value)
+		}
+	}
+	return owner, template
+}
+
+func knownID(b []byte) []byte {
+	if id, err := uuid.FromBytes(b); err != nil || id == uuid.Nil {
+		return nil
+	}
+	return bytes.Clone(b)
+}
+
 // AgentStats is what a watcher is sent of an agent.
 func AgentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
 	raw := &agentstatsv1.Stats{}
@@ -59,9 +108,12 @@ func AgentStats(sum *agent.ReportSum) *agentstatsv1.AgentStats {
 	stats := boundedStats(raw)
 	stats.RxPackets, stats.RxBytes = sum.RxPackets, sum.RxBytes
 	stats.TxPackets, stats.TxBytes = sum.TxPackets, sum.TxBytes
+	owner, template := idsOf(raw.ProtoReflect().GetUnknown())
 	entry := &agentstatsv1.AgentStats{
 		AgentId:     sum.Agent[:],
 		WorkspaceId: sum.Workspace[:],
+		OwnerId:     owner,
+		TemplateId:  template,
 		Stats:       stats,
 		Reports:     sum.Reports,
 		ReceivedAt:  timestamppb.New(sum.ReceivedAt),

@@ -2272,7 +2272,7 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12:\n" +
 	"\vretry_delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryDelay\"\xcb\b\n" +
+	"retryDelay\"\xdb\b\n" +
 	"\x05Stats\x12^\n" +
 	"\x14connections_by_proto\x18\x01 \x03(\v2,.agentstats.v1.Stats.ConnectionsByProtoEntryR\x12connectionsByProto\x12)\n" +
 	"\x10connection_count\x18\x02 \x01(\x03R\x0fconnectionCount\x12?\n" +
@@ -2308,7 +2308,7 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fTYPE_COUNTER\x10\x01\x12\x0e\n" +
 	"\n" +
-	"TYPE_GAUGE\x10\x02\"\xdc\x01\n" +
+	"TYPE_GAUGE\x10\x02J\x06\b\xe8\a\x10\xe9\aJ\x06\b\xe9\a\x10\xea\a\"\xdc\x01\n" +
 	"\bMetadata\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
 	"\x06result\x18\x02 \x01(\v2\x1e.agentstats.v1.Metadata.ResultR\x06result\x1a\x85\x01\n" +

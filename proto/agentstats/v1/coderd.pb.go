@@ -2369,7 +2369,12 @@ type AgentStats struct {
 	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
 	// When the newest was received that shows the workspace in use, by a connection
 	// or a session; absent: none of them does.
-	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	// UUID of the owner of the workspace when the newest of them was received, 16
+	// bytes; absent: not known then.
+	OwnerId []byte `protobuf:"bytes,7,opt,name=owner_id,json=ownerId,proto3" json:"owner_id,omitempty"`
+	// UUID of the template of the workspace then, 16 bytes; absent: not known then.
+	TemplateId    []byte `protobuf:"bytes,8,opt,name=template_id,json=templateId,proto3" json:"template_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2442,6 +2447,20 @@ func (x *AgentStats) GetReceivedAt() *timestamppb.Timestamp {
 func (x *AgentStats) GetLastUsedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.LastUsedAt
+	}
+	return nil
+}
+
+func (x *AgentStats) GetOwnerId() []byte {
+	if x != nil {
+		return x.OwnerId
+	}
+	return nil
+}
+
+func (x *AgentStats) GetTemplateId() []byte {
+	if x != nil {
+		return x.TemplateId
 	}
 	return nil
 }
@@ -2617,7 +2636,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\x06R\vincarnation\x12\x16\n" +
 	"\x06number\x18\x03 \x01(\x03R\x06number\x120\n" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
-	"\x05nonce\x18\x05 \x01(\x06R\x05nonce\"\x8b\x02\n" +
+	"\x05nonce\x18\x05 \x01(\x06R\x05nonce\"\xc7\x02\n" +
 	"\n" +
 	"AgentStats\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\fR\aagentId\x12!\n" +
@@ -2627,7 +2646,10 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\vreceived_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"receivedAt\x12<\n" +
 	"\flast_used_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastUsedAt*\x9d\x01\n" +
+	"lastUsedAt\x12\x19\n" +
+	"\bowner_id\x18\a \x01(\fR\aownerId\x12\x1f\n" +
+	"\vtemplate_id\x18\b \x01(\fR\n" +
+	"templateId*\x9d\x01\n" +
 	"\vAgentStatus\x12\x1c\n" +
 	"\x18AGENT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17AGENT_STATUS_CONNECTING\x10\x01\x12\x1a\n" +
