@@ -25,6 +25,9 @@ require (
 	google.golang.org/grpc v1.73.0
 	google.golang.org/protobuf v1.36.6
 )
+
+// Needed by the tests of a module that testify needs.
+require github.com/kr/text v0.2.0 // indirect
 `
 
 const linkingMain = `package main
