@@ -31,7 +31,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo check test test-packages test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help build demo check test test-others test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -51,15 +51,14 @@ check: check-format check-contract check-generated ## what needs no servers, in 
 	@$(call each,. $(LINKED),$(GO) test -short -timeout 4m ./...)
 
 # All that CI checks: formatting, lint, generated code, the wire contract, vet, and
-# every test. Those of integration mostly wait for processes, so they run beside the
-# others. Those give way to them, as processes have deadlines.
+# every test. Tests of processes and of servers mostly wait, so they run beside the
+# others. All give way to the processes of integration, which have deadlines.
 test: servers lint check-generated ## all that CI checks: lint, generated code, every test, with the race detector
 	@$(call each,. $(MODULES),$(GO) vet ./...)
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-integration test-packages
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-integration test-race test-others
 
-# One after another: beside all of them the processes of integration miss deadlines.
-test-packages:
-	$(MAKE) --no-print-directory --jobs 1 test-servers test-race test-plain
+test-others:
+	$(MAKE) --no-print-directory --jobs 1 test-servers test-plain
 
 test-servers:
 	nice $(GO) test $(RACE) -vet=off -timeout 14m $(SERVERS)

@@ -25,8 +25,8 @@ import (
 
 var soak = flag.Bool("soak", false, "run the long tests at full size")
 
-// besides is how many parallel tests run at once: two take one core.
-const besides = 2
+// besides is how many parallel tests run at once: three leave time of two cores for others.
+const besides = 3
 
 // places has room for as many. A test that waits for something else has no place: the
 // flag of go test would count it.
