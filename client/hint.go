@@ -20,11 +20,14 @@ func isFutile(err error, accepted bool) bool {
 	return false
 }
 
+const hintHTTPS = "the address is one of HTTPS: want the service's gRPC address, --grpc-address, port 2113 by default"
+
 // hints are what to change after errors of a transport, by a part of their texts. The
 // first that fits is taken.
 var hints = []struct{ text, hint string }{
 	{"looked like an HTTP/1.1 header", "the address is one of HTTP: want the service's gRPC address, --grpc-address, port 2113 by default"},
-	{"missing selected ALPN property", "the address is one of HTTPS: want the service's gRPC address, --grpc-address, port 2113 by default"},
+	{"missing selected ALPN property", hintHTTPS}, // a server without ALPN
+	{"no application protocol", hintHTTPS},        // one that speaks HTTP/1.1 only
 	{"first record does not look like a TLS handshake", "the address has no TLS: want the service's gRPC address, and plaintext if it is set up without TLS"},
 	{"error reading server preface", "the connection was closed at its start: if the service has TLS, it must not be dialed in plaintext"},
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 
@@ -45,6 +44,12 @@ func (l *lines) with(text string) (found []string) {
 		}
 	}
 	return found
+}
+
+func (l *lines) clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
 }
 
 func newLog() (*lines, *slog.Logger) {
@@ -390,58 +395,64 @@ func TestAgentGoesOnWhileItsFunctionsHang(t *testing.T) {
 	})
 }
 
-// Watches wait for their functions, but not after their end.
+// Watches wait for their functions, but for 2 s only after their end, whether they have
+// been late before or not.
 func TestWatchesEndWhileTheirFunctionsHang(t *testing.T) {
-	s, registered := startCoderd(t)
-	_, err := registered.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
-	require.NoError(t, err)
-	log, logger := newLog()
-	conn := s.conn(coderdToken)
-	defer closeConn(t, conn)
-	coderd, err := client.NewCoderd(conn, client.CoderdOptions{Logger: logger, CallbackTimeout: time.Millisecond})
-	require.NoError(t, err)
-	hanging := make(chan struct{})
-	defer close(hanging)
-	var watches sync.WaitGroup
-	defer watches.Wait()
-	for name, watch := range map[string]func(ctx context.Context, called func()) error{
-		"handler of the watch of agents": func(ctx context.Context, called func()) error {
-			return coderd.WatchAgents(ctx, nil, func(*agentstatsv1.WatchAgentsResponse) { called() })
-		},
-		"handler of the watch of metadata": func(ctx context.Context, called func()) error {
-			return coderd.WatchMetadata(ctx, []uuid.UUID{agentID}, func(*agentstatsv1.WatchMetadataResponse) { called() })
-		},
-		"function=Started": func(ctx context.Context, called func()) error {
-			return coderd.WatchStats(ctx, client.StatsWatch{Name: "a", Started: func(time.Time) { called() }, Handle: func(client.StatsBatch) error { return nil }})
-		},
-		"function=Load": func(ctx context.Context, called func()) error {
-			return coderd.WatchStats(ctx, client.StatsWatch{
-				Name:   "b",
-				Load:   func(context.Context) (p client.StatsPosition, err error) { called(); return p, nil },
-				Handle: func(client.StatsBatch) error { return nil },
-			})
-		},
-		"function=Handle": func(ctx context.Context, called func()) error {
-			return coderd.WatchStats(ctx, client.StatsWatch{Name: "c", Handle: func(client.StatsBatch) error { called(); return nil }})
-		},
-	} {
-		watches.Go(func() {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			called, ended := make(chan struct{}, 1), make(chan error)
-			go func() {
-				ended <- watch(ctx, func() {
-					select {
-					case called <- struct{}{}:
-					default:
-					}
-					<-hanging
+	bubble.Test(t, func(t *testing.T) {
+		s, registered := startCoderd(t)
+		_, err := registered.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+		require.NoError(t, err)
+		log, logger := newLog()
+		conn := s.conn(coderdToken)
+		defer closeConn(t, conn)
+		coderd, err := client.NewCoderd(conn, client.CoderdOptions{Logger: logger})
+		require.NoError(t, err)
+		for name, watch := range map[string]func(ctx context.Context, called func()) error{
+			"handler of the watch of agents": func(ctx context.Context, called func()) error {
+				return coderd.WatchAgents(ctx, nil, func(*agentstatsv1.WatchAgentsResponse) { called() })
+			},
+			"handler of the watch of metadata": func(ctx context.Context, called func()) error {
+				return coderd.WatchMetadata(ctx, []uuid.UUID{agentID}, func(*agentstatsv1.WatchMetadataResponse) { called() })
+			},
+			"function=Started": func(ctx context.Context, called func()) error {
+				return coderd.WatchStats(ctx, client.StatsWatch{Name: "a", Started: func(time.Time) { called() }, Handle: func(client.StatsBatch) error { return nil }})
+			},
+			"function=Load": func(ctx context.Context, called func()) error {
+				return coderd.WatchStats(ctx, client.StatsWatch{
+					Name:   "b",
+					Load:   func(context.Context) (p client.StatsPosition, err error) { called(); return p, nil },
+					Handle: func(client.StatsBatch) error { return nil },
 				})
-			}()
-			<-called
-			cancel()
-			assert.NoError(t, <-ended)
-			assert.NotEmpty(t, log.with(name), name)
-		})
-	}
+			},
+			"function=Handle": func(ctx context.Context, called func()) error {
+				return coderd.WatchStats(ctx, client.StatsWatch{Name: "c", Handle: func(client.StatsBatch) error { called(); return nil }})
+			},
+		} {
+			for _, before := range []time.Duration{0, 15 * time.Second} {
+				ctx, cancel := context.WithCancel(t.Context())
+				called, hanging, ended := make(chan struct{}, 1), make(chan struct{}), make(chan error)
+				go func() {
+					ended <- watch(ctx, func() {
+						select {
+						case called <- struct{}{}:
+						default:
+						}
+						<-hanging
+					})
+				}()
+				<-called
+				time.Sleep(before)
+				synctest.Wait()
+				require.Len(t, log.with(name), int(before/(15*time.Second)), "%s is late after 10 s", name)
+				began := time.Now()
+				cancel()
+				require.NoError(t, <-ended)
+				require.Equal(t, 2*time.Second, time.Since(began), "%s after %s", name, before)
+				require.NotEmpty(t, log.with(name), name)
+				close(hanging)
+				synctest.Wait()
+				log.clear()
+			}
+		}
+	})
 }

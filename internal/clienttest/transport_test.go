@@ -4,16 +4,19 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -54,7 +57,12 @@ func TestPushLogsAWrongTransport(t *testing.T) {
 	secureWeb.StartTLS()
 	t.Cleanup(secureWeb.Close)
 	secureWeb.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	noALPN := acceptTLS(t, &tls.Config{Certificates: []tls.Certificate{pair}})
 
+	// Each takes 5 s to end, as its last push fails.
+	var pushers sync.WaitGroup
+	t.Cleanup(pushers.Wait)
+	ending := assert.New(t)
 	for name, c := range map[string]struct {
 		target string
 		opts   client.DialOptions
@@ -64,27 +72,50 @@ func TestPushLogsAWrongTransport(t *testing.T) {
 		"plaintext against TLS":   {secure, client.DialOptions{Plaintext: true}, "must not be dialed in plaintext"},
 		"plaintext against HTTP":  {web.Listener.Addr().String(), client.DialOptions{Plaintext: true}, "the address is one of HTTP"},
 		"TLS against HTTP":        {web.Listener.Addr().String(), client.DialOptions{TLS: config}, "the address has no TLS"},
-		"TLS against HTTPS":       {secureWeb.Listener.Addr().String(), client.DialOptions{TLS: config}, ""},
-		"plaintext against HTTPS": {secureWeb.Listener.Addr().String(), client.DialOptions{Plaintext: true}, ""},
+		"TLS against HTTPS":       {secureWeb.Listener.Addr().String(), client.DialOptions{TLS: config}, "the address is one of HTTPS"},
+		"TLS without ALPN":        {noALPN, client.DialOptions{TLS: config}, "the address is one of HTTPS"},
+		"plaintext against HTTPS": {secureWeb.Listener.Addr().String(), client.DialOptions{Plaintext: true}, "must not be dialed in plaintext"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn, err := client.Dial(c.target, c.opts)
 			require.NoError(t, err)
-			defer closeConn(t, conn)
 			logged := make(chan string, 1)
 			pusher, err := client.NewPusher(conn, client.PushOptions{Gatherer: newGate("a_total"), Logger: slog.New(slog.NewTextHandler(firstLine(logged), nil))})
 			require.NoError(t, err)
-			ctx, cancel := context.WithCancel(t.Context())
-			ended := make(chan error)
-			go func() { ended <- pusher.Run(ctx) }()
+			pushers.Go(func() {
+				ending.NoError(pusher.Run(t.Context()))
+				ending.NoError(conn.Close())
+			})
 			line := <-logged
-			cancel()
-			require.NoError(t, <-ended)
 			require.Contains(t, line, "stream broke")
+			require.Contains(t, line, " hint=")
 			require.Contains(t, line, c.hint)
-			t.Log(line)
 		})
 	}
+}
+
+// acceptTLS returns the address of a server that makes handshakes and says nothing.
+func acceptTLS(t *testing.T, config *tls.Config) string {
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	require.NoError(t, err)
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer conn.Close()
+				_, _ = io.Copy(io.Discard, conn)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		require.NoError(t, listener.Close())
+		conns.Wait()
+	})
+	return listener.Addr().String()
 }
 
 // firstLine sends the first line of a log.
