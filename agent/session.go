@@ -20,7 +20,8 @@ type Session struct {
 	// Instance is the agent's process.
 	Instance Instance
 	// First is true if this is the instance's first session anywhere: nothing
-	// that it reports was counted before. If it is relayed, it is the agent's first.
+	// that it reports was counted before. If it is relayed, the agent reported
+	// nothing in any session.
 	First bool
 	// Relayed is true if Instance is a relay. What it reports was counted by the
 	// agent's process, which may go on through another relay.

@@ -21,6 +21,8 @@ const (
 	maxRegionName = 128
 	// maxLatency to a region is the same as that of a report.
 	maxLatency = agent.MaxLatencyMS * time.Millisecond
+	// maxStatsAge is longer than relays keep reports, in microseconds.
+	maxStatsAge = uint64(24 * time.Hour / time.Microsecond)
 )
 
 // takeRequest hands one request of a stream to the components, and returns what they
@@ -28,7 +30,7 @@ const (
 func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.Refusal) {
 	add := func(more []agent.Refusal) { refused = append(refused, more...) }
 	if f.Stats != nil {
-		add(s.takeReport(r, f.Stats, f.Stats.Rest, 0))
+		add(s.takeReport(r, f.Stats, f.Stats.Rest, f.StatsAge, false))
 		f.KeepEncodings()
 	}
 	if entries, ok := f.MetadataEntries(); ok {
@@ -48,8 +50,7 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 		add(s.takeNetwork(r, m.GetNetwork()))
 	}
 	if m.Stats != nil {
-		age := max(0, m.GetStatsAge().AsDuration())
-		add(s.takeStats(r, m.GetStats(), m.GetStatsSuperseded() || r.IsOlderReport(age), age))
+		add(s.takeStats(r, m.GetStats(), f.StatsAge, m.GetStatsSuperseded()))
 	}
 	if m.Metadata != nil {
 		add(s.takeMetadata(r, m.GetMetadata().GetMetadata()))
@@ -60,27 +61,26 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 	return refused
 }
 
-func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, superseded bool, age time.Duration) []agent.Refusal {
+func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, age uint64, superseded bool) []agent.Refusal {
 	report := wire.NewMessageReport(stats)
 	defer report.Release()
 	s.metrics.sessionNames.Add(float64(report.Overflow))
-	rest := func() []byte { return contract.EncodeRest(stats) }
-	if superseded {
-		s.metrics.requests.stats.Inc()
-		s.sumReport(r, report, rest)
-		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
-	}
-	return s.takeReport(r, report, rest, age)
+	return s.takeReport(r, report, func() []byte { return contract.EncodeRest(stats) }, age, superseded)
 }
 
 // takeReport hands a report to the components. rest returns the report encoded without
-// samples, for watchers of reports.
-func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte, age time.Duration) []agent.Refusal {
+// samples, for watchers of reports. Of a superseded one, and of one that is older than
+// another relay's, only what adds up is taken in.
+func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte, age uint64, superseded bool) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
 	s.sumReport(r, report, rest)
+	since := time.Duration(min(age, maxStatsAge)) * time.Microsecond
+	if superseded || r.IsOlderReport(since) {
+		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
+	}
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
 	r.ChargeSeries(created)
-	r.MarkReported(age)
+	r.MarkReported(since)
 	return refused
 }
 

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/edgetest"
@@ -73,9 +72,7 @@ func TestReportOfAnOlderRelay(t *testing.T) {
 		relay := s.OpenRelay(s.AsCoderd())
 		report := func(value float64, bytes int64, age time.Duration) *pb.ConnectRequest {
 			q := &pb.ConnectRequest{Stats: &pb.Stats{RxBytes: bytes, Metrics: []*pb.Stats_Metric{{Name: "c_total", Type: pb.Stats_Metric_TYPE_COUNTER, Value: value}}}}
-			if age > 0 {
-				q.StatsAge = durationpb.New(age)
-			}
+			q.StatsAge = age.Microseconds()
 			return q
 		}
 		relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1})

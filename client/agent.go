@@ -98,9 +98,10 @@ type Agent struct {
 	// wake is signalled when something is due before Run checks again.
 	wake chan struct{}
 
-	mu     sync.Mutex
-	outbox outbox
-	limits limits
+	mu      sync.Mutex
+	outbox  outbox
+	limits  limits
+	standby standby
 	// sleeps is true while Run waits in a session until something is due. checksAt is
 	// when it checks again.
 	sleeps   bool
@@ -182,7 +183,7 @@ func (a *Agent) Report(stats *agentstatsv1.Stats) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.outbox.putStats(stats, false, time.Now())
-	a.wakeLocked()
+	a.handedOverLocked()
 }
 
 // UpdateMetadata hands over the newest values of metadata keys. They are sent within a
@@ -199,7 +200,7 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 			first = err
 		}
 	}
-	a.wakeLocked()
+	a.handedOverLocked()
 	return first
 }
 
@@ -208,8 +209,8 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.outbox.lifecycle.put(lifecycle{state: state, changedAt: changedAt})
-	a.wakeLocked()
+	a.outbox.putLifecycle(lifecycle{state: state, changedAt: changedAt})
+	a.handedOverLocked()
 }
 
 // SetAppHealth sets the health of an app of the agent, which is sent at once, unless it
@@ -218,7 +219,7 @@ func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) err
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	err := a.outbox.putAppHealth(appID, health)
-	a.wakeLocked()
+	a.handedOverLocked()
 	return err
 }
 
@@ -238,7 +239,7 @@ func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	if !a.outbox.network.isSet || !proto.Equal(a.outbox.network.value, network) {
 		a.outbox.network.put(network)
 	}
-	a.wakeLocked()
+	a.handedOverLocked()
 	return nil
 }
 
@@ -327,33 +328,49 @@ func (a *Agent) pendingError(err error) error {
 // returns an error only if it is running already. After a cancelled Run it may
 // be called again: the instance lives on.
 func (a *Agent) Run(ctx context.Context) error {
+	run, err := a.begin(ctx)
+	if err == nil {
+		run()
+	}
+	return err
+}
+
+// begin makes the Agent one that is running. Its result keeps the session.
+func (a *Agent) begin(ctx context.Context) (run func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	a.callbacks.endWith(ctx)
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.stopped != nil {
-		a.mu.Unlock()
-		return errors.New("run agent: is running already")
+		cancel()
+		return nil, errors.New("run agent: is running already")
 	}
 	if a.closing {
-		a.mu.Unlock()
-		return nil
+		return cancel, nil
 	}
 	stopped := make(chan struct{})
 	a.stopped, a.cancel = stopped, cancel
-	a.mu.Unlock()
-	defer func() {
+	return func() {
+		defer cancel()
+		a.callbacks.endWith(ctx)
+		a.keepSession(ctx)
 		a.mu.Lock()
 		a.stopped, a.cancel = nil, nil
 		a.mu.Unlock()
 		a.setState(State{Connection: Stopped})
 		close(stopped)
-	}()
+	}, nil
+}
 
-	for attempt := 0; ; attempt++ {
+// keepSession keeps a session until ctx is cancelled, or until Close.
+func (a *Agent) keepSession(ctx context.Context) {
+	for attempt := 0; a.awaitReason(ctx); attempt++ {
 		end := a.session(ctx)
 		if end.closed || ctx.Err() != nil {
-			return nil
+			return
+		}
+		if errors.Is(end.err, errNothingLeft) {
+			attempt = -1
+			continue
 		}
 		if end.lived {
 			attempt = 0
@@ -370,7 +387,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil
+			return
 		}
 	}
 }

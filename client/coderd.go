@@ -188,11 +188,12 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 	return resp, nil
 }
 
-// Relay makes an Agent for an agent that cannot dial the service itself. Its sessions
-// run over coderd's connection, with coderd's credential. Relayed sessions share
-// streams, up to 2,000 on each. There is one session at a time for each agent. A second
-// one supersedes the first. A slow agent does not delay others. The options must have
-// no credentials.
+// Relay makes an Agent for an agent that cannot dial the service itself, and has no other
+// relay meanwhile. For agents that connect to coderd again and again, and to several
+// ones, use Relays. Its sessions run over coderd's connection, with coderd's credential.
+// Relayed sessions share streams, up to 2,000 on each. There is one session at a time
+// for each agent. A second one supersedes the first. A slow agent does not delay others.
+// The options must have no credentials.
 func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
 	if opts.Credentials != nil {
 		return nil, errors.New("relay an agent: want no credentials, the connection has those of coderd")

@@ -47,8 +47,11 @@ func (l *latest[T]) ack(sequence int64) {
 	}
 }
 
-func (l *latest[T]) reset() {
-	l.sequence, l.acked = 0, false
+// reset has the value sent again, unless it is acked and that is to be kept.
+func (l *latest[T]) reset(keepAcked bool) {
+	if !keepAcked || !l.acked {
+		l.sequence, l.acked = 0, false
+	}
 }
 
 func (l *latest[T]) idle() bool {
@@ -70,6 +73,9 @@ type app struct {
 // and what a new session sends again. It does no I/O and has no lock.
 type outbox struct {
 	pace pace
+	// isRelay is true if another outbox may have something newer of the agent. So what
+	// is acked is not sent again, and reports have an age.
+	isRelay bool
 	// sequence of the last request.
 	sequence int64
 	// confirmed is the highest durable sequence that the service acked: all
@@ -95,6 +101,14 @@ func (o *outbox) putStats(stats *agentstatsv1.Stats, collected bool, now time.Ti
 	}
 	o.pace.collected = o.pace.collected || collected
 	o.refuse(o.stats.put(stats)...)
+	o.stats.handedOver = now
+}
+
+func (o *outbox) putLifecycle(l lifecycle) {
+	known := &o.lifecycle
+	if again := known.isSet && known.value.state == l.state && known.value.changedAt.Equal(l.changedAt); !again || !o.isRelay {
+		known.put(l)
+	}
 }
 
 func (o *outbox) putMetadata(m Metadata, now time.Time) error {
@@ -242,6 +256,7 @@ func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
 	}
 	if sequence, stats, superseded := o.stats.nextResent(now); stats != nil {
 		req := &agentstatsv1.ConnectRequest{Sequence: sequence, Stats: stats, StatsSuperseded: superseded}
+		o.addAge(req, now)
 		o.fit(req, l)
 		return req
 	}
@@ -295,6 +310,7 @@ func (o *outbox) addReport(req *agentstatsv1.ConnectRequest, l limits, now time.
 	}
 	req.Stats = o.stats.next(req.GetSequence(), now)
 	o.pace.reportedAt, o.pace.collected = now, false
+	o.addAge(req, now)
 	o.fit(req, l)
 	o.counts.Samples += int64(len(req.GetStats().GetMetrics()))
 }
@@ -379,12 +395,12 @@ func (o *outbox) resume(r *agentstatsv1.Resume) (stored []Metadata) {
 	stored, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()
 	o.metadata.resend(r.GetReceivedSequence()+1, math.MaxInt64)
-	o.lifecycle.reset()
+	o.lifecycle.reset(o.isRelay)
 	for i := range o.apps {
-		o.apps[i].health.reset()
+		o.apps[i].health.reset(o.isRelay)
 	}
-	o.network.reset()
-	o.goodbye.reset()
+	o.network.reset(o.isRelay)
+	o.goodbye.reset(false)
 	o.sequence = max(o.sequence, r.GetReceivedSequence())
 	return stored
 }

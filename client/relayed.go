@@ -226,7 +226,8 @@ func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size 
 		s.stream.sessions[s.index] = s
 	}
 	s.uncredited = append(s.uncredited, size)
-	urgent := request.GetHello() != nil || request.GetAckNow() || request.GetGoodbye() != nil
+	// A report that could not be sent before must not be older yet when it arrives.
+	urgent := request.GetHello() != nil || request.GetAckNow() || request.GetGoodbye() != nil || request.GetStatsAge() > maxWait.Microseconds()
 	s.stream.queueLocked(encoded, urgent)
 	return nil
 }

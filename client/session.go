@@ -92,7 +92,13 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	}
 	end.delay = max(end.delay, retryDelay(end.err))
 	lived := time.Since(s.opened) >= a.opts.Backoff.Max
-	end.lived = lived || s.acked && status.Code(end.err) != codes.Aborted
+	superseded := status.Code(end.err) == codes.Aborted
+	end.lived = lived || s.acked && !superseded
+	if superseded {
+		a.mu.Lock()
+		a.standby.superseded(time.Now())
+		a.mu.Unlock()
+	}
 	return end
 }
 
@@ -123,6 +129,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	stored := a.outbox.resume(settings.GetResume())
 	a.outbox.pace.beginSession(time.Now())
 	a.applySettingsLocked(settings)
+	a.standby.opened(time.Now(), a.status.ReportInterval)
 	a.mu.Unlock()
 	if len(stored) > 0 && a.opts.OnDurable != nil {
 		a.opts.OnDurable(stored)
@@ -195,7 +202,11 @@ func (s *session) send(ctx context.Context) sessionEnd {
 			}
 		}
 
-		timer.Reset(wait)
+		unneeded, look := a.isUnneeded()
+		if unneeded {
+			return sessionEnd{err: errNothingLeft}
+		}
+		timer.Reset(min(wait, look))
 		select {
 		case <-a.wake:
 		case <-timer.C:
@@ -379,7 +390,7 @@ func (a *Agent) wakeWaiting() {
 		close(a.idle)
 		a.idle = nil
 	}
-	if a.closing {
+	if a.closing || a.standby.isRelay && !a.standby.present {
 		a.signal()
 	}
 	a.wakeLocked()

@@ -111,7 +111,8 @@ func (r *sentReport) superseded() *agentstatsv1.Stats {
 // sent merge.
 type statsQueue struct {
 	// newest was handed over last; nil once all reports are acked.
-	newest *agentstatsv1.Stats
+	newest     *agentstatsv1.Stats
+	handedOver time.Time // when newest was
 	// newestSequence is that of the request that carried newest with its counts; 0:
 	// none did.
 	newestSequence int64
@@ -183,6 +184,13 @@ func (q *statsQueue) nextResent(now time.Time) (sequence int64, stats *agentstat
 	}
 	r.deltas.put(q.newest)
 	return r.sequence, q.newest, false
+}
+
+// addAge adds the age of a relay's report.
+func (o *outbox) addAge(req *agentstatsv1.ConnectRequest, now time.Time) {
+	if o.isRelay && !req.GetStatsSuperseded() {
+		req.StatsAge = now.Sub(o.stats.handedOver).Microseconds()
+	}
 }
 
 // received removes the reports up to the sequence, which the service has received. It

@@ -38,6 +38,7 @@ type entry struct {
 	// Guarded by requestMu.
 
 	lastReport lastReport
+	unreported bool // it has reported nothing, in any session
 
 	mu sync.Mutex
 	// The rest is guarded by mu.

@@ -104,7 +104,11 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
-	first := hello.Ordinal == 1 && !known && (!hello.Relayed || e.sessions.newest.Epoch == 0)
+	e.unreported = e.unreported || e.sessions.newest.Epoch == 0
+	first := hello.Ordinal == 1 && !known
+	if hello.Relayed {
+		first = e.unreported && !moved
+	}
 	order := f.assignEpochLocked(e, hello.Epoch)
 	i.epoch = order.Epoch
 	if f.peers != nil {

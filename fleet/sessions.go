@@ -46,10 +46,10 @@ type lastReport struct {
 }
 
 // IsOlderReport reports whether a report that is older than its receipt by age was made
-// before the newest one, which another instance sent.
+// before the newest one, which another relay of the agent sent.
 func (r Request) IsOlderReport(age time.Duration) bool {
 	last := &r.entry.lastReport
-	return age > 0 && last.from != r.Instance() && r.now.Add(-age).Before(last.at)
+	return r.session.hello.Relayed && last.from != r.Instance() && r.now.Add(-age).Before(last.at)
 }
 
 // MarkReported records that a report of the session was handled, which is older than its
@@ -57,7 +57,7 @@ func (r Request) IsOlderReport(age time.Duration) bool {
 // remove them.
 func (r Request) MarkReported(age time.Duration) {
 	f, e := r.fleet, r.entry
-	e.lastReport = lastReport{r.now.Add(-age), r.Instance()}
+	e.lastReport, e.unreported = lastReport{r.now.Add(-age), r.Instance()}, false
 	if f.peers == nil {
 		return
 	}

@@ -35,15 +35,18 @@ type service struct {
 	network
 	dir        string
 	aggregator *aggregator.Aggregator
+	fleet      *fleet.Fleet
+	registry   *prometheus.Registry
 	pushed     *pushed.Families
+	grouping   []string // of agents' series
 	stopped    func()
 }
 
 // startService panics on errors, as examples have no testing.T.
-func startService() *service {
+func startService(grouping ...string) *service {
 	dir, err := os.MkdirTemp("", "agentstatsd-client-")
 	must(err)
-	s := &service{dir: dir}
+	s := &service{dir: dir, grouping: grouping}
 	must(sqlitetest.Create(s.database()))
 	s.start()
 	return s
@@ -64,13 +67,14 @@ func (s *service) start() {
 	memory, err := pubsub.NewMemory(reg)
 	must(err)
 	notifications := pubsub.NewMetadata(memory)
-	s.aggregator, err = aggregator.New(aggregator.Options{}, reg)
+	s.aggregator, err = aggregator.New(aggregator.Options{GroupBy: s.grouping}, reg)
 	must(err)
 	pending, err := batcher.New(database, notifications, batcher.Options{FlushInterval: 20 * time.Millisecond}, reg, log)
 	must(err)
 	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
 	must(err)
 	must(agents.Load(context.Background()))
+	s.fleet, s.registry = agents, reg
 	s.pushed, err = pushed.New(database, s.aggregator, pushed.Options{}, reg, log)
 	must(err)
 	must(s.pushed.Load(context.Background()))

@@ -22,7 +22,8 @@ type Frame struct {
 	// Sequence of the request.
 	Sequence int64
 	// AckNow is true if the client waits for the ack.
-	AckNow bool
+	AckNow   bool
+	StatsAge uint64 // in microseconds
 	// Stats and metadata are those of a plain request.
 	Stats    *Report
 	metadata *metadataDecoder
@@ -125,6 +126,7 @@ func (f *Frame) ReadBuffer(buffer mem.Buffer) {
 		return
 	}
 	f.Sequence, f.AckNow, f.Request = request.GetSequence(), request.GetAckNow(), request
+	f.StatsAge = uint64(request.GetStatsAge())
 }
 
 // The first bytes of the fields of ConnectRequest that are read.
@@ -133,9 +135,10 @@ const (
 	tagStats    = 3<<3 | byte(protowire.BytesType)
 	tagMetadata = 4<<3 | byte(protowire.BytesType)
 	tagAckNow   = 10<<3 | byte(protowire.VarintType)
+	tagStatsAge = 11<<3 | byte(protowire.VarintType)
 )
 
-// readPlain reads a plain request: a sequence, stats, metadata and ack_now, each at
+// readPlain reads a plain request: a sequence, stats, metadata, ack_now and age, each at
 // most once, in the order of their numbers. It returns false, and keeps nothing, if the
 // request is not plain.
 func (f *Frame) readPlain(w reader) bool {
@@ -182,8 +185,12 @@ func (f *Frame) readFields(w *reader) bool {
 	}
 	if w.nextIs(tagAckNow) {
 		now, ok := w.varint()
-		f.AckNow = now != 0
-		return ok
+		if f.AckNow = now != 0; !ok {
+			return false
+		}
 	}
-	return true
+	if w.nextIs(tagStatsAge) {
+		f.StatsAge, ok = w.varint()
+	}
+	return ok
 }

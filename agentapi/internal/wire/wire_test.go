@@ -52,6 +52,7 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	require.NoError(t, f.Refused)
 	require.Equal(t, want.GetSequence(), f.Sequence)
 	require.Equal(t, want.GetAckNow(), f.AckNow)
+	require.EqualValues(t, want.GetStatsAge(), int64(f.StatsAge))
 	forStore := want.GetMetadata() != nil || want.GetLifecycle() != nil || want.GetAppHealth() != nil || want.GetNetwork() != nil
 	require.Equal(t, forStore, f.ForStore())
 	if f.Request != nil {
@@ -62,7 +63,7 @@ func checkFrame(t require.TestingT, data []byte, before ...[]byte) (plain bool) 
 	}
 	// A plain request has all that the message has.
 	rest := proto.CloneOf(want)
-	rest.Sequence, rest.AckNow, rest.Stats, rest.Metadata = 0, false, nil, nil
+	rest.Sequence, rest.AckNow, rest.StatsAge, rest.Stats, rest.Metadata = 0, false, 0, nil, nil
 	require.Zero(t, proto.Size(rest))
 	require.Equal(t, want.GetStats() != nil, f.Stats != nil)
 	if f.Stats != nil {
@@ -162,7 +163,7 @@ func plainRequests(t require.TestingT) map[string][]byte {
 	both := statsRequest(7, fullStats())
 	both.Metadata = &agentstatsv1.MetadataReport{Metadata: []*agentstatsv1.Metadata{{Key: "k"}}}
 	now := proto.CloneOf(both)
-	now.AckNow = true
+	now.AckNow, now.StatsAge = true, 70_000
 	return map[string][]byte{
 		"both":     encoded(t, both),
 		"ack now":  encoded(t, now),

@@ -317,10 +317,10 @@ type ConnectRequest struct {
 	// progress until all up to it is durable. May come without anything else but a
 	// sequence.
 	AckNow bool `protobuf:"varint,10,opt,name=ack_now,json=ackNow,proto3" json:"ack_now,omitempty"`
-	// How long before this request was sent its stats were handed over to a relay, which
-	// could not send them then; absent: a moment. Of stats that were handed over before
-	// those of another relay, which were sent earlier, only what adds up is taken in.
-	StatsAge      *durationpb.Duration `protobuf:"bytes,11,opt,name=stats_age,json=statsAge,proto3" json:"stats_age,omitempty"`
+	// Microseconds between the hand over of stats to a relay and this request. Of stats
+	// that were handed over before those of another relay of the agent, which arrived
+	// earlier, only what adds up is taken in. Only relays send it.
+	StatsAge      int64 `protobuf:"varint,11,opt,name=stats_age,json=statsAge,proto3" json:"stats_age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,11 +425,11 @@ func (x *ConnectRequest) GetAckNow() bool {
 	return false
 }
 
-func (x *ConnectRequest) GetStatsAge() *durationpb.Duration {
+func (x *ConnectRequest) GetStatsAge() int64 {
 	if x != nil {
 		return x.StatsAge
 	}
-	return nil
+	return 0
 }
 
 // Hello opens a session.
@@ -2191,7 +2191,7 @@ var File_agentstats_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x04\n" +
+	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x03\n" +
 	"\x0eConnectRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12*\n" +
 	"\x05hello\x18\x02 \x01(\v2\x14.agentstats.v1.HelloR\x05hello\x12*\n" +
@@ -2204,8 +2204,8 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\agoodbye\x18\b \x01(\v2\x16.agentstats.v1.GoodbyeR\agoodbye\x12)\n" +
 	"\x10stats_superseded\x18\t \x01(\bR\x0fstatsSuperseded\x12\x17\n" +
 	"\aack_now\x18\n" +
-	" \x01(\bR\x06ackNow\x126\n" +
-	"\tstats_age\x18\v \x01(\v2\x19.google.protobuf.DurationR\bstatsAge\"\xae\x01\n" +
+	" \x01(\bR\x06ackNow\x12\x1b\n" +
+	"\tstats_age\x18\v \x01(\x03R\bstatsAge\"\xae\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +
@@ -2421,48 +2421,47 @@ var file_agentstats_v1_agent_proto_depIdxs = []int32{
 	24, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
 	25, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
 	6,  // 6: agentstats.v1.ConnectRequest.goodbye:type_name -> agentstats.v1.Goodbye
-	32, // 7: agentstats.v1.ConnectRequest.stats_age:type_name -> google.protobuf.Duration
-	8,  // 8: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
-	11, // 9: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
-	12, // 10: agentstats.v1.ConnectResponse.refusals:type_name -> agentstats.v1.Refusal
-	13, // 11: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
-	32, // 12: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
-	10, // 13: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
-	32, // 14: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
-	9,  // 15: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
-	32, // 16: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
-	32, // 17: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
-	0,  // 18: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
-	32, // 19: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
-	15, // 20: agentstats.v1.RelayAgentsRequest.requests:type_name -> agentstats.v1.RelayedRequest
-	4,  // 21: agentstats.v1.RelayedRequest.request:type_name -> agentstats.v1.ConnectRequest
-	17, // 22: agentstats.v1.RelayAgentsResponse.responses:type_name -> agentstats.v1.RelayedResponse
-	7,  // 23: agentstats.v1.RelayedResponse.response:type_name -> agentstats.v1.ConnectResponse
-	18, // 24: agentstats.v1.RelayedResponse.end:type_name -> agentstats.v1.RelayedEnd
-	32, // 25: agentstats.v1.RelayedEnd.retry_delay:type_name -> google.protobuf.Duration
-	26, // 26: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
-	28, // 27: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
-	27, // 28: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
-	30, // 29: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
-	20, // 30: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
-	3,  // 31: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
-	33, // 32: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
-	1,  // 33: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
-	23, // 34: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
-	31, // 35: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
-	2,  // 36: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
-	29, // 37: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
-	33, // 38: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
-	32, // 39: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
-	4,  // 40: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
-	14, // 41: agentstats.v1.AgentService.RelayAgents:input_type -> agentstats.v1.RelayAgentsRequest
-	7,  // 42: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
-	16, // 43: agentstats.v1.AgentService.RelayAgents:output_type -> agentstats.v1.RelayAgentsResponse
-	42, // [42:44] is the sub-list for method output_type
-	40, // [40:42] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	8,  // 7: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
+	11, // 8: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
+	12, // 9: agentstats.v1.ConnectResponse.refusals:type_name -> agentstats.v1.Refusal
+	13, // 10: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
+	32, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
+	10, // 12: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
+	32, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
+	9,  // 14: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
+	32, // 15: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
+	32, // 16: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
+	0,  // 17: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
+	32, // 18: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
+	15, // 19: agentstats.v1.RelayAgentsRequest.requests:type_name -> agentstats.v1.RelayedRequest
+	4,  // 20: agentstats.v1.RelayedRequest.request:type_name -> agentstats.v1.ConnectRequest
+	17, // 21: agentstats.v1.RelayAgentsResponse.responses:type_name -> agentstats.v1.RelayedResponse
+	7,  // 22: agentstats.v1.RelayedResponse.response:type_name -> agentstats.v1.ConnectResponse
+	18, // 23: agentstats.v1.RelayedResponse.end:type_name -> agentstats.v1.RelayedEnd
+	32, // 24: agentstats.v1.RelayedEnd.retry_delay:type_name -> google.protobuf.Duration
+	26, // 25: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
+	28, // 26: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
+	27, // 27: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
+	30, // 28: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
+	20, // 29: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
+	3,  // 30: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
+	33, // 31: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
+	1,  // 32: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
+	23, // 33: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
+	31, // 34: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
+	2,  // 35: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
+	29, // 36: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
+	33, // 37: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
+	32, // 38: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
+	4,  // 39: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
+	14, // 40: agentstats.v1.AgentService.RelayAgents:input_type -> agentstats.v1.RelayAgentsRequest
+	7,  // 41: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
+	16, // 42: agentstats.v1.AgentService.RelayAgents:output_type -> agentstats.v1.RelayAgentsResponse
+	41, // [41:43] is the sub-list for method output_type
+	39, // [39:41] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_agent_proto_init() }

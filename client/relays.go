@@ -1,0 +1,346 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+const (
+	// defaultRelayIdle outlasts the reconnects of agents, which come within seconds.
+	defaultRelayIdle = 5 * time.Minute
+	// defaultMaxRelays is as many as 25 full streams have.
+	defaultMaxRelays = 50_000
+	// maxRelayIdles bounds how often a relay that has something pending is kept for
+	// another idle time: for an hour, as long as a database may be away.
+	maxRelayIdles = 12
+	// roleAgent is the role of an agent's own connection to coderd.
+	roleAgent = "agent"
+)
+
+var errRelaysClosed = errors.New("the relays are closed")
+
+// RelaysOptions are the knobs of Relays. The zero value works.
+type RelaysOptions struct {
+	// Idle is how long a relay is kept after its agent has disconnected, for its next
+	// connection; 0: 5 min. A relay with something pending is kept up to 12 times as
+	// long.
+	Idle time.Duration
+	// MaxAgents bounds the relays; 0: 50,000. Beyond it, one that is kept for a next
+	// connection, with nothing pending, makes room. Otherwise further agents are refused.
+	MaxAgents int
+	// Backoff bounds the waits between two sessions of an agent.
+	Backoff Backoff
+	// Logger of sessions that open and end, and of what is lost; nil: they are not
+	// logged.
+	Logger *slog.Logger
+	// OnRefusal is called with what the service refused of an agent. It is called
+	// like the functions of AgentOptions.
+	OnRefusal func(agentID uuid.UUID, refusal *agentstatsv1.Refusal)
+}
+
+func (o *RelaysOptions) validate() error {
+	switch {
+	case o.Idle < 0:
+		return fmt.Errorf("idle: want at least 0, got %s", o.Idle)
+	case o.MaxAgents < 0:
+		return fmt.Errorf("max agents: want at least 0, got %d", o.MaxAgents)
+	}
+	return o.Backoff.validate()
+}
+
+// Relays relay for the agents that are connected to one coderd. They keep one relay for
+// each agent, over its connections: what it said in an outage is sent later, and counts
+// are counted once. The service considers an agent connected while it is connected to
+// a coderd that relays for it.
+//
+// An agent may have relays in several coderds, as it moves, or as a broken connection
+// is noticed late. The service has one session of an agent. A relay whose session
+// another one superseded comes back when its agent says something new, or to deliver
+// what is not acked, and repeats nothing that is. So relays do not take turns.
+//
+// All methods may be called at any time by any goroutine.
+type Relays struct {
+	coderd *Coderd
+	opts   RelaysOptions
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	agents map[uuid.UUID]*keptRelay // guarded by mu
+	closed bool                     // likewise
+	ended  sync.WaitGroup           // the goroutines of relays
+}
+
+// keptRelay is the relay of one agent. The mu of Relays guards its fields.
+//
+//	connected --the last connection ends--> kept --a connection--> connected
+//	kept --idle, or goodbye--> ended
+type keptRelay struct {
+	agent       *Agent
+	cancel      context.CancelFunc
+	connections int
+	idles       int         // how often the idle time has passed
+	idle        *time.Timer // nil while it is connected
+}
+
+// Relays makes Relays over the connection of c. Make one for each Coderd.
+func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("relays options: %w", err)
+	}
+	opts.Idle = cmp.Or(opts.Idle, defaultRelayIdle)
+	opts.MaxAgents = cmp.Or(opts.MaxAgents, defaultMaxRelays)
+	r := &Relays{coderd: c, opts: opts, log: opts.Logger, agents: make(map[uuid.UUID]*keptRelay)}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	return r, nil
+}
+
+// Connect returns the handle of one connection of an agent to coderd. Disconnect it at
+// the end of the connection. role is that of the connection, as the query of its
+// request has it: an empty one is that of an agent. Of another one, like that of a log
+// streamer with the agent's token, nothing is relayed: its handle does nothing. It does
+// not block. It returns an error if there are too many relays, or after Close.
+func (r *Relays) Connect(agentID uuid.UUID, role string) (*RelayedAgent, error) {
+	if role != "" && role != roleAgent {
+		return &RelayedAgent{}, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k, err := r.keepLocked(agentID)
+	if err != nil {
+		return nil, fmt.Errorf("relay agent %s: %w", agentID, err)
+	}
+	if k.idle != nil {
+		k.idle.Stop()
+		k.idle, k.idles = nil, 0
+	}
+	k.connections++
+	k.agent.setPresent(true)
+	return &RelayedAgent{relays: r, relay: k, id: agentID}, nil
+}
+
+// keepLocked returns the relay of an agent, which it begins if there is none.
+func (r *Relays) keepLocked(id uuid.UUID) (*keptRelay, error) {
+	k := r.agents[id]
+	switch {
+	case r.closed:
+		return nil, errRelaysClosed
+	case k != nil:
+		return k, nil
+	case len(r.agents) >= r.opts.MaxAgents && !r.makeRoomLocked():
+		return nil, fmt.Errorf("want at most %d relays (RelaysOptions.MaxAgents), there are %d", r.opts.MaxAgents, len(r.agents))
+	}
+	opts := AgentOptions{Backoff: r.opts.Backoff, CallbackTimeout: r.coderd.callbackTimeout}
+	if r.opts.Logger != nil {
+		opts.Logger = r.log.With("agent", id)
+	}
+	if r.opts.OnRefusal != nil {
+		opts.OnRefusal = func(refusal *agentstatsv1.Refusal) { r.opts.OnRefusal(id, refusal) }
+	}
+	agent, err := r.coderd.Relay(id, opts)
+	if err != nil {
+		return nil, err
+	}
+	agent.standby.isRelay, agent.outbox.isRelay = true, true
+	ctx, cancel := context.WithCancel(context.Background())
+	k = &keptRelay{agent: agent, cancel: cancel}
+	run, err := agent.begin(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	r.agents[id] = k
+	r.ended.Add(1)
+	go func() {
+		defer r.ended.Done()
+		run()
+	}()
+	return k, nil
+}
+
+// makeRoomLocked ends a relay that is kept with nothing pending.
+func (r *Relays) makeRoomLocked() bool {
+	for id, k := range r.agents {
+		if k.connections == 0 && k.agent.isIdle() {
+			r.endLocked(id, k)
+			return true
+		}
+	}
+	return false
+}
+
+// endLocked ends a relay without a goodbye.
+func (r *Relays) endLocked(id uuid.UUID, k *keptRelay) {
+	if r.agents[id] == k {
+		delete(r.agents, id)
+	}
+	if k.idle != nil {
+		k.idle.Stop()
+	}
+	k.cancel()
+}
+
+// disconnect counts a connection that has ended. After the last one the relay sends
+// what is pending, and ends its session.
+func (r *Relays) disconnect(id uuid.UUID, k *keptRelay) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k.connections--; k.connections > 0 {
+		return
+	}
+	k.agent.setPresent(false)
+	if !r.closed && r.agents[id] == k {
+		k.idle = time.AfterFunc(r.opts.Idle, func() { r.expire(id, k) })
+	}
+}
+
+// expire ends a relay whose agent was not connected for the idle time.
+func (r *Relays) expire(id uuid.UUID, k *keptRelay) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k.connections > 0 || r.agents[id] != k || k.idle == nil {
+		return
+	}
+	if k.idles++; !k.agent.isIdle() && k.idles < maxRelayIdles {
+		k.idle.Reset(r.opts.Idle)
+		return
+	}
+	if err := k.agent.pendingError(errNothingLeft); err != nil {
+		r.log.Warn("what an agent said is lost, as it could not be sent", "agent", id, "after", time.Duration(k.idles)*r.opts.Idle, "error", err)
+	}
+	r.endLocked(id, k)
+}
+
+// Goodbye ends the presence of an agent that goes away for good: its series vanish at
+// once. What it said is sent before. It blocks until that is acked, or ctx ends. Without
+// a relay of the agent it does nothing. Handles of the agent's connections do nothing
+// after it.
+func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
+	r.mu.Lock()
+	k := r.agents[agentID]
+	if k != nil {
+		delete(r.agents, agentID)
+		if k.idle != nil {
+			k.idle.Stop()
+		}
+	}
+	r.mu.Unlock()
+	if k == nil {
+		return nil
+	}
+	defer k.cancel()
+	if err := k.agent.Close(ctx); err != nil {
+		return fmt.Errorf("goodbye of agent %s: %w", agentID, err)
+	}
+	return nil
+}
+
+// Close sends what is pending of all agents, and ends their relays without a goodbye:
+// agents that connect to another coderd go on there. It blocks until all is acked, or
+// ctx ends. Then it returns an error that counts the agents with something pending. After
+// it there are no relays any more.
+func (r *Relays) Close(ctx context.Context) error {
+	r.mu.Lock()
+	r.closed = true
+	kept := r.agents
+	r.agents = nil
+	for _, k := range kept {
+		if k.idle != nil {
+			k.idle.Stop()
+		}
+	}
+	r.mu.Unlock()
+	for _, k := range kept {
+		k.agent.drain()
+	}
+	pending := 0
+	for _, k := range kept {
+		if k.agent.Flush(ctx) != nil {
+			pending++
+		}
+		k.cancel()
+	}
+	r.ended.Wait()
+	if pending > 0 {
+		return fmt.Errorf("close relays: acks of %d of %d agents are pending: %w", pending, len(kept), ctx.Err())
+	}
+	return nil
+}
+
+// RelayedAgent is one connection of an agent to coderd. Its methods do not block. After
+// Disconnect they do nothing.
+type RelayedAgent struct {
+	relays *Relays // nil: nothing is relayed
+	relay  *keptRelay
+	id     uuid.UUID
+
+	mu           sync.Mutex
+	disconnected bool // guarded by mu
+}
+
+// use calls f with the agent, unless the connection has ended, or is no agent's.
+func (a *RelayedAgent) use(f func(*Agent) error) error {
+	if a.relays == nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.disconnected {
+		return nil
+	}
+	return f(a.relay.agent)
+}
+
+// Report is as Agent.Report.
+func (a *RelayedAgent) Report(stats *agentstatsv1.Stats) {
+	_ = a.use(func(agent *Agent) error { agent.Report(stats); return nil })
+}
+
+// UpdateMetadata is as Agent.UpdateMetadata.
+func (a *RelayedAgent) UpdateMetadata(entries ...Metadata) error {
+	return a.use(func(agent *Agent) error { return agent.UpdateMetadata(entries...) })
+}
+
+// SetLifecycle is as Agent.SetLifecycle. The zero time is now.
+func (a *RelayedAgent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
+	if changedAt.IsZero() {
+		changedAt = time.Now()
+	}
+	_ = a.use(func(agent *Agent) error { agent.SetLifecycle(state, changedAt); return nil })
+}
+
+// SetAppHealth is as Agent.SetAppHealth.
+func (a *RelayedAgent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
+	return a.use(func(agent *Agent) error { return agent.SetAppHealth(appID, health) })
+}
+
+// SetNetwork is as Agent.SetNetwork.
+func (a *RelayedAgent) SetNetwork(network *agentstatsv1.Network) error {
+	return a.use(func(agent *Agent) error { return agent.SetNetwork(network) })
+}
+
+// Disconnect ends the connection. It is safe to repeat. The agent counts as connected
+// until what it said is acked. Its series stay until their TTL, or its next connection,
+// to whichever coderd.
+func (a *RelayedAgent) Disconnect() {
+	if a.relays == nil {
+		return
+	}
+	a.mu.Lock()
+	again := a.disconnected
+	a.disconnected = true
+	a.mu.Unlock()
+	if !again {
+		a.relays.disconnect(a.id, a.relay)
+	}
+}

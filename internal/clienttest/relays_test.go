@@ -1,0 +1,201 @@
+package clienttest
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// startRelays starts a service that knows the agent, and so many coderds that relay.
+func startRelays(t *testing.T, n int, opts client.RelaysOptions) (*service, []*client.Relays) {
+	t.Helper()
+	s := startService()
+	t.Cleanup(s.close)
+	relays := make([]*client.Relays, n)
+	for i := range relays {
+		conn := s.conn(coderdToken)
+		coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+		require.NoError(t, err)
+		_, err = coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+		require.NoError(t, err)
+		relays[i], err = coderd.Relays(opts)
+		require.NoError(t, err)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			require.NoError(t, relays[i].Close(ctx))
+			require.NoError(t, conn.Close())
+		})
+	}
+	return s, relays
+}
+
+func connectRelayed(t *testing.T, r *client.Relays) *client.RelayedAgent {
+	t.Helper()
+	a, err := r.Connect(agentID, "agent")
+	require.NoError(t, err)
+	return a
+}
+
+func (s *service) agentInfo(t *testing.T) (agent.Status, agent.LifecycleState) {
+	t.Helper()
+	info, err := s.fleet.Agent(agentID)
+	require.NoError(t, err)
+	return info.Status, info.State.CurrentLifecycle()
+}
+
+// counter returns the value of the family's counter with the label value.
+func (s *service) counter(t *testing.T, name, label string) float64 {
+	t.Helper()
+	families, err := s.registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && m.GetLabel()[0].GetValue() == label {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	t.Fatalf("no %s{%s}", name, label)
+	return 0
+}
+
+// Two coderds that both consider the agent connected do not take the session from each
+// other while the agent says nothing. Whoever it talks to has it.
+func TestRelaysDoNotTakeTurns(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 2, client.RelaysOptions{})
+		takeovers := func() float64 { return s.counter(t, "agentstatsd_sessions_total", "takeover") }
+		one := connectRelayed(t, relays[0])
+		one.SetLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, time.Now())
+		time.Sleep(time.Minute)
+		two := connectRelayed(t, relays[1])
+		two.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		time.Sleep(time.Minute)
+		require.Equal(t, 1.0, takeovers())
+		time.Sleep(time.Hour / 4)
+		require.Equal(t, 1.0, takeovers(), "nobody has anything new")
+		one.Report(&agentstatsv1.Stats{RxBytes: 1})
+		time.Sleep(time.Minute)
+		require.Equal(t, 2.0, takeovers())
+		_, lifecycle := s.agentInfo(t)
+		require.Equal(t, agent.LifecycleReady, lifecycle)
+		time.Sleep(time.Hour / 4)
+		require.Equal(t, 2.0, takeovers())
+		one.Disconnect()
+		two.Disconnect()
+		time.Sleep(time.Minute)
+		status, _ := s.agentInfo(t)
+		require.Equal(t, agent.StatusDisconnected, status)
+	})
+}
+
+// The agent counts as connected while one of its connections lasts. What it says in an
+// outage is sent after it, though it has left.
+func TestRelayOutlastsConnections(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 1, client.RelaysOptions{})
+		first, second := connectRelayed(t, relays[0]), connectRelayed(t, relays[0])
+		time.Sleep(5 * time.Second)
+		first.Disconnect()
+		first.Disconnect()
+		first.SetLifecycle(agentstatsv1.Lifecycle_STATE_OFF, time.Now())
+		time.Sleep(5 * time.Second)
+		status, lifecycle := s.agentInfo(t)
+		require.Equal(t, agent.StatusConnected, status)
+		require.Equal(t, agent.LifecycleCreated, lifecycle, "the handle does nothing any more")
+		s.stopped()
+		second.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		second.Disconnect()
+		time.Sleep(6 * time.Minute) // longer than Idle
+		s.start()
+		time.Sleep(time.Minute)
+		status, lifecycle = s.agentInfo(t)
+		require.Equal(t, agent.StatusDisconnected, status)
+		require.Equal(t, agent.LifecycleReady, lifecycle)
+	})
+}
+
+// Of the connection of a log streamer nothing is relayed.
+func TestRelaysOfAnotherRole(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 1, client.RelaysOptions{})
+		streamer, err := relays[0].Connect(agentID, "logstreamer")
+		require.NoError(t, err)
+		streamer.SetLifecycle(agentstatsv1.Lifecycle_STATE_OFF, time.Now())
+		require.NoError(t, streamer.UpdateMetadata(client.Metadata{Key: "k"}))
+		require.NoError(t, streamer.SetAppHealth(appID, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		require.NoError(t, streamer.SetNetwork(&agentstatsv1.Network{NodeId: 1}))
+		time.Sleep(10 * time.Second)
+		info, err := s.fleet.Agent(agentID)
+		require.NoError(t, err)
+		require.NotEqual(t, agent.StatusConnected, info.Status)
+		require.Equal(t, agent.LifecycleCreated, info.State.CurrentLifecycle())
+		streamer.Disconnect()
+	})
+}
+
+// Relays are bounded. One that is kept for a next connection makes room.
+func TestRelaysAreBounded(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, relays := startRelays(t, 1, client.RelaysOptions{MaxAgents: 1})
+		one := connectRelayed(t, relays[0])
+		other := uuid.UUID{1}
+		_, err := relays[0].Connect(other, "")
+		require.EqualError(t, err, "relay agent "+other.String()+": want at most 1 relays (RelaysOptions.MaxAgents), there are 1")
+		one.Disconnect()
+		two, err := relays[0].Connect(other, "")
+		require.NoError(t, err)
+		two.Disconnect()
+		require.NoError(t, relays[0].Close(t.Context()))
+		_, err = relays[0].Connect(other, "")
+		require.ErrorContains(t, err, "closed")
+	})
+	for _, opts := range []client.RelaysOptions{{Idle: -1}, {MaxAgents: -1}, {Backoff: client.Backoff{Min: -1}}} {
+		coderd, err := client.NewCoderd(nil, client.CoderdOptions{})
+		require.NoError(t, err)
+		_, err = coderd.Relays(opts)
+		require.ErrorContains(t, err, "relays options: ")
+	}
+}
+
+// A goodbye ends the agent's presence. Close sends what is pending, and keeps the series.
+func TestRelaysEnd(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 2, client.RelaysOptions{})
+		report := func(a *client.RelayedAgent) {
+			a.Report(&agentstatsv1.Stats{Metrics: []*agentstatsv1.Stats_Metric{{Name: "work_total", Type: agentstatsv1.Stats_Metric_TYPE_COUNTER, Value: 1}}})
+		}
+		lines := func() int {
+			synctest.Wait()
+			var b strings.Builder
+			require.NoError(t, s.aggregator.WriteText(&b))
+			return strings.Count(b.String(), "\nwork_total{")
+		}
+		a := connectRelayed(t, relays[0])
+		report(a)
+		require.NoError(t, relays[0].Goodbye(t.Context(), agentID))
+		require.NoError(t, relays[0].Goodbye(t.Context(), agentID), "there is no relay")
+		require.Zero(t, lines())
+		a.Disconnect()
+		b := connectRelayed(t, relays[1])
+		report(b)
+		b.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Time{})
+		require.NoError(t, relays[1].Close(t.Context()))
+		require.Equal(t, 1, lines())
+		_, lifecycle := s.agentInfo(t)
+		require.Equal(t, agent.LifecycleReady, lifecycle)
+		report(b)
+		b.Disconnect()
+	})
+}
