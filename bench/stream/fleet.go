@@ -88,7 +88,7 @@ func MeasureFleet(ctx context.Context, run *figure.Run, binary, dir string, f Fl
 	if err != nil {
 		return fmt.Errorf("%s: %w", Answering, err)
 	}
-	add(Answering, FleetCPU, float64(cpu)/float64(time.Millisecond)/minutes)
+	add(Answering, FleetCPU, float64(cpu)/float64(time.Millisecond)/(float64(f.Agents)*f.discardWindow().Minutes()))
 	return nil
 }
 
@@ -357,6 +357,9 @@ func calls(s *profile.Sample, prefixes []string) bool {
 	return false
 }
 
+// discardWindow is how long a server that discards is measured: it has no longer periods.
+func (f Fleet) discardWindow() time.Duration { return min(f.Window, time.Minute) }
+
 // discard returns the time of a server that discards. It receives as many bytes and
 // messages as the service did, on as many connections, and sends as many answers.
 func (f Fleet) discard(ctx context.Context, seen fleetSeen) (time.Duration, error) {
@@ -379,7 +382,7 @@ func (f Fleet) discard(ctx context.Context, seen fleetSeen) (time.Duration, erro
 	if err != nil {
 		return 0, err
 	}
-	paced := PacedArgs{Milliseconds: int(f.Window.Milliseconds()), Rate: seen.received / f.Window.Seconds()}
+	paced := PacedArgs{Milliseconds: int(f.discardWindow().Milliseconds()), Rate: seen.received / f.Window.Seconds()}
 	var tally Tally
 	if err := senders.Call("paced", paced, &tally); err != nil {
 		return 0, err
