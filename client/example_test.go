@@ -77,13 +77,21 @@ func ExampleCoderd() {
 		logger.Warn("register agents", "error", err)
 	}
 
-	// What the agent reported to coderd goes on to the service.
-	relayed, err := coderd.Relay(agentID, client.AgentOptions{Logger: logger})
+	// One for each coderd. At its end, Close sends what is pending.
+	relays, err := coderd.Relays(client.RelaysOptions{Logger: logger})
+	if err != nil {
+		logger.Error("agentstatsd", "error", err)
+		return
+	}
+	defer func() { _ = relays.Close(ctx) }()
+
+	// What the agent says on its connection to coderd goes on to the service.
+	relayed, err := relays.Connect(agentID, "agent")
 	if err != nil {
 		logger.Error("relay", "error", err)
 		return
 	}
-	go func() { _ = relayed.Run(ctx) }()
+	defer relayed.Disconnect()
 	relayed.Report(statsFromAgent)
 
 	// The watch survives restarts of the service.

@@ -167,13 +167,19 @@ func Example_coderd() {
 	})
 	<-synced
 
-	// What the agent reported to coderd goes on to the service.
-	relayed, err := coderd.Relay(agentID, client.AgentOptions{})
+	// What the agent says on its connection to coderd goes on to the service.
+	relays, err := coderd.Relays(client.RelaysOptions{})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	running.Go(func() { _ = relayed.Run(ctx) })
+	defer func() { _ = relays.Close(ctx) }()
+	relayed, err := relays.Connect(agentID, "agent")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer relayed.Disconnect()
 	relayed.Report(&agentstatsv1.Stats{RxBytes: 700, ConnectionCount: 1})
 	if err := relayed.UpdateMetadata(client.Metadata{Key: "disk", Value: "3/50 GiB"}); err != nil {
 		fmt.Println(err)

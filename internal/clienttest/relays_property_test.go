@@ -28,10 +28,15 @@ const relayHistories = 40
 
 // life are the states of an agent's life, in their order.
 var life = []agentstatsv1.Lifecycle_State{
-	agentstatsv1.Lifecycle_STATE_STARTING, agentstatsv1.Lifecycle_STATE_READY, agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN, agentstatsv1.Lifecycle_STATE_OFF,
+	agentstatsv1.Lifecycle_STATE_STARTING, agentstatsv1.Lifecycle_STATE_START_TIMEOUT, agentstatsv1.Lifecycle_STATE_READY,
+	agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN, agentstatsv1.Lifecycle_STATE_SHUTDOWN_TIMEOUT, agentstatsv1.Lifecycle_STATE_OFF,
 }
 
-var served = []agent.LifecycleState{agent.LifecycleCreated, agent.LifecycleStarting, agent.LifecycleReady, agent.LifecycleShuttingDown, agent.LifecycleOff}
+// served are the states as they are served.
+var served = []agent.LifecycleState{
+	agent.LifecycleCreated, agent.LifecycleStarting, agent.LifecycleStartTimeout, agent.LifecycleReady,
+	agent.LifecycleShuttingDown, agent.LifecycleShutdownTimeout, agent.LifecycleOff,
+}
 
 // relayStep is one step of a history of an agent, two coderds that relay for it, and the
 // service.
@@ -49,7 +54,7 @@ func (s relayStep) String() string {
 // aHistory is one of outages, of the whole service if it restarts.
 func aHistory(restarts bool) *rapid.Generator[[]relayStep] {
 	kinds := []string{
-		"report", "report", "report", "report", "metadata", "metadata", "lifecycle", "move", "move", "break", "notice", "streamer",
+		"report", "report", "report", "report", "metadata", "metadata", "lifecycle", "lifecycle", "lifecycle", "move", "move", "break", "notice", "streamer",
 		"away", "away", "back", "cut",
 	}
 	if restarts {

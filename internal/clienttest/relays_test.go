@@ -92,6 +92,7 @@ func TestRelaysDoNotTakeTurns(t *testing.T) {
 		require.Equal(t, agent.LifecycleReady, lifecycle)
 		time.Sleep(time.Hour / 4)
 		require.Equal(t, 2.0, takeovers())
+		require.Equal(t, 2.0, s.counter(t, "agentstatsd_agent_requests_total", "lifecycle"), "what is acked is not repeated")
 		one.Disconnect()
 		two.Disconnect()
 		time.Sleep(time.Minute)

@@ -1,5 +1,5 @@
 // Package contract converts between the messages of the wire contract and the values of
-// package agent, as far as both gRPC edges do.
+// package agent: what both gRPC edges convert, and networks.
 package contract
 
 import (
