@@ -41,6 +41,11 @@ type AgentOptions struct {
 	// Credentials of the agent, if the connection does not carry them: see
 	// Token and TokenFile.
 	Credentials credentials.PerRPCCredentials
+	// Registration of an agent that Coderd.Relay relays for: it is sent when the service
+	// does not know the agent, together with those of others. It is not sent again once
+	// it is refused, or the agent was deregistered while it was relayed. It need not have
+	// the id, and must not be changed. Other Agents have none.
+	Registration *agentstatsv1.AgentRegistration
 	// Backoff bounds the waits between two sessions.
 	Backoff Backoff
 	// Logger of sessions that open and end; nil: they are not logged.
@@ -73,6 +78,8 @@ func (o *AgentOptions) validate() error {
 	return o.Backoff.validate()
 }
 
+var errOwnRegistration = errors.New("agent options: registration: want none, only coderd registers agents")
+
 // Agent is an agent's side of the service. It keeps what it is handed until the service
 // has it, and sends it in few messages. States are sent at once, metadata and reports
 // within a second, together with what else is due. Metadata is sent at most each
@@ -95,6 +102,8 @@ type Agent struct {
 	callOptions []grpc.CallOption
 	log         *slog.Logger
 	callbacks   callbacks
+	// registration of a relayed agent; nil: it is not relayed.
+	registration *relayedRegistration
 	// wake is signalled when something is due before Run checks again.
 	wake chan struct{}
 
@@ -122,6 +131,9 @@ type Agent struct {
 // lives. NewDialingAgent is for agents of a service with several replicas behind a
 // load balancer of connections.
 func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) {
+	if opts.Registration != nil {
+		return nil, errOwnRegistration
+	}
 	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, opts)
 }
 
@@ -132,6 +144,9 @@ func NewAgent(conn grpc.ClientConnInterface, opts AgentOptions) (*Agent, error) 
 // a session is old. It costs a handshake of TLS a session. An error of dial is
 // retried like any other.
 func NewDialingAgent(dial func() (*grpc.ClientConn, error), opts AgentOptions) (*Agent, error) {
+	if opts.Registration != nil {
+		return nil, errOwnRegistration
+	}
 	a, err := newAgent(nil, opts)
 	if err != nil {
 		return nil, err
@@ -374,6 +389,13 @@ func (a *Agent) keepSession(ctx context.Context) {
 		}
 		if end.lived {
 			attempt = 0
+		}
+		if a.registration != nil {
+			var registered bool
+			if registered, end.err = a.registration.afterSession(ctx, end.err, a.Status().Counts.Sessions); registered {
+				a.log.InfoContext(ctx, "relayed agent registered")
+				continue
+			}
 		}
 		wait := end.delay + a.opts.Backoff.wait(attempt)
 		a.setState(State{Connection: Waiting, Err: end.err, Wait: wait})

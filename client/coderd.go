@@ -51,8 +51,10 @@ type CoderdOptions struct {
 type Coderd struct {
 	service agentstatsv1.CoderdServiceClient
 	relays  *relays
-	backoff Backoff
-	log     *slog.Logger
+	// registrar registers relayed agents that the service does not know.
+	registrar *registrar
+	backoff   Backoff
+	log       *slog.Logger
 	// callbackTimeout is CoderdOptions.CallbackTimeout.
 	callbackTimeout time.Duration
 }
@@ -77,6 +79,7 @@ func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, erro
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
+	c.registrar = newRegistrar(c)
 	return c, nil
 }
 
@@ -193,13 +196,23 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 // ones, use Relays. Its sessions run over coderd's connection, with coderd's credential.
 // Relayed sessions share streams, up to 2,000 on each. There is one session at a time
 // for each agent. A second one supersedes the first. A slow agent does not delay others.
-// The options must have no credentials.
+// The options must have no credentials. With a Registration the agent need not be
+// registered before.
 func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
 	if opts.Credentials != nil {
 		return nil, errors.New("relay an agent: want no credentials, the connection has those of coderd")
 	}
+	registration := &relayedRegistration{registrar: c.registrar, agentID: agentID}
+	if err := registration.set(opts.Registration); err != nil {
+		return nil, err
+	}
 	conn := &relayConn{relays: c.relays, agent: agentID}
-	return newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, opts)
+	a, err := newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, opts)
+	if err != nil {
+		return nil, err
+	}
+	a.registration = registration
+	return a, nil
 }
 
 // Metadata reads the stored metadata of agents. Those without any, and unknown

@@ -122,8 +122,17 @@ func endError(end *agentstatsv1.RelayedEnd) error {
 			st = detailed
 		}
 	}
-	return st.Err()
+	return &relayedEndError{st.Err()}
 }
+
+// relayedEndError is why the service ended one session. Why it ended a stream of all of
+// them is another error.
+type relayedEndError struct{ status error }
+
+func (e *relayedEndError) Error() string { return e.status.Error() }
+
+// Unwrap returns an error with the status.
+func (e *relayedEndError) Unwrap() error { return e.status }
 
 // handleLocked queues a response for the agent, and adds its credit. It does not handle
 // an end.

@@ -111,12 +111,27 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 // streamer with the agent's token, nothing is relayed: its handle does nothing. It does
 // not block. It returns an error if there are too many relays, or after Close.
 func (r *Relays) Connect(agentID uuid.UUID, role string) (*RelayedAgent, error) {
+	return r.connect(agentID, nil, role)
+}
+
+// ConnectRegistered is Connect with the registration of the agent, which is sent when the
+// service does not know the agent: see AgentOptions.Registration. It has the agent's id,
+// and must not be changed.
+func (r *Relays) ConnectRegistered(registration *agentstatsv1.AgentRegistration, role string) (*RelayedAgent, error) {
+	agentID, err := uuid.FromBytes(registration.GetId())
+	if err != nil {
+		return nil, fmt.Errorf("relay an agent: registration: id: want 16 bytes, got %d", len(registration.GetId()))
+	}
+	return r.connect(agentID, registration, role)
+}
+
+func (r *Relays) connect(agentID uuid.UUID, registration *agentstatsv1.AgentRegistration, role string) (*RelayedAgent, error) {
 	if role != "" && role != roleAgent {
 		return &RelayedAgent{}, nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	k, err := r.keepLocked(agentID)
+	k, err := r.keepLocked(agentID, registration)
 	if err != nil {
 		return nil, fmt.Errorf("relay agent %s: %w", agentID, err)
 	}
@@ -130,17 +145,17 @@ func (r *Relays) Connect(agentID uuid.UUID, role string) (*RelayedAgent, error) 
 }
 
 // keepLocked returns the relay of an agent, which it begins if there is none.
-func (r *Relays) keepLocked(id uuid.UUID) (*keptRelay, error) {
+func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegistration) (*keptRelay, error) {
 	k := r.agents[id]
 	switch {
 	case r.closed:
 		return nil, errRelaysClosed
 	case k != nil:
-		return k, nil
+		return k, k.agent.registration.set(registration)
 	case len(r.agents) >= r.opts.MaxAgents && !r.makeRoomLocked():
 		return nil, fmt.Errorf("want at most %d relays (RelaysOptions.MaxAgents), there are %d", r.opts.MaxAgents, len(r.agents))
 	}
-	opts := AgentOptions{Backoff: r.opts.Backoff, CallbackTimeout: r.coderd.callbackTimeout}
+	opts := AgentOptions{Backoff: r.opts.Backoff, CallbackTimeout: r.coderd.callbackTimeout, Registration: registration}
 	if r.opts.Logger != nil {
 		opts.Logger = r.log.With("agent", id)
 	}

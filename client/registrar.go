@@ -1,0 +1,207 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// registerTimeout bounds a registration of relayed agents.
+const registerTimeout = 30 * time.Second
+
+// registrar registers relayed agents that the service does not know, many at once: those
+// that come within gatherTime, or while a call is under way, go with one call.
+type registrar struct {
+	register func(context.Context, []*agentstatsv1.AgentRegistration, []*agentstatsv1.Workspace) (Registered, error)
+	log      *slog.Logger
+	// calling has an element while a call is under way.
+	calling chan struct{}
+
+	mu   sync.Mutex
+	next *registration // guarded by mu; nil: nobody waits for a further call
+}
+
+// registration is one call for several agents.
+type registration struct {
+	agents []*agentstatsv1.AgentRegistration // guarded by the registrar's mu until the call
+	// done is closed after the call. Then the fields below may be read.
+	done       chan struct{}
+	registered Registered
+	err        error
+}
+
+func newRegistrar(c *Coderd) *registrar {
+	return &registrar{register: c.Register, log: c.log, calling: make(chan struct{}, 1)}
+}
+
+// add registers an agent with the next call. It waits for that, and returns it. An error
+// is that of ctx.
+func (r *registrar) add(ctx context.Context, reg *agentstatsv1.AgentRegistration) (*registration, error) {
+	r.mu.Lock()
+	call := r.next
+	if call == nil {
+		call = &registration{done: make(chan struct{})}
+		r.next = call
+		go r.call(call)
+	}
+	call.agents = append(call.agents, reg)
+	r.mu.Unlock()
+	select {
+	case <-call.done:
+		return call, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// call waits for further agents, and for the call before.
+func (r *registrar) call(call *registration) {
+	defer close(call.done)
+	time.Sleep(gatherTime)
+	r.calling <- struct{}{}
+	defer func() { <-r.calling }()
+	r.mu.Lock()
+	r.next = nil
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), registerTimeout)
+	defer cancel()
+	call.registered, call.err = r.register(ctx, call.agents, nil)
+	if call.err != nil {
+		r.log.Warn("relayed agents are not registered", "error", call.err, "agents", len(call.agents))
+	}
+}
+
+// Why a relayed agent that the service does not know stays so.
+var (
+	errStale   = errors.New("the service does not know the agent: one of a newer build is registered in its place")
+	errRemoved = errors.New("the agent was deregistered: it is not registered again")
+)
+
+// relayedRegistration is the registration of one relayed agent.
+type relayedRegistration struct {
+	registrar *registrar
+	agentID   uuid.UUID
+
+	mu           sync.Mutex
+	registration *agentstatsv1.AgentRegistration // guarded by mu; nil: none
+	final        error                           // likewise: why it is not sent again; nil: it may be
+
+	// Of the Agent's Run only:
+
+	// sessions is the number of sessions that were opened up to the last one.
+	sessions int64
+	// isNew is true while the agent was registered after the last session.
+	isNew bool
+}
+
+// set replaces the registration, unless reg is nil. Its id may be absent.
+func (r *relayedRegistration) set(reg *agentstatsv1.AgentRegistration) error {
+	switch {
+	case reg == nil:
+		return nil
+	case len(reg.GetId()) == 0:
+		reg = proto.CloneOf(reg)
+		reg.Id = r.agentID[:]
+	case !bytes.Equal(reg.GetId(), r.agentID[:]):
+		return errors.New("relay an agent: registration: is of another agent")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !proto.Equal(reg, r.registration) {
+		r.registration = reg
+		if !errors.Is(r.final, errRemoved) {
+			r.final = nil // that was of the one before
+		}
+	}
+	return nil
+}
+
+// get returns the registration, and why it is not sent; nil: it is, unless there is none.
+func (r *relayedRegistration) get() (*agentstatsv1.AgentRegistration, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.registration, r.final
+}
+
+func (r *relayedRegistration) setFinal(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.final = err
+}
+
+// afterSession registers the agent if its session ended as the service does not know it.
+// registered is true if it was registered. Otherwise it returns the error of the session
+// or, if it is known why the agent is not registered, that. sessions is the number of
+// those that were opened.
+func (r *relayedRegistration) afterSession(ctx context.Context, err error, sessions int64) (registered bool, _ error) {
+	if r.sessions != sessions {
+		r.sessions = sessions
+		r.setFinal(nil) // it was known
+	}
+	wasNew := r.isNew
+	r.isNew = false
+	var end *relayedEndError // a stream may end so, too, if coderd's token is refused
+	if !errors.As(err, &end) {
+		return false, err
+	}
+	if status.Code(err) == codes.Unauthenticated {
+		// Coderd, or a newer build, removed the agent: whoever did that knows better.
+		r.setFinal(errRemoved)
+	}
+	reg, final := r.get()
+	switch {
+	case reg == nil, status.Code(err) != codes.NotFound:
+		return false, err
+	case final != nil:
+		return false, final
+	case wasNew:
+		return false, err // another attempt waits first
+	}
+	call, failed := r.registrar.add(ctx, reg)
+	switch {
+	case failed != nil:
+		return false, err
+	case call.err != nil:
+		return false, call.err
+	}
+	if final = call.registered.problem(r.agentID); final != nil {
+		r.setFinal(final)
+		return false, final
+	}
+	r.isNew = true
+	return true, nil
+}
+
+// problem returns why an agent was not registered; nil: it was.
+func (r *Registered) problem(agentID uuid.UUID) error {
+	for _, refused := range r.Refused {
+		if bytes.Equal(refused.GetAgentId(), agentID[:]) {
+			return &registrationError{refused}
+		}
+	}
+	for _, id := range r.Stale {
+		if id == agentID {
+			return errStale
+		}
+	}
+	return nil
+}
+
+// registrationError is a registration that the service refused.
+type registrationError struct {
+	refusal *agentstatsv1.RegistrationRefusal
+}
+
+func (e *registrationError) Error() string {
+	return "the registration is refused: " + e.refusal.GetField() + ": " + e.refusal.GetMessage()
+}
