@@ -119,6 +119,7 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		Desc:         &agentstatsv1.CoderdService_ServiceDesc,
 		Impl:         s,
 		Role:         grpcserver.RoleCoderd,
+		ForPushers:   []string{agentstatsv1.CoderdService_PushMetrics_FullMethodName},
 		MessageBytes: messageBytes,
 		Intercept:    s.boundStream,
 		Ready:        s.ready,

@@ -31,9 +31,9 @@ const maxTokenBytes = 1024
 
 // Caller is who calls a method.
 type Caller struct {
-	// Agent that the call is of; zero for coderd.
+	// Agent that the call is of; zero for coderd, and for those who push.
 	Agent agent.ID
-	// Token of the agent; empty for coderd.
+	// Token of the agent; empty for them.
 	Token string
 }
 
@@ -60,14 +60,17 @@ type Agents interface {
 
 // authenticator finds out who calls, and whether they may.
 type authenticator struct {
-	agents    Agents
-	tokenHash [32]byte
-	clientSAN string
-	metrics   *metrics
-	log       *slog.Logger
-	logged    logLimit
+	agents        Agents
+	tokenHash     [32]byte // of coderd
+	pushTokenHash [32]byte
+	clientSAN     string
+	metrics       *metrics
+	log           *slog.Logger
+	logged        logLimit
 	// roleOf returns the role of a method; 0: it has none.
 	roleOf func(fullMethod string) Role
+	// isForPushers reports whether those who may only push may call a method.
+	isForPushers func(fullMethod string) bool
 	// authenticated is called for each call that has a credential. For calls of agents
 	// that are refused for a while turnedAway is called instead.
 	authenticated func(ctx context.Context, who Caller)
@@ -104,7 +107,7 @@ func (a *authenticator) admit(ctx context.Context, fullMethod string) (context.C
 	if isOpen(serviceOf(fullMethod)) {
 		return ctx, nil
 	}
-	c, err := a.authenticate(ctx, a.roleOf(fullMethod))
+	c, err := a.authenticate(ctx, fullMethod)
 	if err == nil {
 		if c.Token != "" && a.agents.RetryAfter(c.Agent) > 0 {
 			a.turnedAway(ctx)
@@ -131,12 +134,18 @@ func isOpen(service string) bool {
 	return false
 }
 
-func (a *authenticator) authenticate(ctx context.Context, role Role) (Caller, *authError) {
+func (a *authenticator) authenticate(ctx context.Context, fullMethod string) (Caller, *authError) {
 	token, err := bearerToken(ctx)
 	if err != nil {
 		return Caller{}, err
 	}
-	forCoderd := role != RoleAgent
+	forCoderd := a.roleOf(fullMethod) != RoleAgent
+	if isToken(token, a.pushTokenHash) {
+		if a.isForPushers(fullMethod) {
+			return Caller{}, nil
+		}
+		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is not for a token that may only push (--push-token-file)"}
+	}
 	if a.isCoderd(ctx, token) {
 		if forCoderd {
 			return Caller{}, nil
@@ -183,8 +192,7 @@ func bearerToken(ctx context.Context) (string, *authError) {
 // any token a client certificate with its name.
 func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 	if token != "" {
-		hash := sha256.Sum256([]byte(token)) // no token's is zero
-		return subtle.ConstantTimeCompare(hash[:], a.tokenHash[:]) == 1
+		return isToken(token, a.tokenHash)
 	}
 	if a.clientSAN == "" {
 		return false
@@ -199,6 +207,12 @@ func (a *authenticator) isCoderd(ctx context.Context, token string) bool {
 	}
 	leaf := info.State.VerifiedChains[0][0]
 	return slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, a.clientSAN) })
+}
+
+// isToken reports whether a token has the hash, in constant time. No token's is zero.
+func isToken(token string, hash [32]byte) bool {
+	got := sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(got[:], hash[:]) == 1
 }
 
 func peerHost(ctx context.Context) string {

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +108,69 @@ func TestAuthentication(t *testing.T) {
 		services = append(services, service.GetName())
 	}
 	require.Subset(t, services, []string{"agentstats.v1.AgentService", "agentstats.v1.CoderdService", "grpc.health.v1.Health"})
+}
+
+// Each method lets in those that it is for, and nobody else.
+func TestMethodsAreForOneCredential(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{})
+	s.Register(1)
+	const (
+		agents = iota
+		coderd
+		pushers
+	)
+	credentials := []struct {
+		name  string
+		token string
+		may   []int
+		code  codes.Code // of all other methods
+	}{
+		{"nothing", "", nil, codes.Unauthenticated},
+		{"an unknown token", "x", nil, codes.Unauthenticated},
+		{"an agent's", edgetest.Token(1), []int{agents}, codes.PermissionDenied},
+		{"coderd's", edgetest.CoderdToken, []int{coderd, pushers}, codes.PermissionDenied},
+		{"the one to push", edgetest.PushToken, []int{pushers}, codes.PermissionDenied},
+		{"the start of the one to push", edgetest.PushToken[:10], nil, codes.Unauthenticated},
+	}
+	methods := 0
+	for _, service := range []grpc.ServiceDesc{pb.AgentService_ServiceDesc, pb.CoderdService_ServiceDesc} {
+		var names []string
+		for _, m := range service.Methods {
+			names = append(names, m.MethodName)
+		}
+		for _, m := range service.Streams {
+			names = append(names, m.StreamName)
+		}
+		for _, name := range names {
+			methods++
+			method := "/" + service.ServiceName + "/" + name
+			who := coderd
+			switch method {
+			case pb.AgentService_Connect_FullMethodName:
+				who = agents
+			case pb.CoderdService_PushMetrics_FullMethodName:
+				who = pushers
+			}
+			for _, c := range credentials {
+				ctx, cancel := context.WithCancel(t.Context())
+				if c.token != "" {
+					ctx = edgetest.As(ctx, c.token)
+				}
+				stream, err := s.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+				require.NoError(t, err)
+				_ = stream.SendMsg(&pb.ListAgentsRequest{}) // empty, whatever is wanted
+				_ = stream.CloseSend()
+				code := status.Code(stream.RecvMsg(&pb.DeregisterAgentsResponse{}))
+				if slices.Contains(c.may, who) {
+					require.NotContains(t, []codes.Code{codes.Unauthenticated, codes.PermissionDenied}, code, "%s with %s", method, c.name)
+				} else {
+					require.Equal(t, c.code, code, "%s with %s", method, c.name)
+				}
+				cancel()
+			}
+		}
+	}
+	require.Equal(t, 11, methods)
 }
 
 func TestLogOfStrangersIsBounded(t *testing.T) {

@@ -14,6 +14,9 @@ type Options struct {
 	Credentials credentials.TransportCredentials
 	// CoderdTokenHash is the SHA-256 of coderd's token; zero: it has none.
 	CoderdTokenHash [32]byte
+	// PushTokenHash is the SHA-256 of the token of those who may only push; zero: there
+	// are none.
+	PushTokenHash [32]byte
 	// CoderdClientSAN is the DNS name in a verified client certificate that makes
 	// its owner coderd; empty: none does.
 	CoderdClientSAN string

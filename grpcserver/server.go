@@ -112,10 +112,12 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 	s.auth = &authenticator{
 		agents:        agents,
 		tokenHash:     opts.CoderdTokenHash,
+		pushTokenHash: opts.PushTokenHash,
 		clientSAN:     opts.CoderdClientSAN,
 		metrics:       m,
 		log:           log,
 		roleOf:        s.roleOf,
+		isForPushers:  s.isForPushers,
 		authenticated: s.connections.authenticated,
 		turnedAway:    s.connections.turnedAway,
 	}

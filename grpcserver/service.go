@@ -2,6 +2,7 @@ package grpcserver
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -37,6 +38,9 @@ type Service struct {
 	// MethodRoles are the roles of methods by their full names, where they differ from
 	// Role.
 	MethodRoles map[string]Role
+	// ForPushers are methods of coderd, by their full names, that those may call, too,
+	// who may only push.
+	ForPushers []string
 	// MessageBytes are limits of messages by the full name of their method, where they
 	// are lower than the role's.
 	MessageBytes map[string]int
@@ -68,6 +72,12 @@ func (s *Server) roleOf(fullMethod string) Role {
 		return role
 	}
 	return service.Role
+}
+
+// isForPushers reports whether those who may only push may call a method.
+func (s *Server) isForPushers(fullMethod string) bool {
+	service := s.services[serviceOf(fullMethod)]
+	return service != nil && slices.Contains(service.ForPushers, fullMethod)
 }
 
 // interceptStream calls what the service has registered.

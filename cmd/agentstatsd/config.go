@@ -45,6 +45,7 @@ type config struct {
 	maxHandshakesPerAddr  int64
 	handshakeTimeout      time.Duration
 	coderdTokenFile       string
+	pushTokenFile         string
 	maxAgentMessageBytes  int64
 	maxMessageBytes       int64
 	grpcReflection        bool

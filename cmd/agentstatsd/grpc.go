@@ -16,7 +16,7 @@ import (
 // buildServer makes the gRPC server with its services.
 func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.Metadata) error {
 	opts := s.config.serverOptions()
-	opts.CoderdTokenHash = s.tokenHash
+	opts.CoderdTokenHash, opts.PushTokenHash = s.tokenHash, s.pushHash
 	var err error
 	if opts.Reflection, err = s.config.reflection(); err != nil {
 		return err

@@ -46,6 +46,11 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Value: serpent.StringOf(&c.coderdTokenFile), Group: &groupGRPC,
 		},
 		{
+			Description: "A token whose holders may only push families: workspace proxies, external provisioners. Made, mode 0600, if it does not exist. Empty: there is none.",
+			Flag:        "push-token-file", Env: "AGENTSTATSD_PUSH_TOKEN_FILE", YAML: "push_token_file",
+			Value: serpent.StringOf(&c.pushTokenFile), Group: &groupGRPC,
+		},
+		{
 			Description: "TLS handshakes of a listener, of gRPC or of HTTP, that go on at once, from the client's first message on; more wait. The slowest gives way to one that waits.",
 			Flag:        "tls-max-handshakes", Env: "AGENTSTATSD_TLS_MAX_HANDSHAKES", YAML: "tls_max_handshakes",
 			Default: "256", Value: atLeast(&c.maxHandshakes, 1), Group: &groupGRPC,

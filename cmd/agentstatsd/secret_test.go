@@ -18,13 +18,13 @@ func TestTokenIsMadeOnce(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	path := filepath.Join(t.TempDir(), "sub", "coderd-token")
 
-	first, err := loadTokenHash(path, false, log)
+	first, err := loadTokenHash(tokenOfCoderd, path, false, log)
 	require.NoError(t, err)
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Equal(t, "-rw-------", info.Mode().String())
 
-	second, err := loadTokenHash(path, false, log)
+	second, err := loadTokenHash(tokenOfCoderd, path, false, log)
 	require.NoError(t, err)
 	require.Equal(t, first, second, "a token that exists is kept")
 
@@ -38,17 +38,47 @@ func TestTokenIsMadeOnce(t *testing.T) {
 	require.Len(t, entries, 1, "no temporary file stays")
 }
 
+// The token of those who only push is made if it is asked for, and is not coderd's.
+func TestPushToken(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	c := &config{dataDir: t.TempDir()}
+	_, toPush, err := loadTokenHashes(c, log)
+	require.NoError(t, err)
+	require.Zero(t, toPush)
+	entries, err := os.ReadDir(c.dataDir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1, "none is made unless it is asked for")
+
+	c.pushTokenFile = filepath.Join(t.TempDir(), "push-token")
+	ofCoderd, toPush, err := loadTokenHashes(c, log)
+	require.NoError(t, err)
+	require.NotEqual(t, ofCoderd, toPush)
+	info, err := os.Stat(c.pushTokenFile)
+	require.NoError(t, err)
+	require.Equal(t, "-rw-------", info.Mode().String())
+	b, err := os.ReadFile(c.pushTokenFile)
+	require.NoError(t, err)
+	require.Equal(t, sha256.Sum256(bytes.TrimSpace(b)), toPush)
+
+	c.pushTokenFile = c.tokenFile()
+	_, _, err = loadTokenHashes(c, log)
+	require.EqualError(t, err, "--push-token-file: "+c.tokenFile()+" has coderd's token, want another one")
+	c.pushTokenFile = t.TempDir()
+	_, _, err = loadTokenHashes(c, log)
+	require.ErrorContains(t, err, "--push-token-file: read the token to push: ")
+}
+
 func TestTokenFileErrors(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	short := filepath.Join(t.TempDir(), "short")
 	require.NoError(t, os.WriteFile(short, []byte("hunter2\n"), 0o600))
-	_, err := loadTokenHash(short, false, log)
+	_, err := loadTokenHash(tokenOfCoderd, short, false, log)
 	require.ErrorContains(t, err, "holds 7 bytes, at least 16 are needed")
-	_, err = loadTokenHash(t.TempDir(), false, log)
+	_, err = loadTokenHash(tokenOfCoderd, t.TempDir(), false, log)
 	require.ErrorContains(t, err, "is a directory")
 	dangling := filepath.Join(t.TempDir(), "dangling")
 	require.NoError(t, os.Symlink("nowhere", dangling))
-	_, err = loadTokenHash(dangling, false, log)
+	_, err = loadTokenHash(tokenOfCoderd, dangling, false, log)
 	require.ErrorContains(t, err, "dangling is a symbolic link to a file that does not exist")
 }
 
@@ -56,7 +86,7 @@ func TestOpenTokenFileIsWarnedOf(t *testing.T) {
 	var logged bytes.Buffer
 	path := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef"), 0o644))
-	_, err := loadTokenHash(path, false, slog.New(slog.NewTextHandler(&logged, nil)))
+	_, err := loadTokenHash(tokenOfCoderd, path, false, slog.New(slog.NewTextHandler(&logged, nil)))
 	require.NoError(t, err)
 	require.Contains(t, logged.String(), "others can read coderd's token")
 	require.NotContains(t, logged.String(), "0123456789abcdef")
@@ -73,9 +103,9 @@ func TestPlantedFilesAreRefused(t *testing.T) {
 		require.NoError(t, os.Symlink(elsewhere, filepath.Join(dir, name)))
 		path := filepath.Join(dir, "coderd-token")
 		if name == "coderd-token" {
-			_, err := loadTokenHash(path, true, log)
+			_, err := loadTokenHash(tokenOfCoderd, path, true, log)
 			require.ErrorContains(t, err, "coderd-token is a symbolic link, want a regular file")
-			_, err = loadTokenHash(path, false, log)
+			_, err = loadTokenHash(tokenOfCoderd, path, false, log)
 			require.NoError(t, err)
 			continue
 		}
@@ -110,7 +140,7 @@ func TestProcessesAgreeOnToken(t *testing.T) {
 		errs := make([]error, len(hashes))
 		var all sync.WaitGroup
 		for i := range hashes {
-			all.Go(func() { hashes[i], errs[i] = loadTokenHash(path, true, slog.New(slog.DiscardHandler)) })
+			all.Go(func() { hashes[i], errs[i] = loadTokenHash(tokenOfCoderd, path, true, slog.New(slog.DiscardHandler)) })
 		}
 		all.Wait()
 		for i := range hashes {

@@ -34,9 +34,10 @@ type service struct {
 	config *config
 	log    *slog.Logger
 
-	tls        *serverTLS  // nil: gRPC in plaintext
-	webConfig  *web.Config // nil: HTTP in plaintext, without a password
-	tokenHash  [sha256.Size]byte
+	tls        *serverTLS        // nil: gRPC in plaintext
+	webConfig  *web.Config       // nil: HTTP in plaintext, without a password
+	tokenHash  [sha256.Size]byte // of coderd
+	pushHash   [sha256.Size]byte // of those who may only push; zero: there are none
 	store      *store.Store
 	pubsub     *pubsub.Deployment
 	replicas   *replica.Replicas // nil: the service is alone
@@ -87,7 +88,7 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 		return nil, err
 	}
 	s.cleanups = append(s.cleanups, unlock)
-	if s.tokenHash, err = loadTokenHash(c.tokenFile(), c.coderdTokenFile == "", log); err != nil {
+	if s.tokenHash, s.pushHash, err = loadTokenHashes(c, log); err != nil {
 		return nil, err
 	}
 	if err := s.build(ctx); err != nil {

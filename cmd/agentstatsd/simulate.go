@@ -202,7 +202,7 @@ func orNone[T int | time.Duration](n T) T {
 // coderdDialOptions returns how to dial the service as coderd: with TLS if asked
 // to, or if there is a CA. An empty server name is the host of the target.
 func coderdDialOptions(tokenFile, caFile, serverName string, useTLS bool, log *slog.Logger) (client.DialOptions, error) {
-	token, err := readToken(tokenFile, log)
+	token, err := readToken(tokenOfCoderd, tokenFile, log)
 	if err != nil {
 		return client.DialOptions{}, err
 	}

@@ -89,6 +89,7 @@ var wirings = map[string]wiring{
 	"tls-key-file":                         {effect: beforeTheDisk, with: tlsFiles},
 	"tls-client-ca-file":                   {effect: beforeTheDisk, with: tlsFiles},
 	"coderd-client-san":                    to("server.CoderdClientSAN"),
+	"push-token-file":                      {effect: func(_ *testing.T, c *config) string { return c.pushTokenFile }},
 	"coderd-token-file":                    {effect: func(_ *testing.T, c *config) string { return c.tokenFile() }},
 	"tls-max-handshakes":                   to("grpc handshakes.Max", "http.Handshakes.Max"),
 	"tls-max-handshakes-per-address":       to("grpc handshakes.MaxPerAddress", "http.Handshakes.MaxPerAddress"),
@@ -201,7 +202,7 @@ var withoutOption = map[string][]string{
 	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name"},
 	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Log", "coderd.StoreReady"},
 	"made of several options or of files": {
-		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.Reflection",
+		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.PushTokenHash", "server.Reflection",
 	},
 	"pprof is on loopback, without TLS, and as slow as it is asked to be": {
 		"pprof.Config", "pprof.WriteTimeout", "pprof.Handshakes.Max", "pprof.Handshakes.MaxPerAddress", "pprof.Handshakes.Timeout",

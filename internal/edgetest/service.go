@@ -41,6 +41,9 @@ import (
 // CoderdToken is coderd's.
 const CoderdToken = "coderd's own token"
 
+// PushToken is that of those who may only push.
+const PushToken = "a token that only pushes"
+
 // Service is the whole service but its command. It ends with its test.
 type Service struct {
 	requests atomic.Int64 // made by Request
@@ -123,6 +126,7 @@ func Start(t testing.TB, set Settings) *Service {
 	}
 	if set.Server.CoderdClientSAN == "" {
 		set.Server.CoderdTokenHash = sha256.Sum256([]byte(CoderdToken))
+		set.Server.PushTokenHash = sha256.Sum256([]byte(PushToken))
 	}
 	set.Server.Reflection = true
 	if set.Server.IdleTimeout == 0 {
