@@ -24,7 +24,7 @@ import (
 )
 
 // relayHistories is how many histories are lived through.
-const relayHistories = 40
+const relayHistories = 30
 
 // life are the states of an agent's life, in their order.
 var life = []agentstatsv1.Lifecycle_State{
@@ -131,15 +131,13 @@ func (c *relayingCoderd) dial(ctx context.Context, target string) (net.Conn, err
 	return conn, err
 }
 
-// setAway cuts the coderd off, or mends that. cut breaks its connections.
+// setAway cuts the coderd off, or mends that.
 func (c *relayingCoderd) setAway(away bool) {
 	c.mu.Lock()
 	c.away = away
 	c.mu.Unlock()
 	if away {
 		c.cut()
-	} else {
-		c.conn.ResetConnectBackoff()
 	}
 }
 
