@@ -72,8 +72,7 @@ func (q *metadataQueue) put(m Metadata) error {
 	if len(values) == 0 && len(q.keys) >= maxPendingKeys {
 		return fmt.Errorf("metadata key %.64q: %d keys are pending, at most %d may be", m.Key, len(q.keys), maxPendingKeys)
 	}
-	m.Value = cleanText(strings.TrimSpace(m.Value))
-	m.Error = cleanText(strings.TrimSpace(m.Error))
+	m.Value, m.Error = cutText(m.Value), cutText(m.Error)
 
 	newest := metadataValue{metadata: m, entries: 1}
 	last := len(values) - 1
@@ -235,6 +234,18 @@ func checkKey(key string) error {
 // cleanText makes s valid UTF-8, as protobuf encodes no other strings, and shortens it.
 func cleanText(s string) string {
 	return shortenText(s, maxTextBytes)
+}
+
+// cutText is cleanText without the white space around s. A text that is cut in white
+// space ends in a period, which the service cuts off: it would not see the cut otherwise,
+// as it trims texts, too.
+func cutText(s string) string {
+	s = strings.TrimSpace(s)
+	cut := cleanText(s)
+	if len(s) > maxTextBytes && len(strings.TrimSpace(cut)) < len(cut) {
+		cut += "."
+	}
+	return cut
 }
 
 // shortenText returns s as UTF-8, cut to at most limit bytes before U+FFFD replaces
