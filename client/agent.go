@@ -16,8 +16,12 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/client/internal/outbox"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
+
+// maxRegions is how many regions a view of the network may have.
+const maxRegions = 128
 
 // AgentOptions are the knobs of an Agent. The zero value works on a connection
 // that carries the agent's token.
@@ -108,8 +112,8 @@ type Agent struct {
 	wake chan struct{}
 
 	mu      sync.Mutex
-	outbox  outbox
-	limits  limits
+	outbox  *outbox.Outbox
+	limits  outbox.Limits
 	standby standby
 	// sleeps is true while Run waits in a session until something is due. checksAt is
 	// when it checks again.
@@ -173,7 +177,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 		_, _ = rand.Read(opts.InstanceID[:])
 	}
 	a := &Agent{
-		outbox:  outbox{pace: pace{collects: opts.Collect != nil}},
+		outbox:  outbox.New(opts.Collect != nil),
 		connect: connect,
 		opts:    opts,
 		log:     opts.Logger,
@@ -197,7 +201,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 func (a *Agent) Report(stats *agentstatsv1.Stats) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.outbox.putStats(stats, false, time.Now())
+	a.outbox.PutStats(stats, false, time.Now())
 	a.handedOverLocked()
 }
 
@@ -211,7 +215,7 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 	defer a.mu.Unlock()
 	now := time.Now()
 	for _, m := range entries {
-		if err := a.outbox.putMetadata(m, now); err != nil && first == nil {
+		if err := a.outbox.PutMetadata(outbox.Metadata(m), now); err != nil && first == nil {
 			first = err
 		}
 	}
@@ -224,7 +228,7 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.outbox.putLifecycle(lifecycle{state: state, changedAt: changedAt})
+	a.outbox.PutLifecycle(state, changedAt)
 	a.handedOverLocked()
 }
 
@@ -233,7 +237,7 @@ func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.
 func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	err := a.outbox.putAppHealth(appID, health)
+	err := a.outbox.PutAppHealth(appID, health)
 	a.handedOverLocked()
 	return err
 }
@@ -251,9 +255,7 @@ func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.outbox.network.isSet || !proto.Equal(a.outbox.network.value, network) {
-		a.outbox.network.put(network)
-	}
+	a.outbox.PutNetwork(network)
 	a.handedOverLocked()
 	return nil
 }
@@ -263,9 +265,11 @@ func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	status := a.status
-	sessions := status.Counts.Sessions
-	status.Counts = a.outbox.counts
-	status.Counts.Sessions = sessions
+	c := &a.outbox.Counts
+	status.Counts = Counts{
+		Sessions: status.Counts.Sessions, Reports: c.Reports, ReportsReceived: c.ReportsReceived, Samples: c.Samples,
+		Metadata: c.Metadata, MetadataDurable: c.MetadataDurable, MetadataRefused: c.MetadataRefused, Refused: c.Refused,
+	}
 	return status
 }
 
@@ -275,17 +279,17 @@ func (a *Agent) Status() Status {
 // metadata, which come every few seconds. It returns an error if ctx ends first.
 func (a *Agent) Flush(ctx context.Context) error {
 	a.mu.Lock()
-	a.outbox.pace.addWaiter()
+	a.outbox.Pace.AddWaiter()
 	a.wakeLocked()
 	a.mu.Unlock()
 	defer func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.outbox.pace.removeWaiter()
+		a.outbox.Pace.RemoveWaiter()
 	}()
 	for {
 		a.mu.Lock()
-		if a.outbox.idle() {
+		if a.outbox.Idle() {
 			a.mu.Unlock()
 			return nil
 		}
@@ -309,7 +313,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Lock()
 	if !a.closing {
 		a.closing = true
-		a.outbox.pace.addWaiter()
+		a.outbox.Pace.AddWaiter()
 	}
 	stopped, cancel := a.stopped, a.cancel
 	a.mu.Unlock()
@@ -331,10 +335,10 @@ func (a *Agent) Close(ctx context.Context) error {
 func (a *Agent) pendingError(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.outbox.idle() {
+	if a.outbox.Idle() {
 		return nil
 	}
-	return fmt.Errorf("wait for acks of %s: %w", a.outbox.describePending(), err)
+	return fmt.Errorf("wait for acks of %s: %w", a.outbox.DescribePending(), err)
 }
 
 // Run keeps a session with the service until ctx is cancelled, which ends it
@@ -425,7 +429,7 @@ func (a *Agent) setState(s State) {
 
 // wakeLocked wakes Run if something is due before it checks again.
 func (a *Agent) wakeLocked() {
-	if at, due := a.outbox.dueAt(); a.sleeps && due && at.Before(a.checksAt) {
+	if at, due := a.outbox.DueAt(); a.sleeps && due && at.Before(a.checksAt) {
 		a.signal()
 	}
 }

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/coder/agentstatsd/client/internal/gather"
+	"github.com/coder/agentstatsd/client/internal/outbox"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -97,7 +99,7 @@ type Pusher struct {
 	service   agentstatsv1.CoderdServiceClient
 	opts      PushOptions
 	log       *slog.Logger
-	gatherers *gatherers
+	gatherers *gather.Gatherers
 	onRefused *callback
 
 	// newest is the snapshot that was gathered last.
@@ -130,7 +132,7 @@ func NewPusher(conn grpc.ClientConnInterface, opts PushOptions) (*Pusher, error)
 		if err != nil || host == "" {
 			host = "unknown"
 		}
-		opts.Replica = shortenText(host, maxReplicaBytes)
+		opts.Replica = strings.ToValidUTF8(host[:min(len(host), maxReplicaBytes)], "")
 	}
 	opts.Replica = strings.ToValidUTF8(opts.Replica, "?")
 	if err := opts.validate(); err != nil {
@@ -147,7 +149,7 @@ func NewPusher(conn grpc.ClientConnInterface, opts PushOptions) (*Pusher, error)
 	callbacks := &callbacks{timeout: opts.GatherTimeout, log: opts.Logger}
 	return &Pusher{
 		service: agentstatsv1.NewCoderdServiceClient(conn), opts: opts, log: opts.Logger,
-		gatherers: newGatherers(opts.Gatherer, opts.GatherTimeout, opts.Logger),
+		gatherers: gather.New(opts.Gatherer, opts.GatherTimeout, opts.Logger),
 		onRefused: callbacks.named("OnRefused"), loggedForwarded: make(map[string]bool),
 	}, nil
 }
@@ -269,7 +271,7 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 // ends. If nothing was gathered, it is due once a Gatherer has returned. An error says
 // how the stream ended.
 func (p *Pusher) waitForNext(ctx context.Context, s *pushStream, began time.Time, gathered bool) error {
-	returned := p.gatherers.returned
+	returned := p.gatherers.Returned()
 	if gathered {
 		returned = nil
 	}
@@ -292,7 +294,7 @@ func (p *Pusher) gather(ctx context.Context, final bool) bool {
 	if final {
 		ctx, wait = context.WithoutCancel(ctx), min(wait, leaveTimeout)
 	}
-	families, answered, err := p.gatherers.gather(ctx, wait)
+	families, answered, err := p.gatherers.Gather(ctx, wait)
 	p.logGatherError(ctx, err)
 	if answered == 0 {
 		return false
@@ -387,7 +389,7 @@ func (p *Pusher) encode(family *dto.MetricFamily) ([]byte, *agentstatsv1.FamilyR
 	if limit := p.opts.MaxMessageBytes - pushOverhead; len(encoded) > limit {
 		return nil, &agentstatsv1.FamilyRefusal{
 			Name:    name,
-			Reason:  reasonMessageSize,
+			Reason:  outbox.ReasonMessageSize,
 			Message: fmt.Sprintf("family: has %d bytes, at most %d fit into a message", len(encoded), limit),
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/client/internal/outbox"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -236,7 +237,7 @@ func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size 
 	}
 	s.uncredited = append(s.uncredited, size)
 	// A report that could not be sent before must not be older yet when it arrives.
-	urgent := request.GetHello() != nil || request.GetAckNow() || request.GetGoodbye() != nil || request.GetStatsAge() > maxWait.Microseconds()
+	urgent := request.GetHello() != nil || request.GetAckNow() || request.GetGoodbye() != nil || request.GetStatsAge() > outbox.MaxWait.Microseconds()
 	s.stream.queueLocked(encoded, urgent)
 	return nil
 }

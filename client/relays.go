@@ -166,7 +166,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 	if err != nil {
 		return nil, err
 	}
-	agent.standby.isRelay, agent.outbox.isRelay = true, true
+	agent.standby.isRelay, agent.outbox.IsRelay = true, true
 	ctx, cancel := context.WithCancel(context.Background())
 	k = &keptRelay{agent: agent, cancel: cancel}
 	run, err := agent.begin(ctx)

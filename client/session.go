@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coder/agentstatsd/client/internal/outbox"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -126,14 +127,12 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	// the next session is not its first.
 	a.status.Counts.Sessions++
 	a.epoch = settings.GetEpoch()
-	stored := a.outbox.resume(settings.GetResume())
-	a.outbox.pace.beginSession(time.Now())
+	stored := a.outbox.Resume(settings.GetResume())
+	a.outbox.Pace.BeginSession(time.Now())
 	a.applySettingsLocked(settings)
 	a.standby.opened(time.Now(), a.status.ReportInterval)
 	a.mu.Unlock()
-	if len(stored) > 0 && a.opts.OnDurable != nil {
-		a.opts.OnDurable(stored)
-	}
+	a.notifyDurable(stored)
 	a.wakeWaiting()
 	s.handle(resp)
 	return nil
@@ -147,7 +146,7 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	}
 	s.stream = stream
 	a.mu.Lock()
-	ordinal, epoch, confirmed := a.status.Counts.Sessions+1, a.epoch, a.outbox.confirmed
+	ordinal, epoch, confirmed := a.status.Counts.Sessions+1, a.epoch, a.outbox.Confirmed()
 	a.mu.Unlock()
 	err = stream.Send(&agentstatsv1.ConnectRequest{Hello: &agentstatsv1.Hello{
 		InstanceId:      a.opts.InstanceID[:],
@@ -166,9 +165,9 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 func (a *Agent) applySettingsLocked(settings *agentstatsv1.Settings) {
 	interval := max(settings.GetReportInterval().AsDuration(), minReportInterval)
 	a.status.ReportInterval = interval
-	a.limits = newLimits(settings.GetLimits())
+	a.limits = outbox.NewLimits(settings.GetLimits())
 	metadataInterval := max(settings.GetMetadataInterval().AsDuration(), 0)
-	a.outbox.pace.setIntervals(cmp.Or(a.opts.ReportInterval, interval), metadataInterval, time.Now())
+	a.outbox.Pace.SetIntervals(cmp.Or(a.opts.ReportInterval, interval), metadataInterval, time.Now())
 	a.wakeLocked()
 }
 
@@ -226,20 +225,20 @@ func (s *session) next() (req *agentstatsv1.ConnectRequest, wait time.Duration, 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	req = a.outbox.next(a.limits, now)
-	at, due := a.outbox.dueAt()
+	req = a.outbox.Next(a.limits, now)
+	at, due := a.outbox.DueAt()
 	wait = maxSleep
 	if due {
 		wait = min(wait, at.Sub(now))
 	}
 	a.sleeps, a.checksAt = req == nil, now.Add(wait)
-	return req, wait, a.closing, a.outbox.idle()
+	return req, wait, a.closing, a.outbox.Idle()
 }
 
 func (s *session) goodbyeSent() bool {
 	s.agent.mu.Lock()
 	defer s.agent.mu.Unlock()
-	return s.agent.outbox.goodbye.sequence > 0
+	return s.agent.outbox.GoodbyeSent()
 }
 
 // endedByGoodbye reports whether the service ended the stream for the goodbye, when
@@ -247,10 +246,10 @@ func (s *session) goodbyeSent() bool {
 func (s *session) endedByGoodbye() bool {
 	s.agent.mu.Lock()
 	defer s.agent.mu.Unlock()
-	o := &s.agent.outbox
-	if s.ended && o.goodbye.sequence > 0 {
-		o.goodbye.acked = true
-		return o.idle()
+	o := s.agent.outbox
+	if s.ended && o.GoodbyeSent() {
+		o.AckGoodbye()
+		return o.Idle()
 	}
 	return false
 }
@@ -278,10 +277,10 @@ func (s *session) collect(ctx context.Context) {
 	a := s.agent
 	a.mu.Lock()
 	now := time.Now()
-	goodbyeDue := a.closing && !a.outbox.goodbye.isSet
-	wanted := a.outbox.wantsReport(now) || goodbyeDue && a.opts.Collect != nil
+	goodbyeDue := a.closing && !a.outbox.HasGoodbye()
+	wanted := a.outbox.WantsReport(now) || goodbyeDue && a.opts.Collect != nil
 	if wanted {
-		a.outbox.pace.collect(now)
+		a.outbox.Pace.Collect(now)
 	}
 	a.mu.Unlock()
 	var stats *agentstatsv1.Stats
@@ -294,10 +293,10 @@ func (s *session) collect(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if stats != nil {
-		a.outbox.putStats(stats, true, time.Now())
+		a.outbox.PutStats(stats, true, time.Now())
 	}
 	if goodbyeDue {
-		a.outbox.goodbye.put(struct{}{})
+		a.outbox.PutGoodbye()
 	}
 }
 
@@ -342,11 +341,9 @@ func (s *session) handle(resp *agentstatsv1.ConnectResponse) {
 
 func (a *Agent) ack(ack *agentstatsv1.Ack) {
 	a.mu.Lock()
-	stored, sent := a.outbox.ack(ack.GetReceivedSequence(), ack.GetDurableSequence())
+	stored, sent := a.outbox.Ack(ack.GetReceivedSequence(), ack.GetDurableSequence())
 	a.mu.Unlock()
-	if a.opts.OnDurable != nil && len(stored) > 0 {
-		a.opts.OnDurable(stored)
-	}
+	a.notifyDurable(stored)
 	if a.opts.OnAck != nil {
 		acked := Ack{Received: ack.GetReceivedSequence(), Durable: ack.GetDurableSequence()}
 		if !sent.IsZero() {
@@ -359,7 +356,7 @@ func (a *Agent) ack(ack *agentstatsv1.Ack) {
 
 func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
 	a.mu.Lock()
-	a.outbox.refusal(refusal)
+	a.outbox.ApplyRefusal(refusal)
 	a.mu.Unlock()
 	// What a summary stands for is refused by name later, or stored.
 	if a.opts.OnRefusal != nil && refusal.GetFirstSequence() == 0 {
@@ -371,7 +368,7 @@ func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
 // notifyRefusals calls OnRefusal with what the Agent itself refused to send.
 func (a *Agent) notifyRefusals() {
 	a.mu.Lock()
-	refusals := a.outbox.takeRefusals()
+	refusals := a.outbox.TakeRefusals()
 	a.mu.Unlock()
 	if a.opts.OnRefusal == nil {
 		return
@@ -386,7 +383,7 @@ func (a *Agent) notifyRefusals() {
 func (a *Agent) wakeWaiting() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.idle != nil && a.outbox.idle() {
+	if a.idle != nil && a.outbox.Idle() {
 		close(a.idle)
 		a.idle = nil
 	}

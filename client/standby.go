@@ -101,11 +101,11 @@ func (a *Agent) setPresent(present bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.standby.connected(present)
-	switch p := &a.outbox.pace; {
+	switch p := &a.outbox.Pace; {
 	case !present && !a.standby.hurries:
-		p.addWaiter()
+		p.AddWaiter()
 	case present && a.standby.hurries:
-		p.removeWaiter()
+		p.RemoveWaiter()
 	}
 	a.standby.hurries = !present
 	a.signal()
@@ -124,7 +124,7 @@ func (a *Agent) drain() {
 func (a *Agent) isIdle() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.outbox.idle()
+	return a.outbox.Idle()
 }
 
 // handedOverLocked notes that there is something new. It wakes Run if that is due before
@@ -141,7 +141,7 @@ func (a *Agent) handedOverLocked() {
 func (a *Agent) awaitReason(ctx context.Context) bool {
 	for {
 		a.mu.Lock()
-		wait := a.standby.wait(time.Now(), a.outbox.idle())
+		wait := a.standby.wait(time.Now(), a.outbox.Idle())
 		if a.closing {
 			wait = 0 // the goodbye needs one
 		}
@@ -171,5 +171,5 @@ func (a *Agent) isUnneeded() (ends bool, wait time.Duration) {
 	if a.closing {
 		return false, maxSleep
 	}
-	return a.standby.ends(time.Now(), a.outbox.idle())
+	return a.standby.ends(time.Now(), a.outbox.Idle())
 }

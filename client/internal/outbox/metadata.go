@@ -1,4 +1,4 @@
-package client
+package outbox
 
 import (
 	"cmp"
@@ -33,16 +33,8 @@ const (
 	maxReportKeys = 16
 )
 
-// Metadata is the value of one metadata key. White space around the value and the error
-// is not sent.
-type Metadata struct {
-	// Key is the name of the entry, at most 1024 bytes of UTF-8.
-	Key string
-	// Value is at most 2048 bytes; the service cuts a longer one.
-	Value string
-	// Error is why there is no value, at most 2048 bytes; empty: there is one.
-	Error string
-}
+// Metadata is the value of one key, as the client's.
+type Metadata struct{ Key, Value, Error string }
 
 // metadataValue is one value of a key on its way into the database.
 type metadataValue struct {

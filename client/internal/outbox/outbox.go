@@ -1,81 +1,37 @@
-package client
+// Package outbox has what an agent hands over and the service does not have yet, and
+// decides what is sent next and when. It does no I/O and has no locks.
+package outbox
 
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-const (
-	// reportOverhead is above the size of a report's counts, tag and length, in bytes.
-	reportOverhead = 64
-	// maxApps bounds the apps whose health is kept: as many as a registration
-	// may have.
-	maxApps = 256
-	// maxRegions is how many regions a view of the network may have.
-	maxRegions = 128
-)
+// reportOverhead is above the size of a report's counts, tag and length, in bytes.
+const reportOverhead = 64
 
-// latest is the newest value of one thing. It is sent again in each session.
-type latest[T any] struct {
-	value T
-	isSet bool
-	// sequence of the request that carried it in this session; 0: none.
-	sequence int64
-	acked    bool
+// Counts are totals of an outbox since it was made, as those of a client's Agent.
+type Counts struct {
+	Reports, ReportsReceived                   int64
+	Samples                                    int64
+	Metadata, MetadataDurable, MetadataRefused int64
+	Refused                                    int64
 }
 
-func (l *latest[T]) put(v T) {
-	*l = latest[T]{value: v, isSet: true}
-}
-
-func (l *latest[T]) unsent() bool {
-	return l.isSet && l.sequence == 0
-}
-
-func (l *latest[T]) ack(sequence int64) {
-	if l.sequence > 0 && l.sequence <= sequence {
-		l.acked = true
-	}
-}
-
-// reset has the value sent again, unless it is acked and that is to be kept.
-func (l *latest[T]) reset(keepAcked bool) {
-	if !keepAcked || !l.acked {
-		l.sequence, l.acked = 0, false
-	}
-}
-
-func (l *latest[T]) idle() bool {
-	return !l.isSet || l.acked
-}
-
-type lifecycle struct {
-	state     agentstatsv1.Lifecycle_State
-	changedAt time.Time
-}
-
-// app is the health of one app.
-type app struct {
-	id     uuid.UUID
-	health latest[agentstatsv1.AppHealth]
-}
-
-// outbox has what the service does not have yet. It decides what to send next and when,
-// and what a new session sends again. It does no I/O and has no lock.
-type outbox struct {
-	pace pace
-	// isRelay is true if another outbox may have something newer of the agent. So what
+// Outbox has what the service does not have yet. It decides what to send next and when,
+// and what a new session sends again. It is not safe for concurrent use. Its fields may
+// be set before it is used.
+type Outbox struct {
+	Pace Pace
+	// IsRelay is true if another outbox may have something newer of the agent. So what
 	// is acked is not sent again, and reports have an age.
-	isRelay bool
+	IsRelay bool
 	// sequence of the last request.
 	sequence int64
 	// confirmed is the highest durable sequence that the service acked: all
@@ -88,81 +44,66 @@ type outbox struct {
 	network   latest[*agentstatsv1.Network]
 	// goodbye is set when nothing follows.
 	goodbye latest[struct{}]
-	counts  Counts
+	Counts  Counts
 	// refusals of the client itself that OnRefusal was not called with yet.
 	refusals []*agentstatsv1.Refusal
 }
 
-// putStats adds a report. collected is true if it was collected, to be sent at once.
-func (o *outbox) putStats(stats *agentstatsv1.Stats, collected bool, now time.Time) {
-	o.counts.Reports++
+// New returns an outbox. collects is true if reports are collected, too.
+func New(collects bool) *Outbox { return &Outbox{Pace: Pace{collects: collects}} }
+
+// PutStats adds a report. collected is true if it was collected, to be sent at once.
+func (o *Outbox) PutStats(stats *agentstatsv1.Stats, collected bool, now time.Time) {
+	o.Counts.Reports++
 	if !o.stats.unsent {
-		o.pace.reportHandedOver, o.pace.collected = now, false
+		o.Pace.reportHandedOver, o.Pace.collected = now, false
 	}
-	o.pace.collected = o.pace.collected || collected
+	o.Pace.collected = o.Pace.collected || collected
 	o.refuse(o.stats.put(stats)...)
 	o.stats.handedOver = now
 }
 
-func (o *outbox) putLifecycle(l lifecycle) {
-	known := &o.lifecycle
-	if again := known.isSet && known.value.state == l.state && known.value.changedAt.Equal(l.changedAt); !again || !o.isRelay {
-		known.put(l)
-	}
-}
-
-func (o *outbox) putMetadata(m Metadata, now time.Time) error {
+// PutMetadata adds a value of a key. It returns an error if the key is malformed, or
+// if too many are pending.
+func (o *Outbox) PutMetadata(m Metadata, now time.Time) error {
 	first := len(o.metadata.unsent) == 0
 	if err := o.metadata.put(m); err != nil {
-		o.counts.Refused++
+		o.Counts.Refused++
 		return err
 	}
 	if first {
-		o.pace.metadataHandedOver = now
+		o.Pace.metadataHandedOver = now
 	}
-	o.counts.Metadata++
+	o.Counts.Metadata++
 	return nil
 }
 
-func (o *outbox) putAppHealth(id uuid.UUID, health agentstatsv1.AppHealth) error {
-	i := slices.IndexFunc(o.apps, func(a app) bool { return a.id == id })
-	if i >= 0 && o.apps[i].health.value == health {
-		return nil
-	}
-	if i < 0 {
-		if len(o.apps) >= maxApps {
-			o.counts.Refused++
-			return fmt.Errorf("health of app %s: there are %d apps, at most %d may be", id, len(o.apps), maxApps)
-		}
-		i = len(o.apps)
-		o.apps = append(o.apps, app{id: id})
-	}
-	o.apps[i].health.put(health)
-	return nil
-}
+// Confirmed returns the highest durable sequence that the service acked: all refusals up
+// to it are known.
+func (o *Outbox) Confirmed() int64 { return o.confirmed }
 
-func (o *outbox) refuse(refusals ...*agentstatsv1.Refusal) {
+func (o *Outbox) refuse(refusals ...*agentstatsv1.Refusal) {
 	for _, r := range refusals {
-		o.counts.Refused += r.GetCount()
+		o.Counts.Refused += r.GetCount()
 	}
 	o.refusals = append(o.refusals, refusals...)
 }
 
-// takeRefusals returns the client's own refusals since the last call.
-func (o *outbox) takeRefusals() []*agentstatsv1.Refusal {
+// TakeRefusals returns the client's own refusals since the last call.
+func (o *Outbox) TakeRefusals() []*agentstatsv1.Refusal {
 	refusals := o.refusals
 	o.refusals = nil
 	return refusals
 }
 
-// limits are the service's limits of requests, in bytes.
-type limits struct {
+// Limits are the service's limits of requests, in bytes.
+type Limits struct {
 	message, reportKeys int64
 }
 
-// newLimits returns the limits of settings. An absent one is the contract's maximum.
-func newLimits(l *agentstatsv1.Limits) limits {
-	n := limits{message: l.GetMessageBytes(), reportKeys: l.GetMetadataReportKeyBytes()}
+// NewLimits returns the limits of settings. An absent one is the contract's maximum.
+func NewLimits(l *agentstatsv1.Limits) Limits {
+	n := Limits{message: l.GetMessageBytes(), reportKeys: l.GetMetadataReportKeyBytes()}
 	if n.message <= 0 {
 		n.message = 1 << 20
 	}
@@ -172,18 +113,18 @@ func newLimits(l *agentstatsv1.Limits) limits {
 	return n
 }
 
-// dueAt returns when next has a request or wantsReport is true; zero: now. What is
+// DueAt returns when next has a request or WantsReport is true; zero: now. What is
 // handed over or acked before may change it. ok is false if there is no such time.
-func (o *outbox) dueAt() (at time.Time, ok bool) {
+func (o *Outbox) DueAt() (at time.Time, ok bool) {
 	at, ok = o.sendAt()
-	if o.collects() && (!ok || o.pace.collectAt.Before(at)) {
-		return o.pace.collectAt, true
+	if o.collects() && (!ok || o.Pace.collectAt.Before(at)) {
+		return o.Pace.collectAt, true
 	}
 	return at, ok
 }
 
-// sendAt returns when next has a request, as dueAt does.
-func (o *outbox) sendAt() (at time.Time, ok bool) {
+// sendAt returns when next has a request, as DueAt does.
+func (o *Outbox) sendAt() (at time.Time, ok bool) {
 	add := func(due time.Time) {
 		if !ok || due.Before(at) {
 			at, ok = due, true
@@ -192,64 +133,56 @@ func (o *outbox) sendAt() (at time.Time, ok bool) {
 	switch {
 	case o.goodbye.sequence > 0: // nothing follows
 		return at, false
-	case o.statesUnsent(), o.stats.resending < len(o.stats.inFlight), o.goodbyeReady(), o.pace.ask && !o.idle():
+	case o.statesUnsent(), o.stats.resending < len(o.stats.inFlight), o.goodbyeReady(), o.Pace.ask && !o.Idle():
 		return at, true
 	}
 	if o.reportUnsent() {
-		add(o.pace.reportDue())
+		add(o.Pace.reportDue())
 	}
 	if len(o.metadata.unsent) > 0 {
-		add(o.pace.metadataDue())
+		add(o.Pace.metadataDue())
 	}
 	return at, ok
 }
 
-// wantsReport reports whether a report is to be collected before the next request is
+// WantsReport reports whether a report is to be collected before the next request is
 // made.
-func (o *outbox) wantsReport(now time.Time) bool {
+func (o *Outbox) WantsReport(now time.Time) bool {
 	if !o.collects() {
 		return false
 	}
-	if !o.pace.collectAt.After(now) {
+	if !o.Pace.collectAt.After(now) {
 		return true
 	}
 	at, ok := o.sendAt()
-	return ok && !at.After(now) && o.metadataReady(now) && o.pace.collectsEarly(now)
+	return ok && !at.After(now) && o.metadataReady(now) && o.Pace.collectsEarly(now)
 }
 
 // collects reports whether reports are collected: after a goodbye there is none.
-func (o *outbox) collects() bool {
-	return o.pace.collects && !o.goodbye.isSet
+func (o *Outbox) collects() bool {
+	return o.Pace.collects && !o.goodbye.isSet
 }
 
 // reportUnsent reports whether there is a report to send when the pace allows it.
 // Counts that could not be sent go with the next collected report, unless a caller
 // waits for their ack.
-func (o *outbox) reportUnsent() bool {
-	return o.stats.unsent || o.stats.owed() && (o.pace.urgent() || !o.collects())
+func (o *Outbox) reportUnsent() bool {
+	return o.stats.unsent || o.stats.owed() && (o.Pace.urgent() || !o.collects())
 }
 
-func (o *outbox) metadataReady(now time.Time) bool {
-	return len(o.metadata.unsent) > 0 && !o.pace.metadataAllowed().After(now)
+func (o *Outbox) metadataReady(now time.Time) bool {
+	return len(o.metadata.unsent) > 0 && !o.Pace.metadataAllowed().After(now)
 }
 
 // goodbyeReady reports whether the goodbye is to be sent: nothing else is unsent.
-func (o *outbox) goodbyeReady() bool {
+func (o *Outbox) goodbyeReady() bool {
 	return o.goodbye.unsent() && !o.stats.unsent && o.stats.carry.reports == 0 && len(o.metadata.unsent) == 0
 }
 
-func (o *outbox) statesUnsent() bool {
-	return o.lifecycle.unsent() || o.network.unsent() || o.appsUnsent()
-}
-
-func (o *outbox) appsUnsent() bool {
-	return slices.ContainsFunc(o.apps, func(a app) bool { return a.health.unsent() })
-}
-
-// next returns the next request to send; nil: there is none now. It has all that the
+// Next returns the next request to send; nil: there is none now. It has all that the
 // pace allows, as far as there is room. Reports that an earlier session sent come
 // first, each as it was. In a session nothing follows a goodbye.
-func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
+func (o *Outbox) Next(l Limits, now time.Time) *agentstatsv1.ConnectRequest {
 	at, ok := o.sendAt()
 	if !ok || at.After(now) {
 		return nil
@@ -263,7 +196,7 @@ func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
 	o.sequence++
 	req := &agentstatsv1.ConnectRequest{Sequence: o.sequence}
 	o.addStates(req)
-	if o.reportUnsent() && !o.pace.reportAllowed().After(now) {
+	if o.reportUnsent() && !o.Pace.reportAllowed().After(now) {
 		o.addReport(req, l, now)
 	}
 	if o.metadataReady(now) {
@@ -273,51 +206,29 @@ func (o *outbox) next(l limits, now time.Time) *agentstatsv1.ConnectRequest {
 		o.goodbye.sequence = o.sequence
 		req.Goodbye = &agentstatsv1.Goodbye{}
 	}
-	if o.pace.waiting > 0 && !o.reportUnsent() && len(o.metadata.unsent) == 0 {
-		o.pace.ask, req.AckNow = false, true
+	if o.Pace.waiting > 0 && !o.reportUnsent() && len(o.metadata.unsent) == 0 {
+		o.Pace.ask, req.AckNow = false, true
 	}
-	o.pace.begun = true
+	o.Pace.begun = true
 	return req
-}
-
-// addStates adds all states that were not sent.
-func (o *outbox) addStates(req *agentstatsv1.ConnectRequest) {
-	if o.lifecycle.unsent() {
-		o.lifecycle.sequence = req.GetSequence()
-		req.Lifecycle = &agentstatsv1.Lifecycle{State: o.lifecycle.value.state}
-		if !o.lifecycle.value.changedAt.IsZero() {
-			req.Lifecycle.ChangedAt = timestamppb.New(o.lifecycle.value.changedAt)
-		}
-	}
-	if o.appsUnsent() {
-		req.AppHealth = o.nextAppHealth(req.GetSequence())
-	}
-	if o.network.unsent() {
-		o.network.sequence = req.GetSequence()
-		req.Network = o.network.value
-	}
-}
-
-func hasStates(req *agentstatsv1.ConnectRequest) bool {
-	return req.Lifecycle != nil || req.AppHealth != nil || req.Network != nil
 }
 
 // addReport adds the newest report, unless the rest of the request leaves it too little
 // room.
-func (o *outbox) addReport(req *agentstatsv1.ConnectRequest, l limits, now time.Time) {
+func (o *Outbox) addReport(req *agentstatsv1.ConnectRequest, l Limits, now time.Time) {
 	if hasStates(req) && int64(proto.Size(req)+proto.Size(o.stats.newest)+reportOverhead) > l.message {
 		return
 	}
 	req.Stats = o.stats.next(req.GetSequence(), now)
-	o.pace.reportedAt, o.pace.collected = now, false
+	o.Pace.reportedAt, o.Pace.collected = now, false
 	o.addAge(req, now)
 	o.fit(req, l)
-	o.counts.Samples += int64(len(req.GetStats().GetMetrics()))
+	o.Counts.Samples += int64(len(req.GetStats().GetMetrics()))
 }
 
 // fit drops samples of the request's report that are beyond the limits. It leaves room
 // for a goodbye and for ack_now.
-func (o *outbox) fit(req *agentstatsv1.ConnectRequest, l limits) {
+func (o *Outbox) fit(req *agentstatsv1.ConnectRequest, l Limits) {
 	if refusal := fitRequest(req, l.message-8); refusal != nil {
 		o.refuse(refusal)
 	}
@@ -325,7 +236,7 @@ func (o *outbox) fit(req *agentstatsv1.ConnectRequest, l limits) {
 
 // addMetadata adds the oldest unsent values that the request has room for. A request
 // without anything else has at least one.
-func (o *outbox) addMetadata(req *agentstatsv1.ConnectRequest, l limits, now time.Time) {
+func (o *Outbox) addMetadata(req *agentstatsv1.ConnectRequest, l Limits, now time.Time) {
 	rest := int64(proto.Size(req))
 	alone := !hasStates(req) && req.Stats == nil
 	unsent := len(o.metadata.unsent)
@@ -334,7 +245,7 @@ func (o *outbox) addMetadata(req *agentstatsv1.ConnectRequest, l limits, now tim
 		return
 	}
 	req.Metadata = report
-	p := &o.pace
+	p := &o.Pace
 	if p.burst == 0 {
 		p.burst = unsent
 	}
@@ -346,27 +257,15 @@ func (o *outbox) addMetadata(req *agentstatsv1.ConnectRequest, l limits, now tim
 	p.metadataAt = now
 }
 
-func (o *outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
-	report := &agentstatsv1.AppHealthReport{}
-	for i := range o.apps {
-		a := &o.apps[i]
-		if a.health.unsent() {
-			a.health.sequence = sequence
-			report.Updates = append(report.Updates, &agentstatsv1.AppHealthUpdate{Id: a.id[:], Health: a.health.value})
-		}
-	}
-	return report
-}
-
-// ack applies an ack: the highest sequences that the service has received, and has
+// Ack applies an ack: the highest sequences that the service has received, and has
 // stored or refused. It returns the values that are durable now. sent is the time at
 // which the newest report that this ack covers was sent; zero: it covers none.
-func (o *outbox) ack(received, durable int64) (stored []Metadata, sent time.Time) {
+func (o *Outbox) Ack(received, durable int64) (stored []Metadata, sent time.Time) {
 	o.confirmed = max(o.confirmed, durable)
 	reports, sent := o.stats.received(received)
-	o.counts.ReportsReceived += reports
+	o.Counts.ReportsReceived += reports
 	stored, entries := o.metadata.durable(durable)
-	o.counts.MetadataDurable += entries
+	o.Counts.MetadataDurable += entries
 	o.lifecycle.ack(durable)
 	for i := range o.apps {
 		o.apps[i].health.ack(durable)
@@ -376,63 +275,48 @@ func (o *outbox) ack(received, durable int64) (stored []Metadata, sent time.Time
 	return stored, sent
 }
 
-// refusal applies a refusal of the service. A summary has no names. What it may stand
+// ApplyRefusal applies a refusal of the service. A summary has no names. What it may stand
 // for is sent again, and then stored or refused by name.
-func (o *outbox) refusal(r *agentstatsv1.Refusal) {
+func (o *Outbox) ApplyRefusal(r *agentstatsv1.Refusal) {
 	if first := r.GetFirstSequence(); first > 0 {
 		o.metadata.resend(first, r.GetSequence())
 		return
 	}
-	o.counts.Refused += r.GetCount()
+	o.Counts.Refused += r.GetCount()
 	byStore := r.GetCode() == agentstatsv1.RefusalCode_REFUSAL_CODE_STORE
-	o.counts.MetadataRefused += o.metadata.refused(r.GetSequence(), byStore, r.GetNames())
+	o.Counts.MetadataRefused += o.metadata.refused(r.GetSequence(), byStore, r.GetNames())
 }
 
-// resume begins a session with what the service has received and stored of the
+// Resume begins a session with what the service has received and stored of the
 // instance. The rest is sent again: reports under their own sequences, so that their
 // counts count once, whichever replica has them. All else gets new sequences.
-func (o *outbox) resume(r *agentstatsv1.Resume) (stored []Metadata) {
-	stored, _ = o.ack(r.GetReceivedSequence(), r.GetDurableSequence())
+func (o *Outbox) Resume(r *agentstatsv1.Resume) (stored []Metadata) {
+	stored, _ = o.Ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()
 	o.metadata.resend(r.GetReceivedSequence()+1, math.MaxInt64)
-	o.lifecycle.reset(o.isRelay)
+	o.lifecycle.reset(o.IsRelay)
 	for i := range o.apps {
-		o.apps[i].health.reset(o.isRelay)
+		o.apps[i].health.reset(o.IsRelay)
 	}
-	o.network.reset(o.isRelay)
+	o.network.reset(o.IsRelay)
 	o.goodbye.reset(false)
 	o.sequence = max(o.sequence, r.GetReceivedSequence())
 	return stored
 }
 
-// idle reports whether no ack is pending.
-func (o *outbox) idle() bool {
+// Idle reports whether no ack is pending.
+func (o *Outbox) Idle() bool {
 	return o.stats.idle() && len(o.metadata.keys) == 0 && o.pendingStates() == 0 && o.goodbye.idle()
 }
 
-func (o *outbox) pendingStates() int {
-	n := 0
-	for _, idle := range []bool{o.lifecycle.idle(), o.network.idle()} {
-		if !idle {
-			n++
-		}
-	}
-	for i := range o.apps {
-		if !o.apps[i].health.idle() {
-			n++
-		}
-	}
-	return n
-}
-
-// describePending returns a text for people that lists what was not acked.
-func (o *outbox) describePending() string {
+// DescribePending returns a text for people that lists what was not acked.
+func (o *Outbox) DescribePending() string {
 	var parts []string
 	for _, part := range []struct {
 		n    int
 		what string
 	}{
-		{int(o.counts.Reports - o.counts.ReportsReceived), "reports"},
+		{int(o.Counts.Reports - o.Counts.ReportsReceived), "reports"},
 		{len(o.metadata.keys), "metadata keys"},
 		{o.pendingStates(), "states"},
 	} {

@@ -1,4 +1,4 @@
-package client
+package outbox
 
 import (
 	"fmt"
@@ -16,14 +16,14 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-var anyLimits = newLimits(nil)
+var anyLimits = NewLimits(nil)
 
 // sendAll takes all requests at once and returns them.
-func sendAll(o *outbox) []*agentstatsv1.ConnectRequest {
-	o.pace.waiting = 1
+func sendAll(o *Outbox) []*agentstatsv1.ConnectRequest {
+	o.Pace.waiting = 1
 	var sent []*agentstatsv1.ConnectRequest
 	for {
-		req := o.next(anyLimits, time.Unix(0, 0))
+		req := o.Next(anyLimits, time.Unix(0, 0))
 		if req == nil {
 			return sent
 		}
@@ -41,26 +41,26 @@ func keysOf(reqs []*agentstatsv1.ConnectRequest) []string {
 	return keys
 }
 
-func put(t *testing.T, o *outbox, key, value string) {
+func put(t *testing.T, o *Outbox, key, value string) {
 	t.Helper()
-	require.NoError(t, o.putMetadata(Metadata{Key: key, Value: value}, time.Time{}))
+	require.NoError(t, o.PutMetadata(Metadata{Key: key, Value: value}, time.Time{}))
 }
 
 // After a crash of the service, an ack in the new session covers sequences of lost
 // requests. The values of these must not count as durable.
 func TestOutboxAckDoesNotSettleWhatWasLost(t *testing.T) {
-	var o outbox
+	var o Outbox
 	put(t, &o, "a", "1")
 	sendAll(&o)
-	require.Empty(t, o.resume(&agentstatsv1.Resume{}))
-	stored, _ := o.ack(1, 1)
+	require.Empty(t, o.Resume(&agentstatsv1.Resume{}))
+	stored, _ := o.Ack(1, 1)
 	require.Empty(t, stored)
 	sent := sendAll(&o)
 	require.Equal(t, []string{"a=1"}, keysOf(sent))
 	require.Equal(t, int64(2), sent[0].GetSequence())
-	stored, _ = o.ack(2, 2)
+	stored, _ = o.Ack(2, 2)
 	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, stored)
-	require.True(t, o.idle())
+	require.True(t, o.Idle())
 }
 
 func TestOutboxMetadataResume(t *testing.T) {
@@ -78,7 +78,7 @@ func TestOutboxMetadataResume(t *testing.T) {
 		{"all durable", 3, 3, []string{"c=1"}, []Metadata{{Key: "a", Value: "2"}, {Key: "b", Value: "1"}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var o outbox
+			var o Outbox
 			put(t, &o, "a", "1")
 			sendAll(&o)
 			put(t, &o, "b", "1")
@@ -86,15 +86,15 @@ func TestOutboxMetadataResume(t *testing.T) {
 			put(t, &o, "a", "2")
 			sendAll(&o)
 			put(t, &o, "c", "1")
-			require.ElementsMatch(t, test.stored, o.resume(&agentstatsv1.Resume{ReceivedSequence: test.received, DurableSequence: test.durable}))
+			require.ElementsMatch(t, test.stored, o.Resume(&agentstatsv1.Resume{ReceivedSequence: test.received, DurableSequence: test.durable}))
 			sent := sendAll(&o)
 			require.Equal(t, test.resent, keysOf(sent))
 			for _, req := range sent {
 				require.Greater(t, req.GetSequence(), int64(3))
 			}
-			o.ack(o.sequence, o.sequence)
-			require.True(t, o.idle())
-			require.Equal(t, int64(4), o.counts.MetadataDurable)
+			o.Ack(o.sequence, o.sequence)
+			require.True(t, o.Idle())
+			require.Equal(t, int64(4), o.Counts.MetadataDurable)
 		})
 	}
 }
@@ -102,7 +102,7 @@ func TestOutboxMetadataResume(t *testing.T) {
 // Of a key whose values change faster than they are written, the sent one is
 // acked when it is durable.
 func TestOutboxMetadataKeepsASentValue(t *testing.T) {
-	var o outbox
+	var o Outbox
 	put(t, &o, "a", "1")
 	sendAll(&o)
 	for i := 2; i < 5; i++ {
@@ -110,11 +110,11 @@ func TestOutboxMetadataKeepsASentValue(t *testing.T) {
 		sendAll(&o)
 	}
 	require.Len(t, o.metadata.keys["a"], 2)
-	stored, _ := o.ack(4, 3)
+	stored, _ := o.Ack(4, 3)
 	require.Equal(t, []Metadata{{Key: "a", Value: "1"}}, stored)
-	stored, _ = o.ack(4, 4)
+	stored, _ = o.Ack(4, 4)
 	require.Equal(t, []Metadata{{Key: "a", Value: "4"}}, stored)
-	require.Equal(t, int64(4), o.counts.MetadataDurable)
+	require.Equal(t, int64(4), o.Counts.MetadataDurable)
 }
 
 func TestOutboxRefusalByStore(t *testing.T) {
@@ -128,42 +128,42 @@ func TestOutboxRefusalByStore(t *testing.T) {
 		{agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID, []Metadata{{Key: "a", Value: "2"}}, 1},
 	} {
 		t.Run(test.code.String(), func(t *testing.T) {
-			var o outbox
+			var o Outbox
 			put(t, &o, "a", "1")
 			sendAll(&o)
 			put(t, &o, "a", "2")
 			sendAll(&o)
-			o.refusal(&agentstatsv1.Refusal{Sequence: 1, Code: test.code, Names: []string{"a", "unknown"}, Count: 1})
-			stored, _ := o.ack(2, 2)
+			o.ApplyRefusal(&agentstatsv1.Refusal{Sequence: 1, Code: test.code, Names: []string{"a", "unknown"}, Count: 1})
+			stored, _ := o.Ack(2, 2)
 			require.Equal(t, test.stored, stored)
-			require.Equal(t, test.refused, o.counts.MetadataRefused)
-			require.True(t, o.idle())
+			require.Equal(t, test.refused, o.Counts.MetadataRefused)
+			require.True(t, o.Idle())
 		})
 	}
-	var o outbox
+	var o Outbox
 	put(t, &o, "a", "1")
 	sendAll(&o)
-	o.refusal(&agentstatsv1.Refusal{Sequence: 9, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID, Names: []string{"a"}, Count: 1})
-	require.False(t, o.idle(), "a sample of the same name was refused, not the key")
+	o.ApplyRefusal(&agentstatsv1.Refusal{Sequence: 9, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID, Names: []string{"a"}, Count: 1})
+	require.False(t, o.Idle(), "a sample of the same name was refused, not the key")
 }
 
 // A service that knows more of the instance than it can know does no harm.
 func TestOutboxResumeAhead(t *testing.T) {
-	var o outbox
-	o.resume(&agentstatsv1.Resume{ReceivedSequence: 100, DurableSequence: 50})
+	var o Outbox
+	o.Resume(&agentstatsv1.Resume{ReceivedSequence: 100, DurableSequence: 50})
 	put(t, &o, "a", "1")
 	require.Equal(t, int64(101), sendAll(&o)[0].GetSequence())
 }
 
 func TestOutboxMetadataParts(t *testing.T) {
-	sizes := func(l limits, entries ...Metadata) []int {
-		var o outbox
+	sizes := func(l Limits, entries ...Metadata) []int {
+		var o Outbox
 		for _, m := range entries {
-			require.NoError(t, o.putMetadata(m, time.Time{}))
+			require.NoError(t, o.PutMetadata(m, time.Time{}))
 		}
 		var sizes []int
 		for {
-			req := o.next(l, time.Time{})
+			req := o.Next(l, time.Time{})
 			if req == nil {
 				return sizes
 			}
@@ -178,30 +178,30 @@ func TestOutboxMetadataParts(t *testing.T) {
 		large = append(large, Metadata{Key: strconv.Itoa(i), Value: strings.Repeat("v", 2000), Error: strings.Repeat("e", 100)})
 	}
 	require.Equal(t, []int{16, 16, 8}, sizes(anyLimits, many...), "a refusal names 16")
-	require.Equal(t, []int{10, 10, 10, 10}, sizes(limits{message: 1 << 20, reportKeys: 1000}, long...), "bytes of keys")
-	require.Equal(t, []int{4, 4, 4, 4, 4, 4, 4, 4, 4, 4}, sizes(limits{message: 10000, reportKeys: 6144}, large...), "bytes of the message")
-	require.Equal(t, []int{1, 1}, sizes(limits{message: 100, reportKeys: 10}, large[:2]...), "one is always sent")
+	require.Equal(t, []int{10, 10, 10, 10}, sizes(Limits{message: 1 << 20, reportKeys: 1000}, long...), "bytes of keys")
+	require.Equal(t, []int{4, 4, 4, 4, 4, 4, 4, 4, 4, 4}, sizes(Limits{message: 10000, reportKeys: 6144}, large...), "bytes of the message")
+	require.Equal(t, []int{1, 1}, sizes(Limits{message: 100, reportKeys: 10}, large[:2]...), "one is always sent")
 }
 
 func TestOutboxGoodbyeComesLast(t *testing.T) {
-	var o outbox
+	var o Outbox
 	for range maxInFlight + 1 {
-		o.putStats(&agentstatsv1.Stats{RxBytes: 1}, false, time.Time{})
+		o.PutStats(&agentstatsv1.Stats{RxBytes: 1}, false, time.Time{})
 		require.Len(t, sendAll(&o), 1)
 	}
 	o.goodbye.put(struct{}{})
 	require.Empty(t, sendAll(&o), "counts wait")
-	o.ack(1, 1)
+	o.Ack(1, 1)
 	sent := sendAll(&o)
 	require.Len(t, sent, 1)
 	require.Equal(t, int64(1), sent[0].GetStats().GetRxBytes())
 	require.NotNil(t, sent[0].GetGoodbye())
 	require.True(t, sent[0].GetAckNow())
-	require.Equal(t, "16 reports, the goodbye", o.describePending())
+	require.Equal(t, "16 reports, the goodbye", o.DescribePending())
 	put(t, &o, "late", "1")
 	require.Empty(t, sendAll(&o), "nothing follows")
 
-	o.resume(&agentstatsv1.Resume{})
+	o.Resume(&agentstatsv1.Resume{})
 	sent = sendAll(&o)
 	require.Len(t, sent, 17)
 	require.NotNil(t, sent[16].GetGoodbye(), "it is said again in a new session")
@@ -210,12 +210,12 @@ func TestOutboxGoodbyeComesLast(t *testing.T) {
 
 // All that is due goes in one request, as far as there is room.
 func TestOutboxSendsAllInOneRequest(t *testing.T) {
-	fill := func() *outbox {
-		o := &outbox{}
+	fill := func() *Outbox {
+		o := &Outbox{}
 		put(t, o, "a", strings.Repeat("v", 1000))
-		o.putStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: strings.Repeat("m", 1000)}}}, false, time.Time{})
+		o.PutStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: strings.Repeat("m", 1000)}}}, false, time.Time{})
 		o.lifecycle.put(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
-		require.NoError(t, o.putAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		require.NoError(t, o.PutAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
 		o.network.put(&agentstatsv1.Network{Regions: []*agentstatsv1.Network_Region{{Id: 1, Name: strings.Repeat("r", 1000)}}})
 		o.goodbye.put(struct{}{})
 		return o
@@ -236,10 +236,10 @@ func TestOutboxSendsAllInOneRequest(t *testing.T) {
 		requests int
 	}{{4000, 1}, {2500, 2}, {1500, 3}} {
 		o := fill()
-		o.pace.waiting = 1
+		o.Pace.waiting = 1
 		var last *agentstatsv1.ConnectRequest
 		n := 0
-		for req := o.next(limits{message: test.limit, reportKeys: 6144}, time.Time{}); req != nil; req = o.next(limits{message: test.limit, reportKeys: 6144}, time.Time{}) {
+		for req := o.Next(Limits{message: test.limit, reportKeys: 6144}, time.Time{}); req != nil; req = o.Next(Limits{message: test.limit, reportKeys: 6144}, time.Time{}) {
 			require.LessOrEqual(t, int64(proto.Size(req)), test.limit)
 			require.False(t, last.GetAckNow(), "more follows")
 			last = req
@@ -248,7 +248,7 @@ func TestOutboxSendsAllInOneRequest(t *testing.T) {
 		require.Equal(t, test.requests, n, "%d bytes", test.limit)
 		require.NotNil(t, last.GetGoodbye())
 		require.True(t, last.GetAckNow())
-		require.Empty(t, o.takeRefusals(), "nothing is dropped")
+		require.Empty(t, o.TakeRefusals(), "nothing is dropped")
 	}
 }
 
@@ -278,14 +278,14 @@ func TestOutboxResendsReports(t *testing.T) {
 			Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}},
 		}
 	}
-	var o outbox
-	o.putStats(report(1, 1), false, time.Time{})
+	var o Outbox
+	o.PutStats(report(1, 1), false, time.Time{})
 	sendAll(&o)
-	o.putStats(report(2, 2), false, time.Time{})
+	o.PutStats(report(2, 2), false, time.Time{})
 	sendAll(&o)
 	put(t, &o, "a", "1")
 	sendAll(&o)
-	o.resume(&agentstatsv1.Resume{})
+	o.Resume(&agentstatsv1.Resume{})
 	sent := sendAll(&o)
 	require.Equal(t, [][3]int64{{1, 1, 0}, {2, 2, 1}}, countsOf(sent))
 	require.Empty(t, cmp.Diff(&agentstatsv1.Stats{
@@ -297,23 +297,23 @@ func TestOutboxResendsReports(t *testing.T) {
 	require.Equal(t, int64(4), sent[2].GetSequence())
 
 	// The message of a report that was collected is another report's now.
-	o.resume(&agentstatsv1.Resume{ReceivedSequence: 1})
-	o.putStats(report(4, 0), true, time.Time{})
+	o.Resume(&agentstatsv1.Resume{ReceivedSequence: 1})
+	o.PutStats(report(4, 0), true, time.Time{})
 	require.Equal(t, [][3]int64{{2, 2, 0}, {5, 4, 1}}, countsOf(sendAll(&o)))
 
-	o.ack(5, 5)
+	o.Ack(5, 5)
 	require.Nil(t, o.stats.newest)
-	require.Equal(t, int64(3), o.counts.ReportsReceived)
-	o.resume(&agentstatsv1.Resume{ReceivedSequence: 5, DurableSequence: 5})
+	require.Equal(t, int64(3), o.Counts.ReportsReceived)
+	o.Resume(&agentstatsv1.Resume{ReceivedSequence: 5, DurableSequence: 5})
 	require.Empty(t, sendAll(&o))
 }
 
 // While the service acks nothing, memory is bounded: samples are sent on, counts stay
 // here, and each arrives once.
 func TestOutboxCarriesCounts(t *testing.T) {
-	var o outbox
+	var o Outbox
 	send := func() []*agentstatsv1.ConnectRequest {
-		o.putStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}}}, false, time.Time{})
+		o.PutStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: "m"}}}, false, time.Time{})
 		return sendAll(&o)
 	}
 	for range maxInFlight {
@@ -326,10 +326,10 @@ func TestOutboxCarriesCounts(t *testing.T) {
 		require.Len(t, sent[0].GetStats().GetMetrics(), 1)
 	}
 	require.Len(t, o.stats.inFlight, maxInFlight)
-	require.Equal(t, "1016 reports", o.describePending())
+	require.Equal(t, "1016 reports", o.DescribePending())
 
 	// In a new session the counts that were sent come first, then the newest samples.
-	o.resume(&agentstatsv1.Resume{ReceivedSequence: 2})
+	o.Resume(&agentstatsv1.Resume{ReceivedSequence: 2})
 	sent := sendAll(&o)
 	require.Len(t, sent, 15)
 	require.Equal(t, [3]int64{3, 1, 0}, countsOf(sent)[0])
@@ -338,62 +338,62 @@ func TestOutboxCarriesCounts(t *testing.T) {
 
 	require.Equal(t, int64(1), send()[0].GetStats().GetRxBytes(), "there is room for one more")
 	require.Zero(t, send()[0].GetStats().GetRxBytes())
-	o.ack(3, 3)
+	o.Ack(3, 3)
 	require.Equal(t, [][3]int64{{1020, 1, 1}}, countsOf(sendAll(&o)), "as soon as there is room")
-	o.ack(1020, 1020)
-	require.True(t, o.idle())
-	require.Equal(t, o.counts.Reports, o.counts.ReportsReceived)
+	o.Ack(1020, 1020)
+	require.True(t, o.Idle())
+	require.Equal(t, o.Counts.Reports, o.Counts.ReportsReceived)
 }
 
 // Reports that merge have the connections of all.
 func TestOutboxMergesReports(t *testing.T) {
-	var o outbox
+	var o Outbox
 	for _, connections := range []int64{3, 1} {
-		o.putStats(&agentstatsv1.Stats{RxBytes: 1, ConnectionCount: connections}, false, time.Time{})
+		o.PutStats(&agentstatsv1.Stats{RxBytes: 1, ConnectionCount: connections}, false, time.Time{})
 	}
 	sent := sendAll(&o)
 	require.Len(t, sent, 1)
 	require.Equal(t, int64(2), sent[0].GetStats().GetRxBytes())
 	require.Equal(t, int64(3), sent[0].GetStats().GetConnectionCount())
-	o.putStats(&agentstatsv1.Stats{}, false, time.Time{})
+	o.PutStats(&agentstatsv1.Stats{}, false, time.Time{})
 	require.Zero(t, sendAll(&o)[0].GetStats().GetConnectionCount())
 }
 
 // A summary of refusals says of none of its values what became of it: all are sent
 // again, and none is taken for durable before.
 func TestOutboxSummaryOfRefusals(t *testing.T) {
-	var o outbox
+	var o Outbox
 	for _, key := range []string{"a", "b", "c"} {
-		require.NoError(t, o.putMetadata(Metadata{Key: key, Value: "1"}, time.Time{}))
+		require.NoError(t, o.PutMetadata(Metadata{Key: key, Value: "1"}, time.Time{}))
 		sendAll(&o) // requests 1, 2 and 3
 	}
-	require.NoError(t, o.putMetadata(Metadata{Key: "b", Value: "2"}, time.Time{}))
+	require.NoError(t, o.PutMetadata(Metadata{Key: "b", Value: "2"}, time.Time{}))
 	sendAll(&o) // 4, of a key whose older value is in doubt
-	o.refusal(&agentstatsv1.Refusal{FirstSequence: 1, Sequence: 2, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, Count: 2})
-	stored, _ := o.ack(4, 4)
+	o.ApplyRefusal(&agentstatsv1.Refusal{FirstSequence: 1, Sequence: 2, Code: agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, Count: 2})
+	stored, _ := o.Ack(4, 4)
 	require.ElementsMatch(t, []Metadata{{Key: "b", Value: "2"}, {Key: "c", Value: "1"}}, stored)
 	sent := sendAll(&o)
 	require.Len(t, sent, 1)
 	require.EqualValues(t, 5, sent[0].GetSequence())
 	require.Equal(t, "a", sent[0].GetMetadata().GetMetadata()[0].GetKey())
-	require.Zero(t, o.counts.Refused, "it is counted when it is named")
+	require.Zero(t, o.Counts.Refused, "it is counted when it is named")
 	require.EqualValues(t, 4, o.confirmed)
-	o.refusal(&agentstatsv1.Refusal{Sequence: 5, Names: []string{"a"}, Count: 1})
-	stored, _ = o.ack(5, 5)
+	o.ApplyRefusal(&agentstatsv1.Refusal{Sequence: 5, Names: []string{"a"}, Count: 1})
+	stored, _ = o.Ack(5, 5)
 	require.Empty(t, stored)
-	require.EqualValues(t, 1, o.counts.MetadataRefused)
+	require.EqualValues(t, 1, o.Counts.MetadataRefused)
 }
 
 // A refusal names the start of a long key.
 func TestOutboxRefusalOfALongKey(t *testing.T) {
-	var o outbox
+	var o Outbox
 	long, other := strings.Repeat("\u20ac", 100), strings.Repeat("y", 300)
-	require.NoError(t, o.putMetadata(Metadata{Key: long, Value: "1"}, time.Time{}))
-	require.NoError(t, o.putMetadata(Metadata{Key: other, Value: "1"}, time.Time{}))
-	require.NoError(t, o.putMetadata(Metadata{Key: "y", Value: "1"}, time.Time{}))
+	require.NoError(t, o.PutMetadata(Metadata{Key: long, Value: "1"}, time.Time{}))
+	require.NoError(t, o.PutMetadata(Metadata{Key: other, Value: "1"}, time.Time{}))
+	require.NoError(t, o.PutMetadata(Metadata{Key: "y", Value: "1"}, time.Time{}))
 	sendAll(&o)
-	o.refusal(&agentstatsv1.Refusal{Sequence: 1, Names: []string{long[:198], other[:200]}, Count: 2})
-	stored, _ := o.ack(1, 1)
+	o.ApplyRefusal(&agentstatsv1.Refusal{Sequence: 1, Names: []string{long[:198], other[:200]}, Count: 2})
+	stored, _ := o.Ack(1, 1)
 	require.Equal(t, []Metadata{{Key: "y", Value: "1"}}, stored)
 }
 
@@ -420,69 +420,19 @@ func TestCleanText(t *testing.T) {
 	}
 }
 
-func TestBackoffCeiling(t *testing.T) {
-	for _, test := range []struct {
-		backoff Backoff
-		want    []int
-	}{
-		{Backoff{}, []int{1, 2, 4, 8, 16, 30, 30}},
-		{Backoff{Min: 10 * time.Second}, []int{10, 20, 30, 30}},
-		{Backoff{Min: time.Minute}, []int{60, 60}},
-		{Backoff{Min: 3 * time.Second, Max: 2 * time.Second}, []int{2, 2}},
-	} {
-		for attempt, seconds := range test.want {
-			require.Equal(t, time.Duration(seconds)*time.Second, test.backoff.withDefaults().ceiling(attempt), "%v %d", test.backoff, attempt)
-		}
-		require.Equal(t, test.backoff.withDefaults().Max, test.backoff.withDefaults().ceiling(1<<30))
-	}
-	b := Backoff{}.withDefaults()
-	least, most := time.Hour, time.Duration(0)
-	for range 1000 {
-		wait := b.wait(3)
-		require.LessOrEqual(t, wait, 8*time.Second)
-		least, most = min(least, wait), max(most, wait)
-	}
-	require.Less(t, least, time.Second, "full jitter")
-	require.Greater(t, most, 7*time.Second)
-}
-
 func TestStatementOfApps(t *testing.T) {
-	var o outbox
-	require.NoError(t, o.putAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
-	require.NoError(t, o.putAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+	var o Outbox
+	require.NoError(t, o.PutAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+	require.NoError(t, o.PutAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
 	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2)
-	require.NoError(t, o.putAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY))
+	require.NoError(t, o.PutAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY))
 	sent := sendAll(&o)
 	require.Len(t, sent[0].GetAppHealth().GetUpdates(), 1, "only what changed")
-	o.ack(1, 1)
+	o.Ack(1, 1)
 	require.Equal(t, 1, o.pendingStates())
-	o.ack(2, 2)
+	o.Ack(2, 2)
 	require.Zero(t, o.pendingStates())
-	o.resume(&agentstatsv1.Resume{ReceivedSequence: 2, DurableSequence: 2})
+	o.Resume(&agentstatsv1.Resume{ReceivedSequence: 2, DurableSequence: 2})
 	require.Equal(t, 2, o.pendingStates())
 	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2, "a new session gets all")
-}
-
-func TestSized(t *testing.T) {
-	lengths := func(messages []*agentstatsv1.Workspace) []int {
-		var lengths []int
-		var all []*agentstatsv1.Workspace
-		for part := range sized(messages) {
-			lengths = append(lengths, len(part))
-			all = append(all, part...)
-		}
-		require.Equal(t, len(messages), len(all))
-		return lengths
-	}
-	workspaces := func(n, bytes int) []*agentstatsv1.Workspace {
-		all := make([]*agentstatsv1.Workspace, n)
-		for i := range all {
-			all[i] = &agentstatsv1.Workspace{Name: strings.Repeat("n", bytes)}
-		}
-		return all
-	}
-	require.Empty(t, lengths(nil))
-	require.Equal(t, []int{1000, 1000, 1}, lengths(workspaces(2001, 10)), "by number")
-	require.Equal(t, []int{25, 25, 10}, lengths(workspaces(60, 10<<10)), "by bytes")
-	require.Equal(t, []int{1, 1}, lengths(workspaces(2, 1<<20)), "one is always sent")
 }

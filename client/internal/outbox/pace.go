@@ -1,28 +1,31 @@
-package client
+package outbox
 
-import "time"
+import (
+	"math/rand/v2"
+	"time"
+)
 
 const (
-	// maxWait is how long a handed over value waits for others that become due. So what
+	// MaxWait is how long a handed over value waits for others that become due. So what
 	// is due within a second makes one message. The rest of that second is for the
 	// transport.
-	maxWait = 800 * time.Millisecond
+	MaxWait = 800 * time.Millisecond
 	// tolerance is the share of an interval by which a value may come early, as the
 	// timers of callers differ from those of the session.
 	tolerance = 0.1
 )
 
-// pace decides when an outbox sends what it has. While a caller waits for acks, and for
+// Pace decides when an outbox sends what it has. While a caller waits for acks, and for
 // the first request of a session, all is due at once. Otherwise
 //
 //   - states are sent at once,
-//   - metadata maxWait after it was handed over, and each metadata interval at most,
-//   - reports that are handed over maxWait later, and each report interval at most,
+//   - metadata MaxWait after it was handed over, and each metadata interval at most,
+//   - reports that are handed over MaxWait later, and each report interval at most,
 //   - collected reports each report interval at once, or up to a third of it earlier
 //     with metadata, so that the two stay together.
 //
 // A request has all that is allowed then, not only what is due.
-type pace struct {
+type Pace struct {
 	reportInterval, metadataInterval time.Duration
 	// collects is true if reports are collected, too.
 	collects bool
@@ -47,41 +50,41 @@ type pace struct {
 	burst int
 }
 
-// beginSession resets what is kept of the last session. The first report of a session
+// BeginSession resets what is kept of the last session. The first report of a session
 // is collected at once.
-func (p *pace) beginSession(now time.Time) {
+func (p *Pace) BeginSession(now time.Time) {
 	p.begun, p.ask, p.burst = false, p.waiting > 0, 0
 	p.reportedAt, p.metadataAt = time.Time{}, time.Time{}
 	p.collectAt = now
 }
 
 // urgent reports whether all that is unsent is due at once.
-func (p *pace) urgent() bool {
+func (p *Pace) urgent() bool {
 	return p.waiting > 0 || !p.begun
 }
 
-// setIntervals applies the intervals of settings. Agents whose interval changes at one
+// SetIntervals applies the intervals of settings. Agents whose interval changes at one
 // moment are spread over it.
-func (p *pace) setIntervals(report, metadata time.Duration, now time.Time) {
+func (p *Pace) SetIntervals(report, metadata time.Duration, now time.Time) {
 	changed := p.reportInterval != report
 	p.reportInterval, p.metadataInterval = report, metadata
 	if changed && p.begun {
-		p.collectAt = now.Add(jitter(report))
+		p.collectAt = now.Add(rand.N(report + 1))
 	}
 }
 
-// collect schedules the next report. The second one of a session comes at a random time
+// Collect schedules the next report. The second one of a session comes at a random time
 // within the interval. So agents that connect together do not report together for ever.
-func (p *pace) collect(now time.Time) {
+func (p *Pace) Collect(now time.Time) {
 	next := p.reportInterval
 	if !p.begun {
-		next = jitter(next)
+		next = rand.N(next + 1)
 	}
 	p.collectAt = now.Add(next)
 }
 
 // reportAllowed returns when a report may be sent; zero: at any time.
-func (p *pace) reportAllowed() time.Time {
+func (p *Pace) reportAllowed() time.Time {
 	if p.urgent() || p.collected {
 		return time.Time{}
 	}
@@ -89,7 +92,7 @@ func (p *pace) reportAllowed() time.Time {
 }
 
 // reportDue returns when an unsent report is due; zero: now.
-func (p *pace) reportDue() time.Time {
+func (p *Pace) reportDue() time.Time {
 	if p.urgent() || p.collected {
 		return time.Time{}
 	}
@@ -97,7 +100,7 @@ func (p *pace) reportDue() time.Time {
 }
 
 // metadataAllowed returns when metadata may be sent; zero: at any time.
-func (p *pace) metadataAllowed() time.Time {
+func (p *Pace) metadataAllowed() time.Time {
 	if p.urgent() || p.burst > 0 {
 		return time.Time{}
 	}
@@ -105,7 +108,7 @@ func (p *pace) metadataAllowed() time.Time {
 }
 
 // metadataDue returns when unsent metadata is due; zero: now.
-func (p *pace) metadataDue() time.Time {
+func (p *Pace) metadataDue() time.Time {
 	if p.urgent() || p.burst > 0 {
 		return time.Time{}
 	}
@@ -127,26 +130,26 @@ func due(handedOver, sent time.Time, interval time.Duration) time.Time {
 	if handedOver.Before(allowed(sent, interval)) {
 		return sent.Add(interval)
 	}
-	return handedOver.Add(maxWait)
+	return handedOver.Add(MaxWait)
 }
 
 // collectsEarly reports whether a report that is to be collected later goes with
-// metadata now. That is so within a third of the interval, less half of maxWait.
+// metadata now. That is so within a third of the interval, less half of MaxWait.
 // Metadata may be sent each third of the interval. Then the report goes with the last
 // of these messages, or with one that waits when the report is due. The margin keeps it
 // from the last but one, also with some jitter.
-func (p *pace) collectsEarly(now time.Time) bool {
-	return p.begun && p.burst == 0 && p.collectAt.Sub(now) <= p.reportInterval/3-maxWait/2
+func (p *Pace) collectsEarly(now time.Time) bool {
+	return p.begun && p.burst == 0 && p.collectAt.Sub(now) <= p.reportInterval/3-MaxWait/2
 }
 
-// addWaiter adds a caller that waits for acks, and requests an ack. removeWaiter
-// removes it.
-func (p *pace) addWaiter() {
+// AddWaiter adds a caller that waits for acks, and requests an ack.
+func (p *Pace) AddWaiter() {
 	p.waiting++
 	p.ask = true
 }
 
-func (p *pace) removeWaiter() {
+// RemoveWaiter removes a caller that waited.
+func (p *Pace) RemoveWaiter() {
 	p.waiting--
 	p.ask = p.ask && p.waiting > 0
 }

@@ -1,4 +1,4 @@
-package client
+package outbox
 
 import (
 	"math/rand/v2"
@@ -13,7 +13,7 @@ import (
 
 // clocked is an outbox in a session, at a time of its own.
 type clocked struct {
-	*outbox
+	*Outbox
 	began, now time.Time
 	sent       []sentAt
 	// acks is true if all is acked at once.
@@ -29,29 +29,29 @@ type sentAt struct {
 
 func newClocked(report, metadata time.Duration, collects bool) *clocked {
 	began := time.Unix(1000, 0)
-	c := &clocked{outbox: &outbox{pace: pace{collects: collects}}, began: began, now: began, acks: true}
-	c.pace.beginSession(began)
-	c.pace.setIntervals(report, metadata, began)
+	c := &clocked{Outbox: &Outbox{Pace: Pace{collects: collects}}, began: began, now: began, acks: true}
+	c.Pace.BeginSession(began)
+	c.Pace.SetIntervals(report, metadata, began)
 	return c
 }
 
 // send sends what is due, as a session does.
 func (c *clocked) send() {
 	for {
-		if c.wantsReport(c.now) {
-			c.pace.collect(c.now)
-			if !c.pace.begun && c.second > 0 {
-				c.pace.collectAt = c.began.Add(c.second)
+		if c.WantsReport(c.now) {
+			c.Pace.Collect(c.now)
+			if !c.Pace.begun && c.second > 0 {
+				c.Pace.collectAt = c.began.Add(c.second)
 			}
-			c.putStats(&agentstatsv1.Stats{RxBytes: 1}, true, c.now)
+			c.PutStats(&agentstatsv1.Stats{RxBytes: 1}, true, c.now)
 		}
-		req := c.next(anyLimits, c.now)
+		req := c.Next(anyLimits, c.now)
 		if req == nil {
 			return
 		}
 		c.sent = append(c.sent, sentAt{c.now.Sub(c.began), proto.CloneOf(req)})
 		if c.acks {
-			c.ack(req.GetSequence(), req.GetSequence())
+			c.Ack(req.GetSequence(), req.GetSequence())
 		}
 	}
 }
@@ -61,7 +61,7 @@ func (c *clocked) until(d time.Duration) {
 	end := c.began.Add(d)
 	c.send()
 	for {
-		at, ok := c.dueAt()
+		at, ok := c.DueAt()
 		if !ok || at.After(end) {
 			c.now = end
 			return
@@ -74,14 +74,14 @@ func (c *clocked) until(d time.Duration) {
 }
 
 func (c *clocked) metadata(value string) {
-	if err := c.putMetadata(Metadata{Key: "a", Value: value}, c.now); err != nil {
+	if err := c.PutMetadata(Metadata{Key: "a", Value: value}, c.now); err != nil {
 		panic(err)
 	}
 	c.send()
 }
 
 func (c *clocked) report(bytes int64) {
-	c.putStats(&agentstatsv1.Stats{RxBytes: bytes}, false, c.now)
+	c.PutStats(&agentstatsv1.Stats{RxBytes: bytes}, false, c.now)
 	c.send()
 }
 
@@ -157,16 +157,16 @@ func TestPaceOfMetadata(t *testing.T) {
 	// A setting holds at once, in both directions.
 	c.metadata("1")
 	c.until(61 * time.Second)
-	c.pace.setIntervals(30*time.Second, 40*time.Second, c.now)
+	c.Pace.SetIntervals(30*time.Second, 40*time.Second, c.now)
 	c.metadata("2")
 	c.until(90 * time.Second)
 	require.Len(t, c.times(hasMetadata), 5)
-	c.pace.setIntervals(30*time.Second, 0, c.now)
+	c.Pace.SetIntervals(30*time.Second, 0, c.now)
 	c.until(90 * time.Second)
 	require.Equal(t, 90*time.Second, c.times(hasMetadata)[5])
 	c.metadata("3")
 	c.until(2 * time.Minute)
-	require.Equal(t, 90*time.Second+maxWait, c.times(hasMetadata)[6], "without an interval it waits for others")
+	require.Equal(t, 90*time.Second+MaxWait, c.times(hasMetadata)[6], "without an interval it waits for others")
 }
 
 // Reports that are handed over more often than the interval merge; timers that are a
@@ -179,8 +179,8 @@ func TestPaceOfReports(t *testing.T) {
 		bytes int64
 	}{
 		{"each second", time.Second, []time.Duration{0, 30 * time.Second, 60 * time.Second}, 29},
-		{"a little early", 28 * time.Second, []time.Duration{0, 28*time.Second + maxWait, 56*time.Second + maxWait}, 1},
-		{"seldom", 40 * time.Second, []time.Duration{0, 40*time.Second + maxWait}, 1},
+		{"a little early", 28 * time.Second, []time.Duration{0, 28*time.Second + MaxWait, 56*time.Second + MaxWait}, 1},
+		{"seldom", 40 * time.Second, []time.Duration{0, 40*time.Second + MaxWait}, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := newClocked(30*time.Second, 0, false)
@@ -194,7 +194,7 @@ func TestPaceOfReports(t *testing.T) {
 			times := c.times(hasStats)
 			require.Equal(t, test.sent, times[:len(test.sent)])
 			require.Equal(t, test.bytes, c.sent[1].req.GetStats().GetRxBytes())
-			c.pace.addWaiter()
+			c.Pace.AddWaiter()
 			c.until(80 * time.Second)
 			var bytes int64
 			for _, s := range c.sent {
@@ -237,12 +237,12 @@ func TestPaceOfThoseWhoWait(t *testing.T) {
 	}
 	require.Len(t, c.sent, 1)
 	require.False(t, c.sent[0].req.GetAckNow())
-	c.pace.addWaiter()
+	c.Pace.AddWaiter()
 	c.send()
 	require.Len(t, c.sent, 2)
 	require.NotNil(t, c.sent[1].req.GetMetadata())
 	require.True(t, c.sent[1].req.GetAckNow())
-	c.pace.addWaiter()
+	c.Pace.AddWaiter()
 	c.send()
 	require.Len(t, c.sent, 3)
 	require.True(t, proto.Equal(&agentstatsv1.ConnectRequest{Sequence: 3, AckNow: true}, c.sent[2].req), "alone")
@@ -252,14 +252,14 @@ func TestPaceOfThoseWhoWait(t *testing.T) {
 	require.True(t, c.sent[3].req.GetAckNow())
 	require.True(t, c.sent[4].req.GetAckNow())
 
-	c.resume(&agentstatsv1.Resume{ReceivedSequence: 5})
-	c.pace.beginSession(c.now)
+	c.Resume(&agentstatsv1.Resume{ReceivedSequence: 5})
+	c.Pace.BeginSession(c.now)
 	c.send()
 	require.True(t, proto.Equal(&agentstatsv1.ConnectRequest{Sequence: 6, AckNow: true}, c.sent[5].req), "in the next session")
-	c.pace.removeWaiter()
-	c.pace.removeWaiter()
-	c.resume(&agentstatsv1.Resume{ReceivedSequence: 6})
-	c.pace.beginSession(c.now)
+	c.Pace.RemoveWaiter()
+	c.Pace.RemoveWaiter()
+	c.Resume(&agentstatsv1.Resume{ReceivedSequence: 6})
+	c.Pace.BeginSession(c.now)
 	c.send()
 	require.Len(t, c.sent, 6)
 }
@@ -271,7 +271,7 @@ func TestPaceSpreadsAgents(t *testing.T) {
 		c := newClocked(30*time.Second, 0, true)
 		c.until(100 * time.Second)
 		n := len(c.sent)
-		c.pace.setIntervals(time.Minute, 0, c.now)
+		c.Pace.SetIntervals(time.Minute, 0, c.now)
 		c.until(161 * time.Second)
 		require.Greater(t, len(c.sent), n)
 		at := c.sent[n].at - 100*time.Second

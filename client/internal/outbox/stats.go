@@ -1,4 +1,4 @@
-package client
+package outbox
 
 import (
 	"math"
@@ -23,10 +23,12 @@ const maxKeptSessions = 64
 // maxConnections is the highest connection count that the contract allows.
 const maxConnections = 1 << 30
 
-// The reasons of refusals by the client itself, as the service words its own.
+// ReasonMessageSize is the reason of what is larger than the service accepts.
+const ReasonMessageSize = "message_size"
+
+// The other reasons of refusals by the client itself, as the service words its own.
 const (
 	reasonNotUTF8       = "invalid_utf8"
-	reasonMessageSize   = "message_size"
 	reasonNegativeDelta = "negative_delta"
 )
 
@@ -187,8 +189,8 @@ func (q *statsQueue) nextResent(now time.Time) (sequence int64, stats *agentstat
 }
 
 // addAge adds the age of a relay's report.
-func (o *outbox) addAge(req *agentstatsv1.ConnectRequest, now time.Time) {
-	if o.isRelay && !req.GetStatsSuperseded() {
+func (o *Outbox) addAge(req *agentstatsv1.ConnectRequest, now time.Time) {
+	if o.IsRelay && !req.GetStatsSuperseded() {
 		req.StatsAge = now.Sub(o.stats.handedOver).Microseconds()
 	}
 }
@@ -296,7 +298,7 @@ func fitRequest(req *agentstatsv1.ConnectRequest, limit int64) *agentstatsv1.Ref
 	if excess <= 0 {
 		return nil
 	}
-	refusal := ownRefusal(reasonMessageSize, "the report is larger than the service accepts")
+	refusal := ownRefusal(ReasonMessageSize, "the report is larger than the service accepts")
 	stats := req.GetStats()
 	n := len(stats.GetMetrics())
 	for n > 0 && excess > 0 {
@@ -318,7 +320,7 @@ func fitRequest(req *agentstatsv1.ConnectRequest, limit int64) *agentstatsv1.Ref
 // ownRefusal returns a refusal by the client itself, without names.
 func ownRefusal(reason, message string) *agentstatsv1.Refusal {
 	code := agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID
-	if reason == reasonMessageSize {
+	if reason == ReasonMessageSize {
 		code = agentstatsv1.RefusalCode_REFUSAL_CODE_LIMIT
 	}
 	return &agentstatsv1.Refusal{Code: code, Reason: reason, Message: message}

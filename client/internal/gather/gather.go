@@ -1,4 +1,5 @@
-package client
+// Package gather gathers from Gatherers that may hang.
+package gather
 
 import (
 	"context"
@@ -11,9 +12,9 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// gatherers gather from the Gatherers of the host, each in a goroutine of its own. Its
+// Gatherers gather from the Gatherers of the host, each in a goroutine of its own. Its
 // methods are for one goroutine.
-type gatherers struct {
+type Gatherers struct {
 	all     []*gatherer
 	timeout time.Duration
 	log     *slog.Logger
@@ -42,9 +43,9 @@ type flight struct {
 	err      error
 }
 
-// newGatherers returns g, or, if it is a prometheus.Gatherers, each of its elements.
-func newGatherers(g prometheus.Gatherer, timeout time.Duration, log *slog.Logger) *gatherers {
-	gs := &gatherers{timeout: timeout, log: log, returned: make(chan struct{}, 1)}
+// New returns g, or, if it is a prometheus.Gatherers, each of its elements.
+func New(g prometheus.Gatherer, timeout time.Duration, log *slog.Logger) *Gatherers {
+	gs := &Gatherers{timeout: timeout, log: log, returned: make(chan struct{}, 1)}
 	gs.add(g)
 	for i, one := range gs.all {
 		one.name = fmt.Sprintf("%T", one.Gatherer)
@@ -55,7 +56,10 @@ func newGatherers(g prometheus.Gatherer, timeout time.Duration, log *slog.Logger
 	return gs
 }
 
-func (gs *gatherers) add(g prometheus.Gatherer) {
+// Returned is signalled when a Gatherer has returned.
+func (gs *Gatherers) Returned() <-chan struct{} { return gs.returned }
+
+func (gs *Gatherers) add(g prometheus.Gatherer) {
 	if several, ok := g.(prometheus.Gatherers); ok {
 		for _, one := range several {
 			gs.add(one)
@@ -65,10 +69,10 @@ func (gs *gatherers) add(g prometheus.Gatherer) {
 	gs.all = append(gs.all, &gatherer{Gatherer: g})
 }
 
-// gather returns the families of those that return within the time, and how many
+// Gather returns the families of those that return within the time, and how many
 // do. A call that is late from before is not waited for, and no other is begun
-// beside it. When ctx ends, gather returns at once.
-func (gs *gatherers) gather(ctx context.Context, wait time.Duration) (families []*dto.MetricFamily, answered int, err error) {
+// beside it. When ctx ends, Gather returns at once.
+func (gs *Gatherers) Gather(ctx context.Context, wait time.Duration) (families []*dto.MetricFamily, answered int, err error) {
 	for _, g := range gs.all {
 		if g.flight == nil {
 			g.flight = gs.start(g.Gatherer)
@@ -112,7 +116,7 @@ func (gs *gatherers) gather(ctx context.Context, wait time.Duration) (families [
 }
 
 // logLate logs a call that is longer under way than the timeout, once.
-func (gs *gatherers) logLate(g *gatherer, f *flight) {
+func (gs *Gatherers) logLate(g *gatherer, f *flight) {
 	if f.late || time.Since(f.began) < gs.timeout {
 		return
 	}
@@ -120,7 +124,7 @@ func (gs *gatherers) logLate(g *gatherer, f *flight) {
 	gs.log.Warn("gatherer has not returned: its families are not pushed until it does", "gatherer", g.name, "after", time.Since(f.began))
 }
 
-func (gs *gatherers) start(g prometheus.Gatherer) *flight {
+func (gs *Gatherers) start(g prometheus.Gatherer) *flight {
 	f := &flight{began: time.Now(), done: make(chan struct{})}
 	go func() {
 		defer func() {

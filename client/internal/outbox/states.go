@@ -1,0 +1,165 @@
+package outbox
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// maxApps bounds the apps whose health is kept: as many as a registration
+// may have.
+const maxApps = 256
+
+// latest is the newest value of one thing. It is sent again in each session.
+type latest[T any] struct {
+	value T
+	isSet bool
+	// sequence of the request that carried it in this session; 0: none.
+	sequence int64
+	acked    bool
+}
+
+func (l *latest[T]) put(v T) {
+	*l = latest[T]{value: v, isSet: true}
+}
+
+func (l *latest[T]) unsent() bool {
+	return l.isSet && l.sequence == 0
+}
+
+func (l *latest[T]) ack(sequence int64) {
+	if l.sequence > 0 && l.sequence <= sequence {
+		l.acked = true
+	}
+}
+
+// reset has the value sent again, unless it is acked and that is to be kept.
+func (l *latest[T]) reset(keepAcked bool) {
+	if !keepAcked || !l.acked {
+		l.sequence, l.acked = 0, false
+	}
+}
+
+func (l *latest[T]) idle() bool {
+	return !l.isSet || l.acked
+}
+
+type lifecycle struct {
+	state     agentstatsv1.Lifecycle_State
+	changedAt time.Time
+}
+
+// app is the health of one app.
+type app struct {
+	id     uuid.UUID
+	health latest[agentstatsv1.AppHealth]
+}
+
+// PutLifecycle adds the agent's state, and since when it has it.
+func (o *Outbox) PutLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
+	l, known := lifecycle{state: state, changedAt: changedAt}, &o.lifecycle
+	if again := known.isSet && known.value.state == l.state && known.value.changedAt.Equal(l.changedAt); !again || !o.IsRelay {
+		known.put(l)
+	}
+}
+
+// PutNetwork adds the agent's view of the network, unless it is that of before. It owns
+// network from then on.
+func (o *Outbox) PutNetwork(network *agentstatsv1.Network) {
+	if !o.network.isSet || !proto.Equal(o.network.value, network) {
+		o.network.put(network)
+	}
+}
+
+// PutGoodbye adds the goodbye, which is sent when nothing else is unsent.
+func (o *Outbox) PutGoodbye() { o.goodbye.put(struct{}{}) }
+
+// HasGoodbye reports whether a goodbye was added.
+func (o *Outbox) HasGoodbye() bool { return o.goodbye.isSet }
+
+// GoodbyeSent reports whether this session has sent the goodbye.
+func (o *Outbox) GoodbyeSent() bool { return o.goodbye.sequence > 0 }
+
+// AckGoodbye acks the goodbye, which was sent.
+func (o *Outbox) AckGoodbye() { o.goodbye.acked = true }
+
+// PutAppHealth adds the health of an app. It returns an error if there are too many.
+func (o *Outbox) PutAppHealth(id uuid.UUID, health agentstatsv1.AppHealth) error {
+	i := slices.IndexFunc(o.apps, func(a app) bool { return a.id == id })
+	if i >= 0 && o.apps[i].health.value == health {
+		return nil
+	}
+	if i < 0 {
+		if len(o.apps) >= maxApps {
+			o.Counts.Refused++
+			return fmt.Errorf("health of app %s: there are %d apps, at most %d may be", id, len(o.apps), maxApps)
+		}
+		i = len(o.apps)
+		o.apps = append(o.apps, app{id: id})
+	}
+	o.apps[i].health.put(health)
+	return nil
+}
+
+func (o *Outbox) statesUnsent() bool {
+	return o.lifecycle.unsent() || o.network.unsent() || o.appsUnsent()
+}
+
+func (o *Outbox) appsUnsent() bool {
+	return slices.ContainsFunc(o.apps, func(a app) bool { return a.health.unsent() })
+}
+
+// addStates adds all states that were not sent.
+func (o *Outbox) addStates(req *agentstatsv1.ConnectRequest) {
+	if o.lifecycle.unsent() {
+		o.lifecycle.sequence = req.GetSequence()
+		req.Lifecycle = &agentstatsv1.Lifecycle{State: o.lifecycle.value.state}
+		if !o.lifecycle.value.changedAt.IsZero() {
+			req.Lifecycle.ChangedAt = timestamppb.New(o.lifecycle.value.changedAt)
+		}
+	}
+	if o.appsUnsent() {
+		req.AppHealth = o.nextAppHealth(req.GetSequence())
+	}
+	if o.network.unsent() {
+		o.network.sequence = req.GetSequence()
+		req.Network = o.network.value
+	}
+}
+
+func hasStates(req *agentstatsv1.ConnectRequest) bool {
+	return req.Lifecycle != nil || req.AppHealth != nil || req.Network != nil
+}
+
+func (o *Outbox) nextAppHealth(sequence int64) *agentstatsv1.AppHealthReport {
+	report := &agentstatsv1.AppHealthReport{}
+	for i := range o.apps {
+		a := &o.apps[i]
+		if a.health.unsent() {
+			a.health.sequence = sequence
+			report.Updates = append(report.Updates, &agentstatsv1.AppHealthUpdate{Id: a.id[:], Health: a.health.value})
+		}
+	}
+	return report
+}
+
+func (o *Outbox) pendingStates() int {
+	n := 0
+	for _, idle := range []bool{o.lifecycle.idle(), o.network.idle()} {
+		if !idle {
+			n++
+		}
+	}
+	for i := range o.apps {
+		if !o.apps[i].health.idle() {
+			n++
+		}
+	}
+	return n
+}
