@@ -7,8 +7,8 @@ TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 PKGS  := ./...
 # Modules of their own, which ./... of the root leaves out. What others link comes with
 # the oldest versions that it works with: its tests run with these.
-MODULES := proto client bench integration
-LINKED  := proto client
+MODULES := proto client client/drpctap bench integration
+LINKED  := proto client client/drpctap
 # $(call each,modules,command) runs a command in each of them, up to one that fails.
 each = for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || exit 1; done
 # The detector's instrumentation makes SQLite, C that was translated to Go, several times
@@ -47,7 +47,7 @@ demo: build ## run the service with a simulated fleet
 # ones draw less. Nothing is left out of `make test`.
 check: check-format check-contract check-generated ## what needs no servers, in under 3 minutes once built: before each commit
 	@$(call each,. $(LINKED),$(GO) vet ./...)
-	@$(call each,. client,$(TOOL) golangci-lint run ./...)
+	@$(call each,. client client/drpctap,$(TOOL) golangci-lint run ./...)
 	@$(call each,. $(LINKED),$(GO) test -short -timeout 4m ./...)
 
 # All that CI checks: formatting, lint, generated code, the wire contract, vet, and
