@@ -440,7 +440,8 @@ type Hello struct {
 	// Version of this contract that the agent speaks: 1.
 	ProtocolVersion uint32 `protobuf:"varint,2,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
 	// Ordinal of this session in the instance's life, from 1. Above 1, the first
-	// value of a counter is a baseline for grouped sums; 0 is taken as above 1.
+	// value of a counter is a baseline for grouped sums; 0 is taken as above 1. What
+	// relays send is compared by series instead, whichever instance sent it before.
 	Session int64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
 	// Epoch of the instance's session before this one, as its settings had it;
 	// 0: none, or not known. The epoch of this session will be above it, so that
