@@ -200,3 +200,32 @@ func TestRelaysEnd(t *testing.T) {
 		b.Disconnect()
 	})
 }
+
+// What cannot be sent of an agent that has left is given up after an hour. Close waits
+// for it no longer than it may.
+func TestRelaysGiveUp(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, relays := startRelays(t, 1, client.RelaysOptions{MaxAgents: 1})
+		unknown, other := uuid.UUID{1}, uuid.UUID{2}
+		leave := func() {
+			a, err := relays[0].Connect(unknown, "")
+			require.NoError(t, err)
+			a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+			a.Disconnect()
+		}
+		leave()
+		time.Sleep(59 * time.Minute)
+		_, err := relays[0].Connect(other, "")
+		require.ErrorContains(t, err, "want at most 1 relays")
+		time.Sleep(time.Minute)
+		b, err := relays[0].Connect(other, "")
+		require.NoError(t, err)
+		b.Disconnect()
+		leave()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		require.ErrorContains(t, relays[0].Close(ctx), "close relays: acks of 1 of 1 agents are pending: ")
+		require.Equal(t, 5*time.Second, time.Since(began))
+	})
+}
