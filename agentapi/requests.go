@@ -24,7 +24,7 @@ const maxStatsAge = uint64(24 * time.Hour / time.Microsecond)
 func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.Refusal) {
 	add := func(more []agent.Refusal) { refused = append(refused, more...) }
 	if f.Stats != nil {
-		add(s.takeReport(r, f.Stats, f.Stats.Rest, f.StatsAge, false))
+		add(s.takeReport(r, f.Stats, f.Stats.Rest, statsKind{age: f.StatsAge}))
 		f.KeepEncodings()
 	}
 	if entries, ok := f.MetadataEntries(); ok {
@@ -44,7 +44,7 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 		add(s.takeNetwork(r, m.GetNetwork()))
 	}
 	if m.Stats != nil {
-		add(s.takeStats(r, m.GetStats(), f.StatsAge, m.GetStatsSuperseded()))
+		add(s.takeStats(r, m.GetStats(), statsKind{f.StatsAge, m.GetStatsSuperseded(), m.GetStatsUncounted()}))
 	}
 	if m.Metadata != nil {
 		add(s.takeMetadata(r, m.GetMetadata().GetMetadata()))
@@ -55,21 +55,27 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 	return refused
 }
 
-func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, age uint64, superseded bool) []agent.Refusal {
+// statsKind is what a request says of its report.
+type statsKind struct {
+	age                   uint64
+	superseded, uncounted bool
+}
+
+func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, kind statsKind) []agent.Refusal {
 	report := wire.NewMessageReport(stats)
 	defer report.Release()
 	s.metrics.sessionNames.Add(float64(report.Overflow))
-	return s.takeReport(r, report, func() []byte { return contract.EncodeRest(stats) }, age, superseded)
+	return s.takeReport(r, report, func() []byte { return contract.EncodeRest(stats) }, kind)
 }
 
 // takeReport hands a report to the components. rest returns the report encoded without
 // samples, for watchers of reports. Of a superseded one, and of one that is older than
 // another relay's, only what adds up is taken in.
-func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte, age uint64, superseded bool) []agent.Refusal {
+func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte, kind statsKind) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
-	s.sumReport(r, report, rest)
-	since := time.Duration(min(age, maxStatsAge)) * time.Microsecond
-	if superseded || r.IsOlderReport(since) {
+	s.sumReport(r, report, rest, kind.uncounted)
+	since := time.Duration(min(kind.age, maxStatsAge)) * time.Microsecond
+	if kind.superseded || r.IsOlderReport(since) {
 		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
 	}
 	refused, created := s.Stats.Report(r.Agent(), r.Epoch(), r.Now(), report)
@@ -82,7 +88,7 @@ func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() [
 var restBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // sumReport adds a report to the subscriptions, if there are any.
-func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte) {
+func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte, uncounted bool) {
 	if !s.Reports.Wanted() {
 		return
 	}
@@ -91,6 +97,9 @@ func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []
 	*data = contract.AppendIDs(append((*data)[:0], rest()...), workspace)
 	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), workspace.ID, r.Order(), *data
 	sum.Instance = r.Instance()
+	if uncounted {
+		sum.Reports = 0
+	}
 	if sum.HasCounts() {
 		sum.Tracker = r.AwaitReport()
 	}

@@ -117,3 +117,18 @@ func TestUnwrittenReportIsSentAgain(t *testing.T) {
 		c.requireAck(10*time.Second, edgetest.Ack{Received: 3, Durable: 3})
 	})
 }
+
+// A report whose counts are to come is none, but its rest counts.
+func TestUncountedReport(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, u := startUnwritten(t)
+		c := connectPatient(s, edgetest.Session{Agent: 1})
+		c.SendNext(&pb.ConnectRequest{Stats: &pb.Stats{ConnectionCount: 1}, StatsUncounted: true})
+		c.SendNext(&pb.ConnectRequest{Stats: &pb.Stats{RxBytes: 10}})
+		synctest.Wait()
+		require.Len(t, u.sums, 2)
+		require.Zero(t, u.sums[0].Reports)
+		require.False(t, u.sums[0].LastUsedAt.IsZero())
+		require.Equal(t, int64(1), u.sums[1].Reports)
+	})
+}

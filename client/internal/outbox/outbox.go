@@ -220,6 +220,7 @@ func (o *Outbox) addReport(req *agentstatsv1.ConnectRequest, l Limits, now time.
 		return
 	}
 	req.Stats = o.stats.next(req.GetSequence(), now)
+	req.StatsUncounted = o.stats.newestSequence != req.GetSequence()
 	o.Pace.reportedAt, o.Pace.collected = now, false
 	o.addAge(req, now)
 	o.fit(req, l)

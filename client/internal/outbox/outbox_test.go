@@ -324,6 +324,7 @@ func TestOutboxCarriesCounts(t *testing.T) {
 		require.Len(t, sent, 1)
 		require.Zero(t, sent[0].GetStats().GetRxBytes())
 		require.Len(t, sent[0].GetStats().GetMetrics(), 1)
+		require.True(t, sent[0].GetStatsUncounted())
 	}
 	require.Len(t, o.stats.inFlight, maxInFlight)
 	require.Equal(t, "1016 reports", o.DescribePending())
@@ -335,6 +336,9 @@ func TestOutboxCarriesCounts(t *testing.T) {
 	require.Equal(t, [3]int64{3, 1, 0}, countsOf(sent)[0])
 	require.Equal(t, [3]int64{16, 1, 0}, countsOf(sent)[13])
 	require.Equal(t, [3]int64{1017, 1000, 1}, countsOf(sent)[14])
+	for _, req := range sent {
+		require.False(t, req.GetStatsUncounted())
+	}
 
 	require.Equal(t, int64(1), send()[0].GetStats().GetRxBytes(), "there is room for one more")
 	require.Zero(t, send()[0].GetStats().GetRxBytes())

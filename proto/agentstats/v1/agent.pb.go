@@ -320,9 +320,12 @@ type ConnectRequest struct {
 	// Microseconds between the hand over of stats to a relay and this request. Of stats
 	// that were handed over before those of another relay of the agent, which arrived
 	// earlier, only what adds up is taken in. Only relays send it.
-	StatsAge      int64 `protobuf:"varint,11,opt,name=stats_age,json=statsAge,proto3" json:"stats_age,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	StatsAge int64 `protobuf:"varint,11,opt,name=stats_age,json=statsAge,proto3" json:"stats_age,omitempty"`
+	// The counts of stats are to come, with these or with newer stats, which count as
+	// its report. So this does not count as one.
+	StatsUncounted bool `protobuf:"varint,12,opt,name=stats_uncounted,json=statsUncounted,proto3" json:"stats_uncounted,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ConnectRequest) Reset() {
@@ -430,6 +433,13 @@ func (x *ConnectRequest) GetStatsAge() int64 {
 		return x.StatsAge
 	}
 	return 0
+}
+
+func (x *ConnectRequest) GetStatsUncounted() bool {
+	if x != nil {
+		return x.StatsUncounted
+	}
+	return false
 }
 
 // Hello opens a session.
@@ -2192,7 +2202,7 @@ var File_agentstats_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x03\n" +
+	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x04\n" +
 	"\x0eConnectRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12*\n" +
 	"\x05hello\x18\x02 \x01(\v2\x14.agentstats.v1.HelloR\x05hello\x12*\n" +
@@ -2206,7 +2216,8 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\x10stats_superseded\x18\t \x01(\bR\x0fstatsSuperseded\x12\x17\n" +
 	"\aack_now\x18\n" +
 	" \x01(\bR\x06ackNow\x12\x1b\n" +
-	"\tstats_age\x18\v \x01(\x03R\bstatsAge\"\xae\x01\n" +
+	"\tstats_age\x18\v \x01(\x03R\bstatsAge\x12'\n" +
+	"\x0fstats_uncounted\x18\f \x01(\bR\x0estatsUncounted\"\xae\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +

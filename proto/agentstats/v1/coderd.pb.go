@@ -2363,7 +2363,8 @@ type AgentStats struct {
 	WorkspaceId []byte `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The report, without metrics.
 	Stats *Stats `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
-	// How many reports it is made of.
+	// How many reports it is made of. Reports that the client merged count as one. 0: it
+	// has stats whose counts are to come, with a later entry.
 	Reports int64 `protobuf:"varint,4,opt,name=reports,proto3" json:"reports,omitempty"`
 	// When the newest of them was received.
 	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
