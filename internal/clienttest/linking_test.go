@@ -24,6 +24,7 @@ require (
 	github.com/stretchr/testify v1.10.0
 	google.golang.org/grpc v1.73.0
 	google.golang.org/protobuf v1.36.6
+	storj.io/drpc v0.0.33
 )
 
 // Needed by the tests of a module that testify needs.
@@ -36,10 +37,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"storj.io/drpc"
 )
 
 func main() {
-	_, _, _ = prometheus.NewRegistry(), grpc.NewServer(), proto.String("")
+	_, _, _, _ = prometheus.NewRegistry(), grpc.NewServer(), proto.String(""), drpc.Error
 }
 `
 
@@ -62,6 +64,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/client"
+	_ "github.com/coder/agentstatsd/client/drpctap"
 )
 
 func push(ctx context.Context) error {
@@ -106,7 +109,7 @@ func (l linking) versions(t *testing.T) map[string]string {
 	return versions
 }
 
-// A coderd that begins to link the client has the same versions of all modules as
+// A coderd that begins to link the client and drpctap has the same versions of all modules as
 // before, and no module more than ours. With its versions the client's tests pass.
 func TestLinkingMovesNoModule(t *testing.T) {
 	if testing.Short() {
@@ -115,8 +118,12 @@ func TestLinkingMovesNoModule(t *testing.T) {
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	require.NoError(t, err)
 	coderd := linking(t.TempDir())
-	sums, err := os.ReadFile(filepath.Join(root, "client", "go.sum"))
-	require.NoError(t, err)
+	var sums []byte
+	for _, module := range []string{"client", "client/drpctap"} {
+		more, err := os.ReadFile(filepath.Join(root, module, "go.sum"))
+		require.NoError(t, err)
+		sums = append(sums, more...)
+	}
 	coderd.write(t, "go.sum", string(sums))
 	coderd.write(t, "go.mod", linkingModule)
 	coderd.write(t, "main.go", linkingMain)
@@ -126,7 +133,7 @@ func TestLinkingMovesNoModule(t *testing.T) {
 	require.Equal(t, "v1.73.0", before["google.golang.org/grpc"])
 
 	coderd.write(t, "push.go", linkingClient)
-	for _, module := range []string{"client", "proto"} {
+	for _, module := range []string{"client", "client/drpctap", "proto"} {
 		path := "github.com/coder/agentstatsd/" + module
 		// go test runs the test anew when a file changes that it has read.
 		_, err := os.ReadFile(filepath.Join(root, module, "go.mod"))
@@ -144,5 +151,5 @@ func TestLinkingMovesNoModule(t *testing.T) {
 	require.Empty(t, mod.Toolchain)
 	coderd.goRun(t, "vet", ".")
 	coderd.goRun(t, "build", "-o", os.DevNull, ".")
-	coderd.goRun(t, "test", "-vet=off", "github.com/coder/agentstatsd/client")
+	coderd.goRun(t, "test", "-vet=off", "github.com/coder/agentstatsd/client/...")
 }
