@@ -20,8 +20,10 @@ import (
 const (
 	// firstRegisterTimeout bounds the wait for a service that is just starting.
 	firstRegisterTimeout = 15 * time.Second
-	// deregisterTimeout bounds the deregistration of the fleet.
+	// deregisterTimeout bounds the deregistration of a small fleet, deregisterTime is what
+	// it may take longer for each workspace.
 	deregisterTimeout = 15 * time.Second
+	deregisterTime    = 5 * time.Millisecond
 	// registerInterval is the time between two registrations of the whole
 	// fleet, as coderd repeats them in case the service lost its database.
 	registerInterval = time.Minute
@@ -187,7 +189,8 @@ func (c *coderd) run(ctx context.Context, unknown <-chan struct{}) {
 
 // deregister deregisters the fleet. Nothing else may run.
 func (c *coderd) deregister(ctx context.Context) error {
-	return retry(ctx, deregisterTimeout, func(ctx context.Context) error {
+	timeout := deregisterTimeout + time.Duration(len(c.workspaces))*deregisterTime
+	return retry(ctx, timeout, func(ctx context.Context) error {
 		ids := make([]uuid.UUID, len(c.workspaces))
 		for i, w := range c.workspaces {
 			ids[i] = w.id
