@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
@@ -37,6 +38,10 @@ type AgentOptions struct {
 	// message is the Agent's to read and change until the next call. Absent:
 	// reports come by Report.
 	Collect func(context.Context) *agentstatsv1.Stats
+	// Gatherer of samples that are added to what Collect returns, such as the registry of
+	// the agent's own endpoint; nil: none are. Without Collect they are the report. One
+	// that hangs is logged, and left out until it returns.
+	Gatherer prometheus.Gatherer
 	// ReportInterval between two reports; 0: what the service says, which may
 	// change at any time, and which is what agents should do.
 	ReportInterval time.Duration
@@ -172,6 +177,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 		return nil, fmt.Errorf("agent options: %w", err)
 	}
 	opts.Backoff = opts.Backoff.withDefaults()
+	opts.addSamples()
 	if opts.InstanceID == uuid.Nil {
 		// Read never fails.
 		_, _ = rand.Read(opts.InstanceID[:])

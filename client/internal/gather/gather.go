@@ -121,7 +121,7 @@ func (gs *Gatherers) logLate(g *gatherer, f *flight) {
 		return
 	}
 	f.late = true
-	gs.log.Warn("gatherer has not returned: its families are not pushed until it does", "gatherer", g.name, "after", time.Since(f.began))
+	gs.log.Warn("gatherer has not returned: its families are left out until it does", "gatherer", g.name, "after", time.Since(f.began))
 }
 
 func (gs *Gatherers) start(g prometheus.Gatherer) *flight {
