@@ -7,13 +7,16 @@
 package drpctap
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"storj.io/drpc"
 
 	"github.com/coder/agentstatsd/client"
@@ -47,6 +50,7 @@ type Options struct {
 type Tap struct {
 	relays *client.Relays
 	log    *slog.Logger
+	link   *link // nil: it was not made by Open
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -64,23 +68,69 @@ func New(relays *client.Relays, opts Options) *Tap {
 	return t
 }
 
+// Connection is what coderd knows of one connection of an agent.
+type Connection struct {
+	// AgentID is the id of the agent. Required.
+	AgentID uuid.UUID
+	// Role is that of the connection, as the query of its request has it. Of another one
+	// than an agent's, like a log streamer's, nothing is relayed.
+	Role string
+
+	// What follows registers the agent if the service does not know it: see
+	// client.Relays.ConnectRegistered. Without AgentName it is not registered here.
+
+	AgentName string
+	// CreatedAt is when the agent was made: of two builds the newer one counts.
+	CreatedAt                              time.Time
+	WorkspaceID                            uuid.UUID
+	WorkspaceName, OwnerName, TemplateName string
+	// Apps has the display names of the agent's apps, by their ids; nil: there are none.
+	Apps map[uuid.UUID]string
+	// Registration is sent in place of the fields above, if coderd has more to say; nil:
+	// those are sent. It has the agent's id.
+	Registration *agentstatsv1.AgentRegistration
+}
+
+// registration returns what is sent of the connection's agent; nil: nothing is.
+func (c *Connection) registration() *agentstatsv1.AgentRegistration {
+	if c.Registration != nil || c.AgentName == "" {
+		return c.Registration
+	}
+	r := &agentstatsv1.AgentRegistration{
+		Id: c.AgentID[:], Name: c.AgentName, CreatedAt: timestamppb.New(c.CreatedAt),
+		Workspace: &agentstatsv1.Workspace{
+			Id: c.WorkspaceID[:], Name: c.WorkspaceName, OwnerUsername: c.OwnerName,
+			Template: &agentstatsv1.Template{Name: c.TemplateName},
+		},
+	}
+	for id, name := range c.Apps {
+		r.Apps = append(r.Apps, &agentstatsv1.App{Id: id[:], Slug: name, DisplayName: name})
+	}
+	// Registrations of one agent are compared.
+	slices.SortFunc(r.Apps, func(a, b *agentstatsv1.App) int { return bytes.Compare(a.GetId(), b.GetId()) })
+	return r
+}
+
+// Mux is a *drpcmux.Mux, or what a coderd has in its place.
+type Mux interface {
+	drpc.Mux
+	drpc.Handler
+}
+
 // Mux returns mux so that what is registered on it is wrapped, for one connection of an
 // agent to coderd. The agent counts as connected until ctx ends, which has to be that of
-// the connection. role is that of the connection, as the query of its request has it. Of
-// another one than an agent's nothing is relayed.
-//
-// The registration has the agent's id. It is sent when the service does not know the
-// agent: see client.Relays.ConnectRegistered. With nothing but an id it is not sent: then
-// coderd registers the agent elsewhere. It must not be changed.
-//
-// Mux does not block. An agent that cannot be relayed gets mux itself.
-func (t *Tap) Mux(ctx context.Context, mux drpc.Mux, registration *agentstatsv1.AgentRegistration, role string) drpc.Mux {
+// the connection. Mux does not block. An agent that cannot be relayed gets mux itself.
+func (t *Tap) Mux(ctx context.Context, mux Mux, c Connection) Mux {
 	if t == nil {
 		return mux
 	}
 	var agent *client.RelayedAgent
 	t.try("connect", func() (err error) {
-		agent, err = t.connect(registration, role)
+		if r := c.registration(); r != nil {
+			agent, err = t.relays.ConnectRegistered(r, c.Role)
+		} else {
+			agent, err = t.relays.Connect(c.AgentID, c.Role)
+		}
 		return err
 	})
 	if agent == nil {
@@ -90,20 +140,9 @@ func (t *Tap) Mux(ctx context.Context, mux drpc.Mux, registration *agentstatsv1.
 	return &tapMux{Mux: mux, tap: t, agent: agent}
 }
 
-func (t *Tap) connect(registration *agentstatsv1.AgentRegistration, role string) (*client.RelayedAgent, error) {
-	if registration.GetName() != "" {
-		return t.relays.ConnectRegistered(registration, role)
-	}
-	id, err := uuid.FromBytes(registration.GetId())
-	if err != nil {
-		return nil, fmt.Errorf("registration: id: want 16 bytes, got %d", len(registration.GetId()))
-	}
-	return t.relays.Connect(id, role)
-}
-
 // tapMux registers wrapped descriptions.
 type tapMux struct {
-	drpc.Mux
+	Mux
 	tap   *Tap
 	agent Agent
 }

@@ -275,21 +275,21 @@ func TestMuxWithoutRelay(t *testing.T) {
 	mux := drpcmux.New()
 	id := uuid.UUID{1}
 	for _, test := range []struct {
-		tap          *Tap
-		registration *agentstatsv1.AgentRegistration
-		log          string
+		tap        *Tap
+		connection Connection
+		log        string
 	}{
-		{registration: &agentstatsv1.AgentRegistration{Id: id[:]}},
-		{tap: New(relays, Options{}), registration: &agentstatsv1.AgentRegistration{Id: id[:]}, log: "closed"},
-		{tap: New(relays, Options{}), registration: &agentstatsv1.AgentRegistration{Id: id[:], Name: "main"}, log: "closed"},
-		{tap: New(relays, Options{}), log: "id: want 16 bytes, got 0"},
-		{tap: New(nil, Options{}), registration: &agentstatsv1.AgentRegistration{Id: id[:]}, log: "panic"},
+		{connection: Connection{AgentID: id}},
+		{tap: New(relays, Options{}), connection: Connection{AgentID: id}, log: "closed"},
+		{tap: New(relays, Options{}), connection: Connection{AgentID: id, AgentName: "main"}, log: "closed"},
+		{tap: New(relays, Options{}), connection: Connection{AgentID: id, Registration: &agentstatsv1.AgentRegistration{}}, log: "id: want 16 bytes, got 0"},
+		{tap: New(nil, Options{}), connection: Connection{AgentID: id}, log: "panic"},
 	} {
 		var log bytes.Buffer
 		if test.tap != nil {
 			test.tap.log = slog.New(slog.NewTextHandler(&log, nil))
 		}
-		require.Same(t, mux, test.tap.Mux(t.Context(), mux, test.registration, ""))
+		require.Same(t, mux, test.tap.Mux(t.Context(), mux, test.connection))
 		require.Contains(t, log.String(), test.log)
 	}
 	require.Equal(t, apiDescription{}, (*Tap)(nil).Wrap(apiDescription{}, nil))

@@ -1,0 +1,34 @@
+package drpctap
+
+import (
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/client"
+)
+
+func TestOpen(t *testing.T) {
+	tap, err := Open("", OpenOptions{})
+	require.NoError(t, err)
+	require.Nil(t, tap)
+	require.Nil(t, tap.Coderd())
+	require.NoError(t, tap.Close())
+	require.Nil(t, New(nil, Options{}).Coderd())
+	require.NoError(t, New(nil, Options{}).Close())
+
+	// Nobody listens there: nothing waits for it.
+	const url = "agentstatsd://127.0.0.1:1?plaintext=true&token=0123456789abcdef"
+	tap, err = Open(url, OpenOptions{})
+	require.NoError(t, err)
+	require.NotNil(t, tap.Coderd())
+	require.NoError(t, tap.Close())
+
+	_, err = Open("https://stats", OpenOptions{})
+	require.Error(t, err)
+	_, err = Open(url, OpenOptions{Relays: client.RelaysOptions{Idle: -1}})
+	require.ErrorContains(t, err, "relays options: idle")
+	_, err = Open(url, OpenOptions{Gatherer: prometheus.NewRegistry(), Push: client.PushOptions{Interval: 1}})
+	require.ErrorContains(t, err, "push options: ")
+}
