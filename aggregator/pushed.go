@@ -89,7 +89,8 @@ type reservation struct {
 //
 // Names collide whose types differ. A histogram or summary x also collides with
 // x_count, x_sum and x_bucket. If series of agents keep no label that coderd may not
-// push, each family collides with that of its name, as their series could be equal.
+// push, their series and coderd's could be equal. Then each family collides with that
+// of its name.
 func (a *Aggregator) ReserveFamilies(names map[string]metrics.Type) {
 	next := make(map[string]agent.SampleType, len(names))
 	for name, t := range names {

@@ -24,8 +24,8 @@ const defaultCollectTimeout = 5 * time.Second
 // registry cannot leave out a Collector that hangs: its Gather hangs, for all who
 // gather. Register what reads databases or other services by BoundCollector.
 //
-// If c does not return in time, none of its metrics are there, the logger gets its
-// name, and the registry gathers the rest without an error. The call is left to itself
+// If c does not return in time, none of its metrics are there, and the logger gets its
+// name. The registry gathers the rest without an error. The call is left to itself
 // and keeps its goroutine. No other one is begun before it has returned. Calls at the
 // same time share one call of c.
 func BoundCollector(name string, c prometheus.Collector, opts CollectorOptions) prometheus.Collector {

@@ -168,8 +168,9 @@ func PushGatherer(ctx context.Context, conn grpc.ClientConnInterface, g promethe
 // Run pushes a snapshot at once and then one each interval, until ctx ends. Then it
 // pushes a last one, so that the counters end exact and the gauges go at once, and
 // returns nil. It returns at most 5 s after ctx has ended, whatever the Gatherer and
-// the service do. If the Gatherer does not return within 2 s then, or has not returned
-// since before, the newest snapshot is pushed again as the last one.
+// the service do. If the Gatherer does not return within 2 s then, the newest
+// snapshot is pushed again as the last one. The same holds if it has not returned since
+// before.
 //
 // It connects again whenever the stream breaks. It returns an error that trying again
 // cannot cure: a credential that is not coderd's, or a service that does not take in

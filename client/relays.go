@@ -65,7 +65,7 @@ func (o *RelaysOptions) validate() error {
 // An agent may have relays in several coderds, as it moves, or as a broken connection
 // is noticed late. The service has one session of an agent. A relay whose session
 // another one superseded comes back when its agent says something new, or to deliver
-// what is not acked, and repeats nothing that is. So relays do not take turns.
+// what is not acked. It repeats nothing that is acked. So relays do not take turns.
 //
 // All methods may be called at any time by any goroutine.
 type Relays struct {

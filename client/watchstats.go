@@ -68,9 +68,9 @@ type StatsWatch struct {
 // one stands by until the newer one has gone. So they do not take the name from each
 // other again and again.
 //
-// It blocks and returns as WatchMetadata does, but when Handle returns within 2 s after
-// ctx has ended, it waits at most 5 s for the service to get the last ack. One that
-// takes longer is left to itself: its batch is not acked.
+// It blocks and returns as WatchMetadata does, but for the last ack. If Handle returns
+// within 2 s after ctx has ended, it waits at most 5 s for the service to get the ack. A
+// Handle that takes longer is left to itself: its batch is not acked.
 func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
 	if n := len(watch.Name); n < 1 || n > maxWatchName {
 		return fmt.Errorf("watch stats: the name has %d bytes, 1 to %d are allowed", n, maxWatchName)

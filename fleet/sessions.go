@@ -45,8 +45,8 @@ type lastReport struct {
 	from agent.Instance
 }
 
-// IsOlderReport reports whether a report that is older than its receipt by age was made
-// before the newest one, which another relay of the agent sent.
+// IsOlderReport reports whether a report was made before the newest one, which another
+// relay of the agent sent. It was made so long before its receipt as age says.
 func (r Request) IsOlderReport(age time.Duration) bool {
 	last := &r.entry.lastReport
 	return r.session.hello.Relayed && last.from != r.Instance() && r.now.Add(-age).Before(last.at)

@@ -379,7 +379,7 @@ const (
 	gaugeSlack  = time.Second
 )
 
-// checkGauges checks that the gauges of bytes of each agent, where it has its session,
+// checkGauges checks the gauges of bytes of each agent where it has its session. They
 // have what was taken in on that session in the last minute, and no report twice.
 func (w *world) checkGauges() error {
 	if w.watcher == nil {

@@ -172,7 +172,7 @@ func (s samples) Encoding(int) agent.SampleEncoding                { return agen
 func (s samples) Sample(i int) *agent.Sample                       { return &s[i] }
 
 // What coderd pushes never takes an agent's family of its name and type away, and no
-// agent takes coderd's, whichever comes first, goes, or starts again.
+// agent takes coderd's. It does not matter which comes first, goes, or starts again.
 func TestPushedAndForwardedFamilies(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		database := memstore.New()

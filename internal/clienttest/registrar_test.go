@@ -235,7 +235,7 @@ func (w lineWriter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// What an unknown agent says over a connection with its registration arrives, and a
+// What an unknown agent says over a connection with its registration arrives. A
 // registration that is mended takes the place of one that was refused.
 func TestRelaysRegister(t *testing.T) {
 	_, coderd := startCoderd(t)

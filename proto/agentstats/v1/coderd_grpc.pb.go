@@ -41,12 +41,12 @@ const (
 // An agent's identity is its workspace's id and its own name: each rebuild of a
 // workspace makes new agent ids under the same identity.
 type CoderdServiceClient interface {
-	// RegisterAgents makes agents known. A registration that breaks the contract, that
-	// has the token of another agent, or whose id came before in the request, is refused
-	// alone, by name. The others take effect in one step; it is RESOURCE_EXHAUSTED and
-	// none does if they would exceed a limit. Registering the same again is a no-op. The agent of a newer
-	// build supersedes the older one with the same identity in one step. Changed
-	// labels apply to the series at once. Returns when it is durable.
+	// RegisterAgents makes agents known. A registration is refused alone, by name, if it
+	// breaks the contract or has the token of another agent. So is one whose id came
+	// before in the request. The others take effect in one step; it is RESOURCE_EXHAUSTED
+	// and none does if they would exceed a limit. Registering the same again is a no-op.
+	// The agent of a newer build supersedes the older one with the same identity in one
+	// step. Changed labels apply to the series at once. Returns when it is durable.
 	RegisterAgents(ctx context.Context, in *RegisterAgentsRequest, opts ...grpc.CallOption) (*RegisterAgentsResponse, error)
 	// DeregisterAgents forgets agents: their streams are closed, then their
 	// series, pending and stored metadata go. Unknown ids are no error. Returns
@@ -242,12 +242,12 @@ type CoderdService_WatchStatsClient = grpc.BidiStreamingClient[WatchStatsRequest
 // An agent's identity is its workspace's id and its own name: each rebuild of a
 // workspace makes new agent ids under the same identity.
 type CoderdServiceServer interface {
-	// RegisterAgents makes agents known. A registration that breaks the contract, that
-	// has the token of another agent, or whose id came before in the request, is refused
-	// alone, by name. The others take effect in one step; it is RESOURCE_EXHAUSTED and
-	// none does if they would exceed a limit. Registering the same again is a no-op. The agent of a newer
-	// build supersedes the older one with the same identity in one step. Changed
-	// labels apply to the series at once. Returns when it is durable.
+	// RegisterAgents makes agents known. A registration is refused alone, by name, if it
+	// breaks the contract or has the token of another agent. So is one whose id came
+	// before in the request. The others take effect in one step; it is RESOURCE_EXHAUSTED
+	// and none does if they would exceed a limit. Registering the same again is a no-op.
+	// The agent of a newer build supersedes the older one with the same identity in one
+	// step. Changed labels apply to the series at once. Returns when it is durable.
 	RegisterAgents(context.Context, *RegisterAgentsRequest) (*RegisterAgentsResponse, error)
 	// DeregisterAgents forgets agents: their streams are closed, then their
 	// series, pending and stored metadata go. Unknown ids are no error. Returns
