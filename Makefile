@@ -7,7 +7,7 @@ TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 PKGS  := ./...
 # Modules of their own, which ./... of the root leaves out. What others link comes with
 # the oldest versions that it works with: its tests run with these.
-MODULES := proto client client/drpctap bench integration
+MODULES := proto client client/drpctap examples/coderd bench integration
 LINKED  := proto client client/drpctap
 # $(call each,modules,command) runs a command in each of them, up to one that fails.
 each = for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || exit 1; done
@@ -147,6 +147,7 @@ check-contract:
 
 generate: ## generated Go, and what is generated into documents
 	$(TOOL) buf generate
+	cd examples/coderd && $(TOOL) buf generate
 	$(GO) test ./cmd/agentstatsd -run 'TestREADMEConfiguration|TestDocsOwnMetrics' -update
 	$(GO) test ./metrics -run TestDocsMetrics -update
 
@@ -154,7 +155,7 @@ generate: ## generated Go, and what is generated into documents
 contract: ## renew the image of the wire contract that breaking changes are measured against
 	$(TOOL) buf build -o proto/agentstats.binpb
 
-GENERATED := git ls-files -z proto README.md docs/metrics.md
+GENERATED := git ls-files -z proto examples/coderd/agentproto README.md docs/metrics.md
 check-generated: ## fail if generating changes a file
 	@before="$$($(GENERATED) | xargs -0 sha256sum)"; \
 	$(MAKE) --no-print-directory generate >/dev/null && \

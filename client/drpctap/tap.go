@@ -104,7 +104,9 @@ func (c *Connection) registration() *agentstatsv1.AgentRegistration {
 		},
 	}
 	for id, name := range c.Apps {
-		r.Apps = append(r.Apps, &agentstatsv1.App{Id: id[:], Slug: name, DisplayName: name})
+		r.Apps = append(r.Apps, &agentstatsv1.App{
+			Id: id[:], Slug: name, DisplayName: name, Health: agentstatsv1.AppHealth_APP_HEALTH_INITIALIZING,
+		})
 	}
 	// Registrations of one agent are compared.
 	slices.SortFunc(r.Apps, func(a, b *agentstatsv1.App) int { return bytes.Compare(a.GetId(), b.GetId()) })
