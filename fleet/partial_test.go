@@ -96,6 +96,15 @@ func TestPartialRegistrations(t *testing.T) {
 			stale:  ids(1),
 		},
 		{
+			name:   "an older agent does not take the place of one whose build is not known",
+			before: []reg{partial(2, 1, 2)},
+			then:   registration(1, 1, 1),
+			want: []reg{with(partial(2, 1, 2), func(r *reg) {
+				r.Workspace = registration(1, 1, 1).Workspace
+			})},
+			stale: ids(1),
+		},
+		{
 			name:   "agents without tokens are several",
 			before: []reg{partial(1, 1, 1), partial(2, 2, 1)},
 			then:   partial(3, 3, 1),

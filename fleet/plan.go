@@ -258,8 +258,12 @@ func (p *plan) planAgents(r *registry, set Set) {
 	p.stale = slices.DeleteFunc(p.stale, func(id agent.ID) bool { _, isRemoved := removed[id]; return isRemoved })
 }
 
-// isNewer returns whether reg supersedes the registered agent with its identity.
+// isNewer returns whether reg supersedes the registered agent with its identity. If no
+// build of that is known, the times of the agents decide.
 func isNewer(reg, registered *agent.Registration) bool {
+	if registered.Workspace.Build.ID == uuid.Nil {
+		return compareAge(reg, registered) > 0
+	}
 	if c := reg.Workspace.Build.CreatedAt.Compare(registered.Workspace.Build.CreatedAt); c != 0 {
 		return c > 0
 	}
@@ -344,6 +348,7 @@ func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 		}
 	}
 	next = set
+	next.Refused = slices.Clip(set.Refused)
 	next.Agents = without(set.Agents, func(named *agent.Registration) bool {
 		reg := p.regs[named.ID]
 		if reg == nil || reg.TokenHash == noToken || planned[reg.TokenHash] == reg.ID {
@@ -358,7 +363,7 @@ func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 			}
 			other = e.id
 		}
-		next.Refused = append(slices.Clip(next.Refused), agent.RegistrationRefusal{
+		next.Refused = append(next.Refused, agent.RegistrationRefusal{
 			Agent: reg.ID, Workspace: reg.Workspace.ID, Field: "token_sha256",
 			Problem: fmt.Sprintf("want one of its own, got that of agent %s", other),
 		})
@@ -431,7 +436,7 @@ func (p *plan) setIncarnations(r *registry, revision int64) {
 	}
 }
 
-// isEmpty returns whether the plan isRemoved the database unchanged.
+// isEmpty returns whether the plan leaves the database as it is.
 func (p *plan) isEmpty() bool {
 	c := &p.change
 	return len(c.Agents)+len(c.Workspaces)+len(c.RemovedAgents)+len(c.RemovedWorkspaces)+
