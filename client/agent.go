@@ -39,8 +39,9 @@ type AgentOptions struct {
 	// reports come by Report.
 	Collect func(context.Context) *agentstatsv1.Stats
 	// Gatherer of samples that are added to what Collect returns, such as the registry of
-	// the agent's own endpoint; nil: none are. Without Collect they are the report. One
-	// that hangs is logged, and left out until it returns.
+	// the agent's own endpoint; nil: none are. Of histograms and summaries these are the
+	// sums and counts. Without Collect they are the report. One that hangs is logged, and
+	// left out until it returns.
 	Gatherer prometheus.Gatherer
 	// ReportInterval between two reports; 0: what the service says, which may
 	// change at any time, and which is what agents should do.

@@ -25,6 +25,9 @@ func TestAgentGathersSamples(t *testing.T) {
 		s := startService()
 		t.Cleanup(s.close)
 		reg := newGate("work_total")
+		durations := prometheus.NewRegistry()
+		durations.MustRegister(prometheus.NewHistogram(prometheus.HistogramOpts{Name: "work_seconds"}),
+			prometheus.NewSummary(prometheus.SummaryOpts{Name: "wait_seconds", Objectives: map[float64]float64{0.5: 0.1}}))
 		var counts atomic.Int64
 		log, logger := newLog()
 		conn := s.conn(agentToken)
@@ -39,19 +42,23 @@ func TestAgentGathersSamples(t *testing.T) {
 				counts.Add(1)
 				return &agentstatsv1.Stats{RxBytes: 1}
 			},
-			Gatherer: prometheus.Gatherers{reg, failing},
+			Gatherer: prometheus.Gatherers{reg, failing, durations},
 			Logger:   logger,
 		})
 		require.NoError(t, err)
 		stop := run(t.Context(), agent.Run)
-		served := func() bool {
+		serves := func(name string) bool {
 			synctest.Wait()
 			var b strings.Builder
 			require.NoError(t, s.aggregator.WriteText(&b))
-			return strings.Contains(b.String(), "\nwork_total{")
+			return strings.Contains(b.String(), "\n"+name+"{")
 		}
+		served := func() bool { return serves("work_total") }
 		time.Sleep(70 * time.Second)
 		require.True(t, served())
+		require.True(t, serves("work_seconds_count"))
+		require.True(t, serves("wait_seconds_sum"))
+		require.Zero(t, agent.Status().Counts.Refused)
 		require.Len(t, log.with("no database"), 1)
 
 		open := reg.shut()

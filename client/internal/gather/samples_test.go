@@ -37,12 +37,8 @@ func TestSamples(t *testing.T) {
 	require.Equal(t, []string{
 		"c_total 1 {a=b,z=y} 2",
 		"g 2 {} -1.5",
-		"h_bucket 1 {a=b,le=0.25} 1",
-		"h_bucket 1 {a=b,le=1} 2",
-		"h_bucket 1 {a=b,le=+Inf} 3",
 		"h_sum 1 {a=b} 8.75",
 		"h_count 1 {a=b} 3",
-		"s 2 {quantile=0.5} 3",
 		"s_sum 1 {} 3",
 		"s_count 1 {} 1",
 		"u 0 {} 7",
