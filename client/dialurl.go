@@ -42,9 +42,9 @@ var urlParameters = []string{"balancer", "ca_file", "cert_file", "key_file", "pl
 //     service's certificate, if that is not the host's.
 //   - plaintext=true is without TLS, for loopback only; plaintext=anywhere is for
 //     networks that encrypt by themselves.
-//   - balancer=round_robin, the default, connects to all hosts and to all addresses of
-//     a name, and spreads calls and streams over these replicas. pick_first connects
-//     to one of them: want it where there are many clients, as in agents.
+//   - balancer=round_robin, the default, connects to all hosts or, if there is one, to
+//     all its addresses, and spreads calls and streams over these replicas. pick_first
+//     connects to one of them: want it where there are many clients, as in agents.
 //
 // It does not connect. An error names the parameter that is wrong, and shows no token.
 func DialURL(text string, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
@@ -124,16 +124,16 @@ func hostsOf(list string) ([]string, error) {
 		if bare, ok := strings.CutPrefix(host, "["); ok {
 			host = strings.TrimSuffix(bare, "]")
 			if address, err := netip.ParseAddr(host); err != nil || !address.Is6() || host == bare {
-				return nil, fmt.Errorf("host: want an IPv6 address in brackets, got %q", part)
+				return nil, fmt.Errorf("host: want an IPv6 address in brackets, got %q", shown(part))
 			}
 		} else if strings.ContainsFunc(host, func(r rune) bool { return !strings.ContainsRune(hostCharacters, r) }) {
-			return nil, fmt.Errorf("host: want a name, an IPv4 address or an IPv6 address in brackets, got %q", part)
+			return nil, fmt.Errorf("host: want a name, an IPv4 address or an IPv6 address in brackets, got %q", shown(part))
 		}
 		if host == "" {
 			return nil, fmt.Errorf("host: want %s://host:port, got no host", urlScheme)
 		}
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return nil, fmt.Errorf("port: want 1 to 65535, got %q", port)
+			return nil, fmt.Errorf("port: want 1 to 65535, got %q", shown(port))
 		}
 		address := net.JoinHostPort(host, port)
 		if slices.Contains(hosts, address) {
@@ -142,6 +142,15 @@ func hostsOf(list string) ([]string, error) {
 		hosts = append(hosts, address)
 	}
 	return hosts, nil
+}
+
+// shown returns a host or a port as an error shows it: without the value of a parameter,
+// which may be a token, where the ? before the parameters was forgotten.
+func shown(part string) string {
+	if name, _, ok := strings.Cut(part, "="); ok {
+		return name + "=..."
+	}
+	return part
 }
 
 // hostCharacters are those of names and IPv4 addresses. Container networks have names
