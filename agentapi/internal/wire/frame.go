@@ -14,8 +14,8 @@ import (
 )
 
 // Frame is one message of an agent's stream. Its contents are valid until Release. A
-// plain request has stats, metadata or both, and maybe ack_now. Of any other message
-// Request or Refused is set.
+// plain request has stats, metadata or both, and maybe ack_now and an age. Of any other
+// message Request or Refused is set.
 type Frame struct {
 	// Size of the message, in bytes.
 	Size int
