@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +35,9 @@ type registrar struct {
 
 // registration is one call for several agents.
 type registration struct {
-	agents []*agentstatsv1.AgentRegistration // guarded by the registrar's mu until the call
+	// agents by id: one may come again, by its next relay. Guarded by the registrar's mu
+	// until the call.
+	agents map[string]*agentstatsv1.AgentRegistration
 	// done is closed after the call. Then the fields below may be read.
 	done       chan struct{}
 	registered Registered
@@ -50,11 +54,11 @@ func (r *registrar) add(ctx context.Context, reg *agentstatsv1.AgentRegistration
 	r.mu.Lock()
 	call := r.next
 	if call == nil {
-		call = &registration{done: make(chan struct{})}
+		call = &registration{agents: make(map[string]*agentstatsv1.AgentRegistration), done: make(chan struct{})}
 		r.next = call
 		go r.call(call)
 	}
-	call.agents = append(call.agents, reg)
+	call.agents[string(reg.GetId())] = reg
 	r.mu.Unlock()
 	select {
 	case <-call.done:
@@ -75,7 +79,7 @@ func (r *registrar) call(call *registration) {
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), registerTimeout)
 	defer cancel()
-	call.registered, call.err = r.register(ctx, call.agents, nil)
+	call.registered, call.err = r.register(ctx, slices.Collect(maps.Values(call.agents)), nil)
 	if call.err != nil {
 		r.log.Warn("relayed agents are not registered", "error", call.err, "agents", len(call.agents))
 	}
@@ -137,6 +141,16 @@ func (r *relayedRegistration) setFinal(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.final = err
+}
+
+// noteForgotten notes that the service does not know the agent, if its session ended so.
+func (a *Agent) noteForgotten(err error) {
+	var end *relayedEndError
+	if code := status.Code(err); errors.As(err, &end) && (code == codes.NotFound || code == codes.Unauthenticated) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.outbox.Forget()
+	}
 }
 
 // afterSession registers the agent if its session ended as the service does not know it.

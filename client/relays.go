@@ -26,7 +26,10 @@ const (
 	roleAgent = "agent"
 )
 
-var errRelaysClosed = errors.New("the relays are closed")
+var (
+	errRelaysClosed = errors.New("the relays are closed")
+	errRelayExpired = errors.New("the agent was not connected again")
+)
 
 // RelaysOptions are the knobs of Relays. The zero value works.
 type RelaysOptions struct {
@@ -72,6 +75,9 @@ type Relays struct {
 	coderd *Coderd
 	opts   RelaysOptions
 	log    *slog.Logger
+	// ctx is that of all relays. Close cancels it.
+	ctx    context.Context
+	cancel context.CancelFunc
 
 	mu     sync.Mutex
 	agents map[uuid.UUID]*keptRelay // guarded by mu
@@ -102,6 +108,7 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
 }
 
@@ -167,7 +174,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 		return nil, err
 	}
 	agent.standby.isRelay, agent.outbox.IsRelay = true, true
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(r.ctx)
 	k = &keptRelay{agent: agent, cancel: cancel}
 	run, err := agent.begin(ctx)
 	if err != nil {
@@ -230,7 +237,7 @@ func (r *Relays) expire(id uuid.UUID, k *keptRelay) {
 		k.idle.Reset(r.opts.Idle)
 		return
 	}
-	if err := k.agent.pendingError(errNothingLeft); err != nil {
+	if err := k.agent.pendingError(errRelayExpired); err != nil {
 		r.log.Warn("what an agent said is lost, as it could not be sent", "agent", id, "after", time.Duration(k.idles)*r.opts.Idle, "error", err)
 	}
 	r.endLocked(id, k)
@@ -262,8 +269,8 @@ func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 
 // Close sends what is pending of all agents, and ends their relays without a goodbye:
 // agents that connect to another coderd go on there. It blocks until all is acked, or
-// ctx ends. Then it returns an error that counts the agents with something pending. After
-// it there are no relays any more.
+// ctx ends, also for a Goodbye that goes on. Then it returns an error that counts the
+// agents with something pending. After it there are no relays any more.
 func (r *Relays) Close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
@@ -285,7 +292,10 @@ func (r *Relays) Close(ctx context.Context) error {
 		}
 		k.cancel()
 	}
+	stop := context.AfterFunc(ctx, r.cancel) // a Goodbye may wait longer
+	defer stop()
 	r.ended.Wait()
+	r.cancel()
 	if pending > 0 {
 		return fmt.Errorf("close relays: acks of %d of %d agents are pending: %w", pending, len(kept), ctx.Err())
 	}

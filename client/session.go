@@ -63,6 +63,7 @@ type session struct {
 
 // session opens a session and serves it until it ends.
 func (a *Agent) session(ctx context.Context) (end sessionEnd) {
+	defer func() { a.noteForgotten(end.err) }()
 	a.setState(State{Connection: Connecting})
 	conn, hangUp, err := a.connect()
 	if err != nil {

@@ -29,6 +29,7 @@ type fakeRegistry struct {
 	mu    sync.Mutex
 	known map[uuid.UUID]bool
 	calls int
+	twice bool  // an agent was twice in one call
 	err   error // of the next registration
 }
 
@@ -40,8 +41,11 @@ func (f *fakeRegistry) RegisterAgents(_ context.Context, req *agentstatsv1.Regis
 		f.err = nil
 		return nil, err
 	}
+	named := make(map[uuid.UUID]bool)
 	for _, r := range req.GetAgents() {
-		f.known[uuid.UUID(r.GetId())] = true
+		id := uuid.UUID(r.GetId())
+		f.twice = f.twice || named[id]
+		named[id], f.known[id] = true, true
 	}
 	return &agentstatsv1.RegisterAgentsResponse{}, nil
 }
@@ -74,7 +78,7 @@ func (f *fakeRegistry) RelayAgents(server agentstatsv1.AgentService_RelayAgentsS
 }
 
 // TestRelaysRegisterManyAtOnce: a storm of unknown agents becomes few calls, also if one
-// of these fails.
+// of these fails. No call has an agent twice, though some have two relays.
 func TestRelaysRegisterManyAtOnce(t *testing.T) {
 	for _, failure := range []error{nil, status.Error(codes.Unavailable, "down")} {
 		bubble.Test(t, func(t *testing.T) {
@@ -92,7 +96,7 @@ func TestRelaysRegisterManyAtOnce(t *testing.T) {
 			require.NoError(t, err)
 			var relayed []*client.Agent
 			var stops []func() error
-			for _, r := range registrations(agents) {
+			for _, r := range append(registrations(agents), registrations(10)...) {
 				id := uuid.UUID(r.GetId())
 				r.Id = nil
 				agent, err := coderd.Relay(id, client.AgentOptions{Registration: r})
@@ -103,6 +107,7 @@ func TestRelaysRegisterManyAtOnce(t *testing.T) {
 			fake.mu.Lock()
 			require.Len(t, fake.known, agents)
 			require.Less(t, fake.calls, 10)
+			require.False(t, fake.twice)
 			fake.mu.Unlock()
 			for i := range relayed {
 				require.Equal(t, client.Connected, relayed[i].Status().Connection)

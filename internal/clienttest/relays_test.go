@@ -146,6 +146,88 @@ func TestRelaysOfAnotherRole(t *testing.T) {
 	})
 }
 
+// What an agent said here first, and said otherwise at another coderd, it can say here
+// again.
+func TestRelaysAreNotTheOnlyOnes(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 2, client.RelaysOptions{})
+		say := func(coderd int, health agentstatsv1.AppHealth) {
+			a := connectRelayed(t, relays[coderd])
+			require.NoError(t, a.SetAppHealth(appID, health))
+			require.NoError(t, a.SetNetwork(&agentstatsv1.Network{NodeId: uint64(health)}))
+			time.Sleep(10 * time.Second)
+			info, err := s.fleet.Agent(agentID)
+			require.NoError(t, err)
+			require.Equal(t, contractHealth[health], info.State.AppHealth[appID])
+			require.EqualValues(t, health, info.State.Network.NodeID)
+			a.Disconnect()
+		}
+		say(0, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY)
+		say(1, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY)
+		say(0, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY)
+	})
+}
+
+var contractHealth = map[agentstatsv1.AppHealth]agent.AppHealth{
+	agentstatsv1.AppHealth_APP_HEALTH_HEALTHY: agent.AppHealthHealthy, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY: agent.AppHealthUnhealthy,
+}
+
+// Of an agent that was deregistered, and is registered again, its relay says again what the
+// service has forgotten.
+func TestRelaysOfAnAgentThatWasForgotten(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 1, client.RelaysOptions{})
+		conn := s.conn(coderdToken)
+		defer func() { require.NoError(t, conn.Close()) }()
+		coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+		require.NoError(t, err)
+		a := connectRelayed(t, relays[0])
+		defer a.Disconnect()
+		a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		require.NoError(t, a.SetAppHealth(appID, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+		time.Sleep(time.Minute)
+		_, err = coderd.Deregister(t.Context(), []uuid.UUID{agentID}, nil)
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		_, err = coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{registration()}, nil)
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		info, err := s.fleet.Agent(agentID)
+		require.NoError(t, err)
+		require.Equal(t, agent.LifecycleReady, info.State.CurrentLifecycle())
+		require.Equal(t, agent.AppHealthHealthy, info.State.AppHealth[appID])
+	})
+}
+
+// Close ends a Goodbye that waits longer than it may itself.
+func TestRelaysCloseEndsGoodbyes(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, relays := startRelays(t, 1, client.RelaysOptions{})
+		unknown := uuid.UUID{1}
+		a, err := relays[0].Connect(unknown, "")
+		require.NoError(t, err)
+		a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		waiting, stop := context.WithCancel(t.Context())
+		defer stop()
+		said, closed := make(chan error, 1), make(chan error, 1)
+		go func() { said <- relays[0].Goodbye(waiting, unknown) }()
+		synctest.Wait()
+		closing, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		go func() { closed <- relays[0].Close(closing) }()
+		time.Sleep(4 * time.Second)
+		require.Empty(t, said, "it has time")
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if len(closed) == 0 {
+			stop()
+			t.Error("Close waits for the Goodbye")
+		}
+		require.ErrorContains(t, <-said, "goodbye of agent")
+		require.NoError(t, <-closed)
+	})
+}
+
 // Relays are bounded. One that is kept for a next connection makes room.
 func TestRelaysAreBounded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

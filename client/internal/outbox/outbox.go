@@ -30,8 +30,10 @@ type Counts struct {
 type Outbox struct {
 	Pace Pace
 	// IsRelay is true if another outbox may have something newer of the agent. So what
-	// is acked is not sent again, and reports have an age.
+	// is acked is not sent again unless it is said again, and reports have an age.
 	IsRelay bool
+	// forgotten is true if the service has forgotten the agent since its last session.
+	forgotten bool
 	// sequence of the last request.
 	sequence int64
 	// confirmed is the highest durable sequence that the service acked: all
@@ -295,15 +297,21 @@ func (o *Outbox) Resume(r *agentstatsv1.Resume) (stored []Metadata) {
 	stored, _ = o.Ack(r.GetReceivedSequence(), r.GetDurableSequence())
 	o.stats.resume()
 	o.metadata.resend(r.GetReceivedSequence()+1, math.MaxInt64)
-	o.lifecycle.reset(o.IsRelay)
+	keepAcked := o.IsRelay && !o.forgotten
+	o.forgotten = false
+	o.lifecycle.reset(keepAcked)
 	for i := range o.apps {
-		o.apps[i].health.reset(o.IsRelay)
+		o.apps[i].health.reset(keepAcked)
 	}
-	o.network.reset(o.IsRelay)
+	o.network.reset(keepAcked)
 	o.goodbye.reset(false)
 	o.sequence = max(o.sequence, r.GetReceivedSequence())
 	return stored
 }
+
+// Forget notes that the service has forgotten the agent, and what it acked of its states.
+// The next session sends them again.
+func (o *Outbox) Forget() { o.forgotten = true }
 
 // Idle reports whether no ack is pending.
 func (o *Outbox) Idle() bool {

@@ -69,10 +69,11 @@ func (o *Outbox) PutLifecycle(state agentstatsv1.Lifecycle_State, changedAt time
 	}
 }
 
-// PutNetwork adds the agent's view of the network, unless it is that of before. It owns
-// network from then on.
+// PutNetwork adds the agent's view of the network, unless it is that of before. Of a
+// relay it adds that, too: the agent may have said another one elsewhere meanwhile. It
+// owns network from then on.
 func (o *Outbox) PutNetwork(network *agentstatsv1.Network) {
-	if !o.network.isSet || !proto.Equal(o.network.value, network) {
+	if o.IsRelay || !o.network.isSet || !proto.Equal(o.network.value, network) {
 		o.network.put(network)
 	}
 }
@@ -89,10 +90,11 @@ func (o *Outbox) GoodbyeSent() bool { return o.goodbye.sequence > 0 }
 // AckGoodbye acks the goodbye, which was sent.
 func (o *Outbox) AckGoodbye() { o.goodbye.acked = true }
 
-// PutAppHealth adds the health of an app. It returns an error if there are too many.
+// PutAppHealth adds the health of an app, as PutNetwork does. It returns an error if
+// there are too many.
 func (o *Outbox) PutAppHealth(id uuid.UUID, health agentstatsv1.AppHealth) error {
 	i := slices.IndexFunc(o.apps, func(a app) bool { return a.id == id })
-	if i >= 0 && o.apps[i].health.value == health {
+	if i >= 0 && o.apps[i].health.value == health && !o.IsRelay {
 		return nil
 	}
 	if i < 0 {
