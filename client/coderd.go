@@ -46,8 +46,9 @@ type CoderdOptions struct {
 }
 
 // Coderd is coderd's side of the service. All methods may be called at any time by
-// any goroutine; those with a context block until the service has answered. Errors
-// wrap gRPC's, so that status.Code returns their kind.
+// any goroutine. Those with a context block until the service has answered, or ctx ends.
+// They are not tried again, but for watches: without the service they return UNAVAILABLE.
+// Errors wrap gRPC's, so that status.Code returns their kind.
 type Coderd struct {
 	service agentstatsv1.CoderdServiceClient
 	relays  *relays
@@ -95,10 +96,10 @@ type Registered struct {
 	Refused []*agentstatsv1.RegistrationRefusal
 }
 
-// Register makes agents known, and workspaces without agents. It returns when that is
-// durable. A registration that is not valid is refused alone, and logged: that is no
-// error. A large set is sent in parts; after an error the parts before it have taken
-// effect.
+// Register makes agents known, and workspaces. Of a workspace with agents it changes what
+// they are labelled by, too. It returns when that is durable. A registration that is not
+// valid is refused alone, and logged: that is no error. A large set is sent in parts;
+// after an error the parts before it have taken effect.
 func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (Registered, error) {
 	var done Registered
 	for agents, workspaces := range parts(agents, workspaces) {
@@ -126,8 +127,9 @@ func (c *Coderd) logRefused(refused []*agentstatsv1.RegistrationRefusal, count i
 		"field", first.GetField(), "problem", first.GetMessage())
 }
 
-// Deregister removes agents, and workspaces with all their agents. It returns when that
-// is durable, and how many agents were known. A large set is sent in parts.
+// Deregister removes agents, and workspaces with all their agents. Their series vanish at
+// once, and their stored metadata. Ids that are not known are no error. It returns when
+// that is durable, and how many agents were known. A large set is sent in parts.
 func (c *Coderd) Deregister(ctx context.Context, agentIDs, workspaceIDs []uuid.UUID) (int64, error) {
 	var deregistered int64
 	deregister := func(req *agentstatsv1.DeregisterAgentsRequest) error {
@@ -161,6 +163,9 @@ type SyncOptions struct {
 // all of it was sent. It is FAILED_PRECONDITION if more than half of all agents
 // would go, unless it is forced. Registrations that are not valid are refused alone, as
 // by Register. What is known of their agents stays.
+//
+// Agents that are registered while it runs stay. Those that were registered before it
+// began, but after the set was read, are removed: register what is new since then again.
 func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace, opts SyncOptions) (*agentstatsv1.SyncAgentsResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -215,8 +220,9 @@ func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
 	return a, nil
 }
 
-// Metadata reads the stored metadata of agents. Those without any, and unknown
-// ones, are left out.
+// Metadata reads the stored metadata of agents, each named once. Those without any, and
+// unknown ones, are left out. It reads 100 agents at once. If their metadata is larger than
+// the service's --max-message-bytes, it is RESOURCE_EXHAUSTED: ask for fewer then.
 func (c *Coderd) Metadata(ctx context.Context, agentIDs ...uuid.UUID) ([]*agentstatsv1.AgentMetadata, error) {
 	var agents []*agentstatsv1.AgentMetadata
 	for ids := range slices.Chunk(agentIDs, maxReadAgents) {
@@ -230,7 +236,8 @@ func (c *Coderd) Metadata(ctx context.Context, agentIDs ...uuid.UUID) ([]*agents
 }
 
 // Agents yields the registered agents in the order of their ids, read page by
-// page. After an error, which comes with a nil agent, it ends.
+// page. One that has a session with any replica is connected, relayed or not. After an
+// error, which comes with a nil agent, it ends.
 func (c *Coderd) Agents(ctx context.Context) iter.Seq2[*agentstatsv1.Agent, error] {
 	return func(yield func(*agentstatsv1.Agent, error) bool) {
 		req := &agentstatsv1.ListAgentsRequest{PageSize: maxPartAgents}

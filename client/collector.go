@@ -22,7 +22,8 @@ const defaultCollectTimeout = 5 * time.Second
 
 // BoundCollector returns a Collector for which a registry waits only so long. A
 // registry cannot leave out a Collector that hangs: its Gather hangs, for all who
-// gather. Register what reads databases or other services by BoundCollector.
+// gather. Register what reads databases or other services by BoundCollector, in place of
+// c. The name is for the log.
 //
 // If c does not return in time, none of its metrics are there, and the logger gets its
 // name. The registry gathers the rest without an error. The call is left to itself

@@ -5,8 +5,8 @@
 // sends what is due together, reconnects with full jitter, and sends again what a
 // broken stream may have lost. Its memory is bounded. Behind a load
 // balancer of several replicas [NewDialingAgent] makes it. A [Coderd] registers
-// agents, relays for those that cannot dial themselves, and reads and watches what
-// they reported. A [Pusher] pushes coderd's own metric families.
+// agents, and reads and watches what they reported. Its [Relays] relay for agents that
+// cannot dial themselves. A [Pusher] pushes coderd's own metric families.
 //
 // None of them logs by itself: see the Logger of their options.
 package client

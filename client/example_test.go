@@ -21,7 +21,8 @@ var (
 	registrations          []*agentstatsv1.AgentRegistration
 	sinceLastCall          func(context.Context) *agentstatsv1.Stats
 	statsFromAgent         *agentstatsv1.Stats
-	agentsURL, coderdURL   = "agentstatsd://stats:2113?token_file=/run/agent-token", "agentstatsd://stats:2113?token_file=/etc/coder/token"
+	agentsURL              = "agentstatsd://stats:2113?token_file=/run/agent-token&balancer=pick_first"
+	coderdURL              = "agentstatsd://stats:2113?token_file=/etc/coder/token"
 	workspacesWithoutAgent []*agentstatsv1.Workspace
 )
 
@@ -83,13 +84,17 @@ func ExampleCoderd() {
 		logger.Error("agentstatsd", "error", err)
 		return
 	}
-	defer func() { _ = relays.Close(ctx) }()
+	defer func() {
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = relays.Close(ending)
+	}()
 
 	// What the agent says on its connection to coderd goes on to the service.
 	relayed, err := relays.Connect(agentID, "agent")
 	if err != nil {
-		logger.Error("relay", "error", err)
-		return
+		logger.Warn("relay", "error", err)
+		relayed = &client.RelayedAgent{} // coderd serves the agent all the same
 	}
 	defer relayed.Disconnect()
 	relayed.Report(statsFromAgent)

@@ -155,7 +155,8 @@ func NewPusher(conn grpc.ClientConnInterface, opts PushOptions) (*Pusher, error)
 }
 
 // PushGatherer pushes all families of g until ctx ends. It is NewPusher, with g as the
-// Gatherer of opts, and Run.
+// Gatherer of opts, and Run, which says when it returns. Push once in a process: the
+// counters of two pushes are summed.
 func PushGatherer(ctx context.Context, conn grpc.ClientConnInterface, g prometheus.Gatherer, opts PushOptions) error {
 	opts.Gatherer = g
 	p, err := NewPusher(conn, opts)

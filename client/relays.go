@@ -97,7 +97,8 @@ type keptRelay struct {
 	idle        *time.Timer // nil while it is connected
 }
 
-// Relays makes Relays over the connection of c. Make one for each Coderd.
+// Relays makes Relays over the connection of c. Make one for each Coderd, as those of a
+// second one would take each agent's session from the first.
 func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("relays options: %w", err)
@@ -116,14 +117,17 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 // the end of the connection. role is that of the connection, as the query of its
 // request has it: an empty one is that of an agent. Of another one, like that of a log
 // streamer with the agent's token, nothing is relayed: its handle does nothing. It does
-// not block. It returns an error if there are too many relays, or after Close.
+// not block. It returns an error, and no handle, if there are too many relays, or after
+// Close. Coderd then serves the agent without one. Several handles of an agent share its
+// relay.
 func (r *Relays) Connect(agentID uuid.UUID, role string) (*RelayedAgent, error) {
 	return r.connect(agentID, nil, role)
 }
 
 // ConnectRegistered is Connect with the registration of the agent, which is sent when the
 // service does not know the agent: see AgentOptions.Registration. It has the agent's id,
-// and must not be changed.
+// and must not be changed. It changes nothing of an agent that is known: see
+// Coderd.Register.
 func (r *Relays) ConnectRegistered(registration *agentstatsv1.AgentRegistration, role string) (*RelayedAgent, error) {
 	agentID, err := uuid.FromBytes(registration.GetId())
 	if err != nil {
@@ -243,10 +247,10 @@ func (r *Relays) expire(id uuid.UUID, k *keptRelay) {
 	r.endLocked(id, k)
 }
 
-// Goodbye ends the presence of an agent that goes away for good: its series vanish at
-// once. What it said is sent before. It blocks until that is acked, or ctx ends. Without
-// a relay of the agent it does nothing. Handles of the agent's connections do nothing
-// after it.
+// Goodbye ends the presence of an agent that goes away and stays registered: its series
+// vanish at once. What it said is sent before. It blocks until that is acked, or ctx ends.
+// Without a relay of the agent here it does nothing. Handles of the agent's connections do
+// nothing after it. Coderd.Deregister needs no goodbye before.
 func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 	r.mu.Lock()
 	k := r.agents[agentID]
@@ -270,7 +274,8 @@ func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 // Close sends what is pending of all agents, and ends their relays without a goodbye:
 // agents that connect to another coderd go on there. It blocks until all is acked, or
 // ctx ends, also for a Goodbye that goes on. Then it returns an error that counts the
-// agents with something pending. After it there are no relays any more.
+// agents with something pending. That includes metadata that the service has, but has
+// not stored yet, which takes it some seconds. After it there are no relays any more.
 func (r *Relays) Close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
@@ -303,7 +308,8 @@ func (r *Relays) Close(ctx context.Context) error {
 }
 
 // RelayedAgent is one connection of an agent to coderd. Its methods do not block. After
-// Disconnect they do nothing.
+// Disconnect they do nothing, nor do those of its zero value. Their errors say what is not
+// relayed, and are no reason to end the connection.
 type RelayedAgent struct {
 	relays *Relays // nil: nothing is relayed
 	relay  *keptRelay

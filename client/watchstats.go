@@ -16,7 +16,8 @@ import (
 const maxWatchName = 64
 
 // StatsPosition is how far a watcher of stats has processed a subscription. The zero
-// value is the start.
+// value is the start. Incarnation and Nonce are random over all 64 bits. So a database
+// without unsigned numbers stores them converted to int64.
 type StatsPosition struct {
 	// Incarnation of the subscription. A position covers no batch of another one.
 	Incarnation uint64

@@ -40,8 +40,9 @@ type link struct {
 
 // Open makes a Tap with all that a coderd needs of the service: a connection, as
 // client.DialURL makes it, the push of its families, and relays. It does not connect, and
-// does not wait for the service. Close it when coderd stops. For an empty URL it returns a
-// nil Tap without an error, for a coderd without the service.
+// does not wait for the service. Nothing else pushes in the process, or its counters count
+// twice. Close it when coderd stops. For an empty URL it returns a nil Tap without an error,
+// for a coderd without the service.
 func Open(url string, opts OpenOptions) (*Tap, error) {
 	if url == "" {
 		return nil, nil
@@ -89,7 +90,7 @@ func open(conn *grpc.ClientConn, opts OpenOptions) (*Tap, error) {
 }
 
 // Coderd returns the client for all else: syncs of registrations, reads and watches; nil:
-// the Tap was not made by Open.
+// the Tap was not made by Open. The Tap has its Relays: make no others of it.
 func (t *Tap) Coderd() *client.Coderd {
 	if t == nil || t.link == nil {
 		return nil

@@ -3,7 +3,9 @@
 // reads the requests as the bytes that their encoding makes.
 //
 // These calls are relayed: UpdateStats, BatchUpdateMetadata, UpdateLifecycle and
-// BatchUpdateAppHealths of coder.agent.v2.Agent. All others pass unchanged.
+// BatchUpdateAppHealths of coder.agent.v2.Agent. All others pass unchanged. The agent's
+// network, and a lifecycle of before the connection, are in none of them. They are for a
+// handle of client.Relays.Connect, beside that of the Tap.
 package drpctap
 
 import (
@@ -77,7 +79,8 @@ type Connection struct {
 	Role string
 
 	// What follows registers the agent if the service does not know it: see
-	// client.Relays.ConnectRegistered. Without AgentName it is not registered here.
+	// client.Relays.ConnectRegistered. Without AgentName it is not registered here. Of an
+	// agent that the service knows it changes nothing.
 
 	AgentName string
 	// CreatedAt is when the agent was made: of two builds the newer one counts.

@@ -585,7 +585,8 @@ type RegisterAgentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Agents, each id at most once; at most 10000.
 	Agents []*AgentRegistration `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
-	// Workspaces that have no agents now, each id at most once; at most 10000.
+	// Further workspaces, such as have no agents now, or whose agents do not change. Each
+	// id at most once; at most 10000.
 	Workspaces    []*Workspace `protobuf:"bytes,2,rep,name=workspaces,proto3" json:"workspaces,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1478,7 +1479,7 @@ type Agent struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Its workspace.
 	Workspace *Workspace `protobuf:"bytes,3,opt,name=workspace,proto3" json:"workspace,omitempty"`
-	// True while it has a session with this replica.
+	// True while it has a session with any replica, its own or relayed.
 	Connected bool `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
 	// When its last message came to this replica; absent: none did since it started.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
