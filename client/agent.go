@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/client/internal/outbox"
+	"github.com/coder/agentstatsd/client/internal/standby"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -120,7 +121,7 @@ type Agent struct {
 	mu      sync.Mutex
 	outbox  *outbox.Outbox
 	limits  outbox.Limits
-	standby standby
+	standby standby.Standby
 	// sleeps is true while Run waits in a session until something is due. checksAt is
 	// when it checks again.
 	sleeps   bool
@@ -394,7 +395,7 @@ func (a *Agent) keepSession(ctx context.Context) {
 		if end.closed || ctx.Err() != nil {
 			return
 		}
-		if errors.Is(end.err, errNothingLeft) {
+		if errors.Is(end.err, standby.ErrNothingLeft) {
 			attempt = -1
 			continue
 		}

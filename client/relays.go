@@ -177,7 +177,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 	if err != nil {
 		return nil, err
 	}
-	agent.standby.isRelay, agent.outbox.IsRelay = true, true
+	agent.standby.IsRelay, agent.outbox.IsRelay = true, true
 	ctx, cancel := context.WithCancel(r.ctx)
 	k = &keptRelay{agent: agent, cancel: cancel}
 	run, err := agent.begin(ctx)

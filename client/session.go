@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client/internal/outbox"
+	"github.com/coder/agentstatsd/client/internal/standby"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -25,8 +26,6 @@ const (
 	lastAcksTimeout = 5 * time.Second
 	// minReportInterval is the least that the contract allows.
 	minReportInterval = time.Second
-	// maxSleep is the longest time between two checks for what is due.
-	maxSleep = time.Hour
 )
 
 // errReconnect is why a session ended that the service asked to end.
@@ -98,7 +97,7 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	end.lived = lived || s.acked && !superseded
 	if superseded {
 		a.mu.Lock()
-		a.standby.superseded(time.Now())
+		a.standby.Superseded(time.Now())
 		a.mu.Unlock()
 	}
 	return end
@@ -131,7 +130,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	stored := a.outbox.Resume(settings.GetResume())
 	a.outbox.Pace.BeginSession(time.Now())
 	a.applySettingsLocked(settings)
-	a.standby.opened(time.Now(), a.status.ReportInterval)
+	a.standby.Opened(time.Now(), a.status.ReportInterval)
 	a.mu.Unlock()
 	a.notifyDurable(stored)
 	a.wakeWaiting()
@@ -204,7 +203,7 @@ func (s *session) send(ctx context.Context) sessionEnd {
 
 		unneeded, look := a.isUnneeded()
 		if unneeded {
-			return sessionEnd{err: errNothingLeft}
+			return sessionEnd{err: standby.ErrNothingLeft}
 		}
 		timer.Reset(min(wait, look))
 		select {
@@ -228,7 +227,7 @@ func (s *session) next() (req *agentstatsv1.ConnectRequest, wait time.Duration, 
 	now := time.Now()
 	req = a.outbox.Next(a.limits, now)
 	at, due := a.outbox.DueAt()
-	wait = maxSleep
+	wait = standby.MaxSleep
 	if due {
 		wait = min(wait, at.Sub(now))
 	}
@@ -388,7 +387,7 @@ func (a *Agent) wakeWaiting() {
 		close(a.idle)
 		a.idle = nil
 	}
-	if a.closing || a.standby.isRelay && !a.standby.present {
+	if a.closing || a.standby.IsRelay && !a.standby.Present {
 		a.signal()
 	}
 	a.wakeLocked()
