@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/client/internal/relaystream"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -51,7 +52,8 @@ type CoderdOptions struct {
 // Errors wrap gRPC's, so that status.Code returns their kind.
 type Coderd struct {
 	service agentstatsv1.CoderdServiceClient
-	relays  *relays
+	// relayed are the streams of relayed agents.
+	relayed *relaystream.Streams
 	// registrar registers relayed agents that the service does not know.
 	registrar *registrar
 	backoff   Backoff
@@ -71,7 +73,7 @@ func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, erro
 	}
 	c := &Coderd{
 		service: agentstatsv1.NewCoderdServiceClient(conn),
-		relays:  &relays{service: agentstatsv1.NewAgentServiceClient(conn)},
+		relayed: relaystream.New(agentstatsv1.NewAgentServiceClient(conn)),
 		backoff: opts.Backoff.withDefaults(),
 		log:     opts.Logger,
 
@@ -211,7 +213,7 @@ func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
 	if err := registration.set(opts.Registration); err != nil {
 		return nil, err
 	}
-	conn := &relayConn{relays: c.relays, agent: agentID}
+	conn := c.relayed.Conn(agentID)
 	a, err := newAgent(func() (grpc.ClientConnInterface, func(), error) { return conn, func() {}, nil }, opts)
 	if err != nil {
 		return nil, err

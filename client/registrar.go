@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/client/internal/relaystream"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -22,7 +23,7 @@ import (
 const registerTimeout = 30 * time.Second
 
 // registrar registers relayed agents that the service does not know, many at once: those
-// that come within gatherTime, or while a call is under way, go with one call.
+// that come within relaystream.GatherTime, or while a call is under way, go with one call.
 type registrar struct {
 	register func(context.Context, []*agentstatsv1.AgentRegistration, []*agentstatsv1.Workspace) (Registered, error)
 	log      *slog.Logger
@@ -71,7 +72,7 @@ func (r *registrar) add(ctx context.Context, reg *agentstatsv1.AgentRegistration
 // call waits for further agents, and for the call before.
 func (r *registrar) call(call *registration) {
 	defer close(call.done)
-	time.Sleep(gatherTime)
+	time.Sleep(relaystream.GatherTime)
 	r.calling <- struct{}{}
 	defer func() { <-r.calling }()
 	r.mu.Lock()
@@ -145,7 +146,7 @@ func (r *relayedRegistration) setFinal(err error) {
 
 // noteForgotten notes that the service does not know the agent, if its session ended so.
 func (a *Agent) noteForgotten(err error) {
-	var end *relayedEndError
+	var end *relaystream.EndError
 	if code := status.Code(err); errors.As(err, &end) && (code == codes.NotFound || code == codes.Unauthenticated) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -164,7 +165,7 @@ func (r *relayedRegistration) afterSession(ctx context.Context, err error, sessi
 	}
 	wasNew := r.isNew
 	r.isNew = false
-	var end *relayedEndError // a stream may end so, too, if coderd's token is refused
+	var end *relaystream.EndError // a stream may end so, too, if coderd's token is refused
 	if !errors.As(err, &end) {
 		return false, err
 	}

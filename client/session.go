@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client/internal/outbox"
+	"github.com/coder/agentstatsd/client/internal/relaystream"
 	"github.com/coder/agentstatsd/client/internal/standby"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -21,9 +22,6 @@ const (
 	protocolVersion = 1
 	// handshakeTimeout bounds the time from the connect to the settings.
 	handshakeTimeout = 30 * time.Second
-	// lastAcksTimeout bounds the wait for the last acks of a stream that the
-	// service asked to end: what they would cover is sent again otherwise.
-	lastAcksTimeout = 5 * time.Second
 	// minReportInterval is the least that the contract allows.
 	minReportInterval = time.Second
 )
@@ -259,7 +257,7 @@ func (s *session) endStream(ctx context.Context, delay time.Duration) sessionEnd
 	asked := time.Now()
 	end := sessionEnd{err: errReconnect}
 	if err := s.stream.CloseSend(); err == nil {
-		timer := time.NewTimer(lastAcksTimeout)
+		timer := time.NewTimer(relaystream.LastAcksTimeout)
 		defer timer.Stop()
 		select {
 		case <-s.done:

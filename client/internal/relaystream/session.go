@@ -1,4 +1,4 @@
-package client
+package relaystream
 
 import (
 	"context"
@@ -18,17 +18,17 @@ import (
 )
 
 const (
-	// relayedCredit bounds the requests that a session may send without credit.
-	relayedCredit = 16
-	// maxRelayedResponses bounds the responses of a session that wait for its agent. Of
+	// credit bounds the requests that a session may send without credit.
+	credit = 16
+	// maxResponses bounds the responses of a session that wait for its agent. Of
 	// consecutive acks only the newest is kept.
-	maxRelayedResponses = 256
+	maxResponses = 256
 )
 
-// relayedSession is a relayed agent's session. It implements the grpc.ClientStream of
+// session is a relayed agent's session. It implements the grpc.ClientStream of
 // Connect.
-type relayedSession struct {
-	stream *relayStream
+type session struct {
+	stream *stream
 	agent  uuid.UUID
 	ctx    context.Context
 	// received is signalled when there is a response, credited when there is credit.
@@ -46,50 +46,50 @@ type relayedSession struct {
 	err        error // nil: it has not ended
 }
 
-func newRelayedSession(ctx context.Context, s *relayStream, agent uuid.UUID) *relayedSession {
-	return &relayedSession{
+func newSession(ctx context.Context, s *stream, agent uuid.UUID) *session {
+	return &session{
 		stream: s, agent: agent, ctx: ctx,
 		received: make(chan struct{}, 1), credited: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 }
 
 // Header implements grpc.ClientStream: there is none.
-func (s *relayedSession) Header() (metadata.MD, error) { return nil, nil }
+func (s *session) Header() (metadata.MD, error) { return nil, nil }
 
 // Trailer implements grpc.ClientStream: there is none.
-func (s *relayedSession) Trailer() metadata.MD { return nil }
+func (s *session) Trailer() metadata.MD { return nil }
 
 // Context implements grpc.ClientStream.
-func (s *relayedSession) Context() context.Context { return s.ctx }
+func (s *session) Context() context.Context { return s.ctx }
 
 // CloseSend implements grpc.ClientStream.
-func (s *relayedSession) CloseSend() error {
+func (s *session) CloseSend() error {
 	s.stream.mu.Lock()
 	defer s.stream.mu.Unlock()
 	s.halfCloseLocked()
 	return nil
 }
 
-func (s *relayedSession) halfCloseLocked() {
+func (s *session) halfCloseLocked() {
 	if s.halfClosed {
 		return
 	}
 	s.halfClosed = true
 	if s.index > 0 && s.stream.sessions[s.index] == s {
 		// The message has no text, so it can be encoded.
-		encoded, _ := encodeRelayed(&agentstatsv1.RelayedRequest{Index: s.index, End: true})
+		encoded, _ := encode(&agentstatsv1.RelayedRequest{Index: s.index, End: true})
 		s.stream.queueLocked(encoded, true)
 	}
 }
 
-// encodeRelayed returns the request as a field of a message that relays.
-func encodeRelayed(q *agentstatsv1.RelayedRequest) ([]byte, error) {
+// encode returns the request as a field of a message that relays.
+func encode(q *agentstatsv1.RelayedRequest) ([]byte, error) {
 	return proto.Marshal(&agentstatsv1.RelayAgentsRequest{Requests: []*agentstatsv1.RelayedRequest{q}})
 }
 
 // abandon ends the session when its context is cancelled. To the service that is a
 // stream that broke.
-func (s *relayedSession) abandon() {
+func (s *session) abandon() {
 	s.stream.mu.Lock()
 	defer s.stream.mu.Unlock()
 	if s.err != nil {
@@ -103,7 +103,7 @@ func (s *relayedSession) abandon() {
 }
 
 // endLocked ends the session, unless it has ended.
-func (s *relayedSession) endLocked(err error) {
+func (s *session) endLocked(err error) {
 	if s.err != nil {
 		return
 	}
@@ -123,21 +123,22 @@ func endError(end *agentstatsv1.RelayedEnd) error {
 			st = detailed
 		}
 	}
-	return &relayedEndError{st.Err()}
+	return &EndError{st.Err()}
 }
 
-// relayedEndError is why the service ended one session. Why it ended a stream of all of
+// EndError is why the service ended one session. Why it ended a stream of all of
 // them is another error.
-type relayedEndError struct{ status error }
+type EndError struct{ status error }
 
-func (e *relayedEndError) Error() string { return e.status.Error() }
+// Error implements error.
+func (e *EndError) Error() string { return e.status.Error() }
 
 // Unwrap returns an error with the status.
-func (e *relayedEndError) Unwrap() error { return e.status }
+func (e *EndError) Unwrap() error { return e.status }
 
 // handleLocked queues a response for the agent, and adds its credit. It does not handle
 // an end.
-func (s *relayedSession) handleLocked(response *agentstatsv1.RelayedResponse) {
+func (s *session) handleLocked(response *agentstatsv1.RelayedResponse) {
 	if n := min(int(response.GetCredit()), len(s.uncredited)); n > 0 {
 		s.uncredited = s.uncredited[n:]
 		signal(s.credited)
@@ -152,7 +153,7 @@ func (s *relayedSession) handleLocked(response *agentstatsv1.RelayedResponse) {
 	switch n := len(s.inbox); {
 	case n > 0 && isAck(m) && isAck(s.inbox[n-1]):
 		s.inbox[n-1] = m
-	case n == maxRelayedResponses:
+	case n == maxResponses:
 		s.halfCloseLocked()
 		s.endLocked(status.Errorf(codes.ResourceExhausted, "%d responses wait for the agent", n))
 	default:
@@ -176,7 +177,7 @@ func signal(c chan struct{}) {
 // SendMsg implements grpc.ClientStream: it queues a copy of a request. It waits while
 // the session has no credit, or the stream much to send. After the end it returns
 // io.EOF.
-func (s *relayedSession) SendMsg(m any) error {
+func (s *session) SendMsg(m any) error {
 	request, ok := m.(*agentstatsv1.ConnectRequest)
 	if !ok {
 		return fmt.Errorf("send: want a request of an agent, got %T", m)
@@ -203,15 +204,15 @@ func (s *relayedSession) SendMsg(m any) error {
 
 // waitLocked returns a channel that is closed or signalled when a request of size bytes
 // may fit; nil: it fits now.
-func (s *relayedSession) waitLocked(size int) <-chan struct{} {
+func (s *session) waitLocked(size int) <-chan struct{} {
 	bytes := size
 	for _, n := range s.uncredited {
 		bytes += n
 	}
-	if n := len(s.uncredited); n == relayedCredit || n > 0 && s.limit > 0 && bytes > s.limit {
+	if n := len(s.uncredited); n == credit || n > 0 && s.limit > 0 && bytes > s.limit {
 		return s.credited
 	}
-	if len(s.stream.encoded) < relayRequestBytes {
+	if len(s.stream.encoded) < requestBytes {
 		return nil
 	}
 	if s.stream.taken == nil {
@@ -222,12 +223,12 @@ func (s *relayedSession) waitLocked(size int) <-chan struct{} {
 
 // queueLocked queues a request. The first one carries the agent's id, and opens the
 // session.
-func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size int) error {
+func (s *session) queueLocked(request *agentstatsv1.ConnectRequest, size int) error {
 	q := &agentstatsv1.RelayedRequest{Index: s.index, Request: request}
 	if s.index == 0 {
 		q.Index, q.AgentId = s.stream.newest+1, s.agent[:]
 	}
-	encoded, err := encodeRelayed(q)
+	encoded, err := encode(q)
 	if err != nil {
 		return status.Errorf(codes.Internal, "encode the request: %v", err)
 	}
@@ -243,7 +244,7 @@ func (s *relayedSession) queueLocked(request *agentstatsv1.ConnectRequest, size 
 }
 
 // endErrorLocked returns why the session, or its stream, has ended; nil: it has not.
-func (s *relayedSession) endErrorLocked() error {
+func (s *session) endErrorLocked() error {
 	if s.err == nil && s.stream.err != nil {
 		s.endLocked(s.stream.err)
 	}
@@ -251,7 +252,7 @@ func (s *relayedSession) endErrorLocked() error {
 }
 
 // RecvMsg implements grpc.ClientStream.
-func (s *relayedSession) RecvMsg(m any) error {
+func (s *session) RecvMsg(m any) error {
 	response, ok := m.(*agentstatsv1.ConnectResponse)
 	if !ok {
 		return fmt.Errorf("receive: want a response to an agent, got %T", m)
@@ -273,7 +274,7 @@ func (s *relayedSession) RecvMsg(m any) error {
 }
 
 // next returns the next response; nil: there is none yet.
-func (s *relayedSession) next() (*agentstatsv1.ConnectResponse, error) {
+func (s *session) next() (*agentstatsv1.ConnectResponse, error) {
 	s.stream.mu.Lock()
 	defer s.stream.mu.Unlock()
 	if len(s.inbox) == 0 {

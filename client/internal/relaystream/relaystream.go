@@ -1,4 +1,5 @@
-package client
+// Package relaystream carries the sessions of many relayed agents on a few streams.
+package relaystream
 
 import (
 	"context"
@@ -16,62 +17,75 @@ import (
 )
 
 const (
-	// maxRelayedSessions bounds the sessions of one stream. It is the service's default
+	// maxSessions bounds the sessions of one stream. It is the service's default
 	// limit.
-	maxRelayedSessions = 2000
+	maxSessions = 2000
 	// A further stream is opened when all have spreadSessions, up to spreadStreams. On
 	// a connection that balances calls they reach several replicas. Fewer streams have
 	// fuller messages.
 	spreadSessions = 250
 	spreadStreams  = 8
-	// gatherTime is how long a request that is not urgent waits for those of other
-	// agents. It is short beside maxWait, which is within one Agent.
-	gatherTime = 200 * time.Millisecond
-	// relayRequestBytes bounds the encoded requests that wait for the stream, but for
+	// GatherTime is how long a request that is not urgent waits for those of other
+	// agents. It is short beside outbox.MaxWait, which is within one agent.
+	GatherTime = 200 * time.Millisecond
+	// LastAcksTimeout bounds the wait for the last acks of a stream that is to end: what
+	// they would cover is sent again otherwise.
+	LastAcksTimeout = 5 * time.Second
+	// requestBytes bounds the encoded requests that wait for the stream, but for
 	// the last one. Beyond it senders wait. With the largest request of an agent it is
 	// below the limit of a message.
-	relayRequestBytes = 64 << 10
+	requestBytes = 64 << 10
 	// reasonDraining is the reason of the please-reconnect of a replica that stops.
 	reasonDraining = "draining"
 )
 
-var errRelayEnded = status.Error(codes.Unavailable, "the service ended the stream that relays")
+var errEnded = status.Error(codes.Unavailable, "the service ended the stream that relays")
 
-// relays are the streams that the relayed agents of a Coderd share.
-type relays struct {
+// Streams are the streams that the relayed agents of a coderd share. All methods may be
+// called at any time by any goroutine.
+type Streams struct {
 	service agentstatsv1.AgentServiceClient
 
 	mu      sync.Mutex
-	streams []*relayStream // guarded by mu; open ones, and some that have ended
+	streams []*stream // guarded by mu; open ones, and some that have ended
 }
 
-// relayConn is the connection of a relayed agent's sessions. Its only call is Connect.
-type relayConn struct {
-	relays *relays
-	agent  uuid.UUID
+// New returns Streams without any. They are opened as sessions need them, and end after
+// their last sessions.
+func New(service agentstatsv1.AgentServiceClient) *Streams { return &Streams{service: service} }
+
+// Conn returns a connection whose only call is Connect: it opens a session of the agent.
+func (r *Streams) Conn(agent uuid.UUID) grpc.ClientConnInterface {
+	return &conn{streams: r, agent: agent}
+}
+
+// conn is the connection of a relayed agent's sessions.
+type conn struct {
+	streams *Streams
+	agent   uuid.UUID
 }
 
 // Invoke implements grpc.ClientConnInterface.
-func (c *relayConn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
+func (c *conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
 	return status.Errorf(codes.Unimplemented, "call %s: a relayed agent has no such call", method)
 }
 
 // NewStream implements grpc.ClientConnInterface.
-func (c *relayConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+func (c *conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 	if method != agentstatsv1.AgentService_Connect_FullMethodName {
 		return nil, status.Errorf(codes.Unimplemented, "call %s: a relayed agent has no such call", method)
 	}
-	s := newRelayedSession(ctx, c.relays.reserve(), c.agent)
+	s := newSession(ctx, c.streams.reserve(), c.agent)
 	context.AfterFunc(ctx, s.abandon)
 	return s, nil
 }
 
 // reserve returns the stream for a new session, which is counted there.
-func (r *relays) reserve() *relayStream {
+func (r *Streams) reserve() *stream {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var least *relayStream
-	fewest := maxRelayedSessions
+	var least *stream
+	fewest := maxSessions
 	streams := r.streams[:0]
 	for _, s := range r.streams {
 		n, open := s.load()
@@ -88,23 +102,23 @@ func (r *relays) reserve() *relayStream {
 	if least != nil && (fewest < spreadSessions || len(streams) >= spreadStreams) && least.reserve() {
 		return least
 	}
-	s := newRelayStream()
+	s := newStream()
 	s.reserve()
 	r.streams = append(r.streams, s)
 	go s.run(r.service)
 	return s
 }
 
-// relayStream is one stream of RelayAgents. One goroutine receives, and hands each
+// stream is one stream of RelayAgents. One goroutine receives, and hands each
 // response to its session. Another one sends the queued requests.
 //
 //	open --its replica stops--> draining
 //	open, draining --no agent uses a session--> closing
-//	closing --all sessions have ended, or after lastAcksTimeout--> ended
+//	closing --all sessions have ended, or after LastAcksTimeout--> ended
 //	any --the stream breaks--> ended, with all sessions
 //
 // Only an open stream gets further sessions.
-type relayStream struct {
+type stream struct {
 	ctx    context.Context // of the stream
 	cancel context.CancelFunc
 	ready  chan struct{} // signalled when there is something to send
@@ -116,7 +130,7 @@ type relayStream struct {
 	encoded  []byte        // requests to send, as fields of one message
 	taken    chan struct{} // closed when these are sent; nil: nobody waits for that
 	newest   uint32        // index of the newest session
-	sessions map[uint32]*relayedSession
+	sessions map[uint32]*session
 	open     int // number of sessions, from their reservation to their end
 	live     int // number of those whose agent still uses them
 	// draining is true if the replica stops. closing is true if no session is live any
@@ -126,23 +140,23 @@ type relayStream struct {
 	err               error // nil: it has not ended
 }
 
-func newRelayStream() *relayStream {
-	s := &relayStream{ready: make(chan struct{}, 1), urgent: make(chan struct{}, 1), sessions: make(map[uint32]*relayedSession)}
+func newStream() *stream {
+	s := &stream{ready: make(chan struct{}, 1), urgent: make(chan struct{}, 1), sessions: make(map[uint32]*session)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
 // load returns how many sessions are open, and whether there may be more.
-func (s *relayStream) load() (n int, open bool) {
+func (s *stream) load() (n int, open bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.open, s.openLocked()
 }
 
-func (s *relayStream) openLocked() bool { return s.err == nil && !s.draining && !s.closing }
+func (s *stream) openLocked() bool { return s.err == nil && !s.draining && !s.closing }
 
 // reserve counts a new session. It returns false if there may be no further one.
-func (s *relayStream) reserve() bool {
+func (s *stream) reserve() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.openLocked() {
@@ -154,7 +168,7 @@ func (s *relayStream) reserve() bool {
 }
 
 // run opens the stream, and receives and sends until its end.
-func (s *relayStream) run(service agentstatsv1.AgentServiceClient) {
+func (s *stream) run(service agentstatsv1.AgentServiceClient) {
 	defer s.cancel()
 	stream, err := service.RelayAgents(s.ctx)
 	if err != nil {
@@ -183,14 +197,14 @@ func (s *relayStream) run(service agentstatsv1.AgentServiceClient) {
 
 // send sends the queued requests, all in one message, until the stream ends or has no
 // session any more.
-func (s *relayStream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
+func (s *stream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
 	for {
 		select {
 		case <-s.ready:
 		case <-s.ctx.Done():
 			return
 		}
-		gathered := time.NewTimer(gatherTime)
+		gathered := time.NewTimer(GatherTime)
 		select {
 		case <-gathered.C:
 		case <-s.urgent:
@@ -214,7 +228,7 @@ func (s *relayStream) send(stream agentstatsv1.AgentService_RelayAgentsClient) {
 }
 
 // takeEncoded returns and removes the queued requests. last is true if none follow.
-func (s *relayStream) takeEncoded() (encoded []byte, last bool) {
+func (s *stream) takeEncoded() (encoded []byte, last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	encoded, s.encoded = s.encoded, nil
@@ -222,24 +236,24 @@ func (s *relayStream) takeEncoded() (encoded []byte, last bool) {
 	return encoded, s.closing && s.open == 0
 }
 
-func (s *relayStream) takenLocked() {
+func (s *stream) takenLocked() {
 	if s.taken != nil {
 		close(s.taken)
 		s.taken = nil
 	}
 }
 
-// queueLocked queues an encoded request. One that is not urgent waits for gatherTime.
-func (s *relayStream) queueLocked(encoded []byte, urgent bool) {
+// queueLocked queues an encoded request. One that is not urgent waits for GatherTime.
+func (s *stream) queueLocked(encoded []byte, urgent bool) {
 	s.encoded = append(s.encoded, encoded...)
 	signal(s.ready)
-	if urgent || len(s.encoded) >= relayRequestBytes {
+	if urgent || len(s.encoded) >= requestBytes {
 		signal(s.urgent)
 	}
 }
 
 // handle hands a response to its session. It does not wait for the agent.
-func (s *relayStream) handle(response *agentstatsv1.RelayedResponse) {
+func (s *stream) handle(response *agentstatsv1.RelayedResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if response.GetResponse().GetReconnect().GetReason() == reasonDraining {
@@ -258,7 +272,7 @@ func (s *relayStream) handle(response *agentstatsv1.RelayedResponse) {
 }
 
 // closedLocked counts a session that has ended. After the last one the stream ends.
-func (s *relayStream) closedLocked() {
+func (s *stream) closedLocked() {
 	if s.open--; s.open == 0 {
 		signal(s.ready)
 		signal(s.urgent)
@@ -266,18 +280,18 @@ func (s *relayStream) closedLocked() {
 }
 
 // unusedLocked counts a session that its agent does not use any more. After the last
-// one the stream ends: once all sessions have ended, or after lastAcksTimeout.
-func (s *relayStream) unusedLocked() {
+// one the stream ends: once all sessions have ended, or after LastAcksTimeout.
+func (s *stream) unusedLocked() {
 	if s.live--; s.live == 0 && s.err == nil {
 		s.closing = true
-		s.closeTimer = time.AfterFunc(lastAcksTimeout, s.cancel)
+		s.closeTimer = time.AfterFunc(LastAcksTimeout, s.cancel)
 	}
 }
 
 // endSessions ends all sessions, as the stream has ended with err.
-func (s *relayStream) endSessions(err error) {
+func (s *stream) endSessions(err error) {
 	if errors.Is(err, io.EOF) {
-		err = errRelayEnded
+		err = errEnded
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
