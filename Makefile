@@ -31,7 +31,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo check test test-others test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help build demo check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -55,10 +55,7 @@ check: check-format check-contract check-generated ## what needs no servers, in 
 # others. All give way to the processes of integration, which have deadlines.
 test: servers lint check-generated ## all that CI checks: lint, generated code, every test, with the race detector
 	@$(call each,. $(MODULES),$(GO) vet ./...)
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-integration test-race test-others
-
-test-others:
-	$(MAKE) --no-print-directory --jobs 1 test-servers test-plain
+	$(MAKE) --no-print-directory --jobs 4 --output-sync=target test-integration test-race test-servers test-plain
 
 test-servers:
 	nice $(GO) test $(RACE) -vet=off -timeout 14m $(SERVERS)
@@ -71,7 +68,7 @@ test-race:
 
 # Without it they draw all, and the simulation runs its 100 seeds.
 test-plain:
-	nice $(GO) test -vet=off -timeout 10m $(PLAIN)
+	nice $(GO) test -vet=off -timeout 14m $(PLAIN)
 	@$(call each,$(filter-out integration,$(MODULES)),nice $(GO) test -vet=off -timeout 4m ./...)
 
 test-integration:
