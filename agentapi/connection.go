@@ -157,7 +157,7 @@ func (s *Service) firstSettings(session *fleet.Session, factor float64) *agentst
 func (s *Service) settings(factor float64) *agentstatsv1.Settings {
 	opts := &s.opts
 	settings := &agentstatsv1.Settings{
-		ReportInterval: lengthened(opts.ReportInterval, factor),
+		ReportInterval: opts.lengthened(opts.ReportInterval, factor),
 		Limits: &agentstatsv1.Limits{
 			MessageBytes:           int64(s.server.Options().MaxAgentMessageBytes),
 			Series:                 int64(opts.Limits.Series),
@@ -170,7 +170,7 @@ func (s *Service) settings(factor float64) *agentstatsv1.Settings {
 		AckDelay: durationpb.New(opts.AckDelay),
 	}
 	if factor > 1 {
-		settings.MetadataInterval = lengthened(min(metadataInterval, opts.ReportInterval), factor)
+		settings.MetadataInterval = opts.lengthened(min(metadataInterval, opts.ReportInterval), factor)
 	}
 	if age := s.Fleet.SessionAge(); age > 0 {
 		settings.SessionAge = durationpb.New(age)
@@ -178,8 +178,10 @@ func (s *Service) settings(factor float64) *agentstatsv1.Settings {
 	return settings
 }
 
-func lengthened(d time.Duration, factor float64) *durationpb.Duration {
-	return durationpb.New(time.Duration(float64(d) * factor))
+// lengthened returns the interval d multiplied by factor, but at most LongestInterval
+// unless d is longer.
+func (o *Options) lengthened(d time.Duration, factor float64) *durationpb.Duration {
+	return durationpb.New(max(d, min(time.Duration(float64(d)*factor), o.LongestInterval)))
 }
 
 // intervalFactor returns by how much intervals are lengthened now.

@@ -56,6 +56,10 @@ func TestIntervals(t *testing.T) {
 		changed(45*time.Second, 15*time.Second)
 		f.set(2)
 		changed(time.Minute, 20*time.Second)
+		f.set(4) // reports stay within the longest interval
+		changed(time.Minute, 40*time.Second)
+		f.set(2)
+		changed(time.Minute, 20*time.Second)
 
 		other := s.Connect(edgetest.Session{Agent: 2})
 		require.Equal(t, time.Minute, other.Settings.GetReportInterval().AsDuration())
@@ -77,13 +81,13 @@ func TestIntervals(t *testing.T) {
 	})
 }
 
-// Intervals of metadata are not longer than those of reports.
+// Metadata intervals are not longer than report intervals, as these are at a factor of 1.
 func TestIntervalsOfFrequentReports(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		f := &factor{}
 		f.set(3)
 		s := edgetest.Start(t, edgetest.Settings{
-			Agents:       agentapi.Options{ReportInterval: 2 * time.Second},
+			Agents:       agentapi.Options{ReportInterval: 2 * time.Second, LongestInterval: time.Minute},
 			ChangeAgents: func(c *agentapi.Components) { c.Intervals = f },
 		})
 		s.Register(1)

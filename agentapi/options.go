@@ -24,7 +24,10 @@ type Limits struct {
 type Options struct {
 	// ReportInterval in the settings of agents; default 30 s, at least 1 s.
 	ReportInterval time.Duration
-	Limits         Limits
+	// LongestInterval is what report and metadata intervals are lengthened to at most;
+	// default twice the ReportInterval.
+	LongestInterval time.Duration
+	Limits          Limits
 	// AckDelay is how long an ack waits for another response; default 5 s. A request
 	// with something to be stored is acked when it is stored, or after FlushInterval
 	// and AckDelay. FlushInterval is that of the Metadata component; default 5 s.
@@ -49,6 +52,7 @@ const MaxValueBytes = agent.MaxMetadataKeyBytes + defaultValueBytes + defaultErr
 
 func (o Options) withDefaults() Options {
 	o.ReportInterval = cmp.Or(o.ReportInterval, 30*time.Second)
+	o.LongestInterval = cmp.Or(o.LongestInterval, 2*o.ReportInterval)
 	o.Limits.MetadataKeyBytes = cmp.Or(o.Limits.MetadataKeyBytes, agent.MaxMetadataKeyBytes)
 	o.Limits.MetadataReportKeyBytes = cmp.Or(o.Limits.MetadataReportKeyBytes, 6144)
 	o.Limits.MetadataValueBytes = cmp.Or(o.Limits.MetadataValueBytes, defaultValueBytes)

@@ -14,6 +14,11 @@ const (
 	// only if all were low for as long. Loads are means of half a minute. So a burst of
 	// half a minute causes no step, and each step takes effect before the next.
 	sustained = 45 * time.Second
+	// A load above excess for sustainedExcess is far over its target. A busy process or
+	// database cannot show how far: it takes all CPU, or writes all the time. The step
+	// up comes earlier then, and is one of two factors at once.
+	excess          = 1.3
+	sustainedExcess = 15 * time.Second
 	// headroom is the share of the target that a step down must leave free. That is
 	// calculated: the load of agents is at most proportional to the number of their
 	// messages.
@@ -24,8 +29,11 @@ const (
 	longestPatience = time.Hour
 )
 
+// MaxFactor is the highest factor that Options allow.
+const MaxFactor = 4
+
 // factors are the steps.
-var factors = [...]float64{1, 1.5, 2, 3, 4}
+var factors = [...]float64{1, 1.5, 2, 3, MaxFactor}
 
 // Kinds of loads, as the metrics label them.
 const (
@@ -36,10 +44,11 @@ const (
 
 // controller decides on the factor. It does no I/O and reads no clock.
 //
-// A load is over its target above 1, and low if it would stay below 1 - headroom with
-// the factor one step lower. In between nothing changes.
+// A load is over its target above 1, far over it above excess, and low if it would stay
+// below 1 - headroom with the factor one step lower. In between nothing changes.
 //
 //	steady --a load is over--> over --for sustained--> a step up, then steady
+//	over --far, for sustainedExcess--> a step up of two, then steady
 //	steady --all are low--> low --for patience--> a step down, then steady
 //	over, low --not so any more--> steady
 //
@@ -49,19 +58,19 @@ type controller struct {
 
 	factor  float64   // at the last call; 0: there was none
 	changed time.Time // when it was first seen
-	// over is the time since which a load is over its target, low that since which all
-	// are low; zero: it is not so.
-	over, low time.Time
-	lowered   time.Time     // time of the newest step down; zero: none since the last step up
-	patience  time.Duration // how long loads must be low before a step down
+	// over is the time since which a load is over its target, farOver that since which
+	// one is far over it, low that since which all are low; zero: it is not so.
+	over, farOver, low time.Time
+	lowered            time.Time     // time of the newest step down; zero: none since the last step up
+	patience           time.Duration // how long loads must be low before a step down
 }
 
 func newController(limit float64) controller {
 	return controller{max: limit, patience: sustained}
 }
 
-// step is a decision: the same factor, or the next one up or down. peak is the highest
-// load.
+// step is a decision: the same factor, one of the next two up, or the next one down.
+// peak is the highest load.
 type step struct {
 	factor float64
 	peak   peak
@@ -82,7 +91,7 @@ func (c *controller) clamp(factor float64) float64 {
 	return max(1, min(factor, c.max))
 }
 
-// next returns the next step for the factor that is applied at now, and the loads. now
+// next returns the step for the factor that is applied at now, and the loads. now
 // must not decrease from call to call. The step may fail. The next call has the factor
 // that is applied then.
 func (c *controller) next(now time.Time, factor float64, replicas []agent.Replica) step {
@@ -90,10 +99,13 @@ func (c *controller) next(now time.Time, factor float64, replicas []agent.Replic
 	p := highest(replicas)
 	lower, higher := neighbours(factor, c.max)
 	c.over = since(c.over, now, p.load > 1)
+	c.farOver = since(c.farOver, now, p.load > excess)
 	c.low = since(c.low, now, p.load*factor/lower < 1-headroom)
 	next := factor
 	switch {
 	case now.Sub(c.changed) < stepInterval:
+	case !c.farOver.IsZero() && now.Sub(c.farOver) >= sustainedExcess:
+		_, next = neighbours(higher, c.max)
 	case !c.over.IsZero() && now.Sub(c.over) >= sustained:
 		next = higher
 	case !c.low.IsZero() && now.Sub(c.low) >= c.patience:
@@ -109,7 +121,7 @@ func (c *controller) noteFactor(now time.Time, factor float64) {
 		return
 	}
 	c.factor, c.changed = factor, now
-	c.over, c.low = time.Time{}, time.Time{}
+	c.over, c.farOver, c.low = time.Time{}, time.Time{}, time.Time{}
 	switch {
 	case factor < before:
 		c.lowered = now

@@ -66,7 +66,7 @@ func New(metadata Metadata, replicas Replicas, opts Options, reg prometheus.Regi
 	}
 	i := &Intervals{
 		metadata: metadata, replicas: replicas, opts: opts, log: log,
-		controller: newController(opts.maxFactor()),
+		controller: newController(opts.MaxFactor),
 	}
 	i.setFactor(1)
 	var err error

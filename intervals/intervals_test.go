@@ -193,7 +193,7 @@ func requireChanges(t *testing.T, want []float64, changes []change) {
 func TestReplicas(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		opts := intervals.Options{LongestInterval: 2 * time.Minute}
+		opts := intervals.Options{}
 		a, b, c := w.start("a", false, opts), w.start("b", false, opts), w.start("c", false, opts)
 		require.Empty(t, w.watch(10*time.Minute, a, b, c))
 		require.True(t, a.replicas.Leads())
@@ -255,11 +255,11 @@ func TestReplicaGone(t *testing.T) {
 		b.mu.Lock()
 		b.age = 20 * time.Second
 		b.mu.Unlock()
-		requireChanges(t, []float64{1.5, 2}, w.watch(5*time.Minute, a, b))
+		requireChanges(t, []float64{2, 4}, w.watch(5*time.Minute, a, b))
 		require.Equal(t, 2, w.logged.with("load=pending_age of_target=6 replica=b"))
 		b.store.Kill()
 		b.stop()
-		requireChanges(t, []float64{1.5, 1}, w.watch(5*time.Minute, a))
+		requireChanges(t, []float64{3, 2, 1.5, 1}, w.watch(6*time.Minute, a))
 	})
 }
 
@@ -268,14 +268,14 @@ func TestAlone(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.down.Store(true)
-		a := w.start("", true, intervals.Options{})
+		a := w.start("", true, intervals.Options{MaxFactor: 2})
 		a.set(0.9)
 		require.Empty(t, w.watch(5*time.Minute, a), "the factor is not known")
 		require.Equal(t, 1, w.logged.with("loads are not exchanged, the intervals of agents stay as they are"))
 		w.down.Store(false)
 		requireChanges(t, []float64{1.5, 2}, w.watch(5*time.Minute, a))
 		a.stop()
-		a = w.start("", true, intervals.Options{})
+		a = w.start("", true, intervals.Options{MaxFactor: 2})
 		require.Equal(t, 2.0, a.Factor())
 		requireChanges(t, []float64{1.5, 1}, w.watch(5*time.Minute, a))
 		lease, err := a.store.Lease(t.Context())
@@ -289,7 +289,7 @@ func TestNeverLengthened(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		require.NoError(t, w.open().SaveIntervalFactor(t.Context(), agent.ID{}, 3))
-		a := w.start("", true, intervals.Options{LongestInterval: 30 * time.Second})
+		a := w.start("", true, intervals.Options{MaxFactor: 1})
 		a.set(1)
 		require.Empty(t, w.watch(10*time.Minute, a))
 		require.Equal(t, 1.0, a.Factor())
@@ -302,8 +302,8 @@ func TestLimitOfTheLeader(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		require.NoError(t, w.open().SaveIntervalFactor(t.Context(), agent.ID{}, 3))
-		leader := w.start("a", false, intervals.Options{LongestInterval: 45 * time.Second})
-		other := w.start("b", false, intervals.Options{LongestInterval: 2 * time.Minute})
+		leader := w.start("a", false, intervals.Options{MaxFactor: 1.5})
+		other := w.start("b", false, intervals.Options{})
 		leader.set(0.65) // which is not low
 		time.Sleep(15 * time.Second)
 		require.True(t, leader.replicas.Leads())
@@ -323,7 +323,7 @@ type fakeReplicas struct {
 func (r *fakeReplicas) ExchangeLoads(context.Context, agent.Load) (agent.ServiceLoad, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	busy := []agent.Replica{{Load: agent.Load{CPU: 2}}}
+	busy := []agent.Replica{{Load: agent.Load{CPU: 1.2}}}
 	return agent.ServiceLoad{Replicas: busy, IntervalFactor: r.factor, Decides: true}, nil
 }
 

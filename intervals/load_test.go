@@ -1,6 +1,7 @@
 package intervals
 
 import (
+	"math"
 	"runtime"
 	"testing"
 	"time"
@@ -54,23 +55,17 @@ func TestMeter(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	for want, o := range map[string]Options{
-		"report interval: want above 0s, got -1s":                                {ReportInterval: -time.Second},
-		"longest interval: want at least the report interval of 30s, got 29s":    {LongestInterval: 29 * time.Second},
-		"flush interval: want above 0s, got -1s":                                 {FlushInterval: -time.Second},
-		"target CPU and target flush: want above 0, got -1 and 0.5":              {TargetCPU: -1},
-		"target pending age: want above the flush interval of 5s, got 5s":        {TargetPendingAge: 5 * time.Second},
-		"target pending age: want above the flush interval of 3s, got -1s":       {FlushInterval: 3 * time.Second, TargetPendingAge: -time.Second},
-		"longest interval: want at least the report interval of 1m30s, got 1m0s": {ReportInterval: 90 * time.Second, LongestInterval: time.Minute},
+		"highest factor: want 1 to 4, got 0.5":                             {MaxFactor: 0.5},
+		"highest factor: want 1 to 4, got 4.5":                             {MaxFactor: 4.5},
+		"highest factor: want 1 to 4, got NaN":                             {MaxFactor: math.NaN()},
+		"flush interval: want above 0s, got -1s":                           {FlushInterval: -time.Second},
+		"target CPU and target flush: want above 0, got -1 and 0.5":        {TargetCPU: -1},
+		"target pending age: want above the flush interval of 5s, got 5s":  {TargetPendingAge: 5 * time.Second},
+		"target pending age: want above the flush interval of 3s, got -1s": {FlushInterval: 3 * time.Second, TargetPendingAge: -time.Second},
 	} {
 		require.EqualError(t, o.withDefaults().validate(), want)
 	}
 	require.NoError(t, Options{FlushInterval: 1}.withDefaults().validate())
-	for limit, want := range map[time.Duration]time.Duration{
-		0: 30 * time.Second, 44 * time.Second: 30 * time.Second, 45 * time.Second: 45 * time.Second,
-		time.Minute: time.Minute, 2 * time.Minute: 2 * time.Minute, time.Hour: 2 * time.Minute,
-	} {
-		require.Equal(t, want, Longest(30*time.Second, limit), limit)
-	}
 }
 
 // The CPU time of this process grows.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -17,8 +16,8 @@ import (
 )
 
 const (
-	// longestInterval is half of the default series TTL.
-	longestInterval = time.Minute
+	// maxFactor keeps the report interval within half of the default series TTL.
+	maxFactor = 2
 	// stepInterval is the shortest time between two changes of the factor.
 	stepInterval = time.Minute
 	// calmAfter so much of the time in which all is mended, no load is above its target,
@@ -82,7 +81,7 @@ func (p *process) startIntervals(ctx context.Context, draw *source, reg promethe
 	p.processor = &processor{draw: draw, since: time.Now()}
 	var err error
 	p.intervals, err = intervals.New(p.pending, p.replicas, intervals.Options{
-		ReportInterval: reportInterval, LongestInterval: longestInterval, FlushInterval: flushInterval, CPU: p.processor.time,
+		MaxFactor: maxFactor, FlushInterval: flushInterval, CPU: p.processor.time,
 	}, reg, log)
 	if err != nil {
 		panic(err)
@@ -131,7 +130,7 @@ func (w *world) checkIntervals(quiescent bool) error {
 	if before := w.decided; stored != before.factor {
 		w.log("the intervals of agents are lengthened by %v", stored)
 		at, was := slices.Index(factors, stored), slices.Index(factors, before.factor)
-		if at < 0 || math.Abs(float64(at-was)) != 1 {
+		if at < 0 || at == was || at < was-1 || at > was+2 {
 			errs = append(errs, fmt.Errorf("the factor of intervals is %v, after %v", stored, before.factor))
 		}
 		// It is looked at after each step.
@@ -142,7 +141,7 @@ func (w *world) checkIntervals(quiescent bool) error {
 	}
 	for _, p := range w.slots {
 		factor := p.factor()
-		if factor < 1 || time.Duration(factor*float64(reportInterval)) > longestInterval {
+		if factor < 1 || factor > maxFactor {
 			errs = append(errs, fmt.Errorf("%s lengthens intervals by %v", p.name, factor))
 		}
 		if quiescent && factor != stored {

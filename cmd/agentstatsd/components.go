@@ -127,7 +127,7 @@ func (c *config) serverOptions() grpcserver.Options {
 
 		MaxStreamsPerAgent:     int(c.maxStreamsPerAgent),
 		MaxUnreadOfCoderd:      int(c.maxWatches),
-		IdleTimeout:            cmp.Or(c.agentIdleTimeout, 3*c.longestReportInterval()),
+		IdleTimeout:            cmp.Or(c.agentIdleTimeout, 3*c.longestInterval()),
 		MaxCoderdCalls:         int(c.maxCoderdCalls),
 		MaxConnections:         int(cmp.Or(c.grpcMaxConnections, openFiles()*3/4)),
 		MaxStrangersPerAddress: int(c.grpcMaxStrangers),
@@ -143,9 +143,12 @@ func (c *config) serverOptions() grpcserver.Options {
 }
 
 func (c *config) intervalsOptions() intervals.Options {
+	maxFactor := 0.0 // the default
+	if !c.adaptiveIntervals {
+		maxFactor = 1
+	}
 	return intervals.Options{
-		ReportInterval:   c.reportInterval,
-		LongestInterval:  c.longestReportInterval(),
+		MaxFactor:        maxFactor,
 		FlushInterval:    c.metadataFlushInterval,
 		TargetCPU:        float64(c.targetCPUPercent) / 100,
 		TargetPendingAge: c.targetPendingAge,
@@ -155,11 +158,12 @@ func (c *config) intervalsOptions() intervals.Options {
 
 func (c *config) agentServiceOptions() agentapi.Options {
 	return agentapi.Options{
-		ReportInterval: c.reportInterval,
-		Limits:         agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
-		AckDelay:       c.ackDelay,
-		FlushInterval:  c.metadataFlushInterval,
-		GoodbyeTimeout: c.agentGoodbyeTimeout,
+		ReportInterval:  c.reportInterval,
+		LongestInterval: c.longestInterval(),
+		Limits:          agentapi.Limits{Series: int(c.maxSeriesPerAgent)},
+		AckDelay:        c.ackDelay,
+		FlushInterval:   c.metadataFlushInterval,
+		GoodbyeTimeout:  c.agentGoodbyeTimeout,
 
 		MaxRelayStreams:    int(c.maxRelayStreams),
 		MaxRelayedSessions: int(c.maxRelayedSessions),

@@ -35,9 +35,10 @@ func (c *config) intervalOptions() serpent.OptionSet {
 	}
 }
 
-// longestReportInterval returns what the report interval may be lengthened to. A series
-// outlives one report that is lost, and a stream is not taken for idle.
-func (c *config) longestReportInterval() time.Duration {
+// longestInterval returns what intervals of agents may be lengthened to, at least the
+// report interval. A series outlives one report that is lost, and a stream is not taken
+// for idle.
+func (c *config) longestInterval() time.Duration {
 	if !c.adaptiveIntervals {
 		return c.reportInterval
 	}
@@ -45,5 +46,5 @@ func (c *config) longestReportInterval() time.Duration {
 	if c.agentIdleTimeout != 0 {
 		limit = min(limit, c.agentIdleTimeout/2)
 	}
-	return intervals.Longest(c.reportInterval, limit)
+	return max(c.reportInterval, min(limit, intervals.MaxFactor*c.reportInterval))
 }

@@ -134,8 +134,8 @@ var wirings = map[string]wiring{
 	"deployment-id":                to("store.DeploymentID"),
 	"lease-duration":               to("replica.LeaseDuration"),
 
-	"report-interval":         to("agents.ReportInterval", "aggregator.ReportInterval", "intervals.ReportInterval", "intervals.LongestInterval", "server.IdleTimeout"),
-	"adaptive-intervals":      to("intervals.LongestInterval", "server.IdleTimeout"),
+	"report-interval":         to("agents.ReportInterval", "aggregator.ReportInterval"),
+	"adaptive-intervals":      to("intervals.MaxFactor", "agents.LongestInterval", "server.IdleTimeout"),
 	"target-cpu-percent":      to("intervals.TargetCPU"),
 	"target-pending-age":      to("intervals.TargetPendingAge"),
 	"target-flush-percent":    to("intervals.TargetFlush"),
@@ -150,7 +150,7 @@ var wirings = map[string]wiring{
 	"max-streams-per-agent":   to("server.MaxStreamsPerAgent"),
 	"max-relay-streams":       to("agents.MaxRelayStreams"),
 	"max-relayed-sessions":    to("agents.MaxRelayedSessions"),
-	"agent-idle-timeout":      to("server.IdleTimeout", "intervals.LongestInterval"),
+	"agent-idle-timeout":      to("server.IdleTimeout", "agents.LongestInterval"),
 	"ack-delay":               to("agents.AckDelay"),
 	"agent-goodbye-timeout":   to("agents.GoodbyeTimeout"),
 	"agent-message-rate":      to("fleet.MessagesPerSecond"),
@@ -160,7 +160,7 @@ var wirings = map[string]wiring{
 	"agent-refused-rate":      to("fleet.RefusedPerSecond"),
 	"agent-refused-burst":     to("fleet.RefusedBurst"),
 	"series-ttl": {
-		fields: []string{"aggregator.SeriesTTL", "pushed.SeriesTTL", "intervals.LongestInterval", "server.IdleTimeout"}, value: "10m",
+		fields: []string{"aggregator.SeriesTTL", "pushed.SeriesTTL", "agents.LongestInterval", "server.IdleTimeout"}, value: "10m",
 	},
 	"max-series":                 to("aggregator.MaxSeries"),
 	"max-series-per-agent":       to("aggregator.MaxSeriesPerAgent", "agents.Limits.Series"),

@@ -659,8 +659,8 @@ type Settings struct {
 	// about nanoseconds since 1970. Set in the first response only.
 	Epoch int64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Time between two messages with metadata: values that change more often are
-	// sent once. Absent: as often as they change. It is lengthened with
-	// report_interval while the service is overloaded.
+	// sent once. Absent: as often as they change. It is lengthened by the same factor
+	// as report_interval while the service is overloaded, each to its own limit.
 	MetadataInterval *durationpb.Duration `protobuf:"bytes,6,opt,name=metadata_interval,json=metadataInterval,proto3" json:"metadata_interval,omitempty"`
 	// Longest time that an ack waits for another response to go with. A request
 	// with something to be stored is acked when that is durable. It is acked
