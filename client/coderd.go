@@ -13,19 +13,13 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/client/internal/parts"
 	"github.com/coder/agentstatsd/client/internal/relaystream"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 const (
-	// maxPartAgents bounds the agents or workspaces in one request; the service
-	// allows 10000.
-	maxPartAgents = 1000
-	// maxPartBytes bounds the encoded size of one request, below the message
-	// limit of any service: a thousand plain registrations have about 250 KB.
-	maxPartBytes = 256 << 10
 	// maxReadAgents is read in one request: 100 agents with 128 keys of at most
 	// 4 KB have about 50 MB.
 	maxReadAgents = 100
@@ -104,7 +98,7 @@ type Registered struct {
 // after an error the parts before it have taken effect.
 func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (Registered, error) {
 	var done Registered
-	for agents, workspaces := range parts(agents, workspaces) {
+	for agents, workspaces := range parts.Of(agents, workspaces) {
 		resp, err := c.service.RegisterAgents(ctx, &agentstatsv1.RegisterAgentsRequest{Agents: agents, Workspaces: workspaces})
 		if err != nil {
 			return done, fmt.Errorf("register agents: %w", err)
@@ -142,12 +136,12 @@ func (c *Coderd) Deregister(ctx context.Context, agentIDs, workspaceIDs []uuid.U
 		deregistered += resp.GetDeregistered()
 		return nil
 	}
-	for ids := range slices.Chunk(agentIDs, maxPartAgents) {
+	for ids := range slices.Chunk(agentIDs, parts.MaxMessages) {
 		if err := deregister(&agentstatsv1.DeregisterAgentsRequest{AgentIds: idBytes(ids)}); err != nil {
 			return deregistered, err
 		}
 	}
-	for ids := range slices.Chunk(workspaceIDs, maxPartAgents) {
+	for ids := range slices.Chunk(workspaceIDs, parts.MaxMessages) {
 		if err := deregister(&agentstatsv1.DeregisterAgentsRequest{WorkspaceIds: idBytes(ids)}); err != nil {
 			return deregistered, err
 		}
@@ -159,6 +153,8 @@ func (c *Coderd) Deregister(ctx context.Context, agentIDs, workspaceIDs []uuid.U
 type SyncOptions struct {
 	// Force applies the set even if more than half of all agents go.
 	Force bool
+	// KeepWorkspaces stay, with all their agents, also if the set does not have them.
+	KeepWorkspaces []uuid.UUID
 }
 
 // Sync replaces the whole set of registrations by this one, at once and only if
@@ -182,12 +178,12 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 		}
 		return nil
 	}
-	for agents, workspaces := range parts(agents, workspaces) {
+	for agents, workspaces := range parts.Of(agents, workspaces) {
 		if err := send(&agentstatsv1.SyncAgentsRequest{Agents: agents, Workspaces: workspaces}); err != nil {
 			return nil, err
 		}
 	}
-	if err := send(&agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force}); err != nil {
+	if err := send(&agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force, KeptWorkspaceIds: idBytes(opts.KeepWorkspaces)}); err != nil {
 		return nil, err
 	}
 	resp, err := stream.CloseAndRecv()
@@ -242,7 +238,7 @@ func (c *Coderd) Metadata(ctx context.Context, agentIDs ...uuid.UUID) ([]*agents
 // error, which comes with a nil agent, it ends.
 func (c *Coderd) Agents(ctx context.Context) iter.Seq2[*agentstatsv1.Agent, error] {
 	return func(yield func(*agentstatsv1.Agent, error) bool) {
-		req := &agentstatsv1.ListAgentsRequest{PageSize: maxPartAgents}
+		req := &agentstatsv1.ListAgentsRequest{PageSize: parts.MaxMessages}
 		for {
 			resp, err := c.service.ListAgents(ctx, req, grpc.MaxCallRecvMsgSize(maxReadBytes))
 			if err != nil {
@@ -258,44 +254,6 @@ func (c *Coderd) Agents(ctx context.Context) iter.Seq2[*agentstatsv1.Agent, erro
 				return
 			}
 			req.PageToken = resp.GetNextPageToken()
-		}
-	}
-}
-
-// parts yields agents, then workspaces, in parts that fit into a request.
-func parts(agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) iter.Seq2[[]*agentstatsv1.AgentRegistration, []*agentstatsv1.Workspace] {
-	return func(yield func([]*agentstatsv1.AgentRegistration, []*agentstatsv1.Workspace) bool) {
-		for part := range sized(agents) {
-			if !yield(part, nil) {
-				return
-			}
-		}
-		for part := range sized(workspaces) {
-			if !yield(nil, part) {
-				return
-			}
-		}
-	}
-}
-
-// sized yields parts of messages that fit into a request; a message that does
-// not fit comes alone.
-func sized[M proto.Message](messages []M) iter.Seq[[]M] {
-	return func(yield func([]M) bool) {
-		start, bytes := 0, 0
-		for i, m := range messages {
-			// 8 bytes are more than the tag and length of an element.
-			size := proto.Size(m) + 8
-			if i > start && (i-start == maxPartAgents || bytes+size > maxPartBytes) {
-				if !yield(messages[start:i]) {
-					return
-				}
-				start, bytes = i, 0
-			}
-			bytes += size
-		}
-		if start < len(messages) {
-			yield(messages[start:])
 		}
 	}
 }

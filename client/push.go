@@ -22,6 +22,7 @@ import (
 
 	"github.com/coder/agentstatsd/client/internal/gather"
 	"github.com/coder/agentstatsd/client/internal/outbox"
+	"github.com/coder/agentstatsd/client/internal/parts"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -340,7 +341,7 @@ func (p *Pusher) push(ctx, live context.Context, s *pushStream, final bool) erro
 		part, size = &agentstatsv1.PushFamilies{}, 0
 		return err
 	}
-	target := min(maxPartBytes, p.opts.MaxMessageBytes-pushOverhead)
+	target := min(parts.MaxBytes, p.opts.MaxMessageBytes-pushOverhead)
 	for _, encoded := range p.newest.families {
 		// 8 bytes are more than the tag and length of an element.
 		if size+len(encoded)+8 > target {

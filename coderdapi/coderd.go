@@ -112,7 +112,7 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 	// The parts are joined once: what never completes is not copied.
 	var agents [][]agent.Registration
 	var workspaces [][]agent.Workspace
-	var nAgents, nWorkspaces int
+	var nAgents, nWorkspaces, nKept int
 	limit := s.Fleet.MaxAgents()
 	for {
 		var part received[*agentstatsv1.SyncAgentsRequest]
@@ -130,10 +130,16 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 			return set, false, part.err
 		}
 		moreAgents, moreWorkspaces := part.message.GetAgents(), part.message.GetWorkspaces()
-		nAgents, nWorkspaces = nAgents+len(moreAgents), nWorkspaces+len(moreWorkspaces)
-		if nAgents > limit || nWorkspaces > limit {
-			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents and as many workspaces (%s), got %d and %d so far", limit, flagAgents, nAgents, nWorkspaces)
+		nAgents, nWorkspaces, nKept = nAgents+len(moreAgents), nWorkspaces+len(moreWorkspaces), nKept+len(part.message.GetKeptWorkspaceIds())
+		if max(nAgents, nWorkspaces, nKept) > limit {
+			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents, workspaces and kept workspaces each (%s), got %d, %d and %d so far",
+				limit, flagAgents, nAgents, nWorkspaces, nKept)
 		}
+		kept, invalid := idsOf("kept_workspace_ids", part.message.GetKeptWorkspaceIds(), limit)
+		if invalid != nil {
+			return set, false, grpcserver.Invalid(invalid.field, "%s", invalid.text)
+		}
+		set.KeptWorkspaces = append(set.KeptWorkspaces, kept...)
 		reservationFrom(ctx).keepBytes(proto.Size(part.message) + registrationBytes*(len(moreAgents)+len(moreWorkspaces)))
 		more := s.setOf(moreAgents, moreWorkspaces)
 		if len(more.Agents) > 0 {

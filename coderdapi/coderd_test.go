@@ -266,7 +266,7 @@ func TestSync(t *testing.T) {
 		_, err := sync(agents(1))
 		edgetest.RequireCode(t, err, codes.InvalidArgument, "complete: want a message that completes the sync, got the end of the stream")
 		_, err = sync(agents(1, 2, 3), agents(4, 5, 6), complete)
-		edgetest.RequireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents and as many workspaces (--max-agents), got 6 and 0 so far")
+		edgetest.RequireCode(t, err, codes.ResourceExhausted, "sync: want at most 5 agents, workspaces and kept workspaces each (--max-agents), got 6, 0 and 0 so far")
 		_, err = sync(agents(1), complete)
 		edgetest.RequireCode(t, err, codes.FailedPrecondition, "more than half of all agents would be deregistered: 3 of 4; force: want true to do so")
 
@@ -286,6 +286,15 @@ func TestSync(t *testing.T) {
 		resp, err = sync(&pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{edgetest.Rebuilt(edgetest.Registration(1), 6)}}, force)
 		require.NoError(t, err)
 		require.True(t, proto.Equal(&pb.SyncAgentsResponse{Registered: 1, Deregistered: 3, Superseded: 1}, resp), "got %v", resp)
+
+		s.Register(2, 3)
+		_, err = sync(&pb.SyncAgentsRequest{KeptWorkspaceIds: [][]byte{[]byte("none")}})
+		edgetest.RequireCode(t, err, codes.InvalidArgument, "kept_workspace_ids[0]: want 16 bytes, got 4")
+		_, err = sync(&pb.SyncAgentsRequest{KeptWorkspaceIds: edgetest.IDsBytes(1, 2, 3, 4, 5, 6)})
+		edgetest.RequireCodeContains(t, err, codes.ResourceExhausted, "got 0, 0 and 6 so far")
+		_, err = sync(&pb.SyncAgentsRequest{KeptWorkspaceIds: edgetest.IDsBytes(10_002)}, agents(3), complete)
+		require.NoError(t, err)
+		s.RequireAgents(2, 3)
 
 		slow, err := s.Coderd().SyncAgents(s.AsCoderd())
 		require.NoError(t, err)

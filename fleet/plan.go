@@ -32,6 +32,8 @@ type Set struct {
 	// Refused were refused before. A sync deregisters nothing that they name; of one
 	// that names nothing it deregisters nothing at all.
 	Refused []agent.RegistrationRefusal
+	// KeptWorkspaces stay with all their agents, whatever a sync names.
+	KeptWorkspaces []agent.ID
 }
 
 // plan is a decided change of the registrations. Planning changes nothing.
@@ -49,6 +51,8 @@ type plan struct {
 	deregistered []agent.ID
 	unchanged    int
 	refused      []agent.RegistrationRefusal
+	// keptWorkspaces are those of the set.
+	keptWorkspaces []agent.ID
 }
 
 // removed returns the set of agents that the plan removes.
@@ -78,13 +82,15 @@ const maxRefusals = 16
 // deregisters what is not in the set. It takes ownership of the set.
 func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, error) {
 	set = withoutRepeated(set)
-	set.Agents = keepTokens(r, set.Agents)
+	set.Agents = keepKnown(r, set.Agents)
 	for range maxRefusals {
 		p := &plan{
 			regs:       make(map[agent.ID]*agent.Registration, len(set.Agents)),
 			named:      make(map[agent.ID]struct{}, len(set.Agents)),
 			workspaces: make(map[agent.ID]agent.Workspace),
 			refused:    set.Refused,
+
+			keptWorkspaces: set.KeptWorkspaces,
 		}
 		for i := range set.Agents {
 			p.named[set.Agents[i].ID] = struct{}{}
@@ -150,21 +156,28 @@ func without[T any](list []T, refuse func(*T) bool) []T {
 	return list
 }
 
-// keepTokens returns the agents, those without a token with the one that is known. What
-// a plan changes of agents that say less than all is not theirs: a repeated decision
+// keepKnown returns the agents, those without a token or metadata keys with what is known.
+// What a plan changes of agents that say less than all is not theirs: a repeated decision
 // must not take it for what they said. So it returns copies then.
-func keepTokens(r *registry, agents []agent.Registration) []agent.Registration {
+func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
 	whole := func(reg agent.Registration) bool {
 		w := &reg.Workspace
-		return reg.TokenHash != noToken && w.OwnerID != uuid.Nil && w.Template.ID != uuid.Nil && w.Build.ID != uuid.Nil
+		return reg.TokenHash != noToken && len(reg.MetadataKeys) > 0 && w.OwnerID != uuid.Nil && w.Template.ID != uuid.Nil && w.Build.ID != uuid.Nil
 	}
 	if !slices.ContainsFunc(agents, func(reg agent.Registration) bool { return !whole(reg) }) {
 		return agents
 	}
 	agents = slices.Clone(agents)
 	for i := range agents {
-		if e := r.agents[agents[i].ID]; e != nil && agents[i].TokenHash == noToken {
+		e := r.agents[agents[i].ID]
+		if e == nil {
+			continue
+		}
+		if agents[i].TokenHash == noToken {
 			agents[i].TokenHash = e.reg.Load().TokenHash
+		}
+		if len(agents[i].MetadataKeys) == 0 {
+			agents[i].MetadataKeys = e.reg.Load().MetadataKeys
 		}
 	}
 	return agents
@@ -290,10 +303,13 @@ func (p *plan) planSiblings(r *registry) {
 	}
 }
 
-// kept returns the agents and workspaces that a sync keeps, as it has refused
-// registrations of them. all is true if one names neither.
+// kept returns the agents and workspaces that a sync keeps, as it says so or has refused
+// registrations of them. all is true if one of these names neither.
 func (p *plan) kept() (ids map[agent.ID]struct{}, all bool) {
-	ids = make(map[agent.ID]struct{}, len(p.refused))
+	ids = make(map[agent.ID]struct{}, len(p.refused)+len(p.keptWorkspaces))
+	for _, id := range p.keptWorkspaces {
+		ids[id] = struct{}{}
+	}
 	for i := range p.refused {
 		id := cmp.Or(p.refused[i].Agent, p.refused[i].Workspace)
 		ids[id] = struct{}{}

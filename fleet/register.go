@@ -404,11 +404,8 @@ func (f *Fleet) replaceLocked(e *entry, old, reg *agent.Registration) {
 	e.reg.Store(reg)
 	e.workspace = f.registry.workspaces[reg.Workspace.ID]
 	e.dropForeignApps()
-	switch {
-	case len(reg.MetadataKeys) > 0:
+	if len(reg.MetadataKeys) > 0 {
 		e.metadataKeys = nil
-	case len(old.MetadataKeys) > 0:
-		e.metadataKeys = slices.Clone(old.MetadataKeys) // their values may be stored
 	}
 }
 

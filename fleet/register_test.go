@@ -526,3 +526,26 @@ func TestReplacedRegistrationDropsStateOfItsApps(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, agent.State{Agent: nid(2)}, i.State, "a rebuild starts with no state")
 }
+
+// Of a workspace that a sync keeps, agents stay that it does not name, and the workspace.
+func TestSyncKeepsWorkspaces(t *testing.T) {
+	p := loaded(t, Options{}, registration(1, 1, 1), registration(2, 2, 1), registration(3, 3, 1))
+	empty := registration(9, 9, 1).Workspace
+	_, err := p.Register(t.Context(), Set{Workspaces: []agent.Workspace{empty}})
+	require.NoError(t, err)
+	sync, err := p.BeginSync()
+	require.NoError(t, err)
+	renamed := registration(2, 2, 1).Workspace
+	renamed.Name = "renamed"
+	got, err := sync.Apply(t.Context(), Set{
+		Agents:         []agent.Registration{registration(1, 1, 1)},
+		Workspaces:     []agent.Workspace{renamed},
+		KeptWorkspaces: []agent.ID{renamed.ID, empty.ID, nid(77)},
+	}, false)
+	require.NoError(t, err)
+	require.Equal(t, Synced{Registered: 1, Deregistered: 1}, got)
+	require.Equal(t, ids(1, 2), registered(p.Fleet))
+	require.Equal(t, "renamed", p.registry.agents[nid(2)].reg.Load().Workspace.Name)
+	require.Contains(t, p.registry.workspaces, empty.ID)
+	requireConsistent(t, p)
+}

@@ -142,9 +142,9 @@ func (Build_Transition) EnumDescriptor() ([]byte, []int) {
 }
 
 // AgentRegistration makes one agent known. What coderd has not at hand for an agent
-// that it relays for is optional: the token, the ids of owner and template, the build.
-// A later registration of the agent that has not got it keeps what is known. All else
-// is replaced by it, the lists, too.
+// that it relays for is optional: the token, the metadata keys, the ids of owner and
+// template, the build. A later registration of the agent that has not got it keeps what
+// is known. All else is replaced by it, the apps, too.
 type AgentRegistration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID of the agent, 16 bytes.
@@ -164,7 +164,8 @@ type AgentRegistration struct {
 	// Its apps, at most 256.
 	Apps []*App `protobuf:"bytes,7,rep,name=apps,proto3" json:"apps,omitempty"`
 	// Metadata keys that the template declares, at most 256 of at most 1024 bytes
-	// each; empty: any key, at most as many as Limits.metadata_keys.
+	// each. Empty: those of an earlier registration of the agent stay; if it had none
+	// either, any key, at most as many as Limits.metadata_keys.
 	MetadataKeys []string `protobuf:"bytes,8,rep,name=metadata_keys,json=metadataKeys,proto3" json:"metadata_keys,omitempty"`
 	// UUID of the agent that this one is a sub-agent of, 16 bytes; absent: none.
 	ParentId      []byte `protobuf:"bytes,9,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
@@ -894,9 +895,13 @@ type SyncAgentsRequest struct {
 	// The set is complete: apply it. Nothing may follow.
 	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
 	// Apply it even if more than half of all agents go.
-	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Force bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// UUIDs of workspaces, 16 bytes each, that are not known to be gone although the set
+	// does not have them, or all of their agents: they and their agents stay. At most as
+	// many as there may be agents.
+	KeptWorkspaceIds [][]byte `protobuf:"bytes,5,rep,name=kept_workspace_ids,json=keptWorkspaceIds,proto3" json:"kept_workspace_ids,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SyncAgentsRequest) Reset() {
@@ -955,6 +960,13 @@ func (x *SyncAgentsRequest) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+func (x *SyncAgentsRequest) GetKeptWorkspaceIds() [][]byte {
+	if x != nil {
+		return x.KeptWorkspaceIds
+	}
+	return nil
 }
 
 // SyncAgentsResponse is what a sync did.
@@ -2534,14 +2546,15 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\x12#\n" +
 	"\rworkspace_ids\x18\x02 \x03(\fR\fworkspaceIds\">\n" +
 	"\x18DeregisterAgentsResponse\x12\"\n" +
-	"\fderegistered\x18\x01 \x01(\x03R\fderegistered\"\xb9\x01\n" +
+	"\fderegistered\x18\x01 \x01(\x03R\fderegistered\"\xe7\x01\n" +
 	"\x11SyncAgentsRequest\x128\n" +
 	"\x06agents\x18\x01 \x03(\v2 .agentstats.v1.AgentRegistrationR\x06agents\x128\n" +
 	"\n" +
 	"workspaces\x18\x02 \x03(\v2\x18.agentstats.v1.WorkspaceR\n" +
 	"workspaces\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x14\n" +
-	"\x05force\x18\x04 \x01(\bR\x05force\"\xdb\x01\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12,\n" +
+	"\x12kept_workspace_ids\x18\x05 \x03(\fR\x10keptWorkspaceIds\"\xdb\x01\n" +
 	"\x12SyncAgentsResponse\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\x03R\n" +

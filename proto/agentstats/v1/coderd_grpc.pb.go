@@ -52,14 +52,14 @@ type CoderdServiceClient interface {
 	// series, pending and stored metadata go. Unknown ids are no error. Returns
 	// when it is durable.
 	DeregisterAgents(ctx context.Context, in *DeregisterAgentsRequest, opts ...grpc.CallOption) (*DeregisterAgentsResponse, error)
-	// SyncAgents replaces the whole set of registrations. Nothing takes effect
-	// before the message with complete; a stream that ends without it changes
-	// nothing. Agents that were not in the stream are deregistered, except those
-	// that were registered since the sync began. If that were more than half of
-	// all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations are
-	// refused alone as by RegisterAgents. What a refused one names is not deregistered:
-	// its agent or, if that has no valid id, all agents of its workspace. If it has no
-	// valid id of a workspace either, nothing is deregistered.
+	// SyncAgents replaces the whole set of registrations. Nothing takes effect before
+	// the message with complete; a stream that ends without it changes nothing. Agents
+	// that were not in the stream are deregistered, except those that were registered
+	// since the sync began, and those of kept_workspace_ids. If that were more than half
+	// of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
+	// are refused alone as by RegisterAgents. What a refused one names is not
+	// deregistered: its agent or, if that has no valid id, all agents of its workspace.
+	// If it has no valid id of a workspace either, nothing is deregistered.
 	SyncAgents(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SyncAgentsRequest, SyncAgentsResponse], error)
 	// GetMetadata reads the stored metadata of agents. Agents without any, and
 	// unknown ones, are left out.
@@ -253,14 +253,14 @@ type CoderdServiceServer interface {
 	// series, pending and stored metadata go. Unknown ids are no error. Returns
 	// when it is durable.
 	DeregisterAgents(context.Context, *DeregisterAgentsRequest) (*DeregisterAgentsResponse, error)
-	// SyncAgents replaces the whole set of registrations. Nothing takes effect
-	// before the message with complete; a stream that ends without it changes
-	// nothing. Agents that were not in the stream are deregistered, except those
-	// that were registered since the sync began. If that were more than half of
-	// all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations are
-	// refused alone as by RegisterAgents. What a refused one names is not deregistered:
-	// its agent or, if that has no valid id, all agents of its workspace. If it has no
-	// valid id of a workspace either, nothing is deregistered.
+	// SyncAgents replaces the whole set of registrations. Nothing takes effect before
+	// the message with complete; a stream that ends without it changes nothing. Agents
+	// that were not in the stream are deregistered, except those that were registered
+	// since the sync began, and those of kept_workspace_ids. If that were more than half
+	// of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
+	// are refused alone as by RegisterAgents. What a refused one names is not
+	// deregistered: its agent or, if that has no valid id, all agents of its workspace.
+	// If it has no valid id of a workspace either, nothing is deregistered.
 	SyncAgents(grpc.ClientStreamingServer[SyncAgentsRequest, SyncAgentsResponse]) error
 	// GetMetadata reads the stored metadata of agents. Agents without any, and
 	// unknown ones, are left out.
