@@ -5,6 +5,7 @@ go 1.26.7
 replace (
 	github.com/coder/agentstatsd => ../
 	github.com/coder/agentstatsd/client => ../client
+	github.com/coder/agentstatsd/client/drpctap => ../client/drpctap
 	github.com/coder/agentstatsd/proto => ../proto
 )
 
