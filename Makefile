@@ -79,13 +79,14 @@ test-integration:
 FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:FuzzLimitTexts \
 	aggregator:FuzzEvents aggregator:FuzzEventsGrouped pushed:FuzzPush \
 	agentapi/internal/wire:FuzzRequest agentapi/internal/wire:FuzzMetadataWire \
-	agentapi/internal/wire:FuzzRelayBatch fleet/internal/notification:FuzzDecode internal/decoded:FuzzBytes
+	agentapi/internal/wire:FuzzRelayBatch fleet/internal/notification:FuzzDecode internal/decoded:FuzzBytes \
+	bridge/internal/proxy:FuzzBridge
 soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
 	@for target in $(FUZZ); do \
 		echo "fuzzing $$target for $(FUZZTIME)"; \
-		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) ./$${target%:*} || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x ./$${target%:*} || exit 1; \
 	done
 
 # Compares the service with what people would use in its place and with the limits

@@ -1,0 +1,348 @@
+// Package proxy passes the connections of workspace agents on to coderd, byte by byte, and
+// has them copied. All other requests it passes on as any reverse proxy does.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+)
+
+// AgentPath is that of agents' connections.
+const AgentPath = "/api/v2/workspaceagents/me/rpc"
+
+// The kinds of upgraded connections.
+const (
+	kindAgent = "agent"
+	kindOther = "other"
+)
+
+// Copy gets a copy of what is passed on. Add does not block, and keeps nothing of b.
+type Copy interface {
+	Add(fromAgent bool, b []byte)
+	Close()
+}
+
+// Handshake is what an agent's connection began with.
+type Handshake struct {
+	// Version of the API that the agent asked for, such as 2.6.
+	Version string
+	// Extensions that coderd accepted; empty: none.
+	Extensions string
+}
+
+// Proxy is a reverse proxy before one coderd. It is safe for concurrent use.
+type Proxy struct {
+	opts     Options
+	upstream *url.URL
+	// open returns the Copy of an agent's connection; nil: there is none.
+	open    func(Handshake) Copy
+	reverse *httputil.ReverseProxy
+	metrics *metrics
+	log     *slog.Logger
+	logged  rate.Sometimes
+
+	mu       sync.Mutex
+	draining bool                 // guarded by mu
+	limited  time.Time            // when coderd last answered that an address asks too often. Likewise
+	tunnels  map[*tunnel]struct{} // likewise
+	empty    chan struct{}        // closed once it drains and has no tunnels. Likewise
+}
+
+// New returns a Proxy to the coderd at upstream. open is called for each connection of an
+// agent that coderd has accepted, but for those of other roles, like log streamers. It must
+// not block. What it returns is closed at the end of the connection.
+func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Proxy, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("proxy options: %w", err)
+	}
+	if upstream == nil || upstream.Host == "" || upstream.Scheme != "http" && upstream.Scheme != "https" {
+		return nil, errors.New("proxy options: upstream: want a URL of http or https with a host")
+	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		opts: opts, upstream: upstream, open: open, metrics: m, log: log,
+		logged: rate.Sometimes{First: 1, Interval: time.Minute}, tunnels: make(map[*tunnel]struct{}), empty: make(chan struct{}),
+	}
+	dialer := &net.Dialer{Timeout: opts.DialTimeout, KeepAlive: 15 * time.Second}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true) // in which alone a connection can be upgraded
+	p.reverse = &httputil.ReverseProxy{
+		Rewrite: p.rewrite,
+		Transport: &http.Transport{
+			DialContext: dialer.DialContext, DisableCompression: true, Protocols: protocols,
+			MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: opts.DialTimeout,
+		},
+		FlushInterval:  -1,
+		ModifyResponse: p.answered,
+		ErrorHandler:   p.failed,
+		ErrorLog:       silent,
+	}
+	return p, nil
+}
+
+// silent logs nothing: errors of the reverse proxy may repeat what passed.
+var silent = log.New(io.Discard, "", 0)
+
+// exchange is a request that is passed on.
+type exchange struct {
+	decoded  bool   // it is of an agent, whose calls are decoded
+	switched func() // called when the connection is upgraded
+	tunnel   *tunnel
+}
+
+type exchangeKey struct{}
+
+// ServeHTTP passes a request on.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	requests := p.metrics.requests
+	if r.URL.Path == AgentPath {
+		requests = p.metrics.handshakes
+	}
+	if p.isDraining() {
+		requests.WithLabelValues("503").Inc()
+		w.Header().Set("Connection", "close")
+		http.Error(w, "agentstatsd: this bridge is about to stop", http.StatusServiceUnavailable)
+		return
+	}
+	x := &exchange{decoded: isAgent(r), switched: requests.WithLabelValues("101").Inc}
+	recorder := &statusRecorder{ResponseWriter: w}
+	defer func() {
+		// A panic of the reverse proxy ends the request only.
+		if x.tunnel != nil {
+			_ = x.tunnel.Close()
+		}
+	}()
+	recorder.done = func(code int) {
+		requests.WithLabelValues(strconv.Itoa(code)).Inc()
+		if code == http.StatusTooManyRequests {
+			p.mu.Lock()
+			p.limited = time.Now()
+			p.mu.Unlock()
+		}
+	}
+	p.reverse.ServeHTTP(recorder, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+}
+
+// isAgent reports whether a request is that of an agent for its connection. A role says
+// that it is somebody else's.
+func isAgent(r *http.Request) bool {
+	if r.URL.Path != AgentPath || r.Method != http.MethodGet || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		return false
+	}
+	role := r.URL.Query().Get("role")
+	return role == "" || role == "agent"
+}
+
+// rewrite makes the request to coderd: as it came, with the peer's address added.
+func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
+	r.SetURL(p.upstream)
+	r.Out.Host = r.In.Host
+	r.Out.URL.RawQuery = r.In.URL.RawQuery
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values, ok := r.In.Header[name]; ok {
+			r.Out.Header[name] = slices.Clone(values)
+		}
+	}
+	if peer, _, err := net.SplitHostPort(r.In.RemoteAddr); err == nil {
+		before := r.In.Header["X-Forwarded-For"]
+		r.Out.Header.Set("X-Forwarded-For", strings.Join(append(slices.Clone(before), peer), ", "))
+	}
+	if x, _ := r.In.Context().Value(exchangeKey{}).(*exchange); x != nil && x.decoded {
+		withoutCompression(r.Out.Header)
+	}
+}
+
+// withoutCompression takes the offers of compression out of a handshake.
+func withoutCompression(h http.Header) {
+	const name = "Sec-Websocket-Extensions"
+	offers, ok := h[name]
+	if !ok {
+		return
+	}
+	var kept []string
+	for _, line := range offers {
+		var others []string
+		for offer := range strings.SplitSeq(line, ",") {
+			extension, _, _ := strings.Cut(offer, ";")
+			if !strings.Contains(strings.ToLower(extension), "deflate") {
+				others = append(others, offer)
+			}
+		}
+		if len(others) > 0 {
+			kept = append(kept, strings.Join(others, ","))
+		}
+	}
+	if len(kept) == 0 {
+		delete(h, name)
+		return
+	}
+	h[name] = kept
+}
+
+// answered is called with coderd's answer. It takes over upgraded connections.
+func (p *Proxy) answered(resp *http.Response) error {
+	backend, upgraded := resp.Body.(io.ReadWriteCloser)
+	x, _ := resp.Request.Context().Value(exchangeKey{}).(*exchange)
+	if resp.StatusCode != http.StatusSwitchingProtocols || !upgraded || x == nil {
+		return nil
+	}
+	t := &tunnel{ReadWriteCloser: backend, metrics: p.metrics}
+	kind := kindOther
+	if x.decoded {
+		kind = kindAgent
+		version := resp.Request.URL.Query().Get("version")
+		t.copy = p.open(Handshake{Version: version, Extensions: resp.Header.Get("Sec-Websocket-Extensions")})
+	}
+	t.close = func() { p.remove(t, kind) }
+	x.tunnel, resp.Body = t, t
+	if !p.add(t, kind) {
+		return errDraining
+	}
+	x.switched()
+	return nil
+}
+
+var errDraining = errors.New("this bridge is about to stop")
+
+// failed answers a request that coderd did not. The error is not repeated: that of a
+// malformed answer has a part of it.
+func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
+	code := http.StatusBadGateway
+	switch {
+	case errors.Is(err, errDraining):
+		code = http.StatusServiceUnavailable
+	case r.Context().Err() != nil: // the agent has gone
+	default:
+		p.metrics.unreachable.Inc()
+		cause := "the answer is not HTTP"
+		if network := (*net.OpError)(nil); errors.As(err, &network) {
+			cause = network.Error()
+		}
+		p.logged.Do(func() { p.log.Warn("coderd does not answer", "upstream", p.upstream.Host, "error", cause) })
+	}
+	w.WriteHeader(code)
+}
+
+func (p *Proxy) isDraining() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.draining
+}
+
+// add counts an upgraded connection; false: it has to end, as the proxy drains.
+func (p *Proxy) add(t *tunnel, kind string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tunnels[t] = struct{}{}
+	p.metrics.connections.WithLabelValues(kind).Inc()
+	return !p.draining
+}
+
+func (p *Proxy) remove(t *tunnel, kind string) {
+	if t.copy != nil {
+		t.copy.Close()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.tunnels, t)
+	p.metrics.connections.WithLabelValues(kind).Dec()
+	if p.draining && len(p.tunnels) == 0 {
+		p.emptyLocked()
+	}
+}
+
+func (p *Proxy) emptyLocked() {
+	select {
+	case <-p.empty:
+	default:
+		close(p.empty)
+	}
+}
+
+// Limited returns when coderd last answered that an address asks too often; zero: it has not.
+func (p *Proxy) Limited() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.limited
+}
+
+// Connections returns how many upgraded connections are open.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.tunnels)
+}
+
+// Drain refuses new requests, and closes the upgraded connections one after another, spread
+// over Options.DrainTimeout, so that agents do not all reconnect at once. It returns when
+// there are none any more, or, once it has closed the rest, when ctx ends.
+func (p *Proxy) Drain(ctx context.Context) {
+	p.mu.Lock()
+	p.draining = true
+	open := make([]*tunnel, 0, len(p.tunnels))
+	for t := range p.tunnels {
+		open = append(open, t)
+	}
+	if len(open) == 0 {
+		p.emptyLocked()
+	}
+	p.mu.Unlock()
+	rand.Shuffle(len(open), func(i, j int) { open[i], open[j] = open[j], open[i] })
+	began := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for i, t := range open {
+		// The first goes at once, the last before the time is over.
+		timer.Reset(time.Until(began.Add(p.opts.DrainTimeout * time.Duration(i) / time.Duration(len(open)))))
+		select {
+		case <-timer.C:
+		case <-p.empty:
+			return
+		case <-ctx.Done():
+		}
+		_ = t.Close()
+	}
+	select {
+	case <-p.empty:
+	case <-ctx.Done():
+	}
+}
+
+// statusRecorder calls done with the status of an answer.
+type statusRecorder struct {
+	http.ResponseWriter
+	done func(code int)
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (s *statusRecorder) WriteHeader(code int) {
+	if s.done != nil && code >= 200 {
+		s.done(code)
+		s.done = nil
+	}
+	s.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (s *statusRecorder) Unwrap() http.ResponseWriter { return s.ResponseWriter }
