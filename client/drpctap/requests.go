@@ -21,6 +21,17 @@ var relayed = map[string]func(Agent, []byte) error{
 	"/coder.agent.v2.Agent/BatchUpdateAppHealths": relayAppHealths,
 }
 
+// Relay relays the request of a call that coderd accepted, as a Tap does. It is for those who
+// see calls in another way than by coderd's handlers, like a proxy. It returns false if rpc,
+// the name of the call, is none of those that are relayed. It keeps nothing of request.
+func Relay(agent Agent, rpc string, request []byte) (bool, error) {
+	relay := relayed[rpc]
+	if relay == nil {
+		return false, nil
+	}
+	return true, relay(agent, request)
+}
+
 // The numbers of the only field of each request.
 const (
 	statsField      = 1

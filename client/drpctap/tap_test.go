@@ -294,3 +294,17 @@ func TestMuxWithoutRelay(t *testing.T) {
 	}
 	require.Equal(t, apiDescription{}, (*Tap)(nil).Wrap(apiDescription{}, nil))
 }
+
+// Who sees calls in another way relays them as a Tap does.
+func TestRelay(t *testing.T) {
+	agent := &recorder{}
+	relayed, err := Relay(agent, updateStats, request(t, 1, &agentstatsv1.Stats{RxBytes: 3}))
+	require.NoError(t, err)
+	require.True(t, relayed)
+	relayed, err = Relay(agent, updateStartup, nil)
+	require.NoError(t, err)
+	require.False(t, relayed)
+	_, err = Relay(agent, updateStats, []byte{0xff})
+	require.Error(t, err)
+	require.Equal(t, []string{"stats rx 3, 0 metrics"}, agent.take())
+}

@@ -1,0 +1,43 @@
+package relaying
+
+import (
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/bridge/internal/decode"
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+// The calls that are counted beside those of decode.Handler.Call.
+const (
+	callManifest   = "/coder.agent.v2.Agent/GetManifest"
+	callCoordinate = "/coder.tailnet.v2.Tailnet/Coordinate"
+)
+
+type metrics struct {
+	calls  map[string]prometheus.Counter
+	failed prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	calls := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "agentstatsd_bridge_calls_total",
+		Help: "Calls of agents that were decoded and that coderd accepted, by name.",
+	}, []string{"call"})
+	m := &metrics{
+		calls: make(map[string]prometheus.Counter),
+		failed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_relay_errors_total",
+			Help: "Calls of agents that were decoded and not relayed, or not all of them.",
+		}),
+	}
+	for _, call := range []string{
+		callManifest, callCoordinate, decode.CallStats, decode.CallLifecycle, decode.CallAppHealths, decode.CallMetadata,
+	} {
+		m.calls[call] = calls.WithLabelValues(call[strings.LastIndexByte(call, '/')+1:])
+	}
+	return m, ownmetrics.Register(reg, calls, m.failed)
+}
+
+func (m *metrics) count(call string) { m.calls[call].Inc() }

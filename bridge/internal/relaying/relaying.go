@@ -1,0 +1,221 @@
+// Package relaying hands what was decoded of agents' connections to their relays, which
+// send it to the service.
+package relaying
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/coder/agentstatsd/bridge/internal/decode"
+	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/client/drpctap"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
+)
+
+// goodbyeTimeout bounds a goodbye: what an agent said is sent before it.
+const goodbyeTimeout = 30 * time.Second
+
+// maxLatency is the longest that the service takes.
+const maxLatency = 24 * time.Hour
+
+// Options are the knobs of a Relaying. The zero value works.
+type Options struct {
+	// Connected is called with who has connected, before anything is relayed for it. It
+	// must not block. nil: nobody is told.
+	Connected func(agentID, workspaceID uuid.UUID)
+}
+
+// Relaying relays for the agents of one bridge. It is safe for concurrent use.
+type Relaying struct {
+	relays  *client.Relays
+	opts    Options
+	metrics *metrics
+	log     *slog.Logger
+	logged  rate.Sometimes
+	// regions has the names of the DERP regions. They are coderd's, the same for all agents.
+	regions atomic.Pointer[map[int64]string]
+
+	ctx      context.Context // of goodbyes
+	cancel   context.CancelFunc
+	goodbyes sync.WaitGroup
+}
+
+// New returns a Relaying over relays, which Close closes.
+func New(relays *client.Relays, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Relaying, error) {
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	r := &Relaying{relays: relays, opts: opts, metrics: m, log: log, logged: rate.Sometimes{First: 1, Interval: time.Minute}}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r, nil
+}
+
+// Close sends what is pending of all agents, and ends their relays. It blocks until all is
+// acked, or ctx ends.
+func (r *Relaying) Close(ctx context.Context) error {
+	err := r.relays.Close(ctx)
+	r.cancel()
+	r.goodbyes.Wait()
+	return err
+}
+
+// Goodbye ends the presence of an agent that is gone for good. It does not block.
+func (r *Relaying) Goodbye(agentID uuid.UUID) {
+	r.goodbyes.Go(func() {
+		ctx, cancel := context.WithTimeout(r.ctx, goodbyeTimeout)
+		defer cancel()
+		if err := r.relays.Goodbye(ctx, agentID); err != nil {
+			r.failed("goodbye", err)
+		}
+	})
+}
+
+// failed counts and logs what of a call is not relayed.
+func (r *Relaying) failed(call string, err error) {
+	r.metrics.failed.Inc()
+	r.logged.Do(func() {
+		r.log.Warn("what an agent said to coderd is not relayed, or not all of it", "call", call, "error", err)
+	})
+}
+
+// Connection is one connection of an agent. It is the decode.Handler of its bytes. One
+// goroutine at a time may use it.
+//
+//	unknown --manifest--> connected --Close--> disconnected
+type Connection struct {
+	relaying *Relaying
+	id       uuid.UUID
+	agent    *client.RelayedAgent // nil: it is not known, or cannot be relayed
+	network  *decode.Network      // the newest; nil: none
+}
+
+var _ decode.Handler = (*Connection)(nil)
+
+// Open returns a connection. Close it. Its agent counts as connected from its manifest on.
+func (r *Relaying) Open() *Connection { return &Connection{relaying: r} }
+
+// Close ends the connection. The agent's state ends with its last one.
+func (c *Connection) Close() {
+	if c.agent != nil {
+		c.agent.Disconnect()
+		c.agent = nil
+	}
+}
+
+// Manifest says whose connection it is, and how its apps are: agents do not repeat that.
+func (c *Connection) Manifest(m *decode.Manifest) {
+	r := c.relaying
+	r.metrics.count(callManifest)
+	if r.opts.Connected != nil {
+		r.opts.Connected(m.AgentID, m.WorkspaceID)
+	}
+	agent, err := r.relays.Connect(m.AgentID, "")
+	if err != nil {
+		r.failed(callManifest, err)
+		return
+	}
+	c.id, c.agent = m.AgentID, agent
+	for _, app := range m.Apps {
+		if app.Health == int32(agentstatsv1.AppHealth_APP_HEALTH_UNSPECIFIED) {
+			continue
+		}
+		if err := agent.SetAppHealth(app.ID, agentstatsv1.AppHealth(app.Health)); err != nil {
+			r.failed(callManifest, err)
+		}
+	}
+}
+
+// Call relays a call that coderd accepted.
+func (c *Connection) Call(call string, request []byte) {
+	r := c.relaying
+	r.metrics.count(call)
+	if c.agent == nil {
+		return
+	}
+	if err := fits(call, request); err != nil {
+		r.failed(call, err)
+		return
+	}
+	to := &agent{RelayedAgent: c.agent}
+	if _, err := drpctap.Relay(to, call, request); err != nil {
+		r.failed(call, err)
+	}
+	if to.off {
+		r.Goodbye(c.id)
+	}
+}
+
+// Network relays the agent's view of the network.
+func (c *Connection) Network(n *decode.Network) {
+	c.relaying.metrics.count(callCoordinate)
+	c.network = n
+	c.setNetwork()
+}
+
+// Regions names the regions of the agent's network.
+func (c *Connection) Regions(names map[int64]string) {
+	if known := c.relaying.regions.Load(); known == nil || !sameNames(*known, names) {
+		c.relaying.regions.Store(&names)
+	}
+	c.setNetwork()
+}
+
+func (c *Connection) setNetwork() {
+	if c.agent == nil || c.network == nil {
+		return
+	}
+	network := &agentstatsv1.Network{NodeId: uint64(c.network.NodeID), PreferredRegionId: max(0, c.network.PreferredRegion)}
+	var names map[int64]string
+	if known := c.relaying.regions.Load(); known != nil {
+		names = *known
+	}
+	for _, l := range c.network.Latencies {
+		if l.Seconds <= maxLatency.Seconds() {
+			network.Regions = append(network.Regions, &agentstatsv1.Network_Region{
+				Id: l.Region, Name: names[l.Region], Latency: durationpb.New(time.Duration(l.Seconds * float64(time.Second))),
+			})
+		}
+	}
+	if err := c.agent.SetNetwork(network); err != nil {
+		c.relaying.failed(callCoordinate, err)
+	}
+}
+
+func sameNames(a, b map[int64]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for id, name := range a {
+		if other, ok := b[id]; !ok || other != name {
+			return false
+		}
+	}
+	return true
+}
+
+// agent notes what its relay does not: that the agent ends.
+type agent struct {
+	*client.RelayedAgent
+	off bool
+}
+
+// SetLifecycle notes the last state of an agent.
+func (a *agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
+	a.off = a.off || state == agentstatsv1.Lifecycle_STATE_OFF
+	a.RelayedAgent.SetLifecycle(state, changedAt)
+}
+
+// tooLarge is the error of a request that would take too much memory.
+func tooLarge(limit int) error {
+	return fmt.Errorf("the request has too many elements: want at most %d bytes once decoded", limit)
+}
