@@ -1,6 +1,9 @@
 package agent
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // Errors of a store that several replicas of this service share.
 var (
@@ -94,4 +97,12 @@ type Registrations struct {
 	// NamedAgents and NamedWorkspaces were named again since and did not change.
 	// They may be removed. If Complete, all are named.
 	NamedAgents, NamedWorkspaces []ID
+}
+
+// Removal is the removal of an agent, or of a workspace.
+type Removal struct {
+	ID          ID
+	IsWorkspace bool
+	// Age is how long ago it was.
+	Age time.Duration
 }

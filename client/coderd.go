@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/client/internal/parts"
 	"github.com/coder/agentstatsd/client/internal/relaystream"
@@ -155,6 +156,9 @@ type SyncOptions struct {
 	Force bool
 	// KeepWorkspaces stay, with all their agents, also if the set does not have them.
 	KeepWorkspaces []uuid.UUID
+	// ReadAt is when the reading of the set began, by the clock of this process. What is
+	// registered later stays. Zero: when Sync was called.
+	ReadAt time.Time
 }
 
 // Sync replaces the whole set of registrations by this one, at once and only if
@@ -162,8 +166,9 @@ type SyncOptions struct {
 // would go, unless it is forced. Registrations that are not valid are refused alone, as
 // by Register. What is known of their agents stays.
 //
-// Agents that are registered while it runs stay. Those that were registered before it
-// began, but after the set was read, are removed: register what is new since then again.
+// Agents that are registered while it runs stay, and with ReadAt those that were registered
+// since then, in whichever instance of coderd. Without it, those that were registered after
+// the set was read and before the call are removed.
 func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace, opts SyncOptions) (*agentstatsv1.SyncAgentsResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -183,7 +188,11 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 			return nil, err
 		}
 	}
-	if err := send(&agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force, KeptWorkspaceIds: idBytes(opts.KeepWorkspaces)}); err != nil {
+	complete := &agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force, KeptWorkspaceIds: idBytes(opts.KeepWorkspaces)}
+	if !opts.ReadAt.IsZero() {
+		complete.ReadAge = durationpb.New(max(0, time.Since(opts.ReadAt)))
+	}
+	if err := send(complete); err != nil {
 		return nil, err
 	}
 	resp, err := stream.CloseAndRecv()

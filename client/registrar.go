@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/client/internal/relaystream"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -38,11 +37,17 @@ type registrar struct {
 type registration struct {
 	// agents by id: one may come again, by its next relay. Guarded by the registrar's mu
 	// until the call.
-	agents map[string]*agentstatsv1.AgentRegistration
+	agents map[string]keptRegistration
 	// done is closed after the call. Then the fields below may be read.
 	done       chan struct{}
 	registered Registered
 	err        error
+}
+
+// keptRegistration is a registration that a relay has kept since it got it.
+type keptRegistration struct {
+	registration *agentstatsv1.AgentRegistration
+	gotAt        time.Time
 }
 
 func newRegistrar(c *Coderd) *registrar {
@@ -51,15 +56,15 @@ func newRegistrar(c *Coderd) *registrar {
 
 // add registers an agent with the next call. It waits for that, and returns it. An error
 // is that of ctx.
-func (r *registrar) add(ctx context.Context, reg *agentstatsv1.AgentRegistration) (*registration, error) {
+func (r *registrar) add(ctx context.Context, kept keptRegistration) (*registration, error) {
 	r.mu.Lock()
 	call := r.next
 	if call == nil {
-		call = &registration{agents: make(map[string]*agentstatsv1.AgentRegistration), done: make(chan struct{})}
+		call = &registration{agents: make(map[string]keptRegistration), done: make(chan struct{})}
 		r.next = call
 		go r.call(call)
 	}
-	call.agents[string(reg.GetId())] = reg
+	call.agents[string(kept.registration.GetId())] = kept
 	r.mu.Unlock()
 	select {
 	case <-call.done:
@@ -80,7 +85,14 @@ func (r *registrar) call(call *registration) {
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), registerTimeout)
 	defer cancel()
-	call.registered, call.err = r.register(ctx, slices.Collect(maps.Values(call.agents)), nil)
+	// With their ages: what coderd removed since does not come back.
+	agents := make([]*agentstatsv1.AgentRegistration, 0, len(call.agents))
+	for _, kept := range call.agents {
+		reg := proto.CloneOf(kept.registration)
+		reg.Age = durationpb.New(max(0, time.Since(kept.gotAt)))
+		agents = append(agents, reg)
+	}
+	call.registered, call.err = r.register(ctx, agents, nil)
 	if call.err != nil {
 		r.log.Warn("relayed agents are not registered", "error", call.err, "agents", len(call.agents))
 	}
@@ -88,7 +100,7 @@ func (r *registrar) call(call *registration) {
 
 // Why a relayed agent that the service does not know stays so.
 var (
-	errStale   = errors.New("the service does not know the agent: one of a newer build is registered in its place")
+	errStale   = errors.New("the service does not know the agent: it was removed since, or one of a newer build is registered in its place")
 	errRemoved = errors.New("the agent was deregistered: it is not registered again")
 )
 
@@ -97,9 +109,9 @@ type relayedRegistration struct {
 	registrar *registrar
 	agentID   uuid.UUID
 
-	mu           sync.Mutex
-	registration *agentstatsv1.AgentRegistration // guarded by mu; nil: none
-	final        error                           // likewise: why it is not sent again; nil: it may be
+	mu    sync.Mutex
+	kept  keptRegistration // guarded by mu; nil in it: none
+	final error            // likewise: why it is not sent again; nil: it may be
 
 	// Of the Agent's Run only:
 
@@ -109,7 +121,8 @@ type relayedRegistration struct {
 	isNew bool
 }
 
-// set replaces the registration, unless reg is nil. Its id may be absent.
+// set replaces the registration by one that is current, unless reg is nil. Its id may be
+// absent.
 func (r *relayedRegistration) set(reg *agentstatsv1.AgentRegistration) error {
 	switch {
 	case reg == nil:
@@ -122,20 +135,18 @@ func (r *relayedRegistration) set(reg *agentstatsv1.AgentRegistration) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !proto.Equal(reg, r.registration) {
-		r.registration = reg
-		if !errors.Is(r.final, errRemoved) {
-			r.final = nil // that was of the one before
-		}
+	if !errors.Is(r.final, errRemoved) && (errors.Is(r.final, errStale) || !proto.Equal(reg, r.kept.registration)) {
+		r.final = nil // that was of the one before
 	}
+	r.kept = keptRegistration{reg, time.Now()}
 	return nil
 }
 
 // get returns the registration, and why it is not sent; nil: it is, unless there is none.
-func (r *relayedRegistration) get() (*agentstatsv1.AgentRegistration, error) {
+func (r *relayedRegistration) get() (keptRegistration, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.registration, r.final
+	return r.kept, r.final
 }
 
 func (r *relayedRegistration) setFinal(err error) {
@@ -173,16 +184,16 @@ func (r *relayedRegistration) afterSession(ctx context.Context, err error, sessi
 		// Coderd, or a newer build, removed the agent: whoever did that knows better.
 		r.setFinal(errRemoved)
 	}
-	reg, final := r.get()
+	kept, final := r.get()
 	switch {
-	case reg == nil, status.Code(err) != codes.NotFound:
+	case kept.registration == nil, status.Code(err) != codes.NotFound:
 		return false, err
 	case final != nil:
 		return false, final
 	case wasNew:
 		return false, err // another attempt waits first
 	}
-	call, failed := r.registrar.add(ctx, reg)
+	call, failed := r.registrar.add(ctx, kept)
 	switch {
 	case failed != nil:
 		return false, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 	"unsafe"
@@ -149,8 +150,18 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 			workspaces = append(workspaces, more.Workspaces)
 		}
 		set.Refused = append(set.Refused, more.Refused...)
+		if len(more.GotAt) > 0 {
+			if set.GotAt == nil {
+				set.GotAt = more.GotAt
+			}
+			maps.Copy(set.GotAt, more.GotAt)
+		}
 		if part.message.GetComplete() {
 			set.Agents, set.Workspaces = slices.Concat(agents...), slices.Concat(workspaces...)
+			var problem *problem
+			if set.ReadAt, problem = readAt("read_age", part.message.GetReadAge()); problem != nil {
+				return set, false, grpcserver.Invalid(problem.field, "%s", problem.text)
+			}
 			return set, part.message.GetForce(), nil
 		}
 	}

@@ -70,6 +70,7 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		}},
 		{"metadata_keys[1]: want 1 to 1024 bytes, got 0", func(r *pb.AgentRegistration) { r.MetadataKeys = []string{"a", ""} }},
 		{"parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
+		{"age: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.Age = durationpb.New(-1) }},
 	} {
 		t.Run(c.want, func(t *testing.T) {
 			refusals++

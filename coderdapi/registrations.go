@@ -29,6 +29,14 @@ const (
 // time years ahead would be the newest of its labels for that long.
 const maxAhead = 24 * time.Hour
 
+const (
+	// ageMargin is more than a message takes from its sender to its handler, mostly.
+	ageMargin = time.Second
+	// maxAge bounds ages, so that times do not overflow. An agent is seldom connected for
+	// longer than its workspace runs.
+	maxAge = 10 * 365 * 24 * time.Hour
+)
+
 // problem is the first field of a registration that breaks the contract.
 type problem struct {
 	field, text string
@@ -55,9 +63,19 @@ func (s *Service) setOf(agents []*agentstatsv1.AgentRegistration, workspaces []*
 	now := time.Now()
 	for _, pb := range agents {
 		reg, err := s.boundedRegistrationOf(pb, now)
+		gotAt, badAge := readAt("age", pb.GetAge())
+		if err == nil {
+			err = badAge
+		}
 		if err != nil {
 			set.Refused = append(set.Refused, refusalOf(pb.GetId(), pb.GetWorkspace(), err))
 			continue
+		}
+		if !gotAt.IsZero() {
+			if set.GotAt == nil {
+				set.GotAt = make(map[agent.ID]time.Time)
+			}
+			set.GotAt[reg.ID] = gotAt
 		}
 		set.Agents = append(set.Agents, reg)
 	}
@@ -329,4 +347,16 @@ func durationOf(field string, d *durationpb.Duration) (time.Duration, *problem) 
 		return 0, problemf(field, "want at least 0 s, got %d s and %d ns", d.GetSeconds(), d.GetNanos())
 	}
 	return d.AsDuration(), nil
+}
+
+// readAt returns when what has the age was read, or earlier; zero: no age is given.
+func readAt(field string, age *durationpb.Duration) (time.Time, *problem) {
+	if age == nil {
+		return time.Time{}, nil
+	}
+	d, err := durationOf(field, age)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().Add(-min(d, maxAge) - ageMargin), nil
 }

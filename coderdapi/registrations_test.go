@@ -29,6 +29,9 @@ func TestRegistrationForgetsNoField(t *testing.T) {
 		fields := get(whole.ProtoReflect()).Descriptor().Fields()
 		for i := range fields.Len() {
 			field := fields.Get(i)
+			if field.Name() == "age" {
+				continue // not of the registration: TestAges
+			}
 			name := name + "." + string(field.Name())
 			changed := proto.CloneOf(whole)
 			get(changed.ProtoReflect()).Clear(field)

@@ -27,10 +27,8 @@ type entry struct {
 	// The registry: register.go, registry.go.
 
 	// reg is replaced under mu, never changed in place.
-	reg atomic.Pointer[agent.Registration]
-	// namedAt is the revision of the registry at which coderd last named the agent.
-	// Guarded by Fleet.mu.
-	namedAt uint64
+	reg   atomic.Pointer[agent.Registration]
+	named naming // guarded by Fleet.mu
 
 	// requestMu is held while a request is handled, while a session opens and while
 	// the agent is removed. So a request is handled wholly before them, or not at all.

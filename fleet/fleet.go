@@ -28,6 +28,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
 	"github.com/coder/agentstatsd/internal/backoff"
@@ -65,6 +66,8 @@ type RegistrationStore interface {
 	// returns the new revision. The error wraps agent.ErrOutdated if another
 	// replica changed the registrations first.
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
+	// Removals returns what was removed within a time until now, each once.
+	Removals(ctx context.Context, within time.Duration) ([]agent.Removal, error)
 }
 
 // StateStore keeps the newest state of each agent. SaveStates skips unknown
@@ -144,7 +147,7 @@ type Fleet struct {
 	// revision is that of the registrations in the registry. Guarded by changeSem.
 	revision int64
 	// unstored is the newest change of the registrations, if it could not be stored.
-	unstored unstored
+	unstored unstored.Fault
 	// exceededLimit is the limit that the registrations in the database exceed;
 	// empty: none. Guarded by changeSem.
 	exceededLimit string
@@ -310,7 +313,7 @@ func (f *Fleet) Healthy() error {
 	if err := f.queue.LastError(); err != nil {
 		return err
 	}
-	if err := f.unstored.lastError(time.Now()); err != nil {
+	if err := f.unstored.LastError(time.Now()); err != nil {
 		return err
 	}
 	return f.peers.lastError()

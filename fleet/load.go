@@ -42,6 +42,7 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 	if err != nil {
 		return r, fmt.Errorf("read registrations: %w", err)
 	}
+	named := naming{at: time.Now()} // when each was named last is not stored
 	// Rows of agents that are registered meanwhile are read by the first pass, from
 	// the start.
 	states, statesRead, err := f.store.States(ctx, 0)
@@ -58,14 +59,15 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 	}
 	labelKeys := make(map[labelKey]struct{}, len(registered.Workspaces))
 	for _, w := range registered.Workspaces {
-		r.putWorkspace(w, labelKeys)
+		r.putWorkspace(w, labelKeys).named = named
 	}
 	entries := make([]*entry, 0, len(registered.Agents))
 	for i := range registered.Agents {
 		reg := &registered.Agents[i]
-		r.putWorkspace(reg.Workspace, labelKeys)
+		r.putWorkspace(reg.Workspace, labelKeys).named = named
 		slices.Sort(reg.MetadataKeys)
 		e := newEntry(reg)
+		e.named = named
 		if len(reg.MetadataKeys) == 0 {
 			e.metadataKeys = keys[e.id]
 			slices.Sort(e.metadataKeys)

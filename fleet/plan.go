@@ -1,10 +1,10 @@
 package fleet
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -34,6 +34,13 @@ type Set struct {
 	Refused []agent.RegistrationRefusal
 	// KeptWorkspaces stay with all their agents, whatever a sync names.
 	KeptWorkspaces []agent.ID
+	// ReadAt is when reading the set of a sync began. What was registered at that time or
+	// later is not deregistered, and what was deregistered later is not registered. Zero:
+	// when the sync began.
+	ReadAt time.Time
+	// GotAt is when the sender got registrations of Agents that it has kept. An agent that
+	// was removed later is not registered. Absent: the registration is current.
+	GotAt map[agent.ID]time.Time
 }
 
 // plan is a decided change of the registrations. Planning changes nothing.
@@ -65,13 +72,6 @@ func (p *plan) removed() map[agent.ID]struct{} {
 		ids[id] = struct{}{}
 	}
 	return ids
-}
-
-// scope limits what a sync deregisters: agents that were last named at revision or
-// before.
-type scope struct {
-	revision uint64
-	force    bool
 }
 
 // maxRefusals bounds how often a set is planned again without agents that are refused.
@@ -303,55 +303,6 @@ func (p *plan) planSiblings(r *registry) {
 	}
 }
 
-// kept returns the agents and workspaces that a sync keeps, as it says so or has refused
-// registrations of them. all is true if one of these names neither.
-func (p *plan) kept() (ids map[agent.ID]struct{}, all bool) {
-	ids = make(map[agent.ID]struct{}, len(p.refused)+len(p.keptWorkspaces))
-	for _, id := range p.keptWorkspaces {
-		ids[id] = struct{}{}
-	}
-	for i := range p.refused {
-		id := cmp.Or(p.refused[i].Agent, p.refused[i].Workspace)
-		ids[id] = struct{}{}
-		all = all || id == uuid.Nil
-	}
-	return ids, all
-}
-
-// planRemovals deregisters the agents and workspaces that a sync did not name.
-func (p *plan) planRemovals(r *registry, s scope) error {
-	kept, all := p.kept()
-	if all {
-		return nil
-	}
-	removed := p.removed()
-	for id, e := range r.agents {
-		_, named := p.named[id]
-		_, isRemoved := removed[id]
-		_, isKept := kept[id]
-		_, inKept := kept[e.reg.Load().Workspace.ID]
-		if !named && !isRemoved && !isKept && !inKept && e.namedAt <= s.revision {
-			p.deregistered = append(p.deregistered, id)
-			delete(p.regs, id)
-		}
-	}
-	if n, of := len(p.deregistered), len(r.agents); 2*n > of && !s.force {
-		return fmt.Errorf("%w: %d of %d", ErrNeedsForce, n, of)
-	}
-	removed = p.removed()
-	for id, w := range r.workspaces {
-		_, named := p.workspaces[id]
-		if _, isKept := kept[id]; named || isKept || w.namedAt > s.revision {
-			continue
-		}
-		stays := slices.ContainsFunc(w.agents, func(e *entry) bool { _, isRemoved := removed[e.id]; return !isRemoved })
-		if !stays {
-			p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
-		}
-	}
-	return nil
-}
-
 // refuseTokens returns the set without agents that have a token of another one. refused
 // is true if there are any.
 func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
@@ -409,37 +360,6 @@ func (p *plan) fillChange(r *registry) {
 		p.change.Workspaces = append(p.change.Workspaces, w)
 	}
 	p.change.RemovedAgents = slices.Concat(p.superseded, p.deregistered)
-}
-
-// planDeregistration plans the removal of agents and workspaces. Unknown ids are no
-// error.
-func planDeregistration(r *registry, agents, workspaces []agent.ID) *plan {
-	p := &plan{}
-	seen := make(map[agent.ID]struct{}, len(agents))
-	remove := func(id agent.ID) {
-		if _, twice := seen[id]; twice || r.agents[id] == nil {
-			return
-		}
-		seen[id] = struct{}{}
-		p.deregistered = append(p.deregistered, id)
-	}
-	for _, id := range agents {
-		remove(id)
-	}
-	seenWorkspaces := make(map[agent.ID]struct{}, len(workspaces))
-	for _, id := range workspaces {
-		w := r.workspaces[id]
-		if _, twice := seenWorkspaces[id]; twice || w == nil {
-			continue
-		}
-		seenWorkspaces[id] = struct{}{}
-		p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
-		for _, e := range w.agents {
-			remove(e.id)
-		}
-	}
-	p.change.RemovedAgents = slices.Clone(p.deregistered)
-	return p
 }
 
 // setIncarnations sets the incarnations that the store assigned at the revision.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -33,8 +32,8 @@ const (
 type Registered struct {
 	// Superseded agents were removed: a newer agent has their identity.
 	Superseded []agent.ID
-	// Stale agents of the request were ignored: a newer agent has their identity,
-	// or their workspace has a newer build.
+	// Stale agents of the request were ignored: a newer agent has their identity, their
+	// workspace has a newer build, or they were removed later than Set.GotAt.
 	Stale []agent.ID
 	// Refused are the registrations that were refused alone, those of the set included.
 	Refused []agent.RegistrationRefusal
@@ -51,8 +50,17 @@ type Synced struct {
 // which is durable when it returns. It takes ownership of the set. Errors: ErrTooMany,
 // ErrTooLarge, ErrTokens, ErrUnavailable, and those of the store.
 func (f *Fleet) Register(ctx context.Context, set Set) (Registered, error) {
+	set = sorted(set)
 	p, err := f.apply(ctx, func(r *registry) (*plan, error) {
-		return planRegistrations(r, sorted(set), nil, &f.opts)
+		left, gone, err := f.withoutRemoved(ctx, r, set)
+		if err != nil {
+			return nil, err
+		}
+		p, err := planRegistrations(r, left, nil, &f.opts)
+		if err == nil {
+			p.stale = append(p.stale, gone...)
+		}
+		return p, err
 	})
 	if err != nil {
 		return Registered{}, err
@@ -91,13 +99,18 @@ func (f *Fleet) BeginSync() (*Sync, error) {
 	return &Sync{fleet: f, revision: f.registry.revision}, nil
 }
 
-// Apply registers the set in one step. It deregisters all agents and workspaces that
-// are not in the set and were not registered since BeginSync. Without force it
+// Apply registers the set in one step. It deregisters all agents and workspaces that are
+// not in the set and were not registered since BeginSync, or Set.ReadAt. Without force it
 // removes at most half of all agents; beyond that the error wraps ErrNeedsForce.
 // Other errors are those of Register.
 func (s *Sync) Apply(ctx context.Context, set Set, force bool) (Synced, error) {
+	set = sorted(set)
 	p, err := s.fleet.apply(ctx, func(r *registry) (*plan, error) {
-		return planRegistrations(r, sorted(set), &scope{s.revision, force}, &s.fleet.opts)
+		left, _, err := s.fleet.withoutRemoved(ctx, r, set)
+		if err != nil {
+			return nil, err
+		}
+		return planRegistrations(r, left, &scope{s.revision, set.ReadAt, force}, &s.fleet.opts)
 	})
 	if err != nil {
 		return Synced{}, err
@@ -174,12 +187,12 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 			if !errors.Is(err, agent.ErrOutdated) {
 				f.metrics.refused.WithLabelValues(refusedStore).Inc()
 				if ctx.Err() == nil && !errors.Is(err, agent.ErrRejected) {
-					f.unstored.note(err, time.Now())
+					f.unstored.Note(err, time.Now())
 				}
 			}
 			return nil, fmt.Errorf("store the change of the registrations: %w", err)
 		}
-		f.unstored.note(nil, time.Time{})
+		f.unstored.Note(nil, time.Time{})
 		f.revision = revision
 		p.setIncarnations(&f.registry, revision)
 		f.peers.queueRegistrations()
@@ -187,35 +200,6 @@ func (f *Fleet) applyOnce(ctx context.Context, decide func(*registry) (*plan, er
 	added := f.commit(p, entries)
 	f.countOutcomes(p, added)
 	return p, nil
-}
-
-// If a change of the registrations cannot be stored, the fleet is unhealthy for
-// unstoredCounts, unless another change is stored before. There may be no other writes
-// that show the fault, and no further attempt.
-const unstoredCounts = time.Minute
-
-// unstored is why the newest change of the registrations could not be stored.
-type unstored struct {
-	mu sync.Mutex
-	// Guarded by mu.
-	err error // nil: it was, or there was none
-	at  time.Time
-}
-
-func (u *unstored) note(err error, at time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.err, u.at = err, at
-}
-
-// lastError returns the error while it counts.
-func (u *unstored) lastError(now time.Time) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.err == nil || now.Sub(u.at) >= unstoredCounts {
-		return nil
-	}
-	return fmt.Errorf("registrations are not stored, lately at %s: %w", u.at.UTC().Format(time.RFC3339), u.err)
 }
 
 func (f *Fleet) countRefused(err error) {
@@ -296,13 +280,14 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 	f.mu.Lock()
 	r := &f.registry
 	r.revision++
+	named := naming{r.revision, time.Now()}
 	for _, e := range entries {
 		r.addUnbuilt(r.workspaces[e.reg.Load().Workspace.ID], labelKeys)
 	}
 	r.remove(entries)
 	for _, w := range p.workspaces {
 		put := r.putWorkspace(w, labelKeys)
-		put.namedAt = r.revision
+		put.named = named
 		r.addUnbuilt(put, labelKeys)
 	}
 	for id, reg := range p.regs {
@@ -317,16 +302,15 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		r.setToken(reg, e)
 	}
 	for id, reg := range p.regs {
-		_, named := p.named[id]
 		e := r.agents[id]
 		if e == nil {
 			e = newEntry(reg)
-			e.namedAt = r.revision
+			e.named = named
 			added = append(added, e)
 			continue
 		}
-		if named {
-			e.namedAt = r.revision
+		if _, isNamed := p.named[id]; isNamed {
+			e.named = named
 		}
 		old := e.reg.Load()
 		if old.Equal(reg) {

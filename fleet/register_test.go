@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -385,7 +386,7 @@ func TestRegistrationsThatAreNotStoredAreReported(t *testing.T) {
 
 		p.store.fail(errDown)
 		require.ErrorIs(t, register(t.Context(), 2), errDown)
-		time.Sleep(unstoredCounts - 1)
+		time.Sleep(unstored.Counts - 1)
 		require.ErrorIs(t, p.Healthy(), errDown)
 		time.Sleep(time.Nanosecond)
 		require.NoError(t, p.Healthy())

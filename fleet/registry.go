@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
@@ -33,10 +34,17 @@ type registry struct {
 	bytes int64
 }
 
+// naming is when coderd last named an agent or a workspace: the revision of the registry,
+// and the time. Of what another replica wrote it is when this one read that.
+type naming struct {
+	revision uint64
+	at       time.Time
+}
+
 // workspace is a registered workspace and its few agents.
 type workspace struct {
 	agent.Workspace
-	namedAt  uint64 // as entry.namedAt
+	named    naming
 	agents   []*entry
 	up       up
 	observed atomic.Pointer[agent.ID] // the last build that is recorded as observed

@@ -29,7 +29,8 @@ type memStore struct {
 	spaces   map[agent.ID]agent.Workspace
 	// changed and removed are the revisions at which agents and workspaces were.
 	changed, removed map[agent.ID]int64
-	named            []naming
+	removedAt        map[agent.ID]time.Time
+	named            []storedNaming
 	states           map[agent.ID]agent.State
 	sessions         map[agent.ID]agent.SessionRecord
 	// moved counts the writes of states and sessions, by agent.
@@ -47,8 +48,8 @@ type memStore struct {
 	before   func() // called before a call, without the lock
 }
 
-// naming is who was named again at a revision.
-type naming struct {
+// storedNaming is who was named again at a revision.
+type storedNaming struct {
 	agents, workspaces []agent.ID
 	at                 int64
 }
@@ -60,6 +61,7 @@ func newMemStore(j *journal) *memStore {
 		spaces:     map[agent.ID]agent.Workspace{},
 		changed:    map[agent.ID]int64{},
 		removed:    map[agent.ID]int64{},
+		removedAt:  map[agent.ID]time.Time{},
 		states:     map[agent.ID]agent.State{},
 		sessions:   map[agent.ID]agent.SessionRecord{},
 		statesAt:   map[agent.ID]int64{},
@@ -134,6 +136,18 @@ func (s *memStore) Registrations(_ context.Context, since int64) (agent.Registra
 	return r, err
 }
 
+func (s *memStore) Removals(_ context.Context, within time.Duration) ([]agent.Removal, error) {
+	err := s.begin()
+	defer s.mu.Unlock()
+	var removals []agent.Removal
+	for id, at := range s.removedAt {
+		if age := time.Since(at); age <= within {
+			removals = append(removals, agent.Removal{ID: id, Age: age}, agent.Removal{ID: id, IsWorkspace: true, Age: age})
+		}
+	}
+	return removals, err
+}
+
 func (s *memStore) MetadataKeys(context.Context) (map[agent.ID][]string, error) {
 	err := s.begin()
 	defer s.mu.Unlock()
@@ -175,7 +189,7 @@ func (s *memStore) ApplyChange(_ context.Context, basis int64, c agent.Change) (
 	}
 	s.writes++
 	s.revision++
-	s.named = append(s.named, naming{c.NamedAgents, c.NamedWorkspaces, s.revision})
+	s.named = append(s.named, storedNaming{c.NamedAgents, c.NamedWorkspaces, s.revision})
 	s.journal.add("store change")
 	for _, id := range c.RemovedAgents {
 		for _, m := range []map[agent.ID]int64{s.changed, s.statesAt, s.sessionsAt} {
@@ -184,11 +198,11 @@ func (s *memStore) ApplyChange(_ context.Context, basis int64, c agent.Change) (
 		delete(s.regs, id)
 		delete(s.states, id)
 		delete(s.sessions, id)
-		s.removed[id] = s.revision
+		s.removed[id], s.removedAt[id] = s.revision, time.Now()
 	}
 	for _, id := range c.RemovedWorkspaces {
 		delete(s.spaces, id)
-		s.removed[id] = s.revision
+		s.removed[id], s.removedAt[id] = s.revision, time.Now()
 	}
 	put := func(w agent.Workspace) {
 		s.spaces[w.ID] = w

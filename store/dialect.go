@@ -135,6 +135,7 @@ var (
 	// A row has as many ids as one call names.
 	pageOfNamed    = page{"named_page", 4}
 	pageOfRemoved  = page{"removed_page", 10_000}
+	pageOfRemovals = page{"removals_page", 10_000}
 	pageOfStates   = page{"states_page", 2000}
 	pageOfSessions = page{"sessions_page", 5000}
 	pageOfMetadata = page{"metadata_page", 500}

@@ -46,7 +46,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 		if n == 0 {
 			return fmt.Errorf("since revision %d: %w", basis, agent.ErrOutdated)
 		}
-		if token, err = s.noteRevision(ctx, tx, revision); err != nil {
+		if token, err = s.noteRevision(ctx, tx, revision, len(c.RemovedAgents)+len(c.RemovedWorkspaces) > 0); err != nil {
 			return err
 		}
 		for _, w := range writes {
@@ -65,7 +65,7 @@ func (s *Store) ApplyChange(ctx context.Context, basis int64, c agent.Change) (r
 	if err != nil {
 		return 0, err
 	}
-	s.history.note(revision, token)
+	s.history.Note(revision, token)
 	s.undecodable.mended(c)
 	return revision, nil
 }
@@ -192,7 +192,7 @@ func (s *Store) Registrations(ctx context.Context, since int64) (agent.Registrat
 	if err != nil {
 		return agent.Registrations{}, err
 	}
-	s.history.note(registrations.Revision, token)
+	s.history.Note(registrations.Revision, token)
 	return registrations, nil
 }
 
@@ -207,7 +207,7 @@ FROM registrations AS r`, []any{since}, func(rows *sql.Rows) error {
 		var removalsAfter, namedAfter, sinceToken int64
 		err := rows.Scan(&registrations.Revision, &removalsAfter, &namedAfter, &token, &sinceToken)
 		registrations.Complete = since < max(removalsAfter, namedAfter) || since > registrations.Revision ||
-			s.history.differs(since, sinceToken)
+			s.history.Differs(since, sinceToken)
 		return err
 	})
 	return registrations, token, err

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/history"
 )
 
 // Store is an open database. Its methods are safe for concurrent use, and end with an
@@ -46,7 +47,7 @@ type Store struct {
 	patience time.Duration
 	// deployment id that the database had when it was opened.
 	deployment agent.ID
-	history    history
+	history    history.History
 	servers    servers
 	// buildsSwept is the id of the build up to which old records were looked for.
 	buildsSwept atomic.Pointer[agent.ID]

@@ -114,6 +114,24 @@ func TestCoderdSyncs(t *testing.T) {
 	require.Equal(t, codes.Unauthenticated, status.Code(err), "the reason, although the stream ends early: %v", err)
 }
 
+// A sync of a set that was read before removes nothing that was registered since.
+func TestCoderdSyncsWhatItReadBefore(t *testing.T) {
+	_, coderd := startCoderd(t)
+	all := registrations(3)
+	_, err := coderd.Register(t.Context(), all[:2], nil)
+	require.NoError(t, err)
+	readAt := time.Now()
+	_, err = coderd.Register(t.Context(), all[2:], nil)
+	require.NoError(t, err)
+	resp, err := coderd.Sync(t.Context(), all[:2], nil, client.SyncOptions{ReadAt: readAt})
+	require.NoError(t, err)
+	require.Zero(t, resp.GetDeregistered())
+	require.Equal(t, 3, listed(t, coderd))
+	resp, err = coderd.Sync(t.Context(), all[:2], nil, client.SyncOptions{})
+	require.NoError(t, err)
+	require.Equal(t, int64(1), resp.GetDeregistered())
+}
+
 // A registration that is not valid is named, and hinders no other one, in whichever
 // part it is.
 func TestCoderdRegistersTheOthers(t *testing.T) {

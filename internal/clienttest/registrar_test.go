@@ -195,6 +195,24 @@ func TestRelayIsNotRegistered(t *testing.T) {
 	require.EqualError(t, err, "agent options: registration: want none, only coderd registers agents")
 }
 
+// A relay that was not connected when coderd removed its agent does not bring it back.
+func TestRelayOfARemovedAgent(t *testing.T) {
+	_, coderd := startCoderd(t)
+	reg := registrations(1)[0]
+	id := uuid.UUID(reg.GetId())
+	states := make(chan client.State, 1000)
+	agent, err := coderd.Relay(id, client.AgentOptions{Registration: reg, OnState: func(s client.State) { states <- s }})
+	require.NoError(t, err)
+	_, err = coderd.Register(t.Context(), []*agentstatsv1.AgentRegistration{reg}, nil)
+	require.NoError(t, err)
+	_, err = coderd.Deregister(t.Context(), []uuid.UUID{id}, nil)
+	require.NoError(t, err)
+	stop := run(t.Context(), agent.Run)
+	require.ErrorContains(t, awaitState(states, client.Waiting).Err, "it was removed since")
+	require.Zero(t, listed(t, coderd))
+	require.NoError(t, stop())
+}
+
 // A relay whose stream is refused, as coderd's token was, registers once the token is
 // right.
 func TestRelayRegistersAfterARefusedToken(t *testing.T) {

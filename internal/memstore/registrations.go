@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/coder/agentstatsd/agent"
 )
@@ -97,7 +98,7 @@ func (t *tables) removeAgent(id agent.ID) {
 	if _, known := t.agents[id]; !known {
 		return
 	}
-	t.removed = append(t.removed, removal{id: id, revision: t.revision})
+	t.removed = append(t.removed, removal{id: id, revision: t.revision, at: time.Now()})
 	delete(t.agents, id)
 	delete(t.metadata, id)
 	delete(t.states, id)
@@ -114,7 +115,7 @@ func (t *tables) removeWorkspace(id agent.ID) {
 			t.removeAgent(a)
 		}
 	}
-	t.removed = append(t.removed, removal{workspace: true, id: id, revision: t.revision})
+	t.removed = append(t.removed, removal{workspace: true, id: id, revision: t.revision, at: time.Now()})
 	delete(t.workspaces, id)
 }
 
@@ -136,6 +137,27 @@ func (t *tables) forgetNamed(kept int) {
 			return
 		}
 	}
+}
+
+// Removals is as in store.Store.
+func (s *Store) Removals(ctx context.Context, within time.Duration) ([]agent.Removal, error) {
+	var removals []agent.Removal
+	err := s.run(ctx, transaction{doing: "read removals", prepare: func(t *tables) error {
+		removals = nil
+		newest := make(map[agent.Removal]int)
+		for _, r := range t.removed {
+			key := agent.Removal{ID: r.id, IsWorkspace: r.workspace}
+			age := time.Since(r.at)
+			if i, again := newest[key]; again {
+				removals[i].Age = age
+			} else if age <= within {
+				newest[key] = len(removals)
+				removals = append(removals, agent.Removal{ID: r.id, IsWorkspace: r.workspace, Age: age})
+			}
+		}
+		return nil
+	}})
+	return removals, err
 }
 
 // Registrations is as in store.Store.

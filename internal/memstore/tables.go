@@ -49,6 +49,7 @@ type removal struct {
 	workspace bool
 	id        agent.ID
 	revision  int64
+	at        time.Time
 }
 
 // naming remembers who was named again without a change.

@@ -23,6 +23,7 @@ type Store interface {
 
 	Registrations(ctx context.Context, since int64) (agent.Registrations, error)
 	ApplyChange(ctx context.Context, basis int64, c agent.Change) (revision int64, err error)
+	Removals(ctx context.Context, within time.Duration) ([]agent.Removal, error)
 
 	UpsertMetadata(ctx context.Context, rows []agent.Metadata) (changed []agent.ID, newer []agent.StoredEpoch, err error)
 	MetadataWithin(ctx context.Context, ids []agent.ID, limit int) (found []agent.Metadata, left []agent.ID, err error)
@@ -79,6 +80,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("RegistrationsIncarnation", func(t *testing.T) { testRegistrationsIncarnation(t, open(t, Options{})) })
 	t.Run("RegistrationsLateWrites", func(t *testing.T) { testRegistrationsLateWrites(t, open(t, Options{})) })
 	t.Run("RegistrationsNamed", func(t *testing.T) { testRegistrationsNamed(t, open(t, Options{})) })
+	t.Run("Removals", func(t *testing.T) { testRemovals(t, open(t, Options{})) })
 	t.Run("RegistrationsNamedForgotten", func(t *testing.T) { testRegistrationsNamedForgotten(t, open(t, Options{NamedKept: 1 << 10})) })
 	t.Run("RegistrationsAtomic", func(t *testing.T) { testRegistrationsAtomic(t, open(t, Options{})) })
 	t.Run("RegistrationsSince", func(t *testing.T) { testRegistrationsSince(t, open(t, Options{})) })

@@ -168,7 +168,11 @@ type AgentRegistration struct {
 	// either, any key, at most as many as Limits.metadata_keys.
 	MetadataKeys []string `protobuf:"bytes,8,rep,name=metadata_keys,json=metadataKeys,proto3" json:"metadata_keys,omitempty"`
 	// UUID of the agent that this one is a sub-agent of, 16 bytes; absent: none.
-	ParentId      []byte `protobuf:"bytes,9,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	ParentId []byte `protobuf:"bytes,9,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// How long the sender has kept the registration, as a relay does. If the agent or its
+	// workspace was removed in that time, or a second before it, and is not known now, it
+	// is ignored as stale. Absent: it is current.
+	Age           *durationpb.Duration `protobuf:"bytes,10,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +266,13 @@ func (x *AgentRegistration) GetMetadataKeys() []string {
 func (x *AgentRegistration) GetParentId() []byte {
 	if x != nil {
 		return x.ParentId
+	}
+	return nil
+}
+
+func (x *AgentRegistration) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
 	}
 	return nil
 }
@@ -642,7 +653,8 @@ type RegisterAgentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Agents that were superseded and are known no more.
 	SupersededIds [][]byte `protobuf:"bytes,1,rep,name=superseded_ids,json=supersededIds,proto3" json:"superseded_ids,omitempty"`
-	// Agents of the request that a newer build already superseded: ignored.
+	// Agents of the request that a newer build already superseded, or that were removed
+	// since the sender got the registration: ignored.
 	StaleIds [][]byte `protobuf:"bytes,2,rep,name=stale_ids,json=staleIds,proto3" json:"stale_ids,omitempty"`
 	// Registrations that were refused, the first 1000.
 	Refused []*RegistrationRefusal `protobuf:"bytes,3,rep,name=refused,proto3" json:"refused,omitempty"`
@@ -900,8 +912,14 @@ type SyncAgentsRequest struct {
 	// does not have them, or all of their agents: they and their agents stay. At most as
 	// many as there may be agents.
 	KeptWorkspaceIds [][]byte `protobuf:"bytes,5,rep,name=kept_workspace_ids,json=keptWorkspaceIds,proto3" json:"kept_workspace_ids,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Time between the beginning of the reading of the set and this message, with
+	// complete. What was registered in that time, or a second before it, is not
+	// deregistered, nor is what a replica that started since then knew at its start. What
+	// was deregistered in that time is not registered. Absent: the set was read when the
+	// sync began.
+	ReadAge       *durationpb.Duration `protobuf:"bytes,6,opt,name=read_age,json=readAge,proto3" json:"read_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncAgentsRequest) Reset() {
@@ -965,6 +983,13 @@ func (x *SyncAgentsRequest) GetForce() bool {
 func (x *SyncAgentsRequest) GetKeptWorkspaceIds() [][]byte {
 	if x != nil {
 		return x.KeptWorkspaceIds
+	}
+	return nil
+}
+
+func (x *SyncAgentsRequest) GetReadAge() *durationpb.Duration {
+	if x != nil {
+		return x.ReadAge
 	}
 	return nil
 }
@@ -2483,7 +2508,7 @@ var File_agentstats_v1_coderd_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
-	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x03\n" +
+	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x03\n" +
 	"\x11AgentRegistration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
@@ -2494,7 +2519,9 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\tworkspace\x18\x06 \x01(\v2\x18.agentstats.v1.WorkspaceR\tworkspace\x12&\n" +
 	"\x04apps\x18\a \x03(\v2\x12.agentstats.v1.AppR\x04apps\x12#\n" +
 	"\rmetadata_keys\x18\b \x03(\tR\fmetadataKeys\x12\x1b\n" +
-	"\tparent_id\x18\t \x01(\fR\bparentId\"\xff\x01\n" +
+	"\tparent_id\x18\t \x01(\fR\bparentId\x12+\n" +
+	"\x03age\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xff\x01\n" +
 	"\tWorkspace\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
@@ -2546,7 +2573,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\tagent_ids\x18\x01 \x03(\fR\bagentIds\x12#\n" +
 	"\rworkspace_ids\x18\x02 \x03(\fR\fworkspaceIds\">\n" +
 	"\x18DeregisterAgentsResponse\x12\"\n" +
-	"\fderegistered\x18\x01 \x01(\x03R\fderegistered\"\xe7\x01\n" +
+	"\fderegistered\x18\x01 \x01(\x03R\fderegistered\"\x9d\x02\n" +
 	"\x11SyncAgentsRequest\x128\n" +
 	"\x06agents\x18\x01 \x03(\v2 .agentstats.v1.AgentRegistrationR\x06agents\x128\n" +
 	"\n" +
@@ -2554,7 +2581,8 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"workspaces\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12,\n" +
-	"\x12kept_workspace_ids\x18\x05 \x03(\fR\x10keptWorkspaceIds\"\xdb\x01\n" +
+	"\x12kept_workspace_ids\x18\x05 \x03(\fR\x10keptWorkspaceIds\x124\n" +
+	"\bread_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\areadAge\"\xdb\x01\n" +
 	"\x12SyncAgentsResponse\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\x03R\n" +
@@ -2747,64 +2775,66 @@ var file_agentstats_v1_coderd_proto_depIdxs = []int32{
 	36, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
 	3,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
 	6,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
-	4,  // 4: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
-	5,  // 5: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
-	35, // 6: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 7: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
-	37, // 8: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
-	2,  // 9: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	3,  // 10: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	9,  // 11: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
-	2,  // 12: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	3,  // 13: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	9,  // 14: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
-	15, // 15: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
-	35, // 16: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
-	14, // 17: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	14, // 18: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	22, // 19: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
-	3,  // 20: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
-	35, // 21: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
-	38, // 22: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
-	39, // 23: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	24, // 24: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
-	25, // 25: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
-	26, // 26: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
-	36, // 27: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
-	28, // 28: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
-	31, // 29: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
-	0,  // 30: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
-	38, // 31: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
-	39, // 32: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	35, // 33: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
-	34, // 34: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
-	35, // 35: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
-	40, // 36: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
-	35, // 37: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
-	35, // 38: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
-	7,  // 39: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	10, // 40: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	12, // 41: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	16, // 42: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	18, // 43: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	20, // 44: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	23, // 45: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
-	29, // 46: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
-	32, // 47: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
-	8,  // 48: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	11, // 49: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	13, // 50: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	17, // 51: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	19, // 52: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	21, // 53: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	27, // 54: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
-	30, // 55: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
-	33, // 56: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
-	48, // [48:57] is the sub-list for method output_type
-	39, // [39:48] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	36, // 4: agentstats.v1.AgentRegistration.age:type_name -> google.protobuf.Duration
+	4,  // 5: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
+	5,  // 6: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
+	35, // 7: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
+	1,  // 8: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
+	37, // 9: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
+	2,  // 10: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	3,  // 11: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	9,  // 12: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	2,  // 13: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	3,  // 14: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	36, // 15: agentstats.v1.SyncAgentsRequest.read_age:type_name -> google.protobuf.Duration
+	9,  // 16: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	15, // 17: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
+	35, // 18: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
+	14, // 19: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	14, // 20: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	22, // 21: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
+	3,  // 22: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
+	35, // 23: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
+	38, // 24: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
+	39, // 25: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	24, // 26: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
+	25, // 27: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
+	26, // 28: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
+	36, // 29: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
+	28, // 30: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
+	31, // 31: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 32: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	38, // 33: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	39, // 34: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	35, // 35: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	34, // 36: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	35, // 37: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
+	40, // 38: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	35, // 39: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	35, // 40: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
+	7,  // 41: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	10, // 42: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	12, // 43: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	16, // 44: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	18, // 45: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	20, // 46: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	23, // 47: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	29, // 48: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	32, // 49: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	8,  // 50: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	11, // 51: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	13, // 52: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	17, // 53: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	19, // 54: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	21, // 55: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	27, // 56: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	30, // 57: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	33, // 58: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	50, // [50:59] is the sub-list for method output_type
+	41, // [41:50] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }

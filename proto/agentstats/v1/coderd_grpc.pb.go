@@ -55,8 +55,8 @@ type CoderdServiceClient interface {
 	// SyncAgents replaces the whole set of registrations. Nothing takes effect before
 	// the message with complete; a stream that ends without it changes nothing. Agents
 	// that were not in the stream are deregistered, except those that were registered
-	// since the sync began, and those of kept_workspace_ids. If that were more than half
-	// of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
+	// since the sync began, or since the set was read if read_age is set, and those of
+	// kept_workspace_ids. If that were more than half of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
 	// are refused alone as by RegisterAgents. What a refused one names is not
 	// deregistered: its agent or, if that has no valid id, all agents of its workspace.
 	// If it has no valid id of a workspace either, nothing is deregistered.
@@ -256,8 +256,8 @@ type CoderdServiceServer interface {
 	// SyncAgents replaces the whole set of registrations. Nothing takes effect before
 	// the message with complete; a stream that ends without it changes nothing. Agents
 	// that were not in the stream are deregistered, except those that were registered
-	// since the sync began, and those of kept_workspace_ids. If that were more than half
-	// of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
+	// since the sync began, or since the set was read if read_age is set, and those of
+	// kept_workspace_ids. If that were more than half of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
 	// are refused alone as by RegisterAgents. What a refused one names is not
 	// deregistered: its agent or, if that has no valid id, all agents of its workspace.
 	// If it has no valid id of a workspace either, nothing is deregistered.

@@ -1,0 +1,168 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/coder/agentstatsd/agent"
+)
+
+// scope limits what a sync deregisters: what was last named at revision or before, and
+// before readAt, unless that is zero.
+type scope struct {
+	revision uint64
+	readAt   time.Time
+	force    bool
+}
+
+func (s *scope) covers(n naming) bool {
+	return n.revision <= s.revision && (s.readAt.IsZero() || n.at.Before(s.readAt))
+}
+
+// kept returns the agents and workspaces that a sync keeps, as it says so or has refused
+// registrations of them. all is true if one of these names neither.
+func (p *plan) kept() (ids map[agent.ID]struct{}, all bool) {
+	ids = make(map[agent.ID]struct{}, len(p.refused)+len(p.keptWorkspaces))
+	for _, id := range p.keptWorkspaces {
+		ids[id] = struct{}{}
+	}
+	for i := range p.refused {
+		id := cmp.Or(p.refused[i].Agent, p.refused[i].Workspace)
+		ids[id] = struct{}{}
+		all = all || id == uuid.Nil
+	}
+	return ids, all
+}
+
+// planRemovals deregisters the agents and workspaces that a sync did not name.
+func (p *plan) planRemovals(r *registry, s scope) error {
+	kept, all := p.kept()
+	if all {
+		return nil
+	}
+	removed := p.removed()
+	for id, e := range r.agents {
+		_, named := p.named[id]
+		_, isRemoved := removed[id]
+		_, isKept := kept[id]
+		_, inKept := kept[e.reg.Load().Workspace.ID]
+		if !named && !isRemoved && !isKept && !inKept && s.covers(e.named) {
+			p.deregistered = append(p.deregistered, id)
+			delete(p.regs, id)
+		}
+	}
+	if n, of := len(p.deregistered), len(r.agents); 2*n > of && !s.force {
+		return fmt.Errorf("%w: %d of %d", ErrNeedsForce, n, of)
+	}
+	removed = p.removed()
+	for id, w := range r.workspaces {
+		_, named := p.workspaces[id]
+		if _, isKept := kept[id]; named || isKept || !s.covers(w.named) {
+			continue
+		}
+		stays := slices.ContainsFunc(w.agents, func(e *entry) bool { _, isRemoved := removed[e.id]; return !isRemoved })
+		if !stays {
+			p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
+		}
+	}
+	return nil
+}
+
+// planDeregistration plans the removal of agents and workspaces. Unknown ids are no
+// error.
+func planDeregistration(r *registry, agents, workspaces []agent.ID) *plan {
+	p := &plan{}
+	seen := make(map[agent.ID]struct{}, len(agents))
+	remove := func(id agent.ID) {
+		if _, twice := seen[id]; twice || r.agents[id] == nil {
+			return
+		}
+		seen[id] = struct{}{}
+		p.deregistered = append(p.deregistered, id)
+	}
+	for _, id := range agents {
+		remove(id)
+	}
+	seenWorkspaces := make(map[agent.ID]struct{}, len(workspaces))
+	for _, id := range workspaces {
+		w := r.workspaces[id]
+		if _, twice := seenWorkspaces[id]; twice || w == nil {
+			continue
+		}
+		seenWorkspaces[id] = struct{}{}
+		p.change.RemovedWorkspaces = append(p.change.RemovedWorkspaces, id)
+		for _, e := range w.agents {
+			remove(e.id)
+		}
+	}
+	p.change.RemovedAgents = slices.Clone(p.deregistered)
+	return p
+}
+
+// withoutRemoved returns the set without what was removed after its sender got it, and is
+// not registered now. gone are the agents of these. A set without times is returned as it
+// is. The caller holds changeSem.
+func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left Set, gone []agent.ID, _ error) {
+	oldest := set.ReadAt
+	for _, at := range set.GotAt {
+		if oldest.IsZero() || at.Before(oldest) {
+			oldest = at
+		}
+	}
+	if oldest.IsZero() {
+		return set, nil, nil
+	}
+	now := time.Now()
+	removals, err := f.store.Removals(ctx, now.Sub(oldest))
+	if err != nil {
+		return set, nil, fmt.Errorf("read removals: %w", err)
+	}
+	if len(removals) == 0 {
+		return set, nil, nil
+	}
+	agents, workspaces := make(map[agent.ID]time.Time), make(map[agent.ID]time.Time)
+	for _, removal := range removals {
+		removed := agents
+		if removal.IsWorkspace {
+			removed = workspaces
+		}
+		removed[removal.ID] = now.Add(-removal.Age)
+	}
+	isGone := func(removed map[agent.ID]time.Time, id agent.ID, gotAt time.Time) bool {
+		at, found := removed[id]
+		return found && !gotAt.IsZero() && at.After(gotAt)
+	}
+	isWorkspaceGone := func(w *agent.Workspace, gotAt time.Time) bool {
+		return r.workspaces[w.ID] == nil && isGone(workspaces, w.ID, gotAt)
+	}
+	set.Workspaces = without(set.Workspaces, func(w *agent.Workspace) bool { return isWorkspaceGone(w, set.ReadAt) })
+	named := make(map[agent.ID]struct{}, len(set.Workspaces))
+	for i := range set.Workspaces {
+		named[set.Workspaces[i].ID] = struct{}{}
+	}
+	var emptied []agent.Workspace
+	set.Agents = without(set.Agents, func(reg *agent.Registration) bool {
+		gotAt, kept := set.GotAt[reg.ID]
+		if !kept {
+			gotAt = set.ReadAt
+		}
+		w := &reg.Workspace
+		noWorkspace := isWorkspaceGone(w, gotAt)
+		if !noWorkspace && (r.agents[reg.ID] != nil || !isGone(agents, reg.ID, gotAt)) {
+			return false
+		}
+		gone = append(gone, reg.ID)
+		if _, again := named[w.ID]; !again && !noWorkspace && !set.ReadAt.IsZero() {
+			named[w.ID] = struct{}{}
+			emptied = append(emptied, *w) // the sync names it all the same
+		}
+		return true
+	})
+	set.Workspaces = append(slices.Clip(set.Workspaces), emptied...)
+	return set, gone, nil
+}
