@@ -37,10 +37,20 @@ func (p *Pusher) logForwarded(ctx context.Context) {
 		}
 	}
 	if isNew {
-		p.log.WarnContext(ctx, "series of agents are not pushed: the service has them from agents or relays, so turn off their collection in coderd",
-			"families", names, "series", series)
+		attrs := []any{"families", names, "series", series}
+		if slices.ContainsFunc(names, isOptional) {
+			attrs = append(attrs, "hint", hintOptional)
+		}
+		p.log.WarnContext(ctx, "series of agents are not pushed: the service has them from agents or relays", attrs...)
 	}
 }
+
+// hintOptional is of the families that isOptional names.
+const hintOptional = "once the service has them: CODER_PROMETHEUS_COLLECT_AGENT_STATS=false of coderd turns off all but coderd_agents_*"
+
+// isOptional reports whether coderd has an option for a family of agents. Those that it
+// makes of its database, coderd_agents_*, it always has.
+func isOptional(family string) bool { return !strings.HasPrefix(family, "coderd_agents_") }
 
 // notifyRefused calls OnRefused, by run, and logs what else is not served, if that
 // changed.

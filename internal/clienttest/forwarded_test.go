@@ -89,6 +89,29 @@ func TestPushLeavesAgentsSeriesOut(t *testing.T) {
 	})
 }
 
+// What coderd has no option for is not said to be turned off.
+func TestPushAdvisesWhatCanBeTurnedOff(t *testing.T) {
+	for family, hint := range map[string]bool{
+		"coderd_agents_connections": false, "coderd_agents_apps": false, "coderd_agentstats_rx_bytes": true, "tailscale_00_total": true,
+	} {
+		bubble.Test(t, func(t *testing.T) {
+			_, _, conn := startPushes(t)
+			log, logger := newLog()
+			gauge := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: family}, []string{"agent_name"})
+			gauge.WithLabelValues("main").Set(1)
+			registry := prometheus.NewRegistry()
+			registry.MustRegister(gauge)
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			require.NoError(t, client.PushGatherer(ctx, conn, registry, client.PushOptions{Logger: logger}))
+			lines := log.with("series of agents are not pushed")
+			require.Len(t, lines, 1)
+			require.Contains(t, lines[0], "families=["+family+"]")
+			require.Equal(t, hint, strings.Contains(lines[0], "CODER_PROMETHEUS_COLLECT_AGENT_STATS=false"), lines[0])
+		})
+	}
+}
+
 // An older client sends all of them: the service refuses each family by name, and keeps
 // the others and its memory.
 func TestTheServiceRefusesAgentsSeries(t *testing.T) {
