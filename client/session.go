@@ -95,7 +95,7 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	end.lived = lived || s.acked && !superseded
 	if superseded {
 		a.mu.Lock()
-		a.standby.Superseded(time.Now())
+		a.standby.Superseded(time.Now(), a.outbox.Confirmed())
 		a.mu.Unlock()
 	}
 	return end

@@ -3,6 +3,7 @@ package standby
 
 import (
 	"errors"
+	"math/rand/v2"
 	"time"
 )
 
@@ -12,8 +13,11 @@ const (
 
 	// leftoverDelay is how long a relay that was superseded waits before it comes back
 	// for what is not acked. By then the service has mostly stored what it received: it
-	// does so each 5 s.
-	leftoverDelay = 10 * time.Second
+	// does so each 5 s. The delay doubles, up to maxLeftoverDelay, each time that nothing
+	// was stored, as while the service has no database. Up to half of it is added at
+	// random, as all relays lose their database at one moment.
+	leftoverDelay    = 10 * time.Second
+	maxLeftoverDelay = 160 * time.Second
 	// lingerReports is how long a relay keeps its session that has come back and whose
 	// agent is connected elsewhere, in report intervals. Until then the other relay
 	// has something new. Without a session in between the agent counts as connected.
@@ -30,7 +34,7 @@ var ErrNothingLeft = errors.New("the agent has left, and nothing is pending")
 //	needed --its agent has left, and nothing is pending--> not needed
 //	not needed --the agent connects, or has said something--> needed
 //	needed --another relay supersedes the session--> superseded
-//	superseded --the agent says something, connects, or leftoverDelay with a rest--> needed
+//	superseded --the agent says something, connects, or a delay with a rest--> needed
 //
 // The Agent's mu guards it.
 type Standby struct {
@@ -45,6 +49,12 @@ type Standby struct {
 	// true if the agent has said something since.
 	supersededAt time.Time
 	Said         bool
+	// delay is how long it then waits with a rest. It doubles while durable, the sequence
+	// that the service has stored, stays.
+	delay   time.Duration
+	durable int64
+	// backAt is when it comes back with a rest.
+	backAt time.Time
 	// lingerUntil is when a session may end at the earliest that came back.
 	lingerUntil time.Time
 	// Waiting is true while Run waits for a reason for a session.
@@ -59,16 +69,22 @@ func (s *Standby) Opened(now time.Time, reportInterval time.Duration) {
 	s.supersededAt = time.Time{}
 }
 
-// Superseded notes that another relay superseded the session.
-func (s *Standby) Superseded(now time.Time) {
+// Superseded notes that another relay superseded the session, and up to which sequence
+// the service has stored what the agent said.
+func (s *Standby) Superseded(now time.Time, durable int64) {
 	s.supersededAt, s.Said = now, false
+	s.delay = min(2*s.delay, maxLeftoverDelay)
+	if durable > s.durable || s.delay == 0 {
+		s.durable, s.delay = durable, leftoverDelay
+	}
+	s.backAt = now.Add(s.delay + rand.N(s.delay/2))
 }
 
 // Connected notes that the agent is connected, or not any more.
 func (s *Standby) Connected(present bool) {
 	s.Present = present
 	if present {
-		s.supersededAt, s.lingerUntil = time.Time{}, time.Time{}
+		s.supersededAt, s.lingerUntil, s.delay = time.Time{}, time.Time{}, 0
 	}
 }
 
@@ -83,7 +99,7 @@ func (s *Standby) Wait(now time.Time, idle bool) time.Duration {
 	case s.supersededAt.IsZero():
 		return 0
 	}
-	return max(0, s.supersededAt.Add(leftoverDelay).Sub(now))
+	return max(0, s.backAt.Sub(now))
 }
 
 // Ends reports whether the open session is to end, and otherwise after which time to

@@ -22,8 +22,8 @@ func TestStandbyWaits(t *testing.T) {
 		{"left, nothing is pending", Standby{IsRelay: true}, true, MaxSleep},
 		{"left, something is pending", Standby{IsRelay: true}, false, 0},
 		{"superseded, nothing is pending", Standby{IsRelay: true, Present: true, supersededAt: ago(time.Hour)}, true, MaxSleep},
-		{"superseded, something is pending", Standby{IsRelay: true, Present: true, supersededAt: ago(3 * time.Second)}, false, 7 * time.Second},
-		{"superseded for long", Standby{IsRelay: true, supersededAt: ago(time.Minute)}, false, 0},
+		{"superseded, something is pending", Standby{IsRelay: true, Present: true, supersededAt: ago(3 * time.Second), backAt: now.Add(7 * time.Second)}, false, 7 * time.Second},
+		{"superseded for long", Standby{IsRelay: true, supersededAt: ago(time.Minute), backAt: ago(time.Second)}, false, 0},
 		{"superseded, something is new", Standby{IsRelay: true, supersededAt: ago(0), Said: true}, false, 0},
 		{"superseded, and to end", Standby{IsRelay: true, supersededAt: ago(0), Draining: true}, false, 0},
 		{"to end, nothing is pending", Standby{IsRelay: true, Draining: true}, true, MaxSleep},
@@ -47,7 +47,7 @@ func TestStandbyEnds(t *testing.T) {
 	requireEnds(Standby{IsRelay: true}, true, true, 0)
 
 	s := Standby{IsRelay: true}
-	s.Superseded(now.Add(-time.Minute))
+	s.Superseded(now.Add(-time.Minute), 0)
 	s.Opened(now, 30*time.Second)
 	requireEnds(s, true, false, 45*time.Second) // the agent is elsewhere
 	s.Draining = true
@@ -56,4 +56,28 @@ func TestStandbyEnds(t *testing.T) {
 	s.Connected(true)
 	s.Connected(false)
 	requireEnds(s, true, true, 0) // it was here again
+}
+
+// A relay whose rest is not stored comes back later each time.
+func TestStandbyComesBackLater(t *testing.T) {
+	now := time.Unix(1000, 0)
+	s := Standby{IsRelay: true}
+	requireDelay := func(want time.Duration, durable int64) {
+		t.Helper()
+		s.Superseded(now, durable)
+		wait := s.Wait(now, false)
+		require.GreaterOrEqual(t, wait, want)
+		require.Less(t, wait, want+want/2)
+		now = now.Add(wait)
+		require.Zero(t, s.Wait(now, false))
+		s.Opened(now, 30*time.Second)
+	}
+	for _, seconds := range []int{10, 20, 40, 80, 160, 160} {
+		requireDelay(time.Duration(seconds)*time.Second, 0)
+	}
+	requireDelay(10*time.Second, 1) // something was stored
+	requireDelay(20*time.Second, 1)
+	s.Connected(true)
+	s.Connected(false)
+	requireDelay(10*time.Second, 1) // the agent was here
 }
