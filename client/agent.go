@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/client/internal/outage"
 	"github.com/coder/agentstatsd/client/internal/outbox"
 	"github.com/coder/agentstatsd/client/internal/standby"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -59,7 +60,8 @@ type AgentOptions struct {
 	Registration *agentstatsv1.AgentRegistration
 	// Backoff bounds the waits between two sessions.
 	Backoff Backoff
-	// Logger of sessions that open and end; nil: they are not logged.
+	// Logger of sessions that open and end; nil: they are not logged. While there is no
+	// session, that is logged when it begins and each minute.
 	Logger *slog.Logger
 	// OnState is called when the state changes.
 	OnState func(State)
@@ -112,7 +114,10 @@ type Agent struct {
 	opts        AgentOptions
 	callOptions []grpc.CallOption
 	log         *slog.Logger
-	callbacks   callbacks
+	// routine is the level of sessions that open and end as usual.
+	routine   slog.Level
+	failures  *outage.Agent
+	callbacks callbacks
 	// registration of a relayed agent; nil: it is not relayed.
 	registration *relayedRegistration
 	// wake is signalled when something is due before Run checks again.
@@ -194,6 +199,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
+	a.failures = outage.New(a.log).Agent(a.log)
 	a.callbacks.timeout, a.callbacks.log = cmp.Or(opts.CallbackTimeout, defaultCallbackTimeout), a.log
 	a.opts.bound(&a.callbacks, a.Report)
 	if opts.Credentials != nil {
@@ -347,83 +353,6 @@ func (a *Agent) pendingError(err error) error {
 		return nil
 	}
 	return fmt.Errorf("wait for acks of %s: %w", a.outbox.DescribePending(), err)
-}
-
-// Run keeps a session with the service until ctx is cancelled, which ends it
-// without a goodbye, or until Close. Then it returns nil. It retries whatever
-// goes wrong, also a refused token: the service may not know the agent yet. It
-// returns an error only if it is running already. After a cancelled Run it may
-// be called again: the instance lives on.
-func (a *Agent) Run(ctx context.Context) error {
-	run, err := a.begin(ctx)
-	if err == nil {
-		run()
-	}
-	return err
-}
-
-// begin makes the Agent one that is running. Its result keeps the session.
-func (a *Agent) begin(ctx context.Context) (run func(), err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.stopped != nil {
-		cancel()
-		return nil, errors.New("run agent: is running already")
-	}
-	if a.closing {
-		return cancel, nil
-	}
-	stopped := make(chan struct{})
-	a.stopped, a.cancel = stopped, cancel
-	return func() {
-		defer cancel()
-		a.callbacks.endWith(ctx)
-		a.keepSession(ctx)
-		a.mu.Lock()
-		a.stopped, a.cancel = nil, nil
-		a.mu.Unlock()
-		a.setState(State{Connection: Stopped})
-		close(stopped)
-	}, nil
-}
-
-// keepSession keeps a session until ctx is cancelled, or until Close.
-func (a *Agent) keepSession(ctx context.Context) {
-	for attempt := 0; a.awaitReason(ctx); attempt++ {
-		end := a.session(ctx)
-		if end.closed || ctx.Err() != nil {
-			return
-		}
-		if errors.Is(end.err, standby.ErrNothingLeft) {
-			attempt = -1
-			continue
-		}
-		if end.lived {
-			attempt = 0
-		}
-		if a.registration != nil {
-			var registered bool
-			if registered, end.err = a.registration.afterSession(ctx, end.err, a.Status().Counts.Sessions); registered {
-				a.log.InfoContext(ctx, "relayed agent registered")
-				continue
-			}
-		}
-		wait := end.delay + a.opts.Backoff.wait(attempt)
-		a.setState(State{Connection: Waiting, Err: end.err, Wait: wait})
-		level := slog.LevelWarn
-		if errors.Is(end.err, errReconnect) {
-			level = slog.LevelInfo
-		}
-		a.log.Log(ctx, level, "session ended", "error", end.err, "retry_in", wait)
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
-	}
 }
 
 func (a *Agent) setState(s State) {

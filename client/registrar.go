@@ -95,7 +95,9 @@ func (r *registrar) call(call *registration) {
 	call.registered, call.err = r.register(ctx, agents, nil)
 	if call.err != nil {
 		r.log.Warn("relayed agents are not registered", "error", call.err, "agents", len(call.agents))
+		return
 	}
+	r.log.Info("relayed agents are registered", "agents", len(call.agents), "refused", len(call.registered.Refused), "stale", len(call.registered.Stale))
 }
 
 // Why a relayed agent that the service does not know stays so.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/coder/agentstatsd/client/internal/outage"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -42,8 +43,9 @@ type RelaysOptions struct {
 	MaxAgents int
 	// Backoff bounds the waits between two sessions of an agent.
 	Backoff Backoff
-	// Logger of sessions that open and end, and of what is lost; nil: they are not
-	// logged.
+	// Logger of what is lost, and of agents without a session, in one line when that
+	// begins, one a minute and one when it ends; nil: they are not logged. Each session
+	// that opens and ends is logged at the level of debug.
 	Logger *slog.Logger
 	// OnRefusal is called with what the service refused of an agent. It is called
 	// like the functions of AgentOptions.
@@ -75,6 +77,8 @@ type Relays struct {
 	coderd *Coderd
 	opts   RelaysOptions
 	log    *slog.Logger
+	// failures are those of all relays' sessions.
+	failures *outage.Log
 	// ctx is that of all relays. Close cancels it.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -109,6 +113,7 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
+	r.failures = outage.New(r.log)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -178,6 +183,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 		return nil, err
 	}
 	agent.standby.IsRelay, agent.outbox.IsRelay = true, true
+	agent.failures, agent.routine = r.failures.Agent(agent.log), slog.LevelDebug
 	ctx, cancel := context.WithCancel(r.ctx)
 	k = &keptRelay{agent: agent, cancel: cancel}
 	run, err := agent.begin(ctx)

@@ -80,7 +80,8 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	}
 	s.opened = time.Now()
 	a.setState(State{Connection: Connected})
-	a.log.InfoContext(ctx, "session opened")
+	a.failures.Opened(ctx, time.Now())
+	a.log.Log(ctx, a.routine, "session opened")
 
 	go s.receive()
 	end = s.send(ctx)

@@ -62,6 +62,7 @@ func (a *Agent) awaitReason(ctx context.Context) bool {
 		if wait == 0 {
 			return ctx.Err() == nil
 		}
+		a.failures.Unneeded(ctx, time.Now())
 		timer := time.NewTimer(wait)
 		select {
 		case <-a.wake:

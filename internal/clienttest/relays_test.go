@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/client"
@@ -309,5 +311,67 @@ func TestRelaysGiveUp(t *testing.T) {
 		began := time.Now()
 		require.ErrorContains(t, relays[0].Close(ctx), "close relays: acks of 1 of 1 agents are pending: ")
 		require.Equal(t, 5*time.Second, time.Since(began))
+	})
+}
+
+// An outage is a line when it begins, one a minute, and one when it ends, however many
+// agents there are. That an agent moves is none of them.
+func TestRelaysLogAnOutageTogether(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		log, logger := newLog()
+		s, relays := startRelays(t, 2, client.RelaysOptions{Logger: logger})
+		var handles []*client.RelayedAgent
+		for _, r := range registrations(50) {
+			a, err := relays[0].ConnectRegistered(r, "")
+			require.NoError(t, err)
+			handles = append(handles, a)
+		}
+		time.Sleep(10 * time.Second)
+		log.clear()
+		s.stopped()
+		time.Sleep(5 * time.Minute)
+		s.start()
+		time.Sleep(time.Minute)
+		warnings := log.with("level=WARN")
+		require.Contains(t, warnings[0], "agents have no session with the service")
+		require.Contains(t, warnings[1], "agents=50")
+		require.Contains(t, warnings[1], "error=")
+		require.GreaterOrEqual(t, len(warnings), 4)
+		require.LessOrEqual(t, len(warnings), 6)
+		require.Len(t, log.with("agents have their sessions with the service again"), 1)
+		require.Len(t, log.with(""), len(warnings)+1)
+
+		log.clear()
+		elsewhere := connectRelayed(t, relays[1])
+		here := connectRelayed(t, relays[0])
+		for range 3 {
+			elsewhere.SetLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, time.Now())
+			time.Sleep(5 * time.Second)
+			here.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+			time.Sleep(5 * time.Second)
+		}
+		require.Greater(t, s.counter(t, "agentstatsd_sessions_total", "takeover"), 3.0)
+		require.Empty(t, log.with(""))
+		for _, a := range append(handles, elsewhere, here) {
+			a.Disconnect()
+		}
+	})
+	// Of an agent by itself likewise.
+	bubble.Test(t, func(t *testing.T) {
+		fake, _, conn := startFake(t)
+		log, logger := newLog()
+		agent, err := client.NewAgent(conn, client.AgentOptions{Logger: logger})
+		require.NoError(t, err)
+		stop := run(t.Context(), agent.Run)
+		time.Sleep(time.Second)
+		fake.locked(func() { fake.openError = status.Error(codes.Unavailable, "away") })
+		fake.kill(codes.Unavailable)
+		time.Sleep(5 * time.Minute)
+		fake.locked(func() { fake.openError = nil })
+		time.Sleep(time.Minute)
+		require.LessOrEqual(t, len(log.with("level=WARN")), 6)
+		require.Len(t, log.with("agents have their sessions with the service again"), 1)
+		require.Len(t, log.with("session opened"), 2)
+		require.NoError(t, stop())
 	})
 }
