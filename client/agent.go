@@ -134,11 +134,20 @@ type Agent struct {
 	// epoch of the last session that was opened; 0: none was.
 	epoch  int64
 	status Status
+	// sent is the highest sequence that was sent, received the highest that was acked as
+	// received. isOpen is true while a session is open. drained is true once a relay that
+	// is to end had nothing left that was not received.
+	sent, received  int64
+	isOpen, drained bool
+	// lifecycleAt is the time of the newest state of SetLifecycle.
+	lifecycleAt time.Time
 	// stopped is closed when Run returns; nil: it is not running.
 	stopped chan struct{}
 	cancel  context.CancelFunc
+	// leave has functions of the host left soon, as Run is about to end.
+	leave   context.CancelFunc
 	closing bool
-	// idle is closed when no ack is pending; nil: nobody waits.
+	// idle is closed when no ack is waited for; nil: nobody waits.
 	idle chan struct{}
 }
 
@@ -242,6 +251,11 @@ func (a *Agent) UpdateMetadata(entries ...Metadata) error {
 func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.setLifecycleLocked(state, changedAt)
+}
+
+func (a *Agent) setLifecycleLocked(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
+	a.lifecycleAt = changedAt
 	a.outbox.PutLifecycle(state, changedAt)
 	a.handedOverLocked()
 }
@@ -303,7 +317,7 @@ func (a *Agent) Flush(ctx context.Context) error {
 	}()
 	for {
 		a.mu.Lock()
-		if a.outbox.Idle() {
+		if a.settledLocked() {
 			a.mu.Unlock()
 			return nil
 		}
@@ -344,12 +358,12 @@ func (a *Agent) Close(ctx context.Context) error {
 	return a.pendingError(cmp.Or(ctx.Err(), context.Canceled))
 }
 
-// pendingError returns nil if no ack is pending, otherwise an error that names what
+// pendingError returns nil if no ack is waited for, otherwise an error that names what
 // waits and wraps err.
 func (a *Agent) pendingError(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.outbox.Idle() {
+	if a.settledLocked() {
 		return nil
 	}
 	return fmt.Errorf("wait for acks of %s: %w", a.outbox.DescribePending(), err)

@@ -157,12 +157,14 @@ func (r *relayedRegistration) setFinal(err error) {
 	r.final = err
 }
 
-// noteForgotten notes that the service does not know the agent, if its session ended so.
-func (a *Agent) noteForgotten(err error) {
+// noteEnd notes that a session has ended, and whether that is since the service does not
+// know the agent.
+func (a *Agent) noteEnd(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.isOpen = false
 	var end *relaystream.EndError
 	if code := status.Code(err); errors.As(err, &end) && (code == codes.NotFound || code == codes.Unauthenticated) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
 		a.outbox.Forget()
 	}
 }

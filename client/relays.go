@@ -23,6 +23,9 @@ const (
 	// maxRelayIdles bounds how often a relay that has something pending is kept for
 	// another idle time: for an hour, as long as a database may be away.
 	maxRelayIdles = 12
+	// closeGrace is how long the relays have to end after the context of Close. Only a
+	// function of the host keeps them longer.
+	closeGrace = time.Second
 	// roleAgent is the role of an agent's own connection to coderd.
 	roleAgent = "agent"
 )
@@ -72,7 +75,8 @@ func (o *RelaysOptions) validate() error {
 // another one superseded comes back when its agent says something new, or to deliver
 // what is not acked. It repeats nothing that is acked. So relays do not take turns.
 //
-// All methods may be called at any time by any goroutine.
+// All methods may be called at any time by any goroutine. Nil Relays relay nothing,
+// without an error: they are for a coderd without the service.
 type Relays struct {
 	coderd *Coderd
 	opts   RelaysOptions
@@ -122,9 +126,9 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 // the end of the connection. role is that of the connection, as the query of its
 // request has it: an empty one is that of an agent. Of another one, like that of a log
 // streamer with the agent's token, nothing is relayed: its handle does nothing. It does
-// not block. It returns an error, and no handle, if there are too many relays, or after
-// Close. Coderd then serves the agent without one. Several handles of an agent share its
-// relay.
+// not block. It returns an error, and a nil handle, which does nothing, if there are too
+// many relays, or after Close. Coderd then serves the agent without one. Several handles
+// of an agent share its relay.
 func (r *Relays) Connect(agentID uuid.UUID, role string) (*RelayedAgent, error) {
 	return r.connect(agentID, nil, role)
 }
@@ -142,7 +146,7 @@ func (r *Relays) ConnectRegistered(registration *agentstatsv1.AgentRegistration,
 }
 
 func (r *Relays) connect(agentID uuid.UUID, registration *agentstatsv1.AgentRegistration, role string) (*RelayedAgent, error) {
-	if role != "" && role != roleAgent {
+	if r == nil || role != "" && role != roleAgent {
 		return &RelayedAgent{}, nil
 	}
 	r.mu.Lock()
@@ -258,6 +262,9 @@ func (r *Relays) expire(id uuid.UUID, k *keptRelay) {
 // Without a relay of the agent here it does nothing. Handles of the agent's connections do
 // nothing after it. Coderd.Deregister needs no goodbye before.
 func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
+	if r == nil {
+		return nil
+	}
 	r.mu.Lock()
 	k := r.agents[agentID]
 	if k != nil {
@@ -278,11 +285,15 @@ func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 }
 
 // Close sends what is pending of all agents, and ends their relays without a goodbye:
-// agents that connect to another coderd go on there. It blocks until all is acked, or
-// ctx ends, also for a Goodbye that goes on. Then it returns an error that counts the
-// agents with something pending. That includes metadata that the service has, but has
-// not stored yet, which takes it some seconds. After it there are no relays any more.
+// agents that connect to another coderd go on there. It blocks until the service has
+// received all, or ctx ends, also for a Goodbye that goes on. What is received the service
+// stores by itself. OnRefusal has 2 s left from the start. If it has not returned a second
+// after ctx has ended, Close does not wait for it. It returns an error that counts the
+// agents with something that was not received. After it there are no relays any more.
 func (r *Relays) Close(ctx context.Context) error {
+	if r == nil {
+		return nil
+	}
 	r.mu.Lock()
 	r.closed = true
 	kept := r.agents
@@ -303,81 +314,29 @@ func (r *Relays) Close(ctx context.Context) error {
 		}
 		k.cancel()
 	}
+	err := r.awaitEnd(ctx)
+	if pending > 0 {
+		err = errors.Join(fmt.Errorf("close relays: of %d of %d agents not all was received: %w", pending, len(kept), ctx.Err()), err)
+	}
+	return err
+}
+
+// awaitEnd waits until all relays have ended. When ctx ends it ends them.
+func (r *Relays) awaitEnd(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, r.cancel) // a Goodbye may wait longer
 	defer stop()
-	r.ended.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.ended.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		if !waitFor(ended, closeGrace, nil, 0) {
+			return fmt.Errorf("close relays: %w", errCallbackLeft)
+		}
+	}
 	r.cancel()
-	if pending > 0 {
-		return fmt.Errorf("close relays: acks of %d of %d agents are pending: %w", pending, len(kept), ctx.Err())
-	}
 	return nil
-}
-
-// RelayedAgent is one connection of an agent to coderd. Its methods do not block. After
-// Disconnect they do nothing, nor do those of its zero value. Their errors say what is not
-// relayed, and are no reason to end the connection.
-type RelayedAgent struct {
-	relays *Relays // nil: nothing is relayed
-	relay  *keptRelay
-	id     uuid.UUID
-
-	mu           sync.Mutex
-	disconnected bool // guarded by mu
-}
-
-// use calls f with the agent, unless the connection has ended, or is no agent's.
-func (a *RelayedAgent) use(f func(*Agent) error) error {
-	if a.relays == nil {
-		return nil
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.disconnected {
-		return nil
-	}
-	return f(a.relay.agent)
-}
-
-// Report is as Agent.Report.
-func (a *RelayedAgent) Report(stats *agentstatsv1.Stats) {
-	_ = a.use(func(agent *Agent) error { agent.Report(stats); return nil })
-}
-
-// UpdateMetadata is as Agent.UpdateMetadata.
-func (a *RelayedAgent) UpdateMetadata(entries ...Metadata) error {
-	return a.use(func(agent *Agent) error { return agent.UpdateMetadata(entries...) })
-}
-
-// SetLifecycle is as Agent.SetLifecycle. The zero time is now.
-func (a *RelayedAgent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
-	if changedAt.IsZero() {
-		changedAt = time.Now()
-	}
-	_ = a.use(func(agent *Agent) error { agent.SetLifecycle(state, changedAt); return nil })
-}
-
-// SetAppHealth is as Agent.SetAppHealth.
-func (a *RelayedAgent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
-	return a.use(func(agent *Agent) error { return agent.SetAppHealth(appID, health) })
-}
-
-// SetNetwork is as Agent.SetNetwork.
-func (a *RelayedAgent) SetNetwork(network *agentstatsv1.Network) error {
-	return a.use(func(agent *Agent) error { return agent.SetNetwork(network) })
-}
-
-// Disconnect ends the connection. It is safe to repeat. The agent counts as connected
-// until what it said is acked. Its series stay until their TTL, or its next connection,
-// to whichever coderd.
-func (a *RelayedAgent) Disconnect() {
-	if a.relays == nil {
-		return
-	}
-	a.mu.Lock()
-	again := a.disconnected
-	a.disconnected = true
-	a.mu.Unlock()
-	if !again {
-		a.relays.disconnect(a.id, a.relay)
-	}
 }

@@ -38,9 +38,11 @@ func (a *Agent) begin(ctx context.Context) (run func(), err error) {
 	}
 	stopped := make(chan struct{})
 	a.stopped, a.cancel = stopped, cancel
+	leaving, leave := context.WithCancel(ctx)
+	a.leave = leave
 	return func() {
 		defer cancel()
-		a.callbacks.endWith(ctx)
+		a.callbacks.endWith(leaving)
 		a.keepSession(ctx)
 		a.mu.Lock()
 		a.stopped, a.cancel = nil, nil

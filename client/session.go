@@ -60,7 +60,7 @@ type session struct {
 
 // session opens a session and serves it until it ends.
 func (a *Agent) session(ctx context.Context) (end sessionEnd) {
-	defer func() { a.noteForgotten(end.err) }()
+	defer func() { a.noteEnd(end.err) }()
 	a.setState(State{Connection: Connecting})
 	conn, hangUp, err := a.connect()
 	if err != nil {
@@ -126,6 +126,7 @@ func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, conn
 	// the next session is not its first.
 	a.status.Counts.Sessions++
 	a.epoch = settings.GetEpoch()
+	a.isOpen, a.received = true, max(a.received, settings.GetResume().GetReceivedSequence())
 	stored := a.outbox.Resume(settings.GetResume())
 	a.outbox.Pace.BeginSession(time.Now())
 	a.applySettingsLocked(settings)
@@ -225,6 +226,7 @@ func (s *session) next() (req *agentstatsv1.ConnectRequest, wait time.Duration, 
 	defer a.mu.Unlock()
 	now := time.Now()
 	req = a.outbox.Next(a.limits, now)
+	a.sent = max(a.sent, req.GetSequence())
 	at, due := a.outbox.DueAt()
 	wait = standby.MaxSleep
 	if due {
@@ -340,6 +342,7 @@ func (s *session) handle(resp *agentstatsv1.ConnectResponse) {
 
 func (a *Agent) ack(ack *agentstatsv1.Ack) {
 	a.mu.Lock()
+	a.received = max(a.received, ack.GetReceivedSequence())
 	stored, sent := a.outbox.Ack(ack.GetReceivedSequence(), ack.GetDurableSequence())
 	a.mu.Unlock()
 	a.notifyDurable(stored)
@@ -382,7 +385,7 @@ func (a *Agent) notifyRefusals() {
 func (a *Agent) wakeWaiting() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.idle != nil && a.outbox.Idle() {
+	if a.idle != nil && a.settledLocked() {
 		close(a.idle)
 		a.idle = nil
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/client/internal/standby"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // setPresent notes whether the agent is connected to the relay's coderd. What is pending
@@ -23,13 +24,35 @@ func (a *Agent) setPresent(present bool) {
 	a.signal()
 }
 
-// drain has the relay end its session once nothing is pending.
+// drain has the relay end its session once the service has received all. Functions of the
+// host that hang are left soon.
 func (a *Agent) drain() {
 	a.setPresent(false)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.standby.Draining = true
+	a.leave()
 	a.signal()
+}
+
+// settledLocked reports whether no ack is waited for. Of a relay that is to end that is
+// so when the open session has had all received: the service stores it by itself.
+func (a *Agent) settledLocked() bool {
+	if a.outbox.Idle() {
+		return true
+	}
+	_, due := a.outbox.DueAt()
+	return a.standby.Draining && !due && a.received >= a.sent && (a.isOpen || a.drained)
+}
+
+// restoreLifecycle is SetLifecycle with a state of before. It does nothing if a newer one
+// was set.
+func (a *Agent) restoreLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if changedAt.After(a.lifecycleAt) {
+		a.setLifecycleLocked(state, changedAt)
+	}
 }
 
 // isIdle reports whether no ack is pending.
@@ -53,7 +76,7 @@ func (a *Agent) handedOverLocked() {
 func (a *Agent) awaitReason(ctx context.Context) bool {
 	for {
 		a.mu.Lock()
-		wait := a.standby.Wait(time.Now(), a.outbox.Idle())
+		wait := a.standby.Wait(time.Now(), a.settledLocked())
 		if a.closing {
 			wait = 0 // the goodbye needs one
 		}
@@ -84,5 +107,7 @@ func (a *Agent) isUnneeded() (ends bool, wait time.Duration) {
 	if a.closing {
 		return false, standby.MaxSleep
 	}
-	return a.standby.Ends(time.Now(), a.outbox.Idle())
+	ends, wait = a.standby.Ends(time.Now(), a.settledLocked())
+	a.drained = a.drained || ends && a.standby.Draining
+	return ends, wait
 }

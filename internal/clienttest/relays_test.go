@@ -309,7 +309,7 @@ func TestRelaysGiveUp(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		began := time.Now()
-		require.ErrorContains(t, relays[0].Close(ctx), "close relays: acks of 1 of 1 agents are pending: ")
+		require.ErrorContains(t, relays[0].Close(ctx), "close relays: of 1 of 1 agents not all was received: ")
 		require.Equal(t, 5*time.Second, time.Since(began))
 	})
 }
@@ -373,5 +373,128 @@ func TestRelaysLogAnOutageTogether(t *testing.T) {
 		require.Len(t, log.with("agents have their sessions with the service again"), 1)
 		require.Len(t, log.with("session opened"), 2)
 		require.NoError(t, stop())
+	})
+}
+
+// Close waits for what the service has not received, not for what it has not stored yet.
+func TestRelaysCloseOnceAllIsReceived(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 1, client.RelaysOptions{})
+		s.stopped()
+		s.flushInterval = time.Minute
+		s.start()
+		a := connectRelayed(t, relays[0])
+		time.Sleep(time.Minute / 4) // the connection is up again
+		a.Report(&agentstatsv1.Stats{RxBytes: 1})
+		a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		require.NoError(t, a.UpdateMetadata(client.Metadata{Key: "k", Value: "v"}))
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		began := time.Now()
+		require.NoError(t, relays[0].Close(ctx))
+		require.Less(t, time.Since(began), time.Second)
+		a.Disconnect()
+
+		time.Sleep(2 * time.Minute)
+		conn := s.conn(coderdToken)
+		defer closeConn(t, conn)
+		coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+		require.NoError(t, err)
+		stored, err := coderd.Metadata(t.Context(), agentID)
+		require.NoError(t, err)
+		require.Equal(t, "v", stored[0].GetValues()[0].GetValue())
+		_, lifecycle := s.agentInfo(t)
+		require.Equal(t, agent.LifecycleReady, lifecycle)
+	})
+}
+
+// A function of the host that hangs keeps Close for 2 s, and no longer than a second after
+// its context. What agents said is sent meanwhile.
+func TestRelaysCloseWhileAFunctionHangs(t *testing.T) {
+	for _, isRunning := range []bool{true, false} {
+		bubble.Test(t, func(t *testing.T) {
+			hanging := make(chan struct{})
+			s, relays := startRelays(t, 1, client.RelaysOptions{OnRefusal: func(uuid.UUID, *agentstatsv1.Refusal) { <-hanging }})
+			a := connectRelayed(t, relays[0])
+			a.Report(&agentstatsv1.Stats{Metrics: []*agentstatsv1.Stats_Metric{{Name: "go_info", Type: agentstatsv1.Stats_Metric_TYPE_GAUGE}}})
+			time.Sleep(5 * time.Second)
+			if !isRunning {
+				s.stopped()
+			}
+			a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			began := time.Now()
+			err := relays[0].Close(ctx)
+			require.LessOrEqual(t, time.Since(began), 4*time.Second)
+			if isRunning {
+				require.NoError(t, err)
+				require.LessOrEqual(t, time.Since(began), 3*time.Second)
+				_, lifecycle := s.agentInfo(t)
+				require.Equal(t, agent.LifecycleReady, lifecycle)
+			} else {
+				require.ErrorContains(t, err, "of 1 of 1 agents not all was received")
+				s.start()
+			}
+			close(hanging)
+			a.Disconnect()
+		})
+	}
+}
+
+// Handles that do nothing: nil ones, as beside an error, and those of nil Relays.
+func TestRelaysHandlesThatDoNothing(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, relays := startRelays(t, 1, client.RelaysOptions{})
+		require.NoError(t, relays[0].Close(t.Context()))
+		closed, err := relays[0].Connect(agentID, "")
+		require.ErrorContains(t, err, "closed")
+		none, err := (*client.Relays)(nil).Connect(agentID, "")
+		require.NoError(t, err)
+		unregistered, err := (*client.Relays)(nil).ConnectRegistered(registration(), "")
+		require.NoError(t, err)
+		require.NoError(t, (*client.Relays)(nil).Goodbye(t.Context(), agentID))
+		require.NoError(t, (*client.Relays)(nil).Close(t.Context()))
+		for _, a := range []*client.RelayedAgent{closed, none, unregistered, {}} {
+			a.Report(&agentstatsv1.Stats{})
+			a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+			a.RestoreLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+			require.NoError(t, a.UpdateMetadata(client.Metadata{Key: "k"}))
+			require.NoError(t, a.SetAppHealth(appID, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+			require.NoError(t, a.SetNetwork(&agentstatsv1.Network{}))
+			a.Disconnect()
+		}
+	})
+}
+
+// A state that coderd has stored is served, unless the agent has said a later one.
+func TestRelaysRestoreTheLifecycle(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 2, client.RelaysOptions{})
+		started := time.Now()
+		requireLifecycle := func(want agent.LifecycleState) {
+			t.Helper()
+			time.Sleep(10 * time.Second)
+			_, lifecycle := s.agentInfo(t)
+			require.Equal(t, want, lifecycle)
+		}
+		a := connectRelayed(t, relays[0])
+		a.RestoreLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Time{})
+		requireLifecycle(agent.LifecycleCreated)
+		a.RestoreLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, started)
+		requireLifecycle(agent.LifecycleStarting)
+		a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		requireLifecycle(agent.LifecycleReady)
+		again := connectRelayed(t, relays[0])
+		again.RestoreLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, started)
+		requireLifecycle(agent.LifecycleReady)
+		elsewhere := connectRelayed(t, relays[1])
+		elsewhere.RestoreLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, started)
+		requireLifecycle(agent.LifecycleReady)
+		elsewhere.RestoreLifecycle(agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN, time.Now())
+		requireLifecycle(agent.LifecycleShuttingDown)
+		for _, handle := range []*client.RelayedAgent{a, again, elsewhere} {
+			handle.Disconnect()
+		}
 	})
 }

@@ -1,6 +1,7 @@
 package clienttest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"log/slog"
@@ -39,7 +40,9 @@ type service struct {
 	registry   *prometheus.Registry
 	pushed     *pushed.Families
 	grouping   []string // of agents' series
-	stopped    func()
+	// flushInterval of metadata; 0: a short one.
+	flushInterval time.Duration
+	stopped       func()
 }
 
 // startService panics on errors, as examples have no testing.T.
@@ -69,7 +72,7 @@ func (s *service) start() {
 	notifications := pubsub.NewMetadata(memory)
 	s.aggregator, err = aggregator.New(aggregator.Options{GroupBy: s.grouping}, reg)
 	must(err)
-	pending, err := batcher.New(database, notifications, batcher.Options{FlushInterval: 20 * time.Millisecond}, reg, log)
+	pending, err := batcher.New(database, notifications, batcher.Options{FlushInterval: cmp.Or(s.flushInterval, 20*time.Millisecond)}, reg, log)
 	must(err)
 	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
 	must(err)
