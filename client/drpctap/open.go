@@ -14,7 +14,8 @@ import (
 	"github.com/coder/agentstatsd/client"
 )
 
-// closeTimeout bounds Close, so that a coderd that ends within 5 s has time for the rest.
+// closeTimeout bounds the wait of Close for the service. Functions of coderd that hang take
+// another second at most. So a coderd that ends within 5 s has time for the rest.
 const closeTimeout = 3 * time.Second
 
 // OpenOptions are the knobs of Open. The zero value works.
@@ -36,6 +37,7 @@ type link struct {
 	coderd  *client.Coderd
 	stop    context.CancelFunc // of the push
 	pushing sync.WaitGroup
+	close   func() error
 }
 
 // Open makes a Tap with all that a coderd needs of the service: a connection, as
@@ -70,7 +72,7 @@ func open(conn *grpc.ClientConn, opts OpenOptions) (*Tap, error) {
 	}
 	t := New(relays, Options{Logger: opts.Logger})
 	ctx, stop := context.WithCancel(context.Background())
-	t.link = &link{conn: conn, coderd: coderd, stop: stop}
+	t.link = &link{conn: conn, coderd: coderd, stop: stop, close: sync.OnceValue(t.end)}
 	if opts.Gatherer == nil {
 		return t, nil
 	}
@@ -98,15 +100,29 @@ func (t *Tap) Coderd() *client.Coderd {
 	return t.link.coderd
 }
 
+// Relays returns the relays of the Tap, for what no call says: goodbyes, and handles of
+// connections beside those of Mux. Those of a nil Tap are nil, which relay nothing. Close
+// of the Tap closes them.
+func (t *Tap) Relays() *client.Relays {
+	if t == nil {
+		return nil
+	}
+	return t.relays
+}
+
 // Close sends what is pending of agents, and the last values of coderd's families, and
-// closes the connection. It takes 3 s at most, whatever coderd's collectors and the
-// service do. The error counts the agents with something that is not acked: metadata is
-// when the service has written it, which it does every few seconds. So most of that is
-// not lost. Close is for a Tap that was made by Open.
+// closes the connection. It returns once the service has received them, at the latest
+// after 4 s, whatever coderd's functions and collectors and the service do. The error says
+// of how many agents not all was received. A further Close returns the same. Close is for
+// a Tap that was made by Open.
 func (t *Tap) Close() error {
 	if t == nil || t.link == nil {
 		return nil
 	}
+	return t.link.close()
+}
+
+func (t *Tap) end() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	t.link.stop()

@@ -3,6 +3,7 @@ package drpctap
 import (
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
@@ -14,6 +15,7 @@ func TestOpen(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, tap)
 	require.Nil(t, tap.Coderd())
+	require.Nil(t, tap.Relays())
 	require.NoError(t, tap.Close())
 	require.Nil(t, New(nil, Options{}).Coderd())
 	require.NoError(t, New(nil, Options{}).Close())
@@ -23,7 +25,11 @@ func TestOpen(t *testing.T) {
 	tap, err = Open(url, OpenOptions{})
 	require.NoError(t, err)
 	require.NotNil(t, tap.Coderd())
+	require.NotNil(t, tap.Relays())
 	require.NoError(t, tap.Close())
+	require.NoError(t, tap.Close(), "again")
+	_, err = tap.Relays().Connect(uuid.UUID{1}, "")
+	require.ErrorContains(t, err, "the relays are closed")
 
 	_, err = Open("https://stats", OpenOptions{})
 	require.Error(t, err)

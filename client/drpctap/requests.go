@@ -102,24 +102,35 @@ func merge(b []byte, m proto.Message) error {
 // decode calls f with each value of a field of messages. It returns how many there are,
 // and the first error. Errors of f do not keep it from the further values.
 func decode(message []byte, field protowire.Number, f func([]byte) error) (n int, first error) {
-	for len(message) > 0 {
-		number, kind, size := protowire.ConsumeTag(message)
-		if size < 0 {
-			return n, fmt.Errorf("decode the request: %w", protowire.ParseError(size))
-		}
-		value := message[size:]
-		if size = protowire.ConsumeFieldValue(number, kind, value); size < 0 {
-			return n, fmt.Errorf("decode the request: %w", protowire.ParseError(size))
-		}
-		message = value[size:]
+	err := eachField(message, func(number protowire.Number, kind protowire.Type, value []byte) {
 		if number != field || kind != protowire.BytesType {
-			continue
+			return
 		}
 		n++
 		b, _ := protowire.ConsumeBytes(value)
 		if err := f(b); err != nil && first == nil {
 			first = err
 		}
+	})
+	if first == nil {
+		first = err
 	}
 	return n, first
+}
+
+// eachField calls f with each field of a message, and what follows its tag.
+func eachField(message []byte, f func(number protowire.Number, kind protowire.Type, value []byte)) error {
+	for len(message) > 0 {
+		number, kind, size := protowire.ConsumeTag(message)
+		if size < 0 {
+			return fmt.Errorf("decode the message: %w", protowire.ParseError(size))
+		}
+		value := message[size:]
+		if size = protowire.ConsumeFieldValue(number, kind, value); size < 0 {
+			return fmt.Errorf("decode the message: %w", protowire.ParseError(size))
+		}
+		message = value[size:]
+		f(number, kind, value)
+	}
+	return nil
 }

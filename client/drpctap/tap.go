@@ -3,9 +3,9 @@
 // reads the requests as the bytes that their encoding makes.
 //
 // These calls are relayed: UpdateStats, BatchUpdateMetadata, UpdateLifecycle and
-// BatchUpdateAppHealths of coder.agent.v2.Agent. All others pass unchanged. The agent's
-// network, and a lifecycle of before the connection, are in none of them. They are for a
-// handle of client.Relays.Connect, beside that of the Tap.
+// BatchUpdateAppHealths of coder.agent.v2.Agent, and of coder.tailnet.v2.Tailnet the
+// agent's node in Coordinate, with the names that StreamDERPMaps has. All others pass
+// unchanged. What no call says, like a goodbye, is for Tap.Relays.
 package drpctap
 
 import (
@@ -35,6 +35,7 @@ type Agent interface {
 	UpdateMetadata(entries ...client.Metadata) error
 	SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.Time)
 	SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error
+	SetNetwork(network *agentstatsv1.Network) error
 }
 
 // Options are the knobs of a Tap. The zero value works.
@@ -59,9 +60,12 @@ type Tap struct {
 
 	logged  time.Time // when the last line was logged; zero: there was none
 	leftOut int       // lines since then
+	// regions are the names of the newest DERP map, by id. It is not changed.
+	regions map[int64]string
 }
 
-// New makes a Tap over the relays of a coderd. It does not close them.
+// New makes a Tap over the relays of a coderd. It does not close them. Nil ones relay
+// nothing.
 func New(relays *client.Relays, opts Options) *Tap {
 	t := &Tap{relays: relays, log: opts.Logger}
 	if t.log == nil {
@@ -77,6 +81,11 @@ type Connection struct {
 	// Role is that of the connection, as the query of its request has it. Of another one
 	// than an agent's, like a log streamer's, nothing is relayed.
 	Role string
+	// Lifecycle is the newest state of the agent that coderd has stored, and
+	// LifecycleChangedAt since when, as agents say theirs only when it changes; the zero
+	// time: it is not known. If the service has a later one, that stays.
+	Lifecycle          agentstatsv1.Lifecycle_State
+	LifecycleChangedAt time.Time
 
 	// What follows registers the agent if the service does not know it: see
 	// client.Relays.ConnectRegistered. Without AgentName it is not registered here. Of an
@@ -126,7 +135,7 @@ type Mux interface {
 // agent to coderd. The agent counts as connected until ctx ends, which has to be that of
 // the connection. Mux does not block. An agent that cannot be relayed gets mux itself.
 func (t *Tap) Mux(ctx context.Context, mux Mux, c Connection) Mux {
-	if t == nil {
+	if t == nil || t.relays == nil {
 		return mux
 	}
 	var agent *client.RelayedAgent
@@ -142,6 +151,9 @@ func (t *Tap) Mux(ctx context.Context, mux Mux, c Connection) Mux {
 		return mux
 	}
 	context.AfterFunc(ctx, agent.Disconnect)
+	if c.Lifecycle != agentstatsv1.Lifecycle_STATE_UNSPECIFIED {
+		agent.RestoreLifecycle(c.Lifecycle, c.LifecycleChangedAt)
+	}
 	return &tapMux{Mux: mux, tap: t, agent: agent}
 }
 
@@ -165,20 +177,30 @@ func (t *Tap) Wrap(desc drpc.Description, agent Agent) drpc.Description {
 	if t == nil {
 		return desc
 	}
-	return &description{Description: desc, tap: t, agent: agent}
+	return &description{Description: desc, tap: t, agent: agent, network: &network{tap: t, agent: agent}}
 }
 
 type description struct {
 	drpc.Description
-	tap   *Tap
-	agent Agent
+	tap     *Tap
+	agent   Agent
+	network *network
 }
 
 // Method implements drpc.Description.
 func (d *description) Method(n int) (string, drpc.Encoding, drpc.Receiver, any, bool) {
 	rpc, enc, receiver, method, ok := d.Description.Method(n)
+	if !ok {
+		return rpc, enc, receiver, method, ok
+	}
+	switch rpc {
+	case coordinate:
+		return rpc, enc, d.network.tapCoordinate(receiver), method, ok
+	case streamDERPMaps:
+		return rpc, enc, d.network.tapDERPMaps(receiver), method, ok
+	}
 	relay := relayed[rpc]
-	if !ok || relay == nil {
+	if relay == nil {
 		return rpc, enc, receiver, method, ok
 	}
 	//nolint:revive // the context is second, as dRPC has it
