@@ -287,7 +287,8 @@ func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 // Close sends what is pending of all agents, and ends their relays without a goodbye:
 // agents that connect to another coderd go on there. It blocks until the service has
 // received all, or ctx ends, also for a Goodbye that goes on. What is received the service
-// stores by itself. OnRefusal has 2 s left from the start. If it has not returned a second
+// stores by itself. Relays that wait for the service try again at once. OnRefusal has 2 s
+// left from the start. If it has not returned a second
 // after ctx has ended, Close does not wait for it. It returns an error that counts the
 // agents with something that was not received. After it there are no relays any more.
 func (r *Relays) Close(ctx context.Context) error {

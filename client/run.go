@@ -43,7 +43,7 @@ func (a *Agent) begin(ctx context.Context) (run func(), err error) {
 	return func() {
 		defer cancel()
 		a.callbacks.endWith(leaving)
-		a.keepSession(ctx)
+		a.keepSession(ctx, leaving.Done())
 		a.mu.Lock()
 		a.stopped, a.cancel = nil, nil
 		a.mu.Unlock()
@@ -52,8 +52,9 @@ func (a *Agent) begin(ctx context.Context) (run func(), err error) {
 	}, nil
 }
 
-// keepSession keeps a session until ctx is cancelled, or until Close.
-func (a *Agent) keepSession(ctx context.Context) {
+// keepSession keeps a session until ctx is cancelled, or until Close. When leaving is
+// closed, the wait for the next attempt is cut short once.
+func (a *Agent) keepSession(ctx context.Context, leaving <-chan struct{}) {
 	defer func() { a.failures.Unneeded(ctx, time.Now()) }()
 	for attempt := 0; a.awaitReason(ctx); attempt++ {
 		end := a.session(ctx)
@@ -88,8 +89,12 @@ func (a *Agent) keepSession(ctx context.Context) {
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-leaving:
+			leaving, attempt = nil, -1
 		case <-ctx.Done():
-			timer.Stop()
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 	}

@@ -126,6 +126,7 @@ func (t *Tap) end() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	t.link.stop()
+	t.link.conn.ResetConnectBackoff() // the service may be back by now
 	err := t.relays.Close(ctx)
 	pushed := make(chan struct{})
 	go func() {

@@ -498,3 +498,22 @@ func TestRelaysRestoreTheLifecycle(t *testing.T) {
 		}
 	})
 }
+
+// A relay that waits after an outage when it is to end does not wait for longer.
+func TestRelaysCloseTriesAtOnce(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 1, client.RelaysOptions{Backoff: client.Backoff{Min: time.Hour, Max: time.Hour}})
+		a := connectRelayed(t, relays[0])
+		time.Sleep(time.Second)
+		s.stopped()
+		a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		s.start()
+		time.Sleep(10 * time.Second) // the connection is up again
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		require.NoError(t, relays[0].Close(ctx))
+		_, lifecycle := s.agentInfo(t)
+		require.Equal(t, agent.LifecycleReady, lifecycle)
+		a.Disconnect()
+	})
+}
