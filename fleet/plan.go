@@ -226,7 +226,7 @@ func (p *plan) planAgents(r *registry, set Set) {
 		}
 		p.stale = append(p.stale, reg.ID)
 	}
-	current := make(map[agent.ID]struct{}, len(set.Agents)) // named and not of an older build
+	current := make(map[agent.ID]*agent.Registration, len(set.Agents)) // named and not of an older build
 	for i := range set.Agents {
 		reg := &set.Agents[i]
 		w := p.workspaces[reg.Workspace.ID]
@@ -238,8 +238,13 @@ func (p *plan) planAgents(r *registry, set Set) {
 			p.stale = append(p.stale, reg.ID)
 			continue
 		}
-		reg.Workspace = w
-		current[reg.ID] = struct{}{}
+		if !reg.Workspace.Equal(&w) {
+			// Another agent of the set has named it so, and may be refused yet.
+			own := *reg
+			reg = &own
+		}
+		reg.Workspace = w // if it is equal, to share its texts
+		current[reg.ID] = reg
 		key := identity{w.ID, reg.Name}
 		switch other := holders[key]; {
 		case other == nil:
@@ -252,8 +257,8 @@ func (p *plan) planAgents(r *registry, set Set) {
 		}
 	}
 	for i := range set.Agents {
-		reg := &set.Agents[i]
-		if holders[identity{reg.Workspace.ID, reg.Name}] != reg {
+		reg := current[set.Agents[i].ID]
+		if reg == nil || holders[identity{reg.Workspace.ID, reg.Name}] != reg {
 			continue
 		}
 		other := r.agentNamed(reg.Workspace.ID, reg.Name, func(id agent.ID) bool { _, found := current[id]; return found })

@@ -443,6 +443,22 @@ func TestRevokedToken(t *testing.T) {
 	require.Equal(t, nid(1), id)
 }
 
+// What a refused agent says of its workspace is not kept, nor given to other agents of
+// the set.
+func TestRefusedAgentNamesNoWorkspace(t *testing.T) {
+	p := loaded(t, Options{}, registration(9, 9, 1))
+	refused := with(registration(2, 1, 1), func(r *agent.Registration) {
+		r.Name, r.Workspace.Name, r.TokenHash = "second", "wrong", sha256.Sum256([]byte(token(9)))
+	})
+	done, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1), refused}})
+	require.NoError(t, err)
+	require.Len(t, done.Refused, 1)
+	require.Equal(t, "ws1", p.registry.workspaces[nid(1001)].Name)
+	info, err := p.Agent(nid(1))
+	require.NoError(t, err)
+	require.Equal(t, "ws1", info.Registration.Workspace.Name)
+}
+
 func TestSupersededSessionEnds(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(1), Ordinal: 1})
