@@ -38,6 +38,13 @@ func (s *Service) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushM
 		return err
 	}
 	defer s.server.EndStream()
+	if grpcserver.CallerFrom(stream.Context()).IsPusher {
+		if !s.pushersPushes.TryAcquire() {
+			s.metrics.refused.WithLabelValues(refusedPush).Inc()
+			return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once of those who may only push, a share of %s", cap(s.pushersPushes), flagInstances))
+		}
+		defer s.pushersPushes.Release()
+	}
 	if !s.pushes.TryAcquire() {
 		s.metrics.refused.WithLabelValues(refusedPush).Inc()
 		return grpcserver.Exhausted(time.Second, fmt.Sprintf("want at most %d pushes at once (%s)", s.opts.MaxPushes, flagInstances))

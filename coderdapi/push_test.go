@@ -198,6 +198,28 @@ func TestPushBreaksTheContract(t *testing.T) {
 	}
 }
 
+// Those who may only push leave some pushes to coderd.
+func TestPushesOfThoseWhoOnlyPush(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxPushes: 4}})
+	as := func(token string, instance byte) pushing {
+		c, err := s.Coderd().PushMetrics(edgetest.As(t.Context(), token))
+		require.NoError(t, err)
+		p := pushing{c, t}
+		p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(instance, "a")}})
+		return p
+	}
+	served := func(p pushing) {
+		p.end(&pb.PushEnd{Snapshot: 1})
+		p.answer()
+	}
+	for n := range 3 {
+		served(as(edgetest.PushToken, byte(1+n)))
+	}
+	as(edgetest.PushToken, 4).requireEnd(codes.ResourceExhausted, "want at most 3 pushes at once of those who may only push, a share of --max-coderd-instances")
+	require.Equal(t, 1.0, s.Counter("agentstatsd_streams_refused_total", "push"))
+	served(as(edgetest.CoderdToken, 5))
+}
+
 func TestPushLimits(t *testing.T) {
 	s := edgetest.Start(t, edgetest.Settings{Coderd: coderdapi.Options{MaxPushes: 1, MaxPushBytes: 1000}})
 	p := openPush(s, pushHello(1, "a"))

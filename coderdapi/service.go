@@ -69,6 +69,8 @@ type Service struct {
 	log     *slog.Logger
 	// Limits of what may be under way at once.
 	watches, syncs, pushes grpcserver.Slots
+	// pushersPushes are those of pushes that those may have who may only push.
+	pushersPushes grpcserver.Slots
 	// watchBytes is the memory that watches and reads of metadata share.
 	watchBytes *watchBytes
 	// byteBudgets are by the full name of the method.
@@ -103,13 +105,15 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		metrics:    m,
 		log:        log,
 
-		watches:    grpcserver.NewSlots(opts.MaxWatches),
-		syncs:      grpcserver.NewSlots(opts.MaxSyncs),
-		pushes:     grpcserver.NewSlots(opts.MaxPushes),
-		watchBytes: newWatchBytes(&opts, m),
-		futile:     newFutile(m),
-		decoders:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		instances:  newPushInstances(),
+		watches: grpcserver.NewSlots(opts.MaxWatches),
+		syncs:   grpcserver.NewSlots(opts.MaxSyncs),
+		pushes:  grpcserver.NewSlots(opts.MaxPushes),
+
+		pushersPushes: grpcserver.NewSlots(opts.MaxPushes - opts.MaxPushes/4),
+		watchBytes:    newWatchBytes(&opts, m),
+		futile:        newFutile(m),
+		decoders:      make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		instances:     newPushInstances(),
 	}
 	s.shareBytes()
 	if err := s.registerGauges(reg); err != nil {

@@ -35,6 +35,8 @@ type Caller struct {
 	Agent agent.ID
 	// Token of the agent; empty for them.
 	Token string
+	// IsPusher: it has the token of those who may only push.
+	IsPusher bool
 }
 
 type callerKey struct{}
@@ -142,7 +144,7 @@ func (a *authenticator) authenticate(ctx context.Context, fullMethod string) (Ca
 	forCoderd := a.roleOf(fullMethod) != RoleAgent
 	if isToken(token, a.pushTokenHash) {
 		if a.isForPushers(fullMethod) {
-			return Caller{}, nil
+			return Caller{IsPusher: true}, nil
 		}
 		return Caller{}, &authError{authForbidden, codes.PermissionDenied, "this method is not for a token that may only push (--push-token-file)"}
 	}

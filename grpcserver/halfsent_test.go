@@ -68,7 +68,7 @@ func TestHalfSentMessagesAreBoundedTogether(t *testing.T) {
 		require.Zero(t, receiving("coderd"), "it is read")
 
 		time.Sleep(15*time.Second - time.Since(began))
-		require.Equal(t, "message: want at most 262144 bytes of large messages received at once, half of --max-receiving-bytes, waited 15s for 100000 bytes; try again later", <-raw.refused)
+		require.Equal(t, "message: want at most 262144 bytes of large messages received at once, a share of --max-receiving-bytes, waited 15s for 100000 bytes; try again later", <-raw.refused)
 		require.Equal(t, 1.0, limited(s, "receiving_bytes"))
 		require.Equal(t, "message: want all of its 200000 bytes within 30s (--grpc-message-timeout)", <-raw.refused)
 		require.Equal(t, 30*time.Second, time.Since(began))

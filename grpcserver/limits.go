@@ -76,17 +76,21 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	case RoleCoderd:
 		prompt := s.prompt(stream, s.opts.HelloTimeout)
 		defer prompt.stop()
+		calls := s.coderdCalls
+		if CallerFrom(stream.Context()).IsPusher {
+			calls = s.pusherCalls
+		}
 		if info.IsServerStream {
 			if !s.unread.admitCoderd() {
 				return Exhausted(time.Second, fmt.Sprintf("want at most %d ended streams of coderd whose responses are not read (%s)", s.unread.coderdLimit, FlagWatches))
 			}
 			// Until its first message is there, nothing else bounds it.
-			if err := s.awaitCall(stream.Context()); err != nil {
+			if err := s.awaitCall(stream.Context(), calls); err != nil {
 				return err
 			}
-			responses, err := s.boundResponses(prompt)
+			responses, err := s.boundResponses(prompt, calls)
 			if err != nil {
-				s.coderdCalls.Release()
+				calls.Release()
 				return err
 			}
 			defer func() {
@@ -96,10 +100,10 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			}()
 			return handler(srv, responses)
 		}
-		if err := s.awaitCall(stream.Context()); err != nil {
+		if err := s.awaitCall(stream.Context(), calls); err != nil {
 			return err
 		}
-		call := &callStream{prompt, callSlot{calls: s.coderdCalls}}
+		call := &callStream{prompt, callSlot{calls: calls}}
 		defer call.ReleaseSlot()
 		return handler(srv, call)
 	}
@@ -123,21 +127,21 @@ const refusedCallItems = 20
 // chargeCall charges an agent for a refused call.
 func (s *Server) chargeCall(id agent.ID) { s.auth.agents.ChargeRefused(id, refusedCallItems, 0) }
 
-// awaitCall waits for a slot of coderd's calls. Calls need one that stream no
-// responses, or whose first message is to come: each may have a message of
-// Options.MaxMessageBytes in memory.
-func (s *Server) awaitCall(ctx context.Context) error {
-	if s.coderdCalls.TryAcquire() {
+// awaitCall waits for a slot of coderd's calls, or of those who may only push. Calls need
+// one that stream no responses, or whose first message is to come: each may have a message
+// of Options.MaxMessageBytes in memory.
+func (s *Server) awaitCall(ctx context.Context, calls Slots) error {
+	if calls.TryAcquire() {
 		return nil
 	}
 	timeout := time.NewTimer(s.opts.HelloTimeout / 2) // before that of the first message
 	defer timeout.Stop()
 	select {
-	case s.coderdCalls <- struct{}{}:
+	case calls <- struct{}{}:
 		return nil
 	case <-timeout.C:
 		s.metrics.limited.WithLabelValues(limitedCoderdCalls).Inc()
-		return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", cap(s.coderdCalls), flagCoderdCalls))
+		return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d calls of coderd at once (%s)", cap(calls), flagCoderdCalls))
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -13,6 +13,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
@@ -215,6 +216,41 @@ func TestIdleStreamsEnd(t *testing.T) {
 		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions", ""))
 		relayed.SendNext(edgetest.Stats(&pb.Stats{}))
 		relayed.RequireDurable(1)
+	})
+}
+
+// Whoever may only push has calls and room for large messages of its own: what it keeps
+// coderd does not lack.
+func TestThoseWhoOnlyPushLeaveRoom(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{Server: grpcserver.Options{
+			MaxCoderdCalls: 8, MaxMessageBytes: 256 << 10, MaxAgentMessageBytes: 256 << 10, MaxReceivingBytes: 512 << 10,
+		}})
+		asPusher := edgetest.As(t.Context(), edgetest.PushToken)
+		raw := dialRaw(s, t)
+		for range 2 {
+			id, err := raw.call(methodPush, "authorization", "Bearer "+edgetest.PushToken)
+			require.NoError(t, err)
+			require.NoError(t, raw.framer.WriteData(id, false, append(sizeOnly(200_000), 1)))
+		}
+		synctest.Wait()
+		require.Equal(t, 200_000.0, s.Counter("agentstatsd_grpc_receiving_bytes", "push"), "the other one waits")
+		more := openCall(asPusher, s, methodPush)
+		began := time.Now()
+		require.Equal(t, "want at most 2 calls of coderd at once (--max-coderd-calls)", status.Convert(more.RecvMsg(new([]byte))).Message())
+		require.Less(t, time.Since(began), 10*time.Second)
+
+		began = time.Now()
+		req := &pb.RegisterAgentsRequest{}
+		for n := range 500 {
+			req.Agents = append(req.Agents, edgetest.Registration(100+n))
+		}
+		require.Greater(t, proto.Size(req), 64<<10)
+		for range 8 {
+			_, err := s.Coderd().RegisterAgents(s.AsCoderd(), req)
+			require.NoError(t, err)
+		}
+		require.Less(t, time.Since(began), time.Second)
 	})
 }
 

@@ -45,6 +45,18 @@ func newReceiving(limit int) *receiving {
 	return &receiving{limit: limit, of: make(map[agent.ID]struct{})}
 }
 
+// newReceivingOf returns what each role may receive. If there is a token that may only
+// push, pushes have half of coderd's room, so that its holders leave the other half.
+func newReceivingOf(o *Options) map[Role]*receiving {
+	half := o.MaxReceivingBytes / 2
+	r := map[Role]*receiving{RoleAgent: newReceiving(half), RoleCoderd: newReceiving(half)}
+	if o.PushTokenHash != ([32]byte{}) {
+		share := max(half/2, o.MaxMessageBytes)
+		r[RoleCoderd], r[rolePusher] = newReceiving(share), newReceiving(share)
+	}
+	return r
+}
+
 // enqueue puts a message into the queue. The caller calls release.
 func (r *receiving) enqueue(size int, of agent.ID) *receipt {
 	m := &receipt{in: r, size: size, of: of, ready: make(chan struct{})}
@@ -137,7 +149,7 @@ func (s *sizedStream) awaitRoom(m *receipt, within time.Duration) error {
 		return nil
 	case <-timeout.C:
 		s.server.metrics.limited.WithLabelValues(limitedReceiving).Inc()
-		return Exhausted(within, fmt.Sprintf("message: want at most %d bytes of large messages received at once, half of %s, waited %v for %d bytes; try again later",
+		return Exhausted(within, fmt.Sprintf("message: want at most %d bytes of large messages received at once, a share of %s, waited %v for %d bytes; try again later",
 			m.in.limit, flagReceivingBytes, within, m.size))
 	case <-s.Context().Done():
 		return context.Cause(s.Context())

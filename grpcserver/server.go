@@ -63,6 +63,7 @@ type Server struct {
 	codec    codec
 	// What callers may have at once.
 	coderdCalls  Slots
+	pusherCalls  Slots // of those who may only push
 	agentStreams *agentStreams
 	// Large messages that are being received, by role.
 	receiving   map[Role]*receiving
@@ -100,13 +101,11 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 		codec:    codec{protoCodec},
 
 		coderdCalls:  NewSlots(opts.MaxCoderdCalls),
+		pusherCalls:  NewSlots(max(1, opts.MaxCoderdCalls/4)),
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
-		receiving: map[Role]*receiving{
-			RoleAgent:  newReceiving(opts.MaxReceivingBytes / 2),
-			RoleCoderd: newReceiving(opts.MaxReceivingBytes / 2),
-		},
-		connections: newConnections(&opts, m),
-		rpc:         rpc,
+		receiving:    newReceivingOf(&opts),
+		connections:  newConnections(&opts, m),
+		rpc:          rpc,
 	}
 	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd, s.connections, m.limited.WithLabelValues(limitedUnread))
 	s.auth = &authenticator{

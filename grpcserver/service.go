@@ -17,6 +17,9 @@ const (
 	RoleAgent Role = iota + 1
 	// RoleCoderd is coderd by its token, or its client certificate.
 	RoleCoderd
+	// rolePusher are those who may only push, and coderd when it pushes. No method is of
+	// this role: it has a share of coderd's room for large messages.
+	rolePusher
 )
 
 // String returns the role as the metrics label it.
@@ -26,6 +29,8 @@ func (r Role) String() string {
 		return "agent"
 	case RoleCoderd:
 		return "coderd"
+	case rolePusher:
+		return "push"
 	}
 	return "none"
 }

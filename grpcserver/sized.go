@@ -61,6 +61,9 @@ func (s *Server) sizeStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	if service := s.services[serviceOf(info.FullMethod)]; service != nil {
 		role := s.roleOf(info.FullMethod)
 		sized.receiving = s.receiving[role]
+		if s.receiving[rolePusher] != nil && s.isForPushers(info.FullMethod) {
+			sized.receiving = s.receiving[rolePusher]
+		}
 		sized.limit, sized.flag = s.opts.MaxMessageBytes, FlagMessageBytes
 		if role == RoleAgent {
 			sized.limit, sized.flag, sized.hello = s.opts.MaxAgentMessageBytes, FlagAgentMessageBytes, true

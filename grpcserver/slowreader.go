@@ -19,13 +19,13 @@ type responseStream struct {
 }
 
 // boundResponses returns the stream with a bound on the time that each response waits
-// for the reader. The stream has a slot of coderd's calls.
-func (s *Server) boundResponses(stream grpc.ServerStream) (*responseStream, error) {
+// for the reader. The stream has a slot of calls.
+func (s *Server) boundResponses(stream grpc.ServerStream, calls Slots) (*responseStream, error) {
 	ender, err := EnderOf(stream.Context())
 	if err != nil {
 		return nil, err
 	}
-	r := &responseStream{ServerStream: stream, callSlot: callSlot{calls: s.coderdCalls}, timeout: s.opts.SendTimeout}
+	r := &responseStream{ServerStream: stream, callSlot: callSlot{calls: calls}, timeout: s.opts.SendTimeout}
 	r.timer = time.AfterFunc(r.timeout, func() { _ = ender.WriteStatus(status.Convert(s.SlowReader())) })
 	r.timer.Stop()
 	return r, nil

@@ -71,7 +71,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "4194304", Value: atLeast(&c.maxMessageBytes, 64<<10), Group: &groupGRPC,
 		},
 		{
-			Description: "Bytes of messages above 64 KiB that are being received: half for agents, each of which has one at a time, half for coderd. More of them wait, then are refused.",
+			Description: "Bytes of messages above 64 KiB that are being received: half for agents, each of which has one at a time, half for coderd, of which pushes have half if there is a --push-token-file. More of them wait, then are refused.",
 			Flag:        "max-receiving-bytes", Env: "AGENTSTATSD_MAX_RECEIVING_BYTES", YAML: "max_receiving_bytes",
 			Default: "67108864", Value: atLeast(&c.maxReceivingBytes, 128<<10), Group: &groupGRPC,
 		},
@@ -147,7 +147,7 @@ func (c *config) grpcOptions() serpent.OptionSet {
 			Default: "false", Value: serpent.BoolOf(&c.grpcReflection), Group: &groupGRPC,
 		},
 		{
-			Description: "Calls of coderd at once that stream no responses, or whose first message is to come, each of which may have a message of --max-message-bytes in memory; more wait, then are refused.",
+			Description: "Calls of coderd at once that stream no responses, or whose first message is to come, each of which may have a message of --max-message-bytes in memory; more wait, then are refused. Holders of the --push-token-file have a quarter as many of their own.",
 			Flag:        "max-coderd-calls", Env: "AGENTSTATSD_MAX_CODERD_CALLS", YAML: "max_coderd_calls",
 			Default: "64", Value: atLeast(&c.maxCoderdCalls, 1), Group: &groupGRPC,
 		},
