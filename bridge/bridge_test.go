@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/bridge"
 	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/codertest"
@@ -62,7 +63,7 @@ type rig struct {
 }
 
 func start(t *testing.T, opts bridge.Options) *rig {
-	r := &rig{T: t, service: edgetest.Start(t, edgetest.Settings{TCP: true}), coderd: &codertest.RPC{}}
+	r := &rig{T: t, service: edgetest.Start(t, edgetest.Settings{TCP: true, Batcher: batcher.Options{BatchSize: 500, FlushInterval: 20 * time.Millisecond, MaxPending: 10_000}}), coderd: &codertest.RPC{}}
 	upstream := httptest.NewServer(r.coderd)
 	t.Cleanup(upstream.Close)
 	opts.Upstream, _ = url.Parse(upstream.URL)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -206,4 +207,72 @@ func TestConversation(t *testing.T) {
 		require.Equal(t, want, got, name)
 		require.NotContains(t, strings.Join(got, "\n"), secret)
 	}
+}
+
+// Of what is nobody's business nothing is kept, at any moment.
+func TestSecretsAreNotKept(t *testing.T) {
+	parts := conversation(t)
+	for _, cut := range []func(int) int{whole, single, random(1)} {
+		c, err := decode.NewConnection(&lines{}, decode.NewBudget(64<<20))
+		require.NoError(t, err)
+		read := 0
+		for _, p := range parts {
+			for b := bytes.Clone(p.Bytes); len(b) > 0; {
+				n := cut(len(b))
+				require.NoError(t, c.Read(p.FromAgent, b[:n]))
+				b = b[n:]
+				if read += n; read < 8000 || len(b)%4096 == 0 { // the manifest is early
+					require.False(t, reaches(reflect.ValueOf(c), secret[:8], map[uintptr]bool{}), "%v", p)
+				}
+			}
+		}
+		c.Close()
+	}
+	kept := &struct{ b [2][]byte }{[2][]byte{nil, []byte("x" + secret)[:1]}}
+	require.True(t, reaches(reflect.ValueOf(kept), secret, map[uintptr]bool{}), "what it is looked for by")
+}
+
+// reaches reports whether a text is in the memory of v, also where it is not used any more.
+func reaches(v reflect.Value, text string, seen map[uintptr]bool) bool {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() || seen[v.Pointer()] {
+			return false
+		}
+		seen[v.Pointer()] = true
+		return reaches(v.Elem(), text, seen)
+	case reflect.Interface:
+		return !v.IsNil() && reaches(v.Elem(), text, seen)
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if reaches(v.Field(i), text, seen) {
+				return true
+			}
+		}
+	case reflect.String:
+		return strings.Contains(v.String(), text)
+	case reflect.Slice, reflect.Array:
+		if v.Kind() == reflect.Slice {
+			v = v.Slice3(0, v.Cap(), v.Cap())
+		}
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			var b strings.Builder
+			for i := range v.Len() {
+				b.WriteByte(byte(v.Index(i).Uint()))
+			}
+			return strings.Contains(b.String(), text)
+		}
+		for i := range v.Len() {
+			if reaches(v.Index(i), text, seen) {
+				return true
+			}
+		}
+	case reflect.Map:
+		for m := v.MapRange(); m.Next(); {
+			if reaches(m.Key(), text, seen) || reaches(m.Value(), text, seen) {
+				return true
+			}
+		}
+	}
+	return false
 }
