@@ -278,7 +278,7 @@ func TestServiceIsAway(t *testing.T) {
 	r.until("it is a warning", func() bool { return len(r.bridge.Warnings()) == 1 })
 	require.Contains(t, r.bridge.Warnings()[0], "agentstatsd cannot be reached")
 	require.NoError(t, r.bridge.Ready())
-	require.ErrorContains(t, r.stop(), "acks of 1 of 1 agents are pending")
+	require.ErrorContains(t, r.stop(), "of 1 of 1 agents not all was received")
 	<-s.Done()
 }
 

@@ -92,8 +92,12 @@ func (p *parser) coordinate(data []byte) error {
 	var node, preferred int64
 	var order []int64
 	latencies := map[int64]float64{}
-	hasNode := false
+	hasNode, disconnected := false, false
 	err := fieldsOf(data, func(number protowire.Number, v value) error {
+		if number == 2 && v.wire == protowire.BytesType {
+			disconnected = true
+			return fieldsOf(v.bytes, func(protowire.Number, value) error { return nil })
+		}
 		if number != 1 || v.wire != protowire.BytesType {
 			return nil
 		}
@@ -138,8 +142,11 @@ func (p *parser) coordinate(data []byte) error {
 			})
 		})
 	})
-	if err != nil || !hasNode {
+	if err != nil || !hasNode && !disconnected {
 		return err
+	}
+	if disconnected {
+		node, preferred, order = 0, 0, nil
 	}
 	line := fmt.Sprintf("network %d %d", node, preferred)
 	for _, id := range order {

@@ -23,9 +23,10 @@ type collected struct {
 	manifest Manifest
 	app      App
 
-	hasNode bool
-	network Network
-	latency struct {
+	hasNode      bool
+	disconnected bool
+	network      Network
+	latency      struct {
 		region  string
 		seconds float64
 	}
@@ -54,8 +55,11 @@ var (
 		12: varintField(func(c *collected, v uint64) { c.app.Health = int32(v) }),
 	}
 
-	coordinateFields = &message{1: messageField(&message{1: messageField(nodeFields, func(c *collected) { c.hasNode = true }, nil)}, nil, nil)}
-	nodeFields       = &message{
+	coordinateFields = &message{
+		1: messageField(&message{1: messageField(nodeFields, func(c *collected) { c.hasNode = true }, nil)}, nil, nil),
+		2: messageField(&message{}, func(c *collected) { c.disconnected = true }, nil),
+	}
+	nodeFields = &message{
 		1: varintField(func(c *collected, v uint64) { c.network.NodeID = int64(v) }),
 		5: varintField(func(c *collected, v uint64) { c.network.PreferredRegion = int64(int32(v)) }),
 		6: messageField(&message{
@@ -140,8 +144,12 @@ func endManifest(c *Connection, kept *collected) error {
 	return c.identify(&kept.manifest)
 }
 
-// endCoordinate handles a message of the agent's coordination.
+// endCoordinate handles a message of the agent's coordination. After a disconnect it has no
+// node.
 func endCoordinate(c *Connection, kept *collected) error {
+	if kept.disconnected {
+		kept.hasNode, kept.network = true, Network{}
+	}
 	if kept.hasNode {
 		c.setNetwork(&kept.network)
 	}

@@ -149,7 +149,10 @@ func TestAccepted(t *testing.T) {
 			s.call(5, name, metadata, nil)
 		}, []string{line}},
 		"another call": {func(s *script) { s.call(3, "/coder.agent.v2.Agent/BatchUpdateMetadataX", metadata, nil) }, nil},
-		"a long name":  {func(s *script) { s.call(3, strings.Repeat(name, 100), metadata, nil) }, nil},
+		"a disconnect": {func(s *script) {
+			s.mux(true, 3, syn, packets(1, invoke, codertest.Coordinate, message, "\x12\x00"))
+		}, []string{"network 0 0"}},
+		"a long name": {func(s *script) { s.call(3, strings.Repeat(name, 100), metadata, nil) }, nil},
 		"after a close frame": {func(s *script) {
 			s.socket(true, ws.Header{Fin: true, OpCode: ws.OpClose}, []byte{3, 0xe8})
 			s.call(3, name, metadata, nil)

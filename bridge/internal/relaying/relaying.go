@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,7 +165,7 @@ func (c *Connection) Network(n *decode.Network) {
 
 // Regions names the regions of the agent's network.
 func (c *Connection) Regions(names map[int64]string) {
-	if known := c.relaying.regions.Load(); known == nil || !sameNames(*known, names) {
+	if known := c.relaying.regions.Load(); known == nil || !maps.Equal(*known, names) {
 		c.relaying.regions.Store(&names)
 	}
 	c.setNetwork()
@@ -189,18 +190,6 @@ func (c *Connection) setNetwork() {
 	if err := c.agent.SetNetwork(network); err != nil {
 		c.relaying.failed(callCoordinate, err)
 	}
-}
-
-func sameNames(a, b map[int64]string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for id, name := range a {
-		if other, ok := b[id]; !ok || other != name {
-			return false
-		}
-	}
-	return true
 }
 
 // agent notes what its relay does not: that the agent ends.
