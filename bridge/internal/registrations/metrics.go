@@ -1,0 +1,100 @@
+package registrations
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/bridge/internal/coder"
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+// Outcomes of syncs and of agents that were not known, as the counters label them.
+const (
+	outcomeSynced  = "synced"
+	outcomeDoubt   = "in_doubt" // registered, and nothing removed
+	outcomeRefused = "token_refused"
+	outcomeCoder   = "coder_failed"
+	outcomeService = "service_failed"
+
+	agentRegistered = "registered"
+	agentNotCurrent = "not_current"
+	agentListed     = "left_to_sync"
+	agentBeyond     = "beyond_limit"
+)
+
+type metrics struct {
+	syncs, unknown *prometheus.CounterVec
+	removed        prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		syncs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_syncs_total",
+			Help: "Syncs of registrations by outcome (in_doubt: nothing was removed, as the API token may have lost rights).",
+		}, []string{"outcome"}),
+		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_unknown_agents_total",
+			Help: "Agents that connected and were not registered, by what became of them (not_current: they are of no latest build that is started).",
+		}, []string{"outcome"}),
+		removed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_agents_removed_total",
+			Help: "Agents that syncs deregistered.",
+		}),
+	}
+	for _, outcome := range []string{outcomeSynced, outcomeDoubt, outcomeRefused, outcomeCoder, outcomeService} {
+		m.syncs.WithLabelValues(outcome)
+	}
+	for _, outcome := range []string{agentRegistered, agentNotCurrent, agentListed, agentBeyond} {
+		m.unknown.WithLabelValues(outcome)
+	}
+	return m, ownmetrics.Register(reg, m.syncs, m.unknown, m.removed)
+}
+
+// registerGauges registers what is read at a scrape.
+func (r *Registrations) registerGauges(reg prometheus.Registerer) error {
+	gauge := func(name, help string, valueLocked func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return valueLocked()
+		})
+	}
+	return ownmetrics.Register(reg,
+		gauge("agentstatsd_bridge_last_sync_timestamp_seconds", "Unix time of the newest sync that succeeded; 0: none has.", func() float64 {
+			if r.syncedAt.IsZero() {
+				return 0
+			}
+			return float64(r.syncedAt.UnixMilli()) / 1000
+		}),
+		gauge("agentstatsd_bridge_registrations_paused", "1 while coderd refuses the API token.", func() float64 {
+			if r.paused != nil {
+				return 1
+			}
+			return 0
+		}),
+		gauge("agentstatsd_bridge_registered_agents", "Agents that are registered, by the newest sync and since.", func() float64 { return float64(len(r.agents)) }),
+		gauge("agentstatsd_bridge_unknown_agents", "Agents that connected, are not registered, and wait for that.", func() float64 { return float64(len(r.unknown.waiting)) }),
+	)
+}
+
+// errService is wrapped by errors of the service.
+var errService = errors.New("agentstatsd")
+
+// errDoubt means that what is known was registered, and nothing was removed.
+var errDoubt = errors.New("what coderd shows cannot be all")
+
+func outcomeOf(err error) string {
+	switch {
+	case err == nil:
+		return outcomeSynced
+	case errors.Is(err, errDoubt):
+		return outcomeDoubt
+	case errors.Is(err, coder.ErrUnauthorized):
+		return outcomeRefused
+	case errors.Is(err, errService):
+		return outcomeService
+	}
+	return outcomeCoder
+}

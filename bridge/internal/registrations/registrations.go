@@ -1,0 +1,247 @@
+// Package registrations has the service know the agents and workspaces that a Coder
+// deployment has. It reads them by coderd's REST API.
+//
+// A sync reads all of them, and replaces what the service knows. What is absent from the
+// list is removed only if the workspace is known to be deleted: rows of the list move
+// between its pages, and a token without rights gets an empty list. An agent that connects
+// and is not known is registered at once, with a read of its workspace alone.
+package registrations
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/bridge/internal/coder"
+	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/backoff"
+)
+
+const (
+	// minSyncWait is between the end of a sync and the begin of one that unknown agents
+	// ask for: ten thousand workspaces take 20 s to read.
+	minSyncWait = 30 * time.Second
+	// serviceTimeout bounds a call of the service.
+	serviceTimeout = time.Minute
+	// refusedWait is how long a refused token is not tried again, unless its file changes.
+	refusedWait = time.Minute
+	// lookWait is between two looks at the file of a refused token.
+	lookWait = 5 * time.Second
+	// expiryWarning is how long before its expiry a token is warned of; it is asked for
+	// each expiryWait.
+	expiryWarning = 48 * time.Hour
+	expiryWait    = time.Hour
+)
+
+// Registrations are the registrations of one Coder deployment. All methods may be called
+// by any goroutine.
+type Registrations struct {
+	coder   *coder.Client
+	service *client.Coderd
+	opts    Options
+	metrics *metrics
+	log     *slog.Logger
+
+	// wantSync has an element while a sync is asked for, wake while agents wait.
+	wantSync, wake chan struct{}
+	// looked is closed when the first sync has ended, in whichever way.
+	looked chan struct{}
+
+	mu sync.Mutex
+	// The rest is guarded by mu.
+
+	// agents are those that are registered, by what this process knows.
+	agents map[uuid.UUID]Known
+	// workspaces are those that the newest sync registered, with their organizations.
+	workspaces map[uuid.UUID]string
+	// hidden are known ones that the newest sync did not find, and could not tell why.
+	hidden   map[uuid.UUID]struct{}
+	unknown  unknown
+	paused   error // why coderd is not asked; nil: it is
+	syncErr  error // of the newest sync; nil: it succeeded
+	syncedAt time.Time
+}
+
+// Known is what is known of a registered agent.
+type Known struct {
+	Workspace uuid.UUID
+	// Lifecycle is the state of the agent by coderd, since when it has it, as far as that
+	// is known, and when that was read.
+	Lifecycle string
+	Since     time.Time
+	ReadAt    time.Time
+}
+
+// New makes Registrations, which run once Run is called. It closes none of its arguments.
+func New(from *coder.Client, service *client.Coderd, opts Options, reg prometheus.Registerer, log *slog.Logger) (*Registrations, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("registrations options: %w", err)
+	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	r := &Registrations{
+		coder: from, service: service, opts: opts, metrics: m, log: log,
+		wantSync: make(chan struct{}, 1), wake: make(chan struct{}, 1), looked: make(chan struct{}),
+		agents:     make(map[uuid.UUID]Known),
+		workspaces: make(map[uuid.UUID]string),
+		unknown:    newUnknown(),
+	}
+	return r, r.registerGauges(reg)
+}
+
+// Run syncs and registers until ctx ends. It returns nil then.
+func (r *Registrations) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	running.Go(func() { r.runSyncs(ctx) })
+	running.Go(func() { r.runUnknown(ctx) })
+	running.Go(func() { r.watchExpiry(ctx) })
+	running.Wait()
+	return nil
+}
+
+// Agent returns what is known of an agent that this process registered.
+func (r *Registrations) Agent(id uuid.UUID) (Known, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.agents[id]
+	return known, ok
+}
+
+// Warnings says what does not work now.
+func (r *Registrations) Warnings() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.paused != nil:
+		return []string{fmt.Sprintf("registrations are paused: %v", r.paused)}
+	case r.syncErr != nil:
+		return []string{fmt.Sprintf("registrations are not synced: %v", r.syncErr)}
+	}
+	return nil
+}
+
+// runSyncs syncs at once, and each interval from then on.
+func (r *Registrations) runSyncs(ctx context.Context) {
+	retries := backoff.Backoff{Min: 5 * time.Second, Max: r.opts.SyncInterval}
+	failures := 0
+	for ctx.Err() == nil {
+		err := r.sync(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		r.noteSync(err)
+		switch {
+		case err == nil:
+			failures = 0
+			r.waitForSync(ctx)
+		case errors.Is(err, errDoubt):
+			failures = 0
+			r.log.Warn("registrations are synced in part: nothing is removed", "error", err)
+			r.waitForSync(ctx)
+		case errors.Is(err, coder.ErrUnauthorized):
+			r.waitForToken(ctx, err)
+		default:
+			failures++
+			wait := retries.Delay(failures)
+			r.log.Warn("registrations are not synced", "error", err, "wait", wait)
+			backoff.Sleep(ctx, wait)
+		}
+	}
+}
+
+func (r *Registrations) noteSync(err error) {
+	r.metrics.syncs.WithLabelValues(outcomeOf(err)).Inc()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.syncErr = err
+	if err == nil {
+		r.syncedAt = time.Now()
+	}
+	if err == nil || errors.Is(err, errDoubt) {
+		r.resumeLocked()
+	}
+	select {
+	case <-r.looked:
+	default:
+		close(r.looked)
+	}
+}
+
+// waitForSync waits until the next sync is due, or asked for.
+func (r *Registrations) waitForSync(ctx context.Context) {
+	// Several bridges do not sync at one moment.
+	wait := time.Duration(float64(r.opts.SyncInterval) * (0.9 + 0.2*rand.Float64()))
+	least := min(minSyncWait, wait)
+	if !backoff.Sleep(ctx, least) {
+		return
+	}
+	timer := time.NewTimer(wait - least)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.wantSync:
+	case <-ctx.Done():
+	}
+}
+
+// waitForToken waits until a refused token may be tried again: after a minute, or when its
+// file has changed.
+func (r *Registrations) waitForToken(ctx context.Context, err error) {
+	refused := r.coder.TokenVersion()
+	r.pause(err)
+	for until := time.Now().Add(refusedWait); time.Now().Before(until); {
+		if !backoff.Sleep(ctx, lookWait) || r.coder.TokenVersion() != refused {
+			return
+		}
+	}
+}
+
+func (r *Registrations) pause(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.paused == nil || r.paused.Error() != err.Error() {
+		r.log.Warn("registrations are paused: the API token is tried again each minute, and when its file changes", "error", err)
+	}
+	r.paused = err
+}
+
+func (r *Registrations) resumeLocked() {
+	if r.paused != nil {
+		r.log.Info("registrations go on")
+	}
+	r.paused = nil
+}
+
+// watchExpiry warns of a token that will expire.
+func (r *Registrations) watchExpiry(ctx context.Context) {
+	var warned [sha256.Size]byte
+	for {
+		version := r.coder.TokenVersion()
+		expiry, err := r.coder.TokenExpiry(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			r.log.Debug("the API does not say when the API token expires", "error", err)
+		case !expiry.IsZero() && time.Until(expiry) < expiryWarning && version != warned:
+			warned = version
+			r.log.Warn("the API token expires soon: replace it", "at", expiry.UTC().Format(time.RFC3339), "left", time.Until(expiry).Round(time.Minute))
+		}
+		for until := time.Now().Add(expiryWait); time.Now().Before(until) && r.coder.TokenVersion() == version; {
+			if !backoff.Sleep(ctx, refusedWait) {
+				return
+			}
+		}
+	}
+}
