@@ -76,6 +76,8 @@ type SessionRecord struct {
 	// Reported is true once the session had a report of stats. From then on its
 	// replica publishes the agent's series.
 	Reported bool
+	// Relayed is as in Session.
+	Relayed bool
 }
 
 // Registrations are the registrations in a store, or their changes, as of one

@@ -243,8 +243,8 @@ func (c *Coderd) Metadata(ctx context.Context, agentIDs ...uuid.UUID) ([]*agents
 }
 
 // Agents yields the registered agents in the order of their ids, read page by
-// page. One that has a session with any replica is connected, relayed or not. After an
-// error, which comes with a nil agent, it ends.
+// page. One that has a session with any replica is connected, by a relay or by its own
+// stream, as relayed says. After an error, which comes with a nil agent, it ends.
 func (c *Coderd) Agents(ctx context.Context) iter.Seq2[*agentstatsv1.Agent, error] {
 	return func(yield func(*agentstatsv1.Agent, error) bool) {
 		req := &agentstatsv1.ListAgentsRequest{PageSize: parts.MaxMessages}

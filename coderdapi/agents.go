@@ -292,6 +292,7 @@ func (w *agentsWatch) state(info *fleet.Info) (*agentstatsv1.AgentState, uint64,
 	state := &agentstatsv1.AgentState{
 		AgentId:   info.Registration.ID[:],
 		Status:    contract.NumberOf(agentStatuses, info.Status),
+		Relayed:   info.Relayed,
 		Lifecycle: lifecycleMessage(info),
 		AppHealth: appHealthMessages(info),
 	}

@@ -38,7 +38,7 @@ func watchAgents(s *edgetest.Service, numbers ...int) watchingAgents {
 	return watchingAgents{w, s.T}
 }
 
-// next returns the next message as text: each agent with its status, lifecycle and app
+// next returns the next message as text: each agent with its status, relay, lifecycle and app
 // healths, the removed ones, and whether the message is synced.
 func (w watchingAgents) next() []string {
 	w.t.Helper()
@@ -47,6 +47,9 @@ func (w watchingAgents) next() []string {
 	var words []string
 	for _, a := range m.GetAgents() {
 		word := fmt.Sprint(a.GetAgentId()[15], " ", strings.TrimPrefix(a.GetStatus().String(), "AGENT_STATUS_"))
+		if a.GetRelayed() {
+			word += " relayed"
+		}
 		if a.GetLifecycle() != nil {
 			word += " " + strings.TrimPrefix(a.GetLifecycle().GetState().String(), "STATE_")
 		}
@@ -136,6 +139,39 @@ func TestWatchAgents(t *testing.T) {
 		for last := first.next(); !slices.Equal(last, []string{"removed 1"}); last = first.next() {
 			require.Contains(t, last[0], "1 ")
 		}
+	})
+}
+
+// Whether an agent is relayed is told when it changes, also if it stays connected.
+func TestWatchAgentsRelayed(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		w := watchAgents(s, 1)
+		require.Equal(t, []string{"1 TIMEOUT INITIALIZING"}, w.next())
+		require.Equal(t, []string{"synced"}, w.next())
+		began := time.Now()
+		requireIs := func(words string, relayed bool) {
+			t.Helper()
+			require.Equal(t, []string{words}, w.next())
+			resp, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
+			require.NoError(t, err)
+			require.Equal(t, relayed, resp.GetAgents()[0].GetRelayed())
+		}
+		own := s.Connect(edgetest.Session{Agent: 1})
+		requireIs("1 CONNECTED INITIALIZING", false)
+		relay := s.OpenRelay(s.AsCoderd())
+		relay.Connect(t, edgetest.Session{Agent: 1, Instance: 2})
+		requireIs("1 CONNECTED relayed INITIALIZING", true)
+		own.RequireEnd(codes.Aborted, "superseded by a newer session")
+		own = s.Connect(edgetest.Session{Agent: 1})
+		requireIs("1 CONNECTED INITIALIZING", false)
+		require.Less(t, time.Since(began), 10*time.Second, "by a notification, not by the re-read")
+		relay.Connect(t, edgetest.Session{Agent: 1, Instance: 3})
+		requireIs("1 CONNECTED relayed INITIALIZING", true)
+		require.NoError(t, relay.CloseSend())
+		requireIs("1 DISCONNECTED INITIALIZING", false)
+		_ = own
 	})
 }
 

@@ -287,6 +287,7 @@ func agentMessage(info *fleet.Info) *agentstatsv1.Agent {
 		Name:      reg.Name,
 		Workspace: workspaceMessage(&reg.Workspace),
 		Connected: info.Connected,
+		Relayed:   info.Relayed,
 		Lifecycle: lifecycleMessage(info),
 		AppHealth: appHealthMessages(info),
 	}

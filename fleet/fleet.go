@@ -381,6 +381,8 @@ type Info struct {
 	Registration *agent.Registration
 	// Connected is true if the agent has a session on any replica.
 	Connected bool
+	// Relayed is true if that session is relayed.
+	Relayed bool
 	// Status equals that of the published series. It follows time within a second.
 	Status agent.Status
 	// LastSeen is zero if the agent never connected to this process.
@@ -420,9 +422,11 @@ func (f *Fleet) Agent(id agent.ID) (Info, error) {
 func (f *Fleet) info(e *entry) Info {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	connected := e.sessions.live != nil || f.connectedRemotelyLocked(e)
 	return Info{
 		Registration: e.reg.Load(),
-		Connected:    e.sessions.live != nil || f.connectedRemotelyLocked(e),
+		Connected:    connected,
+		Relayed:      connected && e.sessions.newest.Relayed,
 		Status:       e.presence.status,
 		LastSeen:     e.sessions.lastSeen,
 		State:        e.state.newest.Clone(),

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/removals"
 )
 
 // scope limits what a sync deregisters: what was last named at revision or before, and
@@ -118,27 +119,16 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 		return set, nil, nil
 	}
 	now := time.Now()
-	removals, err := f.store.Removals(ctx, now.Sub(oldest))
+	list, err := f.store.Removals(ctx, now.Sub(oldest))
 	if err != nil {
 		return set, nil, fmt.Errorf("read removals: %w", err)
 	}
-	if len(removals) == 0 {
+	if len(list) == 0 {
 		return set, nil, nil
 	}
-	agents, workspaces := make(map[agent.ID]time.Time), make(map[agent.ID]time.Time)
-	for _, removal := range removals {
-		removed := agents
-		if removal.IsWorkspace {
-			removed = workspaces
-		}
-		removed[removal.ID] = now.Add(-removal.Age)
-	}
-	isGone := func(removed map[agent.ID]time.Time, id agent.ID, gotAt time.Time) bool {
-		at, found := removed[id]
-		return found && !gotAt.IsZero() && at.After(gotAt)
-	}
+	removed := removals.Of(list, now)
 	isWorkspaceGone := func(w *agent.Workspace, gotAt time.Time) bool {
-		return r.workspaces[w.ID] == nil && isGone(workspaces, w.ID, gotAt)
+		return r.workspaces[w.ID] == nil && removed.HasWorkspace(w.ID, gotAt)
 	}
 	set.Workspaces = without(set.Workspaces, func(w *agent.Workspace) bool { return isWorkspaceGone(w, set.ReadAt) })
 	named := make(map[agent.ID]struct{}, len(set.Workspaces))
@@ -153,7 +143,7 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 		}
 		w := &reg.Workspace
 		noWorkspace := isWorkspaceGone(w, gotAt)
-		if !noWorkspace && (r.agents[reg.ID] != nil || !isGone(agents, reg.ID, gotAt)) {
+		if !noWorkspace && (r.agents[reg.ID] != nil || !removed.HasAgent(reg.ID, gotAt)) {
 			return false
 		}
 		gone = append(gone, reg.ID)

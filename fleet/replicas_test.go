@@ -417,6 +417,42 @@ func TestStatesReachAllReplicas(t *testing.T) {
 	})
 }
 
+// All replicas know whether an agent is relayed, and notify when that changes.
+func TestRelayedReachesAllReplicas(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		awaitReplicas()
+		changes := make(chan struct{}, 1000)
+		defer r[1].Watch(func([]agent.ID) { changes <- struct{}{} })()
+		relayedOn := func(on int, want bool) {
+			t.Helper()
+			for len(changes) > 0 {
+				<-changes
+			}
+			connectTo(t, r[on], 1, Hello{Instance: instanceID(byte(len(r) + on)), Ordinal: 1, Relayed: want})
+			awaitReplicas()
+			for _, p := range r {
+				info, err := p.Agent(nid(1))
+				require.NoError(t, err)
+				require.True(t, info.Connected)
+				require.Equal(t, want, info.Relayed)
+			}
+			require.NotEmpty(t, changes)
+		}
+		relayedOn(0, true)
+		relayedOn(0, false)
+		relayedOn(1, true)
+		late := startReplica(t, c, r[0].store, 2, Options{})
+		awaitReplicas()
+		info, err := late.Agent(nid(1))
+		require.NoError(t, err)
+		require.True(t, info.Relayed, "by the database")
+		relayedOn(1, false)
+	})
+}
+
 // Notifications that are lost, late, twice or malformed change nothing in the end.
 func TestNotificationsAreParsed(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))

@@ -109,7 +109,8 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	if hello.Relayed {
 		first = e.unreported && !moved
 	}
-	order := f.assignEpochLocked(e, hello.Epoch)
+	wasRelayed := e.sessions.newest.Relayed
+	order := f.assignEpochLocked(e, &hello)
 	i.epoch = order.Epoch
 	if f.peers != nil {
 		i.holdLocked()
@@ -139,6 +140,9 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	f.metrics.sessions.Inc()
 	f.openSeriesLocked(e, s.info)
 	f.publishPresenceLocked(e, now)
+	if wasRelayed != hello.Relayed {
+		f.watchers.Notify(e.id)
+	}
 	return s, nil
 }
 
@@ -147,9 +151,9 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 const maxEpochAhead = time.Hour
 
 // assignEpochLocked makes the newest session record of the agent, with a new epoch.
-// It queues the record for publication and for the database. sent is the epoch that
-// the agent sent; 0: none.
-func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
+// It queues the record for publication and for the database.
+func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
+	sent := hello.Epoch
 	now := f.opts.Now()
 	last := max(e.sessions.newest.Epoch, e.sessions.storedEpoch)
 	previous := e.sessions.newest.Epoch
@@ -161,6 +165,7 @@ func (f *Fleet) assignEpochLocked(e *entry, sent int64) agent.Order {
 		Epoch:   agent.NextEpoch(now, last, f.self()),
 		Replica: f.self(),
 		Open:    true,
+		Relayed: hello.Relayed,
 	}
 	f.queueSessionLocked(e)
 	order := agent.Order{Epoch: e.sessions.newest.Epoch}

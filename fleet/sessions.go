@@ -155,11 +155,15 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 	if order == 0 { // of one session: what is closed or reported stays so
 		record.Open = record.Open && before.Open
 		record.Reported = record.Reported || before.Reported
+		record.Relayed = record.Relayed || before.Relayed
 	}
 	if record == before {
 		return
 	}
 	e.sessions.newest, e.sessions.unwritten = record, 0
+	if record.Relayed != before.Relayed {
+		f.watchers.Notify(e.id)
+	}
 	if before.Replica == f.self() && order > 0 {
 		// The record of the other replica may never be written: it can be killed before.
 		// This one's would stay open in the database, for all who read it later.

@@ -226,9 +226,9 @@ AND part LIKE 'app_health/%' AND NOT EXISTS (
     AND CAST(agents.apps AS text) LIKE '%"' || substr(agent_states.part, 12) || '"%')`,
 		// Of the same session only the flags change, and each in one direction.
 		upsertSession: `
-INSERT INTO sessions (agent_id, epoch, replica_id, open, reported)
-SELECT n.agent_id, n.epoch, n.replica_id, n.open, n.reported
-FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "reported boolean", "incarnation bigint") + ` AS n
+INSERT INTO sessions (agent_id, epoch, replica_id, open, reported, relayed)
+SELECT n.agent_id, n.epoch, n.replica_id, n.open, n.reported, n.relayed
+FROM ` + rows("agent_id uuid", "epoch bigint", "replica_id uuid", "open boolean", "reported boolean", "relayed boolean", "incarnation bigint") + ` AS n
 WHERE EXISTS (
     SELECT 1 FROM agents WHERE agents.id = n.agent_id AND n.incarnation IN (0, agents.registered)` + keyShare + `
 ) ORDER BY n.agent_id
@@ -236,7 +236,9 @@ ON CONFLICT (agent_id) DO UPDATE SET
     epoch = excluded.epoch, replica_id = excluded.replica_id,
     open = excluded.open AND (sessions.open OR excluded.epoch > sessions.epoch OR excluded.replica_id > sessions.replica_id),
     reported = excluded.reported OR
-        sessions.reported AND (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)` + alsoSet + `
+        sessions.reported AND (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id),
+    relayed = excluded.relayed OR
+        sessions.relayed AND (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)` + alsoSet + `
 WHERE (excluded.epoch, excluded.replica_id) > (sessions.epoch, sessions.replica_id)
     OR (excluded.epoch, excluded.replica_id) = (sessions.epoch, sessions.replica_id)
     AND (sessions.open AND NOT excluded.open OR excluded.reported AND NOT sessions.reported)`,

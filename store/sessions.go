@@ -11,7 +11,7 @@ import (
 
 // SaveSessions writes records in one transaction. Each replaces that of its agent
 // unless that is newer. A record of the same session changes only forward: a closed
-// session stays closed, and reported stays true. Agents that are unknown or have
+// session stays closed, and reported and relayed stay true. Agents that are unknown or have
 // another incarnation are skipped, as they were deregistered meanwhile.
 //
 // before has the epoch and replica of the other agents' records when the transaction
@@ -23,7 +23,7 @@ func (s *Store) SaveSessions(ctx context.Context, records []agent.SessionRecord)
 	}
 	records = inOrder(records, func(a, b agent.SessionRecord) int { return compareIDs(a.Agent, b.Agent) }, newerSession)
 	rows, err := toRows(records, func(r *agent.SessionRecord) ([]any, error) {
-		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Reported, r.Incarnation}, nil
+		return []any{s.dialect.id(r.Agent), r.Epoch, s.dialect.id(r.Replica), r.Open, r.Reported, r.Relayed, r.Incarnation}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -81,6 +81,7 @@ func newerSession(a, b agent.SessionRecord) agent.SessionRecord {
 	case 0:
 		b.Open = b.Open && a.Open
 		b.Reported = b.Reported || a.Reported
+		b.Relayed = b.Relayed || a.Relayed
 	}
 	return b
 }
@@ -93,9 +94,9 @@ func (s *Store) Sessions(ctx context.Context, since int64) (records []agent.Sess
 	err = s.view(ctx, "read sessions", func(tx *sql.Tx) error {
 		records = nil
 		next, err = s.readSince(ctx, tx, pageOfSessions, `
-SELECT agent_id, epoch, replica_id, open, reported FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
+SELECT agent_id, epoch, replica_id, open, reported, relayed FROM sessions`, since, ` ORDER BY agent_id`, func(rows *sql.Rows) error {
 			var r agent.SessionRecord
-			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Reported)
+			err := rows.Scan(&r.Agent, &r.Epoch, &r.Replica, &r.Open, &r.Reported, &r.Relayed)
 			if err != nil {
 				return s.skip(ctx, rows, kindSessions, idKey(r.Agent), err)
 			}

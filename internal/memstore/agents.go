@@ -229,7 +229,7 @@ func (t *tables) putSession(r agent.SessionRecord, number int64) {
 		case -1:
 			return
 		case 0:
-			r.Open, r.Reported = r.Open && old.Open, r.Reported || old.Reported
+			r.Open, r.Reported, r.Relayed = r.Open && old.Open, r.Reported || old.Reported, r.Relayed || old.Relayed
 		}
 		if r == old.SessionRecord {
 			return

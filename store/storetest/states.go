@@ -195,7 +195,7 @@ func testSessions(t *testing.T, s Store) {
 	of := func(n byte, epoch int64, replica byte, flags string) agent.SessionRecord {
 		return agent.SessionRecord{
 			Agent: id(n), Epoch: epoch, Replica: id(replica),
-			Open: strings.Contains(flags, "o"), Reported: strings.Contains(flags, "r"),
+			Open: strings.Contains(flags, "o"), Reported: strings.Contains(flags, "r"), Relayed: strings.Contains(flags, "y"),
 		}
 	}
 	set := func(r agent.SessionRecord) func() { return func() { want[r.Agent] = r } }
@@ -203,7 +203,7 @@ func testSessions(t *testing.T, s Store) {
 
 	saveSessions(t, s, nil)
 	want[id(1)] = of(1, 10, 50, "o")
-	save("first", set(of(2, 20, 60, "or")), of(2, 20, 60, "or"), of(99, 30, 1, "o"), of(1, 10, 50, "o"))
+	save("first", set(of(2, 20, 60, "ory")), of(2, 20, 60, "ory"), of(99, 30, 1, "o"), of(1, 10, 50, "o"))
 	save("older epoch", same, of(2, 19, 99, ""))
 	save("lower replica", same, of(2, 20, 59, ""))
 	save("reported", set(of(1, 10, 50, "or")), of(1, 10, 50, "or"))
@@ -212,6 +212,8 @@ func testSessions(t *testing.T, s Store) {
 	save("of before the end", same, of(1, 10, 50, "or"))
 	save("higher replica", set(of(1, 10, 51, "o")), of(1, 10, 51, "o"))
 	save("higher epoch", set(of(2, 21, 1, "o")), of(2, 21, 1, "o"))
+	save("relayed", set(of(2, 22, 1, "oy")), of(2, 22, 1, "oy"))
+	save("of one session", set(of(2, 22, 1, "ory")), of(2, 22, 1, "or"))
 	// One call may have several records of an agent.
 	save("several", set(of(1, 11, 2, "r")), of(1, 11, 2, "r"), of(1, 11, 2, "o"), of(1, 11, 1, "o"))
 }

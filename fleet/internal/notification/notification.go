@@ -38,6 +38,7 @@ var encoding = base64.RawStdEncoding.Strict()
 const (
 	flagOpen = 1 << iota
 	flagReported
+	flagRelayed
 )
 
 // Encode returns a notification of the replica, with at most MaxRecords records if it
@@ -61,6 +62,9 @@ func appendRecord(dst []byte, r *agent.SessionRecord) []byte {
 	}
 	if r.Reported {
 		flags |= flagReported
+	}
+	if r.Relayed {
+		flags |= flagRelayed
 	}
 	return append(dst, flags)
 }
@@ -93,6 +97,7 @@ func Decode(payload []byte) (kind Kind, from agent.ID, records []agent.SessionRe
 			Replica:     from,
 			Open:        flags&flagOpen != 0,
 			Reported:    flags&flagReported != 0,
+			Relayed:     flags&flagRelayed != 0,
 		})
 	}
 	return kind, from, records, nil

@@ -26,6 +26,7 @@ func TestDecodeIsTheInverseOfEncode(t *testing.T) {
 					Replica:     from,
 					Open:        rapid.Bool().Draw(t, "open"),
 					Reported:    rapid.Bool().Draw(t, "reported"),
+					Relayed:     rapid.Bool().Draw(t, "relayed"),
 				})
 			}
 		}

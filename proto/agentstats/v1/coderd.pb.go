@@ -1525,7 +1525,9 @@ type Agent struct {
 	// Newest health of its apps.
 	AppHealth []*AppHealthUpdate `protobuf:"bytes,7,rep,name=app_health,json=appHealth,proto3" json:"app_health,omitempty"`
 	// UUID of the parent agent; absent: none.
-	ParentId      []byte `protobuf:"bytes,8,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	ParentId []byte `protobuf:"bytes,8,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// True while it is connected by a relay, false while it is by its own stream.
+	Relayed       bool `protobuf:"varint,9,opt,name=relayed,proto3" json:"relayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1614,6 +1616,13 @@ func (x *Agent) GetParentId() []byte {
 		return x.ParentId
 	}
 	return nil
+}
+
+func (x *Agent) GetRelayed() bool {
+	if x != nil {
+		return x.Relayed
+	}
+	return false
 }
 
 // PushMetricsRequest is one message of a coderd instance's push.
@@ -2149,7 +2158,9 @@ type AgentState struct {
 	// Newest health of its apps.
 	AppHealth []*AppHealthUpdate `protobuf:"bytes,4,rep,name=app_health,json=appHealth,proto3" json:"app_health,omitempty"`
 	// When its last message came to this replica; absent: none did since it started.
-	LastSeenAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
+	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
+	// True while it is connected by a relay, false while it is by its own stream.
+	Relayed       bool `protobuf:"varint,6,opt,name=relayed,proto3" json:"relayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2217,6 +2228,13 @@ func (x *AgentState) GetLastSeenAt() *timestamppb.Timestamp {
 		return x.LastSeenAt
 	}
 	return nil
+}
+
+func (x *AgentState) GetRelayed() bool {
+	if x != nil {
+		return x.Relayed
+	}
+	return false
 }
 
 // WatchStatsRequest begins a watch, and then acks its responses.
@@ -2616,7 +2634,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"j\n" +
 	"\x12ListAgentsResponse\x12,\n" +
 	"\x06agents\x18\x01 \x03(\v2\x14.agentstats.v1.AgentR\x06agents\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd3\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xed\x02\n" +
 	"\x05Agent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
@@ -2627,7 +2645,8 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\tlifecycle\x18\x06 \x01(\v2\x18.agentstats.v1.LifecycleR\tlifecycle\x12=\n" +
 	"\n" +
 	"app_health\x18\a \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12\x1b\n" +
-	"\tparent_id\x18\b \x01(\fR\bparentId\"\xb8\x01\n" +
+	"\tparent_id\x18\b \x01(\fR\bparentId\x12\x18\n" +
+	"\arelayed\x18\t \x01(\bR\arelayed\"\xb8\x01\n" +
 	"\x12PushMetricsRequest\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.agentstats.v1.PushHelloH\x00R\x05hello\x129\n" +
 	"\bfamilies\x18\x02 \x01(\v2\x1b.agentstats.v1.PushFamiliesH\x00R\bfamilies\x12*\n" +
@@ -2658,7 +2677,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x06agents\x18\x01 \x03(\v2\x19.agentstats.v1.AgentStateR\x06agents\x12\x1f\n" +
 	"\vremoved_ids\x18\x02 \x03(\fR\n" +
 	"removedIds\x12\x16\n" +
-	"\x06synced\x18\x03 \x01(\bR\x06synced\"\x90\x02\n" +
+	"\x06synced\x18\x03 \x01(\bR\x06synced\"\xaa\x02\n" +
 	"\n" +
 	"AgentState\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\fR\aagentId\x122\n" +
@@ -2667,7 +2686,8 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
 	"app_health\x18\x04 \x03(\v2\x1e.agentstats.v1.AppHealthUpdateR\tappHealth\x12<\n" +
 	"\flast_seen_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastSeenAt\"\x98\x01\n" +
+	"lastSeenAt\x12\x18\n" +
+	"\arelayed\x18\x06 \x01(\bR\arelayed\"\x98\x01\n" +
 	"\x11WatchStatsRequest\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x06R\vincarnation\x12\x16\n" +
