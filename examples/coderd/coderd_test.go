@@ -10,9 +10,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"storj.io/drpc/drpcmux"
 
+	"github.com/coder/agentstatsd/client/drpctap"
 	"github.com/coder/agentstatsd/examples/coderd/agentproto"
 	"github.com/coder/agentstatsd/examples/coderd/agents"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 const token = "the agent's token"
@@ -180,4 +183,30 @@ func TestCoderdEndsInTime(t *testing.T) {
 			require.Less(t, c.stop(t), 5*time.Second)
 		})
 	}
+}
+
+// What no call says of an agent is said by the tap: the lifecycle that coderd has stored,
+// and, by a handle, a network and a goodbye.
+func TestTapSaysWhatNoCallSays(t *testing.T) {
+	s := startService(t)
+	tap, err := drpctap.Open(s.url(), drpctap.OpenOptions{})
+	require.NoError(t, err)
+	agentID := uuid.New()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	tap.Mux(ctx, drpcmux.New(), drpctap.Connection{
+		AgentID: agentID, AgentName: "main", CreatedAt: time.Now().Add(-time.Minute),
+		WorkspaceID: uuid.New(), WorkspaceName: "dev", OwnerName: "alice", TemplateName: "docker",
+		Lifecycle: agentstatsv1.Lifecycle_STATE_READY, LifecycleChangedAt: time.Now(),
+	})
+	await(t, "the lifecycle is served", func() bool {
+		return s.isServed(t, "coderd_agents_connections", `lifecycle_state="ready"`, `status="connected"`)
+	})
+	handle, err := tap.Relays().Connect(agentID, "")
+	require.NoError(t, err)
+	require.NoError(t, handle.SetNetwork(&agentstatsv1.Network{NodeId: 7}))
+	await(t, "the node is served", func() bool { return s.isServed(t, "coderd_agents_connections", `tailnet_node="nodeid:7"`) })
+	require.NoError(t, tap.Relays().Goodbye(ctx, agentID))
+	await(t, "the agent has gone", func() bool { return s.isServed(t, "coderd_agents_connections", `status="disconnected"`) })
+	require.NoError(t, tap.Close())
 }

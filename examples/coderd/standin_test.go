@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/yamux"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"storj.io/drpc/drpcconn"
 
 	"github.com/coder/agentstatsd/client"
@@ -34,6 +35,10 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(processEnv) != "" {
+		runProcess()
+		return
+	}
 	dir, err := os.MkdirTemp("", "agentstatsd-example-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -84,6 +89,7 @@ func await(t *testing.T, what string, happened func() bool) {
 // same two addresses.
 type service struct {
 	dir, grpcAddr, httpAddr string
+	options                 []string
 	log                     lockedBuffer
 	stop                    func() // kills the process
 }
@@ -97,9 +103,9 @@ func addr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func startService(t *testing.T) *service {
+func startService(t *testing.T, options ...string) *service {
 	t.Helper()
-	s := &service{dir: t.TempDir(), grpcAddr: addr(t), httpAddr: addr(t), stop: func() {}}
+	s := &service{dir: t.TempDir(), grpcAddr: addr(t), httpAddr: addr(t), options: options, stop: func() {}}
 	t.Cleanup(func() {
 		s.stop()
 		if t.Failed() {
@@ -113,7 +119,7 @@ func startService(t *testing.T) *service {
 // start starts a process, and waits until it is ready.
 func (s *service) start(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command(binary, "serve", "--data-dir", s.dir, "--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr)
+	cmd := exec.Command(binary, append([]string{"serve", "--data-dir", s.dir, "--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr}, s.options...)...)
 	cmd.Stderr = &s.log
 	require.NoError(t, cmd.Start())
 	s.stop = sync.OnceFunc(func() {
@@ -275,10 +281,11 @@ func (a *agent) updateMetadata(key, value string) error {
 	})
 }
 
+// updateLifecycle says that the state is reached now.
 func (a *agent) updateLifecycle(state agentproto.Lifecycle_State) error {
 	a.t.Helper()
 	return a.call(func(ctx context.Context, c agentproto.DRPCAgentClient) error {
-		_, err := c.UpdateLifecycle(ctx, &agentproto.UpdateLifecycleRequest{Lifecycle: &agentproto.Lifecycle{State: state}})
+		_, err := c.UpdateLifecycle(ctx, &agentproto.UpdateLifecycleRequest{Lifecycle: &agentproto.Lifecycle{State: state, ChangedAt: timestamppb.Now()}})
 		return err
 	})
 }
