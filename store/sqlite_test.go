@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,6 +118,7 @@ func TestSQLitePragmas(t *testing.T) {
 			}
 		}
 	}
+	require.Equal(t, []string{"-16384"}, pragmaOfAll(t, s.writer, "cache_size"))
 	require.Equal(t, []string{"0"}, pragmaOfAll(t, s.writer, "query_only"))
 	require.Equal(t, []string{"1", "1", "1", "1"}, pragmaOfAll(t, s.reader, "query_only"))
 }
@@ -368,7 +370,7 @@ func TestSQLiteFull(t *testing.T) {
 
 	// At start, too.
 	path := filepath.Join(t.TempDir(), "a.db")
-	db, err := sql.Open("sqlite", sqliteDSN(path, Options{}, "_pragma", "max_page_count(20)"))
+	db, err := sql.Open("sqlite", sqliteDSN(path, Options{}, url.Values{"_pragma": {"max_page_count(20)"}}))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, db.Close()) }()
 	_, _, err = sqliteDialect.migrate(t.Context(), db, func(context.Context) error { return nil })
