@@ -62,6 +62,10 @@ type Order struct {
 	Basis int64
 	// Previous is the epoch of the session before, stored or not; 0: none.
 	Previous int64
+
+	// Said is when it was said, in nanoseconds since 1970; 0: not known. Only Replaces
+	// compares it. Stores return that of a part of a state.
+	Said int64
 }
 
 // Compare returns -1, 0 or 1 as o is older than, equal to or newer than p.
@@ -76,6 +80,13 @@ func (o Order) Follows(stored Order) bool {
 	return o.Compare(stored) > 0 && (o.Epoch == stored.Epoch || o.knew(stored.Epoch))
 }
 
+// Replaces reports whether what was said before its session opened takes the place of
+// the newest known. That may have been said later, to another relay of the agent. The
+// times decide then. What the relay's session before said is older: that is Previous.
+func (o Order) Replaces(newest Order) bool {
+	return o.Compare(newest) > 0 && (newest.Epoch == o.Previous || o.Said >= cmp.Or(newest.Said, newest.Epoch))
+}
+
 func (o Order) knew(epoch int64) bool { return o.Basis == 0 || epoch <= o.Basis || epoch == o.Previous }
 
 // Metadata is the value of one metadata key of one agent.
@@ -85,8 +96,11 @@ type Metadata struct {
 	Value string
 	// Error is why there is no value; empty if there is one.
 	Error string
-	// CollectedAt is when the service received the value.
+	// CollectedAt is when the service received the value, or when a relay was given it
+	// before its session opened. Late is true then. A late value replaces no stored one
+	// that was collected later, but for one of the session Order.Previous.
 	CollectedAt time.Time
+	Late        bool
 	Order       Order
 	// Incarnation of the registration that the agent had when it said this; a store
 	// leaves out what is of another one than it has. 0: it does not matter. It is not

@@ -129,6 +129,8 @@ type MetadataReport struct {
 	// all agents share; zero: not known.
 	Owner ID
 	Order Order
+	// LateOrder is that of entries with an age.
+	LateOrder Order
 	// Incarnation is as in Metadata.
 	Incarnation int64
 	// Entries in the order of the wire; of equal keys the last one counts.
@@ -145,9 +147,11 @@ type MetadataReport struct {
 // promise. SQLite has no such limit.
 const MaxMetadataKeyBytes = 1024
 
-// MetadataEntry is one key of a metadata report.
+// MetadataEntry is one key of a metadata report. Said is when a relay was given it before
+// its session opened, in nanoseconds since 1970; 0: the session says it now.
 type MetadataEntry struct {
 	Key, Value, Error string
+	Said              int64
 }
 
 // Tracker tracks which requests of one instance are durable. The methods return at

@@ -70,6 +70,27 @@ func (s *State) SetLifecycle(l Lifecycle, order Order) bool {
 	return true
 }
 
+// SetLateStartup takes in what a lifecycle says of the newest start that lost against one
+// that was reached later. It returns whether the start ended by it.
+func (s *State) SetLateStartup(l Lifecycle, order Order) (ended bool) {
+	known := &s.Startup
+	switch l.State {
+	case LifecycleStarting:
+		// The start began before it ended, and so do their orders.
+		if s.StartedOrder == (Order{}) && !known.ReadyAt.IsZero() && l.ChangedAt.Before(known.ReadyAt) {
+			began := s.ReadyOrder
+			began.Sequence--
+			s.Startup.StartedAt, s.StartedOrder = l.ChangedAt, began
+		}
+	case LifecycleReady, LifecycleStartTimeout, LifecycleStartError:
+		if l.ChangedAt.Before(known.StartedAt) || !l.ChangedAt.After(known.ReadyAt) {
+			return false
+		}
+		return s.SetReady(Startup{StartedAt: cmp.Or(known.StartedAt, l.ChangedAt), ReadyAt: l.ChangedAt, Result: l.State}, order)
+	}
+	return false
+}
+
 // SetStarted takes in the beginning of a start, if its order is above the known
 // one, and returns whether it is. A start that ended before is over.
 func (s *State) SetStarted(at time.Time, order Order) bool {

@@ -376,7 +376,7 @@ func TestElementsAreCounted(t *testing.T) {
 	st.ProtoReflect().SetUnknown(bytes.Repeat([]byte{12<<3 | 2, 0}, 200_000))
 	c.SendNext(edgetest.Stats(st))
 	c.RequireEnd(codes.ResourceExhausted,
-		"message: want at most 8388608 bytes in memory once decoded (8 times --max-agent-message-bytes), got 400006 encoded and at least 8388640 decoded: it has too many elements")
+		"message: want at most 8388608 bytes in memory once decoded (8 times --max-agent-message-bytes), got 400006 encoded and at least 8388648 decoded: it has too many elements")
 }
 
 func TestTakeoverAndResume(t *testing.T) {

@@ -16,8 +16,19 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
-// maxStatsAge is longer than relays keep reports, in microseconds.
-const maxStatsAge = uint64(24 * time.Hour / time.Microsecond)
+// maxAge is longer than relays keep what they are given, in microseconds.
+const maxAge = uint64(24 * time.Hour / time.Microsecond)
+
+// ageOf returns an age in microseconds as a duration.
+func ageOf(age uint64) time.Duration { return time.Duration(min(age, maxAge)) * time.Microsecond }
+
+// saidAt returns when a relay was given the value with the index, as Request.Said does.
+func saidAt(r fleet.Request, ages []int64, i int) int64 {
+	if i >= len(ages) {
+		return 0
+	}
+	return r.Said(ageOf(uint64(ages[i])))
+}
 
 // takeRequest hands one request of a stream to the components, and returns what they
 // refused.
@@ -35,19 +46,19 @@ func (s *Service) takeRequest(r fleet.Request, f *wire.Frame) (refused []agent.R
 		return refused
 	}
 	if m.Lifecycle != nil {
-		add(s.takeLifecycle(r, m.GetLifecycle()))
+		add(s.takeLifecycle(r, m.GetLifecycle(), m.GetAges().GetLifecycle()))
 	}
 	if m.AppHealth != nil {
-		add(s.takeAppHealth(r, m.GetAppHealth().GetUpdates()))
+		add(s.takeAppHealth(r, m.GetAppHealth().GetUpdates(), m.GetAges().GetAppHealth()))
 	}
 	if m.Network != nil {
-		add(s.takeNetwork(r, m.GetNetwork()))
+		add(s.takeNetwork(r, m.GetNetwork(), m.GetAges().GetNetwork()))
 	}
 	if m.Stats != nil {
 		add(s.takeStats(r, m.GetStats(), statsKind{f.StatsAge, m.GetStatsSuperseded(), m.GetStatsUncounted()}))
 	}
 	if m.Metadata != nil {
-		add(s.takeMetadata(r, m.GetMetadata().GetMetadata()))
+		add(s.takeMetadata(r, m.GetMetadata().GetMetadata(), m.GetAges().GetMetadata()))
 	}
 	if m.Goodbye != nil {
 		s.metrics.requests.goodbye.Inc()
@@ -73,8 +84,11 @@ func (s *Service) takeStats(r fleet.Request, stats *agentstatsv1.Stats, kind sta
 // another relay's, only what adds up is taken in.
 func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() []byte, kind statsKind) []agent.Refusal {
 	s.metrics.requests.stats.Inc()
-	s.sumReport(r, report, rest, kind.uncounted)
-	since := time.Duration(min(kind.age, maxStatsAge)) * time.Microsecond
+	since := ageOf(kind.age)
+	if !r.IsRelayed() {
+		since = 0
+	}
+	s.sumReport(r, report, rest, since, kind.uncounted)
 	if kind.superseded || r.IsOlderReport(since) {
 		return s.Stats.AddBytes(r.Agent(), r.Epoch(), r.Now(), report.Stats())
 	}
@@ -88,14 +102,14 @@ func (s *Service) takeReport(r fleet.Request, report agent.Report, rest func() [
 var restBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // sumReport adds a report to the subscriptions, if there are any.
-func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte, uncounted bool) {
+func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []byte, age time.Duration, uncounted bool) {
 	if !s.Reports.Wanted() {
 		return
 	}
-	sum, workspace, data := contract.SumOf(report.Stats(), r.Now()), r.Workspace(), restBuffers.Get().(*[]byte)
+	sum, workspace, data := contract.SumOf(report.Stats(), r.Now().Add(-age)), r.Workspace(), restBuffers.Get().(*[]byte)
 	defer restBuffers.Put(data)
 	*data = contract.AppendIDs(append((*data)[:0], rest()...), workspace)
-	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), workspace.ID, r.Order(), *data
+	sum.Agent, sum.Workspace, sum.Order, sum.Data = r.Agent(), workspace.ID, r.ReportOrder(age), *data
 	sum.Instance = r.Instance()
 	if uncounted {
 		sum.Reports = 0
@@ -106,10 +120,12 @@ func (s *Service) sumReport(r fleet.Request, report agent.Report, rest func() []
 	s.Reports.Add(&sum)
 }
 
-func (s *Service) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata) []agent.Refusal {
+func (s *Service) takeMetadata(r fleet.Request, metadata []*agentstatsv1.Metadata, ages []int64) []agent.Refusal {
 	entries := make([]agent.MetadataEntry, len(metadata))
 	for i, m := range metadata {
-		entries[i] = agent.MetadataEntry{Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError()}
+		entries[i] = agent.MetadataEntry{
+			Key: m.GetKey(), Value: m.GetResult().GetValue(), Error: m.GetResult().GetError(), Said: saidAt(r, ages, i),
+		}
 	}
 	return s.takeEntries(r, entries)
 }
@@ -122,17 +138,18 @@ func (s *Service) takeEntries(r fleet.Request, entries []agent.MetadataEntry) []
 		return refused
 	}
 	return append(refused, s.Metadata.Add(r.Now(), agent.MetadataReport{
-		Agent:   r.Agent(),
-		Owner:   r.Owner(),
-		Order:   r.Order(),
-		Entries: entries,
+		Agent:     r.Agent(),
+		Owner:     r.Owner(),
+		Order:     r.Order(),
+		LateOrder: r.LateOrder(),
+		Entries:   entries,
 
 		Incarnation: r.Incarnation(),
 		Tracker:     r.Tracker(),
 	})...)
 }
 
-func (s *Service) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []agent.Refusal {
+func (s *Service) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle, age int64) []agent.Refusal {
 	s.metrics.requests.lifecycle.Inc()
 	state, known := contract.LifecycleStates[l.GetState()]
 	if !known {
@@ -142,11 +159,14 @@ func (s *Service) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle) []ag
 	if err != nil {
 		return s.refuseState(reasonInvalidField, "lifecycle.changed_at: %v", err)
 	}
+	if said := r.Said(ageOf(uint64(age))); said != 0 && (changedAt.IsZero() || changedAt.After(time.Unix(0, said))) {
+		changedAt = time.Unix(0, said)
+	}
 	r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: changedAt})
 	return nil
 }
 
-func (s *Service) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate) []agent.Refusal {
+func (s *Service) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHealthUpdate, ages []int64) []agent.Refusal {
 	s.metrics.requests.appHealth.Inc()
 	if n := len(updates); n > contract.MaxApps {
 		refused := s.refuseState(reasonInvalidField, "app_health.updates: want at most %d, got %d", contract.MaxApps, n)
@@ -163,6 +183,7 @@ func (s *Service) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHeal
 		refused[len(refused)-1].Count++
 	}
 	health := make(map[agent.ID]agent.AppHealth, len(updates))
+	said := make(map[agent.ID]int64, len(ages))
 	for i, u := range updates {
 		id, err := uuid.FromBytes(u.GetId())
 		if err != nil {
@@ -179,20 +200,23 @@ func (s *Service) takeAppHealth(r fleet.Request, updates []*agentstatsv1.AppHeal
 			continue
 		}
 		health[id] = state
+		if at := saidAt(r, ages, i); at != 0 {
+			said[id] = at
+		}
 	}
 	if len(health) == 0 {
 		return refused
 	}
-	return append(refused, r.SetAppHealth(health)...)
+	return append(refused, r.SetAppHealth(health, said)...)
 }
 
-func (s *Service) takeNetwork(r fleet.Request, n *agentstatsv1.Network) []agent.Refusal {
+func (s *Service) takeNetwork(r fleet.Request, n *agentstatsv1.Network, age int64) []agent.Refusal {
 	s.metrics.requests.network.Inc()
 	network, err := contract.NetworkOf(n)
 	if err != nil {
 		return s.refuseState(reasonInvalidField, "%v", err)
 	}
-	r.SetNetwork(network)
+	r.SetNetwork(network, r.Said(ageOf(uint64(age))))
 	return nil
 }
 

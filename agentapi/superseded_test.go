@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -86,5 +87,93 @@ func TestReportOfAnOlderRelay(t *testing.T) {
 		again.RequireDurable(again.SendNext(report(120, 100, time.Second/2)))
 		require.Contains(t, s.Exposition("c_total")[0], "} 120")
 		require.Contains(t, s.Exposition("coderd_agentstats_rx_bytes")[0], "} 111")
+	})
+}
+
+// Of a report that another relay could not send before, watchers get what adds up. The
+// sessions, and when the newest report was made, stay those of the newest one. If they
+// have that already, they see that this one is older.
+func TestWatchedReportOfAnOlderRelay(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		w, err := s.Coderd().WatchStats(s.AsCoderd())
+		require.NoError(t, err)
+		require.NoError(t, w.Send(&pb.WatchStatsRequest{Name: "insights"}))
+		_, err = w.Recv()
+		require.NoError(t, err)
+		next := func() *pb.AgentStats {
+			m, err := w.Recv()
+			require.NoError(t, err)
+			require.Len(t, m.GetAgents(), 1)
+			require.NoError(t, w.Send(&pb.WatchStatsRequest{Number: m.GetNumber()}))
+			return m.GetAgents()[0]
+		}
+		relay := s.OpenRelay(s.AsCoderd())
+		report := func(ssh int64, age time.Duration) *pb.ConnectRequest {
+			return &pb.ConnectRequest{Stats: &pb.Stats{RxBytes: 10, SessionCountSsh: ssh}, StatsAge: age.Microseconds()}
+		}
+		relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1})
+		time.Sleep(10 * time.Second)
+		second := relay.Connect(t, edgetest.Session{Agent: 1, Instance: 2})
+		made := time.Now()
+		second.SendNext(report(2, 0))
+		synctest.Wait()
+		again := relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1, Number: 2})
+		again.SendNext(report(1, 5*time.Second))
+		got := next()
+		require.EqualValues(t, 20, got.GetStats().GetRxBytes())
+		require.EqualValues(t, 2, got.GetStats().GetSessionCountSsh())
+		require.Equal(t, made.UTC(), got.GetReceivedAt().AsTime())
+		time.Sleep(time.Second)
+
+		again.SendNext(report(4, time.Since(made)+3*time.Second))
+		got = next()
+		require.Equal(t, made.Add(-3*time.Second).UTC(), got.GetReceivedAt().AsTime())
+		require.Equal(t, made.Add(-3*time.Second).UTC(), got.GetLastUsedAt().AsTime())
+		again.SendNext(report(3, time.Since(made)-time.Millisecond))
+		got = next()
+		require.EqualValues(t, 3, got.GetStats().GetSessionCountSsh())
+		require.Equal(t, made.Add(time.Millisecond).UTC(), got.GetReceivedAt().AsTime())
+	})
+}
+
+// What a relay could not say before its session has an age, by app, key and part. What
+// another relay was given later stays, and is acked as stored.
+func TestStatesWithAges(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		s.Register(1)
+		relay := s.OpenRelay(s.AsCoderd())
+		say := func(c *edgetest.Stream, value string, node uint64, state pb.Lifecycle_State, ages *pb.Ages) {
+			q := edgetest.Metadata("a", value, "b", value)
+			q.Network, q.Lifecycle = &pb.Network{NodeId: node}, &pb.Lifecycle{State: state}
+			q.Ages = ages
+			c.RequireDurable(c.SendNext(q))
+		}
+		state := func() (uint64, agent.LifecycleState) {
+			info, err := s.Fleet.Agent(edgetest.ID(1))
+			require.NoError(t, err)
+			return info.State.Network.NodeID, info.State.CurrentLifecycle()
+		}
+		relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1})
+		time.Sleep(10 * time.Second)
+		say(relay.Connect(t, edgetest.Session{Agent: 1, Instance: 2}), "2", 2, pb.Lifecycle_STATE_READY, nil)
+		time.Sleep(10 * time.Second)
+		us := func(d time.Duration) int64 { return d.Microseconds() }
+		say(relay.Connect(t, edgetest.Session{Agent: 1, Instance: 1, Number: 2}), "1", 1, pb.Lifecycle_STATE_STARTING, &pb.Ages{
+			Metadata: []int64{us(16 * time.Second), us(5 * time.Second)}, Network: us(16 * time.Second), Lifecycle: us(16 * time.Second),
+		})
+		node, lifecycle := state()
+		require.EqualValues(t, 2, node)
+		require.Equal(t, agent.LifecycleReady, lifecycle)
+		require.Equal(t, []string{"a=2", "b=1"}, s.StoredMetadata(1))
+		say(relay.Connect(t, edgetest.Session{Agent: 1, Instance: 3}), "3", 3, pb.Lifecycle_STATE_OFF, &pb.Ages{
+			Metadata: []int64{us(time.Hour * 1e6)}, Lifecycle: us(time.Second),
+		})
+		node, lifecycle = state()
+		require.EqualValues(t, 3, node)
+		require.Equal(t, agent.LifecycleOff, lifecycle)
+		require.Equal(t, []string{"a=2", "b=3"}, s.StoredMetadata(1))
 	})
 }

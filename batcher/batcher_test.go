@@ -185,6 +185,41 @@ func TestPendingOfNewProcess(t *testing.T) {
 	require.Equal(t, "6", store.rows[rowKey{id(1), "a"}].Value)
 }
 
+// A value that a relay could not send before does not replace a pending one that another
+// relay was given later, and does not wait for it.
+func TestPendingOfAnOlderRelay(t *testing.T) {
+	store := &fakeStore{}
+	b := newBatcher(t, store, Options{})
+	newer, older := &fakeTracker{}, &fakeTracker{}
+	late := func(sequence int64, said time.Time, pairs ...string) agent.MetadataReport {
+		r := report(id(1), 2, sequence, older, pairs...)
+		r.LateOrder = agent.Order{Epoch: 2, Sequence: sequence, Previous: 7}
+		for i := range r.Entries {
+			r.Entries[i].Said = said.UnixNano()
+		}
+		return r
+	}
+	b.Add(now, report(id(1), 1, 1, newer, "a=1", "b=1"))
+	b.Add(now.Add(time.Minute), late(1, now.Add(-time.Second), "a=2", "c=2"))
+	require.Equal(t, []int64{1}, older.sequences(), "of c")
+	b.Add(now.Add(time.Minute), late(2, now.Add(time.Second), "b=3"))
+	require.Equal(t, []int64{1, 2}, older.sequences())
+	b.Add(now.Add(time.Minute), late(3, now.Add(-time.Hour), "b=4")) // it knows its own order
+	flushAll(t, b)
+	require.Empty(t, older.sequences())
+	require.Empty(t, append(older.wrong, newer.wrong...))
+	require.Equal(t, "1", store.rows[rowKey{id(1), "a"}].Value)
+	b4, c2 := store.rows[rowKey{id(1), "b"}], store.rows[rowKey{id(1), "c"}]
+	require.Equal(t, "4", b4.Value)
+	require.Equal(t, "2", c2.Value)
+	require.True(t, c2.Late)
+	require.Equal(t, now.Add(-time.Second).UnixNano(), c2.CollectedAt.UnixNano())
+	require.Equal(t, int64(7), c2.Order.Previous)
+	l, _ := b.counts()
+	require.Equal(t, ledger{received: 6, flushed: 3, coalesced: 3}, l)
+	requireLaw(t, b)
+}
+
 func TestRejectedRowsAreIsolated(t *testing.T) {
 	store := &fakeStore{rejects: func(r agent.Metadata) bool { return r.Value == "bad" }}
 	publisher := &fakePublisher{}

@@ -53,7 +53,7 @@ func limitReport(dst, entries []agent.MetadataEntry, refused *refusals) []agent.
 			}
 		default:
 			value, text := limitTexts(entries[i].Value, entries[i].Error)
-			dst = append(dst, agent.MetadataEntry{Key: key, Value: value, Error: text})
+			dst = append(dst, agent.MetadataEntry{Key: key, Value: value, Error: text, Said: entries[i].Said})
 		}
 	}
 	return dst

@@ -182,6 +182,10 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry, resolved *resolutions) (reason dropReason, full bool) {
 	e := a.keys[in.Key]
 	next := pendingAck{r.Tracker, r.Order.Sequence}
+	order, collected := r.Order, now
+	if in.Said != 0 {
+		order, collected = r.LateOrder, time.Unix(0, in.Said)
+	}
 	switch {
 	case e == nil:
 		if reason, full := p.full(a); full {
@@ -196,7 +200,8 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 		p.pushBack(e)
 		e.ack = next
 		next.addPending()
-	case r.Order.Compare(e.value.Order) < 0:
+	case order.Compare(e.value.Order) < 0,
+		in.Said != 0 && e.ack.tracker != r.Tracker && e.value.CollectedAt.After(collected):
 		// Its request does not wait: a newer value is on its way.
 		p.ledger.coalesced++
 		return 0, false
@@ -211,7 +216,8 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 	}
 	keep(&e.value.Value, in.Value)
 	keep(&e.value.Error, in.Error)
-	e.value.CollectedAt, e.value.Order, e.value.Incarnation = now, r.Order, r.Incarnation
+	e.value.CollectedAt, e.value.Order, e.value.Incarnation = collected, order, r.Incarnation
+	e.value.Late = in.Said != 0
 	return 0, false
 }
 

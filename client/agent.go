@@ -256,7 +256,7 @@ func (a *Agent) SetLifecycle(state agentstatsv1.Lifecycle_State, changedAt time.
 
 func (a *Agent) setLifecycleLocked(state agentstatsv1.Lifecycle_State, changedAt time.Time) {
 	a.lifecycleAt = changedAt
-	a.outbox.PutLifecycle(state, changedAt)
+	a.outbox.PutLifecycle(state, changedAt, time.Now())
 	a.handedOverLocked()
 }
 
@@ -265,7 +265,7 @@ func (a *Agent) setLifecycleLocked(state agentstatsv1.Lifecycle_State, changedAt
 func (a *Agent) SetAppHealth(appID uuid.UUID, health agentstatsv1.AppHealth) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	err := a.outbox.PutAppHealth(appID, health)
+	err := a.outbox.PutAppHealth(appID, health, time.Now())
 	a.handedOverLocked()
 	return err
 }
@@ -283,7 +283,7 @@ func (a *Agent) SetNetwork(network *agentstatsv1.Network) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.outbox.PutNetwork(network)
+	a.outbox.PutNetwork(network, time.Now())
 	a.handedOverLocked()
 	return nil
 }

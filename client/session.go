@@ -146,7 +146,7 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 	}
 	s.stream = stream
 	a.mu.Lock()
-	ordinal, epoch, confirmed := a.status.Counts.Sessions+1, a.epoch, a.outbox.Confirmed()
+	ordinal, epoch, confirmed := a.status.Counts.Sessions+1, a.epoch, a.outbox.BeginHello(time.Now())
 	a.mu.Unlock()
 	err = stream.Send(&agentstatsv1.ConnectRequest{Hello: &agentstatsv1.Hello{
 		InstanceId:      a.opts.InstanceID[:],

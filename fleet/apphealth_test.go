@@ -22,7 +22,7 @@ func TestAppHealthOfTwoReplicasIsMerged(t *testing.T) {
 		c.setCut(true, r...)
 		s := connectTo(t, r[0], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) {
-			require.Empty(t, q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(501): agent.AppHealthUnhealthy}))
+			require.Empty(t, q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(501): agent.AppHealthUnhealthy}, nil))
 		})
 		for s.Progress().Durable < 1 {
 			<-notified(s)
@@ -30,7 +30,7 @@ func TestAppHealthOfTwoReplicasIsMerged(t *testing.T) {
 		s.Close(EndDisconnect)
 		s = connectTo(t, r[1], 1, hello(2, 1))
 		receive(t, s, 1, func(q Request) {
-			require.Empty(t, q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(502): agent.AppHealthHealthy}))
+			require.Empty(t, q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(502): agent.AppHealthHealthy}, nil))
 		})
 		awaitReplicas()
 		awaitReplicas()

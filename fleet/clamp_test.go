@@ -69,7 +69,7 @@ func TestHealthOfADisabledApp(t *testing.T) {
 			Message: "app_health.updates.id: want an app whose health is checked, got one that is registered as disabled",
 		}}, r.SetAppHealth(map[agent.ID]agent.AppHealth{
 			nid(5001): agent.AppHealthHealthy, nid(6001): agent.AppHealthHealthy,
-		}))
+		}, nil))
 	})
 	info, err := p.Agent(nid(1))
 	require.NoError(t, err)

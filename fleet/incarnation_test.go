@@ -111,7 +111,7 @@ func TestReadBeforeItsRemoval(t *testing.T) {
 		_, err = r[0].Register(t.Context(), set())
 		require.NoError(t, err)
 		s := connectTo(t, r[0], 1, hello(1, 1))
-		receive(t, s, 1, func(q Request) { q.SetNetwork(agent.Network{NodeID: 7}) })
+		receive(t, s, 1, func(q Request) { q.SetNetwork(agent.Network{NodeID: 7}, 0) })
 		awaitReplicas()
 		require.NoError(t, reader.followSessions(t.Context(), math.MaxInt64))
 		require.NoError(t, reader.followStates(t.Context(), math.MaxInt64))

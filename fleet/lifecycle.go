@@ -26,6 +26,7 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 		}
 		claim := r.claimLocked(l)
 		if !claim.Replaces(s.Lifecycle, s.LifecycleOrder) {
+			ended = claim.IsLate() && s.SetLateStartup(l, claim.Order)
 			return false
 		}
 		r.entry.state.lifecycleFrom = r.session.info.Instance
@@ -49,9 +50,49 @@ func (r Request) claimLocked(l agent.Lifecycle) agent.LifecycleClaim {
 		Same:  e.state.lifecycleFrom == s.info.Instance || s.hello.Epoch != 0 && s.hello.Epoch == known,
 	}
 	s.saidLifecycle = true
-	if s.hello.Relayed && c.Order.Basis != 0 && c.IsLate() {
-		// It replaces what it was compared with, not what another replica stored since.
-		c.Order.Basis, c.Order.Previous = max(1, min(c.Order.Basis, known)), s.hello.Epoch
+	if s.hello.Relayed && c.IsLate() {
+		c.Order = r.lateOrder(known)
 	}
 	return c
+}
+
+// lateOrder returns the order of what a relay may have been given before its session
+// opened, and which was compared with what has the known epoch. It replaces that, not what
+// another replica stored since.
+func (r Request) lateOrder(known int64) agent.Order {
+	order := r.order
+	order.Previous = r.session.hello.Epoch
+	if order.Basis != 0 {
+		order.Basis = max(1, min(order.Basis, known))
+	}
+	return order
+}
+
+// Said returns when a relay was given what has the age, in nanoseconds since 1970. The age
+// is the time before the hello of the session. 0: the session says it now, as it has no
+// age, or is that of the agent's process.
+func (r Request) Said(age time.Duration) int64 {
+	if age <= 0 || !r.session.hello.Relayed {
+		return 0
+	}
+	return r.session.openedAt.Add(-age).UnixNano()
+}
+
+// LateOrder returns the order of metadata that was said before the session opened.
+func (r Request) LateOrder() agent.Order {
+	order := r.order
+	order.Previous = r.session.hello.Epoch
+	return order
+}
+
+// replaces returns the order of a part of the state, and whether it takes the place of the
+// newest known. said is as Said returns it.
+func (r Request) replaces(newest agent.Order, said int64) (order agent.Order, ok bool) {
+	if said == 0 {
+		order, order.Said = r.order, r.now.UnixNano()
+		return order, order.Compare(newest) > 0
+	}
+	order = r.lateOrder(newest.Epoch)
+	order.Said = said
+	return order, order.Replaces(newest)
 }

@@ -132,3 +132,128 @@ func TestReportsOfRelays(t *testing.T) {
 		require.True(t, connectTo(t, p, 2, hello(2, 1)).Info().First, "a process that dials begins anew")
 	})
 }
+
+func setNetwork(t *testing.T, s *Session, sequence int64, node uint64, age time.Duration) {
+	t.Helper()
+	receive(t, s, sequence, func(q Request) { q.SetNetwork(agent.Network{NodeID: node}, q.Said(age)) })
+}
+
+func setApp(t *testing.T, s *Session, sequence int64, health agent.AppHealth, age time.Duration) {
+	t.Helper()
+	receive(t, s, sequence, func(q Request) {
+		app := nid(5001)
+		require.Empty(t, q.SetAppHealth(map[agent.ID]agent.AppHealth{app: health}, map[agent.ID]int64{app: q.Said(age)}))
+	})
+}
+
+func requireStates(t *testing.T, p parts, node uint64, health agent.AppHealth) {
+	t.Helper()
+	info, err := p.Agent(nid(1))
+	require.NoError(t, err)
+	require.Equal(t, node, info.State.Network.NodeID)
+	require.Equal(t, health, info.State.AppHealth[nid(5001)])
+}
+
+// What an older relay could not say before does not take the place of what another one
+// was told later. Its ack does not wait. What it was told later counts.
+func TestStatesOfAnOlderRelay(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		p := newParts(t, Options{})
+		defer running(t, p)()
+		time.Sleep(time.Second)
+		_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		first := connectTo(t, p, 1, relayHello(1, 1, 0))
+		setNetwork(t, first, 1, 1, 0)
+		setApp(t, first, 2, agent.AppHealthInitializing, 0)
+		time.Sleep(2 * time.Second)
+		second := connectTo(t, p, 1, relayHello(2, 1, 0))
+		setNetwork(t, second, 1, 2, time.Millisecond)
+		setApp(t, second, 2, agent.AppHealthHealthy, time.Millisecond)
+		requireStates(t, p, 2, agent.AppHealthHealthy)
+		time.Sleep(time.Second)
+
+		again := connectTo(t, p, 1, relayHello(1, 2, first.Info().Epoch))
+		setNetwork(t, again, 3, 3, 2*time.Second)
+		setApp(t, again, 4, agent.AppHealthUnhealthy, 2*time.Second)
+		requireStates(t, p, 2, agent.AppHealthHealthy)
+		time.Sleep(time.Second)
+		require.Equal(t, Progress{Received: 4, Durable: 4}, again.Progress())
+		setNetwork(t, again, 5, 4, time.Second/2)
+		setApp(t, again, 6, agent.AppHealthUnhealthy, time.Second/2)
+		requireStates(t, p, 4, agent.AppHealthUnhealthy)
+		// The relay goes on with what it could not say after a break, whatever its age.
+		again = connectTo(t, p, 1, relayHello(1, 3, again.Info().Epoch))
+		setNetwork(t, again, 7, 5, time.Hour)
+		requireStates(t, p, 5, agent.AppHealthUnhealthy)
+		// Without an age it counts as said now; of a process that dials ages mean nothing.
+		third := connectTo(t, p, 1, relayHello(3, 1, 0))
+		setNetwork(t, third, 1, 6, 0)
+		requireStates(t, p, 6, agent.AppHealthUnhealthy)
+		own := connectTo(t, p, 1, hello(4, 1))
+		setNetwork(t, own, 1, 7, time.Hour)
+		requireStates(t, p, 7, agent.AppHealthUnhealthy)
+	})
+}
+
+// The same of a replica that has not read what is newer: it does not store over it.
+func TestStatesOfAnOlderRelayOnAnotherReplica(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		awaitReplicas()
+		first := connectTo(t, r[0], 1, relayHello(1, 1, 0))
+		time.Sleep(time.Second)
+		second := connectTo(t, r[1], 1, relayHello(2, 1, 0))
+		awaitReplicas()
+		c.setCut(true, r[0])
+		setNetwork(t, second, 1, 2, 0)
+		setApp(t, second, 2, agent.AppHealthHealthy, 0)
+		said := time.Now()
+		time.Sleep(800 * time.Millisecond) // it is written, and not read
+		say := func(s *Session) {
+			setNetwork(t, s, 1, 1, time.Since(said)+time.Second)
+			setApp(t, s, 2, agent.AppHealthUnhealthy, time.Since(said)+time.Second)
+		}
+		again := connectTo(t, r[0], 1, relayHello(1, 2, first.Info().Epoch))
+		say(again)
+		requireStates(t, r[0], 1, agent.AppHealthUnhealthy) // it does not know of the other
+		c.setCut(false, r[0])
+		awaitReplicas()
+		requireStates(t, r[0], 2, agent.AppHealthHealthy)
+		requireStates(t, r[1], 2, agent.AppHealthHealthy)
+		require.True(t, closed(again.Done()), "it must say it again")
+		again = connectTo(t, r[0], 1, relayHello(1, 3, again.Info().Epoch))
+		say(again)
+		awaitReplicas()
+		require.Equal(t, Progress{Received: 2, Durable: 2}, again.Progress())
+		requireStates(t, r[0], 2, agent.AppHealthHealthy)
+		requireStates(t, r[1], 2, agent.AppHealthHealthy)
+	})
+}
+
+// A start that ended is known when the end comes after the shutdown.
+func TestReadyAfterShutdown(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		p := newParts(t, Options{})
+		defer running(t, p)()
+		reg := registration(1, 1, 1)
+		reg.CreatedAt, reg.Workspace.Build.CreatedAt = time.Now(), time.Now()
+		time.Sleep(time.Second)
+		_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{reg}})
+		require.NoError(t, err)
+		starting := time.Now()
+		setLifecycle(t, connectTo(t, p, 1, relayHello(1, 1, 0)), 1, agent.LifecycleStarting, starting)
+		time.Sleep(2 * time.Second)
+		setLifecycle(t, connectTo(t, p, 1, relayHello(2, 1, 0)), 1, agent.LifecycleShuttingDown, time.Now())
+		time.Sleep(time.Second)
+		setLifecycle(t, connectTo(t, p, 1, relayHello(3, 1, 0)), 1, agent.LifecycleReady, starting.Add(time.Second))
+		time.Sleep(time.Second)
+		info, err := p.Agent(nid(1))
+		require.NoError(t, err)
+		require.Equal(t, agent.LifecycleShuttingDown, info.State.CurrentLifecycle())
+		want := agent.Startup{StartedAt: starting, ReadyAt: starting.Add(time.Second), Result: agent.LifecycleReady}
+		require.Equal(t, want, info.State.Startup)
+	})
+}

@@ -527,7 +527,7 @@ func TestChangesWaitForEachOther(t *testing.T) {
 func TestReplacedRegistrationDropsStateOfItsApps(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	request(t, p, 1, func(r Request) {
-		require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}))
+		require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}, nil))
 	})
 	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), func(r *agent.Registration) {
 		r.Apps = []agent.App{{ID: nid(7)}}

@@ -395,7 +395,7 @@ func TestStatesReachAllReplicas(t *testing.T) {
 			s := connectTo(t, r[n], n, hello(byte(n), 1))
 			receive(t, s, 1, func(q Request) { q.SetLifecycle(ready) })
 			receive(t, s, 2, func(q Request) {
-				q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5000 + n): agent.AppHealthHealthy})
+				q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5000 + n): agent.AppHealthHealthy}, nil)
 			})
 		}
 		awaitReplicas()

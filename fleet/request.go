@@ -44,6 +44,9 @@ func (r Request) Incarnation() int64 { return r.entry.reg.Load().Incarnation }
 // Epoch returns the epoch of the session, under which the agent's series are open.
 func (r Request) Epoch() int64 { return r.session.info.Epoch }
 
+// IsRelayed reports whether a relay of the agent sent the request.
+func (r Request) IsRelayed() bool { return r.session.hello.Relayed }
+
 // Order returns the order of the request among all requests of the agent.
 func (r Request) Order() agent.Order { return r.order }
 
@@ -125,10 +128,11 @@ func (e *entry) admitKeyLocked(key string, limit int) bool {
 	return true
 }
 
-// SetAppHealth records the health of apps. The request's ack is pending until it is
-// stored. Apps that are not in the map keep their health. Apps that are not
-// registered, or registered as disabled, are refused. It takes ownership of the map.
-func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refusal {
+// SetAppHealth records the health of apps, unless a newer one is known. The request's ack
+// is pending until it is stored. Apps that are not in the map keep their health. Apps that
+// are not registered, or registered as disabled, are refused. said has when a relay was
+// given it, as Said returns it. It takes ownership of the first map.
+func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth, said map[agent.ID]int64) []agent.Refusal {
 	apps := r.entry.reg.Load().Apps
 	unknown := agent.Refusal{
 		Kind:    agent.RefusedInvalid,
@@ -156,7 +160,8 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 		r.changeState(func(s *agent.State) (notify bool) {
 			for id, h := range health {
 				was := s.AppHealth[id]
-				notify = s.SetAppHealth(id, h, r.order) && was != h || notify
+				order, ok := r.replaces(s.AppHealthOrder[id], said[id])
+				notify = ok && s.SetAppHealth(id, h, order) && was != h || notify
 			}
 			return notify
 		})
@@ -172,12 +177,12 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth) []agent.Refus
 	return refused
 }
 
-// SetNetwork records the agent's whole view of the network. The request's ack is
-// pending until it is stored. It takes ownership of n.Regions.
-func (r Request) SetNetwork(n agent.Network) {
+// SetNetwork records the agent's whole view of the network, as SetAppHealth does. It takes
+// ownership of n.Regions.
+func (r Request) SetNetwork(n agent.Network, said int64) {
 	r.changeState(func(s *agent.State) bool {
-		if r.order.Compare(s.NetworkOrder) > 0 {
-			s.Network, s.NetworkOrder = n, r.order
+		if order, ok := r.replaces(s.NetworkOrder, said); ok {
+			s.Network, s.NetworkOrder = n, order
 		}
 		return false
 	})

@@ -198,13 +198,13 @@ func (w *stateWorld) say(t *rapid.T) {
 		case 1:
 			r.SetAppHealth(map[agent.ID]agent.AppHealth{
 				nid(6000 + rapid.IntRange(0, 3).Draw(t, "app")): rapid.SampledFrom([]agent.AppHealth{agent.AppHealthHealthy, agent.AppHealthUnhealthy}).Draw(t, "health"),
-			})
+			}, nil)
 		default:
 			n := agent.Network{NodeID: rapid.Uint64Range(0, 300).Draw(t, "node"), PreferredRegion: 1}
 			for i := range rapid.Int64Range(0, 3).Draw(t, "regions") {
 				n.Regions = append(n.Regions, agent.Region{ID: i + 1, Name: fmt.Sprint("r", i), Latency: time.Duration(w.sequence) * time.Millisecond})
 			}
-			r.SetNetwork(n)
+			r.SetNetwork(n, 0)
 		}
 	})
 	if err != nil {

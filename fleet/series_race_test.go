@@ -31,7 +31,7 @@ func TestStatesUnderConcurrentChanges(t *testing.T) {
 					continue
 				}
 				_ = s.Receive(1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
-				_ = s.Receive(2, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(i)}) })
+				_ = s.Receive(2, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(i)}, 0) })
 				if i%3 > 0 {
 					s.Close(EndDisconnect)
 				}

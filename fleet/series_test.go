@@ -177,7 +177,7 @@ func TestGoldenSeries(t *testing.T) {
 					receive(t, s, 1, func(r Request) {
 						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleState(ag.Lifecycle)})
 						if ag.Node != nil {
-							r.SetNetwork(network(t, ag.Node.ID, ag.Node.PreferredDERP, ag.Node.DERPLatency, c.State.DERPMap))
+							r.SetNetwork(network(t, ag.Node.ID, ag.Node.PreferredDERP, ag.Node.DERPLatency, c.State.DERPMap), 0)
 						}
 					})
 					connected++
@@ -341,10 +341,10 @@ func TestWatch(t *testing.T) {
 	expect("a lifecycle", ids(1))
 	receive(t, s, 2, func(r Request) { r.SetLifecycle(ready) })
 	expect("the same again")
-	receive(t, s, 3, func(r Request) { r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}) })
+	receive(t, s, 3, func(r Request) { r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}, nil) })
 	expect("an app's health", ids(1))
-	receive(t, s, 4, func(r Request) { r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}) })
-	receive(t, s, 5, func(r Request) { r.SetNetwork(agent.Network{NodeID: 1}) })
+	receive(t, s, 4, func(r Request) { r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}, nil) })
+	receive(t, s, 5, func(r Request) { r.SetNetwork(agent.Network{NodeID: 1}, 0) })
 	expect("nobody watches the network")
 	s.Close(EndDisconnect)
 	expect("a status", ids(1))

@@ -43,6 +43,7 @@ type Session struct {
 	instance *instance
 	order    agent.Order // of its requests, without their sequence
 	hello    Hello
+	openedAt time.Time // when the hello was received
 	resume   Progress
 	token    [32]byte // hash of the agent's token when the session opened
 
@@ -122,6 +123,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		instance: i,
 		order:    order,
 		hello:    hello,
+		openedAt: now,
 		info: agent.Session{
 			Epoch:    order.Epoch,
 			Instance: hello.Instance,

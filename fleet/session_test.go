@@ -111,7 +111,7 @@ func TestInstancesAreBounded(t *testing.T) {
 	for n := range byte(6) {
 		s, err := p.Connect(t.Context(), nid(1), Hello{Instance: instanceID(n), Ordinal: 1})
 		require.NoError(t, err)
-		require.NoError(t, s.Receive(int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}) }))
+		require.NoError(t, s.Receive(int64(n)+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(n)}, 0) }))
 	}
 	e := p.registry.agents[nid(1)]
 	require.Len(t, e.sessions.instances, maxInstances)

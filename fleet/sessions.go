@@ -52,6 +52,21 @@ func (r Request) IsOlderReport(age time.Duration) bool {
 	return r.session.hello.Relayed && last.from != r.Instance() && r.now.Add(-age).Before(last.at)
 }
 
+// ReportOrder returns the order of a report for those who watch reports. A report that a
+// relay could not send before its session opened is of the time at which it was made. So it
+// does not count as newer than one of another relay.
+func (r Request) ReportOrder(age time.Duration) agent.Order {
+	order, made := r.order, r.now.Add(-age)
+	switch {
+	case !r.session.hello.Relayed:
+	case r.IsOlderReport(age):
+		order.Epoch = 1
+	case made.Before(r.session.openedAt):
+		order.Epoch = min(order.Epoch, made.UnixNano())
+	}
+	return order
+}
+
 // MarkReported records that a report of the session was handled, which is older than its
 // receipt by age. From then on this replica publishes the agent's series, and the others
 // remove them.

@@ -61,10 +61,10 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)})
 		})
 		receive(t, s, 3, func(r Request) {
-			require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}))
+			require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}, nil))
 		})
 		receive(t, s, 4, func(r Request) {
-			r.SetNetwork(agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}})
+			r.SetNetwork(agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}}, 0)
 		})
 		receive(t, s, 5, func(Request) {})
 		require.Equal(t, Progress{Received: 5, Durable: 0}, s.Progress())
@@ -73,6 +73,11 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		<-woken
 		require.Equal(t, Progress{Received: 5, Durable: 5}, s.Progress())
 		order := func(seq int64) agent.Order { return agent.Order{Epoch: s.Info().Epoch, Sequence: seq} }
+		said := func(seq int64) agent.Order {
+			o := order(seq)
+			o.Said = now.UnixNano()
+			return o
+		}
 		want := agent.State{
 			Agent:          nid(1),
 			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)},
@@ -81,9 +86,9 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 			StartedOrder:   order(1),
 			ReadyOrder:     order(2),
 			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
-			AppHealthOrder: map[agent.ID]agent.Order{nid(5001): order(3)},
+			AppHealthOrder: map[agent.ID]agent.Order{nid(5001): said(3)},
 			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},
-			NetworkOrder:   order(4),
+			NetworkOrder:   said(4),
 		}
 		require.Equal(t, want, p.store.state(nid(1)))
 		i, err = p.Agent(nid(1))
@@ -104,13 +109,13 @@ func TestUnknownAppsAreRefusedByName(t *testing.T) {
 			Names:   []string{nid(7).String(), nid(8).String()},
 		}}, r.SetAppHealth(map[agent.ID]agent.AppHealth{
 			nid(8): agent.AppHealthHealthy, nid(5001): agent.AppHealthUnhealthy, nid(7): agent.AppHealthHealthy,
-		}))
+		}, nil))
 	})
 	i, err := p.Agent(nid(1))
 	require.NoError(t, err)
 	require.Equal(t, map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthUnhealthy}, i.State.AppHealth)
 	receive(t, s, 2, func(r Request) {
-		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}), 1)
+		require.Len(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(8): agent.AppHealthHealthy}, nil), 1)
 	})
 	require.Equal(t, Progress{Received: 2, Durable: 0}, s.Progress(), "what was refused wholly is not waited for")
 	require.Len(t, s.entry.state.pendingAcks, 1)
@@ -123,7 +128,7 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 		stop := running(t, p)
 		s := connect(t, p, 1)
 		for seq := range int64(50) {
-			receive(t, s, seq+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(seq)}) })
+			receive(t, s, seq+1, func(r Request) { r.SetNetwork(agent.Network{NodeID: uint64(seq)}, 0) })
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, Progress{Received: 50, Durable: 0}, s.Progress())
@@ -148,14 +153,14 @@ func TestStateWaitsForTheDatabase(t *testing.T) {
 func TestStateChangesWhileItIsWritten(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
-	receive(t, s, 1, func(r Request) { r.SetNetwork(agent.Network{NodeID: 1}) })
+	receive(t, s, 1, func(r Request) { r.SetNetwork(agent.Network{NodeID: 1}, 0) })
 	once := false
 	p.store.before = func() {
 		if once {
 			return
 		}
 		once = true
-		receive(t, s, 2, func(r Request) { r.SetNetwork(agent.Network{NodeID: 2}) })
+		receive(t, s, 2, func(r Request) { r.SetNetwork(agent.Network{NodeID: 2}, 0) })
 	}
 	batch := func() (w []stateWrite) {
 		for _, e := range p.queue.DrainStates(10) {
@@ -172,12 +177,12 @@ func TestStateChangesWhileItIsWritten(t *testing.T) {
 	require.Equal(t, Progress{Received: 2, Durable: 2}, s.Progress())
 
 	// The same when the write fails: both wait.
-	receive(t, s, 3, func(r Request) { r.SetNetwork(agent.Network{NodeID: 3}) })
+	receive(t, s, 3, func(r Request) { r.SetNetwork(agent.Network{NodeID: 3}, 0) })
 	once = false
 	p.store.before = func() {
 		if !once {
 			once = true
-			receive(t, s, 4, func(r Request) { r.SetNetwork(agent.Network{NodeID: 4}) })
+			receive(t, s, 4, func(r Request) { r.SetNetwork(agent.Network{NodeID: 4}, 0) })
 		}
 	}
 	p.store.fail(errDown)

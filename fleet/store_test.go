@@ -248,7 +248,7 @@ func (s *memStore) SaveStates(_ context.Context, states []agent.State) (newer []
 		put := func(said, stored agent.Order, set func(agent.Order)) {
 			switch {
 			case said.Follows(stored):
-				set(agent.Order{Epoch: said.Epoch, Sequence: said.Sequence})
+				set(agent.Order{Epoch: said.Epoch, Sequence: said.Sequence, Said: said.Said})
 			case said.Epoch != 0 && said.Epoch != stored.Epoch:
 				lost.Epoch, lost.First = max(lost.Epoch, stored.Epoch), lost.First || stored.Epoch < said.Epoch
 			}

@@ -260,11 +260,11 @@ func (w *world) take(p *process, q fleet.Request, r *request) (refused []agent.R
 		case part == network:
 			var node uint64
 			_, _ = fmt.Sscan(text, &node)
-			q.SetNetwork(agent.Network{NodeID: node})
+			q.SetNetwork(agent.Network{NodeID: node}, 0)
 		}
 	}
 	if len(apps) > 0 {
-		refused = append(refused, q.SetAppHealth(apps)...)
+		refused = append(refused, q.SetAppHealth(apps, nil)...)
 	}
 	if len(entries) == 0 {
 		return refused

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"math"
@@ -151,19 +152,23 @@ var (
 type rowsAs func(columns ...string) string
 
 // follows is the condition on which an upsert into the table takes the place of a
-// row: agent.Order.Follows.
+// row: agent.Order.Follows. A late row has a negative basis.
 func follows(table, basis, previous string) string {
 	return strings.NewReplacer("TABLE", table, "BASIS", basis, "PREVIOUS", previous).Replace(
 		`(excluded.epoch, excluded.sequence) > (TABLE.epoch, TABLE.sequence)
-    AND (TABLE.epoch = excluded.epoch OR TABLE.epoch <= BASIS OR TABLE.epoch = PREVIOUS)`)
+    AND (TABLE.epoch = excluded.epoch OR TABLE.epoch <= abs(BASIS) OR TABLE.epoch = PREVIOUS)`)
+}
+
+// notEarlier is follows for metadata. A late row replaces no other that was collected later,
+// but for one of its relay's session before.
+func notEarlier(basis, previous string) string {
+	return follows("metadata", basis, previous) + strings.NewReplacer("BASIS", basis, "PREVIOUS", previous).Replace(`
+    AND (BASIS > 0 OR metadata.epoch = PREVIOUS OR coalesce(metadata.collected_at, -9223372036854775807) <= excluded.collected_at)`)
 }
 
 // knownBefore returns the arguments of follows.
 func knownBefore(o agent.Order) (basis, previous int64) {
-	if o.Basis == 0 {
-		return math.MaxInt64, 0
-	}
-	return o.Basis, o.Previous
+	return cmp.Or(o.Basis, math.MaxInt64), o.Previous
 }
 
 // newQueries makes the statements that differ in little: in where the rows come from,
@@ -208,15 +213,15 @@ FROM ` + rows("id uuid", "revision bigint") + ` AS n JOIN workspaces ON workspac
 		deleteWorkspaces: `DELETE FROM workspaces WHERE id IN (SELECT id FROM ` + rows("id uuid") + ` AS n)`,
 
 		upsertState: `
-INSERT INTO agent_states (agent_id, part, epoch, sequence, data, basis, previous)
-SELECT n.agent_id, n.part, n.epoch, n.sequence, n.data, n.basis, n.previous
-FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "data jsonb",
+INSERT INTO agent_states (agent_id, part, epoch, sequence, said, data, basis, previous)
+SELECT n.agent_id, n.part, n.epoch, n.sequence, n.said, n.data, n.basis, n.previous
+FROM ` + rows("agent_id uuid", "part text", "epoch bigint", "sequence bigint", "said bigint", "data jsonb",
 			"incarnation bigint", "basis bigint", "previous bigint") + ` AS n
 WHERE EXISTS (
     SELECT 1 FROM agents WHERE agents.id = n.agent_id AND n.incarnation IN (0, agents.registered)` + keyShare + `
 ) ORDER BY n.agent_id, n.part
 ON CONFLICT (agent_id, part) DO UPDATE SET
-    epoch = excluded.epoch, sequence = excluded.sequence, data = excluded.data` + alsoSet + `
+    epoch = excluded.epoch, sequence = excluded.sequence, said = excluded.said, data = excluded.data` + alsoSet + `
 WHERE ` + follows("agent_states", "excluded.basis", "excluded.previous"),
 		// The ids are all that is looked for in the JSON, and quoted in it.
 		forgetApps: `

@@ -16,6 +16,9 @@ type attempted struct {
 	// name is the key of metadata, or the part of a state.
 	name               string
 	epoch, incarnation int64
+	// lateFrom is when a late row was collected, in nanoseconds since 1970; 0: it is not
+	// late.
+	lateFrom int64
 }
 
 func compareAttempted(a, b attempted) int {
@@ -24,7 +27,8 @@ func compareAttempted(a, b attempted) int {
 
 // newerEpochs returns what of rows lost, in their order: that of (agent, name), each
 // of which is there once. text selects the id of agents, their incarnation, and the
-// name and epoch of each stored row; a condition on ids follows it.
+// name, epoch and time of each stored row; a condition on ids follows it. A late row does
+// not lose against a stored one that was collected later: it is not to be written.
 //
 // It is called after the write, in its transaction: what another replica had under
 // way then is committed. Who is removed between the two is reported as lost, which
@@ -44,13 +48,16 @@ func (s *Store) newerEpochs(ctx context.Context, tx *sql.Tx, rows []attempted, t
 			var id agent.ID
 			var incarnation int64
 			var name sql.NullString
-			var epoch sql.NullInt64
-			if err := found.Scan(&id, &incarnation, &name, &epoch); err != nil {
+			var epoch, at sql.NullInt64
+			if err := found.Scan(&id, &incarnation, &name, &epoch, &at); err != nil {
 				return err
 			}
 			registered[id] = incarnation
 			if i, is := slices.BinarySearchFunc(rows, attempted{agent: id, name: name.String}, compareAttempted); is {
 				stored[i] = epoch.Int64
+				if from := rows[i].lateFrom; from != 0 && at.Int64 > from {
+					stored[i] = rows[i].epoch
+				}
 			}
 			return nil
 		})

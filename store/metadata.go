@@ -27,7 +27,8 @@ const rewriteWindow = time.Minute
 // unknown), none is written and the error wraps agent.ErrRejected. A row of another
 // incarnation of its agent than the registered one is left out. It was said before the
 // agent was removed, and comes late. A row of a lower epoch that the session did not
-// know of stays, by agent.Order: what was stored first stays.
+// know of stays, by agent.Order: what was stored first stays. A late row leaves what was
+// collected later, as what is the same again does.
 //
 // newer has the keys of rows that lost, ordered by agent and key. Each has the epoch
 // that it lost against: a higher one, or a lower one that was stored first. It is 0 if
@@ -87,10 +88,14 @@ func (s *Store) newerMetadataEpochs(ctx context.Context, tx *sql.Tx, rows []agen
 	var of []attempted
 	for i := range rows {
 		if r := &rows[i]; unwritten[r.Agent] > 0 {
-			of = append(of, attempted{r.Agent, r.Key, r.Order.Epoch, r.Incarnation})
+			row := attempted{agent: r.Agent, name: r.Key, epoch: r.Order.Epoch, incarnation: r.Incarnation}
+			if r.Late {
+				row.lateFrom = r.CollectedAt.UnixNano()
+			}
+			of = append(of, row)
 		}
 	}
-	return s.newerEpochs(ctx, tx, of, `SELECT a.id, a.registered, m.key, m.epoch
+	return s.newerEpochs(ctx, tx, of, `SELECT a.id, a.registered, m.key, m.epoch, m.collected_at
 FROM agents AS a LEFT JOIN metadata AS m ON m.agent_id = a.id WHERE a.id `)
 }
 
@@ -117,6 +122,9 @@ func (s *Store) metadataArgs() func(*agent.Metadata) ([]any, error) {
 			return nil, err
 		}
 		basis, previous := knownBefore(m.Order)
+		if m.Late {
+			basis = -basis
+		}
 		return []any{
 			s.dialect.id(m.Agent), m.Key, m.Value, m.Error, collected, m.Order.Epoch, m.Order.Sequence,
 			touchUpTo(collected, touch), m.Incarnation, basis, previous,

@@ -102,7 +102,7 @@ WITH n AS MATERIALIZED (
     ON CONFLICT (agent_id, key) DO UPDATE SET
         value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
         epoch = excluded.epoch, sequence = excluded.sequence
-    WHERE ` + follows("metadata", "excluded.basis", "excluded.previous") + `
+    WHERE ` + notEarlier("excluded.basis", "excluded.previous") + `
     RETURNING agent_id
 )
 SELECT agent_id FROM written

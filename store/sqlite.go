@@ -70,7 +70,7 @@ WHERE ?9 = 0 OR NOT EXISTS (SELECT 1 FROM agents WHERE id = ?1 AND registered <>
 ON CONFLICT (agent_id, key) DO UPDATE SET
     value = excluded.value, error = excluded.error, collected_at = excluded.collected_at,
     epoch = excluded.epoch, sequence = excluded.sequence
-WHERE ` + follows("metadata", "?10", "?11") + `
+WHERE ` + notEarlier("?10", "?11") + `
     AND (excluded.epoch <> metadata.epoch OR excluded.value <> metadata.value OR excluded.error <> metadata.error
         OR coalesce(metadata.collected_at, -9223372036854775807) <= ?8)`
 	q.yes = `1`

@@ -8,11 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/stateparts"
 )
 
 // Parts of a state, as the column agent_states.part names them.
@@ -27,34 +27,6 @@ const (
 	partAppHealth = "app_health/"
 )
 
-// The parts as JSON. Durations are in nanoseconds.
-type (
-	lifecycle struct {
-		State     agent.LifecycleState `json:"state"`
-		ChangedAt time.Time            `json:"changed_at"`
-	}
-	started struct {
-		StartedAt time.Time `json:"started_at"`
-	}
-	ready struct {
-		// StartedAt counts if there is no row of it.
-		StartedAt time.Time            `json:"started_at"`
-		ReadyAt   time.Time            `json:"ready_at"`
-		Result    agent.LifecycleState `json:"result"`
-	}
-	network struct {
-		// A string, as SQL's JSON functions lose the precision of 64 bits.
-		NodeID          uint64   `json:"node_id,string"`
-		PreferredRegion int64    `json:"preferred_region"`
-		Regions         []region `json:"regions"`
-	}
-	region struct {
-		ID      int64         `json:"id"`
-		Name    string        `json:"name"`
-		Latency time.Duration `json:"latency"`
-	}
-)
-
 // SaveStates writes the parts of states that were ever said, in one transaction. A part
 // whose order does not follow the stored one, by agent.Order.Follows, changes nothing.
 // Unknown agents are skipped, and those of another incarnation: they were deregistered
@@ -66,12 +38,12 @@ func (s *Store) SaveStates(ctx context.Context, states []agent.State) (newer []a
 	for i := range states {
 		st := &states[i]
 		said := []statePart{
-			{st.Agent, partLifecycle, st.LifecycleOrder, lifecycle(st.Lifecycle), st.Incarnation},
-			{st.Agent, partStarted, st.StartedOrder, started{st.Startup.StartedAt}, st.Incarnation},
-			{st.Agent, partNetwork, st.NetworkOrder, fromNetwork(st.Network), st.Incarnation},
+			{st.Agent, partLifecycle, st.LifecycleOrder, stateparts.Lifecycle(st.Lifecycle), st.Incarnation},
+			{st.Agent, partStarted, st.StartedOrder, stateparts.Started{StartedAt: st.Startup.StartedAt}, st.Incarnation},
+			{st.Agent, partNetwork, st.NetworkOrder, stateparts.NetworkOf(st.Network), st.Incarnation},
 		}
 		if st.StartEnded() {
-			said = append(said, statePart{st.Agent, partReady, st.ReadyOrder, ready(st.Startup), st.Incarnation})
+			said = append(said, statePart{st.Agent, partReady, st.ReadyOrder, stateparts.Ready(st.Startup), st.Incarnation})
 		}
 		for app, health := range st.AppHealth {
 			said = append(said, statePart{st.Agent, partAppHealth + app.String(), st.AppHealthOrder[app], health, st.Incarnation})
@@ -117,9 +89,9 @@ func (s *Store) newerStateEpochs(ctx context.Context, tx *sql.Tx, parts []stateP
 	of := make([]attempted, len(parts))
 	for i := range parts {
 		p := &parts[i]
-		of[i] = attempted{p.agent, p.part, p.order.Epoch, p.incarnation}
+		of[i] = attempted{agent: p.agent, name: p.part, epoch: p.order.Epoch, incarnation: p.incarnation}
 	}
-	newer, err := s.newerEpochs(ctx, tx, of, `SELECT a.id, a.registered, s.part, s.epoch
+	newer, err := s.newerEpochs(ctx, tx, of, `SELECT a.id, a.registered, s.part, s.epoch, s.said
 FROM agents AS a LEFT JOIN agent_states AS s ON s.agent_id = a.id WHERE a.id `)
 	agents := newer[:0]
 	for _, part := range newer {
@@ -163,7 +135,7 @@ func (s *Store) statePartArgs(p *statePart) ([]any, error) {
 		return nil, fmt.Errorf("%s of agent %s: %w: %w", p.part, p.agent, agent.ErrRejected, err)
 	}
 	basis, previous := knownBefore(p.order)
-	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, string(data), p.incarnation, basis, previous}, nil
+	return []any{s.dialect.id(p.agent), p.part, p.order.Epoch, p.order.Sequence, p.order.Said, string(data), p.incarnation, basis, previous}, nil
 }
 
 // States returns what is stored of each agent that said anything, in the order of their
@@ -175,10 +147,10 @@ func (s *Store) States(ctx context.Context, since int64) (states []agent.State, 
 	err = s.view(ctx, "read states", func(tx *sql.Tx) error {
 		states = nil
 		next, err = s.readSince(ctx, tx, pageOfStates, `
-SELECT agent_id, part, epoch, sequence, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
+SELECT agent_id, part, epoch, sequence, said, data FROM agent_states`, since, ` ORDER BY agent_id, part`, func(rows *sql.Rows) error {
 			p := statePart{}
 			var data []byte
-			err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &data)
+			err := rows.Scan(&p.agent, &p.part, &p.order.Epoch, &p.order.Sequence, &p.order.Said, &data)
 			last := len(states) - 1
 			st := agent.State{Agent: p.agent}
 			more := last >= 0 && states[last].Agent == p.agent
@@ -223,48 +195,32 @@ func setPart(st *agent.State, part string, order agent.Order, data []byte) error
 	switch part {
 	case partLifecycle:
 		st.LifecycleOrder = order
-		var l lifecycle
+		var l stateparts.Lifecycle
 		if err := json.Unmarshal(data, &l); err != nil {
 			return err
 		}
 		st.Lifecycle = agent.Lifecycle(l)
 	case partStarted:
-		var s started
+		var s stateparts.Started
 		if err := json.Unmarshal(data, &s); err != nil {
 			return err
 		}
 		st.SetStarted(s.StartedAt, order)
 	case partReady:
-		var r ready
+		var r stateparts.Ready
 		if err := json.Unmarshal(data, &r); err != nil {
 			return err
 		}
 		st.SetReady(agent.Startup(r), order)
 	case partNetwork:
 		st.NetworkOrder = order
-		var n network
+		var n stateparts.Network
 		if err := json.Unmarshal(data, &n); err != nil {
 			return err
 		}
-		st.Network = n.network()
+		st.Network = n.State()
 	default:
 		return errors.New("the part is unknown")
 	}
 	return nil
-}
-
-func fromNetwork(n agent.Network) network {
-	out := network{NodeID: n.NodeID, PreferredRegion: n.PreferredRegion, Regions: make([]region, len(n.Regions))}
-	for i, r := range n.Regions {
-		out.Regions[i] = region(r)
-	}
-	return out
-}
-
-func (n network) network() agent.Network {
-	out := agent.Network{NodeID: n.NodeID, PreferredRegion: n.PreferredRegion}
-	for _, r := range n.Regions {
-		out.Regions = append(out.Regions, agent.Region(r))
-	}
-	return out
 }

@@ -63,7 +63,8 @@ func (s *Store) UpsertMetadata(ctx context.Context, rows []agent.Metadata) (chan
 					m := &rows[i]
 					if !t.of(m.Agent, m.Incarnation) {
 						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key})
-					} else if stored := t.metadata[m.Agent][m.Key].Order.Epoch; stored != m.Order.Epoch {
+					} else if old := t.metadata[m.Agent][m.Key]; old.Order.Epoch != m.Order.Epoch && !isEarlier(m, &old) {
+						stored := old.Order.Epoch
 						lost = append(lost, agent.StoredEpoch{Agent: m.Agent, Key: m.Key, Epoch: stored, First: stored < m.Order.Epoch})
 					}
 				}
@@ -118,12 +119,19 @@ func (s *Store) check(t *tables, m *agent.Metadata) error {
 }
 
 // asStored is an order as it is read back.
-func asStored(o agent.Order) agent.Order { return agent.Order{Epoch: o.Epoch, Sequence: o.Sequence} }
+func asStored(o agent.Order) agent.Order {
+	return agent.Order{Epoch: o.Epoch, Sequence: o.Sequence, Said: o.Said}
+}
+
+// isEarlier reports whether m, which is late, was collected before the stored value.
+func isEarlier(m, old *agent.Metadata) bool {
+	return m.Late && old.Order.Epoch != m.Order.Previous && old.CollectedAt.After(m.CollectedAt)
+}
 
 // put writes m if it follows what is stored.
 func (t *tables) put(m agent.Metadata) bool {
 	keys := t.metadata[m.Agent]
-	if old, known := keys[m.Key]; known && !m.Order.Follows(old.Order) {
+	if old, known := keys[m.Key]; known && (!m.Order.Follows(old.Order) || isEarlier(&m, &old)) {
 		return false
 	}
 	if keys == nil {
@@ -131,7 +139,7 @@ func (t *tables) put(m agent.Metadata) bool {
 		t.metadata[m.Agent] = keys
 	}
 	m.Key, m.Value, m.Error = strings.Clone(m.Key), strings.Clone(m.Value), strings.Clone(m.Error)
-	m.Incarnation, m.Order = 0, asStored(m.Order)
+	m.Incarnation, m.Order, m.Late = 0, asStored(m.Order), false
 	keys[m.Key] = m
 	return true
 }

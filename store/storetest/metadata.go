@@ -241,3 +241,45 @@ func testMetadataWithin(t *testing.T, s Store) {
 	require.Empty(t, found)
 	require.Empty(t, left)
 }
+
+// A late row replaces no other that was collected later, and is not lost then: what is
+// stored is newer. What its relay's session before stored does not keep it out.
+func testMetadataLate(t *testing.T, s Store) {
+	register(t, s, id(1))
+	for name, c := range map[string]struct {
+		stored, collected, late int64 // epoch and times
+		order                   agent.Order
+		lands, lost             bool
+	}{
+		"nothing is stored":            {0, 0, 10, agent.Order{Epoch: 9, Basis: 1}, true, false},
+		"collected later":              {5, 50, 51, agent.Order{Epoch: 9, Basis: 5}, true, false},
+		"collected earlier":            {5, 50, 49, agent.Order{Epoch: 9, Basis: 5}, false, false},
+		"on a single replica":          {5, 50, 49, agent.Order{Epoch: 9}, false, false},
+		"later, on a single replica":   {5, 50, 51, agent.Order{Epoch: 9}, true, false},
+		"after its own":                {5, 50, 49, agent.Order{Epoch: 9, Basis: 1, Previous: 5}, true, false},
+		"after its own, alone":         {5, 50, 49, agent.Order{Epoch: 9, Previous: 5}, true, false},
+		"earlier than what is unknown": {5, 50, 49, agent.Order{Epoch: 9, Basis: 1}, false, false},
+		"later than what is unknown":   {5, 50, 51, agent.Order{Epoch: 9, Basis: 1}, false, true},
+		"of a lower epoch":             {11, 50, 51, agent.Order{Epoch: 9, Basis: 20}, false, true},
+	} {
+		if c.stored != 0 {
+			before := row(id(1), name, "first", c.stored, 1)
+			before.CollectedAt = time.Unix(0, c.collected).UTC()
+			upsert(t, s, []agent.Metadata{before})
+		}
+		late := row(id(1), name, "second", 0, 0)
+		late.Order, late.Late, late.CollectedAt = c.order, true, time.Unix(0, c.late).UTC()
+		late.Order.Sequence = 2
+		changed, newer, err := s.UpsertMetadata(t.Context(), []agent.Metadata{late})
+		require.NoError(t, err)
+		require.Equal(t, c.lands, len(changed) == 1, name)
+		require.Equal(t, c.lost, len(newer) == 1, name)
+		found, _, err := s.MetadataWithin(t.Context(), []agent.ID{id(1)}, 1<<30)
+		require.NoError(t, err)
+		i := slices.IndexFunc(found, func(m agent.Metadata) bool { return m.Key == name })
+		require.Equal(t, c.lands, found[i].Value == "second", name)
+		if c.lands {
+			require.Equal(t, late.CollectedAt, found[i].CollectedAt, name)
+		}
+	}
+}

@@ -29,7 +29,7 @@ func testStates(t *testing.T, s Store) {
 		},
 		NetworkOrder: agent.Order{Epoch: 1, Sequence: 3},
 	}
-	partial := agent.State{Agent: id(2), LifecycleOrder: agent.Order{Epoch: 1}}
+	partial := agent.State{Agent: id(2), LifecycleOrder: agent.Order{Epoch: 1, Said: 77}}
 	silent := agent.State{Agent: id(3)}
 	unknown := full
 	unknown.Agent = id(99)

@@ -93,6 +93,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("MetadataLongestKey", func(t *testing.T) { testMetadataLongestKey(t, open(t, Options{})) })
 	t.Run("MetadataUnchanged", func(t *testing.T) { testMetadataUnchanged(t, open) })
 	t.Run("MetadataOrder", func(t *testing.T) { testMetadataOrder(t, open) })
+	t.Run("MetadataLate", func(t *testing.T) { testMetadataLate(t, open(t, Options{})) })
 	t.Run("States", func(t *testing.T) { testStates(t, open(t, Options{})) })
 	t.Run("StatesOrder", func(t *testing.T) { testStatesOrder(t, open(t, Options{})) })
 	t.Run("StatesSince", func(t *testing.T) { testStatesSince(t, open(t, Options{})) })

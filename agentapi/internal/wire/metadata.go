@@ -22,11 +22,11 @@ const (
 	tagTimestampNanos   = 2<<3 | byte(protowire.VarintType)
 )
 
-// maxKeptEntries bounds the buffer of a decoder that is used again: 48 bytes for
+// maxKeptEntries bounds the buffer of a decoder that is used again: 56 bytes for
 // each entry. A template declares at most 1024 keys; an agent has some ten.
 const maxKeptEntries = 1024
 
-// maxPlainEntries in a plain report: far more than are taken in, 0.8 MB.
+// maxPlainEntries in a plain report: far more than are taken in, 0.9 MB.
 const maxPlainEntries = 16 << 10
 
 // metadataDecoder reads the entries of a MetadataReport from the wire. The zero

@@ -200,6 +200,7 @@ func oddRequests() map[string][]byte {
 		"metadata, then stats":    append(append(varint(1, 9), field(4, field(1, field(1, []byte("k"))))...), field(3, varint(5, 1))...),
 		"ack now, nothing else":   append(varint(1, 9), varint(10, 1)...),
 		"ack now twice":           append(stats(), append(varint(10, 1), varint(10, 0)...)...),
+		"ages":                    append(stats(varint(5, 1)), field(13, field(1, []byte{1, 2}), varint(1, 3), varint(3, 4))...),
 		"superseded":              append(stats(varint(5, 1)), varint(9, 1)...),
 		"unknown field":           append(stats(varint(5, 1)), varint(1000, 1)...),
 		"unknown field of stats":  stats(varint(5, 1), varint(1000, 1)),

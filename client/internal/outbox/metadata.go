@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -44,6 +45,7 @@ type metadataValue struct {
 	// entries is how many updates it stands for: itself and the older ones
 	// that it replaced.
 	entries int64
+	given   time.Time // to the outbox
 }
 
 // metadataQueue has what is not known to be durable, at most two values a key: one
@@ -56,7 +58,7 @@ type metadataQueue struct {
 }
 
 // put adds the newest value of a key.
-func (q *metadataQueue) put(m Metadata) error {
+func (q *metadataQueue) put(m Metadata, now time.Time) error {
 	if err := checkKey(m.Key); err != nil {
 		return err
 	}
@@ -66,7 +68,7 @@ func (q *metadataQueue) put(m Metadata) error {
 	}
 	m.Value, m.Error = cutText(m.Value), cutText(m.Error)
 
-	newest := metadataValue{metadata: m, entries: 1}
+	newest := metadataValue{metadata: m, entries: 1, given: now}
 	last := len(values) - 1
 	switch {
 	case last < 0 || last == 0 && values[0].sequence > 0:
@@ -87,15 +89,17 @@ func (q *metadataQueue) put(m Metadata) error {
 }
 
 // next returns the next values for the request with the sequence, within limits in
-// bytes. It returns nil if there are none. If always is true, at least one value is
-// returned.
-func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64, always bool) *agentstatsv1.MetadataReport {
+// bytes, and when they were given to the outbox. It returns nil if there are none. If
+// always is true, at least one value is returned.
+func (q *metadataQueue) next(
+	sequence, keyBytes, messageBytes int64, always bool,
+) (report *agentstatsv1.MetadataReport, given []time.Time) {
 	if len(q.unsent) == 0 {
-		return nil
+		return nil, nil
 	}
-	// 32 bytes are more than the tags and lengths of a report, and of an entry.
+	// 32 bytes are more than the tags and lengths of a report, and of an entry with its age.
 	messageBytes -= 32
-	report := &agentstatsv1.MetadataReport{}
+	report = &agentstatsv1.MetadataReport{}
 	var taken int
 	for _, key := range q.unsent {
 		values := q.keys[key]
@@ -112,12 +116,13 @@ func (q *metadataQueue) next(sequence, keyBytes, messageBytes int64, always bool
 			Key:    m.Key,
 			Result: &agentstatsv1.Metadata_Result{Value: m.Value, Error: m.Error},
 		})
+		given = append(given, newest.given)
 	}
 	if taken == 0 {
-		return nil
+		return nil, nil
 	}
 	q.unsent = slices.Delete(q.unsent, 0, taken)
-	return report
+	return report, given
 }
 
 // durable removes the values up to the sequence, which the service has stored or

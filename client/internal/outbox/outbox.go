@@ -30,8 +30,10 @@ type Counts struct {
 type Outbox struct {
 	Pace Pace
 	// IsRelay is true if another outbox may have something newer of the agent. So what
-	// is acked is not sent again unless it is said again, and reports have an age.
+	// is acked is not sent again unless it is said again, and the rest has an age.
 	IsRelay bool
+	// helloAt is when the hello of the session was sent.
+	helloAt time.Time
 	// forgotten is true if the service has forgotten the agent since its last session.
 	forgotten bool
 	// sequence of the last request.
@@ -69,7 +71,7 @@ func (o *Outbox) PutStats(stats *agentstatsv1.Stats, collected bool, now time.Ti
 // if too many are pending.
 func (o *Outbox) PutMetadata(m Metadata, now time.Time) error {
 	first := len(o.metadata.unsent) == 0
-	if err := o.metadata.put(m); err != nil {
+	if err := o.metadata.put(m, now); err != nil {
 		o.Counts.Refused++
 		return err
 	}
@@ -83,6 +85,12 @@ func (o *Outbox) PutMetadata(m Metadata, now time.Time) error {
 // Confirmed returns the highest durable sequence that the service acked: all refusals up
 // to it are known.
 func (o *Outbox) Confirmed() int64 { return o.confirmed }
+
+// BeginHello begins a session, whose hello is sent now. It returns what is confirmed.
+func (o *Outbox) BeginHello(now time.Time) (confirmed int64) {
+	o.helloAt = now
+	return o.confirmed
+}
 
 func (o *Outbox) refuse(refusals ...*agentstatsv1.Refusal) {
 	for _, r := range refusals {
@@ -189,9 +197,8 @@ func (o *Outbox) Next(l Limits, now time.Time) *agentstatsv1.ConnectRequest {
 	if !ok || at.After(now) {
 		return nil
 	}
-	if sequence, stats, superseded := o.stats.nextResent(now); stats != nil {
-		req := &agentstatsv1.ConnectRequest{Sequence: sequence, Stats: stats, StatsSuperseded: superseded}
-		o.addAge(req, now)
+	if req, handedOver := o.stats.nextResent(now); req != nil {
+		o.addStatsAge(req, handedOver, now)
 		o.fit(req, l)
 		return req
 	}
@@ -224,7 +231,7 @@ func (o *Outbox) addReport(req *agentstatsv1.ConnectRequest, l Limits, now time.
 	req.Stats = o.stats.next(req.GetSequence(), now)
 	req.StatsUncounted = o.stats.newestSequence != req.GetSequence()
 	o.Pace.reportedAt, o.Pace.collected = now, false
-	o.addAge(req, now)
+	o.addStatsAge(req, o.stats.handedOver, now)
 	o.fit(req, l)
 	o.Counts.Samples += int64(len(req.GetStats().GetMetrics()))
 }
@@ -243,11 +250,12 @@ func (o *Outbox) addMetadata(req *agentstatsv1.ConnectRequest, l Limits, now tim
 	rest := int64(proto.Size(req))
 	alone := !hasStates(req) && req.Stats == nil
 	unsent := len(o.metadata.unsent)
-	report := o.metadata.next(req.GetSequence(), l.reportKeys, l.message-rest, alone)
+	report, given := o.metadata.next(req.GetSequence(), l.reportKeys, l.message-rest, alone)
 	if report == nil {
 		return
 	}
 	req.Metadata = report
+	o.addMetadataAges(req, given)
 	p := &o.Pace
 	if p.burst == 0 {
 		p.burst = unsent

@@ -189,7 +189,7 @@ func TestOutboxGoodbyeComesLast(t *testing.T) {
 		o.PutStats(&agentstatsv1.Stats{RxBytes: 1}, false, time.Time{})
 		require.Len(t, sendAll(&o), 1)
 	}
-	o.goodbye.put(struct{}{})
+	o.goodbye.put(struct{}{}, time.Time{})
 	require.Empty(t, sendAll(&o), "counts wait")
 	o.Ack(1, 1)
 	sent := sendAll(&o)
@@ -214,10 +214,10 @@ func TestOutboxSendsAllInOneRequest(t *testing.T) {
 		o := &Outbox{}
 		put(t, o, "a", strings.Repeat("v", 1000))
 		o.PutStats(&agentstatsv1.Stats{RxBytes: 1, Metrics: []*agentstatsv1.Stats_Metric{{Name: strings.Repeat("m", 1000)}}}, false, time.Time{})
-		o.lifecycle.put(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY})
-		require.NoError(t, o.PutAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
-		o.network.put(&agentstatsv1.Network{Regions: []*agentstatsv1.Network_Region{{Id: 1, Name: strings.Repeat("r", 1000)}}})
-		o.goodbye.put(struct{}{})
+		o.lifecycle.put(lifecycle{state: agentstatsv1.Lifecycle_STATE_READY}, time.Time{})
+		require.NoError(t, o.PutAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY, time.Time{}))
+		o.network.put(&agentstatsv1.Network{Regions: []*agentstatsv1.Network_Region{{Id: 1, Name: strings.Repeat("r", 1000)}}}, time.Time{})
+		o.goodbye.put(struct{}{}, time.Time{})
 		return o
 	}
 	sent := sendAll(fill())
@@ -426,10 +426,10 @@ func TestCleanText(t *testing.T) {
 
 func TestStatementOfApps(t *testing.T) {
 	var o Outbox
-	require.NoError(t, o.PutAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
-	require.NoError(t, o.PutAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY))
+	require.NoError(t, o.PutAppHealth(uuid.UUID{1}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY, time.Time{}))
+	require.NoError(t, o.PutAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_HEALTHY, time.Time{}))
 	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2)
-	require.NoError(t, o.PutAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY))
+	require.NoError(t, o.PutAppHealth(uuid.UUID{2}, agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY, time.Time{}))
 	sent := sendAll(&o)
 	require.Len(t, sent[0].GetAppHealth().GetUpdates(), 1, "only what changed")
 	o.Ack(1, 1)
@@ -439,4 +439,40 @@ func TestStatementOfApps(t *testing.T) {
 	o.Resume(&agentstatsv1.Resume{ReceivedSequence: 2, DurableSequence: 2})
 	require.Equal(t, 2, o.pendingStates())
 	require.Len(t, sendAll(&o)[0].GetAppHealth().GetUpdates(), 2, "a new session gets all")
+}
+
+// A relay says how long before its session it was given what it sends. Others say nothing.
+func TestAges(t *testing.T) {
+	at := time.UnixMilli
+	for _, relay := range []bool{true, false} {
+		o := Outbox{IsRelay: relay}
+		healthy := agentstatsv1.AppHealth_APP_HEALTH_HEALTHY
+		o.PutLifecycle(agentstatsv1.Lifecycle_STATE_READY, at(1), at(1000))
+		o.PutNetwork(&agentstatsv1.Network{NodeId: 1}, at(2000))
+		require.NoError(t, o.PutAppHealth(uuid.UUID{1}, healthy, at(3000)))
+		require.NoError(t, o.PutMetadata(Metadata{Key: "a", Value: "1"}, at(4000)))
+		require.Zero(t, o.BeginHello(at(5000)))
+		require.NoError(t, o.PutMetadata(Metadata{Key: "b", Value: "1"}, at(5000)))
+		require.NoError(t, o.PutMetadata(Metadata{Key: "a", Value: "2"}, at(4500)))
+		require.NoError(t, o.PutAppHealth(uuid.UUID{2}, healthy, at(5500)))
+		require.NoError(t, o.PutAppHealth(uuid.UUID{3}, healthy, at(4999)))
+		sent := sendAll(&o)
+		require.Len(t, sent, 1)
+		var want *agentstatsv1.Ages
+		if relay {
+			want = &agentstatsv1.Ages{Lifecycle: 4_000_000, Network: 3_000_000, AppHealth: []int64{2_000_000, 0, 1000}, Metadata: []int64{500_000}}
+		}
+		require.Equal(t, []string{"a=2", "b=1"}, keysOf(sent))
+		require.Empty(t, cmp.Diff(want, sent[0].GetAges(), protocmp.Transform()))
+
+		// What is new since has no age.
+		o.PutNetwork(&agentstatsv1.Network{NodeId: 2}, at(7000))
+		require.Nil(t, sendAll(&o)[0].GetAges())
+		o.BeginHello(at(8000))
+		o.Resume(&agentstatsv1.Resume{ReceivedSequence: 1, DurableSequence: 1})
+		if relay {
+			want = &agentstatsv1.Ages{Network: 1_000_000}
+		}
+		require.Empty(t, cmp.Diff(want, sendAll(&o)[0].GetAges(), protocmp.Transform()))
+	}
 }

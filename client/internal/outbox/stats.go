@@ -66,7 +66,9 @@ func addSaturated(a, b int64) int64 {
 type sentReport struct {
 	sequence int64
 	deltas   deltas
-	at       time.Time
+	at       time.Time // when it was sent last
+	// handedOver is when its newest counts were.
+	handedOver time.Time
 
 	connections int64
 	// sessions by app; nil: there are none, or the older fields have them.
@@ -165,33 +167,35 @@ func (q *statsQueue) next(sequence int64, now time.Time) *agentstatsv1.Stats {
 		return q.newest
 	}
 	q.carry.put(q.newest)
-	q.inFlight = append(q.inFlight, newSentReport(sequence, q.carry, now, q.newest))
+	sent := newSentReport(sequence, q.carry, now, q.newest)
+	sent.handedOver = q.handedOver
+	q.inFlight = append(q.inFlight, sent)
 	q.resending = len(q.inFlight)
 	q.newestSequence = sequence
 	q.carry = deltas{}
 	return q.newest
 }
 
-// nextResent returns the next report that is to be sent again, and its sequence; 0:
+// nextResent returns the next report that is to be sent again, with its sequence; nil:
 // there is none. It is superseded if a newer one follows.
-func (q *statsQueue) nextResent(now time.Time) (sequence int64, stats *agentstatsv1.Stats, superseded bool) {
+func (q *statsQueue) nextResent(now time.Time) (req *agentstatsv1.ConnectRequest, handedOver time.Time) {
 	if q.resending >= len(q.inFlight) {
-		return 0, nil, false
+		return nil, time.Time{}
 	}
 	r := &q.inFlight[q.resending]
 	q.resending++
 	r.at = now
 	if r.sequence != q.newestSequence {
-		return r.sequence, r.superseded(), true
+		return &agentstatsv1.ConnectRequest{Sequence: r.sequence, Stats: r.superseded(), StatsSuperseded: true}, r.handedOver
 	}
 	r.deltas.put(q.newest)
-	return r.sequence, q.newest, false
+	return &agentstatsv1.ConnectRequest{Sequence: r.sequence, Stats: q.newest}, q.handedOver
 }
 
-// addAge adds the age of a relay's report.
-func (o *Outbox) addAge(req *agentstatsv1.ConnectRequest, now time.Time) {
-	if o.IsRelay && !req.GetStatsSuperseded() {
-		req.StatsAge = now.Sub(o.stats.handedOver).Microseconds()
+// addStatsAge adds the age of a relay's report.
+func (o *Outbox) addStatsAge(req *agentstatsv1.ConnectRequest, handedOver, now time.Time) {
+	if o.IsRelay {
+		req.StatsAge = now.Sub(handedOver).Microseconds()
 	}
 }
 

@@ -195,7 +195,7 @@ func (x Stats_Metric_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Stats_Metric_Type.Descriptor instead.
 func (Stats_Metric_Type) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15, 2, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 2, 0}
 }
 
 // State of an agent's life.
@@ -276,7 +276,7 @@ func (x Lifecycle_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Lifecycle_State.Descriptor instead.
 func (Lifecycle_State) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // ConnectRequest is one message of an agent's stream: all that is due at one moment.
@@ -319,13 +319,18 @@ type ConnectRequest struct {
 	AckNow bool `protobuf:"varint,10,opt,name=ack_now,json=ackNow,proto3" json:"ack_now,omitempty"`
 	// Microseconds between the hand over of stats to a relay and this request. Of stats
 	// that were handed over before those of another relay of the agent, which arrived
-	// earlier, only what adds up is taken in. Only relays send it.
+	// earlier, only what adds up is taken in. They do not count as newest for watchers.
+	// Only relays send it.
 	StatsAge int64 `protobuf:"varint,11,opt,name=stats_age,json=statsAge,proto3" json:"stats_age,omitempty"`
 	// The counts of stats are to come, with these or with newer stats, which count as
 	// its report. So this does not count as one.
 	StatsUncounted bool `protobuf:"varint,12,opt,name=stats_uncounted,json=statsUncounted,proto3" json:"stats_uncounted,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How old metadata and states are that a relay was given before its session. What
+	// has an age does not replace what another relay was given later. What has none counts
+	// as newer than all before. Only relays send it.
+	Ages          *Ages `protobuf:"bytes,13,opt,name=ages,proto3" json:"ages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConnectRequest) Reset() {
@@ -442,6 +447,87 @@ func (x *ConnectRequest) GetStatsUncounted() bool {
 	return false
 }
 
+func (x *ConnectRequest) GetAges() *Ages {
+	if x != nil {
+		return x.Ages
+	}
+	return nil
+}
+
+// Ages are times in microseconds between the hand over of a value to a relay and the
+// hello of this session; 0: it was handed over since. More than a day counts as a day.
+type Ages struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the values of metadata, in their order; the rest has no age.
+	Metadata []int64 `protobuf:"varint,1,rep,packed,name=metadata,proto3" json:"metadata,omitempty"`
+	// Of the updates of app_health, in their order; the rest has no age.
+	AppHealth []int64 `protobuf:"varint,2,rep,packed,name=app_health,json=appHealth,proto3" json:"app_health,omitempty"`
+	// Of network.
+	Network int64 `protobuf:"varint,3,opt,name=network,proto3" json:"network,omitempty"`
+	// Of lifecycle, which was reached no later.
+	Lifecycle     int64 `protobuf:"varint,4,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ages) Reset() {
+	*x = Ages{}
+	mi := &file_agentstats_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ages) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ages) ProtoMessage() {}
+
+func (x *Ages) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ages.ProtoReflect.Descriptor instead.
+func (*Ages) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Ages) GetMetadata() []int64 {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Ages) GetAppHealth() []int64 {
+	if x != nil {
+		return x.AppHealth
+	}
+	return nil
+}
+
+func (x *Ages) GetNetwork() int64 {
+	if x != nil {
+		return x.Network
+	}
+	return 0
+}
+
+func (x *Ages) GetLifecycle() int64 {
+	if x != nil {
+		return x.Lifecycle
+	}
+	return 0
+}
+
 // Hello opens a session.
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -468,7 +554,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[1]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +566,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[1]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +579,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Hello) GetInstanceId() []byte {
@@ -540,7 +626,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[2]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +638,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[2]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +651,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 // ConnectResponse is one message to an agent: all that is due at one moment. At least
@@ -587,7 +673,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[3]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +685,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[3]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +698,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ConnectResponse) GetSettings() *Settings {
@@ -672,7 +758,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[4]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +770,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[4]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +783,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Settings) GetReportInterval() *durationpb.Duration {
@@ -764,7 +850,7 @@ type Resume struct {
 
 func (x *Resume) Reset() {
 	*x = Resume{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[5]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +862,7 @@ func (x *Resume) String() string {
 func (*Resume) ProtoMessage() {}
 
 func (x *Resume) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[5]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +875,7 @@ func (x *Resume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resume.ProtoReflect.Descriptor instead.
 func (*Resume) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resume) GetReceivedSequence() int64 {
@@ -829,7 +915,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[6]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +927,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[6]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +940,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Limits) GetMessageBytes() int64 {
@@ -932,7 +1018,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[7]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1030,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[7]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1043,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetReceivedSequence() int64 {
@@ -1003,7 +1089,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[8]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1101,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[8]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1114,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Refusal) GetSequence() int64 {
@@ -1093,7 +1179,7 @@ type Reconnect struct {
 
 func (x *Reconnect) Reset() {
 	*x = Reconnect{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[9]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1191,7 @@ func (x *Reconnect) String() string {
 func (*Reconnect) ProtoMessage() {}
 
 func (x *Reconnect) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[9]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1204,7 @@ func (x *Reconnect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reconnect.ProtoReflect.Descriptor instead.
 func (*Reconnect) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Reconnect) GetDelay() *durationpb.Duration {
@@ -1147,7 +1233,7 @@ type RelayAgentsRequest struct {
 
 func (x *RelayAgentsRequest) Reset() {
 	*x = RelayAgentsRequest{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1245,7 @@ func (x *RelayAgentsRequest) String() string {
 func (*RelayAgentsRequest) ProtoMessage() {}
 
 func (x *RelayAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[10]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1258,7 @@ func (x *RelayAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAgentsRequest.ProtoReflect.Descriptor instead.
 func (*RelayAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RelayAgentsRequest) GetRequests() []*RelayedRequest {
@@ -1205,7 +1291,7 @@ type RelayedRequest struct {
 
 func (x *RelayedRequest) Reset() {
 	*x = RelayedRequest{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1303,7 @@ func (x *RelayedRequest) String() string {
 func (*RelayedRequest) ProtoMessage() {}
 
 func (x *RelayedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[11]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1316,7 @@ func (x *RelayedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayedRequest.ProtoReflect.Descriptor instead.
 func (*RelayedRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RelayedRequest) GetIndex() uint32 {
@@ -1272,7 +1358,7 @@ type RelayAgentsResponse struct {
 
 func (x *RelayAgentsResponse) Reset() {
 	*x = RelayAgentsResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1370,7 @@ func (x *RelayAgentsResponse) String() string {
 func (*RelayAgentsResponse) ProtoMessage() {}
 
 func (x *RelayAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[12]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1383,7 @@ func (x *RelayAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAgentsResponse.ProtoReflect.Descriptor instead.
 func (*RelayAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RelayAgentsResponse) GetResponses() []*RelayedResponse {
@@ -1329,7 +1415,7 @@ type RelayedResponse struct {
 
 func (x *RelayedResponse) Reset() {
 	*x = RelayedResponse{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1427,7 @@ func (x *RelayedResponse) String() string {
 func (*RelayedResponse) ProtoMessage() {}
 
 func (x *RelayedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[13]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1440,7 @@ func (x *RelayedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayedResponse.ProtoReflect.Descriptor instead.
 func (*RelayedResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RelayedResponse) GetIndex() uint32 {
@@ -1400,7 +1486,7 @@ type RelayedEnd struct {
 
 func (x *RelayedEnd) Reset() {
 	*x = RelayedEnd{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1498,7 @@ func (x *RelayedEnd) String() string {
 func (*RelayedEnd) ProtoMessage() {}
 
 func (x *RelayedEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[14]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1511,7 @@ func (x *RelayedEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayedEnd.ProtoReflect.Descriptor instead.
 func (*RelayedEnd) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RelayedEnd) GetCode() uint32 {
@@ -1488,7 +1574,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1586,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[15]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1599,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Stats) GetConnectionsByProto() map[string]int64 {
@@ -1620,7 +1706,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1718,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[16]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1731,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Metadata) GetKey() string {
@@ -1674,7 +1760,7 @@ type MetadataReport struct {
 
 func (x *MetadataReport) Reset() {
 	*x = MetadataReport{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1772,7 @@ func (x *MetadataReport) String() string {
 func (*MetadataReport) ProtoMessage() {}
 
 func (x *MetadataReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[17]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1785,7 @@ func (x *MetadataReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataReport.ProtoReflect.Descriptor instead.
 func (*MetadataReport) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MetadataReport) GetMetadata() []*Metadata {
@@ -1724,7 +1810,7 @@ type Lifecycle struct {
 
 func (x *Lifecycle) Reset() {
 	*x = Lifecycle{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1822,7 @@ func (x *Lifecycle) String() string {
 func (*Lifecycle) ProtoMessage() {}
 
 func (x *Lifecycle) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[18]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1835,7 @@ func (x *Lifecycle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lifecycle.ProtoReflect.Descriptor instead.
 func (*Lifecycle) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Lifecycle) GetState() Lifecycle_State {
@@ -1779,7 +1865,7 @@ type AppHealthUpdate struct {
 
 func (x *AppHealthUpdate) Reset() {
 	*x = AppHealthUpdate{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1877,7 @@ func (x *AppHealthUpdate) String() string {
 func (*AppHealthUpdate) ProtoMessage() {}
 
 func (x *AppHealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[19]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1890,7 @@ func (x *AppHealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealthUpdate.ProtoReflect.Descriptor instead.
 func (*AppHealthUpdate) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AppHealthUpdate) GetId() []byte {
@@ -1832,7 +1918,7 @@ type AppHealthReport struct {
 
 func (x *AppHealthReport) Reset() {
 	*x = AppHealthReport{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1930,7 @@ func (x *AppHealthReport) String() string {
 func (*AppHealthReport) ProtoMessage() {}
 
 func (x *AppHealthReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[20]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1943,7 @@ func (x *AppHealthReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealthReport.ProtoReflect.Descriptor instead.
 func (*AppHealthReport) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AppHealthReport) GetUpdates() []*AppHealthUpdate {
@@ -1882,7 +1968,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1980,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[21]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1993,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Network) GetNodeId() uint64 {
@@ -1950,7 +2036,7 @@ type Stats_Metric struct {
 
 func (x *Stats_Metric) Reset() {
 	*x = Stats_Metric{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[24]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2048,7 @@ func (x *Stats_Metric) String() string {
 func (*Stats_Metric) ProtoMessage() {}
 
 func (x *Stats_Metric) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[24]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2061,7 @@ func (x *Stats_Metric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats_Metric.ProtoReflect.Descriptor instead.
 func (*Stats_Metric) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15, 2}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 2}
 }
 
 func (x *Stats_Metric) GetName() string {
@@ -2019,7 +2105,7 @@ type Stats_Metric_Label struct {
 
 func (x *Stats_Metric_Label) Reset() {
 	*x = Stats_Metric_Label{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[25]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2117,7 @@ func (x *Stats_Metric_Label) String() string {
 func (*Stats_Metric_Label) ProtoMessage() {}
 
 func (x *Stats_Metric_Label) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[25]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2130,7 @@ func (x *Stats_Metric_Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats_Metric_Label.ProtoReflect.Descriptor instead.
 func (*Stats_Metric_Label) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{15, 2, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 2, 0}
 }
 
 func (x *Stats_Metric_Label) GetName() string {
@@ -2064,7 +2150,8 @@ func (x *Stats_Metric_Label) GetValue() string {
 // Result is what collecting a value gave.
 type Metadata_Result struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ignored: the service stores the time at which it received the value.
+	// Ignored: the service stores the time at which it received the value, or at which
+	// a relay was given it that could not send it before.
 	CollectedAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=collected_at,json=collectedAt,proto3" json:"collected_at,omitempty"`
 	// Age of the value in seconds when it was sent. Ignored.
 	Age int64 `protobuf:"varint,2,opt,name=age,proto3" json:"age,omitempty"`
@@ -2078,7 +2165,7 @@ type Metadata_Result struct {
 
 func (x *Metadata_Result) Reset() {
 	*x = Metadata_Result{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[26]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2177,7 @@ func (x *Metadata_Result) String() string {
 func (*Metadata_Result) ProtoMessage() {}
 
 func (x *Metadata_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[26]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2190,7 @@ func (x *Metadata_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata_Result.ProtoReflect.Descriptor instead.
 func (*Metadata_Result) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{16, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *Metadata_Result) GetCollectedAt() *timestamppb.Timestamp {
@@ -2149,7 +2236,7 @@ type Network_Region struct {
 
 func (x *Network_Region) Reset() {
 	*x = Network_Region{}
-	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2248,7 @@ func (x *Network_Region) String() string {
 func (*Network_Region) ProtoMessage() {}
 
 func (x *Network_Region) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_agent_proto_msgTypes[27]
+	mi := &file_agentstats_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2261,7 @@ func (x *Network_Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network_Region.ProtoReflect.Descriptor instead.
 func (*Network_Region) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{21, 0}
+	return file_agentstats_v1_agent_proto_rawDescGZIP(), []int{22, 0}
 }
 
 func (x *Network_Region) GetId() int64 {
@@ -2202,7 +2289,7 @@ var File_agentstats_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x04\n" +
+	"\x19agentstats/v1/agent.proto\x12\ragentstats.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x04\n" +
 	"\x0eConnectRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12*\n" +
 	"\x05hello\x18\x02 \x01(\v2\x14.agentstats.v1.HelloR\x05hello\x12*\n" +
@@ -2217,7 +2304,14 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\aack_now\x18\n" +
 	" \x01(\bR\x06ackNow\x12\x1b\n" +
 	"\tstats_age\x18\v \x01(\x03R\bstatsAge\x12'\n" +
-	"\x0fstats_uncounted\x18\f \x01(\bR\x0estatsUncounted\"\xae\x01\n" +
+	"\x0fstats_uncounted\x18\f \x01(\bR\x0estatsUncounted\x12'\n" +
+	"\x04ages\x18\r \x01(\v2\x13.agentstats.v1.AgesR\x04ages\"y\n" +
+	"\x04Ages\x12\x1a\n" +
+	"\bmetadata\x18\x01 \x03(\x03R\bmetadata\x12\x1d\n" +
+	"\n" +
+	"app_health\x18\x02 \x03(\x03R\tappHealth\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\x03R\anetwork\x12\x1c\n" +
+	"\tlifecycle\x18\x04 \x01(\x03R\tlifecycle\"\xae\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +
@@ -2388,92 +2482,94 @@ func file_agentstats_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agentstats_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_agentstats_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_agentstats_v1_agent_proto_goTypes = []any{
 	(RefusalCode)(0),              // 0: agentstats.v1.RefusalCode
 	(AppHealth)(0),                // 1: agentstats.v1.AppHealth
 	(Stats_Metric_Type)(0),        // 2: agentstats.v1.Stats.Metric.Type
 	(Lifecycle_State)(0),          // 3: agentstats.v1.Lifecycle.State
 	(*ConnectRequest)(nil),        // 4: agentstats.v1.ConnectRequest
-	(*Hello)(nil),                 // 5: agentstats.v1.Hello
-	(*Goodbye)(nil),               // 6: agentstats.v1.Goodbye
-	(*ConnectResponse)(nil),       // 7: agentstats.v1.ConnectResponse
-	(*Settings)(nil),              // 8: agentstats.v1.Settings
-	(*Resume)(nil),                // 9: agentstats.v1.Resume
-	(*Limits)(nil),                // 10: agentstats.v1.Limits
-	(*Ack)(nil),                   // 11: agentstats.v1.Ack
-	(*Refusal)(nil),               // 12: agentstats.v1.Refusal
-	(*Reconnect)(nil),             // 13: agentstats.v1.Reconnect
-	(*RelayAgentsRequest)(nil),    // 14: agentstats.v1.RelayAgentsRequest
-	(*RelayedRequest)(nil),        // 15: agentstats.v1.RelayedRequest
-	(*RelayAgentsResponse)(nil),   // 16: agentstats.v1.RelayAgentsResponse
-	(*RelayedResponse)(nil),       // 17: agentstats.v1.RelayedResponse
-	(*RelayedEnd)(nil),            // 18: agentstats.v1.RelayedEnd
-	(*Stats)(nil),                 // 19: agentstats.v1.Stats
-	(*Metadata)(nil),              // 20: agentstats.v1.Metadata
-	(*MetadataReport)(nil),        // 21: agentstats.v1.MetadataReport
-	(*Lifecycle)(nil),             // 22: agentstats.v1.Lifecycle
-	(*AppHealthUpdate)(nil),       // 23: agentstats.v1.AppHealthUpdate
-	(*AppHealthReport)(nil),       // 24: agentstats.v1.AppHealthReport
-	(*Network)(nil),               // 25: agentstats.v1.Network
-	nil,                           // 26: agentstats.v1.Stats.ConnectionsByProtoEntry
-	nil,                           // 27: agentstats.v1.Stats.SessionCountsEntry
-	(*Stats_Metric)(nil),          // 28: agentstats.v1.Stats.Metric
-	(*Stats_Metric_Label)(nil),    // 29: agentstats.v1.Stats.Metric.Label
-	(*Metadata_Result)(nil),       // 30: agentstats.v1.Metadata.Result
-	(*Network_Region)(nil),        // 31: agentstats.v1.Network.Region
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*Ages)(nil),                  // 5: agentstats.v1.Ages
+	(*Hello)(nil),                 // 6: agentstats.v1.Hello
+	(*Goodbye)(nil),               // 7: agentstats.v1.Goodbye
+	(*ConnectResponse)(nil),       // 8: agentstats.v1.ConnectResponse
+	(*Settings)(nil),              // 9: agentstats.v1.Settings
+	(*Resume)(nil),                // 10: agentstats.v1.Resume
+	(*Limits)(nil),                // 11: agentstats.v1.Limits
+	(*Ack)(nil),                   // 12: agentstats.v1.Ack
+	(*Refusal)(nil),               // 13: agentstats.v1.Refusal
+	(*Reconnect)(nil),             // 14: agentstats.v1.Reconnect
+	(*RelayAgentsRequest)(nil),    // 15: agentstats.v1.RelayAgentsRequest
+	(*RelayedRequest)(nil),        // 16: agentstats.v1.RelayedRequest
+	(*RelayAgentsResponse)(nil),   // 17: agentstats.v1.RelayAgentsResponse
+	(*RelayedResponse)(nil),       // 18: agentstats.v1.RelayedResponse
+	(*RelayedEnd)(nil),            // 19: agentstats.v1.RelayedEnd
+	(*Stats)(nil),                 // 20: agentstats.v1.Stats
+	(*Metadata)(nil),              // 21: agentstats.v1.Metadata
+	(*MetadataReport)(nil),        // 22: agentstats.v1.MetadataReport
+	(*Lifecycle)(nil),             // 23: agentstats.v1.Lifecycle
+	(*AppHealthUpdate)(nil),       // 24: agentstats.v1.AppHealthUpdate
+	(*AppHealthReport)(nil),       // 25: agentstats.v1.AppHealthReport
+	(*Network)(nil),               // 26: agentstats.v1.Network
+	nil,                           // 27: agentstats.v1.Stats.ConnectionsByProtoEntry
+	nil,                           // 28: agentstats.v1.Stats.SessionCountsEntry
+	(*Stats_Metric)(nil),          // 29: agentstats.v1.Stats.Metric
+	(*Stats_Metric_Label)(nil),    // 30: agentstats.v1.Stats.Metric.Label
+	(*Metadata_Result)(nil),       // 31: agentstats.v1.Metadata.Result
+	(*Network_Region)(nil),        // 32: agentstats.v1.Network.Region
+	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
 }
 var file_agentstats_v1_agent_proto_depIdxs = []int32{
-	5,  // 0: agentstats.v1.ConnectRequest.hello:type_name -> agentstats.v1.Hello
-	19, // 1: agentstats.v1.ConnectRequest.stats:type_name -> agentstats.v1.Stats
-	21, // 2: agentstats.v1.ConnectRequest.metadata:type_name -> agentstats.v1.MetadataReport
-	22, // 3: agentstats.v1.ConnectRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
-	24, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
-	25, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
-	6,  // 6: agentstats.v1.ConnectRequest.goodbye:type_name -> agentstats.v1.Goodbye
-	8,  // 7: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
-	11, // 8: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
-	12, // 9: agentstats.v1.ConnectResponse.refusals:type_name -> agentstats.v1.Refusal
-	13, // 10: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
-	32, // 11: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
-	10, // 12: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
-	32, // 13: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
-	9,  // 14: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
-	32, // 15: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
-	32, // 16: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
-	0,  // 17: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
-	32, // 18: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
-	15, // 19: agentstats.v1.RelayAgentsRequest.requests:type_name -> agentstats.v1.RelayedRequest
-	4,  // 20: agentstats.v1.RelayedRequest.request:type_name -> agentstats.v1.ConnectRequest
-	17, // 21: agentstats.v1.RelayAgentsResponse.responses:type_name -> agentstats.v1.RelayedResponse
-	7,  // 22: agentstats.v1.RelayedResponse.response:type_name -> agentstats.v1.ConnectResponse
-	18, // 23: agentstats.v1.RelayedResponse.end:type_name -> agentstats.v1.RelayedEnd
-	32, // 24: agentstats.v1.RelayedEnd.retry_delay:type_name -> google.protobuf.Duration
-	26, // 25: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
-	28, // 26: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
-	27, // 27: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
-	30, // 28: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
-	20, // 29: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
-	3,  // 30: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
-	33, // 31: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
-	1,  // 32: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
-	23, // 33: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
-	31, // 34: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
-	2,  // 35: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
-	29, // 36: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
-	33, // 37: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
-	32, // 38: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
-	4,  // 39: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
-	14, // 40: agentstats.v1.AgentService.RelayAgents:input_type -> agentstats.v1.RelayAgentsRequest
-	7,  // 41: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
-	16, // 42: agentstats.v1.AgentService.RelayAgents:output_type -> agentstats.v1.RelayAgentsResponse
-	41, // [41:43] is the sub-list for method output_type
-	39, // [39:41] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	6,  // 0: agentstats.v1.ConnectRequest.hello:type_name -> agentstats.v1.Hello
+	20, // 1: agentstats.v1.ConnectRequest.stats:type_name -> agentstats.v1.Stats
+	22, // 2: agentstats.v1.ConnectRequest.metadata:type_name -> agentstats.v1.MetadataReport
+	23, // 3: agentstats.v1.ConnectRequest.lifecycle:type_name -> agentstats.v1.Lifecycle
+	25, // 4: agentstats.v1.ConnectRequest.app_health:type_name -> agentstats.v1.AppHealthReport
+	26, // 5: agentstats.v1.ConnectRequest.network:type_name -> agentstats.v1.Network
+	7,  // 6: agentstats.v1.ConnectRequest.goodbye:type_name -> agentstats.v1.Goodbye
+	5,  // 7: agentstats.v1.ConnectRequest.ages:type_name -> agentstats.v1.Ages
+	9,  // 8: agentstats.v1.ConnectResponse.settings:type_name -> agentstats.v1.Settings
+	12, // 9: agentstats.v1.ConnectResponse.ack:type_name -> agentstats.v1.Ack
+	13, // 10: agentstats.v1.ConnectResponse.refusals:type_name -> agentstats.v1.Refusal
+	14, // 11: agentstats.v1.ConnectResponse.reconnect:type_name -> agentstats.v1.Reconnect
+	33, // 12: agentstats.v1.Settings.report_interval:type_name -> google.protobuf.Duration
+	11, // 13: agentstats.v1.Settings.limits:type_name -> agentstats.v1.Limits
+	33, // 14: agentstats.v1.Settings.session_age:type_name -> google.protobuf.Duration
+	10, // 15: agentstats.v1.Settings.resume:type_name -> agentstats.v1.Resume
+	33, // 16: agentstats.v1.Settings.metadata_interval:type_name -> google.protobuf.Duration
+	33, // 17: agentstats.v1.Settings.ack_delay:type_name -> google.protobuf.Duration
+	0,  // 18: agentstats.v1.Refusal.code:type_name -> agentstats.v1.RefusalCode
+	33, // 19: agentstats.v1.Reconnect.delay:type_name -> google.protobuf.Duration
+	16, // 20: agentstats.v1.RelayAgentsRequest.requests:type_name -> agentstats.v1.RelayedRequest
+	4,  // 21: agentstats.v1.RelayedRequest.request:type_name -> agentstats.v1.ConnectRequest
+	18, // 22: agentstats.v1.RelayAgentsResponse.responses:type_name -> agentstats.v1.RelayedResponse
+	8,  // 23: agentstats.v1.RelayedResponse.response:type_name -> agentstats.v1.ConnectResponse
+	19, // 24: agentstats.v1.RelayedResponse.end:type_name -> agentstats.v1.RelayedEnd
+	33, // 25: agentstats.v1.RelayedEnd.retry_delay:type_name -> google.protobuf.Duration
+	27, // 26: agentstats.v1.Stats.connections_by_proto:type_name -> agentstats.v1.Stats.ConnectionsByProtoEntry
+	29, // 27: agentstats.v1.Stats.metrics:type_name -> agentstats.v1.Stats.Metric
+	28, // 28: agentstats.v1.Stats.session_counts:type_name -> agentstats.v1.Stats.SessionCountsEntry
+	31, // 29: agentstats.v1.Metadata.result:type_name -> agentstats.v1.Metadata.Result
+	21, // 30: agentstats.v1.MetadataReport.metadata:type_name -> agentstats.v1.Metadata
+	3,  // 31: agentstats.v1.Lifecycle.state:type_name -> agentstats.v1.Lifecycle.State
+	34, // 32: agentstats.v1.Lifecycle.changed_at:type_name -> google.protobuf.Timestamp
+	1,  // 33: agentstats.v1.AppHealthUpdate.health:type_name -> agentstats.v1.AppHealth
+	24, // 34: agentstats.v1.AppHealthReport.updates:type_name -> agentstats.v1.AppHealthUpdate
+	32, // 35: agentstats.v1.Network.regions:type_name -> agentstats.v1.Network.Region
+	2,  // 36: agentstats.v1.Stats.Metric.type:type_name -> agentstats.v1.Stats.Metric.Type
+	30, // 37: agentstats.v1.Stats.Metric.labels:type_name -> agentstats.v1.Stats.Metric.Label
+	34, // 38: agentstats.v1.Metadata.Result.collected_at:type_name -> google.protobuf.Timestamp
+	33, // 39: agentstats.v1.Network.Region.latency:type_name -> google.protobuf.Duration
+	4,  // 40: agentstats.v1.AgentService.Connect:input_type -> agentstats.v1.ConnectRequest
+	15, // 41: agentstats.v1.AgentService.RelayAgents:input_type -> agentstats.v1.RelayAgentsRequest
+	8,  // 42: agentstats.v1.AgentService.Connect:output_type -> agentstats.v1.ConnectResponse
+	17, // 43: agentstats.v1.AgentService.RelayAgents:output_type -> agentstats.v1.RelayAgentsResponse
+	42, // [42:44] is the sub-list for method output_type
+	40, // [40:42] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_agent_proto_init() }
@@ -2487,7 +2583,7 @@ func file_agentstats_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_agent_proto_rawDesc), len(file_agentstats_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

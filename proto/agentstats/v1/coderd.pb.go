@@ -2422,10 +2422,11 @@ type AgentStats struct {
 	// How many reports it is made of. Reports that the client merged count as one. 0: it
 	// has stats whose counts are to come, with a later entry.
 	Reports int64 `protobuf:"varint,4,opt,name=reports,proto3" json:"reports,omitempty"`
-	// When the newest of them was received.
+	// When the newest of them was received, or handed over to a relay that could not send
+	// it then.
 	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
 	// When the newest was received that shows the workspace in use, by a connection
-	// or a session; absent: none of them does.
+	// or a session, or handed over to a relay; absent: none of them does.
 	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
 	// UUID of the owner of the workspace when the newest of them was received, 16
 	// bytes; absent: not known then.
