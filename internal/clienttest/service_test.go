@@ -21,9 +21,11 @@ import (
 	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/memstore"
 	"github.com/coder/agentstatsd/internal/sqlitetest"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
+	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/store"
 )
@@ -35,6 +37,7 @@ const coderdToken = "coderd's token"
 type service struct {
 	network
 	dir        string
+	shared     *shared // with other replicas; nil: there are none
 	aggregator *aggregator.Aggregator
 	fleet      *fleet.Fleet
 	registry   *prometheus.Registry
@@ -50,12 +53,53 @@ func startService(grouping ...string) *service {
 	dir, err := os.MkdirTemp("", "agentstatsd-client-")
 	must(err)
 	s := &service{dir: dir, grouping: grouping}
-	must(sqlitetest.Create(s.database()))
+	must(sqlitetest.Create(s.file()))
 	s.start()
 	return s
 }
 
-func (s *service) database() string { return filepath.Join(s.dir, "agentstatsd.db") }
+// shared is what replicas of a service share.
+type shared struct {
+	database *memstore.Database
+	bus      *pubsub.Memory
+}
+
+// startReplicas starts replicas of a service, whose database is in memory.
+func startReplicas(n int, grouping ...string) []*service {
+	bus, err := pubsub.NewMemory(prometheus.NewRegistry())
+	must(err)
+	of := &shared{memstore.New(), bus}
+	replicas := make([]*service, n)
+	for i := range replicas {
+		replicas[i] = &service{shared: of, grouping: grouping}
+		replicas[i].start()
+	}
+	return replicas
+}
+
+// database is what the parts of a service need of it.
+type database interface {
+	fleet.Store
+	batcher.Store
+	pushed.Store
+	reports.Store
+	replica.Store
+	coderdapi.MetadataReader
+}
+
+// open returns the database, the pubsub and what closes them.
+func (s *service) open(reg prometheus.Registerer, log *slog.Logger) (database, *pubsub.Memory, func() error) {
+	if s.shared != nil {
+		return s.shared.database.Open(memstore.Options{}), s.shared.bus, func() error { return nil }
+	}
+	file, err := store.Open(context.Background(), store.Options{Path: s.file()}, prometheus.NewRegistry(), log)
+	must(err)
+	memory, err := pubsub.NewMemory(reg)
+	must(err)
+	return file, memory, file.Close
+}
+
+func (s *service) file() string { return filepath.Join(s.dir, "agentstatsd.db") }
 
 func must(err error) {
 	if err != nil {
@@ -65,23 +109,31 @@ func must(err error) {
 
 func (s *service) start() {
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	database, err := store.Open(context.Background(), store.Options{Path: s.database()}, prometheus.NewRegistry(), log)
-	must(err)
-	memory, err := pubsub.NewMemory(reg)
-	must(err)
-	notifications := pubsub.NewMetadata(memory)
+	database, bus, closeDatabase := s.open(reg, log)
+	notifications := pubsub.NewMetadata(bus)
+	var err error
 	s.aggregator, err = aggregator.New(aggregator.Options{GroupBy: s.grouping}, reg)
 	must(err)
 	pending, err := batcher.New(database, notifications, batcher.Options{FlushInterval: cmp.Or(s.flushInterval, 20*time.Millisecond)}, reg, log)
 	must(err)
 	agents, err := fleet.New(database, s.aggregator, pending, fleet.Options{WriteInterval: time.Millisecond}, reg, log)
 	must(err)
+	works := []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run}
+	pushing, watching := pushed.Options{}, reports.Options{}
+	if s.shared != nil {
+		replicas, err := replica.New(database, bus, replica.Options{}, reg, log)
+		must(err)
+		agents.Join(replicas, bus)
+		pushing.Lease, pushing.Notifier = replicas, bus
+		watching.ID, watching.Shared = replicas.Self(), true
+		works = append(works, replicas.Run)
+	}
 	must(agents.Load(context.Background()))
 	s.fleet, s.registry = agents, reg
-	s.pushed, err = pushed.New(database, s.aggregator, pushed.Options{}, reg, log)
+	s.pushed, err = pushed.New(database, s.aggregator, pushing, reg, log)
 	must(err)
 	must(s.pushed.Load(context.Background()))
-	watched, err := reports.New(database, reports.Options{}, reg, log)
+	watched, err := reports.New(database, watching, reg, log)
 	must(err)
 	must(watched.Load(context.Background()))
 	api, err := grpcserver.New(agents, grpcserver.Options{CoderdTokenHash: sha256.Sum256([]byte(coderdToken)), DrainTimeout: 50 * time.Millisecond}, reg, log)
@@ -99,7 +151,7 @@ func (s *service) start() {
 	workers, cancelWorkers := context.WithCancel(context.Background())
 	var serving, working sync.WaitGroup
 	serving.Go(func() { must(api.Serve(ctx, listener)) })
-	for _, work := range []func(context.Context) error{s.aggregator.Run, pending.Run, agents.Run, s.pushed.Run, watched.Run} {
+	for _, work := range append(works, s.pushed.Run, watched.Run) {
 		working.Go(func() { must(work(workers)) })
 	}
 	s.stopped = func() {
@@ -107,14 +159,16 @@ func (s *service) start() {
 		serving.Wait()
 		cancelWorkers()
 		working.Wait()
-		must(database.Close())
+		must(closeDatabase())
 	}
 }
 
 // close ends the service and removes its database.
 func (s *service) close() {
 	s.stopped()
-	must(os.RemoveAll(s.dir))
+	if s.dir != "" {
+		must(os.RemoveAll(s.dir))
+	}
 }
 
 // conn returns a connection with a token, as client.Dial makes it.
