@@ -36,7 +36,7 @@ type entry struct {
 	// Guarded by requestMu.
 
 	lastReport lastReport
-	unreported bool // it has reported nothing, in any session
+	unreported bool // it has reported nothing, in any session known here
 
 	mu sync.Mutex
 	// The rest is guarded by mu.

@@ -257,3 +257,22 @@ func TestReadyAfterShutdown(t *testing.T) {
 		require.Equal(t, want, info.State.Startup)
 	})
 }
+
+// What an agent reported to another replica was counted there, whichever relay sends it
+// here next.
+func TestReportsOfRelaysOnAnotherReplica(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 2)
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{registration(1, 1, 1)}})
+		require.NoError(t, err)
+		awaitReplicas()
+		require.True(t, connectTo(t, r[0], 1, relayHello(1, 1, 0)).Info().First)
+		awaitReplicas()
+		elsewhere := connectTo(t, r[1], 1, relayHello(2, 1, 0))
+		require.False(t, elsewhere.Info().First)
+		reportOn(t, elsewhere, 1)
+		awaitReplicas()
+		require.False(t, connectTo(t, r[0], 1, relayHello(3, 1, 0)).Info().First)
+		require.False(t, connectTo(t, r[0], 1, relayHello(4, 1, 0)).Info().First, "nothing was reported here since")
+	})
+}

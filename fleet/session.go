@@ -105,7 +105,8 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 	}
 	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
-	e.unreported = e.unreported || e.sessions.newest.Epoch == 0
+	// What it reported to another replica was counted there.
+	e.unreported = (e.unreported || e.sessions.newest.Epoch == 0) && !moved
 	first := hello.Ordinal == 1 && !known
 	if hello.Relayed {
 		first = e.unreported && !moved
