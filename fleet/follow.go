@@ -34,8 +34,8 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 	defer cancel()
 	p := f.peers.joinNextPass()
 	select {
-	case <-p.done:
-		return p.err
+	case <-p.Done():
+		return p.Err()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -56,11 +56,11 @@ func (f *Fleet) runFollower(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-			f.peers.finishPass(f.peers.startPass(), ctx.Err())
+			f.peers.finishPass(f.peers.passes.Start(), ctx.Err())
 			return
 		case <-pause.C:
 		}
-		p := f.peers.startPass()
+		p := f.peers.passes.Start()
 		f.peers.finishPass(p, f.follow(ctx))
 		pause.Reset(followPause)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
+	"github.com/coder/agentstatsd/fleet/internal/passes"
 )
 
 // notificationChannel carries the notifications between replicas.
@@ -80,6 +81,8 @@ type peers struct {
 	// depends on them. The lease is longer than the interval of scans.
 	member, leads atomic.Bool
 
+	// passes are reads of what other replicas wrote.
+	passes passes.Passes
 	// lookups is a semaphore of the callers that wait for a pass.
 	lookups chan struct{}
 
@@ -93,9 +96,6 @@ type peers struct {
 	mu sync.Mutex
 	// Guarded by mu.
 
-	// next is the pass that waiting callers joined; nil: nobody waits.
-	next *pass
-	err  error // of the last pass
 	// Notifications to publish: sessions of these agents, and flags of the others.
 	sessions map[*entry]struct{}
 	// suspects have a session that lost against a stored value, or one that nobody will
@@ -104,20 +104,12 @@ type peers struct {
 	registrations, states, request bool
 }
 
-// pass is one read of what other replicas wrote.
-type pass struct {
-	done chan struct{}
-	err  error // set before done is closed
-}
-
 // lastError returns the error of the last pass; nil: the other replicas are followed.
 func (p *peers) lastError() error {
 	if p == nil {
 		return nil
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.err
+	return p.passes.Err()
 }
 
 // wakeFollower asks for a pass.
@@ -131,38 +123,17 @@ func signal(ch chan struct{}) {
 }
 
 // joinNextPass returns the next pass, which starts after this call.
-func (p *peers) joinNextPass() *pass {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.next == nil {
-		p.next = &pass{done: make(chan struct{})}
-	}
-	p.wakeFollower()
-	return p.next
-}
-
-// startPass returns the pass to make. Nobody can join it any more.
-func (p *peers) startPass() *pass {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	next := p.next
-	p.next = nil
-	if next == nil {
-		next = &pass{done: make(chan struct{})}
-	}
-	return next
+func (p *peers) joinNextPass() *passes.Pass {
+	defer p.wakeFollower()
+	return p.passes.Join()
 }
 
 // finishPass hands the outcome to those who joined.
-func (p *peers) finishPass(made *pass, err error) {
-	made.err = err
-	close(made.done)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err != nil && p.err == nil && !errors.Is(err, context.Canceled) { // cancelled: Run ends
+func (p *peers) finishPass(made *passes.Pass, err error) {
+	before := p.passes.Finish(made, err)
+	if err != nil && before == nil && !errors.Is(err, context.Canceled) { // cancelled: Run ends
 		p.log.Warn("the other replicas cannot be followed, trying again", "error", err)
 	}
-	p.err = err
 }
 
 // queueSessions queues the newest session of each of these agents for publication.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/apphealth"
 )
 
 // Reasons of refusals: labels of agentstatsd_metadata_refused_keys_total, and the
@@ -14,8 +15,8 @@ import (
 const (
 	ReasonUndeclaredKey = "undeclared_key"
 	ReasonTooManyKeys   = "too_many_keys"
-	ReasonUnknownApp    = "unknown_app"
-	ReasonDisabledApp   = "disabled_app"
+	ReasonUnknownApp    = apphealth.ReasonUnknownApp
+	ReasonDisabledApp   = apphealth.ReasonDisabledApp
 )
 
 // Request is one request of an agent while it is handled. It is valid during the
@@ -133,29 +134,7 @@ func (e *entry) admitKeyLocked(key string, limit int) bool {
 // are not registered, or registered as disabled, are refused. said has when a relay was
 // given it, as Said returns it. It takes ownership of the first map.
 func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth, said map[agent.ID]int64) []agent.Refusal {
-	apps := r.entry.reg.Load().Apps
-	unknown := agent.Refusal{
-		Kind:    agent.RefusedInvalid,
-		Reason:  ReasonUnknownApp,
-		Message: fmt.Sprintf("app_health.updates.id: want one of the %d apps of the agent's registration", len(apps)),
-	}
-	disabled := agent.Refusal{
-		Kind:    agent.RefusedNotAllowed,
-		Reason:  ReasonDisabledApp,
-		Message: "app_health.updates.id: want an app whose health is checked, got one that is registered as disabled",
-	}
-	for id := range health {
-		refusal := &unknown
-		if i := slices.IndexFunc(apps, func(a agent.App) bool { return a.ID == id }); i >= 0 {
-			if apps[i].Health != agent.AppHealthDisabled {
-				continue
-			}
-			refusal = &disabled
-		}
-		delete(health, id)
-		refusal.Count++
-		refusal.Names = append(refusal.Names, id.String())
-	}
+	refused := apphealth.Refuse(health, r.entry.reg.Load().Apps)
 	if len(health) > 0 {
 		r.changeState(func(s *agent.State) (notify bool) {
 			for id, h := range health {
@@ -165,14 +144,6 @@ func (r Request) SetAppHealth(health map[agent.ID]agent.AppHealth, said map[agen
 			}
 			return notify
 		})
-	}
-	var refused []agent.Refusal
-	for _, r := range []agent.Refusal{unknown, disabled} {
-		if r.Count > 0 {
-			slices.Sort(r.Names) // the iteration order of a map is random
-			r.Names = r.Names[:min(len(r.Names), agent.MaxRefusalNames)]
-			refused = append(refused, r)
-		}
 	}
 	return refused
 }
