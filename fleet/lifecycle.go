@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"math"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -79,11 +80,7 @@ func (r Request) Said(age time.Duration) int64 {
 }
 
 // LateOrder returns the order of metadata that was said before the session opened.
-func (r Request) LateOrder() agent.Order {
-	order := r.order
-	order.Previous = r.session.hello.Epoch
-	return order
-}
+func (r Request) LateOrder() agent.Order { return r.lateOrder(math.MaxInt64) }
 
 // replaces returns the order of a part of the state, and whether it takes the place of the
 // newest known. said is as Said returns it.
