@@ -14,27 +14,28 @@ import (
 
 var update = flag.Bool("update", false, "write the configuration table into README.md")
 
-const (
-	tableBegin = "<!-- options: made by make generate -->\n"
-	tableEnd   = "<!-- end of options -->\n"
-)
-
-// TestREADMEConfiguration keeps README.md's table equal to the options.
+// TestREADMEConfiguration keeps README.md's tables equal to the options.
 func TestREADMEConfiguration(t *testing.T) {
 	path := filepath.Join("..", "..", "README.md")
-	readme, err := os.ReadFile(path)
-	require.NoError(t, err)
-	before, rest, ok := strings.Cut(string(readme), tableBegin)
-	require.True(t, ok, "README.md has no line %q", tableBegin)
-	table, after, ok := strings.Cut(rest, tableEnd)
-	require.True(t, ok, "README.md has no line %q", tableEnd)
+	for name, options := range map[string]serpent.OptionSet{
+		"options":        new(config).options(),
+		"bridge options": new(bridgeConfig).options(),
+	} {
+		tableBegin, tableEnd := "<!-- "+name+": made by make generate -->\n", "<!-- end of "+name+" -->\n"
+		readme, err := os.ReadFile(path)
+		require.NoError(t, err)
+		before, rest, ok := strings.Cut(string(readme), tableBegin)
+		require.True(t, ok, "README.md has no line %q", tableBegin)
+		table, after, ok := strings.Cut(rest, tableEnd)
+		require.True(t, ok, "README.md has no line %q", tableEnd)
 
-	want := optionsTable(new(config).options())
-	if *update {
-		require.NoError(t, os.WriteFile(path, []byte(before+tableBegin+want+tableEnd+after), 0o644))
-		return
+		want := optionsTable(options)
+		if *update {
+			require.NoError(t, os.WriteFile(path, []byte(before+tableBegin+want+tableEnd+after), 0o644))
+			continue
+		}
+		require.Equal(t, want, table, "run make generate")
 	}
-	require.Equal(t, want, table, "run make generate")
 }
 
 // optionsTable renders options as Markdown, a table for each group.
@@ -63,7 +64,7 @@ func code(s string) string {
 }
 
 func TestOptionsAreComplete(t *testing.T) {
-	for _, o := range new(config).options() {
+	for _, o := range append(new(config).options(), new(bridgeConfig).options()...) {
 		require.NotEmpty(t, o.Description, o.Flag)
 		require.True(t, strings.HasSuffix(o.Description, "."), "%s: description ends in a full stop", o.Flag)
 		require.NotEmpty(t, o.Env, o.Flag)

@@ -20,24 +20,36 @@ import (
 // file to the options that neither flags nor environment gave. It refuses variables
 // that look like options and are none. It touches nothing on disk but that file.
 func (c *config) configured(next serpent.HandlerFunc) serpent.HandlerFunc {
-	return func(inv *serpent.Invocation) error {
-		options := inv.Command.Options
-		if err := unknownVariables(inv); err != nil {
-			return err
+	return configuredBy(&c.configFile, c.validate)(next)
+}
+
+// configuredBy does so for a configuration whose file, once flags and environment are
+// applied, is *configFile.
+func configuredBy(configFile *string, validate func() error) serpent.MiddlewareFunc {
+	return func(next serpent.HandlerFunc) serpent.HandlerFunc {
+		return func(inv *serpent.Invocation) error {
+			return configure(inv, *configFile, validate, next)
 		}
-		if err := flagsOverEnvironment(inv); err != nil {
-			return err
-		}
-		if c.configFile != "" {
-			if err := applyConfigFile(c.configFile, options); err != nil {
-				return fmt.Errorf("--config %s: %w", c.configFile, err)
-			}
-		}
-		if err := c.validate(); err != nil {
-			return err
-		}
-		return next(inv)
 	}
+}
+
+func configure(inv *serpent.Invocation, configFile string, validate func() error, next serpent.HandlerFunc) error {
+	options := inv.Command.Options
+	if err := unknownVariables(inv); err != nil {
+		return err
+	}
+	if err := flagsOverEnvironment(inv); err != nil {
+		return err
+	}
+	if configFile != "" {
+		if err := applyConfigFile(configFile, options); err != nil {
+			return fmt.Errorf("--config %s: %w", configFile, err)
+		}
+	}
+	if err := validate(); err != nil {
+		return err
+	}
+	return next(inv)
 }
 
 // ourVariables is the prefix of the variables that are ours alone.

@@ -20,12 +20,12 @@ var flagName = regexp.MustCompile(`--[a-z][a-z0-9-]+`)
 // that a package has of one is used.
 func TestErrorsNameFlagsThatExist(t *testing.T) {
 	known := make(map[string]bool)
-	for _, o := range new(config).options() {
+	for _, o := range append(new(config).options(), new(bridgeConfig).options()...) {
 		known["--"+o.Flag] = true
 	}
 	named := make(map[string]bool)
 	identifiers := make(map[string]int)
-	for _, dir := range []string{"agentapi", "aggregator", "batcher", "coderdapi", "fleet", "grpcserver", "pubsub", "pushed", "replica", "reports", "scrape", "store", "web"} {
+	for _, dir := range []string{"agentapi", "aggregator", "batcher", "bridge", "coderdapi", "fleet", "grpcserver", "pubsub", "pushed", "replica", "reports", "scrape", "store", "web"} {
 		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
 				return err

@@ -13,8 +13,8 @@ import (
 )
 
 // newMux returns what the HTTP listener serves: the registry at / and /metrics,
-// liveness at /-/healthy, readiness at /-/ready.
-func newMux(scrape http.Handler, checks []check) *http.ServeMux {
+// liveness at /-/healthy, readiness at /-/ready, with the warnings.
+func newMux(scrape http.Handler, checks []check, warnings ...func() []string) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", scrape)
 	mux.Handle("/metrics", scrape)
@@ -24,6 +24,9 @@ func newMux(scrape http.Handler, checks []check) *http.ServeMux {
 	})
 	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
 		r := ready(checks)
+		for _, w := range warnings {
+			r.Warnings = append(r.Warnings, w()...)
+		}
 		w.Header().Set("Content-Type", "application/json")
 		if !r.Ready {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -53,8 +56,8 @@ func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.
 	return web.NewScrapes(next, int(c.maxConcurrentScrapes), rate.Limit(c.maxScrapesPerSecond), reg)
 }
 
-// buildHTTP makes the HTTP edge.
-func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler) error {
+// buildHTTP makes the HTTP edge. Readiness depends on the checks.
+func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, checks []check, warnings ...func() []string) error {
 	c := s.config
 	scrapes, err := c.newScrapes(scrape, reg)
 	if err != nil {
@@ -62,7 +65,7 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler) erro
 	}
 	opts := c.httpOptions()
 	opts.Config = s.webConfig
-	if s.http, err = web.NewServer(newMux(scrapes, s.checks()), opts, reg, s.log.With("component", "http")); err != nil {
+	if s.http, err = web.NewServer(newMux(scrapes, checks, warnings...), opts, reg, s.log.With("component", "http")); err != nil {
 		return err
 	}
 	s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof"))

@@ -38,7 +38,7 @@ func TestImportRulesCoverSubPackages(t *testing.T) {
 		}
 	}
 	for _, part := range []string{
-		"agent", "metrics", "scrape", "aggregator", "batcher", "fleet", "reports", "pushed", "agentapi", "replica", "store", "pubsub", "client",
+		"agent", "metrics", "scrape", "aggregator", "batcher", "bridge", "fleet", "reports", "pushed", "agentapi", "replica", "store", "pubsub", "client",
 		"simulate", "web", "secrets", "cmd",
 	} {
 		require.True(t, covered[part], "no rule for %s", part)

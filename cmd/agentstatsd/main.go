@@ -35,7 +35,8 @@ func rootCommand() *serpent.Command {
 		Short: "Takes in the telemetry of Coder's workspace agents and serves it to Prometheus.",
 		Long: "Start here:\n\n" +
 			"  agentstatsd demo     the service and 25 simulated agents, in one process\n" +
-			"  agentstatsd serve    the service",
+			"  agentstatsd serve    the service\n" +
+			"  agentstatsd bridge   what has a stock coderd's agents served by it",
 		Handler: func(inv *serpent.Invocation) error {
 			if len(inv.Args) > 0 {
 				return unknownCommand(inv.Args[0])
@@ -43,7 +44,7 @@ func rootCommand() *serpent.Command {
 			return serpent.DefaultHelpFn()(inv)
 		},
 	}
-	root.AddSubcommands(serveCommand(), demoCommand(), simulateCommand(), versionCommand())
+	root.AddSubcommands(serveCommand(), bridgeCommand(), demoCommand(), simulateCommand(), versionCommand())
 	return root
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/coder/agentstatsd/bridge"
 	"github.com/coder/agentstatsd/replica"
 )
 
@@ -64,6 +66,9 @@ func ownTable(t *testing.T) string {
 	defer s.close()
 	// With a database that replicas share there are these as well.
 	_, err = replica.New(nil, nil, replica.Options{}, s.registry, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	// A bridge has these.
+	_, err = bridge.New(nil, bridge.Options{Upstream: &url.URL{Scheme: "http", Host: "coderd"}}, s.registry, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 
 	descs := make(chan *prometheus.Desc)

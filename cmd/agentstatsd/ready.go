@@ -19,6 +19,8 @@ type readiness struct {
 	// Reasons why not, by the part that says so. What the database says is there once,
 	// in words of ours: its own have names of users and servers.
 	Reasons map[string]string `json:"reasons,omitempty"`
+	// Warnings of what does not work, though all that readiness is about does.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // databasePart says why the database could not be used.

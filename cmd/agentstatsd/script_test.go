@@ -23,7 +23,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			for _, name := range []string{"GRPC", "HTTP"} {
+			for _, name := range []string{"GRPC", "HTTP", "BRIDGE", "BRIDGE_HTTP", "CODERD"} {
 				env.Setenv(name, freeport.Addr())
 			}
 			env.Setenv("GORACE", os.Getenv("GORACE"))

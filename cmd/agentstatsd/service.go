@@ -108,7 +108,7 @@ func (s *service) build(ctx context.Context) error {
 	if err := registerBuildInfo(reg); err != nil {
 		return err
 	}
-	if err := s.registerLogAndTLS(reg); err != nil {
+	if err := s.registerLogAndTLS(reg, "grpc"); err != nil {
 		return err
 	}
 	var err error
@@ -162,7 +162,7 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.buildHTTP(reg, handler)
+	return s.buildHTTP(reg, handler, s.checks())
 }
 
 // checks are what readiness depends on.
@@ -218,8 +218,9 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 	return nil
 }
 
-// registerLogAndTLS registers what the log left out, and when the certificate expires.
-func (s *service) registerLogAndTLS(reg prometheus.Registerer) error {
+// registerLogAndTLS registers what the log left out, and when the certificate of a listener
+// expires.
+func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) error {
 	var collectors []prometheus.Collector
 	if limit, ok := s.log.Handler().(*logLimit); ok {
 		collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -231,7 +232,7 @@ func (s *service) registerLogAndTLS(reg prometheus.Registerer) error {
 		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "agentstatsd_tls_certificate_expiry_timestamp_seconds",
 			Help:        "Unix time at which the certificate of a listener expires.",
-			ConstLabels: prometheus.Labels{"listener": "grpc"},
+			ConstLabels: prometheus.Labels{"listener": listener},
 		}, func() float64 { return float64(s.tls.Leaf().NotAfter.Unix()) }))
 	}
 	for _, c := range collectors {
@@ -244,30 +245,34 @@ func (s *service) registerLogAndTLS(reg prometheus.Registerer) error {
 
 // listen opens the listeners.
 func (s *service) listen(ctx context.Context) error {
-	var lc net.ListenConfig
-	open := func(flag, address string) (net.Listener, error) {
-		lis, err := lc.Listen(ctx, "tcp", address)
-		if err != nil {
-			return nil, fmt.Errorf("listen on --%s: %w", flag, err)
-		}
-		s.cleanups = append(s.cleanups, func() { _ = lis.Close() })
-		return lis, nil
-	}
 	var err error
-	if s.grpcListener, err = open("grpc-address", s.config.grpcAddress); err != nil {
+	if s.grpcListener, err = s.open(ctx, "grpc-address", s.config.grpcAddress); err != nil {
 		return err
 	}
+	return s.listenForScrapers(ctx)
+}
+
+// listenForScrapers opens the listeners of Prometheus and of profiles, if there are any.
+func (s *service) listenForScrapers(ctx context.Context) (err error) {
 	if s.config.prometheusEnable {
-		if s.httpListener, err = open("prometheus-address", s.config.prometheusAddress); err != nil {
+		if s.httpListener, err = s.open(ctx, "prometheus-address", s.config.prometheusAddress); err != nil {
 			return err
 		}
 	}
 	if s.config.pprofAddress != "" {
-		if s.pprofListener, err = open("pprof-address", s.config.pprofAddress); err != nil {
-			return err
-		}
+		s.pprofListener, err = s.open(ctx, "pprof-address", s.config.pprofAddress)
 	}
-	return nil
+	return err
+}
+
+// open opens a listener, which is closed at the end.
+func (s *service) open(ctx context.Context, flag, address string) (net.Listener, error) {
+	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on --%s: %w", flag, err)
+	}
+	s.cleanups = append(s.cleanups, func() { _ = lis.Close() })
+	return lis, nil
 }
 
 // run serves until ctx ends. Then it asks agents to reconnect and waits for
@@ -314,8 +319,17 @@ func (s *service) stages() []stage {
 	if s.replicas != nil {
 		membership = append(membership, task{"replicas", s.replicas.Run}, task{"deployment", s.follow})
 	}
-	// Last to go: readiness and the numbers of the shutdown can be seen.
-	var endpoints []task
+	return []stage{
+		{"servers", servers, s.config.drainTimeout + serverStop},
+		{"workers", workers, workerStop},
+		{"membership", membership, replicaStop},
+		{"pubsub", []task{{"pubsub", s.pubsub.Run}}, pubsubStop},
+		{"endpoints", s.endpoints(), endpointStop},
+	}
+}
+
+// endpoints are the last to go: readiness and the numbers of the shutdown can be seen.
+func (s *service) endpoints() (endpoints []task) {
 	if s.httpListener != nil {
 		endpoints = append(endpoints, task{"HTTP", func(ctx context.Context) error {
 			return s.http.Serve(ctx, s.httpListener)
@@ -326,13 +340,7 @@ func (s *service) stages() []stage {
 			return s.pprof.Serve(ctx, s.pprofListener)
 		}})
 	}
-	return []stage{
-		{"servers", servers, s.config.drainTimeout + serverStop},
-		{"workers", workers, workerStop},
-		{"membership", membership, replicaStop},
-		{"pubsub", []task{{"pubsub", s.pubsub.Run}}, pubsubStop},
-		{"endpoints", endpoints, endpointStop},
-	}
+	return endpoints
 }
 
 // close releases the service's resources.

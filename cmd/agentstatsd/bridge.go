@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/bridge"
+	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/handshake"
+	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/scrape"
+	"github.com/coder/agentstatsd/secrets"
+	"github.com/coder/agentstatsd/web"
+)
+
+func bridgeCommand() *serpent.Command {
+	var c bridgeConfig
+	return &serpent.Command{
+		Use:   "bridge",
+		Short: "Pass a stock coderd's agents on to it, and relay what they say to the service.",
+		Long: "Agents' connections come to --listen, as the ingress sends the path /api/v2/workspaceagents/me/rpc there, and go on to " +
+			"--upstream, byte by byte. What a copy of them says is relayed to the service. Whatever goes wrong there, the connections go on.\n\n" +
+			"  agentstatsd bridge --upstream http://coder:7080 --service-url 'agentstatsd://stats:2113?token_file=/etc/agentstatsd/token'",
+		Options:    c.options(),
+		Middleware: serpent.Chain(noArguments, configuredBy(&c.configFile, c.validate)),
+		Handler: func(inv *serpent.Invocation) error {
+			log, err := newLogger(inv.Stderr, &c.config)
+			if err != nil {
+				return err
+			}
+			return runBridge(inv.Context(), &c, log)
+		},
+	}
+}
+
+// validate checks the options of a bridge. Its errors name the flags.
+func (b *bridgeConfig) validate() error {
+	var errs []error
+	if _, err := b.upstreamURL(); err != nil {
+		errs = append(errs, err)
+	}
+	if b.serviceURL == "" {
+		errs = append(errs, errors.New("--service-url: want agentstatsd://host:port, got none"))
+	}
+	if (b.tlsCertFile == "") != (b.tlsKeyFile == "") {
+		errs = append(errs, errors.New("--tls-cert-file and --tls-key-file need each other"))
+	}
+	for _, l := range []struct{ flag, address string }{{"listen", b.listen}, {"prometheus-address", b.prometheusAddress}, {"pprof-address", b.pprofAddress}} {
+		if err := checkAddress(l.address); err != nil && (l.address != "" || l.flag != "pprof-address") {
+			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2114: %w", l.flag, l.address, err))
+		}
+	}
+	if checkAddress(b.listen) == nil && b.tlsCertFile == "" && !b.allowPlaintext {
+		if loopback, err := isLoopback(b.listen); err != nil {
+			errs = append(errs, fmt.Errorf("--listen %s: %w", b.listen, err))
+		} else if !loopback {
+			errs = append(errs, fmt.Errorf("--listen %s is beyond loopback: give --tls-cert-file and --tls-key-file, or --allow-plaintext", b.listen))
+		}
+	}
+	return errors.Join(append(errs, b.validatePprof())...)
+}
+
+// upstreamURL returns the URL of coderd. Its errors do not show it, as it may hold a
+// password.
+func (b *bridgeConfig) upstreamURL() (*url.URL, error) {
+	u, err := url.Parse(b.upstream)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, errors.New("--upstream: want the URL of coderd, such as http://coder:7080")
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errors.New("--upstream: want no user, no query and no fragment")
+	}
+	return u, nil
+}
+
+func (b *bridgeConfig) bridgeOptions() bridge.Options {
+	u, _ := b.upstreamURL() // validate has checked it
+	return bridge.Options{
+		Upstream: u, DrainDelay: orNone(b.drainDelay), DrainTimeout: b.drainTimeout, CloseTimeout: b.closeTimeout,
+		MaxDecoderBytes: b.maxDecoderBytes, MaxAgents: int(b.maxRelayedAgents),
+	}
+}
+
+// stopTimeout bounds the time from the signal to the end.
+func (b *bridgeConfig) stopTimeout() time.Duration {
+	return b.drainDelay + b.drainTimeout + b.closeTimeout + serverStop
+}
+
+// watchTLS returns the TLS configuration of the listener for agents; nil: plaintext.
+func (b *bridgeConfig) watchTLS(log *slog.Logger) (*serverTLS, error) {
+	if b.tlsCertFile == "" {
+		return nil, nil
+	}
+	watched, err := secrets.Watch(secrets.Source[*tls.Config]{
+		Name: "TLS of the listener for agents",
+		Read: func() (secrets.Files, error) { return secrets.ReadFiles(b.tlsCertFile, b.tlsKeyFile) },
+		Parse: func(files secrets.Files) (*tls.Config, *x509.Certificate, error) {
+			conf, leaf, err := b.parseServerTLS(files)
+			if err == nil {
+				conf.NextProtos = []string{"http/1.1"} // in which alone a connection can be upgraded
+			}
+			return conf, leaf, err
+		},
+	}, log)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert-file, --tls-key-file: %w", err)
+	}
+	return watched, nil
+}
+
+// runBridge runs a bridge until ctx ends, and its endpoint for Prometheus until after it.
+func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
+	conf, err := c.watchTLS(log)
+	if err != nil {
+		return err
+	}
+	conn, err := client.DialURL(c.serviceURL)
+	if err != nil {
+		return fmt.Errorf("--service-url: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	c.prometheusEnable = true // readiness is there
+	// Its endpoints are those of a service.
+	s := &service{config: &c.config, log: log, tls: conf, registry: metrics.NewRegistry()}
+	defer s.close()
+	if err := registerBuildInfo(s.registry); err != nil {
+		return err
+	}
+	if err := s.registerLogAndTLS(s.registry, "agents"); err != nil {
+		return err
+	}
+	b, err := bridge.New(conn, c.bridgeOptions(), s.registry, log.With("component", "bridge"))
+	if err != nil {
+		return err
+	}
+	if err := c.buildEndpoints(s, b); err != nil {
+		return err
+	}
+	agents, err := c.listenFor(ctx, s)
+	if err != nil {
+		return unlessStopped(ctx, err)
+	}
+	log.Info("agentstatsd bridge starts", "version", version(), "address", agents.Addr().String(), "upstream", c.bridgeOptions().Upstream.Host)
+	endpoints := s.endpoints()
+	err = runStages(ctx, log,
+		stage{"bridge", []task{{"agents", func(ctx context.Context) error { return b.Serve(ctx, agents) }}}, c.stopTimeout()},
+		stage{"endpoints", endpoints, endpointStop})
+	log.Info("agentstatsd bridge stopped")
+	return err
+}
+
+// buildEndpoints makes what Prometheus scrapes, and the profiles.
+func (b *bridgeConfig) buildEndpoints(s *service, agents *bridge.Bridge) error {
+	var err error
+	if b.webConfigFile != "" {
+		if s.webConfig, err = web.LoadConfig(b.webConfigFile, s.log); err != nil {
+			return fmt.Errorf("--web-config-file: %w", err)
+		}
+	}
+	opts := b.scrapeOptions()
+	opts.Log = s.log.With("component", "metrics")
+	handler, err := scrape.NewHandler(s.registry, opts)
+	if err != nil {
+		return err
+	}
+	return s.buildHTTP(s.registry, handler, []check{{"bridge", agents.Ready}}, agents.Warnings)
+}
+
+// listenFor opens the listeners, and returns that for agents.
+func (b *bridgeConfig) listenFor(ctx context.Context, s *service) (net.Listener, error) {
+	agents, err := s.open(ctx, "listen", b.listen)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.listenForScrapers(ctx); err != nil {
+		return nil, err
+	}
+	if s.tls == nil {
+		return agents, nil
+	}
+	gate, err := handshake.New(b.handshakes(), "agents", s.registry)
+	if err != nil {
+		return nil, err
+	}
+	return tls.NewListener(agents, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(s.tls.Get)}), nil
+}

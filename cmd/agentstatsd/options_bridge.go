@@ -1,0 +1,127 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coder/serpent"
+)
+
+var groupBridge = serpent.Group{Name: "Bridge", YAML: "bridge", Description: "What stands between a stock coderd's agents and coderd."}
+
+// bridgeConfig is what an operator can set of a bridge. What a service has as well, its
+// endpoint for Prometheus and its log, is in config, of which it uses nothing else.
+type bridgeConfig struct {
+	config
+
+	listen           string
+	upstream         string
+	serviceURL       string
+	allowPlaintext   bool
+	drainDelay       time.Duration
+	closeTimeout     time.Duration
+	maxDecoderBytes  int64
+	maxRelayedAgents int64
+}
+
+// bridgePrefix is that of the variables of a bridge: a service beside it has its own.
+const bridgePrefix = ourVariables + "BRIDGE_"
+
+// options is the one table of the bridge's options, as that of config is of the service's.
+func (b *bridgeConfig) options() serpent.OptionSet {
+	options := serpent.OptionSet{{
+		Description: "A YAML file with any of these options. Flags and environment win over it.",
+		Flag:        "config", FlagShorthand: "c", Value: serpent.StringOf(&b.configFile),
+	}}
+	options = append(options, b.ownOptions()...)
+	for _, o := range b.prometheusOptions() {
+		// What a service serves of agents is no bridge's.
+		if slices.Contains([]string{"prometheus-enable", "prometheus-collect-agent-stats", "prometheus-aggregate-agent-stats-by", "prometheus-extra-labels"}, o.Flag) {
+			continue
+		}
+		if o.Flag == "prometheus-address" {
+			o.Default = "127.0.0.1:2115"
+			o.Description = "The address to serve the bridge's own metrics on, at / and /metrics, and /-/healthy and /-/ready."
+		}
+		options = append(options, o)
+	}
+	options = append(options, b.loggingOptions()...)
+	for i := range options {
+		o := &options[i]
+		o.Env = bridgePrefix + strings.ToUpper(strings.ReplaceAll(o.Flag, "-", "_"))
+		if o.Flag == "config" {
+			o.Env += "_PATH" // as that of a service
+		}
+		o.Name = o.Env
+	}
+	return options
+}
+
+// ownOptions are those that only a bridge has, and TLS of its listener.
+func (b *bridgeConfig) ownOptions() serpent.OptionSet {
+	options := serpent.OptionSet{
+		{
+			Description: "The address that agents' connections come to.",
+			Flag:        "listen", Default: "127.0.0.1:2114", Value: serpent.StringOf(&b.listen),
+		},
+		{
+			Description: "The URL of coderd, http or https, such as http://coder:7080. Required.",
+			Flag:        "upstream", Value: serpent.StringOf(&b.upstream),
+		},
+		{
+			Description: "How the service is dialed with coderd's token, as agentstatsd://host:2113?token_file=/etc/agentstatsd/token. " +
+				"docs/adopting.md has its parameters. Required.",
+			Flag: "service-url", Value: serpent.StringOf(&b.serviceURL),
+		},
+		{
+			Description: "Listen beyond loopback without TLS: behind a proxy that ends it. Agents' tokens cross that network in the clear.",
+			Flag:        "allow-plaintext", Default: "false", Value: serpent.BoolOf(&b.allowPlaintext),
+		},
+		{
+			Description: "Certificate chain of the listener for agents, PEM. It is read again when it changes.",
+			Flag:        "tls-cert-file", Value: serpent.StringOf(&b.tlsCertFile),
+		},
+		{
+			Description: "Key of the certificate, PEM.",
+			Flag:        "tls-key-file", Value: serpent.StringOf(&b.tlsKeyFile),
+		},
+		{
+			Description: "Time between saying on /-/ready that the bridge stops and refusing connections.",
+			Flag:        "drain-delay", Default: "5s", Value: notBelow(&b.drainDelay, 0),
+		},
+		{
+			Description: "Time over which a stopping bridge closes agents' connections, one after another.",
+			Flag:        "drain-timeout", Default: "1m", Value: positive(&b.drainTimeout),
+		},
+		{
+			Description: "Time to deliver what agents said, after the last connection.",
+			Flag:        "close-timeout", Default: "10s", Value: positive(&b.closeTimeout),
+		},
+		{
+			Description: "Memory of all decoders. Connections beyond it go on without being decoded.",
+			Flag:        "max-decoder-bytes", Default: "268435456", Value: atLeast(&b.maxDecoderBytes, 1<<20),
+		},
+		{
+			Description: "Agents that are relayed at once.",
+			Flag:        "max-relayed-agents", Default: "50000", Value: within(&b.maxRelayedAgents, 1, 1<<24),
+		},
+		{
+			Description: "TLS handshakes of a listener that go on at once, from the client's first message on; more wait. The slowest gives way to one that waits.",
+			Flag:        "tls-max-handshakes", Default: "256", Value: atLeast(&b.maxHandshakes, 1),
+		},
+		{
+			Description: "The same of one address; in IPv6, of one network of 64 bits.",
+			Flag:        "tls-max-handshakes-per-address", Default: "64", Value: atLeast(&b.maxHandshakesPerAddr, 1),
+		},
+		{
+			Description: "Time for a TLS handshake and its wait.",
+			Flag:        "tls-handshake-timeout", Default: "10s", Value: positive(&b.handshakeTimeout),
+		},
+	}
+	for i := range options {
+		o := &options[i]
+		o.YAML, o.Group = strings.ReplaceAll(o.Flag, "-", "_"), &groupBridge
+	}
+	return options
+}
