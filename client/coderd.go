@@ -99,14 +99,15 @@ type Registered struct {
 // after an error the parts before it have taken effect.
 func (c *Coderd) Register(ctx context.Context, agents []*agentstatsv1.AgentRegistration, workspaces []*agentstatsv1.Workspace) (Registered, error) {
 	var done Registered
-	for agents, workspaces := range parts.Of(agents, workspaces) {
+	set := parts.SetOf(agents, workspaces)
+	for agents, workspaces := range set.Parts() {
 		resp, err := c.service.RegisterAgents(ctx, &agentstatsv1.RegisterAgentsRequest{Agents: agents, Workspaces: workspaces})
 		if err != nil {
 			return done, fmt.Errorf("register agents: %w", err)
 		}
 		done.Superseded = appendIDs(done.Superseded, resp.GetSupersededIds())
 		done.Stale = appendIDs(done.Stale, resp.GetStaleIds())
-		done.Refused = append(done.Refused, resp.GetRefused()...)
+		done.Refused = append(done.Refused, set.Explain(resp.GetRefused())...)
 	}
 	c.logRefused(done.Refused, int64(len(done.Refused)))
 	return done, nil
@@ -183,7 +184,8 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 		}
 		return nil
 	}
-	for agents, workspaces := range parts.Of(agents, workspaces) {
+	set := parts.SetOf(agents, workspaces)
+	for agents, workspaces := range set.Parts() {
 		if err := send(&agentstatsv1.SyncAgentsRequest{Agents: agents, Workspaces: workspaces}); err != nil {
 			return nil, err
 		}
@@ -199,7 +201,7 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 	if err != nil {
 		return nil, fmt.Errorf("sync agents: %w", err)
 	}
-	c.logRefused(resp.GetRefused(), resp.GetRefusedCount())
+	c.logRefused(set.Explain(resp.GetRefused()), resp.GetRefusedCount())
 	return resp, nil
 }
 

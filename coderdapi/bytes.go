@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/decoded"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -93,7 +94,8 @@ type reservation struct {
 	waiting []int
 	kept    int
 	closed  bool
-	sent    int // bytes on the wire, without a result yet
+	sent    int                         // bytes on the wire, without a result yet
+	refused []agent.RegistrationRefusal // of messages that did not decode as a whole
 }
 
 type reservationKey struct{}
@@ -118,6 +120,21 @@ func (r *reservation) markAnswered() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sent = 0
+}
+
+// addRefused adds registrations that could not be decoded, which takeRefused returns.
+func (r *reservation) addRefused(refused []agent.RegistrationRefusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refused = append(r.refused, refused...)
+}
+
+func (r *reservation) takeRefused() []agent.RegistrationRefusal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	refused := r.refused
+	r.refused = nil
+	return refused
 }
 
 // reserve takes n bytes for a message that is about to be decoded; an error refuses
@@ -249,7 +266,11 @@ func (r *boundedRequest) UnmarshalMessage(data mem.BufferSlice) error {
 		err = r.reserved.reserve(n)
 	}
 	if err == nil && proto.Unmarshal(encoded, r.message) != nil {
-		err = grpcserver.Malformed(r.message, encoded)
+		refused, ok := decodeApart(r.message, encoded)
+		if !ok {
+			err = grpcserver.Malformed(r.message, encoded)
+		}
+		r.reserved.addRefused(refused)
 	}
 	r.refused = err
 	return nil

@@ -41,11 +41,13 @@ func (s *Service) RegisterAgents(ctx context.Context, req *agentstatsv1.Register
 	if n := len(req.GetWorkspaces()); n > maxRegisteredAtOnce {
 		return nil, grpcserver.Invalid("workspaces", "want at most %d, got %d", maxRegisteredAtOnce, n)
 	}
-	done, err := s.Fleet.Register(ctx, s.setOf(req.GetAgents(), req.GetWorkspaces()))
+	set, undecoded := s.setOf(req.GetAgents(), req.GetWorkspaces()), reservationFrom(ctx).takeRefused()
+	set.Refused = append(set.Refused, undecoded...)
+	done, err := s.Fleet.Register(ctx, set)
 	if err != nil {
 		return nil, s.failure(ctx, "register agents", err)
 	}
-	s.answerRegistrations(ctx, len(req.GetAgents())+len(req.GetWorkspaces()), done.Refused)
+	s.answerRegistrations(ctx, len(req.GetAgents())+len(req.GetWorkspaces())+len(undecoded), done.Refused)
 	return &agentstatsv1.RegisterAgentsResponse{
 		SupersededIds: idBytes(done.Superseded),
 		StaleIds:      idBytes(done.Stale),
@@ -157,6 +159,7 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 			maps.Copy(set.GotAt, more.GotAt)
 		}
 		if part.message.GetComplete() {
+			set.Refused = append(set.Refused, reservationFrom(ctx).takeRefused()...)
 			set.Agents, set.Workspaces = slices.Concat(agents...), slices.Concat(workspaces...)
 			var problem *problem
 			if set.ReadAt, problem = readAt("read_age", part.message.GetReadAge()); problem != nil {

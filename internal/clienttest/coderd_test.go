@@ -158,6 +158,31 @@ func TestCoderdRegistersTheOthers(t *testing.T) {
 	require.Len(t, logged.with("registrations are refused"), 2)
 }
 
+// A text that is not UTF-8 cannot be sent. Its registration is refused by name, and a sync
+// keeps what is known of its agent.
+func TestCoderdRegistersTheOthersOfTextThatIsNotUTF8(t *testing.T) {
+	_, c := startCoderd(t)
+	all := registrations(5)
+	bad := append(slices.Clone(all[:3]), proto.CloneOf(all[3]))
+	bad[3].Workspace.OwnerUsername = "\xff"
+	workspace := &agentstatsv1.Workspace{Id: agentID[:], Name: "\xff"}
+	done, err := c.Register(t.Context(), bad, []*agentstatsv1.Workspace{workspace})
+	require.NoError(t, err)
+	require.Len(t, done.Refused, 2)
+	require.Equal(t, all[3].GetId(), done.Refused[0].GetAgentId())
+	require.Equal(t, "workspace.owner_username: want UTF-8", done.Refused[0].GetField()+": "+done.Refused[0].GetMessage())
+	require.Equal(t, agentID[:], done.Refused[1].GetWorkspaceId())
+	require.Equal(t, "name: want UTF-8", done.Refused[1].GetField()+": "+done.Refused[1].GetMessage())
+	require.Equal(t, 3, listed(t, c))
+
+	_, err = c.Register(t.Context(), all, nil)
+	require.NoError(t, err)
+	resp, err := c.Sync(t.Context(), bad, nil, client.SyncOptions{})
+	require.NoError(t, err)
+	require.Equal(t, int64(1), resp.GetDeregistered(), "the fifth")
+	require.Equal(t, "workspace.owner_username: want UTF-8", resp.GetRefused()[0].GetField()+": "+resp.GetRefused()[0].GetMessage())
+}
+
 func TestCoderdReadsMetadata(t *testing.T) {
 	_, coderd := startCoderd(t)
 	all := registrations(150)
