@@ -238,6 +238,8 @@ func (c *connection) checkFrame(f *wire.Frame) error {
 		return grpcserver.Invalid("message", "want any of stats, metadata, lifecycle, app_health, network, goodbye and ack_now, got none")
 	case f.Request.GetStatsSuperseded() && f.Request.GetStats() == nil:
 		return grpcserver.Invalid("stats_superseded", "want it with stats only")
+	case f.Request.GetStatsUncounted() && f.Request.GetStats() == nil:
+		return grpcserver.Invalid("stats_uncounted", "want it with stats only")
 	case f.Sequence < 1:
 		return grpcserver.Invalid("sequence", "want at least 1, got %d", f.Sequence)
 	}

@@ -123,6 +123,7 @@ func TestViolations(t *testing.T) {
 		{"instance", []*pb.ConnectRequest{with(edgetest.Hello(edgetest.Session{}), func(r *pb.ConnectRequest) { r.GetHello().InstanceId = []byte("short") })}, codes.InvalidArgument, "hello.instance_id: want 16 bytes, got 5"},
 		{"session", []*pb.ConnectRequest{edgetest.Hello(edgetest.Session{Number: -1})}, codes.InvalidArgument, "hello.session: want at least 0, got -1"},
 		{"hello with stats", []*pb.ConnectRequest{{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1}, Stats: &pb.Stats{}}}, codes.InvalidArgument, "hello: want nothing beside it"},
+		{"uncounted", []*pb.ConnectRequest{edgetest.Hello(edgetest.Session{}), {Sequence: 1, StatsUncounted: true, AckNow: true}}, codes.InvalidArgument, "stats_uncounted: want it with stats only"},
 		{"superseded", []*pb.ConnectRequest{edgetest.Hello(edgetest.Session{}), {Sequence: 1, StatsSuperseded: true, AckNow: true}}, codes.InvalidArgument, "stats_superseded: want it with stats only"},
 		{"epoch", []*pb.ConnectRequest{{Hello: &pb.Hello{InstanceId: make([]byte, 16), ProtocolVersion: 1, Epoch: -1}}}, codes.InvalidArgument, "hello.epoch: want at least 0, got -1"},
 		{"sequence of hello", []*pb.ConnectRequest{seq(4, edgetest.Hello(edgetest.Session{}))}, codes.InvalidArgument, "sequence: want 0 with hello, got 4"},
