@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/client/internal/parts"
@@ -21,8 +23,8 @@ import (
 )
 
 const (
-	// maxReadAgents is read in one request: 100 agents with 128 keys of at most
-	// 4 KB have about 50 MB.
+	// maxReadAgents is read in one request at first. With keys as most agents have they
+	// have some 100 KB. At most they have more than a response may.
 	maxReadAgents = 100
 	// maxReadBytes bounds one response.
 	maxReadBytes = 64 << 20
@@ -230,18 +232,30 @@ func (c *Coderd) Relay(agentID uuid.UUID, opts AgentOptions) (*Agent, error) {
 }
 
 // Metadata reads the stored metadata of agents, each named once. Those without any, and
-// unknown ones, are left out. It reads 100 agents at once. If their metadata is larger than
-// the service's --max-message-bytes, it is RESOURCE_EXHAUSTED: ask for fewer then.
+// unknown ones, are left out. It reads up to 100 agents at once, fewer if their metadata is
+// larger than the service's --max-message-bytes.
 func (c *Coderd) Metadata(ctx context.Context, agentIDs ...uuid.UUID) ([]*agentstatsv1.AgentMetadata, error) {
 	var agents []*agentstatsv1.AgentMetadata
-	for ids := range slices.Chunk(agentIDs, maxReadAgents) {
+	for atOnce := maxReadAgents; len(agentIDs) > 0; {
+		ids := agentIDs[:min(atOnce, len(agentIDs))]
 		resp, err := c.service.GetMetadata(ctx, &agentstatsv1.GetMetadataRequest{AgentIds: idBytes(ids)}, grpc.MaxCallRecvMsgSize(maxReadBytes))
+		if len(ids) > 1 && isTooLarge(err) {
+			atOnce = len(ids) / 2
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("get metadata: %w", err)
 		}
-		agents = append(agents, resp.GetAgents()...)
+		agents, agentIDs = append(agents, resp.GetAgents()...), agentIDs[len(ids):]
 	}
 	return agents, nil
+}
+
+// isTooLarge reports whether a response would be too large. A service that is busy says
+// when to try again.
+func isTooLarge(err error) bool {
+	s := status.Convert(err)
+	return s.Code() == codes.ResourceExhausted && len(s.Details()) == 0
 }
 
 // Agents yields the registered agents in the order of their ids, read page by

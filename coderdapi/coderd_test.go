@@ -418,6 +418,7 @@ func TestGetMetadata(t *testing.T) {
 		_, err = get(1)
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		require.Contains(t, err.Error(), "want at most 10000 bytes of metadata (--max-message-bytes), got 16157: ask for fewer agents at once")
+		require.Empty(t, status.Convert(err).Details(), "no delay: the client asks for fewer")
 	})
 }
 

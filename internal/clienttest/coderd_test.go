@@ -12,12 +12,15 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -213,6 +216,60 @@ func TestCoderdReadsMetadata(t *testing.T) {
 		require.Equal(t, ids[i][:], a.GetAgentId())
 		require.Equal(t, ids[i].String(), a.GetValues()[0].GetValue())
 	}
+}
+
+// fakeMetadata has agents with as much metadata as they may have.
+type fakeMetadata struct {
+	agentstatsv1.UnimplementedCoderdServiceServer
+	requested []int
+	busy      bool
+}
+
+// GetMetadata answers as the service does.
+func (f *fakeMetadata) GetMetadata(_ context.Context, req *agentstatsv1.GetMetadataRequest) (*agentstatsv1.GetMetadataResponse, error) {
+	f.requested = append(f.requested, len(req.GetAgentIds()))
+	if f.busy {
+		return nil, grpcserver.Exhausted(time.Second, "busy")
+	}
+	resp := &agentstatsv1.GetMetadataResponse{}
+	for _, id := range req.GetAgentIds() {
+		value := &agentstatsv1.MetadataValue{Key: strings.Repeat("k", 1024), Value: strings.Repeat("v", 2048), Error: strings.Repeat("e", 2048)}
+		resp.Agents = append(resp.Agents, &agentstatsv1.AgentMetadata{AgentId: id, Values: slices.Repeat([]*agentstatsv1.MetadataValue{value}, 256)})
+	}
+	if proto.Size(resp) > 4<<20 {
+		return nil, status.Error(codes.ResourceExhausted, "agent_ids: ask for fewer agents at once")
+	}
+	return resp, nil
+}
+
+// Agents whose metadata is larger than a message are read in as many requests as that
+// takes. A busy service is asked once.
+func TestCoderdReadsMuchMetadata(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fake := &fakeMetadata{}
+		n := newNetwork(func(s *grpc.Server) { agentstatsv1.RegisterCoderdServiceServer(s, fake) })
+		defer n.stop()
+		conn, err := client.Dial("passthrough:///x", client.DialOptions{Plaintext: true}, grpc.WithContextDialer(n.dial))
+		require.NoError(t, err)
+		defer closeConn(t, conn)
+		coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+		require.NoError(t, err)
+		var ids []uuid.UUID
+		for _, r := range registrations(20) {
+			ids = append(ids, uuid.UUID(r.GetId()))
+		}
+		agents, err := coderd.Metadata(t.Context(), ids...)
+		require.NoError(t, err)
+		require.Len(t, agents, 20)
+		for i, a := range agents {
+			require.Equal(t, ids[i][:], a.GetAgentId())
+		}
+		require.Equal(t, []int{20, 10, 5, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}, fake.requested)
+		fake.busy, fake.requested = true, nil
+		_, err = coderd.Metadata(t.Context(), ids...)
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		require.Equal(t, []int{20}, fake.requested)
+	})
 }
 
 // A watch goes on over a restart of the service: it sees the current values
