@@ -60,6 +60,7 @@ type rig struct {
 	log     *log
 	reg     *prometheus.Registry
 	stop    func() error // stops the bridge
+	opts    bridge.Options
 }
 
 func start(t *testing.T, opts bridge.Options) *rig {
@@ -69,6 +70,7 @@ func start(t *testing.T, opts bridge.Options) *rig {
 	opts.Upstream, _ = url.Parse(upstream.URL)
 	opts.DrainDelay, opts.DrainTimeout = -1, time.Millisecond
 	opts.Backoff = client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}
+	r.opts = opts
 	r.begin(opts)
 	return r
 }

@@ -285,56 +285,12 @@ func TestFragments(t *testing.T) {
 	want, err := codertest.Parse(parts)
 	require.NoError(t, err)
 	for seed := range uint64(5) {
-		s := &script{}
-		r := rand.New(rand.NewPCG(seed, 0))
-		for _, p := range payloads(parts) {
-			for first := true; len(p.Bytes) > 0 || first; first = false {
-				n := min(len(p.Bytes), 1+r.IntN(3)*r.IntN(2000))
-				h := ws.Header{OpCode: ws.OpContinuation, Fin: n == len(p.Bytes)}
-				if first {
-					h.OpCode = ws.OpBinary
-				}
-				s.socket(p.FromAgent, h, p.Bytes[:n])
-				p.Bytes = p.Bytes[n:]
-				if r.IntN(10) == 0 {
-					s.socket(p.FromAgent, ws.Header{Fin: true, OpCode: ws.OpPing}, []byte("ping"))
-					s.socket(!p.FromAgent, ws.Header{Fin: true, OpCode: ws.OpPong}, []byte("pong"))
-				}
-			}
-		}
-		got, err := read(t, s.parts, random(seed))
+		fragments := codertest.Fragment(parts, rand.New(rand.NewPCG(seed, 0)), 2000)
+		require.Greater(t, len(fragments), 2*len(parts))
+		got, err := read(t, fragments, random(seed))
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
-}
-
-// payloads returns the content of each part's WebSocket messages, unmasked.
-func payloads(parts []codertest.Part) (all []codertest.Part) {
-	var sides [2][]byte
-	for _, p := range parts {
-		side := &sides[0]
-		if p.FromAgent {
-			side = &sides[1]
-		}
-		*side = append(*side, p.Bytes...)
-		for {
-			r := bytes.NewReader(*side)
-			h, err := ws.ReadHeader(r)
-			if err != nil || int64(r.Len()) < h.Length {
-				break
-			}
-			payload := bytes.Clone((*side)[len(*side)-r.Len():][:h.Length])
-			*side = (*side)[len(*side)-r.Len()+int(h.Length):]
-			if h.OpCode.IsControl() {
-				continue
-			}
-			if h.Masked {
-				ws.Cipher(payload, h.Mask, 0)
-			}
-			all = append(all, codertest.Part{FromAgent: p.FromAgent, Bytes: payload})
-		}
-	}
-	return all
 }
 
 // The memory of all decoders is bounded.
