@@ -209,7 +209,7 @@ func (w *world) checkQuiescent() error {
 		is := slices.Contains(registered, a.reg.ID)
 		if c := a.client; c != nil {
 			switch {
-			case is && c.session == nil:
+			case is && c.session == nil && w.db.Registration(a.reg.ID).TokenHash != [32]byte{}:
 				fail("%s has no session", c)
 			case !is && c.session != nil:
 				fail("%s has a session, but the agent is not registered", c)
@@ -238,12 +238,21 @@ func (w *world) checkQuiescent() error {
 
 // checkAgreed checks that all replicas say of an agent what the database does.
 func (w *world) checkAgreed(a *simAgent) (errs []error) {
-	stored := w.db.State(a.reg.ID)
+	stored, reg := w.db.State(a.reg.ID), w.db.Registration(a.reg.ID)
+	w.coderd.mu.Lock()
+	said := w.coderd.said[a.reg.ID]
+	w.coderd.mu.Unlock()
+	if has := partsOf(&reg); has != has.with(said) || has.token != said.token {
+		errs = append(errs, fmt.Errorf("agent %d: stored is %+v, coderd said %+v", a.number, has, said))
+	}
 	for _, p := range w.slots {
 		info, err := p.fleet.Agent(a.reg.ID)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: agent %d is registered: %w", p.name, a.number, err))
 			continue
+		}
+		if !info.Registration.Equal(&reg) {
+			errs = append(errs, fmt.Errorf("%s: agent %d: is registered as %+v, stored is %+v", p.name, a.number, *info.Registration, reg))
 		}
 		connected := a.client != nil && a.client.session != nil || w.hasZombie(a)
 		if info.Connected != connected {

@@ -23,6 +23,10 @@ type coderd struct {
 
 	// named is when the newest call returned that registered an agent.
 	named map[agent.ID]time.Time
+	// said is what coderd said of each agent since it was made known. removedAt is when it
+	// was last removed.
+	said      map[agent.ID]parts
+	removedAt map[agent.ID]time.Time
 	// removed and added are the agents of whom that was committed since the last
 	// look.
 	removed, added []agent.ID
@@ -44,15 +48,64 @@ type openSync struct {
 	begun time.Time
 }
 
+// syncKey is that of when a sync began, or its set was read; readKey only of the latter.
 type syncKey struct{}
+
+type readKey struct{}
+
+// parts are those of a registration that coderd may lack, and that stay when they are
+// known. The version of the template goes with another build.
+type parts struct{ token, owner, template, build bool }
+
+func partsOf(r *agent.Registration) parts {
+	w := &r.Workspace
+	return parts{
+		token: r.TokenHash != [32]byte{}, owner: w.OwnerID != agent.ID{}, template: w.Template.ID != agent.ID{},
+		build: w.Build.ID != agent.ID{},
+	}
+}
+
+func (p parts) with(q parts) parts {
+	return parts{p.token || q.token, p.owner || q.owner, p.template || q.template, p.build || q.build}
+}
+
+// partsKey is that of what a call says, by agent.
+type partsKey struct{}
+
+func withParts(ctx context.Context, set fleet.Set) context.Context {
+	said := make(map[agent.ID]parts, len(set.Agents))
+	for i := range set.Agents {
+		said[set.Agents[i].ID] = partsOf(&set.Agents[i])
+	}
+	return context.WithValue(ctx, partsKey{}, said)
+}
 
 // onChange is notified by the database of each change that is committed.
 func (c *coderd) onChange(ctx context.Context, removed, added []agent.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	begun, syncs := ctx.Value(syncKey{}).(time.Time)
+	_, readBefore := ctx.Value(readKey{}).(time.Time)
 	c.removed = append(c.removed, removed...)
 	c.added = append(c.added, added...)
-	begun, syncs := ctx.Value(syncKey{}).(time.Time)
+	for _, id := range removed {
+		delete(c.said, id)
+		c.removedAt[id] = time.Now()
+	}
+	for _, id := range added {
+		c.said[id] = parts{}
+		if at := c.removedAt[id]; readBefore && at.After(begun) {
+			c.violated = errors.Join(c.violated, fmt.Errorf(
+				"a sync of what was read at %s brings back agent %d, which was removed at %s", clock(begun), id[15], clock(at)))
+		}
+	}
+	if said, ok := ctx.Value(partsKey{}).(map[agent.ID]parts); ok {
+		for id, p := range said {
+			if before, registered := c.said[id]; registered {
+				c.said[id] = before.with(p)
+			}
+		}
+	}
 	for _, id := range removed {
 		if at, known := c.named[id]; syncs && known && at.After(begun) {
 			c.violated = errors.Join(c.violated, fmt.Errorf(
@@ -92,13 +145,14 @@ func (w *world) register(p *process, numbers ...int) {
 	for _, n := range numbers {
 		w.coderd.desired[n] = true
 	}
+	set := w.set(numbers...)
 	w.coderd.call(fmt.Sprintf("register %v on %s", numbers, p.name), func(ctx context.Context) (string, error) {
-		return "done", w.registerNow(ctx, p, numbers...)
+		return "done", w.registerNow(ctx, p, set, numbers...)
 	})
 }
 
-func (w *world) registerNow(ctx context.Context, p *process, numbers ...int) error {
-	_, err := p.fleet.Register(ctx, w.set(numbers...))
+func (w *world) registerNow(ctx context.Context, p *process, set fleet.Set, numbers ...int) error {
+	_, err := p.fleet.Register(withParts(ctx, set), set)
 	if err != nil {
 		return err
 	}
@@ -135,11 +189,12 @@ func (w *world) bounce(p, q *process, numbers ...int) {
 	for _, n := range numbers {
 		w.coderd.desired[n] = true
 	}
+	set := w.set(numbers...)
 	w.coderd.call(fmt.Sprintf("deregister %v on %s, register them on %s", numbers, p.name, q.name), func(ctx context.Context) (string, error) {
 		if err := w.deregisterNow(ctx, p, numbers...); err != nil {
 			return "", err
 		}
-		return "done", w.registerNow(ctx, q, numbers...)
+		return "done", w.registerNow(ctx, q, set, numbers...)
 	})
 }
 
@@ -161,9 +216,21 @@ func (w *world) endSync() {
 	if !s.on.serving {
 		return
 	}
+	set := w.set(s.set...)
+	if w.partial != nil { // what was begun is the reading
+		var err error
+		if s.sync, err = s.on.fleet.BeginSync(); err != nil {
+			w.log("coderd: begin a sync on %s: %v", s.on.name, err)
+			return
+		}
+		set.ReadAt = s.begun
+	}
 	w.coderd.call(fmt.Sprintf("apply the sync of %v on %s", s.set, s.on.name), func(ctx context.Context) (string, error) {
-		ctx = context.WithValue(ctx, syncKey{}, s.begun)
-		done, err := s.sync.Apply(ctx, w.set(s.set...), true)
+		ctx = withParts(context.WithValue(ctx, syncKey{}, s.begun), set)
+		if !set.ReadAt.IsZero() {
+			ctx = context.WithValue(ctx, readKey{}, s.begun)
+		}
+		done, err := s.sync.Apply(ctx, set, true)
 		if err != nil {
 			return "", err
 		}
@@ -191,9 +258,33 @@ func (w *world) desired() (numbers []int) {
 func (w *world) set(numbers ...int) fleet.Set {
 	var set fleet.Set
 	for _, n := range numbers {
-		set.Agents = append(set.Agents, w.registration(n))
+		r := w.registration(n)
+		if w.partial != nil {
+			w.leaveOut(&r)
+		}
+		set.Agents = append(set.Agents, r)
 	}
 	return set
+}
+
+// leaveOut draws which parts coderd lacks.
+func (w *world) leaveOut(r *agent.Registration) {
+	lacks := func(part string) bool { return w.partial.float(part+r.Name) < 0.3 }
+	if lacks("token") {
+		r.TokenHash = [32]byte{}
+	}
+	if lacks("owner") {
+		r.Workspace.OwnerID = agent.ID{}
+	}
+	if lacks("template") {
+		r.Workspace.Template.ID = agent.ID{}
+	}
+	if lacks("version") {
+		r.Workspace.Template.Version = agent.UnknownVersion
+	}
+	if lacks("build") {
+		r.Workspace.Build = agent.Build{}
+	}
 }
 
 func agentID(n int) agent.ID { return agent.ID{0: 0xaa, 15: byte(n)} }

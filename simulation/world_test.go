@@ -61,6 +61,7 @@ type world struct {
 	watcher     *watcher // nil: nobody watches what agents report
 	watching    sync.WaitGroup
 	unwatch     context.CancelFunc
+	partial     *source  // draws which parts coderd's registrations lack; nil: none
 	decided     decision // the newest factor of intervals that was stored
 
 	// profile is what the run concentrates on. Each does without some kinds of what can
@@ -113,7 +114,7 @@ func newWorld(seed uint64) *world {
 		db:       memstore.New(),
 		bus:      newBus(newSource(seed, 1)),
 		refusals: make(map[refusal]struct{}),
-		coderd:   &coderd{named: make(map[agent.ID]time.Time), desired: make(map[int]bool)},
+		coderd:   &coderd{named: make(map[agent.ID]time.Time), said: make(map[agent.ID]parts), removedAt: make(map[agent.ID]time.Time), desired: make(map[int]bool)},
 		decided:  decision{factor: 1},
 	}
 	for i := range w.pushers {
@@ -123,6 +124,9 @@ func newWorld(seed uint64) *world {
 	w.drawProfile()
 	for kind := range strings.SplitSeq(*without, ",") {
 		w.omitted[kind] = true
+	}
+	if seed%7 == 5 {
+		w.partial = newSource(seed, 3)
 	}
 	if seed%2 == 0 {
 		w.watcher = &watcher{draw: newSource(seed, 2), received: make(map[agent.ID]reported)}

@@ -125,6 +125,15 @@ func (d *Database) Agents() []agent.ID {
 	return sortedKeys(d.tables.agents)
 }
 
+// Registration returns what is stored of an agent, which is registered.
+func (d *Database) Registration(id agent.ID) agent.Registration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.tables.agents[id].Registration
+	r.Workspace = d.tables.workspaces[r.Workspace.ID].Workspace
+	return r
+}
+
 // State returns what is stored of an agent's state.
 func (d *Database) State(id agent.ID) agent.State {
 	d.mu.Lock()
