@@ -25,6 +25,9 @@ type Registration struct {
 	MetadataKeys []string
 	// Parent is the agent that this one is a sub-agent of; zero: none.
 	Parent ID
+	// Observed is what coderd knew of the agent's state; zero: nothing. Apps have the
+	// health of the same moment then.
+	Observed Observation
 	// Incarnation is the revision at which the agent was made known, which the store
 	// sets. It differs between registrations of an agent that was removed in between.
 	Incarnation int64
@@ -40,7 +43,8 @@ func (r *Registration) Equal(other *Registration) bool {
 		r.Workspace.Equal(&other.Workspace) &&
 		slices.Equal(r.Apps, other.Apps) &&
 		slices.Equal(r.MetadataKeys, other.MetadataKeys) &&
-		r.Parent == other.Parent
+		r.Parent == other.Parent &&
+		r.Observed.Equal(&other.Observed)
 }
 
 // Workspace is what coderd says of one workspace, with or without agents.

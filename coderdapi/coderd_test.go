@@ -70,6 +70,14 @@ func TestRegistrationsAreValidated(t *testing.T) {
 		}},
 		{"metadata_keys[1]: want 1 to 1024 bytes, got 0", func(r *pb.AgentRegistration) { r.MetadataKeys = []string{"a", ""} }},
 		{"parent_id: want 16 bytes, got 3", func(r *pb.AgentRegistration) { r.ParentId = []byte("abc") }},
+		{"observed.at: want it, got none", func(r *pb.AgentRegistration) { r.Observed = &pb.Observation{} }},
+		{"observed.status: unknown status 0", func(r *pb.AgentRegistration) { r.Observed = &pb.Observation{At: timestamppb.Now()} }},
+		{"observed.lifecycle.state: unknown lifecycle state 99", func(r *pb.AgentRegistration) {
+			r.Observed = &pb.Observation{At: timestamppb.Now(), Status: pb.AgentStatus_AGENT_STATUS_CONNECTED, Lifecycle: &pb.Lifecycle{State: 99}}
+		}},
+		{"observed.network.preferred_region_id: want at least 0, got -1", func(r *pb.AgentRegistration) {
+			r.Observed = &pb.Observation{At: timestamppb.Now(), Status: pb.AgentStatus_AGENT_STATUS_CONNECTED, Network: &pb.Network{PreferredRegionId: -1}}
+		}},
 		{"age: want at least 0 s, got 0 s and -1 ns", func(r *pb.AgentRegistration) { r.Age = durationpb.New(-1) }},
 	} {
 		t.Run(c.want, func(t *testing.T) {

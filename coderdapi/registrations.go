@@ -3,6 +3,7 @@ package coderdapi
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -172,7 +173,43 @@ func registrationOf(pb *agentstatsv1.AgentRegistration, maxDeclaredKeys int, now
 	if r.Parent, err = optionalID("parent_id", pb.GetParentId()); err != nil {
 		return r, err
 	}
+	if r.Observed, err = observationOf(pb.GetObserved(), now); err != nil {
+		return r, err.in("observed.")
+	}
 	return r, nil
+}
+
+func observationOf(pb *agentstatsv1.Observation, now time.Time) (o agent.Observation, err *problem) {
+	if pb == nil {
+		return o, nil
+	}
+	if o.At, err = requiredTime("at", pb.GetAt(), now); err != nil {
+		return o, err
+	}
+	if o.At.After(now) {
+		o.At = now
+	}
+	known := false
+	if o.Status, known = agentStatuses[pb.GetStatus()]; !known {
+		return o, problemf("status", "unknown status %d", pb.GetStatus())
+	}
+	if l := pb.GetLifecycle(); l != nil {
+		if o.Lifecycle.State, known = contract.LifecycleStates[l.GetState()]; !known {
+			return o, problemf("lifecycle.state", "unknown lifecycle state %d", l.GetState())
+		}
+		at, invalid := contract.TimeOf(l.GetChangedAt())
+		if invalid != nil {
+			return o, &problem{"lifecycle.changed_at", invalid.Error()}
+		}
+		o.Lifecycle.ChangedAt = at
+	}
+	network, invalid := contract.NetworkOf(pb.GetNetwork())
+	if invalid != nil {
+		field, text, _ := strings.Cut(invalid.Error(), ": ")
+		return o, &problem{field, text}
+	}
+	o.Network = network
+	return o, nil
 }
 
 // tokenHashOf converts the hash of a token; zero: the agent has none.

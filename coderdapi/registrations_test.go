@@ -76,6 +76,8 @@ func fillMessage(m protoreflect.Message) {
 			return protoreflect.ValueOfEnum(1)
 		case protoreflect.Int64Kind:
 			return protoreflect.ValueOfInt64(1)
+		case protoreflect.Uint64Kind:
+			return protoreflect.ValueOfUint64(1)
 		case protoreflect.Int32Kind:
 			return protoreflect.ValueOfInt32(1)
 		default:

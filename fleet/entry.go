@@ -63,6 +63,7 @@ type sessions struct {
 	// the highest one known to be stored of its sessions.
 	storedEpoch, recordedEpoch int64
 	lastSeen                   time.Time
+	endedAt                    time.Time   // since then the agent had no session, or has one; zero: it never had
 	instances                  []*instance // those without a session first, oldest first
 	seriesRetained             bool        // the series outlast the session, for a reconnect
 	unwritten                  uint8       // scans: see countUnwrittenLocked

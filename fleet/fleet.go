@@ -28,6 +28,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/budget"
+	"github.com/coder/agentstatsd/fleet/internal/observations"
 	"github.com/coder/agentstatsd/fleet/internal/unstored"
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
@@ -387,7 +388,7 @@ type Info struct {
 	Status agent.Status
 	// LastSeen is zero if the agent never connected to this process.
 	LastSeen time.Time
-	// State is the newest, durable or not. Its maps are copies.
+	// State is the one that is served, durable or not. Its maps are copies.
 	State agent.State
 }
 
@@ -429,7 +430,7 @@ func (f *Fleet) info(e *entry) Info {
 		Relayed:      connected && e.sessions.newest.Relayed,
 		Status:       e.presence.status,
 		LastSeen:     e.sessions.lastSeen,
-		State:        e.state.newest.Clone(),
+		State:        observations.State(&e.state.newest, &e.reg.Load().Observed, e.presence.observed).Clone(),
 	}
 }
 

@@ -83,6 +83,7 @@ func (f *Fleet) load(ctx context.Context) (registry, error) {
 		}
 		e.sessions.newest = record
 		e.sessions.recordedEpoch = record.Epoch
+		e.sessions.endedAt = time.Now() // as far as is known
 	}
 	for _, s := range states {
 		e := r.agents[s.Agent]

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/observations"
+	"github.com/coder/agentstatsd/fleet/internal/ordered"
 )
 
 // Errors of a refused change. They are returned before anything is changed.
@@ -52,13 +55,12 @@ type plan struct {
 	// named are the ids of the request, stale ones included.
 	named map[agent.ID]struct{}
 	// workspaces are the named ones, in their new version.
-	workspaces   map[agent.ID]agent.Workspace
-	superseded   []agent.ID
-	stale        []agent.ID
-	deregistered []agent.ID
-	unchanged    int
-	refused      []agent.RegistrationRefusal
-	// keptWorkspaces are those of the set.
+	workspaces     map[agent.ID]agent.Workspace
+	superseded     []agent.ID
+	stale          []agent.ID
+	deregistered   []agent.ID
+	unchanged      int
+	refused        []agent.RegistrationRefusal
 	keptWorkspaces []agent.ID
 }
 
@@ -85,11 +87,10 @@ func planRegistrations(r *registry, set Set, sync *scope, o *Options) (*plan, er
 	set.Agents = keepKnown(r, set.Agents)
 	for range maxRefusals {
 		p := &plan{
-			regs:       make(map[agent.ID]*agent.Registration, len(set.Agents)),
-			named:      make(map[agent.ID]struct{}, len(set.Agents)),
-			workspaces: make(map[agent.ID]agent.Workspace),
-			refused:    set.Refused,
-
+			regs:           make(map[agent.ID]*agent.Registration, len(set.Agents)),
+			named:          make(map[agent.ID]struct{}, len(set.Agents)),
+			workspaces:     make(map[agent.ID]agent.Workspace),
+			refused:        set.Refused,
 			keptWorkspaces: set.KeptWorkspaces,
 		}
 		for i := range set.Agents {
@@ -128,57 +129,33 @@ func withoutRepeated(set Set) Set {
 		}
 		return again
 	}
-	set.Agents = without(set.Agents, func(reg *agent.Registration) bool {
+	set.Agents = ordered.Drop(set.Agents, func(reg *agent.Registration) bool {
 		return isAgain(reg.ID, agent.RegistrationRefusal{Agent: reg.ID, Workspace: reg.Workspace.ID, Problem: "want each agent once"})
 	})
 	clear(seen)
-	set.Workspaces = without(set.Workspaces, func(w *agent.Workspace) bool {
+	set.Workspaces = ordered.Drop(set.Workspaces, func(w *agent.Workspace) bool {
 		return isAgain(w.ID, agent.RegistrationRefusal{Workspace: w.ID, Problem: "want each workspace once"})
 	})
 	return set
 }
 
-// without returns the list, or a copy without what refuse returns true for. The list
-// does not change: it may be planned again.
-func without[T any](list []T, refuse func(*T) bool) []T {
-	for i := range list {
-		if !refuse(&list[i]) {
-			continue
-		}
-		left := slices.Clone(list[:i])
-		for i++; i < len(list); i++ {
-			if !refuse(&list[i]) {
-				left = append(left, list[i])
-			}
-		}
-		return left
-	}
-	return list
-}
-
-// keepKnown returns the agents, those without a token or metadata keys with what is known.
-// What a plan changes of agents that say less than all is not theirs: a repeated decision
-// must not take it for what they said. So it returns copies then.
+// keepKnown returns the agents, with what is known of that of which they say nothing. They
+// are copies: a repeated decision must not take it for what they said.
 func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
-	whole := func(reg agent.Registration) bool {
-		w := &reg.Workspace
-		return reg.TokenHash != noToken && len(reg.MetadataKeys) > 0 && w.OwnerID != uuid.Nil && w.Template.ID != uuid.Nil && w.Build.ID != uuid.Nil
-	}
-	if !slices.ContainsFunc(agents, func(reg agent.Registration) bool { return !whole(reg) }) {
-		return agents
-	}
 	agents = slices.Clone(agents)
 	for i := range agents {
 		e := r.agents[agents[i].ID]
 		if e == nil {
 			continue
 		}
-		if agents[i].TokenHash == noToken {
-			agents[i].TokenHash = e.reg.Load().TokenHash
+		reg, known := &agents[i], e.reg.Load()
+		reg.TokenHash = cmp.Or(reg.TokenHash, known.TokenHash)
+		if len(reg.MetadataKeys) == 0 {
+			reg.MetadataKeys = known.MetadataKeys
 		}
-		if len(agents[i].MetadataKeys) == 0 {
-			agents[i].MetadataKeys = e.reg.Load().MetadataKeys
-		}
+		e.mu.Lock()
+		reg.Observed = observations.Keep(&known.Observed, &reg.Observed, e.sessions.live != nil || e.presence.connection.remote, e.sessions.endedAt)
+		e.mu.Unlock()
 	}
 	return agents
 }
@@ -321,7 +298,7 @@ func (p *plan) refuseTokens(r *registry, set Set) (next Set, refused bool) {
 	}
 	next = set
 	next.Refused = slices.Clip(set.Refused)
-	next.Agents = without(set.Agents, func(named *agent.Registration) bool {
+	next.Agents = ordered.Drop(set.Agents, func(named *agent.Registration) bool {
 		reg := p.regs[named.ID]
 		if reg == nil || reg.TokenHash == noToken || planned[reg.TokenHash] == reg.ID {
 			return false

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/families"
+	"github.com/coder/agentstatsd/fleet/internal/observations"
 )
 
 // up is the state of a workspace's series. Its mutex comes after entry.mu.
@@ -20,14 +21,15 @@ type up struct {
 	// removed. It is replaced, never changed.
 	labels *agent.Workspace
 	// local and remote count the agents that are connected to this replica, and to
-	// others.
-	local, remote int
+	// others; observed those that coderd saw connected elsewhere.
+	local, remote, observed int
 }
 
 // connection says where an agent counts as connected.
 type connection struct {
 	workspace *workspace // nil: it is not connected
 	remote    bool       // to another replica
+	observed  bool       // elsewhere, as coderd saw
 }
 
 // published returns whether the states of the workspace's agents are published.
@@ -45,9 +47,12 @@ func (f *Fleet) addConnected(at connection, n int) {
 	}
 	w.up.mu.Lock()
 	defer w.up.mu.Unlock()
-	if at.remote {
+	switch {
+	case at.observed:
+		w.up.observed += n
+	case at.remote:
 		w.up.remote += n
-	} else {
+	default:
 		w.up.local += n
 	}
 	f.publishUpLocked(w)
@@ -85,11 +90,15 @@ func (f *Fleet) setState(key agent.SeriesKey, series []agent.Series) {
 }
 
 func (f *Fleet) publishUpLocked(w *workspace) {
-	if w.up.labels == nil || !f.publishes(w.up.local > 0, w.up.remote > 0) {
-		f.setState(w.up.key, nil)
-		return
+	connected := w.up.local
+	if f.publishes(false, false) { // as it does agents without a session
+		connected += w.up.observed
 	}
-	f.setState(w.up.key, families.Up(w.up.labels, w.up.local, f.opts.UpTemplateVersion))
+	var series []agent.Series
+	if w.up.labels != nil && f.publishes(connected > 0, w.up.remote > 0) {
+		series = families.Up(w.up.labels, connected, f.opts.UpTemplateVersion)
+	}
+	f.setState(w.up.key, series)
 }
 
 // publishPresenceLocked publishes the agent's series and its part in the count of its
@@ -104,7 +113,7 @@ func (f *Fleet) publishPresenceLocked(e *entry, now time.Time) {
 	statusChanged := e.presence.status != next.status
 	e.presence = next
 	if next.published {
-		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(e.reg.Load(), &e.state.newest, next.status))
+		f.setState(agent.SeriesKey{ID: e.id}, families.Agent(e.reg.Load(), observations.State(&e.state.newest, &e.reg.Load().Observed, next.observed), next.status))
 	} else {
 		f.setState(agent.SeriesKey{ID: e.id}, nil)
 	}
@@ -118,18 +127,21 @@ type presence struct {
 	status     agent.Status
 	connection connection
 	published  bool
+	observed   bool // what coderd saw counts
 }
 
 func (f *Fleet) presenceLocked(e *entry, now time.Time) presence {
 	registered := e.phase == phaseRegistered
 	local := registered && e.sessions.live != nil
 	remote := registered && !local && f.connectedRemotelyLocked(e)
+	reg := e.reg.Load()
 	s := presence{
-		status:    families.Status(e.reg.Load(), local || remote, e.sessions.newest.Epoch != 0, now),
 		published: registered && f.publishes(local, remote) && e.workspace.published(),
+		observed:  registered && !local && !remote && observations.Counts(&reg.Observed, e.sessions.endedAt, now),
 	}
-	if local || remote {
-		s.connection = connection{e.workspace, remote}
+	s.status = observations.Status(reg, local || remote, e.sessions.newest.Epoch != 0, s.observed, now)
+	if s.status == agent.StatusConnected {
+		s.connection = connection{e.workspace, remote, s.observed}
 	}
 	return s
 }

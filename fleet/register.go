@@ -365,10 +365,8 @@ func (f *Fleet) publishChange(removed []*workspace, labelKeys map[labelKey]struc
 // notifyChange notifies watchers of agents that were added, changed or removed.
 func (f *Fleet) notifyChange(lists ...[]*entry) {
 	var ids []agent.ID
-	for _, list := range lists {
-		for _, e := range list {
-			ids = append(ids, e.id)
-		}
+	for _, e := range slices.Concat(lists...) {
+		ids = append(ids, e.id)
 	}
 	if len(ids) > 0 {
 		f.watchers.Notify(ids...)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/ordered"
 	"github.com/coder/agentstatsd/fleet/internal/removals"
 )
 
@@ -130,13 +131,13 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 	isWorkspaceGone := func(w *agent.Workspace, gotAt time.Time) bool {
 		return r.workspaces[w.ID] == nil && removed.HasWorkspace(w.ID, gotAt)
 	}
-	set.Workspaces = without(set.Workspaces, func(w *agent.Workspace) bool { return isWorkspaceGone(w, set.ReadAt) })
+	set.Workspaces = ordered.Drop(set.Workspaces, func(w *agent.Workspace) bool { return isWorkspaceGone(w, set.ReadAt) })
 	named := make(map[agent.ID]struct{}, len(set.Workspaces))
 	for i := range set.Workspaces {
 		named[set.Workspaces[i].ID] = struct{}{}
 	}
 	var emptied []agent.Workspace
-	set.Agents = without(set.Agents, func(reg *agent.Registration) bool {
+	set.Agents = ordered.Drop(set.Agents, func(reg *agent.Registration) bool {
 		gotAt, kept := set.GotAt[reg.ID]
 		if !kept {
 			gotAt = set.ReadAt

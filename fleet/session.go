@@ -180,7 +180,7 @@ func (f *Fleet) assignEpochLocked(e *entry, hello *Hello) agent.Order {
 
 // endSessionLocked ends a live session. The caller closes its series.
 func (f *Fleet) endSessionLocked(s *Session, end End) {
-	s.entry.sessions.live = nil
+	s.entry.sessions.live, s.entry.sessions.endedAt = nil, time.Now()
 	f.closeRecordLocked(s.entry, s.info.Epoch)
 	s.end = end
 	close(s.done)

@@ -175,7 +175,7 @@ func (f *Fleet) applySessionLocked(e *entry, record agent.SessionRecord, now tim
 	if record == before {
 		return
 	}
-	e.sessions.newest, e.sessions.unwritten = record, 0
+	e.sessions.newest, e.sessions.unwritten, e.sessions.endedAt = record, 0, now
 	if record.Relayed != before.Relayed {
 		f.watchers.Notify(e.id)
 	}

@@ -19,7 +19,7 @@ const stringBytes = int64(unsafe.Sizeof(""))
 // registrationBytes estimates the memory of an agent's registration, without the texts
 // of its workspace.
 func registrationBytes(r *agent.Registration) int64 {
-	n := int64(unsafe.Sizeof(entry{})) + int64(unsafe.Sizeof(*r)) + int64(len(r.Name))
+	n := int64(unsafe.Sizeof(entry{})) + int64(unsafe.Sizeof(*r)) + int64(len(r.Name)) + r.Observed.Bytes()
 	for _, key := range r.MetadataKeys {
 		n += stringBytes + int64(len(key))
 	}

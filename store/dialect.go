@@ -191,14 +191,14 @@ WHERE true ON CONFLICT (id) DO UPDATE SET
     revision = excluded.revision`,
 		upsertAgent: `
 INSERT INTO agents (id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys, revision, registered)
+    token_sha256, apps, metadata_keys, observed, revision, registered)
 SELECT * FROM ` + rows("id uuid", "workspace_id uuid", "parent_id uuid", "name text", "created_at bigint",
-			"connection_timeout bigint", "token_sha256 bytea", "apps jsonb", "metadata_keys jsonb", "revision bigint", "registered bigint") + ` AS n
+			"connection_timeout bigint", "token_sha256 bytea", "apps jsonb", "metadata_keys jsonb", "observed text", "revision bigint", "registered bigint") + ` AS n
 WHERE true ON CONFLICT (id) DO UPDATE SET
     workspace_id = excluded.workspace_id, parent_id = excluded.parent_id, name = excluded.name,
     created_at = excluded.created_at, connection_timeout = excluded.connection_timeout,
     token_sha256 = excluded.token_sha256, apps = excluded.apps,
-    metadata_keys = excluded.metadata_keys, revision = excluded.revision`,
+    metadata_keys = excluded.metadata_keys, observed = excluded.observed, revision = excluded.revision`,
 
 		noteAgents: `
 INSERT INTO removed (kind, id, revision) SELECT 'agents', agents.id, n.revision

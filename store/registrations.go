@@ -158,10 +158,14 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 	if err != nil {
 		return nil, fmt.Errorf("metadata keys of agent %s: %w", r.ID, err)
 	}
+	observed, err := r.Observed.Encode()
+	if err != nil {
+		return nil, fmt.Errorf("what coderd saw of agent %s: %w", r.ID, err)
+	}
 	id := s.dialect.id
 	return []any{
 		id(r.ID), id(r.Workspace.ID), id(r.Parent), r.Name, created, int64(r.ConnectionTimeout),
-		r.TokenHash[:], string(appsJSON), string(keysJSON), revision, revision,
+		r.TokenHash[:], string(appsJSON), string(keysJSON), observed, revision, revision,
 	}, nil
 }
 
@@ -240,7 +244,7 @@ FROM workspaces WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.R
 	var bad []agent.ID
 	err = s.stream(ctx, tx, pageOfAgents, `
 SELECT id, workspace_id, parent_id, name, created_at, connection_timeout,
-    token_sha256, apps, metadata_keys, registered
+    token_sha256, apps, metadata_keys, observed, registered
 FROM agents WHERE revision > $1 ORDER BY id`, []any{since}, func(rows *sql.Rows) error {
 		r, err := scanAgent(rows)
 		// An agent is written together with its workspace, so that has the same
@@ -313,9 +317,10 @@ func scanAgent(rows *sql.Rows) (agent.Registration, error) {
 	var created sql.NullInt64
 	var timeout int64
 	var token, appsJSON, keysJSON []byte
+	var observed string
 	err := rows.Scan(
 		&r.ID, &r.Workspace.ID, &r.Parent, &r.Name, &created, &timeout,
-		&token, &appsJSON, &keysJSON, &r.Incarnation,
+		&token, &appsJSON, &keysJSON, &observed, &r.Incarnation,
 	)
 	if err != nil {
 		return r, err
@@ -324,6 +329,9 @@ func scanAgent(rows *sql.Rows) (agent.Registration, error) {
 	r.ConnectionTimeout = time.Duration(timeout)
 	if n := copy(r.TokenHash[:], token); n != len(r.TokenHash) || n != len(token) {
 		return r, fmt.Errorf("token_sha256 has %d bytes", len(token))
+	}
+	if r.Observed, err = agent.DecodeObservation(observed); err != nil {
+		return r, fmt.Errorf("observed: %w", err)
 	}
 	var apps []app
 	if err := json.Unmarshal(appsJSON, &apps); err != nil {

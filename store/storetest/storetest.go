@@ -156,6 +156,11 @@ func registration(agentID, workspaceID agent.ID) agent.Registration {
 		},
 		MetadataKeys: []string{"cpu", "disk usage"},
 		Parent:       id(205),
+		Observed: agent.Observation{
+			At: created.Add(time.Minute), Status: agent.StatusConnected,
+			Lifecycle: agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: created.Add(30 * time.Second)},
+			Network:   agent.Network{NodeID: 1<<63 + 5, PreferredRegion: 1, Regions: []agent.Region{{ID: 1, Name: "Zürich", Latency: 12345678}}},
+		},
 	}
 }
 

@@ -1,6 +1,8 @@
 package registrations
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +26,25 @@ var appHealths = map[string]agentstatsv1.AppHealth{
 	"unhealthy":    agentstatsv1.AppHealth_APP_HEALTH_UNHEALTHY,
 }
 
+var statuses = map[string]agentstatsv1.AgentStatus{
+	"connecting":   agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTING,
+	"connected":    agentstatsv1.AgentStatus_AGENT_STATUS_CONNECTED,
+	"disconnected": agentstatsv1.AgentStatus_AGENT_STATUS_DISCONNECTED,
+	"timeout":      agentstatsv1.AgentStatus_AGENT_STATUS_TIMEOUT,
+}
+
+var lifecycles = map[string]agentstatsv1.Lifecycle_State{
+	"created":          agentstatsv1.Lifecycle_STATE_CREATED,
+	"starting":         agentstatsv1.Lifecycle_STATE_STARTING,
+	"start_timeout":    agentstatsv1.Lifecycle_STATE_START_TIMEOUT,
+	"start_error":      agentstatsv1.Lifecycle_STATE_START_ERROR,
+	"ready":            agentstatsv1.Lifecycle_STATE_READY,
+	"shutting_down":    agentstatsv1.Lifecycle_STATE_SHUTTING_DOWN,
+	"shutdown_timeout": agentstatsv1.Lifecycle_STATE_SHUTDOWN_TIMEOUT,
+	"shutdown_error":   agentstatsv1.Lifecycle_STATE_SHUTDOWN_ERROR,
+	"off":              agentstatsv1.Lifecycle_STATE_OFF,
+}
+
 // messagesOf returns the registrations of a workspace's agents, and the workspace. What
 // the API has not, tokens and declared metadata, is absent: what is known of it stays.
 func messagesOf(w *coder.Workspace) ([]*agentstatsv1.AgentRegistration, *agentstatsv1.Workspace) {
@@ -44,7 +65,7 @@ func messagesOf(w *coder.Workspace) ([]*agentstatsv1.AgentRegistration, *agentst
 		reg := &agentstatsv1.AgentRegistration{
 			Id: w.Build.Agents[i].ID[:], Name: a.Name, ParentId: optional(&w.Build.Agents[i].ParentID),
 			CreatedAt: timestamppb.New(a.CreatedAt), ConnectionTimeout: durationpb.New(a.ConnectionTimeout),
-			Workspace: workspace,
+			Workspace: workspace, Observed: observationOf(&w.Build.Agents[i], w.ReadAt),
 		}
 		for j := range a.Apps {
 			app := &a.Apps[j]
@@ -88,4 +109,39 @@ func lifecycleSince(a *coder.Agent) time.Time {
 		return a.ReadyAt
 	}
 	return time.Time{}
+}
+
+// maxRegions is what a registration may have.
+const maxRegions = 128
+
+// observationOf returns what coderd knows of the agent's state; nil: a newer coderd has a
+// status that is not known here.
+func observationOf(a *coder.Agent, at time.Time) *agentstatsv1.Observation {
+	status, known := statuses[a.Status]
+	if !known {
+		return nil
+	}
+	o := &agentstatsv1.Observation{At: timestamppb.New(at), Status: status}
+	if state, known := lifecycles[a.Lifecycle]; known {
+		o.Lifecycle = &agentstatsv1.Lifecycle{State: state}
+		if since := lifecycleSince(a); !since.IsZero() {
+			o.Lifecycle.ChangedAt = timestamppb.New(since)
+		}
+	}
+	if len(a.Latencies) == 0 {
+		return o
+	}
+	o.Network = &agentstatsv1.Network{}
+	for _, region := range slices.Sorted(maps.Keys(a.Latencies)) {
+		if len(o.Network.Regions) == maxRegions {
+			break
+		}
+		// The API has no numbers of regions.
+		l, id := a.Latencies[region], int64(len(o.Network.Regions)+1)
+		if l.Preferred {
+			o.Network.PreferredRegionId = id
+		}
+		o.Network.Regions = append(o.Network.Regions, &agentstatsv1.Network_Region{Id: id, Name: region, Latency: durationpb.New(l.Latency)})
+	}
+	return o
 }

@@ -157,7 +157,10 @@ func TestSync(t *testing.T) {
 		stopped.Build = built(3, 2, "stop", "succeeded")
 		stopped.Build.Agents = []codertest.WorkspaceAgent{{ID: agentID(3, 2), Name: "main", CreatedAt: day, Status: "connecting"}}
 		prebuilt.Owner, prebuilt.IsPrebuild = "prebuilds", true
-		rest.Put(started(1), withSub, stopped, prebuilt, started(5))
+		first := started(1)
+		first.Build.Agents[0].Latencies = map[string]codertest.Latency{"Frankfurt": {Preferred: true, MS: 12.5}, "Oslo": {MS: 40}}
+		withSub.Build.Agents[0].Status, withSub.Build.Agents[0].Lifecycle = "disconnected", "shutdown_error"
+		rest.Put(first, withSub, stopped, prebuilt, started(5))
 		s := newSetup(t, rest, 2)
 		s.sync(t)
 		s.requireAgents(agentID(1, 1), agentID(2, 1), agentID(2, 9), agentID(4, 1), agentID(5, 1))
@@ -174,6 +177,16 @@ func TestSync(t *testing.T) {
 		require.Equal(t, agents[agentID(2, 1)].GetId(), agents[agentID(2, 9)].GetParentId())
 		require.True(t, agents[agentID(4, 1)].GetWorkspace().GetBuild().GetIsPrebuild())
 		require.Len(t, s.service.Exposition("coderd_agents_up{"), 5, "a stopped workspace, too")
+		const ws1, ws2 = `username="ada",workspace_name="ws001"`, `username="ada",workspace_name="ws002"`
+		require.ElementsMatch(t, []string{
+			`coderd_agents_up{template_name="docker",` + ws1 + `} 1`,
+			`coderd_agents_connections{agent_name="main",lifecycle_state="ready",status="connected",tailnet_node="unknown",` + ws1 + `} 1`,
+			`coderd_agents_apps{agent_name="main",app_name="code",health="healthy",` + ws1 + `} 1`,
+			`coderd_agents_connection_latencies_seconds{agent_name="main",derp_region="Frankfurt",preferred="true",` + ws1 + `} 0.0125`,
+			`coderd_agents_connection_latencies_seconds{agent_name="main",derp_region="Oslo",preferred="false",` + ws1 + `} 0.04`,
+		}, s.service.Exposition(ws1))
+		require.Contains(t, s.service.Exposition(ws2),
+			`coderd_agents_connections{agent_name="main",lifecycle_state="shutdown_error",status="disconnected",tailnet_node="unknown",`+ws2+`} 1`)
 		known, ok := s.Agent(agentID(1, 1))
 		require.True(t, ok)
 		require.Equal(t, id('w', 1, 0), known.Workspace)

@@ -47,3 +47,21 @@ func Without[E comparable](list, removed []E, compare func(a, b E) int) []E {
 	}
 	return next
 }
+
+// Drop returns the list, or a copy without what drop returns true for. It calls drop once
+// for each element, in order.
+func Drop[T any](list []T, drop func(*T) bool) []T {
+	for i := range list {
+		if !drop(&list[i]) {
+			continue
+		}
+		left := slices.Clone(list[:i])
+		for i++; i < len(list); i++ {
+			if !drop(&list[i]) {
+				left = append(left, list[i])
+			}
+		}
+		return left
+	}
+	return list
+}

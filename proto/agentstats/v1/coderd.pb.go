@@ -138,12 +138,12 @@ func (x Build_Transition) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Build_Transition.Descriptor instead.
 func (Build_Transition) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{3, 0}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{4, 0}
 }
 
 // AgentRegistration makes one agent known. What coderd has not at hand for an agent
 // that it relays for is optional: the token, the metadata keys, the ids of owner and
-// template, the build. A later registration of the agent that has not got it keeps what
+// template, the build, the observation. A later registration of the agent that has not got it keeps what
 // is known. All else is replaced by it, the apps, too.
 type AgentRegistration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -172,7 +172,11 @@ type AgentRegistration struct {
 	// How long the sender has kept the registration, as a relay does. If the agent or its
 	// workspace was removed in that time, or a second before it, and is not known now, it
 	// is ignored as stale. Absent: it is current.
-	Age           *durationpb.Duration `protobuf:"bytes,10,opt,name=age,proto3" json:"age,omitempty"`
+	Age *durationpb.Duration `protobuf:"bytes,10,opt,name=age,proto3" json:"age,omitempty"`
+	// What coderd knew of the agent's state at a moment. It is served, with the health of
+	// the apps above, while the agent has no session, had none since, and it is at most an
+	// hour old. Absent: that of an earlier registration stays.
+	Observed      *Observation `protobuf:"bytes,11,opt,name=observed,proto3" json:"observed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +281,86 @@ func (x *AgentRegistration) GetAge() *durationpb.Duration {
 	return nil
 }
 
+func (x *AgentRegistration) GetObserved() *Observation {
+	if x != nil {
+		return x.Observed
+	}
+	return nil
+}
+
+// Observation is the state of an agent as coderd knew it at a moment.
+type Observation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The moment. Required. One that is to come counts as now.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// Its status. Required.
+	Status AgentStatus `protobuf:"varint,2,opt,name=status,proto3,enum=agentstats.v1.AgentStatus" json:"status,omitempty"`
+	// Its lifecycle; absent: not known.
+	Lifecycle *Lifecycle `protobuf:"bytes,3,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
+	// Its latencies; absent: not known.
+	Network       *Network `protobuf:"bytes,4,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Observation) Reset() {
+	*x = Observation{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Observation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Observation) ProtoMessage() {}
+
+func (x *Observation) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Observation.ProtoReflect.Descriptor instead.
+func (*Observation) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Observation) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Observation) GetStatus() AgentStatus {
+	if x != nil {
+		return x.Status
+	}
+	return AgentStatus_AGENT_STATUS_UNSPECIFIED
+}
+
+func (x *Observation) GetLifecycle() *Lifecycle {
+	if x != nil {
+		return x.Lifecycle
+	}
+	return nil
+}
+
+func (x *Observation) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
 // Workspace is a workspace with what its series are labelled by.
 type Workspace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -303,7 +387,7 @@ type Workspace struct {
 
 func (x *Workspace) Reset() {
 	*x = Workspace{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +399,7 @@ func (x *Workspace) String() string {
 func (*Workspace) ProtoMessage() {}
 
 func (x *Workspace) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +412,7 @@ func (x *Workspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
 func (*Workspace) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{1}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Workspace) GetId() []byte {
@@ -396,7 +480,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +492,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +505,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{2}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Template) GetId() []byte {
@@ -463,7 +547,7 @@ type Build struct {
 
 func (x *Build) Reset() {
 	*x = Build{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +559,7 @@ func (x *Build) String() string {
 func (*Build) ProtoMessage() {}
 
 func (x *Build) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +572,7 @@ func (x *Build) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Build.ProtoReflect.Descriptor instead.
 func (*Build) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{3}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Build) GetId() []byte {
@@ -536,7 +620,7 @@ type App struct {
 
 func (x *App) Reset() {
 	*x = App{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +632,7 @@ func (x *App) String() string {
 func (*App) ProtoMessage() {}
 
 func (x *App) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +645,7 @@ func (x *App) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use App.ProtoReflect.Descriptor instead.
 func (*App) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{4}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *App) GetId() []byte {
@@ -606,7 +690,7 @@ type RegisterAgentsRequest struct {
 
 func (x *RegisterAgentsRequest) Reset() {
 	*x = RegisterAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +702,7 @@ func (x *RegisterAgentsRequest) String() string {
 func (*RegisterAgentsRequest) ProtoMessage() {}
 
 func (x *RegisterAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +715,7 @@ func (x *RegisterAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentsRequest.ProtoReflect.Descriptor instead.
 func (*RegisterAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{5}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RegisterAgentsRequest) GetAgents() []*AgentRegistration {
@@ -666,7 +750,7 @@ type RegisterAgentsResponse struct {
 
 func (x *RegisterAgentsResponse) Reset() {
 	*x = RegisterAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +762,7 @@ func (x *RegisterAgentsResponse) String() string {
 func (*RegisterAgentsResponse) ProtoMessage() {}
 
 func (x *RegisterAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +775,7 @@ func (x *RegisterAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentsResponse.ProtoReflect.Descriptor instead.
 func (*RegisterAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{6}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RegisterAgentsResponse) GetSupersededIds() [][]byte {
@@ -740,7 +824,7 @@ type RegistrationRefusal struct {
 
 func (x *RegistrationRefusal) Reset() {
 	*x = RegistrationRefusal{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +836,7 @@ func (x *RegistrationRefusal) String() string {
 func (*RegistrationRefusal) ProtoMessage() {}
 
 func (x *RegistrationRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +849,7 @@ func (x *RegistrationRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistrationRefusal.ProtoReflect.Descriptor instead.
 func (*RegistrationRefusal) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{7}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RegistrationRefusal) GetAgentId() []byte {
@@ -809,7 +893,7 @@ type DeregisterAgentsRequest struct {
 
 func (x *DeregisterAgentsRequest) Reset() {
 	*x = DeregisterAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +905,7 @@ func (x *DeregisterAgentsRequest) String() string {
 func (*DeregisterAgentsRequest) ProtoMessage() {}
 
 func (x *DeregisterAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +918,7 @@ func (x *DeregisterAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterAgentsRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{8}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeregisterAgentsRequest) GetAgentIds() [][]byte {
@@ -862,7 +946,7 @@ type DeregisterAgentsResponse struct {
 
 func (x *DeregisterAgentsResponse) Reset() {
 	*x = DeregisterAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +958,7 @@ func (x *DeregisterAgentsResponse) String() string {
 func (*DeregisterAgentsResponse) ProtoMessage() {}
 
 func (x *DeregisterAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +971,7 @@ func (x *DeregisterAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterAgentsResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{9}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeregisterAgentsResponse) GetDeregistered() int64 {
@@ -924,7 +1008,7 @@ type SyncAgentsRequest struct {
 
 func (x *SyncAgentsRequest) Reset() {
 	*x = SyncAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1020,7 @@ func (x *SyncAgentsRequest) String() string {
 func (*SyncAgentsRequest) ProtoMessage() {}
 
 func (x *SyncAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1033,7 @@ func (x *SyncAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncAgentsRequest.ProtoReflect.Descriptor instead.
 func (*SyncAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{10}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SyncAgentsRequest) GetAgents() []*AgentRegistration {
@@ -1013,7 +1097,7 @@ type SyncAgentsResponse struct {
 
 func (x *SyncAgentsResponse) Reset() {
 	*x = SyncAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1109,7 @@ func (x *SyncAgentsResponse) String() string {
 func (*SyncAgentsResponse) ProtoMessage() {}
 
 func (x *SyncAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1122,7 @@ func (x *SyncAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncAgentsResponse.ProtoReflect.Descriptor instead.
 func (*SyncAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{11}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SyncAgentsResponse) GetRegistered() int64 {
@@ -1089,7 +1173,7 @@ type AgentMetadata struct {
 
 func (x *AgentMetadata) Reset() {
 	*x = AgentMetadata{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1185,7 @@ func (x *AgentMetadata) String() string {
 func (*AgentMetadata) ProtoMessage() {}
 
 func (x *AgentMetadata) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1198,7 @@ func (x *AgentMetadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMetadata.ProtoReflect.Descriptor instead.
 func (*AgentMetadata) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{12}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AgentMetadata) GetAgentId() []byte {
@@ -1148,7 +1232,7 @@ type MetadataValue struct {
 
 func (x *MetadataValue) Reset() {
 	*x = MetadataValue{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1244,7 @@ func (x *MetadataValue) String() string {
 func (*MetadataValue) ProtoMessage() {}
 
 func (x *MetadataValue) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1257,7 @@ func (x *MetadataValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataValue.ProtoReflect.Descriptor instead.
 func (*MetadataValue) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{13}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MetadataValue) GetKey() string {
@@ -1215,7 +1299,7 @@ type GetMetadataRequest struct {
 
 func (x *GetMetadataRequest) Reset() {
 	*x = GetMetadataRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1311,7 @@ func (x *GetMetadataRequest) String() string {
 func (*GetMetadataRequest) ProtoMessage() {}
 
 func (x *GetMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1324,7 @@ func (x *GetMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetadataRequest.ProtoReflect.Descriptor instead.
 func (*GetMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{14}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetMetadataRequest) GetAgentIds() [][]byte {
@@ -1261,7 +1345,7 @@ type GetMetadataResponse struct {
 
 func (x *GetMetadataResponse) Reset() {
 	*x = GetMetadataResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1357,7 @@ func (x *GetMetadataResponse) String() string {
 func (*GetMetadataResponse) ProtoMessage() {}
 
 func (x *GetMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1370,7 @@ func (x *GetMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetadataResponse.ProtoReflect.Descriptor instead.
 func (*GetMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{15}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetMetadataResponse) GetAgents() []*AgentMetadata {
@@ -1307,7 +1391,7 @@ type WatchMetadataRequest struct {
 
 func (x *WatchMetadataRequest) Reset() {
 	*x = WatchMetadataRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1403,7 @@ func (x *WatchMetadataRequest) String() string {
 func (*WatchMetadataRequest) ProtoMessage() {}
 
 func (x *WatchMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1416,7 @@ func (x *WatchMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMetadataRequest.ProtoReflect.Descriptor instead.
 func (*WatchMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{16}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchMetadataRequest) GetAgentIds() [][]byte {
@@ -1355,7 +1439,7 @@ type WatchMetadataResponse struct {
 
 func (x *WatchMetadataResponse) Reset() {
 	*x = WatchMetadataResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1451,7 @@ func (x *WatchMetadataResponse) String() string {
 func (*WatchMetadataResponse) ProtoMessage() {}
 
 func (x *WatchMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1464,7 @@ func (x *WatchMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMetadataResponse.ProtoReflect.Descriptor instead.
 func (*WatchMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{17}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchMetadataResponse) GetAgents() []*AgentMetadata {
@@ -1410,7 +1494,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1506,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1519,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{18}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListAgentsRequest) GetPageSize() int32 {
@@ -1465,7 +1549,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1561,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1574,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{19}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -1534,7 +1618,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1630,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1643,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Agent) GetId() []byte {
@@ -1642,7 +1726,7 @@ type PushMetricsRequest struct {
 
 func (x *PushMetricsRequest) Reset() {
 	*x = PushMetricsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1738,7 @@ func (x *PushMetricsRequest) String() string {
 func (*PushMetricsRequest) ProtoMessage() {}
 
 func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1751,7 @@ func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushMetricsRequest.ProtoReflect.Descriptor instead.
 func (*PushMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PushMetricsRequest) GetMessage() isPushMetricsRequest_Message {
@@ -1745,7 +1829,7 @@ type PushHello struct {
 
 func (x *PushHello) Reset() {
 	*x = PushHello{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1841,7 @@ func (x *PushHello) String() string {
 func (*PushHello) ProtoMessage() {}
 
 func (x *PushHello) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1854,7 @@ func (x *PushHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushHello.ProtoReflect.Descriptor instead.
 func (*PushHello) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PushHello) GetReplica() string {
@@ -1806,7 +1890,7 @@ type PushFamilies struct {
 
 func (x *PushFamilies) Reset() {
 	*x = PushFamilies{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1902,7 @@ func (x *PushFamilies) String() string {
 func (*PushFamilies) ProtoMessage() {}
 
 func (x *PushFamilies) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1915,7 @@ func (x *PushFamilies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushFamilies.ProtoReflect.Descriptor instead.
 func (*PushFamilies) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PushFamilies) GetFamilies() [][]byte {
@@ -1854,7 +1938,7 @@ type PushEnd struct {
 
 func (x *PushEnd) Reset() {
 	*x = PushEnd{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +1950,7 @@ func (x *PushEnd) String() string {
 func (*PushEnd) ProtoMessage() {}
 
 func (x *PushEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +1963,7 @@ func (x *PushEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushEnd.ProtoReflect.Descriptor instead.
 func (*PushEnd) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PushEnd) GetSnapshot() int64 {
@@ -1912,7 +1996,7 @@ type PushMetricsResponse struct {
 
 func (x *PushMetricsResponse) Reset() {
 	*x = PushMetricsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2008,7 @@ func (x *PushMetricsResponse) String() string {
 func (*PushMetricsResponse) ProtoMessage() {}
 
 func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2021,7 @@ func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushMetricsResponse.ProtoReflect.Descriptor instead.
 func (*PushMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PushMetricsResponse) GetSnapshot() int64 {
@@ -1980,7 +2064,7 @@ type FamilyRefusal struct {
 
 func (x *FamilyRefusal) Reset() {
 	*x = FamilyRefusal{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2076,7 @@ func (x *FamilyRefusal) String() string {
 func (*FamilyRefusal) ProtoMessage() {}
 
 func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2089,7 @@ func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FamilyRefusal.ProtoReflect.Descriptor instead.
 func (*FamilyRefusal) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FamilyRefusal) GetName() string {
@@ -2047,7 +2131,7 @@ type WatchAgentsRequest struct {
 
 func (x *WatchAgentsRequest) Reset() {
 	*x = WatchAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2143,7 @@ func (x *WatchAgentsRequest) String() string {
 func (*WatchAgentsRequest) ProtoMessage() {}
 
 func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2156,7 @@ func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchAgentsRequest) GetAgentIds() [][]byte {
@@ -2097,7 +2181,7 @@ type WatchAgentsResponse struct {
 
 func (x *WatchAgentsResponse) Reset() {
 	*x = WatchAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2193,7 @@ func (x *WatchAgentsResponse) String() string {
 func (*WatchAgentsResponse) ProtoMessage() {}
 
 func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2206,7 @@ func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchAgentsResponse) GetAgents() []*AgentState {
@@ -2167,7 +2251,7 @@ type AgentState struct {
 
 func (x *AgentState) Reset() {
 	*x = AgentState{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2263,7 @@ func (x *AgentState) String() string {
 func (*AgentState) ProtoMessage() {}
 
 func (x *AgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2276,7 @@ func (x *AgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentState.ProtoReflect.Descriptor instead.
 func (*AgentState) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AgentState) GetAgentId() []byte {
@@ -2261,7 +2345,7 @@ type WatchStatsRequest struct {
 
 func (x *WatchStatsRequest) Reset() {
 	*x = WatchStatsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2357,7 @@ func (x *WatchStatsRequest) String() string {
 func (*WatchStatsRequest) ProtoMessage() {}
 
 func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2370,7 @@ func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchStatsRequest) GetName() string {
@@ -2347,7 +2431,7 @@ type WatchStatsResponse struct {
 
 func (x *WatchStatsResponse) Reset() {
 	*x = WatchStatsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2443,7 @@ func (x *WatchStatsResponse) String() string {
 func (*WatchStatsResponse) ProtoMessage() {}
 
 func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2456,7 @@ func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchStatsResponse) GetAgents() []*AgentStats {
@@ -2439,7 +2523,7 @@ type AgentStats struct {
 
 func (x *AgentStats) Reset() {
 	*x = AgentStats{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2535,7 @@ func (x *AgentStats) String() string {
 func (*AgentStats) ProtoMessage() {}
 
 func (x *AgentStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2548,7 @@ func (x *AgentStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStats.ProtoReflect.Descriptor instead.
 func (*AgentStats) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AgentStats) GetAgentId() []byte {
@@ -2527,7 +2611,7 @@ var File_agentstats_v1_coderd_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
-	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x03\n" +
+	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x03\n" +
 	"\x11AgentRegistration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
@@ -2540,7 +2624,13 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\rmetadata_keys\x18\b \x03(\tR\fmetadataKeys\x12\x1b\n" +
 	"\tparent_id\x18\t \x01(\fR\bparentId\x12+\n" +
 	"\x03age\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xff\x01\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x03age\x126\n" +
+	"\bobserved\x18\v \x01(\v2\x1a.agentstats.v1.ObservationR\bobserved\"\xd7\x01\n" +
+	"\vObservation\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x122\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x1a.agentstats.v1.AgentStatusR\x06status\x126\n" +
+	"\tlifecycle\x18\x03 \x01(\v2\x18.agentstats.v1.LifecycleR\tlifecycle\x120\n" +
+	"\anetwork\x18\x04 \x01(\v2\x16.agentstats.v1.NetworkR\anetwork\"\xff\x01\n" +
 	"\tWorkspace\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
@@ -2747,115 +2837,122 @@ func file_agentstats_v1_coderd_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_coderd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_agentstats_v1_coderd_proto_goTypes = []any{
 	(AgentStatus)(0),                 // 0: agentstats.v1.AgentStatus
 	(Build_Transition)(0),            // 1: agentstats.v1.Build.Transition
 	(*AgentRegistration)(nil),        // 2: agentstats.v1.AgentRegistration
-	(*Workspace)(nil),                // 3: agentstats.v1.Workspace
-	(*Template)(nil),                 // 4: agentstats.v1.Template
-	(*Build)(nil),                    // 5: agentstats.v1.Build
-	(*App)(nil),                      // 6: agentstats.v1.App
-	(*RegisterAgentsRequest)(nil),    // 7: agentstats.v1.RegisterAgentsRequest
-	(*RegisterAgentsResponse)(nil),   // 8: agentstats.v1.RegisterAgentsResponse
-	(*RegistrationRefusal)(nil),      // 9: agentstats.v1.RegistrationRefusal
-	(*DeregisterAgentsRequest)(nil),  // 10: agentstats.v1.DeregisterAgentsRequest
-	(*DeregisterAgentsResponse)(nil), // 11: agentstats.v1.DeregisterAgentsResponse
-	(*SyncAgentsRequest)(nil),        // 12: agentstats.v1.SyncAgentsRequest
-	(*SyncAgentsResponse)(nil),       // 13: agentstats.v1.SyncAgentsResponse
-	(*AgentMetadata)(nil),            // 14: agentstats.v1.AgentMetadata
-	(*MetadataValue)(nil),            // 15: agentstats.v1.MetadataValue
-	(*GetMetadataRequest)(nil),       // 16: agentstats.v1.GetMetadataRequest
-	(*GetMetadataResponse)(nil),      // 17: agentstats.v1.GetMetadataResponse
-	(*WatchMetadataRequest)(nil),     // 18: agentstats.v1.WatchMetadataRequest
-	(*WatchMetadataResponse)(nil),    // 19: agentstats.v1.WatchMetadataResponse
-	(*ListAgentsRequest)(nil),        // 20: agentstats.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 21: agentstats.v1.ListAgentsResponse
-	(*Agent)(nil),                    // 22: agentstats.v1.Agent
-	(*PushMetricsRequest)(nil),       // 23: agentstats.v1.PushMetricsRequest
-	(*PushHello)(nil),                // 24: agentstats.v1.PushHello
-	(*PushFamilies)(nil),             // 25: agentstats.v1.PushFamilies
-	(*PushEnd)(nil),                  // 26: agentstats.v1.PushEnd
-	(*PushMetricsResponse)(nil),      // 27: agentstats.v1.PushMetricsResponse
-	(*FamilyRefusal)(nil),            // 28: agentstats.v1.FamilyRefusal
-	(*WatchAgentsRequest)(nil),       // 29: agentstats.v1.WatchAgentsRequest
-	(*WatchAgentsResponse)(nil),      // 30: agentstats.v1.WatchAgentsResponse
-	(*AgentState)(nil),               // 31: agentstats.v1.AgentState
-	(*WatchStatsRequest)(nil),        // 32: agentstats.v1.WatchStatsRequest
-	(*WatchStatsResponse)(nil),       // 33: agentstats.v1.WatchStatsResponse
-	(*AgentStats)(nil),               // 34: agentstats.v1.AgentStats
-	(*timestamppb.Timestamp)(nil),    // 35: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 36: google.protobuf.Duration
-	(AppHealth)(0),                   // 37: agentstats.v1.AppHealth
+	(*Observation)(nil),              // 3: agentstats.v1.Observation
+	(*Workspace)(nil),                // 4: agentstats.v1.Workspace
+	(*Template)(nil),                 // 5: agentstats.v1.Template
+	(*Build)(nil),                    // 6: agentstats.v1.Build
+	(*App)(nil),                      // 7: agentstats.v1.App
+	(*RegisterAgentsRequest)(nil),    // 8: agentstats.v1.RegisterAgentsRequest
+	(*RegisterAgentsResponse)(nil),   // 9: agentstats.v1.RegisterAgentsResponse
+	(*RegistrationRefusal)(nil),      // 10: agentstats.v1.RegistrationRefusal
+	(*DeregisterAgentsRequest)(nil),  // 11: agentstats.v1.DeregisterAgentsRequest
+	(*DeregisterAgentsResponse)(nil), // 12: agentstats.v1.DeregisterAgentsResponse
+	(*SyncAgentsRequest)(nil),        // 13: agentstats.v1.SyncAgentsRequest
+	(*SyncAgentsResponse)(nil),       // 14: agentstats.v1.SyncAgentsResponse
+	(*AgentMetadata)(nil),            // 15: agentstats.v1.AgentMetadata
+	(*MetadataValue)(nil),            // 16: agentstats.v1.MetadataValue
+	(*GetMetadataRequest)(nil),       // 17: agentstats.v1.GetMetadataRequest
+	(*GetMetadataResponse)(nil),      // 18: agentstats.v1.GetMetadataResponse
+	(*WatchMetadataRequest)(nil),     // 19: agentstats.v1.WatchMetadataRequest
+	(*WatchMetadataResponse)(nil),    // 20: agentstats.v1.WatchMetadataResponse
+	(*ListAgentsRequest)(nil),        // 21: agentstats.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 22: agentstats.v1.ListAgentsResponse
+	(*Agent)(nil),                    // 23: agentstats.v1.Agent
+	(*PushMetricsRequest)(nil),       // 24: agentstats.v1.PushMetricsRequest
+	(*PushHello)(nil),                // 25: agentstats.v1.PushHello
+	(*PushFamilies)(nil),             // 26: agentstats.v1.PushFamilies
+	(*PushEnd)(nil),                  // 27: agentstats.v1.PushEnd
+	(*PushMetricsResponse)(nil),      // 28: agentstats.v1.PushMetricsResponse
+	(*FamilyRefusal)(nil),            // 29: agentstats.v1.FamilyRefusal
+	(*WatchAgentsRequest)(nil),       // 30: agentstats.v1.WatchAgentsRequest
+	(*WatchAgentsResponse)(nil),      // 31: agentstats.v1.WatchAgentsResponse
+	(*AgentState)(nil),               // 32: agentstats.v1.AgentState
+	(*WatchStatsRequest)(nil),        // 33: agentstats.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),       // 34: agentstats.v1.WatchStatsResponse
+	(*AgentStats)(nil),               // 35: agentstats.v1.AgentStats
+	(*timestamppb.Timestamp)(nil),    // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 37: google.protobuf.Duration
 	(*Lifecycle)(nil),                // 38: agentstats.v1.Lifecycle
-	(*AppHealthUpdate)(nil),          // 39: agentstats.v1.AppHealthUpdate
-	(*Stats)(nil),                    // 40: agentstats.v1.Stats
+	(*Network)(nil),                  // 39: agentstats.v1.Network
+	(AppHealth)(0),                   // 40: agentstats.v1.AppHealth
+	(*AppHealthUpdate)(nil),          // 41: agentstats.v1.AppHealthUpdate
+	(*Stats)(nil),                    // 42: agentstats.v1.Stats
 }
 var file_agentstats_v1_coderd_proto_depIdxs = []int32{
-	35, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
-	36, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
-	3,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
-	6,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
-	36, // 4: agentstats.v1.AgentRegistration.age:type_name -> google.protobuf.Duration
-	4,  // 5: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
-	5,  // 6: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
-	35, // 7: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 8: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
-	37, // 9: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
-	2,  // 10: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	3,  // 11: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	9,  // 12: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
-	2,  // 13: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	3,  // 14: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	36, // 15: agentstats.v1.SyncAgentsRequest.read_age:type_name -> google.protobuf.Duration
-	9,  // 16: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
-	15, // 17: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
-	35, // 18: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
-	14, // 19: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	14, // 20: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	22, // 21: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
-	3,  // 22: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
-	35, // 23: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
-	38, // 24: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
-	39, // 25: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	24, // 26: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
-	25, // 27: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
-	26, // 28: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
-	36, // 29: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
-	28, // 30: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
-	31, // 31: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
-	0,  // 32: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
-	38, // 33: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
-	39, // 34: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	35, // 35: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
-	34, // 36: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
-	35, // 37: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
-	40, // 38: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
-	35, // 39: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
-	35, // 40: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
-	7,  // 41: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	10, // 42: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	12, // 43: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	16, // 44: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	18, // 45: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	20, // 46: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	23, // 47: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
-	29, // 48: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
-	32, // 49: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
-	8,  // 50: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	11, // 51: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	13, // 52: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	17, // 53: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	19, // 54: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	21, // 55: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	27, // 56: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
-	30, // 57: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
-	33, // 58: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
-	50, // [50:59] is the sub-list for method output_type
-	41, // [41:50] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	36, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
+	37, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
+	4,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
+	7,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
+	37, // 4: agentstats.v1.AgentRegistration.age:type_name -> google.protobuf.Duration
+	3,  // 5: agentstats.v1.AgentRegistration.observed:type_name -> agentstats.v1.Observation
+	36, // 6: agentstats.v1.Observation.at:type_name -> google.protobuf.Timestamp
+	0,  // 7: agentstats.v1.Observation.status:type_name -> agentstats.v1.AgentStatus
+	38, // 8: agentstats.v1.Observation.lifecycle:type_name -> agentstats.v1.Lifecycle
+	39, // 9: agentstats.v1.Observation.network:type_name -> agentstats.v1.Network
+	5,  // 10: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
+	6,  // 11: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
+	36, // 12: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
+	1,  // 13: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
+	40, // 14: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
+	2,  // 15: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	4,  // 16: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	10, // 17: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	2,  // 18: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	4,  // 19: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	37, // 20: agentstats.v1.SyncAgentsRequest.read_age:type_name -> google.protobuf.Duration
+	10, // 21: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	16, // 22: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
+	36, // 23: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
+	15, // 24: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	15, // 25: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	23, // 26: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
+	4,  // 27: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
+	36, // 28: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
+	38, // 29: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
+	41, // 30: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	25, // 31: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
+	26, // 32: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
+	27, // 33: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
+	37, // 34: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
+	29, // 35: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
+	32, // 36: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 37: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	38, // 38: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	41, // 39: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	36, // 40: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	35, // 41: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	36, // 42: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
+	42, // 43: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	36, // 44: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	36, // 45: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
+	8,  // 46: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	11, // 47: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	13, // 48: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	17, // 49: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	19, // 50: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	21, // 51: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	24, // 52: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	30, // 53: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	33, // 54: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	9,  // 55: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	12, // 56: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	14, // 57: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	18, // 58: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	20, // 59: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	22, // 60: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	28, // 61: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	31, // 62: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	34, // 63: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	55, // [55:64] is the sub-list for method output_type
+	46, // [46:55] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }
@@ -2864,7 +2961,7 @@ func file_agentstats_v1_coderd_proto_init() {
 		return
 	}
 	file_agentstats_v1_agent_proto_init()
-	file_agentstats_v1_coderd_proto_msgTypes[21].OneofWrappers = []any{
+	file_agentstats_v1_coderd_proto_msgTypes[22].OneofWrappers = []any{
 		(*PushMetricsRequest_Hello)(nil),
 		(*PushMetricsRequest_Families)(nil),
 		(*PushMetricsRequest_End)(nil),
@@ -2875,7 +2972,7 @@ func file_agentstats_v1_coderd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_coderd_proto_rawDesc), len(file_agentstats_v1_coderd_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

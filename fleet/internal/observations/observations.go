@@ -1,0 +1,62 @@
+// Package observations decides when what coderd saw of an agent's state is served: while the
+// agent has no session, and had none since. It has no state of its own.
+package observations
+
+import (
+	"time"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet/internal/families"
+)
+
+// maxAge is for how long it counts: whoever looks does so each few minutes.
+const maxAge = time.Hour
+
+// Keep returns the observation that a registration with the next one leaves its agent with.
+// That is the known one while the agent has a session, and while nothing has changed, so
+// that the database is not written each few minutes. endedAt is when the agent's last
+// session ended; zero: it had none.
+func Keep(known, next *agent.Observation, hasSession bool, endedAt time.Time) agent.Observation {
+	switch {
+	case !next.At.After(known.At), hasSession && !known.At.IsZero():
+		return *known
+	case next.SameState(known) && known.At.After(endedAt) && next.At.Sub(known.At) < maxAge/2:
+		return *known
+	}
+	return *next
+}
+
+// Counts reports whether the observation of an agent without a session counts.
+func Counts(o *agent.Observation, endedAt, now time.Time) bool {
+	return o.At.After(endedAt) && now.Sub(o.At) < maxAge
+}
+
+// Status returns the status of an agent. online: it has a session; seen: it had one.
+// counts: its observation does.
+func Status(reg *agent.Registration, online, seen, counts bool, now time.Time) agent.Status {
+	switch o := &reg.Observed; {
+	case !counts:
+		return families.Status(reg, online, seen || o.WasConnected(), now)
+	case o.Status == agent.StatusConnecting: // it times out meanwhile
+		return families.Status(reg, false, false, now)
+	default:
+		return o.Status
+	}
+}
+
+// State returns the state that is served: the observation if that counts, else what the
+// agent said. The lifecycle is the observed one also if the agent said none.
+func State(said *agent.State, o *agent.Observation, counts bool) *agent.State {
+	if !counts && (said.Lifecycle.State != "" || o.Lifecycle.State == "") {
+		return said
+	}
+	shown := *said
+	if o.Lifecycle.State != "" {
+		shown.Lifecycle = o.Lifecycle
+	}
+	if counts {
+		// The registered health of apps is of the same moment.
+		shown.AppHealth, shown.AppHealthOrder, shown.Network = nil, nil, o.Network
+	}
+	return &shown
+}

@@ -1,0 +1,100 @@
+package fleet
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
+)
+
+// Agents that coderd sees connected count at the replica that leads, those with a session
+// where that is. Each counts once, also after the lead moves, and after a session ended.
+func TestObservationsOnReplicas(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, r := startReplicas(t, 2)
+		seen := func(n int, name string) agent.Registration {
+			return with(registration(n, 1, 1), func(reg *agent.Registration) {
+				reg.Name = name
+				reg.Observed = agent.Observation{At: time.Now(), Status: agent.StatusConnected, Lifecycle: agent.Lifecycle{State: agent.LifecycleReady}}
+			})
+		}
+		register := func() {
+			t.Helper()
+			time.Sleep(time.Second)
+			_, err := r[1].Register(t.Context(), Set{Agents: []agent.Registration{seen(1, "a"), seen(2, "b"), seen(3, "c")}})
+			require.NoError(t, err)
+			awaitReplicas()
+		}
+		requireUp := func(want ...string) {
+			t.Helper()
+			awaitReplicas()
+			var got []string
+			for _, p := range r {
+				up := "none"
+				for _, line := range p.states.all() {
+					if strings.HasPrefix(line, "up{") {
+						up = line[strings.LastIndexByte(line, ' ')+1:]
+					}
+				}
+				got = append(got, up)
+			}
+			require.Equal(t, want, got)
+			// Each agent once, and ready.
+			var agents []string
+			for _, p := range r {
+				for _, line := range p.states.all() {
+					if strings.HasPrefix(line, "connections{") {
+						require.Contains(t, line, "lifecycle_state=ready")
+						agents = append(agents, line[:len("connections{agent_name=x")])
+					}
+				}
+			}
+			slices.Sort(agents)
+			require.Equal(t, []string{"connections{agent_name=a", "connections{agent_name=b", "connections{agent_name=c"}, agents)
+		}
+		register()
+		requireUp("3", "none")
+		s := connectTo(t, r[1], 1, hello(1, 1))
+		requireUp("2", "1")
+		register()
+		requireUp("2", "1")
+		c.setLeader(replicaID(1))
+		requireUp("none", "3")
+		s.Close(EndDisconnect)
+		requireUp("none", "2")
+		register()
+		requireUp("none", "3")
+
+		s = connectTo(t, r[0], 2, hello(2, 1))
+		requireUp("1", "2")
+		s.Close(EndDisconnect)
+		requireUp("none", "2")
+	})
+}
+
+// A service that starts serves what coderd saw of agents that never had a session. When the
+// others were seen it does not know.
+func TestLoadObservations(t *testing.T) {
+	j := &journal{}
+	s := newMemStore(j)
+	p := newPartsOn(t, Options{}, s, j)
+	require.NoError(t, p.Load(t.Context()))
+	seen := func(r *agent.Registration) {
+		r.Observed = agent.Observation{At: time.Now().Add(-time.Minute), Status: agent.StatusConnected}
+	}
+	_, err := p.Register(t.Context(), Set{Agents: []agent.Registration{with(registration(1, 1, 1), seen), with(registration(2, 2, 1), seen)}})
+	require.NoError(t, err)
+	s.sessions[nid(2)] = agent.SessionRecord{Agent: nid(2), Epoch: 1}
+	again := newPartsOn(t, Options{}, s, j)
+	require.NoError(t, again.Load(t.Context()))
+	for n, want := range map[int]agent.Status{1: agent.StatusConnected, 2: agent.StatusDisconnected} {
+		info, err := again.Agent(nid(n))
+		require.NoError(t, err)
+		require.Equal(t, want, info.Status)
+	}
+}
