@@ -26,9 +26,9 @@ func bridgeCommand() *serpent.Command {
 	var c bridgeConfig
 	return &serpent.Command{
 		Use:   "bridge",
-		Short: "Pass a stock coderd's agents on to it, and relay what they say to the service.",
-		Long: "Agents' connections come to --listen, as the ingress sends the path /api/v2/workspaceagents/me/rpc there, and go on to " +
-			"--upstream, byte by byte. What a copy of them says is relayed to the service. Whatever goes wrong there, the connections go on.\n\n" +
+		Short: "Register a stock coderd's agents, pass them on to it, and relay what they say to the service.",
+		Long: "Agents and workspaces are read at --coder-url, and registered with the service. Agents' connections come to --listen, as the ingress sends the path /api/v2/workspaceagents/me/rpc there, and go on to " +
+			"--upstream, byte by byte. What a copy of them says is relayed to the service. Whatever goes wrong there, the connections go on. Each of both can be left out.\n\n" +
 			"  agentstatsd bridge --upstream http://coder:7080 --service-url 'agentstatsd://stats:2113?token_file=/etc/agentstatsd/token'",
 		Options:    c.options(),
 		Middleware: serpent.Chain(noArguments, configuredBy(&c.configFile, c.validate)),
@@ -45,9 +45,13 @@ func bridgeCommand() *serpent.Command {
 // validate checks the options of a bridge. Its errors name the flags.
 func (b *bridgeConfig) validate() error {
 	var errs []error
-	if _, err := b.upstreamURL(); err != nil {
+	if b.upstream == "" && b.coderURL == "" {
+		errs = append(errs, errors.New("--upstream: want the URL of coderd, such as http://coder:7080, or --coder-url to register its agents only; got neither"))
+	}
+	if _, err := b.upstreamURL(); err != nil && b.upstream != "" {
 		errs = append(errs, err)
 	}
+	errs = append(errs, b.validateCoder())
 	if b.serviceURL == "" {
 		errs = append(errs, errors.New("--service-url: want agentstatsd://host:port, got none"))
 	}
@@ -138,28 +142,29 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 	if err := s.registerLogAndTLS(s.registry, "agents"); err != nil {
 		return err
 	}
-	b, err := bridge.New(conn, c.bridgeOptions(), s.registry, log.With("component", "bridge"))
+	p, err := c.buildParts(conn, s)
 	if err != nil {
 		return err
 	}
-	if err := c.buildEndpoints(s, b); err != nil {
+	if err := c.buildEndpoints(s, p); err != nil {
 		return err
 	}
 	agents, err := c.listenFor(ctx, s)
 	if err != nil {
 		return unlessStopped(ctx, err)
 	}
-	log.Info("agentstatsd bridge starts", "version", version(), "address", agents.Addr().String(), "upstream", c.bridgeOptions().Upstream.Host)
+	tasks := p.tasks(agents)
+	log.Info("agentstatsd bridge starts", append([]any{"version", version()}, c.places(agents)...)...)
 	endpoints := s.endpoints()
 	err = runStages(ctx, log,
-		stage{"bridge", []task{{"agents", func(ctx context.Context) error { return b.Serve(ctx, agents) }}}, c.stopTimeout()},
+		stage{"bridge", tasks, c.stopTimeout()},
 		stage{"endpoints", endpoints, endpointStop})
 	log.Info("agentstatsd bridge stopped")
 	return err
 }
 
 // buildEndpoints makes what Prometheus scrapes, and the profiles.
-func (b *bridgeConfig) buildEndpoints(s *service, agents *bridge.Bridge) error {
+func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
 	var err error
 	if b.webConfigFile != "" {
 		if s.webConfig, err = web.LoadConfig(b.webConfigFile, s.log); err != nil {
@@ -172,19 +177,20 @@ func (b *bridgeConfig) buildEndpoints(s *service, agents *bridge.Bridge) error {
 	if err != nil {
 		return err
 	}
-	return s.buildHTTP(s.registry, handler, []check{{"bridge", agents.Ready}}, agents.Warnings)
+	return s.buildHTTP(s.registry, handler, p.checks(), p.warnings()...)
 }
 
-// listenFor opens the listeners, and returns that for agents.
-func (b *bridgeConfig) listenFor(ctx context.Context, s *service) (net.Listener, error) {
-	agents, err := s.open(ctx, "listen", b.listen)
-	if err != nil {
-		return nil, err
+// listenFor opens the listeners, and returns that for agents; nil: none come here.
+func (b *bridgeConfig) listenFor(ctx context.Context, s *service) (agents net.Listener, err error) {
+	if b.upstream != "" {
+		if agents, err = s.open(ctx, "listen", b.listen); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.listenForScrapers(ctx); err != nil {
 		return nil, err
 	}
-	if s.tls == nil {
+	if s.tls == nil || agents == nil {
 		return agents, nil
 	}
 	gate, err := handshake.New(b.handshakes(), "agents", s.registry)

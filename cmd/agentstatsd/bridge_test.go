@@ -57,6 +57,10 @@ var bridgeWirings = map[string]wiring{
 	"drain-timeout":                  {fields: []string{"bridge.DrainTimeout", "stop"}},
 	"close-timeout":                  {fields: []string{"bridge.CloseTimeout", "stop"}},
 	"allow-plaintext":                {with: map[string]string{"listen": "0.0.0.0:2114"}},
+	"coder-url":                      {fields: []string{"registrations.CoderURL"}, value: "https://coder.test", with: map[string]string{"coder-api-token-file": "token"}},
+	"coder-api-token-file":           {fields: []string{"registrations.TokenFile"}, value: "token", with: map[string]string{"coder-url": "https://coder.test"}},
+	"coder-max-requests-per-second":  to("registrations.MaxRequestsPerSecond"),
+	"sync-interval":                  to("registrations.SyncInterval"),
 	"max-decoder-bytes":              to("bridge.MaxDecoderBytes"),
 	"max-relayed-agents":             to("bridge.MaxAgents"),
 	"tls-max-handshakes":             to("handshakes.Max"),
@@ -68,6 +72,7 @@ var bridgeWirings = map[string]wiring{
 func bridgeFields(b *bridgeConfig) map[string]any {
 	fields := map[string]any{"stop": b.stopTimeout()}
 	flatten("bridge", reflect.ValueOf(b.bridgeOptions()), fields)
+	flatten("registrations", reflect.ValueOf(b.registrationsOptions()), fields)
 	flatten("handshakes", reflect.ValueOf(b.handshakes()), fields)
 	return fields
 }

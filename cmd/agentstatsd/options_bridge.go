@@ -23,6 +23,11 @@ type bridgeConfig struct {
 	closeTimeout     time.Duration
 	maxDecoderBytes  int64
 	maxRelayedAgents int64
+
+	coderURL          string
+	coderTokenFile    string
+	coderMaxRequests  int64
+	coderSyncInterval time.Duration
 }
 
 // bridgePrefix is that of the variables of a bridge: a service beside it has its own.
@@ -66,13 +71,30 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 			Flag:        "listen", Default: "127.0.0.1:2114", Value: serpent.StringOf(&b.listen),
 		},
 		{
-			Description: "The URL of coderd, http or https, such as http://coder:7080. Required.",
+			Description: "The URL of coderd that agents' connections go on to, http or https, such as http://coder:7080. Empty: none come here.",
 			Flag:        "upstream", Value: serpent.StringOf(&b.upstream),
 		},
 		{
 			Description: "How the service is dialed with coderd's token, as agentstatsd://host:2113?token_file=/etc/agentstatsd/token. " +
 				"docs/adopting.md has its parameters. Required.",
 			Flag: "service-url", Value: serpent.StringOf(&b.serviceURL),
+		},
+		{
+			Description: "The access URL of Coder, whose REST API says which agents and workspaces there are: they are registered with the service. " +
+				"Empty: somebody else registers them.",
+			Flag: "coder-url", Value: serpent.StringOf(&b.coderURL),
+		},
+		{
+			Description: "A file with an API token of a user with the role Template Admin. It is read again when it changes. Needs --coder-url.",
+			Flag:        "coder-api-token-file", Value: serpent.StringOf(&b.coderTokenFile),
+		},
+		{
+			Description: "Requests of Coder's REST API in a second.",
+			Flag:        "coder-max-requests-per-second", Default: "5", Value: within(&b.coderMaxRequests, 1, 1000),
+		},
+		{
+			Description: "Time between two reads of all workspaces. An agent that connects here and is not known is registered at once.",
+			Flag:        "sync-interval", Default: "5m", Value: notBelow(&b.coderSyncInterval, 10*time.Second),
 		},
 		{
 			Description: "Listen beyond loopback without TLS: behind a proxy that ends it. Agents' tokens cross that network in the clear.",

@@ -70,6 +70,8 @@ func ownTable(t *testing.T) string {
 	// A bridge has these.
 	_, err = bridge.New(nil, bridge.Options{Upstream: &url.URL{Scheme: "http", Host: "coderd"}}, s.registry, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+	_, err = bridge.NewRegistrations(nil, bridge.RegistrationsOptions{CoderURL: "http://coderd", TokenFile: "token"}, s.registry, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
 
 	descs := make(chan *prometheus.Desc)
 	go func() {

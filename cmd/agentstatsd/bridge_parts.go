@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/url"
+
+	"google.golang.org/grpc"
+
+	"github.com/coder/agentstatsd/bridge"
+)
+
+// bridgeParts are what a bridge does; nil: it does not.
+type bridgeParts struct {
+	agents        *bridge.Bridge
+	registrations *bridge.Registrations
+}
+
+// validateCoder checks the options of registrations. Its errors do not show the URL, as it
+// may hold a password.
+func (b *bridgeConfig) validateCoder() error {
+	if (b.coderURL == "") != (b.coderTokenFile == "") {
+		return errors.New("--coder-url and --coder-api-token-file need each other")
+	}
+	if b.coderURL == "" {
+		return nil
+	}
+	u, err := url.Parse(b.coderURL)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("--coder-url: want the access URL of Coder, such as https://coder.example.com, without user, query and fragment")
+	}
+	return nil
+}
+
+func (b *bridgeConfig) registrationsOptions() bridge.RegistrationsOptions {
+	return bridge.RegistrationsOptions{
+		CoderURL: b.coderURL, TokenFile: b.coderTokenFile, MaxRequestsPerSecond: int(b.coderMaxRequests), SyncInterval: b.coderSyncInterval,
+	}
+}
+
+// buildParts makes the parts that are configured.
+func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeParts, err error) {
+	p = new(bridgeParts)
+	opts := b.bridgeOptions()
+	if b.coderURL != "" {
+		if p.registrations, err = bridge.NewRegistrations(conn, b.registrationsOptions(), s.registry, s.log.With("component", "registrations")); err != nil {
+			return nil, err
+		}
+		opts.Connected = p.registrations.Connected
+	}
+	if b.upstream != "" {
+		if p.agents, err = bridge.New(conn, opts, s.registry, s.log.With("component", "bridge")); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// tasks returns what runs until the signal. Agents come to the listener.
+func (p *bridgeParts) tasks(agents net.Listener) (tasks []task) {
+	if p.agents != nil {
+		tasks = append(tasks, task{"agents", func(ctx context.Context) error { return p.agents.Serve(ctx, agents) }})
+	}
+	if p.registrations != nil {
+		tasks = append(tasks, task{"registrations", p.registrations.Run})
+	}
+	return tasks
+}
+
+// checks returns what readiness depends on: agents must not be taken from coderd.
+func (p *bridgeParts) checks() []check {
+	if p.agents == nil {
+		return nil
+	}
+	return []check{{"bridge", p.agents.Ready}}
+}
+
+// warnings returns what is said beside it.
+func (p *bridgeParts) warnings() (warnings []func() []string) {
+	if p.agents != nil {
+		warnings = append(warnings, p.agents.Warnings)
+	}
+	if p.registrations != nil {
+		warnings = append(warnings, p.registrations.Warnings)
+	}
+	return warnings
+}
+
+// places returns where the bridge listens and what it reads, for the log.
+func (b *bridgeConfig) places(agents net.Listener) (places []any) {
+	if agents != nil {
+		places = append(places, "address", agents.Addr().String(), "upstream", b.bridgeOptions().Upstream.Host)
+	}
+	if u, err := url.Parse(b.coderURL); err == nil && b.coderURL != "" {
+		places = append(places, "coder", u.Host)
+	}
+	return places
+}
