@@ -29,4 +29,7 @@ type Session struct {
 	// Moved is true if the instance may have had a session on another replica since
 	// its last one here. That replica counted what it reported there.
 	Moved bool
+	// Unknown is true if this replica does not know what it received of the instance
+	// before: it may receive that again.
+	Unknown bool
 }

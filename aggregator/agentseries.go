@@ -115,6 +115,9 @@ func (as *agentSeries) openSession(s agent.Session) bool {
 		return false
 	}
 	as.epoch, as.open = s.Epoch, true
+	if s.Unknown {
+		as.bytesMoved = window{} // what it has may be sent again
+	}
 	if s.Relayed && !s.Moved {
 		// Counters are compared by series: the agent's process may be the same.
 		as.instance = s.Instance

@@ -499,6 +499,29 @@ func TestBytesOutliveTheGauges(t *testing.T) {
 	require.Contains(t, shownLines(text(t, a)), `coderd_agentstats_rx_bytes{agent_name="main",username="user",workspace_name="ws"} 7`)
 }
 
+// What may be sent again is not counted twice.
+func TestBytesOfAnUnknownInstance(t *testing.T) {
+	now := time.Now()
+	a := newTest(t, Options{})
+	rx := func(epoch int64) {
+		a.Report(id(1), epoch, now, &report{stats: agent.Stats{RxBytes: 5}})
+	}
+	shows := func(n int) {
+		t.Helper()
+		require.Contains(t, shownLines(text(t, a)), fmt.Sprintf(`coderd_agentstats_rx_bytes{agent_name="main",username="user",workspace_name="ws"} %d`, n))
+	}
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 1})
+	rx(1)
+	a.Open(id(1), identity("main"), agent.Session{Epoch: 2})
+	rx(2)
+	shows(10)
+	for _, s := range []agent.Session{{Epoch: 3, Unknown: true}, {Epoch: 4, Unknown: true, Moved: true}, {Epoch: 5, Unknown: true, Relayed: true}} {
+		a.Open(id(1), identity("main"), s)
+		rx(s.Epoch)
+		shows(5)
+	}
+}
+
 // Of an agent whose interval is longer than the window, as it is lengthened, the bytes are
 // those of one report: of one interval.
 func TestBytesOfLengthenedIntervals(t *testing.T) {

@@ -227,6 +227,7 @@ func TestAgentMoves(t *testing.T) {
 				// Back again: what it counted meanwhile was counted elsewhere.
 				back := connectTo(t, r[1], 1, hello(1, 3))
 				require.True(t, back.Info().Moved)
+				require.True(t, back.Info().Unknown)
 				require.False(t, back.Info().First)
 				require.Equal(t, []string{"open 1 ws1 first=false"}, r[1].journal.take())
 				awaitReplicas()

@@ -96,12 +96,12 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 		f.endSessionLocked(e.sessions.live, EndTakeover)
 	}
 	i, known := f.instanceLocked(e, hello.Instance)
-	moved := f.mayHaveMovedLocked(e, i.ordinal, hello.Ordinal)
+	moved, remembered := f.mayHaveMovedLocked(e, i.ordinal, hello.Ordinal), known
 	if moved && i.unconfirmed != 0 {
 		// The record of the other replica's session may have been stored before that of
 		// the one here: see confirmSessions. Then this session would end soon.
 		e.forgetInstanceLocked(i)
-		i, _ = f.instanceLocked(e, hello.Instance)
+		i, remembered = f.instanceLocked(e, hello.Instance)
 	}
 	i.ordinal = hello.Ordinal
 	reg := e.reg.Load()
@@ -131,6 +131,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 			First:    first,
 			Relayed:  hello.Relayed,
 			Moved:    moved,
+			Unknown:  !remembered && !first,
 		},
 		done: make(chan struct{}),
 	}

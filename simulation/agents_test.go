@@ -72,7 +72,6 @@ type client struct {
 	// inFlight are the reports that it keeps until they are acked, unsent what merges.
 	inFlight []sentReport
 	unsent   reported
-	fresh    int     // sessions whose process knew nothing of it
 	factor   float64 // of its report interval, as it was sent last
 
 	session  *fleet.Session // nil: not connected
@@ -120,8 +119,8 @@ func (w *world) connect(c *client, p *process) {
 	resume := s.Resume()
 	w.log("%s connects to %s: epoch %d, resume %d/%d", c, p.name, s.Info().Epoch-w.began.UnixNano(), resume.Received, resume.Durable)
 	c.session, c.on, c.removals, c.epoch, c.reported = s, p, removals, s.Info().Epoch, time.Time{}
-	if resume.Received == 0 {
-		c.fresh++
+	if s.Info().Unknown {
+		delete(p.counted, a.reg.ID)
 	}
 	w.receiveSettings(c)
 	w.received(c, resume.Received)

@@ -110,10 +110,10 @@ func (p *process) factor() float64 {
 	return p.intervals.Factor()
 }
 
-// decision is a factor as it was stored.
+// decision is a factor as it was stored after the time after, and known at the time at.
 type decision struct {
-	factor float64
-	at     time.Time
+	factor    float64
+	after, at time.Time
 }
 
 // factors are the steps.
@@ -133,12 +133,12 @@ func (w *world) checkIntervals(quiescent bool) error {
 		if at < 0 || at == was || at < was-1 || at > was+2 {
 			errs = append(errs, fmt.Errorf("the factor of intervals is %v, after %v", stored, before.factor))
 		}
-		// It is looked at after each step.
-		if now.Sub(before.at) < stepInterval-16*time.Second {
-			errs = append(errs, fmt.Errorf("the factor of intervals is %v, and was %v for %v only", stored, before.factor, now.Sub(before.at)))
+		if now.Sub(before.after) < stepInterval {
+			errs = append(errs, fmt.Errorf("the factor of intervals is %v, and was %v for %v only", stored, before.factor, now.Sub(before.after)))
 		}
-		w.decided = decision{stored, now}
+		w.decided = decision{stored, before.at, now}
 	}
+	w.decided.at = now
 	for _, p := range w.slots {
 		factor := p.factor()
 		if factor < 1 || factor > maxFactor {

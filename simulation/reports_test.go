@@ -258,7 +258,7 @@ func (w *world) sendReport(c *client, r sentReport, superseded bool) error {
 				Data: []byte{1}, Tracker: q.AwaitReport(),
 			})
 		}
-		p.counted[q.Agent()] = append(p.counted[q.Agent()], countedReport{q.Now(), q.Epoch(), q.Instance(), r.sequence, c.fresh})
+		p.counted[q.Agent()] = append(p.counted[q.Agent()], countedReport{q.Now(), q.Epoch(), q.Instance(), r.sequence})
 		if superseded {
 			p.series.AddBytes(q.Agent(), q.Epoch(), q.Now(), statsReport{}.Stats())
 			return
@@ -367,9 +367,6 @@ type countedReport struct {
 	epoch    int64
 	instance agent.Instance
 	sequence int64
-	// fresh counts the sessions before, of processes that knew nothing of the instance,
-	// or had forgotten it as it had moved: such a one may count a report once more.
-	fresh int
 }
 
 // Gauges of bytes are sums of the minute before the newest report, or of a second less or
@@ -424,7 +421,7 @@ func (p *process) countedOf(c *client) (least, most int) {
 		if r.epoch == c.epoch && newest.Sub(r.at) < gaugeWindow-gaugeSlack {
 			least++
 		}
-		seen[countedReport{instance: r.instance, sequence: r.sequence, fresh: r.fresh}] = struct{}{}
+		seen[countedReport{instance: r.instance, sequence: r.sequence}] = struct{}{}
 	}
 	return least, len(seen)
 }
