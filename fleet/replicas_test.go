@@ -210,6 +210,8 @@ func TestAgentMoves(t *testing.T) {
 				c.setCut(cut, r...)
 				s := connectTo(t, r[2], 1, hello(1, 2))
 				require.Greater(t, s.Info().Epoch, old.Info().Epoch)
+				require.False(t, old.Info().Unknown)
+				require.True(t, s.Info().Unknown)
 				<-old.Done()
 				require.Equal(t, EndTakeover, old.End())
 				awaitReplicas()
@@ -227,7 +229,6 @@ func TestAgentMoves(t *testing.T) {
 				// Back again: what it counted meanwhile was counted elsewhere.
 				back := connectTo(t, r[1], 1, hello(1, 3))
 				require.True(t, back.Info().Moved)
-				require.True(t, back.Info().Unknown)
 				require.False(t, back.Info().First)
 				require.Equal(t, []string{"open 1 ws1 first=false"}, r[1].journal.take())
 				awaitReplicas()
