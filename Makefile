@@ -69,10 +69,11 @@ test-race:
 # Without it they draw all, and the simulation runs its 100 seeds.
 test-plain:
 	nice $(GO) test -vet=off -timeout 14m $(PLAIN)
-	@$(call each,$(filter-out integration,$(MODULES)),nice $(GO) test -vet=off -timeout 4m ./...)
+	@$(call each,$(filter-out integration,$(MODULES)),nice $(GO) test -count 1 -vet=off -timeout 4m ./...)
 
+# The cache of results does not know what tests of other modules read and build here.
 test-integration:
-	cd integration && $(GO) test -vet=off -timeout 12m ./...
+	cd integration && $(GO) test -count 1 -vet=off -timeout 12m ./...
 
 # The long tests: crashes at the size of a deployment, then each fuzz target.
 # go test fuzzes one target of one package at a time.
