@@ -26,9 +26,9 @@ const (
 	// maxPending is how far a decoder may be behind.
 	maxPending = 256 << 10
 	// delay gathers what connections say, so that a round of decoding is worth its wake-up.
-	delay = 20 * time.Millisecond
-	// hurry is how many bytes of a connection begin a round at once.
-	hurry = 64 << 10
+	delay = 50 * time.Millisecond
+	// much is how many bytes of a connection wait for no round: who adds them decodes them.
+	much = 64 << 10
 )
 
 // Decoder decodes the bytes of one connection: a decode.Connection.
@@ -63,8 +63,8 @@ func (c *Copies) signal() {
 	}
 }
 
-// Run decodes until ctx ends. Then it returns nil. What waits at that time is decoded, what
-// is added later is not.
+// Run decodes until ctx ends. Then it returns nil. What waits at that time of connections
+// that were closed is decoded. What is added later is not.
 func (c *Copies) Run(ctx context.Context) error {
 	for {
 		select {
@@ -156,16 +156,19 @@ type Copy struct {
 	// ended is called once if decoding ended before Close.
 	ended func(error)
 
+	// decoding is locked by who decodes. It is locked before mu.
+	decoding sync.Mutex
+	finished bool // the decoder is closed. Guarded by decoding
+
 	mu sync.Mutex
 	// Guarded by mu.
 
 	first, last *block
 	pending     int   // bytes that wait
 	queued      bool  // a round will come
+	busy        bool  // much waited since the last one
 	end         error // why nothing is added any more
 	closed      bool
-
-	finished bool // the decoder is closed. Only decode uses it
 }
 
 // Open returns the Copy of a connection. Its bytes are decoded by decoder, which it closes. If
@@ -174,38 +177,46 @@ func (c *Copies) Open(decoder Decoder, ended func(error)) *Copy {
 	return &Copy{copies: c, decoder: decoder, ended: ended}
 }
 
-// Add copies what one side sent. It does not block. It has to be called before the other
-// side can answer.
+// Add copies what one side sent. It has to be called before the other side can answer. It
+// waits for nothing. If much waits, and nobody decodes it, Add does, so that what passes fast
+// is not given up for that.
 func (p *Copy) Add(fromAgent bool, b []byte) {
+	if p.add(fromAgent, b) && p.decoding.TryLock() {
+		p.decodeLocked()
+		p.decoding.Unlock()
+	}
+}
+
+// add copies bytes, and reports whether much waits.
+func (p *Copy) add(fromAgent bool, b []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.end != nil || p.closed {
-		return
+		return false
 	}
-	before := p.pending
-	for len(b) > 0 {
+	for len(b) > 0 && p.end == nil {
+		n := 0
 		if p.last != nil {
-			if n := p.last.add(fromAgent, b); n > 0 {
-				b = b[n:]
-				p.pending += n
-				continue
-			}
+			n = p.last.add(fromAgent, b)
 		}
 		switch {
+		case n > 0:
+			b = b[n:]
+			p.pending += n
 		case p.pending+len(b) > maxPending:
 			p.end = decode.NewError(ReasonBehind, "%d bytes wait to be decoded: want at most %d", p.pending+len(b), maxPending)
 		case !p.copies.budget.Reserve(blockBytes):
 			p.end = decode.NewError(decode.ReasonMemory, "the memory of all decoders is used up")
 		default:
 			p.appendLocked()
-			continue
 		}
-		break
 	}
-	p.enqueueLocked()
-	if before < hurry && p.pending >= hurry {
-		p.copies.signal()
+	if !p.queued {
+		p.queued = true
+		p.copies.enqueue(p)
 	}
+	p.busy = p.busy || p.pending >= much
+	return p.pending >= much
 }
 
 func (p *Copy) appendLocked() {
@@ -218,21 +229,14 @@ func (p *Copy) appendLocked() {
 	p.last = k
 }
 
-func (p *Copy) enqueueLocked() {
-	if !p.queued {
-		p.queued = true
-		p.copies.enqueue(p)
-	}
-}
-
 // Close says that the connection has ended. What waits is still decoded. It does not
 // block, and is safe to repeat.
 func (p *Copy) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		p.closed = true
-		p.enqueueLocked()
+		p.closed, p.queued = true, true
+		p.copies.enqueue(p)
 	}
 }
 
@@ -251,13 +255,28 @@ func (p *Copy) take() (k *block, closed bool, end error) {
 	return k, p.closed, p.end
 }
 
-// decode decodes what waits, at most as much as a connection may have. One goroutine at a
-// time calls it.
+// decode decodes what waits. It leaves a busy connection to who adds to it, who could not
+// decode it meanwhile, to the next round.
 func (p *Copy) decode() {
+	p.mu.Lock()
+	busy := p.busy && !p.closed
+	p.busy = false
+	p.mu.Unlock()
+	if busy {
+		p.copies.enqueue(p)
+		return
+	}
+	p.decoding.Lock()
+	defer p.decoding.Unlock()
+	p.decodeLocked()
+}
+
+// decodeLocked decodes what waits, at most as much as a connection may have.
+func (p *Copy) decodeLocked() {
 	for range maxPending / blockBytes {
 		k, closed, end := p.take()
 		if k == nil {
-			p.finish(closed, end)
+			p.finishLocked(closed, end)
 			return
 		}
 		if end == nil {
@@ -272,8 +291,8 @@ func (p *Copy) decode() {
 	p.copies.enqueue(p)
 }
 
-// finish closes the decoder if nothing will be decoded any more.
-func (p *Copy) finish(closed bool, end error) {
+// finishLocked closes the decoder if nothing will be decoded any more.
+func (p *Copy) finishLocked(closed bool, end error) {
 	if p.finished || end == nil && !closed {
 		return
 	}

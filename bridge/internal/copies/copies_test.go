@@ -153,17 +153,46 @@ func TestBlocksAreCleared(t *testing.T) {
 	})
 }
 
-// Much of one connection does not wait for the round.
-func TestHurry(t *testing.T) {
+// Much of one connection waits for no round.
+func TestMuch(t *testing.T) {
 	run(t, 1<<20, func(c *Copies, _ *decode.Budget) {
 		d := &decoder{}
 		p := c.Open(d, nil)
 		p.Add(true, make([]byte, 60<<10))
 		synctest.Wait()
 		require.Empty(t, d.read)
-		p.Add(true, make([]byte, 10<<10))
+		for i := range 1000 {
+			p.Add(i%2 == 0, make([]byte, 10<<10))
+		}
+		require.Greater(t, len(d.read), 2*9900<<10)
+		p.Close()
+		settle()
+		require.Len(t, d.read, 2*(10_000+60)<<10)
+	})
+}
+
+// hanging is a decoder that waits until its channel is closed.
+type hanging chan struct{}
+
+func (h hanging) Read(bool, []byte) error { <-h; return nil }
+func (h hanging) Close()                  {}
+
+// Who adds waits for no decoder that hangs. It is given up.
+func TestDecoderThatHangs(t *testing.T) {
+	run(t, 1<<20, func(c *Copies, _ *decode.Budget) {
+		h := make(hanging)
+		var ended error
+		p := c.Open(h, func(err error) { ended = err })
+		p.Add(true, []byte("x"))
+		settle()
+		for range 100 {
+			p.Add(true, make([]byte, 10<<10))
+		}
 		synctest.Wait()
-		require.Len(t, d.read, 2*70<<10)
+		close(h)
+		settle()
+		settle()
+		require.ErrorContains(t, ended, "bytes wait to be decoded: want at most 262144")
 		p.Close()
 		settle()
 	})
