@@ -9,6 +9,10 @@ import (
 // for it. The text names the limit. To push again does not help by itself.
 var ErrNoRoom = errors.New("no room")
 
+// ErrNewerScrape is the error of a scraped snapshot that has no effect, as there is one that
+// was scraped later, or shortly before.
+var ErrNewerScrape = errors.New("superseded by another scrape")
+
 // Push is one snapshot of the metric families of one coderd instance.
 type Push struct {
 	// Replica is the name of the instance for people.
@@ -20,6 +24,9 @@ type Push struct {
 	// Snapshot is the number of this one, rising from 1 in the life of the
 	// instance.
 	Snapshot int64
+	// ScrapedAt is when others scraped the snapshot, which orders it among those of the
+	// instance in place of its number. Zero: the instance pushes itself.
+	ScrapedAt time.Time
 	// Final is true if the instance goes away.
 	Final bool
 	// Families are serialized io.prometheus.client.MetricFamily messages.

@@ -192,15 +192,26 @@ func (p *push) finishSnapshot(ctx context.Context, end *agentstatsv1.PushEnd) er
 	if end.GetSnapshot() <= p.snapshot.Snapshot {
 		return grpcserver.Invalid("end.snapshot", "want above %d, got %d", p.snapshot.Snapshot, end.GetSnapshot())
 	}
-	p.snapshot.Snapshot, p.snapshot.Final = end.GetSnapshot(), end.GetFinal()
+	p.snapshot.Snapshot, p.snapshot.Final, p.snapshot.ScrapedAt = end.GetSnapshot(), end.GetFinal(), time.Time{}
+	if end.GetAge() != nil {
+		age := end.GetAge().AsDuration()
+		if end.GetAge().CheckValid() != nil || age < 0 || age > maxPushInterval {
+			return grpcserver.Invalid("end.age", "want 0 to %v, got %v", maxPushInterval, age)
+		}
+		p.snapshot.ScrapedAt = time.Now().Add(-age)
+	}
 	refused, err := p.storeSnapshot(ctx)
+	superseded := errors.Is(err, agent.ErrNewerScrape)
+	if superseded {
+		err = nil
+	}
 	p.snapshot.Families, p.size, p.decoded = nil, 0, 0
 	reservationFrom(ctx).releaseKept()
 	if err != nil {
 		return err
 	}
 	reservationFrom(ctx).markAnswered()
-	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused))}
+	resp := &agentstatsv1.PushMetricsResponse{Snapshot: end.GetSnapshot(), RefusedCount: int64(len(refused)), Superseded: superseded}
 	for _, r := range refused[:min(len(refused), maxPushRefusals)] {
 		resp.Refused = append(resp.Refused, &agentstatsv1.FamilyRefusal{
 			Name:    agent.ShortenText(r.Name, contract.MaxNameBytes),
@@ -232,7 +243,10 @@ func (p *push) storeSnapshot(ctx context.Context) ([]agent.PushRefusal, error) {
 	}
 	refused, err := p.service.Pushes.Push(ctx, time.Now(), p.snapshot)
 	if err != nil {
-		if ctx.Err() != nil {
+		switch {
+		case errors.Is(err, agent.ErrNewerScrape):
+			return nil, err
+		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		}
 		return nil, p.failure(err)

@@ -112,6 +112,26 @@ func TestPush(t *testing.T) {
 	})
 }
 
+// A scrape is ordered by when it began, and says if it came to nothing.
+func TestPushOfAScrape(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		p := openPush(s, pushHello(7, "coderd-0"))
+		p.end(&pb.PushEnd{Snapshot: 1, Age: durationpb.New(2 * time.Second)})
+		require.False(t, p.answer().GetSuperseded())
+		require.Equal(t, time.Now().Add(-2*time.Second), s.Pushes.Taken[0].ScrapedAt)
+		s.Pushes.Err = agent.ErrNewerScrape
+		p.end(&pb.PushEnd{Snapshot: 2, Age: durationpb.New(0)})
+		got := p.answer()
+		require.True(t, got.GetSuperseded())
+		require.Equal(t, int64(2), got.GetSnapshot())
+		s.Pushes.Err = nil
+		p.end(&pb.PushEnd{Snapshot: 3})
+		require.False(t, p.answer().GetSuperseded())
+		require.True(t, s.Pushes.Taken[1].ScrapedAt.IsZero())
+	})
+}
+
 func TestComponentsAreRequired(t *testing.T) {
 	server, err := grpcserver.New(nil, grpcserver.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -185,7 +205,11 @@ func TestPushBreaksTheContract(t *testing.T) {
 			p.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: pushHello(1, "a")}})
 		},
 		"message: want one of families and end, got none": func(p pushing) { p.send(&pb.PushMetricsRequest{}) },
-		"end.snapshot: want above 0, got 0":               func(p pushing) { p.end(&pb.PushEnd{Snapshot: 0}) },
+		"end.age: want 0 to 1h0m0s, got -1ns":             func(p pushing) { p.end(&pb.PushEnd{Snapshot: 1, Age: durationpb.New(-1)}) },
+		"end.age: want 0 to 1h0m0s, got 1h0m0.000000001s": func(p pushing) {
+			p.end(&pb.PushEnd{Snapshot: 1, Age: durationpb.New(time.Hour + 1)})
+		},
+		"end.snapshot: want above 0, got 0": func(p pushing) { p.end(&pb.PushEnd{Snapshot: 0}) },
 		"end.snapshot: want above 5, got 5": func(p pushing) {
 			p.end(&pb.PushEnd{Snapshot: 5})
 			p.answer()

@@ -46,6 +46,29 @@ func (i *instance) isLive(now time.Time, seriesTTL time.Duration) bool {
 	return i.id != (agent.Instance{}) && !i.final && !i.folded && now.Before(i.expiresAt(seriesTTL))
 }
 
+// clocksDiffer is how far a scrape may be ahead of the clock here before it is taken for
+// one by a clock that was wrong.
+const clocksDiffer = time.Minute
+
+// numberOf returns what orders the snapshots of an instance: of those that are scraped
+// the time, in milliseconds.
+func numberOf(p *agent.Push) int64 {
+	if p.ScrapedAt.IsZero() {
+		return p.Snapshot
+	}
+	return p.ScrapedAt.UnixMilli()
+}
+
+// supersedes reports whether the instance has a scrape that was later than p, or shortly
+// before: counts of an older one would be taken for those of a new process, and one sender
+// is enough. What is final is the word of who saw the next process.
+func (i *instance) supersedes(now time.Time, p *agent.Push) bool {
+	if p.Final || i.snapshot > now.Add(clocksDiffer).UnixMilli() {
+		return false
+	}
+	return p.ScrapedAt.Before(time.UnixMilli(i.snapshot).Add(p.Interval * 9 / 10))
+}
+
 // withFamilies returns the instance with other families.
 func (i *instance) withFamilies(families family.Set) *instance {
 	out := *i

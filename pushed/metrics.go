@@ -11,6 +11,7 @@ import (
 const (
 	outcomeStored      = "stored"
 	outcomeDuplicate   = "duplicate"
+	outcomeSuperseded  = "superseded"
 	outcomeInvalid     = "invalid"
 	outcomeNoRoom      = "no_room"
 	outcomeUnavailable = "unavailable"
@@ -94,7 +95,7 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 			Help: "How often a merged family was left out because it could not be rendered.",
 		}),
 	}
-	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeInvalid, outcomeNoRoom, outcomeUnavailable} {
+	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeSuperseded, outcomeInvalid, outcomeNoRoom, outcomeUnavailable} {
 		m.pushes.WithLabelValues(outcome)
 	}
 	for _, outcome := range []string{followChanged, followUnchanged, followFailed} {

@@ -16,7 +16,8 @@ import (
 // rest is then durable and served. After an error the snapshot can be pushed again,
 // here or elsewhere. It does not count twice if it was stored nevertheless. A
 // snapshot that is not above the newest of its instance is known. Its refusals are
-// those of the newest.
+// those of the newest. One that was scraped, when a newer one is known, is
+// agent.ErrNewerScrape.
 //
 // It waits for pushes that came before. p is neither changed nor kept.
 func (f *Families) Push(ctx context.Context, now time.Time, p agent.Push) ([]agent.PushRefusal, error) {
@@ -78,7 +79,10 @@ func (f *Families) pushOnKnown(ctx context.Context, now time.Time, p *agent.Push
 		}
 		old, full = f.find(p.Instance)
 	}
-	if old != nil && p.Snapshot <= old.snapshot {
+	if old != nil && !p.ScrapedAt.IsZero() && old.supersedes(now, p) {
+		return old, outcomeSuperseded, agent.ErrNewerScrape
+	}
+	if old != nil && p.ScrapedAt.IsZero() && p.Snapshot <= old.snapshot {
 		return old, outcomeDuplicate, nil
 	}
 	if old == nil && full {
@@ -161,7 +165,7 @@ func (f *Families) decide(now time.Time, p *agent.Push, snapshot family.Snapshot
 		id:        p.Instance,
 		replica:   agent.ShortenText(p.Replica, maxReplicaBytes),
 		interval:  min(max(p.Interval, 0), maxInterval),
-		snapshot:  p.Snapshot,
+		snapshot:  numberOf(p),
 		final:     p.Final,
 		updatedAt: f.newerThan(admitted.Displaced, now),
 		aliveAt:   now,

@@ -1931,7 +1931,12 @@ type PushEnd struct {
 	// Number of the snapshot, rising from 1 in the life of the instance.
 	Snapshot int64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// The instance goes away: its gauges vanish at once, its counters stay.
-	Final         bool `protobuf:"varint,2,opt,name=final,proto3" json:"final,omitempty"`
+	Final bool `protobuf:"varint,2,opt,name=final,proto3" json:"final,omitempty"`
+	// Time between the beginning of the scrape that read the snapshot from the instance and
+	// this message, at most 1 h. Absent: the instance pushes itself. With it several senders
+	// may push one instance, each by streams of its own: snapshots are ordered by when they
+	// were scraped, and their numbers count within a stream only.
+	Age           *durationpb.Duration `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1980,6 +1985,13 @@ func (x *PushEnd) GetFinal() bool {
 	return false
 }
 
+func (x *PushEnd) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
 // PushMetricsResponse answers a snapshot, which is durable now.
 type PushMetricsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1989,7 +2001,11 @@ type PushMetricsResponse struct {
 	// rest is served.
 	Refused []*FamilyRefusal `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
 	// How many such entries there are, those beyond refused included.
-	RefusedCount  int64 `protobuf:"varint,3,opt,name=refused_count,json=refusedCount,proto3" json:"refused_count,omitempty"`
+	RefusedCount int64 `protobuf:"varint,3,opt,name=refused_count,json=refusedCount,proto3" json:"refused_count,omitempty"`
+	// The snapshot, which was scraped, has no effect: the service has one of the instance
+	// that was scraped later, or less than nine tenths of the interval before. Another
+	// sender scrapes it.
+	Superseded    bool `protobuf:"varint,4,opt,name=superseded,proto3" json:"superseded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2043,6 +2059,13 @@ func (x *PushMetricsResponse) GetRefusedCount() int64 {
 		return x.RefusedCount
 	}
 	return 0
+}
+
+func (x *PushMetricsResponse) GetSuperseded() bool {
+	if x != nil {
+		return x.Superseded
+	}
+	return false
 }
 
 // FamilyRefusal is why a family of a snapshot, or a part of it, is not served.
@@ -2749,14 +2772,18 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"instanceId\x125\n" +
 	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\"*\n" +
 	"\fPushFamilies\x12\x1a\n" +
-	"\bfamilies\x18\x01 \x03(\fR\bfamilies\";\n" +
+	"\bfamilies\x18\x01 \x03(\fR\bfamilies\"h\n" +
 	"\aPushEnd\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\x03R\bsnapshot\x12\x14\n" +
-	"\x05final\x18\x02 \x01(\bR\x05final\"\x8e\x01\n" +
+	"\x05final\x18\x02 \x01(\bR\x05final\x12+\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xae\x01\n" +
 	"\x13PushMetricsResponse\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\x03R\bsnapshot\x126\n" +
 	"\arefused\x18\x02 \x03(\v2\x1c.agentstats.v1.FamilyRefusalR\arefused\x12#\n" +
-	"\rrefused_count\x18\x03 \x01(\x03R\frefusedCount\"m\n" +
+	"\rrefused_count\x18\x03 \x01(\x03R\frefusedCount\x12\x1e\n" +
+	"\n" +
+	"superseded\x18\x04 \x01(\bR\n" +
+	"superseded\"m\n" +
 	"\rFamilyRefusal\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -2919,40 +2946,41 @@ var file_agentstats_v1_coderd_proto_depIdxs = []int32{
 	26, // 32: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
 	27, // 33: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
 	37, // 34: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
-	29, // 35: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
-	32, // 36: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
-	0,  // 37: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
-	38, // 38: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
-	41, // 39: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	36, // 40: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
-	35, // 41: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
-	36, // 42: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
-	42, // 43: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
-	36, // 44: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
-	36, // 45: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
-	8,  // 46: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	11, // 47: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	13, // 48: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	17, // 49: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	19, // 50: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	21, // 51: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	24, // 52: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
-	30, // 53: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
-	33, // 54: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
-	9,  // 55: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	12, // 56: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	14, // 57: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	18, // 58: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	20, // 59: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	22, // 60: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	28, // 61: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
-	31, // 62: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
-	34, // 63: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
-	55, // [55:64] is the sub-list for method output_type
-	46, // [46:55] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	37, // 35: agentstats.v1.PushEnd.age:type_name -> google.protobuf.Duration
+	29, // 36: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
+	32, // 37: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 38: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	38, // 39: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	41, // 40: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	36, // 41: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	35, // 42: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	36, // 43: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
+	42, // 44: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	36, // 45: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	36, // 46: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
+	8,  // 47: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	11, // 48: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	13, // 49: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	17, // 50: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	19, // 51: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	21, // 52: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	24, // 53: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	30, // 54: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	33, // 55: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	9,  // 56: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	12, // 57: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	14, // 58: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	18, // 59: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	20, // 60: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	22, // 61: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	28, // 62: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	31, // 63: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	34, // 64: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	56, // [56:65] is the sub-list for method output_type
+	47, // [47:56] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }

@@ -1,0 +1,111 @@
+package targets
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+// outcome is what became of a scrape, as the counter labels it.
+type outcome string
+
+const (
+	outcomePushed      outcome = "pushed"
+	outcomeUnreachable outcome = "unreachable"
+	outcomeTimeout     outcome = "timeout"
+	outcomeStatus      outcome = "status"
+	outcomeContentType outcome = "content_type"
+	outcomeTooLarge    outcome = "too_large"
+	outcomeMalformed   outcome = "malformed"
+	outcomePushFailed  outcome = "push_failed"
+	// outcomeSuperseded is that of a scrape after which the service had a newer one, of
+	// another bridge.
+	outcomeSuperseded outcome = "superseded"
+)
+
+var outcomes = []outcome{
+	outcomePushed, outcomeUnreachable, outcomeTimeout, outcomeStatus, outcomeContentType, outcomeTooLarge,
+	outcomeMalformed, outcomePushFailed, outcomeSuperseded,
+}
+
+// Reasons for which a family is not pushed. Those for which the service refuses one are
+// beside them.
+const (
+	reasonMalformed   = "malformed"
+	reasonMessageSize = "message_size"
+	reasonForwarded   = "forwarded_series"
+	reasonOwned       = "owned_by_service"
+)
+
+// Outcomes of lookups.
+const (
+	lookupOK      = "ok"
+	lookupFailed  = "failed"
+	lookupTooMany = "too_many"
+)
+
+type metrics struct {
+	scrapes          *prometheus.CounterVec
+	samples, scraped *prometheus.GaugeVec
+	leftOut, lookups *prometheus.CounterVec
+	targets, standby prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		scrapes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_scrapes_total",
+			Help: "Scrapes of coderd by target and outcome (pushed: the service has it; superseded: it had a newer one, of another bridge).",
+		}, []string{"target", "outcome"}),
+		samples: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "agentstatsd_bridge_scrape_samples",
+			Help: "Samples of the newest scrape of a target, without what was left out.",
+		}, []string{"target"}),
+		scraped: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "agentstatsd_bridge_last_scrape_timestamp_seconds",
+			Help: "Unix time of the newest scrape of a target that the service took in from this bridge; 0: none.",
+		}, []string{"target"}),
+		leftOut: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_scrape_families_left_out_total",
+			Help: "Families of scrapes that are not served, or not with all series, by reason (the service's, malformed, message_size).",
+		}, []string{"reason"}),
+		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_target_lookups_total",
+			Help: "Lookups of the names of targets by outcome (too_many: there are more addresses than targets are allowed).",
+		}, []string{"outcome"}),
+		targets: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "agentstatsd_bridge_targets",
+			Help: "Targets that are scraped.",
+		}),
+		standby: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "agentstatsd_bridge_targets_standby",
+			Help: "Targets of which another bridge pushes, and that are scraped more rarely.",
+		}),
+	}
+	for _, reason := range []string{reasonMalformed, reasonMessageSize, reasonForwarded, reasonOwned} {
+		m.leftOut.WithLabelValues(reason)
+	}
+	for _, outcome := range []string{lookupOK, lookupFailed, lookupTooMany} {
+		m.lookups.WithLabelValues(outcome)
+	}
+	return m, ownmetrics.Register(reg, m.scrapes, m.samples, m.scraped, m.leftOut, m.lookups, m.targets, m.standby)
+}
+
+// add adds the series of a target.
+func (m *metrics) add(target string) {
+	for _, o := range outcomes {
+		m.scrapes.WithLabelValues(target, string(o))
+	}
+	m.scraped.WithLabelValues(target)
+	m.samples.WithLabelValues(target)
+	m.targets.Inc()
+}
+
+// remove removes the series of a target.
+func (m *metrics) remove(target string) {
+	labels := prometheus.Labels{"target": target}
+	m.scrapes.DeletePartialMatch(labels)
+	m.scraped.DeletePartialMatch(labels)
+	m.samples.DeletePartialMatch(labels)
+	m.targets.Dec()
+}
