@@ -98,6 +98,11 @@ func agentField(r *agentstatsv1.AgentRegistration) string {
 			return fmt.Sprintf("metadata_keys[%d]", i)
 		}
 	}
+	for i, region := range r.GetObserved().GetNetwork().GetRegions() {
+		if !utf8.ValidString(region.GetName()) {
+			return fmt.Sprintf("observed.network.regions[%d].name", i)
+		}
+	}
 	return ""
 }
 

@@ -47,7 +47,7 @@ func spoil(root proto.Message) (spoiled []proto.Message) {
 func TestSetCanBeEncoded(t *testing.T) {
 	good := &agentstatsv1.AgentRegistration{Id: []byte("an agent"), Name: "main", Workspace: &agentstatsv1.Workspace{Id: []byte("a workspace")}}
 	spoiled := spoil(good)
-	require.Len(t, spoiled, 9)
+	require.Len(t, spoiled, 10)
 	for _, m := range spoiled {
 		bad := m.(*agentstatsv1.AgentRegistration)
 		bad.Id = []byte("another agent")
