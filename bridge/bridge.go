@@ -33,8 +33,10 @@ const (
 	idleTimeout = 2 * time.Minute
 	// stopTimeout bounds the time for requests that are under way at the end.
 	stopTimeout = 2 * time.Second
-	// limitedFor is how long an answer of coderd, that an address asks too often, is a warning.
+	// limitedFor is how long an answer of coderd, that an address asks too often, is a warning,
+	// and awayFor how long one that it did not give is.
 	limitedFor = 5 * time.Minute
+	awayFor    = time.Minute
 )
 
 // Bridge passes agents' connections on to coderd, and relays what they say.
@@ -63,11 +65,11 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 	}
 	b := &Bridge{opts: opts, service: conn, budget: decode.NewBudget(opts.MaxDecoderBytes), log: log}
 	b.copies = copies.New(b.budget)
-	coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+	coderd, err := client.NewCoderd(conn, client.CoderdOptions{Logger: log})
 	if err != nil {
 		return nil, err
 	}
-	relays, err := coderd.Relays(client.RelaysOptions{MaxAgents: opts.MaxAgents, Backoff: opts.Backoff})
+	relays, err := coderd.Relays(client.RelaysOptions{MaxAgents: opts.MaxAgents, Backoff: opts.Backoff, Logger: log})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 // error if it cannot serve, or cannot deliver all.
 func (b *Bridge) Serve(ctx context.Context, lis net.Listener) error {
 	server := &http.Server{
-		Handler: b.proxy, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		Handler: b.proxy, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: log.New(io.Discard, "", 0), // what strangers send is no error of ours
 	}
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
@@ -112,6 +114,7 @@ func (b *Bridge) Serve(ctx context.Context, lis net.Listener) error {
 	if failed == nil {
 		wait(work, b.opts.DrainDelay)
 	}
+	b.log.Info("agents' connections are closed, one after another", "connections", b.proxy.Connections(), "within", b.opts.DrainTimeout)
 	drain, cancel := context.WithTimeout(work, b.opts.DrainTimeout+stopTimeout)
 	b.proxy.Drain(drain)
 	cancel()
@@ -154,7 +157,11 @@ func (b *Bridge) Warnings() (all []string) {
 	if state := b.service.GetState(); state == connectivity.TransientFailure {
 		all = append(all, "agentstatsd cannot be reached: what agents say waits")
 	}
-	if at := b.proxy.Limited(); !at.IsZero() && time.Since(at) < limitedFor {
+	limited, away := b.proxy.Trouble()
+	if !away.IsZero() && time.Since(away) < awayFor {
+		all = append(all, "coderd cannot be reached, or answers no HTTP")
+	}
+	if !limited.IsZero() && time.Since(limited) < limitedFor {
 		all = append(all, "coderd answered 429, as it counts all agents as one address: it has to trust this bridge's X-Forwarded-For "+
 			"(CODER_PROXY_TRUSTED_HEADERS, CODER_PROXY_TRUSTED_ORIGINS)")
 	}

@@ -61,13 +61,15 @@ type rig struct {
 	reg     *prometheus.Registry
 	stop    func() error // stops the bridge
 	opts    bridge.Options
+
+	upstream *httptest.Server
 }
 
 func start(t *testing.T, opts bridge.Options) *rig {
 	r := &rig{T: t, service: edgetest.Start(t, edgetest.Settings{TCP: true, Batcher: batcher.Options{BatchSize: 500, FlushInterval: 20 * time.Millisecond, MaxPending: 10_000}}), coderd: &codertest.RPC{}}
-	upstream := httptest.NewServer(r.coderd)
-	t.Cleanup(upstream.Close)
-	opts.Upstream, _ = url.Parse(upstream.URL)
+	r.upstream = httptest.NewServer(r.coderd)
+	t.Cleanup(r.upstream.Close)
+	opts.Upstream, _ = url.Parse(r.upstream.URL)
 	opts.DrainDelay, opts.DrainTimeout = -1, time.Millisecond
 	opts.Backoff = client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}
 	r.opts = opts
@@ -279,9 +281,29 @@ func TestServiceIsAway(t *testing.T) {
 	r.call(s, codertest.UpdateStats, 1, &pb.Stats{RxBytes: 5})
 	r.until("it is a warning", func() bool { return len(r.bridge.Warnings()) == 1 })
 	require.Contains(t, r.bridge.Warnings()[0], "agentstatsd cannot be reached")
+	r.upstream.Close()
+	_, err := codertest.Dial(t.Context(), r.addr, edgetest.Token(1), codertest.DialOptions{})
+	require.ErrorContains(t, err, "502")
+	require.Contains(t, r.bridge.Warnings()[1], "coderd cannot be reached")
 	require.NoError(t, r.bridge.Ready())
 	require.ErrorContains(t, r.stop(), "of 1 of 1 agents not all was received")
 	<-s.Done()
+}
+
+// A coderd that takes all agents for one address is a warning that says what to do.
+func TestCoderdThatTrustsNobody(t *testing.T) {
+	r := start(t, bridge.Options{})
+	require.NoError(t, r.stop())
+	limited := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	defer limited.Close()
+	r.opts.Upstream, _ = url.Parse(limited.URL)
+	r.begin(r.opts)
+	_, err := codertest.Dial(t.Context(), r.addr, edgetest.Token(1), codertest.DialOptions{})
+	require.ErrorContains(t, err, "429")
+	require.Len(t, r.bridge.Warnings(), 1)
+	require.Contains(t, r.bridge.Warnings()[0], "CODER_PROXY_TRUSTED_ORIGINS")
 }
 
 func TestOptions(t *testing.T) {

@@ -61,6 +61,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	draining bool                 // guarded by mu
 	limited  time.Time            // when coderd last answered that an address asks too often. Likewise
+	away     time.Time            // when it last did not answer. Likewise
 	tunnels  map[*tunnel]struct{} // likewise
 	empty    chan struct{}        // closed once it drains and has no tunnels. Likewise
 }
@@ -235,6 +236,9 @@ func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case r.Context().Err() != nil: // the agent has gone
 	default:
 		p.metrics.unreachable.Inc()
+		p.mu.Lock()
+		p.away = time.Now()
+		p.mu.Unlock()
 		cause := "the answer is not HTTP"
 		if network := (*net.OpError)(nil); errors.As(err, &network) {
 			cause = network.Error()
@@ -280,11 +284,12 @@ func (p *Proxy) emptyLocked() {
 	}
 }
 
-// Limited returns when coderd last answered that an address asks too often; zero: it has not.
-func (p *Proxy) Limited() time.Time {
+// Trouble returns when coderd last answered that an address asks too often, and when it last
+// did not answer; zero: never.
+func (p *Proxy) Trouble() (limited, away time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.limited
+	return p.limited, p.away
 }
 
 // Connections returns how many upgraded connections are open.
