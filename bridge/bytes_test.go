@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/bridge"
@@ -99,24 +101,7 @@ func (r *rig) record() []codertest.Part {
 func TestDrainedBridgeHandsOver(t *testing.T) {
 	r := start(t, bridge.Options{})
 	r.add(1)
-	var received atomic.Int64
-	conn, err := client.Dial(r.service.Addr, client.DialOptions{Plaintext: true, Token: edgetest.CoderdToken})
-	require.NoError(t, err)
-	defer conn.Close()
-	coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	started, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = coderd.WatchStats(ctx, client.StatsWatch{Name: "insights", Started: func(time.Time) { close(started) }, Handle: func(batch client.StatsBatch) error {
-			for _, a := range batch.Agents {
-				received.Add(a.GetStats().GetRxBytes())
-			}
-			return nil
-		}})
-	}()
-	<-started
+	received, stopWatching := r.watch()
 	agent := r.dial(1, codertest.DialOptions{})
 	r.call(agent, codertest.GetManifest, 1)
 	sent := int64(0)
@@ -136,6 +121,121 @@ func TestDrainedBridgeHandsOver(t *testing.T) {
 	r.until("all is counted", func() bool { return received.Load() >= sent })
 	require.NoError(t, r.stop())
 	require.Equal(t, sent, received.Load())
-	cancel()
-	<-ended
+	stopWatching()
+}
+
+// watch returns what a watcher of reports has got, in bytes received.
+func (r *rig) watch() (received *atomic.Int64, stop func()) {
+	conn, err := client.Dial(r.service.Addr, client.DialOptions{Plaintext: true, Token: edgetest.CoderdToken})
+	require.NoError(r, err)
+	coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+	require.NoError(r, err)
+	received = new(atomic.Int64)
+	ctx, cancel := context.WithCancel(r.Context())
+	started, ended := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	go func() {
+		defer close(ended)
+		_ = coderd.WatchStats(ctx, client.StatsWatch{
+			Name: "insights", Started: func(time.Time) { once.Do(func() { close(started) }) },
+			Handle: func(batch client.StatsBatch) error {
+				for _, a := range batch.Agents {
+					received.Add(a.GetStats().GetRxBytes())
+				}
+				return nil
+			},
+		})
+	}()
+	<-started
+	return received, func() {
+		cancel()
+		<-ended
+		_ = conn.Close()
+	}
+}
+
+// Agents that come back over other bridges, while bridges drain and coderd's connections
+// break, are counted once: what an agent knows to be accepted, and nothing that was not.
+func TestChurn(t *testing.T) {
+	const agents, reports = 20, 30
+	r := start(t, bridge.Options{})
+	for n := range agents {
+		r.add(n + 1)
+	}
+	received, stopWatching := r.watch()
+	var mu sync.Mutex
+	addrs := []string{r.addr}
+	stops, regs := []func() error{r.stop}, []*prometheus.Registry{r.reg}
+	r.begin(r.opts)
+	addrs, stops, regs = append(addrs, r.addr), append(stops, r.stop), append(regs, r.reg)
+	var known atomic.Int64 // reports that agents know to be accepted
+	var group sync.WaitGroup
+	for n := range agents {
+		group.Go(func() {
+			var s *codertest.Session
+			for i := 0; i < reports; {
+				if s == nil {
+					mu.Lock()
+					addr := addrs[(n+i)%len(addrs)]
+					mu.Unlock()
+					var err error
+					s, err = codertest.Dial(t.Context(), addr, edgetest.Token(n+1), codertest.DialOptions{})
+					if err == nil {
+						_, err = s.Call(t.Context(), codertest.GetManifest, nil)
+					}
+					if err != nil {
+						s = nil
+						continue
+					}
+				}
+				_, err := s.Call(t.Context(), codertest.UpdateStats, request(t, 1, &pb.Stats{RxBytes: 1}))
+				if err == nil {
+					known.Add(1)
+					i++
+				}
+				if err != nil || i%10 == n%10 {
+					_ = s.Close()
+					s = nil
+				}
+			}
+			if s != nil {
+				_ = s.Close()
+			}
+		})
+	}
+	for i := range 4 {
+		r.until("agents go on", func() bool { return known.Load() > int64((i+1)*agents*reports/6) })
+		if i%2 == 0 {
+			r.upstream.CloseClientConnections()
+			continue
+		}
+		r.begin(r.opts)
+		mu.Lock()
+		stop := stops[i/2]
+		addrs[i/2] = r.addr
+		mu.Unlock()
+		stops, regs = append(stops, r.stop), append(regs, r.reg)
+		require.NoError(t, stop())
+	}
+	group.Wait()
+	for _, stop := range stops {
+		require.NoError(t, stop())
+	}
+	accepted := int64(0)
+	for _, c := range r.coderd.Accepted() {
+		if c.Name == codertest.UpdateStats {
+			accepted++
+		}
+	}
+	decoded := int64(0) // what the bridges saw to be accepted
+	for _, r.reg = range regs {
+		decoded += int64(r.metric("agentstatsd_bridge_calls_total", "UpdateStats"))
+		require.Zero(t, r.metric("agentstatsd_bridge_decoders_given_up_total", ""))
+	}
+	require.EqualValues(t, agents*reports, known.Load())
+	require.LessOrEqual(t, known.Load(), decoded)
+	require.LessOrEqual(t, decoded, accepted)
+	r.until("all is counted", func() bool { return received.Load() >= decoded })
+	stopWatching()
+	require.Equal(t, decoded, received.Load())
 }
