@@ -48,13 +48,15 @@ type ReportStreams interface {
 	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
 }
 
-// Components are what a CoderdService calls; all are required.
+// Components are what a CoderdService calls; all but Tasks are required.
 type Components struct {
 	Fleet      *fleet.Fleet
 	Reader     MetadataReader
 	Subscriber MetadataSubscriber
 	Pushes     Pushes
 	Reports    ReportStreams
+	// Tasks may be nil: none are granted then.
+	Tasks Tasks
 }
 
 var _ agentstatsv1.CoderdServiceServer = (*Service)(nil)
@@ -158,7 +160,7 @@ func (s *Service) failure(ctx context.Context, doing string, err error) error {
 // Limits of messages without an option, as they follow from the contract.
 const (
 	// maxIDsBytes bounds a message that names at most maxReadAtOnce agents, of 18 bytes
-	// each. It fits some more, so that an error can name those that are too many.
+	// each, or tasks. It fits some more, so that an error can name those that are too many.
 	maxIDsBytes = 32 << 10
 	// maxDeregisterBytes bounds a message that names at most maxRegisteredAtOnce agents
 	// and as many workspaces.
@@ -177,6 +179,7 @@ var messageBytes = map[string]int{
 	agentstatsv1.CoderdService_GetMetadata_FullMethodName:      maxIDsBytes,
 	agentstatsv1.CoderdService_WatchMetadata_FullMethodName:    maxIDsBytes,
 	agentstatsv1.CoderdService_WatchAgents_FullMethodName:      maxIDsBytes,
+	agentstatsv1.CoderdService_AcquireTasks_FullMethodName:     maxIDsBytes,
 	agentstatsv1.CoderdService_DeregisterAgents_FullMethodName: maxDeregisterBytes,
 	agentstatsv1.CoderdService_ListAgents_FullMethodName:       maxSmallRequest,
 	agentstatsv1.CoderdService_WatchStats_FullMethodName:       maxSmallRequest,

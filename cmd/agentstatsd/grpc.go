@@ -46,6 +46,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Subscriber: notifications,
 		Pushes:     s.pushed,
 		Reports:    s.reports,
+		Tasks:      s.store,
 	}, forCoderd, reg, s.log.With("component", "coderdapi"))
 	return err
 }

@@ -141,7 +141,7 @@ func Start(t testing.TB, set Settings) *Service {
 	}
 	s.AgentService, err = agentapi.New(s.Server, agents, set.Agents, s.Registry, log)
 	require.NoError(t, err)
-	coderd := coderdapi.Components{Fleet: s.Fleet, Reader: s.Store, Subscriber: published, Pushes: s.Pushes, Reports: s.Reports}
+	coderd := coderdapi.Components{Fleet: s.Fleet, Reader: s.Store, Subscriber: published, Pushes: s.Pushes, Reports: s.Reports, Tasks: s.Store}
 	if set.ChangeCoderd != nil {
 		set.ChangeCoderd(&coderd)
 	}

@@ -32,6 +32,7 @@ type tables struct {
 	replicas map[agent.ID]agent.Replica
 	lease    agent.Lease
 	reports  reportTables
+	tasks    map[string]task
 }
 
 type agentRow struct {
@@ -85,12 +86,14 @@ func newTables() *tables {
 		replicas:   make(map[agent.ID]agent.Replica),
 		lease:      agent.Lease{IntervalFactor: 1},
 		reports:    newReportTables(),
+		tasks:      make(map[string]task),
 	}
 }
 
 func (t *tables) clone() *tables {
 	c := *t
 	c.agents = maps.Clone(t.agents)
+	c.tasks = maps.Clone(t.tasks)
 	c.workspaces = maps.Clone(t.workspaces)
 	c.removed = slices.Clone(t.removed)
 	c.named = slices.Clone(t.named)

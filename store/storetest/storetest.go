@@ -57,6 +57,8 @@ type Store interface {
 	DeliverReports(ctx context.Context, d agent.Delivery) (*agent.ReportBatch, error)
 	ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error
 	ExpireSubscriptions(ctx context.Context, retention time.Duration) ([]agent.ExpiredSubscription, error)
+
+	AcquireTasks(ctx context.Context, holder agent.ID, names []string, d time.Duration) (granted []string, err error)
 }
 
 // Options of a Store that the contract depends on.
@@ -110,6 +112,7 @@ func Run(t *testing.T, open func(testing.TB, Options) Store) {
 	t.Run("Replicas", func(t *testing.T) { testReplicas(t, open(t, Options{})) })
 	t.Run("Lease", func(t *testing.T) { testLease(t, open(t, Options{})) })
 	t.Run("IntervalFactor", func(t *testing.T) { testIntervalFactor(t, open(t, Options{})) })
+	t.Run("Tasks", func(t *testing.T) { testTasks(t, open(t, Options{})) })
 	t.Run("Builds", func(t *testing.T) { testBuilds(t, open(t, Options{})) })
 	t.Run("Reports", func(t *testing.T) { testReports(t, open(t, Options{})) })
 	t.Run("ReportsWrittenOnce", func(t *testing.T) { testReportsWrittenOnce(t, open(t, Options{})) })

@@ -138,7 +138,118 @@ func (x Build_Transition) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Build_Transition.Descriptor instead.
 func (Build_Transition) EnumDescriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{4, 0}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{6, 0}
+}
+
+// AcquireTasksRequest names tasks.
+type AcquireTasksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tasks, 1 to 128, of 1 to 128 bytes each.
+	Names []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// 16 bytes, random, chosen anew by each process.
+	HolderId []byte `protobuf:"bytes,2,opt,name=holder_id,json=holderId,proto3" json:"holder_id,omitempty"`
+	// For how long they are granted, 1 s to 1 h. Absent or 0: the holder gives back those
+	// that it has.
+	Duration      *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireTasksRequest) Reset() {
+	*x = AcquireTasksRequest{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireTasksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireTasksRequest) ProtoMessage() {}
+
+func (x *AcquireTasksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireTasksRequest.ProtoReflect.Descriptor instead.
+func (*AcquireTasksRequest) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AcquireTasksRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *AcquireTasksRequest) GetHolderId() []byte {
+	if x != nil {
+		return x.HolderId
+	}
+	return nil
+}
+
+func (x *AcquireTasksRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+// AcquireTasksResponse is what was granted.
+type AcquireTasksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tasks that the holder has now, in their order.
+	Granted       []string `protobuf:"bytes,1,rep,name=granted,proto3" json:"granted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireTasksResponse) Reset() {
+	*x = AcquireTasksResponse{}
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireTasksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireTasksResponse) ProtoMessage() {}
+
+func (x *AcquireTasksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireTasksResponse.ProtoReflect.Descriptor instead.
+func (*AcquireTasksResponse) Descriptor() ([]byte, []int) {
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AcquireTasksResponse) GetGranted() []string {
+	if x != nil {
+		return x.Granted
+	}
+	return nil
 }
 
 // AgentRegistration makes one agent known. What coderd has not at hand for an agent
@@ -183,7 +294,7 @@ type AgentRegistration struct {
 
 func (x *AgentRegistration) Reset() {
 	*x = AgentRegistration{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[0]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -195,7 +306,7 @@ func (x *AgentRegistration) String() string {
 func (*AgentRegistration) ProtoMessage() {}
 
 func (x *AgentRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[0]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -208,7 +319,7 @@ func (x *AgentRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentRegistration.ProtoReflect.Descriptor instead.
 func (*AgentRegistration) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{0}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AgentRegistration) GetId() []byte {
@@ -305,7 +416,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +428,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[1]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +441,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{1}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Observation) GetAt() *timestamppb.Timestamp {
@@ -387,7 +498,7 @@ type Workspace struct {
 
 func (x *Workspace) Reset() {
 	*x = Workspace{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +510,7 @@ func (x *Workspace) String() string {
 func (*Workspace) ProtoMessage() {}
 
 func (x *Workspace) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[2]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +523,7 @@ func (x *Workspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
 func (*Workspace) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{2}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Workspace) GetId() []byte {
@@ -480,7 +591,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +603,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[3]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +616,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{3}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Template) GetId() []byte {
@@ -547,7 +658,7 @@ type Build struct {
 
 func (x *Build) Reset() {
 	*x = Build{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +670,7 @@ func (x *Build) String() string {
 func (*Build) ProtoMessage() {}
 
 func (x *Build) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[4]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +683,7 @@ func (x *Build) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Build.ProtoReflect.Descriptor instead.
 func (*Build) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{4}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Build) GetId() []byte {
@@ -620,7 +731,7 @@ type App struct {
 
 func (x *App) Reset() {
 	*x = App{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +743,7 @@ func (x *App) String() string {
 func (*App) ProtoMessage() {}
 
 func (x *App) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[5]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +756,7 @@ func (x *App) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use App.ProtoReflect.Descriptor instead.
 func (*App) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{5}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *App) GetId() []byte {
@@ -690,7 +801,7 @@ type RegisterAgentsRequest struct {
 
 func (x *RegisterAgentsRequest) Reset() {
 	*x = RegisterAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +813,7 @@ func (x *RegisterAgentsRequest) String() string {
 func (*RegisterAgentsRequest) ProtoMessage() {}
 
 func (x *RegisterAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[6]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +826,7 @@ func (x *RegisterAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentsRequest.ProtoReflect.Descriptor instead.
 func (*RegisterAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{6}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RegisterAgentsRequest) GetAgents() []*AgentRegistration {
@@ -750,7 +861,7 @@ type RegisterAgentsResponse struct {
 
 func (x *RegisterAgentsResponse) Reset() {
 	*x = RegisterAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +873,7 @@ func (x *RegisterAgentsResponse) String() string {
 func (*RegisterAgentsResponse) ProtoMessage() {}
 
 func (x *RegisterAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[7]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +886,7 @@ func (x *RegisterAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentsResponse.ProtoReflect.Descriptor instead.
 func (*RegisterAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{7}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RegisterAgentsResponse) GetSupersededIds() [][]byte {
@@ -824,7 +935,7 @@ type RegistrationRefusal struct {
 
 func (x *RegistrationRefusal) Reset() {
 	*x = RegistrationRefusal{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +947,7 @@ func (x *RegistrationRefusal) String() string {
 func (*RegistrationRefusal) ProtoMessage() {}
 
 func (x *RegistrationRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[8]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +960,7 @@ func (x *RegistrationRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistrationRefusal.ProtoReflect.Descriptor instead.
 func (*RegistrationRefusal) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{8}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegistrationRefusal) GetAgentId() []byte {
@@ -893,7 +1004,7 @@ type DeregisterAgentsRequest struct {
 
 func (x *DeregisterAgentsRequest) Reset() {
 	*x = DeregisterAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1016,7 @@ func (x *DeregisterAgentsRequest) String() string {
 func (*DeregisterAgentsRequest) ProtoMessage() {}
 
 func (x *DeregisterAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[9]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1029,7 @@ func (x *DeregisterAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterAgentsRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{9}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeregisterAgentsRequest) GetAgentIds() [][]byte {
@@ -946,7 +1057,7 @@ type DeregisterAgentsResponse struct {
 
 func (x *DeregisterAgentsResponse) Reset() {
 	*x = DeregisterAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1069,7 @@ func (x *DeregisterAgentsResponse) String() string {
 func (*DeregisterAgentsResponse) ProtoMessage() {}
 
 func (x *DeregisterAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[10]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1082,7 @@ func (x *DeregisterAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterAgentsResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{10}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeregisterAgentsResponse) GetDeregistered() int64 {
@@ -1008,7 +1119,7 @@ type SyncAgentsRequest struct {
 
 func (x *SyncAgentsRequest) Reset() {
 	*x = SyncAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1131,7 @@ func (x *SyncAgentsRequest) String() string {
 func (*SyncAgentsRequest) ProtoMessage() {}
 
 func (x *SyncAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[11]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1144,7 @@ func (x *SyncAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncAgentsRequest.ProtoReflect.Descriptor instead.
 func (*SyncAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{11}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SyncAgentsRequest) GetAgents() []*AgentRegistration {
@@ -1097,7 +1208,7 @@ type SyncAgentsResponse struct {
 
 func (x *SyncAgentsResponse) Reset() {
 	*x = SyncAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1220,7 @@ func (x *SyncAgentsResponse) String() string {
 func (*SyncAgentsResponse) ProtoMessage() {}
 
 func (x *SyncAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[12]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1233,7 @@ func (x *SyncAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncAgentsResponse.ProtoReflect.Descriptor instead.
 func (*SyncAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{12}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SyncAgentsResponse) GetRegistered() int64 {
@@ -1173,7 +1284,7 @@ type AgentMetadata struct {
 
 func (x *AgentMetadata) Reset() {
 	*x = AgentMetadata{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1296,7 @@ func (x *AgentMetadata) String() string {
 func (*AgentMetadata) ProtoMessage() {}
 
 func (x *AgentMetadata) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[13]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1309,7 @@ func (x *AgentMetadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMetadata.ProtoReflect.Descriptor instead.
 func (*AgentMetadata) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{13}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AgentMetadata) GetAgentId() []byte {
@@ -1232,7 +1343,7 @@ type MetadataValue struct {
 
 func (x *MetadataValue) Reset() {
 	*x = MetadataValue{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1355,7 @@ func (x *MetadataValue) String() string {
 func (*MetadataValue) ProtoMessage() {}
 
 func (x *MetadataValue) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[14]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1368,7 @@ func (x *MetadataValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataValue.ProtoReflect.Descriptor instead.
 func (*MetadataValue) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{14}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MetadataValue) GetKey() string {
@@ -1299,7 +1410,7 @@ type GetMetadataRequest struct {
 
 func (x *GetMetadataRequest) Reset() {
 	*x = GetMetadataRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1422,7 @@ func (x *GetMetadataRequest) String() string {
 func (*GetMetadataRequest) ProtoMessage() {}
 
 func (x *GetMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[15]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1435,7 @@ func (x *GetMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetadataRequest.ProtoReflect.Descriptor instead.
 func (*GetMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{15}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetMetadataRequest) GetAgentIds() [][]byte {
@@ -1345,7 +1456,7 @@ type GetMetadataResponse struct {
 
 func (x *GetMetadataResponse) Reset() {
 	*x = GetMetadataResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1468,7 @@ func (x *GetMetadataResponse) String() string {
 func (*GetMetadataResponse) ProtoMessage() {}
 
 func (x *GetMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[16]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1481,7 @@ func (x *GetMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetadataResponse.ProtoReflect.Descriptor instead.
 func (*GetMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{16}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetMetadataResponse) GetAgents() []*AgentMetadata {
@@ -1391,7 +1502,7 @@ type WatchMetadataRequest struct {
 
 func (x *WatchMetadataRequest) Reset() {
 	*x = WatchMetadataRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1514,7 @@ func (x *WatchMetadataRequest) String() string {
 func (*WatchMetadataRequest) ProtoMessage() {}
 
 func (x *WatchMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[17]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1527,7 @@ func (x *WatchMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMetadataRequest.ProtoReflect.Descriptor instead.
 func (*WatchMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{17}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchMetadataRequest) GetAgentIds() [][]byte {
@@ -1439,7 +1550,7 @@ type WatchMetadataResponse struct {
 
 func (x *WatchMetadataResponse) Reset() {
 	*x = WatchMetadataResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1562,7 @@ func (x *WatchMetadataResponse) String() string {
 func (*WatchMetadataResponse) ProtoMessage() {}
 
 func (x *WatchMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[18]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1575,7 @@ func (x *WatchMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMetadataResponse.ProtoReflect.Descriptor instead.
 func (*WatchMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{18}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchMetadataResponse) GetAgents() []*AgentMetadata {
@@ -1494,7 +1605,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1617,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[19]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1630,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{19}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListAgentsRequest) GetPageSize() int32 {
@@ -1549,7 +1660,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1672,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[20]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1685,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{20}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -1618,7 +1729,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1741,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[21]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1754,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{21}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Agent) GetId() []byte {
@@ -1726,7 +1837,7 @@ type PushMetricsRequest struct {
 
 func (x *PushMetricsRequest) Reset() {
 	*x = PushMetricsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1849,7 @@ func (x *PushMetricsRequest) String() string {
 func (*PushMetricsRequest) ProtoMessage() {}
 
 func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[22]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1862,7 @@ func (x *PushMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushMetricsRequest.ProtoReflect.Descriptor instead.
 func (*PushMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{22}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PushMetricsRequest) GetMessage() isPushMetricsRequest_Message {
@@ -1829,7 +1940,7 @@ type PushHello struct {
 
 func (x *PushHello) Reset() {
 	*x = PushHello{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1952,7 @@ func (x *PushHello) String() string {
 func (*PushHello) ProtoMessage() {}
 
 func (x *PushHello) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[23]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1965,7 @@ func (x *PushHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushHello.ProtoReflect.Descriptor instead.
 func (*PushHello) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{23}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PushHello) GetReplica() string {
@@ -1890,7 +2001,7 @@ type PushFamilies struct {
 
 func (x *PushFamilies) Reset() {
 	*x = PushFamilies{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2013,7 @@ func (x *PushFamilies) String() string {
 func (*PushFamilies) ProtoMessage() {}
 
 func (x *PushFamilies) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[24]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2026,7 @@ func (x *PushFamilies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushFamilies.ProtoReflect.Descriptor instead.
 func (*PushFamilies) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{24}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PushFamilies) GetFamilies() [][]byte {
@@ -1943,7 +2054,7 @@ type PushEnd struct {
 
 func (x *PushEnd) Reset() {
 	*x = PushEnd{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2066,7 @@ func (x *PushEnd) String() string {
 func (*PushEnd) ProtoMessage() {}
 
 func (x *PushEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[25]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2079,7 @@ func (x *PushEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushEnd.ProtoReflect.Descriptor instead.
 func (*PushEnd) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{25}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PushEnd) GetSnapshot() int64 {
@@ -2012,7 +2123,7 @@ type PushMetricsResponse struct {
 
 func (x *PushMetricsResponse) Reset() {
 	*x = PushMetricsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2135,7 @@ func (x *PushMetricsResponse) String() string {
 func (*PushMetricsResponse) ProtoMessage() {}
 
 func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[26]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2148,7 @@ func (x *PushMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushMetricsResponse.ProtoReflect.Descriptor instead.
 func (*PushMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{26}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PushMetricsResponse) GetSnapshot() int64 {
@@ -2087,7 +2198,7 @@ type FamilyRefusal struct {
 
 func (x *FamilyRefusal) Reset() {
 	*x = FamilyRefusal{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2210,7 @@ func (x *FamilyRefusal) String() string {
 func (*FamilyRefusal) ProtoMessage() {}
 
 func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[27]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2223,7 @@ func (x *FamilyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FamilyRefusal.ProtoReflect.Descriptor instead.
 func (*FamilyRefusal) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{27}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FamilyRefusal) GetName() string {
@@ -2154,7 +2265,7 @@ type WatchAgentsRequest struct {
 
 func (x *WatchAgentsRequest) Reset() {
 	*x = WatchAgentsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2277,7 @@ func (x *WatchAgentsRequest) String() string {
 func (*WatchAgentsRequest) ProtoMessage() {}
 
 func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[28]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2290,7 @@ func (x *WatchAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{28}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchAgentsRequest) GetAgentIds() [][]byte {
@@ -2204,7 +2315,7 @@ type WatchAgentsResponse struct {
 
 func (x *WatchAgentsResponse) Reset() {
 	*x = WatchAgentsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2327,7 @@ func (x *WatchAgentsResponse) String() string {
 func (*WatchAgentsResponse) ProtoMessage() {}
 
 func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[29]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2340,7 @@ func (x *WatchAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAgentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{29}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchAgentsResponse) GetAgents() []*AgentState {
@@ -2274,7 +2385,7 @@ type AgentState struct {
 
 func (x *AgentState) Reset() {
 	*x = AgentState{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2397,7 @@ func (x *AgentState) String() string {
 func (*AgentState) ProtoMessage() {}
 
 func (x *AgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[30]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2410,7 @@ func (x *AgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentState.ProtoReflect.Descriptor instead.
 func (*AgentState) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{30}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AgentState) GetAgentId() []byte {
@@ -2368,7 +2479,7 @@ type WatchStatsRequest struct {
 
 func (x *WatchStatsRequest) Reset() {
 	*x = WatchStatsRequest{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2491,7 @@ func (x *WatchStatsRequest) String() string {
 func (*WatchStatsRequest) ProtoMessage() {}
 
 func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[31]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2504,7 @@ func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{31}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchStatsRequest) GetName() string {
@@ -2454,7 +2565,7 @@ type WatchStatsResponse struct {
 
 func (x *WatchStatsResponse) Reset() {
 	*x = WatchStatsResponse{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2577,7 @@ func (x *WatchStatsResponse) String() string {
 func (*WatchStatsResponse) ProtoMessage() {}
 
 func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[32]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2590,7 @@ func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{32}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchStatsResponse) GetAgents() []*AgentStats {
@@ -2546,7 +2657,7 @@ type AgentStats struct {
 
 func (x *AgentStats) Reset() {
 	*x = AgentStats{}
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2669,7 @@ func (x *AgentStats) String() string {
 func (*AgentStats) ProtoMessage() {}
 
 func (x *AgentStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agentstats_v1_coderd_proto_msgTypes[33]
+	mi := &file_agentstats_v1_coderd_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2682,7 @@ func (x *AgentStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStats.ProtoReflect.Descriptor instead.
 func (*AgentStats) Descriptor() ([]byte, []int) {
-	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{33}
+	return file_agentstats_v1_coderd_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AgentStats) GetAgentId() []byte {
@@ -2634,7 +2745,13 @@ var File_agentstats_v1_coderd_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
-	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x03\n" +
+	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n" +
+	"\x13AcquireTasksRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1b\n" +
+	"\tholder_id\x18\x02 \x01(\fR\bholderId\x125\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bduration\"0\n" +
+	"\x14AcquireTasksResponse\x12\x18\n" +
+	"\agranted\x18\x01 \x03(\tR\agranted\"\xe6\x03\n" +
 	"\x11AgentRegistration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
@@ -2836,7 +2953,7 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x17AGENT_STATUS_CONNECTING\x10\x01\x12\x1a\n" +
 	"\x16AGENT_STATUS_CONNECTED\x10\x02\x12\x1d\n" +
 	"\x19AGENT_STATUS_DISCONNECTED\x10\x03\x12\x18\n" +
-	"\x14AGENT_STATUS_TIMEOUT\x10\x042\xb8\x06\n" +
+	"\x14AGENT_STATUS_TIMEOUT\x10\x042\x91\a\n" +
 	"\rCoderdService\x12]\n" +
 	"\x0eRegisterAgents\x12$.agentstats.v1.RegisterAgentsRequest\x1a%.agentstats.v1.RegisterAgentsResponse\x12c\n" +
 	"\x10DeregisterAgents\x12&.agentstats.v1.DeregisterAgentsRequest\x1a'.agentstats.v1.DeregisterAgentsResponse\x12S\n" +
@@ -2849,7 +2966,8 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\vPushMetrics\x12!.agentstats.v1.PushMetricsRequest\x1a\".agentstats.v1.PushMetricsResponse(\x010\x01\x12V\n" +
 	"\vWatchAgents\x12!.agentstats.v1.WatchAgentsRequest\x1a\".agentstats.v1.WatchAgentsResponse0\x01\x12U\n" +
 	"\n" +
-	"WatchStats\x12 .agentstats.v1.WatchStatsRequest\x1a!.agentstats.v1.WatchStatsResponse(\x010\x01B?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
+	"WatchStats\x12 .agentstats.v1.WatchStatsRequest\x1a!.agentstats.v1.WatchStatsResponse(\x010\x01\x12W\n" +
+	"\fAcquireTasks\x12\".agentstats.v1.AcquireTasksRequest\x1a#.agentstats.v1.AcquireTasksResponseB?Z=github.com/coder/agentstatsd/proto/agentstats/v1;agentstatsv1b\x06proto3"
 
 var (
 	file_agentstats_v1_coderd_proto_rawDescOnce sync.Once
@@ -2864,123 +2982,128 @@ func file_agentstats_v1_coderd_proto_rawDescGZIP() []byte {
 }
 
 var file_agentstats_v1_coderd_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_agentstats_v1_coderd_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_agentstats_v1_coderd_proto_goTypes = []any{
 	(AgentStatus)(0),                 // 0: agentstats.v1.AgentStatus
 	(Build_Transition)(0),            // 1: agentstats.v1.Build.Transition
-	(*AgentRegistration)(nil),        // 2: agentstats.v1.AgentRegistration
-	(*Observation)(nil),              // 3: agentstats.v1.Observation
-	(*Workspace)(nil),                // 4: agentstats.v1.Workspace
-	(*Template)(nil),                 // 5: agentstats.v1.Template
-	(*Build)(nil),                    // 6: agentstats.v1.Build
-	(*App)(nil),                      // 7: agentstats.v1.App
-	(*RegisterAgentsRequest)(nil),    // 8: agentstats.v1.RegisterAgentsRequest
-	(*RegisterAgentsResponse)(nil),   // 9: agentstats.v1.RegisterAgentsResponse
-	(*RegistrationRefusal)(nil),      // 10: agentstats.v1.RegistrationRefusal
-	(*DeregisterAgentsRequest)(nil),  // 11: agentstats.v1.DeregisterAgentsRequest
-	(*DeregisterAgentsResponse)(nil), // 12: agentstats.v1.DeregisterAgentsResponse
-	(*SyncAgentsRequest)(nil),        // 13: agentstats.v1.SyncAgentsRequest
-	(*SyncAgentsResponse)(nil),       // 14: agentstats.v1.SyncAgentsResponse
-	(*AgentMetadata)(nil),            // 15: agentstats.v1.AgentMetadata
-	(*MetadataValue)(nil),            // 16: agentstats.v1.MetadataValue
-	(*GetMetadataRequest)(nil),       // 17: agentstats.v1.GetMetadataRequest
-	(*GetMetadataResponse)(nil),      // 18: agentstats.v1.GetMetadataResponse
-	(*WatchMetadataRequest)(nil),     // 19: agentstats.v1.WatchMetadataRequest
-	(*WatchMetadataResponse)(nil),    // 20: agentstats.v1.WatchMetadataResponse
-	(*ListAgentsRequest)(nil),        // 21: agentstats.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 22: agentstats.v1.ListAgentsResponse
-	(*Agent)(nil),                    // 23: agentstats.v1.Agent
-	(*PushMetricsRequest)(nil),       // 24: agentstats.v1.PushMetricsRequest
-	(*PushHello)(nil),                // 25: agentstats.v1.PushHello
-	(*PushFamilies)(nil),             // 26: agentstats.v1.PushFamilies
-	(*PushEnd)(nil),                  // 27: agentstats.v1.PushEnd
-	(*PushMetricsResponse)(nil),      // 28: agentstats.v1.PushMetricsResponse
-	(*FamilyRefusal)(nil),            // 29: agentstats.v1.FamilyRefusal
-	(*WatchAgentsRequest)(nil),       // 30: agentstats.v1.WatchAgentsRequest
-	(*WatchAgentsResponse)(nil),      // 31: agentstats.v1.WatchAgentsResponse
-	(*AgentState)(nil),               // 32: agentstats.v1.AgentState
-	(*WatchStatsRequest)(nil),        // 33: agentstats.v1.WatchStatsRequest
-	(*WatchStatsResponse)(nil),       // 34: agentstats.v1.WatchStatsResponse
-	(*AgentStats)(nil),               // 35: agentstats.v1.AgentStats
-	(*timestamppb.Timestamp)(nil),    // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 37: google.protobuf.Duration
-	(*Lifecycle)(nil),                // 38: agentstats.v1.Lifecycle
-	(*Network)(nil),                  // 39: agentstats.v1.Network
-	(AppHealth)(0),                   // 40: agentstats.v1.AppHealth
-	(*AppHealthUpdate)(nil),          // 41: agentstats.v1.AppHealthUpdate
-	(*Stats)(nil),                    // 42: agentstats.v1.Stats
+	(*AcquireTasksRequest)(nil),      // 2: agentstats.v1.AcquireTasksRequest
+	(*AcquireTasksResponse)(nil),     // 3: agentstats.v1.AcquireTasksResponse
+	(*AgentRegistration)(nil),        // 4: agentstats.v1.AgentRegistration
+	(*Observation)(nil),              // 5: agentstats.v1.Observation
+	(*Workspace)(nil),                // 6: agentstats.v1.Workspace
+	(*Template)(nil),                 // 7: agentstats.v1.Template
+	(*Build)(nil),                    // 8: agentstats.v1.Build
+	(*App)(nil),                      // 9: agentstats.v1.App
+	(*RegisterAgentsRequest)(nil),    // 10: agentstats.v1.RegisterAgentsRequest
+	(*RegisterAgentsResponse)(nil),   // 11: agentstats.v1.RegisterAgentsResponse
+	(*RegistrationRefusal)(nil),      // 12: agentstats.v1.RegistrationRefusal
+	(*DeregisterAgentsRequest)(nil),  // 13: agentstats.v1.DeregisterAgentsRequest
+	(*DeregisterAgentsResponse)(nil), // 14: agentstats.v1.DeregisterAgentsResponse
+	(*SyncAgentsRequest)(nil),        // 15: agentstats.v1.SyncAgentsRequest
+	(*SyncAgentsResponse)(nil),       // 16: agentstats.v1.SyncAgentsResponse
+	(*AgentMetadata)(nil),            // 17: agentstats.v1.AgentMetadata
+	(*MetadataValue)(nil),            // 18: agentstats.v1.MetadataValue
+	(*GetMetadataRequest)(nil),       // 19: agentstats.v1.GetMetadataRequest
+	(*GetMetadataResponse)(nil),      // 20: agentstats.v1.GetMetadataResponse
+	(*WatchMetadataRequest)(nil),     // 21: agentstats.v1.WatchMetadataRequest
+	(*WatchMetadataResponse)(nil),    // 22: agentstats.v1.WatchMetadataResponse
+	(*ListAgentsRequest)(nil),        // 23: agentstats.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 24: agentstats.v1.ListAgentsResponse
+	(*Agent)(nil),                    // 25: agentstats.v1.Agent
+	(*PushMetricsRequest)(nil),       // 26: agentstats.v1.PushMetricsRequest
+	(*PushHello)(nil),                // 27: agentstats.v1.PushHello
+	(*PushFamilies)(nil),             // 28: agentstats.v1.PushFamilies
+	(*PushEnd)(nil),                  // 29: agentstats.v1.PushEnd
+	(*PushMetricsResponse)(nil),      // 30: agentstats.v1.PushMetricsResponse
+	(*FamilyRefusal)(nil),            // 31: agentstats.v1.FamilyRefusal
+	(*WatchAgentsRequest)(nil),       // 32: agentstats.v1.WatchAgentsRequest
+	(*WatchAgentsResponse)(nil),      // 33: agentstats.v1.WatchAgentsResponse
+	(*AgentState)(nil),               // 34: agentstats.v1.AgentState
+	(*WatchStatsRequest)(nil),        // 35: agentstats.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),       // 36: agentstats.v1.WatchStatsResponse
+	(*AgentStats)(nil),               // 37: agentstats.v1.AgentStats
+	(*durationpb.Duration)(nil),      // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
+	(*Lifecycle)(nil),                // 40: agentstats.v1.Lifecycle
+	(*Network)(nil),                  // 41: agentstats.v1.Network
+	(AppHealth)(0),                   // 42: agentstats.v1.AppHealth
+	(*AppHealthUpdate)(nil),          // 43: agentstats.v1.AppHealthUpdate
+	(*Stats)(nil),                    // 44: agentstats.v1.Stats
 }
 var file_agentstats_v1_coderd_proto_depIdxs = []int32{
-	36, // 0: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
-	37, // 1: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
-	4,  // 2: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
-	7,  // 3: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
-	37, // 4: agentstats.v1.AgentRegistration.age:type_name -> google.protobuf.Duration
-	3,  // 5: agentstats.v1.AgentRegistration.observed:type_name -> agentstats.v1.Observation
-	36, // 6: agentstats.v1.Observation.at:type_name -> google.protobuf.Timestamp
-	0,  // 7: agentstats.v1.Observation.status:type_name -> agentstats.v1.AgentStatus
-	38, // 8: agentstats.v1.Observation.lifecycle:type_name -> agentstats.v1.Lifecycle
-	39, // 9: agentstats.v1.Observation.network:type_name -> agentstats.v1.Network
-	5,  // 10: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
-	6,  // 11: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
-	36, // 12: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 13: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
-	40, // 14: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
-	2,  // 15: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	4,  // 16: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	10, // 17: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
-	2,  // 18: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
-	4,  // 19: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
-	37, // 20: agentstats.v1.SyncAgentsRequest.read_age:type_name -> google.protobuf.Duration
-	10, // 21: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
-	16, // 22: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
-	36, // 23: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
-	15, // 24: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	15, // 25: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
-	23, // 26: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
-	4,  // 27: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
-	36, // 28: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
-	38, // 29: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
-	41, // 30: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	25, // 31: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
-	26, // 32: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
-	27, // 33: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
-	37, // 34: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
-	37, // 35: agentstats.v1.PushEnd.age:type_name -> google.protobuf.Duration
-	29, // 36: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
-	32, // 37: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
-	0,  // 38: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
-	38, // 39: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
-	41, // 40: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
-	36, // 41: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
-	35, // 42: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
-	36, // 43: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
-	42, // 44: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
-	36, // 45: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
-	36, // 46: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
-	8,  // 47: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
-	11, // 48: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
-	13, // 49: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
-	17, // 50: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
-	19, // 51: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
-	21, // 52: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
-	24, // 53: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
-	30, // 54: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
-	33, // 55: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
-	9,  // 56: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
-	12, // 57: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
-	14, // 58: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
-	18, // 59: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
-	20, // 60: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
-	22, // 61: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
-	28, // 62: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
-	31, // 63: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
-	34, // 64: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
-	56, // [56:65] is the sub-list for method output_type
-	47, // [47:56] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	38, // 0: agentstats.v1.AcquireTasksRequest.duration:type_name -> google.protobuf.Duration
+	39, // 1: agentstats.v1.AgentRegistration.created_at:type_name -> google.protobuf.Timestamp
+	38, // 2: agentstats.v1.AgentRegistration.connection_timeout:type_name -> google.protobuf.Duration
+	6,  // 3: agentstats.v1.AgentRegistration.workspace:type_name -> agentstats.v1.Workspace
+	9,  // 4: agentstats.v1.AgentRegistration.apps:type_name -> agentstats.v1.App
+	38, // 5: agentstats.v1.AgentRegistration.age:type_name -> google.protobuf.Duration
+	5,  // 6: agentstats.v1.AgentRegistration.observed:type_name -> agentstats.v1.Observation
+	39, // 7: agentstats.v1.Observation.at:type_name -> google.protobuf.Timestamp
+	0,  // 8: agentstats.v1.Observation.status:type_name -> agentstats.v1.AgentStatus
+	40, // 9: agentstats.v1.Observation.lifecycle:type_name -> agentstats.v1.Lifecycle
+	41, // 10: agentstats.v1.Observation.network:type_name -> agentstats.v1.Network
+	7,  // 11: agentstats.v1.Workspace.template:type_name -> agentstats.v1.Template
+	8,  // 12: agentstats.v1.Workspace.build:type_name -> agentstats.v1.Build
+	39, // 13: agentstats.v1.Build.created_at:type_name -> google.protobuf.Timestamp
+	1,  // 14: agentstats.v1.Build.transition:type_name -> agentstats.v1.Build.Transition
+	42, // 15: agentstats.v1.App.health:type_name -> agentstats.v1.AppHealth
+	4,  // 16: agentstats.v1.RegisterAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	6,  // 17: agentstats.v1.RegisterAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	12, // 18: agentstats.v1.RegisterAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	4,  // 19: agentstats.v1.SyncAgentsRequest.agents:type_name -> agentstats.v1.AgentRegistration
+	6,  // 20: agentstats.v1.SyncAgentsRequest.workspaces:type_name -> agentstats.v1.Workspace
+	38, // 21: agentstats.v1.SyncAgentsRequest.read_age:type_name -> google.protobuf.Duration
+	12, // 22: agentstats.v1.SyncAgentsResponse.refused:type_name -> agentstats.v1.RegistrationRefusal
+	18, // 23: agentstats.v1.AgentMetadata.values:type_name -> agentstats.v1.MetadataValue
+	39, // 24: agentstats.v1.MetadataValue.collected_at:type_name -> google.protobuf.Timestamp
+	17, // 25: agentstats.v1.GetMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	17, // 26: agentstats.v1.WatchMetadataResponse.agents:type_name -> agentstats.v1.AgentMetadata
+	25, // 27: agentstats.v1.ListAgentsResponse.agents:type_name -> agentstats.v1.Agent
+	6,  // 28: agentstats.v1.Agent.workspace:type_name -> agentstats.v1.Workspace
+	39, // 29: agentstats.v1.Agent.last_seen_at:type_name -> google.protobuf.Timestamp
+	40, // 30: agentstats.v1.Agent.lifecycle:type_name -> agentstats.v1.Lifecycle
+	43, // 31: agentstats.v1.Agent.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	27, // 32: agentstats.v1.PushMetricsRequest.hello:type_name -> agentstats.v1.PushHello
+	28, // 33: agentstats.v1.PushMetricsRequest.families:type_name -> agentstats.v1.PushFamilies
+	29, // 34: agentstats.v1.PushMetricsRequest.end:type_name -> agentstats.v1.PushEnd
+	38, // 35: agentstats.v1.PushHello.interval:type_name -> google.protobuf.Duration
+	38, // 36: agentstats.v1.PushEnd.age:type_name -> google.protobuf.Duration
+	31, // 37: agentstats.v1.PushMetricsResponse.refused:type_name -> agentstats.v1.FamilyRefusal
+	34, // 38: agentstats.v1.WatchAgentsResponse.agents:type_name -> agentstats.v1.AgentState
+	0,  // 39: agentstats.v1.AgentState.status:type_name -> agentstats.v1.AgentStatus
+	40, // 40: agentstats.v1.AgentState.lifecycle:type_name -> agentstats.v1.Lifecycle
+	43, // 41: agentstats.v1.AgentState.app_health:type_name -> agentstats.v1.AppHealthUpdate
+	39, // 42: agentstats.v1.AgentState.last_seen_at:type_name -> google.protobuf.Timestamp
+	37, // 43: agentstats.v1.WatchStatsResponse.agents:type_name -> agentstats.v1.AgentStats
+	39, // 44: agentstats.v1.WatchStatsResponse.since:type_name -> google.protobuf.Timestamp
+	44, // 45: agentstats.v1.AgentStats.stats:type_name -> agentstats.v1.Stats
+	39, // 46: agentstats.v1.AgentStats.received_at:type_name -> google.protobuf.Timestamp
+	39, // 47: agentstats.v1.AgentStats.last_used_at:type_name -> google.protobuf.Timestamp
+	10, // 48: agentstats.v1.CoderdService.RegisterAgents:input_type -> agentstats.v1.RegisterAgentsRequest
+	13, // 49: agentstats.v1.CoderdService.DeregisterAgents:input_type -> agentstats.v1.DeregisterAgentsRequest
+	15, // 50: agentstats.v1.CoderdService.SyncAgents:input_type -> agentstats.v1.SyncAgentsRequest
+	19, // 51: agentstats.v1.CoderdService.GetMetadata:input_type -> agentstats.v1.GetMetadataRequest
+	21, // 52: agentstats.v1.CoderdService.WatchMetadata:input_type -> agentstats.v1.WatchMetadataRequest
+	23, // 53: agentstats.v1.CoderdService.ListAgents:input_type -> agentstats.v1.ListAgentsRequest
+	26, // 54: agentstats.v1.CoderdService.PushMetrics:input_type -> agentstats.v1.PushMetricsRequest
+	32, // 55: agentstats.v1.CoderdService.WatchAgents:input_type -> agentstats.v1.WatchAgentsRequest
+	35, // 56: agentstats.v1.CoderdService.WatchStats:input_type -> agentstats.v1.WatchStatsRequest
+	2,  // 57: agentstats.v1.CoderdService.AcquireTasks:input_type -> agentstats.v1.AcquireTasksRequest
+	11, // 58: agentstats.v1.CoderdService.RegisterAgents:output_type -> agentstats.v1.RegisterAgentsResponse
+	14, // 59: agentstats.v1.CoderdService.DeregisterAgents:output_type -> agentstats.v1.DeregisterAgentsResponse
+	16, // 60: agentstats.v1.CoderdService.SyncAgents:output_type -> agentstats.v1.SyncAgentsResponse
+	20, // 61: agentstats.v1.CoderdService.GetMetadata:output_type -> agentstats.v1.GetMetadataResponse
+	22, // 62: agentstats.v1.CoderdService.WatchMetadata:output_type -> agentstats.v1.WatchMetadataResponse
+	24, // 63: agentstats.v1.CoderdService.ListAgents:output_type -> agentstats.v1.ListAgentsResponse
+	30, // 64: agentstats.v1.CoderdService.PushMetrics:output_type -> agentstats.v1.PushMetricsResponse
+	33, // 65: agentstats.v1.CoderdService.WatchAgents:output_type -> agentstats.v1.WatchAgentsResponse
+	36, // 66: agentstats.v1.CoderdService.WatchStats:output_type -> agentstats.v1.WatchStatsResponse
+	3,  // 67: agentstats.v1.CoderdService.AcquireTasks:output_type -> agentstats.v1.AcquireTasksResponse
+	58, // [58:68] is the sub-list for method output_type
+	48, // [48:58] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_agentstats_v1_coderd_proto_init() }
@@ -2989,7 +3112,7 @@ func file_agentstats_v1_coderd_proto_init() {
 		return
 	}
 	file_agentstats_v1_agent_proto_init()
-	file_agentstats_v1_coderd_proto_msgTypes[22].OneofWrappers = []any{
+	file_agentstats_v1_coderd_proto_msgTypes[24].OneofWrappers = []any{
 		(*PushMetricsRequest_Hello)(nil),
 		(*PushMetricsRequest_Families)(nil),
 		(*PushMetricsRequest_End)(nil),
@@ -3000,7 +3123,7 @@ func file_agentstats_v1_coderd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agentstats_v1_coderd_proto_rawDesc), len(file_agentstats_v1_coderd_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

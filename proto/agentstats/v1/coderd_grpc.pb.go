@@ -28,6 +28,7 @@ const (
 	CoderdService_PushMetrics_FullMethodName      = "/agentstats.v1.CoderdService/PushMetrics"
 	CoderdService_WatchAgents_FullMethodName      = "/agentstats.v1.CoderdService/WatchAgents"
 	CoderdService_WatchStats_FullMethodName       = "/agentstats.v1.CoderdService/WatchStats"
+	CoderdService_AcquireTasks_FullMethodName     = "/agentstats.v1.CoderdService/AcquireTasks"
 )
 
 // CoderdServiceClient is the client API for CoderdService service.
@@ -104,6 +105,11 @@ type CoderdServiceClient interface {
 	// an older database was restored, reports may be sent again. The incarnation
 	// changes then.
 	WatchStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse], error)
+	// AcquireTasks grants tasks that one process at a time should do, such as to sync the
+	// registrations, or to scrape one target: those that nobody else has. Who has one
+	// renews it by acquiring it again. It expires otherwise. Nothing depends on it: the
+	// service does not know what a task is.
+	AcquireTasks(ctx context.Context, in *AcquireTasksRequest, opts ...grpc.CallOption) (*AcquireTasksResponse, error)
 }
 
 type coderdServiceClient struct {
@@ -231,6 +237,16 @@ func (c *coderdServiceClient) WatchStats(ctx context.Context, opts ...grpc.CallO
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CoderdService_WatchStatsClient = grpc.BidiStreamingClient[WatchStatsRequest, WatchStatsResponse]
 
+func (c *coderdServiceClient) AcquireTasks(ctx context.Context, in *AcquireTasksRequest, opts ...grpc.CallOption) (*AcquireTasksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcquireTasksResponse)
+	err := c.cc.Invoke(ctx, CoderdService_AcquireTasks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CoderdServiceServer is the server API for CoderdService service.
 // All implementations must embed UnimplementedCoderdServiceServer
 // for forward compatibility.
@@ -305,6 +321,11 @@ type CoderdServiceServer interface {
 	// an older database was restored, reports may be sent again. The incarnation
 	// changes then.
 	WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error
+	// AcquireTasks grants tasks that one process at a time should do, such as to sync the
+	// registrations, or to scrape one target: those that nobody else has. Who has one
+	// renews it by acquiring it again. It expires otherwise. Nothing depends on it: the
+	// service does not know what a task is.
+	AcquireTasks(context.Context, *AcquireTasksRequest) (*AcquireTasksResponse, error)
 	mustEmbedUnimplementedCoderdServiceServer()
 }
 
@@ -341,6 +362,9 @@ func (UnimplementedCoderdServiceServer) WatchAgents(*WatchAgentsRequest, grpc.Se
 }
 func (UnimplementedCoderdServiceServer) WatchStats(grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchStats not implemented")
+}
+func (UnimplementedCoderdServiceServer) AcquireTasks(context.Context, *AcquireTasksRequest) (*AcquireTasksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcquireTasks not implemented")
 }
 func (UnimplementedCoderdServiceServer) mustEmbedUnimplementedCoderdServiceServer() {}
 func (UnimplementedCoderdServiceServer) testEmbeddedByValue()                       {}
@@ -478,6 +502,24 @@ func _CoderdService_WatchStats_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CoderdService_WatchStatsServer = grpc.BidiStreamingServer[WatchStatsRequest, WatchStatsResponse]
 
+func _CoderdService_AcquireTasks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcquireTasksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CoderdServiceServer).AcquireTasks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CoderdService_AcquireTasks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CoderdServiceServer).AcquireTasks(ctx, req.(*AcquireTasksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CoderdService_ServiceDesc is the grpc.ServiceDesc for CoderdService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -500,6 +542,10 @@ var CoderdService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAgents",
 			Handler:    _CoderdService_ListAgents_Handler,
+		},
+		{
+			MethodName: "AcquireTasks",
+			Handler:    _CoderdService_AcquireTasks_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
