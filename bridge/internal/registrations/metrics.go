@@ -12,6 +12,7 @@ import (
 // Outcomes of syncs and of agents that were not known, as the counters label them.
 const (
 	outcomeSynced  = "synced"
+	outcomeLeft    = "left_to_another"
 	outcomeDoubt   = "in_doubt" // registered, and nothing removed
 	outcomeRefused = "token_refused"
 	outcomeCoder   = "coder_failed"
@@ -32,7 +33,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		syncs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_syncs_total",
-			Help: "Syncs of registrations by outcome (in_doubt: nothing was removed, as the API token may have lost rights).",
+			Help: "Syncs of registrations by outcome (left_to_another: another bridge does it; in_doubt: nothing was removed, as the API token may have lost rights).",
 		}, []string{"outcome"}),
 		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_unknown_agents_total",
@@ -43,7 +44,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Agents that syncs deregistered.",
 		}),
 	}
-	for _, outcome := range []string{outcomeSynced, outcomeDoubt, outcomeRefused, outcomeCoder, outcomeService} {
+	for _, outcome := range []string{outcomeSynced, outcomeLeft, outcomeDoubt, outcomeRefused, outcomeCoder, outcomeService} {
 		m.syncs.WithLabelValues(outcome)
 	}
 	for _, outcome := range []string{agentRegistered, agentNotCurrent, agentListed, agentBeyond} {
@@ -62,7 +63,7 @@ func (r *Registrations) registerGauges(reg prometheus.Registerer) error {
 		})
 	}
 	return ownmetrics.Register(reg,
-		gauge("agentstatsd_bridge_last_sync_timestamp_seconds", "Unix time of the newest sync that succeeded; 0: none has.", func() float64 {
+		gauge("agentstatsd_bridge_last_sync_timestamp_seconds", "Unix time of the newest sync of this bridge that succeeded; 0: none has.", func() float64 {
 			if r.syncedAt.IsZero() {
 				return 0
 			}

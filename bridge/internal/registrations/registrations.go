@@ -49,6 +49,8 @@ type Registrations struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
+	// holder is who acquires the task to sync.
+	holder uuid.UUID
 
 	// wantSync has an element while a sync is asked for, wake while agents wait.
 	wantSync, wake chan struct{}
@@ -91,7 +93,7 @@ func New(from *coder.Client, service *client.Coderd, opts Options, reg prometheu
 		return nil, err
 	}
 	r := &Registrations{
-		coder: from, service: service, opts: opts, metrics: m, log: log,
+		coder: from, service: service, opts: opts, metrics: m, log: log, holder: uuid.New(),
 		wantSync: make(chan struct{}, 1), wake: make(chan struct{}, 1), looked: make(chan struct{}),
 		agents:     make(map[uuid.UUID]Known),
 		workspaces: make(map[uuid.UUID]string),
@@ -107,6 +109,7 @@ func (r *Registrations) Run(ctx context.Context) error {
 	running.Go(func() { r.runUnknown(ctx) })
 	running.Go(func() { r.watchExpiry(ctx) })
 	running.Wait()
+	r.releaseSync()
 	return nil
 }
 
@@ -134,21 +137,33 @@ func (r *Registrations) Warnings() []string {
 // runSyncs syncs at once, and each interval from then on.
 func (r *Registrations) runSyncs(ctx context.Context) {
 	retries := backoff.Backoff{Min: 5 * time.Second, Max: r.opts.SyncInterval}
-	failures := 0
+	failures, asked := 0, false
 	for ctx.Err() == nil {
-		err := r.sync(ctx)
+		mine, err := r.acquireSync(ctx)
+		left := !mine && !asked
+		asked = false
+		switch {
+		case err != nil:
+		case left:
+			err = r.follow(ctx)
+		default:
+			err = r.sync(ctx)
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		r.noteSync(err)
+		r.noteSync(err, left)
 		switch {
+		case err == nil && !mine:
+			failures = 0
+			asked = r.waitForSync(ctx, followWait)
 		case err == nil:
 			failures = 0
-			r.waitForSync(ctx)
+			asked = r.waitForSync(ctx, r.opts.SyncInterval)
 		case errors.Is(err, errDoubt):
 			failures = 0
 			r.log.Warn("registrations are synced in part: nothing is removed", "error", err)
-			r.waitForSync(ctx)
+			asked = r.waitForSync(ctx, r.opts.SyncInterval)
 		case errors.Is(err, coder.ErrUnauthorized):
 			r.waitForToken(ctx, err)
 		default:
@@ -160,12 +175,17 @@ func (r *Registrations) runSyncs(ctx context.Context) {
 	}
 }
 
-func (r *Registrations) noteSync(err error) {
-	r.metrics.syncs.WithLabelValues(outcomeOf(err)).Inc()
+// noteSync notes how a sync ended. left: it was left to another bridge.
+func (r *Registrations) noteSync(err error, left bool) {
+	outcome := outcomeOf(err)
+	if err == nil && left {
+		outcome = outcomeLeft
+	}
+	r.metrics.syncs.WithLabelValues(outcome).Inc()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.syncErr = err
-	if err == nil {
+	if outcome == outcomeSynced {
 		r.syncedAt = time.Now()
 	}
 	if err == nil || errors.Is(err, errDoubt) {
@@ -178,21 +198,23 @@ func (r *Registrations) noteSync(err error) {
 	}
 }
 
-// waitForSync waits until the next sync is due, or asked for.
-func (r *Registrations) waitForSync(ctx context.Context) {
+// waitForSync waits until the next sync is due, in about so long, or asked for.
+func (r *Registrations) waitForSync(ctx context.Context, interval time.Duration) (asked bool) {
 	// Several bridges do not sync at one moment.
-	wait := time.Duration(float64(r.opts.SyncInterval) * (0.9 + 0.2*rand.Float64()))
+	wait := time.Duration(float64(interval) * (0.9 + 0.2*rand.Float64()))
 	least := min(minSyncWait, wait)
 	if !backoff.Sleep(ctx, least) {
-		return
+		return false
 	}
 	timer := time.NewTimer(wait - least)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-r.wantSync:
+		return true
 	case <-ctx.Done():
 	}
+	return false
 }
 
 // waitForToken waits until a refused token may be tried again: after a minute, or when its

@@ -451,6 +451,59 @@ func TestUnknownAgents(t *testing.T) {
 	})
 }
 
+// Of two bridges one syncs, and the other one when that stops. Both register who connects.
+func TestTwoBridges(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		rest := codertest.NewREST()
+		rest.Put(started(1))
+		s := newSetup(t, rest, 0)
+		from, err := coder.New(coder.Options{URL: "http://coder.test", TokenFile: s.path, Transport: rest.Serve(t)}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		other, err := New(from, s.coderd, Options{}, prometheus.NewPedanticRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { require.NoError(t, s.Run(ctx)) })
+		time.Sleep(10 * time.Second)
+		until, end := context.WithCancel(t.Context())
+		defer running.Wait()
+		defer end()
+		running.Go(func() { require.NoError(t, other.Run(until)) })
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.InDelta(t, 12, rest.Requests("list"), 2)
+		require.Equal(t, rest.Requests("list"), s.syncs(outcomeSynced))
+		known, ok := other.Agent(agentID(1, 1))
+		require.True(t, ok)
+		require.Equal(t, id('w', 1, 0), known.Workspace)
+
+		// The one that does not sync registers who connects, and lists for many.
+		other.Connected(agentID(1, 1), id('w', 1, 0))
+		rest.Put(started(2))
+		other.Connected(agentID(2, 1), id('w', 2, 0))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		s.requireAgents(agentID(1, 1), agentID(2, 1))
+		require.Equal(t, 1, rest.Requests("workspace"))
+		want := []uuid.UUID{agentID(1, 1), agentID(2, 1)}
+		for n := 100; n < 160; n++ {
+			rest.Put(started(n))
+			other.Connected(agentID(n, 1), id('w', n, 0))
+			want = append(want, agentID(n, 1))
+		}
+		time.Sleep(minSyncWait + 2*time.Second)
+		synctest.Wait()
+		s.requireAgents(want...)
+
+		stop()
+		synctest.Wait()
+		lists := rest.Requests("list")
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, lists+1, rest.Requests("list"), "the other one syncs")
+	})
+}
+
 func TestUnknownAgentsAreBounded(t *testing.T) {
 	s := newSetup(t, codertest.NewREST(), 0)
 	s.opts.MaxUnknown = 3
