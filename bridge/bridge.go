@@ -76,7 +76,7 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 	if b.relaying, err = relaying.New(relays, relaying.Options{Connected: opts.Connected}, reg, log); err != nil {
 		return nil, err
 	}
-	if b.proxy, err = proxy.New(opts.Upstream, b.open, proxy.Options{DrainTimeout: opts.DrainTimeout}, reg, log); err != nil {
+	if b.proxy, err = proxy.New(opts.Upstream, b.open, proxy.Options{TLS: opts.UpstreamTLS, DrainTimeout: opts.DrainTimeout}, reg, log); err != nil {
 		return nil, err
 	}
 	if b.metrics, err = newMetrics(reg); err != nil {

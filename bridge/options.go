@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
 	"net/url"
 	"time"
@@ -15,6 +16,8 @@ import (
 type Options struct {
 	// Upstream is the URL of coderd, of http or https. Required.
 	Upstream *url.URL
+	// UpstreamTLS is that of a coderd with https; nil: the system's certificates verify it.
+	UpstreamTLS *tls.Config
 	// DrainDelay is the time between saying that the bridge is not ready and refusing new
 	// connections, so that load balancers know; 0: 5 s. Below 0: none.
 	DrainDelay time.Duration

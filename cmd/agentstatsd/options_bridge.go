@@ -17,6 +17,7 @@ type bridgeConfig struct {
 
 	listen           string
 	upstream         string
+	upstreamCAFile   string
 	serviceURL       string
 	allowPlaintext   bool
 	drainDelay       time.Duration
@@ -73,6 +74,10 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		{
 			Description: "The URL of coderd that agents' connections go on to, http or https, such as http://coder:7080. Empty: none come here.",
 			Flag:        "upstream", Value: serpent.StringOf(&b.upstream),
+		},
+		{
+			Description: "Certificates that coderd's is verified against, PEM. Empty: the system's.",
+			Flag:        "upstream-ca-file", Value: serpent.StringOf(&b.upstreamCAFile),
 		},
 		{
 			Description: "How the service is dialed with coderd's token, as agentstatsd://host:2113?token_file=/etc/agentstatsd/token. " +

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
 	"time"
 )
@@ -10,6 +11,8 @@ import (
 type Options struct {
 	// DialTimeout bounds the time until coderd takes a connection; 0: 10 s.
 	DialTimeout time.Duration
+	// TLS of connections to a coderd with https; nil: the system's certificates verify it.
+	TLS *tls.Config
 	// DrainTimeout is the time over which Drain closes connections; 0: 60 s.
 	DrainTimeout time.Duration
 }

@@ -91,7 +91,7 @@ func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometh
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite: p.rewrite,
 		Transport: &http.Transport{
-			DialContext: dialer.DialContext, DisableCompression: true, Protocols: protocols,
+			DialContext: dialer.DialContext, DisableCompression: true, Protocols: protocols, TLSClientConfig: opts.TLS,
 			MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: opts.DialTimeout,
 		},
 		FlushInterval:  -1,

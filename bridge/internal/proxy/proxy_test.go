@@ -3,6 +3,8 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"log/slog"
 	"net"
@@ -78,6 +80,11 @@ type bridge struct {
 
 func start(t *testing.T, upstream string) *bridge {
 	t.Helper()
+	return startWith(t, upstream, Options{})
+}
+
+func startWith(t *testing.T, upstream string, opts Options) *bridge {
+	t.Helper()
 	u, err := url.Parse(upstream)
 	require.NoError(t, err)
 	b := &bridge{copies: make(chan *kept, 10), opened: make(chan Handshake, 10), reg: prometheus.NewPedanticRegistry()}
@@ -86,7 +93,7 @@ func start(t *testing.T, upstream string) *bridge {
 		b.opened <- h
 		b.copies <- k
 		return k
-	}, Options{}, b.reg, slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	}, opts, b.reg, slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	require.NoError(t, err)
 	server := httptest.NewServer(b.Proxy)
 	t.Cleanup(server.Close)
@@ -150,6 +157,24 @@ func TestBytesAreUnchanged(t *testing.T) {
 	require.Equal(t, float64(len(k.bytes[0])), testutil.ToFloat64(b.metrics.fromAgent.bytes))
 	require.Equal(t, 1.0, testutil.ToFloat64(b.metrics.handshakes.WithLabelValues("101")))
 	require.NotContains(t, b.log.String(), secret)
+}
+
+// A coderd with TLS gets the same, in HTTP/1.1.
+func TestCoderdWithTLS(t *testing.T) {
+	coderd := &codertest.RPC{}
+	coderd.Add(codertest.Agent{ID: agentID, Token: "token", Manifest: codertest.Manifest{AgentID: agentID}.Encode()})
+	server := httptest.NewUnstartedServer(coderd)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	b := startWith(t, server.URL, Options{TLS: &tls.Config{RootCAs: roots}})
+	s, err := codertest.Dial(t.Context(), b.addr, "token", codertest.DialOptions{})
+	require.NoError(t, err)
+	_, err = s.Call(t.Context(), codertest.GetManifest, nil)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
 }
 
 // The handshake is passed on as it came, but for offers of compression and the peer's
