@@ -152,27 +152,33 @@ type page struct {
 
 func (c *Client) readPage(ctx context.Context, offset, limit int, yield func(*Workspace, bool)) (p page, err error) {
 	query := url.Values{"limit": {strconv.Itoa(limit)}, "offset": {strconv.Itoa(offset)}}
-	err = c.get(ctx, "api/v2/workspaces", query, func(d *json.Decoder) error {
-		p = page{}
-		at := time.Now()
-		return decodeFields(d, map[string]func(*json.Decoder) error{
-			"count": func(d *json.Decoder) error { return d.Decode(&p.count) },
-			"workspaces": func(d *json.Decoder) error {
-				return decodeElements(d, func(d *json.Decoder) error {
-					w, err := decodeWorkspace(d, at)
-					if err != nil && !isMisfit(err) {
-						return err
-					}
-					p.rows++
-					if w.ID == uuid.Nil {
-						p.unreadable++
-						return nil
-					}
-					yield(&w, err == nil)
+	err = c.get(ctx, "api/v2/workspaces", query, func(d *json.Decoder) (err error) {
+		p, err = decodePage(d, time.Now(), yield)
+		return err
+	})
+	return p, err
+}
+
+// decodePage decodes a page that was asked for at a time. It yields each workspace that
+// has an id.
+func decodePage(d *json.Decoder, at time.Time, yield func(*Workspace, bool)) (p page, err error) {
+	err = decodeFields(d, map[string]func(*json.Decoder) error{
+		"count": func(d *json.Decoder) error { return d.Decode(&p.count) },
+		"workspaces": func(d *json.Decoder) error {
+			return decodeElements(d, func(d *json.Decoder) error {
+				w, err := decodeWorkspace(d, at)
+				if err != nil && !isMisfit(err) {
+					return err
+				}
+				p.rows++
+				if w.ID == uuid.Nil {
+					p.unreadable++
 					return nil
-				})
-			},
-		})
+				}
+				yield(&w, err == nil)
+				return nil
+			})
+		},
 	})
 	return p, err
 }
