@@ -3,6 +3,7 @@ package coder
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ func pageOf(workspaces int) []byte {
 	for n := range workspaces {
 		rest.Put(started(n))
 	}
-	req := httptest.NewRequest("GET", "/api/v2/workspaces", nil)
+	req := httptest.NewRequest(http.MethodGet, "/api/v2/workspaces", nil)
 	req.Header.Set("Coder-Session-Token", token)
 	answer := httptest.NewRecorder()
 	rest.ServeHTTP(answer, req)
