@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 
 	"google.golang.org/grpc"
 
 	"github.com/coder/agentstatsd/bridge"
+	"github.com/coder/agentstatsd/client"
 )
 
 // bridgeParts are what a bridge does; nil: it does not.
@@ -48,6 +50,11 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 			return nil, err
 		}
 		opts.Connected = p.registrations.Connected
+	}
+	if b.upstreamCAFile != "" {
+		if opts.UpstreamTLS, err = (client.TLSFiles{CA: b.upstreamCAFile}).Config(); err != nil {
+			return nil, fmt.Errorf("--upstream-ca-file: %w", err)
+		}
 	}
 	if b.upstream != "" {
 		if p.agents, err = bridge.New(conn, opts, s.registry, s.log.With("component", "bridge")); err != nil {
