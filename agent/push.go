@@ -21,6 +21,8 @@ type Push struct {
 	Instance Instance
 	// Interval between two snapshots.
 	Interval time.Duration
+	// PassThrough means that what agents have, and what is computed of them, is taken in.
+	PassThrough bool
 	// Snapshot is the number of this one, rising from 1 in the life of the
 	// instance.
 	Snapshot int64

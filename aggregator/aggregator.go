@@ -214,22 +214,22 @@ func (a *Aggregator) Remove(id agent.ID) {
 // WriteText writes all families in the text format 0.0.4, sorted by name.
 // Documented families have HELP and TYPE even without a series.
 func (a *Aggregator) WriteText(w io.Writer) error {
-	return a.write(w, arena.NewText, nil)
+	return a.write(w, arena.NewText, nil, nil)
 }
 
 // WriteProtobuf writes all families that have series as delimited
 // io.prometheus.client.MetricFamily messages, sorted by name.
 func (a *Aggregator) WriteProtobuf(w io.Writer) error {
-	return a.write(w, arena.NewProto, nil)
+	return a.write(w, arena.NewProto, nil, nil)
 }
 
 // write writes the families, and those that are pushed.
-func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape, pushed []*metrics.Rendered) error {
+func (a *Aggregator) write(w io.Writer, newScrape func(io.Writer, *arena.Generations) *arena.Scrape, passed map[string]bool, pushed []*metrics.Rendered) error {
 	list := a.familiesToServe()
 	a.states.mu.Lock()
 	s := newScrape(w, &a.generations)
 	a.states.mu.Unlock()
-	return s.Close(writeFamilies(s, list, pushed))
+	return s.Close(writeFamilies(s, list, passed, pushed))
 }
 
 // familiesToServe returns the families to serve, with the newest lines of their

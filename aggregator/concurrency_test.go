@@ -111,6 +111,9 @@ type pushedView struct {
 // Served implements Pushed.
 func (v *pushedView) Served() []*metrics.Rendered { return *v.Load() }
 
+// Passed implements Pushed.
+func (*pushedView) Passed() map[string]bool { return nil }
+
 // pushUntilDone has coderd push families of the names that agents send, in changing
 // types.
 func pushUntilDone(ctx context.Context, a *Aggregator, view *pushedView) {

@@ -312,6 +312,9 @@ type servedFamilies []*metrics.Rendered
 // Served implements Pushed.
 func (s servedFamilies) Served() []*metrics.Rendered { return s }
 
+// Passed implements Pushed.
+func (servedFamilies) Passed() map[string]bool { return nil }
+
 // pushedFamily is a family of one series with the value 1. It has as many observations
 // if it is a histogram or summary.
 func pushedFamily(name string, t metrics.Type) *dto.MetricFamily {

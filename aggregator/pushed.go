@@ -13,6 +13,9 @@ type Pushed interface {
 	// Served returns the families to serve, sorted by name. Their names and types
 	// were given to ReserveFamilies before. Nothing of the result is ever changed.
 	Served() []*metrics.Rendered
+	// Passed returns the names of families that are served from pushes alone, here or by
+	// another replica.
+	Passed() map[string]bool
 }
 
 // Beside returns what writes the aggregator's families and those of p. Of one name and
@@ -27,18 +30,21 @@ type beside struct {
 
 // WriteText implements metrics.Exposer.
 func (b beside) WriteText(w io.Writer) error {
-	return b.agg.write(w, arena.NewText, b.pushed.Served())
+	return b.agg.write(w, arena.NewText, b.pushed.Passed(), b.pushed.Served())
 }
 
 // WriteProtobuf implements metrics.Exposer.
 func (b beside) WriteProtobuf(w io.Writer) error {
-	return b.agg.write(w, arena.NewProto, b.pushed.Served())
+	return b.agg.write(w, arena.NewProto, b.pushed.Passed(), b.pushed.Served())
 }
 
 // writeFamilies writes agents' families and pushed ones, sorted by name. Both lists are
-// sorted.
-func writeFamilies(s *arena.Scrape, list []*family, pushed []*metrics.Rendered) error {
+// sorted. Of agents' families those that are passed are left out.
+func writeFamilies(s *arena.Scrape, list []*family, passed map[string]bool, pushed []*metrics.Rendered) error {
 	for _, f := range list {
+		if passed[f.name] {
+			continue
+		}
 		for len(pushed) > 0 && pushed[0].Name < f.name {
 			if err := s.Rendered(pushed[0]); err != nil {
 				return err

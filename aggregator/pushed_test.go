@@ -121,6 +121,32 @@ func TestPushedFamilyJoinsForwarded(t *testing.T) {
 	require.Equal(t, "xF", p.served(), "what was pushed goes")
 }
 
+// passedFamilies are pushed families, of which some pass through from agents.
+type passedFamilies struct {
+	servedFamilies
+	passed map[string]bool
+}
+
+// Passed implements Pushed.
+func (p passedFamilies) Passed() map[string]bool { return p.passed }
+
+// What passes through is served from pushes alone, also if another replica serves these.
+func TestPassedFamiliesAreServedAlone(t *testing.T) {
+	p := newPushing(t, Options{})
+	require.Empty(t, p.report(1, sample("x", agent.Gauge, 1), sample("y", agent.Gauge, 1), sample("agent_scripts_executed_total", agent.Counter, 1)))
+	require.NoError(t, p.SetState(agentKey(1), []agent.Series{{Family: "coderd_agents_up", Value: 1}}))
+	p.push(map[string]metrics.Type{"coderd_agents_up": metrics.Gauge, "x": metrics.Gauge, "y": metrics.Gauge})
+	passed := map[string]bool{"coderd_agents_up": true, "agent_scripts_executed_total": true, "x": true}
+	for _, served := range []servedFamilies{p.pushed, nil} {
+		got, err := scrapeBoth(p.Beside(passedFamilies{served, passed}))
+		require.NoError(t, err)
+		for series := range got.values {
+			require.True(t, strings.Contains(series, `by="coderd"`) || strings.Contains(series, `__name__="y"`) || strings.Contains(series, `"coderd_agentstats_`), series)
+		}
+		require.Equal(t, served != nil, strings.Contains(fmt.Sprint(got.values), `coderd_agents_up`))
+	}
+}
+
 // The pushed family has its type, whatever agents send. They are told.
 func TestPushedTypeWins(t *testing.T) {
 	p := newPushing(t, Options{})

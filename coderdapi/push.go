@@ -64,6 +64,9 @@ func (s *Service) PushMetrics(stream grpc.BidiStreamingServer[agentstatsv1.PushM
 	if err != nil {
 		return err
 	}
+	if snapshot.PassThrough && grpcserver.CallerFrom(ctx).IsPusher {
+		return status.Error(codes.PermissionDenied, "hello.pass_through: is not for a token that may only push (--push-token-file), as it takes the place of agents")
+	}
 	p := &push{service: s, stream: stream, requests: requests, snapshot: snapshot}
 	p.instance, p.superseded = s.instances.addStream(snapshot.Instance)
 	defer s.instances.removeStream(snapshot.Instance, p.superseded)
@@ -89,7 +92,7 @@ func checkPushHello(hello *agentstatsv1.PushHello) (agent.Push, error) {
 	if hello.GetInterval().CheckValid() != nil || interval < minPushInterval || interval > maxPushInterval {
 		return agent.Push{}, grpcserver.Invalid("hello.interval", "want %v to %v, got %v", minPushInterval, maxPushInterval, interval)
 	}
-	return agent.Push{Replica: hello.GetReplica(), Instance: agent.Instance(id), Interval: interval}, nil
+	return agent.Push{Replica: hello.GetReplica(), Instance: agent.Instance(id), Interval: interval, PassThrough: hello.GetPassThrough()}, nil
 }
 
 // push is a stream of snapshots after its hello.

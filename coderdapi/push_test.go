@@ -132,6 +132,22 @@ func TestPushOfAScrape(t *testing.T) {
 	})
 }
 
+// Only coderd itself takes the place of agents.
+func TestPassThrough(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{})
+	hello := pushHello(1, "a")
+	hello.PassThrough = true
+	p := openPush(s, hello)
+	p.end(&pb.PushEnd{Snapshot: 1})
+	p.answer()
+	require.True(t, s.Pushes.Taken[0].PassThrough)
+	c, err := s.Coderd().PushMetrics(edgetest.As(t.Context(), edgetest.PushToken))
+	require.NoError(t, err)
+	pushing{c, t}.send(&pb.PushMetricsRequest{Message: &pb.PushMetricsRequest_Hello{Hello: hello}})
+	pushing{c, t}.requireEnd(codes.PermissionDenied, "hello.pass_through: is not for a token that may only push (--push-token-file)")
+	require.Len(t, s.Pushes.Taken, 1)
+}
+
 func TestComponentsAreRequired(t *testing.T) {
 	server, err := grpcserver.New(nil, grpcserver.Options{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)

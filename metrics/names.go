@@ -122,6 +122,13 @@ func CheckPushedName(name string) Reason {
 	return ""
 }
 
+// PassedThrough reports whether coderd has the family too, though it is not coderd's: one
+// of agents, or one that the service computes of them.
+func PassedThrough(name string) bool {
+	owner, _ := ownerOf(name)
+	return owner == OwnerAgents || owner == OwnerService && strings.HasPrefix(name, "coderd_")
+}
+
 // notCoderds reports whether the service or agents own the family called name.
 func notCoderds(name string) bool {
 	owner, _ := ownerOf(name)

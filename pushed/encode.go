@@ -13,7 +13,7 @@ import (
 // writing.
 func (f *Families) encode(i *instance) (agent.PushRow, error) {
 	data, err := f.codec.Encode(&family.Row{
-		Interval: i.interval, Snapshot: i.snapshot, Final: i.final, Folded: i.folded, Refused: i.refused, Families: i.families,
+		Interval: i.interval, Snapshot: i.snapshot, Final: i.final, Folded: i.folded, PassThrough: i.passThrough, Refused: i.refused, Families: i.families,
 	})
 	if err != nil {
 		return agent.PushRow{}, fmt.Errorf("encode what instance %x pushed: %w", i.id, err)
@@ -34,7 +34,7 @@ func (f *Families) decode(in agent.PushRow, now time.Time) (_ *instance, omitted
 	}
 	i := &instance{
 		id: in.Instance, replica: in.Replica, version: in.Version, updatedAt: in.UpdatedAt, aliveAt: in.UpdatedAt,
-		interval: r.Interval, snapshot: r.Snapshot, final: r.Final, folded: r.Folded, refused: r.Refused,
+		interval: r.Interval, snapshot: r.Snapshot, final: r.Final, folded: r.Folded, passThrough: r.PassThrough, refused: r.Refused,
 		families: r.Families, lines: r.Families.Lines(), rowBytes: len(in.Data),
 	}
 	if now.Before(i.aliveAt) {

@@ -26,9 +26,11 @@ type instance struct {
 	aliveAt time.Time
 	// folded means that the totals include all that it counted. It is kept with its
 	// last values, to count only the increase if it comes back.
-	folded   bool
-	refused  []agent.PushRefusal
-	families family.Set
+	folded bool
+	// passThrough means that it has what agents have, in place of the service.
+	passThrough bool
+	refused     []agent.PushRefusal
+	families    family.Set
 	// lines are those of families. rowBytes is the size of the row.
 	lines, rowBytes int
 

@@ -121,6 +121,8 @@ func (f *Families) registerGauges(reg prometheus.Registerer) error {
 			}
 			return 0
 		}),
+		gauge("agentstatsd_passed_families", "Families of agents, or computed of them, that are served from pushes of coderd alone.",
+			func(v *view) int { return len(v.passed) }),
 		gauge("agentstatsd_push_instances", "Instances with a stored row, the totals included.",
 			func(v *view) int { return v.instances }),
 		gauge("agentstatsd_pushed_series", "Series that are kept of all instances, each bucket counted as one.",

@@ -162,16 +162,17 @@ func (f *Families) decide(now time.Time, p *agent.Push, snapshot family.Snapshot
 		}
 	}
 	next = &instance{
-		id:        p.Instance,
-		replica:   agent.ShortenText(p.Replica, maxReplicaBytes),
-		interval:  min(max(p.Interval, 0), maxInterval),
-		snapshot:  numberOf(p),
-		final:     p.Final,
-		updatedAt: f.newerThan(admitted.Displaced, now),
-		aliveAt:   now,
-		refused:   snapshot.Messages(admitted.Refused),
-		families:  admitted.Families,
-		lines:     admitted.Lines,
+		id:          p.Instance,
+		replica:     agent.ShortenText(p.Replica, maxReplicaBytes),
+		interval:    min(max(p.Interval, 0), maxInterval),
+		snapshot:    numberOf(p),
+		final:       p.Final,
+		passThrough: p.PassThrough,
+		updatedAt:   f.newerThan(admitted.Displaced, now),
+		aliveAt:     now,
+		refused:     snapshot.Messages(admitted.Refused),
+		families:    admitted.Families,
+		lines:       admitted.Lines,
 	}
 	if old != nil {
 		next.version = old.version

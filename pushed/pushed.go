@@ -119,6 +119,10 @@ type Families struct {
 	types    family.Types
 	rendered map[string]*metrics.Rendered
 	owned    map[string]ownership
+	// passing means that an instance that is alive passes through what agents have, and
+	// passed are the families that are so served.
+	passing bool
+	passed  map[string]bool
 	// floors are what native histograms must not be finer than, by family.
 	floors map[string]family.Floors
 }
@@ -146,6 +150,7 @@ func New(store Store, reserver FamilyReserver, opts Options, reg prometheus.Regi
 		types:      make(family.Types),
 		rendered:   make(map[string]*metrics.Rendered),
 		owned:      make(map[string]ownership),
+		passed:     make(map[string]bool),
 		floors:     make(map[string]family.Floors),
 	}
 	f.view.Store(new(view))

@@ -15,6 +15,8 @@ import (
 // view is what a scrape shows of all instances. It is never changed.
 type view struct {
 	families []*metrics.Rendered
+	// passed are the names of those of agents.
+	passed map[string]bool
 	// Values of the service's own gauges.
 	instances, series, rowBytes, unreadable int
 }
@@ -58,6 +60,10 @@ func (f *Families) Served() []*metrics.Rendered {
 	}
 	return f.view.Load().families
 }
+
+// Passed returns the names of the families that agents have, and that are served from
+// pushes alone, by this replica or by another one. Nobody changes the result.
+func (f *Families) Passed() map[string]bool { return f.view.Load().passed }
 
 // replaceLocked replaces the instances with the ids of next, removes those of gone,
 // and serves the result.
@@ -105,6 +111,9 @@ func (f *Families) updateTypesLocked() (changed []string) {
 // mergeLocked makes one family of those of all instances; nil: nobody has it. A
 // folded instance contributes nothing.
 func (f *Families) mergeLocked(name string) *family.Family {
+	if metrics.PassedThrough(name) && !f.passing {
+		return nil
+	}
 	var all []family.Contribution
 	for _, i := range f.instances {
 		if fam := i.families[name]; fam != nil && f.types.Include(fam) && !i.folded {
@@ -121,12 +130,17 @@ func (f *Families) mergeLocked(name string) *family.Family {
 // rebuildLocked merges and renders the named families, owns the names of those that
 // it serves, then serves them.
 func (f *Families) rebuildLocked(now time.Time, names []string) {
+	names = append(names, f.updatePassingLocked()...)
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
 		merged := f.mergeLocked(name)
+		delete(f.passed, name)
 		if merged == nil {
 			delete(f.rendered, name)
 			continue
+		}
+		if merged.Passed || metrics.PassedThrough(name) {
+			f.passed[name] = true
 		}
 		r, err := family.Render(merged)
 		if err != nil {
@@ -141,7 +155,7 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 	f.updateOwnedLocked(now)
 	v := &view{families: slices.SortedFunc(maps.Values(f.rendered), func(a, b *metrics.Rendered) int {
 		return strings.Compare(a.Name, b.Name)
-	}), unreadable: len(f.unreadable)}
+	}), passed: maps.Clone(f.passed), unreadable: len(f.unreadable)}
 	for _, i := range f.instances {
 		v.instances++
 		v.series += i.lines
@@ -177,4 +191,25 @@ func (f *Families) updateOwnedLocked(now time.Time) {
 		names[name] = c.typ
 	}
 	f.reserver.ReserveFamilies(names)
+}
+
+// updatePassingLocked follows from which instances are alive whether what agents have is
+// served from pushes, and returns the names of which that changes something.
+func (f *Families) updatePassingLocked() (changed []string) {
+	passing := false
+	for _, i := range f.instances {
+		passing = passing || i.live && i.passThrough
+	}
+	if passing == f.passing {
+		return nil
+	}
+	f.passing = passing
+	for _, i := range f.instances {
+		for _, name := range i.families.Names() {
+			if metrics.PassedThrough(name) {
+				changed = append(changed, name)
+			}
+		}
+	}
+	return changed
 }

@@ -110,6 +110,10 @@ func (h *handler) write(w io.Writer, format expfmt.Format, compress bool) error 
 
 func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 	families, err := h.reg.Gather()
+	var hidden map[string]bool
+	if h.opts.Hidden != nil {
+		hidden = h.opts.Hidden()
+	}
 	if err != nil {
 		h.metrics.errors.WithLabelValues("gather").Inc()
 		h.opts.Log.Warn("part of the service's own families left out", "error", err)
@@ -117,6 +121,9 @@ func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 	buffered := bufio.NewWriterSize(w, registryBuffer)
 	encoder := expfmt.NewEncoder(buffered, format)
 	for _, f := range families {
+		if hidden[f.GetName()] {
+			continue
+		}
 		if err := encoder.Encode(f); err != nil {
 			return fmt.Errorf("encode %s: %w", f.GetName(), err)
 		}

@@ -110,6 +110,16 @@ last 1
 `, w.Body.String())
 }
 
+// A family of the registry that a part has in its place is hidden while it does.
+func TestHiddenFamilies(t *testing.T) {
+	var hidden map[string]bool
+	h := newHandler(t, own(), Options{Hidden: func() map[string]bool { return hidden }}, onePart())
+	require.Contains(t, get(t, h).Body.String(), "own_total 1")
+	hidden = map[string]bool{"own_total": true}
+	require.NotContains(t, get(t, h).Body.String(), "own_total")
+	require.Contains(t, get(t, h).Body.String(), "part{")
+}
+
 // series parses as a Prometheus server does.
 func series(t *testing.T, contentType string, body []byte) map[string]float64 {
 	t.Helper()

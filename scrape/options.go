@@ -12,6 +12,9 @@ type Options struct {
 	// WriteTimeout is how long one scrape may take, from its first byte to its
 	// last; default 1 min, the longest scrape timeout that is common.
 	WriteTimeout time.Duration
+	// Hidden returns names of families of the registry that are not served, as a part has
+	// them; nil: all are.
+	Hidden func() map[string]bool
 	// Log gets what could not be gathered; nil: it is not logged.
 	Log *slog.Logger
 }

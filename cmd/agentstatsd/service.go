@@ -157,6 +157,7 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	scrapes := c.scrapeOptions()
+	scrapes.Hidden = s.pushed.Passed
 	scrapes.Log = s.log.With("component", "metrics")
 	handler, err := scrape.NewHandler(reg, scrapes, s.aggregator.Beside(s.pushed))
 	if err != nil {

@@ -37,6 +37,7 @@ type setup struct {
 	*testing.T
 	service *edgetest.Service
 	pushed  *pushed.Families
+	handler http.Handler // of the whole scrape, once it is made
 
 	mu        sync.Mutex
 	listeners map[string]*bufconn.Listener // by address

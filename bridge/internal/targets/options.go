@@ -39,6 +39,9 @@ type Options struct {
 	// MaxTargets bounds the targets of all URLs; default 256, as many instances as the
 	// service takes in.
 	MaxTargets int
+	// PassThrough has the service take in also what it would compute of agents: no leg of
+	// the bridge relays them.
+	PassThrough bool
 	// Host is the name of this machine; default os.Hostname. It tells targets on loopback
 	// from those of other machines.
 	Host string

@@ -188,6 +188,7 @@ func (t *target) sayGone(ctx context.Context, p instance) {
 func (t *target) hello(p instance) *agentstatsv1.PushHello {
 	return &agentstatsv1.PushHello{
 		Replica: t.name[:min(len(t.name), maxReplicaBytes)], InstanceId: p.id[:], Interval: durationpb.New(t.opts.Interval),
+		PassThrough: t.opts.PassThrough,
 	}
 }
 
@@ -215,7 +216,7 @@ func isLoopback(name string) bool {
 // skip returns why a family is not sent.
 func (t *target) skip(name, help string, now time.Time) string {
 	switch {
-	case help == forwardedHelp:
+	case help == forwardedHelp && !t.opts.PassThrough:
 		return reasonForwarded
 	case now.Before(t.learned[name]):
 		return reasonOwned

@@ -1933,7 +1933,12 @@ type PushHello struct {
 	InstanceId []byte `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// Time between two snapshots. Its gauges are served for three times that, at
 	// least for the series TTL of the service. Required, 1 s to 1 h.
-	Interval      *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	Interval *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	// No agent of this deployment reaches the service: series of agents, and families that
+	// the service computes of them, are taken in from the push. While an instance that is
+	// alive says so, the service serves each such family from pushes alone. Those of coderd
+	// itself, like process_*, stay the service's.
+	PassThrough   bool `protobuf:"varint,4,opt,name=pass_through,json=passThrough,proto3" json:"pass_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1987,6 +1992,13 @@ func (x *PushHello) GetInterval() *durationpb.Duration {
 		return x.Interval
 	}
 	return nil
+}
+
+func (x *PushHello) GetPassThrough() bool {
+	if x != nil {
+		return x.PassThrough
+	}
+	return false
 }
 
 // PushFamilies is a part of a snapshot.
@@ -2882,12 +2894,13 @@ const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x18.agentstats.v1.PushHelloH\x00R\x05hello\x129\n" +
 	"\bfamilies\x18\x02 \x01(\v2\x1b.agentstats.v1.PushFamiliesH\x00R\bfamilies\x12*\n" +
 	"\x03end\x18\x03 \x01(\v2\x16.agentstats.v1.PushEndH\x00R\x03endB\t\n" +
-	"\amessage\"}\n" +
+	"\amessage\"\xa0\x01\n" +
 	"\tPushHello\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\fR\n" +
 	"instanceId\x125\n" +
-	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\"*\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12!\n" +
+	"\fpass_through\x18\x04 \x01(\bR\vpassThrough\"*\n" +
 	"\fPushFamilies\x12\x1a\n" +
 	"\bfamilies\x18\x01 \x03(\fR\bfamilies\"h\n" +
 	"\aPushEnd\x12\x1a\n" +

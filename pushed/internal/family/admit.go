@@ -194,7 +194,7 @@ func (f *Family) fit(before, after *Family, lines int) (_ *Family, refused int) 
 		for i := range before.Series {
 			s := &before.Series[i]
 			known[s.Labels] = 0
-			if cumulative(before.Type) {
+			if before.Cumulative() {
 				known[s.Labels] = s.lines()
 				lines -= s.lines()
 			}
@@ -217,7 +217,7 @@ func (f *Family) fit(before, after *Family, lines int) (_ *Family, refused int) 
 			}
 		}
 	}
-	out := &Family{Name: f.Name, Type: f.Type, Help: f.Help, refusedLabels: maps.Clone(f.refusedLabels)}
+	out := &Family{Name: f.Name, Type: f.Type, Help: f.Help, Passed: f.Passed, refusedLabels: maps.Clone(f.refusedLabels)}
 	for i := range f.Series {
 		if fitting[f.Series[i].Labels] {
 			out.Series = append(out.Series, f.Series[i])

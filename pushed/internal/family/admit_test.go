@@ -123,7 +123,7 @@ func TestCountsAreKept(t *testing.T) {
 
 	raw := serialize(t, parseText(t, "# TYPE a_total counter\na_total 3\n")...)[0]
 	a := &Admission{Limits: limits, Received: received, Old: next, Types: ChooseTypes([]Set{next}), MaxRowLines: math.MaxInt}
-	refused := a.Admit(DecodeSnapshot([][]byte{append(raw, 0xff)}, limits, received)).Families
+	refused := a.Admit(DecodeSnapshot([][]byte{append(raw, 0xff)}, limits, received, false)).Families
 	require.True(t, refused["a_total"].Series[0].Refused)
 	require.False(t, next["a_total"].Series[0].Refused, "sets do not change")
 	require.Equal(t, 2.0, refused["a_total"].Series[0].Value)

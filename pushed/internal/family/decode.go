@@ -34,12 +34,12 @@ type Snapshot []*Decoded
 // messages, which were received at now. Each has an element of the result, in the same
 // order. Families beyond MaxFamilies are refused, and only their names are read. As many
 // as the limit are refused by name, the rest together with the first of them. families
-// are neither changed nor kept.
-func DecodeSnapshot(families [][]byte, limits Limits, now time.Time) Snapshot {
+// are neither changed nor kept. With passThrough what agents have is taken in.
+func DecodeSnapshot(families [][]byte, limits Limits, now time.Time, passThrough bool) Snapshot {
 	n := min(len(families), limits.MaxFamilies)
 	out := make(Snapshot, len(families))
 	for i, raw := range families[:n] {
-		out[i] = decodeFamily(raw, limits, now)
+		out[i] = decodeFamily(raw, limits, now, passThrough)
 	}
 	if n == len(families) {
 		return out
@@ -79,14 +79,14 @@ func (d *Decoded) refuse(r *Refusal) *Decoded {
 
 // decodeFamily decodes and checks one io.prometheus.client.MetricFamily that
 // was received at now. What of its series is not right is left out.
-func decodeFamily(raw []byte, limits Limits, now time.Time) *Decoded {
+func decodeFamily(raw []byte, limits Limits, now time.Time, passThrough bool) *Decoded {
 	d := &Decoded{Name: nameOf(raw)}
 	var in dto.MetricFamily
 	if err := proto.Unmarshal(raw, &in); err != nil {
 		return d.refuse(refuse(reasonUndecodable, "not an io.prometheus.client.MetricFamily: %v", err))
 	}
 	d.Name = in.GetName()
-	if reason := metrics.CheckPushedName(d.Name); reason != "" {
+	if reason := metrics.CheckPushedName(d.Name); reason != "" && (!passThrough || !metrics.PassedThrough(d.Name)) {
 		return d.refuse(nameRefusal(d.Name, reason))
 	}
 	f := &Family{Name: d.Name}
@@ -103,12 +103,15 @@ func decodeFamily(raw []byte, limits Limits, now time.Time) *Decoded {
 		f.Help = agent.ShortenText(in.GetHelp(), maxHelpBytes)
 	}
 	f.Series = make([]Series, 0, len(in.Metric))
-	in.Metric, r = withoutForwarded(&in)
+	own, r := withoutForwarded(&in)
 	switch {
-	case r != nil && len(in.Metric) == 0:
+	case r != nil && passThrough:
+		f.Passed = true
+	case r != nil && len(own) == 0:
 		return d.refuse(refuse(r.Reason, "%s", r.text()))
 	case r != nil:
 		d.Refused = append(d.Refused, r)
+		in.Metric = own
 	}
 	for _, m := range in.Metric {
 		labels, r := decodeLabels(m.GetLabel(), limits, f.Type)
@@ -121,6 +124,9 @@ func decodeFamily(raw []byte, limits Limits, now time.Time) *Decoded {
 			d.Refused.add(OfSeries, labels, r)
 			f.refuse(labels)
 			continue
+		}
+		if f.Passed {
+			s.Changed, s.Since = now.UnixNano(), 0
 		}
 		f.Series = append(f.Series, s)
 	}

@@ -72,7 +72,7 @@ func TestRefused(t *testing.T) {
 				raw = serialize(t, &family)[0]
 			}
 			good := serialize(t, parseText(t, "# TYPE good gauge\ngood 1\n")...)[0]
-			snapshot := DecodeSnapshot([][]byte{raw, good}, limits, received)
+			snapshot := DecodeSnapshot([][]byte{raw, good}, limits, received, false)
 			refused := snapshot.Messages([]Refusals{snapshot[0].Refused, snapshot[1].Refused})
 			require.Len(t, refused, 1, in)
 			require.Equal(t, reason, refused[0].Reason, in)
@@ -80,7 +80,7 @@ func TestRefused(t *testing.T) {
 			require.Len(t, snapshot[1].Family.Series, 1)
 		})
 	}
-	d := decodeFamily([]byte{0xff}, limits, received)
+	d := decodeFamily([]byte{0xff}, limits, received, false)
 	require.Equal(t, reasonUndecodable, d.Refused[0].Reason)
 }
 

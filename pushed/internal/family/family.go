@@ -31,6 +31,9 @@ type Family struct {
 	Since int64
 	// Series are sorted by their labels.
 	Series []Series
+	// Passed means that its series are of agents, and pass through coderd. They are
+	// served as they are while their instance is alive, whatever their type.
+	Passed bool
 	// refusedLabels are those of series that were pushed with it and refused.
 	refusedLabels map[string]bool
 }
@@ -86,8 +89,8 @@ type Quantile struct {
 const labelEnd = "\xff"
 
 // Cumulative reports whether the values of the family are counted up, so that they
-// outlive their instance: those of counters, histograms and summaries.
-func (f *Family) Cumulative() bool { return cumulative(f.Type) }
+// outlive their instance: those of counters, histograms and summaries that are coderd's.
+func (f *Family) Cumulative() bool { return cumulative(f.Type) && !f.Passed }
 
 func cumulative(t metrics.Type) bool {
 	return t == metrics.Counter || t == metrics.Histogram || t == metrics.Summary
@@ -125,8 +128,8 @@ func (p Policy) succeed(old, next *Family) *Family {
 		out.Series = slices.Clone(next.Series)
 		return &out
 	}
-	out := &Family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since}
-	keep := cumulative(next.Type)
+	out := &Family{Name: next.Name, Type: next.Type, Help: cmp.Or(next.Help, old.Help), Since: old.Since, Passed: next.Passed}
+	keep := next.Cumulative()
 	whole := p.isWhole(next.Name, next.Type)
 	out.Series = make([]Series, 0, max(len(old.Series), len(next.Series)))
 	was, is := old.Series, next.Series
@@ -181,7 +184,7 @@ func (p Policy) succeed(old, next *Family) *Family {
 // setSince sets since when the instance has a family of gauges and each of its
 // series. goesOn is true if it had some of them, and was alive.
 func (f *Family) setSince(now int64, goesOn bool) {
-	if cumulative(f.Type) {
+	if f.Cumulative() {
 		return
 	}
 	if !goesOn {

@@ -51,7 +51,7 @@ func identityOf(m *dto.Metric) *dto.LabelPair {
 // written before such series were refused have them. No pushed series may equal one
 // that an agent sends.
 func (f *Family) dropForwarded() {
-	if metrics.IsCoderds(f.Name) {
+	if metrics.IsCoderds(f.Name) || f.Passed {
 		return
 	}
 	f.Series = slices.DeleteFunc(f.Series, func(s Series) bool {

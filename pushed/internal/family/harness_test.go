@@ -30,7 +30,7 @@ var (
 // decode returns a snapshot that is written in the text format.
 func decode(t fataler, text string) Snapshot {
 	t.Helper()
-	return DecodeSnapshot(serialize(t, parseText(t, text)...), limits, received)
+	return DecodeSnapshot(serialize(t, parseText(t, text)...), limits, received, false)
 }
 
 // admit returns what of a snapshot is admitted beside nobody, after old.

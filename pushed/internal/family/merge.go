@@ -76,16 +76,21 @@ type Floors map[string]*Distribution
 // changed. all is sorted anew.
 func (p Policy) Merge(all []Contribution, floors Floors) (*Family, Floors) {
 	all = slices.DeleteFunc(all, func(c Contribution) bool { return !c.Live && !c.Family.Cumulative() })
+	if passed := func(c Contribution) bool { return c.Family.Passed }; slices.ContainsFunc(all, passed) {
+		all = slices.DeleteFunc(all, func(c Contribution) bool { return !passed(c) })
+	}
 	if len(all) == 0 {
 		return nil, nil
 	}
 	sortByAge(all)
-	out := &Family{Name: all[0].Family.Name, Type: all[0].Family.Type}
+	out := &Family{Name: all[0].Family.Name, Type: all[0].Family.Type, Passed: all[0].Family.Passed}
 	for _, c := range all {
 		out.Help = cmp.Or(c.Family.Help, out.Help)
 	}
 	var next Floors
 	switch how := p.of(out.Name, out.Type); {
+	case out.Passed: // an agent is with one coderd, or all have the same of it
+		out.Series = combineGauges(all, metrics.MergeNewest)
 	case cumulative(out.Type):
 		out.Series = sumSeries(all, how != metrics.MergeSum, floors)
 		next = floors.next(out)

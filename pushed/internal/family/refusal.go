@@ -108,7 +108,7 @@ func (l Refusals) NeedRoom() bool {
 // invalidTerms returns the refusal of the gauges of a family that count in no sum,
 // maximum or minimum; nil: there are none.
 func (p Policy) invalidTerms(f *Family) *Refusal {
-	if cumulative(f.Type) || !combines(p.of(f.Name, f.Type)) {
+	if f.Passed || cumulative(f.Type) || !combines(p.of(f.Name, f.Type)) {
 		return nil
 	}
 	n := 0

@@ -22,6 +22,8 @@ type Row struct {
 	Final    bool
 	// Folded means that the totals include all that the families counted.
 	Folded bool
+	// PassThrough means that the instance has what agents have.
+	PassThrough bool
 	// Refused are the refusals of the newest snapshot.
 	Refused  []agent.PushRefusal
 	Families Set
@@ -37,6 +39,8 @@ type encodedRow struct {
 	Folded   bool
 	Refused  []agent.PushRefusal
 	Families []*Family
+
+	PassThrough bool
 }
 
 // Codec encodes and decodes rows. It is used by one goroutine at a time.
@@ -66,7 +70,7 @@ func NewCodec() (*Codec, error) {
 // Encode returns the row as it is stored. The caller owns the result.
 func (c *Codec) Encode(in *Row) ([]byte, error) {
 	r := encodedRow{
-		Interval: in.Interval, Snapshot: in.Snapshot, Final: in.Final, Folded: in.Folded, Refused: in.Refused,
+		Interval: in.Interval, Snapshot: in.Snapshot, Final: in.Final, Folded: in.Folded, PassThrough: in.PassThrough, Refused: in.Refused,
 		Families: make([]*Family, 0, len(in.Families)),
 	}
 	for _, f := range in.Families {
@@ -117,7 +121,7 @@ func (c *Codec) Decode(data []byte, isTotals bool) (_ *Row, omitted int, _ error
 		families = families.Fold()
 	}
 	return &Row{
-		Interval: r.Interval, Snapshot: r.Snapshot, Final: r.Final, Folded: r.Folded, Refused: r.Refused, Families: families,
+		Interval: r.Interval, Snapshot: r.Snapshot, Final: r.Final, Folded: r.Folded, PassThrough: r.PassThrough, Refused: r.Refused, Families: families,
 	}, omitted, nil
 }
 

@@ -47,7 +47,7 @@ func admitEverything(t *testing.T, old Set) Set {
 		raw = append(raw, serialize(t, &f)...)
 	}
 	a := &Admission{Limits: limits, Received: received, Old: old, Types: ChooseTypes([]Set{old}), MaxRowLines: math.MaxInt}
-	got := a.Admit(DecodeSnapshot(raw, limits, received))
+	got := a.Admit(DecodeSnapshot(raw, limits, received, false))
 	for _, r := range got.Refused {
 		require.Empty(t, r)
 	}
