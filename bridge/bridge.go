@@ -33,8 +33,8 @@ const (
 	idleTimeout = 2 * time.Minute
 	// stopTimeout bounds the time for requests that are under way at the end.
 	stopTimeout = 2 * time.Second
-	// limitedFor is how long an answer of coderd, that an address asks too often, is a warning,
-	// and awayFor how long one that it did not give is.
+	// limitedFor is how long it is a warning that coderd answered 429, and awayFor that it did
+	// not answer.
 	limitedFor = 5 * time.Minute
 	awayFor    = time.Minute
 )

@@ -7,8 +7,8 @@ import (
 	"github.com/gobwas/ws"
 )
 
-// Fragment returns the parts with each WebSocket message cut into frames of at most most
-// bytes, mostly of few, and control frames of both sides in between.
+// Fragment returns the parts with each WebSocket message cut into frames, most of them of one
+// byte, none of more than most. Control frames of both sides are in between.
 func Fragment(parts []Part, r *rand.Rand, most int) (all []Part) {
 	add := func(fromAgent bool, h ws.Header, payload []byte) {
 		var b bytes.Buffer
