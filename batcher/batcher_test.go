@@ -186,7 +186,7 @@ func TestPendingOfNewProcess(t *testing.T) {
 }
 
 // A value that a relay could not send before does not replace a pending one that another
-// relay was given later, and does not wait for it.
+// relay was given later. It does not wait for that either.
 func TestPendingOfAnOlderRelay(t *testing.T) {
 	store := &fakeStore{}
 	b := newBatcher(t, store, Options{})

@@ -58,7 +58,7 @@ func (r Request) claimLocked(l agent.Lifecycle) agent.LifecycleClaim {
 }
 
 // lateOrder returns the order of what a relay may have been given before its session
-// opened, and which was compared with what has the known epoch. It replaces that, not what
+// opened. It was compared with what has the known epoch. It replaces that, not what
 // another replica stored since.
 func (r Request) lateOrder(known int64) agent.Order {
 	order := r.order

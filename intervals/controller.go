@@ -44,8 +44,8 @@ const (
 
 // controller decides on the factor. It does no I/O and reads no clock.
 //
-// A load is over its target above 1, far over it above excess, and low if it would stay
-// below 1 - headroom with the factor one step lower. In between nothing changes.
+// A load is over its target above 1, and far over it above excess. It is low if it would
+// stay below 1 - headroom with the factor one step lower. In between nothing changes.
 //
 //	steady --a load is over--> over --for sustained--> a step up, then steady
 //	over --far, for sustainedExcess--> a step up of two, then steady
@@ -58,8 +58,9 @@ type controller struct {
 
 	factor  float64   // at the last call; 0: there was none
 	changed time.Time // when it was first seen
-	// over is the time since which a load is over its target, farOver that since which
-	// one is far over it, low that since which all are low; zero: it is not so.
+	// over is the time since which a load is over its target, and farOver that since
+	// which one is far over it. low is the time since which all are low. Zero: it is not
+	// so.
 	over, farOver, low time.Time
 	lowered            time.Time     // time of the newest step down; zero: none since the last step up
 	patience           time.Duration // how long loads must be low before a step down

@@ -47,8 +47,8 @@ const (
 	mostOutages  = 2
 )
 
-// history is an agent that talks to one of two coderds, which share a database, and what
-// it has said, as a model of what the service has in the end.
+// history is an agent that talks to one of two coderds, which share a database. What it
+// has said is a model of what the service has in the end.
 type history struct {
 	t       *testing.T
 	rand    *rand.Rand
@@ -197,9 +197,9 @@ func (h *history) watch() (sum func() int64) {
 	}
 }
 
-// Whatever breaks between agents, coderds and the service: each report that coderd
-// accepted counts once, lifecycle and metadata are the newest, the lifecycle never goes
-// back, and nothing is served of an agent that is gone.
+// Whatever breaks between agents, coderds and the service, each report that coderd
+// accepted counts once. Lifecycle and metadata are the newest, and the lifecycle never
+// goes back. Nothing is served of an agent that is gone.
 func TestHistories(t *testing.T) {
 	for seed := range histories {
 		t.Run(strconv.Itoa(seed), func(t *testing.T) {

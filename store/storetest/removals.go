@@ -9,8 +9,8 @@ import (
 	"github.com/coder/agentstatsd/agent"
 )
 
-// What was removed is remembered with the time by the database's clock, also of what was
-// registered again since, and of agents that went with their workspace.
+// What was removed is remembered with the time by the database's clock. So is what was
+// registered again since, and what agents went with their workspace.
 func testRemovals(t *testing.T, s Store) {
 	removals := func(within time.Duration) map[agent.Removal]time.Duration {
 		t.Helper()

@@ -13,8 +13,8 @@ import (
 const maxAge = time.Hour
 
 // Keep returns the observation that a registration with the next one leaves its agent with.
-// That is the known one while the agent has a session, and while nothing has changed, so
-// that the database is not written each few minutes. endedAt is when the agent's last
+// That is the known one while the agent has a session, and while nothing has changed: the
+// database is not written each few minutes. endedAt is when the agent's last
 // session ended; zero: it had none.
 func Keep(known, next *agent.Observation, hasSession bool, endedAt time.Time) agent.Observation {
 	switch {

@@ -254,8 +254,8 @@ func (x *AcquireTasksResponse) GetGranted() []string {
 
 // AgentRegistration makes one agent known. What coderd has not at hand for an agent
 // that it relays for is optional: the token, the metadata keys, the ids of owner and
-// template, the build, the observation. A later registration of the agent that has not got it keeps what
-// is known. All else is replaced by it, the apps, too.
+// template, the build, the observation. A later registration of the agent that has not
+// got it keeps what is known. All else is replaced by it, the apps, too.
 type AgentRegistration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID of the agent, 16 bytes.
@@ -280,13 +280,13 @@ type AgentRegistration struct {
 	MetadataKeys []string `protobuf:"bytes,8,rep,name=metadata_keys,json=metadataKeys,proto3" json:"metadata_keys,omitempty"`
 	// UUID of the agent that this one is a sub-agent of, 16 bytes; absent: none.
 	ParentId []byte `protobuf:"bytes,9,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
-	// How long the sender has kept the registration, as a relay does. If the agent or its
-	// workspace was removed in that time, or a second before it, and is not known now, it
-	// is ignored as stale. Absent: it is current.
+	// How long the sender has kept the registration, as a relay does. It is stale if the
+	// agent or its workspace was removed in that time, or a second before it. Unless the
+	// agent is known now, it is ignored then. Absent: it is current.
 	Age *durationpb.Duration `protobuf:"bytes,10,opt,name=age,proto3" json:"age,omitempty"`
-	// What coderd knew of the agent's state at a moment. It is served, with the health of
-	// the apps above, while the agent has no session, had none since, and it is at most an
-	// hour old. Absent: that of an earlier registration stays.
+	// What coderd knew of the agent's state at a moment. It is served with the health of
+	// the apps above, for an hour at most, while the agent has no session and had none
+	// since. Absent: that of an earlier registration stays.
 	Observed      *Observation `protobuf:"bytes,11,opt,name=observed,proto3" json:"observed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1109,9 +1109,9 @@ type SyncAgentsRequest struct {
 	KeptWorkspaceIds [][]byte `protobuf:"bytes,5,rep,name=kept_workspace_ids,json=keptWorkspaceIds,proto3" json:"kept_workspace_ids,omitempty"`
 	// Time between the beginning of the reading of the set and this message, with
 	// complete. What was registered in that time, or a second before it, is not
-	// deregistered, nor is what a replica that started since then knew at its start. What
-	// was deregistered in that time is not registered. Absent: the set was read when the
-	// sync began.
+	// deregistered. Neither is what a replica that started since then knew at its start.
+	// What was deregistered in that time is not registered. Absent: the set was read when
+	// the sync began.
 	ReadAge       *durationpb.Duration `protobuf:"bytes,6,opt,name=read_age,json=readAge,proto3" json:"read_age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

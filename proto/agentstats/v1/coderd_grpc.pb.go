@@ -55,12 +55,13 @@ type CoderdServiceClient interface {
 	DeregisterAgents(ctx context.Context, in *DeregisterAgentsRequest, opts ...grpc.CallOption) (*DeregisterAgentsResponse, error)
 	// SyncAgents replaces the whole set of registrations. Nothing takes effect before
 	// the message with complete; a stream that ends without it changes nothing. Agents
-	// that were not in the stream are deregistered, except those that were registered
-	// since the sync began, or since the set was read if read_age is set, and those of
-	// kept_workspace_ids. If that were more than half of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
-	// are refused alone as by RegisterAgents. What a refused one names is not
-	// deregistered: its agent or, if that has no valid id, all agents of its workspace.
-	// If it has no valid id of a workspace either, nothing is deregistered.
+	// that were not in the stream are deregistered, except those of kept_workspace_ids
+	// and those that were registered since the set was read. Without read_age that is
+	// when the sync began. If more than half of all agents were to be deregistered, the
+	// sync is FAILED_PRECONDITION unless force is set. Registrations are refused alone
+	// as by RegisterAgents. What a refused one names is not deregistered: its agent or,
+	// if that has no valid id, all agents of its workspace. If it has no valid id of a
+	// workspace either, nothing is deregistered.
 	SyncAgents(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SyncAgentsRequest, SyncAgentsResponse], error)
 	// GetMetadata reads the stored metadata of agents. Agents without any, and
 	// unknown ones, are left out.
@@ -271,12 +272,13 @@ type CoderdServiceServer interface {
 	DeregisterAgents(context.Context, *DeregisterAgentsRequest) (*DeregisterAgentsResponse, error)
 	// SyncAgents replaces the whole set of registrations. Nothing takes effect before
 	// the message with complete; a stream that ends without it changes nothing. Agents
-	// that were not in the stream are deregistered, except those that were registered
-	// since the sync began, or since the set was read if read_age is set, and those of
-	// kept_workspace_ids. If that were more than half of all agents, the sync is FAILED_PRECONDITION unless force is set. Registrations
-	// are refused alone as by RegisterAgents. What a refused one names is not
-	// deregistered: its agent or, if that has no valid id, all agents of its workspace.
-	// If it has no valid id of a workspace either, nothing is deregistered.
+	// that were not in the stream are deregistered, except those of kept_workspace_ids
+	// and those that were registered since the set was read. Without read_age that is
+	// when the sync began. If more than half of all agents were to be deregistered, the
+	// sync is FAILED_PRECONDITION unless force is set. Registrations are refused alone
+	// as by RegisterAgents. What a refused one names is not deregistered: its agent or,
+	// if that has no valid id, all agents of its workspace. If it has no valid id of a
+	// workspace either, nothing is deregistered.
 	SyncAgents(grpc.ClientStreamingServer[SyncAgentsRequest, SyncAgentsResponse]) error
 	// GetMetadata reads the stored metadata of agents. Agents without any, and
 	// unknown ones, are left out.
