@@ -26,9 +26,9 @@ func bridgeCommand() *serpent.Command {
 	var c bridgeConfig
 	return &serpent.Command{
 		Use:   "bridge",
-		Short: "Register a stock coderd's agents, pass them on to it, and relay what they say to the service.",
+		Short: "Register a stock coderd's agents, pass them on to it, relay what they say to the service, and scrape coderd.",
 		Long: "Agents and workspaces are read at --coder-url, and registered with the service. Agents' connections come to --listen, as the ingress sends the path /api/v2/workspaceagents/me/rpc there, and go on to " +
-			"--upstream, byte by byte. What a copy of them says is relayed to the service. Whatever goes wrong there, the connections go on. Each of both can be left out.\n\n" +
+			"--upstream, byte by byte. What a copy of them says is relayed to the service. Whatever goes wrong there, the connections go on. Coderds' own metrics are scraped at --coderd-metrics-url, and pushed to the service. Each of the three can be left out.\n\n" +
 			"  agentstatsd bridge --upstream http://coder:7080 --service-url 'agentstatsd://stats:2113?token_file=/etc/agentstatsd/token'",
 		Options:    c.options(),
 		Middleware: serpent.Chain(noArguments, configuredBy(&c.configFile, c.validate)),
@@ -45,13 +45,13 @@ func bridgeCommand() *serpent.Command {
 // validate checks the options of a bridge. Its errors name the flags.
 func (b *bridgeConfig) validate() error {
 	var errs []error
-	if b.upstream == "" && b.coderURL == "" {
-		errs = append(errs, errors.New("--upstream: want the URL of coderd, such as http://coder:7080, or --coder-url to register its agents only; got neither"))
+	if b.upstream == "" && b.coderURL == "" && len(b.coderdMetricsURLs) == 0 {
+		errs = append(errs, errors.New("--upstream: want the URL of coderd, such as http://coder:7080, or --coder-url to register its agents only, or --coderd-metrics-url to scrape it only; got none"))
 	}
 	if _, err := b.upstreamURL(); err != nil && b.upstream != "" {
 		errs = append(errs, err)
 	}
-	errs = append(errs, b.validateCoder())
+	errs = append(errs, b.validateCoder(), b.validateTargets())
 	if b.serviceURL == "" {
 		errs = append(errs, errors.New("--service-url: want agentstatsd://host:port, got none"))
 	}

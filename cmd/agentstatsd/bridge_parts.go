@@ -17,6 +17,7 @@ import (
 type bridgeParts struct {
 	agents        *bridge.Bridge
 	registrations *bridge.Registrations
+	targets       *bridge.Targets
 }
 
 // validateCoder checks the options of registrations. Its errors do not show the URL, as it
@@ -41,6 +42,23 @@ func (b *bridgeConfig) registrationsOptions() bridge.RegistrationsOptions {
 	}
 }
 
+// validateTargets checks the URLs of coderds' metrics. Its errors do not show them.
+func (b *bridgeConfig) validateTargets() error {
+	for _, u := range b.coderdMetricsURLs {
+		if err := bridge.CheckTarget(u); err != nil {
+			return fmt.Errorf("--coderd-metrics-url: %w", err)
+		}
+	}
+	return nil
+}
+
+func (b *bridgeConfig) targetsOptions() bridge.TargetsOptions {
+	return bridge.TargetsOptions{
+		URLs: b.coderdMetricsURLs, Interval: b.scrapeInterval, MaxBodyBytes: b.maxScrapeBytes, MaxTargets: int(b.maxTargets),
+		PassThrough: b.upstream == "", // no agent is relayed
+	}
+}
+
 // buildParts makes the parts that are configured.
 func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeParts, err error) {
 	p = new(bridgeParts)
@@ -50,6 +68,11 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 			return nil, err
 		}
 		opts.Connected = p.registrations.Connected
+	}
+	if len(b.coderdMetricsURLs) > 0 {
+		if p.targets, err = bridge.NewTargets(conn, b.targetsOptions(), s.registry, s.log.With("component", "targets")); err != nil {
+			return nil, err
+		}
 	}
 	if b.upstreamCAFile != "" {
 		if opts.UpstreamTLS, err = (client.TLSFiles{CA: b.upstreamCAFile}).Config(); err != nil {
@@ -72,6 +95,9 @@ func (p *bridgeParts) tasks(agents net.Listener) (tasks []task) {
 	if p.registrations != nil {
 		tasks = append(tasks, task{"registrations", p.registrations.Run})
 	}
+	if p.targets != nil {
+		tasks = append(tasks, task{"targets", p.targets.Run})
+	}
 	return tasks
 }
 
@@ -91,6 +117,9 @@ func (p *bridgeParts) warnings() (warnings []func() []string) {
 	if p.registrations != nil {
 		warnings = append(warnings, p.registrations.Warnings)
 	}
+	if p.targets != nil {
+		warnings = append(warnings, p.targets.Warnings)
+	}
 	return warnings
 }
 
@@ -101,6 +130,9 @@ func (b *bridgeConfig) places(agents net.Listener) (places []any) {
 	}
 	if u, err := url.Parse(b.coderURL); err == nil && b.coderURL != "" {
 		places = append(places, "coder", u.Host)
+	}
+	if n := len(b.coderdMetricsURLs); n > 0 {
+		places = append(places, "metrics_urls", n)
 	}
 	return places
 }

@@ -62,6 +62,10 @@ var bridgeWirings = map[string]wiring{
 	"coder-api-token-file":           {fields: []string{"registrations.TokenFile"}, value: "token", with: map[string]string{"coder-url": "https://coder.test"}},
 	"coder-max-requests-per-second":  to("registrations.MaxRequestsPerSecond"),
 	"sync-interval":                  to("registrations.SyncInterval"),
+	"coderd-metrics-url":             {fields: []string{"targets.URLs"}, value: "http://coder:2112"},
+	"scrape-interval":                to("targets.Interval"),
+	"max-scrape-bytes":               to("targets.MaxBodyBytes"),
+	"max-targets":                    to("targets.MaxTargets"),
 	"max-decoder-bytes":              to("bridge.MaxDecoderBytes"),
 	"max-relayed-agents":             to("bridge.MaxAgents"),
 	"tls-max-handshakes":             to("handshakes.Max"),
@@ -74,13 +78,14 @@ func bridgeFields(b *bridgeConfig) map[string]any {
 	fields := map[string]any{"stop": b.stopTimeout()}
 	flatten("bridge", reflect.ValueOf(b.bridgeOptions()), fields)
 	flatten("registrations", reflect.ValueOf(b.registrationsOptions()), fields)
+	flatten("targets", reflect.ValueOf(b.targetsOptions()), fields)
 	flatten("handshakes", reflect.ValueOf(b.handshakes()), fields)
 	return fields
 }
 
 // Each option of a bridge changes what the bridge gets, or how it starts.
 func TestBridgeOptionsReachTheBridge(t *testing.T) {
-	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.UpstreamTLS": true}
+	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.UpstreamTLS": true, "targets.PassThrough": true}
 	for _, o := range new(bridgeConfig).options() {
 		w, own := bridgeWirings[o.Flag]
 		if !own {

@@ -29,6 +29,11 @@ type bridgeConfig struct {
 	coderTokenFile    string
 	coderMaxRequests  int64
 	coderSyncInterval time.Duration
+
+	coderdMetricsURLs []string
+	scrapeInterval    time.Duration
+	maxScrapeBytes    int64
+	maxTargets        int64
 }
 
 // bridgePrefix is that of the variables of a bridge: a service beside it has its own.
@@ -100,6 +105,23 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		{
 			Description: "Time between two reads of all workspaces. An agent that connects here and is not known is registered at once.",
 			Flag:        "sync-interval", Default: "5m", Value: notBelow(&b.coderSyncInterval, 10*time.Second),
+		},
+		{
+			Description: "The URL of a coderd's metrics, such as http://coder:2112/, or dns+http://coder:2112/ for all addresses of the name. " +
+				"May be given several times. All bridges have the same. Without --upstream what coderd has of agents is served, too. Empty: coderds push their metrics, or are scraped by Prometheus.",
+			Flag: "coderd-metrics-url", Value: serpent.StringArrayOf(&b.coderdMetricsURLs),
+		},
+		{
+			Description: "Time between two scrapes of a coderd.",
+			Flag:        "scrape-interval", Default: "15s", Value: durationWithin(&b.scrapeInterval, time.Second, time.Hour),
+		},
+		{
+			Description: "Bytes of a scrape of coderd, decompressed; a larger one counts as failed.",
+			Flag:        "max-scrape-bytes", Default: "67108864", Value: atLeast(&b.maxScrapeBytes, 1<<20),
+		},
+		{
+			Description: "Coderds that are scraped, each address counted.",
+			Flag:        "max-targets", Default: "256", Value: within(&b.maxTargets, 1, 4096),
 		},
 		{
 			Description: "Listen beyond loopback without TLS: behind a proxy that ends it. Agents' tokens cross that network in the clear.",

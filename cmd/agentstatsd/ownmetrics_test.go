@@ -72,6 +72,8 @@ func ownTable(t *testing.T) string {
 	require.NoError(t, err)
 	_, err = bridge.NewRegistrations(nil, bridge.RegistrationsOptions{CoderURL: "http://coderd", TokenFile: "token"}, s.registry, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+	_, err = bridge.NewTargets(nil, bridge.TargetsOptions{URLs: []string{"http://coderd:2112"}}, s.registry, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
 
 	descs := make(chan *prometheus.Desc)
 	go func() {

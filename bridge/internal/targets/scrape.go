@@ -123,7 +123,7 @@ func withoutURL(err error) error {
 type tooLargeError struct{ most int64 }
 
 func (e *tooLargeError) Error() string {
-	return fmt.Sprintf("body: want at most %d bytes, decompressed, got more", e.most)
+	return fmt.Sprintf("body: want at most %d bytes, decompressed (--max-scrape-bytes), got more", e.most)
 }
 
 // limitedReader reads at most left bytes. One more is a *tooLargeError.
