@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -80,4 +81,20 @@ func TestTextThatIsNotUTF8(t *testing.T) {
 	err := send(pb.CoderdService_RegisterAgents_FullMethodName, protowire.AppendTag(encoded, 1, protowire.BytesType), registered)
 	require.Equal(t, codes.InvalidArgument, status.Code(err), "it is cut off, too: %v", err)
 	s.RequireAgents(1, 2, 3)
+}
+
+// A sync keeps as many registrations that are not UTF-8 as there may be agents.
+func TestSyncOfTextsThatAreNotUTF8(t *testing.T) {
+	s := edgetest.Start(t, edgetest.Settings{Fleet: fleet.Options{MaxAgents: 3}})
+	bad := edgetest.Registration(1)
+	bad.Workspace.OwnerUsername = "spoil this"
+	encoded := encodeSpoiled(t, &pb.SyncAgentsRequest{Agents: []*pb.AgentRegistration{bad}}, "spoil this")
+	encoded = bytes.Repeat(encoded, 2)
+	stream, err := s.Conn.NewStream(s.AsCoderd(), &grpc.StreamDesc{ClientStreams: true}, pb.CoderdService_SyncAgents_FullMethodName, grpc.ForceCodec(rawCodec{}))
+	require.NoError(t, err)
+	require.NoError(t, stream.SendMsg(encoded))
+	require.NoError(t, stream.SendMsg(encoded))
+	require.NoError(t, stream.CloseSend())
+	err = stream.RecvMsg(&[]byte{})
+	edgetest.RequireCode(t, err, codes.ResourceExhausted, "sync: want at most 3 registrations that are not UTF-8 (--max-agents), got 4 so far")
 }

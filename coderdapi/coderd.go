@@ -115,7 +115,7 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 	// The parts are joined once: what never completes is not copied.
 	var agents [][]agent.Registration
 	var workspaces [][]agent.Workspace
-	var nAgents, nWorkspaces, nKept int
+	var nAgents, nWorkspaces, nKept, nUndecoded int
 	limit := s.Fleet.MaxAgents()
 	for {
 		var part received[*agentstatsv1.SyncAgentsRequest]
@@ -133,17 +133,21 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 			return set, false, part.err
 		}
 		moreAgents, moreWorkspaces := part.message.GetAgents(), part.message.GetWorkspaces()
+		undecoded := reservationFrom(ctx).takeRefused()
 		nAgents, nWorkspaces, nKept = nAgents+len(moreAgents), nWorkspaces+len(moreWorkspaces), nKept+len(part.message.GetKeptWorkspaceIds())
 		if max(nAgents, nWorkspaces, nKept) > limit {
 			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d agents, workspaces and kept workspaces each (%s), got %d, %d and %d so far",
 				limit, flagAgents, nAgents, nWorkspaces, nKept)
+		}
+		if nUndecoded += len(undecoded); nUndecoded > limit {
+			return set, false, status.Errorf(codes.ResourceExhausted, "sync: want at most %d registrations that are not UTF-8 (%s), got %d so far", limit, flagAgents, nUndecoded)
 		}
 		kept, invalid := idsOf("kept_workspace_ids", part.message.GetKeptWorkspaceIds(), limit)
 		if invalid != nil {
 			return set, false, grpcserver.Invalid(invalid.field, "%s", invalid.text)
 		}
 		set.KeptWorkspaces = append(set.KeptWorkspaces, kept...)
-		reservationFrom(ctx).keepBytes(proto.Size(part.message) + registrationBytes*(len(moreAgents)+len(moreWorkspaces)))
+		reservationFrom(ctx).keepBytes(proto.Size(part.message) + registrationBytes*(len(moreAgents)+len(moreWorkspaces)+len(undecoded)))
 		more := s.setOf(moreAgents, moreWorkspaces)
 		if len(more.Agents) > 0 {
 			agents = append(agents, more.Agents)
@@ -151,7 +155,7 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 		if len(more.Workspaces) > 0 {
 			workspaces = append(workspaces, more.Workspaces)
 		}
-		set.Refused = append(set.Refused, more.Refused...)
+		set.Refused = append(append(set.Refused, undecoded...), more.Refused...)
 		if len(more.GotAt) > 0 {
 			if set.GotAt == nil {
 				set.GotAt = more.GotAt
@@ -159,7 +163,6 @@ func (s *Service) collectSync(ctx context.Context, parts <-chan received[*agents
 			maps.Copy(set.GotAt, more.GotAt)
 		}
 		if part.message.GetComplete() {
-			set.Refused = append(set.Refused, reservationFrom(ctx).takeRefused()...)
 			set.Agents, set.Workspaces = slices.Concat(agents...), slices.Concat(workspaces...)
 			var problem *problem
 			if set.ReadAt, problem = readAt("read_age", part.message.GetReadAge()); problem != nil {
