@@ -144,8 +144,10 @@ type Agent struct {
 	// stopped is closed when Run returns; nil: it is not running.
 	stopped chan struct{}
 	cancel  context.CancelFunc
-	// leave has functions of the host left soon, as Run is about to end.
+	// leave has functions of the host left soon, as Run is about to end. hurry has the wait
+	// for the next session cut short once.
 	leave   context.CancelFunc
+	hurry   context.CancelFunc
 	closing bool
 	// idle is closed when no ack is waited for; nil: nobody waits.
 	idle chan struct{}
@@ -335,20 +337,22 @@ func (a *Agent) Flush(ctx context.Context) error {
 }
 
 // Close ends the agent's presence for good. It sends what is left and a goodbye,
-// waits for all acks, and ends Run. If ctx ends first, it ends Run. It returns an
-// error that names what was not acked. Run does not start again after it.
+// waits for all acks, and ends Run. A Run that waits for the service tries again at once.
+// If ctx ends first, it ends Run. It returns an error that names what was not acked. Run
+// does not start again after it.
 func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Lock()
 	if !a.closing {
 		a.closing = true
 		a.outbox.Pace.AddWaiter()
 	}
-	stopped, cancel := a.stopped, a.cancel
+	stopped, cancel, hurry := a.stopped, a.cancel, a.hurry
 	a.mu.Unlock()
 	if stopped == nil {
 		return a.pendingError(errors.New("run agent: is not running"))
 	}
 	a.signal()
+	hurry()
 	select {
 	case <-stopped:
 	case <-ctx.Done():

@@ -259,7 +259,7 @@ func (r *Relays) expire(id uuid.UUID, k *keptRelay) {
 
 // Goodbye ends the presence of an agent that goes away and stays registered: its series
 // vanish at once. What it said is sent before. It blocks until that is acked, or ctx ends.
-// Without a relay of the agent here it does nothing. Handles of the agent's connections do
+// A relay that waits for the service tries again at once. Without a relay of the agent here it does nothing. Handles of the agent's connections do
 // nothing after it. Coderd.Deregister needs no goodbye before.
 func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 	if r == nil {
@@ -288,9 +288,9 @@ func (r *Relays) Goodbye(ctx context.Context, agentID uuid.UUID) error {
 // agents that connect to another coderd go on there. It blocks until the service has
 // received all, or ctx ends, also for a Goodbye that goes on. What is received the service
 // stores by itself. Relays that wait for the service try again at once. OnRefusal has 2 s
-// left from the start. If it has not returned a second
-// after ctx has ended, Close does not wait for it. It returns an error that counts the
-// agents with something that was not received. After it there are no relays any more.
+// left from the start. If it has not returned a second after ctx has ended, Close does not
+// wait for it. It returns an error that counts the agents with something that was not
+// received. After it there are no relays any more.
 func (r *Relays) Close(ctx context.Context) error {
 	if r == nil {
 		return nil

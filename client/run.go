@@ -39,11 +39,12 @@ func (a *Agent) begin(ctx context.Context) (run func(), err error) {
 	stopped := make(chan struct{})
 	a.stopped, a.cancel = stopped, cancel
 	leaving, leave := context.WithCancel(ctx)
-	a.leave = leave
+	hurried, hurry := context.WithCancel(ctx)
+	a.leave, a.hurry = leave, hurry
 	return func() {
 		defer cancel()
 		a.callbacks.endWith(leaving)
-		a.keepSession(ctx, leaving.Done())
+		a.keepSession(ctx, hurried.Done())
 		a.mu.Lock()
 		a.stopped, a.cancel = nil, nil
 		a.mu.Unlock()
@@ -52,9 +53,9 @@ func (a *Agent) begin(ctx context.Context) (run func(), err error) {
 	}, nil
 }
 
-// keepSession keeps a session until ctx is cancelled, or until Close. When leaving is
+// keepSession keeps a session until ctx is cancelled, or until Close. When hurried is
 // closed, the wait for the next attempt is cut short once.
-func (a *Agent) keepSession(ctx context.Context, leaving <-chan struct{}) {
+func (a *Agent) keepSession(ctx context.Context, hurried <-chan struct{}) {
 	defer func() { a.failures.Unneeded(ctx, time.Now()) }()
 	for attempt := 0; a.awaitReason(ctx); attempt++ {
 		end := a.session(ctx)
@@ -89,8 +90,8 @@ func (a *Agent) keepSession(ctx context.Context, leaving <-chan struct{}) {
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
-		case <-leaving:
-			leaving, attempt = nil, -1
+		case <-hurried:
+			hurried, attempt = nil, -1
 		case <-ctx.Done():
 		}
 		timer.Stop()

@@ -32,6 +32,7 @@ func (a *Agent) drain() {
 	defer a.mu.Unlock()
 	a.standby.Draining = true
 	a.leave()
+	a.hurry()
 	a.signal()
 }
 

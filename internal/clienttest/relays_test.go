@@ -499,21 +499,32 @@ func TestRelaysRestoreTheLifecycle(t *testing.T) {
 	})
 }
 
-// A relay that waits after an outage when it is to end does not wait for longer.
-func TestRelaysCloseTriesAtOnce(t *testing.T) {
-	bubble.Test(t, func(t *testing.T) {
-		s, relays := startRelays(t, 1, client.RelaysOptions{Backoff: client.Backoff{Min: time.Hour, Max: time.Hour}})
-		a := connectRelayed(t, relays[0])
-		time.Sleep(time.Second)
-		s.stopped()
-		a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
-		s.start()
-		time.Sleep(10 * time.Second) // the connection is up again
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		require.NoError(t, relays[0].Close(ctx))
-		_, lifecycle := s.agentInfo(t)
-		require.Equal(t, agent.LifecycleReady, lifecycle)
-		a.Disconnect()
-	})
+// A relay that waits after an outage when it is to end, or says goodbye, does not wait for
+// longer.
+func TestRelaysTryAtOnceAtTheEnd(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(context.Context, *client.Relays) error
+	}{
+		{"close", func(ctx context.Context, r *client.Relays) error { return r.Close(ctx) }},
+		{"goodbye", func(ctx context.Context, r *client.Relays) error { return r.Goodbye(ctx, agentID) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				s, relays := startRelays(t, 1, client.RelaysOptions{Backoff: client.Backoff{Min: time.Hour, Max: time.Hour}})
+				a := connectRelayed(t, relays[0])
+				time.Sleep(time.Second)
+				s.stopped()
+				a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+				s.start()
+				time.Sleep(10 * time.Second) // the connection is up again
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				require.NoError(t, test.end(ctx, relays[0]))
+				_, lifecycle := s.agentInfo(t)
+				require.Equal(t, agent.LifecycleReady, lifecycle)
+				a.Disconnect()
+			})
+		})
+	}
 }
