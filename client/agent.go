@@ -116,7 +116,7 @@ type Agent struct {
 	log         *slog.Logger
 	// routine is the level of sessions that open and end as usual.
 	routine   slog.Level
-	failures  *outage.Agent
+	failures  *outage.Subject
 	callbacks callbacks
 	// registration of a relayed agent; nil: it is not relayed.
 	registration *relayedRegistration
@@ -210,7 +210,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
-	a.failures = outage.New(a.log).Agent(a.log)
+	a.failures = outage.New(a.log, outage.Sessions).Subject(a.log)
 	a.callbacks.timeout, a.callbacks.log = cmp.Or(opts.CallbackTimeout, defaultCallbackTimeout), a.log
 	a.opts.bound(&a.callbacks, a.Report)
 	if opts.Credentials != nil {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/coder/agentstatsd/client/internal/outage"
 	"github.com/coder/agentstatsd/client/internal/parts"
 	"github.com/coder/agentstatsd/client/internal/relaystream"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -35,7 +36,8 @@ type CoderdOptions struct {
 	// Backoff bounds the waits before a watch connects again.
 	Backoff Backoff
 	// Logger of watches that break, of registrations that are refused, and of functions
-	// that do not return in time; nil: they are not logged.
+	// that do not return in time; nil: they are not logged. An outage of all watches is a
+	// line when it begins, one a minute and one when it ends.
 	Logger *slog.Logger
 	// CallbackTimeout is how long a function of a watch may take before it is logged;
 	// 0: 10 s. The watch waits for it. When the context of the watch ends, it waits
@@ -55,6 +57,8 @@ type Coderd struct {
 	registrar *registrar
 	backoff   Backoff
 	log       *slog.Logger
+	// watches are the failures of all watches.
+	watches *outage.Log
 	// callbackTimeout is CoderdOptions.CallbackTimeout.
 	callbackTimeout time.Duration
 }
@@ -79,6 +83,7 @@ func NewCoderd(conn grpc.ClientConnInterface, opts CoderdOptions) (*Coderd, erro
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
+	c.watches = outage.New(c.log, outage.Streams)
 	c.registrar = newRegistrar(c)
 	return c, nil
 }

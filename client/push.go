@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/client/internal/gather"
+	"github.com/coder/agentstatsd/client/internal/outage"
 	"github.com/coder/agentstatsd/client/internal/outbox"
 	"github.com/coder/agentstatsd/client/internal/parts"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -73,7 +74,8 @@ type PushOptions struct {
 	// that coderd forwards for its agents; count is how many there are.
 	OnRefused func(refused []*agentstatsv1.FamilyRefusal, count int64)
 	// Logger of streams that break, of a Gatherer that fails or does not return, and
-	// of what is refused; nil: none.
+	// of what is refused; nil: none. While no stream opens, that is logged when it begins
+	// and each minute.
 	Logger *slog.Logger
 }
 
@@ -204,10 +206,11 @@ func (p *Pusher) Run(ctx context.Context) error {
 	}()
 
 	var last error
-	pushes := streams{what: "push metrics", backoff: p.opts.Backoff, log: p.log}
-	err := pushes.run(ctx, live, func() (answered bool, err error) {
-		answered, last = p.session(ctx, live)
-		return answered, last
+	failures := outage.New(p.log, outage.Streams).Subject(p.log)
+	pushes := streams{what: "push metrics", backoff: p.opts.Backoff, log: p.log, failures: failures}
+	err := pushes.run(ctx, live, func(answered func()) error {
+		last = p.session(ctx, live, answered)
+		return last
 	})
 	if err == nil && last != nil {
 		p.log.WarnContext(ctx, "last snapshot was not taken in", "error", last)
@@ -219,14 +222,14 @@ func (p *Pusher) Run(ctx context.Context) error {
 type pushStream = duplex[agentstatsv1.PushMetricsRequest, agentstatsv1.PushMetricsResponse]
 
 // session pushes over one stream until that breaks, or until ctx has ended and the
-// last snapshot is taken in: then there is no error. answered is true if any
-// snapshot was taken in. The stream lives as long as live.
-func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
+// last snapshot is taken in: then there is no error. It calls answered after each
+// snapshot that was taken in. The stream lives as long as live.
+func (p *Pusher) session(ctx, live context.Context, answered func()) error {
 	live, cancel := context.WithCancelCause(live)
 	stream, err := p.service.PushMetrics(live)
 	if err != nil {
 		cancel(nil)
-		return false, err
+		return err
 	}
 	s := newDuplex(live, func() { cancel(nil) }, stream)
 	defer s.close()
@@ -236,7 +239,7 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 		Interval:   durationpb.New(p.opts.Interval),
 	}}})
 	if err != nil {
-		return false, err
+		return err
 	}
 	for {
 		began := time.Now()
@@ -244,7 +247,7 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 		gathered := p.gather(ctx, final)
 		if !gathered && !final {
 			if err := p.waitForNext(ctx, s, began, gathered); err != nil {
-				return answered, err
+				return err
 			}
 			continue
 		}
@@ -257,15 +260,15 @@ func (p *Pusher) session(ctx, live context.Context) (answered bool, err error) {
 			if cause := context.Cause(live); cause != nil && !errors.Is(cause, context.Canceled) {
 				err = cause
 			}
-			return answered, err
+			return err
 		}
-		answered = true
+		answered()
 		if final {
 			s.closeStream()
-			return true, nil
+			return nil
 		}
 		if err := p.waitForNext(ctx, s, began, gathered); err != nil {
-			return answered, err
+			return err
 		}
 	}
 }

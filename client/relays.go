@@ -26,6 +26,8 @@ const (
 	// closeGrace is how long the relays have to end after the context of Close. Only a
 	// function of the host keeps them longer.
 	closeGrace = time.Second
+	// lostInterval is the time of which agents are logged together that something is lost of.
+	lostInterval = time.Minute
 	// roleAgent is the role of an agent's own connection to coderd.
 	roleAgent = "agent"
 )
@@ -46,9 +48,9 @@ type RelaysOptions struct {
 	MaxAgents int
 	// Backoff bounds the waits between two sessions of an agent.
 	Backoff Backoff
-	// Logger of what is lost, and of agents without a session, in one line when that
-	// begins, one a minute and one when it ends; nil: they are not logged. Each session
-	// that opens and ends is logged at the level of debug.
+	// Logger of what is lost, at most twice a minute, and of agents without a session, in
+	// one line when that begins, one a minute and one when it ends; nil: they are not
+	// logged. Each session that opens and ends is logged at the level of debug.
 	Logger *slog.Logger
 	// OnRefusal is called with what the service refused of an agent. It is called
 	// like the functions of AgentOptions.
@@ -90,7 +92,11 @@ type Relays struct {
 	mu     sync.Mutex
 	agents map[uuid.UUID]*keptRelay // guarded by mu
 	closed bool                     // likewise
-	ended  sync.WaitGroup           // the goroutines of relays
+	// lost is how many agents something was lost of that is not logged; lostTimer logs it.
+	// Guarded by mu.
+	lost      int
+	lostTimer *time.Timer    // nil: nothing was lost in the last lostInterval
+	ended     sync.WaitGroup // the goroutines of relays
 }
 
 // keptRelay is the relay of one agent. The mu of Relays guards its fields.
@@ -117,7 +123,7 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	r.failures = outage.New(r.log)
+	r.failures = outage.New(r.log, outage.Sessions)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -187,7 +193,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 		return nil, err
 	}
 	agent.standby.IsRelay, agent.outbox.IsRelay = true, true
-	agent.failures, agent.routine = r.failures.Agent(agent.log), slog.LevelDebug
+	agent.failures, agent.routine = r.failures.Subject(agent.log), slog.LevelDebug
 	ctx, cancel := context.WithCancel(r.ctx)
 	k = &keptRelay{agent: agent, cancel: cancel}
 	run, err := agent.begin(ctx)
@@ -252,9 +258,29 @@ func (r *Relays) expire(id uuid.UUID, k *keptRelay) {
 		return
 	}
 	if err := k.agent.pendingError(errRelayExpired); err != nil {
-		r.log.Warn("what an agent said is lost, as it could not be sent", "agent", id, "after", time.Duration(k.idles)*r.opts.Idle, "error", err)
+		r.logLostLocked(id, time.Duration(k.idles)*r.opts.Idle, err)
 	}
 	r.endLocked(id, k)
+}
+
+// logLostLocked logs what is lost of an agent. What follows within lostInterval is a line
+// for all these agents.
+func (r *Relays) logLostLocked(id uuid.UUID, after time.Duration, err error) {
+	if r.lostTimer != nil {
+		r.lost++
+		return
+	}
+	r.log.Warn("what an agent said is lost, as it could not be sent", "agent", id, "after", after, "error", err)
+	r.lostTimer = time.AfterFunc(lostInterval, r.logFurtherLost)
+}
+
+func (r *Relays) logFurtherLost() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lostTimer = nil; r.lost > 0 {
+		r.log.Warn("what further agents said is lost, as it could not be sent", "agents", r.lost)
+		r.lost = 0
+	}
 }
 
 // Goodbye ends the presence of an agent that goes away and stays registered: its series

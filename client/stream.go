@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/client/internal/outage"
 )
 
 // finalTimeout bounds how long a stream goes on after the context of its user has
@@ -23,21 +25,26 @@ const finalTimeout = 5 * time.Second
 //	serving --error that trying again cannot cure--> ended
 //	serving, waiting --live ends--> ended
 type streams struct {
-	what    string // the streams are for, like "watch agents"
-	backoff Backoff
-	log     *slog.Logger
+	what     string // the streams are for, like "watch agents"
+	backoff  Backoff
+	log      *slog.Logger
+	failures *outage.Subject
 }
 
 // run calls serve for each stream until live ends or serve returns no error: then it
 // returns nil. It returns an error that trying again cannot cure, see isFutile. serve
-// returns how the stream ended, and whether it was of use, so that the backoff begins
-// anew. The end of ctx, which is at the latest that of live, cuts one wait short.
-func (s *streams) run(ctx, live context.Context, serve func() (useful bool, err error)) error {
-	accepted := false
+// returns how the stream ended. It calls opened once the stream is of use, and may repeat
+// it: then the backoff begins anew. The end of ctx, which is at the latest that of live,
+// cuts one wait short.
+func (s *streams) run(ctx, live context.Context, serve func(opened func()) error) error {
+	defer func() { s.failures.Unneeded(ctx, time.Now()) }()
+	accepted, takenOver := false, false
 	for attempt := 0; ; attempt++ {
-		began := time.Now()
-		useful, err := serve()
-		accepted = accepted || useful
+		began, useful := time.Now(), false
+		err := serve(func() {
+			accepted, useful, takenOver = true, true, false
+			s.failures.Opened(ctx, time.Now())
+		})
 		if err == nil || live.Err() != nil {
 			return nil
 		}
@@ -49,7 +56,13 @@ func (s *streams) run(ctx, live context.Context, serve func() (useful bool, err 
 			attempt = 0
 		}
 		wait := s.backoff.wait(attempt) + retryDelay(err)
-		s.log.WarnContext(ctx, "stream broke", append([]any{"stream", s.what, "error", err, "retry_in", wait}, hint(err)...)...)
+		attrs := append([]any{"stream", s.what, "error", err, "retry_in", wait}, hint(err)...)
+		if code := status.Code(err); code != codes.Aborted {
+			s.failures.Failed(ctx, time.Now(), code, attrs...)
+		} else if s.failures.Unneeded(ctx, time.Now()); !takenOver {
+			takenOver = true
+			s.log.InfoContext(ctx, "another one has the stream, trying again until that has ended", attrs...)
+		}
 		ended := ctx.Done()
 		if ctx.Err() != nil {
 			ended = nil

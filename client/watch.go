@@ -56,8 +56,11 @@ func watch[Req, Resp any](
 	handle func(*Resp),
 ) error {
 	handler := c.callback("handler of the watch of " + what)
-	return c.streams(what).run(ctx, ctx, func() (received bool, err error) {
-		return receiveAll(ctx, open, req, func(resp *Resp) bool { return handler.finish(ctx, func() { handle(resp) }) })
+	return c.streams(what).run(ctx, ctx, func(received func()) error {
+		return receiveAll(ctx, open, req, func(resp *Resp) bool {
+			received()
+			return handler.finish(ctx, func() { handle(resp) })
+		})
 	})
 }
 
@@ -69,31 +72,29 @@ func (c *Coderd) callback(name string) *callback {
 
 // streams returns the streams of a watch.
 func (c *Coderd) streams(what string) *streams {
-	return &streams{what: "watch " + what, backoff: c.backoff, log: c.log}
+	return &streams{what: "watch " + what, backoff: c.backoff, log: c.log, failures: c.watches.Subject(c.log)}
 }
 
-// receiveAll serves one stream until it ends, or until handle returns false. It reports
-// whether any response was received.
+// receiveAll serves one stream until it ends, or until handle returns false.
 func receiveAll[Req, Resp any](
 	ctx context.Context,
 	open func(context.Context, *Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error),
 	req *Req,
 	handle func(*Resp) bool,
-) (received bool, err error) {
+) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := open(ctx, req, grpc.MaxCallRecvMsgSize(maxReadBytes))
 	if err != nil {
-		return false, err
+		return err
 	}
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
-			return received, err
+			return err
 		}
-		received = true
 		if !handle(resp) {
-			return true, errCallbackLeft
+			return errCallbackLeft
 		}
 	}
 }

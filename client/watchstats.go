@@ -77,7 +77,7 @@ func (c *Coderd) WatchStats(ctx context.Context, watch StatsWatch) error {
 		return fmt.Errorf("watch stats: the name has %d bytes, 1 to %d are allowed", n, maxWatchName)
 	}
 	w := &statsWatch{StatsWatch: watch, service: c.service, load: c.callback("Load"), handler: c.callback("Handle"), started: c.callback("Started")}
-	return c.streams("stats").run(ctx, ctx, func() (received bool, err error) { return w.serveStream(ctx) })
+	return c.streams("stats").run(ctx, ctx, func(received func()) error { return w.serveStream(ctx, received) })
 }
 
 // statsWatch is a watch of stats over all its streams.
@@ -115,22 +115,21 @@ func (w *statsWatch) firstRequest(ctx context.Context) (*agentstatsv1.WatchStats
 	}, nil
 }
 
-// serveStream serves one stream until it ends, and reports whether any response was
-// received.
-func (w *statsWatch) serveStream(ctx context.Context) (received bool, err error) {
-	received, err = w.receiveBatches(ctx)
+// serveStream serves one stream until it ends. It calls received for each response.
+func (w *statsWatch) serveStream(ctx context.Context, received func()) error {
+	err := w.receiveBatches(ctx, received)
 	if status.Code(err) == codes.Aborted {
 		w.standBy = true
 	}
-	return received, err
+	return err
 }
 
 // receiveBatches serves one stream. When ctx ends, it waits until the service has
 // received the last ack.
-func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err error) {
+func (w *statsWatch) receiveBatches(ctx context.Context, received func()) error {
 	first, err := w.firstRequest(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -139,32 +138,31 @@ func (w *statsWatch) receiveBatches(ctx context.Context) (received bool, err err
 	stream, err := w.service.WatchStats(live, grpc.MaxCallRecvMsgSize(maxReadBytes))
 	if err != nil {
 		stop()
-		return false, err
+		return err
 	}
 	s := newDuplex(live, cancel, stream)
 	defer s.close()
 	err = s.send(first)
 	stop()
 	if err != nil {
-		return false, err
+		return err
 	}
-	for {
+	for began := true; ; began = false {
 		select {
 		case resp := <-s.responses:
 			if ctx.Err() != nil {
 				s.closeStream()
-				return received, ctx.Err()
+				return ctx.Err()
 			}
-			began := !received
-			received = true
+			received()
 			if err := w.handle(ctx, s, resp, began); err != nil {
-				return received, err
+				return err
 			}
 		case <-s.done:
-			return received, s.err
+			return s.err
 		case <-ctx.Done():
 			s.closeStream()
-			return received, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }

@@ -91,8 +91,9 @@ func open(conn *grpc.ClientConn, opts OpenOptions) (*Tap, error) {
 	return t, nil
 }
 
-// Coderd returns the client for all else: syncs of registrations, reads and watches; nil:
-// the Tap was not made by Open. The Tap has its Relays: make no others of it.
+// Coderd returns the client for all else: syncs of registrations, reads and watches. It
+// is nil, and nothing can be called, if the Tap is nil, as without the service, or was not
+// made by Open. The Tap has its Relays: make no others of it.
 func (t *Tap) Coderd() *client.Coderd {
 	if t == nil || t.link == nil {
 		return nil

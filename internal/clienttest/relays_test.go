@@ -285,6 +285,27 @@ func TestRelaysEnd(t *testing.T) {
 	})
 }
 
+// That something is lost of many agents is two lines a minute.
+func TestRelaysLogWhatIsLostTogether(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		log, logger := newLog()
+		s, relays := startRelays(t, 1, client.RelaysOptions{Logger: logger})
+		s.stopped()
+		for _, r := range registrations(50) {
+			a, err := relays[0].ConnectRegistered(r, "")
+			require.NoError(t, err)
+			a.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+			a.Disconnect()
+			time.Sleep(time.Second)
+		}
+		time.Sleep(2 * time.Hour)
+		lost := log.with("is lost")
+		require.Len(t, lost, 2)
+		require.Contains(t, lost[0], "agent=")
+		require.Contains(t, lost[1], "agents=49")
+	})
+}
+
 // What cannot be sent of an agent that has left is given up after an hour. Close waits
 // for it no longer than it may.
 func TestRelaysGiveUp(t *testing.T) {

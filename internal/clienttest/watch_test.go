@@ -2,6 +2,7 @@ package clienttest
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/client"
+	"github.com/coder/agentstatsd/internal/bubble"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -169,4 +171,47 @@ func TestCoderdWatchesAgents(t *testing.T) {
 
 	nothing := func(*agentstatsv1.WatchAgentsResponse) { t.Error("a response") }
 	require.ErrorContains(t, coderd.WatchAgents(t.Context(), make([]uuid.UUID, 1001), nothing), "1001 agents are named")
+}
+
+// An outage of many watches and a push is few lines of each.
+func TestStreamsLogAnOutageTogether(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		log, logger := newLog()
+		s := startService()
+		defer s.close()
+		conn := s.conn(coderdToken)
+		defer closeConn(t, conn)
+		coderd, err := client.NewCoderd(conn, client.CoderdOptions{Logger: logger})
+		require.NoError(t, err)
+		var stops []func() error
+		for range 20 {
+			stops = append(stops, run(t.Context(), func(ctx context.Context) error {
+				return coderd.WatchAgents(ctx, nil, func(*agentstatsv1.WatchAgentsResponse) {})
+			}))
+		}
+		stops = append(stops, run(t.Context(), func(ctx context.Context) error {
+			return client.PushGatherer(ctx, conn, newGate("a_total"), client.PushOptions{Logger: logger})
+		}))
+		time.Sleep(10 * time.Second)
+		log.clear()
+		s.stopped()
+		time.Sleep(5 * time.Minute)
+		s.start()
+		time.Sleep(time.Minute)
+		for stream, of := range map[string]int{"watch agents": 20, "push metrics": 1} {
+			var broke []string
+			for _, line := range log.with("stream broke") {
+				if strings.Contains(line, stream) {
+					broke = append(broke, line)
+				}
+			}
+			require.GreaterOrEqual(t, len(broke), 4)
+			require.LessOrEqual(t, len(broke), 6)
+			require.Contains(t, broke[1], fmt.Sprintf("streams=%d", of))
+		}
+		require.Len(t, log.with("streams are open again"), 2)
+		for _, stop := range stops {
+			require.NoError(t, stop())
+		}
+	})
 }

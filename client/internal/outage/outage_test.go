@@ -37,10 +37,10 @@ func (l *logged) take() []string {
 // ends.
 func TestOutageIsFewLines(t *testing.T) {
 	l := &logged{}
-	log, now, ctx := New(l.logger()), time.Unix(1000, 0), t.Context()
-	agents := make([]*Agent, 1000)
+	log, now, ctx := New(l.logger(), Sessions), time.Unix(1000, 0), t.Context()
+	agents := make([]*Subject, 1000)
 	for i := range agents {
-		agents[i] = log.Agent(l.logger().With("agent", i))
+		agents[i] = log.Subject(l.logger().With("agent", i))
 	}
 	for range 5 {
 		for _, a := range agents {
