@@ -129,7 +129,7 @@ func (s *setup) requireNoSecrets() {
 	require.NoError(s.t, err)
 	own, err := s.reg.Gather()
 	require.NoError(s.t, err)
-	all := fmt.Sprint(s.log.String(), s.service.Log.String(), s.service.Exposition(""), stored, own, s.Registrations.agents, s.Warnings())
+	all := fmt.Sprint(s.log.String(), s.service.Log.String(), s.service.Exposition(""), stored, own, s.agents, s.Warnings())
 	for _, text := range []string{codertest.Secret, token} {
 		require.NotContains(s.t, all, text)
 	}
