@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"time"
@@ -21,6 +22,8 @@ type RegistrationsOptions struct {
 	TokenFile string
 	// MaxRequestsPerSecond of coderd's REST API; 0: 5.
 	MaxRequestsPerSecond int
+	// TLS of an https URL; nil: the system's certificates verify coderd.
+	TLS *tls.Config
 	// SyncInterval is the time between two reads of all workspaces; 0: 5 min.
 	SyncInterval time.Duration
 }
@@ -33,7 +36,7 @@ type Registrations struct{ *registrations.Registrations }
 // close, leads to with coderd's credential. It does nothing before Run.
 func NewRegistrations(conn *grpc.ClientConn, opts RegistrationsOptions, reg prometheus.Registerer, log *slog.Logger) (*Registrations, error) {
 	from, err := coder.New(coder.Options{
-		URL: opts.CoderURL, TokenFile: opts.TokenFile, MaxRequestsPerSecond: float64(opts.MaxRequestsPerSecond),
+		URL: opts.CoderURL, TokenFile: opts.TokenFile, MaxRequestsPerSecond: float64(opts.MaxRequestsPerSecond), TLS: opts.TLS,
 	}, reg, log)
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)

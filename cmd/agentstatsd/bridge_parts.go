@@ -64,7 +64,13 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 	p = new(bridgeParts)
 	opts := b.bridgeOptions()
 	if b.coderURL != "" {
-		if p.registrations, err = bridge.NewRegistrations(conn, b.registrationsOptions(), s.registry, s.log.With("component", "registrations")); err != nil {
+		of := b.registrationsOptions()
+		if b.coderCAFile != "" {
+			if of.TLS, err = (client.TLSFiles{CA: b.coderCAFile}).Config(); err != nil {
+				return nil, fmt.Errorf("--coder-ca-file: %w", err)
+			}
+		}
+		if p.registrations, err = bridge.NewRegistrations(conn, of, s.registry, s.log.With("component", "registrations")); err != nil {
 			return nil, err
 		}
 		opts.Connected = p.registrations.Connected

@@ -60,6 +60,7 @@ var bridgeWirings = map[string]wiring{
 	"allow-plaintext":                {with: map[string]string{"listen": "0.0.0.0:2114"}},
 	"coder-url":                      {fields: []string{"registrations.CoderURL"}, value: "https://coder.test", with: map[string]string{"coder-api-token-file": "token"}},
 	"coder-api-token-file":           {fields: []string{"registrations.TokenFile"}, value: "token", with: map[string]string{"coder-url": "https://coder.test"}},
+	"coder-ca-file":                  {value: "bridge_test.go", with: map[string]string{"coder-url": "https://coder.test", "coder-api-token-file": "token"}},
 	"coder-max-requests-per-second":  to("registrations.MaxRequestsPerSecond"),
 	"sync-interval":                  to("registrations.SyncInterval"),
 	"coderd-metrics-url":             {fields: []string{"targets.URLs"}, value: "http://coder:2112"},
@@ -85,7 +86,7 @@ func bridgeFields(b *bridgeConfig) map[string]any {
 
 // Each option of a bridge changes what the bridge gets, or how it starts.
 func TestBridgeOptionsReachTheBridge(t *testing.T) {
-	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.UpstreamTLS": true, "targets.PassThrough": true}
+	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.UpstreamTLS": true, "targets.PassThrough": true, "registrations.TLS": true}
 	for _, o := range new(bridgeConfig).options() {
 		w, own := bridgeWirings[o.Flag]
 		if !own {

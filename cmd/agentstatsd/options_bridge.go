@@ -27,6 +27,7 @@ type bridgeConfig struct {
 
 	coderURL          string
 	coderTokenFile    string
+	coderCAFile       string
 	coderMaxRequests  int64
 	coderSyncInterval time.Duration
 
@@ -97,6 +98,10 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		{
 			Description: "A file with an API token of a user with the role Template Admin. It is read again when it changes. Needs --coder-url.",
 			Flag:        "coder-api-token-file", Value: serpent.StringOf(&b.coderTokenFile),
+		},
+		{
+			Description: "Certificates that --coder-url is verified against, PEM. Empty: the system's.",
+			Flag:        "coder-ca-file", Value: serpent.StringOf(&b.coderCAFile),
 		},
 		{
 			Description: "Requests of Coder's REST API in a second.",

@@ -3,9 +3,13 @@ package coder
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -314,6 +318,31 @@ func TestBuildInfo(t *testing.T) {
 	info, err := s.BuildInfo(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "v2.99.0+codertest", info.Version)
+}
+
+// A coderd with TLS is verified, by certificates of one's own.
+func TestTLS(t *testing.T) {
+	rest := codertest.NewREST()
+	rest.SetToken(token, codertest.Token{})
+	rest.Put(started(1))
+	server := httptest.NewUnstartedServer(rest)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.StartTLS()
+	defer server.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	for _, conf := range []*tls.Config{nil, {RootCAs: roots}} {
+		transport := Options{TLS: conf}.withDefaults().Transport.(*http.Transport)
+		defer transport.CloseIdleConnections()
+		c, err := New(Options{URL: server.URL, TokenFile: codertest.TokenFile(t, token), Transport: transport}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		err = c.attempt(t.Context(), "api/v2/workspaces", nil, func(*json.Decoder) error { return nil })
+		if conf == nil {
+			require.ErrorContains(t, err, "certificate")
+		} else {
+			require.NoError(t, err)
+		}
+	}
 }
 
 func TestOptions(t *testing.T) {

@@ -2,6 +2,7 @@ package coder
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -25,7 +26,9 @@ type Options struct {
 	Timeout time.Duration
 	// PageSize is the number of workspaces that are asked for at once; default 100.
 	PageSize int
-	// Transport makes the requests; nil: net/http's default.
+	// TLS of an https URL; nil: the system's certificates verify coderd.
+	TLS *tls.Config
+	// Transport makes the requests; nil: net/http's, with TLS.
 	Transport http.RoundTripper
 }
 
@@ -35,7 +38,10 @@ func (o Options) withDefaults() Options {
 	o.Timeout = cmp.Or(o.Timeout, time.Minute)
 	o.PageSize = cmp.Or(o.PageSize, 100)
 	if o.Transport == nil {
-		o.Transport = http.DefaultTransport
+		o.Transport = &http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: o.TLS, ForceAttemptHTTP2: true,
+			TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
+		}
 	}
 	return o
 }
