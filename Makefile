@@ -81,7 +81,7 @@ FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:Fuz
 	aggregator:FuzzEvents aggregator:FuzzEventsGrouped pushed:FuzzPush \
 	agentapi/internal/wire:FuzzRequest agentapi/internal/wire:FuzzMetadataWire \
 	agentapi/internal/wire:FuzzRelayBatch fleet/internal/notification:FuzzDecode internal/decoded:FuzzBytes \
-	bridge/internal/proxy:FuzzBridge
+	bridge/internal/proxy:FuzzBridge bridge/internal/coder:FuzzPage
 soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
 	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
