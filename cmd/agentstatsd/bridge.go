@@ -44,6 +44,23 @@ func bridgeCommand() *serpent.Command {
 
 // validate checks the options of a bridge. Its errors name the flags.
 func (b *bridgeConfig) validate() error {
+	errs := []error{b.validateOwn()}
+	if b.serviceURL == "" {
+		errs = append(errs, errors.New("--service-url: want agentstatsd://host:port, got none"))
+	}
+	if (b.tlsCertFile == "") != (b.tlsKeyFile == "") {
+		errs = append(errs, errors.New("--tls-cert-file and --tls-key-file need each other"))
+	}
+	for _, l := range []struct{ flag, address string }{{"prometheus-address", b.prometheusAddress}, {"pprof-address", b.pprofAddress}} {
+		if err := checkAddress(l.address); err != nil && (l.address != "" || l.flag != "pprof-address") {
+			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2115: %w", l.flag, l.address, err))
+		}
+	}
+	return errors.Join(append(errs, b.validatePprof())...)
+}
+
+// validateOwn checks those that only a bridge has.
+func (b *bridgeConfig) validateOwn() error {
 	var errs []error
 	if b.upstream == "" && b.coderURL == "" && len(b.coderdMetricsURLs) == 0 {
 		errs = append(errs, errors.New("--upstream: want the URL of coderd, such as http://coder:7080, or --coder-url to register its agents only, or --coderd-metrics-url to scrape it only; got none"))
@@ -52,25 +69,16 @@ func (b *bridgeConfig) validate() error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, b.validateCoder(), b.validateTargets())
-	if b.serviceURL == "" {
-		errs = append(errs, errors.New("--service-url: want agentstatsd://host:port, got none"))
-	}
-	if (b.tlsCertFile == "") != (b.tlsKeyFile == "") {
-		errs = append(errs, errors.New("--tls-cert-file and --tls-key-file need each other"))
-	}
-	for _, l := range []struct{ flag, address string }{{"listen", b.listen}, {"prometheus-address", b.prometheusAddress}, {"pprof-address", b.pprofAddress}} {
-		if err := checkAddress(l.address); err != nil && (l.address != "" || l.flag != "pprof-address") {
-			errs = append(errs, fmt.Errorf("--%s %q: want host:port, such as 127.0.0.1:2114: %w", l.flag, l.address, err))
-		}
-	}
-	if checkAddress(b.listen) == nil && b.tlsCertFile == "" && !b.allowPlaintext {
+	if err := checkAddress(b.listen); err != nil {
+		errs = append(errs, fmt.Errorf("--listen %q: want host:port, such as 127.0.0.1:2114: %w", b.listen, err))
+	} else if b.tlsCertFile == "" && !b.allowPlaintext {
 		if loopback, err := isLoopback(b.listen); err != nil {
 			errs = append(errs, fmt.Errorf("--listen %s: %w", b.listen, err))
 		} else if !loopback {
 			errs = append(errs, fmt.Errorf("--listen %s is beyond loopback: give --tls-cert-file and --tls-key-file, or --allow-plaintext", b.listen))
 		}
 	}
-	return errors.Join(append(errs, b.validatePprof())...)
+	return errors.Join(errs...)
 }
 
 // upstreamURL returns the URL of coderd. Its errors do not show it, as it may hold a
@@ -149,16 +157,17 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 	if err := c.buildEndpoints(s, p); err != nil {
 		return err
 	}
-	agents, err := c.listenFor(ctx, s)
+	agents, err := c.listenForAgents(ctx, s, conf)
 	if err != nil {
 		return unlessStopped(ctx, err)
 	}
-	tasks := p.tasks(agents)
+	if err := s.listenForScrapers(ctx); err != nil {
+		return unlessStopped(ctx, err)
+	}
 	log.Info("agentstatsd bridge starts", append([]any{"version", version()}, c.places(agents)...)...)
-	endpoints := s.endpoints()
 	err = runStages(ctx, log,
-		stage{"bridge", tasks, c.stopTimeout()},
-		stage{"endpoints", endpoints, endpointStop})
+		stage{"bridge", p.tasks(agents), c.stopTimeout()},
+		stage{"endpoints", s.endpoints(), endpointStop})
 	log.Info("agentstatsd bridge stopped")
 	return err
 }
@@ -177,25 +186,22 @@ func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
 	if err != nil {
 		return err
 	}
-	return s.buildHTTP(s.registry, handler, p.checks(), p.warnings()...)
+	return s.buildHTTP(s.registry, handler, p.ready)
 }
 
-// listenFor opens the listeners, and returns that for agents; nil: none come here.
-func (b *bridgeConfig) listenFor(ctx context.Context, s *service) (agents net.Listener, err error) {
-	if b.upstream != "" {
-		if agents, err = s.open(ctx, "listen", b.listen); err != nil {
-			return nil, err
-		}
+// listenForAgents opens the listener for agents, with TLS unless conf is nil. nil: none
+// come here.
+func (b *bridgeConfig) listenForAgents(ctx context.Context, s *service, conf *serverTLS) (net.Listener, error) {
+	if b.upstream == "" {
+		return nil, nil
 	}
-	if err := s.listenForScrapers(ctx); err != nil {
-		return nil, err
-	}
-	if s.tls == nil || agents == nil {
-		return agents, nil
+	agents, err := s.open(ctx, "listen", b.listen)
+	if err != nil || conf == nil {
+		return agents, err
 	}
 	gate, err := handshake.New(b.handshakes(), "agents", s.registry)
 	if err != nil {
 		return nil, err
 	}
-	return tls.NewListener(agents, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(s.tls.Get)}), nil
+	return tls.NewListener(agents, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: gate.Config(conf.Get)}), nil
 }

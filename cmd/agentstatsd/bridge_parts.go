@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
+	"slices"
 
 	"google.golang.org/grpc"
 
@@ -107,26 +109,39 @@ func (p *bridgeParts) tasks(agents net.Listener) (tasks []task) {
 	return tasks
 }
 
-// checks returns what readiness depends on: agents must not be taken from coderd.
-func (p *bridgeParts) checks() []check {
-	if p.agents == nil {
-		return nil
-	}
-	return []check{{"bridge", p.agents.Ready}}
-}
-
-// warnings returns what is said beside it.
-func (p *bridgeParts) warnings() (warnings []func() []string) {
+// ready returns the answer of /-/ready. It depends on what takes agents' connections
+// alone: they must not be taken from coderd.
+func (p *bridgeParts) ready() readiness {
+	var checks []check
 	if p.agents != nil {
-		warnings = append(warnings, p.agents.Warnings)
+		checks = append(checks, check{"bridge", p.agents.Ready})
+	}
+	r := ready(checks)
+	if p.agents != nil {
+		r.Warnings = append(r.Warnings, p.agents.Warnings()...)
 	}
 	if p.registrations != nil {
-		warnings = append(warnings, p.registrations.Warnings)
+		r.Warnings = append(r.Warnings, p.registrations.Warnings()...)
 	}
 	if p.targets != nil {
-		warnings = append(warnings, p.targets.Warnings)
+		r.Warnings = append(r.Warnings, p.targets.Warnings()...)
 	}
-	return warnings
+	return r
+}
+
+// beside returns the answer of a process that is a service, too. Where agents' connections
+// come to it, the reasons of the service are warnings only.
+func (p *bridgeParts) beside(service readiness) readiness {
+	r := p.ready()
+	if p.agents == nil {
+		service.Warnings = append(service.Warnings, r.Warnings...)
+		return service
+	}
+	for _, part := range slices.Sorted(maps.Keys(service.Reasons)) {
+		r.Warnings = append(r.Warnings, part+": "+service.Reasons[part])
+	}
+	r.Warnings = append(r.Warnings, service.Warnings...)
+	return r
 }
 
 // places returns where the bridge listens and what it reads, for the log.

@@ -95,7 +95,7 @@ func runDemo(ctx context.Context, c *config, agents int, stdout, stderr io.Write
 	}
 	return runStages(ctx, log,
 		stage{"simulation", []task{{"agents", simulation}}, demoStop},
-		stage{"service", []task{{"service", s.run}}, c.stopTimeout()},
+		stage{"service", []task{{"service", func(ctx context.Context) error { return s.run(ctx) }}}, c.stopTimeout()},
 	)
 }
 

@@ -14,7 +14,7 @@ import (
 
 // newMux returns what the HTTP listener serves: the registry at / and /metrics,
 // liveness at /-/healthy, readiness at /-/ready, with the warnings.
-func newMux(scrape http.Handler, checks []check, warnings ...func() []string) *http.ServeMux {
+func newMux(scrape http.Handler, ready func() readiness) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", scrape)
 	mux.Handle("/metrics", scrape)
@@ -23,10 +23,7 @@ func newMux(scrape http.Handler, checks []check, warnings ...func() []string) *h
 		_, _ = w.Write([]byte("healthy\n"))
 	})
 	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
-		r := ready(checks)
-		for _, w := range warnings {
-			r.Warnings = append(r.Warnings, w()...)
-		}
+		r := ready()
 		w.Header().Set("Content-Type", "application/json")
 		if !r.Ready {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -56,8 +53,8 @@ func (c *config) newScrapes(next http.Handler, reg prometheus.Registerer) (*web.
 	return web.NewScrapes(next, int(c.maxConcurrentScrapes), rate.Limit(c.maxScrapesPerSecond), reg)
 }
 
-// buildHTTP makes the HTTP edge. Readiness depends on the checks.
-func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, checks []check, warnings ...func() []string) error {
+// buildHTTP makes the HTTP edge.
+func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, ready func() readiness) error {
 	c := s.config
 	scrapes, err := c.newScrapes(scrape, reg)
 	if err != nil {
@@ -65,7 +62,7 @@ func (s *service) buildHTTP(reg prometheus.Registerer, scrape http.Handler, chec
 	}
 	opts := c.httpOptions()
 	opts.Config = s.webConfig
-	if s.http, err = web.NewServer(newMux(scrapes, checks, warnings...), opts, reg, s.log.With("component", "http")); err != nil {
+	if s.http, err = web.NewServer(newMux(scrapes, ready), opts, reg, s.log.With("component", "http")); err != nil {
 		return err
 	}
 	s.pprof, err = web.NewServer(pprofMux(), c.pprofOptions(), reg, s.log.With("component", "pprof"))

@@ -34,9 +34,10 @@ func rootCommand() *serpent.Command {
 		Use:   "agentstatsd",
 		Short: "Takes in the telemetry of Coder's workspace agents and serves it to Prometheus.",
 		Long: "Start here:\n\n" +
-			"  agentstatsd demo     the service and 25 simulated agents, in one process\n" +
-			"  agentstatsd serve    the service\n" +
-			"  agentstatsd bridge   what has a stock coderd's agents served by it",
+			"  agentstatsd demo         the service and 25 simulated agents, in one process\n" +
+			"  agentstatsd serve        the service\n" +
+			"  agentstatsd bridge       what has a stock coderd's agents served by it\n" +
+			"  agentstatsd all-in-one   both in one process",
 		Handler: func(inv *serpent.Invocation) error {
 			if len(inv.Args) > 0 {
 				return unknownCommand(inv.Args[0])
@@ -44,7 +45,7 @@ func rootCommand() *serpent.Command {
 			return serpent.DefaultHelpFn()(inv)
 		},
 	}
-	root.AddSubcommands(serveCommand(), bridgeCommand(), demoCommand(), simulateCommand(), versionCommand())
+	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulateCommand(), versionCommand())
 	return root
 }
 

@@ -58,7 +58,11 @@ func (b *bridgeConfig) options() serpent.OptionSet {
 		}
 		options = append(options, o)
 	}
-	options = append(options, b.loggingOptions()...)
+	return bridgeVariables(append(options, b.loggingOptions()...))
+}
+
+// bridgeVariables gives each option the variable of a bridge.
+func bridgeVariables(options serpent.OptionSet) serpent.OptionSet {
 	for i := range options {
 		o := &options[i]
 		o.Env = bridgePrefix + strings.ToUpper(strings.ReplaceAll(o.Flag, "-", "_"))

@@ -20,12 +20,14 @@ func TestReadyShowsNothingOfTheDatabase(t *testing.T) {
 	_, refused := store.Open(t.Context(), store.Options{URL: "postgres://someone:hunter2@127.0.0.1:1/agents?sslmode=disable"}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, refused, "someone")
 	require.ErrorContains(t, refused, "127.0.0.1")
-	mux := newMux(http.NotFoundHandler(), []check{
-		{"fleet", func() error { return fmt.Errorf("registrations are not read since 12:00: %w", refused) }},
-		{"batcher", func() error { return fmt.Errorf("metadata is not written since 12:01 (3 attempts): %w", refused) }},
-		{"replica", func() error { return refused }},
-		{"pushed", func() error { return errors.Join(refused, errors.New("not loaded yet"), nil) }},
-		{"draining", func() error { return nil }},
+	mux := newMux(http.NotFoundHandler(), func() readiness {
+		return ready([]check{
+			{"fleet", func() error { return fmt.Errorf("registrations are not read since 12:00: %w", refused) }},
+			{"batcher", func() error { return fmt.Errorf("metadata is not written since 12:01 (3 attempts): %w", refused) }},
+			{"replica", func() error { return refused }},
+			{"pushed", func() error { return errors.Join(refused, errors.New("not loaded yet"), nil) }},
+			{"draining", func() error { return nil }},
+		})
 	})
 	response := httptest.NewRecorder()
 	mux.ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/-/ready", http.NoBody))

@@ -56,6 +56,8 @@ type service struct {
 	http          *web.Server
 	pprof         *web.Server
 
+	bridge *bridgeParts // nil: there is none in this process
+
 	draining atomic.Bool
 
 	// cleanups run in reverse order when the service ends.
@@ -163,7 +165,7 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.buildHTTP(reg, handler, s.checks())
+	return s.buildHTTP(reg, handler, s.ready)
 }
 
 // checks are what readiness depends on.
@@ -178,6 +180,15 @@ func (s *service) checks() []check {
 		checks = append(checks, check{"replica", s.replicas.Healthy})
 	}
 	return checks
+}
+
+// ready returns the answer of /-/ready.
+func (s *service) ready() readiness {
+	own := ready(s.checks())
+	if s.bridge == nil {
+		return own
+	}
+	return s.bridge.beside(own)
 }
 
 // buildReports makes the part that keeps reports for watchers. It knows of all
@@ -276,15 +287,15 @@ func (s *service) open(ctx context.Context, flag, address string) (net.Listener,
 	return lis, nil
 }
 
-// run serves until ctx ends. Then it asks agents to reconnect and waits for
-// their streams, flushes what is pending, and returns; each wait is bounded.
-func (s *service) run(ctx context.Context) error {
+// run serves until ctx ends. Then it stops what is given, asks agents to reconnect and
+// waits for their streams, flushes what is pending, and returns; each wait is bounded.
+func (s *service) run(ctx context.Context, before ...stage) error {
 	defer s.close()
 	s.log.Info("agentstatsd starts", "version", version(),
 		"grpc_address", s.grpcListener.Addr().String(), "data_dir", s.config.dataDir, "deployment", s.pubsub.ID())
 	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
 	defer stopDraining()
-	err := runStages(ctx, s.log, s.stages()...)
+	err := runStages(ctx, s.log, append(before, s.stages()...)...)
 	s.log.Info("agentstatsd stopped")
 	return err
 }

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+
+	"github.com/coder/serpent"
+	"google.golang.org/grpc"
+
+	"github.com/coder/agentstatsd/client"
+)
+
+func allInOneCommand() *serpent.Command {
+	var b bridgeConfig
+	return &serpent.Command{
+		Use:   "all-in-one",
+		Short: "Run the service and a bridge to it, in one process.",
+		Long: "A stock coderd gets one process beside it. It has the options of serve and those of bridge but --service-url. What both have is set once, as of serve: " +
+			"the addresses for Prometheus, TLS, --drain-timeout, the log. Agents' connections break for a moment when it restarts.\n\n" +
+			"  agentstatsd all-in-one --upstream http://coder:7080 --coder-url https://coder.example.com --coder-api-token-file /etc/agentstatsd/api-token",
+		Options:    b.allInOneOptions(),
+		Middleware: serpent.Chain(noArguments, configuredBy(&b.configFile, b.validateAllInOne)),
+		Handler: func(inv *serpent.Invocation) error {
+			log, err := newLogger(inv.Stderr, &b.config)
+			if err != nil {
+				return err
+			}
+			return runAllInOne(inv.Context(), &b, log)
+		},
+	}
+}
+
+// allInOneOptions are those of a service, and those of a bridge that it does not have.
+func (b *bridgeConfig) allInOneOptions() serpent.OptionSet {
+	options := b.config.options()
+	for _, o := range bridgeVariables(b.ownOptions()) {
+		if options.ByFlag(o.Flag) == nil && o.Flag != "service-url" {
+			options = append(options, o)
+		}
+	}
+	return options
+}
+
+// validateAllInOne checks the options of both. Its errors name the flags.
+func (b *bridgeConfig) validateAllInOne() error {
+	return errors.Join(b.config.validate(), b.validateOwn())
+}
+
+// runAllInOne runs a service and a bridge to it until ctx ends. First the bridge stops, then
+// the service.
+func runAllInOne(ctx context.Context, b *bridgeConfig, log *slog.Logger) error {
+	s, err := newService(ctx, &b.config, log)
+	if err != nil {
+		return unlessStopped(ctx, err)
+	}
+	agents, err := b.buildBeside(ctx, s)
+	if err != nil {
+		s.close()
+		return unlessStopped(ctx, err)
+	}
+	log.Info("agentstatsd bridge starts", b.places(agents)...)
+	return s.run(ctx, stage{"bridge", s.bridge.tasks(agents), b.stopTimeout()})
+}
+
+// buildBeside makes the bridge of a service, and returns its listener for agents; nil: none
+// come here.
+func (b *bridgeConfig) buildBeside(ctx context.Context, s *service) (net.Listener, error) {
+	conf, err := b.watchTLS(s.log)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.dial()
+	if err != nil {
+		return nil, err
+	}
+	s.cleanups = append(s.cleanups, func() { _ = conn.Close() })
+	if s.bridge, err = b.buildParts(conn, s); err != nil {
+		return nil, err
+	}
+	return b.listenForAgents(ctx, s, conf)
+}
+
+// errOtherCertificate means that the port of the service was answered by somebody else.
+var errOtherCertificate = errors.New("want the certificate of this process, got another one")
+
+// dial returns a connection to the service itself, with coderd's token.
+func (s *service) dial() (*grpc.ClientConn, error) {
+	token, err := readToken(tokenOfCoderd, s.config.tokenFile(), s.log)
+	if err != nil {
+		return nil, err
+	}
+	opts := client.DialOptions{Token: token, Plaintext: s.tls == nil}
+	if s.tls != nil {
+		opts.TLS = &tls.Config{
+			MinVersion:         tls.VersionTLS12,
+			InsecureSkipVerify: true, //nolint:gosec // The certificate may be for any name: it is compared with our own.
+			VerifyConnection: func(state tls.ConnectionState) error {
+				if !state.PeerCertificates[0].Equal(s.tls.Leaf()) {
+					return errOtherCertificate
+				}
+				return nil
+			},
+		}
+	}
+	return client.Dial("passthrough:///agentstatsd", opts, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", s.grpcListener.Addr().String())
+	}))
+}
