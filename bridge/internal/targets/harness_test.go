@@ -45,7 +45,7 @@ type setup struct {
 	lookupErr error
 }
 
-func newSetup(t *testing.T) *setup {
+func newSetup(t *testing.T, change ...func(*coderdapi.Components)) *setup {
 	s := &setup{T: t, listeners: make(map[string]*bufconn.Listener)}
 	s.service = edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) {
 		var err error
@@ -53,6 +53,9 @@ func newSetup(t *testing.T) *setup {
 		require.NoError(t, err)
 		require.NoError(t, s.pushed.Load(t.Context()))
 		c.Pushes = s.pushed
+		for _, f := range change {
+			f(c)
+		}
 	}})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -18,8 +18,8 @@ const (
 	outcomeTooLarge    outcome = "too_large"
 	outcomeMalformed   outcome = "malformed"
 	outcomePushFailed  outcome = "push_failed"
-	// outcomeSuperseded is that of a scrape after which the service had a newer one, of
-	// another bridge.
+	// outcomeSuperseded is that of a scrape when the service had a newer one, or one of
+	// shortly before, of another bridge.
 	outcomeSuperseded outcome = "superseded"
 )
 
@@ -79,7 +79,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}),
 		standby: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "agentstatsd_bridge_targets_standby",
-			Help: "Targets of which another bridge pushes, and that are scraped more rarely.",
+			Help: "Targets that the service granted to another bridge, which scrapes them.",
 		}),
 	}
 	for _, reason := range []string{reasonMalformed, reasonMessageSize, reasonForwarded, reasonOwned} {

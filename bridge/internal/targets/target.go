@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -26,9 +25,15 @@ import (
 const (
 	// learnedFor is how long a family that the service refused as its own is not sent.
 	learnedFor = 10 * time.Minute
-	// standbyAfter is how many snapshots in a row another bridge was ahead of, before
-	// this one stands by. One may be due to a slow network.
-	standbyAfter = 2
+	// grantedIntervals is for how many intervals this bridge is granted a target: one
+	// that was killed is replaced before its gauges expire.
+	grantedIntervals = 3
+	// maxGranted is the longest that the service grants a task for, maxTaskBytes the
+	// longest name of one.
+	maxGranted   = time.Hour
+	maxTaskBytes = 128
+	// taskTimeout bounds a call that acquires a target, or gives it back.
+	taskTimeout = 5 * time.Second
 	// finalTimeout bounds a push that says that a process is gone.
 	finalTimeout = 5 * time.Second
 )
@@ -52,9 +57,8 @@ type target struct {
 	pushed  bool
 	// shared means that several processes answer by turns, so none has replaced another.
 	shared bool
-	// superseded counts snapshots in a row; standby follows from it.
-	superseded int
-	standby    bool
+	// standby means that another bridge was granted the target.
+	standby bool
 	// learned are families that the service computes itself, until when they are left out.
 	learned map[string]time.Time
 
@@ -75,19 +79,44 @@ func (t *target) run(ctx context.Context, removed func() bool) {
 	defer t.setStandby(false)
 	for {
 		began := time.Now()
-		t.round(ctx, began)
-		wait := t.opts.Interval
-		if t.standby {
-			wait *= 2
-			wait += rand.N(t.opts.Interval)
+		t.setStandby(!t.acquire(ctx, min(grantedIntervals*t.opts.Interval, maxGranted)))
+		if !t.standby {
+			t.round(ctx, time.Now())
 		}
-		if !backoff.Sleep(ctx, wait-time.Since(began)) {
+		if !backoff.Sleep(ctx, t.opts.Interval-time.Since(began)) {
 			break
 		}
 	}
-	if removed() && t.pushed && !t.standby {
+	if t.standby {
+		return
+	}
+	if removed() && t.pushed {
 		t.sayGone(context.WithoutCancel(ctx), t.current)
 	}
+	t.acquire(context.WithoutCancel(ctx), 0)
+}
+
+// acquire has the service grant the target to this bridge alone for so long, or takes it
+// back if that is 0. It returns false if another bridge has it. A service that does not
+// answer grants it: each scrape counts once, whoever makes it.
+func (t *target) acquire(ctx context.Context, d time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, taskTimeout)
+	defer cancel()
+	granted, err := t.tasks.AcquireTasks(ctx, t.holder, d, t.task())
+	if err != nil {
+		t.log.Debug("a target is scraped without being granted", "target", t.name, "error", err)
+		return true
+	}
+	return len(granted) > 0
+}
+
+// task is the name of the target among the tasks of all bridges.
+func (t *target) task() string {
+	name := "scrape " + t.where()
+	if len(name) <= maxTaskBytes {
+		return name
+	}
+	return fmt.Sprintf("scrape %x", sha256.Sum256([]byte(name)))
 }
 
 // round makes one scrape and pushes it.
@@ -128,14 +157,10 @@ func (t *target) scrapeAndPush(ctx context.Context, began time.Time) (outcome, e
 		return outcomePushFailed, fmt.Errorf("push to agentstatsd: %w", err)
 	}
 	if aborted || answer.GetSuperseded() {
-		t.superseded++
-		// The first one of a bridge says enough.
-		t.setStandby(t.superseded >= standbyAfter || !t.pushed)
 		return outcomeSuperseded, nil
 	}
 	t.learn(answer, began)
-	t.superseded, t.pushed = 0, true
-	t.setStandby(false)
+	t.pushed = true
 	t.metrics.scraped.WithLabelValues(t.name).Set(float64(began.UnixMilli()) / 1000)
 	return outcomePushed, nil
 }
@@ -147,7 +172,11 @@ func (t *target) setStandby(standby bool) {
 	t.standby = standby
 	if standby {
 		t.metrics.standby.Inc()
-		t.log.Info("another bridge scrapes this coderd: it is scraped more rarely", "target", t.name)
+		t.log.Info("another bridge scrapes this coderd", "target", t.name)
+		t.pushed = false
+		t.mu.Lock()
+		t.failure = nil
+		t.mu.Unlock()
 		return
 	}
 	t.metrics.standby.Dec()
@@ -161,8 +190,7 @@ func (t *target) follow(ctx context.Context, p instance) {
 		return
 	}
 	pushed := t.pushed
-	t.pushed, t.superseded = false, 0
-	t.setStandby(false)
+	t.pushed = false
 	switch {
 	case t.shared:
 	case p.start < before.start:
@@ -195,15 +223,19 @@ func (t *target) hello(p instance) *agentstatsv1.PushHello {
 // identify returns the id of the process of the target that started then. All bridges
 // that have the same URLs find the same.
 func (t *target) identify(start float64) (id [16]byte) {
-	where := t.name
-	if isLoopback(t.name) {
-		where += " of " + t.opts.Host
-	}
 	hash := sha256.New()
-	_, _ = hash.Write([]byte("coderd that is scraped\n" + where + "\n"))
+	_, _ = hash.Write([]byte("coderd that is scraped\n" + t.where() + "\n"))
 	_, _ = hash.Write(binary.BigEndian.AppendUint64(nil, math.Float64bits(start)))
 	copy(id[:], hash.Sum(nil))
 	return id
+}
+
+// where is the name of the target to all bridges.
+func (t *target) where() string {
+	if isLoopback(t.name) {
+		return t.name + " of " + t.opts.Host
+	}
+	return t.name
 }
 
 // isLoopback reports whether a host and port is one of the machine that asks.

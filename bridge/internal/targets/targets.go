@@ -3,7 +3,8 @@
 //
 // A target is a URL, or an address of a name that is looked up again and again. Which
 // process answers is told by its start time. Several bridges may have the same targets:
-// they find the same instances, and the service takes each scrape in once, by its time.
+// they find the same instances. The service grants a target to one of them, and takes in
+// only what was scraped later than what it has.
 package targets
 
 import (
@@ -18,10 +19,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
+	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/internal/backoff"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -32,6 +35,8 @@ const leftOutInterval = time.Minute
 // Targets are the coderds that are scraped.
 type Targets struct {
 	service    agentstatsv1.CoderdServiceClient
+	tasks      *client.Coderd
+	holder     uuid.UUID // who acquires targets
 	sources    []*source
 	opts       Options
 	metrics    *metrics
@@ -64,8 +69,12 @@ func New(conn grpc.ClientConnInterface, opts Options, reg prometheus.Registerer,
 	if err != nil {
 		return nil, err
 	}
+	tasks, err := client.NewCoderd(conn, client.CoderdOptions{Logger: log})
+	if err != nil {
+		return nil, err
+	}
 	t := &Targets{
-		service: agentstatsv1.NewCoderdServiceClient(conn), opts: opts, metrics: m, log: log,
+		service: agentstatsv1.NewCoderdServiceClient(conn), tasks: tasks, holder: uuid.New(), opts: opts, metrics: m, log: log,
 		leftOutLog: &rate.Sometimes{Interval: leftOutInterval},
 		running:    make(map[string]*runningTarget), lookups: make(map[string]error),
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protodelim"
 
+	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 )
 
@@ -134,6 +135,7 @@ func TestTwoBridges(t *testing.T) {
 		one := s.start(Options{URLs: []string{first}})
 		time.Sleep(4 * time.Second)
 		two := s.start(Options{URLs: []string{first}})
+		require.Zero(t, two.scrapes("coderd-0:2112", outcomePushed))
 		for range 40 {
 			p.requests.Inc()
 			time.Sleep(interval)
@@ -141,17 +143,39 @@ func TestTwoBridges(t *testing.T) {
 		}
 		time.Sleep(interval)
 		s.requireServed("coderd_test_total", "coderd_test_total 40")
-		pushes := []int{one.scrapes("coderd-0:2112", outcomePushed), two.scrapes("coderd-0:2112", outcomePushed)}
-		require.InDelta(t, 41, pushes[0]+pushes[1], 3)
-		require.Equal(t, 1.0, testutil.ToFloat64(one.metrics.standby)+testutil.ToFloat64(two.metrics.standby))
-		require.Less(t, one.scrapes("coderd-0:2112", outcomeSuperseded)+two.scrapes("coderd-0:2112", outcomeSuperseded), 25)
-		require.Empty(t, one.Warnings())
+		require.Equal(t, 42, one.scrapes("coderd-0:2112", outcomePushed))
+		require.Zero(t, two.scrapes("coderd-0:2112", outcomePushed))
+		require.Equal(t, 1.0, testutil.ToFloat64(two.metrics.standby))
+		require.Empty(t, two.Warnings())
 
 		one.stop()
 		p.requests.Inc()
-		time.Sleep(4 * interval)
+		time.Sleep(2 * interval)
 		s.requireServed("coderd_test_total", "coderd_test_total 41")
 		require.Zero(t, testutil.ToFloat64(two.metrics.standby))
+	})
+}
+
+// Where no targets are granted, two bridges scrape each coderd, and count it once.
+func TestTwoBridgesWithoutGrants(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := newSetup(t, func(c *coderdapi.Components) { c.Tasks = nil })
+		p := newProcess(100)
+		p.current.Set(1)
+		s.serve("coderd-0:2112", p.handler())
+		one := s.start(Options{URLs: []string{first}})
+		time.Sleep(4 * time.Second)
+		two := s.start(Options{URLs: []string{first}})
+		for range 40 {
+			p.requests.Inc()
+			time.Sleep(interval)
+			s.requireServed("coderd_api_concurrent_requests", "coderd_api_concurrent_requests 1")
+		}
+		time.Sleep(interval + time.Second)
+		s.requireServed("coderd_test_total", "coderd_test_total 40")
+		require.Equal(t, 42, one.scrapes("coderd-0:2112", outcomePushed))
+		require.Equal(t, 42, two.scrapes("coderd-0:2112", outcomeSuperseded))
+		require.Empty(t, two.Warnings())
 	})
 }
 
