@@ -14,6 +14,10 @@ import (
 	"github.com/coder/agentstatsd/fleet/internal/removals"
 )
 
+// removalsWait is longer than the store takes to answer. Its ages are as of some moment
+// of that time.
+const removalsWait = time.Minute
+
 // scope limits what a sync deregisters: what was last named at revision or before, and
 // before readAt, unless that is zero.
 type scope struct {
@@ -119,15 +123,14 @@ func (f *Fleet) withoutRemoved(ctx context.Context, r *registry, set Set) (left 
 	if oldest.IsZero() {
 		return set, nil, nil
 	}
-	now := time.Now()
-	list, err := f.store.Removals(ctx, now.Sub(oldest))
+	list, err := f.store.Removals(ctx, time.Since(oldest)+removalsWait)
 	if err != nil {
 		return set, nil, fmt.Errorf("read removals: %w", err)
 	}
 	if len(list) == 0 {
 		return set, nil, nil
 	}
-	removed := removals.Of(list, now)
+	removed := removals.Of(list, time.Now()) // rather too late: see removalsWait
 	isWorkspaceGone := func(w *agent.Workspace, gotAt time.Time) bool {
 		return r.workspaces[w.ID] == nil && removed.HasWorkspace(w.ID, gotAt)
 	}

@@ -74,6 +74,26 @@ func TestSyncOfASetThatWasReadBefore(t *testing.T) {
 	}
 }
 
+// A store that is slow does not make removals older than they are.
+func TestRemovalsOfASlowStore(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		_, err := r[0].Register(t.Context(), setOf(1, 2, 3))
+		require.NoError(t, err)
+		set := setOf(1, 2, 3)
+		set.ReadAt = time.Now()
+		time.Sleep(time.Second)
+		_, err = r[0].Deregister(t.Context(), ids(1), nil)
+		require.NoError(t, err)
+		r[0].store.removalsDelay = 10 * time.Second
+		sync, err := r[0].BeginSync()
+		require.NoError(t, err)
+		_, err = sync.Apply(t.Context(), set, false)
+		require.NoError(t, err)
+		require.Equal(t, ids(2, 3), registered(r[0].Fleet))
+	})
+}
+
 // When each agent was named last is not stored: a replica that started after the reading
 // removes nothing that it knew at its start.
 func TestSyncOfASetThatWasReadBeforeTheStart(t *testing.T) {

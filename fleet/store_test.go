@@ -30,6 +30,7 @@ type memStore struct {
 	// changed and removed are the revisions at which agents and workspaces were.
 	changed, removed map[agent.ID]int64
 	removedAt        map[agent.ID]time.Time
+	removalsDelay    time.Duration // before Removals reads
 	named            []storedNaming
 	states           map[agent.ID]agent.State
 	sessions         map[agent.ID]agent.SessionRecord
@@ -137,6 +138,7 @@ func (s *memStore) Registrations(_ context.Context, since int64) (agent.Registra
 }
 
 func (s *memStore) Removals(_ context.Context, within time.Duration) ([]agent.Removal, error) {
+	time.Sleep(s.removalsDelay)
 	err := s.begin()
 	defer s.mu.Unlock()
 	var removals []agent.Removal
