@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
@@ -69,11 +70,14 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 	if err != nil {
 		return nil, err
 	}
-	relays, err := coderd.Relays(client.RelaysOptions{MaxAgents: opts.MaxAgents, Backoff: opts.Backoff, Logger: log})
+	relays, err := coderd.Relays(client.RelaysOptions{
+		MaxAgents: opts.MaxAgents, Backoff: opts.Backoff, Logger: log,
+		OnUnknown: func(agentID uuid.UUID) { b.relaying.Unknown(agentID) },
+	})
 	if err != nil {
 		return nil, err
 	}
-	if b.relaying, err = relaying.New(relays, relaying.Options{Connected: opts.Connected}, reg, log); err != nil {
+	if b.relaying, err = relaying.New(relays, relaying.Options{Connected: opts.Connected, Unknown: opts.Unknown}, reg, log); err != nil {
 		return nil, err
 	}
 	if b.proxy, err = proxy.New(opts.Upstream, b.open, proxy.Options{TLS: opts.UpstreamTLS, DrainTimeout: opts.DrainTimeout}, reg, log); err != nil {

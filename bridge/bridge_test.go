@@ -71,7 +71,9 @@ func start(t *testing.T, opts bridge.Options) *rig {
 	t.Cleanup(r.upstream.Close)
 	opts.Upstream, _ = url.Parse(r.upstream.URL)
 	opts.DrainDelay, opts.DrainTimeout = -1, time.Millisecond
-	opts.Backoff = client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}
+	if opts.Backoff == (client.Backoff{}) {
+		opts.Backoff = client.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond}
+	}
 	r.opts = opts
 	r.begin(opts)
 	return r

@@ -35,6 +35,9 @@ type Options struct {
 	// Connected is called with each agent that connects. It must not block. nil: nobody is
 	// told.
 	Connected func(agentID, workspaceID uuid.UUID)
+	// Unknown is called with each connected agent that the service does not know, again
+	// and again. It must not block. nil: nobody is told.
+	Unknown func(agentID, workspaceID uuid.UUID)
 }
 
 func (o Options) withDefaults() Options {

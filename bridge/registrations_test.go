@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"sync"
@@ -23,7 +24,7 @@ const apiToken = "abcdefghij-0123456789abcdefghijkl"
 // restOf has agent n in coderd's REST API.
 func restOf(n int) *codertest.Workspace {
 	return &codertest.Workspace{
-		ID: edgetest.ID(10_000 + n), Name: "ws1", Owner: "ada",
+		ID: edgetest.ID(10_000 + n), Name: fmt.Sprintf("ws%d", n), Owner: "ada",
 		Build: codertest.Build{ID: edgetest.ID(40_000 + n), CreatedAt: edgetest.Day, Transition: "start", Job: "succeeded", Agents: []codertest.WorkspaceAgent{{
 			ID: edgetest.ID(n), Name: "main", CreatedAt: edgetest.Day, Status: "connecting", Lifecycle: "starting",
 			Apps: []codertest.App{{ID: edgetest.ID(50_000 + n), Slug: "code", Health: "initializing"}},
@@ -83,7 +84,10 @@ func TestAgentIsRegisteredWhenItConnects(t *testing.T) {
 	rest.Change(edgetest.ID(10_001), func(w *codertest.Workspace) {
 		w.Build.Agents[0].Status, w.Build.Agents[0].Lifecycle, w.Build.Agents[0].ReadyAt = "connected", "ready", edgetest.Day
 	})
-	registrations.Unknown(edgetest.ID(1), edgetest.ID(10_001))
+	r.until("coderd is asked again", func() bool {
+		registrations.Unknown(edgetest.ID(1), edgetest.ID(10_001))
+		return rest.Requests("workspace") > 1
+	})
 	r.await(`coderd_agents_connections{agent_name="main",lifecycle_state="ready",status="connected",tailnet_node="unknown",` + labels + `} 1`)
 
 	for _, text := range []string{secret, codertest.Secret, apiToken} {

@@ -110,6 +110,9 @@ var (
 type relayedRegistration struct {
 	registrar *registrar
 	agentID   uuid.UUID
+	// onUnknown is called when the service does not know the agent, and nothing is sent
+	// that makes it known; nil: nothing is.
+	onUnknown func(uuid.UUID)
 
 	mu    sync.Mutex
 	kept  keptRegistration // guarded by mu; nil in it: none
@@ -190,9 +193,13 @@ func (r *relayedRegistration) afterSession(ctx context.Context, err error, sessi
 	}
 	kept, final := r.get()
 	switch {
-	case kept.registration == nil, status.Code(err) != codes.NotFound:
+	case status.Code(err) != codes.NotFound:
+		return false, err
+	case kept.registration == nil:
+		r.notifyUnknown()
 		return false, err
 	case final != nil:
+		r.notifyUnknown()
 		return false, final
 	case wasNew:
 		return false, err // another attempt waits first
@@ -210,6 +217,12 @@ func (r *relayedRegistration) afterSession(ctx context.Context, err error, sessi
 	}
 	r.isNew = true
 	return true, nil
+}
+
+func (r *relayedRegistration) notifyUnknown() {
+	if r.onUnknown != nil {
+		r.onUnknown(r.agentID)
+	}
 }
 
 // problem returns why an agent was not registered; nil: it was.

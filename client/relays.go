@@ -55,6 +55,10 @@ type RelaysOptions struct {
 	// OnRefusal is called with what the service refused of an agent. It is called
 	// like the functions of AgentOptions.
 	OnRefusal func(agentID uuid.UUID, refusal *agentstatsv1.Refusal)
+	// OnUnknown is called with an agent that the service does not know, after each session
+	// that it refused for that. It is not called for one whose registration is sent then.
+	// Once the agent is registered, its next session opens. It is called like OnRefusal.
+	OnUnknown func(agentID uuid.UUID)
 }
 
 func (o *RelaysOptions) validate() error {
@@ -192,6 +196,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 	if err != nil {
 		return nil, err
 	}
+	agent.registration.onUnknown = bounded(&agent.callbacks, "OnUnknown", r.opts.OnUnknown)
 	agent.standby.IsRelay, agent.outbox.IsRelay = true, true
 	agent.failures, agent.routine = r.failures.Subject(agent.log), slog.LevelDebug
 	ctx, cancel := context.WithCancel(r.ctx)

@@ -75,7 +75,7 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 		if p.registrations, err = bridge.NewRegistrations(conn, of, s.registry, s.log.With("component", "registrations")); err != nil {
 			return nil, err
 		}
-		opts.Connected = p.registrations.Connected
+		opts.Connected, opts.Unknown = p.registrations.Connected, p.registrations.Unknown
 	}
 	if len(b.coderdMetricsURLs) > 0 {
 		if p.targets, err = bridge.NewTargets(conn, b.targetsOptions(), s.registry, s.log.With("component", "targets")); err != nil {

@@ -86,7 +86,7 @@ func bridgeFields(b *bridgeConfig) map[string]any {
 
 // Each option of a bridge changes what the bridge gets, or how it starts.
 func TestBridgeOptionsReachTheBridge(t *testing.T) {
-	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.UpstreamTLS": true, "targets.PassThrough": true, "registrations.TLS": true}
+	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.Unknown": true, "bridge.UpstreamTLS": true, "targets.PassThrough": true, "registrations.TLS": true}
 	for _, o := range new(bridgeConfig).options() {
 		w, own := bridgeWirings[o.Flag]
 		if !own {

@@ -31,6 +31,8 @@ type fakeRegistry struct {
 	calls int
 	twice bool  // an agent was twice in one call
 	err   error // of the next registration
+	// opened has how many sessions agents have had.
+	opened map[uuid.UUID]int
 }
 
 func (f *fakeRegistry) RegisterAgents(_ context.Context, req *agentstatsv1.RegisterAgentsRequest) (*agentstatsv1.RegisterAgentsResponse, error) {
@@ -64,6 +66,9 @@ func (f *fakeRegistry) RelayAgents(server agentstatsv1.AgentService_RelayAgentsS
 			switch {
 			case len(q.GetAgentId()) == 0:
 			case f.known[uuid.UUID(q.GetAgentId())]:
+				if f.opened != nil {
+					f.opened[uuid.UUID(q.GetAgentId())]++
+				}
 				r.Response = &agentstatsv1.ConnectResponse{Settings: &agentstatsv1.Settings{Resume: &agentstatsv1.Resume{}}}
 			default:
 				r.End = &agentstatsv1.RelayedEnd{Code: uint32(codes.NotFound)}

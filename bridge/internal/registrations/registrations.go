@@ -80,6 +80,8 @@ type Known struct {
 	Lifecycle string
 	Since     time.Time
 	ReadAt    time.Time
+	// registeredAt is when it was registered by itself; zero: by a sync.
+	registeredAt time.Time
 }
 
 // New makes Registrations, which run once Run is called. It closes none of its arguments.

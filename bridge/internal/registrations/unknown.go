@@ -19,6 +19,9 @@ const (
 	maxSingleReads = 20
 	// gatherTime is the time in which agents that connect together are looked for together.
 	gatherTime = 200 * time.Millisecond
+	// refusalTime is how long a refusal by the service, of before an agent was registered,
+	// may be on its way.
+	refusalTime = 500 * time.Millisecond
 )
 
 // triesAgain spaces the reads for an agent that coderd does not have as a current one,
@@ -80,10 +83,14 @@ func (r *Registrations) Connected(agent, workspace uuid.UUID) {
 }
 
 // Unknown has an agent registered at once that the service does not know, whatever is
-// known here: another bridge may have removed it. It does not block.
+// known here: another bridge may have removed it. It does nothing for one that was
+// registered just now. It does not block.
 func (r *Registrations) Unknown(agent, workspace uuid.UUID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if time.Since(r.agents[agent].registeredAt) < refusalTime {
+		return
+	}
 	delete(r.agents, agent)
 	r.addUnknownLocked(agent, workspace)
 }
@@ -223,6 +230,7 @@ func (r *Registrations) noteUnknown(waited map[uuid.UUID]uuid.UUID, known map[uu
 		}
 	}
 	for id, k := range known {
+		k.registeredAt = now
 		r.agents[id] = k
 	}
 }

@@ -33,6 +33,9 @@ type Options struct {
 	// Connected is called with who has connected, before anything is relayed for it. It
 	// must not block. nil: nobody is told.
 	Connected func(agentID, workspaceID uuid.UUID)
+	// Unknown is called with who is connected and is not known to the service, again and
+	// again. It must not block. nil: nobody is told.
+	Unknown func(agentID, workspaceID uuid.UUID)
 }
 
 // Relaying relays for the agents of one bridge. It is safe for concurrent use.
@@ -48,6 +51,15 @@ type Relaying struct {
 	ctx      context.Context // of goodbyes
 	cancel   context.CancelFunc
 	goodbyes sync.WaitGroup
+
+	mu        sync.Mutex
+	connected map[uuid.UUID]*connected // guarded by mu
+}
+
+// connected is an agent with connections.
+type connected struct {
+	workspace   uuid.UUID
+	connections int
 }
 
 // New returns a Relaying over relays, which Close closes.
@@ -56,7 +68,7 @@ func New(relays *client.Relays, opts Options, reg prometheus.Registerer, log *sl
 	if err != nil {
 		return nil, err
 	}
-	r := &Relaying{relays: relays, opts: opts, metrics: m, log: log, logged: rate.Sometimes{First: 1, Interval: time.Minute}}
+	r := &Relaying{relays: relays, opts: opts, metrics: m, log: log, logged: rate.Sometimes{First: 1, Interval: time.Minute}, connected: make(map[uuid.UUID]*connected)}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -89,6 +101,38 @@ func (r *Relaying) failed(call string, err error) {
 	})
 }
 
+// Unknown has the agent registered that the service does not know, unless it has left. It is
+// a function of the relays, and does not block.
+func (r *Relaying) Unknown(agentID uuid.UUID) {
+	r.mu.Lock()
+	c := r.connected[agentID]
+	r.mu.Unlock()
+	if c != nil && r.opts.Unknown != nil {
+		r.opts.Unknown(agentID, c.workspace)
+	}
+}
+
+// add notes a connection, and remove its end.
+func (r *Relaying) add(agentID, workspaceID uuid.UUID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.connected[agentID]
+	if c == nil {
+		c = &connected{workspace: workspaceID}
+		r.connected[agentID] = c
+	}
+	c.connections++
+}
+
+func (r *Relaying) remove(agentID uuid.UUID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.connected[agentID]
+	if c.connections--; c.connections == 0 {
+		delete(r.connected, agentID)
+	}
+}
+
 // Connection is one connection of an agent. It is the decode.Handler of its bytes. One
 // goroutine at a time may use it.
 //
@@ -109,6 +153,7 @@ func (r *Relaying) Open() *Connection { return &Connection{relaying: r} }
 func (c *Connection) Close() {
 	if c.agent != nil {
 		c.agent.Disconnect()
+		c.relaying.remove(c.id)
 		c.agent = nil
 	}
 }
@@ -126,6 +171,7 @@ func (c *Connection) Manifest(m *decode.Manifest) {
 		return
 	}
 	c.id, c.agent = m.AgentID, agent
+	r.add(m.AgentID, m.WorkspaceID)
 	for _, app := range m.Apps {
 		if app.Health == int32(agentstatsv1.AppHealth_APP_HEALTH_UNSPECIFIED) {
 			continue
