@@ -32,11 +32,11 @@ func (c churn) String() string { return fmt.Sprintf("%s %d before %d", c.what, c
 var aChurn = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) churn {
 	return churn{
 		what: rapid.SampledFrom([]string{
-			"start", "start", "start", "stop", "stop", "stop", "rebuild", "rebuild", "rename", "rename", "delete", "create", "create", "build", "fail",
+			"start", "start", "start and connect", "start and connect", "start and connect", "connect", "stop", "stop", "stop", "rebuild", "rebuild", "rename", "rename", "delete", "create", "create", "build", "fail",
 			"lose rights", "get rights", "get rights",
 		}).Draw(t, "what"),
 		workspace: rapid.IntRange(0, 39).Draw(t, "workspace"),
-		request:   rapid.IntRange(1, 60).Draw(t, "request"),
+		request:   rapid.IntRange(1, 90).Draw(t, "request"),
 	}
 }), 10, 80)
 
@@ -49,6 +49,7 @@ type users struct {
 	// lived are the agents that were current all the time since the last sync began.
 	lived map[uuid.UUID]struct{}
 	fail  bool
+	s     *setup
 }
 
 func (u *users) request(*http.Request) *codertest.Answer {
@@ -95,6 +96,14 @@ func (u *users) do(c churn) {
 		if !exists && u.builds[n] == 0 {
 			u.rest.Put(started(n))
 		}
+	case "start and connect":
+		if change("start", "succeeded"); exists {
+			u.connect(n)
+		}
+	case "connect":
+		if exists {
+			u.connect(n)
+		}
 	case "fail":
 		u.fail = true
 	case "lose rights":
@@ -103,6 +112,23 @@ func (u *users) do(c churn) {
 		u.rest.SetToken(token, codertest.Token{})
 	}
 	u.keepLiving()
+}
+
+// connect has the agent of a workspace connect. If it is registered, it lives from then on.
+func (u *users) connect(n int) {
+	var agent uuid.UUID
+	u.rest.Change(workspaceID(n), func(w *codertest.Workspace) {
+		for _, a := range w.Build.Agents {
+			agent = a.ID
+		}
+	})
+	u.s.Unknown(agent, workspaceID(n))
+	if u.s.registerUnknown(u.s.t.Context()) != nil {
+		return
+	}
+	if _, registered := u.s.Agent(agent); registered {
+		u.lived[agent] = struct{}{}
+	}
 }
 
 // keepLiving takes out of lived what is not current any more.
@@ -140,8 +166,9 @@ func TestChurnRemovesNoLivingAgent(t *testing.T) {
 			}
 			u := &users{rest: rest, history: history, builds: make(map[int]int)}
 			rest.OnRequest = u.request
-			s := newSetup(t, rest, 5)
-			for round := 0; u.requests < 60; round++ {
+			s := newSetup(t, rest, 2)
+			u.s, u.lived = s, make(map[uuid.UUID]struct{})
+			for round := 0; u.requests < 90; round++ {
 				time.Sleep(2 * time.Second)
 				registered := s.registered()
 				u.lived = rest.AgentIDs()
@@ -164,6 +191,11 @@ func TestChurnRemovesNoLivingAgent(t *testing.T) {
 					// What is hidden may be of an organization of which nothing else is visible, and
 					// a build that is under way leaves the agents of the one before.
 					require.False(t, rest.HasBuilt(uuid.UUID(a.GetWorkspace().GetId())), "seed %d: %v", seed, history)
+				}
+				if _, current := want[id]; current {
+					rest.Change(uuid.UUID(a.GetWorkspace().GetId()), func(w *codertest.Workspace) {
+						require.Equal(t, w.Name+" of "+w.Owner, a.GetWorkspace().GetName()+" of "+a.GetWorkspace().GetOwnerUsername(), "seed %d: %v", seed, history)
+					})
 				}
 				delete(want, id)
 			}
