@@ -197,7 +197,12 @@ func (c *Coderd) Sync(ctx context.Context, agents []*agentstatsv1.AgentRegistrat
 			return nil, err
 		}
 	}
-	complete := &agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force, KeptWorkspaceIds: idBytes(opts.KeepWorkspaces)}
+	for ids := range slices.Chunk(opts.KeepWorkspaces, parts.MaxMessages) {
+		if err := send(&agentstatsv1.SyncAgentsRequest{KeptWorkspaceIds: idBytes(ids)}); err != nil {
+			return nil, err
+		}
+	}
+	complete := &agentstatsv1.SyncAgentsRequest{Complete: true, Force: opts.Force}
 	if !opts.ReadAt.IsZero() {
 		complete.ReadAge = durationpb.New(max(0, time.Since(opts.ReadAt)))
 	}

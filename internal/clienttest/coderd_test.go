@@ -135,6 +135,28 @@ func TestCoderdSyncsWhatItReadBefore(t *testing.T) {
 	require.Equal(t, int64(1), resp.GetDeregistered())
 }
 
+// Workspaces that could not be read stay. However many they are, the messages fit.
+func TestCoderdSyncsAllButSome(t *testing.T) {
+	s, _ := startCoderd(t)
+	conn, err := client.Dial("passthrough:///service", client.DialOptions{Plaintext: true, Token: coderdToken},
+		grpc.WithContextDialer(s.dial), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(300<<10)))
+	require.NoError(t, err)
+	defer closeConn(t, conn)
+	coderd, err := client.NewCoderd(conn, client.CoderdOptions{})
+	require.NoError(t, err)
+	all := registrations(3)
+	_, err = coderd.Register(t.Context(), all, nil)
+	require.NoError(t, err)
+	kept := make([]uuid.UUID, 20_000)
+	for i := range kept {
+		kept[i] = uuid.UUID(all[2].GetWorkspace().GetId())
+	}
+	resp, err := coderd.Sync(t.Context(), all[:1], nil, client.SyncOptions{KeepWorkspaces: kept})
+	require.NoError(t, err)
+	require.Equal(t, int64(1), resp.GetDeregistered())
+	require.Equal(t, 2, listed(t, coderd))
+}
+
 // A registration that is not valid is named, and hinders no other one, in whichever
 // part it is.
 func TestCoderdRegistersTheOthers(t *testing.T) {
