@@ -115,7 +115,8 @@ func (w *statsWatch) firstRequest(ctx context.Context) (*agentstatsv1.WatchStats
 	}, nil
 }
 
-// serveStream serves one stream until it ends. It calls received for each response.
+// serveStream serves one stream until it ends. It calls received for each response, and
+// if it stands by.
 func (w *statsWatch) serveStream(ctx context.Context, received func()) error {
 	err := w.receiveBatches(ctx, received)
 	if status.Code(err) == codes.Aborted {
@@ -123,6 +124,10 @@ func (w *statsWatch) serveStream(ctx context.Context, received func()) error {
 	}
 	return err
 }
+
+// standByTime is how long a stream that stands by is open until it counts as accepted: it
+// has no response.
+const standByTime = 10 * time.Second
 
 // receiveBatches serves one stream. When ctx ends, it waits until the service has
 // received the last ack.
@@ -147,8 +152,14 @@ func (w *statsWatch) receiveBatches(ctx context.Context, received func()) error 
 	if err != nil {
 		return err
 	}
-	for began := true; ; began = false {
+	var waiting <-chan time.Time
+	if first.GetStandBy() {
+		waiting = time.After(standByTime)
+	}
+	for began := true; ; {
 		select {
+		case <-waiting:
+			received()
 		case resp := <-s.responses:
 			if ctx.Err() != nil {
 				s.closeStream()
@@ -158,6 +169,7 @@ func (w *statsWatch) receiveBatches(ctx context.Context, received func()) error 
 			if err := w.handle(ctx, s, resp, began); err != nil {
 				return err
 			}
+			began = false
 		case <-s.done:
 			return s.err
 		case <-ctx.Done():

@@ -173,6 +173,42 @@ func TestCoderdWatchesAgents(t *testing.T) {
 	require.ErrorContains(t, coderd.WatchAgents(t.Context(), make([]uuid.UUID, 1001), nothing), "1001 agents are named")
 }
 
+// A watcher of stats that stands by has a stream: an outage ends with it.
+func TestStreamsThatStandByAreOpen(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		log, logger := newLog()
+		s := startService()
+		defer s.close()
+		var stops []func() error
+		for _, opts := range []client.CoderdOptions{
+			{Logger: logger, Backoff: client.Backoff{Min: 20 * time.Second, Max: 20 * time.Second}},
+			{Backoff: client.Backoff{Min: time.Second, Max: time.Second}}, // it comes back first
+		} {
+			conn := s.conn(coderdToken)
+			defer closeConn(t, conn)
+			coderd, err := client.NewCoderd(conn, opts)
+			require.NoError(t, err)
+			stops = append(stops, run(t.Context(), func(ctx context.Context) error {
+				return coderd.WatchStats(ctx, client.StatsWatch{Name: "n", Handle: func(client.StatsBatch) error { return nil }})
+			}), run(t.Context(), func(ctx context.Context) error {
+				return coderd.WatchAgents(ctx, nil, func(*agentstatsv1.WatchAgentsResponse) {})
+			}))
+			time.Sleep(time.Minute)
+		}
+		require.Len(t, log.with("another one has the stream"), 1)
+		s.stopped()
+		time.Sleep(time.Minute)
+		s.start()
+		time.Sleep(5 * time.Minute)
+		require.Contains(t, log.with("level=WARN")[0], "stream broke")
+		require.Len(t, log.with("streams are open again"), 1)
+		require.Len(t, log.with("another one has the stream"), 1)
+		for _, stop := range stops {
+			require.NoError(t, stop())
+		}
+	})
+}
+
 // An outage of many watches and a push is few lines of each.
 func TestStreamsLogAnOutageTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
