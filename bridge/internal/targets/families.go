@@ -21,12 +21,23 @@ const startTimeName = "process_start_time_seconds"
 // forwardedHelp is the help of all families that a coderd forwards for its agents.
 const forwardedHelp = "Metrics are forwarded from workspace agents connected to this instance of coderd."
 
+const (
+	// maxFamilies of a scrape are ten times what the service takes in by default.
+	maxFamilies = 20_000
+	// textFamily is how much longer a family may be in the text format than encoded.
+	textFamily = 4
+	// maxLeftOut families of a scrape are kept by name, for the log.
+	maxLeftOut = 64
+)
+
 // snapshot is what a target had at one scrape.
 type snapshot struct {
 	// families are encoded io.prometheus.client.MetricFamily messages.
 	families [][]byte
 	samples  int
-	leftOut  []leftOut
+	// leftOut are the first families that are, reasons how many are for each.
+	leftOut []leftOut
+	reasons map[string]int
 	// start is the process's start time; 0: it does not say.
 	start float64
 }
@@ -43,7 +54,30 @@ type collector struct {
 }
 
 func (c *collector) leaveOut(name, reason, message string) {
-	c.leftOut = append(c.leftOut, leftOut{strings.ToValidUTF8(name, "\uFFFD"), reason, message})
+	if c.reasons == nil {
+		c.reasons = make(map[string]int)
+	}
+	if c.reasons[reason]++; len(c.leftOut) < maxLeftOut {
+		c.leftOut = append(c.leftOut, leftOut{strings.ToValidUTF8(name, "\uFFFD"), reason, message})
+	}
+}
+
+// isFull reports whether no more families are taken in, and leaves the named one out then.
+func (c *collector) isFull(name string) bool {
+	if len(c.families) < maxFamilies {
+		return false
+	}
+	c.leaveOut(name, reasonTooMany, fmt.Sprintf("at most %d families of a scrape are pushed", maxFamilies))
+	return true
+}
+
+// leaveOutLarge leaves out a family that does not fit into a message.
+func (c *collector) leaveOutLarge(name, help string) {
+	if reason := c.skip(name, help); reason != "" {
+		c.leaveOut(name, reason, "")
+		return
+	}
+	c.leaveOut(name, reasonMessageSize, fmt.Sprintf("has more than the %d bytes that fit into a message", c.maxFamilyBytes))
 }
 
 // addEncoded adds an encoded family.
@@ -92,7 +126,10 @@ func (c *collector) addParsed(family *dto.MetricFamily) {
 
 func (c *collector) add(family *dto.MetricFamily, encoded []byte) {
 	if len(encoded) > c.maxFamilyBytes {
-		c.leaveOut(family.GetName(), reasonMessageSize, fmt.Sprintf("has %d bytes, at most %d fit into a message", len(encoded), c.maxFamilyBytes))
+		c.leaveOutLarge(family.GetName(), family.GetHelp())
+		return
+	}
+	if c.isFull(family.GetName()) {
 		return
 	}
 	for _, m := range family.Metric {
@@ -148,16 +185,29 @@ func (c *collector) readDelimited(body *bufio.Reader) error {
 		if err != nil {
 			return err
 		}
+		if size > uint64(c.maxFamilyBytes) {
+			first, _ := body.Peek(int(min(size, uint64(body.Size()))))
+			c.leaveOutLarge(nameAndHelp(first))
+			if n, err := io.CopyN(io.Discard, body, int64(size)); err != nil {
+				return cutShort(n, size, err)
+			}
+			continue
+		}
 		// The buffer grows with what comes, not with what is said to come.
 		var b bytes.Buffer
 		if n, err := io.CopyN(&b, body, int64(size)); err != nil {
-			if errors.Is(err, io.EOF) {
-				return malformed("a family ends after %d of %d bytes", n, size)
-			}
-			return err
+			return cutShort(n, size, err)
 		}
 		c.addEncoded(bytes.Clone(b.Bytes()))
 	}
+}
+
+// cutShort returns the error of a family of which only n bytes could be read.
+func cutShort(n int64, size uint64, err error) error {
+	if errors.Is(err, io.EOF) {
+		return malformed("a family ends after %d of %d bytes", n, size)
+	}
+	return err
 }
 
 // readLength reads the length before a message; io.EOF: there is none.
@@ -191,7 +241,19 @@ func readLength(body *bufio.Reader) (uint64, error) {
 func (c *collector) readText(body *bufio.Reader) error {
 	var lines []byte
 	name := ""
+	large := false // lines are not all of the family
+	finish := func(lines []byte) {
+		if large {
+			c.leaveOutLarge(name, helpOf(lines))
+			return
+		}
+		c.parse(name, lines)
+	}
 	for {
+		if len(lines) > textFamily*c.maxFamilyBytes {
+			end := bytes.IndexByte(lines, '\n') + 1
+			lines, large = lines[:end], true // the help
+		}
 		line, err := body.ReadSlice('\n')
 		start := len(lines)
 		for errors.Is(err, bufio.ErrBufferFull) {
@@ -200,11 +262,11 @@ func (c *collector) readText(body *bufio.Reader) error {
 		}
 		lines = append(lines, line...)
 		if next, ok := lineFamily(lines[start:], name); ok && next != name {
-			c.parse(name, lines[:start])
-			lines, name = append([]byte(nil), lines[start:]...), next
+			finish(lines[:start])
+			lines, name, large = append([]byte(nil), lines[start:]...), next, false
 		}
 		if errors.Is(err, io.EOF) {
-			c.parse(name, append(lines, '\n'))
+			finish(append(lines, '\n'))
 			return nil
 		}
 		if err != nil {
@@ -244,6 +306,9 @@ func (c *collector) parse(name string, lines []byte) {
 	}
 	if reason := c.skip(name, helpOf(lines)); reason != "" && name != startTimeName {
 		c.leaveOut(name, reason, "")
+		return
+	}
+	if name != startTimeName && c.isFull(name) {
 		return
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)

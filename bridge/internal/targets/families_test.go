@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 )
@@ -74,7 +75,7 @@ func TestDelimited(t *testing.T) {
 	body := slices.Concat(encode(family("a")), broken, encode(family("c"), family(strings.Repeat("d", 1000))))
 	c, err := collect((*collector).readDelimited, body)
 	require.NoError(t, err)
-	require.Equal(t, "[a c -b:malformed -"+strings.Repeat("d", 1000)+":message_size]", fmt.Sprint(names(t, c)))
+	require.Equal(t, "[a c -b:malformed -:message_size]", fmt.Sprint(names(t, c)), "a name that is longer than the buffer is not read")
 	require.Equal(t, 2, c.samples)
 
 	for _, cut := range []int{1, 5, len(body) - 1} {
@@ -89,6 +90,34 @@ func TestDelimited(t *testing.T) {
 	}
 	_, err = collect((*collector).readDelimited, []byte{5, 1})
 	require.False(t, errors.Is(err, io.EOF))
+}
+
+// What is too large is not kept, and what is too many not parsed.
+func TestLimitsOfABody(t *testing.T) {
+	series := strings.Repeat("a{b=\"c\"} 1\n", 1000)
+	c, err := collect((*collector).readText, []byte("# HELP a help\n# TYPE a gauge\n"+series+"d 1\n"))
+	require.NoError(t, err)
+	require.Equal(t, "[d -a:message_size]", fmt.Sprint(names(t, c)))
+	c, err = collect((*collector).readText, []byte(series))
+	require.NoError(t, err)
+	require.Equal(t, "[-a:message_size]", fmt.Sprint(names(t, c)))
+
+	// The help of a large family says that it is of agents, whatever its length.
+	body := protowire.AppendBytes(protowire.AppendTag(protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte("a")), 2, protowire.BytesType), []byte("help"))
+	body = protowire.AppendBytes(protowire.AppendTag(body, 4, protowire.BytesType), make([]byte, 2000))
+	c = &collector{maxFamilyBytes: 1000, skip: func(name, help string) string { return name + " " + help }}
+	require.NoError(t, c.readDelimited(bufio.NewReaderSize(bytes.NewReader(protowire.AppendBytes(nil, body)), 16)))
+	require.Equal(t, map[string]int{"a help": 1}, c.reasons)
+
+	var many strings.Builder
+	for i := range maxFamilies + 100 {
+		fmt.Fprintf(&many, "a%d 1\n}{ 1\n", i)
+	}
+	c, err = collect((*collector).readText, []byte(many.String()))
+	require.NoError(t, err)
+	require.Len(t, c.families, maxFamilies)
+	require.Len(t, c.leftOut, maxLeftOut)
+	require.Equal(t, map[string]int{reasonMalformed: maxFamilies - 1, reasonTooMany: 201}, c.reasons)
 }
 
 // Cut into families, a body has what it has as a whole.

@@ -33,6 +33,7 @@ var outcomes = []outcome{
 const (
 	reasonMalformed   = "malformed"
 	reasonMessageSize = "message_size"
+	reasonTooMany     = "too_many_families"
 	reasonForwarded   = "forwarded_series"
 	reasonOwned       = "owned_by_service"
 )
@@ -67,7 +68,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}, []string{"target"}),
 		leftOut: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_scrape_families_left_out_total",
-			Help: "Families of scrapes that are not served, or not with all series, by reason (the service's, malformed, message_size).",
+			Help: "Families of scrapes that are not served, or not with all series, by reason (the service's, malformed, message_size, too_many_families).",
 		}, []string{"reason"}),
 		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_target_lookups_total",
@@ -82,7 +83,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Targets that the service granted to another bridge, which scrapes them.",
 		}),
 	}
-	for _, reason := range []string{reasonMalformed, reasonMessageSize, reasonForwarded, reasonOwned} {
+	for _, reason := range []string{reasonMalformed, reasonMessageSize, reasonTooMany, reasonForwarded, reasonOwned} {
 		m.leftOut.WithLabelValues(reason)
 	}
 	for _, outcome := range []string{lookupOK, lookupFailed, lookupTooMany} {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
@@ -146,7 +147,7 @@ func (t *target) scrapeAndPush(ctx context.Context, began time.Time) (outcome, e
 		return failed.outcome, err
 	}
 	t.metrics.samples.WithLabelValues(t.name).Set(float64(scraped.samples))
-	t.noteLeftOut(scraped.leftOut)
+	t.noteLeftOut(scraped.leftOut, scraped.reasons)
 	t.follow(ctx, instance{t.identify(scraped.start), scraped.start})
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Interval)
 	defer cancel()
@@ -258,28 +259,36 @@ func (t *target) skip(name, help string, now time.Time) string {
 
 // learn takes in what the service refused.
 func (t *target) learn(answer *agentstatsv1.PushMetricsResponse, now time.Time) {
+	maps.DeleteFunc(t.learned, func(_ string, until time.Time) bool { return !now.Before(until) })
 	var refused []leftOut
+	reasons := make(map[string]int)
 	for _, r := range answer.GetRefused() {
 		refused = append(refused, leftOut{r.GetName(), r.GetReason(), r.GetMessage()})
+		reasons[cmp.Or(r.GetReason(), "unknown")]++
 		if r.GetReason() == reasonOwned && r.GetSeries() == 0 {
 			t.learned[r.GetName()] = now.Add(learnedFor)
 		}
 	}
-	t.noteLeftOut(refused)
+	t.noteLeftOut(refused, reasons)
 }
 
 // noteLeftOut counts and logs families that are left out, those that are bound to be at
 // debug level.
-func (t *target) noteLeftOut(all []leftOut) {
+func (t *target) noteLeftOut(some []leftOut, reasons map[string]int) {
 	said := 0
+	for reason, n := range reasons {
+		t.metrics.leftOut.WithLabelValues(reason).Add(float64(n))
+		if reason != reasonForwarded && reason != reasonOwned {
+			said += n
+		}
+	}
 	var first leftOut
-	for _, l := range all {
-		t.metrics.leftOut.WithLabelValues(cmp.Or(l.reason, "unknown")).Inc()
+	for _, l := range some {
 		if l.reason == reasonForwarded || l.reason == reasonOwned {
 			t.log.Debug("a family is not pushed, as the service has it itself", "target", t.name, "family", l.name, "reason", l.reason)
 			continue
 		}
-		if said++; said == 1 {
+		if first == (leftOut{}) {
 			first = l
 		}
 	}
