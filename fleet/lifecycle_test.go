@@ -276,3 +276,18 @@ func TestReportsOfRelaysOnAnotherReplica(t *testing.T) {
 		require.False(t, connectTo(t, r[0], 1, relayHello(4, 1, 0)).Info().First, "nothing was reported here since")
 	})
 }
+
+// A relay in its first session has sent nothing before, whatever another one has.
+func TestRelaysThatMaySendAgain(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		_, err := r[0].Register(t.Context(), setOf(1))
+		require.NoError(t, err)
+		first := connectTo(t, r[0], 1, relayHello(1, 1, 0))
+		reportOn(t, first, 1)
+		require.False(t, first.Info().Unknown)
+		require.False(t, connectTo(t, r[0], 1, relayHello(2, 1, 0)).Info().Unknown)
+		require.False(t, connectTo(t, r[0], 1, relayHello(1, 2, first.Info().Epoch)).Info().Unknown)
+		require.True(t, connectTo(t, r[0], 1, relayHello(3, 2, 0)).Info().Unknown)
+	})
+}

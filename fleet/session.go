@@ -131,7 +131,7 @@ func (f *Fleet) Connect(ctx context.Context, id agent.ID, hello Hello) (*Session
 			First:    first,
 			Relayed:  hello.Relayed,
 			Moved:    moved,
-			Unknown:  !remembered && !first,
+			Unknown:  !remembered && hello.Ordinal > 1,
 		},
 		done: make(chan struct{}),
 	}
