@@ -57,7 +57,7 @@ func (b *bridgeConfig) validateTargets() error {
 func (b *bridgeConfig) targetsOptions() bridge.TargetsOptions {
 	return bridge.TargetsOptions{
 		URLs: b.coderdMetricsURLs, Interval: b.scrapeInterval, MaxBodyBytes: b.maxScrapeBytes, MaxTargets: int(b.maxTargets),
-		PassThrough: b.upstream == "", // no agent is relayed
+		PassThrough: b.upstream == "" && !b.leaveOutAgents, // no agent is relayed
 	}
 }
 

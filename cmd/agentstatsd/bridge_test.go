@@ -64,6 +64,7 @@ var bridgeWirings = map[string]wiring{
 	"coder-max-requests-per-second":  to("registrations.MaxRequestsPerSecond"),
 	"sync-interval":                  to("registrations.SyncInterval"),
 	"coderd-metrics-url":             {fields: []string{"targets.URLs"}, value: "http://coder:2112"},
+	"leave-out-agents":               {fields: []string{"targets.PassThrough"}, with: map[string]string{"upstream": ""}},
 	"scrape-interval":                to("targets.Interval"),
 	"max-scrape-bytes":               to("targets.MaxBodyBytes"),
 	"max-targets":                    to("targets.MaxTargets"),
@@ -86,7 +87,7 @@ func bridgeFields(b *bridgeConfig) map[string]any {
 
 // Each option of a bridge changes what the bridge gets, or how it starts.
 func TestBridgeOptionsReachTheBridge(t *testing.T) {
-	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.Unknown": true, "bridge.UpstreamTLS": true, "targets.PassThrough": true, "registrations.TLS": true}
+	seen := map[string]bool{"bridge.Backoff.Min": true, "bridge.Backoff.Max": true, "bridge.Connected": true, "bridge.Unknown": true, "bridge.UpstreamTLS": true, "registrations.TLS": true}
 	for _, o := range new(bridgeConfig).options() {
 		w, own := bridgeWirings[o.Flag]
 		if !own {

@@ -32,6 +32,7 @@ type bridgeConfig struct {
 	coderSyncInterval time.Duration
 
 	coderdMetricsURLs []string
+	leaveOutAgents    bool
 	scrapeInterval    time.Duration
 	maxScrapeBytes    int64
 	maxTargets        int64
@@ -119,6 +120,10 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 			Description: "The URL of a coderd's metrics, such as http://coder:2112/, or dns+http://coder:2112/ for all addresses of the name. " +
 				"May be given several times. All bridges have the same. Without --upstream what coderd has of agents is served, too. Empty: coderds push their metrics, or are scraped by Prometheus.",
 			Flag: "coderd-metrics-url", Value: serpent.StringArrayOf(&b.coderdMetricsURLs),
+		},
+		{
+			Description: "Leave out what coderd has of agents also without --upstream: another bridge relays them, or they reach the service themselves.",
+			Flag:        "leave-out-agents", Default: "false", Value: serpent.BoolOf(&b.leaveOutAgents),
 		},
 		{
 			Description: "Time between two scrapes of a coderd.",
