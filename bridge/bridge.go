@@ -34,8 +34,8 @@ const (
 	idleTimeout = 2 * time.Minute
 	// stopTimeout bounds the time for requests that are under way at the end.
 	stopTimeout = 2 * time.Second
-	// limitedFor is how long it is a warning that coderd answered 429, and awayFor that it did
-	// not answer.
+	// limitedFor is how long it is a warning that coderd answered 429, or that requests were
+	// too many, and awayFor that coderd did not answer.
 	limitedFor = 5 * time.Minute
 	awayFor    = time.Minute
 )
@@ -80,7 +80,9 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 	if b.relaying, err = relaying.New(relays, relaying.Options{Connected: opts.Connected, Unknown: opts.Unknown}, reg, log); err != nil {
 		return nil, err
 	}
-	if b.proxy, err = proxy.New(opts.Upstream, b.open, proxy.Options{TLS: opts.UpstreamTLS, DrainTimeout: opts.DrainTimeout}, reg, log); err != nil {
+	if b.proxy, err = proxy.New(opts.Upstream, b.open, proxy.Options{
+		TLS: opts.UpstreamTLS, DrainTimeout: opts.DrainTimeout, MaxConnections: opts.MaxConnections,
+	}, reg, log); err != nil {
 		return nil, err
 	}
 	if b.metrics, err = newMetrics(reg); err != nil {
@@ -95,6 +97,7 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 func (b *Bridge) Serve(ctx context.Context, lis net.Listener) error {
 	server := &http.Server{
 		Handler: b.proxy, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		ConnState: b.proxy.ConnState, ConnContext: b.proxy.ConnContext,
 		ErrorLog: log.New(io.Discard, "", 0), // what strangers send is no error of ours
 	}
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
@@ -168,6 +171,9 @@ func (b *Bridge) Warnings() (all []string) {
 	if !limited.IsZero() && time.Since(limited) < limitedFor {
 		all = append(all, "coderd answered 429, as it counts all agents as one address: it has to trust this bridge's X-Forwarded-For "+
 			"(CODER_PROXY_TRUSTED_HEADERS, CODER_PROXY_TRUSTED_ORIGINS)")
+	}
+	if at := b.proxy.FullAt(); !at.IsZero() && time.Since(at) < limitedFor {
+		all = append(all, "agents were answered 503, as there were as many connections as --max-agent-connections allows")
 	}
 	return all
 }

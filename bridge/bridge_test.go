@@ -318,6 +318,7 @@ func TestOptions(t *testing.T) {
 		"close timeout: want at least 0, got -1ns":        {Upstream: u, CloseTimeout: -1},
 		"max decoder bytes: want at least 1048576, got 5": {Upstream: u, MaxDecoderBytes: 5},
 		"drain timeout: want at least 0, got -1ns":        {Upstream: u, DrainTimeout: -1},
+		"max connections: want at least 0, got -1":        {Upstream: u, MaxConnections: -1},
 		"max agents: want at least 0, got -1":             {Upstream: u, MaxAgents: -1},
 	} {
 		_, err := bridge.New(conn, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))

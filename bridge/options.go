@@ -26,6 +26,9 @@ type Options struct {
 	// CloseTimeout bounds the time to deliver what agents said, after the last connection;
 	// 0: 10 s.
 	CloseTimeout time.Duration
+	// MaxConnections bounds agents' connections, each of which has two descriptors; 0:
+	// 10,000. Further ones are answered 503.
+	MaxConnections int
 	// MaxDecoderBytes bounds the memory of all decoders; 0: 256 MiB.
 	MaxDecoderBytes int64
 	// MaxAgents bounds the agents that are relayed; 0: 50,000.

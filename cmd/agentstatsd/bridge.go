@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -69,6 +70,9 @@ func (b *bridgeConfig) validateOwn() error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, b.validateCoder(), b.validateTargets())
+	if most := maxAgentConnections(); b.maxAgentConns > most {
+		errs = append(errs, fmt.Errorf("--max-agent-connections: want at most %d, nine twentieths of the files that the process may open, got %d", most, b.maxAgentConns))
+	}
 	if err := checkAddress(b.listen); err != nil {
 		errs = append(errs, fmt.Errorf("--listen %q: want host:port, such as 127.0.0.1:2114: %w", b.listen, err))
 	} else if b.tlsCertFile == "" && !b.allowPlaintext {
@@ -98,6 +102,7 @@ func (b *bridgeConfig) bridgeOptions() bridge.Options {
 	u, _ := b.upstreamURL() // validate has checked it
 	return bridge.Options{
 		Upstream: u, DrainDelay: orNone(b.drainDelay), DrainTimeout: b.drainTimeout, CloseTimeout: b.closeTimeout,
+		MaxConnections:  int(cmp.Or(b.maxAgentConns, openFiles()*3/8)),
 		MaxDecoderBytes: b.maxDecoderBytes, MaxAgents: int(b.maxRelayedAgents),
 	}
 }

@@ -68,6 +68,7 @@ var bridgeWirings = map[string]wiring{
 	"scrape-interval":                to("targets.Interval"),
 	"max-scrape-bytes":               to("targets.MaxBodyBytes"),
 	"max-targets":                    to("targets.MaxTargets"),
+	"max-agent-connections":          to("bridge.MaxConnections"),
 	"max-decoder-bytes":              to("bridge.MaxDecoderBytes"),
 	"max-relayed-agents":             to("bridge.MaxAgents"),
 	"tls-max-handshakes":             to("handshakes.Max"),

@@ -18,3 +18,6 @@ func openFiles() int64 {
 // maxConnections is the most that may be asked for: the rest is for scrapes, the
 // database and the pubsub.
 func maxConnections() int64 { return openFiles() * 9 / 10 }
+
+// maxAgentConnections is the same of a bridge, which opens two for each.
+func maxAgentConnections() int64 { return maxConnections() / 2 }

@@ -23,6 +23,7 @@ type bridgeConfig struct {
 	drainDelay       time.Duration
 	closeTimeout     time.Duration
 	maxDecoderBytes  int64
+	maxAgentConns    int64
 	maxRelayedAgents int64
 
 	coderURL          string
@@ -160,6 +161,10 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 		{
 			Description: "Time to deliver what agents said, after the last connection.",
 			Flag:        "close-timeout", Default: "10s", Value: positive(&b.closeTimeout),
+		},
+		{
+			Description: "Connections of agents at once; more are answered 503. Each takes two files. 0: three eighths of the files that the process may open.",
+			Flag:        "max-agent-connections", Default: "0", Value: atLeast(&b.maxAgentConns, 0),
 		},
 		{
 			Description: "Memory of all decoders. Connections beyond it go on without being decoded.",

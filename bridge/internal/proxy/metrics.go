@@ -13,6 +13,7 @@ type metrics struct {
 	bytes       *prometheus.CounterVec
 	latency     *prometheus.HistogramVec
 	unreachable prometheus.Counter
+	refused     *prometheus.CounterVec
 
 	// Of the hot path.
 
@@ -52,11 +53,18 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "agentstatsd_bridge_upstream_errors_total",
 			Help: "Requests that coderd did not answer.",
 		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "agentstatsd_bridge_connections_refused_total",
+			Help: "Connections beyond --max-agent-connections, by what became of them: answered 503, closed, or closed as idle to make room for another one.",
+		}, []string{"outcome"}),
 	}
 	m.fromAgent = direction{m.bytes.WithLabelValues("agent"), m.latency.WithLabelValues("agent")}
 	m.fromCoderd = direction{m.bytes.WithLabelValues("coderd"), m.latency.WithLabelValues("coderd")}
 	for _, kind := range []string{kindAgent, kindOther} {
 		m.connections.WithLabelValues(kind)
 	}
-	return m, ownmetrics.Register(reg, m.connections, m.handshakes, m.requests, m.bytes, m.latency, m.unreachable)
+	for _, outcome := range []string{refusedAnswered, refusedClosed, refusedIdle} {
+		m.refused.WithLabelValues(outcome)
+	}
+	return m, ownmetrics.Register(reg, m.connections, m.handshakes, m.requests, m.bytes, m.latency, m.unreachable, m.refused)
 }

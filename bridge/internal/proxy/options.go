@@ -15,11 +15,15 @@ type Options struct {
 	TLS *tls.Config
 	// DrainTimeout is the time over which Drain closes connections; 0: 60 s.
 	DrainTimeout time.Duration
+	// MaxConnections bounds the requests that are served, upgraded connections among them;
+	// 0: 10,000. Each has two descriptors.
+	MaxConnections int
 }
 
 func (o Options) withDefaults() Options {
 	o.DialTimeout = cmp.Or(o.DialTimeout, 10*time.Second)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, time.Minute)
+	o.MaxConnections = cmp.Or(o.MaxConnections, 10_000)
 	return o
 }
 
@@ -29,6 +33,8 @@ func (o Options) validate() error {
 		return fmt.Errorf("dial timeout: want at least 0, got %s", o.DialTimeout)
 	case o.DrainTimeout < 0:
 		return fmt.Errorf("drain timeout: want at least 0, got %s", o.DrainTimeout)
+	case o.MaxConnections < 0:
+		return fmt.Errorf("max connections: want at least 0, got %d", o.MaxConnections)
 	}
 	return nil
 }

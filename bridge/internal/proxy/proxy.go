@@ -47,13 +47,15 @@ type Handshake struct {
 	Extensions string
 }
 
-// Proxy is a reverse proxy before one coderd. It is safe for concurrent use.
+// Proxy is a reverse proxy before one coderd. The http.Server that serves it has its
+// ConnState and ConnContext. It is safe for concurrent use.
 type Proxy struct {
 	opts     Options
 	upstream *url.URL
 	// open returns the Copy of an agent's connection; nil: there is none.
 	open    func(Handshake) Copy
 	reverse *httputil.ReverseProxy
+	conns   *conns
 	metrics *metrics
 	log     *slog.Logger
 	logged  rate.Sometimes
@@ -82,7 +84,7 @@ func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometh
 		return nil, err
 	}
 	p := &Proxy{
-		opts: opts, upstream: upstream, open: open, metrics: m, log: log,
+		opts: opts, upstream: upstream, open: open, conns: newConns(opts.MaxConnections, m), metrics: m, log: log,
 		logged: rate.Sometimes{First: 1, Interval: time.Minute}, tunnels: make(map[*tunnel]struct{}), empty: make(chan struct{}),
 	}
 	dialer := &net.Dialer{Timeout: opts.DialTimeout, KeepAlive: 15 * time.Second}
@@ -122,10 +124,17 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.isDraining() {
 		requests.WithLabelValues("503").Inc()
-		w.Header().Set("Connection", "close")
-		http.Error(w, "agentstatsd: this bridge is about to stop", http.StatusServiceUnavailable)
+		refuse(w, "this bridge is about to stop")
 		return
 	}
+	served := p.conns.serve(r.Context())
+	if served == nil {
+		requests.WithLabelValues("503").Inc()
+		w.Header().Set("Retry-After", retryAfter)
+		refuse(w, fmt.Sprintf("this bridge serves %d requests, as many as --max-agent-connections allows", p.opts.MaxConnections))
+		return
+	}
+	defer served()
 	x := &exchange{decoded: isAgent(r), switched: requests.WithLabelValues("101").Inc}
 	recorder := &statusRecorder{ResponseWriter: w}
 	defer func() {
@@ -143,6 +152,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	p.reverse.ServeHTTP(recorder, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+}
+
+// retryAfter is in seconds what agents wait for at most.
+const retryAfter = "10"
+
+// refuse answers a request that is not passed on.
+func refuse(w http.ResponseWriter, why string) {
+	w.Header().Set("Connection", "close")
+	http.Error(w, "agentstatsd: "+why, http.StatusServiceUnavailable)
 }
 
 // isAgent reports whether a request is that of an agent for its connection. A role says

@@ -95,7 +95,9 @@ func startWith(t *testing.T, upstream string, opts Options) *bridge {
 		return k
 	}, opts, b.reg, slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	require.NoError(t, err)
-	server := httptest.NewServer(b.Proxy)
+	server := httptest.NewUnstartedServer(b.Proxy)
+	server.Config.ConnState, server.Config.ConnContext = b.ConnState, b.ConnContext
+	server.Start()
 	t.Cleanup(server.Close)
 	b.addr = server.Listener.Addr().String()
 	return b

@@ -1,0 +1,145 @@
+package proxy
+
+import (
+	"container/list"
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// spareConns are connections beyond the limit, which are answered that there are too many.
+const spareConns = 64
+
+// What becomes of connections beyond the limit.
+const (
+	refusedAnswered = "answered"
+	refusedClosed   = "closed"
+	refusedIdle     = "idle"
+)
+
+// conns are the connections of the listener for agents, bounded by their descriptors: one
+// that is served has two, its own and that to coderd, another one has one.
+//
+//	waiting --a request is served--> serving --it has ended--> waiting
+//	waiting --a newer one needs its place--> closed
+//	serving --its upgraded connection ends--> closed
+type conns struct {
+	max     int // of those that are served
+	metrics *metrics
+
+	mu sync.Mutex
+	// Guarded by mu. waiting has the net.Conns of those that no request is served of, the
+	// longest first; serving is the number of the others.
+	open    map[net.Conn]*conn
+	waiting *list.List
+	serving int
+	fullAt  time.Time // when a request was last refused; zero: never
+}
+
+// conn is one connection. The mu of conns guards its fields.
+type conn struct {
+	waits    *list.Element // nil: a request is served
+	hijacked bool
+}
+
+func newConns(limit int, m *metrics) *conns {
+	return &conns{max: limit, metrics: m, open: make(map[net.Conn]*conn), waiting: list.New()}
+}
+
+// changed is called with each connection that is new, or has ended.
+func (s *conns) changed(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		if victim := s.add(c); victim != nil {
+			_ = victim.Close()
+		}
+	case http.StateHijacked:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if known := s.open[c]; known != nil {
+			known.hijacked = true
+		}
+	case http.StateClosed:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.removeLocked(c)
+	}
+}
+
+// add adds a connection, and returns the one that is to be closed for it; nil: none is.
+func (s *conns) add(c net.Conn) (victim net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.open)+s.serving >= 2*s.max+spareConns {
+		longest := s.waiting.Front()
+		if longest == nil {
+			s.metrics.refused.WithLabelValues(refusedClosed).Inc()
+			return c
+		}
+		s.metrics.refused.WithLabelValues(refusedIdle).Inc()
+		victim, _ = longest.Value.(net.Conn)
+		s.removeLocked(victim)
+	}
+	s.open[c] = &conn{waits: s.waiting.PushBack(c)}
+	return victim
+}
+
+func (s *conns) removeLocked(c net.Conn) {
+	if known := s.open[c]; known != nil {
+		delete(s.open, c)
+		if known.waits != nil {
+			s.waiting.Remove(known.waits)
+		}
+	}
+}
+
+type connKey struct{}
+
+// serve notes that a request is served until done is called; nil: there are too many.
+func (s *conns) serve(ctx context.Context) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.serving >= s.max {
+		s.fullAt = time.Now()
+		s.metrics.refused.WithLabelValues(refusedAnswered).Inc()
+		return nil
+	}
+	s.serving++
+	c, _ := ctx.Value(connKey{}).(net.Conn)
+	if known := s.open[c]; known != nil {
+		s.waiting.Remove(known.waits)
+		known.waits = nil
+	}
+	return func() { s.served(c) }
+}
+
+// served notes that a request of a connection has ended. One that was taken over ends then.
+func (s *conns) served(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serving--
+	switch known := s.open[c]; {
+	case known == nil:
+	case known.hijacked:
+		s.removeLocked(c)
+	default:
+		known.waits = s.waiting.PushBack(c)
+	}
+}
+
+// ConnState is that of the http.Server that serves the proxy.
+func (p *Proxy) ConnState(c net.Conn, state http.ConnState) { p.conns.changed(c, state) }
+
+// ConnContext is that of the http.Server that serves the proxy.
+func (p *Proxy) ConnContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// FullAt returns when a request was last refused as there were too many; zero: never.
+func (p *Proxy) FullAt() time.Time {
+	p.conns.mu.Lock()
+	defer p.conns.mu.Unlock()
+	return p.conns.fullAt
+}
