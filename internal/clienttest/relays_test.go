@@ -285,6 +285,22 @@ func TestRelaysEnd(t *testing.T) {
 	})
 }
 
+// The bytes of an agent that moves to another coderd stay in the sum of their window.
+func TestRelaysMoveWithTheirBytes(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 2, client.RelaysOptions{})
+		for i, bytes := range []int64{5, 7} {
+			a := connectRelayed(t, relays[i])
+			a.Report(&agentstatsv1.Stats{RxBytes: bytes})
+			time.Sleep(5 * time.Second)
+			a.Disconnect()
+		}
+		var text strings.Builder
+		require.NoError(t, s.aggregator.WriteText(&text))
+		require.Regexp(t, `(?m)^coderd_agentstats_rx_bytes\{.*\} +12$`, text.String())
+	})
+}
+
 // That something is lost of many agents is two lines a minute.
 func TestRelaysLogWhatIsLostTogether(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
