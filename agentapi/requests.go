@@ -159,10 +159,7 @@ func (s *Service) takeLifecycle(r fleet.Request, l *agentstatsv1.Lifecycle, age 
 	if err != nil {
 		return s.refuseState(reasonInvalidField, "lifecycle.changed_at: %v", err)
 	}
-	if said := r.Said(ageOf(uint64(age))); said != 0 && (changedAt.IsZero() || changedAt.After(time.Unix(0, said))) {
-		changedAt = time.Unix(0, said)
-	}
-	r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: changedAt})
+	r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: changedAt}, r.Said(ageOf(uint64(age))))
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -175,5 +176,15 @@ func TestStatesWithAges(t *testing.T) {
 		require.EqualValues(t, 3, node)
 		require.Equal(t, agent.LifecycleOff, lifecycle)
 		require.Equal(t, []string{"a=2", "b=3"}, s.StoredMetadata(1))
+		// Ages that make no sense are those of a day, and those of nothing are ignored.
+		for i, age := range []int64{-1, math.MinInt64, math.MaxInt64} {
+			say(relay.Connect(t, edgetest.Session{Agent: 1, Instance: byte(4 + i)}), "4", 4, pb.Lifecycle_STATE_STARTING, &pb.Ages{
+				Metadata: []int64{age, age, age, age}, AppHealth: []int64{age}, Network: age, Lifecycle: age,
+			})
+			node, lifecycle = state()
+			require.EqualValues(t, 3, node)
+			require.Equal(t, agent.LifecycleOff, lifecycle)
+			require.Equal(t, []string{"a=2", "b=3"}, s.StoredMetadata(1))
+		}
 	})
 }

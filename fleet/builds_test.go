@@ -148,7 +148,7 @@ func says(t *testing.T, s *Session, at time.Time, states ...agent.LifecycleState
 	t.Helper()
 	for _, state := range states {
 		sequence := s.Progress().Received + 1
-		receive(t, s, sequence, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at}) })
+		receive(t, s, sequence, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at}, 0) })
 	}
 }
 

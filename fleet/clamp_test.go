@@ -25,7 +25,7 @@ func TestLifecycleTimesAreClamped(t *testing.T) {
 		sequence := int64(0)
 		say := func(state agent.LifecycleState, at time.Time) time.Time {
 			sequence++
-			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at}) })
+			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at}, 0) })
 			info, err := p.Agent(nid(1))
 			require.NoError(t, err)
 			return info.State.Lifecycle.ChangedAt
@@ -53,6 +53,29 @@ func TestLifecycleTimesAreClamped(t *testing.T) {
 			}
 		}
 		require.Equal(t, 1, observed)
+	})
+}
+
+// What a relay was given before its session is clamped to that time, not to its receipt:
+// of an agent whose clock is behind, too, it does not win over what was said later.
+func TestLateLifecycleIsClampedToWhenItWasSaid(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		_, r := startReplicas(t, 1)
+		reg := registration(1, 1, 1)
+		reg.CreatedAt, reg.Workspace.Build.CreatedAt = time.Now(), time.Now()
+		_, err := r[0].Register(t.Context(), Set{Agents: []agent.Registration{reg}})
+		require.NoError(t, err)
+		behind := func() time.Time { return time.Now().Add(-time.Hour) }
+		time.Sleep(time.Minute)
+		given, started := time.Now(), behind()
+		time.Sleep(time.Minute)
+		setLifecycle(t, connectTo(t, r[0], 1, relayHello(1, 1, 0)), 1, agent.LifecycleReady, behind())
+		time.Sleep(time.Minute)
+		late := connectTo(t, r[0], 1, relayHello(2, 1, 0))
+		receive(t, late, 1, func(q Request) {
+			q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting, ChangedAt: started}, q.Said(time.Since(given)))
+		})
+		require.Equal(t, agent.LifecycleReady, lifecycleOf(t, r[0]))
 	})
 }
 

@@ -35,7 +35,7 @@ func TestWhatIsStoredFirstStays(t *testing.T) {
 				require.NoError(t, err)
 				fast := joined(t, c, store, 0, Options{Now: func() time.Time { return time.Now().Add(time.Hour / 2) }})
 				say := func(s *Session, sequence int64, state agent.LifecycleState) {
-					receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}) })
+					receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}, 0) })
 				}
 				state := func(p parts) agent.LifecycleState {
 					info, err := p.Agent(nid(1))
@@ -129,7 +129,7 @@ func TestWhatSessionsKnow(t *testing.T) {
 	p = loaded
 	knows(begin(0), elsewhere.Epoch, elsewhere.Epoch)
 	receive(t, connectTo(t, p, 1, hello(1, 100)), 100, func(q Request) {
-		q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+		q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0)
 	})
 	require.NoError(t, p.writeStates(t.Context()))
 	stored := store.state(nid(1)).LifecycleOrder.Epoch

@@ -24,7 +24,7 @@ func TestRemovedAndBackElsewhere(t *testing.T) {
 		awaitReplicas()
 		s := connectTo(t, r[1], 1, hello(1, 1))
 		receive(t, s, 1, func(q Request) {
-			q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+			q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0)
 			q.MarkReported(0)
 		})
 		awaitReplicas()
@@ -197,7 +197,7 @@ func TestWritesCarryTheIncarnation(t *testing.T) {
 			s := connectTo(t, r[0], 1, hello(byte(n)+1, 1))
 			receive(t, s, 1, func(q Request) {
 				require.Equal(t, want[n], q.Incarnation())
-				q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+				q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0)
 			})
 			awaitReplicas()
 			_, err = r[0].Deregister(t.Context(), ids(1), nil)

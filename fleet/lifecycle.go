@@ -10,9 +10,14 @@ import (
 // SetLifecycle records the lifecycle, unless a newer one is known, as
 // agent.LifecycleClaim says. The request's ack is pending until it is stored. A
 // ChangedAt that is zero, after the receipt, or before the agent's build is replaced by
-// the time of receipt. If the state is a repeated one, it keeps its time instead.
-func (r Request) SetLifecycle(l agent.Lifecycle) {
-	if reason := r.entry.reg.Load().ClampedTime(l.ChangedAt, r.now); reason != "" {
+// the time of receipt, or by said, as Said returns it. If the state is a repeated one, it
+// keeps its time instead.
+func (r Request) SetLifecycle(l agent.Lifecycle, said int64) {
+	at := r.now
+	if said != 0 {
+		at = time.Unix(0, said)
+	}
+	if reason := r.entry.reg.Load().ClampedTime(l.ChangedAt, at); reason != "" {
 		r.fleet.metrics.clampedTimes.WithLabelValues(reason).Inc()
 		l.ChangedAt = time.Time{}
 	}
@@ -20,7 +25,7 @@ func (r Request) SetLifecycle(l agent.Lifecycle) {
 	r.changeState(func(s *agent.State) (notify bool) {
 		notify = s.CurrentLifecycle() != l.State
 		if l.ChangedAt.IsZero() {
-			l.ChangedAt = r.now
+			l.ChangedAt = at
 			if !notify && !s.Lifecycle.ChangedAt.IsZero() {
 				l.ChangedAt = s.Lifecycle.ChangedAt
 			}

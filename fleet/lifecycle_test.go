@@ -17,7 +17,7 @@ func relayHello(n byte, ordinal, epoch int64) Hello {
 
 func setLifecycle(t *testing.T, s *Session, sequence int64, state agent.LifecycleState, at time.Time) {
 	t.Helper()
-	receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at}) })
+	receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state, ChangedAt: at}, 0) })
 }
 
 func lifecycleOf(t *testing.T, p parts) agent.LifecycleState {

@@ -89,7 +89,7 @@ func TestBudgetOfRefusalsByTheDatabase(t *testing.T) {
 		}
 		refused(1, 1)
 		p.store.reject = nid(1) // of a state, too
-		receive(t, s, 2, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		receive(t, s, 2, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 		require.NoError(t, p.write(t.Context()))
 		_, retry, _ := s.Charge(100)
 		require.Zero(t, retry)

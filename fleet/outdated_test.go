@@ -35,7 +35,7 @@ func TestEpochBelowTheStoredOne(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		store, fast, slow := startCutReplicas(t)
 		say := func(s *Session, sequence int64, state agent.LifecycleState) {
-			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}) })
+			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: state}, 0) })
 		}
 		before := connectTo(t, fast, 1, hello(1, 1))
 		say(before, 1, agent.LifecycleReady)
@@ -71,14 +71,14 @@ func TestEpochBelowTheStoredSession(t *testing.T) {
 
 		s := connectTo(t, slow, 1, hello(2, 1))
 		require.Less(t, s.Info().Epoch, high)
-		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 		awaitReplicas()
 		require.Equal(t, Progress{Received: 1, Durable: 0}, s.Progress(), "it may be replaced")
 		require.True(t, closed(s.Done()))
 		s = connectTo(t, slow, 1, hello(2, 2))
 		require.Equal(t, Progress{}, s.Resume(), "nothing is known of the instance")
 		require.Greater(t, s.Info().Epoch, high)
-		receive(t, s, 2, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		receive(t, s, 2, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 		awaitReplicas()
 		require.Equal(t, Progress{Received: 2, Durable: 2}, s.Progress())
 	})
@@ -96,7 +96,7 @@ func TestAcksWaitForTheSession(t *testing.T) {
 	e, err := p.entry(nid(1))
 	require.NoError(t, err)
 	say := func(s *Session, sequence int64) {
-		receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}) })
+		receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}, 0) })
 	}
 	s := connectTo(t, p, 1, hello(1, 1))
 	reportOn(t, s, 1)
@@ -251,7 +251,7 @@ func TestStoredStateTakesThePlaceOfWhatWaits(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
 				p := loaded(t, Options{}, registration(1, 1, 1))
 				s := connectTo(t, p, 1, hello(1, 1))
-				receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+				receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 				s.Close(EndDisconnect)
 				e, err := p.entry(nid(1))
 				require.NoError(t, err)
@@ -298,7 +298,7 @@ func TestBackBeforeTheRecordIsWritten(t *testing.T) {
 		require.NoError(t, err)
 		awaitReplicas()
 		say := func(s *Session, sequence int64) {
-			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+			receive(t, s, sequence, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 		}
 		first := connectTo(t, r[0], 1, hello(1, 1))
 		say(first, 1)

@@ -60,7 +60,7 @@ func TestNotifications(t *testing.T) {
 		awaitReplicas()
 		require.Equal(t, ids(1), registered(r[1].Fleet))
 		s := connectTo(t, r[0], 1, hello(1, 1))
-		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}) })
+		receive(t, s, 1, func(q Request) { q.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day}, 0) })
 		awaitReplicas()
 		info, err := r[1].Agent(nid(1))
 		require.NoError(t, err)
@@ -395,7 +395,7 @@ func TestStatesReachAllReplicas(t *testing.T) {
 		ready := agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(2 * time.Hour)}
 		for n := 1; n <= 2; n++ {
 			s := connectTo(t, r[n], n, hello(byte(n), 1))
-			receive(t, s, 1, func(q Request) { q.SetLifecycle(ready) })
+			receive(t, s, 1, func(q Request) { q.SetLifecycle(ready, 0) })
 			receive(t, s, 2, func(q Request) {
 				q.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5000 + n): agent.AppHealthHealthy}, nil)
 			})

@@ -194,7 +194,7 @@ func (w *stateWorld) say(t *rapid.T) {
 		case 0:
 			r.SetLifecycle(agent.Lifecycle{State: rapid.SampledFrom([]agent.LifecycleState{
 				agent.LifecycleStarting, agent.LifecycleReady, agent.LifecycleStartError, agent.LifecycleOff,
-			}).Draw(t, "state")})
+			}).Draw(t, "state")}, 0)
 		case 1:
 			r.SetAppHealth(map[agent.ID]agent.AppHealth{
 				nid(6000 + rapid.IntRange(0, 3).Draw(t, "app")): rapid.SampledFrom([]agent.AppHealth{agent.AppHealthHealthy, agent.AppHealthUnhealthy}).Draw(t, "health"),

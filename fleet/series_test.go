@@ -175,7 +175,7 @@ func TestGoldenSeries(t *testing.T) {
 					}
 					s := connect(t, p, 100*i+a)
 					receive(t, s, 1, func(r Request) {
-						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleState(ag.Lifecycle)})
+						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleState(ag.Lifecycle)}, 0)
 						if ag.Node != nil {
 							r.SetNetwork(network(t, ag.Node.ID, ag.Node.PreferredDERP, ag.Node.DERPLatency, c.State.DERPMap), 0)
 						}
@@ -337,9 +337,9 @@ func TestWatch(t *testing.T) {
 	s := connect(t, p, 1)
 	expect("a status", ids(1))
 	ready := agent.Lifecycle{State: agent.LifecycleReady}
-	receive(t, s, 1, func(r Request) { r.SetLifecycle(ready) })
+	receive(t, s, 1, func(r Request) { r.SetLifecycle(ready, 0) })
 	expect("a lifecycle", ids(1))
-	receive(t, s, 2, func(r Request) { r.SetLifecycle(ready) })
+	receive(t, s, 2, func(r Request) { r.SetLifecycle(ready, 0) })
 	expect("the same again")
 	receive(t, s, 3, func(r Request) { r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}, nil) })
 	expect("an app's health", ids(1))

@@ -240,7 +240,7 @@ func TestSessionsRace(t *testing.T) {
 				}
 				for seq := s.Resume().Received + 1; ; seq++ {
 					err := s.Receive(seq, func(r Request) {
-						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady})
+						r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0)
 						r.AdmitMetadata([]agent.MetadataEntry{{Key: fmt.Sprint(seq)}})
 					})
 					if err != nil || seq%7 == 0 {

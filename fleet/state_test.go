@@ -52,13 +52,13 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		s := connect(t, p, 1)
 		now := time.Now()
 		receive(t, s, 1, func(r Request) {
-			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting})
+			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleStarting}, 0)
 		})
 		i, err := p.Agent(nid(1))
 		require.NoError(t, err)
 		require.Equal(t, now, i.State.Lifecycle.ChangedAt, "no time is taken as the time of receipt")
 		receive(t, s, 2, func(r Request) {
-			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)})
+			r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)}, 0)
 		})
 		receive(t, s, 3, func(r Request) {
 			require.Empty(t, r.SetAppHealth(map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy}, nil))
@@ -205,7 +205,7 @@ func TestRejectedStateIsIsolated(t *testing.T) {
 	sessions := map[int]*Session{}
 	for n := 1; n <= 9; n++ {
 		sessions[n] = connect(t, p, n)
-		receive(t, sessions[n], 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+		receive(t, sessions[n], 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 	}
 	require.NoError(t, p.write(t.Context()))
 	require.Equal(t, Progress{Received: 1, Durable: 0}, sessions[5].Progress(), "the refusal is not sent")
@@ -226,7 +226,7 @@ func TestLastWriteAtShutdown(t *testing.T) {
 		stop := running(t, p)
 		s := connect(t, p, 1)
 		time.Sleep(time.Second)
-		receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleOff}) })
+		receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleOff}, 0) })
 		stop()
 		require.Equal(t, agent.LifecycleOff, p.store.state(nid(1)).Lifecycle.State)
 		require.Equal(t, Progress{Received: 1, Durable: 1}, s.Progress())
@@ -264,7 +264,7 @@ func TestRunLoadsWhatWasDown(t *testing.T) {
 func TestNothingIsWrittenOfARemovedAgent(t *testing.T) {
 	p := loaded(t, Options{}, registration(1, 1, 1))
 	s := connect(t, p, 1)
-	receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}) })
+	receive(t, s, 1, func(r Request) { r.SetLifecycle(agent.Lifecycle{State: agent.LifecycleReady}, 0) })
 	taken := p.queue.DrainStates(10)
 	p.queue.AddState(taken[0])
 	_, err := p.Deregister(t.Context(), ids(1), nil)

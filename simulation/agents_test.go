@@ -255,7 +255,7 @@ func (w *world) take(p *process, q fleet.Request, r *request) (refused []agent.R
 		case strings.HasPrefix(part, health):
 			apps[appID(part)] = agent.AppHealth(text)
 		case part == lifecycle:
-			q.SetLifecycle(parseLifecycle(text))
+			q.SetLifecycle(parseLifecycle(text), 0)
 		case part == network:
 			var node uint64
 			_, _ = fmt.Sscan(text, &node)
