@@ -19,7 +19,7 @@ func allInOneCommand() *serpent.Command {
 		Use:   "all-in-one",
 		Short: "Run the service and a bridge to it, in one process.",
 		Long: "A stock coderd gets one process beside it. It has the options of serve and those of bridge but --service-url. What both have is set once, as of serve: " +
-			"the addresses for Prometheus, TLS, --drain-timeout, the log. Agents' connections break for a moment when it restarts.\n\n" +
+			"the addresses for Prometheus, TLS, --drain-timeout, the log. Agents' connections break for a moment when it restarts, so it stops quickly.\n\n" +
 			"  agentstatsd all-in-one --upstream http://coder:7080 --coder-url https://coder.example.com --coder-api-token-file /etc/agentstatsd/api-token",
 		Options:    b.allInOneOptions(),
 		Middleware: serpent.Chain(noArguments, configuredBy(&b.configFile, b.validateAllInOne)),
@@ -41,6 +41,10 @@ func (b *bridgeConfig) allInOneOptions() serpent.OptionSet {
 			options = append(options, o)
 		}
 	}
+	// Nobody else takes its agents while it restarts, and each attempt that is refused
+	// lengthens their backoff for good.
+	options.ByFlag("drain-delay").Default = "0s"
+	options.ByFlag("drain-timeout").Default = "1s"
 	return options
 }
 

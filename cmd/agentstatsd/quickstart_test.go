@@ -61,6 +61,8 @@ func TestQuickstartOptions(t *testing.T) {
 		}
 		require.NoError(t, b.validateAllInOne(), block)
 		require.Equal(t, strings.Count(block, " --"), len(optionLine.FindAllString(block, -1)), "lines of options that are not read")
+		require.Less(t, b.stopTimeout()+b.config.stopTimeout(), time.Minute, "the time that it has to stop")
+		require.Regexp(t, `stop_grace_period: 60s|terminationGracePeriodSeconds: 60|TimeoutStopSec=60`, block)
 		require.NotEmpty(t, b.upstream)
 		require.NotEmpty(t, b.coderURL)
 		require.NotEmpty(t, b.coderdMetricsURLs)
