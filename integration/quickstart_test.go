@@ -12,18 +12,45 @@ import (
 	"github.com/coder/agentstatsd/internal/documented"
 )
 
-// The queries of the quickstart are those of Prometheus, and name documented families.
-func TestQuickstartQueries(t *testing.T) {
+// quickstart returns the blocks of a language in docs/quickstart-coder.md.
+func quickstart(t *testing.T, language string) (blocks []string) {
+	t.Helper()
 	page, err := os.ReadFile("../docs/quickstart-coder.md")
 	require.NoError(t, err)
+	for _, block := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(page), -1) {
+		blocks = append(blocks, block[1])
+	}
+	require.NotEmpty(t, blocks, language)
+	return blocks
+}
+
+// Kubernetes takes the quickstart's Deployment, claim and Services, with no field that it
+// would drop.
+func TestQuickstartManifests(t *testing.T) {
+	beside(t)
+	conform := buildKubeconform(t)
+	checked := 0
+	for _, block := range quickstart(t, "yaml") {
+		if !strings.Contains(block, "\nkind: Deployment\n") {
+			continue
+		}
+		checked++
+		out, err := conform.check([]byte(block))
+		require.NoError(t, err, out)
+		out, err = conform.check([]byte(strings.Replace(block, "  replicas: 1", "  misspelt: 1", 1)))
+		require.Error(t, err, out)
+	}
+	require.Equal(t, 1, checked)
+}
+
+// The queries of the quickstart are those of Prometheus, and name documented families.
+func TestQuickstartQueries(t *testing.T) {
 	known := make(map[string]bool)
 	for _, f := range documented.Families() {
 		known[f.Name] = true
 	}
-	blocks := regexp.MustCompile("(?ms)^```promql\n(.*?)^```$").FindAllStringSubmatch(string(page), -1)
-	require.NotEmpty(t, blocks)
-	for _, block := range blocks {
-		for query := range strings.SplitSeq(block[1], "\n\n") {
+	for _, block := range quickstart(t, "promql") {
+		for query := range strings.SplitSeq(block, "\n\n") {
 			expr, err := parser.NewParser(parser.Options{}).ParseExpr(query)
 			require.NoError(t, err, query)
 			parser.Inspect(expr, func(n parser.Node, _ []parser.Node) error {
