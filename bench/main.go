@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coder/agentstatsd/bench/bridged"
 	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/process"
 	"github.com/coder/agentstatsd/bench/render"
@@ -70,6 +71,7 @@ func child(role, args string) error {
 	roles := maps.Clone(scrape.Roles)
 	maps.Copy(roles, stream.Roles)
 	maps.Copy(roles, update.Roles)
+	maps.Copy(roles, bridged.Roles)
 	play, ok := roles[role]
 	if !ok {
 		return fmt.Errorf("there is no role %q", role)

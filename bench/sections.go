@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/coder/agentstatsd/bench/bridged"
 	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/peer"
 	"github.com/coder/agentstatsd/bench/render"
@@ -93,6 +94,7 @@ func benchSections() []section {
 		}}},
 		scrapes,
 		fleetSection(),
+		bridgeSection(),
 	}
 }
 
@@ -115,6 +117,19 @@ func fleetSection() section {
 	add(stream.Fleet{Agents: 4000, Samples: stream.Samples, Settle: 45 * time.Second, Window: time.Minute, Relayed: true})
 	add(stream.Fleet{Agents: 50_000, Samples: stream.Samples, Settle: time.Minute, Window: 5 * time.Minute, Relayed: true})
 	return s
+}
+
+// bridgeSection takes some ten minutes, and is measured only if it is asked for.
+func bridgeSection() section {
+	const connections = 2000
+	return section{name: "bridge", figures: []string{bridged.Section}, asked: true, steps: []step{{
+		fmt.Sprintf("%d agents through bridges", connections),
+		func(ctx context.Context, o options, run *figure.Run, dir string) error {
+			return bridged.Measure(ctx, run, o.agentstatsd, dir, bridged.Load{
+				Connections: connections, Rounds: 3, Settle: 10 * time.Second, Window: 20 * time.Second,
+			})
+		},
+	}}}
 }
 
 // peerPatience is how long a peer may take for one step. A scrape that takes a

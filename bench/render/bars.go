@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/coder/agentstatsd/bench/bridged"
 	"github.com/coder/agentstatsd/bench/figure"
 	"github.com/coder/agentstatsd/bench/scrape"
 	"github.com/coder/agentstatsd/bench/stream"
@@ -247,6 +248,35 @@ var bars = []bar{
 			return values
 		},
 	},
+	{
+		name: "agent through a bridge that decodes, 2,000 connections, CPU: against httputil.ReverseProxy",
+		text: "at most 1.3 times", unit: times, limit: 1.3,
+		values: ratio(bridgedKey(bridged.Decoding, bridged.CPU), bridgedKey(bridged.Plain, bridged.CPU)),
+	},
+	{
+		name: "the same, added to the 99th percentile of a call",
+		text: "below 2 ms", unit: unit("ms"), limit: 2,
+		values: func(r figure.Results) []float64 { return r.Values(bridgedKey(bridged.Decoding, bridged.Added)) },
+	},
+	{
+		name: "the same, memory of a connection beyond that of httputil.ReverseProxy",
+		text: "at most 8 KiB", unit: kibibytes, limit: 8 << 10,
+		values: func(r figure.Results) []float64 {
+			return differences(r.Values(bridgedKey(bridged.Decoding, bridged.Held)), r.Values(bridgedKey(bridged.Plain, bridged.Held)))
+		},
+	},
+}
+
+func bridgedKey(subject, metric string) figure.Key {
+	return figure.Key{Section: bridged.Section, Case: bridged.Case(many), Subject: subject, Metric: metric}
+}
+
+// differences subtracts b from a, value by value.
+func differences(a, b []float64) (values []float64) {
+	for i := range min(len(a), len(b)) {
+		values = append(values, a[i]-b[i])
+	}
+	return values
 }
 
 // Fleets that have bars.
