@@ -70,7 +70,10 @@ type Order struct {
 
 // Compare returns -1, 0 or 1 as o is older than, equal to or newer than p.
 func (o Order) Compare(p Order) int {
-	return cmp.Or(cmp.Compare(o.Epoch, p.Epoch), cmp.Compare(o.Sequence, p.Sequence))
+	if o.Epoch != p.Epoch {
+		return cmp.Compare(o.Epoch, p.Epoch)
+	}
+	return cmp.Compare(o.Sequence, p.Sequence)
 }
 
 // Follows reports whether what has the order o may take the place of what is stored

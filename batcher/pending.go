@@ -182,9 +182,9 @@ func (p *pending) add(now time.Time, r *agent.MetadataReport, kept []agent.Metad
 func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, in *agent.MetadataEntry, resolved *resolutions) (reason dropReason, full bool) {
 	e := a.keys[in.Key]
 	next := pendingAck{r.Tracker, r.Order.Sequence}
-	order, collected := r.Order, now
+	order, collected := &r.Order, now
 	if in.Said != 0 {
-		order, collected = r.LateOrder, time.Unix(0, in.Said)
+		order, collected = &r.LateOrder, time.Unix(0, in.Said)
 	}
 	switch {
 	case e == nil:
@@ -216,7 +216,7 @@ func (p *pending) put(a *agentEntries, now time.Time, r *agent.MetadataReport, i
 	}
 	keep(&e.value.Value, in.Value)
 	keep(&e.value.Error, in.Error)
-	e.value.CollectedAt, e.value.Order, e.value.Incarnation = collected, order, r.Incarnation
+	e.value.CollectedAt, e.value.Order, e.value.Incarnation = collected, *order, r.Incarnation
 	e.value.Late = in.Said != 0
 	return 0, false
 }
