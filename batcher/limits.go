@@ -79,6 +79,9 @@ func limitTexts(value, text string) (string, string) {
 // cut to at most limit bytes between two characters. The result is s itself, a part of
 // it, or a new string. size is what s would have taken.
 func limitText(s string, limit int) (text string, size int) {
+	if s == "" { // most errors are
+		return "", 0
+	}
 	size = len(s)
 	text = cleanText(agent.CutText(s, limit))
 	size = max(size, len(text))
@@ -86,7 +89,9 @@ func limitText(s string, limit int) (text string, size int) {
 }
 
 func cleanText(s string) string {
-	s = strings.ToValidUTF8(s, replacement)
+	if !utf8.ValidString(s) { // which is several times as fast
+		s = strings.ToValidUTF8(s, replacement)
+	}
 	if strings.IndexByte(s, 0) >= 0 {
 		s = strings.ReplaceAll(s, "\x00", replacement)
 	}
