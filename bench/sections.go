@@ -126,7 +126,7 @@ func bridgeSection() section {
 		fmt.Sprintf("%d agents through bridges", connections),
 		func(ctx context.Context, o options, run *figure.Run, dir string) error {
 			return bridged.Measure(ctx, run, o.agentstatsd, dir, bridged.Load{
-				Connections: connections, Rounds: 3, Settle: 10 * time.Second, Window: 20 * time.Second,
+				Connections: connections, Rounds: 3, Settle: 10 * time.Second, Window: 20 * time.Second, Quiet: 2 * time.Second,
 			})
 		},
 	}}}

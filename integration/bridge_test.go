@@ -19,6 +19,10 @@ import (
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
+// longestPhase bounds the waits of a phase: after a minute without the service some relays
+// try again after another one, and those that were superseded come back after that.
+const longestPhase = 5 * time.Minute
+
 // callTimeout bounds a call of an agent: none hangs.
 const callTimeout = time.Minute
 
@@ -266,7 +270,7 @@ func (f *bridgedFleet) requireCounted() {
 // until waits until something has happened. happened is called under the lock.
 func (f *bridgedFleet) until(what string, happened func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(longestPhase); ; time.Sleep(20 * time.Millisecond) {
 		f.mu.Lock()
 		ok, problems, phase := happened(), f.problems, f.phase
 		f.mu.Unlock()
@@ -280,7 +284,7 @@ func (f *bridgedFleet) until(what string, happened func() bool) {
 			for n, a := range f.agents {
 				f.t.Logf("agent %d: %d reports, missing %x, sum %x, over %x", n, a.reports, f.keptLocked(a).without(a.sum), a.sum, a.over)
 			}
-			f.t.Fatalf("%s: not within 2 min: %s", phase, what)
+			f.t.Fatalf("%s: not within %s: %s", phase, longestPhase, what)
 		}
 	}
 }
@@ -302,7 +306,7 @@ func (f *bridgedFleet) restart(bridge int) {
 func TestBridges(t *testing.T) {
 	agents, pause, quiet, away, drain := 20, 50*time.Millisecond, 500*time.Millisecond, time.Duration(0), "500ms"
 	if *soak {
-		agents, pause, quiet, away, drain = 500, 2*time.Second, 15*time.Second, time.Minute, "10s"
+		agents, pause, quiet, away, drain = 500, 3*time.Second, 15*time.Second, time.Minute, "10s"
 	}
 	beside(t)
 	f := &bridgedFleet{t: t, pause: pause, churns: 10, phase: "start", breaks: noBreaks, lives: make([]int, 2), killed: through{-1, -1}, broken: make(map[string]int)}

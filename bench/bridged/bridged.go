@@ -48,6 +48,8 @@ type Load struct {
 	// Settle is the time between the connect of all and the measurement, which takes
 	// Window. Agents make as many calls as Coder's own.
 	Settle, Window time.Duration
+	// Quiet is how long what comes after a command may take.
+	Quiet time.Duration
 }
 
 // Case names the figures of so many connections.
@@ -86,9 +88,6 @@ type seen struct {
 	calls Tally
 }
 
-// quiet is how long what comes after a command may take.
-const quiet = 2 * time.Second
-
 func (l Load) measure(ctx context.Context, subject, binary, dir string) (s seen, err error) {
 	var coderd string
 	upstream, err := process.StartSelf(ctx, "bridged-coderd", coderdArgs{Agents: l.Connections}, &coderd)
@@ -103,7 +102,7 @@ func (l Load) measure(ctx context.Context, subject, binary, dir string) (s seen,
 	defer stop()
 	var before int64
 	if proxy != nil {
-		if before, err = held(proxy); err != nil {
+		if before, err = l.held(proxy); err != nil {
 			return s, err
 		}
 	}
@@ -134,7 +133,7 @@ func (l Load) measure(ctx context.Context, subject, binary, dir string) (s seen,
 	if err != nil {
 		return s, err
 	}
-	after, err := held(proxy)
+	after, err := l.held(proxy)
 	s.cpu, s.held = ended-began, after-before
 	return s, err
 }
@@ -175,8 +174,8 @@ func (l Load) startProxy(ctx context.Context, subject, coderd, binary, dir strin
 }
 
 // held returns what is resident once what is not in use is given back.
-func held(child *process.Child) (int64, error) {
-	time.Sleep(quiet)
+func (l Load) held(child *process.Child) (int64, error) {
+	time.Sleep(l.Quiet)
 	if err := child.Call("free", nil, nil); err != nil {
 		return 0, err
 	}
