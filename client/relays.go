@@ -48,8 +48,8 @@ type RelaysOptions struct {
 	MaxAgents int
 	// Backoff bounds the waits between two sessions of an agent.
 	Backoff Backoff
-	// Logger of what is lost, at most twice a minute, and of agents without a session, in
-	// one line when that begins, one a minute and one when it ends; nil: they are not
+	// Logger of what is lost, at most twice a minute, and of agents without a session: one
+	// line when that begins, one a minute and one when it ends. Nil: nothing is
 	// logged. Each session that opens and ends is logged at the level of debug.
 	Logger *slog.Logger
 	// OnRefusal is called with what the service refused of an agent. It is called

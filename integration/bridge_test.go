@@ -301,8 +301,8 @@ func (f *bridgedFleet) restart(bridge int) {
 // the service goes away, one bridge is drained, coderd crashes, and the other bridge is
 // killed. Connections of agents break only with their own hop. Each report that coderd
 // accepted is counted once, but for what the killed bridge had not sent. With -soak the fleet
-// has the size of a deployment, the service is away for a minute, and what a killed bridge may
-// lose is little.
+// has the size of a deployment, and the service is away for a minute. What a killed bridge may
+// lose is little then.
 func TestBridges(t *testing.T) {
 	agents, pause, quiet, away, drain := 20, 50*time.Millisecond, 500*time.Millisecond, time.Duration(0), "500ms"
 	if *soak {

@@ -27,8 +27,8 @@ coderd_agentapi_metadata_flushed_total %v
 coderd_own_total %v
 `
 
-// What agents have is served from the pushes that declare it, of each series the newest,
-// and only while an instance that is alive declares it.
+// What agents have is served from the pushes that declare it, of each series the newest.
+// It is served only while an instance that is alive declares it.
 func TestPassThrough(t *testing.T) {
 	store := new(memory)
 	f := open(t, store, Options{})

@@ -21,7 +21,7 @@ const (
 	// Plain is httputil.ReverseProxy.
 	Plain = "httputil.ReverseProxy"
 	// Passing is a bridge that decodes nothing, as agents say that they speak another
-	// version, Decoding one that relays nothing, and Relaying one with the service.
+	// version. Decoding is one that relays nothing, and Relaying one with the service.
 	Passing  = "bridge, decoding off"
 	Decoding = "bridge, decoding on"
 	Relaying = "bridge, relaying"

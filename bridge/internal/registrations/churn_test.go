@@ -188,8 +188,8 @@ func TestChurnRemovesNoLivingAgent(t *testing.T) {
 			want := rest.AgentIDs()
 			for id, a := range s.registered() {
 				if _, current := want[id]; !current {
-					// What is hidden may be of an organization of which nothing else is visible, and
-					// a build that is under way leaves the agents of the one before.
+					// What is hidden may be of an organization of which nothing else is visible.
+					// A build that is under way leaves the agents of the one before.
 					require.False(t, rest.HasBuilt(uuid.UUID(a.GetWorkspace().GetId())), "seed %d: %v", seed, history)
 				}
 				if _, current := want[id]; current {
