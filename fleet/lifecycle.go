@@ -8,9 +8,9 @@ import (
 )
 
 // SetLifecycle records the lifecycle, unless a newer one is known, as
-// agent.LifecycleClaim says. The request's ack is pending until it is stored. The time of
-// receipt, or said as Said returns it, takes the place of a ChangedAt that is zero, after
-// it, or before the agent's build. A repeated state keeps its time instead.
+// agent.LifecycleClaim says. The request's ack is pending until it is stored. A ChangedAt
+// that is zero, after the receipt, or before the agent's build becomes the time of receipt,
+// or said, as Said returns it. A repeated state keeps its time instead.
 func (r Request) SetLifecycle(l agent.Lifecycle, said int64) {
 	at := r.now
 	if said != 0 {
