@@ -92,13 +92,15 @@ func (r *rig) begin(opts bridge.Options) {
 	r.addr = lis.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- r.bridge.Serve(ctx, lis) }()
-	r.stop = sync.OnceValue(func() error {
+	begun := r.bridge // another one may begin before this is served
+	go func() { ended <- begun.Serve(ctx, lis) }()
+	stop := sync.OnceValue(func() error {
 		defer conn.Close()
 		cancel()
 		return <-ended
 	})
-	r.Cleanup(func() { _ = r.stop() })
+	r.stop = stop
+	r.Cleanup(func() { _ = stop() })
 }
 
 // add has coderd and the service know agent n.

@@ -170,7 +170,7 @@ func TestMethodsAreForOneCredential(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, 11, methods)
+	require.Equal(t, 12, methods)
 }
 
 func TestLogOfStrangersIsBounded(t *testing.T) {
