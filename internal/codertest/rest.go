@@ -188,8 +188,7 @@ func (r *REST) SetToken(token string, is Token) {
 	r.tokens[token] = is
 }
 
-// Requests returns how many requests there were of a kind: list, workspace, agent, key,
-// buildinfo.
+// Requests returns how many requests there were of a kind: list, workspace, agent, key.
 func (r *REST) Requests(kind string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -230,11 +229,8 @@ func (r *REST) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			kind, id = is, after
 		}
 	}
-	switch path {
-	case "workspaces":
+	if path == "workspaces" {
 		kind = "list"
-	case "buildinfo":
-		kind = "buildinfo"
 	}
 	r.mu.Lock()
 	r.requests[kind]++
@@ -256,8 +252,6 @@ func (r *REST) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer r.mu.Unlock()
 	token, known := r.tokens[req.Header.Get("Coder-Session-Token")]
 	switch {
-	case kind == "buildinfo":
-		answer(w, http.StatusOK, object{"version": "v2.99.0+codertest", "agent_api_version": "1.0"})
 	case !known || token.Role == Expired:
 		answer(w, http.StatusUnauthorized, object{"message": "API key is invalid.", "detail": Secret})
 	case token.Role == Forbidden:

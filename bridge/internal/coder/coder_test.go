@@ -313,13 +313,6 @@ func TestTokenFile(t *testing.T) {
 	require.Zero(t, expiry)
 }
 
-func TestBuildInfo(t *testing.T) {
-	s := newSetup(t, codertest.NewREST(), Options{})
-	info, err := s.BuildInfo(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, "v2.99.0+codertest", info.Version)
-}
-
 // A coderd with TLS is verified, by certificates of one's own.
 func TestTLS(t *testing.T) {
 	rest := codertest.NewREST()

@@ -204,20 +204,3 @@ func (c *Client) Workspace(ctx context.Context, id uuid.UUID) (*Workspace, error
 	}
 	return &w, nil
 }
-
-// BuildInfo is what coderd says of itself.
-type BuildInfo struct {
-	Version string
-}
-
-// BuildInfo reads the version of coderd.
-func (c *Client) BuildInfo(ctx context.Context) (BuildInfo, error) {
-	var info struct {
-		Version string `json:"version"`
-	}
-	err := c.get(ctx, "api/v2/buildinfo", nil, func(d *json.Decoder) error { return decodeWhole(d, &info) })
-	if err != nil {
-		return BuildInfo{}, fmt.Errorf("read the version of coderd: %w", err)
-	}
-	return BuildInfo{Version: info.Version}, nil
-}

@@ -126,7 +126,7 @@ func (u *users) connect(n int) {
 	if u.s.registerUnknown(u.s.t.Context()) != nil {
 		return
 	}
-	if _, registered := u.s.Agent(agent); registered {
+	if _, registered := u.s.agents[agent]; registered {
 		u.lived[agent] = struct{}{}
 	}
 }

@@ -94,9 +94,9 @@ func optional(id *uuid.UUID) []byte {
 }
 
 // noteKnown notes the agents of a workspace.
-func noteKnown(known map[uuid.UUID]Known, w *coder.Workspace) {
+func noteKnown(known map[uuid.UUID]registered, w *coder.Workspace) {
 	for _, a := range w.CurrentAgents() {
-		known[a.ID] = Known{Workspace: w.ID, Lifecycle: a.Lifecycle, Since: lifecycleSince(&a), ReadAt: w.ReadAt}
+		known[a.ID] = registered{workspace: w.ID, readAt: w.ReadAt}
 	}
 }
 

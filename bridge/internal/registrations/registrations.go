@@ -61,7 +61,7 @@ type Registrations struct {
 	// The rest is guarded by mu.
 
 	// agents are those that are registered, by what this process knows.
-	agents map[uuid.UUID]Known
+	agents map[uuid.UUID]registered
 	// workspaces are those that the newest sync registered, with their organizations.
 	workspaces map[uuid.UUID]string
 	// hidden are known ones that the newest sync did not find, and could not tell why.
@@ -72,14 +72,10 @@ type Registrations struct {
 	syncedAt time.Time
 }
 
-// Known is what is known of a registered agent.
-type Known struct {
-	Workspace uuid.UUID
-	// Lifecycle is the state of the agent by coderd, since when it has it, as far as that
-	// is known, and when that was read.
-	Lifecycle string
-	Since     time.Time
-	ReadAt    time.Time
+// registered is what is known of a registered agent.
+type registered struct {
+	workspace uuid.UUID
+	readAt    time.Time // when coderd said so
 	// registeredAt is when it was registered by itself; zero: by a sync.
 	registeredAt time.Time
 }
@@ -97,7 +93,7 @@ func New(from *coder.Client, service *client.Coderd, opts Options, reg prometheu
 	r := &Registrations{
 		coder: from, service: service, opts: opts, metrics: m, log: log, holder: uuid.New(),
 		wantSync: make(chan struct{}, 1), wake: make(chan struct{}, 1), looked: make(chan struct{}),
-		agents:     make(map[uuid.UUID]Known),
+		agents:     make(map[uuid.UUID]registered),
 		workspaces: make(map[uuid.UUID]string),
 		unknown:    newUnknown(),
 	}
@@ -113,14 +109,6 @@ func (r *Registrations) Run(ctx context.Context) error {
 	running.Wait()
 	r.releaseSync()
 	return nil
-}
-
-// Agent returns what is known of an agent that this process registered.
-func (r *Registrations) Agent(id uuid.UUID) (Known, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	known, ok := r.agents[id]
-	return known, ok
 }
 
 // Warnings says what does not work now.

@@ -200,12 +200,8 @@ func TestSync(t *testing.T) {
 		}, s.service.Exposition(ws1))
 		require.Contains(t, s.service.Exposition(ws2),
 			`coderd_agents_connections{agent_name="main",lifecycle_state="shutdown_error",status="disconnected",tailnet_node="unknown",`+ws2+`} 1`)
-		known, ok := s.Agent(agentID(1, 1))
-		require.True(t, ok)
-		require.Equal(t, id('w', 1, 0), known.Workspace)
-		require.Equal(t, "ready", known.Lifecycle)
-		_, ok = s.Agent(agentID(3, 2))
-		require.False(t, ok)
+		require.Equal(t, id('w', 1, 0), s.agents[agentID(1, 1)].workspace)
+		require.NotContains(t, s.agents, agentID(3, 2))
 
 		// A rename, a rebuild, a stop, a start, a claim, a sub-agent that is gone, a deletion,
 		// and a build that is under way.
@@ -486,9 +482,7 @@ func TestTwoBridges(t *testing.T) {
 		synctest.Wait()
 		require.InDelta(t, 12, rest.Requests("list"), 2)
 		require.Equal(t, rest.Requests("list"), s.syncs(outcomeSynced))
-		known, ok := other.Agent(agentID(1, 1))
-		require.True(t, ok)
-		require.Equal(t, id('w', 1, 0), known.Workspace)
+		require.Equal(t, id('w', 1, 0), other.agents[agentID(1, 1)].workspace)
 
 		// The one that does not sync registers who connects, and lists for many.
 		other.Connected(agentID(1, 1), id('w', 1, 0))

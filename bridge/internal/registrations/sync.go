@@ -212,7 +212,7 @@ func (r *Registrations) seesOther(ctx context.Context, p *reading, organization 
 func (r *Registrations) apply(ctx context.Context, p *reading) error {
 	var agents []*agentstatsv1.AgentRegistration
 	var workspaces []*agentstatsv1.Workspace
-	known := make(map[uuid.UUID]Known)
+	known := make(map[uuid.UUID]registered)
 	organizations := make(map[uuid.UUID]string, len(p.seen))
 	for id, w := range p.seen {
 		delete(p.keep, id) // it could be decoded another time
@@ -271,22 +271,22 @@ func (r *Registrations) keptIn(p *reading) []uuid.UUID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, known := range r.agents {
-		if known.ReadAt.After(p.at) {
-			p.keep[known.Workspace] = struct{}{}
+		if known.readAt.After(p.at) {
+			p.keep[known.workspace] = struct{}{}
 		}
 	}
 	return slices.Collect(maps.Keys(p.keep))
 }
 
 // noteRegistered remembers what a sync registered.
-func (r *Registrations) noteRegistered(p *reading, known map[uuid.UUID]Known, organizations map[uuid.UUID]string) {
+func (r *Registrations) noteRegistered(p *reading, known map[uuid.UUID]registered, organizations map[uuid.UUID]string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, was := range r.agents {
 		_, again := known[id]
-		_, kept := p.keep[was.Workspace]
+		_, kept := p.keep[was.workspace]
 		// What was registered meanwhile was read later.
-		if !again && (kept || !p.trusted || was.ReadAt.After(p.at)) {
+		if !again && (kept || !p.trusted || was.readAt.After(p.at)) {
 			known[id] = was
 		}
 	}

@@ -63,9 +63,9 @@ func (r *Registrations) follow(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known := make(map[uuid.UUID]Known, len(agents))
+	known := make(map[uuid.UUID]registered, len(agents))
 	for id, workspace := range agents {
-		known[id] = Known{Workspace: workspace}
+		known[id] = registered{workspace: workspace}
 		if was, again := r.agents[id]; again {
 			known[id] = was
 		}

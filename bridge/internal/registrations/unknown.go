@@ -59,7 +59,7 @@ func (u *unknown) miss(agent uuid.UUID, now time.Time, limit int) {
 
 // synced forgets agents that a sync found, and those that have not been seen for long. at
 // is when the sync began.
-func (u *unknown) synced(at time.Time, known map[uuid.UUID]Known) {
+func (u *unknown) synced(at time.Time, known map[uuid.UUID]registered) {
 	for id := range u.waiting {
 		if _, found := known[id]; found {
 			delete(u.waiting, id)
@@ -156,7 +156,7 @@ func (r *Registrations) registerUnknown(ctx context.Context) error {
 	if listed || len(waiting) == 0 {
 		return nil
 	}
-	known := make(map[uuid.UUID]Known)
+	known := make(map[uuid.UUID]registered)
 	var agents []*agentstatsv1.AgentRegistration
 	var workspaces []*agentstatsv1.Workspace
 	looked := make(map[uuid.UUID]struct{})
@@ -214,7 +214,7 @@ func (r *Registrations) takeUnknown() (waiting map[uuid.UUID]uuid.UUID, listed b
 }
 
 // noteUnknown remembers which of the agents that waited are registered now.
-func (r *Registrations) noteUnknown(waited map[uuid.UUID]uuid.UUID, known map[uuid.UUID]Known) {
+func (r *Registrations) noteUnknown(waited map[uuid.UUID]uuid.UUID, known map[uuid.UUID]registered) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.resumeLocked()
