@@ -1,6 +1,7 @@
 # Everything that people and CI run; `make help` lists it. `make demo` and `make
 # check` need nothing but Go. `make test` needs a C compiler for the race detector,
-# and installs the servers that it starts: PostgreSQL and PgBouncer.
+# and the servers that it starts: it installs PostgreSQL and PgBouncer, and downloads
+# nginx and Caddy.
 
 GO    ?= go
 TOOL  := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
@@ -119,7 +120,7 @@ microbench: servers ## the benchmarks of each package
 # The database servers that tests start, from the distribution. Nothing is done
 # if they are there; with apt, no cluster and no daemon is started.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-servers: ## install PostgreSQL and PgBouncer, which tests start
+servers: bin/proxies ## what tests start: PostgreSQL and PgBouncer, installed, and nginx and Caddy
 	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
 		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null; then exit 0; fi; \
 	set -ex; \
@@ -129,6 +130,14 @@ servers: ## install PostgreSQL and PgBouncer, which tests start
 	$(ROOT) apt-get update; \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 		-o Dpkg::Options::=--force-confold postgresql pgbouncer
+
+# The reverse proxies of docs/quickstart-coder.md: the files of the distribution's packages,
+# not installed, as they would start with the machine.
+bin/proxies:
+	rm -rf $@.tmp && mkdir -p $@.tmp
+	cd $@.tmp && { apt-get download nginx caddy || { $(ROOT) apt-get update && apt-get download nginx caddy; }; } && \
+		for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done
+	mv $@.tmp $@
 
 check-format:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted, run make fmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

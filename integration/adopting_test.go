@@ -13,26 +13,28 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// blocks returns the code blocks of a language in a document.
-func blocks(document, language string) (found []string) {
-	for _, rest := range strings.Split(document, "\n```"+language+"\n")[1:] {
+// blocks returns the code blocks of a language in a document of docs.
+func blocks(t *testing.T, name, language string) (found []string) {
+	t.Helper()
+	document, err := os.ReadFile("../docs/" + name)
+	require.NoError(t, err)
+	for _, rest := range strings.Split(string(document), "\n```"+language+"\n")[1:] {
 		block, _, _ := strings.Cut(rest, "\n```")
 		found = append(found, block)
 	}
+	require.NotEmpty(t, found, language)
 	return found
 }
 
 // comparisons returns the queries of docs/adopting.md that compare, in order.
 func comparisons(t *testing.T) (queries []string) {
 	t.Helper()
-	document, err := os.ReadFile("../docs/adopting.md")
-	require.NoError(t, err)
-	for _, block := range blocks(string(document), "promql") {
+	for _, block := range blocks(t, "adopting.md", "promql") {
 		for query := range strings.SplitSeq(block, "\n\n") {
 			queries = append(queries, query)
 		}
 	}
-	for _, block := range blocks(string(document), "yaml") {
+	for _, block := range blocks(t, "adopting.md", "yaml") {
 		if !strings.HasPrefix(block, "groups:") {
 			continue // of scrapes
 		}

@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"os"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -12,17 +10,8 @@ import (
 	"github.com/coder/agentstatsd/internal/documented"
 )
 
-// quickstart returns the blocks of a language in docs/quickstart-coder.md.
-func quickstart(t *testing.T, language string) (blocks []string) {
-	t.Helper()
-	page, err := os.ReadFile("../docs/quickstart-coder.md")
-	require.NoError(t, err)
-	for _, block := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(page), -1) {
-		blocks = append(blocks, block[1])
-	}
-	require.NotEmpty(t, blocks, language)
-	return blocks
-}
+// quickstart is the document in docs.
+const quickstart = "quickstart-coder.md"
 
 // Kubernetes takes the quickstart's Deployment, claim and Services, with no field that it
 // would drop.
@@ -30,7 +19,7 @@ func TestQuickstartManifests(t *testing.T) {
 	beside(t)
 	conform := buildKubeconform(t)
 	checked := 0
-	for _, block := range quickstart(t, "yaml") {
+	for _, block := range blocks(t, quickstart, "yaml") {
 		if !strings.Contains(block, "\nkind: Deployment\n") {
 			continue
 		}
@@ -49,7 +38,7 @@ func TestQuickstartQueries(t *testing.T) {
 	for _, f := range documented.Families() {
 		known[f.Name] = true
 	}
-	for _, block := range quickstart(t, "promql") {
+	for _, block := range blocks(t, quickstart, "promql") {
 		for query := range strings.SplitSeq(block, "\n\n") {
 			expr, err := parser.NewParser(parser.Options{}).ParseExpr(query)
 			require.NoError(t, err, query)
