@@ -109,10 +109,7 @@ type pushedView struct {
 }
 
 // Served implements Pushed.
-func (v *pushedView) Served() []*metrics.Rendered { return *v.Load() }
-
-// Passed implements Pushed.
-func (*pushedView) Passed() map[string]bool { return nil }
+func (v *pushedView) Served() ([]*metrics.Rendered, map[string]bool) { return *v.Load(), nil }
 
 // pushUntilDone has coderd push families of the names that agents send, in changing
 // types.

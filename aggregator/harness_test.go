@@ -310,10 +310,7 @@ func refusals(refused []agent.Refusal, _ int) []agent.Refusal { return refused }
 type servedFamilies []*metrics.Rendered
 
 // Served implements Pushed.
-func (s servedFamilies) Served() []*metrics.Rendered { return s }
-
-// Passed implements Pushed.
-func (servedFamilies) Passed() map[string]bool { return nil }
+func (s servedFamilies) Served() ([]*metrics.Rendered, map[string]bool) { return s, nil }
 
 // pushedFamily is a family of one series with the value 1. It has as many observations
 // if it is a histogram or summary.

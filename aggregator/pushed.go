@@ -11,11 +11,10 @@ import (
 // Pushed has the families that coderd pushes. pushed.Families is one.
 type Pushed interface {
 	// Served returns the families to serve, sorted by name. Their names and types
-	// were given to ReserveFamilies before. Nothing of the result is ever changed.
-	Served() []*metrics.Rendered
-	// Passed returns the names of families that are served from pushes alone, here or by
-	// another replica.
-	Passed() map[string]bool
+	// were given to ReserveFamilies before. passed are the names of families that are
+	// served from pushes alone at that moment, here or by another replica. Nothing of
+	// the result is ever changed.
+	Served() (families []*metrics.Rendered, passed map[string]bool)
 }
 
 // Beside returns what writes the aggregator's families and those of p. Of one name and
@@ -30,12 +29,14 @@ type beside struct {
 
 // WriteText implements metrics.Exposer.
 func (b beside) WriteText(w io.Writer) error {
-	return b.agg.write(w, arena.NewText, b.pushed.Passed(), b.pushed.Served())
+	families, passed := b.pushed.Served()
+	return b.agg.write(w, arena.NewText, passed, families)
 }
 
 // WriteProtobuf implements metrics.Exposer.
 func (b beside) WriteProtobuf(w io.Writer) error {
-	return b.agg.write(w, arena.NewProto, b.pushed.Passed(), b.pushed.Served())
+	families, passed := b.pushed.Served()
+	return b.agg.write(w, arena.NewProto, passed, families)
 }
 
 // writeFamilies writes agents' families and pushed ones, sorted by name. Both lists are

@@ -127,8 +127,10 @@ type passedFamilies struct {
 	passed map[string]bool
 }
 
-// Passed implements Pushed.
-func (p passedFamilies) Passed() map[string]bool { return p.passed }
+// Served implements Pushed.
+func (p passedFamilies) Served() ([]*metrics.Rendered, map[string]bool) {
+	return p.servedFamilies, p.passed
+}
 
 // What passes through is served from pushes alone, also if another replica serves these.
 func TestPassedFamiliesAreServedAlone(t *testing.T) {

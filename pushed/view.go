@@ -32,7 +32,8 @@ type ownership struct {
 // nothing if another replica serves them. Of native histograms it has the classic
 // buckets.
 func (f *Families) WriteText(w io.Writer) error {
-	for _, r := range f.Served() {
+	families, _ := f.Served()
+	for _, r := range families {
 		if _, err := w.Write(r.Text); err != nil {
 			return err
 		}
@@ -44,7 +45,8 @@ func (f *Families) WriteText(w io.Writer) error {
 // io.prometheus.client.MetricFamily messages, sorted by name, or nothing if
 // another replica serves them.
 func (f *Families) WriteProtobuf(w io.Writer) error {
-	for _, r := range f.Served() {
+	families, _ := f.Served()
+	for _, r := range families {
 		if _, err := w.Write(r.Protobuf); err != nil {
 			return err
 		}
@@ -52,13 +54,15 @@ func (f *Families) WriteProtobuf(w io.Writer) error {
 	return nil
 }
 
-// Served returns the families that this replica serves now, sorted by name. Neither
-// they nor the list are ever changed. Their names and types were reserved before.
-func (f *Families) Served() []*metrics.Rendered {
-	if !f.serves() {
-		return nil
+// Served returns the families that this replica serves now, sorted by name. Their names and
+// types were reserved before. passed are those that Passed returns at that moment. Nothing
+// of the result is ever changed.
+func (f *Families) Served() (families []*metrics.Rendered, passed map[string]bool) {
+	v := f.view.Load()
+	if f.serves() {
+		families = v.families
 	}
-	return f.view.Load().families
+	return families, v.passed
 }
 
 // Passed returns the names of the families that agents have, and that are served from

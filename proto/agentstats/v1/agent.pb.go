@@ -455,7 +455,8 @@ func (x *ConnectRequest) GetAges() *Ages {
 }
 
 // Ages are times in microseconds between the hand over of a value to a relay and the
-// hello of this session; 0: it was handed over since. More than a day counts as a day.
+// hello of this session; 0: it was handed over since. More than a day, and what is
+// negative, counts as a day.
 type Ages struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the values of metadata, in their order; the rest has no age.
