@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"encoding/json"
 	"slices"
 	"time"
 	"unsafe"
@@ -42,21 +41,4 @@ func (o *Observation) Bytes() int64 {
 		n += int(unsafe.Sizeof(region)) + len(region.Name)
 	}
 	return int64(n)
-}
-
-// Encode returns the observation as text; empty: there is none.
-func (o *Observation) Encode() (string, error) {
-	if o.At.IsZero() {
-		return "", nil
-	}
-	text, err := json.Marshal(o)
-	return string(text), err
-}
-
-// DecodeObservation is the inverse of Encode.
-func DecodeObservation(text string) (o Observation, err error) {
-	if text != "" {
-		err = json.Unmarshal([]byte(text), &o)
-	}
-	return o, err
 }

@@ -48,15 +48,14 @@ type ReportStreams interface {
 	Serve(ctx context.Context, w agent.ReportWatch, acks <-chan int64, send func(agent.ReportMessage) error) error
 }
 
-// Components are what a CoderdService calls; all but Tasks are required.
+// Components are what a CoderdService calls; all are required.
 type Components struct {
 	Fleet      *fleet.Fleet
 	Reader     MetadataReader
 	Subscriber MetadataSubscriber
 	Pushes     Pushes
 	Reports    ReportStreams
-	// Tasks may be nil: none are granted then.
-	Tasks Tasks
+	Tasks      Tasks
 }
 
 var _ agentstatsv1.CoderdServiceServer = (*Service)(nil)

@@ -7,9 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/contract"
@@ -33,9 +30,6 @@ const (
 
 // AcquireTasks implements agentstatsv1.CoderdServiceServer.
 func (s *Service) AcquireTasks(ctx context.Context, req *agentstatsv1.AcquireTasksRequest) (*agentstatsv1.AcquireTasksResponse, error) {
-	if s.Tasks == nil {
-		return nil, status.Error(codes.Unimplemented, "no tasks are granted here")
-	}
 	names := slices.Clone(req.GetNames())
 	if n := len(names); n < 1 || n > maxTasks {
 		return nil, grpcserver.Invalid("names", "want 1 to %d, got %d", maxTasks, n)

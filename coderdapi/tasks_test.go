@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/coder/agentstatsd/coderdapi"
 	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/edgetest"
 	pb "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -44,10 +43,4 @@ func TestAcquireTasks(t *testing.T) {
 			edgetest.RequireCode(t, err, codes.InvalidArgument, want)
 		}
 	})
-}
-
-func TestNoTasks(t *testing.T) {
-	s := edgetest.Start(t, edgetest.Settings{ChangeCoderd: func(c *coderdapi.Components) { c.Tasks = nil }})
-	_, err := s.Coderd().AcquireTasks(s.AsCoderd(), &pb.AcquireTasksRequest{})
-	edgetest.RequireCode(t, err, codes.Unimplemented, "no tasks are granted here")
 }

@@ -10,15 +10,8 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/stateparts"
 )
-
-// app is an app in the column agents.apps.
-type app struct {
-	ID          agent.ID        `json:"id"`
-	Slug        string          `json:"slug"`
-	DisplayName string          `json:"display_name"`
-	Health      agent.AppHealth `json:"health"`
-}
 
 // ApplyChange writes c in one transaction, if the newest revision is still basis, and
 // returns the new one. First goes what is removed, with its metadata, state and
@@ -146,9 +139,9 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 	if err != nil {
 		return nil, fmt.Errorf("agent %s: %w", r.ID, err)
 	}
-	apps := make([]app, len(r.Apps))
+	apps := make([]stateparts.App, len(r.Apps))
 	for i, a := range r.Apps {
-		apps[i] = app(a)
+		apps[i] = stateparts.App(a)
 	}
 	appsJSON, err := json.Marshal(apps)
 	if err != nil {
@@ -158,7 +151,7 @@ func (s *Store) agentArgs(r *agent.Registration, revision int64) ([]any, error) 
 	if err != nil {
 		return nil, fmt.Errorf("metadata keys of agent %s: %w", r.ID, err)
 	}
-	observed, err := r.Observed.Encode()
+	observed, err := stateparts.EncodeObservation(&r.Observed)
 	if err != nil {
 		return nil, fmt.Errorf("what coderd saw of agent %s: %w", r.ID, err)
 	}
@@ -330,10 +323,10 @@ func scanAgent(rows *sql.Rows) (agent.Registration, error) {
 	if n := copy(r.TokenHash[:], token); n != len(r.TokenHash) || n != len(token) {
 		return r, fmt.Errorf("token_sha256 has %d bytes", len(token))
 	}
-	if r.Observed, err = agent.DecodeObservation(observed); err != nil {
+	if r.Observed, err = stateparts.DecodeObservation(observed); err != nil {
 		return r, fmt.Errorf("observed: %w", err)
 	}
-	var apps []app
+	var apps []stateparts.App
 	if err := json.Unmarshal(appsJSON, &apps); err != nil {
 		return r, fmt.Errorf("apps: %w", err)
 	}

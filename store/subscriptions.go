@@ -8,7 +8,6 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/reportbatch"
-	"github.com/coder/agentstatsd/store/internal/tasks"
 )
 
 // subscriptionRow is a subscription as it is stored.
@@ -406,17 +405,4 @@ FROM (SELECT min(subscription_id) AS id FROM report_sums WHERE subscription_id >
 			[]any{last}, func(rows *sql.Rows) error { return rows.Scan(&id, &gone) })
 	})
 	return id, gone, err
-}
-
-// AcquireTasks grants tasks, whose names are sorted, to a holder, as package tasks says.
-func (s *Store) AcquireTasks(ctx context.Context, holder agent.ID, names []string, d time.Duration) (granted []string, err error) {
-	err = s.change(ctx, "acquire tasks", func(tx *sql.Tx) error {
-		now, err := s.dialect.clock(ctx, tx)
-		if err != nil {
-			return err
-		}
-		granted, err = tasks.Acquire(ctx, tx, s.dialect.id(holder), names, now, d)
-		return err
-	})
-	return granted, err
 }

@@ -1,7 +1,9 @@
-// Package stateparts has the parts of an agent's state as they are stored: as JSON.
+// Package stateparts has the parts of an agent's state, its apps, and what coderd observed
+// of it, as they are stored: as JSON.
 package stateparts
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -56,4 +58,39 @@ func (n Network) State() agent.Network {
 		out.Regions = append(out.Regions, agent.Region(r))
 	}
 	return out
+}
+
+// App is an app of a registration.
+type App struct {
+	ID          agent.ID        `json:"id"`
+	Slug        string          `json:"slug"`
+	DisplayName string          `json:"display_name"`
+	Health      agent.AppHealth `json:"health"`
+}
+
+// observed is what coderd observed of an agent.
+type observed struct {
+	At        time.Time    `json:"at"`
+	Status    agent.Status `json:"status"`
+	Lifecycle Lifecycle    `json:"lifecycle"`
+	Network   Network      `json:"network"`
+}
+
+// EncodeObservation returns an observation as text; empty: there is none.
+func EncodeObservation(o *agent.Observation) (string, error) {
+	if o.At.IsZero() {
+		return "", nil
+	}
+	text, err := json.Marshal(observed{o.At, o.Status, Lifecycle(o.Lifecycle), NetworkOf(o.Network)})
+	return string(text), err
+}
+
+// DecodeObservation is the inverse of EncodeObservation.
+func DecodeObservation(text string) (agent.Observation, error) {
+	if text == "" {
+		return agent.Observation{}, nil
+	}
+	var o observed
+	err := json.Unmarshal([]byte(text), &o)
+	return agent.Observation{At: o.At, Status: o.Status, Lifecycle: agent.Lifecycle(o.Lifecycle), Network: o.Network.State()}, err
 }
