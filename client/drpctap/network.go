@@ -173,7 +173,7 @@ func decodeNode(b []byte) (*agentstatsv1.Network, error) {
 			node.NodeId, _ = protowire.ConsumeVarint(value)
 		case number == preferredDERPField && kind == protowire.VarintType:
 			id, _ := protowire.ConsumeVarint(value)
-			node.PreferredRegionId = int64(id)
+			node.PreferredRegionId = max(0, int64(int32(id))) // an int32; the service refuses a negative one
 		case number == derpLatencyField && kind == protowire.BytesType:
 			entry, _ := protowire.ConsumeBytes(value)
 			addLatency(latencies, entry)

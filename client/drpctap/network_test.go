@@ -72,6 +72,8 @@ func TestCoordinate(t *testing.T) {
 			requests: [][]byte{updateSelf(1, 0, latency{"x", 1}, latency{"-1-v4", 1}, latency{"3-v4", -1}, latency{"4-v4", math.NaN()}, latency{"5-v4", math.Inf(1)}, latency{"6-v4", 86401})},
 			want:     []string{"node 1 prefers 0"},
 		},
+		"a region that is none": {requests: [][]byte{updateSelf(1, -1)}, want: []string{"node 1 prefers 0"}},
+
 		"the same again":  {requests: [][]byte{updateSelf(1, 2), updateSelf(1, 2), updateSelf(1, 3)}, want: []string{"node 1 prefers 2", "node 1 prefers 3"}},
 		"disconnect":      {requests: [][]byte{updateSelf(1, 2), disconnect, updateSelf(1, 2)}, want: []string{"node 1 prefers 2", "node 0 prefers 0", "node 1 prefers 2"}},
 		"something else":  {requests: [][]byte{addTunnel, updateSelf(1, 2), addTunnel}, want: []string{"node 1 prefers 2"}},
