@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 
@@ -50,7 +52,18 @@ func (b *bridgeConfig) allInOneOptions() serpent.OptionSet {
 
 // validateAllInOne checks the options of both. Its errors name the flags.
 func (b *bridgeConfig) validateAllInOne() error {
-	return errors.Join(b.config.validate(), b.validateOwn())
+	return errors.Join(b.config.validate(), b.validateOwn(), b.shareFiles())
+}
+
+// shareFiles sets how many connections service and bridge take together. By default each
+// has half of what it has alone.
+func (b *bridgeConfig) shareFiles() error {
+	b.grpcMaxConnections = cmp.Or(b.grpcMaxConnections, openFiles()*3/8)
+	b.maxAgentConns = cmp.Or(b.maxAgentConns, openFiles()*3/16)
+	if most, want := maxConnections(), b.grpcMaxConnections+2*b.maxAgentConns; want > most {
+		return fmt.Errorf("--grpc-max-connections and twice --max-agent-connections: want at most %d, nine tenths of the files that the process may open, got %d", most, want)
+	}
+	return nil
 }
 
 // runAllInOne runs a service and a bridge to it until ctx ends. First the bridge stops, then

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -44,6 +45,18 @@ func TestAllInOneHasAllOptions(t *testing.T) {
 		}
 	}
 	require.Equal(t, want, flags)
+}
+
+// Service and bridge have the files of one process: each plans with a part of them.
+func TestAllInOneSharesFiles(t *testing.T) {
+	var b bridgeConfig
+	require.NoError(t, b.shareFiles())
+	require.Positive(t, b.maxAgentConns)
+	require.LessOrEqual(t, b.grpcMaxConnections+2*b.maxAgentConns, openFiles()*3/4)
+
+	b = bridgeConfig{maxAgentConns: maxAgentConnections()}
+	require.EqualError(t, b.shareFiles(), fmt.Sprintf("--grpc-max-connections and twice --max-agent-connections: want at most %d, "+
+		"nine tenths of the files that the process may open, got %d", maxConnections(), openFiles()*3/8+2*maxAgentConnections()))
 }
 
 // lockedBuffer may be written to and read at once.
