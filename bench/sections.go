@@ -114,7 +114,7 @@ func fleetSection() section {
 			add(stream.Fleet{Agents: agents, Samples: samples, Settle: 45 * time.Second, Window: time.Minute})
 		}
 	}
-	add(stream.Fleet{Agents: 4000, Samples: stream.Samples, Settle: 45 * time.Second, Window: time.Minute, Relayed: true})
+	add(stream.Fleet{Agents: 9000, Samples: stream.Samples, Settle: 45 * time.Second, Window: time.Minute, Relayed: true})
 	add(stream.Fleet{Agents: 50_000, Samples: stream.Samples, Settle: time.Minute, Window: 5 * time.Minute, Relayed: true})
 	return s
 }

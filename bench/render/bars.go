@@ -227,10 +227,10 @@ var bars = []bar{
 		values: fleets(stream.FleetRest),
 	},
 	{
-		name: "4,000 agents, CPU: relayed, with one key changing, against connections of their own, with all ten",
+		name: "9,000 agents, CPU: relayed, with one key changing, against connections of their own, with all ten",
 		text: "at most a third", unit: times, limit: 1.0 / 3,
 		values: func(r figure.Results) []float64 {
-			return figure.Ratios(fleet(relayed, stream.FleetCPU)(r), fleet(stream.Fleet{Agents: 4000, Samples: stream.Samples}, stream.FleetCPU)(r))
+			return figure.Ratios(fleet(relayed, stream.FleetCPU)(r), fleet(stream.Fleet{Agents: 9000, Samples: stream.Samples}, stream.FleetCPU)(r))
 		},
 	},
 	{
@@ -282,7 +282,7 @@ func differences(a, b []float64) (values []float64) {
 // Fleets that have bars.
 var (
 	ownConnections = []int{4000, 9000}
-	relayed        = stream.Fleet{Agents: 4000, Samples: stream.Samples, Relayed: true}
+	relayed        = stream.Fleet{Agents: 9000, Samples: stream.Samples, Relayed: true}
 	manyRelayed    = stream.Fleet{Agents: 50_000, Samples: stream.Samples, Relayed: true}
 )
 
