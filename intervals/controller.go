@@ -19,6 +19,9 @@ const (
 	// up comes earlier then, and is one of two factors at once.
 	excess          = 1.3
 	sustainedExcess = 15 * time.Second
+	// A pending age can show how far. A load above backlog then leads to the highest
+	// factor at once. Of CPU and flush time none is as high with the default targets.
+	backlog = 2.5
 	// headroom is the share of the target that a step down must leave free. That is
 	// calculated: the load of agents is at most proportional to the number of their
 	// messages.
@@ -49,6 +52,7 @@ const (
 //
 //	steady --a load is over--> over --for sustained--> a step up, then steady
 //	over --far, for sustainedExcess--> a step up of two, then steady
+//	over --far for as long, and above backlog--> a step to the highest, then steady
 //	steady --all are low--> low --for patience--> a step down, then steady
 //	over, low --not so any more--> steady
 //
@@ -70,7 +74,8 @@ func newController(limit float64) controller {
 	return controller{max: limit, patience: sustained}
 }
 
-// step is a decision: the same factor, one of the next two up, or the next one down.
+// step is a decision: the same factor, one of the next two up, the highest, or the next
+// one down.
 // peak is the highest load.
 type step struct {
 	factor float64
@@ -106,7 +111,9 @@ func (c *controller) next(now time.Time, factor float64, replicas []agent.Replic
 	switch {
 	case now.Sub(c.changed) < stepInterval:
 	case !c.farOver.IsZero() && now.Sub(c.farOver) >= sustainedExcess:
-		_, next = neighbours(higher, c.max)
+		if _, next = neighbours(higher, c.max); p.load > backlog {
+			next = highestFactor(c.max)
+		}
 	case !c.over.IsZero() && now.Sub(c.over) >= sustained:
 		next = higher
 	case !c.low.IsZero() && now.Sub(c.low) >= c.patience:
@@ -161,6 +168,16 @@ func neighbours(factor, limit float64) (lower, higher float64) {
 		}
 	}
 	return lower, higher
+}
+
+// highestFactor returns the highest of factors up to limit, which is at least 1.
+func highestFactor(limit float64) (f float64) {
+	for _, f2 := range factors {
+		if f2 <= limit {
+			f = f2
+		}
+	}
+	return f
 }
 
 // highest returns the highest load of all replicas.

@@ -81,7 +81,11 @@ func (m *model) decide(replicas []agent.Replica) {
 		return
 	}
 	from, to := slices.Index(factors[:], m.factor), slices.Index(factors[:], s.factor)
-	require.Contains(m.t, []int{from - 1, from + 1, from + 2}, to, "from %v to %v", m.factor, s.factor)
+	allowed := []int{from - 1, from + 1, from + 2}
+	if s.peak.load > backlog {
+		allowed = append(allowed, slices.Index(factors[:], m.controller.max))
+	}
+	require.Contains(m.t, allowed, to, "from %v to %v", m.factor, s.factor)
 	require.LessOrEqual(m.t, s.factor, m.controller.max)
 	if n := len(m.steps); n > 0 {
 		require.GreaterOrEqual(m.t, m.now.Sub(m.steps[n-1].at), stepInterval)
@@ -214,4 +218,19 @@ func TestFarOver(t *testing.T) {
 	m = newModel(t, 1.5, 1, 1)
 	m.run(3, 3*time.Minute)
 	require.Equal(t, 1.5, m.factor, "at most the limit")
+}
+
+// Metadata that is pending for long leads to the highest factor at once.
+func TestBacklog(t *testing.T) {
+	for limit, want := range map[float64]float64{4: 4, 3: 3, 1.5: 1.5} {
+		m := newModel(t, limit, 1, 1)
+		start := m.now
+		for len(m.steps) == 0 {
+			m.now = m.now.Add(measureInterval)
+			m.decide([]agent.Replica{{Load: agent.Load{CPU: 0.5, PendingAge: 1.1 * backlog}}})
+		}
+		require.Equal(t, want, m.factor)
+		// The first minute is that of a factor that was not known before.
+		require.LessOrEqual(t, m.now.Sub(start), stepInterval+measureInterval)
+	}
 }

@@ -255,8 +255,8 @@ func TestReplicaGone(t *testing.T) {
 		b.mu.Lock()
 		b.age = 20 * time.Second
 		b.mu.Unlock()
-		requireChanges(t, []float64{2, 4}, w.watch(5*time.Minute, a, b))
-		require.Equal(t, 2, w.logged.with("load=pending_age of_target=6 replica=b"))
+		requireChanges(t, []float64{4}, w.watch(5*time.Minute, a, b))
+		require.Equal(t, 1, w.logged.with("load=pending_age of_target=6 replica=b"))
 		b.store.Kill()
 		b.stop()
 		requireChanges(t, []float64{3, 2, 1.5, 1}, w.watch(6*time.Minute, a))
