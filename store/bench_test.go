@@ -57,7 +57,7 @@ func benchmarkRows(b *testing.B, s *Store) []agent.Metadata {
 func benchmarkUpsert(b *testing.B, s *Store, rows []agent.Metadata, change bool) {
 	const size = 500
 	var wal int64
-	if s.dialect.name == "postgres" {
+	if s.dialect == &postgresDialect {
 		_, err := s.writer.ExecContext(b.Context(), `CHECKPOINT`)
 		require.NoError(b, err)
 		wal = walPosition(b, s)
@@ -76,7 +76,7 @@ func benchmarkUpsert(b *testing.B, s *Store, rows []agent.Metadata, change bool)
 		upsert(b, s, batch)
 	}
 	b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "rows/s")
-	if s.dialect.name == "postgres" {
+	if s.dialect == &postgresDialect {
 		b.ReportMetric(float64(walPosition(b, s)-wal)/float64(size*b.N), "WAL-B/row")
 	}
 }

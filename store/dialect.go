@@ -7,19 +7,13 @@ import (
 	"math"
 	"strings"
 
-	"github.com/pressly/goose/v3"
-
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/store/internal/schema"
 )
 
 // dialect is what differs from one database to another.
 type dialect struct {
-	// name is also that of the directory of its migrations.
-	name  string
-	goose goose.Dialect
-	// roomOfItsOwn is what an operator gives a deployment that meets another
-	// program's tables.
-	roomOfItsOwn string
+	schema *schema.Schema
 	// faultOf classifies an error; it is not nil.
 	faultOf func(error) fault
 
@@ -82,9 +76,6 @@ type fault struct {
 type queries struct {
 	// yes is true as a literal.
 	yes string
-	// relations returns the names of all that is in the schema.
-	relations string
-
 	// upsertMetadata has more arguments. The first is up to which time of the stored
 	// row it is written again with the same value. Then come the incarnation of the
 	// agent, and what its session knew: basis and previous. It returns the agent of

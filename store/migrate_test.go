@@ -16,14 +16,20 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/postgrestest"
+	"github.com/coder/agentstatsd/store/internal/schema"
 )
 
 // migrator returns goose's view of an open store.
 func migrator(t *testing.T, s *Store) *goose.Provider {
 	t.Helper()
-	files, err := fs.Sub(migrations, "migrations/"+s.dialect.name)
+	kind := goose.DialectSQLite3
+	if s.dialect == &postgresDialect {
+		kind = goose.DialectPostgres
+	}
+	files, err := s.dialect.schema.Files()
 	require.NoError(t, err)
-	provider, err := goose.NewProvider(s.dialect.goose, s.writer, files, goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable))
+	provider, err := goose.NewProvider(kind, s.writer, files,
+		goose.WithDisableGlobalRegistry(true), goose.WithTableName(schema.VersionTable))
 	require.NoError(t, err)
 	return provider
 }
@@ -31,7 +37,7 @@ func migrator(t *testing.T, s *Store) *goose.Provider {
 // newest returns the newest schema version of a database.
 func newest(t testing.TB, d *dialect) int64 {
 	t.Helper()
-	files, err := d.files()
+	files, err := d.schema.Files()
 	require.NoError(t, err)
 	names, err := fs.Glob(files, "*.sql")
 	require.NoError(t, err)
@@ -152,17 +158,17 @@ func TestVersionTableTakenOver(t *testing.T) {
 		require.NoError(t, err)
 		register(t, s, id(1))
 		require.NoError(t, s.Close())
-		versions := versionsOf(t, conn, versionTable)
-		do(t, conn, `ALTER TABLE `+versionTable+` RENAME TO goose_db_version`)
+		versions := versionsOf(t, conn, schema.VersionTable)
+		do(t, conn, `ALTER TABLE `+schema.VersionTable+` RENAME TO goose_db_version`)
 		s, err = open()
 		require.NoError(t, err)
 		require.Len(t, registrations(t, s).Agents, 1)
 		require.NoError(t, s.Close())
-		require.Equal(t, versions, versionsOf(t, conn, versionTable))
+		require.Equal(t, versions, versionsOf(t, conn, schema.VersionTable))
 		_, err = conn.ExecContext(t.Context(), `SELECT 1 FROM goose_db_version`)
 		require.Error(t, err)
 
-		do(t, conn, `ALTER TABLE `+versionTable+` RENAME TO goose_db_version`, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (88, true)`)
+		do(t, conn, `ALTER TABLE `+schema.VersionTable+` RENAME TO goose_db_version`, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (88, true)`)
 		_, err = open()
 		require.ErrorContains(t, err, "its schema version 88 is newer than ")
 	})
@@ -200,7 +206,7 @@ func TestTablesOfAnother(t *testing.T) {
 			require.ErrorContains(t, err, "it has tables of another program (replicas, workspaces): give agentstatsd a ")
 		}
 		require.Equal(t, 7, value[int](t, conn, `SELECT id FROM replicas`))
-		_, err := conn.ExecContext(t.Context(), `SELECT 1 FROM `+versionTable)
+		_, err := conn.ExecContext(t.Context(), `SELECT 1 FROM `+schema.VersionTable)
 		require.Error(t, err)
 		// With all of the first and a version table that fits somebody else's.
 		do(t, conn, `CREATE TABLE agents (id int)`, `CREATE TABLE agent_states (id int)`, `CREATE TABLE metadata (id int)`,

@@ -12,21 +12,19 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/pressly/goose/v3"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/pgpool"
 	"github.com/coder/agentstatsd/store/internal/pgserver"
+	"github.com/coder/agentstatsd/store/internal/schema"
 )
 
 // postgresDialect is PostgreSQL, version 14 or later.
 var postgresDialect = dialect{
-	name: "postgres",
 	// A role, a database or a server may have it off: then what is acked could be
 	// lost in a crash. A higher level stays.
 	commitDurably: `SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-	goose:         goose.DialectPostgres,
-	roomOfItsOwn:  "a schema of its own, by search_path in the database URL, or a database of its own",
+	schema: schema.PostgreSQL,
 	faultOf:       postgresFault,
 	id:            func(id agent.ID) any { return id.String() },
 	among: func(ids []agent.ID) (string, []any) {
@@ -112,9 +110,6 @@ WHERE NOT is_new AND epoch = stored AND (n.incarnation = 0
     OR EXISTS (SELECT 1 FROM agents WHERE id = n.agent_id AND registered = n.incarnation))`
 	q.upsertNewerSum += ` RETURNING agent_id`
 	q.yes = `true`
-	q.relations = `
-SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = current_schema()`
 	q.insertBuild = `
 INSERT INTO builds_observed (build_id, observed_at)
 SELECT * FROM ` + postgresRows("build_id uuid", "observed_at bigint") + ` AS n

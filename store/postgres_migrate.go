@@ -32,70 +32,85 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL lock_timeout = 0`
 
-// preparePostgres checks that the server is what is needed, brings the schema up to
-// date and finds the deployment's identity. All is one transaction, which begins with a
-// lock, so that replicas that start together agree. A lock of the session, as goose
-// takes it, would be lost behind a pooler.
-func preparePostgres(ctx context.Context, db *sql.DB, forced agent.ID) (out opened, err error) {
+// migration is a transaction that has the lock of the schema.
+type migration struct {
+	tx     pgx.Tx
+	server pgserver.Server
+	// db is the transaction's connection. What its user takes for transactions are parts
+	// of this one.
+	db    *sql.DB
+	first *firstFault
+}
+
+// migratePostgres calls do in a transaction on a server that is what is needed. The
+// transaction begins with a lock, so that replicas that start together agree. A lock of
+// the session, as goose takes it, would be lost behind a pooler.
+func migratePostgres(ctx context.Context, db *sql.DB, do func(context.Context, migration) error) (err error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
-		return out, err
+		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	err = conn.Raw(func(raw any) error {
+	return conn.Raw(func(raw any) error {
 		inner, ok := raw.(*stdlib.Conn)
 		if !ok {
 			return fmt.Errorf("connection is a %T", raw)
 		}
-		return pgx.BeginTxFunc(ctx, inner.Conn(), pgx.TxOptions{BeginQuery: beginPatiently}, func(tx pgx.Tx) (err error) {
-			out, err = prepareIn(ctx, tx, inner, forced)
-			return err
+		return pgx.BeginTxFunc(ctx, inner.Conn(), pgx.TxOptions{BeginQuery: beginPatiently}, func(tx pgx.Tx) error {
+			return migrateIn(ctx, tx, inner, do)
 		})
 	})
-	return out, err
 }
 
-func prepareIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, forced agent.ID) (out opened, err error) {
+func migrateIn(ctx context.Context, tx pgx.Tx, conn *stdlib.Conn, do func(context.Context, migration) error) (err error) {
 	server, err := pgserver.Inspect(ctx, tx)
 	if err != nil {
-		return out, err
+		return err
 	}
 	if err := server.Check(); err != nil {
-		return out, err
+		return err
 	}
 	config := conn.Conn().Config()
 	if err := server.CheckPath(config.RuntimeParams["search_path"]); err != nil {
-		return out, err
+		return err
 	}
 	if config.DefaultQueryExecMode == pgx.QueryExecModeExec {
 		if err := server.CheckText(); err != nil {
-			return out, err
+			return err
 		}
 	}
 	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d, %d)`, migrationLock, int32(server.SchemaOID)))
 	if err != nil {
-		return out, fmt.Errorf("lock schema: %w", err)
+		return fmt.Errorf("lock schema: %w", err)
 	}
 	nested := nestedConn{Conn: conn, first: &firstFault{}}
 	db := sql.OpenDB(nested)
 	db.SetMaxOpenConns(1)
 	defer func() { err = errors.Join(err, db.Close()) }()
-	out.from, out.to, err = postgresDialect.migrate(ctx, db, server.MayCreate)
-	if err != nil {
-		return out, nested.first.cause(err)
-	}
-	names, err := postgresDialect.tables()
-	if err != nil {
-		return out, err
-	}
-	if err := pgserver.CheckTables(ctx, tx, names); err != nil {
-		return out, err
-	}
-	where, err := postgresPlace(ctx, tx)
-	if err != nil {
-		return out, err
-	}
-	out.deployment, err = postgresDialect.identify(ctx, db, where, forced)
+	return do(ctx, migration{tx: tx, server: server, db: db, first: nested.first})
+}
+
+// preparePostgres brings the schema up to date and finds the deployment's identity.
+func preparePostgres(ctx context.Context, db *sql.DB, forced agent.ID) (out opened, err error) {
+	err = migratePostgres(ctx, db, func(ctx context.Context, m migration) (err error) {
+		out.from, out.to, err = postgresDialect.schema.Up(ctx, m.db, m.server.MayCreate)
+		if err != nil {
+			return m.first.cause(err)
+		}
+		names, err := postgresDialect.schema.Tables()
+		if err != nil {
+			return err
+		}
+		if err := pgserver.CheckTables(ctx, m.tx, names); err != nil {
+			return err
+		}
+		where, err := postgresPlace(ctx, m.tx)
+		if err != nil {
+			return err
+		}
+		out.deployment, err = postgresDialect.identify(ctx, m.db, where, forced)
+		return err
+	})
 	return out, err
 }
 
@@ -165,3 +180,22 @@ func (nestedTx) Commit() error { return nil }
 // Rollback does nothing: the outer transaction is rolled back, as the error that
 // leads here ends it.
 func (nestedTx) Rollback() error { return nil }
+
+// firstFault keeps the first error of the statements of a migration. Later ones
+// may only say that the transaction is over because of it.
+type firstFault struct{ err error }
+
+func (f *firstFault) note(err error) error {
+	if err != nil && f.err == nil {
+		f.err = err
+	}
+	return err
+}
+
+// cause returns err, or the first error if err does not wrap it.
+func (f *firstFault) cause(err error) error {
+	if err == nil || f.err == nil || errors.Is(err, f.err) {
+		return err
+	}
+	return f.err
+}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/postgrestest"
+	"github.com/coder/agentstatsd/store/internal/schema"
 )
 
 func TestPostgres(t *testing.T) {
@@ -44,7 +46,7 @@ func openPostgresTemp(t testing.TB) *Store {
 	return openURL(t, Options{URL: migratedDatabase(t)})
 }
 
-var schema = postgrestest.NewTemplate(func(url string) error {
+var migrated = postgrestest.NewTemplate(func(url string) error {
 	s, err := Open(context.Background(), Options{URL: url}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
@@ -54,7 +56,7 @@ var schema = postgrestest.NewTemplate(func(url string) error {
 
 // migratedDatabase returns the URL of a database of its own that has the newest schema
 // and nothing else.
-func migratedDatabase(t testing.TB) string { return schema.Copy(t) }
+func migratedDatabase(t testing.TB) string { return migrated.Copy(t) }
 
 func openURL(t testing.TB, opts Options) *Store {
 	t.Helper()
@@ -122,7 +124,9 @@ func TestPostgresOpenedTogether(t *testing.T) {
 				require.NoError(t, s.Close())
 			}
 			conn := admin(t, c.database)
-			known, err := migrations.ReadDir("migrations/postgres")
+			files, err := schema.PostgreSQL.Files()
+			require.NoError(t, err)
+			known, err := fs.ReadDir(files, ".")
 			require.NoError(t, err)
 			require.Equal(t, len(known)+1, scalar[int](t, conn, `SELECT count(*) FROM agentstatsd_schema_version`), "each once, and goose's own")
 			require.Equal(t, len(stores), scalar[int](t, conn, `SELECT count(*) FROM agents`))

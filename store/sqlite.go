@@ -13,12 +13,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/fileid"
+	"github.com/coder/agentstatsd/store/internal/schema"
 )
 
 // walBytes is the size to which the write-ahead log is cut back after a checkpoint. A
@@ -32,11 +32,9 @@ const cacheBytes = 16 << 20
 
 // sqliteDialect is SQLite, version 3.35 (DROP COLUMN) or later.
 var sqliteDialect = dialect{
-	name:         "sqlite",
-	goose:        goose.DialectSQLite3,
-	roomOfItsOwn: "a file of its own",
-	faultOf:      sqliteFault,
-	id:           func(id agent.ID) any { return id[:] },
+	schema: schema.SQLite,
+	faultOf: sqliteFault,
+	id:      func(id agent.ID) any { return id[:] },
 	among: func(ids []agent.ID) (string, []any) {
 		args := make([]any, len(ids))
 		for i := range ids {
@@ -74,7 +72,6 @@ WHERE ` + notEarlier("?10", "?11") + `
     AND (excluded.epoch <> metadata.epoch OR excluded.value <> metadata.value OR excluded.error <> metadata.error
         OR coalesce(metadata.collected_at, -9223372036854775807) <= ?8)`
 	q.yes = `1`
-	q.relations = `SELECT name FROM sqlite_master`
 	q.insertBuild = `INSERT INTO builds_observed (build_id, observed_at) VALUES (?, ?) ON CONFLICT DO NOTHING`
 	return q
 }
@@ -165,7 +162,7 @@ func openSQLite(ctx context.Context, opts Options, log *slog.Logger) (*Store, er
 		touchInterval: opts.TouchInterval, removalsKept: opts.RemovalsKept, namedKept: opts.NamedKept, patience: opts.StatementTimeout,
 	}
 	var o opened
-	o.from, o.to, err = s.dialect.migrate(ctx, writer, func(context.Context) error { return nil })
+	o.from, o.to, err = s.dialect.schema.Up(ctx, writer, func(context.Context) error { return nil })
 	if err == nil {
 		o.deployment, err = s.identifyFile(ctx, path, opts.DeploymentID)
 	}

@@ -373,7 +373,7 @@ func TestSQLiteFull(t *testing.T) {
 	db, err := sql.Open("sqlite", sqliteDSN(path, Options{}, url.Values{"_pragma": {"max_page_count(20)"}}))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, db.Close()) }()
-	_, _, err = sqliteDialect.migrate(t.Context(), db, func(context.Context) error { return nil })
+	_, _, err = sqliteDialect.schema.Up(t.Context(), db, func(context.Context) error { return nil })
 	require.Equal(t, reasonFull, sqliteFault(err).reason)
 	// What a new index of the log ends with.
 	require.Equal(t, reasonFull, sqliteCodeFault(sqlite3.SQLITE_IOERR_SHMSIZE).reason)

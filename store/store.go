@@ -20,6 +20,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/store/internal/history"
+	"github.com/coder/agentstatsd/store/internal/schema"
 )
 
 // Store is an open database. Its methods are safe for concurrent use, and end with an
@@ -91,7 +92,7 @@ func (s *Store) opened(ctx context.Context, o opened) {
 // Ping reads from the database.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.read(ctx, "ping database", func(q querier) error {
-		return query(ctx, q, `SELECT 1 FROM `+versionTable+` LIMIT 1`, nil, func(*sql.Rows) error { return nil })
+		return query(ctx, q, `SELECT 1 FROM `+schema.VersionTable+` LIMIT 1`, nil, func(*sql.Rows) error { return nil })
 	})
 }
 

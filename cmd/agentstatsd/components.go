@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"path/filepath"
 	"slices"
 
 	"github.com/coder/agentstatsd/agentapi"
@@ -28,7 +27,7 @@ func (c *config) storeOptions() store.Options {
 	return store.Options{
 		Name:               connectionName(hostname(), ""),
 		URL:                c.databaseURL,
-		Path:               filepath.Join(c.dataDir, databaseFile),
+		Path:               c.databasePath(),
 		MaxConns:           int(c.databaseMaxConns),
 		TransactionPooling: c.databasePooling,
 		TouchInterval:      c.metadataTouchInterval,

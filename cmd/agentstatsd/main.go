@@ -45,7 +45,8 @@ func rootCommand() *serpent.Command {
 			return serpent.DefaultHelpFn()(inv)
 		},
 	}
-	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulateCommand(), versionCommand())
+	root.AddSubcommands(serveCommand(), bridgeCommand(), allInOneCommand(), demoCommand(), simulateCommand(),
+		backupCommand(), restoreCommand(), migrateCommand(), versionCommand())
 	return root
 }
 
