@@ -24,7 +24,7 @@ var postgresDialect = dialect{
 	// A role, a database or a server may have it off: then what is acked could be
 	// lost in a crash. A higher level stays.
 	commitDurably: `SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-	schema: schema.PostgreSQL,
+	schema:        schema.PostgreSQL,
 	faultOf:       postgresFault,
 	id:            func(id agent.ID) any { return id.String() },
 	among: func(ids []agent.ID) (string, []any) {

@@ -32,7 +32,7 @@ const cacheBytes = 16 << 20
 
 // sqliteDialect is SQLite, version 3.35 (DROP COLUMN) or later.
 var sqliteDialect = dialect{
-	schema: schema.SQLite,
+	schema:  schema.SQLite,
 	faultOf: sqliteFault,
 	id:      func(id agent.ID) any { return id[:] },
 	among: func(ids []agent.ID) (string, []any) {

@@ -185,10 +185,10 @@ func TestRefusedCopies(t *testing.T) {
 			}
 			require.NoError(t, os.WriteFile(file, content, 0o600))
 		}, "check "},
-		"cut off":       {func(t *testing.T, file string) { require.NoError(t, os.Truncate(file, 40<<10)) }, "check "},
-		"another file":  {func(t *testing.T, file string) { require.NoError(t, os.WriteFile(file, []byte("PGDMP"), 0o600)) }, "check "},
-		"no tables":     {change(`DROP TABLE agentstatsd_deployment`), "no database of agentstatsd"},
-		"newer":         {change(`INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (9999, 1)`), "its schema version 9999 is newer than"},
+		"cut off":        {func(t *testing.T, file string) { require.NoError(t, os.Truncate(file, 40<<10)) }, "check "},
+		"another file":   {func(t *testing.T, file string) { require.NoError(t, os.WriteFile(file, []byte("PGDMP"), 0o600)) }, "check "},
+		"no tables":      {change(`DROP TABLE agentstatsd_deployment`), "no database of agentstatsd"},
+		"newer":          {change(`INSERT INTO agentstatsd_schema_version (version_id, is_applied) VALUES (9999, 1)`), "its schema version 9999 is newer than"},
 		"does not exist": {func(t *testing.T, file string) { require.NoError(t, os.Remove(file)) }, "no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {
