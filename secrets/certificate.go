@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -84,12 +85,83 @@ func FirstCertificate(name string, text []byte) (*x509.Certificate, error) {
 }
 
 // ParseCAs returns the certificates in text, which comes from name.
-func ParseCAs(name string, text []byte) (*x509.CertPool, error) {
+func ParseCAs(name string, text []byte) (*x509.CertPool, []*x509.Certificate, error) {
+	var certs []*x509.Certificate
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM", name)
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			break
+		}
+		text = rest
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil { // else of a kind that Go does not know
+			pool.AddCert(cert)
+			certs = append(certs, cert)
+		}
 	}
-	return pool, nil
+	if len(certs) == 0 {
+		return nil, nil, fmt.Errorf("%s holds no certificate in PEM", name)
+	}
+	return pool, certs, nil
+}
+
+// Certificates are those of a listener.
+type Certificates struct {
+	// Leaf is what the listener shows; nil: it has none.
+	Leaf *x509.Certificate
+	// ClientCAs are what certificates of clients are verified against.
+	ClientCAs []*x509.Certificate
+}
+
+// Kinds of certificates, as metrics label them.
+const (
+	kindServer   = "server"
+	kindClientCA = "client_ca"
+)
+
+type kindOfCertificate struct {
+	kind string
+	cert *x509.Certificate
+}
+
+// all returns the leaf, and the authority that is valid for the longest: while one is,
+// clients can have new certificates.
+func (c Certificates) all() []kindOfCertificate {
+	var all []kindOfCertificate
+	if c.Leaf != nil {
+		all = append(all, kindOfCertificate{kindServer, c.Leaf})
+	}
+	if len(c.ClientCAs) > 0 {
+		all = append(all, kindOfCertificate{kindClientCA, slices.MaxFunc(c.ClientCAs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })})
+	}
+	return all
+}
+
+// A certificate expires soon when less than expirySoon is left of its time, or than a
+// fifth of the time if that is less: some live for a day only.
+const (
+	expirySoon      = 7 * 24 * time.Hour
+	expirySoonShare = 5
+)
+
+// warningOf returns what is wrong with the time of a certificate at now; empty: nothing.
+func warningOf(c kindOfCertificate, now time.Time) string {
+	what := "the certificate"
+	if c.kind == kindClientCA {
+		what = "the certificate that those of clients are verified against"
+	}
+	err := CheckTime(c.cert, now)
+	soon := min(expirySoon, c.cert.NotAfter.Sub(c.cert.NotBefore)/expirySoonShare)
+	switch {
+	case err != nil:
+		return strings.Replace(err.Error(), "the certificate", what, 1)
+	case c.cert.NotAfter.Sub(now) < soon:
+		return fmt.Sprintf("%s expires soon, at %s", what, c.cert.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return ""
 }
 
 // Errors of CheckTime.

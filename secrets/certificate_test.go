@@ -12,9 +12,11 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/internal/bubble"
@@ -90,12 +92,12 @@ func watchPair(t *testing.T, cert, key []byte) *watchedPair {
 	watched, err := Watch(Source[int64]{
 		Name: "a pair",
 		Read: func() (Files, error) { return ReadFiles(w.cert, w.key, "") },
-		Parse: func(f Files) (int64, *x509.Certificate, error) {
+		Parse: func(f Files) (int64, Certificates, error) {
 			cert, err := Pair{Cert: w.cert, CertPEM: f[w.cert], Key: w.key, KeyPEM: f[w.key]}.Parse()
 			if err != nil {
-				return 0, nil, err
+				return 0, Certificates{}, err
 			}
-			return cert.Leaf.SerialNumber.Int64(), cert.Leaf, nil
+			return cert.Leaf.SerialNumber.Int64(), Certificates{Leaf: cert.Leaf}, nil
 		},
 	}, slog.New(slog.NewTextHandler(&w.logged, nil)))
 	require.NoError(t, err)
@@ -111,6 +113,7 @@ func TestWatchKeepsTheLastGoodPair(t *testing.T) {
 		cert2, key2 := issue(t, 2, day)
 		expiredCert, expiredKey := issue(t, 3, time.Now().Add(-time.Hour))
 		w := watchPair(t, cert1, key1)
+		refusals := int64(0)
 		for name, c := range map[string]struct {
 			cert, key []byte
 			want      string
@@ -129,6 +132,10 @@ func TestWatchKeepsTheLastGoodPair(t *testing.T) {
 			require.Equal(t, 1, bytes.Count(w.logged.Bytes(), []byte("\n")), w.logged.String())
 			require.Contains(t, w.logged.String(), c.want)
 			require.NotContains(t, w.logged.String(), "BEGIN")
+			refusals++
+			require.Equal(t, refusals, w.Refused())
+			require.Len(t, w.Warnings(time.Now()), 1)
+			require.Contains(t, w.Warnings(time.Now())[0], c.want)
 		}
 		w.logged.Reset()
 		require.NoError(t, os.Remove(w.key))
@@ -141,6 +148,7 @@ func TestWatchKeepsTheLastGoodPair(t *testing.T) {
 		time.Sleep(lookInterval)
 		require.EqualValues(t, 2, w.Get())
 		require.EqualValues(t, 2, w.Leaf().SerialNumber.Int64())
+		require.Empty(t, w.Warnings(time.Now()))
 
 		w.logged.Reset()
 		time.Sleep(24 * time.Hour)
@@ -166,7 +174,7 @@ func TestWatchNeedsAGoodStart(t *testing.T) {
 	bad := errors.New("bad")
 	_, err := Watch(Source[int]{
 		Read:  func() (Files, error) { return Files{}, nil },
-		Parse: func(Files) (int, *x509.Certificate, error) { return 0, nil, bad },
+		Parse: func(Files) (int, Certificates, error) { return 0, Certificates{}, bad },
 	}, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, bad)
 	_, err = Watch(Source[int]{Read: func() (Files, error) { return nil, bad }}, slog.New(slog.DiscardHandler))
@@ -182,6 +190,66 @@ func TestFirstCertificate(t *testing.T) {
 	require.EqualError(t, err, "f holds no certificate in PEM")
 	require.NoError(t, CheckTime(nil, time.Now()))
 	require.ErrorContains(t, CheckTime(leaf, leaf.NotBefore.Add(-time.Second)), "is not valid yet")
-	_, err = ParseCAs("f", []byte("x"))
+	_, _, err = ParseCAs("f", []byte("x"))
 	require.EqualError(t, err, "f holds no certificate in PEM")
+}
+
+// What is prepared changes nothing until it is used.
+func TestPrepare(t *testing.T) {
+	day := time.Now().Add(24 * time.Hour)
+	cert1, key1 := issue(t, 1, day)
+	cert2, key2 := issue(t, 2, day)
+	w := watchPair(t, cert1, key1)
+	use, err := w.Prepare()
+	require.NoError(t, err)
+	require.False(t, use(), "nothing has changed")
+
+	w.write(t, cert2, key1)
+	_, err = w.Prepare()
+	require.ErrorContains(t, err, "a pair: the private key in")
+	require.EqualValues(t, 1, w.Refused())
+
+	w.write(t, cert2, key2)
+	use, err = w.Prepare()
+	require.NoError(t, err)
+	require.EqualValues(t, 1, w.Get())
+	require.True(t, use())
+	require.EqualValues(t, 2, w.Get())
+	require.False(t, use(), "it is the current one")
+	require.Empty(t, w.Warnings(time.Now()))
+}
+
+// A certificate that lives for 48 h is to be renewed when a fifth of that is left.
+func TestExpiryIsWarnedAbout(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		cert, key := issue(t, 1, time.Now().Add(48*time.Hour))
+		w := watchPair(t, cert, key)
+		time.Sleep(48*time.Hour*4/5 - time.Minute)
+		require.Empty(t, w.Warnings(time.Now()))
+		time.Sleep(2 * time.Minute)
+		require.Len(t, w.Warnings(time.Now()), 1)
+		require.Contains(t, w.Warnings(time.Now())[0], "a pair: the certificate expires soon, at ")
+		time.Sleep(lookInterval)
+		w.Get()
+		require.Equal(t, 1, bytes.Count(w.logged.Bytes(), []byte("a certificate is to be renewed")), w.logged.String())
+	})
+}
+
+func TestCertificatesAreCollected(t *testing.T) {
+	cert, _ := issue(t, 1, time.Unix(2_000_000_000, 0))
+	pool, cas, err := ParseCAs("f", append(append([]byte("text\n"), cert...), cert...))
+	require.NoError(t, err)
+	require.NotNil(t, pool)
+	w := &Watched[int]{}
+	w.looked.Store(time.Now().Add(time.Hour).UnixNano())
+	w.current.Store(&version[int]{certs: Certificates{Leaf: cas[0], ClientCAs: cas}})
+	require.NoError(t, testutil.CollectAndCompare(w.Collector(), strings.NewReader(`
+# HELP agentstatsd_tls_certificate_expiry_timestamp_seconds Unix time at which a certificate of a listener expires (server: its own; client_ca: the one for clients that is valid the longest).
+# TYPE agentstatsd_tls_certificate_expiry_timestamp_seconds gauge
+agentstatsd_tls_certificate_expiry_timestamp_seconds{certificate="client_ca"} 2e+09
+agentstatsd_tls_certificate_expiry_timestamp_seconds{certificate="server"} 2e+09
+# HELP agentstatsd_tls_files_refused_total Changes of the files of a listener that could not be used: those before are.
+# TYPE agentstatsd_tls_files_refused_total counter
+agentstatsd_tls_files_refused_total 0
+`)))
 }

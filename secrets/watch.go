@@ -2,6 +2,7 @@ package secrets
 
 import (
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -22,13 +23,17 @@ type Watched[T any] struct {
 
 	current atomic.Pointer[version[T]]
 	looked  atomic.Int64 // Unix time in ns
+	// problem is why the files cannot be used as they are now; nil: they are used.
+	// refusals counts the changes that could not be.
+	problem  atomic.Pointer[string]
+	refusals atomic.Int64
 
 	// mu is held by the one who looks; others go on with the current value.
 	mu sync.Mutex
-	// Of what was refused last, so that it is logged once.
-	refused      Files
-	refusedError string
-	expiryLogged *x509.Certificate
+	// Guarded by mu. refused are the files that were refused last, so that each refusal is
+	// logged once. warned are the certificates whose validity was logged, with the text.
+	refused Files
+	warned  map[*x509.Certificate]string
 }
 
 // Source makes the value of a Watched.
@@ -37,14 +42,16 @@ type Source[T any] struct {
 	Name string
 	// Read returns the files as they are now.
 	Read func() (Files, error)
-	// Parse makes the value. The leaf is the certificate in it, or nil. Its errors
-	// show nothing that is secret.
-	Parse func(Files) (value T, leaf *x509.Certificate, err error)
+	// Parse makes the value, and returns the certificates in it. Its errors show nothing
+	// that is secret.
+	Parse func(Files) (value T, certs Certificates, err error)
+	// Use is called before a value becomes the current one; nil: nothing is.
+	Use func(T)
 }
 
 type version[T any] struct {
 	value T
-	leaf  *x509.Certificate
+	certs Certificates
 	files Files
 }
 
@@ -52,11 +59,15 @@ type version[T any] struct {
 // A certificate that has expired is used, with a warning.
 func Watch[T any](source Source[T], log *slog.Logger) (*Watched[T], error) {
 	w := &Watched[T]{source: source, log: log}
-	v, err := w.read()
+	files, err := source.Read()
 	if err != nil {
 		return nil, err
 	}
-	w.use(v)
+	v, err := w.parse(files)
+	if err != nil {
+		return nil, err
+	}
+	w.use(v, time.Now())
 	return w, nil
 }
 
@@ -71,78 +82,140 @@ func (w *Watched[T]) Get() T {
 }
 
 // Leaf returns the certificate in the value, or nil.
-func (w *Watched[T]) Leaf() *x509.Certificate {
+func (w *Watched[T]) Leaf() *x509.Certificate { return w.Certificates().Leaf }
+
+// Certificates returns those in the value. It may read the files.
+func (w *Watched[T]) Certificates() Certificates {
 	w.Get()
-	return w.current.Load().leaf
+	return w.current.Load().certs
 }
 
-func (w *Watched[T]) read() (*version[T], error) {
-	files, err := w.source.Read()
-	if err != nil {
-		return nil, err
+// Refused returns how many changes of the files could not be used.
+func (w *Watched[T]) Refused() int64 { return w.refusals.Load() }
+
+// Warnings returns what is wrong with the files, and which certificates are not valid at
+// now, or not for long.
+func (w *Watched[T]) Warnings(now time.Time) []string {
+	certs := w.Certificates()
+	var warnings []string
+	if problem := w.problem.Load(); problem != nil {
+		warnings = append(warnings, fmt.Sprintf("%s: the files cannot be used, those before are: %s", w.source.Name, *problem))
 	}
-	return w.parse(files)
+	for _, c := range certs.all() {
+		if text := warningOf(c, now); text != "" {
+			warnings = append(warnings, w.source.Name+": "+text)
+		}
+	}
+	return warnings
+}
+
+// Prepare reads the files now. use makes them the current ones and reports whether they
+// differ from those before. Until then nothing changes. The error is what is wrong with
+// them.
+func (w *Watched[T]) Prepare() (use func() (changed bool), err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	next, err := w.readLocked(now)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", w.source.Name, err)
+	}
+	return func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if next.files.Equal(w.current.Load().files) {
+			return false
+		}
+		w.use(next, now)
+		return true
+	}, nil
 }
 
 func (w *Watched[T]) parse(files Files) (*version[T], error) {
-	value, leaf, err := w.source.Parse(files)
+	value, certs, err := w.source.Parse(files)
 	if err != nil {
 		return nil, err
 	}
-	return &version[T]{value: value, leaf: leaf, files: files}, nil
+	return &version[T]{value: value, certs: certs, files: files}, nil
+}
+
+// readLocked returns the value of the files, which is the current one if they have not
+// changed. The error, why they cannot be used, is counted and logged once.
+func (w *Watched[T]) readLocked(now time.Time) (*version[T], error) {
+	current := w.current.Load()
+	files, err := w.source.Read()
+	if err == nil && files.Equal(current.files) {
+		w.problem.Store(nil)
+		w.refused = nil
+		return current, nil
+	}
+	var next *version[T]
+	if err == nil {
+		next, err = w.parse(files)
+	}
+	if err == nil && CheckTime(current.certs.Leaf, now) == nil {
+		err = CheckTime(next.certs.Leaf, now)
+	}
+	if err != nil {
+		w.refuse(files, err)
+		return nil, err
+	}
+	return next, nil
 }
 
 // look makes the value anew if the files have changed. mu is held.
 func (w *Watched[T]) look(now time.Time) {
-	defer w.looked.Store(now.UnixNano())
-	current := w.current.Load()
-	files, err := w.source.Read()
-	if err != nil {
-		w.refuse(nil, err)
-		return
+	w.looked.Store(now.UnixNano())
+	next, err := w.readLocked(now)
+	switch {
+	case err != nil:
+	case next == w.current.Load():
+		w.warnOfTime(next, now)
+	default:
+		w.use(next, now)
+		w.log.Info("the files have changed and are used", "what", w.source.Name)
 	}
-	if files.Equal(current.files) {
-		w.refused, w.refusedError = nil, ""
-		w.warnOfTime(current, now)
-		return
-	}
-	next, err := w.parse(files)
-	if err == nil && CheckTime(current.leaf, now) == nil {
-		err = CheckTime(next.leaf, now)
-	}
-	if err != nil {
-		w.refuse(files, err)
-		return
-	}
-	w.use(next)
-	w.log.Info("the files have changed and are used", "what", w.source.Name)
 }
 
 // use makes v the current value.
-func (w *Watched[T]) use(v *version[T]) {
-	now := time.Now()
+func (w *Watched[T]) use(v *version[T], now time.Time) {
+	if w.source.Use != nil {
+		w.source.Use(v.value)
+	}
 	w.current.Store(v)
 	w.looked.Store(now.UnixNano())
-	w.refused, w.refusedError = nil, ""
+	w.problem.Store(nil)
+	w.refused, w.warned = nil, nil
 	w.warnOfTime(v, now)
 }
 
-// refuse logs what is wrong with the files, once.
+// refuse counts and logs what is wrong with the files, once.
 func (w *Watched[T]) refuse(files Files, err error) {
-	if w.refusedError == err.Error() && files.Equal(w.refused) {
+	text := err.Error()
+	if before := w.problem.Load(); before != nil && *before == text && files.Equal(w.refused) {
 		return
 	}
-	w.refused, w.refusedError = files, err.Error()
+	w.refused = files
+	w.problem.Store(&text)
+	w.refusals.Add(1)
 	w.log.Warn("the files have changed and cannot be used: those before are", "what", w.source.Name, "error", err)
 }
 
-// warnOfTime logs that the certificate is not valid now, once for each.
+// warnOfTime logs which certificates are not valid now, or not for long, once for each.
 func (w *Watched[T]) warnOfTime(v *version[T], now time.Time) {
-	if v.leaf == nil || w.expiryLogged == v.leaf {
-		return
-	}
-	if err := CheckTime(v.leaf, now); err != nil {
-		w.expiryLogged = v.leaf
-		w.log.Warn("clients will refuse the certificate", "what", w.source.Name, "error", err)
+	for _, c := range v.certs.all() {
+		text := warningOf(c, now)
+		if text == "" || w.warned[c.cert] == text {
+			continue
+		}
+		if w.warned == nil {
+			w.warned = make(map[*x509.Certificate]string)
+		}
+		w.warned[c.cert] = text
+		if CheckTime(c.cert, now) == nil {
+			w.log.Warn("a certificate is to be renewed", "what", w.source.Name, "warning", text)
+		} else {
+			w.log.Warn("clients will refuse the certificate", "what", w.source.Name, "error", text)
+		}
 	}
 }

@@ -2,12 +2,12 @@ package web
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"time"
 
 	promconfig "github.com/prometheus/common/config"
 	toolkit "github.com/prometheus/exporter-toolkit/web"
@@ -35,6 +35,12 @@ func LoadConfig(path string, log *slog.Logger) (*Config, error) {
 	return &Config{watched}, nil
 }
 
+// Prepare reads the files now: see secrets.Watched.Prepare.
+func (c *Config) Prepare() (use func() (changed bool), err error) { return c.settings.Prepare() }
+
+// Warnings returns what is wrong with the files at now, and with the certificates.
+func (c *Config) Warnings(now time.Time) []string { return c.settings.Warnings(now) }
+
 // TLS reports whether the listener speaks TLS.
 func (c *Config) TLS() bool { return c != nil && c.settings.Get().tls != nil }
 
@@ -61,26 +67,31 @@ var allowedHeaders = map[string][]string{
 // files that it names, watched. The limiter is the first one's.
 func watchSettings(path string, log *slog.Logger) (*secrets.Watched[*settings], error) {
 	var first *settings
-	parse := func(files secrets.Files) (*settings, *x509.Certificate, error) {
-		s, leaf, err := parseSettings(path, files)
+	parse := func(files secrets.Files) (*settings, secrets.Certificates, error) {
+		s, certs, err := parseSettings(path, files)
+		if err == nil && first != nil && ((s.tls == nil) != (first.tls == nil) || s.http2 != first.http2) {
+			err = fmt.Errorf("%s turns TLS or HTTP/2 on or off, which needs a restart", path)
+		}
+		if err != nil {
+			return nil, secrets.Certificates{}, err
+		}
+		return s, certs, nil
+	}
+	use := func(s *settings) {
 		switch {
-		case err != nil:
-			return nil, nil, err
 		case first == nil:
 			first = s
-		case (s.tls == nil) != (first.tls == nil) || s.http2 != first.http2:
-			return nil, nil, fmt.Errorf("%s turns TLS or HTTP/2 on or off, which needs a restart", path)
 		case first.limiter != nil && s.limiter != nil:
 			first.limiter.SetLimit(s.limiter.Limit())
 			first.limiter.SetBurst(s.limiter.Burst())
 			s.limiter = first.limiter
 		}
-		return s, leaf, nil
 	}
 	return secrets.Watch(secrets.Source[*settings]{
 		Name:  "web configuration",
 		Read:  func() (secrets.Files, error) { return readSettings(path) },
 		Parse: parse,
+		Use:   use,
 	}, log)
 }
 
@@ -118,38 +129,39 @@ func decode(path string, text []byte) (*toolkit.Config, error) {
 }
 
 // parseSettings makes settings of the file at path and those that it names.
-func parseSettings(path string, files secrets.Files) (*settings, *x509.Certificate, error) {
+func parseSettings(path string, files secrets.Files) (*settings, secrets.Certificates, error) {
+	var certs secrets.Certificates
 	conf, err := decode(path, files[path])
 	if err != nil {
-		return nil, nil, err
+		return nil, certs, err
 	}
 	s := &settings{http2: conf.HTTPConfig.HTTP2, headers: conf.HTTPConfig.Header, users: make(map[string]string)}
 	for name, value := range s.headers {
 		values, ok := allowedHeaders[name]
 		if !ok || len(values) > 0 && !slices.Contains(values, value) {
-			return nil, nil, fmt.Errorf("%s: http_server_config.headers: %q cannot have the value %q", path, name, value)
+			return nil, certs, fmt.Errorf("%s: http_server_config.headers: %q cannot have the value %q", path, name, value)
 		}
 	}
 	for user, hash := range conf.Users {
 		if _, err := bcrypt.Cost([]byte(hash)); err != nil {
-			return nil, nil, fmt.Errorf("%s: basic_auth_users: that of %q is no bcrypt hash", path, user)
+			return nil, certs, fmt.Errorf("%s: basic_auth_users: that of %q is no bcrypt hash", path, user)
 		}
 		s.users[user] = string(hash)
 	}
 	if interval := conf.RateLimiterConfig.Interval; interval > 0 {
 		s.limiter = rate.NewLimiter(rate.Every(interval), conf.RateLimiterConfig.Burst)
 	}
-	var leaf *x509.Certificate
 	if conf.TLSConfig.IsEnabled() {
-		if s.tls, leaf, err = tlsOf(path, conf.TLSConfig, files, s.http2); err != nil {
-			return nil, nil, err
+		if s.tls, certs, err = tlsOf(path, conf.TLSConfig, files, s.http2); err != nil {
+			return nil, certs, err
 		}
 	}
-	return s, leaf, nil
+	return s, certs, nil
 }
 
 // tlsOf makes the configuration of new connections.
-func tlsOf(path string, conf toolkit.TLSConfig, files secrets.Files, http2 bool) (*tls.Config, *x509.Certificate, error) {
+func tlsOf(path string, conf toolkit.TLSConfig, files secrets.Files, http2 bool) (*tls.Config, secrets.Certificates, error) {
+	var certs secrets.Certificates
 	pair := secrets.Pair{
 		Cert: path + " (cert)", CertPEM: []byte(conf.TLSCert),
 		Key: path + " (key)", KeyPEM: []byte(conf.TLSKey),
@@ -161,15 +173,15 @@ func tlsOf(path string, conf toolkit.TLSConfig, files secrets.Files, http2 bool)
 		pair.Key, pair.KeyPEM = conf.TLSKeyPath, files[conf.TLSKeyPath]
 	}
 	if len(pair.CertPEM) == 0 || len(pair.KeyPEM) == 0 {
-		return nil, nil, fmt.Errorf("%s: tls_server_config needs a certificate and a key", path)
+		return nil, certs, fmt.Errorf("%s: tls_server_config needs a certificate and a key", path)
 	}
 	cert, err := pair.Parse()
 	if err != nil {
-		return nil, nil, err
+		return nil, certs, err
 	}
 	if conf.ClientCAs != "" {
-		if _, err := secrets.ParseCAs(conf.ClientCAs, files[conf.ClientCAs]); err != nil {
-			return nil, nil, err
+		if _, certs.ClientCAs, err = secrets.ParseCAs(conf.ClientCAs, files[conf.ClientCAs]); err != nil {
+			return nil, certs, err
 		}
 		conf.ClientCAsText = string(files[conf.ClientCAs])
 	}
@@ -178,12 +190,13 @@ func tlsOf(path string, conf toolkit.TLSConfig, files secrets.Files, http2 bool)
 	conf.TLSCertPath, conf.TLSKeyPath, conf.ClientCAs = "", "", ""
 	tlsConf, err := toolkit.ConfigToTLSConfig(&conf)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: tls_server_config: %w", path, err)
+		return nil, certs, fmt.Errorf("%s: tls_server_config: %w", path, err)
 	}
 	tlsConf.GetCertificate, tlsConf.Certificates = nil, []tls.Certificate{cert}
 	tlsConf.NextProtos = []string{"http/1.1"}
 	if http2 {
 		tlsConf.NextProtos = []string{"h2", "http/1.1"}
 	}
-	return tlsConf, cert.Leaf, nil
+	certs.Leaf = cert.Leaf
+	return tlsConf, certs, nil
 }

@@ -35,11 +35,8 @@ func (s *Server) registerGauges(reg prometheus.Registerer) error {
 	gauges := []prometheus.Collector{prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_http_connections", Help: "Open connections of HTTP.",
 	}, func() float64 { return float64(s.conns.len()) })}
-	if s.settings != nil && s.settings.Leaf() != nil {
-		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_tls_certificate_expiry_timestamp_seconds",
-			Help: "Unix time at which the certificate of a listener expires.",
-		}, func() float64 { return float64(s.settings.Leaf().NotAfter.Unix()) }))
+	if s.settings != nil {
+		gauges = append(gauges, s.settings.Collector())
 	}
 	return ownmetrics.Register(reg, gauges...)
 }

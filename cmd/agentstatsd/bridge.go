@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -120,12 +119,12 @@ func (b *bridgeConfig) watchTLS(log *slog.Logger) (*serverTLS, error) {
 	watched, err := secrets.Watch(secrets.Source[*tls.Config]{
 		Name: "TLS of the listener for agents",
 		Read: func() (secrets.Files, error) { return secrets.ReadFiles(b.tlsCertFile, b.tlsKeyFile) },
-		Parse: func(files secrets.Files) (*tls.Config, *x509.Certificate, error) {
-			conf, leaf, err := b.parseServerTLS(files)
+		Parse: func(files secrets.Files) (*tls.Config, secrets.Certificates, error) {
+			conf, certs, err := b.parseServerTLS(files)
 			if err == nil {
 				conf.NextProtos = []string{"http/1.1"} // in which alone a connection can be upgraded
 			}
-			return conf, leaf, err
+			return conf, certs, err
 		},
 	}, log)
 	if err != nil {
@@ -191,7 +190,11 @@ func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
 	if err != nil {
 		return err
 	}
-	return s.buildHTTP(s.registry, handler, p.ready)
+	return s.buildHTTP(s.registry, handler, func() readiness {
+		r := p.ready()
+		r.Warnings = append(r.Warnings, s.fileWarnings()...)
+		return r
+	})
 }
 
 // listenForAgents opens the listener for agents, with TLS unless conf is nil. nil: none

@@ -160,7 +160,7 @@ func TestBridgeSpeaksTLS(t *testing.T) {
 	require.Equal(t, 1, resp.ProtoMajor)
 	metrics, err := get("http://" + b.prometheusAddress + "/metrics")
 	require.NoError(t, err)
-	require.Contains(t, metrics, `agentstatsd_tls_certificate_expiry_timestamp_seconds{listener="agents"}`)
+	require.Contains(t, metrics, `agentstatsd_tls_certificate_expiry_timestamp_seconds{certificate="server",listener="agents"}`)
 	cancel()
 	require.NoError(t, <-ended)
 }

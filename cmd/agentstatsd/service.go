@@ -17,6 +17,7 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/ownmetrics"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
@@ -185,10 +186,23 @@ func (s *service) checks() []check {
 // ready returns the answer of /-/ready.
 func (s *service) ready() readiness {
 	own := ready(s.checks())
+	own.Warnings = append(own.Warnings, s.fileWarnings()...)
 	if s.bridge == nil {
 		return own
 	}
 	return s.bridge.beside(own)
+}
+
+// fileWarnings returns what is wrong with the files of the listeners.
+func (s *service) fileWarnings() (warnings []string) {
+	now := time.Now()
+	if s.tls != nil {
+		warnings = append(warnings, s.tls.Warnings(now)...)
+	}
+	if s.webConfig != nil {
+		warnings = append(warnings, s.webConfig.Warnings(now)...)
+	}
+	return warnings
 }
 
 // buildReports makes the part that keeps reports for watchers. It knows of all
@@ -230,8 +244,7 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 	return nil
 }
 
-// registerLogAndTLS registers what the log left out, and when the certificate of a listener
-// expires.
+// registerLogAndTLS registers what the log left out, and the certificates of a listener.
 func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) error {
 	var collectors []prometheus.Collector
 	if limit, ok := s.log.Handler().(*logLimit); ok {
@@ -240,19 +253,13 @@ func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) 
 			Help: "Lines that were left out of the log, as there were too many with their text.",
 		}, func() float64 { return float64(limit.shared.suppressed.Load()) }))
 	}
-	if s.tls != nil {
-		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name:        "agentstatsd_tls_certificate_expiry_timestamp_seconds",
-			Help:        "Unix time at which the certificate of a listener expires.",
-			ConstLabels: prometheus.Labels{"listener": listener},
-		}, func() float64 { return float64(s.tls.Leaf().NotAfter.Unix()) }))
+	if err := ownmetrics.Register(reg, collectors...); err != nil {
+		return err
 	}
-	for _, c := range collectors {
-		if err := reg.Register(c); err != nil {
-			return fmt.Errorf("register metrics of log and TLS: %w", err)
-		}
+	if s.tls == nil {
+		return nil
 	}
-	return nil
+	return ownmetrics.Register(prometheus.WrapRegistererWith(prometheus.Labels{"listener": listener}, reg), s.tls.Collector())
 }
 
 // listen opens the listeners.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 
@@ -38,27 +37,29 @@ func watchServerTLS(c *config, log *slog.Logger) (*serverTLS, error) {
 }
 
 // parseServerTLS makes the configuration of new connections.
-func (c *config) parseServerTLS(files secrets.Files) (*tls.Config, *x509.Certificate, error) {
+func (c *config) parseServerTLS(files secrets.Files) (*tls.Config, secrets.Certificates, error) {
+	var certs secrets.Certificates
 	cert, err := secrets.Pair{
 		Cert: c.tlsCertFile, CertPEM: files[c.tlsCertFile],
 		Key: c.tlsKeyFile, KeyPEM: files[c.tlsKeyFile],
 	}.Parse()
 	if err != nil {
-		return nil, nil, err
+		return nil, certs, err
 	}
+	certs.Leaf = cert.Leaf
 	conf := &tls.Config{
 		MinVersion:   tls.VersionTLS12,
 		NextProtos:   []string{"h2"},
 		Certificates: []tls.Certificate{cert},
 	}
 	if c.tlsClientCAFile != "" {
-		if conf.ClientCAs, err = secrets.ParseCAs(c.tlsClientCAFile, files[c.tlsClientCAFile]); err != nil {
-			return nil, nil, err
+		if conf.ClientCAs, certs.ClientCAs, err = secrets.ParseCAs(c.tlsClientCAFile, files[c.tlsClientCAFile]); err != nil {
+			return nil, certs, err
 		}
 		// Agents have no certificate; coderd may have one.
 		conf.ClientAuth = tls.VerifyClientCertIfGiven
 	}
-	return conf, cert.Leaf, nil
+	return conf, certs, nil
 }
 
 // handshakes are the limits of TLS handshakes of either listener.

@@ -82,7 +82,8 @@ func TestCertificateIsReloaded(t *testing.T) {
 		write(ca.issue(t, 10, "agentstatsd.test"))
 		watched, err := watchServerTLS(c, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
-		creds, err := (&service{config: c, tls: watched}).grpcCredentials(prometheus.NewRegistry())
+		service := &service{config: c, tls: watched}
+		creds, err := service.grpcCredentials(prometheus.NewRegistry())
 		require.NoError(t, err)
 		// dial returns both ends of a new connection.
 		dial := func() (client *tls.Conn, server net.Conn) {
@@ -128,6 +129,9 @@ func TestCertificateIsReloaded(t *testing.T) {
 		write([]byte("garbage"), []byte("garbage"))
 		time.Sleep(time.Minute)
 		require.EqualValues(t, 11, serial(), "a broken file changes nothing")
+		require.Equal(t, []string{
+			"TLS of the gRPC listener: the files cannot be used, those before are: " + c.tlsCertFile + " holds no certificate in PEM",
+		}, service.fileWarnings())
 	})
 }
 
