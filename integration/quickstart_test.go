@@ -1,6 +1,9 @@
 package integration
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -32,22 +35,50 @@ func TestQuickstartManifests(t *testing.T) {
 	require.Equal(t, 1, checked)
 }
 
-// The queries of the quickstart are those of Prometheus, and name documented families.
-func TestQuickstartQueries(t *testing.T) {
+// A query within a text, and a name of a metric of the service in a table.
+var (
+	inlineQuery = regexp.MustCompile("`((?:sum|rate|increase|max|min|avg|count|max_over_time|histogram_quantile|absent)(?: |\\().*?)`")
+	ownMetric   = regexp.MustCompile("(?m)^\\| `((?:agentstatsd|grpc_server)_[a-z_]+)` \\|")
+)
+
+// The queries of all documents are those of Prometheus, and name documented families.
+func TestDocumentedQueries(t *testing.T) {
 	known := make(map[string]bool)
 	for _, f := range documented.Families() {
 		known[f.Name] = true
 	}
-	for _, block := range blocks(t, quickstart, "promql") {
-		for query := range strings.SplitSeq(block, "\n\n") {
+	metrics, err := os.ReadFile("../docs/metrics.md")
+	require.NoError(t, err)
+	for _, m := range ownMetric.FindAllStringSubmatch(string(metrics), -1) {
+		known[m[1]] = true
+	}
+	pages, err := filepath.Glob("../docs/*.md")
+	require.NoError(t, err)
+	checked := 0
+	for _, page := range append(pages, "../README.md", "../SECURITY.md", "../deploy/kubernetes/README.md") {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		var queries []string
+		for _, rest := range strings.Split(string(text), "\n```promql\n")[1:] {
+			block, _, _ := strings.Cut(rest, "\n```")
+			queries = append(queries, strings.Split(block, "\n\n")...)
+		}
+		for _, m := range inlineQuery.FindAllStringSubmatch(string(text), -1) {
+			if !strings.HasSuffix(m[1], "()") { // the name of a function
+				queries = append(queries, m[1])
+			}
+		}
+		for _, query := range queries {
+			checked++
 			expr, err := parser.NewParser(parser.Options{}).ParseExpr(query)
-			require.NoError(t, err, query)
+			require.NoError(t, err, "%s: %s", page, query)
 			parser.Inspect(expr, func(n parser.Node, _ []parser.Node) error {
 				if s, ok := n.(*parser.VectorSelector); ok && s.Name != "" {
-					require.True(t, known[s.Name], s.Name)
+					require.True(t, known[s.Name], "%s: %s", page, s.Name)
 				}
 				return nil
 			})
 		}
 	}
+	require.Greater(t, checked, 10)
 }

@@ -47,7 +47,7 @@ func backupCommand() *serpent.Command {
 			if c.databaseURL != "" {
 				return errors.New("backup copies SQLite databases: copy a PostgreSQL database with pg_dump --format=custom")
 			}
-			file, out := inv.Args[0], io.Writer(inv.Stdout)
+			file, out := inv.Args[0], inv.Stdout
 			var s backup.Summary
 			var err error
 			if file == "-" {
