@@ -23,11 +23,11 @@ const (
 const (
 	// blockBytes is enough for a report and its answer.
 	blockBytes = 4 << 10
-	// maxPending is how far a decoder may be behind.
+	// maxPending is how far a decoder may be behind, in bytes of blocks.
 	maxPending = 256 << 10
 	// delay gathers what connections say, so that a round of decoding is worth its wake-up.
 	delay = 50 * time.Millisecond
-	// much is how many bytes of a connection wait for no round: who adds them decodes them.
+	// much is how many of them wait for no round: who adds to them decodes them.
 	much = 64 << 10
 )
 
@@ -164,7 +164,7 @@ type Copy struct {
 	// Guarded by mu.
 
 	first, last *block
-	pending     int   // bytes that wait
+	pending     int   // bytes of blocks that wait, whether they are full or not
 	queued      bool  // a round will come
 	busy        bool  // much waited since the last one
 	end         error // why nothing is added any more
@@ -202,8 +202,7 @@ func (p *Copy) add(fromAgent bool, b []byte) bool {
 		switch {
 		case n > 0:
 			b = b[n:]
-			p.pending += n
-		case p.pending+len(b) > maxPending:
+		case p.pending+blockBytes > maxPending:
 			p.end = decode.NewError(ReasonBehind, "%d bytes wait to be decoded: want at most %d", p.pending+len(b), maxPending)
 		case !p.copies.budget.Reserve(blockBytes):
 			p.end = decode.NewError(decode.ReasonMemory, "the memory of all decoders is used up")
@@ -220,6 +219,7 @@ func (p *Copy) add(fromAgent bool, b []byte) bool {
 }
 
 func (p *Copy) appendLocked() {
+	p.pending += blockBytes
 	k, _ := p.copies.pool.Get().(*block)
 	if p.last == nil {
 		p.first = k
@@ -306,7 +306,7 @@ func (p *Copy) finishLocked(closed bool, end error) {
 // release gives a block back. Nothing that passed stays in it.
 func (p *Copy) release(k *block) {
 	p.mu.Lock()
-	p.pending -= k.used
+	p.pending -= blockBytes
 	p.mu.Unlock()
 	clear(k.bytes[:k.used])
 	k.next, k.used, k.parts = nil, 0, 0

@@ -132,6 +132,28 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// Whoever sends little by turns takes no more memory than others: a block that is not full
+// counts as one.
+func TestTurns(t *testing.T) {
+	run(t, 1<<20, func(c *Copies, budget *decode.Budget) {
+		h := make(hanging)
+		var ended error
+		p := c.Open(h, func(err error) { ended = err })
+		p.Add(true, []byte("x"))
+		settle()
+		for i := range 10_000 {
+			p.Add(i%2 == 0, []byte("x"))
+			require.LessOrEqual(t, budget.Used(), int64(maxPending))
+		}
+		close(h)
+		settle()
+		settle()
+		require.ErrorContains(t, ended, "want at most 262144")
+		p.Close()
+		settle()
+	})
+}
+
 // keeper is a decoder that changes nothing.
 type keeper struct{}
 
