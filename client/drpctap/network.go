@@ -49,8 +49,9 @@ const (
 	maxRegionName = 128
 )
 
-// network is what one connection of an agent says of its network.
-type network struct {
+// Network relays what one connection of an agent says of its network. Its methods may be
+// called at any time by any goroutine.
+type Network struct {
 	tap   *Tap
 	agent Agent
 
@@ -61,9 +62,14 @@ type network struct {
 	said *agentstatsv1.Network // what was relayed last; nil: nothing was
 }
 
+// Network returns the Network of one connection of an agent. It is for those who see calls in
+// another way than by coderd's handlers, as Relay is. Regions have the names that any Network
+// of the Tap was told last.
+func (t *Tap) Network(agent Agent) *Network { return &Network{tap: t, agent: agent} }
+
 // tapCoordinate returns a receiver that relays the agent's node. A request is relayed once
 // the handler asks for the next one, or returns without an error.
-func (n *network) tapCoordinate(receiver drpc.Receiver) drpc.Receiver {
+func (n *Network) tapCoordinate(receiver drpc.Receiver) drpc.Receiver {
 	//nolint:revive // the context is second, as dRPC has it
 	return func(srv any, ctx context.Context, in1, in2 any) (drpc.Message, error) {
 		stream, ok := in1.(drpc.Stream)
@@ -82,7 +88,7 @@ func (n *network) tapCoordinate(receiver drpc.Receiver) drpc.Receiver {
 // coordination is the stream of one Coordinate.
 type coordination struct {
 	drpc.Stream
-	network *network
+	network *Network
 
 	mu sync.Mutex
 	// received is the request that the handler has, encoded; nil: none. Guarded by mu.
@@ -116,13 +122,14 @@ func (c *coordination) relay() {
 	c.received = nil
 	c.mu.Unlock()
 	if request != nil {
-		c.network.tap.try(coordinate, func() error { return c.network.relayCoordinate(request) })
+		c.network.tap.try(coordinate, func() error { return c.network.Coordinate(request) })
 	}
 }
 
-// relayCoordinate relays the node of a request. After a disconnect there is none. That is
-// no goodbye: agents that only connect again say it, too.
-func (n *network) relayCoordinate(request []byte) error {
+// Coordinate relays the node of a request of Coordinate, of which it keeps nothing else.
+// After a disconnect there is none. That is no goodbye: agents that only connect again say
+// it, too.
+func (n *Network) Coordinate(request []byte) error {
 	var node *agentstatsv1.Network
 	_, err := decode(request, updateSelfField, func(b []byte) error {
 		_, err := decode(b, nodeField, func(b []byte) (err error) {
@@ -148,7 +155,7 @@ func (n *network) relayCoordinate(request []byte) error {
 }
 
 // sayLocked relays the node with the names of its regions, unless that was said before.
-func (n *network) sayLocked() error {
+func (n *Network) sayLocked() error {
 	if n.node == nil {
 		return nil
 	}
@@ -183,12 +190,12 @@ func decodeNode(b []byte) (*agentstatsv1.Network, error) {
 		node.Regions = append(node.Regions, &agentstatsv1.Network_Region{Id: id, Latency: durationpb.New(latency)})
 	}
 	slices.SortFunc(node.Regions, func(a, b *agentstatsv1.Network_Region) int { return cmp.Compare(a.GetId(), b.GetId()) })
-	node.Regions = node.GetRegions()[:min(len(node.GetRegions()), maxRegions)]
 	return node, err
 }
 
 // addLatency adds an entry of derp_latency, of which a region has one by IPv4 and one by
-// IPv6: the lower one counts. One that makes no sense is left out.
+// IPv6: the lower one counts. One that makes no sense is left out, and so is one of a region
+// beyond the first maxRegions.
 func addLatency(latencies map[int64]time.Duration, entry []byte) {
 	var key string
 	seconds := math.NaN()
@@ -208,13 +215,13 @@ func addLatency(latencies map[int64]time.Duration, entry []byte) {
 		return
 	}
 	latency := time.Duration(seconds * float64(time.Second))
-	if known, ok := latencies[id]; !ok || latency < known {
+	if known, ok := latencies[id]; ok && latency < known || !ok && len(latencies) < maxRegions {
 		latencies[id] = latency
 	}
 }
 
 // tapDERPMaps returns a receiver that reads the names of regions in what coderd sends.
-func (n *network) tapDERPMaps(receiver drpc.Receiver) drpc.Receiver {
+func (n *Network) tapDERPMaps(receiver drpc.Receiver) drpc.Receiver {
 	//nolint:revive // the context is second, as dRPC has it
 	return func(srv any, ctx context.Context, in1, in2 any) (drpc.Message, error) {
 		if stream, ok := in2.(drpc.Stream); ok {
@@ -227,7 +234,7 @@ func (n *network) tapDERPMaps(receiver drpc.Receiver) drpc.Receiver {
 // derpMaps is the stream of one StreamDERPMaps.
 type derpMaps struct {
 	drpc.Stream
-	network *network
+	network *Network
 }
 
 // MsgSend implements drpc.Stream.
@@ -243,7 +250,7 @@ func (d *derpMaps) MsgSend(m drpc.Message, enc drpc.Encoding) error {
 }
 
 // relayDERPMap relays the node with the names of a DERP map.
-func (n *network) relayDERPMap(derpMap []byte) error {
+func (n *Network) relayDERPMap(derpMap []byte) error {
 	names := make(map[int64]string)
 	_, err := decode(derpMap, regionsField, func(entry []byte) error {
 		var id int64
@@ -256,7 +263,7 @@ func (n *network) relayDERPMap(derpMap []byte) error {
 			case number == mapValueField && kind == protowire.BytesType:
 				region, _ := protowire.ConsumeBytes(value)
 				_, _ = decode(region, regionNameField, func(b []byte) error {
-					name = strings.ToValidUTF8(string(b[:min(len(b), maxRegionName)]), "")
+					name = string(b)
 					return nil
 				})
 			}
@@ -266,6 +273,15 @@ func (n *network) relayDERPMap(derpMap []byte) error {
 	})
 	if err != nil {
 		return err
+	}
+	return n.SetRegions(names)
+}
+
+// SetRegions sets the names of regions, as the newest DERP map has them, and relays the node
+// with them. It takes over names.
+func (n *Network) SetRegions(names map[int64]string) error {
+	for id, name := range names {
+		names[id] = strings.ToValidUTF8(name[:min(len(name), maxRegionName)], "")
 	}
 	n.tap.setRegionNames(names)
 	n.mu.Lock()

@@ -3,8 +3,10 @@ package drpctap
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -170,7 +172,26 @@ func TestRegionsHaveTheNamesOfTheDERPMap(t *testing.T) {
 	getMap(map[int64]string{1: "Frankfurt", 2: "Sydney"})
 	require.Empty(t, agent.take())
 	other := &recorder{}
-	require.NoError(t, (&network{tap: tap, agent: other}).relayCoordinate(node))
+	require.NoError(t, tap.Network(other).Coordinate(node))
 	require.Equal(t, []string{`node 7 prefers 1 1 "Frankfurt" 250ms 2 "Sydney" 500ms`}, other.take())
 	require.Empty(t, log.String())
+}
+
+// Of an agent's network no more is relayed than the service takes.
+func TestNetworkIsBounded(t *testing.T) {
+	agent := &recorder{}
+	n := New(nil, Options{}).Network(agent)
+	require.NoError(t, n.SetRegions(map[int64]string{1: strings.Repeat("x", 200), 2: "a\xffb"}))
+	require.Empty(t, agent.take(), "there is no node")
+	var latencies []latency
+	for id := range 200 {
+		latencies = append(latencies, latency{fmt.Sprintf("%d-v4", id+1), 1})
+	}
+	latencies = append(latencies, latency{"1-v6", 0.5}, latency{"200-v6", 0.5})
+	require.NoError(t, n.Coordinate(updateSelf(5, 1, latencies...)))
+	said := agent.take()
+	require.Len(t, said, 1)
+	require.Contains(t, said[0], `prefers 1 1 "`+strings.Repeat("x", 128)+`" 500ms 2 "ab" 1s 3 "" 1s `)
+	require.Equal(t, 128, strings.Count(said[0], `" `))
+	require.NotContains(t, said[0], "129 ")
 }

@@ -177,14 +177,14 @@ func (t *Tap) Wrap(desc drpc.Description, agent Agent) drpc.Description {
 	if t == nil {
 		return desc
 	}
-	return &description{Description: desc, tap: t, agent: agent, network: &network{tap: t, agent: agent}}
+	return &description{Description: desc, tap: t, agent: agent, network: t.Network(agent)}
 }
 
 type description struct {
 	drpc.Description
 	tap     *Tap
 	agent   Agent
-	network *network
+	network *Network
 }
 
 // Method implements drpc.Description.

@@ -56,7 +56,7 @@ type parser struct {
 	used          []uint32
 	agentID       uuid.UUID
 	pending       []string
-	network       string
+	regions       string // before it is known who has them
 	lines         []string
 }
 
@@ -271,7 +271,7 @@ func (p *parser) message(st *parsedStream, data []byte, fromAgent bool) error {
 		}
 	case Coordinate:
 		if fromAgent {
-			return p.coordinate(data)
+			p.say(fmt.Sprintf("%s %x", Coordinate, data))
 		}
 	case StreamDERPMaps:
 		if !fromAgent {

@@ -3,8 +3,6 @@ package codertest
 import (
 	"errors"
 	"fmt"
-	"math"
-	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -68,7 +66,7 @@ func (p *parser) manifest(data []byte) error {
 		return err
 	}
 	if hasMap {
-		p.lines = append(p.lines, fmt.Sprintf("regions %v", regions))
+		p.sayRegions(regions)
 	}
 	switch {
 	case id == uuid.Nil:
@@ -81,82 +79,10 @@ func (p *parser) manifest(data []byte) error {
 	}
 	p.agentID = id
 	p.lines = append(p.lines, fmt.Sprintf("manifest %s %s %q %q %q%s", id, workspace, agent, owner, name, apps.String()))
+	if p.regions != "" {
+		p.lines = append(p.lines, p.regions)
+	}
 	p.lines = append(p.lines, p.pending...)
-	if p.network != "" {
-		p.lines = append(p.lines, p.network)
-	}
-	return nil
-}
-
-func (p *parser) coordinate(data []byte) error {
-	var node, preferred int64
-	var order []int64
-	latencies := map[int64]float64{}
-	hasNode, disconnected := false, false
-	err := fieldsOf(data, func(number protowire.Number, v value) error {
-		if number == 2 && v.wire == protowire.BytesType {
-			disconnected = true
-			return fieldsOf(v.bytes, func(protowire.Number, value) error { return nil })
-		}
-		if number != 1 || v.wire != protowire.BytesType {
-			return nil
-		}
-		return fieldsOf(v.bytes, func(number protowire.Number, v value) error {
-			if number != 1 || v.wire != protowire.BytesType {
-				return nil
-			}
-			hasNode = true
-			return fieldsOf(v.bytes, func(number protowire.Number, v value) error {
-				switch {
-				case number == 1 && v.wire == protowire.VarintType:
-					node = int64(v.number)
-				case number == 5 && v.wire == protowire.VarintType:
-					preferred = int64(int32(v.number))
-				case number == 6 && v.wire == protowire.BytesType:
-					var key string
-					var seconds float64
-					if err := fieldsOf(v.bytes, func(number protowire.Number, v value) error {
-						if number == 1 && v.wire == protowire.BytesType {
-							key = string(v.bytes)
-						}
-						if number == 2 && v.wire == protowire.Fixed64Type {
-							seconds = math.Float64frombits(v.number)
-						}
-						return nil
-					}); err != nil {
-						return err
-					}
-					region, _, _ := strings.Cut(key, "-")
-					id, err := strconv.ParseInt(region, 10, 64)
-					if err != nil || id < 1 || math.IsNaN(seconds) || seconds < 0 || math.IsInf(seconds, 1) {
-						return nil
-					}
-					if known, twice := latencies[id]; twice {
-						latencies[id] = min(known, seconds)
-					} else if len(order) < 128 {
-						latencies[id] = seconds
-						order = append(order, id)
-					}
-				}
-				return nil
-			})
-		})
-	})
-	if err != nil || !hasNode && !disconnected {
-		return err
-	}
-	if disconnected {
-		node, preferred, order = 0, 0, nil
-	}
-	line := fmt.Sprintf("network %d %d", node, preferred)
-	for _, id := range order {
-		line += fmt.Sprintf(" %d=%v", id, latencies[id])
-	}
-	if p.agentID == uuid.Nil {
-		p.network = line
-		return nil
-	}
-	p.lines = append(p.lines, line)
 	return nil
 }
 
@@ -166,9 +92,20 @@ func (p *parser) derpMap(data []byte) error {
 		return err
 	}
 	if len(regions) > 0 {
-		p.lines = append(p.lines, fmt.Sprintf("regions %v", regions))
+		p.sayRegions(regions)
 	}
 	return nil
+}
+
+// sayRegions adds the line of regions, once it is known who has them. Of several before that
+// it is the last.
+func (p *parser) sayRegions(regions map[int64]string) {
+	line := fmt.Sprintf("regions %v", regions)
+	if p.agentID == uuid.Nil {
+		p.regions = line
+		return
+	}
+	p.lines = append(p.lines, line)
 }
 
 func regionsOf(data []byte, regions map[int64]string) error {
@@ -194,7 +131,7 @@ func regionsOf(data []byte, regions map[int64]string) error {
 		}); err != nil {
 			return err
 		}
-		if len(regions) < 128 && len(name) <= 128 && strings.ToValidUTF8(name, "") == name {
+		if len(regions) < 128 {
 			regions[id] = name
 		}
 		return nil

@@ -14,7 +14,6 @@ type ignored struct{}
 
 func (ignored) Manifest(*decode.Manifest) {}
 func (ignored) Call(string, []byte)       {}
-func (ignored) Network(*decode.Network)   {}
 func (ignored) Regions(map[int64]string)  {}
 
 // BenchmarkCall decodes a call: what an agent sends of a report of 85 samples, or of as many

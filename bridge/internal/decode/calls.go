@@ -3,10 +3,12 @@ package decode
 // call is what is kept of one of coderd's calls.
 type call struct {
 	// relayed is the name of a call whose request is handed over when it is accepted; empty:
-	// fields of its messages are kept.
+	// fields of coderd's messages are kept.
 	relayed string
-	// ofAgent has the fields of the agent's messages, ofCoderd those of coderd's; nil: none.
-	ofAgent, ofCoderd *message
+	// unanswered: each request is handed over when it is whole.
+	unanswered bool
+	// fields are those that are kept of coderd's messages.
+	fields *message
 	// end is called with what was collected of a message.
 	end func(*Connection, *collected) error
 }
@@ -17,10 +19,10 @@ var calls = map[string]*call{
 	CallLifecycle:  {relayed: CallLifecycle},
 	CallAppHealths: {relayed: CallAppHealths},
 	CallMetadata:   {relayed: CallMetadata},
+	CallCoordinate: {relayed: CallCoordinate, unanswered: true},
 
-	"/coder.agent.v2.Agent/GetManifest":        {ofCoderd: manifestFields, end: endManifest},
-	"/coder.tailnet.v2.Tailnet/Coordinate":     {ofAgent: coordinateFields, end: endCoordinate},
-	"/coder.tailnet.v2.Tailnet/StreamDERPMaps": {ofCoderd: derpMapFields, end: endDERPMap},
+	"/coder.agent.v2.Agent/GetManifest":        {fields: manifestFields, end: endManifest},
+	"/coder.tailnet.v2.Tailnet/StreamDERPMaps": {fields: derpMapFields, end: endDERPMap},
 }
 
 // beginMessage handles the beginning of a message.
@@ -33,21 +35,13 @@ func (s *stream) beginMessage(c *Connection, fromAgent bool) error {
 			s.request.free(c.budget)
 			s.request, s.oversize = nil, false
 		}
-	case s.fields(fromAgent) != nil:
-		if s.walker == nil {
-			s.walker = new(walker)
+	case !fromAgent:
+		s.walker.free(c.budget) // of a message that another one replaces
+		if s.walker = newWalker(c.budget, s.call.fields); s.walker == nil {
+			return errMemory
 		}
-		s.walker.begin(s.fields(fromAgent))
 	}
 	return nil
-}
-
-// fields returns those that are kept of one side's messages; nil: none.
-func (s *stream) fields(fromAgent bool) *message {
-	if fromAgent {
-		return s.call.ofAgent
-	}
-	return s.call.ofCoderd
 }
 
 // messageData handles a part of a message.
@@ -74,9 +68,9 @@ func (s *stream) messageData(c *Connection, fromAgent bool, b []byte) error {
 			size += int(s.agent.left)
 		}
 		if !s.request.append(c.budget, b, size) {
-			return NewError(ReasonMemory, "keep a call: the memory of all decoders is used up")
+			return errMemory
 		}
-	case s.fields(fromAgent) != nil:
+	case !fromAgent:
 		return s.walker.read(b)
 	}
 	return nil
@@ -87,14 +81,21 @@ func (s *stream) endMessage(c *Connection, fromAgent bool) error {
 	switch {
 	case s.call == nil:
 		return nil
+	case s.call.unanswered:
+		if !fromAgent {
+			return nil
+		}
+		return s.handOver(c)
 	case s.call.relayed != "":
 		if fromAgent {
 			s.whole = true
 			return nil
 		}
 		return s.accepted(c)
-	case s.fields(fromAgent) != nil:
+	case !fromAgent:
 		kept, err := s.walker.end()
+		s.walker.free(c.budget)
+		s.walker = nil
 		if err != nil {
 			return err
 		}
@@ -105,22 +106,30 @@ func (s *stream) endMessage(c *Connection, fromAgent bool) error {
 
 // accepted handles coderd's answer to a relayed call.
 func (s *stream) accepted(c *Connection) error {
-	call, request := s.call.relayed, s.request
 	if !s.whole {
 		return NewError(ReasonDRPC, "dRPC: an answer comes before the request")
 	}
-	s.call, s.request = nil, nil
+	err := s.handOver(c)
+	s.call = nil
+	return err
+}
+
+// handOver hands over the request, unless it was too large to be kept.
+func (s *stream) handOver(c *Connection) error {
+	request := s.request
+	s.request = nil
 	if s.oversize {
 		return nil
 	}
-	if request == nil { // of no bytes: the question for the interval
+	if request == nil { // of no bytes
 		request, _ = buffers.Get().(*buffer)
 	}
-	return c.accept(call, request)
+	return c.accept(s.call.relayed, request)
 }
 
 // forget drops what is kept of a call.
 func (c *Connection) forget(s *stream) {
 	s.request.free(c.budget)
+	s.walker.free(c.budget)
 	s.call, s.request, s.walker, s.name = nil, nil, nil, nil
 }

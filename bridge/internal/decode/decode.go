@@ -18,6 +18,7 @@ const (
 	CallLifecycle  = "/coder.agent.v2.Agent/UpdateLifecycle"
 	CallAppHealths = "/coder.agent.v2.Agent/BatchUpdateAppHealths"
 	CallMetadata   = "/coder.agent.v2.Agent/BatchUpdateMetadata"
+	CallCoordinate = "/coder.tailnet.v2.Tailnet/Coordinate"
 )
 
 // Reason is why decoding ended, as the label of a metric.
@@ -73,33 +74,15 @@ type Manifest struct {
 	Apps                                    []App
 }
 
-// Network is an agent's view of its network.
-type Network struct {
-	NodeID          int64
-	PreferredRegion int64
-	// Latencies by region, in seconds; of a region that is measured over IPv4 and IPv6, the
-	// lower one.
-	Latencies []Latency
-}
-
-// Latency is the round trip to a region.
-type Latency struct {
-	Region  int64
-	Seconds float64
-}
-
 // Handler gets what is decoded of one connection. Its methods are called by Connection.Read.
 type Handler interface {
-	// Manifest is called once, before Call and Network. The handler owns m.
+	// Manifest is called once, before the others. The handler owns m.
 	Manifest(m *Manifest)
 	// Call is called with each relayed call that coderd answered without an error, in the
-	// order of the answers. The request is valid until it returns.
+	// order of the answers. Of CallCoordinate it is called with each request: coderd answers
+	// none. The request is valid until it returns.
 	Call(call string, request []byte)
-	// Network is called with each view of the network that the agent sent. The handler
-	// owns n.
-	Network(n *Network)
-	// Regions is called with the names of the DERP regions, also before Manifest. The handler
-	// owns names.
+	// Regions is called with the names of the DERP regions. The handler owns names.
 	Regions(names map[int64]string)
 }
 
@@ -135,10 +118,16 @@ const (
 	// agent asks for first of all.
 	maxPendingBytes = 256 << 10
 	maxPendingCalls = 64
-	// connectionBytes is about what a connection takes beside its requests: its directions,
-	// and the two streams that last as long as it.
-	connectionBytes = 4 << 10
+	// connectionBytes is about what a connection takes beside its streams: its directions,
+	// its Copy and its handler.
+	connectionBytes = 2 << 10
+	// streamBytes is what a stream takes beside its request.
+	streamBytes = 512
+	// walkerBytes is what a message takes that is read, and what is kept of it.
+	walkerBytes = 4 << 10
 )
+
+var errMemory = NewError(ReasonMemory, "the memory of all decoders is used up")
 
 // Connection decodes one connection of an agent. One goroutine at a time may use it.
 type Connection struct {
@@ -148,12 +137,12 @@ type Connection struct {
 	coderd  side
 	streams streams
 
-	manifest *Manifest // nil: not known yet
-	// pending calls wait for the manifest.
+	agentID uuid.UUID // zero: not known yet
+	// pending calls wait for the manifest, and so do the newest regions.
 	pending      []pendingCall
 	pendingBytes int
-	network      *Network // the newest that waits for it
-	skipped      int      // requests that were too large to be kept
+	regions      map[int64]string
+	skipped      int // requests that were too large to be kept
 	closed       bool
 }
 
@@ -166,7 +155,7 @@ type pendingCall struct {
 // says that there is not enough.
 func NewConnection(handler Handler, budget *Budget) (*Connection, error) {
 	if !budget.Reserve(connectionBytes) {
-		return nil, NewError(ReasonMemory, "decode a connection: the memory of all decoders is used up")
+		return nil, errMemory
 	}
 	c := &Connection{handler: handler, budget: budget}
 	c.agent.fromAgent = true
@@ -194,19 +183,20 @@ func (c *Connection) Close() {
 	c.closed = true
 	for _, s := range c.streams.open {
 		c.forget(s)
+		c.budget.Release(streamBytes)
 	}
 	c.streams.open = nil
 	for _, p := range c.pending {
 		p.request.free(c.budget)
 	}
-	c.pending, c.network = nil, nil
+	c.pending, c.regions = nil, nil
 	c.budget.Release(connectionBytes)
 }
 
 // accept hands over a call that coderd accepted, or has it wait for the manifest. It takes
 // over the request.
 func (c *Connection) accept(call string, request *buffer) error {
-	if c.manifest != nil {
+	if c.agentID != uuid.Nil {
 		c.handler.Call(call, request.b)
 		request.free(c.budget)
 		return nil
@@ -225,33 +215,32 @@ func (c *Connection) identify(m *Manifest) error {
 	switch {
 	case m.AgentID == uuid.Nil:
 		return NewError(ReasonMessage, "the manifest has no id of the agent")
-	case c.manifest == nil:
-	case c.manifest.AgentID != m.AgentID:
+	case c.agentID == uuid.Nil:
+	case c.agentID != m.AgentID:
 		return NewError(ReasonIdentity, "a second manifest is of another agent")
 	default:
 		return nil
 	}
-	known := *m
-	known.Apps = nil // the handler's
-	c.manifest = &known
+	c.agentID = m.AgentID
 	c.handler.Manifest(m)
+	c.setRegions(c.regions)
+	c.regions = nil
 	for _, p := range c.pending {
 		c.handler.Call(p.call, p.request.b)
 		p.request.free(c.budget)
 	}
 	c.pending, c.pendingBytes = nil, 0
-	if c.network != nil {
-		c.handler.Network(c.network)
-		c.network = nil
-	}
 	return nil
 }
 
-// setNetwork hands over a view of the network, or has it wait for the manifest.
-func (c *Connection) setNetwork(n *Network) {
-	if c.manifest == nil {
-		c.network = n
-		return
+// setRegions hands over the names of regions, or has them wait for the manifest; nil: there
+// are none.
+func (c *Connection) setRegions(names map[int64]string) {
+	switch {
+	case names == nil:
+	case c.agentID == uuid.Nil:
+		c.regions = names
+	default:
+		c.handler.Regions(names)
 	}
-	c.handler.Network(n)
 }

@@ -36,14 +36,6 @@ func (l *lines) Manifest(m *decode.Manifest) {
 
 func (l *lines) Call(call string, request []byte) { l.add("%s %x", call, request) }
 
-func (l *lines) Network(n *decode.Network) {
-	line := fmt.Sprintf("network %d %d", n.NodeID, n.PreferredRegion)
-	for _, r := range n.Latencies {
-		line += fmt.Sprintf(" %d=%v", r.Region, r.Seconds)
-	}
-	l.add("%s", line)
-}
-
 func (l *lines) Regions(names map[int64]string) { l.add("regions %v", names) }
 
 // read decodes parts, each cut as cut says. All memory must be given back.
@@ -140,6 +132,8 @@ func await(t testing.TB, what string, happened func() bool) {
 	}
 }
 
+var node = codertest.Node{ID: 0x1234, Preferred: 1, Latencies: map[string]float64{"1-v4": 0.02}}
+
 // conversation returns what a usual connection carries.
 func conversation(t testing.TB) []codertest.Part {
 	coderd := &codertest.RPC{DERPMaps: [][]byte{codertest.DERPMap(map[int64]string{1: "Helsinki"}), codertest.DERPMap(map[int64]string{1: "Turku"})}}
@@ -161,7 +155,6 @@ func conversation(t testing.TB) []codertest.Part {
 	}
 	network, err := s.Stream(t.Context(), codertest.Coordinate)
 	require.NoError(t, err)
-	node := codertest.Node{ID: 0x1234, Preferred: 1, Latencies: map[string]float64{"1-v4": 0.02}}
 	require.NoError(t, network.MsgSend(&codertest.Message{Bytes: node.UpdateSelf()}, codertest.Encoding{}))
 	await(t, "coordination", func() bool { return len(coderd.Accepted()) == 4 })
 	call(t, s, codertest.UpdateStats, statsRequest(t, 85))
@@ -194,8 +187,8 @@ func TestConversation(t *testing.T) {
 	want, err := codertest.Parse(parts)
 	require.NoError(t, err)
 	require.Len(t, want, 13, strings.Join(want, "\n"))
-	require.Contains(t, want[1], `manifest 11111111-2222-3333-4444-555555555555 07000000-0000-0000-0000-000000000000 "main" "alice" "dev" aaaaaaaa-2222-3333-4444-555555555555=3`)
-	require.Contains(t, strings.Join(want, "\n"), "network 4660 1 1=0.02")
+	require.Contains(t, want[0], `manifest 11111111-2222-3333-4444-555555555555 07000000-0000-0000-0000-000000000000 "main" "alice" "dev" aaaaaaaa-2222-3333-4444-555555555555=3`)
+	require.Contains(t, want, fmt.Sprintf("%s %x", codertest.Coordinate, node.UpdateSelf()))
 	require.NotContains(t, strings.Join(want, "\n"), fmt.Sprintf("%x", "refused"))
 	cuts := map[string]func(int) int{"whole": whole, "single": single}
 	for seed := range uint64(20) {

@@ -1,8 +1,8 @@
 package decode
 
 import (
-	"encoding/binary"
 	"math"
+	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -15,7 +15,7 @@ type field struct {
 	message *message
 	// begin is called before a nested message, and end after it.
 	begin, end func(*collected)
-	// number is called with a varint or the bits of a double, bytes with a text.
+	// number is called with a varint, bytes with a text.
 	number func(*collected, uint64)
 	bytes  func(*collected, []byte)
 	wire   protowire.Type
@@ -64,11 +64,29 @@ const (
 	inValue
 )
 
-// begin begins a message.
-func (w *walker) begin(fields *message) {
-	value := w.value[:0]
-	*w = walker{value: value}
+var walkers = sync.Pool{New: func() any { return new(walker) }}
+
+// newWalker returns a walker of a message, whose memory is taken of the budget; nil: that is
+// used up.
+func newWalker(budget *Budget, fields *message) *walker {
+	if !budget.Reserve(walkerBytes) {
+		return nil
+	}
+	w, _ := walkers.Get().(*walker)
 	w.nested[0] = nested{fields: fields, end: math.MaxUint64}
+	return w
+}
+
+// free gives the memory back. The walker is not to be used any more, and nothing of the
+// message stays in it.
+func (w *walker) free(budget *Budget) {
+	if w == nil {
+		return
+	}
+	budget.Release(walkerBytes)
+	clear(w.value[:cap(w.value)])
+	*w = walker{value: w.value[:0]}
+	walkers.Put(w)
 }
 
 // end ends a message, and returns what was kept of it. The caller owns that.
@@ -77,7 +95,6 @@ func (w *walker) end() (*collected, error) {
 		return nil, errMessage
 	}
 	kept := w.collected
-	w.collected = collected{}
 	return &kept, nil
 }
 
@@ -210,10 +227,8 @@ func (w *walker) tag(v uint64) error {
 // keep hands over a value that is whole.
 func (w *walker) keep() {
 	w.state = inTag
-	if w.known && w.field.wire == protowire.BytesType {
+	if w.known {
 		w.field.bytes(&w.collected, w.value)
-	} else if w.known {
-		w.field.number(&w.collected, binary.LittleEndian.Uint64(w.value))
 	}
 	w.value = w.value[:0]
 }

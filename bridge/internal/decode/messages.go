@@ -1,35 +1,20 @@
 package decode
 
 import (
-	"math"
-	"slices"
-	"strconv"
-	"strings"
-	"unicode/utf8"
-
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Bounds of what a message may have, as the service has them for its own.
 const (
-	maxApps       = 256
-	maxRegions    = 128
-	maxRegionName = 128
+	maxApps    = 256
+	maxRegions = 128
 )
 
 // collected is what is kept of a message.
 type collected struct {
 	manifest Manifest
 	app      App
-
-	hasNode      bool
-	disconnected bool
-	network      Network
-	latency      struct {
-		region  string
-		seconds float64
-	}
 
 	regions map[int64]string // nil: the message has no DERP map
 	region  struct {
@@ -55,19 +40,6 @@ var (
 		12: varintField(func(c *collected, v uint64) { c.app.Health = int32(v) }),
 	}
 
-	coordinateFields = &message{
-		1: messageField(&message{1: messageField(nodeFields, func(c *collected) { c.hasNode = true }, nil)}, nil, nil),
-		2: messageField(&message{}, func(c *collected) { c.disconnected = true }, nil),
-	}
-	nodeFields = &message{
-		1: varintField(func(c *collected, v uint64) { c.network.NodeID = int64(v) }),
-		5: varintField(func(c *collected, v uint64) { c.network.PreferredRegion = int64(int32(v)) }),
-		6: messageField(&message{
-			1: bytesField(func(c *collected, b []byte) { c.latency.region = string(b) }),
-			2: doubleField(func(c *collected, v float64) { c.latency.seconds = v }),
-		}, func(c *collected) { c.latency.region, c.latency.seconds = "", 0 }, endLatency),
-	}
-
 	derpMapFields = &message{2: messageField(&message{
 		1: varintField(func(c *collected, v uint64) { c.region.id = int64(v) }),
 		2: messageField(&message{4: bytesField(func(c *collected, b []byte) { c.region.name = string(b) })}, nil, nil),
@@ -80,10 +52,6 @@ func bytesField(f func(*collected, []byte)) field {
 
 func varintField(f func(*collected, uint64)) field {
 	return field{wire: protowire.VarintType, number: f}
-}
-
-func doubleField(f func(*collected, float64)) field {
-	return field{wire: protowire.Fixed64Type, number: func(c *collected, bits uint64) { f(c, math.Float64frombits(bits)) }}
 }
 
 func messageField(m *message, begin, end func(*collected)) field {
@@ -113,53 +81,19 @@ func beginRegions(c *collected) {
 
 func endRegion(c *collected) {
 	beginRegions(c)
-	if len(c.regions) < maxRegions && len(c.region.name) <= maxRegionName && utf8.ValidString(c.region.name) {
+	if len(c.regions) < maxRegions {
 		c.regions[c.region.id] = c.region.name
-	}
-}
-
-// endLatency adds the latency to a region, whose key is its id and "-v4" or "-v6". Other
-// keys are left out, as coderd does.
-func endLatency(c *collected) {
-	number, _, _ := strings.Cut(c.latency.region, "-")
-	id, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || id < 1 || !(c.latency.seconds >= 0) || math.IsInf(c.latency.seconds, 1) {
-		return
-	}
-	known := c.network.Latencies
-	if i := slices.IndexFunc(known, func(l Latency) bool { return l.Region == id }); i >= 0 {
-		known[i].Seconds = min(known[i].Seconds, c.latency.seconds)
-		return
-	}
-	if len(known) < maxRegions {
-		c.network.Latencies = append(c.network.Latencies, Latency{id, c.latency.seconds})
 	}
 }
 
 // endManifest handles coderd's answer to GetManifest.
 func endManifest(c *Connection, kept *collected) error {
-	if kept.regions != nil {
-		c.handler.Regions(kept.regions)
-	}
+	c.setRegions(kept.regions)
 	return c.identify(&kept.manifest)
-}
-
-// endCoordinate handles a message of the agent's coordination. After a disconnect it has no
-// node.
-func endCoordinate(c *Connection, kept *collected) error {
-	if kept.disconnected {
-		kept.hasNode, kept.network = true, Network{}
-	}
-	if kept.hasNode {
-		c.setNetwork(&kept.network)
-	}
-	return nil
 }
 
 // endDERPMap handles a DERP map that coderd sends.
 func endDERPMap(c *Connection, kept *collected) error {
-	if kept.regions != nil {
-		c.handler.Regions(kept.regions)
-	}
+	c.setRegions(kept.regions)
 	return nil
 }

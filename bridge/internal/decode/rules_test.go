@@ -151,7 +151,11 @@ func TestAccepted(t *testing.T) {
 		"another call": {func(s *script) { s.call(3, "/coder.agent.v2.Agent/BatchUpdateMetadataX", metadata, nil) }, nil},
 		"a disconnect": {func(s *script) {
 			s.mux(true, 3, syn, packets(1, invoke, codertest.Coordinate, message, "\x12\x00"))
-		}, []string{"network 0 0"}},
+		}, []string{fmt.Sprintf("%s 1200", codertest.Coordinate)}},
+		"what coderd says of others": {func(s *script) {
+			s.mux(true, 3, syn, packets(1, invoke, codertest.Coordinate, message, ""))
+			s.mux(false, 3, 0, packets(1, message, secret))
+		}, []string{codertest.Coordinate + " "}},
 		"a long name": {func(s *script) { s.call(3, strings.Repeat(name, 100), metadata, nil) }, nil},
 		"after a close frame": {func(s *script) {
 			s.socket(true, ws.Header{Fin: true, OpCode: ws.OpClose}, []byte{3, 0xe8})
@@ -266,12 +270,9 @@ func TestFieldsOfOtherTypes(t *testing.T) {
 	m = append(m, 11<<3|5, 1, 2, 3, 4)         // and of an app
 	s := &script{}
 	s.call(1, codertest.GetManifest, nil, m)
-	node := []byte{1<<3 | 2, 7, 1<<3 | 2, 5, 1<<3 | 2, 1, 'x', 5 << 3, 2} // a text in the place of the node's id
-	s.mux(true, 3, syn, packets(1, invoke, codertest.Coordinate, message, string(node)))
 	want, err := codertest.Parse(s.parts)
 	require.NoError(t, err)
-	require.Len(t, want, 3)
-	require.Equal(t, "network 0 2", want[2])
+	require.Len(t, want, 2)
 	for _, cut := range []func(int) int{whole, single} {
 		got, err := read(t, s.parts, cut)
 		require.NoError(t, err)
@@ -306,7 +307,44 @@ func TestBudget(t *testing.T) {
 	require.Equal(t, decode.ReasonMemory, ended.Reason)
 	c.Close()
 	require.Zero(t, budget.Used())
-	require.True(t, budget.Reserve(62<<10))
+	require.True(t, budget.Reserve(63<<10))
 	_, err = decode.NewConnection(&lines{}, budget)
 	require.True(t, errors.As(err, &ended))
+}
+
+// So is that of streams, and of messages of which something is kept, however little comes of
+// them.
+func TestBudgetOfStreams(t *testing.T) {
+	answer := drpcwire.AppendFrame(nil, drpcwire.Frame{ID: drpcwire.ID{Stream: 1, Message: 1}, Kind: message})
+	for what, test := range map[string]struct {
+		begun  []byte // of each stream's call
+		answer []byte
+	}{
+		"streams":  {nil, nil},
+		"messages": {packets(1, invoke, codertest.GetManifest, message, ""), answer},
+	} {
+		t.Run(what, func(t *testing.T) {
+			budget := decode.NewBudget(30 << 10)
+			c, err := decode.NewConnection(&lines{}, budget)
+			require.NoError(t, err)
+			for id := uint32(1); id < 200 && err == nil; id += 2 {
+				s := &script{}
+				s.mux(true, id, syn, test.begun)
+				if test.answer != nil {
+					s.mux(false, id, 0, test.answer)
+				}
+				for _, p := range s.parts {
+					if err == nil {
+						err = c.Read(p.FromAgent, p.Bytes)
+					}
+				}
+			}
+			var ended *decode.Error
+			require.ErrorAs(t, err, &ended)
+			require.Equal(t, decode.ReasonMemory, ended.Reason)
+			require.LessOrEqual(t, budget.Used(), int64(30<<10))
+			c.Close()
+			require.Zero(t, budget.Used())
+		})
+	}
 }

@@ -72,7 +72,7 @@ func (m *muxSide) handle(c *Connection, fromAgent bool) error {
 		return nil
 	}
 	if flags&muxSYN != 0 {
-		if err := c.streams.begin(fromAgent, id); err != nil {
+		if err := c.streams.begin(c.budget, fromAgent, id); err != nil {
 			return err
 		}
 	}
@@ -99,6 +99,7 @@ func (m *muxSide) endData(c *Connection, fromAgent bool) {
 func (c *Connection) end(id uint32) {
 	if s := c.streams.remove(id); s != nil {
 		c.forget(s)
+		c.budget.Release(streamBytes)
 		// A frame of the other direction may be half read.
 		for _, m := range []*muxSide{&c.agent.mux, &c.coderd.mux} {
 			if m.stream == s {
@@ -121,8 +122,9 @@ type streams struct {
 	used   uint64
 }
 
-// begin begins a stream that the agent opens. Those of coderd, which opens none, are skipped.
-func (s *streams) begin(fromAgent bool, id uint32) error {
+// begin begins a stream that the agent opens, whose memory is taken of the budget. Those of
+// coderd, which opens none, are skipped.
+func (s *streams) begin(budget *Budget, fromAgent bool, id uint32) error {
 	const idStep = 2 // the agent's are odd
 	if (id%idStep == 1) != fromAgent || id == 0 {
 		return NewError(ReasonYamux, "yamux: stream %d is opened by the other side", id)
@@ -145,6 +147,9 @@ func (s *streams) begin(fromAgent bool, id uint32) error {
 	}
 	if len(s.open) >= maxStreams {
 		return NewError(ReasonStreams, "yamux: want at most %d streams at once", maxStreams)
+	}
+	if !budget.Reserve(streamBytes) {
+		return errMemory
 	}
 	s.open = append(s.open, newStream(id))
 	return nil

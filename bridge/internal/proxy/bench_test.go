@@ -25,7 +25,6 @@ type nobody struct{ calls int }
 
 func (*nobody) Manifest(*decode.Manifest) {}
 func (n *nobody) Call(string, []byte)     { n.calls++ }
-func (*nobody) Network(*decode.Network)   {}
 func (*nobody) Regions(map[int64]string)  {}
 
 // cpu returns the CPU time of the process.

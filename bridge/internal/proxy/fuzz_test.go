@@ -38,14 +38,6 @@ func (l *lines) Call(call string, request []byte) {
 	l.got = append(l.got, fmt.Sprintf("%s %x", call, request))
 }
 
-func (l *lines) Network(n *decode.Network) {
-	line := fmt.Sprintf("network %d %d", n.NodeID, n.PreferredRegion)
-	for _, r := range n.Latencies {
-		line += fmt.Sprintf(" %d=%v", r.Region, r.Seconds)
-	}
-	l.got = append(l.got, line)
-}
-
 func (l *lines) Regions(names map[int64]string) {
 	l.got = append(l.got, fmt.Sprintf("regions %v", names))
 }

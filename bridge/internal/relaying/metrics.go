@@ -9,11 +9,8 @@ import (
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
-// The calls that are counted beside those of decode.Handler.Call.
-const (
-	callManifest   = "/coder.agent.v2.Agent/GetManifest"
-	callCoordinate = "/coder.tailnet.v2.Tailnet/Coordinate"
-)
+// callManifest is counted beside the calls of decode.Handler.Call.
+const callManifest = "/coder.agent.v2.Agent/GetManifest"
 
 type metrics struct {
 	calls  map[string]prometheus.Counter
@@ -33,7 +30,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}),
 	}
 	for _, call := range []string{
-		callManifest, callCoordinate, decode.CallStats, decode.CallLifecycle, decode.CallAppHealths, decode.CallMetadata,
+		callManifest, decode.CallCoordinate, decode.CallStats, decode.CallLifecycle, decode.CallAppHealths, decode.CallMetadata,
 	} {
 		m.calls[call] = calls.WithLabelValues(call[strings.LastIndexByte(call, '/')+1:])
 	}

@@ -6,15 +6,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/coder/agentstatsd/bridge/internal/decode"
 	"github.com/coder/agentstatsd/client"
@@ -24,9 +21,6 @@ import (
 
 // goodbyeTimeout bounds a goodbye: what an agent said is sent before it.
 const goodbyeTimeout = 30 * time.Second
-
-// maxLatency is the longest that the service takes.
-const maxLatency = 24 * time.Hour
 
 // Options are the knobs of a Relaying. The zero value works.
 type Options struct {
@@ -41,12 +35,11 @@ type Options struct {
 // Relaying relays for the agents of one bridge. It is safe for concurrent use.
 type Relaying struct {
 	relays  *client.Relays
+	tap     *drpctap.Tap // has the rules of networks, and the names of regions
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
 	logged  rate.Sometimes
-	// regions has the names of the DERP regions. They are coderd's, the same for all agents.
-	regions atomic.Pointer[map[int64]string]
 
 	ctx      context.Context // of goodbyes
 	cancel   context.CancelFunc
@@ -68,7 +61,10 @@ func New(relays *client.Relays, opts Options, reg prometheus.Registerer, log *sl
 	if err != nil {
 		return nil, err
 	}
-	r := &Relaying{relays: relays, opts: opts, metrics: m, log: log, logged: rate.Sometimes{First: 1, Interval: time.Minute}, connected: make(map[uuid.UUID]*connected)}
+	r := &Relaying{
+		relays: relays, tap: drpctap.New(relays, drpctap.Options{Logger: log}), opts: opts, metrics: m, log: log,
+		logged: rate.Sometimes{First: 1, Interval: time.Minute}, connected: make(map[uuid.UUID]*connected),
+	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -141,7 +137,7 @@ type Connection struct {
 	relaying *Relaying
 	id       uuid.UUID
 	agent    *client.RelayedAgent // nil: it is not known, or cannot be relayed
-	network  *decode.Network      // the newest; nil: none
+	network  *drpctap.Network     // nil: likewise
 }
 
 var _ decode.Handler = (*Connection)(nil)
@@ -170,7 +166,7 @@ func (c *Connection) Manifest(m *decode.Manifest) {
 		r.failed(callManifest, err)
 		return
 	}
-	c.id, c.agent = m.AgentID, agent
+	c.id, c.agent, c.network = m.AgentID, agent, r.tap.Network(agent)
 	r.add(m.AgentID, m.WorkspaceID)
 	for _, app := range m.Apps {
 		if app.Health == int32(agentstatsv1.AppHealth_APP_HEALTH_UNSPECIFIED) {
@@ -194,7 +190,13 @@ func (c *Connection) Call(call string, request []byte) {
 		return
 	}
 	to := &agent{RelayedAgent: c.agent}
-	if _, err := drpctap.Relay(to, call, request); err != nil {
+	var err error
+	if call == decode.CallCoordinate {
+		err = c.network.Coordinate(request)
+	} else {
+		_, err = drpctap.Relay(to, call, request)
+	}
+	if err != nil {
 		r.failed(call, err)
 	}
 	if to.off {
@@ -202,39 +204,13 @@ func (c *Connection) Call(call string, request []byte) {
 	}
 }
 
-// Network relays the agent's view of the network.
-func (c *Connection) Network(n *decode.Network) {
-	c.relaying.metrics.count(callCoordinate)
-	c.network = n
-	c.setNetwork()
-}
-
-// Regions names the regions of the agent's network.
+// Regions names the regions of agents' networks.
 func (c *Connection) Regions(names map[int64]string) {
-	if known := c.relaying.regions.Load(); known == nil || !maps.Equal(*known, names) {
-		c.relaying.regions.Store(&names)
-	}
-	c.setNetwork()
-}
-
-func (c *Connection) setNetwork() {
-	if c.agent == nil || c.network == nil {
+	if c.agent == nil {
 		return
 	}
-	network := &agentstatsv1.Network{NodeId: uint64(c.network.NodeID), PreferredRegionId: max(0, c.network.PreferredRegion)}
-	var names map[int64]string
-	if known := c.relaying.regions.Load(); known != nil {
-		names = *known
-	}
-	for _, l := range c.network.Latencies {
-		if l.Seconds <= maxLatency.Seconds() {
-			network.Regions = append(network.Regions, &agentstatsv1.Network_Region{
-				Id: l.Region, Name: names[l.Region], Latency: durationpb.New(time.Duration(l.Seconds * float64(time.Second))),
-			})
-		}
-	}
-	if err := c.agent.SetNetwork(network); err != nil {
-		c.relaying.failed(callCoordinate, err)
+	if err := c.network.SetRegions(names); err != nil {
+		c.relaying.failed(decode.CallCoordinate, err)
 	}
 }
 
