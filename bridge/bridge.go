@@ -30,6 +30,8 @@ import (
 const (
 	// headerTimeout bounds the time until a request's header is there.
 	headerTimeout = 10 * time.Second
+	// maxHeaderBytes bounds a header. Browsers and proxies have cookies of 32 KiB at most.
+	maxHeaderBytes = 64 << 10
 	// idleTimeout is how long a connection without a request is kept.
 	idleTimeout = 2 * time.Minute
 	// stopTimeout bounds the time for requests that are under way at the end.
@@ -81,7 +83,7 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 		return nil, err
 	}
 	if b.proxy, err = proxy.New(opts.Upstream, b.open, proxy.Options{
-		TLS: opts.UpstreamTLS, DrainTimeout: opts.DrainTimeout, MaxConnections: opts.MaxConnections,
+		TLS: opts.UpstreamTLS, DrainTimeout: opts.DrainTimeout, MaxConnections: opts.MaxConnections, DropForwarded: opts.DropForwarded,
 	}, reg, log); err != nil {
 		return nil, err
 	}
@@ -96,7 +98,7 @@ func New(conn *grpc.ClientConn, opts Options, reg prometheus.Registerer, log *sl
 // error if it cannot serve, or cannot deliver all.
 func (b *Bridge) Serve(ctx context.Context, lis net.Listener) error {
 	server := &http.Server{
-		Handler: b.proxy, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Handler: b.proxy, ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeaderBytes, IdleTimeout: idleTimeout,
 		ConnState: b.proxy.ConnState, ConnContext: b.proxy.ConnContext,
 		ErrorLog: log.New(io.Discard, "", 0), // what strangers send is no error of ours
 	}

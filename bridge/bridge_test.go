@@ -310,6 +310,20 @@ func TestCoderdThatTrustsNobody(t *testing.T) {
 	require.Contains(t, r.bridge.Warnings()[0], "CODER_PROXY_TRUSTED_ORIGINS")
 }
 
+// A header that is larger than any that agents and browsers have is not read.
+func TestHeadersAreBounded(t *testing.T) {
+	r := start(t, bridge.Options{})
+	for size, want := range map[int]int{32 << 10: http.StatusUnauthorized, 80 << 10: http.StatusRequestHeaderFieldsTooLarge} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.addr+"/x", nil)
+		require.NoError(t, err)
+		req.Header.Set("Cookie", strings.Repeat("x", size))
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		_ = resp.Body.Close()
+		require.Equal(t, want, resp.StatusCode)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	conn, err := client.Dial("localhost:1", client.DialOptions{Plaintext: true, Token: edgetest.CoderdToken})
 	require.NoError(t, err)

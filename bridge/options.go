@@ -26,6 +26,9 @@ type Options struct {
 	// CloseTimeout bounds the time to deliver what agents said, after the last connection;
 	// 0: 10 s.
 	CloseTimeout time.Duration
+	// DropForwarded has coderd not get what requests say of whom they come from: clients reach
+	// the bridge themselves, without a proxy before it that says so.
+	DropForwarded bool
 	// MaxConnections bounds agents' connections, each of which has two descriptors; 0:
 	// 10,000. Further ones are answered 503.
 	MaxConnections int

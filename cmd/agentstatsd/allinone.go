@@ -59,7 +59,7 @@ func (b *bridgeConfig) validateAllInOne() error {
 // has half of what it has alone.
 func (b *bridgeConfig) shareFiles() error {
 	b.grpcMaxConnections = cmp.Or(b.grpcMaxConnections, openFiles()*3/8)
-	b.maxAgentConns = cmp.Or(b.maxAgentConns, openFiles()*3/16)
+	b.maxAgentConns = cmp.Or(b.maxAgentConns, min(openFiles()*3/16, mostAgentConnections))
 	if most, want := maxConnections(), b.grpcMaxConnections+2*b.maxAgentConns; want > most {
 		return fmt.Errorf("--grpc-max-connections and twice --max-agent-connections: want at most %d, nine tenths of the files that the process may open, got %d", most, want)
 	}

@@ -52,6 +52,7 @@ func TestAllInOneSharesFiles(t *testing.T) {
 	var b bridgeConfig
 	require.NoError(t, b.shareFiles())
 	require.Positive(t, b.maxAgentConns)
+	require.LessOrEqual(t, b.maxAgentConns, int64(mostAgentConnections))
 	require.LessOrEqual(t, b.grpcMaxConnections+2*b.maxAgentConns, openFiles()*3/4)
 
 	b = bridgeConfig{maxAgentConns: maxAgentConnections()}

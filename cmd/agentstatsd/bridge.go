@@ -97,12 +97,16 @@ func (b *bridgeConfig) upstreamURL() (*url.URL, error) {
 	return u, nil
 }
 
+// mostAgentConnections is the most by default: about as many can be from one machine to one
+// port of coderd.
+const mostAgentConnections = 28_000
+
 func (b *bridgeConfig) bridgeOptions() bridge.Options {
 	u, _ := b.upstreamURL() // validate has checked it
 	return bridge.Options{
 		Upstream: u, DrainDelay: orNone(b.drainDelay), DrainTimeout: b.drainTimeout, CloseTimeout: b.closeTimeout,
-		MaxConnections:  int(cmp.Or(b.maxAgentConns, openFiles()*3/8)),
-		MaxDecoderBytes: b.maxDecoderBytes, MaxAgents: int(b.maxRelayedAgents),
+		MaxConnections:  int(cmp.Or(b.maxAgentConns, min(openFiles()*3/8, mostAgentConnections))),
+		MaxDecoderBytes: b.maxDecoderBytes, MaxAgents: int(b.maxRelayedAgents), DropForwarded: !b.trustForwarded,
 	}
 }
 

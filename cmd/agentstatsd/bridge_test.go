@@ -69,6 +69,7 @@ var bridgeWirings = map[string]wiring{
 	"max-scrape-bytes":               to("targets.MaxBodyBytes"),
 	"max-targets":                    to("targets.MaxTargets"),
 	"max-agent-connections":          to("bridge.MaxConnections"),
+	"trust-forwarded-headers":        to("bridge.DropForwarded"),
 	"max-decoder-bytes":              to("bridge.MaxDecoderBytes"),
 	"max-relayed-agents":             to("bridge.MaxAgents"),
 	"tls-max-handshakes":             to("handshakes.Max"),

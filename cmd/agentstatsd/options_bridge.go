@@ -20,6 +20,7 @@ type bridgeConfig struct {
 	upstreamCAFile   string
 	serviceURL       string
 	allowPlaintext   bool
+	trustForwarded   bool
 	drainDelay       time.Duration
 	closeTimeout     time.Duration
 	maxDecoderBytes  int64
@@ -143,6 +144,11 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 			Flag:        "allow-plaintext", Default: "false", Value: serpent.BoolOf(&b.allowPlaintext),
 		},
 		{
+			Description: "Pass on X-Forwarded-For and the like, as a proxy before the bridge says whom requests come from. " +
+				"False: clients reach the bridge themselves, and coderd does not get what they say of that.",
+			Flag: "trust-forwarded-headers", Default: "true", Value: serpent.BoolOf(&b.trustForwarded),
+		},
+		{
 			Description: "Certificate chain of the listener for agents, PEM. It is read again when it changes.",
 			Flag:        "tls-cert-file", Value: serpent.StringOf(&b.tlsCertFile),
 		},
@@ -163,7 +169,7 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 			Flag:        "close-timeout", Default: "10s", Value: positive(&b.closeTimeout),
 		},
 		{
-			Description: "Connections of agents at once; more are answered 503. Each takes two files. 0: three eighths of the files that the process may open.",
+			Description: "Connections of agents at once, and other requests, which leave a quarter to agents; more are answered 503. Each takes two files. 0: three eighths of the files that the process may open, at most 28,000.",
 			Flag:        "max-agent-connections", Default: "0", Value: atLeast(&b.maxAgentConns, 0),
 		},
 		{

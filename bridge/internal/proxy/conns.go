@@ -31,11 +31,13 @@ type conns struct {
 
 	mu sync.Mutex
 	// Guarded by mu. waiting has the net.Conns of those that no request is served of, the
-	// longest first; serving is the number of the others.
-	open    map[net.Conn]*conn
-	waiting *list.List
-	serving int
-	fullAt  time.Time // when a request was last refused; zero: never
+	// longest first; serving is the number of requests that are served, strangers that of
+	// those which are no agents'.
+	open      map[net.Conn]*conn
+	waiting   *list.List
+	serving   int
+	strangers int
+	fullAt    time.Time // when an agent was last refused; zero: never
 }
 
 // conn is one connection. The mu of conns guards its fields.
@@ -53,7 +55,7 @@ func (s *conns) changed(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		if victim := s.add(c); victim != nil {
-			_ = victim.Close()
+			go func() { _ = victim.Close() }() // TLS may take a while to say so
 		}
 	case http.StateHijacked:
 		s.mu.Lock()
@@ -97,29 +99,38 @@ func (s *conns) removeLocked(c net.Conn) {
 
 type connKey struct{}
 
-// serve notes that a request is served until done is called; nil: there are too many.
-func (s *conns) serve(ctx context.Context) (done func()) {
+// serve notes that a request is served until done is called; nil: there are too many. Those
+// that are no agents' leave a quarter of all to agents: they need no token, and may last.
+func (s *conns) serve(ctx context.Context, ofAgent bool) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.serving >= s.max {
-		s.fullAt = time.Now()
+	if s.serving >= s.max || !ofAgent && s.strangers >= s.max-s.max/4 {
+		if ofAgent {
+			s.fullAt = time.Now()
+		}
 		s.metrics.refused.WithLabelValues(refusedAnswered).Inc()
 		return nil
 	}
 	s.serving++
+	if !ofAgent {
+		s.strangers++
+	}
 	c, _ := ctx.Value(connKey{}).(net.Conn)
 	if known := s.open[c]; known != nil {
 		s.waiting.Remove(known.waits)
 		known.waits = nil
 	}
-	return func() { s.served(c) }
+	return func() { s.served(c, ofAgent) }
 }
 
 // served notes that a request of a connection has ended. One that was taken over ends then.
-func (s *conns) served(c net.Conn) {
+func (s *conns) served(c net.Conn, ofAgent bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serving--
+	if !ofAgent {
+		s.strangers--
+	}
 	switch known := s.open[c]; {
 	case known == nil:
 	case known.hijacked:
@@ -137,7 +148,7 @@ func (p *Proxy) ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// FullAt returns when a request was last refused as there were too many; zero: never.
+// FullAt returns when an agent was last refused as there were too many; zero: never.
 func (p *Proxy) FullAt() time.Time {
 	p.conns.mu.Lock()
 	defer p.conns.mu.Unlock()

@@ -49,7 +49,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
 	require.Equal(t, "10", resp.Header.Get("Retry-After"))
 	require.True(t, resp.Close)
-	require.Contains(t, string(body), "serves 2 requests, as many as --max-agent-connections allows")
+	require.Contains(t, string(body), "serves as many requests as --max-agent-connections allows")
 	require.Equal(t, 2, b.refusedConns(refusedAnswered))
 	require.Equal(t, 1.0, testutil.ToFloat64(b.metrics.handshakes.WithLabelValues("503")))
 	require.False(t, b.FullAt().IsZero())
@@ -113,4 +113,29 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	_, err = there.Read(make([]byte, 1))
 	require.ErrorIs(t, err, io.EOF)
 	require.Equal(t, 1, b.refusedConns(refusedClosed))
+}
+
+// Whoever needs no token for what lasts, like a download that is read slowly, keeps no agent
+// away.
+func TestAgentsHaveAQuarter(t *testing.T) {
+	_, coderd := startCoderd(t)
+	b := startWith(t, coderd.URL, Options{MaxConnections: 4})
+	var ends []func()
+	for range 3 {
+		done := b.conns.serve(t.Context(), false)
+		require.NotNil(t, done)
+		ends = append(ends, done)
+	}
+	require.Nil(t, b.conns.serve(t.Context(), false))
+	require.True(t, b.FullAt().IsZero(), "no agent was refused")
+	agent, err := codertest.Dial(t.Context(), b.addr, "token-"+secret, codertest.DialOptions{})
+	require.NoError(t, err)
+	require.Nil(t, b.conns.serve(t.Context(), true))
+	require.False(t, b.FullAt().IsZero())
+	require.NoError(t, agent.Close())
+	for _, done := range ends {
+		done()
+	}
+	b.untilServing(t, 0)
+	require.Zero(t, b.conns.strangers)
 }

@@ -3,7 +3,9 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -92,10 +95,10 @@ func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometh
 	protocols.SetHTTP1(true) // in which alone a connection can be upgraded
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite: p.rewrite,
-		Transport: &http.Transport{
+		Transport: &transport{proxy: p, Transport: &http.Transport{
 			DialContext: dialer.DialContext, DisableCompression: true, Protocols: protocols, TLSClientConfig: opts.TLS,
 			MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: opts.DialTimeout,
-		},
+		}},
 		FlushInterval:  -1,
 		ModifyResponse: p.answered,
 		ErrorHandler:   p.failed,
@@ -109,17 +112,18 @@ var silent = log.New(io.Discard, "", 0)
 
 // exchange is a request that is passed on.
 type exchange struct {
-	decoded  bool   // it is of an agent, whose calls are decoded
-	switched func() // called when the connection is upgraded
-	tunnel   *tunnel
+	decoded bool // it is of an agent, whose calls are decoded
+	tunnel  *tunnel
+	// malformed: the request's body is.
+	malformed atomic.Bool
 }
 
 type exchangeKey struct{}
 
 // ServeHTTP passes a request on.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	requests := p.metrics.requests
-	if r.URL.Path == AgentPath {
+	requests, ofAgent := p.metrics.requests, r.URL.Path == AgentPath
+	if ofAgent {
 		requests = p.metrics.handshakes
 	}
 	if p.isDraining() {
@@ -127,15 +131,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, "this bridge is about to stop")
 		return
 	}
-	served := p.conns.serve(r.Context())
+	served := p.conns.serve(r.Context(), ofAgent)
 	if served == nil {
 		requests.WithLabelValues("503").Inc()
 		w.Header().Set("Retry-After", retryAfter)
-		refuse(w, fmt.Sprintf("this bridge serves %d requests, as many as --max-agent-connections allows", p.opts.MaxConnections))
+		refuse(w, "this bridge serves as many requests as --max-agent-connections allows")
 		return
 	}
 	defer served()
-	x := &exchange{decoded: isAgent(r), switched: requests.WithLabelValues("101").Inc}
+	x := &exchange{decoded: isAgent(r)}
 	recorder := &statusRecorder{ResponseWriter: w}
 	defer func() {
 		// A panic of the reverse proxy ends the request only.
@@ -145,13 +149,30 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	recorder.done = func(code int) {
 		requests.WithLabelValues(strconv.Itoa(code)).Inc()
-		if code == http.StatusTooManyRequests {
+		if code == http.StatusTooManyRequests && ofAgent {
 			p.mu.Lock()
 			p.limited = time.Now()
 			p.mu.Unlock()
 		}
 	}
-	p.reverse.ServeHTTP(recorder, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	r.Body = &requestBody{r.Body, &x.malformed}
+	p.reverse.ServeHTTP(recorder, r)
+}
+
+// requestBody notes that it is malformed.
+type requestBody struct {
+	io.ReadCloser
+	malformed *atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.malformed.Store(true)
+	}
+	return n, err
 }
 
 // retryAfter is in seconds what agents wait for at most.
@@ -175,17 +196,17 @@ func isAgent(r *http.Request) bool {
 
 // rewrite makes the request to coderd: as it came, with the peer's address added.
 func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
+	const forwardedFor = "X-Forwarded-For"
 	r.SetURL(p.upstream)
 	r.Out.Host = r.In.Host
 	r.Out.URL.RawQuery = r.In.URL.RawQuery
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
-		if values, ok := r.In.Header[name]; ok {
+	for _, name := range []string{"Forwarded", forwardedFor, "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values, ok := r.In.Header[name]; ok && !p.opts.DropForwarded {
 			r.Out.Header[name] = slices.Clone(values)
 		}
 	}
 	if peer, _, err := net.SplitHostPort(r.In.RemoteAddr); err == nil {
-		before := r.In.Header["X-Forwarded-For"]
-		r.Out.Header.Set("X-Forwarded-For", strings.Join(append(slices.Clone(before), peer), ", "))
+		r.Out.Header.Set(forwardedFor, strings.Join(append(r.Out.Header[forwardedFor], peer), ", "))
 	}
 	if x, _ := r.In.Context().Value(exchangeKey{}).(*exchange); x != nil && x.decoded {
 		withoutCompression(r.Out.Header)
@@ -238,32 +259,62 @@ func (p *Proxy) answered(resp *http.Response) error {
 	if !p.add(t, kind) {
 		return errDraining
 	}
-	x.switched()
 	return nil
 }
 
 var errDraining = errors.New("this bridge is about to stop")
 
-// failed answers a request that coderd did not. The error is not repeated: that of a
-// malformed answer has a part of it.
-func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
+// failed answers a request that coderd did not.
+func (p *Proxy) failed(w http.ResponseWriter, _ *http.Request, err error) {
 	code := http.StatusBadGateway
-	switch {
-	case errors.Is(err, errDraining):
+	if errors.Is(err, errDraining) {
 		code = http.StatusServiceUnavailable
-	case r.Context().Err() != nil: // the agent has gone
-	default:
-		p.metrics.unreachable.Inc()
-		p.mu.Lock()
-		p.away = time.Now()
-		p.mu.Unlock()
-		cause := "the answer is not HTTP"
-		if network := (*net.OpError)(nil); errors.As(err, &network) {
-			cause = network.Error()
-		}
-		p.logged.Do(func() { p.log.Warn("coderd does not answer", "upstream", p.upstream.Host, "error", cause) })
 	}
 	w.WriteHeader(code)
+}
+
+// transport is that to coderd. It notes when coderd does not answer.
+type transport struct {
+	*http.Transport
+	proxy *Proxy
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.Transport.RoundTrip(r)
+	x, _ := r.Context().Value(exchangeKey{}).(*exchange)
+	if err == nil || r.Context().Err() != nil || x != nil && x.malformed.Load() { // or it is the sender's fault
+		return resp, err
+	}
+	p := t.proxy
+	p.metrics.unreachable.Inc()
+	p.mu.Lock()
+	p.away = time.Now()
+	p.mu.Unlock()
+	p.logged.Do(func() { p.log.Warn("coderd does not answer", "upstream", p.upstream.Host, "error", causeOf(err)) })
+	return resp, err
+}
+
+// causeOf says why coderd did not answer. The text of other errors may repeat a part of what
+// it said.
+func causeOf(err error) string {
+	var network *net.OpError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &network):
+		return network.Error()
+	case errors.As(err, &certificate):
+		return certificate.Error()
+	case errors.As(err, &record):
+		return "it does not speak TLS"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "it took too long"
+	case errors.Is(err, io.EOF):
+		return "it closed the connection"
+	}
+	return "the answer is not HTTP"
 }
 
 func (p *Proxy) isDraining() bool {
@@ -360,11 +411,31 @@ type statusRecorder struct {
 
 // WriteHeader implements http.ResponseWriter.
 func (s *statusRecorder) WriteHeader(code int) {
-	if s.done != nil && code >= 200 {
+	if code >= 200 {
+		s.answered(code)
+	}
+	s.ResponseWriter.WriteHeader(code)
+}
+
+func (s *statusRecorder) answered(code int) {
+	if s.done != nil {
 		s.done(code)
 		s.done = nil
 	}
-	s.ResponseWriter.WriteHeader(code)
+}
+
+// Hijack implements http.Hijacker. The connection begins with what its sender did not wait
+// with for the answer, as the reverse proxy reads nothing else.
+func (s *statusRecorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(s.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	s.answered(http.StatusSwitchingProtocols)
+	if early, _ := buffered.Peek(buffered.Reader.Buffered()); len(early) > 0 {
+		conn = &earlyConn{conn, early}
+	}
+	return conn, buffered, nil
 }
 
 // Unwrap is for http.ResponseController.

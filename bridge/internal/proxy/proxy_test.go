@@ -223,6 +223,24 @@ func TestHandshake(t *testing.T) {
 	require.NotContains(t, b.log.String(), secret)
 }
 
+// Where clients reach the bridge themselves, coderd does not get what they say of whom they
+// are.
+func TestForwardedHeadersAreDropped(t *testing.T) {
+	coderd, server := startCoderd(t)
+	b := startWith(t, server.URL, Options{DropForwarded: true})
+	header := http.Header{
+		"Forwarded": {"for=10.0.0.1"}, "X-Forwarded-For": {"10.0.0.1"}, "X-Forwarded-Host": {"other"}, "X-Forwarded-Proto": {"https"},
+	}
+	s, err := codertest.Dial(t.Context(), b.addr, "token-"+secret, codertest.DialOptions{Header: header})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	got := coderd.Headers()[0]
+	require.Equal(t, []string{"127.0.0.1"}, got["X-Forwarded-For"])
+	for _, name := range []string{"Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		require.Empty(t, got[name])
+	}
+}
+
 // A coderd that is away, or answers no HTTP, is logged once a minute, without what it said.
 func TestCoderdIsAway(t *testing.T) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"time"
 )
@@ -12,6 +13,8 @@ const (
 	idleBytes = 4 << 10
 	// busyBytes is that of a direction which filled its buffer: what is buffered at most.
 	busyBytes = 64 << 10
+	// quietBytes at a time are too few for that one: a manifest leaves it at once.
+	quietBytes = busyBytes / 4
 )
 
 // busyBuffers are those of directions that carry much at the moment.
@@ -41,13 +44,35 @@ func (t *tunnel) ReadFrom(agent io.Reader) (int64, error) {
 }
 
 // CloseWrite ends what the agent sends.
-func (t *tunnel) CloseWrite() error {
-	half, ok := t.ReadWriteCloser.(interface{ CloseWrite() error })
+func (t *tunnel) CloseWrite() error { return closeWrite(t.ReadWriteCloser) }
+
+// closeWrite ends what is sent over a connection, if it can.
+func closeWrite(conn io.Writer) error {
+	half, ok := conn.(interface{ CloseWrite() error })
 	if !ok {
 		return errors.ErrUnsupported
 	}
 	return half.CloseWrite()
 }
+
+// earlyConn is a connection of which some bytes were read before.
+type earlyConn struct {
+	net.Conn
+	early []byte
+}
+
+// Read implements io.Reader.
+func (c *earlyConn) Read(b []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(b, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
+// CloseWrite ends what coderd sends.
+func (c *earlyConn) CloseWrite() error { return closeWrite(c.Conn) }
 
 // Close closes the connection to coderd, after which that to the agent is closed, too.
 func (t *tunnel) Close() error {
@@ -78,6 +103,7 @@ func (t *tunnel) pass(dst io.Writer, src io.Reader, fromAgent bool, m *direction
 			m.latency.Observe(time.Since(began).Seconds())
 			m.bytes.Add(float64(w))
 			written += int64(w)
+			clear(buffer[:n]) // nothing that passed stays
 			if writeErr != nil {
 				return written, writeErr
 			}
@@ -90,7 +116,7 @@ func (t *tunnel) pass(dst io.Writer, src io.Reader, fromAgent bool, m *direction
 		case n == len(buffer) && busy == nil:
 			busy, _ = busyBuffers.Get().(*[]byte)
 			buffer = *busy
-		case n < idleBytes && busy != nil:
+		case n < quietBytes && busy != nil:
 			busyBuffers.Put(busy)
 			busy, buffer = nil, idle
 		}
