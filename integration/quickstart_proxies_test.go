@@ -45,13 +45,13 @@ func TestQuickstartProxies(t *testing.T) {
 				_, _ = resp.Body.Read(body)
 				return string(body) == "coderd"
 			}, 20*time.Second, 10*time.Millisecond, "%s", output)
-			session, err := codertest.Dial(t.Context(), addr, token, codertest.DialOptions{})
+			session, err := codertest.Dial(t.Context(), addr, token, codertest.DialOptions{Header: http.Header{"X-Forwarded-For": {"192.0.2.1"}}})
 			require.NoError(t, err)
 			defer func() { _ = session.Close() }()
 			answer, err := session.Call(t.Context(), codertest.GetManifest, nil)
 			require.NoError(t, err)
 			require.Equal(t, "manifest", string(answer))
-			require.Contains(t, rpc.Headers()[0].Get("X-Forwarded-For"), "127.0.0.1")
+			require.Equal(t, "127.0.0.1", rpc.Headers()[0].Get("X-Forwarded-For"), "not what the agent says of itself")
 		})
 	}
 }

@@ -29,6 +29,18 @@ func quickstart(t *testing.T, language string) (blocks []string) {
 // A line of a manifest or unit that has an option.
 var optionLine = regexp.MustCompile(`(?m)^ +(?:- )?--([a-z-]+)(?:[= ](\S+))?(?: \\)?$`)
 
+// setOptions sets those that a manifest or unit has.
+func setOptions(t *testing.T, options serpent.OptionSet, block string) {
+	t.Helper()
+	require.NoError(t, options.SetDefaults())
+	for _, line := range optionLine.FindAllStringSubmatch(block, -1) {
+		o := options.ByFlag(line[1])
+		require.NotNil(t, o, "--%s", line[1])
+		require.NoError(t, o.Value.Set(cmp.Or(line[2], "true")), "--%s", line[1])
+	}
+	require.Equal(t, strings.Count(block, " --"), len(optionLine.FindAllString(block, -1)), "lines of options that are not read")
+}
+
 // The program takes the options of compose, of Kubernetes and of the unit, without those of
 // coderd's environment.
 func TestQuickstartOptions(t *testing.T) {
@@ -39,15 +51,8 @@ func TestQuickstartOptions(t *testing.T) {
 		}
 		found++
 		b := new(bridgeConfig)
-		options := b.allInOneOptions()
-		require.NoError(t, options.SetDefaults())
-		for _, line := range optionLine.FindAllStringSubmatch(block, -1) {
-			o := options.ByFlag(line[1])
-			require.NotNil(t, o, "--%s", line[1])
-			require.NoError(t, o.Value.Set(cmp.Or(line[2], "true")), "--%s", line[1])
-		}
+		setOptions(t, b.allInOneOptions(), block)
 		require.NoError(t, b.validateAllInOne(), block)
-		require.Equal(t, strings.Count(block, " --"), len(optionLine.FindAllString(block, -1)), "lines of options that are not read")
 		require.Less(t, b.stopTimeout()+b.config.stopTimeout(), time.Minute, "the time that it has to stop")
 		require.Regexp(t, `stop_grace_period: 60s|terminationGracePeriodSeconds: 60|TimeoutStopSec=60`, block)
 		require.NotEmpty(t, b.upstream)
@@ -55,6 +60,18 @@ func TestQuickstartOptions(t *testing.T) {
 		require.NotEmpty(t, b.coderdMetricsURLs)
 	}
 	require.Equal(t, 3, found)
+	for _, block := range quickstart(t, "yaml") {
+		if !strings.Contains(block, "- bridge\n") {
+			continue
+		}
+		found++
+		b := new(bridgeConfig)
+		setOptions(t, b.options(), block)
+		require.NoError(t, b.validate(), block)
+		require.Less(t, b.stopTimeout()+endpointStop, 90*time.Second)
+		require.Contains(t, block, "terminationGracePeriodSeconds: 90")
+	}
+	require.Equal(t, 4, found)
 	for _, block := range quickstart(t, "yaml") {
 		var document yaml.Node
 		decoder := yaml.NewDecoder(strings.NewReader(block))
