@@ -120,7 +120,7 @@ microbench: servers ## the benchmarks of each package
 # The database servers that tests start, from the distribution. Nothing is done
 # if they are there; with apt, no cluster and no daemon is started.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-servers: bin/proxies ## what tests start: PostgreSQL and PgBouncer, installed, and nginx and Caddy
+servers: bin/debian ## what tests start: PostgreSQL and PgBouncer, installed; nginx, Caddy and Prometheus
 	@if PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" && \
 		command -v initdb >/dev/null && command -v postgres >/dev/null && command -v pgbouncer >/dev/null; then exit 0; fi; \
 	set -ex; \
@@ -131,11 +131,13 @@ servers: bin/proxies ## what tests start: PostgreSQL and PgBouncer, installed, a
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 		-o Dpkg::Options::=--force-confold postgresql pgbouncer
 
-# The reverse proxies of docs/quickstart-coder.md: the files of the distribution's packages,
-# not installed, as they would start with the machine.
-bin/proxies:
+DEBIAN := nginx caddy prometheus
+
+# The reverse proxies of docs/quickstart-coder.md, and a Prometheus: the files of the
+# distribution's packages, not installed, as they would start with the machine.
+bin/debian:
 	rm -rf $@.tmp && mkdir -p $@.tmp
-	cd $@.tmp && { apt-get download nginx caddy || { $(ROOT) apt-get update && apt-get download nginx caddy; }; } && \
+	cd $@.tmp && { apt-get download $(DEBIAN) || { $(ROOT) apt-get update && apt-get download $(DEBIAN); }; } && \
 		for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done
 	mv $@.tmp $@
 

@@ -1,0 +1,71 @@
+package integration
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/freeport"
+)
+
+// Debian's Prometheus takes the configuration for it, and scrapes the service with it.
+func TestDebianPrometheus(t *testing.T) {
+	beside(t)
+	s := newService(t, "--report-interval", "1s")
+	s.start(t)
+	sim := startSimulation(t, s, "--agents", "5", "--report-interval", "1s", "--duration", "2s", "--keep")
+	require.NoError(t, sim.wait())
+
+	text, err := os.ReadFile("../deploy/prometheus/prometheus-2.yml")
+	require.NoError(t, err)
+	places := strings.NewReplacer("localhost:2112", s.httpAddr, "15s", "1s", "10s", "1s")
+	dir, addr := t.TempDir(), freeport.Addr()
+	file := filepath.Join(dir, "prometheus.yml")
+	require.NoError(t, os.WriteFile(file, []byte(places.Replace(string(text))), 0o600))
+	out, err := exec.Command(debian(t, "promtool"), "check", "config", file).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+
+	cmd, output := exec.Command(debian(t, "prometheus"), "--config.file="+file, "--storage.tsdb.path="+dir, "--web.listen-address="+addr), new(lockedBuffer)
+	cmd.Stdout, cmd.Stderr = output, output
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+	})
+	count := func(query string) string {
+		resp, err := http.Get("http://" + addr + "/api/v1/query?query=" + url.QueryEscape(query))
+		if err != nil {
+			return ""
+		}
+		defer func() { _ = resp.Body.Close() }()
+		var answer struct {
+			Data struct {
+				Result []struct{ Value [2]any }
+			}
+		}
+		if json.NewDecoder(resp.Body).Decode(&answer) != nil || len(answer.Data.Result) != 1 {
+			return ""
+		}
+		text, _ := answer.Data.Result[0].Value[1].(string)
+		return text
+	}
+	require.Eventually(t, func() bool { return count("count(coderd_agents_up)") == "5" }, 20*time.Second, 50*time.Millisecond, "%s", output)
+	require.Equal(t, "1", count(`min_over_time(up{job="agentstatsd"}[1m])`))
+}
+
+// debian returns a program of a package that make servers downloads.
+func debian(t *testing.T, program string) string {
+	t.Helper()
+	found, err := filepath.Glob("../bin/debian/usr/*bin/" + program)
+	require.NoError(t, err)
+	require.Len(t, found, 1, "make servers downloads it")
+	return found[0]
+}
