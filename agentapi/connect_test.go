@@ -91,7 +91,7 @@ func TestSession(t *testing.T) {
 		c.RequireDurable(7)
 		c.RequireEnd(codes.OK, "")
 		require.Equal(t, []string{"cpu=5", "mem=2"}, s.StoredMetadata(1))
-		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "goodbye"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_ended_total", "goodbye"))
 		require.Equal(t, 2.0, s.Counter("agentstatsd_agent_requests_total", "metadata"))
 	})
 }
@@ -292,7 +292,7 @@ func TestGarbageIsSentAway(t *testing.T) {
 		c.SendNext(edgetest.Stats(edgetest.Gauge("bad name", 1)))
 		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 10 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 11")
 		synctest.Wait() // it is counted after its end was sent
-		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_total", "refused"))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_ended_total", "refused"))
 		require.Equal(t, 2.0, s.Counter("agentstatsd_agents_limited_total", "refused"))
 		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_refused_total", ""))
 	})
@@ -476,7 +476,7 @@ func TestSessionAge(t *testing.T) {
 		stays.RequireEnd(codes.Unavailable, "the session is too old; connect again")
 		wg.Wait()
 		synctest.Wait() // the session is closed after its stream
-		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "aged"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_ended_total", "aged"))
 	})
 }
 

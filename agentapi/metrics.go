@@ -37,10 +37,26 @@ type metrics struct {
 	relayRefused    *prometheus.CounterVec
 }
 
+// registerLimits registers the limits of relaying.
+func (s *Service) registerLimits(reg prometheus.Registerer) error {
+	return ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("relay_streams", s.opts.MaxRelayStreams, func() float64 { return float64(len(s.relays)) }),
+		ownmetrics.Fixed("relayed_sessions", s.opts.MaxRelayedSessions, ownmetrics.Count(func() int {
+			most := 0
+			s.relaying.Range(func(key, _ any) bool {
+				if r, ok := key.(*relay); ok {
+					most = max(most, r.count())
+				}
+				return true
+			})
+			return most
+		})),
+	)
+}
+
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_agent_requests_total", Help: "Requests of agents, by what they carry.",
-	}, []string{"kind"})
+	requests := ownmetrics.CounterVec("agentstatsd_agent_requests_total", "Requests of agents, by what they carry.",
+		ownmetrics.Values("kind", "stats", "metadata", "lifecycle", "app_health", "network", "goodbye"))
 	m := &metrics{
 		requests: requestCounters{
 			stats:     requests.WithLabelValues("stats"),
@@ -50,18 +66,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			network:   requests.WithLabelValues("network"),
 			goodbye:   requests.WithLabelValues("goodbye"),
 		},
-		refusedStates: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_state_refused_total", Help: "Lifecycle states, healths of apps and networks refused."}, []string{"reason"}),
-		sessionNames:  prometheus.NewCounter(prometheus.CounterOpts{Name: "coderd_agentstats_session_counts_overflow_total", Help: "Names in session_counts beyond the 64 of one report, which count as unknown."}),
+		refusedStates: ownmetrics.CounterVec("agentstatsd_state_refused_total", "Lifecycle states, healths of apps and networks refused.",
+			ownmetrics.Values("reason", reasonUnknownState, reasonInvalidField)),
+		sessionNames: prometheus.NewCounter(prometheus.CounterOpts{Name: "coderd_agentstats_session_counts_overflow_total", Help: "Names in session_counts beyond the 64 of one report, which count as unknown."}),
 
 		relayStreams:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_relay_streams", Help: "Streams of coderd that relay for agents."}),
 		relayedSessions: prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_relayed_sessions", Help: "Sessions of agents on streams that relay."}),
-		relayRefused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_relay_refused_total", Help: "Streams that relay, and sessions on them, that were refused or ended by a limit."}, []string{"reason"}),
-	}
-	for _, reason := range []string{refusedStreams, refusedSessions, refusedAgentID, refusedCredit, refusedSlow} {
-		m.relayRefused.WithLabelValues(reason)
-	}
-	for _, reason := range []string{reasonUnknownState, reasonInvalidField} {
-		m.refusedStates.WithLabelValues(reason)
+		relayRefused: ownmetrics.CounterVec("agentstatsd_relay_refused_total", "Streams that relay, and sessions on them, that were refused or ended by a limit.",
+			ownmetrics.Values("reason", refusedStreams, refusedSessions, refusedAgentID, refusedCredit, refusedSlow)),
 	}
 	return m, ownmetrics.Register(reg, requests, m.refusedStates, m.sessionNames, m.relayStreams, m.relayedSessions, m.relayRefused)
 }

@@ -263,7 +263,7 @@ func TestRefusedByTheDatabaseIsSentAway(t *testing.T) {
 		c.SendNext(edgetest.Metadata("k", "v"))
 		synctest.Wait()
 		require.Equal(t, 1.0, s.Counter("agentstatsd_agents_limited_total", "refused"))
-		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_total", "refused"))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_sessions_ended_total", "refused"))
 		c.RequireEnd(codes.ResourceExhausted, "refused items of the agent: want at most 5 at once (--agent-refused-burst) and 1 a second after that (--agent-refused-rate), got 6")
 		s.Connect(edgetest.Session{Agent: 2}) // nobody else is
 	})

@@ -73,6 +73,8 @@ func (s *Service) RelayAgents(stream relayStream) error {
 		return err
 	}
 	r := &relay{service: s, stream: stream, sessions: make(map[uint32]*relayedSession)}
+	s.relaying.Store(r, nil)
+	defer s.relaying.Delete(r)
 	r.ctx, r.cancel = context.WithCancel(stream.Context())
 	r.responses.init()
 	var writing sync.WaitGroup
@@ -198,14 +200,18 @@ func (r *relay) admitted(agentID []byte) (id agent.ID, err error) {
 		r.service.metrics.relayRefused.WithLabelValues(refusedAgentID).Inc()
 		return id, grpcserver.Invalid("agent_id", "want %d bytes, got %d", len(id), len(agentID))
 	}
-	r.mu.Lock()
-	n := len(r.sessions)
-	r.mu.Unlock()
-	if most := r.service.opts.MaxRelayedSessions; n >= most {
+	if most := r.service.opts.MaxRelayedSessions; r.count() >= most {
 		r.service.metrics.relayRefused.WithLabelValues(refusedSessions).Inc()
 		return id, grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d sessions on a stream that relays (%s)", most, flagRelayedSessions))
 	}
 	return agent.ID(agentID), nil
+}
+
+// count returns the number of sessions.
+func (r *relay) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sessions)
 }
 
 // enqueue queues a copy of a request once there is room for it. A copy, so that it does

@@ -474,7 +474,7 @@ func TestRelayDrain(t *testing.T) {
 		edgetest.RequireCode(t, relay.AwaitEnd(), codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		require.Equal(t, 10*time.Second, time.Since(began), "one did not go")
 		s.Stop()
-		require.Equal(t, float64(agents), s.Counter("agentstatsd_sessions_total", "drain"))
+		require.Equal(t, float64(agents), s.Counter("agentstatsd_sessions_ended_total", "drain"))
 	})
 }
 

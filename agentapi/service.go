@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -74,6 +75,7 @@ type Service struct {
 	metrics     *metrics
 	log         *slog.Logger
 	relays      grpcserver.Slots // streams that relay
+	relaying    sync.Map         // of *relay: these streams
 }
 
 // New returns a Service that the server serves: it is registered with
@@ -91,6 +93,9 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 		return nil, fmt.Errorf("agentapi: %w", err)
 	}
 	s := &Service{Components: c, server: server, opts: opts, metrics: m, log: log, relays: grpcserver.NewSlots(opts.MaxRelayStreams)}
+	if err := s.registerLimits(reg); err != nil {
+		return nil, fmt.Errorf("agentapi: %w", err)
+	}
 	s.relayedAcks = opts
 	s.relayedAcks.AckDelay = max(0, opts.AckDelay-relayGather)
 	server.Register(grpcserver.Service{

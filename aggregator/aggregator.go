@@ -1,7 +1,7 @@
 // Package aggregator keeps the latest values of what agents report, and writes them
 // for Prometheus.
 //
-// Locks are taken in this order: Aggregator.lifecycleMu, agentSeries.mu, descs.mu,
+// Locks are taken in this order: usage.mu, Aggregator.lifecycleMu, agentSeries.mu, descs.mu,
 // Aggregator.reserving, family.mu, families.mu. No other lock is taken together with states.mu, but those
 // of package arena, which come last. No lock is held while anything is written to a
 // client.
@@ -58,6 +58,7 @@ type Aggregator struct {
 	typeChanges atomic.Uint64
 	orphans     orphanQueue
 	ingesters   sync.Pool
+	usage       usage
 
 	shards [shardCount]shard
 

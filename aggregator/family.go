@@ -272,3 +272,10 @@ func (t *families) count() int {
 	defer t.mu.Unlock()
 	return len(t.byName)
 }
+
+// countUndocumented returns the number of families that MaxFamilies counts.
+func (t *families) countUndocumented() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byName) - t.documented
+}

@@ -35,10 +35,8 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 			Name: "agentstatsd_samples_total",
 			Help: "Forwarded samples that were stored.",
 		}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_samples_refused_total",
-			Help: "Samples, and fields of stats, that were refused, by reason.",
-		}, []string{"reason"}),
+		refused: ownmetrics.CounterVec("agentstatsd_samples_refused_total", "Samples, and fields of stats, that were refused, by reason.",
+			ownmetrics.Values("reason", refusalReasons...)),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_series_expired_total",
 			Help: "Series removed because they were not reported for the TTL.",
@@ -56,10 +54,8 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 			Help: "Series removed before the TTL to make room for new ones of the same agent.",
 		}),
 	}
-	omitted := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_group_values_omitted_total",
-		Help: "Reported values that their group left out, by reason.",
-	}, []string{"reason"})
+	omitted := ownmetrics.CounterVec("agentstatsd_group_values_omitted_total", "Reported values that their group left out, by reason.",
+		ownmetrics.Values("reason", omissionReasons[included+1:]...))
 	for o, reason := range omissionReasons {
 		if reason != "" {
 			m.omitted[o] = omitted.WithLabelValues(reason)
@@ -69,25 +65,20 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 		m.typeChanges, omitted)
 }
 
-// registerGauges registers the gauges of what the aggregator has now.
+// registerGauges registers the gauges of what the aggregator has now, and its limits.
 func (a *Aggregator) registerGauges(reg prometheus.Registerer) error {
+	if err := ownmetrics.RegisterLimits(reg, a.limits()...); err != nil {
+		return err
+	}
 	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series",
 			Help: "Series of agents in memory, stats gauges, states and groups included.",
 		}, func() float64 { return float64(a.series.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_series_limit",
-			Help: "Limit of agentstatsd_series. What the service computes is never refused.",
-		}, func() float64 { return float64(a.opts.MaxSeries) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_series_bytes",
 			Help: "Bytes of the names and labels of the series that agents forward, and of their groups.",
 		}, func() float64 { return float64(a.seriesBytes.Load()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_series_bytes_limit",
-			Help: "Limit of agentstatsd_series_bytes.",
-		}, func() float64 { return float64(a.opts.MaxSeriesBytes) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_families",
 			Help: "Families of agents in memory.",

@@ -26,6 +26,16 @@ const (
 	reasonTooManyFamilies metrics.Reason = "too_many_families"
 )
 
+// refusalReasons are all reasons, as the counter labels them.
+var refusalReasons = []metrics.Reason{
+	metrics.ReasonInvalidName, metrics.ReasonNameTooLong, metrics.ReasonReservedName, metrics.ReasonInvalidLabelName,
+	metrics.ReasonLabelNameTooLong, metrics.ReasonReservedLabel, metrics.ReasonDuplicateLabel, metrics.ReasonInvalidLabelValue,
+	metrics.ReasonLabelValueTooLong, metrics.ReasonTooManyLabels, metrics.ReasonLabelsTooLong,
+	reasonInvalidStats, reasonInvalidType, reasonInvalidValue, reasonWrongType, reasonPushedFamily, reasonDuplicateSeries,
+	reasonAgentSeries, reasonOwnerSeries, reasonTooManySeries, reasonAgentBytes, reasonOwnerBytes, reasonTooManyBytes,
+	reasonAgentFamilies, reasonTooManyFamilies,
+}
+
 // refusalKind returns whether sending again can help.
 func refusalKind(r metrics.Reason) agent.RefusalKind {
 	switch r {

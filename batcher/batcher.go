@@ -13,7 +13,6 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
-	"github.com/coder/agentstatsd/internal/ownmetrics"
 )
 
 // Store is the database. store.Store is one.
@@ -87,7 +86,7 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 	if b.metrics, err = newMetrics(reg); err != nil {
 		return nil, fmt.Errorf("batcher: %w", err)
 	}
-	if err := ownmetrics.Register(reg, newEntriesCollector(b.snapshot)); err != nil {
+	if err := b.registerGauges(reg); err != nil {
 		return nil, fmt.Errorf("batcher: %w", err)
 	}
 	return b, nil
@@ -166,13 +165,25 @@ type snapshot struct {
 	// quarantined is the number of agents in quarantine, confined how many came.
 	quarantined int
 	confined    int64
+	// oldest is for how long the oldest entry has been pending, of agents that are not in
+	// quarantine.
+	oldest time.Duration
 }
 
 func (b *Batcher) snapshot() snapshot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.pending
-	return snapshot{p.ledger, p.len(), len(p.quarantine), p.confined}
+	return snapshot{p.ledger, p.len(), len(p.quarantine), p.confined, p.age(time.Now())}
+}
+
+// count returns what f does of the pending entries.
+func (b *Batcher) count(f func(*pending) int) func() float64 {
+	return func() float64 {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return float64(f(b.pending))
+	}
 }
 
 // upsert writes rows and returns what Store.UpsertMetadata does.

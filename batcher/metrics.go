@@ -58,6 +58,7 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	reasons := ownmetrics.Values("reason", flushCapacity, flushScheduled, flushShutdown)
 	m := &metrics{
 		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "coderd_agentapi_metadata_batch_size",
@@ -69,19 +70,16 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help:    "Number of metadata keys per agent in each batch, updated before flushes.",
 			Buckets: []float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 40, 80, 160},
 		}),
-		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "coderd_agentapi_metadata_batches_total",
-			Help: "Total number of metadata batches flushed.",
-		}, []string{"reason"}),
+		batches: ownmetrics.CounterVec("coderd_agentapi_metadata_batches_total", "Total number of metadata batches flushed.", reasons),
 		droppedKeys: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "coderd_agentapi_metadata_dropped_keys_total",
 			Help: "Total number of metadata keys dropped due to capacity limits.",
 		}),
-		flushDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		flushDuration: ownmetrics.HistogramVec(prometheus.HistogramOpts{
 			Name:    "coderd_agentapi_metadata_flush_duration_seconds",
 			Help:    "Time taken to flush metadata batch to database and pubsub.",
 			Buckets: []float64{0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5},
-		}, []string{"reason"}),
+		}, reasons),
 		flushed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "coderd_agentapi_metadata_flushed_total",
 			Help: "Total number of unique metadatas flushed.",
@@ -95,12 +93,21 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Flushes of metadata that the database did not take; they are tried again.",
 		}),
 	}
-	for _, reason := range []string{flushCapacity, flushScheduled, flushShutdown} {
-		m.batches.WithLabelValues(reason)
-		m.flushDuration.WithLabelValues(reason)
-	}
 	return m, ownmetrics.Register(reg, m.batchSize, m.batchUtilization, m.batches, m.droppedKeys, m.flushDuration,
 		m.flushed, m.publishErrors, m.flushErrors)
+}
+
+// registerGauges registers what is pending now, and its limits.
+func (b *Batcher) registerGauges(reg prometheus.Registerer) error {
+	err := ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("metadata_pending", b.opts.MaxPending, b.count((*pending).len)),
+		ownmetrics.Fixed("metadata_pending_per_agent", b.opts.MaxPendingPerAgent, b.count((*pending).mostOfAgent)),
+		ownmetrics.Fixed("metadata_pending_per_owner", b.opts.MaxPendingPerOwner, b.count((*pending).mostOfOwner)),
+	)
+	if err != nil {
+		return err
+	}
+	return ownmetrics.Register(reg, newEntriesCollector(b.snapshot))
 }
 
 // entriesCollector serves the ledger of one moment, so that its law holds in
@@ -109,6 +116,7 @@ type entriesCollector struct {
 	now                       func() snapshot
 	entries, dropped, pending *prometheus.Desc
 	quarantined, confined     *prometheus.Desc
+	oldest                    *prometheus.Desc
 }
 
 func newEntriesCollector(now func() snapshot) *entriesCollector {
@@ -122,6 +130,9 @@ func newEntriesCollector(now func() snapshot) *entriesCollector {
 			[]string{"reason"}, nil),
 		pending: prometheus.NewDesc("agentstatsd_metadata_pending",
 			"Metadata entries that wait for the database or are being written.",
+			nil, nil),
+		oldest: prometheus.NewDesc("agentstatsd_metadata_oldest_pending_seconds",
+			"Time for which the oldest metadata entry has been pending, in seconds, but of agents whose metadata is written apart; 0: none is.",
 			nil, nil),
 		quarantined: prometheus.NewDesc("agentstatsd_metadata_quarantined_agents",
 			"Agents whose metadata is written apart, a few rows at a time, as the database refused some of it.",
@@ -137,6 +148,7 @@ func (c *entriesCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.entries
 	ch <- c.dropped
 	ch <- c.pending
+	ch <- c.oldest
 	ch <- c.quarantined
 	ch <- c.confined
 }
@@ -156,6 +168,7 @@ func (c *entriesCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.entries, prometheus.CounterValue, float64(n), outcome)
 	}
 	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(s.pending))
+	ch <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, s.oldest.Seconds())
 	ch <- prometheus.MustNewConstMetric(c.quarantined, prometheus.GaugeValue, float64(s.quarantined))
 	ch <- prometheus.MustNewConstMetric(c.confined, prometheus.CounterValue, float64(s.confined))
 }

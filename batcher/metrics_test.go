@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/bubble"
 	"github.com/coder/agentstatsd/internal/documented"
 )
 
@@ -135,10 +137,42 @@ coderd_agentapi_metadata_flushed_total 2
 	families, err := reg.Gather()
 	require.NoError(t, err)
 	own := slices.DeleteFunc(families, func(f *dto.MetricFamily) bool { return !strings.HasPrefix(f.GetName(), "agentstatsd_") })
-	require.Len(t, own, 6)
+	require.Len(t, own, 9)
 	problems, err := promlint.NewWithMetricFamilies(own).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)
+}
+
+// The numbers of what is pending are those of one moment, its age included.
+func TestPendingGauges(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		b, err := New(&fakeStore{}, &fakePublisher{}, Options{BatchSize: 5, MaxPending: 10, MaxPendingPerAgent: 5, MaxPendingPerOwner: 7}, reg, quiet)
+		require.NoError(t, err)
+		gauge := func(name string) (values []float64) {
+			for _, m := range gather(t, reg)[name].GetMetric() {
+				values = append(values, m.GetGauge().GetValue())
+			}
+			return values
+		}
+		require.Equal(t, []float64{0}, gauge("agentstatsd_metadata_oldest_pending_seconds"))
+		add := func(agentID, owner byte, entries ...string) {
+			r := report(id(agentID), 1, 1, nil, entries...)
+			r.Owner = id(owner)
+			b.Add(time.Now(), r)
+		}
+		add(1, 8, "a=1", "b=1")
+		time.Sleep(3 * time.Second)
+		add(2, 8, "a=1")
+		add(3, 9, "a=1")
+		require.Equal(t, []float64{3}, gauge("agentstatsd_metadata_oldest_pending_seconds"))
+		// By what: in all, of one agent, of one owner.
+		require.Equal(t, []float64{10, 5, 7}, gauge("agentstatsd_limit"))
+		require.Equal(t, []float64{4, 2, 3}, gauge("agentstatsd_usage"))
+		flushAll(t, b)
+		require.Equal(t, []float64{0}, gauge("agentstatsd_metadata_oldest_pending_seconds"))
+		require.Equal(t, []float64{0, 0, 0}, gauge("agentstatsd_usage"))
+	})
 }
 
 // Coder's counter has what a flush brought to the database, whether that wrote it or had

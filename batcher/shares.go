@@ -35,6 +35,24 @@ func (p *pending) count(owner agent.ID, n int) {
 	}
 }
 
+// mostOfAgent returns how many keys the agent has that has the most.
+func (p *pending) mostOfAgent() int {
+	most := 0
+	for _, a := range p.agents {
+		most = max(most, len(a.keys))
+	}
+	return most
+}
+
+// mostOfOwner returns how many keys the owner has that has the most.
+func (p *pending) mostOfOwner() int {
+	most := 0
+	for _, n := range p.owners {
+		most = max(most, n)
+	}
+	return most
+}
+
 // full reports whether there is no room for a new key of the agent, and why.
 func (p *pending) full(a *agentEntries) (dropReason, bool) {
 	switch {

@@ -51,6 +51,7 @@ func (o Options) withDefaults() Options {
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, time.Minute)
 	o.CloseTimeout = cmp.Or(o.CloseTimeout, 10*time.Second)
 	o.MaxDecoderBytes = cmp.Or(o.MaxDecoderBytes, 256<<20)
+	o.MaxAgents = cmp.Or(o.MaxAgents, 50_000)
 	return o
 }
 

@@ -33,32 +33,43 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		watches:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "agentstatsd_watches", Help: "Open watches, by what is watched."}, []string{"kind"}),
-		pushes:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_pushes", Help: "Instances of coderd that push."}),
-		refused:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_streams_refused_total", Help: "Streams refused because too many were open."}, []string{"kind"}),
-		watchErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
-		bytesRefused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_coderd_memory_refused_total", Help: "Messages of coderd refused, watches ended, and batches of reports delayed, as all calls of their kind take too much memory."}, []string{"kind"}),
+		watches: ownmetrics.GaugeVec("agentstatsd_watches", "Open watches, by what is watched.",
+			ownmetrics.Values("kind", watchMetadata, watchAgents, watchStats)),
+		pushes: prometheus.NewGauge(prometheus.GaugeOpts{Name: "agentstatsd_push_streams", Help: "Streams on which instances of coderd push."}),
+		refused: ownmetrics.CounterVec("agentstatsd_streams_refused_total", "Streams refused because too many were open.",
+			ownmetrics.Values("kind", refusedWatch, refusedSync, refusedPush)),
+		watchErrors: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_watch_read_errors_total", Help: "Reads for watches of metadata that failed and are tried again."}),
+		bytesRefused: ownmetrics.CounterVec("agentstatsd_coderd_memory_refused_total",
+			"Messages of coderd refused, watches ended, and batches of reports delayed, as all calls of their kind take too much memory.",
+			ownmetrics.Values("kind", bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches)),
 		slowedCalls:     prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_coderd_calls_slowed_total", Help: "Calls of coderd whose end was delayed, as calls that were refused or cancelled had sent too much."}),
 		oversizedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_push_oversized_total", Help: "Pushes ended as a snapshot was above the limit of bytes."}),
-	}
-	for _, kind := range []string{watchMetadata, watchAgents, watchStats} {
-		m.watches.WithLabelValues(kind)
-	}
-	for _, kind := range []string{refusedWatch, refusedSync, refusedPush} {
-		m.refused.WithLabelValues(kind)
-	}
-	for _, kind := range []string{bytesRegistrations, bytesPushes, bytesWatches, bytesReads, bytesBatches} {
-		m.bytesRefused.WithLabelValues(kind)
 	}
 	return m, ownmetrics.Register(reg, m.watches, m.pushes, m.refused, m.watchErrors, m.bytesRefused, m.slowedCalls, m.oversizedPushes)
 }
 
-// registerGauges registers the gauges of what calls have in memory now.
+// registerGauges registers the gauges of what calls have in memory now, and the limits.
 func (s *Service) registerGauges(reg prometheus.Registerer) error {
+	registrations := s.byteBudgets[agentstatsv1.CoderdService_RegisterAgents_FullMethodName]
+	pushes := s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName]
+	err := ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("watches", s.opts.MaxWatches, func() float64 { return float64(len(s.watches)) }),
+		ownmetrics.Fixed("watch_bytes", s.opts.MaxWatchBytes, nil),
+		ownmetrics.Fixed("watches_bytes", s.opts.MaxWatchesBytes, ownmetrics.Count(s.watchBytes.inUse)),
+		ownmetrics.Fixed("syncs", s.opts.MaxSyncs, func() float64 { return float64(len(s.syncs)) }),
+		ownmetrics.Fixed("sync_bytes", s.opts.MaxSyncBytes, ownmetrics.Count(registrations.inUse)),
+		ownmetrics.Fixed("push_bytes", s.opts.MaxPushBytes, nil),
+		ownmetrics.Fixed("pushes_bytes", s.opts.MaxPushesBytes, ownmetrics.Count(pushes.inUse)),
+		ownmetrics.Fixed("registration_bytes", s.opts.MaxRegistrationBytes, nil),
+		ownmetrics.Fixed("metadata_declared_keys", s.opts.MaxDeclaredKeys, nil),
+	)
+	if err != nil {
+		return err
+	}
 	var gauges []prometheus.Collector
 	for kind, inUse := range map[string]func() int{
-		bytesRegistrations: s.byteBudgets[agentstatsv1.CoderdService_RegisterAgents_FullMethodName].inUse,
-		bytesPushes:        s.byteBudgets[agentstatsv1.CoderdService_PushMetrics_FullMethodName].inUse,
+		bytesRegistrations: registrations.inUse,
+		bytesPushes:        pushes.inUse,
 		bytesWatches:       s.watchBytes.inUse,
 	} {
 		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{

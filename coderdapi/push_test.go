@@ -88,7 +88,7 @@ func TestPush(t *testing.T) {
 		p.part("ccc")
 		p.end(&pb.PushEnd{Snapshot: 3})
 		require.Equal(t, int64(3), p.answer().GetSnapshot())
-		require.Equal(t, 1.0, s.Counter("agentstatsd_pushes", ""))
+		require.Equal(t, 1.0, s.Counter("agentstatsd_push_streams", ""))
 		began := time.Now()
 		time.Sleep(time.Second)
 		p.end(&pb.PushEnd{Snapshot: 4, Final: true})
@@ -108,7 +108,7 @@ func TestPush(t *testing.T) {
 		p.requireEnd(codes.Unknown, "EOF")
 		require.Len(t, s.Pushes.Names(), 2)
 		synctest.Wait()
-		require.Equal(t, 0.0, s.Counter("agentstatsd_pushes", ""))
+		require.Equal(t, 0.0, s.Counter("agentstatsd_push_streams", ""))
 	})
 }
 

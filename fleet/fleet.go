@@ -194,7 +194,7 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 	if err != nil {
 		return nil, fmt.Errorf("fleet: %w", err)
 	}
-	return &Fleet{
+	f := &Fleet{
 		store:     store,
 		series:    series,
 		pending:   pending,
@@ -206,7 +206,8 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		registry:  newRegistry(),
 		queue:     writequeue.New[*entry, finishedBuild](),
 		retries:   backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: opts.Random},
-	}, nil
+	}
+	return f, f.registerLimits(reg)
 }
 
 // Run loads the registrations unless Load did. It writes states and sessions behind,

@@ -10,35 +10,34 @@ import (
 )
 
 type metrics struct {
-	statesUnserved         prometheus.Counter
-	agents                 prometheus.Gauge
-	workspaces             prometheus.Gauge
-	bytes                  prometheus.Gauge
-	beyondLimit            *prometheus.CounterVec
-	registrations          *prometheus.CounterVec
-	refused                *prometheus.CounterVec
-	sessions               prometheus.Gauge
-	sessionsEnded          *prometheus.CounterVec
-	duplicates             prometheus.Counter
-	refusedKeys            *prometheus.CounterVec
-	summarized             prometheus.Counter
-	limited                *prometheus.CounterVec
-	delayed                *prometheus.CounterVec
-	sessionsRefused        prometheus.Counter
-	instancesDropped       prometheus.Counter
-	clampedTimes           *prometheus.CounterVec
-	statesPending          prometheus.Gauge
-	statesWritten          prometheus.Counter
-	statesRejected         prometheus.Counter
-	writeErrors            *prometheus.CounterVec
-	loadErrors             prometheus.Counter
-	followErrors           prometheus.Counter
-	outdated               prometheus.Counter
-	notificationErrors     prometheus.Counter
-	notificationsMalformed prometheus.Counter
-	lookupsRefused         prometheus.Counter
-	collection             prometheus.Histogram
-	builds                 *durations.Histogram
+	agents, workspaces, bytes, sessions, statesPending prometheus.Gauge
+
+	beyondLimit, registrations, refused, sessionsEnded, refusedKeys *prometheus.CounterVec
+	limited, delayed, clampedTimes, writeErrors                     *prometheus.CounterVec
+
+	statesUnserved, statesWritten, statesRejected     prometheus.Counter
+	duplicates, summarized                            prometheus.Counter
+	sessionsRefused, instancesDropped, lookupsRefused prometheus.Counter
+	loadErrors, followErrors, outdated                prometheus.Counter
+	notificationErrors, notificationsMalformed        prometheus.Counter
+
+	collection prometheus.Histogram
+	builds     *durations.Histogram
+}
+
+// registerLimits registers the limits of the registrations and of lookups.
+func (f *Fleet) registerLimits(reg prometheus.Registerer) error {
+	return ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("agents", f.opts.MaxAgents, ownmetrics.Value(f.metrics.agents)),
+		ownmetrics.Fixed("registrations_bytes", f.opts.MaxBytes, ownmetrics.Value(f.metrics.bytes)),
+		ownmetrics.Fixed("metadata_keys", f.opts.MaxMetadataKeys, nil),
+		ownmetrics.Fixed("lookups", f.opts.MaxLookups, func() float64 {
+			if f.peers == nil {
+				return 0
+			}
+			return float64(len(f.peers.lookups))
+		}),
+	)
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -54,10 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return g
 	}
 	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
-		for _, value := range values {
-			v.WithLabelValues(value)
-		}
+		v := ownmetrics.CounterVec(name, help, ownmetrics.Values(label, values...))
 		all = append(all, v)
 		return v
 	}
@@ -81,7 +77,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		refused:                vec("agentstatsd_registration_changes_refused_total", "Refused changes of the registrations, by reason. Nothing of them takes effect.", "reason", refusedInvalid, refusedMaxAgents, refusedMaxBytes, refusedNeedsForce, refusedStore),
 		statesUnserved:         counter("agentstatsd_states_unserved_total", "Times that a series of an agent's state was of a family that is not served, a fault of the service."),
 		sessions:               gauge("agentstatsd_sessions", "Live sessions of agents."),
-		sessionsEnded:          vec("agentstatsd_sessions_total", "Ended sessions of agents, by end.", "end", ends...),
+		sessionsEnded:          vec("agentstatsd_sessions_ended_total", "Ended sessions of agents, by end.", "end", ends...),
 		duplicates:             counter("agentstatsd_duplicate_requests_total", "Requests ignored because their sequence was received before."),
 		refusedKeys:            vec("agentstatsd_metadata_refused_keys_total", "Metadata entries refused because of their key.", "reason", ReasonUndeclaredKey, ReasonTooManyKeys),
 		limited:                vec("agentstatsd_agents_limited_total", "Penalties of agents that exceeded a limit: they may open no session for a while.", "reason", budget.ReasonMessages, budget.ReasonBytes, budget.ReasonRefused),

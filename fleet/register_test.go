@@ -467,7 +467,7 @@ func TestSupersededSessionEnds(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, closed(s.Done()))
 	require.Equal(t, EndSuperseded, s.End())
-	require.Equal(t, []string{"superseded 1"}, metric(t, p, "agentstatsd_sessions_total"))
+	require.Equal(t, []string{"superseded 1"}, metric(t, p, "agentstatsd_sessions_ended_total"))
 	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
 }
 

@@ -46,7 +46,7 @@ func TestTakeover(t *testing.T) {
 		"open 1 ws1 first=true", "open 1 ws1 first=false", "close 1 goodbye=false",
 		"open 1 ws1 first=false", "close 1 goodbye=false", // it was here before, whatever it says
 	}, p.journal.take())
-	require.Equal(t, []string{"disconnect 2", "takeover 1"}, metric(t, p, "agentstatsd_sessions_total"))
+	require.Equal(t, []string{"disconnect 2", "takeover 1"}, metric(t, p, "agentstatsd_sessions_ended_total"))
 	require.Empty(t, metric(t, p, "agentstatsd_sessions"))
 }
 

@@ -71,7 +71,7 @@ func TestDrain(t *testing.T) {
 		silent.RequireEnd(codes.Unavailable, "the service is stopping; connect again elsewhere or later")
 		require.Equal(t, 10*time.Second, time.Since(began))
 		require.Equal(t, 12*time.Second, <-stopped, "who watches the health leaves when the connection does")
-		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_total", "drain"))
+		require.Equal(t, 2.0, s.Counter("agentstatsd_sessions_ended_total", "drain"))
 	})
 }
 

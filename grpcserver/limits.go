@@ -230,6 +230,16 @@ func (o *openCalls) release(key openKey) {
 	}
 }
 
+// count returns how many are open.
+func (o *openCalls) count() (open int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, n := range o.kinds {
+		open += n
+	}
+	return open
+}
+
 // agentStreams counts the streams that agents have open.
 type agentStreams struct {
 	limit int
@@ -252,6 +262,17 @@ func (a *agentStreams) acquire(id agent.ID) bool {
 	}
 	a.open[id]++
 	return true
+}
+
+// most returns how many the agent has that has the most.
+func (a *agentStreams) most() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	most := 0
+	for _, n := range a.open {
+		most = max(most, n)
+	}
+	return most
 }
 
 func (a *agentStreams) release(id agent.ID) {

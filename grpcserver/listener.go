@@ -348,6 +348,18 @@ func (c *connections) count() int {
 	return len(c.all)
 }
 
+// mostStrangers returns how many connections without an authenticated call the address has
+// that has the most.
+func (c *connections) mostStrangers() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	most := 0
+	for _, n := range c.strangers {
+		most = max(most, n)
+	}
+	return most
+}
+
 // close forgets all connections, which are closed.
 func (c *connections) close() {
 	c.mu.Lock()

@@ -208,7 +208,7 @@ func TestDeployments(t *testing.T) {
 				for family, want := range map[string]float64{
 					"agentstatsd_replica_leads":                 1,
 					"agentstatsd_replica_strangers":             0,
-					"agentstatsd_sessions_total":                0, // none has ended
+					"agentstatsd_sessions_ended_total":          0, // none has ended
 					"agentstatsd_pubsub_refused_messages_total": 0, // not even on the channels
 				} {
 					require.Equal(t, want, sumOf(t, d.services, family), "%s: %s", d.name, family)

@@ -104,7 +104,7 @@ func (s *service) total(t *testing.T, name string) (sum int) {
 
 const (
 	relayedSessions = "agentstatsd_relayed_sessions"
-	endedSessions   = "agentstatsd_sessions_total"
+	endedSessions   = "agentstatsd_sessions_ended_total"
 )
 
 // TestRelayOverReplicas has a coderd relay for agents over two replicas, of which one

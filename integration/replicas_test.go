@@ -345,7 +345,7 @@ func TestDatabaseAway(t *testing.T) {
 	sim := r.simulate(t, size.args(journalFile)...)
 	time.Sleep(size.step)
 	for name, fault := range away {
-		sessions := sumOf(t, r.services, "agentstatsd_sessions_total")
+		sessions := sumOf(t, r.services, "agentstatsd_sessions_ended_total")
 		fault.begin()
 		time.Sleep(2 * time.Second) // what was written before is acked
 		began := time.Now()
@@ -359,7 +359,7 @@ func TestDatabaseAway(t *testing.T) {
 		}
 		until := time.Now()
 		require.Positive(t, series)
-		require.Equal(t, sessions, sumOf(t, r.services, "agentstatsd_sessions_total"), "%s: no stream ended", name)
+		require.Equal(t, sessions, sumOf(t, r.services, "agentstatsd_sessions_ended_total"), "%s: no stream ended", name)
 		require.LessOrEqual(t, sumOf(t, r.services, "agentstatsd_metadata_pending"), float64(20*size.agents), "%s: at most each key twice", name)
 		for _, s := range r.services {
 			require.Equal(t, http.StatusServiceUnavailable, status(t, "http://"+s.httpAddr+"/-/ready"), name)

@@ -20,19 +20,13 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer, factor func() float64) (*metrics, error) {
 	m := &metrics{
-		load: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "agentstatsd_load",
-			Help: "Load of this replica in the last 30 s as a share of its target: above 1 the intervals of agents are lengthened.",
-		}, []string{"kind"}),
-		steps: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_interval_steps_total",
-			Help: "Steps by which this replica, as the leader, lengthened the intervals of agents (up) or shortened them (down).",
-		}, []string{"direction"}),
+		load: ownmetrics.GaugeVec("agentstatsd_load",
+			"Load of this replica in the last 30 s as a share of its target: above 1 the intervals of agents are lengthened.",
+			ownmetrics.Values("kind", kindCPU, kindPendingAge, kindFlush)),
+		steps: ownmetrics.CounterVec("agentstatsd_interval_steps_total",
+			"Steps by which this replica, as the leader, lengthened the intervals of agents (up) or shortened them (down).",
+			ownmetrics.Values("direction", stepUp, stepDown)),
 	}
-	for _, direction := range []string{stepUp, stepDown} {
-		m.steps.WithLabelValues(direction)
-	}
-	m.setLoad(agent.Load{})
 	return m, ownmetrics.Register(reg, m.load, m.steps, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_interval_factor",
 		Help: "Factor by which the report and metadata intervals of agents are multiplied, the same on all replicas.",

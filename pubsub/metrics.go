@@ -57,10 +57,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Subscriptions that exist now.",
 		}),
 	}
-	dropped := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_pubsub_dropped_messages_total",
-		Help: "Messages that a subscriber did not get.",
-	}, []string{"reason"})
+	dropped := ownmetrics.CounterVec("agentstatsd_pubsub_dropped_messages_total", "Messages that a subscriber did not get.",
+		ownmetrics.Values("reason", "slow_subscriber", "slow_connection"))
 	m.droppedSubscriber = dropped.WithLabelValues("slow_subscriber")
 	m.droppedConnection = dropped.WithLabelValues("slow_connection")
 	return m, ownmetrics.Register(reg, m.published, m.publishErrors, m.publishDuration, m.deliveryLatency, m.reconnects,
@@ -84,10 +82,9 @@ func registerConnected(reg prometheus.Registerer, engine Engine) error {
 type deploymentMetrics struct{ foreign, malformed prometheus.Counter }
 
 func newDeploymentMetrics(reg prometheus.Registerer) (*deploymentMetrics, error) {
-	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_pubsub_refused_messages_total",
-		Help: "Messages that arrived and were discarded: of another deployment, or without a sender's id.",
-	}, []string{"reason"})
+	refused := ownmetrics.CounterVec("agentstatsd_pubsub_refused_messages_total",
+		"Messages that arrived and were discarded: of another deployment, or without a sender's id.",
+		ownmetrics.Values("reason", "other_deployment", "malformed"))
 	m := &deploymentMetrics{foreign: refused.WithLabelValues("other_deployment"), malformed: refused.WithLabelValues("malformed")}
 	return m, ownmetrics.Register(reg, refused)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/metrics"
+	"github.com/coder/agentstatsd/pushed/internal/family"
 	"github.com/coder/agentstatsd/pushed/internal/familytest"
 )
 
@@ -267,6 +269,11 @@ func check(t fataler, f *Families) map[string]float64 {
 	parse(t, textparse.NewProtobufParser(protobuf(t, f), true, true, false, false, labels.NewSymbolTable()), classic)
 	requireSameSamples(t, samples, classic)
 	parse(t, textparse.NewProtobufParser(protobuf(t, f), false, false, false, false, labels.NewSymbolTable()), make(map[string]float64))
+	for scope, vec := range map[family.Scope]*prometheus.CounterVec{
+		family.OfFamily: f.metrics.refused, family.OfSeries: f.metrics.refusedSeries, family.OfValues: f.metrics.refusedValues,
+	} {
+		require.Equal(t, len(family.Reasons[scope]), testutil.CollectAndCount(vec), "a reason is not in family.Reasons")
+	}
 	return samples
 }
 

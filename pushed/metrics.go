@@ -42,22 +42,15 @@ type ownMetrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 	m := &ownMetrics{
-		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_pushes_total",
-			Help: "Snapshots that coderd instances pushed, by outcome.",
-		}, []string{"outcome"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_pushed_families_refused_total",
-			Help: "Families of stored snapshots that were refused, by reason.",
-		}, []string{"reason"}),
-		refusedSeries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_pushed_series_refused_total",
-			Help: "Series of stored snapshots that were refused, beside those of refused families, by reason.",
-		}, []string{"reason"}),
-		refusedValues: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_pushed_values_refused_total",
-			Help: "Exemplars, created timestamps and sums of stored snapshots that were left out, and gauges of them that count in no sum, maximum or minimum, once for each snapshot, by reason; their series are served.",
-		}, []string{"reason"}),
+		pushes: ownmetrics.CounterVec("agentstatsd_pushes_total", "Snapshots that coderd instances pushed, by outcome.",
+			ownmetrics.Values("outcome", outcomeStored, outcomeDuplicate, outcomeSuperseded, outcomeInvalid, outcomeNoRoom, outcomeUnavailable)),
+		refused: ownmetrics.CounterVec("agentstatsd_pushed_families_refused_total", "Families of stored snapshots that were refused, by reason.",
+			ownmetrics.Values("reason", family.Reasons[family.OfFamily]...)),
+		refusedSeries: ownmetrics.CounterVec("agentstatsd_pushed_series_refused_total", "Series of stored snapshots that were refused, beside those of refused families, by reason.",
+			ownmetrics.Values("reason", family.Reasons[family.OfSeries]...)),
+		refusedValues: ownmetrics.CounterVec("agentstatsd_pushed_values_refused_total",
+			"Exemplars, created timestamps and sums of stored snapshots that were left out, and gauges of them that count in no sum, maximum or minimum, once for each snapshot, by reason; their series are served.",
+			ownmetrics.Values("reason", family.Reasons[family.OfValues]...)),
 		folded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_instances_merged_total",
 			Help: "Instances that were gone and whose counts were merged into totals.",
@@ -66,10 +59,8 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 			Name: "agentstatsd_push_totals_series_forgotten_total",
 			Help: "Series of the totals, of instances that are gone, that were forgotten to make room.",
 		}),
-		follows: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_push_follows_total",
-			Help: "Reads of what other replicas stored of pushes, by outcome.",
-		}, []string{"outcome"}),
+		follows: ownmetrics.CounterVec("agentstatsd_push_follows_total", "Reads of what other replicas stored of pushes, by outcome.",
+			ownmetrics.Values("outcome", followChanged, followUnchanged, followFailed)),
 		rowsRead: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_push_rows_read_total",
 			Help: "Rows that were read because another replica wrote them, or at the start.",
@@ -95,25 +86,33 @@ func newMetrics(reg prometheus.Registerer) (*ownMetrics, error) {
 			Help: "How often a merged family was left out because it could not be rendered.",
 		}),
 	}
-	for _, outcome := range []string{outcomeStored, outcomeDuplicate, outcomeSuperseded, outcomeInvalid, outcomeNoRoom, outcomeUnavailable} {
-		m.pushes.WithLabelValues(outcome)
-	}
-	for _, outcome := range []string{followChanged, followUnchanged, followFailed} {
-		m.follows.WithLabelValues(outcome)
-	}
 	return m, ownmetrics.Register(reg, m.pushes, m.refused, m.refusedSeries, m.refusedValues, m.folded, m.forgotten,
 		m.renderErrors, m.follows, m.rowsRead, m.undecodable, m.omitted, m.outdated, m.notificationErrors)
 }
 
-// registerGauges registers the gauges of what is stored and served now.
+// registerGauges registers the gauges of what is stored and served now, and the limits.
 func (f *Families) registerGauges(reg prometheus.Registerer) error {
+	of := func(value func(*view) int) func() float64 {
+		return func() float64 { return float64(value(f.view.Load())) }
+	}
 	gauge := func(name, help string, value func(*view) int) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
-			func() float64 { return float64(value(f.view.Load())) })
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, of(value))
+	}
+	err := ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("coderd_instances", f.opts.MaxInstances, of(func(v *view) int { return v.own })),
+		ownmetrics.Fixed("pushed_series", f.opts.MaxSeries, of(func(v *view) int { return v.mostSeries })),
+		ownmetrics.Fixed("pushed_series_total", f.opts.MaxTotalSeries, of(func(v *view) int { return v.live })),
+		ownmetrics.Fixed("pushed_families", f.opts.MaxFamilies, of(func(v *view) int { return v.mostFamilies })),
+		ownmetrics.Fixed("push_row_bytes", f.opts.MaxRowBytes, of(func(v *view) int { return v.mostRowBytes })),
+		ownmetrics.Fixed("pushed_label_value_bytes", f.opts.MaxLabelValueBytes, nil),
+		ownmetrics.Fixed("pushed_labels_bytes", f.opts.MaxLabelsBytes, nil),
+	)
+	if err != nil {
+		return err
 	}
 	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "agentstatsd_pushed_families_served",
+			Name: "agentstatsd_serves_pushed_families",
 			Help: "1 while this replica is the one that serves what coderd instances pushed.",
 		}, func() float64 {
 			if f.serves() {

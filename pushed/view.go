@@ -17,8 +17,11 @@ type view struct {
 	families []*metrics.Rendered
 	// passed are the names of those of agents.
 	passed map[string]bool
-	// Values of the service's own gauges.
-	instances, series, rowBytes, unreadable int
+	// Values of the service's own gauges. live are the series of instances that are alive.
+	instances, series, rowBytes, unreadable, live int
+	// own is the number of instances but the totals. most* are what the one of them has that
+	// has the most.
+	own, mostSeries, mostFamilies, mostRowBytes int
 }
 
 // ownership is a name that this package owns. until is zero while its family is
@@ -164,6 +167,14 @@ func (f *Families) rebuildLocked(now time.Time, names []string) {
 		v.instances++
 		v.series += i.lines
 		v.rowBytes += i.rowBytes
+		if i.live {
+			v.live += i.lines
+		}
+		if i.id != (agent.Instance{}) {
+			v.own++
+			v.mostSeries, v.mostRowBytes = max(v.mostSeries, i.lines), max(v.mostRowBytes, i.rowBytes)
+			v.mostFamilies = max(v.mostFamilies, len(i.families))
+		}
 	}
 	f.view.Store(v)
 }

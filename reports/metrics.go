@@ -38,17 +38,13 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "agentstatsd_" + name, Help: help})
 	}
 	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "agentstatsd_" + name, Help: help}, []string{label})
-		for _, value := range values {
-			v.WithLabelValues(value)
-		}
-		return v
+		return ownmetrics.CounterVec("agentstatsd_"+name, help, ownmetrics.Values(label, values...))
 	}
 	m := &metrics{
 		written:     counter("reports_written_total", "Reports that were added to subscriptions in the database, once for each subscription."),
 		writes:      counter("report_writes_total", "Transactions that added reports to the subscriptions; one that was tried again counts once."),
 		lost:        counter("report_writes_lost_total", "Transactions that added reports and that the database has lost, by a failover or a restore."),
-		found:       counter("reports_found_total", "Reports that were not added as a subscription had them already, because their agents sent them again; once for each subscription."),
+		found:       counter("reports_repeated_total", "Reports that were not added as a subscription had them already, because their agents sent them again; once for each subscription."),
 		dropped:     vec("reports_dropped_total", "Reports that were dropped. Those beyond the limit of a subscription, or for a removed one, count once for each subscription, the others once. Agents send those of the reason shutdown again.", "reason", droppedPending, droppedPendingBytes, droppedAgent, droppedFull, droppedRemoved, droppedRejected, droppedShutdown),
 		errors:      vec("report_errors_total", "Calls of the database for subscriptions that failed and are tried again.", "call", errorPoll, errorWrite, errorDeliver),
 		delivered:   counter("reports_delivered_total", "Reports in batches that were sent to watchers, those of repeated batches included."),
@@ -66,8 +62,19 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		m.superseded, m.restored, m.expired, m.unconfirmed, m.refused, m.reduced, m.sums, m.sumBytes)
 }
 
-// registerGauges registers the gauges of what the replica has now.
+// registerGauges registers the gauges of what the replica has now, and the limits.
 func (r *Reports) registerGauges(reg prometheus.Registerer) error {
+	of := func(f func() int) func() float64 { return func() float64 { return float64(r.count(f)) } }
+	err := ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("report_subscriptions", r.opts.MaxSubscriptions, of(func() int { return len(r.subscriptions) })),
+		ownmetrics.Fixed("report_sums", r.opts.MaxSums, ownmetrics.Value(r.metrics.sums)),
+		ownmetrics.Fixed("report_sum_bytes", r.opts.MaxSumBytes, ownmetrics.Value(r.metrics.sumBytes)),
+		ownmetrics.Fixed("reports_pending", r.opts.MaxPending, of(func() int { return r.pending })),
+		ownmetrics.Fixed("reports_pending_bytes", r.opts.MaxPendingBytes, of(func() int { return r.pendingBytes })),
+	)
+	if err != nil {
+		return err
+	}
 	return ownmetrics.Register(reg,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "agentstatsd_report_subscriptions", Help: "Subscriptions to reports that this replica adds to.",

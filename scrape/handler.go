@@ -20,6 +20,12 @@ import (
 // registryBuffer buffers the short writes of expfmt.
 const registryBuffer = 32 << 10
 
+// Registry has the service's own families. metrics.Registry is one.
+type Registry interface {
+	prometheus.Registerer
+	prometheus.Gatherer
+}
+
 // NewHandler returns the scrape handler: reg's families, then those of parts in
 // their order, in text 0.0.4 or delimited protobuf, plain or compressed with
 // gzip. It answers GET and HEAD.
@@ -30,7 +36,7 @@ const registryBuffer = 32 << 10
 //
 // The handler registers families of its own in reg. Call NewHandler once for each
 // registry.
-func NewHandler(reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) (http.Handler, error) {
+func NewHandler(reg Registry, opts Options, parts ...metrics.Exposer) (http.Handler, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("scrape options: %w", err)
@@ -43,7 +49,7 @@ func NewHandler(reg *prometheus.Registry, opts Options, parts ...metrics.Exposer
 }
 
 type handler struct {
-	reg     *prometheus.Registry
+	reg     Registry
 	opts    Options
 	parts   []metrics.Exposer
 	metrics *ownMetrics
@@ -65,9 +71,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	header.Set("Content-Type", string(format))
-	encoding := "identity"
+	encoding := encodingIdentity
 	if compress {
-		encoding = "gzip"
+		encoding = encodingGzip
 		header.Set("Content-Encoding", encoding)
 	}
 	if r.Method == http.MethodHead {
@@ -84,10 +90,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.metrics.bytes.WithLabelValues(encoding).Add(float64(out.n))
 	switch {
 	case out.err != nil:
-		h.metrics.errors.WithLabelValues("write").Inc()
+		h.metrics.errors.WithLabelValues(causeWrite).Inc()
 		return
 	case err != nil:
-		h.metrics.errors.WithLabelValues("part").Inc()
+		h.metrics.errors.WithLabelValues(causePart).Inc()
 		h.opts.Log.Error("scrape cut short", "error", err)
 		panic(http.ErrAbortHandler)
 	}
@@ -115,18 +121,23 @@ func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 		hidden = h.opts.Hidden()
 	}
 	if err != nil {
-		h.metrics.errors.WithLabelValues("gather").Inc()
+		h.metrics.errors.WithLabelValues(causeGather).Inc()
 		h.opts.Log.Warn("part of the service's own families left out", "error", err)
 	}
 	buffered := bufio.NewWriterSize(w, registryBuffer)
 	encoder := expfmt.NewEncoder(buffered, format)
+	written := make(map[string]bool, len(families))
 	for _, f := range families {
+		written[f.GetName()] = true
 		if hidden[f.GetName()] {
 			continue
 		}
 		if err := encoder.Encode(f); err != nil {
 			return fmt.Errorf("encode %s: %w", f.GetName(), err)
 		}
+	}
+	if format.FormatType() == expfmt.TypeTextPlain {
+		h.writeHeaders(buffered, func(name string) bool { return written[name] || hidden[name] })
 	}
 	if err := buffered.Flush(); err != nil {
 		return fmt.Errorf("write the service's own families: %w", err)
@@ -144,11 +155,24 @@ func (h *handler) writeParts(w io.Writer, format expfmt.Format) error {
 	return nil
 }
 
+// writeHeaders writes HELP and TYPE of the registry's families that have no series, unless
+// skip is true. w keeps its errors until it is flushed.
+func (h *handler) writeHeaders(w *bufio.Writer, skip func(name string) bool) {
+	if h.opts.Headers == nil {
+		return
+	}
+	for _, header := range h.opts.Headers() {
+		if !skip(header.Name) {
+			_, _ = w.Write(header.AppendText(nil))
+		}
+	}
+}
+
 func formatName(f expfmt.Format) string {
 	if f.FormatType() == expfmt.TypeProtoDelim {
-		return "protobuf"
+		return formatProtobuf
 	}
-	return "text"
+	return formatText
 }
 
 // scrapeWriter writes a scrape, and counts its bytes. It keeps the first error: so a

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func (p *part) write(w io.Writer, data []byte) error {
 }
 
 // newHandler returns a handler of parts.
-func newHandler(tb testing.TB, reg *prometheus.Registry, opts Options, parts ...metrics.Exposer) http.Handler {
+func newHandler(tb testing.TB, reg Registry, opts Options, parts ...metrics.Exposer) http.Handler {
 	tb.Helper()
 	h, err := NewHandler(reg, opts, parts...)
 	require.NoError(tb, err)
@@ -87,7 +88,14 @@ func TestScrapeIsTheRegistryAndThenTheParts(t *testing.T) {
 	require.Equal(t, http.StatusOK, w.Code)
 	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", w.Header().Get("Content-Type"))
 	require.Equal(t, []string{"Accept", "Accept-Encoding"}, w.Header().Values("Vary"))
-	require.Equal(t, `# HELP agentstatsd_scrape_errors_total Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).
+	body := regexp.MustCompile(`(?m)^agentstatsd_scrape_duration_seconds.*\n`).ReplaceAllString(w.Body.String(), "")
+	require.Equal(t, `# HELP agentstatsd_scrape_bytes_total Bytes of scrapes handed to the network, by encoding (gzip, identity).
+# TYPE agentstatsd_scrape_bytes_total counter
+agentstatsd_scrape_bytes_total{encoding="gzip"} 0
+agentstatsd_scrape_bytes_total{encoding="identity"} 0
+# HELP agentstatsd_scrape_duration_seconds Time from a scrape's start to its last byte, by format (text, protobuf).
+# TYPE agentstatsd_scrape_duration_seconds histogram
+# HELP agentstatsd_scrape_errors_total Scrapes that were not served whole, by cause (gather: some own families left out; write: the client went away or was too slow; part: cut short).
 # TYPE agentstatsd_scrape_errors_total counter
 agentstatsd_scrape_errors_total{cause="gather"} 0
 agentstatsd_scrape_errors_total{cause="part"} 0
@@ -107,7 +115,7 @@ promhttp_metric_handler_requests_total{code="503"} 0
 # TYPE part gauge
 part{l="v"}    2
 last 1
-`, w.Body.String())
+`, body)
 }
 
 // A family of the registry that a part has in its place is hidden while it does.
@@ -118,6 +126,25 @@ func TestHiddenFamilies(t *testing.T) {
 	hidden = map[string]bool{"own_total": true}
 	require.NotContains(t, get(t, h).Body.String(), "own_total")
 	require.Contains(t, get(t, h).Body.String(), "part{")
+}
+
+// In text a family without series has HELP and TYPE, once. In protobuf it is absent.
+func TestFamiliesWithoutSeries(t *testing.T) {
+	reg := metrics.NewRegistry()
+	vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "own_total", Help: "Own \\ \"1\"."}, []string{"l"})
+	require.NoError(t, reg.Register(vec))
+	hidden := make(map[string]bool)
+	h := newHandler(t, reg, Options{Headers: reg.Headers, Hidden: func() map[string]bool { return hidden }}, onePart())
+	const header = "# HELP own_total Own \\\\ \"1\".\n# TYPE own_total counter\n"
+	require.Contains(t, get(t, h).Body.String(), header+"# HELP part")
+	require.NotContains(t, get(t, h, "Accept", askProto).Body.String(), "own_total")
+	hidden["own_total"] = true
+	require.NotContains(t, get(t, h).Body.String(), "own_total")
+	delete(hidden, "own_total")
+	vec.WithLabelValues("v").Inc()
+	body := get(t, h).Body.String()
+	require.Contains(t, body, header+"own_total{l=\"v\"} 1\n")
+	require.Equal(t, 1, strings.Count(body, "# TYPE own_total"))
 }
 
 // series parses as a Prometheus server does.

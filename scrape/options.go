@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/coder/agentstatsd/metrics"
 )
 
 // Options are the knobs of a scrape handler. A zero field takes its default.
@@ -15,6 +17,9 @@ type Options struct {
 	// Hidden returns names of families of the registry that are not served, as a part has
 	// them; nil: all are.
 	Hidden func() map[string]bool
+	// Headers returns the families of the registry that may have no series; nil: none. In
+	// text their HELP and TYPE are served all the same. metrics.Registry.Headers is one.
+	Headers func() []metrics.Header
 	// Log gets what could not be gathered; nil: it is not logged.
 	Log *slog.Logger
 }

@@ -87,7 +87,7 @@ func (w *world) sessionsEnded(end fleet.End) (count float64) {
 			}
 			for _, f := range families {
 				for _, m := range f.GetMetric() {
-					if f.GetName() == "agentstatsd_sessions_total" && m.GetLabel()[0].GetValue() == string(end) {
+					if f.GetName() == "agentstatsd_sessions_ended_total" && m.GetLabel()[0].GetValue() == string(end) {
 						count += m.GetCounter().GetValue()
 					}
 				}

@@ -98,6 +98,7 @@ func (s *Store) transact(ctx context.Context, db *sql.DB, opts *sql.TxOptions, f
 
 // attempt runs f until it succeeds, fails for good or was tried often enough.
 func (s *Store) attempt(ctx context.Context, doing string, f func() error) error {
+	defer s.metrics.Time(doing)()
 	down := false
 	for n := 1; ; n++ {
 		err := f()

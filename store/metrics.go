@@ -1,24 +1,21 @@
 package store
 
 import (
+	"errors"
+
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/coder/agentstatsd/internal/ownmetrics"
+	"github.com/coder/agentstatsd/store/internal/measured"
 )
 
-type metrics struct {
-	undecodableRows *prometheus.CounterVec
-}
+type metrics = measured.Metrics
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
-		undecodableRows: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_store_undecodable_rows_total",
-			Help: "Rows of the database that are skipped as they cannot be decoded, each once.",
-		}, []string{"kind"}),
+func newMetrics(reg prometheus.Registerer) (*metrics, error) { return measured.New(kinds[:], reg) }
+
+// registerPools registers the numbers of the connections.
+func (s *Store) registerPools(maxConns int, reg prometheus.Registerer) error {
+	if s.writer == s.reader {
+		return errors.Join(measured.RegisterPool(reg, "postgres", s.writer), measured.RegisterConns(reg, maxConns, s.writer))
 	}
-	for _, kind := range kinds {
-		m.undecodableRows.WithLabelValues(kind)
-	}
-	return m, ownmetrics.Register(reg, m.undecodableRows)
+	return errors.Join(measured.RegisterPool(reg, "sqlite_writer", s.writer), measured.RegisterPool(reg, "sqlite_reader", s.reader))
 }

@@ -32,6 +32,7 @@ import (
 type Store struct {
 	dialect *dialect
 	log     *slog.Logger
+	metrics *metrics // nil: it is being opened
 	// undecodable has the rows that reads skip.
 	undecodable *undecodable
 	// writer and reader are one pool on PostgreSQL.
@@ -76,7 +77,10 @@ func Open(ctx context.Context, opts Options, reg prometheus.Registerer, log *slo
 	if err != nil {
 		return nil, err
 	}
-	s.undecodable = newUndecodable(m, log)
+	s.metrics, s.undecodable = m, newUndecodable(m, log)
+	if err := s.registerPools(opts.MaxConns, reg); err != nil {
+		return nil, errors.Join(fmt.Errorf("store: %w", err), s.Close())
+	}
 	return s, nil
 }
 

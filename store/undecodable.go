@@ -60,7 +60,7 @@ type undecodable struct {
 func newUndecodable(m *metrics, log *slog.Logger) *undecodable {
 	return &undecodable{
 		log:    log,
-		rows:   m.undecodableRows,
+		rows:   m.UndecodableRows,
 		seed:   maphash.MakeSeed(),
 		known:  make(map[uint64]struct{}),
 		agents: make(map[agent.ID]struct{}),

@@ -59,10 +59,7 @@ func (l *conns) add(c *conn) bool {
 	}
 	if len(l.all) >= l.max {
 		l.refused(limitAll)
-		most := 0
-		for _, n := range l.addresses {
-			most = max(most, n)
-		}
+		most := l.mostLocked()
 		// Whoever has many gives way first.
 		if !l.evictLocked(func(o *conn) bool { return l.addresses[o.address] == most }) &&
 			!l.evictLocked(func(*conn) bool { return true }) {
@@ -72,6 +69,21 @@ func (l *conns) add(c *conn) bool {
 	l.all[c.net] = c
 	l.addresses[c.address]++
 	return true
+}
+
+// most returns how many connections the address has that has the most.
+func (l *conns) most() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mostLocked()
+}
+
+func (l *conns) mostLocked() int {
+	most := 0
+	for _, n := range l.addresses {
+		most = max(most, n)
+	}
+	return most
 }
 
 // evictLocked closes one of the connections of which among is true.

@@ -19,13 +19,8 @@ type serverMetrics struct {
 
 func newServerMetrics(reg prometheus.Registerer) (*serverMetrics, error) {
 	m := &serverMetrics{
-		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_http_connections_closed_total",
-			Help: "Connections of HTTP closed to stay within a limit (address: of one address; all: in all).",
-		}, []string{"limit"}),
-	}
-	for _, limit := range []string{limitAddress, limitAll} {
-		m.closed.WithLabelValues(limit)
+		closed: ownmetrics.CounterVec("agentstatsd_http_connections_closed_total", "Connections of HTTP closed to stay within a limit (address: of one address; all: in all).",
+			ownmetrics.Values("limit", limitAddress, limitAll)),
 	}
 	return m, ownmetrics.Register(reg, m.closed)
 }
@@ -39,6 +34,14 @@ func (s *Server) registerGauges(reg prometheus.Registerer) error {
 		gauges = append(gauges, s.settings.Collector())
 	}
 	return ownmetrics.Register(reg, gauges...)
+}
+
+// registerLimits registers the limits of the listener of that name.
+func (s *Server) registerLimits(listener string, reg prometheus.Registerer) error {
+	return ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("http_connections/"+listener, s.conns.max, ownmetrics.Count(s.conns.len)),
+		ownmetrics.Fixed("http_connections_per_address/"+listener, s.conns.maxPerAddress, ownmetrics.Count(s.conns.most)),
+	)
 }
 
 type scrapesMetrics struct {
@@ -59,8 +62,19 @@ func newScrapesMetrics(reg prometheus.Registerer) (*scrapesMetrics, error) {
 	return m, ownmetrics.Register(reg, m.refused, m.cut)
 }
 
-// registerGauges registers the gauge of scrapes that wait now.
+// registerGauges registers the gauge of scrapes that wait now, and the limits.
 func (s *Scrapes) registerGauges(reg prometheus.Registerer) error {
+	err := ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("concurrent_scrapes", s.line.slots, func() float64 {
+			s.line.mu.Lock()
+			defer s.line.mu.Unlock()
+			return float64(len(s.line.running))
+		}),
+		ownmetrics.Limit{What: "scrapes_per_second", Limit: func() float64 { return float64(s.line.pace.Limit()) }},
+	)
+	if err != nil {
+		return err
+	}
 	return ownmetrics.Register(reg, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "agentstatsd_scrapes_waiting",
 		Help: "Scrapes that wait until others are served.",

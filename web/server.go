@@ -69,6 +69,9 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 	if err := s.registerGauges(labelled); err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
+	if err := s.registerLimits(opts.Name, reg); err != nil {
+		return nil, fmt.Errorf("web: %w", err)
+	}
 	s.http = &http.Server{
 		Handler: s,
 		// Against clients that connect and say nothing, or say it slowly.

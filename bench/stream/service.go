@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coder/agentstatsd/agent"
@@ -78,7 +77,7 @@ func newService(ctx context.Context, args serviceArgs) (*service, error) {
 	return s, nil
 }
 
-func (s *service) build(ctx context.Context, db *store.Store, reg *prometheus.Registry, log *slog.Logger, args serviceArgs) error {
+func (s *service) build(ctx context.Context, db *store.Store, reg *metrics.Registry, log *slog.Logger, args serviceArgs) error {
 	engine, err := pubsub.NewMemory(reg)
 	if err != nil {
 		return err

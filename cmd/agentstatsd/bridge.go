@@ -189,7 +189,7 @@ func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
 		}
 	}
 	opts := b.scrapeOptions()
-	opts.Log = s.log.With("component", "metrics")
+	opts.Log, opts.Headers = s.log.With("component", "metrics"), s.registry.Headers
 	handler, err := scrape.NewHandler(s.registry, opts)
 	if err != nil {
 		return err

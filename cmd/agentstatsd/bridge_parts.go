@@ -92,7 +92,7 @@ func (b *bridgeConfig) buildParts(conn *grpc.ClientConn, s *service) (p *bridgeP
 			return nil, err
 		}
 	}
-	return p, nil
+	return p, registerReadiness(s.registry, p.checks())
 }
 
 // tasks returns what runs until the signal. Agents come to the listener.
@@ -109,14 +109,18 @@ func (p *bridgeParts) tasks(agents net.Listener) (tasks []task) {
 	return tasks
 }
 
+// checks are what readiness depends on.
+func (p *bridgeParts) checks() []check {
+	if p.agents == nil {
+		return nil
+	}
+	return []check{{"bridge", p.agents.Ready}}
+}
+
 // ready returns the answer of /-/ready. It depends on what takes agents' connections
 // alone: they must not be taken from coderd.
 func (p *bridgeParts) ready() readiness {
-	var checks []check
-	if p.agents != nil {
-		checks = append(checks, check{"bridge", p.agents.Ready})
-	}
-	r := ready(checks)
+	r := ready(p.checks())
 	if p.agents != nil {
 		r.Warnings = append(r.Warnings, p.agents.Warnings()...)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	buildinfo "github.com/prometheus/common/version"
 
 	"github.com/coder/agentstatsd/aggregator"
 	"github.com/coder/agentstatsd/batcher"
@@ -49,7 +50,7 @@ type service struct {
 	reports    *reports.Reports
 	intervals  *intervals.Intervals
 	api        *grpcserver.Server
-	registry   *prometheus.Registry
+	registry   *metrics.Registry
 
 	grpcListener  net.Listener
 	httpListener  net.Listener // nil: not served
@@ -159,10 +160,13 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildServer(reg, notifications); err != nil {
 		return err
 	}
+	if err := registerReadiness(reg, s.checks()); err != nil {
+		return err
+	}
 	scrapes := c.scrapeOptions()
-	scrapes.Hidden = s.pushed.Passed
+	scrapes.Hidden, scrapes.Headers = s.pushed.Passed, reg.Headers
 	scrapes.Log = s.log.With("component", "metrics")
-	handler, err := scrape.NewHandler(reg, scrapes, s.aggregator.Beside(s.pushed))
+	handler, err := scrape.NewHandler(reg, scrapes, s.aggregator.Beside(s.pushed.WithHeaders()))
 	if err != nil {
 		return err
 	}
@@ -234,12 +238,33 @@ func (s *service) notDraining() error {
 // registerBuildInfo registers the version, as Prometheus's own components do.
 func registerBuildInfo(reg prometheus.Registerer) error {
 	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name:        "agentstatsd_build_info",
-		Help:        "Constant 1, with the version of the service and of Go.",
-		ConstLabels: prometheus.Labels{"version": version(), "goversion": runtime.Version()},
+		Name: "agentstatsd_build_info",
+		Help: "Constant 1, with the version of the service, the revision that it was built from, of Go, and the platform.",
+		// The labels are those of client_golang's collectors/version. Its version is a
+		// variable of another package, which a linker sets.
+		ConstLabels: prometheus.Labels{
+			"version": version(), "revision": buildinfo.GetRevision(), "branch": buildinfo.Branch, "tags": buildinfo.GetTags(),
+			"goversion": runtime.Version(), "goos": runtime.GOOS, "goarch": runtime.GOARCH,
+		},
 	}, func() float64 { return 1 })
-	if err := reg.Register(info); err != nil {
-		return fmt.Errorf("register build info: %w", err)
+	return ownmetrics.Register(reg, info)
+}
+
+// registerReadiness registers whether each part that readiness depends on works.
+func registerReadiness(reg prometheus.Registerer, checks []check) error {
+	for _, c := range checks {
+		ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "agentstatsd_component_ready", Help: "1 while a part has no reason for /-/ready to be not ready, otherwise 0. draining is 0 once the service stops.",
+			ConstLabels: prometheus.Labels{"component": c.name},
+		}, func() float64 {
+			if c.err() != nil {
+				return 0
+			}
+			return 1
+		})
+		if err := ownmetrics.Register(reg, ready); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -248,6 +273,9 @@ func registerBuildInfo(reg prometheus.Registerer) error {
 func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) error {
 	var collectors []prometheus.Collector
 	if limit, ok := s.log.Handler().(*logLimit); ok {
+		if err := ownmetrics.RegisterLimits(reg, ownmetrics.Fixed("log_per_minute", limit.shared.perMinute, nil)); err != nil {
+			return err
+		}
 		collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "agentstatsd_log_lines_suppressed_total",
 			Help: "Lines that were left out of the log, as there were too many with their text.",

@@ -200,7 +200,7 @@ var wirings = map[string]wiring{
 // withoutOption are the fields of components' options that no option sets, and why.
 var withoutOption = map[string][]string{
 	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name"},
-	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Hidden", "scrape.Log", "coderd.StoreReady"},
+	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Hidden", "scrape.Headers", "scrape.Log", "coderd.StoreReady"},
 	"made of several options or of files": {
 		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.PushTokenHash", "server.Reflection",
 	},

@@ -77,7 +77,7 @@ func (s *service) counter(t *testing.T, name, label string) float64 {
 func TestRelaysDoNotTakeTurns(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s, relays := startRelays(t, 2, client.RelaysOptions{})
-		takeovers := func() float64 { return s.counter(t, "agentstatsd_sessions_total", "takeover") }
+		takeovers := func() float64 { return s.counter(t, "agentstatsd_sessions_ended_total", "takeover") }
 		one := connectRelayed(t, relays[0])
 		one.SetLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, time.Now())
 		time.Sleep(time.Minute)
@@ -387,7 +387,7 @@ func TestRelaysLogAnOutageTogether(t *testing.T) {
 			here.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
 			time.Sleep(5 * time.Second)
 		}
-		require.Greater(t, s.counter(t, "agentstatsd_sessions_total", "takeover"), 3.0)
+		require.Greater(t, s.counter(t, "agentstatsd_sessions_ended_total", "takeover"), 3.0)
 		require.Empty(t, log.with(""))
 		for _, a := range append(handles, elsewhere, here) {
 			a.Disconnect()

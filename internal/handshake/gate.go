@@ -70,6 +70,9 @@ func New(opts Options, listener string, reg prometheus.Registerer) (*Gate, error
 	if err := g.registerGauges(labelled); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
+	if err := g.registerLimits(listener, reg); err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
+	}
 	return g, nil
 }
 

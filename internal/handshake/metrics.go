@@ -19,15 +19,31 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_tls_handshakes_refused_total",
-			Help: "TLS handshakes ended by a limit (wait: no room in time; timeout: too slow; evicted: slow while others waited).",
-		}, []string{"reason"}),
-	}
-	for _, reason := range []string{refusedWait, refusedTimeout, refusedEvicted} {
-		m.refused.WithLabelValues(reason)
+		refused: ownmetrics.CounterVec("agentstatsd_tls_handshakes_refused_total",
+			"TLS handshakes ended by a limit (wait: no room in time; timeout: too slow; evicted: slow while others waited).",
+			ownmetrics.Values("reason", refusedWait, refusedTimeout, refusedEvicted)),
 	}
 	return m, ownmetrics.Register(reg, m.refused)
+}
+
+// registerLimits registers the limits of the listener of that name.
+func (g *Gate) registerLimits(listener string, reg prometheus.Registerer) error {
+	return ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("tls_handshakes/"+listener, g.opts.Max, func() float64 {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return float64(len(g.running))
+		}),
+		ownmetrics.Fixed("tls_handshakes_per_address/"+listener, g.opts.MaxPerAddress, func() float64 {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			most := 0
+			for _, n := range g.addresses {
+				most = max(most, n)
+			}
+			return float64(most)
+		}),
+	)
 }
 
 // registerGauges registers the gauge of the handshakes that go on now.

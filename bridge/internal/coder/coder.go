@@ -59,7 +59,7 @@ func New(opts Options, reg prometheus.Registerer, log *slog.Logger) (*Client, er
 	if err != nil {
 		return nil, fmt.Errorf("coder options: %w", err)
 	}
-	m, err := newMetrics(reg)
+	m, err := newMetrics(opts.MaxRequestsPerSecond, reg)
 	if err != nil {
 		return nil, err
 	}

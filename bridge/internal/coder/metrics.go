@@ -17,19 +17,21 @@ type metrics struct {
 	expiry   prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+// newMetrics registers the limit of requests, too.
+func newMetrics(maxPerSecond float64, reg prometheus.Registerer) (*metrics, error) {
+	perSecond := ownmetrics.Limit{What: "coder_requests_per_second", Limit: func() float64 { return maxPerSecond }}
+	if err := ownmetrics.RegisterLimits(reg, perSecond); err != nil {
+		return nil, err
+	}
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_coder_requests_total",
-			Help: "Requests of coderd's REST API by the status of the answer (none: no answer; no_token: not made, as the file has no token).",
-		}, []string{"status"}),
+		// Others are counted once they are seen.
+		requests: ownmetrics.CounterVec("agentstatsd_bridge_coder_requests_total",
+			"Requests of coderd's REST API by the status of the answer (none: no answer; no_token: not made, as the file has no token).",
+			ownmetrics.Values("status", "200", "401", "403", "404", "429", "500", "502", "503", statusNone, statusNoToken)),
 		expiry: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "agentstatsd_bridge_coder_token_expiry_timestamp_seconds",
 			Help: "Unix time at which the API token expires; 0: not known.",
 		}),
-	}
-	for _, status := range []string{"200", statusNone, statusNoToken} {
-		m.requests.WithLabelValues(status)
 	}
 	return m, ownmetrics.Register(reg, m.requests, m.expiry)
 }

@@ -26,45 +26,49 @@ type direction struct {
 	latency prometheus.Observer
 }
 
+// Senders of bytes, as the metrics label them.
+const (
+	senderAgent  = "agent"
+	senderCoderd = "coderd"
+)
+
+// usualCodes are status codes that coderd, or the bridge itself, answers with. Others are
+// counted once they are seen.
+var usualCodes = []string{"101", "200", "400", "401", "403", "404", "429", "500", "502", "503"}
+
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	senders := ownmetrics.Values("sender", senderAgent, senderCoderd)
 	m := &metrics{
-		connections: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "agentstatsd_bridge_connections",
-			Help: "Upgraded connections that are open, by kind: agent, or other, like those of log streamers and of DERP.",
-		}, []string{"kind"}),
-		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_handshakes_total",
-			Help: "Requests of agents for a connection, by the status code that they were answered with.",
-		}, []string{"code"}),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_other_requests_total",
-			Help: "Requests for other paths, by the status code that they were answered with.",
-		}, []string{"code"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_bytes_total",
-			Help: "Bytes that were passed on over upgraded connections, by sender.",
-		}, []string{"sender"}),
-		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		connections: ownmetrics.GaugeVec("agentstatsd_bridge_connections", "Upgraded connections that are open, by kind: agent, or other, like those of log streamers and of DERP.",
+			ownmetrics.Values("kind", kindAgent, kindOther)),
+		handshakes: ownmetrics.CounterVec("agentstatsd_bridge_handshakes_total", "Requests of agents for a connection, by the status code that they were answered with.",
+			ownmetrics.Values("code", usualCodes...)),
+		requests: ownmetrics.CounterVec("agentstatsd_bridge_other_requests_total", "Requests for other paths, by the status code that they were answered with.",
+			ownmetrics.Values("code", usualCodes...)),
+		bytes: ownmetrics.CounterVec("agentstatsd_bridge_bytes_total", "Bytes that were passed on over upgraded connections, by sender.", senders),
+		latency: ownmetrics.HistogramVec(prometheus.HistogramOpts{
 			Name:    "agentstatsd_bridge_added_latency_seconds",
 			Help:    "Time between reading bytes of an upgraded connection and having them written, by sender. It includes the time in which the receiver took none.",
 			Buckets: []float64{25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 50e-3, 250e-3, 1, 5},
-		}, []string{"sender"}),
+		}, senders),
 		unreachable: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_upstream_errors_total",
 			Help: "Requests that coderd did not answer.",
 		}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_connections_refused_total",
-			Help: "Connections beyond --max-agent-connections, by what became of them: answered 503, closed, or closed as idle to make room for another one.",
-		}, []string{"outcome"}),
+		refused: ownmetrics.CounterVec("agentstatsd_bridge_connections_refused_total",
+			"Connections beyond --max-agent-connections, by what became of them: answered 503, closed, or closed as idle to make room for another one.",
+			ownmetrics.Values("outcome", refusedAnswered, refusedClosed, refusedIdle)),
 	}
-	m.fromAgent = direction{m.bytes.WithLabelValues("agent"), m.latency.WithLabelValues("agent")}
-	m.fromCoderd = direction{m.bytes.WithLabelValues("coderd"), m.latency.WithLabelValues("coderd")}
-	for _, kind := range []string{kindAgent, kindOther} {
-		m.connections.WithLabelValues(kind)
-	}
-	for _, outcome := range []string{refusedAnswered, refusedClosed, refusedIdle} {
-		m.refused.WithLabelValues(outcome)
-	}
+	m.fromAgent = direction{m.bytes.WithLabelValues(senderAgent), m.latency.WithLabelValues(senderAgent)}
+	m.fromCoderd = direction{m.bytes.WithLabelValues(senderCoderd), m.latency.WithLabelValues(senderCoderd)}
 	return m, ownmetrics.Register(reg, m.connections, m.handshakes, m.requests, m.bytes, m.latency, m.unreachable, m.refused)
+}
+
+// registerLimits registers the limit of what is served at once.
+func (p *Proxy) registerLimits(reg prometheus.Registerer) error {
+	return ownmetrics.RegisterLimits(reg, ownmetrics.Fixed("agent_connections", p.opts.MaxConnections, func() float64 {
+		p.conns.mu.Lock()
+		defer p.conns.mu.Unlock()
+		return float64(p.conns.serving)
+	}))
 }

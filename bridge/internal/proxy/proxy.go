@@ -104,7 +104,7 @@ func New(upstream *url.URL, open func(Handshake) Copy, opts Options, reg prometh
 		ErrorHandler:   p.failed,
 		ErrorLog:       silent,
 	}
-	return p, nil
+	return p, p.registerLimits(reg)
 }
 
 // silent logs nothing: errors of the reverse proxy may repeat what passed.

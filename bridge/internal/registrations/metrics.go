@@ -31,24 +31,16 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		syncs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_syncs_total",
-			Help: "Syncs of registrations by outcome (left_to_another: another bridge does it; in_doubt: nothing was removed, as the API token may have lost rights).",
-		}, []string{"outcome"}),
-		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_unknown_agents_total",
-			Help: "Agents that connected and were not registered, by what became of them (not_current: they are of no latest build that is started).",
-		}, []string{"outcome"}),
+		syncs: ownmetrics.CounterVec("agentstatsd_bridge_syncs_total",
+			"Syncs of registrations by outcome (left_to_another: another bridge does it; in_doubt: nothing was removed, as the API token may have lost rights).",
+			ownmetrics.Values("outcome", outcomeSynced, outcomeLeft, outcomeDoubt, outcomeRefused, outcomeCoder, outcomeService)),
+		unknown: ownmetrics.CounterVec("agentstatsd_bridge_unknown_agents_total",
+			"Agents that connected and were not registered, by what became of them (not_current: they are of no latest build that is started).",
+			ownmetrics.Values("outcome", agentRegistered, agentNotCurrent, agentListed, agentBeyond)),
 		removed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_agents_removed_total",
 			Help: "Agents that syncs deregistered.",
 		}),
-	}
-	for _, outcome := range []string{outcomeSynced, outcomeLeft, outcomeDoubt, outcomeRefused, outcomeCoder, outcomeService} {
-		m.syncs.WithLabelValues(outcome)
-	}
-	for _, outcome := range []string{agentRegistered, agentNotCurrent, agentListed, agentBeyond} {
-		m.unknown.WithLabelValues(outcome)
 	}
 	return m, ownmetrics.Register(reg, m.syncs, m.unknown, m.removed)
 }
@@ -76,7 +68,7 @@ func (r *Registrations) registerGauges(reg prometheus.Registerer) error {
 			return 0
 		}),
 		gauge("agentstatsd_bridge_registered_agents", "Agents that are registered, by the newest sync and since.", func() float64 { return float64(len(r.agents)) }),
-		gauge("agentstatsd_bridge_unknown_agents", "Agents that connected, are not registered, and wait for that.", func() float64 { return float64(len(r.unknown.waiting)) }),
+		gauge("agentstatsd_bridge_unknown_agents_waiting", "Agents that connected, are not registered, and wait for that.", func() float64 { return float64(len(r.unknown.waiting)) }),
 	)
 }
 

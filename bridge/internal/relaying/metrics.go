@@ -18,10 +18,13 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	calls := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "agentstatsd_bridge_calls_total",
-		Help: "Calls of agents that were decoded and that coderd accepted, by name.",
-	}, []string{"call"})
+	full := []string{callManifest, decode.CallCoordinate, decode.CallStats, decode.CallLifecycle, decode.CallAppHealths, decode.CallMetadata}
+	names := make([]string, len(full))
+	for i, call := range full {
+		names[i] = call[strings.LastIndexByte(call, '/')+1:]
+	}
+	calls := ownmetrics.CounterVec("agentstatsd_bridge_calls_total", "Calls of agents that were decoded and that coderd accepted, by name.",
+		ownmetrics.Values("call", names...))
 	m := &metrics{
 		calls: make(map[string]prometheus.Counter),
 		failed: prometheus.NewCounter(prometheus.CounterOpts{
@@ -29,10 +32,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Calls of agents that were decoded and not relayed, or not all of them.",
 		}),
 	}
-	for _, call := range []string{
-		callManifest, decode.CallCoordinate, decode.CallStats, decode.CallLifecycle, decode.CallAppHealths, decode.CallMetadata,
-	} {
-		m.calls[call] = calls.WithLabelValues(call[strings.LastIndexByte(call, '/')+1:])
+	for i, call := range full {
+		m.calls[call] = calls.WithLabelValues(names[i])
 	}
 	return m, ownmetrics.Register(reg, calls, m.failed)
 }

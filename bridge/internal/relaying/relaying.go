@@ -120,6 +120,13 @@ func (r *Relaying) add(agentID, workspaceID uuid.UUID) {
 	c.connections++
 }
 
+// Connected returns the number of agents with connections.
+func (r *Relaying) Connected() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.connected)
+}
+
 func (r *Relaying) remove(agentID uuid.UUID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

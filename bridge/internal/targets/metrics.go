@@ -52,28 +52,23 @@ type metrics struct {
 	targets, standby prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+// newMetrics registers the limits, too.
+func newMetrics(opts *Options, reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		scrapes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_scrapes_total",
-			Help: "Scrapes of coderd by target and outcome (pushed: the service has it; superseded: it had a newer one, of another bridge).",
-		}, []string{"target", "outcome"}),
-		samples: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "agentstatsd_bridge_scrape_samples",
-			Help: "Samples of the newest scrape of a target, without what was left out.",
-		}, []string{"target"}),
-		scraped: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "agentstatsd_bridge_last_scrape_timestamp_seconds",
-			Help: "Unix time of the newest scrape of a target that the service took in from this bridge; 0: none.",
-		}, []string{"target"}),
-		leftOut: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_scrape_families_left_out_total",
-			Help: "Families of scrapes that are not served, or not with all series, by reason (the service's, malformed, message_size, too_many_families).",
-		}, []string{"reason"}),
-		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "agentstatsd_bridge_target_lookups_total",
-			Help: "Lookups of the names of targets by outcome (too_many: there are more addresses than targets are allowed).",
-		}, []string{"outcome"}),
+		// A target has its series once it is known: see add.
+		scrapes: ownmetrics.CounterVec("agentstatsd_bridge_scrapes_total",
+			"Scrapes of coderd by target and outcome (pushed: the service has it; superseded: it had a newer one, of another bridge).",
+			ownmetrics.Open("target"), ownmetrics.Values("outcome", outcomes...)),
+		samples: ownmetrics.GaugeVec("agentstatsd_bridge_scrape_samples", "Samples of the newest scrape of a target, without what was left out.",
+			ownmetrics.Open("target")),
+		scraped: ownmetrics.GaugeVec("agentstatsd_bridge_last_scrape_timestamp_seconds", "Unix time of the newest scrape of a target that the service took in from this bridge; 0: none.",
+			ownmetrics.Open("target")),
+		leftOut: ownmetrics.CounterVec("agentstatsd_bridge_scrape_families_left_out_total",
+			"Families of scrapes that are not served, or not with all series, by reason (the service's, malformed, message_size, too_many_families).",
+			ownmetrics.Values("reason", reasonMalformed, reasonMessageSize, reasonTooMany, reasonForwarded, reasonOwned)),
+		lookups: ownmetrics.CounterVec("agentstatsd_bridge_target_lookups_total",
+			"Lookups of the names of targets by outcome (too_many: there are more addresses than targets are allowed).",
+			ownmetrics.Values("outcome", lookupOK, lookupFailed, lookupTooMany)),
 		targets: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "agentstatsd_bridge_targets",
 			Help: "Targets that are scraped.",
@@ -83,11 +78,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Targets that the service granted to another bridge, which scrapes them.",
 		}),
 	}
-	for _, reason := range []string{reasonMalformed, reasonMessageSize, reasonTooMany, reasonForwarded, reasonOwned} {
-		m.leftOut.WithLabelValues(reason)
-	}
-	for _, outcome := range []string{lookupOK, lookupFailed, lookupTooMany} {
-		m.lookups.WithLabelValues(outcome)
+	err := ownmetrics.RegisterLimits(reg,
+		ownmetrics.Fixed("targets", opts.MaxTargets, ownmetrics.Value(m.targets)),
+		ownmetrics.Fixed("scrape_bytes", opts.MaxBodyBytes, nil),
+	)
+	if err != nil {
+		return nil, err
 	}
 	return m, ownmetrics.Register(reg, m.scrapes, m.samples, m.scraped, m.leftOut, m.lookups, m.targets, m.standby)
 }

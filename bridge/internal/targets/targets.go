@@ -65,7 +65,7 @@ func New(conn grpc.ClientConnInterface, opts Options, reg prometheus.Registerer,
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("targets options: %w", err)
 	}
-	m, err := newMetrics(reg)
+	m, err := newMetrics(&opts, reg)
 	if err != nil {
 		return nil, err
 	}

@@ -53,6 +53,21 @@ const (
 	OfValues
 )
 
+// Reasons are those of refusals, by what they remove.
+var Reasons = map[Scope][]metrics.Reason{
+	OfFamily: {
+		metrics.ReasonNameTooLong, metrics.ReasonInvalidName, metrics.ReasonOwnedByService, metrics.ReasonForwardedSeries,
+		reasonUndecodable, reasonUnknownType, reasonTypeMismatch, reasonNameCollision, reasonDuplicateFamily, reasonTooManyFamilies,
+	},
+	OfSeries: {
+		metrics.ReasonForwardedSeries, metrics.ReasonTooManyLabels, metrics.ReasonLabelNameTooLong, metrics.ReasonInvalidLabelName,
+		metrics.ReasonReservedLabel, metrics.ReasonLabelValueTooLong, metrics.ReasonDuplicateLabel, metrics.ReasonInvalidLabelValue,
+		metrics.ReasonLabelsTooLong, reasonMissingValue, reasonInvalidCounter, reasonInvalidSummary, reasonInvalidHistogram,
+		reasonInvalidNative, reasonDuplicateSeries, reasonTooManySeries, reasonTooManyBytes,
+	},
+	OfValues: {reasonInvalidExemplar, reasonInvalidSum, reasonInvalidTime, reasonInvalidTerm},
+}
+
 // Refusal is why a family, some of its series or some of their values are refused.
 type Refusal struct {
 	Reason metrics.Reason

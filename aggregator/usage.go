@@ -1,0 +1,78 @@
+package aggregator
+
+import (
+	"sync"
+	"time"
+
+	"github.com/coder/agentstatsd/internal/ownmetrics"
+)
+
+// usageAge is how old a count may be of what the agents and owners have that have the most.
+// It takes as long as to lock each agent once.
+const usageAge = time.Second
+
+// usage is what the agents and owners have that have the most.
+type usage struct {
+	mu sync.Mutex
+	// Guarded by mu. at is when it was counted, zero: it was not.
+	at   time.Time
+	most largest
+}
+
+// largest has the largest numbers of one agent, and of one owner.
+type largest struct {
+	agentSeries, agentBytes, agentFamilies int64
+	ownerSeries, ownerBytes                int64
+}
+
+// limits returns the limits of the aggregator.
+func (a *Aggregator) limits() []ownmetrics.Limit {
+	o := &a.opts
+	most := func(of func(largest) int64) func() float64 {
+		return func() float64 { return float64(of(a.largest())) }
+	}
+	return []ownmetrics.Limit{
+		ownmetrics.Fixed("series", o.MaxSeries, func() float64 { return float64(a.series.Load()) }),
+		ownmetrics.Fixed("series_per_agent", o.MaxSeriesPerAgent, most(func(l largest) int64 { return l.agentSeries })),
+		ownmetrics.Fixed("series_per_owner", o.MaxSeriesPerOwner, most(func(l largest) int64 { return l.ownerSeries })),
+		ownmetrics.Fixed("series_bytes", o.MaxSeriesBytes, func() float64 { return float64(a.seriesBytes.Load()) }),
+		ownmetrics.Fixed("series_bytes_per_agent", o.MaxSeriesBytesPerAgent, most(func(l largest) int64 { return l.agentBytes })),
+		ownmetrics.Fixed("series_bytes_per_owner", o.MaxSeriesBytesPerOwner, most(func(l largest) int64 { return l.ownerBytes })),
+		ownmetrics.Fixed("families", o.MaxFamilies, ownmetrics.Count(a.families.countUndocumented)),
+		ownmetrics.Fixed("families_per_agent", o.MaxFamiliesPerAgent, most(func(l largest) int64 { return l.agentFamilies })),
+	}
+}
+
+// largest counts anew if the count before is old.
+func (a *Aggregator) largest() largest {
+	a.usage.mu.Lock()
+	defer a.usage.mu.Unlock()
+	if now := a.now(); a.usage.at.IsZero() || now.Sub(a.usage.at) >= usageAge {
+		a.usage.most, a.usage.at = a.countLargest(), now
+	}
+	return a.usage.most
+}
+
+func (a *Aggregator) countLargest() (l largest) {
+	var all []*agentSeries
+	for i := range a.shards {
+		sh := &a.shards[i]
+		sh.mu.RLock()
+		for _, as := range sh.agents {
+			all = append(all, as)
+		}
+		sh.mu.RUnlock()
+	}
+	for _, as := range all {
+		as.mu.Lock()
+		l.agentSeries, l.agentBytes = max(l.agentSeries, as.count), max(l.agentBytes, as.bytes)
+		l.agentFamilies = max(l.agentFamilies, int64(len(as.families)))
+		as.mu.Unlock()
+	}
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
+	for _, o := range a.owners {
+		l.ownerSeries, l.ownerBytes = max(l.ownerSeries, o.series.Load()), max(l.ownerBytes, o.bytes.Load())
+	}
+	return l
+}

@@ -1,0 +1,100 @@
+package store
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/store/internal/measured"
+)
+
+// Each call of the database is measured under its name.
+func TestCallsAreMeasured(t *testing.T) {
+	require.True(t, slices.IsSorted(measured.Calls))
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	var found []string
+	add := func(e ast.Expr) {
+		if text, ok := e.(*ast.BasicLit); ok && text.Kind == token.STRING {
+			name, err := strconv.Unquote(text.Value)
+			require.NoError(t, err)
+			found = append(found, name)
+		}
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		require.NoError(t, err)
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.CallExpr:
+				if s, ok := n.Fun.(*ast.SelectorExpr); ok && len(n.Args) > 2 && slices.Contains([]string{"attempt", "change", "view", "read", "writePushes"}, s.Sel.Name) {
+					add(n.Args[1])
+				}
+			case *ast.ValueSpec:
+				if n.Names[0].Name == "doing" && len(n.Values) == 1 {
+					add(n.Values[0])
+				}
+			}
+			return true
+		})
+	}
+	slices.Sort(found)
+	require.Equal(t, measured.Calls, slices.Compact(found))
+}
+
+// Each pool has its numbers, and that of a server its limit.
+func TestPools(t *testing.T) {
+	s := openTemp(t)
+	names := func(s *Store) (all []string) {
+		reg := prometheus.NewPedanticRegistry()
+		require.NoError(t, s.registerPools(7, reg))
+		families, err := reg.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			for _, m := range f.Metric {
+				if f.GetName() == "agentstatsd_go_sql_open_connections" || f.GetName() == "agentstatsd_limit" {
+					all = append(all, m.Label[0].GetValue()+" "+f.GetName())
+				}
+			}
+		}
+		return all
+	}
+	require.Equal(t, []string{"sqlite_reader agentstatsd_go_sql_open_connections", "sqlite_writer agentstatsd_go_sql_open_connections"}, names(s))
+	server := &Store{dialect: &postgresDialect, writer: s.writer, reader: s.writer}
+	require.Equal(t, []string{"postgres agentstatsd_go_sql_open_connections", "database_conns agentstatsd_limit"}, names(server))
+}
+
+// A call is measured once, also if it fails.
+func TestCallsAreTimed(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	s, err := Open(t.Context(), Options{Path: filepath.Join(t.TempDir(), "t.db")}, reg, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.NoError(t, s.Ping(t.Context()))
+	require.NoError(t, s.Close())
+	require.Error(t, s.Ping(t.Context()))
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	calls := make(map[string]uint64)
+	for _, f := range families {
+		if f.GetName() == "agentstatsd_store_query_duration_seconds" {
+			for _, m := range f.Metric {
+				calls[m.Label[0].GetValue()] = m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	require.Len(t, calls, len(measured.Calls))
+	require.EqualValues(t, 2, calls["ping_database"])
+	require.Zero(t, calls["upsert_metadata"])
+}
