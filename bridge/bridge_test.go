@@ -313,7 +313,7 @@ func TestCoderdThatTrustsNobody(t *testing.T) {
 // A header that is larger than any that agents and browsers have is not read.
 func TestHeadersAreBounded(t *testing.T) {
 	r := start(t, bridge.Options{})
-	for size, want := range map[int]int{32 << 10: http.StatusUnauthorized, 80 << 10: http.StatusRequestHeaderFieldsTooLarge} {
+	for size, want := range map[int]int{30 << 10: http.StatusUnauthorized, 40 << 10: http.StatusRequestHeaderFieldsTooLarge} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.addr+"/x", nil)
 		require.NoError(t, err)
 		req.Header.Set("Cookie", strings.Repeat("x", size))
