@@ -58,9 +58,9 @@ func (t tally) String() string {
 		t.counts.Refused, t.unexpected, t.reconnects)
 }
 
-// showProgress shows how the fleet is until ctx is cancelled. It stops at the
+// showProgress shows how a fleet is until ctx is cancelled. It stops at the
 // first error of w.
-func (f *fleet) showProgress(ctx context.Context, w io.Writer) {
+func showProgress(ctx context.Context, w io.Writer, now func() tally) {
 	interval, format := plainInterval, "%s\n"
 	if isTerminal(w) {
 		// To the start of the line, and clear to its end.
@@ -75,7 +75,7 @@ func (f *fleet) showProgress(ctx context.Context, w io.Writer) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if _, err := fmt.Fprintf(w, format, f.tally()); err != nil {
+			if _, err := fmt.Fprintf(w, format, now()); err != nil {
 				return
 			}
 		}

@@ -73,7 +73,7 @@ func run(ctx context.Context, opts Options, conns *connections, log *slog.Logger
 	var running sync.WaitGroup
 	running.Go(func() { c.run(living, f.observer.unknown) })
 	if opts.Progress != nil {
-		running.Go(func() { f.showProgress(living, opts.Progress) })
+		running.Go(func() { showProgress(living, opts.Progress, f.tally) })
 	}
 	producing, stop := context.WithCancel(ctx)
 	defer stop()

@@ -29,6 +29,7 @@ func simulateCommand() *serpent.Command {
 		reportInterval, metadataInterval, pushInterval           time.Duration
 		rebuildInterval, duration, ackDeadline                   time.Duration
 		churn, checkInterval                                     time.Duration
+		coder                                                    coderAgents
 	)
 	return &serpent.Command{
 		Use:   "simulate",
@@ -38,7 +39,9 @@ func simulateCommand() *serpent.Command {
 			"  agentstatsd simulate --target localhost:2113 --coderd-token-file data/coderd-token --agents 2000 --duration 60s\n\n" +
 			"With several targets it stands in for the load balancer before the replicas of a service, moves agents between " +
 			"them, and can check that the replicas together serve each agent once.\n\n" +
-			"  agentstatsd simulate --target localhost:2113,localhost:2115 --churn 1m --check-metrics http://localhost:2112,http://localhost:2114",
+			"  agentstatsd simulate --target localhost:2113,localhost:2115 --churn 1m --check-metrics http://localhost:2112,http://localhost:2114\n\n" +
+			"With --coder-url agents speak Coder's own protocol, to a bridge or to coderd, which knows them by their tokens. Nothing is registered then.\n\n" +
+			"  agentstatsd simulate --coder-url http://localhost:2114 --agent-tokens-file agent-tokens --churn 1m",
 		Middleware: noArguments,
 		Options: serpent.OptionSet{
 			{
@@ -128,11 +131,35 @@ func simulateCommand() *serpent.Command {
 			{Flag: "keep", Default: "false", Description: "Leave the agents registered at the end.", Value: serpent.BoolOf(&keep)},
 			{Flag: "journal", Description: "A file to write each value to that was acknowledged as durable, as JSON lines.", Value: serpent.StringOf(&journalFile)},
 			{Flag: "json", Default: "false", Description: "Print the summary as one JSON object.", Value: serpent.BoolOf(&asJSON)},
+			{
+				Flag: "coder-url",
+				Description: "URLs of bridges to a coderd, or of coderd: each agent speaks Coder's own protocol to one of them at random. Of the flags above these apply: " +
+					"--tls-ca-file, --plaintext, --metrics-per-agent, --steady, --report-interval, --metadata-interval, --churn, --duration, --keep, --json.",
+				Value: serpent.StringArrayOf(&coder.urls),
+			},
+			{
+				Flag:        "agent-tokens-file",
+				Description: "The tokens of the agents that do, one in a line. What they declare, their apps and metadata, coderd says.",
+				Value:       serpent.StringOf(&coder.tokensFile),
+			},
 		},
 		Handler: func(inv *serpent.Invocation) (err error) {
 			log := slog.New(slog.NewTextHandler(inv.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 			if err := flagsOverEnvironment(inv); err != nil {
 				return err
+			}
+			if len(coder.urls) > 0 || coder.tokensFile != "" {
+				opts, err := coder.options(caFile, plaintext, log)
+				if err != nil {
+					return err
+				}
+				opts.MetricsPerAgent, opts.ReportInterval, opts.MetadataInterval = orNone(int(metrics)), reportInterval, metadataInterval
+				opts.Churn, opts.Steady, opts.Duration, opts.Keep, opts.Progress = churn, steady, duration, keep, inv.Stderr
+				summary, err := simulate.RunCoder(inv.Context(), opts, log)
+				if err != nil {
+					return err
+				}
+				return printSummary(inv, summary, asJSON)
 			}
 			if !useTLS && caFile == "" && !plaintext {
 				for _, target := range targets {
@@ -172,22 +199,27 @@ func simulateCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
-			write := summary.WriteText
-			if asJSON {
-				write = summary.WriteJSON
-			}
-			if err := write(inv.Stdout); err != nil {
-				return err
-			}
-			switch {
-			case !summary.Check.Clean():
-				return errNotOnce
-			case !summary.Complete():
-				return errNotAcked
-			}
-			return nil
+			return printSummary(inv, summary, asJSON)
 		},
 	}
+}
+
+// printSummary prints what a simulation did, and returns what was not as it should be.
+func printSummary(inv *serpent.Invocation, summary simulate.Summary, asJSON bool) error {
+	write := summary.WriteText
+	if asJSON {
+		write = summary.WriteJSON
+	}
+	if err := write(inv.Stdout); err != nil {
+		return err
+	}
+	switch {
+	case !summary.Check.Clean():
+		return errNotOnce
+	case !summary.Complete():
+		return errNotAcked
+	}
+	return nil
 }
 
 // orNone converts a number of which 0 means none into one of which 0 means the

@@ -119,8 +119,8 @@ type WorkspaceAgent struct {
 
 // App is an app of an agent.
 type App struct {
-	ID           uuid.UUID
-	Slug, Health string
+	ID                        uuid.UUID
+	Slug, DisplayName, Health string
 }
 
 // Latency is that of an agent to a region.
@@ -352,7 +352,7 @@ func (r *REST) json(w *Workspace) object {
 	if agents != nil {
 		resources = append(resources, object{"type": "container", "agents": agents})
 	}
-	organization := cmp.Or(w.Organization, "coder")
+	organization := cmp.Or(w.Organization, Organization)
 	status := map[string]string{"start": "running", "stop": "stopped", "delete": "deleted"}[w.Build.Transition]
 	if w.Build.Job != "succeeded" {
 		status = w.Build.Job
@@ -360,11 +360,11 @@ func (r *REST) json(w *Workspace) object {
 	j := object{
 		"id": w.ID, "name": w.Name, "owner_id": ownerID(w.Owner), "owner_name": w.Owner,
 		"organization_id": ownerID(organization), "organization_name": organization,
-		"template_id": TemplateID, "template_name": "docker", "template_icon": Secret,
+		"template_id": TemplateID, "template_name": TemplateName, "template_icon": Secret,
 		"last_used_at": w.Build.CreatedAt, "deleting_at": nil, "dormant_at": nil, "ttl_ms": nil,
 		"latest_build": object{
 			"id": w.Build.ID, "created_at": w.Build.CreatedAt, "build_number": 3, "transition": w.Build.Transition,
-			"template_version_id": TemplateID, "template_version_name": "v7", "initiator_name": Secret,
+			"template_version_id": TemplateID, "template_version_name": TemplateVersion, "initiator_name": Secret,
 			"job": object{"id": w.Build.ID, "status": w.Build.Job, "completed_at": nil, "error": Secret}, "status": status,
 			"resources": resources,
 		},
@@ -378,6 +378,13 @@ func (r *REST) json(w *Workspace) object {
 	}
 	return j
 }
+
+// The template of all workspaces, its version, and the organization of those that name none.
+const (
+	TemplateName    = "docker"
+	TemplateVersion = "v7"
+	Organization    = "coder"
+)
 
 // TemplateID is that of the template of all workspaces.
 var TemplateID = uuid.MustParse("7e3a1c00-0000-4000-8000-000000000001")
@@ -395,7 +402,7 @@ func ownerID(name string) uuid.UUID {
 func (r *REST) agentJSON(a *WorkspaceAgent) object {
 	var apps []object
 	for _, app := range a.Apps {
-		apps = append(apps, object{"id": app.ID, "slug": app.Slug, "display_name": "", "health": app.Health, "url": Secret, "command": Secret})
+		apps = append(apps, object{"id": app.ID, "slug": app.Slug, "display_name": app.DisplayName, "health": app.Health, "url": Secret, "command": Secret})
 	}
 	j := object{
 		"id": a.ID, "name": a.Name, "created_at": a.CreatedAt, "updated_at": a.CreatedAt,

@@ -17,39 +17,26 @@ import (
 	"storj.io/drpc"
 	"storj.io/drpc/drpcmux"
 	"storj.io/drpc/drpcserver"
+
+	"github.com/coder/agentstatsd/simulate/coderagent"
 )
 
 // AgentPath is that of agents' connections.
-const AgentPath = "/api/v2/workspaceagents/me/rpc"
+const AgentPath = coderagent.Path
 
 // Calls of an agent.
 const (
-	GetManifest           = "/coder.agent.v2.Agent/GetManifest"
-	UpdateStats           = "/coder.agent.v2.Agent/UpdateStats"
-	UpdateLifecycle       = "/coder.agent.v2.Agent/UpdateLifecycle"
-	BatchUpdateAppHealths = "/coder.agent.v2.Agent/BatchUpdateAppHealths"
-	BatchUpdateMetadata   = "/coder.agent.v2.Agent/BatchUpdateMetadata"
-	BatchCreateLogs       = "/coder.agent.v2.Agent/BatchCreateLogs"
-	Coordinate            = "/coder.tailnet.v2.Tailnet/Coordinate"
-	StreamDERPMaps        = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
+	GetManifest           = coderagent.GetManifest
+	UpdateStats           = coderagent.UpdateStats
+	UpdateLifecycle       = coderagent.UpdateLifecycle
+	BatchUpdateAppHealths = coderagent.BatchUpdateAppHealths
+	BatchUpdateMetadata   = coderagent.BatchUpdateMetadata
+	BatchCreateLogs       = coderagent.BatchCreateLogs
+	Coordinate            = coderagent.Coordinate
+	StreamDERPMaps        = coderagent.StreamDERPMaps
 )
 
 var unary = []string{GetManifest, UpdateStats, UpdateLifecycle, BatchUpdateAppHealths, BatchUpdateMetadata, BatchCreateLogs}
-
-// Message is a message of whichever type, encoded.
-type Message struct{ Bytes []byte }
-
-// Encoding leaves messages as they are.
-type Encoding struct{}
-
-// Marshal implements drpc.Encoding.
-func (Encoding) Marshal(m drpc.Message) ([]byte, error) { return m.(*Message).Bytes, nil }
-
-// Unmarshal implements drpc.Encoding.
-func (Encoding) Unmarshal(b []byte, m drpc.Message) error {
-	m.(*Message).Bytes = append([]byte(nil), b...)
-	return nil
-}
 
 // Call is one that an agent made.
 type Call struct {
@@ -69,6 +56,12 @@ type Agent struct {
 type RPC struct {
 	// Refuse returns the error that a call is answered with; nil: all are accepted.
 	Refuse func(Call) error
+	// Accept is called with each call that is accepted, and returns its answer; nil: it is
+	// empty, or the manifest.
+	Accept func(Call) []byte
+	// Connected is called when an agent has connected, and what it returns when that
+	// connection has ended. nil: nobody is told.
+	Connected func(agent uuid.UUID) (ended func())
 	// Forget: accepted calls are not kept.
 	Forget bool
 	// DERPMaps has the DERP maps that StreamDERPMaps sends, encoded.
@@ -89,6 +82,13 @@ func (c *RPC) Add(a Agent) {
 		c.agents = make(map[string]Agent)
 	}
 	c.agents[a.Token] = a
+}
+
+// Remove has coderd refuse a token, as that of a workspace that was stopped.
+func (c *RPC) Remove(token string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.agents, token)
 }
 
 // Accepted returns the calls that were accepted, in their order.
@@ -158,6 +158,9 @@ func (c *RPC) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c.count(1)
 	defer c.count(-1)
+	if role := r.URL.Query().Get("role"); c.Connected != nil && (role == "" || role == "agent") {
+		defer c.Connected(a.ID)()
+	}
 	c.serve(ctx, session, a)
 }
 
@@ -200,15 +203,19 @@ func (h *handlers) call(name string, in *Message) (*Message, error) {
 			return nil, err
 		}
 	}
+	var answer []byte
+	if c.Accept != nil {
+		answer = c.Accept(call)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.Forget {
 		c.accepted = append(c.accepted, call)
 	}
-	if name == GetManifest {
-		return &Message{h.agent.Manifest}, nil
+	if name == GetManifest && answer == nil {
+		answer = h.agent.Manifest
 	}
-	return &Message{}, nil
+	return &Message{Bytes: answer}, nil
 }
 
 func (h *handlers) coordinate(stream drpc.Stream) error {
@@ -228,7 +235,7 @@ func (h *handlers) coordinate(stream drpc.Stream) error {
 
 func (h *handlers) derpMaps(stream drpc.Stream) error {
 	for _, m := range h.coderd.DERPMaps {
-		if err := stream.MsgSend(&Message{m}, Encoding{}); err != nil {
+		if err := stream.MsgSend(&Message{Bytes: m}, Encoding{}); err != nil {
 			return err
 		}
 	}

@@ -21,7 +21,9 @@ type Manifest struct {
 	AgentName, OwnerUsername, WorkspaceName string
 	Apps                                    []ManifestApp
 	Regions                                 map[int64]string
-	Secret                                  string
+	// MetadataKeys that the template declares; none: cpu.
+	MetadataKeys []string
+	Secret       string
 }
 
 // Encode returns the manifest as coderd encodes it.
@@ -42,7 +44,13 @@ func (m Manifest) Encode() []byte {
 		app = number(app, 12, uint64(a.Health))
 		b = text(b, 11, string(app))
 	}
-	b = text(b, 12, string(text(text(text(nil, 1, "CPU"), 2, "cpu"), 3, "top "+m.Secret)))
+	keys := m.MetadataKeys
+	if keys == nil {
+		keys = []string{"cpu"}
+	}
+	for _, key := range keys {
+		b = text(b, 12, string(text(text(text(nil, 1, "CPU"), 2, key), 3, "top "+m.Secret)))
+	}
 	b = text(b, 13, m.OwnerUsername)
 	b = text(b, 14, string(m.WorkspaceID[:]))
 	b = text(b, 15, m.AgentName)
@@ -63,26 +71,51 @@ func DERPMap(regions map[int64]string) []byte {
 	return b
 }
 
-// Node is an agent's view of its network.
-type Node struct {
-	ID        int64
-	Preferred int32
-	// Latencies in seconds, by a region's id and "-v4" or "-v6".
-	Latencies map[string]float64
+// ParseNode decodes a message of Coordinate; nil: it says nothing of the agent's node.
+// After a disconnect there is none: disconnected.
+func ParseNode(message []byte) (node *Node, disconnected bool, err error) {
+	err = fieldsOf(message, func(number protowire.Number, v value) error {
+		switch {
+		case v.wire != protowire.BytesType:
+		case number == 1:
+			return fieldsOf(v.bytes, func(number protowire.Number, v value) error {
+				if number != 1 || v.wire != protowire.BytesType {
+					return nil
+				}
+				node = &Node{Latencies: make(map[string]float64)}
+				return fieldsOf(v.bytes, func(number protowire.Number, v value) error { return addToNode(node, number, v) })
+			})
+		case number == 2:
+			disconnected = true
+		}
+		return nil
+	})
+	return node, disconnected, err
 }
 
-// UpdateSelf encodes the message of Coordinate that says it.
-func (n Node) UpdateSelf() []byte {
-	b := number(nil, 1, uint64(n.ID))
-	b = text(b, 3, "a key of 32 bytes")
-	b = number(b, 5, uint64(n.Preferred))
-	for region, seconds := range n.Latencies {
-		entry := text(nil, 1, region)
-		entry = protowire.AppendTag(entry, 2, protowire.Fixed64Type)
-		entry = protowire.AppendFixed64(entry, math.Float64bits(seconds))
-		b = text(b, 6, string(entry))
+func addToNode(node *Node, number protowire.Number, v value) error {
+	switch {
+	case number == 1 && v.wire == protowire.VarintType:
+		node.ID = int64(v.number)
+	case number == 5 && v.wire == protowire.VarintType:
+		node.Preferred = int32(v.number)
+	case number == 6 && v.wire == protowire.BytesType:
+		var region string
+		var seconds float64
+		if err := fieldsOf(v.bytes, func(number protowire.Number, v value) error {
+			if number == 1 && v.wire == protowire.BytesType {
+				region = string(v.bytes)
+			}
+			if number == 2 && v.wire == protowire.Fixed64Type {
+				seconds = math.Float64frombits(v.number)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		node.Latencies[region] = seconds
 	}
-	return text(nil, 1, string(text(nil, 1, string(b))))
+	return nil
 }
 
 func text(b []byte, field protowire.Number, s string) []byte {
