@@ -32,7 +32,7 @@ PLAIN  = $(sort $(dir $(shell grep -rlE 'pgregory.net/rapid|testing\.Short\(\)|f
 FUZZTIME  ?= 2m
 BENCHTIME ?= 1s
 
-.PHONY: help build demo check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
+.PHONY: help build demo demo-bridge check test test-servers test-race test-plain test-integration contract soak bench bench-peers microbench servers lint generate check-generated check-format check-contract fmt tidy vuln clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -43,6 +43,11 @@ build: ## build bin/agentstatsd
 
 demo: build ## run the service with a simulated fleet
 	./bin/agentstatsd demo
+
+# The stand-in for coderd is for tests, so it is a program of its own.
+demo-bridge: build ## run the service beside a stand-in for a stock coderd, with agents that speak Coder's own protocol
+	$(GO) build -o bin/stockcoderd ./internal/codertest/stockcoderd
+	./bin/stockcoderd ./bin/agentstatsd
 
 # In the short mode of go test, tests that need PostgreSQL are left out, and random
 # ones draw less. Nothing is left out of `make test`.
