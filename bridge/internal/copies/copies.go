@@ -204,7 +204,7 @@ func (p *Copy) add(fromAgent bool, b []byte) bool {
 			b = b[n:]
 		case p.pending+blockBytes > maxPending:
 			p.end = decode.NewError(ReasonBehind, "%d bytes wait to be decoded: want at most %d", p.pending+len(b), maxPending)
-		case !p.copies.budget.Reserve(blockBytes):
+		case !p.copies.budget.Reserve(blockBytes, p.pending):
 			p.end = decode.NewError(decode.ReasonMemory, "the memory of all decoders is used up")
 		default:
 			p.appendLocked()

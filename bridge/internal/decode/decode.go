@@ -95,9 +95,17 @@ type Budget struct {
 // NewBudget returns a budget of so many bytes.
 func NewBudget(bytes int64) *Budget { return &Budget{max: bytes} }
 
-// Reserve takes bytes of the budget; false: there are not as many.
-func (b *Budget) Reserve(bytes int) bool {
-	if b.used.Add(int64(bytes)) > b.max {
+// fairBytes are more than a connection has at once that sends a usual report.
+const fairBytes = 64 << 10
+
+// Reserve takes bytes of the budget for who has so many of it; false: there are not as many.
+// The last half is for those who have little, so that nobody takes all from the others.
+func (b *Budget) Reserve(bytes, has int) bool {
+	limit := b.max
+	if has+bytes > fairBytes {
+		limit /= 2
+	}
+	if b.used.Add(int64(bytes)) > limit {
 		b.used.Add(-int64(bytes))
 		return false
 	}
@@ -109,6 +117,25 @@ func (b *Budget) Release(bytes int) { b.used.Add(-int64(bytes)) }
 
 // Used returns how many bytes are taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
+
+// share is what a connection has of a budget. One goroutine at a time may use it.
+type share struct {
+	of  *Budget
+	has int
+}
+
+func (s *share) reserve(bytes int) bool {
+	if !s.of.Reserve(bytes, s.has) {
+		return false
+	}
+	s.has += bytes
+	return true
+}
+
+func (s *share) release(bytes int) {
+	s.has -= bytes
+	s.of.Release(bytes)
+}
 
 // Bounds of what one connection may have in memory.
 const (
@@ -132,7 +159,7 @@ var errMemory = NewError(ReasonMemory, "the memory of all decoders is used up")
 // Connection decodes one connection of an agent. One goroutine at a time may use it.
 type Connection struct {
 	handler Handler
-	budget  *Budget
+	budget  *share
 	agent   side // what the agent sends
 	coderd  side
 	streams streams
@@ -154,10 +181,11 @@ type pendingCall struct {
 // NewConnection returns a Connection whose memory is taken of the budget. Close it. An error
 // says that there is not enough.
 func NewConnection(handler Handler, budget *Budget) (*Connection, error) {
-	if !budget.Reserve(connectionBytes) {
+	of := &share{of: budget}
+	if !of.reserve(connectionBytes) {
 		return nil, errMemory
 	}
-	c := &Connection{handler: handler, budget: budget}
+	c := &Connection{handler: handler, budget: of}
 	c.agent.fromAgent = true
 	return c, nil
 }
@@ -183,14 +211,14 @@ func (c *Connection) Close() {
 	c.closed = true
 	for _, s := range c.streams.open {
 		c.forget(s)
-		c.budget.Release(streamBytes)
+		c.budget.release(streamBytes)
 	}
 	c.streams.open = nil
 	for _, p := range c.pending {
 		p.request.free(c.budget)
 	}
 	c.pending, c.regions = nil, nil
-	c.budget.Release(connectionBytes)
+	c.budget.release(connectionBytes)
 }
 
 // accept hands over a call that coderd accepted, or has it wait for the manifest. It takes

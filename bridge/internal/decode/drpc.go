@@ -263,14 +263,14 @@ var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
 // append adds b; false: the budget is used up. size is how large the request will be at
 // least.
-func (f *buffer) append(budget *Budget, b []byte, size int) bool {
+func (f *buffer) append(budget *share, b []byte, size int) bool {
 	need := len(f.b) + len(b)
 	if need > f.reserved {
 		grown := max(need, size, leastBuffer)
 		if f.reserved > 0 {
 			grown = max(grown, 2*f.reserved)
 		}
-		if !budget.Reserve(grown - f.reserved) {
+		if !budget.reserve(grown - f.reserved) {
 			return false
 		}
 		f.reserved = grown
@@ -283,11 +283,11 @@ func (f *buffer) append(budget *Budget, b []byte, size int) bool {
 }
 
 // free gives the memory back. The buffer is not to be used any more.
-func (f *buffer) free(budget *Budget) {
+func (f *buffer) free(budget *share) {
 	if f == nil {
 		return
 	}
-	budget.Release(f.reserved)
+	budget.release(f.reserved)
 	f.reserved = 0
 	if cap(f.b) > largestPooled {
 		return

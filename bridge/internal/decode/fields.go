@@ -68,8 +68,8 @@ var walkers = sync.Pool{New: func() any { return new(walker) }}
 
 // newWalker returns a walker of a message, whose memory is taken of the budget; nil: that is
 // used up.
-func newWalker(budget *Budget, fields *message) *walker {
-	if !budget.Reserve(walkerBytes) {
+func newWalker(budget *share, fields *message) *walker {
+	if !budget.reserve(walkerBytes) {
 		return nil
 	}
 	w, _ := walkers.Get().(*walker)
@@ -79,11 +79,11 @@ func newWalker(budget *Budget, fields *message) *walker {
 
 // free gives the memory back. The walker is not to be used any more, and nothing of the
 // message stays in it.
-func (w *walker) free(budget *Budget) {
+func (w *walker) free(budget *share) {
 	if w == nil {
 		return
 	}
-	budget.Release(walkerBytes)
+	budget.release(walkerBytes)
 	clear(w.value[:cap(w.value)])
 	*w = walker{value: w.value[:0]}
 	walkers.Put(w)

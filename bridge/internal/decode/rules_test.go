@@ -307,7 +307,7 @@ func TestBudget(t *testing.T) {
 	require.Equal(t, decode.ReasonMemory, ended.Reason)
 	c.Close()
 	require.Zero(t, budget.Used())
-	require.True(t, budget.Reserve(63<<10))
+	require.True(t, budget.Reserve(63<<10, 0))
 	_, err = decode.NewConnection(&lines{}, budget)
 	require.True(t, errors.As(err, &ended))
 }
@@ -347,4 +347,39 @@ func TestBudgetOfStreams(t *testing.T) {
 			require.Zero(t, budget.Used())
 		})
 	}
+}
+
+// An agent that begins many large calls, and ends none, takes no memory that others need.
+func TestBudgetIsShared(t *testing.T) {
+	const most = 1 << 20
+	budget := decode.NewBudget(most)
+	c, err := decode.NewConnection(&lines{}, budget)
+	require.NoError(t, err)
+	for id := uint32(1); err == nil && id < 200; id += 2 {
+		s := &script{}
+		begun := drpcwire.AppendFrame(packets(1, invoke, codertest.UpdateStats), drpcwire.Frame{
+			ID: drpcwire.ID{Stream: 1, Message: 2}, Kind: message, Data: make([]byte, 50<<10),
+		})
+		s.mux(true, id, syn, begun)
+		err = c.Read(true, s.parts[0].Bytes)
+	}
+	var ended *decode.Error
+	require.ErrorAs(t, err, &ended)
+	require.Equal(t, decode.ReasonMemory, ended.Reason)
+	require.LessOrEqual(t, budget.Used(), int64(most/2))
+	require.Greater(t, budget.Used(), int64(most/3))
+
+	other := &lines{}
+	usual, err := decode.NewConnection(other, budget)
+	require.NoError(t, err)
+	s := &script{}
+	s.manifest()
+	s.call(3, codertest.UpdateStats, statsRequest(t, 500), nil)
+	for _, p := range s.parts {
+		require.NoError(t, usual.Read(p.FromAgent, p.Bytes))
+	}
+	require.Len(t, other.got, 3)
+	usual.Close()
+	c.Close()
+	require.Zero(t, budget.Used())
 }

@@ -99,7 +99,7 @@ func (m *muxSide) endData(c *Connection, fromAgent bool) {
 func (c *Connection) end(id uint32) {
 	if s := c.streams.remove(id); s != nil {
 		c.forget(s)
-		c.budget.Release(streamBytes)
+		c.budget.release(streamBytes)
 		// A frame of the other direction may be half read.
 		for _, m := range []*muxSide{&c.agent.mux, &c.coderd.mux} {
 			if m.stream == s {
@@ -124,7 +124,7 @@ type streams struct {
 
 // begin begins a stream that the agent opens, whose memory is taken of the budget. Those of
 // coderd, which opens none, are skipped.
-func (s *streams) begin(budget *Budget, fromAgent bool, id uint32) error {
+func (s *streams) begin(budget *share, fromAgent bool, id uint32) error {
 	const idStep = 2 // the agent's are odd
 	if (id%idStep == 1) != fromAgent || id == 0 {
 		return NewError(ReasonYamux, "yamux: stream %d is opened by the other side", id)
@@ -148,7 +148,7 @@ func (s *streams) begin(budget *Budget, fromAgent bool, id uint32) error {
 	if len(s.open) >= maxStreams {
 		return NewError(ReasonStreams, "yamux: want at most %d streams at once", maxStreams)
 	}
-	if !budget.Reserve(streamBytes) {
+	if !budget.reserve(streamBytes) {
 		return errMemory
 	}
 	s.open = append(s.open, newStream(id))
