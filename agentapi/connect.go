@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/ackschedule"
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
@@ -26,7 +27,7 @@ func (s *Service) Connect(stream connectStream) error {
 	if err != nil {
 		return err
 	}
-	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()), &s.opts)
+	c := newConnection(s, own, grpcserver.CallerFrom(stream.Context()), &s.acks)
 	release, err := s.server.Admit(stream.Context(), c, &own.outbox)
 	if err != nil {
 		return err
@@ -267,7 +268,7 @@ func (c *connection) handleRequest(f *wire.Frame) error {
 		return nil
 	}
 	err = c.chargeRefused(refused, f.Size)
-	c.handled(ackRequest{f.Sequence, f.ForStore(), f.AckNow}, len(refused) > 0)
+	c.handled(ackschedule.Request{Sequence: f.Sequence, ForStore: f.ForStore(), Now: f.AckNow}, len(refused) > 0)
 	return err
 }
 

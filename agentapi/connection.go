@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/coder/agentstatsd/agentapi/internal/ackschedule"
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
@@ -104,9 +105,9 @@ type connection struct {
 	factor    float64 // of the intervals in the settings that were sent last
 	askedAged bool    // the please-reconnect of an old session was sent
 
-	acks     ackSchedule
-	ackOpts  *Options    // of acks
-	ackTimer *time.Timer // for acks.at; nil: it is not set
+	acks      ackschedule.Schedule
+	ackDelays *ackschedule.Delays
+	ackTimer  *time.Timer // for acks.At; nil: it is not set
 
 	sending bool          // a goroutine sends what is due
 	resend  bool          // something may be due since that goroutine looked
@@ -116,9 +117,9 @@ type connection struct {
 	end        fleet.End   // how the session will end
 }
 
-func newConnection(s *Service, stream agentStream, who grpcserver.Caller, ackOpts *Options) *connection {
+func newConnection(s *Service, stream agentStream, who grpcserver.Caller, ackDelays *ackschedule.Delays) *connection {
 	return &connection{
-		service: s, stream: stream, who: who, end: fleet.EndDisconnect, ackOpts: ackOpts,
+		service: s, stream: stream, who: who, end: fleet.EndDisconnect, ackDelays: ackDelays,
 		frame: wire.NewFrame(who.Agent, s.server.Options().MaxAgentMessageBytes),
 	}
 }
@@ -138,7 +139,7 @@ func (c *connection) startSending() {
 	c.session.Watch(c.scheduleSend)
 	c.mu.Lock()
 	c.advanceLocked(phaseOpen)
-	c.acks.resume(c.session.Resume())
+	c.acks.Resume(c.session.Resume())
 	c.factor = c.service.intervalFactor()
 	c.due.settings = c.service.firstSettings(c.session, c.factor)
 	c.mu.Unlock()
@@ -194,31 +195,31 @@ func (s *Service) intervalFactor() float64 {
 
 // handled schedules the ack of a request. The ack is sent at once if something was
 // refused of the request. handled blocks while the agent does not read its refusals.
-func (c *connection) handled(r ackRequest, refused bool) {
+func (c *connection) handled(r ackschedule.Request, refused bool) {
 	now := time.Now()
 	c.mu.Lock()
-	c.acks.add(r, now, c.ackOpts)
-	atOnce := refused || c.acks.force || !now.Before(c.acks.at)
+	c.acks.Add(r, now, c.ackDelays)
+	atOnce := refused || c.acks.IsDueAtOnce(now)
 	if !atOnce {
 		c.setAckTimerLocked(now)
 	}
 	c.mu.Unlock()
 	// If all was stored before the request was added, nobody was notified of the ack.
-	if atOnce || r.forStore && c.session.Progress().Durable >= r.sequence {
+	if atOnce || r.ForStore && c.session.Progress().Durable >= r.Sequence {
 		c.sendDue()
 		c.awaitRefusals(c.stream.Context(), c.session.UnsentRefusals)
 	}
 }
 
-// setAckTimerLocked sets the timer that sends what is due at acks.at, if that has
+// setAckTimerLocked sets the timer that sends what is due at acks.At, if that has
 // changed.
 func (c *connection) setAckTimerLocked(now time.Time) {
 	switch {
-	case !c.acks.needsTimer(now):
+	case !c.acks.NeedsTimer(now):
 	case c.ackTimer == nil:
-		c.ackTimer = time.AfterFunc(c.acks.at.Sub(now), c.sendDue)
+		c.ackTimer = time.AfterFunc(c.acks.At().Sub(now), c.sendDue)
 	default:
-		c.ackTimer.Reset(c.acks.at.Sub(now))
+		c.ackTimer.Reset(c.acks.At().Sub(now))
 	}
 }
 
@@ -272,7 +273,7 @@ func (c *connection) awaitLastAck(sequence int64) {
 	}
 	c.mu.Lock()
 	c.advanceLocked(phaseLastAck)
-	c.acks.await(sequence)
+	c.acks.Await(sequence)
 	c.closeTimer = time.AfterFunc(c.service.opts.GoodbyeTimeout, func() { c.CloseStream(nil) })
 	c.mu.Unlock()
 	c.sendDue()

@@ -89,15 +89,15 @@ func (c *connection) takeDueLocked() (r responses) {
 	}
 	r.refusals = refusals
 	now := time.Now()
-	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.acked || c.acks.isDue(progress, now, c.ackOpts) {
-		r.acks, r.urgent, r.ack = true, c.acks.isAwaited(), wire.Ack{Received: progress.Received, Durable: progress.Durable}
-		c.acks.sent(progress)
+	if sends := c.due.close || !r.isEmpty(); sends && progress != c.acks.Acked() || c.acks.IsDue(progress, now, c.ackDelays) {
+		r.acks, r.urgent, r.ack = true, c.acks.IsAwaited(), wire.Ack{Received: progress.Received, Durable: progress.Durable}
+		c.acks.Sent(progress)
 		c.stopAckTimerLocked()
 	} else {
 		c.setAckTimerLocked(now)
 	}
 	c.addSettingsLocked(&r)
-	if c.phase == phaseLastAck && progress.Durable >= c.acks.awaited {
+	if c.phase == phaseLastAck && progress.Durable >= c.acks.Awaited() {
 		c.closeLocked(nil)
 	}
 	return r

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/agentapi/internal/ackschedule"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -70,12 +71,13 @@ type Service struct {
 	Components
 	server *grpcserver.Server
 	opts   Options
-	// relayedAcks are opts for the acks of relayed agents, which wait once more.
-	relayedAcks Options
-	metrics     *metrics
-	log         *slog.Logger
-	relays      grpcserver.Slots // streams that relay
-	relaying    sync.Map         // of *relay: these streams
+	// acks are the delays of acks, relayedAcks those of relayed agents, which wait once
+	// more.
+	acks, relayedAcks ackschedule.Delays
+	metrics           *metrics
+	log               *slog.Logger
+	relays            grpcserver.Slots // streams that relay
+	relaying          sync.Map         // of *relay: these streams
 }
 
 // New returns a Service that the server serves: it is registered with
@@ -96,8 +98,8 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	if err := s.registerLimits(reg); err != nil {
 		return nil, fmt.Errorf("agentapi: %w", err)
 	}
-	s.relayedAcks = opts
-	s.relayedAcks.AckDelay = max(0, opts.AckDelay-relayGather)
+	s.acks = ackschedule.Delays{Ack: opts.AckDelay, Flush: opts.FlushInterval}
+	s.relayedAcks = ackschedule.Delays{Ack: max(0, opts.AckDelay-relayGather), Flush: opts.FlushInterval}
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AgentService_ServiceDesc,
 		Impl: s,

@@ -1,4 +1,4 @@
-package agentapi
+package ackschedule
 
 import (
 	"testing"
@@ -13,7 +13,7 @@ import (
 type ackStep struct {
 	at int
 	// request is taken in; nil: none is.
-	request *ackRequest
+	request *Request
 	// progress of the instance then.
 	received, durable int64
 	// sent: an ack is sent then. Otherwise one is due by, 0: none is.
@@ -21,9 +21,9 @@ type ackStep struct {
 	by   int
 }
 
-func TestAckSchedule(t *testing.T) {
-	opts := Options{AckDelay: 5 * time.Second, FlushInterval: 7 * time.Second}
-	report := func(sequence int64) *ackRequest { return &ackRequest{sequence: sequence} }
+func TestSchedule(t *testing.T) {
+	delays := Delays{Ack: 5 * time.Second, Flush: 7 * time.Second}
+	report := func(sequence int64) *Request { return &Request{Sequence: sequence} }
 	reports := func(n, at int) (steps []ackStep) {
 		for i := range int64(n) {
 			by := at + 5000
@@ -34,8 +34,8 @@ func TestAckSchedule(t *testing.T) {
 		}
 		return steps
 	}
-	metadata := func(sequence int64) *ackRequest { return &ackRequest{sequence: sequence, forStore: true} }
-	now := func(r *ackRequest) *ackRequest { r.now = true; return r }
+	metadata := func(sequence int64) *Request { return &Request{Sequence: sequence, ForStore: true} }
+	now := func(r *Request) *Request { r.Now = true; return r }
 	for name, c := range map[string]struct {
 		resume fleet.Progress
 		steps  []ackStep
@@ -119,18 +119,18 @@ func TestAckSchedule(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var s ackSchedule
-			s.resume(c.resume)
+			var s Schedule
+			s.Resume(c.resume)
 			start := time.Now()
 			after := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
 			for i, step := range c.steps {
 				if step.request != nil {
-					s.add(*step.request, after(step.at), &opts)
+					s.Add(*step.request, after(step.at), &delays)
 				}
 				p := fleet.Progress{Received: step.received, Durable: step.durable}
-				require.Equal(t, step.sent, s.isDue(p, after(step.at), &opts), "step %d", i)
+				require.Equal(t, step.sent, s.IsDue(p, after(step.at), &delays), "step %d", i)
 				if step.sent {
-					s.sent(p)
+					s.Sent(p)
 				}
 				by := time.Time{}
 				if step.by > 0 {
@@ -143,17 +143,17 @@ func TestAckSchedule(t *testing.T) {
 }
 
 // A timer is set once for each time.
-func TestAckScheduleTimer(t *testing.T) {
-	opts := Options{AckDelay: 5 * time.Second, FlushInterval: 7 * time.Second}
-	var s ackSchedule
+func TestScheduleTimer(t *testing.T) {
+	delays := Delays{Ack: 5 * time.Second, Flush: 7 * time.Second}
+	var s Schedule
 	start := time.Now()
-	require.False(t, s.needsTimer(start))
-	s.add(ackRequest{sequence: 1, forStore: true}, start, &opts)
-	require.True(t, s.needsTimer(start))
-	s.add(ackRequest{sequence: 2, forStore: true}, start.Add(time.Second), &opts)
-	require.False(t, s.needsTimer(start.Add(time.Second)))
-	s.add(ackRequest{sequence: 3}, start.Add(2*time.Second), &opts)
-	require.True(t, s.needsTimer(start.Add(2*time.Second)), "it is due earlier")
-	s.sent(fleet.Progress{Received: 3, Durable: 3})
-	require.False(t, s.needsTimer(start.Add(3*time.Second)))
+	require.False(t, s.NeedsTimer(start))
+	s.Add(Request{Sequence: 1, ForStore: true}, start, &delays)
+	require.True(t, s.NeedsTimer(start))
+	s.Add(Request{Sequence: 2, ForStore: true}, start.Add(time.Second), &delays)
+	require.False(t, s.NeedsTimer(start.Add(time.Second)))
+	s.Add(Request{Sequence: 3}, start.Add(2*time.Second), &delays)
+	require.True(t, s.NeedsTimer(start.Add(2*time.Second)), "it is due earlier")
+	s.Sent(fleet.Progress{Received: 3, Durable: 3})
+	require.False(t, s.NeedsTimer(start.Add(3*time.Second)))
 }

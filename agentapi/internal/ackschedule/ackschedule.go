@@ -1,4 +1,5 @@
-package agentapi
+// Package ackschedule decides when the acks of a connection are sent.
+package ackschedule
 
 import (
 	"time"
@@ -17,10 +18,17 @@ const (
 	ackGather = time.Second
 )
 
-// ackSchedule decides when the acks of a connection are sent. Clients need acks to know
+// Delays are how long acks wait.
+type Delays struct {
+	// Ack is how long an ack waits for another response. The ack of a request with
+	// something to be stored waits for that, at most by Flush longer.
+	Ack, Flush time.Duration
+}
+
+// Schedule decides when the acks of a connection are sent. Clients need acks to know
 // what to send again, and not at once. So an ack waits for another response, and for
 // what will be durable soon. An ack that waits always has a time at which it is sent.
-type ackSchedule struct {
+type Schedule struct {
 	acked fleet.Progress // by the last ack that was sent
 	// storeFrom and storeTo are the lowest and the highest sequence of the requests that
 	// left something to be stored. None waits if storeTo is acked as durable.
@@ -32,33 +40,45 @@ type ackSchedule struct {
 	at                 time.Time // an ack is due if it acks anything new; zero: none waits
 }
 
-// ackRequest has the properties of a request that decide when it is acked.
-type ackRequest struct {
-	sequence int64
-	// forStore is true if a part of it is to be stored, now if the client waits for the
+// Request has the properties of a request that decide when it is acked.
+type Request struct {
+	Sequence int64
+	// ForStore is true if a part of it is to be stored, Now if the client waits for the
 	// ack.
-	forStore, now bool
+	ForStore, Now bool
 }
 
-// resume sets the progress that the agent knows of when its session opens.
-func (s *ackSchedule) resume(p fleet.Progress) {
+// Resume sets the progress that the agent knows of when its session opens.
+func (s *Schedule) Resume(p fleet.Progress) {
 	s.acked = p
 	s.storeFrom, s.storeTo = p.Durable+1, p.Received
 }
 
-// add adds a request that was handled.
-func (s *ackSchedule) add(r ackRequest, now time.Time, opts *Options) {
+// Acked returns the progress that the last ack had.
+func (s *Schedule) Acked() fleet.Progress { return s.acked }
+
+// Awaited returns the highest sequence with ack_now or a goodbye.
+func (s *Schedule) Awaited() int64 { return s.awaited }
+
+// At returns when an ack is due if it acks anything new; zero: none waits.
+func (s *Schedule) At() time.Time { return s.at }
+
+// IsDueAtOnce reports whether an ack is to be sent now, whatever it acks.
+func (s *Schedule) IsDueAtOnce(now time.Time) bool { return s.force || !now.Before(s.at) }
+
+// Add adds a request that was handled.
+func (s *Schedule) Add(r Request, now time.Time, delays *Delays) {
 	s.unacked++
-	wait := opts.AckDelay
-	if r.forStore {
+	wait := delays.Ack
+	if r.ForStore {
 		if s.storeTo <= s.acked.Durable {
-			s.storeFrom = r.sequence
+			s.storeFrom = r.Sequence
 		}
-		s.storeTo = max(s.storeTo, r.sequence)
-		wait += opts.FlushInterval
+		s.storeTo = max(s.storeTo, r.Sequence)
+		wait += delays.Flush
 	}
-	if r.now {
-		s.await(r.sequence)
+	if r.Now {
+		s.Await(r.Sequence)
 	}
 	switch {
 	case s.unacked >= ackAtOnce:
@@ -69,29 +89,29 @@ func (s *ackSchedule) add(r ackRequest, now time.Time, opts *Options) {
 	s.dueBy(now.Add(wait))
 }
 
-// await makes an ack due, and another one with each progress until the sequence is
+// Await makes an ack due, and another one with each progress until the sequence is
 // durable.
-func (s *ackSchedule) await(sequence int64) {
+func (s *Schedule) Await(sequence int64) {
 	s.awaited = max(s.awaited, sequence)
 	s.force = true
 }
 
-// isAwaited reports whether somebody waits for an ack, as an agent does that has many
+// IsAwaited reports whether somebody waits for an ack, as an agent does that has many
 // requests without one.
-func (s *ackSchedule) isAwaited() bool {
+func (s *Schedule) IsAwaited() bool {
 	return s.force || s.awaited > s.acked.Durable || s.unacked >= ackSoon
 }
 
 // dueBy makes an ack due at the time, unless one is due before.
-func (s *ackSchedule) dueBy(at time.Time) {
+func (s *Schedule) dueBy(at time.Time) {
 	if s.at.IsZero() || at.Before(s.at) {
 		s.at, s.moved = at, true
 	}
 }
 
-// isDue reports whether an ack of the progress is to be sent now. If one is to be sent
-// later, s.at is the latest time for it.
-func (s *ackSchedule) isDue(p fleet.Progress, now time.Time, opts *Options) bool {
+// IsDue reports whether an ack of the progress is to be sent now. If one is to be sent
+// later, At is the latest time for it.
+func (s *Schedule) IsDue(p fleet.Progress, now time.Time, delays *Delays) bool {
 	if s.force {
 		return true
 	}
@@ -104,23 +124,23 @@ func (s *ackSchedule) isDue(p fleet.Progress, now time.Time, opts *Options) bool
 	case s.storeTo > s.acked.Durable && p.Durable >= s.storeTo:
 		return true
 	case s.storeTo > s.acked.Durable && p.Durable >= s.storeFrom:
-		s.dueBy(now.Add(min(ackGather, opts.AckDelay)))
+		s.dueBy(now.Add(min(ackGather, delays.Ack)))
 	case s.at.IsZero():
-		s.dueBy(now.Add(opts.AckDelay))
+		s.dueBy(now.Add(delays.Ack))
 	}
 	return !now.Before(s.at)
 }
 
-// needsTimer reports whether a timer must be set for s.at. It returns true once for
-// each s.at.
-func (s *ackSchedule) needsTimer(now time.Time) bool {
+// NeedsTimer reports whether a timer must be set for At. It returns true once for
+// each value of At.
+func (s *Schedule) NeedsTimer(now time.Time) bool {
 	moved := s.moved && now.Before(s.at)
 	s.moved = false
 	return moved
 }
 
-// sent records that the progress was acked.
-func (s *ackSchedule) sent(p fleet.Progress) {
+// Sent records that the progress was acked.
+func (s *Schedule) Sent(p fleet.Progress) {
 	s.acked, s.storeFrom = p, p.Durable+1
 	s.unacked, s.force, s.moved, s.at = 0, false, false, time.Time{}
 }
