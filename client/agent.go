@@ -19,6 +19,7 @@ import (
 
 	"github.com/coder/agentstatsd/client/internal/outage"
 	"github.com/coder/agentstatsd/client/internal/outbox"
+	"github.com/coder/agentstatsd/client/internal/refusallog"
 	"github.com/coder/agentstatsd/client/internal/standby"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -60,8 +61,9 @@ type AgentOptions struct {
 	Registration *agentstatsv1.AgentRegistration
 	// Backoff bounds the waits between two sessions.
 	Backoff Backoff
-	// Logger of sessions that open and end; nil: they are not logged. While there is no
-	// session, that is logged when it begins and each minute.
+	// Logger of sessions that open and end, and of what the service refuses, a line a
+	// minute for each reason; nil: they are not logged. While there is no session, that is
+	// logged when it begins and each minute.
 	Logger *slog.Logger
 	// OnState is called when the state changes.
 	OnState func(State)
@@ -117,6 +119,7 @@ type Agent struct {
 	// routine is the level of sessions that open and end as usual.
 	routine   slog.Level
 	failures  *outage.Subject
+	refusals  *refusallog.Log
 	callbacks callbacks
 	// registration of a relayed agent; nil: it is not relayed.
 	registration *relayedRegistration
@@ -211,6 +214,7 @@ func newAgent(connect func() (grpc.ClientConnInterface, func(), error), opts Age
 		a.log = slog.New(slog.DiscardHandler)
 	}
 	a.failures = outage.New(a.log, outage.Sessions).Subject(a.log)
+	a.refusals = new(refusallog.Log)
 	a.callbacks.timeout, a.callbacks.log = cmp.Or(opts.CallbackTimeout, defaultCallbackTimeout), a.log
 	a.opts.bound(&a.callbacks, a.Report)
 	if opts.Credentials != nil {

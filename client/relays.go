@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/client/internal/outage"
+	"github.com/coder/agentstatsd/client/internal/refusallog"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -48,9 +49,10 @@ type RelaysOptions struct {
 	MaxAgents int
 	// Backoff bounds the waits between two sessions of an agent.
 	Backoff Backoff
-	// Logger of what is lost, at most twice a minute, and of agents without a session: one
-	// line when that begins, one a minute and one when it ends. Nil: nothing is
-	// logged. Each session that opens and ends is logged at the level of debug.
+	// Logger of what is lost, at most twice a minute, of what the service refuses of all
+	// agents, a line a minute for each reason, and of agents without a session: one line
+	// when that begins, one a minute and one when it ends. Nil: nothing is logged. Each
+	// session that opens and ends is logged at the level of debug.
 	Logger *slog.Logger
 	// OnRefusal is called with what the service refused of an agent. It is called
 	// like the functions of AgentOptions.
@@ -89,6 +91,8 @@ type Relays struct {
 	log    *slog.Logger
 	// failures are those of all relays' sessions.
 	failures *outage.Log
+	// refusals are those of all agents.
+	refusals *refusallog.Log
 	// ctx is that of all relays. Close cancels it.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -128,6 +132,7 @@ func (c *Coderd) Relays(opts RelaysOptions) (*Relays, error) {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	r.failures = outage.New(r.log, outage.Sessions)
+	r.refusals = new(refusallog.Log)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -199,6 +204,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 	agent.registration.onUnknown = bounded(&agent.callbacks, "OnUnknown", r.opts.OnUnknown)
 	agent.standby.IsRelay, agent.outbox.IsRelay = true, true
 	agent.failures, agent.routine = r.failures.Subject(agent.log), slog.LevelDebug
+	agent.refusals = r.refusals
 	ctx, cancel := context.WithCancel(r.ctx)
 	k = &keptRelay{agent: agent, cancel: cancel}
 	run, err := agent.begin(ctx)

@@ -361,22 +361,27 @@ func (a *Agent) refusal(refusal *agentstatsv1.Refusal) {
 	a.outbox.ApplyRefusal(refusal)
 	a.mu.Unlock()
 	// What a summary stands for is refused by name later, or stored.
-	if a.opts.OnRefusal != nil && refusal.GetFirstSequence() == 0 {
-		a.opts.OnRefusal(refusal)
+	if refusal.GetFirstSequence() == 0 {
+		a.notifyRefusal(refusal)
 	}
 	a.wakeWaiting()
 }
 
-// notifyRefusals calls OnRefusal with what the Agent itself refused to send.
+// notifyRefusal logs a refusal, and calls OnRefusal.
+func (a *Agent) notifyRefusal(refusal *agentstatsv1.Refusal) {
+	a.refusals.Refused(context.Background(), a.log, time.Now(), refusal)
+	if a.opts.OnRefusal != nil {
+		a.opts.OnRefusal(refusal)
+	}
+}
+
+// notifyRefusals is notifyRefusal of what the Agent itself refused to send.
 func (a *Agent) notifyRefusals() {
 	a.mu.Lock()
 	refusals := a.outbox.TakeRefusals()
 	a.mu.Unlock()
-	if a.opts.OnRefusal == nil {
-		return
-	}
 	for _, r := range refusals {
-		a.opts.OnRefusal(r)
+		a.notifyRefusal(r)
 	}
 }
 
