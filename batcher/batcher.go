@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 // Store is the database. store.Store is one.
@@ -38,10 +39,13 @@ type Batcher struct {
 	publisher Publisher
 	opts      Options
 	log       *slog.Logger
-	metrics   *metrics
-	retries   backoff.Backoff
-	wake      chan struct{} // a batch is full
-	kept      sync.Pool     // of *[]agent.MetadataEntry
+	outage    *outage.Log // of flushes
+	// publishing is the outage of notifications.
+	publishing *outage.Log
+	metrics    *metrics
+	retries    backoff.Backoff
+	wake       chan struct{} // a batch is full
+	kept       sync.Pool     // of *[]agent.MetadataEntry
 
 	mu      sync.Mutex
 	pending *pending
@@ -73,14 +77,16 @@ func New(store Store, pub Publisher, opts Options, reg prometheus.Registerer, lo
 		return nil, fmt.Errorf("batcher options: %w", err)
 	}
 	b := &Batcher{
-		store:     store,
-		publisher: pub,
-		opts:      opts,
-		log:       log,
-		wake:      make(chan struct{}, 1),
-		retries:   backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
-		kept:      sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
-		pending:   newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
+		store:      store,
+		publisher:  pub,
+		opts:       opts,
+		log:        log,
+		outage:     outage.New(log, "metadata is not written, trying again", "metadata is written again"),
+		publishing: outage.New(log, "changes of metadata are not published: watchers read them later", "changes of metadata are published again"),
+		wake:       make(chan struct{}, 1),
+		retries:    backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
+		kept:       sync.Pool{New: func() any { return new([]agent.MetadataEntry) }},
+		pending:    newPending(shares{opts.MaxPending, opts.MaxPendingPerAgent, opts.MaxPendingPerOwner}),
 	}
 	var err error
 	if b.metrics, err = newMetrics(reg); err != nil {

@@ -52,12 +52,10 @@ func (b *Batcher) Run(ctx context.Context) error {
 		case err != nil:
 			failures++
 			wait := b.retries.Delay(failures)
-			b.log.WarnContext(ctx, "flush of metadata failed", "attempt", failures, "retry_in", wait, "error", err)
+			b.outage.Failed(ctx, err, "retry_in", wait)
 			timer.Reset(wait)
 		case scheduled:
-			if failures > 0 {
-				b.log.InfoContext(ctx, "flush of metadata works again", "failed_attempts", failures)
-			}
+			b.outage.Works(ctx)
 			failures = 0
 			timer.Reset(b.opts.FlushInterval)
 		}
@@ -247,8 +245,10 @@ func (b *Batcher) publish(ctx context.Context) {
 	defer cancel()
 	if err := b.publisher.PublishMetadata(ctx, agents); err != nil {
 		b.metrics.publishErrors.Inc()
-		b.log.WarnContext(ctx, "publish of changed metadata failed: watchers read it later", "agents", len(agents), "error", err)
+		b.publishing.Failed(ctx, err, "agents", len(agents))
+		return
 	}
+	b.publishing.Works(ctx)
 }
 
 // count returns how many rows have a fate.

@@ -143,7 +143,7 @@ func TestRetries(t *testing.T) {
 		synctest.Wait()
 		require.NoError(t, b.Healthy())
 		require.Zero(t, b.waiting(), "all at once")
-		require.Contains(t, logged.String(), "works again")
+		require.Contains(t, logged.String(), "is written again")
 		require.Len(t, store.rows, 1200)
 		// Then full batches are flushed at once again.
 		addKeys(b, &next, 10)

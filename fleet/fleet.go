@@ -33,6 +33,7 @@ import (
 	"github.com/coder/agentstatsd/fleet/internal/watchers"
 	"github.com/coder/agentstatsd/fleet/internal/writequeue"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 // Errors that callers branch on.
@@ -134,13 +135,14 @@ type Pending interface {
 // then the leaves (those of queue and watchers, acks.Tracker.mu, and the locks of
 // Series and Pending).
 type Fleet struct {
-	store   Store
-	series  Series
-	pending Pending
-	opts    Options
-	limits  budget.Limits // of each agent
-	metrics *metrics
-	log     *slog.Logger
+	store         Store
+	series        Series
+	pending       Pending
+	opts          Options
+	limits        budget.Limits // of each agent
+	metrics       *metrics
+	log           *slog.Logger
+	writes, loads *outage.Log // of the database
 
 	// changeSem is a semaphore of one. Whoever changes the registrations holds it,
 	// so that the database and memory change in one order. No stream waits for it.
@@ -195,17 +197,12 @@ func New(store Store, series Series, pending Pending, opts Options, reg promethe
 		return nil, fmt.Errorf("fleet: %w", err)
 	}
 	f := &Fleet{
-		store:     store,
-		series:    series,
-		pending:   pending,
-		opts:      opts,
-		limits:    opts.limits(),
-		metrics:   m,
-		log:       log,
-		changeSem: make(chan struct{}, 1),
-		registry:  newRegistry(),
-		queue:     writequeue.New[*entry, finishedBuild](),
-		retries:   backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: opts.Random},
+		store: store, series: series, pending: pending, opts: opts, limits: opts.limits(), metrics: m, log: log,
+		writes:    outage.New(log, "states of agents are not written, trying again", "states of agents are written again"),
+		loads:     outage.New(log, "the registrations are not loaded, trying again", "the registrations are loaded"),
+		changeSem: make(chan struct{}, 1), registry: newRegistry(),
+		queue:   writequeue.New[*entry, finishedBuild](),
+		retries: backoff.Backoff{Min: minBackoff, Max: maxBackoff, Random: opts.Random},
 	}
 	return f, f.registerLimits(reg)
 }
@@ -255,6 +252,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			armed = false
 			err := f.write(ctx)
 			if err == nil {
+				f.writes.Works(ctx)
 				failures = 0
 				continue
 			}
@@ -263,7 +261,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			}
 			failures++
 			wait := f.retries.Delay(failures)
-			f.log.Warn("states of agents are not written and will be tried again", "error", err, "after", wait)
+			f.writes.Failed(ctx, err, "retry_in", wait)
 			timer.Reset(wait)
 			armed = true
 		}
@@ -275,11 +273,12 @@ func (f *Fleet) loadWithRetries(ctx context.Context) bool {
 	for failures := 1; ; failures++ {
 		err := f.Load(ctx)
 		if err == nil {
+			f.loads.Works(ctx)
 			return true
 		}
 		wait := f.retries.Delay(failures)
 		if ctx.Err() == nil {
-			f.log.Error("the registrations are not loaded and will be tried again", "error", err, "after", wait)
+			f.loads.Failed(ctx, err, "retry_in", wait)
 		}
 		if !backoff.Sleep(ctx, wait) {
 			return false

@@ -14,6 +14,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/notification"
 	"github.com/coder/agentstatsd/fleet/internal/passes"
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 // notificationChannel carries the notifications between replicas.
@@ -50,10 +51,8 @@ type PubSub interface {
 // once, before Load and Run.
 func (f *Fleet) Join(r Replicas, p PubSub) {
 	f.peers = &peers{
-		replicas:    r,
-		pubsub:      p,
-		metrics:     f.metrics,
-		log:         f.log,
+		replicas: r, pubsub: p, metrics: f.metrics, log: f.log,
+		following:   outage.New(f.log, "the other replicas cannot be followed, trying again", "the other replicas are followed again"),
 		lookups:     make(chan struct{}, f.opts.MaxLookups),
 		followWake:  make(chan struct{}, 1),
 		sessions:    make(map[*entry]struct{}),
@@ -72,10 +71,11 @@ func (f *Fleet) self() agent.ID {
 
 // peers is this replica's view of the other replicas.
 type peers struct {
-	replicas Replicas
-	pubsub   PubSub
-	metrics  *metrics
-	log      *slog.Logger
+	replicas  Replicas
+	pubsub    PubSub
+	metrics   *metrics
+	log       *slog.Logger
+	following *outage.Log // of passes
 
 	// member and leads are copies of Replicas' as of the last scan. What is published
 	// depends on them. The lease is longer than the interval of scans.
@@ -130,9 +130,11 @@ func (p *peers) joinNextPass() *passes.Pass {
 
 // finishPass hands the outcome to those who joined.
 func (p *peers) finishPass(made *passes.Pass, err error) {
-	before := p.passes.Finish(made, err)
-	if err != nil && before == nil && !errors.Is(err, context.Canceled) { // cancelled: Run ends
-		p.log.Warn("the other replicas cannot be followed, trying again", "error", err)
+	p.passes.Finish(made, err)
+	if err == nil {
+		p.following.Works(context.Background())
+	} else if !errors.Is(err, context.Canceled) { // cancelled: Run ends
+		p.following.Failed(context.Background(), err)
 	}
 }
 

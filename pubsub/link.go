@@ -1,6 +1,7 @@
 package pubsub
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -8,7 +9,18 @@ import (
 	"time"
 
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/outage"
+	"github.com/coder/agentstatsd/internal/redact"
 )
+
+// redacted is an error of a library, without the passwords that its text may have.
+type redacted struct{ error }
+
+// Error implements error.
+func (r redacted) Error() string { return redact.Text(r.error.Error()) }
+
+// Unwrap returns the error itself.
+func (r redacted) Unwrap() error { return r.error }
 
 // reconnects spaces the attempts to connect.
 var reconnects = backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
@@ -16,30 +28,26 @@ var reconnects = backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Seco
 // link is the state of the connection on which messages arrive.
 type link struct {
 	metrics *metrics
-	log     *slog.Logger
+	outage  *outage.Log
 
 	mu sync.Mutex
 	// cause is why there is no connection; nil: there is one.
 	cause error
-	// wasConnected is true once there was a connection, lossLogged once its loss
-	// was logged.
-	wasConnected, lossLogged bool
+	// wasConnected is true once there was a connection.
+	wasConnected bool
 }
 
 func newLink(m *metrics, log *slog.Logger) *link {
-	return &link{metrics: m, log: log, cause: errNotRunning}
+	lost := outage.New(log, "no connection to the pubsub, trying again", "connected to the pubsub")
+	return &link{metrics: m, outage: lost, cause: errNotRunning}
 }
 
-// noteLost notes that there is no connection, and the cause. Only the first of
-// several in a row is logged.
+// noteLost notes that there is no connection, and the cause.
 func (l *link) noteLost(cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cause = cause
-	if !l.lossLogged {
-		l.lossLogged = true
-		l.log.Warn("no connection to the pubsub, trying again", "error", cause)
-	}
+	l.outage.Failed(context.Background(), redacted{cause})
 }
 
 // noteConnected notes that there is a connection, and that subscribers were
@@ -51,10 +59,8 @@ func (l *link) noteConnected() {
 	if l.wasConnected {
 		l.metrics.reconnects.Inc()
 	}
-	if l.lossLogged {
-		l.log.Info("connected to the pubsub")
-	}
-	l.wasConnected, l.lossLogged = true, false
+	l.outage.Works(context.Background())
+	l.wasConnected = true
 }
 
 // noteEnded notes that Run has ended.

@@ -32,8 +32,12 @@ func testMetrics(t *testing.T) *metrics {
 	return m
 }
 
-// An outage is logged once, however often connecting fails.
+// An outage is logged once a minute, however often connecting fails.
 func TestLink(t *testing.T) {
+	bubble.Test(t, testLink)
+}
+
+func testLink(t *testing.T) {
 	log := &logged{}
 	l := newLink(testMetrics(t), slog.New(slog.NewTextHandler(log, nil)))
 	require.ErrorIs(t, l.err(), errNotRunning)
@@ -46,6 +50,7 @@ func TestLink(t *testing.T) {
 		require.EqualError(t, l.err(), "no connection to the pubsub: still")
 		l.noteConnected()
 		require.NoError(t, l.err())
+		time.Sleep(time.Minute)
 	}
 	require.Equal(t, 2, strings.Count(log.String(), "error=broken"))
 	require.NotContains(t, log.String(), "still")

@@ -170,7 +170,7 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 		}
 	}
 	// An error can come with each message.
-	sometimes := rate.Sometimes{First: 1, Interval: 10 * time.Second}
+	sometimes := rate.Sometimes{First: 1, Interval: time.Minute}
 	return []nats.Option{
 		nats.Name(n.opts.Name),
 		nats.Timeout(n.opts.Timeout),
@@ -193,7 +193,13 @@ func (n *NATS) options(ctx context.Context, made chan<- struct{}, closed chan<- 
 		nats.ReconnectErrHandler(lost),
 		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			sometimes.Do(func() { n.log.Warn("error on the connection to NATS", "error", err) })
+			sometimes.Do(func() { n.log.Warn("error on the connection to NATS", "error", redacted{err}) })
+		}),
+		nats.LameDuckModeHandler(func(*nats.Conn) {
+			n.log.Info("the NATS server is about to stop, and asks to connect elsewhere")
+		}),
+		nats.DiscoveredServersHandler(func(conn *nats.Conn) {
+			n.log.Debug("the NATS cluster has announced servers", "servers", len(conn.DiscoveredServers()))
 		}),
 	}
 }

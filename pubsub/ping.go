@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 // pinger sends messages to the engine itself on a channel of its own. They measure
@@ -16,7 +18,7 @@ type pinger struct {
 	channel  string
 	interval time.Duration
 	metrics  *metrics
-	log      *slog.Logger
+	outage   *outage.Log
 	hint     string        // why pings may not arrive, for the log
 	pingNow  chan struct{} // a connection was made: ping now
 
@@ -28,8 +30,6 @@ type pinger struct {
 	wait time.Duration
 	// missing is the time within which a ping did not arrive, until one does; 0: they do.
 	missing time.Duration
-	// logged is true once it was logged that pings do not arrive, until one does.
-	logged bool
 }
 
 // firstPing bounds the first ping on a connection, if that is shorter than the
@@ -38,7 +38,7 @@ const firstPing = 5 * time.Second
 
 func newPinger(interval time.Duration, hint string, m *metrics, log *slog.Logger) *pinger {
 	return &pinger{
-		log:      log,
+		outage:   outage.New(log, "what is sent by the pubsub does not arrive", "what is sent by the pubsub arrives again"),
 		hint:     hint,
 		channel:  "agentstatsd_ping_" + rand.Text(),
 		interval: interval,
@@ -89,12 +89,10 @@ func (p *pinger) startPing(wait time.Duration) (nonce string) {
 	if p.nonce != "" {
 		p.missing = p.wait
 	}
-	warn := p.missing != 0 && !p.logged
-	p.logged = p.logged || warn
 	p.nonce, p.sent, p.wait = nonce, time.Now(), wait
 	p.mu.Unlock()
-	if warn {
-		p.log.Warn("what is sent by the pubsub does not arrive", "hint", p.hint)
+	if err := p.err(); err != nil {
+		p.outage.Failed(context.Background(), err, "hint", p.hint)
 	}
 	return nonce
 }
@@ -116,12 +114,10 @@ func (p *pinger) handlePing(payload []byte) (missed bool) {
 		return false
 	}
 	p.metrics.deliveryLatency.Observe(time.Since(p.sent).Seconds())
-	missed, logged := p.missing != 0, p.logged
-	p.nonce, p.missing, p.logged = "", 0, false
+	missed = p.missing != 0
+	p.nonce, p.missing = "", 0
 	p.mu.Unlock()
-	if logged {
-		p.log.Info("what is sent by the pubsub arrives again")
-	}
+	p.outage.Works(context.Background())
 	return missed
 }
 

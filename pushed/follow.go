@@ -244,11 +244,12 @@ func (f *Families) followUntilDone(ctx context.Context) {
 		pause := followPause
 		if err := f.Follow(ctx); err == nil {
 			failures = 0
+			f.reads.Works(ctx)
 		} else {
 			failures++
 			pause = f.retries.Delay(failures)
-			if failures == 1 && ctx.Err() == nil {
-				f.log.WarnContext(ctx, "stored pushes are not read, trying again", "error", err)
+			if ctx.Err() == nil {
+				f.reads.Failed(ctx, err)
 			}
 		}
 		if !backoff.Sleep(ctx, pause) {

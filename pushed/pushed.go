@@ -39,6 +39,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/outage"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed/internal/family"
 )
@@ -87,6 +88,7 @@ type Families struct {
 	reserver FamilyReserver
 	opts     Options
 	log      *slog.Logger
+	reads    *outage.Log
 	retries  backoff.Backoff
 	metrics  *ownMetrics
 	// codec is used by the holder of writing.
@@ -143,6 +145,7 @@ func New(store Store, reserver FamilyReserver, opts Options, reg prometheus.Regi
 	}
 	f := &Families{
 		store: store, reserver: reserver, opts: opts, log: log, policy: opts.Merge,
+		reads:   outage.New(log, "stored pushes are not read, trying again", "stored pushes are read again"),
 		retries: backoff.Backoff{Min: minRetry, Max: maxRetry, Random: opts.Random},
 		writing: make(chan struct{}, 1), decoding: make(chan struct{}, 1), wake: make(chan struct{}, 1), followRequested: make(chan struct{}, 1),
 		instances:  make(map[agent.Instance]*instance),
@@ -264,12 +267,13 @@ func (f *Families) Run(ctx context.Context) error {
 	for failures := 1; ; failures++ {
 		err := f.Load(ctx)
 		if err == nil {
+			f.reads.Works(ctx)
 			break
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		f.log.WarnContext(ctx, "pushed families are not loaded, trying again", "error", err)
+		f.reads.Failed(ctx, err)
 		if !f.retries.Wait(ctx, failures) {
 			return nil
 		}

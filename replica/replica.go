@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 const (
@@ -75,6 +76,8 @@ type Replicas struct {
 	metrics *metrics
 	log     *slog.Logger
 	wake    chan struct{}
+	// heartbeats is the outage of those in the database.
+	heartbeats *outage.Log
 
 	mu sync.RWMutex
 	// Guarded by mu.
@@ -117,12 +120,15 @@ func New(store Store, pubsub PubSub, opts Options, reg prometheus.Registerer, lo
 		return nil, fmt.Errorf("replica options: %w", err)
 	}
 	r := &Replicas{
-		self:     opts.ID,
-		opts:     opts,
-		store:    store,
-		pubsub:   pubsub,
-		log:      log,
-		wake:     make(chan struct{}, 1),
+		self:   opts.ID,
+		opts:   opts,
+		store:  store,
+		pubsub: pubsub,
+		log:    log,
+		wake:   make(chan struct{}, 1),
+
+		heartbeats: outage.New(log, "this replica cannot record its heartbeat in the database, trying again", "this replica records its heartbeat in the database again"),
+
 		live:     make(map[agent.ID]struct{}),
 		messages: make(map[agent.ID]time.Time),
 		seen:     make(map[agent.ID]observation),
@@ -261,6 +267,7 @@ func (r *Replicas) recordHeartbeat(ctx context.Context) {
 	r.noteLoadsLocked(replicas, lease)
 	r.err = nil
 	r.mu.Unlock()
+	r.heartbeats.Works(ctx)
 
 	leads := r.Leads()
 	if !was || led != leads {
@@ -296,8 +303,8 @@ func (r *Replicas) noteFailure(ctx context.Context, began time.Time, err error) 
 	defer r.mu.Unlock()
 	if r.err == nil {
 		r.since = began
-		r.log.WarnContext(ctx, "this replica cannot record its heartbeat in the database, trying again", "error", err)
 	}
+	r.heartbeats.Failed(ctx, err)
 	r.err = err
 	// No other replica can read its number, nor take the lease.
 	if errors.Is(err, agent.ErrStoreDown) && began.Before(r.until) {

@@ -52,6 +52,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/internal/backoff"
+	"github.com/coder/agentstatsd/internal/outage"
 )
 
 // Store is the database. store.Store is one; its methods say more.
@@ -126,6 +127,8 @@ type Reports struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
+	// polls, writing and deliveries are outages of the database.
+	polls, writing, deliveries *outage.Log
 
 	// wanted is true while there is a subscription. Otherwise a report costs one load.
 	wanted atomic.Bool
@@ -171,14 +174,17 @@ func New(store Store, opts Options, reg prometheus.Registerer, log *slog.Logger)
 		return nil, fmt.Errorf("reports options: %w", err)
 	}
 	r := &Reports{
-		store:     store,
-		opts:      opts,
-		log:       log,
-		due:       make(chan struct{}, 1),
-		pollNow:   make(chan struct{}, 1),
-		confirmed: make(map[int64]struct{}),
-		full:      make(map[int64]bool),
-		streams:   make(map[chan struct{}]struct{}),
+		store:      store,
+		opts:       opts,
+		log:        log,
+		polls:      outage.New(log, "subscriptions to reports are not read, trying again", "subscriptions to reports are read again"),
+		writing:    outage.New(log, "reports for watchers are not written, trying again", "reports for watchers are written again"),
+		deliveries: outage.New(log, "watchers of reports wait for the database", "watchers of reports get them again"),
+		due:        make(chan struct{}, 1),
+		pollNow:    make(chan struct{}, 1),
+		confirmed:  make(map[int64]struct{}),
+		full:       make(map[int64]bool),
+		streams:    make(map[chan struct{}]struct{}),
 	}
 	var err error
 	if r.metrics, err = newMetrics(reg); err != nil {

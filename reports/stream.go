@@ -251,7 +251,7 @@ func (s *stream) badAck(number int64) error {
 func (s *stream) failed(ctx context.Context, err error) time.Duration {
 	if ctx.Err() == nil {
 		s.reports.metrics.errors.WithLabelValues(errorDeliver).Inc()
-		s.reports.log.WarnContext(ctx, "a watcher of reports waits for the database", "name", s.watch.Name, "error", err)
+		s.reports.deliveries.Failed(ctx, err, "name", s.watch.Name)
 	}
 	s.failures++
 	return retries.Delay(s.failures)
@@ -354,6 +354,7 @@ func (s *stream) step(ctx context.Context) error {
 	}
 	keep(bytesOf(batch))
 	s.failures = 0
+	s.reports.deliveries.Works(ctx)
 	if needed {
 		s.stored, s.renew = max(s.stored, s.acked), now.Add(r.opts.Lease/3)
 	}

@@ -28,9 +28,10 @@ func (r *Reports) poll(ctx context.Context) {
 		failures++
 		if err == nil {
 			failures = 0
+			r.polls.Works(ctx)
 		} else if ctx.Err() == nil {
 			r.metrics.errors.WithLabelValues(errorPoll).Inc()
-			r.log.WarnContext(ctx, "subscriptions to reports are not read, trying again", "error", err)
+			r.polls.Failed(ctx, err)
 		}
 		wait := pollInterval
 		if failures > 0 {

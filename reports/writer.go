@@ -184,9 +184,10 @@ func (r *Reports) writeFrozen(ctx context.Context) (known bool) {
 		return true
 	case err != nil:
 		r.metrics.errors.WithLabelValues(errorWrite).Inc()
-		r.log.WarnContext(ctx, "reports for watchers are not written, trying again", "error", err)
+		r.writing.Failed(ctx, err)
 		return false
 	}
+	r.writing.Works(ctx)
 	r.sequence++
 	r.metrics.writes.Inc()
 	to := len(r.frozen.write.To)

@@ -236,6 +236,7 @@ func openPostgres(ctx context.Context, opts Options, log *slog.Logger) (*Store, 
 	if err != nil {
 		return nil, err
 	}
+	config.OnNotice = pgpool.Notices(log)
 	pool := pgpool.Open(config, opts.MaxConns)
 	s := &Store{
 		dialect: &postgresDialect, writer: pool.DB, reader: pool.DB, renew: pool.Renew,

@@ -45,14 +45,13 @@ func (p *Passes) Start() *Pass {
 	return next
 }
 
-// Finish hands the outcome to those who joined. It returns that of the pass before.
-func (p *Passes) Finish(made *Pass, err error) (before error) {
+// Finish hands the outcome to those who joined.
+func (p *Passes) Finish(made *Pass, err error) {
 	made.err = err
 	close(made.done)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	before, p.err = p.err, err
-	return before
+	p.err = err
 }
 
 // Err returns the outcome of the last pass.
