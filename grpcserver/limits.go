@@ -64,13 +64,11 @@ func (s *Server) limitStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	case RoleAgent:
 		id := CallerFrom(stream.Context()).Agent
 		if err := s.acquireStream(id); err != nil {
-			s.chargeCall(id)
-			return err
+			return s.refuseCall(id, err)
 		}
 		defer s.agentStreams.release(id)
 		if !s.unread.admit(id) {
-			s.chargeCall(id)
-			return Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent))
+			return s.refuseCall(id, Exhausted(s.opts.HelloTimeout, fmt.Sprintf("want at most %d ended streams of an agent whose responses are not read (%s)", s.unread.limit, flagStreamsPerAgent)))
 		}
 		return handler(srv, stream) // which bounds the time to the hello itself
 	case RoleCoderd:
@@ -124,8 +122,14 @@ func (s *Server) acquireStream(id agent.ID) error {
 // an agent's open streams.
 const refusedCallItems = 20
 
-// chargeCall charges an agent for a refused call.
-func (s *Server) chargeCall(id agent.ID) { s.auth.agents.ChargeRefused(id, refusedCallItems, 0) }
+// refuseCall charges an agent for a refused call, and returns its status.
+func (s *Server) refuseCall(id agent.ID, err error) error {
+	s.auth.agents.ChargeRefused(id, refusedCallItems, 0)
+	if s.refused != nil {
+		s.refused(id, err)
+	}
+	return err
+}
 
 // awaitCall waits for a slot of coderd's calls, or of those who may only push. Calls need
 // one that stream no responses, or whose first message is to come: each may have a message

@@ -2,6 +2,7 @@ package grpcserver
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -42,6 +43,9 @@ type connections struct {
 	// before who comes next.
 	callRate int
 	limited  *prometheus.CounterVec
+	coderds  *coderds
+	log      *slog.Logger
+	logged   logLimit
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -64,6 +68,7 @@ type peerConn struct {
 	open   int           // calls of open services that go on
 	taken  int           // of the address's allowance
 	called bool          // there was one
+	coderd bool          // one was coderd's
 	// agents that made calls with tokens of their own, at most maxOwnAgents and one more.
 	agents []agent.ID
 }
@@ -78,10 +83,12 @@ func (p *peerConn) isShared() bool { return len(p.agents) == 0 || len(p.agents) 
 // closed reports whether the service has closed the connection.
 func (p *peerConn) closed() bool { return p.raw.Control(func(uintptr) {}) != nil }
 
-func newConnections(o *Options, m *metrics) *connections {
+func newConnections(o *Options, m *metrics, log *slog.Logger) *connections {
 	return &connections{
 		max: o.MaxConnections, perAddress: o.MaxStrangersPerAddress, timeout: o.AuthenticationTimeout,
 		limited:   m.limited,
+		coderds:   newCoderds(log),
+		log:       log,
 		all:       make(map[*net.TCPAddr]*peerConn),
 		strangers: make(map[netip.Prefix]int),
 		churn:     newChurn(o.StrangerRate, o.StrangerBurst),
@@ -105,19 +112,38 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		tcp, ok := conn.(*net.TCPConn)
-		if !ok || l.connections.admit(tcp, time.Now()) {
+		if !ok {
+			return conn, nil
+		}
+		refused, ok := l.connections.admit(tcp, time.Now())
+		if ok {
 			return conn, nil
 		}
 		_ = conn.Close()
+		l.connections.logLimited("a connection was refused, as there are too many", tcp.RemoteAddr(), refused)
 	}
 }
 
-// admit returns false if the connection is beyond a limit.
-func (c *connections) admit(conn *net.TCPConn, now time.Time) bool {
+// logLimited logs that a connection was ended by a limit, unless the limit is empty: one
+// line a minute of an address, and of few addresses.
+func (c *connections) logLimited(text string, from net.Addr, limit string) {
+	addr, ok := from.(*net.TCPAddr)
+	if !ok || limit == "" {
+		return
+	}
+	host := hostOf(addr).Addr().String()
+	if suppressed, ok := c.logged.allow(host, time.Now()); ok {
+		c.log.Warn(text, "peer", host, "limit", limit, "suppressed", suppressed)
+	}
+}
+
+// admit returns false if the connection is beyond a limit, and which one; empty: it is
+// closed already.
+func (c *connections) admit(conn *net.TCPConn, now time.Time) (refused string, ok bool) {
 	addr, ok := conn.RemoteAddr().(*net.TCPAddr)
 	raw, err := conn.SyscallConn()
 	if !ok || err != nil {
-		return false // it is closed already
+		return "", false
 	}
 	host := hostOf(addr)
 	c.mu.Lock()
@@ -128,19 +154,19 @@ func (c *connections) admit(conn *net.TCPConn, now time.Time) bool {
 	switch {
 	case len(c.all) >= c.max:
 		c.limited.WithLabelValues(limitedConnections).Inc()
-		return false
+		return limitedConnections, false
 	case c.strangers[host] >= c.perAddress:
 		c.limited.WithLabelValues(limitedAddress).Inc()
-		return false
+		return limitedAddress, false
 	case !c.churn.allow(host, now):
 		c.limited.WithLabelValues(limitedRate).Inc()
-		return false
+		return limitedRate, false
 	}
 	p := &peerConn{conn: conn, raw: raw, host: host, taken: 1}
 	p.timer = time.AfterFunc(c.timeout, func() { c.expire(addr, p) })
 	c.all[addr] = p
 	c.strangers[host]++
-	return true
+	return "", true
 }
 
 // hostOf returns the address, of IPv6 the network of one site.
@@ -190,20 +216,27 @@ func (c *connections) trustLocked(p *peerConn) {
 
 // expire closes the connection of a stranger whose time is over.
 func (c *connections) expire(addr *net.TCPAddr, p *peerConn) {
+	c.logLimited("a connection was closed: it made no authenticated call in time", addr, c.closeExpired(addr, p))
+}
+
+// closeExpired is expire. It returns the limit, unless the connection is closed already.
+func (c *connections) closeExpired(addr *net.TCPAddr, p *peerConn) (limit string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p.timer == nil {
-		return
+		return ""
 	}
 	if p.open > 0 {
 		p.timer.Reset(c.timeout)
-		return
+		return ""
 	}
 	if !p.closed() {
-		c.limited.WithLabelValues(limitedStranger).Inc()
+		limit = limitedStranger
+		c.limited.WithLabelValues(limit).Inc()
 	}
 	_ = p.conn.Close()
 	c.removeLocked(addr, p)
+	return limit
 }
 
 // ofLocked returns the connection of a call; nil: it is not known.
@@ -274,11 +307,18 @@ func (c *connections) countCallLocked(p *peerConn, now time.Time) {
 // authenticated notes that the call has a credential: coderd's, which relays many
 // agents, or an agent's.
 func (c *connections) authenticated(ctx context.Context, who Caller) {
+	if p := c.trust(ctx, who); p != nil {
+		c.coderds.begin(p, who)
+	}
+}
+
+// trust is authenticated. It returns the connection if the call is coderd's first there.
+func (c *connections) trust(ctx context.Context, who Caller) (coderds *peerConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.ofLocked(ctx)
 	if p == nil {
-		return
+		return nil
 	}
 	if who.Token != "" && len(p.agents) <= maxOwnAgents && !slices.Contains(p.agents, who.Agent) {
 		p.agents = append(p.agents, who.Agent)
@@ -288,9 +328,15 @@ func (c *connections) authenticated(ctx context.Context, who Caller) {
 		c.trustLocked(p)
 		p.pace = rate.NewLimiter(rate.Limit(c.callRate), max(1, c.callRate/4))
 	}
-	if who.Token == "" {
-		p.pace = nil
+	if who.Token != "" {
+		return nil
 	}
+	p.pace = nil
+	if p.coderd {
+		return nil
+	}
+	p.coderd = true
+	return p
 }
 
 // turnedAway counts a call of an agent that is refused for a while as a stranger's, and

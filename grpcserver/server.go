@@ -25,6 +25,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // stopTimeout bounds what is left after the drain: calls without a stream.
@@ -71,6 +73,8 @@ type Server struct {
 	openCalls   openCalls
 	connections *connections
 	rpc         *grpcprom.ServerMetrics
+	// refused is called as OnRefused says; nil: nothing is.
+	refused func(id agent.ID, err error)
 	// background are the goroutines of Go.
 	background sync.WaitGroup
 }
@@ -104,7 +108,7 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 		pusherCalls:  NewSlots(max(1, opts.MaxCoderdCalls/4)),
 		agentStreams: newAgentStreams(opts.MaxStreamsPerAgent),
 		receiving:    newReceivingOf(&opts),
-		connections:  newConnections(&opts, m),
+		connections:  newConnections(&opts, m, log),
 		rpc:          rpc,
 	}
 	s.unread = newUnreadStreams(opts.MaxStreamsPerAgent, opts.MaxUnreadOfCoderd, s.connections, m.limited.WithLabelValues(limitedUnread))
@@ -134,6 +138,10 @@ func New(agents Agents, opts Options, reg prometheus.Registerer, log *slog.Logge
 
 // Options returns the server's options with their defaults.
 func (s *Server) Options() Options { return s.opts }
+
+// OnRefused has f called with each agent whose call is refused before its service gets it,
+// and the status. It is called before Serve.
+func (s *Server) OnRefused(f func(id agent.ID, err error)) { s.refused = f }
 
 // Go runs f in a goroutine that Serve waits for. f ends soon after the handler that
 // called Go.
@@ -271,6 +279,7 @@ func (s *Server) watchHealth(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		s.setHealth(ctx)
+		s.connections.coderds.logEnded()
 		select {
 		case <-ctx.Done():
 			return

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/coder/agentstatsd/internal/handshake"
 	"github.com/coder/agentstatsd/scrape"
@@ -65,7 +66,14 @@ func NewServer(next http.Handler, opts Options, reg prometheus.Registerer, log *
 	if err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
-	s.conns.refused = func(limit string) { m.closed.WithLabelValues(limit).Inc() }
+	sometimes := rate.Sometimes{Interval: time.Minute}
+	s.conns.refused = func(limit string) {
+		m.closed.WithLabelValues(limit).Inc()
+		// Its caller has locked the mutex.
+		sometimes.Do(func() {
+			go log.Warn("connections of HTTP are closed to stay within a limit", "listener", opts.Name, "limit", limit)
+		})
+	}
 	if err := s.registerGauges(labelled); err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
