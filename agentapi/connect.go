@@ -34,7 +34,9 @@ func (s *Service) Connect(stream connectStream) error {
 	}
 	defer release()
 	defer c.close() // also if a panic comes through here
-	return c.awaitEnd(c.serve())
+	err = c.awaitEnd(c.serve())
+	s.noteEnd(c.who.Agent, err)
+	return err
 }
 
 // suspendedDelay delays the status for a suspended agent. An agent that connects all
@@ -111,6 +113,7 @@ func (c *connection) open() error {
 		return endStatus(fleet.EndRevoked)
 	}
 	c.startSending()
+	c.logSession("session opened", session)
 	return nil
 }
 
@@ -255,14 +258,15 @@ func (c *connection) handleRequest(f *wire.Frame) error {
 		if goodbye {
 			c.closeSession() // before anybody can ack it
 		}
-		refused = c.service.takeRequest(r, f)
-		r.Refuse(ownRefusals(refused)) // this, too
+		refused = ownRefusals(c.service.takeRequest(r, f))
+		r.Refuse(refused) // this, too
 	})
 	if err != nil {
 		// The session has ended. Its channel is closed with the reason.
 		<-c.session.Done()
 		return endStatus(c.session.End())
 	}
+	c.noteRefused(refused)
 	if goodbye {
 		c.awaitLastAck(f.Sequence)
 		return nil

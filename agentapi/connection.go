@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -347,6 +348,7 @@ func (c *connection) close() {
 	}
 	if session != nil {
 		session.Close(end)
+		c.logSession("session ended", session, slog.String("end", string(session.End())))
 	}
 }
 

@@ -35,9 +35,9 @@ type noPublisher struct{}
 
 func (noPublisher) PublishMetadata(context.Context, []agent.ID) error { return nil }
 
-// startRejecting starts a service whose database refuses all metadata. flush
-// ends the batcher, after its last flush.
-func startRejecting(t *testing.T, set edgetest.Settings, opts batcher.Options) (s *edgetest.Service, flush func()) {
+// startRejecting starts a service whose database refuses all metadata, and whose refusals
+// are noted. flush ends the batcher, after its last flush.
+func startRejecting(t *testing.T, set edgetest.Settings, opts batcher.Options, noted ...agentapi.Refusals) (s *edgetest.Service, flush func()) {
 	t.Helper()
 	b, err := batcher.New(rejecting{}, noPublisher{}, opts, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -46,7 +46,12 @@ func startRejecting(t *testing.T, set edgetest.Settings, opts batcher.Options) (
 	running.Go(func() { _ = b.Run(ctx) })
 	flush = func() { cancel(); running.Wait() }
 	t.Cleanup(flush)
-	set.ChangeAgents = func(c *agentapi.Components) { c.Metadata = b }
+	set.ChangeAgents = func(c *agentapi.Components) {
+		c.Metadata = b
+		for _, n := range noted {
+			c.Refusals = n
+		}
+	}
 	return edgetest.Start(t, set), flush
 }
 

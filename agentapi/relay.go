@@ -174,6 +174,7 @@ func (r *relay) openSession(q *wire.RelayedRequest) {
 	}
 	id, err := r.admitted(q.AgentID)
 	if err != nil {
+		r.service.noteEnd(id, err)
 		r.responses.appendEnd(q.Index, status.Convert(err), false, nil)
 		return
 	}
@@ -181,6 +182,7 @@ func (r *relay) openSession(q *wire.RelayedRequest) {
 	release, err := r.service.server.AdmitRelayed(id, session.connection)
 	if err != nil {
 		session.cancel()
+		r.service.noteEnd(id, err)
 		r.responses.appendEnd(q.Index, status.Convert(err), errors.Is(err, grpcserver.ErrDraining), nil)
 		return
 	}
@@ -193,18 +195,19 @@ func (r *relay) openSession(q *wire.RelayedRequest) {
 	r.enqueue(session, q.Request, true)
 }
 
-// admitted returns the agent of a new session. The error is the status with which the
-// session ends.
+// admitted returns the agent of a new session, which is zero if it is not valid. The error
+// is the status with which the session ends.
 func (r *relay) admitted(agentID []byte) (id agent.ID, err error) {
 	if len(agentID) != len(id) {
 		r.service.metrics.relayRefused.WithLabelValues(refusedAgentID).Inc()
 		return id, grpcserver.Invalid("agent_id", "want %d bytes, got %d", len(id), len(agentID))
 	}
+	id = agent.ID(agentID)
 	if most := r.service.opts.MaxRelayedSessions; r.count() >= most {
 		r.service.metrics.relayRefused.WithLabelValues(refusedSessions).Inc()
 		return id, grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d sessions on a stream that relays (%s)", most, flagRelayedSessions))
 	}
-	return agent.ID(agentID), nil
+	return id, nil
 }
 
 // count returns the number of sessions.

@@ -106,6 +106,7 @@ func (s *relayedSession) refuse(excess bool, limit int) {
 		err = grpcserver.Exhausted(relayRetry, fmt.Sprintf("want at most %d requests of a session without credit, together of at most %d bytes (%s)",
 			relayedCredit, limit, grpcserver.FlagAgentMessageBytes))
 	}
+	s.relay.service.noteEnd(s.connection.who.Agent, err)
 	s.endSession(status.Convert(err))
 }
 
@@ -143,7 +144,7 @@ func (s *relayedSession) work() {
 	if errors.Is(err, errNothing) {
 		return
 	}
-	_ = s.connection.awaitEnd(err)
+	s.relay.service.noteEnd(s.connection.who.Agent, s.connection.awaitEnd(err))
 	s.close()
 }
 

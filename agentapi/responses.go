@@ -47,6 +47,7 @@ func (c *connection) sendDue() {
 		c.resend = false
 		r := c.takeDueLocked()
 		c.mu.Unlock()
+		c.noteStored(r.refusals)
 		err := c.send(&r)
 		c.mu.Lock()
 		if err != nil {

@@ -54,13 +54,14 @@ type Intervals interface {
 	Factor() float64
 }
 
-// Components are what an AgentService calls; all but Intervals are required.
+// Components are what an AgentService calls; Intervals and Refusals may be absent.
 type Components struct {
 	Fleet     *fleet.Fleet
 	Stats     Stats
 	Metadata  Metadata
 	Reports   Reports
 	Intervals Intervals // nil: they are never lengthened
+	Refusals  Refusals  // nil: they are not noted
 }
 
 var _ agentstatsv1.AgentServiceServer = (*Service)(nil)
@@ -100,6 +101,7 @@ func New(server *grpcserver.Server, c Components, opts Options, reg prometheus.R
 	}
 	s.acks = ackschedule.Delays{Ack: opts.AckDelay, Flush: opts.FlushInterval}
 	s.relayedAcks = ackschedule.Delays{Ack: max(0, opts.AckDelay-relayGather), Flush: opts.FlushInterval}
+	server.OnRefused(s.noteEnd)
 	server.Register(grpcserver.Service{
 		Desc: &agentstatsv1.AgentService_ServiceDesc,
 		Impl: s,

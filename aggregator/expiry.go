@@ -25,8 +25,11 @@ func (a *Aggregator) expire(now time.Time) time.Duration {
 	// agent that it hid would be served, and dropped as well.
 	var ended []*agentSeries
 	for _, as := range due {
-		at, end := a.dropExpired(as, t)
+		at, expired, end := a.dropExpired(as, t)
 		next = min(next, at)
+		if expired > 0 && a.opts.Expired != nil {
+			a.opts.Expired(as.id, expired)
+		}
 		if end {
 			ended = append(ended, as)
 		}
@@ -37,14 +40,15 @@ func (a *Aggregator) expire(now time.Time) time.Duration {
 	return time.Duration(next - t)
 }
 
-// dropExpired drops the agent's expired series. It returns when the next one
-// expires, and whether a closed agent has none left.
-func (a *Aggregator) dropExpired(as *agentSeries, t int64) (next int64, ended bool) {
+// dropExpired drops the agent's expired series. It returns when the next one expires, how
+// many there were if those are all, and whether a closed agent has none left.
+func (a *Aggregator) dropExpired(as *agentSeries, t int64) (next int64, all int, ended bool) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	dropped := 0
 	if as.reported+a.ttl <= t {
 		dropped = a.dropAll(as)
+		all = dropped
 	}
 	kept := as.stale[:0]
 	for i := range as.stale {
@@ -62,7 +66,7 @@ func (a *Aggregator) dropExpired(as *agentSeries, t int64) (next int64, ended bo
 	a.metrics.expired.Add(float64(dropped))
 	next = as.expiresAt(a.ttl)
 	as.deadline.Store(next)
-	return next, !as.open && as.empty()
+	return next, all, !as.open && as.empty()
 }
 
 // removeEnded removes an agent unless it has a session again.

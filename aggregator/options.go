@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/coder/agentstatsd/agent"
 )
 
 // Options are the knobs of an Aggregator. A zero field takes its default.
@@ -43,6 +45,9 @@ type Options struct {
 	// GroupBy are the identity labels that series keep: any of agent_name,
 	// template_name, username, workspace_name; empty or all four: no grouping.
 	GroupBy []string
+	// Expired is called with each agent whose series have all expired, as it sent no
+	// report in time, and their number. It must not block. Default: nothing is.
+	Expired func(id agent.ID, series int)
 }
 
 const (

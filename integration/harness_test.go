@@ -92,6 +92,7 @@ type service struct {
 	// https, user and password are how its HTTP listener is reached.
 	https          bool
 	user, password string
+	files          int // that the process may open; 0: as many as the tests
 
 	cmd    *exec.Cmd
 	exited chan error
@@ -130,6 +131,9 @@ func (s *service) start(t *testing.T) {
 		"--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr,
 	}, s.args...)
 	s.cmd = exec.Command(binary, args...)
+	if s.files > 0 {
+		s.cmd = exec.Command("sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, s.files), binary}, args...)...)
+	}
 	s.cmd.Stderr = s.log
 	require.NoError(t, s.cmd.Start())
 	exited := make(chan error, 1)

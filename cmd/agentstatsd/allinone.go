@@ -30,6 +30,7 @@ func allInOneCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
+			logLibraries(log)
 			return runAllInOne(inv.Context(), &b, log)
 		},
 	}

@@ -37,6 +37,7 @@ func bridgeCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
+			logLibraries(log)
 			return runBridge(inv.Context(), &c, log)
 		},
 	}
@@ -172,7 +173,7 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 	if err := s.listenForScrapers(ctx); err != nil {
 		return unlessStopped(ctx, err)
 	}
-	log.Info("agentstatsd bridge starts", append([]any{"version", version()}, c.places(agents)...)...)
+	log.Info("agentstatsd bridge starts", append(append([]any{"version", version()}, c.places(agents)...), s.endpointPlaces()...)...)
 	err = runStages(ctx, log,
 		stage{"bridge", p.tasks(agents), c.stopTimeout()},
 		stage{"endpoints", s.endpoints(), endpointStop})
@@ -184,7 +185,7 @@ func runBridge(ctx context.Context, c *bridgeConfig, log *slog.Logger) error {
 func (b *bridgeConfig) buildEndpoints(s *service, p *bridgeParts) error {
 	var err error
 	if b.webConfigFile != "" {
-		if s.webConfig, err = web.LoadConfig(b.webConfigFile, s.log); err != nil {
+		if s.webConfig, err = web.LoadConfig(b.webConfigFile, s.log.With("listener", "prometheus")); err != nil {
 			return fmt.Errorf("--web-config-file: %w", err)
 		}
 	}
@@ -207,7 +208,7 @@ func (b *bridgeConfig) listenForAgents(ctx context.Context, s *service, conf *se
 	if b.upstream == "" {
 		return nil, nil
 	}
-	agents, err := s.open(ctx, "listen", b.listen)
+	agents, err := s.open(ctx, "agents", "listen", b.listen)
 	if err != nil || conf == nil {
 		return agents, err
 	}

@@ -151,7 +151,7 @@ func (p *bridgeParts) beside(service readiness) readiness {
 // places returns where the bridge listens and what it reads, for the log.
 func (b *bridgeConfig) places(agents net.Listener) (places []any) {
 	if agents != nil {
-		places = append(places, "address", agents.Addr().String(), "upstream", b.bridgeOptions().Upstream.Host)
+		places = append(places, "address", agents.Addr().String(), "tls", tlsPlace(b.tlsCertFile, b.tlsKeyFile), "upstream", b.bridgeOptions().Upstream.Host)
 	}
 	if u, err := url.Parse(b.coderURL); err == nil && b.coderURL != "" {
 		places = append(places, "coder", u.Host)

@@ -13,6 +13,7 @@ import (
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pushed"
+	"github.com/coder/agentstatsd/refusals"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/scrape"
@@ -83,6 +84,10 @@ func (c *config) fleetOptions() fleet.Options {
 		RefusedPerSecond:  int(c.agentRefusedRate),
 		RefusedBurst:      int(c.agentRefusedBurst),
 	}
+}
+
+func (c *config) refusalsOptions() refusals.Options {
+	return refusals.Options{MaxAgents: int(c.maxRefusedAgents), MaxBytes: int(c.maxRefusedBytes)}
 }
 
 // pushedOptions has no lease and no notifier: those are of replicas.

@@ -108,6 +108,8 @@ type config struct {
 	agentByteBurst        int64
 	agentRefusedRate      int64
 	agentRefusedBurst     int64
+	maxRefusedAgents      int64
+	maxRefusedBytes       int64
 	seriesTTL             time.Duration
 	maxSeries             int64
 	maxSeriesPerAgent     int64

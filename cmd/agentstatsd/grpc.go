@@ -9,6 +9,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/coderdapi"
+	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/pubsub"
 )
@@ -34,6 +35,7 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Metadata:  s.batcher,
 		Reports:   s.reports,
 		Intervals: s.intervals,
+		Refusals:  s.refusals,
 	}, s.config.agentServiceOptions(), reg, s.log.With("component", "agentapi"))
 	if err != nil {
 		return err
@@ -49,6 +51,26 @@ func (s *service) buildServer(reg prometheus.Registerer, notifications *pubsub.M
 		Tasks:      s.store,
 	}, forCoderd, reg, s.log.With("component", "coderdapi"))
 	return err
+}
+
+// registrations are those that the fleet knows.
+type registrations struct{ fleet *fleet.Fleet }
+
+// Registration implements refusals.Agents.
+func (r registrations) Registration(id agent.ID) *agent.Registration {
+	info, err := r.fleet.Agent(id)
+	if err != nil {
+		return nil
+	}
+	return info.Registration
+}
+
+// noteExpired notes that the series of an agent have expired.
+func (s *service) noteExpired(id agent.ID, series int) {
+	s.refusals.Expired(id, agent.Refusal{
+		Kind: agent.RefusedLimit, Reason: "series_expired", Count: series,
+		Message: fmt.Sprintf("series: want a report within %v (--series-ttl), got none: %d are not served any more", s.config.seriesTTL, series),
+	})
 }
 
 // stats takes agents' reports in.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+
+	"github.com/coder/agentstatsd/internal/loglimit"
 )
 
 // newLogger returns the log that c asks for, written to w.
@@ -17,5 +19,5 @@ func newLogger(w io.Writer, c *config) (*slog.Logger, error) {
 	if c.logFormat == "json" {
 		handler = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(newLogLimit(handler, int(c.logMaxPerMinute))), nil
+	return slog.New(loglimit.New(handler, int(c.logMaxPerMinute))), nil
 }

@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"github.com/coder/serpent"
+
+	"github.com/coder/agentstatsd/internal/redact"
 )
 
 func main() {
@@ -50,14 +52,8 @@ func rootCommand() *serpent.Command {
 	return root
 }
 
-// Passwords in texts that people and programs write. They are in a URL's user part, or
-// in a parameter of PostgreSQL's URLs. A user part ends at the last @ of the quoted
-// text or the line. An argument that an error repeats may be one, too.
-var (
-	urlPassword       = regexp.MustCompile(`(://[^:/@\s]*:)(?:[^"\n]|"[^ \n])+@`)
-	parameterPassword = regexp.MustCompile(`(?i)((?:ssl)?password=)[^&\s]+`)
-	repeatedArgument  = regexp.MustCompile(`((?:unknown shorthand flag: '.'|bad flag syntax)).+`)
-)
+// repeatedArgument matches an argument that an error repeats: it may be a password.
+var repeatedArgument = regexp.MustCompile(`((?:unknown shorthand flag: '.'|bad flag syntax)).+`)
 
 // commandName matches what may be a command that is misspelt, but no token.
 var commandName = regexp.MustCompile(`^[a-z-]{1,16}$`)
@@ -84,9 +80,7 @@ func noArguments(next serpent.HandlerFunc) serpent.HandlerFunc {
 // userError returns the text of err for the user: without the arguments that
 // serpent repeats when it cannot parse them, and without passwords.
 func userError(err error) string {
-	text := repeatedArgument.ReplaceAllString(plainError(err), "${1}")
-	text = urlPassword.ReplaceAllString(text, "${1}xxxxx@")
-	return parameterPassword.ReplaceAllString(text, "${1}xxxxx")
+	return redact.Text(repeatedArgument.ReplaceAllString(plainError(err), "${1}"))
 }
 
 // plainError returns err's text without what serpent wraps around it, a line for

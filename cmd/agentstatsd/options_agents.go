@@ -116,6 +116,16 @@ func (c *config) agentOptions() serpent.OptionSet {
 			Default: "5000", Value: atLeast(&c.agentRefusedBurst, 1), Group: &groupAgents,
 		},
 		{
+			Description: "Agents whose last refusals are kept; those that were refused something longest ago are forgotten.",
+			Flag:        "max-refused-agents", Env: "AGENTSTATSD_MAX_REFUSED_AGENTS", YAML: "max_refused_agents",
+			Default: "10000", Value: atLeast(&c.maxRefusedAgents, 1), Group: &groupAgents,
+		},
+		{
+			Description: "Bytes in memory of their refusals.",
+			Flag:        "max-refused-agents-bytes", Env: "AGENTSTATSD_MAX_REFUSED_AGENTS_BYTES", YAML: "max_refused_agents_bytes",
+			Default: "16777216", Value: atLeast(&c.maxRefusedBytes, 64<<10), Group: &groupAgents,
+		},
+		{
 			Description: "Time after which a series that is not reported any more vanishes. At least twice the report interval.",
 			Flag:        "series-ttl", Env: "AGENTSTATSD_SERIES_TTL", YAML: "series_ttl",
 			Default: "2m", Value: positive(&c.seriesTTL), Group: &groupAgents,

@@ -18,6 +18,7 @@ func serveCommand() *serpent.Command {
 			if err != nil {
 				return err
 			}
+			logLibraries(log)
 			s, err := newService(inv.Context(), &c, log)
 			if err != nil {
 				return unlessStopped(inv.Context(), err)

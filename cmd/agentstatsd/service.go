@@ -18,11 +18,14 @@ import (
 	"github.com/coder/agentstatsd/batcher"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/listening"
+	"github.com/coder/agentstatsd/internal/loglimit"
 	"github.com/coder/agentstatsd/internal/ownmetrics"
 	"github.com/coder/agentstatsd/intervals"
 	"github.com/coder/agentstatsd/metrics"
 	"github.com/coder/agentstatsd/pubsub"
 	"github.com/coder/agentstatsd/pushed"
+	"github.com/coder/agentstatsd/refusals"
 	"github.com/coder/agentstatsd/replica"
 	"github.com/coder/agentstatsd/reports"
 	"github.com/coder/agentstatsd/scrape"
@@ -46,6 +49,7 @@ type service struct {
 	aggregator *aggregator.Aggregator
 	batcher    *batcher.Batcher
 	fleet      *fleet.Fleet
+	refusals   *refusals.Refusals
 	pushed     *pushed.Families
 	reports    *reports.Reports
 	intervals  *intervals.Intervals
@@ -78,7 +82,7 @@ func newService(ctx context.Context, c *config, log *slog.Logger) (_ *service, e
 		return nil, err
 	}
 	if c.webConfigFile != "" {
-		if s.webConfig, err = web.LoadConfig(c.webConfigFile, log); err != nil {
+		if s.webConfig, err = web.LoadConfig(c.webConfigFile, log.With("listener", "prometheus")); err != nil {
 			return nil, fmt.Errorf("--web-config-file: %w", err)
 		}
 	}
@@ -126,7 +130,9 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	notifications := pubsub.NewMetadata(s.pubsub)
-	s.aggregator, err = aggregator.New(c.aggregatorOptions(), reg)
+	series := c.aggregatorOptions()
+	series.Expired = s.noteExpired
+	s.aggregator, err = aggregator.New(series, reg)
 	if err != nil {
 		return err
 	}
@@ -135,6 +141,10 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	s.fleet, err = fleet.New(s.store, s.aggregator, s.batcher, c.fleetOptions(), reg, s.log.With("component", "fleet"))
+	if err != nil {
+		return err
+	}
+	s.refusals, err = refusals.New(registrations{s.fleet}, c.refusalsOptions(), reg, s.log.With("component", "refusals"))
 	if err != nil {
 		return err
 	}
@@ -272,14 +282,14 @@ func registerReadiness(reg prometheus.Registerer, checks []check) error {
 // registerLogAndTLS registers what the log left out, and the certificates of a listener.
 func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) error {
 	var collectors []prometheus.Collector
-	if limit, ok := s.log.Handler().(*logLimit); ok {
-		if err := ownmetrics.RegisterLimits(reg, ownmetrics.Fixed("log_per_minute", limit.shared.perMinute, nil)); err != nil {
+	if limit, ok := s.log.Handler().(*loglimit.Handler); ok {
+		if err := ownmetrics.RegisterLimits(reg, ownmetrics.Fixed("log_per_minute", limit.PerMinute(), nil)); err != nil {
 			return err
 		}
 		collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "agentstatsd_log_lines_suppressed_total",
-			Help: "Lines that were left out of the log, as there were too many with their text.",
-		}, func() float64 { return float64(limit.shared.suppressed.Load()) }))
+			Help: "Lines that were left out of the log, as there were too many, with their text or in all.",
+		}, func() float64 { return float64(limit.Suppressed()) }))
 	}
 	if err := ownmetrics.Register(reg, collectors...); err != nil {
 		return err
@@ -293,7 +303,7 @@ func (s *service) registerLogAndTLS(reg prometheus.Registerer, listener string) 
 // listen opens the listeners.
 func (s *service) listen(ctx context.Context) error {
 	var err error
-	if s.grpcListener, err = s.open(ctx, "grpc-address", s.config.grpcAddress); err != nil {
+	if s.grpcListener, err = s.open(ctx, "grpc", "grpc-address", s.config.grpcAddress); err != nil {
 		return err
 	}
 	return s.listenForScrapers(ctx)
@@ -302,32 +312,31 @@ func (s *service) listen(ctx context.Context) error {
 // listenForScrapers opens the listeners of Prometheus and of profiles, if there are any.
 func (s *service) listenForScrapers(ctx context.Context) (err error) {
 	if s.config.prometheusEnable {
-		if s.httpListener, err = s.open(ctx, "prometheus-address", s.config.prometheusAddress); err != nil {
+		if s.httpListener, err = s.open(ctx, "prometheus", "prometheus-address", s.config.prometheusAddress); err != nil {
 			return err
 		}
 	}
 	if s.config.pprofAddress != "" {
-		s.pprofListener, err = s.open(ctx, "pprof-address", s.config.pprofAddress)
+		s.pprofListener, err = s.open(ctx, "pprof", "pprof-address", s.config.pprofAddress)
 	}
 	return err
 }
 
-// open opens a listener, which is closed at the end.
-func (s *service) open(ctx context.Context, flag, address string) (net.Listener, error) {
+// open opens a listener with a name, which is closed at the end.
+func (s *service) open(ctx context.Context, name, flag, address string) (net.Listener, error) {
 	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on --%s: %w", flag, err)
 	}
 	s.cleanups = append(s.cleanups, func() { _ = lis.Close() })
-	return lis, nil
+	return listening.New(lis, name, s.registry, s.log)
 }
 
 // run serves until ctx ends. Then it stops what is given, asks agents to reconnect and
 // waits for their streams, flushes what is pending, and returns; each wait is bounded.
 func (s *service) run(ctx context.Context, before ...stage) error {
 	defer s.close()
-	s.log.Info("agentstatsd starts", "version", version(),
-		"grpc_address", s.grpcListener.Addr().String(), "data_dir", s.config.dataDir, "deployment", s.pubsub.ID())
+	s.log.Info("agentstatsd starts", s.places()...)
 	stopDraining := context.AfterFunc(ctx, func() { s.draining.Store(true) })
 	defer stopDraining()
 	err := runStages(ctx, s.log, append(before, s.stages()...)...)
@@ -358,6 +367,7 @@ func (s *service) stages() []stage {
 		{"batcher", s.batcher.Run},
 		{"pushed", s.pushed.Run},
 		{"reports", s.reports.Run},
+		{"refusals", s.refusals.Run},
 		{"aggregator", s.aggregator.Run},
 		{"intervals", s.intervals.Run},
 	}

@@ -134,31 +134,33 @@ var wirings = map[string]wiring{
 	"deployment-id":                to("store.DeploymentID"),
 	"lease-duration":               to("replica.LeaseDuration"),
 
-	"report-interval":         to("agents.ReportInterval", "aggregator.ReportInterval"),
-	"adaptive-intervals":      to("intervals.MaxFactor", "agents.LongestInterval", "server.IdleTimeout"),
-	"target-cpu-percent":      to("intervals.TargetCPU"),
-	"target-pending-age":      to("intervals.TargetPendingAge"),
-	"target-flush-percent":    to("intervals.TargetFlush"),
-	"session-age":             to("fleet.SessionAge"),
-	"max-agents":              to("fleet.MaxAgents"),
-	"max-registrations-bytes": to("fleet.MaxBytes"),
-	"max-registration-bytes":  to("coderd.MaxRegistrationBytes"),
-	"max-sync-bytes":          to("coderd.MaxSyncBytes"),
-	"max-syncs":               to("coderd.MaxSyncs"),
-	"sync-timeout":            to("coderd.SyncTimeout"),
-	"max-agent-message-bytes": to("server.MaxAgentMessageBytes"),
-	"max-streams-per-agent":   to("server.MaxStreamsPerAgent"),
-	"max-relay-streams":       to("agents.MaxRelayStreams"),
-	"max-relayed-sessions":    to("agents.MaxRelayedSessions"),
-	"agent-idle-timeout":      to("server.IdleTimeout", "agents.LongestInterval"),
-	"ack-delay":               to("agents.AckDelay"),
-	"agent-goodbye-timeout":   to("agents.GoodbyeTimeout"),
-	"agent-message-rate":      to("fleet.MessagesPerSecond"),
-	"agent-message-burst":     to("fleet.MessagesBurst"),
-	"agent-byte-rate":         to("fleet.BytesPerSecond"),
-	"agent-byte-burst":        to("fleet.BytesBurst"),
-	"agent-refused-rate":      to("fleet.RefusedPerSecond"),
-	"agent-refused-burst":     to("fleet.RefusedBurst"),
+	"report-interval":          to("agents.ReportInterval", "aggregator.ReportInterval"),
+	"adaptive-intervals":       to("intervals.MaxFactor", "agents.LongestInterval", "server.IdleTimeout"),
+	"target-cpu-percent":       to("intervals.TargetCPU"),
+	"target-pending-age":       to("intervals.TargetPendingAge"),
+	"target-flush-percent":     to("intervals.TargetFlush"),
+	"session-age":              to("fleet.SessionAge"),
+	"max-agents":               to("fleet.MaxAgents"),
+	"max-registrations-bytes":  to("fleet.MaxBytes"),
+	"max-registration-bytes":   to("coderd.MaxRegistrationBytes"),
+	"max-sync-bytes":           to("coderd.MaxSyncBytes"),
+	"max-syncs":                to("coderd.MaxSyncs"),
+	"sync-timeout":             to("coderd.SyncTimeout"),
+	"max-agent-message-bytes":  to("server.MaxAgentMessageBytes"),
+	"max-streams-per-agent":    to("server.MaxStreamsPerAgent"),
+	"max-relay-streams":        to("agents.MaxRelayStreams"),
+	"max-relayed-sessions":     to("agents.MaxRelayedSessions"),
+	"agent-idle-timeout":       to("server.IdleTimeout", "agents.LongestInterval"),
+	"ack-delay":                to("agents.AckDelay"),
+	"agent-goodbye-timeout":    to("agents.GoodbyeTimeout"),
+	"agent-message-rate":       to("fleet.MessagesPerSecond"),
+	"agent-message-burst":      to("fleet.MessagesBurst"),
+	"agent-byte-rate":          to("fleet.BytesPerSecond"),
+	"agent-byte-burst":         to("fleet.BytesBurst"),
+	"agent-refused-rate":       to("fleet.RefusedPerSecond"),
+	"agent-refused-burst":      to("fleet.RefusedBurst"),
+	"max-refused-agents":       to("refusals.MaxAgents"),
+	"max-refused-agents-bytes": to("refusals.MaxBytes"),
 	"series-ttl": {
 		fields: []string{"aggregator.SeriesTTL", "pushed.SeriesTTL", "agents.LongestInterval", "server.IdleTimeout"}, value: "10m",
 	},
@@ -200,7 +202,7 @@ var wirings = map[string]wiring{
 // withoutOption are the fields of components' options that no option sets, and why.
 var withoutOption = map[string][]string{
 	"of the process": {"store.Name", "replica.Name", "replica.ID", "reports.ID", "reports.Shared", "http.Name", "pprof.Name"},
-	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Hidden", "scrape.Headers", "scrape.Log", "coderd.StoreReady"},
+	"a component":    {"pushed.Lease", "pushed.Notifier", "scrape.Hidden", "scrape.Headers", "scrape.Log", "coderd.StoreReady", "aggregator.Expired"},
 	"made of several options or of files": {
 		"http.Config", "server.Credentials", "server.CoderdTokenHash", "server.PushTokenHash", "server.Reflection",
 	},
@@ -217,8 +219,10 @@ var withoutOption = map[string][]string{
 	"what docs promise": {
 		"pushed.FoldAfter", "pushed.ForgetAfter", "pushed.OwnFor", "reports.Lease", "fleet.SessionGrace", "fleet.InstanceRetention",
 	},
-	"nobody needs another one": {"store.ReadConns", "store.RemovalsKept", "store.NamedKept"},
-	"of tests":                 {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random", "intervals.CPU"},
+	"nobody needs another one": {
+		"store.ReadConns", "store.RemovalsKept", "store.NamedKept", "refusals.MaxSums", "refusals.MaxTemplateLabels", "refusals.MaxLines",
+	},
+	"of tests": {"fleet.Now", "fleet.Random", "batcher.Random", "pushed.Random", "intervals.CPU"},
 }
 
 // TestOptionsReachTheirComponents sets one option after another, and looks which fields
@@ -318,7 +322,7 @@ func components(t *testing.T, c *config) map[string]any {
 	fields := make(map[string]any)
 	for name, options := range map[string]any{
 		"store": c.storeOptions(), "replica": c.replicaOptions(), "aggregator": c.aggregatorOptions(), "batcher": c.batcherOptions(),
-		"fleet": c.fleetOptions(), "pushed": c.pushedOptions(merges), "reports": c.reportsOptions(), "server": c.serverOptions(),
+		"fleet": c.fleetOptions(), "refusals": c.refusalsOptions(), "pushed": c.pushedOptions(merges), "reports": c.reportsOptions(), "server": c.serverOptions(),
 		"agents": c.agentServiceOptions(), "coderd": c.coderdServiceOptions(), "intervals": c.intervalsOptions(),
 		"scrape": c.scrapeOptions(), "http": c.httpOptions(), "pprof": c.pprofOptions(), "grpc handshakes": c.handshakes(),
 	} {
@@ -360,7 +364,7 @@ func changed(t *testing.T, before, after *config) []string {
 
 // listeners says on which hosts a service listens.
 func listeners(t *testing.T, c *config) string {
-	s := &service{config: c}
+	s := &service{config: c, log: slog.New(slog.DiscardHandler), registry: metrics.NewRegistry()}
 	require.NoError(t, s.listen(t.Context()))
 	defer s.close()
 	hosts := ""

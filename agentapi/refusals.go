@@ -1,0 +1,75 @@
+package agentapi
+
+import (
+	"context"
+	"log/slog"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/agent"
+	"github.com/coder/agentstatsd/fleet"
+)
+
+// Refusals knows what agents are refused. refusals.Refusals is one. It touches memory
+// only, and retains nothing of what it is handed.
+type Refusals interface {
+	// Refused notes what an agent was refused; version is its own, empty: not known.
+	Refused(id agent.ID, version string, refused []agent.Refusal)
+}
+
+// Reasons of refusals that end a stream, or keep one from being opened.
+const (
+	reasonBrokenMessage = "broken_message"
+	reasonLimit         = "limit"
+	reasonTimeout       = "timeout"
+)
+
+// noteRefused notes what was refused of a request.
+func (c *connection) noteRefused(refused []agent.Refusal) {
+	if len(refused) > 0 && c.service.Refusals != nil {
+		c.service.Refusals.Refused(c.who.Agent, "", refused)
+	}
+}
+
+// noteStored notes what the database refused, which it does after the request was handled.
+func (c *connection) noteStored(sent []fleet.Refusal) {
+	var refused []agent.Refusal
+	for i := range sent {
+		if sent[i].Kind == agent.RefusedStore && sent[i].First == 0 {
+			refused = append(refused, sent[i].Refusal)
+		}
+	}
+	c.noteRefused(refused)
+}
+
+// noteEnd notes that a stream of an agent was refused, or ended, for what the agent did.
+func (s *Service) noteEnd(id agent.ID, err error) {
+	if err == nil || s.Refusals == nil || id == (agent.ID{}) {
+		return
+	}
+	refusal := agent.Refusal{Kind: agent.RefusedLimit, Message: status.Convert(err).Message(), Count: 1}
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.FailedPrecondition:
+		refusal.Kind, refusal.Reason = agent.RefusedInvalid, reasonBrokenMessage
+	case codes.ResourceExhausted:
+		refusal.Reason = reasonLimit
+	case codes.DeadlineExceeded:
+		refusal.Reason = reasonTimeout
+	default:
+		return
+	}
+	s.Refusals.Refused(id, "", []agent.Refusal{refusal})
+}
+
+// logSession logs that a session has opened, or how it ended.
+func (c *connection) logSession(text string, session *fleet.Session, attrs ...slog.Attr) {
+	log, ctx := c.service.log, context.Background()
+	if !log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	attrs = append([]slog.Attr{
+		slog.String("agent", c.who.Agent.String()), slog.Int64("epoch", session.Info().Epoch), slog.Bool("relayed", c.who.Token == ""),
+	}, attrs...)
+	log.LogAttrs(ctx, slog.LevelDebug, text, attrs...)
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+)
+
+// places says what serves what, for the first line of the log: addresses, with TLS or not,
+// the database, the pubsub, and the files of credentials by their names.
+func (s *service) places() []any {
+	c := s.config
+	places := []any{"version", version(), "grpc_address", s.grpcListener.Addr().String(), "grpc_tls", tlsPlace(c.tlsCertFile, c.tlsKeyFile, c.tlsClientCAFile)}
+	places = append(places, s.endpointPlaces()...)
+	places = append(places, "data_dir", c.dataDir, "database", databasePlace(c), "pubsub", pubsubPlace(c), "deployment", s.pubsub.ID())
+	if s.replicas != nil {
+		places = append(places, "replica", s.replicas.Self(), "replica_name", hostname())
+	}
+	places = append(places, "coderd_token_file", c.tokenFile())
+	if c.pushTokenFile != "" {
+		places = append(places, "push_token_file", c.pushTokenFile)
+	}
+	if c.coderdClientSAN != "" {
+		places = append(places, "coderd_client_san", c.coderdClientSAN)
+	}
+	return places
+}
+
+// endpointPlaces says where Prometheus scrapes, and where profiles are.
+func (s *service) endpointPlaces() (places []any) {
+	if s.httpListener != nil {
+		tls := plaintext
+		if s.webConfig.TLS() {
+			tls = s.config.webConfigFile
+		}
+		places = append(places, "prometheus_address", s.httpListener.Addr().String(), "prometheus_tls", tls)
+		if s.webConfig != nil {
+			places = append(places, "web_config_file", s.config.webConfigFile)
+		}
+	}
+	if s.pprofListener != nil {
+		places = append(places, "pprof_address", s.pprofListener.Addr().String())
+	}
+	return places
+}
+
+// plaintext is said of a listener without TLS.
+const plaintext = "off"
+
+// tlsPlace names the files of a listener's TLS.
+func tlsPlace(files ...string) string {
+	var named []string
+	for _, f := range files {
+		if f != "" {
+			named = append(named, f)
+		}
+	}
+	if len(named) == 0 {
+		return plaintext
+	}
+	return strings.Join(named, ", ")
+}
+
+// databasePlace names the database, without a user or a password.
+func databasePlace(c *config) string {
+	if c.databaseURL == "" {
+		return "sqlite " + filepath.Join(c.dataDir, databaseFile)
+	}
+	return serverOf(c.databaseURL)
+}
+
+// pubsubPlace names what carries messages between replicas.
+func pubsubPlace(c *config) string {
+	switch {
+	case c.pubsubURL != "":
+		return serverOf(c.pubsubURL)
+	case c.databaseURL != "":
+		return "database"
+	}
+	return "memory"
+}
+
+// serverOf returns the scheme, the servers and the path of URLs, which are separated by
+// commas or have several servers each. It returns less of what is unclear.
+func serverOf(urls string) string {
+	scheme := schemeOf(urls)
+	var servers []string
+	for url := range strings.SplitSeq(urls, ",") {
+		if _, rest, ok := strings.Cut(url, "://"); ok {
+			url = rest
+		}
+		url, _, _ = strings.Cut(url, "?")
+		authority, path, _ := strings.Cut(url, "/")
+		server := authority[strings.LastIndexByte(authority, '@')+1:]
+		switch {
+		case strings.Contains(path, "@"): // the authority may be a part of the password
+			server = "?"
+		case path != "":
+			server += "/" + path
+		}
+		servers = append(servers, server)
+	}
+	return scheme + "://" + strings.Join(servers, ",")
+}
