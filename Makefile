@@ -91,7 +91,7 @@ FUZZ := metrics:FuzzValue metrics:FuzzLabel pubsub:FuzzParseMetadata batcher:Fuz
 	bridge/internal/proxy:FuzzBridge bridge/internal/coder:FuzzPage
 soak: servers ## the long tests: crashes at the size of a deployment, then fuzzing
 	$(GO) test ./simulation -timeout 60m -seeds 10000
-	cd integration && $(GO) test -count 1 -timeout 60m -soak ./...
+	cd integration && $(GO) test -tags soak -count 1 -timeout 60m -soak ./...
 	@for target in $(FUZZ); do \
 		echo "fuzzing $$target for $(FUZZTIME)"; \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x ./$${target%:*} || exit 1; \

@@ -85,6 +85,7 @@ func TestMain(m *testing.M) {
 // service is one agentstatsd process after another over one data directory and
 // the same two addresses.
 type service struct {
+	program  string // that runs; newService: binary
 	dataDir  string
 	grpcAddr string
 	httpAddr string
@@ -102,6 +103,7 @@ type service struct {
 // newService chooses addresses and a data directory; it starts nothing.
 func newService(t *testing.T, args ...string) *service {
 	s := &service{
+		program:  binary,
 		dataDir:  t.TempDir(),
 		grpcAddr: freeport.Addr(),
 		httpAddr: freeport.Addr(),
@@ -130,9 +132,9 @@ func (s *service) start(t *testing.T) {
 		"serve", "--data-dir", s.dataDir,
 		"--grpc-address", s.grpcAddr, "--prometheus-address", s.httpAddr,
 	}, s.args...)
-	s.cmd = exec.Command(binary, args...)
+	s.cmd = exec.Command(s.program, args...)
 	if s.files > 0 {
-		s.cmd = exec.Command("sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, s.files), binary}, args...)...)
+		s.cmd = exec.Command("sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, s.files), s.program}, args...)...)
 	}
 	s.cmd.Stderr = s.log
 	require.NoError(t, s.cmd.Start())
