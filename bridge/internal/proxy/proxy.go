@@ -196,14 +196,17 @@ func isAgent(r *http.Request) bool {
 
 // rewrite makes the request to coderd: as it came, with the peer's address added.
 func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
-	const forwardedFor = "X-Forwarded-For"
+	const forwardedFor, forwardedProto = "X-Forwarded-For", "X-Forwarded-Proto"
 	r.SetURL(p.upstream)
 	r.Out.Host = r.In.Host
 	r.Out.URL.RawQuery = r.In.URL.RawQuery
-	for _, name := range []string{"Forwarded", forwardedFor, "X-Forwarded-Host", "X-Forwarded-Proto"} {
+	for _, name := range []string{"Forwarded", forwardedFor, "X-Forwarded-Host", forwardedProto} {
 		if values, ok := r.In.Header[name]; ok && !p.opts.DropForwarded {
 			r.Out.Header[name] = slices.Clone(values)
 		}
+	}
+	if p.opts.DropForwarded && r.In.TLS != nil {
+		r.Out.Header.Set(forwardedProto, "https")
 	}
 	if peer, _, err := net.SplitHostPort(r.In.RemoteAddr); err == nil {
 		r.Out.Header.Set(forwardedFor, strings.Join(append(r.Out.Header[forwardedFor], peer), ", "))

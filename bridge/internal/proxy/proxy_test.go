@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"strings"
 	"sync"
@@ -239,6 +240,10 @@ func TestForwardedHeadersAreDropped(t *testing.T) {
 	for _, name := range []string{"Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 		require.Empty(t, got[name])
 	}
+	in := httptest.NewRequest(http.MethodGet, "https://coder/x", nil)
+	r := &httputil.ProxyRequest{In: in, Out: in.Clone(t.Context())}
+	b.rewrite(r)
+	require.Equal(t, []string{"https"}, r.Out.Header["X-Forwarded-Proto"], "the proxy ended TLS")
 }
 
 // A coderd that is away, or answers no HTTP, is logged once a minute, without what it said.
