@@ -15,8 +15,8 @@ type Options struct {
 	TLS *tls.Config
 	// DrainTimeout is the time over which Drain closes connections; 0: 60 s.
 	DrainTimeout time.Duration
-	// DropForwarded has it leave out what requests say of whom they come from, and over what,
-	// as there is no proxy before this one to say it.
+	// DropForwarded has it leave out what requests say of whom they come from, and over what.
+	// It is for where no proxy before this one says so.
 	DropForwarded bool
 	// MaxConnections bounds the requests that are served, upgraded connections among them;
 	// 0: 10,000. Each has two descriptors. A quarter is for agents alone.
