@@ -1,0 +1,46 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/coder/agentstatsd/internal/postgrestest"
+)
+
+// A replica that has just begun serves the families that testdata/fresh.tsv of the program
+// has of a service, those with PostgreSQL too.
+func TestFreshReplica(t *testing.T) {
+	beside(t)
+	table, err := os.ReadFile(filepath.Join("..", "cmd", "agentstatsd", "testdata", "fresh.tsv"))
+	require.NoError(t, err)
+	var want []string
+	for line := range strings.Lines(string(table)) {
+		column := strings.Split(line, "\t")
+		if strings.HasPrefix(line, "#") || !strings.Contains(column[2], "service") || strings.HasPrefix(line, "agentstatsd_tls_") {
+			continue // it has no certificate
+		}
+		want = append(want, column[0]+" "+column[1])
+	}
+	s := newService(t, "--database-url", postgrestest.Start(t).CreateDatabase(t))
+	s.start(t)
+	_, body := s.scrape(t, "/metrics")
+	var got []string
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+ \S+)$`).FindAllSubmatch(body, -1) {
+		got = append(got, string(m[1]))
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	require.Equal(t, want, got)
+	for _, series := range []string{
+		`agentstatsd_component_ready{component="replica"} 1`, `agentstatsd_limit{what="database_conns"} 10`,
+		`agentstatsd_go_sql_max_open_connections{db_name="postgres"} 10`,
+	} {
+		require.Contains(t, string(body), series+"\n")
+	}
+}
