@@ -177,14 +177,14 @@ func dialThrough(ctx context.Context, addr string, n int) (*codertest.Session, e
 	return s, nil
 }
 
-// served counts the series of a family with a value.
-func (s *service) served(t *testing.T, name, value string) (n int) {
+// served returns the series of a family with a value.
+func (s *service) served(t *testing.T, name, value string) (series []string) {
 	t.Helper()
 	_, body := s.scrape(t, "/metrics")
 	for line := range strings.Lines(string(body)) {
 		if strings.HasPrefix(line, name+"{") && strings.HasSuffix(strings.TrimSpace(line), " "+value) {
-			n++
+			series = append(series, line)
 		}
 	}
-	return n
+	return series
 }

@@ -244,9 +244,23 @@ func (f *bridgedFleet) do(phase string, breaks func(through) bool, fault func())
 	if *soak {
 		f.requireCounted()
 	}
+	f.requireUp()
+}
+
+// requireUp waits until each agent was up. While they reconnect all the time, hardly ever are
+// all at once.
+func (f *bridgedFleet) requireUp() {
+	up := make(map[string]int)
+	looks, least := 0, len(f.agents)
 	require.Eventually(f.t, func() bool {
-		return f.service.served(f.t, "coderd_agents_up", "1") == len(f.agents)
-	}, time.Minute, 100*time.Millisecond, "%s: not all agents are up", phase)
+		all := f.service.served(f.t, "coderd_agents_up", "1")
+		for _, series := range all {
+			up[series]++
+		}
+		looks, least = looks+1, min(least, len(all))
+		return len(up) == len(f.agents)
+	}, time.Minute, 100*time.Millisecond, "%s: not all agents are up", f.phase)
+	f.t.Logf("%s: all agents were up after %d looks, at least %d of them at once", f.phase, looks, least)
 }
 
 // requireCounted waits until all is counted that agents know to be accepted by now. A relay
