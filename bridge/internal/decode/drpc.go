@@ -135,7 +135,7 @@ func (p *packets) readHeader(b []byte) (n int, whole bool, err error) {
 		p.headerSize += n
 		return n, false, nil
 	}
-	p.headerSize = 0
+	p.header, p.headerSize = [maxFrameHeader]byte{}, 0 // data may have come with it
 	return size - before, true, p.begin(h)
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -277,6 +279,24 @@ func TestFieldsOfOtherTypes(t *testing.T) {
 		got, err := read(t, s.parts, cut)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
+	}
+}
+
+// What comes with the rest of a header is not kept with it, wherever that is cut.
+func TestHeadersKeepNoData(t *testing.T) {
+	s := &script{}
+	s.manifest()
+	s.call(3, codertest.BatchCreateLogs, []byte(secret), []byte(secret))
+	for n := range 70 {
+		c, err := decode.NewConnection(&lines{}, decode.NewBudget(64<<20))
+		require.NoError(t, err)
+		for _, p := range s.parts {
+			for b := range slices.Chunk(bytes.Clone(p.Bytes), n+1) {
+				require.NoError(t, c.Read(p.FromAgent, b))
+				require.False(t, reaches(reflect.ValueOf(c), secret[:8], map[uintptr]bool{}), "chunks of %d", n+1)
+			}
+		}
+		c.Close()
 	}
 }
 
