@@ -123,3 +123,52 @@ func TestObservedConnecting(t *testing.T) {
 		require.Len(t, s.Exposition(`status="timeout"`), 1)
 	})
 }
+
+// A lifecycle that an agent with a session said to coderd and not here is served, until it
+// says another one. What coderd showed before, or shows of an earlier time, is not.
+func TestObservedLater(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := edgetest.Start(t, edgetest.Settings{})
+		register := func(state pb.Lifecycle_State, since time.Time) {
+			t.Helper()
+			r := observed(pb.AgentStatus_AGENT_STATUS_CONNECTED, state, pb.AppHealth_APP_HEALTH_HEALTHY)
+			r.Observed.Lifecycle.ChangedAt = nil
+			if !since.IsZero() {
+				r.Observed.Lifecycle.ChangedAt = timestamppb.New(since)
+			}
+			resp, err := s.Coderd().RegisterAgents(s.AsCoderd(), &pb.RegisterAgentsRequest{Agents: []*pb.AgentRegistration{r}})
+			require.NoError(t, err)
+			require.Empty(t, resp.GetRefused())
+			time.Sleep(time.Second)
+		}
+		requireServed := func(state string) {
+			t.Helper()
+			synctest.Wait()
+			require.Len(t, s.Exposition(`lifecycle_state="`+state+`",status="connected"`), 1, s.Exposition("coderd_agents_connections"))
+		}
+		register(pb.Lifecycle_STATE_STARTING, time.Now())
+		c := s.Connect(edgetest.Session{Agent: 1})
+		requireServed("starting")
+		register(pb.Lifecycle_STATE_READY, time.Now())
+		requireServed("ready")
+		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_STARTING)) // once more
+		said := time.Now()
+		time.Sleep(time.Second)
+		register(pb.Lifecycle_STATE_READY, said.Add(-time.Second))
+		requireServed("starting")
+		register(pb.Lifecycle_STATE_CREATED, time.Time{})
+		requireServed("starting")
+		register(pb.Lifecycle_STATE_READY, said.Add(time.Second))
+		requireServed("ready")
+		before, err := s.Store.Registrations(t.Context(), 0)
+		require.NoError(t, err)
+		register(pb.Lifecycle_STATE_READY, said.Add(time.Second))
+		after, err := s.Store.Registrations(t.Context(), 0)
+		require.NoError(t, err)
+		require.Equal(t, before.Revision, after.Revision)
+		register(pb.Lifecycle_STATE_SHUTTING_DOWN, time.Time{})
+		requireServed("shutting_down")
+		c.SendNext(edgetest.Lifecycle(pb.Lifecycle_STATE_OFF))
+		requireServed("off")
+	})
+}

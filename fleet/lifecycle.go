@@ -30,6 +30,7 @@ func (r Request) SetLifecycle(l agent.Lifecycle, said int64) {
 			}
 		}
 		claim := r.claimLocked(l)
+		claim.Order.Said = at.UnixNano()
 		if !claim.Replaces(s.Lifecycle, s.LifecycleOrder) {
 			ended = claim.IsLate() && s.SetLateStartup(l, claim.Order)
 			return false

@@ -154,7 +154,7 @@ func keepKnown(r *registry, agents []agent.Registration) []agent.Registration {
 			reg.MetadataKeys = known.MetadataKeys
 		}
 		e.mu.Lock()
-		reg.Observed = observations.Keep(&known.Observed, &reg.Observed, e.sessions.live != nil || e.presence.connection.remote, e.sessions.endedAt)
+		reg.Observed = observations.Keep(&known.Observed, &reg.Observed, &e.state.newest, e.sessions.live != nil || e.presence.connection.remote, e.sessions.endedAt)
 		e.mu.Unlock()
 	}
 	return agents

@@ -72,19 +72,16 @@ func TestStateIsStoredBeforeItIsDurable(t *testing.T) {
 		woken := notified(s)
 		<-woken
 		require.Equal(t, Progress{Received: 5, Durable: 5}, s.Progress())
-		order := func(seq int64) agent.Order { return agent.Order{Epoch: s.Info().Epoch, Sequence: seq} }
 		said := func(seq int64) agent.Order {
-			o := order(seq)
-			o.Said = now.UnixNano()
-			return o
+			return agent.Order{Epoch: s.Info().Epoch, Sequence: seq, Said: now.UnixNano()}
 		}
 		want := agent.State{
 			Agent:          nid(1),
 			Lifecycle:      agent.Lifecycle{State: agent.LifecycleReady, ChangedAt: day.Add(time.Hour)},
-			LifecycleOrder: order(2),
+			LifecycleOrder: said(2),
 			Startup:        agent.Startup{StartedAt: now, ReadyAt: day.Add(time.Hour), Result: agent.LifecycleReady},
-			StartedOrder:   order(1),
-			ReadyOrder:     order(2),
+			StartedOrder:   said(1),
+			ReadyOrder:     said(2),
 			AppHealth:      map[agent.ID]agent.AppHealth{nid(5001): agent.AppHealthHealthy},
 			AppHealthOrder: map[agent.ID]agent.Order{nid(5001): said(3)},
 			Network:        agent.Network{NodeID: 7, Regions: []agent.Region{{ID: 1, Name: "x"}}},

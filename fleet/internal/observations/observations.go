@@ -1,8 +1,10 @@
 // Package observations decides when what coderd saw of an agent's state is served: while the
-// agent has no session, and had none since. It has no state of its own.
+// agent has no session, and had none since. A lifecycle is served also later that was said
+// to coderd and not to the service. It has no state of its own.
 package observations
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -13,12 +15,12 @@ import (
 const maxAge = time.Hour
 
 // Keep returns the observation that a registration with the next one leaves its agent with.
-// That is the known one while the agent has a session, and while nothing has changed: the
-// database is not written each few minutes. endedAt is when the agent's last
-// session ended; zero: it had none.
-func Keep(known, next *agent.Observation, hasSession bool, endedAt time.Time) agent.Observation {
+// That is the known one while nothing has changed: the database is not written each few
+// minutes. While the agent has a session, only another lifecycle is a change. endedAt is
+// when the agent's last session ended; zero: it had none.
+func Keep(known, next *agent.Observation, said *agent.State, hasSession bool, endedAt time.Time) agent.Observation {
 	switch {
-	case !next.At.After(known.At), hasSession && !known.At.IsZero():
+	case !next.At.After(known.At), hasSession && !known.At.IsZero() && lifecycle(said, next) == lifecycle(said, known):
 		return *known
 	case next.SameState(known) && known.At.After(endedAt) && next.At.Sub(known.At) < maxAge/2:
 		return *known
@@ -45,13 +47,14 @@ func Status(reg *agent.Registration, online, seen, counts bool, now time.Time) a
 }
 
 // State returns the state that is served: the observation if that counts, else what the
-// agent said. The lifecycle is the observed one also if the agent said none.
+// agent said. The lifecycle is the observed one also if that is the later one.
 func State(said *agent.State, o *agent.Observation, counts bool) *agent.State {
-	if !counts && (said.Lifecycle.State != "" || o.Lifecycle.State == "") {
+	later := isLater(said, o)
+	if !counts && !later {
 		return said
 	}
 	shown := *said
-	if o.Lifecycle.State != "" {
+	if later || o.Lifecycle.State != "" {
 		shown.Lifecycle = o.Lifecycle
 	}
 	if counts {
@@ -59,4 +62,28 @@ func State(said *agent.State, o *agent.Observation, counts bool) *agent.State {
 		shown.AppHealth, shown.AppHealthOrder, shown.Network = nil, nil, o.Network
 	}
 	return &shown
+}
+
+// lifecycle returns the lifecycle that is served while the agent has a session.
+func lifecycle(said *agent.State, o *agent.Observation) agent.LifecycleState {
+	if isLater(said, o) {
+		return o.Lifecycle.State
+	}
+	return said.Lifecycle.State
+}
+
+// isLater reports whether the agent reached the observed lifecycle after the one that it
+// said here. It says each once, and the relay of that moment may have ended. What was said
+// after the look is later. Of most states coderd knows since when, too.
+func isLater(said *agent.State, o *agent.Observation) bool {
+	switch known := said.Lifecycle; {
+	case o.Lifecycle.State == "", o.Lifecycle.State == known.State:
+		return false
+	case known.State == "":
+		return true
+	case o.Lifecycle.State == agent.LifecycleCreated, o.At.UnixNano() <= cmp.Or(said.LifecycleOrder.Said, said.LifecycleOrder.Epoch):
+		return false
+	default:
+		return o.Lifecycle.ChangedAt.IsZero() || o.Lifecycle.ChangedAt.After(known.ChangedAt)
+	}
 }

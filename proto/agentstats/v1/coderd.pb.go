@@ -286,7 +286,8 @@ type AgentRegistration struct {
 	Age *durationpb.Duration `protobuf:"bytes,10,opt,name=age,proto3" json:"age,omitempty"`
 	// What coderd knew of the agent's state at a moment. It is served with the health of
 	// the apps above, for an hour at most, while the agent has no session and had none
-	// since. Absent: that of an earlier registration stays.
+	// since. Its lifecycle is served also while the agent has a session, if it is later
+	// than what the agent said last. Absent: that of an earlier registration stays.
 	Observed      *Observation `protobuf:"bytes,11,opt,name=observed,proto3" json:"observed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
