@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet/internal/durations"
+	"github.com/coder/agentstatsd/fleet/internal/observations"
 )
 
 // finishedBuild is a build whose agents have all ended their start.
@@ -24,19 +25,17 @@ type finishedBuild struct {
 func (f *Fleet) queueFinishedBuild(e *entry) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	if w := f.registry.workspaces[e.reg.Load().Workspace.ID]; w != nil {
-		f.queueFinishedBuildOf(w)
-	}
+	f.queueFinishedBuildOf(f.registry.workspaces[e.reg.Load().Workspace.ID])
 }
 
-// queueFinishedBuildOf is called while the registry does not change.
+// queueFinishedBuildOf is called while the registry does not change. A workspace that is
+// nil is removed.
 func (f *Fleet) queueFinishedBuildOf(w *workspace) {
-	build := &w.Build
-	if build.ID == (agent.ID{}) || build.CreatedAt.IsZero() || w.observedBuild() == build.ID {
+	if w == nil || w.Build.ID == (agent.ID{}) || w.Build.CreatedAt.IsZero() || w.observedBuild() == w.Build.ID {
 		return
 	}
 	if b, finished := finished(w); finished {
-		f.queue.AddBuild(build.ID, b)
+		f.queue.AddBuild(w.Build.ID, b)
 	}
 }
 
@@ -60,16 +59,12 @@ func finished(w *workspace) (finishedBuild, bool) {
 			continue
 		}
 		e.mu.Lock()
-		s := e.state.newest.Startup
+		s := observations.Startup(&e.state.newest, &reg.Observed)
 		e.mu.Unlock()
-		switch {
-		case s.ReadyAt.IsZero():
+		if s.ReadyAt.IsZero() {
 			return finishedBuild{}, false
-		case s.Result == agent.LifecycleStartError:
-			status = durations.StatusError
-		case s.Result == agent.LifecycleStartTimeout && status != durations.StatusError:
-			status = durations.StatusTimeout
 		}
+		status = durations.Worse(status, s.Result)
 		if s.ReadyAt.After(last) {
 			last = s.ReadyAt
 		}

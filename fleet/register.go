@@ -343,6 +343,9 @@ func (f *Fleet) commit(p *plan, entries []*entry) int {
 		e.mu.Unlock()
 	}
 	f.publishChange(removed, labelKeys, slices.Concat(added, changed))
+	for id := range p.workspaces {
+		f.queueFinishedBuildOf(r.workspaces[id]) // coderd may have seen its end
+	}
 	f.notifyChange(entries, added, changed)
 	f.setSizes()
 	return len(added)

@@ -105,6 +105,6 @@ var agentFamilies = []Family{
 		Help:    "Duration from workspace build creation to agent ready, by template.",
 		Buckets: []float64{1, 10, 30, 60, 300, 600, 1800, 3600},
 		Native:  fineHistogram,
-		Source:  "Observed once for each build, when the last of its agents is ready, timed out or failed; sub-agents do not count. A template's series go an hour after its last workspace.",
+		Source:  "Observed once for each build, when the last of its agents is ready, timed out or failed, as it says or as a registration has it; sub-agents do not count. A template's series go an hour after its last workspace.",
 	},
 }

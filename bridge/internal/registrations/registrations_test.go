@@ -606,3 +606,60 @@ func sortedIDs(ids map[uuid.UUID]struct{}) []uuid.UUID {
 	slices.SortFunc(list, func(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) })
 	return list
 }
+
+// Durations of builds come from what coderd saw, once each, where no agent says them. Builds
+// of long before are none.
+func TestBuildDurations(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		rest := codertest.NewREST()
+		put := func(n int, lifecycle string, ended time.Time) {
+			w := started(n)
+			w.Build.CreatedAt = ended.Add(-40 * time.Second)
+			a := &w.Build.Agents[0]
+			a.CreatedAt, a.StartedAt, a.ReadyAt, a.Lifecycle = w.Build.CreatedAt.Add(time.Second), ended.Add(-20*time.Second), ended, lifecycle
+			rest.Put(w)
+		}
+		put(1, "ready", time.Now().Add(-10*time.Minute))
+		put(2, "start_error", time.Now().Add(-time.Minute))
+		put(3, "ready", time.Now().Add(-2*time.Hour))
+		running := started(4)
+		running.Build.CreatedAt, running.Build.Agents[0].CreatedAt, running.Build.Agents[0].Lifecycle = time.Now(), time.Now(), "starting"
+		rest.Put(running)
+		s := newSetup(t, rest, 0)
+		require.Empty(t, s.builds())
+		s.sync(t)
+		time.Sleep(5 * time.Second)
+		require.Equal(t, map[string]float64{"success": 40, "error": 40}, s.builds())
+
+		rest.Change(running.ID, func(w *codertest.Workspace) {
+			w.Build.Agents[0].Lifecycle, w.Build.Agents[0].ReadyAt = "start_timeout", w.Build.CreatedAt.Add(3*time.Second)
+		})
+		for range 3 {
+			s.sync(t)
+			time.Sleep(5 * time.Second)
+			require.Equal(t, map[string]float64{"success": 40, "error": 40, "timeout": 3}, s.builds())
+		}
+	})
+}
+
+// builds returns the sums of the durations of builds by status.
+func (s *setup) builds() map[string]float64 {
+	s.t.Helper()
+	synctest.Wait()
+	families, err := s.service.Registry.Gather()
+	require.NoError(s.t, err)
+	sums := make(map[string]float64)
+	for _, f := range families {
+		if f.GetName() != "coderd_template_workspace_build_duration_seconds" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "status" {
+					sums[l.GetValue()] += m.GetHistogram().GetSampleSum()
+				}
+			}
+		}
+	}
+	return sums
+}

@@ -25,6 +25,18 @@ const (
 	StatusSuccess = "success"
 )
 
+// Worse returns the status of a build that has the status without an agent whose start
+// ended so.
+func Worse(status string, result agent.LifecycleState) string {
+	switch {
+	case result == agent.LifecycleStartError:
+		return StatusError
+	case result == agent.LifecycleStartTimeout && status != StatusError:
+		return StatusTimeout
+	}
+	return status
+}
+
 // Template identifies a template by the labels of its builds.
 type Template struct{ organization, name string }
 

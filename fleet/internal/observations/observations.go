@@ -87,3 +87,17 @@ func isLater(said *agent.State, o *agent.Observation) bool {
 		return o.Lifecycle.ChangedAt.IsZero() || o.Lifecycle.ChangedAt.After(known.ChangedAt)
 	}
 }
+
+// Startup returns how the newest start of the agent went: as it said, or else as coderd
+// saw. A start that ended long before the look is none. When a service begins to be used,
+// the builds of all workspaces would count at once.
+func Startup(said *agent.State, o *agent.Observation) agent.Startup {
+	s, l := said.Startup, o.Lifecycle
+	switch l.State {
+	case agent.LifecycleReady, agent.LifecycleStartTimeout, agent.LifecycleStartError:
+		if s.ReadyAt.IsZero() && l.ChangedAt.After(s.StartedAt) && o.At.Sub(l.ChangedAt) < maxAge {
+			s.ReadyAt, s.Result = l.ChangedAt, l.State
+		}
+	}
+	return s
+}
