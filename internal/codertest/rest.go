@@ -188,7 +188,7 @@ func (r *REST) SetToken(token string, is Token) {
 	r.tokens[token] = is
 }
 
-// Requests returns how many requests there were of a kind: list, workspace, agent, key.
+// Requests returns how many requests there were of a kind: list, workspace, agent, user, key.
 func (r *REST) Requests(kind string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -229,9 +229,7 @@ func (r *REST) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			kind, id = is, after
 		}
 	}
-	if path == "workspaces" {
-		kind = "list"
-	}
+	kind = cmp.Or(map[string]string{"workspaces": "list", "users/me": "user"}[path], kind)
 	r.mu.Lock()
 	r.requests[kind]++
 	r.mu.Unlock()
@@ -264,6 +262,8 @@ func (r *REST) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case kind == "agent":
 		parsed, _ := uuid.Parse(id)
 		r.serveAgentLocked(w, parsed, token)
+	case kind == "user":
+		answer(w, http.StatusOK, object{"id": ownerID(token.Owner), "email": Secret, "roles": token.roles()})
 	case kind == "key" && !token.HidesExpiry:
 		answer(w, http.StatusOK, object{"id": id, "expires_at": token.ExpiresAt, "token_name": Secret})
 	default:

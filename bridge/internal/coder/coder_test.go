@@ -313,6 +313,21 @@ func TestTokenFile(t *testing.T) {
 	require.Zero(t, expiry)
 }
 
+// A role of one organization is none of all.
+func TestSeesAll(t *testing.T) {
+	rest := codertest.NewREST()
+	s := newSetup(t, rest, Options{MaxRequestsPerSecond: 1000})
+	for _, is := range []codertest.Token{{}, {Role: codertest.Member}, {Owner: "ada"}} {
+		rest.SetToken(token, is)
+		sees, err := s.SeesAll(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, is == codertest.Token{}, sees)
+	}
+	rest.SetToken(token, codertest.Token{Role: codertest.Forbidden})
+	_, err := s.SeesAll(t.Context())
+	require.ErrorIs(t, err, ErrUnauthorized)
+}
+
 // A coderd with TLS is verified, by certificates of one's own.
 func TestTLS(t *testing.T) {
 	rest := codertest.NewREST()

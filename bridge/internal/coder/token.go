@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,30 @@ type tokenFile struct{ path string }
 func (f tokenFile) read() (string, error) {
 	token, _, err := secrets.ReadToken(f.path)
 	return token, err
+}
+
+// rolesOfAll are the roles of a user who sees all workspaces.
+var rolesOfAll = []string{"owner", "template-admin"}
+
+// SeesAll reports whether the user of the API token has a role that sees all workspaces. A
+// role that is not Coder's own may see them, too.
+func (c *Client) SeesAll(ctx context.Context) (bool, error) {
+	var user struct {
+		Roles []struct {
+			Name           string `json:"name"`
+			OrganizationID id     `json:"organization_id"`
+		} `json:"roles"`
+	}
+	err := c.get(ctx, "api/v2/users/me", nil, func(d *json.Decoder) error { return decodeWhole(d, &user) })
+	if err != nil {
+		return false, fmt.Errorf("read the roles of the API token's user: %w", err)
+	}
+	for _, role := range user.Roles {
+		if slices.Contains(rolesOfAll, role.Name) && role.OrganizationID == (id{}) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // TokenVersion identifies the token that the file has now, by a hash; it is zero if the

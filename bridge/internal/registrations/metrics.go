@@ -20,6 +20,7 @@ const (
 
 	agentRegistered = "registered"
 	agentNotCurrent = "not_current"
+	agentHidden     = "not_visible"
 	agentListed     = "left_to_sync"
 	agentBeyond     = "beyond_limit"
 )
@@ -35,8 +36,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			"Syncs of registrations by outcome (left_to_another: another bridge does it; in_doubt: nothing was removed, as the API token may have lost rights).",
 			ownmetrics.Values("outcome", outcomeSynced, outcomeLeft, outcomeDoubt, outcomeRefused, outcomeCoder, outcomeService)),
 		unknown: ownmetrics.CounterVec("agentstatsd_bridge_unknown_agents_total",
-			"Agents that connected and were not registered, by what became of them (not_current: they are of no latest build that is started).",
-			ownmetrics.Values("outcome", agentRegistered, agentNotCurrent, agentListed, agentBeyond)),
+			"Agents that connected and were not registered, by what became of them (not_current: they are of no latest build that is started; not_visible: coderd does not show their workspaces to the API token).",
+			ownmetrics.Values("outcome", agentRegistered, agentNotCurrent, agentHidden, agentListed, agentBeyond)),
 		removed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "agentstatsd_bridge_agents_removed_total",
 			Help: "Agents that syncs deregistered.",
@@ -68,6 +69,7 @@ func (r *Registrations) registerGauges(reg prometheus.Registerer) error {
 			return 0
 		}),
 		gauge("agentstatsd_bridge_registered_agents", "Agents that are registered, by the newest sync and since.", func() float64 { return float64(len(r.agents)) }),
+		gauge("agentstatsd_bridge_visible_workspaces", "Workspaces that coderd showed in the newest sync of this bridge. To an API token whose user lacks the role Template Admin it shows none, without an error.", func() float64 { return float64(r.visible) }),
 		gauge("agentstatsd_bridge_unknown_agents_waiting", "Agents that connected, are not registered, and wait for that.", func() float64 { return float64(len(r.unknown.waiting)) }),
 	)
 }

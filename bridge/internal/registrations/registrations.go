@@ -39,6 +39,9 @@ const (
 	// each expiryWait.
 	expiryWarning = 48 * time.Hour
 	expiryWait    = time.Hour
+	// hiddenFor is how long it is a warning that coderd did not show the workspace of an
+	// agent that is connected.
+	hiddenFor = time.Hour
 )
 
 // Registrations are the registrations of one Coder deployment. All methods may be called
@@ -70,6 +73,13 @@ type Registrations struct {
 	paused   error // why coderd is not asked; nil: it is
 	syncErr  error // of the newest sync; nil: it succeeded
 	syncedAt time.Time
+	// visible is how many workspaces coderd showed in the newest sync. sees is false if there
+	// were none, and the user may not see any.
+	visible int
+	sees    bool
+	// hiddenAt is when coderd did not show the workspace of a connected agent; expiry is that
+	// of the API token. Zero: never, or not known.
+	hiddenAt, expiry time.Time
 }
 
 // registered is what is known of a registered agent.
@@ -95,7 +105,7 @@ func New(from *coder.Client, service *client.Coderd, opts Options, reg prometheu
 		wantSync: make(chan struct{}, 1), wake: make(chan struct{}, 1), looked: make(chan struct{}),
 		agents:     make(map[uuid.UUID]registered),
 		workspaces: make(map[uuid.UUID]string),
-		unknown:    newUnknown(),
+		unknown:    newUnknown(), sees: true,
 	}
 	return r, r.registerGauges(reg)
 }
@@ -111,17 +121,26 @@ func (r *Registrations) Run(ctx context.Context) error {
 	return nil
 }
 
-// Warnings says what does not work now.
-func (r *Registrations) Warnings() []string {
+// Warnings says what does not work now, or will not soon.
+func (r *Registrations) Warnings() (all []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.paused != nil:
-		return []string{fmt.Sprintf("registrations are paused: %v", r.paused)}
+		all = append(all, fmt.Sprintf("registrations are paused: %v", r.paused))
 	case r.syncErr != nil:
-		return []string{fmt.Sprintf("registrations are not synced: %v", r.syncErr)}
+		all = append(all, fmt.Sprintf("registrations are not synced: %v", r.syncErr))
+	case !r.sees:
+		all = append(all, "coderd shows no workspaces: the user of the API token lacks the role Template Admin")
 	}
-	return nil
+	now := time.Now()
+	if !r.hiddenAt.IsZero() && now.Sub(r.hiddenAt) < hiddenFor {
+		all = append(all, "coderd does not show workspaces whose agents are connected: the user of the API token lacks the role Template Admin")
+	}
+	if left := r.expiry.Sub(now); !r.expiry.IsZero() && left < expiryWarning {
+		all = append(all, fmt.Sprintf("the API token expires at %s: replace it", r.expiry.UTC().Format(time.RFC3339)))
+	}
+	return all
 }
 
 // runSyncs syncs at once, and each interval from then on.
@@ -174,7 +193,7 @@ func (r *Registrations) noteSync(err error, left bool) {
 	r.metrics.syncs.WithLabelValues(outcome).Inc()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.syncErr = err
+	r.syncErr, r.sees = err, r.sees || left
 	if outcome == outcomeSynced {
 		r.syncedAt = time.Now()
 	}
@@ -241,6 +260,9 @@ func (r *Registrations) watchExpiry(ctx context.Context) {
 	for {
 		version := r.coder.TokenVersion()
 		expiry, err := r.coder.TokenExpiry(ctx)
+		r.mu.Lock()
+		r.expiry = expiry
+		r.mu.Unlock()
 		switch {
 		case ctx.Err() != nil:
 			return

@@ -585,6 +585,54 @@ func TestTokenExpiryIsWarnedOf(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		synctest.Wait()
 		require.Equal(t, 1, strings.Count(s.log.String(), "the API token expires soon"))
+		require.Equal(t, []string{"the API token expires at 2000-01-03T02:00:00Z: replace it"}, s.Warnings())
+
+		const other = "another000-0123456789abcdefghijkl"
+		rest.SetToken(other, codertest.Token{})
+		require.NoError(t, os.WriteFile(s.path, []byte(other), 0o600))
+		time.Sleep(refusedWait + time.Second)
+		synctest.Wait()
+		require.Empty(t, s.Warnings())
+	})
+}
+
+// A token whose user sees nothing is not refused. It is a warning from the first sync on, and
+// where only some workspaces are not shown once an agent of one connects.
+func TestWrongRole(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const empty = "coderd shows no workspaces: the user of the API token lacks the role Template Admin"
+		rest := codertest.NewREST()
+		s := newSetup(t, rest, 0)
+		s.sync(t)
+		require.Empty(t, s.Warnings(), "there are none")
+		rest.Put(started(1), started(2))
+		rest.SetToken(token, codertest.Token{Role: codertest.Member})
+		for range 2 {
+			s.sync(t)
+			require.Equal(t, []string{empty}, s.Warnings())
+		}
+		require.Equal(t, 1, strings.Count(s.log.String(), empty))
+		rest.SetToken(token, codertest.Token{Owner: "bob"})
+		s.run()
+		s.Connected(agentID(1, 1), id('w', 1, 0))
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		hidden := "coderd does not show workspaces whose agents are connected: the user of the API token lacks the role Template Admin"
+		require.Equal(t, []string{empty, hidden}, s.Warnings())
+		require.Equal(t, 1, s.unknownAgents(agentHidden))
+
+		rest.SetToken(token, codertest.Token{})
+		time.Sleep(6 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, []string{hidden}, s.Warnings())
+		require.NoError(t, testutil.GatherAndCompare(s.reg, strings.NewReader(`
+# HELP agentstatsd_bridge_visible_workspaces Workspaces that coderd showed in the newest sync of this bridge. To an API token whose user lacks the role Template Admin it shows none, without an error.
+# TYPE agentstatsd_bridge_visible_workspaces gauge
+agentstatsd_bridge_visible_workspaces 2
+`), "agentstatsd_bridge_visible_workspaces"))
+		time.Sleep(hiddenFor)
+		require.Empty(t, s.Warnings())
+		s.requireNoSecrets()
 	})
 }
 

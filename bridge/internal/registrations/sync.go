@@ -54,7 +54,28 @@ func (r *Registrations) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.noteVisible(ctx, p)
 	return r.apply(ctx, p)
+}
+
+// noteVisible notes how many workspaces coderd shows. With none it asks whether the user
+// may see them: an empty list is the answer to who may not, too. A token may have no right
+// to ask that.
+func (r *Registrations) noteVisible(ctx context.Context, p *reading) {
+	sees := true
+	if len(p.seen)+p.unreadable == 0 {
+		all, err := r.coder.SeesAll(ctx)
+		if err != nil {
+			r.log.Debug("the API does not say which roles the user of the API token has", "error", err)
+		}
+		sees = all || err != nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sees && !sees {
+		r.log.Warn("coderd shows no workspaces: the user of the API token lacks the role Template Admin")
+	}
+	r.visible, r.sees = len(p.seen), sees
 }
 
 func (r *Registrations) read(ctx context.Context) (*reading, error) {

@@ -159,15 +159,15 @@ func (r *Registrations) registerUnknown(ctx context.Context) error {
 	known := make(map[uuid.UUID]registered)
 	var agents []*agentstatsv1.AgentRegistration
 	var workspaces []*agentstatsv1.Workspace
-	looked := make(map[uuid.UUID]struct{})
+	hidden := make(map[uuid.UUID]bool) // of each that was read
 	for _, id := range waiting {
-		if _, again := looked[id]; again {
+		if _, again := hidden[id]; again {
 			continue
 		}
-		looked[id] = struct{}{}
 		w, err := r.coder.Workspace(ctx, id)
+		hidden[id] = errors.Is(err, coder.ErrNotFound)
 		switch {
-		case errors.Is(err, coder.ErrNotFound):
+		case hidden[id]:
 			continue
 		case err != nil:
 			return err
@@ -186,7 +186,7 @@ func (r *Registrations) registerUnknown(ctx context.Context) error {
 			return fmt.Errorf("%w: %w", errService, err)
 		}
 	}
-	r.noteUnknown(waiting, known)
+	r.noteUnknown(waiting, known, hidden)
 	return nil
 }
 
@@ -213,21 +213,26 @@ func (r *Registrations) takeUnknown() (waiting map[uuid.UUID]uuid.UUID, listed b
 	return waiting, listed
 }
 
-// noteUnknown remembers which of the agents that waited are registered now.
-func (r *Registrations) noteUnknown(waited map[uuid.UUID]uuid.UUID, known map[uuid.UUID]registered) {
+// noteUnknown remembers which of the agents that waited are registered now. hidden are the
+// workspaces that coderd does not show.
+func (r *Registrations) noteUnknown(waited map[uuid.UUID]uuid.UUID, known map[uuid.UUID]registered, hidden map[uuid.UUID]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.resumeLocked()
 	now := time.Now()
-	for id := range waited {
+	for id, workspace := range waited {
 		delete(r.unknown.waiting, id)
 		if _, found := known[id]; found {
 			delete(r.unknown.missed, id)
 			r.metrics.unknown.WithLabelValues(agentRegistered).Inc()
-		} else {
-			r.unknown.miss(id, now, r.opts.MaxUnknown)
-			r.metrics.unknown.WithLabelValues(agentNotCurrent).Inc()
+			continue
 		}
+		outcome := agentNotCurrent
+		if hidden[workspace] {
+			outcome, r.hiddenAt = agentHidden, now
+		}
+		r.unknown.miss(id, now, r.opts.MaxUnknown)
+		r.metrics.unknown.WithLabelValues(outcome).Inc()
 	}
 	for id, k := range known {
 		k.registeredAt = now
