@@ -143,20 +143,22 @@ func (r *Registrations) Warnings() (all []string) {
 	return all
 }
 
-// runSyncs syncs at once, and each interval from then on.
+// runSyncs syncs at once, and each interval from then on. Who asks for a sync gets one of
+// this bridge, whoever has the task, and another one if it fails.
 func (r *Registrations) runSyncs(ctx context.Context) {
 	retries := backoff.Backoff{Min: 5 * time.Second, Max: r.opts.SyncInterval}
 	failures, asked := 0, false
+	var readAt time.Time // when the last sync of this bridge ended
 	for ctx.Err() == nil {
 		mine, err := r.acquireSync(ctx)
 		left := !mine && !asked
-		asked = false
 		switch {
 		case err != nil:
 		case left:
 			err = r.follow(ctx)
 		default:
 			err = r.sync(ctx)
+			readAt = time.Now()
 		}
 		if ctx.Err() != nil {
 			return
@@ -165,14 +167,14 @@ func (r *Registrations) runSyncs(ctx context.Context) {
 		switch {
 		case err == nil && !mine:
 			failures = 0
-			asked = r.waitForSync(ctx, followWait)
+			asked = r.waitForSync(ctx, followWait, readAt)
 		case err == nil:
 			failures = 0
-			asked = r.waitForSync(ctx, r.opts.SyncInterval)
+			asked = r.waitForSync(ctx, r.opts.SyncInterval, readAt)
 		case errors.Is(err, errDoubt):
 			failures = 0
 			r.log.Warn("registrations are synced in part: nothing is removed", "error", err)
-			asked = r.waitForSync(ctx, r.opts.SyncInterval)
+			asked = r.waitForSync(ctx, r.opts.SyncInterval, readAt)
 		case errors.Is(err, coder.ErrUnauthorized):
 			r.waitForToken(ctx, err)
 		default:
@@ -207,15 +209,16 @@ func (r *Registrations) noteSync(err error, left bool) {
 	}
 }
 
-// waitForSync waits until the next sync is due, in about so long, or asked for.
-func (r *Registrations) waitForSync(ctx context.Context, interval time.Duration) (asked bool) {
+// waitForSync waits until the next sync is due, in about so long, or asked for. Who asks
+// soon after the last one, which ended at readAt, waits, too.
+func (r *Registrations) waitForSync(ctx context.Context, interval time.Duration, readAt time.Time) (asked bool) {
 	// Several bridges do not sync at one moment.
 	wait := time.Duration(float64(interval) * (0.9 + 0.2*rand.Float64()))
-	least := min(minSyncWait, wait)
+	least := min(minSyncWait-time.Since(readAt), wait)
 	if !backoff.Sleep(ctx, least) {
 		return false
 	}
-	timer := time.NewTimer(wait - least)
+	timer := time.NewTimer(wait - max(0, least))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -464,6 +465,13 @@ func TestUnknownAgents(t *testing.T) {
 func TestTwoBridges(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		rest := codertest.NewREST()
+		var fails atomic.Bool
+		rest.OnRequest = func(*http.Request) *codertest.Answer {
+			if fails.Load() {
+				return &codertest.Answer{Status: 503}
+			}
+			return nil
+		}
 		rest.Put(started(1))
 		s := newSetup(t, rest, 0)
 		from, err := coder.New(coder.Options{URL: "http://coder.test", TokenFile: s.path, Transport: rest.Serve(t)}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
@@ -477,34 +485,52 @@ func TestTwoBridges(t *testing.T) {
 		until, end := context.WithCancel(t.Context())
 		defer running.Wait()
 		defer end()
+		defer stop()
 		running.Go(func() { require.NoError(t, other.Run(until)) })
+		time.Sleep(time.Second)
+		// The one that does not sync lists for many.
+		want := []uuid.UUID{agentID(1, 1)}
+		for n := 300; n < 325; n++ {
+			rest.Put(started(n))
+			other.Connected(agentID(n, 1), id('w', n, 0))
+			want = append(want, agentID(n, 1))
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		s.requireAgents(want...)
+		lists := rest.Requests("list")
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		require.InDelta(t, 12, rest.Requests("list"), 2)
-		require.Equal(t, rest.Requests("list"), s.syncs(outcomeSynced))
+		require.InDelta(t, 12, rest.Requests("list")-lists, 2)
+		require.Equal(t, rest.Requests("list")-1, s.syncs(outcomeSynced))
 		require.Equal(t, id('w', 1, 0), other.agents[agentID(1, 1)].workspace)
 
-		// The one that does not sync registers who connects, and lists for many.
+		// It registers who connects.
 		other.Connected(agentID(1, 1), id('w', 1, 0))
 		rest.Put(started(2))
 		other.Connected(agentID(2, 1), id('w', 2, 0))
 		time.Sleep(time.Second)
 		synctest.Wait()
-		s.requireAgents(agentID(1, 1), agentID(2, 1))
+		want = append(want, agentID(2, 1))
+		s.requireAgents(want...)
 		require.Equal(t, 1, rest.Requests("workspace"))
-		want := []uuid.UUID{agentID(1, 1), agentID(2, 1)}
-		for n := 100; n < 160; n++ {
+
+		// It lists until that succeeds.
+		fails.Store(true)
+		for n := 200; n < 230; n++ {
 			rest.Put(started(n))
 			other.Connected(agentID(n, 1), id('w', n, 0))
 			want = append(want, agentID(n, 1))
 		}
-		time.Sleep(minSyncWait + 2*time.Second)
+		time.Sleep(time.Minute)
+		fails.Store(false)
+		time.Sleep(45 * time.Second)
 		synctest.Wait()
 		s.requireAgents(want...)
 
 		stop()
 		synctest.Wait()
-		lists := rest.Requests("list")
+		lists = rest.Requests("list")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		require.Equal(t, lists+1, rest.Requests("list"), "the other one syncs")
