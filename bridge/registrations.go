@@ -20,7 +20,8 @@ type RegistrationsOptions struct {
 	CoderURL string
 	// TokenFile has an API token of a user with the role Template Admin. Required.
 	TokenFile string
-	// MaxRequestsPerSecond of coderd's REST API; 0: 5.
+	// MaxRequestsPerSecond of coderd's REST API, by all bridges of the service together; 0:
+	// 5.
 	MaxRequestsPerSecond int
 	// TLS of an https URL; nil: the system's certificates verify coderd.
 	TLS *tls.Config

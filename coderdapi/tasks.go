@@ -14,10 +14,11 @@ import (
 )
 
 // Tasks grants tasks to one holder at a time. store.Store is one. It returns those that the
-// holder has then, until the duration is over; with 0 the holder gives them back. The
-// error wraps agent.ErrTooMany if too many are granted.
+// holder has then, until the duration is over; with 0 the holder gives them back. It also
+// returns how many tasks anybody has that begin with a prefix that is not empty. The error
+// wraps agent.ErrTooMany if too many are granted.
 type Tasks interface {
-	AcquireTasks(ctx context.Context, holder agent.ID, names []string, d time.Duration) (granted []string, err error)
+	AcquireTasks(ctx context.Context, holder agent.ID, names []string, prefix string, d time.Duration) (granted []string, counted int, err error)
 }
 
 // Limits of tasks, as the contract states them.
@@ -39,6 +40,9 @@ func (s *Service) AcquireTasks(ctx context.Context, req *agentstatsv1.AcquireTas
 			return nil, grpcserver.Invalid(fmt.Sprintf("names[%d]", i), "%s", text)
 		}
 	}
+	if text := contract.TextProblem(req.GetCountedPrefix(), 0, maxTaskName); text != "" {
+		return nil, grpcserver.Invalid("counted_prefix", "%s", text)
+	}
 	// In one order, so that two callers do not wait for each other.
 	slices.Sort(names)
 	names = slices.Compact(names)
@@ -53,12 +57,12 @@ func (s *Service) AcquireTasks(ctx context.Context, req *agentstatsv1.AcquireTas
 	if problem != nil {
 		return nil, grpcserver.Invalid(problem.field, "%s", problem.text)
 	}
-	granted, err := s.Tasks.AcquireTasks(ctx, holder, names, d)
+	granted, counted, err := s.Tasks.AcquireTasks(ctx, holder, names, req.GetCountedPrefix(), d)
 	switch {
 	case errors.Is(err, agent.ErrTooMany):
 		return nil, grpcserver.Exhausted(time.Minute, "tasks: too many are granted")
 	case err != nil:
 		return nil, s.failure(ctx, "acquire tasks", err)
 	}
-	return &agentstatsv1.AcquireTasksResponse{Granted: granted}, nil
+	return &agentstatsv1.AcquireTasksResponse{Granted: granted, Counted: uint32(counted)}, nil //nolint:gosec // There are few.
 }

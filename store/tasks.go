@@ -10,14 +10,14 @@ import (
 )
 
 // AcquireTasks grants tasks, whose names are sorted, to a holder, as package tasks says.
-func (s *Store) AcquireTasks(ctx context.Context, holder agent.ID, names []string, d time.Duration) (granted []string, err error) {
+func (s *Store) AcquireTasks(ctx context.Context, holder agent.ID, names []string, prefix string, d time.Duration) (granted []string, counted int, err error) {
 	err = s.change(ctx, "acquire tasks", func(tx *sql.Tx) error {
 		now, err := s.dialect.clock(ctx, tx)
 		if err != nil {
 			return err
 		}
-		granted, err = tasks.Acquire(ctx, tx, s.dialect.id(holder), names, now, d)
+		granted, counted, err = tasks.Acquire(ctx, tx, s.dialect.id(holder), names, prefix, now, d)
 		return err
 	})
-	return granted, err
+	return granted, counted, err
 }

@@ -111,7 +111,7 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 			Flag:        "coder-ca-file", Value: serpent.StringOf(&b.coderCAFile),
 		},
 		{
-			Description: "Requests of Coder's REST API in a second.",
+			Description: "Requests of Coder's REST API in a second, of all bridges of the service together. Each takes its part, half a minute after their number has changed.",
 			Flag:        "coder-max-requests-per-second", Default: "5", Value: within(&b.coderMaxRequests, 1, 1000),
 		},
 		{

@@ -3,6 +3,7 @@ package memstore
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coder/agentstatsd/agent"
@@ -18,12 +19,13 @@ type task struct {
 }
 
 // AcquireTasks is as in store.Store.
-func (s *Store) AcquireTasks(ctx context.Context, holder agent.ID, names []string, d time.Duration) (granted []string, err error) {
+func (s *Store) AcquireTasks(ctx context.Context, holder agent.ID, names []string, prefix string, d time.Duration) (granted []string, counted int, err error) {
 	err = s.runEach(ctx, func() (transaction, func()) {
 		var mine []string
+		var of int
 		return transaction{doing: "acquire tasks", apply: func(t *tables, _ int64) error {
 			now := time.Now()
-			mine = nil
+			mine, of = nil, 0
 			for name, has := range t.tasks {
 				if !has.until.After(now) {
 					delete(t.tasks, name)
@@ -49,11 +51,16 @@ func (s *Store) AcquireTasks(ctx context.Context, holder agent.ID, names []strin
 					mine = append(mine, name)
 				}
 			}
+			for name := range t.tasks {
+				if prefix != "" && d > 0 && strings.HasPrefix(name, prefix) {
+					of++
+				}
+			}
 			return nil
-		}}, func() { granted = mine }
+		}}, func() { granted, counted = mine, of }
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return granted, nil
+	return granted, counted, nil
 }

@@ -58,7 +58,7 @@ type Store interface {
 	ReleaseSubscription(ctx context.Context, id int64, stream agent.ID) error
 	ExpireSubscriptions(ctx context.Context, retention time.Duration) ([]agent.ExpiredSubscription, error)
 
-	AcquireTasks(ctx context.Context, holder agent.ID, names []string, d time.Duration) (granted []string, err error)
+	AcquireTasks(ctx context.Context, holder agent.ID, names []string, prefix string, d time.Duration) (granted []string, counted int, err error)
 }
 
 // Options of a Store that the contract depends on.

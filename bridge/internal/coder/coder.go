@@ -157,6 +157,12 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, decode 
 	}
 }
 
+// SetShare has the client take its part of Options.MaxRequestsPerSecond, which it shares
+// with others: as many clients as n, this one among them.
+func (c *Client) SetShare(n int) {
+	c.limiter.SetLimit(rate.Limit(c.opts.MaxRequestsPerSecond / float64(n)))
+}
+
 // pause has all requests wait, too.
 func (c *Client) pause(wait time.Duration) {
 	c.mu.Lock()

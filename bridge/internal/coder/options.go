@@ -17,7 +17,8 @@ type Options struct {
 	// TokenFile has the API token of a user who sees all workspaces. It is read for each
 	// request. Required.
 	TokenFile string
-	// MaxRequestsPerSecond bounds the requests; default 5.
+	// MaxRequestsPerSecond bounds the requests, unless SetShare says how many share them;
+	// default 5.
 	MaxRequestsPerSecond float64
 	// MaxBytes bounds an answer; default 32 MiB. A page of workspaces that is larger is
 	// asked for again in smaller ones.

@@ -28,6 +28,7 @@ const (
 type metrics struct {
 	syncs, unknown *prometheus.CounterVec
 	removed        prometheus.Counter
+	sharing        prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -42,8 +43,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "agentstatsd_bridge_agents_removed_total",
 			Help: "Agents that syncs deregistered.",
 		}),
+		sharing: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "agentstatsd_bridge_sharing_bridges",
+			Help: "Bridges that share --coder-max-requests-per-second, this one among them; 0: the service has not said it yet.",
+		}),
 	}
-	return m, ownmetrics.Register(reg, m.syncs, m.unknown, m.removed)
+	return m, ownmetrics.Register(reg, m.syncs, m.unknown, m.removed, m.sharing)
 }
 
 // registerGauges registers what is read at a scrape.

@@ -52,7 +52,7 @@ type Registrations struct {
 	opts    Options
 	metrics *metrics
 	log     *slog.Logger
-	// holder is who acquires the task to sync.
+	// holder is who acquires tasks.
 	holder uuid.UUID
 
 	// wantSync has an element while a sync is asked for, wake while agents wait.
@@ -113,11 +113,13 @@ func New(from *coder.Client, service *client.Coderd, opts Options, reg prometheu
 // Run syncs and registers until ctx ends. It returns nil then.
 func (r *Registrations) Run(ctx context.Context) error {
 	var running sync.WaitGroup
+	r.share(ctx)
+	running.Go(func() { r.runShare(ctx) })
 	running.Go(func() { r.runSyncs(ctx) })
 	running.Go(func() { r.runUnknown(ctx) })
 	running.Go(func() { r.watchExpiry(ctx) })
 	running.Wait()
-	r.releaseSync()
+	r.releaseTasks()
 	return nil
 }
 

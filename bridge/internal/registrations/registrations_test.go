@@ -537,6 +537,43 @@ func TestTwoBridges(t *testing.T) {
 	})
 }
 
+// All bridges together make no more requests than one may.
+func TestBridgesShareRequests(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		rest := codertest.NewREST()
+		for n := range 300 {
+			rest.Put(started(n))
+		}
+		s := newSetup(t, rest, 1)
+		from, err := coder.New(coder.Options{URL: "http://coder.test", TokenFile: s.path, Transport: rest.Serve(t), PageSize: 1}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		other, err := New(from, s.coderd, Options{}, prometheus.NewPedanticRegistry(), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		requireRate := func(perSecond int) {
+			t.Helper()
+			before := rest.Requests("list")
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			require.InDelta(t, 10*perSecond, rest.Requests("list")-before, 2)
+		}
+		s.run()
+		requireRate(5)
+		until, end := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { require.NoError(t, other.Run(until)) })
+		for n := range 30 {
+			other.Connected(id('x', n, 1), id('w', n, 1))
+		}
+		time.Sleep(shareWait)
+		requireRate(5)
+		require.Equal(t, 2.0, testutil.ToFloat64(s.metrics.sharing))
+		end()
+		running.Wait()
+		time.Sleep(shareWait)
+		require.Equal(t, 1.0, testutil.ToFloat64(s.metrics.sharing))
+	})
+}
+
 func TestUnknownAgentsAreBounded(t *testing.T) {
 	s := newSetup(t, codertest.NewREST(), 0)
 	s.opts.MaxUnknown = 3

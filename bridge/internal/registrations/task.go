@@ -8,6 +8,8 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coder/agentstatsd/internal/backoff"
 )
 
 // Of several bridges one syncs: the one to which the service has granted the task. The
@@ -20,7 +22,35 @@ const (
 	followWait = time.Minute
 	// releaseTimeout bounds the time to give it back at the end.
 	releaseTimeout = 2 * time.Second
+
+	// Each bridge has a task of its own, by which all count each other, each shareWait. One
+	// that was killed counts for shareTime.
+	sharePrefix  = "bridge: reads coderd, "
+	shareTime    = 90 * time.Second
+	shareWait    = 30 * time.Second
+	shareTimeout = 5 * time.Second
 )
+
+// share takes this bridge's part of the requests that all bridges together may make of
+// coderd. If the service does not say how many there are, it stays as it was.
+func (r *Registrations) share(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, shareTimeout)
+	defer cancel()
+	_, n, err := r.service.AcquireCountedTasks(ctx, r.holder, shareTime, sharePrefix, sharePrefix+r.holder.String())
+	if err != nil {
+		r.log.Debug("agentstatsd does not say how many bridges there are", "error", err)
+		return
+	}
+	n = max(1, n)
+	r.coder.SetShare(n)
+	r.metrics.sharing.Set(float64(n))
+}
+
+func (r *Registrations) runShare(ctx context.Context) {
+	for backoff.Sleep(ctx, shareWait) {
+		r.share(ctx)
+	}
+}
 
 // acquireSync acquires the task to sync until the sync after the next one is due. It
 // returns whether this bridge has it. A service that grants no tasks has one bridge.
@@ -37,12 +67,12 @@ func (r *Registrations) acquireSync(ctx context.Context) (bool, error) {
 	return len(granted) > 0, nil
 }
 
-// releaseSync gives the task back, so that another bridge need not wait.
-func (r *Registrations) releaseSync() {
+// releaseTasks gives the tasks back, so that another bridge need not wait.
+func (r *Registrations) releaseTasks() {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
-	if _, err := r.service.AcquireTasks(ctx, r.holder, 0, syncTask); err != nil {
-		r.log.Debug("the task to sync expires, as it could not be given back", "error", err)
+	if _, err := r.service.AcquireTasks(ctx, r.holder, 0, syncTask, sharePrefix+r.holder.String()); err != nil {
+		r.log.Debug("the tasks of this bridge expire, as they could not be given back", "error", err)
 	}
 }
 

@@ -150,7 +150,11 @@ type AcquireTasksRequest struct {
 	HolderId []byte `protobuf:"bytes,2,opt,name=holder_id,json=holderId,proto3" json:"holder_id,omitempty"`
 	// For how long they are granted, 1 s to 1 h. Absent or 0: the holder gives back those
 	// that it has.
-	Duration      *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	Duration *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	// The response has how many tasks are granted whose names begin so, at most 128 bytes.
+	// Absent: it does not. Processes that share something count each other by it: each has a
+	// task of its own.
+	CountedPrefix string `protobuf:"bytes,4,opt,name=counted_prefix,json=countedPrefix,proto3" json:"counted_prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -206,11 +210,21 @@ func (x *AcquireTasksRequest) GetDuration() *durationpb.Duration {
 	return nil
 }
 
+func (x *AcquireTasksRequest) GetCountedPrefix() string {
+	if x != nil {
+		return x.CountedPrefix
+	}
+	return ""
+}
+
 // AcquireTasksResponse is what was granted.
 type AcquireTasksResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The tasks that the holder has now, in their order.
-	Granted       []string `protobuf:"bytes,1,rep,name=granted,proto3" json:"granted,omitempty"`
+	Granted []string `protobuf:"bytes,1,rep,name=granted,proto3" json:"granted,omitempty"`
+	// The number of tasks that anybody has whose names begin with counted_prefix. 0 if
+	// tasks are given back.
+	Counted       uint32 `protobuf:"varint,2,opt,name=counted,proto3" json:"counted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,6 +264,13 @@ func (x *AcquireTasksResponse) GetGranted() []string {
 		return x.Granted
 	}
 	return nil
+}
+
+func (x *AcquireTasksResponse) GetCounted() uint32 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
 }
 
 // AgentRegistration makes one agent known. What coderd has not at hand for an agent
@@ -2758,13 +2779,15 @@ var File_agentstats_v1_coderd_proto protoreflect.FileDescriptor
 
 const file_agentstats_v1_coderd_proto_rawDesc = "" +
 	"\n" +
-	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n" +
+	"\x1aagentstats/v1/coderd.proto\x12\ragentstats.v1\x1a\x19agentstats/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n" +
 	"\x13AcquireTasksRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1b\n" +
 	"\tholder_id\x18\x02 \x01(\fR\bholderId\x125\n" +
-	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bduration\"0\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12%\n" +
+	"\x0ecounted_prefix\x18\x04 \x01(\tR\rcountedPrefix\"J\n" +
 	"\x14AcquireTasksResponse\x12\x18\n" +
-	"\agranted\x18\x01 \x03(\tR\agranted\"\xe6\x03\n" +
+	"\agranted\x18\x01 \x03(\tR\agranted\x12\x18\n" +
+	"\acounted\x18\x02 \x01(\rR\acounted\"\xe6\x03\n" +
 	"\x11AgentRegistration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
