@@ -20,6 +20,9 @@ type TargetsOptions struct {
 	Interval time.Duration
 	// MaxBodyBytes of an answer, decompressed; 0: 64 MiB.
 	MaxBodyBytes int64
+	// HTTPConfigFile has how targets are asked, as a scrape_config of Prometheus has it; empty:
+	// plainly. It is read by NewTargets, the files that it names for each scrape.
+	HTTPConfigFile string
 	// MaxTargets of all URLs, which may have several addresses each; 0: 256.
 	MaxTargets int
 	// PassThrough has the service serve what coderd has of agents: no bridge relays them.
@@ -33,7 +36,8 @@ type Targets struct{ *targets.Targets }
 // with coderd's credential. It does nothing before Run.
 func NewTargets(conn *grpc.ClientConn, opts TargetsOptions, reg prometheus.Registerer, log *slog.Logger) (*Targets, error) {
 	of, err := targets.New(conn, targets.Options{
-		URLs: opts.URLs, Interval: opts.Interval, MaxBodyBytes: opts.MaxBodyBytes, MaxTargets: opts.MaxTargets, PassThrough: opts.PassThrough,
+		URLs: opts.URLs, Interval: opts.Interval, MaxBodyBytes: opts.MaxBodyBytes, MaxTargets: opts.MaxTargets,
+		HTTPConfigFile: opts.HTTPConfigFile, PassThrough: opts.PassThrough,
 	}, reg, log)
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)

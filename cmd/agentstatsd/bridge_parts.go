@@ -57,7 +57,8 @@ func (b *bridgeConfig) validateTargets() error {
 func (b *bridgeConfig) targetsOptions() bridge.TargetsOptions {
 	return bridge.TargetsOptions{
 		URLs: b.coderdMetricsURLs, Interval: b.scrapeInterval, MaxBodyBytes: b.maxScrapeBytes, MaxTargets: int(b.maxTargets),
-		PassThrough: b.upstream == "" && !b.leaveOutAgents, // no agent is relayed
+		HTTPConfigFile: b.coderdMetricsHTTPFile,
+		PassThrough:    b.upstream == "" && !b.leaveOutAgents, // no agent is relayed
 	}
 }
 

@@ -33,11 +33,12 @@ type bridgeConfig struct {
 	coderMaxRequests  int64
 	coderSyncInterval time.Duration
 
-	coderdMetricsURLs []string
-	leaveOutAgents    bool
-	scrapeInterval    time.Duration
-	maxScrapeBytes    int64
-	maxTargets        int64
+	coderdMetricsURLs     []string
+	coderdMetricsHTTPFile string
+	leaveOutAgents        bool
+	scrapeInterval        time.Duration
+	maxScrapeBytes        int64
+	maxTargets            int64
 }
 
 // bridgePrefix is that of the variables of a bridge: a service beside it has its own.
@@ -122,6 +123,11 @@ func (b *bridgeConfig) ownOptions() serpent.OptionSet {
 			Description: "The URL of a coderd's metrics, such as http://coder:2112/, or dns+http://coder:2112/ for all addresses of the name. " +
 				"May be given several times. All bridges have the same. Without --upstream what coderd has of agents is served, too. Empty: coderds push their metrics, or are scraped by Prometheus.",
 			Flag: "coderd-metrics-url", Value: serpent.StringArrayOf(&b.coderdMetricsURLs),
+		},
+		{
+			Description: "How --coderd-metrics-url is asked, where a proxy before coderd wants more: a YAML file with authorization, basic_auth, oauth2, tls_config (ca_file, server_name), http_headers or " +
+				"proxy_url, as a scrape_config of Prometheus has them. It is read at the start, the files that it names for each scrape. Redirects are not followed.",
+			Flag: "coderd-metrics-http-config-file", Value: serpent.StringOf(&b.coderdMetricsHTTPFile),
 		},
 		{
 			Description: "Leave out what coderd has of agents also without --upstream: another bridge relays them, or they reach the service themselves.",

@@ -3,11 +3,13 @@ package targets
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
@@ -74,19 +76,34 @@ func (s *setup) ReserveFamilies(names map[string]ownmetrics.Type) {
 
 // serve serves h at an address, in place of whoever did.
 func (s *setup) serve(address string, h http.Handler) (stop func()) {
-	listener := bufconn.Listen(256 << 10)
+	listener := s.listen(address)
 	server := &http.Server{Handler: h}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(listener) })
-	s.mu.Lock()
-	s.listeners[address] = listener
-	s.mu.Unlock()
 	stop = sync.OnceFunc(func() {
 		_ = server.Close()
 		serving.Wait()
 	})
 	s.Cleanup(stop)
 	return stop
+}
+
+// serveTLS serves h at an address with a certificate for example.com. It returns that as PEM.
+func (s *setup) serveTLS(address string, h http.Handler) []byte {
+	server := httptest.NewUnstartedServer(h)
+	require.NoError(s, server.Listener.Close())
+	server.Listener = s.listen(address)
+	server.StartTLS()
+	s.Cleanup(server.Close)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+}
+
+func (s *setup) listen(address string) *bufconn.Listener {
+	listener := bufconn.Listen(256 << 10)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listeners[address] = listener
+	return listener
 }
 
 func (s *setup) dial(ctx context.Context, _, address string) (net.Conn, error) {

@@ -39,6 +39,10 @@ type Options struct {
 	// MaxTargets bounds the targets of all URLs; default 256, as many instances as the
 	// service takes in.
 	MaxTargets int
+	// HTTPConfigFile has how targets are asked, as a scrape_config of Prometheus has it:
+	// authentication, TLS, headers, a proxy. It is read by New, the files that it names for
+	// each scrape. Empty: plainly, and the system's certificates verify https.
+	HTTPConfigFile string
 	// PassThrough has the service take in also what it would compute of agents: no leg of
 	// the bridge relays them.
 	PassThrough bool

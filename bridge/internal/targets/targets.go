@@ -21,6 +21,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/config"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
@@ -39,6 +40,7 @@ type Targets struct {
 	holder     uuid.UUID // who acquires targets
 	sources    []*source
 	opts       Options
+	http       *config.HTTPClientConfig // nil: there is none
 	metrics    *metrics
 	log        *slog.Logger
 	leftOutLog *rate.Sometimes
@@ -65,6 +67,13 @@ func New(conn grpc.ClientConnInterface, opts Options, reg prometheus.Registerer,
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("targets options: %w", err)
 	}
+	conf, err := readHTTPConfig(opts.HTTPConfigFile)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := newClient(opts, opts.Dial, conf); err != nil {
+		return nil, err
+	}
 	m, err := newMetrics(&opts, reg)
 	if err != nil {
 		return nil, err
@@ -74,7 +83,7 @@ func New(conn grpc.ClientConnInterface, opts Options, reg prometheus.Registerer,
 		return nil, err
 	}
 	t := &Targets{
-		service: agentstatsv1.NewCoderdServiceClient(conn), tasks: tasks, holder: uuid.New(), opts: opts, metrics: m, log: log,
+		service: agentstatsv1.NewCoderdServiceClient(conn), tasks: tasks, holder: uuid.New(), opts: opts, http: conf, metrics: m, log: log,
 		leftOutLog: &rate.Sometimes{Interval: leftOutInterval},
 		running:    make(map[string]*runningTarget), lookups: make(map[string]error),
 	}
@@ -137,7 +146,7 @@ func (t *Targets) start(ctx context.Context, running *sync.WaitGroup, s *source,
 		return false
 	}
 	ctx, stop := context.WithCancel(ctx)
-	r := &runningTarget{target: newTarget(t, name, newScraper(s.url, address, t.opts)), source: s, stop: stop}
+	r := &runningTarget{target: newTarget(t, name, newScraper(s.url, address, t.opts, t.http)), source: s, stop: stop}
 	t.running[name] = r
 	running.Go(func() {
 		r.run(ctx, r.removed.Load)
