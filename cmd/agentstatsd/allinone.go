@@ -21,10 +21,10 @@ func allInOneCommand() *serpent.Command {
 		Use:   "all-in-one",
 		Short: "Run the service and a bridge to it, in one process.",
 		Long: "A stock coderd gets one process beside it. It has the options of serve and those of bridge but --service-url. What both have is set once, as of serve: " +
-			"the addresses for Prometheus, TLS, --drain-timeout, the log. Agents' connections break for a moment when it restarts, so it stops quickly.\n\n" +
+			"the addresses for Prometheus, TLS, --drain-timeout, the log, by its variables, too. Agents' connections break for a moment when it restarts, so it stops quickly.\n\n" +
 			"  agentstatsd all-in-one --upstream http://coder:7080 --coder-url https://coder.example.com --coder-api-token-file /etc/agentstatsd/api-token",
 		Options:    b.allInOneOptions(),
-		Middleware: serpent.Chain(noArguments, configuredBy(&b.configFile, b.validateAllInOne)),
+		Middleware: serpent.Chain(noArguments, refuseBridgeVariables, configuredBy(&b.configFile, b.validateAllInOne)),
 		Handler: func(inv *serpent.Invocation) error {
 			log, err := newLogger(inv.Stderr, &b.config)
 			if err != nil {
@@ -49,6 +49,29 @@ func (b *bridgeConfig) allInOneOptions() serpent.OptionSet {
 	options.ByFlag("drain-delay").Default = "0s"
 	options.ByFlag("drain-timeout").Default = "1s"
 	return options
+}
+
+// refuseBridgeVariables refuses variables of a bridge for what all-in-one has once, as of a
+// service: they would be ignored.
+func refuseBridgeVariables(next serpent.HandlerFunc) serpent.HandlerFunc {
+	return func(inv *serpent.Invocation) error {
+		var errs []error
+		for _, o := range new(bridgeConfig).options() {
+			if inv.Environ.Get(o.Env) == "" {
+				continue
+			}
+			switch own := inv.Command.Options.ByFlag(o.Flag); {
+			case own == nil:
+				errs = append(errs, fmt.Errorf("%s is in the environment: all-in-one has no --%s, as it dials itself", o.Env, o.Flag))
+			case own.Env != o.Env:
+				errs = append(errs, fmt.Errorf("%s is in the environment: all-in-one has --%s once, set it by %s", o.Env, o.Flag, own.Env))
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		return next(inv)
+	}
 }
 
 // validateAllInOne checks the options of both. Its errors name the flags.
