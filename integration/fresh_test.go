@@ -14,7 +14,7 @@ import (
 )
 
 // A replica that has just begun serves the families that testdata/fresh.tsv of the program
-// has of a service, those with PostgreSQL too.
+// has of a service, those with PostgreSQL too, and later on no series more of its own.
 func TestFreshReplica(t *testing.T) {
 	beside(t)
 	table, err := os.ReadFile(filepath.Join("..", "cmd", "agentstatsd", "testdata", "fresh.tsv"))
@@ -43,4 +43,18 @@ func TestFreshReplica(t *testing.T) {
 	} {
 		require.Contains(t, string(body), series+"\n")
 	}
+
+	// Whatever agents and coderd do, no series of the service's own is new: rate() sees the
+	// first event of each.
+	own := regexp.MustCompile(`(?m)^((?:agentstatsd_|grpc_server_|coderd_agentapi_metadata_)[^ ]+) `)
+	seriesOf := func(body []byte) (series []string) {
+		for _, m := range own.FindAllSubmatch(body, -1) {
+			series = append(series, string(m[1]))
+		}
+		return series
+	}
+	require.NoError(t, startSimulation(t, s, "--agents", "20", "--metrics-per-agent", "5", "--metadata-keys", "3", "--duration", "3s").wait())
+	_, after := s.scrape(t, "/metrics")
+	require.NotEqual(t, string(body), string(after))
+	require.ElementsMatch(t, seriesOf(body), seriesOf(after))
 }
