@@ -15,6 +15,7 @@ import (
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -35,7 +36,7 @@ func (s *Service) Connect(stream connectStream) error {
 	defer release()
 	defer c.close() // also if a panic comes through here
 	err = c.awaitEnd(c.serve())
-	s.noteEnd(c.who.Agent, err)
+	s.noteEndOf(c.who.Agent, c.version, err)
 	return err
 }
 
@@ -107,6 +108,7 @@ func (c *connection) open() error {
 	if err != nil {
 		return s.failure(ctx, who, "open a session", err)
 	}
+	c.version = versionOf(hello)
 	c.setSession(session)
 	if !s.recheckToken(ctx, who) {
 		c.setEnd(fleet.EndRevoked)
@@ -258,7 +260,7 @@ func (c *connection) handleRequest(f *wire.Frame) error {
 		if goodbye {
 			c.closeSession() // before anybody can ack it
 		}
-		refused = ownRefusals(c.service.takeRequest(r, f))
+		refused = contract.OwnRefusals(c.service.takeRequest(r, f))
 		r.Refuse(refused) // this, too
 	})
 	if err != nil {

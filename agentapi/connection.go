@@ -87,6 +87,8 @@ type connection struct {
 	service *Service
 	stream  agentStream
 	who     grpcserver.Caller
+	// version of the agent, as its hello says it; empty: it does not.
+	version string
 	// session is nil until the hello.
 	session *fleet.Session
 	// frame has the request that is being handled. Only the handler uses frame and

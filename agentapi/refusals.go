@@ -3,12 +3,14 @@ package agentapi
 import (
 	"context"
 	"log/slog"
+	"unique"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/fleet"
+	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
 // Refusals knows what agents are refused. refusals.Refusals is one. It touches memory
@@ -25,10 +27,18 @@ const (
 	reasonTimeout       = "timeout"
 )
 
+// maxVersionBytes bounds the version of an agent.
+const maxVersionBytes = 64
+
+// versionOf returns the version that an agent says of itself. Equal ones share memory.
+func versionOf(hello *agentstatsv1.Hello) string {
+	return unique.Make(agent.ShortenText(hello.GetVersion(), maxVersionBytes)).Value()
+}
+
 // noteRefused notes what was refused of a request.
 func (c *connection) noteRefused(refused []agent.Refusal) {
 	if len(refused) > 0 && c.service.Refusals != nil {
-		c.service.Refusals.Refused(c.who.Agent, "", refused)
+		c.service.Refusals.Refused(c.who.Agent, c.version, refused)
 	}
 }
 
@@ -44,7 +54,10 @@ func (c *connection) noteStored(sent []fleet.Refusal) {
 }
 
 // noteEnd notes that a stream of an agent was refused, or ended, for what the agent did.
-func (s *Service) noteEnd(id agent.ID, err error) {
+func (s *Service) noteEnd(id agent.ID, err error) { s.noteEndOf(id, "", err) }
+
+// noteEndOf is noteEnd of an agent whose version may be known.
+func (s *Service) noteEndOf(id agent.ID, version string, err error) {
 	if err == nil || s.Refusals == nil || id == (agent.ID{}) {
 		return
 	}
@@ -59,7 +72,7 @@ func (s *Service) noteEnd(id agent.ID, err error) {
 	default:
 		return
 	}
-	s.Refusals.Refused(id, "", []agent.Refusal{refusal})
+	s.Refusals.Refused(id, version, []agent.Refusal{refusal})
 }
 
 // logSession logs that a session has opened, or how it ended.

@@ -1,7 +1,9 @@
 package agentapi_test
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +17,7 @@ import (
 	"github.com/coder/agentstatsd/agent"
 	"github.com/coder/agentstatsd/agentapi"
 	"github.com/coder/agentstatsd/batcher"
+	"github.com/coder/agentstatsd/client"
 	"github.com/coder/agentstatsd/fleet"
 	"github.com/coder/agentstatsd/grpcserver"
 	"github.com/coder/agentstatsd/internal/bubble"
@@ -29,11 +32,11 @@ type noted struct {
 	texts []string
 }
 
-func (n *noted) Refused(id agent.ID, _ string, refused []agent.Refusal) {
+func (n *noted) Refused(id agent.ID, version string, refused []agent.Refusal) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, r := range refused {
-		n.lines = append(n.lines, fmt.Sprintf("%d %s %d", id[15], r.Reason, r.Count))
+		n.lines = append(n.lines, strings.TrimSpace(fmt.Sprintf("%d %s %d %s", id[15], r.Reason, r.Count, version)))
 		n.texts = append(n.texts, r.Message)
 	}
 }
@@ -135,6 +138,26 @@ func TestAgentsThatAreSentAwayAreNoted(t *testing.T) {
 	})
 }
 
+// The version that an agent says of itself is noted with what it is refused.
+func TestVersionsAreNoted(t *testing.T) {
+	bothWays(t, func(t *testing.T) {
+		var n noted
+		s := n.start(t, edgetest.Settings{})
+		s.Register(1)
+		c := s.Open(edgetest.As(t.Context(), edgetest.Token(1)))
+		hello := edgetest.Hello(edgetest.Session{Agent: 1})
+		hello.Hello.Version = "v2.1.0" + strings.Repeat("x", 100)
+		require.NoError(t, c.Send(hello))
+		c.SendNext(edgetest.Metadata("", "v"))
+		lines, _ := n.take()
+		require.Equal(t, "1 empty_key 1 v2.1.0"+strings.Repeat("x", 58), lines)
+		require.NoError(t, c.Send(&pb.ConnectRequest{Sequence: 3}))
+		requireEnds(t, c, codes.InvalidArgument)
+		lines, _ = n.take()
+		require.Contains(t, lines, "1 broken_message 1 v2.1.0")
+	})
+}
+
 // What the database refuses is noted when the agent is sent it.
 func TestRefusalsOfTheDatabaseAreNoted(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
@@ -165,5 +188,35 @@ func TestTooManyStreamsAreNoted(t *testing.T) {
 		requireEnds(t, s.Open(edgetest.As(t.Context(), edgetest.Token(1))), codes.ResourceExhausted)
 		lines, _ := n.take()
 		require.Equal(t, "1 limit 1", lines)
+	})
+}
+
+// The client's Logger has what is refused without a callback, and the service the version
+// that the client says.
+func TestClientLogsRefusals(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var n noted
+		s, _ := startRejecting(t, edgetest.Settings{}, batcher.Options{BatchSize: 1, FlushInterval: 5 * time.Millisecond, MaxPending: 1000}, &n)
+		s.Register(1)
+		out := &edgetest.Log{}
+		a, err := client.NewAgent(s.Conn, client.AgentOptions{
+			Credentials: client.Token(edgetest.Token(1), true), Version: "v2.1.0", Logger: slog.New(slog.NewTextHandler(out, nil)),
+		})
+		require.NoError(t, err)
+		var running sync.WaitGroup
+		ctx, cancel := context.WithCancel(t.Context())
+		defer running.Wait()
+		defer cancel()
+		running.Go(func() { _ = a.Run(ctx) })
+		for i := range 3 {
+			require.NoError(t, a.UpdateMetadata(client.Metadata{Key: fmt.Sprint("k", i), Value: "v"}))
+			flushAll(t, a)
+		}
+		lines, _ := n.take()
+		require.Equal(t, "1 rejected 1 v2.1.0\n1 rejected 1 v2.1.0\n1 rejected 1 v2.1.0", lines)
+		const line = `level=WARN msg="the service refuses something of an agent" reason=rejected count=1 problem="the database refused the value of key "k0"" names=k0`
+		// The quotes of the problem are escaped.
+		require.Equal(t, 1, strings.Count(out.String(), "the service refuses something of an agent"), out.String())
+		require.Contains(t, strings.ReplaceAll(out.String(), `\"`, `"`), line)
 	})
 }

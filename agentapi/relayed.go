@@ -144,7 +144,7 @@ func (s *relayedSession) work() {
 	if errors.Is(err, errNothing) {
 		return
 	}
-	s.relay.service.noteEnd(s.connection.who.Agent, s.connection.awaitEnd(err))
+	s.relay.service.noteEndOf(s.connection.who.Agent, s.connection.version, s.connection.awaitEnd(err))
 	s.close()
 }
 

@@ -2,8 +2,6 @@ package agentapi
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -225,38 +223,4 @@ func (s *Service) refuseState(reason, format string, args ...any) []agent.Refusa
 		Message: fmt.Sprintf(format, args...),
 		Count:   1,
 	}}
-}
-
-var refusalCodes = map[agent.RefusalKind]agentstatsv1.RefusalCode{
-	agent.RefusedInvalid:    agentstatsv1.RefusalCode_REFUSAL_CODE_INVALID,
-	agent.RefusedNotAllowed: agentstatsv1.RefusalCode_REFUSAL_CODE_NOT_ALLOWED,
-	agent.RefusedLimit:      agentstatsv1.RefusalCode_REFUSAL_CODE_LIMIT,
-	agent.RefusedStore:      agentstatsv1.RefusalCode_REFUSAL_CODE_STORE,
-}
-
-// ownRefusals returns copies that do not reference the request, with texts shortened to
-// what agents are sent.
-func ownRefusals(refused []agent.Refusal) []agent.Refusal {
-	own := slices.Clone(refused)
-	for i := range own {
-		r := &own[i]
-		names := make([]string, min(len(r.Names), agent.MaxRefusalNames))
-		for n := range names {
-			names[n] = strings.Clone(agent.ShortenText(r.Names[n], contract.MaxNameBytes))
-		}
-		r.Names, r.Message = names, strings.Clone(agent.ShortenText(r.Message, contract.MaxRefusalText))
-	}
-	return own
-}
-
-func refusalMessage(r *fleet.Refusal) *agentstatsv1.Refusal {
-	return &agentstatsv1.Refusal{
-		Sequence:      r.Sequence,
-		FirstSequence: r.First,
-		Code:          refusalCodes[r.Kind],
-		Reason:        r.Reason,
-		Message:       r.Message,
-		Names:         r.Names,
-		Count:         int64(r.Count),
-	}
 }

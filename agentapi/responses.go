@@ -8,6 +8,7 @@ import (
 
 	"github.com/coder/agentstatsd/agentapi/internal/wire"
 	"github.com/coder/agentstatsd/fleet"
+	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -138,7 +139,8 @@ func (r *responses) isEmpty() bool {
 func (r *responses) message() *agentstatsv1.ConnectResponse {
 	m := &agentstatsv1.ConnectResponse{Settings: r.settings}
 	for i := range r.refusals {
-		m.Refusals = append(m.Refusals, refusalMessage(&r.refusals[i]))
+		refusal := &r.refusals[i]
+		m.Refusals = append(m.Refusals, contract.RefusalMessage(refusal.First, refusal.Sequence, &refusal.Refusal))
 	}
 	if r.acks {
 		m.Ack = &agentstatsv1.Ack{ReceivedSequence: r.ack.Received, DurableSequence: r.ack.Durable}

@@ -49,6 +49,9 @@ type AgentOptions struct {
 	// ReportInterval between two reports; 0: what the service says, which may
 	// change at any time, and which is what agents should do.
 	ReportInterval time.Duration
+	// Version of the agent's program; empty: the service does not know it. It sums up what
+	// agents are refused by it.
+	Version string
 	// InstanceID identifies this process of the agent; zero: random.
 	InstanceID uuid.UUID
 	// Credentials of the agent, if the connection does not carry them: see

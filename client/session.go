@@ -154,6 +154,7 @@ func (s *session) hello(ctx context.Context, conn grpc.ClientConnInterface) (*ag
 		Session:         ordinal,
 		Epoch:           epoch,
 		DurableSequence: confirmed,
+		Version:         a.opts.Version,
 	}})
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err

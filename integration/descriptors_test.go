@@ -31,7 +31,7 @@ func TestDescriptorsAreExhausted(t *testing.T) {
 	require.Contains(t, string(body), `agentstatsd_accept_errors_total{listener="prometheus",reason="descriptors"} `)
 	require.NotContains(t, string(body), `agentstatsd_accept_errors_total{listener="prometheus",reason="descriptors"} 0`)
 	awaitLine(t, s, `level=INFO msg="connections are accepted again" listener=prometheus`)
-	log := string(s.log.tail(1 << 20))
+	log := s.log.tail(1 << 20)
 	require.Equal(t, 1, strings.Count(log, line), log)
 	require.Contains(t, log, "reason=descriptors open_files_limit=64")
 }
@@ -40,7 +40,7 @@ func TestDescriptorsAreExhausted(t *testing.T) {
 func awaitLine(t *testing.T, s *service, text string) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)
-	for !strings.Contains(string(s.log.tail(1<<20)), text) {
+	for !strings.Contains(s.log.tail(1<<20), text) {
 		require.True(t, time.Now().Before(deadline), "the log has no %q", text)
 		time.Sleep(10 * time.Millisecond)
 	}

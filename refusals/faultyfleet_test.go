@@ -63,7 +63,7 @@ func TestFaultyFleet(t *testing.T) {
 		greedy, wrong = 1, 2
 		healthy       = 3   // the first of those of the template docker
 		doubled       = 100 // the first of those of the template that doubled
-		agents        = 40  // of each
+		agents        = 10  // of each
 		minutes       = 4
 	)
 	bubble.Test(t, func(t *testing.T) {
@@ -98,9 +98,10 @@ func TestFaultyFleet(t *testing.T) {
 		_, err = s.Coderd().RegisterAgents(s.AsCoderd(), set)
 		require.NoError(t, err)
 		for n := range reports {
-			streams[n] = s.Connect(edgetest.Session{Agent: n})
+			c := s.Connect(edgetest.Session{Agent: n})
+			streams[n] = c
 			go func() {
-				for err := error(nil); err == nil; _, err = streams[n].Recv() {
+				for err := error(nil); err == nil; _, err = c.Recv() {
 				}
 			}()
 		}
@@ -138,7 +139,7 @@ func TestFaultyFleet(t *testing.T) {
 			require.Equal(t, 1, named(minute, "level=WARN", "agent="+edgetest.ID(greedy).String(), "workspace=ws1 ", "owner=owner1 ", "template=docker ", "reason=too_many_agent_series", "1000 series (--max-series-per-agent)"), lines[minute])
 			require.Equal(t, 1, named(minute, "level=WARN", "agent="+edgetest.ID(wrong).String(), "workspace=ws2 ", "owner=owner2 ", "reason=invalid_name", "names=bad-name"), lines[minute])
 			require.Equal(t, 1, named(minute, "level=WARN", "connections cannot be accepted", "listener=grpc", "reason=descriptors"), lines[minute])
-			template := named(minute, "level=WARN", "template=doubled reason=too_many_agent_series agents=40 owners=40 ")
+			template := named(minute, "level=WARN", "template=doubled reason=too_many_agent_series agents=10 owners=10 ")
 			if minute == 0 {
 				require.Zero(t, template, "600 series are few enough")
 			} else {

@@ -549,8 +549,11 @@ type Hello struct {
 	// session; 0: none. Refusals above it that an earlier session sent may not have
 	// arrived: the service sends them again, as a summary.
 	DurableSequence int64 `protobuf:"varint,5,opt,name=durable_sequence,json=durableSequence,proto3" json:"durable_sequence,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Version of the agent's program, of which 64 bytes count; empty: not known. What
+	// agents are refused is summed by it.
+	Version       string `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -616,6 +619,13 @@ func (x *Hello) GetDurableSequence() int64 {
 		return x.DurableSequence
 	}
 	return 0
+}
+
+func (x *Hello) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
 }
 
 // Goodbye ends an agent's presence.
@@ -2312,14 +2322,15 @@ const file_agentstats_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"app_health\x18\x02 \x03(\x03R\tappHealth\x12\x18\n" +
 	"\anetwork\x18\x03 \x01(\x03R\anetwork\x12\x1c\n" +
-	"\tlifecycle\x18\x04 \x01(\x03R\tlifecycle\"\xae\x01\n" +
+	"\tlifecycle\x18\x04 \x01(\x03R\tlifecycle\"\xc8\x01\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\fR\n" +
 	"instanceId\x12)\n" +
 	"\x10protocol_version\x18\x02 \x01(\rR\x0fprotocolVersion\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x03R\asession\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\x12)\n" +
-	"\x10durable_sequence\x18\x05 \x01(\x03R\x0fdurableSequence\"\t\n" +
+	"\x10durable_sequence\x18\x05 \x01(\x03R\x0fdurableSequence\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\"\t\n" +
 	"\aGoodbye\"\xd8\x01\n" +
 	"\x0fConnectResponse\x123\n" +
 	"\bsettings\x18\x01 \x01(\v2\x17.agentstats.v1.SettingsR\bsettings\x12$\n" +

@@ -1,4 +1,4 @@
-package agentapi
+package contract
 
 import (
 	"strings"
@@ -7,8 +7,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/coder/agentstatsd/agent"
-	"github.com/coder/agentstatsd/fleet"
-	"github.com/coder/agentstatsd/internal/contract"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
 
@@ -18,14 +16,16 @@ func TestRefusalMessageIsBounded(t *testing.T) {
 	for i := range names {
 		names[i] = long
 	}
-	own := ownRefusals([]agent.Refusal{{Kind: agent.RefusedStore, Reason: "r", Message: long, Names: names, Count: 100}})
+	own := OwnRefusals([]agent.Refusal{{Kind: agent.RefusedStore, Reason: "r", Message: long, Names: names, Count: 100}})
 	require.Len(t, names[0], 10000, "the names are copies")
-	m := refusalMessage(&fleet.Refusal{Sequence: 5, Refusal: own[0]})
+	m := RefusalMessage(0, 5, &own[0])
 	require.Equal(t, agentstatsv1.RefusalCode_REFUSAL_CODE_STORE, m.GetCode())
 	require.Len(t, m.GetNames(), agent.MaxRefusalNames)
-	require.Len(t, m.GetNames()[0], contract.MaxNameBytes)
-	require.Len(t, m.GetMessage(), contract.MaxRefusalText)
+	require.Len(t, m.GetNames()[0], MaxNameBytes)
+	require.Len(t, m.GetMessage(), MaxRefusalText)
 	require.Equal(t, int64(100), m.GetCount())
+	require.EqualValues(t, 5, m.GetSequence())
+	require.EqualValues(t, 3, RefusalMessage(3, 5, &own[0]).GetFirstSequence())
 }
 
 func TestRefusalCodesAreWhole(t *testing.T) {
