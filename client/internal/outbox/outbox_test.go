@@ -402,10 +402,9 @@ func TestOutboxRefusalOfALongKey(t *testing.T) {
 }
 
 func TestDeltasSaturate(t *testing.T) {
-	const most = 1<<63 - 1
-	d := deltas{rxBytes: most - 1}
+	d := deltas{rxBytes: maxDelta - 1}
 	d.add(deltas{rxBytes: 5, txBytes: 1})
-	require.Equal(t, deltas{rxBytes: most, txBytes: 1}, d)
+	require.Equal(t, deltas{rxBytes: maxDelta, txBytes: 1}, d)
 }
 
 func TestCleanText(t *testing.T) {

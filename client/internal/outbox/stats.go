@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"math"
 	"slices"
 	"time"
 	"unicode/utf8"
@@ -20,8 +19,12 @@ const maxInFlight = 16
 // service reads as many.
 const maxKeptSessions = 64
 
-// maxConnections is the highest connection count that the contract allows.
-const maxConnections = 1 << 30
+// maxConnections is the highest connection count that the contract allows, maxDelta the
+// highest count since the last report.
+const (
+	maxConnections = 1 << 30
+	maxDelta       = 1 << 50
+)
 
 // ReasonMessageSize is the reason of what is larger than the service accepts.
 const ReasonMessageSize = "message_size"
@@ -30,9 +33,11 @@ const ReasonMessageSize = "message_size"
 const (
 	reasonNotUTF8       = "invalid_utf8"
 	reasonNegativeDelta = "negative_delta"
+	reasonInvalidStats  = "invalid_stats"
 )
 
-// deltas are the counts of reports that add up when the reports are merged.
+// deltas are the counts of reports that add up when the reports are merged, each up to
+// maxDelta: the service would refuse more as a whole.
 type deltas struct {
 	rxPackets, rxBytes, txPackets, txBytes int64
 	// reports is the number of reports that are added up.
@@ -40,10 +45,10 @@ type deltas struct {
 }
 
 func (d *deltas) add(e deltas) {
-	d.rxPackets = addSaturated(d.rxPackets, e.rxPackets)
-	d.rxBytes = addSaturated(d.rxBytes, e.rxBytes)
-	d.txPackets = addSaturated(d.txPackets, e.txPackets)
-	d.txBytes = addSaturated(d.txBytes, e.txBytes)
+	d.rxPackets = min(d.rxPackets+e.rxPackets, maxDelta)
+	d.rxBytes = min(d.rxBytes+e.rxBytes, maxDelta)
+	d.txPackets = min(d.txPackets+e.txPackets, maxDelta)
+	d.txBytes = min(d.txBytes+e.txBytes, maxDelta)
 	d.reports += e.reports
 }
 
@@ -51,14 +56,6 @@ func (d *deltas) add(e deltas) {
 func (d *deltas) put(stats *agentstatsv1.Stats) {
 	stats.RxPackets, stats.RxBytes = d.rxPackets, d.rxBytes
 	stats.TxPackets, stats.TxBytes = d.txPackets, d.txBytes
-}
-
-// addSaturated adds two numbers that are not negative.
-func addSaturated(a, b int64) int64 {
-	if a > math.MaxInt64-b {
-		return math.MaxInt64
-	}
-	return a + b
 }
 
 // sentReport is the part of a report that is kept until it is acked: its counts, and
@@ -229,10 +226,11 @@ func (q *statsQueue) idle() bool {
 	return q.carry.reports == 0 && len(q.inFlight) == 0
 }
 
-// cleanStats removes what cannot be encoded, and negative counts, which would spoil the
-// sum of merged reports. It returns these as refusals.
+// cleanStats removes what cannot be encoded, and counts that are negative or too high, which
+// would spoil the sum of merged reports. It returns these as refusals.
 func cleanStats(stats *agentstatsv1.Stats) (refusals []*agentstatsv1.Refusal) {
 	negative := ownRefusal(reasonNegativeDelta, "a count since the last report is negative")
+	tooHigh := ownRefusal(reasonInvalidStats, "a count since the last report is above 2^50")
 	for _, delta := range []struct {
 		name  string
 		value *int64
@@ -242,9 +240,13 @@ func cleanStats(stats *agentstatsv1.Stats) (refusals []*agentstatsv1.Refusal) {
 		{"tx_packets", &stats.TxPackets},
 		{"tx_bytes", &stats.TxBytes},
 	} {
-		if *delta.value < 0 {
+		switch {
+		case *delta.value < 0:
 			*delta.value = 0
 			refuseName(negative, delta.name)
+		case *delta.value > maxDelta:
+			*delta.value = 0
+			refuseName(tooHigh, delta.name)
 		}
 	}
 
@@ -273,7 +275,7 @@ func cleanStats(stats *agentstatsv1.Stats) (refusals []*agentstatsv1.Refusal) {
 		}
 	}
 
-	for _, r := range []*agentstatsv1.Refusal{negative, notUTF8} {
+	for _, r := range []*agentstatsv1.Refusal{negative, tooHigh, notUTF8} {
 		if r.GetCount() > 0 {
 			refusals = append(refusals, r)
 		}
