@@ -19,6 +19,7 @@ import (
 
 	"github.com/coder/agentstatsd/client/internal/outage"
 	"github.com/coder/agentstatsd/client/internal/outbox"
+	"github.com/coder/agentstatsd/client/internal/recovery"
 	"github.com/coder/agentstatsd/client/internal/refusallog"
 	"github.com/coder/agentstatsd/client/internal/standby"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
@@ -123,6 +124,7 @@ type Agent struct {
 	routine   slog.Level
 	failures  *outage.Subject
 	refusals  *refusallog.Log
+	recovery  *recovery.Recovery // of all relays; nil: it is none of Relays
 	callbacks callbacks
 	// registration of a relayed agent; nil: it is not relayed.
 	registration *relayedRegistration

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/coder/agentstatsd/client/internal/outage"
+	"github.com/coder/agentstatsd/client/internal/recovery"
 	"github.com/coder/agentstatsd/client/internal/refusallog"
 	agentstatsv1 "github.com/coder/agentstatsd/proto/agentstats/v1"
 )
@@ -47,7 +48,9 @@ type RelaysOptions struct {
 	// MaxAgents bounds the relays; 0: 50,000. Beyond it, one that is kept for a next
 	// connection, with nothing pending, makes room. Otherwise further agents are refused.
 	MaxAgents int
-	// Backoff bounds the waits between two sessions of an agent.
+	// Backoff bounds the waits between two sessions of an agent. While the service cannot be
+	// reached, one of all agents tries each second. Once one has a session, all do so within
+	// another one.
 	Backoff Backoff
 	// Logger of what is lost, at most twice a minute, of what the service refuses of all
 	// agents, a line a minute for each reason, and of agents without a session: one line
@@ -89,10 +92,11 @@ type Relays struct {
 	coderd *Coderd
 	opts   RelaysOptions
 	log    *slog.Logger
-	// failures are those of all relays' sessions.
+	// failures are those of all relays' sessions, recovery is after an outage of all.
 	failures *outage.Log
 	// refusals are those of all agents.
 	refusals *refusallog.Log
+	recovery recovery.Recovery
 	// ctx is that of all relays. Close cancels it.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -203,7 +207,7 @@ func (r *Relays) keepLocked(id uuid.UUID, registration *agentstatsv1.AgentRegist
 	}
 	agent.registration.onUnknown = bounded(&agent.callbacks, "OnUnknown", r.opts.OnUnknown)
 	agent.standby.IsRelay, agent.outbox.IsRelay = true, true
-	agent.failures, agent.routine = r.failures.Subject(agent.log), slog.LevelDebug
+	agent.failures, agent.routine, agent.recovery = r.failures.Subject(agent.log), slog.LevelDebug, &r.recovery
 	agent.refusals = r.refusals
 	ctx, cancel := context.WithCancel(r.ctx)
 	k = &keptRelay{agent: agent, cancel: cancel}

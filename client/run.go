@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coder/agentstatsd/client/internal/recovery"
 	"github.com/coder/agentstatsd/client/internal/standby"
 )
 
@@ -78,6 +79,7 @@ func (a *Agent) keepSession(ctx context.Context, hurried <-chan struct{}) {
 			}
 		}
 		wait := end.delay + a.opts.Backoff.wait(attempt)
+		var others *recovery.Recovery
 		a.setState(State{Connection: Waiting, Err: end.err, Wait: wait})
 		attrs := []any{"error", end.err, "retry_in", wait}
 		if code := status.Code(ended); code == codes.Aborted || errors.Is(ended, errReconnect) {
@@ -86,17 +88,36 @@ func (a *Agent) keepSession(ctx context.Context, hurried <-chan struct{}) {
 			a.log.Log(ctx, a.routine, "session ended", attrs...)
 		} else {
 			a.failures.Failed(ctx, time.Now(), code, append(attrs, hint(ended)...)...)
+			if code == codes.Unavailable && end.delay == 0 {
+				others = a.recovery
+			}
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-hurried:
+		again, done := others.Wait()
+		if sleep(ctx, wait, again, hurried) {
 			hurried, attempt = nil, -1
-		case <-ctx.Done():
 		}
-		timer.Stop()
+		done()
 		if ctx.Err() != nil {
 			return
+		}
+	}
+}
+
+// sleep waits for so long, as long as again says from then on, or until hurried is closed
+// or ctx ends. It returns whether hurried was.
+func sleep(ctx context.Context, wait time.Duration, again <-chan time.Duration, hurried <-chan struct{}) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			return false
+		case wait := <-again:
+			timer.Reset(wait)
+		case <-hurried:
+			return true
+		case <-ctx.Done():
+			return false
 		}
 	}
 }

@@ -81,6 +81,7 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	s.opened = time.Now()
 	a.setState(State{Connection: Connected})
 	a.failures.Opened(ctx, time.Now())
+	a.recovery.Opened(time.Now())
 	a.log.Log(ctx, a.routine, "session opened")
 
 	go s.receive()

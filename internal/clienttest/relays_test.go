@@ -413,6 +413,42 @@ func TestRelaysLogAnOutageTogether(t *testing.T) {
 	})
 }
 
+// After an outage of seconds all sessions are back within seconds, though each agent by
+// itself would wait for longer.
+func TestRelaysComeBackTogether(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 1, client.RelaysOptions{})
+		var ids []agent.ID
+		for _, r := range registrations(50) {
+			a, err := relays[0].ConnectRegistered(r, "")
+			require.NoError(t, err)
+			defer a.Disconnect()
+			ids = append(ids, agent.ID(r.GetId()))
+		}
+		connected := func() (n int) {
+			for _, id := range ids {
+				info, err := s.fleet.Agent(id)
+				require.NoError(t, err)
+				if info.Status == agent.StatusConnected {
+					n++
+				}
+			}
+			return n
+		}
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 50, connected())
+		for _, away := range []time.Duration{2 * time.Second, 3 * time.Second} {
+			s.stopped()
+			time.Sleep(away)
+			s.start()
+			// The connection takes up to 5 s of it: gRPC waits for its next attempt.
+			time.Sleep(8 * time.Second)
+			require.Equal(t, 50, connected(), away)
+			time.Sleep(30 * time.Second)
+		}
+	})
+}
+
 // Close waits for what the service has not received, not for what it has not stored yet.
 func TestRelaysCloseOnceAllIsReceived(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
