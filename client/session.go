@@ -97,7 +97,8 @@ func (a *Agent) session(ctx context.Context) (end sessionEnd) {
 	end.lived = lived || s.acked && !superseded
 	if superseded {
 		a.mu.Lock()
-		a.standby.Superseded(time.Now(), a.outbox.Confirmed())
+		_, due := a.outbox.DueAt()
+		a.standby.Superseded(time.Now(), a.outbox.Confirmed(), !due && a.received >= a.sent)
 		a.mu.Unlock()
 	}
 	return end

@@ -103,6 +103,28 @@ func TestRelaysDoNotTakeTurns(t *testing.T) {
 	})
 }
 
+// What an agent says at a coderd just before it is at another one counts within seconds. The
+// service had not received it when the other one's session began.
+func TestRelaysDeliverSoonWhatWasNotReceived(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s, relays := startRelays(t, 2, client.RelaysOptions{})
+		one, two := connectRelayed(t, relays[0]), connectRelayed(t, relays[1])
+		two.SetLifecycle(agentstatsv1.Lifecycle_STATE_STARTING, time.Now())
+		time.Sleep(time.Minute)
+		one.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		time.Sleep(time.Minute)
+		// The report waits for others to go with.
+		one.Report(&agentstatsv1.Stats{RxBytes: 7})
+		two.SetLifecycle(agentstatsv1.Lifecycle_STATE_READY, time.Now())
+		time.Sleep(3 * time.Second)
+		var text strings.Builder
+		require.NoError(t, s.aggregator.WriteText(&text))
+		require.Regexp(t, `(?m)^coderd_agentstats_rx_bytes\{.*\} +7$`, text.String())
+		one.Disconnect()
+		two.Disconnect()
+	})
+}
+
 // The agent counts as connected while one of its connections lasts. What it says in an
 // outage is sent after it, though it has left.
 func TestRelayOutlastsConnections(t *testing.T) {

@@ -18,6 +18,9 @@ const (
 	// random, as all relays lose their database at one moment.
 	leftoverDelay    = 10 * time.Second
 	maxLeftoverDelay = 160 * time.Second
+	// unreceivedDelay is how long it waits at first if something was not even received: an
+	// agent that moves has said that just before.
+	unreceivedDelay = time.Second
 	// lingerReports is how long a relay keeps its session that has come back and whose
 	// agent is connected elsewhere, in report intervals. Until then the other relay
 	// has something new. Without a session in between the agent counts as connected.
@@ -69,13 +72,17 @@ func (s *Standby) Opened(now time.Time, reportInterval time.Duration) {
 	s.supersededAt = time.Time{}
 }
 
-// Superseded notes that another relay superseded the session, and up to which sequence
-// the service has stored what the agent said.
-func (s *Standby) Superseded(now time.Time, durable int64) {
+// Superseded notes that another relay superseded the session. The service has stored what
+// the agent said up to the sequence durable. received is true if it has received all.
+func (s *Standby) Superseded(now time.Time, durable int64, received bool) {
+	least := unreceivedDelay
+	if received {
+		least = leftoverDelay
+	}
 	s.supersededAt, s.Said = now, false
-	s.delay = min(2*s.delay, maxLeftoverDelay)
-	if durable > s.durable || s.delay == 0 {
-		s.durable, s.delay = durable, leftoverDelay
+	s.delay = max(least, min(2*s.delay, maxLeftoverDelay))
+	if durable > s.durable {
+		s.durable, s.delay = durable, least
 	}
 	s.backAt = now.Add(s.delay + rand.N(s.delay/2))
 }

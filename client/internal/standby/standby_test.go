@@ -47,7 +47,7 @@ func TestStandbyEnds(t *testing.T) {
 	requireEnds(Standby{IsRelay: true}, true, true, 0)
 
 	s := Standby{IsRelay: true}
-	s.Superseded(now.Add(-time.Minute), 0)
+	s.Superseded(now.Add(-time.Minute), 0, true)
 	s.Opened(now, 30*time.Second)
 	requireEnds(s, true, false, 45*time.Second) // the agent is elsewhere
 	s.Draining = true
@@ -62,9 +62,10 @@ func TestStandbyEnds(t *testing.T) {
 func TestStandbyComesBackLater(t *testing.T) {
 	now := time.Unix(1000, 0)
 	s := Standby{IsRelay: true}
+	received := true
 	requireDelay := func(want time.Duration, durable int64) {
 		t.Helper()
-		s.Superseded(now, durable)
+		s.Superseded(now, durable, received)
 		wait := s.Wait(now, false)
 		require.GreaterOrEqual(t, wait, want)
 		require.Less(t, wait, want+want/2)
@@ -80,4 +81,13 @@ func TestStandbyComesBackLater(t *testing.T) {
 	s.Connected(true)
 	s.Connected(false)
 	requireDelay(10*time.Second, 1) // the agent was here
+
+	s, received = Standby{IsRelay: true}, false
+	for _, seconds := range []int{1, 2, 4, 8} {
+		requireDelay(time.Duration(seconds)*time.Second, 0)
+	}
+	requireDelay(time.Second, 1)
+	received = true // what is left is only not stored yet
+	requireDelay(10*time.Second, 1)
+	requireDelay(20*time.Second, 1)
 }
