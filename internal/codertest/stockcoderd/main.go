@@ -20,11 +20,15 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coder/agentstatsd/internal/backoff"
 	"github.com/coder/agentstatsd/internal/codertest/stock"
 )
 
 // stopTimeout bounds the stop of a program that was interrupted.
 const stopTimeout = 20 * time.Second
+
+// pollInterval is the time between two looks whether the bridge listens.
+const pollInterval = 50 * time.Millisecond
 
 type options struct {
 	coderd          stock.Options
@@ -135,7 +139,13 @@ Ctrl-C ends it.
 	living, stopAgents := context.WithCancel(ctx)
 	defer stopAgents()
 	agentsEnded := make(chan error, 1)
-	go func() { agentsEnded <- execute(living, o.command[0], o.simulation()) }()
+	go func() {
+		if !listens(living, o.bridge) {
+			agentsEnded <- nil
+			return
+		}
+		agentsEnded <- execute(living, o.command[0], o.simulation())
+	}()
 	var err error
 	select {
 	case err = <-ended:
@@ -155,6 +165,20 @@ Ctrl-C ends it.
 }
 
 var errEnded = errors.New("all-in-one ended before the agents")
+
+// listens waits until somebody listens at addr. It returns false if ctx ended first.
+func listens(ctx context.Context, addr string) bool {
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		if err == nil {
+			_ = conn.Close()
+			return true
+		}
+		if !backoff.Sleep(ctx, pollInterval) {
+			return false
+		}
+	}
+}
 
 // execute runs a program until ctx ends, which interrupts it.
 func execute(ctx context.Context, program string, args []string) error {
