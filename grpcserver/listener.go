@@ -406,6 +406,18 @@ func (c *connections) mostStrangers() int {
 	return most
 }
 
+// mostCalls returns how many calls that are not authenticated the connection has made that
+// has made the most.
+func (c *connections) mostCalls() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	most := 0
+	for _, p := range c.all {
+		most = max(most, p.calls)
+	}
+	return most
+}
+
 // close forgets all connections, which are closed.
 func (c *connections) close() {
 	c.mu.Lock()

@@ -67,6 +67,7 @@ func TestConnectionsOfStrangersAreBounded(t *testing.T) {
 	strangers := []net.Conn{dial(s), dial(s), dial(s)}
 	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "address_connections"))
+	require.Equal(t, 3.0, s.Counter("agentstatsd_usage", "grpc_unauthenticated_connections"))
 	_, err := s.Coderd().ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err, "over a connection that is known")
 
@@ -88,6 +89,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	_, err := pb.NewCoderdServiceClient(other).ListAgents(s.AsCoderd(), &pb.ListAgentsRequest{})
 	require.NoError(t, err)
 	require.Equal(t, 2.0, s.Counter("agentstatsd_grpc_connections", ""))
+	require.Equal(t, 2.0, s.Counter("agentstatsd_usage", "grpc_connections"))
 	requireClosed(t, dial(s))
 	require.Positive(t, limited(s, "connections"))
 	require.NoError(t, other.Close())
@@ -165,6 +167,11 @@ func TestCallsOfStrangersAreBounded(t *testing.T) {
 		require.NoError(t, err, i)
 	}
 	require.Zero(t, limited(s, "unauthenticated_calls"))
+	require.Zero(t, s.Counter("agentstatsd_usage", "grpc_unauthenticated_calls"), "those of open services do not count")
+	for range 90 {
+		require.Error(t, conn.Invoke(t.Context(), "/a.Service/Method", &pb.Ack{}, &pb.Ack{}))
+	}
+	require.Equal(t, 90.0, s.Counter("agentstatsd_usage", "grpc_unauthenticated_calls"))
 	for range 150 {
 		// Of a method that is not served, too.
 		err := conn.Invoke(t.Context(), "/a.Service/Method", &pb.Ack{}, &pb.Ack{})

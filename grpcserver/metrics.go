@@ -38,7 +38,7 @@ func (s *Server) limits() []ownmetrics.Limit {
 	return []ownmetrics.Limit{
 		ownmetrics.Fixed("grpc_connections", o.MaxConnections, ownmetrics.Count(s.connections.count)),
 		ownmetrics.Fixed("grpc_unauthenticated_connections", o.MaxStrangersPerAddress, ownmetrics.Count(s.connections.mostStrangers)),
-		ownmetrics.Fixed("grpc_unauthenticated_calls", o.MaxStrangerCalls, nil),
+		ownmetrics.Fixed("grpc_unauthenticated_calls", o.MaxStrangerCalls, ownmetrics.Count(s.connections.mostCalls)),
 		ownmetrics.Fixed("grpc_open_calls", o.MaxOpenCalls, ownmetrics.Count(s.openCalls.count)),
 		ownmetrics.Fixed("grpc_streams", o.MaxStreams, nil),
 		ownmetrics.Fixed("coderd_calls", o.MaxCoderdCalls, func() float64 { return float64(len(s.coderdCalls)) }),

@@ -356,21 +356,20 @@ func (r *row) docsLabels() string {
 // withoutUsage are limits of which nothing is used, each with the family that counts what
 // exceeds it; empty: whoever exceeds it waits.
 var withoutUsage = map[string]string{
-	"agent_message_bytes":        "agentstatsd_grpc_limited_total",
-	"coder_requests_per_second":  "",
-	"grpc_streams":               "",
-	"grpc_unauthenticated_calls": "agentstatsd_grpc_limited_total",
-	"log_per_minute":             "agentstatsd_log_lines_suppressed_total",
-	"message_bytes":              "agentstatsd_grpc_limited_total",
-	"metadata_declared_keys":     "agentstatsd_registrations_total",
-	"metadata_keys":              "agentstatsd_metadata_refused_keys_total",
-	"push_bytes":                 "agentstatsd_push_oversized_total",
-	"pushed_label_value_bytes":   "agentstatsd_pushed_series_refused_total",
-	"pushed_labels_bytes":        "agentstatsd_pushed_series_refused_total",
-	"registration_bytes":         "agentstatsd_registrations_total",
-	"scrape_bytes":               "agentstatsd_bridge_scrapes_total",
-	"scrapes_per_second":         "agentstatsd_scrapes_refused_total",
-	"watch_bytes":                "agentstatsd_coderd_memory_refused_total",
+	"agent_message_bytes":       "agentstatsd_grpc_limited_total",
+	"coder_requests_per_second": "",
+	"grpc_streams":              "",
+	"log_per_minute":            "agentstatsd_log_lines_suppressed_total",
+	"message_bytes":             "agentstatsd_grpc_limited_total",
+	"metadata_declared_keys":    "agentstatsd_registrations_total",
+	"metadata_keys":             "agentstatsd_metadata_refused_keys_total",
+	"push_bytes":                "agentstatsd_push_oversized_total",
+	"pushed_label_value_bytes":  "agentstatsd_pushed_series_refused_total",
+	"pushed_labels_bytes":       "agentstatsd_pushed_series_refused_total",
+	"registration_bytes":        "agentstatsd_registrations_total",
+	"scrape_bytes":              "agentstatsd_bridge_scrapes_total",
+	"scrapes_per_second":        "agentstatsd_scrapes_refused_total",
+	"watch_bytes":               "agentstatsd_coderd_memory_refused_total",
 }
 
 var (

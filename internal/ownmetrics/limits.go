@@ -12,8 +12,8 @@ type Limit struct {
 	// Limit returns the limit in force.
 	Limit func() float64
 	// Usage returns how much of it is used now; nil: it is a limit of one message or of a
-	// rate, of which nothing is used. Of a limit of one agent, owner or address it is what
-	// the one has that has the most.
+	// rate, of which nothing is used. Of a limit of one agent, owner, address or connection
+	// it is what the one has that has the most.
 	Usage func() float64
 }
 
@@ -47,7 +47,7 @@ func RegisterLimits(reg prometheus.Registerer, limits ...Limit) error {
 		}, l.Limit)}
 		if l.Usage != nil {
 			gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "agentstatsd_usage", Help: "What is used now of agentstatsd_limit. Of a limit of one agent, owner, address or instance it is what the one has that has the most.", ConstLabels: what,
+				Name: "agentstatsd_usage", Help: "What is used now of agentstatsd_limit. Of a limit of one agent, owner, address, connection or instance it is what the one has that has the most.", ConstLabels: what,
 			}, l.Usage))
 		}
 		if err := Register(reg, gauges...); err != nil {
